@@ -1,0 +1,145 @@
+// Package plan holds the program that starts a process: an ordered list of
+// system calls, the descriptors they need, and a name for each step.
+//
+// A plan is data. It is built from an OCI runtime-spec without touching the
+// machine ([Container], [Exec], [Sandbox]), printed a step a line ([Plan.Print]),
+// sent to the keeper ([Plan.Encode]) and run there by package spawn in a
+// freshly cloned child. The last step is normally execve; a step that fails
+// ends the child and is reported by its index, so that the error can name it.
+package plan
+
+import "syscall"
+
+// Plan is a program of system calls for one new process.
+type Plan struct {
+	// Name says what the plan does to what, for errors: "start container web".
+	Name string
+	// Clone describes the birth of the process that runs the steps.
+	Clone Clone
+	// Inputs are the descriptors that must be open before the plan runs, in
+	// the order in which they are handed to the keeper.
+	Inputs []Input
+	// Steps run in order in the child.
+	Steps []Step
+}
+
+// Clone is the clone3 call that begins a plan.
+type Clone struct {
+	// Flags are CLONE_NEW* bits.
+	Flags uint64
+	// Cgroup is the index in Plan.Inputs of a cgroup v2 directory in which
+	// the child is born (CLONE_INTO_CGROUP), or -1.
+	Cgroup int
+	// UIDMap and GIDMap are written by the keeper right after the clone when
+	// Flags has CLONE_NEWUSER; the child waits for that in its first [ArgSync] step.
+	UIDMap, GIDMap []IDMap
+}
+
+// IDMap is one line of /proc/PID/uid_map.
+type IDMap struct{ ContainerID, HostID, Size uint32 }
+
+// InputKind says how the launcher obtains a descriptor.
+type InputKind uint8
+
+// The kinds of input.
+const (
+	// InputHeld is a descriptor that the caller holds under the name Path:
+	// a detached root file system, a pod's namespace, a pipe end.
+	InputHeld InputKind = iota
+	// InputMount is a detached clone of the mount at host path Path
+	// (open_tree), with Attr, Propagation and IDMap applied.
+	InputMount
+	// InputFile is host path Path opened with OpenFlags.
+	InputFile
+	// InputProc is a detached procfs mount made by the launcher, which the
+	// child uses to reach its own /proc/thread-self whatever is mounted on /proc.
+	InputProc
+)
+
+// Input is a descriptor that the launcher opens before the plan is run.
+type Input struct {
+	// Name is shown in listings: "stdin", "mount /etc/hosts".
+	Name string
+	Kind InputKind
+	// Path is a host path, or for InputHeld the name under which the caller holds it.
+	Path string
+	// OpenFlags are open(2) flags for InputFile.
+	OpenFlags int
+	// Recursive clones the mounts below Path too.
+	Recursive bool
+	// AttrSet and AttrClear are MOUNT_ATTR_* bits for the top mount;
+	// AttrSetRecursive for the whole tree.
+	AttrSet, AttrClear, AttrSetRecursive uint64
+	// Propagation is MS_PRIVATE, MS_SLAVE, MS_SHARED or 0 for "as it is",
+	// applied recursively.
+	Propagation uint64
+	// UIDMap and GIDMap ask for an id-mapped clone; empty means none.
+	UIDMap, GIDMap []IDMap
+}
+
+// Reg is a register: a place for a system call's result that later steps read.
+type Reg int8
+
+// NoReg means that a result is not kept.
+const NoReg Reg = -1
+
+// NumRegs is how many registers a plan has.
+const NumRegs = 16
+
+// Step is one system call.
+type Step struct {
+	// Name says what the call does to what: "mount /proc".
+	Name string
+	// Call is the number of the system call on the running architecture.
+	Call uintptr
+	Args []Arg
+	// Save receives the result, NoReg for none.
+	Save Reg
+	// Ignore lists errors that count as success; Save then holds -1.
+	Ignore []syscall.Errno
+	// Fork marks a clone after which the child goes on with the next step,
+	// and the caller reports the child's pid and exits.
+	Fork bool
+}
+
+// ArgKind says how an argument's value is found when the step runs.
+type ArgKind uint8
+
+// The kinds of argument.
+const (
+	// ArgInt is the number Int.
+	ArgInt ArgKind = iota
+	// ArgStr points to Str as a C string.
+	ArgStr
+	// ArgStrs points to a NULL-terminated vector of C strings.
+	ArgStrs
+	// ArgBytes points to a copy of Bytes.
+	ArgBytes
+	// ArgIn is the descriptor number of input Int.
+	ArgIn
+	// ArgReg is the value of register Int.
+	ArgReg
+	// ArgFilter points to a struct sock_fprog over the sock_filter array Bytes.
+	ArgFilter
+	// ArgPassFD points to a struct msghdr that carries one byte and, as
+	// SCM_RIGHTS, the descriptor in register Int.
+	ArgPassFD
+	// ArgSync is the child's end of the keeper's gate: a descriptor from which
+	// a one-byte read returns once the keeper lets the child go on.
+	ArgSync
+	// ArgBack is the descriptor of the child's socket to the keeper, for
+	// sendmsg with ArgPassFD.
+	ArgBack
+	// ArgRegPtr points to an 8-byte cell that holds Bytes followed by zeros,
+	// whose first 4 bytes are overwritten with register Int before the call.
+	ArgRegPtr
+)
+
+// Arg is one argument of a system call.
+type Arg struct {
+	Kind  ArgKind
+	Int   int64
+	Str   string
+	Strs  []string
+	Bytes []byte
+}
