@@ -1,0 +1,121 @@
+package rootpath
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// inRoot resolves a whole path as if the directory were "/".
+	inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+	// plain opens a name in a directory, following nothing.
+	plain = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS
+
+	// maxRetries bounds the attempts of a look-up that a concurrent rename
+	// made the kernel give up (EAGAIN).
+	maxRetries = 1000
+)
+
+// Open opens path inside root. O_CLOEXEC is added to flags; O_CREAT and
+// O_TMPFILE are refused, see [CreateFile].
+func Open(root *os.File, path string, flags int) (*os.File, error) {
+	if flags&(unix.O_CREAT|unix.O_TMPFILE&^unix.O_DIRECTORY) != 0 {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: unix.EINVAL}
+	}
+	return openat2(root, path, unix.OpenHow{Flags: uint64(flags), Resolve: inRoot})
+}
+
+// OpenRegular opens path inside root for reading if it is a regular file of
+// at most maxSize bytes, and fails with [ErrNotRegular] or [ErrTooLarge] if it
+// is not. Nothing but a regular file is ever opened: no FIFO can block the
+// caller and no device sees an open. The file may grow afterwards, so readers
+// need a limit of their own, as [ReadFile] has.
+func OpenRegular(root *os.File, path string, maxSize int64) (*os.File, error) {
+	handle, err := Open(root, path, unix.O_PATH)
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(handle.Fd()), &st); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: ErrNotRegular}
+	}
+	if st.Size > maxSize {
+		return nil, &fs.PathError{Op: "open", Path: path,
+			Err: fmt.Errorf("%w: %d bytes, limit %d", ErrTooLarge, st.Size, maxSize)}
+	}
+	// The magic link is of our own procfs and leads to the very inode checked above.
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(int(handle.Fd())),
+		unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// ReadFile returns the content of the regular file path inside root, which
+// may have at most maxSize bytes, counted while reading.
+func ReadFile(root *os.File, path string, maxSize int64) ([]byte, error) {
+	f, err := OpenRegular(root, path, maxSize)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > maxSize {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: ErrTooLarge}
+	}
+	return data, nil
+}
+
+// CreateFile makes the new, empty file name in dir and opens it for writing.
+// name is one component; whatever exists there already, a dangling link too,
+// is the error [fs.ErrExist]. perm is subject to the umask.
+func CreateFile(dir *os.File, name string, perm uint32) (*os.File, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	return openat2(dir, name, unix.OpenHow{
+		Flags:   unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW,
+		Mode:    uint64(perm),
+		Resolve: plain,
+	})
+}
+
+func checkName(name string) error {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("%w: %q", ErrName, name)
+	}
+	return nil
+}
+
+func openat2(dir *os.File, path string, how unix.OpenHow) (*os.File, error) {
+	how.Flags |= unix.O_CLOEXEC
+	defer runtime.KeepAlive(dir)
+	var err error
+	for range maxRetries {
+		var fd int
+		fd, err = unix.Openat2(int(dir.Fd()), path, &how)
+		if err == nil {
+			return os.NewFile(uintptr(fd), path), nil
+		}
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+}
