@@ -1,0 +1,85 @@
+package host
+
+import (
+	"errors"
+	"math"
+
+	"golang.org/x/sys/unix"
+)
+
+// mounts asks the mount system calls. Nothing is mounted anywhere.
+func (p *prober) mounts() {
+	p.facts.RecursiveReadOnly = p.setattr("recursive read-only mounts", unix.AT_RECURSIVE,
+		unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	p.facts.IDMapMounts = p.setattr("id-mapped mounts", 0,
+		unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: math.MaxInt32})
+	p.cloneDetached()
+	p.overlay()
+}
+
+// setattr asks for a change of no mount at all: a kernel that knows the
+// request finds fault with the descriptors, which are not open.
+func (p *prober) setattr(what string, flags uint, attr unix.MountAttr) Answer {
+	err := unix.MountSetattr(-1, "", flags|unix.AT_EMPTY_PATH, &attr)
+	switch {
+	case errors.Is(err, unix.EBADF):
+		return Yes
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
+		return No
+	}
+	p.problem(what, err)
+	return Unknown
+}
+
+func (p *prober) cloneDetached() {
+	const what = "clones of detached mounts"
+	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
+	first, err := unix.OpenTree(unix.AT_FDCWD, "/", flags)
+	if err != nil {
+		p.problem(what, err)
+		return
+	}
+	defer unix.Close(first)
+	second, err := unix.OpenTree(first, "", flags|unix.AT_EMPTY_PATH)
+	switch {
+	case err == nil:
+		unix.Close(second)
+		p.facts.CloneDetached = Yes
+	case errors.Is(err, unix.EINVAL):
+		p.facts.CloneDetached = No
+	default:
+		p.problem(what, err)
+	}
+}
+
+// overlay sets options in a file system context that is thrown away.
+func (p *prober) overlay() {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENODEV) {
+		p.facts.Overlay, p.facts.OverlayAppend, p.facts.OverlayLayerFD = No, No, No
+		return
+	}
+	if err != nil {
+		p.problem("overlay", err)
+		return
+	}
+	defer unix.Close(fd)
+	p.facts.Overlay = Yes
+	p.facts.OverlayAppend = p.option("overlay lowerdir+", unix.FsconfigSetString(fd, "lowerdir+", "/"))
+
+	layer, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		p.problem("overlay layer descriptors", err)
+		return
+	}
+	defer unix.Close(layer)
+	p.facts.OverlayLayerFD = p.option("overlay layer descriptors", unix.FsconfigSetFd(fd, "lowerdir+", layer))
+}
+
+func (p *prober) option(what string, err error) Answer {
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		p.problem(what, err)
+		return Unknown
+	}
+	return answer(err == nil)
+}
