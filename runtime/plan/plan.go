@@ -74,7 +74,9 @@ type Input struct {
 	// applied recursively.
 	Propagation uint64
 	// UIDMap and GIDMap ask for an id-mapped clone; empty means none.
+	// IDMapRecursive maps the mounts below Path too.
 	UIDMap, GIDMap []IDMap
+	IDMapRecursive bool
 }
 
 // Reg is a register: a place for a system call's result that later steps read.
@@ -100,7 +102,28 @@ type Step struct {
 	// Fork marks a clone after which the child goes on with the next step,
 	// and the caller reports the child's pid and exits.
 	Fork bool
+	// Cond makes the step depend on the value of register CondReg. A step
+	// that is left out succeeds; Save then holds -1.
+	Cond    Cond
+	CondReg Reg
+	// Want, unless empty, is what the memory of the step's [ArgBuf] must begin
+	// with after the call. If it does not, the step fails with EBADMSG.
+	Want []byte
 }
+
+// Cond is a condition on a register.
+type Cond uint8
+
+// The conditions.
+const (
+	// Always runs the step.
+	Always Cond = iota
+	// IfSet runs the step if the register is not negative: an earlier call
+	// succeeded and left its result there.
+	IfSet
+	// IfUnset runs the step if the register is negative.
+	IfUnset
+)
 
 // ArgKind says how an argument's value is found when the step runs.
 type ArgKind uint8
@@ -133,6 +156,9 @@ const (
 	// ArgRegPtr points to an 8-byte cell that holds Bytes followed by zeros,
 	// whose first 4 bytes are overwritten with register Int before the call.
 	ArgRegPtr
+	// ArgBuf points to Int zero bytes of memory for the call's result, see
+	// [Step.Want]. A step has at most one.
+	ArgBuf
 )
 
 // Arg is one argument of a system call.
