@@ -109,7 +109,14 @@ type Step struct {
 	// Want, unless empty, is what the memory of the step's [ArgBuf] must begin
 	// with after the call. If it does not, the step fails with EBADMSG.
 	Want []byte
+	// Retry repeats a call that fails with EAGAIN, up to [MaxRetries] times:
+	// openat2 does when a mount or rename anywhere on the machine coincides
+	// with a walk through "..".
+	Retry bool
 }
+
+// MaxRetries bounds the repetitions of a step with Retry.
+const MaxRetries = 1000
 
 // Cond is a condition on a register.
 type Cond uint8
