@@ -1,0 +1,135 @@
+package spec
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// DefaultCapabilities returns the capabilities of a container that asks for
+// none: the set that Docker made customary, so that images behave alike.
+func DefaultCapabilities() []string {
+	return []string{
+		"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
+		"CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
+	}
+}
+
+// allCapabilities returns every capability up to Linux 6.18, in the kernel's order.
+func allCapabilities() []string {
+	return []string{
+		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
+		"CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
+		"CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT",
+		"CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
+		"CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
+		"CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND",
+		"CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+	}
+}
+
+const all = "ALL"
+
+// CapabilityName returns the canonical name of a capability given with or
+// without CAP_ and in any case.
+func CapabilityName(s string) (string, error) {
+	name := strings.ToUpper(s)
+	if !strings.HasPrefix(name, "CAP_") {
+		name = "CAP_" + name
+	}
+	if !slices.Contains(allCapabilities(), name) {
+		return "", invalid("unknown capability %q", s)
+	}
+	return name, nil
+}
+
+// capabilityList is a list from the configuration, in which ALL may stand.
+type capabilityList struct {
+	all   bool
+	names []string
+}
+
+func parseCapabilities(in []string) (capabilityList, error) {
+	var l capabilityList
+	for _, s := range in {
+		if strings.EqualFold(s, all) {
+			l.all = true
+			continue
+		}
+		name, err := CapabilityName(s)
+		if err != nil {
+			return l, err
+		}
+		l.names = append(l.names, name)
+	}
+	return l, nil
+}
+
+// available are the capabilities that a process of this container can have. In
+// a new user namespace they are all there, whatever the daemon lacks.
+func (b *builder) available() []string {
+	if b.userns != nil {
+		return b.Host.KnownCapabilities
+	}
+	return b.Host.Capabilities
+}
+
+// capabilities works out the five sets. "ALL" sets where a list begins, so that
+// "add ALL, drop X" and "drop ALL, add X" mean what they say; a capability both
+// added and dropped by name is dropped.
+func (b *builder) capabilities() error {
+	add, err := parseCapabilities(b.sc.GetCapabilities().GetAddCapabilities())
+	if err != nil {
+		return err
+	}
+	drop, err := parseCapabilities(b.sc.GetCapabilities().GetDropCapabilities())
+	if err != nil {
+		return err
+	}
+	ambient, err := parseCapabilities(b.sc.GetCapabilities().GetAddAmbientCapabilities())
+	if err != nil {
+		return err
+	}
+	set := b.Defaults.Capabilities
+	if set == nil {
+		set = DefaultCapabilities()
+	}
+	if add.all || ambient.all || b.privileged {
+		set = b.available()
+	}
+	if drop.all && !b.privileged {
+		set = nil
+	}
+	if ambient.all {
+		ambient.names = b.available()
+	}
+	set = b.limit(slices.Concat(set, add.names, ambient.names))
+	kept := b.limit(ambient.names)
+	if !b.privileged {
+		set, kept = without(set, drop.names), without(kept, drop.names)
+	}
+	// The kernel keeps a capability ambient only while it is inheritable too;
+	// otherwise the inheritable set stays empty.
+	b.out.Spec.Process.Capabilities = &specs.LinuxCapabilities{
+		Bounding: set, Permitted: set, Effective: set, Inheritable: kept, Ambient: kept,
+	}
+	return nil
+}
+
+// limit returns the capabilities of a list that can be had, sorted.
+func (b *builder) limit(names []string) []string {
+	out := []string{}
+	for _, n := range slices.Compact(slices.Sorted(slices.Values(names))) {
+		if slices.Contains(b.available(), n) {
+			out = append(out, n)
+		} else if w := "capability " + n + " is not available on this node"; !slices.Contains(b.out.Warnings, w) {
+			b.warn(w)
+		}
+	}
+	return out
+}
+
+func without(set, drop []string) []string {
+	return slices.DeleteFunc(slices.Clone(set), func(n string) bool { return slices.Contains(drop, n) })
+}

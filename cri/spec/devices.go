@@ -1,0 +1,121 @@
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// allAccess is the right to make a device node, to read it and to write it.
+const allAccess = "rwm"
+
+// devices lists the container's devices beyond those that every container has,
+// and the rules of the device controller.
+func (b *builder) devices() error {
+	rules := baseRules()
+	var nodes []specs.LinuxDevice
+	if b.privileged {
+		rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: allAccess}}
+		host, err := b.Node.Devices("/dev")
+		if err != nil {
+			return fmt.Errorf("list the node's devices: %w", err)
+		}
+		nodes = host
+	}
+	for _, d := range b.Config.GetDevices() {
+		found, err := b.Node.Devices(d.GetHostPath())
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return invalid("device %q: %w", d.GetHostPath(), err)
+		case err != nil:
+			return fmt.Errorf("look up device %q: %w", d.GetHostPath(), err)
+		case len(found) == 0:
+			return invalid("no device at host path %q", d.GetHostPath())
+		}
+		for _, node := range found {
+			below := strings.TrimPrefix(node.Path, path.Clean(d.GetHostPath()))
+			node.Path = path.Join(d.GetContainerPath(), below)
+			b.own(&node)
+			if nodes, err = addDevice(nodes, node); err != nil {
+				return err
+			}
+			if !b.privileged {
+				rules = append(rules, deviceRule(node, d.GetPermissions()))
+			}
+		}
+	}
+	b.out.Spec.Linux.Devices = nodes
+	b.out.Spec.Linux.Resources.Devices = rules
+	return nil
+}
+
+// own gives a configured device to the container's user, if the node is set up so.
+func (b *builder) own(d *specs.LinuxDevice) {
+	if !b.Defaults.DeviceOwnership {
+		return
+	}
+	if uid := b.sc.GetRunAsUser(); uid != nil {
+		id := uint32(uid.GetValue())
+		d.UID = &id
+	}
+	if gid := b.sc.GetRunAsGroup(); gid != nil {
+		id := uint32(gid.GetValue())
+		d.GID = &id
+	}
+}
+
+// addDevice appends a device, replacing the same one at the same path. Two
+// different devices cannot share a path.
+func addDevice(list []specs.LinuxDevice, d specs.LinuxDevice) ([]specs.LinuxDevice, error) {
+	i := slices.IndexFunc(list, func(o specs.LinuxDevice) bool { return o.Path == d.Path })
+	if i < 0 {
+		return append(list, d), nil
+	}
+	if o := list[i]; o.Type != d.Type || o.Major != d.Major || o.Minor != d.Minor {
+		return nil, invalid("two devices at %s: %s %d:%d and %s %d:%d", d.Path, o.Type, o.Major, o.Minor, d.Type, d.Major, d.Minor)
+	}
+	list[i] = d
+	return list, nil
+}
+
+func deviceRule(d specs.LinuxDevice, access string) specs.LinuxDeviceCgroup {
+	if access == "" {
+		access = allAccess
+	}
+	return specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: access}
+}
+
+// baseRules deny everything but making device nodes, which grants no access,
+// and the devices of every container.
+func baseRules() []specs.LinuxDeviceCgroup {
+	const wildcard = -1
+	rule := func(kind string, major, minor int64, access string) specs.LinuxDeviceCgroup {
+		r := specs.LinuxDeviceCgroup{Allow: true, Type: kind, Access: access}
+		if major != wildcard {
+			r.Major = &major
+		}
+		if minor != wildcard {
+			r.Minor = &minor
+		}
+		return r
+	}
+	return []specs.LinuxDeviceCgroup{
+		{Allow: false, Access: allAccess},
+		rule("c", wildcard, wildcard, "m"),
+		rule("b", wildcard, wildcard, "m"),
+		rule("c", 1, 3, allAccess),          // null
+		rule("c", 1, 5, allAccess),          // zero
+		rule("c", 1, 7, allAccess),          // full
+		rule("c", 1, 8, allAccess),          // random
+		rule("c", 1, 9, allAccess),          // urandom
+		rule("c", 5, 0, allAccess),          // tty
+		rule("c", 5, 1, allAccess),          // console
+		rule("c", 5, 2, allAccess),          // ptmx
+		rule("c", 136, wildcard, allAccess), // pts/*
+	}
+}

@@ -1,0 +1,101 @@
+package spec
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// The names of the files that a pod's containers share.
+const (
+	HostsFile      = "hosts"
+	HostnameFile   = "hostname"
+	ResolvConfFile = "resolv.conf"
+)
+
+// SharedFileNames returns the names of the files that [SharedFiles] makes.
+func SharedFileNames() []string { return []string{HostsFile, HostnameFile, ResolvConfFile} }
+
+// SharedFiles returns the content of the files that a pod's containers share,
+// reading the node's own where a pod gets a copy.
+func SharedFiles(cfg *runtimeapi.PodSandboxConfig) (map[string][]byte, error) {
+	hosts, err := readOptional("/etc/hosts")
+	if err != nil {
+		return nil, fmt.Errorf("read the node's hosts file: %w", err)
+	}
+	resolv, err := readOptional("/etc/resolv.conf")
+	if err != nil {
+		return nil, fmt.Errorf("read the node's resolver configuration: %w", err)
+	}
+	node, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("read the node's host name: %w", err)
+	}
+	return map[string][]byte{
+		HostsFile:      hosts,
+		HostnameFile:   []byte(Hostname(cfg, node) + "\n"),
+		ResolvConfFile: ResolvConf(cfg.GetDnsConfig(), resolv),
+	}, nil
+}
+
+func readOptional(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
+}
+
+// Hostname returns the host name that a pod's containers see: a pod with the
+// node's network has the node's, whatever its configuration says.
+func Hostname(cfg *runtimeapi.PodSandboxConfig, node string) string {
+	if h := cfg.GetHostname(); h != "" && NamespaceMode(cfg, Network) != runtimeapi.NamespaceMode_NODE {
+		return h
+	}
+	return node
+}
+
+// ResolvConf returns a pod's resolver configuration. Without a DNS
+// configuration it is the node's; an empty one makes an empty file.
+func ResolvConf(dns *runtimeapi.DNSConfig, host []byte) []byte {
+	if dns == nil {
+		return bytes.Clone(host)
+	}
+	var out bytes.Buffer
+	if len(dns.GetSearches()) > 0 {
+		fmt.Fprintf(&out, "search %s\n", strings.Join(dns.GetSearches(), " "))
+	}
+	for _, s := range dns.GetServers() {
+		fmt.Fprintf(&out, "nameserver %s\n", s)
+	}
+	if len(dns.GetOptions()) > 0 {
+		fmt.Fprintf(&out, "options %s\n", strings.Join(dns.GetOptions(), " "))
+	}
+	return out.Bytes()
+}
+
+// checkDNS refuses what would not stay on its own line of the file.
+func checkDNS(dns *runtimeapi.DNSConfig) error {
+	for _, list := range [][]string{dns.GetServers(), dns.GetSearches(), dns.GetOptions()} {
+		for _, s := range list {
+			if s == "" || strings.ContainsAny(s, "\x00\n\r") {
+				return invalid("DNS configuration with %q", s)
+			}
+		}
+	}
+	return nil
+}
+
+// RootIDs returns the node's ids of a pod's root user and group.
+func RootIDs(cfg *runtimeapi.PodSandboxConfig) (uid, gid int) {
+	u, err := PodUserNamespace(cfg)
+	if err != nil || u == nil {
+		return 0, 0
+	}
+	return int(u.HostUID), int(u.HostGID)
+}

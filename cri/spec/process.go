@@ -1,0 +1,143 @@
+package spec
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+const (
+	defaultPath  = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	defaultUmask = 0o022
+)
+
+// process fills in who runs what, where and with which environment.
+func (b *builder) process() error {
+	p := b.out.Spec.Process
+	args, err := b.args()
+	if err != nil {
+		return err
+	}
+	env, err := b.environ()
+	if err != nil {
+		return err
+	}
+	cwd, err := workingDir(b.Config.GetWorkingDir(), b.Image.WorkingDir)
+	if err != nil {
+		return err
+	}
+	umask := uint32(defaultUmask)
+	p.Args, p.Env, p.Cwd = args, env, cwd
+	p.User = specs.User{
+		UID: b.User.UID, GID: b.User.GID, Umask: &umask,
+		AdditionalGids: slices.Clone(b.User.Groups),
+	}
+	return nil
+}
+
+// args applies the rule that a command replaces both the image's entrypoint
+// and its arguments, and arguments alone only the latter.
+func (b *builder) args() ([]string, error) {
+	command, args := b.Config.GetCommand(), b.Config.GetArgs()
+	if len(command) == 0 {
+		command = b.Image.Entrypoint
+		if len(args) == 0 {
+			args = b.Image.Cmd
+		}
+	}
+	all := slices.Concat(command, args)
+	if len(all) == 0 || all[0] == "" {
+		return nil, invalid("no command specified, neither by the container nor by its image")
+	}
+	for _, a := range all {
+		if strings.ContainsRune(a, 0) {
+			return nil, invalid("NUL byte in command %q", a)
+		}
+	}
+	return all, nil
+}
+
+// environ merges the environment: defaults, then the image's, then the host
+// name, then the container's, the later of two equal names winning.
+func (b *builder) environ() ([]string, error) {
+	e := environment{at: map[string]int{}}
+	e.set("PATH", defaultPath)
+	if b.Config.GetTty() {
+		e.set("TERM", "xterm")
+	}
+	for _, kv := range b.Image.Env {
+		// An entry without a name means nothing to execve; images do ship them.
+		if name, value, ok := strings.Cut(kv, "="); ok && name != "" {
+			e.set(name, value)
+		}
+	}
+	if b.Hostname != "" {
+		e.set("HOSTNAME", b.Hostname)
+	}
+	for _, kv := range b.Config.GetEnvs() {
+		if kv.GetKey() == "" || strings.Contains(kv.GetKey(), "=") {
+			return nil, invalid("environment variable with name %q", kv.GetKey())
+		}
+		e.set(kv.GetKey(), string(kv.GetValue()))
+	}
+	if e.get("HOME") == "" {
+		e.set("HOME", b.User.home())
+	}
+	for _, kv := range e.list {
+		if strings.ContainsRune(kv, 0) {
+			return nil, invalid("NUL byte in environment variable %q", kv)
+		}
+	}
+	return e.list, nil
+}
+
+// environment is an ordered list of variables.
+type environment struct {
+	list []string // name=value
+	at   map[string]int
+}
+
+func (e *environment) get(name string) string {
+	if i, ok := e.at[name]; ok {
+		return e.list[i][len(name)+1:]
+	}
+	return ""
+}
+
+// set adds a variable, or changes it in its place.
+func (e *environment) set(name, value string) {
+	kv := name + "=" + value
+	if i, ok := e.at[name]; ok {
+		e.list[i] = kv
+		return
+	}
+	e.at[name] = len(e.list)
+	e.list = append(e.list, kv)
+}
+
+// workingDir chooses the working folder. Paths through /proc/PID are refused
+// early, though the process checks where it arrived all the same: they lead
+// to folders outside of the container's root.
+func workingDir(configured, image string) (string, error) {
+	dir := configured
+	if dir == "" {
+		dir = image
+	}
+	dir = path.Clean("/" + dir)
+	if strings.ContainsRune(dir, 0) {
+		return "", invalid("NUL byte in working directory %q", dir)
+	}
+	if rest, ok := strings.CutPrefix(dir, "/proc/"); ok {
+		first, _, _ := strings.Cut(rest, "/")
+		if first == "self" || first == "thread-self" || isDigits(first) {
+			return "", invalid("working directory %q leads through a process", dir)
+		}
+	}
+	return dir, nil
+}
+
+func isDigits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}

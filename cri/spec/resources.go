@@ -1,0 +1,166 @@
+package spec
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// minCPUQuota is the least quota in µs that the kernel takes.
+const minCPUQuota = 1000
+
+// resources sets the cgroup limits and the OOM score.
+func (b *builder) resources() error {
+	r := b.Config.GetLinux().GetResources()
+	limits, err := Resources(r, b.Host, b.Defaults)
+	if err != nil {
+		return err
+	}
+	b.out.Spec.Linux.Resources = limits
+
+	score := int(r.GetOomScoreAdj())
+	if score < b.Host.OOMScoreAdjMin {
+		b.warn("oom_score_adj cannot be lowered that far by this daemon")
+		score = b.Host.OOMScoreAdjMin
+	}
+	b.out.Spec.Process.OOMScoreAdj = &score
+	return nil
+}
+
+// Resources converts a container's whole set of limits. What is zero in the
+// CRI is not limited; the device rules are not part of it.
+func Resources(r *runtimeapi.LinuxContainerResources, h Host, d Defaults) (*specs.LinuxResources, error) {
+	if err := checkResources(r, h); err != nil {
+		return nil, err
+	}
+	out := &specs.LinuxResources{CPU: cpuLimits(r), Memory: memoryLimits(r, h)}
+	if d.PidsLimit > 0 {
+		out.Pids = &specs.LinuxPids{Limit: &d.PidsLimit}
+	}
+	for _, p := range r.GetHugepageLimits() {
+		if slices.Contains(h.HugePageSizes, p.GetPageSize()) {
+			out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: p.GetPageSize(), Limit: p.GetLimit()})
+		}
+	}
+	if len(r.GetUnified()) > 0 {
+		out.Unified = maps.Clone(r.GetUnified())
+	}
+	return out, nil
+}
+
+func checkResources(r *runtimeapi.LinuxContainerResources, h Host) error {
+	switch {
+	case r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0:
+		return invalid("negative CPU shares or period")
+	case r.GetCpuQuota() > 0 && r.GetCpuQuota() < minCPUQuota, r.GetCpuQuota() < -1:
+		return invalid("CPU quota of %d µs", r.GetCpuQuota())
+	case r.GetMemoryLimitInBytes() < -1 || r.GetMemorySwapLimitInBytes() < -1:
+		return invalid("negative memory limit")
+	case r.GetMemoryLimitInBytes() > 0 && r.GetMemorySwapLimitInBytes() > 0 && r.GetMemorySwapLimitInBytes() < r.GetMemoryLimitInBytes():
+		return invalid("limit of memory with swap, %d, is below that of memory, %d",
+			r.GetMemorySwapLimitInBytes(), r.GetMemoryLimitInBytes())
+	case r.GetOomScoreAdj() < -1000 || r.GetOomScoreAdj() > 1000:
+		return invalid("oom_score_adj of %d", r.GetOomScoreAdj())
+	case len(r.GetUnified()) > 0 && !h.CgroupV2:
+		return unsupported("unified cgroup settings without cgroup v2")
+	}
+	for _, p := range r.GetHugepageLimits() {
+		// kubelet sends zero limits for all sizes; only a real one is missed.
+		if p.GetLimit() > 0 && !slices.Contains(h.HugePageSizes, p.GetPageSize()) {
+			return unsupported("limit of huge pages of %q", p.GetPageSize())
+		}
+	}
+	for key := range r.GetUnified() {
+		if key == "" || !strings.Contains(key, ".") || strings.Contains(key, "/") || strings.Contains(key, "..") || strings.HasPrefix(key, ".") {
+			return invalid("unified cgroup setting %q", key)
+		}
+	}
+	return nil
+}
+
+func cpuLimits(r *runtimeapi.LinuxContainerResources) *specs.LinuxCPU {
+	c := &specs.LinuxCPU{Cpus: r.GetCpusetCpus(), Mems: r.GetCpusetMems()}
+	if v := uint64(r.GetCpuShares()); v != 0 {
+		c.Shares = &v
+	}
+	if v := r.GetCpuQuota(); v != 0 {
+		c.Quota = &v
+	}
+	if v := uint64(r.GetCpuPeriod()); v != 0 {
+		c.Period = &v
+	}
+	return c
+}
+
+// memoryLimits forbids swap unless the configuration allows some.
+func memoryLimits(r *runtimeapi.LinuxContainerResources, h Host) *specs.LinuxMemory {
+	m := &specs.LinuxMemory{}
+	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
+	if limit != 0 {
+		m.Limit = &limit
+	}
+	if swap == 0 {
+		swap = limit
+	}
+	if swap != 0 && h.SwapLimit {
+		m.Swap = &swap
+	}
+	return m
+}
+
+// MergeResources returns the limits of a container after an update, in which
+// what is zero stays as it is.
+func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	out := &runtimeapi.LinuxContainerResources{}
+	if old != nil {
+		out = proto.Clone(old).(*runtimeapi.LinuxContainerResources)
+	}
+	merge(&out.CpuPeriod, update.GetCpuPeriod())
+	merge(&out.CpuQuota, update.GetCpuQuota())
+	merge(&out.CpuShares, update.GetCpuShares())
+	merge(&out.OomScoreAdj, update.GetOomScoreAdj())
+	merge(&out.CpusetCpus, update.GetCpusetCpus())
+	merge(&out.CpusetMems, update.GetCpusetMems())
+	mergeMemory(out, update)
+	for _, p := range update.GetHugepageLimits() {
+		i := slices.IndexFunc(out.HugepageLimits, func(o *runtimeapi.HugepageLimit) bool { return o.GetPageSize() == p.GetPageSize() })
+		if i < 0 {
+			out.HugepageLimits = append(out.HugepageLimits, nil)
+			i = len(out.HugepageLimits) - 1
+		}
+		out.HugepageLimits[i] = proto.Clone(p).(*runtimeapi.HugepageLimit)
+	}
+	if len(update.GetUnified()) > 0 && out.Unified == nil {
+		out.Unified = map[string]string{}
+	}
+	maps.Copy(out.Unified, update.GetUnified())
+	return out
+}
+
+func merge[T comparable](to *T, v T) {
+	var zero T
+	if v != zero {
+		*to = v
+	}
+}
+
+// mergeMemory keeps the swap that a container was granted when only its memory
+// limit changes, and keeps a container without swap without.
+func mergeMemory(out, update *runtimeapi.LinuxContainerResources) {
+	limit, swap := out.GetMemoryLimitInBytes(), out.GetMemorySwapLimitInBytes()
+	granted := int64(0)
+	if swap > limit && limit > 0 {
+		granted = swap - limit
+	}
+	merge(&out.MemoryLimitInBytes, update.GetMemoryLimitInBytes())
+	switch {
+	case update.GetMemorySwapLimitInBytes() != 0:
+		out.MemorySwapLimitInBytes = update.GetMemorySwapLimitInBytes()
+	case update.GetMemoryLimitInBytes() != 0 && swap > 0:
+		out.MemorySwapLimitInBytes = max(out.MemoryLimitInBytes, 0) + granted
+	}
+}

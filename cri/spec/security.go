@@ -1,0 +1,129 @@
+package spec
+
+import (
+	"path"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// security applies the seccomp and AppArmor profiles.
+func (b *builder) security() error {
+	profile, err := b.seccomp()
+	if err != nil {
+		return err
+	}
+	b.out.Spec.Linux.Seccomp = profile
+	b.out.Spec.Process.ApparmorProfile, err = b.apparmor()
+	return err
+}
+
+// legacyProfile reads the string form in which profiles were named before
+// [runtimeapi.SecurityProfile]; unset stands for "".
+func legacyProfile(s string, unset runtimeapi.SecurityProfile_ProfileType) (*runtimeapi.SecurityProfile, error) {
+	switch {
+	case s == "":
+		return &runtimeapi.SecurityProfile{ProfileType: unset}, nil
+	case s == "runtime/default" || s == "docker/default":
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, nil
+	case s == "unconfined":
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, nil
+	case strings.HasPrefix(s, "localhost/"):
+		return &runtimeapi.SecurityProfile{
+			ProfileType:  runtimeapi.SecurityProfile_Localhost,
+			LocalhostRef: strings.TrimPrefix(s, "localhost/"),
+		}, nil
+	}
+	return nil, invalid("security profile %q", s)
+}
+
+// seccomp returns the profile, nil for unconfined. A configuration that names
+// no profile is unconfined: kubelet decides on the default, not the runtime.
+func (b *builder) seccomp() (*specs.LinuxSeccomp, error) {
+	if b.privileged {
+		return nil, nil
+	}
+	p := b.sc.GetSeccomp()
+	if p == nil {
+		var err error
+		//nolint:staticcheck // kubelets of old still send it
+		if p, err = legacyProfile(b.sc.GetSeccompProfilePath(), runtimeapi.SecurityProfile_Unconfined); err != nil {
+			return nil, err
+		}
+	}
+	if p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
+		return nil, nil
+	}
+	if !b.Host.Seccomp {
+		return nil, unsupported("seccomp profile %s", p.GetProfileType())
+	}
+	switch p.GetProfileType() {
+	case runtimeapi.SecurityProfile_RuntimeDefault:
+		return b.Seccomp.Default(b.out.Spec.Process.Capabilities.Bounding), nil
+	case runtimeapi.SecurityProfile_Localhost:
+		if !path.IsAbs(p.GetLocalhostRef()) {
+			return nil, invalid("seccomp profile path %q is not absolute", p.GetLocalhostRef())
+		}
+		profile, err := b.Seccomp.Load(p.GetLocalhostRef())
+		if err != nil {
+			return nil, invalid("load seccomp profile: %w", err)
+		}
+		return profile, nil
+	}
+	return nil, invalid("seccomp profile type %s", p.GetProfileType())
+}
+
+// apparmor returns the name of the profile, "" for unconfined. Unlike seccomp,
+// no profile at all means the default.
+func (b *builder) apparmor() (string, error) {
+	p := b.sc.GetApparmor()
+	if p == nil {
+		var err error
+		//nolint:staticcheck // kubelets of old still send it
+		if p, err = legacyProfile(b.sc.GetApparmorProfile(), runtimeapi.SecurityProfile_RuntimeDefault); err != nil {
+			return "", err
+		}
+	}
+	switch p.GetProfileType() {
+	case runtimeapi.SecurityProfile_Unconfined:
+		return b.unconfined(), nil
+	case runtimeapi.SecurityProfile_RuntimeDefault:
+		if b.privileged || b.Defaults.AppArmorProfile == "" {
+			return b.unconfined(), nil
+		}
+		if !b.Host.AppArmor {
+			return "", nil
+		}
+		return b.Defaults.AppArmorProfile, nil
+	case runtimeapi.SecurityProfile_Localhost:
+		return b.loadedProfile(p.GetLocalhostRef())
+	}
+	return "", invalid("AppArmor profile type %s", p.GetProfileType())
+}
+
+// unconfined names the absence of a profile, which must be said aloud where
+// the daemon itself may be confined.
+func (b *builder) unconfined() string {
+	if b.Host.AppArmor {
+		return "unconfined"
+	}
+	return ""
+}
+
+func (b *builder) loadedProfile(name string) (string, error) {
+	switch {
+	case name == "":
+		return "", invalid("AppArmor profile without a name")
+	case !b.Host.AppArmor:
+		return "", unsupported("AppArmor profile %q", name)
+	}
+	loaded, err := b.Node.AppArmorLoaded(name)
+	if err != nil {
+		return "", err
+	}
+	if !loaded {
+		return "", invalid("AppArmor profile %q is not loaded", name)
+	}
+	return name, nil
+}

@@ -1,0 +1,124 @@
+package spec
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	// The C library keeps the kernel's first two real-time signals for itself.
+	sigRTMin = 34
+	sigRTMax = 64
+)
+
+// ParseSignal returns the signal named s, the way STOPSIGNAL may name it: a
+// number, or a name with or without SIG, in any case, RTMIN+n and RTMAX-n included.
+func ParseSignal(s string) (syscall.Signal, error) {
+	if isDigits(s) {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > sigRTMax {
+			return 0, invalid("signal number %s", s)
+		}
+		return syscall.Signal(n), nil
+	}
+	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
+	switch {
+	case strings.HasPrefix(name, "RTMIN"):
+		return realtime(s, sigRTMin, "+", strings.TrimPrefix(name, "RTMIN"))
+	case strings.HasPrefix(name, "RTMAX"):
+		return realtime(s, sigRTMax, "-", strings.TrimPrefix(name, "RTMAX"))
+	case name == "CLD":
+		name = "CHLD"
+	case name == "POLL":
+		name = "IO"
+	}
+	if n := unix.SignalNum("SIG" + name); n != 0 {
+		return n, nil
+	}
+	return 0, invalid("signal %q", s)
+}
+
+// realtime adds the offset, such as "+3", to a real-time signal.
+func realtime(name string, base int, sign, offset string) (syscall.Signal, error) {
+	if offset == "" {
+		return syscall.Signal(base), nil
+	}
+	digits, ok := strings.CutPrefix(offset, sign)
+	n, err := strconv.Atoi(digits)
+	if !ok || !isDigits(digits) || err != nil || n > sigRTMax-sigRTMin {
+		return 0, invalid("signal %q", name)
+	}
+	if sign == "-" {
+		n = -n
+	}
+	return syscall.Signal(base + n), nil
+}
+
+// FromCRI returns the signal that a CRI constant stands for, 0 for the default.
+func FromCRI(s runtimeapi.Signal) (syscall.Signal, error) {
+	if s == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+		return 0, nil
+	}
+	name, ok := runtimeapi.Signal_name[int32(s)]
+	if !ok {
+		return 0, invalid("stop signal %d", s)
+	}
+	name = strings.TrimPrefix(name, "SIGNAL_")
+	name = strings.Replace(name, "RTMINPLUS", "RTMIN+", 1)
+	name = strings.Replace(name, "RTMAXMINUS", "RTMAX-", 1)
+	return ParseSignal(name)
+}
+
+// ToCRI returns the CRI constant of a signal, the default's if it has none.
+func ToCRI(s syscall.Signal) runtimeapi.Signal {
+	if n := int(s) - sigRTMin; n > 0 && n <= 15 {
+		return criConstant(fmt.Sprintf("SIGRTMINPLUS%d", n))
+	}
+	if n := sigRTMax - int(s); n > 0 && n <= 14 {
+		return criConstant(fmt.Sprintf("SIGRTMAXMINUS%d", n))
+	}
+	switch s {
+	case sigRTMin:
+		return criConstant("SIGRTMIN")
+	case sigRTMax:
+		return criConstant("SIGRTMAX")
+	}
+	return criConstant(unix.SignalName(s))
+}
+
+func criConstant(name string) runtimeapi.Signal {
+	return runtimeapi.Signal(runtimeapi.Signal_value["SIGNAL_"+name])
+}
+
+// StopSignal chooses the signal that ends a container: the configured one, the
+// image's, or SIGTERM. The image's is refused only by ignoring it, with an error
+// beside SIGTERM, since it must not make the container impossible to run.
+func StopSignal(configured runtimeapi.Signal, image string) (sig syscall.Signal, ignored, err error) {
+	sig, err = FromCRI(configured)
+	switch {
+	case err != nil:
+		return 0, nil, err
+	case sig != 0:
+		return sig, nil, nil
+	case image == "":
+		return syscall.SIGTERM, nil, nil
+	}
+	if sig, ignored = ParseSignal(image); ignored != nil {
+		return syscall.SIGTERM, ignored, nil
+	}
+	return sig, nil, nil
+}
+
+func (b *builder) stopSignal() error {
+	sig, ignored, err := StopSignal(b.Config.GetStopSignal(), b.Image.StopSignal)
+	if ignored != nil {
+		b.warn("stop signal of the image: " + ignored.Error())
+	}
+	b.out.StopSignal = sig
+	return err
+}

@@ -1,0 +1,94 @@
+package spec
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// maxSysctl is what one write to a file of /proc/sys takes.
+const maxSysctl = 4095
+
+// podSysctls returns the sysctls of a pod as paths below /proc/sys. Only those
+// that belong to a namespace of the pod's own are allowed.
+func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[string]string, error) {
+	out := map[string]string{}
+	ownNet := NamespaceMode(cfg, Network) != runtimeapi.NamespaceMode_NODE
+	if ownNet {
+		// Pods may listen on any port and ping without privileges: the
+		// namespace is theirs alone.
+		lastGroup := uint32(1<<31 - 1)
+		if userns != nil {
+			lastGroup = userns.Size - 1
+		}
+		out["net/ipv4/ip_unprivileged_port_start"] = "0"
+		out["net/ipv4/ping_group_range"] = fmt.Sprintf("0 %d", lastGroup)
+	}
+	seen := map[string]bool{}
+	for name, value := range cfg.GetLinux().GetSysctls() {
+		p, err := sysctlPath(name)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkSysctl(p, cfg, userns); err != nil {
+			return nil, err
+		}
+		switch {
+		case len(value) > maxSysctl || strings.ContainsAny(value, "\x00\n\r"):
+			return nil, invalid("value of sysctl %q", name)
+		case seen[p]:
+			return nil, invalid("sysctl %q is given twice", name)
+		}
+		seen[p] = true
+		out[p] = value
+	}
+	return out, nil
+}
+
+// sysctlPath turns the name of a sysctl into a path. Either of "." and "/" may
+// separate its parts: the first one that occurs does, and then the other one
+// stands for a dot inside of a part, as in net.ipv4.conf.eth0/100.rp_filter.
+func sysctlPath(name string) (string, error) {
+	p := name
+	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
+		p = strings.NewReplacer(".", "/", "/", ".").Replace(name)
+	}
+	for part := range strings.SplitSeq(p, "/") {
+		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, notInSysctl) {
+			return "", invalid("name of sysctl %q", name)
+		}
+	}
+	return p, nil
+}
+
+func notInSysctl(r rune) bool {
+	return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("_-.:@", r))
+}
+
+// checkSysctl tells whether a sysctl belongs to a namespace that the pod owns.
+func checkSysctl(p string, cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) error {
+	ipc := []string{
+		"kernel/auto_msgmni", "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/msg_next_id",
+		"kernel/sem", "kernel/sem_next_id", "kernel/shmall", "kernel/shmmax", "kernel/shmmni",
+		"kernel/shm_next_id", "kernel/shm_rmid_forced",
+	}
+	switch {
+	case strings.HasPrefix(p, "net/"):
+		if NamespaceMode(cfg, Network) == runtimeapi.NamespaceMode_NODE {
+			return invalid("sysctl %s in a pod with the node's network", p)
+		}
+	case slices.Contains(ipc, p), strings.HasPrefix(p, "fs/mqueue/"):
+		if NamespaceMode(cfg, IPC) == runtimeapi.NamespaceMode_NODE {
+			return invalid("sysctl %s in a pod with the node's IPC", p)
+		}
+	case strings.HasPrefix(p, "user/"):
+		if userns == nil {
+			return invalid("sysctl %s in a pod without a user namespace", p)
+		}
+	default:
+		return invalid("sysctl %s does not belong to a namespace of the pod", p)
+	}
+	return nil
+}

@@ -1,0 +1,158 @@
+package spec
+
+import (
+	"path"
+	"path/filepath"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// maxHostname is the length that the kernel allows.
+const maxHostname = 64
+
+// ValidateSandbox checks a pod's configuration as far as it can be checked
+// without the machine.
+func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
+	md := cfg.GetMetadata()
+	sc := cfg.GetLinux().GetSecurityContext()
+	switch {
+	case md == nil:
+		return invalid("sandbox without metadata")
+	case md.GetName() == "" || md.GetNamespace() == "" || md.GetUid() == "":
+		return invalid("sandbox metadata without name, namespace or uid")
+	case len(cfg.GetHostname()) > maxHostname:
+		return invalid("hostname of %d characters, at most %d are allowed", len(cfg.GetHostname()), maxHostname)
+	case strings.ContainsAny(cfg.GetHostname(), "/\x00\n \t"):
+		return invalid("hostname %q", cfg.GetHostname())
+	case cfg.GetLogDirectory() != "" && !path.IsAbs(cfg.GetLogDirectory()):
+		return invalid("log directory %q is not absolute", cfg.GetLogDirectory())
+	case sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil:
+		return invalid("sandbox with a group to run as but no user")
+	}
+	for kind, allowed := range map[Kind][]runtimeapi.NamespaceMode{
+		Network: {runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE},
+		IPC:     {runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE},
+		PID:     {runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE},
+	} {
+		if err := checkMode(cfg, kind, allowed...); err != nil {
+			return err
+		}
+	}
+	userns, err := PodUserNamespace(cfg)
+	if err != nil {
+		return err
+	}
+	if userns != nil && NamespaceMode(cfg, PID) == runtimeapi.NamespaceMode_NODE {
+		// The kernel does not let such a container mount /proc.
+		return invalid("a pod with a user namespace cannot have the node's PID namespace")
+	}
+	if _, err := podSysctls(cfg, userns); err != nil {
+		return err
+	}
+	return checkDNS(cfg.GetDnsConfig())
+}
+
+func checkMode(cfg *runtimeapi.PodSandboxConfig, kind Kind, allowed ...runtimeapi.NamespaceMode) error {
+	mode := NamespaceMode(cfg, kind)
+	for _, m := range allowed {
+		if m == mode {
+			return nil
+		}
+	}
+	return invalid("%s namespace mode %s of a sandbox", kind, mode)
+}
+
+// String returns the kind's name.
+func (k Kind) String() string {
+	switch k {
+	case Network:
+		return "network"
+	case PID:
+		return "PID"
+	default:
+		return "IPC"
+	}
+}
+
+// ValidateContainer checks a container's configuration as far as it can be
+// checked without its pod and the machine.
+func ValidateContainer(cfg *runtimeapi.ContainerConfig) error {
+	sc := cfg.GetLinux().GetSecurityContext()
+	switch {
+	case cfg.GetMetadata() == nil:
+		return invalid("container without metadata")
+	case cfg.GetMetadata().GetName() == "":
+		return invalid("container metadata without name")
+	case cfg.GetImage().GetImage() == "":
+		return invalid("container without image")
+	case cfg.GetLogPath() != "" && !filepath.IsLocal(cfg.GetLogPath()):
+		return invalid("log path %q leads out of the log directory", cfg.GetLogPath())
+	case sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "":
+		return invalid("container with a group to run as but no user")
+	case sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "":
+		return invalid("container with both a uid and a user name to run as")
+	}
+	for _, m := range cfg.GetMounts() {
+		if err := checkMount(m); err != nil {
+			return err
+		}
+	}
+	for _, d := range cfg.GetDevices() {
+		switch {
+		case !path.IsAbs(d.GetContainerPath()) || !path.IsAbs(d.GetHostPath()):
+			return invalid("device %q at %q: paths must be absolute", d.GetHostPath(), d.GetContainerPath())
+		case strings.Trim(d.GetPermissions(), allAccess) != "":
+			return invalid("device %q with permissions %q", d.GetHostPath(), d.GetPermissions())
+		}
+	}
+	_, err := FromCRI(cfg.GetStopSignal())
+	return err
+}
+
+func checkMount(m *runtimeapi.Mount) error {
+	target := m.GetContainerPath()
+	private := m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_PRIVATE
+	switch {
+	case !path.IsAbs(target):
+		return invalid("mount at %q: the path is not absolute", target)
+	case path.Clean(target) == "/":
+		return invalid("mount at the root of the container")
+	case strings.ContainsRune(target+m.GetHostPath(), 0):
+		return invalid("mount at %q: NUL byte in a path", target)
+	case m.GetImage() == nil && m.GetImageSubPath() != "":
+		return invalid("mount at %q: image sub path without an image", target)
+	case m.GetImage() != nil && m.GetHostPath() != "":
+		return invalid("mount at %q: both an image and a host path", target)
+	case m.GetImage() != nil && m.GetImage().GetImage() == "":
+		return invalid("mount at %q: image without a reference", target)
+	case m.GetImage() != nil && !private:
+		return invalid("mount at %q: image with propagation %s", target, m.GetPropagation())
+	case m.GetImageSubPath() != "" && !filepath.IsLocal(m.GetImageSubPath()):
+		return invalid("mount at %q: image sub path %q leads out of the image", target, m.GetImageSubPath())
+	case m.GetImage() == nil && !path.IsAbs(m.GetHostPath()):
+		return invalid("mount at %q: host path %q is not absolute", target, m.GetHostPath())
+	case runtimeapi.MountPropagation_name[int32(m.GetPropagation())] == "":
+		return invalid("mount at %q: propagation %d", target, m.GetPropagation())
+	case m.GetRecursiveReadOnly() && !m.GetReadonly():
+		return invalid("mount at %q: recursively read-only but not read-only", target)
+	case m.GetRecursiveReadOnly() && !private:
+		return invalid("mount at %q: recursively read-only with propagation %s", target, m.GetPropagation())
+	case (len(m.GetUidMappings()) == 0) != (len(m.GetGidMappings()) == 0):
+		return invalid("mount at %q: only one of uid and gid mappings", target)
+	}
+	if _, err := mountOptions(m); err != nil {
+		return err
+	}
+	for _, id := range m.GetUidMappings() {
+		if err := checkMapping("uid", id); err != nil {
+			return err
+		}
+	}
+	for _, id := range m.GetGidMappings() {
+		if err := checkMapping("gid", id); err != nil {
+			return err
+		}
+	}
+	return nil
+}

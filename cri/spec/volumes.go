@@ -1,0 +1,53 @@
+package spec
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// maxVolumes bounds the volumes that an image may declare.
+const maxVolumes = 128
+
+// volumes mounts an anonymous volume for each path that the image declares and
+// the configuration leaves free. They stay writable when the root is not.
+//
+// The paths are hostile. One in /proc or /sys could hide what the runtime and
+// the container's own tools rely on there, so the image is refused; one in
+// /dev would hide the devices and is left out.
+func (b *builder) volumes(taken func(string) bool) ([]specs.Mount, error) {
+	if b.Defaults.IgnoreImageVolumes {
+		return nil, nil
+	}
+	if len(b.Image.Volumes) > maxVolumes {
+		return nil, invalid("image declares %d volumes, at most %d are allowed", len(b.Image.Volumes), maxVolumes)
+	}
+	var out []specs.Mount
+	seen := map[string]bool{}
+	for _, declared := range slices.Sorted(maps.Keys(b.Image.Volumes)) {
+		p := path.Clean("/" + declared)
+		switch {
+		case p == "/" || within(p, "/proc") || within(p, "/sys") || strings.ContainsRune(p, 0):
+			return nil, invalid("image declares a volume at %q", declared)
+		case within(p, "/dev"):
+			b.warn("volume of the image at " + p + " is left out")
+			continue
+		case taken(p) || seen[p]:
+			continue
+		}
+		seen[p] = true
+		sum := sha256.Sum256([]byte(p))
+		v := Volume{Path: p, Source: path.Join(b.VolumeDir, hex.EncodeToString(sum[:16]))}
+		b.out.Volumes = append(b.out.Volumes, v)
+		m := specs.Mount{Destination: p, Type: "bind", Source: v.Source, Options: []string{"rbind", "rprivate", "rw"}}
+		// The content is copied with the image's owners and shifted here.
+		m.UIDMappings, m.GIDMappings = b.userns.mappings()
+		out = append(out, m)
+	}
+	return out, nil
+}
