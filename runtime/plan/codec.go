@@ -1,0 +1,212 @@
+package plan
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+
+	"crisp/runtime/wire/pack"
+)
+
+// The bounds of a plan. They are far above what any container needs and keep
+// a damaged plan from costing memory.
+const (
+	// MaxEncoded is the largest encoded plan in bytes.
+	MaxEncoded = 16 << 20
+	maxInputs  = 4096
+	maxSteps   = 1 << 16
+	maxArgs    = 6
+	maxIgnore  = 8
+	// maxIDMaps is the kernel's limit on the lines of an id map.
+	maxIDMaps  = 340
+	maxStrings = 1 << 18
+	// maxFilter is the kernel's limit of 4096 filter instructions of 8 bytes.
+	maxFilter = 4096 * 8
+	// maxBuf is the most memory that a step's result may need.
+	maxBuf = 64 << 10
+)
+
+// header opens an encoded plan and changes with the format.
+const header = "crisp plan 1\n"
+
+// Encode returns the plan in its binary form. Equal plans encode to equal bytes.
+func (p *Plan) Encode() []byte {
+	var w pack.Writer
+	w.Raw([]byte(header))
+	w.String(p.Name)
+	w.Uint(p.Clone.Flags)
+	w.Int(int64(p.Clone.Cgroup))
+	putIDMaps(&w, p.Clone.UIDMap)
+	putIDMaps(&w, p.Clone.GIDMap)
+	w.Uint(uint64(len(p.Inputs)))
+	for i := range p.Inputs {
+		putInput(&w, &p.Inputs[i])
+	}
+	w.Uint(uint64(len(p.Steps)))
+	for i := range p.Steps {
+		putStep(&w, &p.Steps[i])
+	}
+	return w.Bytes()
+}
+
+// Decode reads an encoded plan and validates it. The plan shares no memory with data.
+func Decode(data []byte) (*Plan, error) {
+	if len(data) > MaxEncoded {
+		return nil, fmt.Errorf("decode plan: %w: %d bytes", ErrTooLarge, len(data))
+	}
+	if !strings.HasPrefix(string(data[:min(len(data), len(header))]), header) {
+		return nil, fmt.Errorf("decode plan: %w", ErrVersion)
+	}
+	r := pack.NewReader(data[len(header):])
+	p := &Plan{Name: r.String()}
+	p.Clone.Flags = r.Uint()
+	p.Clone.Cgroup = int(r.Int())
+	p.Clone.UIDMap = takeIDMaps(r)
+	p.Clone.GIDMap = takeIDMaps(r)
+	for range r.Count(maxInputs) {
+		p.Inputs = append(p.Inputs, takeInput(r))
+	}
+	for range r.Count(maxSteps) {
+		if r.Err() != nil {
+			break
+		}
+		p.Steps = append(p.Steps, takeStep(r))
+	}
+	if err := r.Done(); err != nil {
+		return nil, fmt.Errorf("decode plan: %w", err)
+	}
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func putIDMaps(w *pack.Writer, maps []IDMap) {
+	w.Uint(uint64(len(maps)))
+	for _, m := range maps {
+		w.Uint(uint64(m.ContainerID))
+		w.Uint(uint64(m.HostID))
+		w.Uint(uint64(m.Size))
+	}
+}
+
+func takeIDMaps(r *pack.Reader) []IDMap {
+	var maps []IDMap
+	for range r.Count(maxIDMaps) {
+		maps = append(maps, IDMap{take32(r), take32(r), take32(r)})
+	}
+	return maps
+}
+
+// take32 lets a number that does not fit wrap to a value that is caught or
+// harmless: id maps are checked by the kernel.
+func take32(r *pack.Reader) uint32 { return uint32(r.Uint()) }
+
+func putInput(w *pack.Writer, in *Input) {
+	w.String(in.Name)
+	w.Uint(uint64(in.Kind))
+	w.String(in.Path)
+	w.Int(int64(in.OpenFlags))
+	w.Bool(in.Recursive)
+	w.Uint(in.AttrSet)
+	w.Uint(in.AttrClear)
+	w.Uint(in.AttrSetRecursive)
+	w.Uint(in.Propagation)
+	putIDMaps(w, in.UIDMap)
+	putIDMaps(w, in.GIDMap)
+	w.Bool(in.IDMapRecursive)
+}
+
+func takeInput(r *pack.Reader) Input {
+	return Input{
+		Name:             r.String(),
+		Kind:             InputKind(takeEnum(r)),
+		Path:             r.String(),
+		OpenFlags:        int(r.Int()),
+		Recursive:        r.Bool(),
+		AttrSet:          r.Uint(),
+		AttrClear:        r.Uint(),
+		AttrSetRecursive: r.Uint(),
+		Propagation:      r.Uint(),
+		UIDMap:           takeIDMaps(r),
+		GIDMap:           takeIDMaps(r),
+		IDMapRecursive:   r.Bool(),
+	}
+}
+
+// takeEnum maps a number that no enumeration reaches to one that Validate refuses.
+func takeEnum(r *pack.Reader) uint8 { return uint8(min(r.Uint(), 0xff)) }
+
+func putStep(w *pack.Writer, s *Step) {
+	w.String(s.Name)
+	w.Uint(uint64(s.Call))
+	w.Int(int64(s.Save))
+	w.Bool(s.Fork)
+	w.Uint(uint64(s.Cond))
+	w.Int(int64(s.CondReg))
+	w.Blob(s.Want)
+	w.Bool(s.Retry)
+	w.Uint(uint64(len(s.Ignore)))
+	for _, e := range s.Ignore {
+		w.Uint(uint64(e))
+	}
+	w.Uint(uint64(len(s.Args)))
+	for i := range s.Args {
+		putArg(w, &s.Args[i])
+	}
+}
+
+func takeStep(r *pack.Reader) Step {
+	s := Step{Name: r.String(), Call: uintptr(r.Uint())}
+	s.Save = takeReg(r)
+	s.Fork = r.Bool()
+	s.Cond = Cond(takeEnum(r))
+	s.CondReg = takeReg(r)
+	s.Want = r.Blob()
+	s.Retry = r.Bool()
+	for range r.Count(maxIgnore) {
+		s.Ignore = append(s.Ignore, syscall.Errno(r.Uint()))
+	}
+	for range r.Count(maxArgs) {
+		s.Args = append(s.Args, takeArg(r))
+	}
+	return s
+}
+
+// takeReg keeps a number outside of the registers outside of them.
+func takeReg(r *pack.Reader) Reg { return Reg(max(min(r.Int(), NumRegs), -2)) }
+
+func putArg(w *pack.Writer, a *Arg) {
+	w.Uint(uint64(a.Kind))
+	switch a.Kind {
+	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf:
+		w.Int(a.Int)
+	case ArgStr:
+		w.String(a.Str)
+	case ArgStrs:
+		w.Strings(a.Strs)
+	case ArgBytes, ArgFilter:
+		w.Blob(a.Bytes)
+	case ArgRegPtr:
+		w.Int(a.Int)
+		w.Blob(a.Bytes)
+	}
+}
+
+func takeArg(r *pack.Reader) Arg {
+	a := Arg{Kind: ArgKind(takeEnum(r))}
+	switch a.Kind {
+	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf:
+		a.Int = r.Int()
+	case ArgStr:
+		a.Str = r.String()
+	case ArgStrs:
+		a.Strs = r.Strings(maxStrings)
+	case ArgBytes, ArgFilter:
+		a.Bytes = r.Blob()
+	case ArgRegPtr:
+		a.Int = r.Int()
+		a.Bytes = r.Blob()
+	}
+	return a
+}

@@ -1,0 +1,14 @@
+package plan
+
+import "errors"
+
+// Errors of a plan's form.
+var (
+	// ErrInvalid is a plan that cannot be run: a register, an input or an
+	// argument that does not exist.
+	ErrInvalid = errors.New("invalid plan")
+	// ErrTooLarge is a plan beyond the bounds.
+	ErrTooLarge = errors.New("plan too large")
+	// ErrVersion is an encoded plan of another version, or no plan at all.
+	ErrVersion = errors.New("unknown plan version")
+)

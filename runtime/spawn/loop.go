@@ -1,0 +1,230 @@
+package spawn
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/plan"
+)
+
+// The runtime's own bookkeeping around a fork: it blocks signals and keeps
+// the goroutine on its thread. The toolchain keeps these names open.
+//
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
+func afterForkInChild()
+
+// Exit codes of a child that ends before execve.
+const (
+	exitFailed  = 125 // a step failed and was reported
+	exitRefused = 124 // the gate was closed instead of opened
+)
+
+// The kinds of report, the first word of a message from the child.
+const (
+	reportFailed uint32 = iota + 1
+	reportForked
+	reportWaiting
+	reportExec
+	reportEnd
+)
+
+// reportWords is a report's length: kind, step index, and an errno or a pid.
+const reportWords = 3
+
+// numRegs has one register more than plans see, for the prologue.
+const numRegs = plan.NumRegs + 1
+
+// op is a step ready to run: nothing is left to allocate, look up or decide.
+type op struct {
+	call uintptr
+	args [6]uintptr
+	// reg says which register to take an argument from, or to poke; -1 none.
+	reg [6]int8
+	// poke is where the register goes when the argument is a structure.
+	poke   [6]*uint32
+	ignore []syscall.Errno
+	// buf is the memory that the call fills and want what it must begin with.
+	buf, want []byte
+	// index is the step's index in the plan; negative in the prologue, whose
+	// errors are ignored.
+	index                   int32
+	save                    int8
+	cond                    plan.Cond
+	condReg                 int8
+	fork, sync, exec, retry bool
+}
+
+// cloneArgs is struct clone_args.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+// machine is all the memory that the child uses.
+type machine struct {
+	clone  cloneArgs
+	pidfd  int32
+	sock   uintptr
+	ops    []op
+	regs   [numRegs]uintptr
+	report [reportWords]uint32
+	zero   [4]uint64 // the default struct sigaction, and an empty signal set
+	arena  arena
+}
+
+// start clones the child. Only the caller returns from it.
+func (m *machine) start() (pid int, err syscall.Errno) {
+	beforeFork()
+	r, e := m.run()
+	afterFork()
+	return int(r), e
+}
+
+// run returns in the parent and runs the plan in the child. It must neither
+// allocate nor grow the stack nor store a pointer: the child is a
+// single-threaded copy of a process whose other threads may hold any lock.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (m *machine) run() (uintptr, syscall.Errno) {
+	pid, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0)
+	if pid != 0 || e != 0 {
+		return pid, e
+	}
+	afterForkInChild()
+	for s := uintptr(1); s <= 64; s++ {
+		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&m.zero)), 0, 8, 0, 0)
+	}
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.zero)), 0, 8, 0, 0)
+	for i := range m.ops {
+		m.step(&m.ops[i])
+	}
+	m.tell(reportEnd, 0, 0)
+	m.exit(0)
+	return 0, 0
+}
+
+// step runs one step; it does not return when the step fails or forks away.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (m *machine) step(o *op) {
+	if o.cond != plan.Always && (o.cond == plan.IfUnset) != (int(m.regs[o.condReg]) < 0) {
+		if o.save >= 0 {
+			m.regs[o.save] = ^uintptr(0)
+		}
+		return
+	}
+	a := o.args
+	for j := range a {
+		r := o.reg[j]
+		if r < 0 {
+			continue
+		}
+		if o.poke[j] != nil {
+			*o.poke[j] = uint32(m.regs[r])
+		} else {
+			a[j] = m.regs[r]
+		}
+	}
+	if o.sync {
+		m.tell(reportWaiting, uint32(o.index), 0)
+	}
+	if o.exec {
+		m.tell(reportExec, uint32(o.index), 0)
+	}
+	r, _, e := syscall.RawSyscall6(o.call, a[0], a[1], a[2], a[3], a[4], a[5])
+	for e == unix.EINTR && o.sync {
+		r, _, e = syscall.RawSyscall6(o.call, a[0], a[1], a[2], a[3], a[4], a[5])
+	}
+	for n := 0; o.retry && e == unix.EAGAIN && n < plan.MaxRetries; n++ {
+		r, _, e = syscall.RawSyscall6(o.call, a[0], a[1], a[2], a[3], a[4], a[5])
+	}
+	if e == 0 && !m.holds(o.buf, o.want) {
+		e = unix.EBADMSG
+	}
+	if e != 0 {
+		for _, ok := range o.ignore {
+			if e == ok {
+				e = 0
+			}
+		}
+		if e != 0 && o.index >= 0 {
+			m.fail(o, e)
+		}
+		r = ^uintptr(0)
+	}
+	for j := range o.want {
+		if o.want[j] != o.buf[j] {
+			m.fail(o, unix.EBADMSG)
+		}
+	}
+	if o.sync && r != 1 {
+		m.exit(exitRefused)
+	}
+	if o.fork && r != 0 {
+		m.tell(reportForked, uint32(o.index), uint32(r))
+		m.exit(0)
+	}
+	if o.save >= 0 {
+		m.regs[o.save] = r
+	}
+}
+
+// holds says whether buf begins with want, which is not longer.
+//
+//go:noinline
+//go:norace
+//go:nosplit
+func (m *machine) holds(buf, want []byte) bool {
+	for i := range want {
+		if buf[i] != want[i] {
+			return false
+		}
+	}
+	return true
+}
+
+//go:noinline
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (m *machine) fail(o *op, e syscall.Errno) {
+	m.tell(reportFailed, uint32(o.index), uint32(e))
+	m.exit(exitFailed)
+}
+
+// tell sends a report. A caller that is gone makes the write raise SIGPIPE,
+// which ends the child; the check covers a plan that blocks signals.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (m *machine) tell(kind, index, value uint32) {
+	m.report[0], m.report[1], m.report[2] = kind, index, value
+	_, _, e := syscall.RawSyscall(unix.SYS_WRITE, m.sock, uintptr(unsafe.Pointer(&m.report)), unsafe.Sizeof(m.report))
+	if e == unix.EPIPE {
+		m.exit(exitRefused)
+	}
+}
+
+//go:noinline
+//go:norace
+//go:nosplit
+func (m *machine) exit(code uintptr) {
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, code, 0, 0)
+	}
+}
