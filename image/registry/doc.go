@@ -1,0 +1,12 @@
+// Package registry reads images from registries that speak the OCI
+// distribution protocol or its ancestor, the Docker Registry HTTP API V2.
+//
+// A [Client] turns a [Reference] into a [Repository]: the ordered list of
+// hosts that may serve it, from the hosts.toml files of the registry
+// configuration folders, which are read anew each time. Every request walks
+// that list; an error names each host that was tried and what it answered.
+//
+// Credentials go to the registry that the reference names and to nothing
+// else: not to a mirror, not to the target of a redirect, not to an address
+// that a manifest mentions.
+package registry

@@ -1,0 +1,97 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// Errors of parsing.
+var (
+	// ErrInvalidReference means that a string is not an image reference.
+	ErrInvalidReference = errors.New("invalid image reference")
+	// ErrConfig means that a hosts.toml or a certificate it names is unusable.
+	ErrConfig = errors.New("invalid registry configuration")
+)
+
+// Errors of requests. They say what the registry's answer means for the
+// caller, whatever the protocol said.
+var (
+	// ErrUnavailable means that no usable answer came: the name does not
+	// resolve, nothing listens, TLS fails, the server is overloaded or broken.
+	ErrUnavailable = errors.New("registry unavailable")
+	// ErrDenied means that the credentials, or their absence, do not suffice.
+	ErrDenied = errors.New("access denied")
+	// ErrNotFound means that the registry has no such manifest or blob.
+	ErrNotFound = errors.New("not found in registry")
+	// ErrProtocol means that the answer breaks the protocol.
+	ErrProtocol = errors.New("malformed registry answer")
+)
+
+// HopError is what one host made of a request.
+type HopError struct {
+	// URL is what was asked for, without credentials and query.
+	URL string
+	Err error
+}
+
+func (e *HopError) Error() string { return e.URL + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *HopError) Unwrap() error { return e.Err }
+
+// hopErrors joins the answers of all hosts tried into one error. It is of the
+// class of the last one: the registry itself comes after its mirrors.
+type hopErrors []*HopError
+
+func (e hopErrors) Error() string {
+	parts := make([]string, len(e))
+	for i, h := range e {
+		parts[i] = h.Error()
+	}
+	return strings.Join(parts, "; ")
+}
+
+func (e hopErrors) Unwrap() error { return e[len(e)-1] }
+
+// statusError is an HTTP status that is not the expected one.
+type statusError struct {
+	code   int
+	detail string
+}
+
+func (e *statusError) Error() string {
+	s := fmt.Sprintf("HTTP status %d %s", e.code, http.StatusText(e.code))
+	if e.detail != "" {
+		s += " (" + e.detail + ")"
+	}
+	return s
+}
+
+// Is puts a status into one of the package's classes.
+func (e *statusError) Is(target error) bool {
+	switch {
+	case e.code == http.StatusUnauthorized, e.code == http.StatusForbidden:
+		return target == ErrDenied
+	case e.code == http.StatusNotFound, e.code == http.StatusGone:
+		return target == ErrNotFound
+	case e.code == http.StatusTooManyRequests, e.code == http.StatusRequestTimeout, e.code >= 500:
+		return target == ErrUnavailable
+	default:
+		return target == ErrProtocol
+	}
+}
+
+// transportError classes an error of the HTTP client: the caller's own
+// cancellation stays what it is, all else is the registry's unavailability.
+func transportError(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrProtocol) || errors.Is(err, ErrDenied) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}

@@ -1,0 +1,138 @@
+package registry
+
+import (
+	"fmt"
+	"net"
+	"regexp"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	// The digest algorithms that references may use.
+	_ "crypto/sha256"
+	_ "crypto/sha512"
+)
+
+const (
+	defaultHost = "docker.io"
+	defaultTag  = "latest"
+	// officialRepo is where Docker Hub keeps images named with one word.
+	officialRepo = "library/"
+
+	maxRepoLength = 255
+)
+
+var (
+	hostPattern = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?$`)
+	repoPattern = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagPattern  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+)
+
+// Reference names an image in a registry, with all defaults filled in: either
+// Tag or Digest is set, never both.
+type Reference struct {
+	// Host is the registry as it appears in names: "docker.io", "localhost:5000".
+	Host string
+	// Repo is the repository's path: "library/busybox".
+	Repo   string
+	Tag    string
+	Digest digest.Digest
+}
+
+// ParseReference reads a reference as people write it. A missing host means
+// Docker Hub, a missing tag "latest", and of tag and digest the digest wins.
+func ParseReference(s string) (Reference, error) {
+	invalid := func(why string) (Reference, error) {
+		return Reference{}, fmt.Errorf("%w: %q: %s", ErrInvalidReference, s, why)
+	}
+	var ref Reference
+	name, dig, hasDigest := strings.Cut(s, "@")
+	if hasDigest {
+		ref.Digest = digest.Digest(dig)
+		if err := ref.Digest.Validate(); err != nil {
+			return invalid(err.Error())
+		}
+	}
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		name, ref.Tag = name[:i], name[i+1:]
+		if !tagPattern.MatchString(ref.Tag) {
+			return invalid("malformed tag")
+		}
+	}
+	ref.Host, ref.Repo = splitHost(name)
+	if !hostPattern.MatchString(ref.Host) {
+		return invalid("malformed registry host")
+	}
+	if !repoPattern.MatchString(ref.Repo) {
+		return invalid("malformed repository name (lower-case letters, digits, and between them . _ - /)")
+	}
+	if len(ref.Host)+1+len(ref.Repo) > maxRepoLength {
+		return invalid("repository name too long")
+	}
+	switch {
+	case hasDigest:
+		ref.Tag = ""
+	case ref.Tag == "":
+		ref.Tag = defaultTag
+	}
+	return ref, nil
+}
+
+// splitHost tells the registry from the repository: a first component is a
+// host if it could not be a repository's or has a dot or port.
+func splitHost(name string) (host, repo string) {
+	host, repo, ok := strings.Cut(name, "/")
+	if !ok || !strings.ContainsAny(host, ".:[") && host != "localhost" && strings.ToLower(host) == host {
+		host, repo = defaultHost, name
+	}
+	if host == "index.docker.io" || host == "registry-1.docker.io" {
+		host = defaultHost
+	}
+	if host == defaultHost && !strings.Contains(repo, "/") {
+		repo = officialRepo + repo
+	}
+	return host, repo
+}
+
+// Name is the reference without tag and digest.
+func (r Reference) Name() string { return r.Host + "/" + r.Repo }
+
+// String is the reference in full.
+func (r Reference) String() string {
+	if r.Digest != "" {
+		return r.Name() + "@" + r.Digest.String()
+	}
+	return r.Name() + ":" + r.Tag
+}
+
+// identifier is what the protocol calls <reference>: tag or digest.
+func (r Reference) identifier() string {
+	if r.Digest != "" {
+		return r.Digest.String()
+	}
+	return r.Tag
+}
+
+// server is the URL at which the registry named host listens by default.
+func server(host string) string {
+	if host == defaultHost {
+		return "https://registry-1.docker.io"
+	}
+	if isLoopback(host) {
+		return "http://" + host
+	}
+	return "https://" + host
+}
+
+// isLoopback reports whether host is this machine and the port is not the one
+// of HTTPS: such a registry is asked over plain HTTP.
+func isLoopback(hostport string) bool {
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil {
+		host, port = strings.Trim(hostport, "[]"), ""
+	}
+	if port == "443" {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
