@@ -1,0 +1,137 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// drainTime is how long a closed connection is still read from. Closing with
+// input unread would make the kernel reset the connection, and the client
+// could lose the end of the output and the exit code.
+const drainTime = time.Second
+
+// listener keeps track of the connections it accepted. The HTTP server
+// forgets them once they are taken over by a streaming protocol.
+type listener struct {
+	net.Listener
+
+	mu      sync.Mutex
+	closed  bool
+	open    map[*conn]struct{}
+	closing sync.WaitGroup
+}
+
+func newListener(inner net.Listener) *listener {
+	return &listener{Listener: inner, open: map[*conn]struct{}{}}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	inner, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: inner, listener: l, gone: make(chan struct{})}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errors.Join(net.ErrClosed, inner.Close())
+	}
+	l.open[c] = struct{}{}
+	return c, nil
+}
+
+// closeAll cuts every connection.
+func (l *listener) closeAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for c := range l.open {
+		c.lost()
+		c.Conn.Close()
+	}
+	clear(l.open)
+}
+
+// conn notices when its client goes away.
+type conn struct {
+	net.Conn
+	listener *listener
+	hijacked atomic.Bool
+	once     sync.Once
+	gone     chan struct{}
+}
+
+// lost marks the connection as of no more use.
+func (c *conn) lost() { c.once.Do(func() { close(c.gone) }) }
+
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	// The HTTP server interrupts its own reads by a deadline.
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.lost()
+	}
+	return n, err
+}
+
+// Close ends the connection towards the client at once and releases it when
+// the client has ended its side too, or soon.
+func (c *conn) Close() error {
+	c.lost()
+	l := c.listener
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.open[c]; !ok {
+		return nil
+	}
+	delete(l.open, c)
+	half, ok := c.Conn.(*net.TCPConn)
+	if !ok || half.CloseWrite() != nil {
+		return c.Conn.Close()
+	}
+	l.closing.Go(func() {
+		c.Conn.SetReadDeadline(time.Now().Add(drainTime))
+		io.Copy(io.Discard, c.Conn)
+		c.Conn.Close()
+	})
+	return nil
+}
+
+// watch returns a context that ends with the connection, or when cancel is
+// called, which must happen.
+func (c *conn) watch(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-c.gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		cancel()
+		<-done
+	}
+}
+
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
+
+func connContext(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// connState notes when a connection is taken over.
+func connState(c net.Conn, state http.ConnState) {
+	if own, ok := c.(*conn); ok && state == http.StateHijacked {
+		own.hijacked.Store(true)
+	}
+}

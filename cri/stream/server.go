@@ -1,0 +1,302 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+)
+
+// Defaults of [Options].
+const (
+	defaultAddr            = "127.0.0.1:0"
+	defaultIdleTimeout     = 4 * time.Hour
+	defaultCreationTimeout = 30 * time.Second
+)
+
+// maxHeader bounds the head of a request.
+const maxHeader = 64 << 10
+
+// Options of a [Server]. The zero value serves on a free port of loopback.
+type Options struct {
+	// Addr is the address to listen on. Whoever reaches it needs a URL that
+	// was given out, but the data is not encrypted.
+	Addr string
+	// IdleTimeout ends a connection that carries nothing for so long.
+	IdleTimeout time.Duration
+	// CreationTimeout is how long a client may take to connect and to open
+	// its streams.
+	CreationTimeout time.Duration
+}
+
+// Runtime is what the server drives.
+type Runtime interface {
+	// Exec runs a command in a container. Streams that the client did not
+	// ask for are nil or discard what they get. An exit code other than zero
+	// is returned as [*ExitError].
+	Exec(ctx context.Context, containerID string, cmd []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error
+	// Attach connects to a running container until it ends or ctx does.
+	Attach(ctx context.Context, containerID string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error
+	// PortForward carries one connection to a port of a pod. It is called for
+	// many at a time.
+	PortForward(ctx context.Context, podSandboxID string, port int32, stream io.ReadWriteCloser) error
+}
+
+// Server hands out URLs and serves them. It is safe for concurrent use.
+type Server struct {
+	options  Options
+	runtime  Runtime
+	tokens   *tokens
+	listener *listener
+	http     *http.Server
+	sessions group
+	// served is closed, with err set, when the server accepts no more.
+	served chan struct{}
+	err    error
+}
+
+// Start listens and begins to serve.
+func Start(o Options, rt Runtime) (*Server, error) {
+	if o.Addr == "" {
+		o.Addr = defaultAddr
+	}
+	if o.IdleTimeout == 0 {
+		o.IdleTimeout = defaultIdleTimeout
+	}
+	if o.CreationTimeout == 0 {
+		o.CreationTimeout = defaultCreationTimeout
+	}
+	inner, err := net.Listen("tcp", o.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("serve streams: %w", err)
+	}
+	s := &Server{
+		options:  o,
+		runtime:  rt,
+		tokens:   newTokens(),
+		listener: newListener(inner),
+		served:   make(chan struct{}),
+	}
+	s.http = &http.Server{
+		Handler:           s.handler(),
+		ConnContext:       connContext,
+		ConnState:         connState,
+		ReadHeaderTimeout: o.CreationTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          log.New(io.Discard, "", 0),
+	}
+	go func() {
+		defer close(s.served)
+		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+			s.err = fmt.Errorf("serve streams: %w", err)
+		}
+	}()
+	return s, nil
+}
+
+// Stop ends all connections and waits until what they ran has returned, or
+// ctx ends.
+func (s *Server) Stop(ctx context.Context) error {
+	err := s.http.Close()
+	s.listener.closeAll()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-s.served
+		s.sessions.wait()
+		s.listener.closing.Wait()
+	}()
+	select {
+	case <-done:
+		return errors.Join(s.err, err)
+	case <-ctx.Done():
+		return fmt.Errorf("stop streams: %w", ctx.Err())
+	}
+}
+
+// GetExec answers with the URL to run a command at.
+func (s *Server) GetExec(req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	if err := validate(req.GetContainerId(), req.GetTty(), req.GetStdin(), req.GetStdout(), req.GetStderr()); err != nil {
+		return nil, err
+	}
+	url, err := s.url("exec", req)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ExecResponse{Url: url}, nil
+}
+
+// GetAttach answers with the URL to attach to a container at.
+func (s *Server) GetAttach(req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	if err := validate(req.GetContainerId(), req.GetTty(), req.GetStdin(), req.GetStdout(), req.GetStderr()); err != nil {
+		return nil, err
+	}
+	url, err := s.url("attach", req)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.AttachResponse{Url: url}, nil
+}
+
+// GetPortForward answers with the URL to reach the ports of a pod at.
+func (s *Server) GetPortForward(req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	if req.GetPodSandboxId() == "" {
+		return nil, fmt.Errorf("%w: no pod", ErrInvalid)
+	}
+	url, err := s.url("portforward", req)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PortForwardResponse{Url: url}, nil
+}
+
+func validate(container string, tty, stdin, stdout, stderr bool) error {
+	switch {
+	case container == "":
+		return fmt.Errorf("%w: no container", ErrInvalid)
+	case tty && stderr:
+		return fmt.Errorf("%w: a terminal has no stderr of its own", ErrInvalid)
+	case !stdin && !stdout && !stderr:
+		return fmt.Errorf("%w: none of stdin, stdout and stderr", ErrInvalid)
+	}
+	return nil
+}
+
+func (s *Server) url(verb string, req any) (string, error) {
+	path, err := s.tokens.issue(verb, req)
+	if err != nil {
+		return "", err
+	}
+	return "http://" + s.listener.Addr().String() + path, nil
+}
+
+// handler serves a path once, for the request that it was issued for.
+func (s *Server) handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodPost {
+			http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+			return
+		}
+		req, ok := s.tokens.redeem(r.URL.Path)
+		if !ok || !s.sessions.begin() {
+			http.NotFound(w, r)
+			return
+		}
+		defer s.sessions.end()
+		s.session(w, r, req)
+	})
+}
+
+// session serves a request with a context that ends with its connection, and
+// leaves nothing of either.
+func (s *Server) session(w http.ResponseWriter, r *http.Request, req any) {
+	own, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		http.Error(w, "unknown connection", http.StatusInternalServerError)
+		return
+	}
+	ctx, cancel := own.watch(r.Context())
+	defer cancel()
+	s.serve(w, r.WithContext(ctx), req)
+	// The protocol's code leaves the connection open when the client does not
+	// open its streams in time.
+	if own.hijacked.Load() {
+		own.Close()
+	}
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, req any) {
+	o := s.options
+	switch req := req.(type) {
+	case *runtimeapi.ExecRequest:
+		remotecommand.ServeExec(w, r, executor{s.runtime}, "", "", req.ContainerId, req.Cmd,
+			&remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty},
+			o.IdleTimeout, o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+	case *runtimeapi.AttachRequest:
+		remotecommand.ServeAttach(w, r, executor{s.runtime}, "", "", req.ContainerId,
+			&remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty},
+			o.IdleTimeout, o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+	case *runtimeapi.PortForwardRequest:
+		ctx, cancel := context.WithCancel(r.Context())
+		f := &forwarder{ctx: ctx, runtime: s.runtime}
+		portforward.ServePortForward(w, r, f, req.PodSandboxId, "", &portforward.V4Options{Ports: req.Port},
+			o.IdleTimeout, o.CreationTimeout, portforward.SupportedProtocols)
+		cancel()
+		f.forwards.wait()
+	}
+}
+
+// executor drives the runtime for one exec or attach.
+type executor struct{ runtime Runtime }
+
+var (
+	_ remotecommand.Executor = executor{}
+	_ remotecommand.Attacher = executor{}
+)
+
+func (e executor) ExecInContainer(ctx context.Context, _, _, container string, cmd []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	err := e.runtime.Exec(ctx, container, cmd, in, out, errw, tty, resize)
+	// The protocol's code looks at the error itself, not at what it wraps.
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		return exit
+	}
+	return err
+}
+
+func (e executor) AttachContainer(ctx context.Context, _, _, container string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	return e.runtime.Attach(ctx, container, in, out, errw, tty, resize)
+}
+
+// forwarder carries the connections of one port-forward session. The
+// protocol's code passes a context that never ends and does not wait for the
+// connections; this does.
+type forwarder struct {
+	ctx      context.Context
+	runtime  Runtime
+	forwards group
+}
+
+var _ portforward.PortForwarder = (*forwarder)(nil)
+
+func (f *forwarder) PortForward(_ context.Context, pod, _ string, port int32, stream io.ReadWriteCloser) error {
+	if !f.forwards.begin() {
+		return context.Canceled
+	}
+	defer f.forwards.end()
+	return f.runtime.PortForward(f.ctx, pod, port, stream)
+}
+
+// group counts tasks; after wait has been called none can begin.
+type group struct {
+	mu     sync.Mutex
+	closed bool
+	tasks  sync.WaitGroup
+}
+
+func (g *group) begin() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.tasks.Add(1)
+	}
+	return !g.closed
+}
+
+func (g *group) end() { g.tasks.Done() }
+
+func (g *group) wait() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.tasks.Wait()
+}

@@ -1,0 +1,82 @@
+package netns
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// maxDev bounds what is read of the list of interfaces: a pod that may
+// administer its network could make any number of them.
+const maxDev = 1 << 20
+
+// InterfaceStats are the traffic counters of one interface.
+type InterfaceStats struct {
+	Name string
+	// Rx counts what the interface received, Tx what it sent.
+	Rx, Tx Traffic
+}
+
+// Traffic counts one direction.
+type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
+
+// Interfaces lists the interfaces of a network namespace, loopback included.
+func Interfaces(ns *os.File) ([]InterfaceStats, error) {
+	var list []InterfaceStats
+	err := Do(ns, func() error {
+		f, err := os.Open("/proc/thread-self/net/dev")
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		list, err = parseDev(io.LimitReader(f, maxDev))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	return list, nil
+}
+
+// parseDev reads the format of /proc/net/dev: two header lines, then
+// "name: bytes packets errs drop fifo frame compressed multicast" and eight
+// more columns for the other direction.
+func parseDev(r io.Reader) ([]InterfaceStats, error) {
+	var list []InterfaceStats
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		name, counters, ok := strings.Cut(lines.Text(), ":")
+		if !ok {
+			continue
+		}
+		fields := strings.Fields(counters)
+		if len(fields) < 16 {
+			return nil, fmt.Errorf("interface %q: %d columns", strings.TrimSpace(name), len(fields))
+		}
+		rx, err := parseTraffic(fields[0:4])
+		if err != nil {
+			return nil, err
+		}
+		tx, err := parseTraffic(fields[8:12])
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, InterfaceStats{Name: strings.TrimSpace(name), Rx: rx, Tx: tx})
+	}
+	return list, lines.Err()
+}
+
+func parseTraffic(columns []string) (Traffic, error) {
+	var t Traffic
+	for i, into := range []*uint64{&t.Bytes, &t.Packets, &t.Errors, &t.Dropped} {
+		n, err := strconv.ParseUint(columns[i], 10, 64)
+		if err != nil {
+			return Traffic{}, err
+		}
+		*into = n
+	}
+	return t, nil
+}

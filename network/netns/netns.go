@@ -1,0 +1,110 @@
+// Package netns keeps and enters network namespaces.
+//
+// A pod's network namespace is born in the pod's first plan and reaches the
+// daemon as a descriptor. [Pin] binds it to a path, because CNI plugins take
+// a path and because the pin outlives every process of ours; [Unpin] takes
+// that back and may be repeated. [Do] runs a function inside a namespace.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Pin binds the namespace to path, which must not exist or be an empty file
+// left by an interrupted Pin. The folder must exist.
+func Pin(ns *os.File, path string) error {
+	if err := check(ns); err != nil {
+		return fmt.Errorf("pin namespace: %w", err)
+	}
+	if pinned, err := isPin(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("pin namespace: %w", err)
+	} else if pinned {
+		return fmt.Errorf("pin namespace: %s: %w", path, fs.ErrExist)
+	}
+	target, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o444)
+	if err != nil {
+		return fmt.Errorf("pin namespace: %w", err)
+	}
+	defer target.Close()
+	if err := unix.Mount(procFD(ns), procFD(target), "", unix.MS_BIND, ""); err != nil {
+		return errors.Join(fmt.Errorf("pin namespace: bind %s: %w", path, err), os.Remove(path))
+	}
+	return nil
+}
+
+// Unpin releases the namespace bound to path and removes the file. A path
+// that is not bound, or does not exist, is fine.
+func Unpin(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unpin namespace: unmount %s: %w", path, err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unpin namespace: %w", err)
+	}
+	return nil
+}
+
+// Open opens the network namespace bound to path. The error is
+// [ErrNotNamespace] when something else is there.
+func Open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open namespace: %w", err)
+	}
+	if err := check(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("open namespace %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}
+
+// Do runs fn on a thread inside the namespace. Sockets that fn opens stay in
+// it. fn must not start goroutines that expect to be in the namespace too.
+func Do(ns *os.File, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, so that no other
+		// goroutine can find itself in the namespace.
+		runtime.LockOSThread()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// check tells whether f is a network namespace.
+func check(f *os.File) error {
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return ErrNotNamespace
+	}
+	return nil
+}
+
+// isPin tells whether something of nsfs is mounted on path.
+func isPin(path string) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return false, &fs.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return st.Type == unix.NSFS_MAGIC, nil
+}
+
+func procFD(f *os.File) string {
+	return "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
+}

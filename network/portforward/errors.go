@@ -1,0 +1,6 @@
+package portforward
+
+import "errors"
+
+// ErrInvalidPort says that a number is not a TCP port.
+var ErrInvalidPort = errors.New("not a port")

@@ -1,0 +1,182 @@
+// Package portforward carries a client's stream to a port inside a pod.
+//
+// The connection is made by the daemon itself from within the pod's network
+// namespace; no helper program runs. Either direction may end before the
+// other: the end of one is passed on as a half close, and the other goes on.
+package portforward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"crisp/network/netns"
+)
+
+const (
+	// dialTimeout bounds a connection to localhost that gets no answer,
+	// because a packet filter in the pod drops it.
+	dialTimeout = 10 * time.Second
+	// linger is how long a client may stay silent and open after the pod's
+	// side has ended. TCP does not tell whether the peer would still read.
+	linger = 10 * time.Second
+	// resetGrace is how long after the end of a client's data a reset of the
+	// stream may take to become visible.
+	resetGrace = 200 * time.Millisecond
+)
+
+// Forward connects to a port on the pod's localhost and copies until both
+// sides are done or ctx ends. A nil namespace is the host's.
+func Forward(ctx context.Context, ns *os.File, port int, stream io.ReadWriteCloser) error {
+	conn, err := Dial(ctx, ns, port)
+	if err != nil {
+		return err
+	}
+	Copy(ctx, stream, conn)
+	return nil
+}
+
+// Dial connects to a TCP port on localhost inside a network namespace, over
+// IPv4 first and then over IPv6. A nil namespace is the host's.
+func Dial(ctx context.Context, ns *os.File, port int) (net.Conn, error) {
+	if port < 1 || port > 65535 {
+		return nil, fmt.Errorf("dial port %d: %w", port, ErrInvalidPort)
+	}
+	if ns == nil {
+		return dialLocal(ctx, port)
+	}
+	var conn net.Conn
+	err := netns.Do(ns, func() error {
+		var err error
+		conn, err = dialLocal(ctx, port)
+		return err
+	})
+	return conn, err
+}
+
+// dialLocal relies on net.Dialer making the socket of a literal address on
+// the calling thread.
+func dialLocal(ctx context.Context, port int) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: dialTimeout}
+	var errs []error
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// Copy copies between a client's stream and a connection until both
+// directions have ended, and closes both. It returns no error: what breaks a
+// connection that was made concerns this stream alone, while clients take an
+// error for the failure of all their streams.
+func Copy(ctx context.Context, stream io.ReadWriteCloser, conn net.Conn) {
+	c := copying{stream: stream, conn: conn, up: make(chan struct{}), down: make(chan struct{})}
+	go func() {
+		defer close(c.up)
+		io.Copy(conn, stream)
+		closeWrite(conn)
+	}()
+	go func() {
+		defer close(c.down)
+		io.Copy(checkedWriter{stream}, conn)
+		stream.Close()
+	}()
+	c.wait(ctx)
+	c.abort()
+	<-c.up
+	<-c.down
+}
+
+// copying is a copy under way. The channels close as each direction ends.
+type copying struct {
+	stream   io.ReadWriteCloser
+	conn     net.Conn
+	up, down chan struct{}
+}
+
+// wait returns when nothing more is worth waiting for.
+func (c *copying) wait(ctx context.Context) {
+	select {
+	case <-c.up:
+		c.waitDown(ctx)
+	case <-c.down:
+		c.waitUp(ctx)
+	case <-ctx.Done():
+	}
+}
+
+// waitDown waits for the pod to finish its answer, as long as it takes,
+// unless the client has reset the stream: then nobody reads the answer.
+func (c *copying) waitDown(ctx context.Context) {
+	grace := time.NewTimer(resetGrace)
+	defer grace.Stop()
+	for {
+		select {
+		case <-c.down:
+			return
+		case <-ctx.Done():
+			return
+		case <-grace.C:
+			if finished(c.stream) {
+				return
+			}
+		}
+	}
+}
+
+// waitUp gives the client some time to finish too.
+func (c *copying) waitUp(ctx context.Context) {
+	limit := time.NewTimer(linger)
+	defer limit.Stop()
+	select {
+	case <-c.up:
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+}
+
+// abort unblocks both directions. A stream that is already closed for writing
+// sends nothing when it is reset.
+func (c *copying) abort() {
+	c.conn.Close()
+	if r, ok := c.stream.(interface{ Reset() error }); ok {
+		r.Reset()
+		return
+	}
+	c.stream.Close()
+}
+
+// checkedWriter fails once the stream has been reset by the client. A SPDY
+// stream itself goes on sending frames that nobody takes.
+type checkedWriter struct{ stream io.Writer }
+
+func (w checkedWriter) Write(p []byte) (int, error) {
+	if finished(w.stream) {
+		return 0, io.ErrClosedPipe
+	}
+	return w.stream.Write(p)
+}
+
+// finished tells whether a stream that knows it takes no more data.
+func finished(stream any) bool {
+	f, ok := stream.(interface{ IsFinished() bool })
+	return ok && f.IsFinished()
+}
+
+// closeWrite ends the sending half of a connection.
+func closeWrite(conn net.Conn) {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+		return
+	}
+	conn.Close()
+}
