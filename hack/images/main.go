@@ -1,0 +1,89 @@
+// Command images builds the images that critest and the demo pull, out of
+// Debian packages and small programs, and leaves them in the storage of a
+// registry in the checkout's .cache folder. It does nothing when they are
+// there already.
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"crisp/test/testkit/lab"
+)
+
+func main() {
+	cache := flag.String("cache", ".cache", "the `folder` to build in")
+	flag.Parse()
+	dir, err := filepath.Abs(*cache)
+	if err == nil {
+		err = build(context.Background(), dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "images:", err)
+		os.Exit(1)
+	}
+}
+
+// build makes the storage in a new folder and renames it into place, so that
+// a storage that is there is whole.
+func build(ctx context.Context, cache string) error {
+	dir := filepath.Join(cache, "images")
+	stamp, err := stampOfThisProgram()
+	if err != nil {
+		return err
+	}
+	stampFile, storage := filepath.Join(dir, "stamp"), filepath.Join(dir, "registry")
+	if old, err := os.ReadFile(stampFile); err == nil && string(old) == stamp {
+		return nil
+	}
+	fresh := filepath.Join(dir, "registry.new")
+	if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
+		return err
+	}
+	c, err := makeContents(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if err := publishAll(ctx, c, cache, fresh); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(stampFile), os.RemoveAll(storage), os.Rename(fresh, storage)); err != nil {
+		return err
+	}
+	return os.WriteFile(stampFile, []byte(stamp), 0o644)
+}
+
+func publishAll(ctx context.Context, c *contents, cache, storage string) (err error) {
+	registry, err := lab.StartRegistry(ctx, lab.RegistryOptions{
+		Binary: filepath.Join(cache, "bin", "registry"), Storage: storage, Work: filepath.Dir(storage), Writable: true,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, registry.Close()) }()
+	for _, r := range c.recipes(ctx) {
+		fmt.Println("image", r.names[0])
+		if err := publish(ctx, registry.Addr, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stampOfThisProgram changes when anything that goes into the images may
+// have: this program holds the recipes.
+func stampOfThisProgram() (string, error) {
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(self)
+	return runtime.GOARCH + " " + hex.EncodeToString(sum[:]), nil
+}

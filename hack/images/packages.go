@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// packages is a folder in which Debian packages are unpacked one over the
+// other, without being installed.
+type packages struct {
+	debs, root string
+	unpacked   map[string]bool
+}
+
+func openPackages(dir string) (*packages, error) {
+	p := &packages{debs: filepath.Join(dir, "debs"), root: filepath.Join(dir, "root"), unpacked: map[string]bool{}}
+	for _, d := range []string{p.debs, p.root} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// add downloads and unpacks packages and the libraries they depend on.
+func (p *packages) add(ctx context.Context, names ...string) error {
+	for len(names) > 0 {
+		name := names[0]
+		names = names[1:]
+		if p.unpacked[name] {
+			continue
+		}
+		p.unpacked[name] = true
+		if err := p.unpack(ctx, name); err != nil {
+			return err
+		}
+		libraries, err := libraryDependencies(ctx, name)
+		if err != nil {
+			return err
+		}
+		names = append(names, libraries...)
+	}
+	return nil
+}
+
+func (p *packages) unpack(ctx context.Context, name string) error {
+	before, err := filepath.Glob(filepath.Join(p.debs, name+"_*.deb"))
+	if err != nil {
+		return err
+	}
+	if len(before) == 0 {
+		if err := run(ctx, p.debs, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name); err != nil {
+			return fmt.Errorf("download package %s: %w", name, err)
+		}
+	}
+	debs, err := filepath.Glob(filepath.Join(p.debs, name+"_*.deb"))
+	if err != nil {
+		return err
+	}
+	if len(debs) != 1 {
+		return fmt.Errorf("unpack package %s: want one file in %s, have %d", name, p.debs, len(debs))
+	}
+	return run(ctx, "", "dpkg-deb", "--extract", debs[0], p.root)
+}
+
+// libraryDependencies lists the packages that name depends on and that hold
+// libraries, going by their names.
+func libraryDependencies(ctx context.Context, name string) ([]string, error) {
+	out, err := exec.CommandContext(ctx, "apt-cache", "depends", "--important", name).Output()
+	if err != nil {
+		return nil, fmt.Errorf("list dependencies of package %s: %w", name, err)
+	}
+	var libraries []string
+	for line := range strings.Lines(string(out)) {
+		kind, dep, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		if (kind == "Depends" || kind == "PreDepends") && (strings.HasPrefix(dep, "lib") || strings.HasPrefix(dep, "zlib")) {
+			libraries = append(libraries, dep)
+		}
+	}
+	return libraries, nil
+}
+
+// install copies a program from the packages into t, with its dynamic linker
+// and every library it needs.
+func (p *packages) install(t tree, program, as string) error {
+	from, err := p.find(program)
+	if err != nil {
+		return err
+	}
+	if err := t.copy(as, 0o755, from); err != nil {
+		return err
+	}
+	return p.installLibraries(t, from)
+}
+
+func (p *packages) installLibraries(t tree, binary string) error {
+	needed, linker, err := dynamicNeeds(binary)
+	if err != nil {
+		return fmt.Errorf("read the libraries of %s: %w", binary, err)
+	}
+	if linker != "" {
+		from, err := p.find(linker, "/usr"+linker)
+		if err != nil {
+			return err
+		}
+		if err := t.copy(linker, 0o755, from); err != nil {
+			return err
+		}
+	}
+	for _, soname := range needed {
+		if err := p.installLibrary(t, soname); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *packages) installLibrary(t tree, soname string) error {
+	var places []string
+	for _, dir := range []string{"/lib", "/usr/lib", "/lib/*-linux-gnu*", "/usr/lib/*-linux-gnu*"} {
+		places = append(places, filepath.Join(dir, soname))
+	}
+	from, err := p.find(places...)
+	if err != nil {
+		return err
+	}
+	name := filepath.Join("/lib", filepath.Base(filepath.Dir(from)), soname)
+	if _, ok := t[name]; ok {
+		return nil
+	}
+	if err := t.copy(name, 0o644, from); err != nil {
+		return err
+	}
+	return p.installLibraries(t, from)
+}
+
+// find returns the first file that one of the patterns names below the root.
+func (p *packages) find(patterns ...string) (string, error) {
+	for _, pattern := range patterns {
+		matches, err := filepath.Glob(filepath.Join(p.root, pattern))
+		if err != nil {
+			return "", err
+		}
+		slices.Sort(matches)
+		for _, match := range matches {
+			if target, err := p.follow(match); err == nil {
+				return target, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("find %s in the packages: %w", strings.Join(patterns, " or "), os.ErrNotExist)
+}
+
+// follow resolves symbolic links as if the root were /.
+func (p *packages) follow(name string) (string, error) {
+	for range 10 {
+		target, err := os.Readlink(name)
+		if err != nil {
+			_, err := os.Stat(name)
+			return name, err
+		}
+		if filepath.IsAbs(target) {
+			name = filepath.Join(p.root, target)
+		} else {
+			name = filepath.Join(filepath.Dir(name), target)
+		}
+	}
+	return "", errors.New("too many links")
+}
+
+// dynamicNeeds reads what a dynamic executable or library names: its
+// libraries, and its linker.
+func dynamicNeeds(binary string) (libraries []string, linker string, err error) {
+	f, err := elf.Open(binary)
+	if err != nil {
+		return nil, "", err
+	}
+	defer f.Close()
+	libraries, err = f.ImportedLibraries()
+	if err != nil {
+		return nil, "", err
+	}
+	for _, prog := range f.Progs {
+		if prog.Type == elf.PT_INTERP {
+			name := make([]byte, prog.Filesz)
+			if _, err := prog.ReadAt(name, 0); err != nil {
+				return nil, "", err
+			}
+			linker = string(bytes.TrimRight(name, "\x00"))
+		}
+	}
+	return libraries, linker, nil
+}
+
+// run runs a command in dir and puts what it said into its error.
+func run(ctx context.Context, dir, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}

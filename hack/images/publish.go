@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+
+	"github.com/google/go-containerregistry/pkg/compression"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// publish builds the image of a recipe and pushes it under all its names.
+func publish(ctx context.Context, registry string, r recipe) error {
+	image, err := r.image(runtime.GOARCH)
+	if err != nil {
+		return fmt.Errorf("build %s: %w", r.names[0], err)
+	}
+	var content remote.Taggable = image
+	if r.form != ociZstd {
+		if content, err = r.index(image); err != nil {
+			return fmt.Errorf("build %s: %w", r.names[0], err)
+		}
+	}
+	for _, n := range r.names {
+		ref, err := name.ParseReference(registry+"/"+n, name.Insecure)
+		if err != nil {
+			return err
+		}
+		if err := push(ctx, ref, content); err != nil {
+			return fmt.Errorf("push %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+func push(ctx context.Context, ref name.Reference, content remote.Taggable) error {
+	if index, ok := content.(v1.ImageIndex); ok {
+		return remote.WriteIndex(ref, index, remote.WithContext(ctx))
+	}
+	return remote.Write(ref, content.(v1.Image), remote.WithContext(ctx))
+}
+
+// image packs the layers and the configuration.
+func (r recipe) image(arch string) (v1.Image, error) {
+	pack := compression.GZip
+	if r.form == ociZstd {
+		pack = compression.ZStd
+	}
+	image := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
+	image = mutate.ConfigMediaType(image, types.OCIConfigJSON)
+	if r.form == dockerList {
+		image = mutate.MediaType(empty.Image, types.DockerManifestSchema2)
+	}
+	for _, p := range r.layers {
+		layer, err := p.layer(pack)
+		if err != nil {
+			return nil, err
+		}
+		history := v1.History{Created: v1.Time{Time: changed}, CreatedBy: "crisp hack/images"}
+		add := mutate.Addendum{Layer: layer, History: history}
+		if r.form == dockerList {
+			add.MediaType = types.DockerLayer
+		}
+		if image, err = mutate.Append(image, add); err != nil {
+			return nil, err
+		}
+	}
+	config, err := image.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture, config.Config, config.Created = "linux", arch, r.config, v1.Time{Time: changed}
+	return mutate.ConfigFile(image, config)
+}
+
+// index lists the image among those of other platforms, which come first and
+// cannot run here: whoever takes the first entry is found out.
+func (r recipe) index(image v1.Image) (v1.ImageIndex, error) {
+	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	if r.form == dockerList {
+		index = mutate.IndexMediaType(empty.Index, types.DockerManifestList)
+	}
+	others := slices.DeleteFunc([]string{"amd64", "arm64", "s390x"}, func(a string) bool { return a == runtime.GOARCH })
+	for _, arch := range others {
+		foreign := r
+		foreign.layers = []*part{marker("not-for-this-machine-" + arch)}
+		other, err := foreign.image(arch)
+		if err != nil {
+			return nil, err
+		}
+		index = appendFor(index, other, arch)
+	}
+	return appendFor(index, image, runtime.GOARCH), nil
+}
+
+func appendFor(index v1.ImageIndex, image v1.Image, arch string) v1.ImageIndex {
+	return mutate.AppendManifests(index, mutate.IndexAddendum{
+		Add:        image,
+		Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}},
+	})
+}

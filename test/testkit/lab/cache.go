@@ -1,0 +1,55 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// ErrNotMade means that a tool or the images are not in the cache.
+var ErrNotMade = errors.New(`not made yet: run "make build tools images"`)
+
+// Cache is where a checkout keeps its programs, and the tools and images that
+// tests need.
+type Cache struct{ checkout string }
+
+// Find looks for the checkout from the working folder upwards.
+func Find() (Cache, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return Cache{}, err
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		// The tools' modules have a go.mod too, but no cmd.
+		if _, err := os.Stat(filepath.Join(dir, "cmd", "crisp")); err == nil {
+			return Cache{dir}, nil
+		}
+	}
+	return Cache{}, errors.New("find the checkout: no folder above this one holds cmd/crisp")
+}
+
+// Crisp is the daemon, built with its keeper beside it.
+func (c Cache) Crisp() (string, error) { return made(filepath.Join(c.checkout, "bin", "crisp")) }
+
+// Tool is a program that the tests bring along: crictl, critest, registry.
+func (c Cache) Tool(name string) (string, error) {
+	return made(filepath.Join(c.checkout, ".cache", "bin", name))
+}
+
+// Plugins is the folder of the CNI plugins.
+func (c Cache) Plugins() (string, error) { return made(filepath.Join(c.checkout, ".cache", "cni")) }
+
+// Images is the storage of a registry that has the test images.
+func (c Cache) Images() (string, error) {
+	return made(filepath.Join(c.checkout, ".cache", "images", "registry"))
+}
+
+func made(path string) (string, error) {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("%s: %w", path, ErrNotMade)
+	} else if err != nil {
+		return "", err
+	}
+	return path, nil
+}
