@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -43,8 +44,8 @@ func SharedFiles(cfg *runtimeapi.PodSandboxConfig) (map[string][]byte, error) {
 	}, nil
 }
 
-func readOptional(path string) ([]byte, error) {
-	data, err := os.ReadFile(path)
+func readOptional(file string) ([]byte, error) {
+	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -91,11 +92,10 @@ func checkDNS(dns *runtimeapi.DNSConfig) error {
 	return nil
 }
 
-// RootIDs returns the node's ids of a pod's root user and group.
-func RootIDs(cfg *runtimeapi.PodSandboxConfig) (uid, gid int) {
-	u, err := PodUserNamespace(cfg)
-	if err != nil || u == nil {
-		return 0, 0
+// LogPath returns the path of a container's log file, "" if it has none.
+func LogPath(pod *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConfig) string {
+	if pod.GetLogDirectory() == "" || cfg.GetLogPath() == "" {
+		return ""
 	}
-	return int(u.HostUID), int(u.HostGID)
+	return path.Join(pod.GetLogDirectory(), cfg.GetLogPath())
 }

@@ -3,6 +3,8 @@ package spec
 import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/plan"
 )
 
 // Kind is a namespace whose mode a pod's configuration chooses.
@@ -92,6 +94,33 @@ func checkMapping(kind string, m *runtimeapi.IDMapping) error {
 		return invalid("%s mapping of length %d goes past the last id", kind, m.GetLength())
 	}
 	return nil
+}
+
+// IDMaps returns the mappings of a pod's user namespace, nil without one.
+func IDMaps(cfg *runtimeapi.PodSandboxConfig) (uids, gids []plan.IDMap) {
+	u, err := PodUserNamespace(cfg)
+	if u == nil || err != nil {
+		return nil, nil
+	}
+	return []plan.IDMap{{HostID: u.HostUID, Size: u.Size}}, []plan.IDMap{{HostID: u.HostGID, Size: u.Size}}
+}
+
+// RootIDs returns the node's ids of a pod's root user and group.
+func RootIDs(cfg *runtimeapi.PodSandboxConfig) (uid, gid int) {
+	u, err := PodUserNamespace(cfg)
+	if u == nil || err != nil {
+		return 0, 0
+	}
+	return int(u.HostUID), int(u.HostGID)
+}
+
+// NamespaceOptions returns a pod's namespace options for its status, which
+// kubelet compares with what it asked for.
+func NamespaceOptions(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
+	if o := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions(); o != nil {
+		return o
+	}
+	return &runtimeapi.NamespaceOption{}
 }
 
 // namespaces lists the namespaces of the container. One that is joined carries

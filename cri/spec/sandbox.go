@@ -35,8 +35,7 @@ func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (sandboxOptions, error) {
 	}
 	if userns != nil {
 		o.NewUser = true
-		o.UIDMap = []plan.IDMap{{HostID: userns.HostUID, Size: userns.Size}}
-		o.GIDMap = []plan.IDMap{{HostID: userns.HostGID, Size: userns.Size}}
+		o.UIDMap, o.GIDMap = IDMaps(cfg)
 	}
 	o.NewNet = NamespaceMode(cfg, Network) != runtimeapi.NamespaceMode_NODE
 	o.NewUTS = o.NewNet

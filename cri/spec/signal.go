@@ -96,29 +96,23 @@ func criConstant(name string) runtimeapi.Signal {
 }
 
 // StopSignal chooses the signal that ends a container: the configured one, the
-// image's, or SIGTERM. The image's is refused only by ignoring it, with an error
-// beside SIGTERM, since it must not make the container impossible to run.
-func StopSignal(configured runtimeapi.Signal, image string) (sig syscall.Signal, ignored, err error) {
-	sig, err = FromCRI(configured)
-	switch {
-	case err != nil:
-		return 0, nil, err
-	case sig != 0:
-		return sig, nil, nil
-	case image == "":
-		return syscall.SIGTERM, nil, nil
+// image's, or SIGTERM. What the image says is ignored if it makes no sense: it
+// must not make the container impossible to run or to stop.
+func StopSignal(cfg *runtimeapi.ContainerConfig, image string) (syscall.Signal, error) {
+	sig, err := FromCRI(cfg.GetStopSignal())
+	if sig != 0 || err != nil {
+		return sig, err
 	}
-	if sig, ignored = ParseSignal(image); ignored != nil {
-		return syscall.SIGTERM, ignored, nil
+	if sig, err = ParseSignal(image); err == nil {
+		return sig, nil
 	}
-	return sig, nil, nil
+	return syscall.SIGTERM, nil
 }
 
-func (b *builder) stopSignal() error {
-	sig, ignored, err := StopSignal(b.Config.GetStopSignal(), b.Image.StopSignal)
-	if ignored != nil {
-		b.warn("stop signal of the image: " + ignored.Error())
+func (b *builder) stopSignal() (err error) {
+	b.out.StopSignal, err = StopSignal(b.Config, b.Image.StopSignal)
+	if _, bad := ParseSignal(b.Image.StopSignal); bad != nil && b.Image.StopSignal != "" {
+		b.warn("stop signal of the image is ignored: " + bad.Error())
 	}
-	b.out.StopSignal = sig
 	return err
 }

@@ -20,7 +20,7 @@ type Input struct {
 	Config  *runtimeapi.ContainerConfig
 	// Image is the image's own configuration: hostile.
 	Image ocispec.ImageConfig
-	// User is who the container runs as, see [User].
+	// User is who the container runs as, see [ResolveUser].
 	User ResolvedUser
 	// Hostname becomes the variable HOSTNAME, see [Hostname].
 	Hostname string
@@ -166,7 +166,7 @@ type builder struct {
 
 // Container makes the runtime-spec of a container.
 func Container(in Input) (*Result, error) {
-	if err := ValidateContainer(in.Config); err != nil {
+	if err := ValidateContainer(in.Config, in.Sandbox); err != nil {
 		return nil, err
 	}
 	userns, err := PodUserNamespace(in.Sandbox)
@@ -180,9 +180,6 @@ func Container(in Input) (*Result, error) {
 		out:    &Result{Spec: newSpec(in)},
 	}
 	b.privileged = b.sc.GetPrivileged()
-	if b.privileged && !in.Sandbox.GetLinux().GetSecurityContext().GetPrivileged() {
-		return nil, invalid("a privileged container needs a privileged sandbox")
-	}
 	for _, part := range []func() error{
 		b.namespaces, b.process, b.capabilities, b.security, b.resources, b.devices, b.mounts, b.stopSignal,
 	} {

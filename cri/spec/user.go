@@ -27,10 +27,11 @@ func (u ResolvedUser) home() string {
 	return u.Home
 }
 
-// User decides who a container runs as: whom its configuration names, else
-// whom the image names, looked up in the files of the image whose root
+// ResolveUser decides who a container runs as: whom its configuration names,
+// else whom the image names, looked up in the files of the image whose root
 // directory is given.
-func User(root *os.File, sc *runtimeapi.LinuxContainerSecurityContext, image string) (ResolvedUser, error) {
+func ResolveUser(root *os.File, cfg *runtimeapi.ContainerConfig, image string) (ResolvedUser, error) {
+	sc := cfg.GetLinux().GetSecurityContext()
 	name, err := userName(sc, image)
 	if err != nil {
 		return ResolvedUser{}, err

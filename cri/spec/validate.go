@@ -75,9 +75,9 @@ func (k Kind) String() string {
 	}
 }
 
-// ValidateContainer checks a container's configuration as far as it can be
-// checked without its pod and the machine.
-func ValidateContainer(cfg *runtimeapi.ContainerConfig) error {
+// ValidateContainer checks a container's configuration, and that it fits that
+// of its pod, as far as it can be checked without the machine.
+func ValidateContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
 	sc := cfg.GetLinux().GetSecurityContext()
 	switch {
 	case cfg.GetMetadata() == nil:
@@ -92,6 +92,11 @@ func ValidateContainer(cfg *runtimeapi.ContainerConfig) error {
 		return invalid("container with a group to run as but no user")
 	case sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "":
 		return invalid("container with both a uid and a user name to run as")
+	case sc.GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged():
+		return invalid("a privileged container needs a privileged sandbox")
+	}
+	if _, err := PIDMode(pod, cfg); err != nil {
+		return err
 	}
 	for _, m := range cfg.GetMounts() {
 		if err := checkMount(m); err != nil {
