@@ -1,0 +1,105 @@
+# crisp, a container runtime for Kubernetes.
+#
+#   make demo     watch a pod run
+#   make test     everything: checks, tests, conformance
+#
+# Tools and images that only tests need are built into .cache. The demo, the
+# conformance run and most tests change namespaces and cgroups: run as root.
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+CACHE := .cache
+export CGO_ENABLED := 0
+
+TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck)
+PLUGINS := $(CACHE)/cni/bridge
+
+.PHONY: help
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: build
+build: ## build bin/crisp and bin/crisp-keeper, static
+	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/crisp ./cmd/crisp-keeper
+
+.PHONY: install
+install: build ## install the programs below $(DESTDIR)$(PREFIX)
+	install -D -m 755 -t $(DESTDIR)$(or $(PREFIX),/usr/local)/bin bin/crisp bin/crisp-keeper
+
+##### Checks
+
+.PHONY: check
+check: fmt vet staticcheck ## what can be said without running anything
+
+.PHONY: fmt
+fmt: ## are all files formatted?
+	@unformatted=$$(gofmt -l cmd cri runtime image network hack test) && \
+	if [ -n "$$unformatted" ]; then echo "not formatted by gofmt:"; echo "$$unformatted"; exit 1; fi
+
+.PHONY: vet
+vet: ## go vet, for both processors
+	$(GO) vet ./...
+	GOARCH=arm64 $(GO) vet ./...
+
+.PHONY: staticcheck
+staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both processors
+	$(CACHE)/bin/staticcheck ./...
+	GOARCH=arm64 $(CACHE)/bin/staticcheck ./...
+
+##### Tests
+
+.PHONY: test
+test: build check tools images ## everything
+	$(GO) run ./hack/suite
+
+.PHONY: unit
+unit: ## tests that need no root and change nothing, with the race detector
+	CGO_ENABLED=1 $(GO) test -short -race ./...
+
+.PHONY: root
+root: build tools images ## all tests; skips and leavings fail
+	CRISP_STRICT=1 $(GO) test -p 1 ./...
+
+.PHONY: conformance
+conformance: build tools images ## critest against bin/crisp
+	$(GO) run ./test/conformance
+
+.PHONY: demo
+demo: build tools images ## a pod from pull to removal, with timings
+	@$(GO) run ./hack/demo
+
+##### Tools and images for tests
+
+.PHONY: tools
+tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, the CNI plugins
+
+.PHONY: images
+images: $(CACHE)/bin/registry ## build the images that tests pull
+	$(GO) run ./hack/images
+
+CRITOOLS_VERSION = $(shell sed -n 's|.*sigs.k8s.io/cri-tools v\([^ ]*\).*|\1|p' hack/tools/criutils/go.mod)
+CRITOOLS_FLAGS = -ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRITOOLS_VERSION)"
+
+$(CACHE)/bin/crictl: hack/tools/criutils/go.mod
+	$(GO) build -C $(<D) $(CRITOOLS_FLAGS) -o $(CURDIR)/$@ sigs.k8s.io/cri-tools/cmd/crictl
+
+$(CACHE)/bin/critest: hack/tools/criutils/go.mod
+	$(GO) test -C $(<D) -c $(CRITOOLS_FLAGS) -o $(CURDIR)/$@ sigs.k8s.io/cri-tools/cmd/critest
+
+$(CACHE)/bin/registry: hack/tools/registry/go.mod
+	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$@ github.com/distribution/distribution/v3/cmd/registry
+
+$(CACHE)/bin/staticcheck: hack/tools/lint/go.mod
+	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$@ honnef.co/go/tools/cmd/staticcheck
+
+$(PLUGINS): hack/tools/cni/go.mod
+	@mkdir -p $(@D)
+	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$(@D)/ tool
+
+.PHONY: clean
+clean: ## remove what was built, but not the cache
+	rm -rf bin
+
+.PHONY: distclean
+distclean: clean ## remove the cache too
+	rm -rf $(CACHE)
