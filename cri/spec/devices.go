@@ -39,7 +39,9 @@ func (b *builder) devices() error {
 		}
 		for _, node := range found {
 			below := strings.TrimPrefix(node.Path, path.Clean(d.GetHostPath()))
+			source := node.Path
 			node.Path = path.Join(d.GetContainerPath(), below)
+			b.out.noteDevice(node.Path, source)
 			b.own(&node)
 			if nodes, err = addDevice(nodes, node); err != nil {
 				return err
@@ -52,6 +54,17 @@ func (b *builder) devices() error {
 	b.out.Spec.Linux.Devices = nodes
 	b.out.Spec.Linux.Resources.Devices = rules
 	return nil
+}
+
+// noteDevice remembers a device that goes by another path on the host.
+func (r *Result) noteDevice(target, source string) {
+	if target == source {
+		return
+	}
+	if r.Nodes == nil {
+		r.Nodes = map[string]string{}
+	}
+	r.Nodes[target] = source
 }
 
 // own gives a configured device to the container's user, if the node is set up so.

@@ -6,23 +6,10 @@ import (
 	"crisp/runtime/plan"
 )
 
-// shmSize is the size of a pod's shared memory in bytes.
-const shmSize = 64 << 20
-
-// sandboxOptions stands in until the plan package has it.
-type sandboxOptions struct {
-	Name, Hostname                  string
-	NewNet, NewIPC, NewUTS, NewUser bool
-	UIDMap, GIDMap                  []plan.IDMap
-	Sysctls                         map[string]string
-	ShmSize                         int64
-	PidNS                           bool
-}
-
 // SandboxOptions returns the namespaces that a pod's configuration asks for.
 // The caller adds a name, and the host name if the configuration has none.
-func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (sandboxOptions, error) {
-	var o sandboxOptions
+func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (plan.SandboxOptions, error) {
+	var o plan.SandboxOptions
 	if err := ValidateSandbox(cfg); err != nil {
 		return o, err
 	}
@@ -42,6 +29,5 @@ func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (sandboxOptions, error) {
 	o.NewIPC = NamespaceMode(cfg, IPC) != runtimeapi.NamespaceMode_NODE
 	o.PidNS = NamespaceMode(cfg, PID) == runtimeapi.NamespaceMode_POD
 	o.Hostname = cfg.GetHostname()
-	o.ShmSize = shmSize
 	return o, nil
 }

@@ -125,6 +125,9 @@ type Result struct {
 	Volumes []Volume
 	// Images are image volumes; entry n is held by the caller as "image/n".
 	Images []ImageMount
+	// Nodes has the host path of each device, by its path in the container,
+	// where that is not the same.
+	Nodes map[string]string
 	// Relabel are host paths to be given the mount label.
 	Relabel []string
 	// PIDTarget is the container whose PID namespace is held as "ns/pid", ""

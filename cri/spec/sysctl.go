@@ -11,8 +11,8 @@ import (
 // maxSysctl is what one write to a file of /proc/sys takes.
 const maxSysctl = 4095
 
-// podSysctls returns the sysctls of a pod as paths below /proc/sys. Only those
-// that belong to a namespace of the pod's own are allowed.
+// podSysctls returns the sysctls of a pod in their dotted form. Only those that
+// belong to a namespace of the pod's own are allowed.
 func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[string]string, error) {
 	out := map[string]string{}
 	ownNet := NamespaceMode(cfg, Network) != runtimeapi.NamespaceMode_NODE
@@ -23,8 +23,8 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 		if userns != nil {
 			lastGroup = userns.Size - 1
 		}
-		out["net/ipv4/ip_unprivileged_port_start"] = "0"
-		out["net/ipv4/ping_group_range"] = fmt.Sprintf("0 %d", lastGroup)
+		out["net.ipv4.ip_unprivileged_port_start"] = "0"
+		out["net.ipv4.ping_group_range"] = fmt.Sprintf("0 %d", lastGroup)
 	}
 	seen := map[string]bool{}
 	for name, value := range cfg.GetLinux().GetSysctls() {
@@ -42,7 +42,7 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 			return nil, invalid("sysctl %q is given twice", name)
 		}
 		seen[p] = true
-		out[p] = value
+		out[swapSeparators(p)] = value
 	}
 	return out, nil
 }
@@ -53,7 +53,7 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 func sysctlPath(name string) (string, error) {
 	p := name
 	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
-		p = strings.NewReplacer(".", "/", "/", ".").Replace(name)
+		p = swapSeparators(name)
 	}
 	for part := range strings.SplitSeq(p, "/") {
 		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, notInSysctl) {
@@ -61,6 +61,10 @@ func sysctlPath(name string) (string, error) {
 		}
 	}
 	return p, nil
+}
+
+func swapSeparators(s string) string {
+	return strings.NewReplacer(".", "/", "/", ".").Replace(s)
 }
 
 func notInSysctl(r rune) bool {
