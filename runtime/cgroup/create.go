@@ -1,0 +1,221 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/cgroups"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+const dirPerm = 0o755
+
+// Create makes a group and limits it; parents that are missing are made. Nil
+// resources, or resources without device rules, allow no device at all. A
+// group of that name which exists is taken over. After an error nothing is
+// left of a group that was not there before.
+//
+// With the systemd driver only the request is prepared, since a scope begins
+// with a process: see [Group.Attach].
+func (n *Node) Create(ctx context.Context, path string, r *specs.LinuxResources) (*Group, error) {
+	at, err := n.locate(path)
+	if err != nil {
+		return nil, err
+	}
+	want, err := n.convert(r)
+	if err != nil {
+		return nil, fmt.Errorf("create cgroup %s: %w", path, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("create cgroup %s: %w", path, err)
+	}
+	g := n.group(path, at)
+	if n.driver == Systemd {
+		g.wanted = want
+		return g, nil
+	}
+	if n.v2 {
+		err = g.createV2(want)
+	} else {
+		err = g.createV1(want)
+	}
+	if err != nil {
+		g.discard()
+		return nil, fmt.Errorf("create cgroup %s: %w", path, err)
+	}
+	return g, nil
+}
+
+func (g *Group) createV1(want *cgroups.Resources) error {
+	fresh := true
+	for i, dir := range g.dirs {
+		made, err := g.node.makeDir(dir, g.node.hierarchies[i])
+		if err != nil {
+			return err
+		}
+		fresh = fresh && made
+	}
+	// Tasks can only join a group that has processors and memory nodes.
+	if dir := g.dir("cpuset"); dir != "" {
+		if err := fillCpuset(dir, want.CpusetCpus, want.CpusetMems); err != nil {
+			return err
+		}
+	}
+	var err error
+	if list, ok := allowList(want.Devices); ok && fresh {
+		err = writeAllowList(g.dir("devices"), list)
+	} else {
+		err = cgroups.DevicesSetV1(g.dir("devices"), want)
+	}
+	if err != nil {
+		return fmt.Errorf("set device rules: %w", err)
+	}
+	g.rules = want.Devices
+	return g.setControllersV1(want)
+}
+
+// makeDir makes a directory of a group, and its parents when they are
+// missing. It tells whether the directory is new.
+func (n *Node) makeDir(dir string, h hierarchy) (made bool, err error) {
+	// Another container's removal may take an empty parent away in between.
+	for range 10 {
+		err = unix.Mkdir(dir, dirPerm)
+		switch err {
+		case nil:
+			return true, nil
+		case unix.EEXIST:
+			return false, nil
+		case unix.ENOENT:
+			if err := n.makeParents(filepath.Dir(dir), h); err != nil {
+				return false, err
+			}
+		default:
+			return false, &os.PathError{Op: "mkdir", Path: dir, Err: err}
+		}
+	}
+	return false, &os.PathError{Op: "mkdir", Path: dir, Err: err}
+}
+
+// makeParents makes a parent directory and those above it, up to the root of
+// the hierarchy, and marks the new ones as ours.
+func (n *Node) makeParents(dir string, h hierarchy) error {
+	if dir == h.dir || !strings.HasPrefix(dir, h.dir) {
+		return &os.PathError{Op: "mkdir", Path: dir, Err: unix.ENOENT}
+	}
+	err := unix.Mkdir(dir, dirPerm)
+	if err == unix.ENOENT {
+		if err := n.makeParents(filepath.Dir(dir), h); err != nil {
+			return err
+		}
+		err = unix.Mkdir(dir, dirPerm)
+	}
+	switch err {
+	case nil:
+		mark(dir)
+	case unix.EEXIST:
+		return nil
+	default:
+		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
+	if slices.Contains(h.controllers, "cpuset") {
+		return fillCpuset(dir, "", "")
+	}
+	return nil
+}
+
+// fillCpuset gives a version 1 cpuset the processors and memory nodes asked
+// for, or its parent's. A parent that has none is filled first.
+func fillCpuset(dir, cpus, mems string) error {
+	for _, f := range []struct{ name, value string }{{"cpuset.cpus", cpus}, {"cpuset.mems", mems}} {
+		if f.value == "" {
+			v, err := inheritedCpuset(filepath.Dir(dir), f.name, 0)
+			if err != nil {
+				return err
+			}
+			f.value = v
+		}
+		if err := writeFile(dir, f.name, f.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func inheritedCpuset(dir, name string, depth int) (string, error) {
+	var r reader
+	data, err := r.read(dir, name)
+	if err != nil {
+		return "", err
+	}
+	if v := strings.TrimSpace(string(data)); v != "" || depth > 64 {
+		return v, nil
+	}
+	v, err := inheritedCpuset(filepath.Dir(dir), name, depth+1)
+	if err != nil {
+		return "", err
+	}
+	return v, writeFile(dir, name, v)
+}
+
+func (g *Group) createV2(want *cgroups.Resources) error {
+	root := hierarchy{dir: g.node.root}
+	if _, err := g.node.makeDir(g.dirs[0], root); err != nil {
+		return err
+	}
+	if err := g.node.delegate(filepath.Dir(g.dirs[0])); err != nil {
+		return err
+	}
+	if err := g.setV2(want); err != nil {
+		return err
+	}
+	g.rules = want.Devices
+	return nil
+}
+
+// delegate sees to it that the groups below dir have the controllers that the
+// machine has. Only what is missing is written: a write locks all cgroups.
+func (n *Node) delegate(dir string) error {
+	var r reader
+	data, err := r.read(dir, "cgroup.subtree_control")
+	if err != nil {
+		return err
+	}
+	have := strings.Fields(string(data))
+	data, err = r.read(n.root, "cgroup.controllers")
+	if err != nil {
+		return err
+	}
+	var missing []string
+	for _, c := range strings.Fields(string(data)) {
+		if !slices.Contains(have, c) {
+			missing = append(missing, "+"+c)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	if dir != n.root {
+		if err := n.delegate(filepath.Dir(dir)); err != nil {
+			return err
+		}
+	}
+	if writeFile(dir, "cgroup.subtree_control", strings.Join(missing, " ")) == nil {
+		return nil
+	}
+	// One that cannot be had must not keep the others away. What lacks
+	// then is reported when a limit needs it.
+	for _, c := range missing {
+		err := writeFile(dir, "cgroup.subtree_control", c)
+		if errors.Is(err, fs.ErrNotExist) && !exists(dir) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package cgroup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// ownerAttr marks the directories of parents that this package made, so that
+// it may remove them when they are empty, also after a restart. Whatever
+// lacks it is kubelet's or the administrator's.
+const ownerAttr = "trusted.crisp"
+
+func mark(dir string) {
+	// A parent that cannot be marked is merely left behind.
+	_ = unix.Lsetxattr(dir, ownerAttr, []byte("1"), 0)
+}
+
+func ours(dir string) bool {
+	var v [1]byte
+	_, err := unix.Lgetxattr(dir, ownerAttr, v[:])
+	return err == nil
+}
+
+// openRaw opens without the Go poller, whose registration costs more than
+// the open of a cgroup file.
+func openRaw(name string, flags int) (int, error) {
+	for {
+		fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return -1, &os.PathError{Op: "open", Path: name, Err: err}
+		}
+		return fd, nil
+	}
+}
+
+func writeFile(dir, name, value string) error {
+	fd, err := openRaw(filepath.Join(dir, name), unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return writeRaw(fd, name, value)
+}
+
+func writeRaw(fd int, name, value string) error {
+	for {
+		_, err := unix.Write(fd, []byte(value))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("write %q to %s: %w", value, name, err)
+		}
+		return nil
+	}
+}
+
+// reader reads cgroup files into one buffer. The result of a read holds until
+// the next.
+type reader struct{ buf []byte }
+
+// maxFile bounds what is read of one file; io.stat of a machine with a
+// thousand disks stays far below.
+const maxFile = 1 << 20
+
+// read returns the whole of a file.
+func (r *reader) read(dir, name string) ([]byte, error) {
+	fd, err := openRaw(dir+"/"+name, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if r.buf == nil {
+		r.buf = make([]byte, 8192)
+	}
+	n := 0
+	for {
+		if n == len(r.buf) {
+			if n >= maxFile {
+				return nil, &os.PathError{Op: "read", Path: dir + "/" + name, Err: unix.EFBIG}
+			}
+			r.buf = append(r.buf, make([]byte, n)...)
+		}
+		m, err := unix.Read(fd, r.buf[n:])
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return nil, &os.PathError{Op: "read", Path: dir + "/" + name, Err: err}
+		case m == 0:
+			return r.buf[:n], nil
+		default:
+			n += m
+		}
+	}
+}
+
+// number reads a file that holds one number; "max" and -1 give none.
+func (r *reader) number(dir, name string, none uint64) (uint64, error) {
+	data, err := r.read(dir, name)
+	if err != nil {
+		return 0, err
+	}
+	v, err := parseNumber(bytes.TrimSpace(data), none)
+	if err != nil {
+		return 0, fmt.Errorf("parse %s: %w", name, err)
+	}
+	return v, nil
+}
+
+// optional is number for a file that not every kernel has; absent is 0.
+func (r *reader) optional(dir, name string, none uint64) (uint64, error) {
+	v, err := r.number(dir, name, none)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return 0, nil
+	}
+	return v, err
+}
+
+// table calls f for each "key value" line of a file.
+func (r *reader) table(dir, name string, f func(key string, value uint64)) error {
+	data, err := r.read(dir, name)
+	if err != nil {
+		return err
+	}
+	for line := range bytes.Lines(data) {
+		key, value, ok := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
+		if !ok {
+			continue
+		}
+		v, err := parseNumber(value, 0)
+		if err != nil {
+			return fmt.Errorf("parse %s: %s: %w", name, key, err)
+		}
+		f(string(key), v)
+	}
+	return nil
+}
+
+func parseNumber(b []byte, none uint64) (uint64, error) {
+	if string(b) == "max" || string(b) == "-1" {
+		return none, nil
+	}
+	return strconv.ParseUint(string(b), 10, 64)
+}

@@ -1,0 +1,172 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/cgroups"
+	devices "github.com/opencontainers/cgroups/devices/config"
+	"golang.org/x/sys/unix"
+)
+
+// Group is one container's (or one pod's) control group. It holds paths, not
+// descriptors, and is safe for concurrent use.
+type Group struct {
+	node *Node
+	// path is the OCI cgroupsPath.
+	path string
+	at   location
+	// dirs are the group's directories, as [Node.dirs] gives them.
+	dirs []string
+
+	// mu orders changes of limits.
+	mu sync.Mutex
+	// rules are the device rules in force, nil when not known.
+	rules []*devices.Rule
+	// wanted are the resources that Create left for Attach.
+	wanted *cgroups.Resources
+}
+
+func (n *Node) group(path string, at location) *Group {
+	return &Group{node: n, path: path, at: at, dirs: n.dirs(at.rel)}
+}
+
+// Open returns a group that exists, as after a restart.
+func (n *Node) Open(path string) (*Group, error) {
+	at, err := n.locate(path)
+	if err != nil {
+		return nil, err
+	}
+	g := n.group(path, at)
+	if !g.Exists() {
+		return nil, fmt.Errorf("open cgroup %s: %w", path, ErrNotFound)
+	}
+	return g, nil
+}
+
+// Parent returns the group of a cgroup_parent, for its statistics; "" is the
+// default parent. It is kubelet's: it is not to be limited or removed.
+func (n *Node) Parent(parent string) (*Group, error) {
+	if parent == "" {
+		parent = n.parent
+	}
+	clean, err := n.checkParent(parent)
+	if err != nil {
+		return nil, err
+	}
+	// The parent of a group that could be there.
+	path, err := n.Path(clean, "x")
+	if err != nil {
+		return nil, err
+	}
+	child, err := n.locate(path)
+	if err != nil {
+		return nil, err
+	}
+	g := n.group(clean, location{parent: clean, rel: child.parentRel, parentRel: filepath.Dir(child.parentRel)})
+	if !g.Exists() {
+		return nil, fmt.Errorf("open cgroup %s: %w", parent, ErrNotFound)
+	}
+	return g, nil
+}
+
+// Path is the OCI cgroupsPath that the group was made or opened with.
+func (g *Group) Path() string { return g.path }
+
+// Relative is the group's path below the root of a hierarchy, the third field
+// of /proc/PID/cgroup.
+func (g *Group) Relative() string { return g.at.rel }
+
+// Exists tells whether the group is there, in any hierarchy.
+func (g *Group) Exists() bool { return slices.ContainsFunc(g.dirs, exists) }
+
+// dir is the group's directory in the hierarchy of a controller, "" if there
+// is no such hierarchy.
+func (g *Group) dir(controller string) string {
+	if g.node.v2 {
+		return g.dirs[0]
+	}
+	if i, ok := g.node.where[controller]; ok {
+		return g.dirs[i]
+	}
+	return ""
+}
+
+// Entry opens what a process needs to enter the group: on version 2 the
+// directory, for CLONE_INTO_CGROUP; on version 1 the tasks file of every
+// hierarchy, to write "0" to. The caller closes the files.
+func (g *Group) Entry() ([]*os.File, error) {
+	if g.node.v2 {
+		fd, err := openRaw(g.dirs[0], unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return nil, g.fail("enter", err)
+		}
+		return []*os.File{os.NewFile(uintptr(fd), g.dirs[0])}, nil
+	}
+	files := make([]*os.File, 0, len(g.dirs))
+	for _, dir := range g.dirs {
+		name := dir + "/tasks"
+		fd, err := openRaw(name, unix.O_WRONLY)
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, g.fail("enter", err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), name))
+	}
+	return files, nil
+}
+
+// Pids lists the processes in the group and in the groups below it.
+func (g *Group) Pids() ([]int, error) {
+	var r reader
+	pids, err := r.pids(g.processDir())
+	if err != nil {
+		return nil, g.fail("list processes of", err)
+	}
+	return pids, nil
+}
+
+// processDir is the directory whose cgroup.procs tells what runs in the group.
+func (g *Group) processDir() string { return g.dir("freezer") }
+
+// OOMKills counts the group's processes that the kernel killed for want of
+// memory. On version 1 groups made inside the container are not counted.
+func (g *Group) OOMKills() (uint64, error) {
+	var r reader
+	kills, err := g.oomKills(&r)
+	if err != nil {
+		return 0, g.fail("count OOM kills of", err)
+	}
+	return kills, nil
+}
+
+func (g *Group) oomKills(r *reader) (kills uint64, err error) {
+	name := "memory.oom_control"
+	if g.node.v2 {
+		name = "memory.events"
+	}
+	err = r.table(g.dir("memory"), name, func(key string, v uint64) {
+		if key == "oom_kill" {
+			kills = v
+		}
+	})
+	return kills, err
+}
+
+// fail names the operation and turns a missing directory into [ErrNotFound].
+func (g *Group) fail(verb string, err error) error {
+	// ENODEV is what an open file of a removed group answers.
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		if !g.Exists() {
+			return fmt.Errorf("%s cgroup %s: %w", verb, g.path, ErrNotFound)
+		}
+	}
+	return fmt.Errorf("%s cgroup %s: %w", verb, g.path, err)
+}

@@ -1,0 +1,532 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/test/testkit"
+)
+
+// testNode is the machine's node with a default parent of the test's own.
+func testNode(t testing.TB) *Node {
+	t.Helper()
+	testkit.Root(t)
+	// The library keeps a descriptor from its first read on.
+	_, _ = cgroups.ReadFile(mountPoint, "cgroup.controllers")
+	if _, ok := t.(*testing.T); ok {
+		testkit.Leaks(t)
+	}
+	n, err := New(Cgroupfs, "/"+testkit.Name(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Errorf("close node: %v", err)
+		}
+	})
+	return n
+}
+
+// v1Node skips where the unified hierarchy is in use.
+func v1Node(t testing.TB) *Node {
+	t.Helper()
+	n := testNode(t)
+	if n.V2() {
+		testkit.Skip(t, "cgroup1", "the machine has the unified hierarchy")
+	}
+	return n
+}
+
+func create(t testing.TB, n *Node, parent, id string, r *specs.LinuxResources) *Group {
+	t.Helper()
+	path, err := n.Path(parent, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := n.Create(t.Context(), path, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := errors.Join(g.Kill(ctx), g.Remove(ctx)); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// run starts a shell command that joins the group before it begins.
+func run(t testing.TB, g *Group, script string) *exec.Cmd {
+	t.Helper()
+	files, err := g.Entry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-c")
+	join := ""
+	for i, f := range files {
+		defer f.Close()
+		if g.node.v2 {
+			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}
+			continue
+		}
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+		// dash knows descriptors 0 to 9 only.
+		join += fmt.Sprintf("echo 0 > /proc/self/fd/%d; ", 3+i)
+	}
+	cmd.Args = append(cmd.Args, join+script)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd
+}
+
+func waitFor(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("timed out waiting for %s", what)
+		}
+	}
+}
+
+func read(t testing.TB, g *Group, controller, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(g.dir(controller), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func containerResources() *specs.LinuxResources {
+	r := &specs.LinuxResources{
+		CPU:    &specs.LinuxCPU{Shares: ptr(uint64(512)), Quota: ptr(int64(50000)), Period: ptr(uint64(100000))},
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20))},
+		Devices: []specs.LinuxDeviceCgroup{
+			{Allow: false, Access: "rwm"},
+			{Allow: true, Type: "c", Access: "m"},
+			{Allow: true, Type: "b", Access: "m"},
+		},
+	}
+	for _, d := range [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}} {
+		r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(d[0]), Minor: ptr(d[1]), Access: "rwm"})
+	}
+	return r
+}
+
+func TestCreateV1(t *testing.T) {
+	n := v1Node(t)
+	g := create(t, n, "", "web", containerResources())
+	for _, c := range []struct{ controller, file, want string }{
+		{"cpu", "cpu.shares", "512"},
+		{"cpu", "cpu.cfs_quota_us", "50000"},
+		{"cpu", "cpu.cfs_period_us", "100000"},
+		{"memory", "memory.limit_in_bytes", strconv.Itoa(64 << 20)},
+		{"cpuset", "cpuset.mems", strings.TrimSpace(readRoot(t, n, "cpuset", "cpuset.mems"))},
+		{"cpuset", "cpuset.cpus", strings.TrimSpace(readRoot(t, n, "cpuset", "cpuset.cpus"))},
+		{"devices", "devices.list", "c *:* m\nb *:* m\nc 1:3 rwm\nc 1:5 rwm\nc 1:7 rwm\nc 1:8 rwm\nc 1:9 rwm\nc 5:0 rwm\nc 5:2 rwm"},
+	} {
+		if got := read(t, g, c.controller, c.file); got != c.want {
+			t.Errorf("%s is %q, want %q", c.file, got, c.want)
+		}
+	}
+	if n.swap {
+		if got := read(t, g, "memory", "memory.memsw.limit_in_bytes"); got != strconv.Itoa(64<<20) {
+			t.Errorf("memory and swap limit is %s: a limit without a word about swap must mean none", got)
+		}
+	}
+}
+
+func readRoot(t testing.TB, n *Node, controller, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(n.mount(controller), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// What a process may do with devices is what counts, not what the files say.
+func TestDeviceRules(t *testing.T) {
+	n := testNode(t)
+	g := create(t, n, "", "dev", containerResources())
+	probe := func() string {
+		out, err := os.CreateTemp(t.TempDir(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		cmd := run(t, g, "for d in null kmsg; do (: < /dev/$d) 2>/dev/null && echo $d; done > "+out.Name())
+		if err := cmd.Wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+			t.Fatal(err)
+		}
+		data, _ := os.ReadFile(out.Name())
+		return strings.Join(strings.Fields(string(data)), " ")
+	}
+	if got := probe(); got != "null" {
+		t.Fatalf("could open %q, want null alone", got)
+	}
+	// An update, also after a restart, must not drop the rules.
+	r := containerResources()
+	r.CPU.Shares = ptr(uint64(1024))
+	if err := g.Set(r); err != nil {
+		t.Fatal(err)
+	}
+	g, err := n.Open(g.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, devices := range [][]specs.LinuxDeviceCgroup{nil, r.Devices} {
+		r.Devices = devices
+		if err := g.Set(r); err != nil {
+			t.Fatal(err)
+		}
+		if got := probe(); got != "null" {
+			t.Fatalf("after an update with %d device rules could open %q, want null alone", len(devices), got)
+		}
+	}
+	r.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+	if err := g.Set(r); err != nil {
+		t.Fatal(err)
+	}
+	if got := probe(); got != "null kmsg" {
+		t.Fatalf("after allowing everything could open %q", got)
+	}
+}
+
+func TestNoResourcesMeansNoDevices(t *testing.T) {
+	n := v1Node(t)
+	g := create(t, n, "", "none", nil)
+	if got := read(t, g, "devices", "devices.list"); got != "" {
+		t.Errorf("device rules are %q, want none", got)
+	}
+}
+
+// Memory and swap limits must be written in an order that the kernel takes,
+// whichever way they go.
+func TestSetMemoryOrder(t *testing.T) {
+	n := v1Node(t)
+	g := create(t, n, "", "mem", containerResources())
+	const mb = 1 << 20
+	for _, c := range []struct{ limit, swap int64 }{
+		{128 * mb, 0}, {32 * mb, 0}, {32 * mb, 64 * mb}, {256 * mb, 256 * mb}, {16 * mb, 512 * mb}, {-1, 0}, {64 * mb, 64 * mb},
+	} {
+		m := &specs.LinuxMemory{Limit: ptr(c.limit)}
+		if c.swap != 0 {
+			m.Swap = ptr(c.swap)
+		}
+		if err := g.Set(&specs.LinuxResources{Memory: m}); err != nil {
+			t.Fatalf("set limit %d swap %d: %v", c.limit, c.swap, err)
+		}
+		s, err := g.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := uint64(max(c.limit, 0)); s.Memory.Limit != want {
+			t.Errorf("limit is %d, want %d", s.Memory.Limit, want)
+		}
+		if want := uint64(max(c.swap-c.limit, 0)); n.swap && c.limit > 0 && s.Memory.SwapLimit != want {
+			t.Errorf("swap limit is %d, want %d", s.Memory.SwapLimit, want)
+		}
+	}
+}
+
+func TestSetCPU(t *testing.T) {
+	n := v1Node(t)
+	g := create(t, n, "", "cpu", containerResources())
+	for _, c := range []struct {
+		cpu                 specs.LinuxCPU
+		quota, period, cpus string
+	}{
+		{specs.LinuxCPU{Quota: ptr(int64(-1))}, "-1", "100000", ""},
+		{specs.LinuxCPU{Quota: ptr(int64(20000)), Period: ptr(uint64(50000))}, "20000", "50000", ""},
+		{specs.LinuxCPU{Shares: ptr(uint64(1)), Cpus: "0"}, "20000", "50000", "0"},
+	} {
+		if err := g.Set(&specs.LinuxResources{CPU: &c.cpu}); err != nil {
+			t.Fatal(err)
+		}
+		if q, p := read(t, g, "cpu", "cpu.cfs_quota_us"), read(t, g, "cpu", "cpu.cfs_period_us"); q != c.quota || p != c.period {
+			t.Errorf("quota and period are %s %s, want %s %s", q, p, c.quota, c.period)
+		}
+		if got := read(t, g, "cpuset", "cpuset.cpus"); c.cpus != "" && got != c.cpus {
+			t.Errorf("processors are %s, want %s", got, c.cpus)
+		}
+	}
+	err := g.Set(&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}})
+	if err == nil || !strings.Contains(err.Error(), "999") {
+		t.Errorf("processor 999: got error %v, want one that names it", err)
+	}
+}
+
+// A failed Create leaves nothing, not even the parent.
+func TestCreateFails(t *testing.T) {
+	n := v1Node(t)
+	parent := n.parent + "-x/pod1"
+	path, err := n.Path(parent, "bad")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Create(t.Context(), path, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}}); err == nil {
+		t.Fatal("a cpuset of processor 999 was made")
+	}
+	if _, err := n.Open(path); !errors.Is(err, ErrNotFound) {
+		t.Errorf("open after a failed create: %v, want %v", err, ErrNotFound)
+	}
+	if _, err := n.Parent(parent); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the parent is left: %v", err)
+	}
+}
+
+// Parents are kubelet's unless this package made them.
+func TestParents(t *testing.T) {
+	n := testNode(t)
+	theirs := n.parent + "-kubelet"
+	for _, dir := range n.dirs(theirs) {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		defer os.Remove(dir)
+	}
+	ctx := t.Context()
+	for _, c := range []struct {
+		parent string
+		stays  bool
+	}{{theirs, true}, {theirs + "/pod1", false}, {n.parent, true}, {n.parent + "-made/a/b", false}} {
+		path, err := n.Path(c.parent, "c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := n.Create(ctx, path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := create(t, n, c.parent, "d", nil)
+		if err := a.Remove(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if !b.Exists() {
+			t.Fatalf("%s: removing one group removed the other", c.parent)
+		}
+		if err := b.Remove(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Remove(ctx); err != nil {
+			t.Errorf("second removal: %v", err)
+		}
+		if _, err := n.Parent(c.parent); (err == nil) != c.stays {
+			t.Errorf("%s: after its last group: %v, want it to stay: %v", c.parent, err, c.stays)
+		}
+	}
+	if _, err := n.Parent(n.parent + "-made"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a parent of ours two levels up is left: %v", err)
+	}
+}
+
+func TestKill(t *testing.T) {
+	n := testNode(t)
+	g := create(t, n, "", "kill", containerResources())
+	if err := g.Kill(t.Context()); err != nil {
+		t.Fatalf("kill an empty group: %v", err)
+	}
+	// It ignores what can be ignored and has children in groups of their own.
+	below := filepath.Join(g.processDir(), "below")
+	cmd := run(t, g, "trap '' TERM INT HUP; sleep 1000 & mkdir "+below+"; sleep 1000 & echo $! > "+below+"/cgroup.procs; wait")
+	waitFor(t, "three processes", func() bool {
+		pids, err := g.Pids()
+		inner, _ := os.ReadFile(below + "/cgroup.procs")
+		return err == nil && len(pids) == 3 && len(inner) > 1
+	})
+	if err := g.Remove(shortContext(t)); !errors.Is(err, ErrBusy) {
+		t.Errorf("remove a running group: %v, want %v", err, ErrBusy)
+	}
+	go cmd.Wait() // a dead process leaves its group when it is reaped
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := g.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := g.Pids(); err != nil || len(pids) != 0 {
+		t.Errorf("processes after kill: %v, %v", pids, err)
+	}
+	if err := g.Remove(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Kill(ctx); err != nil {
+		t.Errorf("kill a group that is gone: %v", err)
+	}
+}
+
+func shortContext(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// A group in which everything forks all the time dies too.
+func TestKillForks(t *testing.T) {
+	n := testNode(t)
+	g := create(t, n, "", "bomb", &specs.LinuxResources{
+		Pids:    &specs.LinuxPids{Limit: ptr(int64(60))},
+		Devices: containerResources().Devices,
+	})
+	cmd := run(t, g, `f() { while :; do (f) & (f) & wait; done; }; f 2>/dev/null`)
+	waitFor(t, "forks", func() bool { pids, _ := g.Pids(); return len(pids) > 20 })
+	go cmd.Wait()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := g.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFreeze(t *testing.T) {
+	n := testNode(t)
+	g := create(t, n, "", "cold", nil)
+	run(t, g, "while :; do :; done")
+	waitFor(t, "a process", func() bool { pids, _ := g.Pids(); return len(pids) == 1 })
+	usage := func() uint64 {
+		s, err := g.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.CPU.Usage
+	}
+	ctx := t.Context()
+	if err := g.Freeze(ctx); err != nil {
+		t.Fatal(err)
+	}
+	before := usage()
+	time.Sleep(50 * time.Millisecond)
+	if after := usage(); after-before > uint64(5*time.Millisecond) {
+		t.Errorf("a frozen group used %v of processor time", time.Duration(after-before))
+	}
+	if err := g.Thaw(ctx); err != nil {
+		t.Fatal(err)
+	}
+	before = usage()
+	waitFor(t, "the group to go on", func() bool { return usage()-before > uint64(5*time.Millisecond) })
+}
+
+func TestStatsLive(t *testing.T) {
+	n := v1Node(t)
+	g := create(t, n, "", "live", containerResources())
+	run(t, g, `head -c 8388608 /dev/zero | tail -c 8388608 | { read x; sleep 1000; }`)
+	var s *Stats
+	waitFor(t, "memory in use", func() bool {
+		var err error
+		if s, err = g.Stats(); err != nil {
+			t.Fatal(err)
+		}
+		return s.Memory.RSS > 4<<20
+	})
+	m := s.Memory
+	if s.CPU.Usage == 0 || m.Usage < m.RSS || m.WorkingSet == 0 || m.WorkingSet > m.Usage || m.MaxUsage < m.Usage ||
+		m.Faults == 0 || m.Limit != 64<<20 || s.Pids.Current == 0 || s.Time.IsZero() {
+		t.Errorf("implausible: %+v", s)
+	}
+}
+
+func TestOOMKills(t *testing.T) {
+	n := v1Node(t)
+	g := create(t, n, "", "oom", &specs.LinuxResources{
+		Memory:  &specs.LinuxMemory{Limit: ptr(int64(8 << 20))},
+		Devices: containerResources().Devices,
+	})
+	if kills, err := g.OOMKills(); err != nil || kills != 0 {
+		t.Fatalf("before: %d, %v", kills, err)
+	}
+	cmd := run(t, g, "exec tail /dev/zero")
+	if err := cmd.Wait(); err == nil {
+		t.Fatal("a process of unbounded memory ended well")
+	}
+	waitFor(t, "an OOM kill", func() bool {
+		kills, err := g.OOMKills()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return kills == 1
+	})
+}
+
+func TestGone(t *testing.T) {
+	n := testNode(t)
+	g := create(t, n, "", "gone", nil)
+	if err := g.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, statsErr := g.Stats()
+	_, pidsErr := g.Pids()
+	_, oomErr := g.OOMKills()
+	_, entryErr := g.Entry()
+	_, openErr := n.Open(g.Path())
+	for what, err := range map[string]error{
+		"stats": statsErr, "pids": pidsErr, "oom": oomErr, "entry": entryErr, "open": openErr,
+		"set": g.Set(containerResources()), "freeze": g.Freeze(t.Context()),
+	} {
+		if !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s of a removed group: %v, want %v", what, err, ErrNotFound)
+		}
+	}
+}
+
+func TestUnifiedNeedsV2(t *testing.T) {
+	n := v1Node(t)
+	path, _ := n.Path("", "u")
+	if _, err := n.Create(t.Context(), path, &specs.LinuxResources{Unified: map[string]string{"memory.high": "1"}}); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("got %v, want %v", err, ErrUnsupported)
+	}
+}
+
+func BenchmarkCreateRemove(b *testing.B) {
+	n := testNode(b)
+	r := containerResources()
+	path, _ := n.Path("", "bench")
+	var creating, removing time.Duration
+	for b.Loop() {
+		start := time.Now()
+		g, err := n.Create(b.Context(), path, r)
+		if err != nil {
+			b.Fatal(err)
+		}
+		created := time.Now()
+		if err := g.Remove(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		creating += created.Sub(start)
+		removing += time.Since(created)
+	}
+	b.ReportMetric(float64(creating.Microseconds())/float64(b.N), "create-µs")
+	b.ReportMetric(float64(removing.Microseconds())/float64(b.N), "remove-µs")
+}
+
+func BenchmarkStats(b *testing.B) {
+	n := testNode(b)
+	g := create(b, n, "", "bench", containerResources())
+	for b.Loop() {
+		if _, err := g.Stats(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

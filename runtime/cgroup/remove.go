@@ -1,0 +1,96 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Remove takes the group and the groups below it away, waiting until ctx ends
+// ([ErrBusy]) for processes that are about to be gone. A parent that this
+// package made goes with its last group, but for the default parent
+// ([Node.Close]). Removing what is not there is no error.
+func (g *Group) Remove(ctx context.Context) error {
+	if g.node.driver == Systemd {
+		return g.removeScope(ctx)
+	}
+	return g.removeDirs(ctx)
+}
+
+func (g *Group) removeDirs(ctx context.Context) error {
+	var errs []error
+	for _, dir := range g.dirs {
+		if err := removeTree(ctx, dir); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("remove cgroup %s: %w", g.path, errors.Join(errs...))
+	}
+	g.node.removeParents(g.at.parentRel)
+	return nil
+}
+
+// discard takes back what Create has made. Nothing waits: what has processes
+// was there before.
+func (g *Group) discard() {
+	for _, dir := range g.dirs {
+		_ = unix.Rmdir(dir)
+	}
+	g.node.removeParents(g.at.parentRel)
+}
+
+// removeTree removes a directory of a hierarchy.
+func removeTree(ctx context.Context, dir string) error {
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		err := unix.Rmdir(dir)
+		switch err {
+		case nil, unix.ENOENT:
+			return nil
+		case unix.EINTR:
+			continue
+		case unix.EBUSY, unix.ENOTEMPTY:
+		default:
+			return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+		}
+		names, err := subdirs(dir)
+		if err != nil {
+			return ignoreMissing(err)
+		}
+		for _, name := range names {
+			if err := removeTree(ctx, filepath.Join(dir, name)); err != nil {
+				return err
+			}
+		}
+		if len(names) > 0 {
+			if unix.Rmdir(dir) == nil {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("rmdir %s: %w: %w", dir, ErrBusy, ctx.Err())
+		case <-time.After(pause):
+		}
+	}
+}
+
+// removeParents removes a parent and those above it for as long as they are
+// ours and empty. The default parent stays: making it anew for the next
+// container would take as long as the container's own group.
+func (n *Node) removeParents(rel string) {
+	for removed := true; removed && rel != "/" && rel != n.parent; rel = path.Dir(rel) {
+		removed = false
+		for _, dir := range n.dirs(rel) {
+			if ours(dir) && unix.Rmdir(dir) == nil {
+				removed = true
+			}
+		}
+	}
+}

@@ -1,0 +1,108 @@
+package cgroup
+
+import "time"
+
+// Stats are a group's accounts. Times are in nanoseconds, sizes in bytes.
+// A limit of 0 is no limit.
+type Stats struct {
+	// Time is when the files were read.
+	Time   time.Time
+	CPU    CPUStats
+	Memory MemoryStats
+	Pids   PidsStats
+	IO     IOStats
+	// Hugetlb has an entry for each huge page size that can be limited.
+	Hugetlb []HugetlbStats
+}
+
+// CPUStats account for processor time.
+type CPUStats struct {
+	Usage, User, System uint64
+	// Periods are the enforcement periods that have passed, ThrottledPeriods
+	// those in which the quota was used up, ThrottledTime the time lost.
+	Periods, ThrottledPeriods, ThrottledTime uint64
+	// Pressure is nil where the kernel does not measure it.
+	Pressure *Pressure
+}
+
+// MemoryStats account for memory.
+type MemoryStats struct {
+	Usage, MaxUsage, Limit uint64
+	// WorkingSet is the usage without the page cache that was not used of
+	// late, which is what cannot be had back under pressure.
+	WorkingSet uint64
+	// RSS is anonymous memory.
+	RSS, Cache, MappedFile, Kernel uint64
+	// SwapAccounted tells whether the swap figures mean anything.
+	SwapAccounted bool
+	// Swap is what lies in swap; SwapLimit bounds it, not the sum with
+	// memory. SwapUnlimited tells a missing bound from one of 0.
+	Swap, SwapLimit uint64
+	SwapUnlimited   bool
+	// Faults and MajorFaults are those of the group and the groups below it,
+	// OwnFaults and OwnMajorFaults those of the group alone, where the
+	// kernel tells them apart.
+	Faults, MajorFaults, OwnFaults, OwnMajorFaults uint64
+	// LimitHits is how often the limit stopped an allocation.
+	LimitHits, OOMKills uint64
+	Pressure            *Pressure
+}
+
+// PidsStats count tasks, which are threads.
+type PidsStats struct{ Current, Limit uint64 }
+
+// IOStats account for block devices.
+type IOStats struct {
+	Devices  []DeviceIO
+	Pressure *Pressure
+}
+
+// DeviceIO is what was done to one block device.
+type DeviceIO struct {
+	Major, Minor          uint32
+	ReadBytes, WriteBytes uint64
+	Reads, Writes         uint64
+}
+
+// HugetlbStats account for huge pages of one size.
+type HugetlbStats struct {
+	// PageSize is as in "2MB".
+	PageSize        string
+	Usage, MaxUsage uint64
+}
+
+// Pressure is how long tasks waited for a resource: some of them, or all.
+type Pressure struct{ Some, Full Stall }
+
+// Stall is one line of a pressure file: the time in nanoseconds, and averages
+// in percent over 10, 60 and 300 seconds.
+type Stall struct {
+	Total                uint64
+	Avg10, Avg60, Avg300 float64
+}
+
+// Stats reads the group's accounts.
+func (g *Group) Stats() (*Stats, error) {
+	var (
+		r   reader
+		s   = &Stats{Time: time.Now()}
+		err error
+	)
+	if g.node.v2 {
+		err = g.statsV2(&r, s)
+	} else {
+		err = g.statsV1(&r, s)
+	}
+	if err != nil {
+		return nil, g.fail("read statistics of", err)
+	}
+	return s, nil
+}
+
+// setWorkingSet takes the inactive part of the page cache from the usage. The
+// two are read at different times, so the difference may be below 0.
+func (m *MemoryStats) setWorkingSet(inactive uint64) {
+	if m.Usage > inactive {
+		m.WorkingSet = m.Usage - inactive
+	}
+}

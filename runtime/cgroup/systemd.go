@@ -1,0 +1,84 @@
+package cgroup
+
+import (
+	"context"
+	"fmt"
+
+	sddbus "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/systemd"
+)
+
+// NeedsGate tells whether the group's first process must wait until Attach
+// has put it into the group.
+func (g *Group) NeedsGate() bool { return g.node.driver == Systemd }
+
+// Attach starts the group's scope with a process in it and sets the limits
+// that Create was given. Only the systemd driver needs it; elsewhere it does
+// nothing.
+func (g *Group) Attach(ctx context.Context, pid int) error {
+	if !g.NeedsGate() {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.wanted == nil {
+		return fmt.Errorf("attach to cgroup %s: its scope was started before", g.path)
+	}
+	m, err := g.scope(g.wanted)
+	if err != nil {
+		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
+	}
+	if err := m.Apply(pid); err != nil {
+		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
+	}
+	if err := m.Set(g.wanted); err != nil {
+		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
+	}
+	g.rules, g.wanted = g.wanted.Devices, nil
+	return nil
+}
+
+// scope is the library's hold of the group's unit.
+func (g *Group) scope(want *cgroups.Resources) (cgroups.Manager, error) {
+	config := &cgroups.Cgroup{
+		Name: g.at.id, ScopePrefix: scopePrefix, Parent: g.at.parent, Systemd: true, Resources: want,
+		// A scope whose process was killed fails, and would stay listed.
+		SystemdProps: []sddbus.Property{{Name: "CollectMode", Value: dbus.MakeVariant("inactive-or-failed")}},
+	}
+	if g.node.v2 {
+		return systemd.NewUnifiedManager(config, g.dirs[0])
+	}
+	return systemd.NewLegacyManager(config, nil)
+}
+
+func (g *Group) setSystemd(want *cgroups.Resources) error {
+	m, err := g.scope(want)
+	if err != nil {
+		return err
+	}
+	return m.Set(want)
+}
+
+// removeScope stops the unit. systemd drops a scope by itself when its last
+// process is gone, so most often there is nothing left to ask for.
+func (g *Group) removeScope(ctx context.Context) error {
+	if !g.Exists() {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
+	}
+	m, err := g.scope(&cgroups.Resources{})
+	if err != nil {
+		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
+	}
+	if err := m.Destroy(); err != nil {
+		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
+	}
+	return nil
+}
