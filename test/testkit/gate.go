@@ -2,6 +2,8 @@ package testkit
 
 import (
 	"os"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -26,4 +28,8 @@ func Skip(t testing.TB, feature, reason string) {
 		t.Fatalf("%s is missing, and skips are failures here (add it to CRISP_LACKS if this machine cannot have it): %s", feature, reason)
 	}
 	t.Skipf("%s is missing: %s", feature, reason)
+}
+
+func listed(list, item string) bool {
+	return slices.Contains(strings.Split(list, ","), item)
 }

@@ -1,0 +1,84 @@
+package inventory
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestMore(t *testing.T) {
+	in := Inventory{shared: map[string]bool{"mount /a": true}, own: map[string]bool{"descriptor 3 x": true}}
+	after := Inventory{
+		shared: map[string]bool{"mount /a": true, "mount /tmp/TestX1/001/m": true, "link veth1": true, "cgroup /sys/fs/cgroup/other": true},
+		own:    map[string]bool{"process 7 sleep": true},
+	}
+	for _, c := range []struct {
+		name  string
+		scope Scope
+		want  []string
+	}{
+		{"nothing of the machine", Scope{}, []string{"process 7 sleep"}},
+		{"marks", Scope{Marks: []string{"TestX1"}}, []string{"mount /tmp/TestX1/001/m", "process 7 sleep"}},
+		{"own namespaces", Scope{Namespaced: true}, []string{"link veth1", "mount /tmp/TestX1/001/m", "process 7 sleep"}},
+		{"all", Scope{All: true}, []string{"cgroup /sys/fs/cgroup/other", "link veth1", "mount /tmp/TestX1/001/m", "process 7 sleep"}},
+	} {
+		if got := in.more(after, c.scope); !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+func TestTakeSeesDescriptorAndProcess(t *testing.T) {
+	before := Take()
+	f, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	left := strings.Join(before.Settle(0, Scope{}), "\n")
+	if !strings.Contains(left, "/dev/null") || !strings.Contains(left, "sleep") {
+		t.Errorf("want the open file and the child to be seen, got:\n%s", left)
+	}
+	_ = f.Close()
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if left := before.Settle(time.Second, Scope{}); len(left) > 0 {
+		t.Errorf("want nothing left, got %q", left)
+	}
+}
+
+func TestTakeReapsOrphans(t *testing.T) {
+	before := Take()
+	if err := exec.Command("sh", "-c", "sleep 0.05 & exit 0").Run(); err != nil {
+		t.Fatal(err)
+	}
+	if left := before.Settle(2*time.Second, Scope{}); len(left) > 0 {
+		t.Errorf("want the orphan gone, got %q", left)
+	}
+}
+
+func TestTakeSeesMount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("root is missing: the test mounts")
+	}
+	dir := t.TempDir()
+	before := Take()
+	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	left := before.Settle(0, Scope{Marks: []string{dir}})
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	if len(left) != 1 || !strings.Contains(left[0], dir) {
+		t.Errorf("want the mount on %s to be seen, got %q", dir, left)
+	}
+}
