@@ -1,0 +1,452 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"time"
+
+	"crisp/runtime/wire"
+)
+
+// Client is a connection to a keeper. Its methods may be used concurrently.
+type Client struct {
+	conn   *wire.Conn
+	keeper *exec.Cmd // the keeper if this process started it
+	exits  chan Exit
+	done   chan struct{}
+	quit   chan struct{}
+	wg     sync.WaitGroup
+	once   sync.Once
+
+	mu    sync.Mutex
+	seq   uint32                      // guarded by mu
+	calls map[uint32]chan wire.Packet // guarded by mu; nil once the connection is lost
+	queue []Exit                      // guarded by mu; exits not yet delivered
+	wake  chan struct{}               // has a token when queue grew
+}
+
+func newClient(conn *wire.Conn, keeper *exec.Cmd) *Client {
+	c := &Client{
+		conn: conn, keeper: keeper,
+		exits: make(chan Exit), done: make(chan struct{}), quit: make(chan struct{}),
+		calls: make(map[uint32]chan wire.Packet), wake: make(chan struct{}, 1),
+	}
+	c.wg.Go(c.receive)
+	c.wg.Go(c.deliver)
+	return c
+}
+
+// Done is closed when the keeper is gone or the client is closed.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Events delivers exits in the order in which the keeper reported them, each
+// after the last byte of the process's output is in its log. The channel is
+// closed after Done, when all that had arrived is delivered.
+func (c *Client) Events() <-chan Exit { return c.exits }
+
+// Close ends the connection. The keeper and all that it holds go on.
+func (c *Client) Close() error {
+	c.once.Do(func() { close(c.quit) })
+	err := c.conn.Close()
+	c.wg.Wait()
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// receive hands every packet to the call that waits for it.
+func (c *Client) receive() {
+	for {
+		p, err := c.conn.Recv()
+		if err != nil {
+			break
+		}
+		if x, ok := p.Msg.(wire.Exited); ok {
+			wire.CloseAll(p.Files)
+			c.push(exitOf(x))
+			continue
+		}
+		c.mu.Lock()
+		ch := c.calls[p.Seq]
+		c.mu.Unlock()
+		if ch == nil {
+			wire.CloseAll(p.Files)
+			continue
+		}
+		select {
+		case ch <- p:
+		case <-c.quit:
+			wire.CloseAll(p.Files)
+		}
+	}
+	c.conn.Close()
+	c.mu.Lock()
+	for _, ch := range c.calls {
+		close(ch)
+	}
+	c.calls = nil
+	c.mu.Unlock()
+	close(c.done)
+	if c.keeper != nil {
+		c.reap()
+	}
+}
+
+// reap collects a keeper that this process started, if it is gone: the
+// connection may also have ended by Close, with the keeper alive.
+func (c *Client) reap() {
+	select {
+	case <-c.quit:
+		return
+	default:
+	}
+	// The exit status says nothing that the lost connection does not.
+	_ = c.keeper.Wait()
+}
+
+func (c *Client) push(x Exit) {
+	c.mu.Lock()
+	c.queue = append(c.queue, x)
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// deliver feeds the events channel, so that a slow reader of it delays no call.
+func (c *Client) deliver() {
+	defer close(c.exits)
+	for {
+		c.mu.Lock()
+		queue := c.queue
+		c.queue = nil
+		c.mu.Unlock()
+		for _, x := range queue {
+			select {
+			case c.exits <- x:
+			case <-c.quit:
+				return
+			}
+		}
+		if len(queue) > 0 {
+			continue
+		}
+		select {
+		case <-c.wake:
+		case <-c.quit:
+			return
+		case <-c.done:
+			c.mu.Lock()
+			rest := len(c.queue)
+			c.mu.Unlock()
+			if rest == 0 {
+				return
+			}
+		}
+	}
+}
+
+// call is a request under way.
+type call struct {
+	c   *Client
+	seq uint32
+	ch  chan wire.Packet
+}
+
+func (c *Client) begin() (*call, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.calls == nil {
+		return nil, ErrLost
+	}
+	c.seq++
+	if c.seq == 0 {
+		c.seq = 1
+	}
+	k := &call{c: c, seq: c.seq, ch: make(chan wire.Packet, 1)}
+	c.calls[k.seq] = k.ch
+	return k, nil
+}
+
+// end forgets the call and drops answers that nobody will read.
+func (k *call) end() {
+	k.c.mu.Lock()
+	delete(k.c.calls, k.seq)
+	k.c.mu.Unlock()
+	for {
+		select {
+		case p, ok := <-k.ch:
+			if !ok {
+				return
+			}
+			wire.CloseAll(p.Files)
+		default:
+			return
+		}
+	}
+}
+
+func (k *call) send(m wire.Message, files []int) error {
+	if err := k.c.conn.Send(k.seq, m, files); err != nil {
+		if errors.Is(err, wire.ErrProtocol) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	return nil
+}
+
+// next waits for an answer. A Fail is returned as its error.
+func (k *call) next(ctx context.Context) (wire.Packet, error) {
+	select {
+	case p, ok := <-k.ch:
+		if !ok {
+			return wire.Packet{}, ErrLost
+		}
+		if f, ok := p.Msg.(wire.Fail); ok {
+			wire.CloseAll(p.Files)
+			return wire.Packet{}, f
+		}
+		return p, nil
+	case <-ctx.Done():
+		return wire.Packet{}, ctx.Err()
+	}
+}
+
+// simple sends a request that is answered by Done.
+func (c *Client) simple(ctx context.Context, m wire.Message, files ...*os.File) error {
+	numbers, err := numbersOf(files)
+	if err != nil {
+		return err
+	}
+	k, err := c.begin()
+	if err != nil {
+		return err
+	}
+	defer k.end()
+	err = k.send(m, numbers)
+	runtime.KeepAlive(files)
+	if err != nil {
+		return err
+	}
+	p, err := k.next(ctx)
+	wire.CloseAll(p.Files)
+	return err
+}
+
+// ReopenLog makes a container's log go on in out.
+func (c *Client) ReopenLog(ctx context.Context, id string, out *os.File) error {
+	if err := c.simple(ctx, wire.Reopen{ID: id}, out); err != nil {
+		return fmt.Errorf("reopen log of %s: %w", id, err)
+	}
+	return nil
+}
+
+// Attach copies what a container writes from now on to stdout and stderr,
+// write ends of pipes of which either may be nil. They are closed when the
+// output ends. A reader that is too slow loses output. The caller should close
+// its own copies, which the keeper makes nonblocking.
+func (c *Client) Attach(ctx context.Context, id string, stdout, stderr *os.File) error {
+	var files []*os.File
+	for _, f := range []*os.File{stdout, stderr} {
+		if f != nil {
+			files = append(files, f)
+		}
+	}
+	if err := c.simple(ctx, wire.Attach{ID: id, Stdout: stdout != nil, Stderr: stderr != nil}, files...); err != nil {
+		return fmt.Errorf("attach to %s: %w", id, err)
+	}
+	return nil
+}
+
+// CloseKept closes the keeper's copy of a kept descriptor.
+func (c *Client) CloseKept(ctx context.Context, id, name string) error {
+	if err := c.simple(ctx, wire.CloseKept{ID: id, Name: name}); err != nil {
+		return fmt.Errorf("close %s of %s: %w", name, id, err)
+	}
+	return nil
+}
+
+// Forget drops the descriptors and the exit record of id. It is [ErrRunning]
+// while its process lives; an unknown id is fine.
+func (c *Client) Forget(ctx context.Context, id string) error {
+	if err := c.simple(ctx, wire.Forget{ID: id}); err != nil {
+		return fmt.Errorf("forget %s: %w", id, err)
+	}
+	return nil
+}
+
+// List returns everything that the keeper holds.
+func (c *Client) List(ctx context.Context) (list []Entry, err error) {
+	defer func() {
+		if err != nil {
+			for i := range list {
+				list[i].Close()
+			}
+			list, err = nil, fmt.Errorf("list held processes: %w", err)
+		}
+	}()
+	k, err := c.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer k.end()
+	if err := k.send(wire.List{}, nil); err != nil {
+		return nil, err
+	}
+	for {
+		p, err := k.next(ctx)
+		if err != nil {
+			return list, err
+		}
+		switch m := p.Msg.(type) {
+		case wire.Entry:
+			e, err := entryOf(m, p.Files)
+			if err != nil {
+				return list, err
+			}
+			list = append(list, e)
+		default:
+			wire.CloseAll(p.Files)
+			return list, nil
+		}
+	}
+}
+
+// Start runs a plan. When ctx ends the start is called off, and Start returns
+// once it is known whether the plan ran; if it had, Start succeeds.
+func (c *Client) Start(ctx context.Context, r Request) (*Started, error) {
+	m, files, err := r.message()
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", r.ID, err)
+	}
+	k, err := c.begin()
+	if err != nil {
+		wire.CloseAll(files[:1])
+		return nil, fmt.Errorf("start %s: %w", r.ID, err)
+	}
+	defer k.end()
+	err = k.send(m, files)
+	wire.CloseAll(files[:1])
+	r.keepAlive()
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", r.ID, err)
+	}
+	return c.await(ctx, k, &r)
+}
+
+func (c *Client) await(ctx context.Context, k *call, r *Request) (*Started, error) {
+	var cause error // why the start was called off
+	for {
+		p, err := k.next(ctx)
+		if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			cause = err
+			ctx = context.WithoutCancel(ctx)
+			if err := k.send(wire.Cancel{}, nil); err != nil {
+				return nil, fmt.Errorf("start %s: %w", r.ID, err)
+			}
+			continue
+		}
+		if err != nil {
+			return nil, startError(r, cause, err)
+		}
+		switch m := p.Msg.(type) {
+		case wire.Started:
+			return startedOf(m, p.Files)
+		case wire.Waiting:
+			wire.CloseAll(p.Files)
+			gateErr := r.Gate(int(m.Pid))
+			if gateErr != nil {
+				cause = gateErr
+			}
+			if err := k.send(wire.Proceed{OK: gateErr == nil}, nil); err != nil {
+				return nil, fmt.Errorf("start %s: %w", r.ID, err)
+			}
+		default:
+			wire.CloseAll(p.Files)
+			return nil, fmt.Errorf("start %s: %w: unexpected %T", r.ID, wire.ErrProtocol, m)
+		}
+	}
+}
+
+// startError tells why a start failed. A plan's own error names the plan; a
+// start that was called off has its cause.
+func startError(r *Request, cause, err error) error {
+	if cause != nil {
+		return fmt.Errorf("%s: %w", r.Plan.Name, cause)
+	}
+	return err
+}
+
+func exitOf(x wire.Exited) Exit {
+	return Exit{
+		ID: x.ID, Kind: x.Kind, Pid: int(x.Pid),
+		Code: int(x.Code), Signal: int(x.Signal), At: time.Unix(0, x.At),
+	}
+}
+
+// takeFile takes the first of fds as a file.
+func takeFile(fds *[]int, name string) *os.File {
+	if len(*fds) == 0 {
+		return nil
+	}
+	f := os.NewFile(uintptr((*fds)[0]), name)
+	*fds = (*fds)[1:]
+	return f
+}
+
+func startedOf(m wire.Started, fds []int) (*Started, error) {
+	s, rest := takeStarted(m, m.Pid != 0, fds)
+	if len(rest) > 0 {
+		wire.CloseAll(rest)
+		s.Close()
+		return nil, fmt.Errorf("read answer: %w: %d files too many", wire.ErrProtocol, len(rest))
+	}
+	return &s, nil
+}
+
+func takeStarted(m wire.Started, pidfd bool, fds []int) (Started, []int) {
+	s := Started{Pid: int(m.Pid), StartedAt: time.Unix(0, m.At)}
+	if pidfd {
+		s.PidFD = takeFile(&fds, "pidfd")
+	}
+	if m.Terminal {
+		s.Terminal = takeFile(&fds, "terminal")
+	}
+	if len(m.Namespaces) > 0 {
+		s.Namespaces = make(map[string]*os.File, len(m.Namespaces))
+	}
+	for _, name := range m.Namespaces {
+		if f := takeFile(&fds, name); f != nil {
+			s.Namespaces[name] = f
+		}
+	}
+	return s, fds
+}
+
+func entryOf(m wire.Entry, fds []int) (Entry, error) {
+	s, rest := takeStarted(m.Started, m.Started.Pid != 0 && m.Exit == nil, fds)
+	e := Entry{ID: m.ID, Kind: m.Kind, Started: s, Dropped: m.Dropped, Kept: make(map[string]*os.File, len(m.Keep))}
+	for _, name := range m.Keep {
+		if f := takeFile(&rest, name); f != nil {
+			e.Kept[name] = f
+		}
+	}
+	if len(rest) > 0 {
+		wire.CloseAll(rest)
+		e.Close()
+		return Entry{}, fmt.Errorf("read entry: %w: %d files too many", wire.ErrProtocol, len(rest))
+	}
+	if m.Exit != nil {
+		x := exitOf(*m.Exit)
+		e.Exit = &x
+	}
+	return e, nil
+}

@@ -1,0 +1,297 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/wire"
+)
+
+const (
+	socketName = "keeper.sock"
+	lockName   = "keeper.lock"
+	logName    = "keeper.log"
+	binaryName = "crisp-keeper"
+)
+
+// Connect connects to the keeper of stateDir, and starts it from binary if
+// there is none; an empty binary means crisp-keeper next to the running
+// executable. stateDir must exist and be private to this user.
+func Connect(ctx context.Context, stateDir, binary string) (*Client, error) {
+	dir, err := openState(stateDir)
+	if err != nil {
+		return nil, fmt.Errorf("connect to keeper: %w", err)
+	}
+	defer dir.Close()
+	for {
+		c, err := connect(ctx, dir, stateDir, binary)
+		if err == nil {
+			return c, nil
+		}
+		// A keeper that was just about to end hangs up: try again.
+		if !errors.Is(err, io.EOF) || ctx.Err() != nil {
+			return nil, fmt.Errorf("connect to keeper: %w", err)
+		}
+	}
+}
+
+func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Client, error) {
+	fd, err := dial(dir)
+	if err == nil {
+		return greet(fd, nil)
+	}
+	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
+		return nil, err
+	}
+	lock, err := lockState(ctx, stateDir)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if fd, err := dial(dir); err == nil {
+		return greet(fd, nil)
+	}
+	cmd, err := launch(dir, stateDir, binary)
+	if err != nil {
+		return nil, err
+	}
+	fd, err = dial(dir)
+	if err != nil {
+		return nil, err
+	}
+	return greet(fd, cmd)
+}
+
+// openState opens the state folder and checks that only this user can write to it.
+func openState(path string) (*os.File, error) {
+	dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open state folder: %w", err)
+	}
+	info, err := dir.Stat()
+	if err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("examine state folder: %w", err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		dir.Close()
+		return nil, fmt.Errorf("%w: %s", ErrState, path)
+	}
+	return dir, nil
+}
+
+// address returns an address for the socket that fits whatever the length of
+// the folder's path.
+func address(dir *os.File) (*unix.SockaddrUnix, error) {
+	n, err := wire.Number(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", n, socketName)}, nil
+}
+
+func socket() (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("make socket: %w", err)
+	}
+	return fd, nil
+}
+
+func dial(dir *os.File) (int, error) {
+	addr, err := address(dir)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := socket()
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, addr); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("connect socket: %w", err)
+	}
+	return fd, nil
+}
+
+// greet does the handshake over a connected socket.
+func greet(fd int, keeper *exec.Cmd) (*Client, error) {
+	conn, err := wire.NewConn(fd)
+	if err != nil {
+		return nil, err
+	}
+	if err := hello(conn); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return newClient(conn, keeper), nil
+}
+
+func hello(conn *wire.Conn) error {
+	if err := conn.CheckPeer(); err != nil {
+		return err
+	}
+	if err := conn.Send(0, wire.Hello{Version: wire.Version}, nil); err != nil {
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+			return io.EOF
+		}
+		return err
+	}
+	p, err := conn.Recv()
+	if err != nil {
+		return err
+	}
+	wire.CloseAll(p.Files)
+	switch m := p.Msg.(type) {
+	case wire.Hello:
+		if m.Version != wire.Version {
+			return fmt.Errorf("%w: keeper has %d, this is %d", ErrVersion, m.Version, wire.Version)
+		}
+		return nil
+	case wire.Fail:
+		return m
+	}
+	return fmt.Errorf("%w: unexpected %T", wire.ErrProtocol, p.Msg)
+}
+
+// lockState takes the lock under which a keeper is started.
+func lockState(ctx context.Context, stateDir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(stateDir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("take lock: %w", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("take lock: %w", ctx.Err())
+		}
+	}
+}
+
+// launch starts a keeper that listens on a fresh socket; the caller holds the
+// lock. Connections made from now on wait for the keeper.
+func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
+	image, err := sealedBinary(binary)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(image)
+	listener, err := listen(dir, stateDir)
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	log, err := os.OpenFile(filepath.Join(stateDir, logName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open keeper log: %w", err)
+	}
+	defer log.Close()
+	abs, err := filepath.Abs(stateDir)
+	if err != nil {
+		return nil, fmt.Errorf("resolve state folder: %w", err)
+	}
+	cmd := &exec.Cmd{
+		// Not /proc/self: the number may mean another file in the child.
+		Path:        "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(image),
+		Args:        []string{binaryName, abs},
+		Env:         []string{},
+		Dir:         "/",
+		Stderr:      log,
+		ExtraFiles:  []*os.File{listener},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start keeper: %w", err)
+	}
+	return cmd, nil
+}
+
+// listen makes the keeper's socket in place of one that nobody listens on.
+func listen(dir *os.File, stateDir string) (*os.File, error) {
+	addr, err := address(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(filepath.Join(stateDir, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove stale socket: %w", err)
+	}
+	fd, err := socket()
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), socketName)
+	if err := unix.Fchmod(fd, 0o600); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("protect socket: %w", err)
+	}
+	if err := unix.Bind(fd, addr); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("bind socket: %w", err)
+	}
+	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("listen on socket: %w", err)
+	}
+	return f, nil
+}
+
+// sealedBinary copies the keeper's binary to a sealed memfd.
+func sealedBinary(path string) (int, error) {
+	if path == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return -1, fmt.Errorf("find keeper binary: %w", err)
+		}
+		path = filepath.Join(filepath.Dir(self), binaryName)
+	}
+	src, err := os.Open(path)
+	if err != nil {
+		return -1, fmt.Errorf("open keeper binary: %w", err)
+	}
+	defer src.Close()
+	fd, err := unix.MemfdCreate(binaryName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate(binaryName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("make memfd: %w", err)
+	}
+	in := int(src.Fd())
+	for {
+		n, err := unix.Sendfile(fd, in, nil, 1<<30)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			unix.Close(fd)
+			return -1, fmt.Errorf("copy keeper binary: %w", err)
+		}
+		if err == nil && n == 0 {
+			break
+		}
+	}
+	if err := seal(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}

@@ -1,0 +1,19 @@
+// Package client is the daemon's side of the keeper: it finds or starts the
+// keeper of a state folder and asks it to run plans.
+//
+// # The keeper's program
+//
+// [Connect] takes the path of the keeper's binary; empty means "crisp-keeper"
+// next to the running executable. The binary is copied to a sealed memfd and
+// run from there, so that nothing can change it under the running process.
+// The keeper is in a session of its own and ends by itself about a second
+// after it holds nothing and no daemon is connected.
+//
+// The state folder holds
+//
+//	keeper.sock   the socket, made by whoever starts the keeper and inherited by it
+//	keeper.lock   locked while a daemon looks for or starts the keeper, and
+//	              while a keeper with nothing left removes the socket
+//	keeper.log    the keeper's standard error
+//	exits/ID      a record of each exit that was not yet forgotten
+package client

@@ -1,0 +1,30 @@
+package client
+
+import (
+	"errors"
+
+	"crisp/runtime/wire"
+)
+
+// Errors of a client. A failed step is also a [*spawn.StepError].
+var (
+	// ErrLost is a keeper that went away.
+	ErrLost = errors.New("keeper connection lost")
+	// ErrState is a state folder that others may write to.
+	ErrState = errors.New("state folder is not private")
+	// ErrNoGate is a request with a Gate whose plan has no gate.
+	ErrNoGate = errors.New("plan has no gate")
+
+	// ErrExists is a start under an ID that is taken.
+	ErrExists = wire.ErrExists
+	// ErrNotFound is a request about an ID, or a name under it, that is not held.
+	ErrNotFound = wire.ErrNotFound
+	// ErrRunning is a request to forget a process that lives.
+	ErrRunning = wire.ErrRunning
+	// ErrNotRunning is a request that needs a living process with a log.
+	ErrNotRunning = wire.ErrNotRunning
+	// ErrInvalid is a request whose parts do not fit together.
+	ErrInvalid = wire.ErrInvalid
+	// ErrVersion is a keeper that speaks another version of the protocol.
+	ErrVersion = wire.ErrVersion
+)

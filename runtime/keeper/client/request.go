@@ -1,0 +1,225 @@
+package client
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/plan"
+	"crisp/runtime/wire"
+)
+
+// Kind is what a held thing is.
+type Kind = wire.Kind
+
+// The kinds of thing.
+const (
+	Sandbox   = wire.Sandbox
+	Container = wire.Container
+	Exec      = wire.Exec
+)
+
+// Request is a plan to run and what the keeper does around it. Its files stay
+// the caller's, who may close them once Start has returned.
+type Request struct {
+	ID   string
+	Kind Kind
+	Plan *plan.Plan
+	// Files are the plan's inputs, one each.
+	Files []*os.File
+	// Log makes the keeper write the output of a container.
+	Log *LogConfig
+	// Terminal says that the plan passes the master end of a terminal.
+	Terminal bool
+	// Hold makes the keeper keep the child's new namespaces when the child
+	// stands at its last gate. The child ends there, unless Pause is set.
+	Hold, Pause bool
+	// Keep lists descriptors that are kept under the ID until it is forgotten.
+	Keep []Named
+	// Gate is called while the child waits at its first gate; an error ends the child.
+	Gate func(pid int) error
+}
+
+// LogConfig says where a container's output goes.
+type LogConfig struct {
+	// Stdout and Stderr are the read ends of the container's pipes; nil with
+	// a terminal, whose output is logged as stdout.
+	Stdout, Stderr *os.File
+	// Out is the log, opened for appending.
+	Out *os.File
+	// MaxLine is where lines are split; 0 means 16 KiB.
+	MaxLine int
+}
+
+// Named is a descriptor with the name under which it is kept.
+type Named struct {
+	Name string
+	File *os.File
+}
+
+// Started is a plan that has run. Its files are the caller's.
+type Started struct {
+	// Pid is the process, 0 if it ended at the gate of a held sandbox.
+	Pid   int
+	PidFD *os.File
+	// Terminal is the master end of the terminal, nil without one.
+	Terminal *os.File
+	// Namespaces are those of a held sandbox that are not the host's: user,
+	// net, ipc, uts, mnt, pid.
+	Namespaces map[string]*os.File
+	StartedAt  time.Time
+}
+
+// Close closes all files.
+func (s *Started) Close() {
+	closeFiles(s.PidFD, s.Terminal)
+	for _, f := range s.Namespaces {
+		f.Close()
+	}
+}
+
+// Exit is the end of a process.
+type Exit struct {
+	ID   string
+	Kind Kind
+	Pid  int
+	// Code is the exit code, or 128 plus the signal's number.
+	Code   int
+	Signal int
+	At     time.Time
+}
+
+// Entry is something that the keeper holds. Its files are the caller's.
+type Entry struct {
+	ID   string
+	Kind Kind
+	Started
+	// Kept are the kept descriptors by name.
+	Kept map[string]*os.File
+	// Dropped counts log lines that could not be written.
+	Dropped uint64
+	// Exit is set once the process has ended. Its event may come as well.
+	Exit *Exit
+}
+
+// Close closes all files.
+func (e *Entry) Close() {
+	e.Started.Close()
+	for _, f := range e.Kept {
+		f.Close()
+	}
+}
+
+// message turns the request into its message and files. The plan's memfd,
+// the first file, is the caller's to close; all others stay their owners'.
+func (r *Request) message() (m wire.Start, files []int, err error) {
+	if r.Plan == nil {
+		return m, nil, fmt.Errorf("%w: no plan", ErrInvalid)
+	}
+	m = wire.Start{
+		ID: r.ID, Kind: r.Kind, Inputs: uint64(len(r.Files)),
+		Terminal: r.Terminal, Hold: r.Hold, Pause: r.Pause, Gate: r.Gate != nil,
+	}
+	handles := append([]*os.File(nil), r.Files...)
+	if l := r.Log; l != nil {
+		if l.Out == nil {
+			return m, nil, fmt.Errorf("%w: no log file", ErrInvalid)
+		}
+		m.Log, m.Stdout, m.Stderr, m.MaxLine = true, l.Stdout != nil, l.Stderr != nil, int64(l.MaxLine)
+		for _, f := range []*os.File{l.Stdout, l.Stderr, l.Out} {
+			if f != nil {
+				handles = append(handles, f)
+			}
+		}
+	}
+	for _, k := range r.Keep {
+		m.Keep = append(m.Keep, k.Name)
+		handles = append(handles, k.File)
+	}
+	if m.Gate && !hasGate(r.Plan) {
+		return m, nil, fmt.Errorf("%s: %w", r.Plan.Name, ErrNoGate)
+	}
+	numbers, err := numbersOf(handles)
+	if err != nil {
+		return m, nil, err
+	}
+	fd, err := sealed("plan", r.Plan.Encode())
+	if err != nil {
+		return m, nil, err
+	}
+	return m, append([]int{fd}, numbers...), nil
+}
+
+func hasGate(p *plan.Plan) bool {
+	for i := range p.Steps {
+		for j := range p.Steps[i].Args {
+			if p.Steps[i].Args[j].Kind == plan.ArgSync {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func numbersOf(files []*os.File) ([]int, error) {
+	numbers := make([]int, 0, len(files))
+	for i, f := range files {
+		if f == nil {
+			return nil, fmt.Errorf("%w: file %d is nil", ErrInvalid, i)
+		}
+		n, err := wire.Number(f)
+		if err != nil {
+			return nil, err
+		}
+		numbers = append(numbers, n)
+	}
+	return numbers, nil
+}
+
+// keepAlive keeps the files of r from being closed by their finalizers while
+// their numbers are in use.
+func (r *Request) keepAlive() {
+	runtime.KeepAlive(r.Files)
+	runtime.KeepAlive(r.Log)
+	runtime.KeepAlive(r.Keep)
+}
+
+// sealed returns a descriptor of an unchangeable memory file with the given content.
+func sealed(name string, data []byte) (int, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return -1, fmt.Errorf("make memfd: %w", err)
+	}
+	for len(data) > 0 {
+		n, err := unix.Write(fd, data)
+		if err != nil {
+			unix.Close(fd)
+			return -1, fmt.Errorf("write memfd: %w", err)
+		}
+		data = data[n:]
+	}
+	if err := seal(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func seal(fd int) error {
+	const all = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, all); err != nil {
+		return fmt.Errorf("seal memfd: %w", err)
+	}
+	return nil
+}
+
+func closeFiles(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}

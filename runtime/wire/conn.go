@@ -1,0 +1,235 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/wire/pack"
+)
+
+const (
+	// maxPacket is the largest packet; all but names is in descriptors.
+	maxPacket = 32 << 10
+	// maxRights is the kernel's SCM_MAX_FD.
+	maxRights = 253
+	// maxFiles bounds the descriptors of one message.
+	maxFiles = 8192
+	// headerSize is the type and the sequence number.
+	headerSize = 5
+	// sendTimeout is how long a peer may leave its socket full.
+	sendTimeout = 10 * time.Second
+)
+
+// Packet is a message with what travels along.
+type Packet struct {
+	Seq uint32
+	Msg Message
+	// Files belong to the receiver. They are > 2 when 0, 1 and 2 are open.
+	Files []int
+}
+
+// Conn is one end of a connection. Sends may be concurrent; only one
+// goroutine receives.
+type Conn struct {
+	file *os.File
+	raw  syscall.RawConn
+
+	recvBuf, recvOOB []byte
+	sendMu           sync.Mutex
+}
+
+// NewConn makes a connection of a SEQPACKET socket, which it then owns.
+func NewConn(fd int) (*Conn, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("set socket nonblocking: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "keeper connection")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("use socket: %w", err)
+	}
+	return &Conn{file: file, raw: raw}, nil
+}
+
+// CheckPeer makes sure that the peer runs under the same user.
+func (c *Conn) CheckPeer() error {
+	var cred *unix.Ucred
+	var err error
+	if cerr := c.raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); cerr != nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("identify peer: %w", err)
+	}
+	if int(cred.Uid) != os.Geteuid() {
+		return fmt.Errorf("%w: uid %d", ErrPeer, cred.Uid)
+	}
+	return nil
+}
+
+// Close ends the connection; a Recv under way returns an error.
+func (c *Conn) Close() error { return c.file.Close() }
+
+// Send sends a message with copies of the descriptors in files.
+func (c *Conn) Send(seq uint32, m Message, files []int) error {
+	var w pack.Writer
+	m.put(&w)
+	if len(w.Bytes())+headerSize > maxPacket || len(files) > maxFiles {
+		return fmt.Errorf("send packet: %w: %d bytes, %d files", ErrProtocol, len(w.Bytes()), len(files))
+	}
+	c.sendMu.Lock()
+	defer c.sendMu.Unlock()
+	if err := c.file.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return fmt.Errorf("send packet: %w", err)
+	}
+	for len(files) > maxRights {
+		if err := c.sendPacket(typeMore, seq, nil, files[:maxRights]); err != nil {
+			return err
+		}
+		files = files[maxRights:]
+	}
+	return c.sendPacket(m.kind(), seq, w.Bytes(), files)
+}
+
+func (c *Conn) sendPacket(typ byte, seq uint32, payload []byte, files []int) error {
+	buf := make([]byte, headerSize, headerSize+len(payload))
+	buf[0] = typ
+	binary.LittleEndian.PutUint32(buf[1:], seq)
+	buf = append(buf, payload...)
+	var oob []byte
+	if len(files) > 0 {
+		oob = unix.UnixRights(files...)
+	}
+	var err error
+	werr := c.raw.Write(func(fd uintptr) bool {
+		for {
+			err = unix.Sendmsg(int(fd), buf, oob, nil, unix.MSG_NOSIGNAL)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	if werr != nil {
+		err = werr
+	}
+	if err != nil {
+		return fmt.Errorf("send packet: %w", err)
+	}
+	return nil
+}
+
+// Recv waits for the next message. At the end of the connection it returns
+// io.EOF.
+func (c *Conn) Recv() (p Packet, err error) {
+	if c.recvBuf == nil {
+		c.recvBuf = make([]byte, maxPacket)
+		c.recvOOB = make([]byte, unix.CmsgSpace(4*maxRights))
+	}
+	defer func() {
+		if err != nil {
+			CloseAll(p.Files)
+			p = Packet{}
+		}
+	}()
+	for first := true; ; first = false {
+		b, fds, err := c.recvPacket()
+		p.Files = append(p.Files, fds...)
+		if err != nil {
+			return p, err
+		}
+		if len(b) < headerSize || len(p.Files) > maxFiles {
+			return p, fmt.Errorf("receive packet: %w: %d bytes, %d files", ErrProtocol, len(b), len(p.Files))
+		}
+		seq := binary.LittleEndian.Uint32(b[1:])
+		if !first && seq != p.Seq {
+			return p, fmt.Errorf("receive packet: %w: files without their message", ErrProtocol)
+		}
+		p.Seq = seq
+		if b[0] == typeMore {
+			continue
+		}
+		p.Msg, err = decode(b[0], b[headerSize:])
+		return p, err
+	}
+}
+
+func (c *Conn) recvPacket() (b []byte, fds []int, err error) {
+	var n, oobn, flags int
+	rerr := c.raw.Read(func(fd uintptr) bool {
+		for {
+			n, oobn, flags, _, err = unix.Recvmsg(int(fd), c.recvBuf, c.recvOOB, unix.MSG_CMSG_CLOEXEC)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	if rerr != nil {
+		err = rerr
+	}
+	switch {
+	case errors.Is(err, unix.ECONNRESET):
+		return nil, nil, io.EOF
+	case err != nil:
+		return nil, nil, fmt.Errorf("receive packet: %w", err)
+	}
+	if oobn > 0 {
+		fds, err = rights(c.recvOOB[:oobn])
+	}
+	switch {
+	case err != nil:
+		return nil, fds, err
+	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+		return nil, fds, fmt.Errorf("receive packet: %w: truncated", ErrProtocol)
+	case n == 0:
+		return nil, fds, io.EOF
+	}
+	return c.recvBuf[:n], fds, nil
+}
+
+func rights(oob []byte) ([]int, error) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("receive packet: %w: %w", ErrProtocol, err)
+	}
+	var all []int
+	for i := range msgs {
+		fds, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			return all, fmt.Errorf("receive packet: %w: %w", ErrProtocol, err)
+		}
+		all = append(all, fds...)
+	}
+	return all, nil
+}
+
+// CloseAll closes descriptors.
+func CloseAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// Number returns f's descriptor without changing its blocking mode, as Fd would.
+func Number(f *os.File) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("use file %s: %w", f.Name(), err)
+	}
+	n := -1
+	if err := raw.Control(func(fd uintptr) { n = int(fd) }); err != nil {
+		return -1, fmt.Errorf("use file %s: %w", f.Name(), err)
+	}
+	return n, nil
+}

@@ -1,0 +1,31 @@
+// Package wire is the protocol between the daemon and the keeper: a closed set
+// of messages over a SEQPACKET unix socket, descriptors travelling as SCM_RIGHTS.
+//
+//	[ daemon ]                           [ keeper ]
+//	  Hello{Version}          -------->
+//	                          <--------   Hello{Version}, or Fail(CodeVersion) and the end
+//	  Start + files           -------->   clone, run the plan
+//	                          <--------   Waiting{Pid}       if Start.Gate: the child stands at its first gate
+//	  Proceed{OK}             -------->   let it go on, or end it
+//	                          <--------   Started + files, or Fail
+//	  Cancel                  -------->   end a start under way; Started or Fail still comes
+//	  List                    -------->
+//	                          <--------   Entry + files ...  one for each thing that is held
+//	                          <--------   Done
+//	  Reopen, Attach,
+//	  CloseKept, Forget       -------->
+//	                          <--------   Done, or Fail
+//	                          <--------   Exited             at any time, to every daemon
+//
+// A request carries a sequence number that its answers repeat; Exited has the
+// number 0. Proceed and Cancel bear the number of their Start. Requests on one
+// connection are answered in any order.
+//
+// A packet is: type (1 byte), sequence (4 bytes), payload (package pack). The
+// kernel takes 253 descriptors a packet; more travel ahead of their message in
+// packets of type More. A plan travels in a sealed memfd, the first file of its Start.
+//
+// A packet that makes no sense ends the connection and nothing else. When a
+// daemon's connection ends, starts that wait for its Proceed end too; all that
+// has started is kept.
+package wire

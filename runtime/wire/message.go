@@ -1,0 +1,365 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"syscall"
+
+	"crisp/runtime/spawn"
+	"crisp/runtime/wire/pack"
+)
+
+// Version is the version of the protocol.
+const Version = 1
+
+// Kind is what a held thing is.
+type Kind uint8
+
+// The kinds of thing.
+const (
+	Sandbox Kind = iota + 1
+	Container
+	Exec
+)
+
+// String returns the kind's name.
+func (k Kind) String() string {
+	switch k {
+	case Sandbox:
+		return "sandbox"
+	case Container:
+		return "container"
+	case Exec:
+		return "exec"
+	}
+	return fmt.Sprintf("kind(%d)", uint8(k))
+}
+
+// Message is one of the messages of this package.
+type Message interface {
+	kind() byte
+	put(*pack.Writer)
+}
+
+// The types of packet.
+const (
+	typeMore byte = iota
+	typeHello
+	typeStart
+	typeProceed
+	typeCancel
+	typeList
+	typeReopen
+	typeAttach
+	typeCloseKept
+	typeForget
+	typeDone
+	typeFail
+	typeWaiting
+	typeStarted
+	typeEntry
+	typeExited
+)
+
+// maxNames bounds the descriptors that are kept under an ID.
+const maxNames = 64
+
+// Hello opens a connection in both directions.
+type Hello struct{ Version uint64 }
+
+// Start asks for a plan to be run. Its files are, in this order: the plan,
+// the plan's inputs, the log's stdout, stderr and out as far as they are
+// there, and the kept descriptors.
+type Start struct {
+	ID   string
+	Kind Kind
+	// Inputs is the number of the plan's inputs.
+	Inputs uint64
+	// Terminal says that the plan passes a terminal's master end.
+	Terminal bool
+	// Hold keeps the namespaces of a sandbox; Pause its process too.
+	Hold, Pause bool
+	// Gate asks for Waiting and Proceed at the plan's first gate.
+	Gate bool
+	// Log, Stdout and Stderr say which log files follow.
+	Log, Stdout, Stderr bool
+	// MaxLine is where log lines are split, 0 for the default.
+	MaxLine int64
+	// Keep names the kept descriptors.
+	Keep []string
+}
+
+// Proceed answers Waiting.
+type Proceed struct{ OK bool }
+
+// Cancel calls off a start.
+type Cancel struct{}
+
+// List asks for everything that is held.
+type List struct{}
+
+// Reopen makes a log go on in another file, its only file.
+type Reopen struct{ ID string }
+
+// Attach copies a container's output to its files: stdout, stderr, as far as
+// they are there.
+type Attach struct {
+	ID             string
+	Stdout, Stderr bool
+}
+
+// CloseKept closes one kept descriptor.
+type CloseKept struct{ ID, Name string }
+
+// Forget drops an ID that has no living process.
+type Forget struct{ ID string }
+
+// Done is success.
+type Done struct{}
+
+// Waiting says that a child stands at its first gate.
+type Waiting struct{ Pid int64 }
+
+// Started says that a plan ran. Its files are the pidfd if there is a
+// process, the terminal if there is one, and the namespaces in order.
+type Started struct {
+	Pid        int64
+	At         int64 // nanoseconds since 1970
+	Terminal   bool
+	Namespaces []string
+}
+
+// Entry is one held thing. Its files are as those of Started, then the kept
+// descriptors. A process that has ended has no pidfd.
+type Entry struct {
+	ID      string
+	Kind    Kind
+	Started Started
+	Keep    []string
+	// Dropped counts log lines that could not be written.
+	Dropped uint64
+	Exit    *Exited
+}
+
+// Exited says that a process ended and that its output is in its log.
+type Exited struct {
+	ID     string
+	Kind   Kind
+	Pid    int64
+	Code   int64
+	Signal int64
+	At     int64 // nanoseconds since 1970
+}
+
+func (Hello) kind() byte     { return typeHello }
+func (Start) kind() byte     { return typeStart }
+func (Proceed) kind() byte   { return typeProceed }
+func (Cancel) kind() byte    { return typeCancel }
+func (List) kind() byte      { return typeList }
+func (Reopen) kind() byte    { return typeReopen }
+func (Attach) kind() byte    { return typeAttach }
+func (CloseKept) kind() byte { return typeCloseKept }
+func (Forget) kind() byte    { return typeForget }
+func (Done) kind() byte      { return typeDone }
+func (Fail) kind() byte      { return typeFail }
+func (Waiting) kind() byte   { return typeWaiting }
+func (Started) kind() byte   { return typeStarted }
+func (Entry) kind() byte     { return typeEntry }
+func (Exited) kind() byte    { return typeExited }
+
+func (m Hello) put(w *pack.Writer)   { w.Uint(m.Version) }
+func (m Proceed) put(w *pack.Writer) { w.Bool(m.OK) }
+func (Cancel) put(*pack.Writer)      {}
+func (List) put(*pack.Writer)        {}
+func (m Reopen) put(w *pack.Writer)  { w.String(m.ID) }
+func (m Forget) put(w *pack.Writer)  { w.String(m.ID) }
+func (Done) put(*pack.Writer)        {}
+func (m Waiting) put(w *pack.Writer) { w.Int(m.Pid) }
+
+func (m CloseKept) put(w *pack.Writer) {
+	w.String(m.ID)
+	w.String(m.Name)
+}
+
+func (m Attach) put(w *pack.Writer) {
+	w.String(m.ID)
+	w.Bool(m.Stdout)
+	w.Bool(m.Stderr)
+}
+
+func (m Start) put(w *pack.Writer) {
+	w.String(m.ID)
+	w.Uint(uint64(m.Kind))
+	w.Uint(m.Inputs)
+	for _, b := range []bool{m.Terminal, m.Hold, m.Pause, m.Gate, m.Log, m.Stdout, m.Stderr} {
+		w.Bool(b)
+	}
+	w.Int(m.MaxLine)
+	w.Strings(m.Keep)
+}
+
+func takeStart(r *pack.Reader) Start {
+	return Start{
+		ID: r.String(), Kind: takeKind(r), Inputs: r.Uint(),
+		Terminal: r.Bool(), Hold: r.Bool(), Pause: r.Bool(), Gate: r.Bool(),
+		Log: r.Bool(), Stdout: r.Bool(), Stderr: r.Bool(),
+		MaxLine: r.Int(), Keep: r.Strings(maxNames),
+	}
+}
+
+func (m Started) put(w *pack.Writer) {
+	w.Int(m.Pid)
+	w.Int(m.At)
+	w.Bool(m.Terminal)
+	w.Strings(m.Namespaces)
+}
+
+func takeStarted(r *pack.Reader) Started {
+	return Started{Pid: r.Int(), At: r.Int(), Terminal: r.Bool(), Namespaces: r.Strings(maxNames)}
+}
+
+func (m Entry) put(w *pack.Writer) {
+	w.String(m.ID)
+	w.Uint(uint64(m.Kind))
+	m.Started.put(w)
+	w.Strings(m.Keep)
+	w.Uint(m.Dropped)
+	w.Bool(m.Exit != nil)
+	if m.Exit != nil {
+		m.Exit.put(w)
+	}
+}
+
+func takeEntry(r *pack.Reader) Entry {
+	e := Entry{ID: r.String(), Kind: takeKind(r), Started: takeStarted(r), Keep: r.Strings(maxNames), Dropped: r.Uint()}
+	if r.Bool() {
+		x := takeExited(r)
+		e.Exit = &x
+	}
+	return e
+}
+
+func (m Exited) put(w *pack.Writer) {
+	w.String(m.ID)
+	w.Uint(uint64(m.Kind))
+	for _, v := range []int64{m.Pid, m.Code, m.Signal, m.At} {
+		w.Int(v)
+	}
+}
+
+func takeExited(r *pack.Reader) Exited {
+	return Exited{ID: r.String(), Kind: takeKind(r), Pid: r.Int(), Code: r.Int(), Signal: r.Int(), At: r.Int()}
+}
+
+func takeKind(r *pack.Reader) Kind { return Kind(min(r.Uint(), math.MaxUint8)) }
+
+// decode reads the message in a packet of the given type.
+func decode(typ byte, payload []byte) (Message, error) {
+	r := pack.NewReader(payload)
+	var m Message
+	switch typ {
+	case typeHello:
+		m = Hello{Version: r.Uint()}
+	case typeStart:
+		m = takeStart(r)
+	case typeProceed:
+		m = Proceed{OK: r.Bool()}
+	case typeCancel:
+		m = Cancel{}
+	case typeList:
+		m = List{}
+	case typeReopen:
+		m = Reopen{ID: r.String()}
+	case typeAttach:
+		m = Attach{ID: r.String(), Stdout: r.Bool(), Stderr: r.Bool()}
+	case typeCloseKept:
+		m = CloseKept{ID: r.String(), Name: r.String()}
+	case typeForget:
+		m = Forget{ID: r.String()}
+	case typeDone:
+		m = Done{}
+	case typeFail:
+		m = takeFail(r)
+	case typeWaiting:
+		m = Waiting{Pid: r.Int()}
+	case typeStarted:
+		m = takeStarted(r)
+	case typeEntry:
+		m = takeEntry(r)
+	case typeExited:
+		m = takeExited(r)
+	default:
+		return nil, fmt.Errorf("%w: packet type %d", ErrProtocol, typ)
+	}
+	if err := r.Done(); err != nil {
+		return nil, fmt.Errorf("%w: packet type %d: %w", ErrProtocol, typ, err)
+	}
+	return m, nil
+}
+
+// Fail is an error. The sender makes it with [NewFail]; the receiver turns it
+// back with Unwrap into an error that errors.Is and errors.As recognise.
+type Fail struct {
+	Code Code
+	Text string
+	Step *spawn.StepError
+}
+
+// Code tells errors apart across the socket.
+type Code uint8
+
+// codes lists the sentinels that survive the socket; an error's code is its
+// index plus one, and 0 any other error.
+func codes() []error {
+	return []error{ErrVersion, ErrExists, ErrNotFound, ErrRunning, ErrNotRunning, ErrInvalid, ErrCanceled, spawn.ErrDied}
+}
+
+// NewFail describes err for the peer.
+func NewFail(err error) Fail {
+	f := Fail{Text: err.Error()}
+	var step *spawn.StepError
+	if errors.As(err, &step) {
+		f.Step = step
+	}
+	for i, sentinel := range codes() {
+		if errors.Is(err, sentinel) {
+			f.Code = Code(i + 1)
+		}
+	}
+	return f
+}
+
+// Error returns the text of the error at its origin.
+func (f Fail) Error() string { return f.Text }
+
+// Unwrap returns the step or the sentinel that was the cause, if there was one.
+func (f Fail) Unwrap() error {
+	if f.Step != nil {
+		return f.Step
+	}
+	if list := codes(); f.Code > 0 && int(f.Code) <= len(list) {
+		return list[f.Code-1]
+	}
+	return nil
+}
+
+func (f Fail) put(w *pack.Writer) {
+	w.Uint(uint64(f.Code))
+	w.String(f.Text)
+	w.Bool(f.Step != nil)
+	if s := f.Step; s != nil {
+		w.String(s.Plan)
+		w.Int(int64(s.Index))
+		w.String(s.Step)
+		w.Uint(uint64(s.Err))
+	}
+}
+
+func takeFail(r *pack.Reader) Fail {
+	f := Fail{Code: Code(min(r.Uint(), math.MaxUint8)), Text: r.String()}
+	if r.Bool() {
+		f.Step = &spawn.StepError{Plan: r.String(), Index: int(r.Int()), Step: r.String(), Err: syscall.Errno(r.Uint())}
+	}
+	return f
+}
