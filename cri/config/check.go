@@ -1,0 +1,179 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"crisp/cri/spec"
+)
+
+// Check looks for values that cannot work, and returns all it finds.
+func (c *Config) Check() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %w: %s", key, ErrInvalid, fmt.Sprintf(format, args...)))
+	}
+	c.checkPaths(bad)
+	c.checkChoices(bad)
+	c.checkNumbers(bad)
+	for _, name := range c.DefaultCapabilities {
+		if canonical, err := spec.CapabilityName(name); err != nil || canonical != name {
+			bad("default_capabilities", "%q is not a capability", name)
+		}
+	}
+	for i, h := range c.RuntimeHandlers {
+		if h == "" || slices.Contains(c.RuntimeHandlers[:i], h) {
+			bad("runtime_handlers", "%q is empty or given twice", h)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+type complain func(key, format string, args ...any)
+
+func (c *Config) checkPaths(bad complain) {
+	for key, p := range map[string]string{
+		"root": c.Root, "state": c.State, "listen": c.Listen, "cni_conf_dir": c.CNIConfDir,
+	} {
+		if !filepath.IsAbs(p) {
+			bad(key, "%q is not an absolute path", p)
+		}
+	}
+	if c.NetNSDir != "" && !filepath.IsAbs(c.NetNSDir) {
+		bad("netns_dir", "%q is not an absolute path", c.NetNSDir)
+	}
+	if c.SeccompProfile != "" && !filepath.IsAbs(c.SeccompProfile) {
+		bad("seccomp_profile", "%q is not an absolute path", c.SeccompProfile)
+	}
+	for key, list := range map[string][]string{
+		"cni_bin_dirs": c.CNIBinDirs, "registry_config_dirs": c.RegistryConfigDirs, "cdi_spec_dirs": c.CDISpecDirs,
+	} {
+		for _, p := range list {
+			if !filepath.IsAbs(p) {
+				bad(key, "%q is not an absolute path", p)
+			}
+		}
+	}
+	if len(c.CNIBinDirs) == 0 {
+		bad("cni_bin_dirs", "at least one folder is needed")
+	}
+	if root, state := filepath.Clean(c.Root), filepath.Clean(c.State); root == state {
+		bad("state", "%q is the root folder too", state)
+	}
+}
+
+func (c *Config) checkChoices(bad complain) {
+	for key, v := range map[string]struct {
+		value   string
+		allowed []string
+	}{
+		"log_level":     {c.LogLevel, []string{"error", "info", "debug", "trace"}},
+		"log_format":    {c.LogFormat, []string{"text", "json"}},
+		"cgroup_driver": {c.CgroupDriver, []string{"", "cgroupfs", "systemd"}},
+		"image_volumes": {c.ImageVolumes, []string{"copy", "ignore"}},
+	} {
+		if !slices.Contains(v.allowed, v.value) {
+			bad(key, "%q is none of %q", v.value, v.allowed)
+		}
+	}
+	if _, _, err := net.SplitHostPort(c.StreamAddress); err != nil {
+		bad("stream_address", "%v", err)
+	}
+	if _, _, err := net.SplitHostPort(c.MetricsAddress); c.MetricsAddress != "" && err != nil {
+		bad("metrics_address", "%v", err)
+	}
+	if c.CgroupDriver == "systemd" && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice") {
+		bad("cgroup_parent", "%q is not a slice, which the systemd driver needs", c.CgroupParent)
+	}
+	if c.CgroupDriver == "cgroupfs" && strings.HasSuffix(c.CgroupParent, ".slice") {
+		bad("cgroup_parent", "%q is a slice, which the cgroupfs driver cannot use", c.CgroupParent)
+	}
+}
+
+func (c *Config) checkNumbers(bad complain) {
+	const minLogLine = 64
+	if c.MaxConcurrentDownloads < 1 {
+		bad("max_concurrent_downloads", "%d is less than 1", c.MaxConcurrentDownloads)
+	}
+	if c.PullProgressTimeout < 0 {
+		bad("pull_progress_timeout", "it is negative")
+	}
+	if c.StreamIdleTimeout <= 0 {
+		bad("stream_idle_timeout", "it is not positive")
+	}
+	if c.PidsLimit < 0 {
+		bad("pids_limit", "%d is negative", c.PidsLimit)
+	}
+	if n := c.MaxContainerLogLineSize; n != -1 && n < minLogLine {
+		bad("max_container_log_line_size", "%d is neither -1 nor at least %d", n, minLogLine)
+	}
+	for _, r := range c.Rlimits {
+		if err := r.check(); err != nil {
+			bad("rlimits", "%v", err)
+		}
+	}
+}
+
+// Rlimit is a resource limit, written "nofile=1024:524288".
+type Rlimit struct {
+	Name       string
+	Soft, Hard uint64
+}
+
+// unlimited is how the kernel says that there is no limit.
+const unlimited = ^uint64(0)
+
+// UnmarshalText parses a limit; one number stands for both limits.
+func (r *Rlimit) UnmarshalText(b []byte) error {
+	name, value, ok := strings.Cut(string(b), "=")
+	if !ok {
+		return fmt.Errorf("rlimit %q is not of the form name=soft:hard", b)
+	}
+	soft, hard, two := strings.Cut(value, ":")
+	if !two {
+		hard = soft
+	}
+	var err1, err2 error
+	r.Name = name
+	r.Soft, err1 = limit(soft)
+	r.Hard, err2 = limit(hard)
+	return errors.Join(err1, err2)
+}
+
+// MarshalText writes a limit the way it is read.
+func (r Rlimit) MarshalText() ([]byte, error) {
+	return fmt.Appendf(nil, "%s=%s:%s", r.Name, limitText(r.Soft), limitText(r.Hard)), nil
+}
+
+func limit(s string) (uint64, error) {
+	if s == "unlimited" {
+		return unlimited, nil
+	}
+	return strconv.ParseUint(s, 10, 64)
+}
+
+func limitText(v uint64) string {
+	if v == unlimited {
+		return "unlimited"
+	}
+	return strconv.FormatUint(v, 10)
+}
+
+func (r Rlimit) check() error {
+	known := []string{
+		"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss",
+		"rtprio", "rttime", "sigpending", "stack",
+	}
+	switch {
+	case !slices.Contains(known, r.Name):
+		return fmt.Errorf("%q is none of %q", r.Name, known)
+	case r.Soft > r.Hard:
+		return fmt.Errorf("soft limit of %q is above the hard one", r.Name)
+	}
+	return nil
+}

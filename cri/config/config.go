@@ -1,0 +1,205 @@
+// Package config reads the configuration of crisp.
+//
+// There is one flat list of keys; [Text] is its documentation and holds the
+// defaults. An unknown key is an error that suggests the right one, since a
+// setting that is silently not applied is worse than a daemon that does not
+// start.
+package config
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// DefaultPath is the file that is read if no other is named. It may be missing.
+const DefaultPath = "/etc/crisp/config.toml"
+
+//go:embed default.toml
+var text string
+
+// Text returns a configuration file with every key, its documentation and its default.
+func Text() string { return text }
+
+// Config is the configuration.
+type Config struct {
+	Root   string `toml:"root"`
+	State  string `toml:"state"`
+	Listen string `toml:"listen"`
+
+	LogLevel  string `toml:"log_level"`
+	LogFormat string `toml:"log_format"`
+
+	CgroupDriver string `toml:"cgroup_driver"`
+	CgroupParent string `toml:"cgroup_parent"`
+
+	NetNSDir   string   `toml:"netns_dir"`
+	CNIConfDir string   `toml:"cni_conf_dir"`
+	CNIBinDirs []string `toml:"cni_bin_dirs"`
+
+	RegistryConfigDirs     []string `toml:"registry_config_dirs"`
+	PinnedImages           []string `toml:"pinned_images"`
+	MaxConcurrentDownloads int      `toml:"max_concurrent_downloads"`
+	PullProgressTimeout    Duration `toml:"pull_progress_timeout"`
+	ImageVolumes           string   `toml:"image_volumes"`
+
+	RuntimeHandlers       []string `toml:"runtime_handlers"`
+	DefaultCapabilities   []string `toml:"default_capabilities"`
+	PidsLimit             int64    `toml:"pids_limit"`
+	Rlimits               []Rlimit `toml:"rlimits"`
+	AppArmorProfile       string   `toml:"apparmor_profile"`
+	SeccompProfile        string   `toml:"seccomp_profile"`
+	CreateMissingHostPath bool     `toml:"create_missing_host_paths"`
+	DeviceOwnership       bool     `toml:"device_ownership_from_security_context"`
+	WritableCgroups       bool     `toml:"writable_cgroups"`
+	CDISpecDirs           []string `toml:"cdi_spec_dirs"`
+
+	MaxContainerLogLineSize int      `toml:"max_container_log_line_size"`
+	StreamAddress           string   `toml:"stream_address"`
+	StreamIdleTimeout       Duration `toml:"stream_idle_timeout"`
+	MetricsAddress          string   `toml:"metrics_address"`
+}
+
+// Duration is a time span that is written as Go does, "4h30m".
+type Duration time.Duration
+
+// UnmarshalText parses a duration.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// MarshalText writes a duration the way it is read.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Default returns the configuration in which nothing is set.
+func Default() *Config {
+	c := &Config{}
+	if err := c.merge("default.toml", []byte(text)); err != nil {
+		panic(err) // the text is part of the program, and tested
+	}
+	return c
+}
+
+// Load reads the file at path and the drop-ins beside it, in config.d, and
+// checks the result.
+func Load(path string) (*Config, error) {
+	c := Default()
+	files, err := sources(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if errors.Is(err, fs.ErrNotExist) && f == DefaultPath {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
+		}
+		if err := c.merge(f, data); err != nil {
+			return nil, err
+		}
+	}
+	if c.NetNSDir == "" {
+		c.NetNSDir = filepath.Join(c.State, "netns")
+	}
+	if err := c.Check(); err != nil {
+		return nil, fmt.Errorf("configuration in %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// sources lists the files that make up the configuration, in order.
+func sources(path string) ([]string, error) {
+	dropIns, err := filepath.Glob(filepath.Join(filepath.Dir(path), "config.d", "*.toml"))
+	if err != nil {
+		return nil, fmt.Errorf("list drop-ins of the configuration: %w", err)
+	}
+	slices.Sort(dropIns)
+	return append([]string{path}, dropIns...), nil
+}
+
+// merge applies the keys that a file sets.
+func (c *Config) merge(name string, data []byte) error {
+	d := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
+	err := d.Decode(c)
+	var unknown *toml.StrictMissingError
+	var syntax *toml.DecodeError
+	switch {
+	case errors.As(err, &unknown):
+		return unknownKeys(name, unknown)
+	case errors.As(err, &syntax):
+		line, _ := syntax.Position()
+		return fmt.Errorf("%s:%d: %w: %s", name, line, ErrInvalid, strings.TrimPrefix(syntax.Error(), "toml: "))
+	case err != nil:
+		return fmt.Errorf("%s: %w: %w", name, ErrInvalid, err)
+	}
+	return nil
+}
+
+// unknownKeys makes an error of all the keys that do not exist.
+func unknownKeys(name string, e *toml.StrictMissingError) error {
+	var errs []error
+	for i := range e.Errors {
+		line, _ := e.Errors[i].Position()
+		key := strings.Join(e.Errors[i].Key(), ".")
+		hint := ""
+		if s := suggest(key); s != "" {
+			hint = fmt.Sprintf(", did you mean %q?", s)
+		}
+		errs = append(errs, fmt.Errorf("%s:%d: %w %q%s", name, line, ErrUnknownKey, key, hint))
+	}
+	return errors.Join(errs...)
+}
+
+// Keys returns the names of all keys.
+func Keys() []string {
+	var out []string
+	for f := range reflect.TypeFor[Config]().Fields() {
+		out = append(out, f.Tag.Get("toml"))
+	}
+	return out
+}
+
+// suggest returns the key that is most like the given one, "" if none is.
+func suggest(key string) string {
+	best, distance := "", max(2, len(key)/3)+1
+	for _, k := range Keys() {
+		if d := editDistance(key, k); d < distance {
+			best, distance = k, d
+		}
+	}
+	return best
+}
+
+// editDistance counts the letters to insert, remove or replace to get from a to b.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,115 @@
+package rpcerr
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Code is a gRPC status code.
+type Code = codes.Code
+
+// The codes that a table may use, so that it need not import grpc.
+const (
+	Canceled           = codes.Canceled
+	InvalidArgument    = codes.InvalidArgument
+	DeadlineExceeded   = codes.DeadlineExceeded
+	NotFound           = codes.NotFound
+	AlreadyExists      = codes.AlreadyExists
+	PermissionDenied   = codes.PermissionDenied
+	Unauthenticated    = codes.Unauthenticated
+	ResourceExhausted  = codes.ResourceExhausted
+	FailedPrecondition = codes.FailedPrecondition
+	Aborted            = codes.Aborted
+	OutOfRange         = codes.OutOfRange
+	Unimplemented      = codes.Unimplemented
+	Internal           = codes.Internal
+	Unavailable        = codes.Unavailable
+	DataLoss           = codes.DataLoss
+)
+
+// Rule says that errors which wrap Err have a code.
+type Rule struct {
+	Err  error
+	Code Code
+	// Token begins the message of such an error from PullImage, for kubelet
+	// to recognise, and makes its code Unknown there.
+	Token error
+}
+
+// Mapper finds the codes of errors.
+type Mapper struct {
+	rules []Rule
+}
+
+// New returns a mapper over a table, in which the first rule that fits counts.
+// Context errors and a full disk need no rules: they come after the table's.
+func New(table []Rule) *Mapper {
+	return &Mapper{rules: append(append([]Rule(nil), table...),
+		Rule{Err: context.DeadlineExceeded, Code: DeadlineExceeded},
+		Rule{Err: context.Canceled, Code: Canceled},
+		Rule{Err: syscall.ENOSPC, Code: ResourceExhausted},
+		Rule{Err: syscall.EDQUOT, Code: ResourceExhausted},
+	)}
+}
+
+// Known reports whether the table has a rule for an error.
+func (m *Mapper) Known(err error) bool {
+	_, ok := m.rule(err)
+	return ok
+}
+
+func (m *Mapper) rule(err error) (Rule, bool) {
+	for _, r := range m.rules {
+		if errors.Is(err, r.Err) {
+			return r, true
+		}
+	}
+	return Rule{}, false
+}
+
+// Status returns the error that a call answers with, nil for nil. An error
+// that is a gRPC status already stays what it is.
+//
+// For PullImage kubelet compares the beginning of the message with its tokens,
+// which it finds only behind code Unknown; so that is the code of an error
+// whose rule has a token.
+func (m *Mapper) Status(method string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if s, ok := status.FromError(err); ok {
+		return fromStatus(s)
+	}
+	rule, ok := m.rule(err)
+	switch {
+	case !ok:
+		return status.Error(Internal, err.Error())
+	case rule.Token != nil && isPull(method):
+		return status.Error(codes.Unknown, withToken(rule.Token, err))
+	}
+	return status.Error(rule.Code, err.Error())
+}
+
+// fromStatus keeps a status, but for Unknown, which stands for a code that
+// was forgotten.
+func fromStatus(s *status.Status) error {
+	if s.Code() == codes.Unknown {
+		return status.Error(Internal, s.Message())
+	}
+	return s.Err()
+}
+
+func isPull(method string) bool { return strings.HasSuffix(method, "/PullImage") }
+
+func withToken(token, err error) string {
+	message := err.Error()
+	if strings.HasPrefix(message, token.Error()) {
+		return message
+	}
+	return token.Error() + ": " + message
+}
