@@ -1,0 +1,151 @@
+package layer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/image/store"
+	"crisp/runtime/rootpath"
+)
+
+// cachedDirs is how many directories stay open while a layer is unpacked.
+const cachedDirs = 32
+
+// maxMeasuredDepth bounds the descriptors that it takes to measure a tree.
+const maxMeasuredDepth = 256
+
+// dirCache keeps the directories used last open. It is dropped whole whenever
+// something is removed that a path in it may lead through.
+type dirCache struct {
+	byName map[string]*os.File
+	order  []string
+}
+
+func (c *dirCache) open(root *os.File, name string) (*os.File, error) {
+	if name == "." {
+		return root, nil
+	}
+	if f, ok := c.byName[name]; ok {
+		return f, nil
+	}
+	f, err := rootpath.Open(root, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	if c.byName == nil {
+		c.byName = map[string]*os.File{}
+	}
+	if len(c.order) == cachedDirs {
+		c.byName[c.order[0]].Close()
+		delete(c.byName, c.order[0])
+		c.order = c.order[1:]
+	}
+	c.byName[name] = f
+	c.order = append(c.order, name)
+	return f, nil
+}
+
+func (c *dirCache) close() {
+	for _, f := range c.byName {
+		f.Close()
+	}
+	c.byName, c.order = nil, nil
+}
+
+// parent opens the directory name and makes it, and its parents, if the
+// archive did not. Links on the way are followed inside the layer.
+func (u *unpacker) parent(name string) (*os.File, error) {
+	dir, err := u.dirs.open(u.root, name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return dir, err
+	}
+	up, err := u.parent(path.Dir(name))
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Mkdirat(int(up.Fd()), path.Base(name), impliedPerm)
+	switch {
+	case err == nil:
+		if err := chmodDir(up, path.Base(name)); err != nil {
+			return nil, err
+		}
+		u.implied[name] = true
+		delete(u.listed, name)
+	case errors.Is(err, unix.EEXIST):
+		// A link that leads nowhere yet.
+		made, err := rootpath.MkdirAll(u.root, name, impliedPerm, rootpath.Owner{})
+		if err != nil {
+			return nil, err
+		}
+		made.Close()
+	default:
+		return nil, err
+	}
+	return u.dirs.open(u.root, name)
+}
+
+// chmodDir undoes the umask's part in a directory made a moment ago.
+func chmodDir(dir *os.File, base string) error {
+	f, err := openDir(dir, base)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Fchmod(int(f.Fd()), impliedPerm)
+}
+
+// openDir opens the directory base of dir; a link is not followed.
+func openDir(dir *os.File, base string) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), base), nil
+}
+
+// measureTree adds up what is at base of dir. Files with several names, whose
+// space is not set free with one, are left out.
+func measureTree(dir *os.File, base string, depth int) (store.Usage, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return store.Usage{}, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if st.Nlink > 1 {
+			return store.Usage{}, nil
+		}
+		return store.Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1}, nil
+	}
+	if depth == maxMeasuredDepth {
+		return store.Usage{}, fmt.Errorf("%w: too deep a tree is replaced", ErrInvalid)
+	}
+	// Directories are measured at the end, when they have their final size.
+	var sum store.Usage
+	sub, err := openDir(dir, base)
+	if err != nil {
+		return sum, err
+	}
+	defer sub.Close()
+	for {
+		names, err := sub.Readdirnames(1024)
+		if errors.Is(err, io.EOF) {
+			return sum, nil
+		}
+		if err != nil {
+			return sum, err
+		}
+		for _, name := range names {
+			u, err := measureTree(sub, name, depth+1)
+			if err != nil {
+				return sum, err
+			}
+			sum = sum.Add(u)
+		}
+	}
+}

@@ -1,0 +1,15 @@
+// Package layer unpacks image layers and keeps them, each in a folder of its
+// own that holds the difference to the layers below in overlayfs's form:
+//
+//	layers/CHAINID/fs          the tree
+//	layers/CHAINID/layer.json  what it is; written last
+//
+// A layer is known by its chain ID, the digest of its own content and that of
+// all layers below it, so images share what they have in common. Its folder
+// appears complete, by one rename after its bytes have reached the disk.
+//
+// The archive is hostile. Every name in it is resolved inside the layer's
+// folder by package rootpath and every file is made new there, so no entry,
+// link or order of entries reaches anything outside; device numbers, owners
+// and sizes are checked; attributes that mean something to overlayfs are dropped.
+package layer

@@ -1,0 +1,331 @@
+package layer
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/image/store"
+	"crisp/runtime/rootpath"
+)
+
+const (
+	// impliedPerm is what a directory gets that no layer lists.
+	impliedPerm = 0o755
+
+	// The ranges of device numbers that Linux has.
+	maxMajor = 1<<12 - 1
+	maxMinor = 1<<20 - 1
+
+	paxXattr = "SCHILY.xattr."
+	maxXattr = 64 << 10
+)
+
+// create makes the file that hdr describes at name, in the place of what an
+// earlier entry may have put there.
+func (u *unpacker) create(name string, hdr *tar.Header, body io.Reader) error {
+	if err := checkOwner(hdr); err != nil {
+		return err
+	}
+	base := path.Base(name)
+	switch hdr.Typeflag {
+	case tar.TypeDir:
+		return u.directory(name, hdr)
+	case tar.TypeReg, tar.TypeGNUSparse:
+		return u.replacing(name, func(dir *os.File) error { return u.regular(dir, base, hdr, body) })
+	case tar.TypeLink:
+		return u.hardLink(name, hdr)
+	case tar.TypeSymlink:
+		return u.replacing(name, func(dir *os.File) error {
+			if err := unix.Symlinkat(hdr.Linkname, int(dir.Fd()), base); err != nil {
+				return err
+			}
+			return u.special(dir, base, hdr)
+		})
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		mode, dev, err := deviceNumber(hdr)
+		if err != nil {
+			return err
+		}
+		return u.replacing(name, func(dir *os.File) error {
+			if err := unix.Mknodat(int(dir.Fd()), base, mode, dev); err != nil {
+				return err
+			}
+			return u.special(dir, base, hdr)
+		})
+	default:
+		return fmt.Errorf("%w: entry of type %q", ErrUnsupported, hdr.Typeflag)
+	}
+}
+
+// replacing runs create in name's directory, and again after removing what is
+// in its way.
+func (u *unpacker) replacing(name string, create func(dir *os.File) error) error {
+	dir, err := u.parent(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	if err := create(dir); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if dir, err = u.remove(dir, name); err != nil {
+		return err
+	}
+	return create(dir)
+}
+
+// remove removes what an earlier entry made at name in dir, and returns dir,
+// which may have to be opened anew.
+func (u *unpacker) remove(dir *os.File, name string) (*os.File, error) {
+	base := path.Base(name)
+	gone, err := measureTree(dir, base, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := rootpath.RemoveAll(dir, base); err != nil {
+		return nil, err
+	}
+	u.usage.Bytes -= min(gone.Bytes, u.usage.Bytes)
+	u.usage.Inodes -= min(gone.Inodes, u.usage.Inodes)
+	delete(u.implied, name)
+	delete(u.listed, name)
+	// Open directories may lie in what is gone, or beyond a link that is gone.
+	u.dirs.close()
+	return u.parent(path.Dir(name))
+}
+
+// directory makes a directory, or gives one that is there the entry's attributes.
+func (u *unpacker) directory(name string, hdr *tar.Header) error {
+	base := path.Base(name)
+	dir, err := u.parent(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	err = unix.Mkdirat(int(dir.Fd()), base, impliedPerm)
+	if errors.Is(err, unix.EEXIST) {
+		dir, err = u.replaceByDirectory(dir, name)
+	}
+	if err != nil {
+		return err
+	}
+	sub, err := openDir(dir, base)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	return u.setDir(name, sub, hdr)
+}
+
+// replaceByDirectory makes a directory where something is. Another directory
+// stays; a whiteout turns into opacity.
+func (u *unpacker) replaceByDirectory(dir *os.File, name string) (*os.File, error) {
+	base := path.Base(name)
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return dir, nil
+	}
+	dir, err := u.remove(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Mkdirat(int(dir.Fd()), base, impliedPerm); err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
+		return dir, nil
+	}
+	sub, err := openDir(dir, base)
+	if err != nil {
+		return nil, err
+	}
+	defer sub.Close()
+	return dir, setOpaque(sub)
+}
+
+// setDir gives an open directory the attributes of its entry.
+func (u *unpacker) setDir(name string, dir *os.File, hdr *tar.Header) error {
+	if err := checkOwner(hdr); err != nil {
+		return err
+	}
+	if err := setOwnerAndMode(dir, hdr); err != nil {
+		return err
+	}
+	if err := u.setXattrs(dir, hdr); err != nil {
+		return err
+	}
+	delete(u.implied, name)
+	u.listed[name] = hdr.ModTime
+	return nil
+}
+
+// regular makes a regular file.
+func (u *unpacker) regular(dir *os.File, base string, hdr *tar.Header, body io.Reader) error {
+	// Sparse files are longer than the archive that they come in.
+	u.bytes += hdr.Size
+	if u.bytes > u.limits.Bytes || hdr.Size < 0 {
+		return fmt.Errorf("%w: files of more than %d bytes", ErrTooLarge, u.limits.Bytes)
+	}
+	f, err := rootpath.CreateFile(dir, base, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	n, err := io.CopyBuffer(onlyWriter{f}, onlyReader{body}, u.buf)
+	if err != nil {
+		return archiveError(err)
+	}
+	if n != hdr.Size {
+		return fmt.Errorf("%w: %d bytes of %d", ErrInvalid, n, hdr.Size)
+	}
+	if err := setOwnerAndMode(f, hdr); err != nil {
+		return err
+	}
+	if err := u.setXattrs(f, hdr); err != nil {
+		return err
+	}
+	if err := setTime(f, hdr.ModTime); err != nil {
+		return err
+	}
+	return u.measure(f)
+}
+
+type onlyWriter struct{ io.Writer }
+
+// hardLink links name to a file of the same layer. A symbolic link as the
+// last component is linked itself, never followed.
+func (u *unpacker) hardLink(name string, hdr *tar.Header) error {
+	target, err := entryPath(hdr.Linkname)
+	if err != nil {
+		return fmt.Errorf("link to %q: %w", shorten(hdr.Linkname), err)
+	}
+	if target == name {
+		return fmt.Errorf("%w: hard link to itself", ErrInvalid)
+	}
+	from, err := rootpath.Open(u.root, path.Dir(target), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return fmt.Errorf("hard link to %q: %w", shorten(hdr.Linkname), err)
+	}
+	defer from.Close()
+	err = u.replacing(name, func(dir *os.File) error {
+		return unix.Linkat(int(from.Fd()), path.Base(target), int(dir.Fd()), path.Base(name), 0)
+	})
+	if err != nil {
+		return fmt.Errorf("hard link to %q: %w", shorten(hdr.Linkname), err)
+	}
+	return nil
+}
+
+// special gives a link, device or FIFO made a moment ago its attributes.
+func (u *unpacker) special(dir *os.File, base string, hdr *tar.Header) error {
+	fd := int(dir.Fd())
+	if err := unix.Fchownat(fd, base, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if hdr.Typeflag != tar.TypeSymlink {
+		if err := unix.Fchmodat(fd, base, permissions(hdr), 0); err != nil {
+			return err
+		}
+	}
+	ts := timespecs(hdr.ModTime)
+	if err := unix.UtimesNanoAt(fd, base, ts[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	u.usage = u.usage.Add(store.Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1})
+	return nil
+}
+
+func deviceNumber(hdr *tar.Header) (mode uint32, dev int, err error) {
+	switch hdr.Typeflag {
+	case tar.TypeFifo:
+		return unix.S_IFIFO | 0o600, 0, nil
+	case tar.TypeChar:
+		mode = unix.S_IFCHR | 0o600
+		if hdr.Devmajor == 0 && hdr.Devminor == 0 {
+			return 0, 0, fmt.Errorf("%w: the device number of a whiteout", ErrInvalid)
+		}
+	case tar.TypeBlock:
+		mode = unix.S_IFBLK | 0o600
+	}
+	if hdr.Devmajor < 0 || hdr.Devmajor > maxMajor || hdr.Devminor < 0 || hdr.Devminor > maxMinor {
+		return 0, 0, fmt.Errorf("%w: device number %d:%d", ErrInvalid, hdr.Devmajor, hdr.Devminor)
+	}
+	return mode, int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))), nil
+}
+
+// checkOwner refuses owners that the kernel cannot store: the highest number
+// means "leave it".
+func checkOwner(hdr *tar.Header) error {
+	for _, id := range []int{hdr.Uid, hdr.Gid} {
+		if id < 0 || int64(id) >= math.MaxUint32 {
+			return fmt.Errorf("%w: owner %d:%d", ErrInvalid, hdr.Uid, hdr.Gid)
+		}
+	}
+	return nil
+}
+
+func permissions(hdr *tar.Header) uint32 { return uint32(hdr.Mode) & 0o7777 }
+
+func setOwnerAndMode(f *os.File, hdr *tar.Header) error {
+	// In this order: a new owner costs the set-user-ID bit.
+	if err := unix.Fchown(int(f.Fd()), hdr.Uid, hdr.Gid); err != nil {
+		return err
+	}
+	return unix.Fchmod(int(f.Fd()), permissions(hdr))
+}
+
+func timespecs(t time.Time) [2]unix.Timespec {
+	// Beyond this a time has no nanosecond form; no file system stores it either.
+	const limit = 1 << 34
+	ts := unix.Timespec{Sec: max(min(t.Unix(), limit), -limit), Nsec: int64(t.Nanosecond())}
+	return [2]unix.Timespec{ts, ts}
+}
+
+func setTime(f *os.File, t time.Time) error {
+	ts := timespecs(t)
+	return unix.UtimesNanoAt(int(f.Fd()), "", ts[:], unix.AT_EMPTY_PATH)
+}
+
+// setXattrs sets the extended attributes that a layer may bring.
+func (u *unpacker) setXattrs(f *os.File, hdr *tar.Header) error {
+	for key, value := range hdr.PAXRecords {
+		name, ok := strings.CutPrefix(key, paxXattr)
+		if !ok || !allowedXattr(name) {
+			continue
+		}
+		if len(value) > maxXattr {
+			return fmt.Errorf("%w: attribute %s of %d bytes", ErrTooLarge, name, len(value))
+		}
+		err := unix.Fsetxattr(int(f.Fd()), name, []byte(value), 0)
+		if err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("set attribute %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// allowedXattr tells what belongs to the image from what belongs to the host:
+// overlayfs's own marks, labels and signatures are not an image's to set.
+func allowedXattr(name string) bool {
+	switch name {
+	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
+		return true
+	}
+	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.") &&
+		strings.IndexByte(name, 0) < 0
+}

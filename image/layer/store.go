@@ -1,0 +1,347 @@
+package layer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"crisp/image/store"
+	"crisp/runtime/durable"
+	"crisp/runtime/rootpath"
+)
+
+const (
+	treeDir    = "fs"
+	recordFile = "layer.json"
+	// emptyDir is a layer without content, which stands in where overlayfs
+	// wants one more than there are.
+	emptyDir = "empty"
+
+	recordVersion = 1
+	maxRecord     = 64 << 10
+
+	dirPerm  = 0o700
+	filePerm = 0o600
+)
+
+// Record says what an unpacked layer is. A layer without one is not complete.
+type Record struct {
+	Version int           `json:"version"`
+	ChainID digest.Digest `json:"chainID"`
+	DiffID  digest.Digest `json:"diffID"`
+	// Parent is the chain ID of the layers below, empty for a base layer.
+	Parent digest.Digest `json:"parent,omitempty"`
+	// Opaque means that nothing of the layers below shows.
+	Opaque bool `json:"opaque,omitempty"`
+	// Bytes and Inodes are what the tree takes up on disk.
+	Bytes  uint64 `json:"bytes"`
+	Inodes uint64 `json:"inodes"`
+}
+
+// Usage is what the layer takes up.
+func (r Record) Usage() store.Usage { return store.Usage{Bytes: r.Bytes, Inodes: r.Inodes} }
+
+// Store keeps unpacked layers. One process owns it.
+type Store struct {
+	root, temp string
+	dir        *os.File
+
+	mu     sync.Mutex
+	layers map[digest.Digest]Record
+	usage  store.Usage
+}
+
+// Open opens the layers in the folder root; temp is a folder on the same file
+// system for layers that are being unpacked or removed.
+func Open(root, temp string) (*Store, error) {
+	s := &Store{root: root, temp: temp, layers: map[digest.Digest]Record{}}
+	if err := os.MkdirAll(filepath.Join(root, emptyDir, treeDir), dirPerm); err != nil {
+		return nil, fmt.Errorf("open layers: %w", err)
+	}
+	if err := os.Chmod(filepath.Join(root, emptyDir, treeDir), 0o755); err != nil {
+		return nil, fmt.Errorf("open layers: %w", err)
+	}
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, fmt.Errorf("open layers: %w", err)
+	}
+	s.dir = dir
+	if err := s.scan(); err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("open layers: %w", err)
+	}
+	return s, nil
+}
+
+// Close releases the folder.
+func (s *Store) Close() error { return s.dir.Close() }
+
+// scan lists the complete layers and moves anything else out of the way.
+func (s *Store) scan() error {
+	names, err := s.dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == emptyDir {
+			continue
+		}
+		rec, err := readRecord(s.dir, name)
+		if err != nil {
+			if err := os.Rename(filepath.Join(s.root, name), filepath.Join(s.temp, "damaged-"+name)); err != nil {
+				return err
+			}
+			continue
+		}
+		s.layers[rec.ChainID] = rec
+		s.usage = s.usage.Add(rec.Usage())
+	}
+	return nil
+}
+
+// readRecord reads and checks the record of the layer in the folder name.
+func readRecord(dir *os.File, name string) (Record, error) {
+	var rec Record
+	data, err := rootpath.ReadFile(dir, filepath.Join(name, recordFile), maxRecord)
+	if err != nil {
+		return rec, err
+	}
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return rec, err
+	}
+	if rec.Version != recordVersion || rec.ChainID.Validate() != nil || rec.ChainID.Encoded() != name {
+		return rec, fmt.Errorf("%w: record of %s", ErrInvalid, name)
+	}
+	tree, err := rootpath.Open(dir, filepath.Join(name, treeDir), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return rec, err
+	}
+	return rec, tree.Close()
+}
+
+// Usage is what all layers take up.
+func (s *Store) Usage() store.Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.usage
+}
+
+// Get returns the record of a layer.
+func (s *Store) Get(chain digest.Digest) (Record, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec, ok := s.layers[chain]
+	return rec, ok
+}
+
+// ChainIDs lists all layers.
+func (s *Store) ChainIDs() []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]digest.Digest, 0, len(s.layers))
+	for id := range s.layers {
+		list = append(list, id)
+	}
+	return list
+}
+
+// Dir is the folder that all layers lie in, open as long as the store is.
+func (s *Store) Dir() *os.File { return s.dir }
+
+// Trees lists the layers from chain downwards, the topmost first, as paths
+// below [Store.Dir], as far down as anything shows. An empty chain ID, of an
+// image without layers, has one empty tree.
+func (s *Store) Trees(chain digest.Digest) ([]string, error) {
+	if chain == "" {
+		return []string{EmptyTree()}, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var trees []string
+	for chain != "" {
+		rec, ok := s.layers[chain]
+		if !ok {
+			return nil, fmt.Errorf("%w: %s", ErrNotFound, chain)
+		}
+		trees = append(trees, filepath.Join(chain.Encoded(), treeDir))
+		if rec.Opaque {
+			break
+		}
+		chain = rec.Parent
+	}
+	return trees, nil
+}
+
+// EmptyTree is a tree that has nothing in it.
+func EmptyTree() string { return filepath.Join(emptyDir, treeDir) }
+
+// Chain lists the chain IDs from chain downwards, the topmost first.
+func (s *Store) Chain(chain digest.Digest) []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []digest.Digest
+	for chain != "" && !slices.Contains(list, chain) {
+		list = append(list, chain)
+		chain = s.layers[chain].Parent
+	}
+	return list
+}
+
+// Detach takes a layer out of the store and returns the name under which its
+// remains lie in the temporary folder, to be removed at leisure.
+func (s *Store) Detach(chain digest.Digest) (string, error) {
+	if err := chain.Validate(); err != nil {
+		return "", fmt.Errorf("remove layer: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec, ok := s.layers[chain]
+	if !ok {
+		return "", nil
+	}
+	gone, err := os.MkdirTemp(s.temp, "gone-*")
+	if err != nil {
+		return "", fmt.Errorf("remove layer: %w", err)
+	}
+	if err := os.Rename(filepath.Join(s.root, chain.Encoded()), filepath.Join(gone, treeDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("remove layer: %w", err)
+	}
+	delete(s.layers, chain)
+	s.usage.Bytes -= min(rec.Bytes, s.usage.Bytes)
+	s.usage.Inodes -= min(rec.Inodes, s.usage.Inodes)
+	return filepath.Base(gone), nil
+}
+
+// SyncNames makes the names of published layers durable.
+func (s *Store) SyncNames() error { return durable.SyncDir(s.root) }
+
+// ChainIDs computes the chain IDs of layers from their diff IDs, lowest first.
+func ChainIDs(diffIDs []digest.Digest) []digest.Digest {
+	chain := make([]digest.Digest, len(diffIDs))
+	for i, d := range diffIDs {
+		chain[i] = d
+		if i > 0 {
+			chain[i] = digest.FromString(chain[i-1].String() + " " + d.String())
+		}
+	}
+	return chain
+}
+
+// Stage is a layer that is being made: Unpack, Settle, then, after a sync of
+// the file system, Publish. Discard ends it at any point and does nothing
+// after Publish.
+type Stage struct {
+	store *Store
+	name  string
+	rec   Record
+	root  *os.File
+	// implied are directories whose attributes come from the layers below.
+	implied []string
+	done    bool
+}
+
+// Stage begins the layer chain with content diff on top of parent.
+func (s *Store) Stage(chain, diff, parent digest.Digest) (*Stage, error) {
+	if err := chain.Validate(); err != nil {
+		return nil, fmt.Errorf("stage layer: %w", err)
+	}
+	dir, err := os.MkdirTemp(s.temp, "layer-*")
+	if err != nil {
+		return nil, fmt.Errorf("stage layer: %w", err)
+	}
+	st := &Stage{
+		store: s, name: filepath.Base(dir),
+		rec: Record{Version: recordVersion, ChainID: chain, DiffID: diff, Parent: parent},
+	}
+	tree := filepath.Join(dir, treeDir)
+	if err := os.Mkdir(tree, dirPerm); err != nil {
+		return nil, fmt.Errorf("stage layer: %w", err)
+	}
+	if err := os.Chmod(tree, impliedPerm); err != nil {
+		return nil, fmt.Errorf("stage layer: %w", err)
+	}
+	if st.root, err = os.Open(tree); err != nil {
+		return nil, fmt.Errorf("stage layer: %w", err)
+	}
+	return st, nil
+}
+
+// Unpack fills the stage from a packed layer and verifies its content.
+func (st *Stage) Unpack(ctx context.Context, open Source, limits Limits) error {
+	u, diff, err := unpack(ctx, st.root, open, st.rec.Parent == "", limits)
+	if err != nil {
+		return err
+	}
+	if diff != st.rec.DiffID {
+		return fmt.Errorf("%w: content has digest %s, the image's configuration says %s", ErrInvalid, diff, st.rec.DiffID)
+	}
+	st.rec.Opaque = u.opaque
+	st.rec.Bytes, st.rec.Inodes = u.usage.Bytes, u.usage.Inodes
+	for name := range u.implied {
+		st.implied = append(st.implied, name)
+	}
+	return nil
+}
+
+// Settle gives the directories that the archive does not list the attributes
+// of the layers below, which must be published by now, and writes the record.
+func (st *Stage) Settle() error {
+	if st.rec.Parent != "" && len(st.implied) > 0 {
+		trees, err := st.store.Trees(st.rec.Parent)
+		if err != nil {
+			return fmt.Errorf("settle layer: %w", err)
+		}
+		slices.Sort(st.implied)
+		for _, name := range st.implied {
+			if err := st.inherit(name, trees); err != nil {
+				return fmt.Errorf("settle layer: %q: %w", shorten(name), err)
+			}
+		}
+	}
+	data, err := json.Marshal(st.rec)
+	if err != nil {
+		return fmt.Errorf("settle layer: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(st.store.temp, st.name, recordFile), data, filePerm); err != nil {
+		return fmt.Errorf("settle layer: %w", err)
+	}
+	return nil
+}
+
+// Publish moves the layer to its place. Everything in it must be on disk.
+func (st *Stage) Publish() error {
+	s := st.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.layers[st.rec.ChainID]; ok {
+		return nil
+	}
+	err := os.Rename(filepath.Join(s.temp, st.name), filepath.Join(s.root, st.rec.ChainID.Encoded()))
+	if err != nil {
+		return fmt.Errorf("publish layer: %w", err)
+	}
+	st.done = true
+	s.layers[st.rec.ChainID] = st.rec
+	s.usage = s.usage.Add(st.rec.Usage())
+	return st.root.Close()
+}
+
+// Discard drops a stage that is not published and returns the name of its
+// remains in the temporary folder, "" if there are none.
+func (st *Stage) Discard() string {
+	if st == nil || st.done {
+		return ""
+	}
+	st.done = true
+	st.root.Close()
+	return st.name
+}

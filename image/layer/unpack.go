@@ -1,0 +1,318 @@
+package layer
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"crisp/image/store"
+)
+
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutMeta   = ".wh..wh."
+	whiteoutOpaque = ".wh..wh..opq"
+
+	opaqueXattr = "trusted.overlay.opaque"
+
+	maxPath    = 4096
+	maxEntries = 20_000_000
+
+	copyBuffer = 128 << 10
+)
+
+// Limits bound what a layer may unpack to.
+type Limits struct {
+	// Bytes is the size of the archive and of the files in it.
+	Bytes int64
+}
+
+// unpacker writes one archive into one folder.
+type unpacker struct {
+	root *os.File
+	// base means that nothing lies below, so that whiteouts are void.
+	base   bool
+	limits Limits
+
+	dirs dirCache
+	// implied are the directories that the archive does not list but puts
+	// something into: their attributes are those of the layer below.
+	implied map[string]bool
+	// listed are the directories whose times are set at the end.
+	listed map[string]time.Time
+	// opaque means that nothing of the layers below shows.
+	opaque  bool
+	entries int
+	bytes   int64
+	usage   store.Usage
+	buf     []byte
+}
+
+// Source opens the packed layer. Reads from it end when ctx does.
+type Source func(ctx context.Context) (io.ReadCloser, error)
+
+// unpack writes the archive from open to the folder root and returns the
+// digest of the uncompressed archive. It reads the source to its end.
+//
+// Three stages run side by side: reading the source, decompressing, and
+// hashing and writing the files.
+func unpack(ctx context.Context, root *os.File, open Source, base bool, limits Limits) (*unpacker, digest.Digest, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	src, err := open(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	defer src.Close()
+	packed := newReadAhead(src)
+	// Stages end in the order in which data flows, so that none waits for another.
+	var plain io.ReadCloser
+	var ahead *readAhead
+	defer func() {
+		cancel()
+		packed.Close()
+		if ahead != nil {
+			ahead.Close()
+		}
+		if plain != nil {
+			plain.Close()
+		}
+	}()
+	if plain, err = decompress(packed); err != nil {
+		return nil, "", err
+	}
+	ahead = newReadAhead(plain)
+	counted := &countedReader{r: ahead, rest: limits.Bytes, hash: digest.SHA256.Digester()}
+	u := &unpacker{
+		root: root, base: base, limits: limits,
+		implied: map[string]bool{".": true}, listed: map[string]time.Time{},
+		buf: make([]byte, copyBuffer),
+	}
+	defer u.dirs.close()
+	if err := u.archive(ctx, counted); err != nil {
+		return nil, "", err
+	}
+	// What follows the archive's end counts for the digests all the same.
+	for _, rest := range []io.Reader{counted, packed} {
+		if _, err := io.CopyBuffer(io.Discard, onlyReader{rest}, u.buf); err != nil {
+			return nil, "", archiveError(err)
+		}
+	}
+	if err := u.finish(); err != nil {
+		return nil, "", err
+	}
+	return u, counted.hash.Digest(), nil
+}
+
+// archive unpacks all entries.
+func (u *unpacker) archive(ctx context.Context, r io.Reader) error {
+	tr := tar.NewReader(r)
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		hdr, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return archiveError(err)
+		}
+		if err := u.entry(hdr, tr); err != nil {
+			return fmt.Errorf("unpack %q: %w", shorten(hdr.Name), archiveError(err))
+		}
+	}
+}
+
+// archiveError tells a broken archive from a broken source of it or disk.
+func archiveError(err error) error {
+	for _, broken := range []error{
+		tar.ErrHeader, tar.ErrFieldTooLong, io.ErrUnexpectedEOF,
+		// What the kernel says of names and links that make no sense.
+		unix.ENOENT, unix.EEXIST, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG,
+		unix.EINVAL, unix.EPERM, unix.EMLINK, unix.EXDEV, unix.E2BIG, unix.ERANGE,
+	} {
+		if errors.Is(err, broken) {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
+	if isCompressionError(err) {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return err
+}
+
+type onlyReader struct{ io.Reader }
+
+// countedReader hashes an archive and ends it at a limit.
+type countedReader struct {
+	r    io.Reader
+	rest int64
+	hash digest.Digester
+}
+
+func (c *countedReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.rest -= int64(n)
+	if c.rest < 0 {
+		return 0, fmt.Errorf("%w: archive", ErrTooLarge)
+	}
+	c.hash.Hash().Write(p[:n])
+	return n, err
+}
+
+// entry unpacks one entry.
+func (u *unpacker) entry(hdr *tar.Header, body io.Reader) error {
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	u.entries++
+	if u.entries > maxEntries {
+		return fmt.Errorf("%w: more than %d entries", ErrTooLarge, maxEntries)
+	}
+	name, err := entryPath(hdr.Name)
+	if err != nil {
+		return err
+	}
+	if name == "." {
+		if hdr.Typeflag != tar.TypeDir {
+			return fmt.Errorf("%w: the root is not a directory", ErrInvalid)
+		}
+		return u.setDir(".", u.root, hdr)
+	}
+	if strings.HasPrefix(path.Base(name), whiteoutPrefix) {
+		return u.whiteout(path.Dir(name), path.Base(name))
+	}
+	return u.create(name, hdr, body)
+}
+
+// entryPath cleans the name of an entry. A leading slash is what some tools
+// write; a name that leads out of the layer is what no tool writes.
+func entryPath(name string) (string, error) {
+	if len(name) > maxPath {
+		return "", fmt.Errorf("%w: name of %d bytes", ErrInvalid, len(name))
+	}
+	clean := path.Clean(strings.TrimLeft(name, "/"))
+	if clean == ".." || strings.HasPrefix(clean, "../") || strings.IndexByte(name, 0) >= 0 {
+		return "", fmt.Errorf("%w: name leaves the layer", ErrInvalid)
+	}
+	return clean, nil
+}
+
+// whiteout hides something of the layers below.
+func (u *unpacker) whiteout(dirPath, base string) error {
+	dir, err := u.parent(dirPath)
+	if err != nil {
+		return err
+	}
+	if base == whiteoutOpaque {
+		switch {
+		case u.base:
+			return nil
+		case dirPath == ".":
+			// Overlayfs does not look for the mark on a layer's root.
+			u.opaque = true
+			return nil
+		}
+		return setOpaque(dir)
+	}
+	if strings.HasPrefix(base, whiteoutMeta) {
+		return nil // bookkeeping of a file system of old
+	}
+	name := strings.TrimPrefix(base, whiteoutPrefix)
+	if name == "" || name == "." || name == ".." {
+		return fmt.Errorf("%w: whiteout of nothing", ErrInvalid)
+	}
+	if u.base {
+		return nil
+	}
+	err = unix.Mknodat(int(dir.Fd()), name, unix.S_IFCHR, 0)
+	if err == nil {
+		u.usage.Inodes++
+		return nil
+	}
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	// The layer has something of that name itself. A file hides what is below
+	// anyway, a directory does once it is opaque.
+	sub, err := openDir(dir, name)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	return setOpaque(sub)
+}
+
+func setOpaque(dir *os.File) error {
+	return unix.Fsetxattr(int(dir.Fd()), opaqueXattr, []byte("y"), 0)
+}
+
+// finish sets the times of directories, which every entry made in them has
+// changed, and takes their measure. A directory may be gone by now, replaced
+// by a later entry.
+func (u *unpacker) finish() error {
+	for name, mtime := range u.listed {
+		dir, err := u.dirs.open(u.root, name)
+		if isGone(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := setTime(dir, mtime); err != nil {
+			return fmt.Errorf("set time of %q: %w", shorten(name), err)
+		}
+		if err := u.measure(dir); err != nil {
+			return err
+		}
+	}
+	for name := range u.implied {
+		dir, err := u.dirs.open(u.root, name)
+		if isGone(err) {
+			delete(u.implied, name)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := u.measure(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func isGone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
+}
+
+// measure adds a finished file to the layer's usage.
+func (u *unpacker) measure(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(f.Fd()), "", &st, unix.AT_EMPTY_PATH); err != nil {
+		return err
+	}
+	u.usage = u.usage.Add(store.Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1})
+	return nil
+}
+
+func shorten(s string) string {
+	const limit = 200
+	if len(s) > limit {
+		return s[:limit] + "..."
+	}
+	return s
+}

@@ -1,0 +1,312 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/rootpath"
+)
+
+const (
+	upperDir   = "upper"
+	workDir    = "work"
+	layersLink = "layers"
+	heldPrefix = "held-"
+	// noLayers is the link's text for an image that has none.
+	noLayers = "none"
+
+	dirPerm = 0o700
+)
+
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+
+// Owner is who a container's root is on the host.
+type Owner struct{ UID, GID int }
+
+// Containers keeps the folders that containers write to. One process owns it.
+type Containers struct {
+	root, temp string
+
+	mu  sync.Mutex
+	all map[string]*uses
+}
+
+// uses are the images that one container needs.
+type uses struct {
+	// chain is the image of the root file system; prepared is false as long
+	// as there is none.
+	chain    digest.Digest
+	prepared bool
+	held     []digest.Digest
+}
+
+// OpenContainers reads what is in the folder root; temp is a folder on the
+// same file system for what is being removed.
+func OpenContainers(root, temp string) (*Containers, error) {
+	c := &Containers{root: root, temp: temp, all: map[string]*uses{}}
+	if err := os.MkdirAll(root, dirPerm); err != nil {
+		return nil, fmt.Errorf("open containers: %w", err)
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return nil, fmt.Errorf("open containers: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() || !idPattern.MatchString(e.Name()) {
+			continue
+		}
+		if c.all[e.Name()], err = readUses(filepath.Join(root, e.Name())); err != nil {
+			return nil, fmt.Errorf("open containers: %w", err)
+		}
+	}
+	return c, nil
+}
+
+func readUses(dir string) (*uses, error) {
+	u := &uses{}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		isLayers := e.Name() == layersLink
+		if e.Type() != fs.ModeSymlink || !isLayers && !strings.HasPrefix(e.Name(), heldPrefix) {
+			continue
+		}
+		text, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		chain := digest.Digest(text)
+		if text == noLayers {
+			chain = ""
+		} else if chain.Validate() != nil {
+			continue
+		}
+		if isLayers {
+			u.chain, u.prepared = chain, true
+		} else {
+			u.held = append(u.held, chain)
+		}
+	}
+	return u, nil
+}
+
+func linkText(chain digest.Digest) string {
+	if chain == "" {
+		return noLayers
+	}
+	return chain.String()
+}
+
+// Prepare makes the folders of container id on top of the layers chain. The
+// upper folder is like the tree's root, but belongs to owner's users: translate
+// tells who on the host a user of the image is. Doing it again does nothing.
+func (c *Containers) Prepare(id string, chain digest.Digest, root unix.Stat_t, translate func(uid, gid uint32) Owner) error {
+	if err := c.hold(id, layersLink, chain); err != nil {
+		return fmt.Errorf("prepare root file system of %s: %w", id, err)
+	}
+	dir := filepath.Join(c.root, id)
+	own := translate(root.Uid, root.Gid)
+	for _, sub := range []struct {
+		name string
+		own  Owner
+		perm uint32
+	}{
+		{upperDir, own, root.Mode & 0o7777},
+		{workDir, translate(0, 0), dirPerm},
+	} {
+		if err := makeDir(filepath.Join(dir, sub.name), sub.own, sub.perm); err != nil {
+			return fmt.Errorf("prepare root file system of %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func makeDir(path string, own Owner, perm uint32) error {
+	err := os.Mkdir(path, dirPerm)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if own != (Owner{}) {
+		if err := os.Lchown(path, own.UID, own.GID); err != nil {
+			return err
+		}
+	}
+	if perm == dirPerm {
+		return nil
+	}
+	return unix.Chmod(path, perm)
+}
+
+// Hold keeps the layers chain for container id until it is discarded, for
+// images that it uses besides its own.
+func (c *Containers) Hold(id string, chain digest.Digest) error {
+	c.mu.Lock()
+	u := c.all[id]
+	known := u != nil && slices.Contains(u.held, chain)
+	n := 0
+	if u != nil {
+		n = len(u.held)
+	}
+	c.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := c.hold(id, fmt.Sprintf("%s%d", heldPrefix, n), chain); err != nil {
+		return fmt.Errorf("hold image for %s: %w", id, err)
+	}
+	return nil
+}
+
+// hold makes the link name of container id.
+func (c *Containers) hold(id, name string, chain digest.Digest) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("%w: %q", ErrInvalidID, id)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	dir := filepath.Join(c.root, id)
+	if err := os.Mkdir(dir, dirPerm); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	link := filepath.Join(dir, name)
+	err := os.Symlink(linkText(chain), link)
+	if errors.Is(err, fs.ErrExist) {
+		if text, rerr := os.Readlink(link); rerr != nil || text != linkText(chain) {
+			return errors.Join(err, rerr)
+		}
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	u := c.all[id]
+	if u == nil {
+		u = &uses{}
+		c.all[id] = u
+	}
+	if name == layersLink {
+		u.chain, u.prepared = chain, true
+	} else if !slices.Contains(u.held, chain) {
+		u.held = append(u.held, chain)
+	}
+	return nil
+}
+
+// Chain returns the layers of container id.
+func (c *Containers) Chain(id string) (digest.Digest, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	u := c.all[id]
+	if u == nil || !u.prepared {
+		return "", fmt.Errorf("%w: %s", ErrNotFound, id)
+	}
+	return u.chain, nil
+}
+
+// Open opens the folder of container id with a fresh work folder: overlayfs
+// refuses one that a volatile mount has used.
+func (c *Containers) Open(id string) (*os.File, error) {
+	dir, err := os.Open(filepath.Join(c.root, id))
+	if err != nil {
+		return nil, fmt.Errorf("open root file system of %s: %w", id, err)
+	}
+	var st unix.Stat_t
+	err = unix.Fstatat(int(dir.Fd()), filepath.Join(workDir, workDir), &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil {
+		err = renewWork(dir)
+	} else if errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	if err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("open root file system of %s: %w", id, err)
+	}
+	return dir, nil
+}
+
+func renewWork(dir *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), workDir, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if err := rootpath.RemoveAll(dir, workDir); err != nil {
+		return err
+	}
+	if err := unix.Mkdirat(int(dir.Fd()), workDir, dirPerm); err != nil {
+		return err
+	}
+	return unix.Fchownat(int(dir.Fd()), workDir, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// UpperDir is the folder that holds what container id wrote.
+func (c *Containers) UpperDir(id string) string { return filepath.Join(c.root, id, upperDir) }
+
+// IDs lists the containers that have something here.
+func (c *Containers) IDs() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ids := make([]string, 0, len(c.all))
+	for id := range c.all {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// InUse lists the layers that containers need, each the top of its chain.
+func (c *Containers) InUse() []digest.Digest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var chains []digest.Digest
+	for _, u := range c.all {
+		if u.prepared {
+			chains = append(chains, u.chain)
+		}
+		chains = append(chains, u.held...)
+	}
+	return chains
+}
+
+// Discard gives up container id and returns the name under which its remains
+// lie in the temporary folder, "" if there are none.
+func (c *Containers) Discard(id string) (string, error) {
+	if !idPattern.MatchString(id) {
+		return "", nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	gone := "gone-" + id
+	err := os.Rename(filepath.Join(c.root, id), filepath.Join(c.temp, gone))
+	if errors.Is(err, fs.ErrNotExist) {
+		delete(c.all, id)
+		return "", nil
+	}
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
+		// The remains of an earlier container of that name are still there.
+		var dir string
+		if dir, err = os.MkdirTemp(c.temp, "gone-*"); err == nil {
+			gone = filepath.Base(dir)
+			err = os.Rename(filepath.Join(c.root, id), filepath.Join(dir, upperDir))
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("discard root file system of %s: %w", id, err)
+	}
+	delete(c.all, id)
+	return gone, nil
+}

@@ -1,0 +1,238 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/rootpath"
+)
+
+// maxOption is the longest string that fsconfig takes.
+const maxOption = 255
+
+// Overlay describes a stack of layers.
+type Overlay struct {
+	// Layers is the folder that holds all layers.
+	Layers *os.File
+	// Lower are the layers' trees as paths below Layers, the topmost first.
+	Lower []string
+	// Empty is a tree below Layers with nothing in it.
+	Empty string
+	// Upper is the folder that holds upper and work; nil makes the stack read-only.
+	Upper *os.File
+	// UserNS, if not nil, is the user namespace whose users the files belong
+	// to: file owner 0 is its root.
+	UserNS *os.File
+	// Attr are MOUNT_ATTR_* bits of the mount.
+	Attr int
+}
+
+// Mount makes the overlay and returns it as a detached mount.
+func (o Overlay) Mount() (*os.File, error) {
+	layers := o.Layers
+	if o.UserNS != nil {
+		// One clone of the common parent maps the owners of all layers at once.
+		mapped, err := cloneMapped(o.Layers, o.UserNS)
+		if err != nil {
+			return nil, fmt.Errorf("mount overlay: %w", err)
+		}
+		defer mapped.Close()
+		layers = mapped
+	}
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("mount overlay: fsopen: %w", err)
+	}
+	fs := os.NewFile(uintptr(fd), "overlay")
+	defer fs.Close()
+	if err := o.configure(int(fs.Fd()), layers); err != nil {
+		return nil, fmt.Errorf("mount overlay: %w", err)
+	}
+	if err := unix.FsconfigCreate(fd); err != nil {
+		return nil, fmt.Errorf("mount overlay: create: %w%s", err, contextLog(fs))
+	}
+	m, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, o.Attr)
+	if err != nil {
+		return nil, fmt.Errorf("mount overlay: fsmount: %w", err)
+	}
+	return os.NewFile(uintptr(m), "overlay"), nil
+}
+
+func (o Overlay) configure(fs int, layers *os.File) error {
+	lower := o.Lower
+	if o.Upper == nil && len(lower) < 2 {
+		// Overlayfs wants two layers when none of them is writable.
+		lower = append(lower[:len(lower):len(lower)], o.Empty)
+	}
+	if err := setLower(fs, layers, lower); err != nil {
+		return err
+	}
+	// Hard links need no index: layers are never shared by two uppers' work.
+	if err := unix.FsconfigSetString(fs, "index", "off"); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("index: %w", err)
+	}
+	if o.Upper == nil {
+		return nil
+	}
+	upper := fdPath(o.Upper)
+	for _, opt := range [][2]string{{"upperdir", upper + "/" + upperDir}, {"workdir", upper + "/" + workDir}} {
+		if err := unix.FsconfigSetString(fs, opt[0], opt[1]); err != nil {
+			return fmt.Errorf("%s: %w", opt[0], err)
+		}
+	}
+	// What a container wrote is void after a power cut. Without this option
+	// the end of every container would sync the whole disk.
+	if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("volatile: %w", err)
+	}
+	return nil
+}
+
+// setLower adds the lower layers, one by one where the kernel has lowerdir+
+// (Linux 6.5), else as one string.
+func setLower(fs int, layers *os.File, lower []string) error {
+	base := fdPath(layers) + "/"
+	for i, l := range lower {
+		err := unix.FsconfigSetString(fs, "lowerdir+", base+l)
+		if i == 0 && errors.Is(err, unix.EINVAL) {
+			return setLowerString(fs, layers, lower)
+		}
+		if err != nil {
+			return fmt.Errorf("lower layer %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// setLowerString names the layers by descriptor numbers, seen from the folder
+// of descriptors: a string is too short for anything longer. The working
+// directory that this takes belongs to a thread that is thrown away.
+func setLowerString(fs int, layers *os.File, lower []string) error {
+	var numbers []string
+	for _, l := range lower {
+		f, err := rootpath.Open(layers, l, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		numbers = append(numbers, strconv.Itoa(int(f.Fd())))
+	}
+	option := strings.Join(numbers, ":")
+	if len(option) > maxOption {
+		return fmt.Errorf("%w: %d layers before Linux 6.5", ErrUnsupported, len(lower))
+	}
+	return onThread(unix.CLONE_FS, func() error {
+		if err := unix.Chdir("/proc/thread-self/fd"); err != nil {
+			return err
+		}
+		if err := unix.FsconfigSetString(fs, "lowerdir", option); err != nil {
+			return fmt.Errorf("lower layers: %w", err)
+		}
+		return nil
+	})
+}
+
+// cloneMapped returns a detached clone of dir's mount at dir whose files
+// belong to the users of userns.
+func cloneMapped(dir, userns *os.File) (*os.File, error) {
+	fd, err := unix.OpenTree(int(dir.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("clone layers: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "layers")
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
+		Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd()),
+	})
+	if err != nil {
+		f.Close()
+		if errors.Is(err, unix.EINVAL) {
+			err = fmt.Errorf("%w: id-mapped mounts of this file system: %w", ErrUnsupported, err)
+		}
+		return nil, fmt.Errorf("map the owners of layers: %w", err)
+	}
+	return f, nil
+}
+
+// SubPath returns a detached clone of what path leads to inside the detached
+// mount. Links are followed inside it.
+func SubPath(mount *os.File, path string) (*os.File, error) {
+	clone, err := cloneSubPath(mount, path)
+	if !errors.Is(err, unix.EINVAL) {
+		return clone, err
+	}
+	// Before Linux 6.15 only an attached mount can be cloned from: attach it
+	// for a moment in a mount namespace that nobody else sees.
+	err = onThread(unix.CLONE_NEWNS|unix.CLONE_FS, func() error {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("make mounts private: %w", err)
+		}
+		if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("attach mount: %w", err)
+		}
+		clone, err = cloneSubPath(mount, path)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return clone, nil
+}
+
+func cloneSubPath(mount *os.File, path string) (*os.File, error) {
+	at, err := rootpath.Open(mount, path, unix.O_PATH)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSubPath, err)
+	}
+	defer at.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(at.Fd()), &st); err != nil {
+		return nil, err
+	}
+	if t := st.Mode & unix.S_IFMT; t != unix.S_IFDIR && t != unix.S_IFREG {
+		return nil, fmt.Errorf("%w: %s is neither a folder nor a regular file", ErrSubPath, path)
+	}
+	fd, err := unix.OpenTree(int(at.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("clone %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// onThread runs f on a thread that has unshared flags and ends with it.
+func onThread(flags int, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(flags); err != nil {
+			done <- fmt.Errorf("unshare: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// contextLog is what the kernel has to say about a refused configuration.
+func contextLog(fs *os.File) string {
+	var lines []string
+	buf := make([]byte, 512)
+	for range 8 {
+		n, err := unix.Read(int(fs.Fd()), buf)
+		if err != nil || n <= 0 {
+			break
+		}
+		lines = append(lines, strings.TrimSpace(string(buf[:n])))
+	}
+	if len(lines) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(lines, "; ") + ")"
+}
+
+func fdPath(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }

@@ -1,0 +1,220 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/durable"
+)
+
+const (
+	blobsDir = "blobs"
+	tempDir  = "tmp"
+
+	dirPerm  = 0o700
+	filePerm = 0o600
+)
+
+// Usage is disk space: allocated bytes and inodes.
+type Usage struct{ Bytes, Inodes uint64 }
+
+// Add returns the sum.
+func (u Usage) Add(v Usage) Usage { return Usage{u.Bytes + v.Bytes, u.Inodes + v.Inodes} }
+
+func (u Usage) sub(v Usage) Usage { return Usage{u.Bytes - v.Bytes, u.Inodes - v.Inodes} }
+
+// Store is an image layout. One process owns it.
+type Store struct {
+	root   string
+	syncer syncer
+
+	mu    sync.Mutex
+	blobs map[digest.Digest]blob
+	usage Usage
+}
+
+type blob struct {
+	size int64
+	disk uint64
+}
+
+// Open opens the layout in the folder root and makes it if it is not there.
+// The temporary folder is left as it is: see [Store.TempDir].
+func Open(root string) (*Store, error) {
+	s := &Store{root: root, blobs: map[digest.Digest]blob{}}
+	s.syncer.dir = root
+	for _, dir := range []string{root, s.TempDir(), s.blobDir(digest.SHA256)} {
+		if err := os.MkdirAll(dir, dirPerm); err != nil {
+			return nil, fmt.Errorf("open image store: %w", err)
+		}
+	}
+	if err := durable.RemoveTemps(root); err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	layout := filepath.Join(root, ocispec.ImageLayoutFile)
+	if _, err := os.Stat(layout); errors.Is(err, fs.ErrNotExist) {
+		data := []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}` + "\n")
+		if err := durable.WriteFile(layout, data, filePerm); err != nil {
+			return nil, fmt.Errorf("open image store: %w", err)
+		}
+	}
+	if err := s.scan(); err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	return s, nil
+}
+
+// scan lists the blobs that are here.
+func (s *Store) scan() error {
+	for _, algorithm := range []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512} {
+		entries, err := os.ReadDir(s.blobDir(algorithm))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			d := digest.NewDigestFromEncoded(algorithm, e.Name())
+			if d.Validate() != nil {
+				continue
+			}
+			var st unix.Stat_t
+			if err := unix.Lstat(s.path(d), &st); err != nil {
+				return err
+			}
+			s.add(d, &st)
+		}
+	}
+	return nil
+}
+
+// add notes a blob that is in place.
+func (s *Store) add(d digest.Digest, st *unix.Stat_t) {
+	if _, ok := s.blobs[d]; ok {
+		return
+	}
+	b := blob{size: st.Size, disk: uint64(st.Blocks) * 512}
+	s.blobs[d] = b
+	s.usage = s.usage.Add(Usage{b.disk, 1})
+}
+
+// TempDir is a folder on the same file system for whatever is not complete
+// yet. Nothing in it means anything to a later process.
+func (s *Store) TempDir() string { return filepath.Join(s.root, tempDir) }
+
+func (s *Store) blobDir(a digest.Algorithm) string {
+	return filepath.Join(s.root, blobsDir, a.String())
+}
+
+func (s *Store) path(d digest.Digest) string {
+	return filepath.Join(s.blobDir(d.Algorithm()), d.Encoded())
+}
+
+// Usage is what the blobs take up.
+func (s *Store) Usage() Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.usage
+}
+
+// Has reports whether the blob that desc describes is here in full.
+func (s *Store) Has(desc ocispec.Descriptor) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, ok := s.blobs[desc.Digest]
+	return ok && b.size == desc.Size
+}
+
+// DiskSize is what a blob takes up, 0 if it is not here.
+func (s *Store) DiskSize(d digest.Digest) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.blobs[d].disk
+}
+
+// Digests lists all blobs.
+func (s *Store) Digests() []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]digest.Digest, 0, len(s.blobs))
+	for d := range s.blobs {
+		list = append(list, d)
+	}
+	return list
+}
+
+// Reader opens a blob. It verifies: a read past the end succeeds only if all
+// that was read is what desc describes.
+func (s *Store) Reader(desc ocispec.Descriptor) (io.ReadCloser, error) {
+	if err := desc.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrMismatch, err)
+	}
+	f, err := os.Open(s.path(desc.Digest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s", ErrNotFound, desc.Digest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &verifiedFile{f: f, check: newChecker(desc)}, nil
+}
+
+// ReadAll returns a small blob, verified.
+func (s *Store) ReadAll(desc ocispec.Descriptor, limit int64) ([]byte, error) {
+	if desc.Size > limit {
+		return nil, fmt.Errorf("%w: %s has %d bytes, limit %d", ErrMismatch, desc.Digest, desc.Size, limit)
+	}
+	r, err := s.Reader(desc)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+// Remove removes a blob. One that is not here is no error.
+func (s *Store) Remove(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("remove blob: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove blob: %w", err)
+	}
+	if b, ok := s.blobs[d]; ok {
+		delete(s.blobs, d)
+		s.usage = s.usage.sub(Usage{b.disk, 1})
+	}
+	return nil
+}
+
+type verifiedFile struct {
+	f     *os.File
+	check *checker
+}
+
+func (v *verifiedFile) Read(p []byte) (int, error) {
+	n, err := v.f.Read(p)
+	if werr := v.check.write(p[:n]); werr != nil {
+		return 0, werr
+	}
+	if errors.Is(err, io.EOF) {
+		if verr := v.check.finish(); verr != nil {
+			return n, verr
+		}
+	}
+	return n, err
+}
+
+func (v *verifiedFile) Close() error { return v.f.Close() }
