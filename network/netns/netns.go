@@ -60,7 +60,7 @@ func Unpin(path string) error {
 // Open opens the network namespace bound to path. The error is
 // [ErrNotNamespace] when something else is there.
 func Open(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open namespace: %w", err)
 	}
@@ -75,14 +75,26 @@ func Open(path string) (*os.File, error) {
 func Do(ns *os.File, fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine, so that no other
-		// goroutine can find itself in the namespace.
 		runtime.LockOSThread()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		outside, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			runtime.UnlockOSThread()
 			done <- fmt.Errorf("enter network namespace: %w", err)
 			return
 		}
-		done <- fn()
+		defer outside.Close()
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			err = fmt.Errorf("enter network namespace: %w", err)
+		} else {
+			err = fn()
+		}
+		// A thread that cannot leave stays locked and ends with the goroutine.
+		// That is not the rule, because the process's first thread would
+		// instead be parked, inside the namespace and holding it.
+		if unix.Setns(int(outside.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
 	}()
 	return <-done
 }

@@ -2,6 +2,7 @@
 package netnstest
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"testing"
@@ -13,31 +14,43 @@ import (
 // ends, or longer if the test pins it.
 func New(t testing.TB) *os.File {
 	t.Helper()
-	type made struct {
-		ns  *os.File
-		err error
-	}
-	done := make(chan made, 1)
+	var ns *os.File
+	done := make(chan error, 1)
 	go func() {
-		// The thread ends with the goroutine.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- made{err: err}
-			return
-		}
-		if err := loopbackUp(); err != nil {
-			done <- made{err: err}
-			return
-		}
-		ns, err := os.Open("/proc/thread-self/ns/net")
-		done <- made{ns, err}
+		var err error
+		ns, err = unshare()
+		done <- err
 	}()
-	m := <-done
-	if m.err != nil {
-		t.Fatalf("make network namespace: %v", m.err)
+	if err := <-done; err != nil {
+		t.Fatalf("make network namespace: %v", err)
 	}
-	t.Cleanup(func() { m.ns.Close() })
-	return m.ns
+	t.Cleanup(func() { ns.Close() })
+	return ns
+}
+
+// unshare keeps its thread locked when it fails, to end with the goroutine.
+func unshare() (*os.File, error) {
+	runtime.LockOSThread()
+	outside, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	defer outside.Close()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, err
+	}
+	if err := loopbackUp(); err != nil {
+		return nil, err
+	}
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Setns(int(outside.Fd()), unix.CLONE_NEWNET); err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	runtime.UnlockOSThread()
+	return ns, nil
 }
 
 func loopbackUp() error {
