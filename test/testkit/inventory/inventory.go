@@ -39,10 +39,10 @@ type Scope struct {
 func Take() Inventory {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // cannot fail on Linux 3.4 and later
 	in := Inventory{shared: map[string]bool{}, own: map[string]bool{}}
-	for _, m := range mounts() {
+	for _, m := range Mounts() {
 		in.shared["mount "+m] = true
 	}
-	for _, c := range cgroups() {
+	for _, c := range Cgroups("") {
 		in.shared["cgroup "+c] = true
 	}
 	links, err := net.Interfaces()
@@ -73,6 +73,9 @@ func (in Inventory) Settle(limit time.Duration, s Scope) []string {
 	}
 }
 
+// HasProcess reports whether p ran when the inventory was taken.
+func (in Inventory) HasProcess(p Process) bool { return in.own["process "+p.String()] }
+
 // more lists what after has and in lacks.
 func (in Inventory) more(after Inventory, s Scope) []string {
 	var more []string
@@ -97,32 +100,35 @@ func (s Scope) covers(what string) bool {
 	return slices.ContainsFunc(s.Marks, func(mark string) bool { return strings.Contains(what, mark) })
 }
 
-// mounts lists the mount points of this process's namespace.
-func mounts() []string {
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return []string{"table unreadable: " + err.Error()}
-	}
+// Mounts lists the mount points of this process's namespace, as often as
+// something is mounted there.
+func Mounts() []string {
 	var points []string
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) > 4 {
-			points = append(points, f[4]+" ("+f[0]+")")
+	for line := range strings.Lines(readString("/proc/self/mountinfo")) {
+		if point, _ := mountPointAndType(line); point != "" {
+			points = append(points, point)
 		}
 	}
 	return points
 }
 
-// cgroups lists the cgroups of every hierarchy.
-func cgroups() []string {
+// MountsBelow lists the mount points in dir, the last mounted first.
+func MountsBelow(dir string) []string {
+	points := slices.DeleteFunc(Mounts(), func(p string) bool { return !strings.HasPrefix(p, dir+"/") })
+	slices.Reverse(points)
+	return points
+}
+
+// Cgroups lists the cgroups of every hierarchy whose path holds part, parents
+// before their children.
+func Cgroups(part string) []string {
 	var all []string
 	for line := range strings.Lines(readString("/proc/self/mountinfo")) {
-		point, fsType := mountPointAndType(line)
-		if fsType != "cgroup" && fsType != "cgroup2" {
-			continue
+		if point, fsType := mountPointAndType(line); fsType == "cgroup" || fsType == "cgroup2" {
+			all = append(all, subdirectories(point)...)
 		}
-		all = append(all, subdirectories(point)...)
 	}
-	return all
+	return slices.DeleteFunc(all, func(dir string) bool { return !strings.Contains(dir, part) })
 }
 
 func mountPointAndType(line string) (point, fsType string) {

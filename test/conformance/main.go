@@ -1,0 +1,142 @@
+// Command conformance runs critest, unchanged, against bin/crisp, on a
+// daemon, a registry and a network of its own, and prints what passed, what
+// failed and why the rest was skipped.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"crisp/test/testkit/lab"
+	"crisp/test/testkit/tally"
+)
+
+// options are the command line.
+type options struct {
+	endpoint, focus, out, tally string
+	verbose                     bool
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.endpoint, "endpoint", "", "test the runtime at this `socket` (unix://…) instead of a crisp of our own")
+	flag.StringVar(&o.focus, "focus", "", "run only the specs whose name matches this `pattern`")
+	flag.StringVar(&o.out, "out", ".cache/conformance", "the `folder` for reports and the daemon's log")
+	flag.StringVar(&o.tally, "tally", "", "write the numbers to this `file` too")
+	flag.BoolVar(&o.verbose, "v", false, "print every step of every spec")
+	flag.Parse()
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "conformance: critest makes pods and mounts: run as root")
+		os.Exit(1)
+	}
+	if o.endpoint != "" {
+		os.Exit(conform(o))
+	}
+	os.Exit(lab.Isolate(func() int { return conform(o) }))
+}
+
+// conform runs everything and returns the exit status.
+func conform(o options) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	t, err := run(ctx, o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "conformance:", err)
+		t.Failed++
+	}
+	if err := t.Write(o.tally); err != nil {
+		fmt.Fprintln(os.Stderr, "conformance:", err)
+		return 1
+	}
+	fmt.Println("conformance:", t)
+	if t.Failed > 0 {
+		return 1
+	}
+	return 0
+}
+
+// run sets up a lab if none is given and tests in it. Whatever the lab's end
+// finds wrong is in the error.
+func run(ctx context.Context, o options) (t tally.Tally, err error) {
+	if o.out, err = filepath.Abs(o.out); err != nil {
+		return t, err
+	}
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return t, err
+	}
+	cache, err := lab.Find()
+	if err != nil {
+		return t, err
+	}
+	critest, err := cache.Tool("critest")
+	if err != nil {
+		return t, err
+	}
+	if o.endpoint == "" {
+		l, err := lab.New(ctx, lab.Options{})
+		if err != nil {
+			return t, err
+		}
+		o.endpoint = l.Endpoint
+		t, err := test(ctx, o, critest)
+		log := filepath.Join(o.out, "crisp.log")
+		return t, errors.Join(err, os.WriteFile(log, []byte(l.Log()), 0o644), l.Close(context.WithoutCancel(ctx)))
+	}
+	return test(ctx, o, critest)
+}
+
+// test runs critest against an endpoint.
+func test(ctx context.Context, o options, critest string) (t tally.Tally, err error) {
+	skips, err := parseSkips(skipList)
+	if err != nil {
+		return t, err
+	}
+	tmp, err := os.MkdirTemp("", "crisp-conformance-")
+	if err != nil {
+		return t, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	reportFile := filepath.Join(o.out, "critest.json")
+	if err := os.RemoveAll(reportFile); err != nil {
+		return t, err
+	}
+	args := []string{
+		"-runtime-endpoint=" + o.endpoint, "-ginkgo.json-report=" + reportFile,
+		fmt.Sprintf("-ginkgo.v=%t", o.verbose), "-ginkgo.no-color",
+	}
+	if o.focus != "" {
+		args = append(args, "-ginkgo.focus="+o.focus)
+		skips = append(skips, focused)
+	}
+	for _, s := range skips {
+		if s.never {
+			args = append(args, "-ginkgo.skip="+s.pattern.String())
+		}
+	}
+	cmd := exec.CommandContext(ctx, critest, args...)
+	cmd.Dir, cmd.Env = tmp, append(os.Environ(), "TMPDIR="+tmp)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	// An interrupted critest removes its pods before it ends.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
+	failed := cmd.Run()
+	var exit *exec.ExitError
+	if failed != nil && !errors.As(failed, &exit) {
+		return t, fmt.Errorf("run critest: %w", failed)
+	}
+	specs, err := readReport(reportFile)
+	if err != nil {
+		return t, errors.Join(failed, err)
+	}
+	t, err = judge(os.Stdout, specs, skips)
+	if err == nil && failed != nil && t.Failed == 0 {
+		err = fmt.Errorf("critest found fault with something that is not in its report: %w", failed)
+	}
+	return t, err
+}

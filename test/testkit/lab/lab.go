@@ -1,0 +1,257 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/inventory"
+)
+
+const (
+	readyTime  = 20 * time.Second // for the daemon to answer
+	keeperTime = 5 * time.Second  // for the keeper to end when it holds nothing
+)
+
+// Options say what a lab is like. The zero value is a whole one.
+type Options struct {
+	// Dir is where it lives; a new folder of /tmp if empty. Close removes it.
+	Dir string
+	// NoRegistry leaves out the registry and with it the need for images.
+	NoRegistry bool
+	// Config is added to the daemon's configuration file (TOML).
+	Config string
+	// Env is added to the daemon's environment.
+	Env []string
+}
+
+// Lab is a node to try crisp on.
+type Lab struct {
+	// Dir is its folder and Name a name that only this lab uses: its cgroups
+	// are below a parent of that name.
+	Dir, Name string
+	// Endpoint is the daemon's socket, as "unix://…".
+	Endpoint string
+	// Registry is nil if there is none.
+	Registry *Registry
+	// Runtime and Images call the daemon.
+	Runtime runtimeapi.RuntimeServiceClient
+	Images  runtimeapi.ImageServiceClient
+
+	opt    Options
+	cache  Cache
+	conn   *grpc.ClientConn
+	daemon *process
+	before inventory.Inventory
+}
+
+// New sets up a lab and starts its daemon.
+func New(ctx context.Context, opt Options) (_ *Lab, err error) {
+	l := &Lab{opt: opt, before: inventory.Take()}
+	if l.cache, err = Find(); err != nil {
+		return nil, err
+	}
+	if l.Dir = opt.Dir; l.Dir == "" {
+		if l.Dir, err = os.MkdirTemp("", "crisp-lab-"); err != nil {
+			return nil, err
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	l.Name = fmt.Sprintf("crisp-lab-%d-%s", os.Getpid(), strings.TrimPrefix(filepath.Base(l.Dir), "crisp-lab-"))
+	l.Endpoint = "unix://" + l.path("crisp.sock")
+	if err := l.configure(ctx); err != nil {
+		return nil, err
+	}
+	if l.conn, err = grpc.NewClient(l.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		return nil, err
+	}
+	l.Runtime, l.Images = runtimeapi.NewRuntimeServiceClient(l.conn), runtimeapi.NewImageServiceClient(l.conn)
+	return l, l.Start(ctx)
+}
+
+func (l *Lab) path(name string) string { return filepath.Join(l.Dir, name) }
+
+// bridge is the name of the lab's bridge, which the kernel limits to 15 bytes.
+func (l *Lab) bridge() string { return fmt.Sprintf("crisp%d", os.Getpid()) }
+
+// subnet is one that labs of other processes do not use at the same time.
+func (l *Lab) subnet() string {
+	pid := os.Getpid()
+	return fmt.Sprintf("10.%d.%d.0/24", 128+pid%64, pid/64%256)
+}
+
+// configure writes the files that the daemon reads and starts the registry
+// that they name.
+func (l *Lab) configure(ctx context.Context) error {
+	if err := os.MkdirAll(l.Dir, 0o755); err != nil {
+		return err
+	}
+	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.subnet()); err != nil {
+		return err
+	}
+	config := fmt.Sprintf("cgroup_parent = %q\n%s\n", "/"+l.Name, l.opt.Config)
+	if err := os.WriteFile(l.path("config.toml"), []byte(config), 0o644); err != nil {
+		return err
+	}
+	if l.opt.NoRegistry {
+		return os.MkdirAll(l.path("certs.d"), 0o755)
+	}
+	binary, err := l.cache.Tool("registry")
+	if err != nil {
+		return err
+	}
+	images, err := l.cache.Images()
+	if err != nil {
+		return err
+	}
+	l.Registry, err = StartRegistry(ctx, RegistryOptions{Binary: binary, Storage: images, Work: l.Dir})
+	if err != nil {
+		return err
+	}
+	return l.Registry.WriteHosts(l.path("certs.d"))
+}
+
+// Start starts the daemon and waits until it answers. [New] has done so.
+func (l *Lab) Start(ctx context.Context) error {
+	binary, err := l.cache.Crisp()
+	if err != nil {
+		return err
+	}
+	plugins, err := l.cache.Plugins()
+	if err != nil {
+		return err
+	}
+	l.daemon, err = startProcess(l.path("crisp.log"), l.opt.Env, binary, "serve",
+		"--config", l.path("config.toml"), "--root", l.path("root"), "--state", l.path("state"), "--listen", l.Endpoint,
+		"--cni-conf-dir", l.path("net.d"), "--cni-bin-dir", plugins, "--registry-config-dir", l.path("certs.d"))
+	if err != nil {
+		return fmt.Errorf("start daemon: %w", err)
+	}
+	ready := func() bool {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err := l.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
+		return err == nil
+	}
+	if err := l.daemon.waitUntil(ctx, readyTime, ready); err != nil {
+		return fmt.Errorf("start daemon: %w", err)
+	}
+	return nil
+}
+
+// PID is the daemon's process ID.
+func (l *Lab) PID() int { return l.daemon.cmd.Process.Pid }
+
+// Stop ends the daemon as a service manager does. Pods stay.
+func (l *Lab) Stop() error { return l.daemon.stop() }
+
+// Kill ends the daemon at once. Pods stay.
+func (l *Lab) Kill() {
+	_ = l.daemon.cmd.Process.Kill() // it may be gone already
+	<-l.daemon.done
+}
+
+// Log is what the daemon has logged.
+func (l *Lab) Log() string {
+	data, err := os.ReadFile(l.path("crisp.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
+}
+
+// Close removes the pods, ends everything and removes the folder. What crisp
+// should have ended or removed by then is in the error.
+func (l *Lab) Close(ctx context.Context) error {
+	var errs []error
+	if l.daemon != nil {
+		errs = append(errs, l.removePods(ctx), l.Stop())
+	}
+	if l.conn != nil {
+		errs = append(errs, l.conn.Close())
+	}
+	if l.Registry != nil {
+		errs = append(errs, l.Registry.Close())
+	}
+	// A plugin leaves the bridge, and the daemon the parent of its cgroups.
+	errs = append(errs, removeLink(l.bridge()), removeEmptyCgroups(l.Name))
+	if left := l.before.Settle(keeperTime, l.scope()); len(left) > 0 {
+		errs = append(errs, fmt.Errorf("left behind: %s", strings.Join(left, ", ")), l.removeByForce())
+	}
+	return errors.Join(append(errs, os.RemoveAll(l.Dir))...)
+}
+
+// removePods removes every pod, through the daemon.
+func (l *Lab) removePods(ctx context.Context) error {
+	select {
+	case <-l.daemon.done:
+		return nil // a test killed it, or it failed to start
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	pods, err := l.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	var errs []error
+	for _, p := range pods.Items {
+		if _, err := l.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.Id}); err != nil {
+			errs = append(errs, fmt.Errorf("stop pod %s: %w", p.Id, err))
+		}
+		if _, err := l.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err != nil {
+			errs = append(errs, fmt.Errorf("remove pod %s: %w", p.Id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (l *Lab) scope() inventory.Scope {
+	return inventory.Scope{Namespaced: Isolated(), Marks: []string{l.Dir, l.Name, l.bridge()}}
+}
+
+// removeByForce ends the processes below this one that were not there before,
+// and removes mounts and cgroups of the lab.
+func (l *Lab) removeByForce() error {
+	for _, p := range inventory.Descendants(os.Getpid()) {
+		if !l.before.HasProcess(p) {
+			_ = unix.Kill(p.PID, unix.SIGKILL) // it may be gone already
+		}
+	}
+	left := l.before.Settle(keeperTime, inventory.Scope{})
+	var errs []error
+	for _, point := range inventory.MountsBelow(l.Dir) {
+		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
+		}
+	}
+	if len(left) > 0 {
+		errs = append(errs, fmt.Errorf("cannot end: %s", strings.Join(left, ", ")))
+	}
+	return errors.Join(append(errs, removeEmptyCgroups(l.Name))...)
+}
+
+// removeEmptyCgroups removes the cgroups with name in their path, the deepest first.
+func removeEmptyCgroups(name string) error {
+	var errs []error
+	for _, dir := range slices.Backward(inventory.Cgroups(name)) {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
+		}
+	}
+	return errors.Join(errs...)
+}

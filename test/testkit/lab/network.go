@@ -1,0 +1,57 @@
+package lab
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+)
+
+// writeNetwork writes a CNI configuration to dir: a bridge, addresses from
+// subnet, mapped ports. What the plugins keep is kept in data.
+func writeNetwork(dir, data, bridge, subnet string) error {
+	type object map[string]any
+	conf := object{
+		"cniVersion": "1.0.0",
+		"name":       bridge,
+		"plugins": []object{{
+			"type": "bridge", "bridge": bridge,
+			"isGateway": true, "ipMasq": true, "hairpinMode": true,
+			"ipam": object{
+				"type": "host-local", "dataDir": data,
+				"ranges": [][]object{{{"subnet": subnet}}},
+				"routes": []object{{"dst": "0.0.0.0/0"}},
+			},
+		}, {
+			"type": "portmap", "snat": true,
+			"capabilities": object{"portMappings": true},
+		}},
+	}
+	text, err := json.MarshalIndent(conf, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "10-"+bridge+".conflist"), append(text, '\n'), 0o644)
+}
+
+// removeLink removes a link that may not be there.
+func removeLink(name string) error {
+	link, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove link %s: %w", name, err)
+	}
+	return nil
+}
