@@ -1,0 +1,187 @@
+package plan
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// container builds the plan of a container's first process.
+type container struct {
+	process
+	// mounted are the destinations of the mounts so far.
+	mounted []string
+	// dev says what is on /dev.
+	dev devKind
+}
+
+// Container returns the plan that starts a container's first process. In the
+// spec a namespace's path is "", for a new one, or the name under which the
+// caller holds it, or an absolute path; the root's path is a path on the host,
+// unless [Options.PodBase] says that "rootfs" is held.
+func Container(s *specs.Spec, o Options) (*Plan, error) {
+	c, err := newContainer(s, o)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	c.birth()
+	c.enter()
+	c.settle()
+	c.enterRoot()
+	for _, part := range []func() error{c.mounts, c.devices, c.terminal} {
+		if err := part(); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.Name, err)
+		}
+	}
+	c.makeWorkingDir()
+	c.maskPaths()
+	c.protectPaths()
+	c.finishRoot()
+	if err := c.execute(); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	return c.plan, nil
+}
+
+func newContainer(s *specs.Spec, o Options) (*container, error) {
+	if err := checkSpec(s); err != nil {
+		return nil, err
+	}
+	ns, err := parseNamespaces(s.Linux.Namespaces)
+	if err != nil {
+		return nil, err
+	}
+	if !ns.makes(specs.MountNamespace) {
+		return nil, fmt.Errorf("%w: a container without a mount namespace of its own", ErrUnsupported)
+	}
+	c := &container{process: process{builder: newBuilder(o.Name), s: s, p: s.Process, o: o, ns: ns}}
+	c.root = c.rootInput()
+	return c, c.check()
+}
+
+// rootInput is the root file system as a detached mount.
+func (c *container) rootInput() Arg {
+	if !strings.HasPrefix(c.s.Root.Path, "/") {
+		return c.held(c.s.Root.Path)
+	}
+	return c.input(Input{Name: "root file system", Kind: InputMount, Path: c.s.Root.Path, Recursive: true, Propagation: unix.MS_PRIVATE})
+}
+
+// checkSpec refuses what a plan would silently leave out.
+func checkSpec(s *specs.Spec) error {
+	switch {
+	case s == nil || s.Process == nil || s.Root == nil || s.Linux == nil:
+		return fmt.Errorf("%w: process, root or linux is missing", ErrSpec)
+	case s.Root.Path == "":
+		return fmt.Errorf("%w: no root path", ErrSpec)
+	case s.Hooks != nil && len(slices.Concat(s.Hooks.Prestart, s.Hooks.CreateRuntime, s.Hooks.CreateContainer, //nolint:staticcheck // the old field counts
+		s.Hooks.StartContainer, s.Hooks.Poststart, s.Hooks.Poststop)) > 0:
+		return fmt.Errorf("%w: hooks", ErrUnsupported)
+	case len(s.Linux.NetDevices) > 0:
+		return fmt.Errorf("%w: network devices", ErrUnsupported)
+	case s.Linux.IntelRdt != nil:
+		return fmt.Errorf("%w: Intel RDT", ErrUnsupported)
+	case s.Linux.Seccomp != nil && s.Linux.Seccomp.ListenerPath != "":
+		return fmt.Errorf("%w: a seccomp listener", ErrUnsupported)
+	}
+	return nil
+}
+
+// birth is what happens before the process enters any namespace, with all
+// the rights of the keeper.
+func (c *container) birth() {
+	c.plan.Clone.Flags = c.early()
+	c.hide()
+	if c.ns.makes(specs.UserNamespace) {
+		c.plan.Clone.UIDMap = idMaps(c.s.Linux.UIDMappings)
+		c.plan.Clone.GIDMap = idMaps(c.s.Linux.GIDMappings)
+	}
+	if c.o.Gate || c.ns.makes(specs.UserNamespace) {
+		c.wait("wait for the keeper")
+	}
+	c.joinCgroup(c.o.CgroupV2, c.o.CgroupTasks)
+	c.privileged()
+	if c.ns.makes(specs.UserNamespace) {
+		c.becomeRoot()
+	}
+}
+
+func idMaps(list []specs.LinuxIDMapping) []IDMap {
+	var maps []IDMap
+	for _, m := range list {
+		maps = append(maps, IDMap{ContainerID: m.ContainerID, HostID: m.HostID, Size: m.Size})
+	}
+	return maps
+}
+
+// settle sets up the namespaces that were made.
+func (c *container) settle() {
+	c.step("make session", unix.SYS_SETSID)
+	if c.ns.makes(specs.NetworkNamespace) {
+		c.loopbackUp()
+	}
+	if c.ns.makes(specs.UTSNamespace) {
+		c.hostname(c.s.Hostname, c.s.Domainname)
+	}
+	c.sysctls(c.s.Linux.Sysctl)
+	c.keyring()
+	if !c.o.PodBase {
+		c.base(0, c.ns.has(specs.UserNamespace))
+		return
+	}
+	c.step("open base", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regBase)
+}
+
+// enterRoot makes the container's file system the root. From here on no path
+// leads to the host; the base stays mounted on top until [container.finishRoot],
+// because mounts can only be copied from one that is attached.
+func (c *container) enterRoot() {
+	c.step("mount root", unix.SYS_MOVE_MOUNT, c.root, str(""), reg(regBase), str(baseRoot), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	c.pivot("root", c.root)
+}
+
+func (c *container) finishRoot() {
+	switch c.s.Linux.RootfsPropagation {
+	case "shared", "rshared":
+		c.setAttr("share root mount", c.root, 0, 0, 0, unix.MS_SHARED)
+	case "unbindable", "runbindable":
+		c.setAttr("make root mount unbindable", c.root, 0, 0, 0, unix.MS_UNBINDABLE)
+	}
+	if c.s.Root.Readonly {
+		c.setAttr("make root read-only", c.root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+	}
+	c.leaveOldRoot("base")
+}
+
+// makeWorkingDir makes the working directory if it is missing.
+func (c *container) makeWorkingDir() {
+	if dir := clean(c.p.Cwd); dir != "/" && !below(dir, "/proc") {
+		c.makeDirs("make working directory "+dir, dir)
+	}
+}
+
+// makeDirs makes the folders of a path inside the root that are missing.
+func (b *builder) makeDirs(what, dir string) {
+	b.open(what+": look", dir, unix.O_PATH|unix.O_DIRECTORY, inRoot, regKind).ignore(unix.ENOENT, unix.EACCES)
+	parts := strings.Split(strings.TrimPrefix(dir, "/"), "/")
+	parent := "/"
+	for _, part := range parts {
+		b.open(what+": open "+parent, parent, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir).when(IfUnset, regKind)
+		b.step(what+": make "+part, unix.SYS_MKDIRAT, reg(regDir), str(part), num(0o755)).ignore(unix.EEXIST).when(IfUnset, regKind)
+		b.shut(regDir)
+		parent = path.Join(parent, part)
+	}
+	b.shut(regKind)
+}
+
+// clean returns an absolute path without dots, as the container sees it.
+func clean(p string) string { return path.Join("/", p) }
+
+// below says whether a clean path is dir or lies in it.
+func below(p, dir string) bool {
+	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
+}

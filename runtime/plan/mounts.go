@@ -1,0 +1,286 @@
+package plan
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// mounts makes the spec's mounts in their order.
+func (c *container) mounts() error {
+	for i := range c.s.Mounts {
+		m := c.s.Mounts[i]
+		if err := c.mount(&m); err != nil {
+			return fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+		c.mounted = append(c.mounted, clean(m.Destination))
+	}
+	return nil
+}
+
+func (c *container) mount(m *specs.Mount) error {
+	dest := clean(m.Destination)
+	if dest == "/" || strings.IndexByte(m.Destination, 0) >= 0 {
+		return fmt.Errorf("%w: destination %q", ErrSpec, m.Destination)
+	}
+	o, err := parseOptions(m.Options, m.Type == "bind")
+	if err != nil {
+		return err
+	}
+	if err := checkBelowProc(m, dest, o.bind); err != nil {
+		return err
+	}
+	what := "mount " + dest
+	switch kind := c.kind(m, &o); kind {
+	case "bind":
+		return c.bind(what, dest, m, o)
+	case "image":
+		c.image(what, dest, m.Source, o)
+	case "shm":
+		c.cloneMount(what+": copy", reg(regBase), baseShm, 0, regMount)
+		c.setAttr(what+": options", reg(regMount), 0, o.set, o.clear, 0)
+		c.place(what, dest, reg(regMount), true)
+	case "cgroup":
+		c.cgroup(what, dest, o)
+	default:
+		c.fresh(what, dest, kind, o)
+	}
+	return nil
+}
+
+// kind is what a mount comes down to. A file system that belongs to a
+// namespace of the host's cannot be made in a user namespace: there the
+// host's own is bound.
+func (c *container) kind(m *specs.Mount, o *mountOptions) string {
+	if o.bind {
+		return "bind"
+	}
+	foreign := func(t specs.LinuxNamespaceType) bool { return c.userns() && !c.ns.has(t) }
+	rebind := ""
+	switch m.Type {
+	case "proc":
+		if foreign(specs.PIDNamespace) {
+			rebind = "/proc"
+		}
+	case "sysfs":
+		if foreign(specs.NetworkNamespace) {
+			rebind = "/sys"
+		}
+	case "mqueue":
+		if foreign(specs.IPCNamespace) {
+			rebind = "/dev/mqueue"
+		}
+	case "cgroup", "cgroup2":
+		if c.ns.has(specs.CgroupNamespace) {
+			return "cgroup"
+		}
+		// To mount the unified hierarchy here would change the options of
+		// the host's own.
+		rebind = "/sys/fs/cgroup"
+	case "shm":
+		if m.Source != "pod" || !c.o.PodBase {
+			return "tmpfs"
+		}
+	}
+	if rebind == "" {
+		return m.Type
+	}
+	m.Source = rebind
+	o.bind, o.recursive, o.data = true, true, nil
+	o.setAll |= o.set & unix.MOUNT_ATTR_RDONLY
+	return "bind"
+}
+
+// binds below /proc that stand in for single files of it, as lxcfs makes them.
+var procFiles = []string{
+	"cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev",
+	"sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
+}
+
+// checkBelowProc refuses mounts that would show a container a /proc that is none.
+func checkBelowProc(m *specs.Mount, dest string, bind bool) error {
+	switch {
+	case !below(dest, "/proc"):
+		return nil
+	case dest == "/proc" && (!bind && m.Type == "proc" || bind && clean(m.Source) == "/proc"):
+		return nil
+	case bind && slices.Contains(procFiles, strings.TrimPrefix(dest, "/proc/")):
+		return nil
+	}
+	return fmt.Errorf("%w: nothing but proc may be mounted on /proc, and nothing below it", ErrSpec)
+}
+
+func (c *container) bind(what, dest string, m *specs.Mount, o mountOptions) error {
+	if !strings.HasPrefix(m.Source, "/") {
+		return fmt.Errorf("%w: source %q is not absolute", ErrSpec, m.Source)
+	}
+	if (len(m.UIDMappings) == 0) != (len(m.GIDMappings) == 0) {
+		return fmt.Errorf("%w: id mappings of users or of groups only", ErrSpec)
+	}
+	in := Input{
+		Name: what, Kind: InputMount, Path: m.Source, Recursive: o.recursive,
+		AttrSet: o.set, AttrClear: o.clear, AttrSetRecursive: o.setAll, Propagation: o.propagation,
+		UIDMap: idMaps(m.UIDMappings), GIDMap: idMaps(m.GIDMappings), IDMapRecursive: o.idmapAll,
+	}
+	if in.Propagation == 0 {
+		in.Propagation = unix.MS_PRIVATE
+	}
+	if dest == "/dev" {
+		c.dev = devBound
+	}
+	c.place(what, dest, c.input(in), false)
+	return nil
+}
+
+// image mounts an image volume that the caller holds.
+func (c *container) image(what, dest, name string, o mountOptions) {
+	mount := c.held(name)
+	c.place(what, dest, mount, false)
+	if o.set|o.clear != 0 {
+		c.setAttr(what+": options", mount, 0, o.set, o.clear, 0)
+	}
+}
+
+// fresh mounts a new file system.
+func (c *container) fresh(what, dest, fsType string, o mountOptions) {
+	to := regMount
+	switch {
+	case dest == "/dev":
+		to, c.dev = regDev, devOwn
+	case dest == "/dev/pts" && fsType == "devpts":
+		to = regPts
+	}
+	if label := c.s.Linux.MountLabel; label != "" && (fsType == "tmpfs" || fsType == "devpts") {
+		o.data = append(o.data, fsOption{key: "context", value: label})
+	}
+	c.fileSystem(what, fsType, o.set|o.setAll, o.data, to)
+	if o.propagation != 0 {
+		c.setAttr(what+": propagation", reg(to), 0, 0, 0, o.propagation)
+	}
+	c.place(what, dest, reg(to), true)
+	if to == regDev {
+		c.fillDev()
+	}
+}
+
+// place attaches a detached mount at its destination. A destination in the
+// root file system was made by the launcher; one inside another mount is made here.
+func (c *container) place(what, dest string, mount Arg, dir bool) {
+	parent, name := path.Split(dest)
+	parent = clean(parent)
+	switch {
+	case parent == "/dev" && c.dev == devOwn && dir:
+		c.step(what+": make folder", unix.SYS_MKDIRAT, reg(regDev), str(name), num(0o755)).ignore(unix.EEXIST)
+	case c.nested(dest):
+		c.makeTarget(what, parent, name, mount, dir)
+	}
+	resolve := uint64(inRoot)
+	for _, top := range []string{"/proc", "/sys", "/dev"} {
+		if below(dest, top) {
+			// An image that has a link here is not to be trusted.
+			resolve = noLinks
+		}
+	}
+	c.open(what+": open target", dest, unix.O_PATH, resolve, regTarget)
+	c.attach(what, mount, regTarget)
+	c.shut(regTarget)
+	if mount.Kind == ArgReg && Reg(mount.Int) == regMount {
+		c.shut(regMount)
+	}
+}
+
+// nested says whether a destination lies inside another mount.
+func (c *container) nested(dest string) bool {
+	return slices.ContainsFunc(c.mounted, func(m string) bool { return m != dest && below(dest, m) })
+}
+
+func (c *container) hasMount(dest string) bool { return slices.Contains(c.mounted, dest) }
+
+// makeTarget makes a mount's target, a folder or a file as the mount itself
+// is, unless it is there.
+func (c *container) makeTarget(what, parent, name string, mount Arg, dir bool) {
+	c.makeDirs(what, parent)
+	c.open(what+": open "+parent, parent, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir)
+	mkdir := func() *Step {
+		return c.step(what+": make folder", unix.SYS_MKDIRAT, reg(regDir), str(name), num(0o755)).ignore(unix.EEXIST)
+	}
+	if dir {
+		mkdir()
+	} else {
+		c.step(what+": folder or file", unix.SYS_OPENAT, mount, str("."), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).
+			ignore(unix.ENOTDIR).save(regKind)
+		mkdir().when(IfSet, regKind)
+		c.step(what+": make file", unix.SYS_MKNODAT, reg(regDir), str(name), num(unix.S_IFREG|0o644), zero()).
+			ignore(unix.EEXIST).when(IfUnset, regKind)
+		c.shut(regKind)
+	}
+	c.shut(regDir)
+}
+
+// cgroup mounts the container's view of cgroups: the unified hierarchy, or a
+// folder with all those of v1.
+func (c *container) cgroup(what, dest string, o mountOptions) {
+	if len(c.o.Hierarchies) == 0 {
+		c.fresh(what, dest, "cgroup2", mountOptions{set: o.set | o.setAll, propagation: o.propagation})
+		return
+	}
+	c.fileSystem(what, "tmpfs", o.set&^unix.MOUNT_ATTR_RDONLY, []fsOption{{key: "mode", value: "755"}, {key: "size", value: "64k"}}, regCgroup)
+	c.place(what, dest, reg(regCgroup), true)
+	for _, h := range c.o.Hierarchies {
+		sub := what + "/" + h.Dir
+		c.step(sub+": make folder", unix.SYS_MKDIRAT, reg(regCgroup), str(h.Dir), num(0o755))
+		var options []fsOption
+		for _, opt := range h.Options {
+			key, value, has := strings.Cut(opt, "=")
+			options = append(options, fsOption{key: key, value: value, flag: !has})
+		}
+		c.fileSystem(sub, "cgroup", o.set, options, regMount)
+		c.step(sub, unix.SYS_MOVE_MOUNT, reg(regMount), str(""), reg(regCgroup), str(h.Dir), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+		c.shut(regMount)
+		if !strings.Contains(h.Dir, ",") {
+			continue
+		}
+		for _, name := range strings.Split(h.Dir, ",") {
+			c.step(what+"/"+name+": link", unix.SYS_SYMLINKAT, str(h.Dir), reg(regCgroup), str(name))
+		}
+	}
+	if o.set&unix.MOUNT_ATTR_RDONLY != 0 {
+		c.setAttr(what+": make read-only", reg(regCgroup), 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+	}
+	c.shut(regCgroup)
+}
+
+// maskPaths covers paths that the container must not see. Whether one is a
+// folder or a file, or is there at all, shows only now.
+func (c *container) maskPaths() {
+	for _, p := range c.s.Linux.MaskedPaths {
+		what, p := "mask "+clean(p), clean(p)
+		c.open(what+": look for folder", p, unix.O_PATH|unix.O_DIRECTORY, inRoot, regKind).ignore(unix.ENOENT, unix.ENOTDIR)
+		c.open(what+": look for file", p, unix.O_PATH, inRoot, regTarget).ignore(unix.ENOENT, unix.ENOTDIR).when(IfUnset, regKind)
+		c.cloneMount(what+": copy empty folder", reg(regBase), baseMask, 0, regMount).when(IfSet, regKind)
+		c.attach(what+" (folder)", reg(regMount), regKind).when(IfSet, regKind)
+		c.shut(regMount)
+		c.cloneMount(what+": copy null device", reg(regBase), baseNull, 0, regMount).when(IfSet, regTarget)
+		c.attach(what+" (file)", reg(regMount), regTarget).when(IfSet, regTarget)
+		c.shut(regMount)
+		c.shut(regTarget)
+		c.shut(regKind)
+	}
+}
+
+// protectPaths makes paths read-only by a read-only copy on top of them.
+func (c *container) protectPaths() {
+	for _, p := range c.s.Linux.ReadonlyPaths {
+		what, p := "make read-only "+clean(p), clean(p)
+		c.open(what+": open", p, unix.O_PATH, inRoot, regTarget).ignore(unix.ENOENT, unix.ENOTDIR)
+		c.cloneMount(what+": copy", reg(regTarget), "", unix.AT_RECURSIVE, regMount).when(IfSet, regTarget)
+		c.setAttr(what+": set", reg(regMount), unix.AT_RECURSIVE, unix.MOUNT_ATTR_RDONLY, 0, 0).when(IfSet, regTarget)
+		c.attach(what, reg(regMount), regTarget).when(IfSet, regTarget)
+		c.shut(regMount)
+		c.shut(regTarget)
+	}
+}

@@ -1,0 +1,172 @@
+package plan
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// nsFlags has the clone flag of each kind of namespace.
+var nsFlags = map[specs.LinuxNamespaceType]uint64{
+	specs.UserNamespace:    unix.CLONE_NEWUSER,
+	specs.MountNamespace:   unix.CLONE_NEWNS,
+	specs.NetworkNamespace: unix.CLONE_NEWNET,
+	specs.IPCNamespace:     unix.CLONE_NEWIPC,
+	specs.UTSNamespace:     unix.CLONE_NEWUTS,
+	specs.PIDNamespace:     unix.CLONE_NEWPID,
+	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+	specs.TimeNamespace:    unix.CLONE_NEWTIME,
+}
+
+// namespaces says which namespaces a process has of its own: flags of those
+// that are made, and the names or paths of those that are joined. What is in
+// neither is the host's.
+type namespaces struct {
+	made   uint64
+	joined map[specs.LinuxNamespaceType]string
+}
+
+func parseNamespaces(list []specs.LinuxNamespace) (namespaces, error) {
+	ns := namespaces{joined: map[specs.LinuxNamespaceType]string{}}
+	for _, n := range list {
+		flag, ok := nsFlags[n.Type]
+		switch {
+		case !ok:
+			return ns, fmt.Errorf("%w: namespace type %q", ErrSpec, n.Type)
+		case ns.has(n.Type):
+			return ns, fmt.Errorf("%w: namespace %q given twice", ErrSpec, n.Type)
+		case n.Path == "":
+			ns.made |= flag
+		default:
+			ns.joined[n.Type] = n.Path
+		}
+	}
+	return ns, nil
+}
+
+func (n namespaces) makes(t specs.LinuxNamespaceType) bool { return n.made&nsFlags[t] != 0 }
+
+// joins says whether an existing namespace is entered.
+func (n namespaces) joins(t specs.LinuxNamespaceType) bool {
+	_, ok := n.joined[t]
+	return ok
+}
+
+// has says whether the namespace is not the host's.
+func (n namespaces) has(t specs.LinuxNamespaceType) bool { return n.makes(t) || n.joins(t) }
+
+// flags are those of all namespaces that are not the host's.
+func (n namespaces) flags() uint64 {
+	flags := n.made
+	for t := range n.joined {
+		flags |= nsFlags[t]
+	}
+	return flags
+}
+
+// twoStage says whether the process must be cloned twice: a PID or time
+// namespace that is joined holds only children, and what is to belong to a
+// user namespace that is joined can only be made inside of it.
+func (n namespaces) twoStage() bool {
+	return n.joins(specs.UserNamespace) || n.joins(specs.PIDNamespace) || n.has(specs.TimeNamespace)
+}
+
+// namespace returns the descriptor of a namespace to join: one that the
+// caller holds, or a file.
+func (b *builder) namespace(name string) Arg {
+	if strings.HasPrefix(name, "/") {
+		return b.shared(Input{Name: "namespace " + name, Kind: InputFile, Path: name, OpenFlags: unix.O_RDONLY})
+	}
+	return b.held(name)
+}
+
+// joinOrder is the order in which namespaces are entered: the user namespace
+// first, because it gives the right to enter those that it owns.
+var joinOrder = []specs.LinuxNamespaceType{
+	specs.UserNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace,
+	specs.CgroupNamespace, specs.TimeNamespace, specs.PIDNamespace,
+}
+
+// enter joins and makes the namespaces. After it the process is where it will
+// stay, but for its mounts.
+func (c *container) enter() {
+	for _, t := range joinOrder {
+		name, ok := c.ns.joined[t]
+		if !ok {
+			continue
+		}
+		c.step("join namespace "+string(t), unix.SYS_SETNS, c.namespace(name), num(nsFlags[t]))
+		if t == specs.UserNamespace {
+			c.becomeRoot()
+		}
+	}
+	if c.o.PodBase {
+		c.step("join namespace mount", unix.SYS_SETNS, c.held("ns/mnt"), num(uint64(unix.CLONE_NEWNS)))
+	}
+	if c.ns.makes(specs.TimeNamespace) {
+		c.timeNamespace()
+	}
+	if c.ns.twoStage() {
+		flags := c.ns.made &^ (unix.CLONE_NEWUSER | unix.CLONE_NEWTIME)
+		c.fork(flags)
+		return
+	}
+	// The view of cgroups begins at the one that was joined meanwhile.
+	if late := c.ns.made &^ c.plan.Clone.Flags; late != 0 {
+		c.step("make namespaces "+flagNames(late), unix.SYS_UNSHARE, num(late))
+	}
+}
+
+// early says which namespaces the first clone makes.
+func (c *container) early() uint64 {
+	if c.ns.twoStage() {
+		return c.ns.made & unix.CLONE_NEWUSER
+	}
+	flags := c.ns.made &^ unix.CLONE_NEWCGROUP
+	if c.o.PodBase {
+		flags &^= unix.CLONE_NEWNS
+	}
+	return flags
+}
+
+// becomeRoot gives the process, which has no identity in the user namespace
+// yet, that of its root.
+func (b *builder) becomeRoot() {
+	b.step("drop groups", unix.SYS_SETGROUPS, zero(), zero())
+	b.step("become group 0", unix.SYS_SETRESGID, zero(), zero(), zero())
+	b.step("become user 0", unix.SYS_SETRESUID, zero(), zero(), zero())
+}
+
+// fork goes on in a new child, which is a sibling of this process.
+func (b *builder) fork(flags uint64) {
+	name := "clone"
+	if flags != 0 {
+		name += " into new namespaces " + flagNames(flags)
+	}
+	b.step(name, unix.SYS_CLONE, num(flags|unix.CLONE_PARENT|uint64(unix.SIGCHLD)), zero(), zero(), zero(), zero()).Fork = true
+}
+
+func (c *container) timeNamespace() {
+	c.step("make namespaces time", unix.SYS_UNSHARE, num(uint64(unix.CLONE_NEWTIME)))
+	for _, clock := range []string{"monotonic", "boottime"} {
+		if o, ok := c.s.Linux.TimeOffsets[clock]; ok {
+			c.writeFile("set time offset "+clock, "self/timens_offsets", fmt.Sprintf("%s %d %d\n", clock, o.Secs, o.Nanosecs))
+		}
+	}
+}
+
+// flagNames lists the kinds of namespace in clone flags, in a fixed order.
+func flagNames(flags uint64) string {
+	var names []string
+	for _, t := range []specs.LinuxNamespaceType{
+		specs.UserNamespace, specs.MountNamespace, specs.NetworkNamespace, specs.IPCNamespace,
+		specs.UTSNamespace, specs.PIDNamespace, specs.CgroupNamespace,
+	} {
+		if flags&nsFlags[t] != 0 {
+			names = append(names, string(t))
+		}
+	}
+	return strings.Join(names, " ")
+}

@@ -1,0 +1,261 @@
+package plan
+
+import (
+	"fmt"
+	"math/bits"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// process builds what a container's first process and those executed in it
+// have in common.
+type process struct {
+	*builder
+	s  *specs.Spec
+	p  *specs.Process
+	o  Options
+	ns namespaces
+}
+
+// userns says whether the process lives in a user namespace of its pod.
+func (c *process) userns() bool { return c.ns.has(specs.UserNamespace) }
+
+// hide keeps the processes of a namespace that is joined from looking into
+// this one before it is theirs.
+func (b *builder) hide() { b.prctl("forbid tracing", unix.PR_SET_DUMPABLE, 0) }
+
+// joinCgroup places the process. On v1 "0" written to a tasks file means the
+// writer, and is the cheapest way for the kernel.
+func (b *builder) joinCgroup(v2 bool, tasks int) {
+	if v2 {
+		b.plan.Clone.Cgroup = int(b.held("cgroup").Int)
+	}
+	for i := range tasks {
+		name := "cgroup/" + strconv.Itoa(i)
+		b.step("join "+name, unix.SYS_WRITE, b.held(name), str("0"), num(1))
+	}
+}
+
+// keyring gives the process a session keyring. Its user may search it, so
+// that a process executed later can join it by its name.
+func (c *process) keyring() {
+	if c.o.Keyring == "" {
+		return
+	}
+	const userMayViewReadSearch = 0x3f0b0000
+	c.step("join session keyring "+c.o.Keyring, unix.SYS_KEYCTL, num(unix.KEYCTL_JOIN_SESSION_KEYRING), str(c.o.Keyring)).
+		ignore(unix.ENOSYS).save(regFile)
+	c.step("open keyring to its user", unix.SYS_KEYCTL, num(unix.KEYCTL_SETPERM), reg(regFile), num(userMayViewReadSearch)).
+		when(IfSet, regFile)
+}
+
+// label sets the security label that the program gets, through a procfs that
+// no mount of the container can stand in for, and reads it back.
+func (c *process) label() {
+	if profile := c.p.ApparmorProfile; profile != "" {
+		// The attributes' own folder is there since 5.8.
+		want := profile + " ("
+		if profile == "unconfined" {
+			want = profile
+		}
+		c.attribute("AppArmor profile", "self/attr/apparmor/exec", "exec "+profile, want)
+	}
+	if label := c.p.SelinuxLabel; label != "" {
+		c.attribute("SELinux label", "self/attr/exec", label, label)
+	}
+}
+
+func (c *process) attribute(what, path, value, want string) {
+	c.step("open "+what, unix.SYS_OPENAT, c.procfs(), str(path), num(unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW), zero()).save(regFile)
+	c.step("set "+what+" "+value, unix.SYS_WRITE, reg(regFile), str(value), num(len(value)))
+	s := c.step("check "+what, unix.SYS_PREAD64, reg(regFile), buffer(labelSize), num(labelSize), zero())
+	s.Want = []byte(want)
+	c.shut(regFile)
+}
+
+// labelSize is room for any label that the kernel hands out.
+const labelSize = 4096
+
+// standard puts the standard streams in place.
+func (c *process) standard() {
+	if c.o.Terminal {
+		for fd := range 3 {
+			c.step("terminal on descriptor "+strconv.Itoa(fd), unix.SYS_DUP3, reg(regSlave), num(fd), zero())
+		}
+		return
+	}
+	for fd, name := range []string{"stdin", "stdout", "stderr"} {
+		from := c.null()
+		if held := []bool{c.o.HasStdin, !c.o.NoStdout, !c.o.NoStderr}; held[fd] {
+			from = c.held(name)
+		}
+		c.step(name, unix.SYS_DUP3, from, num(fd), zero())
+	}
+}
+
+// execute is everything from the finished mounts to the program itself.
+func (c *process) execute() error {
+	c.label()
+	c.standard()
+	c.limits()
+	umask := uint32(0o022)
+	if c.p.User.Umask != nil {
+		umask = *c.p.User.Umask
+	}
+	c.step(fmt.Sprintf("umask %04o", umask), unix.SYS_UMASK, num(umask))
+	c.lookAtWorkingDir()
+	c.closeOthers()
+	sets, err := c.capSets()
+	if err != nil {
+		return err
+	}
+	c.bound(sets)
+	if !c.p.NoNewPrivileges {
+		// To load a filter is a privilege unless privileges can no longer be
+		// gained, so it comes before they are given up.
+		c.seccomp()
+	}
+	c.identity(sets)
+	c.enterWorkingDir()
+	if c.p.NoNewPrivileges {
+		c.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
+		c.seccomp()
+	}
+	return c.exec()
+}
+
+// check refuses a process that cannot be started before anything is built.
+func (c *process) check() error {
+	switch {
+	case c.p == nil:
+		return fmt.Errorf("%w: no process", ErrSpec)
+	case len(c.p.Args) == 0 || c.p.Args[0] == "":
+		return fmt.Errorf("%w: no program to run", ErrSpec)
+	case !strings.HasPrefix(c.p.Cwd, "/"):
+		return fmt.Errorf("%w: working directory %q is not absolute", ErrSpec, c.p.Cwd)
+	}
+	for _, text := range append(append([]string{c.p.Cwd}, c.p.Args...), c.p.Env...) {
+		if strings.IndexByte(text, 0) >= 0 {
+			return fmt.Errorf("%w: NUL in %q", ErrSpec, text)
+		}
+	}
+	return c.checkLimits()
+}
+
+func (c *process) seccomp() {
+	if f := c.o.Seccomp; f != nil {
+		c.step("load seccomp filter", unix.SYS_SECCOMP, num(unix.SECCOMP_SET_MODE_FILTER), num(f.Flags), Arg{Kind: ArgFilter, Bytes: f.Prog})
+	}
+}
+
+// lookAtWorkingDir enters the working directory with the rights of root: a
+// user may start in a folder that only root can enter. Where root has fewer
+// rights than the user, as on NFS, [process.enterWorkingDir] tries again.
+func (c *process) lookAtWorkingDir() {
+	dir := clean(c.p.Cwd)
+	c.open("open working directory "+dir, dir, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir).ignore(unix.EACCES)
+	c.step("enter working directory", unix.SYS_FCHDIR, reg(regDir)).ignore(unix.EACCES).when(IfSet, regDir).save(regCwd)
+	c.checkWorkingDir(IfSet)
+}
+
+func (c *process) enterWorkingDir() {
+	dir := clean(c.p.Cwd)
+	c.open("open working directory "+dir+" as user", dir, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir).when(IfUnset, regCwd)
+	c.step("enter working directory as user", unix.SYS_FCHDIR, reg(regDir)).when(IfUnset, regCwd)
+	c.checkWorkingDir(IfUnset)
+}
+
+// checkWorkingDir makes sure that the working directory can be named from the root.
+func (c *process) checkWorkingDir(cond Cond) {
+	s := c.step("check working directory", unix.SYS_GETCWD, buffer(unix.PathMax), num(unix.PathMax)).when(cond, regCwd)
+	s.Want = []byte("/")
+}
+
+// bound gives up what the program can never get back.
+func (c *process) bound(sets capSets) {
+	last := c.o.Machine.LastCap
+	for n := range 64 {
+		if sets.bounding&(1<<n) != 0 {
+			continue
+		}
+		if last != 0 && n > last {
+			break
+		}
+		drop := c.prctl("drop "+capName(n)+" from bounding set", unix.PR_CAPBSET_DROP, uint64(n))
+		if last == 0 && n >= len(capNames) {
+			drop.ignore(unix.EINVAL) // a capability that this kernel does not have
+		}
+	}
+}
+
+// identity becomes the user, with the capabilities that are left to it.
+func (c *process) identity(sets capSets) {
+	user := c.p.User
+	if user.UID != 0 {
+		c.prctl("keep capabilities", unix.PR_SET_KEEPCAPS, 1)
+	}
+	c.setgroups(user.AdditionalGids)
+	c.step(fmt.Sprintf("become group %d", user.GID), unix.SYS_SETRESGID, num(user.GID), num(user.GID), num(user.GID))
+	c.step(fmt.Sprintf("become user %d", user.UID), unix.SYS_SETRESUID, num(user.UID), num(user.UID), num(user.UID))
+	if user.UID != 0 {
+		c.prctl("keep capabilities no longer", unix.PR_SET_KEEPCAPS, 0)
+	}
+	c.capset(sets)
+	c.prctl("clear ambient capabilities", unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
+	for left := sets.ambient; left != 0; left &= left - 1 {
+		n := bits.TrailingZeros64(left)
+		c.prctl("raise ambient "+capName(n), unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uint64(n))
+	}
+}
+
+func (b *builder) setgroups(gids []uint32) {
+	if len(gids) == 0 {
+		b.step("drop groups", unix.SYS_SETGROUPS, zero(), zero())
+		return
+	}
+	b.step(fmt.Sprintf("groups %v", gids), unix.SYS_SETGROUPS, num(len(gids)), data(words32(gids...)))
+}
+
+// maxCandidates bounds the folders of PATH in which a program is looked for.
+const maxCandidates = 128
+
+// exec ends the plan with the program. One without a slash is tried in each
+// folder of PATH: what is where is known only once everything is mounted.
+func (c *process) exec() error {
+	name := c.p.Args[0]
+	candidates := []string{name}
+	if !strings.Contains(name, "/") {
+		candidates = nil
+		for _, dir := range strings.Split(searchPath(c.p.Env), ":") {
+			if strings.HasPrefix(dir, "/") {
+				candidates = append(candidates, path.Join(dir, name))
+			}
+		}
+	}
+	if len(candidates) == 0 || len(candidates) > maxCandidates {
+		return fmt.Errorf("%w: %d folders in PATH to look for %q", ErrSpec, len(candidates), name)
+	}
+	for i, file := range candidates {
+		s := c.step("exec "+file, unix.SYS_EXECVE, str(file), strs(c.p.Args), strs(c.p.Env))
+		if i < len(candidates)-1 {
+			s.ignore(unix.ENOENT, unix.ENOTDIR, unix.EACCES)
+		}
+	}
+	return nil
+}
+
+// defaultPath is where programs are looked for without a PATH.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+func searchPath(env []string) string {
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			return v
+		}
+	}
+	return defaultPath
+}

@@ -1,0 +1,124 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sandbox returns the plan that makes a pod's namespaces and its base mount
+// namespace. Its child stops at a last gate, so that the keeper can take hold
+// of the namespaces, and ends when it is let go; with [SandboxOptions.PidNS]
+// it becomes the pause program, held as "pause", instead.
+func Sandbox(o SandboxOptions) (*Plan, error) {
+	b := newBuilder(o.Name)
+	flags := uint64(unix.CLONE_NEWNS)
+	for _, ns := range []struct {
+		is   bool
+		flag uint64
+	}{{o.NewUser, unix.CLONE_NEWUSER}, {o.NewNet, unix.CLONE_NEWNET}, {o.NewIPC, unix.CLONE_NEWIPC}, {o.NewUTS, unix.CLONE_NEWUTS}, {o.PidNS, unix.CLONE_NEWPID}} {
+		if ns.is {
+			flags |= ns.flag
+		}
+	}
+	b.plan.Clone.Flags = flags
+	b.hide()
+	if o.NewUser {
+		if len(o.UIDMap) == 0 || len(o.GIDMap) == 0 {
+			return nil, fmt.Errorf("%s: %w: a user namespace without id mappings", o.Name, ErrSpec)
+		}
+		b.plan.Clone.UIDMap, b.plan.Clone.GIDMap = o.UIDMap, o.GIDMap
+	}
+	if o.NewUser || o.Gate {
+		b.wait("wait for the keeper")
+	}
+	b.joinCgroup(o.CgroupV2, o.CgroupTasks)
+	if o.NewUser {
+		b.becomeRoot()
+	}
+	b.step("make session", unix.SYS_SETSID)
+	if o.NewUTS && o.Hostname != "" {
+		b.hostname(o.Hostname, "")
+	}
+	if o.NewNet {
+		b.loopbackUp()
+	}
+	b.sysctls(o.Sysctls)
+	b.base(o.ShmSize, o.NewUser)
+	if o.PidNS {
+		b.pause()
+	} else {
+		b.wait("hold namespaces")
+	}
+	return b.plan, nil
+}
+
+func (b *builder) hostname(name, domain string) {
+	if name != "" {
+		b.step("set host name "+name, unix.SYS_SETHOSTNAME, str(name), num(len(name)))
+	}
+	if domain != "" {
+		b.step("set domain name "+domain, unix.SYS_SETDOMAINNAME, str(domain), num(len(domain)))
+	}
+}
+
+// loopbackUp brings the loopback interface up; the kernel gives it its addresses.
+func (b *builder) loopbackUp() {
+	ifreq := make([]byte, 40)
+	copy(ifreq, "lo")
+	copy(ifreq[unix.IFNAMSIZ:], words32(unix.IFF_UP | unix.IFF_RUNNING)[:2])
+	b.step("open socket", unix.SYS_SOCKET, num(unix.AF_INET), num(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC), zero()).save(regFile)
+	b.step("bring up lo", unix.SYS_IOCTL, reg(regFile), num(unix.SIOCSIFFLAGS), data(ifreq))
+	b.shut(regFile)
+}
+
+// sysctls writes kernel settings through the private procfs, which shows
+// those of the namespaces that the process is in.
+func (b *builder) sysctls(settings map[string]string) {
+	keys := make([]string, 0, len(settings))
+	for key := range settings {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		b.writeFile("set "+key+"="+settings[key], "sys/"+sysctlPath(key), settings[key])
+	}
+}
+
+// sysctlPath is a setting's path. In "net.ipv4.conf.eth0/1.forwarding" the
+// dots part folders and slashes stand for dots; in "net/ipv4/conf/eth0.1/forwarding"
+// it is the other way round.
+func sysctlPath(key string) string {
+	dot, slash := strings.IndexByte(key, '.'), strings.IndexByte(key, '/')
+	if slash >= 0 && (dot < 0 || slash < dot) {
+		return key
+	}
+	return strings.Map(func(r rune) rune {
+		switch r {
+		case '.':
+			return '/'
+		case '/':
+			return '.'
+		}
+		return r
+	}, key)
+}
+
+// pause becomes the first process of the pod's PID namespace, without any right.
+func (b *builder) pause() {
+	// An ignored SIGCHLD makes the kernel reap orphans by itself, and stays
+	// ignored over execve.
+	action := words(1, 0, 0, 0)
+	b.step("ignore SIGCHLD", unix.SYS_RT_SIGACTION, num(int(unix.SIGCHLD)), data(action), zero(), num(8))
+	for fd := range 3 {
+		b.step("null device on descriptor "+strconv.Itoa(fd), unix.SYS_DUP3, b.null(), num(fd), zero())
+	}
+	b.closeOthers()
+	b.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
+	b.setgroups(nil)
+	b.capset(capSets{})
+	b.step("exec pause", unix.SYS_EXECVEAT, b.held("pause"), str(""), strs([]string{"pause"}), strs(nil), num(unix.AT_EMPTY_PATH))
+}
