@@ -1,0 +1,138 @@
+package stats
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/network/netns"
+	"crisp/runtime/cgroup"
+)
+
+// sample is all that the metrics of one container or pod are made of. What
+// could not be read is nil or zero, and has no metrics.
+type sample struct {
+	// labels are the values of baseLabels.
+	labels  []string
+	now     time.Time
+	started time.Time
+	stats   *cgroup.Stats
+	// devices are the names of stats.IO.Devices.
+	devices []string
+	network []netns.InterfaceStats
+
+	// The rest is of containers only.
+	processes *int
+	open      counts
+	openFiles *uint64 // the soft limit on them
+	resources *runtimeapi.LinuxContainerResources
+	layer     *usage
+	files     *fileSystem
+}
+
+// Descriptors lists the metrics that PodMetrics can return, by name.
+func (c *Collector) Descriptors() []*runtimeapi.MetricDescriptor {
+	list := make([]*runtimeapi.MetricDescriptor, 0, len(c.metrics))
+	for _, m := range c.metrics {
+		list = append(list, &runtimeapi.MetricDescriptor{
+			Name: m.name, Help: m.help, LabelKeys: slices.Concat(baseLabels(), m.labels),
+		})
+	}
+	return list
+}
+
+// PodMetrics returns the metrics of all ready pods.
+func (c *Collector) PodMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMetrics, error) {
+	var list []*Pod
+	for _, p := range c.source.Pods() {
+		if p.Ready {
+			list = append(list, &p)
+		}
+	}
+	deadline := time.Now().Add(firstWalk)
+	return gather(ctx, list, func(p *Pod) *runtimeapi.PodSandboxMetrics {
+		out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.Attributes.GetId(), Metrics: c.render(c.podSample(p))}
+		for i := range p.Containers {
+			if ctr := &p.Containers[i]; ctr.Running && ctr.Group != nil {
+				out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{
+					ContainerId: ctr.Attributes.GetId(), Metrics: c.render(c.containerSample(ctx, ctr, deadline)),
+				})
+			}
+		}
+		return out
+	})
+}
+
+func (c *Collector) podSample(p *Pod) *sample {
+	s := &sample{now: time.Now(), started: p.StartedAt}
+	path := ""
+	if s.stats = podGroup(p); s.stats != nil {
+		path = p.Group.Relative()
+		s.devices = c.deviceNames(s.stats)
+	}
+	s.labels = []string{path, p.Attributes.GetId(), ""}
+	if p.Network != nil {
+		s.network, _ = p.Network()
+	}
+	return s
+}
+
+func (c *Collector) containerSample(ctx context.Context, ctr *Container, deadline time.Time) *sample {
+	s := &sample{
+		labels:  []string{ctr.Group.Relative(), ctr.Attributes.GetId(), ctr.Image},
+		started: ctr.StartedAt, resources: ctr.Resources,
+	}
+	if s.resources == nil {
+		s.resources = &runtimeapi.LinuxContainerResources{}
+	}
+	if u, ok := c.layers.usage(ctx, ctr.Attributes.GetId(), ctr.Layer, deadline); ok {
+		s.layer = &u
+	}
+	if fs, ok := c.devices.fileSystem(ctr.Layer); ok {
+		s.files = &fs
+	}
+	s.now = time.Now()
+	if stats, err := ctr.Group.Stats(); err == nil {
+		s.stats, s.devices = stats, c.deviceNames(stats)
+	}
+	if pids, err := ctr.Group.Pids(); err == nil {
+		n := len(pids)
+		s.processes = &n
+		for _, pid := range pids {
+			s.open.add(strconv.Itoa(pid))
+		}
+	}
+	var limit unix.Rlimit
+	if ctr.Pid > 0 && unix.Prlimit(ctr.Pid, unix.RLIMIT_NOFILE, nil, &limit) == nil {
+		s.openFiles = &limit.Cur
+	}
+	return s
+}
+
+func (c *Collector) deviceNames(s *cgroup.Stats) []string {
+	names := make([]string, len(s.IO.Devices))
+	for i, d := range s.IO.Devices {
+		names[i] = c.devices.name(d.Major, d.Minor)
+	}
+	return names
+}
+
+// render makes the metrics of a sample. Their time stamp stays 0, which says
+// that they were read just now.
+func (c *Collector) render(s *sample) []*runtimeapi.Metric {
+	list := make([]*runtimeapi.Metric, 0, len(c.metrics))
+	for _, m := range c.metrics {
+		m.values(s, func(v uint64, labels ...string) {
+			values := s.labels
+			if len(labels) > 0 {
+				values = slices.Concat(values, labels)
+			}
+			list = append(list, &runtimeapi.Metric{Name: m.name, MetricType: m.kind, LabelValues: values, Value: value(v)})
+		})
+	}
+	return list
+}
