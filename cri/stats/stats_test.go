@@ -183,7 +183,7 @@ func TestPodMetrics(t *testing.T) {
 			if len(m.LabelValues) != labels[m.Name] {
 				t.Errorf("%s has %d label values, want %d", m.Name, len(m.LabelValues), labels[m.Name])
 			}
-			if wantCounter := strings.HasSuffix(m.Name, "_total") || m.Name == "container_memory_failcnt"; (m.MetricType == runtimeapi.MetricType_COUNTER) != wantCounter {
+			if wantCounter := strings.HasSuffix(m.Name, "_total") && m.Name != "container_fs_inodes_total" || m.Name == "container_memory_failcnt"; (m.MetricType == runtimeapi.MetricType_COUNTER) != wantCounter {
 				t.Errorf("%s is a %v", m.Name, m.MetricType)
 			}
 		}
