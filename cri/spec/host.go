@@ -1,0 +1,60 @@
+package spec
+
+import (
+	"io/fs"
+	"slices"
+	"strings"
+
+	"crisp/runtime/host"
+)
+
+// HostOf returns what this package needs of the facts about the machine. Root
+// is the machine's file system, where two questions about the memory and
+// huge page controllers are looked up.
+func HostOf(f host.Facts, root fs.FS) Host {
+	h := Host{
+		Capabilities:      f.Capabilities.Names(),
+		OOMScoreAdjMin:    f.OOMScoreAdj,
+		CgroupV2:          f.CgroupV2.OK(),
+		AppArmor:          f.AppArmor.OK(),
+		Seccomp:           len(f.SeccompActions) > 0,
+		IDMapMounts:       f.IDMapMounts.OK(),
+		RecursiveReadOnly: f.RecursiveReadOnly.OK(),
+		SwapLimit:         limitsSwap(root, f.CgroupV2.OK()),
+	}
+	if f.SysResource.OK() {
+		h.OOMScoreAdjMin = -1000
+	}
+	for n := range f.LastCap + 1 {
+		if name := host.CapName(n); name != "" {
+			h.KnownCapabilities = append(h.KnownCapabilities, name)
+		}
+	}
+	if limitsHugePages(root, h.CgroupV2) {
+		h.HugePageSizes = slices.Clone(f.HugePageSizes)
+	}
+	return h
+}
+
+func limitsHugePages(root fs.FS, v2 bool) bool {
+	if !v2 {
+		return exists(root, "sys/fs/cgroup/hugetlb/tasks")
+	}
+	controllers, err := fs.ReadFile(root, "sys/fs/cgroup/cgroup.controllers")
+	return err == nil && slices.Contains(strings.Fields(string(controllers)), "hugetlb")
+}
+
+// limitsSwap looks at the root cgroup on v1. That of v2 has no limits; there
+// swap is counted unless the kernel was told not to.
+func limitsSwap(root fs.FS, v2 bool) bool {
+	if !v2 {
+		return exists(root, "sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+	}
+	cmdline, err := fs.ReadFile(root, "proc/cmdline")
+	return err == nil && exists(root, "proc/swaps") && !slices.Contains(strings.Fields(string(cmdline)), "swapaccount=0")
+}
+
+func exists(root fs.FS, name string) bool {
+	_, err := fs.Stat(root, name)
+	return err == nil
+}
