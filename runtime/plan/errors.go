@@ -12,3 +12,11 @@ var (
 	// ErrVersion is an encoded plan of another version, or no plan at all.
 	ErrVersion = errors.New("unknown plan version")
 )
+
+// Errors of building a plan.
+var (
+	// ErrSpec is a runtime-spec that makes no sense.
+	ErrSpec = errors.New("invalid runtime-spec")
+	// ErrUnsupported is a runtime-spec that asks for what plans cannot do.
+	ErrUnsupported = errors.New("not supported")
+)

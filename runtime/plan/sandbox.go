@@ -11,8 +11,8 @@ import (
 
 // Sandbox returns the plan that makes a pod's namespaces and its base mount
 // namespace. Its child stops at a last gate, so that the keeper can take hold
-// of the namespaces, and ends when it is let go; with [SandboxOptions.PidNS]
-// it becomes the pause program, held as "pause", instead.
+// of the namespaces. Let go it ends, but with [SandboxOptions.PidNS] becomes
+// the pause program, held as "pause".
 func Sandbox(o SandboxOptions) (*Plan, error) {
 	b := newBuilder(o.Name)
 	flags := uint64(unix.CLONE_NEWNS)
@@ -48,10 +48,9 @@ func Sandbox(o SandboxOptions) (*Plan, error) {
 	}
 	b.sysctls(o.Sysctls)
 	b.base(o.ShmSize, o.NewUser)
+	b.wait("let the keeper hold namespaces")
 	if o.PidNS {
 		b.pause()
-	} else {
-		b.wait("hold namespaces")
 	}
 	return b.plan, nil
 }
