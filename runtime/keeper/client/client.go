@@ -103,6 +103,8 @@ func (c *Client) receive() {
 func (c *Client) reap() {
 	select {
 	case <-c.quit:
+		// An error means that it is gone already.
+		_ = c.keeper.Process.Release()
 		return
 	default:
 	}

@@ -22,6 +22,8 @@ const (
 	lockName   = "keeper.lock"
 	logName    = "keeper.log"
 	binaryName = "crisp-keeper"
+	// attempts is how often a keeper may hang up before Connect gives up.
+	attempts = 5
 )
 
 // Connect connects to the keeper of stateDir, and starts it from binary if
@@ -33,22 +35,24 @@ func Connect(ctx context.Context, stateDir, binary string) (*Client, error) {
 		return nil, fmt.Errorf("connect to keeper: %w", err)
 	}
 	defer dir.Close()
-	for {
-		c, err := connect(ctx, dir, stateDir, binary)
+	for range attempts {
+		var c *Client
+		c, err = connect(ctx, dir, stateDir, binary)
 		if err == nil {
 			return c, nil
 		}
 		// A keeper that was just about to end hangs up: try again.
-		if !errors.Is(err, io.EOF) || ctx.Err() != nil {
-			return nil, fmt.Errorf("connect to keeper: %w", err)
+		if !errors.Is(err, io.EOF) || errors.Is(err, ErrKeeper) || ctx.Err() != nil {
+			break
 		}
 	}
+	return nil, fmt.Errorf("connect to keeper: %w", err)
 }
 
 func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Client, error) {
 	fd, err := dial(dir)
 	if err == nil {
-		return greet(fd, nil)
+		return greet(ctx, fd, nil)
 	}
 	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
 		return nil, err
@@ -59,17 +63,23 @@ func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Clien
 	}
 	defer lock.Close()
 	if fd, err := dial(dir); err == nil {
-		return greet(fd, nil)
+		return greet(ctx, fd, nil)
 	}
 	cmd, err := launch(dir, stateDir, binary)
 	if err != nil {
 		return nil, err
 	}
 	fd, err = dial(dir)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		var c *Client
+		if c, err = greet(ctx, fd, cmd); err == nil {
+			return c, nil
+		}
 	}
-	return greet(fd, cmd)
+	// Errors mean that it has ended already.
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	return nil, fmt.Errorf("%w: %w; see %s", ErrKeeper, err, filepath.Join(stateDir, logName))
 }
 
 // openState opens the state folder and checks that only this user can write to it.
@@ -125,12 +135,17 @@ func dial(dir *os.File) (int, error) {
 }
 
 // greet does the handshake over a connected socket.
-func greet(fd int, keeper *exec.Cmd) (*Client, error) {
+func greet(ctx context.Context, fd int, keeper *exec.Cmd) (*Client, error) {
 	conn, err := wire.NewConn(fd)
 	if err != nil {
 		return nil, err
 	}
-	if err := hello(conn); err != nil {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	err = hello(conn)
+	if !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
 		conn.Close()
 		return nil, err
 	}

@@ -10,6 +10,8 @@ import (
 var (
 	// ErrLost is a keeper that went away.
 	ErrLost = errors.New("keeper connection lost")
+	// ErrKeeper is a keeper that was started and did not answer.
+	ErrKeeper = errors.New("keeper does not start")
 	// ErrState is a state folder that others may write to.
 	ErrState = errors.New("state folder is not private")
 	// ErrNoGate is a request with a Gate whose plan has no gate.

@@ -1,0 +1,185 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/keeper/crilog"
+	"crisp/runtime/spawn"
+	"crisp/runtime/wire"
+)
+
+const (
+	socketName = "keeper.sock"
+	lockName   = "keeper.lock"
+	exitsDir   = "exits"
+	// idleTime is how long a keeper stays that holds nothing for nobody.
+	idleTime = time.Second
+)
+
+// keeper is the state of the process.
+type keeper struct {
+	stateDir string
+	opt      spawn.Options
+	logBuf   crilog.Buffers
+	readBuf  sync.Pool
+	poke     chan struct{} // has a token when the keeper may have become idle
+	sweep    chan struct{} // has a token when children may be left to reap
+	leave    chan struct{} // closed at the end
+	wg       sync.WaitGroup
+
+	mu       sync.Mutex
+	entries  map[string]*entry // guarded by mu
+	procs    map[int]*proc     // guarded by mu; children that are not reaped
+	forking  int               // guarded by mu; plans whose fork is not reported
+	sessions map[*session]bool // guarded by mu
+
+	eventMu sync.Mutex // orders the exits that are sent
+}
+
+func newKeeper(stateDir string, opt spawn.Options) *keeper {
+	k := &keeper{
+		stateDir: stateDir, opt: opt,
+		poke: make(chan struct{}, 1), sweep: make(chan struct{}, 1), leave: make(chan struct{}),
+		entries: make(map[string]*entry), procs: make(map[int]*proc),
+		sessions: make(map[*session]bool),
+	}
+	k.readBuf.New = func() any { b := make([]byte, readSize); return &b }
+	return k
+}
+
+// logf reports what no peer can be told.
+func (k *keeper) logf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s "+format+"\n", append([]any{time.Now().UTC().Format(time.RFC3339Nano)}, args...)...)
+}
+
+// serve runs until the keeper is idle.
+func (k *keeper) serve(fd int) error {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return fmt.Errorf("use listening socket: %w", err)
+	}
+	listener := os.NewFile(uintptr(fd), socketName)
+	child, term := notifySignals()
+	k.wg.Go(func() { k.reapLoop(child) })
+	k.wg.Go(func() { k.accept(listener) })
+	idle := time.NewTimer(idleTime)
+	asked := false
+	for {
+		select {
+		case <-k.poke:
+			idle.Reset(idleTime)
+		case <-term:
+			asked = true
+		case <-idle.C:
+			if k.idle() {
+				return k.end(listener)
+			}
+		}
+		// A keeper that is asked to end does when no process is left: the
+		// exit records are on disk.
+		if asked && k.living() == 0 {
+			return k.end(listener)
+		}
+	}
+}
+
+// touch says that something was given up.
+func (k *keeper) touch() {
+	select {
+	case k.poke <- struct{}{}:
+	default:
+	}
+}
+
+func (k *keeper) idle() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.entries) == 0 && len(k.sessions) == 0 && len(k.procs) == 0
+}
+
+func (k *keeper) living() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.procs)
+}
+
+// end removes the socket, so that the next daemon starts a new keeper. A
+// daemon that connected in the meantime is hung up on and tries again.
+func (k *keeper) end(listener *os.File) error {
+	lock, err := os.OpenFile(filepath.Join(k.stateDir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("open lock: %w", err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("take lock: %w", err)
+	}
+	if err := os.Remove(filepath.Join(k.stateDir, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove socket: %w", err)
+	}
+	k.shut(listener)
+	return nil
+}
+
+// shut ends all goroutines.
+func (k *keeper) shut(listener *os.File) {
+	listener.Close()
+	close(k.leave)
+	k.mu.Lock()
+	for s := range k.sessions {
+		s.conn.Close()
+	}
+	for id, e := range k.entries {
+		delete(k.entries, id)
+		if e.started {
+			e.release()
+		}
+	}
+	k.mu.Unlock()
+	k.wg.Wait()
+}
+
+func (k *keeper) accept(listener *os.File) {
+	raw, err := listener.SyscallConn()
+	if err != nil {
+		k.logf("use listening socket: %v", err)
+		return
+	}
+	for {
+		fd := -1
+		var aerr error
+		err := raw.Read(func(lfd uintptr) bool {
+			fd, _, aerr = unix.Accept4(int(lfd), unix.SOCK_CLOEXEC)
+			return aerr != unix.EAGAIN
+		})
+		switch {
+		case err != nil:
+			return
+		case aerr == unix.EMFILE || aerr == unix.ENFILE:
+			time.Sleep(100 * time.Millisecond)
+		case aerr == nil:
+			k.welcome(fd)
+		}
+	}
+}
+
+func (k *keeper) welcome(fd int) {
+	conn, err := wire.NewConn(fd)
+	if err != nil {
+		k.logf("accept connection: %v", err)
+		return
+	}
+	if err := conn.CheckPeer(); err != nil {
+		k.logf("accept connection: %v", err)
+		conn.Close()
+		return
+	}
+	s := &session{k: k, conn: conn, starts: make(map[uint32]*start), ended: make(chan struct{})}
+	k.wg.Go(s.serve)
+}

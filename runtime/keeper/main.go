@@ -1,0 +1,136 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/pause"
+	"crisp/runtime/spawn"
+)
+
+const (
+	// listenFD is the listening socket that the starter hands over.
+	listenFD = 3
+	// The heap of a keeper is small and short-lived, so it is collected often.
+	gcPercent   = 40
+	memoryLimit = 12 << 20
+	maxProcs    = 2
+)
+
+// Main is the keeper's program; args are the arguments after the program's
+// name: the state folder. The listening socket is descriptor 3. It returns
+// the exit code.
+func Main(args []string) int {
+	if err := run(args); err != nil {
+		fmt.Fprintf(os.Stderr, "crisp-keeper: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func run(args []string) error {
+	if len(args) != 1 {
+		return errors.New("want one argument: the state folder; the daemon starts this program")
+	}
+	for fd := range listenFD {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+			return fmt.Errorf("descriptor %d is closed", fd)
+		}
+	}
+	runtime.GOMAXPROCS(maxProcs)
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
+	opt, err := settle()
+	if err != nil {
+		return err
+	}
+	exits := filepath.Join(args[0], exitsDir)
+	if err := os.MkdirAll(exits, 0o700); err != nil {
+		return fmt.Errorf("make folder of exit records: %w", err)
+	}
+	k := newKeeper(args[0], opt)
+	return k.serve(listenFD)
+}
+
+// settle makes this process what a keeper must be, and returns what its
+// children have to undo.
+func settle() (spawn.Options, error) {
+	var opt spawn.Options
+	// A process of a container that joins namespaces is a copy of this one
+	// until it execs; nobody may look into it.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return opt, fmt.Errorf("become undumpable: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return opt, fmt.Errorf("become subreaper: %w", err)
+	}
+	// A session's end or a daemon's service manager must not end containers.
+	signal.Ignore(unix.SIGHUP, unix.SIGINT)
+	unix.CloseOnExec(listenFD)
+	limit, err := inheritedNoFile()
+	if err != nil {
+		return opt, err
+	}
+	opt.NoFile = limit
+	opt.OOMScoreAdj = lowerOOMScore()
+	return opt, nil
+}
+
+// inheritedNoFile returns the limit on open files with which this process was
+// started. Go raises it before main and forgets the old value, but gives it
+// to programs that it starts.
+func inheritedNoFile() (*unix.Rlimit, error) {
+	image, err := pause.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer image.Close()
+	p, err := os.StartProcess(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), image.Fd()), []string{"pause"}, &os.ProcAttr{})
+	if err != nil {
+		return nil, fmt.Errorf("run limit probe: %w", err)
+	}
+	var limit unix.Rlimit
+	err = unix.Prlimit(p.Pid, unix.RLIMIT_NOFILE, nil, &limit)
+	if kerr := p.Kill(); kerr != nil {
+		return nil, fmt.Errorf("end limit probe: %w", kerr)
+	}
+	if _, werr := p.Wait(); werr != nil {
+		return nil, fmt.Errorf("end limit probe: %w", werr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read limit of open files: %w", err)
+	}
+	return &limit, nil
+}
+
+// lowerOOMScore makes the kernel spare the keeper when memory runs out. It
+// returns the score before, for the children, or "" if nothing changed.
+func lowerOOMScore() string {
+	const path, spared = "/proc/self/oom_score_adj", "-999"
+	before, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	// Without CAP_SYS_RESOURCE this fails, and the keeper keeps its score.
+	if err := os.WriteFile(path, []byte(spared), 0); err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(before))
+}
+
+// notifySignals subscribes to the ends of children and to requests to end.
+func notifySignals() (child, term chan os.Signal) {
+	child, term = make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(child, syscall.SIGCHLD)
+	signal.Notify(term, syscall.SIGTERM)
+	return child, term
+}

@@ -1,0 +1,300 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/wire"
+)
+
+// session is one daemon's connection.
+type session struct {
+	k     *keeper
+	conn  *wire.Conn
+	ended chan struct{} // closed when the daemon is gone
+	wg    sync.WaitGroup
+
+	mu     sync.Mutex
+	starts map[uint32]*start // guarded by mu; starts under way by their sequence
+}
+
+// serve answers a daemon until it is gone.
+func (s *session) serve() {
+	defer s.close()
+	if !s.greet() {
+		return
+	}
+	for {
+		p, err := s.conn.Recv()
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+				s.k.logf("end session: %v", err)
+			}
+			return
+		}
+		if !s.dispatch(p) {
+			s.k.logf("end session: unexpected %T", p.Msg)
+			wire.CloseAll(p.Files)
+			return
+		}
+	}
+}
+
+func (s *session) close() {
+	k := s.k
+	k.mu.Lock()
+	delete(k.sessions, s)
+	k.mu.Unlock()
+	close(s.ended)
+	s.conn.Close()
+	s.wg.Wait()
+	k.touch()
+}
+
+// greet does the handshake and enters the session in the table.
+func (s *session) greet() bool {
+	p, err := s.conn.Recv()
+	if err != nil {
+		return false
+	}
+	wire.CloseAll(p.Files)
+	m, ok := p.Msg.(wire.Hello)
+	if !ok {
+		return false
+	}
+	if m.Version != wire.Version {
+		s.send(p.Seq, wire.NewFail(fmt.Errorf("%w: daemon has %d, keeper has %d", wire.ErrVersion, m.Version, wire.Version)), nil)
+		return false
+	}
+	// The answer precedes any exit: from here on none is missed.
+	s.k.eventMu.Lock()
+	defer s.k.eventMu.Unlock()
+	s.k.mu.Lock()
+	s.k.sessions[s] = true
+	s.k.mu.Unlock()
+	return s.send(p.Seq, wire.Hello{Version: wire.Version}, nil)
+}
+
+// send sends a packet; a daemon that cannot take it is hung up on.
+func (s *session) send(seq uint32, m wire.Message, files []int) bool {
+	if err := s.conn.Send(seq, m, files); err != nil {
+		s.conn.Close()
+		return false
+	}
+	return true
+}
+
+// answer sends Done or Fail.
+func (s *session) answer(seq uint32, err error) {
+	if err != nil {
+		s.send(seq, wire.NewFail(err), nil)
+		return
+	}
+	s.send(seq, wire.Done{}, nil)
+}
+
+// dispatch begins to serve a request; it is false for what is none. Requests
+// run side by side: one that waits for a disk delays no other.
+func (s *session) dispatch(p wire.Packet) bool {
+	switch m := p.Msg.(type) {
+	case wire.Start:
+		s.begin(p.Seq, m, p.Files)
+		return true
+	case wire.Proceed:
+		s.decide(p.Seq, m.OK)
+	case wire.Cancel:
+		s.decide(p.Seq, false)
+	case wire.List:
+		s.wg.Go(func() { s.list(p.Seq) })
+	case wire.Reopen:
+		s.wg.Go(func() { s.answer(p.Seq, s.k.reopen(m.ID, p.Files)) })
+		return true
+	case wire.Attach:
+		s.wg.Go(func() { s.answer(p.Seq, s.k.attach(m, p.Files)) })
+		return true
+	case wire.CloseKept:
+		s.wg.Go(func() { s.answer(p.Seq, s.k.closeKept(m)) })
+	case wire.Forget:
+		s.wg.Go(func() { s.answer(p.Seq, s.k.forget(m.ID)) })
+	default:
+		return false
+	}
+	wire.CloseAll(p.Files)
+	return true
+}
+
+func (s *session) begin(seq uint32, m wire.Start, files []int) {
+	st := newStart(s, seq, m, files)
+	s.mu.Lock()
+	_, taken := s.starts[seq]
+	if !taken {
+		s.starts[seq] = st
+	}
+	s.mu.Unlock()
+	if taken {
+		wire.CloseAll(files)
+		s.answer(seq, fmt.Errorf("%w: sequence number in use", wire.ErrInvalid))
+		return
+	}
+	s.wg.Go(func() {
+		st.run()
+		s.mu.Lock()
+		delete(s.starts, seq)
+		s.mu.Unlock()
+	})
+}
+
+// decide tells a start under way whether to go on; one that is over ignores it.
+func (s *session) decide(seq uint32, ok bool) {
+	s.mu.Lock()
+	st := s.starts[seq]
+	s.mu.Unlock()
+	if st != nil {
+		st.decide(ok)
+	}
+}
+
+func (s *session) list(seq uint32) {
+	for _, id := range s.k.ids() {
+		s.k.mu.Lock()
+		e, err := s.k.lookupLocked(id)
+		if err != nil {
+			s.k.mu.Unlock()
+			continue
+		}
+		m, fds, err := e.describeLocked()
+		s.k.mu.Unlock()
+		if err != nil {
+			s.answer(seq, err)
+			return
+		}
+		ok := s.send(seq, m, fds)
+		wire.CloseAll(fds)
+		if !ok {
+			return
+		}
+	}
+	s.answer(seq, nil)
+}
+
+func (k *keeper) ids() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ids := make([]string, 0, len(k.entries))
+	for id := range k.entries {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// reopen makes a container's log go on in the file.
+func (k *keeper) reopen(id string, files []int) error {
+	if len(files) != 1 {
+		wire.CloseAll(files)
+		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(files))
+	}
+	k.mu.Lock()
+	e, err := k.lookupLocked(id)
+	k.mu.Unlock()
+	if err == nil && e.log == nil {
+		err = fmt.Errorf("%s: %w", id, wire.ErrNotRunning)
+	}
+	if err != nil {
+		wire.CloseAll(files)
+		return err
+	}
+	if !e.log.Reopen(files[0]) {
+		return fmt.Errorf("%s: %w", id, wire.ErrNotRunning)
+	}
+	return nil
+}
+
+// attach copies a container's output to the files.
+func (k *keeper) attach(m wire.Attach, files []int) error {
+	want := 0
+	for _, b := range []bool{m.Stdout, m.Stderr} {
+		if b {
+			want++
+		}
+	}
+	if len(files) != want || want == 0 {
+		wire.CloseAll(files)
+		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(files))
+	}
+	k.mu.Lock()
+	e, err := k.lookupLocked(m.ID)
+	if err == nil && (len(e.outputs) == 0 || e.exit != nil) {
+		err = fmt.Errorf("%s: %w", m.ID, wire.ErrNotRunning)
+	}
+	k.mu.Unlock()
+	if err != nil {
+		wire.CloseAll(files)
+		return err
+	}
+	names := map[string]int{}
+	if m.Stdout {
+		names[stdoutName], files = files[0], files[1:]
+	}
+	if m.Stderr {
+		names[stderrName] = files[0]
+	}
+	for _, o := range e.outputs {
+		if fd, ok := names[o.name]; ok {
+			delete(names, o.name)
+			err = errors.Join(err, o.attach(fd))
+		}
+	}
+	// A terminal has no stderr: its reader sees the end at once.
+	for _, fd := range names {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// closeKept closes one kept descriptor.
+func (k *keeper) closeKept(m wire.CloseKept) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	e, err := k.lookupLocked(m.ID)
+	if err != nil {
+		return err
+	}
+	for i, n := range e.kept {
+		if n.name == m.Name {
+			unix.Close(n.fd)
+			e.kept = append(e.kept[:i:i], e.kept[i+1:]...)
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: %s: %w", m.ID, m.Name, wire.ErrNotFound)
+}
+
+// forget drops what is held under id unless its process lives.
+func (k *keeper) forget(id string) error {
+	if !wire.ValidID(id) {
+		return fmt.Errorf("%w: id %q", wire.ErrInvalid, id)
+	}
+	k.mu.Lock()
+	e := k.entries[id]
+	busy := e != nil && (!e.started || e.proc != nil && e.exit == nil)
+	if e != nil && !busy {
+		delete(k.entries, id)
+	}
+	k.mu.Unlock()
+	if busy {
+		return fmt.Errorf("%s: %w", id, wire.ErrRunning)
+	}
+	if err := os.Remove(k.exitPath(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		k.logf("remove exit record: %v", err)
+	}
+	if e != nil {
+		e.release()
+		k.touch()
+	}
+	return nil
+}

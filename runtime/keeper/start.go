@@ -1,0 +1,439 @@
+package keeper
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/keeper/crilog"
+	"crisp/runtime/plan"
+	"crisp/runtime/spawn"
+	"crisp/runtime/wire"
+)
+
+const (
+	stdoutName = "stdout"
+	stderrName = "stderr"
+	// reapTime is how long the answer to a failed start waits for its
+	// processes to be gone; only one that hangs in the kernel takes longer.
+	reapTime = 2 * time.Second
+)
+
+// start is a request to run a plan.
+type start struct {
+	s     *session
+	k     *keeper
+	seq   uint32
+	msg   wire.Start
+	files []int // what is not yet handed on, closed at the end
+
+	plan   *plan.Plan
+	inputs []int
+	entry  *entry
+	procs  []*proc // those of the plan; the last runs it
+	gates  int     // gates passed
+
+	answer chan bool // the answer to Waiting
+
+	mu       sync.Mutex
+	child    *spawn.Child // guarded by mu; nil before the clone and after the end
+	canceled bool         // guarded by mu
+}
+
+func newStart(s *session, seq uint32, m wire.Start, files []int) *start {
+	return &start{s: s, k: s.k, seq: seq, msg: m, files: files, answer: make(chan bool, 1)}
+}
+
+// decide lets the child go on from its first gate, or calls the start off.
+func (st *start) decide(ok bool) {
+	if ok {
+		select {
+		case st.answer <- true:
+		default:
+		}
+		return
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.canceled = true
+	if st.child != nil {
+		st.child.Abort()
+	}
+	select {
+	case st.answer <- false:
+	default:
+	}
+}
+
+// run serves the request and answers it.
+func (st *start) run() {
+	defer func() { wire.CloseAll(st.files) }()
+	if err := st.attempt(); err != nil {
+		if st.entry != nil {
+			st.k.abandon(st.entry)
+		}
+		st.s.send(st.seq, wire.NewFail(err), nil)
+		return
+	}
+	st.commit()
+}
+
+func (st *start) attempt() error {
+	if err := st.parse(); err != nil {
+		return err
+	}
+	e, err := st.k.reserve(st.msg.ID, st.msg.Kind)
+	if err != nil {
+		return err
+	}
+	st.entry = e
+	if err := st.clone(); err != nil {
+		return err
+	}
+	err = st.follow()
+	if err == nil {
+		err = st.open()
+	}
+	return st.settle(err)
+}
+
+// settle ends the plan's processes if the start failed, and otherwise leaves
+// the last of them to the entry.
+func (st *start) settle(err error) error {
+	st.mu.Lock()
+	child, canceled := st.child, st.canceled
+	st.child = nil
+	st.mu.Unlock()
+	defer child.Close()
+	if err != nil || st.msg.Hold && !st.msg.Pause {
+		st.end(child)
+	}
+	switch {
+	case err != nil && canceled:
+		return fmt.Errorf("%s: %w", st.plan.Name, wire.ErrCanceled)
+	case err != nil:
+		return err
+	case len(st.procs) > 0:
+		last := len(st.procs) - 1
+		st.entry.proc = st.procs[last]
+		for _, p := range st.procs[:last] {
+			unix.Close(p.pidfd)
+		}
+	}
+	return nil
+}
+
+// parse checks the request and sorts its files: plan, inputs; the rest stays
+// in st.files until open.
+func (st *start) parse() error {
+	m := &st.msg
+	if !wire.ValidID(m.ID) {
+		return fmt.Errorf("%w: id %q", wire.ErrInvalid, m.ID)
+	}
+	if m.Kind < wire.Sandbox || m.Kind > wire.Exec {
+		return fmt.Errorf("%w: %v", wire.ErrInvalid, m.Kind)
+	}
+	if !m.Log && (m.Stdout || m.Stderr) || m.Pause && !m.Hold || m.Log && m.Hold || m.Terminal && (m.Stdout || m.Stderr) {
+		return fmt.Errorf("%w: flags", wire.ErrInvalid)
+	}
+	want := 1 + len(m.Keep)
+	for _, b := range []bool{m.Log, m.Stdout, m.Stderr} {
+		if b {
+			want++
+		}
+	}
+	if m.Inputs > uint64(len(st.files)) || int(m.Inputs)+want != len(st.files) {
+		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(st.files))
+	}
+	data, err := readMemfd(st.files[0])
+	if err != nil {
+		return err
+	}
+	if st.plan, err = plan.Decode(data); err != nil {
+		return fmt.Errorf("%w: %w", wire.ErrInvalid, err)
+	}
+	if m.Hold && lastGate(st.plan) < 0 {
+		return fmt.Errorf("%w: held sandbox without a gate", wire.ErrInvalid)
+	}
+	st.inputs = st.files[1 : 1+m.Inputs]
+	return nil
+}
+
+func readMemfd(fd int) ([]byte, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fmt.Errorf("read plan: %w", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > plan.MaxEncoded {
+		return nil, fmt.Errorf("read plan: %w: %d bytes", wire.ErrInvalid, st.Size)
+	}
+	data := make([]byte, st.Size)
+	n, err := unix.Pread(fd, data, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read plan: %w", err)
+	}
+	return data[:n], nil
+}
+
+// lastGate returns the index of the plan's last step that waits, or -1.
+func lastGate(p *plan.Plan) int {
+	last := -1
+	for i := range p.Steps {
+		for _, a := range p.Steps[i].Args {
+			if a.Kind == plan.ArgSync {
+				last = i
+			}
+		}
+	}
+	return last
+}
+
+func forks(p *plan.Plan) bool {
+	for i := range p.Steps {
+		if p.Steps[i].Fork {
+			return true
+		}
+	}
+	return false
+}
+
+// clone starts the child and enters it in the table in one piece.
+func (st *start) clone() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.canceled {
+		return fmt.Errorf("%s: %w", st.plan.Name, wire.ErrCanceled)
+	}
+	k := st.k
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	child, err := spawn.Start(st.plan, st.inputs, k.opt)
+	if err != nil {
+		return err
+	}
+	p := newProc(child.Pid, child.PidFD)
+	k.procs[p.pid] = p
+	st.procs = append(st.procs, p)
+	if forks(st.plan) {
+		k.forking++
+	}
+	st.child = child
+	return nil
+}
+
+// follow accompanies the child until it has executed, or for a held sandbox
+// without a process until its namespaces are taken.
+func (st *start) follow() error {
+	forking := forks(st.plan)
+	defer func() {
+		if forking {
+			st.k.mu.Lock()
+			st.k.forkDoneLocked()
+			st.k.mu.Unlock()
+		}
+	}()
+	if err := st.child.WriteIDMaps(); err != nil {
+		return err
+	}
+	for {
+		ev, err := st.child.Next()
+		if err != nil {
+			return err
+		}
+		switch ev.Kind {
+		case spawn.Forked:
+			forking = false
+			if err := st.forked(ev.Pid); err != nil {
+				return err
+			}
+		case spawn.Passed:
+			if err := st.passed(ev.FD); err != nil {
+				return err
+			}
+		case spawn.Waiting:
+			if held, err := st.waiting(ev.Step); held || err != nil {
+				return err
+			}
+		case spawn.Executed:
+			return nil
+		case spawn.Ended:
+			return fmt.Errorf("%s: %w: no execve", st.plan.Name, wire.ErrInvalid)
+		}
+	}
+}
+
+func (st *start) forked(pid int) error {
+	k := st.k
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p, err := k.adoptLocked(pid)
+	k.forkDoneLocked()
+	if err != nil {
+		return fmt.Errorf("%s: open second process: %w", st.plan.Name, err)
+	}
+	st.procs = append(st.procs, p)
+	return nil
+}
+
+func (st *start) passed(fd int) error {
+	if !st.msg.Terminal || st.entry.terminal >= 0 {
+		unix.Close(fd)
+		return fmt.Errorf("%s: %w: unexpected descriptor", st.plan.Name, wire.ErrInvalid)
+	}
+	st.entry.terminal = fd
+	return nil
+}
+
+// waiting serves a child at a gate. It is held there if that is all that is
+// wanted of it.
+func (st *start) waiting(step int) (held bool, err error) {
+	st.gates++
+	pid := st.procs[len(st.procs)-1].pid
+	if st.gates == 1 && st.msg.Gate {
+		st.s.send(st.seq, wire.Waiting{Pid: int64(pid)}, nil)
+		select {
+		case ok := <-st.answer:
+			if !ok {
+				return false, fmt.Errorf("%s: %w", st.plan.Name, wire.ErrCanceled)
+			}
+		case <-st.s.ended:
+			return false, fmt.Errorf("%s: %w: daemon is gone", st.plan.Name, wire.ErrCanceled)
+		}
+	}
+	if st.msg.Hold && step == lastGate(st.plan) {
+		list, err := namespacesOf(pid)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", st.plan.Name, err)
+		}
+		st.entry.namespaces = list
+		if !st.msg.Pause {
+			return true, nil
+		}
+	}
+	return false, st.child.Release()
+}
+
+// namespacesOf opens the namespaces of a process that are not this one's.
+func namespacesOf(pid int) (list []named, err error) {
+	defer func() {
+		if err != nil {
+			closeNamed(list)
+			list = nil
+		}
+	}()
+	for _, name := range []string{"user", "net", "ipc", "uts", "mnt", "pid"} {
+		var own unix.Stat_t
+		if err := unix.Stat("/proc/self/ns/"+name, &own); err != nil {
+			return list, fmt.Errorf("examine own %s namespace: %w", name, err)
+		}
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return list, fmt.Errorf("open %s namespace: %w", name, err)
+		}
+		list = append(list, named{name, fd})
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return list, fmt.Errorf("examine %s namespace: %w", name, err)
+		}
+		if st.Ino == own.Ino && st.Dev == own.Dev {
+			unix.Close(fd)
+			list = list[:len(list)-1]
+		}
+	}
+	return list, nil
+}
+
+func closeNamed(list []named) {
+	for _, n := range list {
+		unix.Close(n.fd)
+	}
+}
+
+// end ends all processes of the plan and waits until they are reaped.
+func (st *start) end(child *spawn.Child) {
+	child.Abort()
+	late := time.NewTimer(reapTime)
+	defer late.Stop()
+	for _, p := range st.procs {
+		// An error means that it is gone already.
+		_ = unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
+	}
+	for _, p := range st.procs {
+		select {
+		case <-p.ended:
+		case <-late.C:
+			late.Reset(0)
+		}
+		unix.Close(p.pidfd)
+	}
+	st.procs = nil
+}
+
+// open turns the files that were sent along into what the entry keeps.
+func (st *start) open() error {
+	e, m := st.entry, &st.msg
+	if m.Terminal && e.terminal < 0 {
+		return fmt.Errorf("%s: %w: no terminal was passed", st.plan.Name, wire.ErrInvalid)
+	}
+	take := func() int {
+		fd := st.files[0]
+		st.files = st.files[1:]
+		return fd
+	}
+	for range 1 + m.Inputs {
+		unix.Close(take())
+	}
+	var sources []named
+	if m.Stdout {
+		sources = append(sources, named{stdoutName, take()})
+	}
+	if m.Stderr {
+		sources = append(sources, named{stderrName, take()})
+	}
+	if m.Log {
+		e.log = crilog.New(take(), int(m.MaxLine), &st.k.logBuf)
+	}
+	for _, name := range m.Keep {
+		e.kept = append(e.kept, named{name, take()})
+	}
+	if m.Log && m.Terminal {
+		copies, err := duplicate([]int{e.terminal})
+		if err != nil {
+			closeNamed(sources)
+			return err
+		}
+		sources = append(sources, named{stdoutName, copies[0]})
+	}
+	ended := st.procs[len(st.procs)-1].ended
+	for i, src := range sources {
+		o, err := newOutput(st.k, src, e.log, ended)
+		if err != nil {
+			closeNamed(sources[i+1:])
+			return err
+		}
+		o.terminal = m.Terminal
+		e.outputs = append(e.outputs, o)
+	}
+	return nil
+}
+
+// commit makes the start known and answers it. The answer precedes the exit.
+func (st *start) commit() {
+	k, e := st.k, st.entry
+	k.mu.Lock()
+	e.at = time.Now()
+	e.started = true
+	m, fds := e.startedLocked()
+	k.mu.Unlock()
+	for _, o := range e.outputs {
+		k.wg.Go(o.pump)
+	}
+	st.s.send(st.seq, m, fds)
+	if e.proc != nil {
+		k.mu.Lock()
+		k.watchLocked(e.proc, e)
+		k.mu.Unlock()
+	}
+}

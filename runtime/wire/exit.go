@@ -1,0 +1,41 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// ErrRecord is an exit record that cannot be read.
+var ErrRecord = errors.New("malformed exit record")
+
+// exitFormat is an exit record, which outlives the keeper in a file.
+const exitFormat = "crisp exit 1\nid %s\nkind %d\npid %d\ncode %d\nsignal %d\nat %d\n"
+
+// Record returns the exit as the content of its file.
+func (m Exited) Record() []byte {
+	return fmt.Appendf(nil, exitFormat, m.ID, m.Kind, m.Pid, m.Code, m.Signal, m.At)
+}
+
+// ParseRecord reads what Record wrote.
+func ParseRecord(b []byte) (Exited, error) {
+	var m Exited
+	if _, err := fmt.Sscanf(string(b), exitFormat, &m.ID, &m.Kind, &m.Pid, &m.Code, &m.Signal, &m.At); err != nil {
+		return Exited{}, fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	return m, nil
+}
+
+// Time returns when the process ended.
+func (m Exited) Time() time.Time { return time.Unix(0, m.At) }
+
+// ValidID says whether an ID may be used: it names a file too.
+func ValidID(id string) bool {
+	if id == "" || len(id) > 200 || id[0] == '.' {
+		return false
+	}
+	return strings.IndexFunc(id, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
+	}) < 0
+}
