@@ -14,23 +14,45 @@ import (
 
 // inherit gives the directory name of the stage owner, mode and time of the
 // directory that it would otherwise hide the attributes of: overlayfs shows
-// those of the topmost layer. trees are the layers below, the topmost first.
-func (st *Stage) inherit(name string, trees []string) error {
-	for _, tree := range trees {
-		below, err := openTree(st.store.dir, tree, name)
-		if errors.Is(err, unix.ENOENT) {
-			continue
-		}
-		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			return nil // a file or link there: the directory is new
-		}
-		if err != nil {
+// those of the topmost layer.
+func (st *Stage) inherit(name string) error {
+	parent := st.rec.Parent
+	for s := st.below; s != nil; s = s.below {
+		found, err := st.inheritFrom(s.root, ".", name)
+		if found || err != nil || s.rec.Opaque {
 			return err
 		}
-		defer below.Close()
-		return st.copyAttributes(name, below)
+		parent = s.rec.Parent
+	}
+	if parent == "" {
+		return nil
+	}
+	trees, err := st.store.Trees(parent)
+	if err != nil {
+		return err
+	}
+	for _, tree := range trees {
+		if found, err := st.inheritFrom(st.store.dir, tree, name); found || err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// inheritFrom looks for name in one tree. Something else of that name ends
+// the search too: the directory is a new one then.
+func (st *Stage) inheritFrom(dir *os.File, tree, name string) (found bool, err error) {
+	below, err := openTree(dir, tree, name)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return false, nil
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	defer below.Close()
+	return true, st.copyAttributes(name, below)
 }
 
 // openTree opens the directory name of a layer without following links: each

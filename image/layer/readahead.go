@@ -3,8 +3,8 @@ package layer
 import "io"
 
 const (
-	aheadChunk  = 256 << 10
-	aheadChunks = 8
+	aheadChunk  = 128 << 10
+	aheadChunks = 6
 )
 
 // readAhead reads its source in a goroutine of its own, a bounded way ahead of

@@ -246,7 +246,9 @@ type Stage struct {
 	root  *os.File
 	// implied are directories whose attributes come from the layers below.
 	implied []string
-	done    bool
+	// below is the stage of the parent, nil if that is published.
+	below *Stage
+	done  bool
 }
 
 // Stage begins the layer chain with content diff on top of parent.
@@ -293,16 +295,14 @@ func (st *Stage) Unpack(ctx context.Context, open Source, limits Limits) error {
 }
 
 // Settle gives the directories that the archive does not list the attributes
-// of the layers below, which must be published by now, and writes the record.
-func (st *Stage) Settle() error {
-	if st.rec.Parent != "" && len(st.implied) > 0 {
-		trees, err := st.store.Trees(st.rec.Parent)
-		if err != nil {
-			return fmt.Errorf("settle layer: %w", err)
-		}
+// of the layers below, and writes the record. below is the stage of the parent
+// if that is not published yet; it must be unpacked.
+func (st *Stage) Settle(below *Stage) error {
+	st.below = below
+	if st.rec.Parent != "" {
 		slices.Sort(st.implied)
 		for _, name := range st.implied {
-			if err := st.inherit(name, trees); err != nil {
+			if err := st.inherit(name); err != nil {
 				return fmt.Errorf("settle layer: %q: %w", shorten(name), err)
 			}
 		}
@@ -329,7 +329,7 @@ func (st *Stage) Publish() error {
 	if err != nil {
 		return fmt.Errorf("publish layer: %w", err)
 	}
-	st.done = true
+	st.done, st.below = true, nil
 	s.layers[st.rec.ChainID] = st.rec
 	s.usage = s.usage.Add(st.rec.Usage())
 	return st.root.Close()

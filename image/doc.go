@@ -1,0 +1,16 @@
+// Package image pulls, keeps and mounts container images.
+//
+// A [Service] is the image half of a node: it fetches images from registries
+// (package registry), keeps their blobs in an OCI layout (package store) and
+// their unpacked layers beside it (package layer), and stacks these into root
+// file systems (package rootfs). What is on disk is accounted for when it is
+// written, so sizes cost nothing to ask for.
+//
+// Readers work on an immutable snapshot and never wait. A pull goes on as long
+// as anybody waits for it, and what two pulls have in common, the image, a
+// layer or a blob, is fetched once.
+//
+// Everything that comes out of an image is hostile and bounded: documents by
+// size, archives by what they unpack to, names by the folder that they are
+// resolved in. No value of an image decides anything on the host.
+package image

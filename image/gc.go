@@ -1,0 +1,83 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Remove removes the image that ref names, with all its tags. What running
+// containers use of it stays until they are discarded. An image that is not
+// here is no error.
+func (s *Service) Remove(ctx context.Context, ref string) error {
+	idle, err := s.remove(ref)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove image %q: %w", ref, err)
+	}
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done(): // the removal goes on all the same
+		return context.Cause(ctx)
+	}
+}
+
+func (s *Service) remove(ref string) (<-chan struct{}, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.snapshot.Load()
+	e, err := now.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	next := now.with(map[digest.Digest]*entry{e.record.ID: nil}, s.opts.Pinned)
+	if err := s.blobs.SetImages(next.records()); err != nil {
+		return nil, err
+	}
+	s.snapshot.Store(next)
+	return s.collect()
+}
+
+// collect removes blobs and layers that no image, container or pull needs. It
+// returns what closes when the disk space is free.
+//
+// Preconditions: mu is held.
+func (s *Service) collect() (<-chan struct{}, error) {
+	needed := map[digest.Digest]bool{}
+	for _, e := range s.snapshot.Load().entries {
+		for _, d := range e.blobs {
+			needed[d] = true
+		}
+		for _, c := range e.chains {
+			needed[c] = true
+		}
+	}
+	for d := range s.pins {
+		needed[d] = true
+	}
+	for _, top := range s.containers.InUse() {
+		for _, c := range s.layers.Chain(top) {
+			needed[c] = true
+		}
+	}
+	var errs []error
+	for _, d := range s.blobs.Digests() {
+		if !needed[d] {
+			errs = append(errs, s.blobs.Remove(d))
+		}
+	}
+	var gone []string
+	for _, c := range s.layers.ChainIDs() {
+		if !needed[c] {
+			name, err := s.layers.Detach(c)
+			errs = append(errs, err)
+			gone = append(gone, name)
+		}
+	}
+	return s.janitor.add(gone...), errors.Join(errs...)
+}

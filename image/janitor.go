@@ -1,0 +1,99 @@
+package image
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"sync"
+
+	"crisp/runtime/rootpath"
+)
+
+// janitor removes what lies in the temporary folder and is not needed any
+// more, one thing at a time, without anybody waiting who does not want to.
+type janitor struct {
+	dir  *os.File
+	log  *slog.Logger
+	done chan struct{}
+
+	mu     sync.Mutex
+	wake   *sync.Cond
+	queue  []string
+	closed bool
+	idle   chan struct{} // closed when the queue is empty
+}
+
+func newJanitor(dir *os.File, log *slog.Logger) *janitor {
+	j := &janitor{dir: dir, log: log, done: make(chan struct{}), idle: make(chan struct{})}
+	j.wake = sync.NewCond(&j.mu)
+	close(j.idle)
+	go j.run()
+	return j
+}
+
+// add queues names, of which empty ones are ignored, and returns what closes
+// when nothing is left to remove.
+func (j *janitor) add(names ...string) <-chan struct{} {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, name := range names {
+		if name == "" || j.closed {
+			continue
+		}
+		if len(j.queue) == 0 {
+			select {
+			case <-j.idle:
+				j.idle = make(chan struct{})
+			default: // the last one is still being removed
+			}
+		}
+		j.queue = append(j.queue, name)
+	}
+	j.wake.Signal()
+	return j.idle
+}
+
+func (j *janitor) run() {
+	defer close(j.done)
+	for {
+		j.mu.Lock()
+		for len(j.queue) == 0 && !j.closed {
+			select {
+			case <-j.idle:
+			default:
+				close(j.idle)
+			}
+			j.wake.Wait()
+		}
+		if j.closed {
+			j.mu.Unlock()
+			return
+		}
+		name := j.queue[0]
+		j.queue = j.queue[1:]
+		j.mu.Unlock()
+		if err := rootpath.RemoveAll(j.dir, name); err != nil {
+			// The next start tries again.
+			j.log.Warn("cannot remove what is not needed any more", "path", j.dir.Name()+"/"+name, "err", err)
+		}
+	}
+}
+
+// close ends the janitor after what it is at. The rest is swept at the next start.
+func (j *janitor) close() error {
+	j.mu.Lock()
+	closed := j.closed
+	j.closed = true
+	j.wake.Signal()
+	j.mu.Unlock()
+	if closed {
+		return errors.New("janitor closed twice")
+	}
+	<-j.done
+	select {
+	case <-j.idle:
+	default:
+		close(j.idle)
+	}
+	return j.dir.Close()
+}

@@ -1,0 +1,216 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"crisp/image/layer"
+	"crisp/image/store"
+)
+
+const (
+	// maxRatio and ratioFree bound what a packed layer may turn into: so many
+	// times its size, and some for free.
+	maxRatio  = 200
+	ratioFree = 4 << 30
+)
+
+// job is one layer of a pull.
+type job struct {
+	desc                ocispec.Descriptor
+	diff, chain, parent digest.Digest
+
+	// ready closes when the layer is here or staged.
+	ready chan struct{}
+	// stage is the layer as unpacked by this pull, which then leads its
+	// flight; nil if there was nothing to do.
+	stage *layer.Stage
+	leads bool
+}
+
+// fetchLayers makes all layers of the image present. Several are downloaded
+// and unpacked at a time; they are published from the lowest up, each batch of
+// finished ones with one sync.
+func (p *puller) fetchLayers(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.dispatch(ctx, group) })
+	group.Go(func() error { return p.publish(ctx) })
+	err := group.Wait()
+	for _, j := range p.jobs {
+		p.s.janitor.add(j.stage.Discard())
+		if j.leads {
+			p.s.layerFlights.land(j.chain)
+		}
+	}
+	return err
+}
+
+// dispatch starts the jobs in order, some at a time. The order matters: a job
+// that waits for another pull's layer never holds up the layers below it.
+func (p *puller) dispatch(ctx context.Context, group *errgroup.Group) error {
+	slots := make(chan struct{}, p.s.opts.MaxConcurrentDownloads)
+	for _, j := range p.jobs {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		group.Go(func() error {
+			defer func() { <-slots }()
+			if err := p.fetch(ctx, j); err != nil {
+				return err
+			}
+			close(j.ready)
+			return nil
+		})
+	}
+	return nil
+}
+
+// fetch makes the layer of j present or staged, and its blob present.
+func (p *puller) fetch(ctx context.Context, j *job) error {
+	s := p.s
+	var err error
+	j.leads, err = s.layerFlights.lead(ctx, j.chain, func() bool { _, ok := s.layers.Get(j.chain); return ok })
+	if err != nil {
+		return err
+	}
+	download, err := s.blobFlights.lead(ctx, j.desc.Digest, func() bool { return s.blobs.Has(j.desc) })
+	if err != nil {
+		return err
+	}
+	if !download {
+		return p.unpack(ctx, j, func(context.Context) (io.ReadCloser, error) { return s.blobs.Reader(j.desc) })
+	}
+	defer s.blobFlights.land(j.desc.Digest)
+	w, err := s.blobs.Create(j.desc)
+	if err != nil {
+		return err
+	}
+	defer w.Discard()
+	err = p.unpack(ctx, j, func(ctx context.Context) (io.ReadCloser, error) {
+		body, err := p.repo.Blob(ctx, j.desc)
+		if err != nil {
+			return nil, err
+		}
+		return &teeBody{body: body, w: w}, nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := w.Finish(); err != nil {
+		return err
+	}
+	// The blob does not wait for the layers below: others may need it for a
+	// layer that these in turn wait for.
+	if err := s.blobs.Sync(ctx); err != nil {
+		return err
+	}
+	return w.Publish()
+}
+
+// unpack stages the layer of j if this pull leads it, and else only reads the
+// source to its end.
+func (p *puller) unpack(ctx context.Context, j *job, open layer.Source) error {
+	if !j.leads {
+		src, err := open(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, src)
+		return errors.Join(err, src.Close())
+	}
+	stage, err := p.s.layers.Stage(j.chain, j.diff, j.parent)
+	if err != nil {
+		return err
+	}
+	j.stage = stage
+	limit := int64(ratioFree) + maxRatio*min(j.desc.Size, 1<<50)
+	if m := p.s.opts.MaxUnpackedLayer; m > 0 {
+		limit = min(limit, m)
+	}
+	return stage.Unpack(ctx, open, layer.Limits{Bytes: limit})
+}
+
+// publish settles, syncs and publishes the layers in order.
+func (p *puller) publish(ctx context.Context) error {
+	for next := 0; next < len(p.jobs); {
+		end := next
+		for ; end < len(p.jobs); end++ {
+			if end > next && !isReady(p.jobs[end]) {
+				break
+			}
+			select {
+			case <-p.jobs[end].ready:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if err := p.publishBatch(ctx, p.jobs[next:end]); err != nil {
+			return err
+		}
+		next = end
+	}
+	return nil
+}
+
+func isReady(j *job) bool {
+	select {
+	case <-j.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p *puller) publishBatch(ctx context.Context, batch []*job) error {
+	var below *layer.Stage
+	staged := false
+	for _, j := range batch {
+		if j.stage != nil {
+			if err := j.stage.Settle(below); err != nil {
+				return err
+			}
+			staged = true
+		}
+		below = j.stage
+	}
+	if !staged {
+		return nil
+	}
+	if err := p.s.blobs.Sync(ctx); err != nil {
+		return err
+	}
+	for _, j := range batch {
+		if j.stage == nil {
+			continue
+		}
+		if err := j.stage.Publish(); err != nil {
+			return err
+		}
+		j.leads = false
+		p.s.layerFlights.land(j.chain)
+	}
+	return nil
+}
+
+// teeBody is a download that is kept while it is read.
+type teeBody struct {
+	body io.ReadCloser
+	w    *store.Writer
+}
+
+func (t *teeBody) Read(p []byte) (int, error) {
+	n, err := t.body.Read(p)
+	if _, werr := t.w.Write(p[:n]); werr != nil {
+		return 0, werr
+	}
+	return n, err
+}
+
+func (t *teeBody) Close() error { return t.body.Close() }

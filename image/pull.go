@@ -1,0 +1,299 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"crisp/image/layer"
+	"crisp/image/registry"
+	"crisp/image/store"
+)
+
+// Pull fetches the image that ref names and returns it once it is complete
+// and durable. The registry is asked every time, so that its say on who may
+// read the image holds; what is here already is not fetched again.
+//
+// Callers that want the same image with the same credentials share one pull,
+// which ends early only when all of them have given up.
+func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
+	parsed, err := registry.ParseReference(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	key := pullKey{ref: parsed.String()}
+	if auth != nil {
+		key.auth = *auth
+	}
+	im, err := s.pulls.do(ctx, key, func(op *pull) {
+		var opCtx context.Context
+		opCtx, op.cancel = context.WithCancelCause(s.ctx)
+		s.work.Go(func() {
+			defer op.cancel(nil)
+			im, err := s.pull(opCtx, parsed, auth)
+			s.pulls.finish(key, op, im, err)
+		})
+	})
+	if err != nil {
+		return Image{}, fmt.Errorf("pull image %q: %w", ref, err)
+	}
+	return im, nil
+}
+
+func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth) (Image, error) {
+	repo, err := s.client.Repository(ref, auth)
+	if err != nil {
+		return Image{}, err
+	}
+	defer repo.Close()
+	p := &puller{s: s, repo: repo, ref: ref}
+	defer p.unpin()
+	im, err := p.run(ctx)
+	if ctx.Err() != nil && err != nil {
+		return Image{}, context.Cause(ctx)
+	}
+	return im, classify(err)
+}
+
+// puller is one pull under way.
+type puller struct {
+	s    *Service
+	repo *registry.Repository
+	ref  registry.Reference
+
+	docs   []registry.Document // root, manifest between, configuration
+	target store.Target
+	config ocispec.Image
+	jobs   []*job
+	pinned []digest.Digest
+}
+
+func (p *puller) run(ctx context.Context) (Image, error) {
+	if err := p.documents(ctx); err != nil {
+		return Image{}, err
+	}
+	if err := p.fetchLayers(ctx); err != nil {
+		return Image{}, err
+	}
+	if err := p.storeDocuments(ctx); err != nil {
+		return Image{}, err
+	}
+	if err := p.s.blobs.SyncNames(); err != nil {
+		return Image{}, err
+	}
+	if err := p.s.layers.SyncNames(); err != nil {
+		return Image{}, err
+	}
+	return p.record()
+}
+
+// documents fetches what describes the image: an index perhaps, the manifest
+// for this platform and the configuration.
+func (p *puller) documents(ctx context.Context) error {
+	doc, err := p.repo.Manifest(ctx)
+	if err != nil {
+		return err
+	}
+	parsed, err := p.take(doc)
+	if err != nil {
+		return err
+	}
+	p.target.Root = p.docs[0].Descriptor()
+	for depth := 0; parsed.isIndex(); depth++ {
+		if depth == maxIndexDepth {
+			return fmt.Errorf("%w: indexes in indexes", ErrInvalid)
+		}
+		desc, err := parsed.choose()
+		if err != nil {
+			return err
+		}
+		if doc, err = p.child(ctx, desc); err != nil {
+			return err
+		}
+		if parsed, err = p.take(doc); err != nil {
+			return err
+		}
+	}
+	p.target.Manifest = p.docs[len(p.docs)-1].Descriptor()
+	if err := parsed.checkImage(); err != nil {
+		return err
+	}
+	config, err := p.local(parsed.config)
+	if err != nil {
+		if config, err = p.repo.Config(ctx, parsed.config); err != nil {
+			return err
+		}
+	}
+	p.docs = append(p.docs, config)
+	if p.config, err = parseConfig(config.Data, len(parsed.layers)); err != nil {
+		return err
+	}
+	p.plan(parsed)
+	return nil
+}
+
+// take notes a document and says what it is.
+func (p *puller) take(doc registry.Document) (*document, error) {
+	parsed, err := parse(doc.Data, doc.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	doc.MediaType = parsed.MediaType
+	p.docs = append(p.docs, doc)
+	return parsed, nil
+}
+
+// child fetches a manifest that an index names.
+func (p *puller) child(ctx context.Context, desc ocispec.Descriptor) (registry.Document, error) {
+	doc, err := p.local(desc)
+	if err != nil {
+		if doc, err = p.repo.ManifestByDigest(ctx, desc.Digest); err != nil {
+			return doc, err
+		}
+	}
+	if int64(len(doc.Data)) != desc.Size {
+		return doc, fmt.Errorf("%w: manifest %s has %d bytes, not %d", ErrInvalid, desc.Digest, len(doc.Data), desc.Size)
+	}
+	return doc, nil
+}
+
+// local returns a document that is here already.
+func (p *puller) local(desc ocispec.Descriptor) (registry.Document, error) {
+	data, err := p.s.blobs.ReadAll(desc, registry.MaxDocument)
+	return registry.Document{MediaType: desc.MediaType, Digest: desc.Digest, Data: data}, err
+}
+
+// plan makes a job of each layer and keeps the collector away from all that
+// the image needs.
+func (p *puller) plan(m *document) {
+	chains := layer.ChainIDs(p.config.RootFS.DiffIDs)
+	var parent digest.Digest
+	for i, desc := range m.layers {
+		p.jobs = append(p.jobs, &job{
+			desc: desc, diff: p.config.RootFS.DiffIDs[i], chain: chains[i], parent: parent,
+			ready: make(chan struct{}),
+		})
+		parent = chains[i]
+		p.pinned = append(p.pinned, desc.Digest, chains[i])
+	}
+	for _, doc := range p.docs {
+		p.pinned = append(p.pinned, doc.Digest)
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	for _, d := range p.pinned {
+		p.s.pins[d]++
+	}
+}
+
+func (p *puller) unpin() {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	for _, d := range p.pinned {
+		if p.s.pins[d]--; p.s.pins[d] == 0 {
+			delete(p.s.pins, d)
+		}
+	}
+}
+
+// storeDocuments keeps the documents as blobs.
+func (p *puller) storeDocuments(ctx context.Context) error {
+	var writers []*store.Writer
+	defer func() {
+		for _, w := range writers {
+			w.Discard()
+		}
+	}()
+	for _, doc := range p.docs {
+		if p.s.blobs.Has(doc.Descriptor()) {
+			continue
+		}
+		w, err := p.s.blobs.Create(doc.Descriptor())
+		if err != nil {
+			return err
+		}
+		writers = append(writers, w)
+		if _, err := w.Write(doc.Data); err != nil {
+			return err
+		}
+		if err := w.Finish(); err != nil {
+			return err
+		}
+	}
+	if len(writers) == 0 {
+		return nil
+	}
+	if err := p.s.blobs.Sync(ctx); err != nil {
+		return err
+	}
+	for _, w := range writers {
+		if err := w.Publish(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// record gives the image its names. A tag that another image had moves here.
+func (p *puller) record() (Image, error) {
+	s := p.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.snapshot.Load()
+	id := p.docs[len(p.docs)-1].Digest
+	rec := store.Image{ID: id}
+	if old := now.entries[id]; old != nil {
+		rec = old.record.Clone()
+	}
+	if !slices.ContainsFunc(rec.Targets, func(t store.Target) bool { return t.Root.Digest == p.target.Root.Digest }) {
+		rec.Targets = append(rec.Targets, p.target)
+	}
+	byDigest := p.ref.Name() + "@" + p.target.Root.Digest.String()
+	if !slices.Contains(rec.Digests, byDigest) {
+		rec.Digests = append(rec.Digests, byDigest)
+	}
+	changes := map[digest.Digest]*entry{}
+	if p.ref.Tag != "" {
+		tag := p.ref.String()
+		if holder, ok := now.byName[tag]; ok && holder != id {
+			changes[holder] = s.without(now.entries[holder], tag)
+		}
+		rec.Tags = maps.Clone(rec.Tags)
+		if rec.Tags == nil {
+			rec.Tags = map[string]digest.Digest{}
+		}
+		rec.Tags[tag] = p.target.Root.Digest
+	}
+	e := s.load(rec)
+	if e.err != nil {
+		return Image{}, e.err
+	}
+	changes[id] = e
+	next := now.with(changes, s.opts.Pinned)
+	if !sameRecord(now.entries[id], rec) || len(changes) > 1 {
+		if err := s.blobs.SetImages(next.records()); err != nil {
+			return Image{}, err
+		}
+	}
+	s.snapshot.Store(next)
+	return next.entries[id].image, nil
+}
+
+// without returns the image without one of its tags.
+func (s *Service) without(e *entry, tag string) *entry {
+	rec := e.record.Clone()
+	delete(rec.Tags, tag)
+	next := *e
+	next.record = rec
+	s.describe(&next)
+	return &next
+}
+
+func sameRecord(old *entry, rec store.Image) bool {
+	return old != nil && maps.Equal(old.record.Tags, rec.Tags) &&
+		slices.Equal(old.record.Digests, rec.Digests) && len(old.record.Targets) == len(rec.Targets)
+}

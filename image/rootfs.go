@@ -1,0 +1,174 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"crisp/image/layer"
+	"crisp/image/rootfs"
+	"crisp/runtime/rootpath"
+)
+
+// IDMap is one line of a user namespace's map.
+type IDMap struct{ ContainerID, HostID, Size uint32 }
+
+// Prepare makes the folders for what container id writes on top of an image,
+// named by its ID, and keeps the image's layers until Discard. uids and gids
+// are the maps of the pod's user namespace, nil if it has none. Doing it again
+// does nothing.
+func (s *Service) Prepare(_ context.Context, id, imageID string, uids, gids []IDMap) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	im, err := s.Get(imageID)
+	if err != nil {
+		return fmt.Errorf("prepare root file system of %s: %w", id, err)
+	}
+	root, err := s.treeRoot(top(im))
+	if err != nil {
+		return fmt.Errorf("prepare root file system of %s: %w", id, err)
+	}
+	return s.containers.Prepare(id, top(im), root, func(uid, gid uint32) rootfs.Owner {
+		return rootfs.Owner{UID: translate(uids, uid), GID: translate(gids, gid)}
+	})
+}
+
+// top is the chain ID of an image's uppermost layer, "" if it has none.
+func top(im Image) digest.Digest {
+	if len(im.ChainIDs) == 0 {
+		return ""
+	}
+	return im.ChainIDs[len(im.ChainIDs)-1]
+}
+
+// treeRoot describes the root folder of a layer.
+func (s *Service) treeRoot(chain digest.Digest) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	trees, err := s.layers.Trees(chain)
+	if err != nil {
+		return st, err
+	}
+	f, err := rootpath.Open(s.layers.Dir(), trees[0], unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return st, err
+	}
+	defer f.Close()
+	return st, unix.Fstat(int(f.Fd()), &st)
+}
+
+// translate tells which host user a user of the image is. One that is not in
+// the map belongs to nobody in the container; the map's first user stands in.
+func translate(maps []IDMap, id uint32) int {
+	for _, m := range maps {
+		if id >= m.ContainerID && id-m.ContainerID < m.Size {
+			return int(m.HostID + (id - m.ContainerID))
+		}
+	}
+	if len(maps) > 0 {
+		return int(maps[0].HostID)
+	}
+	return int(id)
+}
+
+// Hold keeps the layers of a further image, named by its ID, until container
+// id is discarded: for images that are mounted as volumes.
+func (s *Service) Hold(_ context.Context, id, imageID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	im, err := s.Get(imageID)
+	if err != nil {
+		return fmt.Errorf("hold image for %s: %w", id, err)
+	}
+	return s.containers.Hold(id, top(im))
+}
+
+// Mount returns the root file system prepared for container id as a detached
+// mount. With a user namespace the image's files belong to its users.
+func (s *Service) Mount(_ context.Context, id string, userns *os.File) (*os.File, error) {
+	chain, err := s.containers.Chain(id)
+	if err != nil {
+		return nil, fmt.Errorf("mount root file system: %w", err)
+	}
+	lower, err := s.layers.Trees(chain)
+	if err != nil {
+		return nil, fmt.Errorf("mount root file system of %s: %w", id, err)
+	}
+	upper, err := s.containers.Open(id)
+	if err != nil {
+		return nil, err
+	}
+	defer upper.Close()
+	m, err := rootfs.Overlay{
+		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper, UserNS: userns,
+	}.Mount()
+	if err != nil {
+		return nil, fmt.Errorf("mount root file system of %s: %w", id, classify(err))
+	}
+	return m, nil
+}
+
+// imageVolumeAttr is what an image volume may not be used for.
+const imageVolumeAttr = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+
+// MountImage returns the content of an image, named by its ID, or what subPath
+// leads to in it, as a detached read-only mount. The caller keeps the image
+// with [Service.Hold] first.
+func (s *Service) MountImage(_ context.Context, imageID, subPath string, userns *os.File) (*os.File, error) {
+	im, err := s.Get(imageID)
+	if err != nil {
+		return nil, fmt.Errorf("mount image: %w", err)
+	}
+	lower, err := s.layers.Trees(top(im))
+	if err != nil {
+		return nil, fmt.Errorf("mount image %s: %w", im.ID, err)
+	}
+	m, err := rootfs.Overlay{
+		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), UserNS: userns, Attr: imageVolumeAttr,
+	}.Mount()
+	if err != nil {
+		return nil, fmt.Errorf("mount image %s: %w", im.ID, classify(err))
+	}
+	if subPath == "" {
+		return m, nil
+	}
+	defer m.Close()
+	sub, err := rootfs.SubPath(m, subPath)
+	if err != nil {
+		return nil, fmt.Errorf("mount %q of image %s: %w", subPath, im.ID, err)
+	}
+	return sub, nil
+}
+
+// Discard gives up what container id wrote and the layers it kept. Doing it
+// again does nothing.
+func (s *Service) Discard(_ context.Context, id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gone, err := s.containers.Discard(id)
+	if err != nil {
+		return err
+	}
+	s.janitor.add(gone)
+	if gone == "" {
+		return nil
+	}
+	_, err = s.collect()
+	return err
+}
+
+// Containers lists the containers that have a root file system or images held.
+func (s *Service) Containers() []string { return s.containers.IDs() }
+
+// UpperDir is the folder of what container id wrote.
+func (s *Service) UpperDir(id string) string { return s.containers.UpperDir(id) }
+
+// Usage measures what container id wrote, by looking at every file.
+func (s *Service) Usage(id string) (bytes, inodes uint64, err error) {
+	if _, err := s.containers.Chain(id); err != nil {
+		return 0, 0, err
+	}
+	return rootfs.Measure(s.containers.UpperDir(id))
+}

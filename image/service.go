@@ -1,0 +1,227 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"crisp/image/layer"
+	"crisp/image/registry"
+	"crisp/image/rootfs"
+	"crisp/image/store"
+)
+
+const (
+	layersDir     = "layers"
+	containersDir = "containers"
+	lockFile      = "lock"
+
+	dirPerm  = 0o700
+	filePerm = 0o600
+
+	defaultDownloads = 6
+)
+
+// Options of a [Service].
+type Options struct {
+	// Root is the folder that everything is kept in.
+	Root string
+	// RegistryConfigDirs are folders with a HOST/hosts.toml for registries.
+	RegistryConfigDirs []string
+	// Pinned are references, with * for any characters, of images that
+	// kubelet must not collect.
+	Pinned []string
+	// MaxConcurrentDownloads is for one pull; 0 means 6.
+	MaxConcurrentDownloads int
+	// MaxUnpackedLayer bounds what one layer may unpack to; 0 leaves only the
+	// bound on the compression ratio.
+	MaxUnpackedLayer int64
+	// UserAgent is what registries see.
+	UserAgent string
+	// Logger gets what happens without a caller to tell; nil means slog's default.
+	Logger *slog.Logger
+}
+
+// Auth is what a caller knows to authenticate itself with to a registry.
+type Auth = registry.Auth
+
+// Image describes an image that is here, complete.
+type Image struct {
+	// ID is the digest of the configuration: "sha256:...".
+	ID string
+	// RepoTags and RepoDigests are the names it has: "docker.io/library/busybox:latest",
+	// "docker.io/library/busybox@sha256:...".
+	RepoTags, RepoDigests []string
+	// Size is what the image takes up on disk, packed and unpacked.
+	Size uint64
+	// Pinned images are not to be collected.
+	Pinned bool
+	// Config is the image's own configuration: hostile, bounded in size.
+	Config ocispec.Image
+	// ChainIDs are the unpacked layers, the lowest first.
+	ChainIDs []digest.Digest
+	// Manifest is the digest of the image manifest for this platform.
+	Manifest digest.Digest
+}
+
+// Service keeps images and root file systems. One process has it open.
+type Service struct {
+	opts       Options
+	log        *slog.Logger
+	lock       *os.File
+	client     *registry.Client
+	blobs      *store.Store
+	layers     *layer.Store
+	containers *rootfs.Containers
+	janitor    *janitor
+	snapshot   atomic.Pointer[catalog]
+
+	// ctx ends with the service; work counts what Close waits for.
+	ctx    context.Context //nolint:containedctx // the life of the service itself
+	cancel context.CancelCauseFunc
+	work   sync.WaitGroup
+
+	layerFlights, blobFlights flights
+	pulls                     pulls
+
+	// mu serialises changes of what is kept. Readers do not take it.
+	mu   sync.Mutex
+	pins map[digest.Digest]int // guarded by mu: blobs and layers that pulls need
+}
+
+// Open opens the image folder and removes what an earlier process left unfinished.
+func Open(_ context.Context, opts Options) (*Service, error) {
+	if opts.MaxConcurrentDownloads <= 0 {
+		opts.MaxConcurrentDownloads = defaultDownloads
+	}
+	s := &Service{
+		opts: opts, log: opts.Logger, pins: map[digest.Digest]int{},
+		client: registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent}),
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(err, s.closeFiles())
+	}
+	return s, nil
+}
+
+func (s *Service) open() error {
+	if err := os.MkdirAll(s.opts.Root, dirPerm); err != nil {
+		return fmt.Errorf("open images: %w", err)
+	}
+	var err error
+	if s.lock, err = acquire(filepath.Join(s.opts.Root, lockFile)); err != nil {
+		return err
+	}
+	if s.blobs, err = store.Open(s.opts.Root); err != nil {
+		return err
+	}
+	leftovers, err := os.ReadDir(s.blobs.TempDir())
+	if err != nil {
+		return fmt.Errorf("open images: %w", err)
+	}
+	if s.layers, err = layer.Open(filepath.Join(s.opts.Root, layersDir), s.blobs.TempDir()); err != nil {
+		return err
+	}
+	if s.containers, err = rootfs.OpenContainers(filepath.Join(s.opts.Root, containersDir), s.blobs.TempDir()); err != nil {
+		return err
+	}
+	records, err := s.blobs.Images()
+	lost := errors.Is(err, store.ErrRecord)
+	if err != nil && !lost {
+		return err
+	}
+	if lost {
+		s.log.Error("images are to be pulled again", "err", err)
+	}
+	temp, err := os.Open(s.blobs.TempDir())
+	if err != nil {
+		return fmt.Errorf("open images: %w", err)
+	}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.janitor = newJanitor(temp, s.log)
+	for _, e := range leftovers {
+		s.janitor.add(e.Name())
+	}
+	c := &catalog{entries: map[digest.Digest]*entry{}}
+	for _, rec := range records {
+		e := s.load(rec)
+		if e.err != nil {
+			s.log.Warn("image is damaged and has to be pulled again", "image", rec.ID, "err", e.err)
+		}
+		c.entries[rec.ID] = e
+	}
+	s.snapshot.Store(c.index(s.opts.Pinned))
+	if lost {
+		// What is here is what the next pulls need.
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err = s.collect()
+	return err
+}
+
+// acquire takes the lock that says the folder has an owner.
+func acquire(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, filePerm)
+	if err != nil {
+		return nil, fmt.Errorf("open images: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return f, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("%w: %s", ErrLocked, path)
+	}
+	return nil, fmt.Errorf("lock %s: %w", path, err)
+}
+
+// Close ends pulls under way and gives the folder free. Mounts live on.
+func (s *Service) Close() error {
+	s.cancel(ErrClosed)
+	s.pulls.close()
+	s.work.Wait()
+	return s.closeFiles()
+}
+
+func (s *Service) closeFiles() error {
+	var errs []error
+	if s.janitor != nil {
+		errs = append(errs, s.janitor.close())
+	}
+	if s.layers != nil {
+		errs = append(errs, s.layers.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// FsInfo is what images take up.
+type FsInfo struct {
+	// Mountpoint is the folder that images are in.
+	Mountpoint string
+	// UsedBytes and InodesUsed count blobs and unpacked layers.
+	UsedBytes, InodesUsed uint64
+}
+
+// FsInfo tells what images take up. It looks nothing up on disk.
+func (s *Service) FsInfo() (FsInfo, error) {
+	u := s.blobs.Usage().Add(s.layers.Usage())
+	return FsInfo{Mountpoint: s.opts.Root, UsedBytes: u.Bytes, InodesUsed: u.Inodes}, nil
+}
