@@ -1,0 +1,148 @@
+package arch
+
+import (
+	"go/ast"
+	"go/token"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const (
+	longestFunc     = 100 // lines
+	longestFile     = 600
+	longestTestFile = 1000
+)
+
+// longFuncs are functions that may be longer, with the reason.
+var longFuncs = map[string]string{}
+
+// longFiles are files that may be longer, with the reason.
+var longFiles = map[string]string{}
+
+func TestLengths(t *testing.T) {
+	for _, f := range sources(t) {
+		limit := longestFile
+		if f.test {
+			limit = longestTestFile
+		}
+		if lines := f.line(f.ast.FileEnd); lines > limit && longFiles[f.path] == "" && !ast.IsGenerated(f.ast) {
+			t.Errorf("%s has %d lines, more than %d", f.path, lines, limit)
+		}
+		for _, decl := range f.ast.Decls {
+			fn, ok := decl.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			if lines := f.line(fn.End()) - f.line(fn.Pos()) + 1; lines > longestFunc && longFuncs[f.dir+"."+fn.Name.Name] == "" {
+				t.Errorf("%s:%d: %s has %d lines, more than %d", f.path, f.line(fn.Pos()), fn.Name.Name, lines, longestFunc)
+			}
+		}
+	}
+}
+
+// TestPackageDocs wants one file in each package to say what it is for.
+func TestPackageDocs(t *testing.T) {
+	docs := map[string][]string{}
+	for _, f := range sources(t) {
+		name := f.ast.Name.Name
+		if f.test && (strings.HasSuffix(name, "_test") || docs[f.dir] != nil) {
+			continue
+		}
+		if docs[f.dir] == nil {
+			docs[f.dir] = []string{}
+		}
+		if f.ast.Doc == nil {
+			continue
+		}
+		docs[f.dir] = append(docs[f.dir], f.path)
+		want := "Package " + name + " "
+		if name == "main" {
+			want = "Command "
+		}
+		if !strings.HasPrefix(f.ast.Doc.Text(), want) {
+			t.Errorf("%s: the package's comment does not begin with %q", f.path, want)
+		}
+	}
+	for dir, files := range docs {
+		if len(files) != 1 {
+			t.Errorf("%s: want one file with a package comment, have %d: %s", dir, len(files), strings.Join(files, ", "))
+		}
+	}
+}
+
+// TestNoInit wants nothing to run before main.
+func TestNoInit(t *testing.T) {
+	for _, f := range sources(t) {
+		for _, decl := range f.ast.Decls {
+			if fn, ok := decl.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
+				t.Errorf("%s:%d: init runs behind the reader's back", f.path, f.line(fn.Pos()))
+			}
+		}
+	}
+}
+
+// banned are functions with a better one, by package and name. The folders
+// are those that may use them all the same.
+var banned = map[string]struct {
+	may     []string
+	instead string
+}{
+	"context.Background": {[]string{"cmd", "hack", "test"}, "take the caller's context, or context.WithoutCancel of it"},
+	"context.TODO":       {nil, "take the caller's context"},
+	"os.IsNotExist":      {nil, "errors.Is with os.ErrNotExist sees wrapped errors"},
+	"os.IsExist":         {nil, "errors.Is with os.ErrExist sees wrapped errors"},
+	"os.IsPermission":    {nil, "errors.Is with os.ErrPermission sees wrapped errors"},
+	"os.Create":          {[]string{"hack", "test"}, "durable.WriteFile, or os.OpenFile with flags that say what is meant"},
+	// The keeper writes to /proc, and exit records that it renames itself; a
+	// layer is synced as a whole before its folder gets its name.
+	"os.WriteFile": {[]string{"hack", "test", "runtime/keeper", "image/layer", "network/cni/cnitest"}, "durable.WriteFile, which a crash leaves whole"},
+}
+
+func TestBanned(t *testing.T) {
+	for _, f := range sources(t) {
+		if f.test {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			pkg, ok := sel.X.(*ast.Ident)
+			if !ok {
+				return true
+			}
+			name := pkg.Name + "." + sel.Sel.Name
+			if b, ok := banned[name]; ok && !within(f.dir, b.may...) {
+				t.Errorf("%s:%d: %s: %s", f.path, f.line(sel.Pos()), name, b.instead)
+			}
+			return true
+		})
+	}
+}
+
+// TestErrorTexts wants texts that read well when they are wrapped.
+func TestErrorTexts(t *testing.T) {
+	for _, f := range sources(t) {
+		if f.test || within(f.dir, "hack", "test") {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || len(call.Args) == 0 {
+				return true
+			}
+			sel, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok || sel.Sel.Name != "Errorf" && sel.Sel.Name != "New" {
+				return true
+			}
+			if lit, ok := call.Args[0].(*ast.BasicLit); ok && lit.Kind == token.STRING {
+				if text, err := strconv.Unquote(lit.Value); err == nil && strings.Contains(text, "failed to") {
+					t.Errorf("%s:%d: an error says it failed by being one: %q", f.path, f.line(lit.Pos()), text)
+				}
+			}
+			return true
+		})
+	}
+}
