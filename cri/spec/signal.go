@@ -36,6 +36,8 @@ func ParseSignal(s string) (syscall.Signal, error) {
 		name = "CHLD"
 	case name == "POLL":
 		name = "IO"
+	case name == "IOT":
+		name = "ABRT"
 	}
 	if n := unix.SignalNum("SIG" + name); n != 0 {
 		return n, nil
