@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -209,3 +210,7 @@ func parseList(list string) ([]uint64, error) {
 	}
 	return mask, nil
 }
+
+// RlimitNumbers returns the numbers of the resources that have limits, by the
+// runtime-spec's names for them.
+func RlimitNumbers() map[string]int { return maps.Clone(rlimitNumbers) }

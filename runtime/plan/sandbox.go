@@ -108,10 +108,6 @@ func sysctlPath(key string) string {
 
 // pause becomes the first process of the pod's PID namespace, without any right.
 func (b *builder) pause() {
-	// An ignored SIGCHLD makes the kernel reap orphans by itself, and stays
-	// ignored over execve.
-	action := words(1, 0, 0, 0)
-	b.step("ignore SIGCHLD", unix.SYS_RT_SIGACTION, num(int(unix.SIGCHLD)), data(action), zero(), num(8))
 	for fd := range 3 {
 		b.step("null device on descriptor "+strconv.Itoa(fd), unix.SYS_DUP3, b.null(), num(fd), zero())
 	}

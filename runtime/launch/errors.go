@@ -1,0 +1,17 @@
+package launch
+
+import "errors"
+
+// Errors of starting a process.
+var (
+	// ErrNotHeld is a descriptor that a plan needs and the caller does not hold.
+	ErrNotHeld = errors.New("descriptor is not held")
+	// ErrNotFound is a program that is in no folder of PATH, or not at its path.
+	ErrNotFound = errors.New("executable file not found")
+	// ErrNotExecutable is a program that may not be executed, or is none.
+	ErrNotExecutable = errors.New("file is not executable")
+	// ErrNoIDMap is a file system that cannot be mounted with mapped ids.
+	ErrNoIDMap = errors.New("file system does not support id-mapped mounts")
+	// ErrNoDevice is a device that the host has no node of.
+	ErrNoDevice = errors.New("no node of the device on the host")
+)

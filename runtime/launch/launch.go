@@ -1,0 +1,188 @@
+package launch
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/runtime/host"
+	"crisp/runtime/keeper/client"
+	"crisp/runtime/pause"
+	"crisp/runtime/plan"
+	"crisp/runtime/seccomp"
+)
+
+// Keeper runs plans; [client.Client] is one.
+type Keeper interface {
+	Start(ctx context.Context, r client.Request) (*client.Started, error)
+}
+
+// Held are the descriptors that a caller holds, by the names that plans use.
+// They stay the caller's.
+type Held map[string]*os.File
+
+// Launcher starts processes. Its methods may be used concurrently.
+type Launcher struct {
+	keeper  Keeper
+	machine plan.Machine
+	filters *seccomp.Cache
+	procfs  func() (*os.File, error)
+
+	mu      sync.Mutex
+	userns  map[string]*os.File // guarded by mu; by id mappings
+	v1      []plan.Hierarchy    // guarded by mu; nil before the first use
+	unified bool
+}
+
+// New returns a launcher whose plans are run by k.
+func New(k Keeper, f host.Facts) *Launcher {
+	return &Launcher{
+		keeper:  k,
+		machine: machineOf(f),
+		filters: seccomp.NewCache(),
+		procfs:  sync.OnceValues(newProcfs),
+		userns:  map[string]*os.File{},
+		unified: f.CgroupV2.OK(),
+	}
+}
+
+// Close releases what the launcher holds for itself.
+func (l *Launcher) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range l.userns {
+		f.Close()
+	}
+	clear(l.userns)
+	if f, err := l.procfs(); err == nil {
+		return f.Close()
+	}
+	return nil
+}
+
+// Sandbox makes a pod's namespaces. The keeper holds them under id.
+func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions, h Held) (*client.Started, error) {
+	p, err := plan.Sandbox(o)
+	if err != nil {
+		return nil, err
+	}
+	in := l.inputs(h, nil)
+	defer in.close()
+	if o.PidNS && h["pause"] == nil {
+		image, err := pause.Open()
+		if err != nil {
+			return nil, fmt.Errorf("%s: open pause program: %w", o.Name, err)
+		}
+		in.own("pause", image)
+	}
+	if err := in.open(ctx, p); err != nil {
+		return nil, err
+	}
+	return l.keeper.Start(ctx, client.Request{
+		ID: id, Kind: client.Sandbox, Plan: p, Files: in.files, Hold: true, Pause: o.PidNS,
+	})
+}
+
+// Container starts a container's first process in the root file system that
+// is held as "rootfs". Its output goes to log; what is in keep, the keeper
+// keeps under id. The gate is called while the process waits at its first gate.
+func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o plan.Options, h Held,
+	log *client.LogConfig, keep []client.Named, gate func(int) error,
+) (*client.Started, error) {
+	o, err := l.complete(s, s.Process, o, h)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	p, err := plan.Container(s, o)
+	if err != nil {
+		return nil, err
+	}
+	in := l.inputs(h, s)
+	defer in.close()
+	if err := in.open(ctx, p); err != nil {
+		return nil, err
+	}
+	if err := in.makeTargets(p, s); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	if err := giveStreams(h, s, s.Process); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	started, err := l.keeper.Start(ctx, client.Request{
+		ID: id, Kind: client.Container, Plan: p, Files: in.files,
+		Log: log, Terminal: o.Terminal, Keep: keep, Gate: gate,
+	})
+	if err != nil {
+		return nil, explain(err, p, s.Process, h["rootfs"])
+	}
+	return started, nil
+}
+
+// Exec starts one more process in a container, whose first process is held as
+// "pidfd". The spec is the container's.
+func (l *Launcher) Exec(ctx context.Context, id string, s *specs.Spec, p *specs.Process, o plan.Options, h Held) (*client.Started, error) {
+	o, err := l.complete(s, p, o, h)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	steps, err := plan.Exec(s, p, o)
+	if err != nil {
+		return nil, err
+	}
+	in := l.inputs(h, s)
+	defer in.close()
+	if err := in.open(ctx, steps); err != nil {
+		return nil, err
+	}
+	if err := giveStreams(h, s, p); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	started, err := l.keeper.Start(ctx, client.Request{
+		ID: id, Kind: client.Exec, Plan: steps, Files: in.files, Terminal: o.Terminal,
+	})
+	if err != nil {
+		return nil, explain(err, steps, p, nil)
+	}
+	return started, nil
+}
+
+// complete fills in what the launcher knows better than its caller.
+func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h Held) (plan.Options, error) {
+	o.Machine = l.machine
+	o.HasStdin = o.HasStdin && h["stdin"] != nil
+	o.NoStdout, o.NoStderr = h["stdout"] == nil, h["stderr"] == nil
+	if s.Linux == nil || p == nil {
+		return o, nil // the plan's builder says so
+	}
+	if o.Keyring == "" {
+		o.Keyring = keyringName(s)
+	}
+	if s.Linux.Seccomp != nil && o.Seccomp == nil {
+		f, err := l.filters.Compile(s.Linux.Seccomp)
+		if err != nil {
+			return o, fmt.Errorf("compile seccomp profile: %w", err)
+		}
+		o.Seccomp = &plan.Filter{Prog: f.Prog, Flags: f.Flags}
+	}
+	hierarchies, err := l.hierarchies()
+	if err != nil {
+		return o, err
+	}
+	o.Hierarchies = hierarchies
+	if o.Nodes == nil {
+		o.Nodes, err = hostNodes(s)
+	}
+	return o, err
+}
+
+// keyringName is the same for all processes of a container, so that those
+// executed later join the session keyring of the first. No process is left
+// with the keeper's.
+func keyringName(s *specs.Spec) string {
+	group := s.Linux.CgroupsPath
+	return "crisp-" + group[strings.LastIndexAny(group, "/:")+1:]
+}

@@ -1,0 +1,117 @@
+package launch
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/plan"
+	"crisp/runtime/rootpath"
+)
+
+// makeTargets makes the mount targets that lie in the root file system
+// itself; the plan makes those inside other mounts.
+func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec) error {
+	root := in.input(p, func(i *plan.Input) bool { return i.Path == s.Root.Path })
+	if root == nil {
+		return fmt.Errorf("root file system: %w", ErrNotHeld)
+	}
+	own := rootOwner(s)
+	var made []string
+	for i := range s.Mounts {
+		dest := path.Join("/", s.Mounts[i].Destination)
+		if inside(dest, made) {
+			continue
+		}
+		dir, err := in.isDir(p, "mount "+dest)
+		if err != nil {
+			return err
+		}
+		if err := rootpath.CreateTarget(root, dest, dir, own); err != nil {
+			return fmt.Errorf("make mount target %s: %w", dest, err)
+		}
+		made = append(made, dest)
+	}
+	if cwd := path.Join("/", s.Process.Cwd); cwd != "/" && !inside(cwd, made) {
+		dir, err := rootpath.MkdirAll(root, cwd, 0o755, own)
+		if err != nil {
+			return fmt.Errorf("make working directory %s: %w", cwd, err)
+		}
+		return dir.Close()
+	}
+	return nil
+}
+
+// inside says whether a path lies in, or is, one of the targets made.
+func inside(p string, made []string) bool {
+	for _, m := range made {
+		if p == m || strings.HasPrefix(p, m+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+func (in *inputs) input(p *plan.Plan, is func(*plan.Input) bool) *os.File {
+	for i := range p.Inputs {
+		if is(&p.Inputs[i]) {
+			return in.files[i]
+		}
+	}
+	return nil
+}
+
+// isDir says whether what a mount shows is a folder. All but the binds are.
+func (in *inputs) isDir(p *plan.Plan, name string) (bool, error) {
+	f := in.input(p, func(i *plan.Input) bool { return i.Name == name && i.Kind == plan.InputMount })
+	if f == nil {
+		return true, nil
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return false, fmt.Errorf("%s: examine source: %w", name, err)
+	}
+	return info.IsDir(), nil
+}
+
+// rootOwner is the container's root as the host sees it.
+func rootOwner(s *specs.Spec) rootpath.Owner {
+	return rootpath.Owner{UID: int(hostID(s.Linux.UIDMappings, 0)), GID: int(hostID(s.Linux.GIDMappings, 0))}
+}
+
+func hostID(maps []specs.LinuxIDMapping, id uint32) uint32 {
+	for _, m := range maps {
+		if id >= m.ContainerID && id-m.ContainerID < m.Size {
+			return m.HostID + (id - m.ContainerID)
+		}
+	}
+	return id
+}
+
+// giveStreams makes the process's user the owner of its standard streams, so
+// that it can open them again by the names /dev/stdout and /dev/stderr.
+func giveStreams(h Held, s *specs.Spec, p *specs.Process) error {
+	uid := hostID(s.Linux.UIDMappings, p.User.UID)
+	for _, name := range []string{"stdin", "stdout", "stderr"} {
+		f := h[name]
+		if f == nil {
+			continue
+		}
+		var st unix.Stat_t
+		fd := int(f.Fd())
+		if err := unix.Fstat(fd, &st); err != nil {
+			return fmt.Errorf("examine %s: %w", name, err)
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Uid == uid {
+			continue // nothing of the host's is given away
+		}
+		if err := unix.Fchown(fd, int(uid), -1); err != nil {
+			return fmt.Errorf("give %s to user %d: %w", name, uid, err)
+		}
+	}
+	return nil
+}
