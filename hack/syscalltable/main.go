@@ -31,6 +31,9 @@ var columns = []string{"amd64", "x32", "386", "arm64", "arm"}
 // notCalls are constants of x/sys that look like calls and are none.
 var notCalls = []string{"syscall_mask", "arch_specific_syscall"}
 
+// amd64Only are calls that x32 lacks and that headers may be too old to know.
+var amd64Only = []string{"map_shadow_stack", "uretprobe", "uprobe"}
+
 // armPrivate are calls of 32-bit ARM that no header lists as such.
 var armPrivate = numbers{
 	"breakpoint": 0xf0001, "cacheflush": 0xf0002, "usr26": 0xf0003,
@@ -115,6 +118,9 @@ func x32(amd64 numbers, headers string) (numbers, error) {
 		return nil, err
 	}
 	table := maps.Clone(amd64)
+	for _, name := range amd64Only {
+		delete(table, name)
+	}
 	for name, n := range wide {
 		if other, ok := narrow[name]; !ok {
 			delete(table, name)
