@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 )
 
@@ -64,13 +65,15 @@ func begin(method string, req any) call {
 	return call{method: path.Base(method), id: identify(req), start: time.Now()}
 }
 
-// identify returns the id that a request names, if any.
+// identify returns the id or the image that a request names, if any.
 func identify(req any) string {
 	switch r := req.(type) {
 	case interface{ GetContainerId() string }:
 		return r.GetContainerId()
 	case interface{ GetPodSandboxId() string }:
 		return r.GetPodSandboxId()
+	case interface{ GetImage() *runtimeapi.ImageSpec }:
+		return r.GetImage().GetImage()
 	}
 	return ""
 }
