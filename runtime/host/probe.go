@@ -35,12 +35,23 @@ func parseVersion(release string) (Version, error) {
 	return v, nil
 }
 
-func (p *prober) kernel() {
+// Kernel returns the version of the running kernel.
+func Kernel() (Version, error) {
+	p := prober{root: "/"}
+	return p.version()
+}
+
+func (p *prober) version() (Version, error) {
 	release, err := p.read("proc/sys/kernel/osrelease")
-	if err == nil {
-		p.facts.Kernel, err = parseVersion(release)
-	}
 	if err != nil {
+		return Version{}, err
+	}
+	return parseVersion(release)
+}
+
+func (p *prober) kernel() {
+	var err error
+	if p.facts.Kernel, err = p.version(); err != nil {
 		p.problem("kernel version", err)
 		return
 	}

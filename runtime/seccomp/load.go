@@ -46,12 +46,21 @@ type entryIf struct {
 }
 
 // Load reads the profile in a file of the host, in the form of the OCI
-// runtime-spec or Docker's, for a container with the given bounding set of
-// capabilities. A profile that does not compile is an error here already.
-func Load(path string, caps []string, kernel host.Version) (*specs.LinuxSeccomp, error) {
+// runtime-spec or Docker's. A profile that does not compile is an error here
+// already. Entries that depend on capabilities are those for a container that
+// has none.
+func Load(path string) (*specs.LinuxSeccomp, error) { return LoadFor(path, nil) }
+
+// LoadFor is [Load] for a container with the given bounding set of
+// capabilities.
+func LoadFor(path string, caps []string) (*specs.LinuxSeccomp, error) {
 	data, err := readProfile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read seccomp profile: %w", err)
+	}
+	kernel, err := host.Kernel()
+	if err != nil {
+		return nil, err
 	}
 	p, err := parseProfile(data, caps, kernel)
 	if err == nil {

@@ -34,7 +34,7 @@ func TestLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Load(write(t, string(text)), nil, kernel)
+	got, err := Load(write(t, string(text)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestLoad(t *testing.T) {
 }
 
 func TestLoadDockerForm(t *testing.T) {
-	path := write(t, `{
+	text := []byte(`{
 		"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 13,
 		"archMap": [
 			{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]},
@@ -72,7 +72,7 @@ func TestLoadDockerForm(t *testing.T) {
 		{[]string{"CAP_SYS_ADMIN", "CAP_CHOWN"}, []string{"read", "write", "mount", "umount2", "ptrace", "dup3"}},
 		{[]string{"CAP_KILL"}, []string{"read", "write", "ptrace", "dup3"}},
 	} {
-		p, err := Load(path, tt.caps, kernel)
+		p, err := parseProfile(text, tt.caps, kernel)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,6 +86,19 @@ func TestLoadDockerForm(t *testing.T) {
 		if len(p.Architectures) != 2 || slices.Contains(p.Architectures, specs.ArchS390X) || *p.DefaultErrnoRet != uint(unix.EACCES) {
 			t.Errorf("architectures %v, error number %d", p.Architectures, *p.DefaultErrnoRet)
 		}
+	}
+}
+
+func TestLoadForCapabilities(t *testing.T) {
+	path := write(t, `{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+		{"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"], "minKernel": "4.8"}}]}`)
+	with, err1 := LoadFor(path, []string{"CAP_SYS_ADMIN"})
+	without, err2 := Load(path)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	if len(with.Syscalls) != 1 || len(without.Syscalls) != 0 {
+		t.Errorf("with the capability %+v, without %+v", with.Syscalls, without.Syscalls)
 	}
 }
 
@@ -115,7 +128,7 @@ func TestLoadRefuses(t *testing.T) {
 		{write(t, `{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "includes": {"minKernel": "new"}}]}`), ErrInvalid},
 		{write(t, `{"defaultAction": "SCMP_ACT_NOTIFY"}`), ErrUnsupported},
 	} {
-		if p, err := Load(tt.path, nil, kernel); !errors.Is(err, tt.want) {
+		if p, err := Load(tt.path); !errors.Is(err, tt.want) {
 			t.Errorf("Load(%q) = %v, %v, want %v", tt.path, p, err, tt.want)
 		}
 	}
