@@ -125,7 +125,9 @@ func (n *Node) makeParents(dir string, h hierarchy) error {
 		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
 	if slices.Contains(h.controllers, "cpuset") {
-		return fillCpuset(dir, "", "")
+		if err := fillCpuset(dir, "", ""); err != nil && exists(dir) {
+			return err
+		}
 	}
 	return nil
 }

@@ -1,6 +1,9 @@
 package cgroup
 
-import "errors"
+import (
+	"errors"
+	"io/fs"
+)
 
 // Errors about names and requests.
 var (
@@ -15,8 +18,15 @@ var (
 
 // Errors about groups.
 var (
-	// ErrNotFound means that the group does not exist (any more).
-	ErrNotFound = errors.New("cgroup not found")
+	// ErrNotFound means that the group does not exist (any more). It is a
+	// kind of [fs.ErrNotExist].
+	ErrNotFound error = notFoundError{}
 	// ErrBusy means that processes were still in the group when time was up.
 	ErrBusy = errors.New("cgroup still has processes")
 )
+
+type notFoundError struct{}
+
+func (notFoundError) Error() string { return "cgroup not found" }
+
+func (notFoundError) Is(target error) bool { return target == fs.ErrNotExist }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -50,6 +51,39 @@ func v1Node(t testing.TB) *Node {
 	return n
 }
 
+// eachNode runs a test on the machine's own node and, where that is version 1
+// with the unified hierarchy beside it, on the latter too. There are no
+// controllers there, but births, kills, freezes, pressure and device filters
+// are the real thing.
+func eachNode(t *testing.T, f func(t *testing.T, n *Node)) {
+	t.Run("native", func(t *testing.T) { f(t, testNode(t)) })
+	t.Run("unified", func(t *testing.T) {
+		n := testNode(t)
+		if n.V2() {
+			t.Skip("it is the native one")
+		}
+		beside := &Node{driver: Cgroupfs, v2: true, root: filepath.Join(mountPoint, "unified"), parent: n.parent}
+		if !exists(filepath.Join(beside.root, "cgroup.controllers")) {
+			testkit.Skip(t, "cgroup2", "no unified hierarchy is mounted")
+		}
+		t.Cleanup(func() {
+			if err := beside.Close(); err != nil {
+				t.Errorf("close node: %v", err)
+			}
+		})
+		f(t, beside)
+	})
+}
+
+// resources are container resources that the node has controllers for.
+func resources(n *Node) *specs.LinuxResources {
+	r := containerResources()
+	if n.root != mountPoint {
+		r.CPU, r.Memory = nil, nil
+	}
+	return r
+}
+
 func create(t testing.TB, n *Node, parent, id string, r *specs.LinuxResources) *Group {
 	t.Helper()
 	path, err := n.Path(parent, id)
@@ -70,8 +104,21 @@ func create(t testing.TB, n *Node, parent, id string, r *specs.LinuxResources) *
 	return g
 }
 
+// process is a child that is reaped as soon as it ends: a dead one would stay
+// in its group.
+type process struct {
+	done chan struct{}
+	err  error
+}
+
+// wait returns how the process ended.
+func (p *process) wait() error {
+	<-p.done
+	return p.err
+}
+
 // run starts a shell command that joins the group before it begins.
-func run(t testing.TB, g *Group, script string) *exec.Cmd {
+func run(t testing.TB, g *Group, script string) *process {
 	t.Helper()
 	files, err := g.Entry()
 	if err != nil {
@@ -93,11 +140,16 @@ func run(t testing.TB, g *Group, script string) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	p := &process{done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		p.err = cmd.Wait()
+	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-p.done
 	})
-	return cmd
+	return p
 }
 
 func waitFor(t testing.TB, what string, cond func() bool) {
@@ -169,9 +221,10 @@ func readRoot(t testing.TB, n *Node, controller, name string) string {
 }
 
 // What a process may do with devices is what counts, not what the files say.
-func TestDeviceRules(t *testing.T) {
-	n := testNode(t)
-	g := create(t, n, "", "dev", containerResources())
+func TestDeviceRules(t *testing.T) { eachNode(t, testDeviceRules) }
+
+func testDeviceRules(t *testing.T, n *Node) {
+	g := create(t, n, "", "dev", resources(n))
 	probe := func() string {
 		out, err := os.CreateTemp(t.TempDir(), "")
 		if err != nil {
@@ -179,7 +232,7 @@ func TestDeviceRules(t *testing.T) {
 		}
 		defer out.Close()
 		cmd := run(t, g, "for d in null kmsg; do (: < /dev/$d) 2>/dev/null && echo $d; done > "+out.Name())
-		if err := cmd.Wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+		if err := cmd.wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
 			t.Fatal(err)
 		}
 		data, _ := os.ReadFile(out.Name())
@@ -189,8 +242,10 @@ func TestDeviceRules(t *testing.T) {
 		t.Fatalf("could open %q, want null alone", got)
 	}
 	// An update, also after a restart, must not drop the rules.
-	r := containerResources()
-	r.CPU.Shares = ptr(uint64(1024))
+	r := resources(n)
+	if r.CPU != nil {
+		r.CPU.Shares = ptr(uint64(1024))
+	}
 	if err := g.Set(r); err != nil {
 		t.Fatal(err)
 	}
@@ -300,8 +355,9 @@ func TestCreateFails(t *testing.T) {
 }
 
 // Parents are kubelet's unless this package made them.
-func TestParents(t *testing.T) {
-	n := testNode(t)
+func TestParents(t *testing.T) { eachNode(t, testParents) }
+
+func testParents(t *testing.T, n *Node) {
 	theirs := n.parent + "-kubelet"
 	for _, dir := range n.dirs(theirs) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -344,15 +400,16 @@ func TestParents(t *testing.T) {
 	}
 }
 
-func TestKill(t *testing.T) {
-	n := testNode(t)
-	g := create(t, n, "", "kill", containerResources())
+func TestKill(t *testing.T) { eachNode(t, testKill) }
+
+func testKill(t *testing.T, n *Node) {
+	g := create(t, n, "", "kill", resources(n))
 	if err := g.Kill(t.Context()); err != nil {
 		t.Fatalf("kill an empty group: %v", err)
 	}
 	// It ignores what can be ignored and has children in groups of their own.
 	below := filepath.Join(g.processDir(), "below")
-	cmd := run(t, g, "trap '' TERM INT HUP; sleep 1000 & mkdir "+below+"; sleep 1000 & echo $! > "+below+"/cgroup.procs; wait")
+	run(t, g, "trap '' TERM INT HUP; sleep 1000 & mkdir "+below+"; sleep 1000 & echo $! > "+below+"/cgroup.procs; wait")
 	waitFor(t, "three processes", func() bool {
 		pids, err := g.Pids()
 		inner, _ := os.ReadFile(below + "/cgroup.procs")
@@ -361,7 +418,6 @@ func TestKill(t *testing.T) {
 	if err := g.Remove(shortContext(t)); !errors.Is(err, ErrBusy) {
 		t.Errorf("remove a running group: %v, want %v", err, ErrBusy)
 	}
-	go cmd.Wait() // a dead process leaves its group when it is reaped
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if err := g.Kill(ctx); err != nil {
@@ -391,9 +447,8 @@ func TestKillForks(t *testing.T) {
 		Pids:    &specs.LinuxPids{Limit: ptr(int64(60))},
 		Devices: containerResources().Devices,
 	})
-	cmd := run(t, g, `f() { while :; do (f) & (f) & wait; done; }; f 2>/dev/null`)
+	run(t, g, `f() { while :; do (f) & (f) & wait; done; }; f 2>/dev/null`)
 	waitFor(t, "forks", func() bool { pids, _ := g.Pids(); return len(pids) > 20 })
-	go cmd.Wait()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if err := g.Kill(ctx); err != nil {
@@ -401,8 +456,9 @@ func TestKillForks(t *testing.T) {
 	}
 }
 
-func TestFreeze(t *testing.T) {
-	n := testNode(t)
+func TestFreeze(t *testing.T) { eachNode(t, testFreeze) }
+
+func testFreeze(t *testing.T, n *Node) {
 	g := create(t, n, "", "cold", nil)
 	run(t, g, "while :; do :; done")
 	waitFor(t, "a process", func() bool { pids, _ := g.Pids(); return len(pids) == 1 })
@@ -457,8 +513,7 @@ func TestOOMKills(t *testing.T) {
 	if kills, err := g.OOMKills(); err != nil || kills != 0 {
 		t.Fatalf("before: %d, %v", kills, err)
 	}
-	cmd := run(t, g, "exec tail /dev/zero")
-	if err := cmd.Wait(); err == nil {
+	if err := run(t, g, "exec tail /dev/zero").wait(); err == nil {
 		t.Fatal("a process of unbounded memory ended well")
 	}
 	waitFor(t, "an OOM kill", func() bool {
@@ -470,8 +525,9 @@ func TestOOMKills(t *testing.T) {
 	})
 }
 
-func TestGone(t *testing.T) {
-	n := testNode(t)
+func TestGone(t *testing.T) { eachNode(t, testGone) }
+
+func testGone(t *testing.T, n *Node) {
 	g := create(t, n, "", "gone", nil)
 	if err := g.Remove(t.Context()); err != nil {
 		t.Fatal(err)
@@ -483,11 +539,42 @@ func TestGone(t *testing.T) {
 	_, openErr := n.Open(g.Path())
 	for what, err := range map[string]error{
 		"stats": statsErr, "pids": pidsErr, "oom": oomErr, "entry": entryErr, "open": openErr,
-		"set": g.Set(containerResources()), "freeze": g.Freeze(t.Context()),
+		"set": g.Set(resources(n)), "freeze": g.Freeze(t.Context()),
 	} {
 		if !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s of a removed group: %v, want %v", what, err, ErrNotFound)
 		}
+	}
+}
+
+// Groups of one parent come and go at the same time, and the parent with them.
+func TestConcurrent(t *testing.T) { eachNode(t, testConcurrent) }
+
+func testConcurrent(t *testing.T, n *Node) {
+	var wg sync.WaitGroup
+	for worker := range 6 {
+		wg.Go(func() {
+			for i := range 15 {
+				path, err := n.Path(n.parent+"-busy/pod", fmt.Sprintf("c%d-%d", worker, i))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				g, err := n.Create(t.Context(), path, resources(n))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, statsErr := g.Stats()
+				if err := errors.Join(statsErr, g.Set(resources(n)), g.Remove(t.Context())); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if _, err := n.Parent(n.parent + "-busy"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the parent is left: %v", err)
 	}
 }
 
@@ -501,7 +588,7 @@ func TestUnifiedNeedsV2(t *testing.T) {
 
 func BenchmarkCreateRemove(b *testing.B) {
 	n := testNode(b)
-	r := containerResources()
+	r := resources(n)
 	path, _ := n.Path("", "bench")
 	var creating, removing time.Duration
 	for b.Loop() {

@@ -1,0 +1,102 @@
+package cgroup
+
+import (
+	"errors"
+	"reflect"
+	"testing"
+
+	"github.com/opencontainers/cgroups"
+)
+
+func TestPath(t *testing.T) {
+	fs := &Node{driver: Cgroupfs, parent: "/crisp"}
+	sd := &Node{driver: Systemd, parent: "crisp.slice"}
+	for _, c := range []struct {
+		n                  *Node
+		parent, path, rel  string
+		parentRel, refused string
+	}{
+		{n: fs, parent: "", path: "/crisp/web", rel: "/crisp/web", parentRel: "/crisp"},
+		{n: fs, parent: "/kubepods/burstable/pod1", path: "/kubepods/burstable/pod1/web", rel: "/kubepods/burstable/pod1/web", parentRel: "/kubepods/burstable/pod1"},
+		{n: fs, parent: "kubepods//pod1/", path: "/kubepods/pod1/web", rel: "/kubepods/pod1/web", parentRel: "/kubepods/pod1"},
+		{n: fs, parent: "/", refused: "the root group"},
+		{n: fs, parent: "/a/../../b", refused: "an escape"},
+		{n: fs, parent: "/a:b", refused: "a colon"},
+		{n: fs, parent: "/a\nb", refused: "a line end"},
+		{n: fs, parent: "/kubepods.slice/kubepods-pod1.slice", refused: "a slice for cgroupfs"},
+		{n: sd, parent: "", path: "crisp.slice:crisp:web", rel: "/crisp.slice/crisp-web.scope", parentRel: "/crisp.slice"},
+		{n: sd, parent: "kubepods-pod1.slice", path: "kubepods-pod1.slice:crisp:web", rel: "/kubepods.slice/kubepods-pod1.slice/crisp-web.scope", parentRel: "/kubepods.slice/kubepods-pod1.slice"},
+		{n: sd, parent: "/kubepods.slice/kubepods-pod1.slice", path: "kubepods-pod1.slice:crisp:web", rel: "/kubepods.slice/kubepods-pod1.slice/crisp-web.scope", parentRel: "/kubepods.slice/kubepods-pod1.slice"},
+		{n: sd, parent: "/test.slice", path: "test.slice:crisp:web", rel: "/test.slice/crisp-web.scope", parentRel: "/test.slice"},
+		{n: sd, parent: "/kubepods/pod1", refused: "a path for systemd"},
+		{n: sd, parent: "a--b.slice", refused: "no slice's name"},
+	} {
+		path, err := c.n.Path(c.parent, "web")
+		if c.refused != "" {
+			if !errors.Is(err, ErrParent) {
+				t.Errorf("%s: parent %q (%s): got %q, %v, want %v", c.n.driver, c.parent, c.refused, path, err, ErrParent)
+			}
+			continue
+		}
+		if err != nil || path != c.path {
+			t.Errorf("%s: parent %q: got %q, %v, want %q", c.n.driver, c.parent, path, err, c.path)
+			continue
+		}
+		at, err := c.n.locate(path)
+		if err != nil || at.rel != c.rel || at.parentRel != c.parentRel || at.id != "web" {
+			t.Errorf("%s: %q is at %+v, %v, want %q in %q", c.n.driver, path, at, err, c.rel, c.parentRel)
+		}
+	}
+	for _, id := range []string{"", ".", "..", "a/b", "a:b", "a\x00"} {
+		if path, err := fs.Path("", id); err == nil {
+			t.Errorf("id %q: got %q, want an error", id, path)
+		}
+	}
+}
+
+func TestLocateRefuses(t *testing.T) {
+	fs := &Node{driver: Cgroupfs, parent: "/crisp"}
+	sd := &Node{driver: Systemd, parent: "crisp.slice"}
+	for path, n := range map[string]*Node{
+		"": fs, "/": fs, "/web": fs, "crisp/web": fs, "/crisp/../web": fs, "crisp.slice:crisp:web": fs,
+		"/crisp/web": sd, "crisp.slice:crisp:": sd, "crisp.slice:other:web": sd, "crisp:crisp:web": sd,
+	} {
+		if at, err := n.locate(path); err == nil {
+			t.Errorf("%s: %q is at %+v, want an error", n.driver, path, at)
+		}
+	}
+}
+
+// Controllers may share a hierarchy, and those that no container needs are
+// left alone.
+func TestHierarchies(t *testing.T) {
+	mounts := []cgroups.Mount{
+		{Mountpoint: "/cg/cpu,cpuacct", Subsystems: []string{"cpu", "cpuacct"}},
+		{Mountpoint: "/cg/net_cls", Subsystems: []string{"net_cls", "net_prio"}},
+		{Mountpoint: "/cg/memory", Subsystems: []string{"memory"}},
+		{Mountpoint: "/cg/devices", Subsystems: []string{"devices"}},
+		{Mountpoint: "/cg/freezer", Subsystems: []string{"freezer"}},
+		{Mountpoint: "/cg/systemd", Subsystems: []string{"name=systemd"}},
+	}
+	for _, c := range []struct {
+		systemd bool
+		want    []string
+	}{
+		{false, []string{"/cg/cpu,cpuacct/x", "/cg/memory/x", "/cg/devices/x", "/cg/freezer/x"}},
+		{true, []string{"/cg/cpu,cpuacct/x", "/cg/memory/x", "/cg/devices/x", "/cg/freezer/x", "/cg/systemd/x"}},
+	} {
+		n := &Node{}
+		if err := n.useHierarchies(mounts, c.systemd); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.dirs("/x"); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("groups are made in %v, want %v", got, c.want)
+		}
+		if n.mount("cpuacct") != "/cg/cpu,cpuacct" || n.mount("cpuset") != "" {
+			t.Errorf("cpuacct is at %q, cpuset at %q", n.mount("cpuacct"), n.mount("cpuset"))
+		}
+	}
+	if err := new(Node).useHierarchies(mounts[:3], false); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("without the devices controller: %v, want %v", err, ErrUnsupported)
+	}
+}
