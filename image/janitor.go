@@ -1,7 +1,6 @@
 package image
 
 import (
-	"errors"
 	"log/slog"
 	"os"
 	"sync"
@@ -82,13 +81,9 @@ func (j *janitor) run() {
 // close ends the janitor after what it is at. The rest is swept at the next start.
 func (j *janitor) close() error {
 	j.mu.Lock()
-	closed := j.closed
 	j.closed = true
 	j.wake.Signal()
 	j.mu.Unlock()
-	if closed {
-		return errors.New("janitor closed twice")
-	}
 	<-j.done
 	select {
 	case <-j.idle:

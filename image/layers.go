@@ -80,13 +80,34 @@ func (p *puller) fetch(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	download, err := s.blobFlights.lead(ctx, j.desc.Digest, func() bool { return s.blobs.Has(j.desc) })
-	if err != nil {
-		return err
+	for {
+		download, err := s.blobFlights.lead(ctx, j.desc.Digest, func() bool { return s.blobs.Has(j.desc) })
+		if err != nil {
+			return err
+		}
+		if download {
+			return p.download(ctx, j)
+		}
+		if !j.leads {
+			return nil
+		}
+		err = p.unpack(ctx, j, func(context.Context) (io.ReadCloser, error) { return s.blobs.Reader(j.desc) })
+		if !errors.Is(err, store.ErrMismatch) {
+			return err
+		}
+		// The disk has spoiled it.
+		s.janitor.add(j.stage.Discard())
+		if err := s.blobs.Remove(j.desc.Digest); err != nil {
+			return err
+		}
 	}
-	if !download {
-		return p.unpack(ctx, j, func(context.Context) (io.ReadCloser, error) { return s.blobs.Reader(j.desc) })
-	}
+}
+
+// download fetches the blob of j, unpacking it on the way if that is wanted.
+//
+// Preconditions: the caller leads the blob's flight, which ends here.
+func (p *puller) download(ctx context.Context, j *job) error {
+	s := p.s
 	defer s.blobFlights.land(j.desc.Digest)
 	w, err := s.blobs.Create(j.desc)
 	if err != nil {

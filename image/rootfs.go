@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -147,16 +148,22 @@ func (s *Service) MountImage(_ context.Context, imageID, subPath string, userns 
 func (s *Service) Discard(_ context.Context, id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	used := s.containers.Chains(id)
 	gone, err := s.containers.Discard(id)
 	if err != nil {
 		return err
 	}
 	s.janitor.add(gone)
-	if gone == "" {
+	if !slices.ContainsFunc(used, s.isOrphan) {
 		return nil
 	}
 	_, err = s.collect()
 	return err
+}
+
+// isOrphan reports whether no image has the layer chain any more.
+func (s *Service) isOrphan(chain digest.Digest) bool {
+	return chain != "" && !slices.ContainsFunc(s.List(), func(im Image) bool { return slices.Contains(im.ChainIDs, chain) })
 }
 
 // Containers lists the containers that have a root file system or images held.

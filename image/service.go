@@ -90,6 +90,8 @@ type Service struct {
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup
 
+	closing sync.Once
+
 	layerFlights, blobFlights flights
 	pulls                     pulls
 
@@ -111,6 +113,9 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 		s.log = slog.Default()
 	}
 	if err := s.open(); err != nil {
+		if s.cancel != nil {
+			s.cancel(err)
+		}
 		return nil, errors.Join(err, s.closeFiles())
 	}
 	return s, nil
@@ -127,15 +132,15 @@ func (s *Service) open() error {
 	if s.blobs, err = store.Open(s.opts.Root); err != nil {
 		return err
 	}
-	leftovers, err := os.ReadDir(s.blobs.TempDir())
-	if err != nil {
-		return fmt.Errorf("open images: %w", err)
-	}
 	if s.layers, err = layer.Open(filepath.Join(s.opts.Root, layersDir), s.blobs.TempDir()); err != nil {
 		return err
 	}
 	if s.containers, err = rootfs.OpenContainers(filepath.Join(s.opts.Root, containersDir), s.blobs.TempDir()); err != nil {
 		return err
+	}
+	leftovers, err := os.ReadDir(s.blobs.TempDir())
+	if err != nil {
+		return fmt.Errorf("open images: %w", err)
 	}
 	records, err := s.blobs.Images()
 	lost := errors.Is(err, store.ErrRecord)
@@ -192,10 +197,14 @@ func acquire(path string) (*os.File, error) {
 
 // Close ends pulls under way and gives the folder free. Mounts live on.
 func (s *Service) Close() error {
-	s.cancel(ErrClosed)
-	s.pulls.close()
-	s.work.Wait()
-	return s.closeFiles()
+	var err error
+	s.closing.Do(func() {
+		s.cancel(ErrClosed)
+		s.pulls.close()
+		s.work.Wait()
+		err = s.closeFiles()
+	})
+	return err
 }
 
 func (s *Service) closeFiles() error {

@@ -274,12 +274,27 @@ func (c *Containers) InUse() []digest.Digest {
 	defer c.mu.Unlock()
 	var chains []digest.Digest
 	for _, u := range c.all {
-		if u.prepared {
-			chains = append(chains, u.chain)
-		}
-		chains = append(chains, u.held...)
+		chains = append(chains, u.chains()...)
 	}
 	return chains
+}
+
+// Chains lists the layers that container id needs, each the top of its chain.
+func (c *Containers) Chains(id string) []digest.Digest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	u := c.all[id]
+	if u == nil {
+		return nil
+	}
+	return u.chains()
+}
+
+func (u *uses) chains() []digest.Digest {
+	if !u.prepared {
+		return u.held
+	}
+	return append([]digest.Digest{u.chain}, u.held...)
 }
 
 // Discard gives up container id and returns the name under which its remains

@@ -100,8 +100,8 @@ func (s *Store) scan() error {
 
 // add notes a blob that is in place.
 func (s *Store) add(d digest.Digest, st *unix.Stat_t) {
-	if _, ok := s.blobs[d]; ok {
-		return
+	if old, ok := s.blobs[d]; ok {
+		s.usage = s.usage.sub(Usage{old.disk, 1})
 	}
 	b := blob{size: st.Size, disk: uint64(st.Blocks) * 512}
 	s.blobs[d] = b
