@@ -29,7 +29,7 @@ type fakeNode struct {
 func newFakeNode() *fakeNode {
 	return &fakeNode{
 		paths: map[string]string{
-			"/data": "/data", "/link": "/data/real", "/shared": "/shared", "/slave": "/slave", "/dev/shm": "/dev/shm",
+			"/data": "/data", "/link": "/data/real", "/shared": "/shared", "/slave": "/slave", "/proc": "/proc",
 			"/var/lib/kubelet/hosts": "/var/lib/kubelet/hosts",
 		},
 		profile: "k8s-nginx",
@@ -363,7 +363,8 @@ func mountCases() []goldenCase {
 			)
 		}},
 		{"mounts-replace-defaults", func(in *Input) {
-			for _, p := range []string{"/dev/shm", "/proc", "/etc/hosts", "/sys"} {
+			in.mount(&runtimeapi.Mount{HostPath: "/proc", ContainerPath: "/proc"})
+			for _, p := range []string{"/dev/shm", "/etc/hosts", "/sys"} {
 				in.mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: p})
 			}
 		}},

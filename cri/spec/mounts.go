@@ -153,7 +153,7 @@ func (b *builder) configuredMounts() ([]specs.Mount, error) {
 }
 
 func (b *builder) imageMount(m *runtimeapi.Mount) (specs.Mount, error) {
-	name := fmt.Sprintf("image/%d", len(b.out.Images))
+	name := imageName(len(b.out.Images))
 	b.out.Images = append(b.out.Images, ImageMount{
 		Path: path.Clean(m.GetContainerPath()), Image: m.GetImage(), SubPath: m.GetImageSubPath(),
 	})
@@ -207,6 +207,9 @@ func (b *builder) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	}
 	return out, nil
 }
+
+// imageName is the name under which the caller holds image volume n.
+func imageName(n int) string { return fmt.Sprintf("image/%d", n) }
 
 func idMappings(in []*runtimeapi.IDMapping) []specs.LinuxIDMapping {
 	var out []specs.LinuxIDMapping

@@ -121,6 +121,8 @@ func mountRefusals() []refusal {
 	return []refusal{
 		{"relative target", mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "data"}), ErrInvalid, "absolute"},
 		{"target is the root", mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "/x/.."}), ErrInvalid, "root"},
+		{"not proc on /proc", mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "/proc/"}), ErrInvalid, "/proc"},
+		{"image on /proc", mount(&runtimeapi.Mount{Image: img, ContainerPath: "/proc"}), ErrInvalid, "/proc"},
 		{"relative source", mount(&runtimeapi.Mount{HostPath: "data", ContainerPath: "/x"}), ErrInvalid, "absolute"},
 		{"no source", mount(&runtimeapi.Mount{ContainerPath: "/x"}), ErrInvalid, "absolute"},
 		{"NUL", mount(&runtimeapi.Mount{HostPath: "/da\x00ta", ContainerPath: "/x"}), ErrInvalid, "NUL"},

@@ -123,6 +123,8 @@ func checkMount(m *runtimeapi.Mount) error {
 		return invalid("mount at %q: the path is not absolute", target)
 	case path.Clean(target) == "/":
 		return invalid("mount at the root of the container")
+	case path.Clean(target) == "/proc" && path.Clean(m.GetHostPath()) != "/proc":
+		return invalid("mount at /proc of something else than the node's /proc")
 	case strings.ContainsRune(target+m.GetHostPath(), 0):
 		return invalid("mount at %q: NUL byte in a path", target)
 	case m.GetImage() == nil && m.GetImageSubPath() != "":
