@@ -7,9 +7,10 @@
 # conformance run and most tests change namespaces and cgroups: run as root.
 
 GO ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION ?= 0.1.0+$(shell git describe --always --dirty 2>/dev/null || echo unknown)
 CACHE := .cache
 export CGO_ENABLED := 0
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck)
 PLUGINS := $(CACHE)/cni/bridge
@@ -49,8 +50,8 @@ staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both processors
 ##### Tests
 
 .PHONY: test
-test: build check tools images ## everything
-	$(GO) run ./hack/suite
+test: build check tools images programs ## everything; TOTALS=FILE gets the numbers
+	$(CACHE)/bin/suite -totals "$(TOTALS)"
 
 .PHONY: unit
 unit: ## tests that need no root and change nothing, with the race detector
@@ -61,17 +62,21 @@ root: build tools images ## all tests; skips and leavings fail
 	CRISP_STRICT=1 $(GO) test -p 1 ./...
 
 .PHONY: conformance
-conformance: build tools images ## critest against bin/crisp
-	$(GO) run ./test/conformance
+conformance: build tools images programs ## critest against bin/crisp
+	$(CACHE)/bin/conformance $(ARGS)
 
 .PHONY: demo
-demo: build tools images ## a pod from pull to removal, with timings
-	@$(GO) run ./hack/demo
+demo: build tools images programs ## a pod from pull to removal, with timings
+	@$(CACHE)/bin/demo
 
 ##### Tools and images for tests
 
 .PHONY: tools
 tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, the CNI plugins
+
+.PHONY: programs
+programs: # those that run tests
+	$(GO) build -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./test/conformance
 
 .PHONY: images
 images: $(CACHE)/bin/registry ## build the images that tests pull

@@ -7,10 +7,12 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"embed"
 	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -35,7 +37,7 @@ func main() {
 // a storage that is there is whole.
 func build(ctx context.Context, cache string) error {
 	dir := filepath.Join(cache, "images")
-	stamp, err := stampOfThisProgram()
+	stamp, err := stamp()
 	if err != nil {
 		return err
 	}
@@ -77,13 +79,21 @@ func publishAll(ctx context.Context, c *contents, cache, storage string) (err er
 	return nil
 }
 
-// stampOfThisProgram changes when anything that goes into the images may
-// have: this program holds the recipes.
-func stampOfThisProgram() (string, error) {
-	self, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(self)
-	return runtime.GOARCH + " " + hex.EncodeToString(sum[:]), nil
+// sources are this program's: the images change when they do.
+//
+//go:embed *.go programs
+var sources embed.FS
+
+// stamp tells one state of the sources from another.
+func stamp() (string, error) {
+	sum := sha256.New()
+	err := fs.WalkDir(sources, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		content, err := sources.ReadFile(path)
+		fmt.Fprintf(sum, "%s %d\n%s", path, len(content), content)
+		return err
+	})
+	return runtime.GOARCH + " " + hex.EncodeToString(sum.Sum(nil)), err
 }

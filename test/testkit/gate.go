@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -11,25 +12,47 @@ import (
 // whole machine (CRISP_STRICT=1).
 func Strict() bool { return os.Getenv("CRISP_STRICT") == "1" }
 
-// Root skips the test when it does not run as root.
+// Root skips the test when it does not run as root, and in short mode: with
+// -short, tests change nothing on the machine.
 func Root(t testing.TB) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("short: the test changes namespaces, mounts or cgroups")
+	}
 	if os.Geteuid() != 0 {
 		Skip(t, "root", "the test changes namespaces, mounts or cgroups")
 	}
 }
 
 // Skip ends the test because the machine lacks feature. Where skips are not
-// allowed ([Strict]) it fails the test, unless CRISP_LACKS, a comma-separated
-// list, says that this machine is known to lack the feature.
+// allowed ([Strict]) it fails the test, unless the machine can be seen to lack
+// the feature, or CRISP_LACKS, a comma-separated list, names it.
 func Skip(t testing.TB, feature, reason string) {
 	t.Helper()
-	if Strict() && !listed(os.Getenv("CRISP_LACKS"), feature) {
+	if Strict() && !lacks(feature) && !slices.Contains(strings.Split(os.Getenv("CRISP_LACKS"), ","), feature) {
 		t.Fatalf("%s is missing, and skips are failures here (add it to CRISP_LACKS if this machine cannot have it): %s", feature, reason)
 	}
 	t.Skipf("%s is missing: %s", feature, reason)
 }
 
-func listed(list, item string) bool {
-	return slices.Contains(strings.Split(list, ","), item)
+// lacks reports whether the machine is known not to have a feature.
+func lacks(feature string) bool {
+	switch feature {
+	case "apparmor":
+		return missing("/sys/kernel/security/apparmor")
+	case "selinux":
+		return missing("/sys/fs/selinux/enforce")
+	case "systemd":
+		return missing("/run/systemd/system")
+	case "cgroup2": // with controllers, not beside version 1
+		return missing("/sys/fs/cgroup/cgroup.controllers")
+	case "cgroup1":
+		return !missing("/sys/fs/cgroup/cgroup.controllers")
+	}
+	return false
+}
+
+func missing(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, os.ErrNotExist)
 }

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"crisp/test/testkit/tally"
+)
+
+// outcomes are the ends of tests, by package and test name. A package that
+// failed as such, because it did not compile or its process died, is an entry
+// without a test name.
+type outcomes map[key]string
+
+type key struct{ pkg, test string }
+
+// event is a line of go test -json.
+type event struct {
+	Action     string
+	Package    string
+	ImportPath string
+	Test       string
+	Output     string
+}
+
+// read collects the events of a run and writes to w what the tests that
+// failed had to say, and a line for each package.
+func (o outcomes) read(r io.Reader, w io.Writer) error {
+	said := map[key]*strings.Builder{}
+	for dec := json.NewDecoder(r); ; {
+		var e event
+		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read what go test prints: %w", err)
+		}
+		k := key{e.Package, e.Test}
+		switch e.Action {
+		case "output":
+			if said[k] == nil {
+				said[k] = &strings.Builder{}
+			}
+			said[k].WriteString(e.Output)
+		case "build-output":
+			fmt.Fprint(w, e.Output)
+		case "build-fail":
+			o[key{pkg: e.ImportPath}] = "fail"
+		case "pass", "skip", "fail":
+			if e.Action == "fail" && said[k] != nil {
+				fmt.Fprint(w, said[k])
+			} else if e.Test == "" && e.Action == "pass" {
+				fmt.Fprintln(w, "ok", e.Package)
+			}
+			if e.Test != "" || e.Action == "fail" {
+				o[k] = e.Action
+			}
+			delete(said, k)
+		}
+	}
+}
+
+// merge adds the outcomes of another run: a test passed if it did in one run
+// and failed in none.
+func (o outcomes) merge(other outcomes) {
+	rank := map[string]int{"": 0, "skip": 1, "pass": 2, "fail": 3}
+	for k, action := range other {
+		if rank[action] > rank[o[k]] {
+			o[k] = action
+		}
+	}
+}
+
+// tally counts the tests. One that has subtests stands for them, unless it
+// failed by itself; and so does a package for its tests.
+func (o outcomes) tally() tally.Tally {
+	parents := map[key]bool{} // those with a child
+	broken := map[key]bool{}  // those with a child that failed
+	for k, action := range o {
+		for p, ok := k.parent(); ok; p, ok = p.parent() {
+			parents[p] = true
+			broken[p] = broken[p] || action == "fail"
+		}
+	}
+	var t tally.Tally
+	for k, action := range o {
+		switch {
+		case action == "fail" && !broken[k]:
+			t.Failed++
+		case action == "pass" && !parents[k]:
+			t.Passed++
+		case action == "skip" && !parents[k]:
+			t.Skipped++
+		}
+	}
+	return t
+}
+
+// parent is the test that k is a subtest of, or its package.
+func (k key) parent() (key, bool) {
+	if i := strings.LastIndexByte(k.test, '/'); i >= 0 {
+		return key{k.pkg, k.test[:i]}, true
+	}
+	return key{pkg: k.pkg}, k.test != ""
+}

@@ -1,0 +1,162 @@
+// Command suite runs every test there is, the way "make test" and a build
+// server want it: unit tests with the race detector, all tests as root, the
+// conformance tests and the demo. Its last line says how many passed, failed
+// and were skipped; a test that ran twice counts once.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"crisp/test/testkit/tally"
+)
+
+// stage is one part of the suite.
+type stage struct {
+	name string
+	dir  string
+	env  []string
+	args []string
+	// counts says how to learn the numbers from the stage.
+	counts counts
+}
+
+type counts int
+
+const (
+	byEvents counts = iota // it prints go test's JSON
+	byTally                // it writes a tally to the file given with -tally
+	byStatus               // it is one test: its exit status tells
+)
+
+func stages() []stage {
+	all := []stage{
+		{name: "unit", env: []string{"CGO_ENABLED=1"}, args: []string{"go", "test", "-json", "-short", "-race", "./..."}},
+	}
+	if os.Geteuid() != 0 {
+		fmt.Println("not root: only unit tests run")
+		return all
+	}
+	return append(all,
+		stage{name: "root", env: []string{"CRISP_STRICT=1"}, args: []string{"go", "test", "-json", "-p=1", "-count=1", "-timeout=20m", "./..."}},
+		stage{name: "seccomp", dir: "test/seccompdiff", env: []string{"CGO_ENABLED=1"}, args: []string{"go", "test", "-json", "./..."}},
+		stage{name: "conformance", args: []string{".cache/bin/conformance"}, counts: byTally},
+		stage{name: "demo", args: []string{".cache/bin/demo"}, counts: byStatus},
+	)
+}
+
+func main() {
+	totals := flag.String("totals", "", "write the last line to this `file` too")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	total, err := runAll(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "suite:", err)
+		total.Failed++
+	}
+	fmt.Println(total)
+	if *totals != "" {
+		if err := os.WriteFile(*totals, fmt.Appendln(nil, total), 0o644); err != nil {
+			fmt.Fprintln(os.Stderr, "suite:", err)
+			os.Exit(1)
+		}
+	}
+	if total.Failed > 0 {
+		os.Exit(1)
+	}
+}
+
+// runAll runs the stages, all of them even if one fails.
+func runAll(ctx context.Context) (tally.Tally, error) {
+	var total tally.Tally
+	results := outcomes{}
+	for _, s := range stages() {
+		if s.dir != "" {
+			if _, err := os.Stat(filepath.Join(s.dir, "go.mod")); errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+		}
+		fmt.Printf("\n===== %s\n", s.name)
+		began := time.Now()
+		t, err := s.run(ctx, results)
+		if err != nil {
+			return total, fmt.Errorf("%s: %w", s.name, err)
+		}
+		fmt.Printf("===== %s: %s, %v\n", s.name, t, time.Since(began).Round(time.Second))
+		if s.counts != byEvents {
+			total = total.Add(t)
+		}
+	}
+	fmt.Println()
+	return total.Add(results.tally()), nil
+}
+
+// run runs a stage and returns its numbers. Those of Go tests go to results
+// too, where they are merged with those of other stages.
+func (s stage) run(ctx context.Context, results outcomes) (t tally.Tally, err error) {
+	args := s.args
+	file := ""
+	if s.counts == byTally {
+		dir, err := os.MkdirTemp("", "crisp-suite-")
+		if err != nil {
+			return t, err
+		}
+		defer os.RemoveAll(dir)
+		file = filepath.Join(dir, "tally.json")
+		args = append(args, "-tally", file)
+	}
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir, cmd.Env, cmd.Stderr = s.dir, append(os.Environ(), s.env...), os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	if s.counts != byEvents {
+		cmd.Stdout = os.Stdout
+		return s.judge(cmd.Run(), file)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return t, err
+	}
+	if err := cmd.Start(); err != nil {
+		return t, err
+	}
+	own := outcomes{}
+	readErr := own.read(out, os.Stdout)
+	waitErr := cmd.Wait()
+	t = own.tally()
+	results.merge(own)
+	if readErr == nil && waitErr != nil && t.Failed == 0 {
+		return t, fmt.Errorf("no test failed, but go test did: %w", waitErr)
+	}
+	return t, readErr
+}
+
+// judge returns the numbers of a stage that does not print events.
+func (s stage) judge(failed error, file string) (tally.Tally, error) {
+	switch {
+	case s.counts == byTally:
+		t, err := tally.Read(file)
+		return t, errors.Join(err, unless(t.Failed > 0, failed))
+	case failed != nil:
+		fmt.Println(failed)
+		return tally.Tally{Failed: 1}, nil
+	default:
+		return tally.Tally{Passed: 1}, nil
+	}
+}
+
+// unless returns err if it says something that is not known already.
+func unless(known bool, err error) error {
+	if known {
+		return nil
+	}
+	return err
+}
