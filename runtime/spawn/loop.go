@@ -192,8 +192,8 @@ func (m *machine) holds(buf, want []byte) bool {
 	return true
 }
 
-// tell sends a report. A caller that is gone makes the write raise SIGPIPE,
-// which ends the child; the check covers a plan that blocks signals.
+// tell sends a report. A child whose caller is gone, or has shut the socket,
+// ends here.
 //
 //go:noinline
 //go:norace
@@ -202,7 +202,7 @@ func (m *machine) holds(buf, want []byte) bool {
 func (m *machine) tell(kind, index, value uint32) {
 	m.report[0], m.report[1], m.report[2] = kind, index, value
 	_, _, e := syscall.RawSyscall(unix.SYS_WRITE, m.sock, uintptr(unsafe.Pointer(&m.report)), unsafe.Sizeof(m.report))
-	if e == unix.EPIPE {
+	if e == unix.EPIPE || e == unix.ECONNRESET || e == unix.ENOTCONN {
 		m.exit(exitRefused)
 	}
 }

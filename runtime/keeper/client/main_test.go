@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/keeper"
+	"crisp/runtime/pause"
 	"crisp/runtime/plan"
 )
 
@@ -176,4 +177,14 @@ func awaitExit(t testing.TB, c *Client, id string) Exit {
 			t.Fatalf("timeout: exit of %s", id)
 		}
 	}
+}
+
+func pauseImage(t testing.TB) *os.File {
+	t.Helper()
+	f, err := pause.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
