@@ -81,8 +81,8 @@ func (c *Collector) Container(ctx context.Context, id string) (*runtimeapi.Conta
 	return nil, fmt.Errorf("container %s: %w", id, ErrNotFound)
 }
 
-// Containers returns the figures of the containers that the filter lets
-// through, of those that have figures.
+// Containers returns the figures of the running containers that the filter
+// lets through.
 func (c *Collector) Containers(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
 	var list []*Container
 	for _, p := range c.source.Pods() {
@@ -91,7 +91,7 @@ func (c *Collector) Containers(ctx context.Context, filter *runtimeapi.Container
 		}
 		for i := range p.Containers {
 			a := p.Containers[i].Attributes
-			if p.Containers[i].Group != nil && strings.HasPrefix(a.GetId(), filter.GetId()) && selects(filter.GetLabelSelector(), a.GetLabels()) {
+			if p.Containers[i].Running && p.Containers[i].Group != nil && strings.HasPrefix(a.GetId(), filter.GetId()) && selects(filter.GetLabelSelector(), a.GetLabels()) {
 				list = append(list, &p.Containers[i])
 			}
 		}

@@ -47,7 +47,7 @@ func (c *Collector) pod(ctx context.Context, p *Pod, deadline time.Time) *runtim
 		return out
 	}
 	for i := range p.Containers {
-		if ctr := &p.Containers[i]; ctr.Group != nil {
+		if ctr := &p.Containers[i]; ctr.Running && ctr.Group != nil {
 			if s := c.container(ctx, ctr, deadline); s.Cpu != nil {
 				linux.Containers = append(linux.Containers, s)
 			}

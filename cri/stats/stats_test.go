@@ -322,6 +322,11 @@ func TestNotReady(t *testing.T) {
 	if list, err := c.Containers(t.Context(), nil); err != nil || len(list) != 0 {
 		t.Errorf("list has the stopped container: %v, %v", list, err)
 	}
+	// Its group may outlive it for a while.
+	pod.Containers[0].Group = &group{path: "/x", stats: fullStats()}
+	if list, err := c.Containers(t.Context(), nil); err != nil || len(list) != 0 {
+		t.Errorf("list has the stopped container: %v, %v", list, err)
+	}
 	if list, err := c.PodSandboxes(t.Context(), nil); err != nil || len(list) != 0 {
 		t.Errorf("list has the stopped pod: %v, %v", list, err)
 	}
