@@ -1,0 +1,64 @@
+package cri
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cri/pod"
+)
+
+// maxExecOutput is how much of each of a command's streams ExecSync keeps:
+// what kubelet's client accepts in one message.
+const maxExecOutput = 16 << 20
+
+// capped keeps the first bytes written to it and drops the rest, so that a
+// command cannot fill the daemon's memory (CVE-2022-31030).
+type capped struct {
+	buf  bytes.Buffer
+	left int
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	n := min(len(p), c.left)
+	c.buf.Write(p[:n])
+	c.left -= n
+	return len(p), nil
+}
+
+// ExecSync runs a command and returns its output. A timeout of zero means none.
+func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
+	if r.GetTimeout() > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(r.GetTimeout())*time.Second)
+		defer cancel()
+	}
+	stdout, stderr := capped{left: maxExecOutput}, capped{left: maxExecOutput}
+	code, err := s.Pods.Exec(ctx, r.GetContainerId(), r.GetCmd(), pod.Streams{Stdout: &stdout, Stderr: &stderr})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ExecSyncResponse{Stdout: stdout.buf.Bytes(), Stderr: stderr.buf.Bytes(), ExitCode: int32(code)}, nil
+}
+
+// Exec returns a URL at which a client finds its session.
+func (s *Server) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	c, err := s.running(r.GetContainerId(), "exec in")
+	if err != nil {
+		return nil, err
+	}
+	r.ContainerId = c.ID
+	return s.Streams.GetExec(r)
+}
+
+// Attach returns a URL at which a client finds the container's streams.
+func (s *Server) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	c, err := s.running(r.GetContainerId(), "attach to")
+	if err != nil {
+		return nil, err
+	}
+	r.ContainerId = c.ID
+	return s.Streams.GetAttach(r)
+}

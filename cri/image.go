@@ -1,0 +1,129 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cri/pod"
+	"crisp/image"
+)
+
+// PullImage fetches an image and returns its id.
+func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	ref := r.GetImage().GetImage()
+	if h := r.GetImage().GetRuntimeHandler(); h != "" && !s.Pods.HasHandler(h) {
+		return nil, fmt.Errorf("pull %s: %w: no runtime handler %q", ref, pod.ErrInvalid, h)
+	}
+	img, err := s.Images.Pull(ctx, ref, auth(r.GetAuth()))
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
+}
+
+func auth(a *runtimeapi.AuthConfig) *image.Auth {
+	if a == nil {
+		return nil
+	}
+	return &image.Auth{
+		Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(),
+		ServerAddress: a.GetServerAddress(), IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
+	}
+}
+
+// ListImages lists images, or with a filter the one that it names.
+func (s *Server) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	images, err := s.listImages(r.GetFilter())
+	return &runtimeapi.ListImagesResponse{Images: images}, err
+}
+
+// StreamImages lists images in batches.
+func (s *Server) StreamImages(r *runtimeapi.StreamImagesRequest, out runtimeapi.ImageService_StreamImagesServer) error {
+	images, err := s.listImages(r.GetFilter())
+	if err != nil {
+		return err
+	}
+	return batches(images, func(items []*runtimeapi.Image) error {
+		return out.Send(&runtimeapi.StreamImagesResponse{Images: items})
+	})
+}
+
+func (s *Server) listImages(f *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
+	list := s.Images.List()
+	if ref := f.GetImage().GetImage(); ref != "" {
+		img, err := s.Images.Get(ref)
+		if errors.Is(err, image.ErrNotFound) {
+			return []*runtimeapi.Image{}, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = []image.Image{img}
+	}
+	out := make([]*runtimeapi.Image, 0, len(list))
+	for _, img := range list {
+		out = append(out, criImage(img))
+	}
+	return out, nil
+}
+
+// ImageStatus describes an image; one that is not there is no error.
+func (s *Server) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+	img, err := s.Images.Get(r.GetImage().GetImage())
+	if errors.Is(err, image.ErrNotFound) {
+		return &runtimeapi.ImageStatusResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := &runtimeapi.ImageStatusResponse{Image: criImage(img)}
+	if r.GetVerbose() {
+		out.Info, err = verbose(map[string]any{"info": img})
+	}
+	return out, err
+}
+
+// criImage converts an image. Of its user only the part before the colon
+// counts, as a number if it is one.
+func criImage(img image.Image) *runtimeapi.Image {
+	out := &runtimeapi.Image{
+		Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: img.Size, Pinned: img.Pinned,
+		Spec: &runtimeapi.ImageSpec{Image: img.ID},
+	}
+	user, _, _ := strings.Cut(img.Config.Config.User, ":")
+	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
+		out.Uid = &runtimeapi.Int64Value{Value: uid}
+	} else {
+		out.Username = user
+	}
+	return out
+}
+
+// RemoveImage removes an image with all its tags.
+func (s *Server) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+	if err := s.Images.Remove(ctx, r.GetImage().GetImage()); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RemoveImageResponse{}, nil
+}
+
+// ImageFsInfo tells what images and containers take of the disk.
+func (s *Server) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	info, err := s.Images.FsInfo()
+	if err != nil {
+		return nil, err
+	}
+	usage := []*runtimeapi.FilesystemUsage{{
+		Timestamp:  time.Now().UnixNano(),
+		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: info.Mountpoint},
+		UsedBytes:  &runtimeapi.UInt64Value{Value: info.UsedBytes},
+		InodesUsed: &runtimeapi.UInt64Value{Value: info.InodesUsed},
+	}}
+	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: usage, ContainerFilesystems: usage}, nil
+}

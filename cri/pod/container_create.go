@@ -1,0 +1,299 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crisp/cri/spec"
+	"crisp/image"
+	"crisp/runtime/durable"
+	"crisp/runtime/plan"
+)
+
+// containerSteps is what a container does to the machine before it is started.
+var containerSteps = []step[*making]{
+	{name: "prepare root file system", do: (*making).prepareRootfs, undo: (*making).discardRootfs},
+	{name: "make spec", do: (*making).makeSpec, undo: (*making).removeSpec},
+	{name: "make cgroup", do: (*making).makeCgroup, undo: (*making).removeCgroup},
+}
+
+// making is a container while it is created, or while that is undone, when
+// only the first two fields are set.
+type making struct {
+	p  *pod
+	id string
+	// For the forward walk: the image, and the spec once it is made.
+	image image.Image
+	spec  *specs.Spec
+}
+
+func (k *making) record() *Container { return k.p.record().Container(k.id) }
+
+// dir is the container's folder below that of its pod.
+func (k *making) dir() string { return filepath.Join(k.p.m.store.podDir(k.p.record().ID), k.id) }
+
+// CreateContainer makes a container in a ready sandbox without running
+// anything, and returns its id. A call with the metadata of a container that
+// exists, or is on its way, gets that one's id.
+func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *runtimeapi.ContainerConfig) (string, error) {
+	p, err := m.pod(sandboxID)
+	if err != nil {
+		return "", err
+	}
+	r := p.record()
+	if err := spec.ValidateContainer(cfg, r.Config.Msg); err != nil {
+		return "", err
+	}
+	key := fmt.Sprintf("container %s (attempt %d) in sandbox %s", cfg.GetMetadata().GetName(), cfg.GetMetadata().GetAttempt(), r.ID)
+	return m.join(ctx, key, func(ctx context.Context) (string, error) {
+		release, err := p.lock(ctx)
+		if err != nil {
+			return "", err
+		}
+		defer release()
+		id, err := p.create(ctx, cfg)
+		if err != nil {
+			return "", fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
+		}
+		return id, nil
+	})
+}
+
+// create is called with the operation lock held.
+func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (string, error) {
+	r := p.record()
+	if !r.Ready() {
+		return "", fmt.Errorf("sandbox %s is not ready: %w", r.ID, ErrState)
+	}
+	for _, c := range r.Containers {
+		if old := c.Config.Msg; proto.Equal(old.GetMetadata(), cfg.GetMetadata()) {
+			if !proto.Equal(old, cfg) {
+				return "", fmt.Errorf("container %s has that name and another configuration: %w", c.ID, ErrExists)
+			}
+			return c.ID, nil
+		}
+	}
+	k, c, err := p.newContainer(cfg)
+	if err != nil {
+		return "", err
+	}
+	if err := p.update(false, func(r *Record) { r.Containers = append(r.Containers, c) }); err != nil {
+		return "", err
+	}
+	err = walk(ctx, containerSteps, k, func(phase string, _ bool) error {
+		return p.updateContainer(c.ID, func(c *Container) { c.Phase = phase })
+	})
+	if err != nil {
+		if leftOver(err) {
+			warn(p.updateContainer(c.ID, func(c *Container) { c.Left, c.Message = true, err.Error() }), "note what is left of a container", "container", c.ID)
+			p.m.index(c.ID, p)
+			return "", err
+		}
+		return "", errors.Join(err, p.update(false, func(r *Record) { r.drop(c.ID) }))
+	}
+	p.m.index(c.ID, p)
+	p.m.events.container(p.record(), c.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	return c.ID, nil
+}
+
+// newContainer checks what needs no change to the machine.
+func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*making, *Container, error) {
+	img, err := p.m.Images.Get(cfg.GetImage().GetImage())
+	if err != nil {
+		return nil, nil, err
+	}
+	cfg = proto.Clone(cfg).(*runtimeapi.ContainerConfig)
+	msg, err := message(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	id := newID()
+	cgroupPath, err := p.m.Cgroups.Path(p.record().Config.Msg.GetLinux().GetCgroupParent(), id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	c := &Container{
+		ID: id, Config: msg, ImageID: img.ID, ImageRef: imageRef(cfg, img), Phase: containerSteps[0].name,
+		CreatedAt: time.Now().UnixNano(), CgroupPath: cgroupPath,
+		LogPath: spec.LogPath(p.record().Config.Msg, cfg),
+	}
+	if res := cfg.GetLinux().GetResources(); res != nil {
+		m, err := message(res)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.Resources = &m
+	}
+	return &making{p: p, id: id, image: img}, c, nil
+}
+
+// imageRef is the name to show for a container's image.
+func imageRef(cfg *runtimeapi.ContainerConfig, img image.Image) string {
+	if ref := cfg.GetImage().GetUserSpecifiedImage(); ref != "" {
+		return ref
+	}
+	if ref := cfg.GetImage().GetImage(); ref != "" {
+		return ref
+	}
+	return img.ID
+}
+
+func (m *Manager) index(containerID string, p *pod) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.containers[containerID] = p
+}
+
+func (m *Manager) unindex(containerID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.containers, containerID)
+}
+
+func (k *making) prepareRootfs(ctx context.Context) error {
+	uids, gids := spec.IDMaps(k.p.record().Config.Msg)
+	return k.p.m.Images.Prepare(ctx, k.id, k.image.ID, imageMaps(uids), imageMaps(gids))
+}
+
+func imageMaps(maps []plan.IDMap) []image.IDMap {
+	var out []image.IDMap
+	for _, m := range maps {
+		out = append(out, image.IDMap(m))
+	}
+	return out
+}
+
+func (k *making) discardRootfs(ctx context.Context) error {
+	err := k.p.takeProcess(k.id).close()
+	return errors.Join(err, k.p.m.Images.Discard(ctx, k.id))
+}
+
+// makeSpec translates the configuration. It reads the image's user files, so
+// the root file system is mounted now, and kept for the start.
+func (k *making) makeSpec(ctx context.Context) error {
+	p := k.p
+	root, err := p.m.Images.Mount(ctx, k.id, p.namespace("user"))
+	if err != nil {
+		return fmt.Errorf("mount root file system: %w", err)
+	}
+	pr := newProcess()
+	pr.rootfs = root
+	p.setProcess(k.id, pr)
+	if err := os.Mkdir(k.dir(), 0o711); err != nil {
+		return err
+	}
+	out, user, err := k.translate(root)
+	if err != nil {
+		return err
+	}
+	for _, w := range out.Warnings {
+		klog.InfoS("A container gets less than it asks for", "container", k.id, "missing", w)
+	}
+	for _, v := range out.Volumes {
+		if err := makeVolume(root, v); err != nil {
+			return fmt.Errorf("make volume %s: %w", v.Path, err)
+		}
+	}
+	volumes, err := k.imageVolumes(out.Images)
+	if err != nil {
+		return err
+	}
+	k.spec = out.Spec
+	data, err := spec.Encode(out.Spec)
+	if err != nil {
+		return err
+	}
+	if err := durable.ReplaceFile(filepath.Join(k.dir(), "spec.json"), data, 0o600); err != nil {
+		return err
+	}
+	return p.updateContainer(k.id, func(c *Container) {
+		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
+		c.StopSignal, c.PIDTarget, c.ImageVolumes = int32(out.StopSignal), out.PIDTarget, volumes
+	})
+}
+
+// translate makes the runtime-spec from everything that decides it.
+func (k *making) translate(root *os.File) (*spec.Result, spec.ResolvedUser, error) {
+	m, sandbox, cfg := k.p.m, k.p.record().Config.Msg, k.record().Config.Msg
+	user, err := spec.ResolveUser(root, cfg, k.image.Config.Config.User)
+	if err != nil {
+		return nil, user, err
+	}
+	node, err := os.Hostname()
+	if err != nil {
+		return nil, user, fmt.Errorf("read the node's host name: %w", err)
+	}
+	dir := m.store.podDir(k.p.record().ID)
+	out, err := spec.Container(spec.Input{
+		Sandbox: sandbox, Config: cfg, Image: k.image.Config.Config, User: user,
+		Hostname: spec.Hostname(sandbox, node), CgroupsPath: k.record().CgroupPath,
+		Files: spec.Files{
+			Hosts:      filepath.Join(dir, spec.HostsFile),
+			Hostname:   filepath.Join(dir, spec.HostnameFile),
+			ResolvConf: filepath.Join(dir, spec.ResolvConfFile),
+		},
+		VolumeDir: filepath.Join(k.dir(), "volumes"),
+		Host:      m.Host, Node: m.Node, Seccomp: m.Seccomp, Defaults: m.Defaults,
+	})
+	return out, user, err
+}
+
+// imageVolumes records which image each image mount was resolved to: its
+// content is what the container gets, even if the reference moves.
+func (k *making) imageVolumes(mounts []spec.ImageMount) ([]ImageVolume, error) {
+	var out []ImageVolume
+	for _, im := range mounts {
+		img, err := k.p.m.Images.Get(im.Image.GetImage())
+		if err != nil {
+			return nil, fmt.Errorf("%w: image volume at %s: %w", ErrImageVolume, im.Path, err)
+		}
+		out = append(out, ImageVolume{Path: im.Path, ImageID: img.ID, SubPath: im.SubPath})
+	}
+	return out, nil
+}
+
+func (k *making) removeSpec(context.Context) error {
+	return errors.Join(k.p.takeProcess(k.id).close(), os.RemoveAll(k.dir()))
+}
+
+func (k *making) makeCgroup(ctx context.Context) error {
+	group, err := k.p.m.Cgroups.Create(ctx, k.record().CgroupPath, k.spec.Linux.Resources)
+	if err != nil {
+		return err
+	}
+	k.p.process(k.id).group = group
+	return nil
+}
+
+func (k *making) removeCgroup(ctx context.Context) error {
+	group, err := k.p.m.Cgroups.Open(k.record().CgroupPath)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return group.Remove(ctx)
+}
+
+// loadSpec reads back what makeSpec wrote.
+func (k *making) loadSpec() (*specs.Spec, error) {
+	data, err := os.ReadFile(filepath.Join(k.dir(), "spec.json"))
+	if err != nil {
+		return nil, fmt.Errorf("read spec of container %s: %w", k.id, err)
+	}
+	s, err := spec.Decode(data)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", k.id, err)
+	}
+	return s, nil
+}

@@ -1,0 +1,269 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/cgroup"
+	"crisp/runtime/keeper/client"
+	"crisp/runtime/launch"
+	"crisp/runtime/plan"
+)
+
+// Reasons of a container's end, as kubelet and its users know them.
+const (
+	reasonCompleted  = "Completed"
+	reasonError      = "Error"
+	reasonOOMKilled  = "OOMKilled"
+	reasonStartError = "StartError"
+	reasonUnknown    = "Unknown"
+)
+
+// Exit codes that no process gave.
+const (
+	exitStartError = 128
+	exitUnknown    = 255
+)
+
+// StartContainer runs a created container. If that fails the container is
+// EXITED with reason StartError and the failure as its message.
+func (m *Manager) StartContainer(ctx context.Context, id string) error {
+	p, id, err := m.container(id)
+	if err != nil {
+		return err
+	}
+	_, err = m.join(ctx, "start of container "+id, func(ctx context.Context) (string, error) {
+		release, err := p.lock(ctx)
+		if err != nil {
+			return "", err
+		}
+		defer release()
+		return "", p.start(ctx, id)
+	})
+	return err
+}
+
+func (p *pod) start(ctx context.Context, id string) error {
+	r := p.record()
+	c := r.Container(id)
+	switch {
+	case c == nil:
+		return fmt.Errorf("container %s: %w", id, ErrNotFound)
+	case c.State() != runtimeapi.ContainerState_CONTAINER_CREATED || c.Phase != phaseReady:
+		return fmt.Errorf("start container %s: it is %s, not created: %w", id, c.StateName(), ErrState)
+	case !r.Ready():
+		return fmt.Errorf("start container %s: sandbox %s is not ready: %w", id, r.ID, ErrState)
+	}
+	if err := p.launch(ctx, r, c); err != nil {
+		err = fmt.Errorf("start container %s: %w", c.Config.Msg.GetMetadata().GetName(), err)
+		p.startFailed(id, err)
+		return err
+	}
+	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	return nil
+}
+
+// startFailed records a start that came to nothing.
+func (p *pod) startFailed(id string, cause error) {
+	now := time.Now().UnixNano()
+	err := p.updateContainer(id, func(c *Container) {
+		c.StartedAt, c.FinishedAt, c.ExitCode = now, now, exitStartError
+		c.Reason, c.Message = reasonStartError, cause.Error()
+	})
+	warn(err, "note a failed start", "container", id)
+	if pr := p.process(id); pr != nil {
+		close(pr.exited)
+	}
+	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+}
+
+// launch gathers descriptors, runs the container's plan and records the process.
+func (p *pod) launch(ctx context.Context, r *Record, c *Container) (err error) {
+	k := &making{p: p, id: c.ID}
+	s, err := k.loadSpec()
+	if err != nil {
+		return err
+	}
+	pr, err := p.prepareProcess(ctx, c)
+	if err != nil {
+		return err
+	}
+	h := &held{files: launch.Held{}}
+	defer h.close()
+	log, err := p.gather(ctx, h, r, c, s, pr)
+	if err != nil {
+		return err
+	}
+	cfg := c.Config.Msg
+	options := p.m.planOptions(s, pr.group, h)
+	options.Name = "start container " + cfg.GetMetadata().GetName()
+	options.HasStdin = cfg.GetStdin()
+	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, log, keep(pr), p.m.gate(ctx, pr.group))
+	if err != nil {
+		return err
+	}
+	pr.pid, pr.pidfd, pr.terminal = started.Pid, started.PidFD, started.Terminal
+	if pr.terminal != nil && cfg.GetStdin() {
+		pr.stdin = pr.terminal
+	}
+	identity, err := identify(started.Pid)
+	if err != nil {
+		identity = &Process{Pid: started.Pid} // gone already; its exit is on the way
+	}
+	err = p.updateContainer(c.ID, func(c *Container) {
+		c.StartedAt, c.Process = started.StartedAt.UnixNano(), identity
+	})
+	if err != nil {
+		return errors.Join(err, signal(pr.pidfd, 9))
+	}
+	pr.rootfs.Close()
+	pr.rootfs = nil
+	close(pr.started)
+	return nil
+}
+
+// prepareProcess returns the container's process with its root file system
+// mounted and its cgroup open, which a restart of the daemon may have undone.
+func (p *pod) prepareProcess(ctx context.Context, c *Container) (*process, error) {
+	pr := p.process(c.ID)
+	if pr == nil {
+		pr = newProcess()
+		p.setProcess(c.ID, pr)
+	}
+	if pr.rootfs == nil {
+		root, err := p.m.Images.Mount(ctx, c.ID, p.namespace("user"))
+		if err != nil {
+			return nil, fmt.Errorf("mount root file system: %w", err)
+		}
+		pr.rootfs = root
+	}
+	if pr.group == nil {
+		group, err := p.m.Cgroups.Open(c.CgroupPath)
+		if err != nil {
+			return nil, fmt.Errorf("open cgroup: %w", err)
+		}
+		pr.group = group
+	}
+	return pr, nil
+}
+
+// held is a set of descriptors for one launch. Those marked kept outlive it.
+type held struct {
+	files launch.Held
+	own   []*os.File
+}
+
+func (h *held) add(name string, f *os.File) {
+	h.files[name] = f
+	h.own = append(h.own, f)
+}
+
+func (h *held) close() {
+	for _, f := range h.own {
+		f.Close()
+	}
+}
+
+// gather opens everything a container's plan names.
+func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *specs.Spec, pr *process) (*client.LogConfig, error) {
+	h.files["rootfs"] = pr.rootfs
+	for _, kind := range []string{"user", "net", "ipc", "uts", "mnt", "pid"} {
+		if f := p.namespace(kind); f != nil {
+			h.files["ns/"+kind] = f
+		}
+	}
+	if c.PIDTarget != "" {
+		if err := p.holdTarget(h, c.PIDTarget); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.m.holdCgroup(h, pr.group); err != nil {
+		return nil, err
+	}
+	if err := p.holdImages(ctx, h, c); err != nil {
+		return nil, err
+	}
+	return p.openStdio(h, r, c, pr)
+}
+
+// holdTarget opens the PID namespace of another container of the pod.
+func (p *pod) holdTarget(h *held, target string) error {
+	_, id, err := p.m.container(target)
+	if err != nil {
+		return fmt.Errorf("target of the PID namespace: %w", err)
+	}
+	pr := p.process(id)
+	if pr == nil || pr.pidfd == nil {
+		return fmt.Errorf("target container %s of the PID namespace is not running in this pod: %w", target, ErrState)
+	}
+	f, err := os.Open("/proc/" + strconv.Itoa(pr.pid) + "/ns/pid")
+	if err != nil {
+		return fmt.Errorf("open PID namespace of container %s: %w", target, err)
+	}
+	h.add("ns/pid", f)
+	// While the pidfd's process lives, its pid was not reused.
+	if err := signal0(pr.pidfd); err != nil {
+		return fmt.Errorf("target container %s of the PID namespace: %w", target, err)
+	}
+	return nil
+}
+
+func (p *pod) holdImages(ctx context.Context, h *held, c *Container) error {
+	for i, v := range c.ImageVolumes {
+		f, err := p.m.Images.MountImage(ctx, v.ImageID, v.SubPath, p.namespace("user"))
+		if err != nil {
+			return fmt.Errorf("%w: at %s: %w", ErrImageVolume, v.Path, err)
+		}
+		h.add("image/"+strconv.Itoa(i), f)
+	}
+	return nil
+}
+
+// holdCgroup opens the way into a container's cgroup.
+func (m *Manager) holdCgroup(h *held, group *cgroup.Group) error {
+	files, err := group.Entry()
+	if err != nil {
+		return fmt.Errorf("open cgroup: %w", err)
+	}
+	for i, f := range files {
+		if m.Cgroups.V2() {
+			h.add("cgroup", f)
+		} else {
+			h.add("cgroup/"+strconv.Itoa(i), f)
+		}
+	}
+	return nil
+}
+
+func (m *Manager) planOptions(s *specs.Spec, group *cgroup.Group, h *held) plan.Options {
+	o := plan.Options{PodBase: true, Gate: group.NeedsGate(), CgroupV2: m.Cgroups.V2(), Terminal: s.Process.Terminal}
+	for name := range h.files {
+		if len(name) > 7 && name[:7] == "cgroup/" {
+			o.CgroupTasks++
+		}
+	}
+	return o
+}
+
+// gate returns what must happen to a child before it may go on, if anything.
+func (m *Manager) gate(ctx context.Context, group *cgroup.Group) func(int) error {
+	if !group.NeedsGate() {
+		return nil
+	}
+	return func(pid int) error { return group.Attach(ctx, pid) }
+}
+
+// groupOf returns a container's cgroup, opened at need after a restart.
+func (p *pod) groupOf(c *Container) (*cgroup.Group, error) {
+	if pr := p.process(c.ID); pr != nil && pr.group != nil {
+		return pr.group, nil
+	}
+	return p.m.Cgroups.Open(c.CgroupPath)
+}

@@ -1,0 +1,104 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// killTimeout is how long a process may take to die of SIGKILL.
+const killTimeout = 30 * time.Second
+
+// StopContainer sends the container's stop signal and, once timeout has
+// passed, kills it. A later call with a shorter timeout shortens the wait. A
+// container that is not running, or does not exist, is a success.
+func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Duration) error {
+	p, id, err := m.container(id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	c := p.record().Container(id)
+	if c == nil || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return nil
+	}
+	if pr := p.process(id); timeout > 0 && pr != nil {
+		if err := pr.signal(unix.Signal(c.StopSignal)); err != nil {
+			return fmt.Errorf("send signal %d to container %s: %w", c.StopSignal, id, err)
+		}
+		timer := time.NewTimer(timeout)
+		defer timer.Stop()
+		select {
+		case <-pr.exited:
+			return nil
+		case <-timer.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for container %s to end: %w", id, ctx.Err())
+		}
+	}
+	return p.kill(ctx, c)
+}
+
+// kill ends all processes of a container and waits until that is recorded.
+func (p *pod) kill(ctx context.Context, c *Container) error {
+	pr := p.process(c.ID)
+	if pr == nil {
+		return fmt.Errorf("kill container %s: its process is not known: %w", c.ID, ErrState)
+	}
+	if err := pr.signal(unix.SIGKILL); err != nil {
+		return fmt.Errorf("kill container %s: %w", c.ID, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	select {
+	case <-pr.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("kill container %s (process %d, %s): %w: %w", c.ID, pr.pid, processState(pr.pid), ErrUnkillable, ctx.Err())
+	}
+}
+
+// RemoveContainer removes a container, killing it if it runs. A container
+// that does not exist is a success.
+func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
+	p, id, err := m.container(id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	_, err = m.join(ctx, "removal of container "+id, func(ctx context.Context) (string, error) {
+		release, err := p.lock(ctx)
+		if err != nil {
+			return "", err
+		}
+		defer release()
+		return "", p.removeContainer(ctx, id)
+	})
+	return err
+}
+
+// removeContainer is called with the operation lock held.
+func (p *pod) removeContainer(ctx context.Context, id string) error {
+	c := p.record().Container(id)
+	if c == nil {
+		return nil
+	}
+	if c.State() == runtimeapi.ContainerState_CONTAINER_RUNNING {
+		if err := p.kill(ctx, c); err != nil {
+			return err
+		}
+	}
+	if err := p.m.Keeper.Forget(ctx, id); err != nil {
+		return fmt.Errorf("remove container %s: %w", id, err)
+	}
+	if err := unwind(ctx, containerSteps, c.Phase, &making{p: p, id: id}); err != nil {
+		return fmt.Errorf("remove container %s: %w", id, err)
+	}
+	if err := p.update(false, func(r *Record) { r.drop(id) }); err != nil {
+		return err
+	}
+	p.m.unindex(id)
+	p.m.events.removed(p.record(), id)
+	return nil
+}

@@ -1,0 +1,118 @@
+package pod
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// eventBacklog is how many events a subscriber may be behind before it is cut
+// off, which makes kubelet list everything anew instead of missing something.
+const eventBacklog = 1024
+
+// ErrSlow ends the subscription of a reader that fell too far behind.
+var ErrSlow = errors.New("event reader is too slow")
+
+// Subscription delivers events until it is cancelled, falls behind or the
+// manager is closed.
+type Subscription struct {
+	C      <-chan *runtimeapi.ContainerEventResponse
+	c      chan *runtimeapi.ContainerEventResponse
+	from   *broadcaster
+	reason error
+}
+
+// Err says why C was closed: nil, or [ErrSlow].
+func (s *Subscription) Err() error {
+	s.from.mu.Lock()
+	defer s.from.mu.Unlock()
+	return s.reason
+}
+
+// Cancel ends the subscription.
+func (s *Subscription) Cancel() { s.from.drop(s, nil) }
+
+// Subscribe delivers the events from now on.
+func (m *Manager) Subscribe() *Subscription { return m.events.add() }
+
+// broadcaster hands events to all subscribers without waiting for any.
+type broadcaster struct {
+	mu     sync.Mutex
+	subs   map[*Subscription]bool
+	closed bool
+}
+
+func (b *broadcaster) add() *Subscription {
+	c := make(chan *runtimeapi.ContainerEventResponse, eventBacklog)
+	s := &Subscription{C: c, c: c, from: b}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		close(c)
+		return s
+	}
+	if b.subs == nil {
+		b.subs = map[*Subscription]bool{}
+	}
+	b.subs[s] = true
+	return s
+}
+
+func (b *broadcaster) drop(s *Subscription, reason error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.dropLocked(s, reason)
+}
+
+func (b *broadcaster) dropLocked(s *Subscription, reason error) {
+	if b.subs[s] {
+		delete(b.subs, s)
+		s.reason = reason
+		close(s.c)
+	}
+}
+
+func (b *broadcaster) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	for s := range b.subs {
+		b.dropLocked(s, nil)
+	}
+}
+
+// send builds the event only if somebody listens.
+func (b *broadcaster) send(r *Record, id string, kind runtimeapi.ContainerEventType) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.subs) == 0 {
+		return
+	}
+	e := &runtimeapi.ContainerEventResponse{
+		ContainerId: id, ContainerEventType: kind, CreatedAt: time.Now().UnixNano(),
+		PodSandboxStatus: r.Status(), ContainersStatuses: r.ContainerStatuses(),
+	}
+	for s := range b.subs {
+		select {
+		case s.c <- e:
+		default:
+			b.dropLocked(s, ErrSlow)
+		}
+	}
+}
+
+func (b *broadcaster) sandbox(r *Record, kind runtimeapi.ContainerEventType) { b.send(r, r.ID, kind) }
+
+func (b *broadcaster) container(r *Record, id string, kind runtimeapi.ContainerEventType) {
+	b.send(r, id, kind)
+}
+
+// removed tells of a container that the record no longer holds.
+func (b *broadcaster) removed(now *Record, id string) {
+	b.send(now, id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+}
+
+// EndEvents ends all subscriptions, so that the calls that serve them return.
+func (m *Manager) EndEvents() { m.events.close() }

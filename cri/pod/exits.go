@@ -1,0 +1,124 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crisp/runtime/keeper/client"
+)
+
+// cleanTimeout bounds what is done after a container's end.
+const cleanTimeout = 30 * time.Second
+
+// followExits records the ends of processes that the keeper reports.
+func (m *Manager) followExits() {
+	for {
+		select {
+		case e, ok := <-m.Keeper.Events():
+			if !ok {
+				return
+			}
+			m.exited(e)
+		case <-m.ctx.Done():
+			return
+		}
+	}
+}
+
+func (m *Manager) exited(e client.Exit) {
+	switch e.Kind {
+	case client.Exec:
+		m.sessionEnded(e)
+	case client.Sandbox:
+		m.wg.Go(func() { m.pauseExited(e) })
+	case client.Container:
+		p, id, err := m.container(e.ID)
+		if err != nil {
+			// An unfinished create that is being undone; its walk cleans up.
+			klog.V(2).InfoS("exit of an unknown container", "container", e.ID)
+			return
+		}
+		m.wg.Go(func() { p.containerExited(id, e) })
+	}
+}
+
+// containerExited records the end of a container's first process. What else
+// lives in its cgroup, which only a shared PID namespace allows, is killed.
+func (p *pod) containerExited(id string, e client.Exit) {
+	pr := p.process(id)
+	if pr == nil {
+		return
+	}
+	select {
+	case <-pr.started:
+	case <-pr.exited: // the start failed after the process began
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cleanTimeout)
+	defer cancel()
+	var oom uint64
+	if pr.group != nil {
+		var err error
+		oom, err = pr.group.OOMKills()
+		warn(err, "read OOM count", "container", id)
+		if p.sharesPID(id) {
+			warn(pr.group.Kill(ctx), "kill what a container left", "container", id)
+		}
+	}
+	err := p.updateContainer(id, func(c *Container) {
+		c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
+		c.Reason, c.Message = exitReason(e.Code, oom)
+	})
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		klog.ErrorS(err, "Record the end of a container", "container", id)
+		return // the keeper holds the exit until it is recorded
+	}
+	close(pr.exited)
+	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	warn(p.m.Keeper.Forget(ctx, id), "forget an exit", "container", id)
+}
+
+// exitReason names an end in the words of the CRI. A container ended for lack
+// of memory if the kernel killed in its cgroup and it did not end well.
+func exitReason(code int, oomKills uint64) (reason, message string) {
+	switch {
+	case code == 0:
+		return reasonCompleted, ""
+	case oomKills > 0:
+		return reasonOOMKilled, ""
+	default:
+		return reasonError, ""
+	}
+}
+
+// sharesPID reports whether a container's processes can outlive its first one.
+func (p *pod) sharesPID(id string) bool {
+	c := p.record().Container(id)
+	if c == nil {
+		return false
+	}
+	return c.Config.Msg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_CONTAINER
+}
+
+// pauseExited notes that a pod with a shared PID namespace lost its first
+// process and with it all others.
+func (m *Manager) pauseExited(e client.Exit) {
+	p, err := m.pod(e.ID)
+	if err != nil {
+		return
+	}
+	if !p.record().Ready() {
+		return
+	}
+	err = p.update(false, func(r *Record) {
+		if r.Ready() {
+			r.Phase, r.Reason = phaseStopping, "the first process of the pod's PID namespace ended"
+		}
+	})
+	warn(err, "note the end of a pod's first process", "sandbox", e.ID)
+	m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+}

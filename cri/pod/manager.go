@@ -1,0 +1,285 @@
+package pod
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crisp/cri/spec"
+	"crisp/image"
+	"crisp/network"
+	"crisp/runtime/cgroup"
+	"crisp/runtime/keeper/client"
+	"crisp/runtime/launch"
+)
+
+// Images is what pods need of the image service.
+type Images interface {
+	Get(ref string) (image.Image, error)
+	Prepare(ctx context.Context, id, imageID string, uids, gids []image.IDMap) error
+	Mount(ctx context.Context, id string, userns *os.File) (*os.File, error)
+	MountImage(ctx context.Context, imageID, subPath string, userns *os.File) (*os.File, error)
+	Discard(ctx context.Context, id string) error
+}
+
+// Network connects a pod's network namespace. Detach is idempotent and works
+// when the namespace, or the whole boot it belonged to, is gone.
+type Network interface {
+	Attach(ctx context.Context, a network.Attachment) (network.Result, error)
+	Detach(ctx context.Context, a network.Attachment) error
+}
+
+// Options are what a [Manager] is made of.
+type Options struct {
+	// Root is the folder for records (kept over a reboot), NetNSDir the one
+	// where network namespaces are pinned.
+	Root, NetNSDir string
+	Keeper         *client.Client
+	Launcher       *launch.Launcher
+	Cgroups        *cgroup.Node
+	Images         Images
+	Network        Network
+	// Host, Node and Seccomp tell package spec about the machine.
+	Host    spec.Host
+	Node    spec.Node
+	Seccomp spec.Seccomp
+	// Defaults are the node's choices for containers.
+	Defaults spec.Defaults
+	// Handlers are the runtime handlers that pods may name besides "".
+	Handlers []string
+	// MaxLogLine is the length in bytes at which a log line is split.
+	MaxLogLine int
+}
+
+// Manager owns the pods of a node.
+type Manager struct {
+	Options
+	store  store
+	bootID string
+	events broadcaster
+
+	// ctx ends when the daemon does; operations under way are waited for by Close.
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	// mu guards the maps below and is never held across I/O.
+	mu         sync.RWMutex
+	pods       map[string]*pod
+	containers map[string]*pod // by container id
+	names      map[string]string
+	ops        map[string]*operation
+	sessions   map[string]*session // exec sessions by keeper id
+}
+
+// Open loads what the last daemon left, reconciles it with the kernel, and
+// starts to follow the keeper's exits.
+func Open(ctx context.Context, o Options) (*Manager, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read boot id: %w", err)
+	}
+	m := &Manager{
+		Options:    o,
+		store:      store{dir: filepath.Join(o.Root, "pods")},
+		bootID:     strings.TrimSpace(string(boot)),
+		pods:       map[string]*pod{},
+		containers: map[string]*pod{},
+		names:      map[string]string{},
+		ops:        map[string]*operation{},
+		sessions:   map[string]*session{},
+	}
+	for _, dir := range []string{m.store.dir, o.NetNSDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make folder for pods: %w", err)
+		}
+	}
+	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if err := m.recover(ctx); err != nil {
+		m.cancel()
+		return nil, err
+	}
+	m.wg.Go(m.followExits)
+	return m, nil
+}
+
+// Close stops following pods and waits for the operations under way. Pods and
+// containers run on.
+func (m *Manager) Close() {
+	m.cancel()
+	m.events.close()
+	m.wg.Wait()
+}
+
+// newID returns a fresh 64-digit hexadecimal id.
+func newID() string {
+	var b [32]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// operation is a change under way that several callers may wait for.
+type operation struct {
+	done chan struct{}
+	id   string
+	err  error
+}
+
+// join runs do under the given key, unless that is under way already, and
+// waits for its end or the caller's. The work itself goes on without the caller.
+func (m *Manager) join(ctx context.Context, key string, do func(context.Context) (string, error)) (string, error) {
+	m.mu.Lock()
+	op := m.ops[key]
+	if op == nil {
+		op = &operation{done: make(chan struct{})}
+		m.ops[key] = op
+		m.wg.Go(func() {
+			work, cancel := context.WithTimeout(context.WithoutCancel(ctx), operationTimeout)
+			defer cancel()
+			op.id, op.err = do(work)
+			m.mu.Lock()
+			delete(m.ops, key)
+			m.mu.Unlock()
+			close(op.done)
+		})
+	}
+	m.mu.Unlock()
+	select {
+	case <-op.done:
+		return op.id, op.err
+	case <-ctx.Done():
+		return "", fmt.Errorf("wait for %s, which goes on: %w", key, ctx.Err())
+	}
+}
+
+// operationTimeout bounds an operation that outlived its callers.
+const operationTimeout = 5 * time.Minute
+
+func (m *Manager) register(p *pod) {
+	r := p.record()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pods[r.ID] = p
+	m.names[sandboxKey(r.Config.Msg.GetMetadata())] = r.ID
+	for _, c := range r.Containers {
+		m.containers[c.ID] = p
+	}
+}
+
+func (m *Manager) unregister(p *pod) {
+	r := p.record()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.pods, r.ID)
+	if key := sandboxKey(r.Config.Msg.GetMetadata()); m.names[key] == r.ID {
+		delete(m.names, key)
+	}
+	for _, c := range r.Containers {
+		delete(m.containers, c.ID)
+	}
+}
+
+// find resolves an id or a unique prefix of one in an index.
+func find[V any](m *Manager, index map[string]V, kind, id string) (V, string, error) {
+	var zero V
+	if id == "" {
+		return zero, "", fmt.Errorf("%w: empty %s id", ErrInvalid, kind)
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if v, ok := index[id]; ok {
+		return v, id, nil
+	}
+	var match string
+	for full := range index {
+		if strings.HasPrefix(full, id) {
+			if match != "" {
+				return zero, "", fmt.Errorf("%s %s: %w", kind, id, ErrAmbiguous)
+			}
+			match = full
+		}
+	}
+	if match == "" {
+		return zero, "", fmt.Errorf("%s %s: %w", kind, id, ErrNotFound)
+	}
+	return index[match], match, nil
+}
+
+func (m *Manager) pod(id string) (*pod, error) {
+	p, _, err := find(m, m.pods, "sandbox", id)
+	return p, err
+}
+
+// container returns a container's pod and full id.
+func (m *Manager) container(id string) (*pod, string, error) {
+	return find(m, m.containers, "container", id)
+}
+
+// Sandbox returns the record of the sandbox with the given id or id prefix.
+func (m *Manager) Sandbox(id string) (*Record, error) {
+	p, err := m.pod(id)
+	if err != nil {
+		return nil, err
+	}
+	return p.record(), nil
+}
+
+// Container returns a container by id or id prefix, with the record of its pod.
+func (m *Manager) Container(id string) (*Container, *Record, error) {
+	p, full, err := m.container(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := p.record()
+	c := r.Container(full)
+	if c == nil {
+		return nil, nil, fmt.Errorf("container %s: %w", id, ErrNotFound)
+	}
+	return c, r, nil
+}
+
+// Sandboxes returns the records of all pods, newest first. It never waits for
+// an operation.
+func (m *Manager) Sandboxes() []*Record {
+	m.mu.RLock()
+	out := make([]*Record, 0, len(m.pods))
+	for _, p := range m.pods {
+		if r := p.record(); !p.starting.Load() {
+			out = append(out, r)
+		}
+	}
+	m.mu.RUnlock()
+	slices.SortFunc(out, func(a, b *Record) int { return int(b.CreatedAt - a.CreatedAt) })
+	return out
+}
+
+// sandboxKey is the name under which a sandbox is unique.
+func sandboxKey(md *runtimeapi.PodSandboxMetadata) string {
+	return fmt.Sprintf("sandbox %s/%s (uid %s, attempt %d)", md.GetNamespace(), md.GetName(), md.GetUid(), md.GetAttempt())
+}
+
+// ignoreNotFound makes stopping and removing what is not there a success.
+func ignoreNotFound(err error) error {
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// warn logs what cannot be returned to anybody.
+func warn(err error, what string, args ...any) {
+	if err != nil {
+		klog.ErrorS(err, what, args...)
+	}
+}

@@ -1,0 +1,149 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"crisp/runtime/cgroup"
+)
+
+// pod is a record with the descriptors behind it.
+type pod struct {
+	m *Manager
+	// starting hides the pod from lists until its first operation ended.
+	starting atomic.Bool
+	// op serialises operations with several effects; a channel, so that a
+	// waiting caller can give up.
+	op  chan struct{}
+	rec atomic.Pointer[Record]
+
+	// mu guards the fields below and orders the writers of rec. It is held
+	// across one small file write, never across an operation.
+	mu         sync.Mutex
+	gone       bool
+	namespaces map[string]*os.File // by type: user, net, ipc, uts, mnt, pid
+	processes  map[string]*process // by container id, while and after running
+}
+
+// process is a container's first process and the descriptors that belong to it.
+type process struct {
+	pid   int
+	pidfd *os.File
+	// started is closed once the start is recorded, exited once the end is.
+	started, exited chan struct{}
+	// terminal is the pty master, stdin the write end of the input pipe,
+	// stdout and stderr the read ends that keep writers alive if the keeper dies.
+	terminal, stdin, stdout, stderr *os.File
+	// rootfs is the detached root mount between create and start.
+	rootfs *os.File
+	group  *cgroup.Group
+}
+
+func newPod(m *Manager, r *Record) *pod {
+	p := &pod{m: m, op: make(chan struct{}, 1), namespaces: map[string]*os.File{}, processes: map[string]*process{}}
+	p.rec.Store(r)
+	return p
+}
+
+func (p *pod) record() *Record { return p.rec.Load() }
+
+// lock begins an operation; the returned function ends it.
+func (p *pod) lock(ctx context.Context) (func(), error) {
+	select {
+	case p.op <- struct{}{}:
+		return func() { <-p.op }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for the operation under way on sandbox %s: %w", p.record().ID, ctx.Err())
+	}
+}
+
+// update writes a changed record to disk and then publishes it.
+func (p *pod) update(sync bool, change func(*Record)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone {
+		return fmt.Errorf("sandbox %s: %w", p.record().ID, ErrNotFound)
+	}
+	next := p.record().clone()
+	change(next)
+	if err := p.m.store.save(next, sync); err != nil {
+		return err
+	}
+	p.rec.Store(next)
+	return nil
+}
+
+// note records a phase of the sandbox.
+func (p *pod) note(phase string, sync bool) error {
+	return p.update(sync, func(r *Record) { r.Phase = phase })
+}
+
+// updateContainer changes one container's part of the record.
+func (p *pod) updateContainer(id string, change func(*Container)) error {
+	found := false
+	err := p.update(false, func(r *Record) { found = r.edit(id, change) })
+	if err == nil && !found {
+		return fmt.Errorf("container %s: %w", id, ErrNotFound)
+	}
+	return err
+}
+
+func (p *pod) process(id string) *process {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.processes[id]
+}
+
+func (p *pod) setProcess(id string, pr *process) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.processes[id] = pr
+}
+
+// takeProcess removes a container's process from the pod.
+func (p *pod) takeProcess(id string) *process {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr := p.processes[id]
+	delete(p.processes, id)
+	return pr
+}
+
+func (p *pod) namespace(kind string) *os.File {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.namespaces[kind]
+}
+
+// setNamespaces takes over the descriptors of the pod's namespaces.
+func (p *pod) setNamespaces(ns map[string]*os.File) {
+	p.mu.Lock()
+	old := p.namespaces
+	p.namespaces = ns
+	p.mu.Unlock()
+	for _, f := range old {
+		f.Close()
+	}
+}
+
+func newProcess() *process {
+	return &process{started: make(chan struct{}), exited: make(chan struct{})}
+}
+
+// close gives up the descriptors of a process.
+func (pr *process) close() error {
+	if pr == nil {
+		return nil
+	}
+	var errs []error
+	for _, f := range []*os.File{pr.pidfd, pr.terminal, pr.stdin, pr.stdout, pr.stderr, pr.rootfs} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
+}

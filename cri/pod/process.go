@@ -1,0 +1,96 @@
+package pod
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// identify reads what tells a process from a later one with the same pid.
+func identify(pid int) (*Process, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	// The second field is the command in parentheses and may hold anything.
+	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+	const startTime = 22 - 3 // fields are counted from 1, and two are cut off
+	if len(fields) <= startTime {
+		return nil, fmt.Errorf("/proc/%d/stat has only %d fields", pid, len(fields)+2)
+	}
+	ticks, err := strconv.ParseUint(string(fields[startTime]), 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("start time of process %d: %w", pid, err)
+	}
+	return &Process{Pid: pid, StartTicks: ticks}, nil
+}
+
+// open returns a pidfd of the process, or nil if it is gone.
+func (pr *Process) open() (*os.File, error) {
+	fd, err := unix.PidfdOpen(pr.Pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pr.Pid, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	now, err := identify(pr.Pid)
+	if err != nil || *now != *pr {
+		f.Close()
+		return nil, nil
+	}
+	return f, nil
+}
+
+// killProcess sends SIGKILL to exactly that process; a dead one is fine.
+func killProcess(pr *Process) error {
+	f, err := pr.open()
+	if f == nil {
+		return err
+	}
+	defer f.Close()
+	return signal(f, unix.SIGKILL)
+}
+
+// signal sends a signal through a pidfd; a dead process is fine.
+func signal(pidfd *os.File, sig unix.Signal) error {
+	err := unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
+}
+
+// signal0 fails if the process behind a pidfd is gone.
+func signal0(pidfd *os.File) error {
+	return unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0)
+}
+
+// signal sends a signal to the container's first process; a dead one is fine.
+func (pr *process) signal(sig unix.Signal) error {
+	select {
+	case <-pr.exited:
+		return nil
+	default:
+		return signal(pr.pidfd, sig)
+	}
+}
+
+// processState returns what /proc says a process is doing, for errors.
+func processState(pid int) string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return "state unknown"
+	}
+	for line := range bytes.Lines(data) {
+		if rest, ok := bytes.CutPrefix(line, []byte("State:")); ok {
+			return "state " + string(bytes.TrimSpace(rest))
+		}
+	}
+	return "state unknown"
+}

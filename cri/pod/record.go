@@ -1,0 +1,261 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/durable"
+)
+
+// recordVersion is the format of record files that this build writes.
+const recordVersion = 1
+
+// Record is what is known of a pod. It is immutable once published: change a
+// clone. On disk it is ROOT/pods/ID/record.json.
+type Record struct {
+	Version int
+	// BootID is the kernel's boot id at creation: processes and namespaces of
+	// another boot are gone, whatever the rest says.
+	BootID string
+	ID     string
+	Config Message[*runtimeapi.PodSandboxConfig]
+	// Handler is the runtime handler asked for, "" for the default.
+	Handler string
+	// CreatedAt is in nanoseconds since the epoch.
+	CreatedAt int64
+	// Phase is the last step of sandboxSteps that was begun, phaseReady when
+	// all are done, phaseStopped after StopPodSandbox.
+	Phase string
+	// NetNS is the path at which the pod's network namespace is pinned.
+	NetNS string   `json:",omitempty"`
+	IPs   []string `json:",omitempty"`
+	// Pause is PID 1 of a pod that shares its PID namespace.
+	Pause *Process `json:",omitempty"`
+	// Reason says why a sandbox is not ready, for its status.
+	Reason string `json:",omitempty"`
+	// Overhead and Resources are what UpdatePodSandboxResources last said.
+	Overhead   *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
+	Resources  *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
+	Containers []*Container
+}
+
+// Process names a process beyond the reuse of its pid.
+type Process struct {
+	Pid int
+	// StartTicks is field 22 of /proc/PID/stat: clock ticks since boot.
+	StartTicks uint64
+}
+
+// Container is what is known of a container; immutable like its [Record].
+type Container struct {
+	ID     string
+	Config Message[*runtimeapi.ContainerConfig]
+	// ImageID is the id of the image whose layers are the root file system;
+	// ImageRef is what the user asked for.
+	ImageID, ImageRef string
+	// Phase is the last step of containerSteps that was begun, phaseReady
+	// when all are done.
+	Phase string
+	// Times are in nanoseconds since the epoch, zero for "not yet".
+	CreatedAt, StartedAt, FinishedAt int64
+	ExitCode                         int32
+	Reason, Message                  string `json:",omitempty"`
+	Process                          *Process
+	CgroupPath                       string
+	LogPath                          string `json:",omitempty"`
+	StopSignal                       int32
+	User                             UserIDs
+	// Left marks a creation that failed and could not be undone.
+	Left bool `json:",omitempty"`
+	// Resources are the limits in force, updates merged in.
+	Resources *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
+	// PIDTarget is the container whose PID namespace this one joins.
+	PIDTarget string `json:",omitempty"`
+	// ImageVolumes are the image mounts, in the order of the spec.
+	ImageVolumes []ImageVolume `json:",omitempty"`
+}
+
+// ImageVolume is an image, or a folder of it, mounted at Path.
+type ImageVolume struct {
+	Path, ImageID string
+	SubPath       string `json:",omitempty"`
+}
+
+// UserIDs is the identity with which a container's first process starts.
+type UserIDs struct {
+	UID, GID uint32
+	Groups   []uint32 `json:",omitempty"`
+}
+
+// State derives the CRI state from the container's times.
+func (c *Container) State() runtimeapi.ContainerState {
+	switch {
+	case c.Phase != phaseReady:
+		return runtimeapi.ContainerState_CONTAINER_UNKNOWN
+	case c.FinishedAt != 0:
+		return runtimeapi.ContainerState_CONTAINER_EXITED
+	case c.StartedAt != 0:
+		return runtimeapi.ContainerState_CONTAINER_RUNNING
+	default:
+		return runtimeapi.ContainerState_CONTAINER_CREATED
+	}
+}
+
+// StateName is the state as a person writes it.
+func (c *Container) StateName() string {
+	return strings.ToLower(strings.TrimPrefix(c.State().String(), "CONTAINER_"))
+}
+
+// Listed reports whether the container shows: not while it is created.
+func (c *Container) Listed() bool { return c.Phase == phaseReady || c.Left }
+
+// Ready reports whether the sandbox is in the READY state.
+func (r *Record) Ready() bool { return r.Phase == phaseReady }
+
+// Container returns the container with the given id, or nil.
+func (r *Record) Container(id string) *Container {
+	for _, c := range r.Containers {
+		if c.ID == id {
+			return c
+		}
+	}
+	return nil
+}
+
+func (r *Record) clone() *Record {
+	n := *r
+	n.Containers = slices.Clone(r.Containers)
+	return &n
+}
+
+// edit replaces the container with the given id by a changed copy.
+func (r *Record) edit(id string, change func(*Container)) bool {
+	for i, c := range r.Containers {
+		if c.ID == id {
+			n := *c
+			change(&n)
+			r.Containers[i] = &n
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Record) drop(id string) {
+	r.Containers = slices.DeleteFunc(r.Containers, func(c *Container) bool { return c.ID == id })
+}
+
+// Message is a protobuf message inside a record, kept with its JSON form so
+// that a record is encoded without walking its messages again.
+type Message[M proto.Message] struct {
+	Msg M
+	raw json.RawMessage
+}
+
+func message[M proto.Message](m M) (Message[M], error) {
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		return Message[M]{}, fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+	}
+	return Message[M]{Msg: m, raw: raw}, nil
+}
+
+// MarshalJSON returns the message in protobuf's JSON form.
+func (m Message[M]) MarshalJSON() ([]byte, error) {
+	if m.raw == nil {
+		return []byte("null"), nil
+	}
+	return m.raw, nil
+}
+
+// UnmarshalJSON reads protobuf's JSON form; fields of a newer API are passed over.
+func (m *Message[M]) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil
+	}
+	var zero M
+	msg := zero.ProtoReflect().New().Interface().(M)
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, msg); err != nil {
+		return err
+	}
+	m.Msg, m.raw = msg, slices.Clone(data)
+	return nil
+}
+
+// store puts records on disk, one folder a pod.
+type store struct{ dir string }
+
+func (s store) podDir(id string) string { return filepath.Join(s.dir, id) }
+
+func (s store) recordPath(id string) string { return filepath.Join(s.podDir(id), "record.json") }
+
+// save writes a record; with sync it also survives a power cut.
+func (s store) save(r *Record, sync bool) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode record of pod %s: %w", r.ID, err)
+	}
+	write := durable.ReplaceFile
+	if sync {
+		write = durable.WriteFile
+	}
+	if err := write(s.recordPath(r.ID), data, 0o600); err != nil {
+		return fmt.Errorf("write record of pod %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// loaded is one folder of the store: a record, or why there is none.
+type loaded struct {
+	id     string
+	record *Record
+	err    error
+}
+
+// load reads every record. Each one loads alone: a bad one is returned with
+// its error and hides no other.
+func (s store) load() ([]loaded, error) {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list pod records: %w", err)
+	}
+	var out []loaded
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		r, err := s.loadOne(e.Name())
+		out = append(out, loaded{id: e.Name(), record: r, err: err})
+	}
+	return out, nil
+}
+
+func (s store) loadOne(id string) (*Record, error) {
+	data, err := os.ReadFile(s.recordPath(id))
+	if err != nil {
+		return nil, err
+	}
+	var r Record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", s.recordPath(id), err)
+	}
+	switch {
+	case r.Version != recordVersion:
+		return nil, fmt.Errorf("%s has version %d, this build reads %d", s.recordPath(id), r.Version, recordVersion)
+	case r.ID != id || r.Config.Msg.GetMetadata() == nil:
+		return nil, fmt.Errorf("%s is incomplete", s.recordPath(id))
+	}
+	return &r, nil
+}

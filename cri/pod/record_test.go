@@ -1,0 +1,188 @@
+package pod
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/keeper/client"
+)
+
+func testRecord(t *testing.T, id string) *Record {
+	t.Helper()
+	sandbox, err := message(&runtimeapi.PodSandboxConfig{
+		Metadata:    &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u1", Attempt: 3},
+		Annotations: map[string]string{"ключ": "значение\n\"quoted\""},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctr, err := message(&runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
+		Envs:     []*runtimeapi.KeyValue{{Key: "RAW", Value: []byte{0xff, 0, '\n'}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Record{
+		Version: recordVersion, BootID: "boot", ID: id, Config: sandbox, CreatedAt: 7, Phase: phaseReady,
+		NetNS: "/run/netns/x", IPs: []string{"10.0.0.2", "fd00::2"},
+		Containers: []*Container{{ID: "c1", Config: ctr, Phase: phaseReady, CreatedAt: 8, StartedAt: 9, Process: &Process{Pid: 4, StartTicks: 5}}},
+	}
+}
+
+func TestRecordRoundTrip(t *testing.T) {
+	s := store{dir: t.TempDir()}
+	for _, sync := range []bool{false, true} {
+		want := testRecord(t, "p1")
+		if err := os.MkdirAll(s.podDir("p1"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.save(want, sync); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.loadOne("p1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !proto.Equal(got.Config.Msg, want.Config.Msg) {
+			t.Errorf("sandbox configuration %v, want %v", got.Config.Msg, want.Config.Msg)
+		}
+		c := got.Container("c1")
+		if c == nil || !proto.Equal(c.Config.Msg, want.Containers[0].Config.Msg) {
+			t.Fatalf("container %+v", c)
+		}
+		if v := c.Config.Msg.GetEnvs()[0].GetValue(); !bytes.Equal(v, []byte{0xff, 0, '\n'}) {
+			t.Errorf("variable %q lost its bytes", v)
+		}
+		if c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING || *c.Process != (Process{Pid: 4, StartTicks: 5}) {
+			t.Errorf("state %v, process %+v", c.State(), c.Process)
+		}
+	}
+}
+
+func TestBadRecordsHideNoOther(t *testing.T) {
+	s := store{dir: t.TempDir()}
+	for id, data := range map[string]string{
+		"empty": "", "torn": `{"Version":1,"ID":"torn","Con`, "future": `{"Version":99,"ID":"future"}`,
+		"other": `{"Version":1,"ID":"somebody"}`, "nothing": `{"Version":1,"ID":"nothing"}`,
+	} {
+		if err := os.MkdirAll(s.podDir(id), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(s.recordPath(id), []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(s.dir, "missing"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(s.podDir("good"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.save(testRecord(t, "good"), false); err != nil {
+		t.Fatal(err)
+	}
+	list, err := s.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 7 {
+		t.Errorf("%d of 7 folders listed", len(list))
+	}
+	for _, l := range list {
+		if (l.err == nil) != (l.id == "good") || (l.record != nil) != (l.id == "good") {
+			t.Errorf("%s: record %v, error %v", l.id, l.record, l.err)
+		}
+	}
+}
+
+func TestEditLeavesThePublishedRecordAlone(t *testing.T) {
+	r := testRecord(t, "p1")
+	next := r.clone()
+	if !next.edit("c1", func(c *Container) { c.FinishedAt = 10 }) {
+		t.Fatal("container not found")
+	}
+	next.drop("c1")
+	if c := r.Container("c1"); c == nil || c.FinishedAt != 0 {
+		t.Errorf("published record changed: %+v", c)
+	}
+	if next.Container("c1") != nil {
+		t.Error("container not dropped")
+	}
+}
+
+func TestState(t *testing.T) {
+	for name, tc := range map[string]struct {
+		c    Container
+		want runtimeapi.ContainerState
+	}{
+		"being made": {Container{Phase: "make spec"}, runtimeapi.ContainerState_CONTAINER_UNKNOWN},
+		"created":    {Container{Phase: phaseReady}, runtimeapi.ContainerState_CONTAINER_CREATED},
+		"running":    {Container{Phase: phaseReady, StartedAt: 1}, runtimeapi.ContainerState_CONTAINER_RUNNING},
+		"exited":     {Container{Phase: phaseReady, StartedAt: 1, FinishedAt: 2}, runtimeapi.ContainerState_CONTAINER_EXITED},
+	} {
+		if got := tc.c.State(); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
+func TestJudgeSandbox(t *testing.T) {
+	whole := facts{sameBoot: true, held: true}
+	for name, tc := range map[string]struct {
+		phase string
+		pause bool
+		f     facts
+		want  verdict
+	}{
+		"ready":                {phaseReady, false, whole, keepPod},
+		"ready with pause":     {phaseReady, true, whole, keepPod},
+		"pause gone":           {phaseReady, true, facts{sameBoot: true, held: true, pauseEnded: true}, unreadyPod},
+		"no pause to be gone":  {phaseReady, false, facts{sameBoot: true, held: true, pauseEnded: true}, keepPod},
+		"namespaces gone":      {phaseReady, false, facts{sameBoot: true}, unreadyPod},
+		"after a reboot":       {phaseReady, false, facts{held: true}, unreadyPod},
+		"stopped":              {phaseStopped, false, facts{}, keepPod},
+		"stop was cut short":   {phaseStopping, false, facts{}, keepPod},
+		"run was cut short":    {"attach network", false, whole, undoPod},
+		"cut short and reboot": {"make files", false, facts{}, undoPod},
+	} {
+		r := &Record{Phase: tc.phase}
+		if tc.pause {
+			r.Pause = &Process{Pid: 1}
+		}
+		if got := judgeSandbox(r, tc.f); got != tc.want {
+			t.Errorf("%s: verdict %d, want %d", name, got, tc.want)
+		}
+	}
+}
+
+func TestJudgeContainer(t *testing.T) {
+	running := &client.Entry{ID: "c"}
+	ended := &client.Entry{ID: "c", Exit: &client.Exit{Code: 3}}
+	for name, tc := range map[string]struct {
+		c        Container
+		sameBoot bool
+		e        *client.Entry
+		want     containerVerdict
+	}{
+		"created":                  {Container{Phase: phaseReady}, true, nil, keepContainer},
+		"create cut short":         {Container{Phase: "make spec"}, true, nil, undoContainer},
+		"left over":                {Container{Phase: "make spec", Left: true}, true, nil, keepContainer},
+		"running":                  {Container{Phase: phaseReady, StartedAt: 1}, true, running, adoptContainer},
+		"start was not recorded":   {Container{Phase: phaseReady}, true, running, adoptContainer},
+		"ended meanwhile":          {Container{Phase: phaseReady, StartedAt: 1}, true, ended, endContainer},
+		"ended before it was told": {Container{Phase: phaseReady}, true, ended, endContainer},
+		"holder gone":              {Container{Phase: phaseReady, StartedAt: 1}, true, nil, loseContainer},
+		"after a reboot":           {Container{Phase: phaseReady, StartedAt: 1}, false, nil, loseContainer},
+		"exited":                   {Container{Phase: phaseReady, StartedAt: 1, FinishedAt: 2}, true, ended, keepContainer},
+	} {
+		if got := judgeContainer(&tc.c, tc.sameBoot, tc.e); got != tc.want {
+			t.Errorf("%s: verdict %d, want %d", name, got, tc.want)
+		}
+	}
+}

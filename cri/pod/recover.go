@@ -1,0 +1,245 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crisp/runtime/keeper/client"
+)
+
+// recoverTimeout bounds what is done for one pod before the daemon serves.
+const recoverTimeout = 10 * time.Second
+
+// verdict is what becomes of a pod that the last daemon left.
+type verdict int
+
+const (
+	// keepPod: as recorded.
+	keepPod verdict = iota
+	// undoPod: its creation was cut short; nobody was told its id.
+	undoPod
+	// unreadyPod: recorded as ready, but its namespaces are gone.
+	unreadyPod
+)
+
+// facts are what the kernel and the keeper know of a pod.
+type facts struct {
+	sameBoot bool
+	// held says that the keeper has the sandbox's namespaces.
+	held bool
+	// pauseEnded says that the pod's first process, if it has one, is gone.
+	pauseEnded bool
+}
+
+// judgeSandbox decides on a sandbox; it looks at nothing but its arguments.
+func judgeSandbox(r *Record, f facts) verdict {
+	switch {
+	case r.Phase == phaseStopped, r.Phase == phaseStopping:
+		return keepPod
+	case r.Phase != phaseReady:
+		return undoPod
+	case !f.sameBoot, !f.held, r.Pause != nil && f.pauseEnded:
+		return unreadyPod
+	}
+	return keepPod
+}
+
+// containerVerdict is what becomes of a container.
+type containerVerdict int
+
+const (
+	keepContainer containerVerdict = iota
+	// undoContainer: its creation was cut short.
+	undoContainer
+	// adoptContainer: it runs; take over its process.
+	adoptContainer
+	// endContainer: its end is known and not yet recorded.
+	endContainer
+	// loseContainer: it ran and is gone, and nobody knows how it ended.
+	loseContainer
+)
+
+// judgeContainer decides on a container, given the keeper's entry or nil.
+func judgeContainer(c *Container, sameBoot bool, e *client.Entry) containerVerdict {
+	switch {
+	case c.Left:
+		return keepContainer
+	case c.Phase != phaseReady:
+		return undoContainer
+	case c.FinishedAt != 0:
+		return keepContainer
+	case e != nil && e.Exit != nil:
+		return endContainer
+	case e != nil && sameBoot:
+		return adoptContainer // also one whose start was not yet recorded
+	case c.StartedAt != 0:
+		return loseContainer
+	}
+	return keepContainer
+}
+
+// recover loads the records and brings them and the machine together.
+func (m *Manager) recover(ctx context.Context) error {
+	records, err := m.store.load()
+	if err != nil {
+		return err
+	}
+	list, err := m.Keeper.List(ctx)
+	if err != nil {
+		return fmt.Errorf("ask the keeper what it holds: %w", err)
+	}
+	entries := map[string]*client.Entry{}
+	for i := range list {
+		entries[list[i].ID] = &list[i]
+	}
+	var wg sync.WaitGroup
+	for _, l := range records {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+			defer cancel()
+			p := m.revive(l, entries)
+			warn(p.reconcile(ctx, l.record != nil, entries), "recover a pod", "sandbox", l.id)
+		})
+	}
+	wg.Wait()
+	m.dropStrangers(ctx, list)
+	return nil
+}
+
+// revive makes the pod of a record. One whose record cannot be read is listed
+// as not ready under what its folder's name tells, so that it can be removed.
+func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
+	r := l.record
+	if r == nil {
+		klog.ErrorS(l.err, "Set a damaged pod record aside", "sandbox", l.id)
+		msg, _ := message(&runtimeapi.PodSandboxConfig{
+			Metadata: &runtimeapi.PodSandboxMetadata{Name: "damaged-" + l.id[:min(12, len(l.id))], Namespace: "unknown", Uid: l.id},
+		})
+		r = &Record{
+			Version: recordVersion, BootID: m.bootID, ID: l.id, Config: msg, CreatedAt: time.Now().UnixNano(),
+			Phase: phaseStopping, Reason: "its record is damaged: " + l.err.Error(),
+		}
+	}
+	p := newPod(m, r)
+	if e := entries[r.ID]; e != nil && e.Namespaces != nil {
+		p.setNamespaces(e.Namespaces)
+	}
+	m.register(p)
+	return p
+}
+
+// reconcile carries out the verdicts on a pod and its containers.
+func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*client.Entry) error {
+	if !readable {
+		return os.Rename(p.m.store.recordPath(p.record().ID), p.m.store.recordPath(p.record().ID)+".damaged")
+	}
+	r := p.record()
+	e := entries[r.ID]
+	f := facts{sameBoot: r.BootID == p.m.bootID, held: e != nil && len(e.Namespaces) > 0, pauseEnded: e == nil || e.Exit != nil}
+	var errs []error
+	for _, c := range r.Containers {
+		if err := p.reconcileContainer(ctx, c, f.sameBoot, entries[c.ID]); err != nil {
+			errs = append(errs, fmt.Errorf("container %s: %w", c.ID, err))
+		}
+	}
+	switch judgeSandbox(r, f) {
+	case undoPod:
+		if err := unwind(ctx, sandboxSteps, r.Phase, p); err != nil {
+			errs = append(errs, err)
+		} else {
+			errs = append(errs, p.forget())
+		}
+	case unreadyPod:
+		errs = append(errs, p.update(false, func(r *Record) {
+			r.Phase, r.Reason = phaseStopping, "its namespaces did not outlive their holders"
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot bool, e *client.Entry) error {
+	switch judgeContainer(c, sameBoot, e) {
+	case undoContainer:
+		if err := unwind(ctx, containerSteps, c.Phase, &making{p: p, id: c.ID}); err != nil {
+			return errors.Join(err, p.updateContainer(c.ID, func(c *Container) { c.Left = true }))
+		}
+		p.m.unindex(c.ID)
+		return p.update(false, func(r *Record) { r.drop(c.ID) })
+	case adoptContainer, endContainer:
+		if err := p.adopt(c, e); err != nil {
+			return err
+		}
+		if e.Exit != nil {
+			p.containerExited(c.ID, *e.Exit)
+		}
+	case loseContainer:
+		return p.lose(ctx, c)
+	}
+	return nil
+}
+
+// adopt takes over a process that an earlier daemon started.
+func (p *pod) adopt(c *Container, e *client.Entry) error {
+	pr := newProcess()
+	pr.pid, pr.pidfd, pr.terminal = e.Pid, e.PidFD, e.Terminal
+	pr.stdin, pr.stdout, pr.stderr = e.Kept["stdin"], e.Kept["stdout"], e.Kept["stderr"]
+	if pr.terminal != nil && c.Config.Msg.GetStdin() {
+		pr.stdin = pr.terminal
+	}
+	group, err := p.m.Cgroups.Open(c.CgroupPath)
+	if err == nil {
+		pr.group = group
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	p.setProcess(c.ID, pr)
+	close(pr.started)
+	if c.StartedAt != 0 {
+		return nil
+	}
+	identity, err := identify(e.Pid)
+	if err != nil {
+		identity = &Process{Pid: e.Pid}
+	}
+	return p.updateContainer(c.ID, func(c *Container) {
+		c.StartedAt, c.Process = e.StartedAt.UnixNano(), identity
+	})
+}
+
+// lose ends what may be left of a container whose holder is gone.
+func (p *pod) lose(ctx context.Context, c *Container) error {
+	if group, err := p.m.Cgroups.Open(c.CgroupPath); err == nil {
+		if err := group.Kill(ctx); err != nil {
+			return err
+		}
+	}
+	return p.updateContainer(c.ID, func(c *Container) {
+		c.FinishedAt, c.ExitCode, c.Reason = time.Now().UnixNano(), exitUnknown, reasonUnknown
+		c.Message = "how the container ended is not known: its holder was gone when the daemon started"
+	})
+}
+
+// dropStrangers lets the keeper forget what no record knows, such as exec
+// sessions of the last daemon.
+func (m *Manager) dropStrangers(ctx context.Context, list []client.Entry) {
+	for _, e := range list {
+		m.mu.RLock()
+		known := m.pods[e.ID] != nil || m.containers[e.ID] != nil
+		m.mu.RUnlock()
+		if known {
+			continue
+		}
+		if e.PidFD != nil {
+			warn(signal(e.PidFD, 9), "kill a process of no record", "id", e.ID)
+		}
+		e.Close()
+		warn(m.Keeper.Forget(ctx, e.ID), "forget what has no record", "id", e.ID)
+	}
+}

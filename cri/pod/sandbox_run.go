@@ -1,0 +1,294 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cri/spec"
+	"crisp/network"
+	"crisp/network/netns"
+	"crisp/runtime/durable"
+	"crisp/runtime/launch"
+)
+
+// sandboxSteps is what a sandbox does to the machine, in order.
+var sandboxSteps = []step[*pod]{
+	{name: "make files", do: (*pod).makeFiles, undo: (*pod).removeFiles},
+	{name: "make namespaces", do: (*pod).makeNamespaces, undo: (*pod).dropNamespaces},
+	{name: "pin network namespace", do: (*pod).pinNetwork, undo: (*pod).unpinNetwork},
+	{name: "attach network", sync: true, do: (*pod).attachNetwork, undo: (*pod).detachNetwork},
+}
+
+// RunSandbox creates and starts a sandbox and returns its id. A call for a
+// sandbox that exists, or is on its way, with the same metadata and
+// configuration gets that one's id.
+func (m *Manager) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if err := spec.ValidateSandbox(cfg); err != nil {
+		return "", err
+	}
+	if handler != "" && !slices.Contains(m.Handlers, handler) {
+		return "", fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, handler, m.Handlers)
+	}
+	return m.join(ctx, sandboxKey(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
+		return m.runSandbox(ctx, cfg, handler)
+	})
+}
+
+func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if id, err := m.existing(cfg); id != "" || err != nil {
+		return id, err
+	}
+	p, err := m.newSandbox(cfg, handler)
+	if err != nil {
+		return "", err
+	}
+	id := p.record().ID
+	release, err := p.lock(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	m.register(p)
+	defer p.starting.Store(false)
+
+	err = walk(ctx, sandboxSteps, p, p.note)
+	if err == nil {
+		m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+		m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+		return id, nil
+	}
+	err = fmt.Errorf("run sandbox %s: %w", sandboxName(cfg.GetMetadata()), err)
+	if leftOver(err) {
+		// It stays listed, so that removing it tries again.
+		warn(p.update(false, func(r *Record) { r.Reason = err.Error() }), "note why a sandbox is left", "sandbox", id)
+		return "", err
+	}
+	return "", errors.Join(err, p.forget())
+}
+
+// existing finds the sandbox that already carries a configuration's metadata.
+func (m *Manager) existing(cfg *runtimeapi.PodSandboxConfig) (string, error) {
+	m.mu.RLock()
+	p := m.pods[m.names[sandboxKey(cfg.GetMetadata())]]
+	m.mu.RUnlock()
+	if p == nil {
+		return "", nil
+	}
+	r := p.record()
+	switch {
+	case !r.Ready():
+		return "", fmt.Errorf("%s is sandbox %s, which is not ready: remove it first: %w", sandboxKey(cfg.GetMetadata()), r.ID, ErrExists)
+	case !proto.Equal(r.Config.Msg, cfg):
+		return "", fmt.Errorf("%s is sandbox %s with another configuration: %w", sandboxKey(cfg.GetMetadata()), r.ID, ErrExists)
+	}
+	return r.ID, nil
+}
+
+// newSandbox makes the pod's folder and its first record.
+func (m *Manager) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (*pod, error) {
+	cfg = proto.Clone(cfg).(*runtimeapi.PodSandboxConfig)
+	msg, err := message(cfg)
+	if err != nil {
+		return nil, err
+	}
+	r := &Record{
+		Version: recordVersion, BootID: m.bootID, ID: newID(), Config: msg, Handler: handler,
+		CreatedAt: time.Now().UnixNano(), Phase: sandboxSteps[0].name,
+	}
+	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
+		r.NetNS = filepath.Join(m.NetNSDir, "crisp-"+r.ID[:20])
+	}
+	p := newPod(m, r)
+	p.starting.Store(true)
+	if err := os.Mkdir(m.store.podDir(r.ID), 0o700); err != nil {
+		return nil, fmt.Errorf("make folder of sandbox %s: %w", r.ID, err)
+	}
+	return p, nil
+}
+
+func sandboxName(md *runtimeapi.PodSandboxMetadata) string {
+	return md.GetNamespace() + "/" + md.GetName()
+}
+
+// makeFiles writes the files that all containers of the pod share, and makes
+// the folder for their logs.
+func (p *pod) makeFiles(context.Context) error {
+	r := p.record()
+	cfg := r.Config.Msg
+	if dir := cfg.GetLogDirectory(); dir != "" {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make log folder: %w", err)
+		}
+	}
+	files, err := spec.SharedFiles(cfg)
+	if err != nil {
+		return err
+	}
+	uid, gid := spec.RootIDs(cfg)
+	for name, data := range files {
+		path := filepath.Join(p.m.store.podDir(r.ID), name)
+		if err := durable.ReplaceFile(path, data, 0o644); err != nil {
+			return err
+		}
+		if uid != 0 || gid != 0 {
+			if err := os.Chown(path, uid, gid); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// removeFiles leaves the record: it goes last, with the folder, in [pod.forget].
+func (p *pod) removeFiles(context.Context) error {
+	dir := p.m.store.podDir(p.record().ID)
+	var errs []error
+	for _, name := range spec.SharedFileNames() {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// makeNamespaces runs the sandbox's plan; the keeper holds what it made.
+func (p *pod) makeNamespaces(ctx context.Context) error {
+	r := p.record()
+	o, err := spec.SandboxOptions(r.Config.Msg)
+	if err != nil {
+		return err
+	}
+	node, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("read the node's host name: %w", err)
+	}
+	o.Hostname = spec.Hostname(r.Config.Msg, node)
+	o.Name = "make namespaces of " + sandboxName(r.Config.Msg.GetMetadata())
+	started, err := p.m.Launcher.Sandbox(ctx, r.ID, o, launch.Held{})
+	if err != nil {
+		return err
+	}
+	p.setNamespaces(started.Namespaces)
+	if started.PidFD == nil {
+		return nil
+	}
+	defer started.PidFD.Close()
+	if !o.PidNS {
+		return nil
+	}
+	pause, err := identify(started.Pid)
+	if err != nil {
+		return fmt.Errorf("identify the pod's first process: %w", err)
+	}
+	return p.update(false, func(r *Record) { r.Pause = pause })
+}
+
+// dropNamespaces lets the kernel free the namespaces: nothing else holds them
+// once the containers are gone.
+func (p *pod) dropNamespaces(ctx context.Context) error {
+	r := p.record()
+	if r.Pause != nil && r.BootID == p.m.bootID {
+		if err := killProcess(r.Pause); err != nil {
+			return fmt.Errorf("kill the pod's first process: %w", err)
+		}
+	}
+	p.setNamespaces(nil)
+	return p.m.Keeper.Forget(ctx, r.ID)
+}
+
+func (p *pod) pinNetwork(context.Context) error {
+	if path := p.record().NetNS; path != "" {
+		return netns.Pin(p.namespace("net"), path)
+	}
+	return nil
+}
+
+func (p *pod) unpinNetwork(context.Context) error {
+	if path := p.record().NetNS; path != "" {
+		return netns.Unpin(path)
+	}
+	return nil
+}
+
+func (p *pod) attachNetwork(ctx context.Context) error {
+	r := p.record()
+	if r.NetNS == "" {
+		return nil
+	}
+	a, err := attachment(r)
+	if err != nil {
+		return err
+	}
+	result, err := p.m.Network.Attach(ctx, a)
+	if err != nil {
+		return err
+	}
+	return p.update(false, func(r *Record) {
+		for _, ip := range result.IPs {
+			r.IPs = append(r.IPs, ip.String())
+		}
+	})
+}
+
+func (p *pod) detachNetwork(ctx context.Context) error {
+	r := p.record()
+	if r.NetNS == "" {
+		return nil
+	}
+	a, err := attachment(r)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(a.NetNS); r.BootID != p.m.bootID || err != nil {
+		a.NetNS = "" // plugins release addresses without it
+	}
+	return p.m.Network.Detach(ctx, a)
+}
+
+// attachment describes the pod to the network.
+func attachment(r *Record) (network.Attachment, error) {
+	cfg := r.Config.Msg
+	a := network.Attachment{
+		ID: r.ID, NetNS: r.NetNS,
+		Name: cfg.GetMetadata().GetName(), Namespace: cfg.GetMetadata().GetNamespace(), UID: cfg.GetMetadata().GetUid(),
+		Annotations: cfg.GetAnnotations(), CgroupParent: cfg.GetLinux().GetCgroupParent(),
+	}
+	if d := cfg.GetDnsConfig(); d != nil {
+		a.DNS = &network.DNS{Servers: d.GetServers(), Searches: d.GetSearches(), Options: d.GetOptions()}
+	}
+	for _, pm := range cfg.GetPortMappings() {
+		if pm.GetHostPort() <= 0 {
+			continue
+		}
+		a.PortMappings = append(a.PortMappings, network.PortMapping{
+			HostPort: pm.GetHostPort(), ContainerPort: pm.GetContainerPort(),
+			Protocol: pm.GetProtocol().String(), HostIP: pm.GetHostIp(),
+		})
+	}
+	return a, nil
+}
+
+// forget removes the pod from memory and its folder from disk if its sandbox
+// was wholly undone; else it says what is left.
+func (p *pod) forget() error {
+	dir := p.m.store.podDir(p.record().ID)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone {
+		return nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove folder of sandbox: %w", err)
+	}
+	p.gone = true
+	p.m.unregister(p)
+	return nil
+}

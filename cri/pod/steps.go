@@ -1,0 +1,99 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Phases that no step has.
+const (
+	// phaseReady follows the last step of a table: the commit point.
+	phaseReady = "ready"
+	// phaseStopped is that of a sandbox whose network and namespaces are gone.
+	phaseStopped = "stopped"
+)
+
+// undoTimeout bounds a rollback, which runs whatever became of the caller.
+const undoTimeout = 2 * time.Minute
+
+// step is one effect on the machine. Its name is recorded before do runs.
+// Undo is idempotent and tolerates that do never happened.
+type step[T any] struct {
+	name string
+	// sync makes the recorded phase survive a power cut, for effects that
+	// outlive the boot, such as a leased address.
+	sync bool
+	// Both are method expressions, so the receiver comes first.
+	do, undo func(T, context.Context) error
+}
+
+// recorder notes durably that a target is in a phase.
+type recorder func(phase string, sync bool) error
+
+// walk runs the steps in order and records phaseReady at the end. If one
+// fails, all begun ones are undone, and the error says which failed.
+func walk[T any](ctx context.Context, steps []step[T], target T, note recorder) error {
+	for _, s := range steps {
+		if err := note(s.name, s.sync); err != nil {
+			return undone(err, rollback(ctx, steps, s.name, target))
+		}
+		if err := s.do(target, ctx); err != nil {
+			return undone(fmt.Errorf("%s: %w", s.name, err), rollback(ctx, steps, s.name, target))
+		}
+	}
+	last := steps[len(steps)-1].name
+	if err := note(phaseReady, false); err != nil {
+		return undone(err, rollback(ctx, steps, last, target))
+	}
+	return nil
+}
+
+// leftError is a failure whose effects could not be undone.
+type leftError struct{ cause, rollback error }
+
+func (e *leftError) Error() string {
+	return fmt.Sprintf("%v; roll back: %v", e.cause, e.rollback)
+}
+
+func (e *leftError) Unwrap() []error { return []error{e.cause, e.rollback} }
+
+func undone(cause, rollback error) error {
+	if rollback == nil {
+		return cause
+	}
+	return &leftError{cause: cause, rollback: rollback}
+}
+
+// leftOver reports whether a failed walk left effects on the machine.
+func leftOver(err error) bool {
+	var l *leftError
+	return errors.As(err, &l)
+}
+
+// rollback is unwind for a caller that may have given up.
+func rollback[T any](ctx context.Context, steps []step[T], phase string, target T) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	return unwind(ctx, steps, phase, target)
+}
+
+// unwind undoes the steps from the one named phase back to the first. A phase
+// that names no step means all of them. A failing undo is reported, and the
+// others still run: what depends on an earlier step must tolerate its loss.
+func unwind[T any](ctx context.Context, steps []step[T], phase string, target T) error {
+	from := len(steps) - 1
+	for i, s := range steps {
+		if s.name == phase {
+			from = i
+		}
+	}
+	var errs []error
+	for i := from; i >= 0; i-- {
+		if err := steps[i].undo(target, ctx); err != nil {
+			errs = append(errs, fmt.Errorf("undo %s: %w", steps[i].name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,39 @@
+package cri
+
+import (
+	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"crisp/cri/pod"
+	"crisp/cri/rpcerr"
+	"crisp/cri/spec"
+	"crisp/cri/stats"
+	"crisp/cri/stream"
+	"crisp/image"
+	"crisp/network"
+)
+
+// Rules gives the errors of the packages beneath their gRPC codes. What no
+// rule covers is Internal.
+func Rules() []rpcerr.Rule {
+	return []rpcerr.Rule{
+		{Err: pod.ErrImageVolume, Code: rpcerr.FailedPrecondition},
+		{Err: pod.ErrNotFound, Code: rpcerr.NotFound},
+		{Err: pod.ErrAmbiguous, Code: rpcerr.InvalidArgument},
+		{Err: pod.ErrInvalid, Code: rpcerr.InvalidArgument},
+		{Err: pod.ErrState, Code: rpcerr.FailedPrecondition},
+		{Err: pod.ErrExists, Code: rpcerr.AlreadyExists},
+		{Err: pod.ErrUnkillable, Code: rpcerr.DeadlineExceeded},
+		{Err: pod.ErrTimeout, Code: rpcerr.DeadlineExceeded},
+		{Err: spec.ErrInvalid, Code: rpcerr.InvalidArgument},
+		{Err: spec.ErrUnsupported, Code: rpcerr.FailedPrecondition},
+		{Err: stats.ErrNotFound, Code: rpcerr.NotFound},
+		{Err: stream.ErrInvalid, Code: rpcerr.InvalidArgument},
+		{Err: image.ErrNotFound, Code: rpcerr.NotFound},
+		{Err: image.ErrAmbiguous, Code: rpcerr.InvalidArgument},
+		{Err: image.ErrInvalidReference, Code: rpcerr.InvalidArgument},
+		{Err: image.ErrUnavailable, Code: rpcerr.Unavailable, Token: crierrors.ErrRegistryUnavailable},
+		{Err: image.ErrDenied, Code: rpcerr.PermissionDenied},
+		{Err: image.ErrUnsupported, Code: rpcerr.FailedPrecondition},
+		{Err: network.ErrNotReady, Code: rpcerr.Unavailable},
+	}
+}

@@ -1,0 +1,95 @@
+package cri
+
+import (
+	"context"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// RunPodSandbox creates and starts a sandbox.
+func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	id, err := s.Pods.RunSandbox(ctx, r.GetConfig(), r.GetRuntimeHandler())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
+}
+
+// StopPodSandbox kills the sandbox's containers and gives back its network.
+func (s *Server) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	if err := s.Pods.StopSandbox(ctx, r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+// RemovePodSandbox removes a sandbox with its containers.
+func (s *Server) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	if err := s.Pods.RemoveSandbox(ctx, r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+// PodSandboxStatus describes one sandbox with its containers.
+func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	now := time.Now().UnixNano()
+	rec, err := s.Pods.Sandbox(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	out := &runtimeapi.PodSandboxStatusResponse{
+		Status: rec.Status(), ContainersStatuses: rec.ContainerStatuses(), Timestamp: now,
+	}
+	if r.GetVerbose() {
+		out.Info, err = verbose(rec.Details())
+	}
+	return out, err
+}
+
+// ListPodSandbox lists sandboxes.
+func (s *Server) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	return &runtimeapi.ListPodSandboxResponse{Items: s.Pods.ListSandboxes(r.GetFilter())}, nil
+}
+
+// StreamPodSandboxes lists sandboxes in batches.
+func (s *Server) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
+	return batches(s.Pods.ListSandboxes(r.GetFilter()), func(items []*runtimeapi.PodSandbox) error {
+		return out.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: items})
+	})
+}
+
+// UpdatePodSandboxResources notes pod-level limits, whose cgroup is kubelet's.
+func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	if err := s.Pods.UpdateSandbox(r.GetPodSandboxId(), r.GetOverhead(), r.GetResources()); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}
+
+// PortForward returns a URL for connections to a pod's ports.
+func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	rec, err := s.Pods.ReadySandbox(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	r.PodSandboxId = rec.ID
+	return s.Streams.GetPortForward(r)
+}
+
+// batchSize is how many objects one message of a stream carries.
+const batchSize = 200
+
+// batches sends a list in pieces; an empty list is one empty message.
+func batches[T any](items []T, send func([]T) error) error {
+	for {
+		n := min(batchSize, len(items))
+		if err := send(items[:n]); err != nil {
+			return err
+		}
+		if items = items[n:]; len(items) == 0 {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,136 @@
+package cri
+
+import (
+	"context"
+	"io"
+
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+
+	"crisp/cri/pod"
+	"crisp/cri/stats"
+	"crisp/cri/stream"
+	"crisp/image"
+	"crisp/network/portforward"
+	"crisp/runtime/host"
+)
+
+// What the Version RPC answers. Kubelet makes the runtime's name the prefix of
+// container ids, so it never changes.
+const (
+	runtimeName    = "crisp"
+	kubeletVersion = "0.1.0"
+	apiVersion     = "v1"
+)
+
+// Streamer gives out URLs at which a client finds its session.
+type Streamer interface {
+	GetExec(*runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
+	GetAttach(*runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
+	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
+}
+
+// NetworkStatus is what Status tells of the network.
+type NetworkStatus interface {
+	// Status is nil when pods can be connected.
+	Status(ctx context.Context) error
+	// Info is encoded as JSON for verbose answers.
+	Info() any
+}
+
+// Server implements the RuntimeService and the ImageService.
+type Server struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+
+	// RuntimeVersion is crisp's own, a semantic version.
+	RuntimeVersion string
+
+	Pods    *pod.Manager
+	Images  *image.Service
+	Network NetworkStatus
+	Stats   *stats.Collector
+	Streams Streamer
+	Host    host.Facts
+	// CgroupDriver is "systemd" or "cgroupfs".
+	CgroupDriver string
+	// Handlers are the runtime handlers besides the default, "".
+	Handlers []string
+	// Settings are shown in the verbose Status.
+	Settings any
+}
+
+// Register adds both services to a gRPC server.
+func (s *Server) Register(g *grpc.Server) {
+	runtimeapi.RegisterRuntimeServiceServer(g, s)
+	runtimeapi.RegisterImageServiceServer(g, s)
+}
+
+// Sessions carries out streaming sessions, for the streaming server.
+type Sessions struct{ Pods *pod.Manager }
+
+// Exec runs a command for a client of the streaming server.
+func (s Sessions) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	st, stop := streams(in, out, errw, tty, resize)
+	defer stop()
+	code, err := s.Pods.Exec(ctx, id, cmd, st)
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return &stream.ExitError{Code: code}
+	}
+	return nil
+}
+
+// Attach connects a client of the streaming server to a container.
+func (s Sessions) Attach(ctx context.Context, id string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	st, stop := streams(in, out, errw, tty, resize)
+	defer stop()
+	return s.Pods.Attach(ctx, id, st)
+}
+
+// PortForward connects a stream to a port in a pod's network namespace.
+func (s Sessions) PortForward(ctx context.Context, id string, port int32, conn io.ReadWriteCloser) error {
+	ns, err := s.Pods.OpenNetwork(id)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return portforward.Forward(ctx, ns, int(port), conn)
+}
+
+// streams converts a session's ends; stop releases what that takes.
+func streams(in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) (pod.Streams, func()) {
+	st := pod.Streams{Stdin: in, TTY: tty}
+	if out != nil {
+		st.Stdout = out
+	}
+	if errw != nil && !tty {
+		st.Stderr = errw
+	}
+	if resize == nil {
+		return st, func() {}
+	}
+	sizes, quit := make(chan pod.TerminalSize), make(chan struct{})
+	st.Resize = sizes
+	go func() {
+		for {
+			select {
+			case r, ok := <-resize:
+				if !ok {
+					return
+				}
+				select {
+				case sizes <- pod.TerminalSize{Width: r.Width, Height: r.Height}:
+				case <-quit:
+					return
+				}
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return st, func() { close(quit) }
+}

@@ -1,0 +1,73 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Version names the runtime.
+func (s *Server) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{
+		Version: kubeletVersion, RuntimeName: runtimeName, RuntimeVersion: s.RuntimeVersion, RuntimeApiVersion: apiVersion,
+	}, nil
+}
+
+// Status tells whether pods can be run and what the handlers can do.
+func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
+	if err := s.Network.Status(ctx); err != nil {
+		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
+	}
+	ready := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
+	if err := s.Pods.Healthy(); err != nil {
+		ready.Status, ready.Reason, ready.Message = false, "KeeperLost", err.Error()
+	}
+	out := &runtimeapi.StatusResponse{
+		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{ready, network}},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
+	}
+	for _, name := range append([]string{""}, s.Handlers...) {
+		out.RuntimeHandlers = append(out.RuntimeHandlers, &runtimeapi.RuntimeHandler{
+			Name: name,
+			Features: &runtimeapi.RuntimeHandlerFeatures{
+				RecursiveReadOnlyMounts: s.Host.RecursiveReadOnly.OK(), UserNamespaces: s.Host.UserNS.OK() && s.Host.IDMapMounts.OK(),
+			},
+		})
+	}
+	if !r.GetVerbose() {
+		return out, nil
+	}
+	var err error
+	out.Info, err = verbose(map[string]any{"config": s.Settings, "cni": s.Network.Info(), "host": s.Host})
+	return out, err
+}
+
+// RuntimeConfig tells kubelet the cgroup driver.
+func (s *Server) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	driver := runtimeapi.CgroupDriver_CGROUPFS
+	if s.CgroupDriver == "systemd" {
+		driver = runtimeapi.CgroupDriver_SYSTEMD
+	}
+	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
+}
+
+// UpdateRuntimeConfig accepts the pod CIDR, which the CNI configuration knows itself.
+func (s *Server) UpdateRuntimeConfig(context.Context, *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
+}
+
+// verbose encodes the values of an info map.
+func verbose(values map[string]any) (map[string]string, error) {
+	out := map[string]string{}
+	for k, v := range values {
+		data, err := json.Marshal(v)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s for a verbose answer: %w", k, err)
+		}
+		out[k] = string(data)
+	}
+	return out, nil
+}

@@ -1,0 +1,27 @@
+package launch
+
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/runtime/host"
+	"crisp/runtime/plan"
+)
+
+// Preview returns the plan that would start a container on this machine, as
+// far as a spec alone tells. With inPod it joins the namespaces of a pod.
+func Preview(s *specs.Spec, f host.Facts, inPod bool) (*plan.Plan, error) {
+	l := New(nil, f)
+	defer l.Close()
+	o, err := l.complete(s, s.Process, plan.Options{Name: "start container", PodBase: inPod, CgroupV2: f.CgroupV2.OK()}, Held{})
+	if err != nil {
+		return nil, err
+	}
+	o.NoStdout, o.NoStderr = false, false
+	if s.Process != nil {
+		o.Terminal = s.Process.Terminal
+	}
+	if !o.CgroupV2 {
+		o.CgroupTasks = len(o.Hierarchies)
+	}
+	return plan.Container(s, o)
+}
