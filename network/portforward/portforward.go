@@ -7,7 +7,6 @@ package portforward
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -63,15 +62,15 @@ func Dial(ctx context.Context, ns *os.File, port int) (net.Conn, error) {
 // the calling thread.
 func dialLocal(ctx context.Context, port int) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: dialTimeout}
-	var errs []error
-	for _, host := range []string{"127.0.0.1", "::1"} {
-		conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
-		if err == nil {
-			return conn, nil
-		}
-		errs = append(errs, err)
+	conn, err4 := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err4 == nil {
+		return conn, nil
 	}
-	return nil, errors.Join(errs...)
+	conn, err6 := dialer.DialContext(ctx, "tcp", net.JoinHostPort("::1", strconv.Itoa(port)))
+	if err6 == nil {
+		return conn, nil
+	}
+	return nil, fmt.Errorf("dial port %d: %w; %w", port, err4, err6)
 }
 
 // Copy copies between a client's stream and a connection until both
