@@ -218,11 +218,11 @@ func merge(ranges []numbers) []numbers {
 func search(ranges []numbers) block {
 	if len(ranges) == 1 {
 		n := ranges[0]
-		out := give(n.action)
-		for _, c := range slices.Backward(n.checks) {
-			out = when(c.conditions, n.wide, c.action, out)
+		var out block
+		for _, c := range n.checks {
+			out = append(out, when(c.conditions, n.wide, c.action)...)
 		}
-		return out
+		return append(out, give(n.action)...)
 	}
 	middle := len(ranges) / 2
 	return choose(opGe, ranges[middle].first, search(ranges[middle:]), search(ranges[:middle]))

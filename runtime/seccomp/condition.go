@@ -84,8 +84,8 @@ func load(arg uint, half, mask uint32) []test {
 
 // lay turns tests into instructions. Pass leads to the instruction after the
 // last, fail to the one that is distance further.
-func lay(tests []test, distance int) block {
-	out := make(block, 0, len(tests))
+func lay(tests []test, distance int) []insn {
+	out := make([]insn, 0, len(tests))
 	for i, t := range tests {
 		remaining := len(tests) - i - 1
 		jump := func(to target) uint8 {
@@ -102,13 +102,13 @@ func lay(tests []test, distance int) block {
 	return out
 }
 
-// when is the block that takes the action if all conditions hold and
-// continues with otherwise if not. A rule has at most one condition for each
-// argument, so that its jumps are short.
-func when(conditions []specs.LinuxSeccompArg, wide bool, a action, otherwise block) block {
-	out := give(a)
+// when is code that takes the action if all conditions hold and runs into
+// what follows it if not. There is at most one condition for each argument, so
+// that its jumps are short.
+func when(conditions []specs.LinuxSeccompArg, wide bool, a action) []insn {
+	out := []insn(give(a))
 	for _, c := range slices.Backward(conditions) {
 		out = append(lay(tests(c, wide), len(out)), out...)
 	}
-	return append(out, otherwise...)
+	return out
 }

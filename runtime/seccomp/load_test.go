@@ -59,9 +59,9 @@ func TestLoadDockerForm(t *testing.T) {
 			{"names": ["ptrace"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "4.8"}},
 			{"names": ["dup"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "6.13"}},
 			{"names": ["dup2"], "action": "SCMP_ACT_ALLOW", "excludes": {"minKernel": "6.12"}},
-			{"names": ["dup3"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["`+runtime.GOARCH+`", "s390x"]}},
+			{"names": ["dup3"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["` + runtime.GOARCH + `", "s390x"]}},
 			{"names": ["umask"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["s390x"]}},
-			{"names": ["chmod"], "action": "SCMP_ACT_ALLOW", "excludes": {"arches": ["`+runtime.GOARCH+`"]}}
+			{"names": ["chmod"], "action": "SCMP_ACT_ALLOW", "excludes": {"arches": ["` + runtime.GOARCH + `"]}}
 		]}`)
 	for _, tt := range []struct {
 		caps, want []string
