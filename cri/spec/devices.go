@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/cri/spec/cdi"
 )
 
 // allAccess is the right to make a device node, to read it and to write it.
@@ -53,6 +55,24 @@ func (b *builder) devices() error {
 	}
 	b.out.Spec.Linux.Devices = nodes
 	b.out.Spec.Linux.Resources.Devices = rules
+	return nil
+}
+
+// cdi adds what the container asks for by the Container Device Interface.
+func (b *builder) cdi() error {
+	names, err := cdi.Names(b.Config)
+	switch {
+	case err != nil:
+		return invalid("%w", err)
+	case len(names) == 0:
+		return nil
+	case b.CDI == nil:
+		return unsupported("CDI devices")
+	}
+	if err := b.CDI(b.out.Spec, names); err != nil {
+		return invalid("%w", err)
+	}
+	sortMounts(b.out.Spec.Mounts)
 	return nil
 }
 

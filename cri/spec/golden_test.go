@@ -430,6 +430,15 @@ func resourceCases() []goldenCase {
 				{HostPath: "/dev/snd", ContainerPath: "/dev/sound/", Permissions: "r"},
 			}
 		}},
+		{"devices-cdi", func(in *Input) {
+			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
+			in.Config.Annotations = map[string]string{"cdi.k8s.io/x": "vendor.com/gpu=1"}
+			in.CDI = func(s *specs.Spec, names []string) error {
+				s.Process.Env = append(s.Process.Env, names...)
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: "/gpu", Source: "/lib/gpu", Options: []string{"rbind", "ro"}})
+				return nil
+			}
+		}},
 		{"devices-privileged", func(in *Input) {
 			in.privileged()
 			in.Config.Devices = []*runtimeapi.Device{

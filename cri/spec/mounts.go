@@ -40,9 +40,14 @@ func (b *builder) mounts() error {
 		return err
 	}
 	list = slices.Concat(list, volumes, configured)
-	slices.SortStableFunc(list, func(x, y specs.Mount) int { return depth(x.Destination) - depth(y.Destination) })
+	sortMounts(list)
 	b.out.Spec.Mounts = list
 	return nil
+}
+
+// sortMounts puts parents before what lies below them.
+func sortMounts(list []specs.Mount) {
+	slices.SortStableFunc(list, func(x, y specs.Mount) int { return depth(x.Destination) - depth(y.Destination) })
 }
 
 func depth(p string) int {

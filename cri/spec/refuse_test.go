@@ -2,9 +2,11 @@ package spec
 
 import (
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 )
@@ -190,6 +192,17 @@ func resourceRefusals() []refusal {
 		}), ErrUnsupported, "1GB"},
 		{"missing device", device(&runtimeapi.Device{HostPath: "/dev/nope", ContainerPath: "/dev/x"}), ErrInvalid, "/dev/nope"},
 		{"folder without devices", device(&runtimeapi.Device{HostPath: "/dev/empty", ContainerPath: "/dev/x"}), ErrInvalid, "no device"},
+		{"CDI device that is none", func(in *Input) {
+			in.CDI = func(*specs.Spec, []string) error { return nil }
+			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}}
+		}, ErrInvalid, "gpu"},
+		{"CDI device that fails", func(in *Input) {
+			in.CDI = func(*specs.Spec, []string) error { return io.ErrUnexpectedEOF }
+			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
+		}, io.ErrUnexpectedEOF, "invalid"},
+		{"CDI device on a node without", func(in *Input) {
+			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
+		}, ErrUnsupported, "CDI"},
 		{"device permissions", device(&runtimeapi.Device{HostPath: "/dev/fuse", ContainerPath: "/dev/x", Permissions: "rwx"}), ErrInvalid, "rwx"},
 		{"relative device", device(&runtimeapi.Device{HostPath: "/dev/fuse", ContainerPath: "dev/x"}), ErrInvalid, "absolute"},
 		{"two devices at one path", device(

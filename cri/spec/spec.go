@@ -37,6 +37,9 @@ type Input struct {
 	Host    Host
 	Node    Node
 	Seccomp Seccomp
+	// CDI adds the named devices of the Container Device Interface to a spec,
+	// all or none; nil if the node has none.
+	CDI func(s *specs.Spec, names []string) error
 	// Defaults are the node's choices where the CRI leaves one.
 	Defaults Defaults
 }
@@ -184,7 +187,7 @@ func Container(in Input) (*Result, error) {
 	}
 	b.privileged = b.sc.GetPrivileged()
 	for _, part := range []func() error{
-		b.namespaces, b.process, b.capabilities, b.security, b.resources, b.devices, b.mounts, b.stopSignal,
+		b.namespaces, b.process, b.capabilities, b.security, b.resources, b.devices, b.mounts, b.cdi, b.stopSignal,
 	} {
 		if err := part(); err != nil {
 			return nil, err
