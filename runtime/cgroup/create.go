@@ -168,11 +168,18 @@ func inheritedCpuset(dir, name string, depth int) (string, error) {
 
 func (g *Group) createV2(want *cgroups.Resources) error {
 	root := hierarchy{dir: g.node.root}
-	if _, err := g.node.makeDir(g.dirs[0], root); err != nil {
+	fresh, err := g.node.makeDir(g.dirs[0], root)
+	if err != nil {
 		return err
 	}
 	if err := g.node.delegate(filepath.Dir(g.dirs[0])); err != nil {
 		return err
+	}
+	if fresh {
+		if err := g.node.filters.attach(g.dirs[0], want); err != nil {
+			return fmt.Errorf("set device rules: %w", err)
+		}
+		want.SkipDevices = true
 	}
 	if err := g.setV2(want); err != nil {
 		return err

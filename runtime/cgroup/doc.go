@@ -17,7 +17,7 @@
 // # The library
 //
 // Limits are written by github.com/opencontainers/cgroups, which kubelet uses
-// too, so that both mean the same by them. It is passed over in four places:
+// too, so that both mean the same by them. It is passed over in five places:
 //
 //   - Making a version 1 group: the library walks every hierarchy from its
 //     root and writes device rules one open file each, 1.6 ms for a container
@@ -26,6 +26,8 @@
 //     nobody asks for, 1.1 ms where the files of [Stats] take 0.2 ms.
 //   - Making a version 2 group: the library writes the subtree_control of every
 //     ancestor each time; here only a parent that lacks a controller is written.
+//   - The device filter of a version 2 group: the library loads a program for
+//     each, 0.3 ms, though nearly all are the same; they are shared here.
 //   - Killing and removing, which must end when a context does.
 //
 // Its version 1 manager is not used at all: managers share one list of

@@ -271,6 +271,35 @@ func testDeviceRules(t *testing.T, n *Node) {
 	}
 }
 
+// Containers with the same rules share a filter, until one's rules change.
+func TestSharedFilter(t *testing.T) { eachNode(t, testSharedFilter) }
+
+func testSharedFilter(t *testing.T, n *Node) {
+	if !n.v2 {
+		t.Skip("version 1 has no filters")
+	}
+	opens := func(g *Group) bool { return run(t, g, ": < /dev/kmsg").wait() == nil }
+	a, b := create(t, n, "", "a", resources(n)), create(t, n, "", "b", resources(n))
+	if len(n.filters.programs) != 1 {
+		t.Errorf("%d programs for the same rules twice", len(n.filters.programs))
+	}
+	all := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}}
+	if err := a.Set(all); err != nil {
+		t.Fatal(err)
+	}
+	if !opens(a) || opens(b) {
+		t.Errorf("after a was opened, it can open kmsg: %v, and b: %v", opens(a), opens(b))
+	}
+	c := create(t, n, "", "c", all)
+	if !opens(c) {
+		t.Error("a container that may use everything cannot")
+	}
+	d := create(t, n, "", "d", resources(n))
+	if opens(d) {
+		t.Error("a container with the first rules got others")
+	}
+}
+
 func TestNoResourcesMeansNoDevices(t *testing.T) {
 	n := v1Node(t)
 	g := create(t, n, "", "none", nil)

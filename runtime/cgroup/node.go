@@ -58,6 +58,7 @@ type Node struct {
 	// pageSizes are the huge page sizes whose use can be limited.
 	pageSizes []string
 	degraded  []string
+	filters   filters
 }
 
 // New looks at the machine. An empty driver means systemd where that runs and
@@ -185,10 +186,10 @@ func (n *Node) Degraded() []string { return slices.Clone(n.degraded) }
 // Close removes the default parent if it is empty and was made by this
 // package. Groups stay.
 func (n *Node) Close() error {
+	errs := []error{n.filters.close()}
 	if n.driver == Systemd {
-		return nil // slices go by themselves
+		return errs[0] // slices go by themselves
 	}
-	var errs []error
 	for _, dir := range n.dirs(n.parent) {
 		if !ours(dir) {
 			continue
