@@ -38,7 +38,7 @@ type complain func(key, format string, args ...any)
 
 func (c *Config) checkPaths(bad complain) {
 	for key, p := range map[string]string{
-		"root": c.Root, "state": c.State, "listen": c.Listen, "cni_conf_dir": c.CNIConfDir,
+		"root": c.Root, "state": c.State, "listen": c.Socket(), "cni_conf_dir": c.CNIConfDir,
 	} {
 		if !filepath.IsAbs(p) {
 			bad(key, "%q is not an absolute path", p)
@@ -66,6 +66,9 @@ func (c *Config) checkPaths(bad complain) {
 		bad("state", "%q is the root folder too", state)
 	}
 }
+
+// Socket returns the path of the socket to listen on.
+func (c *Config) Socket() string { return strings.TrimPrefix(c.Listen, "unix://") }
 
 func (c *Config) checkChoices(bad complain) {
 	for key, v := range map[string]struct {

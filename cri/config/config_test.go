@@ -121,6 +121,20 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
+func TestSocket(t *testing.T) {
+	c := Default()
+	for _, listen := range []string{"/run/x.sock", "unix:///run/x.sock"} {
+		c.Listen = listen
+		if err := c.Check(); err != nil || c.Socket() != "/run/x.sock" {
+			t.Errorf("listen = %q: socket %q, %v", listen, c.Socket(), err)
+		}
+	}
+	c.Listen = "tcp://127.0.0.1:1"
+	if err := c.Check(); !errors.Is(err, ErrInvalid) {
+		t.Errorf("listen on TCP: %v", err)
+	}
+}
+
 func TestCheckFindsAll(t *testing.T) {
 	c := Default()
 	c.Root, c.LogFormat, c.PidsLimit = "x", "y", -1

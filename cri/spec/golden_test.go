@@ -295,7 +295,10 @@ func securityCases() []goldenCase {
 		{"seccomp-localhost", func(in *Input) {
 			in.security().Seccomp = &runtimeapi.SecurityProfile{ProfileType: localhost, LocalhostRef: "/profiles/audit.json"}
 		}},
-		{"seccomp-legacy", func(in *Input) { in.security().SeccompProfilePath = "localhost//profiles/audit.json" }},
+		{"seccomp-legacy", func(in *Input) {
+			//lint:ignore SA1019 kubelets of old still send it
+			in.security().SeccompProfilePath = "localhost//profiles/audit.json"
+		}},
 		{"apparmor-default", func(in *Input) {
 			in.Host.AppArmor, in.Defaults.AppArmorProfile = true, "crisp-default"
 		}},
@@ -305,6 +308,7 @@ func securityCases() []goldenCase {
 		}},
 		{"apparmor-legacy-unconfined", func(in *Input) {
 			in.Host.AppArmor, in.Defaults.AppArmorProfile = true, "crisp-default"
+			//lint:ignore SA1019 kubelets of old still send it
 			in.security().ApparmorProfile = "unconfined"
 		}},
 		{"selinux", func(in *Input) {

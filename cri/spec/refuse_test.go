@@ -74,7 +74,10 @@ func securityRefusals() []refusal {
 		{"relative seccomp profile", security(func(s *sc) {
 			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: localhost, LocalhostRef: "profiles/audit.json"}
 		}), ErrInvalid, "not absolute"},
-		{"legacy seccomp profile", security(func(s *sc) { s.SeccompProfilePath = "strict" }), ErrInvalid, "strict"},
+		{"legacy seccomp profile", security(func(s *sc) {
+			//lint:ignore SA1019 kubelets of old still send it
+			s.SeccompProfilePath = "strict"
+		}), ErrInvalid, "strict"},
 		{"unknown seccomp type", security(func(s *sc) { s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: 9} }), ErrInvalid, "seccomp"},
 		{"seccomp on a kernel without", func(in *Input) {
 			in.Host.Seccomp = false

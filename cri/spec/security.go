@@ -47,7 +47,7 @@ func (b *builder) seccomp() (*specs.LinuxSeccomp, error) {
 	p := b.sc.GetSeccomp()
 	if p == nil {
 		var err error
-		//nolint:staticcheck // kubelets of old still send it
+		//lint:ignore SA1019 kubelets of old still send it
 		if p, err = legacyProfile(b.sc.GetSeccompProfilePath(), runtimeapi.SecurityProfile_Unconfined); err != nil {
 			return nil, err
 		}
@@ -80,7 +80,7 @@ func (b *builder) apparmor() (string, error) {
 	p := b.sc.GetApparmor()
 	if p == nil {
 		var err error
-		//nolint:staticcheck // kubelets of old still send it
+		//lint:ignore SA1019 kubelets of old still send it
 		if p, err = legacyProfile(b.sc.GetApparmorProfile(), runtimeapi.SecurityProfile_RuntimeDefault); err != nil {
 			return "", err
 		}

@@ -92,9 +92,8 @@ func unknown(cache *cdi.Cache, dirs []string, name string) error {
 
 // check refuses edits that would silently have no effect.
 func check(s *specs.Spec) error {
-	switch h := s.Hooks; {
-	case h != nil && len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop)+
-		len(h.Prestart) > 0: //nolint:staticcheck // descriptions still use it
+	switch {
+	case s.Hooks != nil:
 		return fmt.Errorf("%w: hooks", ErrUnsupported)
 	case s.Linux.IntelRdt != nil:
 		return fmt.Errorf("%w: Intel RDT", ErrUnsupported)
