@@ -3,7 +3,6 @@ package stats
 import (
 	"context"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -114,28 +113,4 @@ func (d *devices) fileSystem(dir string) (fileSystem, bool) {
 		inodesTotal: sf.Files,
 		inodesFree:  sf.Ffree,
 	}, true
-}
-
-// counts tells what processes hold open.
-type counts struct{ files, sockets uint64 }
-
-func (c *counts) add(pid string) {
-	dir, err := os.Open("/proc/" + pid + "/fd")
-	if err != nil {
-		return
-	}
-	defer dir.Close()
-	var target [8]byte
-	for {
-		names, err := dir.Readdirnames(batch)
-		if len(names) == 0 || err != nil {
-			return
-		}
-		for _, name := range names {
-			c.files++
-			if n, err := unix.Readlinkat(int(dir.Fd()), name, target[:]); err == nil && strings.HasPrefix(string(target[:n]), "socket:") {
-				c.sockets++
-			}
-		}
-	}
 }

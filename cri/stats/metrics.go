@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/network/netns"
@@ -106,9 +105,8 @@ func (c *Collector) containerSample(ctx context.Context, ctr *Container, deadlin
 			s.open.add(strconv.Itoa(pid))
 		}
 	}
-	var limit unix.Rlimit
-	if ctr.Pid > 0 && unix.Prlimit(ctr.Pid, unix.RLIMIT_NOFILE, nil, &limit) == nil {
-		s.openFiles = &limit.Cur
+	if limit, ok := maxOpenFiles(ctr.Pid); ok {
+		s.openFiles = &limit
 	}
 	return s
 }

@@ -224,6 +224,13 @@ func TestPodMetrics(t *testing.T) {
 			t.Errorf("%s is %d (there: %v), want %d", key, got, ok, want)
 		}
 	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if got := series["container_ulimits_soft"+ctr+"|max_open_files"]; got != limit.Cur {
+		t.Errorf("soft limit on open files is %d, want %d", got, limit.Cur)
+	}
 	if series["container_file_descriptors"+ctr] < 3 {
 		t.Errorf("this process has %d descriptors open", series["container_file_descriptors"+ctr])
 	}
