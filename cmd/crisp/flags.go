@@ -1,0 +1,95 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"crisp/cri/config"
+)
+
+// override is a command-line flag that replaces a key of the configuration.
+type override struct {
+	name, usage string
+	set         func(c *config.Config, value string)
+}
+
+var overrides = []override{
+	{"root", "folder for images, writable layers and records", func(c *config.Config, v string) { c.Root = v }},
+	{"state", "folder for what belongs to the running machine", setState},
+	{"listen", "socket to serve on, unix:///PATH", func(c *config.Config, v string) { c.Listen = strings.TrimPrefix(v, "unix://") }},
+	{"cni-conf-dir", "folder with CNI configurations", func(c *config.Config, v string) { c.CNIConfDir = v }},
+	{"cni-bin-dir", "folders with CNI plugins, separated by commas", func(c *config.Config, v string) { c.CNIBinDirs = strings.Split(v, ",") }},
+	{"registry-config-dir", "folders with hosts.toml files, separated by commas", func(c *config.Config, v string) { c.RegistryConfigDirs = strings.Split(v, ",") }},
+	{"cgroup-driver", "cgroupfs or systemd", func(c *config.Config, v string) { c.CgroupDriver = v }},
+	{"log-level", "error, info, debug or trace", func(c *config.Config, v string) { c.LogLevel = v }},
+	{"log-format", "text or json", func(c *config.Config, v string) { c.LogFormat = v }},
+}
+
+// setState moves what lies in the state folder unless it was placed elsewhere.
+func setState(c *config.Config, dir string) {
+	if c.NetNSDir == "" || c.NetNSDir == filepath.Join(c.State, "netns") {
+		c.NetNSDir = filepath.Join(dir, "netns")
+	}
+	if c.Listen == config.Default().Listen {
+		c.Listen = filepath.Join(dir, "crisp.sock")
+	}
+	c.State = dir
+}
+
+// load reads the configuration that a command's arguments name, and returns
+// the arguments left over.
+func load(command string, args []string) (*config.Config, []string, error) {
+	fs := flag.NewFlagSet(command, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	path := fs.String("config", config.DefaultPath, "configuration file")
+	values := map[string]*string{}
+	for _, o := range overrides {
+		values[o.name] = fs.String(o.name, "", o.usage)
+	}
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil, nil, fmt.Errorf("help was asked for\n%s", usage)
+		}
+		return nil, nil, fmt.Errorf("%w\n%s", err, usage)
+	}
+	c, err := config.Load(*path)
+	if err != nil {
+		return nil, nil, err
+	}
+	given := map[string]bool{}
+	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	for _, o := range overrides {
+		if given[o.name] {
+			o.set(c, *values[o.name])
+		}
+	}
+	if err := c.Check(); err != nil {
+		return nil, nil, fmt.Errorf("configuration with the command line's flags: %w", err)
+	}
+	return c, fs.Args(), nil
+}
+
+// configure is the command config.
+func configure(args []string, out io.Writer) error {
+	if len(args) == 0 {
+		return fmt.Errorf("config needs a command: check or default\n%s", usage)
+	}
+	switch args[0] {
+	case "default":
+		_, err := io.WriteString(out, config.Text())
+		return err
+	case "check":
+		c, _, err := load("config check", args[1:])
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(out, "The configuration is good; pods will be kept in %s and served on %s.\n", c.Root, c.Listen)
+		return err
+	default:
+		return fmt.Errorf("unknown command config %q: check or default\n%s", args[0], usage)
+	}
+}

@@ -1,0 +1,64 @@
+// Command crisp is a Kubernetes container runtime: a daemon that serves the
+// CRI, and the tools to look into it.
+//
+//	crisp serve           serve the CRI
+//	crisp plan FILE.json  print the system calls that start a container
+//	crisp config default  print the configuration with its defaults
+//	crisp config check    check a configuration
+//	crisp version         print the version
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+)
+
+// version is set when crisp is built.
+var version = "0.1.0-dev"
+
+const usage = `usage:
+  crisp serve [--config FILE] [--root DIR] [--state DIR] [--listen unix://SOCKET]
+              [--cni-conf-dir DIR] [--cni-bin-dir DIR[,DIR]] [--registry-config-dir DIR[,DIR]]
+  crisp plan [--config FILE] FILE.json
+  crisp config default
+  crisp config check [--config FILE]
+  crisp version
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	err := run(ctx, os.Args[1:], os.Stdout)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "crisp:", err)
+		os.Exit(1)
+	}
+}
+
+// run carries out one command line.
+func run(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) == 0 {
+		return fmt.Errorf("no command\n%s", usage)
+	}
+	switch cmd, rest := args[0], args[1:]; cmd {
+	case "serve":
+		return serve(ctx, rest)
+	case "plan":
+		return printPlan(rest, out)
+	case "config":
+		return configure(rest, out)
+	case "version", "--version":
+		_, err := fmt.Fprintln(out, "crisp", version)
+		return err
+	case "help", "--help", "-h":
+		_, err := io.WriteString(out, usage)
+		return err
+	default:
+		return fmt.Errorf("unknown command %q\n%s", cmd, usage)
+	}
+}

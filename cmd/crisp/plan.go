@@ -1,0 +1,97 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/encoding/protojson"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cri/config"
+	"crisp/cri/node"
+	"crisp/cri/spec"
+	"crisp/runtime/cgroup"
+	"crisp/runtime/host"
+	"crisp/runtime/launch"
+	"crisp/runtime/plan"
+)
+
+// printPlan prints the program that would start a container. The file is an
+// OCI config.json, or the container configuration that crictl takes; what only
+// an image or a running pod could tell is left at its default.
+func printPlan(args []string, out io.Writer) error {
+	cfg, rest, err := load("plan", args)
+	if err != nil {
+		return err
+	}
+	if len(rest) != 1 {
+		return fmt.Errorf("plan needs one file\n%s", usage)
+	}
+	data, err := os.ReadFile(rest[0])
+	if err != nil {
+		return err
+	}
+	p, err := readPlan(cfg, filepath.Dir(rest[0]), data)
+	if err != nil {
+		return fmt.Errorf("%s: %w", rest[0], err)
+	}
+	_, err = fmt.Fprintln(out, len(p.Steps)); return err
+}
+
+// readPlan makes the plan of either kind of file.
+func readPlan(cfg *config.Config, bundle string, data []byte) (*plan.Plan, error) {
+	facts := host.Probe()
+	var kind struct {
+		Version string `json:"ociVersion"`
+	}
+	if err := json.Unmarshal(data, &kind); err != nil {
+		return nil, fmt.Errorf("neither an OCI nor a CRI configuration: %w", err)
+	}
+	if kind.Version != "" {
+		s, err := plan.ReadOCI(data, bundle)
+		if err != nil {
+			return nil, err
+		}
+		return launch.Preview(s, facts, false)
+	}
+	var c runtimeapi.ContainerConfig
+	if err := protojson.Unmarshal(data, &c); err != nil {
+		return nil, fmt.Errorf("CRI container configuration: %w", err)
+	}
+	s, err := specOf(cfg, facts, &c)
+	if err != nil {
+		return nil, err
+	}
+	return launch.Preview(s.Spec, facts, true)
+}
+
+// specOf translates a CRI configuration for an ordinary pod.
+func specOf(cfg *config.Config, facts host.Facts, c *runtimeapi.ContainerConfig) (*spec.Result, error) {
+	cgroups, err := cgroup.New(cfg.CgroupDriver, cfg.CgroupParent)
+	if err != nil {
+		return nil, err
+	}
+	defer cgroups.Close()
+	path, err := cgroups.Path("", c.GetMetadata().GetName())
+	if err != nil {
+		return nil, err
+	}
+	sc := c.GetLinux().GetSecurityContext()
+	uid, gid := uint32(sc.GetRunAsUser().GetValue()), uint32(sc.GetRunAsGroup().GetValue())
+	return spec.Container(spec.Input{
+		Sandbox: &runtimeapi.PodSandboxConfig{
+			Metadata: &runtimeapi.PodSandboxMetadata{Name: "pod", Namespace: "default", Uid: "0"},
+			Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+				Privileged: sc.GetPrivileged(), NamespaceOptions: sc.GetNamespaceOptions(),
+			}},
+		},
+		Config: c, Image: ocispec.ImageConfig{Cmd: []string{"/bin/sh"}},
+		User:     spec.ResolvedUser{UID: uid, GID: gid, Groups: []uint32{gid}},
+		Hostname: "pod", CgroupsPath: path, VolumeDir: "volumes",
+		Host: spec.HostOf(facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(cfg), Defaults: defaults(cfg),
+	})
+}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"k8s.io/klog/v2"
+
+	"crisp/cri"
+	"crisp/cri/config"
+	"crisp/cri/node"
+	"crisp/cri/pod"
+	"crisp/cri/rpcerr"
+	"crisp/cri/spec"
+	"crisp/cri/stats"
+	"crisp/cri/stream"
+	"crisp/image"
+	"crisp/network"
+	"crisp/runtime/cgroup"
+	"crisp/runtime/host"
+	"crisp/runtime/keeper/client"
+	"crisp/runtime/launch"
+)
+
+const (
+	// maxMessage is what the server takes and gives in one message; kubelet's
+	// client takes 16 MiB.
+	maxMessage = 16 << 20
+	// stopTimeout is how long calls under way may take when the daemon ends.
+	stopTimeout = 10 * time.Second
+)
+
+// serve runs the daemon until ctx ends. Pods go on without it.
+func serve(ctx context.Context, args []string) error {
+	cfg, rest, err := load("serve", args)
+	if err != nil {
+		return err
+	}
+	if len(rest) > 0 {
+		return fmt.Errorf("serve takes no arguments, got %q\n%s", rest, usage)
+	}
+	if err := setUpLog(cfg); err != nil {
+		return err
+	}
+	defer klog.Flush()
+	for _, dir := range []string{cfg.Root, cfg.State} {
+		l, err := lock(dir)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+	}
+	d := &services{cfg: cfg, facts: host.Probe()}
+	defer d.close()
+	d.goUntilClose(func(ctx context.Context) { followReloads(ctx, args) })
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	return d.serve(ctx)
+}
+
+// services is what the daemon consists of, in the order of opening.
+type services struct {
+	cfg     *config.Config
+	facts   host.Facts
+	closers []func()
+
+	cgroups *cgroup.Node
+	images  *image.Service
+	network *network.Network
+	keeper  *client.Client
+	pods    *pod.Manager
+	stats   *stats.Collector
+	streams *stream.Server
+}
+
+// onClose notes what ends a service; the last opened is ended first.
+func (d *services) onClose(f func()) { d.closers = append(d.closers, f) }
+
+func (d *services) close() {
+	for i := len(d.closers) - 1; i >= 0; i-- {
+		d.closers[i]()
+	}
+}
+
+// goUntilClose runs f in the background until the service is closed.
+func (d *services) goUntilClose(f func(context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); f(ctx) }()
+	d.onClose(func() { cancel(); <-done })
+}
+
+// open starts everything that the server needs.
+func (d *services) open(ctx context.Context) error {
+	for _, p := range d.facts.Problems {
+		klog.InfoS("A probe of the machine was inconclusive", "why", p)
+	}
+	var err error
+	if d.cgroups, err = cgroup.New(d.cfg.CgroupDriver, d.cfg.CgroupParent); err != nil {
+		return err
+	}
+	d.onClose(func() { d.cgroups.Close() })
+	for _, w := range d.cgroups.Degraded() {
+		klog.InfoS("Cgroups are degraded", "missing", w)
+	}
+	d.images, err = image.Open(ctx, image.Options{
+		Root: filepath.Join(d.cfg.Root, "image"), RegistryConfigDirs: d.cfg.RegistryConfigDirs,
+		Pinned: d.cfg.PinnedImages, MaxConcurrentDownloads: d.cfg.MaxConcurrentDownloads,
+		UserAgent: "crisp/" + version,
+	})
+	if err != nil {
+		return err
+	}
+	d.onClose(func() { d.images.Close() })
+	d.network, err = network.Open(ctx, network.Options{
+		ConfDir: d.cfg.CNIConfDir, BinDirs: d.cfg.CNIBinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
+	})
+	if err != nil {
+		return err
+	}
+	d.onClose(d.network.Close)
+	if d.keeper, err = client.Connect(ctx, d.cfg.State, ""); err != nil {
+		return err
+	}
+	d.onClose(func() { d.keeper.Close() })
+	return d.openPods(ctx)
+}
+
+// openPods starts what rests on the other services.
+func (d *services) openPods(ctx context.Context) error {
+	var err error
+	d.pods, err = pod.Open(ctx, pod.Options{
+		Root: d.cfg.Root, NetNSDir: d.cfg.NetNSDir,
+		Keeper: d.keeper, Launcher: launch.New(d.keeper, d.facts), Cgroups: d.cgroups,
+		Images: d.images, Network: d.network,
+		Host: spec.HostOf(d.facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(d.cfg), Defaults: defaults(d.cfg),
+		Handlers: d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
+	})
+	if err != nil {
+		return err
+	}
+	d.onClose(d.pods.Close)
+	d.stats = stats.New(pod.StatsSource{Manager: d.pods, UpperDir: d.images.UpperDir}, stats.Options{Mountpoint: d.cfg.Root})
+	d.goUntilClose(d.stats.Run)
+	d.streams, err = stream.Start(stream.Options{
+		Addr: d.cfg.StreamAddress, IdleTimeout: time.Duration(d.cfg.StreamIdleTimeout),
+	}, cri.Sessions{Pods: d.pods})
+	if err != nil {
+		return err
+	}
+	d.onClose(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		defer cancel()
+		if err := d.streams.Stop(ctx); err != nil {
+			klog.ErrorS(err, "Stop streaming")
+		}
+	})
+	return nil
+}
+
+// serve answers calls until ctx ends.
+func (d *services) serve(ctx context.Context) error {
+	l, err := listen(d.cfg.Listen)
+	if err != nil {
+		return err
+	}
+	mapper := rpcerr.New(cri.Rules())
+	g := grpc.NewServer(
+		grpc.UnaryInterceptor(mapper.Unary()), grpc.StreamInterceptor(mapper.Stream()),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+	)
+	s := &cri.Server{
+		RuntimeVersion: version, Pods: d.pods, Images: d.images, Network: d.network, Stats: d.stats, Streams: d.streams,
+		Host: d.facts, CgroupDriver: d.cgroups.Driver(), Handlers: d.cfg.RuntimeHandlers, Settings: d.cfg,
+	}
+	s.Register(g)
+	ended := make(chan error, 1)
+	go func() { ended <- g.Serve(l) }()
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		klog.ErrorS(err, "Tell the service manager that crisp is ready")
+	}
+	klog.InfoS("Serving", "socket", d.cfg.Listen, "version", version, "cgroupDriver", d.cgroups.Driver(), "kernel", d.facts.Kernel)
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve on %s: %w", d.cfg.Listen, err)
+	case <-d.keeper.Done():
+		g.Stop()
+		<-ended
+		return errors.New("the keeper ended; containers run on, and the next daemon takes them over")
+	case <-ctx.Done():
+	}
+	daemon.SdNotify(false, daemon.SdNotifyStopping)
+	klog.InfoS("Stopping; pods run on")
+	d.stopServer(g)
+	<-ended
+	return nil
+}
+
+// stopServer lets calls under way finish for a while. Streams of events would
+// never end by themselves, so the pods are closed to new ones first.
+func (d *services) stopServer(g *grpc.Server) {
+	d.pods.EndEvents()
+	done := make(chan struct{})
+	go func() { g.GracefulStop(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(stopTimeout):
+		g.Stop()
+		<-done
+	}
+}
+
+// listen makes the socket, which only root may use. One that is left of a
+// dead daemon is replaced: the lock on the root says that it is dead.
+func listen(address string) (net.Listener, error) {
+	path := strings.TrimPrefix(address, "unix://")
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make folder of socket: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove old socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("restrict socket: %w", err)
+	}
+	return l, nil
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"crisp/cri/config"
+	"crisp/cri/spec"
+	"crisp/runtime/seccomp"
+)
+
+// setUpLog applies the log level and format.
+func setUpLog(cfg *config.Config) error {
+	level := map[string]int{"error": 0, "info": 0, "debug": 2, "trace": 5}[cfg.LogLevel]
+	fs := flag.NewFlagSet("log", flag.ContinueOnError)
+	klog.InitFlags(fs)
+	if err := fs.Set("v", strconv.Itoa(level)); err != nil {
+		return fmt.Errorf("set log level: %w", err)
+	}
+	least := slog.Level(-level)
+	if cfg.LogLevel == "error" {
+		least = slog.LevelError
+	}
+	options := &slog.HandlerOptions{Level: least}
+	var h slog.Handler = slog.NewTextHandler(os.Stderr, options)
+	if cfg.LogFormat == "json" {
+		h = slog.NewJSONHandler(os.Stderr, options)
+	}
+	klog.SetSlogLogger(slog.New(h))
+	return nil
+}
+
+// followReloads applies the log settings anew on each SIGHUP. A configuration
+// that is wrong changes nothing.
+func followReloads(ctx context.Context, args []string) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, unix.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-hup:
+			cfg, _, err := load("serve", args)
+			if err == nil {
+				err = setUpLog(cfg)
+			}
+			if err != nil {
+				klog.ErrorS(err, "Reload the configuration; the old one stays")
+				continue
+			}
+			klog.InfoS("Reloaded the log settings", "level", cfg.LogLevel, "format", cfg.LogFormat)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// defaults are the node's choices for containers.
+func defaults(cfg *config.Config) spec.Defaults {
+	return spec.Defaults{
+		Capabilities: cfg.DefaultCapabilities, PidsLimit: cfg.PidsLimit, Rlimits: rlimits(cfg.Rlimits),
+		AppArmorProfile: cfg.AppArmorProfile, CreateMissingHostPaths: cfg.CreateMissingHostPath,
+		DeviceOwnership: cfg.DeviceOwnership, IgnoreImageVolumes: cfg.ImageVolumes == "ignore",
+		WritableCgroups: cfg.WritableCgroups,
+	}
+}
+
+// rlimits names limits as the OCI runtime-spec does.
+func rlimits(list []config.Rlimit) []specs.POSIXRlimit {
+	var out []specs.POSIXRlimit
+	for _, r := range list {
+		out = append(out, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(r.Name), Soft: r.Soft, Hard: r.Hard})
+	}
+	return out
+}
+
+// seccompProfiles supplies the built-in profile, or the configured one, and
+// those that pods name.
+func seccompProfiles(cfg *config.Config) spec.Seccomp {
+	s := spec.Seccomp{Default: seccomp.RuntimeDefault, Load: seccomp.Load}
+	if path := cfg.SeccompProfile; path != "" {
+		s.Default = func([]string) *specs.LinuxSeccomp {
+			p, err := seccomp.Load(path)
+			if err != nil {
+				// Better to refuse every system call than to confine nothing.
+				klog.ErrorS(err, "Load the default seccomp profile", "file", path)
+				return &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
+			}
+			return p
+		}
+	}
+	return s
+}
