@@ -107,7 +107,7 @@ func (d *document) choose() (ocispec.Descriptor, error) {
 	var offered []string
 	for i := range d.entries {
 		e := &d.entries[i]
-		if e.Annotations[attestationAnnotation] != "" || e.ArtifactType != "" {
+		if e.Annotations[attestationAnnotation] != "" || isArtifact(e.ArtifactType) {
 			continue
 		}
 		if p := e.Platform; p != nil && p.OS != unknownPlatform {
@@ -125,6 +125,13 @@ func (d *document) choose() (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, err
 	}
 	return *best, nil
+}
+
+// isArtifact tells whether the artifact type of an index's entry is that of
+// something else than an image. Some tools give an image's entry the type of
+// its configuration.
+func isArtifact(t string) bool {
+	return t != "" && t != ocispec.MediaTypeImageConfig && t != dockerConfig
 }
 
 // rank orders the entries that run here, the best one lowest.
