@@ -76,7 +76,7 @@ tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, the CNI plugins
 
 .PHONY: programs
 programs: # those that run tests
-	$(GO) build -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./test/conformance
+	$(GO) build -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./hack/bench ./test/conformance
 
 .PHONY: images
 images: $(CACHE)/bin/registry ## build the images that tests pull

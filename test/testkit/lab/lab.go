@@ -97,7 +97,8 @@ func (l *Lab) subnet() string {
 // configure writes the files that the daemon reads and starts the registry
 // that they name.
 func (l *Lab) configure(ctx context.Context) error {
-	if err := os.MkdirAll(l.Dir, 0o755); err != nil {
+	// /var/lib is open to all too: a pod's user namespace has to get through.
+	if err := errors.Join(os.MkdirAll(l.Dir, 0o755), os.Chmod(l.Dir, 0o755)); err != nil {
 		return err
 	}
 	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.subnet()); err != nil {
