@@ -48,7 +48,7 @@ func (n *Node) Create(ctx context.Context, path string, r *specs.LinuxResources)
 	}
 	if err != nil {
 		g.discard()
-		return nil, fmt.Errorf("create cgroup %s: %w", path, err)
+		return nil, fmt.Errorf("create cgroup %s: %w", path, refused(err))
 	}
 	return g, nil
 }

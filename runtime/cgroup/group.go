@@ -160,6 +160,14 @@ func (g *Group) oomKills(r *reader) (kills uint64, err error) {
 	return kills, err
 }
 
+// refused marks what the kernel says when a limit makes no sense to it.
+func refused(err error) error {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
+		return fmt.Errorf("%w: %w", ErrResources, err)
+	}
+	return err
+}
+
 // fail names the operation and turns a missing directory into [ErrNotFound].
 func (g *Group) fail(verb string, err error) error {
 	// ENODEV is what an open file of a removed group answers.

@@ -359,8 +359,11 @@ func TestSetCPU(t *testing.T) {
 		}
 	}
 	err := g.Set(&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}})
-	if err == nil || !strings.Contains(err.Error(), "999") {
-		t.Errorf("processor 999: got error %v, want one that names it", err)
+	if !errors.Is(err, ErrResources) || !strings.Contains(err.Error(), "999") {
+		t.Errorf("processor 999: got error %v, want %v, and one that names it", err, ErrResources)
+	}
+	if err := g.Set(&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr(int64(500))}}); !errors.Is(err, ErrResources) {
+		t.Errorf("a quota below 1 ms: got %v, want %v", err, ErrResources)
 	}
 }
 
@@ -372,8 +375,8 @@ func TestCreateFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Create(t.Context(), path, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}}); err == nil {
-		t.Fatal("a cpuset of processor 999 was made")
+	if _, err := n.Create(t.Context(), path, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}}); !errors.Is(err, ErrResources) {
+		t.Fatalf("a cpuset of processor 999: got %v, want %v", err, ErrResources)
 	}
 	if _, err := n.Open(path); !errors.Is(err, ErrNotFound) {
 		t.Errorf("open after a failed create: %v, want %v", err, ErrNotFound)

@@ -42,7 +42,7 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 		err = g.setV1(want)
 	}
 	if err != nil {
-		return g.fail("limit", err)
+		return g.fail("limit", refused(err))
 	}
 	if !want.SkipDevices {
 		g.rules = want.Devices

@@ -37,7 +37,7 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
 	}
 	if err := m.Set(g.wanted); err != nil {
-		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
+		return fmt.Errorf("attach to cgroup %s: %w", g.path, refused(err))
 	}
 	g.rules, g.wanted = g.wanted.Devices, nil
 	return nil
