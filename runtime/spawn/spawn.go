@@ -198,7 +198,9 @@ func (c *Child) report(b []byte) (ev Event, done bool, err error) {
 	if index >= len(c.plan.Steps) {
 		return Event{}, false, fmt.Errorf("%s: %w: step %d", c.plan.Name, ErrReport, index)
 	}
-	c.last = w[0]
+	if w[0] != reportForked { // which may come after the report of execve
+		c.last = w[0]
+	}
 	switch w[0] {
 	case reportFailed:
 		return Event{}, false, &StepError{Plan: c.plan.Name, Index: index, Step: c.plan.Steps[index].Name, Err: syscall.Errno(w[2])}
