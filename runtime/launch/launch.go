@@ -184,5 +184,8 @@ func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h H
 // with the keeper's.
 func keyringName(s *specs.Spec) string {
 	group := s.Linux.CgroupsPath
+	if group == "" {
+		return ""
+	}
 	return "crisp-" + group[strings.LastIndexAny(group, "/:")+1:]
 }

@@ -152,7 +152,7 @@ var calls = []struct {
 	{unix.SYS_SCHED_SETAFFINITY, signature{name: "sched_setaffinity"}},
 	{unix.SYS_SCHED_SETATTR, signature{name: "sched_setattr"}},
 	{unix.SYS_SECCOMP, signature{name: "seccomp", args: []format{seccompOpNames.choice, seccompNames.text}}},
-	{unix.SYS_SENDMSG, signature{name: "sendmsg"}},
+	{unix.SYS_SENDMSG, signature{name: "sendmsg", args: []format{nil, nil, sendNames.text}}},
 	{unix.SYS_SETDOMAINNAME, signature{name: "setdomainname"}},
 	{unix.SYS_SETGROUPS, signature{name: "setgroups"}},
 	{unix.SYS_SETHOSTNAME, signature{name: "sethostname"}},
@@ -223,6 +223,8 @@ var openTreeNames = flagTable{
 	{unix.OPEN_TREE_CLONE, "OPEN_TREE_CLONE"}, {unix.AT_RECURSIVE, "AT_RECURSIVE"}, {unix.AT_EMPTY_PATH, "AT_EMPTY_PATH"},
 	{unix.AT_SYMLINK_NOFOLLOW, "AT_SYMLINK_NOFOLLOW"}, {unix.OPEN_TREE_CLOEXEC, "OPEN_TREE_CLOEXEC"},
 }
+
+var sendNames = flagTable{{unix.MSG_NOSIGNAL, "MSG_NOSIGNAL"}}
 
 var resolveNames = flagTable{
 	{unix.RESOLVE_BENEATH, "RESOLVE_BENEATH"}, {unix.RESOLVE_IN_ROOT, "RESOLVE_IN_ROOT"},

@@ -81,6 +81,10 @@ func checkSpec(s *specs.Spec) error {
 	case s.Hooks != nil && len(slices.Concat(s.Hooks.Prestart, s.Hooks.CreateRuntime, s.Hooks.CreateContainer, //nolint:staticcheck // the old field counts
 		s.Hooks.StartContainer, s.Hooks.Poststart, s.Hooks.Poststop)) > 0:
 		return fmt.Errorf("%w: hooks", ErrUnsupported)
+	case s.Linux.Personality != nil && s.Linux.Personality.Domain != specs.PerLinux && s.Linux.Personality.Domain != specs.PerLinux32:
+		return fmt.Errorf("%w: personality %q", ErrSpec, s.Linux.Personality.Domain)
+	case s.Linux.Personality != nil && len(s.Linux.Personality.Flags) > 0:
+		return fmt.Errorf("%w: personality flags", ErrUnsupported)
 	case len(s.Linux.NetDevices) > 0:
 		return fmt.Errorf("%w: network devices", ErrUnsupported)
 	case s.Linux.IntelRdt != nil:
@@ -136,25 +140,32 @@ func (c *container) settle() {
 	c.step("open base", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regBase)
 }
 
-// enterRoot makes the container's file system the root. From here on no path
-// leads to the host; the base stays mounted on top until [container.finishRoot],
-// because mounts can only be copied from one that is attached.
+// enterRoot mounts the container's file system and makes it the process's
+// root: from here on no path leads out of it. It becomes the root of the mount
+// namespace in [container.finishRoot]; until then the base stays attached,
+// because mounts can only be copied from one that is, and lies beneath,
+// because ".." in the root leads to what is mounted on top of it.
 func (c *container) enterRoot() {
 	c.step("mount root", unix.SYS_MOVE_MOUNT, c.root, str(""), reg(regBase), str(baseRoot), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
-	c.pivot("root", c.root)
+	c.step("enter root", unix.SYS_FCHDIR, c.root)
+	c.step("confine to root", unix.SYS_CHROOT, str("."))
 }
 
 func (c *container) finishRoot() {
+	if c.s.Root.Readonly {
+		c.setAttr("make root read-only", c.root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+	}
+	c.step("return to base", unix.SYS_FCHDIR, reg(regBase))
+	c.step("confine to base", unix.SYS_CHROOT, str("."))
+	c.pivot("root", c.root)
+	c.leaveOldRoot("base")
+	// Only a private mount can become the root.
 	switch c.s.Linux.RootfsPropagation {
 	case "shared", "rshared":
 		c.setAttr("share root mount", c.root, 0, 0, 0, unix.MS_SHARED)
 	case "unbindable", "runbindable":
 		c.setAttr("make root mount unbindable", c.root, 0, 0, 0, unix.MS_UNBINDABLE)
 	}
-	if c.s.Root.Readonly {
-		c.setAttr("make root read-only", c.root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
-	}
-	c.leaveOldRoot("base")
 }
 
 // makeWorkingDir makes the working directory if it is missing.

@@ -24,9 +24,9 @@ type attr struct {
 	clear bool
 }
 
-// mountAttrs has the attributes by option. The options that say how access
+// optionAttrs has the attributes by option. The options that say how access
 // times are kept exclude each other and replace one another.
-var mountAttrs = map[string]attr{
+var optionAttrs = map[string]attr{
 	"ro": {bits: unix.MOUNT_ATTR_RDONLY}, "rw": {unix.MOUNT_ATTR_RDONLY, true},
 	"nosuid": {bits: unix.MOUNT_ATTR_NOSUID}, "suid": {unix.MOUNT_ATTR_NOSUID, true},
 	"nodev": {bits: unix.MOUNT_ATTR_NODEV}, "dev": {unix.MOUNT_ATTR_NODEV, true},
@@ -82,7 +82,7 @@ func parseOptions(options []string, bind bool) (mountOptions, error) {
 }
 
 func (o *mountOptions) parse(opt string) error {
-	if a, ok := mountAttrs[opt]; ok {
+	if a, ok := optionAttrs[opt]; ok {
 		o.apply(a)
 		return nil
 	}
@@ -94,7 +94,7 @@ func (o *mountOptions) parse(opt string) error {
 		o.propagation = p
 		return nil
 	}
-	if a, ok := mountAttrs[plain]; ok && all {
+	if a, ok := optionAttrs[plain]; ok && all {
 		if a.clear || a.bits&atimes != 0 || a.bits == 0 {
 			return fmt.Errorf("%w: mount option %q", ErrUnsupported, opt)
 		}

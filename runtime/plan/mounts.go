@@ -47,6 +47,9 @@ func (c *container) mount(m *specs.Mount) error {
 	case "cgroup":
 		c.cgroup(what, dest, o)
 	default:
+		if m.Source != "" && m.Source != "none" {
+			o.data = slices.Insert(o.data, 0, fsOption{key: "source", value: m.Source})
+		}
 		c.fresh(what, dest, kind, o)
 	}
 	return nil

@@ -109,26 +109,32 @@ func (c *container) enter() {
 		c.timeNamespace()
 	}
 	if c.ns.twoStage() {
-		flags := c.ns.made &^ (unix.CLONE_NEWUSER | unix.CLONE_NEWTIME)
-		c.fork(flags)
+		c.fork(c.ns.made &^ (c.plan.Clone.Flags | unix.CLONE_NEWTIME))
 		return
 	}
 	// The view of cgroups begins at the one that was joined meanwhile.
-	if late := c.ns.made &^ c.plan.Clone.Flags; late != 0 {
-		c.step("make namespaces "+flagNames(late), unix.SYS_UNSHARE, num(late))
+	c.makeNamespaces(c.ns.made &^ c.plan.Clone.Flags)
+}
+
+// makeNamespaces makes further namespaces for the process itself.
+func (b *builder) makeNamespaces(flags uint64) {
+	if flags != 0 {
+		b.step("make namespaces "+flagNames(flags), unix.SYS_UNSHARE, num(flags))
 	}
 }
 
-// early says which namespaces the first clone makes.
+// early says which namespaces the first clone makes. Those that belong to a
+// new user namespace are made by its root, who owns what is in them.
 func (c *container) early() uint64 {
-	if c.ns.twoStage() {
-		return c.ns.made & unix.CLONE_NEWUSER
+	switch {
+	case c.ns.makes(specs.UserNamespace):
+		return c.ns.made & (unix.CLONE_NEWUSER | unix.CLONE_NEWPID)
+	case c.ns.twoStage():
+		return 0
+	case c.o.PodBase:
+		return c.ns.made &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWNS)
 	}
-	flags := c.ns.made &^ unix.CLONE_NEWCGROUP
-	if c.o.PodBase {
-		flags &^= unix.CLONE_NEWNS
-	}
-	return flags
+	return c.ns.made &^ unix.CLONE_NEWCGROUP
 }
 
 // becomeRoot gives the process, which has no identity in the user namespace

@@ -13,6 +13,22 @@ import (
 // FromOCI returns the plan for a config.json of the OCI runtime-spec. Relative
 // paths in it begin at the bundle's folder.
 func FromOCI(config []byte, bundle string, o Options) (*Plan, error) {
+	s, err := ReadOCI(config, bundle)
+	if err != nil {
+		return nil, err
+	}
+	if s.Process != nil {
+		o.Terminal = o.Terminal || s.Process.Terminal
+	}
+	if o.Name == "" {
+		o.Name = "start " + filepath.Base(bundle)
+	}
+	o.PodBase = false
+	return Container(s, o)
+}
+
+// ReadOCI reads a config.json of the OCI runtime-spec and makes its paths absolute.
+func ReadOCI(config []byte, bundle string) (*specs.Spec, error) {
 	s := &specs.Spec{}
 	d := json.NewDecoder(bytes.NewReader(config))
 	if err := d.Decode(s); err != nil {
@@ -38,14 +54,7 @@ func FromOCI(config []byte, bundle string, o Options) (*Plan, error) {
 			absolute(&m.Source)
 		}
 	}
-	if s.Process != nil {
-		o.Terminal = o.Terminal || s.Process.Terminal
-	}
-	if o.Name == "" {
-		o.Name = "start " + filepath.Base(bundle)
-	}
-	o.PodBase = false
-	return Container(s, o)
+	return s, nil
 }
 
 func isBind(m *specs.Mount) bool {

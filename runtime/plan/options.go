@@ -24,8 +24,8 @@ type Options struct {
 	// HasStdin, NoStdout and NoStderr say which standard streams are held;
 	// the null device stands for the others.
 	HasStdin, NoStdout, NoStderr bool
-	// Keyring names a session keyring to be made for the process; empty
-	// leaves it in the keeper's.
+	// Keyring is the name of the session keyring that the process joins, or
+	// makes if it does not exist; without a name it makes one for itself.
 	Keyring string
 	// Machine bounds what is asked for to what the machine can give.
 	Machine Machine

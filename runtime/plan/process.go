@@ -40,17 +40,32 @@ func (b *builder) joinCgroup(v2 bool, tasks int) {
 	}
 }
 
-// keyring gives the process a session keyring. Its user may search it, so
-// that a process executed later can join it by its name.
+// keyring gives the process a session keyring other than the keeper's. Its
+// user may search it, so that a process executed later can join it by its name.
 func (c *process) keyring() {
-	if c.o.Keyring == "" {
-		return
-	}
 	const userMayViewReadSearch = 0x3f0b0000
-	c.step("join session keyring "+c.o.Keyring, unix.SYS_KEYCTL, num(unix.KEYCTL_JOIN_SESSION_KEYRING), str(c.o.Keyring)).
+	name := str(c.o.Keyring)
+	if c.o.Keyring == "" {
+		name = zero()
+	}
+	c.step("join session keyring "+c.o.Keyring, unix.SYS_KEYCTL, num(unix.KEYCTL_JOIN_SESSION_KEYRING), name).
 		ignore(unix.ENOSYS).save(regFile)
 	c.step("open keyring to its user", unix.SYS_KEYCTL, num(unix.KEYCTL_SETPERM), reg(regFile), num(userMayViewReadSearch)).
 		when(IfSet, regFile)
+}
+
+// personality makes the kernel say that it is a 32-bit one, if asked.
+func (c *process) personality() {
+	p := c.s.Linux.Personality
+	if p == nil {
+		return
+	}
+	const perLinux, perLinux32 = 0, 8
+	domain := perLinux
+	if p.Domain == specs.PerLinux32 {
+		domain = perLinux32
+	}
+	c.step("personality "+string(p.Domain), unix.SYS_PERSONALITY, num(domain))
 }
 
 // label sets the security label that the program gets, through a procfs that
@@ -99,6 +114,7 @@ func (c *process) standard() {
 
 // execute is everything from the finished mounts to the program itself.
 func (c *process) execute() error {
+	c.personality()
 	c.label()
 	c.standard()
 	c.limits()

@@ -19,25 +19,31 @@ func Sandbox(o SandboxOptions) (*Plan, error) {
 	for _, ns := range []struct {
 		is   bool
 		flag uint64
-	}{{o.NewUser, unix.CLONE_NEWUSER}, {o.NewNet, unix.CLONE_NEWNET}, {o.NewIPC, unix.CLONE_NEWIPC}, {o.NewUTS, unix.CLONE_NEWUTS}, {o.PidNS, unix.CLONE_NEWPID}} {
+	}{{o.NewNet, unix.CLONE_NEWNET}, {o.NewIPC, unix.CLONE_NEWIPC}, {o.NewUTS, unix.CLONE_NEWUTS}} {
 		if ns.is {
 			flags |= ns.flag
 		}
 	}
-	b.plan.Clone.Flags = flags
-	b.hide()
+	late := uint64(0)
 	if o.NewUser {
 		if len(o.UIDMap) == 0 || len(o.GIDMap) == 0 {
 			return nil, fmt.Errorf("%s: %w: a user namespace without id mappings", o.Name, ErrSpec)
 		}
 		b.plan.Clone.UIDMap, b.plan.Clone.GIDMap = o.UIDMap, o.GIDMap
+		flags, late = unix.CLONE_NEWUSER, flags
 	}
+	if o.PidNS {
+		flags |= unix.CLONE_NEWPID
+	}
+	b.plan.Clone.Flags = flags
+	b.hide()
 	if o.NewUser || o.Gate {
 		b.wait("wait for the keeper")
 	}
 	b.joinCgroup(o.CgroupV2, o.CgroupTasks)
 	if o.NewUser {
 		b.becomeRoot()
+		b.makeNamespaces(late)
 	}
 	b.step("make session", unix.SYS_SETSID)
 	if o.NewUTS && o.Hostname != "" {
