@@ -15,7 +15,7 @@ import (
 )
 
 // cachedDirs is how many directories stay open while a layer is unpacked.
-const cachedDirs = 32
+const cachedDirs = 64
 
 // maxMeasuredDepth bounds the descriptors that it takes to measure a tree.
 const maxMeasuredDepth = 256
