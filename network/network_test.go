@@ -17,11 +17,6 @@ import (
 	"crisp/network/cni/cnitest"
 )
 
-func TestMain(m *testing.M) {
-	cnitest.Main()
-	os.Exit(m.Run())
-}
-
 // node is a network with plugins and folders of its own.
 type node struct {
 	*cnitest.Plugins

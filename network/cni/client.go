@@ -15,6 +15,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"crisp/runtime/durable"
 )
 
 // Deadlines of calls. The caller's own may be earlier.
@@ -65,7 +67,7 @@ func NewClient(binDirs []string, cacheDir, ifName string) (*Client, error) {
 	if err := os.MkdirAll(c.records.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make attachment folder: %w", err)
 	}
-	if err := c.records.sweep(); err != nil {
+	if err := durable.RemoveTemps(c.records.dir); err != nil {
 		return nil, fmt.Errorf("sweep attachment folder: %w", err)
 	}
 	return c, nil

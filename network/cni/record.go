@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/utils"
+
+	"crisp/runtime/durable"
 )
 
 const (
@@ -52,17 +54,8 @@ func (r records) save(rec *record) error {
 	if err != nil {
 		return fmt.Errorf("encode attachment: %w", err)
 	}
-	temp, err := os.CreateTemp(r.dir, ".new-*")
-	if err != nil {
+	if err := durable.ReplaceFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("write attachment: %w", err)
-	}
-	_, err = temp.Write(data)
-	err = errors.Join(err, temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write attachment: %w", err), os.Remove(temp.Name()))
 	}
 	return nil
 }
@@ -113,17 +106,4 @@ func (r records) list() ([]string, error) {
 	}
 	slices.Sort(ids)
 	return ids, nil
-}
-
-// sweep removes what interrupted writers have left.
-func (r records) sweep() error {
-	temps, err := filepath.Glob(filepath.Join(r.dir, ".new-*"))
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, temp := range temps {
-		errs = append(errs, os.Remove(temp))
-	}
-	return errors.Join(errs...)
 }

@@ -1,29 +1,49 @@
 // Package cnitest provides CNI plugins that note how they are called and that
 // fail or hang on demand.
-//
-// The plugins are links to the test's own binary, so a test package that uses
-// them must call [Main] from its TestMain.
 package cnitest
 
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 )
+
+// script is a plugin. It notes a call by a single write, so that plugins that
+// run at the same time do not mix theirs.
+const script = `#!/bin/sh
+dir=${0%/*} name=${0##*/}
+IFS= read -r conf
+printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$name" "$CNI_COMMAND" "$CNI_CONTAINERID" \
+	"$CNI_NETNS" "$CNI_IFNAME" "$CNI_ARGS" "$CNI_PATH" "$conf" >>"$dir/calls"
+if [ -e "$dir/$name.fail.$CNI_COMMAND" ]; then
+	cat "$dir/$name.fail.$CNI_COMMAND"
+	exit 1
+fi
+if [ -e "$dir/$name.hang.$CNI_COMMAND" ]; then
+	sleep 1000
+fi
+if [ "$CNI_COMMAND" != ADD ]; then
+	exit 0
+fi
+if [ -e "$dir/$name.answer" ]; then
+	cat "$dir/$name.answer"
+	exit 0
+fi
+version=${conf#*'"cniVersion":"'} version=${version%%'"'*}
+printf '{"cniVersion":"%s","interfaces":[{"name":"vethfake"},{"name":"%s","sandbox":"%s"}],' "$version" "$CNI_IFNAME" "$CNI_NETNS"
+printf '"ips":[{"version":"4","address":"10.1.2.3/24","interface":1},{"version":"6","address":"fd00::3/64","interface":1}]}\n'
+`
 
 // Plugins is a folder of plugins.
 type Plugins struct {
 	Dir string
 	t   testing.TB
 	// seen is how much of the notes was returned.
-	seen int64
+	seen int
 }
 
 // Call is a call of a plugin as the plugin saw it.
@@ -48,13 +68,7 @@ func New(t testing.TB, names ...string) *Plugins {
 // Install adds a plugin.
 func (p *Plugins) Install(name string) {
 	p.t.Helper()
-	self, err := os.Executable()
-	if err == nil {
-		err = os.Symlink(self, filepath.Join(p.Dir, name))
-	}
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	p.write(name, []byte(script), 0o700)
 }
 
 // Remove takes a plugin away.
@@ -72,14 +86,14 @@ func (p *Plugins) Fail(name, command string, code uint, msg string) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.write(name+".fail."+command, answer)
+	p.write(name+".fail."+command, answer, 0o600)
 }
 
 // Hang makes a plugin never answer a command until [Plugins.Heal]. It waits
 // in a child process that holds its output open.
 func (p *Plugins) Hang(name, command string) {
 	p.t.Helper()
-	p.write(name+".hang."+command, nil)
+	p.write(name+".hang."+command, nil, 0o600)
 }
 
 // Heal undoes Fail and Hang.
@@ -96,12 +110,12 @@ func (p *Plugins) Heal(name, command string) {
 // Answer replaces what a plugin answers to ADD.
 func (p *Plugins) Answer(name, answer string) {
 	p.t.Helper()
-	p.write(name+".answer", []byte(answer))
+	p.write(name+".answer", []byte(answer), 0o600)
 }
 
-func (p *Plugins) write(name string, data []byte) {
+func (p *Plugins) write(name string, data []byte, mode os.FileMode) {
 	p.t.Helper()
-	if err := os.WriteFile(filepath.Join(p.Dir, name), data, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(p.Dir, name), data, mode); err != nil {
 		p.t.Fatal(err)
 	}
 }
@@ -109,31 +123,26 @@ func (p *Plugins) write(name string, data []byte) {
 // Calls returns the calls since it last did.
 func (p *Plugins) Calls() []Call {
 	p.t.Helper()
-	f, err := os.Open(filepath.Join(p.Dir, "calls"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.Seek(p.seen, io.SeekStart); err != nil {
+	notes, err := os.ReadFile(filepath.Join(p.Dir, "calls"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		p.t.Fatal(err)
 	}
 	var calls []Call
-	decoder := json.NewDecoder(f)
-	for {
-		var call Call
-		err := decoder.Decode(&call)
-		if err == io.EOF {
-			break
+	for line := range strings.Lines(string(notes[p.seen:])) {
+		field := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if len(field) != 8 {
+			p.t.Fatalf("plugin noted %q", line)
 		}
-		if err != nil {
-			p.t.Fatal(err)
+		call := Call{Plugin: field[0], Command: field[1], Env: map[string]string{
+			"CNI_COMMAND": field[1], "CNI_CONTAINERID": field[2], "CNI_NETNS": field[3],
+			"CNI_IFNAME": field[4], "CNI_ARGS": field[5], "CNI_PATH": field[6],
+		}}
+		if err := json.Unmarshal([]byte(field[7]), &call.Conf); err != nil {
+			p.t.Fatalf("plugin noted %q: %v", line, err)
 		}
 		calls = append(calls, call)
 	}
-	p.seen += decoder.InputOffset()
+	p.seen = len(notes)
 	return calls
 }
 
@@ -145,85 +154,4 @@ func (p *Plugins) Summary() []string {
 		list = append(list, call.Plugin+" "+call.Command)
 	}
 	return list
-}
-
-// Main runs the plugin, and does not return, if the process is one.
-func Main() {
-	if os.Getenv("CNI_COMMAND") == "" {
-		return
-	}
-	if err := plugin(filepath.Dir(os.Args[0]), filepath.Base(os.Args[0])); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-func plugin(dir, name string) error {
-	call := Call{Plugin: name, Command: os.Getenv("CNI_COMMAND"), Env: map[string]string{}}
-	for _, kv := range os.Environ() {
-		if key, value, _ := strings.Cut(kv, "="); strings.HasPrefix(key, "CNI_") {
-			call.Env[key] = value
-		}
-	}
-	if err := json.NewDecoder(os.Stdin).Decode(&call.Conf); err != nil {
-		return err
-	}
-	if err := note(filepath.Join(dir, "calls"), call); err != nil {
-		return err
-	}
-	if answer, err := os.ReadFile(filepath.Join(dir, name+".fail."+call.Command)); err == nil {
-		os.Stdout.Write(answer)
-		os.Exit(1)
-	}
-	if _, err := os.Stat(filepath.Join(dir, name+".hang."+call.Command)); err == nil {
-		sleep := exec.Command("sleep", "1000")
-		sleep.Stdout = os.Stdout
-		return sleep.Run()
-	}
-	if call.Command != "ADD" {
-		return nil
-	}
-	answer, err := os.ReadFile(filepath.Join(dir, name+".answer"))
-	if err != nil {
-		answer, err = defaultAnswer(call)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = os.Stdout.Write(answer)
-	return err
-}
-
-// note appends a call by a single write, so that plugins that run at the same
-// time do not mix theirs.
-func note(path string, call Call) error {
-	line, err := json.Marshal(call)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(line, '\n'))
-	return errors.Join(err, f.Close())
-}
-
-// defaultAnswer passes on the previous plugin's answer, or makes up one.
-func defaultAnswer(call Call) ([]byte, error) {
-	if prev, ok := call.Conf["prevResult"]; ok {
-		return json.Marshal(prev)
-	}
-	return json.Marshal(map[string]any{
-		"cniVersion": call.Conf["cniVersion"],
-		"interfaces": []any{
-			map[string]any{"name": "vethfake"},
-			map[string]any{"name": call.Env["CNI_IFNAME"], "sandbox": call.Env["CNI_NETNS"]},
-		},
-		"ips": []any{
-			map[string]any{"address": "10.1.2.3/24", "interface": 1},
-			map[string]any{"address": "fd00::3/64", "interface": 1},
-		},
-	})
 }
