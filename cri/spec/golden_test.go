@@ -21,9 +21,9 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 // fakeNode is a machine with a few paths and devices.
 type fakeNode struct {
-	paths   map[string]string // path to the path behind its links
-	created []string
-	profile string
+	paths    map[string]string // path to the path behind its links
+	created  []string
+	profiles []string
 }
 
 func newFakeNode() *fakeNode {
@@ -32,7 +32,7 @@ func newFakeNode() *fakeNode {
 			"/data": "/data", "/link": "/data/real", "/shared": "/shared", "/slave": "/slave", "/proc": "/proc",
 			"/var/lib/kubelet/hosts": "/var/lib/kubelet/hosts",
 		},
-		profile: "k8s-nginx",
+		profiles: []string{"k8s-nginx", "crisp-default"},
 	}
 }
 
@@ -76,7 +76,9 @@ func (n *fakeNode) Mounts() ([]*mountinfo.Info, error) {
 	}, nil
 }
 
-func (n *fakeNode) AppArmorLoaded(name string) (bool, error) { return name == n.profile, nil }
+func (n *fakeNode) AppArmorLoaded(name string) (bool, error) {
+	return slices.Contains(n.profiles, name), nil
+}
 
 // testInput is a container as kubelet asks for one, on a machine that can
 // do everything.
@@ -301,6 +303,9 @@ func securityCases() []goldenCase {
 		}},
 		{"apparmor-default", func(in *Input) {
 			in.Host.AppArmor, in.Defaults.AppArmorProfile = true, "crisp-default"
+		}},
+		{"apparmor-default-not-loaded", func(in *Input) {
+			in.Host.AppArmor, in.Defaults.AppArmorProfile = true, "ghost"
 		}},
 		{"apparmor-localhost", func(in *Input) {
 			in.Host.AppArmor = true

@@ -74,8 +74,9 @@ func (b *builder) seccomp() (*specs.LinuxSeccomp, error) {
 	return nil, invalid("seccomp profile type %s", p.GetProfileType())
 }
 
-// apparmor returns the name of the profile, "" for unconfined. Unlike seccomp,
-// no profile at all means the default.
+// apparmor returns the name of the profile, "" for none: the container is then
+// unconfined, as the daemon is. Unlike seccomp, no profile at all in the
+// configuration means the default.
 func (b *builder) apparmor() (string, error) {
 	p := b.sc.GetApparmor()
 	if p == nil {
@@ -87,28 +88,30 @@ func (b *builder) apparmor() (string, error) {
 	}
 	switch p.GetProfileType() {
 	case runtimeapi.SecurityProfile_Unconfined:
-		return b.unconfined(), nil
+		return "", nil
 	case runtimeapi.SecurityProfile_RuntimeDefault:
-		if b.privileged || b.Defaults.AppArmorProfile == "" {
-			return b.unconfined(), nil
-		}
-		if !b.Host.AppArmor {
-			return "", nil
-		}
-		return b.Defaults.AppArmorProfile, nil
+		return b.defaultProfile()
 	case runtimeapi.SecurityProfile_Localhost:
 		return b.loadedProfile(p.GetLocalhostRef())
 	}
 	return "", invalid("AppArmor profile type %s", p.GetProfileType())
 }
 
-// unconfined names the absence of a profile, which must be said aloud where
-// the daemon itself may be confined.
-func (b *builder) unconfined() string {
-	if b.Host.AppArmor {
-		return "unconfined"
+// defaultProfile returns the node's default profile, if it has one.
+func (b *builder) defaultProfile() (string, error) {
+	name := b.Defaults.AppArmorProfile
+	if b.privileged || !b.Host.AppArmor || name == "" {
+		return "", nil
 	}
-	return ""
+	loaded, err := b.Node.AppArmorLoaded(name)
+	if err != nil {
+		return "", err
+	}
+	if !loaded {
+		b.warn("the default AppArmor profile " + name + " is not loaded: the container is not confined by one")
+		return "", nil
+	}
+	return name, nil
 }
 
 func (b *builder) loadedProfile(name string) (string, error) {

@@ -24,7 +24,7 @@ func TestRender(t *testing.T) {
 func TestProfileCompiles(t *testing.T) {
 	parser, err := findParser()
 	if errors.Is(err, ErrNoParser) {
-		testkit.Skip(t, "apparmor_parser", err.Error())
+		testkit.Skip(t, "apparmor", err.Error())
 	}
 	profile, err := render(DefaultName)
 	if err != nil {
