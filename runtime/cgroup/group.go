@@ -1,12 +1,15 @@
 package cgroup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/cgroups"
@@ -102,11 +105,7 @@ func (g *Group) dir(controller string) string {
 // hierarchy, to write "0" to. The caller closes the files.
 func (g *Group) Entry() ([]*os.File, error) {
 	if g.node.v2 {
-		fd, err := openRaw(g.dirs[0], unix.O_RDONLY|unix.O_DIRECTORY)
-		if err != nil {
-			return nil, g.fail("enter", err)
-		}
-		return []*os.File{os.NewFile(uintptr(fd), g.dirs[0])}, nil
+		return g.enterDir(g.dirs[0])
 	}
 	files := make([]*os.File, 0, len(g.dirs))
 	for _, dir := range g.dirs {
@@ -121,6 +120,44 @@ func (g *Group) Entry() ([]*os.File, error) {
 		files = append(files, os.NewFile(uintptr(fd), name))
 	}
 	return files, nil
+}
+
+// EntryOf is Entry for a process that joins another one of the container. On
+// version 2 an init like systemd moves everything into groups below its own
+// and hands these controllers, and from then on the group itself takes no
+// process: so the new one goes where pid is.
+func (g *Group) EntryOf(pid int) ([]*os.File, error) {
+	if !g.node.v2 {
+		return g.Entry()
+	}
+	dir := g.dirs[0]
+	if rel, err := unifiedPath(pid); err == nil && strings.HasPrefix(rel, g.at.rel+"/") {
+		dir = filepath.Join(g.node.root, rel)
+	}
+	return g.enterDir(dir)
+}
+
+func (g *Group) enterDir(dir string) ([]*os.File, error) {
+	fd, err := openRaw(dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, g.fail("enter", err)
+	}
+	return []*os.File{os.NewFile(uintptr(fd), dir)}, nil
+}
+
+// unifiedPath is the path of a process's version 2 group.
+func unifiedPath(pid int) (string, error) {
+	var r reader
+	data, err := r.read("/proc/"+strconv.Itoa(pid), "cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range bytes.Lines(data) {
+		if rel, ok := bytes.CutPrefix(bytes.TrimSuffix(line, []byte{'\n'}), []byte("0::")); ok {
+			return filepath.Clean(string(rel)), nil
+		}
+	}
+	return "", unix.ENOENT
 }
 
 // Pids lists the processes in the group and in the groups below it.

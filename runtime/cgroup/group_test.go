@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -107,6 +108,7 @@ func create(t testing.TB, n *Node, parent, id string, r *specs.LinuxResources) *
 // process is a child that is reaped as soon as it ends: a dead one would stay
 // in its group.
 type process struct {
+	pid  int
 	done chan struct{}
 	err  error
 }
@@ -140,7 +142,7 @@ func run(t testing.TB, g *Group, script string) *process {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{done: make(chan struct{})}
+	p := &process{pid: cmd.Process.Pid, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
 		p.err = cmd.Wait()
@@ -576,6 +578,47 @@ func testGone(t *testing.T, n *Node) {
 		if !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s of a removed group: %v, want %v", what, err, ErrNotFound)
 		}
+	}
+}
+
+// A process that joins a container goes where its first process went.
+func TestEntryOf(t *testing.T) { eachNode(t, testEntryOf) }
+
+func testEntryOf(t *testing.T, n *Node) {
+	g := create(t, n, "", "nested", resources(n))
+	p := run(t, g, "exec sleep 1000")
+	waitFor(t, "a process", func() bool { pids, _ := g.Pids(); return len(pids) == 1 })
+	names := func(files []*os.File, err error) (list []string) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			list = append(list, f.Name())
+			f.Close()
+		}
+		return list
+	}
+	plain := names(g.Entry())
+	if got := names(g.EntryOf(p.pid)); !slices.Equal(got, plain) {
+		t.Errorf("beside the first process: %v, want %v", got, plain)
+	}
+	if got := names(g.EntryOf(os.Getpid())); !slices.Equal(got, plain) {
+		t.Errorf("beside a process of another group: %v, want %v", got, plain)
+	}
+	below := filepath.Join(g.processDir(), "init.scope")
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(below+"/cgroup.procs", []byte(strconv.Itoa(p.pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	want := plain
+	if n.v2 {
+		want = []string{below}
+	}
+	if got := names(g.EntryOf(p.pid)); !slices.Equal(got, want) {
+		t.Errorf("beside a first process that has moved: %v, want %v", got, want)
 	}
 }
 
