@@ -394,7 +394,7 @@ func mountCases() []goldenCase {
 			in.mount(&runtimeapi.Mount{HostPath: "/no/such", ContainerPath: "/x"})
 		}},
 		{"volumes", func(in *Input) {
-			in.Image.Volumes = map[string]struct{}{"/var/data": {}, "cache/": {}, "/cache": {}, "/taken": {}, "/dev/x": {}}
+			in.Image.Volumes = map[string]struct{}{"/var/data": {}, "cache/": {}, "/cache": {}, "/taken": {}, "/dev/x": {}, "/etc/hosts": {}, "/etc": {}}
 			in.mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "/taken"})
 		}},
 		{"volumes-userns", func(in *Input) {

@@ -35,11 +35,12 @@ func (b *builder) mounts() error {
 			list = append(list, m)
 		}
 	}
-	volumes, err := b.volumes(taken)
+	list = append(list, configured...)
+	volumes, err := b.volumes(list)
 	if err != nil {
 		return err
 	}
-	list = slices.Concat(list, volumes, configured)
+	list = append(list, volumes...)
 	sortMounts(list)
 	b.out.Spec.Mounts = list
 	return nil

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"slices"
 	"syscall"
 
 	"github.com/moby/sys/mountinfo"
@@ -204,7 +205,7 @@ func newSpec(in Input) *specs.Spec {
 		Process: &specs.Process{
 			Terminal:        in.Config.GetTty(),
 			NoNewPrivileges: sc.GetNoNewPrivs(),
-			Rlimits:         in.Defaults.Rlimits,
+			Rlimits:         slices.Clone(in.Defaults.Rlimits),
 			SelinuxLabel:    in.Labels.Process,
 		},
 		Root: &specs.Root{Path: rootPath, Readonly: sc.GetReadonlyRootfs()},
@@ -214,8 +215,8 @@ func newSpec(in Input) *specs.Spec {
 		},
 	}
 	if !sc.GetPrivileged() {
-		s.Linux.MaskedPaths = sc.GetMaskedPaths()
-		s.Linux.ReadonlyPaths = sc.GetReadonlyPaths()
+		s.Linux.MaskedPaths = slices.Clone(sc.GetMaskedPaths())
+		s.Linux.ReadonlyPaths = slices.Clone(sc.GetReadonlyPaths())
 	}
 	return s
 }

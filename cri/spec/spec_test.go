@@ -1,7 +1,9 @@
 package spec
 
 import (
+	"encoding/json"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -9,6 +11,7 @@ import (
 	"testing/fstest"
 
 	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -334,5 +337,56 @@ func TestMountsAreSorted(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// FuzzImage gives an image's whole configuration to [Container]: whatever it
+// says, the spec keeps to what an image may choose.
+func FuzzImage(f *testing.F) {
+	f.Add([]byte(`{"Env":["A=b"],"Entrypoint":["/x"],"Cmd":["y"],"WorkingDir":"../a","Volumes":{"/proc":{},"v/../w":{}},"StopSignal":"9"}`), "0:0")
+	f.Add([]byte(`{"Cmd":["sh"],"Labels":{"io.kubernetes.x":"y"},"Volumes":{"/dev/shm":{},"/etc/hosts":{}}}`), "a")
+	plain := testInput()
+	plain.Image.Cmd = []string{"x"}
+	reference, err := Container(plain)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, config []byte, user string) {
+		in := testInput()
+		if json.Unmarshal(config, &in.Image) != nil {
+			return
+		}
+		in.Image.User = user
+		r, err := Container(in)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Errorf("err = %v", err)
+			}
+			return
+		}
+		checkImageChoices(t, reference.Spec, r)
+	})
+}
+
+// checkImageChoices compares everything in which an image has no say.
+func checkImageChoices(t *testing.T, want *specs.Spec, r *Result) {
+	t.Helper()
+	got := *r.Spec
+	var mounts []specs.Mount
+	for _, m := range got.Mounts {
+		if !strings.HasPrefix(m.Source, "/pods/1/c1/volumes/") {
+			mounts = append(mounts, m)
+		} else if within(m.Destination, "/proc") || within(m.Destination, "/sys") || within(m.Destination, "/dev") || !strings.HasPrefix(m.Destination, "/") {
+			t.Errorf("volume at %s", m.Destination)
+		}
+	}
+	process := *got.Process
+	if !strings.HasPrefix(process.Cwd, "/") {
+		t.Errorf("working directory %q", process.Cwd)
+	}
+	process.Args, process.Env, process.Cwd = want.Process.Args, want.Process.Env, want.Process.Cwd
+	got.Process, got.Mounts = &process, mounts
+	if !reflect.DeepEqual(&got, want) {
+		t.Errorf("the image changed more than it may: %+v", got)
 	}
 }

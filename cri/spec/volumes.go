@@ -15,12 +15,12 @@ import (
 const maxVolumes = 128
 
 // volumes mounts an anonymous volume for each path that the image declares and
-// the configuration leaves free. They stay writable when the root is not.
+// the other mounts leave free. They stay writable when the root is not.
 //
 // The paths are hostile. One in /proc or /sys could hide what the runtime and
 // the container's own tools rely on there, so the image is refused; one in
 // /dev would hide the devices and is left out.
-func (b *builder) volumes(taken func(string) bool) ([]specs.Mount, error) {
+func (b *builder) volumes(others []specs.Mount) ([]specs.Mount, error) {
 	if b.Defaults.IgnoreImageVolumes {
 		return nil, nil
 	}
@@ -28,7 +28,10 @@ func (b *builder) volumes(taken func(string) bool) ([]specs.Mount, error) {
 		return nil, invalid("image declares %d volumes, at most %d are allowed", len(b.Image.Volumes), maxVolumes)
 	}
 	var out []specs.Mount
-	seen := map[string]bool{}
+	taken := map[string]bool{}
+	for _, m := range others {
+		taken[m.Destination] = true
+	}
 	for _, declared := range slices.Sorted(maps.Keys(b.Image.Volumes)) {
 		p := path.Clean("/" + declared)
 		switch {
@@ -37,10 +40,10 @@ func (b *builder) volumes(taken func(string) bool) ([]specs.Mount, error) {
 		case within(p, "/dev"):
 			b.warn("volume of the image at " + p + " is left out")
 			continue
-		case taken(p) || seen[p]:
+		case taken[p]:
 			continue
 		}
-		seen[p] = true
+		taken[p] = true
 		sum := sha256.Sum256([]byte(p))
 		v := Volume{Path: p, Source: path.Join(b.VolumeDir, hex.EncodeToString(sum[:16]))}
 		b.out.Volumes = append(b.out.Volumes, v)
