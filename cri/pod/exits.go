@@ -111,6 +111,12 @@ func (m *Manager) pauseExited(e client.Exit) {
 	if err != nil {
 		return
 	}
+	p.mu.Lock()
+	if p.paused != nil {
+		close(p.paused)
+		p.paused = nil
+	}
+	p.mu.Unlock()
 	if !p.record().Ready() {
 		return
 	}

@@ -27,6 +27,9 @@ type pod struct {
 	gone       bool
 	namespaces map[string]*os.File // by type: user, net, ipc, uts, mnt, pid
 	processes  map[string]*process // by container id, while and after running
+	// paused is closed when the pod's own first process has ended; nil
+	// without one.
+	paused chan struct{}
 }
 
 // process is a container's first process and the descriptors that belong to it.
@@ -141,8 +144,12 @@ func (pr *process) close() error {
 	}
 	var errs []error
 	for _, f := range []*os.File{pr.pidfd, pr.terminal, pr.stdin, pr.stdout, pr.stderr, pr.rootfs} {
-		if f != nil {
-			errs = append(errs, f.Close())
+		if f == nil {
+			continue
+		}
+		// The input may have been closed before, or be the terminal.
+		if err := f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)

@@ -130,6 +130,9 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	p := newPod(m, r)
 	if e := entries[r.ID]; e != nil && e.Namespaces != nil {
 		p.setNamespaces(e.Namespaces)
+		if r.Pause != nil && e.Exit == nil {
+			p.setPaused()
+		}
 	}
 	m.register(p)
 	return p

@@ -172,6 +172,9 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	}
 	o.Hostname = spec.Hostname(r.Config.Msg, node)
 	o.Name = "make namespaces of " + sandboxName(r.Config.Msg.GetMetadata())
+	if o.PidNS {
+		p.setPaused()
+	}
 	started, err := p.m.Launcher.Sandbox(ctx, r.ID, o, launch.Held{})
 	if err != nil {
 		return err
@@ -196,12 +199,35 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 func (p *pod) dropNamespaces(ctx context.Context) error {
 	r := p.record()
 	if r.Pause != nil && r.BootID == p.m.bootID {
-		if err := killProcess(r.Pause); err != nil {
+		if err := p.endPause(ctx, r.Pause); err != nil {
 			return fmt.Errorf("kill the pod's first process: %w", err)
 		}
 	}
 	p.setNamespaces(nil)
 	return p.m.Keeper.Forget(ctx, r.ID)
+}
+
+// setPaused notes that the pod has a first process of its own.
+func (p *pod) setPaused() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused = make(chan struct{})
+}
+
+// endPause kills the pod's first process and waits until the keeper has it.
+func (p *pod) endPause(ctx context.Context, pause *Process) error {
+	p.mu.Lock()
+	ended := p.paused
+	p.mu.Unlock()
+	if err := killProcess(pause); err != nil || ended == nil {
+		return err
+	}
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("process %d: %w: %w", pause.Pid, ErrUnkillable, ctx.Err())
+	}
 }
 
 func (p *pod) pinNetwork(context.Context) error {
