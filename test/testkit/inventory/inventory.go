@@ -39,7 +39,11 @@ type Scope struct {
 func Take() Inventory {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // cannot fail on Linux 3.4 and later
 	in := Inventory{shared: map[string]bool{}, own: map[string]bool{}}
+	stacked := map[string]int{}
 	for _, m := range Mounts() {
+		if stacked[m]++; stacked[m] > 1 {
+			m = fmt.Sprintf("%s (%d over another)", m, stacked[m]-1)
+		}
 		in.shared["mount "+m] = true
 	}
 	for _, c := range Cgroups("") {
