@@ -3,6 +3,7 @@ package launch
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -26,10 +27,12 @@ func explain(err error, p *plan.Plan, proc *specs.Process, root *os.File) error 
 	searched := !strings.Contains(name, "/")
 	switch failed.Err {
 	case unix.ENOENT, unix.ENOTDIR:
-		if file := present(candidates(p), root); file != "" && root != nil {
+		switch file, mode := present(candidates(p), root); {
+		case file != "" && mode&0o111 == 0:
+			return fmt.Errorf("%s: exec %q: %w: %w", p.Name, name, ErrNotExecutable, unix.EACCES)
+		case file != "":
 			return fmt.Errorf("%s: exec %q: the interpreter of %s is missing: %w: %w", p.Name, name, file, ErrNotFound, failed.Err)
-		}
-		if searched {
+		case searched:
 			return fmt.Errorf("%s: exec %q: %w in $PATH", p.Name, name, ErrNotFound)
 		}
 		return fmt.Errorf("%s: exec %q: %w: %w", p.Name, name, ErrNotFound, failed.Err)
@@ -50,19 +53,25 @@ func candidates(p *plan.Plan) []string {
 	return files
 }
 
-// present returns the first of the files that the root file system has.
-func present(files []string, root *os.File) string {
+// present returns the first of the files that the root file system has, "" if
+// it has none or is not known.
+func present(files []string, root *os.File) (string, fs.FileMode) {
 	if root == nil {
-		return ""
+		return "", 0
 	}
 	for _, file := range files {
 		if !path.IsAbs(file) {
 			continue
 		}
-		if f, err := rootpath.Open(root, file, unix.O_PATH); err == nil {
-			f.Close()
-			return file
+		f, err := rootpath.Open(root, file, unix.O_PATH)
+		if err != nil {
+			continue
+		}
+		info, err := f.Stat()
+		f.Close()
+		if err == nil {
+			return file, info.Mode().Perm()
 		}
 	}
-	return ""
+	return "", 0
 }

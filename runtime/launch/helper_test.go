@@ -112,9 +112,8 @@ func (run *running) follow() error {
 			if done || err != nil {
 				return err
 			}
-			if err := run.child.Release(); err != nil {
-				return err
-			}
+			// A child that is gone by now tells why.
+			_ = run.child.Release()
 		}
 	}
 }

@@ -47,8 +47,8 @@ func everything() *Plan {
 	}
 }
 
-// fill says whether every field of v, and of what it holds, has a value
-// somewhere in the plan; fields that are forgotten in the codec would go unseen
+// TestEverythingUsesEveryField makes sure that every field has a value
+// somewhere in the plan: one that is forgotten in the codec would go unseen
 // otherwise.
 func TestEverythingUsesEveryField(t *testing.T) {
 	p := everything()

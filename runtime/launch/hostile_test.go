@@ -1,0 +1,266 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/plan"
+	"crisp/runtime/spawn"
+)
+
+// listing is everything below a folder, to see whether it changed.
+func listing(t testing.TB, dir string) string {
+	t.Helper()
+	var lines []string
+	err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
+		if err != nil {
+			return err
+		}
+		lines = append(lines, fmt.Sprint(path, info.Mode(), info.Size(), info.ModTime()))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// TestLinksForSpecialFolders has images whose /proc, /sys or /dev are links.
+func TestLinksForSpecialFolders(t *testing.T) {
+	canary := t.TempDir()
+	for _, folder := range []string{"proc", "sys", "dev"} {
+		for _, to := range []string{canary, "../../.." + canary, "/tmp", "dangling", "/proc/self/fd/5"} {
+			t.Run(folder+" to "+filepath.Base(to), func(t *testing.T) {
+				b := newLab(t)
+				b.sandbox(usual())
+				before := listing(t, canary)
+				root := b.rootfs(func(upper string) {
+					if err := os.Symlink(to, filepath.Join(upper, folder)); err != nil {
+						t.Fatal(err)
+					}
+				})
+				_, err := b.start(b.spec("true"), Held{"rootfs": root}, plan.Options{})
+				if err == nil {
+					t.Error("container started")
+				}
+				if after := listing(t, canary); after != before {
+					t.Errorf("host changed from\n%s\nto\n%s", before, after)
+				}
+				if !errors.Is(err, unix.ELOOP) && !strings.Contains(fmt.Sprint(err), "make mount target /"+folder) {
+					t.Errorf("error %v does not name the folder", err)
+				}
+			})
+		}
+	}
+}
+
+// TestLinksForTargets has every target of a mount lead to a folder of the host.
+func TestLinksForTargets(t *testing.T) {
+	canary := t.TempDir()
+	write(t, filepath.Join(canary, "file"), "host")
+	for _, link := range []string{canary, "../../../../../.." + canary, "/proc/1/root" + canary, "/proc/self/cwd", "/proc/self/fd/3"} {
+		t.Run(link, func(t *testing.T) {
+			b := newLab(t)
+			b.sandbox(usual())
+			before := listing(t, canary)
+			source := t.TempDir()
+			write(t, filepath.Join(source, "mine"), "mine")
+			root := b.rootfs(func(upper string) {
+				if err := os.Symlink(link, filepath.Join(upper, "vol")); err != nil {
+					t.Fatal(err)
+				}
+			})
+			s := b.spec("cat /vol/mine")
+			s.Mounts = append(s.Mounts, bind(source, "/vol"), bind(source, "/vol/sub/deeper"))
+			s.Process.Cwd = "/vol/work"
+			s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/vol/sub")
+			c, err := b.start(s, Held{"rootfs": root}, plan.Options{})
+			if err == nil {
+				if out, _ := c.wait(); out != "mine" {
+					t.Errorf("container printed %q", out)
+				}
+			}
+			if after := listing(t, canary); after != before {
+				t.Errorf("host changed from\n%s\nto\n%s", before, after)
+			}
+		})
+	}
+}
+
+// TestWorkingDirOutside tries to reach the host through a descriptor that a
+// runtime may have left open.
+func TestWorkingDirOutside(t *testing.T) {
+	b := newLab(t)
+	b.sandbox(usual())
+	c, running := b.running(nil)
+	for fd := range 40 {
+		for _, link := range []bool{false, true} {
+			dir := fmt.Sprintf("/proc/self/fd/%d", fd)
+			var root *os.File
+			if link {
+				root = b.rootfs(func(upper string) {
+					if err := os.Symlink(dir, filepath.Join(upper, "work")); err != nil {
+						t.Fatal(err)
+					}
+				})
+				dir = "/work"
+			} else {
+				root = b.rootfs(nil)
+			}
+			s := b.spec("pwd")
+			s.Process.Cwd = dir
+			if _, err := b.start(s, Held{"rootfs": root}, plan.Options{}); err == nil {
+				t.Errorf("container started in %s, a link: %v", dir, link)
+			}
+			if link {
+				continue
+			}
+			p := *running.Process
+			p.Cwd = dir
+			if _, err := b.exec(c, running, &p, plan.Options{}); err == nil {
+				t.Errorf("process executed in %s", dir)
+			}
+		}
+	}
+}
+
+func TestWorkingDir(t *testing.T) {
+	b := newLab(t)
+	b.sandbox(usual())
+	tests := []struct {
+		cwd  string
+		uid  uint32
+		want string
+	}{
+		{"/", 0, "/"}, {"/tmp", 0, "/tmp"}, {"/made/by/us", 0, "/made/by/us"}, {"/made/by/us", 1000, "/made/by/us"},
+		{"/root", 1000, "/root"}, {"/proc/sys", 0, "/proc/sys"}, {"/dev/shm/new/dir", 0, "/dev/shm/new/dir"},
+		{"/link/below", 0, "/target/below"}, {"/../../tmp/./x/..", 0, "/tmp"},
+	}
+	for _, tt := range tests {
+		s := b.spec("pwd -P")
+		s.Process.Cwd, s.Process.User.UID = tt.cwd, tt.uid
+		root := b.rootfs(func(upper string) {
+			if err := os.Symlink("target", filepath.Join(upper, "link")); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if got := b.runWith(s, Held{"rootfs": root}); got != tt.want {
+			t.Errorf("working directory %s is %s, want %s", tt.cwd, got, tt.want)
+		}
+	}
+	for _, cwd := range []string{"/bin/busybox", "/proc/no/such"} {
+		s := b.spec("pwd")
+		s.Process.Cwd = cwd
+		if _, err := b.start(s, nil, plan.Options{}); err == nil || !strings.Contains(err.Error(), cwd) {
+			t.Errorf("working directory %s: error %v", cwd, err)
+		}
+	}
+}
+
+func TestMountsOverProc(t *testing.T) {
+	b := newLab(t)
+	b.sandbox(usual())
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "f"), "fake\n")
+	for _, m := range []specs.Mount{
+		bind(dir, "/proc"), bind(dir, "/proc/self/attr"), bind(filepath.Join(dir, "f"), "/proc/self/status"),
+		{Destination: "/proc", Type: "tmpfs"}, {Destination: "/proc/sys", Type: "tmpfs"}, {Destination: "/tmp/../proc/1", Type: "tmpfs"},
+		{Destination: "/proc", Type: "image", Source: "image/0"},
+	} {
+		s := b.spec("true")
+		s.Mounts = append(s.Mounts, m)
+		if _, err := b.start(s, nil, plan.Options{}); !errors.Is(err, plan.ErrSpec) {
+			t.Errorf("mount of %s on %s: %v", m.Type, m.Destination, err)
+		}
+	}
+	s := b.spec("cat /proc/cpuinfo")
+	s.Mounts = append(s.Mounts, bind(filepath.Join(dir, "f"), "/proc/cpuinfo"))
+	b.want(s, "fake")
+}
+
+// TestEveryStepFails makes each step of a plan fail in turn.
+func TestEveryStepFails(t *testing.T) {
+	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
+		t.Run(name, func(t *testing.T) {
+			b := newLab(t)
+			b.sandbox(o)
+			dir := t.TempDir()
+			s := b.spec("echo started")
+			s.Root.Readonly, s.Process.NoNewPrivileges, s.Process.User.UID = true, true, 1000
+			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}}
+			s.Mounts = append(s.Mounts, bind(dir, "/vol", "ro"), bind(dir, "/vol2"), specs.Mount{Destination: "/mem", Type: "tmpfs"}, bind(dir, "/mem/sub"))
+			failEach(t, b.k, func() (*started, error) { return b.start(s, nil, plan.Options{Gate: true}) })
+		})
+	}
+}
+
+func TestEveryStepOfExecFails(t *testing.T) {
+	b := newLab(t)
+	b.sandbox(usersOwn())
+	c, s := b.running(nil)
+	p := *s.Process
+	p.Args = []string{"/bin/echo", "started"}
+	failEach(t, b.k, func() (*started, error) { return b.exec(c, s, &p, plan.Options{}) })
+}
+
+func TestEveryStepOfSandboxFails(t *testing.T) {
+	b := newLab(t)
+	o := usersOwn()
+	o.Name, o.PidNS, o.Sysctls = "make namespaces of test", true, map[string]string{"net.ipv4.ip_forward": "1"}
+	failEach(t, b.k, func() (*started, error) {
+		c, err := b.l.Sandbox(t.Context(), "pod", o, nil)
+		if err != nil {
+			return nil, err
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		s := &started{Started: c, t: t, out: r}
+		t.Cleanup(s.kill)
+		return s, nil
+	})
+}
+
+// failEach runs start with step after step replaced by one that fails, and
+// wants an error that names it.
+func failEach(t *testing.T, k *runner, start func() (*started, error)) {
+	t.Helper()
+	const noSuchCall = 4000
+	steps := 1
+	for i := 0; i < steps; i++ {
+		var broken plan.Step
+		k.change = func(p *plan.Plan) {
+			steps = len(p.Steps)
+			s := &p.Steps[i]
+			s.Call, s.Ignore, s.Cond, s.Want = noSuchCall, nil, plan.Always, nil
+			broken = *s
+		}
+		c, err := start()
+		if err == nil {
+			t.Fatalf("step %d %q failed and the process started (pid %d)", i, broken.Name, c.Pid)
+		}
+		var failed *spawn.StepError
+		if !errors.As(err, &failed) {
+			t.Fatalf("step %d %q: error %v names no step", i, broken.Name, err)
+		}
+		if failed.Index != i || failed.Step != broken.Name || failed.Err != unix.ENOSYS {
+			t.Errorf("step %d %q failed, but the error is %v", i, broken.Name, err)
+		}
+	}
+	if steps < 30 {
+		t.Fatalf("plan has %d steps only", steps)
+	}
+	k.change = nil
+	if _, err := start(); err != nil {
+		t.Errorf("unbroken plan: %v", err)
+	}
+}
