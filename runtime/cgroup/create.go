@@ -85,7 +85,7 @@ func (g *Group) createV1(want *cgroups.Resources) error {
 // missing. It tells whether the directory is new.
 func (n *Node) makeDir(dir string, h hierarchy) (made bool, err error) {
 	// Another container's removal may take an empty parent away in between.
-	for range 10 {
+	for range 100 {
 		err = unix.Mkdir(dir, dirPerm)
 		switch err {
 		case nil:
@@ -119,13 +119,14 @@ func (n *Node) makeParents(dir string, h hierarchy) error {
 	switch err {
 	case nil:
 		mark(dir)
-	case unix.EEXIST:
+	case unix.EEXIST, unix.ENOENT: // ENOENT: the one above went again
 		return nil
 	default:
 		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
 	if slices.Contains(h.controllers, "cpuset") {
-		if err := fillCpuset(dir, "", ""); err != nil && exists(dir) {
+		// Gone again: then the caller finds it missing and comes back.
+		if err := fillCpuset(dir, "", ""); err != nil && !isGone(err) {
 			return err
 		}
 	}

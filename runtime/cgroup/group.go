@@ -207,11 +207,14 @@ func refused(err error) error {
 
 // fail names the operation and turns a missing directory into [ErrNotFound].
 func (g *Group) fail(verb string, err error) error {
-	// ENODEV is what an open file of a removed group answers.
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-		if !g.Exists() {
-			return fmt.Errorf("%s cgroup %s: %w", verb, g.path, ErrNotFound)
-		}
+	if isGone(err) && !g.Exists() {
+		return fmt.Errorf("%s cgroup %s: %w", verb, g.path, ErrNotFound)
 	}
 	return fmt.Errorf("%s cgroup %s: %w", verb, g.path, err)
+}
+
+// isGone tells whether a directory or a file in it is not there. ENODEV is
+// what an open file of a removed group answers.
+func isGone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }

@@ -31,7 +31,7 @@ func (g *Group) Kill(ctx context.Context) error {
 	pause := minPause
 	for round := 0; ; round++ {
 		pids, err := r.pids(g.processDir())
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		if isGone(err) {
 			return nil
 		}
 		if err != nil {
@@ -205,7 +205,7 @@ func (r *reader) pids(dir string) ([]int, error) {
 	}
 	for _, name := range below {
 		more, err := r.pids(dir + "/" + name)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+		if err != nil && !isGone(err) {
 			return nil, err
 		}
 		pids = append(pids, more...)

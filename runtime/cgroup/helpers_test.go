@@ -1,0 +1,188 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/test/testkit"
+)
+
+// testNode is the machine's node with a default parent of the test's own.
+func testNode(t testing.TB) *Node {
+	t.Helper()
+	testkit.Root(t)
+	// The library keeps a descriptor from its first read on.
+	_, _ = cgroups.ReadFile(mountPoint, "cgroup.controllers")
+	if _, ok := t.(*testing.T); ok {
+		testkit.Leaks(t)
+	}
+	n, err := New(Cgroupfs, "/"+testkit.Name(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Errorf("close node: %v", err)
+		}
+	})
+	return n
+}
+
+// v1Node skips where the unified hierarchy is in use.
+func v1Node(t testing.TB) *Node {
+	t.Helper()
+	n := testNode(t)
+	if n.V2() {
+		testkit.Skip(t, "cgroup1", "the machine has the unified hierarchy")
+	}
+	return n
+}
+
+// eachNode runs a test on the machine's own node and, where that is version 1
+// with the unified hierarchy beside it, on the latter too. There are no
+// controllers there, but births, kills, freezes, pressure and device filters
+// are the real thing.
+func eachNode(t *testing.T, f func(t *testing.T, n *Node)) {
+	t.Run("native", func(t *testing.T) { f(t, testNode(t)) })
+	t.Run("unified", func(t *testing.T) {
+		n := testNode(t)
+		if n.V2() {
+			t.Skip("it is the native one")
+		}
+		beside := &Node{driver: Cgroupfs, v2: true, root: filepath.Join(mountPoint, "unified"), parent: n.parent}
+		if !exists(filepath.Join(beside.root, "cgroup.controllers")) {
+			testkit.Skip(t, "cgroup2", "no unified hierarchy is mounted")
+		}
+		t.Cleanup(func() {
+			if err := beside.Close(); err != nil {
+				t.Errorf("close node: %v", err)
+			}
+		})
+		f(t, beside)
+	})
+}
+
+// resources are container resources that the node has controllers for.
+func resources(n *Node) *specs.LinuxResources {
+	r := containerResources()
+	if n.root != mountPoint {
+		r.CPU, r.Memory = nil, nil
+	}
+	return r
+}
+
+func create(t testing.TB, n *Node, parent, id string, r *specs.LinuxResources) *Group {
+	t.Helper()
+	path, err := n.Path(parent, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := n.Create(t.Context(), path, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := errors.Join(g.Kill(ctx), g.Remove(ctx)); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// process is a child that is reaped as soon as it ends: a dead one would stay
+// in its group.
+type process struct {
+	pid  int
+	done chan struct{}
+	err  error
+}
+
+// wait returns how the process ended.
+func (p *process) wait() error {
+	<-p.done
+	return p.err
+}
+
+// run starts a shell command that joins the group before it begins.
+func run(t testing.TB, g *Group, script string) *process {
+	t.Helper()
+	files, err := g.Entry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-c")
+	join := ""
+	for i, f := range files {
+		defer f.Close()
+		if g.node.v2 {
+			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}
+			continue
+		}
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+		// dash knows descriptors 0 to 9 only.
+		join += fmt.Sprintf("echo 0 > /proc/self/fd/%d; ", 3+i)
+	}
+	cmd.Args = append(cmd.Args, join+script)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{pid: cmd.Process.Pid, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		p.err = cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-p.done
+	})
+	return p
+}
+
+func waitFor(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("timed out waiting for %s", what)
+		}
+	}
+}
+
+func read(t testing.TB, g *Group, controller, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(g.dir(controller), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func containerResources() *specs.LinuxResources {
+	r := &specs.LinuxResources{
+		CPU:    &specs.LinuxCPU{Shares: ptr(uint64(512)), Quota: ptr(int64(50000)), Period: ptr(uint64(100000))},
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20))},
+		Devices: []specs.LinuxDeviceCgroup{
+			{Allow: false, Access: "rwm"},
+			{Allow: true, Type: "c", Access: "m"},
+			{Allow: true, Type: "b", Access: "m"},
+		},
+	}
+	for _, d := range [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}} {
+		r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(d[0]), Minor: ptr(d[1]), Access: "rwm"})
+	}
+	return r
+}
