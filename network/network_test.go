@@ -295,6 +295,7 @@ func TestCloseWaitsForCalls(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	cancel()
+	n.Heal("one", "ADD")
 	<-closed
 	if err := <-attached; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)

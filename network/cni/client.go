@@ -61,7 +61,7 @@ func NewClient(binDirs []string, cacheDir, ifName string) (*Client, error) {
 		binDirs: binDirs,
 		ifName:  ifName,
 		records: records{filepath.Join(cacheDir, "attachments")},
-		runner:  &runner{},
+		runner:  &runner{grace: killGrace},
 	}
 	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
 	if err := os.MkdirAll(c.records.dir, 0o700); err != nil {
@@ -74,8 +74,8 @@ func NewClient(binDirs []string, cacheDir, ifName string) (*Client, error) {
 }
 
 // Add attaches a pod. When a plugin fails, or ctx ends, everything is taken
-// back by DEL before Add returns; if that fails too, the attachment is kept
-// in memory for a later [Client.Del].
+// back by DEL before Add returns; if that fails too, the attachment is
+// remembered for a later [Client.Del].
 func (c *Client) Add(ctx context.Context, conf *Config, a Attachment) (*types100.Result, error) {
 	rec := &record{
 		Version: recordVersion, ID: a.ID, NetNS: a.NetNS, IfName: c.ifName,

@@ -182,8 +182,10 @@ func TestAddMissingPluginIsTakenBack(t *testing.T) {
 	w.forgotten(t)
 }
 
-func TestAddCancelledIsTakenBack(t *testing.T) {
-	w := newWorld(t, chain)
+// hangAndCancel lets the second plugin hang in ADD, cancels the call, and
+// returns what was called until Add has returned.
+func hangAndCancel(t *testing.T, w *world, afterwards func()) ([]string, error) {
+	t.Helper()
 	w.Hang("two", "ADD")
 	ctx, cancel := context.WithCancel(t.Context())
 	added := make(chan error, 1)
@@ -196,16 +198,49 @@ func TestAddCancelledIsTakenBack(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		called = append(called, w.Summary()...)
 	}
-	// The plugin's child holds its output open for much longer.
 	cancel()
-	if err := <-added; !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "plugin two: ADD") {
+	afterwards()
+	err := <-added
+	return append(called, w.Summary()...), err
+}
+
+func TestAddCancelledIsTakenBack(t *testing.T) {
+	w := newWorld(t, chain)
+	w.client.runner.grace = 10 * time.Millisecond
+	called, err := hangAndCancel(t, w, func() {})
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "plugin two: ADD") {
 		t.Errorf("got %v", err)
 	}
-	want := []string{"one ADD", "two ADD", "three DEL", "two DEL", "one DEL"}
-	if called = append(called, w.Summary()...); !slices.Equal(called, want) {
+	if want := []string{"one ADD", "two ADD", "three DEL", "two DEL", "one DEL"}; !slices.Equal(called, want) {
 		t.Errorf("called %v", called)
 	}
 	w.forgotten(t)
+}
+
+func TestAddCancelledLetsThePluginFinish(t *testing.T) {
+	w := newWorld(t, chain)
+	called, err := hangAndCancel(t, w, func() { w.Heal("two", "ADD") })
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "plugin three: ADD") {
+		t.Errorf("got %v", err)
+	}
+	if want := []string{"one ADD", "two ADD", "three DEL", "two DEL", "one DEL"}; !slices.Equal(called, want) {
+		t.Errorf("called %v", called)
+	}
+	w.forgotten(t)
+}
+
+func TestStatusDoesNotWaitForAHangingPlugin(t *testing.T) {
+	w := newWorld(t, chain)
+	w.Hang("two", "STATUS")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if err := w.client.Status(ctx, w.conf); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(start); took > killGrace/2 {
+		t.Errorf("took %v", took)
+	}
 }
 
 func TestDelGoesOnPastFailures(t *testing.T) {

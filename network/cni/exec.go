@@ -26,15 +26,20 @@ const (
 	// pipeDelay is how long a plugin's children may keep its output open
 	// after it has ended.
 	pipeDelay = time.Second
+	// killGrace is how long a plugin may go on when it should end.
+	killGrace = 10 * time.Second
 	// busyDelay is the pause before a binary that is being written is tried
 	// again.
 	busyDelay = 50 * time.Millisecond
 )
 
-// runner runs plugins as processes, each in a process group of its own that
-// is killed as a whole when the context ends.
+// runner runs plugins as processes, each in a process group of its own.
 type runner struct {
 	version.PluginDecoder
+	// grace is how long a plugin that changes things may go on when the
+	// context has ended. One that is killed half-way can leave what no DEL
+	// repairs: the bridge plugin a bridge that takes no more pods.
+	grace time.Duration
 }
 
 var _ invoke.Exec = (*runner)(nil)
@@ -63,43 +68,70 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 	}
 }
 
-func (*runner) runOnce(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	failure := &PluginError{Plugin: filepath.Base(path), Command: command(env)}
+	if ctx.Err() != nil {
+		failure.Err = context.Cause(ctx)
+		return nil, failure
+	}
 	answer, complaint := &bounded{max: maxAnswer}, &bounded{max: maxComplaint}
-	cmd := exec.CommandContext(ctx, path)
+	cmd := exec.Command(path)
 	cmd.Env = env
 	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.Stdout, cmd.Stderr = answer, complaint
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = pipeDelay
 
-	err := cmd.Run()
-	if errors.Is(err, exec.ErrWaitDelay) {
-		err = nil
+	var grace time.Duration
+	if failure.Command == "ADD" || failure.Command == "DEL" {
+		grace = r.grace
 	}
+	err := runGroup(ctx, cmd, grace)
 	if err == nil && answer.dropped {
 		err = fmt.Errorf("answer longer than %d bytes", maxAnswer)
 	}
 	if err == nil {
 		return answer.Bytes(), nil
 	}
-	return nil, explain(ctx, path, env, err, answer, complaint)
+	var said types.Error
+	if json.Unmarshal(answer.Bytes(), &said) == nil && (said.Msg != "" || said.Code != 0) {
+		failure.Code, failure.Msg, failure.Details = said.Code, said.Msg, said.Details
+	} else {
+		failure.Msg, failure.Err = strings.TrimSpace(complaint.String()), err
+	}
+	return nil, failure
 }
 
-// explain makes an error of the answer of a plugin that ended with err.
-func explain(ctx context.Context, path string, env []string, err error, answer, complaint *bounded) error {
-	e := &PluginError{Plugin: filepath.Base(path), Command: command(env)}
-	var said types.Error
-	if ctx.Err() != nil {
-		e.Err = context.Cause(ctx)
-	} else if json.Unmarshal(answer.Bytes(), &said) == nil && (said.Msg != "" || said.Code != 0) {
-		e.Code, e.Msg, e.Details = said.Code, said.Msg, said.Details
-		return e
-	} else {
-		e.Err = err
+// runGroup runs a command that leads a process group. When ctx ends it waits
+// for grace, kills the group and returns the cause.
+func runGroup(ctx context.Context, cmd *exec.Cmd, grace time.Duration) error {
+	if err := cmd.Start(); err != nil {
+		return err
 	}
-	e.Msg = strings.TrimSpace(complaint.String())
-	return e
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		if errors.Is(err, exec.ErrWaitDelay) {
+			err = nil
+		}
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(grace):
+	}
+	err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+	<-ended
+	if errors.Is(err, unix.ESRCH) {
+		err = nil
+	}
+	return errors.Join(context.Cause(ctx), err)
 }
 
 func command(env []string) string {

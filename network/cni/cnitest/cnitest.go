@@ -23,9 +23,9 @@ if [ -e "$dir/$name.fail.$CNI_COMMAND" ]; then
 	cat "$dir/$name.fail.$CNI_COMMAND"
 	exit 1
 fi
-if [ -e "$dir/$name.hang.$CNI_COMMAND" ]; then
-	sleep 1000
-fi
+while [ -e "$dir/$name.hang.$CNI_COMMAND" ]; do
+	sleep 0.05
+done
 if [ "$CNI_COMMAND" != ADD ]; then
 	exit 0
 fi
@@ -89,8 +89,8 @@ func (p *Plugins) Fail(name, command string, code uint, msg string) {
 	p.write(name+".fail."+command, answer, 0o600)
 }
 
-// Hang makes a plugin never answer a command until [Plugins.Heal]. It waits
-// in a child process that holds its output open.
+// Hang makes a plugin wait before it answers a command, until [Plugins.Heal].
+// It does so in a child process that holds its output open.
 func (p *Plugins) Hang(name, command string) {
 	p.t.Helper()
 	p.write(name+".hang."+command, nil, 0o600)
