@@ -33,11 +33,12 @@ const (
 
 // Client runs plugins found in some folders and remembers what it attached.
 type Client struct {
-	binDirs []string
-	ifName  string
-	records records
-	lib     *libcni.CNIConfig
-	runner  *runner
+	binDirs  []string
+	cacheDir string
+	ifName   string
+	records  records
+	lib      *libcni.CNIConfig
+	runner   *runner
 }
 
 // Attachment is a pod's connection to a network, as plugins see it.
@@ -58,10 +59,11 @@ type Attachment struct {
 // same cacheDir must not exist at the same time.
 func NewClient(binDirs []string, cacheDir, ifName string) (*Client, error) {
 	c := &Client{
-		binDirs: binDirs,
-		ifName:  ifName,
-		records: records{filepath.Join(cacheDir, "attachments")},
-		runner:  &runner{grace: killGrace},
+		binDirs:  binDirs,
+		cacheDir: cacheDir,
+		ifName:   ifName,
+		records:  records{filepath.Join(cacheDir, "attachments")},
+		runner:   &runner{grace: killGrace},
 	}
 	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
 	if err := os.MkdirAll(c.records.dir, 0o700); err != nil {
@@ -92,9 +94,15 @@ func (c *Client) Add(ctx context.Context, conf *Config, a Attachment) (*types100
 }
 
 func (c *Client) add(ctx context.Context, conf *Config, rt *libcni.RuntimeConf) (*types100.Result, error) {
+	lock, err := c.records.lock(rt.ContainerID)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
 	ctx, cancel := context.WithTimeout(ctx, addTimeout)
 	defer cancel()
-	answer, err := c.lib.AddNetworkList(ctx, conf.list, rt)
+	runner := &runner{grace: c.runner.grace, lock: lock}
+	answer, err := libcni.NewCNIConfigWithCacheDir(c.binDirs, c.cacheDir, runner).AddNetworkList(ctx, conf.list, rt)
 	if err != nil {
 		return nil, concise(err)
 	}
@@ -128,6 +136,11 @@ func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 
 	rt := runtimeConf(rec, a.NetNS)
 	prev := c.previous(list, rt)
+	if prev == nil {
+		if err := c.records.await(ctx, a.ID, c.runner.grace); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for _, plugin := range slices.Backward(list.Plugins) {
 		if err := c.delOne(ctx, list, plugin, prev, rt); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -120,6 +121,9 @@ func TestAddAndDelCallEveryPlugin(t *testing.T) {
 		if !reflect.DeepEqual(del.Env, want) {
 			t.Errorf("%s DEL with %v", name, del.Env)
 		}
+		if !add.Locked || del.Locked {
+			t.Errorf("%s held a lock in ADD: %t, in DEL: %t", name, add.Locked, del.Locked)
+		}
 		if (add.Conf["prevResult"] != nil) != (i > 0) {
 			t.Errorf("%s ADD with previous result %v", name, add.Conf["prevResult"])
 		}
@@ -227,6 +231,52 @@ func TestAddCancelledLetsThePluginFinish(t *testing.T) {
 		t.Errorf("called %v", called)
 	}
 	w.forgotten(t)
+}
+
+// A daemon that was killed during an ADD leaves a plugin that goes on.
+func TestDelWaitsForAnOrphanedAdd(t *testing.T) {
+	w := newWorld(t, chain)
+	if err := w.client.records.save(&record{Version: recordVersion, ID: "pod1", IfName: "eth0", Config: w.conf.Bytes()}); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := w.client.records.lock("pod1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	orphan := exec.CommandContext(t.Context(), "sleep", "1000")
+	orphan.ExtraFiles = []*os.File{lock}
+	if err := orphan.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lock.Close()
+
+	w.restart(t)
+	deleted := make(chan error, 1)
+	go func() { deleted <- w.client.Del(t.Context(), w.conf, pod) }()
+	select {
+	case err := <-deleted:
+		t.Errorf("DEL did not wait: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	orphan.Process.Kill()
+	orphan.Wait()
+	if err := <-deleted; err != nil {
+		t.Error(err)
+	}
+
+	// Something that stays must not hold a DEL up for ever.
+	if err := w.client.records.save(&record{Version: recordVersion, ID: "pod1", IfName: "eth0", Config: w.conf.Bytes()}); err != nil {
+		t.Fatal(err)
+	}
+	lock, err = w.client.records.lock("pod1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	w.client.runner.grace = 10 * time.Millisecond
+	if err := w.client.Del(t.Context(), w.conf, pod); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestStatusDoesNotWaitForAHangingPlugin(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -40,6 +41,8 @@ type runner struct {
 	// context has ended. One that is killed half-way can leave what no DEL
 	// repairs: the bridge plugin a bridge that takes no more pods.
 	grace time.Duration
+	// lock is held open by the plugins: see records.
+	lock *os.File
 }
 
 var _ invoke.Exec = (*runner)(nil)
@@ -81,6 +84,9 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 	cmd.Stdout, cmd.Stderr = answer, complaint
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = pipeDelay
+	if r.lock != nil {
+		cmd.ExtraFiles = []*os.File{r.lock}
+	}
 
 	var grace time.Duration
 	if failure.Command == "ADD" || failure.Command == "DEL" {

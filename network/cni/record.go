@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,8 +10,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/utils"
+	"golang.org/x/sys/unix"
 
 	"crisp/runtime/durable"
 )
@@ -18,6 +21,8 @@ import (
 const (
 	recordVersion = 1
 	recordSuffix  = ".json"
+	// lockPause is how often a lock is tried.
+	lockPause = 10 * time.Millisecond
 )
 
 // record is what is noted before an ADD, so that the DEL can be made whatever
@@ -36,6 +41,10 @@ type record struct {
 }
 
 // records is the folder of them.
+//
+// The plugins of an ADD inherit a descriptor of the record's file that holds a
+// lock. When the daemon is killed they go on, and the daemon that follows can
+// tell: a DEL that overtook them would leave what they do after it.
 type records struct{ dir string }
 
 func (r records) path(id string) (string, error) {
@@ -58,6 +67,51 @@ func (r records) save(rec *record) error {
 		return fmt.Errorf("write attachment: %w", err)
 	}
 	return nil
+}
+
+// lock locks the file of a record just saved. The lock lasts until the file
+// returned and all copies of it in other processes are closed.
+func (r records) lock(id string) (*os.File, error) {
+	f, err := r.open(id)
+	if err != nil {
+		return nil, fmt.Errorf("lock attachment: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock attachment: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// await waits until nobody holds the lock of a record, but not for ever: a
+// plugin may hang, or have started something that stays.
+func (r records) await(ctx context.Context, id string, limit time.Duration) error {
+	f, err := r.open(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("await attachment: %w", err)
+	}
+	defer f.Close()
+	end := time.After(limit)
+	for unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		select {
+		case <-end:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("await attachment: %w", context.Cause(ctx))
+		case <-time.After(lockPause):
+		}
+	}
+	return nil
+}
+
+func (r records) open(id string) (*os.File, error) {
+	path, err := r.path(id)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(path)
 }
 
 // load returns nil when there is no record, or none that can be read: what a

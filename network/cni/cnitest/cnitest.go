@@ -17,7 +17,9 @@ import (
 const script = `#!/bin/sh
 dir=${0%/*} name=${0##*/}
 IFS= read -r conf
-printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$name" "$CNI_COMMAND" "$CNI_CONTAINERID" \
+lock=
+[ -e /proc/$$/fd/3 ] && lock=held
+printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$lock" "$name" "$CNI_COMMAND" "$CNI_CONTAINERID" \
 	"$CNI_NETNS" "$CNI_IFNAME" "$CNI_ARGS" "$CNI_PATH" "$conf" >>"$dir/calls"
 if [ -e "$dir/$name.fail.$CNI_COMMAND" ]; then
 	cat "$dir/$name.fail.$CNI_COMMAND"
@@ -49,6 +51,8 @@ type Plugins struct {
 // Call is a call of a plugin as the plugin saw it.
 type Call struct {
 	Plugin, Command string
+	// Locked tells whether the plugin held the lock of an ADD.
+	Locked bool
 	// Env holds the CNI_ variables.
 	Env map[string]string
 	// Conf is what came on standard input.
@@ -130,14 +134,14 @@ func (p *Plugins) Calls() []Call {
 	var calls []Call
 	for line := range strings.Lines(string(notes[p.seen:])) {
 		field := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if len(field) != 8 {
+		if len(field) != 9 {
 			p.t.Fatalf("plugin noted %q", line)
 		}
-		call := Call{Plugin: field[0], Command: field[1], Env: map[string]string{
-			"CNI_COMMAND": field[1], "CNI_CONTAINERID": field[2], "CNI_NETNS": field[3],
-			"CNI_IFNAME": field[4], "CNI_ARGS": field[5], "CNI_PATH": field[6],
+		call := Call{Locked: field[0] != "", Plugin: field[1], Command: field[2], Env: map[string]string{
+			"CNI_COMMAND": field[2], "CNI_CONTAINERID": field[3], "CNI_NETNS": field[4],
+			"CNI_IFNAME": field[5], "CNI_ARGS": field[6], "CNI_PATH": field[7],
 		}}
-		if err := json.Unmarshal([]byte(field[7]), &call.Conf); err != nil {
+		if err := json.Unmarshal([]byte(field[8]), &call.Conf); err != nil {
 			p.t.Fatalf("plugin noted %q: %v", line, err)
 		}
 		calls = append(calls, call)
