@@ -45,6 +45,9 @@ type Options struct {
 	// MaxUnpackedLayer bounds what one layer may unpack to; 0 leaves only the
 	// bound on the compression ratio.
 	MaxUnpackedLayer int64
+	// ProgressTimeout ends a pull in which no byte arrives for so long; 0
+	// means 5 minutes.
+	ProgressTimeout time.Duration
 	// UserAgent is what registries see.
 	UserAgent string
 	// Logger gets what happens without a caller to tell; nil means slog's default.
