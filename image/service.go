@@ -110,7 +110,7 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 	}
 	s := &Service{
 		opts: opts, log: opts.Logger, pins: map[digest.Digest]int{},
-		client: registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent}),
+		client: registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout}),
 	}
 	if s.log == nil {
 		s.log = slog.Default()

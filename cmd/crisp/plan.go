@@ -39,7 +39,8 @@ func printPlan(args []string, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", rest[0], err)
 	}
-	_, err = fmt.Fprintln(out, len(p.Steps)); return err
+	_, err = fmt.Fprintln(out, len(p.Steps))
+	return err
 }
 
 // readPlan makes the plan of either kind of file.

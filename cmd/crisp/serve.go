@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	"k8s.io/klog/v2"
@@ -21,6 +22,8 @@ import (
 	"crisp/cri/pod"
 	"crisp/cri/rpcerr"
 	"crisp/cri/spec"
+	"crisp/cri/spec/apparmor"
+	"crisp/cri/spec/cdi"
 	"crisp/cri/stats"
 	"crisp/cri/stream"
 	"crisp/image"
@@ -116,7 +119,7 @@ func (d *services) open(ctx context.Context) error {
 	d.images, err = image.Open(ctx, image.Options{
 		Root: filepath.Join(d.cfg.Root, "image"), RegistryConfigDirs: d.cfg.RegistryConfigDirs,
 		Pinned: d.cfg.PinnedImages, MaxConcurrentDownloads: d.cfg.MaxConcurrentDownloads,
-		UserAgent: "crisp/" + version,
+		ProgressTimeout: time.Duration(d.cfg.PullProgressTimeout), UserAgent: "crisp/" + version,
 	})
 	if err != nil {
 		return err
@@ -138,12 +141,18 @@ func (d *services) open(ctx context.Context) error {
 
 // openPods starts what rests on the other services.
 func (d *services) openPods(ctx context.Context) error {
+	if d.facts.AppArmor.OK() && d.cfg.AppArmorProfile == apparmor.DefaultName {
+		if err := apparmor.Load(ctx, apparmor.DefaultName); err != nil {
+			klog.ErrorS(err, "Load the AppArmor profile; containers that ask for RuntimeDefault are not confined by it")
+		}
+	}
 	var err error
 	d.pods, err = pod.Open(ctx, pod.Options{
 		Root: d.cfg.Root, NetNSDir: d.cfg.NetNSDir,
 		Keeper: d.keeper, Launcher: launch.New(d.keeper, d.facts), Cgroups: d.cgroups,
 		Images: d.images, Network: d.network,
 		Host: spec.HostOf(d.facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(d.cfg), Defaults: defaults(d.cfg),
+		CDI:      func(s *specs.Spec, names []string) error { return cdi.Inject(d.cfg.CDISpecDirs, s, names) },
 		Handlers: d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
 	})
 	if err != nil {

@@ -88,8 +88,8 @@ func rlimits(list []config.Rlimit) []specs.POSIXRlimit {
 func seccompProfiles(cfg *config.Config) spec.Seccomp {
 	s := spec.Seccomp{Default: seccomp.RuntimeDefault, Load: seccomp.Load}
 	if path := cfg.SeccompProfile; path != "" {
-		s.Default = func([]string) *specs.LinuxSeccomp {
-			p, err := seccomp.Load(path)
+		s.Default = func(caps []string) *specs.LinuxSeccomp {
+			p, err := seccomp.LoadFor(path, caps)
 			if err != nil {
 				// Better to refuse every system call than to confine nothing.
 				klog.ErrorS(err, "Load the default seccomp profile", "file", path)

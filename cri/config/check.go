@@ -87,9 +87,6 @@ func (c *Config) checkChoices(bad complain) {
 	if _, _, err := net.SplitHostPort(c.StreamAddress); err != nil {
 		bad("stream_address", "%v", err)
 	}
-	if _, _, err := net.SplitHostPort(c.MetricsAddress); c.MetricsAddress != "" && err != nil {
-		bad("metrics_address", "%v", err)
-	}
 	if c.CgroupDriver == "systemd" && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice") {
 		bad("cgroup_parent", "%q is not a slice, which the systemd driver needs", c.CgroupParent)
 	}
@@ -103,8 +100,8 @@ func (c *Config) checkNumbers(bad complain) {
 	if c.MaxConcurrentDownloads < 1 {
 		bad("max_concurrent_downloads", "%d is less than 1", c.MaxConcurrentDownloads)
 	}
-	if c.PullProgressTimeout < 0 {
-		bad("pull_progress_timeout", "it is negative")
+	if c.PullProgressTimeout <= 0 {
+		bad("pull_progress_timeout", "it is not positive")
 	}
 	if c.StreamIdleTimeout <= 0 {
 		bad("stream_idle_timeout", "it is not positive")

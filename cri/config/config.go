@@ -67,7 +67,6 @@ type Config struct {
 	MaxContainerLogLineSize int      `toml:"max_container_log_line_size"`
 	StreamAddress           string   `toml:"stream_address"`
 	StreamIdleTimeout       Duration `toml:"stream_idle_timeout"`
-	MetricsAddress          string   `toml:"metrics_address"`
 }
 
 // Duration is a time span that is written as Go does, "4h30m".

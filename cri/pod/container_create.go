@@ -217,7 +217,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 	}
 	return p.updateContainer(k.id, func(c *Container) {
 		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
-		c.StopSignal, c.PIDTarget, c.ImageVolumes = int32(out.StopSignal), out.PIDTarget, volumes
+		c.StopSignal, c.PIDTarget, c.ImageVolumes, c.Nodes = int32(out.StopSignal), out.PIDTarget, volumes, out.Nodes
 	})
 }
 
@@ -242,7 +242,7 @@ func (k *making) translate(root *os.File) (*spec.Result, spec.ResolvedUser, erro
 			ResolvConf: filepath.Join(dir, spec.ResolvConfFile),
 		},
 		VolumeDir: filepath.Join(k.dir(), "volumes"),
-		Host:      m.Host, Node: m.Node, Seccomp: m.Seccomp, Defaults: m.Defaults,
+		Host:      m.Host, Node: m.Node, Seccomp: m.Seccomp, Defaults: m.Defaults, CDI: m.CDI,
 	})
 	return out, user, err
 }

@@ -104,7 +104,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) (err error) {
 	cfg := c.Config.Msg
 	options := p.m.planOptions(s, pr.group, h)
 	options.Name = "start container " + cfg.GetMetadata().GetName()
-	options.HasStdin = cfg.GetStdin()
+	options.HasStdin, options.Nodes = cfg.GetStdin(), c.Nodes
 	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, log, keep(pr), p.m.gate(ctx, pr.group))
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -54,6 +55,8 @@ type Options struct {
 	Host    spec.Host
 	Node    spec.Node
 	Seccomp spec.Seccomp
+	// CDI adds devices of the Container Device Interface to a spec.
+	CDI func(s *specs.Spec, names []string) error
 	// Defaults are the node's choices for containers.
 	Defaults spec.Defaults
 	// Handlers are the runtime handlers that pods may name besides "".

@@ -78,6 +78,9 @@ type Container struct {
 	Left bool `json:",omitempty"`
 	// Resources are the limits in force, updates merged in.
 	Resources *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
+	// Nodes has the host path of each device, by its path in the container,
+	// where that is not the same.
+	Nodes map[string]string `json:",omitempty"`
 	// PIDTarget is the container whose PID namespace this one joins.
 	PIDTarget string `json:",omitempty"`
 	// ImageVolumes are the image mounts, in the order of the spec.
