@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
