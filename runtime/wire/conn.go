@@ -175,8 +175,8 @@ func (c *Conn) recvPacket() (b []byte, fds []int, err error) {
 			}
 		}
 	})
-	if rerr != nil {
-		err = rerr
+	if rerr != nil { // the only cause, and not told by a sentinel
+		err = os.ErrClosed
 	}
 	switch {
 	case errors.Is(err, unix.ECONNRESET):

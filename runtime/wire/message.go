@@ -62,6 +62,9 @@ const (
 	typeExited
 )
 
+// maxText bounds the text of an error.
+const maxText = 8 << 10
+
 // maxNames bounds the descriptors that are kept under an ID.
 const maxNames = 64
 
@@ -318,6 +321,9 @@ func codes() []error {
 // NewFail describes err for the peer.
 func NewFail(err error) Fail {
 	f := Fail{Text: err.Error()}
+	if len(f.Text) > maxText {
+		f.Text = f.Text[:maxText] + "..."
+	}
 	var step *spawn.StepError
 	if errors.As(err, &step) {
 		f.Step = step

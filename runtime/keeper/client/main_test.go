@@ -2,8 +2,10 @@ package client
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -140,13 +142,14 @@ func newShell(t testing.TB, id, script string) *shell {
 
 func (s *shell) close() { closeFiles(s.held...) }
 
+// pipe returns a pipe whose ends block, as programs expect of their output.
 func pipe(t testing.TB) (r, w *os.File) {
 	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	return r, w
+	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
 }
 
 // start starts the shell and closes the test's ends of its files.
@@ -187,4 +190,71 @@ func pauseImage(t testing.TB) *os.File {
 	}
 	t.Cleanup(func() { f.Close() })
 	return f
+}
+
+func (s *shell) read(t testing.TB) []byte {
+	t.Helper()
+	data, err := os.ReadFile(s.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// end kills a process and forgets it.
+func end(t testing.TB, c *Client, id string, st *Started) {
+	t.Helper()
+	if err := unix.PidfdSendSignal(int(st.PidFD.Fd()), unix.SIGKILL, nil, 0); err != nil {
+		t.Error(err)
+	}
+	if x := awaitExit(t, c, id); x.Code != 137 {
+		t.Errorf("exit %+v", x)
+	}
+	forget(t, c, id)
+	st.Close()
+}
+
+func forget(t testing.TB, c *Client, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		if err := c.Forget(testContext(t), id); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func listAll(t testing.TB, c *Client) []Entry {
+	t.Helper()
+	list, err := c.List(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for i := range list {
+			list[i].Close()
+		}
+	})
+	return list
+}
+
+// childrenOf returns the children of all threads of a process, zombies too.
+func childrenOf(t testing.TB, pid int) (children []string) {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err == nil {
+			children = append(children, strings.Fields(string(data))...)
+		}
+	}
+	return children
+}
+
+// awaitChildless waits until the keeper that c started has no child.
+func awaitChildless(t testing.TB, c *Client) {
+	t.Helper()
+	eventually(t, "keeper has no child", func() bool { return len(childrenOf(t, c.keeper.Process.Pid)) == 0 })
 }

@@ -28,7 +28,8 @@ type Request struct {
 	ID   string
 	Kind Kind
 	Plan *plan.Plan
-	// Files are the plan's inputs, one each.
+	// Files are the plan's inputs, one each. What becomes a standard stream
+	// should be in blocking mode, which os.Pipe does not leave it in.
 	Files []*os.File
 	// Log makes the keeper write the output of a container.
 	Log *LogConfig
@@ -118,6 +119,9 @@ func (e *Entry) Close() {
 func (r *Request) message() (m wire.Start, files []int, err error) {
 	if r.Plan == nil {
 		return m, nil, fmt.Errorf("%w: no plan", ErrInvalid)
+	}
+	if len(r.Files) != len(r.Plan.Inputs) {
+		return m, nil, fmt.Errorf("%w: %d files for %d inputs", ErrInvalid, len(r.Files), len(r.Plan.Inputs))
 	}
 	m = wire.Start{
 		ID: r.ID, Kind: r.Kind, Inputs: uint64(len(r.Files)),
