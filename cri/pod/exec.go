@@ -20,6 +20,10 @@ import (
 // processes it left behind with its pipes open.
 const drainTimeout = 50 * time.Millisecond
 
+// execKillTimeout is how long the end of a killed command is awaited; one in
+// uninterruptible sleep takes longer.
+const execKillTimeout = time.Second
+
 // TerminalSize is that of a terminal window in characters.
 type TerminalSize struct{ Width, Height uint16 }
 
@@ -77,9 +81,11 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	if err := p.holdProcess(h, pr); err != nil {
 		return 0, err
 	}
-	if err := p.m.holdCgroup(h, pr.group); err != nil {
-		return 0, err
+	entry, err := pr.group.EntryOf(pr.pid)
+	if err != nil {
+		return 0, fmt.Errorf("open cgroup: %w", err)
 	}
+	p.m.holdCgroup(h, entry)
 	ends, err := openEnds(h, st)
 	if err != nil {
 		return 0, err
@@ -137,20 +143,27 @@ func (m *Manager) openSession(container string) *session {
 	return s
 }
 
+// closeSession lets the keeper forget a session. One whose command survives
+// its end is forgotten when that has ended too.
 func (m *Manager) closeSession(ctx context.Context, s *session) {
 	m.mu.Lock()
 	delete(m.sessions, s.id)
 	m.mu.Unlock()
-	warn(m.Keeper.Forget(context.WithoutCancel(ctx), s.id), "forget an exec session", "session", s.id)
+	err := m.Keeper.Forget(context.WithoutCancel(ctx), s.id)
+	if !errors.Is(err, client.ErrRunning) {
+		warn(err, "forget an exec session", "session", s.id)
+	}
 }
 
 func (m *Manager) sessionEnded(e client.Exit) {
 	m.mu.RLock()
 	s := m.sessions[e.ID]
 	m.mu.RUnlock()
-	if s != nil {
-		s.exit <- e
+	if s == nil {
+		m.forgetStranger(e)
+		return
 	}
+	s.exit <- e
 }
 
 // ends are our ends of a command's standard streams.
@@ -236,6 +249,10 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, exit <-chan 
 	case <-ctx.Done():
 		err := killGroup(pidfd)
 		e.close()
+		select {
+		case <-exit:
+		case <-time.After(execKillTimeout):
+		}
 		return 0, errors.Join(fmt.Errorf("the command was killed: %w", ctx.Err()), err)
 	}
 }

@@ -38,12 +38,22 @@ func (m *Manager) exited(e client.Exit) {
 	case client.Container:
 		p, id, err := m.container(e.ID)
 		if err != nil {
-			// An unfinished create that is being undone; its walk cleans up.
-			klog.V(2).InfoS("exit of an unknown container", "container", e.ID)
+			m.forgetStranger(e)
 			return
 		}
 		m.wg.Go(func() { p.containerExited(id, e) })
 	}
+}
+
+// forgetStranger lets the keeper forget the end of a process that nobody
+// waits for: a session that was given up, or what no record knows.
+func (m *Manager) forgetStranger(e client.Exit) {
+	klog.V(2).InfoS("A process ended that nobody waited for", "id", e.ID)
+	m.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), cleanTimeout)
+		defer cancel()
+		warn(m.Keeper.Forget(ctx, e.ID), "forget the end of a process", "id", e.ID)
+	})
 }
 
 // containerExited records the end of a container's first process. What else
@@ -109,6 +119,7 @@ func (p *pod) sharesPID(id string) bool {
 func (m *Manager) pauseExited(e client.Exit) {
 	p, err := m.pod(e.ID)
 	if err != nil {
+		m.forgetStranger(e)
 		return
 	}
 	p.mu.Lock()

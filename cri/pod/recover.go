@@ -243,6 +243,9 @@ func (m *Manager) dropStrangers(ctx context.Context, list []client.Entry) {
 			warn(signal(e.PidFD, 9), "kill a process of no record", "id", e.ID)
 		}
 		e.Close()
-		warn(m.Keeper.Forget(ctx, e.ID), "forget what has no record", "id", e.ID)
+		// One that takes time to die is forgotten when its exit is reported.
+		if err := m.Keeper.Forget(ctx, e.ID); !errors.Is(err, client.ErrRunning) {
+			warn(err, "forget what has no record", "id", e.ID)
+		}
 	}
 }
