@@ -10,6 +10,7 @@ import (
 	"crisp/cri/stream"
 	"crisp/image"
 	"crisp/network"
+	"crisp/runtime/cgroup"
 )
 
 // Rules gives the errors of the packages beneath their gRPC codes. What no
@@ -26,6 +27,9 @@ func Rules() []rpcerr.Rule {
 		{Err: pod.ErrTimeout, Code: rpcerr.DeadlineExceeded},
 		{Err: spec.ErrInvalid, Code: rpcerr.InvalidArgument},
 		{Err: spec.ErrUnsupported, Code: rpcerr.FailedPrecondition},
+		{Err: cgroup.ErrParent, Code: rpcerr.InvalidArgument},
+		{Err: cgroup.ErrResources, Code: rpcerr.InvalidArgument},
+		{Err: cgroup.ErrUnsupported, Code: rpcerr.FailedPrecondition},
 		{Err: stats.ErrNotFound, Code: rpcerr.NotFound},
 		{Err: stream.ErrInvalid, Code: rpcerr.InvalidArgument},
 		{Err: image.ErrNotFound, Code: rpcerr.NotFound},

@@ -91,7 +91,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) (err error) {
 	if err != nil {
 		return err
 	}
-	pr, err := p.prepareProcess(ctx, c)
+	pr, err := p.prepareProcess(ctx, c, s)
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) (err error) {
 
 // prepareProcess returns the container's process with its root file system
 // mounted and its cgroup open, which a restart of the daemon may have undone.
-func (p *pod) prepareProcess(ctx context.Context, c *Container) (*process, error) {
+func (p *pod) prepareProcess(ctx context.Context, c *Container, s *specs.Spec) (*process, error) {
 	pr := p.process(c.ID)
 	if pr == nil {
 		pr = newProcess()
@@ -145,9 +145,15 @@ func (p *pod) prepareProcess(ctx context.Context, c *Container) (*process, error
 		pr.rootfs = root
 	}
 	if pr.group == nil {
-		group, err := p.m.Cgroups.Open(c.CgroupPath)
+		// A restart of the daemon lost it, and with the systemd driver there
+		// is no group before there is a process.
+		resources, err := p.m.limits(c.limits(), s)
 		if err != nil {
-			return nil, fmt.Errorf("open cgroup: %w", err)
+			return nil, err
+		}
+		group, err := p.m.Cgroups.Create(ctx, c.CgroupPath, resources)
+		if err != nil {
+			return nil, fmt.Errorf("make cgroup: %w", err)
 		}
 		pr.group = group
 	}
@@ -184,9 +190,11 @@ func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *s
 			return nil, err
 		}
 	}
-	if err := p.m.holdCgroup(h, pr.group); err != nil {
-		return nil, err
+	files, err := pr.group.Entry()
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup: %w", err)
 	}
+	p.m.holdCgroup(h, files)
 	if err := p.holdImages(ctx, h, c); err != nil {
 		return nil, err
 	}
@@ -226,20 +234,15 @@ func (p *pod) holdImages(ctx context.Context, h *held, c *Container) error {
 	return nil
 }
 
-// holdCgroup opens the way into a container's cgroup.
-func (m *Manager) holdCgroup(h *held, group *cgroup.Group) error {
-	files, err := group.Entry()
-	if err != nil {
-		return fmt.Errorf("open cgroup: %w", err)
-	}
-	for i, f := range files {
+// holdCgroup gives a launch the way into a cgroup.
+func (m *Manager) holdCgroup(h *held, entry []*os.File) {
+	for i, f := range entry {
 		if m.Cgroups.V2() {
 			h.add("cgroup", f)
 		} else {
 			h.add("cgroup/"+strconv.Itoa(i), f)
 		}
 	}
-	return nil
 }
 
 func (m *Manager) planOptions(s *specs.Spec, group *cgroup.Group, h *held) plan.Options {

@@ -87,6 +87,14 @@ type Container struct {
 	ImageVolumes []ImageVolume `json:",omitempty"`
 }
 
+// limits are the resources in force, nil for none.
+func (c *Container) limits() *runtimeapi.LinuxContainerResources {
+	if c.Resources == nil {
+		return nil
+	}
+	return c.Resources.Msg
+}
+
 // ImageVolume is an image, or a folder of it, mounted at Path.
 type ImageVolume struct {
 	Path, ImageID string

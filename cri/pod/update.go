@@ -2,11 +2,14 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/spec"
+	"crisp/runtime/cgroup"
 )
 
 // UpdateContainer merges changed limits into those in force and applies them.
@@ -37,34 +40,43 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, change *runtim
 }
 
 func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimeapi.LinuxContainerResources) error {
-	var old *runtimeapi.LinuxContainerResources
-	if c.Resources != nil {
-		old = c.Resources.Msg
-	}
-	merged := spec.MergeResources(old, change)
+	merged := spec.MergeResources(c.limits(), change)
 	k := &making{p: p, id: c.ID}
 	s, err := k.loadSpec()
 	if err != nil {
 		return err
 	}
-	resources, err := spec.Resources(merged, p.m.Host, p.m.Defaults)
+	resources, err := p.m.limits(merged, s)
 	if err != nil {
 		return err
 	}
-	// The limits change, the devices do not.
-	resources.Devices = s.Linux.Resources.Devices
 	group, err := p.groupOf(c)
-	if err != nil {
+	switch {
+	case errors.Is(err, cgroup.ErrNotFound) && c.StartedAt == 0:
+		// The systemd driver makes it at the start, with what is recorded.
+	case err != nil:
 		return err
-	}
-	if err := group.Set(resources); err != nil {
-		return err
+	default:
+		if err := group.Set(resources); err != nil {
+			return err
+		}
 	}
 	msg, err := message(merged)
 	if err != nil {
 		return err
 	}
 	return p.updateContainer(c.ID, func(c *Container) { c.Resources = &msg })
+}
+
+// limits returns the cgroup limits of a container. The devices that it may use
+// are the spec's and never change.
+func (m *Manager) limits(res *runtimeapi.LinuxContainerResources, s *specs.Spec) (*specs.LinuxResources, error) {
+	out, err := spec.Resources(res, m.Host, m.Defaults)
+	if err != nil {
+		return nil, err
+	}
+	out.Devices = s.Linux.Resources.Devices
+	return out, nil
 }
 
 // UpdateSandbox notes the pod-level resources that kubelet tells. Their

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/net/websocket"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
@@ -119,6 +120,39 @@ func TestExec(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusNotFound {
 		t.Errorf("using the URL again: %s", resp.Status)
+	}
+}
+
+// crictl and debugging tools connect by WebSocket: a byte before each message
+// names its stream.
+func TestExecByWebSocket(t *testing.T) {
+	s := start(t, Options{}, fake{exec: func(_ context.Context, e execution) error {
+		word := make([]byte, 5)
+		if _, err := io.ReadFull(e.in, word); err != nil {
+			return err
+		}
+		e.out.Write(bytes.ToUpper(word))
+		return &ExitError{42}
+	}})
+	url := execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdin: true, Stdout: true})
+	conn, err := websocket.Dial(strings.Replace(url, "http:", "ws:", 1), v4, "http://localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := websocket.Message.Send(conn, []byte("\x00hello")); err != nil {
+		t.Fatal(err)
+	}
+	got := map[byte]string{}
+	for {
+		var message []byte
+		if err := websocket.Message.Receive(conn, &message); err != nil {
+			break
+		}
+		got[message[0]] += string(message[1:])
+	}
+	if got[1] != "HELLO" || !strings.Contains(got[3], `"42"`) {
+		t.Errorf("got %q", got)
 	}
 }
 
