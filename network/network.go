@@ -255,6 +255,25 @@ func (n *Network) Sweep(ctx context.Context, valid []string) error {
 	return errors.Join(errs...)
 }
 
+// GC lets the plugins release everything of their network that belongs to
+// none of the valid ids. These must include the attachments of every other
+// daemon that uses a network of the same name.
+func (n *Network) GC(ctx context.Context, valid []string) error {
+	done, err := n.begin()
+	if err != nil {
+		return fmt.Errorf("collect garbage of network: %w", err)
+	}
+	defer done()
+	conf, err := cni.Load(n.options.ConfDir)
+	if err != nil {
+		return fmt.Errorf("collect garbage of network: %w: %w", ErrNotReady, err)
+	}
+	if err := n.client.GC(ctx, conf, valid); err != nil {
+		return fmt.Errorf("collect garbage of network: %w", err)
+	}
+	return nil
+}
+
 // Status returns nil when pods can be attached, else an error that is
 // [ErrNotReady] and says why.
 func (n *Network) Status(ctx context.Context) error {

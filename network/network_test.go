@@ -251,6 +251,24 @@ func TestSweepDetachesWhatIsNotValid(t *testing.T) {
 	}
 }
 
+func TestGCAndCheckReachThePlugins(t *testing.T) {
+	n := newNode(t)
+	if _, err := n.Attach(t.Context(), web); err != nil {
+		t.Fatal(err)
+	}
+	n.Calls()
+	n.Fail("two", "CHECK", 100, "gone")
+	if err := n.Check(t.Context(), web.ID); err == nil || err.Error() != "check network: plugin two: CHECK: gone (code 100)" {
+		t.Errorf("check: %v", err)
+	}
+	if err := n.GC(t.Context(), []string{web.ID}); err != nil {
+		t.Errorf("gc: %v", err)
+	}
+	if got := n.Summary(); !slices.Equal(got, []string{"one CHECK", "two CHECK", "one GC", "two GC"}) {
+		t.Errorf("called %v", got)
+	}
+}
+
 func TestManyPodsAtOnce(t *testing.T) {
 	n := newNode(t)
 	var pods sync.WaitGroup

@@ -1,6 +1,7 @@
 package network_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,9 +43,12 @@ const bridgeChain = `{"cniVersion":"1.1.0","name":"test","plugins":[
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	testkit.Root(t)
-	bin := os.Getenv("CRISP_CNI_BIN")
-	if bin == "" {
-		testkit.Skip(t, "cni-plugins", "CRISP_CNI_BIN names no folder with the reference plugins")
+	bin, err := filepath.Abs(cmp.Or(os.Getenv("CRISP_CNI_BIN"), "../.cache/cni"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(bin, "bridge")); err != nil {
+		testkit.Skip(t, "cni-plugins", "there are no reference plugins where CRISP_CNI_BIN says, or in .cache/cni")
 	}
 	testkit.Leaks(t)
 	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir()}
@@ -53,7 +57,6 @@ func newMachine(t *testing.T) *machine {
 	if err := os.WriteFile(filepath.Join(confDir, "10-test.conflist"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var err error
 	m.net, err = network.Open(t.Context(), network.Options{ConfDir: confDir, BinDirs: []string{bin}, CacheDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)

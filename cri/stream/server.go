@@ -273,7 +273,14 @@ func (f *forwarder) PortForward(_ context.Context, pod, _ string, port int32, st
 		return context.Canceled
 	}
 	defer f.forwards.end()
-	return f.runtime.PortForward(f.ctx, pod, port, stream)
+	err := f.runtime.PortForward(f.ctx, pod, port, stream)
+	if err != nil {
+		// The protocol's code now resets the stream. If that overtakes the
+		// answer that the stream is open, the client learns nothing else; a
+		// write waits for that answer to be sent.
+		stream.Write(nil)
+	}
+	return err
 }
 
 // group counts tasks; after wait has been called none can begin.
