@@ -88,7 +88,8 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 }
 
 func imageSpec(img *runtimeapi.ImageSpec, ref string) *runtimeapi.ImageSpec {
-	out := proto.Clone(img).(*runtimeapi.ImageSpec)
+	out := &runtimeapi.ImageSpec{}
+	proto.Merge(out, img)
 	out.Image = ref
 	return out
 }

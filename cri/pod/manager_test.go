@@ -1,0 +1,162 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func bareManager() *Manager {
+	return &Manager{
+		pods: map[string]*pod{}, containers: map[string]*pod{}, names: map[string]string{},
+		ops: map[string]*operation{}, sessions: map[string]*session{},
+	}
+}
+
+func TestRetryJoinsTheOperationUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := bareManager()
+		var runs atomic.Int32
+		work := func(ctx context.Context) (string, error) {
+			runs.Add(1)
+			time.Sleep(10 * time.Second)
+			return "id", ctx.Err()
+		}
+		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := m.join(impatient, "key", work); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("impatient caller got %v", err)
+		}
+		id, err := m.join(t.Context(), "key", work)
+		if id != "id" || err != nil || runs.Load() != 1 {
+			t.Errorf("retry got %q, %v after %d runs", id, err, runs.Load())
+		}
+		if _, err := m.join(t.Context(), "key", work); err != nil || runs.Load() != 2 {
+			t.Errorf("next call: %v after %d runs, want a run of its own", err, runs.Load())
+		}
+		m.wg.Wait()
+		if len(m.ops) != 0 {
+			t.Errorf("%d operations left", len(m.ops))
+		}
+	})
+}
+
+func TestFindByPrefix(t *testing.T) {
+	m := bareManager()
+	for _, id := range []string{"aa11", "aa22", "bb33"} {
+		m.register(newPod(m, testRecord(t, id)))
+	}
+	for id, want := range map[string]error{
+		"aa11": nil, "bb": nil, "b": nil, "aa": ErrAmbiguous, "cc": ErrNotFound, "": ErrInvalid, "aa11x": ErrNotFound,
+	} {
+		r, err := m.Sandbox(id)
+		if !errors.Is(err, want) {
+			t.Errorf("%q: error %v, want %v", id, err, want)
+		}
+		if want == nil && !strings.HasPrefix(r.ID, id) {
+			t.Errorf("%q: found %s", id, r.ID)
+		}
+	}
+}
+
+func TestListFilters(t *testing.T) {
+	m := bareManager()
+	old, young := testRecord(t, "p1"), testRecord(t, "p2")
+	old.CreatedAt, young.CreatedAt = 1, 2
+	old.Phase = phaseStopped
+	young.Config.Msg.Labels = map[string]string{"app": "web", "tier": "front"}
+	hidden := *young.Containers[0]
+	hidden.ID, hidden.Phase = "c2", "make spec"
+	young.Containers = append(young.Containers, &hidden)
+	for _, r := range []*Record{old, young} {
+		m.register(newPod(m, r))
+	}
+	starting := newPod(m, testRecord(t, "p3"))
+	starting.starting.Store(true)
+	m.register(starting)
+
+	ready := &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
+	for name, tc := range map[string]struct {
+		filter *runtimeapi.PodSandboxFilter
+		want   string
+	}{
+		"all, newest first": {nil, "p2 p1"},
+		"state":             {&runtimeapi.PodSandboxFilter{State: ready}, "p2"},
+		"label":             {&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "web"}}, "p2"},
+		"both labels":       {&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "web", "tier": "back"}}, ""},
+		"id prefix":         {&runtimeapi.PodSandboxFilter{Id: "p"}, "p2 p1"},
+		"id and state":      {&runtimeapi.PodSandboxFilter{Id: "p1", State: ready}, ""},
+	} {
+		var got []string
+		for _, s := range m.ListSandboxes(tc.filter) {
+			got = append(got, s.GetId())
+		}
+		if strings.Join(got, " ") != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+	running := &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}
+	for name, tc := range map[string]struct {
+		filter *runtimeapi.ContainerFilter
+		want   int
+	}{
+		"all but the one being made": {nil, 2},
+		"pod":                        {&runtimeapi.ContainerFilter{PodSandboxId: "p2"}, 1},
+		"running":                    {&runtimeapi.ContainerFilter{State: running}, 2},
+		"no such label":              {&runtimeapi.ContainerFilter{LabelSelector: map[string]string{"x": "y"}}, 0},
+	} {
+		if got := m.ListContainers(tc.filter); len(got) != tc.want {
+			t.Errorf("%s: %d containers, want %d", name, len(got), tc.want)
+		}
+	}
+}
+
+func TestSlowEventReaderIsCutOff(t *testing.T) {
+	m := bareManager()
+	slow, quick := m.Subscribe(), m.Subscribe()
+	r := testRecord(t, "p1")
+	for range eventBacklog {
+		m.events.sandbox(r, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+		<-quick.C
+	}
+	m.events.container(r, "c1", runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	e := <-quick.C
+	if e.GetContainerId() != "c1" || e.GetPodSandboxStatus().GetId() != "p1" || len(e.GetContainersStatuses()) != 1 {
+		t.Errorf("event %v", e)
+	}
+	n := 0
+	for range slow.C {
+		n++
+	}
+	if n != eventBacklog || !errors.Is(slow.Err(), ErrSlow) {
+		t.Errorf("slow reader got %d events and %v", n, slow.Err())
+	}
+	quick.Cancel()
+	if _, ok := <-quick.C; ok || quick.Err() != nil {
+		t.Errorf("cancelled reader: open %v, error %v", ok, quick.Err())
+	}
+	m.EndEvents()
+	if _, ok := <-m.Subscribe().C; ok {
+		t.Error("subscription after the end delivers")
+	}
+}
+
+func TestExitReason(t *testing.T) {
+	for _, tc := range []struct {
+		code int
+		oom  uint64
+		want string
+	}{
+		{0, 0, reasonCompleted}, {0, 1, reasonCompleted}, {3, 0, reasonError}, {137, 0, reasonError}, {137, 2, reasonOOMKilled},
+	} {
+		if got, _ := exitReason(tc.code, tc.oom); got != tc.want {
+			t.Errorf("code %d with %d OOM kills: %s, want %s", tc.code, tc.oom, got, tc.want)
+		}
+	}
+}
