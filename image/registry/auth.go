@@ -167,10 +167,11 @@ func parseChallenges(headers []string) []challenge {
 			c := challenge{scheme: strings.ToLower(scheme), params: map[string]string{}}
 			for {
 				key, value, rest, ok := nextParam(h)
+				h = rest
 				if !ok {
 					break
 				}
-				c.params[strings.ToLower(key)], h = value, rest
+				c.params[strings.ToLower(key)] = value
 			}
 			list = append(list, c)
 		}

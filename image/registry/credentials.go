@@ -22,10 +22,7 @@ type Auth struct {
 }
 
 // String says which credentials are there, not what they are.
-func (a *Auth) String() string {
-	if a == nil {
-		return "anonymous"
-	}
+func (a Auth) String() string {
 	var kinds []string
 	for _, k := range []struct{ name, value string }{
 		{"password", a.Password}, {"auth", a.Auth},
@@ -42,7 +39,7 @@ func (a *Auth) String() string {
 }
 
 // GoString keeps %#v from printing secrets.
-func (a *Auth) GoString() string { return a.String() }
+func (a Auth) GoString() string { return a.String() }
 
 // credentials are an [Auth] made ready for one registry.
 type credentials struct {
