@@ -11,6 +11,7 @@ import (
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/launch"
 )
 
 // Rules gives the errors of the packages beneath their gRPC codes. What no
@@ -32,12 +33,20 @@ func Rules() []rpcerr.Rule {
 		{Err: cgroup.ErrUnsupported, Code: rpcerr.FailedPrecondition},
 		{Err: stats.ErrNotFound, Code: rpcerr.NotFound},
 		{Err: stream.ErrInvalid, Code: rpcerr.InvalidArgument},
+		{Err: stream.ErrTooMany, Code: rpcerr.ResourceExhausted},
 		{Err: image.ErrNotFound, Code: rpcerr.NotFound},
 		{Err: image.ErrAmbiguous, Code: rpcerr.InvalidArgument},
 		{Err: image.ErrInvalidReference, Code: rpcerr.InvalidArgument},
 		{Err: image.ErrUnavailable, Code: rpcerr.Unavailable, Token: crierrors.ErrRegistryUnavailable},
 		{Err: image.ErrDenied, Code: rpcerr.PermissionDenied},
 		{Err: image.ErrUnsupported, Code: rpcerr.FailedPrecondition},
+		{Err: image.ErrInvalid, Code: rpcerr.FailedPrecondition},
+		{Err: image.ErrSubPath, Code: rpcerr.FailedPrecondition},
 		{Err: network.ErrNotReady, Code: rpcerr.Unavailable},
+		// Not NotFound: kubelet takes that for a container that is gone.
+		{Err: launch.ErrNotFound, Code: rpcerr.FailedPrecondition},
+		{Err: launch.ErrNotExecutable, Code: rpcerr.FailedPrecondition},
+		{Err: launch.ErrNoDevice, Code: rpcerr.InvalidArgument},
+		{Err: launch.ErrNoIDMap, Code: rpcerr.FailedPrecondition},
 	}
 }

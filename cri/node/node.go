@@ -3,6 +3,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -20,7 +21,7 @@ type Node struct{}
 // Resolve returns the host path with all links followed; see spec.Node.
 func (Node) Resolve(path string, create bool) (string, error) {
 	if create {
-		if _, err := os.Stat(path); os.IsNotExist(err) {
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 			if err := os.MkdirAll(path, 0o755); err != nil {
 				return "", fmt.Errorf("make missing host path: %w", err)
 			}
@@ -81,7 +82,7 @@ func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 			return nil
 		}
 		d, err := device(p)
-		if os.IsNotExist(err) {
+		if errors.Is(err, os.ErrNotExist) {
 			return nil // unplugged meanwhile
 		}
 		if err != nil {

@@ -68,7 +68,7 @@ func (p *pod) containerExited(id string, e client.Exit) {
 	case <-pr.exited: // the start failed after the process began
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), cleanTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.m.ctx), cleanTimeout)
 	defer cancel()
 	var oom uint64
 	if pr.group != nil {

