@@ -39,8 +39,7 @@ func printPlan(args []string, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", rest[0], err)
 	}
-	_, err = fmt.Fprintln(out, len(p.Steps))
-	return err
+	return p.Print(out)
 }
 
 // readPlan makes the plan of either kind of file.
