@@ -1,40 +1,165 @@
 package launch
 
 import (
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/runtime/keeper/client"
 	"crisp/runtime/plan"
 )
 
-// BenchmarkStart measures a container's start, from the call to execve, and
-// tells the median.
+// withKeeper replaces the lab's keeper by a real one.
+func (b *lab) withKeeper() *client.Client {
+	b.t.Helper()
+	dir := b.t.TempDir()
+	binary := filepath.Join(dir, "crisp-keeper")
+	if out, err := exec.Command("go", "build", "-o", binary, "crisp/cmd/crisp-keeper").CombinedOutput(); err != nil {
+		b.t.Fatalf("build keeper: %v\n%s", err, out)
+	}
+	k, err := client.Connect(b.t.Context(), dir, binary)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { k.Close() })
+	b.l.keeper = k
+	return k
+}
+
+// finish waits for the exit of a process that a real keeper runs.
+func finish(t testing.TB, k *client.Client, id string) client.Exit {
+	t.Helper()
+	select {
+	case x := <-k.Events():
+		if err := k.Forget(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		return x
+	case <-time.After(10 * time.Second):
+		t.Fatal("no exit")
+	}
+	return client.Exit{}
+}
+
+// report tells the median and the slow end of what was measured.
+func report(b *testing.B, times []time.Duration) {
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(times[len(times)*95/100].Microseconds()), "p95-µs")
+}
+
+// BenchmarkStart measures a container's start by a real keeper, from the
+// spec to execve.
 func BenchmarkStart(b *testing.B) {
+	for _, tt := range []struct {
+		name   string
+		pod    plan.SandboxOptions
+		change func(*specs.Spec)
+	}{
+		{"default", usual(), nil},
+		{"user-namespace", usersOwn(), nil},
+		{"unmasked", usual(), func(s *specs.Spec) { s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil }},
+		{"no-cgroup-view", usual(), func(s *specs.Spec) { s.Mounts = s.Mounts[:6] }},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			lab := newLab(b)
+			k := lab.withKeeper()
+			lab.sandbox(tt.pod)
+			defer func() {
+				if err := k.Forget(b.Context(), "pod"); err != nil {
+					b.Error(err)
+				}
+			}()
+			s := lab.spec("")
+			s.Process.Args = []string{"/bin/busybox", "true"}
+			if tt.change != nil {
+				tt.change(s)
+			}
+			var times []time.Duration
+			for n := 0; b.Loop(); n++ {
+				id := "c" + strconv.Itoa(n)
+				held := Held{"rootfs": lab.rootfs(nil)}
+				for name, f := range lab.pod {
+					held[name] = f
+				}
+				begin := time.Now()
+				c, err := lab.l.Container(b.Context(), id, s, plan.Options{Name: "start", PodBase: true}, held, nil, nil, nil)
+				times = append(times, time.Since(begin))
+				if err != nil {
+					b.Fatal(err)
+				}
+				finish(b, k, id)
+				c.Close()
+				held["rootfs"].Close()
+			}
+			report(b, times)
+		})
+	}
+}
+
+// BenchmarkExec measures how long it takes to execute a process in a container.
+func BenchmarkExec(b *testing.B) {
 	lab := newLab(b)
+	k := lab.withKeeper()
 	lab.sandbox(usual())
-	s := lab.spec("true")
-	s.Process.Args = []string{"/bin/busybox", "true"}
+	s := lab.spec("")
+	s.Process.Args = []string{"/bin/sleep", "1000"}
+	held := Held{"rootfs": lab.rootfs(nil)}
+	for name, f := range lab.pod {
+		held[name] = f
+	}
+	c, err := lab.l.Container(b.Context(), "c", s, plan.Options{Name: "start", PodBase: true}, held, nil, nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	p := *s.Process
+	p.Args = []string{"/bin/busybox", "true"}
 	var times []time.Duration
-	for b.Loop() {
-		b.StopTimer()
-		root := lab.rootfs(nil)
-		b.StartTimer()
+	for n := 0; b.Loop(); n++ {
+		id := "e" + strconv.Itoa(n)
 		begin := time.Now()
-		c, err := lab.start(s, Held{"rootfs": root}, plan.Options{})
+		e, err := lab.l.Exec(b.Context(), id, s, &p, plan.Options{Name: "exec"}, Held{"pidfd": c.PidFD})
 		times = append(times, time.Since(begin))
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.StopTimer()
-		if out, code := c.wait(); code != 0 {
-			b.Fatal(out)
-		}
-		c.kill()
-		root.Close()
-		b.StartTimer()
+		finish(b, k, id)
+		e.Close()
 	}
-	slices.Sort(times)
-	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-µs")
-	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-µs")
+	report(b, times)
+	if err := signalKill(c); err != nil {
+		b.Error(err)
+	}
+	finish(b, k, "c")
+	if err := k.Forget(b.Context(), "pod"); err != nil {
+		b.Error(err)
+	}
+}
+
+// BenchmarkSandbox measures the making of a pod's namespaces.
+func BenchmarkSandbox(b *testing.B) {
+	lab := newLab(b)
+	k := lab.withKeeper()
+	o := usual()
+	o.Name = "make namespaces"
+	var times []time.Duration
+	for b.Loop() {
+		begin := time.Now()
+		s, err := lab.l.Sandbox(b.Context(), "pod", o, nil)
+		times = append(times, time.Since(begin))
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.Close()
+		if err := k.Forget(b.Context(), "pod"); err != nil {
+			b.Fatal(err)
+		}
+	}
+	report(b, times)
 }

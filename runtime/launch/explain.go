@@ -16,13 +16,24 @@ import (
 	"crisp/runtime/spawn"
 )
 
-// explain turns the failure of the last step, the program itself, into words
-// that say what is wrong with it. Other errors name their step already.
+// explain turns the failure of a step into words where its name and cause do
+// not say what is wrong: the program itself, and a mount on a target of
+// another kind.
 func explain(err error, p *plan.Plan, proc *specs.Process, root *os.File) error {
 	var failed *spawn.StepError
-	if !errors.As(err, &failed) || failed.Index < 0 || failed.Index >= len(p.Steps) || p.Steps[failed.Index].Call != unix.SYS_EXECVE {
+	if !errors.As(err, &failed) || failed.Index < 0 || failed.Index >= len(p.Steps) {
 		return err
 	}
+	switch step := &p.Steps[failed.Index]; {
+	case step.Call == unix.SYS_EXECVE:
+		return explainExec(failed, p, proc, root)
+	case step.Call == unix.SYS_MOVE_MOUNT && failed.Err == unix.EINVAL:
+		return fmt.Errorf("%w (a folder cannot be mounted on a file, nor a file on a folder)", err)
+	}
+	return err
+}
+
+func explainExec(failed *spawn.StepError, p *plan.Plan, proc *specs.Process, root *os.File) error {
 	name := proc.Args[0]
 	searched := !strings.Contains(name, "/")
 	switch failed.Err {

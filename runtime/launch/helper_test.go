@@ -552,3 +552,7 @@ func (b *lab) want(s *specs.Spec, want string) {
 		b.t.Errorf("container printed\n%s\nwant\n%s", got, want)
 	}
 }
+
+func signalKill(s *client.Started) error {
+	return unix.PidfdSendSignal(int(s.PidFD.Fd()), unix.SIGKILL, nil, 0)
+}

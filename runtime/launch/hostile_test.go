@@ -164,6 +164,55 @@ func TestWorkingDir(t *testing.T) {
 	}
 }
 
+// TestTargetChangesUnderway has somebody exchange a mount's target for a link
+// to the host again and again.
+func TestTargetChangesUnderway(t *testing.T) {
+	b := newLab(t)
+	b.sandbox(usual())
+	canary, vol, source := t.TempDir(), t.TempDir(), t.TempDir()
+	before, mounts := listing(t, canary), grepFile(t, "/proc/self/mountinfo", canary)
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(vol, "a"), 0o755), os.Symlink(canary, filepath.Join(vol, "b")), os.WriteFile(filepath.Join(source, "f"), nil, 0o644),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(vol, "a"), unix.AT_FDCWD, filepath.Join(vol, "b"), unix.RENAME_EXCHANGE)
+			}
+		}
+	}()
+	started := 0
+	for range 100 {
+		s := b.spec("true")
+		s.Process.Args = []string{"/bin/true"}
+		s.Process.Cwd = "/vol/a/work"
+		s.Mounts = append(s.Mounts, bind(vol, "/vol"), bind(source, "/vol/a/sub"), bind(source, "/vol/a"))
+		s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/vol/a")
+		if c, err := b.start(s, nil, plan.Options{}); err == nil {
+			c.wait()
+			started++
+		}
+	}
+	close(stop)
+	<-done
+	if after := listing(t, canary); after != before {
+		t.Errorf("host changed from\n%s\nto\n%s", before, after)
+	}
+	if after := grepFile(t, "/proc/self/mountinfo", canary); after != mounts {
+		t.Errorf("host has mounts\n%s", after)
+	}
+	t.Logf("%d of 100 containers started", started)
+}
+
 func TestMountsOverProc(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())

@@ -117,7 +117,7 @@ func TestSeccomp(t *testing.T) {
 			for _, uid := range []uint32{0, 1000} {
 				t.Run(fmt.Sprintf("%s, no new privileges %v, user %d", tt.name, nnp, uid), func(t *testing.T) {
 					b := newLab(t)
-					b.sandbox(usual())
+					b.sandbox(map[bool]plan.SandboxOptions{false: usual(), true: usersOwn()}[uid != 0])
 					s := b.spec(tt.script)
 					s.Linux.Seccomp, s.Process.NoNewPrivileges, s.Process.User.UID = tt.profile, nnp, uid
 					b.want(s, tt.want)

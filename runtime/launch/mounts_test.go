@@ -314,3 +314,18 @@ func TestBoundDev(t *testing.T) {
 	s.Mounts = []specs.Mount{defaultMounts[0], bind(dir, "/dev"), defaultMounts[5]}
 	b.want(s, "mine")
 }
+
+func TestMountOnAnotherKind(t *testing.T) {
+	b := newLab(t)
+	b.sandbox(usual())
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "file"), "")
+	for _, m := range []specs.Mount{bind(dir, "/bin/busybox"), bind(filepath.Join(dir, "file"), "/tmp")} {
+		s := b.spec("true")
+		s.Mounts = append(s.Mounts, m)
+		_, err := b.start(s, nil, plan.Options{})
+		if err == nil || !strings.Contains(err.Error(), `"mount `+m.Destination+`": invalid argument (a folder cannot`) {
+			t.Errorf("error %v", err)
+		}
+	}
+}

@@ -37,7 +37,11 @@ type builder struct {
 }
 
 func newBuilder(name string) *builder {
-	return &builder{plan: &Plan{Name: name, Clone: Clone{Cgroup: -1}}, known: map[string]int{}}
+	const usual = 320 // steps
+	return &builder{
+		plan:  &Plan{Name: name, Clone: Clone{Cgroup: -1}, Steps: make([]Step, 0, usual)},
+		known: map[string]int{},
+	}
 }
 
 // step appends a system call. The result is valid until the next call.
@@ -134,9 +138,15 @@ func (b *builder) open(name, path string, flags, resolve uint64, to Reg) *Step {
 	return s.save(to)
 }
 
-// shut closes a register that is used again many times.
+// manySteps is a length at which a plan could run out of descriptors.
+const manySteps = 800
+
+// shut closes a register that is used again many times. In most plans that is
+// left to execve, which is cheaper.
 func (b *builder) shut(r Reg) {
-	b.step("close", unix.SYS_CLOSE, reg(r)).when(IfSet, r)
+	if len(b.plan.Steps) > manySteps {
+		b.step("close", unix.SYS_CLOSE, reg(r)).when(IfSet, r)
+	}
 }
 
 // prctl appends a prctl whose unused arguments are zero.
