@@ -171,13 +171,14 @@ func (o *output) drain() {
 	o.closeSinksLocked()
 }
 
-// finish ends the output.
+// finish ends the output. The file is closed without the lock: Close waits
+// for a drain under way, which may wait for the lock.
 func (o *output) finish() {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.ended = true
 	o.log.End(o.stream)
 	o.closeSinksLocked()
+	o.mu.Unlock()
 	o.file.Close()
 }
 

@@ -140,11 +140,10 @@ func TestRoundTrip(t *testing.T) {
 			want[s.name] = append(want[s.name], data...)
 			l.Write(s, data)
 		}
-		lines := parse(t, path)
 		for _, s := range streams {
 			l.End(s)
 		}
-		lines = parse(t, path)
+		lines := parse(t, path)
 		for i, x := range lines {
 			if limit := l.maxLine; len(x.content) > limit {
 				t.Errorf("line of %d bytes, limit %d", len(x.content), limit)
