@@ -185,10 +185,21 @@ func Descendants(pid int) []Process {
 		if state == "Z" && pid == os.Getpid() && reapOrphan(child) {
 			continue
 		}
-		all = append(all, Process{child, comm})
+		all = append(all, Process{child, program(child, comm)})
 		all = append(all, Descendants(child)...)
 	}
 	return all
+}
+
+// program is the name of a process's executable. Its own name for itself may
+// say nothing: one that was started from a descriptor is called by its number.
+func program(pid int, comm string) string {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return comm
+	}
+	exe = strings.TrimSuffix(filepath.Base(exe), " (deleted)")
+	return strings.TrimPrefix(exe, "memfd:")
 }
 
 // reapOrphan waits for a zombie. One that os/exec is about to wait for is
