@@ -3,6 +3,7 @@ package cri
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -10,9 +11,9 @@ import (
 	"crisp/cri/pod"
 )
 
-// maxExecOutput is how much of each of a command's streams ExecSync keeps:
-// what kubelet's client accepts in one message.
-const maxExecOutput = 16 << 20
+// maxExecOutput is how much of a command's output ExecSync returns: what
+// kubelet's client accepts in one message, which has a few bytes more.
+const maxExecOutput = 16<<20 - 64
 
 // capped keeps the first bytes written to it and drops the rest, so that a
 // command cannot fill the daemon's memory (CVE-2022-31030).
@@ -40,11 +41,24 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ExecSyncResponse{Stdout: stdout.buf.Bytes(), Stderr: stderr.buf.Bytes(), ExitCode: int32(code)}, nil
+	out, errs := share(stdout.buf.Bytes(), stderr.buf.Bytes(), maxExecOutput)
+	return &runtimeapi.ExecSyncResponse{Stdout: out, Stderr: errs, ExitCode: int32(code)}, nil
+}
+
+// share cuts two outputs to max bytes together. Neither is cut below half of
+// that for the other's sake.
+func share(a, b []byte, max int) (_, _ []byte) {
+	if len(a) > max/2 {
+		a = a[:min(len(a), max-min(len(b), max/2))]
+	}
+	return a, b[:min(len(b), max-len(a))]
 }
 
 // Exec returns a URL at which a client finds its session.
 func (s *Server) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	if len(r.GetCmd()) == 0 {
+		return nil, fmt.Errorf("exec in container %s: %w: no command", r.GetContainerId(), pod.ErrInvalid)
+	}
 	c, err := s.running(r.GetContainerId(), "exec in")
 	if err != nil {
 		return nil, err
