@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"strings"
 	"syscall"
@@ -57,7 +58,8 @@ type Child struct {
 	Pid, PidFD int
 
 	plan    *plan.Plan
-	sock    int
+	sock    *os.File // nonblocking, so that a wait occupies no thread
+	raw     syscall.RawConn
 	fork    int     // index of the step that forks, -1 without
 	last    uint32  // the last report
 	waiting []Event // events that overtook the report of the fork
@@ -67,29 +69,47 @@ type Child struct {
 // are the plan's inputs and stay the caller's. The caller reads the child's
 // events with [Child.Next] until the last and then closes it.
 func Start(p *plan.Plan, files []int, opt Options) (*Child, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	sock, childs, err := socketPair()
 	if err != nil {
 		return nil, fmt.Errorf("%s: make socket: %w", p.Name, err)
 	}
-	defer unix.Close(pair[1])
-	m, err := compile(p, files, pair[1], opt)
+	defer unix.Close(childs)
+	c := &Child{plan: p, sock: sock, fork: -1}
+	m, err := compile(p, files, childs, opt)
+	if err == nil {
+		c.raw, err = sock.SyscallConn()
+	}
 	if err != nil {
-		unix.Close(pair[0])
+		sock.Close()
 		return nil, err
 	}
 	pid, errno := m.start()
 	runtime.KeepAlive(m)
 	if errno != 0 {
-		unix.Close(pair[0])
+		sock.Close()
 		return nil, &StepError{Plan: p.Name, Index: -1, Step: "clone", Err: errno}
 	}
-	c := &Child{Pid: pid, PidFD: int(m.pidfd), plan: p, sock: pair[0], fork: -1}
+	c.Pid, c.PidFD = pid, int(m.pidfd)
 	for i := range p.Steps {
 		if p.Steps[i].Fork {
 			c.fork = i
 		}
 	}
 	return c, nil
+}
+
+// socketPair returns the caller's end, which does not block, and the child's, which does.
+func socketPair() (*os.File, int, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, -1, err
+	}
+	if err := unix.SetNonblock(pair[0], true); err != nil {
+		unix.Close(pair[0])
+		unix.Close(pair[1])
+		return nil, -1, err
+	}
+	return os.NewFile(uintptr(pair[0]), "child"), pair[1], nil
 }
 
 // WriteIDMaps writes the maps of the user namespace in which the child was
@@ -168,8 +188,15 @@ func (c *Child) receive() (Event, error) {
 	for {
 		var buf [reportWords*4 + 1]byte
 		var oob [64]byte
-		n, oobn, _, _, err := unix.Recvmsg(c.sock, buf[:], oob[:], unix.MSG_CMSG_CLOEXEC)
+		var n, oobn int
+		var err error
+		rerr := c.raw.Read(func(fd uintptr) bool {
+			n, oobn, _, _, err = unix.Recvmsg(int(fd), buf[:], oob[:], unix.MSG_CMSG_CLOEXEC)
+			return err != unix.EAGAIN
+		})
 		switch {
+		case rerr != nil:
+			return Event{}, fmt.Errorf("%s: receive report: %w", c.plan.Name, rerr)
 		case err == unix.EINTR:
 			continue
 		case err != nil:
@@ -239,7 +266,13 @@ func (c *Child) passed(oob []byte) (Event, error) {
 
 // Release lets a child that is Waiting go on.
 func (c *Child) Release() error {
-	if err := unix.Sendto(c.sock, []byte{1}, unix.MSG_NOSIGNAL, nil); err != nil {
+	var err error
+	if cerr := c.raw.Control(func(fd uintptr) {
+		err = unix.Sendto(int(fd), []byte{1}, unix.MSG_NOSIGNAL, nil)
+	}); cerr != nil {
+		err = cerr
+	}
+	if err != nil {
 		return fmt.Errorf("%s: release child: %w", c.plan.Name, err)
 	}
 	return nil
@@ -250,9 +283,9 @@ func (c *Child) Release() error {
 // returns an error. Abort may be called while another goroutine is in Next.
 func (c *Child) Abort() {
 	// An error means that the child is gone already.
-	_ = unix.Shutdown(c.sock, unix.SHUT_RDWR)
+	_ = c.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	_ = unix.PidfdSendSignal(c.PidFD, unix.SIGKILL, nil, 0)
 }
 
 // Close releases the socket to the child, not PidFD.
-func (c *Child) Close() { unix.Close(c.sock) }
+func (c *Child) Close() { c.sock.Close() }

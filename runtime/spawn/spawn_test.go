@@ -244,7 +244,7 @@ func TestGateHolds(t *testing.T) {
 	marker := filepath.Join(t.TempDir(), "passed")
 	for name, end := range map[string]func(*Child){
 		"aborted":       (*Child).Abort,
-		"caller's gone": func(c *Child) { unix.Close(c.sock) },
+		"caller's gone": (*Child).Close,
 	} {
 		for _, forked := range []bool{false, true} {
 			p := newProgram()
