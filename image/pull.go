@@ -76,6 +76,9 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 	if err := p.documents(ctx); err != nil {
 		return Image{}, err
 	}
+	if p.isHere() {
+		return p.record()
+	}
 	if err := p.fetchLayers(ctx); err != nil {
 		return Image{}, err
 	}
@@ -200,6 +203,21 @@ func (p *puller) unpin() {
 	}
 }
 
+// isHere reports whether there is nothing to fetch.
+func (p *puller) isHere() bool {
+	for _, doc := range p.docs {
+		if !p.s.blobs.Has(doc.Descriptor()) {
+			return false
+		}
+	}
+	for _, j := range p.jobs {
+		if _, ok := p.s.layers.Get(j.chain); !ok || !p.s.blobs.Has(j.desc) {
+			return false
+		}
+	}
+	return true
+}
+
 // storeDocuments keeps the documents as blobs.
 func (p *puller) storeDocuments(ctx context.Context) error {
 	var writers []*store.Writer
@@ -269,6 +287,11 @@ func (p *puller) record() (Image, error) {
 		rec.Tags[tag] = p.target.Root.Digest
 	}
 	e := s.load(rec)
+	if e.err != nil && len(rec.Targets) > 1 {
+		// Another wrapping of the image is damaged: it goes with its names.
+		rec = only(rec, p.target, byDigest)
+		e = s.load(rec)
+	}
 	if e.err != nil {
 		return Image{}, e.err
 	}
@@ -283,6 +306,13 @@ func (p *puller) record() (Image, error) {
 	return next.entries[id].image, nil
 }
 
+// only reduces a record to one target and its names.
+func only(rec store.Image, t store.Target, byDigest string) store.Image {
+	tags := maps.Clone(rec.Tags)
+	maps.DeleteFunc(tags, func(_ string, root digest.Digest) bool { return root != t.Root.Digest })
+	return store.Image{ID: rec.ID, Tags: tags, Digests: []string{byDigest}, Targets: []store.Target{t}}
+}
+
 // without returns the image without one of its tags.
 func (s *Service) without(e *entry, tag string) *entry {
 	rec := e.record.Clone()
@@ -295,5 +325,8 @@ func (s *Service) without(e *entry, tag string) *entry {
 
 func sameRecord(old *entry, rec store.Image) bool {
 	return old != nil && maps.Equal(old.record.Tags, rec.Tags) &&
-		slices.Equal(old.record.Digests, rec.Digests) && len(old.record.Targets) == len(rec.Targets)
+		slices.Equal(old.record.Digests, rec.Digests) &&
+		slices.EqualFunc(old.record.Targets, rec.Targets, func(a, b store.Target) bool {
+			return a.Root.Digest == b.Root.Digest && a.Manifest.Digest == b.Manifest.Digest
+		})
 }

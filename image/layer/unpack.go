@@ -91,14 +91,14 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 		return nil, "", err
 	}
 	ahead = newReadAhead(plain)
-	counted := &countedReader{r: ahead, rest: limits.Bytes, hash: digest.SHA256.Digester()}
+	counted := &countedReader{ctx: ctx, r: ahead, rest: limits.Bytes, hash: digest.SHA256.Digester()}
 	u := &unpacker{
 		root: root, base: base, limits: limits,
 		implied: map[string]bool{".": true}, listed: map[string]time.Time{},
 		buf: make([]byte, copyBuffer),
 	}
 	defer u.dirs.close()
-	if err := u.archive(ctx, counted); err != nil {
+	if err := u.archive(counted); err != nil {
 		return nil, "", err
 	}
 	// What follows the archive's end counts for the digests all the same.
@@ -114,12 +114,9 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 }
 
 // archive unpacks all entries.
-func (u *unpacker) archive(ctx context.Context, r io.Reader) error {
+func (u *unpacker) archive(r io.Reader) error {
 	tr := tar.NewReader(r)
 	for {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -155,12 +152,16 @@ type onlyReader struct{ io.Reader }
 
 // countedReader hashes an archive and ends it at a limit.
 type countedReader struct {
+	ctx  context.Context //nolint:containedctx // io.Reader has no room for it
 	r    io.Reader
 	rest int64
 	hash digest.Digester
 }
 
 func (c *countedReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
 	n, err := c.r.Read(p)
 	c.rest -= int64(n)
 	if c.rest < 0 {

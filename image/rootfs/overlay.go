@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -35,23 +34,66 @@ type Overlay struct {
 
 // Mount makes the overlay and returns it as a detached mount.
 func (o Overlay) Mount() (*os.File, error) {
-	layers := o.Layers
-	if o.UserNS != nil {
-		// One clone of the common parent maps the owners of all layers at once.
-		mapped, err := cloneMapped(o.Layers, o.UserNS)
+	if o.UserNS == nil {
+		return o.stack(o.Layers, o.Upper)
+	}
+	// One clone of the common parent maps the owners of all layers at once.
+	mapped, err := cloneMapped(o.Layers, o.UserNS)
+	if err != nil {
+		return nil, fmt.Errorf("mount overlay: %w", err)
+	}
+	defer mapped.Close()
+	m, err := o.stack(mapped, o.Upper)
+	if errors.Is(err, unix.EINVAL) {
+		return o.stackAttached()
+	}
+	return m, err
+}
+
+// stackAttached makes an id-mapped overlay where layers must lie in the
+// caller's mount namespace (before Linux 6.15): in one that exists for the
+// moment and that nobody else sees.
+func (o Overlay) stackAttached() (m *os.File, err error) {
+	err = inPrivateNamespace(func() error {
+		layers, err := os.Open(o.Layers.Name())
 		if err != nil {
-			return nil, fmt.Errorf("mount overlay: %w", err)
+			return err
+		}
+		defer layers.Close()
+		mapped, err := cloneMapped(layers, o.UserNS)
+		if err != nil {
+			return err
 		}
 		defer mapped.Close()
-		layers = mapped
+		const here = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
+		if err := unix.MoveMount(int(mapped.Fd()), "", int(layers.Fd()), "", here); err != nil {
+			return fmt.Errorf("attach layers: %w", err)
+		}
+		var upper *os.File
+		if o.Upper != nil {
+			if upper, err = os.Open(o.Upper.Name()); err != nil {
+				return err
+			}
+			defer upper.Close()
+		}
+		m, err = o.stack(mapped, upper)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mount overlay in a namespace of its own: %w", err)
 	}
+	return m, nil
+}
+
+// stack mounts the layers in the folder layers, with upper on top if not nil.
+func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay: fsopen: %w", err)
 	}
 	fs := os.NewFile(uintptr(fd), "overlay")
 	defer fs.Close()
-	if err := o.configure(int(fs.Fd()), layers); err != nil {
+	if err := o.configure(fd, layers, upper); err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
 	}
 	if err := unix.FsconfigCreate(fd); err != nil {
@@ -64,9 +106,9 @@ func (o Overlay) Mount() (*os.File, error) {
 	return os.NewFile(uintptr(m), "overlay"), nil
 }
 
-func (o Overlay) configure(fs int, layers *os.File) error {
+func (o Overlay) configure(fs int, layers, upper *os.File) error {
 	lower := o.Lower
-	if o.Upper == nil && len(lower) < 2 {
+	if upper == nil && len(lower) < 2 {
 		// Overlayfs wants two layers when none of them is writable.
 		lower = append(lower[:len(lower):len(lower)], o.Empty)
 	}
@@ -77,11 +119,11 @@ func (o Overlay) configure(fs int, layers *os.File) error {
 	if err := unix.FsconfigSetString(fs, "index", "off"); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("index: %w", err)
 	}
-	if o.Upper == nil {
+	if upper == nil {
 		return nil
 	}
-	upper := fdPath(o.Upper)
-	for _, opt := range [][2]string{{"upperdir", upper + "/" + upperDir}, {"workdir", upper + "/" + workDir}} {
+	base := fdPath(upper) + "/"
+	for _, opt := range [][2]string{{"upperdir", base + upperDir}, {"workdir", base + workDir}} {
 		if err := unix.FsconfigSetString(fs, opt[0], opt[1]); err != nil {
 			return fmt.Errorf("%s: %w", opt[0], err)
 		}
@@ -163,25 +205,23 @@ func cloneMapped(dir, userns *os.File) (*os.File, error) {
 // mount. Links are followed inside it.
 func SubPath(mount *os.File, path string) (*os.File, error) {
 	clone, err := cloneSubPath(mount, path)
-	if !errors.Is(err, unix.EINVAL) {
-		return clone, err
+	if errors.Is(err, unix.EINVAL) && !errors.Is(err, ErrSubPath) {
+		return subPathAttached(mount, path)
 	}
-	// Before Linux 6.15 only an attached mount can be cloned from: attach it
-	// for a moment in a mount namespace that nobody else sees.
-	err = onThread(unix.CLONE_NEWNS|unix.CLONE_FS, func() error {
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			return fmt.Errorf("make mounts private: %w", err)
-		}
-		if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	return clone, err
+}
+
+// subPathAttached is SubPath where only an attached mount can be cloned from
+// (before Linux 6.15). It uses mount up.
+func subPathAttached(mount *os.File, path string) (clone *os.File, err error) {
+	err = inPrivateNamespace(func() error {
+		if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 			return fmt.Errorf("attach mount: %w", err)
 		}
 		clone, err = cloneSubPath(mount, path)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return clone, nil
+	return clone, err
 }
 
 func cloneSubPath(mount *os.File, path string) (*os.File, error) {
@@ -202,20 +242,6 @@ func cloneSubPath(mount *os.File, path string) (*os.File, error) {
 		return nil, fmt.Errorf("clone %s: %w", path, err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// onThread runs f on a thread that has unshared flags and ends with it.
-func onThread(flags int, f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if err := unix.Unshare(flags); err != nil {
-			done <- fmt.Errorf("unshare: %w", err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }
 
 // contextLog is what the kernel has to say about a refused configuration.

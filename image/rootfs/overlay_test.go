@@ -1,0 +1,173 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit"
+)
+
+// stacked is an overlay of two layers and a folder to write to.
+func stacked(t *testing.T) Overlay {
+	t.Helper()
+	base := t.TempDir()
+	for path, content := range map[string]string{
+		"layers/high/fs/a": "high", "layers/low/fs/a": "low", "layers/low/fs/d/b": "b", "layers/empty/fs/.keep": "",
+		"c/upper/.keep": "", "c/work/.keep": "",
+	} {
+		full := filepath.Join(base, path)
+		if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if filepath.Base(path) == ".keep" {
+			continue
+		}
+		if err := os.WriteFile(full, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := Overlay{Lower: []string{"high/fs", "low/fs"}, Empty: "empty/fs"}
+	for _, f := range []struct {
+		to   **os.File
+		name string
+	}{{&o.Layers, "layers"}, {&o.Upper, "c"}} {
+		dir, err := os.Open(filepath.Join(base, f.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { dir.Close() })
+		*f.to = dir
+	}
+	return o
+}
+
+func userNamespace(t *testing.T, first int) *os.File {
+	t.Helper()
+	cmd := exec.Command("sleep", "60")
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: first, Size: 65536}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cmd.Process.Kill()
+		cmd.Wait() //nolint:errcheck // killed
+	}()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func in(m *os.File, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", m.Fd(), name) }
+
+// TestOlderKernels takes the ways that are meant for kernels older than this one.
+func TestOlderKernels(t *testing.T) {
+	testkit.Root(t)
+	testkit.Leaks(t)
+	before, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("layers as one string", func(t *testing.T) {
+		o := stacked(t)
+		fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if err := setLowerString(fd, o.Layers, o.Lower); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.FsconfigCreate(fd); err != nil {
+			t.Fatal(err)
+		}
+		m, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mount := os.NewFile(uintptr(m), "overlay")
+		defer mount.Close()
+		if data, err := os.ReadFile(in(mount, "a")); err != nil || string(data) != "high" {
+			t.Errorf("file is %q, %v", data, err)
+		}
+		many := make([]string, 300)
+		for i := range many {
+			many[i] = "low/fs"
+		}
+		if err := setLowerString(fd, o.Layers, many); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("many layers: %v, want %v", err, ErrUnsupported)
+		}
+	})
+	t.Run("id-mapped layers in a namespace", func(t *testing.T) {
+		o := stacked(t)
+		o.UserNS = userNamespace(t, 100_000)
+		for _, upper := range []*os.File{o.Upper, nil} {
+			o.Upper = upper
+			m, err := o.stackAttached()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(in(m, "a"), &st); err != nil || st.Uid != 100_000 {
+				t.Errorf("file belongs to %d, %v", st.Uid, err)
+			}
+			err = os.WriteFile(in(m, "new"), nil, 0o600)
+			if writable := err == nil; writable != (upper != nil) {
+				t.Errorf("write: %v", err)
+			}
+			m.Close()
+		}
+	})
+	t.Run("path in an attached mount", func(t *testing.T) {
+		o := stacked(t)
+		m, err := o.Mount()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		sub, err := subPathAttached(m, "d")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sub.Close()
+		if data, err := os.ReadFile(in(sub, "b")); err != nil || string(data) != "b" {
+			t.Errorf("file is %q, %v", data, err)
+		}
+	})
+	if after, _ := os.ReadFile("/proc/self/mountinfo"); string(after) != string(before) {
+		t.Error("the mount table changed")
+	}
+}
+
+func TestOnThread(t *testing.T) {
+	testkit.Root(t)
+	want, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		err := onThread(unix.CLONE_NEWNS|unix.CLONE_FS, func() error {
+			got, err := os.Readlink("/proc/thread-self/ns/mnt")
+			if err == nil && got == want {
+				return errors.New("namespace is the old one")
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := os.Readlink("/proc/self/ns/mnt"); got != want {
+			t.Fatal("the main thread has changed its namespace")
+		}
+	}
+}
