@@ -14,6 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/durable"
+
+	// The algorithms that blobs may be named by.
+	_ "crypto/sha256"
+	_ "crypto/sha512"
 )
 
 const (
