@@ -33,6 +33,8 @@ type Options struct {
 	Config string
 	// Env is added to the daemon's environment.
 	Env []string
+	// PluginDir, if not empty, is searched for CNI plugins first.
+	PluginDir string
 }
 
 // Lab is a node to try crisp on.
@@ -135,6 +137,9 @@ func (l *Lab) Start(ctx context.Context) error {
 	plugins, err := l.cache.Plugins()
 	if err != nil {
 		return err
+	}
+	if l.opt.PluginDir != "" {
+		plugins = l.opt.PluginDir + "," + plugins
 	}
 	l.daemon, err = startProcess(l.path("crisp.log"), l.opt.Env, binary, "serve",
 		"--config", l.path("config.toml"), "--root", l.path("root"), "--state", l.path("state"), "--listen", l.Endpoint,
