@@ -1,6 +1,6 @@
 // Command suite runs every test there is, the way "make test" and a build
-// server want it: unit tests with the race detector, all tests as root, the
-// conformance tests and the demo. Its last line says how many passed, failed
+// server want it: what tools say of the sources, unit tests with the race
+// detector, all tests as root, the conformance tests and the demo. Its last line says how many passed, failed
 // and were skipped; a test that ran twice counts once.
 package main
 
@@ -39,6 +39,7 @@ const (
 
 func stages() []stage {
 	all := []stage{
+		{name: "check", args: []string{"make", "--no-print-directory", "check"}, counts: byStatus},
 		{name: "unit", env: []string{"CGO_ENABLED=1"}, args: []string{"go", "test", "-json", "-short", "-race", "./..."}},
 	}
 	if os.Geteuid() != 0 {
