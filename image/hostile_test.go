@@ -121,10 +121,35 @@ func TestZstd(t *testing.T) {
 	pull(t, open(t, t.TempDir()), r.Host+"/app:v1")
 }
 
-// TestHostileManifests pulls what must not be taken for an image.
-func TestHostileManifests(t *testing.T) {
-	testkit.Root(t)
-	r := newRegistry(t)
+// hostileManifest is what must not be taken for an image, and why.
+type hostileManifest struct {
+	name string
+	doc  any
+	kind string // media type, the OCI manifest's if empty
+	want error
+}
+
+// merge makes one document of several.
+func merge(t *testing.T, docs ...any) []byte {
+	t.Helper()
+	all := map[string]any{}
+	for _, d := range docs {
+		data, err := json.Marshal(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(data, &all); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := json.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func hostileManifests(t *testing.T, r *testRegistry) []hostileManifest {
 	l := pack(t, text("a", "1"))
 	good, _ := r.push("app", "good", ocispec.ImageConfig{}, l)
 	layer := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: r.putBlob("app", l.data), Size: int64(len(l.data))}
@@ -153,31 +178,17 @@ func TestHostileManifests(t *testing.T) {
 	withConfig := func(change func(*ocispec.Image)) ocispec.Manifest {
 		return manifest(func(m *ocispec.Manifest) { m.Config = config(change) })
 	}
-	merged := func(docs ...any) []byte {
-		all := map[string]any{}
-		for _, d := range docs {
-			data, _ := json.Marshal(d)
-			json.Unmarshal(data, &all)
-		}
-		data, _ := json.Marshal(all)
-		return data
-	}
 	garbage := []byte("neither tar nor gzip, but long enough to be looked at")
 	noise := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: r.putBlob("app", append(garbage, make([]byte, 512)...)), Size: int64(len(garbage) + 512)}
-	for _, c := range []struct {
-		name string
-		doc  any
-		kind string // media type, the OCI manifest's if empty
-		want error
-	}{
+	return []hostileManifest{
 		{"schema 1", []byte(`{"schemaVersion":1,"fsLayers":[],"history":[],"signatures":[]}`), "application/vnd.docker.distribution.manifest.v1+prettyjws", image.ErrUnsupported},
 		{"schema 1 in disguise", []byte(`{"schemaVersion":2,"fsLayers":[{}],"config":{},"layers":[]}`), "", image.ErrUnsupported},
-		{"layers and manifests", merged(manifest(func(*ocispec.Manifest) {}), index(good)), "", image.ErrInvalid},
-		{"layers and manifests, as index", merged(manifest(func(*ocispec.Manifest) {}), index(good)), ocispec.MediaTypeImageIndex, image.ErrInvalid},
+		{"layers and manifests", merge(t, manifest(func(*ocispec.Manifest) {}), index(good)), "", image.ErrInvalid},
+		{"layers and manifests, as index", merge(t, manifest(func(*ocispec.Manifest) {}), index(good)), ocispec.MediaTypeImageIndex, image.ErrInvalid},
 		{"neither", []byte(`{"schemaVersion":2}`), "", image.ErrInvalid},
 		{"two media types", manifest(func(*ocispec.Manifest) {}), "application/vnd.docker.distribution.manifest.v2+json", image.ErrInvalid},
-		{"index called manifest", merged(index(good), map[string]string{"mediaType": ocispec.MediaTypeImageManifest}), "", image.ErrInvalid},
-		{"manifest called index", merged(manifest(func(*ocispec.Manifest) {}), map[string]string{"mediaType": ocispec.MediaTypeImageIndex}), ocispec.MediaTypeImageIndex, image.ErrInvalid},
+		{"index called manifest", merge(t, index(good), map[string]string{"mediaType": ocispec.MediaTypeImageManifest}), "", image.ErrInvalid},
+		{"manifest called index", merge(t, manifest(func(*ocispec.Manifest) {}), map[string]string{"mediaType": ocispec.MediaTypeImageIndex}), ocispec.MediaTypeImageIndex, image.ErrInvalid},
 		{"not JSON", []byte("<html>"), "", image.ErrInvalid},
 		{"wrong JSON", []byte(`{"schemaVersion":2,"layers":"x","config":7}`), "", image.ErrInvalid},
 		{"artifact", manifest(func(m *ocispec.Manifest) { m.Config.MediaType = "application/vnd.example.model" }), "", image.ErrUnsupported},
@@ -203,7 +214,14 @@ func TestHostileManifests(t *testing.T) {
 		{"index of huge manifest", index(func() ocispec.Descriptor { d := good; d.Size = 1 << 40; return d }()), ocispec.MediaTypeImageIndex, image.ErrInvalid},
 		{"index of wrong size", index(func() ocispec.Descriptor { d := good; d.Size++; return d }()), ocispec.MediaTypeImageIndex, image.ErrInvalid},
 		{"index of digest with a path", index(func() ocispec.Descriptor { d := good; d.Digest = "sha256:../x"; return d }()), ocispec.MediaTypeImageIndex, image.ErrInvalid},
-	} {
+	}
+}
+
+// TestHostileManifests pulls what must not be taken for an image.
+func TestHostileManifests(t *testing.T) {
+	testkit.Root(t)
+	r := newRegistry(t)
+	for _, c := range hostileManifests(t, r) {
 		t.Run(c.name, func(t *testing.T) {
 			kind := c.kind
 			if kind == "" {
@@ -231,7 +249,7 @@ func TestHostileManifests(t *testing.T) {
 			checkEmpty(t, s, root)
 		})
 	}
-	nested := good
+	nested, _ := r.push("app", "good", ocispec.ImageConfig{})
 	for range 8 {
 		nested = r.putManifest("app", "deep", ocispec.MediaTypeImageIndex, index(nested))
 	}
