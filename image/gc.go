@@ -28,8 +28,8 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 }
 
 func (s *Service) remove(ref string) (<-chan struct{}, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.recordMu.Lock()
+	defer s.recordMu.Unlock()
 	now := s.snapshot.Load()
 	e, err := now.find(ref)
 	if err != nil {
@@ -39,6 +39,8 @@ func (s *Service) remove(ref string) (<-chan struct{}, error) {
 	if err := s.blobs.SetImages(next.records()); err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.snapshot.Store(next)
 	return s.collect()
 }
@@ -66,12 +68,14 @@ func (s *Service) collect() (<-chan struct{}, error) {
 		}
 	}
 	var errs []error
+	var gone []string
 	for _, d := range s.blobs.Digests() {
 		if !needed[d] {
-			errs = append(errs, s.blobs.Remove(d))
+			name, err := s.blobs.Detach(d)
+			errs = append(errs, err)
+			gone = append(gone, name)
 		}
 	}
-	var gone []string
 	for _, c := range s.layers.ChainIDs() {
 		if !needed[c] {
 			name, err := s.layers.Detach(c)

@@ -96,10 +96,11 @@ func (p *puller) fetch(ctx context.Context, j *job) error {
 			return err
 		}
 		// The disk has spoiled it.
-		s.janitor.add(j.stage.Discard())
-		if err := s.blobs.Remove(j.desc.Digest); err != nil {
+		spoilt, err := s.blobs.Detach(j.desc.Digest)
+		if err != nil {
 			return err
 		}
+		s.janitor.add(j.stage.Discard(), spoilt)
 	}
 }
 

@@ -259,8 +259,8 @@ func (p *puller) storeDocuments(ctx context.Context) error {
 // record gives the image its names. A tag that another image had moves here.
 func (p *puller) record() (Image, error) {
 	s := p.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.recordMu.Lock()
+	defer s.recordMu.Unlock()
 	now := s.snapshot.Load()
 	id := p.docs[len(p.docs)-1].Digest
 	rec := store.Image{ID: id}
@@ -302,6 +302,8 @@ func (p *puller) record() (Image, error) {
 			return Image{}, err
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.snapshot.Store(next)
 	return next.entries[id].image, nil
 }

@@ -349,7 +349,7 @@ func TestFoldersArePrivate(t *testing.T) {
 	}
 }
 
-// TestDiscardKeepsMountedLayers holds a file of a running container open while
+// TestDiscardWhileMounted holds a file of a running container open while
 // everything around it is removed.
 func TestDiscardWhileMounted(t *testing.T) {
 	testkit.Root(t)

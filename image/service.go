@@ -99,7 +99,11 @@ type Service struct {
 	layerFlights, blobFlights flights
 	pulls                     pulls
 
-	// mu serialises changes of what is kept. Readers do not take it.
+	// recordMu serialises changes of the record of images, which wait for the
+	// disk. It is taken before mu.
+	recordMu sync.Mutex
+	// mu keeps what is needed and what is removed consistent. Nobody waits for
+	// the disk with it, and readers do not take it.
 	mu   sync.Mutex
 	pins map[digest.Digest]int // guarded by mu: blobs and layers that pulls need
 }

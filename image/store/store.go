@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -41,9 +42,10 @@ type Store struct {
 	root   string
 	syncer syncer
 
-	mu    sync.Mutex
-	blobs map[digest.Digest]blob
-	usage Usage
+	mu       sync.Mutex
+	blobs    map[digest.Digest]blob
+	usage    Usage
+	detached int // how many blobs were, for names
 }
 
 type blob struct {
@@ -186,21 +188,29 @@ func (s *Store) ReadAll(desc ocispec.Descriptor, limit int64) ([]byte, error) {
 	return io.ReadAll(r)
 }
 
-// Remove removes a blob. One that is not here is no error.
-func (s *Store) Remove(d digest.Digest) error {
+// Detach takes a blob out of the store and returns the name under which it
+// lies in the temporary folder, to be removed at leisure: "" if it was not here.
+func (s *Store) Detach(d digest.Digest) (string, error) {
 	if err := d.Validate(); err != nil {
-		return fmt.Errorf("remove blob: %w", err)
+		return "", fmt.Errorf("remove blob: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove blob: %w", err)
+	// The same blob may come and go again before its remains are removed.
+	s.detached++
+	name := "gone-" + d.Encoded() + "-" + strconv.Itoa(s.detached)
+	err := os.Rename(s.path(d), filepath.Join(s.TempDir(), name))
+	if errors.Is(err, fs.ErrNotExist) {
+		name, err = "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("remove blob: %w", err)
 	}
 	if b, ok := s.blobs[d]; ok {
 		delete(s.blobs, d)
 		s.usage = s.usage.sub(Usage{b.disk, 1})
 	}
-	return nil
+	return name, nil
 }
 
 type verifiedFile struct {

@@ -79,8 +79,10 @@ func TestBlobs(t *testing.T) {
 		t.Errorf("over the limit: %v, want %v", err, ErrMismatch)
 	}
 	for range 2 {
-		if err := errors.Join(s.Remove(desc.Digest), s.Remove(long.Digest)); err != nil {
-			t.Error(err)
+		for _, d := range []digest.Digest{desc.Digest, long.Digest} {
+			if _, err := s.Detach(d); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	if u := s.Usage(); u != (Usage{}) {
@@ -106,8 +108,8 @@ func TestWrongContentIsNotPublished(t *testing.T) {
 		if _, err := s.Reader(ocispec.Descriptor{Digest: d}); !errors.Is(err, ErrMismatch) {
 			t.Errorf("read %q: %v", d, err)
 		}
-		if err := s.Remove(d); err == nil {
-			t.Errorf("remove %q: no error", d)
+		if _, err := s.Detach(d); err == nil {
+			t.Errorf("detach %q: no error", d)
 		}
 	}
 	if left, err := os.ReadDir(s.TempDir()); err != nil || len(left) != 0 {
@@ -129,7 +131,7 @@ func TestSpoiltBlobIsNoticed(t *testing.T) {
 		if _, err := s.ReadAll(desc, 100); !errors.Is(err, ErrMismatch) {
 			t.Errorf("%q: %v, want %v", spoilt, err, ErrMismatch)
 		}
-		if err := s.Remove(desc.Digest); err != nil {
+		if _, err := s.Detach(desc.Digest); err != nil {
 			t.Fatal(err)
 		}
 	}
