@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
@@ -40,7 +41,12 @@ func dial(t testing.TB, url, protocol string) *session {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
+	// A client that waits in vain shall fail its test, not stop it.
+	limit := time.AfterFunc(20*time.Second, func() { conn.Close() })
+	t.Cleanup(func() {
+		limit.Stop()
+		conn.Close()
+	})
 	return &session{Connection: conn, t: t, streams: map[string]httpstream.Stream{}}
 }
 

@@ -86,7 +86,7 @@ func Copy(ctx context.Context, stream io.ReadWriteCloser, conn net.Conn) {
 	}()
 	go func() {
 		defer close(c.down)
-		io.Copy(checkedWriter{stream}, conn)
+		io.Copy(stream, conn)
 		stream.Close()
 	}()
 	c.wait(ctx)
@@ -114,7 +114,8 @@ func (c *copying) wait(ctx context.Context) {
 }
 
 // waitDown waits for the pod to finish its answer, as long as it takes,
-// unless the client has reset the stream: then nobody reads the answer.
+// unless the client has reset the stream: then nobody reads the answer, and
+// what is written to a SPDY stream goes nowhere without an error.
 func (c *copying) waitDown(ctx context.Context) {
 	grace := time.NewTimer(resetGrace)
 	defer grace.Stop()
@@ -152,17 +153,6 @@ func (c *copying) abort() {
 		return
 	}
 	c.stream.Close()
-}
-
-// checkedWriter fails once the stream has been reset by the client. A SPDY
-// stream itself goes on sending frames that nobody takes.
-type checkedWriter struct{ stream io.Writer }
-
-func (w checkedWriter) Write(p []byte) (int, error) {
-	if finished(w.stream) {
-		return 0, io.ErrClosedPipe
-	}
-	return w.stream.Write(p)
 }
 
 // finished tells whether a stream that knows it takes no more data.
