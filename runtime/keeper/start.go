@@ -283,6 +283,10 @@ func (st *start) passed(fd int) error {
 		return fmt.Errorf("%s: %w: unexpected descriptor", st.plan.Name, wire.ErrInvalid)
 	}
 	st.entry.terminal = fd
+	// Both the keeper and the daemon read and write it by polling.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return fmt.Errorf("%s: use terminal: %w", st.plan.Name, err)
+	}
 	return nil
 }
 

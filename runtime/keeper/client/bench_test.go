@@ -104,11 +104,16 @@ func BenchmarkStart(b *testing.B) {
 	p := fullStart(b, b.TempDir())
 	image := pauseImage(b)
 	p.do("exec", unix.SYS_EXECVEAT, p.input("program"), str(""), strs("pause"), strs(), num(unix.AT_EMPTY_PATH))
+	measureStarts(b, c, Request{Kind: Container, Plan: &p.Plan, Files: []*os.File{image}})
+}
+
+// measureStarts runs a request over and over, and kills what it started.
+func measureStarts(b *testing.B, c *Client, r Request) {
 	var times []time.Duration
 	for i := 0; b.Loop(); i++ {
-		id := fmt.Sprintf("c%d", i)
+		r.ID = fmt.Sprintf("c%d", i)
 		begin := time.Now()
-		st, err := c.Start(b.Context(), Request{ID: id, Kind: Container, Plan: &p.Plan, Files: []*os.File{image}})
+		st, err := c.Start(b.Context(), r)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -117,8 +122,8 @@ func BenchmarkStart(b *testing.B) {
 			b.Fatal(err)
 		}
 		st.Close()
-		awaitExit(b, c, id)
-		if err := c.Forget(b.Context(), id); err != nil {
+		awaitExit(b, c, r.ID)
+		if err := c.Forget(b.Context(), r.ID); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -173,4 +178,18 @@ func TestDensity(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// BenchmarkExec measures what the keeper adds: a plan of one step.
+func BenchmarkExec(b *testing.B) {
+	testkit.Root(b)
+	c, err := Connect(testContext(b), stateDir(b), buildKeeper(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	p := newProgram("exec")
+	image := pauseImage(b)
+	p.do("exec", unix.SYS_EXECVEAT, p.input("program"), str(""), strs("pause"), strs(), num(unix.AT_EMPTY_PATH))
+	measureStarts(b, c, Request{Kind: Exec, Plan: &p.Plan, Files: []*os.File{image}})
 }

@@ -24,17 +24,17 @@ type Client struct {
 	once   sync.Once
 
 	mu    sync.Mutex
-	seq   uint32                      // guarded by mu
-	calls map[uint32]chan wire.Packet // guarded by mu; nil once the connection is lost
-	queue []Exit                      // guarded by mu; exits not yet delivered
-	wake  chan struct{}               // has a token when queue grew
+	seq   uint32           // guarded by mu
+	calls map[uint32]*call // guarded by mu; nil once the connection is lost
+	queue []Exit           // guarded by mu; exits not yet delivered
+	wake  chan struct{}    // has a token when queue grew
 }
 
 func newClient(conn *wire.Conn, keeper *exec.Cmd) *Client {
 	c := &Client{
 		conn: conn, keeper: keeper,
 		exits: make(chan Exit), done: make(chan struct{}), quit: make(chan struct{}),
-		calls: make(map[uint32]chan wire.Packet), wake: make(chan struct{}, 1),
+		calls: make(map[uint32]*call), wake: make(chan struct{}, 1),
 	}
 	c.wg.Go(c.receive)
 	c.wg.Go(c.deliver)
@@ -73,23 +73,22 @@ func (c *Client) receive() {
 			continue
 		}
 		c.mu.Lock()
-		ch := c.calls[p.Seq]
+		k := c.calls[p.Seq]
 		c.mu.Unlock()
-		if ch == nil {
+		if k == nil {
 			wire.CloseAll(p.Files)
 			continue
 		}
 		select {
-		case ch <- p:
+		case k.answers <- p:
+		case <-k.over:
+			wire.CloseAll(p.Files)
 		case <-c.quit:
 			wire.CloseAll(p.Files)
 		}
 	}
 	c.conn.Close()
 	c.mu.Lock()
-	for _, ch := range c.calls {
-		close(ch)
-	}
 	c.calls = nil
 	c.mu.Unlock()
 	close(c.done)
@@ -157,9 +156,10 @@ func (c *Client) deliver() {
 
 // call is a request under way.
 type call struct {
-	c   *Client
-	seq uint32
-	ch  chan wire.Packet
+	c       *Client
+	seq     uint32
+	answers chan wire.Packet
+	over    chan struct{} // closed when nobody waits for answers any more
 }
 
 func (c *Client) begin() (*call, error) {
@@ -172,27 +172,17 @@ func (c *Client) begin() (*call, error) {
 	if c.seq == 0 {
 		c.seq = 1
 	}
-	k := &call{c: c, seq: c.seq, ch: make(chan wire.Packet, 1)}
-	c.calls[k.seq] = k.ch
+	k := &call{c: c, seq: c.seq, answers: make(chan wire.Packet), over: make(chan struct{})}
+	c.calls[k.seq] = k
 	return k, nil
 }
 
-// end forgets the call and drops answers that nobody will read.
+// end forgets the call; answers that still come are dropped.
 func (k *call) end() {
 	k.c.mu.Lock()
 	delete(k.c.calls, k.seq)
 	k.c.mu.Unlock()
-	for {
-		select {
-		case p, ok := <-k.ch:
-			if !ok {
-				return
-			}
-			wire.CloseAll(p.Files)
-		default:
-			return
-		}
-	}
+	close(k.over)
 }
 
 func (k *call) send(m wire.Message, files []int) error {
@@ -208,15 +198,14 @@ func (k *call) send(m wire.Message, files []int) error {
 // next waits for an answer. A Fail is returned as its error.
 func (k *call) next(ctx context.Context) (wire.Packet, error) {
 	select {
-	case p, ok := <-k.ch:
-		if !ok {
-			return wire.Packet{}, ErrLost
-		}
+	case p := <-k.answers:
 		if f, ok := p.Msg.(wire.Fail); ok {
 			wire.CloseAll(p.Files)
 			return wire.Packet{}, f
 		}
 		return p, nil
+	case <-k.c.done:
+		return wire.Packet{}, ErrLost
 	case <-ctx.Done():
 		return wire.Packet{}, ctx.Err()
 	}
