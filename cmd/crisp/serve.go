@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/go-logr/logr"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
@@ -120,6 +122,7 @@ func (d *services) open(ctx context.Context) error {
 		Root: filepath.Join(d.cfg.Root, "image"), RegistryConfigDirs: d.cfg.RegistryConfigDirs,
 		Pinned: d.cfg.PinnedImages, MaxConcurrentDownloads: d.cfg.MaxConcurrentDownloads,
 		ProgressTimeout: time.Duration(d.cfg.PullProgressTimeout), UserAgent: "crisp/" + version,
+		Logger: slog.New(logr.ToSlogHandler(klog.Background())),
 	})
 	if err != nil {
 		return err

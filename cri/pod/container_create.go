@@ -203,7 +203,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 			return fmt.Errorf("make volume %s: %w", v.Path, err)
 		}
 	}
-	volumes, err := k.imageVolumes(out.Images)
+	volumes, err := k.imageVolumes(ctx, out.Images)
 	if err != nil {
 		return err
 	}
@@ -247,14 +247,17 @@ func (k *making) translate(root *os.File) (*spec.Result, spec.ResolvedUser, erro
 	return out, user, err
 }
 
-// imageVolumes records which image each image mount was resolved to: its
-// content is what the container gets, even if the reference moves.
-func (k *making) imageVolumes(mounts []spec.ImageMount) ([]ImageVolume, error) {
+// imageVolumes records which image each image mount was resolved to, and keeps
+// it: its content is what the container gets, even if the reference moves.
+func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount) ([]ImageVolume, error) {
 	var out []ImageVolume
 	for _, im := range mounts {
 		img, err := k.p.m.Images.Get(im.Image.GetImage())
 		if err != nil {
 			return nil, fmt.Errorf("%w: image volume at %s: %w", ErrImageVolume, im.Path, err)
+		}
+		if err := k.p.m.Images.Hold(ctx, k.id, img.ID); err != nil {
+			return nil, fmt.Errorf("%w: keep the image for %s: %w", ErrImageVolume, im.Path, err)
 		}
 		out = append(out, ImageVolume{Path: im.Path, ImageID: img.ID, SubPath: im.SubPath})
 	}

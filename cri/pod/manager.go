@@ -31,7 +31,11 @@ type Images interface {
 	Prepare(ctx context.Context, id, imageID string, uids, gids []image.IDMap) error
 	Mount(ctx context.Context, id string, userns *os.File) (*os.File, error)
 	MountImage(ctx context.Context, imageID, subPath string, userns *os.File) (*os.File, error)
+	// Hold keeps an image that a container uses as a volume until Discard.
+	Hold(ctx context.Context, containerID, imageID string) error
 	Discard(ctx context.Context, id string) error
+	// Containers are the ids for which something is prepared.
+	Containers() []string
 }
 
 // Network connects a pod's network namespace. Detach is idempotent and works
@@ -39,6 +43,8 @@ type Images interface {
 type Network interface {
 	Attach(ctx context.Context, a network.Attachment) (network.Result, error)
 	Detach(ctx context.Context, a network.Attachment) error
+	// Sweep detaches what this daemon once attached and is not among ids.
+	Sweep(ctx context.Context, ids []string) error
 }
 
 // Options are what a [Manager] is made of.

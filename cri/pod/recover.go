@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -110,7 +112,20 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 	wg.Wait()
 	m.dropStrangers(ctx, list)
+	m.discardStrangers(ctx)
+	m.sweepNetwork(ctx)
 	return nil
+}
+
+// sweepNetwork gives back addresses of pods without a record. It ends before
+// new pods come, which it must not take for strangers.
+func (m *Manager) sweepNetwork(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+	defer cancel()
+	m.mu.RLock()
+	ids := slices.Collect(maps.Keys(m.pods))
+	m.mu.RUnlock()
+	warn(m.Network.Sweep(ctx, ids), "give back the addresses of pods without a record")
 }
 
 // revive makes the pod of a record. One whose record cannot be read is listed
@@ -227,6 +242,18 @@ func (p *pod) lose(ctx context.Context, c *Container) error {
 		c.FinishedAt, c.ExitCode, c.Reason = time.Now().UnixNano(), exitUnknown, reasonUnknown
 		c.Message = "how the container ended is not known: its holder was gone when the daemon started"
 	})
+}
+
+// discardStrangers removes the writable layers of containers without a record.
+func (m *Manager) discardStrangers(ctx context.Context) {
+	for _, id := range m.Images.Containers() {
+		m.mu.RLock()
+		known := m.containers[id] != nil
+		m.mu.RUnlock()
+		if !known {
+			warn(m.Images.Discard(ctx, id), "discard a layer of no record", "container", id)
+		}
+	}
 }
 
 // dropStrangers lets the keeper forget what no record knows, such as exec

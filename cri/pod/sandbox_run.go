@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
 	"crisp/network"
@@ -256,6 +257,9 @@ func (p *pod) attachNetwork(ctx context.Context) error {
 	result, err := p.m.Network.Attach(ctx, a)
 	if err != nil {
 		return err
+	}
+	if len(result.Unserved) > 0 {
+		klog.InfoS("No network plugin provides what a pod asks for", "sandbox", r.ID, "missing", result.Unserved)
 	}
 	return p.update(false, func(r *Record) {
 		for _, ip := range result.IPs {

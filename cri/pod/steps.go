@@ -80,8 +80,8 @@ func rollback[T any](ctx context.Context, steps []step[T], phase string, target 
 }
 
 // unwind undoes the steps from the one named phase back to the first. A phase
-// that names no step means all of them. A failing undo is reported, and the
-// others still run: what depends on an earlier step must tolerate its loss.
+// that names no step means all of them. It ends at an undo that fails: what
+// that step rests on must stay, so that undoing it can be tried again.
 func unwind[T any](ctx context.Context, steps []step[T], phase string, target T) error {
 	from := len(steps) - 1
 	for i, s := range steps {
@@ -89,11 +89,10 @@ func unwind[T any](ctx context.Context, steps []step[T], phase string, target T)
 			from = i
 		}
 	}
-	var errs []error
 	for i := from; i >= 0; i-- {
 		if err := steps[i].undo(target, ctx); err != nil {
-			errs = append(errs, fmt.Errorf("undo %s: %w", steps[i].name, err))
+			return fmt.Errorf("undo %s: %w", steps[i].name, err)
 		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
