@@ -434,26 +434,47 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-func TestFilter(t *testing.T) {
-	var prog []byte
-	for _, in := range []unix.SockFilter{
-		{Code: 0x20, K: 0}, // load the number
-		{Code: 0x15, Jf: 1, K: uint32(unix.SYS_CHDIR)}, // is it chdir?
-		{Code: 0x06, K: 0x00050000 | 71},               // then EPROTO
-		{Code: 0x06, K: 0x7fff0000},                    // else allow
-	} {
-		prog = binary.NativeEndian.AppendUint16(prog, in.Code)
-		prog = append(prog, in.Jt, in.Jf)
-		prog = binary.NativeEndian.AppendUint32(prog, in.K)
+// denying returns a filter that answers the calls with an error.
+func denying(errno uint32, calls ...uint32) plan.Arg {
+	prog := []unix.SockFilter{{Code: 0x20, K: 0}} // load the number
+	for _, nr := range calls {
+		prog = append(prog, unix.SockFilter{Code: 0x15, Jf: 1, K: nr}, unix.SockFilter{Code: 0x06, K: 0x00050000 | errno})
 	}
-	p := newProgram()
+	prog = append(prog, unix.SockFilter{Code: 0x06, K: 0x7fff0000}) // allow the rest
+	var b []byte
+	for _, in := range prog {
+		b = binary.NativeEndian.AppendUint16(b, in.Code)
+		b = append(b, in.Jt, in.Jf)
+		b = binary.NativeEndian.AppendUint32(b, in.K)
+	}
+	return plan.Arg{Kind: plan.ArgFilter, Bytes: b}
+}
+
+func (p *program) filter(f plan.Arg) {
 	p.do("no new privileges", unix.SYS_PRCTL, num(unix.PR_SET_NO_NEW_PRIVS), num(1), num(0), num(0), num(0))
-	p.do("filter", unix.SYS_SECCOMP, num(unix.SECCOMP_SET_MODE_FILTER), num(0), plan.Arg{Kind: plan.ArgFilter, Bytes: prog})
+	p.do("filter", unix.SYS_SECCOMP, num(unix.SECCOMP_SET_MODE_FILTER), num(0), f)
+}
+
+func TestFilter(t *testing.T) {
+	p := newProgram()
+	p.filter(denying(uint32(unix.EPROTO), unix.SYS_CHDIR))
 	p.do("chdir", unix.SYS_CHDIR, str("/"))
 	p.shell("exit 0")
 	var step *StepError
 	if r := p.run(t, Options{}); !errors.As(r.err, &step) || step.Step != "chdir" || step.Err != unix.EPROTO {
 		t.Errorf("error %v", r.err)
+	}
+}
+
+// TestFilterWithoutExit has a step fail under a filter that allows neither
+// the report nor the exit.
+func TestFilterWithoutExit(t *testing.T) {
+	p := newProgram()
+	p.filter(denying(uint32(unix.EPERM), unix.SYS_EXIT_GROUP, unix.SYS_WRITE))
+	p.do("chdir", unix.SYS_CHDIR, str("/no such folder"))
+	p.shell("exit 0")
+	if r := p.run(t, Options{}); !errors.Is(r.err, ErrDied) || r.status.Signal() != unix.SIGSEGV {
+		t.Errorf("error %v, status %v", r.err, r.status)
 	}
 }
 

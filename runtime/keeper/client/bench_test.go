@@ -193,3 +193,21 @@ func BenchmarkExec(b *testing.B) {
 	p.do("exec", unix.SYS_EXECVEAT, p.input("program"), str(""), strs("pause"), strs(), num(unix.AT_EMPTY_PATH))
 	measureStarts(b, c, Request{Kind: Exec, Plan: &p.Plan, Files: []*os.File{image}})
 }
+
+// BenchmarkFork is what the start of the same program costs any Go program.
+func BenchmarkFork(b *testing.B) {
+	image := pauseImage(b)
+	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), image.Fd())
+	for b.Loop() {
+		p, err := os.StartProcess(path, []string{"pause"}, &os.ProcAttr{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := p.Kill(); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := p.Wait(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
