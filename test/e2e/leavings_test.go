@@ -112,7 +112,7 @@ func (n *node) keeper(t *testing.T) int {
 }
 
 // descriptors lists the open files of a process. Those that have no name of
-// their own are numbered.
+// their own, or one that another process would not have, are counted.
 func descriptors(pid int) []string {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	seen := map[string]int{}
@@ -121,6 +121,9 @@ func descriptors(pid int) []string {
 		target, err := os.Readlink(filepath.Join(dir, fd))
 		if err != nil {
 			continue
+		}
+		if kind, _, ok := strings.Cut(target, ":["); ok {
+			target = kind
 		}
 		if seen[target]++; seen[target] > 1 {
 			target = fmt.Sprintf("%s (%d)", target, seen[target])

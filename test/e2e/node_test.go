@@ -28,20 +28,25 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 // node is a daemon under test.
 type node struct{ *lab.Lab }
 
-// newNode starts a daemon that has pulled busybox and run a pod, so that it
-// has what it opens once; it ends with the test.
+// newNode starts a daemon that has pulled busybox; it ends with the test.
 func newNode(t *testing.T, opt lab.Options) *node {
 	t.Helper()
 	testkit.Root(t)
 	testkit.Leaks(t)
 	n := &node{testkit.Daemon(t, opt)}
 	n.pull(t, busybox)
-	p := n.pod(t)
+	n.warm(t)
+	return n
+}
+
+// warm makes the daemon open what it opens once.
+func (n *node) warm(t *testing.T) {
+	t.Helper()
+	p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = "warm-up" })
 	c := p.start(t)
 	c.sh(t, "true")
 	c.update(t, &runtimeapi.LinuxContainerResources{CpuShares: 100})
 	p.remove(t)
-	return n
 }
 
 func (n *node) pull(t *testing.T, ref string) string {

@@ -236,3 +236,7 @@ func mount(host, path string) change {
 func attempt(n uint32) func(*runtimeapi.PodSandboxConfig) {
 	return func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Attempt = n }
 }
+
+func memory(limit int64) change {
+	return func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = limit }
+}

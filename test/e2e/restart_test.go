@@ -1,0 +1,234 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"k8s.io/client-go/tools/remotecommand"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/lab"
+)
+
+// end ends the daemon in one of two ways.
+type end struct {
+	name string
+	do   func(t *testing.T, n *node)
+}
+
+var ends = []end{
+	{"SIGTERM", func(t *testing.T, n *node) {
+		if err := n.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}},
+	{"SIGKILL", func(_ *testing.T, n *node) { n.Kill() }},
+}
+
+func (n *node) begin(t *testing.T) {
+	t.Helper()
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.warm(t)
+}
+
+func TestRestart(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	for _, e := range ends {
+		n.run(t, e.name+" status", func(t *testing.T) { testStatusSurvives(t, n, e) })
+		n.run(t, e.name+" log", func(t *testing.T) { testLogSurvives(t, n, e) })
+		n.run(t, e.name+" exits", func(t *testing.T) { testExitsWhileDown(t, n, e) })
+		n.run(t, e.name+" sessions", func(t *testing.T) { testSessionsAfterRestart(t, n, e) })
+	}
+	n.run(t, "second daemon", func(t *testing.T) { testSecondDaemon(t, n) })
+}
+
+// testStatusSurvives compares every status before and after.
+func testStatusSurvives(t *testing.T, n *node, e end) {
+	p := n.pod(t)
+	p.start(t, named("rich"), mount(t.TempDir(), "/mnt"), func(c *runtimeapi.ContainerConfig) {
+		c.Envs = []*runtimeapi.KeyValue{{Key: "BYTES", Value: []byte("\xff\x01")}}
+		c.Annotations = map[string]string{"ünïcode": "\u2028 \x00 \"quotes\""}
+		c.Mounts = append(c.Mounts, &runtimeapi.Mount{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: busybox}, Readonly: true})
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuQuota: 50000, CpuPeriod: 100000}
+		c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1002}
+		c.Linux.SecurityContext.SupplementalGroups = []int64{7, 8}
+		c.StopSignal = runtimeapi.Signal_SIGNAL_SIGUSR1
+	}).update(t, &runtimeapi.LinuxContainerResources{CpuShares: 300})
+	p.create(t, named("created"))
+	p.start(t, named("failed"), sh("exit 3")).wantEnd(t, 3, "Error")
+	stopped := n.pod(t, attempt(1))
+	call(t, n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: stopped.id})
+
+	before := n.statuses(t)
+	if ip := p.status(t).Network.GetIp(); ip == "" {
+		t.Error("the pod has no address")
+	}
+	e.do(t, n)
+	n.begin(t)
+	after := n.statuses(t)
+	if len(before) != 5 || len(after) != len(before) {
+		t.Errorf("%d statuses before and %d after, want 2 pods and 3 containers", len(before), len(after))
+	}
+	for id, want := range before {
+		if got := after[id]; !proto.Equal(got, want) {
+			t.Errorf("the status differs.\nbefore: %v\nafter:  %v", want, got)
+		}
+	}
+	// A container that was created before starts now.
+	call(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: p.create(t, named("created")).id})
+}
+
+// statuses are those of all pods and containers by their id.
+func (n *node) statuses(t *testing.T) map[string]proto.Message {
+	t.Helper()
+	all := map[string]proto.Message{}
+	for _, p := range call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items {
+		all[p.Id] = call(t, n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id}).Status
+	}
+	for _, c := range call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}).Containers {
+		all[c.Id] = call(t, n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id}).Status
+	}
+	return all
+}
+
+// testLogSurvives has a container count while the daemon is away.
+func testLogSurvives(t *testing.T, n *node, e end) {
+	c := n.pod(t).start(t, sh("i=0; while :; do echo $i; i=$((i+1)); done"))
+	size := func() int64 {
+		info, err := os.Stat(c.logFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	grows := func(when string) {
+		from := size()
+		eventually(t, "the log grows "+when, func() bool { return size() > from+1<<20 })
+	}
+	grows("at first")
+	e.do(t, n)
+	grows("without a daemon")
+	n.begin(t)
+	grows("with the next daemon")
+	c.stop(t, 0)
+	wantCount(t, parse(t, []byte(slurp(c.logFile()))))
+}
+
+// wantCount wants the lines 0, 1, 2 and so on; the last may be cut short.
+func wantCount(t *testing.T, lines []line) {
+	t.Helper()
+	for i, l := range lines {
+		if l.content != fmt.Sprint(i) && i < len(lines)-1 {
+			t.Fatalf("line %d of %d says %q", i, len(lines), l.content)
+		}
+	}
+}
+
+// testExitsWhileDown ends containers while nobody watches: what they ended
+// with and when is known afterwards.
+func testExitsWhileDown(t *testing.T, n *node, e end) {
+	dir := t.TempDir()
+	waitThen := func(end string) change { return sh("while [ ! -e /mnt/go ]; do sleep 0.02; done; " + end) }
+	p := n.pod(t)
+	seven := p.start(t, named("seven"), mount(dir, "/mnt"), waitThen("echo last words; exit 7"))
+	killed := p.start(t, named("killed"))
+	hog := p.start(t, named("hog"), mount(dir, "/mnt"), waitThen("exec dd if=/dev/zero of=/dev/null bs=200M"), memory(16<<20))
+	pids := []int{seven.pid(t), killed.pid(t), hog.pid(t)}
+	e.do(t, n)
+	from := time.Now()
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pids[1], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range pids {
+		eventually(t, "the container ends", func() bool { return slurp(fmt.Sprintf("/proc/%d/stat", pid)) == "" })
+	}
+	to := time.Now()
+	time.Sleep(100 * time.Millisecond) // so that a time made up at the restart is too late
+	n.begin(t)
+	seven.wantEnd(t, 7, "Error")
+	killed.wantEnd(t, 137, "Error")
+	hog.wantEnd(t, 137, "OOMKilled")
+	for _, c := range []*container{seven, killed, hog} {
+		if at := time.Unix(0, c.status(t).FinishedAt); at.Before(from) || at.After(to.Add(20*time.Millisecond)) {
+			t.Errorf("container %s ended at %v, which is not between %v and %v", c.cfg.Metadata.Name, at, from, to)
+		}
+	}
+	if got := seven.logged(t); got != "last words\n" {
+		t.Errorf("logged %q", got)
+	}
+}
+
+// testSessionsAfterRestart does to a container of an earlier daemon what can
+// be done to one's own.
+func testSessionsAfterRestart(t *testing.T, n *node, e end) {
+	p := n.pod(t)
+	cat := p.start(t, named("cat"), sh("cat; exit 5"), func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
+	tty := p.start(t, named("tty"), sh("while read x; do echo got $x; done"), func(c *runtimeapi.ContainerConfig) { c.Stdin, c.Tty = true, true })
+	trap := p.start(t, named("trap"), sh("trap 'echo bye; exit 6' TERM; while :; do sleep 0.02; done"))
+	e.do(t, n)
+	n.begin(t)
+
+	if got := cat.sh(t, "echo $HOSTNAME $(hostname) $$"); !strings.Contains(got, "e2e") {
+		t.Errorf("exec says %q", got)
+	}
+	var out bytes.Buffer
+	o := remotecommand.StreamOptions{Stdin: strings.NewReader("after\n"), Stdout: &out}
+	if err := dialer(dialSPDY).session(t, cat.attachURL(t, o), o); err != nil || out.String() != "after\n" {
+		t.Errorf("attach: got %q, %v", out.String(), err)
+	}
+	cat.wantEnd(t, 5, "Error")
+	out.Reset()
+	// The end of the input as it is typed ends the loop.
+	o = remotecommand.StreamOptions{Stdin: strings.NewReader("word\r\x04"), Stdout: &out, Tty: true}
+	if err := dialer(dialSPDY).session(t, tty.attachURL(t, o), o); err != nil || !strings.Contains(out.String(), "got word\r\n") {
+		t.Errorf("attach to the terminal: got %q, %v", out.String(), err)
+	}
+	tty.wantEnd(t, 0, "Completed")
+
+	old := trap.logFile() + ".1"
+	if err := os.Rename(trap.logFile(), old); err != nil {
+		t.Fatal(err)
+	}
+	call(t, n.Runtime.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: trap.id})
+	trap.stop(t, 10)
+	trap.wantEnd(t, 6, "Error")
+	if got := trap.logged(t); got != "bye\n" || slurp(old) != "" {
+		t.Errorf("the new log says %q, the old one %q", got, slurp(old))
+	}
+}
+
+// testSecondDaemon starts one on the folders of a running one.
+func testSecondDaemon(t *testing.T, n *node) {
+	cache, err := lab.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	crisp, err := cache.Crisp()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, args := range map[string][]string{
+		"root":  {"--root", n.path("root"), "--state", n.path("other")},
+		"state": {"--root", n.path("other"), "--state", n.path("state")},
+	} {
+		args = append([]string{"serve", "--config", n.path("config.toml"), "--listen", "unix://" + n.path("other.sock")}, args...)
+		out, err := exec.CommandContext(t.Context(), crisp, args...).CombinedOutput()
+		if want := fmt.Sprintf("%s is in use by another crisp daemon (pid %d)", n.path(what), n.PID()); err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("the same %s: %v: %s, want it to say %q", what, err, out, want)
+		}
+	}
+	call(t, n.Runtime.Version, &runtimeapi.VersionRequest{})
+}
