@@ -24,6 +24,7 @@ type entry struct {
 	id         string
 	kind       wire.Kind
 	started    bool // false while its plan runs
+	adopted    bool // its process is not a child
 	at         time.Time
 	proc       *proc // nil for a sandbox without a process
 	terminal   int   // -1 without one
@@ -53,6 +54,79 @@ func (k *keeper) lookupLocked(id string) (*entry, error) {
 		return nil, fmt.Errorf("%s: %w", id, wire.ErrNotFound)
 	}
 	return e, nil
+}
+
+// belongings are the descriptors that a daemon sends along for an entry, in
+// the order in which they come: stdout, stderr, log, kept descriptors.
+type belongings struct {
+	files               []int
+	log, stdout, stderr bool
+	maxLine             int64
+	keep                []string
+}
+
+// equip takes over the belongings of an entry, of which there must be as many
+// as they say, and makes its outputs, which stand still until enter. ended is
+// closed when the process has ended.
+func (k *keeper) equip(e *entry, b belongings, ended chan struct{}) error {
+	take := func() int {
+		fd := b.files[0]
+		b.files = b.files[1:]
+		return fd
+	}
+	var sources []named
+	if b.stdout {
+		sources = append(sources, named{stdoutName, take()})
+	}
+	if b.stderr {
+		sources = append(sources, named{stderrName, take()})
+	}
+	if b.log {
+		e.log = crilog.New(take(), int(b.maxLine), &k.logBuf)
+	}
+	for _, name := range b.keep {
+		e.kept = append(e.kept, named{name, take()})
+	}
+	terminal := e.terminal >= 0
+	if b.log && terminal {
+		copies, err := duplicate([]int{e.terminal})
+		if err != nil {
+			closeNamed(sources)
+			return err
+		}
+		sources = append(sources, named{stdoutName, copies[0]})
+	}
+	for i, src := range sources {
+		o, err := newOutput(k, src, e.log, ended)
+		if err != nil {
+			closeNamed(sources[i+1:])
+			return err
+		}
+		o.terminal = terminal
+		e.outputs = append(e.outputs, o)
+	}
+	return nil
+}
+
+// enter makes an entry known and sets its outputs going.
+func (k *keeper) enter(e *entry) (wire.Started, []int) {
+	k.mu.Lock()
+	e.started = true
+	m, fds := e.startedLocked()
+	k.mu.Unlock()
+	for _, o := range e.outputs {
+		k.wg.Go(o.pump)
+	}
+	return m, fds
+}
+
+func count(list ...bool) (n int) {
+	for _, b := range list {
+		if b {
+			n++
+		}
+	}
+	return n
 }
 
 // abandon removes the entry of a start that failed.
@@ -147,6 +221,7 @@ func (k *keeper) ended(e *entry) {
 	}
 	k.eventMu.Lock()
 	defer k.eventMu.Unlock()
+	defer k.touch()
 	k.mu.Lock()
 	e.exit = x
 	sessions := make([]*session, 0, len(k.sessions))

@@ -103,10 +103,17 @@ func (k *keeper) idle() bool {
 	return len(k.entries) == 0 && len(k.sessions) == 0 && len(k.procs) == 0
 }
 
+// living counts the processes that have not ended, adopted ones too.
 func (k *keeper) living() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return len(k.procs)
+	n := len(k.procs)
+	for _, e := range k.entries {
+		if e.adopted && e.exit == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // end removes the socket, so that the next daemon starts a new keeper. A

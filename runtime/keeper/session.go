@@ -105,6 +105,9 @@ func (s *session) dispatch(p wire.Packet) bool {
 	case wire.Start:
 		s.begin(p.Seq, m, p.Files)
 		return true
+	case wire.Adopt:
+		s.wg.Go(func() { s.answer(p.Seq, s.k.adopt(m, p.Files)) })
+		return true
 	case wire.Proceed:
 		s.decide(p.Seq, m.OK)
 	case wire.Cancel:
@@ -216,13 +219,7 @@ func (k *keeper) reopen(id string, files []int) error {
 
 // attach copies a container's output to the files.
 func (k *keeper) attach(m wire.Attach, files []int) error {
-	want := 0
-	for _, b := range []bool{m.Stdout, m.Stderr} {
-		if b {
-			want++
-		}
-	}
-	if len(files) != want || want == 0 {
+	if want := count(m.Stdout, m.Stderr); len(files) != want || want == 0 {
 		wire.CloseAll(files)
 		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(files))
 	}

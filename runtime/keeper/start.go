@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crisp/runtime/keeper/crilog"
 	"crisp/runtime/plan"
 	"crisp/runtime/spawn"
 	"crisp/runtime/wire"
@@ -138,12 +137,7 @@ func (st *start) parse() error {
 	if !m.Log && (m.Stdout || m.Stderr) || m.Pause && !m.Hold || m.Log && m.Hold || m.Terminal && (m.Stdout || m.Stderr) {
 		return fmt.Errorf("%w: flags", wire.ErrInvalid)
 	}
-	want := 1 + len(m.Keep)
-	for _, b := range []bool{m.Log, m.Stdout, m.Stderr} {
-		if b {
-			want++
-		}
-	}
+	want := 1 + len(m.Keep) + count(m.Log, m.Stdout, m.Stderr)
 	if m.Inputs > uint64(len(st.files)) || int(m.Inputs)+want != len(st.files) {
 		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(st.files))
 	}
@@ -209,6 +203,8 @@ func (st *start) clone() error {
 	k := st.k
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	// Its end is never before this, however short its life.
+	st.entry.at = time.Now()
 	child, err := spawn.Start(st.plan, st.inputs, k.opt)
 	if err != nil {
 		return err
@@ -381,44 +377,11 @@ func (st *start) open() error {
 	if m.Terminal && e.terminal < 0 {
 		return fmt.Errorf("%s: %w: no terminal was passed", st.plan.Name, wire.ErrInvalid)
 	}
-	take := func() int {
-		fd := st.files[0]
-		st.files = st.files[1:]
-		return fd
-	}
-	for range 1 + m.Inputs {
-		unix.Close(take())
-	}
-	var sources []named
-	if m.Stdout {
-		sources = append(sources, named{stdoutName, take()})
-	}
-	if m.Stderr {
-		sources = append(sources, named{stderrName, take()})
-	}
-	if m.Log {
-		e.log = crilog.New(take(), int(m.MaxLine), &st.k.logBuf)
-	}
-	for _, name := range m.Keep {
-		e.kept = append(e.kept, named{name, take()})
-	}
-	if m.Log && m.Terminal {
-		copies, err := duplicate([]int{e.terminal})
-		if err != nil {
-			closeNamed(sources)
-			return err
-		}
-		sources = append(sources, named{stdoutName, copies[0]})
-	}
-	ended := st.procs[len(st.procs)-1].ended
-	for i, src := range sources {
-		o, err := newOutput(st.k, src, e.log, ended)
-		if err != nil {
-			closeNamed(sources[i+1:])
-			return err
-		}
-		o.terminal = m.Terminal
-		e.outputs = append(e.outputs, o)
+	wire.CloseAll(st.files[:1+m.Inputs])
+	b := belongings{files: st.files[1+m.Inputs:], log: m.Log, stdout: m.Stdout, stderr: m.Stderr, maxLine: m.MaxLine, keep: m.Keep}
+	st.files = nil
+	if err := st.k.equip(e, b, st.procs[len(st.procs)-1].ended); err != nil {
+		return fmt.Errorf("%s: %w", st.plan.Name, err)
 	}
 	return nil
 }
@@ -426,14 +389,7 @@ func (st *start) open() error {
 // commit makes the start known and answers it. The answer precedes the exit.
 func (st *start) commit() {
 	k, e := st.k, st.entry
-	k.mu.Lock()
-	e.at = time.Now()
-	e.started = true
-	m, fds := e.startedLocked()
-	k.mu.Unlock()
-	for _, o := range e.outputs {
-		k.wg.Go(o.pump)
-	}
+	m, fds := k.enter(e)
 	st.s.send(st.seq, m, fds)
 	if e.proc != nil {
 		k.mu.Lock()

@@ -12,9 +12,10 @@
 //	  List                    -------->
 //	                          <--------   Entry + files ...  one for each thing that is held
 //	                          <--------   Done
+//	  Adopt + files           -------->   hold what a keeper that died has held
 //	  Reopen, Attach,
 //	  CloseKept, Forget       -------->
-//	                          <--------   Done, or Fail
+//	                          <--------   Done, or Fail    to each of these
 //	                          <--------   Exited             at any time, to every daemon
 //
 // A request carries a sequence number that its answers repeat; Exited has the

@@ -60,6 +60,7 @@ const (
 	typeStarted
 	typeEntry
 	typeExited
+	typeAdopt
 )
 
 // maxText bounds the text of an error.
@@ -91,6 +92,18 @@ type Start struct {
 	MaxLine int64
 	// Keep names the kept descriptors.
 	Keep []string
+}
+
+// Adopt hands over what another keeper held. Its files are, as far as they are
+// there: pidfd, terminal, namespaces, stdout, stderr, log, kept descriptors.
+type Adopt struct {
+	ID      string
+	Kind    Kind
+	Started Started
+	// Log, Stdout and Stderr say which log files follow.
+	Log, Stdout, Stderr bool
+	MaxLine             int64
+	Keep                []string
 }
 
 // Proceed answers Waiting.
@@ -157,6 +170,7 @@ type Exited struct {
 
 func (Hello) kind() byte     { return typeHello }
 func (Start) kind() byte     { return typeStart }
+func (Adopt) kind() byte     { return typeAdopt }
 func (Proceed) kind() byte   { return typeProceed }
 func (Cancel) kind() byte    { return typeCancel }
 func (List) kind() byte      { return typeList }
@@ -200,6 +214,24 @@ func (m Start) put(w *pack.Writer) {
 	}
 	w.Int(m.MaxLine)
 	w.Strings(m.Keep)
+}
+
+func (m Adopt) put(w *pack.Writer) {
+	w.String(m.ID)
+	w.Uint(uint64(m.Kind))
+	m.Started.put(w)
+	for _, b := range []bool{m.Log, m.Stdout, m.Stderr} {
+		w.Bool(b)
+	}
+	w.Int(m.MaxLine)
+	w.Strings(m.Keep)
+}
+
+func takeAdopt(r *pack.Reader) Adopt {
+	return Adopt{
+		ID: r.String(), Kind: takeKind(r), Started: takeStarted(r),
+		Log: r.Bool(), Stdout: r.Bool(), Stderr: r.Bool(), MaxLine: r.Int(), Keep: r.Strings(maxNames),
+	}
 }
 
 func takeStart(r *pack.Reader) Start {
@@ -266,6 +298,8 @@ func decode(typ byte, payload []byte) (Message, error) {
 		m = Hello{Version: r.Uint()}
 	case typeStart:
 		m = takeStart(r)
+	case typeAdopt:
+		m = takeAdopt(r)
 	case typeProceed:
 		m = Proceed{OK: r.Bool()}
 	case typeCancel:

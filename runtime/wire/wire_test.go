@@ -25,6 +25,7 @@ func messages() []Message {
 			ID: "web", Kind: Sandbox, Inputs: 3, Terminal: true, Hold: true, Pause: true, Gate: true,
 			Log: true, Stdout: true, Stderr: true, MaxLine: -1, Keep: []string{"stdin", "x"},
 		},
+		Adopt{ID: "web", Kind: Container, Started: started, Log: true, Stdout: true, Stderr: true, MaxLine: 9, Keep: []string{"stdin"}},
 		Proceed{OK: true}, Proceed{}, Cancel{}, List{},
 		Reopen{ID: "web"}, Attach{ID: "web", Stdout: true}, CloseKept{ID: "web", Name: "stdin"}, Forget{ID: "web"},
 		Done{}, Waiting{Pid: 1},

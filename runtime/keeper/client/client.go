@@ -274,6 +274,21 @@ func (c *Client) Forget(ctx context.Context, id string) error {
 	return nil
 }
 
+// Adopt hands to this keeper what a keeper that died has held, so that it
+// goes on where the other stopped. The files stay the caller's. The exit code
+// of a process that is not the keeper's child is 255 where the kernel does not
+// tell it.
+func (c *Client) Adopt(ctx context.Context, a Adoption) error {
+	m, files, err := a.message()
+	if err == nil {
+		err = c.simple(ctx, m, files...)
+	}
+	if err != nil {
+		return fmt.Errorf("adopt %s: %w", a.ID, err)
+	}
+	return nil
+}
+
 // List returns everything that the keeper holds.
 func (c *Client) List(ctx context.Context) (list []Entry, err error) {
 	defer func() {

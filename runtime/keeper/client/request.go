@@ -114,6 +114,55 @@ func (e *Entry) Close() {
 	}
 }
 
+// Adoption is something that a keeper which died has held, as its daemon
+// knows it from [Started] and from what it gave to Start.
+type Adoption struct {
+	ID   string
+	Kind Kind
+	Started
+	// Log is as it was at the start, with the present log file.
+	Log  *LogConfig
+	Keep []Named
+}
+
+func (a *Adoption) message() (m wire.Adopt, files []*os.File, err error) {
+	m = wire.Adopt{ID: a.ID, Kind: a.Kind, Started: wire.Started{
+		Pid: int64(a.Pid), At: a.StartedAt.UnixNano(), Terminal: a.Terminal != nil,
+	}}
+	if (a.Pid != 0) != (a.PidFD != nil) {
+		return m, nil, fmt.Errorf("%w: pid %d and its descriptor", ErrInvalid, a.Pid)
+	}
+	if a.PidFD != nil {
+		files = append(files, a.PidFD)
+	}
+	if a.Terminal != nil {
+		files = append(files, a.Terminal)
+	}
+	for name, f := range a.Namespaces {
+		m.Started.Namespaces = append(m.Started.Namespaces, name)
+		files = append(files, f)
+	}
+	if l := a.Log; l != nil {
+		m.Log, m.Stdout, m.Stderr, m.MaxLine = true, l.Stdout != nil, l.Stderr != nil, int64(l.MaxLine)
+		files = append(files, l.files()...)
+	}
+	for _, k := range a.Keep {
+		m.Keep = append(m.Keep, k.Name)
+		files = append(files, k.File)
+	}
+	return m, files, nil
+}
+
+// files returns the files of a log in the order of the protocol.
+func (l *LogConfig) files() (list []*os.File) {
+	for _, f := range []*os.File{l.Stdout, l.Stderr} {
+		if f != nil {
+			list = append(list, f)
+		}
+	}
+	return append(list, l.Out)
+}
+
 // message turns the request into its message and files. The plan's memfd,
 // the first file, is the caller's to close; all others stay their owners'.
 func (r *Request) message() (m wire.Start, files []int, err error) {
@@ -133,11 +182,7 @@ func (r *Request) message() (m wire.Start, files []int, err error) {
 			return m, nil, fmt.Errorf("%w: no log file", ErrInvalid)
 		}
 		m.Log, m.Stdout, m.Stderr, m.MaxLine = true, l.Stdout != nil, l.Stderr != nil, int64(l.MaxLine)
-		for _, f := range []*os.File{l.Stdout, l.Stderr, l.Out} {
-			if f != nil {
-				handles = append(handles, f)
-			}
-		}
+		handles = append(handles, l.files()...)
 	}
 	for _, k := range r.Keep {
 		m.Keep = append(m.Keep, k.Name)

@@ -1,0 +1,119 @@
+package keeper
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/wire"
+)
+
+const (
+	// unknownCode is the exit code of a process of which only the end is known.
+	unknownCode = 255
+	// statusTime is how long the parent of an adopted process has to reap it:
+	// the kernel tells others the exit status only then.
+	statusTime = time.Second
+)
+
+// adopt takes over what a keeper that died has held: a process that is
+// nobody's child here, with its descriptors.
+func (k *keeper) adopt(m wire.Adopt, files []int) error {
+	pidfd := m.Started.Pid != 0
+	want := count(pidfd, m.Started.Terminal, m.Stdout, m.Stderr, m.Log) + len(m.Started.Namespaces) + len(m.Keep)
+	switch {
+	case !wire.ValidID(m.ID) || m.Kind < wire.Sandbox || m.Kind > wire.Exec || m.Started.Pid < 0:
+		wire.CloseAll(files)
+		return fmt.Errorf("adopt: %w: %v %q, pid %d", wire.ErrInvalid, m.Kind, m.ID, m.Started.Pid)
+	case len(files) != want || m.Log && !pidfd || !m.Log && (m.Stdout || m.Stderr):
+		wire.CloseAll(files)
+		return fmt.Errorf("adopt %s: %w: %d files", m.ID, wire.ErrInvalid, len(files))
+	}
+	e, err := k.reserve(m.ID, m.Kind)
+	if err != nil {
+		wire.CloseAll(files)
+		return fmt.Errorf("adopt %w", err)
+	}
+	ended := make(chan struct{})
+	if pidfd {
+		e.adopted = true
+		e.proc = &proc{pid: int(m.Started.Pid), pidfd: files[0], ended: ended}
+		files = files[1:]
+	}
+	if m.Started.Terminal {
+		e.terminal, files = files[0], files[1:]
+	}
+	for _, name := range m.Started.Namespaces {
+		e.namespaces = append(e.namespaces, named{name, files[0]})
+		files = files[1:]
+	}
+	e.at = time.Unix(0, m.Started.At)
+	b := belongings{files: files, log: m.Log, stdout: m.Stdout, stderr: m.Stderr, maxLine: m.MaxLine, keep: m.Keep}
+	err = k.equip(e, b, ended)
+	var watch *os.File
+	if err == nil && pidfd {
+		watch, err = pollable(e.proc.pidfd)
+	}
+	if err != nil {
+		k.abandon(e)
+		return fmt.Errorf("adopt %s: %w", m.ID, err)
+	}
+	k.enter(e)
+	if watch != nil {
+		k.wg.Go(func() { k.await(e, watch) })
+	}
+	return nil
+}
+
+// pollable returns a copy of a pidfd whose end can be awaited without a thread.
+func pollable(pidfd int) (*os.File, error) {
+	copies, err := duplicate([]int{pidfd})
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(copies[0], true); err != nil {
+		wire.CloseAll(copies)
+		return nil, fmt.Errorf("use pidfd: %w", err)
+	}
+	return os.NewFile(uintptr(copies[0]), "pidfd"), nil
+}
+
+// await reports the end of an adopted process.
+func (k *keeper) await(e *entry, watch *os.File) {
+	defer watch.Close()
+	raw, err := watch.SyscallConn()
+	if err == nil {
+		err = raw.Read(func(fd uintptr) bool {
+			poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(poll, 0)
+			return n > 0 || err != nil && err != unix.EINTR
+		})
+	}
+	if err != nil {
+		k.logf("await end of %s: %v", e.id, err)
+		return
+	}
+	p := e.proc
+	p.at = time.Now()
+	p.status = statusOf(p.pidfd)
+	close(p.ended)
+	k.ended(e)
+}
+
+// statusOf returns the exit status of a process that is not a child, which
+// Linux tells from 6.15 on, once its parent has reaped it.
+func statusOf(pidfd int) unix.WaitStatus {
+	const unknown = unix.WaitStatus(unknownCode << 8)
+	for end := time.Now().Add(statusTime); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+		if err := unix.IoctlPidfdInfo(pidfd, &info); err != nil && err != unix.ESRCH {
+			return unknown
+		}
+		if info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+			return unix.WaitStatus(info.Exit_code)
+		}
+	}
+	return unknown
+}

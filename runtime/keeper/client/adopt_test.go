@@ -1,0 +1,183 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit"
+)
+
+// becomeSubreaper makes this process the parent of the children of a keeper
+// that it started and that died.
+func becomeSubreaper(t *testing.T) {
+	t.Helper()
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// tellsExit says whether the kernel tells the exit status of a process by its pidfd.
+func tellsExit(t *testing.T) bool {
+	t.Helper()
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	return unix.IoctlPidfdInfo(fd, &info) == nil && (major > 6 || major == 6 && minor >= 15)
+}
+
+// TestAdopt kills a keeper with SIGKILL under a container that writes, and
+// has the next one go on.
+func TestAdopt(t *testing.T) {
+	testkit.Root(t)
+	testkit.Leaks(t)
+	becomeSubreaper(t)
+	dir := stateDir(t)
+	c := connectTest(t, dir)
+	defer c.Close()
+	stop := filepath.Join(t.TempDir(), "stop")
+	sh := newShell(t, "web", "i=0; while [ ! -e "+stop+" ]; do i=$((i+1)); echo $i; done; echo end >&2; exit 7")
+	defer sh.close()
+	stdinR, stdinW := pipe(t)
+	defer closeFiles(stdinR, stdinW)
+	sh.req.Keep = []Named{{"stdin", stdinW}}
+	st, err := c.Start(testContext(t), sh.req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	closeFiles(sh.req.Files...)
+	eventually(t, "output", func() bool { return len(sh.read(t)) > 10000 })
+	if err := c.keeper.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-c.Done()
+
+	next := connectTest(t, dir)
+	defer next.Close()
+	a := Adoption{ID: "web", Kind: Container, Started: *st, Log: sh.req.Log, Keep: sh.req.Keep}
+	if err := next.Adopt(testContext(t), a); err != nil {
+		t.Fatal(err)
+	}
+	closeFiles(sh.req.Log.Stdout, sh.req.Log.Stderr)
+	if err := next.Adopt(testContext(t), Adoption{ID: "web", Kind: Sandbox}); !errors.Is(err, ErrExists) {
+		t.Errorf("adopt twice: error %v", err)
+	}
+	if err := next.Forget(testContext(t), "web"); !errors.Is(err, ErrRunning) {
+		t.Errorf("forget an adopted process that lives: error %v", err)
+	}
+	if err := next.keeper.Process.Signal(unix.SIGTERM); err != nil { // not while it lives
+		t.Fatal(err)
+	}
+	list := listAll(t, next)
+	if len(list) != 1 || list[0].Pid != st.Pid || list[0].PidFD == nil || list[0].Kept["stdin"] == nil || !list[0].StartedAt.Equal(st.StartedAt) {
+		t.Errorf("listed %+v", list)
+	}
+	before := len(sh.read(t))
+	eventually(t, "log goes on", func() bool { return len(sh.read(t)) > before })
+	if err := os.WriteFile(stop, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(st.Pid, &status, 0, nil); err != nil || status.ExitStatus() != 7 {
+		t.Fatalf("status %v, error %v", status, err)
+	}
+	want := 255
+	if tellsExit(t) {
+		want = 7
+	}
+	if x := awaitExit(t, next, "web"); x.Code != want || x.Pid != st.Pid {
+		t.Errorf("exit %+v, want code %d", x, want)
+	}
+	checkCounted(t, sh.read(t))
+	if !strings.Contains(string(sh.read(t)), " stderr F end\n") {
+		t.Error("log lacks its end")
+	}
+	<-next.Done() // now it may
+	if exits, err := ReadExits(dir); err != nil || len(exits) != 1 || exits[0].Code != want {
+		t.Errorf("exit records %+v, error %v", exits, err)
+	}
+}
+
+// checkCounted checks that stdout has the numbers from 1 on. At the death of
+// the first keeper at most what it had read and not written may be missing.
+func checkCounted(t *testing.T, log []byte) {
+	t.Helper()
+	last, gaps := 0, 0
+	for line := range strings.Lines(string(log)) {
+		var n int
+		if _, content, ok := strings.Cut(line, " stdout F "); !ok {
+			continue
+		} else if _, err := fmt.Sscan(content, &n); err != nil {
+			gaps++ // cut at the keeper's death
+			continue
+		}
+		if n != last+1 {
+			gaps++
+		}
+		if n <= last {
+			t.Fatalf("%d follows %d", n, last)
+		}
+		last = n
+	}
+	if gaps > 2 || last == 0 {
+		t.Errorf("%d gaps up to %d", gaps, last)
+	}
+}
+
+func TestAdoptSandbox(t *testing.T) {
+	testkit.Root(t)
+	testkit.Leaks(t)
+	dir := stateDir(t)
+	c := connectTest(t, dir)
+	defer c.Close()
+	p := newProgram("make sandbox pod")
+	p.Clone.Flags = unix.CLONE_NEWNET | unix.CLONE_NEWUTS
+	p.gate()
+	st, err := c.Start(testContext(t), Request{ID: "pod", Kind: Sandbox, Plan: &p.Plan, Hold: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	forget(t, c, "pod")
+	if err := c.Adopt(testContext(t), Adoption{ID: "pod", Kind: Sandbox, Started: *st}); err != nil {
+		t.Fatal(err)
+	}
+	list := listAll(t, c)
+	if len(list) != 1 || list[0].Pid != 0 {
+		t.Fatalf("listed %+v", list)
+	}
+	checkNamespaces(t, list[0].Namespaces, "net", "uts")
+	forget(t, c, "pod")
+	for name, a := range map[string]Adoption{
+		"id":            {ID: "../pod", Kind: Sandbox},
+		"kind":          {ID: "pod"},
+		"pid only":      {ID: "pod", Kind: Container, Started: Started{Pid: 1}},
+		"log unwritten": {ID: "pod", Kind: Container, Log: &LogConfig{}},
+	} {
+		if err := c.Adopt(testContext(t), a); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}

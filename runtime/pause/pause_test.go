@@ -1,0 +1,73 @@
+package pause
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestImage(t *testing.T) {
+	f, err := elf.NewFile(bytes.NewReader(Image()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(f.Progs) != 1 || f.Progs[0].Flags != elf.PF_R|elf.PF_X || f.Progs[0].Filesz != uint64(len(Image())) {
+		t.Errorf("segments %+v", f.Progs)
+	}
+	if f.Entry != base+headerSize+phdrSize || len(Image()) > 256 {
+		t.Errorf("entry %#x, %d bytes", f.Entry, len(Image()))
+	}
+}
+
+func TestOpenIsSealed(t *testing.T) {
+	f, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{0}, 0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("write: error %v", err)
+	}
+	if err := f.Truncate(0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("truncate: error %v", err)
+	}
+}
+
+// TestPauses runs the program: it stays, ignores SIGCHLD, and takes no memory to speak of.
+func TestPauses(t *testing.T) {
+	f, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p, err := os.StartProcess(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), []string{"pause"}, &os.ProcAttr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/proc/%d/status", p.Pid)
+	want := fmt.Appendf(nil, "SigIgn:\t%016x", 1<<(unix.SIGCHLD-1))
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		status, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(status, want) && bytes.Contains(status, []byte("State:\tS")) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("status\n%s", status)
+		}
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if state, err := p.Wait(); err != nil || state.String() != "signal: killed" {
+		t.Errorf("ended with %v, error %v", state, err)
+	}
+}
