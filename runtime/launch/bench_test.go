@@ -151,7 +151,7 @@ func BenchmarkSandbox(b *testing.B) {
 	var times []time.Duration
 	for b.Loop() {
 		begin := time.Now()
-		s, err := lab.l.Sandbox(b.Context(), "pod", o, nil)
+		s, err := lab.l.Sandbox(b.Context(), "pod", o, nil, nil)
 		times = append(times, time.Since(begin))
 		if err != nil {
 			b.Fatal(err)

@@ -109,6 +109,13 @@ func (run *running) follow() error {
 		case spawn.Waiting:
 			run.gates++
 			done, err := run.gate(ev.Step)
+			if err != nil {
+				// It may be because the child failed meanwhile.
+				var failed *spawn.StepError
+				if _, why := run.child.Next(); errors.As(why, &failed) {
+					return why
+				}
+			}
 			if done || err != nil {
 				return err
 			}
@@ -147,6 +154,16 @@ func (run *running) gate(step int) (done bool, err error) {
 }
 
 func (run *running) end() {
+	// The process that forked may not yet have told of the one that failed.
+	for len(run.pids) == 1 && !run.r.Hold {
+		ev, err := run.child.Next()
+		if err != nil {
+			break
+		}
+		if ev.Kind == spawn.Forked {
+			run.pids = append(run.pids, ev.Pid)
+		}
+	}
 	run.child.Abort()
 	for _, pid := range run.pids {
 		_ = unix.Kill(pid, unix.SIGKILL)
@@ -199,7 +216,7 @@ func (b *lab) sandbox(o plan.SandboxOptions) *client.Started {
 	if o.Name == "" {
 		o.Name = "make namespaces of test"
 	}
-	s, err := b.l.Sandbox(b.t.Context(), "pod", o, nil)
+	s, err := b.l.Sandbox(b.t.Context(), "pod", o, nil, nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -264,7 +264,7 @@ func TestEveryStepOfSandboxFails(t *testing.T) {
 	o := usersOwn()
 	o.Name, o.PidNS, o.Sysctls = "make namespaces of test", true, map[string]string{"net.ipv4.ip_forward": "1"}
 	failEach(t, b.k, func() (*started, error) {
-		c, err := b.l.Sandbox(t.Context(), "pod", o, nil)
+		c, err := b.l.Sandbox(t.Context(), "pod", o, nil, nil)
 		if err != nil {
 			return nil, err
 		}

@@ -2,6 +2,7 @@ package launch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -64,8 +65,9 @@ func (l *Launcher) Close() error {
 	return nil
 }
 
-// Sandbox makes a pod's namespaces. The keeper holds them under id.
-func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions, h Held) (*client.Started, error) {
+// Sandbox makes a pod's namespaces. The keeper holds them under id. The gate is
+// called while the pod's first process waits at its first gate, see [Launcher.Container].
+func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions, h Held, gate func(int) error) (*client.Started, error) {
 	p, err := plan.Sandbox(o)
 	if err != nil {
 		return nil, err
@@ -83,7 +85,7 @@ func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions
 		return nil, err
 	}
 	return l.keeper.Start(ctx, client.Request{
-		ID: id, Kind: client.Sandbox, Plan: p, Files: in.files, Hold: true, Pause: o.PidNS,
+		ID: id, Kind: client.Sandbox, Plan: p, Files: in.files, Hold: true, Pause: o.PidNS, Gate: gate,
 	})
 }
 
@@ -133,17 +135,25 @@ func (l *Launcher) Exec(ctx context.Context, id string, s *specs.Spec, p *specs.
 	if err != nil {
 		return nil, err
 	}
+	if err := giveStreams(h, s, p); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
 	in := l.inputs(h, s)
 	defer in.close()
 	if err := in.open(ctx, steps); err != nil {
 		return nil, err
 	}
-	if err := giveStreams(h, s, p); err != nil {
-		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	r := client.Request{ID: id, Kind: client.Exec, Plan: steps, Files: in.files, Terminal: o.Terminal}
+	started, err := l.keeper.Start(ctx, r)
+	if cgroup := steps.Clone.Cgroup; cgroup >= 0 && refused(err) {
+		group, gerr := cgroupOf(h["pidfd"])
+		if gerr != nil {
+			return nil, errors.Join(err, gerr)
+		}
+		defer group.Close()
+		r.Files[cgroup] = group
+		started, err = l.keeper.Start(ctx, r)
 	}
-	started, err := l.keeper.Start(ctx, client.Request{
-		ID: id, Kind: client.Exec, Plan: steps, Files: in.files, Terminal: o.Terminal,
-	})
 	if err != nil {
 		return nil, explain(err, steps, p, nil)
 	}

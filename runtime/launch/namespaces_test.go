@@ -264,7 +264,7 @@ func TestSandboxErrors(t *testing.T) {
 		o := usual()
 		o.Name = "run pod"
 		tt.change(&o)
-		_, err := b.l.Sandbox(t.Context(), "pod", o, nil)
+		_, err := b.l.Sandbox(t.Context(), "pod", o, nil, nil)
 		if err == nil || !strings.HasPrefix(err.Error(), "run pod: ") || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("error %v, want %s", err, tt.want)
 		}

@@ -78,8 +78,7 @@ func checkSpec(s *specs.Spec) error {
 		return fmt.Errorf("%w: process, root or linux is missing", ErrSpec)
 	case s.Root.Path == "":
 		return fmt.Errorf("%w: no root path", ErrSpec)
-	case s.Hooks != nil && len(slices.Concat(s.Hooks.Prestart, s.Hooks.CreateRuntime, s.Hooks.CreateContainer, //nolint:staticcheck // the old field counts
-		s.Hooks.StartContainer, s.Hooks.Poststart, s.Hooks.Poststop)) > 0:
+	case hasHooks(s.Hooks):
 		return fmt.Errorf("%w: hooks", ErrUnsupported)
 	case s.Linux.Personality != nil && s.Linux.Personality.Domain != specs.PerLinux && s.Linux.Personality.Domain != specs.PerLinux32:
 		return fmt.Errorf("%w: personality %q", ErrSpec, s.Linux.Personality.Domain)
@@ -93,6 +92,15 @@ func checkSpec(s *specs.Spec) error {
 		return fmt.Errorf("%w: a seccomp listener", ErrUnsupported)
 	}
 	return nil
+}
+
+func hasHooks(h *specs.Hooks) bool {
+	if h == nil {
+		return false
+	}
+	//lint:ignore SA1019 a spec may still use the old field
+	old := h.Prestart
+	return len(slices.Concat(old, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop)) > 0
 }
 
 // birth is what happens before the process enters any namespace, with all

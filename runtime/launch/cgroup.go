@@ -1,0 +1,62 @@
+package launch
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/spawn"
+)
+
+// refused says whether no process may be born in a cgroup of the unified
+// hierarchy: a container that manages groups of its own has turned its
+// outermost one into an inner node, which holds none.
+func refused(err error) bool {
+	var failed *spawn.StepError
+	return errors.As(err, &failed) && failed.Index < 0 && (failed.Err == unix.EBUSY || failed.Err == unix.EOPNOTSUPP)
+}
+
+// cgroupOf opens the cgroup in the unified hierarchy that a process is in.
+func cgroupOf(pidfd *os.File) (*os.File, error) {
+	pid, err := pidOf(pidfd)
+	if err != nil {
+		return nil, fmt.Errorf("find cgroup of container: %w", err)
+	}
+	path, err := field(fmt.Sprintf("/proc/%s/cgroup", pid), "0::")
+	if err != nil {
+		return nil, fmt.Errorf("find cgroup of container: %w", err)
+	}
+	if err := unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0); err != nil {
+		return nil, fmt.Errorf("find cgroup of container: %w", err) // the pid may be another's by now
+	}
+	return openFile(cgroupRoot+path, unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+func pidOf(pidfd *os.File) (string, error) {
+	if pidfd == nil {
+		return "", ErrNotHeld
+	}
+	pid, err := field(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd.Fd()), "Pid:")
+	return strings.TrimSpace(pid), err
+}
+
+// field returns what follows a prefix in the line of a small file that has it.
+func field(path, prefix string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(io.LimitReader(f, 64<<10))
+	for lines.Scan() {
+		if value, ok := strings.CutPrefix(lines.Text(), prefix); ok {
+			return value, nil
+		}
+	}
+	return "", errors.Join(fmt.Errorf("%s has no line %q", path, prefix), lines.Err())
+}
