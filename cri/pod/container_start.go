@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -102,9 +103,11 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) (err error) {
 		return err
 	}
 	cfg := c.Config.Msg
-	options := p.m.planOptions(s, pr.group, h)
-	options.Name = "start container " + cfg.GetMetadata().GetName()
-	options.HasStdin, options.Nodes = cfg.GetStdin(), c.Nodes
+	options := plan.Options{
+		Name: "start container " + cfg.GetMetadata().GetName(), PodBase: true, Gate: pr.group.NeedsGate(),
+		Terminal: s.Process.Terminal, HasStdin: cfg.GetStdin(), Nodes: c.Nodes,
+	}
+	options.CgroupV2, options.CgroupTasks = h.cgroupEntry()
 	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, log, keep(pr), p.m.gate(ctx, pr.group))
 	if err != nil {
 		return err
@@ -190,11 +193,13 @@ func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *s
 			return nil, err
 		}
 	}
-	files, err := pr.group.Entry()
-	if err != nil {
-		return nil, fmt.Errorf("open cgroup: %w", err)
+	if !pr.group.NeedsGate() {
+		entry, err := pr.group.Entry()
+		if err != nil {
+			return nil, fmt.Errorf("open cgroup: %w", err)
+		}
+		p.m.holdCgroup(h, entry)
 	}
-	p.m.holdCgroup(h, files)
 	if err := p.holdImages(ctx, h, c); err != nil {
 		return nil, err
 	}
@@ -245,14 +250,14 @@ func (m *Manager) holdCgroup(h *held, entry []*os.File) {
 	}
 }
 
-func (m *Manager) planOptions(s *specs.Spec, group *cgroup.Group, h *held) plan.Options {
-	o := plan.Options{PodBase: true, Gate: group.NeedsGate(), CgroupV2: m.Cgroups.V2(), Terminal: s.Process.Terminal}
+// cgroupEntry counts the held ways into a cgroup.
+func (h *held) cgroupEntry() (v2 bool, tasks int) {
 	for name := range h.files {
-		if len(name) > 7 && name[:7] == "cgroup/" {
-			o.CgroupTasks++
+		if strings.HasPrefix(name, "cgroup/") {
+			tasks++
 		}
 	}
-	return o
+	return h.files["cgroup"] != nil, tasks
 }
 
 // gate returns what must happen to a child before it may go on, if anything.

@@ -14,6 +14,7 @@ import (
 
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
+	"crisp/runtime/plan"
 )
 
 // drainTimeout is how long output is awaited after a command's end, from
@@ -94,10 +95,11 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 
 	ses := p.m.openSession(c.ID)
 	defer p.m.closeSession(ctx, ses)
-	o := p.m.planOptions(s, pr.group, h)
-	o.Name = "exec in container " + c.Config.Msg.GetMetadata().GetName()
-	o.Terminal, o.HasStdin, o.Gate = st.TTY, st.Stdin != nil, false
-	o.NoStdout, o.NoStderr = st.Stdout == nil, st.Stderr == nil
+	o := plan.Options{
+		Name: "exec in container " + c.Config.Msg.GetMetadata().GetName(), PodBase: true,
+		Terminal: st.TTY, HasStdin: st.Stdin != nil, NoStdout: st.Stdout == nil, NoStderr: st.Stderr == nil,
+	}
+	o.CgroupV2, o.CgroupTasks = h.cgroupEntry()
 	started, err := p.m.Launcher.Exec(ctx, ses.id, s, &proc, o, h.files)
 	if err != nil {
 		return 0, err

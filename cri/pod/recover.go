@@ -10,9 +10,6 @@ import (
 	"sync"
 	"time"
 
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/klog/v2"
-
 	"crisp/runtime/keeper/client"
 )
 
@@ -133,14 +130,7 @@ func (m *Manager) sweepNetwork(ctx context.Context) {
 func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	r := l.record
 	if r == nil {
-		klog.ErrorS(l.err, "Set a damaged pod record aside", "sandbox", l.id)
-		msg, _ := message(&runtimeapi.PodSandboxConfig{
-			Metadata: &runtimeapi.PodSandboxMetadata{Name: "damaged-" + l.id[:min(12, len(l.id))], Namespace: "unknown", Uid: l.id},
-		})
-		r = &Record{
-			Version: recordVersion, BootID: m.bootID, ID: l.id, Config: msg, CreatedAt: time.Now().UnixNano(),
-			Phase: phaseStopping, Reason: "its record is damaged: " + l.err.Error(),
-		}
+		r = m.salvage(l, entries[l.id])
 	}
 	p := newPod(m, r)
 	if e := entries[r.ID]; e != nil && e.Namespaces != nil {
@@ -156,7 +146,7 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 // reconcile carries out the verdicts on a pod and its containers.
 func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*client.Entry) error {
 	if !readable {
-		return os.Rename(p.m.store.recordPath(p.record().ID), p.m.store.recordPath(p.record().ID)+".damaged")
+		return p.setAside(ctx)
 	}
 	r := p.record()
 	e := entries[r.ID]

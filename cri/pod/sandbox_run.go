@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -18,11 +19,13 @@ import (
 	"crisp/network/netns"
 	"crisp/runtime/durable"
 	"crisp/runtime/launch"
+	"crisp/runtime/plan"
 )
 
 // sandboxSteps is what a sandbox does to the machine, in order.
 var sandboxSteps = []step[*pod]{
 	{name: "make files", do: (*pod).makeFiles, undo: (*pod).removeFiles},
+	{name: "make cgroup", do: (*pod).makeCgroup, undo: (*pod).removeCgroup},
 	{name: "make namespaces", do: (*pod).makeNamespaces, undo: (*pod).dropNamespaces},
 	{name: "pin network namespace", do: (*pod).pinNetwork, undo: (*pod).unpinNetwork},
 	{name: "attach network", sync: true, do: (*pod).attachNetwork, undo: (*pod).detachNetwork},
@@ -105,7 +108,7 @@ func (m *Manager) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (
 		CreatedAt: time.Now().UnixNano(), Phase: sandboxSteps[0].name,
 	}
 	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
-		r.NetNS = filepath.Join(m.NetNSDir, "crisp-"+r.ID[:20])
+		r.NetNS = m.netNSPath(r.ID)
 	}
 	p := newPod(m, r)
 	p.starting.Store(true)
@@ -113,6 +116,11 @@ func (m *Manager) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (
 		return nil, fmt.Errorf("make folder of sandbox %s: %w", r.ID, err)
 	}
 	return p, nil
+}
+
+// netNSPath is where a pod's network namespace is pinned.
+func (m *Manager) netNSPath(id string) string {
+	return filepath.Join(m.NetNSDir, "crisp-"+id[:min(20, len(id))])
 }
 
 func sandboxName(md *runtimeapi.PodSandboxMetadata) string {
@@ -160,6 +168,74 @@ func (p *pod) removeFiles(context.Context) error {
 	return errors.Join(errs...)
 }
 
+// cgroupPath is the group of the pod's first process.
+func (p *pod) cgroupPath() (string, error) {
+	r := p.record()
+	path, err := p.m.Cgroups.Path(r.Config.Msg.GetLinux().GetCgroupParent(), r.ID)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return path, nil
+}
+
+// makeCgroup makes a group for the pod's first process, if it has one. The
+// name is checked in any case, before a container runs into it.
+func (p *pod) makeCgroup(ctx context.Context) error {
+	path, err := p.cgroupPath()
+	if err != nil || !p.hasPause() {
+		return err
+	}
+	_, err = p.m.Cgroups.Create(ctx, path, &specs.LinuxResources{})
+	return err
+}
+
+func (p *pod) removeCgroup(ctx context.Context) error {
+	if !p.hasPause() {
+		return nil
+	}
+	path, err := p.cgroupPath()
+	if err != nil {
+		return nil // none was made
+	}
+	group, err := p.m.Cgroups.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return group.Remove(ctx)
+}
+
+// hasPause reports whether the pod has a first process of its own.
+func (p *pod) hasPause() bool {
+	return spec.NamespaceMode(p.record().Config.Msg, spec.PID) == runtimeapi.NamespaceMode_POD
+}
+
+// pauseCgroup opens the group of the pod's first process for its plan.
+func (p *pod) pauseCgroup(ctx context.Context, o *plan.SandboxOptions, h *held) (gate func(int) error, err error) {
+	path, err := p.cgroupPath()
+	if err != nil {
+		return nil, err
+	}
+	group, err := p.m.Cgroups.Create(ctx, path, &specs.LinuxResources{})
+	if err != nil {
+		return nil, err
+	}
+	if o.Gate = group.NeedsGate(); o.Gate {
+		return p.m.gate(ctx, group), nil
+	}
+	entry, err := group.Entry()
+	if err != nil {
+		return nil, err
+	}
+	p.m.holdCgroup(h, entry)
+	if o.CgroupV2 = p.m.Cgroups.V2(); !o.CgroupV2 {
+		o.CgroupTasks = len(entry)
+	}
+	return nil, nil
+}
+
 // makeNamespaces runs the sandbox's plan; the keeper holds what it made.
 func (p *pod) makeNamespaces(ctx context.Context) error {
 	r := p.record()
@@ -173,10 +249,16 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	}
 	o.Hostname = spec.Hostname(r.Config.Msg, node)
 	o.Name = "make namespaces of " + sandboxName(r.Config.Msg.GetMetadata())
+	h := &held{files: launch.Held{}}
+	defer h.close()
+	var gate func(int) error
 	if o.PidNS {
 		p.setPaused()
+		if gate, err = p.pauseCgroup(ctx, &o, h); err != nil {
+			return fmt.Errorf("enter cgroup: %w", err)
+		}
 	}
-	started, err := p.m.Launcher.Sandbox(ctx, r.ID, o, launch.Held{})
+	started, err := p.m.Launcher.Sandbox(ctx, r.ID, o, h.files, gate)
 	if err != nil {
 		return err
 	}

@@ -220,6 +220,7 @@ func (b *lab) sandbox(o plan.SandboxOptions) *client.Started {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.pod = Held{}
 	for name, f := range s.Namespaces {
 		b.pod["ns/"+name] = f
 	}

@@ -1,0 +1,82 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crisp/cri/spec"
+	"crisp/runtime/keeper/client"
+)
+
+// salvage makes a record for a pod whose own cannot be read, from all that
+// tells of the pod besides: enough to list it and to remove what it has.
+func (m *Manager) salvage(l loaded, e *client.Entry) *Record {
+	klog.ErrorS(l.err, "Set a damaged pod record aside", "sandbox", l.id)
+	msg, err := message(&runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "damaged-" + l.id[:min(12, len(l.id))], Namespace: "unknown", Uid: l.id},
+	})
+	warn(err, "describe a damaged pod", "sandbox", l.id)
+	r := &Record{
+		Version: recordVersion, BootID: m.bootID, ID: l.id, Config: msg, CreatedAt: time.Now().UnixNano(),
+		Phase: phaseStopping, Reason: "its record is damaged: " + l.err.Error(),
+		NetNS: m.netNSPath(l.id),
+	}
+	if e != nil && e.Pid != 0 && e.Exit == nil {
+		if r.Pause, err = identify(e.Pid); err != nil {
+			r.Pause = nil // it has just ended
+		}
+	}
+	entries, err := os.ReadDir(m.store.podDir(l.id))
+	warn(err, "look for the containers of a damaged pod", "sandbox", l.id)
+	for _, f := range entries {
+		if f.IsDir() {
+			r.Containers = append(r.Containers, m.salvageContainer(filepath.Join(m.store.podDir(l.id), f.Name())))
+		}
+	}
+	return r
+}
+
+// salvageContainer describes a container by its folder. It is not listed.
+func (m *Manager) salvageContainer(dir string) *Container {
+	c := &Container{ID: filepath.Base(dir), Phase: containerSteps[len(containerSteps)-1].name}
+	data, err := os.ReadFile(filepath.Join(dir, "spec.json"))
+	if err == nil {
+		if s, err := spec.Decode(data); err == nil && s.Linux != nil {
+			c.CgroupPath = s.Linux.CgroupsPath
+		}
+	}
+	if c.CgroupPath == "" {
+		c.CgroupPath, err = m.Cgroups.Path("", c.ID)
+		warn(err, "name the cgroup of a damaged container", "container", c.ID)
+	}
+	return c
+}
+
+// setAside keeps a damaged record for inspection and ends what runs in its
+// pod. The containers leave the index, as nobody can know them any more.
+func (p *pod) setAside(ctx context.Context) error {
+	r := p.record()
+	var errs []error
+	for _, c := range r.Containers {
+		p.m.unindex(c.ID)
+		group, err := p.m.Cgroups.Open(c.CgroupPath)
+		if err == nil {
+			err = group.Kill(ctx)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("kill container %s: %w", c.ID, err))
+		}
+	}
+	path := p.m.store.recordPath(r.ID)
+	if err := os.Rename(path, path+".damaged"); !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
