@@ -240,3 +240,8 @@ func attempt(n uint32) func(*runtimeapi.PodSandboxConfig) {
 func memory(limit int64) change {
 	return func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = limit }
 }
+
+// sharedPID gives a pod's containers one PID namespace.
+func sharedPID(c *runtimeapi.PodSandboxConfig) {
+	c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -20,6 +21,7 @@ import (
 
 const (
 	readyTime  = 20 * time.Second // for the daemon to answer
+	retryTime  = 5 * time.Millisecond
 	keeperTime = 5 * time.Second  // for the keeper to end when it holds nothing
 )
 
@@ -78,7 +80,10 @@ func New(ctx context.Context, opt Options) (_ *Lab, err error) {
 	if err := l.configure(ctx); err != nil {
 		return nil, err
 	}
-	if l.conn, err = grpc.NewClient(l.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+	// A daemon that was restarted is found at once.
+	retry := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: retryTime, MaxDelay: retryTime, Multiplier: 1}, MinConnectTimeout: readyTime}
+	l.conn, err = grpc.NewClient(l.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(retry))
+	if err != nil {
 		return nil, err
 	}
 	l.Runtime, l.Images = runtimeapi.NewRuntimeServiceClient(l.conn), runtimeapi.NewImageServiceClient(l.conn)
