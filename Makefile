@@ -14,6 +14,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck)
 PLUGINS := $(CACHE)/cni/bridge
+LAB := $(CACHE)/bin/crictl $(CACHE)/bin/registry $(PLUGINS)
 
 .PHONY: help
 help: ## list these targets
@@ -58,15 +59,15 @@ unit: ## tests that need no root and change nothing, with the race detector
 	CGO_ENABLED=1 $(GO) test -short -race ./...
 
 .PHONY: root
-root: build tools images ## all tests; skips and leavings fail
+root: build $(LAB) images ## all tests; skips and leavings fail
 	CRISP_STRICT=1 $(GO) test -p 1 ./...
 
 .PHONY: conformance
-conformance: build tools images programs ## critest against bin/crisp
+conformance: build $(LAB) $(CACHE)/bin/critest images programs ## critest against bin/crisp
 	$(CACHE)/bin/conformance $(ARGS)
 
 .PHONY: demo
-demo: build tools images programs ## a pod from pull to removal, with timings
+demo: build $(LAB) images programs ## a pod from pull to removal, with timings
 	@$(CACHE)/bin/demo
 
 ##### Tools and images for tests

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 )
 
@@ -37,8 +38,14 @@ func (c Cache) Tool(name string) (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "bin", name))
 }
 
-// Plugins is the folder of the CNI plugins.
-func (c Cache) Plugins() (string, error) { return made(filepath.Join(c.checkout, ".cache", "cni")) }
+// Plugins is the folder of the CNI plugins. They need a program that they do
+// not bring along.
+func (c Cache) Plugins() (string, error) {
+	if _, err := exec.LookPath("iptables"); err != nil {
+		return "", fmt.Errorf("the CNI plugins call iptables: install it: %w", err)
+	}
+	return made(filepath.Join(c.checkout, ".cache", "cni"))
+}
 
 // Images is the storage of a registry that has the test images.
 func (c Cache) Images() (string, error) {
