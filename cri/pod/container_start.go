@@ -10,6 +10,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/runtime/cgroup"
@@ -63,7 +64,6 @@ func (p *pod) start(ctx context.Context, id string) error {
 		return fmt.Errorf("start container %s: sandbox %s is not ready: %w", id, r.ID, ErrState)
 	}
 	if err := p.launch(ctx, r, c); err != nil {
-		err = fmt.Errorf("start container %s: %w", c.Config.Msg.GetMetadata().GetName(), err)
 		p.startFailed(id, err)
 		return err
 	}
@@ -85,26 +85,28 @@ func (p *pod) startFailed(id string, cause error) {
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
 
-// launch gathers descriptors, runs the container's plan and records the process.
-func (p *pod) launch(ctx context.Context, r *Record, c *Container) (err error) {
+// launch gathers descriptors, runs the container's plan and records the
+// process. Its errors begin with the plan's name, as those of the plan do.
+func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
+	cfg := c.Config.Msg
+	name := "start container " + cfg.GetMetadata().GetName()
 	k := &making{p: p, id: c.ID}
 	s, err := k.loadSpec()
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	pr, err := p.prepareProcess(ctx, c, s)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	h := &held{files: launch.Held{}}
 	defer h.close()
 	log, err := p.gather(ctx, h, r, c, s, pr)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	cfg := c.Config.Msg
 	options := plan.Options{
-		Name: "start container " + cfg.GetMetadata().GetName(), PodBase: true, Gate: pr.group.NeedsGate(),
+		Name: name, PodBase: true, Gate: pr.group.NeedsGate(),
 		Terminal: s.Process.Terminal, HasStdin: cfg.GetStdin(), Nodes: c.Nodes,
 	}
 	options.CgroupV2, options.CgroupTasks = h.cgroupEntry()
@@ -124,7 +126,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) (err error) {
 		c.StartedAt, c.Process = started.StartedAt.UnixNano(), identity
 	})
 	if err != nil {
-		return errors.Join(err, signal(pr.pidfd, 9))
+		return fmt.Errorf("%s: %w", name, errors.Join(err, signal(pr.pidfd, unix.SIGKILL)))
 	}
 	pr.rootfs.Close()
 	pr.rootfs = nil
