@@ -1,0 +1,95 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/lab"
+)
+
+// startFailures are containers that cannot be started. The error names what
+// is wrong with which path.
+var startFailures = []struct {
+	name   string
+	change change
+	says   []string
+}{
+	{"missing command", command("/nope"), []string{"/nope", "no such file"}},
+	{"command that is not in the path", command("nope"), []string{"nope", "not found in $PATH"}},
+	{"file that is not executable", command("/etc/passwd"), []string{"/etc/passwd", "permission denied"}},
+	{"folder as a command", command("/etc"), []string{"/etc", "permission denied"}},
+	{"script without an interpreter", command("/mnt/script"), []string{"/mnt/script", "no such file"}},
+	{"program of another format", command("/mnt/garbage"), []string{"/mnt/garbage", "exec format error"}},
+	{"working folder that is a file", func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/etc/passwd" }, []string{"/etc/passwd", "not a directory"}},
+	{"mount of a folder on a file", mount("/etc", "/etc/passwd"), []string{"/etc/passwd", "a folder cannot be mounted on a file"}},
+}
+
+// createFailures are containers that are refused before they exist.
+var createFailures = []struct {
+	name   string
+	change change
+	says   []string
+}{
+	{"missing mount source", mount("/does/not/exist", "/mnt"), []string{"/does/not/exist", "no such file"}},
+	{"unknown user", func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.RunAsUsername = "nobody-knows" }, []string{"nobody-knows"}},
+	{"missing seccomp profile", func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/nope.json"}
+	}, []string{"/nope.json"}},
+	{"missing device", func(c *runtimeapi.ContainerConfig) {
+		c.Devices = []*runtimeapi.Device{{HostPath: "/dev/nope", ContainerPath: "/dev/nope", Permissions: "r"}}
+	}, []string{"/dev/nope"}},
+}
+
+func command(args ...string) change {
+	return func(c *runtimeapi.ContainerConfig) { c.Command = args }
+}
+
+func TestStartFailures(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	dir := t.TempDir()
+	for name, content := range map[string]string{"script": "#!/no/interpreter\n", "garbage": "\x7fELF garbage"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := n.pod(t)
+	for _, c := range startFailures {
+		n.run(t, c.name, func(t *testing.T) {
+			failing := p.create(t, named("failing"), mount(dir, "/mnt"), c.change)
+			err := failure(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: failing.id})
+			if err == nil {
+				t.Error("it started")
+			}
+			st := failing.status(t)
+			for _, part := range c.says {
+				if text := status.Convert(err).Message(); !strings.Contains(text, part) || !strings.Contains(st.Message, part) {
+					t.Errorf("the error is %q and the status says %q: want both to say %q", text, st.Message, part)
+				}
+			}
+			if !strings.HasPrefix(st.Message, "start container failing: ") || strings.Count(st.Message, "failing") != 1 {
+				t.Errorf("the message does not begin with what failed: %s", st.Message)
+			}
+			if st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != "StartError" || st.ExitCode != 128 || st.FinishedAt == 0 || st.StartedAt == 0 {
+				t.Errorf("the container is %v: %v", st.State, st)
+			}
+			failing.remove(t)
+		})
+	}
+	for _, c := range createFailures {
+		n.run(t, c.name, func(t *testing.T) {
+			r := &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(named("refused"), c.change), SandboxConfig: p.cfg}
+			wantCode(t, failure(t, n.Runtime.CreateContainer, r), codes.InvalidArgument, c.says...)
+		})
+	}
+	n.run(t, "the pod works still", func(t *testing.T) {
+		if got := p.output(t, "echo well"); got != "well\n" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
