@@ -148,3 +148,30 @@ func slurp(path string) string {
 	data, _ := os.ReadFile(path)
 	return string(data)
 }
+
+// residentMemory is that of a process in bytes.
+func residentMemory(t *testing.T, pid int) int {
+	t.Helper()
+	return statusField(t, pid, "VmRSS") * 1024
+}
+
+func threads(t *testing.T, pid int) int {
+	t.Helper()
+	return statusField(t, pid, "Threads")
+}
+
+// statusField is a number in what the kernel tells of a process.
+func statusField(t *testing.T, pid int, name string) int {
+	t.Helper()
+	for line := range strings.Lines(slurp(fmt.Sprintf("/proc/%d/status", pid))) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == name+":" {
+			n, err := strconv.Atoi(f[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("process %d has no %s", pid, name)
+	return 0
+}
