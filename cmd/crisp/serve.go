@@ -32,7 +32,6 @@ import (
 	"crisp/network"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/host"
-	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 )
 
@@ -82,7 +81,7 @@ type services struct {
 	cgroups *cgroup.Node
 	images  *image.Service
 	network *network.Network
-	keeper  *client.Client
+	keeper  *pod.Keeper
 	pods    *pod.Manager
 	stats   *stats.Collector
 	streams *stream.Server
@@ -135,7 +134,7 @@ func (d *services) open(ctx context.Context) error {
 		return err
 	}
 	d.onClose(d.network.Close)
-	if d.keeper, err = client.Connect(ctx, d.cfg.State, ""); err != nil {
+	if d.keeper, err = pod.ConnectKeeper(ctx, d.cfg.State, ""); err != nil {
 		return err
 	}
 	d.onClose(func() { d.keeper.Close() })
@@ -206,10 +205,6 @@ func (d *services) serve(ctx context.Context) error {
 	select {
 	case err := <-ended:
 		return fmt.Errorf("serve on %s: %w", d.cfg.Listen, err)
-	case <-d.keeper.Done():
-		g.Stop()
-		<-ended
-		return errors.New("the keeper ended; containers run on, and the next daemon takes them over")
 	case <-ctx.Done():
 	}
 	daemon.SdNotify(false, daemon.SdNotifyStopping)

@@ -57,7 +57,7 @@ func (m *Manager) attach(ctx context.Context, c *Container, pr *process, st Stre
 			return err
 		}
 	}
-	err := m.Keeper.Attach(ctx, c.ID, writers[0], writers[1])
+	err := m.Keeper.Client().Attach(ctx, c.ID, writers[0], writers[1])
 	closeAll(writers)
 	if err != nil {
 		closeAll(readers)
@@ -140,7 +140,7 @@ func (m *Manager) feed(c *Container, pr *process, from io.Reader) <-chan struct{
 		io.Copy(pr.stdin, from)
 		if c.Config.Msg.GetStdinOnce() && !c.Config.Msg.GetTty() {
 			pr.stdin.Close()
-			warn(m.Keeper.CloseKept(m.ctx, c.ID, "stdin"), "close a container's input", "container", c.ID)
+			warn(m.Keeper.Client().CloseKept(m.ctx, c.ID, "stdin"), "close a container's input", "container", c.ID)
 		}
 	}()
 	return done

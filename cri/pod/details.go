@@ -9,13 +9,13 @@ import (
 	"crisp/network/netns"
 )
 
-// errKeeperLost is why nothing can be started until the daemon is restarted.
-var errKeeperLost = errors.New("the keeper's connection is lost; restart crisp")
+// errKeeperLost is why nothing can be started until another keeper is there.
+var errKeeperLost = errors.New("the keeper died and another is being started")
 
 // Healthy fails when containers cannot be started.
 func (m *Manager) Healthy() error {
 	select {
-	case <-m.Keeper.Done():
+	case <-m.Keeper.Client().Done():
 		return errKeeperLost
 	default:
 		return nil

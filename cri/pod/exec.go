@@ -41,6 +41,7 @@ type Streams struct {
 type session struct {
 	id   string
 	exit chan client.Exit // buffered
+	lost chan struct{}    // closed when the keeper died and with it the exit
 }
 
 // Exec runs a command in a running container and returns its exit code, 128
@@ -112,7 +113,7 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 			return 0, err
 		}
 	}
-	return ends.run(ctx, st, started.PidFD, ses.exit)
+	return ends.run(ctx, st, started.PidFD, ses)
 }
 
 // holdProcess gives an exec the descriptor through which it joins.
@@ -138,7 +139,7 @@ func withTerm(env []string) []string {
 }
 
 func (m *Manager) openSession(container string) *session {
-	s := &session{id: container[:16] + "-exec-" + newID()[:16], exit: make(chan client.Exit, 1)}
+	s := &session{id: container[:16] + "-exec-" + newID()[:16], exit: make(chan client.Exit, 1), lost: make(chan struct{})}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sessions[s.id] = s
@@ -151,7 +152,7 @@ func (m *Manager) closeSession(ctx context.Context, s *session) {
 	m.mu.Lock()
 	delete(m.sessions, s.id)
 	m.mu.Unlock()
-	err := m.Keeper.Forget(context.WithoutCancel(ctx), s.id)
+	err := m.Keeper.Client().Forget(context.WithoutCancel(ctx), s.id)
 	if !errors.Is(err, client.ErrRunning) {
 		warn(err, "forget an exec session", "session", s.id)
 	}
@@ -216,7 +217,7 @@ func openEnds(h *held, st Streams) (*ends, error) {
 }
 
 // run moves bytes until the command ends and its output is drained, or ctx ends.
-func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, exit <-chan client.Exit) (int, error) {
+func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session) (int, error) {
 	in, stdout := e.stdin, e.stdout
 	if e.terminal != nil {
 		in, stdout = e.terminal, e.terminal
@@ -240,7 +241,7 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, exit <-chan 
 	defer func() { <-drained }()
 
 	select {
-	case x := <-exit:
+	case x := <-ses.exit:
 		deadline := time.Now().Add(drainTimeout)
 		for _, f := range []*os.File{stdout, e.stderr} {
 			if f != nil {
@@ -248,11 +249,16 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, exit <-chan 
 			}
 		}
 		return x.Code, nil
+	case <-ses.lost:
+		err := killGroup(pidfd)
+		e.close()
+		return 0, errors.Join(errKeeperLost, err)
 	case <-ctx.Done():
 		err := killGroup(pidfd)
 		e.close()
 		select {
-		case <-exit:
+		case <-ses.exit:
+		case <-ses.lost:
 		case <-time.After(execKillTimeout):
 		}
 		return 0, errors.Join(fmt.Errorf("the command was killed: %w", ctx.Err()), err)

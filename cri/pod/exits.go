@@ -14,20 +14,8 @@ import (
 // cleanTimeout bounds what is done after a container's end.
 const cleanTimeout = 30 * time.Second
 
-// followExits records the ends of processes that the keeper reports.
-func (m *Manager) followExits() {
-	for {
-		select {
-		case e, ok := <-m.Keeper.Events():
-			if !ok {
-				return
-			}
-			m.exited(e)
-		case <-m.ctx.Done():
-			return
-		}
-	}
-}
+// recordRetry is the time between attempts to record an exit.
+const recordRetry = time.Second
 
 func (m *Manager) exited(e client.Exit) {
 	switch e.Kind {
@@ -52,12 +40,12 @@ func (m *Manager) forgetStranger(e client.Exit) {
 	m.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), cleanTimeout)
 		defer cancel()
-		warn(m.Keeper.Forget(ctx, e.ID), "forget the end of a process", "id", e.ID)
+		warn(m.Keeper.Client().Forget(ctx, e.ID), "forget the end of a process", "id", e.ID)
 	})
 }
 
-// containerExited records the end of a container's first process. What else
-// lives in its cgroup, which only a shared PID namespace allows, is killed.
+// containerExited records the end of a container's first process. A keeper may
+// tell it twice.
 func (p *pod) containerExited(id string, e client.Exit) {
 	pr := p.process(id)
 	if pr == nil {
@@ -68,28 +56,47 @@ func (p *pod) containerExited(id string, e client.Exit) {
 	case <-pr.exited: // the start failed after the process began
 		return
 	}
+	pr.end.Do(func() { p.recordExit(id, pr, e) })
+}
+
+// recordExit kills what else lives in the container's cgroup, which only a
+// shared PID namespace allows, and makes the exit known. On a full disk it
+// tries again until there is room.
+func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.m.ctx), cleanTimeout)
 	defer cancel()
-	var oom uint64
-	if pr.group != nil {
-		var err error
-		oom, err = pr.group.OOMKills()
-		warn(err, "read OOM count", "container", id)
-		if p.sharesPID(id) {
-			warn(pr.group.Kill(ctx), "kill what a container left", "container", id)
+	oom := p.lastRites(ctx, id, pr)
+	for {
+		err := p.updateContainer(id, func(c *Container) {
+			c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
+			c.Reason, c.Message = exitReason(e.Code, oom)
+		})
+		if err == nil || errors.Is(err, ErrNotFound) {
+			break
 		}
-	}
-	err := p.updateContainer(id, func(c *Container) {
-		c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
-		c.Reason, c.Message = exitReason(e.Code, oom)
-	})
-	if err != nil && !errors.Is(err, ErrNotFound) {
 		klog.ErrorS(err, "Record the end of a container", "container", id)
-		return // the keeper holds the exit until it is recorded
+		select {
+		case <-time.After(recordRetry):
+		case <-p.m.ctx.Done():
+			return // the keeper holds the exit for the next daemon
+		}
 	}
 	close(pr.exited)
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
-	warn(p.m.Keeper.Forget(ctx, id), "forget an exit", "container", id)
+	warn(p.m.Keeper.Client().Forget(ctx, id), "forget an exit", "container", id)
+}
+
+// lastRites counts the OOM kills in a container's cgroup and empties it.
+func (p *pod) lastRites(ctx context.Context, id string, pr *process) (oom uint64) {
+	if pr.group == nil {
+		return 0
+	}
+	oom, err := pr.group.OOMKills()
+	warn(err, "read OOM count", "container", id)
+	if p.sharesPID(id) {
+		warn(pr.group.Kill(ctx), "kill what a container left", "container", id)
+	}
+	return oom
 }
 
 // exitReason names an end in the words of the CRI. A container ended for lack
@@ -126,6 +133,10 @@ func (m *Manager) pauseExited(e client.Exit) {
 	if p.paused != nil {
 		close(p.paused)
 		p.paused = nil
+		if p.pause != nil {
+			p.pause.Close()
+			p.pause = nil
+		}
 	}
 	p.mu.Unlock()
 	if !p.record().Ready() {

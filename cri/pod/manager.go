@@ -21,7 +21,6 @@ import (
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
-	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 )
 
@@ -52,7 +51,7 @@ type Options struct {
 	// Root is the folder for records (kept over a reboot), NetNSDir the one
 	// where network namespaces are pinned.
 	Root, NetNSDir string
-	Keeper         *client.Client
+	Keeper         *Keeper
 	Launcher       *launch.Launcher
 	Cgroups        *cgroup.Node
 	Images         Images
@@ -119,7 +118,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		m.cancel()
 		return nil, err
 	}
-	m.wg.Go(m.followExits)
+	m.wg.Go(m.followKeeper)
 	return m, nil
 }
 

@@ -27,8 +27,9 @@ type pod struct {
 	gone       bool
 	namespaces map[string]*os.File // by type: user, net, ipc, uts, mnt, pid
 	processes  map[string]*process // by container id, while and after running
-	// paused is closed when the pod's own first process has ended; nil
-	// without one.
+	// pause is the pod's own first process, and paused is closed when it has
+	// ended; nil without one.
+	pause  *os.File
 	paused chan struct{}
 }
 
@@ -38,6 +39,8 @@ type process struct {
 	pidfd *os.File
 	// started is closed once the start is recorded, exited once the end is.
 	started, exited chan struct{}
+	// end makes one of several reports of the same end count.
+	end sync.Once
 	// terminal is the pty master, stdin the write end of the input pipe,
 	// stdout and stderr the read ends that keep writers alive if the keeper dies.
 	terminal, stdin, stdout, stderr *os.File

@@ -90,7 +90,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	list, err := m.Keeper.List(ctx)
+	list, err := m.Keeper.Client().List(ctx)
 	if err != nil {
 		return fmt.Errorf("ask the keeper what it holds: %w", err)
 	}
@@ -137,6 +137,7 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 		p.setNamespaces(e.Namespaces)
 		if r.Pause != nil && e.Exit == nil {
 			p.setPaused()
+			p.setPause(e.PidFD)
 		}
 	}
 	m.register(p)
@@ -261,7 +262,7 @@ func (m *Manager) dropStrangers(ctx context.Context, list []client.Entry) {
 		}
 		e.Close()
 		// One that takes time to die is forgotten when its exit is reported.
-		if err := m.Keeper.Forget(ctx, e.ID); !errors.Is(err, client.ErrRunning) {
+		if err := m.Keeper.Client().Forget(ctx, e.ID); !errors.Is(err, client.ErrRunning) {
 			warn(err, "forget what has no record", "id", e.ID)
 		}
 	}

@@ -266,10 +266,10 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	if started.PidFD == nil {
 		return nil
 	}
-	defer started.PidFD.Close()
 	if !o.PidNS {
-		return nil
+		return started.PidFD.Close()
 	}
+	p.setPause(started.PidFD)
 	pause, err := identify(started.Pid)
 	if err != nil {
 		return fmt.Errorf("identify the pod's first process: %w", err)
@@ -287,14 +287,25 @@ func (p *pod) dropNamespaces(ctx context.Context) error {
 		}
 	}
 	p.setNamespaces(nil)
-	return p.m.Keeper.Forget(ctx, r.ID)
+	return p.m.Keeper.Client().Forget(ctx, r.ID)
 }
 
-// setPaused notes that the pod has a first process of its own.
+// setPaused notes that the pod is about to have a first process of its own.
 func (p *pod) setPaused() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.paused = make(chan struct{})
+}
+
+// setPause takes over the pidfd of the pod's first process.
+func (p *pod) setPause(pidfd *os.File) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.paused == nil { // it has ended already
+		pidfd.Close()
+		return
+	}
+	p.pause = pidfd
 }
 
 // endPause kills the pod's first process and waits until the keeper has it.

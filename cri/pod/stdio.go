@@ -74,12 +74,16 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) (*client.
 	return log, nil
 }
 
-// keep names what the keeper holds for a daemon that comes after this one.
+// keep names what the keeper holds for a daemon that comes after this one, so
+// that this one in turn could hold it for another keeper.
 func keep(pr *process) []client.Named {
-	if pr.stdin == nil {
-		return nil
+	var out []client.Named
+	for name, f := range map[string]*os.File{"stdin": pr.stdin, "stdout": pr.stdout, "stderr": pr.stderr} {
+		if f != nil && f != pr.terminal {
+			out = append(out, client.Named{Name: name, File: f})
+		}
 	}
-	return []client.Named{{Name: "stdin", File: pr.stdin}}
+	return out
 }
 
 // openLog opens a container's log file for appending, below the pod's log
@@ -122,7 +126,7 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 		return err
 	}
 	defer out.Close()
-	if err := m.Keeper.ReopenLog(ctx, c.ID, out); err != nil {
+	if err := m.Keeper.Client().ReopenLog(ctx, c.ID, out); err != nil {
 		return fmt.Errorf("reopen log of container %s: %w", c.ID, err)
 	}
 	return nil

@@ -1,0 +1,185 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync/atomic"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crisp/runtime/keeper/client"
+)
+
+// keeperRetry is how long the daemon waits before it tries again to start a keeper.
+const keeperRetry = time.Second
+
+// Keeper is the keeper of a state folder, or another one once that has died.
+// It starts processes for package launch.
+type Keeper struct {
+	stateDir, binary string
+	current          atomic.Pointer[client.Client]
+}
+
+// ConnectKeeper connects to the keeper of a state folder and starts it if
+// there is none; an empty binary means the one beside the running program.
+func ConnectKeeper(ctx context.Context, stateDir, binary string) (*Keeper, error) {
+	k := &Keeper{stateDir: stateDir, binary: binary}
+	c, err := client.Connect(ctx, stateDir, binary)
+	if err != nil {
+		return nil, err
+	}
+	k.current.Store(c)
+	return k, nil
+}
+
+// Client is the connection to the present keeper.
+func (k *Keeper) Client() *client.Client { return k.current.Load() }
+
+// Start runs a plan at the present keeper.
+func (k *Keeper) Start(ctx context.Context, r client.Request) (*client.Started, error) {
+	return k.Client().Start(ctx, r)
+}
+
+// Close ends the connection. The keeper and what it holds go on.
+func (k *Keeper) Close() error { return k.Client().Close() }
+
+// followKeeper records the ends of processes that the keeper reports, and
+// puts another keeper into the place of one that died.
+func (m *Manager) followKeeper() {
+	for m.ctx.Err() == nil {
+		m.followExits(m.Keeper.Client())
+		if m.ctx.Err() == nil {
+			m.replaceKeeper()
+		}
+	}
+}
+
+// followExits returns when the keeper is gone or the manager closed.
+func (m *Manager) followExits(c *client.Client) {
+	for {
+		select {
+		case e, ok := <-c.Events():
+			if !ok {
+				return
+			}
+			m.exited(e)
+		case <-m.ctx.Done():
+			return
+		}
+	}
+}
+
+// replaceKeeper starts a keeper and hands it what the daemon holds of all that
+// the last one had: containers go on writing into the same pipes.
+func (m *Manager) replaceKeeper() {
+	klog.ErrorS(nil, "The keeper died; starting another")
+	m.loseSessions()
+	old := m.Keeper.Client()
+	for {
+		c, err := client.Connect(m.ctx, m.Keeper.stateDir, m.Keeper.binary)
+		if err == nil {
+			m.handOver(c)
+			m.Keeper.current.Store(c)
+			warn(old.Close(), "close the connection to the keeper that died")
+			return
+		}
+		klog.ErrorS(err, "Start another keeper")
+		select {
+		case <-time.After(keeperRetry):
+		case <-m.ctx.Done():
+			return
+		}
+	}
+}
+
+// handOver gives everything to a new keeper. Exits that the old one recorded
+// and did not tell are taken as they are.
+func (m *Manager) handOver(c *client.Client) {
+	exits := m.recordedExits()
+	m.mu.RLock()
+	pods := maps.Clone(m.pods)
+	m.mu.RUnlock()
+	for id, p := range pods {
+		if err := p.handOver(m.ctx, c, exits); err != nil {
+			klog.ErrorS(err, "Hand a pod to the new keeper", "sandbox", id)
+		}
+	}
+}
+
+// recordedExits are those that a dead keeper left on disk, by id.
+func (m *Manager) recordedExits() map[string]client.Exit {
+	list, err := client.ReadExits(m.Keeper.stateDir)
+	warn(err, "read exits that were recorded")
+	exits := map[string]client.Exit{}
+	for _, e := range list {
+		exits[e.ID] = e
+	}
+	return exits
+}
+
+func (p *pod) handOver(ctx context.Context, c *client.Client, exits map[string]client.Exit) error {
+	r := p.record()
+	var errs []error
+	if err := p.handOverSandbox(ctx, c, r, exits); err != nil {
+		errs = append(errs, err)
+	}
+	for _, ctr := range r.Containers {
+		pr := p.process(ctr.ID)
+		if ctr.State() != runtimeapi.ContainerState_CONTAINER_RUNNING || pr == nil || pr.pidfd == nil {
+			continue
+		}
+		if e, ok := exits[ctr.ID]; ok {
+			p.m.wg.Go(func() { p.containerExited(ctr.ID, e) })
+			continue
+		}
+		if err := p.handOverContainer(ctx, c, r, ctr, pr); err != nil {
+			errs = append(errs, fmt.Errorf("container %s: %w", ctr.ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p *pod) handOverSandbox(ctx context.Context, c *client.Client, r *Record, exits map[string]client.Exit) error {
+	p.mu.Lock()
+	namespaces, pause := maps.Clone(p.namespaces), p.pause
+	p.mu.Unlock()
+	if len(namespaces) == 0 {
+		return nil
+	}
+	a := client.Adoption{ID: r.ID, Kind: client.Sandbox}
+	a.Namespaces, a.StartedAt = namespaces, time.Unix(0, r.CreatedAt)
+	if e, ok := exits[r.ID]; ok {
+		p.m.wg.Go(func() { p.m.pauseExited(e) })
+	} else if r.Pause != nil && pause != nil {
+		a.Pid, a.PidFD = r.Pause.Pid, pause
+	}
+	return c.Adopt(ctx, a)
+}
+
+func (p *pod) handOverContainer(ctx context.Context, c *client.Client, r *Record, ctr *Container, pr *process) error {
+	out, err := openLog(r.Config.Msg, ctr.Config.Msg)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	a := client.Adoption{
+		ID: ctr.ID, Kind: client.Container, Keep: keep(pr),
+		Log: &client.LogConfig{Stdout: pr.stdout, Stderr: pr.stderr, Out: out, MaxLine: p.m.MaxLogLine},
+	}
+	a.Pid, a.PidFD, a.Terminal, a.StartedAt = pr.pid, pr.pidfd, pr.terminal, time.Unix(0, ctr.StartedAt)
+	return c.Adopt(ctx, a)
+}
+
+// loseSessions ends the exec sessions whose end no keeper will tell.
+func (m *Manager) loseSessions() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.sessions {
+		close(s.lost)
+	}
+	clear(m.sessions)
+}
