@@ -1,11 +1,120 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/lab"
 )
+
+func TestLogs(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	n.run(t, "streams", func(t *testing.T) {
+		c := n.pod(t).start(t, sh("echo one; echo two >&2; echo; echo three"))
+		c.wait(t)
+		lines := parse(t, []byte(slurp(c.logFile())))
+		if out, errs := text(lines, "stdout"), text(lines, "stderr"); out != "one\n\nthree\n" || errs != "two\n" {
+			t.Errorf("got %q and %q", out, errs)
+		}
+		if path := c.status(t).LogPath; path != c.logFile() {
+			t.Errorf("the status names the log %q, want %q", path, c.logFile())
+		}
+		c.remove(t)
+		if _, err := os.Stat(c.logFile()); err != nil {
+			t.Errorf("the log went with the container: %v", err)
+		}
+	})
+	for name, test := range map[string]struct {
+		script, want string
+		lines        int
+	}{
+		"long line":          {`head -c 1048576 /dev/zero | tr '\0' x; echo`, strings.Repeat("x", 1<<20) + "\n", 64},
+		"no newline":         {"echo -n first; echo; echo -n last", "first\nlast", 2},
+		"bytes":              {`printf '\377\376\0\r\n\tx\n'`, "\xff\xfe\x00\r\n\tx\n", 2},
+		"nothing":            {"true", "", 0},
+		"just before an end": {"seq 5; exit 0", "1\n2\n3\n4\n5\n", 5},
+	} {
+		n.run(t, name, func(t *testing.T) {
+			c := n.pod(t).start(t, sh(test.script))
+			c.wait(t) // from here on the log is complete
+			lines := parse(t, []byte(slurp(c.logFile())))
+			if got := text(lines, ""); got != test.want || len(lines) != test.lines {
+				t.Errorf("%d lines of log say %.100q, want %d that say %.100q", len(lines), got, test.lines, test.want)
+			}
+		})
+	}
+	n.run(t, "rotation", func(t *testing.T) { testRotation(t, n) })
+	n.run(t, "failed rotation", func(t *testing.T) { testFailedRotation(t, n) })
+	n.run(t, "no log path", func(t *testing.T) {
+		c := n.pod(t).start(t, sh("head -c 1048576 /dev/zero; exit 3"), func(c *runtimeapi.ContainerConfig) { c.LogPath = "" })
+		c.wantEnd(t, 3, "Error")
+		if path := c.status(t).LogPath; path != "" {
+			t.Errorf("the status names the log %q", path)
+		}
+	})
+	n.run(t, "terminal", func(t *testing.T) {
+		c := n.pod(t).start(t, sh("tty; echo err >&2"), func(c *runtimeapi.ContainerConfig) { c.Tty = true })
+		c.wait(t)
+		if got := c.logged(t); got != "/dev/console\r\nerr\r\n" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// testRotation renames the log of a container that counts as fast as it can,
+// as kubelet does, and looks for every line in the files.
+func testRotation(t *testing.T, n *node) {
+	const rotations = 5
+	c := n.pod(t).start(t, sh("i=0; while :; do echo $i; i=$((i+1)); done"))
+	var files []string
+	for i := range rotations {
+		old := fmt.Sprintf("%s.%d", c.logFile(), i)
+		eventually(t, "the log grows", func() bool { return len(slurp(c.logFile())) > 1<<18 })
+		if err := os.Rename(c.logFile(), old); err != nil {
+			t.Fatal(err)
+		}
+		call(t, n.Runtime.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id})
+		files = append(files, slurp(old))
+	}
+	c.stop(t, 0)
+	for i, was := range files {
+		if now := slurp(fmt.Sprintf("%s.%d", c.logFile(), i)); now != was {
+			t.Errorf("file %d went on after the log was reopened", i)
+		}
+	}
+	files = append(files, slurp(c.logFile()))
+	wantCount(t, parse(t, []byte(strings.Join(files, ""))))
+}
+
+// testFailedRotation cannot make the new file: the log goes on in the old one,
+// and there is nothing in the way of renaming that back.
+func testFailedRotation(t *testing.T, n *node) {
+	c := n.pod(t).start(t, sh("while :; do echo x; sleep 0.02; done"))
+	eventually(t, "the log begins", func() bool { return slurp(c.logFile()) != "" })
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.Rename(c.logFile(), old); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(c.logFile(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	request := &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id}
+	wantCode(t, failure(t, n.Runtime.ReopenContainerLog, request), codes.Internal, c.logFile())
+	was := len(slurp(old))
+	eventually(t, "the log goes on", func() bool { return len(slurp(old)) > was })
+	if err := os.Remove(c.logFile()); err != nil {
+		t.Fatal(err)
+	}
+	call(t, n.Runtime.ReopenContainerLog, request)
+}
 
 // line is one of a log in the format of the CRI.
 type line struct {
