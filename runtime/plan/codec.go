@@ -66,11 +66,14 @@ func Decode(data []byte) (*Plan, error) {
 	for range r.Count(maxInputs) {
 		p.Inputs = append(p.Inputs, takeInput(r))
 	}
-	for range r.Count(maxSteps) {
+	steps := r.Count(maxSteps)
+	p.Steps = make([]Step, 0, steps)
+	var args arguments
+	for range steps {
 		if r.Err() != nil {
 			break
 		}
-		p.Steps = append(p.Steps, takeStep(r))
+		p.Steps = append(p.Steps, takeStep(r, &args))
 	}
 	if err := r.Done(); err != nil {
 		return nil, fmt.Errorf("decode plan: %w", err)
@@ -156,7 +159,20 @@ func putStep(w *pack.Writer, s *Step) {
 	}
 }
 
-func takeStep(r *pack.Reader) Step {
+// arguments hands out room for the arguments of steps, many at a time.
+type arguments struct{ free []Arg }
+
+func (a *arguments) room(n int) []Arg {
+	const chunk = 256
+	if n > len(a.free) {
+		a.free = make([]Arg, chunk)
+	}
+	list := a.free[:0:n]
+	a.free = a.free[n:]
+	return list
+}
+
+func takeStep(r *pack.Reader, args *arguments) Step {
 	s := Step{Name: r.String(), Call: uintptr(r.Uint())}
 	s.Save = takeReg(r)
 	s.Fork = r.Bool()
@@ -167,8 +183,11 @@ func takeStep(r *pack.Reader) Step {
 	for range r.Count(maxIgnore) {
 		s.Ignore = append(s.Ignore, syscall.Errno(r.Uint()))
 	}
-	for range r.Count(maxArgs) {
-		s.Args = append(s.Args, takeArg(r))
+	if n := r.Count(maxArgs); n > 0 {
+		s.Args = args.room(n)
+		for range n {
+			s.Args = append(s.Args, takeArg(r))
+		}
 	}
 	return s
 }

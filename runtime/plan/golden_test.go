@@ -221,3 +221,36 @@ func golden(t *testing.T, name string, p *Plan, err error) {
 		t.Errorf("plan differs from %s (see go test -update):\n%s", file, got.String())
 	}
 }
+
+func BenchmarkContainer(b *testing.B) {
+	s := sample()
+	o := Options{Name: "start container web", PodBase: true, CgroupTasks: 9}
+	for b.Loop() {
+		if _, err := Container(s, o); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkEncode(b *testing.B) {
+	p, err := Container(sample(), Options{Name: "start container web", PodBase: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		p.Encode()
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	p, err := Container(sample(), Options{Name: "start container web", PodBase: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	data := p.Encode()
+	for b.Loop() {
+		if _, err := Decode(data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

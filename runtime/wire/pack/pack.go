@@ -62,12 +62,13 @@ func (w *Writer) Strings(list []string) {
 
 // Reader takes values off a buffer in the order in which a [Writer] put them.
 type Reader struct {
-	buf []byte
-	err error
+	all, buf []byte // buf is what is left of all
+	text     string // all, once a string was taken
+	err      error
 }
 
 // NewReader reads from b, which must not change until the reader is done.
-func NewReader(b []byte) *Reader { return &Reader{buf: b} }
+func NewReader(b []byte) *Reader { return &Reader{all: b, buf: b} }
 
 // Err returns the first error.
 func (r *Reader) Err() error { return r.err }
@@ -134,8 +135,18 @@ func (r *Reader) Count(limit int) int {
 	return int(n)
 }
 
-// String takes a string.
-func (r *Reader) String() string { return string(r.Raw(r.Count(math.MaxInt))) }
+// String takes a string. All strings of a reader share one copy of its buffer.
+func (r *Reader) String() string {
+	n := len(r.Raw(r.Count(math.MaxInt)))
+	if n == 0 {
+		return ""
+	}
+	if r.text == "" {
+		r.text = string(r.all)
+	}
+	end := len(r.all) - len(r.buf)
+	return r.text[end-n : end]
+}
 
 // Blob takes a copy of a byte slice, nil when it is empty.
 func (r *Reader) Blob() []byte {
