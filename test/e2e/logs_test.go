@@ -63,7 +63,7 @@ func TestLogs(t *testing.T) {
 	n.run(t, "terminal", func(t *testing.T) {
 		c := n.pod(t).start(t, sh("tty; echo err >&2"), func(c *runtimeapi.ContainerConfig) { c.Tty = true })
 		c.wait(t)
-		if got := c.logged(t); got != "/dev/console\r\nerr\r\n" {
+		if got := c.logged(t); got != "/dev/pts/0\r\nerr\r\n" {
 			t.Errorf("got %q", got)
 		}
 	})
