@@ -1,0 +1,300 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/lab"
+)
+
+func TestContainers(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	n.run(t, "read-only root", func(t *testing.T) {
+		c := n.pod(t).start(t, mount(t.TempDir(), "/mnt"), func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.ReadonlyRootfs = true })
+		if r := c.exec(t, "touch", "/file"); r.ExitCode == 0 || !strings.Contains(string(r.Stderr), "Read-only file system") {
+			t.Errorf("touch in the root: %v", r)
+		}
+		c.sh(t, "touch /mnt/file /dev/shm/file; echo x > /dev/null")
+	})
+	n.run(t, "termination message", func(t *testing.T) { testTerminationMessage(t, n) })
+	n.run(t, "ends", func(t *testing.T) { testEnds(t, n) })
+	n.run(t, "stop signals", func(t *testing.T) { testStopSignals(t, n) })
+	n.run(t, "lack of memory", func(t *testing.T) { testOutOfMemory(t, n) })
+	n.run(t, "status", func(t *testing.T) { testStatus(t, n) })
+	n.run(t, "image without a tag", func(t *testing.T) { testUntagged(t, n) })
+	n.run(t, "five that do not want to", func(t *testing.T) { testStubborn(t, n) })
+}
+
+// testTerminationMessage finds on the node what a container wrote to the
+// file that kubelet mounts for this.
+func testTerminationMessage(t *testing.T, n *node) {
+	const path = "/dev/termination-log"
+	file := filepath.Join(t.TempDir(), "message")
+	if err := os.WriteFile(file, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	c := n.pod(t).start(t, sh("echo why > "+path+"; exit 1"), mount(file, path))
+	c.wantEnd(t, 1, "Error")
+	for _, m := range c.status(t).Mounts {
+		if m.ContainerPath == path {
+			file = m.HostPath
+		}
+	}
+	c.remove(t)
+	if got := slurp(file); got != "why\n" {
+		t.Errorf("the message is %q", got)
+	}
+}
+
+func testEnds(t *testing.T, n *node) {
+	p := n.pod(t, sharedPID) // where a first process is not spared signals
+	for script, want := range map[string]struct {
+		code   int32
+		reason string
+	}{
+		"exit 0":        {0, "Completed"},
+		"exit 3":        {3, "Error"},
+		"exit 255":      {255, "Error"},
+		"kill -9 $$":    {137, "Error"},
+		"kill -TERM $$": {143, "Error"},
+		"kill -SEGV $$": {139, "Error"},
+	} {
+		before := time.Now()
+		c := p.start(t, sh(script))
+		c.wantEnd(t, want.code, want.reason)
+		st := c.status(t)
+		created, started, finished := time.Unix(0, st.CreatedAt), time.Unix(0, st.StartedAt), time.Unix(0, st.FinishedAt)
+		if created.Before(before) || started.Before(created) || finished.Before(started) || time.Now().Before(finished) {
+			t.Errorf("%q: created %v, started %v, finished %v", script, created, started, finished)
+		}
+		c.remove(t)
+	}
+	created := p.create(t)
+	if st := created.status(t); st.State != runtimeapi.ContainerState_CONTAINER_CREATED || st.StartedAt != 0 || st.FinishedAt != 0 || st.CreatedAt == 0 {
+		t.Errorf("a created container is %v", st)
+	}
+}
+
+func testStopSignals(t *testing.T, n *node) {
+	p := n.pod(t)
+	const script = "trap 'exit 1' TERM; trap 'exit 2' USR1; echo; while :; do sleep 0.02; done"
+	for name, want := range map[string]struct {
+		signal runtimeapi.Signal
+		code   int32
+	}{
+		"by default": {runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, 1},
+		"chosen":     {runtimeapi.Signal_SIGNAL_SIGUSR1, 2},
+	} {
+		c := p.start(t, named(name), sh(script), func(c *runtimeapi.ContainerConfig) { c.StopSignal = want.signal })
+		eventually(t, "the container is ready for signals", func() bool { return slurp(c.logFile()) != "" })
+		began := time.Now()
+		c.stop(t, 20)
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("%s: the stop took %v", name, took)
+		}
+		c.wantEnd(t, want.code, "Error")
+		shown := want.signal
+		if shown == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+			shown = runtimeapi.Signal_SIGNAL_SIGTERM
+		}
+		if got := c.status(t).StopSignal; got != shown {
+			t.Errorf("%s: the status says %v", name, got)
+		}
+	}
+}
+
+// testOutOfMemory ends a container by the kernel's choice, and another whose
+// child only was chosen.
+func testOutOfMemory(t *testing.T, n *node) {
+	const hog = "dd if=/dev/zero of=/dev/null bs=200M"
+	p := n.pod(t)
+	p.start(t, named("first"), sh("exec "+hog), memory(20<<20)).wantEnd(t, 137, "OOMKilled")
+	p.start(t, named("child"), sh(hog+"; exit 0"), memory(20<<20)).wantEnd(t, 0, "Completed")
+	c := p.start(t, named("command"), memory(20<<20))
+	if r := c.exec(t, "sh", "-c", "exec "+hog); r.ExitCode != 137 {
+		t.Errorf("a command that lacked memory has exit code %d, want 137", r.ExitCode)
+	}
+	if st := c.status(t).State; st != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("its container is %v", st)
+	}
+}
+
+// testStatus wants a container's status to say all that is known.
+func testStatus(t *testing.T, n *node) {
+	id := call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: busybox}}).Image.Id
+	p := n.pod(t)
+	c := p.start(t, image(id), func(c *runtimeapi.ContainerConfig) {
+		c.Image.UserSpecifiedImage = busybox
+		c.Metadata.Attempt = 4
+		c.Labels = map[string]string{"l": "v"}
+		c.Annotations = map[string]string{"a": strings.Repeat("ü", 50_000)}
+		c.Mounts = []*runtimeapi.Mount{
+			{HostPath: t.TempDir(), ContainerPath: "/ro", Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_PRIVATE},
+			{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: busybox}, ImageSubPath: "etc", Readonly: true},
+		}
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 200, MemoryLimitInBytes: 50 << 20}
+		c.Linux.SecurityContext.RunAsUsername = "www-data"
+		c.Linux.SecurityContext.SupplementalGroups = []int64{9}
+	})
+	st := c.status(t)
+	want := &runtimeapi.ContainerStatus{
+		Id: c.id, Metadata: c.cfg.Metadata, State: runtimeapi.ContainerState_CONTAINER_RUNNING,
+		CreatedAt: st.CreatedAt, StartedAt: st.StartedAt,
+		Image: &runtimeapi.ImageSpec{Image: busybox, UserSpecifiedImage: busybox}, ImageRef: id, ImageId: id,
+		Labels: c.cfg.Labels, Annotations: c.cfg.Annotations, LogPath: c.logFile(),
+		Mounts:     []*runtimeapi.Mount{c.cfg.Mounts[0], proto.Clone(c.cfg.Mounts[1]).(*runtimeapi.Mount)},
+		Resources:  &runtimeapi.ContainerResources{Linux: c.cfg.Linux.Resources},
+		User:       &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{Uid: 33, Gid: 33, SupplementalGroups: []int64{33, 9}}},
+		StopSignal: runtimeapi.Signal_SIGNAL_SIGTERM,
+	}
+	want.Mounts[1].Image.ImageRef = id
+	if !proto.Equal(st, want) {
+		st.Annotations, want.Annotations = nil, nil // too long to read
+		t.Errorf("the status is\n%v, want\n%v", st, want)
+	}
+	item := call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+		Id: c.id[:13], PodSandboxId: p.id, LabelSelector: map[string]string{"l": "v"},
+		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+	}}).Containers
+	if len(item) != 1 || item[0].Id != c.id || item[0].PodSandboxId != p.id || item[0].ImageId != id || item[0].GetImage().GetImage() == "" {
+		t.Errorf("listed is %v", item)
+	}
+	if got := c.sh(t, "ls /image | grep passwd; touch /ro/x /image/x 2>&1 | grep -c Read-only"); got != "passwd\n2" {
+		t.Errorf("the mounts show %q", got)
+	}
+}
+
+// testUntagged removes the image of a running container.
+func testUntagged(t *testing.T, n *node) {
+	const ref = "gcr.io/k8s-staging-cri-tools/test-image-1:latest"
+	id := n.pull(t, ref)
+	c := n.pod(t).create(t, image(id))
+	call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	c.start(t)
+	c.sh(t, "ls /bin/busybox")
+	if st := c.status(t); st.Image.GetImage() == "" || st.ImageRef != id || st.ImageId != id {
+		t.Errorf("the status says image %v, %q, %q, want %s", st.Image, st.ImageRef, st.ImageId, id)
+	}
+	if img := call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: id}}).Image; img != nil {
+		t.Errorf("the removed image is still there: %v", img)
+	}
+}
+
+// testStubborn stops a pod of containers that ignore to be asked.
+func testStubborn(t *testing.T, n *node) {
+	p := n.pod(t)
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
+		p.start(t, named(name), sh("trap '' TERM; while :; do sleep 1; done"))
+	}
+	began := time.Now()
+	call(t, n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the stop took %v", took)
+	}
+	for _, c := range call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}).Containers {
+		if c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+			t.Errorf("container %s is %v", c.Metadata.Name, c.State)
+		}
+	}
+}
+
+func TestUpdate(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	n.run(t, "merge", func(t *testing.T) { testMerge(t, n) })
+	n.run(t, "below usage", func(t *testing.T) { testBelowUsage(t, n) })
+	n.run(t, "created", func(t *testing.T) {
+		c := n.pod(t).create(t, memory(64<<20))
+		c.update(t, &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20})
+		c.start(t)
+		if got, want := c.limits(t)["memory"], "134217728"; got != want {
+			t.Errorf("the limit is %s, want %s", got, want)
+		}
+	})
+	n.run(t, "pod", func(t *testing.T) {
+		p := n.pod(t)
+		call(t, n.Runtime.UpdatePodSandboxResources, &runtimeapi.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: p.id, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 500},
+		})
+	})
+}
+
+// limits reads what is in force from inside the container.
+func (c *container) limits(t *testing.T) map[string]string {
+	t.Helper()
+	files := map[string]string{
+		"memory": "memory/memory.limit_in_bytes", "cpuset": "cpuset/cpuset.cpus", "quota": "cpu/cpu.cfs_quota_us", "shares": "cpu/cpu.shares",
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+		files = map[string]string{"memory": "memory.max", "cpuset": "cpuset.cpus", "quota": "cpu.max", "shares": "cpu.weight"}
+	}
+	limits := map[string]string{}
+	for name, file := range files {
+		value, _, _ := strings.Cut(c.sh(t, "cat /sys/fs/cgroup/"+file), " ") // quota and period share a file
+		limits[name] = value
+	}
+	return limits
+}
+
+// testMerge changes one limit at a time, which leaves the others.
+func testMerge(t *testing.T, n *node) {
+	c := n.pod(t).start(t, func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuQuota: 50000, CpuPeriod: 100000, CpuShares: 512}
+	})
+	pid := c.pid(t)
+	want := c.limits(t)
+	for _, change := range []struct {
+		name   string
+		update *runtimeapi.LinuxContainerResources
+		value  string
+	}{
+		{"cpuset", &runtimeapi.LinuxContainerResources{CpusetCpus: "0"}, "0"},
+		{"memory", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 96 << 20}, "100663296"},
+		{"quota", &runtimeapi.LinuxContainerResources{CpuQuota: 70000}, "70000"},
+		{"cpuset", &runtimeapi.LinuxContainerResources{CpusetCpus: "0"}, "0"},
+		{"memory", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20}, "33554432"},
+	} {
+		c.update(t, change.update)
+		want[change.name] = change.value
+		if got := c.limits(t); got[change.name] != want[change.name] || got["memory"] != want["memory"] || got["quota"] != want["quota"] || got["cpuset"] != want["cpuset"] || got["shares"] != want["shares"] {
+			t.Errorf("after a change of %s the limits are %v, want %v", change.name, got, want)
+		}
+	}
+	shown := &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, CpuQuota: 70000, CpuPeriod: 100000, CpuShares: 512, CpusetCpus: "0"}
+	if got := c.status(t).Resources.Linux; !proto.Equal(got, shown) {
+		t.Errorf("the status shows %v, want %v", got, shown)
+	}
+	// The devices are as before, and so is the process.
+	c.sh(t, "echo x > /dev/null; cat /dev/urandom | head -c 1 > /dev/null")
+	if now := c.pid(t); now != pid {
+		t.Errorf("the process is %d and was %d", now, pid)
+	}
+}
+
+// testBelowUsage asks for less memory than is used.
+func testBelowUsage(t *testing.T, n *node) {
+	c := n.pod(t).start(t, memory(128<<20))
+	c.sh(t, "head -c 33554432 /dev/zero > /dev/shm/ballast") // cannot be reclaimed
+	before := c.status(t).Resources
+	err := failure(t, n.Runtime.UpdateContainerResources, &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: c.id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 8 << 20},
+	})
+	if err == nil {
+		t.Error("the limit was accepted")
+	}
+	wantCode(t, err, codes.Internal, "memory")
+	if st := c.status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || !proto.Equal(st.Resources, before) {
+		t.Errorf("after a refused change the container is %v with %v", st.State, st.Resources)
+	}
+	if got := c.limits(t)["memory"]; got != "134217728" {
+		t.Errorf("after a refused change the limit is %s", got)
+	}
+}
