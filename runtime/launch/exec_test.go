@@ -19,7 +19,8 @@ import (
 // running starts a container that stays.
 func (b *lab) running(change func(*specs.Spec)) (*started, *specs.Spec) {
 	b.t.Helper()
-	s := b.spec("exec sleep 1000")
+	s := b.spec("")
+	s.Process.Args = []string{"/bin/sleep", "1000"}
 	if change != nil {
 		change(s)
 	}
@@ -48,7 +49,7 @@ func TestExecJoinsEverything(t *testing.T) {
 			b.sandbox(o)
 			c, s := b.running(nil)
 			got, code := b.execute(c, s, "sh", "-c", "cd /proc; for n in user mnt net ipc uts pid cgroup; do [ $(readlink self/ns/$n) = $(readlink 1/ns/$n) ] || echo $n differs; done; tr '\\0' ' ' <1/cmdline; exit 7")
-			if got != "sleep 1000 " || code != 7 {
+			if got != "/bin/sleep 1000 " || code != 7 {
 				t.Errorf("executed process printed %q, exit code %d", got, code)
 			}
 		})

@@ -194,7 +194,9 @@ func TestPodPID(t *testing.T) {
 func TestTargetPID(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())
-	target, err := b.start(b.spec("exec sleep 4321"), nil, plan.Options{})
+	other := b.spec("")
+	other.Process.Args = []string{"/bin/sleep", "4321"}
+	target, err := b.start(other, nil, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +207,7 @@ func TestTargetPID(t *testing.T) {
 	defer ns.Close()
 	s := b.spec("tr '\\0' ' ' </proc/1/cmdline")
 	setNamespace(s, specs.PIDNamespace, "ns/pid")
-	if got := b.runWith(s, Held{"ns/pid": ns}); got != "sleep 4321 " {
+	if got := b.runWith(s, Held{"ns/pid": ns}); got != "/bin/sleep 4321 " {
 		t.Errorf("process 1 is %q", got)
 	}
 }
