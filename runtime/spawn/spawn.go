@@ -197,7 +197,9 @@ func (c *Child) receive() (Event, error) {
 		switch {
 		case rerr != nil:
 			return Event{}, fmt.Errorf("%s: receive report: %w", c.plan.Name, rerr)
-		case err == unix.EINTR:
+		case err == unix.EINTR, err == unix.ECONNRESET:
+			// A child that ended without reading what it was sent is reported
+			// once, before its last words.
 			continue
 		case err != nil:
 			return Event{}, fmt.Errorf("%s: receive report: %w", c.plan.Name, err)
