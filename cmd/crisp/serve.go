@@ -33,6 +33,7 @@ import (
 	"crisp/runtime/cgroup"
 	"crisp/runtime/host"
 	"crisp/runtime/launch"
+	"crisp/runtime/orphan"
 )
 
 const (
@@ -62,6 +63,9 @@ func serve(ctx context.Context, args []string) error {
 			return err
 		}
 		defer l.Close()
+	}
+	if err := orphan.Adopt(); err != nil {
+		return err
 	}
 	d := &services{cfg: cfg, facts: host.Probe()}
 	defer d.close()

@@ -113,7 +113,11 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 			return 0, err
 		}
 	}
-	return ends.run(ctx, st, started.PidFD, ses)
+	code, err := ends.run(ctx, st, started.PidFD, ses)
+	if errors.Is(err, errKeeperLost) {
+		p.m.reapSession(started)
+	}
+	return code, err
 }
 
 // holdProcess gives an exec the descriptor through which it joins.

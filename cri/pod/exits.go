@@ -65,6 +65,7 @@ func (p *pod) containerExited(id string, e client.Exit) {
 func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.m.ctx), cleanTimeout)
 	defer cancel()
+	e = p.exitOfOrphan(pr, e)
 	oom := p.lastRites(ctx, id, pr)
 	for {
 		err := p.updateContainer(id, func(c *Container) {

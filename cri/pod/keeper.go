@@ -17,6 +17,10 @@ import (
 // keeperRetry is how long the daemon waits before it tries again to start a keeper.
 const keeperRetry = time.Second
 
+// orphanTimeout is how long the end of an orphan may take to be noticed here
+// once the keeper or a SIGKILL told it.
+const orphanTimeout = 2 * time.Second
+
 // Keeper is the keeper of a state folder, or another one once that has died.
 // It starts processes for package launch.
 type Keeper struct {
@@ -156,6 +160,9 @@ func (p *pod) handOverSandbox(ctx context.Context, c *client.Client, r *Record, 
 		p.m.wg.Go(func() { p.m.pauseExited(e) })
 	} else if r.Pause != nil && pause != nil {
 		a.Pid, a.PidFD = r.Pause.Pid, pause
+		if _, err := p.m.orphans.Watch(a.Pid, pause); err != nil {
+			return err
+		}
 	}
 	return c.Adopt(ctx, a)
 }
@@ -166,12 +173,56 @@ func (p *pod) handOverContainer(ctx context.Context, c *client.Client, r *Record
 		return err
 	}
 	defer out.Close()
+	o, err := p.m.orphans.Watch(pr.pid, pr.pidfd)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	pr.orphan = o
+	p.mu.Unlock()
 	a := client.Adoption{
 		ID: ctr.ID, Kind: client.Container, Keep: keep(pr),
 		Log: &client.LogConfig{Stdout: pr.stdout, Stderr: pr.stderr, Out: out, MaxLine: p.m.MaxLogLine},
 	}
 	a.Pid, a.PidFD, a.Terminal, a.StartedAt = pr.pid, pr.pidfd, pr.terminal, time.Unix(0, ctr.StartedAt)
 	return c.Adopt(ctx, a)
+}
+
+// exitOfOrphan corrects the exit of a process whose parent died, if it became
+// the daemon's child then: the new keeper, not its parent, may not know it.
+func (p *pod) exitOfOrphan(pr *process, e client.Exit) client.Exit {
+	p.mu.Lock()
+	o := pr.orphan
+	p.mu.Unlock()
+	if o == nil {
+		return e
+	}
+	select {
+	case <-o.Done:
+	case <-time.After(orphanTimeout):
+		return e
+	}
+	switch {
+	case !o.Known:
+	case o.Status.Signaled():
+		e.Signal, e.Code = int(o.Status.Signal()), 128+int(o.Status.Signal())
+	default:
+		e.Signal, e.Code = 0, o.Status.ExitStatus()
+	}
+	return e
+}
+
+// reapSession ends and reaps a command whose parent died.
+func (m *Manager) reapSession(s *client.Started) {
+	o, err := m.orphans.Watch(s.Pid, s.PidFD)
+	if err != nil {
+		warn(err, "reap a command")
+		return
+	}
+	select {
+	case <-o.Done:
+	case <-time.After(orphanTimeout):
+	}
 }
 
 // loseSessions ends the exec sessions whose end no keeper will tell.

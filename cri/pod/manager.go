@@ -22,6 +22,7 @@ import (
 	"crisp/network"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/launch"
+	"crisp/runtime/orphan"
 )
 
 // Images is what pods need of the image service.
@@ -76,6 +77,8 @@ type Manager struct {
 	store  store
 	bootID string
 	events broadcaster
+	// orphans reaps what a keeper that died leaves to the daemon.
+	orphans *orphan.Reaper
 
 	// ctx ends when the daemon does; operations under way are waited for by Close.
 	ctx    context.Context
@@ -107,6 +110,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		names:      map[string]string{},
 		ops:        map[string]*operation{},
 		sessions:   map[string]*session{},
+		orphans:    orphan.New(),
 	}
 	for _, dir := range []string{m.store.dir, o.NetNSDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -118,6 +122,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		m.cancel()
 		return nil, err
 	}
+	m.wg.Go(func() { m.orphans.Run(m.ctx) })
 	m.wg.Go(m.followKeeper)
 	return m, nil
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"crisp/runtime/cgroup"
+	"crisp/runtime/orphan"
 )
 
 // pod is a record with the descriptors behind it.
@@ -41,6 +42,9 @@ type process struct {
 	started, exited chan struct{}
 	// end makes one of several reports of the same end count.
 	end sync.Once
+	// orphan tells how the process ended if the keeper that was its parent
+	// died before; guarded by the pod's mu.
+	orphan *orphan.Orphan
 	// terminal is the pty master, stdin the write end of the input pipe,
 	// stdout and stderr the read ends that keep writers alive if the keeper dies.
 	terminal, stdin, stdout, stderr *os.File

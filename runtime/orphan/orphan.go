@@ -1,0 +1,194 @@
+// Package orphan takes in processes whose parent died and tells how they end.
+//
+// The daemon starts the keeper and is a child subreaper, so when the keeper
+// dies its children become the daemon's. Somebody must reap them: a container's
+// PID namespace does not end before every process in it is reaped, and the
+// exit status is told to the parent alone.
+//
+// The process's other children belong to os/exec, which waits for each of
+// them by its pid, so nothing here waits for just any child. A [Reaper] waits
+// for the processes that it is told of, and for children that have been
+// zombies for so long that evidently nobody else waits for them.
+package orphan
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sweepPeriod is the time between two looks for zombies that nobody waits for.
+// One is reaped at the second look that finds it.
+const sweepPeriod = 10 * time.Second
+
+// pollPeriod bounds how late the end of a watched process is noticed.
+const pollPeriod = 20 * time.Millisecond
+
+// Reaper reaps orphans. It is safe for concurrent use.
+type Reaper struct {
+	wake chan struct{} // has a token when the first process is watched
+
+	mu      sync.Mutex
+	watched map[int]*Orphan
+}
+
+// Orphan is a process that may have become our child.
+type Orphan struct {
+	pid  int
+	poll int // a pidfd of ours
+	// Done is closed when the process has ended.
+	Done chan struct{}
+	// Status is set before Done is closed, if Known: the process was our
+	// child and had not been reaped.
+	Status unix.WaitStatus
+	Known  bool
+}
+
+// Adopt makes this process the parent of orphaned descendants.
+func Adopt() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become a child subreaper: %w", err)
+	}
+	return nil
+}
+
+// New returns a reaper. It does nothing before Run.
+func New() *Reaper { return &Reaper{wake: make(chan struct{}, 1), watched: map[int]*Orphan{}} }
+
+// Watch awaits the end of a process, given its pidfd, which stays the caller's.
+func (r *Reaper) Watch(pid int, pidfd *os.File) (*Orphan, error) {
+	fd, err := unix.FcntlInt(pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("watch process %d: %w", pid, err)
+	}
+	o := &Orphan{pid: pid, poll: fd, Done: make(chan struct{})}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.watched[pid]; old != nil {
+		unix.Close(fd)
+		return old, nil
+	}
+	r.watched[pid] = o
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+	return o, nil
+}
+
+// Run reaps until ctx ends.
+func (r *Reaper) Run(ctx context.Context) {
+	defer r.release()
+	sweep := time.NewTicker(sweepPeriod)
+	defer sweep.Stop()
+	var zombies map[int]bool
+	for {
+		var look <-chan time.Time // never, while nothing is watched
+		if r.busy() {
+			look = time.After(pollPeriod)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-sweep.C:
+			zombies = reapNobodys(zombies, r.isWatched)
+		case <-r.wake:
+		case <-look:
+			r.collect()
+		}
+	}
+}
+
+func (r *Reaper) busy() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.watched) > 0
+}
+
+func (r *Reaper) isWatched(pid int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.watched[pid] != nil
+}
+
+// collect reaps the watched processes that have ended.
+func (r *Reaper) collect() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for pid, o := range r.watched {
+		fds := []unix.PollFd{{Fd: int32(o.poll), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, 0); err != nil || n == 0 {
+			continue
+		}
+		// A zombie's pid is not given to another process before it is reaped,
+		// and one that is not our child is ECHILD.
+		got, err := unix.Wait4(pid, &o.Status, unix.WNOHANG, nil)
+		o.Known = err == nil && got == pid
+		unix.Close(o.poll)
+		delete(r.watched, pid)
+		close(o.Done)
+	}
+}
+
+// release forgets what is still watched.
+func (r *Reaper) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for pid, o := range r.watched {
+		unix.Close(o.poll)
+		delete(r.watched, pid)
+	}
+}
+
+// reapNobodys reaps the zombies among our children that were zombies at the
+// last look too, and returns those that it found for the first time.
+func reapNobodys(last map[int]bool, skip func(pid int) bool) map[int]bool {
+	found := map[int]bool{}
+	for _, pid := range children() {
+		if skip(pid) || !isZombie(pid) {
+			continue
+		}
+		if last[pid] {
+			unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			continue
+		}
+		found[pid] = true
+	}
+	return found
+}
+
+// children lists the children of all threads of this process.
+func children() []int {
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, t := range threads {
+		data, err := os.ReadFile("/proc/self/task/" + t.Name() + "/children")
+		if err != nil {
+			continue // the thread ended
+		}
+		for _, f := range strings.Fields(string(data)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+func isZombie(pid int) bool {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return false
+	}
+	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
+	return ok && strings.HasPrefix(rest, "Z")
+}

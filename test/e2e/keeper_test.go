@@ -1,0 +1,152 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/lab"
+)
+
+// TestKeeperDies kills the parent of all containers, with the daemon alive.
+func TestKeeperDies(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	n.run(t, "logs, exits and sessions", func(t *testing.T) { testKeeperKilled(t, n) })
+	n.run(t, "a call under way", func(t *testing.T) { testKeeperKilledDuringExec(t, n) })
+}
+
+// killKeeper kills the keeper of the node and waits for another one.
+func (n *node) killKeeper(t *testing.T) {
+	t.Helper()
+	old := n.keepers(t)
+	if len(old) != 1 {
+		t.Fatalf("%d keepers, want one", len(old))
+	}
+	if err := unix.Kill(old[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "there is another keeper and the runtime is ready", func() bool {
+		now := n.keepers(t)
+		st := call(t, n.Runtime.Status, &runtimeapi.StatusRequest{}).Status
+		return len(now) == 1 && now[0] != old[0] && st.Conditions[0].Status
+	})
+}
+
+// keepers are the pids of the keepers of the node's state folder.
+func (n *node) keepers(t *testing.T) []int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []byte("crisp-keeper\x00" + n.path("state"))
+	var pids []int
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil || !bytes.HasPrefix(data, want) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+func testKeeperKilled(t *testing.T, n *node) {
+	p := n.pod(t)
+	const count = "i=0; while :; do echo $i; i=$((i+1)); done"
+	counting := p.start(t, named("counting"), sh(count))
+	waiting := p.start(t, named("waiting"), sh("trap 'exit 7' TERM; while :; do sleep 0.1; done"))
+	shared := n.pod(t, attempt(1), sharedPID)
+	quiet := shared.start(t)
+	pid := counting.pid(t)
+
+	n.killKeeper(t)
+
+	for _, c := range []*container{counting, waiting, quiet} {
+		if st := c.status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("container %s is %v", st.Metadata.Name, st.State)
+		}
+		if got := string(c.exec(t, "echo", "there").Stdout); got != "there\n" {
+			t.Errorf("exec says %q", got)
+		}
+	}
+	if now := counting.pid(t); now != pid {
+		t.Errorf("the container's process is %d, was %d", now, pid)
+	}
+	if st := shared.status(t); st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		t.Errorf("the pod with a shared PID namespace is %v", st.State)
+	}
+	size := func() int { return len(slurp(counting.logFile())) }
+	from := size()
+	eventually(t, "the log grows with the next keeper", func() bool { return size() > from+1<<20 })
+	counting.stop(t, 0)
+	wantWholeCount(t, parse(t, []byte(slurp(counting.logFile()))))
+
+	waiting.stop(t, 10)
+	st := waiting.wait(t)
+	if kernelTellsExits() && st.ExitCode != 7 {
+		t.Errorf("exit code %d, want 7", st.ExitCode)
+	} else if st.ExitCode != 7 && st.ExitCode != 255 {
+		t.Errorf("exit code %d, want 7 or 255", st.ExitCode)
+	}
+	p.start(t, named("afterwards"), sh("exit 0")).wantEnd(t, 0, "Completed")
+}
+
+// wantWholeCount joins partial lines: the piece that was in the old keeper's
+// hands is logged as such.
+func wantWholeCount(t *testing.T, lines []line) {
+	t.Helper()
+	next, part := 0, ""
+	for i, l := range lines {
+		part += l.content
+		if l.partial {
+			continue
+		}
+		if part != fmt.Sprint(next) {
+			t.Fatalf("line %d of %d says %q, want %d", i, len(lines), part, next)
+		}
+		next, part = next+1, ""
+	}
+}
+
+// kernelTellsExits is true from Linux 6.15 on: a pidfd tells how a process
+// ended whose parent is somebody else.
+func kernelTellsExits() bool {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	var major, minor int
+	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return major > 6 || major == 6 && minor >= 15
+}
+
+// testKeeperKilledDuringExec wants a clear error, and no process left.
+func testKeeperKilledDuringExec(t *testing.T, n *node) {
+	c := n.pod(t).start(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	result := make(chan error, 1)
+	go func() {
+		_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "4321"}})
+		result <- err
+	}()
+	eventually(t, "the command runs", func() bool { return c.sh(t, "ps | grep '[s]leep 4321' | wc -l") == "1" })
+	n.killKeeper(t)
+	if err := <-result; err == nil || ctx.Err() != nil {
+		t.Errorf("the call under way ended with %v", err)
+	}
+	eventually(t, "the command is gone", func() bool { return c.sh(t, "ps | grep '[s]leep 4321' | wc -l") == "0" })
+}
