@@ -154,16 +154,6 @@ func (run *running) gate(step int) (done bool, err error) {
 }
 
 func (run *running) end() {
-	// The process that forked may not yet have told of the one that failed.
-	for len(run.pids) == 1 && !run.r.Hold {
-		ev, err := run.child.Next()
-		if err != nil {
-			break
-		}
-		if ev.Kind == spawn.Forked {
-			run.pids = append(run.pids, ev.Pid)
-		}
-	}
 	run.child.Abort()
 	for _, pid := range run.pids {
 		_ = unix.Kill(pid, unix.SIGKILL)

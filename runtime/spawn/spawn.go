@@ -60,9 +60,10 @@ type Child struct {
 	plan    *plan.Plan
 	sock    *os.File // nonblocking, so that a wait occupies no thread
 	raw     syscall.RawConn
-	fork    int     // index of the step that forks, -1 without
-	last    uint32  // the last report
-	waiting []Event // events that overtook the report of the fork
+	fork    int        // index of the step that forks, -1 without
+	last    uint32     // the last report
+	waiting []Event    // events that overtook the report of the fork
+	failed  *StepError // a failure that overtook it
 }
 
 // Start clones a child and lets it run the plan. The descriptors in files
@@ -163,9 +164,17 @@ func (c *Child) Next() (Event, error) {
 		c.waiting = c.waiting[1:]
 		return ev, nil
 	}
+	if c.fork < 0 && c.failed != nil {
+		return Event{}, c.failed
+	}
 	for {
 		ev, err := c.receive()
+		var failed *StepError
 		switch {
+		case c.fork >= 0 && errors.As(err, &failed) && failed.Index > c.fork:
+			c.failed = failed // once it is known which process that was
+		case err != nil && c.failed != nil:
+			return Event{}, c.failed
 		case err != nil:
 			return Event{}, err
 		case ev.Kind == Forked:
