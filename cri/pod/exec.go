@@ -156,7 +156,7 @@ func (m *Manager) closeSession(ctx context.Context, s *session) {
 	m.mu.Lock()
 	delete(m.sessions, s.id)
 	m.mu.Unlock()
-	err := m.Keeper.Client().Forget(context.WithoutCancel(ctx), s.id)
+	err := m.Keeper.Forget(context.WithoutCancel(ctx), s.id)
 	if !errors.Is(err, client.ErrRunning) {
 		warn(err, "forget an exec session", "session", s.id)
 	}

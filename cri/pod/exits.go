@@ -40,7 +40,7 @@ func (m *Manager) forgetStranger(e client.Exit) {
 	m.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), cleanTimeout)
 		defer cancel()
-		warn(m.Keeper.Client().Forget(ctx, e.ID), "forget the end of a process", "id", e.ID)
+		warn(m.Keeper.Forget(ctx, e.ID), "forget the end of a process", "id", e.ID)
 	})
 }
 
@@ -84,7 +84,7 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	}
 	close(pr.exited)
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
-	warn(p.m.Keeper.Client().Forget(ctx, id), "forget an exit", "container", id)
+	warn(p.m.Keeper.Forget(ctx, id), "forget an exit", "container", id)
 }
 
 // lastRites counts the OOM kills in a container's cgroup and empties it.

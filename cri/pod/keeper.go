@@ -48,6 +48,12 @@ func (k *Keeper) Start(ctx context.Context, r client.Request) (*client.Started, 
 	return k.Client().Start(ctx, r)
 }
 
+// Forget lets go of what is held under an id, also of an exit that a keeper
+// which died recorded.
+func (k *Keeper) Forget(ctx context.Context, id string) error {
+	return errors.Join(k.Client().Forget(ctx, id), client.RemoveExit(k.stateDir, id))
+}
+
 // Close ends the connection. The keeper and what it holds go on.
 func (k *Keeper) Close() error { return k.Client().Close() }
 

@@ -95,6 +95,9 @@ func (m *Manager) recover(ctx context.Context) error {
 		return fmt.Errorf("ask the keeper what it holds: %w", err)
 	}
 	entries := map[string]*client.Entry{}
+	for id, e := range m.recordedExits() {
+		entries[id] = &client.Entry{ID: id, Kind: e.Kind, Exit: &e}
+	}
 	for i := range list {
 		entries[list[i].ID] = &list[i]
 	}
@@ -108,7 +111,7 @@ func (m *Manager) recover(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	m.dropStrangers(ctx, list)
+	m.dropStrangers(ctx, entries)
 	m.discardStrangers(ctx)
 	m.sweepNetwork(ctx)
 	return nil
@@ -249,8 +252,8 @@ func (m *Manager) discardStrangers(ctx context.Context) {
 
 // dropStrangers lets the keeper forget what no record knows, such as exec
 // sessions of the last daemon.
-func (m *Manager) dropStrangers(ctx context.Context, list []client.Entry) {
-	for _, e := range list {
+func (m *Manager) dropStrangers(ctx context.Context, entries map[string]*client.Entry) {
+	for _, e := range entries {
 		m.mu.RLock()
 		known := m.pods[e.ID] != nil || m.containers[e.ID] != nil
 		m.mu.RUnlock()
@@ -262,7 +265,7 @@ func (m *Manager) dropStrangers(ctx context.Context, list []client.Entry) {
 		}
 		e.Close()
 		// One that takes time to die is forgotten when its exit is reported.
-		if err := m.Keeper.Client().Forget(ctx, e.ID); !errors.Is(err, client.ErrRunning) {
+		if err := m.Keeper.Forget(ctx, e.ID); !errors.Is(err, client.ErrRunning) {
 			warn(err, "forget what has no record", "id", e.ID)
 		}
 	}

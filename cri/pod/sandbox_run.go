@@ -287,7 +287,7 @@ func (p *pod) dropNamespaces(ctx context.Context) error {
 		}
 	}
 	p.setNamespaces(nil)
-	return p.m.Keeper.Client().Forget(ctx, r.ID)
+	return p.m.Keeper.Forget(ctx, r.ID)
 }
 
 // setPaused notes that the pod is about to have a first process of its own.

@@ -20,6 +20,7 @@ import (
 func TestKeeperDies(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "logs, exits and sessions", func(t *testing.T) { testKeeperKilled(t, n) })
+	n.run(t, "the daemon too", func(t *testing.T) { testBothKilled(t, n) })
 	n.run(t, "a call under way", func(t *testing.T) { testKeeperKilledDuringExec(t, n) })
 }
 
@@ -102,6 +103,35 @@ func testKeeperKilled(t *testing.T, n *node) {
 		t.Errorf("exit code %d, want 7 or 255", st.ExitCode)
 	}
 	p.start(t, named("afterwards"), sh("exit 0")).wantEnd(t, 0, "Completed")
+}
+
+// testBothKilled wants the truth about containers that lost both holders.
+func testBothKilled(t *testing.T, n *node) {
+	p := n.pod(t)
+	running := p.start(t, named("running"))
+	go7 := filepath.Join(t.TempDir(), "go")
+	ended := p.start(t, named("ended"), mount(filepath.Dir(go7), "/signal"), sh("until [ -e /signal/go ]; do sleep 0.05; done; exit 7"))
+	keeper := n.keepers(t)[0]
+	n.Kill()
+	if err := os.WriteFile(go7, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the keeper records the exit", func() bool {
+		_, err := os.Stat(n.path("state", "exits", ended.id))
+		return err == nil
+	})
+	if err := unix.Kill(keeper, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.begin(t)
+	ended.wantEnd(t, 7, "Error")
+	running.wantEnd(t, 255, "Unknown")
+	if st := p.status(t); st.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("the pod is %v", st.State)
+	}
+	if left, err := os.ReadDir(n.path("state", "exits")); err != nil || len(left) > 0 {
+		t.Errorf("exit records left: %v, %v", left, err)
+	}
 }
 
 // wantWholeCount joins partial lines: the piece that was in the old keeper's
