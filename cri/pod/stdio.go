@@ -79,11 +79,18 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) (*client.
 func keep(pr *process) []client.Named {
 	var out []client.Named
 	for name, f := range map[string]*os.File{"stdin": pr.stdin, "stdout": pr.stdout, "stderr": pr.stderr} {
-		if f != nil && f != pr.terminal {
+		if f != nil && f != pr.terminal && isOpen(f) {
 			out = append(out, client.Named{Name: name, File: f})
 		}
 	}
 	return out
+}
+
+// isOpen tells whether a file was not closed, as the input of a container is
+// after its first client.
+func isOpen(f *os.File) bool {
+	conn, err := f.SyscallConn()
+	return err == nil && conn.Control(func(uintptr) {}) == nil
 }
 
 // openLog opens a container's log file for appending, below the pod's log
