@@ -55,7 +55,7 @@ type Lab struct {
 	opt    Options
 	cache  Cache
 	conn   *grpc.ClientConn
-	daemon *process
+	daemon *Process
 	before inventory.Inventory
 }
 
@@ -146,7 +146,7 @@ func (l *Lab) Start(ctx context.Context) error {
 	if l.opt.PluginDir != "" {
 		plugins = l.opt.PluginDir + "," + plugins
 	}
-	l.daemon, err = startProcess(l.path("crisp.log"), l.opt.Env, binary, "serve",
+	l.daemon, err = StartProcess(l.path("crisp.log"), l.opt.Env, binary, "serve",
 		"--config", l.path("config.toml"), "--root", l.path("root"), "--state", l.path("state"), "--listen", l.Endpoint,
 		"--cni-conf-dir", l.path("net.d"), "--cni-bin-dir", plugins, "--registry-config-dir", l.path("certs.d"))
 	if err != nil {
@@ -158,7 +158,7 @@ func (l *Lab) Start(ctx context.Context) error {
 		_, err := l.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
 		return err == nil
 	}
-	if err := l.daemon.waitUntil(ctx, readyTime, ready); err != nil {
+	if err := l.daemon.WaitUntil(ctx, readyTime, ready); err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
 	return nil
@@ -168,7 +168,7 @@ func (l *Lab) Start(ctx context.Context) error {
 func (l *Lab) PID() int { return l.daemon.cmd.Process.Pid }
 
 // Stop ends the daemon as a service manager does. Pods stay.
-func (l *Lab) Stop() error { return l.daemon.stop() }
+func (l *Lab) Stop() error { return l.daemon.Stop() }
 
 // Kill ends the daemon at once. Pods stay.
 func (l *Lab) Kill() {

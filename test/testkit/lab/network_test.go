@@ -46,15 +46,15 @@ func TestWriteHosts(t *testing.T) {
 
 func TestProcess(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
-	p, err := startProcess(log, []string{"WORD=quick"}, "sh", "-c", "echo $WORD brown fox; exit 3")
+	p, err := StartProcess(log, []string{"WORD=quick"}, "sh", "-c", "echo $WORD brown fox; exit 3")
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = p.waitUntil(t.Context(), stopTime, func() bool { return false })
+	err = p.WaitUntil(t.Context(), stopTime, func() bool { return false })
 	if err == nil || !strings.Contains(err.Error(), "quick brown fox") || !strings.Contains(err.Error(), "exit status 3") {
 		t.Errorf("got %v, want an error with the exit status and the log", err)
 	}
-	if err := p.stop(); err != nil {
+	if err := p.Stop(); err != nil {
 		t.Errorf("stop a process that has ended: %v", err)
 	}
 }

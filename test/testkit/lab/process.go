@@ -15,21 +15,22 @@ import (
 // stopTime is how long a process may take to end when asked to.
 const stopTime = 20 * time.Second
 
-// process is a program running in the background, its output in a file.
-type process struct {
+// Process is a program running in the background, its output in a file.
+type Process struct {
 	cmd  *exec.Cmd
 	log  string
 	done chan struct{} // closed when it ended
 	err  error         // why, set before done is closed
 }
 
-func startProcess(log string, env []string, binary string, args ...string) (*process, error) {
+// StartProcess starts a program with env added to the environment.
+func StartProcess(log string, env []string, binary string, args ...string) (*Process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	p := &process{cmd: exec.Command(binary, args...), log: log, done: make(chan struct{})}
+	p := &Process{cmd: exec.Command(binary, args...), log: log, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.Env = append(os.Environ(), env...)
 	// A group of its own, so that ^C reaches only the program that started
@@ -45,8 +46,8 @@ func startProcess(log string, env []string, binary string, args ...string) (*pro
 	return p, nil
 }
 
-// waitUntil polls ready until it is true, the process ends or time is up.
-func (p *process) waitUntil(ctx context.Context, limit time.Duration, ready func() bool) error {
+// WaitUntil polls ready until it is true, the process ends or time is up.
+func (p *Process) WaitUntil(ctx context.Context, limit time.Duration, ready func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -63,8 +64,8 @@ func (p *process) waitUntil(ctx context.Context, limit time.Duration, ready func
 	return nil
 }
 
-// stop asks the process to end, and kills it when it does not.
-func (p *process) stop() error {
+// Stop asks the process to end, and kills it when it does not.
+func (p *Process) Stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
 	select {
 	case <-p.done:
@@ -77,7 +78,7 @@ func (p *process) stop() error {
 }
 
 // tail is the end of the log.
-func (p *process) tail() string {
+func (p *Process) tail() string {
 	data, err := os.ReadFile(p.log)
 	if err != nil {
 		return err.Error()

@@ -34,7 +34,7 @@ http:
 type Registry struct {
 	// Addr is its host and port.
 	Addr string
-	proc *process
+	proc *Process
 }
 
 // RegistryOptions say how to run a registry.
@@ -55,12 +55,12 @@ func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 	if err := os.WriteFile(config, fmt.Appendf(nil, registryConfig, o.Storage, !o.Writable, addr), 0o644); err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
-	proc, err := startProcess(filepath.Join(o.Work, "registry.log"), []string{"OTEL_TRACES_EXPORTER=none"}, o.Binary, "serve", config)
+	proc, err := StartProcess(filepath.Join(o.Work, "registry.log"), []string{"OTEL_TRACES_EXPORTER=none"}, o.Binary, "serve", config)
 	if err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
 	r := &Registry{Addr: addr, proc: proc}
-	if err := proc.waitUntil(ctx, 20*time.Second, func() bool { return answers("http://" + addr + "/v2/") }); err != nil {
+	if err := proc.WaitUntil(ctx, 20*time.Second, func() bool { return answers("http://" + addr + "/v2/") }); err != nil {
 		_ = r.Close()
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
@@ -68,7 +68,7 @@ func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 }
 
 // Close ends the registry.
-func (r *Registry) Close() error { return r.proc.stop() }
+func (r *Registry) Close() error { return r.proc.Stop() }
 
 // WriteHosts writes certs.d folders to dir that send the pulls from the usual
 // registries to this one.
