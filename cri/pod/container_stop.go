@@ -89,7 +89,7 @@ func (p *pod) removeContainer(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	if err := p.m.Keeper.Forget(ctx, id); err != nil {
+	if err := attempt("forget process", func() error { return p.m.Keeper.Forget(ctx, id) }); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
 	if err := unwind(ctx, containerSteps, c.Phase, &making{p: p, id: id}); err != nil {

@@ -80,7 +80,7 @@ func (p *pod) update(sync bool, change func(*Record)) error {
 	}
 	next := p.record().clone()
 	change(next)
-	if err := p.m.store.save(next, sync); err != nil {
+	if err := attempt("write record", func() error { return p.m.store.save(next, sync) }); err != nil {
 		return err
 	}
 	p.rec.Store(next)
@@ -149,12 +149,16 @@ func (pr *process) close() error {
 	if pr == nil {
 		return nil
 	}
+	return closeFiles(pr.pidfd, pr.terminal, pr.stdin, pr.stdout, pr.stderr, pr.rootfs)
+}
+
+// closeFiles closes files of which some may be nil, closed or the same.
+func closeFiles(files ...*os.File) error {
 	var errs []error
-	for _, f := range []*os.File{pr.pidfd, pr.terminal, pr.stdin, pr.stdout, pr.stderr, pr.rootfs} {
+	for _, f := range files {
 		if f == nil {
 			continue
 		}
-		// The input may have been closed before, or be the terminal.
 		if err := f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 			errs = append(errs, err)
 		}

@@ -112,7 +112,7 @@ func (m *Manager) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (
 	}
 	p := newPod(m, r)
 	p.starting.Store(true)
-	if err := os.Mkdir(m.store.podDir(r.ID), 0o700); err != nil {
+	if err := attempt("make folder", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
 		return nil, fmt.Errorf("make folder of sandbox %s: %w", r.ID, err)
 	}
 	return p, nil
@@ -408,7 +408,7 @@ func (p *pod) forget() error {
 	if p.gone {
 		return nil
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := attempt("remove folder", func() error { return os.RemoveAll(dir) }); err != nil {
 		return fmt.Errorf("remove folder of sandbox: %w", err)
 	}
 	p.gone = true

@@ -39,7 +39,7 @@ func walk[T any](ctx context.Context, steps []step[T], target T, note recorder) 
 		if err := note(s.name, s.sync); err != nil {
 			return undone(err, rollback(ctx, steps, s.name, target))
 		}
-		if err := s.do(target, ctx); err != nil {
+		if err := attempt("do "+s.name, func() error { return s.do(target, ctx) }); err != nil {
 			return undone(fmt.Errorf("%s: %w", s.name, err), rollback(ctx, steps, s.name, target))
 		}
 	}
@@ -48,6 +48,18 @@ func walk[T any](ctx context.Context, steps []step[T], target T, note recorder) 
 		return undone(err, rollback(ctx, steps, last, target))
 	}
 	return nil
+}
+
+// attempt has an effect on the machine or the disk, between two points at
+// which the crash tests end the daemon.
+func attempt(effect string, do func() error) error {
+	if err := point("before", effect); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return point("after", effect)
 }
 
 // leftError is a failure whose effects could not be undone.
@@ -90,8 +102,9 @@ func unwind[T any](ctx context.Context, steps []step[T], phase string, target T)
 		}
 	}
 	for i := from; i >= 0; i-- {
-		if err := steps[i].undo(target, ctx); err != nil {
-			return fmt.Errorf("undo %s: %w", steps[i].name, err)
+		s := steps[i]
+		if err := attempt("undo "+s.name, func() error { return s.undo(target, ctx) }); err != nil {
+			return fmt.Errorf("undo %s: %w", s.name, err)
 		}
 	}
 	return nil

@@ -1,0 +1,87 @@
+//go:build crash
+
+package pod
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/durable"
+)
+
+// CrashEnv names the folder through which a test gives its orders to [point].
+const CrashEnv = "CRISP_CRASH"
+
+// Files of that folder.
+const (
+	// CrashTrace gets a line for each point that is passed.
+	CrashTrace = "trace"
+	// CrashOrders has a line for each order, "kill N POINT" or "fail N POINT",
+	// which is carried out when POINT is in the trace for the Nth time. Then
+	// it is the next line's turn.
+	CrashOrders = "orders"
+)
+
+// ErrCrash is the error of an order to fail.
+var ErrCrash = errors.New("ordered failure")
+
+// Tables lists the steps of the tables, in order.
+func Tables() (sandbox, container []string) {
+	for _, s := range sandboxSteps {
+		sandbox = append(sandbox, s.name)
+	}
+	for _, s := range containerSteps {
+		container = append(container, s.name)
+	}
+	return sandbox, container
+}
+
+// point passes a place at which a test may have ordered a kill or a failure.
+func point(when, effect string) error {
+	dir := os.Getenv(CrashEnv)
+	if dir == "" {
+		return nil
+	}
+	name := when + " " + effect
+	passed, err := mark(filepath.Join(dir, CrashTrace), name)
+	if err != nil {
+		return err
+	}
+	orders := filepath.Join(dir, CrashOrders)
+	data, err := os.ReadFile(orders)
+	if err != nil {
+		return nil // no order
+	}
+	first, rest, _ := strings.Cut(string(data), "\n")
+	kind, what, _ := strings.Cut(first, " ")
+	if what != fmt.Sprint(passed, " ", name) {
+		return nil
+	}
+	if err := durable.ReplaceFile(orders, []byte(rest), 0o600); err != nil {
+		return err
+	}
+	if kind == "fail" {
+		return fmt.Errorf("%s: %w", name, ErrCrash)
+	}
+	_ = unix.Kill(os.Getpid(), unix.SIGKILL) // cannot fail
+	select {}
+}
+
+// mark notes that a point was passed and counts how often.
+func mark(path, name string) (int, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if _, err := fmt.Fprintln(f, name); err != nil {
+		return 0, err
+	}
+	data, err := os.ReadFile(path)
+	return strings.Count("\n"+string(data), "\n"+name+"\n"), err
+}
