@@ -63,7 +63,7 @@ func together(t *testing.T, n int, call func() (string, error)) []string {
 }
 
 func testParallelPods(t *testing.T, n *node, cni plugin) {
-	pins, leases, adds := len(names(n.path("state", "netns"))), len(n.leases()), cni.calls("ADD")
+	pins, leases, adds := len(names(n.path("state", "netns"))), len(n.Leases()), cni.calls("ADD")
 	cfg := n.podConfig(t)
 	ids := together(t, 4, func() (string, error) {
 		r, err := try(t, n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: cfg})
@@ -72,7 +72,7 @@ func testParallelPods(t *testing.T, n *node, cni plugin) {
 	if len(ids) != 1 {
 		t.Errorf("parallel calls made pods %q, want one", ids)
 	}
-	pins, leases, adds = len(names(n.path("state", "netns")))-pins, len(n.leases())-leases, cni.calls("ADD")-adds
+	pins, leases, adds = len(names(n.path("state", "netns")))-pins, len(n.Leases())-leases, cni.calls("ADD")-adds
 	if pins != 1 || leases != 1 || adds != 1 {
 		t.Errorf("one pod has %d network namespaces and %d addresses of %d ADDs", pins, leases, adds)
 	}
@@ -156,7 +156,7 @@ func testFailedStop(t *testing.T, n *node, cni plugin) {
 	c.wantEnd(t, 137, "Error")
 	cni.clear("fail-DEL")
 	call(t, n.Runtime.StopPodSandbox, stop)
-	if got := n.leases(); len(got) != 0 {
+	if got := n.Leases(); len(got) != 0 {
 		t.Errorf("addresses %q are still leased", got)
 	}
 }

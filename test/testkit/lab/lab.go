@@ -35,6 +35,8 @@ type Options struct {
 	Config string
 	// Env is added to the daemon's environment.
 	Env []string
+	// Crisp, if not empty, is the daemon to run instead of the checkout's.
+	Crisp string
 	// PluginDir, if not empty, is searched for CNI plugins first.
 	PluginDir string
 }
@@ -135,9 +137,12 @@ func (l *Lab) configure(ctx context.Context) error {
 
 // Start starts the daemon and waits until it answers. [New] has done so.
 func (l *Lab) Start(ctx context.Context) error {
-	binary, err := l.cache.Crisp()
-	if err != nil {
-		return err
+	binary := l.opt.Crisp
+	if binary == "" {
+		var err error
+		if binary, err = l.cache.Crisp(); err != nil {
+			return err
+		}
 	}
 	plugins, err := l.cache.Plugins()
 	if err != nil {
