@@ -40,8 +40,10 @@ const (
 	// maxMessage is what the server takes and gives in one message; kubelet's
 	// client takes 16 MiB.
 	maxMessage = 16 << 20
-	// stopTimeout is how long calls under way may take when the daemon ends.
-	stopTimeout = 10 * time.Second
+	// stopTimeout is how long calls under way may take when the daemon ends,
+	// closeTimeout how long its services may take after that.
+	stopTimeout  = 5 * time.Second
+	closeTimeout = 4 * time.Second
 )
 
 // serve runs the daemon until ctx ends. Pods go on without it.
@@ -91,12 +93,24 @@ type services struct {
 	streams *stream.Server
 }
 
-// onClose notes what ends a service; the last opened is ended first.
+// onClose notes what ends a service.
 func (d *services) onClose(f func()) { d.closers = append(d.closers, f) }
 
+// close ends the services, the last opened first. An operation that does not
+// end, such as one that waits for a plugin, is left to the next daemon, as it
+// would be after a crash.
 func (d *services) close() {
-	for i := len(d.closers) - 1; i >= 0; i-- {
-		d.closers[i]()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := len(d.closers) - 1; i >= 0; i-- {
+			d.closers[i]()
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(closeTimeout):
+		klog.InfoS("Ending with operations under way; the next daemon takes them up")
 	}
 }
 
@@ -174,7 +188,7 @@ func (d *services) openPods(ctx context.Context) error {
 		return err
 	}
 	d.onClose(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		if err := d.streams.Stop(ctx); err != nil {
 			klog.ErrorS(err, "Stop streaming")

@@ -47,6 +47,17 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
+// hangUp ends the contexts of all requests; their connections stay for a last
+// word.
+func (l *listener) hangUp() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for c := range l.open {
+		c.lost()
+	}
+}
+
 // closeAll cuts every connection.
 func (l *listener) closeAll() {
 	l.mu.Lock()

@@ -23,6 +23,10 @@ const (
 	defaultCreationTimeout = 30 * time.Second
 )
 
+// farewellTime is how long sessions may take to end, and to tell their client,
+// when the server stops.
+const farewellTime = 2 * time.Second
+
 // maxHeader bounds the head of a request.
 const maxHeader = 64 << 10
 
@@ -103,18 +107,26 @@ func Start(o Options, rt Runtime) (*Server, error) {
 	return s, nil
 }
 
-// Stop ends all connections and waits until what they ran has returned, or
-// ctx ends.
+// Stop ends all sessions and waits until what they ran has returned, or ctx
+// ends. Clients are told that their command was cut short: to them, an end of
+// the connection alone looks like success.
 func (s *Server) Stop(ctx context.Context) error {
 	err := s.http.Close()
-	s.listener.closeAll()
-	done := make(chan struct{})
+	s.listener.hangUp()
+	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		<-s.served
 		s.sessions.wait()
+		close(ended)
 		s.listener.closing.Wait()
 	}()
+	select {
+	case <-ended:
+	case <-time.After(farewellTime):
+	case <-ctx.Done():
+	}
+	s.listener.closeAll()
 	select {
 	case <-done:
 		return errors.Join(s.err, err)
