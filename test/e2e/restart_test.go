@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,13 +43,16 @@ func (n *node) begin(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
-	n := newNode(t, lab.Options{})
+	cni := newPlugin(t)
+	n := newNode(t, lab.Options{PluginDir: cni.dir})
 	for _, e := range ends {
 		n.run(t, e.name+" status", func(t *testing.T) { testStatusSurvives(t, n, e) })
 		n.run(t, e.name+" log", func(t *testing.T) { testLogSurvives(t, n, e) })
 		n.run(t, e.name+" exits", func(t *testing.T) { testExitsWhileDown(t, n, e) })
 		n.run(t, e.name+" sessions", func(t *testing.T) { testSessionsAfterRestart(t, n, e) })
+		n.run(t, e.name+" commands", func(t *testing.T) { testCommandsEnd(t, n, e) })
 	}
+	n.run(t, "slow plugin", func(t *testing.T) { testStopDuringPlugin(t, n, cni) })
 	n.run(t, "second daemon", func(t *testing.T) { testSecondDaemon(t, n) })
 }
 
@@ -208,6 +212,63 @@ func testSessionsAfterRestart(t *testing.T, n *node, e end) {
 	if got := trap.logged(t); got != "bye\n" || slurp(old) != "" {
 		t.Errorf("the new log says %q, the old one %q", got, slurp(old))
 	}
+}
+
+// testCommandsEnd ends the daemon under commands in a container: they end too,
+// as nobody would ever learn how.
+func testCommandsEnd(t *testing.T, n *node, e end) {
+	c := n.pod(t).start(t)
+	var o remotecommand.StreamOptions
+	o.Stdout = io.Discard
+	ended, cut := make(chan error, 1), make(chan error, 1)
+	go func() {
+		ended <- failure(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "2005"}})
+	}()
+	u := c.execURL(t, o, "sleep", "2006")
+	go func() { cut <- dialer(dialSPDY).session(t, u, o) }()
+	for _, command := range []string{"sleep\x002005", "sleep\x002006"} {
+		eventually(t, "the commands run", func() bool { return len(n.processes(t, command)) == 1 })
+	}
+	e.do(t, n)
+	if err := <-ended; err == nil {
+		t.Error("the caller was told that the command went well")
+	}
+	// To a client of a session the end of the connection looks like success.
+	if err := <-cut; err == nil && e.name == "SIGTERM" {
+		t.Error("the client of a session was told that the command went well")
+	}
+	n.begin(t)
+	eventually(t, "the commands are gone", func() bool { return len(n.processes(t, "sleep\x00200")) == 0 })
+	if st := c.status(t).State; st != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("their container is %v", st)
+	}
+}
+
+// testStopDuringPlugin ends the daemon while a plugin hangs. It does not wait
+// for that, and what was begun is undone.
+func testStopDuringPlugin(t *testing.T, n *node, cni plugin) {
+	adds := cni.calls("ADD")
+	cni.set(t, "hold-ADD")
+	request := &runtimeapi.RunPodSandboxRequest{Config: n.podConfig(t)}
+	ended := make(chan error, 1)
+	go func() { ended <- failure(t, n.Runtime.RunPodSandbox, request) }()
+	eventually(t, "the plugin is called", func() bool { return cni.calls("ADD") > adds })
+	began := time.Now()
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the daemon took %v to end", took)
+	}
+	if err := <-ended; err == nil {
+		t.Error("the caller was told that the pod runs")
+	}
+	cni.clear("hold-ADD")
+	n.begin(t)
+	if list := call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items; len(list) != 0 {
+		t.Errorf("pods %v are listed", list)
+	}
+	n.podOf(t, request.Config)
 }
 
 // testSecondDaemon starts one on the folders of a running one.

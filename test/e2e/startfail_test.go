@@ -26,6 +26,7 @@ var startFailures = []struct {
 	{"folder as a command", command("/etc"), []string{"/etc", "permission denied"}},
 	{"script without an interpreter", command("/mnt/script"), []string{"/mnt/script", "no such file"}},
 	{"program of another format", command("/mnt/garbage"), []string{"/mnt/garbage", "exec format error"}},
+	{"too long an argument", command("/bin/echo", strings.Repeat("x", 200_000)), []string{"/bin/echo", "argument list too long"}},
 	{"working folder that is a file", func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/etc/passwd" }, []string{"/etc/passwd", "not a directory"}},
 	{"mount of a folder on a file", mount("/etc", "/etc/passwd"), []string{"/etc/passwd", "a folder cannot be mounted on a file"}},
 }
