@@ -42,7 +42,7 @@ const (
 	maxMessage = 16 << 20
 	// stopTimeout is how long calls under way may take when the daemon ends,
 	// closeTimeout how long its services may take after that.
-	stopTimeout  = 5 * time.Second
+	stopTimeout  = 4 * time.Second
 	closeTimeout = 4 * time.Second
 )
 
