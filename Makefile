@@ -2,6 +2,7 @@
 #
 #   make demo     watch a pod run
 #   make test     everything: checks, tests, conformance
+#   make bench    crisp side by side with containerd
 #
 # Tools and images that only tests need are built into .cache. The demo, the
 # conformance run and most tests change namespaces and cgroups: run as root.
@@ -14,6 +15,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck)
 PLUGINS := $(CACHE)/cni/bridge
+PEERS := $(addprefix $(CACHE)/peers/,containerd runc)
 LAB := $(CACHE)/bin/crictl $(CACHE)/bin/registry $(PLUGINS)
 
 .PHONY: help
@@ -66,6 +68,10 @@ root: build $(LAB) images ## all tests; skips and leavings fail
 conformance: build $(LAB) $(CACHE)/bin/critest images programs ## critest against bin/crisp
 	$(CACHE)/bin/conformance $(ARGS)
 
+.PHONY: bench
+bench: build $(LAB) $(PEERS) images programs ## side by side with containerd, ten minutes
+	$(CACHE)/bin/bench $(ARGS)
+
 .PHONY: demo
 demo: build $(LAB) images programs ## a pod from pull to removal, with timings
 	@$(CACHE)/bin/demo
@@ -77,7 +83,7 @@ tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, the CNI plugins
 
 .PHONY: programs
 programs: # those that run tests
-	$(GO) build -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./hack/bench ./test/conformance
+	$(GO) build -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./test/bench ./test/conformance
 
 .PHONY: images
 images: $(CACHE)/bin/registry ## build the images that tests pull
@@ -101,6 +107,22 @@ $(CACHE)/bin/staticcheck: hack/tools/lint/go.mod
 $(PLUGINS): hack/tools/cni/go.mod
 	@mkdir -p $(@D)
 	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$(@D)/ tool
+
+##### Runtimes to compare with
+
+PEERS_MOD := hack/tools/peers/go.mod
+peer_version = $(shell sed -n 's|^[[:space:]]*$(1) v\([^ ]*\).*|\1|p' $(PEERS_MOD))
+
+$(CACHE)/peers/containerd: $(PEERS_MOD)
+	$(GO) build -C $(<D) -ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=$(call peer_version,github.com/containerd/containerd/v2)" \
+		-o $(CURDIR)/$(@D)/ github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+
+# runc is partly in C. Without the headers of libseccomp (libseccomp-dev) it
+# is built without filters, which makes it faster than it would be on a node.
+$(CACHE)/peers/runc: $(PEERS_MOD)
+	@pkg-config --exists libseccomp || echo "libseccomp-dev is missing: runc is built without seccomp, and a little faster for it"
+	CGO_ENABLED=1 $(GO) build -C $(<D) -tags "$$(pkg-config --exists libseccomp && echo seccomp)" \
+		-ldflags "-s -w -X main.version=$(call peer_version,github.com/opencontainers/runc)" -o $(CURDIR)/$@ github.com/opencontainers/runc
 
 .PHONY: clean
 clean: ## remove what was built, but not the cache

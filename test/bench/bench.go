@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// alone is the name under which the CNI plugins' own times are kept.
+const alone = "CNI plugins alone"
+
+// bench measures its targets in turn.
+type bench struct {
+	opt          options
+	targets      []*target
+	plugins      *plugins // nil when they cannot be measured
+	cgroupParent string
+	pulls        *pullImages // nil without images to pull
+	samples      samples
+	failed       []string // what went wrong, for the report
+	loads        []float64
+	pods         int // made so far, for names
+}
+
+// phase is a part of the benchmark.
+type phase struct {
+	name   string
+	rounds int
+	run    func(ctx context.Context, t *target, round int) error
+	floor  func(ctx context.Context, round int) error // what the plugins take for the same, or nil
+}
+
+func (b *bench) phases() []phase {
+	return []phase{
+		{"serial", b.opt.rounds, b.serial, b.serialFloor},
+		{"clients", (b.opt.rounds + 1) / 2, b.clients, b.clientsFloor},
+		{"growth", (b.opt.rounds + 2) / 3, b.growth, nil},
+		{"pull", (b.opt.rounds + 1) / 2, b.pull, nil},
+	}
+}
+
+// run alternates the targets round by round, so that a change of the machine
+// meets all of them. What fails is kept for the report, and the rest goes on.
+func (b *bench) run(ctx context.Context) error {
+	image := &runtimeapi.ImageSpec{Image: b.opt.image}
+	for _, t := range b.targets {
+		if err := t.describe(ctx); err != nil {
+			return err
+		}
+		if _, err := t.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: image}); err != nil {
+			return fmt.Errorf("%s: pull %s: %w", t.name, b.opt.image, err)
+		}
+		c := b.client(t, func(string, time.Duration) {})
+		for range 3 { // to warm up
+			if err := b.live(ctx, c); err != nil {
+				return err
+			}
+		}
+	}
+	var errs []error
+	for _, p := range b.phases() {
+		if !strings.Contains(","+b.opt.phases+",", ","+p.name+",") {
+			continue
+		}
+		for round := range p.rounds {
+			errs = append(errs, b.round(ctx, p, round))
+			if ctx.Err() != nil {
+				return errors.Join(append(errs, ctx.Err())...)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// round runs a phase once on every target, each second round backwards.
+func (b *bench) round(ctx context.Context, p phase, round int) error {
+	began := time.Now()
+	var errs []error
+	for i := range b.targets {
+		if round%2 == 1 {
+			i = len(b.targets) - 1 - i
+		}
+		t := b.targets[i]
+		if err := p.run(ctx, t, round); err != nil {
+			err = fmt.Errorf("%s, round %d: %w", p.name, round+1, brief(err))
+			b.failed = append(b.failed, err.Error())
+			errs = append(errs, err)
+		}
+	}
+	if p.floor != nil && b.plugins != nil {
+		errs = append(errs, p.floor(ctx, round))
+	}
+	load := loadAverage()
+	b.loads = append(b.loads, load)
+	fmt.Printf("%-8s round %d of %d: %4.1f s, load %.1f\n", p.name, round+1, p.rounds, time.Since(began).Seconds(), load)
+	return errors.Join(errs...)
+}
+
+// brief is the first of many errors, which are mostly the same.
+func brief(err error) error {
+	first, others, _ := strings.Cut(err.Error(), "\n")
+	if others == "" {
+		return err
+	}
+	return fmt.Errorf("%s (and %d more)", first, 1+strings.Count(others, "\n"))
+}
+
+// loadAverage is that of the last minute.
+func loadAverage() (load float64) {
+	data, err := os.ReadFile("/proc/loadavg")
+	if err == nil {
+		_, _ = fmt.Sscan(string(data), &load) // 0 if it says something else
+	}
+	return load
+}
+
+// client makes a client of a target.
+func (b *bench) client(t *target, record func(string, time.Duration)) *client {
+	return &client{target: t, image: b.opt.image, cgroupParent: b.cgroupParent, record: record}
+}
+
+// recorder keeps times as samples of a phase.
+func (b *bench) recorder(phase, runtime string, round, load int) func(string, time.Duration) {
+	return func(call string, took time.Duration) {
+		b.samples.add(Sample{phase, runtime, round, load, call, milliseconds(took), "ms"})
+	}
+}
+
+// name is a new pod's.
+func (b *bench) name() string {
+	b.pods++
+	return fmt.Sprintf("bench-%d", b.pods)
+}
+
+// live lives a pod's life, one call after the other.
+func (b *bench) live(ctx context.Context, c *client) error {
+	p, err := c.start(ctx, b.name())
+	if err == nil {
+		err = errors.Join(c.settle(ctx, p), c.execSync(ctx, p), c.execStream(ctx, p))
+	}
+	return errors.Join(err, c.remove(context.WithoutCancel(ctx), p))
+}
+
+// serial measures the calls of one pod after the other.
+func (b *bench) serial(ctx context.Context, t *target, round int) error {
+	c := b.client(t, b.recorder("serial", t.name, round, 0))
+	for range b.opt.samples {
+		if err := b.live(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) serialFloor(ctx context.Context, round int) error {
+	record := b.recorder("serial", alone, round, 0)
+	for range b.opt.samples {
+		detach, err := b.plugins.attach(ctx, record)
+		if err != nil {
+			return err
+		}
+		if err := detach(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

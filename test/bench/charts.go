@@ -1,0 +1,135 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// charts draws the results into a folder.
+func (b *bench) charts(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var errs []error
+	if keys := b.samples.keys("serial"); len(keys) > 0 {
+		errs = append(errs, os.WriteFile(filepath.Join(dir, "calls.svg"), b.callsChart(keys), 0o644),
+			os.WriteFile(filepath.Join(dir, "ready.svg"), b.readyChart(), 0o644))
+	}
+	if len(b.samples.keys("growth")) > 0 {
+		errs = append(errs, os.WriteFile(filepath.Join(dir, "memory.svg"), b.memoryChart(), 0o644))
+	}
+	return errors.Join(errs...)
+}
+
+// shown are the series in charts, each with a color of its own that color-blind
+// readers can tell from the others.
+var shown = [...]struct{ name, color string }{{ours, "#0072b2"}, {theirs, "#d55e00"}, {alone, "#777777"}}
+
+// callsChart has a line for each call and runtime, from the median to the
+// 99th percentile, on a logarithmic scale.
+func (b *bench) callsChart(keys []key) []byte {
+	const left, right, row = 150.0, 700.0, 30.0
+	low, high := 0.1, 1.0
+	for _, k := range keys {
+		for _, s := range shown {
+			if v := b.samples.of(k, s.name).whole(); len(v) > 0 {
+				low, high = min(low, quantile(v, 0.5)), max(high, quantile(v, 0.99))
+			}
+		}
+	}
+	x := logScale(low, high, left, right)
+	height := 70 + row*float64(len(keys))
+	d := newDrawing(right+50, height, "Calls, one client: from the median (dot) to the 99th percentile, ms")
+	for _, tick := range powers(low, high) {
+		d.line(x(tick), 45, x(tick), height-25, "#ddd", 1)
+		d.text(x(tick), height-8, "middle", fmt.Sprintf("%g", tick))
+	}
+	for i, k := range keys {
+		y := 60 + float64(i)*row
+		d.text(left-10, y+4, "end", k.name)
+		for n, s := range shown {
+			v := b.samples.of(k, s.name).whole()
+			if len(v) == 0 {
+				continue
+			}
+			at, from, to := y-6+float64(n)*6, x(quantile(v, 0.5)), x(quantile(v, 0.99))
+			d.line(from, at, to, at, s.color, 2)
+			d.dot(from, at, s.color)
+		}
+	}
+	d.legend()
+	return d.end()
+}
+
+// readyChart shows for each duration the share of pods that were ready by then.
+func (b *bench) readyChart() []byte {
+	const left, right, top, bottom = 60.0, 700.0, 50.0, 330.0
+	curves := map[string][]float64{
+		ours:   b.samples.of(key{"serial", "pod ready", 0}, ours).whole(),
+		theirs: b.samples.of(key{"serial", "pod ready", 0}, theirs).whole(),
+		alone:  b.samples.of(key{"serial", "CNI ADD", 0}, alone).whole(),
+	}
+	high := 1.0
+	for _, v := range curves {
+		high = max(high, quantile(v, 1))
+	}
+	x := func(v float64) float64 { return left + v/high*(right-left) }
+	y := func(share float64) float64 { return bottom - share*(bottom-top) }
+	d := newDrawing(right+50, bottom+45, "Share of pods that are ready after so many ms, one client")
+	for i := range 5 {
+		share := float64(i) / 4
+		d.line(left, y(share), right, y(share), "#ddd", 1)
+		d.text(left-8, y(share)+4, "end", fmt.Sprintf("%.0f%%", share*100))
+		d.text(x(high*share), bottom+20, "middle", fmt.Sprintf("%.0f", high*share))
+	}
+	for _, s := range shown {
+		var points []point
+		for i, v := range curves[s.name] {
+			n := float64(len(curves[s.name]))
+			points = append(points, point{x(v), y(float64(i) / n)}, point{x(v), y(float64(i+1) / n)})
+		}
+		d.curve(points, s.color)
+	}
+	d.legend()
+	return d.end()
+}
+
+// memoryChart shows the memory with the number of pods, on logarithmic scales.
+func (b *bench) memoryChart() []byte {
+	const left, right, top, bottom = 70.0, 700.0, 50.0, 330.0
+	low, high := 10.0, 100.0 // MiB
+	mib := func(size int, runtime string) float64 {
+		return quantile(b.samples.of(key{"growth", "PSS", size}, runtime).whole(), 0.5) / 1024
+	}
+	for _, size := range sizes {
+		for _, s := range shown {
+			high = max(high, mib(size, s.name))
+		}
+	}
+	x, rise := logScale(1, 100, left, right), logScale(low, high, 0, bottom-top)
+	y := func(v float64) float64 { return bottom - rise(max(v, low)) }
+	d := newDrawing(right+50, bottom+45, "Memory of all the runtime's processes (PSS, MiB) with so many pods")
+	for _, tick := range powers(low, high) {
+		d.line(left, y(tick), right, y(tick), "#ddd", 1)
+		d.text(left-8, y(tick)+4, "end", fmt.Sprintf("%g", tick))
+	}
+	for _, size := range sizes[1:] {
+		d.text(x(float64(size)), bottom+20, "middle", fmt.Sprint(size))
+	}
+	for _, s := range shown {
+		var points []point
+		for _, size := range sizes[1:] {
+			if v := mib(size, s.name); v > 0 {
+				points = append(points, point{x(float64(size)), y(v)})
+			}
+		}
+		d.curve(points, s.color)
+		for _, p := range points {
+			d.dot(p.x, p.y, s.color)
+		}
+	}
+	d.legend()
+	return d.end()
+}

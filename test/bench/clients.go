@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// podsEach is how many pods each of several clients starts.
+const podsEach = 2
+
+// What crowds do, in things per second.
+const (
+	started  = "pods started"
+	executed = "commands run"
+	removed  = "pods removed"
+)
+
+var rates = [...]string{started, executed, removed}
+
+// crowds are the numbers of clients at the same time.
+var crowds = [...]int{8, 32}
+
+// clients has several clients start pods at once, use them, and remove them
+// again. Each of the three begins when all have done the one before.
+func (b *bench) clients(ctx context.Context, t *target, round int) error {
+	for _, n := range crowds {
+		c := b.client(t, b.recorder("clients", t.name, round, n))
+		names := b.names(n * podsEach)
+		pods := make([]*pod, len(names))
+		err := b.crowd(started, t.name, round, n, func(i int) (err error) {
+			pods[i], err = c.start(ctx, names[i])
+			return err
+		})
+		if err == nil {
+			err = b.crowd(executed, t.name, round, n, func(i int) error {
+				return errors.Join(c.settle(ctx, pods[i]), c.execSync(ctx, pods[i]))
+			})
+		}
+		err = errors.Join(err, b.crowd(removed, t.name, round, n, func(i int) error {
+			if pods[i] == nil {
+				return nil
+			}
+			return c.remove(context.WithoutCancel(ctx), pods[i])
+		}))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clientsFloor has as many clients attach and detach network namespaces.
+func (b *bench) clientsFloor(ctx context.Context, round int) error {
+	for _, n := range crowds {
+		record := b.recorder("clients", alone, round, n)
+		detach := make([]func() error, n*podsEach)
+		err := b.crowd(started, alone, round, n, func(i int) (err error) {
+			detach[i], err = b.plugins.attach(ctx, record)
+			return err
+		})
+		err = errors.Join(err, b.crowd(removed, alone, round, n, func(i int) error {
+			if detach[i] == nil {
+				return nil
+			}
+			return detach[i]()
+		}))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) names(n int) []string {
+	names := make([]string, n)
+	for i := range names {
+		names[i] = b.name()
+	}
+	return names
+}
+
+// crowd has n clients do their shares of n*podsEach things and keeps how many
+// were done in a second.
+func (b *bench) crowd(what, runtime string, round, n int, do func(i int) error) error {
+	total := n * podsEach
+	began := time.Now()
+	if err := together(n, total, do); err != nil {
+		return err
+	}
+	rate := float64(total) / time.Since(began).Seconds()
+	b.samples.add(Sample{"clients", runtime, round, n, what, rate, "1/s"})
+	return nil
+}
+
+// together does total things, n at a time.
+func together(n, total int, do func(i int) error) error {
+	next := make(chan int, total)
+	for i := range total {
+		next <- i
+	}
+	close(next)
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for worker := range n {
+		wg.Go(func() {
+			for i := range next {
+				errs[worker] = errors.Join(errs[worker], do(i))
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

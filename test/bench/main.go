@@ -1,0 +1,135 @@
+// Command bench measures crisp side by side with containerd on one node, with
+// the same registry, images, CNI plugins and network, and takes turns round by
+// round: what the calls of a pod's life take, one client and many; what pods
+// cost in memory; how long questions, restarts and pulls take. With -endpoint
+// it measures a runtime that runs already instead.
+//
+// It writes every sample (samples.json), a report (report.md) and charts. It
+// fails when a runtime fails, never because one is slow.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/lab"
+)
+
+type options struct {
+	endpoint, peers, image, out, publish, phases string
+	rounds, samples                              int
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.endpoint, "endpoint", "", "measure only the runtime at this `socket` (unix://…)")
+	flag.StringVar(&o.peers, "peers", ".cache/peers", "the `folder` with containerd, its shim and runc; none if empty")
+	flag.StringVar(&o.image, "image", "registry.k8s.io/e2e-test-images/busybox:1.29-2", "the `image` of the containers, with a shell")
+	flag.StringVar(&o.out, "out", ".cache/bench", "the `folder` for the results, and for the images to pull")
+	flag.StringVar(&o.publish, "publish", "", "put report and charts into this `folder` of documentation too")
+	flag.StringVar(&o.phases, "phases", "serial,clients,growth,pull", "what to measure")
+	flag.IntVar(&o.rounds, "rounds", 6, "how many rounds of the first phase; others have fewer")
+	flag.IntVar(&o.samples, "n", 12, "how many pods in a round of the first phase")
+	flag.Parse()
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "bench: a container runtime needs root")
+		os.Exit(1)
+	}
+	measure := func() int {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+		defer stop()
+		if err := measure(ctx, o); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			return 1
+		}
+		return 0
+	}
+	if o.endpoint != "" {
+		os.Exit(measure())
+	}
+	os.Exit(lab.Isolate(measure))
+}
+
+// measure sets up the targets, measures them and writes the results.
+func measure(ctx context.Context, o options) (err error) {
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return err
+	}
+	b := &bench{opt: o}
+	if o.endpoint != "" {
+		conn, err := grpc.NewClient(o.endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		b.targets = []*target{{name: o.endpoint, runtime: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn)}}
+	} else {
+		closeAll, err := b.setUp(ctx)
+		defer func() { err = errors.Join(err, closeAll(context.WithoutCancel(ctx))) }()
+		if err != nil {
+			return err
+		}
+	}
+	began := time.Now()
+	err = b.run(ctx)
+	if len(b.samples.all) == 0 {
+		return err
+	}
+	return errors.Join(err, b.publish(ctx, began))
+}
+
+// setUp makes the node with crisp and its peer. What it returns ends all of it.
+func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error, err error) {
+	var closers []func(context.Context) error
+	var l *lab.Lab
+	closeAll = func(ctx context.Context) error {
+		var errs []error
+		for i := len(closers) - 1; i >= 0; i-- {
+			errs = append(errs, closers[i](ctx))
+		}
+		if l != nil {
+			errs = append(errs, l.Close(ctx))
+		}
+		return errors.Join(errs...)
+	}
+	if l, err = lab.New(ctx, lab.Options{}); err != nil {
+		return closeAll, err
+	}
+	b.cgroupParent = "/" + l.Name
+	b.targets = []*target{{
+		name: "crisp", runtime: l.Runtime, images: l.Images, daemon: l,
+		programs: []string{"crisp", "crisp-keeper"},
+	}}
+	if b.opt.peers != "" {
+		c, t, err := newContainerd(ctx, l, b.opt.peers)
+		if err != nil {
+			return closeAll, err
+		}
+		closers = append(closers, c.Close)
+		b.targets = append(b.targets, t)
+	}
+	if b.plugins, err = newPlugins(ctx, l); err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, func(context.Context) error { b.plugins.network.Close(); return nil })
+	out, err := filepath.Abs(b.opt.out)
+	if err != nil {
+		return closeAll, err
+	}
+	if b.pulls, err = newPullImages(ctx, l, out); err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, func(context.Context) error { return b.pulls.registry.Close() })
+	return closeAll, nil
+}

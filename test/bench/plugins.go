@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"crisp/network"
+	"crisp/test/testkit/lab"
+)
+
+// plugins is the part of a pod's start and stop that no runtime can save:
+// the CNI plugins attach a network namespace and detach it.
+type plugins struct {
+	network *network.Network
+}
+
+func newPlugins(ctx context.Context, l *lab.Lab) (*plugins, error) {
+	cache, err := lab.Find()
+	if err != nil {
+		return nil, err
+	}
+	bin, err := cache.Plugins()
+	if err != nil {
+		return nil, err
+	}
+	n, err := network.Open(ctx, network.Options{
+		ConfDir: filepath.Join(l.Dir, "net.d"), BinDirs: []string{bin}, CacheDir: filepath.Join(l.Dir, "bench-cni"),
+	})
+	return &plugins{n}, err
+}
+
+// attach measures ADD for a new namespace and returns what undoes it and
+// measures DEL.
+func (p *plugins) attach(ctx context.Context, record func(string, time.Duration)) (detach func() error, err error) {
+	holder := exec.Command("sleep", "600")
+	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := holder.Start(); err != nil {
+		return nil, err
+	}
+	a := network.Attachment{
+		ID: fmt.Sprintf("floor-%d", holder.Process.Pid), NetNS: fmt.Sprintf("/proc/%d/ns/net", holder.Process.Pid),
+		Name: "floor", Namespace: "bench", UID: "floor",
+	}
+	detach = func() error {
+		began := time.Now()
+		err := p.network.Detach(context.WithoutCancel(ctx), a)
+		record("CNI DEL", time.Since(began))
+		_ = holder.Process.Kill()
+		_ = holder.Wait() // it was killed
+		return err
+	}
+	began := time.Now()
+	if _, err := p.network.Attach(ctx, a); err != nil {
+		return nil, errors.Join(err, detach())
+	}
+	record("CNI ADD", time.Since(began))
+	return detach, nil
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Sample is one measurement.
+type Sample struct {
+	Phase   string  `json:"phase"`
+	Runtime string  `json:"runtime"`
+	Round   int     `json:"round"`
+	Load    int     `json:"load,omitempty"` // clients, or pods
+	Name    string  `json:"name"`
+	Value   float64 `json:"value"`
+	Unit    string  `json:"unit"`
+}
+
+// samples collects measurements of several clients.
+type samples struct {
+	mu  sync.Mutex
+	all []Sample
+}
+
+func (s *samples) add(x Sample) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, x)
+}
+
+func (s *samples) write(path string) error {
+	data, err := json.MarshalIndent(s.all, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(data, '\n'), 0o644)
+}
+
+// key tells one series of samples from another.
+type key struct {
+	phase, name string
+	load        int
+}
+
+// series are the samples of one runtime for one key, by round.
+type series [][]float64
+
+// of picks a series out of all samples.
+func (s *samples) of(k key, runtime string) series {
+	var out series
+	for _, x := range s.all {
+		if x.Phase != k.phase || x.Name != k.name || x.Load != k.load || x.Runtime != runtime {
+			continue
+		}
+		for len(out) <= x.Round {
+			out = append(out, nil)
+		}
+		out[x.Round] = append(out[x.Round], x.Value)
+	}
+	return out
+}
+
+// keys lists the keys of a phase in the order of their first sample.
+func (s *samples) keys(phase string) []key {
+	var out []key
+	for _, x := range s.all {
+		k := key{x.Phase, x.Name, x.Load}
+		if x.Phase == phase && !slices.Contains(out, k) {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// whole is every value, in order of size.
+func (s series) whole() []float64 {
+	return slices.Sorted(slices.Values(slices.Concat(s...)))
+}
+
+// quantile is the smallest value that at least the share q is not above.
+func quantile(sorted []float64, q float64) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+	i := int(q*float64(len(sorted))+0.999999) - 1
+	return sorted[min(max(i, 0), len(sorted)-1)]
+}
+
+// medians are the medians of the rounds that have values.
+func (s series) medians() map[int]float64 {
+	out := map[int]float64{}
+	for round, values := range s {
+		if len(values) > 0 {
+			out[round] = quantile(slices.Sorted(slices.Values(values)), 0.5)
+		}
+	}
+	return out
+}
+
+// ratios divides the medians of other's rounds by those of s, in order of size.
+func (s series) ratios(other series) []float64 {
+	var out []float64
+	theirs := other.medians()
+	for round, ours := range s.medians() {
+		if b, ok := theirs[round]; ok && ours > 0 {
+			out = append(out, b/ours)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

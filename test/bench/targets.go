@@ -1,0 +1,91 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+)
+
+// goal is what crisp wants to reach. ok is false when it was not measured.
+type goal struct {
+	text    string
+	limit   float64
+	atLeast bool // the limit is a lower one
+	unit    string
+	value   func(b *bench) (v float64, ok bool)
+}
+
+var goals = [...]goal{
+	{"pod ready, beyond the plugins' own time", 12, false, "ms", (*bench).beyondPlugins},
+	{"pod ready, against containerd", 3, true, "×", times("serial", "pod ready", 0)},
+	{"CreateContainer", 2, false, "ms", middle("serial", "CreateContainer", 0)},
+	{"StartContainer", 3, false, "ms", middle("serial", "StartContainer", 0)},
+	{"ExecSync", 3, false, "ms", middle("serial", "ExecSync", 0)},
+	{"StopContainer", 4, false, "ms", middle("serial", "StopContainer", 0)},
+	{"RemoveContainer", 2, false, "ms", middle("serial", "RemoveContainer", 0)},
+	{"RemovePodSandbox", 3, false, "ms", middle("serial", "RemovePodSandbox", 0)},
+	{"pods started per second by 32 clients, against containerd", 3, true, "×", times("clients", started, 32)},
+	{"memory per pod, at 100 pods", 100, false, "KiB", (*bench).memoryPerPod},
+	{"memory of the daemon at 100 pods", 40 * 1024, false, "KiB", middle("growth", "PSS crisp", 100)},
+	{"list of 100 pods", 5, false, "ms", middle("growth", "ListPodSandbox", 100)},
+	{"restart with 100 pods", 1000, false, "ms", middle("growth", "restart", 100)},
+	{"pull of " + kinds[0].text + ", against containerd", 1, true, "×", times("pull", kinds[0].text, 0)},
+	{"pull of " + kinds[1].text + ", against containerd", 1, true, "×", times("pull", kinds[1].text, 0)},
+	{"pull of " + kinds[2].text + ", against containerd", 1.5, true, "×", times("pull", kinds[2].text, 0)},
+	{"pull of " + kinds[3].text + ", against containerd", 1, true, "×", times("pull", kinds[3].text, 0)},
+}
+
+// middle is the median of crisp's samples.
+func middle(phase, name string, load int) func(b *bench) (float64, bool) {
+	return func(b *bench) (float64, bool) {
+		v := b.samples.of(key{phase, name, load}, ours).whole()
+		return quantile(v, 0.5), len(v) > 0
+	}
+}
+
+// times is by how many times crisp is better, the median of the rounds.
+func times(phase, name string, load int) func(b *bench) (float64, bool) {
+	return func(b *bench) (float64, bool) {
+		r := b.betterBy(key{phase, name, load})
+		return quantile(r, 0.5), len(r) > 0
+	}
+}
+
+// beyondPlugins is what a pod takes more than the CNI plugins alone, the
+// median of the rounds.
+func (b *bench) beyondPlugins() (float64, bool) {
+	add := b.samples.of(key{"serial", "CNI ADD", 0}, alone).medians()
+	var more []float64
+	for round, ready := range b.samples.of(key{"serial", "pod ready", 0}, ours).medians() {
+		if floor, ok := add[round]; ok {
+			more = append(more, ready-floor)
+		}
+	}
+	slices.Sort(more)
+	return quantile(more, 0.5), len(more) > 0
+}
+
+// memoryPerPod is by how much a hundred pods let the runtime grow, for each.
+func (b *bench) memoryPerPod() (float64, bool) {
+	none, many := b.samples.of(key{"growth", "PSS", 0}, ours).whole(), b.samples.of(key{"growth", "PSS", 100}, ours).whole()
+	return (quantile(many, 0.5) - quantile(none, 0.5)) / 100, len(none) > 0 && len(many) > 0
+}
+
+// verdicts prints which goals were reached.
+func (b *bench) verdicts(w *bytes.Buffer) {
+	fmt.Fprintf(w, "\n### Goals\n\n| | goal | measured | |\n|---|--:|--:|---|\n")
+	for _, g := range goals {
+		v, ok := g.value(b)
+		if !ok {
+			continue
+		}
+		bound, miss, verdict := "at most", v-g.limit, "reached"
+		if g.atLeast {
+			bound, miss = "at least", g.limit-v
+		}
+		if miss > 0 {
+			verdict = fmt.Sprintf("**missed by %s %s**", number(miss), g.unit)
+		}
+		fmt.Fprintf(w, "| %s | %s %g %s | %s %s | %s |\n", g.text, bound, g.limit, g.unit, number(v), g.unit, verdict)
+	}
+}
