@@ -21,6 +21,9 @@ var walls = []struct {
 	{"image", []string{"image", "runtime/rootpath", "runtime/durable"}},
 	{"network", []string{"network", "runtime/rootpath", "runtime/durable"}},
 	{"runtime", []string{"runtime"}},
+	// Tests of every package can use testkit, without a circle of imports.
+	{"test/testkit/belongings", []string{"runtime/keeper/client", "test/testkit"}},
+	{"test/testkit", []string{"test/testkit"}},
 	{"test", []string{"cmd", "cri", "image", "network", "runtime", "test"}},
 	{"hack", []string{"cri", "image", "network", "runtime", "hack", "test"}},
 }

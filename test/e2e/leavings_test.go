@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"crisp/test/testkit/belongings"
 )
 
 // leaveTime is how long a test's leavings may take to go by themselves.
@@ -39,7 +41,7 @@ func (n *node) inventory(t *testing.T) []string {
 	// The context of a test has ended when its clean-ups run.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), callTime)
 	defer cancel()
-	all, err := n.Belongings(ctx)
+	all, err := belongings.List(ctx, n.Lab)
 	if err != nil {
 		t.Fatal(err)
 	}

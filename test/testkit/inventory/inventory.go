@@ -173,7 +173,7 @@ func (p Process) String() string { return fmt.Sprintf("%d %s", p.PID, p.Name) }
 // this process are reaped on the way, as init would.
 func Descendants(pid int) []Process {
 	var all []Process
-	for _, name := range dirNames("/proc") {
+	for _, name := range Names("/proc") {
 		child, err := strconv.Atoi(name)
 		if err != nil {
 			continue
@@ -229,7 +229,7 @@ func processStat(pid int) (comm, state string, parent int) {
 func descriptors() []string {
 	const dir = "/proc/self/fd"
 	var all []string
-	for _, n := range dirNames(dir) {
+	for _, n := range Names(dir) {
 		target, err := os.Readlink(filepath.Join(dir, n))
 		if err != nil || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" {
 			continue
@@ -239,7 +239,8 @@ func descriptors() []string {
 	return all
 }
 
-func dirNames(dir string) []string {
+// Names lists a folder, which may be missing.
+func Names(dir string) []string {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil
