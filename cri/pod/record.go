@@ -232,8 +232,8 @@ type loaded struct {
 	err    error
 }
 
-// load reads every record. Each one loads alone: a bad one is returned with
-// its error and hides no other.
+// load reads every record, and removes what a killed writer left. Each one
+// loads alone: a bad one is returned with its error and hides no other.
 func (s store) load() ([]loaded, error) {
 	entries, err := os.ReadDir(s.dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -245,6 +245,12 @@ func (s store) load() ([]loaded, error) {
 	var out []loaded
 	for _, e := range entries {
 		if !e.IsDir() {
+			continue
+		}
+		// A pod that was just begun or all but removed has an empty folder.
+		dir := s.podDir(e.Name())
+		warn(durable.RemoveTemps(dir), "remove temporary files", "sandbox", e.Name())
+		if os.Remove(dir) == nil {
 			continue
 		}
 		r, err := s.loadOne(e.Name())

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -78,7 +79,7 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(s.dir, "missing"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(s.dir, "missing", "c1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(s.podDir("good"), 0o700); err != nil {
@@ -98,6 +99,25 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 		if (l.err == nil) != (l.id == "good") || (l.record != nil) != (l.id == "good") {
 			t.Errorf("%s: record %v, error %v", l.id, l.record, l.err)
 		}
+	}
+}
+
+// TestLoadRemovesWhatNeverWas makes the folder of a pod that a killed daemon
+// was about to begin.
+func TestLoadRemovesWhatNeverWas(t *testing.T) {
+	s := store{dir: t.TempDir()}
+	if err := os.Mkdir(s.podDir("begun"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.podDir("begun"), ".durable-1"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := s.load()
+	if err != nil || len(list) != 0 {
+		t.Errorf("loaded %v, %v, want nothing", list, err)
+	}
+	if _, err := os.Stat(s.podDir("begun")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder is still there: %v", err)
 	}
 }
 

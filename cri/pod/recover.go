@@ -138,7 +138,7 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	p := newPod(m, r)
 	if e := entries[r.ID]; e != nil && e.Namespaces != nil {
 		p.setNamespaces(e.Namespaces)
-		if r.Pause != nil && e.Exit == nil {
+		if e.PidFD != nil && e.Exit == nil { // its start may not be recorded
 			p.setPaused()
 			p.setPause(e.PidFD)
 		}

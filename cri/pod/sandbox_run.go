@@ -10,6 +10,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -18,9 +19,13 @@ import (
 	"crisp/network"
 	"crisp/network/netns"
 	"crisp/runtime/durable"
+	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/plan"
 )
+
+// forgetRetry is the time between attempts to forget a process that dies.
+const forgetRetry = 10 * time.Millisecond
 
 // sandboxSteps is what a sandbox does to the machine, in order.
 var sandboxSteps = []step[*pod]{
@@ -113,7 +118,7 @@ func (m *Manager) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (
 	p := newPod(m, r)
 	p.starting.Store(true)
 	if err := attempt("make folder", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
-		return nil, fmt.Errorf("make folder of sandbox %s: %w", r.ID, err)
+		return nil, errors.Join(fmt.Errorf("make folder of sandbox %s: %w", r.ID, err), p.forget())
 	}
 	return p, nil
 }
@@ -280,14 +285,11 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 // dropNamespaces lets the kernel free the namespaces: nothing else holds them
 // once the containers are gone.
 func (p *pod) dropNamespaces(ctx context.Context) error {
-	r := p.record()
-	if r.Pause != nil && r.BootID == p.m.bootID {
-		if err := p.endPause(ctx, r.Pause); err != nil {
-			return fmt.Errorf("kill the pod's first process: %w", err)
-		}
+	if err := p.killPause(); err != nil {
+		return fmt.Errorf("kill the pod's first process: %w", err)
 	}
 	p.setNamespaces(nil)
-	return p.m.Keeper.Forget(ctx, r.ID)
+	return p.forgetNamespaces(ctx)
 }
 
 // setPaused notes that the pod is about to have a first process of its own.
@@ -308,19 +310,41 @@ func (p *pod) setPause(pidfd *os.File) {
 	p.pause = pidfd
 }
 
-// endPause kills the pod's first process and waits until the keeper has it.
-func (p *pod) endPause(ctx context.Context, pause *Process) error {
+// killPause kills the pod's first process, be its start recorded or not.
+func (p *pod) killPause() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pause != nil {
+		return signal(p.pause, unix.SIGKILL)
+	}
+	if r := p.record(); r.Pause != nil && r.BootID == p.m.bootID {
+		return killProcess(r.Pause)
+	}
+	return nil
+}
+
+// forgetNamespaces makes the keeper let go of the namespaces, which it does
+// not as long as the pod's first process lives. During recovery nobody tells
+// of its end, so the keeper is asked again.
+func (p *pod) forgetNamespaces(ctx context.Context) error {
+	id := p.record().ID
 	p.mu.Lock()
 	ended := p.paused
 	p.mu.Unlock()
-	if err := killProcess(pause); err != nil || ended == nil {
-		return err
-	}
-	select {
-	case <-ended:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("process %d: %w: %w", pause.Pid, ErrUnkillable, ctx.Err())
+	tick := time.NewTicker(forgetRetry)
+	defer tick.Stop()
+	for {
+		err := p.m.Keeper.Forget(ctx, id)
+		if !errors.Is(err, client.ErrRunning) {
+			return err
+		}
+		select {
+		case <-ended:
+			ended = nil
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("the pod's first process: %w: %w", ErrUnkillable, ctx.Err())
+		}
 	}
 }
 
