@@ -21,6 +21,8 @@ import (
 	"crisp/test/testkit"
 )
 
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
 func random(n int) string {
 	b := make([]byte, n)
 	c := rand.NewChaCha8([32]byte{byte(n), byte(n >> 8)})

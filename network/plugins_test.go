@@ -25,6 +25,8 @@ import (
 	"crisp/test/testkit"
 )
 
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
 // machine stands for a node: a network namespace in which the network and its
 // plugins run, so that the real machine's is not touched.
 type machine struct {

@@ -14,6 +14,8 @@ import (
 	"crisp/test/testkit"
 )
 
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
 // stacked is an overlay of two layers and a folder to write to.
 func stacked(t *testing.T) Overlay {
 	t.Helper()

@@ -16,6 +16,8 @@ import (
 	"crisp/test/testkit"
 )
 
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
 func inode(t *testing.T, f *os.File) uint64 {
 	t.Helper()
 	var st unix.Stat_t

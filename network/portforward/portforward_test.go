@@ -21,6 +21,8 @@ import (
 	"crisp/test/testkit"
 )
 
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
 // serve runs handle for each connection to a port of localhost.
 func serve(t *testing.T, ns *os.File, network, host string, handle func(*net.TCPConn)) int {
 	t.Helper()

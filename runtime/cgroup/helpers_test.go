@@ -18,6 +18,8 @@ import (
 	"crisp/test/testkit"
 )
 
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
 // testNode is the machine's node with a default parent of the test's own.
 func testNode(t testing.TB) *Node {
 	t.Helper()

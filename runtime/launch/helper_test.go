@@ -281,11 +281,11 @@ var lower = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if dir, err := lower(); err == nil {
-		os.RemoveAll(dir)
-	}
-	os.Exit(code)
+	os.Exit(testkit.Main(m, func() {
+		if dir, err := lower(); err == nil {
+			os.RemoveAll(dir)
+		}
+	}))
 }
 
 // rootfs mounts an overlay that is attached nowhere; change may alter its

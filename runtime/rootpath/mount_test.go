@@ -10,6 +10,8 @@ import (
 	"crisp/test/testkit"
 )
 
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
 // bind mounts source on target until the test ends.
 func bind(t *testing.T, source, target string) {
 	t.Helper()

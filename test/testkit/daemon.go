@@ -8,9 +8,18 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// Main is a TestMain for tests that use [Daemon] or change the network: they
-// run in namespaces of their own, and may run beside others.
-func Main(m *testing.M) int { return lab.Isolate(m.Run) }
+// Main is a TestMain for tests that use [Daemon] or [Leaks]: they run in
+// namespaces of their own, and may run beside others. After the tests it runs
+// the functions given.
+func Main(m *testing.M, after ...func()) int {
+	return lab.Isolate(func() int {
+		status := m.Run()
+		for _, f := range after {
+			f()
+		}
+		return status
+	})
+}
 
 // Daemon starts a daemon of the test's own, with a registry that has the test
 // images. At the end of the test its pods are removed and it is ended;

@@ -11,7 +11,7 @@ import (
 )
 
 // settleTime is how long a test's leavings may take to go by themselves.
-const settleTime = 5 * time.Second
+const settleTime = 20 * time.Second
 
 // Leaks notes what there is of mounts, cgroups, network links, child processes
 // and open descriptors, and fails the test at its end if there is more by

@@ -14,6 +14,7 @@ import (
 	"crisp/runtime/keeper"
 	"crisp/runtime/pause"
 	"crisp/runtime/plan"
+	"crisp/test/testkit"
 )
 
 // TestMain lets the test binary be the keeper, too.
@@ -21,7 +22,7 @@ func TestMain(m *testing.M) {
 	if os.Args[0] == binaryName {
 		os.Exit(keeper.Main(os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	os.Exit(testkit.Main(m))
 }
 
 // patience bounds every wait of a test.

@@ -20,12 +20,14 @@ import (
 type Inventory struct {
 	// shared things belong to the machine, own ones to this process.
 	shared, own map[string]bool
+	// pids are this process and those below it.
+	pids map[int]bool
 }
 
 // Scope says which of the machine's things count as this program's. Its own
 // processes and descriptors always do.
 type Scope struct {
-	// All counts everything: nothing else runs on the machine.
+	// All counts everything, except cgroups in which processes of others run.
 	All bool
 	// Namespaced counts every mount and link: this process has namespaces
 	// for them that nobody else uses.
@@ -38,7 +40,7 @@ type Scope struct {
 // fall to, so that none escapes the count.
 func Take() Inventory {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // cannot fail on Linux 3.4 and later
-	in := Inventory{shared: map[string]bool{}, own: map[string]bool{}}
+	in := Inventory{shared: map[string]bool{}, own: map[string]bool{}, pids: map[int]bool{os.Getpid(): true}}
 	stacked := map[string]int{}
 	for _, m := range Mounts() {
 		if stacked[m]++; stacked[m] > 1 {
@@ -58,6 +60,7 @@ func Take() Inventory {
 	}
 	for _, p := range Descendants(os.Getpid()) {
 		in.own["process "+p.String()] = true
+		in.pids[p.PID] = true
 	}
 	for _, d := range descriptors() {
 		in.own["descriptor "+d] = true
@@ -89,7 +92,7 @@ func (in Inventory) more(after Inventory, s Scope) []string {
 		}
 	}
 	for what := range after.shared {
-		if !in.shared[what] && s.covers(what) {
+		if !in.shared[what] && s.covers(what, after.pids) {
 			more = append(more, what)
 		}
 	}
@@ -97,11 +100,33 @@ func (in Inventory) more(after Inventory, s Scope) []string {
 	return more
 }
 
-func (s Scope) covers(what string) bool {
-	if s.All || s.Namespaced && !strings.HasPrefix(what, "cgroup ") {
+func (s Scope) covers(what string, pids map[int]bool) bool {
+	if slices.ContainsFunc(s.Marks, func(mark string) bool { return strings.Contains(what, mark) }) {
 		return true
 	}
-	return slices.ContainsFunc(s.Marks, func(mark string) bool { return strings.Contains(what, mark) })
+	if dir, ok := strings.CutPrefix(what, "cgroup "); ok {
+		return s.All && !foreign(dir, pids)
+	}
+	return s.All || s.Namespaced
+}
+
+// foreign reports whether a cgroup is in use, but by none of the processes.
+// One that is gone is foreign too.
+func foreign(dir string, pids map[int]bool) bool {
+	if _, err := os.Stat(dir); err != nil {
+		return true
+	}
+	used := false
+	for _, d := range append(subdirectories(dir), dir) {
+		for _, field := range strings.Fields(readString(filepath.Join(d, "cgroup.procs"))) {
+			pid, err := strconv.Atoi(field)
+			if err != nil || pids[pid] {
+				return false
+			}
+			used = true
+		}
+	}
+	return used
 }
 
 // Mounts lists the mount points of this process's namespace, as often as
@@ -205,7 +230,12 @@ func program(pid int, comm string) string {
 // reapOrphan waits for a zombie. One that os/exec is about to wait for is
 // gone a moment later anyway, so it is given that moment first.
 func reapOrphan(pid int) bool {
-	time.Sleep(5 * time.Millisecond)
+	for range 10 {
+		time.Sleep(5 * time.Millisecond)
+		if _, state, _ := processStat(pid); state != "Z" {
+			return true
+		}
+	}
 	_, err := unix.Wait4(pid, nil, unix.WNOHANG, nil)
 	return err == nil || err == unix.ECHILD
 }

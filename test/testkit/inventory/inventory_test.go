@@ -1,8 +1,10 @@
 package inventory
 
 import (
+	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,9 +16,11 @@ import (
 func TestMore(t *testing.T) {
 	in := Inventory{shared: map[string]bool{"mount /a": true}, own: map[string]bool{"descriptor 3 x": true}}
 	after := Inventory{
-		shared: map[string]bool{"mount /a": true, "mount /tmp/TestX1/001/m": true, "link veth1": true, "cgroup /sys/fs/cgroup/other": true},
+		shared: map[string]bool{"mount /a": true, "mount /tmp/TestX1/001/m": true, "link veth1": true},
 		own:    map[string]bool{"process 7 sleep": true},
 	}
+	group := "cgroup " + t.TempDir()
+	after.shared[group] = true
 	for _, c := range []struct {
 		name  string
 		scope Scope
@@ -25,11 +29,38 @@ func TestMore(t *testing.T) {
 		{"nothing of the machine", Scope{}, []string{"process 7 sleep"}},
 		{"marks", Scope{Marks: []string{"TestX1"}}, []string{"mount /tmp/TestX1/001/m", "process 7 sleep"}},
 		{"own namespaces", Scope{Namespaced: true}, []string{"link veth1", "mount /tmp/TestX1/001/m", "process 7 sleep"}},
-		{"all", Scope{All: true}, []string{"cgroup /sys/fs/cgroup/other", "link veth1", "mount /tmp/TestX1/001/m", "process 7 sleep"}},
+		{"all", Scope{All: true}, []string{group, "link veth1", "mount /tmp/TestX1/001/m", "process 7 sleep"}},
 	} {
 		if got := in.more(after, c.scope); !slices.Equal(got, c.want) {
 			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
 		}
+	}
+}
+
+func TestForeign(t *testing.T) {
+	for _, c := range []struct {
+		name, outer, inner string
+		want               bool
+	}{
+		{"empty", "", "", false},
+		{"of others", "1\n2\n", "", true},
+		{"of others below", "", "1\n", true},
+		{"ours", "7\n", "", false},
+		{"ours below", "1\n", "7\n", false},
+	} {
+		dir := t.TempDir()
+		inner := filepath.Join(dir, "inner")
+		if err := errors.Join(os.Mkdir(inner, 0o755),
+			os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(c.outer), 0o644),
+			os.WriteFile(filepath.Join(inner, "cgroup.procs"), []byte(c.inner), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		if got := foreign(dir, map[int]bool{7: true}); got != c.want {
+			t.Errorf("%s: got %t, want %t", c.name, got, c.want)
+		}
+	}
+	if !foreign("/no such group", nil) {
+		t.Error("a group that is gone counts")
 	}
 }
 
@@ -50,7 +81,7 @@ func TestTakeSeesDescriptorAndProcess(t *testing.T) {
 	_ = f.Close()
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	if left := before.Settle(time.Second, Scope{}); len(left) > 0 {
+	if left := before.Settle(20*time.Second, Scope{}); len(left) > 0 {
 		t.Errorf("want nothing left, got %q", left)
 	}
 }
@@ -60,7 +91,7 @@ func TestTakeReapsOrphans(t *testing.T) {
 	if err := exec.Command("sh", "-c", "sleep 0.05 & exit 0").Run(); err != nil {
 		t.Fatal(err)
 	}
-	if left := before.Settle(2*time.Second, Scope{}); len(left) > 0 {
+	if left := before.Settle(20*time.Second, Scope{}); len(left) > 0 {
 		t.Errorf("want the orphan gone, got %q", left)
 	}
 }

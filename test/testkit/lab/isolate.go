@@ -28,11 +28,15 @@ func Isolate(main func() int) int {
 	if os.Geteuid() != 0 {
 		return main()
 	}
-	if os.Getenv(isolatedEnv) == "new" {
+	switch os.Getenv(isolatedEnv) {
+	case "":
+	case "new":
 		if err := furnish(); err != nil {
 			fmt.Fprintln(os.Stderr, "set up namespaces:", err)
 			return 1
 		}
+		return main()
+	default: // started by one that has namespaces, and in them too
 		return main()
 	}
 	status, err := rerun()

@@ -22,7 +22,7 @@ import (
 const (
 	readyTime  = 20 * time.Second // for the daemon to answer
 	retryTime  = 5 * time.Millisecond
-	keeperTime = 5 * time.Second // for the keeper to end when it holds nothing
+	keeperTime = 20 * time.Second // for the keeper to end when it holds nothing
 )
 
 // Options say what a lab is like. The zero value is a whole one.
