@@ -75,10 +75,16 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 		return "", fmt.Errorf("sandbox %s is not ready: %w", r.ID, ErrState)
 	}
 	for _, c := range r.Containers {
-		if old := c.Config.Msg; proto.Equal(old.GetMetadata(), cfg.GetMetadata()) {
-			if !proto.Equal(old, cfg) {
-				return "", fmt.Errorf("container %s has that name and another configuration: %w", c.ID, ErrExists)
+		old := c.Config.Msg
+		switch {
+		case !proto.Equal(old.GetMetadata(), cfg.GetMetadata()):
+		case c.Phase != phaseReady: // what an earlier call could not undo
+			if err := p.undoContainer(ctx, c); err != nil {
+				return "", fmt.Errorf("undo an earlier attempt: %w", err)
 			}
+		case !proto.Equal(old, cfg):
+			return "", fmt.Errorf("container %s has that name and another configuration: %w", c.ID, ErrExists)
+		default:
 			return c.ID, nil
 		}
 	}

@@ -89,16 +89,30 @@ func (p *pod) removeContainer(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	if err := attempt("forget process", func() error { return p.m.Keeper.Forget(ctx, id) }); err != nil {
+	forget := func() error {
+		ctx, cancel := context.WithTimeout(ctx, killTimeout)
+		defer cancel()
+		return p.m.Keeper.forgetDying(ctx, id, nil)
+	}
+	if err := attempt("forget process", forget); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
-	if err := unwind(ctx, containerSteps, c.Phase, &making{p: p, id: id}); err != nil {
+	if err := p.undoContainer(ctx, c); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
-	if err := p.update(false, func(r *Record) { r.drop(id) }); err != nil {
+	p.m.events.removed(p.record(), id)
+	return nil
+}
+
+// undoContainer takes back all that a container did to the machine, and its
+// record.
+func (p *pod) undoContainer(ctx context.Context, c *Container) error {
+	if err := unwind(ctx, containerSteps, c.Phase, &making{p: p, id: c.ID}); err != nil {
 		return err
 	}
-	p.m.unindex(id)
-	p.m.events.removed(p.record(), id)
+	if err := p.update(false, func(r *Record) { r.drop(c.ID) }); err != nil {
+		return err
+	}
+	p.m.unindex(c.ID)
 	return nil
 }

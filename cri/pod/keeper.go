@@ -17,6 +17,9 @@ import (
 // keeperRetry is how long the daemon waits before it tries again to start a keeper.
 const keeperRetry = time.Second
 
+// forgetRetry is the time between attempts to forget a process that dies.
+const forgetRetry = 10 * time.Millisecond
+
 // orphanTimeout is how long the end of an orphan may take to be noticed here
 // once the keeper or a SIGKILL told it.
 const orphanTimeout = 2 * time.Second
@@ -52,6 +55,27 @@ func (k *Keeper) Start(ctx context.Context, r client.Request) (*client.Started, 
 // which died recorded.
 func (k *Keeper) Forget(ctx context.Context, id string) error {
 	return errors.Join(k.Client().Forget(ctx, id), client.RemoveExit(k.stateDir, id))
+}
+
+// forgetDying is Forget for a process that was killed: the keeper lets go of
+// it when it is dead. During recovery nobody closes ended, so the keeper is
+// asked again.
+func (k *Keeper) forgetDying(ctx context.Context, id string, ended <-chan struct{}) error {
+	tick := time.NewTicker(forgetRetry)
+	defer tick.Stop()
+	for {
+		err := k.Forget(ctx, id)
+		if !errors.Is(err, client.ErrRunning) {
+			return err
+		}
+		select {
+		case <-ended:
+			ended = nil
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrUnkillable, ctx.Err())
+		}
+	}
 }
 
 // Close ends the connection. The keeper and what it holds go on.

@@ -179,11 +179,9 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot bool, e *client.Entry) error {
 	switch judgeContainer(c, sameBoot, e) {
 	case undoContainer:
-		if err := unwind(ctx, containerSteps, c.Phase, &making{p: p, id: c.ID}); err != nil {
+		if err := p.undoContainer(ctx, c); err != nil {
 			return errors.Join(err, p.updateContainer(c.ID, func(c *Container) { c.Left = true }))
 		}
-		p.m.unindex(c.ID)
-		return p.update(false, func(r *Record) { r.drop(c.ID) })
 	case adoptContainer, endContainer:
 		if err := p.adopt(c, e); err != nil {
 			return err

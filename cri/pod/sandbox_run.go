@@ -19,13 +19,9 @@ import (
 	"crisp/network"
 	"crisp/network/netns"
 	"crisp/runtime/durable"
-	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/plan"
 )
-
-// forgetRetry is the time between attempts to forget a process that dies.
-const forgetRetry = 10 * time.Millisecond
 
 // sandboxSteps is what a sandbox does to the machine, in order.
 var sandboxSteps = []step[*pod]{
@@ -289,7 +285,10 @@ func (p *pod) dropNamespaces(ctx context.Context) error {
 		return fmt.Errorf("kill the pod's first process: %w", err)
 	}
 	p.setNamespaces(nil)
-	return p.forgetNamespaces(ctx)
+	p.mu.Lock()
+	ended := p.paused
+	p.mu.Unlock()
+	return p.m.Keeper.forgetDying(ctx, p.record().ID, ended)
 }
 
 // setPaused notes that the pod is about to have a first process of its own.
@@ -321,31 +320,6 @@ func (p *pod) killPause() error {
 		return killProcess(r.Pause)
 	}
 	return nil
-}
-
-// forgetNamespaces makes the keeper let go of the namespaces, which it does
-// not as long as the pod's first process lives. During recovery nobody tells
-// of its end, so the keeper is asked again.
-func (p *pod) forgetNamespaces(ctx context.Context) error {
-	id := p.record().ID
-	p.mu.Lock()
-	ended := p.paused
-	p.mu.Unlock()
-	tick := time.NewTicker(forgetRetry)
-	defer tick.Stop()
-	for {
-		err := p.m.Keeper.Forget(ctx, id)
-		if !errors.Is(err, client.ErrRunning) {
-			return err
-		}
-		select {
-		case <-ended:
-			ended = nil
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("the pod's first process: %w: %w", ErrUnkillable, ctx.Err())
-		}
-	}
 }
 
 func (p *pod) pinNetwork(context.Context) error {
@@ -423,17 +397,20 @@ func attachment(r *Record) (network.Attachment, error) {
 	return a, nil
 }
 
-// forget removes the pod from memory and its folder from disk if its sandbox
-// was wholly undone; else it says what is left.
+// forget removes the pod's folder, and the pod from memory. Without a record
+// there is no pod: what else the folder has goes at the next start.
 func (p *pod) forget() error {
-	dir := p.m.store.podDir(p.record().ID)
+	id := p.record().ID
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.gone {
 		return nil
 	}
-	if err := attempt("remove folder", func() error { return os.RemoveAll(dir) }); err != nil {
-		return fmt.Errorf("remove folder of sandbox: %w", err)
+	if err := attempt("remove folder", func() error { return os.RemoveAll(p.m.store.podDir(id)) }); err != nil {
+		if _, lost := os.Stat(p.m.store.recordPath(id)); lost == nil {
+			return fmt.Errorf("remove folder of sandbox: %w", err)
+		}
+		klog.ErrorS(err, "Remove the rest of a sandbox's folder", "sandbox", id)
 	}
 	p.gone = true
 	p.m.unregister(p)
