@@ -76,6 +76,11 @@ func (m *Manager) limits(res *runtimeapi.LinuxContainerResources, s *specs.Spec)
 		return nil, err
 	}
 	out.Devices = s.Linux.Resources.Devices
+	if out.Memory != nil {
+		// Below what is in use, version 2 of cgroups would kill the container.
+		refuse := true
+		out.Memory.CheckBeforeUpdate = &refuse
+	}
 	return out, nil
 }
 
