@@ -17,6 +17,7 @@ import (
 
 	"crisp/network/netns"
 	"crisp/runtime/cgroup"
+	"crisp/test/testkit"
 )
 
 type pods []Pod
@@ -527,7 +528,7 @@ func TestLayers(t *testing.T) {
 func TestDeviceNames(t *testing.T) {
 	entries, err := os.ReadDir("/sys/dev/block")
 	if err != nil || len(entries) == 0 {
-		t.Skip("the machine has no block devices")
+		testkit.Skip(t, "block devices", "/sys/dev/block is empty")
 	}
 	var major, minor uint32
 	if _, err := fmt.Sscanf(entries[0].Name(), "%d:%d", &major, &minor); err != nil {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"crisp/test/testkit/tally"
@@ -13,7 +15,12 @@ import (
 // outcomes are the ends of tests, by package and test name. A package that
 // failed as such, because it did not compile or its process died, is an entry
 // without a test name.
-type outcomes map[key]string
+type outcomes map[key]outcome
+
+type outcome struct {
+	action string // pass, skip or fail
+	reason string // for that
+}
 
 type key struct{ pkg, test string }
 
@@ -47,7 +54,7 @@ func (o outcomes) read(r io.Reader, w io.Writer) error {
 		case "build-output":
 			fmt.Fprint(w, e.Output)
 		case "build-fail":
-			o[key{pkg: e.ImportPath}] = "fail"
+			o[key{pkg: e.ImportPath}] = outcome{action: "fail"}
 		case "pass", "skip", "fail":
 			if e.Action == "fail" && said[k] != nil {
 				fmt.Fprint(w, said[k])
@@ -55,47 +62,79 @@ func (o outcomes) read(r io.Reader, w io.Writer) error {
 				fmt.Fprintln(w, "ok", e.Package)
 			}
 			if e.Test != "" || e.Action == "fail" {
-				o[k] = e.Action
+				o[k] = outcome{e.Action, reason(said[k])}
 			}
 			delete(said, k)
 		}
 	}
 }
 
+// reason is what a test had to say, without what is said of it.
+func reason(said *strings.Builder) string {
+	if said == nil {
+		return ""
+	}
+	var words []string
+	for line := range strings.Lines(said.String()) {
+		if !strings.HasPrefix(line, "=== ") && !strings.HasPrefix(strings.TrimSpace(line), "--- ") {
+			words = append(words, strings.Fields(line)...)
+		}
+	}
+	return strings.Join(words, " ")
+}
+
 // merge adds the outcomes of another run: a test passed if it did in one run
 // and failed in none.
 func (o outcomes) merge(other outcomes) {
 	rank := map[string]int{"": 0, "skip": 1, "pass": 2, "fail": 3}
-	for k, action := range other {
-		if rank[action] > rank[o[k]] {
-			o[k] = action
+	for k, new := range other {
+		if rank[new.action] > rank[o[k].action] {
+			o[k] = new
 		}
 	}
+}
+
+// skipped lists the tests that ran nowhere, with the reason of each.
+func (o outcomes) skipped() []string {
+	var all []string
+	parents, _ := o.ancestors()
+	for k, end := range o {
+		if end.action == "skip" && !parents[k] {
+			all = append(all, fmt.Sprintf("%s %s: %s", k.pkg, k.test, cmp.Or(end.reason, "no reason given")))
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // tally counts the tests. One that has subtests stands for them, unless it
 // failed by itself; and so does a package for its tests.
 func (o outcomes) tally() tally.Tally {
-	parents := map[key]bool{} // those with a child
-	broken := map[key]bool{}  // those with a child that failed
-	for k, action := range o {
-		for p, ok := k.parent(); ok; p, ok = p.parent() {
-			parents[p] = true
-			broken[p] = broken[p] || action == "fail"
-		}
-	}
+	parents, broken := o.ancestors()
 	var t tally.Tally
-	for k, action := range o {
+	for k, end := range o {
 		switch {
-		case action == "fail" && !broken[k]:
+		case end.action == "fail" && !broken[k]:
 			t.Failed++
-		case action == "pass" && !parents[k]:
+		case end.action == "pass" && !parents[k]:
 			t.Passed++
-		case action == "skip" && !parents[k]:
+		case end.action == "skip" && !parents[k]:
 			t.Skipped++
 		}
 	}
 	return t
+}
+
+// ancestors are those with a child, and those with one that failed.
+func (o outcomes) ancestors() (parents, broken map[key]bool) {
+	parents, broken = map[key]bool{}, map[key]bool{}
+	for k, end := range o {
+		for p, ok := k.parent(); ok; p, ok = p.parent() {
+			parents[p] = true
+			broken[p] = broken[p] || end.action == "fail"
+		}
+	}
+	return parents, broken
 }
 
 // parent is the test that k is a subtest of, or its package.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +15,10 @@ const unitRun = `{"Action":"start","Package":"a"}
 {"Action":"pass","Package":"a","Test":"TestTable/y"}
 {"Action":"fail","Package":"a","Test":"TestTable"}
 {"Action":"skip","Package":"a","Test":"TestRoot"}
+{"Action":"output","Package":"a","Test":"TestLinks","Output":"=== RUN   TestLinks\n"}
+{"Action":"output","Package":"a","Test":"TestLinks","Output":"    gate.go:37: selinux is missing: no policy\n"}
+{"Action":"output","Package":"a","Test":"TestLinks","Output":"--- SKIP: TestLinks (0.00s)\n"}
+{"Action":"skip","Package":"a","Test":"TestLinks"}
 {"Action":"pass","Package":"a","Test":"TestPlain"}
 {"Action":"fail","Package":"a"}
 {"Action":"skip","Package":"empty"}
@@ -37,7 +42,7 @@ func TestOutcomes(t *testing.T) {
 		t.Fatal(err)
 	}
 	// x failed, package broken did not compile, package died ended by itself.
-	if got, want := all.tally(), (tally.Tally{Passed: 3, Failed: 3, Skipped: 1}); got != want {
+	if got, want := all.tally(), (tally.Tally{Passed: 3, Failed: 3, Skipped: 2}); got != want {
 		t.Errorf("unit run: got %v, want %v", got, want)
 	}
 	for _, want := range []string{"x is wrong", "syntax error"} {
@@ -50,8 +55,11 @@ func TestOutcomes(t *testing.T) {
 		t.Fatal(err)
 	}
 	all.merge(more)
-	if got, want := all.tally(), (tally.Tally{Passed: 4, Failed: 3}); got != want {
+	if got, want := all.tally(), (tally.Tally{Passed: 4, Failed: 3, Skipped: 1}); got != want {
 		t.Errorf("both runs: got %v, want %v", got, want)
+	}
+	if got, want := all.skipped(), []string{"a TestLinks: gate.go:37: selinux is missing: no policy"}; !slices.Equal(got, want) {
+		t.Errorf("skipped: got %q, want %q", got, want)
 	}
 }
 

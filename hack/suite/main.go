@@ -1,7 +1,9 @@
 // Command suite runs every test there is, the way "make test" and a build
 // server want it: what tools say of the sources, unit tests with the race
-// detector, all tests as root, the conformance tests and the demo. Its last line says how many passed, failed
-// and were skipped; a test that ran twice counts once.
+// detector, all tests as root, the conformance tests and the demo. At the end
+// it names what was skipped, and anything that is left of the tests on the
+// machine is a failure. Its last line says how many passed, failed and were
+// skipped; a test that ran twice counts once.
 package main
 
 import (
@@ -59,11 +61,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	total, err := runAll(ctx)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "suite:", err)
-		total.Failed++
-	}
+	total := runAll(ctx)
 	fmt.Println(total)
 	if *totals != "" {
 		if err := os.WriteFile(*totals, fmt.Appendln(nil, total), 0o644); err != nil {
@@ -77,28 +75,40 @@ func main() {
 }
 
 // runAll runs the stages, all of them even if one fails.
-func runAll(ctx context.Context) (tally.Tally, error) {
+func runAll(ctx context.Context) tally.Tally {
 	var total tally.Tally
+	failed := func(err error) {
+		fmt.Println("suite:", err)
+		total.Failed++
+	}
+	room, err := newRoom()
+	if err != nil {
+		failed(err)
+		return total
+	}
 	results := outcomes{}
 	for _, s := range stages() {
-		if s.dir != "" {
-			if _, err := os.Stat(filepath.Join(s.dir, "go.mod")); errors.Is(err, os.ErrNotExist) {
-				continue
-			}
-		}
 		fmt.Printf("\n===== %s\n", s.name)
 		began := time.Now()
 		t, err := s.run(ctx, results)
-		if err != nil {
-			return total, fmt.Errorf("%s: %w", s.name, err)
-		}
-		fmt.Printf("===== %s: %s, %v\n", s.name, t, time.Since(began).Round(time.Second))
 		if s.counts != byEvents {
 			total = total.Add(t)
 		}
+		if err != nil {
+			failed(fmt.Errorf("%s: %w", s.name, err))
+		}
+		fmt.Printf("===== %s: %s, %v\n", s.name, t, time.Since(began).Round(time.Second))
 	}
 	fmt.Println()
-	return total.Add(results.tally()), nil
+	if err := room.leave(); err != nil {
+		failed(err)
+	} else {
+		total.Passed++
+	}
+	for _, s := range results.skipped() {
+		fmt.Println("skipped:", s)
+	}
+	return total.Add(results.tally())
 }
 
 // run runs a stage and returns its numbers. Those of Go tests go to results

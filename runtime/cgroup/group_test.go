@@ -100,12 +100,9 @@ func testDeviceRules(t *testing.T, n *Node) {
 }
 
 // Containers with the same rules share a filter, until one's rules change.
-func TestSharedFilter(t *testing.T) { eachNode(t, testSharedFilter) }
-
-func testSharedFilter(t *testing.T, n *Node) {
-	if !n.v2 {
-		t.Skip("version 1 has no filters")
-	}
+// Version 1 has no filters.
+func TestSharedFilter(t *testing.T) {
+	n := v2Node(t)
 	opens := func(g *Group) bool { return run(t, g, ": < /dev/kmsg").wait() == nil }
 	a, b := create(t, n, "", "a", resources(n)), create(t, n, "", "b", resources(n))
 	if len(n.filters.programs) != 1 {

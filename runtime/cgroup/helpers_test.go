@@ -57,22 +57,29 @@ func v1Node(t testing.TB) *Node {
 // are the real thing.
 func eachNode(t *testing.T, f func(t *testing.T, n *Node)) {
 	t.Run("native", func(t *testing.T) { f(t, testNode(t)) })
-	t.Run("unified", func(t *testing.T) {
-		n := testNode(t)
-		if n.V2() {
-			t.Skip("it is the native one")
+	if !exists(filepath.Join(mountPoint, "cgroup.controllers")) {
+		t.Run("unified", func(t *testing.T) { f(t, v2Node(t)) })
+	}
+}
+
+// v2Node is a node with the unified hierarchy, the machine's own or the one
+// beside version 1.
+func v2Node(t *testing.T) *Node {
+	t.Helper()
+	n := testNode(t)
+	if n.V2() {
+		return n
+	}
+	beside := &Node{driver: Cgroupfs, v2: true, root: filepath.Join(mountPoint, "unified"), parent: n.parent}
+	if !exists(filepath.Join(beside.root, "cgroup.controllers")) {
+		testkit.Skip(t, "cgroup2", "no unified hierarchy is mounted")
+	}
+	t.Cleanup(func() {
+		if err := beside.Close(); err != nil {
+			t.Errorf("close node: %v", err)
 		}
-		beside := &Node{driver: Cgroupfs, v2: true, root: filepath.Join(mountPoint, "unified"), parent: n.parent}
-		if !exists(filepath.Join(beside.root, "cgroup.controllers")) {
-			testkit.Skip(t, "cgroup2", "no unified hierarchy is mounted")
-		}
-		t.Cleanup(func() {
-			if err := beside.Close(); err != nil {
-				t.Errorf("close node: %v", err)
-			}
-		})
-		f(t, beside)
 	})
+	return beside
 }
 
 // resources are container resources that the node has controllers for.

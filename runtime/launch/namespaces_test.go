@@ -281,7 +281,7 @@ func TestCgroupV1(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(h) == 0 {
-		testkit.Skip(t, "cgroup-v1", "no cgroup v1 hierarchies")
+		testkit.Skip(t, "cgroup1", "no cgroup v1 hierarchies")
 	}
 	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
 		b.sandbox(o)
@@ -323,7 +323,7 @@ func TestCgroupV2(t *testing.T) {
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(root, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
-		testkit.Skip(t, "cgroup-v2", "no unified hierarchy")
+		testkit.Skip(t, "cgroup2", "no unified hierarchy")
 	}
 	b.l.unified = true
 	before := grepFile(t, "/proc/self/mountinfo", " - cgroup2 ")

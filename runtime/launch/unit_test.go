@@ -100,10 +100,10 @@ func (k *busyKeeper) Start(_ context.Context, r client.Request) (*client.Started
 func TestExecWhereContainerHasInnerGroups(t *testing.T) {
 	own, err := field("/proc/self/cgroup", "0::")
 	if err != nil {
-		testkit.Skip(t, "cgroup-v2", err.Error())
+		testkit.Skip(t, "cgroup2", err.Error())
 	}
 	if _, err := os.Stat(cgroupRoot + own); err != nil {
-		testkit.Skip(t, "cgroup-v2", err.Error())
+		testkit.Skip(t, "cgroup2", err.Error())
 	}
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/test/testkit"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -204,7 +206,7 @@ func golden(t *testing.T, name string, p *Plan, err error) {
 		t.Fatal(err)
 	}
 	if runtime.GOARCH != "amd64" {
-		t.Skip("golden files hold system call numbers of amd64 where those have no name")
+		testkit.Skip(t, "amd64", "golden files hold system call numbers of amd64 where those have no name")
 	}
 	file := filepath.Join("testdata", name+".txt")
 	if *update {

@@ -3,6 +3,7 @@ package arch
 import (
 	"go/ast"
 	"go/token"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -143,6 +144,26 @@ func TestErrorTexts(t *testing.T) {
 				if text, err := strconv.Unquote(lit.Value); err == nil && strings.Contains(text, "failed to") {
 					t.Errorf("%s:%d: an error says it failed by being one: %q", f.path, f.line(lit.Pos()), text)
 				}
+			}
+			return true
+		})
+	}
+}
+
+// TestSkipsHaveReasons wants every skip to go through testkit, which asks for
+// the missing feature and fails where that cannot be missing.
+func TestSkipsHaveReasons(t *testing.T) {
+	for _, f := range sources(t) {
+		if within(f.dir, "test/testkit") {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok || !slices.Contains([]string{"Skip", "Skipf", "SkipNow"}, sel.Sel.Name) {
+				return true
+			}
+			if x, ok := sel.X.(*ast.Ident); !ok || x.Name != "testkit" {
+				t.Errorf("%s:%d: use testkit.Skip", f.path, f.line(sel.Pos()))
 			}
 			return true
 		})

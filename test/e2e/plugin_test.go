@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
 )
 
@@ -29,7 +30,7 @@ func newPlugin(t *testing.T) plugin {
 	}
 	real, err := cache.Plugins()
 	if err != nil {
-		t.Skip(err)
+		testkit.Skip(t, "the build", err.Error())
 	}
 	p := plugin{t.TempDir()}
 	script := fmt.Appendf(nil, pluginScript, p.dir, real)

@@ -3,6 +3,7 @@ package testkit
 import (
 	"errors"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -48,6 +49,11 @@ func lacks(feature string) bool {
 		return missing("/sys/fs/cgroup/cgroup.controllers")
 	case "cgroup1":
 		return !missing("/sys/fs/cgroup/cgroup.controllers")
+	case "amd64":
+		return runtime.GOARCH != "amd64"
+	case "block devices":
+		entries, _ := os.ReadDir("/sys/dev/block")
+		return len(entries) == 0
 	}
 	return false
 }

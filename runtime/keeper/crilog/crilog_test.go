@@ -237,7 +237,7 @@ func limited(t *testing.T, n uint64) (lift func()) {
 	t.Helper()
 	var old unix.Rlimit
 	if err := unix.Prlimit(0, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: n, Max: unix.RLIM_INFINITY}, &old); err != nil {
-		t.Skipf("limit file size: %v", err)
+		t.Fatalf("limit file size: %v", err)
 	}
 	return func() {
 		if err := unix.Prlimit(0, unix.RLIMIT_FSIZE, &old, nil); err != nil {

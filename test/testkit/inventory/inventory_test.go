@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestMore(t *testing.T) {
@@ -93,30 +91,5 @@ func TestTakeReapsOrphans(t *testing.T) {
 	}
 	if left := before.Settle(20*time.Second, Scope{}); len(left) > 0 {
 		t.Errorf("want the orphan gone, got %q", left)
-	}
-}
-
-func TestTakeSeesMount(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("root is missing: the test mounts")
-	}
-	dir := t.TempDir()
-	before := Take()
-	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4k"); err != nil {
-		t.Fatal(err)
-	}
-	once := Take()
-	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4k"); err != nil {
-		t.Fatal(err)
-	}
-	scope := Scope{Marks: []string{dir}}
-	both, second := before.Settle(0, scope), once.Settle(0, scope)
-	for range 2 {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if len(both) != 2 || len(second) != 1 {
-		t.Errorf("want two mounts on %s to be seen, and one since the first, got %q and %q", dir, both, second)
 	}
 }

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"crisp/test/testkit/inventory"
+)
+
+// room is where the stages run: a folder for temporary files, on a machine
+// that is to be afterwards as it was before.
+type room struct {
+	tmp    string
+	before inventory.Inventory
+}
+
+// settleTime is how long leavings may take to go by themselves.
+const settleTime = 30 * time.Second
+
+// newRoom makes the folder, and the stages use it.
+func newRoom() (*room, error) {
+	r := &room{before: inventory.Take()}
+	var err error
+	// A short name: that of a socket has to fit into 108 bytes.
+	if r.tmp, err = os.MkdirTemp("", "c"); err != nil {
+		return nil, err
+	}
+	// Programs with other user IDs have to get through.
+	return r, errors.Join(os.Chmod(r.tmp, 0o755), os.Setenv("TMPDIR", r.tmp))
+}
+
+// leave removes the folder. What the stages left is in the error.
+func (r *room) leave() error {
+	left := r.before.Settle(settleTime, inventory.Scope{Marks: []string{r.tmp, "crisp", "/Test"}})
+	for _, name := range inventory.Names(r.tmp) {
+		left = append(left, "file "+filepath.Join(r.tmp, name))
+	}
+	var err error
+	if len(left) > 0 {
+		err = fmt.Errorf("left behind: %s", strings.Join(left, ", "))
+	}
+	return errors.Join(err, os.RemoveAll(r.tmp))
+}
