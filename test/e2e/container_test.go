@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -264,7 +265,7 @@ func testMerge(t *testing.T, n *node) {
 	} {
 		c.update(t, change.update)
 		want[change.name] = change.value
-		if got := c.limits(t); got[change.name] != want[change.name] || got["memory"] != want["memory"] || got["quota"] != want["quota"] || got["cpuset"] != want["cpuset"] || got["shares"] != want["shares"] {
+		if got := c.limits(t); !maps.Equal(got, want) {
 			t.Errorf("after a change of %s the limits are %v, want %v", change.name, got, want)
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
@@ -93,25 +92,26 @@ func testStreamsEqualLists(t *testing.T, n *node) {
 		p.start(t, named("a"))
 		p.create(t, named("b"))
 	}
-	text := func(m proto.Message) string { return fmt.Sprint(m) }
+	pods := func(p *runtimeapi.PodSandbox) string { return fmt.Sprint(p) }
+	containers := func(c *runtimeapi.Container) string { return fmt.Sprint(c) }
 	podStats := func(s *runtimeapi.PodSandboxStats) string { return s.Attributes.Id }
 	containerStats := func(s *runtimeapi.ContainerStats) string { return s.Attributes.Id }
 	metrics := func(m *runtimeapi.PodSandboxMetrics) string {
 		return fmt.Sprintf("%s %d %d", m.PodSandboxId, len(m.Metrics), len(m.ContainerMetrics))
 	}
-	image := func(i *runtimeapi.Image) string { return text(i) }
+	images := func(i *runtimeapi.Image) string { return fmt.Sprint(i) }
 	for name, got := range map[string][2]string{
 		"pods": {
-			keys(call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items, func(p *runtimeapi.PodSandbox) string { return text(p) }),
-			keys(receive(t, n.Runtime.StreamPodSandboxes, &runtimeapi.StreamPodSandboxesRequest{}, (*runtimeapi.StreamPodSandboxesResponse).GetPodSandboxes), func(p *runtimeapi.PodSandbox) string { return text(p) }),
+			keys(call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items, pods),
+			keys(receive(t, n.Runtime.StreamPodSandboxes, &runtimeapi.StreamPodSandboxesRequest{}, (*runtimeapi.StreamPodSandboxesResponse).GetPodSandboxes), pods),
 		},
 		"containers": {
-			keys(call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}).Containers, func(c *runtimeapi.Container) string { return text(c) }),
-			keys(receive(t, n.Runtime.StreamContainers, &runtimeapi.StreamContainersRequest{}, (*runtimeapi.StreamContainersResponse).GetContainers), func(c *runtimeapi.Container) string { return text(c) }),
+			keys(call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}).Containers, containers),
+			keys(receive(t, n.Runtime.StreamContainers, &runtimeapi.StreamContainersRequest{}, (*runtimeapi.StreamContainersResponse).GetContainers), containers),
 		},
 		"images": {
-			keys(call(t, n.Images.ListImages, &runtimeapi.ListImagesRequest{}).Images, image),
-			keys(receive(t, n.Images.StreamImages, &runtimeapi.StreamImagesRequest{}, (*runtimeapi.StreamImagesResponse).GetImages), image),
+			keys(call(t, n.Images.ListImages, &runtimeapi.ListImagesRequest{}).Images, images),
+			keys(receive(t, n.Images.StreamImages, &runtimeapi.StreamImagesRequest{}, (*runtimeapi.StreamImagesResponse).GetImages), images),
 		},
 		"statistics of pods": {
 			keys(call(t, n.Runtime.ListPodSandboxStats, &runtimeapi.ListPodSandboxStatsRequest{}).Stats, podStats),
