@@ -284,12 +284,23 @@ func (k *making) makeCgroup(ctx context.Context) error {
 }
 
 func (k *making) removeCgroup(ctx context.Context) error {
-	group, err := k.p.m.Cgroups.Open(k.record().CgroupPath)
+	return k.p.m.removeCgroup(ctx, k.record().CgroupPath)
+}
+
+// removeCgroup removes a group with what lives in it, of which nobody may know
+// if the keeper and the daemon died together.
+func (m *Manager) removeCgroup(ctx context.Context, path string) error {
+	group, err := m.Cgroups.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
+	}
+	if pids, err := group.Pids(); err == nil && len(pids) > 0 {
+		if err := group.Kill(ctx); err != nil {
+			return err
+		}
 	}
 	return group.Remove(ctx)
 }

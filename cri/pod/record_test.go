@@ -188,20 +188,22 @@ func TestJudgeContainer(t *testing.T) {
 		c        Container
 		sameBoot bool
 		e        *client.Entry
+		alive    bool
 		want     containerVerdict
 	}{
-		"created":                  {Container{Phase: phaseReady}, true, nil, keepContainer},
-		"create cut short":         {Container{Phase: "make spec"}, true, nil, undoContainer},
-		"left over":                {Container{Phase: "make spec", Left: true}, true, nil, keepContainer},
-		"running":                  {Container{Phase: phaseReady, StartedAt: 1}, true, running, adoptContainer},
-		"start was not recorded":   {Container{Phase: phaseReady}, true, running, adoptContainer},
-		"ended meanwhile":          {Container{Phase: phaseReady, StartedAt: 1}, true, ended, endContainer},
-		"ended before it was told": {Container{Phase: phaseReady}, true, ended, endContainer},
-		"holder gone":              {Container{Phase: phaseReady, StartedAt: 1}, true, nil, loseContainer},
-		"after a reboot":           {Container{Phase: phaseReady, StartedAt: 1}, false, nil, loseContainer},
-		"exited":                   {Container{Phase: phaseReady, StartedAt: 1, FinishedAt: 2}, true, ended, keepContainer},
+		"created":                  {Container{Phase: phaseReady}, true, nil, false, keepContainer},
+		"create cut short":         {Container{Phase: "make spec"}, true, nil, false, undoContainer},
+		"left over":                {Container{Phase: "make spec", Left: true}, true, nil, false, keepContainer},
+		"running":                  {Container{Phase: phaseReady, StartedAt: 1}, true, running, false, adoptContainer},
+		"start was not recorded":   {Container{Phase: phaseReady}, true, running, false, adoptContainer},
+		"ended meanwhile":          {Container{Phase: phaseReady, StartedAt: 1}, true, ended, false, endContainer},
+		"ended before it was told": {Container{Phase: phaseReady}, true, ended, false, endContainer},
+		"holder gone":              {Container{Phase: phaseReady, StartedAt: 1}, true, nil, false, loseContainer},
+		"holder of a start gone":   {Container{Phase: phaseReady}, true, nil, true, loseContainer},
+		"after a reboot":           {Container{Phase: phaseReady, StartedAt: 1}, false, nil, false, loseContainer},
+		"exited":                   {Container{Phase: phaseReady, StartedAt: 1, FinishedAt: 2}, true, ended, false, keepContainer},
 	} {
-		if got := judgeContainer(&tc.c, tc.sameBoot, tc.e); got != tc.want {
+		if got := judgeContainer(&tc.c, tc.sameBoot, tc.e, tc.alive); got != tc.want {
 			t.Errorf("%s: verdict %d, want %d", name, got, tc.want)
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"crisp/runtime/keeper/client"
 )
 
@@ -65,8 +67,9 @@ const (
 	loseContainer
 )
 
-// judgeContainer decides on a container, given the keeper's entry or nil.
-func judgeContainer(c *Container, sameBoot bool, e *client.Entry) containerVerdict {
+// judgeContainer decides on a container, given the keeper's entry or nil, and
+// whether there are processes in its cgroup.
+func judgeContainer(c *Container, sameBoot bool, e *client.Entry, populated bool) containerVerdict {
 	switch {
 	case c.Left:
 		return keepContainer
@@ -78,7 +81,7 @@ func judgeContainer(c *Container, sameBoot bool, e *client.Entry) containerVerdi
 		return endContainer
 	case e != nil && sameBoot:
 		return adoptContainer // also one whose start was not yet recorded
-	case c.StartedAt != 0:
+	case c.StartedAt != 0, populated:
 		return loseContainer
 	}
 	return keepContainer
@@ -177,22 +180,53 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 }
 
 func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot bool, e *client.Entry) error {
-	switch judgeContainer(c, sameBoot, e) {
-	case undoContainer:
-		if err := p.undoContainer(ctx, c); err != nil {
-			return errors.Join(err, p.updateContainer(c.ID, func(c *Container) { c.Left = true }))
-		}
-	case adoptContainer, endContainer:
+	verdict := judgeContainer(c, sameBoot, e, c.StartedAt == 0 && p.populated(c))
+	if verdict == adoptContainer || verdict == endContainer {
 		if err := p.adopt(c, e); err != nil {
 			return err
 		}
 		if e.Exit != nil {
 			p.containerExited(c.ID, *e.Exit)
 		}
+		return nil
+	}
+	if err := p.release(ctx, e); err != nil {
+		return err
+	}
+	switch verdict {
+	case undoContainer:
+		if err := p.undoContainer(ctx, c); err != nil {
+			return errors.Join(err, p.updateContainer(c.ID, func(c *Container) { c.Left = true }))
+		}
 	case loseContainer:
 		return p.lose(ctx, c)
 	}
 	return nil
+}
+
+// populated reports whether a container has processes, as it may though its
+// start was not recorded.
+func (p *pod) populated(c *Container) bool {
+	group, err := p.m.Cgroups.Open(c.CgroupPath)
+	if err != nil {
+		return false
+	}
+	pids, err := group.Pids()
+	return err == nil && len(pids) > 0
+}
+
+// release lets go of what the keeper has of a container that needs it no more.
+func (p *pod) release(ctx context.Context, e *client.Entry) error {
+	if e == nil {
+		return nil
+	}
+	defer e.Close()
+	if e.PidFD != nil && e.Exit == nil {
+		if err := signal(e.PidFD, unix.SIGKILL); err != nil {
+			return err
+		}
+	}
+	return p.m.Keeper.forgetDying(ctx, e.ID, nil)
 }
 
 // adopt takes over a process that an earlier daemon started.
@@ -232,6 +266,9 @@ func (p *pod) lose(ctx context.Context, c *Container) error {
 	}
 	return p.updateContainer(c.ID, func(c *Container) {
 		c.FinishedAt, c.ExitCode, c.Reason = time.Now().UnixNano(), exitUnknown, reasonUnknown
+		if c.StartedAt == 0 { // the start was not recorded
+			c.StartedAt = c.FinishedAt
+		}
 		c.Message = "how the container ended is not known: its holder was gone when the daemon started"
 	})
 }

@@ -198,14 +198,7 @@ func (p *pod) removeCgroup(ctx context.Context) error {
 	if err != nil {
 		return nil // none was made
 	}
-	group, err := p.m.Cgroups.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return group.Remove(ctx)
+	return p.m.removeCgroup(ctx, path)
 }
 
 // hasPause reports whether the pod has a first process of its own.
