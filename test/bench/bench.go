@@ -20,6 +20,7 @@ type bench struct {
 	targets      []*target
 	plugins      *plugins // nil when they cannot be measured
 	cgroupParent string
+	dir          string      // of the runtimes' data
 	pulls        *pullImages // nil without images to pull
 	samples      samples
 	failed       []string // what went wrong, for the report

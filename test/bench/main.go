@@ -27,8 +27,8 @@ import (
 )
 
 type options struct {
-	endpoint, peers, image, out, publish, phases string
-	rounds, samples                              int
+	endpoint, peers, image, dir, out, publish, phases string
+	rounds, samples                                   int
 }
 
 func main() {
@@ -36,6 +36,7 @@ func main() {
 	flag.StringVar(&o.endpoint, "endpoint", "", "measure only the runtime at this `socket` (unix://…)")
 	flag.StringVar(&o.peers, "peers", ".cache/peers", "the `folder` with containerd, its shim and runc; none if empty")
 	flag.StringVar(&o.image, "image", "registry.k8s.io/e2e-test-images/busybox:1.29-2", "the `image` of the containers, with a shell")
+	flag.StringVar(&o.dir, "dir", "", "the `folder`, made and removed, for the runtimes' data: its file system decides about pulls; one of /tmp if empty")
 	flag.StringVar(&o.out, "out", ".cache/bench", "the `folder` for the results, and for the images to pull")
 	flag.StringVar(&o.publish, "publish", "", "put report and charts into this `folder` of documentation too")
 	flag.StringVar(&o.phases, "phases", "serial,clients,growth,pull", "what to measure")
@@ -103,10 +104,10 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 		}
 		return errors.Join(errs...)
 	}
-	if l, err = lab.New(ctx, lab.Options{}); err != nil {
+	if l, err = lab.New(ctx, lab.Options{Dir: b.opt.dir}); err != nil {
 		return closeAll, err
 	}
-	b.cgroupParent = "/" + l.Name
+	b.cgroupParent, b.dir = "/"+l.Name, l.Dir
 	b.targets = []*target{{
 		name: "crisp", runtime: l.Runtime, images: l.Images, daemon: l,
 		programs: []string{"crisp", "crisp-keeper"},

@@ -120,7 +120,29 @@ func (b *bench) machine(ctx context.Context, w *bytes.Buffer, began time.Time) {
 	fmt.Fprintf(w, "%s, %d rounds of %d pods in turns, %.0f minutes.\n", began.UTC().Format("2 January 2006, 15:04 UTC"), b.opt.rounds, b.opt.samples, time.Since(began).Minutes())
 	fmt.Fprintf(w, "%s; %s.\n", strings.Join(versions, ", "), runtime.Version())
 	fmt.Fprintf(w, "%d × %s, %d MB, Linux %s, cgroup %s.\n", runtime.NumCPU(), model, uint64(info.Totalram)*uint64(info.Unit)>>20, unix.ByteSliceToString(uts.Release[:]), cgroups)
+	if b.dir != "" {
+		fmt.Fprintf(w, "The runtimes' data is on %s.\n", fileSystem(b.dir))
+	}
 	fmt.Fprintf(w, "Load average during the run: %.1f to %.1f, median %.1f.\n", quantile(loads, 0), quantile(loads, 1), quantile(loads, 0.5))
+}
+
+// fileSystem is the type of the file system that holds dir.
+func fileSystem(dir string) string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return "an unknown file system"
+	}
+	switch fs.Type {
+	case unix.EXT4_SUPER_MAGIC:
+		return "ext4"
+	case unix.XFS_SUPER_MAGIC:
+		return "xfs"
+	case unix.BTRFS_SUPER_MAGIC:
+		return "btrfs"
+	case unix.TMPFS_MAGIC:
+		return "tmpfs"
+	}
+	return fmt.Sprintf("a file system of type %#x", fs.Type)
 }
 
 // table prints a line for each key.
