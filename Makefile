@@ -44,11 +44,13 @@ fmt: ## are all files formatted?
 vet: ## go vet, for both processors
 	$(GO) vet ./...
 	GOARCH=arm64 $(GO) vet ./...
+	$(GO) vet -tags crash ./cri/pod ./test/crash
 
 .PHONY: staticcheck
 staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both processors
 	$(CACHE)/bin/staticcheck ./...
 	GOARCH=arm64 $(CACHE)/bin/staticcheck ./...
+	$(CACHE)/bin/staticcheck -tags crash ./cri/pod ./test/crash
 
 ##### Tests
 
@@ -71,6 +73,10 @@ conformance: build $(LAB) $(CACHE)/bin/critest images programs ## critest agains
 .PHONY: bench
 bench: build $(LAB) $(PEERS) images programs ## side by side with containerd, ten minutes
 	$(CACHE)/bin/bench $(ARGS)
+
+.PHONY: crash
+crash: $(LAB) images ## end the daemon at every point; REPORT=1 updates docs/reliability.md
+	$(GO) test -C test/crash -tags crash -count 1 -timeout 20m $(if $(REPORT),-report $(CURDIR)/docs/reliability.md)
 
 .PHONY: demo
 demo: build $(LAB) images programs ## a pod from pull to removal, with timings

@@ -1,0 +1,228 @@
+//go:build crash
+
+package crash
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"crisp/cri/pod"
+)
+
+// Ways to disturb an operation.
+const (
+	kill           = "kill"
+	killBoth       = "kill with keeper"
+	fail           = "error"
+	killInRollback = "kill in rollback"
+	failInRollback = "error in rollback"
+	killInRecovery = "kill in recovery"
+	failInRecovery = "error in recovery"
+)
+
+// attempt is one case: orders for the call, and for the start that follows
+// if the call ends the daemon.
+type attempt struct {
+	way       string
+	at        point
+	orders    []order
+	afterward []order
+}
+
+func (a attempt) String() string { return a.way + " " + a.at.String() }
+
+func TestCrash(t *testing.T) {
+	n := newNode(t)
+	var score score
+	var all []point
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) {
+			attempts := n.attempts(t, op)
+			for _, a := range attempts {
+				all = append(all, a.at)
+				survived := t.Run(a.String(), func(t *testing.T) { n.attempt(t, op, a) })
+				score.add(op.name, a.way, survived)
+			}
+		})
+	}
+	if complete(t) {
+		wantAllSteps(t, all)
+		score.publish(t)
+	}
+}
+
+// wantAllSteps wants each step's do and undo to have been disturbed.
+func wantAllSteps(t *testing.T, all []point) {
+	t.Helper()
+	sandbox, container := pod.Tables()
+	for _, step := range slices.Concat(sandbox, container) {
+		for _, what := range []string{"before do ", "after do ", "before undo ", "after undo "} {
+			if !slices.ContainsFunc(all, func(p point) bool { return p.name == what+step }) {
+				t.Errorf("nothing happened %s%s", what, step)
+			}
+		}
+	}
+}
+
+// attempts finds the points that an operation passes, and says what to try.
+func (n *node) attempts(t *testing.T, op operation) []attempt {
+	t.Helper()
+	var all []attempt
+	points := n.explore(t, op)
+	for _, p := range moments(points) {
+		all = append(all,
+			attempt{kill, p, []order{{"kill", p}}, nil},
+			attempt{killBoth, p, []order{{"kill", p}}, nil})
+	}
+	for _, p := range points {
+		all = append(all, attempt{fail, p, []order{{"fail", p}}, nil})
+	}
+	last := lastDo(points)
+	if last.n == 0 {
+		return all
+	}
+	undo := order{"fail", last}
+	for _, p := range n.explore(t, op, undo) {
+		if !slices.Contains(points, p) {
+			all = append(all,
+				attempt{killInRollback, p, []order{undo, {"kill", p}}, nil},
+				attempt{failInRollback, p, []order{undo, {"fail", p}}, nil})
+		}
+	}
+	end := order{"kill", last}
+	for _, p := range n.explore(t, op, end) {
+		all = append(all,
+			attempt{killInRecovery, p, []order{end}, []order{{"kill", p}}},
+			attempt{failInRecovery, p, []order{end}, []order{{"fail", p}}})
+	}
+	return all
+}
+
+// moments leaves out points between which and the next or the last one nothing
+// happens, so that a kill would be the same. Steps are preferred to records.
+func moments(points []point) []point {
+	var all []point
+	for _, p := range points {
+		if last := len(all) - 1; last >= 0 && strings.HasPrefix(all[last].name, "after ") && strings.HasPrefix(p.name, "before ") {
+			switch {
+			case strings.HasSuffix(p.name, " record"):
+				continue
+			case strings.HasSuffix(all[last].name, " record"):
+				all = all[:last]
+			}
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// lastDo is the point at which there is most to undo.
+func lastDo(points []point) point {
+	var last point
+	for _, p := range points {
+		if strings.HasPrefix(p.name, "after do ") {
+			last = p
+		}
+	}
+	return last
+}
+
+// explore runs an operation and returns the points that are passed; of one
+// that is killed, those of the recovery.
+func (n *node) explore(t *testing.T, op operation, orders ...order) []point {
+	t.Helper()
+	s := n.newScene(t)
+	for _, f := range op.prepare {
+		f(s)
+	}
+	n.give(t, orders...)
+	err := op.call(s)
+	if (err == nil) != (len(orders) == 0) || !n.obeyed(t) {
+		t.Fatalf("with orders %v the call ended with: %v", orders, err)
+	}
+	if len(orders) > 0 && orders[0].kind == "kill" {
+		n.Kill()
+		n.give(t)
+		n.begin(t)
+	}
+	points := n.passed(t)
+	s.removeAll()
+	return points
+}
+
+// attempt runs one case.
+func (n *node) attempt(t *testing.T, op operation, a attempt) {
+	s := n.newScene(t)
+	defer n.tidy(t, s)
+	for _, f := range op.prepare {
+		f(s)
+	}
+	before := n.belongings(t)
+	n.give(t, a.orders...)
+	err := op.call(s)
+	if !n.obeyed(t) {
+		t.Fatalf("the daemon did not carry out %v; the call ended with: %v", a.orders, err)
+	}
+	restart := a.orders[len(a.orders)-1].kind == "kill"
+	if err == nil && restart {
+		t.Error("the call succeeded although the daemon was killed")
+	}
+	if a.way == killBoth {
+		n.killKeeper(t)
+	}
+	if restart {
+		n.restart(t, a.afterward)
+	}
+	n.give(t)
+	s.wantListed()
+	if a.way == killBoth {
+		return // what is left can only be removed
+	}
+	if created := op.heal != nil && op.skip == nil; created && err != nil && len(s.pods()) == len(op.prepare) && len(s.containers()) == 0 {
+		n.wantNoMore(t, "after the call", before, "descriptor of the daemon")
+	}
+	if op.heal != nil {
+		op.heal(s)
+	}
+	if op.skip == nil || !op.skip(s) {
+		s.must("try again", op.call(s))
+	}
+	op.done(s)
+}
+
+// restart starts the daemon that was killed, under orders for its recovery.
+func (n *node) restart(t *testing.T, orders []order) {
+	t.Helper()
+	n.Kill() // which only waits
+	n.give(t, orders...)
+	err := n.Start(t.Context())
+	if !n.obeyed(t) {
+		t.Errorf("the daemon did not carry out %v when it started", orders)
+	}
+	if len(orders) > 0 && orders[0].kind == "kill" {
+		if err == nil {
+			t.Error("the daemon started although it was killed")
+		}
+		n.give(t)
+		err = n.Start(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tidy ends a case: all pods can be removed, and then nothing is left.
+func (n *node) tidy(t *testing.T, s *scene) {
+	t.Helper()
+	n.give(t)
+	if !n.answers(t) {
+		n.Kill()
+		n.begin(t)
+	}
+	s.removeAll()
+	n.wantNoMore(t, "after all was removed", n.usual)
+	if t.Failed() {
+		n.usual = append(n.usual, n.belongings(t)...) // so that the next case is its own
+	}
+}

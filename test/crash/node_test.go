@@ -1,0 +1,259 @@
+//go:build crash
+
+package crash
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cri/pod"
+	"crisp/test/testkit"
+	"crisp/test/testkit/belongings"
+	"crisp/test/testkit/inventory"
+	"crisp/test/testkit/lab"
+)
+
+const (
+	busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
+	// callTime bounds every call; none takes nearly as long.
+	callTime = 30 * time.Second
+	// leaveTime is how long leavings may take to go by themselves.
+	leaveTime = 5 * time.Second
+)
+
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
+// node is a daemon that takes orders to die.
+type node struct {
+	*lab.Lab
+	// orders is the folder in which package pod looks for them.
+	orders string
+	// usual is what the node has without pods.
+	usual []string
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	testkit.Root(t)
+	n := &node{orders: t.TempDir()}
+	n.Lab = testkit.Daemon(t, lab.Options{Crisp: build(t), Env: []string{pod.CrashEnv + "=" + n.orders}})
+	call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
+	// What is opened or made once, by the daemon and by network plugins.
+	for range 2 {
+		s := n.newScene(t)
+		s.run()
+		s.create()
+		s.start()
+		s.removeAll()
+		n.usual = n.belongings(t)
+		n.Kill()
+		n.killKeeper(t)
+		n.begin(t)
+	}
+	return n
+}
+
+// build makes a daemon with crash points in it.
+func build(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-tags", "crash", "-o", dir, "crisp/cmd/crisp", "crisp/cmd/crisp-keeper").CombinedOutput()
+	if err != nil {
+		t.Fatalf("build crisp: %v: %s", err, out)
+	}
+	return filepath.Join(dir, "crisp")
+}
+
+func (n *node) begin(t *testing.T) {
+	t.Helper()
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// killKeeper kills the keeper too. One that holds nothing may be gone.
+func (n *node) killKeeper(t *testing.T) {
+	t.Helper()
+	pid, err := n.Keeper()
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	if err == nil {
+		err = unix.Kill(pid, unix.SIGKILL)
+	}
+	if err != nil {
+		t.Fatalf("kill the keeper: %v", err)
+	}
+}
+
+// answers reports whether the daemon does.
+func (n *node) answers(t *testing.T) bool {
+	t.Helper()
+	_, err := try(t, n.Runtime.Version, &runtimeapi.VersionRequest{})
+	return err == nil
+}
+
+// order is something for the daemon to do when it passes a point.
+type order struct {
+	kind string // "kill" or "fail"
+	at   point
+}
+
+// point is the nth passing of a named place.
+type point struct {
+	n    int
+	name string
+}
+
+func (p point) String() string {
+	if p.n == 1 {
+		return p.name
+	}
+	return fmt.Sprintf("%s (%d)", p.name, p.n)
+}
+
+// give gives orders and forgets which points were passed.
+func (n *node) give(t *testing.T, orders ...order) {
+	t.Helper()
+	var text strings.Builder
+	for _, o := range orders {
+		fmt.Fprintf(&text, "%s %d %s\n", o.kind, o.at.n, o.at.name)
+	}
+	err := os.WriteFile(filepath.Join(n.orders, pod.CrashOrders), []byte(text.String()), 0o600)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(n.orders, pod.CrashTrace), nil, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// obeyed reports whether all orders were carried out.
+func (n *node) obeyed(t *testing.T) bool {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(n.orders, pod.CrashOrders))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(data) == 0
+}
+
+// passed lists the points that were passed since the last orders.
+func (n *node) passed(t *testing.T) []point {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(n.orders, pod.CrashTrace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []point
+	times := map[string]int{}
+	for line := range strings.Lines(string(data)) {
+		name := strings.TrimSuffix(line, "\n")
+		times[name]++
+		all = append(all, point{times[name], name})
+	}
+	return all
+}
+
+// belongings lists everything on the node that is a pod's, or could be.
+func (n *node) belongings(t *testing.T) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), callTime)
+	defer cancel()
+	all, err := belongings.List(ctx, n.Lab)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := exec.CommandContext(ctx, "iptables-save").Output()
+	if err != nil {
+		t.Fatalf("list packet filter rules: %v", err)
+	}
+	for line := range strings.Lines(string(rules)) {
+		if strings.HasPrefix(line, "-A") {
+			all = append(all, "rule "+strings.TrimSpace(line))
+		}
+	}
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		all = append(all, "link "+l.Name)
+	}
+	for _, p := range inventory.Descendants(os.Getpid()) {
+		if p.PID != n.PID() && p.Name != "crisp-keeper" {
+			all = append(all, "process "+p.String())
+		}
+	}
+	for _, dir := range []string{"root/pods", "root/cni", "root/image/containers", "state"} {
+		all = append(all, n.files(t, dir)...)
+	}
+	return all
+}
+
+// files lists a folder's content, with all below.
+func (n *node) files(t *testing.T, dir string) []string {
+	t.Helper()
+	var all []string
+	err := filepath.WalkDir(filepath.Join(n.Dir, dir), func(path string, _ fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		all = append(all, "file "+path)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// wantNoMore fails the test if the node has anything that was not there
+// before, once leavings had their time to go.
+func (n *node) wantNoMore(t *testing.T, when string, before []string, but ...string) {
+	t.Helper()
+	for end := time.Now().Add(leaveTime); ; time.Sleep(10 * time.Millisecond) {
+		left := slices.DeleteFunc(n.belongings(t), func(what string) bool {
+			return slices.Contains(before, what) || slices.ContainsFunc(but, func(kind string) bool { return strings.HasPrefix(what, kind) })
+		})
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("%s there is too much: %s", when, strings.Join(left, ", "))
+			return
+		}
+	}
+}
+
+// call makes a call that must succeed.
+func call[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) A {
+	t.Helper()
+	answer, err := try(t, f, request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+// try makes a call. It works in clean-ups too.
+func try[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), callTime)
+	defer cancel()
+	return f(ctx, request)
+}

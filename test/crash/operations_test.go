@@ -1,0 +1,105 @@
+//go:build crash
+
+package crash
+
+import runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+// operation is a call that changes the machine in several steps.
+type operation struct {
+	name string
+	// prepare makes what the call needs.
+	prepare []func(*scene)
+	call    func(*scene) error
+	// heal makes a retry possible, as kubelet would, by what it sees listed.
+	heal func(*scene)
+	// skip reports that the call turns out to have succeeded, where asking for
+	// the same once more is an error.
+	skip func(*scene) bool
+	// done says what must be true once the call has succeeded.
+	done func(*scene)
+}
+
+var operations = []operation{{
+	name: "RunPodSandbox", call: (*scene).tryRun, heal: (*scene).removeUnready,
+	done: func(s *scene) {
+		s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
+		s.create()
+		s.start()
+		s.wantAlive()
+	},
+}, {
+	name: "CreateContainer", prepare: []func(*scene){(*scene).run}, call: (*scene).tryCreate, heal: (*scene).removeUnknown,
+	done: func(s *scene) {
+		s.wantContainer(runtimeapi.ContainerState_CONTAINER_CREATED)
+		s.start()
+		s.wantAlive()
+	},
+}, {
+	name: "StartContainer", prepare: []func(*scene){(*scene).run, (*scene).create}, call: (*scene).tryStart,
+	heal: (*scene).recreate, skip: (*scene).runs, done: (*scene).wantAlive,
+}, {
+	name: "StopContainer", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryStop,
+	done: func(s *scene) {
+		if st := s.wantContainer(runtimeapi.ContainerState_CONTAINER_EXITED); st.ExitCode != 137 {
+			s.t.Errorf("the container ended with %d (%s), want 137", st.ExitCode, st.Reason)
+		}
+	},
+}, {
+	name: "RemoveContainer", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryRemove,
+	done: func(s *scene) {
+		s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
+		if left := s.containers(); len(left) > 0 {
+			s.t.Errorf("still listed: %v", left)
+		}
+		s.create() // the name is free
+		s.start()
+		s.wantAlive()
+	},
+}, {
+	name: "StopPodSandbox", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryStopPod,
+	done: func(s *scene) {
+		s.wantPod(runtimeapi.PodSandboxState_SANDBOX_NOTREADY)
+		s.wantContainer(runtimeapi.ContainerState_CONTAINER_EXITED)
+	},
+}, {
+	name: "RemovePodSandbox", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryRemovePod,
+	done: func(s *scene) {
+		if left := len(s.pods()) + len(s.containers()); left > 0 {
+			s.t.Errorf("%d pods and containers are still listed", left)
+		}
+	},
+}}
+
+// removeUnready removes pods that are not ready; others are kept.
+func (s *scene) removeUnready() {
+	for _, p := range s.pods() {
+		if p.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			call(s.t, s.n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.Id})
+			call(s.t, s.n.Runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id})
+		}
+	}
+}
+
+// removeUnknown removes containers of which nothing but their id is known.
+func (s *scene) removeUnknown() {
+	for _, c := range s.containers() {
+		if c.State == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
+			call(s.t, s.n.Runtime.RemoveContainer, &runtimeapi.RemoveContainerRequest{ContainerId: c.Id})
+		}
+	}
+}
+
+// recreate replaces a container that has ended.
+func (s *scene) recreate() {
+	for _, c := range s.containers() {
+		if c.State == runtimeapi.ContainerState_CONTAINER_EXITED {
+			s.must("remove container", s.tryRemove())
+			s.create()
+		}
+	}
+}
+
+func (s *scene) runs() bool {
+	list := s.containers()
+	return len(list) == 1 && list[0].State == runtimeapi.ContainerState_CONTAINER_RUNNING
+}

@@ -1,0 +1,186 @@
+//go:build crash
+
+package crash
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// scene is a pod with one container on a node, or as much of that as there is.
+type scene struct {
+	t         *testing.T
+	n         *node
+	pod       *runtimeapi.PodSandboxConfig
+	container *runtimeapi.ContainerConfig
+	// The ids that calls returned.
+	podID, containerID string
+}
+
+// newScene makes one whose pod does something in every step of its table: it
+// has a first process, and a port on the node.
+func (n *node) newScene(t *testing.T) *scene {
+	options := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}
+	return &scene{
+		t: t, n: n,
+		pod: &runtimeapi.PodSandboxConfig{
+			Metadata:     &runtimeapi.PodSandboxMetadata{Name: "crash", Namespace: "test", Uid: fmt.Sprint(time.Now().UnixNano())},
+			Hostname:     "crash",
+			LogDirectory: filepath.Join(n.Dir, "logs"),
+			PortMappings: []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 18080}},
+			Linux:        &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: options}},
+		},
+		container: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
+			Image:    &runtimeapi.ImageSpec{Image: busybox},
+			Command:  []string{"sleep", "1000"},
+			LogPath:  "main.log",
+			Linux: &runtimeapi.LinuxContainerConfig{
+				Resources:       &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20},
+				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: options},
+			},
+		},
+	}
+}
+
+// The calls. Those with "try" may fail.
+
+func (s *scene) tryRun() error {
+	r, err := try(s.t, s.n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: s.pod})
+	s.podID = r.GetPodSandboxId()
+	return err
+}
+
+func (s *scene) tryCreate() error {
+	r, err := try(s.t, s.n.Runtime.CreateContainer, &runtimeapi.CreateContainerRequest{PodSandboxId: s.podID, Config: s.container, SandboxConfig: s.pod})
+	s.containerID = r.GetContainerId()
+	return err
+}
+
+func (s *scene) tryStart() error {
+	_, err := try(s.t, s.n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: s.containerID})
+	return err
+}
+
+func (s *scene) tryStop() error {
+	_, err := try(s.t, s.n.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: s.containerID})
+	return err
+}
+
+func (s *scene) tryRemove() error {
+	_, err := try(s.t, s.n.Runtime.RemoveContainer, &runtimeapi.RemoveContainerRequest{ContainerId: s.containerID})
+	return err
+}
+
+func (s *scene) tryStopPod() error {
+	_, err := try(s.t, s.n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.podID})
+	return err
+}
+
+func (s *scene) tryRemovePod() error {
+	_, err := try(s.t, s.n.Runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.podID})
+	return err
+}
+
+func (s *scene) must(what string, err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+func (s *scene) run()    { s.t.Helper(); s.must("run pod", s.tryRun()) }
+func (s *scene) create() { s.t.Helper(); s.must("create container", s.tryCreate()) }
+func (s *scene) start()  { s.t.Helper(); s.must("start container", s.tryStart()) }
+
+// pods lists all pods of the node.
+func (s *scene) pods() []*runtimeapi.PodSandbox {
+	s.t.Helper()
+	return call(s.t, s.n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items
+}
+
+// containers lists all containers of the node.
+func (s *scene) containers() []*runtimeapi.Container {
+	s.t.Helper()
+	return call(s.t, s.n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}).Containers
+}
+
+// removeAll removes every pod as kubelet does: it asks twice for a stop.
+func (s *scene) removeAll() {
+	s.t.Helper()
+	for _, p := range s.pods() {
+		stop := &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.Id}
+		call(s.t, s.n.Runtime.StopPodSandbox, stop)
+		call(s.t, s.n.Runtime.StopPodSandbox, stop)
+		call(s.t, s.n.Runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id})
+	}
+	if left := len(s.pods()) + len(s.containers()); left > 0 {
+		s.t.Errorf("%d pods and containers are listed after all were removed", left)
+	}
+}
+
+// wantListed wants what is on disk to be listed, and to have a status.
+func (s *scene) wantListed() {
+	s.t.Helper()
+	var listed []string
+	for _, p := range s.pods() {
+		listed = append(listed, p.Id)
+		call(s.t, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
+		if p.Metadata.Namespace != s.pod.Metadata.Namespace {
+			s.t.Errorf("pod %s is listed as %s/%s", p.Id, p.Metadata.Namespace, p.Metadata.Name)
+		}
+	}
+	for _, c := range s.containers() {
+		if !slices.Contains(listed, c.PodSandboxId) {
+			s.t.Errorf("container %s is listed without its pod", c.Id)
+		}
+		call(s.t, s.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
+	}
+	folders, err := os.ReadDir(filepath.Join(s.n.Dir, "root/pods"))
+	s.must("list folders of pods", err)
+	for _, f := range folders {
+		if !slices.Contains(listed, f.Name()) {
+			s.t.Errorf("pod %s is on disk and not listed", f.Name())
+		}
+	}
+}
+
+// wantPod wants exactly one pod, in a state.
+func (s *scene) wantPod(state runtimeapi.PodSandboxState) {
+	s.t.Helper()
+	pods := s.pods()
+	if len(pods) != 1 || pods[0].Id != s.podID || pods[0].State != state {
+		s.t.Fatalf("listed are the pods %v, want only %s, %v", pods, s.podID, state)
+	}
+	st := call(s.t, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.podID}).Status
+	ready := state == runtimeapi.PodSandboxState_SANDBOX_READY
+	if leases := s.n.Leases(); ready && (len(leases) != 1 || leases[0] != st.Network.GetIp()) || !ready && len(leases) != 0 {
+		s.t.Errorf("the pod is %v and has address %q; leased are %q", state, st.Network.GetIp(), leases)
+	}
+}
+
+// wantContainer wants exactly one container, in a state.
+func (s *scene) wantContainer(state runtimeapi.ContainerState) *runtimeapi.ContainerStatus {
+	s.t.Helper()
+	list := s.containers()
+	if len(list) != 1 || list[0].Id != s.containerID || list[0].State != state {
+		s.t.Fatalf("listed are the containers %v, want only %s, %v", list, s.containerID, state)
+	}
+	return call(s.t, s.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: s.containerID}).Status
+}
+
+// wantAlive wants the container to run and to take commands.
+func (s *scene) wantAlive() {
+	s.t.Helper()
+	s.wantContainer(runtimeapi.ContainerState_CONTAINER_RUNNING)
+	r := call(s.t, s.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: s.containerID, Cmd: []string{"sh", "-c", "ps | grep -c '[s]leep 1000'"}})
+	if string(r.Stdout) != "1\n" {
+		s.t.Errorf("%q processes of the container run, want 1", r.Stdout)
+	}
+}
