@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 )
@@ -31,7 +32,7 @@ var shown = [...]struct{ name, color string }{{ours, "#0072b2"}, {theirs, "#d55e
 // 99th percentile, on a logarithmic scale.
 func (b *bench) callsChart(keys []key) []byte {
 	const left, right, row = 150.0, 700.0, 30.0
-	low, high := 0.1, 1.0
+	low, high := 1.0, 10.0
 	for _, k := range keys {
 		for _, s := range shown {
 			if v := b.samples.of(k, s.name).whole(); len(v) > 0 {
@@ -59,7 +60,7 @@ func (b *bench) callsChart(keys []key) []byte {
 			d.dot(from, at, s.color)
 		}
 	}
-	d.legend()
+	d.legend(len(shown))
 	return d.end()
 }
 
@@ -75,6 +76,7 @@ func (b *bench) readyChart() []byte {
 	for _, v := range curves {
 		high = max(high, quantile(v, 1))
 	}
+	high = math.Ceil(high/100) * 100
 	x := func(v float64) float64 { return left + v/high*(right-left) }
 	y := func(share float64) float64 { return bottom - share*(bottom-top) }
 	d := newDrawing(right+50, bottom+45, "Share of pods that are ready after so many ms, one client")
@@ -92,7 +94,7 @@ func (b *bench) readyChart() []byte {
 		}
 		d.curve(points, s.color)
 	}
-	d.legend()
+	d.legend(len(shown))
 	return d.end()
 }
 
@@ -130,6 +132,6 @@ func (b *bench) memoryChart() []byte {
 			d.dot(p.x, p.y, s.color)
 		}
 	}
-	d.legend()
+	d.legend(2)
 	return d.end()
 }

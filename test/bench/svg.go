@@ -42,9 +42,9 @@ func (d *drawing) curve(points []point, color string) {
 	d.WriteString("\"/>\n")
 }
 
-// legend names the series below the title.
-func (d *drawing) legend() {
-	for i, s := range shown {
+// legend names the first n series below the title.
+func (d *drawing) legend(n int) {
+	for i, s := range shown[:n] {
 		x := float64(20 + i*110)
 		d.dot(x, 32, s.color)
 		d.text(x+8, 36, "start", s.name)
