@@ -177,14 +177,14 @@ func talk(from *os.File, to string) error {
 	var conn net.Conn
 	err := netns.Do(from, func() error {
 		var err error
-		conn, err = net.DialTimeout("tcp", to, 5*time.Second)
+		conn, err = net.DialTimeout("tcp", to, 20*time.Second)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := io.WriteString(conn, "ping"); err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func TestPipesOfContainersBlock(t *testing.T) {
 	r.Close()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("closing did not end the read")
 	}
 }

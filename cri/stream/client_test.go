@@ -42,7 +42,7 @@ func dial(t testing.TB, url, protocol string) *session {
 		t.Fatal(err)
 	}
 	// A client that waits in vain shall fail its test, not stop it.
-	limit := time.AfterFunc(20*time.Second, func() { conn.Close() })
+	limit := time.AfterFunc(60*time.Second, func() { conn.Close() })
 	t.Cleanup(func() {
 		limit.Stop()
 		conn.Close()

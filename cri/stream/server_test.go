@@ -59,7 +59,7 @@ func start(t *testing.T, o Options, rt Runtime) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		if err := s.Stop(ctx); err != nil {
 			t.Errorf("stop: %v", err)
@@ -248,7 +248,7 @@ func TestClientGoingAwayEndsExec(t *testing.T) {
 	c.Close()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the command does not learn that its client is gone")
 	}
 }
@@ -281,7 +281,7 @@ func TestStopEndsEverything(t *testing.T) {
 	dial(t, resp.Url, forward).forward(80, 1)
 	running.Wait()
 
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := s.Stop(ctx); err != nil {
 		t.Error(err)
@@ -402,7 +402,7 @@ func TestClientGoingAwayEndsPortForward(t *testing.T) {
 	c.Close()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the forwarding does not learn that its client is gone")
 	}
 }
@@ -413,7 +413,7 @@ func TestSilentClientIsDropped(t *testing.T) {
 	c := dial(t, execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdout: true}), v4)
 	select {
 	case <-c.CloseChan():
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("still connected")
 	}
 }
@@ -431,7 +431,7 @@ func TestSessionsLeaveNoGoroutines(t *testing.T) {
 		c.Close()
 	}
 	after := 0
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if after = runtime.NumGoroutine(); after <= before+5 {
 			return
 		}

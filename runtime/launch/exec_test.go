@@ -172,7 +172,7 @@ func conversation(t testing.TB, tty *os.File, mark string) string {
 	}
 	f := os.NewFile(uintptr(dup(t, tty)), "tty")
 	defer f.Close()
-	if err := f.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := f.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	var all bytes.Buffer

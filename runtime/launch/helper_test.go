@@ -493,7 +493,7 @@ func (b *lab) launch(held Held, o plan.Options, start func(Held) (*client.Starte
 // wait returns the output and the exit code.
 func (s *started) wait() (string, int) {
 	s.t.Helper()
-	if err := s.out.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := s.out.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		s.t.Fatal(err)
 	}
 	if _, err := io.Copy(&s.buf, s.out); err != nil {
@@ -510,7 +510,7 @@ func (s *started) wait() (string, int) {
 // until returns the output up to a mark, which a process that goes on prints.
 func (s *started) until(mark string) string {
 	s.t.Helper()
-	if err := s.out.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := s.out.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		s.t.Fatal(err)
 	}
 	chunk := make([]byte, 4096)

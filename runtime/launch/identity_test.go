@@ -212,7 +212,7 @@ func TestOnlyStandardDescriptors(t *testing.T) {
 	}
 	for _, p := range []*started{c, e} {
 		var list []os.DirEntry
-		for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 			if list, err = os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Pid)); err != nil {
 				t.Fatal(err)
 			}

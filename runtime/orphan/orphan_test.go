@@ -58,7 +58,7 @@ func TestExitOfAnOrphanIsKnown(t *testing.T) {
 	}
 	select {
 	case <-o.Done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the end went unnoticed")
 	}
 	if !o.Known || o.Status.ExitStatus() != 7 {
@@ -101,7 +101,7 @@ func TestZombiesOfNobodyAreReaped(t *testing.T) {
 
 func waitZombie(t *testing.T, pid int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !isZombie(pid); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !isZombie(pid); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("process %d does not end", pid)
 		}

@@ -52,7 +52,7 @@ func TestPauses(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := fmt.Sprintf("/proc/%d/status", p.Pid)
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		status, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

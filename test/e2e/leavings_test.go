@@ -14,7 +14,7 @@ import (
 )
 
 // leaveTime is how long a test's leavings may take to go by themselves.
-const leaveTime = 5 * time.Second
+const leaveTime = 20 * time.Second
 
 // leavesNothing fails the test if the node has more at its end than it has
 // now. Clean-ups that are registered later run before the comparison.

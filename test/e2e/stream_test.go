@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
@@ -107,11 +106,12 @@ func testSessions(t *testing.T, n *node, d dialer) {
 		in, typed := io.Pipe()
 		defer typed.Close()
 		o := remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: true, TerminalSizeQueue: &sizes{{Width: 123, Height: 45}}}
-		time.AfterFunc(300*time.Millisecond, func() { fmt.Fprint(typed, "\r") })
-		if err := d.session(t, c.execURL(t, o, "sh", "-c", "read x; stty size; tty; echo $TERM"), o); err != nil {
+		go fmt.Fprint(typed, "word\r")
+		const script = `until [ "$(stty size)" = "45 123" ]; do sleep 0.02; done; read x; echo $x; tty; echo $TERM`
+		if err := d.session(t, c.execURL(t, o, "sh", "-c", script), o); err != nil {
 			t.Error(err)
 		}
-		if want := "45 123\r\n/dev/pts/0\r\nxterm\r\n"; !strings.HasSuffix(out.String(), want) {
+		if want := "word\r\n/dev/pts/0\r\nxterm\r\n"; !strings.HasSuffix(out.String(), want) {
 			t.Errorf("got %q, want it to end with %q", out.String(), want)
 		}
 	})

@@ -205,7 +205,7 @@ func TestLoadRefusesQuickly(t *testing.T) {
 			} else if name == "FIFO" && !errors.Is(err, rootpath.ErrNotRegular) {
 				t.Errorf("Load() with a FIFO = %v", err)
 			}
-			if took := time.Since(start); took > time.Second {
+			if took := time.Since(start); took > 10*time.Second {
 				t.Errorf("Load() with a %s took %v", name, took)
 			}
 		}
@@ -227,7 +227,7 @@ func TestHostileSize(t *testing.T) {
 	if _, err := d.GroupsOf("u"); !errors.Is(err, ErrSyntax) {
 		t.Errorf("GroupsOf() with %d groups = %v, want ErrSyntax", len(groups), err)
 	}
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("took %v", took)
 	}
 }
