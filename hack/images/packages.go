@@ -57,7 +57,7 @@ func (p *packages) unpack(ctx context.Context, name string) error {
 		return err
 	}
 	if len(before) == 0 {
-		if err := run(ctx, p.debs, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name); err != nil {
+		if err := run(ctx, p.debs, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", name); err != nil {
 			return fmt.Errorf("download package %s: %w", name, err)
 		}
 	}
