@@ -331,7 +331,9 @@ func TestNotReady(t *testing.T) {
 		t.Errorf("list has the stopped container: %v, %v", list, err)
 	}
 	// Its group may outlive it for a while.
-	pod.Containers[0].Group = &group{path: "/x", stats: fullStats()}
+	outlived := testPod(t, "a")
+	outlived.Ready, outlived.Containers[0].Running = false, false
+	c = start(t, pods{outlived}, Options{})
 	if list, err := c.Containers(t.Context(), nil); err != nil || len(list) != 0 {
 		t.Errorf("list has the stopped container: %v, %v", list, err)
 	}
