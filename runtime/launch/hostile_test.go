@@ -65,8 +65,11 @@ func TestLinksForSpecialFolders(t *testing.T) {
 func TestLinksForTargets(t *testing.T) {
 	canary := t.TempDir()
 	write(t, filepath.Join(canary, "file"), "host")
-	for _, link := range []string{canary, "../../../../../.." + canary, "/proc/1/root" + canary, "/proc/self/cwd", "/proc/self/fd/3"} {
-		t.Run(link, func(t *testing.T) {
+	for name, link := range map[string]string{
+		"absolute": canary, "upwards": "../../../../../.." + canary, "through init": "/proc/1/root" + canary,
+		"working directory": "/proc/self/cwd", "descriptor": "/proc/self/fd/3",
+	} {
+		t.Run(name, func(t *testing.T) {
 			b := newLab(t)
 			b.sandbox(usual())
 			before := listing(t, canary)
