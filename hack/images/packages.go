@@ -107,7 +107,7 @@ func (p *packages) installLibraries(t tree, binary string) error {
 		return fmt.Errorf("read the libraries of %s: %w", binary, err)
 	}
 	if linker != "" {
-		from, err := p.find(linker, "/usr"+linker)
+		from, err := p.find(linker)
 		if err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func (p *packages) installLibraries(t tree, binary string) error {
 
 func (p *packages) installLibrary(t tree, soname string) error {
 	var places []string
-	for _, dir := range []string{"/lib", "/usr/lib", "/lib/*-linux-gnu*", "/usr/lib/*-linux-gnu*"} {
+	for _, dir := range []string{"/lib", "/lib/*-linux-gnu*"} {
 		places = append(places, filepath.Join(dir, soname))
 	}
 	from, err := p.find(places...)
@@ -142,17 +142,20 @@ func (p *packages) installLibrary(t tree, soname string) error {
 	return p.installLibraries(t, from)
 }
 
-// find returns the first file that one of the patterns names below the root.
+// find returns the first file that one of the patterns names below the root
+// or, as in Debian 13 and later, below /usr.
 func (p *packages) find(patterns ...string) (string, error) {
 	for _, pattern := range patterns {
-		matches, err := filepath.Glob(filepath.Join(p.root, pattern))
-		if err != nil {
-			return "", err
-		}
-		slices.Sort(matches)
-		for _, match := range matches {
-			if target, err := p.follow(match); err == nil {
-				return target, nil
+		for _, above := range []string{p.root, filepath.Join(p.root, "usr")} {
+			matches, err := filepath.Glob(filepath.Join(above, pattern))
+			if err != nil {
+				return "", err
+			}
+			slices.Sort(matches)
+			for _, match := range matches {
+				if target, err := p.follow(match); err == nil {
+					return target, nil
+				}
 			}
 		}
 	}
