@@ -94,10 +94,10 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*machine, error)
 			return nil, fmt.Errorf("%s: %w: input %d is descriptor %d", p.Name, ErrInputs, i, fd)
 		}
 	}
-	m := &machine{sock: uintptr(sock)}
-	m.clone.flags = p.Clone.Flags | unix.CLONE_PIDFD
+	m := &machine{sock: uintptr(sock), full: math.MaxUint64}
+	m.clone.flags = p.Clone.Flags | unix.CLONE_PIDFD | unix.CLONE_PARENT_SETTID | unix.CLONE_VM | unix.CLONE_VFORK
 	m.clone.exitSignal = uint64(unix.SIGCHLD)
-	m.clone.pidfd = addrOf(&m.pidfd)
+	m.clone.pidfd, m.clone.parentTID = addrOf(&m.pidfd), addrOf(&m.pid)
 	if p.Clone.Cgroup >= 0 {
 		m.clone.flags |= unix.CLONE_INTO_CGROUP
 		m.clone.cgroup = uint64(files[p.Clone.Cgroup])

@@ -14,6 +14,12 @@
 //	  socket closed by execve --->  Executed
 //	  a step failed      -------->  *StepError
 //
+// Until it executes or forks, the child shares its parent's memory and only the
+// thread that cloned it waits: a copy of the page tables would cost more than
+// most plans. A process that others in a container can see is always one that
+// forked, or the first of its own PID namespace, and a parent that starts
+// containers should be undumpable, so that none of them can look into it.
+//
 // A child begins with no signal blocked or ignored, umask 0, and no
 // descriptor but 0, 1, 2, its inputs and its socket. It dies at its next
 // report, and so never reaches execve, once the caller is gone or called

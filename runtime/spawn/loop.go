@@ -9,17 +9,22 @@ import (
 	"crisp/runtime/plan"
 )
 
-// The runtime's own bookkeeping around a fork: it blocks signals and keeps
-// the goroutine on its thread. The toolchain keeps these names open.
+// The runtime's own bookkeeping around a system call that lasts. The toolchain
+// keeps these names open.
 //
-//go:linkname beforeFork syscall.runtime_BeforeFork
-func beforeFork()
+//go:linkname enterSyscall runtime.entersyscall
+func enterSyscall()
 
-//go:linkname afterFork syscall.runtime_AfterFork
-func afterFork()
+//go:linkname exitSyscall runtime.exitsyscall
+func exitSyscall()
 
-//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
-func afterForkInChild()
+// vfork clones a child with args, which runs m and never returns, and is back when the
+// child has executed or ended. A negative result is an errno.
+//
+//go:noescape
+func vfork(m *machine, args unsafe.Pointer, size uintptr) int
+
+var _ = child // which vfork calls
 
 // Exit codes of a child that ends before execve.
 const (
@@ -29,7 +34,9 @@ const (
 
 // The kinds of report, the first word of a message from the child.
 const (
-	reportFailed uint32 = iota + 1
+	reportBorn   uint32 = iota + 1
+	reportUnborn        // told by the parent
+	reportFailed
 	reportForked
 	reportWaiting
 	reportExec
@@ -71,38 +78,50 @@ type cloneArgs struct {
 type machine struct {
 	clone  cloneArgs
 	pidfd  int32
+	pid    int32
 	sock   uintptr
 	ops    []op
 	regs   [numRegs]uintptr
 	report [reportWords]uint32
 	zero   [4]uint64 // the default struct sigaction, and an empty signal set
+	full   uint64    // all signals
+	mask   uint64    // the parent's own
 	arena  arena
 	// nowhere is nil.
 	nowhere *uint32
 }
 
-// start clones the child. Only the caller returns from it.
-func (m *machine) start() (pid int, err syscall.Errno) {
-	beforeFork()
-	r, e := m.run()
-	afterFork()
-	return int(r), e
-}
-
-// run returns in the parent and runs the plan in the child. It must neither
-// allocate nor grow the stack nor store a pointer: the child is a
-// single-threaded copy of a process whose other threads may hold any lock.
+// start clones the child and waits until it no longer uses this memory.
+//
+// The child shares the caller's memory, which spares the copy of its page
+// tables, and the thread that clones stands still as long as it does. To the
+// kernel it is a vfork, so that the child has an OOM score of its own and
+// running out of memory there never kills the parent. The signals are blocked
+// because a handler of the parent would run in the child.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 //go:nosplit
-func (m *machine) run() (uintptr, syscall.Errno) {
-	pid, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0)
-	if pid != 0 || e != 0 {
-		return pid, e
-	}
-	afterForkInChild()
+func (m *machine) start() syscall.Errno {
+	enterSyscall()
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.full)), uintptr(unsafe.Pointer(&m.mask)), 8, 0, 0)
+	r := vfork(m, unsafe.Pointer(&m.clone), unsafe.Sizeof(m.clone))
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.mask)), 0, 8, 0, 0)
+	exitSyscall()
+	return syscall.Errno(max(0, -r))
+}
+
+// child runs the plan in the child. Like all that it calls it must neither
+// allocate nor grow the stack nor store a pointer: its memory is that of a
+// process whose other threads go on and may hold any lock.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func child(m *machine) {
+	m.tell(reportBorn, 0, 0)
 	for s := uintptr(1); s <= 64; s++ {
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&m.zero)), 0, 8, 0, 0)
 	}
@@ -112,7 +131,6 @@ func (m *machine) run() (uintptr, syscall.Errno) {
 	}
 	m.tell(reportEnd, 0, 0)
 	m.exit(0)
-	return 0, 0
 }
 
 // step runs one step; it does not return when the step fails or forks away.

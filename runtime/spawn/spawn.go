@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 	"syscall"
 
@@ -60,10 +59,12 @@ type Child struct {
 	plan    *plan.Plan
 	sock    *os.File // nonblocking, so that a wait occupies no thread
 	raw     syscall.RawConn
-	fork    int        // index of the step that forks, -1 without
-	last    uint32     // the last report
-	waiting []Event    // events that overtook the report of the fork
-	failed  *StepError // a failure that overtook it
+	fork    int           // index of the step that forks, -1 without
+	last    uint32        // the last report
+	waiting []Event       // events that overtook the report of the fork
+	failed  *StepError    // a failure that overtook it
+	over    bool          // the last event was reported
+	free    chan struct{} // closed when the child has left our memory
 }
 
 // Start clones a child and lets it run the plan. The descriptors in files
@@ -74,9 +75,9 @@ func Start(p *plan.Plan, files []int, opt Options) (*Child, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: make socket: %w", p.Name, err)
 	}
-	defer unix.Close(childs)
-	c := &Child{plan: p, sock: sock, fork: -1}
-	m, err := compile(p, files, childs, opt)
+	defer childs.Close()
+	c := &Child{plan: p, sock: sock, fork: -1, free: make(chan struct{})}
+	m, err := compile(p, files, int(childs.Fd()), opt)
 	if err == nil {
 		c.raw, err = sock.SyscallConn()
 	}
@@ -84,13 +85,18 @@ func Start(p *plan.Plan, files []int, opt Options) (*Child, error) {
 		sock.Close()
 		return nil, err
 	}
-	pid, errno := m.start()
-	runtime.KeepAlive(m)
-	if errno != 0 {
+	go func() {
+		defer close(c.free)
+		defer childs.Close()
+		if errno := m.start(); errno != 0 {
+			unborn(childs, errno)
+		}
+	}()
+	if err := c.birth(); err != nil {
 		sock.Close()
-		return nil, &StepError{Plan: p.Name, Index: -1, Step: "clone", Err: errno}
+		return nil, err
 	}
-	c.Pid, c.PidFD = pid, int(m.pidfd)
+	c.Pid, c.PidFD = int(m.pid), int(m.pidfd)
 	for i := range p.Steps {
 		if p.Steps[i].Fork {
 			c.fork = i
@@ -99,18 +105,37 @@ func Start(p *plan.Plan, files []int, opt Options) (*Child, error) {
 	return c, nil
 }
 
+// unborn tells in the child's place that there is none.
+func unborn(childs *os.File, errno syscall.Errno) {
+	report := binary.NativeEndian.AppendUint32(nil, reportUnborn)
+	report = binary.NativeEndian.AppendUint32(report, 0)
+	report = binary.NativeEndian.AppendUint32(report, uint32(errno))
+	// The socket is new and open at both ends.
+	_, _ = childs.Write(report)
+}
+
+// birth waits for the first report, which tells whether there is a child. One
+// that was killed before it could report is left to Next.
+func (c *Child) birth() error {
+	_, err := c.receive()
+	if errors.Is(err, ErrDied) {
+		return nil
+	}
+	return err
+}
+
 // socketPair returns the caller's end, which does not block, and the child's, which does.
-func socketPair() (*os.File, int, error) {
+func socketPair() (ours, childs *os.File, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, -1, err
+		return nil, nil, err
 	}
 	if err := unix.SetNonblock(pair[0], true); err != nil {
 		unix.Close(pair[0])
 		unix.Close(pair[1])
-		return nil, -1, err
+		return nil, nil, err
 	}
-	return os.NewFile(uintptr(pair[0]), "child"), pair[1], nil
+	return os.NewFile(uintptr(pair[0]), "child"), os.NewFile(uintptr(pair[1]), "parent"), nil
 }
 
 // WriteIDMaps writes the maps of the user namespace in which the child was
@@ -232,6 +257,12 @@ func (c *Child) report(b []byte) (ev Event, done bool, err error) {
 	for i := range w {
 		w[i] = binary.NativeEndian.Uint32(b[4*i:])
 	}
+	switch w[0] {
+	case reportBorn:
+		return Event{}, true, nil
+	case reportUnborn:
+		return Event{}, false, &StepError{Plan: c.plan.Name, Index: -1, Step: "clone", Err: syscall.Errno(w[2])}
+	}
 	index := int(w[1])
 	if index >= len(c.plan.Steps) {
 		return Event{}, false, fmt.Errorf("%s: %w: step %d", c.plan.Name, ErrReport, index)
@@ -256,8 +287,10 @@ func (c *Child) closed() (Event, error) {
 	switch {
 	case c.fork >= 0:
 	case c.last == reportExec:
+		c.over = true
 		return Event{Kind: Executed}, nil
 	case c.last == reportEnd:
+		c.over = true
 		return Event{Kind: Ended}, nil
 	}
 	return Event{}, fmt.Errorf("%s: %w", c.plan.Name, ErrDied)
@@ -298,5 +331,11 @@ func (c *Child) Abort() {
 	_ = unix.PidfdSendSignal(c.PidFD, unix.SIGKILL, nil, 0)
 }
 
-// Close releases the socket to the child, not PidFD.
-func (c *Child) Close() { c.sock.Close() }
+// Close releases the socket to the child, not PidFD. It does not wait for a
+// child that was aborted and hangs in the kernel.
+func (c *Child) Close() {
+	c.sock.Close()
+	if c.over {
+		<-c.free
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -290,6 +291,45 @@ func TestGateHolds(t *testing.T) {
 }
 
 // TestCallerGoneBeforeExec closes the caller's end while the child works.
+// TestCallerGoesOn lets a child, which shares the caller's memory, stand at its
+// gate: the caller's threads must not wait for it, not even to collect
+// garbage, and keep their own OOM score.
+func TestCallerGoesOn(t *testing.T) {
+	score := func() string {
+		b, err := os.ReadFile("/proc/self/oom_score_adj")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	before := score()
+	p := newProgram()
+	p.gate()
+	p.do("exec", unix.SYS_EXECVE, str("/bin/true"), strs("true"), strs())
+	c, err := Start(&p.Plan, nil, Options{OOMScoreAdj: "321"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if ev, err := c.Next(); err != nil || ev.Kind != Waiting {
+		t.Fatalf("got %+v, %v", ev, err)
+	}
+	runtime.GC()
+	if now := score(); now != before {
+		t.Errorf("own score became %q, was %q", now, before)
+	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.Pid)); err != nil || string(b) != "321\n" {
+		t.Errorf("child's score is %q, %v", b, err)
+	}
+	c.Abort()
+	if ev, err := c.Next(); err == nil {
+		t.Errorf("aborted child: %+v", ev)
+	}
+	reap(t, c.Pid)
+	unix.Close(c.PidFD)
+	<-c.free
+}
+
 func TestCallerGoneBeforeExec(t *testing.T) {
 	p := newProgram()
 	fifo := filepath.Join(t.TempDir(), "fifo")
