@@ -27,6 +27,7 @@ const (
 type keeper struct {
 	stateDir string
 	opt      spawn.Options
+	decoders sync.Pool // of *plan.Decoder
 	logBuf   crilog.Buffers
 	readBuf  sync.Pool
 	poke     chan struct{} // has a token when the keeper may have become idle

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -64,7 +65,7 @@ func run(args []string) error {
 // settle makes this process what a keeper must be, and returns what its
 // children have to undo.
 func settle() (spawn.Options, error) {
-	var opt spawn.Options
+	opt := spawn.Options{Memory: new(sync.Pool)}
 	// A process of a container that joins namespaces is a copy of this one
 	// until it execs; nobody may look into it.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {

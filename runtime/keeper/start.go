@@ -28,11 +28,12 @@ type start struct {
 	msg   wire.Start
 	files []int // what is not yet handed on, closed at the end
 
-	plan   *plan.Plan
-	inputs []int
-	entry  *entry
-	procs  []*proc // those of the plan; the last runs it
-	gates  int     // gates passed
+	decoder *plan.Decoder
+	plan    *plan.Plan // in the decoder's memory
+	inputs  []int
+	entry   *entry
+	procs   []*proc // those of the plan; the last runs it
+	gates   int     // gates passed
 
 	answer chan bool // the answer to Waiting
 
@@ -77,6 +78,8 @@ func (st *start) run() {
 		return
 	}
 	st.commit()
+	// Not after a failure, when a child that hangs may still use the plan.
+	st.k.decoders.Put(st.decoder)
 }
 
 func (st *start) attempt() error {
@@ -145,7 +148,11 @@ func (st *start) parse() error {
 	if err != nil {
 		return err
 	}
-	if st.plan, err = plan.Decode(data); err != nil {
+	var known bool
+	if st.decoder, known = st.k.decoders.Get().(*plan.Decoder); !known {
+		st.decoder = new(plan.Decoder)
+	}
+	if st.plan, err = st.decoder.Decode(data); err != nil {
 		return fmt.Errorf("%w: %w", wire.ErrInvalid, err)
 	}
 	if m.Hold && lastGate(st.plan) < 0 {

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -50,7 +51,18 @@ func (p *Plan) Encode() []byte {
 }
 
 // Decode reads an encoded plan and validates it. The plan shares no memory with data.
-func Decode(data []byte) (*Plan, error) {
+func Decode(data []byte) (*Plan, error) { return new(Decoder).Decode(data) }
+
+// Decoder decodes plans, each into the memory of the one before, whose time
+// is over then.
+type Decoder struct {
+	plan   Plan
+	args   chunks[Arg]
+	errnos chunks[syscall.Errno]
+}
+
+// Decode is like the function [Decode].
+func (d *Decoder) Decode(data []byte) (*Plan, error) {
 	if len(data) > MaxEncoded {
 		return nil, fmt.Errorf("decode plan: %w: %d bytes", ErrTooLarge, len(data))
 	}
@@ -58,7 +70,8 @@ func Decode(data []byte) (*Plan, error) {
 		return nil, fmt.Errorf("decode plan: %w", ErrVersion)
 	}
 	r := pack.NewReader(data[len(header):])
-	p := &Plan{Name: r.String()}
+	p := d.reset()
+	p.Name = r.String()
 	p.Clone.Flags = r.Uint()
 	p.Clone.Cgroup = int(r.Int())
 	p.Clone.UIDMap = takeIDMaps(r)
@@ -67,13 +80,12 @@ func Decode(data []byte) (*Plan, error) {
 		p.Inputs = append(p.Inputs, takeInput(r))
 	}
 	steps := r.Count(maxSteps)
-	p.Steps = make([]Step, 0, steps)
-	var args arguments
+	p.Steps = slices.Grow(p.Steps, steps)
 	for range steps {
 		if r.Err() != nil {
 			break
 		}
-		p.Steps = append(p.Steps, takeStep(r, &args))
+		p.Steps = append(p.Steps, d.takeStep(r))
 	}
 	if err := r.Done(); err != nil {
 		return nil, fmt.Errorf("decode plan: %w", err)
@@ -159,20 +171,39 @@ func putStep(w *pack.Writer, s *Step) {
 	}
 }
 
-// arguments hands out room for the arguments of steps, many at a time.
-type arguments struct{ free []Arg }
+// reset returns an empty plan that has the memory of the last one.
+func (d *Decoder) reset() *Plan {
+	clear(d.plan.Inputs)
+	clear(d.plan.Steps)
+	d.plan = Plan{Inputs: d.plan.Inputs[:0], Steps: d.plan.Steps[:0]}
+	d.args.reset()
+	d.errnos.reset()
+	return &d.plan
+}
 
-func (a *arguments) room(n int) []Arg {
-	const chunk = 256
-	if n > len(a.free) {
-		a.free = make([]Arg, chunk)
+// chunks hands out room for short lists, many at a time.
+type chunks[T any] struct{ last, free []T }
+
+// room returns an empty list for n elements.
+func (c *chunks[T]) room(n int) []T {
+	const first = 256
+	if n > len(c.free) {
+		// What the chunks before held is not found again, so that in the end
+		// one chunk is enough.
+		c.last = make([]T, max(first, 2*len(c.last)))
+		c.free = c.last
 	}
-	list := a.free[:0:n]
-	a.free = a.free[n:]
+	list := c.free[:0:n]
+	c.free = c.free[n:]
 	return list
 }
 
-func takeStep(r *pack.Reader, args *arguments) Step {
+func (c *chunks[T]) reset() {
+	clear(c.last)
+	c.free = c.last
+}
+
+func (d *Decoder) takeStep(r *pack.Reader) Step {
 	s := Step{Name: r.String(), Call: uintptr(r.Uint())}
 	s.Save = takeReg(r)
 	s.Fork = r.Bool()
@@ -180,11 +211,14 @@ func takeStep(r *pack.Reader, args *arguments) Step {
 	s.CondReg = takeReg(r)
 	s.Want = r.Blob()
 	s.Retry = r.Bool()
-	for range r.Count(maxIgnore) {
-		s.Ignore = append(s.Ignore, syscall.Errno(r.Uint()))
+	if n := r.Count(maxIgnore); n > 0 {
+		s.Ignore = d.errnos.room(n)
+		for range n {
+			s.Ignore = append(s.Ignore, syscall.Errno(r.Uint()))
+		}
 	}
 	if n := r.Count(maxArgs); n > 0 {
-		s.Args = args.room(n)
+		s.Args = d.args.room(n)
 		for range n {
 			s.Args = append(s.Args, takeArg(r))
 		}

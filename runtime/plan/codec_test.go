@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -72,6 +73,26 @@ func TestEverythingUsesEveryField(t *testing.T) {
 	for name, used := range seen {
 		if !used {
 			t.Errorf("%s is not used by the test's plan", name)
+		}
+	}
+}
+
+// TestDecoderLeavesNothing decodes plans of different sizes into one memory.
+func TestDecoderLeavesNothing(t *testing.T) {
+	big := everything()
+	for range 9 {
+		big.Steps = append(big.Steps, big.Steps...)
+	}
+	small := &Plan{Name: "small", Clone: Clone{Cgroup: -1}, Steps: []Step{{Name: "one", Save: NoReg, Args: []Arg{{}}}}}
+	big.Steps = slices.DeleteFunc(big.Steps, func(s Step) bool { return s.Fork })
+	var d Decoder
+	for i, want := range []*Plan{everything(), small, big, small, everything(), big} {
+		got, err := d.Decode(want.Encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got.Encode(), want.Encode()) {
+			t.Errorf("plan %d is not what was encoded", i)
 		}
 	}
 }

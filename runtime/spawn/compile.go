@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -16,20 +17,39 @@ import (
 // Go pointers, so that system call arguments can be laid out in it.
 type arena struct {
 	chunks [][]byte // keeps the memory alive
+	last   []byte
 	free   []byte
 }
 
-const chunkSize = 16 << 10
+const (
+	firstChunk = 16 << 10
+	// keptChunk is the most memory that a reset keeps.
+	keptChunk = 128 << 10
+)
 
 func (a *arena) alloc(n int) []byte {
 	n = (n + 7) &^ 7
 	if n > len(a.free) {
-		a.free = make([]byte, max(n, chunkSize))
-		a.chunks = append(a.chunks, a.free)
+		a.last = make([]byte, max(n, firstChunk, 2*len(a.last)))
+		a.free = a.last
+		a.chunks = append(a.chunks, a.last)
 	}
 	b := a.free[:n:n]
 	a.free = a.free[n:]
 	return b
+}
+
+// reset takes all memory back and keeps the last, largest chunk.
+func (a *arena) reset() {
+	clear(a.chunks)
+	a.chunks = a.chunks[:0]
+	if len(a.last) > keptChunk {
+		a.last = nil
+	}
+	if a.free = a.last; a.last != nil {
+		clear(a.last)
+		a.chunks = append(a.chunks, a.last)
+	}
 }
 
 // bytes returns the address of a copy of b followed by at least pad zeros.
@@ -94,7 +114,8 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*machine, error)
 			return nil, fmt.Errorf("%s: %w: input %d is descriptor %d", p.Name, ErrInputs, i, fd)
 		}
 	}
-	m := &machine{sock: uintptr(sock), full: math.MaxUint64}
+	m := newMachine(opt.Memory)
+	m.sock, m.full = uintptr(sock), math.MaxUint64
 	m.clone.flags = p.Clone.Flags | unix.CLONE_PIDFD | unix.CLONE_PARENT_SETTID | unix.CLONE_VM | unix.CLONE_VFORK
 	m.clone.exitSignal = uint64(unix.SIGCHLD)
 	m.clone.pidfd, m.clone.parentTID = addrOf(&m.pidfd), addrOf(&m.pid)
@@ -102,12 +123,28 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*machine, error)
 		m.clone.flags |= unix.CLONE_INTO_CGROUP
 		m.clone.cgroup = uint64(files[p.Clone.Cgroup])
 	}
-	m.ops = make([]op, 0, len(p.Steps)+len(files)+8)
+	m.ops = slices.Grow(m.ops, len(p.Steps)+len(files)+8)
 	m.prologue(files, opt)
 	for i := range p.Steps {
 		m.add(&p.Steps[i], int32(i), files)
 	}
 	return m, nil
+}
+
+// newMachine returns an empty machine, with the memory of an earlier one if
+// there is any.
+func newMachine(memory *sync.Pool) *machine {
+	if memory == nil {
+		return &machine{}
+	}
+	m, known := memory.Get().(*machine)
+	if !known {
+		return &machine{}
+	}
+	clear(m.ops)
+	m.arena.reset()
+	*m = machine{ops: m.ops[:0], arena: m.arena}
+	return m
 }
 
 // prologue undoes in the child what belongs to its parent alone.

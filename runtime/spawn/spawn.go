@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,8 @@ type Options struct {
 	// OOMScoreAdj is written to the child's oom_score_adj before its first
 	// step; empty keeps the caller's.
 	OOMScoreAdj string
+	// Memory, if not nil, keeps the memory of children for later ones.
+	Memory *sync.Pool
 }
 
 // EventKind is what happened to a child.
@@ -65,6 +68,8 @@ type Child struct {
 	failed  *StepError    // a failure that overtook it
 	over    bool          // the last event was reported
 	free    chan struct{} // closed when the child has left our memory
+	machine *machine
+	memory  *sync.Pool // of *machine; may be nil
 }
 
 // Start clones a child and lets it run the plan. The descriptors in files
@@ -76,7 +81,7 @@ func Start(p *plan.Plan, files []int, opt Options) (*Child, error) {
 		return nil, fmt.Errorf("%s: make socket: %w", p.Name, err)
 	}
 	defer childs.Close()
-	c := &Child{plan: p, sock: sock, fork: -1, free: make(chan struct{})}
+	c := &Child{plan: p, sock: sock, fork: -1, free: make(chan struct{}), memory: opt.Memory}
 	m, err := compile(p, files, int(childs.Fd()), opt)
 	if err == nil {
 		c.raw, err = sock.SyscallConn()
@@ -85,6 +90,7 @@ func Start(p *plan.Plan, files []int, opt Options) (*Child, error) {
 		sock.Close()
 		return nil, err
 	}
+	c.machine = m
 	go func() {
 		defer close(c.free)
 		defer childs.Close()
@@ -331,11 +337,15 @@ func (c *Child) Abort() {
 	_ = unix.PidfdSendSignal(c.PidFD, unix.SIGKILL, nil, 0)
 }
 
-// Close releases the socket to the child, not PidFD. It does not wait for a
+// Close releases the socket to the child, not PidFD, and is called once. It does not wait for a
 // child that was aborted and hangs in the kernel.
 func (c *Child) Close() {
 	c.sock.Close()
-	if c.over {
-		<-c.free
+	if !c.over {
+		return
+	}
+	<-c.free
+	if c.memory != nil {
+		c.memory.Put(c.machine)
 	}
 }

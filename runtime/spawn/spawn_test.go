@@ -413,6 +413,21 @@ func TestLimitsAreRestored(t *testing.T) {
 	}
 }
 
+// TestMemoryIsReused runs plans of several sizes in the same memory.
+func TestMemoryIsReused(t *testing.T) {
+	opt := Options{Memory: new(sync.Pool)}
+	for _, size := range []int{10, 40000, 3, 200000, 5} {
+		p := newProgram()
+		for range size / 100 {
+			p.do("close", unix.SYS_CLOSE, num(-1)).Ignore = []syscall.Errno{unix.EBADF}
+		}
+		p.shell(fmt.Sprintf("a=%s; echo ${#a}", strings.Repeat("x", min(size, 100000))))
+		if r := p.run(t, opt); r.err != nil || r.out != fmt.Sprintln(min(size, 100000)) {
+			t.Errorf("size %d: output %q, error %v", size, r.out, r.err)
+		}
+	}
+}
+
 func TestPassFD(t *testing.T) {
 	p := newProgram()
 	p.do("open", unix.SYS_OPENAT, num(unix.AT_FDCWD), str("/proc/self/comm"), num(unix.O_RDONLY), num(0)).Save = 4
