@@ -3,6 +3,7 @@
 //
 //	crisp serve           serve the CRI
 //	crisp plan FILE.json  print the system calls that start a container
+//	crisp run BUNDLE      run the container of an OCI bundle
 //	crisp config default  print the configuration with its defaults
 //	crisp config check    check a configuration
 //	crisp version         print the version
@@ -10,6 +11,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,6 +27,7 @@ const usage = `usage:
   crisp serve [--config FILE] [--root DIR] [--state DIR] [--listen unix://SOCKET]
               [--cni-conf-dir DIR] [--cni-bin-dir DIR[,DIR]] [--registry-config-dir DIR[,DIR]]
   crisp plan [--config FILE] FILE.json
+  crisp run [--config FILE] BUNDLE
   crisp config default
   crisp config check [--config FILE]
   crisp version
@@ -34,6 +37,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	err := run(ctx, os.Args[1:], os.Stdout)
 	stop()
+	var code exitCode
+	if errors.As(err, &code) {
+		os.Exit(int(code))
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "crisp:", err)
 		os.Exit(1)
@@ -50,6 +57,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return serve(ctx, rest)
 	case "plan":
 		return printPlan(rest, out)
+	case "run":
+		return runBundle(ctx, rest)
 	case "config":
 		return configure(rest, out)
 	case "version", "--version":

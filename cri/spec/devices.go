@@ -19,7 +19,7 @@ const allAccess = "rwm"
 // devices lists the container's devices beyond those that every container has,
 // and the rules of the device controller.
 func (b *builder) devices() error {
-	rules := baseRules()
+	rules := DeviceRules()
 	var nodes []specs.LinuxDevice
 	if b.privileged {
 		rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: allAccess}}
@@ -123,9 +123,9 @@ func deviceRule(d specs.LinuxDevice, access string) specs.LinuxDeviceCgroup {
 	return specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: access}
 }
 
-// baseRules deny everything but making device nodes, which grants no access,
-// and the devices of every container.
-func baseRules() []specs.LinuxDeviceCgroup {
+// DeviceRules deny everything but making device nodes, which grants no access,
+// and the devices of every container. The first is the one that denies.
+func DeviceRules() []specs.LinuxDeviceCgroup {
 	const wildcard = -1
 	rule := func(kind string, major, minor int64, access string) specs.LinuxDeviceCgroup {
 		r := specs.LinuxDeviceCgroup{Allow: true, Type: kind, Access: access}

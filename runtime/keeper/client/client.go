@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"crisp/runtime/wire"
@@ -58,6 +59,26 @@ func (c *Client) Close() error {
 		return nil
 	}
 	return err
+}
+
+// End asks a keeper that this process started to end, waits until it has, and
+// closes the connection. It ends when none of its processes is left.
+func (c *Client) End(ctx context.Context) error {
+	if c.keeper == nil {
+		return fmt.Errorf("end keeper: %w: it was started by another process", ErrInvalid)
+	}
+	if err := c.keeper.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("end keeper: %w", err)
+	}
+	select {
+	case <-c.done:
+		for range c.exits { // those that nobody has taken
+		}
+		c.wg.Wait()
+		return c.Close()
+	case <-ctx.Done():
+		return errors.Join(fmt.Errorf("end keeper: %w", ctx.Err()), c.Close())
+	}
 }
 
 // receive hands every packet to the call that waits for it.

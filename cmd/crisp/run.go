@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/cri/config"
+	"crisp/cri/spec"
+	"crisp/runtime/cgroup"
+	"crisp/runtime/host"
+	"crisp/runtime/keeper/client"
+	"crisp/runtime/launch"
+	"crisp/runtime/plan"
+)
+
+// endTime is how long the end of a bundle's container may take.
+const endTime = 10 * time.Second
+
+// exitCode is how a container ended that a command has run.
+type exitCode int
+
+func (c exitCode) Error() string { return "the container ended with exit code " + strconv.Itoa(int(c)) }
+
+// runBundle runs the container of an OCI bundle, with this command's streams
+// and signals, until it ends. It has nothing to do with a daemon: the keeper
+// and the cgroup are its own, and gone with it.
+func runBundle(ctx context.Context, args []string) error {
+	cfg, rest, err := load("run", args)
+	if err != nil {
+		return err
+	}
+	if len(rest) != 1 {
+		return fmt.Errorf("run needs one folder, with a config.json\n%s", usage)
+	}
+	data, err := os.ReadFile(filepath.Join(rest[0], "config.json"))
+	if err != nil {
+		return err
+	}
+	s, err := plan.ReadOCI(data, rest[0])
+	if err != nil {
+		return fmt.Errorf("%s: %w", rest[0], err)
+	}
+	if s.Process == nil || s.Linux == nil {
+		return fmt.Errorf("%s: %w: no process, or no part for Linux", rest[0], plan.ErrSpec)
+	}
+	// What would end the daemon goes to the container, which decides.
+	code, err := runSpec(context.WithoutCancel(ctx), cfg, s)
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return exitCode(code)
+	}
+	return nil
+}
+
+// runSpec runs a container in a cgroup that it makes for it.
+func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, err error) {
+	groups, err := cgroup.New(cfg.CgroupDriver, cfg.CgroupParent)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, groups.Close()) }()
+	if s.Linux.CgroupsPath == "" {
+		if s.Linux.CgroupsPath, err = groups.Path("", "run-"+strconv.Itoa(os.Getpid())); err != nil {
+			return 0, err
+		}
+	}
+	group, err := groups.Create(ctx, s.Linux.CgroupsPath, withDevices(s.Linux.Resources))
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(ctx, endTime)
+		defer cancel()
+		err = errors.Join(err, group.Kill(ctx), group.Remove(ctx))
+	}()
+	return runKept(ctx, s, groups.V2(), group)
+}
+
+// withDevices allows the devices that every container has, as OCI runtimes do.
+func withDevices(r *specs.LinuxResources) *specs.LinuxResources {
+	out := specs.LinuxResources{}
+	if r != nil {
+		out = *r
+	}
+	out.Devices = append(append([]specs.LinuxDeviceCgroup{}, out.Devices...), spec.DeviceRules()[1:]...)
+	return &out
+}
+
+// runKept runs a container with a keeper of its own.
+func runKept(ctx context.Context, s *specs.Spec, v2 bool, group *cgroup.Group) (code int, err error) {
+	state, err := os.MkdirTemp("", "crisp-run-")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(state)) }()
+	keeper, err := client.Connect(ctx, state, "")
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(ctx, endTime)
+		defer cancel()
+		err = errors.Join(err, keeper.End(ctx))
+	}()
+	l := launch.New(keeper, host.Probe())
+	defer func() { err = errors.Join(err, l.Close()) }()
+
+	held := launch.Held{}
+	options := plan.Options{Name: "start container", Terminal: s.Process.Terminal, Gate: group.NeedsGate()}
+	if !options.Terminal {
+		held["stdin"], held["stdout"], held["stderr"] = os.Stdin, os.Stdout, os.Stderr
+		options.HasStdin = true
+	}
+	var gate func(int) error
+	if options.Gate {
+		gate = func(pid int) error { return group.Attach(ctx, pid) }
+	} else {
+		entry, err := group.Entry()
+		if err != nil {
+			return 0, err
+		}
+		defer closeAll(entry)
+		options.CgroupV2 = v2
+		if v2 {
+			held["cgroup"] = entry[0]
+		} else {
+			options.CgroupTasks = len(entry)
+			for i, f := range entry {
+				held["cgroup/"+strconv.Itoa(i)] = f
+			}
+		}
+	}
+	started, err := l.Container(ctx, "run", s, options, held, nil, nil, gate)
+	if err != nil {
+		return 0, err
+	}
+	defer started.Close()
+	restore, err := passOn(started)
+	if err != nil {
+		return 0, err
+	}
+	defer restore()
+	exit, ok := <-keeper.Events()
+	if !ok {
+		return 0, errors.New("the keeper ended before the container; see whether something has killed it")
+	}
+	return exit.Code, keeper.Forget(ctx, "run")
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
