@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,28 +22,65 @@ type bench struct {
 	targets      []*target
 	plugins      *plugins // nil when they cannot be measured
 	cgroupParent string
-	dir          string      // of the runtimes' data
-	pulls        *pullImages // nil without images to pull
+	dir          string       // of the runtimes' data
+	pulls        *pullImages  // nil without images to pull
+	stuck        *stuckPlugin // nil where no pod can be made to hang
 	samples      samples
-	failed       []string // what went wrong, for the report
+	failed       []string            // what went wrong, for the report
+	notes        map[string][]string // by phase: what was not measured, and why
 	loads        []float64
 	pods         int // made so far, for names
 }
 
 // phase is a part of the benchmark.
 type phase struct {
-	name   string
-	rounds int
-	run    func(ctx context.Context, t *target, round int) error
-	floor  func(ctx context.Context, round int) error // what the plugins take for the same, or nil
+	name string
+	// share is the part of the rounds that it has, rounded up.
+	share float64
+	// each measures a target, once the same or a floor for all of them.
+	each func(b *bench, ctx context.Context, t *target, round int) error
+	once func(b *bench, ctx context.Context, round int) error
 }
 
-func (b *bench) phases() []phase {
+// phases returns the parts in their order.
+func phases() []phase {
 	return []phase{
-		{"serial", b.opt.rounds, b.serial, b.serialFloor},
-		{"clients", (b.opt.rounds + 1) / 2, b.clients, b.clientsFloor},
-		{"growth", (b.opt.rounds + 2) / 3, b.growth, nil},
-		{"pull", (b.opt.rounds + 1) / 2, b.pull, nil},
+		{"serial", 1, (*bench).serial, (*bench).serialFloor},
+		{bundlePhase, 0.5, nil, (*bench).bundle},
+		{"clients", 0.5, (*bench).clients, (*bench).clientsFloor},
+		{"growth", 0.34, (*bench).growth, nil},
+		{"pull", 0.34, (*bench).pull, nil},
+		{"logs", 0.5, (*bench).logs, nil},
+		{"execs", 0.01, (*bench).execs, nil},
+		{"critest", 0.34, (*bench).critest, nil},
+	}
+}
+
+func phaseNames() []string {
+	var names []string
+	for _, p := range phases() {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// rounds is how often a phase is measured.
+func (b *bench) rounds(name string) int {
+	for _, p := range phases() {
+		if p.name == name {
+			return int(math.Ceil(float64(b.opt.rounds)*p.share - 1e-9))
+		}
+	}
+	return 0
+}
+
+// note says what is not in the results of a phase, and why.
+func (b *bench) note(phase, text string) {
+	if b.notes == nil {
+		b.notes = map[string][]string{}
+	}
+	if !slices.Contains(b.notes[phase], text) {
+		b.notes[phase] = append(b.notes[phase], text)
 	}
 }
 
@@ -64,11 +103,11 @@ func (b *bench) run(ctx context.Context) error {
 		}
 	}
 	var errs []error
-	for _, p := range b.phases() {
+	for _, p := range phases() {
 		if !strings.Contains(","+b.opt.phases+",", ","+p.name+",") {
 			continue
 		}
-		for round := range p.rounds {
+		for round := range b.rounds(p.name) {
 			errs = append(errs, b.round(ctx, p, round))
 			if ctx.Err() != nil {
 				return errors.Join(append(errs, ctx.Err())...)
@@ -82,23 +121,31 @@ func (b *bench) run(ctx context.Context) error {
 func (b *bench) round(ctx context.Context, p phase, round int) error {
 	began := time.Now()
 	var errs []error
+	failed := func(err error) {
+		err = fmt.Errorf("%s, round %d: %w", p.name, round+1, brief(err))
+		b.failed = append(b.failed, err.Error())
+		errs = append(errs, err)
+	}
 	for i := range b.targets {
+		if p.each == nil {
+			break
+		}
 		if round%2 == 1 {
 			i = len(b.targets) - 1 - i
 		}
 		t := b.targets[i]
-		if err := p.run(ctx, t, round); err != nil {
-			err = fmt.Errorf("%s, round %d: %w", p.name, round+1, brief(err))
-			b.failed = append(b.failed, err.Error())
-			errs = append(errs, err)
+		if err := p.each(b, ctx, t, round); err != nil {
+			failed(err)
 		}
 	}
-	if p.floor != nil && b.plugins != nil {
-		errs = append(errs, p.floor(ctx, round))
+	if p.once != nil && b.plugins != nil {
+		if err := p.once(b, ctx, round); err != nil {
+			failed(err)
+		}
 	}
 	load := loadAverage()
 	b.loads = append(b.loads, load)
-	fmt.Printf("%-8s round %d of %d: %4.1f s, load %.1f\n", p.name, round+1, p.rounds, time.Since(began).Seconds(), load)
+	fmt.Printf("%-8s round %d of %d: %4.1f s, load %.1f\n", p.name, round+1, b.rounds(p.name), time.Since(began).Seconds(), load)
 	return errors.Join(errs...)
 }
 

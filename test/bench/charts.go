@@ -19,7 +19,10 @@ func (b *bench) charts(dir string) error {
 			os.WriteFile(filepath.Join(dir, "ready.svg"), b.readyChart(), 0o644))
 	}
 	if len(b.samples.keys("growth")) > 0 {
-		errs = append(errs, os.WriteFile(filepath.Join(dir, "memory.svg"), b.memoryChart(), 0o644))
+		errs = append(errs,
+			os.WriteFile(filepath.Join(dir, "memory.svg"), b.growthChart("Memory of all the runtime's processes (PSS, MiB) with so many pods", "PSS", 1024, 10), 0o644),
+			os.WriteFile(filepath.Join(dir, "lists.svg"), b.growthChart("ListPodSandbox (median, ms) with so many pods while one more is stuck", "ListPodSandbox"+whileStuck, 1, 0.1), 0o644),
+			os.WriteFile(filepath.Join(dir, "restart.svg"), b.growthChart("Restart until ready (median, ms) with so many pods", "restart", 1, 10), 0o644))
 	}
 	return errors.Join(errs...)
 }
@@ -98,21 +101,22 @@ func (b *bench) readyChart() []byte {
 	return d.end()
 }
 
-// memoryChart shows the memory with the number of pods, on logarithmic scales.
-func (b *bench) memoryChart() []byte {
+// growthChart shows how the median of something grows with the number of
+// pods, on logarithmic scales, the vertical one from low on.
+func (b *bench) growthChart(title, name string, divisor, low float64) []byte {
 	const left, right, top, bottom = 70.0, 700.0, 50.0, 330.0
-	low, high := 10.0, 100.0 // MiB
-	mib := func(size int, runtime string) float64 {
-		return quantile(b.samples.of(key{"growth", "PSS", size}, runtime).whole(), 0.5) / 1024
+	values := func(size int, runtime string) float64 {
+		return quantile(b.samples.of(key{"growth", name, size}, runtime).whole(), 0.5) / divisor
 	}
-	for _, size := range sizes {
+	high := low * 10
+	for _, size := range sizes[1:] {
 		for _, s := range shown {
-			high = max(high, mib(size, s.name))
+			high = max(high, values(size, s.name))
 		}
 	}
-	x, rise := logScale(1, 100, left, right), logScale(low, high, 0, bottom-top)
+	x, rise := logScale(1, float64(sizes[len(sizes)-1]), left, right), logScale(low, high, 0, bottom-top)
 	y := func(v float64) float64 { return bottom - rise(max(v, low)) }
-	d := newDrawing(right+50, bottom+45, "Memory of all the runtime's processes (PSS, MiB) with so many pods")
+	d := newDrawing(right+50, bottom+45, title)
 	for _, tick := range powers(low, high) {
 		d.line(left, y(tick), right, y(tick), "#ddd", 1)
 		d.text(left-8, y(tick)+4, "end", fmt.Sprintf("%g", tick))
@@ -123,7 +127,7 @@ func (b *bench) memoryChart() []byte {
 	for _, s := range shown {
 		var points []point
 		for _, size := range sizes[1:] {
-			if v := mib(size, s.name); v > 0 {
+			if v := values(size, s.name); v > 0 {
 				points = append(points, point{x(float64(size)), y(v)})
 			}
 		}

@@ -14,10 +14,9 @@ const podsEach = 2
 const (
 	started  = "pods started"
 	executed = "commands run"
+	streamed = "commands run by streaming"
 	removed  = "pods removed"
 )
-
-var rates = [...]string{started, executed, removed}
 
 // crowds are the numbers of clients at the same time.
 var crowds = [...]int{8, 32}
@@ -34,9 +33,13 @@ func (b *bench) clients(ctx context.Context, t *target, round int) error {
 			return err
 		})
 		if err == nil {
-			err = b.crowd(executed, t.name, round, n, func(i int) error {
-				return errors.Join(c.settle(ctx, pods[i]), c.execSync(ctx, pods[i]))
-			})
+			err = together(n, len(pods), func(i int) error { return c.settle(ctx, pods[i]) })
+		}
+		if err == nil {
+			err = b.crowd(executed, t.name, round, n, func(i int) error { return c.execSync(ctx, pods[i]) })
+		}
+		if err == nil {
+			err = b.crowd(streamed, t.name, round, n, func(i int) error { return c.execStream(ctx, pods[i]) })
 		}
 		err = errors.Join(err, b.crowd(removed, t.name, round, n, func(i int) error {
 			if pods[i] == nil {

@@ -36,7 +36,7 @@ state = %[2]q
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
-  bin_dirs = [%[6]q]
+  bin_dirs = [%[9]q, %[6]q]
   conf_dir = %[7]q
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
@@ -58,8 +58,9 @@ type containerd struct {
 	runtime  runtimeapi.RuntimeServiceClient
 }
 
-// newContainerd starts a containerd from the programs in bin.
-func newContainerd(ctx context.Context, l *lab.Lab, bin string) (_ *containerd, _ *target, err error) {
+// newContainerd starts a containerd from the programs in bin. It looks for
+// plugins in pluginDir first.
+func newContainerd(ctx context.Context, l *lab.Lab, bin, pluginDir string) (_ *containerd, _ *target, err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return nil, nil, err
@@ -77,7 +78,7 @@ func newContainerd(ctx context.Context, l *lab.Lab, bin string) (_ *containerd, 
 		return nil, nil, err
 	}
 	config := fmt.Sprintf(containerdConfig, c.path("root"), c.path("state"), c.path("sock"), c.path("ttrpc"),
-		filepath.Join(l.Dir, "certs.d"), plugins, filepath.Join(l.Dir, "net.d"), filepath.Join(bin, "runc"))
+		filepath.Join(l.Dir, "certs.d"), plugins, filepath.Join(l.Dir, "net.d"), filepath.Join(bin, "runc"), pluginDir)
 	if err := os.WriteFile(c.path("config.toml"), []byte(config), 0o644); err != nil {
 		return nil, nil, err
 	}
@@ -88,7 +89,7 @@ func newContainerd(ctx context.Context, l *lab.Lab, bin string) (_ *containerd, 
 	}
 	c.runtime = runtimeapi.NewRuntimeServiceClient(c.conn)
 	t := &target{
-		name: "containerd", runtime: c.runtime, images: runtimeapi.NewImageServiceClient(c.conn), daemon: c,
+		name: theirs, endpoint: "unix://" + c.path("sock"), runtime: c.runtime, images: runtimeapi.NewImageServiceClient(c.conn), daemon: c,
 		// Not its pauses: the test image's is larger than the one on nodes.
 		programs: []string{"containerd", "containerd-shim-runc-v2", "runc"},
 	}

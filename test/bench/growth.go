@@ -12,36 +12,37 @@ import (
 )
 
 // starters is how many pods are started at the same time to get to many.
-const starters = 8
+const starters = 16
 
-// sizes are the numbers of pods at which the growth is measured.
-var sizes = [...]int{0, 1, 10, 100}
+// networked is up to how many pods have a network of their own. Those beyond
+// share the node's: the plugins would take longer than all that is measured.
+const networked = 100
+
+// sizes are the numbers of pods at which the growth is measured, those beyond
+// [networked] only in the last round.
+var sizes = [...]int{0, 1, 10, 100, 300, 500}
+
+// grown is a runtime with more and more pods.
+type grown struct {
+	*bench
+	t      *target
+	round  int
+	pods   []*pod
+	kernel int // memory of the machine's kernel with no pod
+}
 
 // growth measures what a runtime needs with more and more pods: memory, the
-// time of questions, the time of a restart.
+// time of questions, CPU, the time of a restart.
 func (b *bench) growth(ctx context.Context, t *target, round int) (err error) {
-	c := b.client(t, func(string, time.Duration) {})
-	var pods []*pod
-	defer func() {
-		ctx := context.WithoutCancel(ctx)
-		err = errors.Join(err, together(starters, len(pods), func(i int) error {
-			if pods[i] == nil {
-				return nil
-			}
-			return c.remove(ctx, pods[i])
-		}))
-	}()
+	g := &grown{bench: b, t: t, round: round}
+	defer func() { err = errors.Join(err, g.shrink(context.WithoutCancel(ctx))) }()
 	for _, size := range sizes {
-		names, from := b.names(size-len(pods)), len(pods)
-		pods = append(pods, make([]*pod, len(names))...)
-		err := together(starters, len(names), func(i int) (err error) {
-			if pods[from+i], err = c.start(ctx, names[i]); err == nil {
-				err = c.settle(ctx, pods[from+i])
-			}
-			return err
-		})
+		if size > b.opt.most || size > networked && round < b.rounds("growth")-1 {
+			break
+		}
+		err := g.growTo(ctx, size)
 		if err == nil {
-			err = b.burden(ctx, t, round, pods)
+			err = g.burden(ctx)
 		}
 		if err != nil {
 			return fmt.Errorf("%d pods: %w", size, err)
@@ -50,102 +51,131 @@ func (b *bench) growth(ctx context.Context, t *target, round int) (err error) {
 	return nil
 }
 
-// burden measures with pods running.
-func (b *bench) burden(ctx context.Context, t *target, round int, pods []*pod) error {
-	if len(pods) == 0 { // from a fresh start on
-		if err := b.restart(ctx, t, round, pods); err != nil {
+// growTo starts pods until there are as many.
+func (g *grown) growTo(ctx context.Context, size int) error {
+	from, names := len(g.pods), g.names(size-len(g.pods))
+	g.pods = append(g.pods, make([]*pod, len(names))...)
+	c := g.client(g.t, func(string, time.Duration) {})
+	if size > networked {
+		c.shape = onNodeNetwork
+	}
+	return together(starters, len(names), func(i int) (err error) {
+		g.pods[from+i], err = c.start(ctx, names[i])
+		return err
+	})
+}
+
+// onNodeNetwork makes a pod share the node's network.
+func onNodeNetwork(p *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) {
+	p.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+	c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+}
+
+// shrink removes all pods, with no time for their containers.
+func (g *grown) shrink(ctx context.Context) error {
+	c := g.client(g.t, func(string, time.Duration) {})
+	return together(starters, len(g.pods), func(i int) error {
+		if p := g.pods[i]; p != nil {
+			return c.removePod(ctx, p)
+		}
+		return nil
+	})
+}
+
+// burden measures with the pods that run.
+func (g *grown) burden(ctx context.Context) error {
+	n := len(g.pods)
+	if n == 0 { // from a fresh start on
+		if err := g.restart(ctx); err != nil {
 			return err
 		}
 	}
-	if err := b.weigh(t, round, len(pods)); err != nil {
+	if err := g.weigh(); err != nil {
 		return err
 	}
-	if len(pods) > 1 {
-		if err := b.questions(ctx, t, round, pods); err != nil {
+	if n >= 10 {
+		if err := g.ask(ctx); err != nil {
 			return err
 		}
 	}
-	if len(pods) == sizes[len(sizes)-1] {
-		return b.restart(ctx, t, round, pods)
+	if n == networked && g.round == 0 {
+		if err := g.idle(ctx); err != nil {
+			return err
+		}
+	}
+	if n == networked || n == 300 {
+		return g.restart(ctx)
 	}
 	return nil
 }
 
-// weigh measures the memory of the runtime's processes.
-func (b *bench) weigh(t *target, round, pods int) error {
-	pss, err := t.memory()
+func (g *grown) add(name string, value float64, unit string) {
+	g.samples.add(Sample{"growth", g.t.name, g.round, len(g.pods), name, value, unit})
+}
+
+// weigh measures the memory of the runtime's processes, and the kernel's.
+func (g *grown) weigh() error {
+	pss, err := g.t.memory()
 	if err != nil {
 		return err
 	}
 	sum := 0
 	for _, name := range slices.Sorted(maps.Keys(pss)) {
 		sum += pss[name]
-		b.samples.add(Sample{"growth", t.name, round, pods, "PSS " + name, float64(pss[name]), "KiB"})
+		g.add("PSS "+name, float64(pss[name]), "KiB")
 	}
 	if sum > 0 {
-		b.samples.add(Sample{"growth", t.name, round, pods, "PSS", float64(sum), "KiB"})
+		g.add("PSS", float64(sum), "KiB")
 	}
-	return nil
-}
-
-// questions measures the calls that change nothing.
-func (b *bench) questions(ctx context.Context, t *target, round int, pods []*pod) error {
-	c := b.client(t, b.recorder("growth", t.name, round, len(pods)))
-	for i := range 30 {
-		p := pods[i%len(pods)]
-		err := errors.Join(
-			c.timed(ctx, "ListPodSandbox", func(ctx context.Context) error {
-				r, err := c.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
-				return wantCount(len(r.GetItems()), len(pods), err)
-			}),
-			c.timed(ctx, "ListContainers", func(ctx context.Context) error {
-				r, err := c.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
-				return wantCount(len(r.GetContainers()), len(pods), err)
-			}),
-			c.timed(ctx, "PodSandboxStatus", func(ctx context.Context) error {
-				_, err := c.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})
-				return err
-			}),
-			c.timed(ctx, "ContainerStatus", func(ctx context.Context) error {
-				_, err := c.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: p.container})
-				return err
-			}),
-			c.timed(ctx, "ListContainerStats", func(ctx context.Context) error {
-				r, err := c.runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
-				return wantCount(len(r.GetStats()), len(pods), err)
-			}),
-		)
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func wantCount(got, want int, err error) error {
-	if err == nil && got != want {
-		err = fmt.Errorf("listed %d, want %d", got, want)
-	}
-	return err
-}
-
-// restart measures how long a daemon that was stopped takes until it lists
-// its pods.
-func (b *bench) restart(ctx context.Context, t *target, round int, pods []*pod) error {
-	if t.daemon == nil {
-		return nil
-	}
-	if err := t.daemon.Stop(); err != nil {
+	kernel, err := kernelMemory()
+	if err != nil {
 		return err
 	}
-	c := b.client(t, b.recorder("growth", t.name, round, len(pods)))
+	if len(g.pods) == 0 {
+		g.kernel = kernel
+		return nil
+	}
+	g.add("kernel memory, beyond that of 0 pods", float64(kernel-g.kernel), "KiB")
+	if charged, ok := chargedMemory(g.cgroupParent); ok && g.cgroupParent != "" {
+		g.add("kernel memory charged to the pods' cgroups", float64(charged), "KiB")
+	}
+	return nil
+}
+
+// restart measures how long a daemon that was stopped takes until it says
+// that it is ready and lists its pods.
+func (g *grown) restart(ctx context.Context) error {
+	if g.t.daemon == nil {
+		g.note("growth", "A runtime that is not ours to start is not restarted.")
+		return nil
+	}
+	if err := g.t.daemon.Stop(); err != nil {
+		return err
+	}
+	c := g.client(g.t, g.recorder("growth", g.t.name, g.round, len(g.pods)))
 	return c.timed(ctx, "restart", func(ctx context.Context) error {
-		if err := t.daemon.Start(ctx); err != nil {
+		if err := g.t.daemon.Start(ctx); err != nil {
 			return err
+		}
+		for ready := false; !ready; {
+			s, err := c.runtime.Status(ctx, &runtimeapi.StatusRequest{})
+			if err != nil {
+				return err
+			}
+			ready = isReady(s.GetStatus())
 		}
 		r, err := c.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{
 			Filter: &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}},
 		})
-		return wantCount(len(r.GetItems()), len(pods), err)
+		return wantCount(len(r.GetItems()), len(g.pods), err)
 	})
+}
+
+// isReady says whether pods could be started, with their network.
+func isReady(s *runtimeapi.RuntimeStatus) bool {
+	ready := map[string]bool{}
+	for _, c := range s.GetConditions() {
+		ready[c.Type] = c.Status
+	}
+	return ready[runtimeapi.RuntimeReady] && ready[runtimeapi.NetworkReady]
 }

@@ -1,8 +1,13 @@
 // Command bench measures crisp side by side with containerd on one node, with
 // the same registry, images, CNI plugins and network, and takes turns round by
 // round: what the calls of a pod's life take, one client and many; what pods
-// cost in memory; how long questions, restarts and pulls take. With -endpoint
-// it measures a runtime that runs already instead.
+// cost in memory and CPU; how long questions, restarts and pulls take; how fast
+// logs are written; whether memory stays flat. Beneath the CRI it runs one OCI
+// bundle with crisp, runc and crun. With -endpoint it measures a runtime that
+// runs already instead.
+//
+// The phases are in files of their own (see the table in bench.go), all in
+// the same shape: a method that measures one target once and adds samples.
 //
 // It writes every sample (samples.json), a report (report.md) and charts. It
 // fails when a runtime fails, never because one is slow.
@@ -16,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,7 +35,26 @@ import (
 type options struct {
 	endpoint, peers, image, dir, out, publish, phases string
 	rounds, samples                                   int
+	full                                              bool
+	amounts
 }
+
+// amounts are how much there is to measure with.
+type amounts struct {
+	scale    float64       // size of images
+	most     int           // pods
+	window   time.Duration // of CPU times
+	logged   int           // MiB that a container logs
+	execs    int           // commands over which memory is looked at
+	execTime time.Duration // that they may take
+	starts   int           // of each bundle in a round
+	critest  int           // pods, and containers, of critest's benchmark
+}
+
+var (
+	usual = amounts{scale: 0.125, most: 500, window: 10 * time.Second, logged: 64, execs: 5000, execTime: 40 * time.Second, starts: 10, critest: 10}
+	full  = amounts{scale: 1, most: 500, window: time.Minute, logged: 1024, execs: 100000, execTime: time.Hour, starts: 50, critest: 50}
+)
 
 func main() {
 	var o options
@@ -39,10 +64,23 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "the `folder`, made and removed, for the runtimes' data: its file system decides about pulls; one of /tmp if empty")
 	flag.StringVar(&o.out, "out", ".cache/bench", "the `folder` for the results, and for the images to pull")
 	flag.StringVar(&o.publish, "publish", "", "put report and charts into this `folder` of documentation too")
-	flag.StringVar(&o.phases, "phases", "serial,clients,growth,pull", "what to measure")
+	flag.StringVar(&o.phases, "phases", strings.Join(phaseNames(), ","), "what to measure")
+	flag.BoolVar(&o.full, "full", false, "everything at full size: an hour or more")
+	scale := flag.Float64("scale", 0, "the size of the images to pull, 1 being full; decided by -full if 0")
+	pods := flag.Int("pods", 0, "how many pods there are at most; decided by -full if 0")
 	flag.IntVar(&o.rounds, "rounds", 6, "how many rounds of the first phase; others have fewer")
 	flag.IntVar(&o.samples, "n", 12, "how many pods in a round of the first phase")
 	flag.Parse()
+	o.amounts = usual
+	if o.full {
+		o.amounts = full
+	}
+	if *scale > 0 {
+		o.scale = *scale
+	}
+	if *pods > 0 {
+		o.most = *pods
+	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "bench: a container runtime needs root")
 		os.Exit(1)
@@ -74,7 +112,7 @@ func measure(ctx context.Context, o options) (err error) {
 			return err
 		}
 		defer conn.Close()
-		b.targets = []*target{{name: o.endpoint, runtime: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn)}}
+		b.targets = []*target{{name: o.endpoint, endpoint: o.endpoint, runtime: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn)}}
 	} else {
 		closeAll, err := b.setUp(ctx)
 		defer func() { err = errors.Join(err, closeAll(context.WithoutCancel(ctx))) }()
@@ -93,27 +131,29 @@ func measure(ctx context.Context, o options) (err error) {
 // setUp makes the node with crisp and its peer. What it returns ends all of it.
 func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error, err error) {
 	var closers []func(context.Context) error
-	var l *lab.Lab
 	closeAll = func(ctx context.Context) error {
 		var errs []error
 		for i := len(closers) - 1; i >= 0; i-- {
 			errs = append(errs, closers[i](ctx))
 		}
-		if l != nil {
-			errs = append(errs, l.Close(ctx))
-		}
 		return errors.Join(errs...)
 	}
-	if l, err = lab.New(ctx, lab.Options{Dir: b.opt.dir}); err != nil {
+	if b.stuck, err = newStuckPlugin(); err != nil {
 		return closeAll, err
 	}
+	closers = append(closers, func(context.Context) error { return b.stuck.close() })
+	l, err := lab.New(ctx, lab.Options{Dir: b.opt.dir, PluginDir: b.stuck.dir})
+	if err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, l.Close)
 	b.cgroupParent, b.dir = "/"+l.Name, l.Dir
 	b.targets = []*target{{
-		name: "crisp", runtime: l.Runtime, images: l.Images, daemon: l,
+		name: ours, endpoint: l.Endpoint, runtime: l.Runtime, images: l.Images, daemon: l,
 		programs: []string{"crisp", "crisp-keeper"},
 	}}
 	if b.opt.peers != "" {
-		c, t, err := newContainerd(ctx, l, b.opt.peers)
+		c, t, err := newContainerd(ctx, l, b.opt.peers, b.stuck.dir)
 		if err != nil {
 			return closeAll, err
 		}
@@ -128,7 +168,7 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 	if err != nil {
 		return closeAll, err
 	}
-	if b.pulls, err = newPullImages(ctx, l, out); err != nil {
+	if b.pulls, err = newPullImages(ctx, l, out, b.opt.scale); err != nil {
 		return closeAll, err
 	}
 	closers = append(closers, func(context.Context) error { return b.pulls.registry.Close() })

@@ -23,6 +23,8 @@ type client struct {
 	*target
 	image, cgroupParent string
 	record              func(call string, took time.Duration)
+	// shape, if set, makes the pod and its container other than usual.
+	shape func(*runtimeapi.PodSandboxConfig, *runtimeapi.ContainerConfig)
 }
 
 // pod is a running pod with one container.
@@ -63,27 +65,33 @@ func (c *client) start(ctx context.Context, name string) (*pod, error) {
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: namespaces},
 		},
 	}
-	return p, c.timed(ctx, "pod ready", func(ctx context.Context) error {
-		err := c.timed(ctx, "RunPodSandbox", func(ctx context.Context) error {
-			r, err := c.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config})
-			p.id = r.GetPodSandboxId()
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		err = c.timed(ctx, "CreateContainer", func(ctx context.Context) error {
-			r, err := c.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: container, SandboxConfig: p.config})
-			p.container = r.GetContainerId()
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		return c.timed(ctx, "StartContainer", func(ctx context.Context) error {
-			_, err := c.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: p.container})
-			return err
-		})
+	if c.shape != nil {
+		c.shape(p.config, container)
+	}
+	return p, c.timed(ctx, "pod ready", func(ctx context.Context) error { return c.makeReady(ctx, p, container) })
+}
+
+// makeReady makes the three calls that start a pod.
+func (c *client) makeReady(ctx context.Context, p *pod, container *runtimeapi.ContainerConfig) error {
+	err := c.timed(ctx, "RunPodSandbox", func(ctx context.Context) error {
+		r, err := c.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config})
+		p.id = r.GetPodSandboxId()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = c.timed(ctx, "CreateContainer", func(ctx context.Context) error {
+		r, err := c.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: container, SandboxConfig: p.config})
+		p.container = r.GetContainerId()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return c.timed(ctx, "StartContainer", func(ctx context.Context) error {
+		_, err := c.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: p.container})
+		return err
 	})
 }
 
@@ -105,13 +113,20 @@ func (c *client) settle(ctx context.Context, p *pod) error {
 
 // execSync measures a command.
 func (c *client) execSync(ctx context.Context, p *pod) error {
-	return c.timed(ctx, "ExecSync", func(ctx context.Context) error {
-		r, err := c.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"true"}})
-		if err == nil && r.ExitCode != 0 {
-			err = fmt.Errorf("exit code %d: %s", r.ExitCode, r.Stderr)
-		}
-		return err
-	})
+	return c.timed(ctx, "ExecSync", func(ctx context.Context) error { return c.execute(ctx, p, "true") })
+}
+
+// execute runs a command, which has to go well.
+func (c *client) execute(ctx context.Context, p *pod, command ...string) error {
+	return exitedWell(c.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.container, Cmd: command}))
+}
+
+// exitedWell tells a command's failure as an error.
+func exitedWell(r *runtimeapi.ExecSyncResponse, err error) error {
+	if err == nil && r.ExitCode != 0 {
+		err = fmt.Errorf("exit code %d: %s", r.ExitCode, r.Stderr)
+	}
+	return err
 }
 
 // execStream measures a command over the streaming server, with its connection.
@@ -149,11 +164,19 @@ func (c *client) remove(ctx context.Context, p *pod) error {
 			return err
 		}))
 	}
-	return errors.Join(append(errs, c.timed(ctx, "StopPodSandbox", func(ctx context.Context) error {
+	return errors.Join(append(errs, c.removePod(ctx, p))...)
+}
+
+// removePod removes a pod with all that is in it.
+func (c *client) removePod(ctx context.Context, p *pod) error {
+	if p.id == "" {
+		return nil
+	}
+	return errors.Join(c.timed(ctx, "StopPodSandbox", func(ctx context.Context) error {
 		_, err := c.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
 		return err
 	}), c.timed(ctx, "RemovePodSandbox", func(ctx context.Context) error {
 		_, err := c.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
 		return err
-	}))...)
+	}))
 }

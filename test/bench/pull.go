@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -13,17 +14,24 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// pullHost stands in image names for the registry with the images to pull.
-const pullHost = "bench.test"
+const (
+	// pullHost stands in image names for the registry with the images to pull.
+	pullHost = "bench.test"
+	// halfThere is added to the names of pulls.
+	halfThere = ", half of the layers there"
+	// trafficPhase has what was asked of the registry meanwhile.
+	trafficPhase = "traffic"
+)
 
 // pullImages is a registry with images that are pulled for their size.
 type pullImages struct {
 	registry *lab.Registry
+	log      *accessLog
 }
 
 // newPullImages serves the images, and makes them first when cache, which
-// outlives the run, does not have them.
-func newPullImages(ctx context.Context, l *lab.Lab, cache string) (*pullImages, error) {
+// outlives the run, does not have them in this size.
+func newPullImages(ctx context.Context, l *lab.Lab, cache string, scale float64) (*pullImages, error) {
 	found, err := lab.Find()
 	if err != nil {
 		return nil, err
@@ -32,9 +40,9 @@ func newPullImages(ctx context.Context, l *lab.Lab, cache string) (*pullImages, 
 	if err != nil {
 		return nil, err
 	}
-	storage := filepath.Join(cache, "registry")
+	storage := filepath.Join(cache, fmt.Sprintf("images-%g", scale))
 	if _, err := os.Stat(storage); err != nil {
-		if err := makeImages(ctx, binary, cache, storage); err != nil {
+		if err := makeImages(ctx, binary, cache, storage, scale); err != nil {
 			return nil, fmt.Errorf("make images to pull: %w", err)
 		}
 	}
@@ -42,7 +50,7 @@ func newPullImages(ctx context.Context, l *lab.Lab, cache string) (*pullImages, 
 	if err := errors.Join(os.MkdirAll(work, 0o755), os.MkdirAll(certs, 0o755)); err != nil {
 		return nil, err
 	}
-	registry, err := lab.StartRegistry(ctx, lab.RegistryOptions{Binary: binary, Storage: storage, Work: work})
+	registry, err := lab.StartRegistry(ctx, lab.RegistryOptions{Binary: binary, Storage: storage, Work: work, AccessLog: true})
 	if err != nil {
 		return nil, err
 	}
@@ -50,11 +58,11 @@ func newPullImages(ctx context.Context, l *lab.Lab, cache string) (*pullImages, 
 	if err := os.WriteFile(filepath.Join(certs, "hosts.toml"), []byte(hosts), 0o644); err != nil {
 		return nil, errors.Join(err, registry.Close())
 	}
-	return &pullImages{registry}, nil
+	return &pullImages{registry, &accessLog{path: filepath.Join(work, "registry.log")}}, nil
 }
 
 // makeImages puts the images into a storage that is there when it is whole.
-func makeImages(ctx context.Context, binary, work, storage string) (err error) {
+func makeImages(ctx context.Context, binary, work, storage string, scale float64) (err error) {
 	fresh := storage + ".new"
 	if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
 		return err
@@ -63,34 +71,96 @@ func makeImages(ctx context.Context, binary, work, storage string) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, k := range kinds {
-		fmt.Println("make an image:", k.text)
-		if err := k.push(ctx, registry.Addr); err != nil {
+	for _, k := range slices.Concat(kinds(scale), crowded(scale)) {
+		fmt.Println("make an image:", k.name)
+		err := k.push(ctx, registry.Addr)
+		if next, ok := k.next(); err == nil && ok && k.text != "" {
+			err = next.push(ctx, registry.Addr)
+		}
+		if err != nil {
 			return errors.Join(err, registry.Close())
 		}
 	}
 	return errors.Join(registry.Close(), os.Rename(fresh, storage))
 }
 
-// pull measures pulls of images of which the runtime has nothing.
+// pull measures pulls of images: of which the runtime has nothing, of which
+// it has half the layers, and of several at the same time.
 func (b *bench) pull(ctx context.Context, t *target, round int) error {
 	if b.pulls == nil {
+		b.note("pull", "A runtime that is not ours to start does not know our registry.")
 		return nil
 	}
 	c := b.client(t, b.recorder("pull", t.name, round, 0))
-	for _, k := range kinds {
-		image := &runtimeapi.ImageSpec{Image: pullHost + "/" + k.name + ":latest"}
-		unix.Sync() // what was written before is not this pull's to write
-		err := c.timed(ctx, k.text, func(ctx context.Context) error {
-			_, err := c.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: image})
-			return err
-		})
-		if err != nil {
+	for _, k := range kinds(b.opt.scale) {
+		err := b.pullOne(ctx, c, round, k.text, k.name)
+		images := []string{k.name}
+		if next, ok := k.next(); err == nil && ok {
+			images = append(images, next.name)
+			err = b.pullOne(ctx, c, round, k.text+halfThere, next.name)
+		}
+		if err = errors.Join(err, forget(ctx, c, images...)); err != nil {
 			return err
 		}
-		if _, err := c.images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: image}); err != nil {
-			return fmt.Errorf("%s: RemoveImage: %w", t.name, err)
+	}
+	return b.pullMany(ctx, c, round)
+}
+
+// pullOne measures a pull and what it asks of the registry.
+func (b *bench) pullOne(ctx context.Context, c *client, round int, what string, images ...string) error {
+	unix.Sync() // what was written before is not this pull's to write
+	b.pulls.log.skip()
+	err := c.timed(ctx, what, func(ctx context.Context) error {
+		return together(len(images), len(images), func(i int) error {
+			_, err := c.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: benchImage(images[i])})
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	asked, err := b.pulls.log.read()
+	b.samples.add(Sample{trafficPhase, c.name, round, 0, what, float64(asked) / 1e6, "MB"})
+	return err
+}
+
+// pullMany measures pulls at the same time: of images with nothing in common,
+// and of one image that several want.
+func (b *bench) pullMany(ctx context.Context, c *client, round int) error {
+	var names []string
+	for _, k := range crowded(b.opt.scale) {
+		names = append(names, k.name)
+	}
+	size := crowded(b.opt.scale)[0].size * 4 >> 20
+	for _, p := range []struct {
+		what   string
+		images []string
+	}{
+		{fmt.Sprintf("1 image of %d MB", size), names[:1]},
+		{fmt.Sprintf("2 images of %d MB at once", size), names[:2]},
+		{fmt.Sprintf("10 images of %d MB at once", size), names},
+		{fmt.Sprintf("1 image of %d MB, by 2 at once", size), slices.Repeat(names[:1], 2)},
+		{fmt.Sprintf("1 image of %d MB, by 10 at once", size), slices.Repeat(names[:1], 10)},
+	} {
+		err := b.pullOne(ctx, c, round, p.what, p.images...)
+		if err = errors.Join(err, forget(ctx, c, names...)); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// forget removes images, some of which may not be there.
+func forget(ctx context.Context, c *client, images ...string) error {
+	var errs []error
+	for _, name := range images {
+		if _, err := c.images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: benchImage(name)}); err != nil {
+			errs = append(errs, fmt.Errorf("%s: RemoveImage: %w", c.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func benchImage(name string) *runtimeapi.ImageSpec {
+	return &runtimeapi.ImageSpec{Image: pullHost + "/" + name + ":latest"}
 }

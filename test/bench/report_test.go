@@ -65,7 +65,7 @@ func TestChartsAreXML(t *testing.T) {
 	b := sampled()
 	b.samples.add(Sample{Phase: "growth", Runtime: ours, Load: 10, Name: "PSS", Value: 40000})
 	for name, chart := range map[string][]byte{
-		"calls": b.callsChart(b.samples.keys("p")), "ready": b.readyChart(), "memory": b.memoryChart(),
+		"calls": b.callsChart(b.samples.keys("p")), "ready": b.readyChart(), "memory": b.growthChart("memory", "PSS", 1024, 10), "nothing": b.growthChart("nothing", "nothing", 1, 1),
 	} {
 		d := xml.NewDecoder(bytes.NewReader(chart))
 		var err error

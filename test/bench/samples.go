@@ -75,6 +75,16 @@ func (s *samples) keys(phase string) []key {
 	return out
 }
 
+// unit is that of a series' first sample.
+func (s *samples) unit(k key) string {
+	for _, x := range s.all {
+		if x.Phase == k.phase && x.Name == k.name && x.Load == k.load {
+			return x.Unit
+		}
+	}
+	return ""
+}
+
 // whole is every value, in order of size.
 func (s series) whole() []float64 {
 	return slices.Sorted(slices.Values(slices.Concat(s...)))

@@ -21,15 +21,16 @@ func TestQuantile(t *testing.T) {
 // of one of them.
 func sampled() *bench {
 	b := &bench{}
+	units := map[string]string{"call": "ms", started: "1/s"}
 	for name, values := range map[string][][]float64{
 		"call":  {{1, 1, 9}, {2, 2, 2}, {5}},
 		started: {{30}, {10}, {10}},
 	} {
 		for round, v := range values {
 			for _, x := range v {
-				b.samples.add(Sample{Phase: "p", Runtime: ours, Round: round, Name: name, Value: x})
+				b.samples.add(Sample{Phase: "p", Runtime: ours, Round: round, Name: name, Value: x, Unit: units[name]})
 				if round < 2 {
-					b.samples.add(Sample{Phase: "p", Runtime: theirs, Round: round, Name: name, Value: 10})
+					b.samples.add(Sample{Phase: "p", Runtime: theirs, Round: round, Name: name, Value: 10, Unit: units[name]})
 				}
 			}
 		}

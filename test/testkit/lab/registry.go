@@ -17,7 +17,7 @@ const registryConfig = `version: 0.1
 log:
   level: error
   accesslog:
-    disabled: true
+    disabled: %t
 storage:
   filesystem:
     rootdirectory: %s
@@ -39,10 +39,11 @@ type Registry struct {
 
 // RegistryOptions say how to run a registry.
 type RegistryOptions struct {
-	Binary   string // the distribution project's registry
-	Storage  string // folder with the blobs
-	Work     string // folder for its configuration and log
-	Writable bool
+	Binary    string // the distribution project's registry
+	Storage   string // folder with the blobs
+	Work      string // folder for its configuration and log
+	Writable  bool
+	AccessLog bool // tells each request in registry.log
 }
 
 // StartRegistry runs a registry on a free port and waits until it answers.
@@ -52,7 +53,7 @@ func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
 	config := filepath.Join(o.Work, "registry.yml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, registryConfig, o.Storage, !o.Writable, addr), 0o644); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, registryConfig, !o.AccessLog, o.Storage, !o.Writable, addr), 0o644); err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
 	proc, err := StartProcess(filepath.Join(o.Work, "registry.log"), []string{"OTEL_TRACES_EXPORTER=none"}, o.Binary, "serve", config)

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	executors = 8   // clients that run commands
+	warmUp    = 200 // commands before memory is looked at
+)
+
+// Names of samples of the phase execs.
+const (
+	sizeBefore, sizeHalf, sizeAfter = "PSS before", "PSS at half of the commands", "PSS after"
+	sizeGrowth                      = "growth of the PSS"
+)
+
+// execs looks whether a runtime's memory stays as it is over many commands.
+func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
+	if len(t.programs) == 0 {
+		b.note("execs", "The programs of a runtime that is not ours to start are not known.")
+		return nil
+	}
+	c := b.client(t, func(string, time.Duration) {})
+	p, err := c.start(ctx, b.name())
+	defer func() { err = errors.Join(err, c.remove(context.WithoutCancel(ctx), p)) }()
+	if err == nil {
+		err = c.settle(ctx, p)
+	}
+	if err != nil {
+		return err
+	}
+	add := func(name string, value float64, unit string) {
+		b.samples.add(Sample{"execs", t.name, round, 0, name, value, unit})
+	}
+	weigh := func(name string) (float64, error) {
+		time.Sleep(time.Second) // for what is about to end
+		pss, err := t.memory()
+		sum := 0.0
+		for _, kib := range pss {
+			sum += float64(kib)
+		}
+		add(name, sum, "KiB")
+		return sum, err
+	}
+	if _, err := b.runCommands(ctx, c, p, warmUp, callTime); err != nil {
+		return err
+	}
+	before, err := weigh(sizeBefore)
+	if err != nil {
+		return err
+	}
+	began, done := time.Now(), 0
+	after := before
+	for _, name := range []string{sizeHalf, sizeAfter} {
+		n, err := b.runCommands(ctx, c, p, b.opt.execs/2, b.opt.execTime/2)
+		if err != nil {
+			return err
+		}
+		done += n
+		if after, err = weigh(name); err != nil {
+			return err
+		}
+	}
+	add("commands", float64(done), "commands")
+	add(executed, float64(done)/(time.Since(began)-2*time.Second).Seconds(), "1/s")
+	add(sizeGrowth, (after/before-1)*100, "%")
+	if done < b.opt.execs/2*2 {
+		b.note("execs", fmt.Sprintf("%s ran fewer than %d commands in the %v that it had.", t.name, b.opt.execs, b.opt.execTime))
+	}
+	return nil
+}
+
+// runCommands runs so many commands, or fewer if time is up.
+func (b *bench) runCommands(ctx context.Context, c *client, p *pod, n int, limit time.Duration) (int, error) {
+	end := time.Now().Add(limit)
+	var done atomic.Int64
+	err := together(executors, n, func(int) error {
+		if time.Now().After(end) || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		done.Add(1)
+		return c.execute(ctx, p, "true")
+	})
+	return int(done.Load()), err
+}

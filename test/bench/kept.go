@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/runtime/cgroup"
+	"crisp/runtime/host"
+	keeperclient "crisp/runtime/keeper/client"
+	"crisp/runtime/launch"
+	"crisp/runtime/plan"
+)
+
+// kept starts containers as the daemon does: with a keeper that runs already,
+// and in no program of their own.
+type kept struct {
+	keeper  *keeperclient.Client
+	l       *launch.Launcher
+	cgroups *cgroup.Node
+	spec    *specs.Spec
+}
+
+func newKept(ctx context.Context, state, binary, bundle string) (*kept, error) {
+	config, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	k := &kept{}
+	if k.spec, err = plan.ReadOCI(config, bundle); err != nil {
+		return nil, err
+	}
+	if k.cgroups, err = cgroup.New(cgroup.Cgroupfs, filepath.Dir(k.spec.Linux.CgroupsPath)); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(state, 0o700); err != nil {
+		return nil, err
+	}
+	if k.keeper, err = keeperclient.Connect(ctx, state, binary); err != nil {
+		return nil, err
+	}
+	k.l = launch.New(k.keeper, host.Probe())
+	return k, nil
+}
+
+func (k *kept) end(ctx context.Context) error {
+	return errors.Join(k.l.Close(), k.keeper.End(ctx), k.cgroups.Close())
+}
+
+// run runs the bundle's container from its cgroup on to its end.
+func (k *kept) run(ctx context.Context) (err error) {
+	group, err := k.cgroups.Create(ctx, k.spec.Linux.CgroupsPath, k.spec.Linux.Resources)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, group.Kill(ctx), group.Remove(ctx)) }()
+	entry, err := group.Entry()
+	if err != nil {
+		return err
+	}
+	held, options := launch.Held{}, plan.Options{Name: "start bundle", CgroupV2: k.cgroups.V2()}
+	for i, f := range entry {
+		defer f.Close()
+		if options.CgroupV2 {
+			held["cgroup"] = f
+			continue
+		}
+		held["cgroup/"+strconv.Itoa(i)] = f
+		options.CgroupTasks = len(entry)
+	}
+	started, err := k.l.Container(ctx, "bundle", k.spec, options, held, nil, nil, nil)
+	if err != nil {
+		return err
+	}
+	defer started.Close()
+	select {
+	case exit := <-k.keeper.Events():
+		if exit.Code != 0 {
+			return fmt.Errorf("exit code %d", exit.Code)
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return k.keeper.Forget(ctx, "bundle")
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// chunk is what a container writes to its log at a time, in whole lines.
+const chunk = 1 << 20
+
+// lineLengths are those of the lines that are logged, with their end.
+var lineLengths = [...]int{64, 8192}
+
+// logs measures how fast a container's output gets into its log, and what
+// that costs the runtime.
+func (b *bench) logs(ctx context.Context, t *target, round int) error {
+	for _, length := range lineLengths {
+		if err := b.logLines(ctx, t, round, length); err != nil {
+			return fmt.Errorf("lines of %d bytes: %w", length, err)
+		}
+	}
+	return nil
+}
+
+// logScript prepares what is to be logged, waits until it may, and logs it.
+const logScript = `trap 'exit 0' TERM
+yes %s | head -c %d >/tmp/chunk
+touch /ready
+while [ ! -e /go ]; do sleep 0.01; done
+i=0; while [ $i -lt %d ]; do cat /tmp/chunk; i=$((i+1)); done
+sleep 100000 & wait`
+
+func (b *bench) logLines(ctx context.Context, t *target, round, length int) (err error) {
+	dir, err := os.MkdirTemp(b.dir, "logs-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	c := b.client(t, func(string, time.Duration) {})
+	c.shape = func(p *runtimeapi.PodSandboxConfig, container *runtimeapi.ContainerConfig) {
+		p.LogDirectory, container.LogPath = dir, "log"
+		container.Command[2] = fmt.Sprintf(logScript, strings.Repeat("x", length-1), chunk, b.opt.logged)
+	}
+	p, err := c.start(ctx, b.name())
+	defer func() { err = errors.Join(err, c.removePod(context.WithoutCancel(ctx), p)) }()
+	if err != nil {
+		return err
+	}
+	if err := c.settle(ctx, p); err != nil {
+		return err
+	}
+	before, err := t.cpu()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := c.execute(ctx, p, "touch", "/go"); err != nil {
+		return err
+	}
+	log, size := filepath.Join(dir, "log"), int64(b.opt.logged)*chunk
+	ended, err := waitForLog(ctx, log, size)
+	if err != nil {
+		return err
+	}
+	after, err := t.cpu()
+	if err != nil {
+		return err
+	}
+	lines, err := countLines(log)
+	if want := int(size) / length; err == nil && lines != want {
+		err = fmt.Errorf("the log has %d lines, want %d", lines, want)
+	}
+	if err != nil {
+		return err
+	}
+	add := func(name string, value float64, unit string) {
+		b.samples.add(Sample{"logs", t.name, round, length, name, value, unit})
+	}
+	seconds := ended.Sub(began).Seconds()
+	add("throughput", float64(size)/1e6/seconds, "MB/s")
+	add("lines", float64(lines)/seconds, "lines/s")
+	if len(t.programs) > 0 {
+		add("CPU of the runtime", milliseconds(after-before)/(float64(size)/1e6), "ms for each MB")
+	}
+	return nil
+}
+
+// waitForLog waits until a log holds so many bytes and grows no more. It
+// returns when it grew for the last time.
+func waitForLog(ctx context.Context, path string, size int64) (grew time.Time, err error) {
+	const calm = 300 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	last := int64(-1)
+	for {
+		info, err := os.Stat(path)
+		if err != nil {
+			return grew, err
+		}
+		if now := info.Size(); now != last {
+			last, grew = now, time.Now()
+		}
+		if last >= size && time.Since(grew) > calm {
+			return grew, nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return grew, fmt.Errorf("the log has %d bytes of more than %d: %w", last, size, ctx.Err())
+		}
+	}
+}
+
+func countLines(path string) (n int, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	buffer := make([]byte, 1<<20)
+	for {
+		got, err := f.Read(buffer)
+		n += bytes.Count(buffer[:got], []byte{'\n'})
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}

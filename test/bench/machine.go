@@ -1,0 +1,70 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// machine says on what, with what and when it was measured.
+func (b *bench) machine(ctx context.Context, w *bytes.Buffer, began time.Time) {
+	var uts unix.Utsname
+	var info unix.Sysinfo_t
+	_, _ = unix.Uname(&uts), unix.Sysinfo(&info) // empty is no harm
+	model := "unknown processor"
+	cpuinfo, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(cpuinfo)) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+			model = strings.TrimSpace(value)
+		}
+	}
+	cgroups := "v1"
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		cgroups = "v2"
+	}
+	var versions []string
+	for _, t := range b.targets {
+		versions = append(versions, t.version)
+	}
+	if b.opt.peers != "" && b.opt.endpoint == "" {
+		out, _ := exec.CommandContext(ctx, filepath.Join(b.opt.peers, "runc"), "--version").Output()
+		first, _, _ := strings.Cut(string(out), "\n")
+		versions = append(versions, first)
+	}
+	loads := slices.Sorted(slices.Values(b.loads))
+	fmt.Fprintf(w, "%s, %d rounds of %d pods in turns, %.0f minutes.\n", began.UTC().Format("2 January 2006, 15:04 UTC"), b.opt.rounds, b.opt.samples, time.Since(began).Minutes())
+	fmt.Fprintf(w, "%s; %s.\n", strings.Join(versions, ", "), runtime.Version())
+	fmt.Fprintf(w, "%d × %s, %d MB, Linux %s, cgroup %s.\n", runtime.NumCPU(), model, uint64(info.Totalram)*uint64(info.Unit)>>20, unix.ByteSliceToString(uts.Release[:]), cgroups)
+	if b.dir != "" {
+		fmt.Fprintf(w, "The runtimes' data is on %s.\n", fileSystem(b.dir))
+	}
+	fmt.Fprintf(w, "Load average during the run: %.1f to %.1f, median %.1f.\n", quantile(loads, 0), quantile(loads, 1), quantile(loads, 0.5))
+}
+
+// fileSystem is the type of the file system that holds dir.
+func fileSystem(dir string) string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return "an unknown file system"
+	}
+	switch fs.Type {
+	case unix.EXT4_SUPER_MAGIC:
+		return "ext4"
+	case unix.XFS_SUPER_MAGIC:
+		return "xfs"
+	case unix.BTRFS_SUPER_MAGIC:
+		return "btrfs"
+	case unix.TMPFS_MAGIC:
+		return "tmpfs"
+	}
+	return fmt.Sprintf("a file system of type %#x", fs.Type)
+}

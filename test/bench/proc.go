@@ -1,0 +1,192 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// tick is the unit of CPU times in /proc, which is the same on every Linux.
+const tick = 10 * time.Millisecond
+
+// process is what the kernel tells of a process in one line.
+type process struct {
+	pid, parent int
+	cpu         time.Duration // its own and that of children it has waited for
+}
+
+// parseStat reads /proc/PID/stat. The program's name may hold anything.
+func parseStat(line string) (p process, err error) {
+	end := strings.LastIndexByte(line, ')')
+	pid, _, _ := strings.Cut(line, " ")
+	f := strings.Fields(line[end+1:])
+	if p.pid, err = strconv.Atoi(pid); err != nil || end < 0 || len(f) < 15 {
+		return p, fmt.Errorf("read the state of a process: %.60q", line)
+	}
+	if p.parent, err = strconv.Atoi(f[1]); err != nil {
+		return p, err
+	}
+	for _, field := range f[11:15] { // utime, stime, cutime, cstime
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return p, err
+		}
+		p.cpu += time.Duration(ticks) * tick
+	}
+	return p, nil
+}
+
+// descendants lists the processes below this one, looking at each only once.
+func descendants() ([]process, error) {
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+	children := map[int][]process{}
+	for _, file := range files {
+		line, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		p, err := parseStat(string(line))
+		if err != nil {
+			return nil, err
+		}
+		children[p.parent] = append(children[p.parent], p)
+	}
+	var all []process
+	for next := []int{os.Getpid()}; len(next) > 0; next = next[1:] {
+		for _, p := range children[next[0]] {
+			all = append(all, p)
+			next = append(next, p.pid)
+		}
+	}
+	return all, nil
+}
+
+// program is the name of a process's executable, "" if it has ended.
+func (p process) program() string {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimPrefix(strings.TrimSuffix(filepath.Base(exe), " (deleted)"), "memfd:")
+}
+
+// own lists the runtime's processes by program.
+func (t *target) own() (map[string][]process, error) {
+	all, err := descendants()
+	own := map[string][]process{}
+	for _, p := range all {
+		if name := p.program(); slices.Contains(t.programs, name) {
+			own[name] = append(own[name], p)
+		}
+	}
+	return own, err
+}
+
+// memory is the proportional set size, in KiB, of the runtime's processes.
+func (t *target) memory() (map[string]int, error) {
+	own, err := t.own()
+	pss := map[string]int{}
+	for name, list := range own {
+		for _, p := range list {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.pid))
+			if err != nil {
+				return nil, fmt.Errorf("memory of %s: %w", name, err)
+			}
+			pss[name] += kib(string(text), "Pss")
+		}
+	}
+	return pss, err
+}
+
+// cpu is the time that the runtime's processes have used so far, with that of
+// the children they have waited for.
+func (t *target) cpu() (sum time.Duration, err error) {
+	own, err := t.own()
+	for _, list := range own {
+		for _, p := range list {
+			sum += p.cpu
+		}
+	}
+	return sum, err
+}
+
+// kib adds up the named lines of a file like /proc/meminfo.
+func kib(text string, names ...string) (sum int) {
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(line, ":")
+		if f := strings.Fields(value); len(f) > 0 && slices.Contains(names, name) {
+			n, _ := strconv.Atoi(f[0]) // they are all numbers
+			sum += n
+		}
+	}
+	return sum
+}
+
+// parseBusy is the time that all processors were busy, from /proc/stat.
+func parseBusy(text string) (time.Duration, error) {
+	line, _, _ := strings.Cut(text, "\n")
+	f := strings.Fields(line)
+	if len(f) < 9 || f[0] != "cpu" {
+		return 0, fmt.Errorf("read the processors' times: %.60q", line)
+	}
+	var sum time.Duration
+	for i, field := range f[1:9] {
+		if i == 3 || i == 4 { // idle, and waiting for a disk
+			continue
+		}
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(ticks) * tick
+	}
+	return sum, nil
+}
+
+// busy is the time that all processors were busy so far.
+func busy() (time.Duration, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	return parseBusy(string(text))
+}
+
+// kernelMemory is what the kernel needs for itself on this machine, in KiB:
+// what can be reclaimed is not in it.
+func kernelMemory() (int, error) {
+	text, err := os.ReadFile("/proc/meminfo")
+	return kib(string(text), "SUnreclaim", "KernelStack", "PageTables", "Percpu"), err
+}
+
+// chargedMemory is the kernel memory, in KiB, that is charged to a cgroup and
+// those below it. ok is false where the kernel does not tell.
+func chargedMemory(cgroup string) (size int, ok bool) {
+	return chargedIn("/sys/fs/cgroup", cgroup)
+}
+
+func chargedIn(root, cgroup string) (size int, ok bool) {
+	text, err := os.ReadFile(filepath.Join(root, cgroup, "memory.stat"))
+	if err == nil {
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) == 2 && f[0] == "kernel" {
+				bytes, err := strconv.Atoi(f[1])
+				return bytes >> 10, err == nil
+			}
+		}
+		return 0, false
+	}
+	text, err = os.ReadFile(filepath.Join(root, "memory", cgroup, "memory.kmem.usage_in_bytes"))
+	if err != nil {
+		return 0, false
+	}
+	bytes, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	return bytes >> 10, err == nil
+}

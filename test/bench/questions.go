@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// asked is how often each question is put.
+const asked = 30
+
+// whileStuck is added to the names of questions that were put while another
+// pod was stuck.
+const whileStuck = ", one pod stuck"
+
+// ask measures the calls that change nothing, and again while the network
+// plugin of one more pod does not answer.
+func (g *grown) ask(ctx context.Context) (err error) {
+	if err := g.questions(ctx, "", 0); err != nil {
+		return err
+	}
+	if g.stuck == nil {
+		g.note("growth", "No pod can be made to be stuck in a runtime whose plugins are not ours.")
+		return nil
+	}
+	release, err := g.stickPod(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	return g.questions(ctx, whileStuck, 1)
+}
+
+// stickPod starts a pod that stays in CNI ADD until it is released, and
+// removed.
+func (g *grown) stickPod(ctx context.Context) (release func() error, err error) {
+	c := g.client(g.t, func(string, time.Duration) {})
+	if err := g.stuck.hold(); err != nil {
+		return nil, err
+	}
+	name, started := g.name(), make(chan error, 1)
+	var p *pod
+	go func() {
+		var err error
+		p, err = c.start(ctx, name)
+		started <- err
+	}()
+	release = func() error {
+		err := errors.Join(g.stuck.release(), <-started, g.stuck.clear())
+		return errors.Join(err, c.removePod(context.WithoutCancel(ctx), p))
+	}
+	if err := g.stuck.waitUntilHeld(ctx, started); err != nil {
+		return nil, errors.Join(err, release())
+	}
+	return release, nil
+}
+
+// questions puts all questions in turn. A pod that is stuck may be in lists.
+func (g *grown) questions(ctx context.Context, when string, stuck int) error {
+	c := g.client(g.t, g.recorder("growth", g.t.name, g.round, len(g.pods)))
+	n := len(g.pods)
+	listed := func(got int, err error) error {
+		if got > n && got <= n+stuck {
+			got = n
+		}
+		return wantCount(got, n, err)
+	}
+	for i := range asked {
+		p := g.pods[i%n]
+		for _, q := range []struct {
+			name string
+			put  func(ctx context.Context) error
+		}{
+			{"Status", func(ctx context.Context) error {
+				_, err := c.runtime.Status(ctx, &runtimeapi.StatusRequest{})
+				return err
+			}},
+			{"ListPodSandbox", func(ctx context.Context) error {
+				r, err := c.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+				return listed(len(r.GetItems()), err)
+			}},
+			{"ListContainers", func(ctx context.Context) error {
+				r, err := c.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+				return listed(len(r.GetContainers()), err)
+			}},
+			{"PodSandboxStatus", func(ctx context.Context) error {
+				_, err := c.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})
+				return err
+			}},
+			{"ContainerStatus", func(ctx context.Context) error {
+				_, err := c.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: p.container})
+				return err
+			}},
+			{"ListContainerStats", func(ctx context.Context) error {
+				r, err := c.runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
+				return listed(len(r.GetStats()), err)
+			}},
+			{"ListPodSandboxStats", func(ctx context.Context) error {
+				r, err := c.runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+				return listed(len(r.GetStats()), err)
+			}},
+		} {
+			if i >= asked/3 && i%10 != 0 && (q.name == "ListContainerStats" || q.name == "ListPodSandboxStats") && n > networked {
+				continue // seconds each, in some runtimes
+			}
+			if err := c.timed(ctx, q.name+when, q.put); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func wantCount(got, want int, err error) error {
+	if err == nil && got != want {
+		err = fmt.Errorf("listed %d, want %d", got, want)
+	}
+	return err
+}

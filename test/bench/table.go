@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+)
+
+// table prints a line for each key.
+func (b *bench) table(w *bytes.Buffer, keys []key) {
+	fmt.Fprintf(w, "| | %s p50 | p99 | %s p50 | p99 | times better, median of the rounds (from – to) |\n", ours, theirs)
+	fmt.Fprintf(w, "|---|--:|--:|--:|--:|--:|\n")
+	for _, k := range keys {
+		name, a, c := k.name, b.samples.of(k, b.targets[0].name), b.samples.of(k, theirs)
+		if floor := b.samples.of(k, alone); len(a) == 0 && len(c) == 0 {
+			name, a = name+" (plugins alone)", floor
+		}
+		fmt.Fprintf(w, "| %s | %s | %s | %s |\n", name+b.unitOf(k), cells(a), cells(c), b.ratioCell(k))
+		if floor := b.samples.of(k, alone); len(floor) > 0 && len(b.samples.of(k, b.targets[0].name)) > 0 {
+			fmt.Fprintf(w, "| %s (plugins alone) | %s | | | |\n", k.name, cells(floor))
+		}
+	}
+}
+
+func cells(s series) string {
+	v := s.whole()
+	if len(v) == 0 {
+		return " | "
+	}
+	return number(quantile(v, 0.5)) + " | " + number(quantile(v, 0.99))
+}
+
+// number has the digits that a measurement deserves.
+func number(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+// betterBy is by how many times crisp's median was better in each round, in
+// order of size. Of rates, more is better.
+func (b *bench) betterBy(k key) []float64 {
+	a, c := b.samples.of(k, ours), b.samples.of(k, theirs)
+	if b.isRate(k) {
+		return c.ratios(a)
+	}
+	return a.ratios(c)
+}
+
+// isRate says whether more is better.
+func (b *bench) isRate(k key) bool {
+	return slices.Contains([]string{"1/s", "MB/s", "lines/s"}, b.samples.unit(k))
+}
+
+// ratioCell is empty for what is neither better nor worse.
+func (b *bench) ratioCell(k key) string {
+	r := b.betterBy(k)
+	if unit := b.samples.unit(k); len(r) == 0 || unit == "%" || unit == "commands" {
+		return ""
+	}
+	return spread(r)
+}
+
+// spread is the median and the ends of sorted values.
+func spread(r []float64) string {
+	if len(r) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f (%.1f – %.1f)", quantile(r, 0.5), r[0], r[len(r)-1])
+}
+
+// unitOf is a unit that the section's text does not tell.
+func (b *bench) unitOf(k key) string {
+	switch unit := b.samples.unit(k); unit {
+	case "ms", "KiB", "1/s", "MB", "commands", "":
+		return ""
+	default:
+		return ", " + unit
+	}
+}
+
+// startsSection prints what it takes to start a process, in a container of
+// whatever runtime or in none. The ratio is to crisp's own command.
+func (b *bench) startsSection(w *bytes.Buffer) {
+	const base = "crisp run"
+	k := key{bundlePhase, ranBundle, 0}
+	var names []string
+	for _, s := range b.samples.all {
+		if s.Phase == bundlePhase && !slices.Contains(names, s.Runtime) {
+			names = append(names, s.Runtime)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n### One bundle, without the CRI\n\nMilliseconds from the start of the command to its end; the program does nothing.\n\n")
+	fmt.Fprintf(w, "| | p50 | p99 | times as long as %s, median of the rounds (from – to) |\n|---|--:|--:|--:|\n", base)
+	for _, name := range names {
+		s := b.samples.of(k, name)
+		ratio := ""
+		if name != base {
+			ratio = spread(b.samples.of(k, base).ratios(s))
+		}
+		fmt.Fprintf(w, "| %s | %s | %s |\n", name, cells(s), ratio)
+	}
+	b.notesOf(w, bundlePhase)
+}
