@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/test/testkit/inventory"
 	"crisp/test/testkit/lab"
 )
 
@@ -56,7 +58,12 @@ type containerd struct {
 	conn     *grpc.ClientConn
 	proc     *lab.Process
 	runtime  runtimeapi.RuntimeServiceClient
+	before   []string // cgroups of its default parent that were there already
 }
+
+// defaultParent is where containerd puts a pod for which nobody names a
+// cgroup, as critest does not. It stays when the pods are gone.
+const defaultParent = "/k8s.io"
 
 // newContainerd starts a containerd from the programs in bin. It looks for
 // plugins in pluginDir first.
@@ -73,7 +80,7 @@ func newContainerd(ctx context.Context, l *lab.Lab, bin, pluginDir string) (_ *c
 	if err != nil {
 		return nil, nil, err
 	}
-	c := &containerd{dir: filepath.Join(l.Dir, "containerd"), bin: bin}
+	c := &containerd{dir: filepath.Join(l.Dir, "containerd"), bin: bin, before: inventory.Cgroups(defaultParent)}
 	if err := os.MkdirAll(c.dir, 0o711); err != nil {
 		return nil, nil, err
 	}
@@ -128,6 +135,11 @@ func (c *containerd) Close(ctx context.Context) error {
 	var errs []error
 	if c.proc != nil {
 		errs = append(errs, c.removePods(ctx), c.Stop())
+	}
+	for _, dir := range slices.Backward(inventory.Cgroups(defaultParent)) {
+		if !slices.Contains(c.before, dir) {
+			_ = os.Remove(dir) // others may use it by now
+		}
 	}
 	return errors.Join(append(errs, c.conn.Close())...)
 }

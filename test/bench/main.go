@@ -148,6 +148,10 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 	}
 	closers = append(closers, l.Close)
 	b.cgroupParent, b.dir = "/"+l.Name, l.Dir
+	if b.cgroups, err = newPodCgroups(b.cgroupParent); err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, func(context.Context) error { return b.cgroups.close() })
 	b.targets = []*target{{
 		name: ours, endpoint: l.Endpoint, runtime: l.Runtime, images: l.Images, daemon: l,
 		programs: []string{"crisp", "crisp-keeper"},

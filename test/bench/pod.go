@@ -13,6 +13,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/cgroup"
 )
 
 // callTime is how long a call may take before it counts as failed.
@@ -21,8 +23,9 @@ const callTime = 2 * time.Minute
 // client lives pods' lives on a target and keeps the times of its calls.
 type client struct {
 	*target
-	image, cgroupParent string
-	record              func(call string, took time.Duration)
+	image   string
+	cgroups *podCgroups // nil where the runtime has to find a place
+	record  func(call string, took time.Duration)
 	// shape, if set, makes the pod and its container other than usual.
 	shape func(*runtimeapi.PodSandboxConfig, *runtimeapi.ContainerConfig)
 }
@@ -31,6 +34,7 @@ type client struct {
 type pod struct {
 	config        *runtimeapi.PodSandboxConfig
 	id, container string
+	group         *cgroup.Group // its own, or nil
 }
 
 // timed makes a call and keeps how long it took, if it went well.
@@ -52,7 +56,6 @@ func (c *client) start(ctx context.Context, name string) (*pod, error) {
 	p := &pod{config: &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: fmt.Sprintf("%s-%d", name, os.Getpid()), Namespace: "bench"},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent:    c.cgroupParent,
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
 		},
 	}}
@@ -67,6 +70,13 @@ func (c *client) start(ctx context.Context, name string) (*pod, error) {
 	}
 	if c.shape != nil {
 		c.shape(p.config, container)
+	}
+	if c.cgroups != nil {
+		group, err := c.cgroups.make(ctx, name)
+		if err != nil {
+			return p, err
+		}
+		p.group, p.config.Linux.CgroupParent = group, group.Path()
 	}
 	return p, c.timed(ctx, "pod ready", func(ctx context.Context) error { return c.makeReady(ctx, p, container) })
 }
@@ -150,9 +160,6 @@ func (c *client) execStream(ctx context.Context, p *pod) error {
 
 // remove removes what there is of a pod.
 func (c *client) remove(ctx context.Context, p *pod) error {
-	if p.id == "" {
-		return nil
-	}
 	const grace = 10
 	var errs []error
 	if p.container != "" {
@@ -169,14 +176,22 @@ func (c *client) remove(ctx context.Context, p *pod) error {
 
 // removePod removes a pod with all that is in it.
 func (c *client) removePod(ctx context.Context, p *pod) error {
-	if p.id == "" {
+	if p.id != "" {
+		err := errors.Join(c.timed(ctx, "StopPodSandbox", func(ctx context.Context) error {
+			_, err := c.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
+			return err
+		}), c.timed(ctx, "RemovePodSandbox", func(ctx context.Context) error {
+			_, err := c.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
+			return err
+		}))
+		if err != nil {
+			return err
+		}
+	}
+	if p.group == nil {
 		return nil
 	}
-	return errors.Join(c.timed(ctx, "StopPodSandbox", func(ctx context.Context) error {
-		_, err := c.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
-		return err
-	}), c.timed(ctx, "RemovePodSandbox", func(ctx context.Context) error {
-		_, err := c.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
-		return err
-	}))
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	return p.group.Remove(ctx)
 }

@@ -9,8 +9,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// asked is how often each question is put.
-const asked = 30
+// asked is how often each question is put, and askedLong how often one that
+// takes some runtimes seconds when there are many pods.
+const asked, askedLong = 30, 3
 
 // whileStuck is added to the names of questions that were put while another
 // pod was stuck.
@@ -72,39 +73,40 @@ func (g *grown) questions(ctx context.Context, when string, stuck int) error {
 		p := g.pods[i%n]
 		for _, q := range []struct {
 			name string
+			long bool
 			put  func(ctx context.Context) error
 		}{
-			{"Status", func(ctx context.Context) error {
+			{"Status", false, func(ctx context.Context) error {
 				_, err := c.runtime.Status(ctx, &runtimeapi.StatusRequest{})
 				return err
 			}},
-			{"ListPodSandbox", func(ctx context.Context) error {
+			{"ListPodSandbox", false, func(ctx context.Context) error {
 				r, err := c.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 				return listed(len(r.GetItems()), err)
 			}},
-			{"ListContainers", func(ctx context.Context) error {
+			{"ListContainers", false, func(ctx context.Context) error {
 				r, err := c.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 				return listed(len(r.GetContainers()), err)
 			}},
-			{"PodSandboxStatus", func(ctx context.Context) error {
+			{"PodSandboxStatus", false, func(ctx context.Context) error {
 				_, err := c.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})
 				return err
 			}},
-			{"ContainerStatus", func(ctx context.Context) error {
+			{"ContainerStatus", false, func(ctx context.Context) error {
 				_, err := c.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: p.container})
 				return err
 			}},
-			{"ListContainerStats", func(ctx context.Context) error {
+			{"ListContainerStats", true, func(ctx context.Context) error {
 				r, err := c.runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
 				return listed(len(r.GetStats()), err)
 			}},
-			{"ListPodSandboxStats", func(ctx context.Context) error {
+			{"ListPodSandboxStats", true, func(ctx context.Context) error {
 				r, err := c.runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
 				return listed(len(r.GetStats()), err)
 			}},
 		} {
-			if i >= asked/3 && i%10 != 0 && (q.name == "ListContainerStats" || q.name == "ListPodSandboxStats") && n > networked {
-				continue // seconds each, in some runtimes
+			if q.long && i >= askedLong && n > networked {
+				continue
 			}
 			if err := c.timed(ctx, q.name+when, q.put); err != nil {
 				return err
