@@ -13,16 +13,20 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// passOn passes this command's signals on to a container and, if that has a
-// terminal, input, output and size of the command's own. What it returns ends
-// that, after the last output.
-func passOn(c *client.Started) (restore func(), err error) {
+// catch collects from now on the signals that are the container's.
+func catch() chan os.Signal {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGWINCH)
+	return signals
+}
+
+// passOn passes signals on to a container and, if that has a terminal, input,
+// output and size of the command's own. What it returns ends that, after the
+// last output.
+func passOn(c *client.Started, signals chan os.Signal) (restore func(), err error) {
 	end := func() {}
 	if c.Terminal != nil {
 		if end, err = connectTerminal(c.Terminal); err != nil {
-			signal.Stop(signals)
 			return nil, err
 		}
 	}

@@ -80,7 +80,7 @@ func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, 
 	defer func() {
 		ctx, cancel := context.WithTimeout(ctx, endTime)
 		defer cancel()
-		err = errors.Join(err, group.Kill(ctx), group.Remove(ctx))
+		err = errors.Join(err, group.Remove(ctx))
 	}()
 	return runKept(ctx, s, groups.V2(), group)
 }
@@ -109,7 +109,7 @@ func runKept(ctx context.Context, s *specs.Spec, v2 bool, group *cgroup.Group) (
 	defer func() {
 		ctx, cancel := context.WithTimeout(ctx, endTime)
 		defer cancel()
-		err = errors.Join(err, keeper.End(ctx))
+		err = errors.Join(err, group.Kill(ctx), keeper.End(ctx))
 	}()
 	l := launch.New(keeper, host.Probe())
 	defer func() { err = errors.Join(err, l.Close()) }()
@@ -139,12 +139,13 @@ func runKept(ctx context.Context, s *specs.Spec, v2 bool, group *cgroup.Group) (
 			}
 		}
 	}
+	signals := catch() // before the container can expect one
 	started, err := l.Container(ctx, "run", s, options, held, nil, nil, gate)
 	if err != nil {
 		return 0, err
 	}
 	defer started.Close()
-	restore, err := passOn(started)
+	restore, err := passOn(started, signals)
 	if err != nil {
 		return 0, err
 	}
