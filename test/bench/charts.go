@@ -8,21 +8,39 @@ import (
 	"path/filepath"
 )
 
-// charts draws the results into a folder.
-func (b *bench) charts(dir string) error {
+// chart is a picture of results, and what the report calls it.
+type chart struct {
+	file, title string
+	draw        func(b *bench, title string) []byte
+}
+
+// charts are those that there are results for.
+func (b *bench) charts() []chart {
+	var all []chart
+	if len(b.samples.keys("serial")) > 0 {
+		all = append(all,
+			chart{"calls.svg", "Calls, one client: from the median (dot) to the 99th percentile, ms", (*bench).callsChart},
+			chart{"ready.svg", "Share of pods that are ready after so many ms, one client", (*bench).readyChart})
+	}
+	grows := func(file, title, name string, divisor, low float64) {
+		if len(b.samples.of(key{"growth", name, 10}, ours)) > 0 || len(b.samples.of(key{"growth", name, networked}, ours)) > 0 {
+			all = append(all, chart{file, title, func(b *bench, title string) []byte { return b.growthChart(title, name, divisor, low) }})
+		}
+	}
+	grows("memory.svg", "Memory of all the runtime's processes (PSS, MiB) with so many pods", "PSS", 1024, 10)
+	grows("lists.svg", "ListPodSandbox (median, ms) with so many pods, one more being stuck", "ListPodSandbox"+whileStuck, 1, 0.1)
+	grows("restart.svg", "Restart until ready (median, ms) with so many pods", "restart", 1, 10)
+	return all
+}
+
+// draw draws the charts into a folder.
+func (b *bench) draw(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	var errs []error
-	if keys := b.samples.keys("serial"); len(keys) > 0 {
-		errs = append(errs, os.WriteFile(filepath.Join(dir, "calls.svg"), b.callsChart(keys), 0o644),
-			os.WriteFile(filepath.Join(dir, "ready.svg"), b.readyChart(), 0o644))
-	}
-	if len(b.samples.keys("growth")) > 0 {
-		errs = append(errs,
-			os.WriteFile(filepath.Join(dir, "memory.svg"), b.growthChart("Memory of all the runtime's processes (PSS, MiB) with so many pods", "PSS", 1024, 10), 0o644),
-			os.WriteFile(filepath.Join(dir, "lists.svg"), b.growthChart("ListPodSandbox (median, ms) with so many pods while one more is stuck", "ListPodSandbox"+whileStuck, 1, 0.1), 0o644),
-			os.WriteFile(filepath.Join(dir, "restart.svg"), b.growthChart("Restart until ready (median, ms) with so many pods", "restart", 1, 10), 0o644))
+	for _, c := range b.charts() {
+		errs = append(errs, os.WriteFile(filepath.Join(dir, c.file), c.draw(b, c.title), 0o644))
 	}
 	return errors.Join(errs...)
 }
@@ -33,7 +51,8 @@ var shown = [...]struct{ name, color string }{{ours, "#0072b2"}, {theirs, "#d55e
 
 // callsChart has a line for each call and runtime, from the median to the
 // 99th percentile, on a logarithmic scale.
-func (b *bench) callsChart(keys []key) []byte {
+func (b *bench) callsChart(title string) []byte {
+	keys := b.samples.keys("serial")
 	const left, right, row = 150.0, 700.0, 30.0
 	low, high := 1.0, 10.0
 	for _, k := range keys {
@@ -45,7 +64,7 @@ func (b *bench) callsChart(keys []key) []byte {
 	}
 	x := logScale(low, high, left, right)
 	height := 70 + row*float64(len(keys))
-	d := newDrawing(right+50, height, "Calls, one client: from the median (dot) to the 99th percentile, ms")
+	d := newDrawing(right+50, height, title)
 	for _, tick := range powers(low, high) {
 		d.line(x(tick), 45, x(tick), height-25, "#ddd", 1)
 		d.text(x(tick), height-8, "middle", fmt.Sprintf("%g", tick))
@@ -68,7 +87,7 @@ func (b *bench) callsChart(keys []key) []byte {
 }
 
 // readyChart shows for each duration the share of pods that were ready by then.
-func (b *bench) readyChart() []byte {
+func (b *bench) readyChart(title string) []byte {
 	const left, right, top, bottom = 60.0, 700.0, 50.0, 330.0
 	curves := map[string][]float64{
 		ours:   b.samples.of(key{"serial", "pod ready", 0}, ours).whole(),
@@ -82,7 +101,7 @@ func (b *bench) readyChart() []byte {
 	high = math.Ceil(high/100) * 100
 	x := func(v float64) float64 { return left + v/high*(right-left) }
 	y := func(share float64) float64 { return bottom - share*(bottom-top) }
-	d := newDrawing(right+50, bottom+45, "Share of pods that are ready after so many ms, one client")
+	d := newDrawing(right+50, bottom+45, title)
 	for i := range 5 {
 		share := float64(i) / 4
 		d.line(left, y(share), right, y(share), "#ddd", 1)

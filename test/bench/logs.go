@@ -97,11 +97,9 @@ func (b *bench) logLines(ctx context.Context, t *target, round, length int) (err
 // waitForLog waits until a log holds so many bytes and grows no more. It
 // returns when it grew for the last time.
 func waitForLog(ctx context.Context, path string, size int64) (grew time.Time, err error) {
-	const calm = 300 * time.Millisecond
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
+	const calm, patience = 300 * time.Millisecond, time.Minute
 	last := int64(-1)
-	for {
+	for ctx.Err() == nil {
 		info, err := os.Stat(path)
 		if err != nil {
 			return grew, err
@@ -109,15 +107,15 @@ func waitForLog(ctx context.Context, path string, size int64) (grew time.Time, e
 		if now := info.Size(); now != last {
 			last, grew = now, time.Now()
 		}
-		if last >= size && time.Since(grew) > calm {
+		switch still := time.Since(grew); {
+		case last >= size && still > calm:
 			return grew, nil
+		case still > patience:
+			return grew, fmt.Errorf("the log has %d bytes of more than %d, and has not grown for %v", last, size, patience)
 		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			return grew, fmt.Errorf("the log has %d bytes of more than %d: %w", last, size, ctx.Err())
-		}
+		time.Sleep(5 * time.Millisecond)
 	}
+	return grew, ctx.Err()
 }
 
 func countLines(path string) (n int, err error) {

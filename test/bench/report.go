@@ -24,11 +24,11 @@ func (b *bench) publish(ctx context.Context, began time.Time) error {
 	errs := []error{
 		b.samples.write(filepath.Join(b.opt.out, "samples.json")),
 		os.WriteFile(filepath.Join(b.opt.out, "report.md"), report, 0o644),
-		b.charts(filepath.Join(b.opt.out, "performance")),
+		b.draw(filepath.Join(b.opt.out, "performance")),
 	}
 	fmt.Printf("\n%s", report)
 	if b.opt.publish != "" {
-		errs = append(errs, b.charts(filepath.Join(b.opt.publish, "performance")),
+		errs = append(errs, b.draw(filepath.Join(b.opt.publish, "performance")),
 			replaceReport(filepath.Join(b.opt.publish, "performance.md"), report))
 	}
 	return errors.Join(errs...)
@@ -75,6 +75,12 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 	b.notesOf(&w, "execs")
 	b.section(&w, "critest", 0, "critest -benchmark", "Milliseconds, as critest measures them.")
 	b.notesOf(&w, "critest")
+	if charts := b.charts(); len(charts) > 0 {
+		fmt.Fprintf(&w, "\n### Charts\n\n")
+		for _, c := range charts {
+			fmt.Fprintf(&w, "![%s](performance/%s)\n", c.title, c.file)
+		}
+	}
 	if len(b.failed) > 0 {
 		fmt.Fprintf(&w, "\n### Failures\n\n")
 		for _, f := range b.failed {

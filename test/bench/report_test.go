@@ -64,9 +64,13 @@ func TestReplaceReport(t *testing.T) {
 func TestChartsAreXML(t *testing.T) {
 	b := sampled()
 	b.samples.add(Sample{Phase: "growth", Runtime: ours, Load: 10, Name: "PSS", Value: 40000})
-	for name, chart := range map[string][]byte{
-		"calls": b.callsChart(b.samples.keys("p")), "ready": b.readyChart(), "memory": b.growthChart("memory", "PSS", 1024, 10), "nothing": b.growthChart("nothing", "nothing", 1, 1),
-	} {
+	b.samples.add(Sample{Phase: "growth", Runtime: ours, Load: 10, Name: "restart", Value: 0})
+	b.samples.add(Sample{Phase: "serial", Runtime: theirs, Name: "CNI ADD", Value: 3})
+	if got := len(b.charts()); got != 4 {
+		t.Errorf("got %d charts, want those of calls, pods, memory and restarts", got)
+	}
+	for _, c := range b.charts() {
+		name, chart := c.file, c.draw(b, c.title)
 		d := xml.NewDecoder(bytes.NewReader(chart))
 		var err error
 		for err == nil {

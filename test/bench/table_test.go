@@ -1,0 +1,54 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+func TestTable(t *testing.T) {
+	b := &bench{targets: []*target{{name: ours}, {name: theirs}}}
+	for _, s := range []Sample{
+		{Phase: "p", Runtime: ours, Name: "call", Value: 2, Unit: "ms"},
+		{Phase: "p", Runtime: theirs, Name: "call", Value: 5, Unit: "ms"},
+		{Phase: "p", Runtime: ours, Name: "throughput", Value: 300, Unit: "MB/s"},
+		{Phase: "p", Runtime: theirs, Name: "throughput", Value: 150, Unit: "MB/s"},
+		{Phase: "p", Runtime: ours, Name: "growth", Value: 1, Unit: "%"},
+		{Phase: "p", Runtime: theirs, Name: "growth", Value: 2, Unit: "%"},
+		{Phase: "p", Runtime: alone, Name: "floor", Value: 1, Unit: "ms"},
+	} {
+		b.samples.add(s)
+	}
+	var w bytes.Buffer
+	b.table(&w, b.samples.keys("p"))
+	for _, want := range []string{
+		"| call | 2.00 | 2.00 | 5.00 | 5.00 | 2.5 (2.5 – 2.5) |",
+		"| throughput, MB/s | 300 | 300 | 150 | 150 | 2.0 (2.0 – 2.0) |",
+		"| growth, % | 1.00 | 1.00 | 2.00 | 2.00 |  |",
+		"| floor (plugins alone) | 1.00 | 1.00 |  |  |  |",
+	} {
+		if !strings.Contains(w.String(), want) {
+			t.Errorf("want %s in:\n%s", want, w.String())
+		}
+	}
+}
+
+func TestStartsSection(t *testing.T) {
+	b := &bench{}
+	for round, v := range []float64{10, 20} {
+		b.samples.add(Sample{Phase: bundlePhase, Runtime: "crisp run", Round: round, Name: ranBundle, Value: 10, Unit: "ms"})
+		b.samples.add(Sample{Phase: bundlePhase, Runtime: "runc run", Round: round, Name: ranBundle, Value: v * 3, Unit: "ms"})
+	}
+	b.note(bundlePhase, "crun run does not work here: no.")
+	b.note(bundlePhase, "crun run does not work here: no.")
+	var w bytes.Buffer
+	b.startsSection(&w)
+	for _, want := range []string{"| crisp run | 10.0 | 10.0 |  |", "| runc run | 30.0 | 60.0 | 3.0 (3.0 – 6.0) |"} {
+		if !strings.Contains(w.String(), want) {
+			t.Errorf("want %s in:\n%s", want, w.String())
+		}
+	}
+	if strings.Count(w.String(), "- crun") != 1 {
+		t.Errorf("want one note in:\n%s", w.String())
+	}
+}
