@@ -221,6 +221,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 	if err := durable.ReplaceFile(filepath.Join(k.dir(), "spec.json"), data, 0o600); err != nil {
 		return err
 	}
+	p.m.specs.put(k.id, out.Spec, len(data))
 	return p.updateContainer(k.id, func(c *Container) {
 		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
 		c.StopSignal, c.PIDTarget, c.ImageVolumes, c.Nodes = int32(out.StopSignal), out.PIDTarget, volumes, out.Nodes
@@ -271,6 +272,7 @@ func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount) ([]
 }
 
 func (k *making) removeSpec(context.Context) error {
+	k.p.m.specs.drop(k.id)
 	return errors.Join(k.p.takeProcess(k.id).close(), os.RemoveAll(k.dir()))
 }
 
@@ -305,8 +307,11 @@ func (m *Manager) removeCgroup(ctx context.Context, path string) error {
 	return group.Remove(ctx)
 }
 
-// loadSpec reads back what makeSpec wrote.
+// loadSpec returns what makeSpec made. It must not be changed.
 func (k *making) loadSpec() (*specs.Spec, error) {
+	if s := k.p.m.specs.get(k.id); s != nil {
+		return s, nil
+	}
 	data, err := os.ReadFile(filepath.Join(k.dir(), "spec.json"))
 	if err != nil {
 		return nil, fmt.Errorf("read spec of container %s: %w", k.id, err)
@@ -315,5 +320,6 @@ func (k *making) loadSpec() (*specs.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", k.id, err)
 	}
+	k.p.m.specs.put(k.id, s, len(data))
 	return s, nil
 }

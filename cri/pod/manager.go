@@ -79,6 +79,7 @@ type Manager struct {
 	events broadcaster
 	// orphans reaps what a keeper that died leaves to the daemon.
 	orphans *orphan.Reaper
+	specs   specCache
 
 	// ctx ends when the daemon does; operations under way are waited for by Close.
 	ctx    context.Context
