@@ -82,7 +82,12 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 	if err := p.fetchLayers(ctx); err != nil {
 		return Image{}, err
 	}
-	if err := p.storeDocuments(ctx); err != nil {
+	targets := p.s.stageTargets(p.top())
+	if err := p.storeDocuments(ctx, targets != ""); err != nil {
+		p.s.janitor.add(targets)
+		return Image{}, err
+	}
+	if err := p.s.publishTargets(p.top(), targets); err != nil {
 		return Image{}, err
 	}
 	if err := p.s.blobs.SyncNames(); err != nil {
@@ -92,6 +97,14 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 		return Image{}, err
 	}
 	return p.record()
+}
+
+// top is the chain ID of the image's uppermost layer, "" if it has none.
+func (p *puller) top() digest.Digest {
+	if len(p.jobs) == 0 {
+		return ""
+	}
+	return p.jobs[len(p.jobs)-1].chain
 }
 
 // documents fetches what describes the image: an index perhaps, the manifest
@@ -218,8 +231,9 @@ func (p *puller) isHere() bool {
 	return true
 }
 
-// storeDocuments keeps the documents as blobs.
-func (p *puller) storeDocuments(ctx context.Context) error {
+// storeDocuments keeps the documents as blobs. With sync it returns when what
+// was written before is on disk, even if there are none to keep.
+func (p *puller) storeDocuments(ctx context.Context, sync bool) error {
 	var writers []*store.Writer
 	defer func() {
 		for _, w := range writers {
@@ -242,7 +256,7 @@ func (p *puller) storeDocuments(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(writers) == 0 {
+	if len(writers) == 0 && !sync {
 		return nil
 	}
 	if err := p.s.blobs.Sync(ctx); err != nil {

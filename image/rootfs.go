@@ -97,6 +97,9 @@ func (s *Service) Mount(_ context.Context, id string, userns *os.File) (*os.File
 	if err != nil {
 		return nil, fmt.Errorf("mount root file system of %s: %w", id, err)
 	}
+	if targets := s.layers.Targets(chain); targets != "" {
+		lower = append([]string{targets}, lower...)
+	}
 	upper, err := s.containers.Open(id)
 	if err != nil {
 		return nil, err

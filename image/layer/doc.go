@@ -3,6 +3,7 @@
 //
 //	layers/CHAINID/fs          the tree
 //	layers/CHAINID/layer.json  what it is; written last
+//	layers/CHAINID/targets     for the top of an image: see [Store.Targets]
 //
 // A layer is known by its chain ID, the digest of its own content and that of
 // all layers below it, so images share what they have in common. Its folder

@@ -21,6 +21,7 @@ import (
 
 const (
 	treeDir    = "fs"
+	targetsDir = "targets"
 	recordFile = "layer.json"
 	// emptyDir is a layer without content, which stands in where overlayfs
 	// wants one more than there are.
@@ -55,15 +56,16 @@ type Store struct {
 	root, temp string
 	dir        *os.File
 
-	mu     sync.Mutex
-	layers map[digest.Digest]Record
-	usage  store.Usage
+	mu      sync.Mutex
+	layers  map[digest.Digest]Record
+	targets map[digest.Digest]store.Usage // the layers that have mount targets
+	usage   store.Usage
 }
 
 // Open opens the layers in the folder root; temp is a folder on the same file
 // system for layers that are being unpacked or removed.
 func Open(root, temp string) (*Store, error) {
-	s := &Store{root: root, temp: temp, layers: map[digest.Digest]Record{}}
+	s := &Store{root: root, temp: temp, layers: map[digest.Digest]Record{}, targets: map[digest.Digest]store.Usage{}}
 	if err := os.MkdirAll(filepath.Join(root, emptyDir, treeDir), dirPerm); err != nil {
 		return nil, fmt.Errorf("open layers: %w", err)
 	}
@@ -104,6 +106,9 @@ func (s *Store) scan() error {
 		}
 		s.layers[rec.ChainID] = rec
 		s.usage = s.usage.Add(rec.Usage())
+		if err := s.noteTargets(rec.ChainID); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }
@@ -215,9 +220,11 @@ func (s *Store) Detach(chain digest.Digest) (string, error) {
 	if err := os.Rename(filepath.Join(s.root, chain.Encoded()), filepath.Join(gone, treeDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("remove layer: %w", err)
 	}
+	u := rec.Usage().Add(s.targets[chain])
 	delete(s.layers, chain)
-	s.usage.Bytes -= min(rec.Bytes, s.usage.Bytes)
-	s.usage.Inodes -= min(rec.Inodes, s.usage.Inodes)
+	delete(s.targets, chain)
+	s.usage.Bytes -= min(u.Bytes, s.usage.Bytes)
+	s.usage.Inodes -= min(u.Inodes, s.usage.Inodes)
 	return filepath.Base(gone), nil
 }
 

@@ -17,6 +17,9 @@ import (
 	"crisp/runtime/rootpath"
 )
 
+// UpperName is the name of the upper folder in the one that [MakeUpper] fills.
+const UpperName = upperDir
+
 const (
 	upperDir   = "upper"
 	workDir    = "work"
@@ -131,6 +134,16 @@ func (c *Containers) Prepare(id string, chain digest.Digest, root unix.Stat_t, t
 		}
 	}
 	return nil
+}
+
+// MakeUpper makes the folders for an [Overlay] to write to in dir. The upper
+// folder is like the tree's root.
+func MakeUpper(dir string, root unix.Stat_t) error {
+	own := Owner{UID: int(root.Uid), GID: int(root.Gid)}
+	if err := makeDir(filepath.Join(dir, upperDir), own, root.Mode&0o7777); err != nil {
+		return err
+	}
+	return makeDir(filepath.Join(dir, workDir), Owner{}, dirPerm)
 }
 
 func makeDir(path string, own Owner, perm uint32) error {

@@ -1,0 +1,60 @@
+package layer
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+
+	"crisp/image/rootfs"
+	"crisp/image/store"
+)
+
+// Targets returns the tree of mount targets that belongs on top of a layer
+// for containers, as a path below [Store.Dir], or "" if it has none.
+func (s *Store) Targets(chain digest.Digest) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.targets[chain]; !ok {
+		return ""
+	}
+	return filepath.Join(chain.Encoded(), targetsDir)
+}
+
+// AddTargets moves a tree of mount targets from its path below the temporary
+// folder to the layer that it belongs to, with which it will be removed. A
+// layer that is gone, or has targets already, stays as it is.
+func (s *Store) AddTargets(chain digest.Digest, temp string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.layers[chain]; !ok {
+		return nil
+	}
+	if _, ok := s.targets[chain]; ok {
+		return nil
+	}
+	if err := os.Rename(filepath.Join(s.temp, temp), filepath.Join(s.root, chain.Encoded(), targetsDir)); err != nil {
+		return fmt.Errorf("add mount targets: %w", err)
+	}
+	return s.noteTargets(chain)
+}
+
+// noteTargets enters the targets that lie in a layer's folder.
+//
+// Preconditions: mu is held, or the store is not open yet.
+func (s *Store) noteTargets(chain digest.Digest) error {
+	bytes, inodes, err := rootfs.Measure(filepath.Join(s.root, chain.Encoded(), targetsDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("examine mount targets: %w", err)
+	}
+	u := store.Usage{Bytes: bytes, Inodes: inodes}
+	s.targets[chain] = u
+	s.usage = s.usage.Add(u)
+	return nil
+}

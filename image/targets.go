@@ -1,0 +1,81 @@
+package image
+
+import (
+	"os"
+	"path/filepath"
+
+	"crisp/image/layer"
+	"crisp/image/rootfs"
+	"crisp/runtime/rootpath"
+	"github.com/opencontainers/go-digest"
+)
+
+// commonTargets are what something is mounted on in every container.
+func commonTargets() (dirs, files []string) {
+	return []string{"/dev", "/proc", "/sys"}, []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+}
+
+// stageTargets makes the mount targets that an image lacks, as its first
+// container would, in a small layer of their own. Every container of the image
+// finds them there, where each would have had to copy /etc up to make them. It
+// returns the name of a folder in the temporary one that holds them, "" if
+// there is nothing to do or it cannot be done: then containers do it.
+func (s *Service) stageTargets(chain digest.Digest) string {
+	if chain == "" || s.layers.Targets(chain) != "" {
+		return ""
+	}
+	dir, err := os.MkdirTemp(s.blobs.TempDir(), "targets-*")
+	if err == nil {
+		if err = s.fillTargets(chain, dir); err == nil {
+			return filepath.Base(dir)
+		}
+		s.janitor.add(filepath.Base(dir))
+	}
+	s.log.Warn("cannot make mount targets once for all containers of an image", "layer", chain, "err", err)
+	return ""
+}
+
+// publishTargets moves targets to their layer. They must be on disk.
+func (s *Service) publishTargets(chain digest.Digest, staged string) error {
+	if staged == "" {
+		return nil
+	}
+	defer s.janitor.add(staged)
+	return s.layers.AddTargets(chain, filepath.Join(staged, rootfs.UpperName))
+}
+
+func (s *Service) fillTargets(chain digest.Digest, dir string) error {
+	lower, err := s.layers.Trees(chain)
+	if err != nil {
+		return err
+	}
+	root, err := s.treeRoot(chain)
+	if err != nil {
+		return err
+	}
+	if err := rootfs.MakeUpper(dir, root); err != nil {
+		return err
+	}
+	upper, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer upper.Close()
+	m, err := rootfs.Overlay{Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper}.Mount()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	dirs, files := commonTargets()
+	for _, name := range dirs {
+		if err := rootpath.CreateTarget(m, name, true, rootpath.Owner{}); err != nil {
+			return err
+		}
+	}
+	for _, name := range files {
+		if err := rootpath.CreateTarget(m, name, false, rootpath.Owner{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
