@@ -10,9 +10,13 @@ import (
 // probesPerSecond is how many commands kubelet would run in all pods.
 const probesPerSecond = 10
 
+// settleTime is what a runtime gets to end what it was asked for before.
+const settleTime = 3 * time.Second
+
 // idle measures the CPU that a node with pods needs when nothing happens, and
 // when commands are run in the pods to probe them.
 func (g *grown) idle(ctx context.Context) error {
+	time.Sleep(settleTime)
 	err := g.spend("idle", func() error {
 		select {
 		case <-time.After(g.opt.window):
