@@ -9,10 +9,10 @@ import (
 	"crisp/runtime/plan"
 )
 
-// The runtime's own bookkeeping around a system call that lasts. The toolchain
-// keeps these names open.
+// The runtime's own bookkeeping around a system call that is known to last:
+// other goroutines run at once. The toolchain keeps these names open.
 //
-//go:linkname enterSyscall runtime.entersyscall
+//go:linkname enterSyscall runtime.entersyscallblock
 func enterSyscall()
 
 //go:linkname exitSyscall runtime.exitsyscall
@@ -83,6 +83,7 @@ type machine struct {
 	ops    []op
 	regs   [numRegs]uintptr
 	report [reportWords]uint32
+	told   bool      // that the next step is execve
 	zero   [4]uint64 // the default struct sigaction, and an empty signal set
 	full   uint64    // all signals
 	mask   uint64    // the parent's own
@@ -161,7 +162,8 @@ func (m *machine) step(o *op) {
 	if o.sync {
 		m.tell(reportWaiting, uint32(o.index), 0)
 	}
-	if o.exec {
+	if o.exec && !m.told {
+		m.told = true // once for all places where a program may lie
 		m.tell(reportExec, uint32(o.index), 0)
 	}
 	r, _, e := syscall.RawSyscall6(o.call, a[0], a[1], a[2], a[3], a[4], a[5])
