@@ -66,10 +66,8 @@ func run(args []string) error {
 // children have to undo.
 func settle() (spawn.Options, error) {
 	opt := spawn.Options{Memory: new(sync.Pool)}
-	// A process of a container that joins namespaces is a copy of this one
-	// until it execs; nobody may look into it.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return opt, fmt.Errorf("become undumpable: %w", err)
+	if err := hide(); err != nil {
+		return opt, err
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return opt, fmt.Errorf("become subreaper: %w", err)
@@ -84,6 +82,15 @@ func settle() (spawn.Options, error) {
 	opt.NoFile = limit
 	opt.OOMScoreAdj = lowerOOMScore()
 	return opt, nil
+}
+
+// hide forbids to look into this process: one of a container shares its memory,
+// or has a copy, until it execs.
+func hide() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("become undumpable: %w", err)
+	}
+	return nil
 }
 
 // inheritedNoFile returns the limit on open files with which this process was

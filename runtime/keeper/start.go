@@ -109,6 +109,11 @@ func (st *start) settle(err error) error {
 	st.child = nil
 	st.mu.Unlock()
 	defer child.Close()
+	// Where fs.suid_dumpable is set, a child that became another user has made
+	// the memory that it shared with this process dumpable.
+	if herr := hide(); herr != nil && err == nil {
+		err = herr
+	}
 	if err != nil || st.msg.Hold && !st.msg.Pause {
 		st.end(child)
 	}
