@@ -102,10 +102,11 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read boot id: %w", err)
 	}
+	bootID := strings.TrimSpace(string(boot))
 	m := &Manager{
 		Options:    o,
-		store:      store{dir: filepath.Join(o.Root, "pods")},
-		bootID:     strings.TrimSpace(string(boot)),
+		store:      store{dir: filepath.Join(o.Root, "pods"), bootID: bootID},
+		bootID:     bootID,
 		pods:       map[string]*pod{},
 		containers: map[string]*pod{},
 		names:      map[string]string{},

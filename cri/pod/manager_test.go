@@ -50,7 +50,7 @@ func TestRetryJoinsTheOperationUnderWay(t *testing.T) {
 func TestFindByPrefix(t *testing.T) {
 	m := bareManager()
 	for _, id := range []string{"aa11", "aa22", "bb33"} {
-		m.register(newPod(m, testRecord(t, id)))
+		m.register(newPod(m, testRecord(t, id), nil))
 	}
 	for id, want := range map[string]error{
 		"aa11": nil, "bb": nil, "b": nil, "aa": ErrAmbiguous, "cc": ErrNotFound, "": ErrInvalid, "aa11x": ErrNotFound,
@@ -75,9 +75,9 @@ func TestListFilters(t *testing.T) {
 	hidden.ID, hidden.Phase = "c2", "make spec"
 	young.Containers = append(young.Containers, &hidden)
 	for _, r := range []*Record{old, young} {
-		m.register(newPod(m, r))
+		m.register(newPod(m, r, nil))
 	}
-	starting := newPod(m, testRecord(t, "p3"))
+	starting := newPod(m, testRecord(t, "p3"), nil)
 	starting.starting.Store(true)
 	m.register(starting)
 

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"crisp/runtime/cgroup"
+	"crisp/runtime/durable"
 	"crisp/runtime/orphan"
 )
 
@@ -26,6 +27,7 @@ type pod struct {
 	// across one small file write, never across an operation.
 	mu         sync.Mutex
 	gone       bool
+	journal    *durable.Journal
 	namespaces map[string]*os.File // by type: user, net, ipc, uts, mnt, pid
 	processes  map[string]*process // by container id, while and after running
 	// pause is the pod's own first process, and paused is closed when it has
@@ -53,8 +55,13 @@ type process struct {
 	group  *cgroup.Group
 }
 
-func newPod(m *Manager, r *Record) *pod {
-	p := &pod{m: m, op: make(chan struct{}, 1), namespaces: map[string]*os.File{}, processes: map[string]*process{}}
+// newPod makes the pod of a record. Without a journal the record's next
+// update begins one.
+func newPod(m *Manager, r *Record, j *durable.Journal) *pod {
+	if j == nil {
+		j = durable.NewJournal(m.store.recordPath(r.ID))
+	}
+	p := &pod{m: m, journal: j, op: make(chan struct{}, 1), namespaces: map[string]*os.File{}, processes: map[string]*process{}}
 	p.rec.Store(r)
 	return p
 }
@@ -80,7 +87,7 @@ func (p *pod) update(sync bool, change func(*Record)) error {
 	}
 	next := p.record().clone()
 	change(next)
-	if err := attempt("write record", func() error { return p.m.store.save(next, sync) }); err != nil {
+	if err := attempt("write record", func() error { return save(p.journal, next, sync) }); err != nil {
 		return err
 	}
 	p.rec.Store(next)

@@ -20,7 +20,7 @@ import (
 const recordVersion = 1
 
 // Record is what is known of a pod. It is immutable once published: change a
-// clone. On disk it is ROOT/pods/ID/record.json.
+// clone. On disk it is the last line of ROOT/pods/ID/record.jsonl.
 type Record struct {
 	Version int
 	// BootID is the kernel's boot id at creation: processes and namespaces of
@@ -202,34 +202,32 @@ func (m *Message[M]) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// store puts records on disk, one folder a pod.
-type store struct{ dir string }
+// store has records on disk, one folder a pod.
+type store struct{ dir, bootID string }
 
 func (s store) podDir(id string) string { return filepath.Join(s.dir, id) }
 
-func (s store) recordPath(id string) string { return filepath.Join(s.podDir(id), "record.json") }
+func (s store) recordPath(id string) string { return filepath.Join(s.podDir(id), "record.jsonl") }
 
 // save writes a record; with sync it also survives a power cut.
-func (s store) save(r *Record, sync bool) error {
+func save(j *durable.Journal, r *Record, sync bool) error {
 	data, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode record of pod %s: %w", r.ID, err)
 	}
-	write := durable.ReplaceFile
-	if sync {
-		write = durable.WriteFile
-	}
-	if err := write(s.recordPath(r.ID), data, 0o600); err != nil {
+	if err := j.Append(data, sync); err != nil {
 		return fmt.Errorf("write record of pod %s: %w", r.ID, err)
 	}
 	return nil
 }
 
-// loaded is one folder of the store: a record, or why there is none.
+// loaded is one folder of the store: a record with its journal, or why there
+// is none.
 type loaded struct {
-	id     string
-	record *Record
-	err    error
+	id      string
+	record  *Record
+	journal *durable.Journal
+	err     error
 }
 
 // load reads every record, and removes what a killed writer left. Each one
@@ -253,26 +251,39 @@ func (s store) load() ([]loaded, error) {
 		if os.Remove(dir) == nil {
 			continue
 		}
-		r, err := s.loadOne(e.Name())
-		out = append(out, loaded{id: e.Name(), record: r, err: err})
+		out = append(out, s.loadOne(e.Name()))
 	}
 	return out, nil
 }
 
-func (s store) loadOne(id string) (*Record, error) {
-	data, err := os.ReadFile(s.recordPath(id))
-	if err != nil {
-		return nil, err
+func (s store) loadOne(id string) loaded {
+	path := s.recordPath(id)
+	journal, data, err := durable.OpenJournal(path)
+	if err != nil && data == nil {
+		return loaded{id: id, err: err}
 	}
+	r, bad := decodeRecord(id, data)
+	// A power cut may leave rubbish for what was not synced, and makes it
+	// void too. In the same boot older lines tell nothing certain.
+	if bad == nil && err != nil && r.BootID == s.bootID {
+		bad = err
+	}
+	if bad != nil {
+		return loaded{id: id, err: fmt.Errorf("%s: %w", path, bad)}
+	}
+	return loaded{id: id, record: r, journal: journal}
+}
+
+func decodeRecord(id string, data []byte) (*Record, error) {
 	var r Record
 	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, fmt.Errorf("decode %s: %w", s.recordPath(id), err)
+		return nil, fmt.Errorf("decode record: %w", err)
 	}
 	switch {
 	case r.Version != recordVersion:
-		return nil, fmt.Errorf("%s has version %d, this build reads %d", s.recordPath(id), r.Version, recordVersion)
+		return nil, fmt.Errorf("record of version %d, this build reads %d", r.Version, recordVersion)
 	case r.ID != id || r.Config.Msg.GetMetadata() == nil:
-		return nil, fmt.Errorf("%s is incomplete", s.recordPath(id))
+		return nil, errors.New("record is incomplete")
 	}
 	return &r, nil
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/runtime/durable"
 	"crisp/runtime/keeper/client"
 )
 
@@ -43,13 +44,14 @@ func TestRecordRoundTrip(t *testing.T) {
 		if err := os.MkdirAll(s.podDir("p1"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.save(want, sync); err != nil {
+		if err := save(durable.NewJournal(s.recordPath("p1")), want, sync); err != nil {
 			t.Fatal(err)
 		}
-		got, err := s.loadOne("p1")
-		if err != nil {
-			t.Fatal(err)
+		l := s.loadOne("p1")
+		if l.err != nil {
+			t.Fatal(l.err)
 		}
+		got := l.record
 		if !proto.Equal(got.Config.Msg, want.Config.Msg) {
 			t.Errorf("sandbox configuration %v, want %v", got.Config.Msg, want.Config.Msg)
 		}
@@ -68,16 +70,22 @@ func TestRecordRoundTrip(t *testing.T) {
 
 func TestBadRecordsHideNoOther(t *testing.T) {
 	s := store{dir: t.TempDir()}
-	for id, data := range map[string]string{
-		"empty": "", "torn": `{"Version":1,"ID":"torn","Con`, "future": `{"Version":99,"ID":"future"}`,
+	for id, text := range map[string]string{
+		"torn": `{"Version":1,"ID":"torn","Con`, "future": `{"Version":99,"ID":"future"}`,
 		"other": `{"Version":1,"ID":"somebody"}`, "nothing": `{"Version":1,"ID":"nothing"}`,
 	} {
 		if err := os.MkdirAll(s.podDir(id), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(s.recordPath(id), []byte(data), 0o600); err != nil {
+		if err := durable.NewJournal(s.recordPath(id)).Append([]byte(text), false); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.Mkdir(s.podDir("empty"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.recordPath("empty"), nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.MkdirAll(filepath.Join(s.dir, "missing", "c1"), 0o700); err != nil {
 		t.Fatal(err)
@@ -85,7 +93,7 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 	if err := os.Mkdir(s.podDir("good"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.save(testRecord(t, "good"), false); err != nil {
+	if err := save(durable.NewJournal(s.recordPath("good")), testRecord(t, "good"), false); err != nil {
 		t.Fatal(err)
 	}
 	list, err := s.load()
@@ -99,6 +107,42 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 		if (l.err == nil) != (l.id == "good") || (l.record != nil) != (l.id == "good") {
 			t.Errorf("%s: record %v, error %v", l.id, l.record, l.err)
 		}
+	}
+}
+
+// TestDamagedEnd has a record followed by one that the disk has spoilt. After
+// a reboot, which makes most of it void, the older one does.
+func TestDamagedEnd(t *testing.T) {
+	s := store{dir: t.TempDir()}
+	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := save(durable.NewJournal(s.recordPath("p1")), testRecord(t, "p1"), true); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(s.recordPath("p1"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("\x00\x00\x00\n"); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	s.bootID = "boot"
+	if l := s.loadOne("p1"); !errors.Is(l.err, durable.ErrDamaged) || l.record != nil {
+		t.Errorf("in the same boot: %+v, %v", l.record, l.err)
+	}
+	s.bootID = "next"
+	l := s.loadOne("p1")
+	if l.err != nil {
+		t.Fatal(l.err)
+	}
+	if err := save(l.journal, l.record, false); err != nil {
+		t.Fatal(err)
+	}
+	s.bootID = "boot"
+	if l := s.loadOne("p1"); l.err != nil {
+		t.Errorf("after another record: %v", l.err)
 	}
 }
 

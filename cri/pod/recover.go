@@ -138,7 +138,7 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	if r == nil {
 		r = m.salvage(l, entries[l.id])
 	}
-	p := newPod(m, r)
+	p := newPod(m, r, l.journal)
 	if e := entries[r.ID]; e != nil && e.Namespaces != nil {
 		p.setNamespaces(e.Namespaces)
 		if e.PidFD != nil && e.Exit == nil { // its start may not be recorded

@@ -111,7 +111,7 @@ func (m *Manager) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (
 	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
 		r.NetNS = m.netNSPath(r.ID)
 	}
-	p := newPod(m, r)
+	p := newPod(m, r, nil)
 	p.starting.Store(true)
 	if err := attempt("make folder", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("make folder of sandbox %s: %w", r.ID, err), p.forget())

@@ -1,9 +1,10 @@
-// Package durable replaces files so that a reader, at any time and after any
+// Package durable changes files so that a reader, at any time and after any
 // crash, finds the old content or the new one and never a part.
 //
 // A file is written under a temporary name in its folder and renamed. Temporary
 // files that a killed process left behind are swept by [RemoveTemps], which the
-// one owner of a folder calls before it starts writing there.
+// one owner of a folder calls before it starts writing there. What changes
+// often and is read at a start only is a [Journal].
 package durable
 
 import (

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"testing"
 
@@ -14,13 +15,42 @@ import (
 // damages are what may become of a pod's record.
 var damages = []struct {
 	name string
-	do   func(record []byte) []byte // nil removes it
+	do   func(journal []byte) []byte // nil removes it
 }{
 	{"empty", func([]byte) []byte { return []byte{} }},
-	{"truncated", func(r []byte) []byte { return r[:len(r)/2] }},
-	{"not JSON", func([]byte) []byte { return []byte("\x00\x00\x00\x00") }},
-	{"of a future version", func(r []byte) []byte { return bytes.Replace(r, []byte(`"Version":1,`), []byte(`"Version":99,`), 1) }},
+	{"truncated", func(j []byte) []byte { return j[:bytes.IndexByte(j, '\n')/2] }},
+	{"with a bit flipped", func(j []byte) []byte { j[len(j)-20] ^= 4; return j }},
+	{"not a journal", func([]byte) []byte { return []byte("\x00\x00\x00\x00") }},
+	{"of a future version", future},
 	{"missing", func([]byte) []byte { return nil }},
+}
+
+// future adds a record of a version to come to a journal.
+func future(journal []byte) []byte {
+	lines := bytes.Split(journal, []byte("\n"))
+	_, record, _ := bytes.Cut(lines[len(lines)-2], []byte(" "))
+	record = bytes.Replace(record, []byte(`"Version":1,`), []byte(`"Version":99,`), 1)
+	sum := crc32.Checksum(record, crc32.MakeTable(crc32.Castagnoli))
+	return fmt.Appendf(journal, "%08x %s\n", sum, record)
+}
+
+// TestTornRecord kills the daemon in the middle of a write: the record before
+// it counts.
+func TestTornRecord(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	p := n.pod(t)
+	c := p.start(t)
+	pid := c.pid(t)
+	n.Kill()
+	spoil(t, n.path("root", "pods", p.id, "record.jsonl"), func(journal []byte) []byte {
+		torn := future(journal)
+		return torn[:len(torn)-7]
+	})
+	n.begin(t)
+	if got := c.pid(t); got != pid || p.status(t).State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		t.Errorf("the container was process %d and is %d, the pod is %v", pid, got, p.status(t).State)
+	}
+	p.remove(t)
 }
 
 // TestDamagedRecord spoils the record of a pod: that pod is listed as not
@@ -35,7 +65,7 @@ func TestDamagedRecord(t *testing.T) {
 			bad.create(t, named("created"))
 			pid := alive.pid(t)
 			n.Kill()
-			spoil(t, n.path("root", "pods", bad.id, "record.json"), d.do)
+			spoil(t, n.path("root", "pods", bad.id, "record.jsonl"), d.do)
 			n.begin(t)
 
 			if got := alive.pid(t); got != pid || alive.sh(t, "echo well") != "well" {
