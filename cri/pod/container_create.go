@@ -92,7 +92,7 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 	if err != nil {
 		return "", err
 	}
-	if err := p.update(false, func(r *Record) { r.Containers = append(r.Containers, c) }); err != nil {
+	if err := p.update(func(r *Record) { r.Containers = append(r.Containers, c) }); err != nil {
 		return "", err
 	}
 	err = walk(ctx, containerSteps, k, func(phase string, _ bool) error {
@@ -104,7 +104,7 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 			p.m.index(c.ID, p)
 			return "", err
 		}
-		return "", errors.Join(err, p.update(false, func(r *Record) { r.drop(c.ID) }))
+		return "", errors.Join(err, p.update(func(r *Record) { r.drop(c.ID) }))
 	}
 	p.m.index(c.ID, p)
 	p.m.events.container(p.record(), c.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)

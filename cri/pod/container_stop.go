@@ -110,7 +110,7 @@ func (p *pod) undoContainer(ctx context.Context, c *Container) error {
 	if err := unwind(ctx, containerSteps, c.Phase, &making{p: p, id: c.ID}); err != nil {
 		return err
 	}
-	if err := p.update(false, func(r *Record) { r.drop(c.ID) }); err != nil {
+	if err := p.update(func(r *Record) { r.drop(c.ID) }); err != nil {
 		return err
 	}
 	p.m.unindex(c.ID)

@@ -144,7 +144,7 @@ func (m *Manager) pauseExited(e client.Exit) {
 	if !p.record().Ready() {
 		return
 	}
-	err = p.update(false, func(r *Record) {
+	err = p.update(func(r *Record) {
 		if r.Ready() {
 			r.Phase, r.Reason = phaseStopping, "the first process of the pod's PID namespace ended"
 		}

@@ -79,7 +79,7 @@ func (p *pod) lock(ctx context.Context) (func(), error) {
 }
 
 // update writes a changed record to disk and then publishes it.
-func (p *pod) update(sync bool, change func(*Record)) error {
+func (p *pod) update(change func(*Record)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.gone {
@@ -87,7 +87,7 @@ func (p *pod) update(sync bool, change func(*Record)) error {
 	}
 	next := p.record().clone()
 	change(next)
-	if err := attempt("write record", func() error { return save(p.journal, next, sync) }); err != nil {
+	if err := attempt("write record", func() error { return save(p.journal, next) }); err != nil {
 		return err
 	}
 	p.rec.Store(next)
@@ -95,14 +95,48 @@ func (p *pod) update(sync bool, change func(*Record)) error {
 }
 
 // note records a phase of the sandbox.
-func (p *pod) note(phase string, sync bool) error {
-	return p.update(sync, func(r *Record) { r.Phase = phase })
+func (p *pod) note(phase string) error {
+	return p.update(func(r *Record) { r.Phase = phase })
+}
+
+// recorder is note for the steps of a new sandbox. The first record begins to
+// be synced at once: a step that needs that finds it done, or nearly so. Which
+// of the phases is on disk after a power cut does not matter, see [pod.phase].
+func (p *pod) recorder() recorder {
+	var synced chan error
+	return func(phase string, sync bool) error {
+		if err := p.note(phase); err != nil {
+			return err
+		}
+		if synced == nil {
+			synced = make(chan error, 1)
+			p.m.wg.Go(func() { synced <- p.journal.Sync() })
+		}
+		if !sync {
+			return nil
+		}
+		return attempt("sync record", func() error {
+			err := <-synced
+			synced <- err
+			return err
+		})
+	}
+}
+
+// phase is the last step that may have begun. After a reboot it may be any, as
+// only the first record was synced.
+func (p *pod) phase() string {
+	r := p.record()
+	if r.BootID != p.m.bootID {
+		return ""
+	}
+	return r.Phase
 }
 
 // updateContainer changes one container's part of the record.
 func (p *pod) updateContainer(id string, change func(*Container)) error {
 	found := false
-	err := p.update(false, func(r *Record) { found = r.edit(id, change) })
+	err := p.update(func(r *Record) { found = r.edit(id, change) })
 	if err == nil && !found {
 		return fmt.Errorf("container %s: %w", id, ErrNotFound)
 	}

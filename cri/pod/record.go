@@ -209,13 +209,12 @@ func (s store) podDir(id string) string { return filepath.Join(s.dir, id) }
 
 func (s store) recordPath(id string) string { return filepath.Join(s.podDir(id), "record.jsonl") }
 
-// save writes a record; with sync it also survives a power cut.
-func save(j *durable.Journal, r *Record, sync bool) error {
+func save(j *durable.Journal, r *Record) error {
 	data, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode record of pod %s: %w", r.ID, err)
 	}
-	if err := j.Append(data, sync); err != nil {
+	if err := j.Append(data); err != nil {
 		return fmt.Errorf("write record of pod %s: %w", r.ID, err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -39,32 +40,30 @@ func testRecord(t *testing.T, id string) *Record {
 
 func TestRecordRoundTrip(t *testing.T) {
 	s := store{dir: t.TempDir()}
-	for _, sync := range []bool{false, true} {
-		want := testRecord(t, "p1")
-		if err := os.MkdirAll(s.podDir("p1"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := save(durable.NewJournal(s.recordPath("p1")), want, sync); err != nil {
-			t.Fatal(err)
-		}
-		l := s.loadOne("p1")
-		if l.err != nil {
-			t.Fatal(l.err)
-		}
-		got := l.record
-		if !proto.Equal(got.Config.Msg, want.Config.Msg) {
-			t.Errorf("sandbox configuration %v, want %v", got.Config.Msg, want.Config.Msg)
-		}
-		c := got.Container("c1")
-		if c == nil || !proto.Equal(c.Config.Msg, want.Containers[0].Config.Msg) {
-			t.Fatalf("container %+v", c)
-		}
-		if v := c.Config.Msg.GetEnvs()[0].GetValue(); !bytes.Equal(v, []byte{0xff, 0, '\n'}) {
-			t.Errorf("variable %q lost its bytes", v)
-		}
-		if c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING || *c.Process != (Process{Pid: 4, StartTicks: 5}) {
-			t.Errorf("state %v, process %+v", c.State(), c.Process)
-		}
+	want := testRecord(t, "p1")
+	if err := os.MkdirAll(s.podDir("p1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := save(durable.NewJournal(s.recordPath("p1")), want); err != nil {
+		t.Fatal(err)
+	}
+	l := s.loadOne("p1")
+	if l.err != nil {
+		t.Fatal(l.err)
+	}
+	got := l.record
+	if !proto.Equal(got.Config.Msg, want.Config.Msg) {
+		t.Errorf("sandbox configuration %v, want %v", got.Config.Msg, want.Config.Msg)
+	}
+	c := got.Container("c1")
+	if c == nil || !proto.Equal(c.Config.Msg, want.Containers[0].Config.Msg) {
+		t.Fatalf("container %+v", c)
+	}
+	if v := c.Config.Msg.GetEnvs()[0].GetValue(); !bytes.Equal(v, []byte{0xff, 0, '\n'}) {
+		t.Errorf("variable %q lost its bytes", v)
+	}
+	if c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING || *c.Process != (Process{Pid: 4, StartTicks: 5}) {
+		t.Errorf("state %v, process %+v", c.State(), c.Process)
 	}
 }
 
@@ -77,7 +76,7 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 		if err := os.MkdirAll(s.podDir(id), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := durable.NewJournal(s.recordPath(id)).Append([]byte(text), false); err != nil {
+		if err := durable.NewJournal(s.recordPath(id)).Append([]byte(text)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -93,7 +92,7 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 	if err := os.Mkdir(s.podDir("good"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := save(durable.NewJournal(s.recordPath("good")), testRecord(t, "good"), false); err != nil {
+	if err := save(durable.NewJournal(s.recordPath("good")), testRecord(t, "good")); err != nil {
 		t.Fatal(err)
 	}
 	list, err := s.load()
@@ -117,7 +116,7 @@ func TestDamagedEnd(t *testing.T) {
 	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := save(durable.NewJournal(s.recordPath("p1")), testRecord(t, "p1"), true); err != nil {
+	if err := save(durable.NewJournal(s.recordPath("p1")), testRecord(t, "p1")); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.OpenFile(s.recordPath("p1"), os.O_WRONLY|os.O_APPEND, 0)
@@ -137,13 +136,52 @@ func TestDamagedEnd(t *testing.T) {
 	if l.err != nil {
 		t.Fatal(l.err)
 	}
-	if err := save(l.journal, l.record, false); err != nil {
+	if err := save(l.journal, l.record); err != nil {
 		t.Fatal(err)
 	}
 	s.bootID = "boot"
 	if l := s.loadOne("p1"); l.err != nil {
 		t.Errorf("after another record: %v", l.err)
 	}
+}
+
+// TestPhaseAfterReboot: a power cut may leave an earlier phase on disk than was
+// reached, so then every step may have begun.
+func TestPhaseAfterReboot(t *testing.T) {
+	r := testRecord(t, "p1")
+	r.Phase = sandboxSteps[0].name
+	for boot, want := range map[string]string{r.BootID: r.Phase, "next": ""} {
+		if got := newPod(&Manager{bootID: boot}, r, nil).phase(); got != want {
+			t.Errorf("boot %q: phase %q, want %q", boot, got, want)
+		}
+	}
+	var undone []string
+	undo := func(name string) func(*int, context.Context) error {
+		return func(*int, context.Context) error { undone = append(undone, name); return nil }
+	}
+	steps := []step[*int]{{name: "first", undo: undo("first")}, {name: "last", undo: undo("last")}}
+	if err := unwind(t.Context(), steps, "", new(int)); err != nil || len(undone) != 2 {
+		t.Errorf("undone %q, %v", undone, err)
+	}
+}
+
+// TestRecorderSyncs: the step that wants a record on disk begins after that.
+func TestRecorderSyncs(t *testing.T) {
+	m := &Manager{store: store{dir: t.TempDir()}}
+	p := newPod(m, testRecord(t, "p1"), nil)
+	if err := os.Mkdir(m.store.podDir("p1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	note := p.recorder()
+	for _, s := range sandboxSteps {
+		if err := note(s.name, s.sync); err != nil {
+			t.Fatalf("%s: %v", s.name, err)
+		}
+		if l := m.store.loadOne("p1"); l.err != nil || l.record.Phase != s.name {
+			t.Errorf("recorded %+v, %v, want phase %q", l.record, l.err, s.name)
+		}
+	}
+	m.wg.Wait()
 }
 
 // TestLoadRemovesWhatNeverWas makes the folder of a pod that a killed daemon

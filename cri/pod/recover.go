@@ -166,13 +166,13 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 	}
 	switch judgeSandbox(r, f) {
 	case undoPod:
-		if err := unwind(ctx, sandboxSteps, r.Phase, p); err != nil {
+		if err := unwind(ctx, sandboxSteps, p.phase(), p); err != nil {
 			errs = append(errs, err)
 		} else {
 			errs = append(errs, p.forget())
 		}
 	case unreadyPod:
-		errs = append(errs, p.update(false, func(r *Record) {
+		errs = append(errs, p.update(func(r *Record) {
 			r.Phase, r.Reason = phaseStopping, "its namespaces did not outlive their holders"
 		}))
 	}

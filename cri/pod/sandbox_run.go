@@ -64,7 +64,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	m.register(p)
 	defer p.starting.Store(false)
 
-	err = walk(ctx, sandboxSteps, p, p.note)
+	err = walk(ctx, sandboxSteps, p, p.recorder())
 	if err == nil {
 		m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 		m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
@@ -73,7 +73,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	err = fmt.Errorf("run sandbox %s: %w", sandboxName(cfg.GetMetadata()), err)
 	if leftOver(err) {
 		// It stays listed, so that removing it tries again.
-		warn(p.update(false, func(r *Record) { r.Reason = err.Error() }), "note why a sandbox is left", "sandbox", id)
+		warn(p.update(func(r *Record) { r.Reason = err.Error() }), "note why a sandbox is left", "sandbox", id)
 		return "", err
 	}
 	return "", errors.Join(err, p.forget())
@@ -268,7 +268,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("identify the pod's first process: %w", err)
 	}
-	return p.update(false, func(r *Record) { r.Pause = pause })
+	return p.update(func(r *Record) { r.Pause = pause })
 }
 
 // dropNamespaces lets the kernel free the namespaces: nothing else holds them
@@ -345,7 +345,7 @@ func (p *pod) attachNetwork(ctx context.Context) error {
 	if len(result.Unserved) > 0 {
 		klog.InfoS("No network plugin provides what a pod asks for", "sandbox", r.ID, "missing", result.Unserved)
 	}
-	return p.update(false, func(r *Record) {
+	return p.update(func(r *Record) {
 		for _, ip := range result.IPs {
 			r.IPs = append(r.IPs, ip.String())
 		}

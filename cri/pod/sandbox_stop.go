@@ -40,7 +40,7 @@ func (p *pod) stop(ctx context.Context) error {
 		return nil
 	}
 	wasReady := r.Ready()
-	if err := p.note(phaseStopping, false); err != nil {
+	if err := p.note(phaseStopping); err != nil {
 		return ignoreNotFound(err)
 	}
 	if err := p.killContainers(ctx); err != nil {
@@ -48,10 +48,11 @@ func (p *pod) stop(ctx context.Context) error {
 	}
 	if err := unwind(ctx, after(sandboxSteps, firstKept), "", p); err != nil {
 		err = fmt.Errorf("stop sandbox %s: %w", r.ID, err)
-		warn(p.update(false, func(r *Record) { r.Reason = err.Error() }), "note why a sandbox does not stop", "sandbox", r.ID)
+		warn(p.update(func(r *Record) { r.Reason = err.Error() }), "note why a sandbox does not stop", "sandbox", r.ID)
 		return err
 	}
-	err := p.update(true, func(r *Record) {
+	// A power cut that takes this makes giving the address back happen twice.
+	err := p.update(func(r *Record) {
 		r.Phase, r.Reason, r.IPs, r.Pause = phaseStopped, "", nil, nil
 	})
 	if err == nil && wasReady {

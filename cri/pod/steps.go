@@ -22,14 +22,14 @@ const undoTimeout = 2 * time.Minute
 // Undo is idempotent and tolerates that do never happened.
 type step[T any] struct {
 	name string
-	// sync makes the recorded phase survive a power cut, for effects that
-	// outlive the boot, such as a leased address.
+	// sync makes the record, if not its phase, survive a power cut before do
+	// runs, for effects that outlive the boot, such as a leased address.
 	sync bool
 	// Both are method expressions, so the receiver comes first.
 	do, undo func(T, context.Context) error
 }
 
-// recorder notes durably that a target is in a phase.
+// recorder notes that a target is in a phase.
 type recorder func(phase string, sync bool) error
 
 // walk runs the steps in order and records phaseReady at the end. If one

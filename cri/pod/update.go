@@ -99,7 +99,7 @@ func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.Linux
 	if err != nil {
 		return err
 	}
-	return p.update(false, func(rec *Record) {
+	return p.update(func(rec *Record) {
 		if o != nil {
 			rec.Overhead = o
 		}

@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
-	"syscall"
 )
 
 const (
@@ -32,15 +31,14 @@ var ErrDamaged = errors.New("damaged journal")
 //
 // The first line comes by a rename, so that a journal has a whole line from
 // the beginning. A line that was not written whole is cut by the next Append.
-// No file is open between two calls. A Journal must not be used concurrently.
+// No file is open between two calls. Only Sync may be called while another
+// call is under way.
 type Journal struct {
 	path string
 	// size is the length of the whole lines, 0 before the first one.
 	size int64
 	// torn tells that something else follows them.
 	torn bool
-	// named tells that the file's name survives a power cut.
-	named bool
 }
 
 // NewJournal returns a journal without lines. The first Append replaces what
@@ -64,47 +62,51 @@ func OpenJournal(path string) (*Journal, []byte, error) {
 	return j, data, nil
 }
 
-// Append makes data, which has no line feed, the journal's truth; with sync it
-// also survives a power cut. After an error the truth is the old one, unless
-// not even that could be restored: then it is after the next Append.
-func (j *Journal) Append(data []byte, sync bool) error {
+// Append makes data, which has no line feed, the journal's truth. After an
+// error the truth is the old one.
+func (j *Journal) Append(data []byte) error {
 	if bytes.IndexByte(data, '\n') >= 0 {
 		return fmt.Errorf("append to %s: a line feed in the data", j.path)
 	}
 	line := formLine(data)
 	if j.size == 0 || j.size+int64(len(line)) > max(journalSize, journalTimes*int64(len(line))) {
-		return j.renew(line, sync)
+		return j.renew(line)
 	}
-	if err := j.append(line, sync); err != nil {
+	if err := j.append(line); err != nil {
 		return fmt.Errorf("append to %s: %w", j.path, err)
-	}
-	if sync && !j.named {
-		if err := SyncDir(filepath.Dir(j.path)); err != nil {
-			return fmt.Errorf("append to %s: %w", j.path, err)
-		}
-		j.named = true
 	}
 	j.size += int64(len(line))
 	return nil
 }
 
+// Sync makes what was appended before, or something later, survive a power cut.
+func (j *Journal) Sync() error {
+	f, err := os.OpenFile(j.path, os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	err = errors.Join(f.Sync(), f.Close(), SyncDir(filepath.Dir(j.path)))
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", j.path, err)
+	}
+	return nil
+}
+
 // renew replaces the journal by one line. What was synced before must not be
-// lost with the power, so only a new journal may do without.
-func (j *Journal) renew(line []byte, sync bool) error {
+// lost with the power.
+func (j *Journal) renew(line []byte) error {
 	write := WriteFile
-	if j.size == 0 && !sync {
+	if j.size == 0 {
 		write = ReplaceFile
 	}
-	err := write(j.path, line, journalPerm)
-	if err != nil {
+	if err := write(j.path, line, journalPerm); err != nil {
 		return err
 	}
-	j.named = j.size > 0 || sync
 	j.size, j.torn = int64(len(line)), false
 	return nil
 }
 
-func (j *Journal) append(line []byte, sync bool) error {
+func (j *Journal) append(line []byte) error {
 	f, err := os.OpenFile(j.path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -114,11 +116,7 @@ func (j *Journal) append(line []byte, sync bool) error {
 			return errors.Join(err, f.Close())
 		}
 	}
-	_, err = f.WriteAt(line, j.size)
-	if err == nil && sync {
-		err = syscall.Fdatasync(int(f.Fd()))
-	}
-	if err != nil {
+	if _, err = f.WriteAt(line, j.size); err != nil {
 		j.torn = true
 		err = errors.Join(err, j.cut(f))
 	}
