@@ -38,8 +38,14 @@ type making struct {
 
 func (k *making) record() *Container { return k.p.record().Container(k.id) }
 
-// dir is the container's folder below that of its pod.
+// dir is the container's folder below that of its pod, which it has if it has
+// volumes.
 func (k *making) dir() string { return filepath.Join(k.p.m.store.podDir(k.p.record().ID), k.id) }
+
+func (k *making) specPath() string { return k.dir() + specSuffix }
+
+// specSuffix follows a container's id in the name of the file with its spec.
+const specSuffix = ".json"
 
 // CreateContainer makes a container in a ready sandbox without running
 // anything, and returns its id. A call with the metadata of a container that
@@ -194,9 +200,6 @@ func (k *making) makeSpec(ctx context.Context) error {
 	pr := newProcess()
 	pr.rootfs = root
 	p.setProcess(k.id, pr)
-	if err := os.Mkdir(k.dir(), 0o711); err != nil {
-		return err
-	}
 	out, user, err := k.translate(root)
 	if err != nil {
 		return err
@@ -218,7 +221,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := durable.ReplaceFile(filepath.Join(k.dir(), "spec.json"), data, 0o600); err != nil {
+	if err := durable.CreateFile(k.specPath(), data, 0o600); err != nil {
 		return err
 	}
 	p.m.specs.put(k.id, out.Spec, len(data))
@@ -273,7 +276,11 @@ func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount) ([]
 
 func (k *making) removeSpec(context.Context) error {
 	k.p.m.specs.drop(k.id)
-	return errors.Join(k.p.takeProcess(k.id).close(), os.RemoveAll(k.dir()))
+	err := os.Remove(k.specPath())
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(k.p.takeProcess(k.id).close(), err, os.RemoveAll(k.dir()))
 }
 
 func (k *making) makeCgroup(ctx context.Context) error {
@@ -312,7 +319,7 @@ func (k *making) loadSpec() (*specs.Spec, error) {
 	if s := k.p.m.specs.get(k.id); s != nil {
 		return s, nil
 	}
-	data, err := os.ReadFile(filepath.Join(k.dir(), "spec.json"))
+	data, err := os.ReadFile(k.specPath())
 	if err != nil {
 		return nil, fmt.Errorf("read spec of container %s: %w", k.id, err)
 	}

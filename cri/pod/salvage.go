@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -36,17 +37,18 @@ func (m *Manager) salvage(l loaded, e *client.Entry) *Record {
 	entries, err := os.ReadDir(m.store.podDir(l.id))
 	warn(err, "look for the containers of a damaged pod", "sandbox", l.id)
 	for _, f := range entries {
-		if f.IsDir() {
-			r.Containers = append(r.Containers, m.salvageContainer(filepath.Join(m.store.podDir(l.id), f.Name())))
+		// One that was being removed may have its folder alone; it runs no more.
+		if id, ok := strings.CutSuffix(f.Name(), specSuffix); ok {
+			r.Containers = append(r.Containers, m.salvageContainer(filepath.Join(m.store.podDir(l.id), f.Name()), id))
 		}
 	}
 	return r
 }
 
-// salvageContainer describes a container by its folder. It is not listed.
-func (m *Manager) salvageContainer(dir string) *Container {
-	c := &Container{ID: filepath.Base(dir), Phase: containerSteps[len(containerSteps)-1].name}
-	data, err := os.ReadFile(filepath.Join(dir, "spec.json"))
+// salvageContainer describes a container by its spec. It is not listed.
+func (m *Manager) salvageContainer(path, id string) *Container {
+	c := &Container{ID: id, Phase: containerSteps[len(containerSteps)-1].name}
+	data, err := os.ReadFile(path)
 	if err == nil {
 		if s, err := spec.Decode(data); err == nil && s.Linux != nil {
 			c.CgroupPath = s.Linux.CgroupsPath

@@ -145,7 +145,7 @@ func (p *pod) makeFiles(context.Context) error {
 	uid, gid := spec.RootIDs(cfg)
 	for name, data := range files {
 		path := filepath.Join(p.m.store.podDir(r.ID), name)
-		if err := durable.ReplaceFile(path, data, 0o644); err != nil {
+		if err := durable.CreateFile(path, data, 0o644); err != nil {
 			return err
 		}
 		if uid != 0 || gid != 0 {

@@ -38,6 +38,19 @@ func ReplaceFile(path string, data []byte, perm os.FileMode) error {
 	return nil
 }
 
+// CreateFile writes a file whose user learns otherwise, such as from a
+// [Journal], that it is whole: a crash can leave a part of it.
+func CreateFile(path string, data []byte, perm os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, perm)
+	if err != nil {
+		return err
+	}
+	if err := fill(f, data, perm, false); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
 // SyncDir makes the names in the folder path durable.
 func SyncDir(path string) error {
 	d, err := os.Open(path)

@@ -10,14 +10,14 @@ import (
 	"testing"
 )
 
-var writers = map[string]func(string, []byte, os.FileMode) error{
-	"WriteFile": WriteFile, "ReplaceFile": ReplaceFile,
-}
+type writer func(string, []byte, os.FileMode) error
 
-func TestReplace(t *testing.T) {
+var writers = map[string]writer{"WriteFile": WriteFile, "ReplaceFile": ReplaceFile}
+
+func TestWrite(t *testing.T) {
 	old := syscall.Umask(0o077)
 	defer syscall.Umask(old)
-	for name, write := range writers {
+	for name, write := range map[string]writer{"WriteFile": WriteFile, "ReplaceFile": ReplaceFile, "CreateFile": CreateFile} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "state")
 			for _, content := range []string{"first, and longer", "second"} {
