@@ -28,7 +28,7 @@ func (c *Collector) container(ctx context.Context, ctr *Container, deadline time
 	if ctr.Group == nil {
 		return out
 	}
-	s, err := ctr.Group.Stats()
+	s, err := ctr.Group.Usage()
 	if err != nil {
 		return out
 	}
@@ -74,7 +74,7 @@ func podGroup(p *Pod) *cgroup.Stats {
 	if p.Group == nil {
 		return nil
 	}
-	s, err := p.Group.Stats()
+	s, err := p.Group.Usage()
 	if err != nil {
 		return nil
 	}

@@ -52,5 +52,7 @@ type Group interface {
 	// Relative is the group's path below the root of its hierarchy.
 	Relative() string
 	Stats() (*cgroup.Stats, error)
+	// Usage is Stats without what only metrics tell.
+	Usage() (*cgroup.Stats, error)
 	Pids() ([]int, error)
 }

@@ -42,6 +42,8 @@ func (g *group) Stats() (*cgroup.Stats, error) {
 	return &s, nil
 }
 
+func (g *group) Usage() (*cgroup.Stats, error) { return g.Stats() }
+
 func (g *group) Pids() ([]int, error) { return g.pids, g.err }
 
 var testTime = time.Unix(1700000000, 5)

@@ -424,9 +424,13 @@ func BenchmarkCreateRemove(b *testing.B) {
 func BenchmarkStats(b *testing.B) {
 	n := testNode(b)
 	g := create(b, n, "", "bench", containerResources())
-	for b.Loop() {
-		if _, err := g.Stats(); err != nil {
-			b.Fatal(err)
-		}
+	for name, read := range map[string]func() (*Stats, error){"all": g.Stats, "usage": g.Usage} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := read(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -89,6 +89,31 @@ func TestStatsV2(t *testing.T) {
 	}
 }
 
+// What is asked for often is the same in both answers.
+func TestUsage(t *testing.T) {
+	for version, rel := range map[string]string{
+		"v1": "/kubepods/pod1/web", "v2": "/kubepods.slice/kubepods-pod1.slice/crisp-web.scope",
+	} {
+		n := fixture(t, version)
+		want := fixtureStats(t, n, rel)
+		got, err := n.group(rel, location{rel: rel}).Usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.CPU.Usage != want.CPU.Usage || !reflect.DeepEqual(got.CPU.Pressure, want.CPU.Pressure) || !reflect.DeepEqual(got.IO.Pressure, want.IO.Pressure) {
+			t.Errorf("%s: processor %+v and I/O %+v, want %+v and %+v", version, got.CPU, got.IO, want.CPU, want.IO)
+		}
+		m := want.Memory
+		m.MaxUsage, m.LimitHits, m.OOMKills = 0, 0, 0
+		if got.Memory.Kernel == 0 {
+			m.Kernel = 0
+		}
+		if !reflect.DeepEqual(got.Memory, m) {
+			t.Errorf("%s: memory %+v, want %+v", version, got.Memory, m)
+		}
+	}
+}
+
 func TestStatsV2Open(t *testing.T) {
 	n := fixture(t, "v2")
 	n.pageSizes = nil

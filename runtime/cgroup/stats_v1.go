@@ -9,11 +9,19 @@ import (
 // files: the largest int64, rounded down to whole pages of up to 64 KiB.
 const unlimitedV1 = 1<<63 - 1<<16
 
-func (g *Group) statsV1(r *reader, s *Stats) error {
-	if err := g.cpuStatsV1(r, &s.CPU); err != nil {
+func (g *Group) usageV1(r *reader, s *Stats) error {
+	var err error
+	if s.CPU.Usage, err = r.number(g.dir("cpuacct"), "cpuacct.usage", 0); err != nil {
 		return err
 	}
-	if err := g.memoryStatsV1(r, &s.Memory); err != nil {
+	return g.memoryUsageV1(r, &s.Memory)
+}
+
+func (g *Group) detailsV1(r *reader, s *Stats) error {
+	if err := g.cpuDetailsV1(r, &s.CPU); err != nil {
+		return err
+	}
+	if err := g.memoryDetailsV1(r, &s.Memory); err != nil {
 		return err
 	}
 	if dir := g.dir("pids"); dir != "" {
@@ -46,12 +54,9 @@ func (g *Group) statsV1(r *reader, s *Stats) error {
 	return nil
 }
 
-func (g *Group) cpuStatsV1(r *reader, c *CPUStats) error {
+func (g *Group) cpuDetailsV1(r *reader, c *CPUStats) error {
 	dir := g.dir("cpuacct")
 	var err error
-	if c.Usage, err = r.number(dir, "cpuacct.usage", 0); err != nil {
-		return err
-	}
 	// These two are exact, where cpuacct.stat counts in clock ticks.
 	if c.User, err = r.optional(dir, "cpuacct.usage_user", 0); err != nil {
 		return err
@@ -71,7 +76,7 @@ func (g *Group) cpuStatsV1(r *reader, c *CPUStats) error {
 	})
 }
 
-func (g *Group) memoryStatsV1(r *reader, m *MemoryStats) error {
+func (g *Group) memoryUsageV1(r *reader, m *MemoryStats) error {
 	dir := g.dir("memory")
 	var inactive uint64
 	err := r.table(dir, "memory.stat", func(key string, v uint64) {
@@ -97,19 +102,11 @@ func (g *Group) memoryStatsV1(r *reader, m *MemoryStats) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name string
-		to   *uint64
-	}{
-		{"memory.usage_in_bytes", &m.Usage},
-		{"memory.max_usage_in_bytes", &m.MaxUsage},
-		{"memory.limit_in_bytes", &m.Limit},
-		{"memory.failcnt", &m.LimitHits},
-		{"memory.kmem.usage_in_bytes", &m.Kernel},
-	} {
-		if *f.to, err = r.optional(dir, f.name, 0); err != nil {
-			return err
-		}
+	if m.Usage, err = r.optional(dir, "memory.usage_in_bytes", 0); err != nil {
+		return err
+	}
+	if m.Limit, err = r.optional(dir, "memory.limit_in_bytes", 0); err != nil {
+		return err
 	}
 	m.setWorkingSet(inactive)
 	if err := g.swapStatsV1(r, dir, m); err != nil {
@@ -117,6 +114,23 @@ func (g *Group) memoryStatsV1(r *reader, m *MemoryStats) error {
 	}
 	if m.Limit >= unlimitedV1 {
 		m.Limit = 0
+	}
+	return nil
+}
+
+func (g *Group) memoryDetailsV1(r *reader, m *MemoryStats) error {
+	var err error
+	for _, f := range []struct {
+		name string
+		to   *uint64
+	}{
+		{"memory.max_usage_in_bytes", &m.MaxUsage},
+		{"memory.failcnt", &m.LimitHits},
+		{"memory.kmem.usage_in_bytes", &m.Kernel},
+	} {
+		if *f.to, err = r.optional(g.dir("memory"), f.name, 0); err != nil {
+			return err
+		}
 	}
 	m.OOMKills, err = g.oomKills(r)
 	return err

@@ -11,13 +11,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (g *Group) statsV2(r *reader, s *Stats) error {
+func (g *Group) usageV2(r *reader, s *Stats) error {
 	dir := g.dirs[0]
 	// cpu.stat is there in every group, so its absence means the group's.
-	if err := cpuStatsV2(r, dir, &s.CPU); err != nil {
+	err := cpuStatsV2(r, dir, &s.CPU)
+	if err != nil {
 		return err
 	}
-	if err := g.memoryStatsV2(r, dir, &s.Memory); err != nil {
+	if err := g.memoryUsageV2(r, dir, &s.Memory); err != nil {
+		return err
+	}
+	for _, p := range []struct {
+		name string
+		to   **Pressure
+	}{
+		{"cpu.pressure", &s.CPU.Pressure},
+		{"memory.pressure", &s.Memory.Pressure},
+		{"io.pressure", &s.IO.Pressure},
+	} {
+		if *p.to, err = pressure(r, dir, p.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *Group) detailsV2(r *reader, s *Stats) error {
+	dir := g.dirs[0]
+	if err := memoryDetailsV2(r, dir, &s.Memory); err != nil {
 		return err
 	}
 	var err error
@@ -37,18 +58,6 @@ func (g *Group) statsV2(r *reader, s *Stats) error {
 		}
 		// Version 2 keeps no record of the most that was used.
 		s.Hugetlb = append(s.Hugetlb, HugetlbStats{PageSize: size, Usage: usage, MaxUsage: usage})
-	}
-	for _, p := range []struct {
-		name string
-		to   **Pressure
-	}{
-		{"cpu.pressure", &s.CPU.Pressure},
-		{"memory.pressure", &s.Memory.Pressure},
-		{"io.pressure", &s.IO.Pressure},
-	} {
-		if *p.to, err = pressure(r, dir, p.name); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -72,7 +81,7 @@ func cpuStatsV2(r *reader, dir string, c *CPUStats) error {
 	})
 }
 
-func (g *Group) memoryStatsV2(r *reader, dir string, m *MemoryStats) error {
+func (g *Group) memoryUsageV2(r *reader, dir string, m *MemoryStats) error {
 	var inactive uint64
 	err := r.table(dir, "memory.stat", func(key string, v uint64) {
 		switch key {
@@ -98,17 +107,11 @@ func (g *Group) memoryStatsV2(r *reader, dir string, m *MemoryStats) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name string
-		to   *uint64
-	}{
-		{"memory.current", &m.Usage},
-		{"memory.peak", &m.MaxUsage}, // Linux 5.19
-		{"memory.max", &m.Limit},
-	} {
-		if *f.to, err = r.optional(dir, f.name, 0); err != nil {
-			return err
-		}
+	if m.Usage, err = r.optional(dir, "memory.current", 0); err != nil {
+		return err
+	}
+	if m.Limit, err = r.optional(dir, "memory.max", 0); err != nil {
+		return err
 	}
 	m.setWorkingSet(inactive)
 	if m.Swap, err = r.number(dir, "memory.swap.current", 0); err == nil {
@@ -120,6 +123,14 @@ func (g *Group) memoryStatsV2(r *reader, dir string, m *MemoryStats) error {
 			m.SwapLimit = 0
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func memoryDetailsV2(r *reader, dir string, m *MemoryStats) error {
+	var err error
+	if m.MaxUsage, err = r.optional(dir, "memory.peak", 0); err != nil { // Linux 5.19
 		return err
 	}
 	return ignoreMissing(r.table(dir, "memory.events", func(key string, v uint64) {
