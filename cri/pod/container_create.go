@@ -31,9 +31,11 @@ var containerSteps = []step[*making]{
 type making struct {
 	p  *pod
 	id string
-	// For the forward walk: the image, and the spec once it is made.
+	// For the forward walk: the image, and once the spec is made, that and
+	// what else it tells of the container.
 	image image.Image
 	spec  *specs.Spec
+	found func(*Container)
 }
 
 func (k *making) record() *Container { return k.p.record().Container(k.id) }
@@ -98,13 +100,7 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 	if err != nil {
 		return "", err
 	}
-	if err := p.update(func(r *Record) { r.Containers = append(r.Containers, c) }); err != nil {
-		return "", err
-	}
-	err = walk(ctx, containerSteps, k, func(phase string, _ bool) error {
-		return p.updateContainer(c.ID, func(c *Container) { c.Phase = phase })
-	})
-	if err != nil {
+	if err := walk(ctx, containerSteps, k, k.recorder(c)); err != nil {
 		if leftOver(err) {
 			warn(p.updateContainer(c.ID, func(c *Container) { c.Left, c.Message = true, err.Error() }), "note what is left of a container", "container", c.ID)
 			p.m.index(c.ID, p)
@@ -115,6 +111,24 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 	p.m.index(c.ID, p)
 	p.m.events.container(p.record(), c.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return c.ID, nil
+}
+
+// recorder notes the phases of a new container. The first note brings it into
+// the pod's record, later ones bring what the steps have found out.
+func (k *making) recorder(c *Container) recorder {
+	return func(phase string, _ bool) error {
+		return k.p.update(func(r *Record) {
+			known := r.edit(c.ID, func(c *Container) {
+				c.Phase = phase
+				if k.found != nil {
+					k.found(c)
+				}
+			})
+			if !known {
+				r.Containers = append(r.Containers, c)
+			}
+		})
+	}
 }
 
 // newContainer checks what needs no change to the machine.
@@ -225,10 +239,11 @@ func (k *making) makeSpec(ctx context.Context) error {
 		return err
 	}
 	p.m.specs.put(k.id, out.Spec, len(data))
-	return p.updateContainer(k.id, func(c *Container) {
+	k.found = func(c *Container) {
 		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
 		c.StopSignal, c.PIDTarget, c.ImageVolumes, c.Nodes = int32(out.StopSignal), out.PIDTarget, volumes, out.Nodes
-	})
+	}
+	return nil
 }
 
 // translate makes the runtime-spec from everything that decides it.
