@@ -364,7 +364,7 @@ func mountCases() []goldenCase {
 	return []goldenCase{
 		{"mounts", func(in *Input) {
 			in.mount(
-				&runtimeapi.Mount{HostPath: "/data", ContainerPath: "/a/b/c", Readonly: true},
+				&runtimeapi.Mount{HostPath: "/data", ContainerPath: "/a/b/c", Readonly: true, ImageSubPath: "/of no meaning"},
 				&runtimeapi.Mount{HostPath: "/link", ContainerPath: "/a/", RecursiveReadOnly: true, Readonly: true},
 				&runtimeapi.Mount{HostPath: "/slave", ContainerPath: "/slave", Propagation: slave},
 				&runtimeapi.Mount{HostPath: "/shared", ContainerPath: "/shared", Propagation: shared},

@@ -150,7 +150,6 @@ func mountRefusals() []refusal {
 		{"image with propagation", mount(&runtimeapi.Mount{Image: img, ContainerPath: "/x", Propagation: slave}), ErrInvalid, "propagation"},
 		{"sub path leads out", mount(&runtimeapi.Mount{Image: img, ContainerPath: "/x", ImageSubPath: "a/../../b"}), ErrInvalid, "sub path"},
 		{"absolute sub path", mount(&runtimeapi.Mount{Image: img, ContainerPath: "/x", ImageSubPath: "/a"}), ErrInvalid, "sub path"},
-		{"sub path without image", mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "/x", ImageSubPath: "a"}), ErrInvalid, "without an image"},
 		{"uids without gids", mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "/x", UidMappings: ids}), ErrInvalid, "mappings"},
 		{"mapping of nothing", mount(&runtimeapi.Mount{
 			HostPath: "/data", ContainerPath: "/x", UidMappings: ids, GidMappings: []*runtimeapi.IDMapping{{}},

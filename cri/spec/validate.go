@@ -127,15 +127,15 @@ func checkMount(m *runtimeapi.Mount) error {
 		return invalid("mount at /proc of something else than the node's /proc")
 	case strings.ContainsRune(target+m.GetHostPath(), 0):
 		return invalid("mount at %q: NUL byte in a path", target)
-	case m.GetImage() == nil && m.GetImageSubPath() != "":
-		return invalid("mount at %q: image sub path without an image", target)
 	case m.GetImage() != nil && m.GetHostPath() != "":
 		return invalid("mount at %q: both an image and a host path", target)
 	case m.GetImage() != nil && m.GetImage().GetImage() == "":
 		return invalid("mount at %q: image without a reference", target)
 	case m.GetImage() != nil && !private:
 		return invalid("mount at %q: image with propagation %s", target, m.GetPropagation())
-	case m.GetImageSubPath() != "" && !filepath.IsLocal(m.GetImageSubPath()):
+	// In a pod with an image volume kubelet gives the sub paths of all volumes
+	// here, though it has resolved those of the others itself.
+	case m.GetImage() != nil && m.GetImageSubPath() != "" && !filepath.IsLocal(m.GetImageSubPath()):
 		return invalid("mount at %q: image sub path %q leads out of the image", target, m.GetImageSubPath())
 	case m.GetImage() == nil && !path.IsAbs(m.GetHostPath()):
 		return invalid("mount at %q: host path %q is not absolute", target, m.GetHostPath())
