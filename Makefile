@@ -45,12 +45,14 @@ vet: ## go vet, for both processors
 	$(GO) vet ./...
 	GOARCH=arm64 $(GO) vet ./...
 	$(GO) vet -tags crash ./cri/pod ./test/crash
+	$(GO) vet -tags node ./test/node/...
 
 .PHONY: staticcheck
 staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both processors
 	$(CACHE)/bin/staticcheck ./...
 	GOARCH=arm64 $(CACHE)/bin/staticcheck ./...
 	$(CACHE)/bin/staticcheck -tags crash ./cri/pod ./test/crash
+	$(CACHE)/bin/staticcheck -tags node ./test/node/...
 
 ##### Tests
 
@@ -78,6 +80,10 @@ bench: build $(LAB) $(CACHE)/bin/critest $(PEERS) images programs ## side by sid
 .PHONY: crash
 crash: $(LAB) images ## end the daemon at every point; REPORT=1 updates docs/reliability.md
 	$(GO) test -C test/crash -tags crash -count 1 -timeout 20m $(if $(REPORT),-report $(CURDIR)/docs/reliability.md)
+
+.PHONY: node
+node: build $(LAB) kubernetes images programs ## a Kubernetes node with crisp, ten minutes
+	$(CACHE)/bin/suite -totals "$(TOTALS)" node
 
 .PHONY: demo
 demo: build $(LAB) images programs ## a pod from pull to removal, with timings
@@ -114,6 +120,23 @@ $(CACHE)/bin/staticcheck: hack/tools/lint/go.mod
 $(PLUGINS): hack/tools/cni/go.mod
 	@mkdir -p $(@D)
 	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$(@D)/ tool
+
+KUBERNETES := hack/tools/kubernetes/go.mod
+KUBERNETES_VERSION = $(shell sed -n 's|^require k8s.io/kubernetes v||p' $(KUBERNETES))
+KUBERNETES_FLAGS = -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBERNETES_VERSION) \
+	-X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBERNETES_VERSION)))"
+
+.PHONY: kubernetes
+kubernetes: $(CACHE)/kubernetes/kubelet ## build Kubernetes and etcd, some minutes
+
+$(CACHE)/kubernetes/kubelet: $(KUBERNETES)
+	@mkdir -p $(@D)
+	$(GO) build -C $(<D) -trimpath $(KUBERNETES_FLAGS) -o $(CURDIR)/$(@D)/ tool
+	mv $(@D)/server $(@D)/etcd
+	touch $@
+
+$(CACHE)/kubernetes/e2e_node.test: $(KUBERNETES)
+	$(GO) test -C $(<D) -c -trimpath $(KUBERNETES_FLAGS) -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e_node
 
 ##### Runtimes to compare with
 

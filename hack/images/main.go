@@ -1,5 +1,5 @@
-// Command images builds the images that critest and the demo pull, out of
-// Debian packages and small programs, and leaves them in the storage of a
+// Command images builds the images that critest, the demo and, if Kubernetes
+// was built, its tests pull, out of Debian packages and small programs, and leaves them in the storage of a
 // registry in the checkout's .cache folder. It does nothing when they are
 // there already.
 package main
@@ -37,7 +37,8 @@ func main() {
 // a storage that is there is whole.
 func build(ctx context.Context, cache string) error {
 	dir := filepath.Join(cache, "images")
-	stamp, err := stamp()
+	kube := findKubernetes(cache)
+	stamp, err := stamp(kube)
 	if err != nil {
 		return err
 	}
@@ -53,7 +54,7 @@ func build(ctx context.Context, cache string) error {
 	if err != nil {
 		return err
 	}
-	if err := publishAll(ctx, c, cache, fresh); err != nil {
+	if err := publishAll(ctx, c, kube, cache, fresh); err != nil {
 		return err
 	}
 	if err := errors.Join(os.RemoveAll(stampFile), os.RemoveAll(storage), os.Rename(fresh, storage)); err != nil {
@@ -62,7 +63,7 @@ func build(ctx context.Context, cache string) error {
 	return os.WriteFile(stampFile, []byte(stamp), 0o644)
 }
 
-func publishAll(ctx context.Context, c *contents, cache, storage string) (err error) {
+func publishAll(ctx context.Context, c *contents, kube kubernetes, cache, storage string) (err error) {
 	registry, err := lab.StartRegistry(ctx, lab.RegistryOptions{
 		Binary: filepath.Join(cache, "bin", "registry"), Storage: storage, Work: filepath.Dir(storage), Writable: true,
 	})
@@ -70,7 +71,11 @@ func publishAll(ctx context.Context, c *contents, cache, storage string) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, registry.Close()) }()
-	for _, r := range c.recipes(ctx) {
+	recipes, err := c.recipes(ctx, kube)
+	if err != nil {
+		return err
+	}
+	for _, r := range recipes {
 		fmt.Println("image", r.names[0])
 		if err := publish(ctx, registry.Addr, r); err != nil {
 			return err
@@ -85,9 +90,13 @@ func publishAll(ctx context.Context, c *contents, cache, storage string) (err er
 var sources embed.FS
 
 // stamp tells one state of the sources from another.
-func stamp() (string, error) {
+func stamp(kube kubernetes) (string, error) {
+	agnhost, err := kube.stamp()
+	if err != nil {
+		return "", err
+	}
 	sum := sha256.New()
-	err := fs.WalkDir(sources, ".", func(path string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(sources, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -95,5 +104,5 @@ func stamp() (string, error) {
 		fmt.Fprintf(sum, "%s %d\n%s", path, len(content), content)
 		return err
 	})
-	return runtime.GOARCH + " " + hex.EncodeToString(sum.Sum(nil)), err
+	return runtime.GOARCH + " " + hex.EncodeToString(sum.Sum(nil)) + " " + agnhost, err
 }

@@ -34,8 +34,9 @@ const (
 )
 
 // recipes lists every image that critest 1.36 and the demo pull, but
-// test-image-digest, whose digest is that of the upstream image.
-func (c *contents) recipes(ctx context.Context) []recipe {
+// test-image-digest, whose digest is that of the upstream image, and those of
+// Kubernetes' tests.
+func (c *contents) recipes(ctx context.Context, kube kubernetes) ([]recipe, error) {
 	base := newPart(func() (tree, error) { return c.base(ctx) })
 	nginx := func(port int) *part { return newPart(func() (tree, error) { return c.nginx(port) }) }
 	httpd, nonewprivs, sleeper, group := newPart(c.httpd), newPart(c.nonewprivs), newPart(c.pause), newPart(member)
@@ -73,5 +74,6 @@ func (c *contents) recipes(ctx context.Context) []recipe {
 	for _, name := range []string{"test-image-latest:latest", "test-image-tag:test", "test-image-tag:all", "test-image-1:latest", "test-image-2:latest", "test-image-3:latest"} {
 		all = append(all, recipe{[]string{stage + name}, layers(base, marker(name)), busybox, ociIndex})
 	}
-	return all
+	more, err := kube.recipes(ctx, c, base, web)
+	return append(all, more...), err
 }

@@ -4,6 +4,8 @@
 // it names what was skipped, and anything that is left of the tests on the
 // machine is a failure. Its last line says how many passed, failed and were
 // skipped; a test that ran twice counts once.
+//
+// Arguments name the stages to run instead.
 package main
 
 import (
@@ -15,6 +17,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -29,6 +32,8 @@ type stage struct {
 	args []string
 	// counts says how to learn the numbers from the stage.
 	counts counts
+	// named stages run only when asked for by name.
+	named bool
 }
 
 type counts int
@@ -53,7 +58,18 @@ func stages() []stage {
 		stage{name: "seccomp", dir: "test/seccompdiff", env: []string{"CGO_ENABLED=1"}, args: []string{"go", "test", "-json", "./..."}},
 		stage{name: "conformance", args: []string{".cache/bin/conformance"}, counts: byTally},
 		stage{name: "demo", args: []string{".cache/bin/demo"}, counts: byStatus},
+		stage{name: "node", env: []string{"CRISP_STRICT=1"}, args: []string{"go", "test", "-json", "-tags=node", "-parallel=6", "-count=1", "-timeout=40m", "./test/node"}, named: true},
 	)
+}
+
+// chosen are the stages with these names, or without names the usual ones.
+func chosen(names []string) []stage {
+	return slices.DeleteFunc(stages(), func(s stage) bool {
+		if len(names) == 0 {
+			return s.named
+		}
+		return !slices.Contains(names, s.name)
+	})
 }
 
 func main() {
@@ -61,7 +77,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	total := runAll(ctx)
+	total := runAll(ctx, chosen(flag.Args()))
 	fmt.Println(total)
 	if *totals != "" {
 		if err := os.WriteFile(*totals, fmt.Appendln(nil, total), 0o644); err != nil {
@@ -74,8 +90,8 @@ func main() {
 	}
 }
 
-// runAll runs the stages, all of them even if one fails.
-func runAll(ctx context.Context) tally.Tally {
+// runAll runs stages, all of them even if one fails.
+func runAll(ctx context.Context, stages []stage) tally.Tally {
 	var total tally.Tally
 	failed := func(err error) {
 		fmt.Println("suite:", err)
@@ -87,7 +103,7 @@ func runAll(ctx context.Context) tally.Tally {
 		return total
 	}
 	results := outcomes{}
-	for _, s := range stages() {
+	for _, s := range stages {
 		fmt.Printf("\n===== %s\n", s.name)
 		began := time.Now()
 		t, err := s.run(ctx, results)

@@ -148,14 +148,23 @@ func MountsBelow(dir string) []string {
 	return points
 }
 
+// Hierarchies lists where cgroups are mounted.
+func Hierarchies() []string {
+	var all []string
+	for line := range strings.Lines(readString("/proc/self/mountinfo")) {
+		if point, fsType := mountPointAndType(line); fsType == "cgroup" || fsType == "cgroup2" {
+			all = append(all, point)
+		}
+	}
+	return all
+}
+
 // Cgroups lists the cgroups of every hierarchy whose path holds part, parents
 // before their children.
 func Cgroups(part string) []string {
 	var all []string
-	for line := range strings.Lines(readString("/proc/self/mountinfo")) {
-		if point, fsType := mountPointAndType(line); fsType == "cgroup" || fsType == "cgroup2" {
-			all = append(all, subdirectories(point)...)
-		}
+	for _, root := range Hierarchies() {
+		all = append(all, subdirectories(root)...)
 	}
 	return slices.DeleteFunc(all, func(dir string) bool { return !strings.Contains(dir, part) })
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // ErrNotMade means that a tool or the images are not in the cache.
-var ErrNotMade = errors.New(`not made yet: run "make build tools images"`)
+var ErrNotMade = errors.New(`not made yet: run "make build tools images", for Kubernetes "make kubernetes" too`)
 
 // Cache is where a checkout keeps its programs, and the tools and images that
 // tests need.
@@ -50,6 +50,11 @@ func (c Cache) Plugins() (string, error) {
 // Images is the storage of a registry that has the test images.
 func (c Cache) Images() (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "images", "registry"))
+}
+
+// Kubernetes is one of its programs, or etcd.
+func (c Cache) Kubernetes(name string) (string, error) {
+	return made(filepath.Join(c.checkout, ".cache", "kubernetes", name))
 }
 
 func made(path string) (string, error) {

@@ -195,7 +195,7 @@ func (l *Lab) Log() string {
 func (l *Lab) Close(ctx context.Context) error {
 	var errs []error
 	if l.daemon != nil {
-		errs = append(errs, l.removePods(ctx), l.Stop())
+		errs = append(errs, l.RemovePods(ctx), l.Stop())
 	}
 	if l.conn != nil {
 		errs = append(errs, l.conn.Close())
@@ -211,8 +211,8 @@ func (l *Lab) Close(ctx context.Context) error {
 	return errors.Join(append(errs, os.RemoveAll(l.Dir))...)
 }
 
-// removePods removes every pod, through the daemon.
-func (l *Lab) removePods(ctx context.Context) error {
+// RemovePods removes every pod, through the daemon.
+func (l *Lab) RemovePods(ctx context.Context) error {
 	select {
 	case <-l.daemon.done:
 		return nil // a test killed it, or it failed to start

@@ -1,0 +1,200 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"crisp/test/testkit/lab"
+)
+
+const (
+	// startTime is what a program may take to be ready, on a busy machine.
+	startTime = 90 * time.Second
+	// serverIP is the address of the first node, which has the control plane.
+	serverIP = "192.168.77.1"
+	server   = "https://" + serverIP + ":6443"
+	services = "10.96.0.0/16"
+	firstIP  = "10.96.0.1"  // the API server's service
+	dnsIP    = "10.96.0.10" // where a cluster's DNS server would be
+	nodeLink = "node0"
+)
+
+// Cluster is a control plane and its nodes.
+type Cluster struct {
+	// Dir is its folder.
+	Dir string
+	// Nodes are in the order in which they joined.
+	Nodes []*Node
+
+	cache lab.Cache
+	ca    *authority
+	procs []*lab.Process // in the order of their start
+}
+
+// New starts a control plane without nodes, in dir, which is made.
+func New(ctx context.Context, dir string) (_ *Cluster, err error) {
+	c := &Cluster{Dir: dir}
+	if c.cache, err = lab.Find(); err != nil {
+		return nil, err
+	}
+	if _, err := c.cache.Kubernetes("kubelet"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := os.MkdirAll(c.path("pki"), 0o755); err != nil {
+		return nil, err
+	}
+	if err := addAddress(); err != nil {
+		return nil, err
+	}
+	if err := c.writePKI(); err != nil {
+		return nil, err
+	}
+	return c, c.startControlPlane(ctx)
+}
+
+func (c *Cluster) path(name string) string { return filepath.Join(c.Dir, name) }
+func (c *Cluster) pki(name string) string  { return c.ca.file(name) }
+
+// addAddress gives the namespace an address that is not loopback's, as pods
+// must be able to reach the API server at it.
+func addAddress() error {
+	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: nodeLink}}
+	err := netlink.LinkAdd(link)
+	if err == nil {
+		address := &net.IPNet{IP: net.ParseIP(serverIP), Mask: net.CIDRMask(24, 32)}
+		err = errors.Join(netlink.AddrAdd(link, &netlink.Addr{IPNet: address}), netlink.LinkSetUp(link))
+	}
+	if err == nil {
+		// Programs refuse to listen on a node without a default route.
+		err = netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP("192.168.77.254")})
+	}
+	if err != nil {
+		return fmt.Errorf("add link %s: %w", nodeLink, err)
+	}
+	return nil
+}
+
+// writePKI makes the certificates of the control plane.
+func (c *Cluster) writePKI() (err error) {
+	if c.ca, err = newAuthority(c.path("pki")); err != nil {
+		return err
+	}
+	if _, err := c.ca.newKey("service-accounts"); err != nil {
+		return err
+	}
+	names := []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}
+	return errors.Join(
+		c.ca.issue("apiserver", pkix.Name{CommonName: "kube-apiserver"}, names, net.IPv4(127, 0, 0, 1), net.ParseIP(serverIP), net.ParseIP(firstIP)),
+		c.ca.issue("apiserver-kubelet", pkix.Name{CommonName: "apiserver", Organization: []string{"system:masters"}}, nil),
+		c.ca.client("admin", server, "admin", "system:masters"),
+		c.ca.client("controller-manager", server, "system:kube-controller-manager"),
+		c.ca.client("scheduler", server, "system:kube-scheduler"),
+		c.ca.client("proxy", server, "system:kube-proxy"),
+	)
+}
+
+func (c *Cluster) startControlPlane(ctx context.Context) error {
+	etcd, err := c.start(nil, "etcd", "--data-dir="+c.path("etcd"), "--unsafe-no-fsync", "--log-level=warn")
+	if err != nil {
+		return err
+	}
+	if err := etcd.WaitUntil(ctx, startTime, func() bool { return c.answers("http://127.0.0.1:2379/health") }); err != nil {
+		return err
+	}
+	api, err := c.start(nil, "kube-apiserver",
+		"--etcd-servers=http://127.0.0.1:2379", "--bind-address=0.0.0.0", "--advertise-address="+serverIP, "--secure-port=6443",
+		"--cert-dir="+c.path("pki"), "--tls-cert-file="+c.pki("apiserver.crt"), "--tls-private-key-file="+c.pki("apiserver.key"),
+		"--client-ca-file="+c.pki("ca.crt"), "--kubelet-client-certificate="+c.pki("apiserver-kubelet.crt"), "--kubelet-client-key="+c.pki("apiserver-kubelet.key"),
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+c.pki("service-accounts.pub"), "--service-account-signing-key-file="+c.pki("service-accounts.key"),
+		"--service-cluster-ip-range="+services, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--kubelet-preferred-address-types=InternalIP", "--allow-privileged", "--profiling=false")
+	if err != nil {
+		return err
+	}
+	if err := api.WaitUntil(ctx, startTime, func() bool { return c.answers(server + "/readyz") }); err != nil {
+		return err
+	}
+	_, err = c.start(nil, "kube-controller-manager",
+		"--kubeconfig="+c.pki("controller-manager.conf"), "--leader-elect=false", "--use-service-account-credentials", "--root-ca-file="+c.pki("ca.crt"), "--cert-dir="+c.path("pki"),
+		"--service-account-private-key-file="+c.pki("service-accounts.key"), "--profiling=false")
+	if err != nil {
+		return err
+	}
+	_, err = c.start(nil, "kube-scheduler", "--kubeconfig="+c.pki("scheduler.conf"), "--leader-elect=false", "--cert-dir="+c.path("pki"), "--profiling=false")
+	return err
+}
+
+// start runs one of Kubernetes' programs below others, such as nsenter, and
+// ends it in Close.
+func (c *Cluster) start(below []string, program string, args ...string) (*lab.Process, error) {
+	binary, err := c.cache.Kubernetes(program)
+	if err != nil {
+		return nil, err
+	}
+	command := append(append(below, binary), args...)
+	p, err := lab.StartProcess(c.path(program+".log"), nil, command[0], command[1:]...)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", program, err)
+	}
+	c.procs = append(c.procs, p)
+	return p, nil
+}
+
+// answers reports whether a server says that it is well.
+func (c *Cluster) answers(url string) bool {
+	// Who answers is of no interest here.
+	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+	resp, err := client.Get(url)
+	if err != nil {
+		return false
+	}
+	return resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
+}
+
+// Logs are the ends of the logs of all programs, for a test that failed.
+func (c *Cluster) Logs() string {
+	var text string
+	files, _ := filepath.Glob(c.path("*.log")) // the pattern is good
+	for _, n := range c.Nodes {
+		files = append(files, n.path("kubelet.log"))
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			text += err.Error() + "\n"
+			continue
+		}
+		text += fmt.Sprintf("===== %s\n%s\n", file, data[max(0, len(data)-4000):])
+	}
+	return text
+}
+
+// Close ends the nodes and the control plane. What they leave is in the error.
+func (c *Cluster) Close(ctx context.Context) error {
+	var errs []error
+	for _, n := range c.Nodes {
+		errs = append(errs, n.close(ctx))
+	}
+	for i := len(c.procs) - 1; i >= 0; i-- {
+		errs = append(errs, c.procs[i].Stop())
+	}
+	if link, err := netlink.LinkByName(nodeLink); err == nil {
+		errs = append(errs, netlink.LinkDel(link))
+	}
+	return errors.Join(append(errs, os.RemoveAll(c.Dir))...)
+}

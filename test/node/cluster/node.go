@@ -1,0 +1,227 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit/inventory"
+	"crisp/test/testkit/lab"
+)
+
+// object is JSON, which YAML readers take too.
+type object = map[string]any
+
+// Node is a machine of the cluster: crisp, kubelet and kube-proxy.
+type Node struct {
+	// Name is the node's, and IP its address.
+	Name, IP string
+	// Lab has the node's daemon.
+	Lab *lab.Lab
+	// Config is kubelet's configuration. Changes count from its next start on.
+	Config map[string]any
+
+	cluster *Cluster
+	dir     string
+	below   []string // what its programs are started with
+	kubelet *lab.Process
+	proxy   *lab.Process
+}
+
+// AddNode starts the first node, on the daemon of l, in this namespace. The
+// node ends with the cluster, the lab after it.
+func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, config map[string]any) (*Node, error) {
+	n := &Node{Name: name, IP: serverIP, Lab: l, cluster: c, dir: c.path(name)}
+	c.Nodes = append(c.Nodes, n)
+	if err := n.prepare(); err != nil {
+		return nil, fmt.Errorf("prepare node %s: %w", name, err)
+	}
+	n.Config = n.defaults()
+	maps.Copy(n.Config, config)
+	if err := n.StartKubelet(ctx); err != nil {
+		return nil, err
+	}
+	return n, n.startProxy(ctx)
+}
+
+func (n *Node) path(name string) string { return filepath.Join(n.dir, name) }
+
+// Manifests is the folder of the node's static pods.
+func (n *Node) Manifests() string { return n.path("manifests") }
+
+// Logs is the folder of the pods' logs.
+func (n *Node) Logs() string { return n.path("logs/pods") }
+
+// CgroupRoot is the group below which kubelet makes those of pods.
+func (n *Node) CgroupRoot() string { return "/" + n.Lab.Name + "/" + n.Name }
+
+// prepare makes the folders and cgroups that kubelet wants to find.
+func (n *Node) prepare() error {
+	for _, name := range []string{"kubelet", "logs/pods", "manifests", "plugins", "empty"} {
+		if err := os.MkdirAll(n.path(name), 0o755); err != nil {
+			return err
+		}
+	}
+	// A mount of its own stays shared with crisp when kubelet has all others
+	// to itself. Private in between, it is not shared with what is around it.
+	for _, flags := range []uintptr{unix.MS_BIND, unix.MS_PRIVATE, unix.MS_SHARED} {
+		if err := unix.Mount(n.path("kubelet"), n.path("kubelet"), "", flags, ""); err != nil {
+			return fmt.Errorf("mount kubelet's folder: %w", err)
+		}
+	}
+	if err := os.WriteFile(n.path("resolv.conf"), []byte("nameserver "+dnsIP+"\n"), 0o644); err != nil {
+		return err
+	}
+	if err := makeGroups(n.CgroupRoot()); err != nil {
+		return err
+	}
+	return n.cluster.ca.client(n.Name, server, "system:node:"+n.Name, "system:nodes")
+}
+
+// makeGroups makes a cgroup, and those above it, in every hierarchy.
+func makeGroups(group string) error {
+	roots := inventory.Hierarchies()
+	if len(roots) == 0 {
+		return errors.New("make cgroups: none are mounted")
+	}
+	for _, root := range roots {
+		dir := root
+		for name := range strings.SplitSeq(strings.Trim(group, "/"), "/") {
+			above := dir
+			dir = filepath.Join(dir, name)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+			// Where version 1 has processors and memory nodes, a group begins
+			// without any; where version 2 has controllers, without theirs.
+			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+				if text, err := os.ReadFile(filepath.Join(above, file)); err == nil && filepath.Base(root) == "cpuset" {
+					if err := os.WriteFile(filepath.Join(dir, file), text, 0o644); err != nil {
+						return err
+					}
+				}
+			}
+			if text, err := os.ReadFile(filepath.Join(above, "cgroup.controllers")); err == nil && len(text) > 1 {
+				on := "+" + strings.Join(strings.Fields(string(text)), " +")
+				if err := os.WriteFile(filepath.Join(above, "cgroup.subtree_control"), []byte(on), 0o644); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// defaults is kubelet's configuration: what any node has, only more
+// impatient, and with limits that a full disk beside us does not reach.
+func (n *Node) defaults() object {
+	return object{
+		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+		"containerRuntimeEndpoint": n.Lab.Endpoint,
+		"cgroupDriver":             "cgroupfs", "cgroupRoot": n.CgroupRoot(), "failCgroupV1": false,
+		"failSwapOn": false, "clusterDNS": []string{dnsIP}, "clusterDomain": "cluster.local", "resolvConf": n.path("resolv.conf"),
+		"podLogsDir": n.path("logs/pods"), "staticPodPath": n.Manifests(), "volumePluginDir": n.path("plugins"),
+		"authentication": object{"anonymous": object{"enabled": false}, "x509": object{"clientCAFile": n.cluster.pki("ca.crt")}},
+		"authorization":  object{"mode": "Webhook"},
+		"maxPods":        200, "serializeImagePulls": false, "registryPullQPS": 0, "eventRecordQPS": 0, "kubeAPIQPS": 200, "kubeAPIBurst": 400,
+		"evictionHard":                object{"memory.available": "50Mi", "nodefs.available": "200Mi", "nodefs.inodesFree": "1%", "imagefs.available": "200Mi"},
+		"imageGCHighThresholdPercent": 99, "imageGCLowThresholdPercent": 98, "imageMinimumGCAge": "1s",
+		"containerLogMaxSize": "100Ki", "containerLogMaxFiles": 3, "containerLogMonitorInterval": "3s",
+		"syncFrequency": "5s", "fileCheckFrequency": "1s", "nodeStatusUpdateFrequency": "2s",
+		"enforceNodeAllocatable": []string{"pods"},
+	}
+}
+
+// wrapKubelet gives kubelet mounts of its own: it sets the machine's sysctls
+// and uses folders whose place cannot be chosen. Those below $0/kubelet, where
+// it mounts volumes, crisp sees too.
+const wrapKubelet = `set -e
+mount --make-private /
+mount --make-rprivate /proc
+for key in vm/overcommit_memory kernel/panic kernel/panic_on_oops; do
+	file=$0/$(basename $key)
+	cat /proc/sys/$key >$file
+	mount --bind $file /proc/sys/$key
+done
+mount --bind $0/logs /var/log
+mount --bind $0/empty /var/lib
+exec "$@"`
+
+// StartKubelet starts kubelet and waits until it is well.
+func (n *Node) StartKubelet(ctx context.Context) error {
+	text, err := json.MarshalIndent(n.Config, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(n.path("kubelet.json"), text, 0o644); err != nil {
+		return err
+	}
+	binary, err := n.cluster.cache.Kubernetes("kubelet")
+	if err != nil {
+		return err
+	}
+	command := append(n.below, "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", wrapKubelet, n.dir, binary,
+		"--config="+n.path("kubelet.json"), "--kubeconfig="+n.cluster.pki(n.Name+".conf"), "--hostname-override="+n.Name,
+		"--node-ip="+n.IP, "--root-dir="+n.path("kubelet"), "--cert-dir="+n.path("kubelet/pki"))
+	n.kubelet, err = lab.StartProcess(n.path("kubelet.log"), nil, command[0], command[1:]...)
+	if err != nil {
+		return fmt.Errorf("start kubelet: %w", err)
+	}
+	well := func() bool { return n.cluster.answers("http://127.0.0.1:10248/healthz") }
+	if err := n.kubelet.WaitUntil(ctx, startTime, well); err != nil {
+		return fmt.Errorf("start kubelet: %w", err)
+	}
+	return nil
+}
+
+// StopKubelet ends kubelet. Pods stay.
+func (n *Node) StopKubelet() error { return n.kubelet.Stop() }
+
+func (n *Node) startProxy(ctx context.Context) (err error) {
+	config := object{
+		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+		"clientConnection": object{"kubeconfig": n.cluster.pki("proxy.conf")}, "hostnameOverride": n.Name, "mode": "nftables",
+		// A pod that reaches another through a service must get the answer
+		// back the same way, though a bridge knows a shorter one.
+		"nftables": object{"masqueradeAll": true},
+		// These limits are the machine's.
+		"conntrack": object{"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(n.path("proxy.json"), text, 0o644); err != nil {
+		return err
+	}
+	if n.proxy, err = n.cluster.start(n.below, "kube-proxy", "--config="+n.path("proxy.json")); err != nil {
+		return err
+	}
+	if err := n.proxy.WaitUntil(ctx, startTime, func() bool { return n.cluster.answers("http://127.0.0.1:10256/livez") }); err != nil {
+		return fmt.Errorf("start kube-proxy: %w", err)
+	}
+	return nil
+}
+
+// close ends kubelet and takes away what it leaves by design: its pods, whose
+// containers go with the lab, and their volumes.
+func (n *Node) close(ctx context.Context) error {
+	var errs []error
+	if n.kubelet != nil {
+		errs = append(errs, n.kubelet.Stop())
+	}
+	errs = append(errs, n.Lab.RemovePods(ctx))
+	for _, point := range inventory.MountsBelow(n.dir) {
+		if err := unix.Unmount(point, 0); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", strings.TrimPrefix(point, n.dir), err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,236 @@
+//go:build node
+
+package node
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit"
+	"crisp/test/testkit/inventory"
+)
+
+var probed = flag.Int("probed", 50, "how many `pods` with probes every second to run")
+
+// crowd is a namespace with many pods that are probed by exec every second,
+// for as long as the test runs.
+func (w *world) crowd(t *testing.T) *space {
+	s := w.space(t)
+	s.apply(fmt.Sprintf(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: crowd}
+spec:
+	replicas: %d
+	selector: {matchLabels: {app: crowd}}
+	strategy: {rollingUpdate: {maxSurge: 0}}
+	template:
+		metadata: {labels: {app: crowd}}
+		spec:
+			terminationGracePeriodSeconds: 1
+			containers:
+			- name: main
+				image: BUSYBOX
+				command: [sh, -c, "touch /tmp/well; while :; do echo alive; sleep 1; done"]
+				readinessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, timeoutSeconds: 10}
+				livenessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 5}
+`, *probed))
+	s.kubectl("rollout", "status", "deployment/crowd", "--timeout="+patience.String())
+	return s
+}
+
+// undisturbed fails unless all of the crowd runs on and is ready.
+func (s *space) undisturbed(after string) {
+	s.Helper()
+	s.kubectl("rollout", "status", "deployment/crowd", "--timeout="+patience.String())
+	restarts := strings.Fields(s.get("pods", "{.items[*].status.containerStatuses[*].restartCount}"))
+	if len(restarts) != *probed {
+		s.Errorf("%s: there are %d containers, want %d", after, len(restarts), *probed)
+	}
+	for _, n := range restarts {
+		if n != "0" {
+			s.Errorf("%s: containers restarted: %v", after, restarts)
+			break
+		}
+	}
+}
+
+// load runs a crowd, and ends the daemon and kubelet in every way meanwhile.
+func (w *world) load(t *testing.T) {
+	s := w.crowd(t)
+	ctx := t.Context()
+	t.Run("exec probes", func(t *testing.T) {
+		s := s.in(t)
+		before := s.metric("prober_probe_total", `probe_type="Liveness"`)
+		time.Sleep(20 * time.Second)
+		s.undisturbed("probed for a while")
+		t.Logf("%.1f exec probes of liveness in a second", (s.metric("prober_probe_total", `probe_type="Liveness"`)-before)/20)
+	})
+	t.Run("daemon restart", func(t *testing.T) {
+		s := s.in(t)
+		if err := w.node.Lab.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.node.Lab.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		s.undisturbed("after a restart of the daemon")
+	})
+	t.Run("daemon killed", func(t *testing.T) {
+		s := s.in(t)
+		for range 3 {
+			w.node.Lab.Kill()
+			if err := w.node.Lab.Start(ctx); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * time.Second)
+		}
+		s.undisturbed("after SIGKILLs of the daemon")
+	})
+	t.Run("keeper killed", func(t *testing.T) {
+		s := s.in(t)
+		pid, err := w.node.Lab.Keeper()
+		if err == nil {
+			err = unix.Kill(pid, unix.SIGKILL)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		reap()
+		s.undisturbed("after SIGKILL of the keeper")
+	})
+	t.Run("kubelet restart", func(t *testing.T) {
+		s := s.in(t)
+		w.restartKubelet(t, nil)
+		time.Sleep(5 * time.Second)
+		s.undisturbed("after a restart of kubelet")
+	})
+	t.Run("still serves", func(t *testing.T) {
+		s := s.in(t)
+		pods := strings.Fields(s.get("pods", "{.items[*].metadata.name}"))
+		s.expect("exec", s.kubectl("exec", pods[0], "--", "echo", "hello"), "hello")
+		s.expect("logs", s.kubectl("logs", "--tail=2", pods[0]), "alive\nalive\n")
+		s.kubectl("delete", "pod", pods[0])
+		s.kubectl("rollout", "status", "deployment/crowd", "--timeout="+patience.String())
+	})
+}
+
+// reap waits for processes whose parents died, which on a machine is what
+// init does. The keeper's are ours when the daemon that started it is gone;
+// and a command in a container that is not waited for keeps it from ending.
+func reap() { inventory.Descendants(os.Getpid()) }
+
+// in is the space in a subtest.
+func (s *space) in(t *testing.T) *space { return &space{t, s.world, s.name} }
+
+// restartKubelet starts kubelet anew with other settings, which it keeps
+// until it is restarted again.
+func (w *world) restartKubelet(t *testing.T, settings map[string]any) {
+	t.Helper()
+	if err := w.node.StopKubelet(); err != nil {
+		t.Fatal(err)
+	}
+	usual := maps.Clone(w.node.Config)
+	maps.Copy(w.node.Config, settings)
+	err := w.node.StartKubelet(t.Context())
+	w.node.Config = usual
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &space{t, w, "default"}
+	s.eventually("the node is ready again", func() error {
+		_, err := s.try("wait", "--for=condition=Ready", "node/"+w.node.Name, "--timeout=5s")
+		return err
+	})
+}
+
+// memoryPressure is more memory in use by pods than the node has for them.
+// What is for them is little here, and nothing to the machine.
+func (w *world) memoryPressure(t *testing.T) {
+	s := w.space(t)
+	capacity := s.mebibytes(s.get("node/"+w.node.Name, "{.status.capacity.memory}"))
+	w.restartKubelet(t, map[string]any{
+		"systemReserved": map[string]string{"memory": fmt.Sprintf("%dMi", capacity-1000)},
+		"evictionHard":   map[string]string{"memory.available": "300Mi"}, "evictionPressureTransitionPeriod": "5s",
+	})
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: greedy}
+spec:
+	terminationGracePeriodSeconds: 1
+	volumes: [{name: memory, emptyDir: {medium: Memory}}]
+	containers:
+	- name: main
+		image: BUSYBOX
+		command: [sh, -c, "dd if=/dev/zero of=/memory/big bs=1M count=800; sleep 1000"]
+		volumeMounts: [{name: memory, mountPath: /memory}]
+`)
+	s.wait("jsonpath={.status.reason}=Evicted", "pod/greedy")
+	s.expect("why", s.get("pod/greedy", "{.status.message}"), "memory")
+	w.restartKubelet(t, nil)
+	s.wait("condition=MemoryPressure=false", "node/"+w.node.Name)
+}
+
+// diskPressure is a file that leaves less room on the disk than kubelet wants,
+// so that it removes unused images, and when that is not enough, the pod. The
+// margins allow for what others write and remove in the meantime.
+func (w *world) diskPressure(t *testing.T) {
+	s := w.space(t)
+	var fs unix.Statfs_t
+	if err := unix.Statfs(w.Dir, &fs); err != nil {
+		t.Fatal(err)
+	}
+	const gigabyte = 1 << 30
+	free := int64(fs.Bavail) * fs.Bsize
+	if free < 8*gigabyte {
+		testkit.Skip(t, "disk", "8 GB of free room are needed")
+	}
+	const unused = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
+	if _, err := w.node.Lab.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: unused}}); err != nil {
+		t.Fatal(err)
+	}
+	w.restartKubelet(t, map[string]any{
+		"evictionHard": map[string]string{"nodefs.available": fmt.Sprint(free - 2*gigabyte), "memory.available": "50Mi"}, "evictionPressureTransitionPeriod": "5s",
+	})
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: greedy}
+spec:
+	terminationGracePeriodSeconds: 1
+	volumes: [{name: empty, emptyDir: {}}]
+	containers:
+	- name: main
+		image: BUSYBOX
+		command: [sh, -c, "fallocate -l 5G /empty/big; sleep 1000"]
+		volumeMounts: [{name: empty, mountPath: /empty}]
+`)
+	s.wait("jsonpath={.status.reason}=Evicted", "pod/greedy")
+	s.expect("why", s.get("pod/greedy", "{.status.message}"), "ephemeral-storage")
+	resp, err := w.node.Lab.Images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: unused}})
+	if err != nil || resp.Image != nil {
+		t.Errorf("an unused image is still there: %v, %v", resp, err)
+	}
+	w.restartKubelet(t, nil)
+	s.wait("condition=DiskPressure=false", "node/"+w.node.Name)
+}
+
+func (s *space) mebibytes(quantity string) int {
+	s.Helper()
+	var n int
+	if _, err := fmt.Sscanf(quantity, "%dKi", &n); err != nil {
+		s.Fatalf("memory of %q: %v", quantity, err)
+	}
+	return n / 1024
+}

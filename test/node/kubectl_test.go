@@ -1,0 +1,191 @@
+//go:build node
+
+package node
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// shell is a pod to try kubectl's commands on.
+const shell = `
+apiVersion: v1
+kind: Pod
+metadata: {name: pod}
+spec:
+	terminationGracePeriodSeconds: 1
+	containers:
+	- {name: main, image: AGNHOST, args: [netexec]}
+	- {name: cat, image: BUSYBOX, command: [sh, -c, "while read line; do echo got $line; done; sleep 1000"], stdin: true}
+`
+
+func execCommand(s *space) {
+	s.apply(shell)
+	s.waitReady("pod")
+	ctx, cancel := s.context()
+	defer cancel()
+	out, err := s.Kubectl(ctx, "from outside", "-n", s.name, "exec", "-i", "pod", "-c", "main", "--", "sh", "-c", "cat; echo complaint >&2; exit 7")
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 7 || !strings.Contains(err.Error(), "complaint") {
+		s.Errorf("got %v, want status 7 and the complaint", err)
+	}
+	if out != "from outside" {
+		s.Errorf("got %q on standard output", out)
+	}
+	big := s.kubectl("exec", "pod", "-c", "main", "--", "sh", "-c", "head -c 5000000 /dev/zero")
+	if len(big) != 5000000 {
+		s.Errorf("got %d bytes of 5000000", len(big))
+	}
+	if _, err := s.try("exec", "pod", "-c", "main", "--", "/no/such/program"); err == nil || !strings.Contains(err.Error(), "no such file") {
+		s.Errorf("a program that is not there: %v", err)
+	}
+	// script gives kubectl a terminal, so that the container gets one too.
+	cmd, err := s.Command(ctx, "-n", s.name, "exec", "-it", "pod", "-c", "main", "--", "sh", "-c", "until stty size | grep 99; do sleep 0.1; done; tty")
+	if err != nil {
+		s.Fatal(err)
+	}
+	typed := exec.CommandContext(ctx, "script", "-qec", "stty rows 33 cols 99; "+strings.Join(quoted(cmd.Args), " "), "/dev/null")
+	typed.Env = cmd.Env
+	text, err := typed.CombinedOutput()
+	if err != nil {
+		s.Errorf("exec -it: %v: %s", err, text)
+	}
+	s.expect("a terminal", string(text), "33 99", "/dev/pts/")
+}
+
+func quoted(words []string) []string {
+	var all []string
+	for _, w := range words {
+		all = append(all, "'"+w+"'")
+	}
+	return all
+}
+
+func attach(s *space) {
+	s.apply(shell)
+	s.waitReady("pod")
+	ctx, cancel := context.WithTimeout(s.Context(), 30*time.Second)
+	defer cancel()
+	cmd, err := s.Command(ctx, "-n", s.name, "attach", "-i", "pod", "-c", "cat")
+	if err != nil {
+		s.Fatal(err)
+	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		s.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for _, word := range []string{"one", "two"} {
+		fmt.Fprintln(in, word)
+		if lines.Scan(); lines.Text() != "got "+word {
+			s.Errorf("got %q, want %q: %v", lines.Text(), "got "+word, lines.Err())
+		}
+	}
+	cancel()
+	_ = cmd.Wait() // it was killed
+	s.expect("the log", s.kubectl("logs", "pod", "-c", "cat"), "got one\ngot two\n")
+}
+
+func copying(s *space) {
+	s.apply(shell)
+	s.waitReady("pod")
+	dir := s.TempDir()
+	want := bytes.Repeat([]byte("crisp\n"), 500_000)
+	if err := os.MkdirAll(filepath.Join(dir, "in", "sub"), 0o755); err != nil {
+		s.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "in", "sub", "file"), want, 0o644); err != nil {
+		s.Fatal(err)
+	}
+	s.kubectl("cp", filepath.Join(dir, "in"), "pod:/tmp/", "-c", "cat")
+	s.kubectl("cp", "pod:/tmp/in", filepath.Join(dir, "out"), "-c", "cat")
+	if got, err := os.ReadFile(filepath.Join(dir, "out", "sub", "file")); err != nil || !bytes.Equal(got, want) {
+		s.Errorf("the copy differs: %d bytes of %d, %v", len(got), len(want), err)
+	}
+}
+
+func portForward(s *space) {
+	s.apply(shell)
+	s.waitReady("pod")
+	ctx, cancel := s.context()
+	defer cancel()
+	cmd, err := s.Command(ctx, "-n", s.name, "port-forward", "pod/pod", ":8080")
+	if err != nil {
+		s.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	port, _, found := strings.Cut(strings.TrimPrefix(line, "Forwarding from "), " ->")
+	if err != nil || !found {
+		s.Fatalf("got %q, %v", line, err)
+	}
+	for range 20 {
+		if page, err := fetch("http://" + port + "/hostname"); err != nil || page != "pod" {
+			s.Fatalf("through the port: got %q, %v", page, err)
+		}
+	}
+	cancel()
+	_ = cmd.Wait() // it was killed
+}
+
+func debug(s *space) {
+	s.apply(shell)
+	s.waitReady("pod")
+	s.kubectl("debug", "pod", "--image="+busybox, "--target=main", "-c", "looker", "--profile=general", "--", "sh", "-c", "ps; ls /proc/1/root/agnhost; sleep 1000")
+	s.eventually("it looks at its target", s.holds("/proc/1/root/agnhost", "logs", "pod", "-c", "looker"))
+	log := s.kubectl("logs", "pod", "-c", "looker")
+	s.expect("processes", log, "/agnhost netexec")
+	if strings.Contains(log, "while read line") {
+		s.Errorf("it sees a container that is not its target:\n%s", log)
+	}
+}
+
+// logs follows a log across its rotation: no line may be lost or repeated.
+func logs(s *space) {
+	const last = 15000
+	s.apply(fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: pod}
+spec:
+	restartPolicy: Never
+	containers: [{name: main, image: BUSYBOX, command: [sh, -c, "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i of many that together are longer than one file may be; [ $((i%%100)) != 0 ] || sleep 0.1; done"]}]
+`, last))
+	s.wait("jsonpath={.status.containerStatuses[0].started}=true", "pod/pod")
+	n := 0
+	for line := range strings.Lines(s.kubectl("logs", "-f", "pod")) {
+		if n++; !strings.HasPrefix(line, fmt.Sprintf("line %d of", n)) {
+			s.Fatalf("got %q in place of line %d", line, n)
+		}
+	}
+	if n != last {
+		s.Errorf("got %d lines of %d", n, last)
+	}
+	files, err := filepath.Glob(filepath.Join(s.node.Logs(), s.name+"_pod_*", "main", "*"))
+	if err != nil || len(files) < 2 || len(files) > 3 {
+		s.Errorf("got log files %v, %v, want 2 or 3", files, err)
+	}
+	s.expect("the newest lines", s.kubectl("logs", "--tail=1", "pod"), fmt.Sprintf("line %d of", last))
+	s.expect("with times", s.kubectl("logs", "--tail=1", "--timestamps", "pod"), time.Now().UTC().Format("2006-01-02T"))
+}

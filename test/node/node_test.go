@@ -1,0 +1,111 @@
+//go:build node
+
+package node
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"crisp/test/node/cluster"
+	"crisp/test/testkit"
+	"crisp/test/testkit/lab"
+)
+
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
+// newWorld starts crisp and a cluster of one node on it.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	l := testkit.Daemon(t, lab.Options{Config: `runtime_handlers = ["other"]`})
+	c, err := cluster.New(t.Context(), filepath.Join(t.TempDir(), "cluster"))
+	if errors.Is(err, lab.ErrNotMade) {
+		testkit.Skip(t, "kubernetes", err.Error())
+	}
+	if err != nil {
+		t.Fatalf("start a control plane: %v", err)
+	}
+	w := &world{Cluster: c}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the cluster's logs:\n%s", c.Logs())
+		}
+		w.empty(t)
+		if err := c.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Errorf("end the cluster: %v", err)
+		}
+	})
+	if w.node, err = c.AddNode(t.Context(), "node-1", l, nil); err != nil {
+		t.Fatalf("start a node: %v", err)
+	}
+	return w
+}
+
+// empty waits until kubelet has removed the pods of the namespaces that the
+// tests left.
+func (w *world) empty(t *testing.T) {
+	ctx, cancel := contextAfter(t)
+	defer cancel()
+	for ctx.Err() == nil {
+		reap()
+		if pods, err := w.Kubectl(ctx, "", "get", "pods", "-A", "-o", "name"); err == nil && pods == "" {
+			return
+		}
+		time.Sleep(300 * time.Millisecond)
+	}
+	t.Error("kubelet does not remove all pods")
+}
+
+// TestNode runs workloads on one node. Those that leave the node alone run
+// side by side, the others after them.
+func TestNode(t *testing.T) {
+	w := newWorld(t)
+	t.Run("ready", w.ready)
+	t.Run("workloads", func(t *testing.T) {
+		for name, test := range workloads() {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				test(w.space(t))
+			})
+		}
+	})
+	t.Run("latency", w.latency)
+	t.Run("load", w.load)
+	t.Run("stats from CRI", w.statsFromCRI)
+	t.Run("memory pressure", w.memoryPressure)
+	t.Run("disk pressure", w.diskPressure)
+	t.Run("graceful shutdown", func(t *testing.T) {
+		testkit.Skip(t, "systemd", "kubelet asks logind to hold up a shutdown")
+	})
+}
+
+// workloads are tests that leave the node alone.
+func workloads() map[string]func(*space) {
+	return map[string]func(*space){
+		"Deployment": deployment, "Service": service, "DaemonSet": daemonSet, "Job": job, "CronJob": cronJob, "StatefulSet": statefulSet,
+		"init and sidecars": initAndSidecars, "probes": probes, "hooks": hooks, "endings": endings, "process namespace": processNamespace,
+		"host network and ports": hostNetwork, "RuntimeClass": runtimeClasses, "quota": quota, "resize": resize, "static pod": staticPod,
+		"volumes": volumes, "user namespace": userNamespace, "ephemeral storage": pressure,
+		"exec": execCommand, "attach": attach, "cp": copying, "port-forward": portForward, "debug": debug, "logs": logs,
+		"pull secrets": pullSecrets, "pull errors": pullErrors,
+	}
+}
+
+// ready waits for the node as its administrator does.
+func (w *world) ready(t *testing.T) {
+	s := w.space(t)
+	s.eventually("the node has registered", s.holds("node-1", "get", "nodes"))
+	s.wait("condition=Ready", "node/"+w.node.Name)
+	s.expect("the node", s.kubectl("get", "node", w.node.Name, "-o", "wide"), "Ready", "v1.36.3", "crisp://", w.node.IP)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: first}
+spec: {containers: [{name: main, image: BUSYBOX, command: [sh, -c, "echo it runs; sleep 1000"]}]}
+`)
+	s.waitReady("first")
+	s.expect("the log", s.kubectl("logs", "first"), "it runs")
+}
