@@ -9,6 +9,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/keeper/client"
 )
 
 // Attach connects a client to a running container's standard streams until
@@ -57,7 +59,7 @@ func (m *Manager) attach(ctx context.Context, c *Container, pr *process, st Stre
 			return err
 		}
 	}
-	err := m.Keeper.Client().Attach(ctx, c.ID, writers[0], writers[1])
+	err := m.Keeper.insist(ctx, func(k *client.Client) error { return k.Attach(ctx, c.ID, writers[0], writers[1]) })
 	closeAll(writers)
 	if err != nil {
 		closeAll(readers)
@@ -140,7 +142,8 @@ func (m *Manager) feed(c *Container, pr *process, from io.Reader) <-chan struct{
 		io.Copy(pr.stdin, from)
 		if c.Config.Msg.GetStdinOnce() && !c.Config.Msg.GetTty() {
 			pr.stdin.Close()
-			warn(m.Keeper.Client().CloseKept(m.ctx, c.ID, "stdin"), "close a container's input", "container", c.ID)
+			err := m.Keeper.insist(m.ctx, func(k *client.Client) error { return k.CloseKept(m.ctx, c.ID, "stdin") })
+			warn(err, "close a container's input", "container", c.ID)
 		}
 	}()
 	return done

@@ -80,7 +80,12 @@ func (p *pod) startFailed(id string, cause error) {
 	})
 	warn(err, "note a failed start", "container", id)
 	if pr := p.process(id); pr != nil {
+		if errors.Is(cause, client.ErrLost) && pr.group != nil {
+			// The keeper died over it; the process may have got through.
+			warn(pr.group.Kill(p.m.ctx), "kill what a failed start left", "container", id)
+		}
 		close(pr.exited)
+		pr.log.Close()
 	}
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
@@ -101,8 +106,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	}
 	h := &held{files: launch.Held{}}
 	defer h.close()
-	log, err := p.gather(ctx, h, r, c, s, pr)
-	if err != nil {
+	if err := p.gather(ctx, h, r, c, s, pr); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	options := plan.Options{
@@ -110,7 +114,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		Terminal: s.Process.Terminal, HasStdin: cfg.GetStdin(), Nodes: c.Nodes,
 	}
 	options.CgroupV2, options.CgroupTasks = h.cgroupEntry()
-	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, log, keep(pr), p.m.gate(ctx, pr.group))
+	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, pr.log, keep(pr), p.m.gate(ctx, pr.group))
 	if err != nil {
 		return err
 	}
@@ -183,7 +187,7 @@ func (h *held) close() {
 }
 
 // gather opens everything a container's plan names.
-func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *specs.Spec, pr *process) (*client.LogConfig, error) {
+func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *specs.Spec, pr *process) error {
 	h.files["rootfs"] = pr.rootfs
 	for _, kind := range []string{"user", "net", "ipc", "uts", "mnt", "pid"} {
 		if f := p.namespace(kind); f != nil {
@@ -192,18 +196,18 @@ func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *s
 	}
 	if c.PIDTarget != "" {
 		if err := p.holdTarget(h, c.PIDTarget); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if !pr.group.NeedsGate() {
 		entry, err := pr.group.Entry()
 		if err != nil {
-			return nil, fmt.Errorf("open cgroup: %w", err)
+			return fmt.Errorf("open cgroup: %w", err)
 		}
 		p.m.holdCgroup(h, entry)
 	}
 	if err := p.holdImages(ctx, h, c); err != nil {
-		return nil, err
+		return err
 	}
 	return p.openStdio(h, r, c, pr)
 }

@@ -85,7 +85,8 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	close(pr.exited)
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	warn(p.m.Keeper.Forget(ctx, id), "forget an exit", "container", id)
-	warn(closeFiles(pr.stdin, pr.stdout, pr.stderr), "close a container's pipes", "container", id)
+	pr.log.Close()
+	warn(closeFiles(pr.stdin), "close a container's input", "container", id)
 }
 
 // lastRites counts the OOM kills in a container's cgroup and empties it.

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -16,6 +16,9 @@ import (
 
 // keeperRetry is how long the daemon waits before it tries again to start a keeper.
 const keeperRetry = time.Second
+
+// keeperPatience is how long a request waits for another keeper.
+const keeperPatience = 3 * time.Second
 
 // forgetRetry is the time between attempts to forget a process that dies.
 const forgetRetry = 10 * time.Millisecond
@@ -28,23 +31,63 @@ const orphanTimeout = 2 * time.Second
 // It starts processes for package launch.
 type Keeper struct {
 	stateDir, binary string
-	current          atomic.Pointer[client.Client]
+
+	mu      sync.Mutex
+	current *client.Client // guarded by mu
+	next    chan struct{}  // guarded by mu; closed when there is another one
 }
 
 // ConnectKeeper connects to the keeper of a state folder and starts it if
 // there is none; an empty binary means the one beside the running program.
 func ConnectKeeper(ctx context.Context, stateDir, binary string) (*Keeper, error) {
-	k := &Keeper{stateDir: stateDir, binary: binary}
 	c, err := client.Connect(ctx, stateDir, binary)
 	if err != nil {
 		return nil, err
 	}
-	k.current.Store(c)
-	return k, nil
+	return &Keeper{stateDir: stateDir, binary: binary, current: c, next: make(chan struct{})}, nil
 }
 
 // Client is the connection to the present keeper.
-func (k *Keeper) Client() *client.Client { return k.current.Load() }
+func (k *Keeper) Client() *client.Client {
+	c, _ := k.present()
+	return c
+}
+
+func (k *Keeper) present() (*client.Client, <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.current, k.next
+}
+
+// replace makes c the present keeper.
+func (k *Keeper) replace(c *client.Client) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.current = c
+	close(k.next)
+	k.next = make(chan struct{})
+}
+
+// insist makes a request that may be made twice, and once more to the next
+// keeper if the present one dies over it.
+func (k *Keeper) insist(ctx context.Context, request func(*client.Client) error) error {
+	late := time.NewTimer(keeperPatience)
+	defer late.Stop()
+	for {
+		c, next := k.present()
+		err := request(c)
+		if !errors.Is(err, client.ErrLost) {
+			return err
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return err
+		case <-late.C:
+			return err
+		}
+	}
+}
 
 // Start runs a plan at the present keeper.
 func (k *Keeper) Start(ctx context.Context, r client.Request) (*client.Started, error) {
@@ -54,7 +97,8 @@ func (k *Keeper) Start(ctx context.Context, r client.Request) (*client.Started, 
 // Forget lets go of what is held under an id, also of an exit that a keeper
 // which died recorded.
 func (k *Keeper) Forget(ctx context.Context, id string) error {
-	return errors.Join(k.Client().Forget(ctx, id), client.RemoveExit(k.stateDir, id))
+	err := k.insist(ctx, func(c *client.Client) error { return c.Forget(ctx, id) })
+	return errors.Join(err, client.RemoveExit(k.stateDir, id))
 }
 
 // forgetDying is Forget for a process that was killed: the keeper lets go of
@@ -117,7 +161,7 @@ func (m *Manager) replaceKeeper() {
 		c, err := client.Connect(m.ctx, m.Keeper.stateDir, m.Keeper.binary)
 		if err == nil {
 			m.handOver(c)
-			m.Keeper.current.Store(c)
+			m.Keeper.replace(c)
 			warn(old.Close(), "close the connection to the keeper that died")
 			return
 		}
@@ -198,22 +242,14 @@ func (p *pod) handOverSandbox(ctx context.Context, c *client.Client, r *Record, 
 }
 
 func (p *pod) handOverContainer(ctx context.Context, c *client.Client, r *Record, ctr *Container, pr *process) error {
-	out, err := openLog(r.Config.Msg, ctr.Config.Msg)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
 	o, err := p.m.orphans.Watch(pr.pid, pr.pidfd)
 	if err != nil {
 		return err
 	}
 	p.mu.Lock()
 	pr.orphan = o
+	a := client.Adoption{ID: ctr.ID, Kind: client.Container, Keep: keep(pr), Log: pr.log}
 	p.mu.Unlock()
-	a := client.Adoption{
-		ID: ctr.ID, Kind: client.Container, Keep: keep(pr),
-		Log: &client.LogConfig{Stdout: pr.stdout, Stderr: pr.stderr, Out: out, MaxLine: p.m.MaxLogLine},
-	}
 	a.Pid, a.PidFD, a.Terminal, a.StartedAt = pr.pid, pr.pidfd, pr.terminal, time.Unix(0, ctr.StartedAt)
 	return c.Adopt(ctx, a)
 }

@@ -10,6 +10,7 @@ import (
 
 	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
+	"crisp/runtime/keeper/client"
 	"crisp/runtime/orphan"
 )
 
@@ -47,9 +48,12 @@ type process struct {
 	// orphan tells how the process ended if the keeper that was its parent
 	// died before; guarded by the pod's mu.
 	orphan *orphan.Orphan
-	// terminal is the pty master, stdin the write end of the input pipe,
-	// stdout and stderr the read ends that keep writers alive if the keeper dies.
-	terminal, stdin, stdout, stderr *os.File
+	// terminal is the pty master, stdin the write end of the input pipe.
+	terminal, stdin *os.File
+	// log is held so that another keeper can go on with it where one died; its
+	// fields are guarded by the pod's mu. reopening is held while it is exchanged.
+	log       *client.LogConfig
+	reopening sync.Mutex
 	// rootfs is the detached root mount between create and start.
 	rootfs *os.File
 	group  *cgroup.Group
@@ -190,7 +194,8 @@ func (pr *process) close() error {
 	if pr == nil {
 		return nil
 	}
-	return closeFiles(pr.pidfd, pr.terminal, pr.stdin, pr.stdout, pr.stderr, pr.rootfs)
+	pr.log.Close()
+	return closeFiles(pr.pidfd, pr.terminal, pr.stdin, pr.rootfs)
 }
 
 // closeFiles closes files of which some may be nil, closed or the same.

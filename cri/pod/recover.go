@@ -233,7 +233,7 @@ func (p *pod) release(ctx context.Context, e *client.Entry) error {
 func (p *pod) adopt(c *Container, e *client.Entry) error {
 	pr := newProcess()
 	pr.pid, pr.pidfd, pr.terminal = e.Pid, e.PidFD, e.Terminal
-	pr.stdin, pr.stdout, pr.stderr = e.Kept["stdin"], e.Kept["stdout"], e.Kept["stderr"]
+	pr.stdin, pr.log = e.Kept["stdin"], e.Log
 	if pr.terminal != nil && c.Config.Msg.GetStdin() {
 		pr.stdin = pr.terminal
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -40,50 +41,54 @@ func polled(f *os.File) (*os.File, error) {
 }
 
 // openStdio makes a container's standard streams and opens its log.
-func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) (*client.LogConfig, error) {
-	log := &client.LogConfig{MaxLine: p.m.MaxLogLine}
+func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 	out, err := openLog(r.Config.Msg, c.Config.Msg)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	h.own = append(h.own, out)
-	log.Out = out
+	pr.log = &client.LogConfig{MaxLine: p.m.MaxLogLine, Out: out}
 	if c.Config.Msg.GetTty() {
-		return log, nil
+		pr.log.Stdout, err = client.NewTerminalStream(p.m.MaxLogLine)
+		return err
 	}
 	if c.Config.Msg.GetStdin() {
 		rd, wr, err := pipe()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		h.add("stdin", rd)
 		if pr.stdin, err = polled(wr); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	var w *os.File
-	if pr.stdout, w, err = pipe(); err != nil {
+	if pr.log.Stdout, err = p.openStream(h, "stdout"); err != nil {
+		return err
+	}
+	pr.log.Stderr, err = p.openStream(h, "stderr")
+	return err
+}
+
+// openStream makes an output of a container; the end that is written to goes to h.
+func (p *pod) openStream(h *held, name string) (*client.Stream, error) {
+	rd, wr, err := pipe()
+	if err != nil {
 		return nil, err
 	}
-	h.add("stdout", w)
-	if pr.stderr, w, err = pipe(); err != nil {
-		return nil, err
+	h.add(name, wr)
+	st, err := client.NewStream(rd, p.m.MaxLogLine)
+	if err != nil {
+		rd.Close()
 	}
-	h.add("stderr", w)
-	log.Stdout, log.Stderr = pr.stdout, pr.stderr
-	return log, nil
+	return st, err
 }
 
 // keep names what the keeper holds for a daemon that comes after this one, so
 // that this one in turn could hold it for another keeper.
 func keep(pr *process) []client.Named {
-	var out []client.Named
-	for name, f := range map[string]*os.File{"stdin": pr.stdin, "stdout": pr.stdout, "stderr": pr.stderr} {
-		if f != nil && f != pr.terminal && isOpen(f) {
-			out = append(out, client.Named{Name: name, File: f})
-		}
+	if pr.stdin == nil || pr.stdin == pr.terminal || !isOpen(pr.stdin) {
+		return nil
 	}
-	return out
+	return []client.Named{{Name: "stdin", File: pr.stdin}}
 }
 
 // isOpen tells whether a file was not closed, as the input of a container is
@@ -121,20 +126,62 @@ func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConf
 // ReopenLog makes a running container log to a fresh file at its log path,
 // after kubelet renamed the old one.
 func (m *Manager) ReopenLog(ctx context.Context, id string) error {
-	c, r, err := m.Container(id)
+	p, id, err := m.container(id)
 	if err != nil {
 		return err
 	}
-	if c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return fmt.Errorf("reopen log of container %s: it is %s, not running: %w", c.ID, c.StateName(), ErrState)
+	r := p.record()
+	c, pr := r.Container(id), p.process(id)
+	if c == nil || pr == nil || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return fmt.Errorf("reopen log of container %s: it is not running: %w", id, ErrState)
 	}
+	pr.reopening.Lock()
+	defer pr.reopening.Unlock()
 	out, err := openLog(r.Config.Msg, c.Config.Msg)
 	if err != nil {
 		return err
 	}
-	defer out.Close()
-	if err := m.Keeper.Client().ReopenLog(ctx, c.ID, out); err != nil {
-		return fmt.Errorf("reopen log of container %s: %w", c.ID, err)
+	p.offerLog(pr, out)
+	err = m.Keeper.insist(ctx, func(k *client.Client) error { return k.ReopenLog(ctx, id, out) })
+	p.settleLog(pr, err)
+	if err != nil {
+		return fmt.Errorf("reopen log of container %s: %w", id, err)
 	}
 	return nil
+}
+
+// maxFormer bounds the files that a log is known to have gone to.
+const maxFormer = 4
+
+// offerLog makes out the log of a process. Until the keeper has confirmed it
+// the last one is held as well: output may have gone to either if the keeper dies.
+func (p *pod) offerLog(pr *process, out *os.File) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := *pr.log
+	l.Former = append(slices.Clone(l.Former), l.Out)
+	if len(l.Former) > maxFormer {
+		l.Former[0].Close()
+		l.Former = l.Former[1:]
+	}
+	l.Out = out
+	pr.log = &l
+}
+
+// settleLog lets go of the file that is not the log any more, after the
+// keeper's answer. Without an answer both are held.
+func (p *pod) settleLog(pr *process, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := *pr.log
+	last := len(l.Former) - 1
+	switch {
+	case err == nil:
+		warn(closeFiles(l.Former...), "close a former log")
+		l.Former = nil
+	case client.Refused(err):
+		warn(l.Out.Close(), "close a log that is not used")
+		l.Out, l.Former = l.Former[last], l.Former[:last:last]
+	}
+	pr.log = &l
 }

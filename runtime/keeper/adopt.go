@@ -22,12 +22,13 @@ const (
 // nobody's child here, with its descriptors.
 func (k *keeper) adopt(m wire.Adopt, files []int) error {
 	pidfd := m.Started.Pid != 0
-	want := count(pidfd, m.Started.Terminal, m.Stdout, m.Stderr, m.Log) + len(m.Started.Namespaces) + len(m.Keep)
+	b := belongings{log: m.Log, stdout: m.Stdout, stderr: m.Stderr, former: m.Former, maxLine: m.MaxLine, keep: m.Keep}
+	want := count(pidfd, m.Started.Terminal) + len(m.Started.Namespaces) + b.count()
 	switch {
 	case !wire.ValidID(m.ID) || m.Kind < wire.Sandbox || m.Kind > wire.Exec || m.Started.Pid < 0:
 		wire.CloseAll(files)
 		return fmt.Errorf("adopt: %w: %v %q, pid %d", wire.ErrInvalid, m.Kind, m.ID, m.Started.Pid)
-	case len(files) != want || m.Log && !pidfd || !m.Log && (m.Stdout || m.Stderr):
+	case len(files) != want || m.Former > wire.MaxFormer || m.Log && !pidfd || !m.Log && (m.Stdout || m.Stderr || m.Former > 0):
 		wire.CloseAll(files)
 		return fmt.Errorf("adopt %s: %w: %d files", m.ID, wire.ErrInvalid, len(files))
 	}
@@ -50,7 +51,7 @@ func (k *keeper) adopt(m wire.Adopt, files []int) error {
 		files = files[1:]
 	}
 	e.at = time.Unix(0, m.Started.At)
-	b := belongings{files: files, log: m.Log, stdout: m.Stdout, stderr: m.Stderr, maxLine: m.MaxLine, keep: m.Keep}
+	b.files = files
 	err = k.equip(e, b, ended)
 	var watch *os.File
 	if err == nil && pidfd {

@@ -9,11 +9,22 @@
 //	| table of entries |<--- reaper: SIGCHLD, wait4
 //	+--------+---------+
 //	         |  one entry each
-//	process, descriptors, outputs ---> log file, attached pipes
+//	process, descriptors, outputs ---> spool ---> log file
+//	                              \-> attached pipes
 //
 // The keeper decides nothing: what a start does is in its plan. It must
 // survive any daemon and any message, and stay small: an idle container
-// costs two parked goroutines and no buffer.
+// costs two parked goroutines and a page of memory for each stream.
+//
+// It may be killed at any instruction. What must not be lost is held by the
+// daemon, too: pipes, spools, logs, terminals, pidfds, namespaces; package
+// spool explains how each byte of output gets into a log once whoever moves it.
+//
+// A log that refuses a write (a full disk) is tried again and again, and the
+// writer waits once its pipe is full. After half a minute lines are dropped,
+// counted, and told in the keeper's log, so that no container stands still for
+// ever; when there is room all goes on. The end of a process is told at most
+// two seconds late for that.
 //
 // Locks: keeper.mu guards the table and is held while a child is cloned, so
 // that the reaper knows every process that it can meet; it is never held

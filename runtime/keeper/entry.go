@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/keeper/crilog"
+	"crisp/runtime/keeper/spool"
 	"crisp/runtime/wire"
 )
 
@@ -56,13 +57,27 @@ func (k *keeper) lookupLocked(id string) (*entry, error) {
 	return e, nil
 }
 
+// source is a stream of output as it comes from a daemon: a pipe and the
+// spool for what is on its way from there to the log.
+type source struct {
+	name      string
+	fd, spool int
+}
+
 // belongings are the descriptors that a daemon sends along for an entry, in
-// the order in which they come: stdout, stderr, log, kept descriptors.
+// the order in which they come: each stream's pipe and spool, the files that
+// the log went to before, the log, kept descriptors.
 type belongings struct {
 	files               []int
 	log, stdout, stderr bool
+	former              uint64
 	maxLine             int64
 	keep                []string
+}
+
+// count is how many files there must be.
+func (b *belongings) count() int {
+	return 2*count(b.stdout, b.stderr) + int(min(b.former, wire.MaxFormer)) + count(b.log) + len(b.keep)
 }
 
 // equip takes over the belongings of an entry, of which there must be as many
@@ -74,36 +89,63 @@ func (k *keeper) equip(e *entry, b belongings, ended chan struct{}) error {
 		b.files = b.files[1:]
 		return fd
 	}
-	var sources []named
-	if b.stdout {
-		sources = append(sources, named{stdoutName, take()})
+	var sources []source
+	for _, name := range []string{stdoutName, stderrName} {
+		if name == stdoutName && b.stdout || name == stderrName && b.stderr {
+			sources = append(sources, source{name, take(), take()})
+		}
 	}
-	if b.stderr {
-		sources = append(sources, named{stderrName, take()})
-	}
-	if b.log {
-		e.log = crilog.New(take(), int(b.maxLine), &k.logBuf)
+	var logs []int
+	for range b.former + uint64(count(b.log)) {
+		logs = append(logs, take())
 	}
 	for _, name := range b.keep {
 		e.kept = append(e.kept, named{name, take()})
 	}
-	terminal := e.terminal >= 0
-	if b.log && terminal {
-		copies, err := duplicate([]int{e.terminal})
-		if err != nil {
-			closeNamed(sources)
-			return err
-		}
-		sources = append(sources, named{stdoutName, copies[0]})
+	if !b.log {
+		return nil
 	}
-	for i, src := range sources {
-		o, err := newOutput(k, src, e.log, ended)
-		if err != nil {
-			closeNamed(sources[i+1:])
-			return err
+	return k.connect(e, sources, logs, int(b.maxLine), ended)
+}
+
+// connect makes the outputs of an entry, which go to the last of the logs. An
+// earlier keeper may have written to any of them.
+func (k *keeper) connect(e *entry, sources []source, logs []int, maxLine int, ended chan struct{}) error {
+	last := len(logs) - 1
+	var spools []int
+	for _, src := range sources {
+		spools = append(spools, src.spool)
+	}
+	err := spool.Settle(spools, logs)
+	wire.CloseAll(logs[:last])
+	var streams []*crilog.Stream
+	for _, src := range sources {
+		terminal := -1
+		if err == nil && e.terminal >= 0 {
+			var copies []int
+			if copies, err = duplicate([]int{e.terminal}); err == nil {
+				terminal = copies[0]
+			}
 		}
-		o.terminal = terminal
-		e.outputs = append(e.outputs, o)
+		if err != nil {
+			wire.CloseAll([]int{src.fd, src.spool})
+			continue
+		}
+		var o *output
+		if o, err = newOutput(k, e.id, src, terminal, ended); err == nil {
+			e.outputs = append(e.outputs, o)
+			streams = append(streams, o.stream)
+		}
+	}
+	if err != nil {
+		unix.Close(logs[last])
+		return err
+	}
+	if e.log, err = crilog.New(logs[last], maxLine, &k.logBuf, streams...); err != nil {
+		return err
+	}
+	for _, o := range e.outputs {
+		o.log = e.log
 	}
 	return nil
 }
@@ -113,10 +155,11 @@ func (k *keeper) enter(e *entry) (wire.Started, []int) {
 	k.mu.Lock()
 	e.started = true
 	m, fds := e.startedLocked()
-	k.mu.Unlock()
 	for _, o := range e.outputs {
+		o.pumped = true
 		k.wg.Go(o.pump)
 	}
+	k.mu.Unlock()
 	return m, fds
 }
 
@@ -141,7 +184,7 @@ func (k *keeper) abandon(e *entry) {
 // release closes what an entry holds that is not in the table any more.
 func (e *entry) release() {
 	for _, o := range e.outputs {
-		o.file.Close()
+		o.release()
 	}
 	if e.log != nil {
 		e.log.Close()
@@ -157,19 +200,53 @@ func (e *entry) release() {
 }
 
 // describeLocked returns an entry as a message, with copies of its descriptors.
-func (e *entry) describeLocked() (wire.Entry, []int, error) {
-	m := wire.Entry{ID: e.id, Kind: e.kind, Exit: e.exit}
-	var fds []int
-	m.Started, fds = e.startedLocked()
+func (e *entry) describeLocked() (m wire.Entry, fds []int, err error) {
+	m = wire.Entry{ID: e.id, Kind: e.kind, Exit: e.exit}
+	var own []int
+	m.Started, own = e.startedLocked()
+	fds, err = duplicate(own)
+	if err == nil && e.log != nil && e.exit == nil {
+		err = e.describeLog(&m, &fds)
+	}
 	for _, n := range e.kept {
+		if err != nil {
+			break
+		}
+		var c []int
+		c, err = duplicate([]int{n.fd})
 		m.Keep = append(m.Keep, n.name)
-		fds = append(fds, n.fd)
+		fds = append(fds, c...)
 	}
-	if e.log != nil {
-		m.Dropped = e.log.Dropped()
+	if err != nil {
+		wire.CloseAll(fds)
+		return wire.Entry{}, nil, err
 	}
-	copies, err := duplicate(fds)
-	return m, copies, err
+	return m, fds, nil
+}
+
+// describeLog adds an entry's log and streams, unless the log is closed.
+func (e *entry) describeLog(m *wire.Entry, fds *[]int) error {
+	m.Dropped = e.log.Dropped()
+	log, err := e.log.Copy()
+	if err != nil || log < 0 {
+		return err
+	}
+	m.Log = true
+	for _, o := range e.outputs {
+		c, err := o.copies()
+		if err != nil {
+			unix.Close(log)
+			return err
+		}
+		*fds = append(*fds, c...)
+		if o.name == stdoutName {
+			m.Stdout = len(c) > 0
+		} else {
+			m.Stderr = len(c) > 0
+		}
+	}
+	*fds = append(*fds, log)
+	return nil
 }
 
 // startedLocked returns what an entry started as, with its own descriptors.

@@ -29,7 +29,6 @@ type keeper struct {
 	opt      spawn.Options
 	decoders sync.Pool // of *plan.Decoder
 	logBuf   crilog.Buffers
-	readBuf  sync.Pool
 	poke     chan struct{} // has a token when the keeper may have become idle
 	sweep    chan struct{} // has a token when children may be left to reap
 	leave    chan struct{} // closed at the end
@@ -51,7 +50,6 @@ func newKeeper(stateDir string, opt spawn.Options) *keeper {
 		entries: make(map[string]*entry), procs: make(map[int]*proc),
 		sessions: make(map[*session]bool),
 	}
-	k.readBuf.New = func() any { b := make([]byte, readSize); return &b }
 	return k
 }
 

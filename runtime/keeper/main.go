@@ -25,6 +25,8 @@ const (
 	gcPercent   = 40
 	memoryLimit = 12 << 20
 	maxProcs    = 2
+	// commName is the name that ps shows.
+	commName = "crisp-keeper"
 )
 
 // Main is the keeper's program; args are the arguments after the program's
@@ -71,6 +73,10 @@ func settle() (spawn.Options, error) {
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return opt, fmt.Errorf("become subreaper: %w", err)
+	}
+	// It runs from a descriptor, and would be named after its number.
+	if err := os.WriteFile("/proc/self/comm", []byte(commName), 0); err != nil {
+		return opt, fmt.Errorf("set name of process: %w", err)
 	}
 	// A session's end or a daemon's service manager must not end containers.
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)

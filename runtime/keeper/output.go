@@ -13,55 +13,78 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/keeper/crilog"
+	"crisp/runtime/keeper/spool"
 )
 
 const (
-	readSize = 32 << 10
 	// sinkSize is the pipe size asked for attached readers.
 	sinkSize = 256 << 10
+	// terminalRead is how much is read of a terminal at once, its buffer.
+	terminalRead = 4 << 10
 	// terminalDrain is how long the end of a terminal's output is awaited
 	// once the process has ended: it passes through a kernel worker.
 	terminalDrain = 100 * time.Millisecond
 	// hangupRetry is the pause in which a terminal that nobody has open may
 	// be opened again by a living container.
 	hangupRetry = 200 * time.Millisecond
+	// trimDelay is how long a spool may keep memory that it does not need.
+	trimDelay = time.Second
 )
 
-// output reads a pipe or terminal of a container into its log and to
-// attached readers.
+// output moves the output of a container from a pipe or terminal to its log
+// and to attached readers.
 type output struct {
-	k        *keeper
-	name     string
-	file     *os.File
-	raw      syscall.RawConn
-	log      *crilog.Log
-	terminal bool
-	exited   chan struct{} // closed when the process has ended
-	done     chan struct{} // closed at the end of the output
+	k      *keeper
+	id     string // of the container
+	name   string
+	file   *os.File // the pipe or terminal
+	raw    syscall.RawConn
+	relay  int // the pipe that a terminal's output passes through, -1 without one
+	log    *crilog.Log
+	exited chan struct{} // closed when the process has ended
+	gone   chan struct{} // closed when the entry is released
+	pumped bool          // guarded by keeper.mu
+	done   chan struct{} // closed at the end of the output
 
-	mu     sync.Mutex // held from a read until what was read is in the log
-	stream *crilog.Stream
-	sinks  []int // guarded by mu; write ends of pipes
-	ended  bool  // guarded by mu
+	fdMu    sync.Mutex // held while descriptors are copied or closed
+	closed  bool       // guarded by fdMu
+	spoolFD int        // never changes
+
+	mu      sync.Mutex // held from a read until what was read is in the log
+	spool   *spool.Spool
+	stream  *crilog.Stream
+	refusal refusal     // guarded by mu
+	sinks   []int       // guarded by mu; write ends of pipes
+	ended   bool        // guarded by mu
+	trim    *time.Timer // guarded by mu; nil while nothing is to be trimmed
 }
 
-// newOutput takes over the source's descriptor. exited is closed when the
-// process has ended.
-func newOutput(k *keeper, src named, log *crilog.Log, exited chan struct{}) (*output, error) {
-	if err := unix.SetNonblock(src.fd, true); err != nil {
-		unix.Close(src.fd)
-		return nil, fmt.Errorf("use %s: %w", src.name, err)
+// newOutput takes over a source and the terminal whose output passes through
+// it, or -1. It stands still until pump. exited is closed when the process has
+// ended.
+func newOutput(k *keeper, id string, src source, terminal int, exited chan struct{}) (*output, error) {
+	o := &output{
+		k: k, id: id, name: src.name, relay: -1, spoolFD: src.spool, exited: exited,
+		gone: make(chan struct{}), done: make(chan struct{}),
 	}
-	file := os.NewFile(uintptr(src.fd), src.name)
-	raw, err := file.SyscallConn()
+	from := src.fd
+	if terminal >= 0 {
+		from, o.relay = terminal, src.fd
+	}
+	err := errors.Join(unix.SetNonblock(src.fd, true), unix.SetNonblock(from, true))
+	o.file = os.NewFile(uintptr(from), src.name)
+	if err == nil {
+		o.raw, err = o.file.SyscallConn()
+	}
+	if err == nil {
+		o.spool, err = spool.Open(src.spool)
+	}
 	if err != nil {
-		file.Close()
+		o.discard()
 		return nil, fmt.Errorf("use %s: %w", src.name, err)
 	}
-	return &output{
-		k: k, name: src.name, file: file, raw: raw, log: log, exited: exited,
-		done: make(chan struct{}), stream: crilog.NewStream(src.name),
-	}, nil
+	o.stream = crilog.NewStream(src.name, o.spool)
+	return o, nil
 }
 
 // pump copies until the output ends or the file is closed.
@@ -77,12 +100,14 @@ func (o *output) pump() {
 		switch {
 		case rerr != nil, err == io.EOF:
 			return
-		case err == unix.EIO && o.terminal:
+		case err == errRefused:
+			o.await(o.gone)
+		case err == unix.EIO && o.relay >= 0:
 			if !o.reopened() {
 				return
 			}
 		case err != nil:
-			o.k.logf("read %s: %v", o.file.Name(), err)
+			o.k.logf("read %s of %s: %v", o.name, o.id, err)
 			return
 		}
 	}
@@ -106,24 +131,39 @@ func (o *output) copy(fd int) (int, error) {
 	if o.ended {
 		return 0, io.EOF
 	}
-	buf, ok := o.k.readBuf.Get().(*[]byte)
-	if !ok {
-		return 0, errors.New("no buffer")
-	}
-	defer o.k.readBuf.Put(buf)
-	for {
-		n, err := unix.Read(fd, *buf)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
+	if o.refusal.on() {
+		if err := o.writeLocked(false); err != nil {
 			return 0, err
-		case n == 0:
-			return 0, io.EOF
 		}
-		o.log.Write(o.stream, (*buf)[:n])
-		o.sinks = slices.DeleteFunc(o.sinks, func(sink int) bool { return !offer(sink, (*buf)[:n]) })
-		return n, nil
+	}
+	got, err := o.fillLocked(fd)
+	if err != nil {
+		o.trimLaterLocked()
+		return 0, err
+	}
+	o.sinks = slices.DeleteFunc(o.sinks, func(sink int) bool { return !offer(sink, got) })
+	return len(got), o.writeLocked(false)
+}
+
+// fillLocked takes output into the spool. That of a terminal, which cannot be
+// spliced into a file, takes the way through a pipe.
+func (o *output) fillLocked(fd int) ([]byte, error) {
+	if o.relay < 0 {
+		return o.spool.Fill(fd)
+	}
+	for {
+		got, err := o.spool.Fill(o.relay)
+		if err != unix.EAGAIN {
+			return got, err
+		}
+		for {
+			if _, err = unix.Splice(fd, nil, o.relay, nil, terminalRead, unix.SPLICE_F_NONBLOCK); err != unix.EINTR {
+				break
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 }
 
@@ -147,14 +187,17 @@ func offer(sink int, b []byte) bool {
 }
 
 // drain brings what the process wrote before its end into the log. What
-// others still write to the pipe follows in the background.
+// others still write to the pipe follows in the background. A log that takes
+// nothing holds the end of a process up only for so long.
 func (o *output) drain() {
-	if o.terminal {
+	if o.relay >= 0 {
 		select {
 		case <-o.done:
 		case <-time.After(terminalDrain):
 		}
 	} else {
+		late := time.NewTimer(exitPatience)
+		defer late.Stop()
 		// An error means that the output has ended and is logged.
 		_ = o.raw.Control(func(fd uintptr) {
 			pending, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
@@ -162,24 +205,94 @@ func (o *output) drain() {
 				var n int
 				n, err = o.copy(int(fd))
 				pending -= n
+				if err == errRefused {
+					err = o.awaitOr(late.C)
+				}
 			}
 		})
 	}
+	o.end()
+}
+
+// end logs an unfinished line and lets attached readers go.
+func (o *output) end() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.log.End(o.stream)
+	if o.ended {
+		return
+	}
+	if err := o.writeLocked(true); err != nil {
+		o.k.logf("%s of %s: its end is not logged: %v", o.name, o.id, o.refusal.cause)
+	}
 	o.closeSinksLocked()
 }
 
-// finish ends the output. The file is closed without the lock: Close waits
-// for a drain under way, which may wait for the lock.
+// finish ends the output.
 func (o *output) finish() {
+	for late := time.After(exitPatience); ; {
+		o.mu.Lock()
+		err := o.writeLocked(true)
+		o.mu.Unlock()
+		if err == nil || o.awaitOr(late) != nil {
+			break
+		}
+	}
+	o.discard()
+}
+
+// discard closes what an output has that does not move any more. The file is
+// closed without the lock: Close waits for a drain under way, which may wait
+// for the lock.
+func (o *output) discard() {
 	o.mu.Lock()
 	o.ended = true
-	o.log.End(o.stream)
 	o.closeSinksLocked()
+	if o.trim != nil {
+		o.trim.Stop()
+	}
+	if o.spool != nil {
+		o.spool.Close()
+	}
 	o.mu.Unlock()
+	o.fdMu.Lock()
+	defer o.fdMu.Unlock()
+	if o.closed {
+		return
+	}
+	o.closed = true
 	o.file.Close()
+	unix.Close(o.spoolFD)
+	if o.relay >= 0 {
+		unix.Close(o.relay)
+	}
+}
+
+// release ends an output of an entry that is not in the table any more.
+func (o *output) release() {
+	close(o.gone)
+	if !o.pumped {
+		o.discard()
+		return
+	}
+	o.file.Close()
+}
+
+// copies returns copies of an output's source and spool, none once it has
+// ended. It waits for no disk.
+func (o *output) copies() ([]int, error) {
+	o.fdMu.Lock()
+	defer o.fdMu.Unlock()
+	if o.closed {
+		return nil, nil
+	}
+	fd := o.relay
+	if fd < 0 {
+		// It fails once the file is closed: the output ends.
+		if err := o.raw.Control(func(n uintptr) { fd = int(n) }); err != nil {
+			return nil, nil
+		}
+	}
+	return duplicate([]int{fd, o.spoolFD})
 }
 
 func (o *output) closeSinksLocked() {

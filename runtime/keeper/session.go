@@ -211,7 +211,9 @@ func (k *keeper) reopen(id string, files []int) error {
 		wire.CloseAll(files)
 		return err
 	}
-	if !e.log.Reopen(files[0]) {
+	if ok, err := e.log.Reopen(files[0]); err != nil {
+		return fmt.Errorf("%s: %w", id, err)
+	} else if !ok {
 		return fmt.Errorf("%s: %w", id, wire.ErrNotRunning)
 	}
 	return nil

@@ -142,10 +142,11 @@ func (st *start) parse() error {
 	if m.Kind < wire.Sandbox || m.Kind > wire.Exec {
 		return fmt.Errorf("%w: %v", wire.ErrInvalid, m.Kind)
 	}
-	if !m.Log && (m.Stdout || m.Stderr) || m.Pause && !m.Hold || m.Log && m.Hold || m.Terminal && (m.Stdout || m.Stderr) {
+	if !m.Log && (m.Stdout || m.Stderr) || m.Pause && !m.Hold || m.Log && m.Hold || m.Terminal && (m.Stderr || m.Stdout != m.Log) {
 		return fmt.Errorf("%w: flags", wire.ErrInvalid)
 	}
-	want := 1 + len(m.Keep) + count(m.Log, m.Stdout, m.Stderr)
+	b := st.belongings()
+	want := 1 + b.count()
 	if m.Inputs > uint64(len(st.files)) || int(m.Inputs)+want != len(st.files) {
 		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(st.files))
 	}
@@ -390,12 +391,17 @@ func (st *start) open() error {
 		return fmt.Errorf("%s: %w: no terminal was passed", st.plan.Name, wire.ErrInvalid)
 	}
 	wire.CloseAll(st.files[:1+m.Inputs])
-	b := belongings{files: st.files[1+m.Inputs:], log: m.Log, stdout: m.Stdout, stderr: m.Stderr, maxLine: m.MaxLine, keep: m.Keep}
-	st.files = nil
+	b := st.belongings()
+	b.files, st.files = st.files[1+m.Inputs:], nil
 	if err := st.k.equip(e, b, st.procs[len(st.procs)-1].ended); err != nil {
 		return fmt.Errorf("%s: %w", st.plan.Name, err)
 	}
 	return nil
+}
+
+func (st *start) belongings() belongings {
+	m := &st.msg
+	return belongings{log: m.Log, stdout: m.Stdout, stderr: m.Stderr, maxLine: m.MaxLine, keep: m.Keep}
 }
 
 // commit makes the start known and answers it. The answer precedes the exit.

@@ -11,7 +11,7 @@ import (
 )
 
 // Version is the version of the protocol.
-const Version = 1
+const Version = 2
 
 // Kind is what a held thing is.
 type Kind uint8
@@ -66,6 +66,9 @@ const (
 // maxText bounds the text of an error.
 const maxText = 8 << 10
 
+// MaxFormer bounds the files that a log may have gone to before.
+const MaxFormer = 16
+
 // maxNames bounds the descriptors that are kept under an ID.
 const maxNames = 64
 
@@ -73,8 +76,8 @@ const maxNames = 64
 type Hello struct{ Version uint64 }
 
 // Start asks for a plan to be run. Its files are, in this order: the plan,
-// the plan's inputs, the log's stdout, stderr and out as far as they are
-// there, and the kept descriptors.
+// the plan's inputs, pipe and spool of stdout and of stderr, and the log as far
+// as they are there, and the kept descriptors.
 type Start struct {
 	ID   string
 	Kind Kind
@@ -86,7 +89,8 @@ type Start struct {
 	Hold, Pause bool
 	// Gate asks for Waiting and Proceed at the plan's first gate.
 	Gate bool
-	// Log, Stdout and Stderr say which log files follow.
+	// Log, Stdout and Stderr say which of them follow. With a terminal the
+	// pipe of stdout is the keeper's own, which the output passes through.
 	Log, Stdout, Stderr bool
 	// MaxLine is where log lines are split, 0 for the default.
 	MaxLine int64
@@ -95,15 +99,17 @@ type Start struct {
 }
 
 // Adopt hands over what another keeper held. Its files are, as far as they are
-// there: pidfd, terminal, namespaces, stdout, stderr, log, kept descriptors.
+// there: pidfd, terminal, namespaces, pipe and spool of stdout and of stderr,
+// former logs, log, kept descriptors.
 type Adopt struct {
-	ID      string
-	Kind    Kind
-	Started Started
-	// Log, Stdout and Stderr say which log files follow.
+	ID                  string
+	Kind                Kind
+	Started             Started
 	Log, Stdout, Stderr bool
-	MaxLine             int64
-	Keep                []string
+	// Former counts the files that the log may have gone to before.
+	Former  uint64
+	MaxLine int64
+	Keep    []string
 }
 
 // Proceed answers Waiting.
@@ -146,13 +152,14 @@ type Started struct {
 	Namespaces []string
 }
 
-// Entry is one held thing. Its files are as those of Started, then the kept
-// descriptors. A process that has ended has no pidfd.
+// Entry is one held thing. Its files are as those of Adopt. A process that has
+// ended has no pidfd, and no streams and log.
 type Entry struct {
-	ID      string
-	Kind    Kind
-	Started Started
-	Keep    []string
+	ID                  string
+	Kind                Kind
+	Started             Started
+	Log, Stdout, Stderr bool
+	Keep                []string
 	// Dropped counts log lines that could not be written.
 	Dropped uint64
 	Exit    *Exited
@@ -223,6 +230,7 @@ func (m Adopt) put(w *pack.Writer) {
 	for _, b := range []bool{m.Log, m.Stdout, m.Stderr} {
 		w.Bool(b)
 	}
+	w.Uint(m.Former)
 	w.Int(m.MaxLine)
 	w.Strings(m.Keep)
 }
@@ -230,7 +238,7 @@ func (m Adopt) put(w *pack.Writer) {
 func takeAdopt(r *pack.Reader) Adopt {
 	return Adopt{
 		ID: r.String(), Kind: takeKind(r), Started: takeStarted(r),
-		Log: r.Bool(), Stdout: r.Bool(), Stderr: r.Bool(), MaxLine: r.Int(), Keep: r.Strings(maxNames),
+		Log: r.Bool(), Stdout: r.Bool(), Stderr: r.Bool(), Former: r.Uint(), MaxLine: r.Int(), Keep: r.Strings(maxNames),
 	}
 }
 
@@ -258,6 +266,9 @@ func (m Entry) put(w *pack.Writer) {
 	w.String(m.ID)
 	w.Uint(uint64(m.Kind))
 	m.Started.put(w)
+	for _, b := range []bool{m.Log, m.Stdout, m.Stderr} {
+		w.Bool(b)
+	}
 	w.Strings(m.Keep)
 	w.Uint(m.Dropped)
 	w.Bool(m.Exit != nil)
@@ -267,7 +278,10 @@ func (m Entry) put(w *pack.Writer) {
 }
 
 func takeEntry(r *pack.Reader) Entry {
-	e := Entry{ID: r.String(), Kind: takeKind(r), Started: takeStarted(r), Keep: r.Strings(maxNames), Dropped: r.Uint()}
+	e := Entry{
+		ID: r.String(), Kind: takeKind(r), Started: takeStarted(r),
+		Log: r.Bool(), Stdout: r.Bool(), Stderr: r.Bool(), Keep: r.Strings(maxNames), Dropped: r.Uint(),
+	}
 	if r.Bool() {
 		x := takeExited(r)
 		e.Exit = &x

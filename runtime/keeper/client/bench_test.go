@@ -211,3 +211,32 @@ func BenchmarkFork(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkOutput measures how fast a container's output gets into its log.
+func BenchmarkOutput(b *testing.B) {
+	testkit.Root(b)
+	c, err := Connect(testContext(b), stateDir(b), buildKeeper(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	for name, length := range map[string]int{"short": 12, "usual": 80, "long": 4000} {
+		b.Run(name, func(b *testing.B) {
+			const size = 32 << 20
+			file := filepath.Join(b.TempDir(), "output")
+			line := strings.Repeat("x", length-1) + "\n"
+			if err := os.WriteFile(file, []byte(strings.Repeat(line, size/length)), 0o600); err != nil {
+				b.Fatal(err)
+			}
+			b.SetBytes(size)
+			for i := 0; b.Loop(); i++ {
+				id := fmt.Sprintf("%s%d", name, i)
+				sh := newShell(b, id, "cat "+file)
+				sh.start(b, c)
+				awaitExit(b, c, id)
+				forget(b, c, id)
+				os.Remove(sh.log)
+			}
+		})
+	}
+}

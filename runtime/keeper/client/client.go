@@ -461,6 +461,18 @@ func takeStarted(m wire.Started, pidfd bool, fds []int) (Started, []int) {
 func entryOf(m wire.Entry, fds []int) (Entry, error) {
 	s, rest := takeStarted(m.Started, m.Started.Pid != 0 && m.Exit == nil, fds)
 	e := Entry{ID: m.ID, Kind: m.Kind, Started: s, Dropped: m.Dropped, Kept: make(map[string]*os.File, len(m.Keep))}
+	if m.Log {
+		e.Log = &LogConfig{}
+		for _, st := range []struct {
+			there bool
+			to    **Stream
+		}{{m.Stdout, &e.Log.Stdout}, {m.Stderr, &e.Log.Stderr}} {
+			if st.there {
+				*st.to = &Stream{Pipe: takeFile(&rest, "pipe"), Spool: takeFile(&rest, "spool")}
+			}
+		}
+		e.Log.Out = takeFile(&rest, "log")
+	}
 	for _, name := range m.Keep {
 		if f := takeFile(&rest, name); f != nil {
 			e.Kept[name] = f

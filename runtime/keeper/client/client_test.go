@@ -326,7 +326,12 @@ func TestTerminal(t *testing.T) {
 		p.do("set stdio", unix.SYS_DUP3, reg(1), num(fd), num(0))
 	}
 	p.exec("/bin/sh", "-c", "tty; read x; echo got $x; exit 4")
-	st, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan, Terminal: true, Log: &LogConfig{Out: out}})
+	relay, err := NewTerminalStream(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer relay.Close()
+	st, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan, Terminal: true, Log: &LogConfig{Stdout: relay, Out: out}})
 	out.Close()
 	if err != nil {
 		t.Fatal(err)

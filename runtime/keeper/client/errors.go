@@ -30,3 +30,10 @@ var (
 	// ErrVersion is a keeper that speaks another version of the protocol.
 	ErrVersion = wire.ErrVersion
 )
+
+// Refused says whether an error is the keeper's own answer, so that what was
+// asked for was not done.
+func Refused(err error) bool {
+	var f wire.Fail
+	return errors.As(err, &f)
+}

@@ -134,14 +134,26 @@ func newShell(t testing.TB, id, script string) *shell {
 	p.do("set stderr", unix.SYS_DUP3, p.input("stderr"), num(2), num(0))
 	sh.req = Request{
 		ID: id, Kind: Container, Plan: &p.Plan, Files: []*os.File{outW, errW},
-		Log: &LogConfig{Stdout: outR, Stderr: errR, Out: out},
+		Log: &LogConfig{Stdout: stream(t, outR), Stderr: stream(t, errR), Out: out},
 	}
 	p.exec("/bin/sh", "-c", script)
-	sh.held = []*os.File{outR, outW, errR, errW, out}
+	sh.held = []*os.File{outW, errW}
 	return sh
 }
 
-func (s *shell) close() { closeFiles(s.held...) }
+func (s *shell) close() {
+	closeFiles(s.held...)
+	s.req.Log.Close()
+}
+
+func stream(t testing.TB, pipe *os.File) *Stream {
+	t.Helper()
+	s, err := NewStream(pipe, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
 
 // pipe returns a pipe whose ends block, as programs expect of their output.
 func pipe(t testing.TB) (r, w *os.File) {

@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/keeper/crilog"
+	"crisp/runtime/keeper/spool"
 	"crisp/runtime/plan"
 	"crisp/runtime/wire"
 )
@@ -46,13 +48,73 @@ type Request struct {
 
 // LogConfig says where a container's output goes.
 type LogConfig struct {
-	// Stdout and Stderr are the read ends of the container's pipes; nil with
-	// a terminal, whose output is logged as stdout.
-	Stdout, Stderr *os.File
+	// Stdout and Stderr are the container's streams. With a terminal Stdout is
+	// made by [NewTerminalStream] and there is no Stderr.
+	Stdout, Stderr *Stream
 	// Out is the log, opened for appending.
 	Out *os.File
+	// Former are files that an earlier keeper may have logged to; for Adopt.
+	Former []*os.File
 	// MaxLine is where lines are split; 0 means 16 KiB.
 	MaxLine int
+}
+
+// Stream is one output of a container on its way to the log. Who holds a copy
+// of it can have another keeper go on when one has died, without loss.
+type Stream struct {
+	// Pipe is the read end of the container's pipe or, for a terminal, a pipe
+	// between it and the spool.
+	Pipe *os.File
+	// Spool is what was read and is not yet in the log; see package spool.
+	Spool *os.File
+}
+
+// NewStream makes a stream of the read end of a pipe, for lines of maxLine
+// bytes as in [LogConfig].
+func NewStream(pipe *os.File, maxLine int) (*Stream, error) {
+	f, err := spool.Create(crilog.MaxLine(maxLine))
+	if err != nil {
+		return nil, err
+	}
+	return &Stream{Pipe: pipe, Spool: f}, nil
+}
+
+// NewTerminalStream makes a stream for a terminal.
+func NewTerminalStream(maxLine int) (*Stream, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("make pipe: %w", err)
+	}
+	defer wire.CloseAll(fds[:])
+	// One descriptor is enough for both directions.
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fds[0]), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open pipe in both directions: %w", err)
+	}
+	pipe := os.NewFile(uintptr(fd), "relay")
+	st, err := NewStream(pipe, maxLine)
+	if err != nil {
+		pipe.Close()
+	}
+	return st, err
+}
+
+// Close closes a stream's files; nil has none.
+func (s *Stream) Close() {
+	if s != nil {
+		closeFiles(s.Pipe, s.Spool)
+	}
+}
+
+// Close closes all files; nil has none.
+func (l *LogConfig) Close() {
+	if l == nil {
+		return
+	}
+	l.Stdout.Close()
+	l.Stderr.Close()
+	closeFiles(l.Out)
+	closeFiles(l.Former...)
 }
 
 // Named is a descriptor with the name under which it is kept.
@@ -98,6 +160,9 @@ type Entry struct {
 	ID   string
 	Kind Kind
 	Started
+	// Log is the present log with the streams that have not ended, nil without
+	// one or once the process has ended.
+	Log *LogConfig
 	// Kept are the kept descriptors by name.
 	Kept map[string]*os.File
 	// Dropped counts log lines that could not be written.
@@ -109,6 +174,7 @@ type Entry struct {
 // Close closes all files.
 func (e *Entry) Close() {
 	e.Started.Close()
+	e.Log.Close()
 	for _, f := range e.Kept {
 		f.Close()
 	}
@@ -144,6 +210,7 @@ func (a *Adoption) message() (m wire.Adopt, files []*os.File, err error) {
 	}
 	if l := a.Log; l != nil {
 		m.Log, m.Stdout, m.Stderr, m.MaxLine = true, l.Stdout != nil, l.Stderr != nil, int64(l.MaxLine)
+		m.Former = uint64(len(l.Former))
 		files = append(files, l.files()...)
 	}
 	for _, k := range a.Keep {
@@ -155,12 +222,12 @@ func (a *Adoption) message() (m wire.Adopt, files []*os.File, err error) {
 
 // files returns the files of a log in the order of the protocol.
 func (l *LogConfig) files() (list []*os.File) {
-	for _, f := range []*os.File{l.Stdout, l.Stderr} {
-		if f != nil {
-			list = append(list, f)
+	for _, s := range []*Stream{l.Stdout, l.Stderr} {
+		if s != nil {
+			list = append(list, s.Pipe, s.Spool)
 		}
 	}
-	return append(list, l.Out)
+	return append(append(list, l.Former...), l.Out)
 }
 
 // message turns the request into its message and files. The plan's memfd,
@@ -178,8 +245,8 @@ func (r *Request) message() (m wire.Start, files []int, err error) {
 	}
 	handles := append([]*os.File(nil), r.Files...)
 	if l := r.Log; l != nil {
-		if l.Out == nil {
-			return m, nil, fmt.Errorf("%w: no log file", ErrInvalid)
+		if l.Out == nil || len(l.Former) > 0 {
+			return m, nil, fmt.Errorf("%w: no log file, or too many", ErrInvalid)
 		}
 		m.Log, m.Stdout, m.Stderr, m.MaxLine = true, l.Stdout != nil, l.Stderr != nil, int64(l.MaxLine)
 		handles = append(handles, l.files()...)

@@ -8,18 +8,22 @@
 // that the bytes can be put together again exactly.
 //
 // Every write(2) to the file holds whole lines, so the file can be exchanged
-// between any two writes. A file that refuses a write (a full disk) costs the
-// lines of that write, which are counted; it never holds up the container,
-// and what was written of a torn line is cut off again.
+// between any two writes. What was written of one that failed (a full disk) is
+// cut off again, and the bytes stay in the stream's spool for another attempt.
+// It is the spool, too, that makes sure that each byte is logged once even if
+// this process is killed.
 package crilog
 
 import (
 	"bytes"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/keeper/spool"
 )
 
 const (
@@ -29,8 +33,6 @@ const (
 	maxMaxLine = 1 << 20
 	// flushSize is how much is gathered for one write.
 	flushSize = 64 << 10
-	// keepTail is the largest buffer that an idle stream keeps.
-	keepTail = 256
 )
 
 // Buffers lends out the memory in which writes are gathered, to all logs together.
@@ -59,89 +61,175 @@ type Log struct {
 	dropped atomic.Uint64
 
 	mu     sync.Mutex
-	fd     int    // guarded by mu; -1 once closed
-	torn   bool   // guarded by mu; the file ends within a line that could not be cut off
-	second int64  // guarded by mu; the time that stamp shows
-	stamp  []byte // guarded by mu; date and time without the fraction
+	where  spool.Write // guarded by mu; the last write, for its file and number
+	null   bool        // guarded by mu; the file is none that grows
+	failed *Stream     // guarded by mu; its write failed and is to be taken back
+	second int64       // guarded by mu; the time that stamp shows
+	stamp  []byte      // guarded by mu; date and time without the fraction
+
+	// fd is written with both locks, so that it can be copied while a write waits for the disk.
+	fdMu sync.Mutex
+	fd   int // -1 once closed
 }
 
-// Stream is one of the outputs that a log mixes. It belongs to the Log that
-// its name is written to first.
+// Stream is one of the outputs that a log mixes.
 type Stream struct {
-	name string
-	tail []byte // guarded by Log.mu; an unfinished line
+	name    string
+	spool   *spool.Spool
+	scanned int // held bytes that are known to have no newline
 }
 
 // NewStream returns a stream; name is stdout or stderr.
-func NewStream(name string) *Stream { return &Stream{name: name} }
+func NewStream(name string, s *spool.Spool) *Stream { return &Stream{name: name, spool: s} }
 
-// New returns a log that appends to fd, which it owns. A maxLine of 0 means
-// the default, a negative one no limit as far as memory allows.
-func New(fd, maxLine int, buffers *Buffers) *Log {
+// MaxLine returns the length at which lines are split, given what was asked:
+// 0 means the default, a negative one no limit as far as memory allows.
+func MaxLine(n int) int {
 	switch {
-	case maxLine == 0:
-		maxLine = DefaultMaxLine
-	case maxLine < 0 || maxLine > maxMaxLine:
-		maxLine = maxMaxLine
+	case n == 0:
+		return DefaultMaxLine
+	case n < 0 || n > maxMaxLine:
+		return maxMaxLine
 	}
-	return &Log{fd: fd, maxLine: maxLine, buffers: buffers}
+	return n
 }
 
-// Write logs output of a stream. An unfinished last line waits for its rest.
-func (l *Log) Write(s *Stream, data []byte) {
+// New returns a log of streams that appends to fd, which it owns. Lines are
+// split earlier than at maxLine if a stream's spool has no room for that.
+func New(fd, maxLine int, buffers *Buffers, streams ...*Stream) (*Log, error) {
+	l := &Log{fd: -1, maxLine: MaxLine(maxLine), buffers: buffers}
+	for _, s := range streams {
+		l.maxLine = min(l.maxLine, s.spool.MaxLine())
+		l.where.Seq = max(l.where.Seq, s.spool.Seq())
+	}
+	if err := l.use(fd); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// use makes fd the file. Both locks are held, or nobody has the log yet.
+func (l *Log) use(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("examine log: %w", err)
+	}
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+	}
+	l.fd, l.null = fd, st.Mode&unix.S_IFMT != unix.S_IFREG
+	l.where.Dev, l.where.Ino = uint64(st.Dev), st.Ino
+	return nil
+}
+
+// Write logs what the stream's spool holds, but for an unfinished last line.
+// After an error the rest is still held, to be written by the next call.
+func (l *Log) Write(s *Stream) error { return l.write(s, false) }
+
+// End is Write for all that is held.
+func (l *Log) End(s *Stream) error { return l.write(s, true) }
+
+func (l *Log) write(s *Stream, all bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	buf := l.buffers.get()
 	defer l.buffers.put(buf)
-	for len(data) > 0 {
-		line, rest, full := bytes.Cut(data, []byte{'\n'})
-		data = rest
-		for len(s.tail)+len(line) > l.maxLine {
-			n := l.maxLine - len(s.tail)
-			l.emit(buf, s, 'P', line[:n])
-			line = line[n:]
+	held := s.spool.Held()
+	taken := 0 // how many bytes of held are in buf
+	for {
+		part, tag, n := l.next(s, held[taken:], all)
+		if n == 0 {
+			break
 		}
-		if full {
-			l.emit(buf, s, 'F', line)
-		} else {
-			s.tail = append(s.tail, line...)
+		l.emit(buf, s.name, tag, part)
+		s.scanned = 0
+		taken += n
+		if len(*buf) >= flushSize {
+			if err := l.flush(buf, s, taken); err != nil {
+				return err
+			}
+			held, taken = s.spool.Held(), 0
 		}
 	}
-	l.flush(buf)
-	if len(s.tail) == 0 && cap(s.tail) > keepTail {
-		s.tail = nil
-	}
+	return l.flush(buf, s, taken)
 }
 
-// End logs the unfinished line of a stream, if it has one.
-func (l *Log) End(s *Stream) {
+// next returns the content of the first line, its tag, and how many bytes it
+// takes up with its end; none if b begins with an unfinished line.
+func (l *Log) next(s *Stream, b []byte, all bool) (part []byte, tag byte, n int) {
+	if end := min(len(b), l.maxLine+1); s.scanned < end {
+		if i := bytes.IndexByte(b[s.scanned:end], '\n'); i >= 0 {
+			i += s.scanned
+			return b[:i], 'F', i + 1
+		}
+	}
+	switch {
+	case len(b) > l.maxLine:
+		return b[:l.maxLine], 'P', l.maxLine
+	case all:
+		return b, 'P', len(b)
+	}
+	s.scanned = len(b)
+	return nil, 0, 0
+}
+
+// Drop gives up what the stream's spool holds, but for an unfinished line.
+func (l *Log) Drop(s *Stream) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(s.tail) == 0 {
-		return
+	held := s.spool.Held()
+	taken, lines := 0, 0
+	for {
+		_, _, n := l.next(s, held[taken:], false)
+		if n == 0 {
+			break
+		}
+		s.scanned = 0
+		taken += n
+		lines++
 	}
-	buf := l.buffers.get()
-	defer l.buffers.put(buf)
-	l.emit(buf, s, 'P', nil)
-	l.flush(buf)
-	s.tail = nil
+	s.spool.Advance(taken)
+	l.dropped.Add(uint64(lines))
 }
 
 // Reopen makes the log go on in fd, which it owns from now on. It is false,
 // and fd is closed, if the log is closed.
-func (l *Log) Reopen(fd int) bool {
+func (l *Log) Reopen(fd int) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.fdMu.Lock()
+	defer l.fdMu.Unlock()
 	if l.fd < 0 {
 		unix.Close(fd)
-		return false
+		return false, nil
 	}
-	unix.Close(l.fd)
-	l.fd, l.torn = fd, false
-	return true
+	if err := l.mend(); err != nil && l.failed != nil {
+		// The former file keeps a torn line, and the spool says that it has it.
+		if err := l.failed.spool.Retract(); err != nil {
+			unix.Close(fd)
+			return true, err
+		}
+		l.failed = nil
+	}
+	return true, l.use(fd)
 }
 
-// Dropped returns how many lines could not be written.
+// Copy returns a copy of the file's descriptor, -1 once closed. It waits for no disk.
+func (l *Log) Copy() (int, error) {
+	l.fdMu.Lock()
+	defer l.fdMu.Unlock()
+	if l.fd < 0 {
+		return -1, nil
+	}
+	fd, err := unix.FcntlInt(uintptr(l.fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return -1, fmt.Errorf("copy descriptor of log: %w", err)
+	}
+	return fd, nil
+}
+
+// Dropped returns how many lines were given up.
 func (l *Log) Dropped() uint64 {
 	return l.dropped.Load()
 }
@@ -150,25 +238,22 @@ func (l *Log) Dropped() uint64 {
 func (l *Log) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.fdMu.Lock()
+	defer l.fdMu.Unlock()
 	if l.fd >= 0 {
 		unix.Close(l.fd)
 	}
 	l.fd = -1
 }
 
-// emit adds a line made of the stream's tail and part.
-func (l *Log) emit(buf *[]byte, s *Stream, tag byte, part []byte) {
+// emit adds a line.
+func (l *Log) emit(buf *[]byte, stream string, tag byte, part []byte) {
 	b := l.appendTime(*buf, time.Now())
 	b = append(b, ' ')
-	b = append(b, s.name...)
+	b = append(b, stream...)
 	b = append(b, ' ', tag, ' ')
-	b = append(b, s.tail...)
 	b = append(b, part...)
 	*buf = append(b, '\n')
-	s.tail = s.tail[:0]
-	if len(*buf) >= flushSize {
-		l.flush(buf)
-	}
 }
 
 // appendTime adds the time in UTC with nine digits of fraction.
@@ -188,31 +273,72 @@ func (l *Log) appendTime(b []byte, t time.Time) []byte {
 	return append(b, digits[:]...)
 }
 
-// flush writes the gathered lines and empties buf.
-func (l *Log) flush(buf *[]byte) {
+// flush writes the gathered lines, which hold the first n bytes of the
+// stream's spool, and empties buf.
+func (l *Log) flush(buf *[]byte, s *Stream, n int) error {
 	b := *buf
 	*buf = b[:0]
-	if len(b) == 0 {
-		return
+	if n == 0 {
+		return nil
 	}
 	if l.fd < 0 {
 		l.dropped.Add(uint64(bytes.Count(b, []byte{'\n'})))
-		return
+	} else if err := l.append(b, s, n); err != nil {
+		s.scanned = 0
+		return err
 	}
-	if l.torn {
-		if n, _ := write(l.fd, []byte{'\n'}); n == 1 {
-			l.torn = false
-		}
+	s.spool.Advance(n)
+	return nil
+}
+
+// append appends b to the file as a whole or not at all.
+func (l *Log) append(b []byte, s *Stream, n int) error {
+	if l.null {
+		_, err := write(l.fd, b)
+		return err
 	}
-	n, err := write(l.fd, b)
+	if err := l.mend(); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(l.fd, &st); err != nil {
+		return fmt.Errorf("examine log: %w", err)
+	}
+	l.where.Seq++
+	l.where.Offset, l.where.Length = st.Size, int64(len(b))
+	if err := s.spool.Intend(l.where, n); err != nil {
+		return err
+	}
+	_, err := write(l.fd, b)
 	if err == nil {
-		return
+		return nil
 	}
-	whole := bytes.LastIndexByte(b[:n], '\n') + 1
-	l.dropped.Add(uint64(bytes.Count(b[whole:], []byte{'\n'})))
-	if n > whole {
-		l.torn = !cut(l.fd, int64(n-whole))
+	l.failed = s
+	if cerr := l.mend(); cerr != nil {
+		return fmt.Errorf("write log: %w; %w", err, cerr)
 	}
+	return fmt.Errorf("write log: %w", err)
+}
+
+// mend takes a write back that failed, if there is one. Before that nothing
+// else may be written: the file's size would say that it was complete.
+func (l *Log) mend() error {
+	if l.failed == nil {
+		return nil
+	}
+	var st unix.Stat_t
+	err := unix.Fstat(l.fd, &st)
+	if err == nil && st.Size > l.where.Offset {
+		err = unix.Ftruncate(l.fd, l.where.Offset)
+	}
+	if err != nil {
+		return fmt.Errorf("cut unfinished write off log: %w", err)
+	}
+	if err := l.failed.spool.Retract(); err != nil {
+		return err
+	}
+	l.failed = nil
+	return nil
 }
 
 // write writes all of b and returns how much of it was written.
@@ -229,13 +355,4 @@ func write(fd int, b []byte) (int, error) {
 		done += n
 	}
 	return done, nil
-}
-
-// cut takes the last n bytes off a file.
-func cut(fd int, n int64) bool {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Size < n {
-		return false
-	}
-	return unix.Ftruncate(fd, st.Size-n) == nil
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/keeper/spool"
 )
 
 func open(t testing.TB, path string) int {
@@ -24,12 +26,85 @@ func open(t testing.TB, path string) int {
 	return fd
 }
 
-func newLog(t testing.TB, maxLine int) (*Log, string) {
+// source feeds a stream as a container does.
+type source struct {
+	*Stream
+	log  *Log
+	r, w *os.File
+}
+
+func newSource(t testing.TB, name string, maxLine int) *source {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "0.log")
-	l := New(open(t, path), maxLine, &Buffers{})
+	f, err := spool.Create(MaxLine(maxLine))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sp, err := spool.Open(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		sp.Close()
+		for _, f := range []*os.File{f, r, w} {
+			f.Close()
+		}
+	})
+	return &source{Stream: NewStream(name, sp), r: r, w: w}
+}
+
+// put has data logged, in pieces that fit into the pipe. After an error it
+// does not go on.
+func (s *source) put(t testing.TB, data []byte) error {
+	t.Helper()
+	for first := true; first || len(data) > 0; first = false {
+		n := min(len(data), 32<<10)
+		if _, err := s.w.Write(data[:n]); err != nil {
+			t.Fatal(err)
+		}
+		data = data[n:]
+		for n > 0 {
+			got, err := s.spool.Fill(int(s.r.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n -= len(got)
+			if err := s.log.Write(s.Stream); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// newLog returns a log in a file with both streams.
+func newLog(t testing.TB, maxLine int) (l *Log, out, errs *source, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "0.log")
+	l, out, errs = logTo(t, open(t, path), maxLine)
+	return l, out, errs, path
+}
+
+func logTo(t testing.TB, fd, maxLine int) (l *Log, out, errs *source) {
+	t.Helper()
+	out, errs = newSource(t, "stdout", maxLine), newSource(t, "stderr", maxLine)
+	l, err := New(fd, maxLine, &Buffers{}, out.Stream, errs.Stream)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(l.Close)
-	return l, path
+	out.log, errs.log = l, l
+	return l, out, errs
+}
+
+func (s *source) end(t testing.TB) {
+	t.Helper()
+	if err := s.log.End(s.Stream); err != nil {
+		t.Fatal(err)
+	}
 }
 
 type line struct {
@@ -86,14 +161,13 @@ func join(lines []line, stream string) []byte {
 }
 
 func TestFormat(t *testing.T) {
-	l, path := newLog(t, 8)
-	out, errs := NewStream("stdout"), NewStream("stderr")
+	_, out, errs, path := newLog(t, 8)
 	begin := time.Now()
-	l.Write(out, []byte("hello\n\nwor"))
-	l.Write(errs, []byte("12345678\n123456789\n"))
-	l.Write(out, []byte("ld\ntail\r\x00\xff"))
-	l.End(out)
-	l.End(errs)
+	out.put(t, []byte("hello\n\nwor"))
+	errs.put(t, []byte("12345678\n123456789\n"))
+	out.put(t, []byte("ld\ntail\r\x00\xff"))
+	out.end(t)
+	errs.end(t)
 	var got []string
 	for _, x := range parse(t, path) {
 		got = append(got, fmt.Sprintf("%s %s %q", x.stream, x.tag, x.content))
@@ -125,9 +199,9 @@ func TestTimeHasNineDigits(t *testing.T) {
 func TestRoundTrip(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, maxLine := range []int{1, 7, 0, 100, -1} {
-		l, path := newLog(t, maxLine)
+		l, out, errs, path := newLog(t, maxLine)
 		want := map[string][]byte{}
-		streams := []*Stream{NewStream("stdout"), NewStream("stderr")}
+		streams := []*source{out, errs}
 		for range 300 {
 			s := streams[rnd.IntN(2)]
 			data := make([]byte, rnd.IntN(400))
@@ -138,10 +212,10 @@ func TestRoundTrip(t *testing.T) {
 				}
 			}
 			want[s.name] = append(want[s.name], data...)
-			l.Write(s, data)
+			s.put(t, data)
 		}
 		for _, s := range streams {
-			l.End(s)
+			s.end(t)
 		}
 		lines := parse(t, path)
 		for i, x := range lines {
@@ -161,14 +235,13 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func TestLongLine(t *testing.T) {
-	l, path := newLog(t, 0)
-	s := NewStream("stdout")
+	_, out, _, path := newLog(t, 0)
 	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
 	for chunk := range 64 {
 		n := len(want) / 64
-		l.Write(s, want[chunk*n:(chunk+1)*n])
+		out.put(t, want[chunk*n:(chunk+1)*n])
 	}
-	l.End(s)
+	out.end(t)
 	lines := parse(t, path)
 	if !bytes.Equal(join(lines, "stdout"), want) || len(lines) != len(want)/DefaultMaxLine {
 		t.Errorf("%d lines, or their bytes differ", len(lines))
@@ -179,15 +252,14 @@ func TestLongLine(t *testing.T) {
 func TestReopen(t *testing.T) {
 	dir := t.TempDir()
 	paths := []string{filepath.Join(dir, "0")}
-	l := New(open(t, paths[0]), 0, &Buffers{})
+	l, out, errs := logTo(t, open(t, paths[0]), 0)
 	const count = 4000
 	var wg sync.WaitGroup
-	for _, name := range []string{"stdout", "stderr"} {
+	for _, s := range []*source{out, errs} {
 		wg.Go(func() {
-			s := NewStream(name)
 			for i := range count {
-				l.Write(s, fmt.Appendf(nil, "line %d\npart", i))
-				l.Write(s, []byte(" of a line\n"))
+				s.put(t, fmt.Appendf(nil, "line %d\npart", i))
+				s.put(t, []byte(" of a line\n"))
 			}
 		})
 	}
@@ -200,8 +272,8 @@ func TestReopen(t *testing.T) {
 		case <-time.After(time.Millisecond):
 		}
 		paths = append(paths, filepath.Join(dir, fmt.Sprint(len(paths))))
-		if !l.Reopen(open(t, paths[len(paths)-1])) {
-			t.Fatal("log is closed")
+		if ok, err := l.Reopen(open(t, paths[len(paths)-1])); !ok || err != nil {
+			t.Fatal("log is closed", err)
 		}
 	}
 	l.Close()
@@ -226,8 +298,8 @@ func TestReopen(t *testing.T) {
 	if len(paths) < 4 {
 		t.Errorf("only %d files", len(paths))
 	}
-	if l.Reopen(open(t, paths[0])) {
-		t.Error("a closed log opens again")
+	if ok, err := l.Reopen(open(t, paths[0])); ok || err != nil {
+		t.Error("a closed log opens again", err)
 	}
 }
 
@@ -246,88 +318,112 @@ func limited(t *testing.T, n uint64) (lift func()) {
 	}
 }
 
+// TestFullDisk wants no line lost and none torn when there is room again.
 func TestFullDisk(t *testing.T) {
-	l, path := newLog(t, 0)
-	s := NewStream("stdout")
+	l, out, _, path := newLog(t, 0)
 	lift := limited(t, 1000) // within a line
-	sent := 0
-	for ; sent < 100; sent++ {
-		l.Write(s, fmt.Appendf(nil, "line %04d\nand more\n", sent))
+	var want []byte
+	for err := error(nil); err == nil; {
+		line := fmt.Appendf(nil, "line %d\nand more\n", len(want))
+		want = append(want, line...)
+		err = out.put(t, line)
+	}
+	parse(t, path) // nothing torn
+	if err := l.Write(out.Stream); err == nil {
+		t.Error("a full disk takes a line")
 	}
 	lift()
-	before := parse(t, path)
-	if l.Dropped() == 0 || len(before)+int(l.Dropped()) != 2*sent {
-		t.Errorf("%d lines and %d dropped of %d", len(before), l.Dropped(), 2*sent)
+	if err := out.put(t, []byte("room again\n")); err != nil {
+		t.Error(err)
 	}
-	l.Write(s, []byte("room again\n"))
-	after := parse(t, path)
-	if got := after[len(after)-1]; string(got.content) != "room again" || len(after) != len(before)+1 {
-		t.Errorf("%d lines, then %d, the last %q", len(before), len(after), got.content)
+	if got := join(parse(t, path), "stdout"); string(got) != string(want)+"room again\n" || l.Dropped() != 0 {
+		t.Errorf("%d lines dropped; the log says\n%s", l.Dropped(), got)
 	}
 }
 
-// TestUncuttable writes to a file that can neither take everything nor be cut.
-func TestUncuttable(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
+func TestDrop(t *testing.T) {
+	l, out, _, path := newLog(t, 0)
+	lift := limited(t, 80) // enough for the spool
+	if err := out.put(t, []byte("one\ntwo\nthr")); err == nil {
+		t.Error("a full disk takes a line")
 	}
-	defer r.Close()
-	fd, err := unix.FcntlInt(w.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		t.Fatal(err)
+	l.Drop(out.Stream)
+	lift()
+	if err := out.put(t, []byte("ee\n")); err != nil || l.Dropped() != 2 {
+		t.Errorf("%d dropped, error %v", l.Dropped(), err)
 	}
-	w.Close()
-	if err := unix.SetNonblock(fd, true); err != nil {
-		t.Fatal(err)
-	}
-	l := New(fd, 0, &Buffers{})
-	s := NewStream("stdout")
-	l.Write(s, bytes.Repeat([]byte("0123456789\n"), 10000))
-	if l.Dropped() == 0 || !l.torn {
-		t.Fatalf("dropped %d, torn %v", l.Dropped(), l.torn)
-	}
-	buf := make([]byte, 1<<20)
-	if _, err := r.Read(buf); err != nil {
-		t.Fatal(err)
-	}
-	l.Write(s, []byte("again\n"))
-	n, err := r.Read(buf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	if got := string(buf[:n]); !strings.HasPrefix(got, "\n") || !strings.HasSuffix(got, " stdout F again\n") {
+	if got := join(parse(t, path), "stdout"); string(got) != "three\n" {
 		t.Errorf("got %q", got)
 	}
 }
 
-func TestClosedLogDrops(t *testing.T) {
-	l, _ := newLog(t, 0)
-	l.Close()
-	l.Write(NewStream("stdout"), []byte("a\nb\n"))
-	if l.Dropped() != 2 {
-		t.Errorf("dropped %d, want 2", l.Dropped())
+// TestNoFile logs to what has no size.
+func TestNoFile(t *testing.T) {
+	l, out, errs := logTo(t, open(t, os.DevNull), 0)
+	for _, s := range []*source{out, errs} {
+		if err := s.put(t, bytes.Repeat([]byte("0123456789\n"), 10000)); err != nil {
+			t.Error(err)
+		}
+	}
+	if l.Dropped() != 0 || out.spool.Seq() != 0 {
+		t.Errorf("%d dropped, write %d", l.Dropped(), out.spool.Seq())
 	}
 }
 
-func TestIdleStreamCostsNothing(t *testing.T) {
-	l, _ := newLog(t, 0)
-	s := NewStream("stdout")
-	l.Write(s, make([]byte, 10000))
-	l.Write(s, []byte("\n"))
-	if cap(s.tail) > keepTail {
-		t.Errorf("an idle stream keeps %d bytes", cap(s.tail))
+func TestClosedLogDrops(t *testing.T) {
+	l, out, _, _ := newLog(t, 0)
+	l.Close()
+	if err := out.put(t, []byte("a\nb\n")); err != nil || l.Dropped() != 2 {
+		t.Errorf("dropped %d, want 2; error %v", l.Dropped(), err)
+	}
+	if fd, err := l.Copy(); fd != -1 || err != nil {
+		t.Errorf("copy %d, %v", fd, err)
 	}
 }
 
 func BenchmarkLines(b *testing.B) {
-	l := New(open(b, "/dev/null"), 0, &Buffers{})
-	defer l.Close()
-	s := NewStream("stdout")
-	chunk := bytes.Repeat([]byte("a line of some sixty bytes, as programs like to write them....\n"), 512)
-	b.SetBytes(int64(len(chunk)))
-	for b.Loop() {
-		l.Write(s, chunk)
+	for name, line := range map[string]string{
+		"short": "2026 counted\n",
+		"usual": "a line of some sixty bytes, as programs like to write them....\n",
+		"long":  strings.Repeat("x", 4000) + "\n",
+	} {
+		b.Run(name, func(b *testing.B) {
+			_, out, _ := logTo(b, open(b, os.DevNull), 0)
+			chunk := bytes.Repeat([]byte(line), 32<<10/len(line))
+			b.SetBytes(int64(len(chunk)))
+			for b.Loop() {
+				if err := out.put(b, chunk); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// TestFailedWriteIsNotTakenForDone has one stream fail and the other go on:
+// whoever comes next must know that the first one's lines are not in the log.
+func TestFailedWriteIsNotTakenForDone(t *testing.T) {
+	_, out, errs, path := newLog(t, 0)
+	lift := limited(t, 80) // enough for the spool and for one line
+	if err := out.put(t, []byte("one\ntwo\nthr")); err == nil {
+		t.Error("a full disk takes two lines")
+	}
+	if err := errs.put(t, []byte("err\n")); err != nil {
+		t.Error(err)
+	}
+	lift()
+	spools := []int{out.spool.FD(), errs.spool.FD()}
+	if err := spool.Settle(spools, []int{open(t, path)}); err != nil {
+		t.Fatal(err)
+	}
+	for fd, want := range map[int]string{spools[0]: "one\ntwo\nthr", spools[1]: ""} {
+		next, err := spool.Open(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(next.Held()); got != want {
+			t.Errorf("%q is left, want %q", got, want)
+		}
+		next.Close()
 	}
 }

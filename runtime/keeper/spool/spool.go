@@ -1,0 +1,272 @@
+// Package spool keeps output on its way from a container's pipe to its log in
+// memory that outlives the process that moves it: a memfd, held by two
+// processes. If the mover is killed, at whatever instruction, another one goes
+// on from exactly the byte at which it stopped.
+//
+//	pipe ──splice──▶ [header | logged | held ......... | free] ──▶ log file
+//	                         start ─┘      position ───┘
+//
+// A read that is cut short by SIGKILL leaves no trace of how much it took from
+// the pipe, if it puts it into the reader's memory. So the bytes are spliced
+// into the memfd at its file position: the kernel takes them from the pipe and
+// moves the position in one system call, which SIGKILL does not divide, and
+// the position belongs to the open file, not to the process.
+//
+// What leaves the spool is decided by the log file's size. Before a write the
+// header says which part of the spool is written to which file at which
+// offset. When the file then has not grown by the whole of it, it is cut back
+// and the part is written again ([Settle]).
+//
+// The bytes that are held back, an unfinished line, move to the front before
+// the space runs out; every step of that leaves a spool that reads the same.
+package spool
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// ReadSize is how much is taken from a pipe at once.
+	ReadSize = 32 << 10
+	// base is where the bytes begin, behind the header.
+	base = 64
+	// pageSize is what an idle spool keeps.
+	pageSize = 4096
+	// maxSize bounds the address space of a spool.
+	maxSize = 16 << 20
+)
+
+// ErrInvalid is a file that is no spool.
+var ErrInvalid = errors.New("not a spool")
+
+// header is the part of a spool that a later process needs to go on. It is
+// written by one system call that SIGKILL does not divide.
+type header struct {
+	start int64 // where the held bytes begin
+	write Write // the last write; not known to be complete
+	next  int64 // where they begin once it is
+}
+
+// Write is a write to a log file.
+type Write struct {
+	// Seq orders the writes to one log.
+	Seq uint64
+	// Dev and Ino tell the file, Offset and Length the part of it.
+	Dev, Ino       uint64
+	Offset, Length int64
+}
+
+// Spool is one stream's spool. It is not safe for concurrent use.
+type Spool struct {
+	fd         int
+	data       []byte // the mapped file
+	start, pos int64
+	high       int64 // pages below it may be in use
+	last       Write
+}
+
+// Create makes a spool for lines of up to maxLine bytes.
+func Create(maxLine int) (*os.File, error) {
+	fd, err := unix.MemfdCreate("spool", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("make spool: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "spool")
+	// Room for an unfinished line, its copy at the front, and one read.
+	size := (base + 2*int64(maxLine) + ReadSize + pageSize) &^ (pageSize - 1)
+	if err := unix.Ftruncate(fd, size); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("size spool: %w", err)
+	}
+	// A mapping of it can then be touched without fear.
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("seal spool: %w", err)
+	}
+	return f, nil
+}
+
+// Open goes on with a spool that nobody else moves, and owns fd from then on.
+func Open(fd int) (*Spool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fmt.Errorf("examine spool: %w", err)
+	}
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil || seals&unix.F_SEAL_SHRINK == 0 || st.Size < base+ReadSize || st.Size > maxSize {
+		return nil, fmt.Errorf("open spool: %w", ErrInvalid)
+	}
+	h, pos, err := read(fd)
+	if err != nil {
+		return nil, err
+	}
+	if pos > st.Size || h.start > st.Size {
+		return nil, fmt.Errorf("open spool: %w: position %d, start %d", ErrInvalid, pos, h.start)
+	}
+	data, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map spool: %w", err)
+	}
+	return &Spool{fd: fd, data: data, start: h.start, pos: pos, high: pos, last: h.write}, nil
+}
+
+// read returns a spool's header and position, made consistent.
+func read(fd int) (header, int64, error) {
+	var b [base]byte
+	if _, err := unix.Pread(fd, b[:], 0); err != nil {
+		return header{}, 0, fmt.Errorf("read spool: %w", err)
+	}
+	field := func(i int) uint64 { return binary.LittleEndian.Uint64(b[8*i:]) }
+	h := header{
+		start: max(int64(field(0)), base),
+		write: Write{Seq: field(1), Dev: field(2), Ino: field(3), Offset: int64(field(4)), Length: int64(field(5))},
+		next:  int64(field(6)),
+	}
+	pos, err := unix.Seek(fd, 0, io.SeekCurrent)
+	if err != nil {
+		return header{}, 0, fmt.Errorf("read position of spool: %w", err)
+	}
+	if pos < base { // fresh
+		if pos, err = unix.Seek(fd, base, io.SeekStart); err != nil {
+			return header{}, 0, fmt.Errorf("set position of spool: %w", err)
+		}
+	}
+	if pos < h.start && h.write.Length == 0 { // it was moved to the front, but for the note of it
+		h.start = base
+	}
+	return h, pos, nil
+}
+
+func (h *header) store(fd int) error {
+	var b [base]byte
+	for i, v := range []uint64{
+		uint64(h.start), h.write.Seq, h.write.Dev, h.write.Ino, uint64(h.write.Offset), uint64(h.write.Length), uint64(h.next),
+	} {
+		binary.LittleEndian.PutUint64(b[8*i:], v)
+	}
+	if _, err := unix.Pwrite(fd, b[:], 0); err != nil {
+		return fmt.Errorf("write spool: %w", err)
+	}
+	return nil
+}
+
+// Close gives the memory back. The file stays open for whoever else has it.
+func (s *Spool) Close() {
+	if s.data != nil {
+		// It can fail only for memory that was not mapped.
+		_ = unix.Munmap(s.data)
+		s.data = nil
+	}
+}
+
+// FD is the spool's descriptor.
+func (s *Spool) FD() int { return s.fd }
+
+// Seq is the number of the last write.
+func (s *Spool) Seq() uint64 { return s.last.Seq }
+
+// MaxLine is the longest unfinished line for which there is room.
+func (s *Spool) MaxLine() int { return MaxLine(int64(len(s.data))) }
+
+// MaxLine is that of a spool of the given size.
+func MaxLine(size int64) int { return int(size-base-ReadSize-1) / 2 }
+
+// Held are the bytes that were taken in and not yet given up. They are valid
+// until the next call.
+func (s *Spool) Held() []byte { return s.data[s.start:s.pos] }
+
+// Fill takes bytes from a pipe and returns them. At the pipe's end it returns
+// io.EOF. Not more than MaxLine bytes may be held.
+func (s *Spool) Fill(pipe int) ([]byte, error) {
+	if s.pos-base >= ReadSize || s.pos+ReadSize > int64(len(s.data)) {
+		if err := s.compact(); err != nil {
+			return nil, err
+		}
+	}
+	room := min(int64(len(s.data))-s.pos, ReadSize)
+	if room == 0 {
+		return nil, fmt.Errorf("fill spool: %w: no room", ErrInvalid)
+	}
+	for {
+		n, err := unix.Splice(pipe, nil, s.fd, nil, int(room), unix.SPLICE_F_NONBLOCK)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return nil, io.EOF
+		}
+		from := s.pos
+		s.pos += n
+		s.high = max(s.high, s.pos)
+		return s.data[from:s.pos], nil
+	}
+}
+
+// compact moves the held bytes to the front, if that is not where they are.
+// The copy must end before the original begins: until the header says so, the
+// position tells which of the two counts.
+func (s *Spool) compact() error {
+	held := s.pos - s.start
+	if base+held >= s.start {
+		return nil
+	}
+	// The note of the last write is of no use any more, and would say where
+	// the bytes begin.
+	h := header{start: s.start, write: Write{Seq: s.last.Seq}}
+	if err := h.store(s.fd); err != nil {
+		return err
+	}
+	copy(s.data[base:], s.data[s.start:s.pos])
+	if _, err := unix.Seek(s.fd, base+held, io.SeekStart); err != nil {
+		return fmt.Errorf("set position of spool: %w", err)
+	}
+	s.start, s.pos = base, base+held
+	h.start = base
+	return h.store(s.fd)
+}
+
+// Intend notes that the first n of the held bytes are about to be written to a log.
+func (s *Spool) Intend(w Write, n int) error {
+	h := header{start: s.start, write: w, next: s.start + int64(n)}
+	s.last = w
+	return h.store(s.fd)
+}
+
+// Retract notes that the write that was intended has left nothing in the log.
+func (s *Spool) Retract() error {
+	h := header{start: s.start, write: Write{Seq: s.last.Seq}}
+	return h.store(s.fd)
+}
+
+// Advance gives up the first n of the held bytes.
+func (s *Spool) Advance(n int) { s.start += int64(n) }
+
+// Trim gives back memory that is not needed for what is held.
+func (s *Spool) Trim() error {
+	if s.high <= pageSize {
+		return nil
+	}
+	if err := s.compact(); err != nil {
+		return err
+	}
+	from := (s.pos + pageSize - 1) &^ (pageSize - 1)
+	if from >= s.high {
+		return nil
+	}
+	if err := unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, int64(len(s.data))-from); err != nil {
+		return fmt.Errorf("trim spool: %w", err)
+	}
+	s.high = from
+	return nil
+}
+
+// Bulky says that Trim may give something back.
+func (s *Spool) Bulky() bool { return s.high > pageSize }
