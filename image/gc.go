@@ -36,7 +36,7 @@ func (s *Service) remove(ref string) (<-chan struct{}, error) {
 		return nil, err
 	}
 	next := now.with(map[digest.Digest]*entry{e.record.ID: nil}, s.opts.Pinned)
-	if err := s.blobs.SetImages(next.records()); err != nil {
+	if err := s.blobs.SetImages(next.records(), true); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()

@@ -34,8 +34,7 @@ type job struct {
 }
 
 // fetchLayers makes all layers of the image present. Several are downloaded
-// and unpacked at a time; they are published from the lowest up, each batch of
-// finished ones with one sync.
+// and unpacked at a time; they are published from the lowest up.
 func (p *puller) fetchLayers(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.dispatch(ctx, group) })
@@ -81,35 +80,53 @@ func (p *puller) fetch(ctx context.Context, j *job) error {
 		return err
 	}
 	for {
-		download, err := s.blobFlights.lead(ctx, j.desc.Digest, func() bool { return s.blobs.Has(j.desc) })
+		leadsBlob, err := s.blobFlights.lead(ctx, j.desc.Digest, func() bool { return s.blobs.Has(j.desc) })
 		if err != nil {
 			return err
 		}
-		if download {
-			return p.download(ctx, j)
-		}
-		if !j.leads {
+		if !leadsBlob && !j.leads {
 			return nil
 		}
-		err = p.unpack(ctx, j, func(context.Context) (io.ReadCloser, error) { return s.blobs.Reader(j.desc) })
-		if !errors.Is(err, store.ErrMismatch) {
+		again, err := p.fetchBlob(ctx, j, leadsBlob)
+		if leadsBlob {
+			s.blobFlights.land(j.desc.Digest)
+		}
+		if !again {
 			return err
 		}
-		// The disk has spoiled it.
-		spoilt, err := s.blobs.Detach(j.desc.Digest)
-		if err != nil {
-			return err
-		}
-		s.janitor.add(j.stage.Discard(), spoilt)
 	}
 }
 
+// fetchBlob makes the layer of j present or staged from its blob: from the
+// disk if it is there, else from the registry, which only who leads the blob's
+// flight may ask. Again means that the blob was there and is no good.
+func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool, err error) {
+	s := p.s
+	if leads && !s.blobs.Doubtful(j.desc.Digest) {
+		return false, p.download(ctx, j)
+	}
+	err = p.unpack(ctx, j, func(context.Context) (io.ReadCloser, error) { return s.blobs.Reader(j.desc) })
+	if err == nil {
+		s.blobs.Doubt(j.desc.Digest, false)
+		return false, nil
+	}
+	if ctx.Err() != nil || s.blobs.Verify(j.desc) == nil {
+		return false, err
+	}
+	// The disk has spoiled it.
+	spoilt, err := s.blobs.Detach(j.desc.Digest)
+	s.janitor.add(j.stage.Discard(), spoilt)
+	j.stage = nil
+	return err == nil, err
+}
+
 // download fetches the blob of j, unpacking it on the way if that is wanted.
+// The blob does not wait for the layers below: others may need it for a layer
+// that these in turn wait for.
 //
-// Preconditions: the caller leads the blob's flight, which ends here.
+// Preconditions: the caller leads the blob's flight.
 func (p *puller) download(ctx context.Context, j *job) error {
 	s := p.s
-	defer s.blobFlights.land(j.desc.Digest)
 	w, err := s.blobs.Create(j.desc)
 	if err != nil {
 		return err
@@ -128,12 +145,7 @@ func (p *puller) download(ctx context.Context, j *job) error {
 	if err := w.Finish(); err != nil {
 		return err
 	}
-	// The blob does not wait for the layers below: others may need it for a
-	// layer that these in turn wait for.
-	if err := s.blobs.Sync(ctx); err != nil {
-		return err
-	}
-	return w.Publish()
+	return s.step("publish blob", w.Publish)
 }
 
 // unpack stages the layer of j if this pull leads it, and else only reads the
@@ -156,63 +168,21 @@ func (p *puller) unpack(ctx context.Context, j *job, open layer.Source) error {
 	if m := p.s.opts.MaxUnpackedLayer; m > 0 {
 		limit = min(limit, m)
 	}
-	return stage.Unpack(ctx, open, layer.Limits{Bytes: limit})
+	return p.s.step("unpack", func() error { return stage.Unpack(ctx, open, layer.Limits{Bytes: limit}) })
 }
 
-// publish settles, syncs and publishes the layers in order.
+// publish publishes the layers in order, each as soon as it is unpacked.
 func (p *puller) publish(ctx context.Context) error {
-	for next := 0; next < len(p.jobs); {
-		end := next
-		for ; end < len(p.jobs); end++ {
-			if end > next && !isReady(p.jobs[end]) {
-				break
-			}
-			select {
-			case <-p.jobs[end].ready:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
+	for _, j := range p.jobs {
+		select {
+		case <-j.ready:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-		if err := p.publishBatch(ctx, p.jobs[next:end]); err != nil {
-			return err
-		}
-		next = end
-	}
-	return nil
-}
-
-func isReady(j *job) bool {
-	select {
-	case <-j.ready:
-		return true
-	default:
-		return false
-	}
-}
-
-func (p *puller) publishBatch(ctx context.Context, batch []*job) error {
-	var below *layer.Stage
-	staged := false
-	for _, j := range batch {
-		if j.stage != nil {
-			if err := j.stage.Settle(below); err != nil {
-				return err
-			}
-			staged = true
-		}
-		below = j.stage
-	}
-	if !staged {
-		return nil
-	}
-	if err := p.s.blobs.Sync(ctx); err != nil {
-		return err
-	}
-	for _, j := range batch {
 		if j.stage == nil {
 			continue
 		}
-		if err := j.stage.Publish(); err != nil {
+		if err := p.s.step("publish layer", j.stage.Publish); err != nil {
 			return err
 		}
 		j.leads = false

@@ -14,8 +14,10 @@ import (
 	"crisp/image/store"
 )
 
-// Pull fetches the image that ref names and returns it once it is complete
-// and durable. The registry is asked every time, so that its say on who may
+// Pull fetches the image that ref names and returns it once it is complete,
+// whichever process dies from then on. The bytes reach the disk a little later:
+// if a power cut comes before, the image is not here any more, and the next
+// pull fetches what was torn. The registry is asked every time, so that its say on who may
 // read the image holds; what is here already is not fetched again.
 //
 // Callers that want the same image with the same credentials share one pull,
@@ -53,6 +55,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth) 
 	p := &puller{s: s, repo: repo, ref: ref}
 	defer p.unpin()
 	im, err := p.run(ctx)
+	s.wantSync()
 	if ctx.Err() != nil && err != nil {
 		return Image{}, context.Cause(ctx)
 	}
@@ -69,7 +72,9 @@ type puller struct {
 	target store.Target
 	config ocispec.Image
 	jobs   []*job
-	pinned []digest.Digest
+	// fetched means that not everything was here.
+	fetched bool
+	pinned  []digest.Digest
 }
 
 func (p *puller) run(ctx context.Context) (Image, error) {
@@ -79,21 +84,16 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 	if p.isHere() {
 		return p.record()
 	}
+	p.fetched = true
 	if err := p.fetchLayers(ctx); err != nil {
 		return Image{}, err
 	}
 	targets := p.s.stageTargets(p.top())
-	if err := p.storeDocuments(ctx, targets != ""); err != nil {
+	if err := p.storeDocuments(); err != nil {
 		p.s.janitor.add(targets)
 		return Image{}, err
 	}
 	if err := p.s.publishTargets(p.top(), targets); err != nil {
-		return Image{}, err
-	}
-	if err := p.s.blobs.SyncNames(); err != nil {
-		return Image{}, err
-	}
-	if err := p.s.layers.SyncNames(); err != nil {
 		return Image{}, err
 	}
 	return p.record()
@@ -231,43 +231,32 @@ func (p *puller) isHere() bool {
 	return true
 }
 
-// storeDocuments keeps the documents as blobs. With sync it returns when what
-// was written before is on disk, even if there are none to keep.
-func (p *puller) storeDocuments(ctx context.Context, sync bool) error {
-	var writers []*store.Writer
-	defer func() {
-		for _, w := range writers {
-			w.Discard()
-		}
-	}()
+// storeDocuments keeps the documents as blobs.
+func (p *puller) storeDocuments() error {
 	for _, doc := range p.docs {
 		if p.s.blobs.Has(doc.Descriptor()) {
 			continue
 		}
-		w, err := p.s.blobs.Create(doc.Descriptor())
-		if err != nil {
-			return err
-		}
-		writers = append(writers, w)
-		if _, err := w.Write(doc.Data); err != nil {
-			return err
-		}
-		if err := w.Finish(); err != nil {
-			return err
-		}
-	}
-	if len(writers) == 0 && !sync {
-		return nil
-	}
-	if err := p.s.blobs.Sync(ctx); err != nil {
-		return err
-	}
-	for _, w := range writers {
-		if err := w.Publish(); err != nil {
+		if err := p.s.step("store document", func() error { return p.storeDocument(doc) }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (p *puller) storeDocument(doc registry.Document) error {
+	w, err := p.s.blobs.Create(doc.Descriptor())
+	if err != nil {
+		return err
+	}
+	defer w.Discard()
+	if _, err := w.Write(doc.Data); err != nil {
+		return err
+	}
+	if err := w.Finish(); err != nil {
+		return err
+	}
+	return w.Publish()
 }
 
 // record gives the image its names. A tag that another image had moves here.
@@ -300,19 +289,24 @@ func (p *puller) record() (Image, error) {
 		}
 		rec.Tags[tag] = p.target.Root.Digest
 	}
+	changed := p.fetched || len(changes) > 0 || !sameRecord(now.entries[id], rec)
+	if changed {
+		rec.Unsynced = s.opts.BootID
+	}
 	e := s.load(rec)
 	if e.err != nil && len(rec.Targets) > 1 {
 		// Another wrapping of the image is damaged: it goes with its names.
-		rec = only(rec, p.target, byDigest)
-		e = s.load(rec)
+		changed = true
+		e = s.load(only(rec, p.target, byDigest, s.opts.BootID))
 	}
 	if e.err != nil {
 		return Image{}, e.err
 	}
 	changes[id] = e
 	next := now.with(changes, s.opts.Pinned)
-	if !sameRecord(now.entries[id], rec) || len(changes) > 1 {
-		if err := s.blobs.SetImages(next.records()); err != nil {
+	if changed {
+		err := s.step("record image", func() error { return s.blobs.SetImages(next.records(), false) })
+		if err != nil {
 			return Image{}, err
 		}
 	}
@@ -323,10 +317,10 @@ func (p *puller) record() (Image, error) {
 }
 
 // only reduces a record to one target and its names.
-func only(rec store.Image, t store.Target, byDigest string) store.Image {
+func only(rec store.Image, t store.Target, byDigest, boot string) store.Image {
 	tags := maps.Clone(rec.Tags)
 	maps.DeleteFunc(tags, func(_ string, root digest.Digest) bool { return root != t.Root.Digest })
-	return store.Image{ID: rec.ID, Tags: tags, Digests: []string{byDigest}, Targets: []store.Target{t}}
+	return store.Image{ID: rec.ID, Tags: tags, Digests: []string{byDigest}, Targets: []store.Target{t}, Unsynced: boot}
 }
 
 // without returns the image without one of its tags.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,10 +50,18 @@ type Options struct {
 	// ProgressTimeout ends a pull in which no byte arrives for so long; 0
 	// means 5 minutes.
 	ProgressTimeout time.Duration
+	// SyncDelay is how long after a pull its bytes are brought to the disk; 0
+	// means 5 seconds.
+	SyncDelay time.Duration
+	// BootID names this boot of the machine; empty means to ask the kernel.
+	BootID string
 	// UserAgent is what registries see.
 	UserAgent string
 	// Logger gets what happens without a caller to tell; nil means slog's default.
 	Logger *slog.Logger
+
+	// point is for tests: see [Service.step].
+	point func(effect string) error
 }
 
 // Auth is what a caller knows to authenticate itself with to a registry.
@@ -88,6 +97,7 @@ type Service struct {
 	containers *rootfs.Containers
 	janitor    *janitor
 	snapshot   atomic.Pointer[catalog]
+	syncs      syncs
 
 	// ctx ends with the service; work counts what Close waits for.
 	ctx    context.Context //nolint:containedctx // the life of the service itself
@@ -113,8 +123,19 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 	if opts.MaxConcurrentDownloads <= 0 {
 		opts.MaxConcurrentDownloads = defaultDownloads
 	}
+	if opts.SyncDelay <= 0 {
+		opts.SyncDelay = defaultSyncDelay
+	}
+	if opts.BootID == "" {
+		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, fmt.Errorf("open images: %w", err)
+		}
+		opts.BootID = strings.TrimSpace(string(id))
+	}
 	s := &Service{
 		opts: opts, log: opts.Logger, pins: map[digest.Digest]int{},
+		syncs:  syncs{wanted: make(chan struct{}, 1), done: make(chan struct{}), failed: map[digest.Digest]bool{}},
 		client: registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout}),
 	}
 	if s.log == nil {
@@ -140,7 +161,7 @@ func (s *Service) open() error {
 	if s.blobs, err = store.Open(s.opts.Root); err != nil {
 		return err
 	}
-	if s.layers, err = layer.Open(filepath.Join(s.opts.Root, layersDir), s.blobs.TempDir()); err != nil {
+	if s.layers, err = layer.Open(filepath.Join(s.opts.Root, layersDir), s.blobs.TempDir(), s.opts.BootID); err != nil {
 		return err
 	}
 	if s.containers, err = rootfs.OpenContainers(filepath.Join(s.opts.Root, containersDir), s.blobs.TempDir()); err != nil {
@@ -167,15 +188,9 @@ func (s *Service) open() error {
 	for _, e := range leftovers {
 		s.janitor.add(e.Name())
 	}
-	c := &catalog{entries: map[digest.Digest]*entry{}}
-	for _, rec := range records {
-		e := s.load(rec)
-		if e.err != nil {
-			s.log.Warn("image is damaged and has to be pulled again", "image", rec.ID, "err", e.err)
-		}
-		c.entries[rec.ID] = e
-	}
-	s.snapshot.Store(c.index(s.opts.Pinned))
+	s.snapshot.Store(s.loadAll(records, lost))
+	go s.syncSoon()
+	s.wantSync()
 	if lost {
 		// What is here is what the next pulls need.
 		return nil
@@ -186,9 +201,53 @@ func (s *Service) open() error {
 	return err
 }
 
+// loadAll makes a catalog of the images on record.
+func (s *Service) loadAll(records []store.Image, lost bool) *catalog {
+	c := &catalog{entries: map[digest.Digest]*entry{}}
+	for _, rec := range records {
+		c.entries[rec.ID] = s.load(rec)
+	}
+	s.doubt(c, lost)
+	for id, e := range c.entries {
+		if e.err == nil && s.torn(e.record) {
+			e.err = fmt.Errorf("%w: it was not known to be on disk when the machine ended", ErrInvalid)
+		}
+		if e.err != nil {
+			s.log.Warn("image is damaged and has to be pulled again", "image", id, "err", e.err)
+		}
+	}
+	return c.index(s.opts.Pinned)
+}
+
+// torn reports whether a power cut may have torn an image.
+func (s *Service) torn(rec store.Image) bool {
+	return rec.Unsynced != "" && rec.Unsynced != s.opts.BootID
+}
+
+// doubt marks the blobs that a power cut may have torn: those of images that
+// may be, or all if the record is lost, without those that some other image
+// has on disk for sure.
+func (s *Service) doubt(c *catalog, all bool) {
+	if all {
+		for _, d := range s.blobs.Digests() {
+			s.blobs.Doubt(d, true)
+		}
+	}
+	for _, torn := range []bool{true, false} {
+		for _, e := range c.entries {
+			if s.torn(e.record) == torn {
+				for _, d := range e.blobs {
+					s.blobs.Doubt(d, torn)
+				}
+			}
+		}
+	}
+}
+
 // acquire takes the lock that says the folder has an owner.
 func acquire(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, filePerm)
+	// Not for writing, so that the file system can be made read-only meanwhile.
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, filePerm)
 	if err != nil {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
@@ -210,7 +269,9 @@ func (s *Service) Close() error {
 		s.cancel(ErrClosed)
 		s.pulls.close()
 		s.work.Wait()
-		err = s.closeFiles()
+		<-s.syncs.done
+		// After an orderly end everything is known to be on disk.
+		err = errors.Join(s.sync(), s.closeFiles())
 	})
 	return err
 }
@@ -222,6 +283,9 @@ func (s *Service) closeFiles() error {
 	}
 	if s.layers != nil {
 		errs = append(errs, s.layers.Close())
+	}
+	if s.blobs != nil {
+		errs = append(errs, s.blobs.Close())
 	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())

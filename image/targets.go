@@ -35,12 +35,18 @@ func (s *Service) stageTargets(chain digest.Digest) string {
 	return ""
 }
 
-// publishTargets moves targets to their layer. They must be on disk.
+// publishTargets moves targets to their layer.
 func (s *Service) publishTargets(chain digest.Digest, staged string) error {
 	if staged == "" {
 		return nil
 	}
 	defer s.janitor.add(staged)
+	if rec, _ := s.layers.Get(chain); rec.Unsynced == "" {
+		// The layer is known to be on disk, with all that is in its folder.
+		if err := s.blobs.Sync(); err != nil {
+			return err
+		}
+	}
 	return s.layers.AddTargets(chain, filepath.Join(staged, rootfs.UpperName))
 }
 

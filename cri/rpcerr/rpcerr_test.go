@@ -53,6 +53,7 @@ func TestStatus(t *testing.T) {
 		{"deadline", statusCall, fmt.Errorf("exec: %w", context.DeadlineExceeded), DeadlineExceeded, "exec: context deadline exceeded"},
 		{"canceled", statusCall, context.Canceled, Canceled, "context canceled"},
 		{"rule beats context", statusCall, fmt.Errorf("%w: %w", errNotFound, context.Canceled), NotFound, "not found: context canceled"},
+		{"disk read-only", statusCall, &os.PathError{Op: "open", Path: "/x", Err: syscall.EROFS}, FailedPrecondition, "open /x: read-only file system"},
 		{"disk full", statusCall, &os.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, ResourceExhausted, "write /x: no space left on device"},
 		{"token elsewhere", statusCall, errUnavailable, Unavailable, "registry unavailable"},
 		{"token", pull, fmt.Errorf("pull x: %w", errUnavailable), codes.Unknown, "RegistryUnavailable: pull x: registry unavailable"},

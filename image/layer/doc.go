@@ -2,12 +2,14 @@
 // own that holds the difference to the layers below in overlayfs's form:
 //
 //	layers/CHAINID/fs          the tree
-//	layers/CHAINID/layer.json  what it is; written last
+//	layers/CHAINID/layer.json  what it is; written before the layer appears
 //	layers/CHAINID/targets     for the top of an image: see [Store.Targets]
 //
 // A layer is known by its chain ID, the digest of its own content and that of
 // all layers below it, so images share what they have in common. Its folder
-// appears complete, by one rename after its bytes have reached the disk.
+// appears complete, by one rename. Until its bytes are known to have reached the
+// disk its record names the boot that it was written in, and in another boot it
+// is not trusted.
 //
 // The archive is hostile. Every name in it is resolved inside the layer's
 // folder by package rootpath and every file is made new there, so no entry,

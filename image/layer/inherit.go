@@ -16,18 +16,7 @@ import (
 // directory that it would otherwise hide the attributes of: overlayfs shows
 // those of the topmost layer.
 func (st *Stage) inherit(name string) error {
-	parent := st.rec.Parent
-	for s := st.below; s != nil; s = s.below {
-		found, err := st.inheritFrom(s.root, ".", name)
-		if found || err != nil || s.rec.Opaque {
-			return err
-		}
-		parent = s.rec.Parent
-	}
-	if parent == "" {
-		return nil
-	}
-	trees, err := st.store.Trees(parent)
+	trees, err := st.store.Trees(st.rec.Parent)
 	if err != nil {
 		return err
 	}

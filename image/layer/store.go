@@ -43,6 +43,9 @@ type Record struct {
 	Parent digest.Digest `json:"parent,omitempty"`
 	// Opaque means that nothing of the layers below shows.
 	Opaque bool `json:"opaque,omitempty"`
+	// Unsynced is the boot of the machine in which the layer was written, until
+	// it is known to be on disk. In another boot it may be torn.
+	Unsynced string `json:"unsynced,omitempty"`
 	// Bytes and Inodes are what the tree takes up on disk.
 	Bytes  uint64 `json:"bytes"`
 	Inodes uint64 `json:"inodes"`
@@ -53,8 +56,8 @@ func (r Record) Usage() store.Usage { return store.Usage{Bytes: r.Bytes, Inodes:
 
 // Store keeps unpacked layers. One process owns it.
 type Store struct {
-	root, temp string
-	dir        *os.File
+	root, temp, boot string
+	dir              *os.File
 
 	mu      sync.Mutex
 	layers  map[digest.Digest]Record
@@ -63,9 +66,10 @@ type Store struct {
 }
 
 // Open opens the layers in the folder root; temp is a folder on the same file
-// system for layers that are being unpacked or removed.
-func Open(root, temp string) (*Store, error) {
-	s := &Store{root: root, temp: temp, layers: map[digest.Digest]Record{}, targets: map[digest.Digest]store.Usage{}}
+// system for layers that are being unpacked or removed. boot names this boot
+// of the machine.
+func Open(root, temp, boot string) (*Store, error) {
+	s := &Store{root: root, temp: temp, boot: boot, layers: map[digest.Digest]Record{}, targets: map[digest.Digest]store.Usage{}}
 	if err := os.MkdirAll(filepath.Join(root, emptyDir, treeDir), dirPerm); err != nil {
 		return nil, fmt.Errorf("open layers: %w", err)
 	}
@@ -98,11 +102,17 @@ func (s *Store) scan() error {
 			continue
 		}
 		rec, err := readRecord(s.dir, name)
-		if err != nil {
-			if err := os.Rename(filepath.Join(s.root, name), filepath.Join(s.temp, "damaged-"+name)); err != nil {
+		if err != nil || rec.Unsynced != "" && rec.Unsynced != s.boot {
+			if err := s.setAside(name); err != nil {
 				return err
 			}
 			continue
+		}
+		if rec.Unsynced != "" {
+			// MarkSynced may have been killed.
+			if err := durable.RemoveTemps(filepath.Join(s.root, name)); err != nil {
+				return err
+			}
 		}
 		s.layers[rec.ChainID] = rec
 		s.usage = s.usage.Add(rec.Usage())
@@ -111,6 +121,15 @@ func (s *Store) scan() error {
 		}
 	}
 	return nil
+}
+
+// setAside moves what is no complete layer to the temporary folder.
+func (s *Store) setAside(name string) error {
+	damaged, err := os.MkdirTemp(s.temp, "damaged-*")
+	if err != nil {
+		return err
+	}
+	return os.Rename(filepath.Join(s.root, name), filepath.Join(damaged, name))
 }
 
 // readRecord reads and checks the record of the layer in the folder name.
@@ -228,8 +247,39 @@ func (s *Store) Detach(chain digest.Digest) (string, error) {
 	return filepath.Base(gone), nil
 }
 
-// SyncNames makes the names of published layers durable.
-func (s *Store) SyncNames() error { return durable.SyncDir(s.root) }
+// Unsynced lists the layers that are not known to be on disk.
+func (s *Store) Unsynced() []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []digest.Digest
+	for id, rec := range s.layers {
+		if rec.Unsynced != "" {
+			list = append(list, id)
+		}
+	}
+	return list
+}
+
+// MarkSynced records that a layer is on disk, durably after the next sync. A
+// layer that is gone is no error.
+func (s *Store) MarkSynced(chain digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec, ok := s.layers[chain]
+	if !ok || rec.Unsynced == "" {
+		return nil
+	}
+	rec.Unsynced = ""
+	data, err := json.Marshal(rec)
+	if err == nil {
+		err = durable.ReplaceFile(filepath.Join(s.root, chain.Encoded(), recordFile), data, filePerm)
+	}
+	if err != nil {
+		return fmt.Errorf("record layer %s: %w", chain, err)
+	}
+	s.layers[chain] = rec
+	return nil
+}
 
 // ChainIDs computes the chain IDs of layers from their diff IDs, lowest first.
 func ChainIDs(diffIDs []digest.Digest) []digest.Digest {
@@ -243,9 +293,9 @@ func ChainIDs(diffIDs []digest.Digest) []digest.Digest {
 	return chain
 }
 
-// Stage is a layer that is being made: Unpack, Settle, then, after a sync of
-// the file system, Publish. Discard ends it at any point and does nothing
-// after Publish.
+// Stage is a layer that is being made: Unpack, then, once its parent is
+// published, Publish. Discard ends it at any point and does nothing after
+// Publish.
 type Stage struct {
 	store *Store
 	name  string
@@ -253,9 +303,7 @@ type Stage struct {
 	root  *os.File
 	// implied are directories whose attributes come from the layers below.
 	implied []string
-	// below is the stage of the parent, nil if that is published.
-	below *Stage
-	done  bool
+	done    bool
 }
 
 // Stage begins the layer chain with content diff on top of parent.
@@ -269,7 +317,7 @@ func (s *Store) Stage(chain, diff, parent digest.Digest) (*Stage, error) {
 	}
 	st := &Stage{
 		store: s, name: filepath.Base(dir),
-		rec: Record{Version: recordVersion, ChainID: chain, DiffID: diff, Parent: parent},
+		rec: Record{Version: recordVersion, ChainID: chain, DiffID: diff, Parent: parent, Unsynced: s.boot},
 	}
 	tree := filepath.Join(dir, treeDir)
 	if err := os.Mkdir(tree, dirPerm); err != nil {
@@ -301,11 +349,9 @@ func (st *Stage) Unpack(ctx context.Context, open Source, limits Limits) error {
 	return nil
 }
 
-// Settle gives the directories that the archive does not list the attributes
-// of the layers below, and writes the record. below is the stage of the parent
-// if that is not published yet; it must be unpacked.
-func (st *Stage) Settle(below *Stage) error {
-	st.below = below
+// settle gives the directories that the archive does not list the attributes
+// of the layers below, and writes the record.
+func (st *Stage) settle() error {
 	if st.rec.Parent != "" {
 		slices.Sort(st.implied)
 		for _, name := range st.implied {
@@ -324,8 +370,11 @@ func (st *Stage) Settle(below *Stage) error {
 	return nil
 }
 
-// Publish moves the layer to its place. Everything in it must be on disk.
+// Publish completes the layer and moves it to its place.
 func (st *Stage) Publish() error {
+	if err := st.settle(); err != nil {
+		return err
+	}
 	s := st.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -336,7 +385,7 @@ func (st *Stage) Publish() error {
 	if err != nil {
 		return fmt.Errorf("publish layer: %w", err)
 	}
-	st.done, st.below = true, nil
+	st.done = true
 	s.layers[st.rec.ChainID] = st.rec
 	s.usage = s.usage.Add(st.rec.Usage())
 	return st.root.Close()

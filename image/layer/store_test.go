@@ -14,6 +14,8 @@ import (
 	"crisp/test/testkit"
 )
 
+const testBoot = "0c2b6c1e"
+
 func openStore(t *testing.T) (*Store, string) {
 	t.Helper()
 	testkit.Root(t)
@@ -22,7 +24,7 @@ func openStore(t *testing.T) (*Store, string) {
 	if err := os.Mkdir(temp, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(filepath.Join(base, "layers"), temp)
+	s, err := Open(filepath.Join(base, "layers"), temp, testBoot)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,17 +51,14 @@ func stage(t *testing.T, s *Store, parent digest.Digest, entries ...entry) (*Sta
 	return st, chain
 }
 
-func publish(t *testing.T, st, below *Stage) {
+func publish(t *testing.T, st *Stage) {
 	t.Helper()
-	if err := st.Settle(below); err != nil {
-		t.Fatal(err)
-	}
 	if err := st.Publish(); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func attributes(t *testing.T, path string) (mode, uid, gid uint32, mtime int64) {
+func attributesAt(t *testing.T, path string) (mode, uid, gid uint32, mtime int64) {
 	t.Helper()
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -75,52 +74,71 @@ func TestImpliedDirectoriesInherit(t *testing.T) {
 	set := func(uid int) func(*tar.Header) {
 		return func(h *tar.Header) { h.Uid, h.Gid, h.ModTime = uid, uid+1, when }
 	}
-	for _, published := range []bool{true, false} {
-		s, base := openStore(t)
-		low, lowChain := stage(t, s, "",
-			folder(".", 0o711).with(set(1)), folder("tmp", 0o1777).with(set(3)),
-			folder("a", 0o700).with(set(5)), folder("a/b", 0o750).with(set(7)), link("l", "tmp"))
-		if published {
-			publish(t, low, nil)
+	s, base := openStore(t)
+	low, lowChain := stage(t, s, "",
+		folder(".", 0o711).with(set(1)), folder("tmp", 0o1777).with(set(3)),
+		folder("a", 0o700).with(set(5)), folder("a/b", 0o750).with(set(7)), link("l", "tmp"))
+	mid, midChain := stage(t, s, lowChain, folder("a", 0o500).with(set(9)), reg(".wh.x", ""))
+	high, highChain := stage(t, s, midChain, reg("tmp/f", ""), reg("a/b/f", ""), reg("new/f", ""), reg("l/f", ""))
+	publish(t, low)
+	publish(t, mid)
+	publish(t, high)
+	tree := filepath.Join(base, "layers", highChain.Encoded(), treeDir)
+	for _, c := range []struct {
+		name      string
+		mode, uid uint32
+	}{{".", 0o711, 1}, {"tmp", 0o1777, 3}, {"a", 0o500, 9}, {"a/b", 0o750, 7}} {
+		mode, uid, gid, mtime := attributesAt(t, filepath.Join(tree, c.name))
+		if mode != c.mode || uid != c.uid || gid != c.uid+1 || mtime != when.Unix() {
+			t.Errorf("%s has mode %o, owner %d:%d, time %d", c.name, mode, uid, gid, mtime)
 		}
-		mid, midChain := stage(t, s, lowChain, folder("a", 0o500).with(set(9)), reg(".wh.x", ""))
-		high, highChain := stage(t, s, midChain, reg("tmp/f", ""), reg("a/b/f", ""), reg("new/f", ""), reg("l/f", ""))
-		if published {
-			publish(t, mid, nil)
-			publish(t, high, nil)
-		} else {
-			if err := errors.Join(low.Settle(nil), mid.Settle(low), high.Settle(mid)); err != nil {
-				t.Fatal(err)
-			}
-			if err := errors.Join(low.Publish(), mid.Publish(), high.Publish()); err != nil {
-				t.Fatal(err)
-			}
+	}
+	for _, name := range []string{"new", "l"} {
+		if mode, uid, _, _ := attributesAt(t, filepath.Join(tree, name)); mode != impliedPerm || uid != 0 {
+			t.Errorf("%s has mode %o, owner %d", name, mode, uid)
 		}
-		tree := filepath.Join(base, "layers", highChain.Encoded(), treeDir)
-		for _, c := range []struct {
-			name      string
-			mode, uid uint32
-		}{{".", 0o711, 1}, {"tmp", 0o1777, 3}, {"a", 0o500, 9}, {"a/b", 0o750, 7}} {
-			mode, uid, gid, mtime := attributes(t, filepath.Join(tree, c.name))
-			if mode != c.mode || uid != c.uid || gid != c.uid+1 || mtime != when.Unix() {
-				t.Errorf("published %v: %s has mode %o, owner %d:%d, time %d", published, c.name, mode, uid, gid, mtime)
-			}
+	}
+}
+
+// TestAnotherBoot checks that only a layer known to be on disk outlives the boot.
+func TestAnotherBoot(t *testing.T) {
+	s, base := openStore(t)
+	synced, syncedChain := stage(t, s, "", reg("a", "x"))
+	publish(t, synced)
+	if list := s.Unsynced(); len(list) != 1 || list[0] != syncedChain {
+		t.Errorf("not known to be on disk: %v", list)
+	}
+	if err := s.MarkSynced(syncedChain); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.MarkSynced(digest.FromString("no layer")); err != nil {
+		t.Errorf("mark a layer that is gone: %v", err)
+	}
+	torn, tornChain := stage(t, s, syncedChain, reg("b", "x"))
+	publish(t, torn)
+	for _, c := range []struct {
+		boot string
+		want bool
+	}{{testBoot, true}, {"another boot", false}, {testBoot, false}} {
+		again, err := Open(filepath.Join(base, "layers"), filepath.Join(base, "tmp"), c.boot)
+		if err != nil {
+			t.Fatal(err)
 		}
-		for _, name := range []string{"new", "l"} {
-			if mode, uid, _, _ := attributes(t, filepath.Join(tree, name)); mode != impliedPerm || uid != 0 {
-				t.Errorf("published %v: %s has mode %o, owner %d", published, name, mode, uid)
-			}
+		_, ok := again.Get(tornChain)
+		if _, old := again.Get(syncedChain); !old || ok != c.want {
+			t.Errorf("boot %q: layer on disk is here: %v, the other one: %v, want %v", c.boot, old, ok, c.want)
 		}
+		again.Close()
 	}
 }
 
 func TestStoreReopens(t *testing.T) {
 	s, base := openStore(t)
 	low, lowChain := stage(t, s, "", reg("a", "x"))
-	publish(t, low, nil)
+	publish(t, low)
 	high, highChain := stage(t, s, lowChain, reg(".wh..wh..opq", ""))
-	publish(t, high, nil)
-	again, err := Open(filepath.Join(base, "layers"), filepath.Join(base, "tmp"))
+	publish(t, high)
+	again, err := Open(filepath.Join(base, "layers"), filepath.Join(base, "tmp"), testBoot)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +180,7 @@ func TestWrongContentIsRefused(t *testing.T) {
 func TestRecordsAreChecked(t *testing.T) {
 	s, base := openStore(t)
 	st, chain := stage(t, s, "", reg("a", "x"))
-	publish(t, st, nil)
+	publish(t, st)
 	record := filepath.Join(base, "layers", chain.Encoded(), recordFile)
 	good, err := os.ReadFile(record)
 	if err != nil {
@@ -176,7 +194,7 @@ func TestRecordsAreChecked(t *testing.T) {
 		if err := os.WriteFile(record, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		again, err := Open(filepath.Join(base, "layers"), filepath.Join(base, "tmp"))
+		again, err := Open(filepath.Join(base, "layers"), filepath.Join(base, "tmp"), testBoot)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,7 +19,10 @@ import (
 )
 
 const (
-	imagesFile    = "images.json"
+	imagesFile = "images.json"
+	// recentFile is the record as of the last change, where the disk was not
+	// waited for. It may be anything after a power cut.
+	recentFile    = "images.recent.json"
 	imagesVersion = 1
 )
 
@@ -32,6 +35,10 @@ type Image struct {
 	Tags map[string]digest.Digest `json:"tags,omitempty"`
 	// Digests are the REPOSITORY@DIGEST names under which it was pulled.
 	Digests []string `json:"digests,omitempty"`
+	// Unsynced is the boot of the machine in which blobs of the image were
+	// written, until they are known to be on disk. In another boot they may
+	// be torn.
+	Unsynced string `json:"unsynced,omitempty"`
 	// Targets are the ways from a digest to this image: one, as long as the
 	// image was not pulled in different wrappings.
 	Targets []Target `json:"targets"`
@@ -53,44 +60,69 @@ func (im Image) Clone() Image {
 }
 
 type imagesRecord struct {
-	Version int     `json:"version"`
-	Images  []Image `json:"images"`
+	Version int `json:"version"`
+	// Serial grows with every change, over both files.
+	Serial uint64  `json:"serial"`
+	Images []Image `json:"images"`
 }
 
-// Images reads the record. An unreadable one is moved aside and reported as
-// [ErrRecord], with no images.
+// Images reads the record, the more recent one of its two files. If the one
+// that counts is unreadable it is moved aside and reported as [ErrRecord].
 func (s *Store) Images() ([]Image, error) {
 	path := filepath.Join(s.root, imagesFile)
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	rec, err := readImages(path)
+	if errors.Is(err, ErrRecord) {
+		aside := path + ".bad-" + time.Now().UTC().Format("20060102T150405")
+		err = errors.Join(fmt.Errorf("%w (moved to %s)", err, aside), os.Rename(path, aside))
+	}
+	// The other one is not missed when it is unreadable, and alone it may be old.
+	recent, rerr := readImages(filepath.Join(s.root, recentFile))
+	if rerr == nil && recent.Serial > rec.Serial {
+		s.serial, rec = recent.Serial, recent
+	} else {
+		s.serial = rec.Serial
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read images: %w", err)
+		return nil, err
 	}
+	return slices.DeleteFunc(rec.Images, func(im Image) bool { return im.ID.Validate() != nil }), nil
+}
+
+func readImages(path string) (imagesRecord, error) {
 	var rec imagesRecord
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return rec, nil
+	}
+	if err != nil {
+		return rec, fmt.Errorf("read images: %w", err)
+	}
 	err = json.Unmarshal(data, &rec)
 	if err == nil && rec.Version != imagesVersion {
 		err = fmt.Errorf("version %d", rec.Version)
 	}
 	if err != nil {
-		aside := path + ".bad-" + time.Now().UTC().Format("20060102T150405")
-		return nil, errors.Join(fmt.Errorf("%w: %w (moved to %s)", ErrRecord, err, aside), os.Rename(path, aside))
+		return imagesRecord{}, fmt.Errorf("%w: %w", ErrRecord, err)
 	}
-	rec.Images = slices.DeleteFunc(rec.Images, func(im Image) bool { return im.ID.Validate() != nil })
-	return rec.Images, nil
+	return rec, nil
 }
 
-// SetImages replaces the record, durably, and then the index that is made
-// from it.
-func (s *Store) SetImages(images []Image) error {
-	data, err := json.MarshalIndent(imagesRecord{Version: imagesVersion, Images: images}, "", "\t")
+// SetImages replaces the record, and then the index that is made from it. It
+// waits for the disk if the record is to be durable; one that is not outlives
+// this process, and a power cut only perhaps. One caller at a time.
+func (s *Store) SetImages(images []Image, durably bool) error {
+	name, write := recentFile, durable.ReplaceFile
+	if durably {
+		name, write = imagesFile, durable.WriteFile
+	}
+	data, err := json.MarshalIndent(imagesRecord{Version: imagesVersion, Serial: s.serial + 1, Images: images}, "", "\t")
 	if err != nil {
 		return fmt.Errorf("write images: %w", err)
 	}
-	if err := durable.WriteFile(filepath.Join(s.root, imagesFile), data, filePerm); err != nil {
+	if err := write(filepath.Join(s.root, name), data, filePerm); err != nil {
 		return fmt.Errorf("write images: %w", err)
 	}
+	s.serial++
 	return s.writeIndex(images)
 }
 

@@ -39,8 +39,12 @@ func (u Usage) sub(v Usage) Usage { return Usage{u.Bytes - v.Bytes, u.Inodes - v
 
 // Store is an image layout. One process owns it.
 type Store struct {
-	root   string
-	syncer syncer
+	root string
+	// dir is open from before the first write, so that no error of writing
+	// out is missed by Sync.
+	dir *os.File
+	// serial is that of the record of images as last read or written.
+	serial uint64
 
 	mu       sync.Mutex
 	blobs    map[digest.Digest]blob
@@ -51,32 +55,55 @@ type Store struct {
 type blob struct {
 	size int64
 	disk uint64
+	// doubtful means that a power cut may have torn it.
+	doubtful bool
 }
 
 // Open opens the layout in the folder root and makes it if it is not there.
 // The temporary folder is left as it is: see [Store.TempDir].
 func Open(root string) (*Store, error) {
 	s := &Store{root: root, blobs: map[digest.Digest]blob{}}
-	s.syncer.dir = root
 	for _, dir := range []string{root, s.TempDir(), s.blobDir(digest.SHA256)} {
 		if err := os.MkdirAll(dir, dirPerm); err != nil {
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
 	}
-	if err := durable.RemoveTemps(root); err != nil {
+	dir, err := os.Open(root)
+	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	layout := filepath.Join(root, ocispec.ImageLayoutFile)
+	s.dir = dir
+	if err := s.prepare(); err != nil {
+		return nil, fmt.Errorf("open image store: %w", errors.Join(err, dir.Close()))
+	}
+	return s, nil
+}
+
+// prepare sweeps and completes the folder and lists what is in it.
+func (s *Store) prepare() error {
+	if err := durable.RemoveTemps(s.root); err != nil {
+		return err
+	}
+	layout := filepath.Join(s.root, ocispec.ImageLayoutFile)
 	if _, err := os.Stat(layout); errors.Is(err, fs.ErrNotExist) {
 		data := []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}` + "\n")
 		if err := durable.WriteFile(layout, data, filePerm); err != nil {
-			return nil, fmt.Errorf("open image store: %w", err)
+			return err
 		}
 	}
-	if err := s.scan(); err != nil {
-		return nil, fmt.Errorf("open image store: %w", err)
+	return s.scan()
+}
+
+// Close releases the folder.
+func (s *Store) Close() error { return s.dir.Close() }
+
+// Sync returns when everything written to the store's file system before the
+// call is on disk.
+func (s *Store) Sync() error {
+	if err := unix.Syncfs(int(s.dir.Fd())); err != nil {
+		return fmt.Errorf("sync image store: %w", err)
 	}
-	return s, nil
+	return nil
 }
 
 // scan lists the blobs that are here.
@@ -133,12 +160,30 @@ func (s *Store) Usage() Usage {
 	return s.usage
 }
 
-// Has reports whether the blob that desc describes is here in full.
+// Has reports whether the blob that desc describes is here in full, beyond doubt.
 func (s *Store) Has(desc ocispec.Descriptor) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b, ok := s.blobs[desc.Digest]
-	return ok && b.size == desc.Size
+	return ok && b.size == desc.Size && !b.doubtful
+}
+
+// Doubt notes whether a blob may be torn. One that is has to be read, which
+// verifies it, before it counts as being here.
+func (s *Store) Doubt(d digest.Digest, doubtful bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b, ok := s.blobs[d]; ok {
+		b.doubtful = doubtful
+		s.blobs[d] = b
+	}
+}
+
+// Doubtful reports whether a blob is here that may be torn.
+func (s *Store) Doubtful(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.blobs[d].doubtful
 }
 
 // DiskSize is what a blob takes up, 0 if it is not here.
@@ -173,6 +218,17 @@ func (s *Store) Reader(desc ocispec.Descriptor) (io.ReadCloser, error) {
 		return nil, err
 	}
 	return &verifiedFile{f: f, check: newChecker(desc)}, nil
+}
+
+// Verify reads a blob and compares it with what desc describes.
+func (s *Store) Verify(desc ocispec.Descriptor) error {
+	r, err := s.Reader(desc)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(io.Discard, r)
+	return err
 }
 
 // ReadAll returns a small blob, verified.

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -45,7 +43,7 @@ func put(t *testing.T, s *Store, desc ocispec.Descriptor, data string) error {
 	if s.Has(desc) {
 		t.Error("the blob is there before it is published")
 	}
-	if err := s.Sync(t.Context()); err != nil {
+	if err := s.Sync(); err != nil {
 		return err
 	}
 	return w.Publish()
@@ -148,7 +146,7 @@ func TestImages(t *testing.T) {
 		ID: digest.FromString("config"), Tags: map[string]digest.Digest{"h.io/a:1": m.Digest, "h.io/a:2": m.Digest},
 		Digests: []string{"h.io/a@" + m.Digest.String()}, Targets: []Target{{Root: m, Manifest: m}},
 	}}
-	if err := s.SetImages(want); err != nil {
+	if err := s.SetImages(want, true); err != nil {
 		t.Fatal(err)
 	}
 	got, err := openStore(t, root).Images()
@@ -176,25 +174,66 @@ func TestImages(t *testing.T) {
 	}
 }
 
-func TestSyncsAreShared(t *testing.T) {
+// TestRecentImages checks which of the two records counts.
+func TestRecentImages(t *testing.T) {
+	root := t.TempDir()
+	s := openStore(t, root)
+	image := func(name string) []Image {
+		return []Image{{ID: digest.FromString(name), Targets: []Target{}}}
+	}
+	check := func(when, want string) {
+		t.Helper()
+		got, err := openStore(t, root).Images()
+		if err != nil || !reflect.DeepEqual(got, image(want)) {
+			t.Errorf("%s: %+v, %v, want image %s", when, got, err, want)
+		}
+	}
+	for _, step := range []struct {
+		name    string
+		durably bool
+	}{{"a", false}, {"b", true}, {"c", false}, {"d", false}} {
+		if err := s.SetImages(image(step.name), step.durably); err != nil {
+			t.Fatal(err)
+		}
+		check("after a change", step.name)
+	}
+	if err := os.Truncate(filepath.Join(root, recentFile), 20); err != nil {
+		t.Fatal(err)
+	}
+	check("after a power cut", "b")
+	// Changes go on where the record left off.
+	s = openStore(t, root)
+	if _, err := s.Images(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SetImages(image("e"), false); err != nil {
+		t.Fatal(err)
+	}
+	check("after the next change", "e")
+}
+
+// TestDoubt checks that a blob in doubt is not here until it is verified.
+func TestDoubt(t *testing.T) {
 	s := openStore(t, t.TempDir())
-	var wg sync.WaitGroup
-	for range 20 {
-		wg.Go(func() {
-			if err := s.Sync(t.Context()); err != nil {
-				t.Error(err)
-			}
-		})
+	desc := describe("content")
+	s.Doubt(desc.Digest, true) // not here: nothing to doubt
+	if err := put(t, s, desc, "content"); err != nil {
+		t.Fatal(err)
 	}
-	wg.Wait()
-	s.syncer.dir = "/nonexistent"
-	if err := s.Sync(t.Context()); err == nil {
-		t.Error("a sync that failed reports success")
+	s.Doubt(desc.Digest, true)
+	if s.Has(desc) || !s.Doubtful(desc.Digest) {
+		t.Error("a blob in doubt counts")
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	s.syncer.running = true // somebody else is at it
-	if err := s.Sync(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+	if err := s.Verify(desc); err != nil {
+		t.Error(err)
+	}
+	if err := put(t, s, desc, "content"); err != nil || !s.Has(desc) {
+		t.Errorf("written anew: %v, here: %v", err, s.Has(desc))
+	}
+	if err := os.WriteFile(s.path(desc.Digest), []byte("c0ntent"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(desc); !errors.Is(err, ErrMismatch) {
+		t.Errorf("spoilt: %v, want %v", err, ErrMismatch)
 	}
 }
