@@ -15,52 +15,74 @@ import (
 )
 
 // cachedDirs is how many directories stay open while a layer is unpacked.
-const cachedDirs = 64
+const cachedDirs = 256
 
 // maxMeasuredDepth bounds the descriptors that it takes to measure a tree.
 const maxMeasuredDepth = 256
 
-// dirCache keeps the directories used last open. It is dropped whole whenever
-// something is removed that a path in it may lead through.
+// dirCache keeps directories open. It is dropped whole when it is full, and
+// whenever something is removed that a path in it may lead through.
 type dirCache struct {
 	byName map[string]*os.File
-	order  []string
+	// settled returns when nobody else uses the directories any more.
+	settled func() error
+}
+
+// cached returns a directory that is open.
+func (c *dirCache) cached(root *os.File, name string) (*os.File, bool) {
+	if name == "." {
+		return root, true
+	}
+	f, ok := c.byName[name]
+	return f, ok
 }
 
 func (c *dirCache) open(root *os.File, name string) (*os.File, error) {
-	if name == "." {
-		return root, nil
-	}
-	if f, ok := c.byName[name]; ok {
+	if f, ok := c.cached(root, name); ok {
 		return f, nil
 	}
 	f, err := rootpath.Open(root, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}
-	if c.byName == nil {
-		c.byName = map[string]*os.File{}
+	if err := c.add(name, f); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	if len(c.order) == cachedDirs {
-		c.byName[c.order[0]].Close()
-		delete(c.byName, c.order[0])
-		c.order = c.order[1:]
-	}
-	c.byName[name] = f
-	c.order = append(c.order, name)
 	return f, nil
 }
 
+// add keeps an open directory.
+func (c *dirCache) add(name string, f *os.File) error {
+	if len(c.byName) == cachedDirs {
+		if err := c.settled(); err != nil {
+			return err
+		}
+		c.close()
+	}
+	if c.byName == nil {
+		c.byName = map[string]*os.File{}
+	}
+	c.byName[name] = f
+	return nil
+}
+
+// close closes the directories, which nobody else may be using.
 func (c *dirCache) close() {
 	for _, f := range c.byName {
 		f.Close()
 	}
-	c.byName, c.order = nil, nil
+	c.byName = nil
 }
 
 // parent opens the directory name and makes it, and its parents, if the
 // archive did not. Links on the way are followed inside the layer.
 func (u *unpacker) parent(name string) (*os.File, error) {
+	if dir, ok := u.dirs.cached(u.root, name); ok {
+		return dir, nil
+	}
+	if err := u.settled(); err != nil {
+		return nil, err
+	}
 	dir, err := u.dirs.open(u.root, name)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return dir, err

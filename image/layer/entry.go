@@ -9,7 +9,6 @@ import (
 	"math"
 	"os"
 	"path"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,12 +35,17 @@ func (u *unpacker) create(name string, hdr *tar.Header, body io.Reader) error {
 	if err := checkOwner(hdr); err != nil {
 		return err
 	}
+	if hdr.Typeflag != tar.TypeReg && u.crew.pending[name] {
+		if err := u.settled(); err != nil {
+			return err
+		}
+	}
 	base := path.Base(name)
 	switch hdr.Typeflag {
 	case tar.TypeDir:
 		return u.directory(name, hdr)
 	case tar.TypeReg, tar.TypeGNUSparse:
-		return u.replacing(name, func(dir *os.File) error { return u.regular(dir, base, hdr, body) })
+		return u.regular(name, hdr, body)
 	case tar.TypeLink:
 		return u.hardLink(name, hdr)
 	case tar.TypeSymlink:
@@ -75,6 +79,9 @@ func (u *unpacker) replacing(name string, create func(dir *os.File) error) error
 		return err
 	}
 	if err := create(dir); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := u.settled(); err != nil {
 		return err
 	}
 	if dir, err = u.remove(dir, name); err != nil {
@@ -117,11 +124,15 @@ func (u *unpacker) directory(name string, hdr *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	sub, err := openDir(dir, base)
-	if err != nil {
-		return err
+	sub, ok := u.dirs.cached(u.root, name)
+	if !ok {
+		if sub, err = openDir(dir, base); err != nil {
+			return err
+		}
+		if err := u.dirs.add(name, sub); err != nil {
+			return errors.Join(err, sub.Close())
+		}
 	}
-	defer sub.Close()
 	return u.setDir(name, sub, hdr)
 }
 
@@ -135,6 +146,9 @@ func (u *unpacker) replaceByDirectory(dir *os.File, name string) (*os.File, erro
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return dir, nil
+	}
+	if err := u.settled(); err != nil {
+		return nil, err
 	}
 	dir, err := u.remove(dir, name)
 	if err != nil {
@@ -159,10 +173,15 @@ func (u *unpacker) setDir(name string, dir *os.File, hdr *tar.Header) error {
 	if err := checkOwner(hdr); err != nil {
 		return err
 	}
-	if err := setOwnerAndMode(dir, hdr); err != nil {
+	attr := attributesOf(hdr)
+	// In this order: a new owner costs the set-user-ID bit.
+	if err := unix.Fchown(int(dir.Fd()), attr.uid, attr.gid); err != nil {
 		return err
 	}
-	if err := u.setXattrs(dir, hdr); err != nil {
+	if err := unix.Fchmod(int(dir.Fd()), attr.mode); err != nil {
+		return err
+	}
+	if err := attr.setXattrs(int(dir.Fd())); err != nil {
 		return err
 	}
 	delete(u.implied, name)
@@ -170,42 +189,46 @@ func (u *unpacker) setDir(name string, dir *os.File, hdr *tar.Header) error {
 	return nil
 }
 
-// regular makes a regular file.
-func (u *unpacker) regular(dir *os.File, base string, hdr *tar.Header, body io.Reader) error {
+// regular makes a regular file, or has the crew make it.
+func (u *unpacker) regular(name string, hdr *tar.Header, body io.Reader) error {
 	// Sparse files are longer than the archive that they come in.
 	u.bytes += hdr.Size
 	if u.bytes > u.limits.Bytes || hdr.Size < 0 {
 		return fmt.Errorf("%w: files of more than %d bytes", ErrTooLarge, u.limits.Bytes)
 	}
-	f, err := rootpath.CreateFile(dir, base, 0o600)
-	if err != nil {
+	if done, err := u.small(name, hdr, body); done || err != nil {
 		return err
 	}
-	defer f.Close()
-	n, err := io.CopyBuffer(onlyWriter{f}, onlyReader{body}, u.buf)
-	if err != nil {
-		return archiveError(err)
+	if u.crew.pending[name] {
+		if err := u.settled(); err != nil {
+			return err
+		}
 	}
-	if n != hdr.Size {
-		return fmt.Errorf("%w: %d bytes of %d", ErrInvalid, n, hdr.Size)
-	}
-	if err := setOwnerAndMode(f, hdr); err != nil {
+	return u.replacing(name, func(dir *os.File) error {
+		attr := attributesOf(hdr)
+		fd, err := createFile(int(dir.Fd()), path.Base(name), &attr)
+		if err != nil {
+			return err
+		}
+		n, err := io.CopyBuffer(fdWriter(fd), onlyReader{body}, u.buf)
+		if err == nil && n != hdr.Size {
+			err = fmt.Errorf("%w: %d bytes of %d", ErrInvalid, n, hdr.Size)
+		}
+		if err != nil {
+			return errors.Join(archiveError(err), unix.Close(fd))
+		}
+		usage, err := finishFile(fd, &attr)
+		u.usage = u.usage.Add(usage)
 		return err
-	}
-	if err := u.setXattrs(f, hdr); err != nil {
-		return err
-	}
-	if err := setTime(f, hdr.ModTime); err != nil {
-		return err
-	}
-	return u.measure(f)
+	})
 }
-
-type onlyWriter struct{ io.Writer }
 
 // hardLink links name to a file of the same layer. A symbolic link as the
 // last component is linked itself, never followed.
 func (u *unpacker) hardLink(name string, hdr *tar.Header) error {
+	if err := u.settled(); err != nil {
+		return err
+	}
 	target, err := entryPath(hdr.Linkname)
 	if err != nil {
 		return fmt.Errorf("link to %q: %w", shorten(hdr.Linkname), err)
@@ -281,14 +304,6 @@ func checkOwner(hdr *tar.Header) error {
 
 func permissions(hdr *tar.Header) uint32 { return uint32(hdr.Mode) & 0o7777 }
 
-func setOwnerAndMode(f *os.File, hdr *tar.Header) error {
-	// In this order: a new owner costs the set-user-ID bit.
-	if err := unix.Fchown(int(f.Fd()), hdr.Uid, hdr.Gid); err != nil {
-		return err
-	}
-	return unix.Fchmod(int(f.Fd()), permissions(hdr))
-}
-
 func timespecs(t time.Time) [2]unix.Timespec {
 	// Beyond this a time has no nanosecond form; no file system stores it either.
 	const limit = 1 << 34
@@ -299,33 +314,4 @@ func timespecs(t time.Time) [2]unix.Timespec {
 func setTime(f *os.File, t time.Time) error {
 	ts := timespecs(t)
 	return unix.UtimesNanoAt(int(f.Fd()), "", ts[:], unix.AT_EMPTY_PATH)
-}
-
-// setXattrs sets the extended attributes that a layer may bring.
-func (u *unpacker) setXattrs(f *os.File, hdr *tar.Header) error {
-	for key, value := range hdr.PAXRecords {
-		name, ok := strings.CutPrefix(key, paxXattr)
-		if !ok || !allowedXattr(name) {
-			continue
-		}
-		if len(value) > maxXattr {
-			return fmt.Errorf("%w: attribute %s of %d bytes", ErrTooLarge, name, len(value))
-		}
-		err := unix.Fsetxattr(int(f.Fd()), name, []byte(value), 0)
-		if err != nil && !errors.Is(err, unix.ENOTSUP) {
-			return fmt.Errorf("set attribute %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// allowedXattr tells what belongs to the image from what belongs to the host:
-// overlayfs's own marks, labels and signatures are not an image's to set.
-func allowedXattr(name string) bool {
-	switch name {
-	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
-		return true
-	}
-	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.") &&
-		strings.IndexByte(name, 0) < 0
 }

@@ -44,6 +44,9 @@ type unpacker struct {
 	limits Limits
 
 	dirs dirCache
+	crew *crew
+	// failed is what the crew failed at.
+	failed error
 	// implied are the directories that the archive does not list but puts
 	// something into: their attributes are those of the layer below.
 	implied map[string]bool
@@ -97,8 +100,16 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 		implied: map[string]bool{".": true}, listed: map[string]time.Time{},
 		buf: make([]byte, copyBuffer),
 	}
+	u.dirs.settled = u.settled
+	u.crew = newCrew()
+	err = u.archive(counted)
+	if err == nil {
+		err = u.settled()
+	}
+	// The crew uses the directories.
+	u.crew.close()
 	defer u.dirs.close()
-	if err := u.archive(counted); err != nil {
+	if err != nil {
 		return nil, "", err
 	}
 	// What follows the archive's end counts for the digests all the same.
@@ -124,7 +135,9 @@ func (u *unpacker) archive(r io.Reader) error {
 		if err != nil {
 			return archiveError(err)
 		}
-		if err := u.entry(hdr, tr); err != nil {
+		if err := u.entry(hdr, tr); u.failed != nil {
+			return u.failed // in an earlier entry
+		} else if err != nil {
 			return fmt.Errorf("unpack %q: %w", shorten(hdr.Name), archiveError(err))
 		}
 	}
@@ -211,6 +224,9 @@ func entryPath(name string) (string, error) {
 
 // whiteout hides something of the layers below.
 func (u *unpacker) whiteout(dirPath, base string) error {
+	if err := u.settled(); err != nil {
+		return err
+	}
 	dir, err := u.parent(dirPath)
 	if err != nil {
 		return err

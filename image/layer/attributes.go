@@ -1,0 +1,115 @@
+package layer
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/image/store"
+)
+
+// attributes are what an archive says about a file besides its content.
+type attributes struct {
+	uid, gid int
+	mode     uint32
+	mtime    time.Time
+	pax      map[string]string
+}
+
+func attributesOf(hdr *tar.Header) attributes {
+	return attributes{uid: hdr.Uid, gid: hdr.Gid, mode: permissions(hdr), mtime: hdr.ModTime, pax: hdr.PAXRecords}
+}
+
+// createFile makes the new, empty file name, which is one component, in a
+// directory. Whatever is there is an error, a link too.
+func createFile(dir int, name string, a *attributes) (int, error) {
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	for {
+		fd, err := unix.Openat(dir, name, flags, a.mode)
+		if !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
+}
+
+// finishFile gives a file made by [createFile] what it does not have of its
+// attributes yet, closes it and takes its measure.
+func finishFile(fd int, a *attributes) (store.Usage, error) {
+	usage, err := a.apply(fd)
+	return usage, errors.Join(err, unix.Close(fd))
+}
+
+func (a *attributes) apply(fd int) (store.Usage, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return store.Usage{}, err
+	}
+	// Most files are root's, with a mode that the umask has no part in.
+	owned := int(st.Uid) == a.uid && int(st.Gid) == a.gid
+	if !owned {
+		if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
+			return store.Usage{}, err
+		}
+	}
+	// A new owner costs the set-user-ID bit.
+	if !owned || st.Mode&0o7777 != a.mode {
+		if err := unix.Fchmod(fd, a.mode); err != nil {
+			return store.Usage{}, err
+		}
+	}
+	if err := a.setXattrs(fd); err != nil {
+		return store.Usage{}, err
+	}
+	ts := timespecs(a.mtime)
+	if err := unix.UtimesNanoAt(fd, "", ts[:], unix.AT_EMPTY_PATH); err != nil {
+		return store.Usage{}, err
+	}
+	return store.Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1}, nil
+}
+
+// setXattrs sets the extended attributes that a layer may bring.
+func (a *attributes) setXattrs(fd int) error {
+	for key, value := range a.pax {
+		name, ok := strings.CutPrefix(key, paxXattr)
+		if !ok || !allowedXattr(name) {
+			continue
+		}
+		if len(value) > maxXattr {
+			return fmt.Errorf("%w: attribute %s of %d bytes", ErrTooLarge, name, len(value))
+		}
+		err := unix.Fsetxattr(fd, name, []byte(value), 0)
+		if err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("set attribute %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// allowedXattr tells what belongs to the image from what belongs to the host:
+// overlayfs's own marks, labels and signatures are not an image's to set.
+func allowedXattr(name string) bool {
+	switch name {
+	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
+		return true
+	}
+	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.") &&
+		strings.IndexByte(name, 0) < 0
+}
+
+// fdWriter writes to a descriptor.
+type fdWriter int
+
+func (w fdWriter) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		m, err := unix.Write(int(w), p[n:])
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+		n += max(m, 0)
+	}
+	return n, nil
+}
