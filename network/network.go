@@ -287,6 +287,20 @@ func (n *Network) Status(ctx context.Context) error {
 	return nil
 }
 
+// Ready is a quick look whether there is a configuration and all its plugins
+// are there. An [Network.Attach] without them could not be taken back before
+// they are.
+func (n *Network) Ready() error {
+	conf, err := cni.Load(n.options.ConfDir)
+	if err == nil {
+		err = n.client.Complete(conf)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotReady, err)
+	}
+	return nil
+}
+
 // Info describes the network to a person.
 type Info struct {
 	ConfDir string          `json:"confDir"`

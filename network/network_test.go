@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"crisp/network/cni"
 	"crisp/network/cni/cnitest"
 )
 
@@ -133,6 +134,18 @@ func TestAttachBeforeTheNetworkIsReady(t *testing.T) {
 	}
 	if got := n.Summary(); got != nil {
 		t.Errorf("called %v", got)
+	}
+}
+
+// What is not there could not be asked to take an attachment back.
+func TestReadyMissesAPlugin(t *testing.T) {
+	n := newNode(t)
+	if err := n.Ready(); err != nil {
+		t.Errorf("healthy: %v", err)
+	}
+	n.configure(t, `{"cniVersion": "1.1.0", "name": "net", "plugins": [{"type": "no-such-plugin"}]}`)
+	if err := n.Ready(); !errors.Is(err, ErrNotReady) || !errors.Is(err, cni.ErrNoPlugin) || !strings.Contains(err.Error(), "no-such-plugin") {
+		t.Errorf("got %v", err)
 	}
 }
 

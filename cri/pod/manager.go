@@ -41,6 +41,8 @@ type Images interface {
 // Network connects a pod's network namespace. Detach is idempotent and works
 // when the namespace, or the whole boot it belonged to, is gone.
 type Network interface {
+	// Ready tells why pods could not be attached now.
+	Ready() error
 	Attach(ctx context.Context, a network.Attachment) (network.Result, error)
 	Detach(ctx context.Context, a network.Attachment) error
 	// Sweep detaches what this daemon once attached and is not among ids.

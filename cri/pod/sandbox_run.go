@@ -51,6 +51,11 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	if id, err := m.existing(cfg); id != "" || err != nil {
 		return id, err
 	}
+	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
+		if err := m.Network.Ready(); err != nil {
+			return "", fmt.Errorf("run sandbox %s: %w", sandboxName(cfg.GetMetadata()), err)
+		}
+	}
 	p, err := m.newSandbox(cfg, handler)
 	if err != nil {
 		return "", err
@@ -281,6 +286,8 @@ func (p *pod) dropNamespaces(ctx context.Context) error {
 	p.mu.Lock()
 	ended := p.paused
 	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
 	return p.m.Keeper.forgetDying(ctx, p.record().ID, ended)
 }
 

@@ -19,17 +19,8 @@ import (
 	"crisp/runtime/durable"
 )
 
-// Deadlines of calls. The caller's own may be earlier.
-const (
-	// addTimeout is for a whole chain, and ends before kubelet's patience
-	// with a new pod (four minutes) does.
-	addTimeout = 3 * time.Minute
-	// delTimeout is for each plugin: one that hangs must not take the time of
-	// the others.
-	delTimeout = time.Minute
-	// statusTimeout is short because kubelet asks every few seconds.
-	statusTimeout = 5 * time.Second
-)
+// statusTimeout is short because kubelet asks every few seconds.
+const statusTimeout = 5 * time.Second
 
 // Client runs plugins found in some folders and remembers what it attached.
 type Client struct {
@@ -227,14 +218,23 @@ func (c *Client) Check(ctx context.Context, id string) error {
 // Status tells whether pods can be attached: all plugins are there and, with
 // version 1.1 of the specification, say so.
 func (c *Client) Status(ctx context.Context, conf *Config) error {
+	if err := c.Complete(conf); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	return concise(c.lib.GetStatusNetworkList(ctx, conf.list))
+}
+
+// Complete looks whether all plugins of a configuration are there
+// ([ErrNoPlugin]).
+func (c *Client) Complete(conf *Config) error {
 	for _, plugin := range conf.list.Plugins {
 		if _, err := c.runner.FindInPath(plugin.Network.Type, c.binDirs); err != nil {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
-	return concise(c.lib.GetStatusNetworkList(ctx, conf.list))
+	return nil
 }
 
 // Attached returns the ids of all pods whose attachment is remembered.

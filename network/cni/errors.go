@@ -12,6 +12,8 @@ var (
 	// ErrInvalidConfig says that the first network configuration of a folder
 	// cannot be used.
 	ErrInvalidConfig = errors.New("invalid network configuration")
+	// ErrNoPlugin says that the program of a plugin is missing.
+	ErrNoPlugin = errors.New("no such plugin")
 )
 
 // PluginError is a plugin's answer that it has not done what it was asked.

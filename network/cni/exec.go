@@ -27,8 +27,6 @@ const (
 	// pipeDelay is how long a plugin's children may keep its output open
 	// after it has ended.
 	pipeDelay = time.Second
-	// killGrace is how long a plugin may go on when it should end.
-	killGrace = 10 * time.Second
 	// busyDelay is the pause before a binary that is being written is tried
 	// again.
 	busyDelay = 50 * time.Millisecond
@@ -51,7 +49,7 @@ var _ invoke.Exec = (*runner)(nil)
 func (*runner) FindInPath(plugin string, dirs []string) (string, error) {
 	path, err := invoke.FindInPath(plugin, dirs)
 	if err != nil {
-		return "", fmt.Errorf("plugin %s: %w", plugin, err)
+		return "", fmt.Errorf("%w: plugin %s: %w", ErrNoPlugin, plugin, err)
 	}
 	return path, nil
 }
