@@ -11,6 +11,7 @@ import (
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 )
 
@@ -26,6 +27,8 @@ func Rules() []rpcerr.Rule {
 		{Err: pod.ErrExists, Code: rpcerr.AlreadyExists},
 		{Err: pod.ErrUnkillable, Code: rpcerr.DeadlineExceeded},
 		{Err: pod.ErrTimeout, Code: rpcerr.DeadlineExceeded},
+		{Err: client.ErrLost, Code: rpcerr.Unavailable},
+		{Err: client.ErrKeeper, Code: rpcerr.Unavailable},
 		{Err: spec.ErrInvalid, Code: rpcerr.InvalidArgument},
 		{Err: spec.ErrUnsupported, Code: rpcerr.FailedPrecondition},
 		{Err: cgroup.ErrParent, Code: rpcerr.InvalidArgument},

@@ -15,6 +15,7 @@ import (
 
 	"crisp/cri/spec"
 	"crisp/image"
+	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
 	"crisp/runtime/plan"
 )
@@ -322,11 +323,23 @@ func (m *Manager) removeCgroup(ctx context.Context, path string) error {
 		return err
 	}
 	if pids, err := group.Pids(); err == nil && len(pids) > 0 {
-		if err := group.Kill(ctx); err != nil {
+		if err := m.killGroup(ctx, group); err != nil {
 			return err
 		}
 	}
 	return group.Remove(ctx)
+}
+
+// killGroup ends what lives in a group, but does not wait for ever for what
+// does not die.
+func (m *Manager) killGroup(ctx context.Context, group *cgroup.Group) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	err := group.Kill(ctx)
+	if errors.Is(err, cgroup.ErrBusy) {
+		return fmt.Errorf("%w: %w", ErrUnkillable, err)
+	}
+	return err
 }
 
 // loadSpec returns what makeSpec made. It must not be changed.

@@ -2,15 +2,13 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// killTimeout is how long a process may take to die of SIGKILL.
-const killTimeout = 30 * time.Second
 
 // StopContainer sends the container's stop signal and, once timeout has
 // passed, kills it. A later call with a shorter timeout shortens the wait. A
@@ -41,22 +39,50 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 	return p.kill(ctx, c)
 }
 
+// thawAfter is how long a process takes to die of SIGKILL unless it is frozen
+// or in uninterruptible sleep.
+const thawAfter = 100 * time.Millisecond
+
 // kill ends all processes of a container and waits until that is recorded.
 func (p *pod) kill(ctx context.Context, c *Container) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
 	pr := p.process(c.ID)
-	if pr == nil {
-		return fmt.Errorf("kill container %s: its process is not known: %w", c.ID, ErrState)
+	if pr == nil { // it outlived its holders and could not be ended before
+		if err := p.lose(ctx, c); err != nil {
+			return fmt.Errorf("kill container %s: %w", c.ID, err)
+		}
+		return nil
 	}
 	if err := pr.signal(unix.SIGKILL); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.ID, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, killTimeout)
-	defer cancel()
+	select {
+	case <-pr.exited:
+		return nil
+	case <-ctx.Done():
+	case <-time.After(thawAfter):
+		p.thaw(ctx, c)
+	}
 	select {
 	case <-pr.exited:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("kill container %s (process %d, %s): %w: %w", c.ID, pr.pid, processState(pr.pid), ErrUnkillable, ctx.Err())
+	}
+}
+
+// thaw lets a frozen container die: with version 1 of cgroups SIGKILL waits
+// until it is thawed. A parent that is frozen is somebody else's.
+func (p *pod) thaw(ctx context.Context, c *Container) {
+	group, err := p.groupOf(c)
+	if err != nil {
+		return // without one nothing is frozen
+	}
+	ctx, cancel := context.WithTimeout(ctx, thawAfter)
+	defer cancel()
+	if err := group.Thaw(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		warn(err, "thaw a container that is to die", "container", c.ID)
 	}
 }
 

@@ -1,16 +1,16 @@
 package pod
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
 
 	"crisp/network/netns"
+	"crisp/runtime/keeper/client"
 )
 
 // errKeeperLost is why nothing can be started until another keeper is there.
-var errKeeperLost = errors.New("the keeper died and another is being started")
+var errKeeperLost = fmt.Errorf("another keeper is being started: %w", client.ErrLost)
 
 // Healthy fails when containers cannot be started.
 func (m *Manager) Healthy() error {

@@ -8,11 +8,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/durable"
 )
+
+// killTimeout is one that a test need not wait for long.
+const killTimeout = 8 * time.Second
 
 // CrashEnv names the folder through which a test gives its orders to [point].
 const CrashEnv = "CRISP_CRASH"

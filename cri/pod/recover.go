@@ -18,6 +18,9 @@ import (
 // recoverTimeout bounds what is done for one pod before the daemon serves.
 const recoverTimeout = 10 * time.Second
 
+// loseTimeout bounds the wait for the end of what outlived its holders.
+const loseTimeout = 2 * time.Second
+
 // verdict is what becomes of a pod that the last daemon left.
 type verdict int
 
@@ -199,6 +202,9 @@ func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot boo
 			return errors.Join(err, p.updateContainer(c.ID, func(c *Container) { c.Left = true }))
 		}
 	case loseContainer:
+		// One that does not die is tried again when it is stopped.
+		ctx, cancel := context.WithTimeout(ctx, loseTimeout)
+		defer cancel()
 		return p.lose(ctx, c)
 	}
 	return nil
@@ -260,7 +266,7 @@ func (p *pod) adopt(c *Container, e *client.Entry) error {
 // lose ends what may be left of a container whose holder is gone.
 func (p *pod) lose(ctx context.Context, c *Container) error {
 	if group, err := p.m.Cgroups.Open(c.CgroupPath); err == nil {
-		if err := group.Kill(ctx); err != nil {
+		if err := p.m.killGroup(ctx, group); err != nil {
 			return err
 		}
 	}

@@ -47,13 +47,18 @@ type Mapper struct {
 }
 
 // New returns a mapper over a table, in which the first rule that fits counts.
-// Context errors and a disk that is full or read-only need no rules: they come after the table's.
+// Context errors and the limits of the machine need no rules: they come after
+// the table's.
 func New(table []Rule) *Mapper {
 	return &Mapper{rules: append(append([]Rule(nil), table...),
 		Rule{Err: context.DeadlineExceeded, Code: DeadlineExceeded},
 		Rule{Err: context.Canceled, Code: Canceled},
 		Rule{Err: syscall.ENOSPC, Code: ResourceExhausted},
 		Rule{Err: syscall.EDQUOT, Code: ResourceExhausted},
+		Rule{Err: syscall.EMFILE, Code: ResourceExhausted},
+		Rule{Err: syscall.ENFILE, Code: ResourceExhausted},
+		Rule{Err: syscall.ENOMEM, Code: ResourceExhausted},
+		Rule{Err: syscall.EAGAIN, Code: ResourceExhausted}, // no more processes
 		Rule{Err: syscall.EROFS, Code: FailedPrecondition},
 	)}
 }
