@@ -14,7 +14,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/runtime/cgroup"
-	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/plan"
 )
@@ -63,27 +62,33 @@ func (p *pod) start(ctx context.Context, id string) error {
 	case !r.Ready():
 		return fmt.Errorf("start container %s: sandbox %s is not ready: %w", id, r.ID, ErrState)
 	}
+	if pr := p.process(id); pr != nil && pr.failure != nil { // and could not be recorded
+		return fmt.Errorf("start container %s: an earlier start failed: %w: %w", id, ErrState, pr.failure)
+	}
 	if err := p.launch(ctx, r, c); err != nil {
-		p.startFailed(id, err)
+		p.startFailed(ctx, id, err)
 		return err
 	}
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	return nil
 }
 
-// startFailed records a start that came to nothing.
-func (p *pod) startFailed(id string, cause error) {
+// startFailed records a start that came to nothing. The process may exist all
+// the same, if the keeper's answer was lost.
+func (p *pod) startFailed(ctx context.Context, id string, cause error) {
+	if pr := p.process(id); pr != nil && pr.group != nil {
+		warn(p.m.killGroup(context.WithoutCancel(ctx), pr.group), "end a failed start", "container", id)
+	}
 	now := time.Now().UnixNano()
-	err := p.updateContainer(id, func(c *Container) {
+	note := func(c *Container) {
 		c.StartedAt, c.FinishedAt, c.ExitCode = now, now, exitStartError
 		c.Reason, c.Message = reasonStartError, cause.Error()
-	})
-	warn(err, "note a failed start", "container", id)
+	}
+	if err := p.updateContainer(id, note); err != nil && !errors.Is(err, ErrNotFound) {
+		p.m.wg.Go(func() { p.insist(id, note, nil) })
+	}
 	if pr := p.process(id); pr != nil {
-		if errors.Is(cause, client.ErrLost) && pr.group != nil {
-			// The keeper died over it; the process may have got through.
-			warn(pr.group.Kill(p.m.ctx), "kill what a failed start left", "container", id)
-		}
+		pr.failure = cause
 		close(pr.exited)
 		pr.log.Close()
 	}

@@ -67,6 +67,8 @@ func (p *pod) kill(ctx context.Context, c *Container) error {
 	select {
 	case <-pr.exited:
 		return nil
+	case err := <-pr.unrecorded:
+		return fmt.Errorf("record the end of container %s: %w", c.ID, err)
 	case <-ctx.Done():
 		return fmt.Errorf("kill container %s (process %d, %s): %w: %w", c.ID, pr.pid, processState(pr.pid), ErrUnkillable, ctx.Err())
 	}

@@ -67,26 +67,40 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	defer cancel()
 	e = p.exitOfOrphan(pr, e)
 	oom := p.lastRites(ctx, id, pr)
-	for {
-		err := p.updateContainer(id, func(c *Container) {
-			c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
-			c.Reason, c.Message = exitReason(e.Code, oom)
-		})
-		if err == nil || errors.Is(err, ErrNotFound) {
-			break
-		}
-		klog.ErrorS(err, "Record the end of a container", "container", id)
-		select {
-		case <-time.After(recordRetry):
-		case <-p.m.ctx.Done():
-			return // the keeper holds the exit for the next daemon
-		}
+	recorded := p.insist(id, func(c *Container) {
+		c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
+		c.Reason, c.Message = exitReason(e.Code, oom)
+	}, pr.unrecorded)
+	if !recorded {
+		return // the keeper holds the exit for the next daemon
 	}
 	close(pr.exited)
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	warn(p.m.Keeper.Forget(ctx, id), "forget an exit", "container", id)
 	pr.log.Close()
 	warn(closeFiles(pr.stdin), "close a container's input", "container", id)
+}
+
+// insist records the end of a container, again and again while the disk does
+// not take it. It is false if the daemon ends before. Why it has to wait is
+// told to who listens.
+func (p *pod) insist(id string, change func(*Container), why chan<- error) bool {
+	for {
+		err := p.updateContainer(id, change)
+		if err == nil || errors.Is(err, ErrNotFound) {
+			return true
+		}
+		klog.ErrorS(err, "Record the end of a container", "container", id)
+		select {
+		case why <- err:
+		default:
+		}
+		select {
+		case <-time.After(recordRetry):
+		case <-p.m.ctx.Done():
+			return false
+		}
+	}
 }
 
 // lastRites counts the OOM kills in a container's cgroup and empties it.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -22,6 +23,9 @@ const keeperPatience = 3 * time.Second
 
 // forgetRetry is the time between attempts to forget a process that dies.
 const forgetRetry = 10 * time.Millisecond
+
+// forgetKills is after how many attempts a process does evidently not die.
+const forgetKills = 10
 
 // orphanTimeout is how long the end of an orphan may take to be noticed here
 // once the keeper or a SIGKILL told it.
@@ -107,10 +111,13 @@ func (k *Keeper) Forget(ctx context.Context, id string) error {
 func (k *Keeper) forgetDying(ctx context.Context, id string, ended <-chan struct{}) error {
 	tick := time.NewTicker(forgetRetry)
 	defer tick.Stop()
-	for {
+	for tries := 1; ; tries++ {
 		err := k.Forget(ctx, id)
 		if !errors.Is(err, client.ErrRunning) {
 			return err
+		}
+		if tries == forgetKills {
+			warn(k.kill(ctx, id), "kill what the keeper holds", "id", id)
 		}
 		select {
 		case <-ended:
@@ -120,6 +127,22 @@ func (k *Keeper) forgetDying(ctx context.Context, id string, ended <-chan struct
 			return fmt.Errorf("%w: %w", ErrUnkillable, ctx.Err())
 		}
 	}
+}
+
+// kill kills a process that the keeper has started. The daemon may not know it,
+// if the answer to its start was lost.
+func (k *Keeper) kill(ctx context.Context, id string) error {
+	entries, err := k.Client().List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.ID == id && e.PidFD != nil && e.Exit == nil {
+			err = signal(e.PidFD, unix.SIGKILL)
+		}
+		e.Close()
+	}
+	return err
 }
 
 // Close ends the connection. The keeper and what it holds go on.

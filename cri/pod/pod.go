@@ -43,6 +43,10 @@ type process struct {
 	pidfd *os.File
 	// started is closed once the start is recorded, exited once the end is.
 	started, exited chan struct{}
+	// failure is why the only start came to nothing; guarded by the pod's op.
+	failure error
+	// unrecorded gets why the end cannot be put on disk, for who waits for it.
+	unrecorded chan error
 	// end makes one of several reports of the same end count.
 	end sync.Once
 	// orphan tells how the process ended if the keeper that was its parent
@@ -186,7 +190,7 @@ func (p *pod) setNamespaces(ns map[string]*os.File) {
 }
 
 func newProcess() *process {
-	return &process{started: make(chan struct{}), exited: make(chan struct{})}
+	return &process{started: make(chan struct{}), exited: make(chan struct{}), unrecorded: make(chan error, 1)}
 }
 
 // close gives up the descriptors of a process.
