@@ -44,14 +44,14 @@ fmt: ## are all files formatted?
 vet: ## go vet, for both processors
 	$(GO) vet ./...
 	GOARCH=arm64 $(GO) vet ./...
-	$(GO) vet -tags crash ./cri/pod ./test/crash
+	$(GO) vet -tags crash ./cri/pod ./network/cni ./test/crash
 	$(GO) vet -tags node ./test/node/...
 
 .PHONY: staticcheck
 staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both processors
 	$(CACHE)/bin/staticcheck ./...
 	GOARCH=arm64 $(CACHE)/bin/staticcheck ./...
-	$(CACHE)/bin/staticcheck -tags crash ./cri/pod ./test/crash
+	$(CACHE)/bin/staticcheck -tags crash ./cri/pod ./network/cni ./test/crash
 	$(CACHE)/bin/staticcheck -tags node ./test/node/...
 
 ##### Tests
@@ -77,9 +77,20 @@ bench: build $(LAB) $(CACHE)/bin/critest $(PEERS) images programs ## side by sid
 	@$(MAKE) --no-print-directory $(CACHE)/peers/crun/crun || echo "crun cannot be had from Debian: it is left out"
 	$(CACHE)/bin/bench $(ARGS)
 
+# Of these, REPORT=1 puts the tables into docs/reliability.md.
+CRASH = $(GO) test -C test/crash -tags crash -count 1 -timeout 30m -run '$(1)' $(if $(REPORT),-report $(CURDIR)/docs/reliability.md) $(ARGS)
+
 .PHONY: crash
-crash: $(LAB) images ## end the daemon at every point; REPORT=1 updates docs/reliability.md
-	$(GO) test -C test/crash -tags crash -count 1 -timeout 20m $(if $(REPORT),-report $(CURDIR)/docs/reliability.md)
+crash: $(LAB) images ## end daemon and keeper at every point and at random ones
+	$(call CRASH,TestCrash|TestMoments|TestModel|TestStorm)
+
+.PHONY: faults
+faults: $(LAB) images ## plugins, disks, limits, reboots and power cuts that go wrong
+	$(call CRASH,TestFault)
+
+.PHONY: soak
+soak: $(LAB) images ## 300 pods come and go (ARGS="-pods 2000") under kills
+	$(call CRASH,TestSoak)
 
 .PHONY: node
 node: build $(LAB) kubernetes images programs ## a Kubernetes node with crisp, ten minutes

@@ -18,6 +18,7 @@ import (
 var (
 	seed    = flag.Uint64("seed", uint64(time.Now().UnixNano()), "where the random calls begin")
 	forTime = flag.Duration("calls", 40*time.Second, "how long random calls are made")
+	kills   = flag.Int("moments", 60, "how many kills at random moments are tried for each kind of pod")
 )
 
 // Sizes of the model.
@@ -60,7 +61,7 @@ func TestModel(t *testing.T) {
 	s := n.newScene(t)
 	t.Logf("-seed %d", *seed)
 	random := rand.New(rand.NewPCG(*seed, 0))
-	pods := n.modelPods(t)
+	pods := n.modelPods(t, modelPods)
 	count := map[string]int{}
 	var past []string
 	for end := time.Now().Add(*forTime); time.Now().Before(end) && !t.Failed(); {
@@ -87,9 +88,9 @@ func TestModel(t *testing.T) {
 	n.tidy(t, s)
 }
 
-func (n *node) modelPods(t *testing.T) []*modelPod {
+func (n *node) modelPods(t *testing.T, count int) []*modelPod {
 	var pods []*modelPod
-	for i := range modelPods {
+	for i := range count {
 		s := n.newScene(t)
 		s.pod.Metadata.Name = fmt.Sprintf("model-%d", i)
 		s.pod.PortMappings = nil

@@ -30,12 +30,17 @@ import (
 const (
 	busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 	// callTime bounds every call; none takes nearly as long.
-	callTime = 30 * time.Second
+	callTime = time.Minute
 	// leaveTime is how long leavings may take to go by themselves.
-	leaveTime = 5 * time.Second
+	leaveTime = 10 * time.Second
 )
 
-func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+func TestMain(m *testing.M) {
+	if pluginMain() {
+		return
+	}
+	os.Exit(testkit.Main(m))
+}
 
 // node is a daemon that takes orders to die.
 type node struct {
@@ -46,11 +51,15 @@ type node struct {
 	usual []string
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	t.Helper()
 	testkit.Root(t)
 	n := &node{orders: t.TempDir()}
-	n.Lab = testkit.Daemon(t, lab.Options{Crisp: build(t), Env: []string{pod.CrashEnv + "=" + n.orders}})
+	o := lab.Options{Crisp: build(t), Env: []string{pod.CrashEnv + "=" + n.orders}}
+	for _, c := range change {
+		c(&o)
+	}
+	n.Lab = testkit.Daemon(t, o)
 	call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
 	// What is opened or made once, by the daemon and by network plugins.
 	for range 2 {
@@ -85,12 +94,13 @@ func (n *node) begin(t *testing.T) {
 	}
 }
 
-// killKeeper kills the keeper too. One that holds nothing may be gone.
-func (n *node) killKeeper(t *testing.T) {
+// killKeeper kills the keeper too and returns its pid. One that holds nothing
+// may be gone.
+func (n *node) killKeeper(t *testing.T) int {
 	t.Helper()
 	pid, err := n.Keeper()
 	if errors.Is(err, os.ErrNotExist) {
-		return
+		return 0
 	}
 	if err == nil {
 		err = unix.Kill(pid, unix.SIGKILL)
@@ -98,6 +108,7 @@ func (n *node) killKeeper(t *testing.T) {
 	if err != nil {
 		t.Fatalf("kill the keeper: %v", err)
 	}
+	return pid
 }
 
 // answers reports whether the daemon does.
@@ -195,7 +206,7 @@ func (n *node) belongings(t *testing.T) []string {
 		all = append(all, "link "+l.Name)
 	}
 	for _, p := range inventory.Descendants(os.Getpid()) {
-		if p.PID != n.PID() && p.Name != "crisp-keeper" {
+		if p.PID != n.PID() && p.Name != "crisp-keeper" && !zombie(p.PID) { // those are reaped in their time
 			all = append(all, "process "+p.String())
 		}
 	}
@@ -203,6 +214,11 @@ func (n *node) belongings(t *testing.T) []string {
 		all = append(all, n.files(t, dir)...)
 	}
 	return all
+}
+
+func zombie(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	return err != nil || hasState(string(status), "Z")
 }
 
 // files lists a folder's content, with all below.

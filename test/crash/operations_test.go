@@ -68,6 +68,24 @@ var operations = []operation{{
 			s.t.Errorf("%d pods and containers are still listed", left)
 		}
 	},
+}, {
+	name: "UpdateContainerResources", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryUpdate,
+	done: func(s *scene) {
+		st := s.wantContainer(runtimeapi.ContainerState_CONTAINER_RUNNING)
+		if got := st.GetResources().GetLinux().GetMemoryLimitInBytes(); got != updatedMemory {
+			s.t.Errorf("the limit of memory is %d, want %d", got, updatedMemory)
+		}
+		if got := s.seenLimit(); got != updatedMemory {
+			s.t.Errorf("the kernel's limit of memory is %d, want %d", got, updatedMemory)
+		}
+		s.wantAlive()
+	},
+}, {
+	name: "UpdatePodSandboxResources", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryUpdatePod,
+	done: (*scene).wantAlive,
+}, {
+	name: "ExecSync", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryExec,
+	done: (*scene).wantAlive,
 }}
 
 // removeUnready removes pods that are not ready; others are kept.

@@ -7,11 +7,18 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/inventory"
 )
+
+// updatedMemory is what UpdateContainerResources makes of the limit.
+const updatedMemory = 96 << 20
 
 // scene is a pod with one container on a node, or as much of that as there is.
 type scene struct {
@@ -88,6 +95,42 @@ func (s *scene) tryRemovePod() error {
 	return err
 }
 
+func (s *scene) tryUpdate() error {
+	_, err := try(s.t, s.n.Runtime.UpdateContainerResources, &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: s.containerID, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: updatedMemory},
+	})
+	return err
+}
+
+func (s *scene) tryUpdatePod() error {
+	_, err := try(s.t, s.n.Runtime.UpdatePodSandboxResources, &runtimeapi.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: s.podID, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 512},
+	})
+	return err
+}
+
+func (s *scene) tryExec() error {
+	r, err := try(s.t, s.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: s.containerID, Cmd: []string{"sh", "-c", "echo out; sleep 0.01"}})
+	if err == nil && string(r.Stdout) != "out\n" {
+		s.t.Errorf("a command printed %q", r.Stdout)
+	}
+	return err
+}
+
+// seenLimit is the container's limit of memory, as the kernel has it.
+func (s *scene) seenLimit() int64 {
+	s.t.Helper()
+	for _, dir := range inventory.Cgroups(s.containerID) {
+		for _, file := range []string{"memory.max", "memory.limit_in_bytes"} {
+			if data, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
+				n, _ := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64) // 0 is not wanted either
+				return n
+			}
+		}
+	}
+	return 0
+}
+
 func (s *scene) must(what string, err error) {
 	s.t.Helper()
 	if err != nil {
@@ -160,9 +203,16 @@ func (s *scene) wantPod(state runtimeapi.PodSandboxState) {
 	}
 	st := call(s.t, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.podID}).Status
 	ready := state == runtimeapi.PodSandboxState_SANDBOX_READY
+	if s.hostNetwork() {
+		ready = false // as to leases
+	}
 	if leases := s.n.Leases(); ready && (len(leases) != 1 || leases[0] != st.Network.GetIp()) || !ready && len(leases) != 0 {
 		s.t.Errorf("the pod is %v and has address %q; leased are %q", state, st.Network.GetIp(), leases)
 	}
+}
+
+func (s *scene) hostNetwork() bool {
+	return s.pod.Linux.SecurityContext.NamespaceOptions.Network == runtimeapi.NamespaceMode_NODE
 }
 
 // wantContainer wants exactly one container, in a state.
@@ -183,4 +233,9 @@ func (s *scene) wantAlive() {
 	if string(r.Stdout) != "1\n" {
 		s.t.Errorf("%q processes of the container run, want 1", r.Stdout)
 	}
+}
+
+// hasState reports whether a process's status says that it is in a state.
+func hasState(status, state string) bool {
+	return strings.Contains(status, "\nState:\t"+state+" ")
 }

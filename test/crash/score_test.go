@@ -3,7 +3,7 @@
 package crash
 
 import (
-	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -14,14 +14,16 @@ import (
 
 var reportFile = flag.String("report", "", "put the table of results into this `file`, between its marks")
 
-// Marks between which the table is in the file.
+// Marks between which a table is in the file.
 const (
-	tableBegin = "<!-- crash table: make crash REPORT=1 -->\n"
-	tableEnd   = "<!-- end of crash table -->\n"
+	tableBegin = "<!-- table of %s -->\n"
+	tableEnd   = "<!-- end of table -->\n"
 )
 
-// score counts cases by operation and way.
+// score counts cases by what was disturbed and how.
 type score struct {
+	// first is the head of the first column.
+	first     string
 	ops, ways []string
 	tried     map[[2]string]int
 	survived  map[[2]string]int
@@ -55,7 +57,7 @@ func (s *score) String() string {
 		}
 		b.WriteByte('\n')
 	}
-	row("operation", func(way string) string {
+	row(cmp.Or(s.first, "operation"), func(way string) string {
 		if way == "" {
 			return "all"
 		}
@@ -79,29 +81,34 @@ func (s *score) String() string {
 }
 
 // publish prints the table, and puts it where -report says.
-func (s *score) publish(t *testing.T) {
+func (s *score) publish(t *testing.T, name string) {
 	t.Helper()
-	fmt.Print(s)
-	if *reportFile == "" {
-		return
-	}
-	text, err := os.ReadFile(*reportFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, rest, ok := bytes.Cut(text, []byte(tableBegin))
-	_, after, ok2 := bytes.Cut(rest, []byte(tableEnd))
-	if !ok || !ok2 {
-		t.Fatalf("%s lacks the marks %q and %q", *reportFile, tableBegin, tableEnd)
-	}
-	text = slices.Concat(before, []byte(tableBegin), []byte(s.String()), []byte(tableEnd), after)
-	if err := os.WriteFile(*reportFile, text, 0o644); err != nil {
-		t.Fatal(err)
+	if !partial() {
+		publish(t, name, s.String())
 	}
 }
 
-// complete reports whether the test runs as a whole.
-func complete(t *testing.T) bool {
+// partial reports whether only some cases of a test are run.
+func partial() bool { return strings.Contains(flag.Lookup("test.run").Value.String(), "/") }
+
+// publish puts a text between the marks of its name in the report.
+func publish(t *testing.T, name, text string) {
 	t.Helper()
-	return flag.Lookup("test.run").Value.String() == "" && !t.Skipped()
+	fmt.Print(text)
+	if *reportFile == "" {
+		return
+	}
+	begin := fmt.Sprintf(tableBegin, name)
+	file, err := os.ReadFile(*reportFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(file), begin)
+	_, after, ok2 := strings.Cut(rest, tableEnd)
+	if !ok || !ok2 {
+		t.Fatalf("%s lacks the marks %q and %q", *reportFile, begin, tableEnd)
+	}
+	if err := os.WriteFile(*reportFile, []byte(before+begin+text+tableEnd+after), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }

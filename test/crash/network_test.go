@@ -1,0 +1,336 @@
+//go:build crash
+
+package crash
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestFaultNetwork lets network plugins misbehave in every way, at ADD and at
+// DEL, for a while.
+func TestFaultNetwork(t *testing.T) {
+	p, with := newPlugins(t)
+	n := newNode(t, with)
+	score := score{first: "network plugin"}
+	try := func(fault, way string, test func(*testing.T)) {
+		score.add(fault, way, t.Run(way+"/"+fault, func(t *testing.T) {
+			defer p.heal()
+			test(t)
+		}))
+	}
+	faults := make([]string, 0, len(faultsOf))
+	for f := range faultsOf {
+		faults = append(faults, f)
+	}
+	slices.Sort(faults)
+	for _, f := range faults {
+		for _, plugin := range []string{"bridge", "portmap"} {
+			try(f, plugin+" at ADD", func(t *testing.T) { n.faultyAdd(t, p, plugin, f) })
+			try(f, plugin+" at DEL", func(t *testing.T) { n.faultyDel(t, p, plugin, f, false) })
+		}
+		try(f, "bridge at DEL, daemon killed", func(t *testing.T) { n.faultyDel(t, p, "bridge", f, true) })
+	}
+	try("is gone", "bridge at ADD", func(t *testing.T) { n.missingPlugin(t, p, false) })
+	try("is gone", "bridge at DEL", func(t *testing.T) { n.missingPlugin(t, p, true) })
+	try("configuration is gone", "bridge at DEL", n.missingConf)
+	try("fails and then DEL fails", "bridge at ADD", func(t *testing.T) { n.failingRollback(t, p) })
+	try("hangs, the caller gives up", "bridge at ADD", func(t *testing.T) { n.impatientCaller(t, p) })
+	score.publish(t, "network plugins")
+}
+
+// harmless are faults of which a pod notices nothing at ADD or DEL.
+var harmless = map[string][]string{
+	"leaves a child":             {"ADD", "DEL"},
+	"complains without end":      {"ADD", "DEL"},
+	"answers rubbish":            {"DEL"},
+	"answers nothing":            {"DEL"},
+	"answers without an address": {"DEL"},
+	"answers without end":        {"DEL"},
+}
+
+// faultyAdd wants a pod to fail in time and without a trace, and the next
+// attempt to succeed.
+func (n *node) faultyAdd(t *testing.T, p *plugins, plugin, fault string) {
+	s := n.newScene(t)
+	defer n.tidy(t, s)
+	defer p.heal()
+	before := n.belongings(t)
+	p.set(t, plugin, "ADD", fault)
+	read := n.reads(t)
+	err := s.tryRun()
+	read.wantQuick(t)
+	if slices.Contains(harmless[fault], "ADD") {
+		s.must("run pod", err)
+	} else if err == nil {
+		t.Errorf("the pod runs although the plugin %s", fault)
+	} else {
+		wantError(t, err, "attach network", codes.Internal, codes.Unavailable, codes.DeadlineExceeded)
+		n.wantNoMore(t, "after the failure", before, "descriptor of the daemon", "link", "rule")
+	}
+	p.heal()
+	if err != nil {
+		s.run()
+	}
+	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
+}
+
+// faultyDel wants Stop to fail in time for as long as the plugin does.
+func (n *node) faultyDel(t *testing.T, p *plugins, plugin, fault string, restart bool) {
+	s := n.newScene(t)
+	defer n.tidy(t, s)
+	defer p.heal()
+	s.run()
+	if fault == "fails" {
+		fault = "fails times 3"
+	}
+	p.set(t, plugin, "DEL", fault)
+	if slices.Contains(harmless[fault], "DEL") {
+		s.must("stop pod", s.tryStopPod())
+		return
+	}
+	for i := range 2 {
+		read := n.reads(t)
+		err := s.tryStopPod()
+		read.wantQuick(t)
+		wantError(t, err, plugin, codes.Internal, codes.Unavailable, codes.DeadlineExceeded)
+		s.wantStuck(plugin)
+		if restart && i == 0 {
+			n.Kill()
+			n.begin(t)
+		}
+	}
+	if fault == "fails times 3" {
+		if err := s.tryRemovePod(); err == nil {
+			t.Error("the pod was removed with its network attached")
+		}
+	} else {
+		p.heal()
+	}
+	s.must("stop pod", s.tryStopPod())
+	if left := n.Leases(); len(left) > 0 {
+		t.Errorf("addresses %q are leased after the stop", left)
+	}
+}
+
+// wantStuck wants the pod to be listed as not ready, and its status to say why.
+func (s *scene) wantStuck(why string) {
+	s.t.Helper()
+	pods := s.pods()
+	if len(pods) != 1 || pods[0].State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		s.t.Errorf("listed are the pods %v, want one that is not ready", pods)
+		return
+	}
+	st := call(s.t, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pods[0].Id, Verbose: true})
+	if text := strings.Join(values(st.Info), " "); !strings.Contains(text, why) {
+		s.t.Errorf("the status does not say %q: %s", why, text)
+	}
+}
+
+func values(m map[string]string) []string {
+	var all []string
+	for _, v := range m {
+		all = append(all, v)
+	}
+	return all
+}
+
+func (n *node) missingPlugin(t *testing.T, p *plugins, later bool) {
+	s := n.newScene(t)
+	defer n.tidy(t, s)
+	conf := n.conf(t)
+	// Under another name, which no other folder has.
+	text, err := os.ReadFile(conf)
+	s.must("read configuration", err)
+	other := filepath.Join(p.dir, "bridge-double")
+	s.must("rename plugin", os.Symlink(filepath.Join(p.dir, "real/bridge"), other))
+	s.must("configure", os.WriteFile(conf, []byte(strings.Replace(string(text), `"type": "bridge"`, `"type": "bridge-double"`, 1)), 0o644))
+	defer func() {
+		_ = os.Remove(other)
+		_ = os.WriteFile(conf, text, 0o644)
+	}()
+	if later {
+		s.run()
+	}
+	s.must("remove plugin", os.Remove(other))
+	if later {
+		err = s.tryStopPod()
+		wantError(t, err, "bridge-double", codes.Internal, codes.Unavailable)
+		s.wantStuck("bridge-double")
+	} else {
+		wantError(t, s.tryRun(), "bridge-double", codes.Unavailable)
+		if pods := s.pods(); len(pods) > 0 {
+			t.Errorf("there is a pod although nothing was begun: %v", pods)
+		}
+	}
+	s.must("bring the plugin back", os.Symlink(filepath.Join(p.dir, "real/bridge"), other))
+	if later {
+		s.must("stop pod", s.tryStopPod())
+		s.must("remove pod", s.tryRemovePod())
+	} else {
+		s.run()
+		s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
+		s.removeAll()
+	}
+}
+
+// conf is the path of the network configuration.
+func (n *node) conf(t *testing.T) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(n.Dir, "net.d/*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("configurations: %q, %v", files, err)
+	}
+	return files[0]
+}
+
+func (n *node) missingConf(t *testing.T) {
+	s := n.newScene(t)
+	defer n.tidy(t, s)
+	s.run()
+	conf := n.conf(t)
+	away := filepath.Join(t.TempDir(), "away")
+	s.must("move configuration", os.Rename(conf, away))
+	err := s.tryStopPod()
+	leases := n.Leases()
+	other := n.newScene(t)
+	wantError(t, other.tryRun(), "network", codes.Unavailable)
+	s.must("move configuration back", os.Rename(away, conf))
+	s.must("stop pod", err)
+	if len(leases) > 0 {
+		t.Errorf("addresses %q are leased after the stop", leases)
+	}
+}
+
+// failingRollback wants a pod that cannot be taken back to be listed, and to
+// be removable later.
+func (n *node) failingRollback(t *testing.T, p *plugins) {
+	s := n.newScene(t)
+	defer n.tidy(t, s)
+	defer p.heal()
+	p.set(t, "bridge", "ADD", "fails after its work")
+	p.set(t, "bridge", "DEL", "fails")
+	wantError(t, s.tryRun(), "told to fail", codes.Internal, codes.Unavailable)
+	s.wantStuck("told to fail")
+	wantError(t, s.tryRun(), "remove it first", codes.AlreadyExists)
+	stuck := s.pods()[0].Id
+	s.podID = stuck
+	wantError(t, s.tryRemovePod(), "told to fail", codes.Internal, codes.Unavailable)
+	p.heal()
+	s.must("stop pod", s.tryStopPod())
+	s.must("remove pod", s.tryRemovePod())
+	s.run()
+	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
+}
+
+// impatientCaller wants a call that comes again to join the one that hangs.
+func (n *node) impatientCaller(t *testing.T, p *plugins) {
+	s := n.newScene(t)
+	defer n.tidy(t, s)
+	defer p.heal()
+	p.set(t, "bridge", "ADD", "hangs after its work")
+	errs := make([]error, 3)
+	ids := make([]string, 3)
+	var wg sync.WaitGroup
+	for i := range errs {
+		wg.Go(func() {
+			r, err := try(t, n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: s.pod})
+			ids[i], errs[i] = r.GetPodSandboxId(), err
+		})
+		time.Sleep(200 * time.Millisecond)
+	}
+	if leases := n.Leases(); len(leases) > 1 {
+		t.Errorf("addresses %q are leased for one pod", leases)
+	}
+	wg.Wait()
+	for _, err := range errs {
+		wantError(t, err, "bridge", codes.DeadlineExceeded, codes.Internal)
+		if err != nil && err.Error() != errs[0].Error() {
+			t.Errorf("a call did not join: %v and %v", err, errs[0])
+		}
+	}
+	p.heal()
+	s.run()
+	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
+}
+
+// wantError wants an error with one of the codes and with a word in its text.
+func wantError(t *testing.T, err error, word string, allowed ...codes.Code) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("the call succeeded, want an error about %q", word)
+		return
+	}
+	if code := status.Code(err); !slices.Contains(allowed, code) || !strings.Contains(err.Error(), word) {
+		t.Errorf("got %v, want one of the codes %v and the word %q", err, allowed, word)
+	}
+}
+
+// reading measures how long lists and status take while something goes wrong.
+type reading struct {
+	quit chan struct{}
+	done sync.WaitGroup
+	took []time.Duration
+	err  error
+}
+
+// reads begins to measure.
+func (n *node) reads(t *testing.T) *reading {
+	t.Helper()
+	r := &reading{quit: make(chan struct{})}
+	r.done.Go(func() {
+		for {
+			select {
+			case <-r.quit:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			begin := time.Now()
+			_, err := try(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
+			if err == nil {
+				_, err = try(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{})
+			}
+			if err == nil {
+				_, err = try(t, n.Runtime.ListPodSandboxStats, &runtimeapi.ListPodSandboxStatsRequest{})
+			}
+			if err == nil {
+				_, err = try(t, n.Runtime.Status, &runtimeapi.StatusRequest{})
+			}
+			r.took = append(r.took, time.Since(begin))
+			if err != nil {
+				r.err = err
+			}
+		}
+	})
+	return r
+}
+
+// end returns the longest that all but a hundredth took.
+func (r *reading) end() time.Duration {
+	close(r.quit)
+	r.done.Wait()
+	if len(r.took) == 0 {
+		return 0
+	}
+	slices.Sort(r.took)
+	return r.took[len(r.took)*99/100]
+}
+
+// quick is what reading may take on a machine that has other things to do.
+const quick = 500 * time.Millisecond
+
+func (r *reading) wantQuick(t *testing.T) {
+	t.Helper()
+	if p99 := r.end(); p99 > quick || r.err != nil {
+		t.Errorf("lists and status took %v: %v", p99, r.err)
+	}
+}

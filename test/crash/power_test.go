@@ -1,0 +1,260 @@
+//go:build crash
+
+package crash
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit"
+	"crisp/test/testkit/lab"
+)
+
+const (
+	nginx = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
+	// diskSize is enough for both images.
+	diskSize = 128 << 20
+	// sector is what a disk writes as a whole.
+	sector = 4096
+	cuts   = 6
+)
+
+// forgetful is a disk with a cache: what was written since the last flush may
+// be lost, in any order.
+type forgetful struct {
+	mu sync.Mutex
+	// now is what is read, safe what a power cut leaves in any case.
+	now, safe []byte
+	// unsafe are the sectors written since the last flush, by number.
+	unsafe map[int64]bool
+	writes int
+}
+
+func (d *forgetful) open() bool  { return true }
+func (d *forgetful) size() int64 { return diskSize }
+
+func (d *forgetful) read(buf []byte, at int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	copy(buf, d.now[at:])
+}
+
+func (d *forgetful) write(data []byte, at int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	copy(d.now[at:], data)
+	d.writes++
+	for i := at / sector; i <= (at+int64(len(data))-1)/sector; i++ {
+		d.unsafe[i] = true
+	}
+}
+
+func (d *forgetful) sync() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range d.unsafe {
+		copy(d.safe[i*sector:], d.now[i*sector:(i+1)*sector])
+	}
+	clear(d.unsafe)
+}
+
+func (d *forgetful) dirty() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.unsafe) > 0
+}
+
+// cut returns what is on the disk after a power cut now, and how much it lost.
+func (d *forgetful) cut(random *rand.Rand) (image []byte, lost int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	image = slices.Clone(d.safe)
+	written := random.IntN(101) // percent
+	sectors := make([]int64, 0, len(d.unsafe))
+	for i := range d.unsafe {
+		sectors = append(sectors, i)
+	}
+	slices.Sort(sectors) // for -seed
+	for _, i := range sectors {
+		if random.IntN(100) < written {
+			copy(image[i*sector:], d.now[i*sector:(i+1)*sector])
+		} else {
+			lost++
+		}
+	}
+	return image, lost
+}
+
+// TestFaultPower cuts the power while images are pulled and pods made, and
+// starts a daemon on what is left on the disk.
+func TestFaultPower(t *testing.T) {
+	testkit.Root(t)
+	t.Logf("-seed %d", *seed)
+	random := rand.New(rand.NewPCG(*seed, 4))
+	binary := build(t)
+	images := powerCuts(t, binary, random)
+	var score score
+	for i, image := range images {
+		score.add("pulls and pods", "power cut", t.Run(fmt.Sprint(i), func(t *testing.T) { afterPowerCut(t, binary, image) }))
+	}
+	score.publish(t, "power cuts")
+}
+
+// powerCuts lets a daemon work on a forgetful disk and returns images of what
+// power cuts at random moments would leave.
+func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "disk")
+	command(t, "truncate", "-s", fmt.Sprint(diskSize), image)
+	command(t, "mke2fs", "-q", "-t", "ext4", "-m", "0", image)
+	data, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := &forgetful{now: data, safe: slices.Clone(data), unsafe: map[int64]bool{}}
+	served := filepath.Join(t.TempDir(), "served")
+	if err := os.Mkdir(served, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f := serveFuse(t, served, disk)
+	t.Cleanup(f.end)
+	dir := t.TempDir()
+	mountDisk(t, dir, filepath.Join(served, "file"), "loop,commit=1")
+	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: binary}), orders: t.TempDir()}
+	var work sync.WaitGroup
+	quit := make(chan struct{})
+	work.Go(func() { n.busy(t, quit) })
+	var all []string
+	for i := range cuts {
+		time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond)
+		for tries := 0; tries < 1000 && !disk.dirty(); tries++ {
+			time.Sleep(time.Millisecond) // until there is something to lose
+		}
+		left, lost := disk.cut(random)
+		t.Logf("cut %d: %d writes so far, of the last ones %d sectors are lost", i, disk.writes, lost)
+		all = append(all, filepath.Join(t.TempDir(), "cut"))
+		if err := os.WriteFile(all[i], left, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(quit)
+	work.Wait()
+	return all
+}
+
+func command(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %v: %v: %s", name, args, err, out)
+	}
+}
+
+// busy pulls and removes images and pods until it is told to quit.
+func (n *node) busy(t *testing.T, quit chan struct{}) {
+	for i := 0; ; i++ {
+		select {
+		case <-quit:
+			return
+		default:
+		}
+		ref := []string{busybox, nginx}[i%2]
+		if !n.pullAndRun(t, ref, fmt.Sprintf("busy-%d", i)) {
+			return
+		}
+		if i%3 == 2 {
+			_, _ = try(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+		}
+	}
+}
+
+// pullAndRun uses an image in a pod, and removes the pod.
+func (n *node) pullAndRun(t *testing.T, ref, name string) bool {
+	s := n.newScene(t)
+	kinds[2].change(s)
+	s.pod.Metadata.Name = name
+	s.container.Image.Image = ref
+	_, err := try(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: s.container.Image})
+	for _, step := range []func() error{s.tryRun, s.tryCreate, s.tryStart, s.tryStop, s.tryStopPod, s.tryRemovePod} {
+		if err == nil {
+			err = step()
+		}
+	}
+	if err != nil {
+		t.Errorf("use image %s: %v", ref, err)
+	}
+	return err == nil
+}
+
+// sum is the checksum of an image's programs, as a container sees them.
+func (n *node) sum(t *testing.T, ref string) string {
+	t.Helper()
+	s := n.newScene(t)
+	kinds[2].change(s)
+	s.container.Image.Image = ref
+	s.container.Command = []string{"sh", "-c", "find /bin /usr/bin /usr/sbin -type f | sort | xargs cat | md5sum"}
+	s.container.Tty, s.container.Stdin = false, false
+	s.run()
+	s.create()
+	s.start()
+	s.wantEnd()
+	s.must("remove pod", s.tryRemovePod())
+	words := strings.Fields(slurp(filepath.Join(n.Dir, "logs/main.log")))
+	if len(words) < 2 || len(words[len(words)-2]) != 32 {
+		t.Fatalf("the log has %q", words)
+	}
+	return words[len(words)-2]
+}
+
+// afterPowerCut starts a daemon on what is left.
+func afterPowerCut(t *testing.T, binary, image string) {
+	dir := t.TempDir()
+	mountDisk(t, dir, image, "loop")
+	boot := filepath.Join(t.TempDir(), "boot_id")
+	if err := os.WriteFile(boot, fmt.Appendf(nil, "00000000-0000-0000-0001-%012x\n", time.Now().UnixNano()&0xffffffffffff), 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(boot, bootID, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(bootID, unix.MNT_DETACH) })
+	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: binary}), orders: t.TempDir()}
+	s := n.newScene(t)
+	for _, p := range s.pods() {
+		if p.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+			t.Errorf("pod %s is %v after a power cut", p.Metadata.Name, p.State)
+		}
+	}
+	s.wantListed()
+	s.removeAll()
+	listed := call(t, n.Images.ListImages, &runtimeapi.ListImagesRequest{}).Images
+	t.Logf("%d images are left", len(listed))
+	first := map[string]string{}
+	for _, i := range listed {
+		for _, ref := range i.RepoTags {
+			first[ref] = n.sum(t, ref)
+		}
+	}
+	for _, ref := range []string{busybox, nginx} {
+		call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+		call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+		if sum := n.sum(t, ref); first[ref] != "" && first[ref] != sum {
+			t.Errorf("image %s had the content %q, and %q when pulled anew", ref, first[ref], sum)
+		}
+	}
+	for _, folder := range []string{"root/pods", "root/image/containers"} {
+		if left := n.files(t, folder); len(left) > 1 {
+			t.Errorf("left are %s", strings.Join(left, ", "))
+		}
+	}
+}

@@ -1,0 +1,167 @@
+//go:build crash
+
+package crash
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/inventory"
+)
+
+// silent is a file that nobody ever gets to open: after SIGKILL, who tries is
+// in uninterruptible sleep.
+type silent struct{ asked chan struct{} }
+
+func (s silent) open() bool {
+	select {
+	case s.asked <- struct{}{}:
+	default:
+	}
+	return false
+}
+func (silent) size() int64         { return 1 << 20 }
+func (silent) read([]byte, int64)  {}
+func (silent) write([]byte, int64) {}
+func (silent) sync()               {}
+
+// undying are containers of which a process is in uninterruptible sleep.
+var undying = []struct {
+	name, script string
+}{
+	{"first process", "exec cat /dead/file"},
+	{"child", "cat /dead/file"},
+	{"orphan", "(cat /dead/file &) ; sleep 1000"},
+}
+
+// TestFaultUndying stops containers that do not die.
+func TestFaultUndying(t *testing.T) {
+	n := newNode(t)
+	score := score{first: "container that does not die"}
+	for _, u := range undying {
+		for _, way := range []string{"stopped", "daemon killed", "daemon and keeper killed"} {
+			score.add(u.name, way, t.Run(u.name+"/"+way, func(t *testing.T) { n.undying(t, u.script, way) }))
+		}
+	}
+	for _, way := range []string{"stopped", "daemon killed", "daemon and keeper killed"} {
+		score.add("frozen", way, t.Run("frozen/"+way, func(t *testing.T) { n.frozen(t, way) }))
+	}
+	score.publish(t, "containers that do not die")
+}
+
+func (n *node) undying(t *testing.T, script, way string) {
+	s := n.newScene(t)
+	dir := t.TempDir()
+	file := silent{make(chan struct{}, 1)}
+	f := serveFuse(t, dir, file)
+	defer n.tidy(t, s)
+	defer f.end()
+	kinds[2].change(s) // no network, which is beside the point
+	s.container.Tty, s.container.Stdin = false, false
+	s.container.Command = []string{"sh", "-c", script}
+	s.container.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/dead"}}
+	s.run()
+	s.create()
+	s.start()
+	select {
+	case <-file.asked:
+	case <-time.After(callTime):
+		t.Fatal("the file is not opened")
+	}
+	usual := n.reads(t)
+	time.Sleep(500 * time.Millisecond)
+	before := usual.end()
+
+	read := n.reads(t)
+	n.endHolders(t, way)
+	if way == "stopped" {
+		begin := time.Now()
+		wantError(t, s.tryStop(), "does not die", codes.DeadlineExceeded)
+		if took := time.Since(begin); took > 20*time.Second {
+			t.Errorf("the stop took %v", took)
+		}
+	}
+	wantError(t, s.tryStopPod(), "does not die", codes.DeadlineExceeded)
+	after := read.end()
+	n.otherPod(t)
+	t.Logf("99%% of reads took up to %v before and %v meanwhile", before, after)
+	if read.err != nil && way == "stopped" || after > before+quick {
+		t.Errorf("reads took %v before and %v meanwhile: %v", before, after, read.err)
+	}
+	f.end()
+	s.must("stop pod", s.tryStopPod())
+	s.wantContainer(runtimeapi.ContainerState_CONTAINER_EXITED)
+	s.must("remove pod", s.tryRemovePod())
+}
+
+// endHolders kills the daemon, and the keeper too, as a way says.
+func (n *node) endHolders(t *testing.T, way string) {
+	t.Helper()
+	if way == "stopped" {
+		return
+	}
+	n.Kill()
+	if way == "daemon and keeper killed" {
+		n.killKeeper(t)
+	}
+	begin := time.Now()
+	n.begin(t)
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("the daemon took %v to start", took)
+	}
+}
+
+// otherPod runs and removes another pod.
+func (n *node) otherPod(t *testing.T) {
+	t.Helper()
+	s := n.newScene(t)
+	kinds[2].change(s)
+	s.pod.Metadata.Name = "other"
+	begin := time.Now()
+	s.run()
+	s.create()
+	s.start()
+	s.must("stop other container", s.tryStop())
+	s.must("stop other pod", s.tryStopPod())
+	s.must("remove other pod", s.tryRemovePod())
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("another pod took %v", took)
+	}
+}
+
+// frozen stops a container that somebody else froze.
+func (n *node) frozen(t *testing.T, way string) {
+	s := n.newScene(t)
+	defer n.tidy(t, s)
+	kinds[2].change(s)
+	s.run()
+	s.create()
+	s.start()
+	froze := false
+	for _, dir := range inventory.Cgroups(s.containerID) {
+		for file, value := range map[string]string{"freezer.state": "FROZEN", "cgroup.freeze": "1"} {
+			path := filepath.Join(dir, file)
+			if _, err := os.Stat(path); err == nil {
+				s.must("freeze", os.WriteFile(path, []byte(value), 0))
+				froze = true
+			}
+		}
+	}
+	if !froze {
+		t.Fatal("there is nothing to freeze the container with")
+	}
+	n.endHolders(t, way)
+	begin := time.Now()
+	s.must("stop", s.tryStop())
+	s.must("stop pod", s.tryStopPod())
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("the stop took %v", took)
+	}
+	s.wantContainer(runtimeapi.ContainerState_CONTAINER_EXITED)
+	s.must("remove pod", s.tryRemovePod())
+}
