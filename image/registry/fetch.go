@@ -134,7 +134,8 @@ func (b *blobReader) open() error {
 		want:   []int{http.StatusOK},
 	}
 	if b.offset > 0 {
-		q.header.Set("Range", fmt.Sprintf("bytes=%d-", b.offset))
+		// With its end, though it is the blob's: some registries want one.
+		q.header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.offset, b.desc.Size-1))
 		q.want = append(q.want, http.StatusPartialContent)
 	}
 	resp, err := b.repo.do(b.ctx, q)
@@ -187,8 +188,11 @@ func (b *blobReader) Read(p []byte) (int, error) {
 			b.resumes = 0
 			return n, nil
 		}
-		if err == nil || errors.Is(err, io.EOF) && b.offset >= b.desc.Size {
-			return 0, err
+		if err == nil {
+			return 0, nil
+		}
+		if b.offset >= b.desc.Size {
+			return 0, io.EOF // there is nothing more to ask for
 		}
 		if err := b.resume(err); err != nil {
 			return 0, err
