@@ -11,6 +11,9 @@
 // disk its record names the boot that it was written in, and in another boot it
 // is not trusted.
 //
+// Unpacking a layer takes about 5 MB of buffers, and zstd up to twice the window
+// that the archive asks for, which is bounded by 128 MB.
+//
 // The archive is hostile. Every name in it is resolved inside the layer's
 // folder by package rootpath and every file is made new there, so no entry,
 // link or order of entries reaches anything outside; device numbers, owners
