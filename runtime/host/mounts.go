@@ -73,7 +73,11 @@ func (p *prober) overlay() {
 		return
 	}
 	defer unix.Close(layer)
-	p.facts.OverlayLayerFD = p.option("overlay layer descriptors", unix.FsconfigSetFd(fd, "lowerdir+", layer))
+	err = unix.FsconfigSetFd(fd, "lowerdir+", layer)
+	if errors.Is(err, unix.EBADF) { // before layers could be descriptors, O_PATH was no file to fsconfig
+		err = unix.EINVAL
+	}
+	p.facts.OverlayLayerFD = p.option("overlay layer descriptors", err)
 }
 
 func (p *prober) option(what string, err error) Answer {
