@@ -26,13 +26,16 @@ const (
 // keeper is the state of the process.
 type keeper struct {
 	stateDir string
-	opt      spawn.Options
-	decoders sync.Pool // of *plan.Decoder
-	logBuf   crilog.Buffers
-	poke     chan struct{} // has a token when the keeper may have become idle
-	sweep    chan struct{} // has a token when children may be left to reap
-	leave    chan struct{} // closed at the end
-	wg       sync.WaitGroup
+	// activated: systemd made the socket, keeps it, and starts another keeper
+	// for who connects when this one has ended.
+	activated bool
+	opt       spawn.Options
+	decoders  sync.Pool // of *plan.Decoder
+	logBuf    crilog.Buffers
+	poke      chan struct{} // has a token when the keeper may have become idle
+	sweep     chan struct{} // has a token when children may be left to reap
+	leave     chan struct{} // closed at the end
+	wg        sync.WaitGroup
 
 	mu       sync.Mutex
 	entries  map[string]*entry // guarded by mu
@@ -118,6 +121,10 @@ func (k *keeper) living() int {
 // end removes the socket, so that the next daemon starts a new keeper. A
 // daemon that connected in the meantime is hung up on and tries again.
 func (k *keeper) end(listener *os.File) error {
+	if k.activated {
+		k.shut(listener)
+		return nil
+	}
 	lock, err := os.OpenFile(filepath.Join(k.stateDir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("open lock: %w", err)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,10 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/pause"
+	"crisp/runtime/sealed"
 	"crisp/runtime/spawn"
 )
 
 const (
+	programName = "crisp-keeper"
 	// listenFD is the listening socket that the starter hands over.
 	listenFD = 3
 	// The heap of a keeper is small and short-lived, so it is collected often.
@@ -30,8 +33,8 @@ const (
 )
 
 // Main is the keeper's program; args are the arguments after the program's
-// name: the state folder. The listening socket is descriptor 3. It returns
-// the exit code.
+// name: the state folder. The listening socket is descriptor 3, be it from a
+// daemon or from systemd. It returns the exit code.
 func Main(args []string) int {
 	if err := run(args); err != nil {
 		fmt.Fprintf(os.Stderr, "crisp-keeper: %v\n", err)
@@ -49,6 +52,12 @@ func run(args []string) error {
 			return fmt.Errorf("descriptor %d is closed", fd)
 		}
 	}
+	activated := os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
+	if activated {
+		if err := becomeSealed(args[0]); err != nil {
+			return err
+		}
+	}
 	runtime.GOMAXPROCS(maxProcs)
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
@@ -61,7 +70,29 @@ func run(args []string) error {
 		return fmt.Errorf("make folder of exit records: %w", err)
 	}
 	k := newKeeper(args[0], opt)
+	k.activated = activated
 	return k.serve(listenFD)
+}
+
+// becomeSealed executes this program anew from a sealed copy of itself, as a
+// daemon would have started it, unless it is one. Process ID, environment and
+// descriptors stay, so that the service manager sees no difference.
+func becomeSealed(stateDir string) error {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return fmt.Errorf("open own program: %w", err)
+	}
+	defer self.Close()
+	if sealed.Is(self) {
+		return nil
+	}
+	image, err := sealed.Program(programName, self.Name())
+	if err != nil {
+		return fmt.Errorf("seal own program: %w", err)
+	}
+	defer image.Close()
+	return fmt.Errorf("execute the sealed program: %w",
+		unix.Exec(fmt.Sprintf("/proc/self/fd/%d", image.Fd()), []string{programName, stateDir}, os.Environ()))
 }
 
 // settle makes this process what a keeper must be, and returns what its

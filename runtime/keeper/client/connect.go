@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/sealed"
 	"crisp/runtime/wire"
 )
 
@@ -212,7 +213,7 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(image)
+	defer image.Close()
 	listener, err := listen(dir, stateDir)
 	if err != nil {
 		return nil, err
@@ -229,7 +230,7 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 	}
 	cmd := &exec.Cmd{
 		// Not /proc/self: the number may mean another file in the child.
-		Path:        "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(image),
+		Path:        "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(image.Fd())),
 		Args:        []string{binaryName, abs},
 		Env:         []string{},
 		Dir:         "/",
@@ -272,41 +273,18 @@ func listen(dir *os.File, stateDir string) (*os.File, error) {
 	return f, nil
 }
 
-// sealedBinary copies the keeper's binary to a sealed memfd.
-func sealedBinary(path string) (int, error) {
+// sealedBinary is a sealed copy of the keeper's program.
+func sealedBinary(path string) (*os.File, error) {
 	if path == "" {
 		self, err := os.Executable()
 		if err != nil {
-			return -1, fmt.Errorf("find keeper binary: %w", err)
+			return nil, fmt.Errorf("find keeper binary: %w", err)
 		}
 		path = filepath.Join(filepath.Dir(self), binaryName)
 	}
-	src, err := os.Open(path)
+	image, err := sealed.Program(binaryName, path)
 	if err != nil {
-		return -1, fmt.Errorf("open keeper binary: %w", err)
+		return nil, fmt.Errorf("seal the keeper's program: %w", err)
 	}
-	defer src.Close()
-	fd, err := unix.MemfdCreate(binaryName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
-	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
-		fd, err = unix.MemfdCreate(binaryName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
-	if err != nil {
-		return -1, fmt.Errorf("make memfd: %w", err)
-	}
-	in := int(src.Fd())
-	for {
-		n, err := unix.Sendfile(fd, in, nil, 1<<30)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			unix.Close(fd)
-			return -1, fmt.Errorf("copy keeper binary: %w", err)
-		}
-		if err == nil && n == 0 {
-			break
-		}
-	}
-	if err := seal(fd); err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
+	return image, nil
 }

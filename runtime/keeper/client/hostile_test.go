@@ -120,12 +120,12 @@ func TestBadStarts(t *testing.T) {
 	}
 	p := newProgram("start")
 	p.exec("/bin/true")
-	good, err := sealed("plan", p.Encode())
+	good, err := sealedFile("plan", p.Encode())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(good)
-	junk, err := sealed("plan", []byte("crisp plan 1\njunk"))
+	junk, err := sealedFile("plan", []byte("crisp plan 1\njunk"))
 	if err != nil {
 		t.Fatal(err)
 	}

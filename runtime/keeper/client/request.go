@@ -11,6 +11,7 @@ import (
 	"crisp/runtime/keeper/crilog"
 	"crisp/runtime/keeper/spool"
 	"crisp/runtime/plan"
+	"crisp/runtime/sealed"
 	"crisp/runtime/wire"
 )
 
@@ -262,7 +263,7 @@ func (r *Request) message() (m wire.Start, files []int, err error) {
 	if err != nil {
 		return m, nil, err
 	}
-	fd, err := sealed("plan", r.Plan.Encode())
+	fd, err := sealedFile("plan", r.Plan.Encode())
 	if err != nil {
 		return m, nil, err
 	}
@@ -303,8 +304,8 @@ func (r *Request) keepAlive() {
 	runtime.KeepAlive(r.Keep)
 }
 
-// sealed returns a descriptor of an unchangeable memory file with the given content.
-func sealed(name string, data []byte) (int, error) {
+// sealedFile returns a descriptor of an unchangeable memory file with the given content.
+func sealedFile(name string, data []byte) (int, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return -1, fmt.Errorf("make memfd: %w", err)
@@ -317,19 +318,11 @@ func sealed(name string, data []byte) (int, error) {
 		}
 		data = data[n:]
 	}
-	if err := seal(fd); err != nil {
+	if err := sealed.Seal(fd); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
-}
-
-func seal(fd int) error {
-	const all = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, all); err != nil {
-		return fmt.Errorf("seal memfd: %w", err)
-	}
-	return nil
 }
 
 func closeFiles(files ...*os.File) {
