@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"crisp/test/testkit/inventory"
+	"crisp/test/testkit/pace"
 )
 
 // room is where the stages run: a folder for temporary files, on a machine
@@ -35,7 +36,7 @@ func newRoom() (*room, error) {
 
 // leave removes the folder. What the stages left is in the error.
 func (r *room) leave() error {
-	left := r.before.Settle(settleTime, inventory.Scope{Marks: []string{r.tmp, "crisp", "/Test"}})
+	left := r.before.Settle(pace.Scale(settleTime), inventory.Scope{Marks: []string{r.tmp, "crisp", "/Test"}})
 	for _, name := range inventory.Names(r.tmp) {
 		left = append(left, "file "+filepath.Join(r.tmp, name))
 	}

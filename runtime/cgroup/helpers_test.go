@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crisp/test/testkit"
+	"crisp/test/testkit/pace"
 )
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
@@ -102,7 +103,7 @@ func create(t testing.TB, n *Node, parent, id string, r *specs.LinuxResources) *
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), pace.Scale(20*time.Second))
 		defer cancel()
 		if err := errors.Join(g.Kill(ctx), g.Remove(ctx)); err != nil {
 			t.Error(err)
@@ -162,7 +163,7 @@ func run(t testing.TB, g *Group, script string) *process {
 
 func waitFor(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(pace.Scale(20 * time.Second)); !cond(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("timed out waiting for %s", what)
 		}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/test/testkit/pace"
 )
 
 func TestKill(t *testing.T) { eachNode(t, testKill) }
@@ -29,7 +31,7 @@ func testKill(t *testing.T, n *Node) {
 	if err := g.Remove(shortContext(t)); !errors.Is(err, ErrBusy) {
 		t.Errorf("remove a running group: %v, want %v", err, ErrBusy)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(20*time.Second))
 	defer cancel()
 	if err := g.Kill(ctx); err != nil {
 		t.Fatal(err)
@@ -61,7 +63,7 @@ func TestKillForks(t *testing.T) {
 	})
 	run(t, g, `for i in 1 2 3 4 5 6 7 8; do (while :; do (:); done) & done; wait`)
 	waitFor(t, "forks", func() bool { pids, _ := g.Pids(); return len(pids) > 8 })
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(30*time.Second))
 	defer cancel()
 	if err := g.Kill(ctx); err != nil {
 		t.Fatal(err)

@@ -20,14 +20,15 @@ import (
 
 // options are the command line.
 type options struct {
-	endpoint, focus, out, tally string
-	verbose                     bool
+	endpoint, focus, driver, out, tally string
+	verbose                             bool
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.endpoint, "endpoint", "", "test the runtime at this `socket` (unix://…) instead of a crisp of our own")
 	flag.StringVar(&o.focus, "focus", "", "run only the specs whose name matches this `pattern`")
+	flag.StringVar(&o.driver, "cgroup-driver", "cgroupfs", "the `driver` of a crisp of our own, cgroupfs or systemd")
 	flag.StringVar(&o.out, "out", ".cache/conformance", "the `folder` for reports and the daemon's log")
 	flag.StringVar(&o.tally, "tally", "", "write the numbers to this `file` too")
 	flag.BoolVar(&o.verbose, "v", false, "print every step of every spec")
@@ -80,7 +81,7 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 		return t, err
 	}
 	if o.endpoint == "" {
-		l, err := lab.New(ctx, lab.Options{})
+		l, err := lab.New(ctx, lab.Options{CgroupDriver: o.driver})
 		if err != nil {
 			return t, err
 		}

@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // TestChurn has many pods come and go at once. Meanwhile states only go
@@ -88,7 +89,7 @@ func watchStates(ctx context.Context, t *testing.T, n *node) {
 			t.Error(err)
 			return
 		}
-		if took := time.Since(began); took > patience {
+		if took := time.Since(began); took > pace.Scale(patience) {
 			t.Errorf("a list took %v", took)
 		}
 		for _, c := range list.Containers {

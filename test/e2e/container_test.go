@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 func TestContainers(t *testing.T) {
@@ -98,7 +99,7 @@ func testStopSignals(t *testing.T, n *node) {
 		eventually(t, "the container is ready for signals", func() bool { return slurp(c.logFile()) != "" })
 		began := time.Now()
 		c.stop(t, 20)
-		if took := time.Since(began); took > 15*time.Second {
+		if took := time.Since(began); took > pace.Scale(15*time.Second) {
 			t.Errorf("%s: the stop took %v", name, took)
 		}
 		c.wantEnd(t, want.code, "Error")
@@ -197,7 +198,7 @@ func testStubborn(t *testing.T, n *node) {
 	}
 	began := time.Now()
 	call(t, n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
-	if took := time.Since(began); took > 8*time.Second {
+	if took := time.Since(began); took > pace.Scale(8*time.Second) {
 		t.Errorf("the stop took %v", took)
 	}
 	for _, c := range call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}).Containers {

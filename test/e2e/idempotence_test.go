@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 func TestIdempotence(t *testing.T) {
@@ -169,7 +170,7 @@ func testShorterGrace(t *testing.T, n *node) {
 	}()
 	began := time.Now()
 	c.stop(t, 1)
-	if took := time.Since(began); took < 900*time.Millisecond || took > 20*time.Second {
+	if took := time.Since(began); took < 900*time.Millisecond || took > pace.Scale(20*time.Second) {
 		t.Errorf("the stop took %v, want about a second", took)
 	}
 	select {
@@ -177,7 +178,7 @@ func testShorterGrace(t *testing.T, n *node) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(pace.Scale(20 * time.Second)):
 		t.Error("the stop with the longer grace still waits")
 	}
 	c.wantEnd(t, 137, "Error")

@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // TestKeeperDies kills the parent of all containers, with the daemon alive.
@@ -160,7 +161,7 @@ func kernelTellsExits() bool {
 // testKeeperKilledDuringExec wants a clear error, and no process left.
 func testKeeperKilledDuringExec(t *testing.T, n *node) {
 	c := n.pod(t).start(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(20*time.Second))
 	defer cancel()
 	result := make(chan error, 1)
 	go func() {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"crisp/test/testkit/belongings"
+	"crisp/test/testkit/pace"
 )
 
 // leaveTime is how long a test's leavings may take to go by themselves.
@@ -22,7 +23,7 @@ func (n *node) leavesNothing(t *testing.T) {
 	t.Helper()
 	before := n.inventory(t)
 	t.Cleanup(func() {
-		for end := time.Now().Add(leaveTime); ; time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(pace.Scale(leaveTime)); ; time.Sleep(20 * time.Millisecond) {
 			left := slices.DeleteFunc(n.inventory(t), func(s string) bool { return slices.Contains(before, s) })
 			if len(left) == 0 {
 				return
@@ -39,7 +40,7 @@ func (n *node) leavesNothing(t *testing.T) {
 func (n *node) inventory(t *testing.T) []string {
 	t.Helper()
 	// The context of a test has ended when its clean-ups run.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), callTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), pace.Scale(callTime))
 	defer cancel()
 	all, err := belongings.List(ctx, n.Lab)
 	if err != nil {

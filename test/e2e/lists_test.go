@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 func TestNode(t *testing.T) {
@@ -58,7 +59,7 @@ func TestNode(t *testing.T) {
 // receive gathers the items of a stream of answers.
 func receive[Q, A, I any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) (grpc.ServerStreamingClient[A], error), request Q, items func(*A) []I) []I {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), callTime)
+	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(callTime))
 	defer cancel()
 	stream, err := f(ctx, request)
 	if err != nil {
@@ -163,7 +164,7 @@ func testFilters(t *testing.T, n *node) {
 
 // testEvents follows the life of a pod.
 func testEvents(t *testing.T, n *node) {
-	ctx, cancel := context.WithTimeout(t.Context(), callTime)
+	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(callTime))
 	defer cancel()
 	stream, err := n.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	if err != nil {

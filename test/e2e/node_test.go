@@ -12,6 +12,7 @@ import (
 
 	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 const (
@@ -80,7 +81,7 @@ func call[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption)
 // try makes a call. It works in clean-ups too.
 func try[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), callTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), pace.Scale(callTime))
 	defer cancel()
 	return f(ctx, request, grpc.MaxCallRecvMsgSize(maxAnswer))
 }
@@ -88,7 +89,7 @@ func try[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) 
 // eventually polls until ok is true.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(pace.Scale(30 * time.Second)); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for: %s", what)
 		}

@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // end ends the daemon in one of two ways.
@@ -256,7 +257,7 @@ func testStopDuringPlugin(t *testing.T, n *node, cni plugin) {
 	if err := n.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(began); took > 15*time.Second {
+	if took := time.Since(began); took > pace.Scale(15*time.Second) {
 		t.Errorf("the daemon took %v to end", took)
 	}
 	if err := <-ended; err == nil {

@@ -19,6 +19,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // dialer makes a client of sessions for one of the two transports.
@@ -44,7 +45,7 @@ func (d dialer) session(t *testing.T, address string, o remotecommand.StreamOpti
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), callTime)
+	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(callTime))
 	defer cancel()
 	return client.StreamWithContext(ctx, o)
 }

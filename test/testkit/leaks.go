@@ -8,6 +8,7 @@ import (
 
 	"crisp/test/testkit/inventory"
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // settleTime is how long a test's leavings may take to go by themselves.
@@ -28,7 +29,7 @@ func Leaks(t testing.TB, marks ...string) {
 	before := inventory.Take()
 	t.Cleanup(func() {
 		http.DefaultClient.CloseIdleConnections()
-		for _, what := range before.Settle(settleTime, scope) {
+		for _, what := range before.Settle(pace.Scale(settleTime), scope) {
 			t.Errorf("left behind: %s", what)
 		}
 	})

@@ -20,6 +20,7 @@ import (
 	"crisp/runtime/plan"
 	"crisp/runtime/spawn"
 	"crisp/test/testkit"
+	"crisp/test/testkit/pace"
 )
 
 func TestContainerRunsAndLogs(t *testing.T) {
@@ -499,7 +500,7 @@ func TestKeeperKilled(t *testing.T) {
 	}
 	select {
 	case <-c.Done():
-	case <-time.After(patience):
+	case <-time.After(pace.Scale(patience)):
 		t.Fatal("loss of the keeper is not noticed")
 	}
 	if _, ok := <-c.Events(); ok {
@@ -547,7 +548,7 @@ func TestKeeperEndsWhenAsked(t *testing.T) {
 	}
 	select {
 	case <-c.Done():
-	case <-time.After(patience):
+	case <-time.After(pace.Scale(patience)):
 		t.Fatal("keeper stays")
 	}
 	eventually(t, "exit record", func() bool {
@@ -787,7 +788,7 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	codes := map[string]int{}
-	timeout := time.After(3 * patience)
+	timeout := time.After(pace.Scale(3 * patience))
 	for len(codes) < workers*rounds {
 		select {
 		case x := <-c.Events():

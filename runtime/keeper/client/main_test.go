@@ -15,6 +15,7 @@ import (
 	"crisp/runtime/pause"
 	"crisp/runtime/plan"
 	"crisp/test/testkit"
+	"crisp/test/testkit/pace"
 )
 
 // TestMain lets the test binary be the keeper, too.
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 const patience = 30 * time.Second
 
 func testContext(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), pace.Scale(patience))
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -179,7 +180,7 @@ func (s *shell) start(t testing.TB, c *Client) *Started {
 
 func awaitExit(t testing.TB, c *Client, id string) Exit {
 	t.Helper()
-	timeout := time.After(patience)
+	timeout := time.After(pace.Scale(patience))
 	for {
 		select {
 		case x, ok := <-c.Events():

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"crisp/test/testkit/pace"
 )
 
 func TestMore(t *testing.T) {
@@ -79,7 +81,7 @@ func TestTakeSeesDescriptorAndProcess(t *testing.T) {
 	_ = f.Close()
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	if left := before.Settle(20*time.Second, Scope{}); len(left) > 0 {
+	if left := before.Settle(pace.Scale(20*time.Second), Scope{}); len(left) > 0 {
 		t.Errorf("want nothing left, got %q", left)
 	}
 }
@@ -89,7 +91,7 @@ func TestTakeReapsOrphans(t *testing.T) {
 	if err := exec.Command("sh", "-c", "sleep 0.05 & exit 0").Run(); err != nil {
 		t.Fatal(err)
 	}
-	if left := before.Settle(20*time.Second, Scope{}); len(left) > 0 {
+	if left := before.Settle(pace.Scale(20*time.Second), Scope{}); len(left) > 0 {
 		t.Errorf("want the orphan gone, got %q", left)
 	}
 }

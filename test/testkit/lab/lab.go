@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/inventory"
+	"crisp/test/testkit/pace"
 )
 
 const (
@@ -39,6 +41,9 @@ type Options struct {
 	Crisp string
 	// PluginDir, if not empty, is searched for CNI plugins first.
 	PluginDir string
+	// CgroupDriver is systemd or cgroupfs; if empty, CRISP_CGROUP_DRIVER
+	// tells, and if that is empty too, it is cgroupfs.
+	CgroupDriver string
 }
 
 // Lab is a node to try crisp on.
@@ -77,13 +82,14 @@ func New(ctx context.Context, opt Options) (_ *Lab, err error) {
 			err = errors.Join(err, l.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	l.Name = fmt.Sprintf("crisp-lab-%d-%s", os.Getpid(), strings.TrimPrefix(filepath.Base(l.Dir), "crisp-lab-"))
+	// No dashes: systemd takes those in a slice's name for levels.
+	l.Name = strings.ReplaceAll(fmt.Sprintf("crisp_lab_%d_%s", os.Getpid(), strings.TrimPrefix(filepath.Base(l.Dir), "crisp-lab-")), "-", "_")
 	l.Endpoint = "unix://" + l.path("crisp.sock")
 	if err := l.configure(ctx); err != nil {
 		return nil, err
 	}
 	// A daemon that was restarted is found at once.
-	retry := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: retryTime, MaxDelay: retryTime, Multiplier: 1}, MinConnectTimeout: readyTime}
+	retry := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: retryTime, MaxDelay: retryTime, Multiplier: 1}, MinConnectTimeout: pace.Scale(readyTime)}
 	l.conn, err = grpc.NewClient(l.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(retry))
 	if err != nil {
 		return nil, err
@@ -103,6 +109,15 @@ func (l *Lab) subnet() string {
 	return fmt.Sprintf("10.%d.%d.0/24", 128+pid%64, pid/64%256)
 }
 
+// cgroups are the driver, and the parent of the pods' groups in its words.
+func (l *Lab) cgroups() (driver, parent string) {
+	driver = cmp.Or(l.opt.CgroupDriver, os.Getenv("CRISP_CGROUP_DRIVER"), "cgroupfs")
+	if driver == "systemd" {
+		return driver, l.Name + ".slice"
+	}
+	return driver, "/" + l.Name
+}
+
 // configure writes the files that the daemon reads and starts the registry
 // that they name.
 func (l *Lab) configure(ctx context.Context) error {
@@ -113,7 +128,8 @@ func (l *Lab) configure(ctx context.Context) error {
 	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.subnet()); err != nil {
 		return err
 	}
-	config := fmt.Sprintf("cgroup_parent = %q\n%s\n", "/"+l.Name, l.opt.Config)
+	driver, parent := l.cgroups()
+	config := fmt.Sprintf("cgroup_driver = %q\ncgroup_parent = %q\n%s\n", driver, parent, l.opt.Config)
 	if err := os.WriteFile(l.path("config.toml"), []byte(config), 0o644); err != nil {
 		return err
 	}
@@ -158,12 +174,12 @@ func (l *Lab) Start(ctx context.Context) error {
 		return fmt.Errorf("start daemon: %w", err)
 	}
 	ready := func() bool {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		ctx, cancel := context.WithTimeout(ctx, pace.Scale(time.Second))
 		defer cancel()
 		_, err := l.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
 		return err == nil
 	}
-	if err := l.daemon.WaitUntil(ctx, readyTime, ready); err != nil {
+	if err := l.daemon.WaitUntil(ctx, pace.Scale(readyTime), ready); err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
 	return nil
@@ -205,7 +221,7 @@ func (l *Lab) Close(ctx context.Context) error {
 	}
 	// A plugin leaves the bridge, and the daemon the parent of its cgroups.
 	errs = append(errs, removeLink(l.bridge()), removeEmptyCgroups(l.Name))
-	if left := l.before.Settle(keeperTime, l.scope()); len(left) > 0 {
+	if left := l.before.Settle(pace.Scale(keeperTime), l.scope()); len(left) > 0 {
 		errs = append(errs, fmt.Errorf("left behind: %s", strings.Join(left, ", ")), l.removeByForce())
 	}
 	return errors.Join(append(errs, os.RemoveAll(l.Dir))...)
@@ -218,7 +234,7 @@ func (l *Lab) RemovePods(ctx context.Context) error {
 		return nil // a test killed it, or it failed to start
 	default:
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, pace.Scale(time.Minute))
 	defer cancel()
 	pods, err := l.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
@@ -248,7 +264,7 @@ func (l *Lab) removeByForce() error {
 			_ = unix.Kill(p.PID, unix.SIGKILL) // it may be gone already
 		}
 	}
-	left := l.before.Settle(keeperTime, inventory.Scope{})
+	left := l.before.Settle(pace.Scale(keeperTime), inventory.Scope{})
 	var errs []error
 	for _, point := range inventory.MountsBelow(l.Dir) {
 		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {

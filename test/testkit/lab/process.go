@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"crisp/test/testkit/pace"
 )
 
 // stopTime is how long a process may take to end when asked to.
@@ -70,7 +72,7 @@ func (p *Process) Stop() error {
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(stopTime):
+	case <-time.After(pace.Scale(stopTime)):
 	}
 	_ = p.cmd.Process.Kill()
 	<-p.done

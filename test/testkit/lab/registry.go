@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"crisp/test/testkit/pace"
 )
 
 // hosts are the registries that the loopback one stands in for.
@@ -61,7 +63,7 @@ func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
 	r := &Registry{Addr: addr, proc: proc}
-	if err := proc.WaitUntil(ctx, 20*time.Second, func() bool { return answers("http://" + addr + "/v2/") }); err != nil {
+	if err := proc.WaitUntil(ctx, pace.Scale(20*time.Second), func() bool { return answers("http://" + addr + "/v2/") }); err != nil {
 		_ = r.Close()
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
@@ -97,7 +99,7 @@ func freeAddr() (string, error) {
 }
 
 func answers(url string) bool {
-	client := http.Client{Timeout: time.Second}
+	client := http.Client{Timeout: pace.Scale(time.Second)}
 	resp, err := client.Get(url)
 	if err != nil {
 		return false
