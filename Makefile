@@ -30,6 +30,10 @@ build: ## build bin/crisp and bin/crisp-keeper, static
 install: build ## install the programs below $(DESTDIR)$(PREFIX)
 	install -D -m 755 -t $(DESTDIR)$(or $(PREFIX),/usr/local)/bin bin/crisp bin/crisp-keeper
 
+.PHONY: deb
+deb: build ## a Debian package, bin/crisp_*.deb
+	hack/deb/build "$(VERSION)"
+
 ##### Checks
 
 .PHONY: check
