@@ -100,6 +100,16 @@ soak: $(LAB) images ## 300 pods come and go (ARGS="-pods 2000") under kills
 node: build $(LAB) kubernetes images programs ## a Kubernetes node with crisp, ten minutes
 	$(CACHE)/bin/suite -totals "$(TOTALS)" node
 
+VM := build $(CACHE)/bin/crictl $(CACHE)/bin/critest $(CACHE)/bin/registry $(PLUGINS) images programs
+
+.PHONY: vm
+vm: $(VM) ## boot Debian 13 with crisp to a login shell
+	$(CACHE)/bin/vm -shell
+
+.PHONY: vm-test
+vm-test: $(VM) deb ## tests and critest on Debian 13: systemd, cgroup v2, AppArmor
+	$(CACHE)/bin/vm -totals "$(TOTALS)" $(ARGS)
+
 .PHONY: demo
 demo: build $(LAB) images programs ## a pod from pull to removal, with timings
 	@$(CACHE)/bin/demo
@@ -111,7 +121,7 @@ tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, the CNI plugins
 
 .PHONY: programs
 programs: # those that run tests
-	$(GO) build -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./test/bench ./test/bench/nothing ./test/conformance
+	$(GO) build -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./hack/vm ./test/bench ./test/bench/nothing ./test/conformance
 
 .PHONY: images
 images: $(CACHE)/bin/registry ## build the images that tests pull

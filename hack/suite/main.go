@@ -5,7 +5,8 @@
 // machine is a failure. Its last line says how many passed, failed and were
 // skipped; a test that ran twice counts once.
 //
-// Arguments name the stages to run instead.
+// Arguments name the stages to run instead. With -compiled it runs, on a machine
+// that has no compiler, tests that were compiled on another.
 package main
 
 import (
@@ -74,11 +75,27 @@ func chosen(names []string) []stage {
 
 func main() {
 	totals := flag.String("totals", "", "write the last line to this `file` too")
+	numbers := flag.String("tally", "", "write the numbers to this `file` too")
+	compiled := flag.Bool("compiled", false, "run the compiled tests in the folders below this one, and critest")
+	only := flag.String("only", "", "with -compiled, run only the stages whose name matches this `pattern`")
+	reports := flag.String("reports", ".cache/conformance", "the `folder` for critest's reports, with -compiled")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	total := runAll(ctx, chosen(flag.Args()))
+	some := chosen(flag.Args())
+	if *compiled {
+		var err error
+		if some, err = compiledStages(*reports, *only); err != nil {
+			fmt.Fprintln(os.Stderr, "suite:", err)
+			os.Exit(1)
+		}
+	}
+	total := runAll(ctx, some)
 	fmt.Println(total)
+	if err := total.Write(*numbers); err != nil {
+		fmt.Fprintln(os.Stderr, "suite:", err)
+		os.Exit(1)
+	}
 	if *totals != "" {
 		if err := os.WriteFile(*totals, fmt.Appendln(nil, total), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "suite:", err)

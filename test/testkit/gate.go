@@ -49,6 +49,8 @@ func lacks(feature string) bool {
 		return missing("/sys/fs/cgroup/cgroup.controllers")
 	case "cgroup1":
 		return !missing("/sys/fs/cgroup/cgroup.controllers")
+	case "vm": // a machine that may be changed at will
+		return os.Getenv("CRISP_VM") == ""
 	case "amd64":
 		return runtime.GOARCH != "amd64"
 	case "block devices":

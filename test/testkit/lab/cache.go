@@ -33,6 +33,18 @@ func Find() (Cache, error) {
 // Crisp is the daemon, built with its keeper beside it.
 func (c Cache) Crisp() (string, error) { return made(filepath.Join(c.checkout, "bin", "crisp")) }
 
+// Package is the Debian package of the daemon.
+func (c Cache) Package() (string, error) {
+	debs, err := filepath.Glob(filepath.Join(c.checkout, "bin", "crisp_*.deb"))
+	if err == nil && len(debs) != 1 {
+		err = fmt.Errorf("bin/crisp_*.deb: %w", ErrNotMade)
+	}
+	if err != nil {
+		return "", err
+	}
+	return debs[0], nil
+}
+
 // Tool is a program that the tests bring along: crictl, critest, registry.
 func (c Cache) Tool(name string) (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "bin", name))

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+const release = "trixie"
+
+// packages are what the machine has besides Debian's essential ones. The
+// kernel for clouds has the drivers for its disks built in and so boots
+// without an initramfs; the tool to make one is there because it must.
+const packages = "linux-image-cloud-amd64 tiny-initramfs systemd-sysv dbus udev kmod apparmor " +
+	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login busybox ca-certificates less"
+
+// guest are the files that make a test machine of Debian.
+//
+//go:embed guest
+var guest embed.FS
+
+// baseDisk is an installed Debian.
+type baseDisk struct{ image, kernel string }
+
+// makeBase returns the disk with Debian, made anew if what belongs on it has
+// changed.
+func makeBase(ctx context.Context, o options) (baseDisk, error) {
+	key, err := baseKey()
+	if err != nil {
+		return baseDisk{}, err
+	}
+	parent := filepath.Join(o.cache, "vm")
+	dir := filepath.Join(parent, "debian-"+key)
+	base := baseDisk{image: filepath.Join(dir, "root.img"), kernel: filepath.Join(dir, "vmlinuz")}
+	if _, err := os.Stat(dir); err == nil {
+		return base, nil
+	}
+	if os.Geteuid() != 0 {
+		return base, errors.New("the files belong to root: run as root")
+	}
+	fmt.Println("vm: installing Debian", release, "on a disk of its own; this takes a minute or two, once")
+	old, err := filepath.Glob(filepath.Join(parent, "debian-*"))
+	if err != nil {
+		return base, err
+	}
+	for _, d := range old {
+		if err := os.RemoveAll(d); err != nil {
+			return base, err
+		}
+	}
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return base, err
+	}
+	fresh, err := os.MkdirTemp(parent, "new-")
+	if err != nil {
+		return base, err
+	}
+	defer os.RemoveAll(fresh)
+	if err := install(ctx, fresh, o.mirror); err != nil {
+		return base, err
+	}
+	return base, os.Rename(fresh, dir)
+}
+
+// install leaves root.img and vmlinuz in dir.
+func install(ctx context.Context, dir, mirror string) error {
+	files, tree := filepath.Join(dir, "guest"), filepath.Join(dir, "tree")
+	sub, err := fs.Sub(guest, "guest")
+	if err != nil {
+		return err
+	}
+	if err := os.CopyFS(files, sub); err != nil {
+		return err
+	}
+	setup := filepath.Join(files, "setup")
+	if err := os.Chmod(setup, 0o755); err != nil {
+		return err
+	}
+	err = command(ctx, "", "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
+		"--include="+strings.ReplaceAll(packages, " ", ","),
+		`--aptopt=Acquire::Retries "3"`,
+		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+		"--customize-hook="+setup, release, tree, mirror)
+	if err != nil {
+		return err
+	}
+	kernels, err := filepath.Glob(filepath.Join(tree, "boot", "vmlinuz-*"))
+	if err != nil {
+		return err
+	}
+	if len(kernels) != 1 {
+		return fmt.Errorf("want one kernel, have %d", len(kernels))
+	}
+	if err := os.Rename(kernels[0], filepath.Join(dir, "vmlinuz")); err != nil {
+		return err
+	}
+	if err := makeExt4(ctx, tree, filepath.Join(dir, "root.img"), "4G"); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(tree), os.RemoveAll(files))
+}
+
+// makeExt4 makes a file system with the files of a folder, without mounting it.
+func makeExt4(ctx context.Context, dir, image, size string) error {
+	return command(ctx, "", "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1", "-d", dir, image, size)
+}
+
+// baseKey tells what is on the disk.
+func baseKey() (string, error) {
+	sum := sha256.New()
+	fmt.Fprintln(sum, release, packages)
+	err := fs.WalkDir(guest, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		content, err := guest.ReadFile(path)
+		fmt.Fprintf(sum, "%s %d\n%s", path, len(content), content)
+		return err
+	})
+	return hex.EncodeToString(sum.Sum(nil))[:16], err
+}
+
+// need names the programs that are missing.
+func need(programs ...string) error {
+	var missing []string
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%s is missing: apt-get install --no-install-recommends qemu-system-x86 mmdebstrap e2fsprogs", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// command runs a program and puts the end of what it said into its error.
+func command(ctx context.Context, dir, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		const most = 2000
+		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out[max(0, len(out)-most):])))
+	}
+	return nil
+}

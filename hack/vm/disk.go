@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// makeDisk makes the disk with the checkout: its sources, for the data of
+// tests, its programs, the tools and images that tests need, and the tests
+// compiled, each in the folder of its package.
+func makeDisk(ctx context.Context, o options) (image string, err error) {
+	checkout := filepath.Dir(o.cache)
+	dir := filepath.Join(o.cache, "vm", "checkout")
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	for _, name := range []string{"cmd", "cri", "image", "network", "runtime", "test", "hack", "bin",
+		".cache/bin/crictl", ".cache/bin/critest", ".cache/bin/registry", ".cache/bin/suite", ".cache/bin/conformance",
+		".cache/cni", ".cache/images/registry"} {
+		if err := link(filepath.Join(checkout, name), filepath.Join(dir, name)); err != nil {
+			return "", err
+		}
+	}
+	if !o.shell {
+		if err := compile(ctx, checkout, dir); err != nil {
+			return "", err
+		}
+	}
+	env := fmt.Sprintf("CRISP_STRICT=1\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY=%s\nTMPDIR=/tmp\n", o.scale, o.only)
+	if err := os.WriteFile(filepath.Join(dir, "environment"), []byte(env), 0o644); err != nil {
+		return "", err
+	}
+	image = filepath.Join(o.cache, "vm", "checkout.img")
+	if err := os.RemoveAll(image); err != nil {
+		return "", err
+	}
+	return image, makeExt4(ctx, dir, image, "4G")
+}
+
+// link gives a file, or the files of a folder, a second name.
+func link(from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return os.MkdirAll(target, 0o755)
+		}
+		return os.Link(path, target)
+	})
+}
+
+// compile compiles the tests of the packages that use testkit: the others
+// need nothing that this machine has not got.
+func compile(ctx context.Context, checkout, dir string) error {
+	list := exec.CommandContext(ctx, "go", "list", "-f", `{{.ImportPath}}{{range .TestImports}} {{.}}{{end}}{{range .XTestImports}} {{.}}{{end}}`, "./...")
+	list.Dir = checkout
+	out, err := list.Output()
+	if err != nil {
+		return fmt.Errorf("list packages: %w", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		pkg, imports, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if !strings.Contains(imports, "crisp/test/testkit") || strings.HasPrefix(pkg, "crisp/hack/") {
+			continue
+		}
+		rel := strings.TrimPrefix(pkg, "crisp/")
+		if err := command(ctx, checkout, "go", "test", "-c", "-ldflags=-s -w", "-o", filepath.Join(dir, rel, "compiled.test"), "./"+rel); err != nil {
+			return fmt.Errorf("compile the tests of %s: %w", rel, err)
+		}
+	}
+	return command(ctx, checkout, "go", "build", "-o", filepath.Join(dir, ".cache", "bin", "test2json"), "cmd/test2json")
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// acceleration is how the processor is made.
+type acceleration struct {
+	name, args string
+	scale      float64 // how much slower than a real one
+}
+
+// accelerator is KVM where the processor can do it. A /dev/kvm alone does not
+// say that: there are hypervisors that offer it only to guests that know them.
+//
+// An emulated processor goes without cmpxchg16b, which emulators get wrong
+// with several processors, and without the fifth level of page tables, which
+// costs time.
+func accelerator() acceleration {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	flags := " " + strings.ReplaceAll(string(info), "\n", " ") + " "
+	if err == nil && (strings.Contains(flags, " vmx ") || strings.Contains(flags, " svm ")) {
+		if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
+			f.Close()
+			return acceleration{"KVM", "-accel kvm -cpu host", 1}
+		}
+	}
+	return acceleration{"emulation", "-accel tcg,thread=multi,tb-size=512 -cpu max,-cx16,-la57", 10}
+}
+
+// machine is what boots.
+type machine struct {
+	base        baseDisk
+	tests       string
+	accelerator acceleration
+	options     options
+}
+
+const kernelArgs = "root=/dev/nvme0n1 rw console=ttyS0 panic=-1 mitigations=off audit=0 tsc=reliable no_timer_check loglevel=4 " +
+	"systemd.show_status=false systemd.service_watchdogs=false"
+
+// qemu returns the machine's command without what differs between uses. All
+// disks are namespaces of one controller, so that their order is certain.
+func (m machine) qemu(kernel string, disks ...string) []string {
+	args := strings.Fields("-M q35 -smp 2 -m 4G -nodefaults -no-user-config -display none -no-reboot " + m.accelerator.args)
+	args = append(args, "-kernel", m.base.kernel, "-append", kernelArgs+" "+kernel,
+		"-device", "virtio-rng-pci", "-device", "nvme,id=disks,serial=crisp")
+	for i, d := range disks {
+		args = append(args, "-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,%s", i+1, d),
+			"-device", fmt.Sprintf("nvme-ns,bus=disks,nsid=%d,drive=disk%d", i+1, i+1))
+	}
+	return args
+}
+
+// forget makes a disk whose changes are gone afterwards.
+func forget(image string) string { return "snapshot=on,cache=unsafe,file=" + image }
+
+// shell boots to a login shell.
+func (m machine) shell(ctx context.Context) error {
+	fmt.Printf("vm: booting by %s; log in as root, without a password; the checkout is in /crisp; ctrl-a x ends the machine\n", m.accelerator.name)
+	args := append(m.qemu("systemd.wants=serial-getty@ttyS0.service", forget(m.base.image), forget(m.tests)), "-serial", "mon:stdio")
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
+}
+
+// reportSpace is the size of the disk for reports.
+const reportSpace = 256 << 20
+
+// test boots, shows what the tests say, and leaves their reports in a folder.
+func (m machine) test(ctx context.Context, reports string) error {
+	ctx, cancel := context.WithTimeout(ctx, m.options.limit)
+	defer cancel()
+	archive := filepath.Join(reports, "reports.img")
+	if err := errors.Join(os.WriteFile(archive, nil, 0o644), os.Truncate(archive, reportSpace)); err != nil {
+		return err
+	}
+	console := filepath.Join(reports, "console.log")
+	args := append(m.qemu("systemd.wants=crisp-tests.service", forget(m.base.image), forget(m.tests), "cache=unsafe,file="+archive),
+		"-serial", "file:"+console, "-serial", "stdio")
+	fmt.Printf("vm: booting by %s; the console is in %s\n", m.accelerator.name, console)
+	began := time.Now()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	// Away from the terminal's signals, but not to outlive this program.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("run the machine: %w", errors.Join(ctx.Err(), err))
+	}
+	fmt.Printf("vm: the machine ran for %v\n", time.Since(began).Round(time.Second))
+	return errors.Join(unpack(archive, reports), os.Remove(archive))
+}
+
+// unpack extracts the files of an archive that the machine wrote.
+func unpack(archive, dir string) error {
+	f, err := os.Open(archive)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the reports: %w", err)
+		}
+		if h.Typeflag != tar.TypeReg {
+			continue
+		}
+		data, err := io.ReadAll(r)
+		if err != nil {
+			return fmt.Errorf("read report %s: %w", h.Name, err)
+		}
+		if err := errors.Join(root.MkdirAll(filepath.Dir(h.Name), 0o755), root.WriteFile(h.Name, data, 0o644)); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,6 @@
+// Package systemd tests the Debian package of crisp under a real systemd: that
+// its units start, that a container runs on and loses no line of its log
+// whatever is done to them, and that an upgrade and a removal leave it alone.
+// It installs the package, so it runs on a machine that may be changed at will:
+// the virtual one of "make vm-test".
+package systemd

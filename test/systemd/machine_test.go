@@ -1,0 +1,249 @@
+package systemd
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit"
+	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
+)
+
+const (
+	socket  = "unix:///run/crisp/crisp.sock"
+	busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
+	// patience is for what takes a second or less; callTime bounds a call.
+	patience = 30 * time.Second
+	callTime = 30 * time.Second
+)
+
+// machine is one with the package installed.
+type machine struct {
+	t       *testing.T
+	deb     string
+	runtime runtimeapi.RuntimeServiceClient
+	images  runtimeapi.ImageServiceClient
+}
+
+// install installs the package, with a registry and a network for it.
+func install(t *testing.T) *machine {
+	t.Helper()
+	testkit.Root(t)
+	if os.Getenv("CRISP_VM") == "" {
+		testkit.Skip(t, "vm", "the test installs a package")
+	}
+	cache, err := lab.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{t: t}
+	if m.deb, err = cache.Package(); err != nil {
+		t.Fatal(err)
+	}
+	m.provide(cache)
+	m.run("dpkg", "--install", m.deb)
+	retry := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, MaxDelay: 50 * time.Millisecond, Multiplier: 1}, MinConnectTimeout: pace.Scale(callTime)}
+	conn, err := grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(retry))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	m.runtime, m.images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+	m.answers()
+	return m
+}
+
+// provide starts a registry that the package's configuration leads to.
+func (m *machine) provide(cache lab.Cache) {
+	m.t.Helper()
+	binary, err := cache.Tool("registry")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	storage, err := cache.Images()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	registry, err := lab.StartRegistry(m.t.Context(), lab.RegistryOptions{Binary: binary, Storage: storage, Work: m.t.TempDir()})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { registry.Close() })
+	if err := registry.WriteHosts("/etc/crisp/certs.d"); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// run runs a command that must succeed and returns what it printed.
+func (m *machine) run(name string, args ...string) string {
+	m.t.Helper()
+	out, err := exec.CommandContext(m.t.Context(), name, args...).CombinedOutput()
+	if err != nil {
+		m.t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// property is one of a unit, as systemd tells it.
+func (m *machine) property(unit, name string) string {
+	m.t.Helper()
+	return m.run("systemctl", "show", "--value", "--property="+name, unit)
+}
+
+func (m *machine) pid(unit string) int {
+	m.t.Helper()
+	pid, err := strconv.Atoi(m.property(unit, "MainPID"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return pid
+}
+
+func (m *machine) eventually(what string, ok func() bool) {
+	m.t.Helper()
+	for end := time.Now().Add(pace.Scale(patience)); !ok(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			m.t.Fatalf("waited in vain for: %s\n%s", what, m.run("journalctl", "--no-pager", "-n", "40", "-u", "crisp*"))
+		}
+	}
+}
+
+// answers waits until the daemon does.
+func (m *machine) answers() {
+	m.t.Helper()
+	m.eventually("an answer of the daemon", func() bool {
+		_, err := call(m, m.runtime.Version, &runtimeapi.VersionRequest{})
+		return err == nil
+	})
+}
+
+func call[Q, A any](m *machine, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.t.Context()), pace.Scale(callTime))
+	defer cancel()
+	return f(ctx, request)
+}
+
+// must is call for one that has to succeed.
+func must[Q, A any](m *machine, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) A {
+	m.t.Helper()
+	answer, err := call(m, f, request)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return answer
+}
+
+// counter is a container that counts into its log.
+type counter struct {
+	m       *machine
+	pod, id string
+	log     string
+	process string // its pid and start time
+}
+
+// startCounter runs one in a pod in the machine's network, which needs no
+// plugin.
+func (m *machine) startCounter() *counter {
+	m.t.Helper()
+	dir := m.t.TempDir()
+	security := &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_CONTAINER}
+	pod := &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "counter", Namespace: "test", Uid: "counter"},
+		LogDirectory: dir,
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: security}},
+	}
+	c := &counter{m: m, log: filepath.Join(dir, "counter.log")}
+	must(m, m.images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
+	c.pod = must(m, m.runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: pod}).PodSandboxId
+	c.id = must(m, m.runtime.CreateContainer, &runtimeapi.CreateContainerRequest{PodSandboxId: c.pod, SandboxConfig: pod, Config: &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "counter"},
+		Image:    &runtimeapi.ImageSpec{Image: busybox},
+		Command:  []string{"sh", "-c", "i=0; while :; do echo $i; i=$((i + 1)); sleep 0.1; done"},
+		LogPath:  "counter.log",
+		Linux: &runtimeapi.LinuxContainerConfig{
+			Resources:       &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: security},
+		},
+	}}).ContainerId
+	must(m, m.runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id})
+	c.process = c.identity()
+	return c
+}
+
+// pid is the container's first process, as the daemon tells it.
+func (c *counter) pid() int {
+	c.m.t.Helper()
+	s := must(c.m, c.m.runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
+	if s.Status.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		c.m.t.Fatalf("the container is %v: %s %s", s.Status.State, s.Status.Reason, s.Status.Message)
+	}
+	var info struct{ Pid int }
+	if err := json.Unmarshal([]byte(s.Info["info"]), &info); err != nil || info.Pid == 0 {
+		c.m.t.Fatalf("no pid in %q: %v", s.Info["info"], err)
+	}
+	return info.Pid
+}
+
+// identity tells one process from another with the same number.
+func (c *counter) identity() string {
+	c.m.t.Helper()
+	pid := c.pid()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		c.m.t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')'):]))
+	return fmt.Sprint(pid, " started at ", fields[20])
+}
+
+// numbers are what the container has counted. Every line must be there once.
+func (c *counter) numbers() int {
+	c.m.t.Helper()
+	data, err := os.ReadFile(c.log)
+	if err != nil {
+		c.m.t.Fatal(err)
+	}
+	n := 0
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) != 4 || fields[3] != strconv.Itoa(n) {
+			c.m.t.Fatalf("line %d of the log is %q", n, line)
+		}
+		n++
+	}
+	return n
+}
+
+// runsOn checks that the container is the one it was and goes on counting.
+func (c *counter) runsOn() {
+	c.m.t.Helper()
+	c.m.answers()
+	if now := c.identity(); now != c.process {
+		c.m.t.Errorf("the container's process is %s and was %s", now, c.process)
+	}
+	before := c.numbers()
+	c.m.eventually("more lines in the log", func() bool { return c.numbers() > before })
+}
+
+// cgroup is the group of a process.
+func (m *machine) cgroup(pid int) string {
+	m.t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return strings.TrimPrefix(strings.TrimSpace(string(data)), "0::")
+}

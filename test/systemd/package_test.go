@@ -1,0 +1,162 @@
+package systemd
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestPackage takes the package through its life with a container running.
+func TestPackage(t *testing.T) {
+	m := install(t)
+	c := m.startCounter()
+	for _, test := range []struct {
+		name string
+		do   func(t *testing.T, m *machine, c *counter)
+	}{
+		{"units", testUnits},
+		{"restart", func(_ *testing.T, m *machine, _ *counter) { m.run("systemctl", "restart", "crisp.service") }},
+		{"stop and start", testStop},
+		{"reload", func(_ *testing.T, m *machine, _ *counter) { m.run("systemctl", "reload", "crisp.service") }},
+		{"daemon-reload", func(_ *testing.T, m *machine, _ *counter) { m.run("systemctl", "daemon-reload") }},
+		{"kill the daemon", testKillDaemon},
+		{"kill the keeper", testKillKeeper},
+		{"stop the keeper", testStopKeeper},
+		{"upgrade", testUpgrade},
+		{"remove and reinstall", testReinstall},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m.t = t
+			test.do(t, m, c)
+			c.runsOn()
+		})
+	}
+	m.t = t
+	testEnd(t, m, c)
+}
+
+// testUnits looks where everything runs.
+func testUnits(t *testing.T, m *machine, c *counter) {
+	for _, unit := range []string{"crisp.service", "crisp-keeper.socket"} {
+		if got := m.property(unit, "UnitFileState") + " " + m.property(unit, "ActiveState"); got != "enabled active" {
+			t.Errorf("%s is %s", unit, got)
+		}
+	}
+	if got, want := m.cgroup(m.pid("crisp.service")), "/system.slice/crisp.service"; got != want {
+		t.Errorf("the daemon is in %s, want %s", got, want)
+	}
+	keeper := m.pid("crisp-keeper.service")
+	if got, want := m.cgroup(keeper), "/system.slice/crisp-keeper.service"; got != want {
+		t.Errorf("the keeper is in %s, want %s", got, want)
+	}
+	if exe, err := os.Readlink("/proc/" + strconv.Itoa(keeper) + "/exe"); err != nil || !strings.HasPrefix(exe, "/memfd:") {
+		t.Errorf("the keeper runs from %s (%v), not from a sealed copy", exe, err)
+	}
+	group := m.cgroup(c.pid())
+	if want := "/crisp.slice/crisp-" + c.id + ".scope"; group != want {
+		t.Errorf("the container is in %s, want %s", group, want)
+	}
+	if limit, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "memory.max")); err != nil || strings.TrimSpace(string(limit)) != "67108864" {
+		t.Errorf("its memory limit is %q (%v), want 64 MiB", limit, err)
+	}
+	if score, err := os.ReadFile("/proc/" + strconv.Itoa(c.pid()) + "/oom_score_adj"); err != nil || strings.TrimSpace(string(score)) != "0" {
+		t.Errorf("its oom_score_adj is %q (%v), want 0", score, err)
+	}
+}
+
+func testStop(t *testing.T, m *machine, c *counter) {
+	keeper := m.pid("crisp-keeper.service")
+	m.run("systemctl", "stop", "crisp.service")
+	if state := m.property("crisp.service", "ActiveState"); state != "inactive" {
+		t.Errorf("the daemon is %s after a stop", state)
+	}
+	before := c.numbers()
+	m.eventually("lines in the log without a daemon", func() bool { return c.numbers() > before })
+	m.run("systemctl", "start", "crisp.service")
+	if now := m.pid("crisp-keeper.service"); now != keeper {
+		t.Errorf("the keeper is %d and was %d", now, keeper)
+	}
+}
+
+func (m *machine) kill(unit string) {
+	m.t.Helper()
+	pid := m.pid(unit)
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		m.t.Fatal(err)
+	}
+	m.eventually("another process of "+unit, func() bool { now := m.pid(unit); return now != 0 && now != pid })
+}
+
+func testKillDaemon(_ *testing.T, m *machine, _ *counter) { m.kill("crisp.service") }
+
+func testKillKeeper(_ *testing.T, m *machine, _ *counter) { m.kill("crisp-keeper.service") }
+
+// testStopKeeper stops a keeper that has containers: it waits for them in
+// vain, is killed, and the daemon asks the socket for another.
+func testStopKeeper(_ *testing.T, m *machine, _ *counter) {
+	pid := m.pid("crisp-keeper.service")
+	m.run("systemctl", "stop", "crisp-keeper.service")
+	m.eventually("another keeper", func() bool { now := m.pid("crisp-keeper.service"); return now != 0 && now != pid })
+}
+
+// testUpgrade installs the same package under a higher version.
+func testUpgrade(t *testing.T, m *machine, _ *counter) {
+	tree := filepath.Join(t.TempDir(), "tree")
+	m.run("dpkg-deb", "--raw-extract", m.deb, tree)
+	control := filepath.Join(tree, "DEBIAN", "control")
+	text, err := os.ReadFile(control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = regexp.MustCompile(`(?m)^Version: .*$`).ReplaceAll(text, []byte("Version: 99"))
+	if err := os.WriteFile(control, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	deb := filepath.Join(t.TempDir(), "crisp_99.deb")
+	m.run("dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, deb)
+	daemon, keeper := m.pid("crisp.service"), m.pid("crisp-keeper.service")
+	m.run("dpkg", "--install", deb)
+	m.answers()
+	if now := m.pid("crisp.service"); now == daemon {
+		t.Error("the daemon is still the old one")
+	}
+	if now := m.pid("crisp-keeper.service"); now != keeper {
+		t.Errorf("the keeper is %d and was %d", now, keeper)
+	}
+}
+
+func testReinstall(t *testing.T, m *machine, c *counter) {
+	m.run("dpkg", "--remove", "crisp")
+	if _, err := os.Stat("/usr/bin/crisp"); err == nil {
+		t.Error("the program is still there")
+	}
+	before := c.numbers()
+	m.eventually("lines in the log without the package", func() bool { return c.numbers() > before })
+	m.run("dpkg", "--install", m.deb)
+}
+
+// testEnd removes the pod and the package, after which nothing may be left.
+func testEnd(t *testing.T, m *machine, c *counter) {
+	group := m.cgroup(c.pid())
+	must(m, m.runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: c.pod})
+	must(m, m.runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: c.pod})
+	if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", group)); err == nil {
+		t.Errorf("the container's cgroup %s is still there", group)
+	}
+	m.run("dpkg", "--purge", "crisp")
+	m.eventually("the end of the keeper, which holds nothing", func() bool { return m.pid("crisp-keeper.service") == 0 })
+	for _, unit := range []string{"crisp.service", "crisp-keeper.socket"} {
+		if state := m.property(unit, "LoadState"); state != "not-found" {
+			t.Errorf("%s is %s after the package's end", unit, state)
+		}
+	}
+	if failed := m.run("systemctl", "list-units", "--no-legend", "--plain", "--state=failed", "crisp*"); failed != "" {
+		t.Errorf("units that failed: %s", failed)
+	}
+}
