@@ -20,7 +20,7 @@ const release = "trixie"
 // kernel for clouds has the drivers for its disks built in and so boots
 // without an initramfs; the tool to make one is there because it must.
 const packages = "linux-image-cloud-amd64 tiny-initramfs systemd-sysv dbus udev kmod apparmor " +
-	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login busybox ca-certificates less"
+	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login sudo busybox ca-certificates less"
 
 // guest are the files that make a test machine of Debian.
 //
