@@ -58,7 +58,7 @@ func New(ctx context.Context, dir string) (_ *Cluster, err error) {
 	if err := os.MkdirAll(c.path("pki"), 0o755); err != nil {
 		return nil, err
 	}
-	if err := addAddress(); err != nil {
+	if err := AddAddress(); err != nil {
 		return nil, err
 	}
 	if err := c.writePKI(); err != nil {
@@ -70,9 +70,9 @@ func New(ctx context.Context, dir string) (_ *Cluster, err error) {
 func (c *Cluster) path(name string) string { return filepath.Join(c.Dir, name) }
 func (c *Cluster) pki(name string) string  { return c.ca.file(name) }
 
-// addAddress gives the namespace an address that is not loopback's, as pods
+// AddAddress gives the namespace an address that is not loopback's, as pods
 // must be able to reach the API server at it.
-func addAddress() error {
+func AddAddress() error {
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: nodeLink}}
 	err := netlink.LinkAdd(link)
 	if err == nil {

@@ -79,14 +79,14 @@ func (n *Node) prepare() error {
 	if err := os.WriteFile(n.path("resolv.conf"), []byte("nameserver "+dnsIP+"\n"), 0o644); err != nil {
 		return err
 	}
-	if err := makeGroups(n.CgroupRoot()); err != nil {
+	if err := MakeGroups(n.CgroupRoot()); err != nil {
 		return err
 	}
 	return n.cluster.ca.client(n.Name, server, "system:node:"+n.Name, "system:nodes")
 }
 
-// makeGroups makes a cgroup, and those above it, in every hierarchy.
-func makeGroups(group string) error {
+// MakeGroups makes a cgroup, and those above it, in every hierarchy.
+func MakeGroups(group string) error {
 	roots := inventory.Hierarchies()
 	if len(roots) == 0 {
 		return errors.New("make cgroups: none are mounted")
@@ -139,10 +139,10 @@ func (n *Node) defaults() object {
 	}
 }
 
-// wrapKubelet gives kubelet mounts of its own: it sets the machine's sysctls
-// and uses folders whose place cannot be chosen. Those below $0/kubelet, where
-// it mounts volumes, crisp sees too.
-const wrapKubelet = `set -e
+// OwnSysctls is a shell script that runs "$@", kubelet, in a copy of this mount
+// namespace, in which the sysctls it sets are files in the folder $0. Mounts
+// made on mounts other than the root's it shares with this namespace.
+const OwnSysctls = `set -e
 mount --make-private /
 mount --make-rprivate /proc
 for key in vm/overcommit_memory kernel/panic kernel/panic_on_oops; do
@@ -150,9 +150,15 @@ for key in vm/overcommit_memory kernel/panic kernel/panic_on_oops; do
 	cat /proc/sys/$key >$file
 	mount --bind $file /proc/sys/$key
 done
-mount --bind $0/logs /var/log
+` + run
+
+const run = `exec "$@"`
+
+// ownFolders gives kubelet folders of its own, too, where it does not let us
+// choose the place.
+const ownFolders = `mount --bind $0/logs /var/log
 mount --bind $0/empty /var/lib
-exec "$@"`
+`
 
 // StartKubelet starts kubelet and waits until it is well.
 func (n *Node) StartKubelet(ctx context.Context) error {
@@ -167,7 +173,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	command := append(n.below, "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", wrapKubelet, n.dir, binary,
+	command := append(n.below, "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", strings.TrimSuffix(OwnSysctls, run)+ownFolders+run, n.dir, binary,
 		"--config="+n.path("kubelet.json"), "--kubeconfig="+n.cluster.pki(n.Name+".conf"), "--hostname-override="+n.Name,
 		"--node-ip="+n.IP, "--root-dir="+n.path("kubelet"), "--cert-dir="+n.path("kubelet/pki"))
 	n.kubelet, err = lab.StartProcess(n.path("kubelet.log"), nil, command[0], command[1:]...)
