@@ -160,6 +160,11 @@ $(CACHE)/kubernetes/kubelet: $(KUBERNETES)
 	mv $(@D)/server $(@D)/etcd
 	touch $@
 
+.PHONY: node-conformance
+node-conformance: build $(LAB) kubernetes images $(CACHE)/kubernetes/e2e_node.test ## Kubernetes' own tests of a node, an hour
+	$(GO) build -o $(CACHE)/bin/node-conformance ./test/node/conformance
+	$(CACHE)/bin/node-conformance $(ARGS)
+
 $(CACHE)/kubernetes/e2e_node.test: $(KUBERNETES)
 	$(GO) test -C $(<D) -c -vet=off -trimpath $(KUBERNETES_FLAGS) -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e_node
 

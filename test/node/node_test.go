@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 // newWorld starts crisp and a cluster of one node on it.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	l := testkit.Daemon(t, lab.Options{Config: `runtime_handlers = ["other"]`})
+	l := testkit.Daemon(t, lab.Options{Config: `runtime_handlers = ["other"]`, Routed: true})
 	c, err := cluster.New(t.Context(), filepath.Join(t.TempDir(), "cluster"))
 	if errors.Is(err, lab.ErrNotMade) {
 		testkit.Skip(t, "kubernetes", err.Error())

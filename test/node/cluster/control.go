@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -20,9 +21,9 @@ import (
 const (
 	// startTime is what a program may take to be ready, on a busy machine.
 	startTime = 90 * time.Second
-	// serverIP is the address of the first node, which has the control plane.
-	serverIP = "192.168.77.1"
-	server   = "https://" + serverIP + ":6443"
+	// ServerIP is the address of the first node, which has the control plane.
+	ServerIP = "192.168.77.1"
+	server   = "https://" + ServerIP + ":6443"
 	services = "10.96.0.0/16"
 	firstIP  = "10.96.0.1"  // the API server's service
 	dnsIP    = "10.96.0.10" // where a cluster's DNS server would be
@@ -76,7 +77,7 @@ func AddAddress() error {
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: nodeLink}}
 	err := netlink.LinkAdd(link)
 	if err == nil {
-		address := &net.IPNet{IP: net.ParseIP(serverIP), Mask: net.CIDRMask(24, 32)}
+		address := &net.IPNet{IP: net.ParseIP(ServerIP), Mask: net.CIDRMask(24, 32)}
 		err = errors.Join(netlink.AddrAdd(link, &netlink.Addr{IPNet: address}), netlink.LinkSetUp(link))
 	}
 	if err == nil {
@@ -99,7 +100,7 @@ func (c *Cluster) writePKI() (err error) {
 	}
 	names := []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}
 	return errors.Join(
-		c.ca.issue("apiserver", pkix.Name{CommonName: "kube-apiserver"}, names, net.IPv4(127, 0, 0, 1), net.ParseIP(serverIP), net.ParseIP(firstIP)),
+		c.ca.issue("apiserver", pkix.Name{CommonName: "kube-apiserver"}, names, net.IPv4(127, 0, 0, 1), net.ParseIP(ServerIP), net.ParseIP(firstIP)),
 		c.ca.issue("apiserver-kubelet", pkix.Name{CommonName: "apiserver", Organization: []string{"system:masters"}}, nil),
 		c.ca.client("admin", server, "admin", "system:masters"),
 		c.ca.client("controller-manager", server, "system:kube-controller-manager"),
@@ -117,7 +118,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	api, err := c.start(nil, "kube-apiserver",
-		"--etcd-servers=http://127.0.0.1:2379", "--bind-address=0.0.0.0", "--advertise-address="+serverIP, "--secure-port=6443",
+		"--etcd-servers=http://127.0.0.1:2379", "--bind-address=0.0.0.0", "--advertise-address="+ServerIP, "--secure-port=6443",
 		"--cert-dir="+c.path("pki"), "--tls-cert-file="+c.pki("apiserver.crt"), "--tls-private-key-file="+c.pki("apiserver.key"),
 		"--client-ca-file="+c.pki("ca.crt"), "--kubelet-client-certificate="+c.pki("apiserver-kubelet.crt"), "--kubelet-client-key="+c.pki("apiserver-kubelet.key"),
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+c.pki("service-accounts.pub"), "--service-account-signing-key-file="+c.pki("service-accounts.key"),
@@ -146,8 +147,8 @@ func (c *Cluster) start(below []string, program string, args ...string) (*lab.Pr
 	if err != nil {
 		return nil, err
 	}
-	command := append(append(below, binary), args...)
-	p, err := lab.StartProcess(c.path(program+".log"), nil, command[0], command[1:]...)
+	command := append(append(slices.Clone(below), binary), args...)
+	p, err := lab.StartProcess(c.path(fmt.Sprintf("%s-%d.log", program, len(c.procs))), nil, command[0], command[1:]...)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", program, err)
 	}

@@ -5,9 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -35,16 +35,18 @@ type Node struct {
 	proxy   *lab.Process
 }
 
-// AddNode starts the first node, on the daemon of l, in this namespace. The
-// node ends with the cluster, the lab after it.
-func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, config map[string]any) (*Node, error) {
-	n := &Node{Name: name, IP: serverIP, Lab: l, cluster: c, dir: c.path(name)}
+// AddNode starts a node on the daemon of l: in this namespace, or in that of
+// m if it is not nil. The node ends with the cluster, the lab after it.
+func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machine) (*Node, error) {
+	n := &Node{Name: name, IP: ServerIP, Lab: l, cluster: c, dir: c.path(name)}
+	if m != nil {
+		n.IP, n.below = m.IP, m.Below()
+	}
 	c.Nodes = append(c.Nodes, n)
 	if err := n.prepare(); err != nil {
 		return nil, fmt.Errorf("prepare node %s: %w", name, err)
 	}
 	n.Config = n.defaults()
-	maps.Copy(n.Config, config)
 	if err := n.StartKubelet(ctx); err != nil {
 		return nil, err
 	}
@@ -125,7 +127,7 @@ func (n *Node) defaults() object {
 	return object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
 		"containerRuntimeEndpoint": n.Lab.Endpoint,
-		"cgroupDriver":             "cgroupfs", "cgroupRoot": n.CgroupRoot(), "failCgroupV1": false,
+		"healthzBindAddress":       n.IP, "cgroupDriver": "cgroupfs", "cgroupRoot": n.CgroupRoot(), "failCgroupV1": false,
 		"failSwapOn": false, "clusterDNS": []string{dnsIP}, "clusterDomain": "cluster.local", "resolvConf": n.path("resolv.conf"),
 		"podLogsDir": n.path("logs/pods"), "staticPodPath": n.Manifests(), "volumePluginDir": n.path("plugins"),
 		"authentication": object{"anonymous": object{"enabled": false}, "x509": object{"clientCAFile": n.cluster.pki("ca.crt")}},
@@ -173,14 +175,14 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	command := append(n.below, "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", strings.TrimSuffix(OwnSysctls, run)+ownFolders+run, n.dir, binary,
+	command := append(slices.Clone(n.below), "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", strings.TrimSuffix(OwnSysctls, run)+ownFolders+run, n.dir, binary,
 		"--config="+n.path("kubelet.json"), "--kubeconfig="+n.cluster.pki(n.Name+".conf"), "--hostname-override="+n.Name,
 		"--node-ip="+n.IP, "--root-dir="+n.path("kubelet"), "--cert-dir="+n.path("kubelet/pki"))
 	n.kubelet, err = lab.StartProcess(n.path("kubelet.log"), nil, command[0], command[1:]...)
 	if err != nil {
 		return fmt.Errorf("start kubelet: %w", err)
 	}
-	well := func() bool { return n.cluster.answers("http://127.0.0.1:10248/healthz") }
+	well := func() bool { return n.cluster.answers("http://" + n.IP + ":10248/healthz") }
 	if err := n.kubelet.WaitUntil(ctx, startTime, well); err != nil {
 		return fmt.Errorf("start kubelet: %w", err)
 	}
@@ -193,7 +195,7 @@ func (n *Node) StopKubelet() error { return n.kubelet.Stop() }
 func (n *Node) startProxy(ctx context.Context) (err error) {
 	config := object{
 		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-		"clientConnection": object{"kubeconfig": n.cluster.pki("proxy.conf")}, "hostnameOverride": n.Name, "mode": "nftables",
+		"clientConnection": object{"kubeconfig": n.cluster.pki("proxy.conf")}, "hostnameOverride": n.Name, "mode": "nftables", "healthzBindAddress": n.IP + ":10256",
 		// A pod that reaches another through a service must get the answer
 		// back the same way, though a bridge knows a shorter one.
 		"nftables": object{"masqueradeAll": true},
@@ -210,10 +212,18 @@ func (n *Node) startProxy(ctx context.Context) (err error) {
 	if n.proxy, err = n.cluster.start(n.below, "kube-proxy", "--config="+n.path("proxy.json")); err != nil {
 		return err
 	}
-	if err := n.proxy.WaitUntil(ctx, startTime, func() bool { return n.cluster.answers("http://127.0.0.1:10256/livez") }); err != nil {
+	if err := n.proxy.WaitUntil(ctx, startTime, func() bool { return n.cluster.answers("http://" + n.IP + ":10256/livez") }); err != nil {
 		return fmt.Errorf("start kube-proxy: %w", err)
 	}
 	return nil
+}
+
+// Leave ends a node before the cluster's end.
+func (n *Node) Leave(ctx context.Context) error {
+	c := n.cluster
+	c.Nodes = slices.DeleteFunc(c.Nodes, func(other *Node) bool { return other == n })
+	err := n.proxy.Stop()
+	return errors.Join(err, n.close(ctx))
 }
 
 // close ends kubelet and takes away what it leaves by design: its pods, whose

@@ -125,6 +125,14 @@ func prepare(work string) error {
 			return err
 		}
 	}
+	// No name server answers here; it should say so at once.
+	resolver := filepath.Join(work, "resolv.conf")
+	if err := os.WriteFile(resolver, []byte("nameserver 127.0.0.1\noptions attempts:1 timeout:1\n"), 0o644); err != nil {
+		return err
+	}
+	if err := unix.Mount(resolver, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount /etc/resolv.conf: %w", err)
+	}
 	return fs.WalkDir(standins, "standins", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -155,7 +163,7 @@ func mount(dir, place string) error {
 func leave(work string) error {
 	var errs []error
 	points := append(inventory.MountsBelow("/var/lib"), inventory.MountsBelow("/var/log")...)
-	for _, point := range append(points, "/var/lib", "/var/log") {
+	for _, point := range append(points, "/var/lib", "/var/log", "/etc/resolv.conf") {
 		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
 		}
@@ -203,11 +211,15 @@ func test(ctx context.Context, o options, l *lab.Lab, work string) (t tally.Tall
 	if err := os.RemoveAll(report); err != nil {
 		return t, err
 	}
-	bin := filepath.Dir(suite)
+	// The suite runs, and keeps its files, in its own folder.
+	bin, here := filepath.Dir(suite), filepath.Join(cwd, "e2e_node.test")
+	if err := os.Symlink(suite, here); err != nil {
+		return t, err
+	}
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "ginkgo"), fmt.Sprintf("--procs=%d", o.procs), "--timeout="+o.limit.String(), "--no-color",
-		"--focus="+o.focus, "--skip="+o.skip, "--json-report=report.json", "--output-dir="+o.out, suite, "--",
+		"--focus="+o.focus, "--skip="+o.skip, "--json-report=report.json", "--output-dir="+o.out, here, "--",
 		"--k8s-bin-dir="+bin, "--container-runtime-endpoint="+l.Endpoint, "--kubelet-config-file="+filepath.Join(cwd, "base.yaml"),
-		"--node-name=node-1", "--prepull-images=false", "--report-dir="+o.out)
+		"--node-name=node-1", "--kubelet-flags=--node-ip="+cluster.ServerIP, "--prepull-images=false", "--report-dir="+o.out)
 	cmd.Dir = cwd
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(work, "bin")+":"+bin+":"+os.Getenv("PATH"), "CRISP_UNITS="+units, "CRISP_WRAP="+cluster.OwnSysctls, "TMPDIR="+work)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }

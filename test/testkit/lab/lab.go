@@ -39,6 +39,13 @@ type Options struct {
 	Env []string
 	// Crisp, if not empty, is the daemon to run instead of the checkout's.
 	Crisp string
+	// Below is a command that the daemon is started with, such as nsenter.
+	Below []string
+	// Second tells the lab from another of the same process.
+	Second bool
+	// Routed leaves out masquerading: pods are reached at their addresses from
+	// afar, and go there with them.
+	Routed bool
 	// PluginDir, if not empty, is searched for CNI plugins first.
 	PluginDir string
 	// CgroupDriver is systemd or cgroupfs; if empty, CRISP_CGROUP_DRIVER
@@ -101,12 +108,21 @@ func New(ctx context.Context, opt Options) (_ *Lab, err error) {
 func (l *Lab) path(name string) string { return filepath.Join(l.Dir, name) }
 
 // bridge is the name of the lab's bridge, which the kernel limits to 15 bytes.
-func (l *Lab) bridge() string { return fmt.Sprintf("crisp%d", os.Getpid()) }
+func (l *Lab) bridge() string {
+	if l.opt.Second {
+		return fmt.Sprintf("crisp%db", os.Getpid())
+	}
+	return fmt.Sprintf("crisp%d", os.Getpid())
+}
 
-// subnet is one that labs of other processes do not use at the same time.
-func (l *Lab) subnet() string {
-	pid := os.Getpid()
-	return fmt.Sprintf("10.%d.%d.0/24", 128+pid%64, pid/64%256)
+// Subnet has the pods' addresses. Labs of other processes do not use it at the
+// same time.
+func (l *Lab) Subnet() string {
+	pid, first := os.Getpid(), 128
+	if l.opt.Second {
+		first += 64
+	}
+	return fmt.Sprintf("10.%d.%d.0/24", first+pid%64, pid/64%256)
 }
 
 // cgroups are the driver, and the parent of the pods' groups in its words.
@@ -125,7 +141,7 @@ func (l *Lab) configure(ctx context.Context) error {
 	if err := errors.Join(os.MkdirAll(l.Dir, 0o755), os.Chmod(l.Dir, 0o755)); err != nil {
 		return err
 	}
-	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.subnet()); err != nil {
+	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.Subnet(), !l.opt.Routed); err != nil {
 		return err
 	}
 	driver, parent := l.cgroups()
@@ -167,9 +183,10 @@ func (l *Lab) Start(ctx context.Context) error {
 	if l.opt.PluginDir != "" {
 		plugins = l.opt.PluginDir + "," + plugins
 	}
-	l.daemon, err = StartProcess(l.path("crisp.log"), l.opt.Env, binary, "serve",
+	command := append(slices.Clone(l.opt.Below), binary, "serve",
 		"--config", l.path("config.toml"), "--root", l.path("root"), "--state", l.path("state"), "--listen", l.Endpoint,
 		"--cni-conf-dir", l.path("net.d"), "--cni-bin-dir", plugins, "--registry-config-dir", l.path("certs.d"))
+	l.daemon, err = StartProcess(l.path("crisp.log"), l.opt.Env, command[0], command[1:]...)
 	if err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}

@@ -12,14 +12,14 @@ import (
 
 // writeNetwork writes a CNI configuration to dir: a bridge, addresses from
 // subnet, mapped ports. What the plugins keep is kept in data.
-func writeNetwork(dir, data, bridge, subnet string) error {
+func writeNetwork(dir, data, bridge, subnet string, masquerade bool) error {
 	type object map[string]any
 	conf := object{
 		"cniVersion": "1.0.0",
 		"name":       bridge,
 		"plugins": []object{{
 			"type": "bridge", "bridge": bridge,
-			"isGateway": true, "ipMasq": true, "hairpinMode": true,
+			"isGateway": true, "ipMasq": masquerade, "hairpinMode": true,
 			"ipam": object{
 				"type": "host-local", "dataDir": data,
 				"ranges": [][]object{{{"subnet": subnet}}},

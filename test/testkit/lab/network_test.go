@@ -11,7 +11,7 @@ import (
 
 func TestWriteNetwork(t *testing.T) {
 	dir := t.TempDir()
-	if err := writeNetwork(dir, "/data", "crisp7", "10.128.7.0/24"); err != nil {
+	if err := writeNetwork(dir, "/data", "crisp7", "10.128.7.0/24", true); err != nil {
 		t.Fatal(err)
 	}
 	list, err := libcni.ConfListFromFile(filepath.Join(dir, "10-crisp7.conflist"))

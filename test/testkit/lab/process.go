@@ -91,3 +91,6 @@ func (p *Process) tail() string {
 	}
 	return strings.TrimSpace(string(data))
 }
+
+// PID is the process's ID.
+func (p *Process) PID() int { return p.cmd.Process.Pid }

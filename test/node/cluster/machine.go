@@ -1,0 +1,117 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"crisp/test/testkit/lab"
+)
+
+const mateIP = "192.168.77.2"
+
+// Machine stands in for another machine: a network namespace, connected with
+// ours as if by a cable.
+type Machine struct {
+	// IP is its address.
+	IP string
+
+	holder *lab.Process
+	server *http.Server
+	dir    string
+}
+
+// NewMachine makes a machine, for one more node. There can be one.
+func NewMachine(ctx context.Context, dir string) (_ *Machine, err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	m := &Machine{IP: mateIP, dir: dir}
+	m.holder, err = lab.StartProcess(filepath.Join(dir, "machine.log"), nil, "unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity")
+	if err != nil {
+		return nil, fmt.Errorf("make a machine: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	up := func() bool {
+		text, err := os.ReadFile(filepath.Join(dir, "machine.log"))
+		return err == nil && strings.HasPrefix(string(text), "up")
+	}
+	if err := m.holder.WaitUntil(ctx, startTime, up); err != nil {
+		return nil, fmt.Errorf("make a machine: %w", err)
+	}
+	return m, m.connect(ctx)
+}
+
+// Below is what to start a program on the machine with.
+func (m *Machine) Below() []string {
+	return []string{"nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", m.holder.PID())}
+}
+
+// connect plays the cable.
+func (m *Machine) connect(ctx context.Context) error {
+	bridge, err := netlink.LinkByName(nodeLink)
+	if err != nil {
+		return fmt.Errorf("connect a machine: %w", err)
+	}
+	cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "cable0", MasterIndex: bridge.Attrs().Index}, PeerName: "eth0", PeerNamespace: netlink.NsPid(m.holder.PID())}
+	if err := errors.Join(netlink.LinkAdd(cable), netlink.LinkSetUp(cable)); err != nil {
+		return fmt.Errorf("connect a machine: %w", err)
+	}
+	return errors.Join(
+		m.run(ctx, "ip", "address", "add", m.IP+"/24", "dev", "eth0"),
+		m.run(ctx, "ip", "link", "set", "eth0", "up"),
+		m.run(ctx, "ip", "route", "add", "default", "via", ServerIP))
+}
+
+func (m *Machine) run(ctx context.Context, command ...string) error {
+	command = append(m.Below(), command...)
+	if out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, out)
+	}
+	return nil
+}
+
+// Route tells this machine and m the way to each other's pods.
+func (m *Machine) Route(ctx context.Context, ours, theirs *lab.Lab) error {
+	_, subnet, err := net.ParseCIDR(theirs.Subnet())
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		netlink.RouteAdd(&netlink.Route{Dst: subnet, Gw: net.ParseIP(m.IP)}),
+		m.run(ctx, "ip", "route", "add", ours.Subnet(), "via", ServerIP))
+}
+
+// Share lets the machine's lab pull from the registry of another, whose
+// address is this machine's loopback.
+func (m *Machine) Share(registry *lab.Registry, theirs *lab.Lab) error {
+	listener, err := net.Listen("tcp", ServerIP+":0")
+	if err != nil {
+		return fmt.Errorf("share a registry: %w", err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry.Addr})
+	proxy.Transport = &http.Transport{DisableKeepAlives: true}
+	m.server = &http.Server{Handler: proxy}
+	go func() { _ = m.server.Serve(listener) }() // ends with Close
+	return (&lab.Registry{Addr: listener.Addr().String()}).WriteHosts(filepath.Join(theirs.Dir, "certs.d"))
+}
+
+// Unshare ends what Share began.
+func (m *Machine) Unshare() error { return m.server.Close() }
+
+// Close takes the machine away, when nothing runs on it any more.
+func (m *Machine) Close() error { return errors.Join(m.holder.Stop(), os.RemoveAll(m.dir)) }
