@@ -8,10 +8,16 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
+
+// nmeter is a command of busybox that Debian leaves out. All that is asked of
+// it is the time to the millisecond.
+const nmeter = "#!/bin/sh\necho | ts %H:%M:%.S | cut -c 1-12\n"
 
 // kubernetes makes the images that Kubernetes' own tests and package
 // test/node pull. Agnhost, the program that most of them are about, is built
@@ -44,14 +50,13 @@ func (k kubernetes) recipes(ctx context.Context, c *contents, base *part, web v1
 	if _, err := os.Stat(k.agnhost); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if err := c.packages.add(ctx, "bash", "curl"); err != nil {
+	if err := c.packages.add(ctx, "bash", "curl", "netcat-openbsd"); err != nil {
 		return nil, err
 	}
-	agnhost := newPart(func() (tree, error) { return k.layer(c) })
+	agnhost := newPart(func() (tree, error) { return k.layer(ctx, c) })
 	clock := newPart(func() (tree, error) {
 		t := tree{}
-		// The only thing that is asked of it is the time to the millisecond.
-		t.file("/bin/nmeter", 0o755, []byte("#!/bin/sh\necho | ts %H:%M:%.S | cut -c 1-12\n"))
+		t.file("/bin/nmeter", 0o755, []byte(nmeter))
 		return t, nil
 	})
 	path := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -71,16 +76,28 @@ func (k kubernetes) recipes(ctx context.Context, c *contents, base *part, web v1
 }
 
 // layer is agnhost with what its image has besides.
-func (k kubernetes) layer(c *contents) (tree, error) {
+func (k kubernetes) layer(ctx context.Context, c *contents) (tree, error) {
 	t := tree{}
 	t.text("/etc/passwd", passwd+"user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n")
 	t.text("/etc/group", group+"user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n")
 	t.dir("/uploads", 0o755)
+	t.file("/bin/nmeter", 0o755, []byte(nmeter))
 	t.symlink("/agnhost-2", "agnhost")
 	if err := t.copy("/agnhost", 0o755, k.agnhost); err != nil {
 		return nil, err
 	}
-	for program, as := range map[string]string{"/bin/bash": "/bin/bash", "/usr/bin/curl": "/usr/bin/curl"} {
+	// The key that it serves HTTPS with in tests comes with its sources.
+	list := exec.CommandContext(ctx, "go", "list", "-C", "hack/tools/kubernetes", "-f", "{{.Dir}}", "k8s.io/kubernetes/test/images/agnhost/porter")
+	dir, err := list.Output()
+	if err != nil {
+		return nil, fmt.Errorf("find the sources of agnhost: %w", err)
+	}
+	for _, name := range []string{"localhost.crt", "localhost.key"} {
+		if err := t.copy("/"+name, 0o644, filepath.Join(strings.TrimSpace(string(dir)), name)); err != nil {
+			return nil, err
+		}
+	}
+	for program, as := range map[string]string{"/bin/bash": "/bin/bash", "/usr/bin/curl": "/usr/bin/curl", "/bin/nc.openbsd": "/usr/bin/nc"} {
 		if err := c.packages.install(t, program, as); err != nil {
 			return nil, err
 		}
