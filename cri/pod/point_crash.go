@@ -16,7 +16,7 @@ import (
 )
 
 // killTimeout is one that a test need not wait for long.
-const killTimeout = 8 * time.Second
+const killTimeout = 5 * time.Second
 
 // CrashEnv names the folder through which a test gives its orders to [point].
 const CrashEnv = "CRISP_CRASH"

@@ -6,7 +6,7 @@ import "time"
 
 // Deadlines that a test need not wait for long.
 const (
-	addTimeout = 20 * time.Second
-	delTimeout = 8 * time.Second
+	addTimeout = 10 * time.Second
+	delTimeout = 5 * time.Second
 	killGrace  = time.Second
 )

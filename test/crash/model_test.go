@@ -55,7 +55,7 @@ type action struct {
 }
 
 // TestModel makes random calls, some of them given up, made twice at once,
-// against another one, or cut short by a kill, and compares what is listed with a model.
+// against another one, or cut short by a kill of daemon or keeper, and compares what is listed with a model.
 func TestModel(t *testing.T) {
 	n := newNode(t)
 	s := n.newScene(t)
@@ -68,15 +68,19 @@ func TestModel(t *testing.T) {
 		i, j := random.IntN(modelPods), random.IntN(modelContainers)
 		all := n.actions(pods[i], &pods[i].containers[j])
 		a := all[random.IntN(len(all))]
-		way := []string{"", "", "given up", "twice", "killed", "against"}[random.IntN(6)]
+		way := []string{"", "", "given up", "twice", "killed", "keeper killed", "against"}[random.IntN(7)]
 		past = append(past, fmt.Sprintf("%s pod %d container %d %s", a.name, i, j, way))
 		count[way]++
-		if way == "against" {
+		switch way {
+		case "keeper killed":
+			n.orphan(t, a, time.Duration(random.IntN(20))*time.Millisecond)
+			s.retire(pods[i])
+		case "against":
 			b := all[random.IntN(len(all))]
 			past = append(past, b.name)
 			n.oppose(t, a, b)
 			s.retire(pods[i])
-		} else {
+		default:
 			n.perform(t, a, way, time.Duration(random.IntN(60))*time.Millisecond)
 		}
 		compare(s, pods)
@@ -234,6 +238,20 @@ func (n *node) perform(t *testing.T, a action, way string, after time.Duration) 
 	default:
 		t.Errorf("%s: %v", a.name, err)
 	}
+}
+
+// orphan kills the keeper during a call, whose answer is open then: a start may
+// have got through or not. Other pods must not notice.
+func (n *node) orphan(t *testing.T, a action, after time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), callTime)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { _, _ = a.call(ctx) })
+	time.Sleep(after)
+	killed := n.killKeeper(t)
+	wg.Wait()
+	n.awaitKeeper(t, killed)
 }
 
 // oppose makes two calls for the same pod at once. Which comes first, and thus

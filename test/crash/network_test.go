@@ -35,6 +35,9 @@ func TestFaultNetwork(t *testing.T) {
 	slices.Sort(faults)
 	for _, f := range faults {
 		for _, plugin := range []string{"bridge", "portmap"} {
+			if plugin == "portmap" && strings.HasPrefix(f, "hangs") {
+				continue // the deadline is that of the chain, and takes long
+			}
 			try(f, plugin+" at ADD", func(t *testing.T) { n.faultyAdd(t, p, plugin, f) })
 			try(f, plugin+" at DEL", func(t *testing.T) { n.faultyDel(t, p, plugin, f, false) })
 		}
