@@ -31,9 +31,9 @@ type Launcher struct {
 	keeper  Keeper
 	machine plan.Machine
 	filters *seccomp.Cache
-	procfs  func() (*os.File, error)
 
 	mu      sync.Mutex
+	proc    *os.File            // guarded by mu; nil before the first use
 	userns  map[string]*os.File // guarded by mu; by id mappings
 	v1      []plan.Hierarchy    // guarded by mu; nil before the first use
 	unified bool
@@ -45,7 +45,6 @@ func New(k Keeper, f host.Facts) *Launcher {
 		keeper:  k,
 		machine: machineOf(f),
 		filters: seccomp.NewCache(),
-		procfs:  sync.OnceValues(newProcfs),
 		userns:  map[string]*os.File{},
 		unified: f.CgroupV2.OK(),
 	}
@@ -59,10 +58,10 @@ func (l *Launcher) Close() error {
 		f.Close()
 	}
 	clear(l.userns)
-	if f, err := l.procfs(); err == nil {
-		return f.Close()
+	if l.proc == nil {
+		return nil
 	}
-	return nil
+	return l.proc.Close()
 }
 
 // Sandbox makes a pod's namespaces. The keeper holds them under id. The gate is

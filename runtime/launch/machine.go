@@ -33,6 +33,19 @@ func machineOf(f host.Facts) plan.Machine {
 	return m
 }
 
+// procfs returns the launcher's own, which is mounted at the first use. A
+// failure, such as for lack of descriptors, is not for good.
+func (l *Launcher) procfs() (*os.File, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.proc != nil {
+		return l.proc, nil
+	}
+	var err error
+	l.proc, err = newProcfs()
+	return l.proc, err
+}
+
 // newProcfs mounts a procfs that is attached nowhere.
 func newProcfs() (*os.File, error) {
 	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)

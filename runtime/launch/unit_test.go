@@ -122,3 +122,26 @@ func TestExecWhereContainerHasInnerGroups(t *testing.T) {
 		t.Errorf("started in %q, want %q", k.requests, want)
 	}
 }
+
+func TestProcfsIsTriedAgain(t *testing.T) {
+	testkit.Root(t)
+	l := New(nil, host.Facts{})
+	t.Cleanup(func() { l.Close() })
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.procfs()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("without descriptors the error is %v, want %v", err, unix.EMFILE)
+	}
+	if _, err := l.procfs(); err != nil {
+		t.Errorf("with descriptors again: %v", err)
+	}
+}
