@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"crisp/runtime/wire"
 )
 
@@ -118,18 +120,27 @@ func (c *Client) receive() {
 	}
 }
 
-// reap collects a keeper that this process started, if it is gone: the
-// connection may also have ended by Close, with the keeper alive.
+// reapPeriod is the time between looks whether a keeper has ended.
+const reapPeriod = 20 * time.Millisecond
+
+// reap collects a keeper that this process started. It may live on: the
+// connection may have ended for another reason, and then Close does not wait.
 func (c *Client) reap() {
-	select {
-	case <-c.quit:
-		// An error means that it is gone already.
-		_ = c.keeper.Process.Release()
-		return
-	default:
+	// Errors mean that it is gone already.
+	defer func() { _ = c.keeper.Process.Release() }()
+	tick := time.NewTicker(reapPeriod)
+	defer tick.Stop()
+	for {
+		pid, err := unix.Wait4(c.keeper.Process.Pid, nil, unix.WNOHANG, nil)
+		if pid != 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+		select {
+		case <-c.quit:
+			return
+		case <-tick.C:
+		}
 	}
-	// The exit status says nothing that the lost connection does not.
-	_ = c.keeper.Wait()
 }
 
 func (c *Client) push(x Exit) {

@@ -529,6 +529,34 @@ func TestKeeperKilled(t *testing.T) {
 	}
 }
 
+// A connection can be lost though the keeper lives: it hangs up on who sends it
+// more descriptors than it may have.
+func TestCloseDoesNotWaitForALivingKeeper(t *testing.T) {
+	testkit.Root(t)
+	dir := stateDir(t)
+	c := connectTest(t, dir)
+	newShell(t, "web", "sleep 1; exit 4").start(t, c)
+	c.conn.Close()
+	<-c.Done()
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the end of a lost connection waits for the keeper's end")
+	}
+	again := connectTest(t, dir)
+	defer again.Close()
+	if entries, err := again.List(testContext(t)); err != nil || len(entries) != 1 {
+		t.Errorf("the keeper holds %v, %v", entries, err)
+	}
+	awaitExit(t, again, "web")
+	forget(t, again, "web")
+}
+
 func TestKeeperEndsWhenAsked(t *testing.T) {
 	testkit.Root(t)
 	dir := stateDir(t)
