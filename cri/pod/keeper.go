@@ -179,6 +179,7 @@ func (m *Manager) followExits(c *client.Client) {
 func (m *Manager) replaceKeeper() {
 	klog.ErrorS(nil, "The keeper died; starting another")
 	m.loseSessions()
+	m.orphans.Hurry()
 	old := m.Keeper.Client()
 	for {
 		c, err := client.Connect(m.ctx, m.Keeper.stateDir, m.Keeper.binary)

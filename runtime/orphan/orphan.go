@@ -27,12 +27,19 @@ import (
 // One is reaped at the second look that finds it.
 const sweepPeriod = 10 * time.Second
 
+// After [Reaper.Hurry] there are some looks in quick succession.
+const (
+	hurriedPeriod = time.Second
+	hurriedSweeps = 10
+)
+
 // pollPeriod bounds how late the end of a watched process is noticed.
 const pollPeriod = 20 * time.Millisecond
 
 // Reaper reaps orphans. It is safe for concurrent use.
 type Reaper struct {
-	wake chan struct{} // has a token when the first process is watched
+	wake  chan struct{} // has a token when the first process is watched
+	hurry chan struct{} // has a token after Hurry
 
 	mu      sync.Mutex
 	watched map[int]*Orphan
@@ -59,7 +66,9 @@ func Adopt() error {
 }
 
 // New returns a reaper. It does nothing before Run.
-func New() *Reaper { return &Reaper{wake: make(chan struct{}, 1), watched: map[int]*Orphan{}} }
+func New() *Reaper {
+	return &Reaper{wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), watched: map[int]*Orphan{}}
+}
 
 // Watch awaits the end of a process, given its pidfd, which stays the caller's.
 func (r *Reaper) Watch(pid int, pidfd *os.File) (*Orphan, error) {
@@ -82,12 +91,22 @@ func (r *Reaper) Watch(pid int, pidfd *os.File) (*Orphan, error) {
 	return o, nil
 }
 
+// Hurry has Run look for zombies soon. It is to be called when a parent died
+// whose children nobody may know: a PID namespace does not end before them.
+func (r *Reaper) Hurry() {
+	select {
+	case r.hurry <- struct{}{}:
+	default:
+	}
+}
+
 // Run reaps until ctx ends.
 func (r *Reaper) Run(ctx context.Context) {
 	defer r.release()
 	sweep := time.NewTicker(sweepPeriod)
 	defer sweep.Stop()
 	var zombies map[int]bool
+	quick := 0
 	for {
 		var look <-chan time.Time // never, while nothing is watched
 		if r.busy() {
@@ -96,8 +115,14 @@ func (r *Reaper) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-r.hurry:
+			quick = hurriedSweeps
+			sweep.Reset(hurriedPeriod)
 		case <-sweep.C:
 			zombies = reapNobodys(zombies, r.isWatched)
+			if quick--; quick == 0 {
+				sweep.Reset(sweepPeriod)
+			}
 		case <-r.wake:
 		case <-look:
 			r.collect()

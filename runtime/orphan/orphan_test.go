@@ -107,3 +107,15 @@ func waitZombie(t *testing.T, pid int) {
 		}
 	}
 }
+
+func TestHurriedSweep(t *testing.T) {
+	pid, _ := orphanOf(t, "exit 0")
+	r := New()
+	run(t, r)
+	r.Hurry()
+	for end := time.Now().Add(sweepPeriod - hurriedPeriod); isZombie(pid) || unix.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a child that nobody knows is still a zombie")
+		}
+	}
+}
