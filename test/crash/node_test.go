@@ -89,6 +89,7 @@ func build(t *testing.T) string {
 
 func (n *node) begin(t *testing.T) {
 	t.Helper()
+	inventory.Descendants(os.Getpid()) // what the last daemon left is this process's now, to be reaped
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
