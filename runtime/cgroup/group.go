@@ -31,6 +31,8 @@ type Group struct {
 	mu sync.Mutex
 	// rules are the device rules in force, nil when not known.
 	rules []*devices.Rule
+	// killsBefore is what the parent had counted, for [Group.OOMKills].
+	killsBefore int64
 	// wanted are the resources that Create left for Attach.
 	wanted *cgroups.Resources
 }
@@ -49,6 +51,7 @@ func (n *Node) Open(path string) (*Group, error) {
 	if !g.Exists() {
 		return nil, fmt.Errorf("open cgroup %s: %w", path, ErrNotFound)
 	}
+	g.noteParent()
 	return g, nil
 }
 
@@ -172,30 +175,6 @@ func (g *Group) Pids() ([]int, error) {
 
 // processDir is the directory whose cgroup.procs tells what runs in the group.
 func (g *Group) processDir() string { return g.dir("freezer") }
-
-// OOMKills counts the group's processes that the kernel killed for want of
-// memory. On version 1 groups made inside the container are not counted.
-func (g *Group) OOMKills() (uint64, error) {
-	var r reader
-	kills, err := g.oomKills(&r)
-	if err != nil {
-		return 0, g.fail("count OOM kills of", err)
-	}
-	return kills, nil
-}
-
-func (g *Group) oomKills(r *reader) (kills uint64, err error) {
-	name := "memory.oom_control"
-	if g.node.v2 {
-		name = "memory.events"
-	}
-	err = r.table(g.dir("memory"), name, func(key string, v uint64) {
-		if key == "oom_kill" {
-			kills = v
-		}
-	})
-	return kills, err
-}
 
 // refused marks what the kernel says when a limit makes no sense to it.
 func refused(err error) error {

@@ -59,6 +59,7 @@ type Node struct {
 	pageSizes []string
 	degraded  []string
 	filters   filters
+	oom       oomClaims
 }
 
 // New looks at the machine. An empty driver means systemd where that runs and

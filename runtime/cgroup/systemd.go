@@ -29,6 +29,7 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 	if g.wanted == nil {
 		return fmt.Errorf("attach to cgroup %s: its scope was started before", g.path)
 	}
+	g.noteParent()
 	m, err := g.scope(g.wanted)
 	if err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)

@@ -1,0 +1,122 @@
+package cgroup
+
+import (
+	"path/filepath"
+	"sync"
+)
+
+// OOMKills counts the group's processes that the kernel killed for want of
+// memory. On version 1 groups made inside the container are not counted.
+//
+// systemd takes a scope away as soon as its last process is gone, and its
+// count with it, but the parent's count has those of all groups that ever were
+// below it. So what the parent has over the groups that are there, less what
+// was so when this one began and what others that went have claimed since, is
+// this one's.
+func (g *Group) OOMKills() (uint64, error) {
+	var r reader
+	kills, err := g.oomKills(&r)
+	if g.watchesParent() {
+		if err == nil {
+			g.node.oom.claim(g.at.parentRel, int64(kills))
+			return kills, nil
+		}
+		if isGone(err) {
+			kills, err = g.inheritedKills(&r)
+		}
+	}
+	if err != nil {
+		return 0, g.fail("count OOM kills of", err)
+	}
+	return kills, nil
+}
+
+func (g *Group) oomKills(r *reader) (uint64, error) {
+	name := "memory.oom_control"
+	if g.node.v2 {
+		name = "memory.events"
+	}
+	return oomKills(r, g.dir("memory"), name)
+}
+
+func oomKills(r *reader, dir, file string) (kills uint64, err error) {
+	err = r.table(dir, file, func(key string, v uint64) {
+		if key == "oom_kill" {
+			kills = v
+		}
+	})
+	return kills, err
+}
+
+// watchesParent tells whether the group may be gone before it can be asked.
+func (g *Group) watchesParent() bool { return g.node.v2 && g.node.driver == Systemd }
+
+// noteParent remembers what the parent counted before the group's time. A
+// parent that is not there yet has counted nothing.
+func (g *Group) noteParent() {
+	if !g.watchesParent() {
+		return
+	}
+	var r reader
+	lost, err := g.node.lostKills(&r, g.at.parentRel)
+	if err == nil {
+		g.killsBefore = lost - g.node.oom.claimed(g.at.parentRel)
+	}
+}
+
+// inheritedKills are those of a group that is gone.
+func (g *Group) inheritedKills(r *reader) (uint64, error) {
+	lost, err := g.node.lostKills(r, g.at.parentRel)
+	if err != nil {
+		return 0, err
+	}
+	kills := max(0, lost-g.node.oom.claimed(g.at.parentRel)-g.killsBefore)
+	g.node.oom.claim(g.at.parentRel, kills)
+	return uint64(kills), nil
+}
+
+// lostKills are those of a parent that none of the groups below it has.
+func (n *Node) lostKills(r *reader, rel string) (int64, error) {
+	dir := filepath.Join(n.root, rel)
+	all, err := oomKills(r, dir, "memory.events")
+	if err != nil {
+		return 0, err
+	}
+	names, err := subdirs(dir)
+	if err != nil {
+		return 0, err
+	}
+	lost := int64(all)
+	for _, name := range names {
+		kills, err := oomKills(r, filepath.Join(dir, name), "memory.events")
+		if err != nil && !isGone(err) {
+			return 0, err
+		}
+		lost -= int64(kills)
+	}
+	return lost, nil
+}
+
+// oomClaims are the kills of groups that ended, by parent.
+type oomClaims struct {
+	mu    sync.Mutex
+	kills map[string]int64 // guarded by mu
+}
+
+func (c *oomClaims) claim(parent string, kills int64) {
+	if kills == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.kills == nil {
+		c.kills = map[string]int64{}
+	}
+	c.kills[parent] += kills
+}
+
+func (c *oomClaims) claimed(parent string) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kills[parent]
+}

@@ -1,0 +1,65 @@
+package cgroup
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestOOMKillsOfGoneScopes plays systemd, which removes a scope before anybody
+// can ask for its count.
+func TestOOMKillsOfGoneScopes(t *testing.T) {
+	n := &Node{driver: Systemd, v2: true, root: t.TempDir(), parent: "pod.slice"}
+	counts := func(rel string, kills int) {
+		t.Helper()
+		dir := filepath.Join(n.root, rel)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "memory.events"), fmt.Appendf(nil, "max 9\noom 9\noom_kill %d\n", kills), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	group := func(id string, own int) *Group {
+		t.Helper()
+		counts("pod.slice/crisp-"+id+".scope", own)
+		g, err := n.Open("pod.slice:crisp:" + id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	gone := func(g *Group) {
+		t.Helper()
+		if err := os.RemoveAll(g.dirs[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(g *Group, kills uint64) {
+		t.Helper()
+		if got, err := g.OOMKills(); err != nil || got != kills {
+			t.Errorf("%s: got %d, %v; want %d", g.path, got, err, kills)
+		}
+	}
+
+	counts("pod.slice", 2) // of containers long gone
+	a, b, c := group("a", 0), group("b", 0), group("c", 0)
+	counts("pod.slice", 3)
+	gone(a) // killed
+	want(a, 1)
+	gone(b) // ended by itself
+	want(b, 0)
+	// A kill in a group that lives on is nobody else's.
+	counts("pod.slice", 4)
+	counts("pod.slice/crisp-c.scope", 1)
+	d := group("d", 0)
+	gone(d)
+	want(d, 0)
+	// One that can be asked is, and its kill is not counted for another.
+	e := group("e", 0)
+	want(c, 1)
+	gone(c)
+	gone(e)
+	want(e, 0)
+}
