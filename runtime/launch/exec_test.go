@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/plan"
+	"crisp/test/testkit/pace"
 )
 
 // running starts a container that stays.
@@ -172,7 +173,7 @@ func conversation(t testing.TB, tty *os.File, mark string) string {
 	}
 	f := os.NewFile(uintptr(dup(t, tty)), "tty")
 	defer f.Close()
-	if err := f.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := f.SetReadDeadline(time.Now().Add(pace.Scale(30 * time.Second))); err != nil {
 		t.Fatal(err)
 	}
 	var all bytes.Buffer

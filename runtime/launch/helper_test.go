@@ -24,6 +24,7 @@ import (
 	"crisp/runtime/plan"
 	"crisp/runtime/spawn"
 	"crisp/test/testkit"
+	"crisp/test/testkit/pace"
 )
 
 // runner is a keeper without a process of its own: it runs plans as children
@@ -326,7 +327,16 @@ func (b *lab) rootfs(change func(upper string)) *os.File {
 		if err := in.mapIDs(b.t.Context(), &plan.Input{UIDMap: planMap(b.userMap()), GIDMap: planMap(b.userMap())}, f); err != nil {
 			b.t.Fatal(err)
 		}
-		lowerPath = fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), filepath.Base(low))
+		// Before Linux 6.15 a layer has to be attached somewhere.
+		at := filepath.Join(dir, "lower")
+		if err := os.Mkdir(at, 0o755); err != nil {
+			b.t.Fatal(err)
+		}
+		if err := unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			b.t.Fatal(err)
+		}
+		defer unix.Unmount(at, unix.MNT_DETACH)
+		lowerPath = filepath.Join(at, filepath.Base(low))
 	}
 	for _, kv := range [][2]string{
 		{"lowerdir", lowerPath}, {"upperdir", filepath.Join(dir, "upper")}, {"workdir", filepath.Join(dir, "work")}, {"metacopy", "off"},
@@ -493,7 +503,7 @@ func (b *lab) launch(held Held, o plan.Options, start func(Held) (*client.Starte
 // wait returns the output and the exit code.
 func (s *started) wait() (string, int) {
 	s.t.Helper()
-	if err := s.out.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := s.out.SetReadDeadline(time.Now().Add(pace.Scale(30 * time.Second))); err != nil {
 		s.t.Fatal(err)
 	}
 	if _, err := io.Copy(&s.buf, s.out); err != nil {
@@ -510,7 +520,7 @@ func (s *started) wait() (string, int) {
 // until returns the output up to a mark, which a process that goes on prints.
 func (s *started) until(mark string) string {
 	s.t.Helper()
-	if err := s.out.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := s.out.SetReadDeadline(time.Now().Add(pace.Scale(30 * time.Second))); err != nil {
 		s.t.Fatal(err)
 	}
 	chunk := make([]byte, 4096)
