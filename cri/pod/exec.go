@@ -94,6 +94,7 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	}
 	defer ends.close()
 
+	release := p.m.Keeper.holdProgram()
 	ses := p.m.openSession(c.ID)
 	defer p.m.closeSession(ctx, ses)
 	o := plan.Options{
@@ -102,6 +103,7 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	}
 	o.CgroupV2, o.CgroupTasks = h.cgroupEntry()
 	started, err := p.m.Launcher.Exec(ctx, ses.id, s, &proc, o, h.files)
+	release()
 	if err != nil {
 		return 0, err
 	}
@@ -170,7 +172,10 @@ func (m *Manager) sessionEnded(e client.Exit) {
 		m.forgetStranger(e)
 		return
 	}
-	s.exit <- e
+	select {
+	case s.exit <- e:
+	default: // it was told before
+	}
 }
 
 // ends are our ends of a command's standard streams.

@@ -21,6 +21,9 @@ const keeperRetry = time.Second
 // keeperPatience is how long a request waits for another keeper.
 const keeperPatience = 3 * time.Second
 
+// upgradeTimeout bounds an upgrade of the keeper.
+const upgradeTimeout = 20 * time.Second
+
 // forgetRetry is the time between attempts to forget a process that dies.
 const forgetRetry = 10 * time.Millisecond
 
@@ -35,6 +38,8 @@ const orphanTimeout = 2 * time.Second
 // It starts processes for package launch.
 type Keeper struct {
 	stateDir, binary string
+
+	starts sync.RWMutex // read by each start under way, written by an upgrade
 
 	mu      sync.Mutex
 	current *client.Client // guarded by mu
@@ -75,12 +80,18 @@ func (k *Keeper) replace(c *client.Client) {
 // insist makes a request that may be made twice, and once more to the next
 // keeper if the present one dies over it.
 func (k *Keeper) insist(ctx context.Context, request func(*client.Client) error) error {
+	return k.insistOn(ctx, client.ErrLost, request)
+}
+
+// insistOn makes a request, and once more to the next keeper if it fails with
+// the given kind of a lost connection.
+func (k *Keeper) insistOn(ctx context.Context, lost error, request func(*client.Client) error) error {
 	late := time.NewTimer(keeperPatience)
 	defer late.Stop()
 	for {
 		c, next := k.present()
 		err := request(c)
-		if !errors.Is(err, client.ErrLost) {
+		if !errors.Is(err, lost) {
 			return err
 		}
 		select {
@@ -95,7 +106,40 @@ func (k *Keeper) insist(ctx context.Context, request func(*client.Client) error)
 
 // Start runs a plan at the present keeper.
 func (k *Keeper) Start(ctx context.Context, r client.Request) (*client.Started, error) {
-	return k.Client().Start(ctx, r)
+	if r.Kind != client.Exec { // its caller does
+		defer k.holdProgram()()
+	}
+	var started *client.Started
+	err := k.insistOn(ctx, client.ErrUnsent, func(c *client.Client) (err error) {
+		started, err = c.Start(ctx, r)
+		return err
+	})
+	return started, err
+}
+
+// holdProgram keeps the keeper from being upgraded until the returned function
+// is called.
+func (k *Keeper) holdProgram() (release func()) {
+	k.starts.RLock()
+	return k.starts.RUnlock
+}
+
+// upgrade has the keeper go on as the program that belongs to this daemon. No
+// start is under way meanwhile; other requests wait for the connection to come
+// back. A keeper that cannot go on like that stays what it is.
+func (k *Keeper) upgrade(ctx context.Context) error {
+	k.starts.Lock()
+	defer k.starts.Unlock()
+	_, next := k.present()
+	replaced, err := client.Upgrade(ctx, k.stateDir, k.binary)
+	if err != nil || !replaced {
+		return err
+	}
+	select {
+	case <-next:
+	case <-ctx.Done():
+	}
+	return ctx.Err()
 }
 
 // Forget lets go of what is held under an id, also of an exit that a keeper
@@ -177,13 +221,13 @@ func (m *Manager) followExits(c *client.Client) {
 // replaceKeeper starts a keeper and hands it what the daemon holds of all that
 // the last one had: containers go on writing into the same pipes.
 func (m *Manager) replaceKeeper() {
-	klog.ErrorS(nil, "The keeper died; starting another")
-	m.loseSessions()
+	klog.ErrorS(nil, "The connection to the keeper is lost; looking for it or starting another")
 	m.orphans.Hurry()
 	old := m.Keeper.Client()
 	for {
 		c, err := client.Connect(m.ctx, m.Keeper.stateDir, m.Keeper.binary)
 		if err == nil {
+			m.findSessions(c)
 			m.handOver(c)
 			m.Keeper.replace(c)
 			warn(old.Close(), "close the connection to the keeper that died")
@@ -262,7 +306,7 @@ func (p *pod) handOverSandbox(ctx context.Context, c *client.Client, r *Record, 
 			return err
 		}
 	}
-	return c.Adopt(ctx, a)
+	return adopt(ctx, c, a)
 }
 
 func (p *pod) handOverContainer(ctx context.Context, c *client.Client, r *Record, ctr *Container, pr *process) error {
@@ -275,7 +319,16 @@ func (p *pod) handOverContainer(ctx context.Context, c *client.Client, r *Record
 	a := client.Adoption{ID: ctr.ID, Kind: client.Container, Keep: keep(pr), Log: pr.log}
 	p.mu.Unlock()
 	a.Pid, a.PidFD, a.Terminal, a.StartedAt = pr.pid, pr.pidfd, pr.terminal, time.Unix(0, ctr.StartedAt)
-	return c.Adopt(ctx, a)
+	return adopt(ctx, c, a)
+}
+
+// adopt hands something to a keeper, unless it is the old one after all.
+func adopt(ctx context.Context, c *client.Client, a client.Adoption) error {
+	err := c.Adopt(ctx, a)
+	if errors.Is(err, client.ErrExists) {
+		return nil
+	}
+	return err
 }
 
 // exitOfOrphan corrects the exit of a process whose parent died, if it became
@@ -315,12 +368,32 @@ func (m *Manager) reapSession(s *client.Started) {
 	}
 }
 
-// loseSessions ends the exec sessions whose end no keeper will tell.
-func (m *Manager) loseSessions() {
+// findSessions ends the exec sessions that the keeper does not have, whose end
+// nobody will tell. One that was only upgraded has them.
+func (m *Manager) findSessions(c *client.Client) {
+	held := map[string]*client.Entry{}
+	list, err := c.List(m.ctx)
+	if err != nil { // it is gone, too: the next one is asked
+		klog.ErrorS(err, "Ask the keeper what it holds")
+		return
+	}
+	for i := range list {
+		held[list[i].ID] = &list[i]
+		list[i].Close()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, s := range m.sessions {
-		close(s.lost)
+	for id, s := range m.sessions {
+		e := held[id]
+		switch {
+		case e == nil:
+			close(s.lost)
+			delete(m.sessions, id)
+		case e.Exit != nil: // it may have been told, or not
+			select {
+			case s.exit <- *e.Exit:
+			default:
+			}
+		}
 	}
-	clear(m.sessions)
 }

@@ -128,7 +128,18 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 	m.wg.Go(func() { m.orphans.Run(m.ctx) })
 	m.wg.Go(m.followKeeper)
+	m.upgradeKeeper()
 	return m, nil
+}
+
+// upgradeKeeper brings the keeper to the version of the daemon. Without that
+// everything works, too.
+func (m *Manager) upgradeKeeper() {
+	ctx, cancel := context.WithTimeout(m.ctx, upgradeTimeout)
+	defer cancel()
+	if err := m.Keeper.upgrade(ctx); err != nil {
+		klog.ErrorS(err, "Upgrade the keeper; it stays what it is")
+	}
 }
 
 // Close stops following pods and waits for the operations under way. Pods and

@@ -26,6 +26,13 @@
 // ever; when there is room all goes on. The end of a process is told at most
 // two seconds late for that.
 //
+// It goes on as another program, of a newer daemon, by executing it: the
+// process stays, with its children and descriptors, and what it holds passes
+// through a memfd. Everything stands still for that at a point where nothing
+// is in this process's memory alone. The new program is first asked, in a
+// process of its own, whether it can read the state; if not, or if it cannot
+// be executed, the old one goes on. Connections end, attached pipes stay.
+//
 // Locks: keeper.mu guards the table and is held while a child is cloned, so
 // that the reaper knows every process that it can meet; it is never held
 // while waiting for a peer, a child or a disk. output.mu and the lock of a log

@@ -288,8 +288,7 @@ func (k *keeper) ended(e *entry) {
 	for _, o := range e.outputs {
 		o.drain()
 	}
-	code, signal := exitCode(e.proc.status)
-	x := &wire.Exited{ID: e.id, Kind: e.kind, Pid: int64(e.proc.pid), Code: code, Signal: signal, At: e.proc.at.UnixNano()}
+	x := e.exitOf()
 	if e.kind != wire.Exec {
 		// Without the record the exit is lost only if the keeper is, too.
 		if err := k.record(x); err != nil {
@@ -309,6 +308,12 @@ func (k *keeper) ended(e *entry) {
 	for _, s := range sessions {
 		s.send(0, *x, nil)
 	}
+}
+
+// exitOf is the exit of an entry whose process has ended.
+func (e *entry) exitOf() *wire.Exited {
+	code, signal := exitCode(e.proc.status)
+	return &wire.Exited{ID: e.id, Kind: e.kind, Pid: int64(e.proc.pid), Code: code, Signal: signal, At: e.proc.at.UnixNano()}
 }
 
 func (k *keeper) exitPath(id string) string { return filepath.Join(k.stateDir, exitsDir, id) }

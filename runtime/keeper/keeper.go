@@ -44,6 +44,8 @@ type keeper struct {
 	sessions map[*session]bool // guarded by mu
 
 	eventMu sync.Mutex // orders the exits that are sent
+
+	upgrading sync.Mutex // held during an upgrade
 }
 
 func newKeeper(stateDir string, opt spawn.Options) *keeper {

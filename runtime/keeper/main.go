@@ -28,8 +28,6 @@ const (
 	gcPercent   = 40
 	memoryLimit = 12 << 20
 	maxProcs    = 2
-	// commName is the name that ps shows.
-	commName = "crisp-keeper"
 )
 
 // Main is the keeper's program; args are the arguments after the program's
@@ -44,6 +42,10 @@ func Main(args []string) int {
 }
 
 func run(args []string) error {
+	left, done, err := inherit()
+	if done || err != nil {
+		return err
+	}
 	if len(args) != 1 {
 		return errors.New("want one argument: the state folder; the daemon starts this program")
 	}
@@ -71,6 +73,12 @@ func run(args []string) error {
 	}
 	k := newKeeper(args[0], opt)
 	k.activated = activated
+	if left != nil {
+		k.opt.OOMScoreAdj = left.oomScoreAdj // the score was lowered before
+		if err := k.restore(left); err != nil {
+			return err
+		}
+	}
 	return k.serve(listenFD)
 }
 
@@ -106,7 +114,7 @@ func settle() (spawn.Options, error) {
 		return opt, fmt.Errorf("become subreaper: %w", err)
 	}
 	// It runs from a descriptor, and would be named after its number.
-	if err := os.WriteFile("/proc/self/comm", []byte(commName), 0); err != nil {
+	if err := os.WriteFile("/proc/self/comm", []byte(programName), 0); err != nil {
 		return opt, fmt.Errorf("set name of process: %w", err)
 	}
 	// A session's end or a daemon's service manager must not end containers.

@@ -62,6 +62,10 @@ func (s *session) greet() bool {
 	if err != nil {
 		return false
 	}
+	if _, ok := p.Msg.(wire.Upgrade); ok {
+		s.answer(p.Seq, s.k.upgrade(s, p.Files))
+		return false
+	}
 	wire.CloseAll(p.Files)
 	m, ok := p.Msg.(wire.Hello)
 	if !ok {

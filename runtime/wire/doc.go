@@ -4,6 +4,8 @@
 //	[ daemon ]                           [ keeper ]
 //	  Hello{Version}          -------->
 //	                          <--------   Hello{Version}, or Fail(CodeVersion) and the end
+//	  Upgrade + program       -------->   in place of Hello: go on as that program
+//	                          <--------   the end, or Done if it is the same, or Fail
 //	  Start + files           -------->   clone, run the plan
 //	                          <--------   Waiting{Pid}       if Start.Gate: the child stands at its first gate
 //	  Proceed{OK}             -------->   let it go on, or end it

@@ -61,6 +61,7 @@ const (
 	typeEntry
 	typeExited
 	typeAdopt
+	typeUpgrade
 )
 
 // maxText bounds the text of an error.
@@ -74,6 +75,11 @@ const maxNames = 64
 
 // Hello opens a connection in both directions.
 type Hello struct{ Version uint64 }
+
+// Upgrade is sent in place of Hello, and on no account changes its form, so that
+// a keeper of any version can be replaced. Its file is a program in a sealed
+// memfd. If the connection ends without an answer the program runs.
+type Upgrade struct{}
 
 // Start asks for a plan to be run. Its files are, in this order: the plan,
 // the plan's inputs, pipe and spool of stdout and of stderr, and the log as far
@@ -191,6 +197,7 @@ func (Waiting) kind() byte   { return typeWaiting }
 func (Started) kind() byte   { return typeStarted }
 func (Entry) kind() byte     { return typeEntry }
 func (Exited) kind() byte    { return typeExited }
+func (Upgrade) kind() byte   { return typeUpgrade }
 
 func (m Hello) put(w *pack.Writer)   { w.Uint(m.Version) }
 func (m Proceed) put(w *pack.Writer) { w.Bool(m.OK) }
@@ -199,6 +206,7 @@ func (List) put(*pack.Writer)        {}
 func (m Reopen) put(w *pack.Writer)  { w.String(m.ID) }
 func (m Forget) put(w *pack.Writer)  { w.String(m.ID) }
 func (Done) put(*pack.Writer)        {}
+func (Upgrade) put(*pack.Writer)     {}
 func (m Waiting) put(w *pack.Writer) { w.Int(m.Pid) }
 
 func (m CloseKept) put(w *pack.Writer) {
@@ -340,6 +348,8 @@ func decode(typ byte, payload []byte) (Message, error) {
 		m = takeEntry(r)
 	case typeExited:
 		m = takeExited(r)
+	case typeUpgrade:
+		m = Upgrade{}
 	default:
 		return nil, fmt.Errorf("%w: packet type %d", ErrProtocol, typ)
 	}

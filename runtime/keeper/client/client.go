@@ -198,7 +198,7 @@ func (c *Client) begin() (*call, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.calls == nil {
-		return nil, ErrLost
+		return nil, ErrUnsent
 	}
 	c.seq++
 	if c.seq == 0 {
@@ -222,7 +222,7 @@ func (k *call) send(m wire.Message, files []int) error {
 		if errors.Is(err, wire.ErrProtocol) {
 			return err
 		}
-		return fmt.Errorf("%w: %w", ErrLost, err)
+		return fmt.Errorf("%w: %w", ErrUnsent, err)
 	}
 	return nil
 }

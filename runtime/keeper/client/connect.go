@@ -42,6 +42,12 @@ func Connect(ctx context.Context, stateDir, binary string) (*Client, error) {
 		if err == nil {
 			return c, nil
 		}
+		if errors.Is(err, ErrVersion) {
+			if _, uerr := upgrade(ctx, dir, binary); uerr != nil {
+				return nil, fmt.Errorf("connect to keeper: %w; replace it: %w", err, uerr)
+			}
+			continue
+		}
 		// A keeper that was just about to end hangs up: try again.
 		if !errors.Is(err, io.EOF) || errors.Is(err, ErrKeeper) || ctx.Err() != nil {
 			break

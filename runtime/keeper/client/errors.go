@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"fmt"
 
 	"crisp/runtime/wire"
 )
@@ -10,6 +11,8 @@ import (
 var (
 	// ErrLost is a keeper that went away.
 	ErrLost = errors.New("keeper connection lost")
+	// ErrUnsent is also ErrLost: the keeper cannot have seen the request.
+	ErrUnsent = fmt.Errorf("%w before the request was sent", ErrLost)
 	// ErrKeeper is a keeper that was started and did not answer.
 	ErrKeeper = errors.New("keeper does not start")
 	// ErrState is a state folder that others may write to.

@@ -229,6 +229,24 @@ func (l *Log) Copy() (int, error) {
 	return fd, nil
 }
 
+// TryLock makes the log stand still until Unlock, unless it is in use.
+func (l *Log) TryLock() bool { return l.mu.TryLock() }
+
+// Lock is TryLock that waits.
+func (l *Log) Lock() { l.mu.Lock() }
+
+// Unlock lets the log go on.
+func (l *Log) Unlock() { l.mu.Unlock() }
+
+// FD is the file's descriptor, -1 once closed. The log stands still.
+func (l *Log) FD() int { return l.fd }
+
+// MaxLine is the length at which lines are split.
+func (l *Log) MaxLine() int { return l.maxLine }
+
+// AddDropped counts lines that were given up before.
+func (l *Log) AddDropped(n uint64) { l.dropped.Add(n) }
+
 // Dropped returns how many lines were given up.
 func (l *Log) Dropped() uint64 {
 	return l.dropped.Load()

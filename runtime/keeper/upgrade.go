@@ -1,0 +1,248 @@
+package keeper
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/sealed"
+	"crisp/runtime/wire"
+)
+
+const (
+	// stateEnv and checkEnv name the descriptor of the state that a program is
+	// to go on with, or only to read and to say whether it could.
+	stateEnv = "CRISP_KEEPER_STATE"
+	checkEnv = "CRISP_KEEPER_CHECK"
+	// drainTime is how long starts under way and writes to logs may take before
+	// an upgrade is given up, and checkTime how long the new program may.
+	drainTime, checkTime = 5 * time.Second, 5 * time.Second
+)
+
+// errBusy is an upgrade that was given up.
+var errBusy = errors.New("the keeper is busy")
+
+// upgrade puts another program in the place of this one: the process stays,
+// with its children and its descriptors. It returns only if that failed or if
+// the program is the one that runs.
+//
+// Everything stands still at a point where nothing is in this process's
+// memory alone: no start is under way, and the lock of each output is held, so
+// that what was read is in the spool. Processes that end meanwhile are reaped
+// by the new program.
+func (k *keeper) upgrade(s *session, files []int) error {
+	if len(files) != 1 {
+		wire.CloseAll(files)
+		return fmt.Errorf("upgrade: %w: %d files", wire.ErrInvalid, len(files))
+	}
+	program := os.NewFile(uintptr(files[0]), "program")
+	defer program.Close()
+	if !sealed.Is(program) {
+		return fmt.Errorf("upgrade: %w: the program is not sealed", wire.ErrInvalid)
+	}
+	if same, err := isSelf(program); same || err != nil {
+		return err
+	}
+	if !k.upgrading.TryLock() {
+		return fmt.Errorf("upgrade: %w", errBusy)
+	}
+	defer k.upgrading.Unlock()
+	thaw, err := k.freeze(s)
+	if err != nil {
+		return fmt.Errorf("upgrade: %w", err)
+	}
+	defer thaw()
+	if err := k.become(program); err != nil {
+		k.logf("upgrade: %v", err)
+		return fmt.Errorf("upgrade: %w", err)
+	}
+	return nil
+}
+
+// isSelf says whether a program is the one that runs.
+func isSelf(program *os.File) (bool, error) {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return false, fmt.Errorf("open own program: %w", err)
+	}
+	defer self.Close()
+	a, b := make([]byte, 64<<10), make([]byte, 64<<10)
+	for off := int64(0); ; off += int64(len(a)) {
+		n, aerr := self.ReadAt(a, off)
+		m, berr := program.ReadAt(b, off)
+		switch {
+		case !bytes.Equal(a[:n], b[:m]):
+			return false, nil
+		case aerr == io.EOF && berr == io.EOF:
+			return true, nil
+		case aerr != nil || berr != nil:
+			return false, fmt.Errorf("compare programs: %w", errors.Join(aerr, berr))
+		}
+	}
+}
+
+// freeze stops everything, or nothing if that takes too long. The returned
+// function lets it go on.
+func (k *keeper) freeze(s *session) (thaw func(), err error) {
+	end := time.Now().Add(drainTime)
+	// Daemons come back: requests that are not read yet are theirs to repeat.
+	k.mu.Lock()
+	for other := range k.sessions {
+		if other != s {
+			other.conn.Close()
+		}
+	}
+	k.mu.Unlock()
+	k.eventMu.Lock()
+	for {
+		k.mu.Lock()
+		held, quiet := k.quietLocked()
+		if quiet {
+			return func() { unlock(held); k.mu.Unlock(); k.eventMu.Unlock() }, nil
+		}
+		unlock(held)
+		k.mu.Unlock()
+		if time.Now().After(end) {
+			k.eventMu.Unlock()
+			return nil, errBusy
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// quietLocked takes the locks of all outputs and logs, if no start is under way
+// and no output is in the middle of a write.
+func (k *keeper) quietLocked() (held []sync.Locker, ok bool) {
+	if k.forking > 0 {
+		return nil, false
+	}
+	for _, e := range k.entries {
+		if !e.started {
+			return held, false
+		}
+		for _, o := range e.outputs {
+			if !o.mu.TryLock() {
+				return held, false
+			}
+			held = append(held, &o.mu)
+		}
+		if e.log != nil {
+			if !e.log.TryLock() {
+				return held, false
+			}
+			held = append(held, e.log)
+		}
+	}
+	return held, true
+}
+
+func unlock(list []sync.Locker) {
+	for _, mu := range list {
+		mu.Unlock()
+	}
+}
+
+// become executes the program. Everything is frozen. After an error all is as before.
+func (k *keeper) become(program *os.File) (err error) {
+	s := &saved{oomScoreAdj: k.opt.OOMScoreAdj}
+	inherited := []int{listenFD}
+	for _, e := range k.entries {
+		saved := e.saveLocked()
+		s.entries = append(s.entries, saved)
+		inherited = append(inherited, saved.files()...)
+	}
+	state, err := stateFile(s.encode())
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), program.Fd())
+	if err := check(path, state); err != nil {
+		return err
+	}
+	fd, err := wire.Number(state)
+	if err != nil {
+		return err
+	}
+	inherited = append(inherited, fd)
+	defer func() {
+		for _, fd := range inherited {
+			unix.CloseOnExec(fd)
+		}
+	}()
+	for _, fd := range inherited {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+			return fmt.Errorf("pass on descriptor %d: %w", fd, err)
+		}
+	}
+	dir, err := filepath.Abs(k.stateDir)
+	if err != nil {
+		return err
+	}
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, stateEnv+"=") })
+	err = unix.Exec(path, []string{programName, dir}, append(env, stateEnv+"="+strconv.Itoa(fd)))
+	return fmt.Errorf("execute program: %w", err)
+}
+
+func stateFile(data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("state", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make state: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "state")
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write state: %w", err)
+	}
+	return f, nil
+}
+
+// check has the new program read the state, in a process of its own. The
+// reaper cannot take its exit away: it waits for the lock.
+func check(path string, state *os.File) error {
+	const number = 3
+	p, err := os.StartProcess(path, []string{programName}, &os.ProcAttr{
+		Env: []string{checkEnv + "=" + strconv.Itoa(number)}, Files: []*os.File{nil, nil, os.Stderr, state},
+	})
+	if err != nil {
+		return fmt.Errorf("try program: %w", err)
+	}
+	late := time.AfterFunc(checkTime, func() { _ = p.Kill() }) // it may have ended
+	defer late.Stop()
+	end, err := p.Wait()
+	if err != nil {
+		return fmt.Errorf("try program: %w", err)
+	}
+	if !end.Success() {
+		return fmt.Errorf("try program: it cannot go on from here: %v", end)
+	}
+	return nil
+}
+
+// inherit returns the state that another program has left to this one, nil if
+// this is the first. done says that reading it was all that was asked for.
+func inherit() (s *saved, done bool, err error) {
+	for _, name := range []string{checkEnv, stateEnv} {
+		text := os.Getenv(name)
+		if text == "" {
+			continue
+		}
+		fd, err := strconv.Atoi(text)
+		if err != nil || fd < listenFD {
+			return nil, true, fmt.Errorf("%s=%q is no descriptor", name, text)
+		}
+		s, err := readState(fd)
+		return s, name == checkEnv, err
+	}
+	return nil, false, nil
+}
