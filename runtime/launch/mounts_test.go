@@ -15,7 +15,7 @@ import (
 
 // mountLine prints the options of the mount at a path.
 func mountLine(path string) string {
-	return "grep ' " + path + " ' /proc/self/mounts | tail -n1 | cut -d' ' -f1,3,4"
+	return "grep ' " + path + " ' /proc/self/mounts | tail -n1 | cut -d' ' -f1,3,4 | sed s/,inode64//" // some kernels' default
 }
 
 func bind(source, dest string, options ...string) specs.Mount {
