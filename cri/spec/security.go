@@ -92,7 +92,8 @@ func (b *builder) apparmor() (string, error) {
 	case runtimeapi.SecurityProfile_RuntimeDefault:
 		return b.defaultProfile()
 	case runtimeapi.SecurityProfile_Localhost:
-		return b.loadedProfile(p.GetLocalhostRef())
+		// kubelet sends the name alone, others as the older field has it.
+		return b.loadedProfile(strings.TrimPrefix(p.GetLocalhostRef(), "localhost/"))
 	}
 	return "", invalid("AppArmor profile type %s", p.GetProfileType())
 }

@@ -390,3 +390,29 @@ func checkImageChoices(t *testing.T, want *specs.Spec, r *Result) {
 		t.Errorf("the image changed more than it may: %+v", got)
 	}
 }
+
+// TestAppArmorProfileNames has the name of a profile in the ways it is sent:
+// alone by kubelet, with a prefix by critest and in the older field.
+func TestAppArmorProfileNames(t *testing.T) {
+	localhost := func(ref string) func(*Input) {
+		return func(in *Input) {
+			in.security().Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}
+		}
+	}
+	for _, change := range []func(*Input){
+		localhost("k8s-nginx"),
+		localhost("localhost/k8s-nginx"),
+		//lint:ignore SA1019 kubelets of old still send it
+		func(in *Input) { in.security().ApparmorProfile = "localhost/k8s-nginx" },
+	} {
+		in := testInput()
+		in.Host.AppArmor = true
+		change(&in)
+		r, err := Container(in)
+		if err != nil {
+			t.Error(err)
+		} else if got := r.Spec.Process.ApparmorProfile; got != "k8s-nginx" {
+			t.Errorf("the profile is %q, want k8s-nginx", got)
+		}
+	}
+}
