@@ -62,6 +62,7 @@ func (k *keeper) adopt(m wire.Adopt, files []int) error {
 		return fmt.Errorf("adopt %s: %w", m.ID, err)
 	}
 	k.enter(e)
+	k.deposit(e)
 	if watch != nil {
 		k.wg.Go(func() { k.await(e, watch) })
 	}

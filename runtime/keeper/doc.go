@@ -19,6 +19,10 @@
 // It may be killed at any instruction. What must not be lost is held by the
 // daemon, too: pipes, spools, logs, terminals, pidfds, namespaces; package
 // spool explains how each byte of output gets into a log once whoever moves it.
+// Where systemd started the keeper, its store of descriptors is a third holder,
+// in case that both are killed at once. A holder process of our own in its
+// place would cost each node memory for something that needs two kills in a
+// tenth of a second, and could be killed by the same hand.
 //
 // A log that refuses a write (a full disk) is tried again and again, and the
 // writer waits once its pipe is full. After half a minute lines are dropped,

@@ -34,6 +34,7 @@ type entry struct {
 	log        *crilog.Log
 	outputs    []*output
 	exit       *wire.Exited
+	stored     *stored // guarded by keeper.storeMu; nil if nothing is
 }
 
 // reserve puts an entry in the table whose plan is about to run.
@@ -294,6 +295,9 @@ func (k *keeper) ended(e *entry) {
 		if err := k.record(x); err != nil {
 			k.logf("record exit of %s: %v", e.id, err)
 		}
+	}
+	if e.kind == wire.Container {
+		k.withdraw(e, "")
 	}
 	k.eventMu.Lock()
 	defer k.eventMu.Unlock()

@@ -46,6 +46,9 @@ type keeper struct {
 	eventMu sync.Mutex // orders the exits that are sent
 
 	upgrading sync.Mutex // held during an upgrade
+
+	store   *store     // nil without one
+	storeMu sync.Mutex // orders what is stored; no other lock is held when it is taken
 }
 
 func newKeeper(stateDir string, opt spawn.Options) *keeper {

@@ -73,6 +73,12 @@ func run(args []string) error {
 	}
 	k := newKeeper(args[0], opt)
 	k.activated = activated
+	if address := os.Getenv("NOTIFY_SOCKET"); activated && address != "" {
+		k.store = &store{address: address}
+	}
+	if left == nil && k.store != nil {
+		k.regain()
+	}
 	if left != nil {
 		k.opt.OOMScoreAdj = left.oomScoreAdj // the score was lowered before
 		if err := k.restore(left); err != nil {

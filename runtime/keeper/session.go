@@ -220,6 +220,7 @@ func (k *keeper) reopen(id string, files []int) error {
 	} else if !ok {
 		return fmt.Errorf("%s: %w", id, wire.ErrNotRunning)
 	}
+	k.depositReopened(e)
 	return nil
 }
 
@@ -261,20 +262,28 @@ func (k *keeper) attach(m wire.Attach, files []int) error {
 
 // closeKept closes one kept descriptor.
 func (k *keeper) closeKept(m wire.CloseKept) error {
+	e, err := k.takeKept(m)
+	if err == nil {
+		k.withdraw(e, m.Name)
+	}
+	return err
+}
+
+func (k *keeper) takeKept(m wire.CloseKept) (*entry, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e, err := k.lookupLocked(m.ID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for i, n := range e.kept {
 		if n.name == m.Name {
 			unix.Close(n.fd)
 			e.kept = append(e.kept[:i:i], e.kept[i+1:]...)
-			return nil
+			return e, nil
 		}
 	}
-	return fmt.Errorf("%s: %s: %w", m.ID, m.Name, wire.ErrNotFound)
+	return nil, fmt.Errorf("%s: %s: %w", m.ID, m.Name, wire.ErrNotFound)
 }
 
 // forget drops what is held under id unless its process lives.
@@ -296,6 +305,7 @@ func (k *keeper) forget(id string) error {
 		k.logf("remove exit record: %v", err)
 	}
 	if e != nil {
+		k.withdraw(e, "")
 		e.release()
 		k.touch()
 	}

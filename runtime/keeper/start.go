@@ -409,6 +409,7 @@ func (st *start) commit() {
 	k, e := st.k, st.entry
 	m, fds := k.enter(e)
 	st.s.send(st.seq, m, fds)
+	k.deposit(e)
 	if e.proc != nil {
 		k.mu.Lock()
 		k.watchLocked(e.proc, e)

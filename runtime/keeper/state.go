@@ -42,6 +42,10 @@ type savedEntry struct {
 	maxLine    int64
 	dropped    uint64
 	outputs    []savedOutput
+	number     uint64 // in the service manager's store, 0 without
+	logs       int64
+	keptNames  []string // in the store, as kept
+	former     []int    // not saved: logs that it may have gone to
 }
 
 type savedOutput struct {
@@ -71,6 +75,12 @@ func (e *entry) saveLocked() savedEntry {
 		}
 	}
 	s.exited = e.exit != nil
+	if e.stored != nil {
+		s.number, s.logs = e.stored.number, int64(e.stored.log)
+		for _, n := range e.kept {
+			s.keptNames = append(s.keptNames, e.stored.kept[n.name])
+		}
+	}
 	if e.log == nil {
 		return s
 	}
@@ -128,6 +138,9 @@ func (s *savedEntry) put(w *pack.Writer) {
 	}
 	w.Uint(s.status)
 	w.Uint(s.dropped)
+	w.Uint(s.number)
+	w.Int(s.logs)
+	w.Strings(s.keptNames)
 	for _, list := range [][]named{s.namespaces, s.kept} {
 		w.Uint(uint64(len(list)))
 		for _, n := range list {
@@ -173,7 +186,8 @@ func takeEntry(r *pack.Reader) savedEntry {
 	s := savedEntry{id: r.String(), kind: wire.Kind(r.Uint()), adopted: r.Bool(), ended: r.Bool(), exited: r.Bool()}
 	s.at, s.pid, s.pidfd, s.endedAt = r.Int(), r.Int(), int(r.Int()), r.Int()
 	s.terminal, s.log, s.maxLine = int(r.Int()), int(r.Int()), r.Int()
-	s.status, s.dropped = r.Uint(), r.Uint()
+	s.status, s.dropped, s.number, s.logs = r.Uint(), r.Uint(), r.Uint(), r.Int()
+	s.keptNames = r.Strings(maxChildren)
 	for _, list := range []*[]named{&s.namespaces, &s.kept} {
 		for range r.Count(maxChildren) {
 			*list = append(*list, named{r.String(), int(r.Int())})
@@ -197,7 +211,7 @@ func (k *keeper) restore(s *saved) error {
 		}
 	}
 	for i := range s.entries {
-		if err := k.restoreEntry(&s.entries[i]); err != nil {
+		if err := k.restoreEntry(&s.entries[i], s.entries[i].inStore(k)); err != nil {
 			return fmt.Errorf("restore %s: %w", s.entries[i].id, err)
 		}
 	}
@@ -206,9 +220,25 @@ func (k *keeper) restore(s *saved) error {
 	return nil
 }
 
-func (k *keeper) restoreEntry(s *savedEntry) error {
+// inStore is what the service manager's store has of an entry.
+func (s *savedEntry) inStore(k *keeper) *stored {
+	if s.number == 0 || k.store == nil {
+		return nil
+	}
+	k.store.last.Store(max(k.store.last.Load(), s.number))
+	st := &stored{number: s.number, log: int(s.logs), kept: map[string]string{}}
+	for i, n := range s.kept {
+		if i < len(s.keptNames) {
+			st.kept[n.name] = s.keptNames[i]
+		}
+	}
+	return st
+}
+
+func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
 	e := &entry{
-		id: s.id, kind: s.kind, adopted: s.adopted, at: time.Unix(0, s.at), terminal: s.terminal,
+		stored: st,
+		id:     s.id, kind: s.kind, adopted: s.adopted, at: time.Unix(0, s.at), terminal: s.terminal,
 		namespaces: s.namespaces, kept: s.kept,
 	}
 	ended := make(chan struct{})
@@ -220,7 +250,7 @@ func (k *keeper) restoreEntry(s *savedEntry) error {
 		for _, o := range s.outputs {
 			sources = append(sources, source{o.name, o.pipe, o.spool})
 		}
-		if err := k.connect(e, sources, []int{s.log}, int(s.maxLine), ended); err != nil {
+		if err := k.connect(e, sources, append(s.former, s.log), int(s.maxLine), ended); err != nil {
 			return err
 		}
 		e.log.AddDropped(s.dropped)

@@ -123,9 +123,10 @@ func (k *keeper) freeze(s *session) (thaw func(), err error) {
 // quietLocked takes the locks of all outputs and logs, if no start is under way
 // and no output is in the middle of a write.
 func (k *keeper) quietLocked() (held []sync.Locker, ok bool) {
-	if k.forking > 0 {
+	if k.forking > 0 || !k.storeMu.TryLock() {
 		return nil, false
 	}
+	held = append(held, &k.storeMu)
 	for _, e := range k.entries {
 		if !e.started {
 			return held, false

@@ -1,0 +1,280 @@
+package client
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit"
+)
+
+// manager is as much of a service manager as a keeper sees: it makes the
+// socket, starts the keeper, and stores descriptors for the next one.
+type manager struct {
+	t        *testing.T
+	dir      string
+	listener *os.File
+	notify   int
+	wg       sync.WaitGroup
+	keeper   *exec.Cmd
+
+	mu     sync.Mutex
+	names  []string   // guarded by mu
+	stored []*os.File // guarded by mu
+}
+
+func newManager(t *testing.T) *manager {
+	t.Helper()
+	m := &manager{t: t, dir: t.TempDir()}
+	if err := os.Chmod(m.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := openState(m.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if m.listener, err = listen(dir, m.dir); err != nil {
+		t.Fatal(err)
+	}
+	if m.notify, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(m.notify, &unix.SockaddrUnix{Name: filepath.Join(m.dir, "notify")}); err != nil {
+		t.Fatal(err)
+	}
+	m.wg.Go(m.receive)
+	t.Cleanup(m.close)
+	return m
+}
+
+// receive does what is asked for until it is told to end.
+func (m *manager) receive() {
+	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*253))
+	for {
+		n, oobn, _, _, err := unix.Recvmsg(m.notify, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || string(buf[:n]) == "end" {
+			return
+		}
+		said := map[string]string{}
+		for line := range strings.Lines(string(buf[:n])) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			said[name] = value
+		}
+		m.mu.Lock()
+		switch {
+		case said["FDSTORE"] == "1" && said["FDPOLL"] == "0":
+			for _, f := range rights(m.t, oob[:oobn]) {
+				// The order in which they come back is not to matter.
+				m.names = append([]string{said["FDNAME"]}, m.names...)
+				m.stored = append([]*os.File{f}, m.stored...)
+			}
+		case said["FDSTOREREMOVE"] == "1":
+			m.removeLocked(said["FDNAME"])
+		default:
+			m.t.Errorf("the manager was told %q", buf[:n])
+		}
+		m.mu.Unlock()
+	}
+}
+
+func rights(t *testing.T, oob []byte) (files []*os.File) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(msgs) != 1 {
+		t.Errorf("nothing to store: %v", err)
+		return nil
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil {
+		t.Error(err)
+	}
+	for _, fd := range fds {
+		files = append(files, os.NewFile(uintptr(fd), "stored"))
+	}
+	return files
+}
+
+func (m *manager) removeLocked(name string) {
+	for i := len(m.names) - 1; i >= 0; i-- {
+		if m.names[i] == name {
+			m.stored[i].Close()
+			m.names = append(m.names[:i:i], m.names[i+1:]...)
+			m.stored = append(m.stored[:i:i], m.stored[i+1:]...)
+		}
+	}
+}
+
+func (m *manager) list() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]string(nil), m.names...)
+}
+
+// start starts a keeper with all that is stored.
+func (m *manager) start() {
+	m.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	log, err := os.OpenFile(filepath.Join(m.dir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer log.Close()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keeper = exec.Command("/bin/bash", "-c", `LISTEN_PID=$$ exec -a "$0" "$@"`, binaryName, self, m.dir)
+	m.keeper.Env = []string{
+		"NOTIFY_SOCKET=" + filepath.Join(m.dir, "notify"),
+		fmt.Sprintf("LISTEN_FDS=%d", 1+len(m.stored)),
+		"LISTEN_FDNAMES=" + strings.Join(append([]string{"crisp-keeper.socket"}, m.names...), ":"),
+	}
+	m.keeper.ExtraFiles = append([]*os.File{m.listener}, m.stored...)
+	m.keeper.Stderr = log
+	if err := m.keeper.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// kill ends the keeper as if it had never been told to.
+func (m *manager) kill() {
+	m.t.Helper()
+	if err := m.keeper.Process.Kill(); err != nil {
+		m.t.Fatal(err)
+	}
+	_ = m.keeper.Wait() // killed
+}
+
+func (m *manager) close() {
+	if err := unix.Sendto(m.notify, []byte("end"), 0, &unix.SockaddrUnix{Name: filepath.Join(m.dir, "notify")}); err != nil {
+		m.t.Error(err)
+	}
+	m.wg.Wait()
+	unix.Close(m.notify)
+	m.listener.Close()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, f := range m.stored {
+		f.Close()
+	}
+}
+
+// TestStoreOutlivesBoth kills the keeper with nobody else to hold what it had,
+// but for the service manager.
+func TestStoreOutlivesBoth(t *testing.T) {
+	testkit.Root(t)
+	testkit.Leaks(t)
+	becomeSubreaper(t)
+	m := newManager(t)
+	m.start()
+	c := connectTest(t, m.dir)
+
+	stop := filepath.Join(t.TempDir(), "stop")
+	counting := newShell(t, "web", "i=0; while [ ! -e "+stop+" ]; do i=$((i+1)); echo $i || exit 99; done; echo end >&2; exit 7")
+	keptR, keptW := pipe(t)
+	defer closeFiles(keptR, keptW)
+	otherR, otherW := pipe(t)
+	defer closeFiles(otherR, otherW)
+	counting.req.Keep = []Named{{"stdin", keptW}, {"other", otherW}}
+	st := counting.start(t, c)
+	p := newProgram("make sandbox pod")
+	p.Clone.Flags = unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+	p.gate()
+	held, err := c.Start(testContext(t), Request{ID: "pod", Kind: Sandbox, Plan: &p.Plan, Hold: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.Close()
+	if err := c.CloseKept(testContext(t), "web", "other"); err != nil {
+		t.Fatal(err)
+	}
+	newShell(t, "ended", "exit 3").start(t, c)
+	awaitExit(t, c, "ended")
+	eventually(t, "output", func() bool { return len(counting.read(t)) > 10000 })
+	first := counting.log
+	for round := range 3 {
+		if round == 1 { // an exchanged log comes back, too
+			rename(t, counting.log, counting.log+".1")
+			out, err := os.OpenFile(first, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.ReopenLog(testContext(t), "web", out); err != nil {
+				t.Fatal(err)
+			}
+			out.Close()
+			eventually(t, "output", func() bool { return len(counting.read(t)) > 10000 })
+		}
+		if round == 2 { // an upgrade changes nothing about what is stored
+			if replaced, err := Upgrade(testContext(t), m.dir, otherPrograms(t)[0]); err != nil || !replaced {
+				t.Fatalf("replaced %v, error %v", replaced, err)
+			}
+		}
+		m.kill()
+		<-c.Done()
+		c.Close()
+		m.start()
+		c = connectTest(t, m.dir)
+		before := len(counting.read(t))
+		eventually(t, "log goes on", func() bool { return len(counting.read(t)) > before })
+	}
+	defer func() { c.Close() }()
+
+	list := map[string]Entry{}
+	for _, e := range listAll(t, c) {
+		list[e.ID] = e
+	}
+	web := list["web"]
+	if web.Pid != st.Pid || web.PidFD == nil || web.Kept["stdin"] == nil || web.Kept["other"] != nil || !web.StartedAt.Equal(st.StartedAt) {
+		t.Errorf("the container came back as %+v", web)
+	}
+	checkNamespaces(t, list["pod"].Namespaces, "uts", "ipc")
+	if len(list) != 2 {
+		t.Errorf("%d entries came back", len(list))
+	}
+	if err := os.WriteFile(stop, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(st.Pid, &status, 0, nil); err != nil || status.ExitStatus() != 7 {
+		t.Fatalf("status %v, error %v", status, err)
+	}
+	want := 255
+	if tellsExit(t) {
+		want = 7
+	}
+	if x := awaitExit(t, c, "web"); x.Code != want {
+		t.Errorf("exit %+v, want code %d", x, want)
+	}
+	old, err := os.ReadFile(counting.log + ".1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkCounted(t, append(old, counting.read(t)...))
+	forget(t, c, "web", "pod", "ended")
+	eventually(t, "nothing is stored", func() bool { return len(m.list()) == 0 })
+	c.Close()
+	if err := m.keeper.Wait(); err != nil { // it ends when it holds nothing
+		t.Error(err)
+	}
+	if log, err := os.ReadFile(filepath.Join(m.dir, logName)); err != nil || len(log) > 0 {
+		t.Errorf("keeper log: %s, %v", log, err)
+	}
+}
+
+func rename(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}

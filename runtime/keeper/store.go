@@ -1,0 +1,323 @@
+package keeper
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/wire"
+	"crisp/runtime/wire/pack"
+)
+
+// The service manager's store of descriptors is a third holder of what the
+// daemon and this process hold: when both are killed, the next keeper gets it
+// all back. For each entry it has
+//
+//	N      pidfd, terminal, namespaces, pipes, spools
+//	N.iK   the kept descriptors, one name each, since they may be given up
+//	N.lG   the log
+//	N.mG   a memfd that tells what the others are
+//
+// where N is the entry's number to base 36 and G counts the exchanges of the
+// log. The names are short because all of them have to fit into one variable
+// of the next keeper's environment. The order in which descriptors come back
+// is not certain, so each is known by its inode, but for a log, which may be
+// newer than the description.
+//
+// It is at most 8 descriptors for a container and 8 for a pod.
+
+const (
+	metaVersion = 1
+	maxMeta     = 64 << 10
+	rolePidfd   = "pidfd"
+	roleTTY     = "terminal"
+	roleLog     = "log"
+	nsRole      = "ns/"
+	keepRole    = "keep/"
+	spoolRole   = "/spool"
+)
+
+// store talks to the service manager; nil if there is none.
+type store struct {
+	address string
+	last    atomic.Uint64
+}
+
+// stored is what the store has of an entry; guarded by keeper.storeMu.
+type stored struct {
+	number uint64
+	log    int               // how often the log was exchanged
+	kept   map[string]string // kept descriptor: its name in the store
+}
+
+func (s *stored) name(rest ...any) string {
+	return strconv.FormatUint(s.number, 36) + fmt.Sprint(rest...)
+}
+
+// role is a descriptor with what it is to its entry.
+type role struct {
+	name     string
+	dev, ino uint64
+	fd       int
+}
+
+func newRole(name string, fd int) (role, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return role{}, fmt.Errorf("examine %s: %w", name, err)
+	}
+	return role{name, uint64(st.Dev), st.Ino, fd}, nil
+}
+
+// send tells the service manager something. It does not wait for it.
+func (s *store) send(text string, fds []int) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("notify service manager: %w", err)
+	}
+	defer unix.Close(fd)
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	if err := unix.Sendmsg(fd, []byte(text), oob, &unix.SockaddrUnix{Name: s.address}, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT); err != nil {
+		return fmt.Errorf("notify service manager: %w", err)
+	}
+	return nil
+}
+
+// put stores descriptors. Without FDPOLL the manager would drop a pipe once
+// all that write to it have closed it.
+func (s *store) put(name string, fds ...int) error {
+	if len(fds) == 0 {
+		return nil
+	}
+	return s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, fds)
+}
+
+func (s *store) drop(name string) error {
+	return s.send("FDSTOREREMOVE=1\nFDNAME="+name, nil)
+}
+
+// deposit stores an entry that has just begun, other than a command, which
+// does not outlive its daemon.
+func (k *keeper) deposit(e *entry) {
+	if k.store == nil || e.kind == wire.Exec {
+		return
+	}
+	k.storeMu.Lock()
+	defer k.storeMu.Unlock()
+	s := &stored{number: k.store.last.Add(1), kept: map[string]string{}}
+	roles, err := k.roles(e)
+	defer closeRoles(roles)
+	var fixed []int
+	for _, r := range roles {
+		switch {
+		case err != nil:
+		case strings.HasPrefix(r.name, keepRole):
+			name := s.name(".i", len(s.kept))
+			s.kept[strings.TrimPrefix(r.name, keepRole)] = name
+			err = k.store.put(name, r.fd)
+		case r.name != roleLog:
+			fixed = append(fixed, r.fd)
+		}
+	}
+	if err == nil {
+		err = k.store.put(s.name(), fixed...)
+	}
+	if err == nil {
+		err = k.depositLog(e, s, roles)
+	}
+	if err != nil {
+		k.logf("store %s: %v", e.id, err)
+	}
+	e.stored = s
+}
+
+// depositLog stores the log and the description of an entry.
+func (k *keeper) depositLog(e *entry, s *stored, roles []role) error {
+	for _, r := range roles {
+		if r.name == roleLog {
+			if err := k.store.put(s.name(".l", s.log), r.fd); err != nil {
+				return err
+			}
+		}
+	}
+	meta, err := stateFile(e.meta(roles))
+	if err != nil {
+		return err
+	}
+	defer meta.Close()
+	return k.store.put(s.name(".m", s.log), int(meta.Fd()))
+}
+
+// depositReopened stores an entry's log after it was exchanged.
+func (k *keeper) depositReopened(e *entry) {
+	k.storeMu.Lock()
+	defer k.storeMu.Unlock()
+	s := e.stored
+	if s == nil {
+		return
+	}
+	roles, err := k.roles(e)
+	defer closeRoles(roles)
+	old := s.log
+	s.log++
+	if err == nil {
+		err = k.depositLog(e, s, roles)
+	}
+	for _, kind := range []string{".m", ".l"} {
+		if err == nil {
+			err = k.store.drop(s.name(kind, old))
+		}
+	}
+	if err != nil {
+		k.logf("store log of %s: %v", e.id, err)
+	}
+}
+
+// withdraw takes an entry out of the store, or only one of its kept descriptors.
+func (k *keeper) withdraw(e *entry, kept string) {
+	k.storeMu.Lock()
+	defer k.storeMu.Unlock()
+	s := e.stored
+	if s == nil {
+		return
+	}
+	var names []string
+	if name, ok := s.kept[kept]; ok {
+		names = append(names, name)
+		delete(s.kept, kept)
+	}
+	if kept == "" {
+		names = append(names, s.name(".m", s.log), s.name(".l", s.log), s.name())
+		for _, name := range s.kept {
+			names = append(names, name)
+		}
+		e.stored = nil
+	}
+	for _, name := range names {
+		if err := k.store.drop(name); err != nil {
+			k.logf("take %s out of the store: %v", e.id, err)
+		}
+	}
+}
+
+// roles returns copies of an entry's descriptors.
+func (k *keeper) roles(e *entry) (roles []role, err error) {
+	add := func(name string, fds []int, derr error) {
+		for _, fd := range fds {
+			r, rerr := newRole(name, fd)
+			roles, err = append(roles, r), cmp.Or(err, rerr)
+			name += spoolRole // the second one, if there is one
+		}
+		err = cmp.Or(err, derr)
+	}
+	k.mu.Lock()
+	own := map[string]int{}
+	if e.proc != nil {
+		own[rolePidfd] = e.proc.pidfd
+	}
+	if e.terminal >= 0 {
+		own[roleTTY] = e.terminal
+	}
+	for _, n := range e.namespaces {
+		own[nsRole+n.name] = n.fd
+	}
+	for _, n := range e.kept {
+		own[keepRole+n.name] = n.fd
+	}
+	for name, fd := range own {
+		fds, derr := duplicate([]int{fd})
+		add(name, fds, derr)
+	}
+	k.mu.Unlock()
+	if e.log != nil {
+		for _, o := range e.outputs {
+			fds, derr := o.copies()
+			add(o.name, fds, derr)
+		}
+		if fd, derr := e.log.Copy(); fd >= 0 || derr != nil {
+			add(roleLog, []int{fd}, derr)
+		}
+	}
+	return roles, err
+}
+
+func closeRoles(roles []role) {
+	for _, r := range roles {
+		unix.Close(r.fd)
+	}
+}
+
+// meta describes an entry and its descriptors.
+func (e *entry) meta(roles []role) []byte {
+	var w pack.Writer
+	w.Uint(metaVersion)
+	w.String(e.id)
+	w.Uint(uint64(e.kind))
+	w.Int(e.at.UnixNano())
+	pid, maxLine := 0, 0
+	if e.proc != nil {
+		pid = e.proc.pid
+	}
+	if e.log != nil {
+		maxLine = e.log.MaxLine()
+	}
+	w.Int(int64(pid))
+	w.Int(int64(maxLine))
+	w.Uint(uint64(len(roles)))
+	for _, r := range roles {
+		w.String(r.name)
+		w.Uint(r.dev)
+		w.Uint(r.ino)
+	}
+	return w.Bytes()
+}
+
+// readMeta reads what meta wrote.
+func readMeta(fd int) (s savedEntry, roles []role, err error) {
+	copies, err := duplicate([]int{fd})
+	if err != nil {
+		return s, nil, err
+	}
+	f := os.NewFile(uintptr(copies[0]), "description")
+	defer f.Close()
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, maxMeta))
+	if err != nil {
+		return s, nil, fmt.Errorf("read description: %w", err)
+	}
+	r := pack.NewReader(data)
+	if v := r.Uint(); v != metaVersion {
+		return s, nil, fmt.Errorf("read description: %w: version %d", wire.ErrVersion, v)
+	}
+	s = savedEntry{
+		id: r.String(), kind: wire.Kind(r.Uint()), adopted: true, at: r.Int(), pid: r.Int(), maxLine: r.Int(),
+		pidfd: -1, terminal: -1, log: -1,
+	}
+	for range r.Count(maxChildren) {
+		roles = append(roles, role{name: r.String(), dev: r.Uint(), ino: r.Uint(), fd: -1})
+	}
+	return s, roles, r.Done()
+}
+
+// cut returns the parts of a name in the store: number, kind and count.
+func cut(name string) (number uint64, kind byte, count int, ok bool) {
+	head, rest, more := strings.Cut(name, ".")
+	number, err := strconv.ParseUint(head, 36, 64)
+	if err != nil || !more {
+		return number, 0, 0, err == nil
+	}
+	if rest == "" {
+		return 0, 0, 0, false
+	}
+	count, err = strconv.Atoi(rest[1:])
+	return number, rest[0], count, err == nil && slices.Contains([]byte("ilm"), rest[0])
+}
