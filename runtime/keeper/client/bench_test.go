@@ -156,17 +156,19 @@ func TestDensity(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	const count, limitKB = 100, 16 << 10
+	const count, limitKB = 100, 8 << 10
 	var started []*Started
 	for i := range count {
 		sh := newShell(t, fmt.Sprintf("c%d", i), "echo begin; head -c 100000 /dev/zero; echo; exec sleep 60")
 		started = append(started, sh.start(t, c))
 	}
-	kb := residentKB(t, c.keeper.Process.Pid)
+	var kb int
+	// What was used for the output is given back when that is quiet.
+	eventually(t, fmt.Sprintf("the keeper takes at most %d KB", limitKB), func() bool {
+		kb = residentKB(t, c.keeper.Process.Pid)
+		return kb <= limitKB
+	})
 	t.Logf("keeper with %d containers: %d KB", count, kb)
-	if kb > limitKB {
-		t.Errorf("keeper takes %d KB, want at most %d", kb, limitKB)
-	}
 	for _, st := range started {
 		if err := unix.PidfdSendSignal(int(st.PidFD.Fd()), unix.SIGKILL, nil, 0); err != nil {
 			t.Error(err)
