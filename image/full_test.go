@@ -70,10 +70,7 @@ func TestDiskRunsOut(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			waitFor(t, "what was half-made to go", func() bool {
-				left, err := os.ReadDir(filepath.Join(root, "tmp"))
-				return err == nil && len(left) == 0
-			})
+			waitTidy(t, root)
 			pull(t, s, big)
 			for _, ref := range []string{small, big} {
 				if err := s.Remove(t.Context(), ref); err != nil {
@@ -88,6 +85,15 @@ func TestDiskRunsOut(t *testing.T) {
 			}
 		})
 	}
+}
+
+// waitTidy waits until nothing is left to remove.
+func waitTidy(t *testing.T, root string) {
+	t.Helper()
+	waitFor(t, "what is not needed any more to go", func() bool {
+		left, err := os.ReadDir(filepath.Join(root, "tmp"))
+		return err == nil && len(left) == 0
+	})
 }
 
 func tmpfs(options string) func(*testing.T, string) {

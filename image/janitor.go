@@ -2,11 +2,18 @@ package image
 
 import (
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
+	"time"
 
 	"crisp/runtime/rootpath"
 )
+
+// janitorRetry is how long what could not be removed, as on a disk that is
+// read-only for a while, waits for another attempt.
+const janitorRetry = 10 * time.Second
 
 // janitor removes what lies in the temporary folder and is not needed any
 // more, one thing at a time, without anybody waiting who does not want to.
@@ -18,12 +25,14 @@ type janitor struct {
 	mu     sync.Mutex
 	wake   *sync.Cond
 	queue  []string
+	stuck  map[string]bool // what could not be removed, to be queued again
+	retry  *time.Timer     // nil while nothing is stuck
 	closed bool
 	idle   chan struct{} // closed when the queue is empty
 }
 
 func newJanitor(dir *os.File, log *slog.Logger) *janitor {
-	j := &janitor{dir: dir, log: log, done: make(chan struct{}), idle: make(chan struct{})}
+	j := &janitor{dir: dir, log: log, done: make(chan struct{}), idle: make(chan struct{}), stuck: map[string]bool{}}
 	j.wake = sync.NewCond(&j.mu)
 	close(j.idle)
 	go j.run()
@@ -31,7 +40,7 @@ func newJanitor(dir *os.File, log *slog.Logger) *janitor {
 }
 
 // add queues names, of which empty ones are ignored, and returns what closes
-// when nothing is left to remove.
+// when nothing is left that can be removed.
 func (j *janitor) add(names ...string) <-chan struct{} {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -71,17 +80,43 @@ func (j *janitor) run() {
 		name := j.queue[0]
 		j.queue = j.queue[1:]
 		j.mu.Unlock()
-		if err := rootpath.RemoveAll(j.dir, name); err != nil {
-			// The next start tries again.
-			j.log.Warn("cannot remove what is not needed any more", "path", j.dir.Name()+"/"+name, "err", err)
-		}
+		j.note(name, rootpath.RemoveAll(j.dir, name))
 	}
+}
+
+// note sets aside what could not be removed, and says so once.
+func (j *janitor) note(name string, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err == nil {
+		delete(j.stuck, name)
+		return
+	}
+	if !j.stuck[name] {
+		j.log.Warn("cannot remove yet what is not needed any more", "path", j.dir.Name()+"/"+name, "err", err)
+	}
+	j.stuck[name] = true
+	if j.retry == nil && !j.closed {
+		j.retry = time.AfterFunc(janitorRetry, j.again)
+	}
+}
+
+// again queues what is stuck.
+func (j *janitor) again() {
+	j.mu.Lock()
+	j.retry = nil
+	names := slices.Collect(maps.Keys(j.stuck))
+	j.mu.Unlock()
+	j.add(names...)
 }
 
 // close ends the janitor after what it is at. The rest is swept at the next start.
 func (j *janitor) close() error {
 	j.mu.Lock()
 	j.closed = true
+	if j.retry != nil {
+		j.retry.Stop()
+	}
 	j.wake.Signal()
 	j.mu.Unlock()
 	<-j.done

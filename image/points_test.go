@@ -162,6 +162,7 @@ func TestPowerCut(t *testing.T) {
 	live := t.TempDir()
 	s := open(t, live, boot("first"))
 	im := pull(t, s, ref)
+	waitTidy(t, live)
 	blobs, err := filepath.Glob(filepath.Join(live, "blobs/sha256/*"))
 	if err != nil || len(blobs) != 7 {
 		t.Fatalf("%d blobs, %v", len(blobs), err)
