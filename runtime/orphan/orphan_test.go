@@ -109,7 +109,8 @@ func waitZombie(t *testing.T, pid int) {
 }
 
 func TestHurriedSweep(t *testing.T) {
-	pid, _ := orphanOf(t, "exit 0")
+	pid, _ := orphanOf(t, "sleep 0.2")
+	waitZombie(t, pid)
 	r := New()
 	run(t, r)
 	r.Hurry()
