@@ -151,6 +151,8 @@ func testEnd(t *testing.T, m *machine, c *counter) {
 	}
 	m.run("dpkg", "--purge", "crisp")
 	m.eventually("the end of the keeper, which holds nothing", func() bool { return m.pid("crisp-keeper.service") == 0 })
+	// systemd keeps a slice that it made until somebody stops it.
+	m.run("systemctl", "stop", "crisp.slice")
 	for _, unit := range []string{"crisp.service", "crisp-keeper.socket"} {
 		if state := m.property(unit, "LoadState"); state != "not-found" {
 			t.Errorf("%s is %s after the package's end", unit, state)
