@@ -152,16 +152,19 @@ func (m *Manager) openSession(container string) *session {
 	return s
 }
 
-// closeSession lets the keeper forget a session. One whose command survives
-// its end is forgotten when that has ended too.
+// closeSession lets the keeper forget a session, which the caller need not
+// wait for. One whose command survives its end is forgotten when that has
+// ended too.
 func (m *Manager) closeSession(ctx context.Context, s *session) {
 	m.mu.Lock()
 	delete(m.sessions, s.id)
 	m.mu.Unlock()
-	err := m.Keeper.Forget(context.WithoutCancel(ctx), s.id)
-	if !errors.Is(err, client.ErrRunning) {
-		warn(err, "forget an exec session", "session", s.id)
-	}
+	m.wg.Go(func() {
+		err := m.Keeper.Forget(context.WithoutCancel(ctx), s.id)
+		if !errors.Is(err, client.ErrRunning) {
+			warn(err, "forget an exec session", "session", s.id)
+		}
+	})
 }
 
 func (m *Manager) sessionEnded(e client.Exit) {
