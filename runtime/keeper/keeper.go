@@ -41,7 +41,8 @@ type keeper struct {
 	entries  map[string]*entry // guarded by mu
 	procs    map[int]*proc     // guarded by mu; children that are not reaped
 	forking  int               // guarded by mu; plans whose fork is not reported
-	sessions map[*session]bool // guarded by mu
+	sessions map[*session]bool // guarded by mu; those that were greeted
+	conns    map[*session]bool // guarded by mu; all whose requests are not over
 
 	eventMu sync.Mutex // orders the exits that are sent
 
@@ -56,7 +57,7 @@ func newKeeper(stateDir string, opt spawn.Options) *keeper {
 		stateDir: stateDir, opt: opt,
 		poke: make(chan struct{}, 1), sweep: make(chan struct{}, 1), leave: make(chan struct{}),
 		entries: make(map[string]*entry), procs: make(map[int]*proc),
-		sessions: make(map[*session]bool),
+		sessions: make(map[*session]bool), conns: make(map[*session]bool),
 	}
 	return k
 }
@@ -198,6 +199,9 @@ func (k *keeper) welcome(fd int) {
 		conn.Close()
 		return
 	}
-	s := &session{k: k, conn: conn, starts: make(map[uint32]*start), ended: make(chan struct{})}
+	s := &session{k: k, conn: conn, starts: make(map[uint32]*start), ended: make(chan struct{}), over: make(chan struct{})}
+	k.mu.Lock()
+	k.conns[s] = true
+	k.mu.Unlock()
 	k.wg.Go(s.serve)
 }

@@ -4,19 +4,27 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/wire"
 )
 
+// goneTime bounds the wait for the requests of a daemon that is gone: starts
+// that are called off, and the disk.
+const goneTime = 2 * reapTime
+
 // session is one daemon's connection.
 type session struct {
 	k     *keeper
 	conn  *wire.Conn
 	ended chan struct{} // closed when the daemon is gone
+	over  chan struct{} // closed when its requests are, too
 	wg    sync.WaitGroup
 
 	mu     sync.Mutex
@@ -52,8 +60,45 @@ func (s *session) close() {
 	k.mu.Unlock()
 	close(s.ended)
 	s.conn.Close()
+	s.callOff()
 	s.wg.Wait()
+	k.mu.Lock()
+	delete(k.conns, s)
+	k.mu.Unlock()
+	close(s.over)
 	k.touch()
+}
+
+// callOff cancels the starts under way: who wanted to hear of them is gone.
+func (s *session) callOff() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.starts {
+		st.decide(false)
+	}
+}
+
+// awaitGone waits until what daemons have asked for that are gone has come to
+// pass or was called off, so that none of it comes as a surprise later.
+func (s *session) awaitGone() {
+	s.k.mu.Lock()
+	others := slices.Collect(maps.Keys(s.k.conns))
+	s.k.mu.Unlock()
+	late := time.NewTimer(goneTime)
+	defer late.Stop()
+	for _, o := range others {
+		if o == s || !o.conn.HungUp() {
+			continue
+		}
+		select {
+		case <-o.over:
+		case <-s.ended:
+			return
+		case <-late.C:
+			s.k.logf("requests of a daemon that is gone have no end")
+			return
+		}
+	}
 }
 
 // greet does the handshake and enters the session in the table.
@@ -167,6 +212,7 @@ func (s *session) decide(seq uint32, ok bool) {
 }
 
 func (s *session) list(seq uint32) {
+	s.awaitGone()
 	for _, id := range s.k.ids() {
 		s.k.mu.Lock()
 		e, err := s.k.lookupLocked(id)

@@ -82,6 +82,18 @@ func (c *Conn) CheckPeer() error {
 // Close ends the connection; a Recv under way returns an error.
 func (c *Conn) Close() error { return c.file.Close() }
 
+// HungUp reports whether the peer is gone. Packets that it sent before may be
+// unread.
+func (c *Conn) HungUp() bool {
+	gone := true // if this end is closed
+	_ = c.raw.Control(func(fd uintptr) {
+		poll := []unix.PollFd{{Fd: int32(fd)}}
+		_, err := unix.Poll(poll, 0)
+		gone = err == nil && poll[0].Revents&unix.POLLHUP != 0
+	})
+	return gone
+}
+
 // Send sends a message with copies of the descriptors in files.
 func (c *Conn) Send(seq uint32, m Message, files []int) error {
 	var w pack.Writer

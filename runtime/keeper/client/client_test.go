@@ -20,6 +20,7 @@ import (
 	"crisp/runtime/plan"
 	"crisp/runtime/spawn"
 	"crisp/test/testkit"
+	"crisp/test/testkit/inventory"
 	"crisp/test/testkit/pace"
 )
 
@@ -412,6 +413,48 @@ func TestDaemonRestart(t *testing.T) {
 	forget(t, c, "long", "short")
 	if exits, err := ReadExits(dir); err != nil || len(exits) != 0 {
 		t.Errorf("exit records %v, error %v", exits, err)
+	}
+}
+
+// TestDaemonDiesOverStart ends a daemon whose start is under way: the next one
+// must not be surprised by it after it has asked what there is.
+func TestDaemonDiesOverStart(t *testing.T) {
+	testkit.Root(t)
+	testkit.Leaks(t)
+	dir := stateDir(t)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next := connectTest(t, dir)
+	defer next.Close()
+	for _, forked := range []bool{false, true} {
+		c := connectTest(t, dir)
+		p := newProgram("start container web")
+		if forked {
+			p.fork()
+		}
+		p.do("hang", unix.SYS_OPENAT, num(unix.AT_FDCWD), str(fifo), num(unix.O_RDONLY), num(0))
+		p.exec("/bin/true")
+		lost := make(chan error, 1)
+		go func() {
+			_, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan})
+			lost <- err
+		}()
+		eventually(t, "the start is under way", func() bool { return len(inventory.Descendants(next.keeper.Process.Pid)) > 0 })
+		c.Close()
+		if err := <-lost; !errors.Is(err, ErrLost) {
+			t.Errorf("error %v", err)
+		}
+		if list := listAll(t, next); len(list) != 0 {
+			t.Errorf("left %+v", list)
+		}
+		newShell(t, "web", "exit 3").start(t, next)
+		if x := awaitExit(t, next, "web"); x.Code != 3 {
+			t.Errorf("the next start ended with %+v", x)
+		}
+		forget(t, next, "web")
+		awaitChildless(t, next)
 	}
 }
 
