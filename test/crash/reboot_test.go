@@ -4,6 +4,7 @@ package crash
 
 import (
 	"fmt"
+	"hash/crc32"
 	"net"
 	"os"
 	"os/exec"
@@ -33,7 +34,16 @@ var damages = []struct {
 	{"truncated", func(path string) error { return os.Truncate(path, 100) }},
 	{"garbage", func(path string) error { return os.WriteFile(path, []byte("\x00\x00\xff{"), 0o600) }},
 	{"of the future", func(path string) error {
-		return os.WriteFile(path, []byte(`{"Version": 99, "ID": "x"}`), 0o600)
+		data := `{"Version": 99, "ID": "x"}`
+		sum := crc32.Checksum([]byte(data), crc32.MakeTable(crc32.Castagnoli))
+		return os.WriteFile(path, fmt.Appendf(nil, "%08x %s\n", sum, data), 0o600)
+	}},
+	{"with a torn last line", func(path string) error {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.Truncate(path, int64(len(data)-20))
 	}},
 	{"missing", os.Remove},
 }
@@ -70,7 +80,9 @@ func (n *node) rebooted(t *testing.T, k kind, damage func(string) error, sound b
 	kinds[2].change(other) // another one, to be left alone
 	other.pod.Metadata.Name = "other"
 	other.run()
-	n.reboot(t, func() { s.must("damage the record", damage(filepath.Join(n.Dir, "root/pods", s.podID, "record.json"))) })
+	n.reboot(t, func() {
+		s.must("damage the record", damage(filepath.Join(n.Dir, "root/pods", s.podID, "record.jsonl")))
+	})
 
 	pods := s.pods()
 	if len(pods) != 2 {
