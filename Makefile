@@ -86,7 +86,7 @@ CRASH = $(GO) test -C test/crash -tags crash -count 1 -timeout 30m -run '$(1)' $
 
 .PHONY: crash
 crash: $(LAB) images ## end daemon and keeper at every point and at random ones
-	$(call CRASH,TestCrash|TestMoments|TestModel|TestStorm)
+	$(call CRASH,TestCrash|TestAnswer|TestMoments|TestPull|TestModel|TestStorm)
 
 .PHONY: faults
 faults: $(LAB) images ## plugins, disks, limits, reboots and power cuts that go wrong

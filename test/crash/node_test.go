@@ -54,6 +54,7 @@ type node struct {
 func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	t.Helper()
 	testkit.Root(t)
+	beInit(t)
 	n := &node{orders: t.TempDir()}
 	o := lab.Options{Crisp: build(t), Env: []string{pod.CrashEnv + "=" + n.orders}}
 	for _, c := range change {
@@ -89,7 +90,6 @@ func build(t *testing.T) string {
 
 func (n *node) begin(t *testing.T) {
 	t.Helper()
-	inventory.Descendants(os.Getpid()) // what the last daemon left is this process's now, to be reaped
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -158,7 +158,6 @@ func (s *scene) containers() []*runtimeapi.Container {
 func (s *scene) removeAll() {
 	s.t.Helper()
 	for _, p := range s.pods() {
-		inventory.Descendants(os.Getpid()) // as init, reap what lost its parents
 		stop := &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.Id}
 		call(s.t, s.n.Runtime.StopPodSandbox, stop)
 		call(s.t, s.n.Runtime.StopPodSandbox, stop)

@@ -3,15 +3,11 @@
 package crash
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"crisp/test/testkit/inventory"
 )
 
 // silent is a file that nobody ever gets to open: after SIGKILL, who tries is
@@ -145,19 +141,7 @@ func (n *node) frozen(t *testing.T, way string) {
 	s.run()
 	s.create()
 	s.start()
-	froze := false
-	for _, dir := range inventory.Cgroups(s.containerID) {
-		for file, value := range map[string]string{"freezer.state": "FROZEN", "cgroup.freeze": "1"} {
-			path := filepath.Join(dir, file)
-			if _, err := os.Stat(path); err == nil {
-				s.must("freeze", os.WriteFile(path, []byte(value), 0))
-				froze = true
-			}
-		}
-	}
-	if !froze {
-		t.Fatal("there is nothing to freeze the container with")
-	}
+	s.freeze("FROZEN")
 	n.endHolders(t, way)
 	begin := time.Now()
 	s.must("stop", s.tryStop())
