@@ -62,7 +62,7 @@ staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both processors
 
 .PHONY: test
 test: build tools images programs ## everything; TOTALS=FILE gets the numbers
-	$(CACHE)/bin/suite -totals "$(TOTALS)"
+	$(CACHE)/bin/suite -totals "$(TOTALS)" $(if $(UNTIL),-until $(UNTIL))
 
 .PHONY: unit
 unit: ## tests that need no root and change nothing, with the race detector
@@ -97,7 +97,7 @@ soak: $(LAB) images ## 300 pods come and go (ARGS="-pods 2000") under kills
 	$(call CRASH,TestSoak)
 
 .PHONY: node
-node: build $(LAB) kubernetes images programs ## a Kubernetes node with crisp, ten minutes
+node: build $(LAB) images programs ## a Kubernetes node with crisp, ten minutes
 	$(CACHE)/bin/suite -totals "$(TOTALS)" node
 
 VM := build $(CACHE)/bin/crictl $(CACHE)/bin/critest $(CACHE)/bin/registry $(PLUGINS) images programs

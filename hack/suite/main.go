@@ -5,6 +5,10 @@
 // machine is a failure. Its last line says how many passed, failed and were
 // skipped; a test that ran twice counts once.
 //
+// Stages that take many minutes run only if they are named by an argument, or,
+// with -until, after the others as far as they fit into the time; those that do
+// not fit are named at the end.
+//
 // Arguments name the stages to run instead. With -compiled it runs, on a machine
 // that has no compiler, tests that were compiled on another.
 package main
@@ -33,8 +37,11 @@ type stage struct {
 	args []string
 	// counts says how to learn the numbers from the stage.
 	counts counts
-	// named stages run only when asked for by name.
-	named bool
+	// needs is a target of make that is made before the stage.
+	needs string
+	// takes is how long a long stage takes at most, with what it needs; 0 for
+	// the usual ones.
+	takes time.Duration
 }
 
 type counts int
@@ -59,15 +66,36 @@ func stages() []stage {
 		stage{name: "seccomp", dir: "test/seccompdiff", env: []string{"CGO_ENABLED=1"}, args: []string{"go", "test", "-json", "./..."}},
 		stage{name: "conformance", args: []string{".cache/bin/conformance"}, counts: byTally},
 		stage{name: "demo", args: []string{".cache/bin/demo"}, counts: byStatus},
-		stage{name: "node", env: []string{"CRISP_STRICT=1"}, args: []string{"go", "test", "-json", "-tags=node", "-parallel=6", "-count=1", "-timeout=40m", "./test/node"}, named: true},
 	)
 }
 
-// chosen are the stages with these names, or without names the usual ones.
-func chosen(names []string) []stage {
-	return slices.DeleteFunc(stages(), func(s stage) bool {
+// longStages are those of many minutes, the ones that say most in their time first.
+func longStages() []stage {
+	goTest := func(s stage, args ...string) stage {
+		s.env = append(s.env, "CRISP_STRICT=1")
+		s.args = append([]string{"go", "test", "-json", "-count=1"}, args...)
+		return s
+	}
+	crash := func(name, pattern string, takes time.Duration) stage {
+		s := stage{name: name, dir: "test/crash", takes: takes}
+		return goTest(s, "-tags=crash", "-timeout="+takes.String(), "-run="+pattern, ".")
+	}
+	return []stage{
+		crash("crash", "TestCrash|TestMoments|TestModel|TestStorm|TestPull", 20*time.Minute),
+		crash("faults", "TestFault", 15*time.Minute),
+		crash("soak", "TestSoak", 5*time.Minute),
+		{name: "vm", needs: "deb", takes: 25 * time.Minute, counts: byTally, args: []string{".cache/bin/vm", "-limit", "20m", "-only", "test/systemd|runtime/cgroup"}},
+		goTest(stage{name: "node", needs: "kubernetes", takes: 40 * time.Minute}, "-tags=node", "-parallel=6", "-timeout=40m", "./test/node"),
+	}
+}
+
+// chosen are the stages with these names, or without names the usual ones, and
+// the long ones if there is an end to the time that they have.
+func chosen(names []string, until time.Time) []stage {
+	all := append(stages(), longStages()...)
+	return slices.DeleteFunc(all, func(s stage) bool {
 		if len(names) == 0 {
-			return s.named
+			return s.takes > 0 && (until.IsZero() || os.Geteuid() != 0)
 		}
 		return !slices.Contains(names, s.name)
 	})
@@ -78,11 +106,16 @@ func main() {
 	numbers := flag.String("tally", "", "write the numbers to this `file` too")
 	compiled := flag.Bool("compiled", false, "run the compiled tests in the folders below this one, and critest")
 	only := flag.String("only", "", "with -compiled, run only the stages whose name matches this `pattern`")
+	until := flag.Int64("until", 0, "run long stages too, for which there is time until these `seconds` since 1970")
 	reports := flag.String("reports", ".cache/conformance", "the `folder` for critest's reports, with -compiled")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	some := chosen(flag.Args())
+	var end time.Time
+	if *until > 0 {
+		end = time.Unix(*until, 0)
+	}
+	some := chosen(flag.Args(), end)
 	if *compiled {
 		var err error
 		if some, err = compiledStages(*reports, *only); err != nil {
@@ -90,7 +123,7 @@ func main() {
 			os.Exit(1)
 		}
 	}
-	total := runAll(ctx, some)
+	total := runAll(ctx, some, end)
 	fmt.Println(total)
 	if err := total.Write(*numbers); err != nil {
 		fmt.Fprintln(os.Stderr, "suite:", err)
@@ -107,9 +140,11 @@ func main() {
 	}
 }
 
-// runAll runs stages, all of them even if one fails.
-func runAll(ctx context.Context, stages []stage) tally.Tally {
+// runAll runs stages, all of them even if one fails, but no long one that may
+// not be over by the end.
+func runAll(ctx context.Context, stages []stage, end time.Time) tally.Tally {
 	var total tally.Tally
+	var late []stage
 	failed := func(err error) {
 		fmt.Println("suite:", err)
 		total.Failed++
@@ -121,6 +156,10 @@ func runAll(ctx context.Context, stages []stage) tally.Tally {
 	}
 	results := outcomes{}
 	for _, s := range stages {
+		if left := time.Until(end); s.takes > 0 && !end.IsZero() && left < s.takes {
+			late = append(late, s)
+			continue
+		}
 		fmt.Printf("\n===== %s\n", s.name)
 		began := time.Now()
 		t, err := s.run(ctx, results)
@@ -141,12 +180,22 @@ func runAll(ctx context.Context, stages []stage) tally.Tally {
 	for _, s := range results.skipped() {
 		fmt.Println("skipped:", s)
 	}
+	for _, s := range late {
+		fmt.Printf("not run: %s: it may take %v, for which there was no time left\n", s.name, s.takes)
+	}
 	return total.Add(results.tally())
 }
 
 // run runs a stage and returns its numbers. Those of Go tests go to results
 // too, where they are merged with those of other stages.
 func (s stage) run(ctx context.Context, results outcomes) (t tally.Tally, err error) {
+	if s.needs != "" {
+		build := exec.CommandContext(ctx, "make", "--no-print-directory", s.needs)
+		build.Stdout, build.Stderr = os.Stdout, os.Stderr
+		if err := build.Run(); err != nil {
+			return t, fmt.Errorf("make %s: %w", s.needs, err)
+		}
+	}
 	args := s.args
 	file := ""
 	if s.counts == byTally {

@@ -32,6 +32,7 @@ type options struct {
 	mirror string
 	cache  string
 	totals string
+	tally  string
 	limit  time.Duration
 	scale  float64
 }
@@ -43,6 +44,7 @@ func main() {
 	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "where Debian's packages come from")
 	flag.StringVar(&o.cache, "cache", ".cache", "the checkout's `folder` of tools and images")
 	flag.StringVar(&o.totals, "totals", "", "write the numbers to this `file` too")
+	flag.StringVar(&o.tally, "tally", "", "write the numbers to this `file`, for programs")
 	flag.DurationVar(&o.limit, "limit", time.Hour, "how long the machine may run")
 	flag.Float64Var(&o.scale, "scale", 0, "how much longer than on real hardware things may take; 0 chooses")
 	flag.Parse()
@@ -50,6 +52,10 @@ func main() {
 	total, err := run(ctx, o)
 	stop()
 	if err != nil {
+		fmt.Fprintln(os.Stderr, "vm:", err)
+		total.Failed++
+	}
+	if err := total.Write(o.tally); err != nil {
 		fmt.Fprintln(os.Stderr, "vm:", err)
 		total.Failed++
 	}
