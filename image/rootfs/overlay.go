@@ -52,8 +52,14 @@ func (o Overlay) Mount() (*os.File, error) {
 
 // stackAttached makes an id-mapped overlay where layers must lie in the
 // caller's mount namespace (before Linux 6.15): in one that exists for the
-// moment and that nobody else sees.
+// moment and that nobody else sees. An attempt that the kernel refused has left
+// its mark in the work folder, which would have this one refused too.
 func (o Overlay) stackAttached() (m *os.File, err error) {
+	if o.Upper != nil {
+		if err := renewWork(o.Upper); err != nil {
+			return nil, fmt.Errorf("renew work folder: %w", err)
+		}
+	}
 	err = inPrivateNamespace(func() error {
 		layers, err := os.Open(o.Layers.Name())
 		if err != nil {

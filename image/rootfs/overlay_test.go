@@ -112,6 +112,12 @@ func TestOlderKernels(t *testing.T) {
 	})
 	t.Run("id-mapped layers in a namespace", func(t *testing.T) {
 		o := stacked(t)
+		// What the refused attempt leaves behind.
+		refused, err := o.Mount()
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused.Close()
 		o.UserNS = userNamespace(t, 100_000)
 		for _, upper := range []*os.File{o.Upper, nil} {
 			o.Upper = upper
