@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
 	"crisp/test/testkit/pace"
 )
@@ -211,6 +212,7 @@ func testStubborn(t *testing.T, n *node) {
 func TestUpdate(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "merge", func(t *testing.T) { testMerge(t, n) })
+	n.run(t, "unified", func(t *testing.T) { testUnified(t, n) })
 	n.run(t, "below usage", func(t *testing.T) { testBelowUsage(t, n) })
 	n.run(t, "created", func(t *testing.T) {
 		c := n.pod(t).create(t, memory(64<<20))
@@ -228,14 +230,39 @@ func TestUpdate(t *testing.T) {
 	})
 }
 
+// cgroupV2 tells whether the machine has the unified hierarchy alone.
+func cgroupV2() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// testUnified sets what only version 2 has, as kubelet does for the quality of
+// memory and to have a container's processes killed together.
+func testUnified(t *testing.T, n *node) {
+	if !cgroupV2() {
+		testkit.Skip(t, "cgroup2", "unified resources are its")
+	}
+	c := n.pod(t).start(t, memory(64<<20), func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources.Unified = map[string]string{"memory.high": "50331648", "memory.oom.group": "1"}
+	})
+	want := func(high string) {
+		t.Helper()
+		if got := c.sh(t, "cd /sys/fs/cgroup; echo $(cat memory.max memory.high memory.oom.group)"); got != "67108864 "+high+" 1" {
+			t.Errorf("memory.max, memory.high and memory.oom.group are %s", got)
+		}
+	}
+	want("50331648")
+	c.update(t, &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "40000000"}})
+	want("39997440") // whole pages
+}
+
 // limits reads what is in force from inside the container.
 func (c *container) limits(t *testing.T) map[string]string {
 	t.Helper()
 	files := map[string]string{
 		"memory": "memory/memory.limit_in_bytes", "cpuset": "cpuset/cpuset.cpus", "quota": "cpu/cpu.cfs_quota_us", "shares": "cpu/cpu.shares",
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+	if cgroupV2() {
 		files = map[string]string{"memory": "memory.max", "cpuset": "cpuset.cpus", "quota": "cpu.max", "shares": "cpu.weight"}
 	}
 	limits := map[string]string{}

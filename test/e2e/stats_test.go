@@ -42,6 +42,9 @@ func testContainerStats(t *testing.T, n *node) {
 	if m := first.Memory; m.GetTimestamp() == 0 || m.GetUsageBytes().GetValue() == 0 || m.GetWorkingSetBytes().GetValue() == 0 || m.GetAvailableBytes().GetValue() == 0 {
 		t.Errorf("the memory is %v", m)
 	}
+	if cgroupV2() && (first.Cpu.Psi == nil || first.Memory.Psi == nil || first.Io.GetPsi() == nil) {
+		t.Errorf("pressure is not told: %v", first)
+	}
 	if w := first.WritableLayer; w.GetFsId().GetMountpoint() == "" || w.GetTimestamp() == 0 {
 		t.Errorf("the writable layer is %v", w)
 	}
