@@ -47,17 +47,22 @@ type machine struct {
 }
 
 const kernelArgs = "root=/dev/nvme0n1 rw console=ttyS0 panic=-1 mitigations=off audit=0 tsc=reliable no_timer_check loglevel=4 " +
-	"systemd.show_status=false systemd.service_watchdogs=false"
+	"systemd.show_status=false systemd.service_watchdogs=false rcupdate.rcu_expedited=1"
 
-// qemu returns the machine's command without what differs between uses. All
-// disks are namespaces of one controller, so that their order is certain.
-func (m machine) qemu(kernel string, disks ...string) []string {
+// disk is one of the machine's beside the first.
+type disk struct{ serial, options string }
+
+// qemu returns the machine's command without what differs between uses. The
+// kernel has the driver of the first disk built in and names disks as it finds
+// them, which is in any order: so that one is of a kind of its own, and the
+// others are known by their serial numbers.
+func (m machine) qemu(kernel string, disks ...disk) []string {
 	args := strings.Fields("-M q35 -smp 2 -m 4G -nodefaults -no-user-config -display none -no-reboot " + m.accelerator.args)
 	args = append(args, "-kernel", m.base.kernel, "-append", kernelArgs+" "+kernel,
-		"-device", "virtio-rng-pci", "-device", "nvme,id=disks,serial=crisp")
-	for i, d := range disks {
-		args = append(args, "-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,%s", i+1, d),
-			"-device", fmt.Sprintf("nvme-ns,bus=disks,nsid=%d,drive=disk%d", i+1, i+1))
+		"-device", "virtio-rng-pci", "-drive", "if=none,id=debian,format=raw,"+forget(m.base.image), "-device", "nvme,serial=debian,drive=debian")
+	for _, d := range disks {
+		args = append(args, "-drive", fmt.Sprintf("if=none,id=%s,format=raw,%s", d.serial, d.options),
+			"-device", fmt.Sprintf("virtio-blk-pci,serial=%s,drive=%s", d.serial, d.serial))
 	}
 	return args
 }
@@ -68,7 +73,7 @@ func forget(image string) string { return "snapshot=on,cache=unsafe,file=" + ima
 // shell boots to a login shell.
 func (m machine) shell(ctx context.Context) error {
 	fmt.Printf("vm: booting by %s; log in as root, without a password; the checkout is in /crisp; ctrl-a x ends the machine\n", m.accelerator.name)
-	args := append(m.qemu("systemd.wants=serial-getty@ttyS0.service", forget(m.base.image), forget(m.tests)), "-serial", "mon:stdio")
+	args := append(m.qemu("systemd.wants=serial-getty@ttyS0.service", disk{"checkout", forget(m.tests)}), "-serial", "mon:stdio")
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return cmd.Run()
@@ -86,7 +91,7 @@ func (m machine) test(ctx context.Context, reports string) error {
 		return err
 	}
 	console := filepath.Join(reports, "console.log")
-	args := append(m.qemu("systemd.wants=crisp-tests.service", forget(m.base.image), forget(m.tests), "cache=unsafe,file="+archive),
+	args := append(m.qemu("systemd.wants=crisp-tests.service", disk{"checkout", forget(m.tests)}, disk{"reports", "cache=unsafe,file=" + archive}),
 		"-serial", "file:"+console, "-serial", "stdio")
 	fmt.Printf("vm: booting by %s; the console is in %s\n", m.accelerator.name, console)
 	began := time.Now()
