@@ -1,22 +1,19 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/orphan"
 	"crisp/runtime/wire"
 )
 
-const (
-	// unknownCode is the exit code of a process of which only the end is known.
-	unknownCode = 255
-	// statusTime is how long the parent of an adopted process has to reap it:
-	// the kernel tells others the exit status only then.
-	statusTime = time.Second
-)
+// unknownCode is the exit code of a process of which only the end is known.
+const unknownCode = 255
 
 // adopt takes over what a keeper that died has held: a process that is
 // nobody's child here, with its descriptors.
@@ -85,37 +82,50 @@ func pollable(pidfd int) (*os.File, error) {
 // await reports the end of an adopted process.
 func (k *keeper) await(e *entry, watch *os.File) {
 	defer watch.Close()
-	raw, err := watch.SyscallConn()
-	if err == nil {
-		err = raw.Read(func(fd uintptr) bool {
-			poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-			n, err := unix.Poll(poll, 0)
-			return n > 0 || err != nil && err != unix.EINTR
-		})
-	}
+	p := e.proc
+	status, err := awaitEnd(p, watch)
 	if err != nil {
 		k.logf("await end of %s: %v", e.id, err)
 		return
 	}
-	p := e.proc
-	p.at = time.Now()
-	p.status = statusOf(p.pidfd)
+	p.at, p.status = time.Now(), status
 	close(p.ended)
 	k.ended(e)
 }
 
-// statusOf returns the exit status of a process that is not a child, which
-// Linux tells from 6.15 on, once its parent has reaped it.
-func statusOf(pidfd int) unix.WaitStatus {
-	const unknown = unix.WaitStatus(unknownCode << 8)
-	for end := time.Now().Add(statusTime); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
-		if err := unix.IoctlPidfdInfo(pidfd, &info); err != nil && err != unix.ESRCH {
-			return unknown
+func awaitEnd(p *proc, watch *os.File) (unix.WaitStatus, error) {
+	raw, err := watch.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	for {
+		if err := watch.SetReadDeadline(time.Now().Add(orphan.SpentPeriod)); err != nil {
+			return 0, err
 		}
-		if info.Mask&unix.PIDFD_INFO_EXIT != 0 {
-			return unix.WaitStatus(info.Exit_code)
+		err := raw.Read(func(fd uintptr) bool {
+			poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(poll, 0)
+			return n > 0 || err != nil && err != unix.EINTR
+		})
+		if err == nil {
+			return statusOf(p), nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, err
+		}
+		// There may be a process in its PID namespace that nobody reaps.
+		if status, spent := orphan.Spent(p.pid, p.pidfd); spent {
+			return status, nil
 		}
 	}
-	return unknown
+}
+
+// statusOf returns the exit status of a process that has ended and was not a child.
+func statusOf(p *proc) unix.WaitStatus {
+	for end := time.Now().Add(orphan.StatusTime); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if status, known := orphan.Status(p.pid, p.pidfd); known {
+			return status
+		}
+	}
+	return unknownCode << 8
 }

@@ -20,9 +20,15 @@
 // daemon, too: pipes, spools, logs, terminals, pidfds, namespaces; package
 // spool explains how each byte of output gets into a log once whoever moves it.
 // Where systemd started the keeper, its store of descriptors is a third holder,
-// in case that both are killed at once. A holder process of our own in its
+// in case that both are killed at once, but for commands (exec), which do not
+// outlive their daemon. A holder process of our own in its
 // place would cost each node memory for something that needs two kills in a
 // tenth of a second, and could be killed by the same hand.
+//
+// The next keeper is not the parent of what it gets, be it a container or a
+// command: it awaits their ends by pidfd, and package orphan tells it how they
+// ended. A container ends for it, too, when its first process only waits for
+// others of its PID namespace whose parent never reaps them.
 //
 // A log that refuses a write (a full disk) is tried again and again, and the
 // writer waits once its pipe is full. After half a minute lines are dropped,

@@ -3,7 +3,7 @@
 // The daemon starts the keeper and is a child subreaper, so when the keeper
 // dies its children become the daemon's. Somebody must reap them: a container's
 // PID namespace does not end before every process in it is reaped, and the
-// exit status is told to the parent alone.
+// exit status is told to the parent alone, before Linux 6.15.
 //
 // The process's other children belong to os/exec, which waits for each of
 // them by its pid, so nothing here waits for just any child. A [Reaper] waits
@@ -33,6 +33,13 @@ const (
 	hurriedSweeps = 10
 )
 
+// StatusTime is how long a parent has to reap a process that has ended: the
+// kernel tells others how only then.
+const StatusTime = time.Second
+
+// SpentPeriod is the time between two looks whether a process is [Spent].
+const SpentPeriod = time.Second
+
 // pollPeriod bounds how late the end of a watched process is noticed.
 const pollPeriod = 20 * time.Millisecond
 
@@ -52,9 +59,11 @@ type Orphan struct {
 	// Done is closed when the process has ended.
 	Done chan struct{}
 	// Status is set before Done is closed, if Known: the process was our
-	// child and had not been reaped.
+	// child, or the kernel tells the status of others.
 	Status unix.WaitStatus
 	Known  bool
+	ended  time.Time // when it was seen to have, if its status was not known
+	looked time.Time // when it was last seen not to be spent
 }
 
 // Adopt makes this process the parent of orphaned descendants.
@@ -147,18 +156,37 @@ func (r *Reaper) collect() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for pid, o := range r.watched {
-		fds := []unix.PollFd{{Fd: int32(o.poll), Events: unix.POLLIN}}
-		if n, err := unix.Poll(fds, 0); err != nil || n == 0 {
+		if !o.settle() {
 			continue
 		}
-		// A zombie's pid is not given to another process before it is reaped,
-		// and one that is not our child is ECHILD.
-		got, err := unix.Wait4(pid, &o.Status, unix.WNOHANG, nil)
-		o.Known = err == nil && got == pid
 		unix.Close(o.poll)
 		delete(r.watched, pid)
 		close(o.Done)
 	}
+}
+
+// settle finds out how an orphan ended, and is false while it has not or while
+// that may yet become known: the kernel tells it of a child of others when
+// they have reaped it.
+func (o *Orphan) settle() bool {
+	fds := []unix.PollFd{{Fd: int32(o.poll), Events: unix.POLLIN}}
+	if n, err := unix.Poll(fds, 0); err != nil || n == 0 {
+		if time.Since(o.looked) > SpentPeriod {
+			o.looked = time.Now()
+			o.Status, o.Known = Spent(o.pid, o.poll)
+		}
+		return o.Known
+	}
+	// A zombie's pid is not given to another process before it is reaped,
+	// and one that is not our child is ECHILD.
+	got, err := unix.Wait4(o.pid, &o.Status, unix.WNOHANG, nil)
+	if o.Known = err == nil && got == o.pid; !o.Known {
+		o.Status, o.Known = Status(o.pid, o.poll)
+	}
+	if o.ended.IsZero() {
+		o.ended = time.Now()
+	}
+	return o.Known || time.Since(o.ended) > StatusTime
 }
 
 // release forgets what is still watched.
@@ -210,10 +238,6 @@ func children() []int {
 }
 
 func isZombie(pid int) bool {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return false
-	}
-	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
-	return ok && strings.HasPrefix(rest, "Z")
+	s, err := readStat(pid)
+	return err == nil && s.state == "Z"
 }
