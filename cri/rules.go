@@ -37,6 +37,7 @@ func Rules() []rpcerr.Rule {
 		{Err: stats.ErrNotFound, Code: rpcerr.NotFound},
 		{Err: stream.ErrInvalid, Code: rpcerr.InvalidArgument},
 		{Err: stream.ErrTooMany, Code: rpcerr.ResourceExhausted},
+		{Err: stream.ErrStopping, Code: rpcerr.Unavailable},
 		{Err: image.ErrNotFound, Code: rpcerr.NotFound},
 		{Err: image.ErrAmbiguous, Code: rpcerr.InvalidArgument},
 		{Err: image.ErrInvalidReference, Code: rpcerr.InvalidArgument},

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,9 +15,10 @@ import (
 )
 
 // Attach connects a client to a running container's standard streams until
-// the container ends, the client goes, or ctx ends. Nothing that was written
-// before is replayed; a client that reads too slowly loses output rather than
-// hold up the container.
+// the container ends, the client goes, or ctx ends, whose cause is the error
+// then. Nothing that was written before is replayed; a client that reads too
+// slowly loses output rather than hold up the container, and one may miss some
+// when the keeper dies.
 func (m *Manager) Attach(ctx context.Context, id string, st Streams) error {
 	p, id, err := m.container(id)
 	if err != nil {
@@ -35,49 +37,106 @@ func (m *Manager) Attach(ctx context.Context, id string, st Streams) error {
 	return nil
 }
 
+// lostTime is how long after the end of an attached output the loss of the
+// connection to the keeper, which may be why it ended, takes to be noticed.
+const lostTime = 100 * time.Millisecond
+
+// attach connects to the present keeper, and to the next one if that one dies.
 func (m *Manager) attach(ctx context.Context, c *Container, pr *process, st Streams) error {
-	var readers, writers [2]*os.File // stdout, stderr
-	closeAll := func(files [2]*os.File) {
-		for _, f := range files {
-			if f != nil {
-				f.Close()
-			}
+	stopResize := followResize(pr.terminal, st.Resize)
+	defer stopResize()
+	k := conversation{m: m, c: c, pr: pr, st: st}
+	if st.Stdout == nil && st.Stderr == nil {
+		return k.listen(ctx, m.feed(c, pr, st.Stdin))
+	}
+	for again := false; ; again = true {
+		keeper, err := k.connect(ctx)
+		if again && (errors.Is(err, client.ErrNotRunning) || errors.Is(err, client.ErrNotFound)) {
+			return nil // it ended meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if !again { // not before the answer to it can be heard
+			m.feed(c, pr, st.Stdin)
+		}
+		if over, err := k.converse(ctx); over || err != nil {
+			return err
+		}
+		select {
+		case <-keeper.Done():
+		case <-time.After(lostTime):
+			return nil // the output has ended, not the keeper
 		}
 	}
-	for i, want := range []bool{st.Stdout != nil, st.Stderr != nil && !c.Config.Msg.GetTty()} {
+}
+
+// conversation is a client attached to a container.
+type conversation struct {
+	m  *Manager
+	c  *Container
+	pr *process
+	st Streams
+
+	readers [2]*os.File // stdout, stderr
+}
+
+// connect has the keeper copy the output to new pipes.
+func (k *conversation) connect(ctx context.Context) (keeper *client.Client, err error) {
+	var writers [2]*os.File
+	k.readers = writers
+	defer func() {
+		closeAll(writers)
+		if err != nil {
+			closeAll(k.readers)
+		}
+	}()
+	for i, want := range []bool{k.st.Stdout != nil, k.st.Stderr != nil && !k.c.Config.Msg.GetTty()} {
 		if !want {
 			continue
 		}
 		r, w, err := pipe()
-		if err == nil {
-			writers[i] = w
-			readers[i], err = polled(r)
-		}
 		if err != nil {
-			closeAll(readers)
-			closeAll(writers)
-			return err
+			return nil, err
+		}
+		writers[i] = w
+		if k.readers[i], err = polled(r); err != nil {
+			return nil, err
 		}
 	}
-	err := m.Keeper.insist(ctx, func(k *client.Client) error { return k.Attach(ctx, c.ID, writers[0], writers[1]) })
-	closeAll(writers)
-	if err != nil {
-		closeAll(readers)
-		return err
-	}
-	defer closeAll(readers)
-	stopResize := followResize(pr.terminal, st.Resize)
-	defer stopResize()
-	return m.converse(ctx, c, pr, st, readers)
+	err = k.m.Keeper.insist(ctx, func(c *client.Client) error {
+		keeper = c
+		return c.Attach(ctx, k.c.ID, writers[0], writers[1])
+	})
+	return keeper, err
 }
 
-// converse moves bytes until the container's output ends, the client is gone,
-// or, for a client that only writes, its input ends.
-func (m *Manager) converse(ctx context.Context, c *Container, pr *process, st Streams, readers [2]*os.File) error {
+func closeAll(files [2]*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// listen serves a client that only writes, until its input ends.
+func (k *conversation) listen(ctx context.Context, input <-chan struct{}) error {
+	select {
+	case <-input:
+	case <-k.pr.exited:
+	case <-ctx.Done():
+		return whyEnded(ctx)
+	}
+	return nil
+}
+
+// converse moves bytes until the output ends, which is over if the container
+// has ended or the client is gone.
+func (k *conversation) converse(ctx context.Context) (over bool, err error) {
 	gone := make(chan struct{}, 2)
 	var out sync.WaitGroup
-	for i, to := range []io.Writer{st.Stdout, st.Stderr} {
-		if from := readers[i]; from != nil {
+	for i, to := range []io.Writer{k.st.Stdout, k.st.Stderr} {
+		if from := k.readers[i]; from != nil {
 			out.Go(func() {
 				if _, err := io.Copy(to, from); err != nil {
 					gone <- struct{}{}
@@ -85,45 +144,41 @@ func (m *Manager) converse(ctx context.Context, c *Container, pr *process, st St
 			})
 		}
 	}
-	var drained chan struct{} // never, if there is no output to wait for
-	if readers[0] != nil || readers[1] != nil {
-		drained = make(chan struct{})
-		go func() { out.Wait(); close(drained) }()
-		defer func() {
-			for _, f := range readers {
-				if f != nil {
-					f.SetReadDeadline(time.Now())
-				}
+	drained := make(chan struct{})
+	go func() { out.Wait(); close(drained) }()
+	defer func() {
+		for _, f := range k.readers {
+			if f != nil {
+				f.SetReadDeadline(time.Now())
 			}
-			<-drained
-		}()
-	}
-	input := m.feed(c, pr, st.Stdin)
-	for {
+		}
+		<-drained
+		closeAll(k.readers)
+	}()
+	select {
+	case <-drained:
+		return len(gone) > 0, nil
+	case <-gone:
+		return true, nil
+	case <-k.pr.exited:
+		// The keeper closes its ends when the last output is out.
 		select {
 		case <-drained:
-			return nil
-		case <-gone:
-			return nil
-		case <-pr.exited:
-			if drained == nil {
-				return nil
-			}
-			// The keeper closes its ends when the last output is out.
-			select {
-			case <-drained:
-			case <-time.After(attachDrain):
-			}
-			return nil
-		case <-input:
-			if drained == nil {
-				return nil
-			}
-			input = nil
-		case <-ctx.Done():
-			return nil
+		case <-time.After(attachDrain):
 		}
+		return true, nil
+	case <-ctx.Done():
+		return true, whyEnded(ctx)
 	}
+}
+
+// whyEnded is the reason for which a session's context ended, nil if its
+// client has gone.
+func whyEnded(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
 }
 
 // attachDrain bounds the wait for a container's last output after its end.

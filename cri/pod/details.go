@@ -12,6 +12,9 @@ import (
 // errKeeperLost is why nothing can be started until another keeper is there.
 var errKeeperLost = fmt.Errorf("another keeper is being started: %w", client.ErrLost)
 
+// errExitLost is a command of which only the end is known.
+var errExitLost = fmt.Errorf("the command has ended, and how is not known: its keeper had died and the kernel does not tell: %w", client.ErrLost)
+
 // Healthy fails when containers cannot be started.
 func (m *Manager) Healthy() error {
 	select {

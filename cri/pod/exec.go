@@ -14,6 +14,7 @@ import (
 
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
+	"crisp/runtime/orphan"
 	"crisp/runtime/plan"
 )
 
@@ -41,12 +42,18 @@ type Streams struct {
 type session struct {
 	id   string
 	exit chan client.Exit // buffered
-	lost chan struct{}    // closed when the keeper died and with it the exit
+	lost chan struct{}    // closed when nobody can tell its end any more
+
+	// These are guarded by Manager.mu.
+	started *client.Started // nil before
+	missed  bool            // another keeper came before it had started
+	orphan  *orphan.Orphan  // nil while the keeper that started it lives
 }
 
 // Exec runs a command in a running container and returns its exit code, 128
 // plus the signal's number if one ended it. When ctx ends first the command is
-// killed, with its process group, and the error is that of ctx.
+// killed, with its process group, and the error is the cause. The keeper may
+// die meanwhile.
 func (m *Manager) Exec(ctx context.Context, id string, cmd []string, io Streams) (int, error) {
 	p, id, err := m.container(id)
 	if err != nil {
@@ -115,11 +122,15 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 			return 0, err
 		}
 	}
-	code, err := ends.run(ctx, st, started.PidFD, ses)
+	p.m.sessionStarted(ses, started)
+	exit, err := ends.run(ctx, st, started.PidFD, ses)
 	if errors.Is(err, errKeeperLost) {
 		p.m.reapSession(started)
 	}
-	return code, err
+	if err != nil {
+		return 0, err
+	}
+	return p.m.sessionCode(ses, exit)
 }
 
 // holdProcess gives an exec the descriptor through which it joins.
@@ -165,6 +176,32 @@ func (m *Manager) closeSession(ctx context.Context, s *session) {
 			warn(err, "forget an exec session", "session", s.id)
 		}
 	})
+}
+
+// sessionStarted notes what a session has started. If another keeper has come
+// meanwhile, it is handed to that one.
+func (m *Manager) sessionStarted(s *session, started *client.Started) {
+	m.mu.Lock()
+	s.started = started
+	missed := s.missed
+	m.mu.Unlock()
+	if missed {
+		err := m.Keeper.insist(m.ctx, func(c *client.Client) error { return m.handOverSession(c, s) })
+		warn(err, "hand a command to the new keeper", "session", s.id)
+	}
+}
+
+// sessionCode is the exit code of a session. One whose keeper died may have an
+// end that nobody knows.
+func (m *Manager) sessionCode(s *session, e client.Exit) (int, error) {
+	m.mu.RLock()
+	o := s.orphan
+	m.mu.RUnlock()
+	e, known := exitOf(o, e)
+	if !known && e.Code == exitUnknown {
+		return 0, errExitLost
+	}
+	return e.Code, nil
 }
 
 func (m *Manager) sessionEnded(e client.Exit) {
@@ -229,7 +266,7 @@ func openEnds(h *held, st Streams) (*ends, error) {
 }
 
 // run moves bytes until the command ends and its output is drained, or ctx ends.
-func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session) (int, error) {
+func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session) (client.Exit, error) {
 	in, stdout := e.stdin, e.stdout
 	if e.terminal != nil {
 		in, stdout = e.terminal, e.terminal
@@ -260,11 +297,11 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session
 				f.SetReadDeadline(deadline)
 			}
 		}
-		return x.Code, nil
+		return x, nil
 	case <-ses.lost:
 		err := killGroup(pidfd)
 		e.close()
-		return 0, errors.Join(errKeeperLost, err)
+		return client.Exit{}, errors.Join(errKeeperLost, err)
 	case <-ctx.Done():
 		err := killGroup(pidfd)
 		e.close()
@@ -273,7 +310,7 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session
 		case <-ses.lost:
 		case <-time.After(execKillTimeout):
 		}
-		return 0, errors.Join(fmt.Errorf("the command was killed: %w", ctx.Err()), err)
+		return client.Exit{}, errors.Join(fmt.Errorf("the command was killed: %w", context.Cause(ctx)), err)
 	}
 }
 

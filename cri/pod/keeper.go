@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/runtime/keeper/client"
+	"crisp/runtime/orphan"
 )
 
 // keeperRetry is how long the daemon waits before it tries again to start a keeper.
@@ -331,19 +332,26 @@ func adopt(ctx context.Context, c *client.Client, a client.Adoption) error {
 	return err
 }
 
-// exitOfOrphan corrects the exit of a process whose parent died, if it became
-// the daemon's child then: the new keeper, not its parent, may not know it.
+// exitOfOrphan corrects the exit of a container whose keeper died.
 func (p *pod) exitOfOrphan(pr *process, e client.Exit) client.Exit {
 	p.mu.Lock()
 	o := pr.orphan
 	p.mu.Unlock()
+	e, _ = exitOf(o, e)
+	return e
+}
+
+// exitOf corrects the exit of a process whose keeper died, if it became the
+// daemon's child then: the new keeper, not its parent, may not know it. It is
+// not known if neither does. Without an orphan the keeper knows.
+func exitOf(o *orphan.Orphan, e client.Exit) (_ client.Exit, known bool) {
 	if o == nil {
-		return e
+		return e, true
 	}
 	select {
 	case <-o.Done:
 	case <-time.After(orphanTimeout):
-		return e
+		return e, false
 	}
 	switch {
 	case !o.Known:
@@ -352,10 +360,10 @@ func (p *pod) exitOfOrphan(pr *process, e client.Exit) client.Exit {
 	default:
 		e.Signal, e.Code = 0, o.Status.ExitStatus()
 	}
-	return e
+	return e, o.Known
 }
 
-// reapSession ends and reaps a command whose parent died.
+// reapSession reaps a command whose parent died and that was ended for it.
 func (m *Manager) reapSession(s *client.Started) {
 	o, err := m.orphans.Watch(s.Pid, s.PidFD)
 	if err != nil {
@@ -368,8 +376,9 @@ func (m *Manager) reapSession(s *client.Started) {
 	}
 }
 
-// findSessions ends the exec sessions that the keeper does not have, whose end
-// nobody will tell. One that was only upgraded has them.
+// findSessions hands to a keeper the commands under way that it does not have.
+// They have noticed nothing: their streams are the daemon's. One that was only
+// upgraded has them.
 func (m *Manager) findSessions(c *client.Client) {
 	held := map[string]*client.Entry{}
 	list, err := c.List(m.ctx)
@@ -381,19 +390,56 @@ func (m *Manager) findSessions(c *client.Client) {
 		held[list[i].ID] = &list[i]
 		list[i].Close()
 	}
+	for _, s := range m.strayed(held) {
+		err := m.handOverSession(c, s)
+		if err == nil || errors.Is(err, client.ErrLost) { // the next keeper gets it
+			continue
+		}
+		klog.ErrorS(err, "Hand a command to the new keeper; it is ended", "session", s.id)
+		m.mu.Lock()
+		if m.sessions[s.id] == s {
+			close(s.lost)
+			delete(m.sessions, s.id)
+		}
+		m.mu.Unlock()
+	}
+}
+
+// strayed returns the sessions that are not held. Of those that are, some may
+// have ended without anybody having been told.
+func (m *Manager) strayed(held map[string]*client.Entry) (list []*session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id, s := range m.sessions {
 		e := held[id]
 		switch {
+		case e == nil && s.started == nil:
+			s.missed = true
 		case e == nil:
-			close(s.lost)
-			delete(m.sessions, id)
-		case e.Exit != nil: // it may have been told, or not
+			list = append(list, s)
+		case e.Exit != nil:
 			select {
 			case s.exit <- *e.Exit:
 			default:
 			}
 		}
 	}
+	return list
+}
+
+// handOverSession gives a command under way to a keeper that has not started it.
+func (m *Manager) handOverSession(c *client.Client, s *session) error {
+	m.mu.RLock()
+	started := s.started
+	m.mu.RUnlock()
+	o, err := m.orphans.Watch(started.Pid, started.PidFD)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	s.orphan = o
+	m.mu.Unlock()
+	a := client.Adoption{ID: s.id, Kind: client.Exec}
+	a.Pid, a.PidFD, a.StartedAt = started.Pid, started.PidFD, started.StartedAt
+	return adopt(m.ctx, c, a)
 }

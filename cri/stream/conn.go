@@ -54,6 +54,7 @@ func (l *listener) hangUp() {
 	defer l.mu.Unlock()
 	l.closed = true
 	for c := range l.open {
+		c.stopping.Store(true)
 		c.lost()
 	}
 }
@@ -75,6 +76,7 @@ type conn struct {
 	net.Conn
 	listener *listener
 	hijacked atomic.Bool
+	stopping atomic.Bool // it is not the client that went away
 	once     sync.Once
 	gone     chan struct{}
 }
@@ -115,20 +117,23 @@ func (c *conn) Close() error {
 }
 
 // watch returns a context that ends with the connection, or when cancel is
-// called, which must happen.
+// called, which must happen. If the server stops, that is the cause.
 func (c *conn) watch(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		select {
 		case <-c.gone:
-			cancel()
+			if c.stopping.Load() {
+				cancel(ErrStopping)
+			}
+			cancel(nil)
 		case <-ctx.Done():
 		}
 	}()
 	return ctx, func() {
-		cancel()
+		cancel(nil)
 		<-done
 	}
 }

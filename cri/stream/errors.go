@@ -10,6 +10,8 @@ var (
 	ErrInvalid = errors.New("invalid streaming request")
 	// ErrTooMany says that too many URLs were given out and not used yet.
 	ErrTooMany = errors.New("too many streaming requests in flight")
+	// ErrStopping is why the context of a session ends when the server stops.
+	ErrStopping = errors.New("crisp is being stopped or restarted, and its sessions end; containers run on")
 )
 
 // ExitError is returned by [Runtime.Exec] for a command that ran and ended

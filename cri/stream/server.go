@@ -111,8 +111,8 @@ func Start(o Options, rt Runtime) (*Server, error) {
 // ends. Clients are told that their command was cut short: to them, an end of
 // the connection alone looks like success.
 func (s *Server) Stop(ctx context.Context) error {
-	err := s.http.Close()
 	s.listener.hangUp()
+	err := s.http.Close()
 	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -286,6 +286,9 @@ func (f *forwarder) PortForward(_ context.Context, pod, _ string, port int32, st
 	}
 	defer f.forwards.end()
 	err := f.runtime.PortForward(f.ctx, pod, port, stream)
+	if err == nil && errors.Is(context.Cause(f.ctx), ErrStopping) {
+		err = ErrStopping
+	}
 	if err != nil {
 		// The protocol's code now resets the stream. If that overtakes the
 		// answer that the stream is open, the client learns nothing else; a

@@ -260,7 +260,7 @@ func TestStopEndsEverything(t *testing.T) {
 		exec: func(ctx context.Context, e execution) error {
 			running.Done()
 			<-ctx.Done()
-			return nil
+			return context.Cause(ctx)
 		},
 		forward: func(ctx context.Context, _ string, _ int32, stream io.ReadWriteCloser) error {
 			running.Done()
@@ -278,7 +278,8 @@ func TestStopEndsEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dial(t, resp.Url, forward).forward(80, 1)
+	forwarding := dial(t, resp.Url, forward)
+	_, failure := forwarding.forward(80, 1)
 	running.Wait()
 
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -288,6 +289,12 @@ func TestStopEndsEverything(t *testing.T) {
 	}
 	if _, err := net.Dial("tcp", s.listener.Addr().String()); err == nil {
 		t.Error("still listening")
+	}
+	if got := c.end(); !strings.Contains(got, ErrStopping.Error()) {
+		t.Errorf("the command's client is told %q", got)
+	}
+	if got, err := io.ReadAll(failure); err != nil || !strings.Contains(string(got), ErrStopping.Error()) {
+		t.Errorf("the client of a port is told %q, %v", got, err)
 	}
 }
 

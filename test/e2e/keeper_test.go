@@ -2,19 +2,16 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
-	"crisp/test/testkit/pace"
 )
 
 // TestKeeperDies kills the parent of all containers, with the daemon alive.
@@ -23,7 +20,14 @@ func TestKeeperDies(t *testing.T) {
 	n.run(t, "under many writers", func(t *testing.T) { testKeeperKilledOften(t, n) })
 	n.run(t, "logs, exits and sessions", func(t *testing.T) { testKeeperKilled(t, n) })
 	n.run(t, "the daemon too", func(t *testing.T) { testBothKilled(t, n) })
-	n.run(t, "a call under way", func(t *testing.T) { testKeeperKilledDuringExec(t, n) })
+	n.run(t, "under commands", func(t *testing.T) { testKeeperKilledUnderCommands(t, n) })
+	n.run(t, "under an attached client", func(t *testing.T) { testKeeperKilledUnderAttached(t, n) })
+	n.run(t, "under commands, with a parent that does not reap", func(t *testing.T) {
+		// The next keeper's parent is this process, to which its children fall.
+		n.Kill()
+		n.begin(t)
+		testKeeperKilledUnderCommands(t, n)
+	})
 }
 
 // killKeeper kills the keeper of the node and waits for another one.
@@ -156,22 +160,4 @@ func kernelTellsExits() bool {
 	var major, minor int
 	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
 	return major > 6 || major == 6 && minor >= 15
-}
-
-// testKeeperKilledDuringExec wants a clear error, and no process left.
-func testKeeperKilledDuringExec(t *testing.T, n *node) {
-	c := n.pod(t).start(t)
-	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(20*time.Second))
-	defer cancel()
-	result := make(chan error, 1)
-	go func() {
-		_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "4321"}})
-		result <- err
-	}()
-	eventually(t, "the command runs", func() bool { return c.sh(t, "ps | grep '[s]leep 4321' | wc -l") == "1" })
-	n.killKeeper(t)
-	if err := <-result; err == nil || ctx.Err() != nil {
-		t.Errorf("the call under way ended with %v", err)
-	}
-	eventually(t, "the command is gone", func() bool { return c.sh(t, "ps | grep '[s]leep 4321' | wc -l") == "0" })
 }

@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +15,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -51,7 +56,7 @@ func TestRestart(t *testing.T) {
 		n.run(t, e.name+" log", func(t *testing.T) { testLogSurvives(t, n, e) })
 		n.run(t, e.name+" exits", func(t *testing.T) { testExitsWhileDown(t, n, e) })
 		n.run(t, e.name+" sessions", func(t *testing.T) { testSessionsAfterRestart(t, n, e) })
-		n.run(t, e.name+" commands", func(t *testing.T) { testCommandsEnd(t, n, e) })
+		n.run(t, e.name+" open sessions", func(t *testing.T) { testSessionsEnd(t, n, e) })
 	}
 	n.run(t, "slow plugin", func(t *testing.T) { testStopDuringPlugin(t, n, cni) })
 	n.run(t, "second daemon", func(t *testing.T) { testSecondDaemon(t, n) })
@@ -214,28 +219,43 @@ func testSessionsAfterRestart(t *testing.T, n *node, e end) {
 	}
 }
 
-// testCommandsEnd ends the daemon under commands in a container: they end too,
-// as nobody would ever learn how.
-func testCommandsEnd(t *testing.T, n *node, e end) {
-	c := n.pod(t).start(t)
-	var o remotecommand.StreamOptions
-	o.Stdout = io.Discard
-	ended, cut := make(chan error, 1), make(chan error, 1)
-	go func() {
-		ended <- failure(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "2005"}})
-	}()
-	u := c.execURL(t, o, "sleep", "2006")
-	go func() { cut <- dialer(dialSPDY).session(t, u, o) }()
+// testSessionsEnd ends the daemon under commands in a container, which end too,
+// as nobody would ever learn how, under an attached client and a forwarded port.
+func testSessionsEnd(t *testing.T, n *node, e end) {
+	p := n.pod(t)
+	c := p.start(t, sh("nc -l -p 99 -e cat & exec sleep 1000"))
+	o := remotecommand.StreamOptions{Stdout: io.Discard}
+	called := begin(func() error {
+		return failure(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "2005"}})
+	})
+	u, attach := c.execURL(t, o, "sleep", "2006"), c.attachURL(t, o)
+	sessions := map[string]<-chan error{
+		"a command":          begin(func() error { return dialer(dialSPDY).session(t, u, o) }),
+		"an attached client": begin(func() error { return dialer(dialSPDY).session(t, attach, o) }),
+	}
 	for _, command := range []string{"sleep\x002005", "sleep\x002006"} {
 		eventually(t, "the commands run", func() bool { return len(n.processes(t, command)) == 1 })
 	}
-	e.do(t, n)
-	if err := <-ended; err == nil {
-		t.Error("the caller was told that the command went well")
+	address, _, forwarded := p.forward(t, 99)
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
 	}
-	// To a client of a session the end of the connection looks like success.
-	if err := <-cut; err == nil && e.name == "SIGTERM" {
-		t.Error("the client of a session was told that the command went well")
+	defer conn.Close()
+	fmt.Fprintln(conn, "there?")
+	if got, err := bufio.NewReader(conn).ReadString('\n'); got != "there?\n" || err != nil {
+		t.Fatalf("the forwarded port says %q, %v", got, err)
+	}
+	e.do(t, n)
+	wantCode(t, <-called, codes.Unavailable, "")
+	for what, ended := range sessions {
+		// To a client of SPDY the end of the connection looks like success.
+		if err := <-ended; e.name == "SIGTERM" && (err == nil || !strings.Contains(err.Error(), "crisp is being stopped or restarted")) {
+			t.Errorf("%s is told %v", what, err)
+		}
+	}
+	if err := <-forwarded; !errors.Is(err, portforward.ErrLostConnectionToPod) {
+		t.Errorf("who forwards a port is told %v", err)
 	}
 	n.begin(t)
 	eventually(t, "the commands are gone", func() bool { return len(n.processes(t, "sleep\x00200")) == 0 })

@@ -204,7 +204,21 @@ func testPortForward(t *testing.T, n *node) {
 	p := n.pod(t)
 	c := p.start(t, func(c *runtimeapi.ContainerConfig) { c.Image.Image, c.Command = nginx, nil })
 	eventually(t, "the server listens", func() bool { return strings.Contains(c.sh(t, "cat /proc/net/tcp"), ":0050 ") })
-	u, err := url.Parse(call(t, n.Runtime.PortForward, &runtimeapi.PortForwardRequest{PodSandboxId: p.id, Port: []int32{80}}).Url)
+	address, stop, ended := p.forward(t, 80)
+	for range 3 {
+		fetch(t, address)
+	}
+	close(stop)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// forward forwards a port of the pod to an address here until stop is closed,
+// or something else ends it, and then says why.
+func (p *pod) forward(t *testing.T, port int32) (address string, stop chan<- struct{}, ended <-chan error) {
+	t.Helper()
+	u, err := url.Parse(call(t, p.n.Runtime.PortForward, &runtimeapi.PortForwardRequest{PodSandboxId: p.id, Port: []int32{port}}).Url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,25 +226,19 @@ func testPortForward(t *testing.T, n *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, ready := make(chan struct{}), make(chan struct{})
-	forwarder, err := portforward.New(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u), []string{"0:80"}, stop, ready, io.Discard, io.Discard)
+	quit, ready := make(chan struct{}), make(chan struct{})
+	forwarder, err := portforward.New(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u), []string{fmt.Sprintf("0:%d", port)}, quit, ready, io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- forwarder.ForwardPorts() }()
+	result := make(chan error, 1)
+	go func() { result <- forwarder.ForwardPorts() }()
 	<-ready
 	ports, err := forwarder.GetPorts()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 3 {
-		fetch(t, fmt.Sprintf("127.0.0.1:%d", ports[0].Local))
-	}
-	close(stop)
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local), quit, result
 }
 
 // fetch gets the web server's page over a connection of its own.
