@@ -6,6 +6,8 @@ import (
 	"math"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"crisp/runtime/spawn"
 	"crisp/runtime/wire/pack"
 )
@@ -370,10 +372,13 @@ type Fail struct {
 // Code tells errors apart across the socket.
 type Code uint8
 
-// codes lists the sentinels that survive the socket; an error's code is its
-// index plus one, and 0 any other error.
+// codes lists the errors that survive the socket, sentinels and the limits of
+// the machine; an error's code is its index plus one, and 0 any other error.
 func codes() []error {
-	return []error{ErrVersion, ErrExists, ErrNotFound, ErrRunning, ErrNotRunning, ErrInvalid, ErrCanceled, spawn.ErrDied}
+	return []error{
+		ErrVersion, ErrExists, ErrNotFound, ErrRunning, ErrNotRunning, ErrInvalid, ErrCanceled, spawn.ErrDied,
+		unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOSPC, unix.EROFS,
+	}
 }
 
 // NewFail describes err for the peer.
@@ -386,9 +391,10 @@ func NewFail(err error) Fail {
 	if errors.As(err, &step) {
 		f.Step = step
 	}
-	for i, sentinel := range codes() {
-		if errors.Is(err, sentinel) {
+	for i, known := range codes() {
+		if errors.Is(err, known) {
 			f.Code = Code(i + 1)
+			break
 		}
 	}
 	return f
@@ -397,7 +403,7 @@ func NewFail(err error) Fail {
 // Error returns the text of the error at its origin.
 func (f Fail) Error() string { return f.Text }
 
-// Unwrap returns the step or the sentinel that was the cause, if there was one.
+// Unwrap returns the step or the known error that was the cause, if there was one.
 func (f Fail) Unwrap() error {
 	if f.Step != nil {
 		return f.Step
