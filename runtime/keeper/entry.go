@@ -322,8 +322,11 @@ func (e *entry) exitOf() *wire.Exited {
 
 func (k *keeper) exitPath(id string) string { return filepath.Join(k.stateDir, exitsDir, id) }
 
+// unfinished begins the name of an exit record that is being written.
+const unfinished = "."
+
 func (k *keeper) record(x *wire.Exited) error {
-	temp := k.exitPath("." + x.ID)
+	temp := k.exitPath(unfinished + x.ID)
 	if err := os.WriteFile(temp, x.Record(), 0o600); err != nil {
 		return err
 	}

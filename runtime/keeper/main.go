@@ -71,6 +71,9 @@ func run(args []string) error {
 	if err := os.MkdirAll(exits, 0o700); err != nil {
 		return fmt.Errorf("make folder of exit records: %w", err)
 	}
+	if err := removeUnfinished(exits); err != nil {
+		return err
+	}
 	k := newKeeper(args[0], opt)
 	k.activated = activated
 	if address := os.Getenv("NOTIFY_SOCKET"); activated && address != "" {
@@ -86,6 +89,22 @@ func run(args []string) error {
 		}
 	}
 	return k.serve(listenFD)
+}
+
+// removeUnfinished removes the exit records that a keeper was killed over.
+func removeUnfinished(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list exit records: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), unfinished) {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return fmt.Errorf("remove an unfinished exit record: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // becomeSealed executes this program anew from a sealed copy of itself, as a

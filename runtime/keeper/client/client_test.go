@@ -782,6 +782,24 @@ func TestAttach(t *testing.T) {
 	forget(t, c, "web")
 }
 
+// TestUnfinishedRecord has a keeper begin where another one was killed over an
+// exit record.
+func TestUnfinishedRecord(t *testing.T) {
+	testkit.Root(t)
+	dir := stateDir(t)
+	exits := filepath.Join(dir, "exits")
+	if err := os.Mkdir(exits, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(exits, ".web"), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	connectTest(t, dir).Close()
+	if left := inventory.Names(exits); len(left) > 0 {
+		t.Errorf("left are %q", left)
+	}
+}
+
 func TestKeptAndForgotten(t *testing.T) {
 	testkit.Root(t)
 	c := connectTest(t, stateDir(t))
