@@ -75,12 +75,17 @@ func TestMoments(t *testing.T) {
 // moment runs one case.
 func (n *node) moment(t *testing.T, op operation, k kind, way string, after time.Duration) {
 	s := n.newScene(t)
+	s.container.Command = []string{"sh", "-c", talker}
 	k.change(s)
 	defer n.tidy(t, s)
 	for _, f := range op.prepare {
 		f(s)
 	}
 	n.give(t)
+	var open []*session
+	if s.containerID != "" && s.runs() {
+		open = s.sessions()
+	}
 	var wg sync.WaitGroup
 	var failure error
 	wg.Go(func() { failure = op.call(s) })
@@ -98,6 +103,7 @@ func (n *node) moment(t *testing.T, op operation, k kind, way string, after time
 	}
 	n.awaitKeeper(t, killed)
 	s.wantListed()
+	s.wantSessions(open, way == killKeeperOnly)
 	if way == killBoth {
 		return // what is left can only be removed
 	}

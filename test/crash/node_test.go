@@ -214,6 +214,26 @@ func (n *node) belongings(t *testing.T) []string {
 	for _, dir := range []string{"root/pods", "root/cni", "root/image/containers", "state"} {
 		all = append(all, n.files(t, dir)...)
 	}
+	return append(all, n.imageFiles(t)...)
+}
+
+// imageFiles lists blobs, layers and what else the folder of images has, but
+// not what the layers hold.
+func (n *node) imageFiles(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	for _, pattern := range []string{"*", "blobs/*/*", "layers/*", "layers/*/*", "tmp/*"} {
+		paths, err := filepath.Glob(filepath.Join(n.Dir, "root/image", pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			// The record is one file or two, depending on what is synced.
+			if name := filepath.Base(path); name != "images.json" && name != "images.recent.json" {
+				all = append(all, "image file "+path)
+			}
+		}
+	}
 	return all
 }
 

@@ -169,6 +169,10 @@ func (n *node) reboot(t *testing.T, meanwhile func()) {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(bootID, unix.MNT_DETACH) })
 	n.begin(t)
+	// As kubelet does: what was pulled just before is not trusted to be on disk.
+	if !n.has(t, busybox) {
+		n.pull(t, busybox)
+	}
 }
 
 // powerOff takes away what only the running machine has.

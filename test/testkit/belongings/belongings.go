@@ -31,6 +31,7 @@ func List(ctx context.Context, l *lab.Lab) ([]string, error) {
 	add("leased address", l.Leases())
 	add("pod folder", inventory.Names(filepath.Join(l.Dir, "root/pods")))
 	add("writable layer", inventory.Names(filepath.Join(l.Dir, "root/image/containers")))
+	add("temporary file of images", inventory.Names(filepath.Join(l.Dir, "root/image/tmp")))
 	add("network result", inventory.Names(filepath.Join(l.Dir, "root/cni/results")))
 	add("exit record", inventory.Names(filepath.Join(l.Dir, "state/exits")))
 	for _, p := range inventory.Descendants(keeper) {

@@ -1,0 +1,279 @@
+//go:build crash
+
+package crash
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
+
+	"crisp/network/netns"
+)
+
+// Kinds of sessions.
+const (
+	execSession    = "exec"
+	attachSession  = "attach"
+	forwardSession = "port-forward"
+)
+
+const (
+	// hangTime is how long a client may be left without an end of its session.
+	hangTime = 10 * time.Second
+	// pod's port at which a test answers in its network namespace
+	sessionPort = 7777
+)
+
+// talker is a container's command that tells something all the time. What
+// commands of a test look for is not to be found in its own text.
+const talker = "while :; do echo tick; sleep 0.05; done & exec sleep $((999+1))"
+
+var errNoSession = errors.New("the session does not work")
+
+// session is a client of an open session.
+type session struct {
+	kind string
+	// pod and container are the ids of whom it is with.
+	pod, container string
+	conn           httpstream.Connection
+	in             io.Writer
+	out            *bufio.Reader
+	server         net.Listener // for port-forward
+	serving        sync.WaitGroup
+}
+
+// open opens a session of a kind with a pod or a container.
+func (n *node) open(t *testing.T, kind, pod, container string) (_ *session, err error) {
+	s := &session{kind: kind, pod: pod, container: container}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	var url, protocol string
+	switch kind {
+	case execSession:
+		// It ends with its input, which is the client's connection.
+		r, err := try(t, n.Runtime.Exec, &runtimeapi.ExecRequest{ContainerId: container, Cmd: []string{"cat"}, Stdin: true, Stdout: true})
+		if err != nil {
+			return nil, err
+		}
+		url, protocol = r.Url, "v4.channel.k8s.io"
+	case attachSession:
+		r, err := try(t, n.Runtime.Attach, &runtimeapi.AttachRequest{ContainerId: container, Stdout: true})
+		if err != nil {
+			return nil, err
+		}
+		url, protocol = r.Url, "v4.channel.k8s.io"
+	case forwardSession:
+		if err := s.serve(n); err != nil {
+			return nil, err
+		}
+		r, err := try(t, n.Runtime.PortForward, &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{sessionPort}})
+		if err != nil {
+			return nil, err
+		}
+		url, protocol = r.Url, "portforward.k8s.io"
+	}
+	if s.conn, err = dial(url, protocol); err != nil {
+		return nil, err
+	}
+	if err := s.streams(); err != nil {
+		return nil, err
+	}
+	return s, s.works()
+}
+
+// serve answers at a port in the pod's network namespace.
+func (s *session) serve(n *node) error {
+	listen := func() (err error) {
+		s.server, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", sessionPort))
+		return err
+	}
+	pin := filepath.Join(n.Dir, "state/netns", "crisp-"+s.pod[:20])
+	ns, err := netns.Open(pin)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := netns.Do(ns, listen); err != nil {
+		return err
+	}
+	s.serving.Go(func() {
+		for {
+			c, err := s.server.Accept()
+			if err != nil {
+				return
+			}
+			s.serving.Go(func() {
+				defer c.Close()
+				_, _ = io.Copy(c, c) // until the other end is closed
+			})
+		}
+	})
+	return nil
+}
+
+func dial(url, protocol string) (httpstream.Connection, error) {
+	trip, err := spdy.NewRoundTripper(nil)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequest(http.MethodPost, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set(httpstream.HeaderProtocolVersion, protocol)
+	resp, err := trip.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return trip.NewConnection(resp)
+}
+
+// streams opens the streams of the session.
+func (s *session) streams() error {
+	kinds := map[string][]string{
+		execSession: {"error", "stdin", "stdout"}, attachSession: {"error", "stdout"}, forwardSession: {"error", "data"},
+	}[s.kind]
+	for _, kind := range kinds {
+		h := http.Header{"Streamtype": {kind}}
+		if s.kind == forwardSession {
+			h.Set("port", fmt.Sprint(sessionPort))
+			h.Set("requestID", "1")
+		}
+		stream, err := s.conn.CreateStream(h)
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case "error": // the protocol's code stands still if nobody reads it
+			s.serving.Go(func() { _, _ = io.Copy(io.Discard, stream) })
+		case "stdin":
+			s.in = stream
+		case "stdout":
+			s.out = bufio.NewReader(stream)
+		case "data":
+			s.in, s.out = stream, bufio.NewReader(stream)
+		}
+	}
+	return nil
+}
+
+// works sends a line through and waits for it to come back, or for a line of
+// the container's output.
+func (s *session) works() error {
+	answer := make(chan error, 1)
+	go func() {
+		want := "tick\n"
+		if s.in != nil {
+			want = fmt.Sprintln(time.Now())
+			if _, err := io.WriteString(s.in, want); err != nil {
+				answer <- err
+				return
+			}
+		}
+		line, err := s.out.ReadString('\n')
+		line = strings.ReplaceAll(line, "\r", "")                         // of a terminal
+		if err == nil && line != want && !strings.HasSuffix(want, line) { // attached in the middle of a line
+			err = fmt.Errorf("%w: got %q, want %q", errNoSession, line, want)
+		}
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		return err
+	case <-time.After(hangTime):
+		s.conn.Close()
+		<-answer
+		return fmt.Errorf("%w: no answer in %v", errNoSession, hangTime)
+	}
+}
+
+// ends reports whether the session comes to an end by itself.
+func (s *session) ends() bool {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = io.Copy(io.Discard, s.out) // the end alone matters
+	}()
+	defer s.close()
+	select {
+	case <-ended:
+		return true
+	case <-time.After(hangTime):
+		s.conn.Close()
+		<-ended
+		return false
+	}
+}
+
+func (s *session) close() {
+	if s.conn != nil {
+		_ = s.conn.Close() // it may have ended
+	}
+	if s.server != nil {
+		s.server.Close()
+	}
+	s.serving.Wait()
+}
+
+// sessions opens one of each kind that a scene can have.
+func (s *scene) sessions() []*session {
+	s.t.Helper()
+	var all []*session
+	for _, kind := range s.sessionKinds() {
+		one, err := s.n.open(s.t, kind, s.podID, s.containerID)
+		if err != nil {
+			s.t.Fatalf("%s: %v", kind, err)
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+func (s *scene) sessionKinds() []string {
+	all := []string{execSession}
+	if s.container.Command[0] == "sh" {
+		all = append(all, attachSession)
+	}
+	pods := s.pods()
+	if ready := len(pods) == 1 && pods[0].State == runtimeapi.PodSandboxState_SANDBOX_READY; ready && !s.hostNetwork() {
+		all = append(all, forwardSession)
+	}
+	return all
+}
+
+// wantSessions wants what was open to have ended, but for forwarded ports that
+// nothing happened to, and wants new sessions to work.
+func (s *scene) wantSessions(open []*session, mayGoOn bool) {
+	s.t.Helper()
+	for _, one := range open {
+		if one.kind == forwardSession && mayGoOn && one.works() == nil {
+			one.close()
+			continue
+		}
+		if !one.ends() {
+			s.t.Errorf("%s has no end", one.kind)
+		}
+	}
+	if !s.runs() {
+		return
+	}
+	for _, one := range s.sessions() {
+		one.close()
+	}
+}
