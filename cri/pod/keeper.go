@@ -19,8 +19,9 @@ import (
 // keeperRetry is how long the daemon waits before it tries again to start a keeper.
 const keeperRetry = time.Second
 
-// keeperPatience is how long a request waits for another keeper.
-const keeperPatience = 3 * time.Second
+// keeperPatience is how long a request waits for another keeper, which takes
+// seconds to take over on a machine that is overloaded.
+const keeperPatience = 10 * time.Second
 
 // upgradeTimeout bounds an upgrade of the keeper.
 const upgradeTimeout = 20 * time.Second
