@@ -1,15 +1,22 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // TestLogDisk takes the room or the folder of a log away.
@@ -17,6 +24,9 @@ func TestLogDisk(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "full", func(t *testing.T) { testLogDiskFull(t, n) })
 	n.run(t, "full at the end", func(t *testing.T) { testLogDiskFullAtEnd(t, n) })
+	n.run(t, "full for long", func(t *testing.T) { testLogDiskFullForLong(t, n) })
+	n.run(t, "refuses for a while", func(t *testing.T) { testLogRefusesForAWhile(t, n) })
+	n.run(t, "read-only after an error", func(t *testing.T) { testLogDiskReadOnly(t, n) })
 	n.run(t, "folder removed", func(t *testing.T) { testLogFolderRemoved(t, n) })
 }
 
@@ -52,7 +62,7 @@ func awaitFull(t *testing.T, dir string) {
 func testLogDiskFull(t *testing.T, n *node) {
 	p, dir := n.podOn(t, "1m")
 	signals := t.TempDir()
-	full := p.start(t, named("full"), mount(signals, "/signal"), sh("i=0; while [ ! -e /signal/stop ]; do seq $i $((i+999)) || exit 99; seq $i $((i+999)) >&2 || exit 99; i=$((i+1000)); done; exit 3"))
+	full := p.start(t, named("full"), mount(signals, "/signal"), sh(fmt.Sprintf(countBlocks, 3)))
 	awaitFull(t, dir)
 	other := n.pod(t, attempt(1))
 	other.start(t, sh("seq 1000; exit 0")).wantEnd(t, 0, "Completed")
@@ -86,6 +96,186 @@ func testLogDiskFullAtEnd(t *testing.T, n *node) {
 	awaitFull(t, dir)
 	c.stop(t, 5)
 	c.wantEnd(t, 4, "Error")
+}
+
+// testLogDiskFullForLong gives no room for so long that lines are dropped. The
+// writer waits before, and exactly as many lines are missing as are told.
+func testLogDiskFullForLong(t *testing.T, n *node) {
+	const before, after = 20 * time.Second, 40 * time.Second // lines are dropped after 30 s
+	p, dir := n.podOn(t, "1m")
+	signals := t.TempDir()
+	c := p.start(t, mount(signals, "/signal"), sh(`i=0; while [ ! -e /signal/stop ]; do
+		seq $i $((i+999)) || exit 99; i=$((i+1000)); echo $i > /signal/at; done; exit 3`))
+	awaitFull(t, dir)
+	full := time.Now()
+	at := func() string { return slurp(filepath.Join(signals, "at")) }
+	time.Sleep(time.Second) // its pipe is full, too
+	stood := at()
+	time.Sleep(time.Until(full.Add(before)))
+	if now := at(); now != stood {
+		t.Errorf("the writer is at %s, was at %s", now, stood)
+	}
+	if log := slurp(n.path("state", "keeper.log")); !strings.Contains(log, "stdout of "+c.id+": write log: no space left on device; its writer waits") {
+		t.Errorf("the keeper's log says\n%s", log)
+	}
+	for end := full.Add(pace.Scale(after)); at() == stood; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the writer stands still at %s", stood)
+		}
+	}
+	n.pod(t, attempt(1)).start(t, sh("seq 1000; exit 0")).wantEnd(t, 0, "Completed")
+	if err := unix.Mount("logs", dir, "tmpfs", unix.MS_REMOUNT, "size=500m"); err != nil {
+		t.Fatal(err)
+	}
+	awaitGrowth(t, c)
+	endWriter(t, signals, c)
+	if missing, told := countMissing(t, c), toldDropped(t, n, c.id); missing == 0 || missing != told {
+		t.Errorf("%d lines are missing, %d were said to be dropped", missing, told)
+	}
+}
+
+// awaitGrowth waits until a container's log has grown by more than what may
+// have been on its way.
+func awaitGrowth(t *testing.T, c *container) {
+	t.Helper()
+	size := len(slurp(c.logFile()))
+	eventually(t, "the log grows again", func() bool { return len(slurp(c.logFile())) > size+1<<20 })
+}
+
+func endWriter(t *testing.T, signals string, c *container) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(signals, "stop"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.wantEnd(t, 3, "Error")
+}
+
+// countMissing counts the numbers that a log lacks, whose lines are whole and
+// in order.
+func countMissing(t *testing.T, c *container) (missing int) {
+	t.Helper()
+	last := -1
+	for _, l := range parse(t, []byte(slurp(c.logFile()))) {
+		i, err := strconv.Atoi(l.content)
+		if err != nil || i <= last || l.partial {
+			t.Fatalf("the log says %q behind %d", l.content, last)
+		}
+		missing += i - last - 1
+		last = i
+	}
+	return missing
+}
+
+// toldDropped is how many lines of a container the keeper says it dropped.
+func toldDropped(t *testing.T, n *node, id string) (sum int) {
+	t.Helper()
+	told := regexp.MustCompile("stdout of " + id + ": goes on after .*, ([0-9]+) lines were dropped")
+	for _, m := range told.FindAllStringSubmatch(slurp(n.path("state", "keeper.log")), -1) {
+		lines, err := strconv.Atoi(m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += lines
+	}
+	return sum
+}
+
+// ext4On mounts a new disk on a folder.
+func ext4On(t *testing.T, dir string) {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "disk")
+	for _, args := range [][]string{
+		{"truncate", "-s", "256M", disk}, {"mkfs.ext4", "-q", "-F", disk}, {"mount", "-o", "loop", disk, dir},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			testkit.Skip(t, "a loop device", fmt.Sprintf("%q: %v: %s", args, err, out))
+		}
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// testLogRefusesForAWhile has a log refuse writes for another reason than
+// room, which goes away by itself: nothing is lost, and nobody has to do anything.
+func testLogRefusesForAWhile(t *testing.T, n *node) {
+	dir, signals := t.TempDir(), t.TempDir()
+	ext4On(t, dir)
+	c := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = dir }).
+		start(t, mount(signals, "/signal"), sh(fmt.Sprintf(countPaced, 3)))
+	awaitGrowth(t, c)
+	immutable := func(yes bool) {
+		f, err := os.Open(c.logFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		const flag = 0x10 // FS_IMMUTABLE_FL
+		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if flags &^= flag; yes {
+			flags |= flag
+		}
+		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags); err != nil {
+			t.Fatal(err)
+		}
+	}
+	immutable(true)
+	wantStandstill(t, n, c)
+	immutable(false)
+	awaitGrowth(t, c)
+	endWriter(t, signals, c)
+	wantCounted(t, c.logFile(), "")
+}
+
+// wantStandstill wants a container to wait for its log, and nobody else to.
+func wantStandstill(t *testing.T, n *node, c *container) {
+	t.Helper()
+	time.Sleep(300 * time.Millisecond)
+	size := len(slurp(c.logFile()))
+	n.pod(t, attempt(1)).start(t, sh("seq 1000; exit 0")).wantEnd(t, 0, "Completed")
+	if got := string(c.exec(t, "echo", "there").Stdout); got != "there\n" {
+		t.Errorf("exec says %q", got)
+	}
+	if now := len(slurp(c.logFile())); now != size {
+		t.Errorf("the log has %d bytes, had %d", now, size)
+	}
+	if st := c.status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container is %v", st)
+	}
+	if log := slurp(n.path("state", "keeper.log")); !strings.Contains(log, "stdout of "+c.id+": write log: ") {
+		t.Errorf("the keeper's log says\n%s", log)
+	}
+}
+
+// testLogDiskReadOnly has a disk become read-only as one does after an error,
+// under an open log. It cannot become writable again; another one takes its
+// place, on which kubelet misses the log and has it opened again.
+func testLogDiskReadOnly(t *testing.T, n *node) {
+	dir, signals := t.TempDir(), t.TempDir()
+	ext4On(t, dir)
+	c := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = dir }).
+		start(t, mount(signals, "/signal"), sh(fmt.Sprintf(countPaced, 3)))
+	awaitGrowth(t, c)
+	if out, err := exec.Command("mount", "-o", "remount,abort", dir).CombinedOutput(); err != nil {
+		t.Fatalf("make the disk read-only: %v: %s", err, out)
+	}
+	wantStandstill(t, n, c)
+	n.killKeeper(t)
+	wantStandstill(t, n, c)
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.WriteFile(old, []byte(slurp(c.logFile())), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ext4On(t, dir)
+	call(t, n.Runtime.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id})
+	awaitGrowth(t, c)
+	endWriter(t, signals, c)
+	wantCounted(t, c.logFile(), old)
 }
 
 func testLogFolderRemoved(t *testing.T, n *node) {

@@ -32,6 +32,8 @@ const (
 		case $i in *00) [ -e /signal/stop ] && exit %d;; esac; done`
 	countBlocks = `i=0; while [ ! -e /signal/stop ]; do seq $i $((i+999)) || exit 99; seq $i $((i+999)) >&2 || exit 99
 		i=$((i+1000)); done; exit %d`
+	countPaced = `i=0; while [ ! -e /signal/stop ]; do seq $i $((i+999)) || exit 99; seq $i $((i+999)) >&2 || exit 99
+		i=$((i+1000)); sleep 0.02; done; exit %d`
 	countTerminal = `i=0; while [ ! -e /signal/stop ]; do echo $i || exit 99; i=$((i+1)); done; exit %d`
 )
 
