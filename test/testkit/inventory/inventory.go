@@ -249,6 +249,12 @@ func reapOrphan(pid int) bool {
 	return err == nil || err == unix.ECHILD
 }
 
+// Parent is the ID of a process's parent, 0 if there is none.
+func Parent(pid int) int {
+	_, _, parent := processStat(pid)
+	return parent
+}
+
 func processStat(pid int) (comm, state string, parent int) {
 	stat := readString(fmt.Sprintf("/proc/%d/stat", pid))
 	open, end := strings.IndexByte(stat, '('), strings.LastIndexByte(stat, ')')

@@ -25,12 +25,13 @@ func (l *Lab) Leases() []string {
 // Keeper is the keeper's process ID.
 func (l *Lab) Keeper() (int, error) {
 	want := "crisp-keeper\x00" + l.path("state") + "\x00"
+	is := func(pid int) bool {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		return err == nil && string(line) == want
+	}
 	for _, name := range inventory.Names("/proc") {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		if line, err := os.ReadFile(filepath.Join("/proc", name, "cmdline")); err == nil && string(line) == want {
+		// A child that has not yet executed its program looks like the keeper.
+		if pid, err := strconv.Atoi(name); err == nil && is(pid) && !is(inventory.Parent(pid)) {
 			return pid, nil
 		}
 	}
