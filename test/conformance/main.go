@@ -5,18 +5,23 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
+	"regexp"
 	"syscall"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/specs"
 	"crisp/test/testkit/tally"
 )
+
+//go:embed skips.txt
+var skips string
 
 // options are the command line.
 type options struct {
@@ -37,30 +42,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "conformance: critest makes pods and mounts: run as root")
 		os.Exit(1)
 	}
+	conform := func() int {
+		return tally.Main("conformance", o.tally, func(ctx context.Context) (tally.Tally, error) { return run(ctx, o) })
+	}
 	if o.endpoint != "" {
-		os.Exit(conform(o))
+		os.Exit(conform())
 	}
-	os.Exit(lab.Isolate(func() int { return conform(o) }))
-}
-
-// conform runs everything and returns the exit status.
-func conform(o options) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	t, err := run(ctx, o)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "conformance:", err)
-		t.Failed++
-	}
-	if err := t.Write(o.tally); err != nil {
-		fmt.Fprintln(os.Stderr, "conformance:", err)
-		return 1
-	}
-	fmt.Println("conformance:", t)
-	if t.Failed > 0 {
-		return 1
-	}
-	return 0
+	os.Exit(lab.Isolate(conform))
 }
 
 // run sets up a lab if none is given and tests in it. Whatever the lab's end
@@ -80,22 +68,24 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	if err != nil {
 		return t, err
 	}
-	if o.endpoint == "" {
-		l, err := lab.New(ctx, lab.Options{CgroupDriver: o.driver})
-		if err != nil {
-			return t, err
-		}
-		o.endpoint = l.Endpoint
-		t, err := test(ctx, o, critest)
-		log := filepath.Join(o.out, "crisp.log")
-		return t, errors.Join(err, os.WriteFile(log, []byte(l.Log()), 0o644), l.Close(context.WithoutCancel(ctx)))
+	if o.endpoint != "" {
+		return test(ctx, o, critest)
 	}
-	return test(ctx, o, critest)
+	err = lab.Run(ctx, lab.Options{CgroupDriver: o.driver}, filepath.Join(o.out, "crisp.log"), func(l *lab.Lab) error {
+		o.endpoint = l.Endpoint
+		t, err = test(ctx, o, critest)
+		return err
+	})
+	return t, err
 }
 
 // test runs critest against an endpoint.
 func test(ctx context.Context, o options, critest string) (t tally.Tally, err error) {
-	skips, err := parseSkips(skipList)
+	focus, err := regexp.Compile(o.focus)
+	if err != nil {
+		return t, fmt.Errorf("-focus: %w", err)
+	}
+	excuses, err := specs.ParseExcuses(skips)
 	if err != nil {
 		return t, err
 	}
@@ -114,12 +104,9 @@ func test(ctx context.Context, o options, critest string) (t tally.Tally, err er
 	}
 	if o.focus != "" {
 		args = append(args, "-ginkgo.focus="+o.focus)
-		skips = append(skips, focused)
 	}
-	for _, s := range skips {
-		if s.never {
-			args = append(args, "-ginkgo.skip="+s.pattern.String())
-		}
+	for _, pattern := range excuses.LeftOut() {
+		args = append(args, "-ginkgo.skip="+pattern)
 	}
 	cmd := exec.CommandContext(ctx, critest, args...)
 	cmd.Dir, cmd.Env = tmp, append(os.Environ(), "TMPDIR="+tmp)
@@ -137,11 +124,11 @@ func test(ctx context.Context, o options, critest string) (t tally.Tally, err er
 	if failed != nil && !errors.As(failed, &exit) {
 		return t, fmt.Errorf("run critest: %w", failed)
 	}
-	specs, err := readReport(reportFile)
+	all, err := specs.Read(reportFile)
 	if err != nil {
 		return t, errors.Join(failed, err)
 	}
-	t, err = judge(os.Stdout, specs, skips)
+	t, err = specs.Judge(os.Stdout, all, focus.MatchString, excuses)
 	if err == nil && failed != nil && t.Failed == 0 {
 		err = fmt.Errorf("critest found fault with something that is not in its report: %w", failed)
 	}

@@ -105,6 +105,17 @@ func New(ctx context.Context, opt Options) (_ *Lab, err error) {
 	return l, l.Start(ctx)
 }
 
+// Run has f use a lab, which is closed after it. The daemon's log is left in
+// the file.
+func Run(ctx context.Context, opt Options, log string, f func(*Lab) error) error {
+	l, err := New(ctx, opt)
+	if err != nil {
+		return err
+	}
+	err = f(l)
+	return errors.Join(err, os.WriteFile(log, []byte(l.Log()), 0o644), l.Close(context.WithoutCancel(ctx)))
+}
+
 func (l *Lab) path(name string) string { return filepath.Join(l.Dir, name) }
 
 // bridge is the name of the lab's bridge, which the kernel limits to 15 bytes.
@@ -208,6 +219,16 @@ func (l *Lab) PID() int { return l.daemon.cmd.Process.Pid }
 // Stop ends the daemon as a service manager does. Pods stay.
 func (l *Lab) Stop() error { return l.daemon.Stop() }
 
+// Upgrade ends the daemon and starts another program in its place, which has
+// its keeper beside it; an empty name is the checkout's. Pods stay.
+func (l *Lab) Upgrade(ctx context.Context, crisp string) error {
+	l.opt.Crisp = crisp
+	if err := l.Stop(); err != nil {
+		return err
+	}
+	return l.Start(ctx)
+}
+
 // Kill ends the daemon at once. Pods stay.
 func (l *Lab) Kill() {
 	_ = l.daemon.cmd.Process.Kill() // it may be gone already
@@ -237,7 +258,7 @@ func (l *Lab) Close(ctx context.Context) error {
 		errs = append(errs, l.Registry.Close())
 	}
 	// A plugin leaves the bridge, and the daemon the parent of its cgroups.
-	errs = append(errs, removeLink(l.bridge()), removeEmptyCgroups(l.Name))
+	errs = append(errs, RemoveLink(l.bridge()), RemoveCgroups(l.Name))
 	if left := l.before.Settle(pace.Scale(keeperTime), l.scope()); len(left) > 0 {
 		errs = append(errs, fmt.Errorf("left behind: %s", strings.Join(left, ", ")), l.removeByForce())
 	}
@@ -291,11 +312,11 @@ func (l *Lab) removeByForce() error {
 	if len(left) > 0 {
 		errs = append(errs, fmt.Errorf("cannot end: %s", strings.Join(left, ", ")))
 	}
-	return errors.Join(append(errs, removeEmptyCgroups(l.Name))...)
+	return errors.Join(append(errs, RemoveCgroups(l.Name))...)
 }
 
-// removeEmptyCgroups removes the cgroups with name in their path, the deepest first.
-func removeEmptyCgroups(name string) error {
+// RemoveCgroups removes the cgroups with name in their path, the deepest first.
+func RemoveCgroups(name string) error {
 	var errs []error
 	for _, dir := range slices.Backward(inventory.Cgroups(name)) {
 		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {

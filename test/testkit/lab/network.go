@@ -40,8 +40,8 @@ func writeNetwork(dir, data, bridge, subnet string, masquerade bool) error {
 	return os.WriteFile(filepath.Join(dir, "10-"+bridge+".conflist"), append(text, '\n'), 0o644)
 }
 
-// removeLink removes a link that may not be there.
-func removeLink(name string) error {
+// RemoveLink removes a link that may not be there.
+func RemoveLink(name string) error {
 	link, err := netlink.LinkByName(name)
 	var missing netlink.LinkNotFoundError
 	if errors.As(err, &missing) {

@@ -1,0 +1,31 @@
+package tally
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// Main is a program that runs tests: it ends run's context on SIGINT and
+// SIGTERM, prints the numbers, leaves them in a file if that has a name, and
+// returns the exit status. An error of run is one more failure.
+func Main(program, file string, run func(context.Context) (Tally, error)) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	t, err := run(ctx)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", program, err)
+		t.Failed++
+	}
+	fmt.Printf("%s: %s\n", program, t)
+	if err := t.Write(file); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", program, err)
+		return 1
+	}
+	if t.Failed > 0 {
+		return 1
+	}
+	return 0
+}
