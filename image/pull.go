@@ -93,7 +93,7 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 		p.s.janitor.add(targets)
 		return Image{}, err
 	}
-	if err := p.s.publishTargets(p.top(), targets); err != nil {
+	if err := p.s.publishTargets(ctx, p.top(), targets); err != nil {
 		return Image{}, err
 	}
 	return p.record()

@@ -1,9 +1,12 @@
 package image
 
 import (
+	"context"
+	"os"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -11,6 +14,9 @@ const (
 	// pulled for.
 	defaultSyncDelay = 5 * time.Second
 	maxSyncDelay     = time.Minute
+	// closeSync is how long the disk may take when the service is closed. What
+	// is not known to be there then is synced by the next one.
+	closeSync = 2 * time.Second
 )
 
 // syncs is the state of the one goroutine that brings what pulls wrote to the
@@ -49,7 +55,10 @@ func (s *Service) syncSoon() {
 			return
 		}
 		delay = s.opts.SyncDelay
-		if err := s.sync(); err != nil {
+		if err := s.sync(s.ctx); err != nil {
+			if s.ctx.Err() != nil {
+				return
+			}
 			s.log.Warn("images are not known to be on disk yet: after a power cut they would be pulled again", "err", err)
 			delay = min(max(2*delay, time.Second), maxSyncDelay)
 			s.wantSync()
@@ -57,9 +66,33 @@ func (s *Service) syncSoon() {
 	}
 }
 
+// syncDisk waits for the disk, or until ctx ends.
+func (s *Service) syncDisk(ctx context.Context) error {
+	return s.blobs.Sync(func(dir *os.File) error { return s.opts.Sync(ctx, dir) })
+}
+
+// syncHere is a Sync in this process, which cannot end before it has.
+func syncHere(ctx context.Context, dir *os.File) error {
+	fd, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- unix.Syncfs(fd)
+		unix.Close(fd)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // sync brings everything to the disk that was pulled before the call, and
-// records that it is there.
-func (s *Service) sync() error {
+// records that it is there. If ctx ends before nothing is recorded.
+func (s *Service) sync(ctx context.Context) error {
 	images := map[digest.Digest]*entry{}
 	for id, e := range s.snapshot.Load().entries {
 		if e.record.Unsynced == s.opts.BootID && !s.syncs.failed[id] {
@@ -72,7 +105,10 @@ func (s *Service) sync() error {
 	if len(layers)+len(images) == 0 {
 		return nil
 	}
-	if err := s.step("sync", s.blobs.Sync); err != nil {
+	if err := s.step("sync", func() error { return s.syncDisk(ctx) }); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
 		for _, c := range layers {
 			s.syncs.failed[c] = true
 		}
@@ -90,7 +126,7 @@ func (s *Service) sync() error {
 		return err
 	}
 	// The records of layers are written as little durably as the layers were.
-	return s.step("sync records", s.blobs.Sync)
+	return s.step("sync records", func() error { return s.syncDisk(ctx) })
 }
 
 // trusted leaves out what an earlier sync failed on.

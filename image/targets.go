@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 
@@ -36,14 +37,14 @@ func (s *Service) stageTargets(chain digest.Digest) string {
 }
 
 // publishTargets moves targets to their layer.
-func (s *Service) publishTargets(chain digest.Digest, staged string) error {
+func (s *Service) publishTargets(ctx context.Context, chain digest.Digest, staged string) error {
 	if staged == "" {
 		return nil
 	}
 	defer s.janitor.add(staged)
 	if rec, _ := s.layers.Get(chain); rec.Unsynced == "" {
 		// The layer is known to be on disk, with all that is in its folder.
-		if err := s.blobs.Sync(); err != nil {
+		if err := s.syncDisk(ctx); err != nil {
 			return err
 		}
 	}

@@ -61,6 +61,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return runBundle(ctx, rest)
 	case "config":
 		return configure(rest, out)
+	case syncCommand:
+		return syncStdin()
 	case "version", "--version":
 		_, err := fmt.Fprintln(out, "crisp", version)
 		return err

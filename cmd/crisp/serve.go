@@ -139,6 +139,7 @@ func (d *services) open(ctx context.Context) error {
 		Root: filepath.Join(d.cfg.Root, "image"), RegistryConfigDirs: d.cfg.RegistryConfigDirs,
 		Pinned: d.cfg.PinnedImages, MaxConcurrentDownloads: d.cfg.MaxConcurrentDownloads,
 		ProgressTimeout: time.Duration(d.cfg.PullProgressTimeout), UserAgent: "crisp/" + version,
+		Sync:   syncApart,
 		Logger: slog.New(logr.ToSlogHandler(klog.Background())),
 	})
 	if err != nil {

@@ -98,9 +98,9 @@ func (s *Store) prepare() error {
 func (s *Store) Close() error { return s.dir.Close() }
 
 // Sync returns when everything written to the store's file system before the
-// call is on disk.
-func (s *Store) Sync() error {
-	if err := unix.Syncfs(int(s.dir.Fd())); err != nil {
+// call is on disk, which sync brings there.
+func (s *Store) Sync(sync func(dir *os.File) error) error {
+	if err := sync(s.dir); err != nil {
 		return fmt.Errorf("sync image store: %w", err)
 	}
 	return nil

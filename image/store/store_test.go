@@ -43,7 +43,7 @@ func put(t *testing.T, s *Store, desc ocispec.Descriptor, data string) error {
 	if s.Has(desc) {
 		t.Error("the blob is there before it is published")
 	}
-	if err := s.Sync(); err != nil {
+	if err := s.Sync(func(dir *os.File) error { return dir.Sync() }); err != nil {
 		return err
 	}
 	return w.Publish()
