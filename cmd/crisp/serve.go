@@ -19,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri"
+	"crisp/cri/accept"
 	"crisp/cri/config"
 	"crisp/cri/node"
 	"crisp/cri/pod"
@@ -265,5 +266,5 @@ func listen(address string) (net.Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("restrict socket: %w", err)
 	}
-	return l, nil
+	return accept.Sound(accept.Patient(l)), nil
 }

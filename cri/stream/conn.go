@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"crisp/cri/accept"
 )
 
 // drainTime is how long a closed connection is still read from. Closing with
@@ -29,7 +31,7 @@ type listener struct {
 }
 
 func newListener(inner net.Listener) *listener {
-	return &listener{Listener: inner, open: map[*conn]struct{}{}}
+	return &listener{Listener: accept.Patient(inner), open: map[*conn]struct{}{}}
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -88,6 +90,14 @@ func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	// The HTTP server interrupts its own reads by a deadline.
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.lost()
+	}
+	return n, err
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if accept.Broken(err) {
 		c.lost()
 	}
 	return n, err

@@ -180,7 +180,7 @@ func (k *keeper) accept(listener *os.File) {
 		switch {
 		case err != nil:
 			return
-		case aerr == unix.EMFILE || aerr == unix.ENFILE:
+		case aerr == unix.EMFILE || aerr == unix.ENFILE || aerr == unix.ENOMEM || aerr == unix.ENOBUFS:
 			time.Sleep(100 * time.Millisecond)
 		case aerr == nil:
 			k.welcome(fd)
