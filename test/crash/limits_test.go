@@ -4,12 +4,15 @@ package crash
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -26,9 +29,21 @@ type limit struct {
 	// impose takes it away but for a random rest; lift gives it back.
 	impose func(n *node, random *rand.Rand) error
 	lift   func(n *node) error
-	// fatal says that it may end the keeper or the connection to it.
+	// fatal says that it may end daemon or keeper, or the connection between.
 	fatal bool
-	code  codes.Code
+	// stalls says that who needs more may stand still until it is lifted.
+	stalls bool
+	code   codes.Code
+}
+
+// stallTime is how long a limit that stalls is imposed at most.
+const stallTime = 2 * time.Second
+
+// outcome of operations that met a limit.
+type outcome struct{ tried, refused, ended, went, survived int }
+
+func (o outcome) row(name string) string {
+	return fmt.Sprintf("| %s | %d | %d | %d | %d | %d of %d |\n", name, o.tried, o.refused, o.ended, o.went, o.survived, o.tried)
 }
 
 var limits = []limit{
@@ -43,7 +58,41 @@ var limits = []limit{
 		lift:   func(n *node) error { return n.limitKeeperFiles(100000) }},
 	{name: "processes of the keeper", code: codes.ResourceExhausted, fatal: true,
 		impose: (*node).limitTasks, lift: (*node).unlimitTasks},
+	{name: "memory of the daemon, whoever takes more is killed", code: codes.ResourceExhausted, fatal: true,
+		impose: func(n *node, r *rand.Rand) error { return n.limitMemory(n.PID(), r, true) }, lift: (*node).unlimitMemory},
+	{name: "memory of the keeper, whoever takes more is killed", code: codes.ResourceExhausted, fatal: true,
+		impose: func(n *node, r *rand.Rand) error { return n.limitKeeperMemory(r, true) }, lift: (*node).unlimitMemory},
+	{name: "memory of the daemon, the kernel says ENOMEM", code: codes.ResourceExhausted, fatal: true, stalls: true,
+		impose: func(n *node, r *rand.Rand) error { return n.limitMemory(n.PID(), r, false) }, lift: (*node).unlimitMemory},
+	{name: "memory of the keeper, the kernel says ENOMEM", code: codes.ResourceExhausted, fatal: true, stalls: true,
+		impose: func(n *node, r *rand.Rand) error { return n.limitKeeperMemory(r, false) }, lift: (*node).unlimitMemory},
+	{name: "address space of the daemon", code: codes.ResourceExhausted, fatal: true,
+		impose: func(n *node, r *rand.Rand) error { return limitSpace(n.PID(), r) },
+		lift:   func(n *node) error { return unlimitSpace(n.PID()) }},
+	{name: "address space of the keeper", code: codes.ResourceExhausted, fatal: true,
+		impose: func(n *node, r *rand.Rand) error { return n.limitKeeperSpace(r) },
+		lift:   (*node).unlimitKeeperSpace},
 }
+
+// limited are the operations that meet limits: those of the tables and a pull.
+var limited = append(slices.Clone(operations), operation{
+	name: "PullImage",
+	call: func(s *scene) error {
+		_, err := try(s.t, s.n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: nginx}})
+		return err
+	},
+	done: func(s *scene) {
+		kinds[2].change(s)
+		s.container.Image.Image = nginx
+		s.container.Tty, s.container.Stdin = false, false
+		s.run()
+		s.create()
+		s.start()
+		s.wantAlive()
+		s.must("remove pod", s.tryRemovePod())
+		s.n.removeImage(s.t, nginx)
+	},
+})
 
 // TestFaultLimits makes every operation meet the limits of the machine.
 func TestFaultLimits(t *testing.T) {
@@ -56,14 +105,27 @@ func TestFaultLimits(t *testing.T) {
 	})
 	t.Logf("-seed %d", *seed)
 	random := rand.New(rand.NewPCG(*seed, 2))
-	score := score{first: "limit"}
+	table := "| limit | operations | refused | daemon or keeper ended | done all the same | survived |\n| --- | --- | --- | --- | --- | --- |\n"
 	for _, l := range limits {
-		for _, op := range operations {
-			score.add(l.name, "operations", t.Run(l.name+"/"+op.name, func(t *testing.T) { n.limited(t, op, l, random) }))
+		var o outcome
+		for i := range *limitRounds * len(limited) {
+			op := limited[i%len(limited)]
+			o.tried++
+			if t.Run(l.name+"/"+op.name, func(t *testing.T) { n.limited(t, op, l, random, &o) }) {
+				o.survived++
+			}
+		}
+		if o.tried > 0 {
+			table += o.row(l.name)
 		}
 	}
-	score.publish(t, "limits of the machine")
+	t.Log(table)
+	if !partial() {
+		publish(t, "limits of the machine", table)
+	}
 }
+
+var limitRounds = flag.Int("rounds", 2, "how often each operation meets each limit")
 
 // mountDisk mounts a disk until the test ends, and makes it the data folder of
 // the daemon that lives in dir.
@@ -81,33 +143,39 @@ func mountDisk(t *testing.T, dir, image, options string) {
 	}
 }
 
-func (n *node) limited(t *testing.T, op operation, l limit, random *rand.Rand) {
+func (n *node) limited(t *testing.T, op operation, l limit, random *rand.Rand, o *outcome) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)
 	for _, f := range op.prepare {
 		f(s)
 	}
 	n.give(t)
+	daemon, keeper := n.PID(), n.keeperOrNone()
 	if err := l.impose(n, random); err != nil {
-		t.Fatal(err)
+		t.Fatal(err, n.lift(l))
 	}
-	failure := op.call(s)
-	_, listErr := try(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
-	if err := l.lift(n); err != nil {
-		t.Fatal(err)
-	}
-	if listErr != nil {
-		t.Errorf("list pods: %v", listErr)
-	}
+	failure := n.meet(t, l, func() error { return op.call(s) })
 	defer func() {
 		if t.Failed() {
 			t.Logf("the call had ended with: %v", failure)
 		}
 	}()
-	if code := status.Code(failure); failure != nil && code != l.code && !(l.fatal && code == codes.Unavailable) {
-		t.Errorf("got %v, want code %v", failure, l.code)
+	if ended(daemon) && l.fatal {
+		n.Kill() // which only waits
+		n.begin(t)
 	}
 	n.awaitKeeper(t, 0)
+	switch code := status.Code(failure); {
+	case n.PID() != daemon || n.keeperOrNone() != keeper:
+		o.ended++
+	case failure == nil:
+		o.went++
+	case code == l.code:
+		o.refused++
+	}
+	if code := status.Code(failure); failure != nil && code != l.code && !(l.fatal && (code == codes.Unavailable || pluginKilled(failure))) {
+		t.Errorf("got %v, want code %v", failure, l.code)
+	}
 	s.wantListed()
 	if op.name == "StartContainer" && failure != nil && len(s.containers()) == 1 {
 		s.wantStarted()
@@ -119,6 +187,68 @@ func (n *node) limited(t *testing.T, op operation, l limit, random *rand.Rand) {
 		s.must("try again", op.call(s))
 	}
 	op.done(s)
+}
+
+// meet makes a call under a limit, which it lifts then.
+func (n *node) meet(t *testing.T, l limit, call func() error) error {
+	t.Helper()
+	limit := callTime
+	if l.stalls {
+		limit = stallTime
+	}
+	answer := make(chan error, 1)
+	go func() { answer <- call() }()
+	var failure error
+	select {
+	case failure = <-answer:
+		answer <- failure
+	case <-time.After(limit):
+	}
+	daemon := n.PID()
+	var listErr error
+	if !l.stalls {
+		_, listErr = try(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
+	}
+	if err := n.lift(l); err != nil {
+		t.Fatal(err)
+	}
+	if listErr != nil && !(l.fatal && ended(daemon)) {
+		t.Errorf("list pods: %v", listErr)
+	}
+	return <-answer
+}
+
+// lift lifts a limit of processes that may have ended.
+func (n *node) lift(l limit) error {
+	if err := l.lift(n); err != nil && !(l.fatal && errors.Is(err, unix.ESRCH)) {
+		return err
+	}
+	return nil
+}
+
+// ended reports whether a process has ended, which it may be about to.
+func ended(pid int) bool {
+	for range 20 {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil || zombie(pid) {
+			return true
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return false
+}
+
+// pluginKilled reports whether a network plugin was killed for lack of memory:
+// it is in the daemon's group, and nobody can tell why.
+func pluginKilled(err error) bool {
+	return status.Code(err) == codes.Internal && strings.Contains(err.Error(), "signal: killed")
+}
+
+func (n *node) keeperOrNone() int {
+	pid, err := n.Keeper()
+	if err != nil {
+		return 0 // it is about to be replaced
+	}
+	return pid
 }
 
 // wantStarted wants a start that failed to be recorded at last, and to be the

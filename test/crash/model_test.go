@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -33,6 +35,8 @@ type modelPod struct {
 	id         string // "" for none
 	ready      bool
 	containers [modelContainers]modelContainer
+	// image says whether the image of all containers is there; all pods share it.
+	image *bool
 }
 
 type modelContainer struct {
@@ -55,51 +59,102 @@ type action struct {
 }
 
 // TestModel makes random calls, some of them given up, made twice at once,
-// against another one, or cut short by a kill of daemon or keeper, and compares what is listed with a model.
+// against another one, or cut short by a kill of daemon or keeper, and compares
+// what is listed with a model. Sessions are open meanwhile, which must work for
+// as long as nothing happens to them, and end then.
 func TestModel(t *testing.T) {
 	n := newNode(t)
 	s := n.newScene(t)
 	t.Logf("-seed %d", *seed)
 	random := rand.New(rand.NewPCG(*seed, 0))
 	pods := n.modelPods(t, modelPods)
+	for _, p := range pods {
+		for _, c := range p.containers {
+			c.cfg.Command = []string{"sh", "-c", talker}
+		}
+	}
 	count := map[string]int{}
+	calls := 0
 	var past []string
+	var open openSessions
+	defer open.closeAll()
 	for end := time.Now().Add(*forTime); time.Now().Before(end) && !t.Failed(); {
 		i, j := random.IntN(modelPods), random.IntN(modelContainers)
 		all := n.actions(pods[i], &pods[i].containers[j])
 		a := all[random.IntN(len(all))]
+		if random.IntN(2) == 0 { // so that there is something to lose
+			a = all[random.IntN(3)]
+		}
 		way := []string{"", "", "given up", "twice", "killed", "keeper killed", "against"}[random.IntN(7)]
 		past = append(past, fmt.Sprintf("%s pod %d container %d %s", a.name, i, j, way))
 		count[way]++
+		calls++
 		switch way {
 		case "keeper killed":
 			n.orphan(t, a, time.Duration(random.IntN(20))*time.Millisecond)
 			s.retire(pods[i])
+			*pods[i].image = n.has(t, busybox)
+			open.keepers++
 		case "against":
 			b := all[random.IntN(len(all))]
 			past = append(past, b.name)
 			n.oppose(t, a, b)
 			s.retire(pods[i])
+			*pods[i].image = n.has(t, busybox)
 		default:
 			n.perform(t, a, way, time.Duration(random.IntN(60))*time.Millisecond)
+			if way == "killed" {
+				open.daemons++
+			}
 		}
 		compare(s, pods)
+		open.compare(s, pods)
+		if p := pods[random.IntN(modelPods)]; p.ready {
+			past = append(past, open.add(s, p, random))
+		}
 	}
 	if t.Failed() {
 		t.Logf("the calls, the last of which went wrong: %q", past[max(0, len(past)-30):])
 	}
-	t.Logf("calls by way: %v", count)
+	open.closeAll()
 	n.tidy(t, s)
+	n.wantNoImage(t)
+	survived := "yes"
+	if t.Failed() {
+		survived = "no"
+	}
+	publish(t, "random calls", fmt.Sprintf(`| calls | given up | made twice at once | against another one | with a kill of the daemon | of the keeper | sessions | survived |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| %d | %d | %d | %d | %d | %d | %d | %s |
+`, calls, count["given up"], count["twice"], count["against"], count["killed"], count["keeper killed"], open.count, survived))
+}
+
+// wantNoImage removes the image of the containers, and wants nothing of it to
+// be left.
+func (n *node) wantNoImage(t *testing.T) {
+	t.Helper()
+	n.removeImage(t, busybox)
+	var left []string
+	for end := time.Now().Add(leaveTime); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		left = slices.DeleteFunc(n.imageFiles(t), func(path string) bool {
+			return filepath.Base(filepath.Dir(path)) == "image" || filepath.Base(path) == "sha256" || strings.Contains(path, "/layers/empty")
+		})
+		if len(left) == 0 {
+			return
+		}
+	}
+	t.Errorf("left of images that were removed are %q", left)
 }
 
 func (n *node) modelPods(t *testing.T, count int) []*modelPod {
 	var pods []*modelPod
+	image := n.has(t, busybox)
 	for i := range count {
 		s := n.newScene(t)
 		s.pod.Metadata.Name = fmt.Sprintf("model-%d", i)
 		s.pod.PortMappings = nil
 		s.pod.LogDirectory = filepath.Join(n.Dir, "logs", s.pod.Metadata.Name)
-		p := &modelPod{cfg: s.pod}
+		p := &modelPod{cfg: s.pod, image: &image}
 		for j := range modelContainers {
 			c := n.newScene(t).container
 			c.Metadata.Name = fmt.Sprintf("c%d", j)
@@ -124,7 +179,7 @@ func (n *node) actions(p *modelPod, c *modelContainer) []action {
 		},
 		then: func(id string) { p.id, p.ready = id, true },
 	}, {
-		name: "CreateContainer", fails: !p.ready,
+		name: "CreateContainer", fails: !p.ready || c.id == "" && !*p.image,
 		call: func(ctx context.Context) (string, error) {
 			a, err := r.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: podID, Config: c.cfg, SandboxConfig: p.cfg})
 			return a.GetContainerId(), err
@@ -174,6 +229,20 @@ func (n *node) actions(p *modelPod, c *modelContainer) []action {
 			return "", err
 		},
 		then: func(string) { p.clear() },
+	}, {
+		name: "PullImage",
+		call: func(ctx context.Context) (string, error) {
+			_, err := n.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
+			return "", err
+		},
+		then: func(string) { *p.image = true },
+	}, {
+		name: "RemoveImage",
+		call: func(ctx context.Context) (string, error) {
+			_, err := n.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
+			return "", err
+		},
+		then: func(string) { *p.image = false },
 	}}
 }
 

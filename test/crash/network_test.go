@@ -3,6 +3,7 @@
 package crash
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -317,15 +318,34 @@ func (n *node) reads(t *testing.T) *reading {
 	return r
 }
 
-// end returns the longest that all but a hundredth took.
-func (r *reading) end() time.Duration {
+// latency is how long reads took.
+type latency struct {
+	count    int
+	p50, p99 time.Duration
+}
+
+func (l latency) String() string {
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	return fmt.Sprintf("%d | %.1f | %.1f", l.count, ms(l.p50), ms(l.p99))
+}
+
+// end stops to measure.
+func (r *reading) end() latency {
 	close(r.quit)
 	r.done.Wait()
 	if len(r.took) == 0 {
-		return 0
+		return latency{}
 	}
 	slices.Sort(r.took)
-	return r.took[len(r.took)*99/100]
+	return latency{len(r.took), r.took[len(r.took)/2], r.took[len(r.took)*99/100]}
+}
+
+// readFor measures for a while.
+func (n *node) readFor(t *testing.T, d time.Duration) latency {
+	t.Helper()
+	r := n.reads(t)
+	time.Sleep(d)
+	return r.end()
 }
 
 // quick is what reading may take on a machine that has other things to do.
@@ -333,7 +353,7 @@ const quick = 500 * time.Millisecond
 
 func (r *reading) wantQuick(t *testing.T) {
 	t.Helper()
-	if p99 := r.end(); p99 > quick || r.err != nil {
-		t.Errorf("lists and status took %v: %v", p99, r.err)
+	if took := r.end(); took.p99 > quick || r.err != nil {
+		t.Errorf("lists and status took %v: %v", took.p99, r.err)
 	}
 }

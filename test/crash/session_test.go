@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -276,4 +278,94 @@ func (s *scene) wantSessions(open []*session, mayGoOn bool) {
 	for _, one := range s.sessions() {
 		one.close()
 	}
+}
+
+// maxSessions bounds how many sessions are open in the model: each is tried
+// after each call.
+const maxSessions = 4
+
+// openSessions are those of the model.
+type openSessions struct {
+	all []opened
+	// count is how many there were, daemons and keepers how often those were killed.
+	count, daemons, keepers int
+}
+
+// opened is a session and how often daemon and keeper were killed before.
+type opened struct {
+	*session
+	daemons, keepers int
+}
+
+// add opens a session with a running container of a pod, if it has one.
+func (o *openSessions) add(s *scene, p *modelPod, random *rand.Rand) string {
+	s.t.Helper()
+	i := slices.IndexFunc(p.containers[:], func(c modelContainer) bool { return p.running(&c) })
+	if i < 0 || len(o.all) >= maxSessions {
+		return "no session"
+	}
+	kind := []string{execSession, attachSession, forwardSession}[random.IntN(3)]
+	if kind == forwardSession && o.has(kind, p.id) {
+		return "no session" // its port is taken
+	}
+	one, err := s.n.open(s.t, kind, p.id, p.containers[i].id)
+	if err != nil {
+		s.t.Errorf("open a session, %s: %v", kind, err)
+		return kind
+	}
+	o.count++
+	o.all = append(o.all, opened{one, o.daemons, o.keepers})
+	return kind + " session"
+}
+
+func (p *modelPod) running(c *modelContainer) bool {
+	return c.id != "" && c.state == runtimeapi.ContainerState_CONTAINER_RUNNING
+}
+
+func (o *openSessions) has(kind, pod string) bool {
+	return slices.ContainsFunc(o.all, func(s opened) bool { return s.kind == kind && s.pod == pod })
+}
+
+// compare wants sessions to work as long as what they are with runs and nothing
+// that they pass through was killed, and to have ended otherwise. A port that
+// is forwarded ends with the daemon; what the pod's end means for it is open.
+func (o *openSessions) compare(s *scene, pods []*modelPod) {
+	s.t.Helper()
+	o.all = slices.DeleteFunc(o.all, func(one opened) bool {
+		runs := slices.ContainsFunc(pods, func(p *modelPod) bool { return p.serves(one.session) })
+		killed := one.daemons < o.daemons || one.kind != forwardSession && one.keepers < o.keepers
+		switch {
+		case killed, !runs && one.kind != forwardSession:
+			if !one.ends() {
+				s.t.Errorf("%s has no end", one.kind)
+			}
+			return true
+		case !runs:
+			one.close()
+			return true
+		}
+		if err := one.works(); err != nil {
+			s.t.Errorf("%s: %v", one.kind, err)
+			one.close()
+			return true
+		}
+		return false
+	})
+}
+
+// serves reports whether a session is with the pod as it is.
+func (p *modelPod) serves(s *session) bool {
+	if p.id != s.pod || !p.ready {
+		return false
+	}
+	return s.kind == forwardSession || slices.ContainsFunc(p.containers[:], func(c modelContainer) bool {
+		return c.id == s.container && p.running(&c)
+	})
+}
+
+func (o *openSessions) closeAll() {
+	for _, one := range o.all {
+		one.close()
+	}
+	o.all = nil
 }

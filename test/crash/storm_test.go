@@ -76,6 +76,7 @@ func TestStorm(t *testing.T) {
 		st.wantSense(s)
 	}
 	n.tidy(t, s)
+	n.wantNoImage(t)
 	survived := "yes"
 	if t.Failed() {
 		survived = "no"
