@@ -10,6 +10,10 @@
 // as anybody waits for it, and what two pulls have in common, the image, a
 // layer or a blob, is fetched once.
 //
+// Nothing waits for the disk: what was written names the boot of the machine
+// until a sync, and is not trusted in another one. [Service.Check] finds what
+// a disk has changed at rest.
+//
 // Everything that comes out of an image is hostile and bounded: documents by
 // size, archives by what they unpack to, names by the folder that they are
 // resolved in. No value of an image decides anything on the host.

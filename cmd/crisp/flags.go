@@ -43,6 +43,11 @@ func setState(c *config.Config, dir string) {
 // load reads the configuration that a command's arguments name, and returns
 // the arguments left over.
 func load(command string, args []string) (*config.Config, []string, error) {
+	return loadWith(command, args, func(*flag.FlagSet) {})
+}
+
+// loadWith is load for a command that has flags of its own.
+func loadWith(command string, args []string, more func(*flag.FlagSet)) (*config.Config, []string, error) {
 	fs := flag.NewFlagSet(command, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	path := fs.String("config", config.DefaultPath, "configuration file")
@@ -50,6 +55,7 @@ func load(command string, args []string) (*config.Config, []string, error) {
 	for _, o := range overrides {
 		values[o.name] = fs.String(o.name, "", o.usage)
 	}
+	more(fs)
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil, nil, fmt.Errorf("help was asked for\n%s", usage)

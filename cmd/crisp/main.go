@@ -4,6 +4,7 @@
 //	crisp serve           serve the CRI
 //	crisp plan FILE.json  print the system calls that start a container
 //	crisp run BUNDLE      run the container of an OCI bundle
+//	crisp images check    compare the images on disk with their digests
 //	crisp config default  print the configuration with its defaults
 //	crisp config check    check a configuration
 //	crisp version         print the version
@@ -28,6 +29,7 @@ const usage = `usage:
               [--cni-conf-dir DIR] [--cni-bin-dir DIR[,DIR]] [--registry-config-dir DIR[,DIR]]
   crisp plan [--config FILE] FILE.json
   crisp run [--config FILE] BUNDLE
+  crisp images check [--config FILE] [--repair]
   crisp config default
   crisp config check [--config FILE]
   crisp version
@@ -59,6 +61,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return printPlan(rest, out)
 	case "run":
 		return runBundle(ctx, rest)
+	case "images":
+		return imagesCommand(ctx, rest, out)
 	case "config":
 		return configure(rest, out)
 	case syncCommand:

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -92,6 +93,9 @@ type services struct {
 	pods    *pod.Manager
 	stats   *stats.Collector
 	streams *stream.Server
+
+	checking sync.Mutex     // held during a check of the images
+	checks   sync.WaitGroup // that are under way
 }
 
 // onClose notes what ends a service.
@@ -136,17 +140,14 @@ func (d *services) open(ctx context.Context) error {
 	for _, w := range d.cgroups.Degraded() {
 		klog.InfoS("Cgroups are degraded", "missing", w)
 	}
-	d.images, err = image.Open(ctx, image.Options{
-		Root: filepath.Join(d.cfg.Root, "image"), RegistryConfigDirs: d.cfg.RegistryConfigDirs,
-		Pinned: d.cfg.PinnedImages, MaxConcurrentDownloads: d.cfg.MaxConcurrentDownloads,
-		ProgressTimeout: time.Duration(d.cfg.PullProgressTimeout), UserAgent: "crisp/" + version,
-		Sync:   syncApart,
-		Logger: slog.New(logr.ToSlogHandler(klog.Background())),
-	})
+	d.images, err = image.Open(ctx, imageOptions(d.cfg))
 	if err != nil {
 		return err
 	}
 	d.onClose(func() { d.images.Close() })
+	if err := d.serveAdmin(); err != nil {
+		klog.ErrorS(err, "Serve commands; images can be checked only while no daemon runs")
+	}
 	d.network, err = network.Open(ctx, network.Options{
 		ConfDir: d.cfg.CNIConfDir, BinDirs: d.cfg.CNIBinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
 	})
@@ -159,6 +160,16 @@ func (d *services) open(ctx context.Context) error {
 	}
 	d.onClose(func() { d.keeper.Close() })
 	return d.openPods(ctx)
+}
+
+// imageOptions are those that a configuration asks for.
+func imageOptions(cfg *config.Config) image.Options {
+	return image.Options{
+		Root: filepath.Join(cfg.Root, "image"), RegistryConfigDirs: cfg.RegistryConfigDirs,
+		Pinned: cfg.PinnedImages, MaxConcurrentDownloads: cfg.MaxConcurrentDownloads,
+		ProgressTimeout: time.Duration(cfg.PullProgressTimeout), UserAgent: "crisp/" + version,
+		Sync: syncApart, Logger: slog.New(logr.ToSlogHandler(klog.Background())),
+	}
 }
 
 // openPods starts what rests on the other services.

@@ -381,6 +381,11 @@ func (st *Stage) Publish() error {
 	if _, ok := s.layers[st.rec.ChainID]; ok {
 		return nil
 	}
+	return st.publishLocked()
+}
+
+func (st *Stage) publishLocked() error {
+	s := st.store
 	err := os.Rename(filepath.Join(s.temp, st.name), filepath.Join(s.root, st.rec.ChainID.Encoded()))
 	if err != nil {
 		return fmt.Errorf("publish layer: %w", err)

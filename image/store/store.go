@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,8 @@ const (
 
 	dirPerm  = 0o700
 	filePerm = 0o600
+
+	checkBuffer = 256 << 10
 )
 
 // Usage is disk space: allocated bytes and inodes.
@@ -229,6 +232,38 @@ func (s *Store) Verify(desc ocispec.Descriptor) error {
 	defer r.Close()
 	_, err = io.Copy(io.Discard, r)
 	return err
+}
+
+// Check reads a blob as it is on disk, not as memory may still have it, and
+// compares it with its digest and with its size when it was written or found.
+func (s *Store) Check(ctx context.Context, d digest.Digest) (size int64, err error) {
+	s.mu.Lock()
+	b, ok := s.blobs[d]
+	s.mu.Unlock()
+	if !ok {
+		return 0, fmt.Errorf("%w: %s", ErrNotFound, d)
+	}
+	r, err := s.Reader(ocispec.Descriptor{Digest: d, Size: b.size})
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	if f, ok := r.(*verifiedFile); ok {
+		forget := func() { _ = unix.Fadvise(int(f.f.Fd()), 0, 0, unix.FADV_DONTNEED) } // advice
+		forget()
+		defer forget()
+	}
+	buf := make([]byte, checkBuffer)
+	for err == nil && ctx.Err() == nil {
+		_, err = r.Read(buf)
+	}
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return b.size, err
 }
 
 // ReadAll returns a small blob, verified.

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"crisp/cri/config"
+	"crisp/image"
+)
+
+const (
+	// adminSocket, in the state folder, is where a daemon takes commands of
+	// this program that have no call in the CRI.
+	adminSocket = "admin.sock"
+	checkPath   = "/images/check"
+)
+
+// errDamaged is why a check does not end well.
+var errDamaged = errors.New("images are damaged")
+
+// finding is a line of what a check answers: damage, or how it ended.
+type finding struct {
+	Damage *image.Damage  `json:"damage,omitempty"`
+	Done   *image.Checked `json:"done,omitempty"`
+	Error  string         `json:"error,omitempty"`
+}
+
+// imagesCommand is the command images.
+func imagesCommand(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) == 0 || args[0] != "check" {
+		return fmt.Errorf("images needs a command: check\n%s", usage)
+	}
+	repair := false
+	cfg, rest, err := loadWith("images check", args[1:], func(fs *flag.FlagSet) {
+		fs.BoolVar(&repair, "repair", false, "have what is damaged fetched or unpacked again")
+	})
+	if err != nil {
+		return err
+	}
+	if len(rest) > 0 {
+		return fmt.Errorf("images check takes no arguments, got %q\n%s", rest, usage)
+	}
+	p := printer{out: out}
+	if err := p.check(ctx, cfg, repair); err != nil {
+		return err
+	}
+	if p.done.Damaged > p.done.Repaired {
+		return errDamaged
+	}
+	return nil
+}
+
+// printer prints what a check finds.
+type printer struct {
+	out  io.Writer
+	done image.Checked
+}
+
+// check has a daemon check its images, or does it itself if there is none.
+func (p *printer) check(ctx context.Context, cfg *config.Config, repair bool) error {
+	err := p.ask(ctx, filepath.Join(cfg.State, adminSocket), repair)
+	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
+		return err
+	}
+	s, err := image.Open(ctx, imageOptions(cfg))
+	if err != nil {
+		return err
+	}
+	done, err := s.Check(ctx, repair, p.damage)
+	if err = errors.Join(err, s.Close()); err != nil {
+		return err
+	}
+	p.end(done)
+	return nil
+}
+
+// ask follows a check by the daemon on a socket.
+func (p *printer) ask(ctx context.Context, socket string, repair bool) error {
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}}
+	defer client.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://crisp%s?repair=%t", checkPath, repair), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		return fmt.Errorf("ask the daemon to check its images: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return fmt.Errorf("ask the daemon to check its images: %s: %s", resp.Status, strings.TrimSpace(string(text)))
+	}
+	for lines := json.NewDecoder(resp.Body); ; {
+		var f finding
+		switch err := lines.Decode(&f); {
+		case err != nil:
+			return fmt.Errorf("the daemon has not ended its check: %w", err)
+		case f.Error != "":
+			return errors.New(f.Error)
+		case f.Done != nil:
+			p.end(*f.Done)
+			return nil
+		case f.Damage != nil:
+			p.damage(*f.Damage)
+		}
+	}
+}
+
+func (p *printer) damage(d image.Damage) {
+	what := "damaged"
+	switch {
+	case d.Repaired:
+		what = "repaired"
+	case d.Remains != "":
+		what = "not repaired: " + d.Remains
+	}
+	fmt.Fprintf(p.out, "%s (%s): %s; %s\n", d.What, strings.Join(d.Images, ", "), d.Why, what)
+}
+
+func (p *printer) end(done image.Checked) {
+	p.done = done
+	fmt.Fprintf(p.out, "%d blobs and %d unpacked layers were checked, %d layers could not be; %d damaged, %d of them repaired\n",
+		done.Blobs, done.Layers, done.Unchecked, done.Damaged, done.Repaired)
+}
+
+// serveAdmin takes commands until the daemon closes.
+func (d *services) serveAdmin() error {
+	l, err := listen(filepath.Join(d.cfg.State, adminSocket))
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+checkPath, d.checkImages)
+	server := http.Server{Handler: mux, ReadHeaderTimeout: stopTimeout}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			klog.ErrorS(err, "Serve commands")
+		}
+	}()
+	d.onClose(func() {
+		if err := server.Close(); err != nil {
+			klog.ErrorS(err, "Stop serving commands")
+		}
+		<-done
+		d.checks.Wait()
+	})
+	return nil
+}
+
+// checkImages checks the images for a client, one at a time.
+func (d *services) checkImages(w http.ResponseWriter, r *http.Request) {
+	if !d.checking.TryLock() {
+		http.Error(w, "a check is under way", http.StatusConflict)
+		return
+	}
+	defer d.checking.Unlock()
+	d.checks.Add(1)
+	defer d.checks.Done()
+	answers := json.NewEncoder(w)
+	answer := func(f finding) {
+		_ = answers.Encode(f) // a client that is gone ends the context
+		_ = http.NewResponseController(w).Flush()
+	}
+	done, err := d.images.Check(r.Context(), r.FormValue("repair") == "true", func(damage image.Damage) {
+		klog.InfoS("An image is damaged", "what", damage.What, "images", damage.Images, "why", damage.Why, "repaired", damage.Repaired, "remains", damage.Remains)
+		answer(finding{Damage: &damage})
+	})
+	if err != nil {
+		answer(finding{Error: err.Error()})
+		return
+	}
+	answer(finding{Done: &done})
+}
