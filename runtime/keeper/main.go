@@ -56,6 +56,10 @@ func run(args []string) error {
 	}
 	activated := os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
 	if activated {
+		// Without its socket unit the first descriptor is one that was stored.
+		if on, err := unix.GetsockoptInt(listenFD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
+			return fmt.Errorf("descriptor %d is no socket to listen on: start the socket's unit", listenFD)
+		}
 		if err := becomeSealed(args[0]); err != nil {
 			return err
 		}

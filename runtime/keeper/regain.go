@@ -43,8 +43,9 @@ func (k *keeper) regain() {
 			continue
 		}
 		if list[number] == nil {
-			list[number] = &returned{stored: stored{number: number, kept: map[string]string{}}, meta: -1, log: -1, keptNames: map[int]string{}}
+			list[number] = &returned{stored: *newStored(number), meta: -1, log: -1, keptNames: map[int]string{}}
 		}
+		k.store.count(&list[number].stored, name, 1)
 		list[number].add(k, kind, version, name, fd)
 		if last := k.store.last.Load(); number > last {
 			k.store.last.Store(number)

@@ -226,12 +226,22 @@ func (s *savedEntry) inStore(k *keeper) *stored {
 		return nil
 	}
 	k.store.last.Store(max(k.store.last.Load(), s.number))
-	st := &stored{number: s.number, log: int(s.logs), kept: map[string]string{}}
+	st := newStored(s.number)
+	st.log = int(s.logs)
+	fixed := len(s.files())
 	for i, n := range s.kept {
-		if i < len(s.keptNames) {
+		fixed--
+		if i < len(s.keptNames) && s.keptNames[i] != "" {
 			st.kept[n.name] = s.keptNames[i]
+			k.store.count(st, s.keptNames[i], 1)
 		}
 	}
+	if s.log >= 0 {
+		fixed--
+		k.store.count(st, st.name(".l", st.log), 1)
+	}
+	k.store.count(st, st.name(), fixed)
+	k.store.count(st, st.name(".m", st.log), 1)
 	return st
 }
 

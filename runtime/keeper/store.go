@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,12 +44,24 @@ const (
 	nsRole      = "ns/"
 	keepRole    = "keep/"
 	spoolRole   = "/spool"
+
+	// maxNames bounds the names of all descriptors together. The kernel refuses
+	// to execute a program with a variable of 128 KiB, and so no keeper would
+	// ever start again.
+	maxNames = 120_000
+	// storeTime is how long the service manager may take to read.
+	storeTime = time.Second
 )
+
+// errStoreFull is an entry that is not stored for lack of room for names.
+var errStoreFull = errors.New("the service manager's store is full: it would not outlive a daemon and a keeper that are killed at once")
 
 // store talks to the service manager; nil if there is none.
 type store struct {
 	address string
 	last    atomic.Uint64
+	deaf    bool // guarded by keeper.storeMu; the manager reads nothing, and is not waited for
+	names   int  // guarded by keeper.storeMu; the length of all names, with what parts them
 }
 
 // stored is what the store has of an entry; guarded by keeper.storeMu.
@@ -55,6 +69,17 @@ type stored struct {
 	number uint64
 	log    int               // how often the log was exchanged
 	kept   map[string]string // kept descriptor: its name in the store
+	names  map[string]int    // how many descriptors have a name
+}
+
+func newStored(number uint64) *stored {
+	return &stored{number: number, kept: map[string]string{}, names: map[string]int{}}
+}
+
+// count notes that n descriptors more have a name, or fewer.
+func (s *store) count(of *stored, name string, n int) {
+	of.names[name] += n
+	s.names += n * (len(name) + 1)
 }
 
 func (s *stored) name(rest ...any) string {
@@ -76,7 +101,8 @@ func newRole(name string, fd int) (role, error) {
 	return role{name, uint64(st.Dev), st.Ino, fd}, nil
 }
 
-// send tells the service manager something. It does not wait for it.
+// send tells the service manager something. It waits for one that is busy, but
+// once, and not for long: it may have stopped for good.
 func (s *store) send(text string, fds []int) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -87,7 +113,16 @@ func (s *store) send(text string, fds []int) error {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	if err := unix.Sendmsg(fd, []byte(text), oob, &unix.SockaddrUnix{Name: s.address}, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT); err != nil {
+	flags, limit := unix.MSG_NOSIGNAL, unix.NsecToTimeval(storeTime.Nanoseconds())
+	if s.deaf {
+		flags |= unix.MSG_DONTWAIT
+	}
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)
+	if err == nil {
+		err = unix.Sendmsg(fd, []byte(text), oob, &unix.SockaddrUnix{Name: s.address}, flags)
+		s.deaf = errors.Is(err, unix.EAGAIN)
+	}
+	if err != nil {
 		return fmt.Errorf("notify service manager: %w", err)
 	}
 	return nil
@@ -95,14 +130,16 @@ func (s *store) send(text string, fds []int) error {
 
 // put stores descriptors. Without FDPOLL the manager would drop a pipe once
 // all that write to it have closed it.
-func (s *store) put(name string, fds ...int) error {
+func (s *store) put(of *stored, name string, fds ...int) error {
 	if len(fds) == 0 {
 		return nil
 	}
+	s.count(of, name, len(fds))
 	return s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, fds)
 }
 
-func (s *store) drop(name string) error {
+func (s *store) drop(of *stored, name string) error {
+	s.count(of, name, -of.names[name])
 	return s.send("FDSTOREREMOVE=1\nFDNAME="+name, nil)
 }
 
@@ -114,9 +151,13 @@ func (k *keeper) deposit(e *entry) {
 	}
 	k.storeMu.Lock()
 	defer k.storeMu.Unlock()
-	s := &stored{number: k.store.last.Add(1), kept: map[string]string{}}
+	s := newStored(k.store.last.Add(1))
 	roles, err := k.roles(e)
 	defer closeRoles(roles)
+	if longest := len(s.name(".i", maxChildren)) + 1; k.store.names+(len(roles)+1)*longest > maxNames {
+		k.logf("store %s: %v", e.id, errStoreFull)
+		return
+	}
 	var fixed []int
 	for _, r := range roles {
 		switch {
@@ -124,13 +165,13 @@ func (k *keeper) deposit(e *entry) {
 		case strings.HasPrefix(r.name, keepRole):
 			name := s.name(".i", len(s.kept))
 			s.kept[strings.TrimPrefix(r.name, keepRole)] = name
-			err = k.store.put(name, r.fd)
+			err = k.store.put(s, name, r.fd)
 		case r.name != roleLog:
 			fixed = append(fixed, r.fd)
 		}
 	}
 	if err == nil {
-		err = k.store.put(s.name(), fixed...)
+		err = k.store.put(s, s.name(), fixed...)
 	}
 	if err == nil {
 		err = k.depositLog(e, s, roles)
@@ -145,7 +186,7 @@ func (k *keeper) deposit(e *entry) {
 func (k *keeper) depositLog(e *entry, s *stored, roles []role) error {
 	for _, r := range roles {
 		if r.name == roleLog {
-			if err := k.store.put(s.name(".l", s.log), r.fd); err != nil {
+			if err := k.store.put(s, s.name(".l", s.log), r.fd); err != nil {
 				return err
 			}
 		}
@@ -155,7 +196,7 @@ func (k *keeper) depositLog(e *entry, s *stored, roles []role) error {
 		return err
 	}
 	defer meta.Close()
-	return k.store.put(s.name(".m", s.log), int(meta.Fd()))
+	return k.store.put(s, s.name(".m", s.log), int(meta.Fd()))
 }
 
 // depositReopened stores an entry's log after it was exchanged.
@@ -175,7 +216,7 @@ func (k *keeper) depositReopened(e *entry) {
 	}
 	for _, kind := range []string{".m", ".l"} {
 		if err == nil {
-			err = k.store.drop(s.name(kind, old))
+			err = k.store.drop(s, s.name(kind, old))
 		}
 	}
 	if err != nil {
@@ -204,7 +245,7 @@ func (k *keeper) withdraw(e *entry, kept string) {
 		e.stored = nil
 	}
 	for _, name := range names {
-		if err := k.store.drop(name); err != nil {
+		if err := k.store.drop(s, name); err != nil {
 			k.logf("take %s out of the store: %v", e.id, err)
 		}
 	}

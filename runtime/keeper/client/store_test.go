@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,8 +74,11 @@ func (m *manager) receive() {
 		m.mu.Lock()
 		switch {
 		case said["FDSTORE"] == "1" && said["FDPOLL"] == "0":
-			for _, f := range rights(m.t, oob[:oobn]) {
-				// The order in which they come back is not to matter.
+			files := rights(m.t, oob[:oobn])
+			// The order in which they come back is not to matter.
+			rand.Shuffle(len(files), func(i, j int) { files[i], files[j] = files[j], files[i] })
+			for _, f := range files {
+				m.checkLocked(said["FDNAME"], f)
 				m.names = append([]string{said["FDNAME"]}, m.names...)
 				m.stored = append([]*os.File{f}, m.stored...)
 			}
@@ -84,6 +88,22 @@ func (m *manager) receive() {
 			m.t.Errorf("the manager was told %q", buf[:n])
 		}
 		m.mu.Unlock()
+	}
+}
+
+// checkLocked wants what systemd takes: a name that fits between colons, and no
+// descriptor that it has, of which it would drop the second.
+func (m *manager) checkLocked(name string, f *os.File) {
+	if name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == ':' }) {
+		m.t.Errorf("systemd refuses the name %q", name)
+	}
+	const kcmpFile = 0
+	pid := uintptr(os.Getpid())
+	for i, other := range m.stored {
+		order, _, errno := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, f.Fd(), other.Fd(), 0)
+		if errno == 0 && order == 0 {
+			m.t.Errorf("%s is stored as %s, too", name, m.names[i])
+		}
 	}
 }
 
@@ -268,6 +288,26 @@ func TestStoreOutlivesBoth(t *testing.T) {
 		t.Error(err)
 	}
 	if log, err := os.ReadFile(filepath.Join(m.dir, logName)); err != nil || len(log) > 0 {
+		t.Errorf("keeper log: %s, %v", log, err)
+	}
+}
+
+// TestKeeperWithoutItsSocket starts a keeper with what is stored alone, as
+// systemd does if the socket's unit is stopped.
+func TestKeeperWithoutItsSocket(t *testing.T) {
+	testkit.Root(t)
+	testkit.Leaks(t)
+	m := newManager(t)
+	r, w := pipe(t)
+	defer closeFiles(r, w)
+	socket := m.listener
+	m.listener = r
+	m.start()
+	m.listener = socket
+	if err := m.keeper.Wait(); err == nil {
+		t.Error("it ends well")
+	}
+	if log, err := os.ReadFile(filepath.Join(m.dir, logName)); err != nil || !strings.Contains(string(log), "descriptor 3 is no socket to listen on") {
 		t.Errorf("keeper log: %s, %v", log, err)
 	}
 }

@@ -1,0 +1,118 @@
+package keeper
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/spawn"
+	"crisp/runtime/wire"
+)
+
+// storing is a keeper with a service manager that reads when it is asked to.
+func storing(t *testing.T) (k *keeper, read func() []string) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	address := filepath.Join(t.TempDir(), "notify")
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: address}); err != nil {
+		t.Fatal(err)
+	}
+	k = newKeeper(t.TempDir(), spawn.Options{})
+	k.store = &store{address: address}
+	return k, func() (said []string) {
+		buf := make([]byte, 4096)
+		for {
+			n, _, err := unix.Recvfrom(fd, buf, 0)
+			if errors.Is(err, unix.EAGAIN) {
+				return said
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			said = append(said, string(buf[:n]))
+		}
+	}
+}
+
+// pinned is an entry with one descriptor.
+func pinned(t *testing.T) *entry {
+	t.Helper()
+	f, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return &entry{id: "pod", kind: wire.Sandbox, terminal: -1, namespaces: []named{{"net", int(f.Fd())}}}
+}
+
+// TestStoreHasRoomForNames fills the variable in which the next keeper gets
+// the names of what is stored.
+func TestStoreHasRoomForNames(t *testing.T) {
+	k, read := storing(t)
+	e := pinned(t)
+	k.deposit(e)
+	if said := read(); len(said) != 2 || e.stored == nil || k.store.names != len("1:1.m0:") {
+		t.Fatalf("stored %q, names take up %d", said, k.store.names)
+	}
+	k.withdraw(e, "")
+	if said := read(); len(said) == 0 || k.store.names != 0 {
+		t.Errorf("withdrawn %q, names take up %d", said, k.store.names)
+	}
+	k.store.names = maxNames - 10
+	k.deposit(e)
+	if said := read(); len(said) > 0 || e.stored != nil || k.store.names != maxNames-10 {
+		t.Errorf("without room stored %q, names take up %d", said, k.store.names)
+	}
+	// The kernel's limit is on the variable with its name.
+	if err := execWith("LISTEN_FDNAMES=crisp-keeper.socket:" + strings.Repeat("x", maxNames)); err != nil {
+		t.Errorf("a program is not executed with so many names: %v", err)
+	}
+}
+
+func execWith(env string) error {
+	p, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{Env: []string{env}})
+	if err != nil {
+		return err
+	}
+	_, err = p.Wait()
+	return err
+}
+
+// TestDeafManager stores with a manager that reads nothing: that takes time
+// once, and it is told again when it reads.
+func TestDeafManager(t *testing.T) {
+	k, read := storing(t)
+	e := pinned(t)
+	var longest, last time.Duration
+	for range 1000 {
+		began := time.Now()
+		k.deposit(e)
+		last = time.Since(began)
+		longest = max(longest, last)
+		if k.store.deaf {
+			break
+		}
+	}
+	if !k.store.deaf || longest < storeTime {
+		t.Fatalf("waited %v, deaf %v", longest, k.store.deaf)
+	}
+	began := time.Now()
+	k.deposit(e)
+	if took := time.Since(began); took > storeTime/2 {
+		t.Errorf("waited %v for a manager that is known to be deaf", took)
+	}
+	read()
+	k.deposit(e)
+	if said := read(); len(said) != 2 || k.store.deaf {
+		t.Errorf("once it reads it is told %q, deaf %v", said, k.store.deaf)
+	}
+}
