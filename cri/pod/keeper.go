@@ -229,8 +229,7 @@ func (m *Manager) replaceKeeper() {
 	for {
 		c, err := client.Connect(m.ctx, m.Keeper.stateDir, m.Keeper.binary)
 		if err == nil {
-			m.findSessions(c)
-			m.handOver(c)
+			m.handOver(c, m.findSessions(c))
 			m.Keeper.replace(c)
 			warn(old.Close(), "close the connection to the keeper that died")
 			return
@@ -245,9 +244,11 @@ func (m *Manager) replaceKeeper() {
 }
 
 // handOver gives everything to a new keeper. Exits that the old one recorded
-// and did not tell are taken as they are.
-func (m *Manager) handOver(c *client.Client) {
+// and did not tell are taken as they are, and so are those that it holds if it
+// is the old one after all: with the connection their report may be lost.
+func (m *Manager) handOver(c *client.Client, held map[string]client.Exit) {
 	exits := m.recordedExits()
+	maps.Copy(exits, held)
 	m.mu.RLock()
 	pods := maps.Clone(m.pods)
 	m.mu.RUnlock()
@@ -379,16 +380,20 @@ func (m *Manager) reapSession(s *client.Started) {
 
 // findSessions hands to a keeper the commands under way that it does not have.
 // They have noticed nothing: their streams are the daemon's. One that was only
-// upgraded has them.
-func (m *Manager) findSessions(c *client.Client) {
+// upgraded has them. It returns the exits that the keeper holds.
+func (m *Manager) findSessions(c *client.Client) map[string]client.Exit {
+	exits := map[string]client.Exit{}
 	held := map[string]*client.Entry{}
 	list, err := c.List(m.ctx)
 	if err != nil { // it is gone, too: the next one is asked
 		klog.ErrorS(err, "Ask the keeper what it holds")
-		return
+		return exits
 	}
 	for i := range list {
 		held[list[i].ID] = &list[i]
+		if list[i].Exit != nil {
+			exits[list[i].ID] = *list[i].Exit
+		}
 		list[i].Close()
 	}
 	for _, s := range m.strayed(held) {
@@ -404,6 +409,7 @@ func (m *Manager) findSessions(c *client.Client) {
 		}
 		m.mu.Unlock()
 	}
+	return exits
 }
 
 // strayed returns the sessions that are not held. Of those that are, some may
