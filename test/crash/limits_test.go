@@ -125,7 +125,7 @@ func TestFaultLimits(t *testing.T) {
 	}
 }
 
-var limitRounds = flag.Int("rounds", 2, "how often each operation meets each limit")
+var limitRounds = flag.Int("rounds", 1, "how often each operation meets each limit")
 
 // mountDisk mounts a disk until the test ends, and makes it the data folder of
 // the daemon that lives in dir.

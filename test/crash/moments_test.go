@@ -103,7 +103,7 @@ func (n *node) moment(t *testing.T, op operation, k kind, way string, after time
 	}
 	n.awaitKeeper(t, killed)
 	s.wantListed()
-	s.wantSessions(open, way == killKeeperOnly)
+	s.wantSessions(open, way != killKeeperOnly)
 	if way == killBoth {
 		return // what is left can only be removed
 	}

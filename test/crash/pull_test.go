@@ -16,7 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-var pullKills = flag.Int("pulls", 20, "how many kills at random moments of a pull are tried in each way")
+var pullKills = flag.Int("pulls", 10, "how many kills at random moments of a pull are tried in each way")
 
 // Ways to disturb a pull before the kill.
 const (

@@ -189,8 +189,10 @@ func (s *session) works() error {
 			}
 		}
 		line, err := s.out.ReadString('\n')
-		line = strings.ReplaceAll(line, "\r", "")                         // of a terminal
-		if err == nil && line != want && !strings.HasSuffix(want, line) { // attached in the middle of a line
+		line = strings.ReplaceAll(line, "\r", "") // of a terminal
+		// Who attaches may do so in the middle of a line, and once more if the
+		// keeper dies.
+		if err == nil && s.in != nil && line != want {
 			err = fmt.Errorf("%w: got %q, want %q", errNoSession, line, want)
 		}
 		answer <- err
@@ -259,20 +261,26 @@ func (s *scene) sessionKinds() []string {
 	return all
 }
 
-// wantSessions wants what was open to have ended, but for forwarded ports that
-// nothing happened to, and wants new sessions to work.
-func (s *scene) wantSessions(open []*session, mayGoOn bool) {
+// wantSessions wants sessions to have ended if the daemon was killed or the
+// container, and to work otherwise. What the end of a pod means for a port that
+// is forwarded is open. New sessions must work.
+func (s *scene) wantSessions(open []*session, daemonKilled bool) {
 	s.t.Helper()
+	runs := s.runs()
 	for _, one := range open {
-		if one.kind == forwardSession && mayGoOn && one.works() == nil {
-			one.close()
-			continue
+		err := errNoSession
+		if !daemonKilled && (runs || one.kind == forwardSession) {
+			err = one.works()
 		}
-		if !one.ends() {
+		if err != nil && !one.ends() {
 			s.t.Errorf("%s has no end", one.kind)
 		}
+		if err != nil && !daemonKilled && runs {
+			s.t.Errorf("%s did not outlive the keeper: %v", one.kind, err)
+		}
+		one.close()
 	}
-	if !s.runs() {
+	if !runs {
 		return
 	}
 	for _, one := range s.sessions() {
@@ -287,14 +295,14 @@ const maxSessions = 4
 // openSessions are those of the model.
 type openSessions struct {
 	all []opened
-	// count is how many there were, daemons and keepers how often those were killed.
-	count, daemons, keepers int
+	// count is how many there were, kills how often the daemon was killed.
+	count, kills int
 }
 
-// opened is a session and how often daemon and keeper were killed before.
+// opened is a session and how often the daemon was killed before.
 type opened struct {
 	*session
-	daemons, keepers int
+	kills int
 }
 
 // add opens a session with a running container of a pod, if it has one.
@@ -314,7 +322,7 @@ func (o *openSessions) add(s *scene, p *modelPod, random *rand.Rand) string {
 		return kind
 	}
 	o.count++
-	o.all = append(o.all, opened{one, o.daemons, o.keepers})
+	o.all = append(o.all, opened{one, o.kills})
 	return kind + " session"
 }
 
@@ -326,14 +334,13 @@ func (o *openSessions) has(kind, pod string) bool {
 	return slices.ContainsFunc(o.all, func(s opened) bool { return s.kind == kind && s.pod == pod })
 }
 
-// compare wants sessions to work as long as what they are with runs and nothing
-// that they pass through was killed, and to have ended otherwise. A port that
-// is forwarded ends with the daemon; what the pod's end means for it is open.
+// compare wants sessions to work as long as what they are with runs and the
+// daemon was not killed, and to have ended otherwise, as in wantSessions.
 func (o *openSessions) compare(s *scene, pods []*modelPod) {
 	s.t.Helper()
 	o.all = slices.DeleteFunc(o.all, func(one opened) bool {
 		runs := slices.ContainsFunc(pods, func(p *modelPod) bool { return p.serves(one.session) })
-		killed := one.daemons < o.daemons || one.kind != forwardSession && one.keepers < o.keepers
+		killed := one.kills < o.kills
 		switch {
 		case killed, !runs && one.kind != forwardSession:
 			if !one.ends() {
