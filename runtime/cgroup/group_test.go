@@ -125,18 +125,24 @@ func TestSharedFilter(t *testing.T) {
 	}
 }
 
-func TestNoResourcesMeansNoDevices(t *testing.T) {
-	n := v1Node(t)
+func TestNoResourcesMeansNoDevices(t *testing.T) { eachNode(t, testNoResources) }
+
+func testNoResources(t *testing.T, n *Node) {
 	g := create(t, n, "", "none", nil)
-	if got := read(t, g, "devices", "devices.list"); got != "" {
-		t.Errorf("device rules are %q, want none", got)
+	if !n.v2 {
+		if got := read(t, g, "devices", "devices.list"); got != "" {
+			t.Errorf("device rules are %q, want none", got)
+		}
+	}
+	if err := run(t, g, ": < /dev/null").wait(); err == nil {
+		t.Error("a process could open a device")
 	}
 }
 
 // Memory and swap limits must be written in an order that the kernel takes,
 // whichever way they go.
 func TestSetMemoryOrder(t *testing.T) {
-	n := v1Node(t)
+	n := testNode(t)
 	g := create(t, n, "", "mem", containerResources())
 	const mb = 1 << 20
 	for _, c := range []struct{ limit, swap int64 }{
@@ -163,21 +169,27 @@ func TestSetMemoryOrder(t *testing.T) {
 }
 
 func TestSetCPU(t *testing.T) {
-	n := v1Node(t)
+	n := testNode(t)
 	g := create(t, n, "", "cpu", containerResources())
+	quota := func() string {
+		if n.v2 {
+			return strings.Replace(read(t, g, "cpu", "cpu.max"), "max", "-1", 1)
+		}
+		return read(t, g, "cpu", "cpu.cfs_quota_us") + " " + read(t, g, "cpu", "cpu.cfs_period_us")
+	}
 	for _, c := range []struct {
-		cpu                 specs.LinuxCPU
-		quota, period, cpus string
+		cpu         specs.LinuxCPU
+		quota, cpus string
 	}{
-		{specs.LinuxCPU{Quota: ptr(int64(-1))}, "-1", "100000", ""},
-		{specs.LinuxCPU{Quota: ptr(int64(20000)), Period: ptr(uint64(50000))}, "20000", "50000", ""},
-		{specs.LinuxCPU{Shares: ptr(uint64(1)), Cpus: "0"}, "20000", "50000", "0"},
+		{specs.LinuxCPU{Quota: ptr(int64(-1))}, "-1 100000", ""},
+		{specs.LinuxCPU{Quota: ptr(int64(20000)), Period: ptr(uint64(50000))}, "20000 50000", ""},
+		{specs.LinuxCPU{Shares: ptr(uint64(1)), Cpus: "0"}, "20000 50000", "0"},
 	} {
 		if err := g.Set(&specs.LinuxResources{CPU: &c.cpu}); err != nil {
 			t.Fatal(err)
 		}
-		if q, p := read(t, g, "cpu", "cpu.cfs_quota_us"), read(t, g, "cpu", "cpu.cfs_period_us"); q != c.quota || p != c.period {
-			t.Errorf("quota and period are %s %s, want %s %s", q, p, c.quota, c.period)
+		if got := quota(); got != c.quota {
+			t.Errorf("quota and period are %s, want %s", got, c.quota)
 		}
 		if got := read(t, g, "cpuset", "cpuset.cpus"); c.cpus != "" && got != c.cpus {
 			t.Errorf("processors are %s, want %s", got, c.cpus)
@@ -194,7 +206,7 @@ func TestSetCPU(t *testing.T) {
 
 // A failed Create leaves nothing, not even the parent.
 func TestCreateFails(t *testing.T) {
-	n := v1Node(t)
+	n := testNode(t)
 	parent := n.parent + "-x/pod1"
 	path, err := n.Path(parent, "bad")
 	if err != nil {
@@ -258,7 +270,7 @@ func testParents(t *testing.T, n *Node) {
 }
 
 func TestStatsLive(t *testing.T) {
-	n := v1Node(t)
+	n := testNode(t)
 	g := create(t, n, "", "live", containerResources())
 	run(t, g, `head -c 8388608 /dev/zero | tail -c 8388608 | { read x; sleep 1000; }`)
 	var s *Stats
@@ -274,10 +286,13 @@ func TestStatsLive(t *testing.T) {
 		m.Faults == 0 || m.Limit != 64<<20 || s.Pids.Current == 0 || s.Time.IsZero() {
 		t.Errorf("implausible: %+v", s)
 	}
+	if n.v2 && (s.CPU.Pressure == nil || m.Pressure == nil || s.IO.Pressure == nil) {
+		t.Errorf("pressure is not told: %+v", s)
+	}
 }
 
 func TestOOMKills(t *testing.T) {
-	n := v1Node(t)
+	n := testNode(t)
 	g := create(t, n, "", "oom", &specs.LinuxResources{
 		Memory:  &specs.LinuxMemory{Limit: ptr(int64(8 << 20))},
 		Devices: containerResources().Devices,

@@ -24,13 +24,18 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 // testNode is the machine's node with a default parent of the test's own.
 func testNode(t testing.TB) *Node {
 	t.Helper()
+	return nodeOf(t, Cgroupfs, "/"+testkit.Name(t))
+}
+
+func nodeOf(t testing.TB, driver, parent string) *Node {
+	t.Helper()
 	testkit.Root(t)
 	// The library keeps a descriptor from its first read on.
 	_, _ = cgroups.ReadFile(mountPoint, "cgroup.controllers")
 	if _, ok := t.(*testing.T); ok {
 		testkit.Leaks(t)
 	}
-	n, err := New(Cgroupfs, "/"+testkit.Name(t))
+	n, err := New(driver, parent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +86,16 @@ func v2Node(t *testing.T) *Node {
 		}
 	})
 	return beside
+}
+
+// controllersV2 skips where the unified hierarchy has no controllers.
+func controllersV2(t *testing.T) *Node {
+	t.Helper()
+	n := testNode(t)
+	if !n.V2() {
+		testkit.Skip(t, "cgroup2", "controllers are in version 1")
+	}
+	return n
 }
 
 // resources are container resources that the node has controllers for.

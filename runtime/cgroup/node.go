@@ -185,11 +185,12 @@ func (n *Node) V2() bool { return n.v2 }
 func (n *Node) Degraded() []string { return slices.Clone(n.degraded) }
 
 // Close removes the default parent if it is empty and was made by this
-// package. Groups stay.
+// package. Groups stay, and so does a slice: who stops one ends what is in it,
+// and an empty one costs nothing and is found again.
 func (n *Node) Close() error {
 	errs := []error{n.filters.close()}
 	if n.driver == Systemd {
-		return errs[0] // slices go by themselves
+		return errs[0]
 	}
 	for _, dir := range n.dirs(n.parent) {
 		if !ours(dir) {

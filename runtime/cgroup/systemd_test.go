@@ -1,0 +1,140 @@
+package cgroup
+
+import (
+	"io"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/cgroups/systemd"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/test/testkit"
+)
+
+// systemdNode is a node with the systemd driver and a slice of the test's own.
+func systemdNode(t *testing.T) *Node {
+	t.Helper()
+	testkit.Root(t)
+	if !systemd.IsRunningSystemd() {
+		testkit.Skip(t, "systemd", "scopes are its")
+	}
+	slice := testkit.Name(t) + ".slice"
+	n := nodeOf(t, Systemd, slice)
+	t.Cleanup(func() { systemctl(t, "stop", slice) })
+	return n
+}
+
+func systemctl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("systemctl", args...).CombinedOutput()
+	if err != nil {
+		t.Errorf("systemctl %q: %v: %s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// gated starts a shell command that waits, attaches it, and lets it go on.
+func gated(t *testing.T, g *Group, script string) *process {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", "read go; "+script)
+	gate, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{pid: cmd.Process.Pid, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		p.err = cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-p.done
+	})
+	if err := g.Attach(t.Context(), p.pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(gate, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// A scope has its limits and device rules, and systemd, which writes them again
+// whenever it is told to read its units, agrees with what is set.
+func TestScope(t *testing.T) {
+	n := systemdNode(t)
+	r := containerResources()
+	r.Pids = &specs.LinuxPids{Limit: ptr(int64(99))}
+	g := create(t, n, "", "web", r)
+	if !g.NeedsGate() || g.Exists() {
+		t.Fatalf("needs a process first: %v, and is there: %v", g.NeedsGate(), g.Exists())
+	}
+	p := gated(t, g, "exec sleep 1000")
+	if pids, err := g.Pids(); err != nil || len(pids) != 1 || pids[0] != p.pid {
+		t.Fatalf("processes %v, %v, want %d", pids, err, p.pid)
+	}
+	holds := func(when string, memory int64) {
+		t.Helper()
+		for name, want := range map[string]string{
+			"cpu.weight": "59", "cpu.max": "50000 100000", "memory.max": strconv.FormatInt(memory, 10), "memory.swap.max": "0", "pids.max": "99",
+		} {
+			if got := read(t, g, "", name); n.v2 && got != want {
+				t.Errorf("%s: %s is %s, want %s", when, name, got, want)
+			}
+		}
+		if run(t, g, ": < /dev/null").wait() != nil || run(t, g, ": < /dev/kmsg").wait() == nil {
+			t.Errorf("%s: the device rules do not hold", when)
+		}
+	}
+	holds("at first", 64<<20)
+	systemctl(t, "daemon-reload")
+	holds("after a reload", 64<<20)
+	r.Memory.Limit = ptr(int64(32 << 20))
+	if err := g.Set(r); err != nil {
+		t.Fatal(err)
+	}
+	holds("after an update", 32<<20)
+	systemctl(t, "daemon-reload")
+	holds("after an update and a reload", 32<<20)
+	again, err := n.Open(g.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := again.Stats(); err != nil || s.Memory.Limit != 32<<20 {
+		t.Errorf("a restart finds %+v, %v", s, err)
+	}
+}
+
+// systemd takes a scope away with its last process, and nothing is forgotten.
+func TestScopeEnds(t *testing.T) {
+	n := systemdNode(t)
+	stays := create(t, n, "", "stays", containerResources())
+	gated(t, stays, "exec sleep 1000")
+	g := create(t, n, "", "oom", &specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20))}, Devices: containerResources().Devices,
+	})
+	if err := gated(t, g, "exec tail /dev/zero").wait(); err == nil {
+		t.Fatal("a process of unbounded memory ended well")
+	}
+	waitFor(t, "the scope's end", func() bool { return !g.Exists() })
+	if kills, err := g.OOMKills(); err != nil || kills != 1 {
+		t.Errorf("%d OOM kills, %v, want 1", kills, err)
+	}
+	if err := g.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := stays.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := stays.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+	waitFor(t, "systemd to forget the scopes", func() bool {
+		return systemctl(t, "list-units", "--all", "--no-legend", "--plain", "crisp-oom.scope", "crisp-stays.scope") == ""
+	})
+}
