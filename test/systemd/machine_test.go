@@ -155,13 +155,13 @@ type counter struct {
 }
 
 // startCounter runs one in a pod in the machine's network, which needs no
-// plugin.
-func (m *machine) startCounter() *counter {
+// plugin. After each number it does what pause says.
+func (m *machine) startCounter(name, pause string) *counter {
 	m.t.Helper()
 	dir := m.t.TempDir()
 	security := &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_CONTAINER}
 	pod := &runtimeapi.PodSandboxConfig{
-		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "counter", Namespace: "test", Uid: "counter"},
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "test", Uid: name},
 		LogDirectory: dir,
 		Linux:        &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: security}},
 	}
@@ -171,7 +171,7 @@ func (m *machine) startCounter() *counter {
 	c.id = must(m, m.runtime.CreateContainer, &runtimeapi.CreateContainerRequest{PodSandboxId: c.pod, SandboxConfig: pod, Config: &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "counter"},
 		Image:    &runtimeapi.ImageSpec{Image: busybox},
-		Command:  []string{"sh", "-c", "i=0; while :; do echo $i; i=$((i + 1)); sleep 0.1; done"},
+		Command:  []string{"sh", "-c", "i=0; while :; do echo $i; i=$((i + 1)); " + pause + "; done"},
 		LogPath:  "counter.log",
 		Linux: &runtimeapi.LinuxContainerConfig{
 			Resources:       &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20},
@@ -181,6 +181,13 @@ func (m *machine) startCounter() *counter {
 	must(m, m.runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id})
 	c.process = c.identity()
 	return c
+}
+
+// remove ends the pod.
+func (c *counter) remove() {
+	c.m.t.Helper()
+	must(c.m, c.m.runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: c.pod})
+	must(c.m, c.m.runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: c.pod})
 }
 
 // pid is the container's first process, as the daemon tells it.

@@ -1,6 +1,7 @@
 package systemd
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -9,13 +10,12 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // TestPackage takes the package through its life with a container running.
 func TestPackage(t *testing.T) {
 	m := install(t)
-	c := m.startCounter()
+	c := m.startCounter("counter", "sleep 0.1")
 	for _, test := range []struct {
 		name string
 		do   func(t *testing.T, m *machine, c *counter)
@@ -28,7 +28,9 @@ func TestPackage(t *testing.T) {
 		{"kill the daemon", testKillDaemon},
 		{"kill the keeper", testKillKeeper},
 		{"stop the keeper", testStopKeeper},
+		{"kill both", testKillBoth},
 		{"upgrade", testUpgrade},
+		{"upgrade with another keeper", testUpgradeKeeper},
 		{"remove and reinstall", testReinstall},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -105,21 +107,52 @@ func testStopKeeper(_ *testing.T, m *machine, _ *counter) {
 	m.eventually("another keeper", func() bool { now := m.pid("crisp-keeper.service"); return now != 0 && now != pid })
 }
 
-// testUpgrade installs the same package under a higher version.
-func testUpgrade(t *testing.T, m *machine, _ *counter) {
-	tree := filepath.Join(t.TempDir(), "tree")
+// testKillBoth ends daemon and keeper at once: nobody holds what containers
+// write into but systemd. It does so more often than systemd starts a unit, by
+// default, in so short a time.
+func testKillBoth(t *testing.T, m *machine, c *counter) {
+	const daemon, keeper, store = "crisp.service", "crisp-keeper.service", "NFileDescriptorStore"
+	stored := m.property(keeper, store)
+	fast := m.startCounter("fast", ":")
+	fast.runsOn()
+	for range 7 {
+		first, second := m.pid(daemon), m.pid(keeper)
+		if err := errors.Join(unix.Kill(first, unix.SIGKILL), unix.Kill(second, unix.SIGKILL)); err != nil {
+			t.Fatal(err)
+		}
+		m.eventually("another daemon and another keeper", func() bool {
+			d, k := m.pid(daemon), m.pid(keeper)
+			return d != 0 && d != first && k != 0 && k != second
+		})
+		fast.runsOn()
+		c.runsOn()
+	}
+	fast.remove()
+	m.eventually("as much in systemd's store as before: "+stored, func() bool { return m.property(keeper, store) == stored })
+}
+
+// repack makes the package anew under another version, with a change.
+func (m *machine) repack(version string, change func(tree string) error) (deb string) {
+	m.t.Helper()
+	tree := filepath.Join(m.t.TempDir(), "tree")
 	m.run("dpkg-deb", "--raw-extract", m.deb, tree)
 	control := filepath.Join(tree, "DEBIAN", "control")
 	text, err := os.ReadFile(control)
 	if err != nil {
-		t.Fatal(err)
+		m.t.Fatal(err)
 	}
-	text = regexp.MustCompile(`(?m)^Version: .*$`).ReplaceAll(text, []byte("Version: 99"))
-	if err := os.WriteFile(control, text, 0o644); err != nil {
-		t.Fatal(err)
+	text = regexp.MustCompile(`(?m)^Version: .*$`).ReplaceAll(text, []byte("Version: "+version))
+	if err := errors.Join(os.WriteFile(control, text, 0o644), change(tree)); err != nil {
+		m.t.Fatal(err)
 	}
-	deb := filepath.Join(t.TempDir(), "crisp_99.deb")
+	deb = filepath.Join(m.t.TempDir(), "crisp_"+version+".deb")
 	m.run("dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, deb)
+	return deb
+}
+
+// testUpgrade installs the same package under a higher version.
+func testUpgrade(t *testing.T, m *machine, _ *counter) {
+	deb := m.repack("98", func(string) error { return nil })
 	daemon, keeper := m.pid("crisp.service"), m.pid("crisp-keeper.service")
 	m.run("dpkg", "--install", deb)
 	m.answers()
@@ -128,6 +161,36 @@ func testUpgrade(t *testing.T, m *machine, _ *counter) {
 	}
 	if now := m.pid("crisp-keeper.service"); now != keeper {
 		t.Errorf("the keeper is %d and was %d", now, keeper)
+	}
+}
+
+// testUpgradeKeeper installs a package whose keeper is another program, by a
+// byte at its end. The process stays, and goes on as the new one.
+func testUpgradeKeeper(t *testing.T, m *machine, _ *counter) {
+	deb := m.repack("99", func(tree string) error {
+		f, err := os.OpenFile(filepath.Join(tree, "usr/bin/crisp-keeper"), os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteString("\n")
+		return errors.Join(err, f.Close())
+	})
+	pid := m.pid("crisp-keeper.service")
+	size := func() int64 {
+		info, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/exe")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	before := size()
+	m.run("dpkg", "--install", deb)
+	m.answers()
+	if now := m.pid("crisp-keeper.service"); now != pid {
+		t.Fatalf("the keeper is %d and was %d", now, pid)
+	}
+	if after := size(); after != before+1 {
+		t.Errorf("the keeper runs a program of %d bytes and ran one of %d", after, before)
 	}
 }
 
@@ -144,8 +207,7 @@ func testReinstall(t *testing.T, m *machine, c *counter) {
 // testEnd removes the pod and the package, after which nothing may be left.
 func testEnd(t *testing.T, m *machine, c *counter) {
 	group := m.cgroup(c.pid())
-	must(m, m.runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: c.pod})
-	must(m, m.runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: c.pod})
+	c.remove()
 	if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", group)); err == nil {
 		t.Errorf("the container's cgroup %s is still there", group)
 	}
