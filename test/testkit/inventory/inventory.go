@@ -49,7 +49,9 @@ func Take() Inventory {
 		in.shared["mount "+m] = true
 	}
 	for _, c := range Cgroups("") {
-		in.shared["cgroup "+c] = true
+		if !kept(c) {
+			in.shared["cgroup "+c] = true
+		}
 	}
 	links, err := net.Interfaces()
 	if err != nil {
@@ -108,6 +110,12 @@ func (s Scope) covers(what string, pids map[int]bool) bool {
 		return s.All && !foreign(dir, pids)
 	}
 	return s.All || s.Namespaced
+}
+
+// kept reports whether a cgroup is the slice that crisp's scopes are in by
+// default, and empty. systemd makes it with the first one, and keeps it.
+func kept(dir string) bool {
+	return filepath.Base(dir) == "crisp.slice" && len(subdirectories(dir)) == 0 && readString(filepath.Join(dir, "cgroup.procs")) == ""
 }
 
 // foreign reports whether a cgroup is in use, but by none of the processes.
