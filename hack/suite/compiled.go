@@ -17,10 +17,19 @@ const compiledTest = "compiled.test"
 // packageTime is how long the tests of a package may take on real hardware.
 const packageTime = 5 * time.Minute
 
+// longTests go through very many faults, none of which is of another kind on
+// another machine: an emulated one runs them when asked to.
+const longTests = "^(TestKilledAtEveryPoint|TestKilledWhilePulling|TestDiskRunsOut)$"
+
 // compiledStages are those for a machine without compilers: tests that were
 // compiled on another, the cheap ones first, and critest with either driver.
-// Those whose name does not match only are left out.
-func compiledStages(reports, only string) ([]stage, error) {
+// Those whose name does not match only are left out, and unless long is set
+// the tests that take long, too.
+func compiledStages(reports, only string, long bool) ([]stage, error) {
+	var skip []string
+	if !long {
+		skip = append(skip, "-test.skip="+longTests)
+	}
 	var all, last []stage
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() != compiledTest {
@@ -28,10 +37,10 @@ func compiledStages(reports, only string) ([]stage, error) {
 		}
 		dir := filepath.Dir(path)
 		test2json, err := filepath.Abs(".cache/bin/test2json")
-		s := stage{name: dir, dir: dir, args: []string{
+		s := stage{name: dir, dir: dir, args: append([]string{
 			test2json, "-p", "crisp/" + dir, "./" + compiledTest,
 			"-test.v=test2json", "-test.timeout=" + pace.Scale(packageTime).String(),
-		}}
+		}, skip...)}
 		if strings.HasPrefix(dir, "test/") {
 			last = append(last, s)
 		} else {

@@ -107,6 +107,7 @@ func main() {
 	compiled := flag.Bool("compiled", false, "run the compiled tests in the folders below this one, and critest")
 	only := flag.String("only", "", "with -compiled, run only the stages whose name matches this `pattern`")
 	until := flag.Int64("until", 0, "run long stages too, for which there is time until these `seconds` since 1970")
+	long := flag.Bool("long", false, "with -compiled, run the tests that take long, too")
 	reports := flag.String("reports", ".cache/conformance", "the `folder` for critest's reports, with -compiled")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -118,7 +119,7 @@ func main() {
 	some := chosen(flag.Args(), end)
 	if *compiled {
 		var err error
-		if some, err = compiledStages(*reports, *only); err != nil {
+		if some, err = compiledStages(*reports, *only, *long); err != nil {
 			fmt.Fprintln(os.Stderr, "suite:", err)
 			os.Exit(1)
 		}

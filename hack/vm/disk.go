@@ -33,7 +33,7 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 			return "", err
 		}
 	}
-	env := fmt.Sprintf("CRISP_STRICT=1\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY=%s\nTMPDIR=/var/tmp\n", o.scale, o.only)
+	env := fmt.Sprintf("CRISP_STRICT=1\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY=%s\nCRISP_VM_LONG=%t\nTMPDIR=/var/tmp\n", o.scale, o.only, o.long)
 	if err := os.WriteFile(filepath.Join(dir, "environment"), []byte(env), 0o644); err != nil {
 		return "", err
 	}

@@ -28,6 +28,7 @@ import (
 // options are the command line.
 type options struct {
 	shell  bool
+	long   bool
 	only   string
 	mirror string
 	cache  string
@@ -41,11 +42,12 @@ func main() {
 	var o options
 	flag.BoolVar(&o.shell, "shell", false, "boot to a login shell on this terminal; ctrl-a x ends the machine")
 	flag.StringVar(&o.only, "only", "", "run only the suites whose name matches this `pattern`")
+	flag.BoolVar(&o.long, "long", false, "run the tests that take long, too")
 	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "where Debian's packages come from")
 	flag.StringVar(&o.cache, "cache", ".cache", "the checkout's `folder` of tools and images")
 	flag.StringVar(&o.totals, "totals", "", "write the numbers to this `file` too")
 	flag.StringVar(&o.tally, "tally", "", "write the numbers to this `file`, for programs")
-	flag.DurationVar(&o.limit, "limit", time.Hour, "how long the machine may run")
+	flag.DurationVar(&o.limit, "limit", 3*time.Hour, "how long the machine may run")
 	flag.Float64Var(&o.scale, "scale", 0, "how much longer than on real hardware things may take; 0 chooses")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)

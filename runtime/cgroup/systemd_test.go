@@ -3,10 +3,12 @@ package cgroup
 import (
 	"io"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/systemd"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -21,6 +23,16 @@ func systemdNode(t *testing.T) *Node {
 		testkit.Skip(t, "systemd", "scopes are its")
 	}
 	slice := testkit.Name(t) + ".slice"
+	// The library keeps a connection from its first use on.
+	m, err := systemd.NewUnifiedManager(&cgroups.Cgroup{
+		Name: "none", ScopePrefix: scopePrefix, Parent: slice, Systemd: true, Resources: &cgroups.Resources{},
+	}, filepath.Join(mountPoint, "none"))
+	if err == nil {
+		err = m.Destroy()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	n := nodeOf(t, Systemd, slice)
 	t.Cleanup(func() { systemctl(t, "stop", slice) })
 	return n

@@ -137,7 +137,7 @@ func testIOHolds(t *testing.T, n *Node) {
 }
 
 // testSwapHolds gives the machine swap space: 48 MiB fit into 32 of memory and
-// 32 of swap, and 128 do not.
+// 32 of swap, and everything does not.
 func testSwapHolds(t *testing.T, n *Node) {
 	if os.Getenv("CRISP_VM") == "" {
 		testkit.Skip(t, "vm", "the test gives the machine swap space")
@@ -170,7 +170,7 @@ func testSwapHolds(t *testing.T, n *Node) {
 	if s.Memory.SwapLimit != 32<<20 || s.Memory.SwapUnlimited || s.Memory.OOMKills != 0 {
 		t.Errorf("told: %+v", s.Memory)
 	}
-	if err := run(t, g, "exec tail -c 134217728 /dev/zero").wait(); err == nil {
-		t.Error("128 MiB fitted into 32 of memory and 32 of swap")
+	if err := run(t, g, "exec tail /dev/zero").wait(); err == nil {
+		t.Error("a process of unbounded memory ended well")
 	}
 }
