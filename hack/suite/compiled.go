@@ -48,14 +48,14 @@ func compiledStages(reports, only string, long bool) ([]stage, error) {
 		}
 		return err
 	})
+	if err != nil {
+		return nil, fmt.Errorf("look for compiled tests: %w", err)
+	}
+	all = append(all, last...)
 	for _, driver := range []string{"cgroupfs", "systemd"} {
 		all = append(all, stage{name: "critest/" + driver, counts: byTally, args: []string{
 			".cache/bin/conformance", "-cgroup-driver", driver, "-out", filepath.Join(reports, "critest-"+driver),
 		}})
-	}
-	all = append(all, last...)
-	if err != nil {
-		return nil, fmt.Errorf("look for compiled tests: %w", err)
 	}
 	return matching(all, only)
 }
