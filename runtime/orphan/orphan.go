@@ -8,7 +8,9 @@
 // The process's other children belong to os/exec, which waits for each of
 // them by its pid, so nothing here waits for just any child. A [Reaper] waits
 // for the processes that it is told of, and for children that have been
-// zombies for so long that evidently nobody else waits for them.
+// zombies for so long that evidently nobody else waits for them. Soon it does
+// that only for those of other PID namespaces, which os/exec does not make: on
+// a machine that is too busy os/exec may wait late.
 package orphan
 
 import (
@@ -128,7 +130,7 @@ func (r *Reaper) Run(ctx context.Context) {
 			quick = hurriedSweeps
 			sweep.Reset(hurriedPeriod)
 		case <-sweep.C:
-			zombies = reapNobodys(zombies, r.isWatched)
+			zombies = reapNobodys(zombies, func(pid int) bool { return r.isWatched(pid) || quick > 0 && !isForeign(pid) })
 			if quick--; quick == 0 {
 				sweep.Reset(sweepPeriod)
 			}
@@ -235,6 +237,15 @@ func children() []int {
 		}
 	}
 	return pids
+}
+
+// isForeign says whether a process is in a PID namespace below ours: it has
+// more than one number.
+func isForeign(pid int) bool {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	_, rest, found := strings.Cut(string(data), "\nNSpid:")
+	numbers, _, _ := strings.Cut(rest, "\n")
+	return err == nil && found && len(strings.Fields(numbers)) > 1
 }
 
 func isZombie(pid int) bool {

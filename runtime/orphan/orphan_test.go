@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit"
 )
 
 // orphanOf runs a shell that leaves a child behind, and returns the child.
@@ -108,15 +110,31 @@ func waitZombie(t *testing.T, pid int) {
 	}
 }
 
+// TestHurriedSweep wants a child of another PID namespace to be reaped soon,
+// and one that os/exec may have started to be given time.
 func TestHurriedSweep(t *testing.T) {
-	pid, _ := orphanOf(t, "sleep 0.2")
-	waitZombie(t, pid)
+	testkit.Root(t)
+	own, _ := orphanOf(t, "sleep 0.2")
+	out, err := exec.Command("unshare", "--pid", "sh", "-c", "sleep 0.2 >/dev/null 2>&1 & echo $!").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitZombie(t, own)
+	waitZombie(t, foreign)
 	r := New()
 	run(t, r)
 	r.Hurry()
-	for end := time.Now().Add(sweepPeriod - hurriedPeriod); isZombie(pid) || unix.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(sweepPeriod - hurriedPeriod); isZombie(foreign) || unix.Kill(foreign, 0) == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("a child that nobody knows is still a zombie")
 		}
 	}
+	if !isZombie(own) {
+		t.Error("a child that os/exec may wait for was reaped soon")
+	}
+	_, _ = unix.Wait4(own, nil, 0, nil) // it is ours to clean up
 }

@@ -3,6 +3,7 @@
 package crash
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,8 +16,9 @@ import (
 
 const (
 	lookPeriod = 20 * time.Millisecond
-	// reapLooks is how many looks a zombie may wait for who started it.
-	reapLooks = 3
+	// reapLooks is how many looks a zombie may wait for who started it, unless
+	// it is of another PID namespace: os/exec makes none of these.
+	reapLooks, foreignLooks = 100, 2
 )
 
 // beInit makes this process what init is on a real node: orphans that become
@@ -52,10 +54,22 @@ func reapZombies(seen map[int]int) map[int]int {
 			if err != nil || !zombie(pid) {
 				continue
 			}
-			if now[pid] = seen[pid] + 1; now[pid] >= reapLooks {
+			looks := reapLooks
+			if foreign(pid) {
+				looks = foreignLooks
+			}
+			if now[pid] = seen[pid] + 1; now[pid] >= looks {
 				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // it may be gone after all
 			}
 		}
 	}
 	return now
+}
+
+// foreign says whether a process is in a PID namespace of its own.
+func foreign(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, _ := strings.Cut(string(status), "\nNSpid:")
+	numbers, _, _ := strings.Cut(rest, "\n")
+	return err == nil && len(strings.Fields(numbers)) > 1
 }

@@ -1,0 +1,199 @@
+//go:build crash
+
+package crash
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// What comes while an operation stands still.
+const (
+	givenUp  = "given up"
+	same     = "same call"
+	removal  = "removal"
+	addition = "another container"
+)
+
+// TestMeanwhile has each operation stand still at each of its points, and looks
+// what becomes of it and of others then: its caller gives up, the same call
+// comes again, somebody removes the pod, or creates and starts a container in
+// it. Lists and status must be answered meanwhile.
+func TestMeanwhile(t *testing.T) {
+	n := newNode(t)
+	var score score
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) {
+			for _, at := range moments(n.explore(t, op)) {
+				for _, way := range []string{givenUp, same, removal, addition} {
+					survived := t.Run(way+" "+at.String(), func(t *testing.T) { n.meanwhile(t, op, way, at) })
+					score.add(op.name, way, survived)
+				}
+			}
+		})
+	}
+	score.publish(t, "what comes meanwhile")
+}
+
+// ending is how a call ended.
+type ending struct {
+	s   *scene
+	err error
+}
+
+// begin makes a call on a copy of the scene, which gets the ids.
+func (s *scene) begin(ctx context.Context, call func(*scene) error) <-chan ending {
+	twin := *s
+	twin.ctx = ctx
+	c := make(chan ending, 1)
+	go func() { c <- ending{&twin, call(&twin)} }()
+	return c
+}
+
+// outcome waits for the end of a call that must not hang.
+func (s *scene) outcome(what string, c <-chan ending) ending {
+	s.t.Helper()
+	select {
+	case a := <-c:
+		return a
+	case <-time.After(callTime):
+		s.t.Fatalf("%s did not end", what)
+		return ending{}
+	}
+}
+
+// meanwhile runs one case.
+func (n *node) meanwhile(t *testing.T, op operation, way string, at point) {
+	s := n.newScene(t)
+	defer n.tidy(t, s)
+	for _, f := range op.prepare {
+		f(s)
+	}
+	n.give(t, order{"wait", at})
+	defer n.release(t)
+	ctx, giveUp := context.WithCancel(s.ctx)
+	defer giveUp()
+	first := s.begin(ctx, op.call)
+	for end := time.Now().Add(callTime); !n.obeyed(t); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the operation did not come to the point")
+		}
+	}
+	s.wantAnswers()
+	switch way {
+	case givenUp:
+		giveUp()
+		if a := s.outcome("the call that was given up", first); status.Code(a.err) != codes.Canceled {
+			t.Errorf("the call that was given up ended with: %v", a.err)
+		}
+		s.again(op, nil)
+	case same:
+		s.again(op, first)
+	case removal:
+		s.disturb((*scene).tryEnd, first, nil)
+	case addition:
+		s.disturb((*scene).tryAdd, first, op.call)
+	}
+}
+
+// wantAnswers wants lists and status at once, whatever stands still.
+func (s *scene) wantAnswers() {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
+	defer cancel()
+	pods, err := within(ctx, s.n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
+	s.must("list pods meanwhile", err)
+	for _, p := range pods.Items {
+		_, err := within(ctx, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
+		s.must("get the status of a pod meanwhile", err)
+	}
+	containers, err := within(ctx, s.n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{})
+	s.must("list containers meanwhile", err)
+	for _, c := range containers.Containers {
+		_, err := within(ctx, s.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
+		s.must("get the status of a container meanwhile", err)
+	}
+}
+
+// again makes the same call before the operation goes on, which must succeed,
+// as must the first one unless it was given up.
+func (s *scene) again(op operation, first <-chan ending) {
+	s.t.Helper()
+	second := s.begin(s.ctx, op.call)
+	time.Sleep(20 * time.Millisecond) // so that it is on its way, most times
+	s.n.release(s.t)
+	b := s.outcome("the second call", second)
+	s.must("the same call again", b.err)
+	if first != nil {
+		a := s.outcome("the first call", first)
+		s.must("the first call", a.err)
+		if a.s.podID != b.s.podID || a.s.containerID != b.s.containerID {
+			s.t.Errorf("the first call made %q and %q, the second %q and %q", a.s.podID, a.s.containerID, b.s.podID, b.s.containerID)
+		}
+	}
+	s.podID, s.containerID = b.s.podID, b.s.containerID
+	op.done(s)
+}
+
+// disturb makes another call before the operation goes on. Both may be refused
+// by the rules of the CRI; if only the first is, and retry is not nil, it must
+// succeed when it is made again.
+func (s *scene) disturb(other func(*scene) error, first <-chan ending, retry func(*scene) error) {
+	s.t.Helper()
+	second := s.begin(s.ctx, other)
+	time.Sleep(20 * time.Millisecond)
+	s.n.release(s.t)
+	a, b := s.outcome("the first call", first), s.outcome("the other call", second)
+	refusals := []codes.Code{codes.OK, codes.FailedPrecondition, codes.NotFound, codes.Canceled}
+	for what, err := range map[string]error{"the first call": a.err, "the other call": b.err} {
+		if !slices.Contains(refusals, status.Code(err)) {
+			s.t.Errorf("%s: %v", what, err)
+		}
+	}
+	s.podID, s.containerID = a.s.podID, a.s.containerID
+	if a.err != nil && retry != nil {
+		s.must("make the first call again", retry(s))
+	}
+	s.wantListed()
+}
+
+// tryEnd stops and removes all pods that are listed.
+func (s *scene) tryEnd() error {
+	list, err := within(s.ctx, s.n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	for _, p := range list.Items {
+		twin := *s
+		twin.podID = p.Id
+		if err := twin.tryStopPod(); err != nil {
+			return err
+		}
+		if err := twin.tryRemovePod(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tryAdd creates and starts another container in the pod, if there is one.
+func (s *scene) tryAdd() error {
+	if s.podID == "" {
+		return nil
+	}
+	twin := *s
+	twin.container = proto.Clone(s.container).(*runtimeapi.ContainerConfig)
+	twin.container.Metadata.Name = "late"
+	twin.container.LogPath = "late.log"
+	if err := twin.tryCreate(); err != nil {
+		return err
+	}
+	return twin.tryStart()
+}
