@@ -25,10 +25,12 @@ const CrashEnv = "CRISP_CRASH"
 const (
 	// CrashTrace gets a line for each point that is passed.
 	CrashTrace = "trace"
-	// CrashOrders has a line for each order, "kill N POINT" or "fail N POINT",
-	// which is carried out when POINT is in the trace for the Nth time. Then
-	// it is the next line's turn.
+	// CrashOrders has a line for each order, "kill N POINT", "fail N POINT" or
+	// "wait N POINT", which is carried out when POINT is in the trace for the
+	// Nth time. Then it is the next line's turn.
 	CrashOrders = "orders"
+	// CrashGo is the file that ends a wait.
+	CrashGo = "go"
 )
 
 // ErrCrash is the error of an order to fail.
@@ -69,11 +71,25 @@ func point(when, effect string) error {
 	if err := durable.ReplaceFile(orders, []byte(rest), 0o600); err != nil {
 		return err
 	}
-	if kind == "fail" {
+	switch kind {
+	case "fail":
 		return fmt.Errorf("%s: %w", name, ErrCrash)
+	case "wait":
+		return wait(filepath.Join(dir, CrashGo))
 	}
 	_ = unix.Kill(os.Getpid(), unix.SIGKILL) // cannot fail
 	select {}
+}
+
+// wait returns when there is a file.
+func wait(path string) error {
+	const patience = 30 * time.Second
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("nobody wrote %s in %v", path, patience)
 }
 
 // mark notes that a point was passed and counts how often.

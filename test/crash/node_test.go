@@ -121,7 +121,7 @@ func (n *node) answers(t *testing.T) bool {
 
 // order is something for the daemon to do when it passes a point.
 type order struct {
-	kind string // "kill" or "fail"
+	kind string // "kill", "fail" or "wait"
 	at   point
 }
 
@@ -149,7 +149,18 @@ func (n *node) give(t *testing.T, orders ...order) {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(n.orders, pod.CrashTrace), nil, 0o600)
 	}
+	if err == nil {
+		err = os.RemoveAll(filepath.Join(n.orders, pod.CrashGo))
+	}
 	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// release lets a daemon go on that was ordered to wait.
+func (n *node) release(t *testing.T) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(n.orders, pod.CrashGo), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -290,7 +301,12 @@ func call[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption)
 // try makes a call. It works in clean-ups too.
 func try[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), callTime)
+	return within(context.WithoutCancel(t.Context()), f, request)
+}
+
+// within makes a call that a context may end.
+func within[Q, A any](ctx context.Context, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	return f(ctx, request)
 }

@@ -3,6 +3,7 @@
 package crash
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,8 +23,10 @@ const updatedMemory = 96 << 20
 
 // scene is a pod with one container on a node, or as much of that as there is.
 type scene struct {
-	t         *testing.T
-	n         *node
+	t *testing.T
+	n *node
+	// ctx may end the calls that may fail.
+	ctx       context.Context //nolint:containedctx // the scene is one test's
 	pod       *runtimeapi.PodSandboxConfig
 	container *runtimeapi.ContainerConfig
 	// The ids that calls returned.
@@ -35,7 +38,7 @@ type scene struct {
 func (n *node) newScene(t *testing.T) *scene {
 	options := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}
 	return &scene{
-		t: t, n: n,
+		t: t, n: n, ctx: context.WithoutCancel(t.Context()),
 		pod: &runtimeapi.PodSandboxConfig{
 			Metadata:     &runtimeapi.PodSandboxMetadata{Name: "crash", Namespace: "test", Uid: fmt.Sprint(time.Now().UnixNano())},
 			Hostname:     "crash",
@@ -59,58 +62,58 @@ func (n *node) newScene(t *testing.T) *scene {
 // The calls. Those with "try" may fail.
 
 func (s *scene) tryRun() error {
-	r, err := try(s.t, s.n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: s.pod})
+	r, err := within(s.ctx, s.n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: s.pod})
 	s.podID = r.GetPodSandboxId()
 	return err
 }
 
 func (s *scene) tryCreate() error {
-	r, err := try(s.t, s.n.Runtime.CreateContainer, &runtimeapi.CreateContainerRequest{PodSandboxId: s.podID, Config: s.container, SandboxConfig: s.pod})
+	r, err := within(s.ctx, s.n.Runtime.CreateContainer, &runtimeapi.CreateContainerRequest{PodSandboxId: s.podID, Config: s.container, SandboxConfig: s.pod})
 	s.containerID = r.GetContainerId()
 	return err
 }
 
 func (s *scene) tryStart() error {
-	_, err := try(s.t, s.n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: s.containerID})
+	_, err := within(s.ctx, s.n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: s.containerID})
 	return err
 }
 
 func (s *scene) tryStop() error {
-	_, err := try(s.t, s.n.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: s.containerID})
+	_, err := within(s.ctx, s.n.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: s.containerID})
 	return err
 }
 
 func (s *scene) tryRemove() error {
-	_, err := try(s.t, s.n.Runtime.RemoveContainer, &runtimeapi.RemoveContainerRequest{ContainerId: s.containerID})
+	_, err := within(s.ctx, s.n.Runtime.RemoveContainer, &runtimeapi.RemoveContainerRequest{ContainerId: s.containerID})
 	return err
 }
 
 func (s *scene) tryStopPod() error {
-	_, err := try(s.t, s.n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.podID})
+	_, err := within(s.ctx, s.n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.podID})
 	return err
 }
 
 func (s *scene) tryRemovePod() error {
-	_, err := try(s.t, s.n.Runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.podID})
+	_, err := within(s.ctx, s.n.Runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.podID})
 	return err
 }
 
 func (s *scene) tryUpdate() error {
-	_, err := try(s.t, s.n.Runtime.UpdateContainerResources, &runtimeapi.UpdateContainerResourcesRequest{
+	_, err := within(s.ctx, s.n.Runtime.UpdateContainerResources, &runtimeapi.UpdateContainerResourcesRequest{
 		ContainerId: s.containerID, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: updatedMemory},
 	})
 	return err
 }
 
 func (s *scene) tryUpdatePod() error {
-	_, err := try(s.t, s.n.Runtime.UpdatePodSandboxResources, &runtimeapi.UpdatePodSandboxResourcesRequest{
+	_, err := within(s.ctx, s.n.Runtime.UpdatePodSandboxResources, &runtimeapi.UpdatePodSandboxResourcesRequest{
 		PodSandboxId: s.podID, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 512},
 	})
 	return err
 }
 
 func (s *scene) tryExec() error {
-	r, err := try(s.t, s.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: s.containerID, Cmd: []string{"sh", "-c", "echo out; sleep 0.01"}})
+	r, err := within(s.ctx, s.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: s.containerID, Cmd: []string{"sh", "-c", "echo out; sleep 0.01"}})
 	if err == nil && string(r.Stdout) != "out\n" {
 		s.t.Errorf("a command printed %q", r.Stdout)
 	}
