@@ -309,7 +309,8 @@ func (p *pod) handOverSandbox(ctx context.Context, c *client.Client, r *Record, 
 			return err
 		}
 	}
-	return adopt(ctx, c, a)
+	_, err := adopt(ctx, c, a)
+	return err
 }
 
 func (p *pod) handOverContainer(ctx context.Context, c *client.Client, r *Record, ctr *Container, pr *process) error {
@@ -318,20 +319,29 @@ func (p *pod) handOverContainer(ctx context.Context, c *client.Client, r *Record
 		return err
 	}
 	p.mu.Lock()
+	known := pr.orphan != nil
 	pr.orphan = o
 	a := client.Adoption{ID: ctr.ID, Kind: client.Container, Keep: keep(pr), Log: pr.log}
 	p.mu.Unlock()
 	a.Pid, a.PidFD, a.Terminal, a.StartedAt = pr.pid, pr.pidfd, pr.terminal, time.Unix(0, ctr.StartedAt)
-	return adopt(ctx, c, a)
-}
-
-// adopt hands something to a keeper, unless it is the old one after all.
-func adopt(ctx context.Context, c *client.Client, a client.Adoption) error {
-	err := c.Adopt(ctx, a)
-	if errors.Is(err, client.ErrExists) {
-		return nil
+	had, err := adopt(ctx, c, a)
+	if had && !known {
+		p.mu.Lock()
+		pr.orphan = nil
+		p.mu.Unlock()
+		p.m.orphans.Release(o)
 	}
 	return err
+}
+
+// adopt hands something to a keeper, unless that has it, having only been
+// upgraded: then the process is no orphan.
+func adopt(ctx context.Context, c *client.Client, a client.Adoption) (had bool, err error) {
+	err = c.Adopt(ctx, a)
+	if errors.Is(err, client.ErrExists) {
+		return true, nil
+	}
+	return false, err
 }
 
 // exitOfOrphan corrects the exit of a container whose keeper died.
@@ -448,5 +458,6 @@ func (m *Manager) handOverSession(c *client.Client, s *session) error {
 	m.mu.Unlock()
 	a := client.Adoption{ID: s.id, Kind: client.Exec}
 	a.Pid, a.PidFD, a.StartedAt = started.Pid, started.PidFD, started.StartedAt
-	return adopt(m.ctx, c, a)
+	_, err = adopt(m.ctx, c, a)
+	return err
 }

@@ -111,8 +111,8 @@ func Start(o Options, rt Runtime) (*Server, error) {
 // ends. Clients are told that their command was cut short: to them, an end of
 // the connection alone looks like success.
 func (s *Server) Stop(ctx context.Context) error {
-	s.listener.hangUp()
 	err := s.http.Close()
+	s.listener.hangUp()
 	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)

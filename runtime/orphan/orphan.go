@@ -102,6 +102,16 @@ func (r *Reaper) Watch(pid int, pidfd *os.File) (*Orphan, error) {
 	return o, nil
 }
 
+// Release gives up an orphan that was none: its parent lives. Done is never closed.
+func (r *Reaper) Release(o *Orphan) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.watched[o.pid] == o {
+		unix.Close(o.poll)
+		delete(r.watched, o.pid)
+	}
+}
+
 // Hurry has Run look for zombies soon. It is to be called when a parent died
 // whose children nobody may know: a PID namespace does not end before them.
 func (r *Reaper) Hurry() {

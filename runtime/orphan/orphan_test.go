@@ -71,6 +71,27 @@ func TestExitOfAnOrphanIsKnown(t *testing.T) {
 	}
 }
 
+func TestReleasedIsNotWatched(t *testing.T) {
+	pid, pidfd := orphanOf(t, "sleep 0.2; exit 7")
+	r := New()
+	o, err := r.Watch(pid, pidfd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Release(o)
+	r.Release(o) // again does nothing
+	run(t, r)
+	waitZombie(t, pid)
+	select {
+	case <-o.Done:
+		t.Error("its end is told")
+	case <-time.After(5 * pollPeriod):
+	}
+	if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
+		t.Errorf("it was reaped: %v", err)
+	}
+}
+
 func TestOthersChildrenAreLeftAlone(t *testing.T) {
 	// Our own child, which os/exec waits for: a zombie between two looks.
 	cmd := exec.Command("sh", "-c", "exit 3")
