@@ -152,13 +152,16 @@ KUBERNETES_FLAGS = -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v
 	-X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBERNETES_VERSION)))"
 
 .PHONY: kubernetes
-kubernetes: $(CACHE)/kubernetes/kubelet ## build Kubernetes and etcd, some minutes
+kubernetes: $(CACHE)/kubernetes/kubelet $(CACHE)/kubernetes/coredns ## build Kubernetes, etcd and CoreDNS, some minutes
 
 $(CACHE)/kubernetes/kubelet: $(KUBERNETES)
 	@mkdir -p $(@D)
 	$(GO) build -C $(<D) -trimpath $(KUBERNETES_FLAGS) -o $(CURDIR)/$(@D)/ tool
 	mv $(@D)/server $(@D)/etcd
 	touch $@
+
+$(CACHE)/kubernetes/coredns: $(wildcard hack/tools/coredns/*)
+	$(GO) build -C hack/tools/coredns -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ .
 
 .PHONY: node-conformance
 node-conformance: build $(LAB) kubernetes images $(CACHE)/kubernetes/e2e_node.test ## Kubernetes' own tests of a node, an hour

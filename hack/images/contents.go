@@ -66,7 +66,7 @@ func makeContents(ctx context.Context, dir string) (*contents, error) {
 		return nil, err
 	}
 	c := &contents{packages: p, programs: filepath.Join(dir, "programs")}
-	for _, name := range []string{"pause", "nonewprivs"} {
+	for _, name := range []string{"pause", "nonewprivs", "nmeter"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(c.programs, name), "crisp/hack/images/programs/"+name)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -135,6 +135,10 @@ func (c *contents) httpd() (tree, error) {
 func (c *contents) pause() (tree, error) {
 	t := tree{}
 	return t, t.copy("/pause", 0o755, filepath.Join(c.programs, "pause"))
+}
+
+func (c *contents) nmeter(t tree) error {
+	return t.copy("/bin/nmeter", 0o755, filepath.Join(c.programs, "nmeter"))
 }
 
 func (c *contents) nonewprivs() (tree, error) {

@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"fmt"
 	"io"
 	"os"
@@ -99,7 +100,7 @@ func (p *part) layer(c compression.Compression) (v1.Layer, error) {
 	if c == compression.ZStd {
 		mediaType = types.OCILayerZStd
 	}
-	l, err := tarball.LayerFromOpener(open, tarball.WithCompression(c), tarball.WithMediaType(mediaType), tarball.WithCompressedCaching)
+	l, err := tarball.LayerFromOpener(open, tarball.WithCompression(c), tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithMediaType(mediaType), tarball.WithCompressedCaching)
 	if err != nil {
 		return nil, err
 	}

@@ -91,7 +91,7 @@ var sources embed.FS
 
 // stamp tells one state of the sources from another.
 func stamp(kube kubernetes) (string, error) {
-	agnhost, err := kube.stamp()
+	programs, err := kube.stamp()
 	if err != nil {
 		return "", err
 	}
@@ -104,5 +104,5 @@ func stamp(kube kubernetes) (string, error) {
 		fmt.Fprintf(sum, "%s %d\n%s", path, len(content), content)
 		return err
 	})
-	return runtime.GOARCH + " " + hex.EncodeToString(sum.Sum(nil)) + " " + agnhost, err
+	return runtime.GOARCH + " " + hex.EncodeToString(sum.Sum(nil)) + " " + programs, err
 }
