@@ -63,7 +63,7 @@ type action struct {
 // what is listed with a model. Sessions are open meanwhile, which must work for
 // as long as nothing happens to them, and end then.
 func TestModel(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, untraced)
 	s := n.newScene(t)
 	t.Logf("-seed %d", *seed)
 	random := rand.New(rand.NewPCG(*seed, 0))

@@ -77,6 +77,10 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	return n
 }
 
+// untraced gives a node no orders: the points that it passes are not noted
+// then, which otherwise takes more and more time and memory.
+func untraced(o *lab.Options) { o.Env = nil }
+
 // build makes a daemon with crash points in it.
 func build(t *testing.T) string {
 	t.Helper()

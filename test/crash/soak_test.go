@@ -42,7 +42,7 @@ type soak struct {
 // TestSoak makes and removes many pods while daemon and keeper are killed, and
 // then wants every count and the memory of both to be what they were.
 func TestSoak(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, untraced)
 	t.Logf("-seed %d", *seed)
 	sk := &soak{n: n, t: t}
 	sk.round(*soakClients*4, 1, 1) // what is allocated once

@@ -49,7 +49,7 @@ type storm struct {
 // round whether what is listed makes sense. What a call may answer is open
 // then; that it answers with a chosen code is not.
 func TestStorm(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, untraced)
 	t.Logf("-seed %d", *seed)
 	st := &storm{n: n, t: t, pods: n.modelPods(t, stormPods)}
 	for i, p := range st.pods {
