@@ -221,10 +221,10 @@ func (c *checking) layer(ctx context.Context, l unpacked) error {
 		return nil
 	}
 	stage, err := c.s.layers.Stage(l.chain, l.diff, l.parent)
+	defer func() { c.s.janitor.add(stage.Discard()) }()
 	if err != nil {
 		return err
 	}
-	defer func() { c.s.janitor.add(stage.Discard()) }()
 	open := func(context.Context) (io.ReadCloser, error) { return c.s.blobs.Reader(l.desc) }
 	if err := stage.Unpack(ctx, open, layer.Limits{Bytes: int64(ratioFree) + maxRatio*min(l.desc.Size, 1<<50)}); err != nil {
 		return fmt.Errorf("unpack layer %s: %w", l.chain, err)

@@ -160,10 +160,10 @@ func (p *puller) unpack(ctx context.Context, j *job, open layer.Source) error {
 		return errors.Join(err, src.Close())
 	}
 	stage, err := p.s.layers.Stage(j.chain, j.diff, j.parent)
+	j.stage = stage
 	if err != nil {
 		return err
 	}
-	j.stage = stage
 	limit := int64(ratioFree) + maxRatio*min(j.desc.Size, 1<<50)
 	if m := p.s.opts.MaxUnpackedLayer; m > 0 {
 		limit = min(limit, m)

@@ -237,7 +237,7 @@ func (s *Store) Detach(chain digest.Digest) (string, error) {
 		return "", fmt.Errorf("remove layer: %w", err)
 	}
 	if err := os.Rename(filepath.Join(s.root, chain.Encoded()), filepath.Join(gone, treeDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("remove layer: %w", err)
+		return filepath.Base(gone), fmt.Errorf("remove layer: %w", err)
 	}
 	u := rec.Usage().Add(s.targets[chain])
 	delete(s.layers, chain)
@@ -306,7 +306,8 @@ type Stage struct {
 	done    bool
 }
 
-// Stage begins the layer chain with content diff on top of parent.
+// Stage begins the layer chain with content diff on top of parent. After an
+// error the stage is to be discarded, too.
 func (s *Store) Stage(chain, diff, parent digest.Digest) (*Stage, error) {
 	if err := chain.Validate(); err != nil {
 		return nil, fmt.Errorf("stage layer: %w", err)
@@ -319,17 +320,22 @@ func (s *Store) Stage(chain, diff, parent digest.Digest) (*Stage, error) {
 		store: s, name: filepath.Base(dir),
 		rec: Record{Version: recordVersion, ChainID: chain, DiffID: diff, Parent: parent, Unsynced: s.boot},
 	}
-	tree := filepath.Join(dir, treeDir)
-	if err := os.Mkdir(tree, dirPerm); err != nil {
-		return nil, fmt.Errorf("stage layer: %w", err)
-	}
-	if err := os.Chmod(tree, impliedPerm); err != nil {
-		return nil, fmt.Errorf("stage layer: %w", err)
-	}
-	if st.root, err = os.Open(tree); err != nil {
-		return nil, fmt.Errorf("stage layer: %w", err)
+	if err := st.open(filepath.Join(dir, treeDir)); err != nil {
+		return st, fmt.Errorf("stage layer: %w", err)
 	}
 	return st, nil
+}
+
+// open makes the folder of the layer's files.
+func (st *Stage) open(tree string) error {
+	err := os.Mkdir(tree, dirPerm)
+	if err == nil {
+		err = os.Chmod(tree, impliedPerm)
+	}
+	if err == nil {
+		st.root, err = os.Open(tree)
+	}
+	return err
 }
 
 // Unpack fills the stage from a packed layer and verifies its content.
@@ -403,6 +409,8 @@ func (st *Stage) Discard() string {
 		return ""
 	}
 	st.done = true
-	st.root.Close()
+	if st.root != nil {
+		st.root.Close()
+	}
 	return st.name
 }

@@ -177,6 +177,26 @@ func TestWrongContentIsRefused(t *testing.T) {
 	}
 }
 
+// TestHalfStaged stages a layer where there is room for one folder alone: its
+// remains are known.
+func TestHalfStaged(t *testing.T) {
+	s, base := openStore(t)
+	temp := filepath.Join(base, "tmp")
+	if err := unix.Mount("half", temp, "tmpfs", 0, "nr_inodes=2"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(temp, unix.MNT_DETACH)
+	other := digest.FromString("something else")
+	st, err := s.Stage(other, other, "")
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("error %v, want %v", err, unix.ENOSPC)
+	}
+	left, err := os.ReadDir(temp)
+	if err != nil || len(left) != 1 || st.Discard() != left[0].Name() {
+		t.Errorf("left are %v, %v, which the stage does not know", left, err)
+	}
+}
+
 func TestRecordsAreChecked(t *testing.T) {
 	s, base := openStore(t)
 	st, chain := stage(t, s, "", reg("a", "x"))
