@@ -30,25 +30,27 @@ func openPackages(dir string) (*packages, error) {
 	return p, nil
 }
 
-// add downloads and unpacks packages and the libraries they depend on.
+// add downloads and unpacks packages and the libraries they depend on, and so on.
 func (p *packages) add(ctx context.Context, names ...string) error {
-	for len(names) > 0 {
-		name := names[0]
-		names = names[1:]
-		if p.unpacked[name] {
-			continue
+	for {
+		names = slices.DeleteFunc(names, func(name string) bool { return p.unpacked[name] })
+		if len(names) == 0 {
+			return nil
 		}
-		p.unpacked[name] = true
-		if err := p.unpack(ctx, name); err != nil {
+		for _, name := range names {
+			if p.unpacked[name] {
+				continue
+			}
+			p.unpacked[name] = true
+			if err := p.unpack(ctx, name); err != nil {
+				return err
+			}
+		}
+		var err error
+		if names, err = libraryDependencies(ctx, names); err != nil {
 			return err
 		}
-		libraries, err := libraryDependencies(ctx, name)
-		if err != nil {
-			return err
-		}
-		names = append(names, libraries...)
 	}
-	return nil
 }
 
 func (p *packages) unpack(ctx context.Context, name string) error {
@@ -71,12 +73,14 @@ func (p *packages) unpack(ctx context.Context, name string) error {
 	return run(ctx, "", "dpkg-deb", "--extract", debs[0], p.root)
 }
 
-// libraryDependencies lists the packages that name depends on and that hold
-// libraries, going by their names.
-func libraryDependencies(ctx context.Context, name string) ([]string, error) {
-	out, err := exec.CommandContext(ctx, "apt-cache", "depends", "--important", name).Output()
+// libraryDependencies lists the packages that the given ones depend on and that
+// hold libraries, going by their names. All are asked for at once: most of what
+// apt-cache does is to open its cache.
+func libraryDependencies(ctx context.Context, names []string) ([]string, error) {
+	args := append([]string{"depends", "--important"}, names...)
+	out, err := exec.CommandContext(ctx, "apt-cache", args...).Output()
 	if err != nil {
-		return nil, fmt.Errorf("list dependencies of package %s: %w", name, err)
+		return nil, fmt.Errorf("list dependencies of packages %s: %w", strings.Join(names, " "), err)
 	}
 	var libraries []string
 	for line := range strings.Lines(string(out)) {
