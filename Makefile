@@ -97,7 +97,7 @@ soak: $(LAB) images ## 300 pods come and go (ARGS="-pods 2000") under kills
 	$(call CRASH,-run TestSoak)
 
 .PHONY: node
-node: build $(LAB) images programs ## a Kubernetes node with crisp, ten minutes
+node: build $(LAB) programs ## a Kubernetes node with crisp, a quarter of an hour
 	$(CACHE)/bin/suite -totals "$(TOTALS)" node
 
 VM := build $(CACHE)/bin/crictl $(CACHE)/bin/critest $(CACHE)/bin/registry $(PLUGINS) images programs

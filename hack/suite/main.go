@@ -23,6 +23,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -37,7 +38,7 @@ type stage struct {
 	args []string
 	// counts says how to learn the numbers from the stage.
 	counts counts
-	// needs is a target of make that is made before the stage.
+	// needs are targets of make that are made before the stage, in this order.
 	needs string
 	// takes is how long a long stage takes at most, with what it needs; 0 for
 	// the usual ones.
@@ -85,7 +86,7 @@ func longStages() []stage {
 		crash("faults", "-run=TestFault", 15*time.Minute),
 		crash("soak", "-run=TestSoak", 5*time.Minute),
 		{name: "vm", needs: "deb", takes: 25 * time.Minute, counts: byTally, args: []string{".cache/bin/vm", "-limit", "20m", "-only", "test/systemd|runtime/cgroup"}},
-		goTest(stage{name: "node", needs: "kubernetes", takes: 40 * time.Minute}, "-tags=node", "-parallel=6", "-timeout=40m", "./test/node"),
+		goTest(stage{name: "node", needs: "kubernetes images", takes: 40 * time.Minute}, "-tags=node", "-parallel=6", "-timeout=40m", "./test/node"),
 	}
 }
 
@@ -191,7 +192,7 @@ func runAll(ctx context.Context, stages []stage, end time.Time) tally.Tally {
 // too, where they are merged with those of other stages.
 func (s stage) run(ctx context.Context, results outcomes) (t tally.Tally, err error) {
 	if s.needs != "" {
-		build := exec.CommandContext(ctx, "make", "--no-print-directory", s.needs)
+		build := exec.CommandContext(ctx, "make", append([]string{"--no-print-directory"}, strings.Fields(s.needs)...)...)
 		build.Stdout, build.Stderr = os.Stdout, os.Stderr
 		if err := build.Run(); err != nil {
 			return t, fmt.Errorf("make %s: %w", s.needs, err)
