@@ -1,0 +1,73 @@
+//go:build crash
+
+package crash
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit"
+	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
+)
+
+// slow is a disk that stands still for as long as stopped is held.
+type slow struct {
+	forgetful
+	stopped sync.Mutex
+}
+
+func (d *slow) sync() {
+	d.stopped.Lock()
+	defer d.stopped.Unlock()
+	d.forgetful.sync()
+}
+
+// TestFaultSlowDisk asks the daemon to end after a pull, when the disk is not
+// done with it and will not be for long. It ends all the same, without its
+// locks, and the next one has the image.
+func TestFaultSlowDisk(t *testing.T) {
+	testkit.Root(t)
+	image := filepath.Join(t.TempDir(), "disk")
+	command(t, "truncate", "-s", fmt.Sprint(diskSize), image)
+	command(t, "mke2fs", "-q", "-t", "ext4", "-m", "0", image)
+	data, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := &slow{forgetful: forgetful{now: data, safe: slices.Clone(data), unsafe: map[int64]bool{}}}
+	served := filepath.Join(t.TempDir(), "served")
+	if err := os.Mkdir(served, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f := serveFuse(t, served, disk)
+	t.Cleanup(f.end)
+	dir := t.TempDir()
+	mountDisk(t, dir, filepath.Join(served, "file"), "loop,commit=60")
+	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: build(t)}), orders: t.TempDir()}
+	for when, wait := range map[string]time.Duration{"before it syncs": 0, "while it syncs": 6 * time.Second} {
+		call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: nginx}})
+		disk.stopped.Lock()
+		time.Sleep(wait)
+		began := time.Now()
+		err := n.Stop()
+		took := time.Since(began)
+		disk.stopped.Unlock()
+		if err != nil || took > pace.Scale(10*time.Second) {
+			t.Errorf("%s: the daemon took %v to end: %v", when, took, err)
+		}
+		t.Logf("%s: the daemon ended in %v", when, took)
+		n.begin(t)
+		if !n.pullAndRun(t, nginx, "after") {
+			t.Errorf("%s: the image is of no use", when)
+		}
+		call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: nginx}})
+	}
+}
