@@ -184,7 +184,7 @@ func (c *catalog) find(ref string) (*entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		return nil, fmt.Errorf("%w: image %q", ErrNotFound, ref)
+		return nil, fmt.Errorf("%w here: %q", ErrNotFound, ref)
 	}
 	var found *entry
 	for id, e := range c.entries {
@@ -196,7 +196,7 @@ func (c *catalog) find(ref string) (*entry, error) {
 		}
 	}
 	if found == nil {
-		return nil, fmt.Errorf("%w: image %q", ErrNotFound, ref)
+		return nil, fmt.Errorf("%w here: %q", ErrNotFound, ref)
 	}
 	return found, nil
 }
@@ -209,7 +209,7 @@ func (s *Service) Get(ref string) (Image, error) {
 		return Image{}, err
 	}
 	if e.err != nil {
-		return Image{}, fmt.Errorf("%w: image %q is damaged: %w", ErrNotFound, ref, e.err)
+		return Image{}, fmt.Errorf("%w here: %q is damaged: %w", ErrNotFound, ref, e.err)
 	}
 	return e.image, nil
 }

@@ -25,7 +25,7 @@ var (
 	// ErrDenied means that the credentials, or their absence, do not suffice.
 	ErrDenied = errors.New("access denied")
 	// ErrNotFound means that the registry has no such manifest or blob.
-	ErrNotFound = errors.New("not found in registry")
+	ErrNotFound = errors.New("no such image")
 	// ErrProtocol means that the answer breaks the protocol.
 	ErrProtocol = errors.New("malformed registry answer")
 )
