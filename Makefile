@@ -82,7 +82,7 @@ bench: build $(LAB) $(CACHE)/bin/critest $(PEERS) images programs ## side by sid
 	$(CACHE)/bin/bench $(ARGS)
 
 # Of these, REPORT=1 puts the tables into docs/reliability.md.
-CRASH = $(GO) test -C test/crash -tags crash -count 1 -timeout 30m $(1) $(if $(REPORT),-report $(CURDIR)/docs/reliability.md) $(ARGS)
+CRASH = $(GO) test -C test/crash -tags crash -count 1 -timeout 1h $(1) $(if $(REPORT),-report $(CURDIR)/docs/reliability.md) $(ARGS)
 
 .PHONY: crash
 crash: $(LAB) images ## end daemon and keeper at every point and at random ones
