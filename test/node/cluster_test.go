@@ -17,7 +17,7 @@ import (
 // TestTwoNodes runs a cluster of two nodes, each a crisp with a kubelet in a
 // network namespace of its own, whose pods reach each other by routes.
 func TestTwoNodes(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, nil)
 	t.Run("ready", w.ready)
 	m, err := cluster.NewMachine(t.Context(), filepath.Join(t.TempDir(), "machine"))
 	if err != nil {
@@ -35,7 +35,7 @@ func TestTwoNodes(t *testing.T) {
 	if err := m.Route(t.Context(), w.node.Lab, second); err != nil {
 		t.Fatal(err)
 	}
-	other, err := w.AddNode(t.Context(), "node-2", second, m)
+	other, err := w.AddNode(t.Context(), "node-2", second, m, nil)
 	if err != nil {
 		t.Fatalf("start a second node: %v", err)
 	}
@@ -72,7 +72,7 @@ kind: Service
 metadata: {name: web}
 spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30081}]}
 `)
-	s.kubectl("rollout", "status", "daemonset/web", "--timeout="+patience.String())
+	s.rolledOut("daemonset/web")
 	pods := strings.Fields(s.get("pods", "{range .items[*]}{.metadata.name} {.status.podIP} {end}"))
 	if len(pods) != 4 {
 		s.Fatalf("pods and their addresses: %v, want two", pods)
@@ -101,9 +101,9 @@ spec:
 		metadata: {labels: {app: moves}}
 		spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: BUSYBOX, command: [sh, -c, "echo here; sleep 1000"]}]}
 `)
-	s.kubectl("rollout", "status", "deployment/moves", "--timeout="+patience.String())
+	s.rolledOut("deployment/moves")
 	s.cluster("drain", other.Name, "--ignore-daemonsets", "--timeout="+patience.String())
-	s.kubectl("rollout", "status", "deployment/moves", "--timeout="+patience.String())
+	s.rolledOut("deployment/moves")
 	if nodes := s.get("pods", "{.items[?(@.metadata.labels.app=='moves')].spec.nodeName}"); strings.Contains(nodes, other.Name) {
 		s.Errorf("after the drain there are pods on %s", nodes)
 	}

@@ -3,16 +3,18 @@
 package node
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit"
 	"crisp/test/testkit/inventory"
@@ -43,15 +45,15 @@ spec:
 				readinessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, timeoutSeconds: 10}
 				livenessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 5}
 `, *probed))
-	s.kubectl("rollout", "status", "deployment/crowd", "--timeout="+patience.String())
+	s.rolledOut("deployment/crowd")
 	return s
 }
 
 // undisturbed fails unless all of the crowd runs on and is ready.
 func (s *space) undisturbed(after string) {
 	s.Helper()
-	s.kubectl("rollout", "status", "deployment/crowd", "--timeout="+patience.String())
-	restarts := strings.Fields(s.get("pods", "{.items[*].status.containerStatuses[*].restartCount}"))
+	s.rolledOut("deployment/crowd")
+	restarts := strings.Fields(s.get("pods", "{.items[?(@.metadata.labels.app=='crowd')].status.containerStatuses[*].restartCount}"))
 	if len(restarts) != *probed {
 		s.Errorf("%s: there are %d containers, want %d", after, len(restarts), *probed)
 	}
@@ -115,14 +117,78 @@ func (w *world) load(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		s.undisturbed("after a restart of kubelet")
 	})
+	t.Run("upgrade", func(t *testing.T) { s.in(t).upgrade() })
 	t.Run("still serves", func(t *testing.T) {
 		s := s.in(t)
-		pods := strings.Fields(s.get("pods", "{.items[*].metadata.name}"))
+		pods := strings.Fields(s.get("pods", "{.items[?(@.metadata.labels.app=='crowd')].metadata.name}"))
 		s.expect("exec", s.kubectl("exec", pods[0], "--", "echo", "hello"), "hello")
 		s.expect("logs", s.kubectl("logs", "--tail=2", pods[0]), "alive\nalive\n")
 		s.kubectl("delete", "pod", pods[0])
-		s.kubectl("rollout", "status", "deployment/crowd", "--timeout="+patience.String())
+		s.rolledOut("deployment/crowd")
 	})
+}
+
+// upgrade has newer programs of crisp and its keeper take over, and the older
+// ones again, while pods come and go.
+func (s *space) upgrade() {
+	keeper, err := s.node.Lab.Keeper()
+	if err != nil {
+		s.Fatal(err)
+	}
+	const version = "99.0.0"
+	for i, binary := range []string{s.otherBuild(version), ""} {
+		job := fmt.Sprintf("meanwhile-%d", i)
+		s.apply(fmt.Sprintf(`
+apiVersion: batch/v1
+kind: Job
+metadata: {name: %s}
+spec:
+	completions: 10
+	parallelism: 3
+	backoffLimit: 0
+	template: {metadata: {labels: {app: job}}, spec: {restartPolicy: Never, containers: [{name: main, image: BUSYBOX, command: [sleep, "1"]}]}}
+`, job))
+		s.eventually("pods come and go", func() error {
+			if n := s.get("job/"+job, "{.status.succeeded}"); n == "" {
+				return errors.New("none has ended")
+			}
+			return nil
+		})
+		if err := s.node.Lab.Upgrade(s.Context(), binary); err != nil {
+			s.Fatal(err)
+		}
+		s.eventually("the node tells its runtime's version", func() error {
+			got := s.get("node/"+s.node.Name, "{.status.nodeInfo.containerRuntimeVersion}")
+			if strings.Contains(got, version) != (binary != "") {
+				return errors.New(got)
+			}
+			return nil
+		})
+		s.wait("condition=complete", "job/"+job)
+		s.undisturbed("after an upgrade")
+		if now, err := s.node.Lab.Keeper(); err != nil || now != keeper {
+			s.Errorf("the keeper is process %d, %v, was %d", now, err, keeper)
+		}
+	}
+}
+
+// otherBuild makes programs of another version and returns the daemon's.
+func (s *space) otherBuild(version string) string {
+	s.Helper()
+	dir := s.TempDir()
+	build := exec.CommandContext(s.Context(), "go", "build", "-trimpath", "-ldflags=-s -w -X main.version="+version, "-o", dir, "crisp/cmd/crisp")
+	if out, err := build.CombinedOutput(); err != nil {
+		s.Fatalf("build another version: %v: %s", err, out)
+	}
+	// The keeper has no version to tell it by. A byte at its end will do.
+	own, err := os.ReadFile(filepath.Join("..", "..", "bin", "crisp-keeper"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "crisp-keeper"), append(own, 0), 0o700)
+	}
+	if err != nil {
+		s.Fatal(err)
+	}
+	return filepath.Join(dir, "crisp")
 }
 
 // reap waits for processes whose parents died, which on a machine is what
@@ -196,10 +262,7 @@ func (w *world) diskPressure(t *testing.T) {
 	if free < 8*gigabyte {
 		testkit.Skip(t, "disk", "8 GB of free room are needed")
 	}
-	const unused = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
-	if _, err := w.node.Lab.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: unused}}); err != nil {
-		t.Fatal(err)
-	}
+	s.pull(unused)
 	w.restartKubelet(t, map[string]any{
 		"evictionHard": map[string]string{"nodefs.available": fmt.Sprint(free - 2*gigabyte), "memory.available": "50Mi"}, "evictionPressureTransitionPeriod": "5s",
 	})
@@ -218,9 +281,8 @@ spec:
 `)
 	s.wait("jsonpath={.status.reason}=Evicted", "pod/greedy")
 	s.expect("why", s.get("pod/greedy", "{.status.message}"), "ephemeral-storage")
-	resp, err := w.node.Lab.Images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: unused}})
-	if err != nil || resp.Image != nil {
-		t.Errorf("an unused image is still there: %v, %v", resp, err)
+	if s.has(unused) {
+		t.Error("an unused image is still there")
 	}
 	w.restartKubelet(t, nil)
 	s.wait("condition=DiskPressure=false", "node/"+w.node.Name)

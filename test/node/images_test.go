@@ -3,6 +3,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -10,6 +11,11 @@ import (
 	"net/url"
 	"strings"
 	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // guarded is a registry that wants a password. It returns its address and
@@ -79,4 +85,67 @@ spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: "%s", 
 			s.eventually(p.name+" says "+word, s.holds(word, "describe", "pod", p.name))
 		}
 	}
+}
+
+// unused is an image that no pod of these tests has.
+const unused = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
+
+// pull pulls an image by the CRI.
+func (s *space) pull(image string) {
+	s.Helper()
+	if _, err := s.node.Lab.Images.PullImage(s.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// has reports whether the node has an image.
+func (s *space) has(image string) bool {
+	s.Helper()
+	resp, err := s.node.Lab.Images.ImageStatus(s.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: image}})
+	if err != nil {
+		s.Fatal(err)
+	}
+	return resp.Image != nil
+}
+
+// collecting are settings with which kubelet collects images, as more of the
+// disk is in use than it is to leave them.
+func collecting(t *testing.T) map[string]any {
+	t.Helper()
+	var fs unix.Statfs_t
+	if err := unix.Statfs(t.TempDir(), &fs); err != nil {
+		t.Fatal(err)
+	}
+	// What others write or remove meanwhile may be two hundredths of it.
+	used := 100 - int(fs.Bavail*100/fs.Blocks)
+	return map[string]any{"imageGCHighThresholdPercent": max(used-2, 1), "imageGCLowThresholdPercent": max(used-3, 0)}
+}
+
+// imageGarbage waits for kubelet to collect images, which it does five minutes
+// after its start: those that were there all the time and that no pod has, but
+// not those that one has as its root or as a volume.
+func (w *world) imageGarbage(t *testing.T) {
+	s := w.space(t)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: user}
+spec:
+	terminationGracePeriodSeconds: 1
+	volumes: [{name: image, image: {reference: "AGNHOST"}}]
+	containers: [{name: main, image: BUSYBOX, command: [sleep, "1000"], volumeMounts: [{name: image, mountPath: /image}]}]
+`)
+	s.waitReady("user")
+	s.within(*patience+5*time.Minute, "an image that nobody uses is removed", func() error {
+		if s.has(unused) {
+			return errors.New("it is still there")
+		}
+		return nil
+	})
+	for _, image := range []string{busybox, agnhost} {
+		if !s.has(image) {
+			t.Errorf("%s was removed, which a pod uses", image)
+		}
+	}
+	w.node.Config["imageGCHighThresholdPercent"], w.node.Config["imageGCLowThresholdPercent"] = 99, 98
 }

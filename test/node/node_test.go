@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"crisp/test/node/cluster"
 	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
@@ -17,8 +19,9 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
-// newWorld starts crisp and a cluster of one node on it.
-func newWorld(t *testing.T) *world {
+// newWorld starts crisp and a cluster of one node on it, with further settings
+// for its kubelet, which finds these images there.
+func newWorld(t *testing.T, settings map[string]any, images ...string) *world {
 	t.Helper()
 	l := testkit.Daemon(t, lab.Options{Config: `runtime_handlers = ["other"]`, Routed: true})
 	c, err := cluster.New(t.Context(), filepath.Join(t.TempDir(), "cluster"))
@@ -29,6 +32,11 @@ func newWorld(t *testing.T) *world {
 		t.Fatalf("start a control plane: %v", err)
 	}
 	w := &world{Cluster: c}
+	for _, image := range images {
+		if _, err := l.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the cluster's logs:\n%s", c.Logs())
@@ -38,7 +46,7 @@ func newWorld(t *testing.T) *world {
 			t.Errorf("end the cluster: %v", err)
 		}
 	})
-	if w.node, err = c.AddNode(t.Context(), "node-1", l, nil); err != nil {
+	if w.node, err = c.AddNode(t.Context(), "node-1", l, nil, settings); err != nil {
 		t.Fatalf("start a node: %v", err)
 	}
 	return w
@@ -62,7 +70,7 @@ func (w *world) empty(t *testing.T) {
 // TestNode runs workloads on one node. Those that leave the node alone run
 // side by side, the others after them.
 func TestNode(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, collecting(t), unused)
 	t.Run("ready", w.ready)
 	t.Run("workloads", func(t *testing.T) {
 		for name, test := range workloads() {
@@ -73,19 +81,18 @@ func TestNode(t *testing.T) {
 		}
 	})
 	t.Run("latency", w.latency)
+	t.Run("image garbage", w.imageGarbage)
 	t.Run("load", w.load)
 	t.Run("stats from CRI", w.statsFromCRI)
 	t.Run("memory pressure", w.memoryPressure)
 	t.Run("disk pressure", w.diskPressure)
-	t.Run("graceful shutdown", func(t *testing.T) {
-		testkit.Skip(t, "systemd", "kubelet asks logind to hold up a shutdown")
-	})
+	t.Run("graceful shutdown", w.gracefulShutdown)
 }
 
 // workloads are tests that leave the node alone.
 func workloads() map[string]func(*space) {
 	return map[string]func(*space){
-		"Deployment": deployment, "Service": service, "DaemonSet": daemonSet, "Job": job, "CronJob": cronJob, "StatefulSet": statefulSet,
+		"Deployment": deployment, "Service": service, "DNS": dns, "DaemonSet": daemonSet, "Job": job, "CronJob": cronJob, "StatefulSet": statefulSet,
 		"init and sidecars": initAndSidecars, "probes": probes, "hooks": hooks, "endings": endings, "process namespace": processNamespace,
 		"host network and ports": hostNetwork, "RuntimeClass": runtimeClasses, "quota": quota, "resize": resize, "static pod": staticPod,
 		"volumes": volumes, "user namespace": userNamespace, "ephemeral storage": pressure,

@@ -136,16 +136,30 @@ func (s *space) waitReady(pods ...string) {
 	}
 }
 
+// rolledOut waits until workloads, such as "deployment/web", are as they are to be.
+func (s *space) rolledOut(workloads ...string) {
+	s.Helper()
+	for _, w := range workloads {
+		s.kubectl("rollout", "status", w, "--timeout="+patience.String())
+	}
+}
+
 // eventually polls until check finds nothing wrong.
 func (s *space) eventually(what string, check func() error) {
 	s.Helper()
+	s.within(*patience, what, check)
+}
+
+// within polls until check finds nothing wrong or time is up.
+func (s *space) within(limit time.Duration, what string, check func() error) {
+	s.Helper()
 	var err error
-	for end := time.Now().Add(*patience); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
 		if err = check(); err == nil {
 			return
 		}
 	}
-	s.Fatalf("%s: not within %v: %v", what, *patience, err)
+	s.Fatalf("%s: not within %v: %v", what, limit, err)
 }
 
 // expect fails the test unless text holds all of the words.

@@ -41,15 +41,15 @@ spec:
 				args: [netexec]
 				readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
 `)
-	s.kubectl("rollout", "status", "deployment/web", "--timeout="+patience.String())
+	s.rolledOut("deployment/web")
 	const newer = "registry.k8s.io/e2e-test-images/agnhost:2.55"
 	s.kubectl("set", "image", "deployment/web", "web="+newer)
-	s.kubectl("rollout", "status", "deployment/web", "--timeout="+patience.String())
+	s.rolledOut("deployment/web")
 	if images := s.get("pods", "{.items[?(@.status.phase=='Running')].spec.containers[0].image}"); strings.Count(images, newer) < 3 {
 		s.Errorf("got images %s, want three of %s", images, newer)
 	}
 	s.kubectl("rollout", "undo", "deployment/web")
-	s.kubectl("rollout", "status", "deployment/web", "--timeout="+patience.String())
+	s.rolledOut("deployment/web")
 	if restarts := s.get("pods", "{.items[*].status.containerStatuses[*].restartCount}"); strings.Trim(restarts, "0 ") != "" {
 		s.Errorf("containers restarted: %s", restarts)
 	}
@@ -84,7 +84,7 @@ kind: Pod
 metadata: {name: client}
 spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: BUSYBOX, command: [sleep, "1000"]}]}
 `)
-	s.kubectl("rollout", "status", "deployment/web", "--timeout="+patience.String())
+	s.rolledOut("deployment/web")
 	s.waitReady("client")
 	ip := s.get("service/inside", "{.spec.clusterIP}")
 	s.bothAnswer("ClusterIP from the node", func() (string, error) { return fetch("http://" + ip) })
@@ -135,7 +135,7 @@ spec:
 				command: [sh, -c, "echo on $NODE; sleep 1000"]
 				env: [{name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
 `)
-	s.kubectl("rollout", "status", "daemonset/agent", "--timeout="+patience.String())
+	s.rolledOut("daemonset/agent")
 	s.expect("its log", s.kubectl("logs", "daemonset/agent"), "on "+s.node.Name)
 }
 
@@ -216,7 +216,7 @@ spec:
 		spec: {storageClassName: statefulset, accessModes: [ReadWriteOnce], resources: {requests: {storage: 10Mi}}}
 `, filepath.Join(s.Dir, "volume-of-statefulset")))
 	s.Cleanup(func() { s.cleanUp("delete", "persistentvolume", "statefulset-0", "--wait=false") })
-	s.kubectl("rollout", "status", "statefulset/db", "--timeout="+patience.String())
+	s.rolledOut("statefulset/db")
 	s.kubectl("delete", "pod", "db-0")
 	s.eventually("the pod is there again", s.holds("db-0\ndb-0\n", "exec", "db-0", "--", "cat", "/data/starts"))
 }

@@ -53,6 +53,8 @@ func lacks(feature string) bool {
 		return os.Getenv("CRISP_VM") == ""
 	case "amd64":
 		return runtime.GOARCH != "amd64"
+	case "dbus":
+		return missing("/usr/bin/dbus-daemon")
 	case "block devices":
 		entries, _ := os.ReadDir("/sys/dev/block")
 		return len(entries) == 0

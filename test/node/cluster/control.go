@@ -23,10 +23,11 @@ const (
 	startTime = 90 * time.Second
 	// ServerIP is the address of the first node, which has the control plane.
 	ServerIP = "192.168.77.1"
+	// DNS is the address that pods ask for names; nobody answers at first.
+	DNS      = "10.96.0.10"
 	server   = "https://" + ServerIP + ":6443"
 	services = "10.96.0.0/16"
-	firstIP  = "10.96.0.1"  // the API server's service
-	dnsIP    = "10.96.0.10" // where a cluster's DNS server would be
+	firstIP  = "10.96.0.1" // the API server's service
 	nodeLink = "node0"
 )
 
@@ -37,9 +38,10 @@ type Cluster struct {
 	// Nodes are in the order in which they joined.
 	Nodes []*Node
 
-	cache lab.Cache
-	ca    *authority
-	procs []*lab.Process // in the order of their start
+	cache  lab.Cache
+	config string // kubectl's
+	ca     *authority
+	procs  []*lab.Process // in the order of their start
 }
 
 // New starts a control plane without nodes, in dir, which is made.
@@ -65,7 +67,15 @@ func New(ctx context.Context, dir string) (_ *Cluster, err error) {
 	if err := c.writePKI(); err != nil {
 		return nil, err
 	}
+	c.config = c.pki("admin.conf")
 	return c, c.startControlPlane(ctx)
+}
+
+// Find is a cluster that others started, with the configuration of its
+// administrator. What kubectl keeps is kept in dir.
+func Find(dir, config string) (*Cluster, error) {
+	cache, err := lab.Find()
+	return &Cluster{Dir: dir, cache: cache, config: config}, err
 }
 
 func (c *Cluster) path(name string) string { return filepath.Join(c.Dir, name) }
@@ -89,6 +99,9 @@ func AddAddress() error {
 	}
 	return nil
 }
+
+// RemoveAddress undoes AddAddress.
+func RemoveAddress() error { return lab.RemoveLink(nodeLink) }
 
 // writePKI makes the certificates of the control plane.
 func (c *Cluster) writePKI() (err error) {
@@ -194,8 +207,5 @@ func (c *Cluster) Close(ctx context.Context) error {
 	for i := len(c.procs) - 1; i >= 0; i-- {
 		errs = append(errs, c.procs[i].Stop())
 	}
-	if link, err := netlink.LinkByName(nodeLink); err == nil {
-		errs = append(errs, netlink.LinkDel(link))
-	}
-	return errors.Join(append(errs, os.RemoveAll(c.Dir))...)
+	return errors.Join(append(errs, RemoveAddress(), os.RemoveAll(c.Dir))...)
 }

@@ -5,5 +5,6 @@
 // Everything lives in the network namespace that package testkit gives the
 // test, in one temporary folder, and in cgroups below one of its own: nothing
 // of the machine's is changed, and several runs can go on side by side. The
-// programs are made by "make kubernetes".
+// programs are made by "make kubernetes". Where systemd does not run, stand-ins
+// play its part for programs that ask for it.
 package cluster

@@ -15,7 +15,7 @@ func (c *Cluster) Command(ctx context.Context, args ...string) (*exec.Cmd, error
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, binary, append([]string{"--kubeconfig=" + c.pki("admin.conf")}, args...)...)
+	cmd := exec.CommandContext(ctx, binary, append([]string{"--kubeconfig=" + c.config}, args...)...)
 	cmd.Env = append(os.Environ(), "KUBECACHEDIR="+c.path("kubectl-cache"), "HOME="+c.Dir)
 	return cmd, nil
 }

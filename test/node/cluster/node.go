@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,8 +26,10 @@ type Node struct {
 	Name, IP string
 	// Lab has the node's daemon.
 	Lab *lab.Lab
-	// Config is kubelet's configuration. Changes count from its next start on.
+	// Config is kubelet's configuration, and Env is added to its environment.
+	// Changes count from its next start on.
 	Config map[string]any
+	Env    []string
 
 	cluster *Cluster
 	dir     string
@@ -35,9 +38,10 @@ type Node struct {
 	proxy   *lab.Process
 }
 
-// AddNode starts a node on the daemon of l: in this namespace, or in that of
-// m if it is not nil. The node ends with the cluster, the lab after it.
-func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machine) (*Node, error) {
+// AddNode starts a node on the daemon of l, with further settings for its
+// kubelet: in this namespace, or in that of m if it is not nil. The node ends
+// with the cluster, the lab after it.
+func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machine, settings map[string]any) (*Node, error) {
 	n := &Node{Name: name, IP: ServerIP, Lab: l, cluster: c, dir: c.path(name)}
 	if m != nil {
 		n.IP, n.below = m.IP, m.Below()
@@ -47,6 +51,7 @@ func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machi
 		return nil, fmt.Errorf("prepare node %s: %w", name, err)
 	}
 	n.Config = n.defaults()
+	maps.Copy(n.Config, settings)
 	if err := n.StartKubelet(ctx); err != nil {
 		return nil, err
 	}
@@ -78,7 +83,7 @@ func (n *Node) prepare() error {
 			return fmt.Errorf("mount kubelet's folder: %w", err)
 		}
 	}
-	if err := os.WriteFile(n.path("resolv.conf"), []byte("nameserver "+dnsIP+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(n.path("resolv.conf"), []byte("nameserver "+DNS+"\n"), 0o644); err != nil {
 		return err
 	}
 	if err := MakeGroups(n.CgroupRoot()); err != nil {
@@ -128,7 +133,7 @@ func (n *Node) defaults() object {
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
 		"containerRuntimeEndpoint": n.Lab.Endpoint,
 		"healthzBindAddress":       n.IP, "cgroupDriver": "cgroupfs", "cgroupRoot": n.CgroupRoot(), "failCgroupV1": false,
-		"failSwapOn": false, "clusterDNS": []string{dnsIP}, "clusterDomain": "cluster.local", "resolvConf": n.path("resolv.conf"),
+		"failSwapOn": false, "clusterDNS": []string{DNS}, "clusterDomain": "cluster.local", "resolvConf": n.path("resolv.conf"),
 		"podLogsDir": n.path("logs/pods"), "staticPodPath": n.Manifests(), "volumePluginDir": n.path("plugins"),
 		"authentication": object{"anonymous": object{"enabled": false}, "x509": object{"clientCAFile": n.cluster.pki("ca.crt")}},
 		"authorization":  object{"mode": "Webhook"},
@@ -178,7 +183,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	command := append(slices.Clone(n.below), "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", strings.TrimSuffix(OwnSysctls, run)+ownFolders+run, n.dir, binary,
 		"--config="+n.path("kubelet.json"), "--kubeconfig="+n.cluster.pki(n.Name+".conf"), "--hostname-override="+n.Name,
 		"--node-ip="+n.IP, "--root-dir="+n.path("kubelet"), "--cert-dir="+n.path("kubelet/pki"))
-	n.kubelet, err = lab.StartProcess(n.path("kubelet.log"), nil, command[0], command[1:]...)
+	n.kubelet, err = lab.StartProcess(n.path("kubelet.log"), n.Env, command[0], command[1:]...)
 	if err != nil {
 		return fmt.Errorf("start kubelet: %w", err)
 	}
