@@ -542,18 +542,29 @@ func TestHostileTime(t *testing.T) {
 				entries[i] = c.make(i)
 			}
 			data := archive(t, entries...)
-			start := time.Now()
+			start := processorTime(t)
 			_, _, err := unpack(t.Context(), s.root, source(data), false, Limits{Bytes: 1 << 30})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d := time.Since(start); d > pace.Scale(20*time.Second) {
+			if d := processorTime(t) - start; d > pace.Scale(20*time.Second) {
 				t.Errorf("took %s", d)
 			} else {
 				t.Logf("%d entries in %s", n, d)
 			}
 		})
 	}
+}
+
+// processorTime is what this process has taken so far, which says more than a
+// clock does on a machine with other work.
+func processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	var use unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &use); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
 
 func TestCancelledUnpack(t *testing.T) {
