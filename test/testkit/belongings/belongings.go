@@ -60,6 +60,10 @@ func held(ctx context.Context, l *lab.Lab) ([]string, error) {
 	return ids, err
 }
 
+// deviceFilter is a program for a set of device rules, of which the daemon keeps
+// a few for containers to come.
+const deviceFilter = "anon_inode:bpf-prog"
+
 // descriptors lists the open files of a process. Those that have no name of
 // their own, or one that another process would not have, are counted.
 func descriptors(pid int) []string {
@@ -68,7 +72,7 @@ func descriptors(pid int) []string {
 	var all []string
 	for _, fd := range inventory.Names(dir) {
 		target, err := os.Readlink(filepath.Join(dir, fd))
-		if err != nil {
+		if err != nil || target == deviceFilter {
 			continue
 		}
 		if kind, _, ok := strings.Cut(target, ":["); ok {
