@@ -1,7 +1,9 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -327,8 +329,22 @@ const unfinished = "."
 
 func (k *keeper) record(x *wire.Exited) error {
 	temp := k.exitPath(unfinished + x.ID)
-	if err := os.WriteFile(temp, x.Record(), 0o600); err != nil {
-		return err
+	err := os.WriteFile(temp, x.Record(), 0o600)
+	if err == nil {
+		err = os.Rename(temp, k.exitPath(x.ID))
 	}
-	return os.Rename(temp, k.exitPath(x.ID))
+	if err != nil {
+		_ = os.Remove(temp) // unrecord tries again
+	}
+	return err
+}
+
+// unrecord removes the record of an exit, and what is left of one that could
+// not be written.
+func (k *keeper) unrecord(id string) {
+	for _, name := range []string{id, unfinished + id} {
+		if err := os.Remove(k.exitPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			k.logf("remove exit record: %v", err)
+		}
+	}
 }

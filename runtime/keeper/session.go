@@ -347,9 +347,7 @@ func (k *keeper) forget(id string) error {
 	if busy {
 		return fmt.Errorf("%s: %w", id, wire.ErrRunning)
 	}
-	if err := os.Remove(k.exitPath(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		k.logf("remove exit record: %v", err)
-	}
+	k.unrecord(id)
 	if e != nil {
 		k.withdraw(e, "")
 		e.release()
