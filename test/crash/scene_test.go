@@ -171,13 +171,17 @@ func (s *scene) removeAll() {
 	}
 }
 
-// wantListed wants what is on disk to be listed, and to have a status.
+// wantListed wants what is on disk to be listed, and to have a status. A call
+// whose connection broke may be at work still, between a folder and its listing.
 func (s *scene) wantListed() {
 	s.t.Helper()
 	var listed []string
 	for _, p := range s.pods() {
 		listed = append(listed, p.Id)
-		call(s.t, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
+		_, err := try(s.t, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
+		if err != nil && slices.ContainsFunc(s.pods(), func(now *runtimeapi.PodSandbox) bool { return now.Id == p.Id }) {
+			s.t.Errorf("a pod that is listed: %v", err)
+		}
 		if p.Metadata.Namespace != s.pod.Metadata.Namespace {
 			s.t.Errorf("pod %s is listed as %s/%s", p.Id, p.Metadata.Namespace, p.Metadata.Name)
 		}
@@ -186,15 +190,35 @@ func (s *scene) wantListed() {
 		if !slices.Contains(listed, c.PodSandboxId) {
 			s.t.Errorf("container %s is listed without its pod", c.Id)
 		}
-		call(s.t, s.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
+		_, err := try(s.t, s.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
+		if err != nil && slices.ContainsFunc(s.containers(), func(now *runtimeapi.Container) bool { return now.Id == c.Id }) {
+			s.t.Errorf("a container that is listed: %v", err)
+		}
+	}
+	stray := s.unlisted()
+	for end := time.Now().Add(leaveTime); len(stray) > 0 && time.Now().Before(end); stray = s.unlisted() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	for _, name := range stray {
+		s.t.Errorf("pod %s is on disk and not listed", name)
+	}
+}
+
+// unlisted returns the pods that have a folder and are not listed.
+func (s *scene) unlisted() (stray []string) {
+	s.t.Helper()
+	var listed []string
+	for _, p := range s.pods() {
+		listed = append(listed, p.Id)
 	}
 	folders, err := os.ReadDir(filepath.Join(s.n.Dir, "root/pods"))
 	s.must("list folders of pods", err)
 	for _, f := range folders {
 		if !slices.Contains(listed, f.Name()) {
-			s.t.Errorf("pod %s is on disk and not listed", f.Name())
+			stray = append(stray, f.Name())
 		}
 	}
+	return stray
 }
 
 // wantPod wants exactly one pod, in a state.
