@@ -240,7 +240,8 @@ func ended(pid int) bool {
 // pluginKilled reports whether a network plugin was killed for lack of memory:
 // it is in the daemon's group, and nobody can tell why.
 func pluginKilled(err error) bool {
-	return status.Code(err) == codes.Internal && strings.Contains(err.Error(), "signal: killed")
+	return status.Code(err) == codes.Internal &&
+		(strings.Contains(err.Error(), "signal: killed") || strings.Contains(err.Error(), "signal: segmentation fault"))
 }
 
 func (n *node) keeperOrNone() int {

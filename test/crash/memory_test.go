@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,13 +71,14 @@ func (n *node) unlimitMemory() error {
 			own = filepath.Join(memoryRoot, path)
 		}
 	}
-	for range 100 { // processes may fork meanwhile
+	for range 1000 { // processes may fork meanwhile, and end slowly
 		for _, pid := range strings.Fields(slurp(filepath.Join(n.memory(), "cgroup.procs"))) {
 			_ = os.WriteFile(filepath.Join(own, "cgroup.procs"), []byte(pid), 0) // it may have ended
 		}
 		if err := unix.Rmdir(n.memory()); !errors.Is(err, unix.EBUSY) {
 			return err
 		}
+		time.Sleep(time.Millisecond)
 	}
 	return fmt.Errorf("processes do not leave %s", n.memory())
 }
