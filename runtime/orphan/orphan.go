@@ -140,7 +140,7 @@ func (r *Reaper) Run(ctx context.Context) {
 			quick = hurriedSweeps
 			sweep.Reset(hurriedPeriod)
 		case <-sweep.C:
-			zombies = reapNobodys(zombies, func(pid int) bool { return r.isWatched(pid) || quick > 0 && !isForeign(pid) })
+			zombies = reapNobodys(zombies, func(pid int) bool { return r.isWatched(pid) || quick > 0 && !Foreign(pid) })
 			if quick--; quick == 0 {
 				sweep.Reset(sweepPeriod)
 			}
@@ -249,9 +249,9 @@ func children() []int {
 	return pids
 }
 
-// isForeign says whether a process is in a PID namespace below ours: it has
+// Foreign says whether a process is in a PID namespace below ours: it has
 // more than one number.
-func isForeign(pid int) bool {
+func Foreign(pid int) bool {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	_, rest, found := strings.Cut(string(data), "\nNSpid:")
 	numbers, _, _ := strings.Cut(rest, "\n")

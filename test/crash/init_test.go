@@ -3,7 +3,6 @@
 package crash
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/orphan"
 )
 
 const (
@@ -55,7 +56,7 @@ func reapZombies(seen map[int]int) map[int]int {
 				continue
 			}
 			looks := reapLooks
-			if foreign(pid) {
+			if orphan.Foreign(pid) {
 				looks = foreignLooks
 			}
 			if now[pid] = seen[pid] + 1; now[pid] >= looks {
@@ -64,12 +65,4 @@ func reapZombies(seen map[int]int) map[int]int {
 		}
 	}
 	return now
-}
-
-// foreign says whether a process is in a PID namespace of its own.
-func foreign(pid int) bool {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	_, rest, _ := strings.Cut(string(status), "\nNSpid:")
-	numbers, _, _ := strings.Cut(rest, "\n")
-	return err == nil && len(strings.Fields(numbers)) > 1
 }
