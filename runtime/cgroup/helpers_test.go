@@ -161,6 +161,12 @@ func run(t testing.TB, g *Group, script string) *process {
 		join += fmt.Sprintf("echo 0 > /proc/self/fd/%d; ", 3+i)
 	}
 	cmd.Args = append(cmd.Args, join+script)
+	return begin(t, cmd)
+}
+
+// begin starts a command, which is killed when the test ends.
+func begin(t testing.TB, cmd *exec.Cmd) *process {
+	t.Helper()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

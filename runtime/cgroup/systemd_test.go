@@ -55,18 +55,7 @@ func gated(t *testing.T, g *Group, script string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	p := &process{pid: cmd.Process.Pid, done: make(chan struct{})}
-	go func() {
-		defer close(p.done)
-		p.err = cmd.Wait()
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-p.done
-	})
+	p := begin(t, cmd)
 	if err := g.Attach(t.Context(), p.pid); err != nil {
 		t.Fatal(err)
 	}
