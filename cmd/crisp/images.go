@@ -159,7 +159,7 @@ func (d *services) serveAdmin() error {
 			klog.ErrorS(err, "Stop serving commands")
 		}
 		<-done
-		d.checks.Wait()
+		d.checking.Lock() // until a check under way is over; none begins any more
 	})
 	return nil
 }
@@ -171,8 +171,6 @@ func (d *services) checkImages(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer d.checking.Unlock()
-	d.checks.Add(1)
-	defer d.checks.Done()
 	answers := json.NewEncoder(w)
 	answer := func(f finding) {
 		_ = answers.Encode(f) // a client that is gone ends the context

@@ -94,8 +94,7 @@ type services struct {
 	stats   *stats.Collector
 	streams *stream.Server
 
-	checking sync.Mutex     // held during a check of the images
-	checks   sync.WaitGroup // that are under way
+	checking sync.Mutex // held during a check of the images
 }
 
 // onClose notes what ends a service.
