@@ -111,9 +111,8 @@ func TestFaultPower(t *testing.T) {
 	score.publish(t, "power cuts")
 }
 
-// powerCuts lets a daemon work on a forgetful disk and returns images of what
-// power cuts at random moments would leave.
-func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
+// newForgetful makes a disk with an empty file system.
+func newForgetful(t *testing.T) *forgetful {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "disk")
 	command(t, "truncate", "-s", fmt.Sprint(diskSize), image)
@@ -122,15 +121,30 @@ func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk := &forgetful{now: data, safe: slices.Clone(data), unsafe: map[int64]bool{}}
+	return &forgetful{now: data, safe: slices.Clone(data), unsafe: map[int64]bool{}}
+}
+
+// dataOn serves a disk, mounts it, and makes it the data folder of a daemon
+// that lives in the folder returned.
+func dataOn(t *testing.T, disk fuseFile, options string) (dir string) {
+	t.Helper()
 	served := filepath.Join(t.TempDir(), "served")
 	if err := os.Mkdir(served, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	f := serveFuse(t, served, disk)
 	t.Cleanup(f.end)
-	dir := t.TempDir()
-	mountDisk(t, dir, filepath.Join(served, "file"), "loop,commit=1")
+	dir = t.TempDir()
+	mountDisk(t, dir, filepath.Join(served, "file"), options)
+	return dir
+}
+
+// powerCuts lets a daemon work on a forgetful disk and returns images of what
+// power cuts at random moments would leave.
+func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
+	t.Helper()
+	disk := newForgetful(t)
+	dir := dataOn(t, disk, "loop,commit=1")
 	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: binary}), orders: t.TempDir()}
 	var work sync.WaitGroup
 	quit := make(chan struct{})

@@ -3,10 +3,6 @@
 package crash
 
 import (
-	"fmt"
-	"os"
-	"path/filepath"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -20,7 +16,7 @@ import (
 
 // slow is a disk that stands still for as long as stopped is held.
 type slow struct {
-	forgetful
+	*forgetful
 	stopped sync.Mutex
 }
 
@@ -35,22 +31,8 @@ func (d *slow) sync() {
 // locks, and the next one has the image.
 func TestFaultSlowDisk(t *testing.T) {
 	testkit.Root(t)
-	image := filepath.Join(t.TempDir(), "disk")
-	command(t, "truncate", "-s", fmt.Sprint(diskSize), image)
-	command(t, "mke2fs", "-q", "-t", "ext4", "-m", "0", image)
-	data, err := os.ReadFile(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	disk := &slow{forgetful: forgetful{now: data, safe: slices.Clone(data), unsafe: map[int64]bool{}}}
-	served := filepath.Join(t.TempDir(), "served")
-	if err := os.Mkdir(served, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	f := serveFuse(t, served, disk)
-	t.Cleanup(f.end)
-	dir := t.TempDir()
-	mountDisk(t, dir, filepath.Join(served, "file"), "loop,commit=60")
+	disk := &slow{forgetful: newForgetful(t)}
+	dir := dataOn(t, disk, "loop,commit=60")
 	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: build(t)}), orders: t.TempDir()}
 	for when, wait := range map[string]time.Duration{"before it syncs": 0, "while it syncs": 6 * time.Second} {
 		call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: nginx}})
