@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/sealed"
 )
 
 const (
@@ -56,10 +58,9 @@ func Open() (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("write pause program: %w", err)
 	}
-	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+	if err := sealed.Seal(fd); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("seal pause program: %w", err)
+		return nil, fmt.Errorf("pause program: %w", err)
 	}
 	return f, nil
 }

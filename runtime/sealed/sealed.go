@@ -6,12 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // seals forbid every change, and further seals.
 const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+
+const (
+	// busyTime is how long pages of a new file may be held by others.
+	busyTime  = 5 * time.Second
+	busyDelay = 10 * time.Millisecond
+)
 
 // Program returns a sealed copy of the program at path, to be executed by its
 // descriptor: a container that gets hold of the running program through /proc
@@ -50,12 +57,20 @@ func fill(image, src *os.File) error {
 	}
 }
 
-// Seal seals a memfd that was made with MFD_ALLOW_SEALING.
+// Seal seals a memfd that was made with MFD_ALLOW_SEALING and is not mapped
+// for writing. The kernel refuses with EBUSY while anything holds a page of the
+// file, as it does itself to reclaim or to move memory; so that is asked for
+// again, for a while.
 func Seal(fd int) error {
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
-		return fmt.Errorf("seal memfd: %w", err)
+	for end := time.Now().Add(busyTime); ; time.Sleep(busyDelay) {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return fmt.Errorf("seal memfd: %w", err)
+		}
 	}
-	return nil
 }
 
 // Is reports whether a file is sealed like those of this package.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,5 +38,34 @@ func TestProgram(t *testing.T) {
 	}
 	if _, err := Program("crisp-test", path+".missing"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no such program: got %v", err)
+	}
+}
+
+// TestSealBusy seals a file that is held for a moment: a mapping stands for
+// the references the kernel takes to reclaim or to move pages.
+func TestSealBusy(t *testing.T) {
+	fd, err := unix.MemfdCreate("crisp-test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "crisp-test")
+	defer f.Close()
+	if _, err := f.WriteString("text"); err != nil {
+		t.Fatal(err)
+	}
+	held, err := unix.Mmap(fd, 0, 4, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("seal a file that is held: got %v, want EBUSY", err)
+	}
+	released := make(chan error, 1)
+	time.AfterFunc(100*time.Millisecond, func() { released <- unix.Munmap(held) })
+	if err := Seal(fd); err != nil || !Is(f) {
+		t.Errorf("got %v, sealed: %t", err, Is(f))
+	}
+	if err := <-released; err != nil {
+		t.Error(err)
 	}
 }
