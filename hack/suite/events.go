@@ -20,6 +20,8 @@ type outcomes map[key]outcome
 type outcome struct {
 	action string // pass, skip or fail
 	reason string // for that
+	// unsteady is the reason of the first outcome, if that was another.
+	unsteady string
 }
 
 type key struct{ pkg, test string }
@@ -62,7 +64,7 @@ func (o outcomes) read(r io.Reader, w io.Writer) error {
 				fmt.Fprintln(w, "ok", e.Package)
 			}
 			if e.Test != "" || e.Action == "fail" {
-				o[k] = outcome{e.Action, reason(said[k])}
+				o[k] = outcome{action: e.Action, reason: reason(said[k])}
 			}
 			delete(said, k)
 		}
@@ -94,35 +96,81 @@ func (o outcomes) merge(other outcomes) {
 	}
 }
 
+// maxReason is how much of a reason, in bytes, is listed.
+const maxReason = 500
+
 // skipped lists the tests that ran nowhere, with the reason of each.
-func (o outcomes) skipped() []string {
+func (o outcomes) skipped() []string { return o.list("skip") }
+
+// failed lists the tests that failed, with what each had to say.
+func (o outcomes) failed() []string { return o.list("fail") }
+
+func (o outcomes) list(action string) []string {
 	var all []string
-	parents, _ := o.ancestors()
+	for _, k := range o.leaves(action) {
+		all = append(all, k.because(o[k].reason))
+	}
+	return all
+}
+
+// unsteady lists the tests that passed at the second try, with what each had to
+// say at the first.
+func (o outcomes) unsteady() []string {
+	var all []string
 	for k, end := range o {
-		if end.action == "skip" && !parents[k] {
-			all = append(all, fmt.Sprintf("%s %s: %s", k.pkg, k.test, cmp.Or(end.reason, "no reason given")))
+		if end.unsteady != "" {
+			all = append(all, k.because(end.unsteady))
 		}
 	}
 	slices.Sort(all)
 	return all
 }
 
+func (k key) because(reason string) string {
+	if len(reason) > maxReason {
+		reason = strings.ToValidUTF8(reason[:maxReason], "") + " ..."
+	}
+	return fmt.Sprintf("%s %s: %s", k.pkg, k.test, cmp.Or(reason, "no reason given"))
+}
+
+// leaves are the tests with an outcome, in order, but for those of which others
+// tell: a test that has subtests stands for them only if it failed by itself.
+func (o outcomes) leaves(action string) []key {
+	parents, broken := o.ancestors()
+	if action == "fail" {
+		parents = broken
+	}
+	var all []key
+	for k, end := range o {
+		if end.action == action && !parents[k] {
+			all = append(all, k)
+		}
+	}
+	slices.SortFunc(all, func(a, b key) int {
+		return cmp.Or(strings.Compare(a.pkg, b.pkg), strings.Compare(a.test, b.test))
+	})
+	return all
+}
+
+// forgive lets the tests in broken pass, which failed because of subtests, if
+// none of those has failed after all.
+func (o outcomes) forgive(broken map[key]bool) {
+	_, still := o.ancestors()
+	for k := range broken {
+		if !still[k] && o[k].action == "fail" {
+			o[k] = outcome{action: "pass"}
+		}
+	}
+}
+
 // tally counts the tests. One that has subtests stands for them, unless it
 // failed by itself; and so does a package for its tests.
 func (o outcomes) tally() tally.Tally {
-	parents, broken := o.ancestors()
-	var t tally.Tally
-	for k, end := range o {
-		switch {
-		case end.action == "fail" && !broken[k]:
-			t.Failed++
-		case end.action == "pass" && !parents[k]:
-			t.Passed++
-		case end.action == "skip" && !parents[k]:
-			t.Skipped++
-		}
+	return tally.Tally{
+		Passed:  len(o.leaves("pass")),
+		Failed:  len(o.leaves("fail")),
+		Skipped: len(o.leaves("skip")),
 	}
-	return t
 }
 
 // ancestors are those with a child, and those with one that failed.

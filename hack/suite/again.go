@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// maxAgain is how many tests of a stage may have failed for want of time.
+const maxAgain = 4
+
+// again runs the tests that failed in a long stage once more, each by itself.
+// Such a stage takes the machine to its limits while a build server may have
+// other work, so a test that passes now counts as passed; what it said at first
+// is printed and listed as unsteady, to be looked into.
+func (s stage) again(ctx context.Context, first outcomes) error {
+	failures := first.leaves("fail")
+	_, broken := first.ancestors()
+	if len(failures) > maxAgain || slices.ContainsFunc(failures, func(k key) bool { return k.test == "" || !first.whole(k.pkg) }) {
+		return nil
+	}
+	for _, k := range failures {
+		fmt.Printf("===== %s: once more %s\n", s.name, k.test)
+		second := outcomes{}
+		if err := s.only(k.test).events(ctx, second); err != nil {
+			fmt.Println("suite:", err) // it has failed before
+			continue
+		}
+		if second[k].action == "pass" && second.tally().Failed == 0 {
+			first[k] = outcome{action: "pass", unsteady: first[k].reason}
+		}
+	}
+	first.forgive(broken)
+	return ctx.Err()
+}
+
+// whole reports whether the tests of a package that failed all ran: then they
+// say FAIL themselves, before go test does.
+func (o outcomes) whole(pkg string) bool {
+	return strings.Count(o[key{pkg: pkg}].reason, "FAIL") > 1
+}
+
+// only is the stage with a single test.
+func (s stage) only(test string) stage {
+	parts := strings.Split(test, "/")
+	for i, p := range parts {
+		parts[i] = "^" + regexp.QuoteMeta(p) + "$"
+	}
+	s.args = slices.DeleteFunc(slices.Clone(s.args), func(arg string) bool {
+		return strings.HasPrefix(arg, "-run=") || strings.HasPrefix(arg, "-skip=")
+	})
+	s.args = slices.Insert(s.args, 2, "-run="+strings.Join(parts, "/")) // after "go test"
+	return s
+}
+
+// events runs a stage that prints events, and collects its outcomes.
+func (s stage) events(ctx context.Context, o outcomes) error {
+	cmd := s.command(ctx, s.args)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	readErr := o.read(out, os.Stdout)
+	waitErr := cmd.Wait()
+	if readErr == nil && waitErr != nil && o.tally().Failed == 0 {
+		return fmt.Errorf("no test failed, but go test did: %w", waitErr)
+	}
+	return readErr
+}
