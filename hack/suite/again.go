@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -30,8 +31,10 @@ func (s stage) again(ctx context.Context, first outcomes) error {
 			continue
 		}
 		if second[k].action == "pass" && second.tally().Failed == 0 {
-			first[k] = outcome{action: "pass", unsteady: first[k].reason}
+			second[k] = outcome{action: "pass", unsteady: cmp.Or(first[k].reason, "no reason given")}
+			delete(first, k)
 		}
+		first.merge(second) // it may have subtests that did not run before
 	}
 	first.forgive(broken)
 	return ctx.Err()

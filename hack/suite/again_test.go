@@ -15,40 +15,57 @@ const longRun = `{"Action":"output","Package":"a","Test":"TestFault/disk_full","
 {"Action":"fail","Package":"a","Test":"TestFault/disk_full"}
 {"Action":"pass","Package":"a","Test":"TestFault/disk_gone"}
 {"Action":"fail","Package":"a","Test":"TestFault"}
-{"Action":"output","Package":"a","Test":"TestBroken","Output":"never right\n"}
-{"Action":"fail","Package":"a","Test":"TestBroken"}
+{"Action":"output","Package":"a","Test":"TestEarly","Output":"no daemon\n"}
+{"Action":"fail","Package":"a","Test":"TestEarly"}
 {"Action":"output","Package":"a","Output":"FAIL\n"}
 {"Action":"output","Package":"a","Output":"FAIL\ta\t129.3s\n"}
 {"Action":"fail","Package":"a"}
 `
 
-// TestAgain gives two tests a second try, of which one passes.
+const brokenTest = `{"Action":"output","Package":"a","Test":"TestBroken","Output":"never right\n"}
+{"Action":"fail","Package":"a","Test":"TestBroken"}
+`
+
+// TestAgain gives tests a second try: one that failed, one that ended before
+// its subtests ran, and one that fails again.
 func TestAgain(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "go-test")
-	err := os.WriteFile(script, []byte(`case $1 in
-'-run=^TestFault$/^disk_full$') echo '{"Action":"pass","Package":"a","Test":"TestFault/disk_full"}' ;;
+	err := os.WriteFile(script, []byte(`pass() { echo '{"Action":"pass","Package":"a","Test":"'"$1"'"}'; }
+case $1 in
+'-run=^TestFault$/^disk_full$') pass TestFault/disk_full; pass TestFault ;;
+'-run=^TestEarly$') pass TestEarly/one; pass TestEarly/two; pass TestEarly ;;
 *) echo '{"Action":"fail","Package":"a","Test":"TestBroken"}'; exit 1 ;;
 esac
 `), 0o755)
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := outcomes{}
-	if err := first.read(strings.NewReader(longRun), t.Output()); err != nil {
-		t.Fatal(err)
-	}
 	s := stage{name: "faults", takes: time.Minute, args: []string{"sh", script, "-run=TestFault", "-skip=x"}}
-	if err := s.again(t.Context(), first); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := first.tally(), (tally.Tally{Passed: 2, Failed: 1}); got != want {
-		t.Errorf("got %v, want %v", got, want)
-	}
-	if got, want := first.unsteady(), []string{"a TestFault/disk_full: it took 3s"}; !slices.Equal(got, want) {
-		t.Errorf("unsteady: got %q, want %q", got, want)
-	}
-	if got, want := first.failed(), []string{"a TestBroken: never right"}; !slices.Equal(got, want) {
-		t.Errorf("failed: got %q, want %q", got, want)
+	unsteady := []string{"a TestEarly: no daemon", "a TestFault/disk_full: it took 3s"}
+	for _, test := range []struct {
+		run    string
+		want   tally.Tally
+		failed []string
+	}{
+		{longRun, tally.Tally{Passed: 4}, nil},
+		{brokenTest + longRun, tally.Tally{Passed: 4, Failed: 1}, []string{"a TestBroken: never right"}},
+	} {
+		first := outcomes{}
+		if err := first.read(strings.NewReader(test.run), t.Output()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.again(t.Context(), first); err != nil {
+			t.Fatal(err)
+		}
+		if got := first.tally(); got != test.want {
+			t.Errorf("got %v, want %v", got, test.want)
+		}
+		if got := first.unsteady(); !slices.Equal(got, unsteady) {
+			t.Errorf("unsteady: got %q, want %q", got, unsteady)
+		}
+		if got := first.failed(); !slices.Equal(got, test.failed) {
+			t.Errorf("failed: got %q, want %q", got, test.failed)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -155,9 +156,9 @@ func (o outcomes) leaves(action string) []key {
 // forgive lets the tests in broken pass, which failed because of subtests, if
 // none of those has failed after all.
 func (o outcomes) forgive(broken map[key]bool) {
-	_, still := o.ancestors()
-	for k := range broken {
-		if !still[k] && o[k].action == "fail" {
+	inner := slices.SortedFunc(maps.Keys(broken), func(a, b key) int { return cmp.Compare(len(b.test), len(a.test)) })
+	for _, k := range inner {
+		if _, still := o.ancestors(); !still[k] && o[k].action == "fail" {
 			o[k] = outcome{action: "pass"}
 		}
 	}
