@@ -86,9 +86,17 @@ func (s *Service) Hold(_ context.Context, id, imageID string) error {
 	return s.containers.Hold(id, top(im))
 }
 
+// View is how a container sees the files of an image.
+type View struct {
+	// UserNS, if not nil, is the user namespace whose users they belong to.
+	UserNS *os.File
+	// Label is their SELinux label; empty without SELinux.
+	Label string
+}
+
 // Mount returns the root file system prepared for container id as a detached
-// mount. With a user namespace the image's files belong to its users.
-func (s *Service) Mount(_ context.Context, id string, userns *os.File) (*os.File, error) {
+// mount.
+func (s *Service) Mount(_ context.Context, id string, v View) (*os.File, error) {
 	chain, err := s.containers.Chain(id)
 	if err != nil {
 		return nil, fmt.Errorf("mount root file system: %w", err)
@@ -106,7 +114,7 @@ func (s *Service) Mount(_ context.Context, id string, userns *os.File) (*os.File
 	}
 	defer upper.Close()
 	m, err := rootfs.Overlay{
-		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper, UserNS: userns,
+		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper, UserNS: v.UserNS, Label: v.Label,
 	}.Mount()
 	if err != nil {
 		return nil, fmt.Errorf("mount root file system of %s: %w", id, classify(err))
@@ -120,7 +128,7 @@ const imageVolumeAttr = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.M
 // MountImage returns the content of an image, named by its ID, or what subPath
 // leads to in it, as a detached read-only mount. The caller keeps the image
 // with [Service.Hold] first.
-func (s *Service) MountImage(_ context.Context, imageID, subPath string, userns *os.File) (*os.File, error) {
+func (s *Service) MountImage(_ context.Context, imageID, subPath string, v View) (*os.File, error) {
 	im, err := s.Get(imageID)
 	if err != nil {
 		return nil, fmt.Errorf("mount image: %w", err)
@@ -130,7 +138,7 @@ func (s *Service) MountImage(_ context.Context, imageID, subPath string, userns 
 		return nil, fmt.Errorf("mount image %s: %w", im.ID, err)
 	}
 	m, err := rootfs.Overlay{
-		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), UserNS: userns, Attr: imageVolumeAttr,
+		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), UserNS: v.UserNS, Label: v.Label, Attr: imageVolumeAttr,
 	}.Mount()
 	if err != nil {
 		return nil, fmt.Errorf("mount image %s: %w", im.ID, classify(err))

@@ -59,7 +59,7 @@ func read(t *testing.T, m *os.File, name string) string {
 
 func mount(t *testing.T, s *image.Service, id string, userns *os.File) *os.File {
 	t.Helper()
-	m, err := s.Mount(t.Context(), id, userns)
+	m, err := s.Mount(t.Context(), id, image.View{UserNS: userns})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestMount(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Mount(t.Context(), "c1", nil); !errors.Is(err, image.ErrNoRootFS) {
+	if _, err := s.Mount(t.Context(), "c1", image.View{}); !errors.Is(err, image.ErrNoRootFS) {
 		t.Errorf("mount after discarding: %v", err)
 	}
 }
@@ -236,7 +236,7 @@ func TestImageVolume(t *testing.T) {
 		{"up/models", "a/weights", "1"}, {"../../models", "a/weights", "1"}, {"/models", "a/weights", "1"}, {"file", "", "2"},
 	} {
 		for _, userns := range []*os.File{nil, userNamespace(t, 200_000)} {
-			m, err := s.MountImage(t.Context(), id, c.sub, userns)
+			m, err := s.MountImage(t.Context(), id, c.sub, image.View{UserNS: userns})
 			if err != nil {
 				t.Errorf("%q: %v", c.sub, err)
 				continue
@@ -257,7 +257,7 @@ func TestImageVolume(t *testing.T) {
 		}
 	}
 	for _, sub := range []string{"nope", "out", "loop", "file/x", "fifo", "models/\x00"} {
-		m, err := s.MountImage(t.Context(), id, sub, nil)
+		m, err := s.MountImage(t.Context(), id, sub, image.View{})
 		if !errors.Is(err, image.ErrSubPath) {
 			m.Close()
 			t.Errorf("%q: %v, want %v", sub, err, image.ErrSubPath)
@@ -281,7 +281,7 @@ func TestLayersOutliveTheirImage(t *testing.T) {
 	if err := s.Hold(t.Context(), "c", data); err != nil {
 		t.Fatal(err)
 	}
-	volume, err := s.MountImage(t.Context(), data, "", nil)
+	volume, err := s.MountImage(t.Context(), data, "", image.View{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -405,7 +405,7 @@ func BenchmarkMount(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.StartTimer()
-			m, err := s.Mount(b.Context(), name, nil)
+			m, err := s.Mount(b.Context(), name, image.View{})
 			if err != nil {
 				b.Fatal(err)
 			}

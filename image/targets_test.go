@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"crisp/image"
 	"crisp/runtime/rootpath"
 	"crisp/test/testkit"
 )
@@ -85,7 +86,7 @@ func TestTargets(t *testing.T) {
 	}
 
 	// They go with the image, and are not seen in an image volume.
-	v, err := s.MountImage(t.Context(), id, "", nil)
+	v, err := s.MountImage(t.Context(), id, "", image.View{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ import (
 	"crisp/cri/spec"
 	"crisp/cri/spec/apparmor"
 	"crisp/cri/spec/cdi"
+	"crisp/cri/spec/selinux"
 	"crisp/cri/stats"
 	"crisp/cri/stream"
 	"crisp/image"
@@ -171,6 +172,20 @@ func imageOptions(cfg *config.Config) image.Options {
 	}
 }
 
+// labels is what the SELinux policy says of containers, nil where it says
+// nothing, or need not be asked.
+func (d *services) labels() (*selinux.Policy, error) {
+	if !d.cfg.SELinux || !d.facts.SELinux.OK() {
+		return nil, nil
+	}
+	labels, err := selinux.Load(os.DirFS("/"))
+	if errors.Is(err, selinux.ErrNoTypes) {
+		klog.ErrorS(err, "Containers get no SELinux labels of their own")
+		return nil, nil
+	}
+	return labels, err
+}
+
 // openPods starts what rests on the other services.
 func (d *services) openPods(ctx context.Context) error {
 	if d.facts.AppArmor.OK() && d.cfg.AppArmorProfile == apparmor.DefaultName {
@@ -178,12 +193,16 @@ func (d *services) openPods(ctx context.Context) error {
 			klog.ErrorS(err, "Load the AppArmor profile; containers that ask for RuntimeDefault are not confined by it")
 		}
 	}
-	var err error
+	labels, err := d.labels()
+	if err != nil {
+		return err
+	}
 	d.pods, err = pod.Open(ctx, pod.Options{
 		Root: d.cfg.Root, NetNSDir: d.cfg.NetNSDir,
 		Keeper: d.keeper, Launcher: launch.New(d.keeper, d.facts), Cgroups: d.cgroups,
 		Images: d.images, Network: d.network,
 		Host: spec.HostOf(d.facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(d.cfg), Defaults: defaults(d.cfg),
+		SELinux:  labels,
 		CDI:      func(s *specs.Spec, names []string) error { return cdi.Inject(d.cfg.CDISpecDirs, s, names) },
 		Handlers: d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
 	})

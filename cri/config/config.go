@@ -58,6 +58,7 @@ type Config struct {
 	PidsLimit             int64    `toml:"pids_limit"`
 	Rlimits               []Rlimit `toml:"rlimits"`
 	AppArmorProfile       string   `toml:"apparmor_profile"`
+	SELinux               bool     `toml:"selinux"`
 	SeccompProfile        string   `toml:"seccomp_profile"`
 	CreateMissingHostPath bool     `toml:"create_missing_host_paths"`
 	DeviceOwnership       bool     `toml:"device_ownership_from_security_context"`

@@ -208,14 +208,18 @@ func (k *making) discardRootfs(ctx context.Context) error {
 // the root file system is mounted now, and kept for the start.
 func (k *making) makeSpec(ctx context.Context) error {
 	p := k.p
-	root, err := p.m.Images.Mount(ctx, k.id, p.namespace("user"))
+	labels, err := p.containerLabels(k.record().Config.Msg)
+	if err != nil {
+		return err
+	}
+	root, err := p.m.Images.Mount(ctx, k.id, image.View{UserNS: p.namespace("user"), Label: labels.Mount})
 	if err != nil {
 		return fmt.Errorf("mount root file system: %w", err)
 	}
 	pr := newProcess()
 	pr.rootfs = root
 	p.setProcess(k.id, pr)
-	out, user, err := k.translate(root)
+	out, user, err := k.translate(root, labels)
 	if err != nil {
 		return err
 	}
@@ -226,6 +230,15 @@ func (k *making) makeSpec(ctx context.Context) error {
 		if err := makeVolume(root, v); err != nil {
 			return fmt.Errorf("make volume %s: %w", v.Path, err)
 		}
+		out.Relabel = append(out.Relabel, v.Source)
+	}
+	for _, path := range out.Relabel {
+		if err := relabel(path, labels.Mount); err != nil {
+			return err
+		}
+	}
+	if err := p.shareFiles(labels); err != nil {
+		return err
 	}
 	volumes, err := k.imageVolumes(ctx, out.Images)
 	if err != nil {
@@ -248,7 +261,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 }
 
 // translate makes the runtime-spec from everything that decides it.
-func (k *making) translate(root *os.File) (*spec.Result, spec.ResolvedUser, error) {
+func (k *making) translate(root *os.File, labels spec.Labels) (*spec.Result, spec.ResolvedUser, error) {
 	m, sandbox, cfg := k.p.m, k.p.record().Config.Msg, k.record().Config.Msg
 	user, err := spec.ResolveUser(root, cfg, k.image.Config.Config.User)
 	if err != nil {
@@ -258,17 +271,14 @@ func (k *making) translate(root *os.File) (*spec.Result, spec.ResolvedUser, erro
 	if err != nil {
 		return nil, user, fmt.Errorf("read the node's host name: %w", err)
 	}
-	dir := m.store.podDir(k.p.record().ID)
 	out, err := spec.Container(spec.Input{
 		Sandbox: sandbox, Config: cfg, Image: k.image.Config.Config, User: user,
 		Hostname: spec.Hostname(sandbox, node), CgroupsPath: k.record().CgroupPath,
 		Files: spec.Files{
-			Hosts:      filepath.Join(dir, spec.HostsFile),
-			Hostname:   filepath.Join(dir, spec.HostnameFile),
-			ResolvConf: filepath.Join(dir, spec.ResolvConfFile),
+			Hosts: k.p.sharedFile(spec.HostsFile), Hostname: k.p.sharedFile(spec.HostnameFile), ResolvConf: k.p.sharedFile(spec.ResolvConfFile),
 		},
-		VolumeDir: filepath.Join(k.dir(), "volumes"),
-		Host:      m.Host, Node: m.Node, Seccomp: m.Seccomp, Defaults: m.Defaults, CDI: m.CDI,
+		VolumeDir: filepath.Join(k.dir(), "volumes"), Labels: labels,
+		Host: m.Host, Node: m.Node, Seccomp: m.Seccomp, Defaults: m.Defaults, CDI: m.CDI,
 	})
 	return out, user, err
 }

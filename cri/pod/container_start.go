@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/image"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/launch"
 	"crisp/runtime/plan"
@@ -152,7 +153,7 @@ func (p *pod) prepareProcess(ctx context.Context, c *Container, s *specs.Spec) (
 		p.setProcess(c.ID, pr)
 	}
 	if pr.rootfs == nil {
-		root, err := p.m.Images.Mount(ctx, c.ID, p.namespace("user"))
+		root, err := p.m.Images.Mount(ctx, c.ID, image.View{UserNS: p.namespace("user"), Label: s.Linux.MountLabel})
 		if err != nil {
 			return nil, fmt.Errorf("mount root file system: %w", err)
 		}
@@ -211,7 +212,7 @@ func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *s
 		}
 		p.m.holdCgroup(h, entry)
 	}
-	if err := p.holdImages(ctx, h, c); err != nil {
+	if err := p.holdImages(ctx, h, c, s); err != nil {
 		return err
 	}
 	return p.openStdio(h, r, c, pr)
@@ -239,9 +240,10 @@ func (p *pod) holdTarget(h *held, target string) error {
 	return nil
 }
 
-func (p *pod) holdImages(ctx context.Context, h *held, c *Container) error {
+func (p *pod) holdImages(ctx context.Context, h *held, c *Container, s *specs.Spec) error {
+	view := image.View{UserNS: p.namespace("user"), Label: s.Linux.MountLabel}
 	for i, v := range c.ImageVolumes {
-		f, err := p.m.Images.MountImage(ctx, v.ImageID, v.SubPath, p.namespace("user"))
+		f, err := p.m.Images.MountImage(ctx, v.ImageID, v.SubPath, view)
 		if err != nil {
 			return fmt.Errorf("%w: at %s: %w", ErrImageVolume, v.Path, err)
 		}

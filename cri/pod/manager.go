@@ -18,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
+	"crisp/cri/spec/selinux"
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
@@ -29,8 +30,8 @@ import (
 type Images interface {
 	Get(ref string) (image.Image, error)
 	Prepare(ctx context.Context, id, imageID string, uids, gids []image.IDMap) error
-	Mount(ctx context.Context, id string, userns *os.File) (*os.File, error)
-	MountImage(ctx context.Context, imageID, subPath string, userns *os.File) (*os.File, error)
+	Mount(ctx context.Context, id string, v image.View) (*os.File, error)
+	MountImage(ctx context.Context, imageID, subPath string, v image.View) (*os.File, error)
 	// Hold keeps an image that a container uses as a volume until Discard.
 	Hold(ctx context.Context, containerID, imageID string) error
 	Discard(ctx context.Context, id string) error
@@ -63,6 +64,8 @@ type Options struct {
 	Host    spec.Host
 	Node    spec.Node
 	Seccomp spec.Seccomp
+	// SELinux makes labels; nil without it.
+	SELinux *selinux.Policy
 	// CDI adds devices of the Container Device Interface to a spec.
 	CDI func(s *specs.Spec, names []string) error
 	// Defaults are the node's choices for containers.
@@ -95,6 +98,8 @@ type Manager struct {
 	names      map[string]string
 	ops        map[string]*operation
 	sessions   map[string]*session // exec sessions by keeper id
+
+	levels selinux.Levels // of the pods there are
 }
 
 // Open loads what the last daemon left, reconciles it with the kernel, and
@@ -209,6 +214,9 @@ func (m *Manager) unregister(p *pod) {
 	r := p.record()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.pods[r.ID] == p {
+		m.levels.Drop(r.SELinuxLevel)
+	}
 	delete(m.pods, r.ID)
 	if key := sandboxKey(r.Config.Msg.GetMetadata()); m.names[key] == r.ID {
 		delete(m.names, key)

@@ -36,8 +36,10 @@ type Record struct {
 	// all are done, phaseStopped after StopPodSandbox.
 	Phase string
 	// NetNS is the path at which the pod's network namespace is pinned.
-	NetNS string   `json:",omitempty"`
-	IPs   []string `json:",omitempty"`
+	NetNS string `json:",omitempty"`
+	// SELinuxLevel is what its containers' labels end with, "" without SELinux.
+	SELinuxLevel string   `json:",omitempty"`
+	IPs          []string `json:",omitempty"`
 	// Pause is PID 1 of a pod that shares its PID namespace.
 	Pause *Process `json:",omitempty"`
 	// Reason says why a sandbox is not ready, for its status.

@@ -149,6 +149,7 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 			p.setPause(e.PidFD)
 		}
 	}
+	m.levels.Hold(r.SELinuxLevel)
 	m.register(p)
 	return p
 }

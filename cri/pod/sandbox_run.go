@@ -116,9 +116,13 @@ func (m *Manager) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (
 	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
 		r.NetNS = m.netNSPath(r.ID)
 	}
+	if r.SELinuxLevel, err = m.takeLevel(cfg); err != nil {
+		return nil, err
+	}
 	p := newPod(m, r, nil)
 	p.starting.Store(true)
 	if err := attempt("make folder", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
+		m.levels.Drop(r.SELinuxLevel)
 		return nil, errors.Join(fmt.Errorf("make folder of sandbox %s: %w", r.ID, err), p.forget())
 	}
 	return p, nil
@@ -148,9 +152,16 @@ func (p *pod) makeFiles(context.Context) error {
 		return err
 	}
 	uid, gid := spec.RootIDs(cfg)
+	labels, err := p.labels()
+	if err != nil {
+		return err
+	}
 	for name, data := range files {
-		path := filepath.Join(p.m.store.podDir(r.ID), name)
+		path := p.sharedFile(name)
 		if err := durable.CreateFile(path, data, 0o644); err != nil {
+			return err
+		}
+		if err := setLabel(path, labels.Mount); err != nil {
 			return err
 		}
 		if uid != 0 || gid != 0 {
@@ -162,12 +173,16 @@ func (p *pod) makeFiles(context.Context) error {
 	return nil
 }
 
+// sharedFile is the path of one of the files that the pod's containers share.
+func (p *pod) sharedFile(name string) string {
+	return filepath.Join(p.m.store.podDir(p.record().ID), name)
+}
+
 // removeFiles leaves the record: it goes last, with the folder, in [pod.forget].
 func (p *pod) removeFiles(context.Context) error {
-	dir := p.m.store.podDir(p.record().ID)
 	var errs []error
 	for _, name := range spec.SharedFileNames() {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(p.sharedFile(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
@@ -248,6 +263,11 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	}
 	o.Hostname = spec.Hostname(r.Config.Msg, node)
 	o.Name = "make namespaces of " + sandboxName(r.Config.Msg.GetMetadata())
+	labels, err := p.labels()
+	if err != nil {
+		return err
+	}
+	o.MountLabel, o.ProcessLabel = labels.Mount, labels.Process
 	h := &held{files: launch.Held{}}
 	defer h.close()
 	var gate func(int) error

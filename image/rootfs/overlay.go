@@ -28,6 +28,8 @@ type Overlay struct {
 	// UserNS, if not nil, is the user namespace whose users the files belong
 	// to: file owner 0 is its root.
 	UserNS *os.File
+	// Label, if not empty, is the SELinux label of all files.
+	Label string
 	// Attr are MOUNT_ATTR_* bits of the mount.
 	Attr int
 }
@@ -124,6 +126,11 @@ func (o Overlay) configure(fs int, layers, upper *os.File) error {
 	// Hard links need no index: layers are never shared by two uppers' work.
 	if err := unix.FsconfigSetString(fs, "index", "off"); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("index: %w", err)
+	}
+	if o.Label != "" {
+		if err := unix.FsconfigSetString(fs, "context", o.Label); err != nil {
+			return fmt.Errorf("label: %w", err)
+		}
 	}
 	if upper == nil {
 		return nil

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"crisp/runtime/host"
 	"crisp/runtime/keeper/client"
@@ -79,6 +80,9 @@ func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions
 			return nil, fmt.Errorf("%s: open pause program: %w", o.Name, err)
 		}
 		in.own("pause", image)
+		if err := label(image, o.MountLabel); err != nil {
+			return nil, fmt.Errorf("%s: label pause program: %w", o.Name, err)
+		}
 	}
 	if err := in.open(ctx, p); err != nil {
 		return nil, err
@@ -86,6 +90,15 @@ func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions
 	return l.keeper.Start(ctx, client.Request{
 		ID: id, Kind: client.Sandbox, Plan: p, Files: in.files, Hold: true, Pause: o.PidNS, Gate: gate,
 	})
+}
+
+// label gives a file an SELinux label, if there is one: what a policy lets
+// containers execute is known by that.
+func label(f *os.File, label string) error {
+	if label == "" {
+		return nil
+	}
+	return unix.Fsetxattr(int(f.Fd()), "security.selinux", []byte(label), 0)
 }
 
 // Container starts a container's first process in the root file system that

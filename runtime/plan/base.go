@@ -25,8 +25,9 @@ const (
 	baseSys  = "sys"
 )
 
-// base turns the copy of the host's mounts into a pod's base.
-func (b *builder) base(shmSize int64, userns bool) {
+// base turns the copy of the host's mounts into a pod's base. What containers
+// see of it gets the label, if there is one.
+func (b *builder) base(shmSize int64, label string, userns bool) {
 	b.step("make mounts private", unix.SYS_MOUNT, zero(), str("/"), zero(), num(uint64(unix.MS_REC|unix.MS_PRIVATE)), zero())
 	attrs := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
 	b.fileSystem("base", "tmpfs", attrs, []fsOption{{key: "mode", value: "755"}, {key: "size", value: "64k"}, {key: "nr_inodes", value: "16"}}, regBase)
@@ -45,9 +46,11 @@ func (b *builder) base(shmSize int64, userns bool) {
 	if shmSize == 0 {
 		shmSize = DefaultShmSize
 	}
-	b.fileSystem("shared memory", "tmpfs", attrs, []fsOption{{key: "mode", value: "1777"}, {key: "size", value: strconv.FormatInt(shmSize, 10)}}, regMount)
+	shm := []fsOption{{key: "mode", value: "1777"}, {key: "size", value: strconv.FormatInt(shmSize, 10)}}
+	b.fileSystem("shared memory", "tmpfs", attrs, labelled(shm, label), regMount)
 	b.inBase(baseShm, reg(regMount))
-	b.fileSystem("mask", "tmpfs", attrs|unix.MOUNT_ATTR_RDONLY, []fsOption{{key: "ro", flag: true}, {key: "mode", value: "755"}, {key: "size", value: "4k"}, {key: "nr_inodes", value: "2"}}, regMount)
+	mask := []fsOption{{key: "ro", flag: true}, {key: "mode", value: "755"}, {key: "size", value: "4k"}, {key: "nr_inodes", value: "2"}}
+	b.fileSystem("mask", "tmpfs", attrs|unix.MOUNT_ATTR_RDONLY, labelled(mask, label), regMount)
 	b.inBase(baseMask, reg(regMount))
 	b.inBase(baseNull, b.input(Input{Name: "mount /dev/null", Kind: InputMount, Path: "/dev/null", Propagation: unix.MS_PRIVATE}))
 	if userns {
@@ -55,6 +58,14 @@ func (b *builder) base(shmSize int64, userns bool) {
 			b.inBase(dir, b.input(Input{Name: "mount /" + dir, Kind: InputMount, Path: "/" + dir, Propagation: unix.MS_PRIVATE}))
 		}
 	}
+}
+
+// labelled adds to a file system's options the SELinux label of all its files.
+func labelled(options []fsOption, label string) []fsOption {
+	if label == "" {
+		return options
+	}
+	return append(options, fsOption{key: "context", value: label})
 }
 
 func (b *builder) inBase(name string, mount Arg) {

@@ -142,7 +142,7 @@ func (c *container) settle() {
 	c.sysctls(c.s.Linux.Sysctl)
 	c.keyring()
 	if !c.o.PodBase {
-		c.base(0, c.ns.has(specs.UserNamespace))
+		c.base(0, c.s.Linux.MountLabel, c.ns.has(specs.UserNamespace))
 		return
 	}
 	c.step("open base", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regBase)

@@ -150,7 +150,7 @@ func TestGoldenContainers(t *testing.T) {
 }
 
 func TestGoldenExecs(t *testing.T) {
-	for _, name := range []string{"plain", "user-namespace", "terminal", "host-pid"} {
+	for _, name := range []string{"plain", "user-namespace", "terminal", "host-pid", "labels"} {
 		t.Run(name, func(t *testing.T) {
 			s, o := sample(), Options{Name: "exec in container web", CgroupTasks: 1}
 			p := &specs.Process{Args: []string{"true"}, Env: []string{"PATH=/bin"}, Cwd: "/"}
@@ -159,6 +159,8 @@ func TestGoldenExecs(t *testing.T) {
 				userNamespace(s, "ns/user")
 			case "terminal":
 				o.Terminal, o.CgroupTasks, o.CgroupV2 = true, 0, true
+			case "labels":
+				p.SelinuxLabel, s.Linux.MountLabel = "system_u:system_r:container_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2"
 			case "host-pid":
 				namespace(s, specs.PIDNamespace)
 				p.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0-1", Final: "1"}
@@ -172,9 +174,13 @@ func TestGoldenExecs(t *testing.T) {
 func TestGoldenSandboxes(t *testing.T) {
 	ids := []IDMap{{0, 100000, 65536}}
 	for name, o := range map[string]SandboxOptions{
-		"default":      {Hostname: "web-0", NewNet: true, NewIPC: true, NewUTS: true, Sysctls: map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "1"}},
-		"host":         {},
-		"shared-pid":   {Hostname: "web-0", NewNet: true, NewIPC: true, NewUTS: true, PidNS: true, CgroupV2: true, ShmSize: 1 << 20},
+		"default":    {Hostname: "web-0", NewNet: true, NewIPC: true, NewUTS: true, Sysctls: map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "1"}},
+		"host":       {},
+		"shared-pid": {Hostname: "web-0", NewNet: true, NewIPC: true, NewUTS: true, PidNS: true, CgroupV2: true, ShmSize: 1 << 20},
+		"labels": {
+			Hostname: "web-0", NewNet: true, NewIPC: true, NewUTS: true, PidNS: true,
+			ProcessLabel: "system_u:system_r:container_t:s0:c1,c2", MountLabel: "system_u:object_r:container_file_t:s0:c1,c2",
+		},
 		"user-and-pid": {Hostname: "web-0", NewNet: true, NewIPC: true, NewUTS: true, PidNS: true, NewUser: true, UIDMap: ids, GIDMap: ids},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -157,17 +157,32 @@ func (c *container) fresh(what, dest, fsType string, o mountOptions) {
 	case dest == "/dev/pts" && fsType == "devpts":
 		to = regPts
 	}
-	if label := c.s.Linux.MountLabel; label != "" && (fsType == "tmpfs" || fsType == "devpts") {
-		o.data = append(o.data, fsOption{key: "context", value: label})
+	if fsType == "tmpfs" || fsType == "devpts" {
+		o.data = labelled(o.data, c.s.Linux.MountLabel)
 	}
 	c.fileSystem(what, fsType, o.set|o.setAll, o.data, to)
 	if o.propagation != 0 {
 		c.setAttr(what+": propagation", reg(to), 0, 0, 0, o.propagation)
 	}
+	if fsType == "mqueue" {
+		c.labelRoot(what, reg(to))
+	}
 	c.place(what, dest, reg(to), true)
 	if to == regDev {
 		c.fillDev()
 	}
+}
+
+// labelRoot labels the root of a mount whose file system takes no label as an
+// option. In a user namespace such a file system has no labels at all.
+func (c *container) labelRoot(what string, mount Arg) {
+	label := c.s.Linux.MountLabel
+	if label == "" || c.userns() {
+		return
+	}
+	c.step(what+": open root", unix.SYS_OPENAT, mount, str("."), num(unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regDir)
+	c.step(what+": label", unix.SYS_FSETXATTR, reg(regDir), str("security.selinux"), str(label), num(len(label)), zero()).ignore(unix.EOPNOTSUPP)
+	c.shut(regDir)
 }
 
 // place attaches a detached mount at its destination. A destination in the
@@ -231,7 +246,8 @@ func (c *container) cgroup(what, dest string, o mountOptions) {
 		c.fresh(what, dest, "cgroup2", mountOptions{set: o.set | o.setAll, propagation: o.propagation})
 		return
 	}
-	c.fileSystem(what, "tmpfs", o.set&^unix.MOUNT_ATTR_RDONLY, []fsOption{{key: "mode", value: "755"}, {key: "size", value: "64k"}}, regCgroup)
+	hierarchies := labelled([]fsOption{{key: "mode", value: "755"}, {key: "size", value: "64k"}}, c.s.Linux.MountLabel)
+	c.fileSystem(what, "tmpfs", o.set&^unix.MOUNT_ATTR_RDONLY, hierarchies, regCgroup)
 	c.place(what, dest, reg(regCgroup), true)
 	for _, h := range c.o.Hierarchies {
 		sub := what + "/" + h.Dir

@@ -80,6 +80,9 @@ type SandboxOptions struct {
 	Sysctls map[string]string
 	// ShmSize is the size in bytes of the pod's /dev/shm, 0 for [DefaultShmSize].
 	ShmSize int64
+	// MountLabel and ProcessLabel are the SELinux labels of what is in there
+	// and of the pod's first process; empty without SELinux.
+	MountLabel, ProcessLabel string
 	// PidNS makes a PID namespace whose first process is the pause program.
 	PidNS bool
 	// Gate, CgroupV2 and CgroupTasks place that process in a cgroup, see [Options].

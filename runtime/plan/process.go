@@ -44,6 +44,7 @@ func (b *builder) joinCgroup(v2 bool, tasks int) {
 // user may search it, so that a process executed later can join it by its name.
 func (c *process) keyring() {
 	const userMayViewReadSearch = 0x3f0b0000
+	c.labelKeys(c.p.SelinuxLabel)
 	name := str(c.o.Keyring)
 	if c.o.Keyring == "" {
 		name = zero()
@@ -79,17 +80,31 @@ func (c *process) label() {
 		}
 		c.attribute("AppArmor profile", "self/attr/apparmor/exec", "exec "+profile, want)
 	}
-	if label := c.p.SelinuxLabel; label != "" {
-		c.attribute("SELinux label", "self/attr/exec", label, label)
+	c.labelProgram(c.p.SelinuxLabel)
+}
+
+// labelProgram sets the SELinux label that the next program gets.
+func (b *builder) labelProgram(label string) {
+	if label != "" {
+		b.attribute("SELinux label", "self/attr/exec", label, label)
 	}
 }
 
-func (c *process) attribute(what, path, value, want string) {
-	c.step("open "+what, unix.SYS_OPENAT, c.procfs(), str(path), num(unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW), zero()).save(regFile)
-	c.step("set "+what+" "+value, unix.SYS_WRITE, reg(regFile), str(value), num(len(value)))
-	s := c.step("check "+what, unix.SYS_PREAD64, reg(regFile), buffer(labelSize), num(labelSize), zero())
+// labelKeys sets the SELinux label of the keyrings that the process makes.
+// Without it they would have the keeper's, and be closed to the container.
+// The kernel forgets it at execve.
+func (b *builder) labelKeys(label string) {
+	if label != "" {
+		b.attribute("SELinux label of keys", "self/attr/keycreate", label, label)
+	}
+}
+
+func (b *builder) attribute(what, path, value, want string) {
+	b.step("open "+what, unix.SYS_OPENAT, b.procfs(), str(path), num(unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW), zero()).save(regFile)
+	b.step("set "+what+" "+value, unix.SYS_WRITE, reg(regFile), str(value), num(len(value)))
+	s := b.step("check "+what, unix.SYS_PREAD64, reg(regFile), buffer(labelSize), num(labelSize), zero())
 	s.Want = []byte(want)
-	c.shut(regFile)
+	b.shut(regFile)
 }
 
 // labelSize is room for any label that the kernel hands out.

@@ -53,10 +53,10 @@ func Sandbox(o SandboxOptions) (*Plan, error) {
 		b.loopbackUp()
 	}
 	b.sysctls(o.Sysctls)
-	b.base(o.ShmSize, o.NewUser)
+	b.base(o.ShmSize, o.MountLabel, o.NewUser)
 	b.wait("let the keeper hold namespaces")
 	if o.PidNS {
-		b.pause()
+		b.pause(o.ProcessLabel)
 	}
 	return b.plan, nil
 }
@@ -113,7 +113,8 @@ func sysctlPath(key string) string {
 }
 
 // pause becomes the first process of the pod's PID namespace, without any right.
-func (b *builder) pause() {
+func (b *builder) pause(label string) {
+	b.labelProgram(label)
 	for fd := range 3 {
 		b.step("null device on descriptor "+strconv.Itoa(fd), unix.SYS_DUP3, b.null(), num(fd), zero())
 	}

@@ -1,0 +1,90 @@
+package pod
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit"
+)
+
+// labelOf is a file's own label, "" without one. A kernel without SELinux
+// stores labels like any attribute.
+func labelOf(t *testing.T, path string) string {
+	t.Helper()
+	buf := make([]byte, maxLabel)
+	n, err := unix.Lgetxattr(path, labelAttr, buf)
+	if errors.Is(err, unix.ENODATA) {
+		return ""
+	}
+	if err != nil {
+		t.Fatalf("label of %s: %v", path, err)
+	}
+	return trimNUL(buf[:n])
+}
+
+func TestRelabel(t *testing.T) {
+	testkit.Root(t)
+	dir := t.TempDir()
+	volume, outside := filepath.Join(dir, "volume"), filepath.Join(dir, "outside")
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(volume, "a/b"), 0o755), os.WriteFile(filepath.Join(volume, "a/b/file"), nil, 0o400),
+		os.WriteFile(outside, nil, 0o644), os.Symlink(outside, filepath.Join(volume, "link")), os.Symlink("..", filepath.Join(volume, "a/up")),
+		unix.Mkfifo(filepath.Join(volume, "fifo"), 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	const label = "system_u:object_r:container_file_t:s0:c1,c2"
+	before := labelOf(t, outside)
+	for range 2 {
+		if err := relabel(volume, label); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"", "a", "a/b", "a/b/file", "a/up", "link", "fifo"} {
+		if got := labelOf(t, filepath.Join(volume, name)); got != label {
+			t.Errorf("%q has label %q", name, got)
+		}
+	}
+	if got := labelOf(t, outside); got != before {
+		t.Errorf("a file to which a link leads got label %q", got)
+	}
+	if got := labelOf(t, dir); got == label {
+		t.Error("the folder above was labelled")
+	}
+
+	// A path that leads elsewhere by now.
+	if err := os.Rename(volume, volume+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, volume); err != nil {
+		t.Fatal(err)
+	}
+	if err := relabel(volume, label); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("relabel a link: %v, want %v", err, unix.ELOOP)
+	}
+	if err := relabel(volume+"/", label); err == nil || labelOf(t, outside) != before {
+		t.Errorf("relabel a link with a slash: %v", err)
+	}
+}
+
+func TestNeverRelabelled(t *testing.T) {
+	before := map[string]string{}
+	for _, path := range []string{"/", "/etc", "/etc/", "/var/../usr", "//etc"} {
+		before[path] = labelOf(t, path)
+		if err := relabel(path, "system_u:object_r:container_file_t:s0"); !errors.Is(err, ErrInvalid) {
+			t.Errorf("relabel %s: %v, want %v", path, err, ErrInvalid)
+		}
+		if got := labelOf(t, path); got != before[path] {
+			t.Errorf("%s has label %q", path, got)
+		}
+	}
+	if err := relabel("/etc", ""); err != nil {
+		t.Errorf("without SELinux: %v", err)
+	}
+}

@@ -1,0 +1,90 @@
+package pod
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cri/spec"
+	"crisp/cri/spec/selinux"
+)
+
+// takeLevel returns the SELinux level of a new pod, the one asked for or one
+// of its own, and holds it until the pod is gone. What the pod asks for must be
+// what the policy knows.
+func (m *Manager) takeLevel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
+	if m.SELinux == nil {
+		return "", nil
+	}
+	o := cfg.GetLinux().GetSecurityContext().GetSelinuxOptions()
+	level := o.GetLevel()
+	if level == "" {
+		level = m.levels.Take()
+	}
+	labels, err := m.SELinux.Labels(o, level, selinux.Pod)
+	if err != nil {
+		if o.GetLevel() == "" {
+			m.levels.Drop(level)
+		}
+		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if o.GetLevel() != "" {
+		level = selinux.Level(labels.Mount)
+		m.levels.Hold(level)
+	}
+	return level, nil
+}
+
+// labels are those of the pod's first process and of what its containers share.
+func (p *pod) labels() (spec.Labels, error) {
+	sc := p.record().Config.Msg.GetLinux().GetSecurityContext()
+	return p.labelsOf(sc.GetSelinuxOptions(), p.reach(false))
+}
+
+func (p *pod) containerLabels(cfg *runtimeapi.ContainerConfig) (spec.Labels, error) {
+	own := cfg.GetLinux().GetSecurityContext()
+	o := own.GetSelinuxOptions()
+	if proto.Size(o) == 0 {
+		o = p.record().Config.Msg.GetLinux().GetSecurityContext().GetSelinuxOptions()
+	}
+	return p.labelsOf(o, p.reach(own.GetPrivileged()))
+}
+
+// reach says what SELinux must not keep a container from.
+func (p *pod) reach(privileged bool) selinux.Reach {
+	cfg := p.record().Config.Msg
+	switch {
+	case privileged:
+		return selinux.Everything
+	case spec.NamespaceMode(cfg, spec.PID) == runtimeapi.NamespaceMode_NODE, spec.NamespaceMode(cfg, spec.IPC) == runtimeapi.NamespaceMode_NODE:
+		return selinux.Node
+	}
+	return selinux.Pod
+}
+
+func (p *pod) labelsOf(o *runtimeapi.SELinuxOption, reach selinux.Reach) (spec.Labels, error) {
+	// A pod of a time before SELinux was switched on stays without.
+	if p.m.SELinux == nil || p.record().SELinuxLevel == "" {
+		return spec.Labels{}, nil
+	}
+	labels, err := p.m.SELinux.Labels(o, p.record().SELinuxLevel, reach)
+	if err != nil {
+		return labels, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return labels, nil
+}
+
+// shareFiles lets a container of another level than its pod read the files
+// that the pod's containers share.
+func (p *pod) shareFiles(labels spec.Labels) error {
+	if labels.Mount == "" || selinux.Level(labels.Mount) == p.record().SELinuxLevel {
+		return nil
+	}
+	for _, name := range spec.SharedFileNames() {
+		if err := setLabel(p.sharedFile(name), p.m.SELinux.Shared()); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,165 @@
+// Package selinux makes the SELinux labels of containers from what the policy
+// in force says of them.
+//
+// The policy names the label of a container's process and that of its files; a
+// pod has a level of its own, two categories, that keeps it apart from other
+// pods. A policy that says nothing of containers is no reason to refuse them:
+// they run without labels of their own.
+package selinux
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	goselinux "github.com/opencontainers/selinux/go-selinux"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cri/spec"
+)
+
+const (
+	configFile = "etc/selinux/config"
+	// superType is that of processes which nothing is kept from.
+	superType = "spc_t"
+)
+
+var (
+	// ErrNoTypes means that the policy knows no containers.
+	ErrNoTypes = errors.New("the SELinux policy has no types for containers")
+	// ErrLabel means a label that the policy does not know.
+	ErrLabel = errors.New("the SELinux policy does not know the label")
+)
+
+// label is USER:ROLE:TYPE:LEVEL.
+type label struct{ user, role, kind, level string }
+
+func (l label) String() string { return strings.Join([]string{l.user, l.role, l.kind, l.level}, ":") }
+
+func parse(text string) (label, bool) {
+	f := strings.SplitN(text, ":", 4)
+	if len(f) != 4 {
+		return label{}, false
+	}
+	return label{f[0], f[1], f[2], f[3]}, true
+}
+
+// Policy is what the policy in force says of containers.
+type Policy struct {
+	process, file label
+	// canonical returns a label as the kernel writes it, or [ErrLabel].
+	canonical func(string) (string, error)
+}
+
+// Load reads the policy's word on containers below root.
+func Load(root fs.FS) (*Policy, error) { return load(root, canonical) }
+
+func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
+	config, err := fs.ReadFile(root, configFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", ErrNoTypes, err)
+	} else if err != nil {
+		return nil, fmt.Errorf("read which SELinux policy is in force: %w", err)
+	}
+	name := settings(config)["SELINUXTYPE"]
+	contexts, err := fs.ReadFile(root, "etc/selinux/"+name+"/contexts/lxc_contexts")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", ErrNoTypes, err)
+	} else if err != nil {
+		return nil, fmt.Errorf("read what SELinux policy %s says of containers: %w", name, err)
+	}
+	said := settings(contexts)
+	p := &Policy{canonical: canonical}
+	for key, to := range map[string]*label{"process": &p.process, "file": &p.file} {
+		ok := false
+		if *to, ok = parse(said[key]); !ok {
+			return nil, fmt.Errorf("%w: lxc_contexts of %s calls a %s %q", ErrNoTypes, name, key, said[key])
+		}
+		if _, err := canonical(to.String()); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNoTypes, err)
+		}
+	}
+	return p, nil
+}
+
+// settings reads lines such as `key = "value"`.
+func settings(file []byte) map[string]string {
+	all := map[string]string{}
+	for line := range bytes.Lines(file) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(string(line)), "="); ok && !strings.HasPrefix(key, "#") {
+			all[strings.TrimSpace(key)] = strings.Trim(value, " \t\"")
+		}
+	}
+	return all
+}
+
+// canonical asks the kernel. A policy may keep crisp from asking: then a wrong
+// label shows when it is used.
+func canonical(text string) (string, error) {
+	if strings.IndexByte(text, 0) >= 0 {
+		return "", fmt.Errorf("%w: %q", ErrLabel, text)
+	}
+	out, err := goselinux.CanonicalizeContext(text)
+	switch {
+	case err == nil:
+		return strings.TrimRight(out, "\x00"), nil
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return text, nil
+	default:
+		return "", fmt.Errorf("%w: %q: %w", ErrLabel, text, err)
+	}
+}
+
+// Reach says how far a container's processes are to reach.
+type Reach int
+
+const (
+	// Pod: no farther than its pod.
+	Pod Reach = iota
+	// Node: to what it shares with the node, such as its processes. It is not
+	// confined unless it asks for a type.
+	Node
+	// Everything: it is privileged, and not confined whatever it asks for.
+	Everything
+)
+
+// Labels are those of a container in a pod of the given level that asks for o,
+// which may be nil. What o leaves out is the policy's word for a container.
+func (p *Policy) Labels(o *runtimeapi.SELinuxOption, podLevel string, reach Reach) (spec.Labels, error) {
+	if strings.Contains(o.GetUser()+o.GetRole()+o.GetType(), ":") {
+		return spec.Labels{}, fmt.Errorf("%w: a colon in %v", ErrLabel, o)
+	}
+	process, file := p.process, p.file
+	process.level = cmp.Or(o.GetLevel(), podLevel)
+	process.user = cmp.Or(o.GetUser(), process.user)
+	process.role = cmp.Or(o.GetRole(), process.role)
+	process.kind = cmp.Or(o.GetType(), process.kind)
+	file.user, file.level = cmp.Or(o.GetUser(), file.user), process.level
+	// What is asked for has to be right even if it is of no use.
+	var out spec.Labels
+	var err, ferr error
+	out.Process, err = p.canonical(process.String())
+	out.Mount, ferr = p.canonical(file.String())
+	if err := errors.Join(err, ferr); err != nil {
+		return spec.Labels{}, err
+	}
+	if reach == Everything || reach == Node && o.GetType() == "" {
+		super := p.process
+		super.kind = superType
+		out.Process, err = p.canonical(super.String())
+	}
+	return out, err
+}
+
+// Shared is the label of files for containers of any level.
+func (p *Policy) Shared() string { return p.file.String() }
+
+// Level returns that part of a label.
+func Level(text string) string {
+	l, _ := parse(text)
+	return l.level
+}
