@@ -24,8 +24,9 @@ type acceleration struct {
 // say that: there are hypervisors that offer it only to guests that know them.
 //
 // An emulated processor goes without cmpxchg16b, which emulators get wrong
-// with several processors, and without the fifth level of page tables, which
-// costs time.
+// with several processors, and without what costs time: the fifth level of page
+// tables, and string instructions for copies, which are emulated byte by byte
+// unless the kernel is told that they are not worth it.
 func accelerator() acceleration {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	flags := " " + strings.ReplaceAll(string(info), "\n", " ") + " "
@@ -35,7 +36,7 @@ func accelerator() acceleration {
 			return acceleration{"KVM", "-accel kvm -cpu host", 1}
 		}
 	}
-	return acceleration{"emulation", "-accel tcg,thread=multi,tb-size=512 -cpu max,-cx16,-la57", 10}
+	return acceleration{"emulation", "-accel tcg,thread=multi,tb-size=512 -cpu max,-cx16,-la57,-erms,-fsrm", 10}
 }
 
 // machine is what boots.
