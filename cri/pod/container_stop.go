@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,7 +84,9 @@ func (p *pod) thaw(ctx context.Context, c *Container) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, thawAfter)
 	defer cancel()
-	if err := group.Thaw(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	err = group.Thaw(ctx)
+	// A scope is gone when its last process is: systemd removes it.
+	if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrNotExist) {
 		warn(err, "thaw a container that is to die", "container", c.ID)
 	}
 }
