@@ -109,7 +109,7 @@ func testLogDiskFullForLong(t *testing.T, n *node) {
 	awaitFull(t, dir)
 	full := time.Now()
 	at := func() string { return slurp(filepath.Join(signals, "at")) }
-	time.Sleep(time.Second) // its pipe is full, too
+	time.Sleep(pace.Scale(time.Second)) // its pipe is full, too
 	stood := at()
 	time.Sleep(time.Until(full.Add(before)))
 	if now := at(); now != stood {

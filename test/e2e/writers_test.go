@@ -15,8 +15,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/pace"
 )
 
 // writers are containers that count on both outputs until they are told to
@@ -151,8 +155,21 @@ func rotate(t *testing.T, c *container) {
 	if err := os.Rename(c.logFile(), c.logFile()+".1"); err != nil {
 		t.Fatal(err)
 	}
-	call(t, c.p.n.Runtime.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id})
+	// The call waits for a keeper as long as one needs on real hardware to take
+	// over from one that died.
+	for end := time.Now().Add(pace.Scale(keeperPatience) - keeperPatience); ; {
+		_, err := try(t, c.p.n.Runtime.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id})
+		if err == nil {
+			return
+		}
+		if status.Code(err) != codes.Unavailable || time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
 }
+
+// keeperPatience is how long the daemon has a call wait for another keeper.
+const keeperPatience = 10 * time.Second
 
 // wantAttachable attaches to a container that writes all the time.
 func wantAttachable(t *testing.T, c *container) {
