@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,39 +15,58 @@ import (
 // compiledTest is the name of a package's compiled tests, in its folder.
 const compiledTest = "compiled.test"
 
-// packageTime is how long the tests of a package may take on real hardware.
-const packageTime = 5 * time.Minute
+// endToEnd is the folder of the tests of the programs.
+const endToEnd = "test/e2e"
+
+// packageTime is how long the tests of a package may take on real hardware
+// that is busy with other things.
+const packageTime = 10 * time.Minute
 
 // longTests go through very many faults, none of which is of another kind on
 // another machine: an emulated one runs them when asked to.
 const longTests = "^(TestKilledAtEveryPoint|TestKilledWhilePulling|TestDiskRunsOut)$"
 
+// selection says which of the compiled tests run, and where their reports go.
+type selection struct {
+	reports string
+	only    string // a pattern of names
+	part    string // K/N: what this one of N machines has to do
+	long    bool   // those that take long, too
+}
+
 // compiledStages are those for a machine without compilers: tests that were
-// compiled on another, the cheap ones first, and critest with either driver.
-// Those whose name does not match only are left out, and unless long is set
-// the tests that take long, too.
-func compiledStages(reports, only string, long bool) ([]stage, error) {
-	var skip []string
-	if !long {
-		skip = append(skip, "-test.skip="+longTests)
+// compiled on another, the cheap ones first, and critest. What calls a daemon
+// does so with either cgroup driver.
+func compiledStages(sel selection) ([]stage, error) {
+	test2json, err := filepath.Abs(".cache/bin/test2json")
+	if err != nil {
+		return nil, err
+	}
+	tests := func(name, dir string, env ...string) stage {
+		s := stage{name: name, dir: dir, env: env, args: []string{
+			test2json, "-t", "-p", "crisp/" + name, "./" + compiledTest,
+			"-test.v=test2json", "-test.timeout=" + pace.Scale(packageTime).String(),
+		}}
+		if !sel.long {
+			s.args = append(s.args, "-test.skip="+longTests)
+		}
+		return s
 	}
 	var all, last []stage
-	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() != compiledTest {
 			return err
 		}
 		dir := filepath.Dir(path)
-		test2json, err := filepath.Abs(".cache/bin/test2json")
-		s := stage{name: dir, dir: dir, args: append([]string{
-			test2json, "-p", "crisp/" + dir, "./" + compiledTest,
-			"-test.v=test2json", "-test.timeout=" + pace.Scale(packageTime).String(),
-		}, skip...)}
-		if strings.HasPrefix(dir, "test/") {
-			last = append(last, s)
-		} else {
-			all = append(all, s)
+		if !strings.HasPrefix(dir, "test/") {
+			all = append(all, tests(dir, dir))
+			return nil
 		}
-		return err
+		last = append(last, tests(dir, dir))
+		if dir == endToEnd {
+			last = append(last, tests(dir+"/systemd", dir, "CRISP_CGROUP_DRIVER=systemd"))
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look for compiled tests: %w", err)
@@ -54,10 +74,48 @@ func compiledStages(reports, only string, long bool) ([]stage, error) {
 	all = append(all, last...)
 	for _, driver := range []string{"cgroupfs", "systemd"} {
 		all = append(all, stage{name: "critest/" + driver, counts: byTally, args: []string{
-			".cache/bin/conformance", "-cgroup-driver", driver, "-out", filepath.Join(reports, "critest-"+driver),
+			".cache/bin/conformance", "-cgroup-driver", driver, "-out", filepath.Join(sel.reports, "critest-"+driver),
 		}})
 	}
-	return matching(all, only)
+	some, err := matching(all, sel.only)
+	if err != nil || sel.part == "" {
+		return some, err
+	}
+	return share(some, sel.part)
+}
+
+// minutes is about how long a suite takes in an emulated machine.
+func minutes(name string) int {
+	switch {
+	case strings.HasPrefix(name, endToEnd):
+		return 40
+	case strings.HasPrefix(name, "critest/"):
+		return 15
+	case name == "test/systemd":
+		return 10
+	case name == "runtime/keeper", name == "image/store":
+		return 3
+	}
+	return 1
+}
+
+// share is what one of several machines, "2/3" for the second of three, has to
+// do of what all of them do in about the same time.
+func share(stages []stage, part string) ([]stage, error) {
+	var machine, machines int
+	if _, err := fmt.Sscanf(part, "%d/%d", &machine, &machines); err != nil || machine < 1 || machine > machines {
+		return nil, fmt.Errorf("-part: want two numbers like 1/2, have %q", part)
+	}
+	longest := slices.Clone(stages)
+	slices.SortStableFunc(longest, func(a, b stage) int { return minutes(b.name) - minutes(a.name) })
+	load := make([]int, machines)
+	others := map[string]bool{}
+	for _, s := range longest {
+		least := slices.Index(load, slices.Min(load))
+		load[least] += minutes(s.name)
+		others[s.name] = least != machine-1
+	}
+	return slices.DeleteFunc(stages, func(s stage) bool { return others[s.name] }), nil
 }
 
 // matching are the stages whose names match a pattern.

@@ -34,10 +34,15 @@ type event struct {
 	ImportPath string
 	Test       string
 	Output     string
+	Elapsed    float64 // seconds
 }
 
+// longTest is how many seconds make a test one that is named when it passed,
+// so that who watches sees how far a run is.
+const longTest = 30
+
 // read collects the events of a run and writes to w what the tests that
-// failed had to say, and a line for each package.
+// failed had to say, and a line for each package and each test that took long.
 func (o outcomes) read(r io.Reader, w io.Writer) error {
 	said := map[key]*strings.Builder{}
 	for dec := json.NewDecoder(r); ; {
@@ -59,16 +64,25 @@ func (o outcomes) read(r io.Reader, w io.Writer) error {
 		case "build-fail":
 			o[key{pkg: e.ImportPath}] = outcome{action: "fail"}
 		case "pass", "skip", "fail":
-			if e.Action == "fail" && said[k] != nil {
-				fmt.Fprint(w, said[k])
-			} else if e.Test == "" && e.Action == "pass" {
-				fmt.Fprintln(w, "ok", e.Package)
-			}
+			e.tell(w, said[k])
 			if e.Test != "" || e.Action == "fail" {
 				o[k] = outcome{action: e.Action, reason: reason(said[k])}
 			}
 			delete(said, k)
 		}
+	}
+}
+
+// tell tells of the end of a test or package that said something.
+func (e event) tell(w io.Writer, said *strings.Builder) {
+	switch {
+	case e.Action == "fail" && said != nil:
+		fmt.Fprint(w, said)
+	case e.Action != "pass":
+	case e.Test == "":
+		fmt.Fprintln(w, "ok", e.Package)
+	case e.Elapsed >= longTest && !strings.Contains(e.Test, "/"):
+		fmt.Fprintf(w, "ok %s %s, after %.0f s\n", e.Package, e.Test, e.Elapsed)
 	}
 }
 

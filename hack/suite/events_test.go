@@ -19,7 +19,7 @@ const unitRun = `{"Action":"start","Package":"a"}
 {"Action":"output","Package":"a","Test":"TestLinks","Output":"    gate.go:37: selinux is missing: no policy\n"}
 {"Action":"output","Package":"a","Test":"TestLinks","Output":"--- SKIP: TestLinks (0.00s)\n"}
 {"Action":"skip","Package":"a","Test":"TestLinks"}
-{"Action":"pass","Package":"a","Test":"TestPlain"}
+{"Action":"pass","Package":"a","Test":"TestPlain","Elapsed":31.4}
 {"Action":"fail","Package":"a"}
 {"Action":"skip","Package":"empty"}
 {"ImportPath":"broken","Action":"build-output","Output":"syntax error\n"}
@@ -45,7 +45,7 @@ func TestOutcomes(t *testing.T) {
 	if got, want := all.tally(), (tally.Tally{Passed: 3, Failed: 3, Skipped: 2}); got != want {
 		t.Errorf("unit run: got %v, want %v", got, want)
 	}
-	for _, want := range []string{"x is wrong", "syntax error"} {
+	for _, want := range []string{"x is wrong", "syntax error", "ok a TestPlain, after 31 s\n"} {
 		if !strings.Contains(said.String(), want) {
 			t.Errorf("want %q in what is said:\n%s", want, &said)
 		}

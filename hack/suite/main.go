@@ -110,10 +110,12 @@ func main() {
 	totals := flag.String("totals", "", "write the last line to this `file` too")
 	numbers := flag.String("tally", "", "write the numbers to this `file` too")
 	compiled := flag.Bool("compiled", false, "run the compiled tests in the folders below this one, and critest")
-	only := flag.String("only", "", "with -compiled, run only the stages whose name matches this `pattern`")
+	var sel selection
+	flag.StringVar(&sel.only, "only", "", "with -compiled, run only the stages whose name matches this `pattern`")
+	flag.StringVar(&sel.part, "part", "", "with -compiled, run what is machine `K/N`'s part")
 	until := flag.Int64("until", 0, "run long stages too, for which there is time until these `seconds` since 1970")
-	long := flag.Bool("long", false, "with -compiled, run the tests that take long, too")
-	reports := flag.String("reports", ".cache/conformance", "the `folder` for critest's reports, with -compiled")
+	flag.BoolVar(&sel.long, "long", false, "with -compiled, run the tests that take long, too")
+	flag.StringVar(&sel.reports, "reports", ".cache/conformance", "the `folder` for critest's reports, with -compiled")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -124,7 +126,7 @@ func main() {
 	some := chosen(flag.Args(), end)
 	if *compiled {
 		var err error
-		if some, err = compiledStages(*reports, *only, *long); err != nil {
+		if some, err = compiledStages(sel); err != nil {
 			fmt.Fprintln(os.Stderr, "suite:", err)
 			os.Exit(1)
 		}

@@ -83,27 +83,29 @@ func (m machine) shell(ctx context.Context) error {
 // reportSpace is the size of the disk for reports.
 const reportSpace = 256 << 20
 
-// test boots, shows what the tests say, and leaves their reports in a folder.
-func (m machine) test(ctx context.Context, reports string) error {
+// test boots, has the tests write to out, and leaves their reports in a folder.
+// part says which of several machines this is.
+func (m machine) test(ctx context.Context, reports, part string, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, m.options.limit)
 	defer cancel()
 	archive := filepath.Join(reports, "reports.img")
-	if err := errors.Join(os.WriteFile(archive, nil, 0o644), os.Truncate(archive, reportSpace)); err != nil {
+	if err := errors.Join(os.MkdirAll(reports, 0o755), os.WriteFile(archive, nil, 0o644), os.Truncate(archive, reportSpace)); err != nil {
 		return err
 	}
 	console := filepath.Join(reports, "console.log")
-	args := append(m.qemu("systemd.wants=crisp-tests.service", disk{"checkout", forget(m.tests)}, disk{"reports", "cache=unsafe,file=" + archive}),
+	args := append(m.qemu("systemd.wants=crisp-tests.service systemd.setenv=CRISP_VM_PART="+part,
+		disk{"checkout", forget(m.tests)}, disk{"reports", "cache=unsafe,file=" + archive}),
 		"-serial", "file:"+console, "-serial", "stdio")
-	fmt.Printf("vm: booting by %s; the console is in %s\n", m.accelerator.name, console)
+	fmt.Fprintf(out, "vm: booting by %s; the console is in %s\n", m.accelerator.name, console)
 	began := time.Now()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Stdout, cmd.Stderr = out, os.Stderr
 	// Away from the terminal's signals, but not to outlive this program.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("run the machine: %w", errors.Join(ctx.Err(), err))
 	}
-	fmt.Printf("vm: the machine ran for %v\n", time.Since(began).Round(time.Second))
+	fmt.Fprintf(out, "vm: the machine ran for %v\n", time.Since(began).Round(time.Second))
 	return errors.Join(unpack(archive, reports), os.Remove(archive))
 }
 

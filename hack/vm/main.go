@@ -36,6 +36,8 @@ type options struct {
 	tally  string
 	limit  time.Duration
 	scale  float64
+	// machines is how many run the tests side by side.
+	machines int
 }
 
 func main() {
@@ -49,6 +51,7 @@ func main() {
 	flag.StringVar(&o.tally, "tally", "", "write the numbers to this `file`, for programs")
 	flag.DurationVar(&o.limit, "limit", 3*time.Hour, "how long the machine may run")
 	flag.Float64Var(&o.scale, "scale", 0, "how much longer than on real hardware things may take; 0 chooses")
+	flag.IntVar(&o.machines, "machines", 0, "how `many` machines share the tests, side by side; 0 chooses")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	total, err := run(ctx, o)
@@ -97,18 +100,12 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 		return t, m.shell(ctx)
 	}
 	reports := filepath.Join(o.cache, "vm", "reports")
-	if err := errors.Join(os.RemoveAll(reports), os.MkdirAll(reports, 0o755)); err != nil {
+	if err := os.RemoveAll(reports); err != nil {
 		return t, err
 	}
-	if err := m.test(ctx, reports); err != nil {
-		return t, err
-	}
-	t, err = tally.Read(filepath.Join(reports, "tally.json"))
-	if err != nil {
-		return t, fmt.Errorf("the machine left no numbers; its console is in %s: %w", reports, err)
-	}
+	t, err = m.testAll(ctx, reports)
 	if o.totals != "" {
-		err = os.WriteFile(o.totals, fmt.Appendln(nil, t), 0o644)
+		err = errors.Join(err, os.WriteFile(o.totals, fmt.Appendln(nil, t), 0o644))
 	}
 	return t, err
 }

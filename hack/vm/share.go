@@ -1,0 +1,93 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit/tally"
+)
+
+// memoryForTwo is what a computer has that runs two machines of 4 GiB each
+// beside other things.
+const memoryForTwo = 12 << 30
+
+// count is how many machines run the tests. Emulated ones spend most of their
+// time on one processor, as most tests wait for one thing at a time: where
+// there is room for two of them, those share all suites.
+func (m machine) count() int {
+	if m.options.machines > 0 {
+		return m.options.machines
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil || info.Totalram*uint64(info.Unit) < memoryForTwo {
+		return 1
+	}
+	if m.options.only != "" || m.accelerator.scale == 1 || runtime.NumCPU() < 2 {
+		return 1
+	}
+	return 2
+}
+
+// testAll runs the tests, in as many machines as there are to be, and returns
+// their numbers. Each machine leaves its reports in a folder of its own.
+func (m machine) testAll(ctx context.Context, reports string) (total tally.Tally, err error) {
+	count := m.count()
+	tallies, errs := make([]tally.Tally, count), make([]error, count)
+	var turn sync.Mutex
+	var running sync.WaitGroup
+	for i := range count {
+		running.Go(func() {
+			name := strconv.Itoa(i + 1)
+			out := &lines{to: os.Stdout, turn: &turn}
+			if count > 1 {
+				out.prefix = name + "| "
+			}
+			dir := filepath.Join(reports, name)
+			if errs[i] = m.test(ctx, dir, fmt.Sprintf("%s/%d", name, count), out); errs[i] != nil {
+				return
+			}
+			tallies[i], errs[i] = tally.Read(filepath.Join(dir, "tally.json"))
+			if errs[i] != nil {
+				errs[i] = fmt.Errorf("the machine left no numbers; its console is in %s: %w", dir, errs[i])
+			}
+		})
+	}
+	running.Wait()
+	for _, t := range tallies {
+		total = total.Add(t)
+	}
+	return total, errors.Join(errs...)
+}
+
+// lines writes whole lines with a prefix, one at a time with others who have
+// the same turn.
+type lines struct {
+	to     io.Writer
+	turn   *sync.Mutex
+	prefix string
+	begun  []byte
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.begun = append(l.begun, p...)
+	end := bytes.LastIndexByte(l.begun, '\n') + 1
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	for line := range bytes.Lines(l.begun[:end]) {
+		if _, err := fmt.Fprintf(l.to, "%s%s", l.prefix, line); err != nil {
+			return 0, err
+		}
+	}
+	l.begun = append(l.begun[:0], l.begun[end:]...)
+	return len(p), nil
+}
