@@ -15,6 +15,7 @@ import (
 
 	"crisp/runtime/keeper/client"
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // TestKeeperUpgrade has the keeper go on as another program under many
@@ -40,7 +41,8 @@ func keeperPrograms(t *testing.T) []string {
 }
 
 func testKeeperUpgraded(t *testing.T, n *node) {
-	const count, upgrades = 50, 10
+	const upgrades = 10
+	count := pace.Load(50)
 	w := n.startWriters(t, count)
 	programs := keeperPrograms(t)
 	before := n.keepers(t)

@@ -118,7 +118,8 @@ func wantCounted(t *testing.T, path, older string) int {
 // testKeeperKilledOften kills the keeper over and over, also while it takes
 // over from the last one.
 func testKeeperKilledOften(t *testing.T, n *node) {
-	const count, kills = 50, 20
+	const kills = 20
+	count := pace.Load(50)
 	w := n.startWriters(t, count)
 	for killed := 0; killed < kills; {
 		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)

@@ -11,9 +11,20 @@ import (
 // Scale returns d as many times over as CRISP_TIME_SCALE says. It is for
 // limits on how long something may take, not for how long something must take.
 func Scale(d time.Duration) time.Duration {
-	factor, err := strconv.ParseFloat(os.Getenv("CRISP_TIME_SCALE"), 64)
-	if err != nil || factor <= 0 {
-		return d
+	return time.Duration(float64(d) * factor())
+}
+
+// Load returns as many busy things as are to a slower machine what n are to a
+// fast one, but at least a fifth of them: what is tested has time limits of
+// its own, which do not scale.
+func Load(n int) int {
+	return max(int(float64(n)/max(1, factor())), n/5)
+}
+
+func factor() float64 {
+	f, err := strconv.ParseFloat(os.Getenv("CRISP_TIME_SCALE"), 64)
+	if err != nil || f <= 0 {
+		return 1
 	}
-	return time.Duration(float64(d) * factor)
+	return f
 }

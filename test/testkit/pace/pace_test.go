@@ -13,3 +13,12 @@ func TestScale(t *testing.T) {
 		}
 	}
 }
+
+func TestLoad(t *testing.T) {
+	for value, want := range map[string]int{"": 50, "0.5": 50, "2": 25, "10": 10} {
+		t.Setenv("CRISP_TIME_SCALE", value)
+		if got := Load(50); got != want {
+			t.Errorf("with %q: got %d, want %d", value, got, want)
+		}
+	}
+}
