@@ -26,6 +26,8 @@ const (
 	configFile = "etc/selinux/config"
 	// superType is that of processes which nothing is kept from.
 	superType = "spc_t"
+	// fileRole is that of files. The kernel takes it for processes as well.
+	fileRole = "object_r"
 )
 
 var (
@@ -132,6 +134,9 @@ const (
 func (p *Policy) Labels(o *runtimeapi.SELinuxOption, podLevel string, reach Reach) (spec.Labels, error) {
 	if strings.Contains(o.GetUser()+o.GetRole()+o.GetType(), ":") {
 		return spec.Labels{}, fmt.Errorf("%w: a colon in %v", ErrLabel, o)
+	}
+	if o.GetRole() == fileRole {
+		return spec.Labels{}, fmt.Errorf("%w: %s is no role of processes", ErrLabel, fileRole)
 	}
 	process, file := p.process, p.file
 	process.level = cmp.Or(o.GetLevel(), podLevel)

@@ -65,6 +65,7 @@ func TestLabels(t *testing.T) {
 		"wrong level of privileged": {o: &option{Level: "s0,c4,c5"}, reach: Everything, err: ErrLabel},
 		"wrong type":                {o: &option{Type: "made_up_t"}, err: ErrLabel},
 		"wrong user":                {o: &option{User: "nobody_u"}, err: ErrLabel},
+		"role of files":             {o: &option{Role: "object_r"}, err: ErrLabel},
 		"more than a type":          {o: &option{Type: "container_t:s0:c9"}, err: ErrLabel},
 	} {
 		got, err := policy(t).Labels(c.o, pod, c.reach)
