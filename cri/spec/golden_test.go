@@ -40,6 +40,9 @@ func (n *fakeNode) Resolve(path string, create bool) (string, error) {
 	if p, ok := n.paths[path]; ok {
 		return p, nil
 	}
+	if path == "/secret" {
+		return "", &fs.PathError{Op: "stat", Path: path, Err: fs.ErrPermission}
+	}
 	if create {
 		n.created = append(n.created, path)
 		return path, nil

@@ -178,6 +178,8 @@ func (b *builder) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	source, err := b.Node.Resolve(m.GetHostPath(), b.Defaults.CreateMissingHostPaths)
 	if errors.Is(err, fs.ErrNotExist) {
 		return none, invalid("host path %q: %w", m.GetHostPath(), err)
+	} else if errors.Is(err, fs.ErrPermission) {
+		return none, unsupported("host path %q is kept from crisp, by SELinux or the like: %w", m.GetHostPath(), err)
 	} else if err != nil {
 		return none, fmt.Errorf("resolve host path %q: %w", m.GetHostPath(), err)
 	}

@@ -124,6 +124,7 @@ func mountRefusals() []refusal {
 		return func(in *Input) { in.Image.Volumes = map[string]struct{}{p: {}} }
 	}
 	return []refusal{
+		{"source that is kept from the daemon", mount(&runtimeapi.Mount{HostPath: "/secret", ContainerPath: "/x"}), ErrUnsupported, "/secret"},
 		{"relative target", mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "data"}), ErrInvalid, "absolute"},
 		{"target is the root", mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "/x/.."}), ErrInvalid, "root"},
 		{"not proc on /proc", mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "/proc/"}), ErrInvalid, "/proc"},
