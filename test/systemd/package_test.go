@@ -204,6 +204,15 @@ func testReinstall(t *testing.T, m *machine, c *counter) {
 	m.run("dpkg", "--install", m.deb)
 }
 
+// purge removes the package when there are no pods any more.
+func (m *machine) purge() {
+	m.t.Helper()
+	m.run("dpkg", "--purge", "crisp")
+	m.eventually("the end of the keeper, which holds nothing", func() bool { return m.pid("crisp-keeper.service") == 0 })
+	// systemd keeps a slice that it made until somebody stops it.
+	m.run("systemctl", "stop", "crisp.slice")
+}
+
 // testEnd removes the pod and the package, after which nothing may be left.
 func testEnd(t *testing.T, m *machine, c *counter) {
 	group := m.cgroup(c.pid())
@@ -211,10 +220,7 @@ func testEnd(t *testing.T, m *machine, c *counter) {
 	if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", group)); err == nil {
 		t.Errorf("the container's cgroup %s is still there", group)
 	}
-	m.run("dpkg", "--purge", "crisp")
-	m.eventually("the end of the keeper, which holds nothing", func() bool { return m.pid("crisp-keeper.service") == 0 })
-	// systemd keeps a slice that it made until somebody stops it.
-	m.run("systemctl", "stop", "crisp.slice")
+	m.purge()
 	for _, unit := range []string{"crisp.service", "crisp-keeper.socket"} {
 		if state := m.property(unit, "LoadState"); state != "not-found" {
 			t.Errorf("%s is %s after the package's end", unit, state)
