@@ -104,10 +104,10 @@ VM := build $(CACHE)/bin/crictl $(CACHE)/bin/critest $(CACHE)/bin/registry $(PLU
 
 .PHONY: vm
 vm: $(VM) ## boot Debian 13 with crisp to a login shell
-	$(CACHE)/bin/vm -shell
+	$(CACHE)/bin/vm -shell $(ARGS)
 
 .PHONY: vm-test
-vm-test: $(VM) deb ## tests and critest on Debian 13: systemd, cgroup v2, AppArmor
+vm-test: $(VM) deb ## tests and critest on Debian 13: systemd, cgroup v2, AppArmor, SELinux
 	$(CACHE)/bin/vm -totals "$(TOTALS)" $(ARGS)
 
 .PHONY: demo

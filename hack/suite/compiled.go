@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -26,6 +27,9 @@ const packageTime = 10 * time.Minute
 // another machine: an emulated one runs them when asked to.
 const longTests = "^(TestKilledAtEveryPoint|TestKilledWhilePulling|TestDiskRunsOut)$"
 
+// selinuxTest is the test that needs a machine with SELinux.
+const selinuxTest = "^TestSELinux$"
+
 // selection says which of the compiled tests run, and where their reports go.
 type selection struct {
 	reports string
@@ -36,37 +40,64 @@ type selection struct {
 
 // compiledStages are those for a machine without compilers: tests that were
 // compiled on another, the cheap ones first, and critest. What calls a daemon
-// does so with either cgroup driver.
+// does so with either cgroup driver. Where SELinux is on there is only what is
+// about that.
 func compiledStages(sel selection) ([]stage, error) {
-	test2json, err := filepath.Abs(".cache/bin/test2json")
+	list := allStages
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
+		list = selinuxStages
+	}
+	all, err := list(sel)
 	if err != nil {
 		return nil, err
 	}
-	tests := func(name, dir string, env ...string) stage {
-		s := stage{name: name, dir: dir, env: env, args: []string{
-			test2json, "-t", "-p", "crisp/" + name, "./" + compiledTest,
-			"-test.v=test2json", "-test.timeout=" + pace.Scale(packageTime).String(),
-		}}
-		if !sel.long {
-			s.args = append(s.args, "-test.skip="+longTests)
-		}
-		return s
+	some, err := matching(all, sel.only)
+	if err != nil || sel.part == "" {
+		return some, err
+	}
+	return share(some, sel.part)
+}
+
+// compiledTests runs the compiled tests in a folder.
+func compiledTests(name, dir, choice string, env ...string) (stage, error) {
+	test2json, err := filepath.Abs(".cache/bin/test2json")
+	return stage{name: name, dir: dir, env: env, args: []string{
+		test2json, "-t", "-p", "crisp/" + name, "./" + compiledTest,
+		"-test.v=test2json", "-test.timeout=" + pace.Scale(packageTime).String(), choice,
+	}}, err
+}
+
+// selinuxStages are those for a machine with SELinux.
+func selinuxStages(sel selection) ([]stage, error) {
+	own, err := compiledTests("test/selinux", "test/systemd", "-test.run="+selinuxTest)
+	return []stage{own, {name: "critest/selinux", counts: byTally, args: []string{
+		".cache/bin/conformance", "-focus", "SELinux", "-out", filepath.Join(sel.reports, "critest-selinux"),
+	}}}, err
+}
+
+// allStages are those for any other machine.
+func allStages(sel selection) ([]stage, error) {
+	skip := selinuxTest
+	if !sel.long {
+		skip += "|" + longTests
 	}
 	var all, last []stage
-	err = filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() != compiledTest {
 			return err
 		}
 		dir := filepath.Dir(path)
+		s, err := compiledTests(dir, dir, "-test.skip="+skip)
 		if !strings.HasPrefix(dir, "test/") {
-			all = append(all, tests(dir, dir))
-			return nil
+			all = append(all, s)
+			return err
 		}
-		last = append(last, tests(dir, dir))
-		if dir == endToEnd {
-			last = append(last, tests(dir+"/systemd", dir, "CRISP_CGROUP_DRIVER=systemd"))
+		last = append(last, s)
+		if dir == endToEnd && err == nil {
+			s, err = compiledTests(dir+"/systemd", dir, "-test.skip="+skip, "CRISP_CGROUP_DRIVER=systemd")
+			last = append(last, s)
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look for compiled tests: %w", err)
@@ -77,11 +108,7 @@ func compiledStages(sel selection) ([]stage, error) {
 			".cache/bin/conformance", "-cgroup-driver", driver, "-out", filepath.Join(sel.reports, "critest-"+driver),
 		}})
 	}
-	some, err := matching(all, sel.only)
-	if err != nil || sel.part == "" {
-		return some, err
-	}
-	return share(some, sel.part)
+	return all, nil
 }
 
 // minutes is about how long a suite takes in an emulated machine.

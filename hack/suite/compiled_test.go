@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"os"
 	"slices"
 	"testing"
 )
@@ -35,6 +37,37 @@ func TestShare(t *testing.T) {
 	for _, bad := range []string{"1", "0/2", "3/2", "a/b"} {
 		if _, err := share(all, bad); err == nil {
 			t.Errorf("part %q was accepted", bad)
+		}
+	}
+}
+
+// The test that needs SELinux runs where that is, and nowhere else.
+func TestStagesOfBothMachines(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := errors.Join(os.MkdirAll("test/systemd", 0o755), os.WriteFile("test/systemd/"+compiledTest, nil, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for _, machine := range []struct {
+		stages func(selection) ([]stage, error)
+		names  []string
+		choice string
+	}{
+		{allStages, []string{"test/systemd", "critest/cgroupfs", "critest/systemd"}, "-test.skip=^TestSELinux$|" + longTests},
+		{selinuxStages, []string{"test/selinux", "critest/selinux"}, "-test.run=^TestSELinux$"},
+	} {
+		stages, err := machine.stages(selection{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, s := range stages {
+			names = append(names, s.name)
+		}
+		if !slices.Equal(names, machine.names) {
+			t.Fatalf("got stages %q, want %q", names, machine.names)
+		}
+		if s := stages[0]; s.dir != "test/systemd" || !slices.Contains(s.args, machine.choice) {
+			t.Errorf("%s in %s runs %q, want %q in there", s.name, s.dir, s.args, machine.choice)
 		}
 	}
 }

@@ -20,7 +20,12 @@ const release = "trixie"
 // kernel for clouds has the drivers for its disks built in and so boots
 // without an initramfs; the tool to make one is there because it must.
 const packages = "linux-image-cloud-amd64 tiny-initramfs systemd-sysv dbus udev kmod apparmor " +
-	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login sudo busybox ca-certificates less"
+	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login sudo busybox ca-certificates less " +
+	"selinux-policy-default policycoreutils"
+
+// policyFile, below the checkout, is what the Debian package adds to the SELinux
+// policy. The disk has it built in, since that takes a minute.
+const policyFile = "hack/deb/crisp.cil"
 
 // guest are the files that make a test machine of Debian.
 //
@@ -33,7 +38,11 @@ type baseDisk struct{ image, kernel string }
 // makeBase returns the disk with Debian, made anew if what belongs on it has
 // changed.
 func makeBase(ctx context.Context, o options) (baseDisk, error) {
-	key, err := baseKey()
+	policy, err := os.ReadFile(filepath.Join(filepath.Dir(o.cache), policyFile))
+	if err != nil {
+		return baseDisk{}, err
+	}
+	key, err := baseKey(policy)
 	if err != nil {
 		return baseDisk{}, err
 	}
@@ -46,7 +55,7 @@ func makeBase(ctx context.Context, o options) (baseDisk, error) {
 	if os.Geteuid() != 0 {
 		return base, errors.New("the files belong to root: run as root")
 	}
-	fmt.Println("vm: installing Debian", release, "on a disk of its own; this takes a minute or two, once")
+	fmt.Println("vm: installing Debian", release, "on a disk of its own; this takes some minutes, once")
 	old, err := filepath.Glob(filepath.Join(parent, "debian-*"))
 	if err != nil {
 		return base, err
@@ -64,20 +73,23 @@ func makeBase(ctx context.Context, o options) (baseDisk, error) {
 		return base, err
 	}
 	defer os.RemoveAll(fresh)
-	if err := install(ctx, fresh, o.mirror); err != nil {
+	if err := install(ctx, fresh, o.mirror, policy); err != nil {
 		return base, err
 	}
 	return base, os.Rename(fresh, dir)
 }
 
 // install leaves root.img and vmlinuz in dir.
-func install(ctx context.Context, dir, mirror string) error {
+func install(ctx context.Context, dir, mirror string, policy []byte) error {
 	files, tree := filepath.Join(dir, "guest"), filepath.Join(dir, "tree")
 	sub, err := fs.Sub(guest, "guest")
 	if err != nil {
 		return err
 	}
 	if err := os.CopyFS(files, sub); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(files, filepath.Base(policyFile)), policy, 0o644); err != nil {
 		return err
 	}
 	setup := filepath.Join(files, "setup")
@@ -87,6 +99,7 @@ func install(ctx context.Context, dir, mirror string) error {
 	err = command(ctx, "", "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
 		"--include="+strings.ReplaceAll(packages, " ", ","),
 		`--aptopt=Acquire::Retries "3"`,
+		"--skip=cleanup/reproducible", // it would make files anew that have a label by then
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook="+setup, release, tree, mirror)
 	if err != nil {
@@ -114,9 +127,9 @@ func makeExt4(ctx context.Context, dir, image, size string) error {
 }
 
 // baseKey tells what is on the disk.
-func baseKey() (string, error) {
+func baseKey(policy []byte) (string, error) {
 	sum := sha256.New()
-	fmt.Fprintln(sum, release, packages)
+	fmt.Fprintf(sum, "%s %s\n%s", release, packages, policy)
 	err := fs.WalkDir(guest, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err

@@ -29,7 +29,7 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 		}
 	}
 	if !o.shell {
-		if err := compile(ctx, checkout, dir); err != nil {
+		if err := compile(ctx, checkout, dir, o.selinux); err != nil {
 			return "", err
 		}
 	}
@@ -69,8 +69,15 @@ func link(from, to string) error {
 // those of the sources, of the tools and of measurements do not.
 var tested = []string{"cmd", "cri", "image", "network", "runtime", "test/e2e", "test/systemd", "test/testkit"}
 
+// testedWithSELinux is the one with the test that needs it.
+const testedWithSELinux = "test/systemd"
+
 // compile compiles their tests.
-func compile(ctx context.Context, checkout, dir string) error {
+func compile(ctx context.Context, checkout, dir string, selinux bool) error {
+	tested := tested
+	if selinux {
+		tested = []string{testedWithSELinux}
+	}
 	args := []string{"list", "-f", `{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}`}
 	for _, t := range tested {
 		args = append(args, "./"+t+"/...")

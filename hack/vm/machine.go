@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"crisp/test/testkit/tally"
 )
 
 // acceleration is how the processor is made.
@@ -47,8 +49,15 @@ type machine struct {
 	options     options
 }
 
-const kernelArgs = "root=/dev/nvme0n1 rw console=ttyS0 panic=-1 mitigations=off audit=0 tsc=reliable no_timer_check loglevel=4 " +
+const kernelArgs = "root=/dev/nvme0n1 rw console=ttyS0 panic=-1 mitigations=off tsc=reliable no_timer_check loglevel=4 " +
 	"systemd.show_status=false systemd.service_watchdogs=false rcupdate.rcu_expedited=1"
+
+// What the kernel is told for either kind of machine. What SELinux forbids is in
+// the journal, for which auditing has to be on.
+const (
+	apparmorArgs = "audit=0"
+	selinuxArgs  = "security=selinux enforcing=1 audit=1"
+)
 
 // disk is one of the machine's beside the first.
 type disk struct{ serial, options string }
@@ -74,7 +83,11 @@ func forget(image string) string { return "snapshot=on,cache=unsafe,file=" + ima
 // shell boots to a login shell.
 func (m machine) shell(ctx context.Context) error {
 	fmt.Printf("vm: booting by %s; log in as root, without a password; the checkout is in /crisp; ctrl-a x ends the machine\n", m.accelerator.name)
-	args := append(m.qemu("systemd.wants=serial-getty@ttyS0.service", disk{"checkout", forget(m.tests)}), "-serial", "mon:stdio")
+	kernel := apparmorArgs
+	if m.options.selinux {
+		kernel = selinuxArgs
+	}
+	args := append(m.qemu("systemd.wants=serial-getty@ttyS0.service "+kernel, disk{"checkout", forget(m.tests)}), "-serial", "mon:stdio")
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return cmd.Run()
@@ -83,9 +96,19 @@ func (m machine) shell(ctx context.Context) error {
 // reportSpace is the size of the disk for reports.
 const reportSpace = 256 << 20
 
-// test boots, has the tests write to out, and leaves their reports in a folder.
-// part says which of several machines this is.
-func (m machine) test(ctx context.Context, reports, part string, out io.Writer) error {
+// test boots, has the tests write to out, leaves their reports in a folder and
+// returns their numbers.
+func (m machine) test(ctx context.Context, reports, kernel string, out io.Writer) (t tally.Tally, err error) {
+	if err := m.boot(ctx, reports, kernel, out); err != nil {
+		return t, err
+	}
+	if t, err = tally.Read(filepath.Join(reports, "tally.json")); err != nil {
+		err = fmt.Errorf("the machine left no numbers; its console is in %s: %w", reports, err)
+	}
+	return t, err
+}
+
+func (m machine) boot(ctx context.Context, reports, kernel string, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, m.options.limit)
 	defer cancel()
 	archive := filepath.Join(reports, "reports.img")
@@ -93,7 +116,7 @@ func (m machine) test(ctx context.Context, reports, part string, out io.Writer) 
 		return err
 	}
 	console := filepath.Join(reports, "console.log")
-	args := append(m.qemu("systemd.wants=crisp-tests.service systemd.setenv=CRISP_VM_PART="+part,
+	args := append(m.qemu("systemd.wants=crisp-tests.service "+kernel,
 		disk{"checkout", forget(m.tests)}, disk{"reports", "cache=unsafe,file=" + archive}),
 		"-serial", "file:"+console, "-serial", "stdio")
 	fmt.Fprintf(out, "vm: booting by %s; the console is in %s\n", m.accelerator.name, console)

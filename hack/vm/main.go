@@ -1,7 +1,8 @@
 // Command vm boots a virtual machine with what a node has and the machine it
 // runs on may lack: systemd, the unified cgroup hierarchy, AppArmor and the
-// kernel of a Debian release. It runs the tests in there, or gives a login
-// shell.
+// kernel of a Debian release. It runs the tests in there, those that are about
+// SELinux in one that has booted with that in place of AppArmor, or gives a
+// login shell.
 //
 // There are three disks. The first holds Debian, is made once and kept in the
 // cache under a name that tells what is in it. The second holds the checkout
@@ -27,15 +28,16 @@ import (
 
 // options are the command line.
 type options struct {
-	shell  bool
-	long   bool
-	only   string
-	mirror string
-	cache  string
-	totals string
-	tally  string
-	limit  time.Duration
-	scale  float64
+	shell   bool
+	long    bool
+	selinux bool
+	only    string
+	mirror  string
+	cache   string
+	totals  string
+	tally   string
+	limit   time.Duration
+	scale   float64
 	// machines is how many run the tests side by side.
 	machines int
 }
@@ -45,6 +47,7 @@ func main() {
 	flag.BoolVar(&o.shell, "shell", false, "boot to a login shell on this terminal; ctrl-a x ends the machine")
 	flag.StringVar(&o.only, "only", "", "run only the suites whose name matches this `pattern`")
 	flag.BoolVar(&o.long, "long", false, "run the tests that take long, too")
+	flag.BoolVar(&o.selinux, "selinux", false, "boot with SELinux in place of AppArmor; tests run with both unless this or -only is set")
 	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "where Debian's packages come from")
 	flag.StringVar(&o.cache, "cache", ".cache", "the checkout's `folder` of tools and images")
 	flag.StringVar(&o.totals, "totals", "", "write the numbers to this `file` too")

@@ -38,9 +38,21 @@ func (m machine) count() int {
 	return 2
 }
 
-// testAll runs the tests, in as many machines as there are to be, and returns
-// their numbers. Each machine leaves its reports in a folder of its own.
+// testAll runs the tests, in as many machines as there are to be and then in one
+// with SELinux, and returns their numbers. Each machine leaves its reports in a
+// folder of its own.
 func (m machine) testAll(ctx context.Context, reports string) (total tally.Tally, err error) {
+	if !m.options.selinux {
+		total, err = m.testShared(ctx, reports)
+	}
+	if m.options.selinux || m.options.only == "" && ctx.Err() == nil {
+		t, serr := m.test(ctx, filepath.Join(reports, "selinux"), selinuxArgs, os.Stdout)
+		total, err = total.Add(t), errors.Join(err, serr)
+	}
+	return total, err
+}
+
+func (m machine) testShared(ctx context.Context, reports string) (total tally.Tally, err error) {
 	count := m.count()
 	tallies, errs := make([]tally.Tally, count), make([]error, count)
 	var turn sync.Mutex
@@ -53,13 +65,8 @@ func (m machine) testAll(ctx context.Context, reports string) (total tally.Tally
 				out.prefix = name + "| "
 			}
 			dir := filepath.Join(reports, name)
-			if errs[i] = m.test(ctx, dir, fmt.Sprintf("%s/%d", name, count), out); errs[i] != nil {
-				return
-			}
-			tallies[i], errs[i] = tally.Read(filepath.Join(dir, "tally.json"))
-			if errs[i] != nil {
-				errs[i] = fmt.Errorf("the machine left no numbers; its console is in %s: %w", dir, errs[i])
-			}
+			kernel := fmt.Sprintf("%s systemd.setenv=CRISP_VM_PART=%s/%d", apparmorArgs, name, count)
+			tallies[i], errs[i] = m.test(ctx, dir, kernel, out)
 		})
 	}
 	running.Wait()
