@@ -66,7 +66,7 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.m.ctx), cleanTimeout)
 	defer cancel()
 	e = p.exitOfOrphan(pr, e)
-	oom := p.lastRites(ctx, id, pr)
+	oom := max(e.OOMKills, p.lastRites(ctx, id, pr))
 	recorded := p.insist(id, func(c *Container) {
 		c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
 		c.Reason, c.Message = exitReason(e.Code, oom)

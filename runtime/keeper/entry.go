@@ -36,6 +36,7 @@ type entry struct {
 	log        *crilog.Log
 	outputs    []*output
 	exit       *wire.Exited
+	events     string  // what memoryEvents has; "" but for a container
 	stored     *stored // guarded by keeper.storeMu; nil if nothing is
 }
 
@@ -288,10 +289,12 @@ func duplicate(fds []int) ([]int, error) {
 // ended is the end of an entry's process: its output is brought into the log
 // before anybody learns of it. It runs in a goroutine of its own.
 func (k *keeper) ended(e *entry) {
+	kills := oomKills(e.events) // before all that takes time
 	for _, o := range e.outputs {
 		o.drain()
 	}
 	x := e.exitOf()
+	x.OOMKills = kills
 	if e.kind != wire.Exec {
 		// Without the record the exit is lost only if the keeper is, too.
 		if err := k.record(x); err != nil {
@@ -320,6 +323,16 @@ func (k *keeper) ended(e *entry) {
 func (e *entry) exitOf() *wire.Exited {
 	code, signal := exitCode(e.proc.status)
 	return &wire.Exited{ID: e.id, Kind: e.kind, Pid: int64(e.proc.pid), Code: code, Signal: signal, At: e.proc.at.UnixNano()}
+}
+
+// recorded is the exit of an entry as an earlier program told it.
+func (k *keeper) recorded(e *entry) *wire.Exited {
+	if data, err := os.ReadFile(k.exitPath(e.id)); err == nil {
+		if x, err := wire.ParseRecord(data); err == nil {
+			return &x
+		}
+	}
+	return e.exitOf()
 }
 
 func (k *keeper) exitPath(id string) string { return filepath.Join(k.stateDir, exitsDir, id) }

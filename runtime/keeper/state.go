@@ -254,6 +254,7 @@ func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
 	ended := make(chan struct{})
 	if s.pid != 0 {
 		e.proc = &proc{pid: int(s.pid), pidfd: s.pidfd, ended: ended}
+		e.events = memoryEvents(e.proc.pid)
 	}
 	if s.log >= 0 {
 		var sources []source
@@ -284,7 +285,7 @@ func (k *keeper) resume(e *entry, s *savedEntry) error {
 		p.status, p.at = unix.WaitStatus(s.status), time.Unix(0, s.endedAt)
 		close(p.ended)
 		if s.exited {
-			e.exit = e.exitOf()
+			e.exit = k.recorded(e)
 			break
 		}
 		defer k.wg.Go(func() { k.ended(e) })

@@ -10,18 +10,23 @@ import (
 // ErrRecord is an exit record that cannot be read.
 var ErrRecord = errors.New("malformed exit record")
 
-// exitFormat is an exit record, which outlives the keeper in a file.
-const exitFormat = "crisp exit 1\nid %s\nkind %d\npid %d\ncode %d\nsignal %d\nat %d\n"
+// exitFormat is an exit record, which outlives the keeper in a file. Keepers of
+// before wrote it without the last line, as version 1.
+const exitFormat = "crisp exit 2\nid %s\nkind %d\npid %d\ncode %d\nsignal %d\nat %d\noom %d\n"
 
 // Record returns the exit as the content of its file.
 func (m Exited) Record() []byte {
-	return fmt.Appendf(nil, exitFormat, m.ID, m.Kind, m.Pid, m.Code, m.Signal, m.At)
+	return fmt.Appendf(nil, exitFormat, m.ID, m.Kind, m.Pid, m.Code, m.Signal, m.At, m.OOMKills)
 }
 
 // ParseRecord reads what Record wrote.
 func ParseRecord(b []byte) (Exited, error) {
 	var m Exited
-	if _, err := fmt.Sscanf(string(b), exitFormat, &m.ID, &m.Kind, &m.Pid, &m.Code, &m.Signal, &m.At); err != nil {
+	text := string(b)
+	if old, ok := strings.CutPrefix(text, "crisp exit 1\n"); ok {
+		text = "crisp exit 2\n" + old + "oom 0\n"
+	}
+	if _, err := fmt.Sscanf(text, exitFormat, &m.ID, &m.Kind, &m.Pid, &m.Code, &m.Signal, &m.At, &m.OOMKills); err != nil {
 		return Exited{}, fmt.Errorf("%w: %w", ErrRecord, err)
 	}
 	return m, nil

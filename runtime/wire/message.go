@@ -13,7 +13,7 @@ import (
 )
 
 // Version is the version of the protocol.
-const Version = 2
+const Version = 3
 
 // Kind is what a held thing is.
 type Kind uint8
@@ -181,6 +181,9 @@ type Exited struct {
 	Code   int64
 	Signal int64
 	At     int64 // nanoseconds since 1970
+	// OOMKills counts the processes of its cgroup that were killed for want of
+	// memory, 0 if it is not known.
+	OOMKills int64
 }
 
 func (Hello) kind() byte     { return typeHello }
@@ -302,13 +305,13 @@ func takeEntry(r *pack.Reader) Entry {
 func (m Exited) put(w *pack.Writer) {
 	w.String(m.ID)
 	w.Uint(uint64(m.Kind))
-	for _, v := range []int64{m.Pid, m.Code, m.Signal, m.At} {
+	for _, v := range []int64{m.Pid, m.Code, m.Signal, m.At, m.OOMKills} {
 		w.Int(v)
 	}
 }
 
 func takeExited(r *pack.Reader) Exited {
-	return Exited{ID: r.String(), Kind: takeKind(r), Pid: r.Int(), Code: r.Int(), Signal: r.Int(), At: r.Int()}
+	return Exited{ID: r.String(), Kind: takeKind(r), Pid: r.Int(), Code: r.Int(), Signal: r.Int(), At: r.Int(), OOMKills: r.Int()}
 }
 
 func takeKind(r *pack.Reader) Kind { return Kind(min(r.Uint(), math.MaxUint8)) }

@@ -17,7 +17,7 @@ import (
 )
 
 func messages() []Message {
-	exit := Exited{ID: "web", Kind: Container, Pid: 77, Code: 137, Signal: 9, At: math.MaxInt64}
+	exit := Exited{ID: "web", Kind: Container, Pid: 77, Code: 137, Signal: 9, At: math.MaxInt64, OOMKills: 2}
 	started := Started{Pid: 5, At: -1, Terminal: true, Namespaces: []string{"net", "ipc"}}
 	return []Message{
 		Hello{Version: Version},
@@ -236,12 +236,17 @@ func TestCheckPeer(t *testing.T) {
 }
 
 func TestExitRecord(t *testing.T) {
-	want := Exited{ID: "web-1.x", Kind: Container, Pid: 77, Code: 137, Signal: 9, At: 1234567890123456789}
+	want := Exited{ID: "web-1.x", Kind: Container, Pid: 77, Code: 137, Signal: 9, At: 1234567890123456789, OOMKills: 3}
 	got, err := ParseRecord(want.Record())
 	if err != nil || got != want {
 		t.Errorf("got %+v, want %+v, error %v", got, want, err)
 	}
-	for _, bad := range []string{"", "crisp exit 2\n", string(want.Record()[:40])} {
+	old := "crisp exit 1\nid web-1.x\nkind 2\npid 77\ncode 137\nsignal 9\nat 1234567890123456789\n"
+	want.OOMKills, want.Kind = 0, 2
+	if got, err := ParseRecord([]byte(old)); err != nil || got != want {
+		t.Errorf("of version 1: got %+v, want %+v, error %v", got, want, err)
+	}
+	for _, bad := range []string{"", "crisp exit 1\n", "crisp exit 2\n", string(want.Record()[:40])} {
 		if _, err := ParseRecord([]byte(bad)); !errors.Is(err, ErrRecord) {
 			t.Errorf("%q: error %v", bad, err)
 		}

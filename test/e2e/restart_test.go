@@ -170,9 +170,10 @@ func testExitsWhileDown(t *testing.T, n *node, e end) {
 	seven.wantEnd(t, 7, "Error")
 	killed.wantEnd(t, 137, "Error")
 	// systemd removes a scope with its last process, and the count of kills in
-	// it: a daemon that comes later cannot tell what the process was killed for.
+	// it. The keeper reads that when it learns of the end, as systemd does: on a
+	// machine that is slow enough it comes too late.
 	reason := "OOMKilled"
-	if os.Getenv("CRISP_CGROUP_DRIVER") == "systemd" && hog.wait(t).Reason == "Error" {
+	if os.Getenv("CRISP_CGROUP_DRIVER") == "systemd" && pace.Scale(1) > 1 && hog.wait(t).Reason == "Error" {
 		reason = "Error"
 	}
 	hog.wantEnd(t, 137, reason)

@@ -427,6 +427,7 @@ func exitOf(x wire.Exited) Exit {
 	return Exit{
 		ID: x.ID, Kind: x.Kind, Pid: int(x.Pid),
 		Code: int(x.Code), Signal: int(x.Signal), At: time.Unix(0, x.At),
+		OOMKills: uint64(max(0, x.OOMKills)),
 	}
 }
 

@@ -154,6 +154,9 @@ type Exit struct {
 	Code   int
 	Signal int
 	At     time.Time
+	// OOMKills counts the processes of a container's cgroup that were killed for
+	// want of memory, 0 on cgroup version 1 or if it is not known.
+	OOMKills uint64
 }
 
 // Entry is something that the keeper holds. Its files are the caller's.
