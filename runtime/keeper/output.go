@@ -55,6 +55,7 @@ type output struct {
 	stream  *crilog.Stream
 	refusal refusal     // guarded by mu
 	sinks   []int       // guarded by mu; write ends of pipes
+	begun   bool        // guarded by mu; what was held at first is logged
 	ended   bool        // guarded by mu
 	trim    *time.Timer // guarded by mu; nil while nothing is to be trimmed
 }
@@ -124,17 +125,20 @@ func (o *output) reopened() bool {
 	}
 }
 
-// copy reads once and passes on what it got.
+// copy reads once and passes on what it got. What earlier keepers read and did
+// not log comes first: each that was killed then has left one read more, and
+// the spool has room for one.
 func (o *output) copy(fd int) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.ended {
 		return 0, io.EOF
 	}
-	if o.refusal.on() {
+	if !o.begun || o.refusal.on() {
 		if err := o.writeLocked(false); err != nil {
 			return 0, err
 		}
+		o.begun = true
 	}
 	got, err := o.fillLocked(fd)
 	if err != nil {
