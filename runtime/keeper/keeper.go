@@ -146,12 +146,14 @@ func (k *keeper) end(listener *os.File) error {
 	return nil
 }
 
-// shut ends all goroutines.
+// shut ends all goroutines. Daemons are hung up on, also those that have not
+// greeted yet: one that was served on would hold the lock, and what it starts
+// would never be reaped.
 func (k *keeper) shut(listener *os.File) {
 	listener.Close()
 	close(k.leave)
 	k.mu.Lock()
-	for s := range k.sessions {
+	for s := range k.conns {
 		s.conn.Close()
 	}
 	for id, e := range k.entries {
@@ -201,7 +203,12 @@ func (k *keeper) welcome(fd int) {
 	}
 	s := &session{k: k, conn: conn, starts: make(map[uint32]*start), ended: make(chan struct{}), over: make(chan struct{})}
 	k.mu.Lock()
-	k.conns[s] = true
-	k.mu.Unlock()
-	k.wg.Go(s.serve)
+	defer k.mu.Unlock()
+	select {
+	case <-k.leave:
+		conn.Close()
+	default:
+		k.conns[s] = true
+		k.wg.Go(s.serve)
+	}
 }
