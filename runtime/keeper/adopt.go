@@ -38,7 +38,7 @@ func (k *keeper) adopt(m wire.Adopt, files []int) error {
 	if pidfd {
 		e.adopted = true
 		e.proc = &proc{pid: int(m.Started.Pid), pidfd: files[0], ended: ended}
-		e.events = memoryEvents(e.proc.pid)
+		e.watchMemory()
 		files = files[1:]
 	}
 	if m.Started.Terminal {

@@ -36,7 +36,7 @@ type entry struct {
 	log        *crilog.Log
 	outputs    []*output
 	exit       *wire.Exited
-	events     string  // what memoryEvents has; "" but for a container
+	events     string  // see watchMemory
 	stored     *stored // guarded by keeper.storeMu; nil if nothing is
 }
 

@@ -2,20 +2,38 @@ package keeper
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/wire"
 )
 
 const cgroupRoot = "/sys/fs/cgroup"
 
-// memoryEvents is the file in which the kernel counts what befell the cgroup
-// of a process, "" on version 1 and for one that is gone.
+// watchMemory notes where the OOM kills of a container are counted, before its
+// end is awaited.
 //
 // Where systemd manages cgroups it removes a container's as soon as its last
 // process has ended, and the count with it. This process learns of the end
 // when systemd does and is faster; the daemon may not be there at all.
+func (e *entry) watchMemory() {
+	if e.kind != wire.Container || e.proc == nil {
+		return
+	}
+	events := memoryEvents(e.proc.pid)
+	// If it is reaped, its number may be that of another process by now.
+	if err := unix.PidfdSendSignal(e.proc.pidfd, 0, nil, 0); !errors.Is(err, unix.ESRCH) {
+		e.events = events
+	}
+}
+
+// memoryEvents is the file in which the kernel counts what befell the cgroup
+// of a process, "" on version 1 and for one that is gone.
 func memoryEvents(pid int) string {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {

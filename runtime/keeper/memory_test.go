@@ -2,9 +2,14 @@ package keeper
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/wire"
 )
 
 func TestOOMKills(t *testing.T) {
@@ -45,4 +50,36 @@ func TestMemoryEvents(t *testing.T) {
 	if got := memoryEvents(1 << 30); got != "" {
 		t.Errorf("a process that is not there: got %q", got)
 	}
+}
+
+// TestWatchMemory wants the count of a container that runs, and not one that a
+// process of the same number may have, nor that of anything else.
+func TestWatchMemory(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	watch := func(kind wire.Kind, pid int) string {
+		e := &entry{kind: kind, proc: newProc(pid, pidfd)}
+		e.watchMemory()
+		return e.events
+	}
+	want := memoryEvents(cmd.Process.Pid)
+	if got := watch(wire.Container, cmd.Process.Pid); got != want {
+		t.Errorf("a container: got %q, want %q", got, want)
+	}
+	if got := watch(wire.Exec, cmd.Process.Pid); got != "" {
+		t.Errorf("a command: got %q", got)
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if got := watch(wire.Container, os.Getpid()); got != "" {
+		t.Errorf("a container that is reaped: got %q", got)
+	}
+	(&entry{kind: wire.Container}).watchMemory() // without a process there is nothing to watch
 }

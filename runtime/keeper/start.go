@@ -407,11 +407,9 @@ func (st *start) belongings() belongings {
 // commit makes the start known and answers it. The answer precedes the exit.
 func (st *start) commit() {
 	k, e := st.k, st.entry
-	if e.kind == wire.Container {
-		e.events = memoryEvents(e.proc.pid)
-	}
 	m, fds := k.enter(e)
 	st.s.send(st.seq, m, fds)
+	e.watchMemory()
 	k.deposit(e)
 	if e.proc != nil {
 		k.mu.Lock()

@@ -254,7 +254,7 @@ func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
 	ended := make(chan struct{})
 	if s.pid != 0 {
 		e.proc = &proc{pid: int(s.pid), pidfd: s.pidfd, ended: ended}
-		e.events = memoryEvents(e.proc.pid)
+		e.watchMemory()
 	}
 	if s.log >= 0 {
 		var sources []source
