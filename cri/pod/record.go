@@ -134,6 +134,11 @@ func (c *Container) Listed() bool { return c.Phase == phaseReady || c.Left }
 // Ready reports whether the sandbox is in the READY state.
 func (r *Record) Ready() bool { return r.Phase == phaseReady }
 
+// begun reports whether the sandbox's creation has not come to its end.
+func (r *Record) begun() bool {
+	return r.Phase != phaseReady && r.Phase != phaseStopping && r.Phase != phaseStopped
+}
+
 // Container returns the container with the given id, or nil.
 func (r *Record) Container(id string) *Container {
 	for _, c := range r.Containers {

@@ -45,10 +45,10 @@ type facts struct {
 // judgeSandbox decides on a sandbox; it looks at nothing but its arguments.
 func judgeSandbox(r *Record, f facts) verdict {
 	switch {
-	case r.Phase == phaseStopped, r.Phase == phaseStopping:
-		return keepPod
-	case r.Phase != phaseReady:
+	case r.begun():
 		return undoPod
+	case !r.Ready():
+		return keepPod
 	case !f.sameBoot, !f.held, r.Pause != nil && f.pauseEnded:
 		return unreadyPod
 	}
@@ -170,11 +170,13 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 	}
 	switch judgeSandbox(r, f) {
 	case undoPod:
-		if err := unwind(ctx, sandboxSteps, p.phase(), p); err != nil {
-			errs = append(errs, err)
-		} else {
-			errs = append(errs, p.forget())
-		}
+		// It goes on if ctx ends first, and RunSandbox of the same pod waits.
+		p.starting.Store(true)
+		_, err := p.m.join(ctx, sandboxKey(r.Config.Msg.GetMetadata()), func(ctx context.Context) (string, error) {
+			defer p.starting.Store(false)
+			return "", p.undo(ctx)
+		})
+		errs = append(errs, err)
 	case unreadyPod:
 		errs = append(errs, p.update(func(r *Record) {
 			r.Phase, r.Reason = phaseStopping, "its namespaces did not outlive their holders"

@@ -42,13 +42,19 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	if handler != "" && !slices.Contains(m.Handlers, handler) {
 		return "", fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, handler, m.Handlers)
 	}
-	return m.join(ctx, sandboxKey(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
-		return m.runSandbox(ctx, cfg, handler)
-	})
+	for {
+		id, err := m.join(ctx, sandboxKey(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
+			return m.runSandbox(ctx, cfg, handler)
+		})
+		if id != "" || err != nil {
+			return id, err
+		}
+		// What ended here was the undoing of one that an earlier daemon began.
+	}
 }
 
 func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	if id, err := m.existing(cfg); id != "" || err != nil {
+	if id, err := m.existing(ctx, cfg); id != "" || err != nil {
 		return id, err
 	}
 	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
@@ -78,14 +84,15 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	err = fmt.Errorf("run sandbox %s: %w", sandboxName(cfg.GetMetadata()), err)
 	if leftOver(err) {
 		// It stays listed, so that removing it tries again.
-		warn(p.update(func(r *Record) { r.Reason = err.Error() }), "note why a sandbox is left", "sandbox", id)
+		p.noteLeft(err)
 		return "", err
 	}
 	return "", errors.Join(err, p.forget())
 }
 
-// existing finds the sandbox that already carries a configuration's metadata.
-func (m *Manager) existing(cfg *runtimeapi.PodSandboxConfig) (string, error) {
+// existing finds the sandbox that already carries a configuration's metadata,
+// and makes room if that is one whose creation came to nothing.
+func (m *Manager) existing(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) (string, error) {
 	m.mu.RLock()
 	p := m.pods[m.names[sandboxKey(cfg.GetMetadata())]]
 	m.mu.RUnlock()
@@ -94,12 +101,34 @@ func (m *Manager) existing(cfg *runtimeapi.PodSandboxConfig) (string, error) {
 	}
 	r := p.record()
 	switch {
+	case r.begun():
+		return "", p.undo(ctx)
 	case !r.Ready():
 		return "", fmt.Errorf("%s is sandbox %s, which is not ready: remove it first: %w", sandboxKey(cfg.GetMetadata()), r.ID, ErrExists)
 	case !proto.Equal(r.Config.Msg, cfg):
 		return "", fmt.Errorf("%s is sandbox %s with another configuration: %w", sandboxKey(cfg.GetMetadata()), r.ID, ErrExists)
 	}
 	return r.ID, nil
+}
+
+// undo removes a pod whose creation came to nothing. Nobody was told of it.
+func (p *pod) undo(ctx context.Context) error {
+	release, err := p.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := unwind(ctx, sandboxSteps, p.phase(), p); err != nil {
+		err = fmt.Errorf("undo what was begun of sandbox %s: %w", p.record().ID, err)
+		p.noteLeft(err)
+		return err
+	}
+	return p.forget()
+}
+
+// noteLeft keeps the reason why a sandbox is listed that should be gone.
+func (p *pod) noteLeft(why error) {
+	warn(p.update(func(r *Record) { r.Reason = why.Error() }), "note why a sandbox is left", "sandbox", p.record().ID)
 }
 
 // newSandbox makes the pod's folder and its first record.

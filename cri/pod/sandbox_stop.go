@@ -48,7 +48,7 @@ func (p *pod) stop(ctx context.Context) error {
 	}
 	if err := unwind(ctx, after(sandboxSteps, firstKept), "", p); err != nil {
 		err = fmt.Errorf("stop sandbox %s: %w", r.ID, err)
-		warn(p.update(func(r *Record) { r.Reason = err.Error() }), "note why a sandbox does not stop", "sandbox", r.ID)
+		p.noteLeft(err)
 		return err
 	}
 	// A power cut that takes this makes giving the address back happen twice.

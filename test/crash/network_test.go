@@ -215,8 +215,8 @@ func (n *node) missingConf(t *testing.T) {
 	}
 }
 
-// failingRollback wants a pod that cannot be taken back to be listed, and to
-// be removable later.
+// failingRollback wants a pod that cannot be taken back to be listed, and the
+// call that comes again to take it back first.
 func (n *node) failingRollback(t *testing.T, p *plugins) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)
@@ -225,15 +225,25 @@ func (n *node) failingRollback(t *testing.T, p *plugins) {
 	p.set(t, "bridge", "DEL", "fails")
 	wantError(t, s.tryRun(), "told to fail", codes.Internal, codes.Unavailable)
 	s.wantStuck("told to fail")
-	wantError(t, s.tryRun(), "remove it first", codes.AlreadyExists)
+	wantError(t, s.tryRun(), "undo what was begun", codes.Internal, codes.Unavailable)
+	s.wantStuck("told to fail")
+	p.heal()
+	s.run()
+	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
+	s.removeAll()
+
+	// One that was asked to go is not undone by another call.
+	p.set(t, "bridge", "ADD", "fails after its work")
+	p.set(t, "bridge", "DEL", "fails")
+	wantError(t, s.tryRun(), "told to fail", codes.Internal, codes.Unavailable)
 	stuck := s.pods()[0].Id
 	s.podID = stuck
 	wantError(t, s.tryRemovePod(), "told to fail", codes.Internal, codes.Unavailable)
+	wantError(t, s.tryRun(), "remove it first", codes.AlreadyExists)
 	p.heal()
+	s.podID = stuck
 	s.must("stop pod", s.tryStopPod())
 	s.must("remove pod", s.tryRemovePod())
-	s.run()
-	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
 }
 
 // impatientCaller wants a call that comes again to join the one that hangs.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -58,7 +59,8 @@ func TestRestart(t *testing.T) {
 		n.run(t, e.name+" sessions", func(t *testing.T) { testSessionsAfterRestart(t, n, e) })
 		n.run(t, e.name+" open sessions", func(t *testing.T) { testSessionsEnd(t, n, e) })
 	}
-	n.run(t, "slow plugin", func(t *testing.T) { testStopDuringPlugin(t, n, cni) })
+	n.run(t, "slow plugin", func(t *testing.T) { testStopDuringPlugin(t, n, cni, false) })
+	n.run(t, "slow plugin, then and later", func(t *testing.T) { testStopDuringPlugin(t, n, cni, true) })
 	n.run(t, "second daemon", func(t *testing.T) { testSecondDaemon(t, n) })
 }
 
@@ -272,8 +274,9 @@ func testSessionsEnd(t *testing.T, n *node, e end) {
 }
 
 // testStopDuringPlugin ends the daemon while a plugin hangs. It does not wait
-// for that, and what was begun is undone.
-func testStopDuringPlugin(t *testing.T, n *node, cni plugin) {
+// for that, and what was begun is undone. If the plugin hangs over that, too,
+// the next daemon serves all the same, and makes the pod once it is undone.
+func testStopDuringPlugin(t *testing.T, n *node, cni plugin, later bool) {
 	adds := cni.calls("ADD")
 	cni.set(t, "hold-ADD")
 	request := &runtimeapi.RunPodSandboxRequest{Config: n.podConfig(t)}
@@ -290,10 +293,22 @@ func testStopDuringPlugin(t *testing.T, n *node, cni plugin) {
 	if err := <-ended; err == nil {
 		t.Error("the caller was told that the pod runs")
 	}
+	if later {
+		cni.set(t, "hold-DEL")
+	}
 	cni.clear("hold-ADD")
-	n.begin(t)
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if list := call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items; len(list) != 0 {
 		t.Errorf("pods %v are listed", list)
+	}
+	if later {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := n.Runtime.RunPodSandbox(ctx, request)
+		wantCode(t, err, codes.DeadlineExceeded)
+		cni.clear("hold-DEL")
 	}
 	n.podOf(t, request.Config)
 }
