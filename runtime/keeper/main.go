@@ -171,12 +171,9 @@ func hide() error {
 // started. Go raises it before main and forgets the old value, but gives it
 // to programs that it starts.
 func inheritedNoFile() (*unix.Rlimit, error) {
-	image, err := pause.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer image.Close()
-	p, err := os.StartProcess(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), image.Fd()), []string{"pause"}, &os.ProcAttr{})
+	runtime.LockOSThread() // whose end would be that of the probe
+	defer runtime.UnlockOSThread()
+	p, err := startProbe()
 	if err != nil {
 		return nil, fmt.Errorf("run limit probe: %w", err)
 	}
@@ -192,6 +189,18 @@ func inheritedNoFile() (*unix.Rlimit, error) {
 		return nil, fmt.Errorf("read limit of open files: %w", err)
 	}
 	return &limit, nil
+}
+
+// startProbe starts a program that does nothing. It ends with this process,
+// too, which can be killed at any time.
+func startProbe() (*os.Process, error) {
+	image, err := pause.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer image.Close()
+	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), image.Fd())
+	return os.StartProcess(path, []string{"pause"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}})
 }
 
 // lowerOOMScore makes the kernel spare the keeper when memory runs out. It
