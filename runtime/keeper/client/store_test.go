@@ -269,13 +269,7 @@ func TestStoreOutlivesBoth(t *testing.T) {
 	if _, err := unix.Wait4(st.Pid, &status, 0, nil); err != nil || status.ExitStatus() != 7 {
 		t.Fatalf("status %v, error %v", status, err)
 	}
-	want := 255
-	if tellsExit(t) {
-		want = 7
-	}
-	if x := awaitExit(t, c, "web"); x.Code != want {
-		t.Errorf("exit %+v, want code %d", x, want)
-	}
+	wantExit7(t, awaitExit(t, c, "web"))
 	old, err := os.ReadFile(counting.log + ".1")
 	if err != nil {
 		t.Fatal(err)
