@@ -96,11 +96,24 @@ func (m machine) shell(ctx context.Context) error {
 // reportSpace is the size of the disk for reports.
 const reportSpace = 256 << 20
 
+// boots is how often an emulated machine is started whose kernel crashes before
+// the tests begin. A kernel changes its own code while it boots, and emulated
+// processors may run what one of them changes half-way (an int3 that nobody
+// set).
+const boots = 3
+
 // test boots, has the tests write to out, leaves their reports in a folder and
 // returns their numbers.
 func (m machine) test(ctx context.Context, reports, kernel string, out io.Writer) (t tally.Tally, err error) {
-	if err := m.boot(ctx, reports, kernel, out); err != nil {
-		return t, err
+	for boot := 1; ; boot++ {
+		begun, err := m.boot(ctx, reports, kernel, out)
+		if err != nil {
+			return t, err
+		}
+		if begun || boot == boots || m.accelerator.scale == 1 {
+			break
+		}
+		fmt.Fprintln(out, "vm: the machine ended before the tests began; booting again")
 	}
 	if t, err = tally.Read(filepath.Join(reports, "tally.json")); err != nil {
 		err = fmt.Errorf("the machine left no numbers; its console is in %s: %w", reports, err)
@@ -108,12 +121,14 @@ func (m machine) test(ctx context.Context, reports, kernel string, out io.Writer
 	return t, err
 }
 
-func (m machine) boot(ctx context.Context, reports, kernel string, out io.Writer) error {
+// boot runs the machine until it ends. Begun says that the tests have written
+// something.
+func (m machine) boot(ctx context.Context, reports, kernel string, out io.Writer) (begun bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, m.options.limit)
 	defer cancel()
 	archive := filepath.Join(reports, "reports.img")
 	if err := errors.Join(os.MkdirAll(reports, 0o755), os.WriteFile(archive, nil, 0o644), os.Truncate(archive, reportSpace)); err != nil {
-		return err
+		return false, err
 	}
 	console := filepath.Join(reports, "console.log")
 	args := append(m.qemu("systemd.wants=crisp-tests.service "+kernel,
@@ -122,14 +137,26 @@ func (m machine) boot(ctx context.Context, reports, kernel string, out io.Writer
 	fmt.Fprintf(out, "vm: booting by %s; the console is in %s\n", m.accelerator.name, console)
 	began := time.Now()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
-	cmd.Stdout, cmd.Stderr = out, os.Stderr
+	tests := &noting{to: out}
+	cmd.Stdout, cmd.Stderr = tests, os.Stderr
 	// Away from the terminal's signals, but not to outlive this program.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("run the machine: %w", errors.Join(ctx.Err(), err))
+		return tests.written, fmt.Errorf("run the machine: %w", errors.Join(ctx.Err(), err))
 	}
 	fmt.Fprintf(out, "vm: the machine ran for %v\n", time.Since(began).Round(time.Second))
-	return errors.Join(unpack(archive, reports), os.Remove(archive))
+	return tests.written, errors.Join(unpack(archive, reports), os.Remove(archive))
+}
+
+// noting passes on what is written to it and notes that something was.
+type noting struct {
+	to      io.Writer
+	written bool
+}
+
+func (n *noting) Write(p []byte) (int, error) {
+	n.written = true
+	return n.to.Write(p)
 }
 
 // unpack extracts the files of an archive that the machine wrote.

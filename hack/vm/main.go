@@ -13,7 +13,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -67,6 +66,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "vm:", err)
 		total.Failed++
 	}
+	if o.totals != "" {
+		if err := os.WriteFile(o.totals, fmt.Appendln(nil, total), 0o644); err != nil {
+			fmt.Fprintln(os.Stderr, "vm:", err)
+			total.Failed++
+		}
+	}
 	if !o.shell {
 		fmt.Println(total)
 	}
@@ -106,9 +111,5 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	if err := os.RemoveAll(reports); err != nil {
 		return t, err
 	}
-	t, err = m.testAll(ctx, reports)
-	if o.totals != "" {
-		err = errors.Join(err, os.WriteFile(o.totals, fmt.Appendln(nil, t), 0o644))
-	}
-	return t, err
+	return m.testAll(ctx, reports)
 }
