@@ -236,9 +236,11 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 	}
 	cmd := &exec.Cmd{
 		// Not /proc/self: the number may mean another file in the child.
-		Path:        "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(image.Fd())),
-		Args:        []string{binaryName, abs},
-		Env:         []string{},
+		Path: "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(image.Fd())),
+		Args: []string{binaryName, abs},
+		// Where the kernel makes huge pages unasked, as Debian's does, a small
+		// heap would count as some of them.
+		Env:         []string{"GODEBUG=disablethp=1"},
 		Dir:         "/",
 		Stderr:      log,
 		ExtraFiles:  []*os.File{listener},
