@@ -327,7 +327,9 @@ func TestTerminal(t *testing.T) {
 	for fd := range int64(3) {
 		p.do("set stdio", unix.SYS_DUP3, reg(1), num(fd), num(0))
 	}
-	p.exec("/bin/sh", "-c", "tty; read x; echo got $x; exit 4")
+	// The kernel hangs a terminal up with the first process of its session, and
+	// may drop what that said in its last moment.
+	p.exec("/bin/sh", "-c", "tty; read x; echo got $x; sleep 0.5; exit 4")
 	relay, err := NewTerminalStream(0)
 	if err != nil {
 		t.Fatal(err)
