@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"crisp/test/testkit/pace"
 )
 
 // shell is a pod to try kubectl's commands on.
@@ -40,8 +42,7 @@ func execCommand(s *space) {
 	if out != "from outside" {
 		s.Errorf("got %q on standard output", out)
 	}
-	big := s.kubectl("exec", "pod", "-c", "main", "--", "sh", "-c", "head -c 5000000 /dev/zero")
-	if len(big) != 5000000 {
+	if big := s.execBig("head -c 5000000 /dev/zero"); len(big) != 5000000 {
 		s.Errorf("got %d bytes of 5000000", len(big))
 	}
 	if _, err := s.try("exec", "pod", "-c", "main", "--", "/no/such/program"); err == nil || !strings.Contains(err.Error(), "no such file") {
@@ -61,6 +62,25 @@ func execCommand(s *space) {
 	s.expect("a terminal", string(text), "33 99", "/dev/pts/")
 }
 
+// execBig runs a command that says much. The API server closes the connection
+// to kubectl right after the last byte: from a slow reader whose ping comes just
+// then the end is lost, so it may try again.
+func (s *space) execBig(command string) string {
+	s.Helper()
+	for range 4 {
+		out, err := s.try("exec", "pod", "-c", "main", "--", "sh", "-c", command)
+		if err == nil {
+			return out
+		}
+		if !strings.Contains(err.Error(), "websocket: close 1006") {
+			s.Fatal(err)
+		}
+		s.Log(err)
+	}
+	s.Fatal("kubectl lost the connection each time")
+	return ""
+}
+
 func quoted(words []string) []string {
 	var all []string
 	for _, w := range words {
@@ -72,7 +92,7 @@ func quoted(words []string) []string {
 func attach(s *space) {
 	s.apply(shell)
 	s.waitReady("pod")
-	ctx, cancel := context.WithTimeout(s.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(s.Context(), pace.Scale(30*time.Second))
 	defer cancel()
 	cmd, err := s.Command(ctx, "-n", s.name, "attach", "-i", "pod", "-c", "cat")
 	if err != nil {

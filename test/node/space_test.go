@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"crisp/test/node/cluster"
+	"crisp/test/testkit/pace"
 )
 
 const (
@@ -20,7 +21,7 @@ const (
 )
 
 // patience is how long anything may take.
-var patience = flag.Duration("patience", 3*time.Minute, "how long anything may take")
+var patience = flag.Duration("patience", pace.Scale(3*time.Minute), "how long anything may take")
 
 // world is the cluster that the tests of this package share.
 type world struct {

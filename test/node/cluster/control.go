@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 const (
@@ -127,7 +128,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := etcd.WaitUntil(ctx, startTime, func() bool { return c.answers("http://127.0.0.1:2379/health") }); err != nil {
+	if err := etcd.WaitUntil(ctx, pace.Scale(startTime), func() bool { return c.answers("http://127.0.0.1:2379/health") }); err != nil {
 		return err
 	}
 	api, err := c.start(nil, "kube-apiserver",
@@ -140,7 +141,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := api.WaitUntil(ctx, startTime, func() bool { return c.answers(server + "/readyz") }); err != nil {
+	if err := api.WaitUntil(ctx, pace.Scale(startTime), func() bool { return c.answers(server + "/readyz") }); err != nil {
 		return err
 	}
 	_, err = c.start(nil, "kube-controller-manager",
@@ -172,7 +173,7 @@ func (c *Cluster) start(below []string, program string, args ...string) (*lab.Pr
 // answers reports whether a server says that it is well.
 func (c *Cluster) answers(url string) bool {
 	// Who answers is of no interest here.
-	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+	client := http.Client{Timeout: pace.Scale(2 * time.Second), Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
 	resp, err := client.Get(url)
 	if err != nil {
 		return false

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 const mateIP = "192.168.77.2"
@@ -50,7 +51,7 @@ func NewMachine(ctx context.Context, dir string) (_ *Machine, err error) {
 		text, err := os.ReadFile(filepath.Join(dir, "machine.log"))
 		return err == nil && strings.HasPrefix(string(text), "up")
 	}
-	if err := m.holder.WaitUntil(ctx, startTime, up); err != nil {
+	if err := m.holder.WaitUntil(ctx, pace.Scale(startTime), up); err != nil {
 		return nil, fmt.Errorf("make a machine: %w", err)
 	}
 	return m, m.connect(ctx)

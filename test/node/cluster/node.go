@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"crisp/test/testkit/inventory"
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // object is JSON, which YAML readers take too.
@@ -66,8 +68,20 @@ func (n *Node) Manifests() string { return n.path("manifests") }
 // Logs is the folder of the pods' logs.
 func (n *Node) Logs() string { return n.path("logs/pods") }
 
-// CgroupRoot is the group below which kubelet makes those of pods.
-func (n *Node) CgroupRoot() string { return "/" + n.Lab.Name + "/" + n.Name }
+// podSlice is the unit in which kubelet has its pods if systemd makes cgroups.
+const podSlice = "kubepods.slice"
+
+// bySystemd reports whether systemd makes the pods' cgroups.
+func (n *Node) bySystemd() bool { return n.Lab.CgroupDriver() == "systemd" }
+
+// cgroupRoot is the group below which kubelet makes those of pods: where
+// systemd runs the machine is the test's.
+func (n *Node) cgroupRoot() string {
+	if n.bySystemd() {
+		return "/"
+	}
+	return "/" + n.Lab.Name + "/" + n.Name
+}
 
 // prepare makes the folders and cgroups that kubelet wants to find.
 func (n *Node) prepare() error {
@@ -86,8 +100,10 @@ func (n *Node) prepare() error {
 	if err := os.WriteFile(n.path("resolv.conf"), []byte("nameserver "+DNS+"\n"), 0o644); err != nil {
 		return err
 	}
-	if err := MakeGroups(n.CgroupRoot()); err != nil {
-		return err
+	if !n.bySystemd() {
+		if err := MakeGroups(n.cgroupRoot()); err != nil {
+			return err
+		}
 	}
 	return n.cluster.ca.client(n.Name, server, "system:node:"+n.Name, "system:nodes")
 }
@@ -132,7 +148,7 @@ func (n *Node) defaults() object {
 	return object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
 		"containerRuntimeEndpoint": n.Lab.Endpoint,
-		"healthzBindAddress":       n.IP, "cgroupDriver": "cgroupfs", "cgroupRoot": n.CgroupRoot(), "failCgroupV1": false,
+		"healthzBindAddress":       n.IP, "cgroupDriver": n.Lab.CgroupDriver(), "cgroupRoot": n.cgroupRoot(), "failCgroupV1": false,
 		"failSwapOn": false, "clusterDNS": []string{DNS}, "clusterDomain": "cluster.local", "resolvConf": n.path("resolv.conf"),
 		"podLogsDir": n.path("logs/pods"), "staticPodPath": n.Manifests(), "volumePluginDir": n.path("plugins"),
 		"authentication": object{"anonymous": object{"enabled": false}, "x509": object{"clientCAFile": n.cluster.pki("ca.crt")}},
@@ -188,7 +204,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 		return fmt.Errorf("start kubelet: %w", err)
 	}
 	well := func() bool { return n.cluster.answers("http://" + n.IP + ":10248/healthz") }
-	if err := n.kubelet.WaitUntil(ctx, startTime, well); err != nil {
+	if err := n.kubelet.WaitUntil(ctx, pace.Scale(startTime), well); err != nil {
 		return fmt.Errorf("start kubelet: %w", err)
 	}
 	return nil
@@ -217,7 +233,7 @@ func (n *Node) startProxy(ctx context.Context) (err error) {
 	if n.proxy, err = n.cluster.start(n.below, "kube-proxy", "--config="+n.path("proxy.json")); err != nil {
 		return err
 	}
-	if err := n.proxy.WaitUntil(ctx, startTime, func() bool { return n.cluster.answers("http://" + n.IP + ":10256/livez") }); err != nil {
+	if err := n.proxy.WaitUntil(ctx, pace.Scale(startTime), func() bool { return n.cluster.answers("http://" + n.IP + ":10256/livez") }); err != nil {
 		return fmt.Errorf("start kube-proxy: %w", err)
 	}
 	return nil
@@ -239,6 +255,11 @@ func (n *Node) close(ctx context.Context) error {
 		errs = append(errs, n.kubelet.Stop())
 	}
 	errs = append(errs, n.Lab.RemovePods(ctx))
+	if n.bySystemd() {
+		if out, err := exec.CommandContext(ctx, "systemctl", "stop", podSlice).CombinedOutput(); err != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w: %s", podSlice, err, out))
+		}
+	}
 	for _, point := range inventory.MountsBelow(n.dir) {
 		if err := unix.Unmount(point, 0); err != nil {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", strings.TrimPrefix(point, n.dir), err))

@@ -136,13 +136,17 @@ func (l *Lab) Subnet() string {
 	return fmt.Sprintf("10.%d.%d.0/24", first+pid%64, pid/64%256)
 }
 
-// cgroups are the driver, and the parent of the pods' groups in its words.
-func (l *Lab) cgroups() (driver, parent string) {
-	driver = cmp.Or(l.opt.CgroupDriver, os.Getenv("CRISP_CGROUP_DRIVER"), "cgroupfs")
-	if driver == "systemd" {
-		return driver, l.Name + ".slice"
+// CgroupDriver is the daemon's.
+func (l *Lab) CgroupDriver() string {
+	return cmp.Or(l.opt.CgroupDriver, os.Getenv("CRISP_CGROUP_DRIVER"), "cgroupfs")
+}
+
+// cgroupParent is the parent of the pods' groups in the words of the driver.
+func (l *Lab) cgroupParent() string {
+	if l.CgroupDriver() == "systemd" {
+		return l.Name + ".slice"
 	}
-	return driver, "/" + l.Name
+	return "/" + l.Name
 }
 
 // configure writes the files that the daemon reads and starts the registry
@@ -155,8 +159,7 @@ func (l *Lab) configure(ctx context.Context) error {
 	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.Subnet(), !l.opt.Routed); err != nil {
 		return err
 	}
-	driver, parent := l.cgroups()
-	config := fmt.Sprintf("cgroup_driver = %q\ncgroup_parent = %q\n%s\n", driver, parent, l.opt.Config)
+	config := fmt.Sprintf("cgroup_driver = %q\ncgroup_parent = %q\n%s\n", l.CgroupDriver(), l.cgroupParent(), l.opt.Config)
 	if err := os.WriteFile(l.path("config.toml"), []byte(config), 0o644); err != nil {
 		return err
 	}
