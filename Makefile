@@ -110,6 +110,10 @@ vm: $(VM) ## boot Debian 13 with crisp to a login shell
 vm-test: $(VM) deb ## tests and critest on Debian 13: systemd, cgroup v2, AppArmor, SELinux
 	$(CACHE)/bin/vm -totals "$(TOTALS)" $(ARGS)
 
+.PHONY: vm-node
+vm-node: kubernetes $(VM) ## a Kubernetes node on Debian 13, with either cgroup driver
+	$(CACHE)/bin/vm -node $(ARGS)
+
 .PHONY: demo
 demo: build $(LAB) images programs ## a pod from pull to removal, with timings
 	@$(CACHE)/bin/demo

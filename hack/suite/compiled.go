@@ -16,8 +16,12 @@ import (
 // compiledTest is the name of a package's compiled tests, in its folder.
 const compiledTest = "compiled.test"
 
-// endToEnd is the folder of the tests of the programs.
-const endToEnd = "test/e2e"
+// The tests in these folders run with either cgroup driver: those of the
+// programs, and those of a node of Kubernetes.
+const (
+	endToEnd = "test/e2e"
+	node     = "test/node"
+)
 
 // packageTime is how long the tests of a package may take on real hardware
 // that is busy with other things.
@@ -26,6 +30,10 @@ const packageTime = 10 * time.Minute
 // longTests go through very many faults, none of which is of another kind on
 // another machine: an emulated one runs them when asked to.
 const longTests = "^(TestKilledAtEveryPoint|TestKilledWhilePulling|TestDiskRunsOut)$"
+
+// nodeTests are those of a node that say something of the kernel and of
+// systemd, and do not want a fast machine, or one with a full disk.
+const nodeTests = "^TestNode$/^(ready|workloads|stats_from_CRI)$"
 
 // selinuxTest is the test that needs a machine with SELinux.
 const selinuxTest = "^TestSELinux$"
@@ -86,23 +94,27 @@ func allStages(sel selection) ([]stage, error) {
 		if err != nil || d.Name() != compiledTest {
 			return err
 		}
-		dir := filepath.Dir(path)
-		s, err := compiledTests(dir, dir, "-test.skip="+skip)
-		if !strings.HasPrefix(dir, "test/") {
-			all = append(all, s)
-			return err
+		dir, choice, list := filepath.Dir(path), "-test.skip="+skip, &all
+		if strings.HasPrefix(dir, "test/") {
+			list = &last
 		}
-		last = append(last, s)
-		if dir == endToEnd && err == nil {
-			s, err = compiledTests(dir+"/systemd", dir, "-test.skip="+skip, "CRISP_CGROUP_DRIVER=systemd")
-			last = append(last, s)
+		if dir == node {
+			choice = "-test.run=" + nodeTests
+		}
+		s, err := compiledTests(dir, dir, choice)
+		*list = append(*list, s)
+		if err == nil && (dir == endToEnd || dir == node) {
+			s, err = compiledTests(dir+"/systemd", dir, choice, "CRISP_CGROUP_DRIVER=systemd")
+			*list = append(*list, s)
 		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look for compiled tests: %w", err)
 	}
-	all = append(all, last...)
+	if all = append(all, last...); slices.ContainsFunc(all, func(s stage) bool { return s.name == node }) {
+		return all, nil
+	}
 	for _, driver := range []string{"cgroupfs", "systemd"} {
 		all = append(all, stage{name: "critest/" + driver, counts: byTally, args: []string{
 			".cache/bin/conformance", "-cgroup-driver", driver, "-out", filepath.Join(sel.reports, "critest-"+driver),
@@ -114,7 +126,7 @@ func allStages(sel selection) ([]stage, error) {
 // minutes is about how long a suite takes in an emulated machine.
 func minutes(name string) int {
 	switch {
-	case strings.HasPrefix(name, endToEnd):
+	case strings.HasPrefix(name, endToEnd), strings.HasPrefix(name, node):
 		return 40
 	case strings.HasPrefix(name, "critest/"):
 		return 15

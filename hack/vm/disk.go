@@ -21,15 +21,19 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	for _, name := range []string{"cmd", "cri", "image", "network", "runtime", "test", "hack", "bin",
+	content := []string{"cmd", "cri", "image", "network", "runtime", "test", "hack", "bin",
 		".cache/bin/crictl", ".cache/bin/critest", ".cache/bin/registry", ".cache/bin/suite", ".cache/bin/conformance",
-		".cache/cni", ".cache/images/registry"} {
+		".cache/cni", ".cache/images/registry"}
+	if o.node {
+		content = append(content, nodePrograms...)
+	}
+	for _, name := range content {
 		if err := link(filepath.Join(checkout, name), filepath.Join(dir, name)); err != nil {
 			return "", err
 		}
 	}
 	if !o.shell {
-		if err := compile(ctx, checkout, dir, o.selinux); err != nil {
+		if err := compile(ctx, checkout, dir, o); err != nil {
 			return "", err
 		}
 	}
@@ -72,13 +76,25 @@ var tested = []string{"cmd", "cri", "image", "network", "runtime", "test/e2e", "
 // testedWithSELinux is the one with the test that needs it.
 const testedWithSELinux = "test/systemd"
 
+// testedNode is the one with the tests of a node of Kubernetes.
+const testedNode = "test/node"
+
+// nodePrograms are what those need besides.
+var nodePrograms = []string{
+	".cache/kubernetes/etcd", ".cache/kubernetes/kube-apiserver", ".cache/kubernetes/kube-controller-manager", ".cache/kubernetes/kube-scheduler",
+	".cache/kubernetes/kubelet", ".cache/kubernetes/kube-proxy", ".cache/kubernetes/kubectl",
+}
+
 // compile compiles their tests.
-func compile(ctx context.Context, checkout, dir string, selinux bool) error {
-	tested := tested
-	if selinux {
+func compile(ctx context.Context, checkout, dir string, o options) error {
+	tested, tags := tested, "-tags="
+	switch {
+	case o.selinux:
 		tested = []string{testedWithSELinux}
+	case o.node:
+		tested, tags = []string{testedNode}, "-tags=node"
 	}
-	args := []string{"list", "-f", `{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}`}
+	args := []string{"list", tags, "-f", `{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}`}
 	for _, t := range tested {
 		args = append(args, "./"+t+"/...")
 	}
@@ -90,7 +106,7 @@ func compile(ctx context.Context, checkout, dir string, selinux bool) error {
 	}
 	for line := range strings.Lines(string(out)) {
 		rel := strings.TrimPrefix(strings.TrimSpace(line), "crisp/")
-		if err := command(ctx, checkout, "go", "test", "-c", "-ldflags=-s -w", "-o", filepath.Join(dir, rel, "compiled.test"), "./"+rel); err != nil {
+		if err := command(ctx, checkout, "go", "test", "-c", tags, "-ldflags=-s -w", "-o", filepath.Join(dir, rel, "compiled.test"), "./"+rel); err != nil {
 			return fmt.Errorf("compile the tests of %s: %w", rel, err)
 		}
 	}

@@ -30,6 +30,7 @@ type options struct {
 	shell   bool
 	long    bool
 	selinux bool
+	node    bool
 	only    string
 	mirror  string
 	cache   string
@@ -47,6 +48,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "run only the suites whose name matches this `pattern`")
 	flag.BoolVar(&o.long, "long", false, "run the tests that take long, too")
 	flag.BoolVar(&o.selinux, "selinux", false, "boot with SELinux in place of AppArmor; tests run with both unless this or -only is set")
+	flag.BoolVar(&o.node, "node", false, "run the tests of a node of Kubernetes, and no others")
 	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "where Debian's packages come from")
 	flag.StringVar(&o.cache, "cache", ".cache", "the checkout's `folder` of tools and images")
 	flag.StringVar(&o.totals, "totals", "", "write the numbers to this `file` too")
