@@ -181,7 +181,9 @@ func debug(s *space) {
 	}
 }
 
-// logs follows a log across its rotation: no line may be lost or repeated.
+// logs follows a log across its rotation: no line may be lost or repeated. The
+// last one comes when what was too long has been rotated: kubectl looks for it
+// in the current file.
 func logs(s *space) {
 	const last = 15000
 	s.apply(fmt.Sprintf(`
@@ -190,14 +192,34 @@ kind: Pod
 metadata: {name: pod}
 spec:
 	restartPolicy: Never
-	containers: [{name: main, image: BUSYBOX, command: [sh, -c, "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i of many that together are longer than one file may be; [ $((i%%100)) != 0 ] || sleep 0.1; done"]}]
-`, last))
+	containers: [{name: main, image: BUSYBOX, command: [sh, -c, "echo line 0 of; until [ -e /go ]; do sleep 0.1; done; i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i of many that together are longer than one file may be; [ $((i%%100)) != 0 ] || sleep 0.1; done; sleep 8; echo line %d of"]}]
+`, last-1, last))
 	s.wait("jsonpath={.status.containerStatuses[0].started}=true", "pod/pod")
-	n := 0
-	for line := range strings.Lines(s.kubectl("logs", "-f", "pod")) {
-		if n++; !strings.HasPrefix(line, fmt.Sprintf("line %d of", n)) {
-			s.Fatalf("got %q in place of line %d", line, n)
+	ctx, cancel := s.context()
+	defer cancel()
+	cmd, err := s.Command(ctx, "-n", s.name, "logs", "-f", "pod")
+	if err != nil {
+		s.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.Fatal(err)
+	}
+	n := -1
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if n++; !strings.HasPrefix(lines.Text(), fmt.Sprintf("line %d of", n)) {
+			s.Errorf("got %q in place of line %d", lines.Text(), n)
+			break
 		}
+		if n == 0 { // it is followed, and may become long
+			s.kubectl("exec", "pod", "--", "touch", "/go")
+		}
+	}
+	if err := errors.Join(out.Close(), cmd.Wait()); err != nil {
+		s.Errorf("kubectl logs -f: %v", err)
 	}
 	if n != last {
 		s.Errorf("got %d lines of %d", n, last)
