@@ -25,7 +25,10 @@ type acceleration struct {
 // accelerator is KVM where the processor can do it. A /dev/kvm alone does not
 // say that: there are hypervisors that offer it only to guests that know them.
 //
-// An emulated processor goes without cmpxchg16b, which emulators get wrong
+// The emulated processors of a machine take turns on one thread. With a thread
+// each, one may run half of what another is changing in the kernel's code, which
+// crashes the kernel (an int3 that nobody set), and two machines on two
+// processors are slower. They go without cmpxchg16b, which emulators get wrong
 // with several processors, and without what costs time: the fifth level of page
 // tables, and string instructions for copies, which are emulated byte by byte
 // unless the kernel is told that they are not worth it.
@@ -38,7 +41,7 @@ func accelerator() acceleration {
 			return acceleration{"KVM", "-accel kvm -cpu host", 1}
 		}
 	}
-	return acceleration{"emulation", "-accel tcg,thread=multi,tb-size=512 -cpu max,-cx16,-la57,-erms,-fsrm", 10}
+	return acceleration{"emulation", "-accel tcg,thread=single,tb-size=512 -cpu max,-cx16,-la57,-erms,-fsrm", 10}
 }
 
 // machine is what boots.
@@ -97,9 +100,7 @@ func (m machine) shell(ctx context.Context) error {
 const reportSpace = 256 << 20
 
 // boots is how often an emulated machine is started whose kernel crashes before
-// the tests begin. A kernel changes its own code while it boots, and emulated
-// processors may run what one of them changes half-way (an int3 that nobody
-// set).
+// the tests begin: emulation has faults of its own.
 const boots = 3
 
 // test boots, has the tests write to out, leaves their reports in a folder and
