@@ -133,7 +133,8 @@ spec:
 	if err != nil || string(order) != "postStart\npreStop\nTERM\n" {
 		s.Errorf("got order %q, %v", order, err)
 	}
-	s.eventually("the hook's failure shows", s.holds("PostStartHookError", "describe", "pod", "refused"))
+	// The container's reason soon is that kubelet waits before the next start.
+	s.eventually("the hook's failure shows", s.holds("FailedPostStartHook", "describe", "pod", "refused"))
 }
 
 // endings are containers that end in every way there is, and what describe
