@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -27,7 +28,7 @@ func (m *Manager) takeLevel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
 		if o.GetLevel() == "" {
 			m.levels.Drop(level)
 		}
-		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
+		return "", labelError(err)
 	}
 	if o.GetLevel() != "" {
 		level = selinux.Level(labels.Mount)
@@ -69,10 +70,16 @@ func (p *pod) labelsOf(o *runtimeapi.SELinuxOption, reach selinux.Reach) (spec.L
 		return spec.Labels{}, nil
 	}
 	labels, err := p.m.SELinux.Labels(o, p.record().SELinuxLevel, reach)
-	if err != nil {
-		return labels, fmt.Errorf("%w: %w", ErrInvalid, err)
+	return labels, labelError(err)
+}
+
+// labelError blames the caller for a label that the policy does not know, but
+// not for a kernel that could not be asked.
+func labelError(err error) error {
+	if errors.Is(err, selinux.ErrLabel) {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return labels, nil
+	return err
 }
 
 // shareFiles lets a container of another level than its pod read the files

@@ -81,8 +81,10 @@ func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
 		if *to, ok = parse(said[key]); !ok {
 			return nil, fmt.Errorf("%w: lxc_contexts of %s calls a %s %q", ErrNoTypes, name, key, said[key])
 		}
-		if _, err := canonical(to.String()); err != nil {
+		if _, err := canonical(to.String()); errors.Is(err, ErrLabel) {
 			return nil, fmt.Errorf("%w: %w", ErrNoTypes, err)
+		} else if err != nil {
+			return nil, err
 		}
 	}
 	return p, nil
@@ -99,20 +101,27 @@ func settings(file []byte) map[string]string {
 	return all
 }
 
-// canonical asks the kernel. A policy may keep crisp from asking: then a wrong
-// label shows when it is used.
+// canonical asks the kernel.
 func canonical(text string) (string, error) {
 	if strings.IndexByte(text, 0) >= 0 {
 		return "", fmt.Errorf("%w: %q", ErrLabel, text)
 	}
 	out, err := goselinux.CanonicalizeContext(text)
+	return answer(text, out, err)
+}
+
+// answer makes sense of what the kernel says of a label. A policy may keep
+// crisp from asking: then a wrong label shows when it is used.
+func answer(text, out string, err error) (string, error) {
 	switch {
 	case err == nil:
 		return strings.TrimRight(out, "\x00"), nil
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return text, nil
-	default:
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EFBIG), errors.Is(err, unix.ERANGE):
 		return "", fmt.Errorf("%w: %q: %w", ErrLabel, text, err)
+	default:
+		return "", fmt.Errorf("ask the kernel about the SELinux label %q: %w", text, err)
 	}
 }
 

@@ -3,11 +3,13 @@ package selinux
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"testing/fstest"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/spec"
@@ -131,5 +133,28 @@ func TestPolicyWithoutContainers(t *testing.T) {
 		if _, err := load(root, kernel); !errors.Is(err, ErrNoTypes) {
 			t.Errorf("%s: got %v, want %v", name, err, ErrNoTypes)
 		}
+	}
+}
+
+// A kernel that could not be asked has not said that containers are unknown.
+func TestKernelThatCannotBeAsked(t *testing.T) {
+	root := files("process = \"system_u:system_r:container_t:s0\"\nfile = \"system_u:object_r:container_file_t:s0\"\n")
+	for errno, wrong := range map[unix.Errno]bool{
+		unix.EINVAL: true, unix.EFBIG: true, unix.ERANGE: true,
+		unix.EMFILE: false, unix.ENFILE: false, unix.ENOMEM: false, unix.EINTR: false, unix.ENOENT: false,
+	} {
+		said := &os.PathError{Op: "write", Path: "/sys/fs/selinux/context", Err: errno}
+		_, err := load(root, func(text string) (string, error) { return answer(text, "", said) })
+		if !errors.Is(err, errno) || errors.Is(err, ErrLabel) != wrong || errors.Is(err, ErrNoTypes) != wrong {
+			t.Errorf("%v: got %q, want a label unknown to the policy: %v", errno, err, wrong)
+		}
+	}
+	for _, errno := range []unix.Errno{unix.EACCES, unix.EPERM} {
+		if got, err := answer("u:r:t:s0", "", errno); got != "u:r:t:s0" || err != nil {
+			t.Errorf("%v: got %q, %v, want the label as it is", errno, got, err)
+		}
+	}
+	if got, err := answer("u:r:t:s0:c2,c1", "u:r:t:s0:c1,c2\x00", nil); got != "u:r:t:s0:c1,c2" || err != nil {
+		t.Errorf("got %q, %v, want the kernel's word", got, err)
 	}
 }
