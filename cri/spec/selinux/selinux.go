@@ -24,6 +24,8 @@ import (
 
 const (
 	configFile = "etc/selinux/config"
+	// defaultPolicy is the one in force where the file names none, as libselinux has it.
+	defaultPolicy = "targeted"
 	// superType is that of processes which nothing is kept from.
 	superType = "spc_t"
 	// fileRole is that of files. The kernel takes it for processes as well.
@@ -67,7 +69,7 @@ func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("read which SELinux policy is in force: %w", err)
 	}
-	name := settings(config)["SELINUXTYPE"]
+	name := cmp.Or(settings(config)["SELINUXTYPE"], defaultPolicy)
 	contexts, err := fs.ReadFile(root, "etc/selinux/"+name+"/contexts/lxc_contexts")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", ErrNoTypes, err)

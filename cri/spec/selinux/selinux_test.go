@@ -158,3 +158,19 @@ func TestKernelThatCannotBeAsked(t *testing.T) {
 		t.Errorf("got %q, %v, want the kernel's word", got, err)
 	}
 }
+
+func TestPolicyWithoutName(t *testing.T) {
+	const contexts = "process = \"system_u:system_r:container_t:s0\"\nfile = \"system_u:object_r:container_file_t:s0\"\n"
+	for _, config := range []string{"", "SELINUX=enforcing\n", "SELINUXTYPE=\n", "SELINUXTYPE= \n"} {
+		root := fstest.MapFS{
+			configFile: {Data: []byte(config)},
+			"etc/selinux/targeted/contexts/lxc_contexts": {Data: []byte(contexts)},
+		}
+		if _, err := load(root, kernel); err != nil {
+			t.Errorf("%q: %v", config, err)
+		}
+		if _, err := load(fstest.MapFS{configFile: {Data: []byte(config)}}, kernel); !errors.Is(err, ErrNoTypes) {
+			t.Errorf("%q without the policy: got %v, want %v", config, err, ErrNoTypes)
+		}
+	}
+}
