@@ -110,9 +110,16 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		return nil, fmt.Errorf("read boot id: %w", err)
 	}
 	bootID := strings.TrimSpace(string(boot))
+	records, err := openStore(filepath.Join(o.Root, "pods"), bootID)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.NetNSDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make folder for network namespaces: %w", err)
+	}
 	m := &Manager{
 		Options:    o,
-		store:      store{dir: filepath.Join(o.Root, "pods"), bootID: bootID},
+		store:      records,
 		bootID:     bootID,
 		pods:       map[string]*pod{},
 		containers: map[string]*pod{},
@@ -120,11 +127,6 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		ops:        map[string]*operation{},
 		sessions:   map[string]*session{},
 		orphans:    orphan.New(),
-	}
-	for _, dir := range []string{m.store.dir, o.NetNSDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("make folder for pods: %w", err)
-		}
 	}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := m.recover(ctx); err != nil {

@@ -212,6 +212,19 @@ func (m *Message[M]) UnmarshalJSON(data []byte) error {
 // store has records on disk, one folder a pod.
 type store struct{ dir, bootID string }
 
+// openStore makes the store's folder if it is missing. Its path is resolved
+// here, once: a volume below it is relabelled only if no link leads there.
+func openStore(dir, bootID string) (store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return store{}, fmt.Errorf("make folder for pods: %w", err)
+	}
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return store{}, fmt.Errorf("resolve folder for pods: %w", err)
+	}
+	return store{dir: dir, bootID: bootID}, nil
+}
+
 func (s store) podDir(id string) string { return filepath.Join(s.dir, id) }
 
 func (s store) recordPath(id string) string { return filepath.Join(s.podDir(id), "record.jsonl") }

@@ -73,6 +73,33 @@ func TestRelabel(t *testing.T) {
 	}
 }
 
+// The volume of an image is below the root, to which a link may lead.
+func TestRelabelBelowALinkedRoot(t *testing.T) {
+	testkit.Root(t)
+	dir := t.TempDir()
+	data, root := filepath.Join(dir, "data"), filepath.Join(dir, "root")
+	for _, err := range []error{os.Mkdir(data, 0o755), os.Symlink(data, root)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := openStore(filepath.Join(root, "pods"), "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const volume = "c1/volumes/0"
+	if err := os.MkdirAll(filepath.Join(data, "pods/p1", volume), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const label = "system_u:object_r:container_file_t:s0:c1,c2"
+	if err := relabel(filepath.Join(s.podDir("p1"), volume), label); err != nil {
+		t.Fatal(err)
+	}
+	if got := labelOf(t, filepath.Join(data, "pods/p1", volume)); got != label {
+		t.Errorf("the volume has label %q", got)
+	}
+}
+
 func TestNeverRelabelled(t *testing.T) {
 	before := map[string]string{}
 	for _, path := range []string{"/", "/etc", "/etc/", "/var/../usr", "//etc"} {
