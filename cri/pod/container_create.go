@@ -233,7 +233,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 		out.Relabel = append(out.Relabel, v.Source)
 	}
 	for _, path := range out.Relabel {
-		if err := relabel(path, labels.Mount); err != nil {
+		if err := relabel(ctx, path, labels.Mount); err != nil {
 			return err
 		}
 	}

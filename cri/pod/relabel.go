@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,17 +30,26 @@ var neverRelabelled = []string{
 }
 
 // setLabel labels a file; an empty label leaves it as it is, and so does a
-// file system that has none. One that has the label already is not written to.
+// file system that has none.
 func setLabel(path, label string) error {
 	if label == "" {
 		return nil
 	}
+	if err := writeLabel(path, label); !errors.Is(err, unix.ENOTSUP) {
+		return err
+	}
+	return nil
+}
+
+// writeLabel is setLabel that returns ENOTSUP where the file system has no
+// labels. A file that has the label already is not written to.
+func writeLabel(path, label string) error {
 	have := make([]byte, maxLabel)
 	if n, err := unix.Getxattr(path, labelAttr, have); err == nil && trimNUL(have[:n]) == label {
 		return nil
 	}
 	err := unix.Setxattr(path, labelAttr, []byte(label), 0)
-	if err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EROFS) {
+	if err != nil && !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("label %s as %s: %w", path, label, err)
 	}
 	return nil
@@ -55,7 +65,7 @@ func trimNUL(label []byte) string {
 // relabel labels a volume and all that is in it. Its path was resolved before:
 // a link on it was put there since, by somebody who wants something else
 // labelled.
-func relabel(path, label string) error {
+func relabel(ctx context.Context, path, label string) error {
 	if label == "" {
 		return nil
 	}
@@ -69,15 +79,21 @@ func relabel(path, label string) error {
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
-	return relabelTree(f, label, 0)
+	return relabelTree(ctx, f, label, 0)
 }
 
 // relabelTree goes by descriptors: what is below may be a container's to change.
-func relabelTree(f *os.File, label string, depth int) error {
+func relabelTree(ctx context.Context, f *os.File, label string, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%w: relabel %s: more than %d folders within each other", ErrInvalid, f.Name(), maxDepth)
 	}
-	if err := setLabel("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), label); err != nil {
+	err := writeLabel("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), label)
+	if errors.Is(err, unix.ENOTSUP) {
+		// Labels are a matter of the whole file system: what is below has none
+		// either, and on a network's it may be much.
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	var st unix.Stat_t
@@ -91,9 +107,12 @@ func relabelTree(f *os.File, label string, depth int) error {
 	defer dir.Close()
 	const atOnce = 1000
 	for {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("relabel %s: %w", f.Name(), err)
+		}
 		names, err := dir.Readdirnames(atOnce)
 		for _, name := range names {
-			if err := relabelEntry(dir, name, label, depth+1); err != nil {
+			if err := relabelEntry(ctx, dir, name, label, depth+1); err != nil {
 				return err
 			}
 		}
@@ -106,7 +125,7 @@ func relabelTree(f *os.File, label string, depth int) error {
 	}
 }
 
-func relabelEntry(dir *os.File, name, label string, depth int) error {
+func relabelEntry(ctx context.Context, dir *os.File, name, label string, depth int) error {
 	f, err := rootpath.Open(dir, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // gone meanwhile
@@ -115,5 +134,5 @@ func relabelEntry(dir *os.File, name, label string, depth int) error {
 		return fmt.Errorf("relabel %s in %s: %w", name, dir.Name(), err)
 	}
 	defer f.Close()
-	return relabelTree(f, label, depth)
+	return relabelTree(ctx, f, label, depth)
 }

@@ -1,7 +1,9 @@
 package pod
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -42,7 +44,7 @@ func TestRelabel(t *testing.T) {
 	const label = "system_u:object_r:container_file_t:s0:c1,c2"
 	before := labelOf(t, outside)
 	for range 2 {
-		if err := relabel(volume, label); err != nil {
+		if err := relabel(t.Context(), volume, label); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -65,10 +67,10 @@ func TestRelabel(t *testing.T) {
 	if err := os.Symlink(outside, volume); err != nil {
 		t.Fatal(err)
 	}
-	if err := relabel(volume, label); !errors.Is(err, unix.ELOOP) {
+	if err := relabel(t.Context(), volume, label); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("relabel a link: %v, want %v", err, unix.ELOOP)
 	}
-	if err := relabel(volume+"/", label); err == nil || labelOf(t, outside) != before {
+	if err := relabel(t.Context(), volume+"/", label); err == nil || labelOf(t, outside) != before {
 		t.Errorf("relabel a link with a slash: %v", err)
 	}
 }
@@ -92,7 +94,7 @@ func TestRelabelBelowALinkedRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	const label = "system_u:object_r:container_file_t:s0:c1,c2"
-	if err := relabel(filepath.Join(s.podDir("p1"), volume), label); err != nil {
+	if err := relabel(t.Context(), filepath.Join(s.podDir("p1"), volume), label); err != nil {
 		t.Fatal(err)
 	}
 	if got := labelOf(t, filepath.Join(data, "pods/p1", volume)); got != label {
@@ -100,18 +102,44 @@ func TestRelabelBelowALinkedRoot(t *testing.T) {
 	}
 }
 
+func TestRelabelEndsWithItsCaller(t *testing.T) {
+	testkit.Root(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	const label = "system_u:object_r:container_file_t:s0:c1,c2"
+	dir := t.TempDir()
+	below := filepath.Join(dir, "below")
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := relabel(ctx, dir, label); !errors.Is(err, context.Canceled) || labelOf(t, below) == label {
+		t.Errorf("got %v and label %q, want %v and nothing below labelled", err, labelOf(t, below), context.Canceled)
+	}
+	// procfs has no labels: that is seen before its folders are read.
+	bare := fmt.Sprintf("/proc/%d/task", os.Getpid())
+	if err := writeLabel(bare, label); !errors.Is(err, unix.ENOTSUP) {
+		t.Fatalf("label a file of procfs: %v, want %v", err, unix.ENOTSUP)
+	}
+	if err := relabel(ctx, bare, label); err != nil {
+		t.Errorf("relabel a file system without labels: %v", err)
+	}
+	if err := setLabel(bare, label); err != nil {
+		t.Errorf("label a file of a file system without labels: %v", err)
+	}
+}
+
 func TestNeverRelabelled(t *testing.T) {
 	before := map[string]string{}
 	for _, path := range []string{"/", "/etc", "/etc/", "/var/../usr", "//etc"} {
 		before[path] = labelOf(t, path)
-		if err := relabel(path, "system_u:object_r:container_file_t:s0"); !errors.Is(err, ErrInvalid) {
+		if err := relabel(t.Context(), path, "system_u:object_r:container_file_t:s0"); !errors.Is(err, ErrInvalid) {
 			t.Errorf("relabel %s: %v, want %v", path, err, ErrInvalid)
 		}
 		if got := labelOf(t, path); got != before[path] {
 			t.Errorf("%s has label %q", path, got)
 		}
 	}
-	if err := relabel("/etc", ""); err != nil {
+	if err := relabel(t.Context(), "/etc", ""); err != nil {
 		t.Errorf("without SELinux: %v", err)
 	}
 }
