@@ -23,10 +23,23 @@ const (
 	maxDepth = 256
 )
 
-// neverRelabelled are folders of the node's own, which it could not use any more.
+// neverRelabelled are files and folders of the node's own, which it could not
+// use any more.
 var neverRelabelled = []string{
-	"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run",
-	"/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/share", "/var", "/var/lib", "/var/log", "/var/tmp",
+	"/", "/bin", "/boot", "/dev", "/etc", "/etc/passwd", "/etc/pki", "/etc/shadow", "/etc/ssl", "/home", "/lib", "/lib64",
+	"/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib",
+	"/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/libx32", "/usr/local", "/usr/sbin", "/usr/share", "/var", "/var/lib",
+	"/var/log", "/var/tmp",
+}
+
+// ofNode reports whether a path is one of [neverRelabelled], or where a link
+// of that name leads, as /home leads to /var/home on some systems.
+func ofNode(path string) bool {
+	path = filepath.Clean(path)
+	return slices.ContainsFunc(neverRelabelled, func(name string) bool {
+		real, err := filepath.EvalSymlinks(name)
+		return path == name || err == nil && path == real
+	})
 }
 
 // setLabel labels a file; an empty label leaves it as it is, and so does a
@@ -69,7 +82,7 @@ func relabel(ctx context.Context, path, label string) error {
 	if label == "" {
 		return nil
 	}
-	if slices.Contains(neverRelabelled, filepath.Clean(path)) {
+	if ofNode(path) {
 		return fmt.Errorf("%w: relabel %s: it is the node's", ErrInvalid, path)
 	}
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}

@@ -129,6 +129,23 @@ func TestRelabelEndsWithItsCaller(t *testing.T) {
 }
 
 func TestNeverRelabelled(t *testing.T) {
+	for _, name := range neverRelabelled {
+		real, err := filepath.EvalSymlinks(name)
+		if !ofNode(name) || err == nil && !ofNode(real) {
+			t.Errorf("%s, which is %q, may be relabelled", name, real)
+		}
+	}
+	// Where /sbin and /lib64 lead on most systems.
+	for _, path := range []string{"/usr/sbin", "/usr/lib64/", "/usr/libexec", "/usr/local", "/etc/shadow", "/etc/pki"} {
+		if !ofNode(path) {
+			t.Errorf("%s may be relabelled", path)
+		}
+	}
+	for _, path := range []string{"/var/lib/data", "/etc/ssl/x", "/sbin2"} {
+		if ofNode(path) {
+			t.Errorf("%s may not be relabelled", path)
+		}
+	}
 	before := map[string]string{}
 	for _, path := range []string{"/", "/etc", "/etc/", "/var/../usr", "//etc"} {
 		before[path] = labelOf(t, path)
