@@ -86,6 +86,13 @@ func (p *pod) lock(ctx context.Context) (func(), error) {
 	}
 }
 
+// isGone reports whether the pod was removed.
+func (p *pod) isGone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.gone
+}
+
 // update writes a changed record to disk and then publishes it.
 func (p *pod) update(change func(*Record)) error {
 	p.mu.Lock()

@@ -170,9 +170,10 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 	}
 	switch judgeSandbox(r, f) {
 	case undoPod:
-		// It goes on if ctx ends first, and RunSandbox of the same pod waits.
+		// It goes on if ctx ends first, and RunSandbox of the same pod waits
+		// for it in undo. Several records may have the name of one pod.
 		p.starting.Store(true)
-		_, err := p.m.join(ctx, sandboxKey(r.Config.Msg.GetMetadata()), func(ctx context.Context) (string, error) {
+		_, err := p.m.join(ctx, "undo of sandbox "+r.ID, func(ctx context.Context) (string, error) {
 			defer p.starting.Store(false)
 			return "", p.undo(ctx)
 		})

@@ -42,15 +42,9 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	if handler != "" && !slices.Contains(m.Handlers, handler) {
 		return "", fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, handler, m.Handlers)
 	}
-	for {
-		id, err := m.join(ctx, sandboxKey(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
-			return m.runSandbox(ctx, cfg, handler)
-		})
-		if id != "" || err != nil {
-			return id, err
-		}
-		// What ended here was the undoing of one that an earlier daemon began.
-	}
+	return m.join(ctx, sandboxKey(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
+		return m.runSandbox(ctx, cfg, handler)
+	})
 }
 
 func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
@@ -111,13 +105,17 @@ func (m *Manager) existing(ctx context.Context, cfg *runtimeapi.PodSandboxConfig
 	return r.ID, nil
 }
 
-// undo removes a pod whose creation came to nothing. Nobody was told of it.
+// undo removes a pod whose creation came to nothing, unless that is done by
+// the time the operation under way has ended.
 func (p *pod) undo(ctx context.Context) error {
 	release, err := p.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer release()
+	if p.isGone() {
+		return nil
+	}
 	if err := unwind(ctx, sandboxSteps, p.phase(), p); err != nil {
 		err = fmt.Errorf("undo what was begun of sandbox %s: %w", p.record().ID, err)
 		p.noteLeft(err)
