@@ -27,7 +27,7 @@ type verdict int
 const (
 	// keepPod: as recorded.
 	keepPod verdict = iota
-	// undoPod: its creation was cut short; nobody was told its id.
+	// undoPod: its creation was cut short, or failed and was not undone.
 	undoPod
 	// unreadyPod: recorded as ready, but its namespaces are gone.
 	unreadyPod
@@ -170,20 +170,29 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 	}
 	switch judgeSandbox(r, f) {
 	case undoPod:
-		// It goes on if ctx ends first, and RunSandbox of the same pod waits
-		// for it in undo. Several records may have the name of one pod.
-		p.starting.Store(true)
-		_, err := p.m.join(ctx, "undo of sandbox "+r.ID, func(ctx context.Context) (string, error) {
-			defer p.starting.Store(false)
-			return "", p.undo(ctx)
-		})
-		errs = append(errs, err)
+		errs = append(errs, p.finishUndo(ctx))
 	case unreadyPod:
 		errs = append(errs, p.update(func(r *Record) {
 			r.Phase, r.Reason = phaseStopping, "its namespaces did not outlive their holders"
 		}))
 	}
 	return errors.Join(errs...)
+}
+
+// finishUndo undoes a pod's creation. It goes on if ctx ends first, and
+// RunSandbox of the same pod waits for it in undo. How it ended is logged there,
+// as nobody may wait by then: an error means only that it goes on.
+func (p *pod) finishUndo(ctx context.Context) error {
+	r := p.record()
+	// With a reason it was listed before, so that somebody can remove it.
+	p.starting.Store(r.Reason == "")
+	// Several records may have the name of one pod, so that is no key.
+	_, err := p.m.join(ctx, "undo of sandbox "+r.ID, func(ctx context.Context) (string, error) {
+		defer p.starting.Store(false)
+		warn(p.undo(ctx), "undo a pod's creation", "sandbox", r.ID)
+		return "", nil
+	})
+	return err
 }
 
 func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot bool, e *client.Entry) error {

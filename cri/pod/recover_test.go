@@ -3,11 +3,16 @@ package pod
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/go-logr/logr/funcr"
+	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
 )
@@ -111,4 +116,73 @@ func TestUndoOfAPodThatIsGone(t *testing.T) {
 	if err := p.undo(t.Context()); err != nil {
 		t.Errorf("undo again: %v", err)
 	}
+}
+
+// TestFailedUndoIsLogged: once, whether recovery waited for it or not, and then
+// the pod is listed.
+func TestFailedUndoIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := storingManager(t)
+		p := begunPod(t, m, "p1")
+		heal := spoil(t, p)
+		const message = "undo a pod's creation"
+		waited := captureLog(func() {
+			if err := reconcileFor(t, p, time.Second); err != nil {
+				t.Errorf("the caller would log it again: %v", err)
+			}
+		})
+		if n := strings.Count(waited, message); n != 1 || !strings.Contains(waited, spec.HostsFile) {
+			t.Errorf("logged %d times in %q", n, waited)
+		}
+		if got := m.Sandboxes(); len(got) != 1 || got[0].Reason == "" {
+			t.Errorf("listed %+v, want the pod and why it is left", got)
+		}
+		release := lockPod(t, p)
+		if err := reconcileFor(t, p, time.Second); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("undoing that goes on: %v, want %v", err, context.DeadlineExceeded)
+		}
+		later := captureLog(func() {
+			release()
+			m.wg.Wait()
+		})
+		if n := strings.Count(later, message); n != 1 {
+			t.Errorf("later logged %d times in %q", n, later)
+		}
+		heal()
+		if err := reconcileFor(t, p, time.Second); err != nil || len(m.Sandboxes()) != 0 {
+			t.Errorf("undo at last: %v, listed %v", err, m.Sandboxes())
+		}
+	})
+}
+
+// TestListedWhileUndone: a pod of which nobody was told is hidden, and one that
+// was listed before stays so.
+func TestListedWhileUndone(t *testing.T) {
+	for reason, want := range map[string]int{"": 0, "it could not be undone": 1} {
+		synctest.Test(t, func(t *testing.T) {
+			m := storingManager(t)
+			p := begunPod(t, m, "p1")
+			if reason != "" {
+				p.noteLeft(errors.New(reason))
+			}
+			release := lockPod(t, p)
+			if err := reconcileFor(t, p, time.Second); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("reason %q: %v, want %v", reason, err, context.DeadlineExceeded)
+			}
+			if got := m.Sandboxes(); len(got) != want {
+				t.Errorf("reason %q: %d pods are listed, want %d", reason, len(got), want)
+			}
+			release()
+			m.wg.Wait()
+		})
+	}
+}
+
+// captureLog returns what is logged while do runs.
+func captureLog(do func()) string {
+	var b strings.Builder
+	klog.SetLogger(funcr.New(func(_, line string) { fmt.Fprintln(&b, line) }, funcr.Options{}))
+	defer klog.ClearLogger()
+	do()
+	return b.String()
 }
