@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"crisp/test/testkit"
 )
@@ -259,6 +260,32 @@ func BenchmarkDecode(b *testing.B) {
 	for b.Loop() {
 		if _, err := Decode(data); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestLabelOfMessageQueues wants the node's to stay as they are: without an IPC
+// namespace the container mounts those.
+func TestLabelOfMessageQueues(t *testing.T) {
+	for own, want := range map[bool]int{true: 1, false: 0} {
+		s := sample()
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue"})
+		s.Linux.MountLabel = "system_u:object_r:container_file_t:s0:c1,c2"
+		if !own {
+			namespace(s, specs.IPCNamespace)
+		}
+		p, err := Container(s, Options{Name: "start container web", PodBase: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		for i := range p.Steps {
+			if p.Steps[i].Call == unix.SYS_FSETXATTR {
+				got++
+			}
+		}
+		if got != want {
+			t.Errorf("with an IPC namespace %v: %d labels are set, want %d", own, got, want)
 		}
 	}
 }

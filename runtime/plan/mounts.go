@@ -173,11 +173,12 @@ func (c *container) fresh(what, dest, fsType string, o mountOptions) {
 	}
 }
 
-// labelRoot labels the root of a mount whose file system takes no label as an
-// option. In a user namespace such a file system has no labels at all.
+// labelRoot labels the root of the message queues, a file system that takes no
+// label as an option. In a user namespace it has no labels at all, and without
+// an IPC namespace it is the node's.
 func (c *container) labelRoot(what string, mount Arg) {
 	label := c.s.Linux.MountLabel
-	if label == "" || c.userns() {
+	if label == "" || c.userns() || !c.ns.has(specs.IPCNamespace) {
 		return
 	}
 	c.step(what+": open root", unix.SYS_OPENAT, mount, str("."), num(unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regDir)
