@@ -159,7 +159,9 @@ func (p *prober) security() {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		p.problem("SELinux", err)
 	} else {
-		p.facts.SELinux = answer(isSELinux)
+		// Who may only read it is in a container, to which SELinux is to be off.
+		readOnly := errors.Is(unix.Access(p.root+"sys/fs/selinux", unix.W_OK), unix.EROFS)
+		p.facts.SELinux = answer(isSELinux && !readOnly)
 	}
 
 	actions, err := p.read("proc/sys/kernel/seccomp/actions_avail")
