@@ -53,10 +53,12 @@ func (k kubernetes) recipes(ctx context.Context, c *contents, base *part, web v1
 		return nil, err
 	}
 	agnhost := newPart(func() (tree, error) { return k.layer(ctx, c) })
-	// Its shell keeps variables whose names it cannot use, for env to print.
+	// Specs that print the environment call the shell without its path, and
+	// Debian's busybox drops variables whose names it cannot use. Those that
+	// call /bin/sh want to read busybox's messages.
 	shells := newPart(func() (tree, error) {
 		t := tree{}
-		return t, errors.Join(c.nmeter(t), c.packages.install(t, "/bin/bash", "/bin/sh"))
+		return t, errors.Join(c.nmeter(t), c.packages.install(t, "/bin/bash", "/usr/local/bin/sh"))
 	})
 	hostname := newPart(func() (tree, error) {
 		t := tree{}
