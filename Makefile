@@ -8,7 +8,8 @@
 # conformance run and most tests change namespaces and cgroups: run as root.
 
 GO ?= go
-VERSION ?= 0.1.0+$(shell git describe --always --dirty 2>/dev/null || echo unknown)
+# A package's version must grow from commit to commit.
+VERSION ?= 0.1.0+$(shell TZ=UTC git log -1 --format=%cd. --date=format-local:%Y%m%d%H%M%S 2>/dev/null)$(shell git describe --always --dirty 2>/dev/null || echo unknown)
 CACHE := .cache
 export CGO_ENABLED := 0
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
