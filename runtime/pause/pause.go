@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"crisp/runtime/sealed"
 )
 
@@ -46,21 +44,12 @@ func image(machine uint16, code []byte) []byte {
 // Open returns the program in a sealed memory file, to be run by execveat
 // with an empty path.
 func Open() (*os.File, error) {
-	fd, err := unix.MemfdCreate("pause", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
-	if err == unix.EINVAL { // before Linux 6.3
-		fd, err = unix.MemfdCreate("pause", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
+	f, err := sealed.New("pause", func(f *os.File) error {
+		_, err := f.Write(Image())
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open pause program: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "pause")
-	if _, err := f.Write(Image()); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write pause program: %w", err)
-	}
-	if err := sealed.Seal(fd); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("pause program: %w", err)
 	}
 	return f, nil
 }

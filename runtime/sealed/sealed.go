@@ -5,6 +5,7 @@ package sealed
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -29,6 +30,18 @@ func Program(name, path string) (*os.File, error) {
 		return nil, fmt.Errorf("open program: %w", err)
 	}
 	defer src.Close()
+	image, err := New(name, func(image *os.File) error {
+		_, err := io.Copy(image, src)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("copy %s: %w", path, err)
+	}
+	return image, nil
+}
+
+// New returns a sealed file that may be executed, with what fill writes.
+func New(name string, fill func(*os.File) error) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
 		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -36,25 +49,16 @@ func Program(name, path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make memfd: %w", err)
 	}
-	image := os.NewFile(uintptr(fd), name)
-	if err := fill(image, src); err != nil {
-		image.Close()
-		return nil, fmt.Errorf("copy %s: %w", path, err)
+	f := os.NewFile(uintptr(fd), name)
+	if err := fill(f); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write memfd: %w", err)
 	}
-	return image, nil
-}
-
-func fill(image, src *os.File) error {
-	in, out := int(src.Fd()), int(image.Fd())
-	for {
-		n, err := unix.Sendfile(out, in, nil, 1<<30)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if err == nil && n == 0 {
-			return Seal(out)
-		}
+	if err := Seal(fd); err != nil {
+		f.Close()
+		return nil, err
 	}
+	return f, nil
 }
 
 // Seal seals a memfd that was made with MFD_ALLOW_SEALING and is not mapped
