@@ -84,39 +84,52 @@ func pollable(pidfd int) (*os.File, error) {
 func (k *keeper) await(e *entry, watch *os.File) {
 	defer watch.Close()
 	p := e.proc
-	status, err := awaitEnd(p, watch)
+	status, spent, err := k.awaitEnd(p.pid, watch)
+	if errors.Is(err, os.ErrClosed) {
+		return
+	}
 	if err != nil {
 		k.logf("await end of %s: %v", e.id, err)
 		return
 	}
-	p.at, p.status = time.Now(), status
+	p.at = time.Now()
+	kills := oomKills(e.events) // at once: the cgroup may be about to go
+	if !spent {
+		status = statusOf(p)
+	}
+	p.status = status
 	close(p.ended)
-	k.ended(e)
+	k.ended(e, kills)
 }
 
-func awaitEnd(p *proc, watch *os.File) (unix.WaitStatus, error) {
+// awaitEnd returns when a process, of which watch is a pidfd, has ended, and
+// how if it is spent. When the keeper ends the error is [os.ErrClosed].
+func (k *keeper) awaitEnd(pid int, watch *os.File) (status unix.WaitStatus, spent bool, err error) {
 	raw, err := watch.SyscallConn()
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	for {
 		if err := watch.SetReadDeadline(time.Now().Add(orphan.SpentPeriod)); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		err := raw.Read(func(fd uintptr) bool {
 			poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 			n, err := unix.Poll(poll, 0)
 			return n > 0 || err != nil && err != unix.EINTR
 		})
-		if err == nil {
-			return statusOf(p), nil
-		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return 0, err
+			return 0, false, err
+		}
+		select {
+		case <-k.leave:
+			return 0, false, os.ErrClosed
+		default:
 		}
 		// There may be a process in its PID namespace that nobody reaps.
-		if status, spent := orphan.Spent(p.pid, p.pidfd); spent {
-			return status, nil
+		err = raw.Control(func(fd uintptr) { status, spent = orphan.Spent(pid, int(fd)) })
+		if err != nil || spent {
+			return status, spent, err
 		}
 	}
 }

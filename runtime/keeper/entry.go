@@ -61,6 +61,10 @@ func (k *keeper) lookupLocked(id string) (*entry, error) {
 	return e, nil
 }
 
+// busyLocked reports whether the entry's process is about to run, runs, or has
+// ended without everybody knowing.
+func (e *entry) busyLocked() bool { return !e.started || e.proc != nil && e.exit == nil }
+
 // source is a stream of output as it comes from a daemon: a pipe and the
 // spool for what is on its way from there to the log.
 type source struct {
@@ -164,6 +168,9 @@ func (k *keeper) enter(e *entry) (wire.Started, []int) {
 		k.wg.Go(o.pump)
 	}
 	k.mu.Unlock()
+	if e.proc == nil {
+		k.touch()
+	}
 	return m, fds
 }
 
@@ -288,8 +295,7 @@ func duplicate(fds []int) ([]int, error) {
 
 // ended is the end of an entry's process: its output is brought into the log
 // before anybody learns of it. It runs in a goroutine of its own.
-func (k *keeper) ended(e *entry) {
-	kills := oomKills(e.events) // before all that takes time
+func (k *keeper) ended(e *entry, kills int64) {
 	for _, o := range e.outputs {
 		o.drain()
 	}

@@ -85,14 +85,16 @@ func (k *keeper) serve(fd int) error {
 		case <-term:
 			asked = true
 		case <-idle.C:
-			if k.idle() {
-				return k.end(listener)
+			if ended, err := k.end(listener, k.idle); ended || err != nil {
+				return err
 			}
 		}
-		// A keeper that is asked to end does when no process is left: the
-		// exit records are on disk.
-		if asked && k.living() == 0 {
-			return k.end(listener)
+		// A keeper that is asked to end does when no process is left, and
+		// the exit records are on disk.
+		if asked {
+			if ended, err := k.end(listener, k.spare); ended || err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -111,39 +113,45 @@ func (k *keeper) idle() bool {
 	return len(k.entries) == 0 && len(k.sessions) == 0 && len(k.procs) == 0
 }
 
-// living counts the processes that have not ended, adopted ones too.
-func (k *keeper) living() int {
+// spare reports whether every process has ended and is recorded.
+func (k *keeper) spare() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	n := len(k.procs)
 	for _, e := range k.entries {
-		if e.adopted && e.exit == nil {
-			n++
+		if e.busyLocked() {
+			return false
 		}
 	}
-	return n
+	return len(k.procs) == 0
 }
 
-// end removes the socket, so that the next daemon starts a new keeper. A
-// daemon that connected in the meantime is hung up on and tries again.
-func (k *keeper) end(listener *os.File) error {
+// end ends the keeper if it may go. It removes the socket, so that the next
+// daemon starts a new keeper. A daemon that connected in the meantime is hung
+// up on and tries again.
+func (k *keeper) end(listener *os.File, may func() bool) (ended bool, err error) {
+	if !may() {
+		return false, nil
+	}
 	if k.activated {
 		k.shut(listener)
-		return nil
+		return true, nil
 	}
 	lock, err := os.OpenFile(filepath.Join(k.stateDir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return fmt.Errorf("open lock: %w", err)
+		return false, fmt.Errorf("open lock: %w", err)
 	}
 	defer lock.Close()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("take lock: %w", err)
+		return false, fmt.Errorf("take lock: %w", err)
+	}
+	if !may() { // a daemon that had the lock has greeted
+		return false, nil
 	}
 	if err := os.Remove(filepath.Join(k.stateDir, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove socket: %w", err)
+		return false, fmt.Errorf("remove socket: %w", err)
 	}
 	k.shut(listener)
-	return nil
+	return true, nil
 }
 
 // shut ends all goroutines. Daemons are hung up on, also those that have not

@@ -33,7 +33,8 @@ func (e *entry) watchMemory() {
 }
 
 // memoryEvents is the file in which the kernel counts what befell the cgroup
-// of a process, "" on version 1 and for one that is gone.
+// of a process, "" where none is in the unified hierarchy and for one that is
+// gone. The keeper is to stay small and does without package cgroup.
 func memoryEvents(pid int) string {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {

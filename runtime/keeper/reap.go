@@ -64,7 +64,7 @@ func (k *keeper) waitLocked(pid int) bool {
 		p.status, p.at = status, time.Now()
 		close(p.ended)
 		if e := p.entry; e != nil {
-			k.wg.Go(func() { k.ended(e) })
+			k.wg.Go(func() { k.ended(e, oomKills(e.events)) })
 		}
 	}
 	k.touch()
@@ -77,7 +77,7 @@ func (k *keeper) watchLocked(p *proc, e *entry) {
 	p.entry = e
 	select {
 	case <-p.ended:
-		k.wg.Go(func() { k.ended(e) })
+		k.wg.Go(func() { k.ended(e, oomKills(e.events)) })
 	default:
 	}
 }

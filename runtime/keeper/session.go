@@ -339,7 +339,7 @@ func (k *keeper) forget(id string) error {
 	}
 	k.mu.Lock()
 	e := k.entries[id]
-	busy := e != nil && (!e.started || e.proc != nil && e.exit == nil)
+	busy := e != nil && e.busyLocked()
 	if e != nil && !busy {
 		delete(k.entries, id)
 	}

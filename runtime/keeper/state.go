@@ -288,7 +288,7 @@ func (k *keeper) resume(e *entry, s *savedEntry) error {
 			e.exit = k.recorded(e)
 			break
 		}
-		defer k.wg.Go(func() { k.ended(e) })
+		defer k.wg.Go(func() { k.ended(e, k.recorded(e).OOMKills) })
 	case s.adopted:
 		watch, err := pollable(p.pidfd)
 		if err != nil {
