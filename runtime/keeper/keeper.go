@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	socketName = "keeper.sock"
+	socketName = "keeper-own.sock" // of a keeper that a daemon started
 	lockName   = "keeper.lock"
 	exitsDir   = "exits"
 	// idleTime is how long a keeper stays that holds nothing for nobody.

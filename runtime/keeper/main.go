@@ -56,6 +56,9 @@ func run(args []string) error {
 	}
 	activated := os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
 	if activated {
+		if served(args[0]) {
+			return errors.New("a keeper that the daemon started is at work: this one would take its containers' output away")
+		}
 		// Without its socket unit the first descriptor is one that was stored.
 		if on, err := unix.GetsockoptInt(listenFD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
 			return fmt.Errorf("descriptor %d is no socket to listen on: start the socket's unit", listenFD)
@@ -93,6 +96,16 @@ func run(args []string) error {
 		}
 	}
 	return k.serve(listenFD)
+}
+
+// served reports whether a keeper that a daemon started listens.
+func served(stateDir string) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(stateDir, socketName)}) == nil
 }
 
 // removeUnfinished removes the exit records that a keeper was killed over.

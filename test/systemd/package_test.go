@@ -32,6 +32,7 @@ func TestPackage(t *testing.T) {
 		{"upgrade", testUpgrade},
 		{"upgrade with another keeper", testUpgradeKeeper},
 		{"remove and reinstall", testReinstall},
+		{"stop the socket and the keeper", testStopSocket},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m.t = t
@@ -194,7 +195,11 @@ func testUpgradeKeeper(t *testing.T, m *machine, _ *counter) {
 	}
 }
 
+// testReinstall wants systemd to have kept what it stores in the meantime, so
+// that daemon and keeper can be killed at once again.
 func testReinstall(t *testing.T, m *machine, c *counter) {
+	const store = "NFileDescriptorStore"
+	keeper, stored := m.pid("crisp-keeper.service"), m.property("crisp-keeper.service", store)
 	m.run("dpkg", "--remove", "crisp")
 	if _, err := os.Stat("/usr/bin/crisp"); err == nil {
 		t.Error("the program is still there")
@@ -202,6 +207,39 @@ func testReinstall(t *testing.T, m *machine, c *counter) {
 	before := c.numbers()
 	m.eventually("lines in the log without the package", func() bool { return c.numbers() > before })
 	m.run("dpkg", "--install", m.deb)
+	m.answers()
+	if now := m.pid("crisp-keeper.service"); now != keeper {
+		t.Errorf("the keeper is %d and was %d", now, keeper)
+	}
+	if now := m.property("crisp-keeper.service", store); now != stored {
+		t.Errorf("systemd stores %s descriptors and had %s", now, stored)
+	}
+	if state := m.property("crisp-keeper.socket", "ActiveState"); state != "active" {
+		t.Errorf("the socket is %s", state)
+	}
+	if left, _ := filepath.Glob("/run/systemd/system/crisp*"); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	testKillBoth(t, m, c)
+}
+
+// testStopSocket stops the keeper with its socket, so that the daemon has to
+// start one itself, which a restart of the daemon must find though that starts
+// the socket again.
+func testStopSocket(t *testing.T, m *machine, c *counter) {
+	m.run("systemctl", "stop", "crisp-keeper.socket", "crisp-keeper.service")
+	c.runsOn()
+	fast := m.startCounter("fast", ":")
+	m.run("systemctl", "restart", "crisp.service")
+	fast.runsOn()
+	c.runsOn()
+	if state := m.property("crisp-keeper.socket", "ActiveState"); state != "active" {
+		t.Errorf("the socket is %s", state)
+	}
+	if pid := m.pid("crisp-keeper.service"); pid != 0 {
+		t.Errorf("there is a second keeper, process %d", pid)
+	}
+	fast.remove()
 }
 
 // purge removes the package when there are no pods any more.
@@ -221,12 +259,19 @@ func testEnd(t *testing.T, m *machine, c *counter) {
 		t.Errorf("the container's cgroup %s is still there", group)
 	}
 	m.purge()
-	for _, unit := range []string{"crisp.service", "crisp-keeper.socket"} {
-		if state := m.property(unit, "LoadState"); state != "not-found" {
+	for _, unit := range []string{"crisp.service", "crisp-keeper.socket", "crisp-keeper.service"} {
+		if state := m.property(unit, "LoadState") + " " + m.property(unit, "ActiveState"); state != "not-found inactive" {
 			t.Errorf("%s is %s after the package's end", unit, state)
 		}
 	}
 	if failed := m.run("systemctl", "list-units", "--no-legend", "--plain", "--state=failed", "crisp*"); failed != "" {
 		t.Errorf("units that failed: %s", failed)
 	}
+	// Who installs it again has what the first installation had.
+	m.run("dpkg", "--install", m.deb)
+	m.answers()
+	if pid := m.pid("crisp-keeper.service"); pid == 0 {
+		t.Error("after another installation the keeper is none of systemd's")
+	}
+	m.purge()
 }

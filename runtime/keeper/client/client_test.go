@@ -514,7 +514,7 @@ func TestConnectWhileKeeperEnds(t *testing.T) {
 	dir := stateDir(t)
 	connectTest(t, dir).Close()
 	for range 3 {
-		socket := filepath.Join(dir, socketName)
+		socket := filepath.Join(dir, ownSocketName)
 		eventually(t, "keeper ends", func() bool {
 			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0)
 			if err != nil {

@@ -19,7 +19,11 @@ import (
 )
 
 const (
-	socketName = "keeper.sock"
+	// The service manager makes its socket anew whenever the unit is started,
+	// and would take it away from a keeper that the daemon started.
+	unitSocketName = "keeper.sock"
+	ownSocketName  = "keeper-own.sock"
+
 	lockName   = "keeper.lock"
 	logName    = "keeper.log"
 	binaryName = "crisp-keeper"
@@ -61,7 +65,7 @@ func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Clien
 	if err == nil {
 		return greet(ctx, fd, nil)
 	}
-	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
+	if !nobody(err) {
 		return nil, err
 	}
 	lock, err := lockState(ctx, stateDir)
@@ -107,14 +111,14 @@ func openState(path string) (*os.File, error) {
 	return dir, nil
 }
 
-// address returns an address for the socket that fits whatever the length of
+// address returns an address for a socket that fits whatever the length of
 // the folder's path.
-func address(dir *os.File) (*unix.SockaddrUnix, error) {
+func address(dir *os.File, name string) (*unix.SockaddrUnix, error) {
 	n, err := wire.Number(dir)
 	if err != nil {
 		return nil, err
 	}
-	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", n, socketName)}, nil
+	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", n, name)}, nil
 }
 
 func socket() (int, error) {
@@ -125,8 +129,21 @@ func socket() (int, error) {
 	return fd, nil
 }
 
+// dial connects to the keeper that listens. One that a daemon started comes
+// first: it may hold what the service manager's would know nothing of.
 func dial(dir *os.File) (int, error) {
-	addr, err := address(dir)
+	fd, err := dialSocket(dir, ownSocketName)
+	if nobody(err) {
+		return dialSocket(dir, unitSocketName)
+	}
+	return fd, err
+}
+
+// nobody reports whether an error says that there is none who listens.
+func nobody(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) }
+
+func dialSocket(dir *os.File, name string) (int, error) {
+	addr, err := address(dir, name)
 	if err != nil {
 		return -1, err
 	}
@@ -136,7 +153,7 @@ func dial(dir *os.File) (int, error) {
 	}
 	if err := unix.Connect(fd, addr); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("connect socket: %w", err)
+		return -1, fmt.Errorf("connect socket %s: %w", name, err)
 	}
 	return fd, nil
 }
@@ -220,7 +237,7 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 		return nil, err
 	}
 	defer image.Close()
-	listener, err := listen(dir, stateDir)
+	listener, err := listen(dir, stateDir, ownSocketName)
 	if err != nil {
 		return nil, err
 	}
@@ -252,20 +269,20 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// listen makes the keeper's socket in place of one that nobody listens on.
-func listen(dir *os.File, stateDir string) (*os.File, error) {
-	addr, err := address(dir)
+// listen makes a socket in place of one that nobody listens on.
+func listen(dir *os.File, stateDir, name string) (*os.File, error) {
+	addr, err := address(dir, name)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(filepath.Join(stateDir, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(filepath.Join(stateDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
 	}
 	fd, err := socket()
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), socketName)
+	f := os.NewFile(uintptr(fd), name)
 	if err := unix.Fchmod(fd, 0o600); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("protect socket: %w", err)

@@ -11,9 +11,12 @@
 //
 // The state folder holds
 //
-//	keeper.sock   the socket, made by whoever starts the keeper and inherited by it
-//	keeper.lock   locked while a daemon looks for or starts the keeper, and
-//	              while a keeper with nothing left removes the socket
-//	keeper.log    the keeper's standard error
-//	exits/ID      a record of each exit that was not yet forgotten
+//	keeper-own.sock  the socket of a keeper that a daemon started and that
+//	                 inherited it
+//	keeper.sock      the socket of one that the service manager starts; it is
+//	                 asked if nobody listens on the other
+//	keeper.lock      locked while a daemon looks for or starts the keeper, and
+//	                 while a keeper with nothing left removes the socket
+//	keeper.log       the keeper's standard error
+//	exits/ID         a record of each exit that was not yet forgotten
 package client

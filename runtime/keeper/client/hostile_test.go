@@ -24,7 +24,7 @@ func rawDial(t *testing.T, dir string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(dir, socketName)}); err != nil {
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(dir, ownSocketName)}); err != nil {
 		t.Fatal(err)
 	}
 	return fd

@@ -62,7 +62,7 @@ func stateDir(t testing.TB) string {
 // awaitGone waits until the keeper of dir has ended by itself.
 func awaitGone(t testing.TB, dir string) {
 	eventually(t, "keeper ends", func() bool {
-		_, err := os.Stat(filepath.Join(dir, socketName))
+		_, err := os.Stat(filepath.Join(dir, ownSocketName))
 		return os.IsNotExist(err)
 	})
 	log, err := os.ReadFile(filepath.Join(dir, logName))

@@ -36,14 +36,8 @@ func newManager(t *testing.T) *manager {
 	if err := os.Chmod(m.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := openState(m.dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	if m.listener, err = listen(dir, m.dir); err != nil {
-		t.Fatal(err)
-	}
+	m.listener = m.listen()
+	var err error
 	if m.notify, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -53,6 +47,21 @@ func newManager(t *testing.T) *manager {
 	m.wg.Go(m.receive)
 	t.Cleanup(m.close)
 	return m
+}
+
+// listen makes the socket, as at every start of its unit.
+func (m *manager) listen() *os.File {
+	m.t.Helper()
+	dir, err := openState(m.dir)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer dir.Close()
+	f, err := listen(dir, m.dir, unitSocketName)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return f
 }
 
 // receive does what is asked for until it is told to end.
@@ -303,6 +312,49 @@ func TestKeeperWithoutItsSocket(t *testing.T) {
 	}
 	if log, err := os.ReadFile(filepath.Join(m.dir, logName)); err != nil || !strings.Contains(string(log), "descriptor 3 is no socket to listen on") {
 		t.Errorf("keeper log: %s, %v", log, err)
+	}
+}
+
+// TestSocketComesBack stops the socket's unit, so that the daemon starts a
+// keeper itself, and starts it again while that has a container.
+func TestSocketComesBack(t *testing.T) {
+	testkit.Root(t)
+	testkit.Leaks(t)
+	m := newManager(t)
+	m.listener.Close()
+	c := connectTest(t, m.dir)
+	st := newShell(t, "web", "exec sleep 60").start(t, c)
+	m.listener = m.listen()
+
+	again := connectTest(t, m.dir)
+	if list := listAll(t, again); len(list) != 1 || list[0].ID != "web" {
+		t.Errorf("the next daemon's keeper holds %v", list)
+	}
+	again.Close()
+	m.start()
+	if err := m.keeper.Wait(); err == nil {
+		t.Error("the service manager's keeper starts beside it, and ends well")
+	}
+	log, err := os.ReadFile(filepath.Join(m.dir, logName))
+	if err != nil || !strings.Contains(string(log), "a keeper that the daemon started is at work") {
+		t.Errorf("keeper log: %s, %v", log, err)
+	}
+
+	end(t, c, "web", st)
+	forget(t, c, "web")
+	c.Close()
+	eventually(t, "the daemon's keeper ends", func() bool {
+		_, err := os.Stat(filepath.Join(m.dir, ownSocketName))
+		return os.IsNotExist(err)
+	})
+	m.start()
+	c = connectTest(t, m.dir)
+	if c.keeper != nil {
+		t.Error("the daemon starts another keeper beside the service manager's")
+	}
+	c.Close()
+	if err := m.keeper.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 
