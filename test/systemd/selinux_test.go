@@ -2,6 +2,7 @@ package systemd
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -24,7 +25,15 @@ func TestSELinux(t *testing.T) {
 	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
 		testkit.Skip(t, "selinux", "it is not switched on")
 	}
+	// The machine has the module for other tests, and the package is to bring it.
+	if out, err := exec.CommandContext(t.Context(), "semodule", "--priority=100", "--remove=crisp").CombinedOutput(); err != nil {
+		t.Fatalf("semodule: %v: %s", err, out)
+	}
 	m := install(t)
+	modules := func() string { return m.run("semodule", "--list-modules=full") }
+	if list := modules(); !strings.Contains(list, "400 crisp ") {
+		t.Errorf("the package has not loaded its module: %s", list)
+	}
 	must(m, m.images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
 	for _, test := range []struct {
 		name string
@@ -46,6 +55,9 @@ func TestSELinux(t *testing.T) {
 	}
 	m.t = t
 	m.purge()
+	if list := modules(); strings.Contains(list, " crisp ") {
+		t.Errorf("the package has left its module: %s", list)
+	}
 }
 
 // labelled is a pod in the machine's network.
