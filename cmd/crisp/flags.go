@@ -18,15 +18,15 @@ type override struct {
 }
 
 var overrides = []override{
-	{"root", "folder for images, writable layers and records", func(c *config.Config, v string) { c.Root = v }},
-	{"state", "folder for what belongs to the running machine", setState},
-	{"listen", "socket to serve on, unix:///PATH", func(c *config.Config, v string) { c.Listen = strings.TrimPrefix(v, "unix://") }},
-	{"cni-conf-dir", "folder with CNI configurations", func(c *config.Config, v string) { c.CNIConfDir = v }},
-	{"cni-bin-dir", "folders with CNI plugins, separated by commas", func(c *config.Config, v string) { c.CNIBinDirs = strings.Split(v, ",") }},
-	{"registry-config-dir", "folders with hosts.toml files, separated by commas", func(c *config.Config, v string) { c.RegistryConfigDirs = strings.Split(v, ",") }},
-	{"cgroup-driver", "cgroupfs or systemd", func(c *config.Config, v string) { c.CgroupDriver = v }},
-	{"log-level", "error, info, debug or trace", func(c *config.Config, v string) { c.LogLevel = v }},
-	{"log-format", "text or json", func(c *config.Config, v string) { c.LogFormat = v }},
+	{"root", "`DIR` for images, writable layers and records", func(c *config.Config, v string) { c.Root = v }},
+	{"state", "`DIR` for what belongs to the running machine", setState},
+	{"listen", "`SOCKET` to serve on, unix:///PATH", func(c *config.Config, v string) { c.Listen = strings.TrimPrefix(v, "unix://") }},
+	{"cni-conf-dir", "`DIR` with CNI configurations", func(c *config.Config, v string) { c.CNIConfDir = v }},
+	{"cni-bin-dir", "`DIRS` with CNI plugins, separated by commas", func(c *config.Config, v string) { c.CNIBinDirs = strings.Split(v, ",") }},
+	{"registry-config-dir", "`DIRS` with hosts.toml files, separated by commas", func(c *config.Config, v string) { c.RegistryConfigDirs = strings.Split(v, ",") }},
+	{"cgroup-driver", "the `NAME` of what makes cgroups: cgroupfs or systemd", func(c *config.Config, v string) { c.CgroupDriver = v }},
+	{"log-level", "the least `LEVEL` to log: error, info, debug or trace", func(c *config.Config, v string) { c.LogLevel = v }},
+	{"log-format", "the `FORMAT` of the log: text or json", func(c *config.Config, v string) { c.LogFormat = v }},
 }
 
 // setState moves what lies in the state folder unless it was placed elsewhere.
@@ -50,7 +50,7 @@ func load(command string, args []string) (*config.Config, []string, error) {
 func loadWith(command string, args []string, more func(*flag.FlagSet)) (*config.Config, []string, error) {
 	fs := flag.NewFlagSet(command, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
-	path := fs.String("config", config.DefaultPath, "configuration file")
+	path := fs.String("config", config.DefaultPath, "the `FILE` with the configuration")
 	values := map[string]*string{}
 	for _, o := range overrides {
 		values[o.name] = fs.String(o.name, "", o.usage)
@@ -58,7 +58,7 @@ func loadWith(command string, args []string, more func(*flag.FlagSet)) (*config.
 	more(fs)
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			return nil, nil, fmt.Errorf("help was asked for\n%s", usage)
+			return nil, nil, helpText(usage + "\nflags of crisp " + command + ":\n" + described(fs))
 		}
 		return nil, nil, fmt.Errorf("%w\n%s", err, usage)
 	}
@@ -79,6 +79,14 @@ func loadWith(command string, args []string, more func(*flag.FlagSet)) (*config.
 	return c, fs.Args(), nil
 }
 
+// described says what each flag is.
+func described(fs *flag.FlagSet) string {
+	var b strings.Builder
+	fs.SetOutput(&b)
+	fs.PrintDefaults()
+	return b.String()
+}
+
 // configure is the command config.
 func configure(args []string, out io.Writer) error {
 	if len(args) == 0 {
@@ -96,6 +104,9 @@ func configure(args []string, out io.Writer) error {
 		_, err = fmt.Fprintf(out, "The configuration is good; pods will be kept in %s and served on %s.\n", c.Root, c.Listen)
 		return err
 	default:
+		if asksForHelp(args[0]) {
+			return helpText(usage)
+		}
 		return fmt.Errorf("unknown command config %q: check or default\n%s", args[0], usage)
 	}
 }

@@ -38,6 +38,9 @@ type finding struct {
 
 // imagesCommand is the command images.
 func imagesCommand(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) > 0 && asksForHelp(args[0]) {
+		return helpText(usage)
+	}
 	if len(args) == 0 || args[0] != "check" {
 		return fmt.Errorf("images needs a command: check\n%s", usage)
 	}

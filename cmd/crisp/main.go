@@ -25,15 +25,29 @@ import (
 var version = "0.1.0-dev"
 
 const usage = `usage:
-  crisp serve [--config FILE] [--root DIR] [--state DIR] [--listen unix://SOCKET]
-              [--cni-conf-dir DIR] [--cni-bin-dir DIR[,DIR]] [--registry-config-dir DIR[,DIR]]
-  crisp plan [--config FILE] FILE.json
-  crisp run [--config FILE] BUNDLE
-  crisp images check [--config FILE] [--repair]
+  crisp serve [FLAGS]
+  crisp plan [FLAGS] FILE.json
+  crisp run [FLAGS] BUNDLE
+  crisp images check [--repair] [FLAGS]
   crisp config default
-  crisp config check [--config FILE]
+  crisp config check [FLAGS]
   crisp version
+
+FLAGS are --config FILE and, in place of keys of that file:
+  [--root DIR] [--state DIR] [--listen unix://SOCKET] [--cgroup-driver cgroupfs|systemd]
+  [--cni-conf-dir DIR] [--cni-bin-dir DIR[,DIR]] [--registry-config-dir DIR[,DIR]]
+  [--log-level error|info|debug|trace] [--log-format text|json]
+A command with --help says what each is.
 `
+
+// helpText is what a command prints that was asked for help, in place of an
+// error.
+type helpText string
+
+func (helpText) Error() string { return "help was asked for" }
+
+// asksForHelp reports whether a command's first word is none.
+func asksForHelp(word string) bool { return word == "help" || word == "--help" || word == "-h" }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
@@ -54,6 +68,15 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) == 0 {
 		return fmt.Errorf("no command\n%s", usage)
 	}
+	err := command(ctx, args, out)
+	if help := helpText(""); errors.As(err, &help) {
+		_, err = io.WriteString(out, string(help))
+	}
+	return err
+}
+
+// command carries out one command.
+func command(ctx context.Context, args []string, out io.Writer) error {
 	switch cmd, rest := args[0], args[1:]; cmd {
 	case "serve":
 		return serve(ctx, rest)
@@ -70,10 +93,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	case "version", "--version":
 		_, err := fmt.Fprintln(out, "crisp", version)
 		return err
-	case "help", "--help", "-h":
-		_, err := io.WriteString(out, usage)
-		return err
 	default:
+		if asksForHelp(cmd) {
+			return helpText(usage)
+		}
 		return fmt.Errorf("unknown command %q\n%s", cmd, usage)
 	}
 }
