@@ -54,21 +54,21 @@ const (
 	byStatus               // it is one test: its exit status tells
 )
 
-func stages() []stage {
-	all := []stage{
+// userStages are those that anybody can run, rootStages those for root alone.
+func userStages() []stage {
+	return []stage{
 		{name: "check", args: []string{"make", "--no-print-directory", "check"}, counts: byStatus},
 		{name: "unit", env: []string{"CGO_ENABLED=1"}, args: []string{"go", "test", "-json", "-short", "-race", "./..."}},
 	}
-	if os.Geteuid() != 0 {
-		fmt.Println("not root: only unit tests run")
-		return all
-	}
-	return append(all,
-		stage{name: "root", env: []string{"CRISP_STRICT=1"}, args: []string{"go", "test", "-json", "-p=1", "-count=1", "-timeout=20m", "./..."}},
-		stage{name: "seccomp", dir: "test/seccompdiff", env: []string{"CGO_ENABLED=1"}, args: []string{"go", "test", "-json", "./..."}},
-		stage{name: "conformance", args: []string{".cache/bin/conformance"}, counts: byTally},
-		stage{name: "demo", args: []string{".cache/bin/demo"}, counts: byStatus},
-	)
+}
+
+func rootStages() []stage {
+	return append([]stage{
+		{name: "root", env: []string{"CRISP_STRICT=1"}, args: []string{"go", "test", "-json", "-p=1", "-count=1", "-timeout=20m", "./..."}},
+		{name: "seccomp", dir: "test/seccompdiff", env: []string{"CGO_ENABLED=1"}, args: []string{"go", "test", "-json", "./..."}},
+		{name: "conformance", args: []string{".cache/bin/conformance"}, counts: byTally},
+		{name: "demo", args: []string{".cache/bin/demo"}, counts: byStatus},
+	}, longStages()...)
 }
 
 // longStages are those of many minutes, the ones that say most in their time first.
@@ -96,14 +96,45 @@ func longStages() []stage {
 
 // chosen are the stages with these names, or without names the usual ones, and
 // the long ones if there is an end to the time that they have.
-func chosen(names []string, until time.Time) []stage {
-	all := append(stages(), longStages()...)
+func chosen(names []string, until time.Time, root bool) ([]stage, error) {
+	all, rest := userStages(), rootStages()
+	if root {
+		all, rest = append(all, rest...), nil
+	}
+	for _, name := range names {
+		called := func(s stage) bool { return s.name == name }
+		if slices.ContainsFunc(rest, called) {
+			return nil, fmt.Errorf("stage %s needs root", name)
+		}
+		if !slices.ContainsFunc(all, called) {
+			var known []string
+			for _, s := range append(all, rest...) {
+				known = append(known, s.name)
+			}
+			return nil, fmt.Errorf("there is no stage %q, but %s", name, strings.Join(known, ", "))
+		}
+	}
 	return slices.DeleteFunc(all, func(s stage) bool {
 		if len(names) == 0 {
-			return s.takes > 0 && (until.IsZero() || os.Geteuid() != 0)
+			return s.takes > 0 && until.IsZero()
 		}
 		return !slices.Contains(names, s.name)
-	})
+	}), nil
+}
+
+// choose is what the command line asks for.
+func choose(compiled bool, sel selection, names []string, end time.Time) ([]stage, error) {
+	if compiled && len(names) > 0 {
+		return nil, fmt.Errorf("choose compiled tests with -only; what is %q?", names)
+	}
+	if compiled {
+		return compiledStages(sel)
+	}
+	root := os.Geteuid() == 0
+	if !root && len(names) == 0 {
+		fmt.Println("not root: only unit tests run")
+	}
+	return chosen(names, end, root)
 }
 
 func main() {
@@ -123,13 +154,10 @@ func main() {
 	if *until > 0 {
 		end = time.Unix(*until, 0)
 	}
-	some := chosen(flag.Args(), end)
-	if *compiled {
-		var err error
-		if some, err = compiledStages(sel); err != nil {
-			fmt.Fprintln(os.Stderr, "suite:", err)
-			os.Exit(1)
-		}
+	some, err := choose(*compiled, sel, flag.Args(), end)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "suite:", err)
+		os.Exit(1)
 	}
 	total := runAll(ctx, some, end)
 	fmt.Println(total)
