@@ -40,10 +40,12 @@ func (b *bench) machine(ctx context.Context, w *bytes.Buffer, began time.Time) {
 		first, _, _ := strings.Cut(string(out), "\n")
 		versions = append(versions, first)
 	}
+	// What follows a dash is of one build, which nobody else can have.
+	release, _, _ := strings.Cut(unix.ByteSliceToString(uts.Release[:]), "-")
 	loads := slices.Sorted(slices.Values(b.loads))
 	fmt.Fprintf(w, "%s, %d rounds of %d pods in turns, %.0f minutes.\n", began.UTC().Format("2 January 2006, 15:04 UTC"), b.opt.rounds, b.opt.samples, time.Since(began).Minutes())
 	fmt.Fprintf(w, "%s; %s.\n", strings.Join(versions, ", "), runtime.Version())
-	fmt.Fprintf(w, "%d × %s, %d MB, Linux %s, cgroup %s.\n", runtime.NumCPU(), model, uint64(info.Totalram)*uint64(info.Unit)>>20, unix.ByteSliceToString(uts.Release[:]), cgroups)
+	fmt.Fprintf(w, "%d × %s, %d MB, Linux %s, cgroup %s.\n", runtime.NumCPU(), model, uint64(info.Totalram)*uint64(info.Unit)>>20, release, cgroups)
 	if b.dir != "" {
 		fmt.Fprintf(w, "The runtimes' data is on %s.\n", fileSystem(b.dir))
 	}
