@@ -148,8 +148,9 @@ func main() {
 	flag.BoolVar(&sel.long, "long", false, "with -compiled, run the tests that take long, too")
 	flag.StringVar(&sel.reports, "reports", ".cache/conformance", "the `folder` for critest's reports, with -compiled")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	context.AfterFunc(ctx, stop) // who cannot wait for the stage to end asks twice
 	var end time.Time
 	if *until > 0 {
 		end = time.Unix(*until, 0)
@@ -234,6 +235,7 @@ func (s stage) run(ctx context.Context, results outcomes) (t tally.Tally, err er
 	if s.needs != "" {
 		build := exec.CommandContext(ctx, "make", append([]string{"--no-print-directory"}, strings.Fields(s.needs)...)...)
 		build.Stdout, build.Stderr = os.Stdout, os.Stderr
+		endTogether(build)
 		if err := build.Run(); err != nil {
 			return t, fmt.Errorf("make %s: %w", s.needs, err)
 		}
@@ -266,8 +268,22 @@ func (s stage) run(ctx context.Context, results outcomes) (t tally.Tally, err er
 func (s stage) command(ctx context.Context, args []string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir, cmd.Env, cmd.Stderr = s.dir, append(os.Environ(), s.env...), os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	endTogether(cmd)
 	return cmd
+}
+
+// endTogether has a program end with all that it started: go test does not
+// pass on a signal to the tests. In a group of its own it gets none from the
+// terminal, which this program does.
+func endTogether(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.Cancel = func() error {
+		err := syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+		if errors.Is(err, syscall.ESRCH) {
+			return os.ErrProcessDone
+		}
+		return err
+	}
 }
 
 // judge returns the numbers of a stage that does not print events.

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bufio"
+	"context"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -41,5 +44,35 @@ func TestChosen(t *testing.T) {
 func TestCompiledTakesNoNames(t *testing.T) {
 	if some, err := choose(true, selection{}, []string{"node"}, time.Time{}); err == nil || !strings.Contains(err.Error(), `"node"`) {
 		t.Errorf("got %v, %v, want an error that names the argument", some, err)
+	}
+}
+
+// TestStageEndsWithItsPrograms ends a stage whose program has started another,
+// which holds its output.
+func TestStageEndsWithItsPrograms(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	cmd := stage{}.command(ctx, []string{"sh", "-c", "sleep 30 & echo ready; wait"})
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewReader(pipe)
+	if line, err := out.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("got %q, %v", line, err)
+	}
+	began := time.Now()
+	cancel()
+	if _, err := io.ReadAll(out); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("what the program started went on for %v", took)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the program ended well")
 	}
 }
