@@ -37,8 +37,7 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 			return "", err
 		}
 	}
-	env := fmt.Sprintf("CRISP_STRICT=1\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY=%s\nCRISP_VM_LONG=%t\nTMPDIR=/var/tmp\n", o.scale, o.only, o.long)
-	if err := os.WriteFile(filepath.Join(dir, "environment"), []byte(env), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "environment"), []byte(environment(o)), 0o644); err != nil {
 		return "", err
 	}
 	image = filepath.Join(o.cache, "vm", "checkout.img")
@@ -46,6 +45,12 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 		return "", err
 	}
 	return image, makeExt4(ctx, dir, image, "4G")
+}
+
+// environment is the tests', for systemd, which takes a value as it is only
+// between single quotes.
+func environment(o options) string {
+	return fmt.Sprintf("CRISP_STRICT=1\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY='%s'\nCRISP_VM_LONG=%t\nTMPDIR=/var/tmp\n", o.scale, o.only, o.long)
 }
 
 // link gives a file, or the files of a folder, a second name.

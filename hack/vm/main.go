@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -86,6 +87,9 @@ func main() {
 func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	if _, err := regexp.Compile(o.only); err != nil {
 		return t, fmt.Errorf("-only: %w", err)
+	}
+	if strings.ContainsAny(o.only, "'\n") {
+		return t, fmt.Errorf("-only: %q has a quote or the end of a line, which no suite's name has", o.only)
 	}
 	if err := need("qemu-system-x86_64", "mmdebstrap", "mke2fs"); err != nil {
 		return t, err

@@ -1,0 +1,26 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestEnvironment(t *testing.T) {
+	got := strings.Split(environment(options{scale: 10, only: `^runtime/\w+$|a "b"`, long: true}), "\n")
+	for _, want := range []string{`CRISP_VM_ONLY='^runtime/\w+$|a "b"'`, "CRISP_VM_LONG=true", "CRISP_TIME_SCALE=10"} {
+		if !slices.Contains(got, want) {
+			t.Errorf("want line %q in %q", want, got)
+		}
+	}
+}
+
+// TestOnlyRefuses wants a pattern refused that would end its line, or its
+// quotes, in the environment.
+func TestOnlyRefuses(t *testing.T) {
+	for _, only := range []string{"a'b", "a\nCRISP_VM_LONG=true", "a("} {
+		if _, err := run(t.Context(), options{only: only}); err == nil || !strings.HasPrefix(err.Error(), "-only: ") {
+			t.Errorf("%q: got %v, want an error about -only", only, err)
+		}
+	}
+}
