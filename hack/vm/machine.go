@@ -107,7 +107,7 @@ const boots = 3
 // returns their numbers.
 func (m machine) test(ctx context.Context, reports, kernel string, out io.Writer) (t tally.Tally, err error) {
 	for boot := 1; ; boot++ {
-		begun, err := m.boot(ctx, reports, kernel, out)
+		begun, err := m.boot(ctx, boot, reports, kernel, out)
 		if err != nil {
 			return t, err
 		}
@@ -124,14 +124,14 @@ func (m machine) test(ctx context.Context, reports, kernel string, out io.Writer
 
 // boot runs the machine until it ends. Begun says that the tests have written
 // something.
-func (m machine) boot(ctx context.Context, reports, kernel string, out io.Writer) (begun bool, err error) {
+func (m machine) boot(ctx context.Context, boot int, reports, kernel string, out io.Writer) (begun bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, m.options.limit)
 	defer cancel()
 	archive := filepath.Join(reports, "reports.img")
 	if err := errors.Join(os.MkdirAll(reports, 0o755), os.WriteFile(archive, nil, 0o644), os.Truncate(archive, reportSpace)); err != nil {
 		return false, err
 	}
-	console := filepath.Join(reports, "console.log")
+	console := filepath.Join(reports, consoleName(boot))
 	args := append(m.qemu("systemd.wants=crisp-tests.service "+kernel,
 		disk{"checkout", forget(m.tests)}, disk{"reports", "cache=unsafe,file=" + archive}),
 		"-serial", "file:"+console, "-serial", "stdio")
@@ -147,6 +147,14 @@ func (m machine) boot(ctx context.Context, reports, kernel string, out io.Writer
 	}
 	fmt.Fprintf(out, "vm: the machine ran for %v\n", time.Since(began).Round(time.Second))
 	return tests.written, errors.Join(unpack(archive, reports), os.Remove(archive))
+}
+
+// consoleName tells the boots apart: a crash leaves no other trace.
+func consoleName(boot int) string {
+	if boot == 1 {
+		return "console.log"
+	}
+	return fmt.Sprintf("console-%d.log", boot)
 }
 
 // noting passes on what is written to it and notes that something was.
