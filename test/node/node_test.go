@@ -106,7 +106,7 @@ func (w *world) ready(t *testing.T) {
 	s := w.space(t)
 	s.eventually("the node has registered", s.holds("node-1", "get", "nodes"))
 	s.wait("condition=Ready", "node/"+w.node.Name)
-	s.expect("the node", s.kubectl("get", "node", w.node.Name, "-o", "wide"), "Ready", "v1.36.3", "crisp://", w.node.IP)
+	s.expect("the node", s.kubectl("get", "node", w.node.Name, "-o", "wide"), "Ready", "crisp://", w.node.IP)
 	s.apply(`
 apiVersion: v1
 kind: Pod
