@@ -115,6 +115,17 @@ func (m *machine) pid(unit string) int {
 	return pid
 }
 
+// running is the process of a unit that has one: 0 would stand for the group of
+// this one when it is killed.
+func (m *machine) running(unit string) int {
+	m.t.Helper()
+	pid := m.pid(unit)
+	if pid == 0 {
+		m.t.Fatalf("%s does not run", unit)
+	}
+	return pid
+}
+
 func (m *machine) eventually(what string, ok func() bool) {
 	m.t.Helper()
 	for end := time.Now().Add(pace.Scale(patience)); !ok(); time.Sleep(50 * time.Millisecond) {

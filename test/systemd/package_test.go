@@ -89,7 +89,7 @@ func testStop(t *testing.T, m *machine, c *counter) {
 
 func (m *machine) kill(unit string) {
 	m.t.Helper()
-	pid := m.pid(unit)
+	pid := m.running(unit)
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		m.t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func testKillBoth(t *testing.T, m *machine, c *counter) {
 	fast := m.startCounter("fast", ":")
 	fast.runsOn()
 	for range 7 {
-		first, second := m.pid(daemon), m.pid(keeper)
+		first, second := m.running(daemon), m.running(keeper)
 		if err := errors.Join(unix.Kill(first, unix.SIGKILL), unix.Kill(second, unix.SIGKILL)); err != nil {
 			t.Fatal(err)
 		}
