@@ -50,9 +50,6 @@ func newMachine() (_ *machine, err error) {
 	if err := m.resolve(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(m.path("run/kubelet.conf.d"), 0o755); err != nil {
-		return nil, err
-	}
 	if m.StandIns, err = cluster.NewStandIns(m.dir); err != nil {
 		return nil, err
 	}

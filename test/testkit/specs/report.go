@@ -20,12 +20,18 @@ type Spec struct {
 	LeafNodeType            string
 	LeafNodeText            string
 	State                   string
+	ParallelProcess         int
 	Failure                 struct{ Message string }
 }
 
 // Name is made of the texts of the spec and of what it is in.
 func (s Spec) Name() string {
-	return strings.Join(append(slices.Clone(s.ContainerHierarchyTexts), s.LeafNodeText), " ")
+	return join(append(slices.Clone(s.ContainerHierarchyTexts), s.LeafNodeText))
+}
+
+// join makes a name as ginkgo does, which leaves out empty texts.
+func join(texts []string) string {
+	return strings.Join(slices.DeleteFunc(slices.Clone(texts), func(s string) bool { return s == "" }), " ")
 }
 
 // Read reads a report. What is not a test but a set-up or clean-up of the

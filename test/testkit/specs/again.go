@@ -1,0 +1,110 @@
+package specs
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const (
+	// maxAgain is how many specs may have failed for want of time.
+	maxAgain = 4
+	// maxReason is how much of a reason, in bytes, is printed.
+	maxReason = 500
+)
+
+// Again is a pattern for the specs of a run that have a second try, by
+// themselves: those that failed, if these are few and the run came to its end.
+// In an ordered container each needs what those before it did, so that all run.
+func Again(first []Spec) (focus string, ok bool) {
+	failed := failures(first)
+	if len(failed) == 0 || len(failed) > maxAgain || slices.ContainsFunc(failed, Spec.endsRun) {
+		return "", false
+	}
+	var names []string
+	for _, s := range failed {
+		for _, name := range together(first, s) {
+			names = append(names, regexp.QuoteMeta(name))
+		}
+	}
+	slices.Sort(names)
+	// ginkgo looks for it in the suite's name, a space and the spec's.
+	return " (" + strings.Join(slices.Compact(names), "|") + ")$", true
+}
+
+// Merge returns what a run tells, with what another tells of the specs that
+// [Again] named. One that passes now counts as passed if nothing in its
+// container has failed; what it said at first is written to w, to be looked into.
+func Merge(w io.Writer, first, second []Spec) []Spec {
+	all, failed := slices.Clone(first), failures(second)
+	if slices.ContainsFunc(failed, Spec.endsRun) {
+		return all
+	}
+	passed := map[string]bool{}
+	for _, s := range second {
+		passed[s.Name()] = s.State == "passed"
+	}
+	for _, broken := range failures(first) {
+		names := together(first, broken)
+		if slices.ContainsFunc(failed, func(s Spec) bool { return slices.Contains(names, s.Name()) }) {
+			continue
+		}
+		for i, s := range all {
+			if s.State == "passed" || !passed[s.Name()] || !slices.Contains(names, s.Name()) {
+				continue
+			}
+			all[i].State = "passed"
+			if s.failed() {
+				fmt.Fprintln(w, "passed at the second try only:", s.because())
+			}
+		}
+	}
+	return all
+}
+
+// failures are the specs that failed.
+func failures(all []Spec) []Spec {
+	return slices.DeleteFunc(slices.Clone(all), func(s Spec) bool { return !s.failed() })
+}
+
+func (s Spec) failed() bool {
+	return !slices.Contains([]string{"passed", "skipped", "pending"}, s.State)
+}
+
+// endsRun reports whether a failure is more than a spec's own: one of the
+// suite's set-up, or the end of the run before it was through.
+func (s Spec) endsRun() bool {
+	return s.LeafNodeType != "It" || s.State == "interrupted" || s.State == "aborted"
+}
+
+// together are the names of the specs to run for one: its own, or those of all
+// that were to run in its container if that may be an ordered one. ginkgo's
+// report does not tell, but such a container has one process run it.
+func together(all []Spec, s Spec) []string {
+	var names []string
+	for _, t := range all {
+		if !slices.Equal(t.ContainerHierarchyTexts, s.ContainerHierarchyTexts) || !t.chosen() {
+			continue
+		}
+		if (t.State == "passed" || t.failed()) && t.ParallelProcess != s.ParallelProcess {
+			return []string{s.Name()}
+		}
+		names = append(names, t.Name())
+	}
+	return names
+}
+
+// chosen reports whether a spec ran or would have: one that a pattern left out
+// is skipped without a word.
+func (s Spec) chosen() bool { return s.State == "passed" || s.failed() || s.Failure.Message != "" }
+
+func (s Spec) because() string {
+	reason := strings.Join(strings.Fields(s.Failure.Message), " ")
+	if len(reason) > maxReason {
+		reason = strings.ToValidUTF8(reason[:maxReason], "") + " ..."
+	}
+	return fmt.Sprintf("%s: %s: %s", s.Name(), s.State, cmp.Or(reason, "no reason given"))
+}
