@@ -47,10 +47,12 @@ func testKeeperUpgraded(t *testing.T, n *node) {
 	programs := keeperPrograms(t)
 	before := n.keepers(t)
 	p := n.pod(t, attempt(1))
+	// The daemon knows that the command runs before it says so. A daemon that
+	// upgrades its keeper itself waits for starts.
 	session := make(chan string, 1)
 	go func() {
 		r, err := try(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{
-			ContainerId: w.list[1].id, Cmd: []string{"sh", "-c", "touch /signal/runs; sleep 2; echo through"},
+			ContainerId: w.list[1].id, Cmd: []string{"sh", "-c", "sleep 1; touch /signal/runs; sleep 2; echo through"},
 		})
 		session <- fmt.Sprint(string(r.GetStdout()), err)
 	}()
