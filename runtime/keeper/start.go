@@ -1,7 +1,9 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -114,6 +116,9 @@ func (st *start) settle(err error) error {
 	if herr := hide(); herr != nil && err == nil {
 		err = herr
 	}
+	if errors.Is(err, spawn.ErrDied) {
+		err = fmt.Errorf("%w: %s", err, st.howDied())
+	}
 	if err != nil || st.msg.Hold && !st.msg.Pause {
 		st.end(child)
 	}
@@ -130,6 +135,20 @@ func (st *start) settle(err error) error {
 		}
 	}
 	return nil
+}
+
+// howDied says how the plan's last process ended.
+func (st *start) howDied() string {
+	p := st.procs[len(st.procs)-1]
+	select {
+	case <-p.ended:
+	case <-time.After(reapTime):
+		return "it has closed its socket"
+	}
+	if p.status.Signaled() {
+		return "by signal " + strconv.Itoa(int(p.status.Signal()))
+	}
+	return "with exit code " + strconv.Itoa(p.status.ExitStatus())
 }
 
 // parse checks the request and sorts its files: plan, inputs; the rest stays

@@ -81,7 +81,13 @@ func TestFailedStepLeavesNothing(t *testing.T) {
 	}
 	p := newProgram("start container web")
 	p.do("die", unix.SYS_EXIT_GROUP, num(3))
-	if _, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan}); !errors.Is(err, spawn.ErrDied) {
+	if _, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan}); !errors.Is(err, spawn.ErrDied) || !strings.HasSuffix(err.Error(), "with exit code 3") {
+		t.Errorf("error %v", err)
+	}
+	p = newProgram("start container web")
+	p.do("getpid", unix.SYS_GETPID).Save = 0
+	p.do("die", unix.SYS_KILL, plan.Arg{Kind: plan.ArgReg, Int: 0}, num(int64(unix.SIGKILL)))
+	if _, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan}); !errors.Is(err, spawn.ErrDied) || !strings.HasSuffix(err.Error(), "by signal 9") {
 		t.Errorf("error %v", err)
 	}
 	p = newProgram("start container web")
