@@ -88,7 +88,7 @@ func TestCacheIsBounded(t *testing.T) {
 			t.Fatal(errs[i])
 		}
 		want := unix.SECCOMP_RET_ERRNO | action(i)
-		if got := newMachine(t, f).run(t, event{arch: abis[0].audit}); got != want {
+		if got := newTestMachine(t, f).run(t, event{arch: abis[0].audit}); got != want {
 			t.Errorf("filter %d returns %#x, want %#x", i, got, want)
 		}
 	}

@@ -17,14 +17,29 @@ type Filter struct {
 	Prog []byte
 	// Flags are SECCOMP_FILTER_FLAG_* bits.
 	Flags uint32
+	// Joins says that a process can join others in their PID namespace after
+	// it has loaded the filter: clone itself, begin a session, take a terminal.
+	Joins bool
 }
 
 // Compile makes the filter of a profile for this machine.
 func Compile(p *specs.LinuxSeccomp) (Filter, error) {
-	return CompileFor(runtime.GOARCH, p)
+	f, err := CompileFor(runtime.GOARCH, p)
+	if err != nil {
+		return f, err
+	}
+
+	abis, err := abisOf(runtime.GOARCH)
+	if err != nil {
+		return f, err
+	}
+	f.Joins, err = joins(f.Prog, abis[0])
+
+	return f, err
 }
 
-// CompileFor makes the filter of a profile for a machine, "amd64" or "arm64".
+// CompileFor makes the filter of a profile for a machine, "amd64" or "arm64". It
+// leaves Joins unset.
 func CompileFor(goarch string, p *specs.LinuxSeccomp) (Filter, error) {
 	flags, err := newFlags(p.Flags)
 	if err != nil {

@@ -18,13 +18,13 @@ const (
 	logged = action(unix.SECCOMP_RET_LOG)
 )
 
-func compile(t testing.TB, goarch string, p *specs.LinuxSeccomp) machine {
+func compile(t testing.TB, goarch string, p *specs.LinuxSeccomp) testMachine {
 	t.Helper()
 	f, err := CompileFor(goarch, p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newMachine(t, f)
+	return newTestMachine(t, f)
 }
 
 // at is a call by name; a name that the ABI lacks fails the test.
@@ -251,7 +251,7 @@ func TestMultiplexedCalls(t *testing.T) {
 	}})
 	for _, tt := range []struct {
 		name string
-		m    machine
+		m    testMachine
 		e    event
 		want action
 	}{
@@ -301,7 +301,7 @@ func TestActions(t *testing.T) {
 			t.Errorf("%s: error %v, want %v", tt.action, err, tt.err)
 		}
 		if err == nil {
-			if got := newMachine(t, f).run(t, event{arch: amd64.audit}); got != tt.want {
+			if got := newTestMachine(t, f).run(t, event{arch: amd64.audit}); got != tt.want {
 				t.Errorf("%s: %#x, want %#x", tt.action, got, tt.want)
 			}
 		}
@@ -490,5 +490,32 @@ func holds(c specs.LinuxSeccompArg, v uint64, wide bool) bool {
 		return v <= x
 	default:
 		return v&x == y&x
+	}
+}
+
+// TestJoins tells profiles under which a process can still join others.
+func TestJoins(t *testing.T) {
+	deny := func(calls ...specs.LinuxSyscall) *specs.LinuxSeccomp {
+		return &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: calls}
+	}
+	terminal := entry("ioctl", specs.ActErrno, arg(1, specs.OpEqualTo, unix.TIOCSCTTY))
+	for name, c := range map[string]struct {
+		profile *specs.LinuxSeccomp
+		want    bool
+	}{
+		"all":             {deny(), true},
+		"runtime default": {RuntimeDefault(nil), true},
+		"no clone":        {deny(entry("clone", specs.ActErrno)), false},
+		"no setsid":       {deny(entry("setsid", specs.ActKillProcess)), false},
+		"no terminal":     {deny(terminal), false},
+		"no other ioctl":  {deny(entry("ioctl", specs.ActErrno, arg(1, specs.OpEqualTo, 1))), true},
+	} {
+		f, err := Compile(c.profile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Joins != c.want {
+			t.Errorf("%s: Joins is %v", name, f.Joins)
+		}
 	}
 }

@@ -17,7 +17,7 @@ var dockerCaps = []string{
 
 func TestRuntimeDefault(t *testing.T) {
 	admin := append(slices.Clone(dockerCaps), "CAP_SYS_ADMIN")
-	profiles := map[string]machine{
+	profiles := map[string]testMachine{
 		"usual":  compile(t, "amd64", forAMD64(RuntimeDefault(dockerCaps))),
 		"admin":  compile(t, "amd64", forAMD64(RuntimeDefault(admin))),
 		"no cap": compile(t, "amd64", forAMD64(RuntimeDefault(nil))),

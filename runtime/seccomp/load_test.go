@@ -154,7 +154,7 @@ func FuzzProfile(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			m := newMachine(t, filter)
+			m := newTestMachine(t, filter)
 			for _, nr := range []uint32{0, 41, 359, x32Bit, 1 << 31} {
 				for _, a := range []abi{amd64, i386, arm64, arm} {
 					m.run(t, event{arch: a.audit, nr: nr})
