@@ -52,5 +52,6 @@ func Rules() []rpcerr.Rule {
 		{Err: launch.ErrNotExecutable, Code: rpcerr.FailedPrecondition},
 		{Err: launch.ErrNoDevice, Code: rpcerr.InvalidArgument},
 		{Err: launch.ErrNoIDMap, Code: rpcerr.FailedPrecondition},
+		{Err: launch.ErrNoPIDOption, Code: rpcerr.FailedPrecondition},
 	}
 }

@@ -118,6 +118,8 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	options := plan.Options{
 		Name: name, PodBase: true, Gate: pr.group.NeedsGate(),
 		Terminal: s.Process.Terminal, HasStdin: cfg.GetStdin(), Nodes: c.Nodes,
+		// Another container's PID namespace is not the one of the pod's base.
+		Procfs: c.PIDTarget != "",
 	}
 	options.CgroupV2, options.CgroupTasks = h.cgroupEntry()
 	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, pr.log, keep(pr), p.m.gate(ctx, pr.group))

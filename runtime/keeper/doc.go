@@ -45,6 +45,8 @@
 //
 // Locks: keeper.mu guards the table and is held while a child is cloned, so
 // that the reaper knows every process that it can meet; it is never held
-// while waiting for a peer, a child or a disk. output.mu and the lock of a log
+// while waiting for a peer, a child or a disk. A child may stand still as soon
+// as it is born, frozen, throttled or stopped by its container, and only those
+// who asked for it wait. output.mu and the lock of a log
 // are taken without it.
 package keeper

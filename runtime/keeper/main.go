@@ -10,7 +10,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -148,10 +147,17 @@ func becomeSealed(stateDir string) error {
 // settle makes this process what a keeper must be, and returns what its
 // children have to undo.
 func settle() (spawn.Options, error) {
-	opt := spawn.Options{Memory: new(sync.Pool)}
-	if err := hide(); err != nil {
+	var opt spawn.Options
+	// No process of a container may look into this one, nor into its children,
+	// which are born with the same.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return opt, fmt.Errorf("become undumpable: %w", err)
+	}
+	text, err := spawn.FindText()
+	if err != nil {
 		return opt, err
 	}
+	opt.Text = text
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return opt, fmt.Errorf("become subreaper: %w", err)
 	}
@@ -169,15 +175,6 @@ func settle() (spawn.Options, error) {
 	opt.NoFile = limit
 	opt.OOMScoreAdj = lowerOOMScore()
 	return opt, nil
-}
-
-// hide forbids to look into this process: one of a container shares its memory,
-// or has a copy, until it execs.
-func hide() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("become undumpable: %w", err)
-	}
-	return nil
 }
 
 // inheritedNoFile returns the limit on open files with which this process was

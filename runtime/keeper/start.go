@@ -71,7 +71,13 @@ func (st *start) decide(ok bool) {
 
 // run serves the request and answers it.
 func (st *start) run() {
-	defer func() { wire.CloseAll(st.files) }()
+	defer func() {
+		wire.CloseAll(st.files)
+		if st.decoder != nil {
+			st.k.decoders.Put(st.decoder)
+		}
+	}()
+
 	if err := st.attempt(); err != nil {
 		if st.entry != nil {
 			st.k.abandon(st.entry)
@@ -80,8 +86,6 @@ func (st *start) run() {
 		return
 	}
 	st.commit()
-	// Not after a failure, when a child that hangs may still use the plan.
-	st.k.decoders.Put(st.decoder)
 }
 
 func (st *start) attempt() error {
@@ -111,11 +115,7 @@ func (st *start) settle(err error) error {
 	st.child = nil
 	st.mu.Unlock()
 	defer child.Close()
-	// Where fs.suid_dumpable is set, a child that became another user has made
-	// the memory that it shared with this process dumpable.
-	if herr := hide(); herr != nil && err == nil {
-		err = herr
-	}
+
 	if errors.Is(err, spawn.ErrDied) {
 		err = fmt.Errorf("%w: %s", err, st.howDied())
 	}
@@ -225,22 +225,32 @@ func forks(p *plan.Plan) bool {
 	return false
 }
 
-// clone starts the child and enters it in the table in one piece.
+// clone starts the child and enters it in the table in one piece. The locks are
+// held for the clone alone, which waits for nothing: neither for the child, which
+// may be stopped by what its container does, nor for its cgroup.
 func (st *start) clone() error {
+	prepared, err := spawn.Prepare(st.plan, st.inputs, st.k.opt)
+	if err != nil {
+		return err
+	}
+
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.canceled {
+		prepared.Close()
 		return fmt.Errorf("%s: %w", st.plan.Name, wire.ErrCanceled)
 	}
+
 	k := st.k
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	// Its end is never before this, however short its life.
 	st.entry.at = time.Now()
-	child, err := spawn.Start(st.plan, st.inputs, k.opt)
+	child, err := prepared.Start()
 	if err != nil {
 		return err
 	}
+
 	p := newProc(child.Pid, child.PidFD)
 	k.procs[p.pid] = p
 	st.procs = append(st.procs, p)
@@ -248,6 +258,7 @@ func (st *start) clone() error {
 		k.forking++
 	}
 	st.child = child
+
 	return nil
 }
 

@@ -12,6 +12,9 @@ var (
 	ErrNotExecutable = errors.New("file is not executable")
 	// ErrNoIDMap is a file system that cannot be mounted with mapped ids.
 	ErrNoIDMap = errors.New("file system does not support id-mapped mounts")
+	// ErrNoPIDOption is a kernel before Linux 6.17, which cannot make a procfs of
+	// another PID namespace.
+	ErrNoPIDOption = errors.New("the kernel has no mount option pidns of procfs (Linux 6.17)")
 	// ErrNoDevice is a device that the host has no node of.
 	ErrNoDevice = errors.New("no node of the device on the host")
 )

@@ -117,6 +117,11 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 	}
 	in := l.inputs(h, s)
 	defer in.close()
+	if o.Procfs {
+		if err := in.joinedProcfs(s); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.Name, err)
+		}
+	}
 	if err := in.open(ctx, p); err != nil {
 		return nil, err
 	}
@@ -188,8 +193,10 @@ func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h H
 		if err != nil {
 			return o, fmt.Errorf("compile seccomp profile: %w", err)
 		}
-		o.Seccomp = &plan.Filter{Prog: f.Prog, Flags: f.Flags}
+		o.Seccomp = &plan.Filter{Prog: f.Prog, Flags: f.Flags, Joins: f.Joins}
 	}
+	// Without a pod's base there is no procfs of its PID namespace.
+	o.Procfs = o.Procfs || !o.PodBase && joinedPIDs(s) != ""
 	hierarchies, err := l.hierarchies()
 	if err != nil {
 		return o, err

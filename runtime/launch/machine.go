@@ -42,17 +42,27 @@ func (l *Launcher) procfs() (*os.File, error) {
 		return l.proc, nil
 	}
 	var err error
-	l.proc, err = newProcfs()
+	l.proc, err = newProcfs(nil)
 	return l.proc, err
 }
 
-// newProcfs mounts a procfs that is attached nowhere.
-func newProcfs() (*os.File, error) {
+// newProcfs mounts a procfs that is attached nowhere, of this process's PID
+// namespace or of another.
+func newProcfs(ns *os.File) (*os.File, error) {
 	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("open procfs: %w", err)
 	}
 	defer unix.Close(fs)
+	if ns != nil {
+		switch err := unix.FsconfigSetFd(fs, "pidns", int(ns.Fd())); err {
+		case nil:
+		case unix.EINVAL:
+			return nil, fmt.Errorf("make procfs of another PID namespace: %w", ErrNoPIDOption)
+		default:
+			return nil, fmt.Errorf("make procfs of another PID namespace: %w", err)
+		}
+	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return nil, fmt.Errorf("make procfs: %w", err)
 	}
@@ -61,6 +71,42 @@ func newProcfs() (*os.File, error) {
 		return nil, fmt.Errorf("mount procfs: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "procfs"), nil
+}
+
+// joinedPIDs returns the name or path of the PID namespace that a container
+// joins, "" if it has its own or the host's.
+func joinedPIDs(s *specs.Spec) string {
+	for _, n := range s.Linux.Namespaces {
+		if n.Type == specs.PIDNamespace {
+			return n.Path
+		}
+	}
+	return ""
+}
+
+// joinedProcfs makes the procfs of the PID namespace that a container joins: the
+// container's process cannot, as it is not in there before it is seen there.
+func (in *inputs) joinedProcfs(s *specs.Spec) error {
+	name := joinedPIDs(s)
+	ns := in.held[name]
+	if strings.HasPrefix(name, "/") {
+		f, err := in.keep(openFile(name, unix.O_RDONLY))
+		if err != nil {
+			return err
+		}
+		ns = f
+	}
+	if ns == nil {
+		return fmt.Errorf("PID namespace %q: %w", name, ErrNotHeld)
+	}
+
+	procfs, err := newProcfs(ns)
+	if err != nil {
+		return err
+	}
+	in.own("procfs/pid", procfs)
+
+	return nil
 }
 
 const cgroupRoot = "/sys/fs/cgroup"

@@ -172,7 +172,7 @@ func TestPodPID(t *testing.T) {
 			b := newLab(t)
 			o.PidNS = true
 			pause := b.sandbox(o)
-			script := "cat /proc/1/cmdline; echo; grep -E '^(Cap|NoNew)' /proc/1/status | tr '\\t' ' '; " +
+			script := "ls -A /proc/1/root; touch /proc/1/root/x 2>/dev/null && echo writable; cat /proc/1/cmdline; echo; grep -E '^(Cap|NoNew)' /proc/1/status | tr '\\t' ' '; " +
 				"(sh -c '(sleep 0.05; exit 3) & exit 0'); sleep 0.2; ps -o stat,comm | grep -c '^Z'; ls /proc/1/fd 2>/dev/null | xargs"
 			s := b.spec(script)
 			setNamespace(s, specs.PIDNamespace, "ns/pid")
@@ -207,8 +207,12 @@ func TestTargetPID(t *testing.T) {
 	defer ns.Close()
 	s := b.spec("tr '\\0' ' ' </proc/1/cmdline")
 	setNamespace(s, specs.PIDNamespace, "ns/pid")
-	if got := b.runWith(s, Held{"ns/pid": ns}); got != "/bin/sleep 4321 " {
-		t.Errorf("process 1 is %q", got)
+	c, err := b.start(s, Held{"ns/pid": ns}, plan.Options{Procfs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, code := c.wait(); got != "/bin/sleep 4321 " || code != 0 {
+		t.Errorf("process 1 is %q, exit code %d", got, code)
 	}
 }
 

@@ -8,31 +8,47 @@ import (
 
 // The base of a pod is a mount namespace that holds next to nothing, so that
 // copying it for each container is cheap and no path of the host's is ever in
-// a container's reach:
+// a container's reach. No process that a container sees is ever in it:
 //
 //	/root   an empty folder on which a container's root is mounted
 //	/shm    the pod's shared memory
-//	/mask   an empty, read-only file system that covers masked folders
-//	/null   the host's null device, which covers masked files
+//	/mask   /null, where a container mounts what covers its masked paths
+//	/procs  the procfs of the pod's PID namespace, if it has one
 //	/proc   /sys, in a user namespace only: the kernel lets such a namespace
 //	        mount these afresh only where it sees them already
 const (
-	baseRoot = "root"
-	baseShm  = "shm"
-	baseMask = "mask"
-	baseNull = "null"
-	baseProc = "proc"
-	baseSys  = "sys"
+	baseRoot  = "root"
+	baseShm   = "shm"
+	baseMask  = "mask"
+	baseNull  = "null"
+	baseProcs = "procs"
+	baseProc  = "proc"
+	baseSys   = "sys"
 )
 
-// base turns the copy of the host's mounts into a pod's base. What containers
-// see of it gets the label, if there is one.
-func (b *builder) base(shmSize int64, label string, userns bool) {
+// procAttrs are what a procfs is mounted with.
+const procAttrs = uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
+
+// baseOptions say what a base has.
+type baseOptions struct {
+	shmSize int64 // in bytes, 0 for [DefaultShmSize]
+	// label is what containers see of it labelled with, if not empty.
+	label string
+	// userns says that it belongs to a user namespace, and procfs that the
+	// process is the first of the pod's PID namespace.
+	userns, procfs bool
+}
+
+// base turns the copy of the host's mounts into a pod's base.
+func (b *builder) base(o baseOptions) {
 	b.step("make mounts private", unix.SYS_MOUNT, zero(), str("/"), zero(), num(uint64(unix.MS_REC|unix.MS_PRIVATE)), zero())
 	attrs := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
 	b.fileSystem("base", "tmpfs", attrs, []fsOption{{key: "mode", value: "755"}, {key: "size", value: "64k"}, {key: "nr_inodes", value: "16"}}, regBase)
 	dirs := []string{baseRoot, baseShm, baseMask}
-	if userns {
+	if o.procfs {
+		dirs = append(dirs, baseProcs)
+	}
+	if o.userns {
 		dirs = append(dirs, baseProc, baseSys)
 	}
 	for _, dir := range dirs {
@@ -43,21 +59,32 @@ func (b *builder) base(shmSize int64, label string, userns bool) {
 	b.pivot("base", reg(regBase))
 	b.leaveOldRoot("host's root")
 
-	if shmSize == 0 {
-		shmSize = DefaultShmSize
+	if o.shmSize == 0 {
+		o.shmSize = DefaultShmSize
 	}
-	shm := []fsOption{{key: "mode", value: "1777"}, {key: "size", value: strconv.FormatInt(shmSize, 10)}}
-	b.fileSystem("shared memory", "tmpfs", attrs, labelled(shm, label), regMount)
+	shm := []fsOption{{key: "mode", value: "1777"}, {key: "size", value: strconv.FormatInt(o.shmSize, 10)}}
+	b.fileSystem("shared memory", "tmpfs", attrs, labelled(shm, o.label), regMount)
 	b.inBase(baseShm, reg(regMount))
-	mask := []fsOption{{key: "ro", flag: true}, {key: "mode", value: "755"}, {key: "size", value: "4k"}, {key: "nr_inodes", value: "2"}}
-	b.fileSystem("mask", "tmpfs", attrs|unix.MOUNT_ATTR_RDONLY, labelled(mask, label), regMount)
-	b.inBase(baseMask, reg(regMount))
-	b.inBase(baseNull, b.input(Input{Name: "mount /dev/null", Kind: InputMount, Path: "/dev/null", Propagation: unix.MS_PRIVATE}))
-	if userns {
+
+	if o.userns {
 		for _, dir := range []string{baseProc, baseSys} {
 			b.inBase(dir, b.input(Input{Name: "mount /" + dir, Kind: InputMount, Path: "/" + dir, Propagation: unix.MS_PRIVATE}))
 		}
 	}
+	if o.procfs {
+		// A procfs shows the PID namespace of who mounts it. One that joins
+		// could only do so where others see it, with the right to mount.
+		b.fileSystem("pod's procfs", "proc", procAttrs, nil, regMount)
+		b.inBase(baseProcs, reg(regMount))
+	}
+	b.setAttr("make base read-only", reg(regBase), 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+}
+
+// empty makes an empty, read-only file system.
+func (b *builder) empty(what, label string, to Reg) {
+	attrs := uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
+	options := []fsOption{{key: "ro", flag: true}, {key: "mode", value: "755"}, {key: "size", value: "4k"}, {key: "nr_inodes", value: "2"}}
+	b.fileSystem(what, "tmpfs", attrs, labelled(options, label), to)
 }
 
 // labelled adds to a file system's options the SELinux label of all its files.

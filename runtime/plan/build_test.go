@@ -171,7 +171,7 @@ const ociConfig = `{
 		{"destination": "/proc", "type": "proc", "source": "proc"},
 		{"destination": "/data", "source": "files", "options": ["rbind", "ro"]}
 	],
-	"linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/var/run/netns/x"}, {"type": "uts"}, {"type": "mount"}]}
+	"linux": {"maskedPaths": ["/proc/kcore"], "namespaces": [{"type": "pid"}, {"type": "network", "path": "/var/run/netns/x"}, {"type": "uts"}, {"type": "mount"}]}
 }`
 
 func TestFromOCI(t *testing.T) {
@@ -183,7 +183,7 @@ func TestFromOCI(t *testing.T) {
 	for _, in := range p.Inputs {
 		inputs = append(inputs, fmt.Sprint(in.Kind, " ", in.Path))
 	}
-	want := []string{"1 /bundle/rootfs", "2 /var/run/netns/x", "1 /dev/null", "1 /bundle/files"}
+	want := []string{"1 /bundle/rootfs", "2 /var/run/netns/x", "1 /bundle/files", "1 /dev/null"}
 	if !reflect.DeepEqual(inputs, want) {
 		t.Errorf("inputs %q, want %q", inputs, want)
 	}

@@ -25,6 +25,7 @@ const (
 	regDir               // a directory
 	regKind              // says whether something is a directory
 	regFile              // a file being written
+	regMask              // an empty file system that covers masked folders
 )
 
 // builder collects a plan's steps and inputs.
@@ -209,7 +210,15 @@ func (b *builder) wait(name string) {
 	b.step(name, unix.SYS_READ, Arg{Kind: ArgSync}, buffer(1), num(1))
 }
 
-// closeOthers lets execve close everything above the standard streams.
-func (b *builder) closeOthers() {
+// closeOthers lets execve close everything above the standard streams. In a
+// process that others will see, all but the socket is closed at once.
+func (b *builder) closeOthers(now bool) {
+	if now {
+		// There may be none in a range.
+		b.step("close descriptors before the socket", unix.SYS_CLOSE_RANGE, num(3), Arg{Kind: ArgBack, Int: -1}, zero()).ignore(unix.EINVAL)
+		b.step("close descriptors after the socket", unix.SYS_CLOSE_RANGE, Arg{Kind: ArgBack, Int: 1}, num(uint32(math.MaxUint32)), zero())
+		return
+	}
+
 	b.step("close other descriptors at exec", unix.SYS_CLOSE_RANGE, num(3), num(uint32(math.MaxUint32)), num(unix.CLOSE_RANGE_CLOEXEC))
 }

@@ -28,7 +28,7 @@ const (
 )
 
 // header opens an encoded plan and changes with the format.
-const header = "crisp plan 1\n"
+const header = "crisp plan 2\n"
 
 // Encode returns the plan in its binary form. Equal plans encode to equal bytes.
 func (p *Plan) Encode() []byte {
@@ -157,9 +157,11 @@ func putStep(w *pack.Writer, s *Step) {
 	w.Uint(uint64(s.Call))
 	w.Int(int64(s.Save))
 	w.Bool(s.Fork)
+	w.Bool(s.Exposed)
 	w.Uint(uint64(s.Cond))
 	w.Int(int64(s.CondReg))
 	w.Blob(s.Want)
+	w.Blob(s.Avoid)
 	w.Bool(s.Retry)
 	w.Uint(uint64(len(s.Ignore)))
 	for _, e := range s.Ignore {
@@ -207,9 +209,11 @@ func (d *Decoder) takeStep(r *pack.Reader) Step {
 	s := Step{Name: r.String(), Call: uintptr(r.Uint())}
 	s.Save = takeReg(r)
 	s.Fork = r.Bool()
+	s.Exposed = r.Bool()
 	s.Cond = Cond(takeEnum(r))
 	s.CondReg = takeReg(r)
 	s.Want = r.Blob()
+	s.Avoid = r.Blob()
 	s.Retry = r.Bool()
 	if n := r.Count(maxIgnore); n > 0 {
 		s.Ignore = d.errnos.room(n)
@@ -232,7 +236,7 @@ func takeReg(r *pack.Reader) Reg { return Reg(max(min(r.Int(), NumRegs), -2)) }
 func putArg(w *pack.Writer, a *Arg) {
 	w.Uint(uint64(a.Kind))
 	switch a.Kind {
-	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf:
+	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf, ArgBack:
 		w.Int(a.Int)
 	case ArgStr:
 		w.String(a.Str)
@@ -249,7 +253,7 @@ func putArg(w *pack.Writer, a *Arg) {
 func takeArg(r *pack.Reader) Arg {
 	a := Arg{Kind: ArgKind(takeEnum(r))}
 	switch a.Kind {
-	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf:
+	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf, ArgBack:
 		a.Int = r.Int()
 	case ArgStr:
 		a.Str = r.String()

@@ -58,7 +58,7 @@ func newContainer(s *specs.Spec, o Options) (*container, error) {
 	if !ns.makes(specs.MountNamespace) {
 		return nil, fmt.Errorf("%w: a container without a mount namespace of its own", ErrUnsupported)
 	}
-	c := &container{process: process{builder: newBuilder(o.Name), s: s, p: s.Process, o: o, ns: ns}}
+	c := &container{process: process{builder: newBuilder(o.Name), s: s, p: s.Process, o: o, ns: ns, exposed: ns.exposed()}}
 	c.root = c.rootInput()
 	return c, c.check()
 }
@@ -132,7 +132,7 @@ func idMaps(list []specs.LinuxIDMapping) []IDMap {
 
 // settle sets up the namespaces that were made.
 func (c *container) settle() {
-	c.step("make session", unix.SYS_SETSID)
+	c.session()
 	if c.ns.makes(specs.NetworkNamespace) {
 		c.loopbackUp()
 	}
@@ -142,7 +142,7 @@ func (c *container) settle() {
 	c.sysctls(c.s.Linux.Sysctl)
 	c.keyring()
 	if !c.o.PodBase {
-		c.base(0, c.s.Linux.MountLabel, c.ns.has(specs.UserNamespace))
+		c.base(baseOptions{label: c.s.Linux.MountLabel, userns: c.ns.has(specs.UserNamespace)})
 		return
 	}
 	c.step("open base", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regBase)

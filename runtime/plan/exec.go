@@ -26,6 +26,8 @@ func execPlan(s *specs.Spec, p *specs.Process, o Options) (*Plan, error) {
 		return nil, err
 	}
 	c := &process{builder: newBuilder(o.Name), s: s, p: inherit(s.Process, p), o: o, ns: ns}
+	// Only children of who joins these namespaces are in them.
+	c.exposed = ns.flags()&(unix.CLONE_NEWPID|unix.CLONE_NEWTIME) != 0
 	if err := c.check(); err != nil {
 		return nil, err
 	}
@@ -46,10 +48,10 @@ func execPlan(s *specs.Spec, p *specs.Process, o Options) (*Plan, error) {
 	}
 	c.privileged()
 	c.join()
-	c.step("make session", unix.SYS_SETSID)
+	c.session()
 	c.keyring()
-	c.step("open root", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regRoot)
-	c.root = reg(regRoot)
+	// The namespaces' root is the working directory, too.
+	c.root = here()
 	if o.Terminal {
 		c.open("open terminal", "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, noLinks, regMaster)
 		c.openSlave()
@@ -78,8 +80,5 @@ func (c *process) join() {
 	c.step("join namespaces "+flagNames(flags), unix.SYS_SETNS, c.held("pidfd"), num(flags))
 	if flags&unix.CLONE_NEWUSER != 0 {
 		c.becomeRoot()
-	}
-	if flags&(unix.CLONE_NEWPID|unix.CLONE_NEWTIME) != 0 {
-		c.fork(0)
 	}
 }

@@ -36,6 +36,8 @@ func (c *container) mount(m *specs.Mount) error {
 	}
 	what := "mount " + dest
 	switch kind := c.kind(m, &o); kind {
+	case "procs":
+		return c.joinedProcfs(what, dest, o)
 	case "bind":
 		return c.bind(what, dest, m, o)
 	case "image":
@@ -66,6 +68,9 @@ func (c *container) kind(m *specs.Mount, o *mountOptions) string {
 	rebind := ""
 	switch m.Type {
 	case "proc":
+		if c.ns.joins(specs.PIDNamespace) {
+			return "procs"
+		}
 		if foreign(specs.PIDNamespace) {
 			rebind = "/proc"
 		}
@@ -173,6 +178,28 @@ func (c *container) fresh(what, dest, fsType string, o mountOptions) {
 	}
 }
 
+// joinedProcfs mounts the procfs of a PID namespace that is joined. The process
+// is not in there yet and cannot make one.
+func (c *container) joinedProcfs(what, dest string, o mountOptions) error {
+	if len(o.data) > 0 {
+		return fmt.Errorf("%w: options of the procfs of a PID namespace that is shared", ErrUnsupported)
+	}
+
+	procfs := reg(regMount)
+	if c.o.Procfs {
+		procfs = c.held("procfs/pid")
+	} else {
+		c.cloneMount(what+": copy", reg(regBase), baseProcs, 0, regMount)
+	}
+	c.setAttr(what+": options", procfs, 0, o.set|o.setAll, o.clear, 0)
+	c.place(what, dest, procfs, true)
+
+	return nil
+}
+
+// statfsSize is room for a struct statfs, which begins with the file system's type.
+const statfsSize = 256
+
 // labelRoot labels the root of the message queues, a file system that takes no
 // label as an option. In a user namespace it has no labels at all, and without
 // an IPC namespace it is the node's.
@@ -205,6 +232,11 @@ func (c *container) place(what, dest string, mount Arg, dir bool) {
 		}
 	}
 	c.open(what+": open target", dest, unix.O_PATH, resolve, regTarget)
+	if !below(dest, "/proc") {
+		// Where links of the image lead, [checkBelowProc] cannot know.
+		s := c.step(what+": target is not in procfs", unix.SYS_FSTATFS, reg(regTarget), buffer(statfsSize))
+		s.Avoid = words(unix.PROC_SUPER_MAGIC)
+	}
 	c.attach(what, mount, regTarget)
 	c.shut(regTarget)
 	if mount.Kind == ArgReg && Reg(mount.Int) == regMount {
@@ -275,16 +307,28 @@ func (c *container) cgroup(what, dest string, o mountOptions) {
 }
 
 // maskPaths covers paths that the container must not see. Whether one is a
-// folder or a file, or is there at all, shows only now.
+// folder or a file, or is there at all, shows only now. What covers them comes
+// by descriptor: an empty file system of the container's own, and the
+// null device of the host.
 func (c *container) maskPaths() {
+	if len(c.s.Linux.MaskedPaths) == 0 {
+		return
+	}
+
+	c.empty("mask", c.s.Linux.MountLabel, regMask)
+	null := c.input(Input{Name: "mount /dev/null", Kind: InputMount, Path: "/dev/null", Propagation: unix.MS_PRIVATE})
+	// Only what is attached can be copied.
+	c.inBase(baseMask, reg(regMask))
+	c.inBase(baseNull, null)
+
 	for _, p := range c.s.Linux.MaskedPaths {
 		what, p := "mask "+clean(p), clean(p)
 		c.open(what+": look for folder", p, unix.O_PATH|unix.O_DIRECTORY, inRoot, regKind).ignore(unix.ENOENT, unix.ENOTDIR)
 		c.open(what+": look for file", p, unix.O_PATH, inRoot, regTarget).ignore(unix.ENOENT, unix.ENOTDIR).when(IfUnset, regKind)
-		c.cloneMount(what+": copy empty folder", reg(regBase), baseMask, 0, regMount).when(IfSet, regKind)
+		c.cloneMount(what+": copy empty folder", reg(regMask), "", 0, regMount).when(IfSet, regKind)
 		c.attach(what+" (folder)", reg(regMount), regKind).when(IfSet, regKind)
 		c.shut(regMount)
-		c.cloneMount(what+": copy null device", reg(regBase), baseNull, 0, regMount).when(IfSet, regTarget)
+		c.cloneMount(what+": copy null device", null, "", 0, regMount).when(IfSet, regTarget)
 		c.attach(what+" (file)", reg(regMount), regTarget).when(IfSet, regTarget)
 		c.shut(regMount)
 		c.shut(regTarget)

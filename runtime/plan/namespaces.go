@@ -66,12 +66,18 @@ func (n namespaces) flags() uint64 {
 	return flags
 }
 
-// twoStage says whether the process must be cloned twice: a PID or time
-// namespace that is joined holds only children, and what is to belong to a
-// user namespace that is joined can only be made inside of it.
-func (n namespaces) twoStage() bool {
-	return n.joins(specs.UserNamespace) || n.joins(specs.PIDNamespace) || n.has(specs.TimeNamespace)
+// forksEarly says whether the process must be cloned twice, before all mounts: a
+// new PID namespace that is to belong to a user namespace that is joined can
+// only be made inside of it, and it and a time namespace hold only children.
+// Nobody but the plan's own process is in a PID namespace that is new.
+func (n namespaces) forksEarly() bool {
+	return !n.exposed() && (n.makes(specs.PIDNamespace) && n.joins(specs.UserNamespace) || n.has(specs.TimeNamespace))
 }
+
+// exposed says whether others see the process before it executes: it joins
+// their PID namespace. It does so by a fork that is the last step but
+// execve and what only the process itself can do, see [process.expose].
+func (n namespaces) exposed() bool { return n.joins(specs.PIDNamespace) }
 
 // namespace returns the descriptor of a namespace to join: one that the
 // caller holds, or a file.
@@ -108,7 +114,7 @@ func (c *container) enter() {
 	if c.ns.makes(specs.TimeNamespace) {
 		c.timeNamespace()
 	}
-	if c.ns.twoStage() {
+	if c.ns.forksEarly() {
 		c.fork(c.ns.made &^ (c.plan.Clone.Flags | unix.CLONE_NEWTIME))
 		return
 	}
@@ -129,7 +135,7 @@ func (c *container) early() uint64 {
 	switch {
 	case c.ns.makes(specs.UserNamespace):
 		return c.ns.made & (unix.CLONE_NEWUSER | unix.CLONE_NEWPID)
-	case c.ns.twoStage():
+	case c.ns.joins(specs.UserNamespace), c.ns.forksEarly():
 		return 0
 	case c.o.PodBase:
 		return c.ns.made &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWNS)
@@ -146,12 +152,15 @@ func (b *builder) becomeRoot() {
 }
 
 // fork goes on in a new child, which is a sibling of this process.
-func (b *builder) fork(flags uint64) {
+func (b *builder) fork(flags uint64) *Step {
 	name := "clone"
 	if flags != 0 {
 		name += " into new namespaces " + flagNames(flags)
 	}
-	b.step(name, unix.SYS_CLONE, num(flags|unix.CLONE_PARENT|uint64(unix.SIGCHLD)), zero(), zero(), zero(), zero()).Fork = true
+	s := b.step(name, unix.SYS_CLONE, num(flags|unix.CLONE_PARENT|uint64(unix.SIGCHLD)), zero(), zero(), zero(), zero())
+	s.Fork = true
+
+	return s
 }
 
 func (c *container) timeNamespace() {

@@ -17,6 +17,9 @@ type Options struct {
 	// Hierarchies are the host's cgroup v1 hierarchies, for a mount of type
 	// cgroup. Empty means that the host has the unified hierarchy.
 	Hierarchies []Hierarchy
+	// Procfs says that a procfs of the PID namespace that is joined is held as
+	// "procfs/pid"; otherwise the pod's base has it.
+	Procfs bool
 	// Seccomp is the compiled filter, nil for none.
 	Seccomp *Filter
 	// Terminal gives the process a terminal, whose master goes to the keeper.
@@ -40,6 +43,10 @@ type Filter struct {
 	Prog []byte
 	// Flags are SECCOMP_FILTER_FLAG_* bits.
 	Flags uint32
+	// Joins says that the filter allows what a process does that joins others
+	// in their PID namespace once it has loaded it: clone, setsid, and the
+	// ioctl that takes a terminal.
+	Joins bool
 }
 
 // Hierarchy is a cgroup v1 hierarchy of the host.

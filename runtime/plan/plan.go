@@ -102,6 +102,10 @@ type Step struct {
 	// Fork marks a clone after which the child goes on with the next step,
 	// and the caller reports the child's pid and exits.
 	Fork bool
+	// Exposed says of a Fork that the new process can be seen by others before
+	// it executes. It is as poor as them by then, and what follows is little:
+	// no gate, no descriptor is passed on, and no report but a failure counts.
+	Exposed bool
 	// Cond makes the step depend on the value of register CondReg. A step
 	// that is left out succeeds; Save then holds -1.
 	Cond    Cond
@@ -109,6 +113,8 @@ type Step struct {
 	// Want, unless empty, is what the memory of the step's [ArgBuf] must begin
 	// with after the call. If it does not, the step fails with EBADMSG.
 	Want []byte
+	// Avoid, unless empty, is what that memory must not begin with, likewise.
+	Avoid []byte
 	// Retry repeats a call that fails with EAGAIN, up to [MaxRetries] times:
 	// openat2 does when a mount or rename anywhere on the machine coincides
 	// with a walk through "..".
@@ -158,7 +164,8 @@ const (
 	// a one-byte read returns once the keeper lets the child go on.
 	ArgSync
 	// ArgBack is the descriptor of the child's socket to the keeper, for
-	// sendmsg with ArgPassFD.
+	// sendmsg with ArgPassFD, plus Int: the one before or after it ends or
+	// begins a range of others.
 	ArgBack
 	// ArgRegPtr points to an 8-byte cell that holds Bytes followed by zeros,
 	// whose first 4 bytes are overwritten with register Int before the call.

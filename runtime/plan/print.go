@@ -97,6 +97,9 @@ func (p *Plan) stepText(s *Step) string {
 	if len(s.Want) > 0 {
 		fmt.Fprintf(&b, ", want %q", s.Want)
 	}
+	if len(s.Avoid) > 0 {
+		fmt.Fprintf(&b, ", avoid %q", s.Avoid)
+	}
 	for _, e := range s.Ignore {
 		b.WriteString(", " + unix.ErrnoName(e) + " is fine")
 	}
@@ -105,6 +108,9 @@ func (p *Plan) stepText(s *Step) string {
 	}
 	if s.Fork {
 		b.WriteString(", go on in the child")
+	}
+	if s.Exposed {
+		b.WriteString(", which others see")
 	}
 	return b.String()
 }
@@ -142,6 +148,9 @@ func (p *Plan) argText(a *Arg, sig signature, i int) string {
 	case ArgSync:
 		return "gate"
 	case ArgBack:
+		if a.Int != 0 {
+			return fmt.Sprintf("keeper%+d", a.Int)
+		}
 		return "keeper"
 	case ArgRegPtr:
 		return fmt.Sprintf("&{r%d %s}", a.Int, bytesText(a.Bytes))

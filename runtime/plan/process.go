@@ -19,6 +19,8 @@ type process struct {
 	p  *specs.Process
 	o  Options
 	ns namespaces
+	// exposed says that the process is forked where others see it, see [process.expose].
+	exposed bool
 }
 
 // userns says whether the process lives in a user namespace of its pod.
@@ -139,7 +141,7 @@ func (c *process) execute() error {
 	}
 	c.step(fmt.Sprintf("umask %04o", umask), unix.SYS_UMASK, num(umask))
 	c.lookAtWorkingDir()
-	c.closeOthers()
+	c.closeOthers(c.exposed)
 	sets, err := c.capSets()
 	if err != nil {
 		return err
@@ -150,13 +152,52 @@ func (c *process) execute() error {
 		// gained, so it comes before they are given up.
 		c.seccomp()
 	}
+
 	c.identity(sets)
 	c.enterWorkingDir()
 	if c.p.NoNewPrivileges {
 		c.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
+	}
+	late := c.exposed && c.p.NoNewPrivileges && c.o.Seccomp != nil && !c.o.Seccomp.Joins
+	if c.p.NoNewPrivileges && !late {
 		c.seccomp()
 	}
+
+	if c.exposed {
+		c.expose()
+	}
+	if late {
+		// The filter refuses what a process must do that joins others.
+		c.seccomp()
+	}
+
 	return c.exec()
+}
+
+// expose goes on in a process that the others of its PID namespace see. They may
+// be able to look into it, to take its descriptors, and to stop it. It is what
+// they are: in the container's namespaces and root, with the program's
+// identity, capabilities and filter, with nothing open but the standard streams
+// and the socket for its report, and without any memory but this plan.
+func (c *process) expose() {
+	// To become another user may have made it dumpable.
+	c.hide()
+	c.fork(0).Exposed = true
+	// A session can only be begun by its first process. A filter that refuses
+	// it is obeyed, unless there is a terminal to control.
+	session := c.step("make session", unix.SYS_SETSID)
+	if c.o.Terminal {
+		c.step("control terminal", unix.SYS_IOCTL, zero(), num(unix.TIOCSCTTY), zero())
+		return
+	}
+	session.ignore(unix.EPERM, unix.ENOSYS, unix.EACCES)
+}
+
+// session makes the process the first of a session, unless it will be another.
+func (c *process) session() {
+	if !c.exposed {
+		c.step("make session", unix.SYS_SETSID)
+	}
 }
 
 // check refuses a process that cannot be started before anything is built.
@@ -195,9 +236,17 @@ func (c *process) lookAtWorkingDir() {
 
 func (c *process) enterWorkingDir() {
 	dir := clean(c.p.Cwd)
+	root := c.root
+	if c.exposed {
+		c.root = here() // by then all descriptors are closed
+	}
 	c.open("open working directory "+dir+" as user", dir, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir).when(IfUnset, regCwd)
+	c.root = root
 	c.step("enter working directory as user", unix.SYS_FCHDIR, reg(regDir)).when(IfUnset, regCwd)
 	c.checkWorkingDir(IfUnset)
+	if c.exposed {
+		c.step("close working directory", unix.SYS_CLOSE, reg(regDir)).when(IfUnset, regCwd)
+	}
 }
 
 // checkWorkingDir makes sure that the working directory can be named from the root.

@@ -53,10 +53,10 @@ func Sandbox(o SandboxOptions) (*Plan, error) {
 		b.loopbackUp()
 	}
 	b.sysctls(o.Sysctls)
-	b.base(o.ShmSize, o.MountLabel, o.NewUser)
+	b.base(baseOptions{shmSize: o.ShmSize, label: o.MountLabel, userns: o.NewUser, procfs: o.PidNS})
 	b.wait("let the keeper hold namespaces")
 	if o.PidNS {
-		b.pause(o.ProcessLabel)
+		b.pause(o.ProcessLabel, o.MountLabel)
 	}
 	return b.plan, nil
 }
@@ -113,12 +113,20 @@ func sysctlPath(key string) string {
 }
 
 // pause becomes the first process of the pod's PID namespace, without any right.
-func (b *builder) pause(label string) {
+// Containers see it: its root is empty and read-only, and none of the pod's base.
+func (b *builder) pause(label, mountLabel string) {
+	b.makeNamespaces(unix.CLONE_NEWNS)
+	b.step("open base", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regBase)
+	b.empty("root of pause", mountLabel, regMount)
+	b.inBase(baseRoot, reg(regMount))
+	b.pivot("root of pause", reg(regMount))
+	b.leaveOldRoot("base")
+
 	b.labelProgram(label)
 	for fd := range 3 {
 		b.step("null device on descriptor "+strconv.Itoa(fd), unix.SYS_DUP3, b.null(), num(fd), zero())
 	}
-	b.closeOthers()
+	b.closeOthers(false)
 	b.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	b.setgroups(nil)
 	b.capset(capSets{})

@@ -42,6 +42,8 @@ func (c *process) openSlave() {
 		c.step("size terminal", unix.SYS_IOCTL, reg(regMaster), num(unix.TIOCSWINSZ), data(append(size, 0, 0, 0, 0)))
 	}
 	c.step("give terminal to its user", unix.SYS_FCHOWN, reg(regSlave), num(c.p.User.UID), num(int64(-1)))
-	c.step("control terminal", unix.SYS_IOCTL, reg(regSlave), num(unix.TIOCSCTTY), zero())
+	if !c.exposed {
+		c.step("control terminal", unix.SYS_IOCTL, reg(regSlave), num(unix.TIOCSCTTY), zero())
+	}
 	c.step("pass terminal to the keeper", unix.SYS_SENDMSG, Arg{Kind: ArgBack}, Arg{Kind: ArgPassFD, Int: int64(regMaster)}, num(unix.MSG_NOSIGNAL))
 }

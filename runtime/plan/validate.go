@@ -36,6 +36,28 @@ func (p *Plan) Validate() error {
 	if forks > 1 {
 		return fmt.Errorf("plan %q: %w: %d forks", p.Name, ErrInvalid, forks)
 	}
+
+	return p.checkExposed()
+}
+
+// checkExposed refuses a plan whose process deals with the keeper where others
+// see it, and could take its place.
+func (p *Plan) checkExposed() error {
+	exposed := false
+	for i := range p.Steps {
+		s := &p.Steps[i]
+		if s.Exposed && !s.Fork {
+			return fmt.Errorf("plan %q: step %d %q: %w: exposed without a fork", p.Name, i, s.Name, ErrInvalid)
+		}
+
+		for _, a := range s.Args {
+			if exposed && (a.Kind == ArgSync || a.Kind == ArgPassFD || a.Kind == ArgBack) {
+				return fmt.Errorf("plan %q: step %d %q: %w: deals with the keeper where others see it", p.Name, i, s.Name, ErrInvalid)
+			}
+		}
+		exposed = exposed || s.Exposed
+	}
+
 	return nil
 }
 
@@ -58,8 +80,8 @@ func (p *Plan) checkStep(s *Step) error {
 			buf = a.Int
 		}
 	}
-	if int64(len(s.Want)) > buf {
-		return fmt.Errorf("%w: %d bytes wanted in %d", ErrInvalid, len(s.Want), buf)
+	if most := max(len(s.Want), len(s.Avoid)); int64(most) > buf {
+		return fmt.Errorf("%w: %d bytes compared in %d", ErrInvalid, most, buf)
 	}
 	for i := range s.Args {
 		if err := p.checkArg(&s.Args[i]); err != nil {
@@ -71,7 +93,11 @@ func (p *Plan) checkStep(s *Step) error {
 
 func (p *Plan) checkArg(a *Arg) error {
 	switch a.Kind {
-	case ArgInt, ArgBytes, ArgSync, ArgBack:
+	case ArgInt, ArgBytes, ArgSync:
+	case ArgBack:
+		if a.Int < -1 || a.Int > 1 {
+			return fmt.Errorf("%w: %d descriptors from the socket", ErrInvalid, a.Int)
+		}
 	case ArgStr:
 		return checkString(a.Str)
 	case ArgStrs:

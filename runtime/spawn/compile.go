@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,96 +12,21 @@ import (
 	"crisp/runtime/plan"
 )
 
-// arena hands out zeroed memory whose address never changes and that holds no
-// Go pointers, so that system call arguments can be laid out in it.
-type arena struct {
-	chunks [][]byte // keeps the memory alive
-	last   []byte
-	free   []byte
+// stackSize is room for the child's few frames, none of which may grow.
+const stackSize = 16 << 10
+
+// spill is room above the stack, where a function keeps its arguments.
+const spill = 64
+
+// compiled is a plan laid out for a child. The machine and all that it points
+// to are in the layout.
+type compiled struct {
+	layout
+	m *machine
 }
-
-const (
-	firstChunk = 16 << 10
-	// keptChunk is the most memory that a reset keeps.
-	keptChunk = 128 << 10
-)
-
-func (a *arena) alloc(n int) []byte {
-	n = (n + 7) &^ 7
-	if n > len(a.free) {
-		a.last = make([]byte, max(n, firstChunk, 2*len(a.last)))
-		a.free = a.last
-		a.chunks = append(a.chunks, a.last)
-	}
-	b := a.free[:n:n]
-	a.free = a.free[n:]
-	return b
-}
-
-// reset takes all memory back and keeps the last, largest chunk.
-func (a *arena) reset() {
-	clear(a.chunks)
-	a.chunks = a.chunks[:0]
-	if len(a.last) > keptChunk {
-		a.last = nil
-	}
-	if a.free = a.last; a.last != nil {
-		clear(a.last)
-		a.chunks = append(a.chunks, a.last)
-	}
-}
-
-// bytes returns the address of a copy of b followed by at least pad zeros.
-func (a *arena) bytes(b []byte, pad int) uintptr {
-	c := a.alloc(len(b) + pad)
-	copy(c, b)
-	return addr(c)
-}
-
-func (a *arena) str(s string) uintptr {
-	c := a.alloc(len(s) + 1)
-	copy(c, s)
-	return addr(c)
-}
-
-// strs returns the address of a NULL-terminated vector of C strings.
-func (a *arena) strs(list []string) uintptr {
-	vec := a.alloc(8 * (len(list) + 1))
-	for i, s := range list {
-		binary.NativeEndian.PutUint64(vec[8*i:], uint64(a.str(s)))
-	}
-	return addr(vec)
-}
-
-// words returns memory that holds the given 8-byte words.
-func (a *arena) words(words ...uint64) []byte {
-	b := a.alloc(8 * len(words))
-	for i, w := range words {
-		binary.NativeEndian.PutUint64(b[8*i:], w)
-	}
-	return b
-}
-
-// passFD lays out a struct msghdr that carries one byte and one descriptor,
-// and returns its address and the place of the descriptor.
-func (a *arena) passFD() (uintptr, *uint32) {
-	iov := a.words(uint64(a.bytes([]byte{0}, 0)), 1)
-	control := a.alloc(unix.CmsgSpace(4))
-	binary.NativeEndian.PutUint64(control, uint64(unix.CmsgLen(4)))
-	binary.NativeEndian.PutUint32(control[8:], unix.SOL_SOCKET)
-	binary.NativeEndian.PutUint32(control[12:], unix.SCM_RIGHTS)
-	msg := a.words(0, 0, uint64(addr(iov)), 1, uint64(addr(control)), uint64(len(control)), 0)
-	return addr(msg), word32(control[unix.CmsgLen(0):])
-}
-
-func addr(b []byte) uintptr    { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
-func word32(b []byte) *uint32  { return (*uint32)(unsafe.Pointer(unsafe.SliceData(b[:4]))) }
-func addrOf(p *int32) uint64   { return uint64(uintptr(unsafe.Pointer(p))) }
-func noRegs() (regs [6]int8)   { return [6]int8{-1, -1, -1, -1, -1, -1} }
-func isExec(call uintptr) bool { return call == unix.SYS_EXECVE || call == unix.SYS_EXECVEAT }
 
 // compile lays out the plan for a child that has the descriptors files and sock.
-func compile(p *plan.Plan, files []int, sock int, opt Options) (*machine, error) {
+func compile(p *plan.Plan, files []int, sock int, opt Options) (*compiled, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
 	}
@@ -114,118 +38,172 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*machine, error)
 			return nil, fmt.Errorf("%s: %w: input %d is descriptor %d", p.Name, ErrInputs, i, fd)
 		}
 	}
-	m := newMachine(opt.Memory)
+	text := opt.Text
+	if len(text.keep) == 0 {
+		var err error
+		if text, err = FindText(); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Name, err)
+		}
+	}
+
+	c := &compiled{}
+	c.begin(p, files, sock)
+	c.prologue(files, opt)
+	for i := range p.Steps {
+		c.add(&p.Steps[i], int32(i), files)
+	}
+	// Last, when it is known what there is to keep.
+	c.forget(text)
+
+	if c.err != nil {
+		c.arena.release()
+		return nil, fmt.Errorf("%s: %w", p.Name, c.err)
+	}
+
+	return c, nil
+}
+
+// begin makes the machine and the clone's arguments.
+func (c *compiled) begin(p *plan.Plan, files []int, sock int) {
+	stack := c.alloc(stackSize + spill)
+	c.m = &room[machine](&c.layout, 1)[:1][0]
+	m := c.m
 	m.sock, m.full = uintptr(sock), math.MaxUint64
-	m.clone.flags = p.Clone.Flags | unix.CLONE_PIDFD | unix.CLONE_PARENT_SETTID | unix.CLONE_VM | unix.CLONE_VFORK
+
+	m.clone.flags = p.Clone.Flags | unix.CLONE_PIDFD
 	m.clone.exitSignal = uint64(unix.SIGCHLD)
-	m.clone.pidfd, m.clone.parentTID = addrOf(&m.pidfd), addrOf(&m.pid)
+	m.clone.pidfd = addrOf(&m.pidfd)
+	m.clone.stack, m.clone.stackSize = uint64(addr(stack)), stackSize
 	if p.Clone.Cgroup >= 0 {
 		m.clone.flags |= unix.CLONE_INTO_CGROUP
 		m.clone.cgroup = uint64(files[p.Clone.Cgroup])
 	}
-	m.ops = slices.Grow(m.ops, len(p.Steps)+len(files)+8)
-	m.prologue(files, opt)
-	for i := range p.Steps {
-		m.add(&p.Steps[i], int32(i), files)
-	}
-	return m, nil
+
+	m.leave = room[op](&c.layout, maxLeave)
+	m.ops = room[op](&c.layout, len(p.Steps)+len(files)+8)
 }
 
-// newMachine returns an empty machine, with the memory of an earlier one if
-// there is any.
-func newMachine(memory *sync.Pool) *machine {
-	if memory == nil {
-		return &machine{}
+// maxLeave bounds the ranges of memory that a child gives back.
+const maxLeave = 64
+
+// forget gives back what the child has of its parent's memory, all but the code
+// and this plan. Nothing that a parent knows of others can be found in it.
+func (c *compiled) forget(text Text) {
+	keep := slices.Concat(text.keep, c.arena.spans())
+	free := gaps(keep, text.top)
+	if !wholly {
+		free = []span{heapAround(&Child{})}
 	}
-	m, known := memory.Get().(*machine)
-	if !known {
-		return &machine{}
+	if len(free) > maxLeave {
+		c.err = fmt.Errorf("own memory is in more than %d pieces", maxLeave)
+		return
 	}
-	clear(m.ops)
-	m.arena.reset()
-	*m = machine{ops: m.ops[:0], arena: m.arena}
-	return m
+
+	for _, s := range free {
+		o := op{call: unix.SYS_MUNMAP, reg: noRegs(), index: stepForget, save: -1}
+		o.args[0], o.args[1] = s.from, s.to-s.from
+		c.m.leave = append(c.m.leave, o)
+	}
 }
 
 // prologue undoes in the child what belongs to its parent alone.
-func (m *machine) prologue(files []int, opt Options) {
+func (c *compiled) prologue(files []int, opt Options) {
 	low := uintptr(3)
-	keep := append(slices.Clone(files), int(m.sock))
+	keep := append(slices.Clone(files), int(c.m.sock))
 	slices.Sort(keep)
 	for _, fd := range keep {
 		if uintptr(fd) > low {
-			m.prepare(unix.SYS_CLOSE_RANGE, low, uintptr(fd)-1, 0)
+			c.prepare(unix.SYS_CLOSE_RANGE, low, uintptr(fd)-1, 0)
 		}
 		low = uintptr(fd) + 1
 	}
-	m.prepare(unix.SYS_CLOSE_RANGE, low, math.MaxUint32, 0)
-	m.prepare(unix.SYS_UMASK, 0)
+	c.prepare(unix.SYS_CLOSE_RANGE, low, math.MaxUint32, 0)
+
+	c.prepare(unix.SYS_UMASK, 0)
 	if opt.NoFile != nil {
-		lim := m.arena.words(opt.NoFile.Cur, opt.NoFile.Max)
-		m.prepare(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, addr(lim), 0)
+		lim := c.words(opt.NoFile.Cur, opt.NoFile.Max)
+		c.prepare(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, addr(lim), 0)
 	}
+
 	if opt.OOMScoreAdj != "" {
 		const spare = plan.NumRegs
 		at := unix.AT_FDCWD
-		m.prepare(unix.SYS_OPENAT, uintptr(at), m.arena.str("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		m.ops[len(m.ops)-1].save = spare
+		c.prepare(unix.SYS_OPENAT, uintptr(at), c.str("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		c.m.ops[len(c.m.ops)-1].save = spare
 		for _, call := range []uintptr{unix.SYS_WRITE, unix.SYS_CLOSE} {
-			m.prepare(call, 0, m.arena.str(opt.OOMScoreAdj), uintptr(len(opt.OOMScoreAdj)))
-			m.ops[len(m.ops)-1].reg[0] = spare
+			c.prepare(call, 0, c.str(opt.OOMScoreAdj), uintptr(len(opt.OOMScoreAdj)))
+			c.m.ops[len(c.m.ops)-1].reg[0] = spare
 		}
 	}
 }
 
 // prepare adds a call whose failure does not matter.
-func (m *machine) prepare(call uintptr, args ...uintptr) {
-	o := op{call: call, reg: noRegs(), index: -1, save: -1}
+func (c *compiled) prepare(call uintptr, args ...uintptr) {
+	o := op{call: call, reg: noRegs(), index: stepPrepare, save: -1}
 	copy(o.args[:], args)
-	m.ops = append(m.ops, o)
+	c.m.ops = append(c.m.ops, o)
 }
 
-func (m *machine) add(s *plan.Step, index int32, files []int) {
+func (c *compiled) add(s *plan.Step, index int32, files []int) {
 	o := op{
-		call: s.Call, reg: noRegs(), ignore: s.Ignore, index: index,
+		call: s.Call, reg: noRegs(), index: index,
 		save: int8(s.Save), fork: s.Fork, exec: isExec(s.Call),
-		cond: s.Cond, condReg: int8(s.CondReg), want: s.Want, retry: s.Retry,
+		cond: s.Cond, condReg: int8(s.CondReg), retry: s.Retry,
+		// What the child reads must not be in the heap, where the plan is.
+		ignore: append(room[errno](&c.layout, len(s.Ignore)), s.Ignore...),
+		want:   c.bytes(s.Want, 0)[:len(s.Want)],
+		avoid:  c.bytes(s.Avoid, 0)[:len(s.Avoid)],
 	}
+
 	for j := range s.Args {
-		a := &s.Args[j]
-		switch a.Kind {
-		case plan.ArgInt:
-			o.args[j] = uintptr(a.Int)
-		case plan.ArgStr:
-			o.args[j] = m.arena.str(a.Str)
-		case plan.ArgStrs:
-			o.args[j] = m.arena.strs(a.Strs)
-		case plan.ArgBytes:
-			o.args[j] = m.arena.bytes(a.Bytes, 1)
-		case plan.ArgIn:
-			o.args[j] = uintptr(files[a.Int])
-		case plan.ArgReg:
-			o.reg[j] = int8(a.Int)
-		case plan.ArgFilter:
-			// struct sock_fprog: a 16-bit length, padding, a pointer.
-			prog := m.arena.words(0, uint64(m.arena.bytes(a.Bytes, 0)))
-			binary.NativeEndian.PutUint16(prog, uint16(len(a.Bytes)/8))
-			o.args[j] = addr(prog)
-		case plan.ArgPassFD:
-			o.args[j], o.poke[j] = m.arena.passFD()
-			o.reg[j] = int8(a.Int)
-		case plan.ArgSync:
-			o.args[j] = m.sock
-			o.sync = true
-		case plan.ArgBack:
-			o.args[j] = m.sock
-		case plan.ArgRegPtr:
-			cell := m.arena.alloc(max(8, len(a.Bytes)))
-			copy(cell, a.Bytes)
-			o.args[j], o.poke[j] = addr(cell), word32(cell)
-			o.reg[j] = int8(a.Int)
-		case plan.ArgBuf:
-			o.buf = m.arena.alloc(int(a.Int))
-			o.args[j] = addr(o.buf)
-		}
+		c.argument(&o, j, &s.Args[j], files)
 	}
-	m.ops = append(m.ops, o)
+
+	c.m.ops = append(c.m.ops, o)
+}
+
+// argument lays out argument j of a step.
+func (c *compiled) argument(o *op, j int, a *plan.Arg, files []int) {
+	switch a.Kind {
+	case plan.ArgInt:
+		o.args[j] = uintptr(a.Int)
+	case plan.ArgStr:
+		o.args[j] = c.str(a.Str)
+	case plan.ArgStrs:
+		o.args[j] = c.strs(a.Strs)
+	case plan.ArgBytes:
+		o.args[j] = addr(c.bytes(a.Bytes, 1))
+	case plan.ArgIn:
+		o.args[j] = uintptr(files[a.Int])
+	case plan.ArgReg:
+		o.reg[j] = int8(a.Int)
+	case plan.ArgFilter:
+		// struct sock_fprog: a 16-bit length, padding, a pointer.
+		prog := c.words(0, uint64(addr(c.bytes(a.Bytes, 0))))
+		binary.NativeEndian.PutUint16(prog, uint16(len(a.Bytes)/8))
+		o.args[j] = addr(prog)
+	case plan.ArgPassFD:
+		o.args[j], o.poke[j] = c.passFD()
+		o.reg[j] = int8(a.Int)
+	case plan.ArgSync:
+		o.args[j] = c.m.sock
+		o.sync = true
+	case plan.ArgBack:
+		o.args[j] = c.m.sock + uintptr(a.Int)
+	case plan.ArgRegPtr:
+		cell := c.alloc(max(8, len(a.Bytes)))
+		copy(cell, a.Bytes)
+		o.args[j], o.poke[j] = addr(cell), word32(cell)
+		o.reg[j] = int8(a.Int)
+	case plan.ArgBuf:
+		o.buf = c.alloc(int(a.Int))
+		o.args[j] = addr(o.buf)
+	}
+}
+
+// entry is the address of the function child, as Go code calls it: a function's
+// value points to where its address is.
+func entry() uintptr {
+	f := child
+	return **(**uintptr)(unsafe.Pointer(&f))
 }

@@ -14,11 +14,28 @@
 //	  socket closed by execve --->  Executed
 //	  a step failed      -------->  *StepError
 //
-// Until it executes or forks, the child shares its parent's memory and only the
-// thread that cloned it waits: a copy of the page tables would cost more than
-// most plans. A process that others in a container can see is always one that
-// forked, or the first of its own PID namespace, and a parent that starts
-// containers should be undumpable, so that none of them can look into it.
+// # What a child has
+//
+// A child is a process of its own from its first instruction: nothing waits
+// for it, whatever stops it, and no limit that it meets falls on its parent.
+// Of its parent's memory it has the code and the plan. The Go heap, which
+// knows of other containers, is never copied (MADV_DONTFORK), and the first
+// thing a child does is to unmap all the rest. A program executed for the
+// purpose would give the same, for another execve a start; sharing the
+// parent's memory would be faster still, but then a container's limits
+// end the parent (memory.oom.group), and its processes see what it knows.
+//
+//	                     memory           descriptors       capabilities  root
+//	born                 code, plan       inputs, socket    all           the node's
+//	before a Fork        code, plan       inputs, socket    as the plan   as the plan
+//	after one, Exposed   code, plan       0-2, socket       the program's the container's
+//	after execve         the program's    0-2               the program's the container's
+//
+// A child is undumpable if its parent is. One that others in a container can see
+// before its execve is Exposed by its plan: it is as poor as they are by then.
+// Its socket is worth nothing to who takes it away: the kernel says of each
+// report which process sent it, only those of the plan's own count, and of
+// an exposed one only that it failed.
 //
 // A child begins with no signal blocked or ignored, umask 0, and no
 // descriptor but 0, 1, 2, its inputs and its socket. It dies at its next

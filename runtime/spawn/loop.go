@@ -9,22 +9,11 @@ import (
 	"crisp/runtime/plan"
 )
 
-// The runtime's own bookkeeping around a system call that is known to last:
-// other goroutines run at once. The toolchain keeps these names open.
-//
-//go:linkname enterSyscall runtime.entersyscallblock
-func enterSyscall()
-
-//go:linkname exitSyscall runtime.exitsyscall
-func exitSyscall()
-
-// vfork clones a child with args, which runs m and never returns, and is back when the
-// child has executed or ended. A negative result is an errno.
+// fork clones a child with args, which calls the function at entry with m and
+// never returns. A negative result is an errno.
 //
 //go:noescape
-func vfork(m *machine, args unsafe.Pointer, size uintptr) int
-
-var _ = child // which vfork calls
+func fork(args unsafe.Pointer, size, entry uintptr, m *machine) int
 
 // Exit codes of a child that ends before execve.
 const (
@@ -34,9 +23,7 @@ const (
 
 // The kinds of report, the first word of a message from the child.
 const (
-	reportBorn   uint32 = iota + 1
-	reportUnborn        // told by the parent
-	reportFailed
+	reportFailed uint32 = iota + 1
 	reportForked
 	reportWaiting
 	reportExec
@@ -49,6 +36,16 @@ const reportWords = 3
 // numRegs has one register more than plans see, for the prologue.
 const numRegs = plan.NumRegs + 1
 
+// The indexes of steps that are not in the plan.
+const (
+	// stepPrepare is a step whose errors are ignored.
+	stepPrepare int32 = -1 - iota
+	// stepForget gives back memory of the parent.
+	stepForget
+)
+
+type errno = syscall.Errno
+
 // op is a step ready to run: nothing is left to allocate, look up or decide.
 type op struct {
 	call uintptr
@@ -57,11 +54,11 @@ type op struct {
 	reg [6]int8
 	// poke is where the register goes when the argument is a structure.
 	poke   [6]*uint32
-	ignore []syscall.Errno
-	// buf is the memory that the call fills and want what it must begin with.
-	buf, want []byte
-	// index is the step's index in the plan; negative in the prologue, whose
-	// errors are ignored.
+	ignore []errno
+	// buf is the memory that the call fills, want what it must begin with and
+	// avoid what it must not.
+	buf, want, avoid []byte
+	// index is the step's index in the plan, or one of stepPrepare and stepForget.
 	index                   int32
 	save                    int8
 	cond                    plan.Cond
@@ -74,12 +71,13 @@ type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
 
-// machine is all the memory that the child uses.
+// machine is what the child works with. It lies in memory of its own, with
+// everything that it points to.
 type machine struct {
 	clone  cloneArgs
 	pidfd  int32
-	pid    int32
 	sock   uintptr
+	leave  []op // what gives back the parent's memory
 	ops    []op
 	regs   [numRegs]uintptr
 	report [reportWords]uint32
@@ -87,46 +85,45 @@ type machine struct {
 	zero   [4]uint64 // the default struct sigaction, and an empty signal set
 	full   uint64    // all signals
 	mask   uint64    // the parent's own
-	arena  arena
 	// nowhere is nil.
 	nowhere *uint32
 }
 
-// start clones the child and waits until it no longer uses this memory.
+// start clones the child and returns its pid, or a negative errno. It does not
+// wait for the child, which may be stopped before its first instruction.
 //
-// The child shares the caller's memory, which spares the copy of its page
-// tables, and the thread that clones stands still as long as it does. To the
-// kernel it is a vfork, so that the child has an OOM score of its own and
-// running out of memory there never kills the parent. The signals are blocked
-// because a handler of the parent would run in the child.
+// The signals are blocked because a handler of the parent would run in the child.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 //go:nosplit
-func (m *machine) start() syscall.Errno {
-	enterSyscall()
+func (m *machine) start(entry uintptr) int {
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.full)), uintptr(unsafe.Pointer(&m.mask)), 8, 0, 0)
-	r := vfork(m, unsafe.Pointer(&m.clone), unsafe.Sizeof(m.clone))
+	pid := fork(unsafe.Pointer(&m.clone), unsafe.Sizeof(m.clone), entry, m)
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.mask)), 0, 8, 0, 0)
-	exitSyscall()
-	return syscall.Errno(max(0, -r))
+
+	return pid
 }
 
 // child runs the plan in the child. Like all that it calls it must neither
-// allocate nor grow the stack nor store a pointer: its memory is that of a
-// process whose other threads go on and may hold any lock.
+// allocate nor grow the stack nor touch a variable of a package: there is no
+// memory but the code, this stack, and the machine.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 //go:nosplit
 func child(m *machine) {
-	m.tell(reportBorn, 0, 0)
+	for i := range m.leave {
+		m.step(&m.leave[i])
+	}
+
 	for s := uintptr(1); s <= 64; s++ {
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&m.zero)), 0, 8, 0, 0)
 	}
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.zero)), 0, 8, 0, 0)
+
 	for i := range m.ops {
 		m.step(&m.ops[i])
 	}
@@ -173,7 +170,7 @@ func (m *machine) step(o *op) {
 	for n := 0; o.retry && e == unix.EAGAIN && n < plan.MaxRetries; n++ {
 		r, _, e = syscall.RawSyscall6(o.call, a[0], a[1], a[2], a[3], a[4], a[5])
 	}
-	if e == 0 && !m.holds(o.buf, o.want) {
+	if e == 0 && (!m.holds(o.buf, o.want) || len(o.avoid) > 0 && m.holds(o.buf, o.avoid)) {
 		e = unix.EBADMSG
 	}
 	if e != 0 {
@@ -182,7 +179,7 @@ func (m *machine) step(o *op) {
 				e = 0
 			}
 		}
-		if e != 0 && o.index >= 0 {
+		if e != 0 && o.index != stepPrepare {
 			m.tell(reportFailed, uint32(o.index), uint32(e))
 			m.exit(exitFailed)
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,8 +21,8 @@ type Options struct {
 	// OOMScoreAdj is written to the child's oom_score_adj before its first
 	// step; empty keeps the caller's.
 	OOMScoreAdj string
-	// Memory, if not nil, keeps the memory of children for later ones.
-	Memory *sync.Pool
+	// Text is where this program's code is, see [FindText]. It is looked up if empty.
+	Text Text
 }
 
 // EventKind is what happened to a child.
@@ -59,75 +58,93 @@ type Child struct {
 	// belong to the caller of Start, who must reap the process.
 	Pid, PidFD int
 
-	plan    *plan.Plan
-	sock    *os.File // nonblocking, so that a wait occupies no thread
-	raw     syscall.RawConn
-	fork    int           // index of the step that forks, -1 without
-	last    uint32        // the last report
-	waiting []Event       // events that overtook the report of the fork
-	failed  *StepError    // a failure that overtook it
-	over    bool          // the last event was reported
-	free    chan struct{} // closed when the child has left our memory
-	machine *machine
-	memory  *sync.Pool // of *machine; may be nil
+	plan *plan.Plan
+	sock *os.File // nonblocking, so that a wait occupies no thread
+	raw  syscall.RawConn
+
+	runner  int      // pid of the process that runs the plan by now
+	fork    int      // index of the step that forks, -1 without or after it
+	exposed bool     // since the fork others may have taken the runner's place
+	last    uint32   // the runner's last report
+	early   []packet // reports that overtook that of the fork
+	foreign int      // reports from processes that are not of the plan
 }
 
-// Start clones a child and lets it run the plan. The descriptors in files
-// are the plan's inputs and stay the caller's. The caller reads the child's
-// events with [Child.Next] until the last and then closes it.
-func Start(p *plan.Plan, files []int, opt Options) (*Child, error) {
+// maxForeign bounds the reports that come early or from others, before a start
+// is given up. A process that others see can be made to hand its socket over.
+const maxForeign = 16
+
+// Prepared is a child that is not born yet.
+type Prepared struct {
+	plan         *plan.Plan
+	program      *compiled
+	sock, childs *os.File
+}
+
+// Prepare lays out a plan for a child. The descriptors in files are the plan's
+// inputs and stay the caller's; they must be open until [Prepared.Start] is
+// done. One of Start and [Prepared.Close] must be called, once.
+func Prepare(p *plan.Plan, files []int, opt Options) (*Prepared, error) {
 	sock, childs, err := socketPair()
 	if err != nil {
 		return nil, fmt.Errorf("%s: make socket: %w", p.Name, err)
 	}
-	defer childs.Close()
-	c := &Child{plan: p, sock: sock, fork: -1, free: make(chan struct{}), memory: opt.Memory}
-	m, err := compile(p, files, int(childs.Fd()), opt)
-	if err == nil {
-		c.raw, err = sock.SyscallConn()
-	}
+
+	program, err := compile(p, files, int(childs.Fd()), opt)
 	if err != nil {
 		sock.Close()
+		childs.Close()
 		return nil, err
 	}
-	c.machine = m
-	go func() {
-		defer close(c.free)
-		defer childs.Close()
-		if errno := m.start(); errno != 0 {
-			unborn(childs, errno)
-		}
-	}()
-	if err := c.birth(); err != nil {
-		sock.Close()
-		return nil, err
+
+	return &Prepared{plan: p, program: program, sock: sock, childs: childs}, nil
+}
+
+// Close gives up a child that is not to be born.
+func (p *Prepared) Close() {
+	p.program.arena.release()
+	p.sock.Close()
+	p.childs.Close()
+}
+
+// Start clones the child and lets it run the plan. It waits for nothing. The
+// caller reads the child's events with [Child.Next] until the last and then
+// closes it.
+func (p *Prepared) Start() (*Child, error) {
+	raw, err := p.sock.SyscallConn()
+	if err != nil {
+		p.Close()
+		return nil, fmt.Errorf("%s: use socket: %w", p.plan.Name, err)
 	}
-	c.Pid, c.PidFD = int(m.pid), int(m.pidfd)
-	for i := range p.Steps {
-		if p.Steps[i].Fork {
+
+	c := &Child{plan: p.plan, sock: p.sock, raw: raw, fork: -1}
+	withhold(heapAround(c))
+	m := p.program.m
+	pid := m.start(entry())
+	c.Pid, c.PidFD, c.runner = pid, int(m.pidfd), pid
+	p.program.arena.release()
+	p.childs.Close()
+	if pid < 0 {
+		p.sock.Close()
+		return nil, &StepError{Plan: p.plan.Name, Index: -1, Step: "clone", Err: syscall.Errno(-pid)}
+	}
+
+	for i := range p.plan.Steps {
+		if p.plan.Steps[i].Fork {
 			c.fork = i
 		}
 	}
+
 	return c, nil
 }
 
-// unborn tells in the child's place that there is none.
-func unborn(childs *os.File, errno syscall.Errno) {
-	report := binary.NativeEndian.AppendUint32(nil, reportUnborn)
-	report = binary.NativeEndian.AppendUint32(report, 0)
-	report = binary.NativeEndian.AppendUint32(report, uint32(errno))
-	// The socket is new and open at both ends.
-	_, _ = childs.Write(report)
-}
-
-// birth waits for the first report, which tells whether there is a child. One
-// that was killed before it could report is left to Next.
-func (c *Child) birth() error {
-	_, err := c.receive()
-	if errors.Is(err, ErrDied) {
-		return nil
+// Start is [Prepare] and [Prepared.Start] in one.
+func Start(p *plan.Plan, files []int, opt Options) (*Child, error) {
+	prepared, err := Prepare(p, files, opt)
+	if err != nil {
+		return nil, err
 	}
-	return err
+	return prepared.Start()
 }
 
 // socketPair returns the caller's end, which does not block, and the child's, which does.
@@ -136,7 +153,12 @@ func socketPair() (ours, childs *os.File, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := unix.SetNonblock(pair[0], true); err != nil {
+	err = unix.SetNonblock(pair[0], true)
+	if err == nil {
+		// The kernel tells with each report whose it is.
+		err = unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	}
+	if err != nil {
 		unix.Close(pair[0])
 		unix.Close(pair[1])
 		return nil, nil, err
@@ -186,49 +208,81 @@ func (c *Child) fail(step string, err error) error {
 	return &StepError{Plan: c.plan.Name, Index: -1, Step: step, Err: errno}
 }
 
+// packet is a report as it was received.
+type packet struct {
+	pid                int // the sender's
+	kind, index, value uint32
+	fd                 int // a descriptor that was passed, -1 without one
+}
+
 // Next waits for the child's next event. A failed step is a [*StepError]; a
 // child that ended otherwise is [ErrDied]. After an error or a last event
 // there are no more.
 func (c *Child) Next() (Event, error) {
-	if c.fork < 0 && len(c.waiting) > 0 {
-		ev := c.waiting[0]
-		c.waiting = c.waiting[1:]
-		return ev, nil
-	}
-	if c.fork < 0 && c.failed != nil {
-		return Event{}, c.failed
-	}
 	for {
-		ev, err := c.receive()
-		var failed *StepError
+		p, ended, err := c.take()
 		switch {
-		case c.fork >= 0 && errors.As(err, &failed) && failed.Index > c.fork:
-			c.failed = failed // once it is known which process that was
-		case err != nil && c.failed != nil:
-			return Event{}, c.failed
 		case err != nil:
 			return Event{}, err
-		case ev.Kind == Forked:
-			c.fork = -1
-			return ev, nil
-		case c.fork >= 0 && overtook(ev, c.fork):
-			// The forked process was faster than the one that reports it.
-			c.waiting = append(c.waiting, ev)
-		default:
-			return ev, nil
+		case ended:
+			return c.closed()
+		}
+
+		if p.pid != c.runner {
+			if err := c.setAside(p); err != nil {
+				return Event{}, err
+			}
+			continue
+		}
+
+		ev, done, err := c.report(p)
+		if err != nil || done {
+			return ev, err
 		}
 	}
 }
 
-// overtook says whether an event comes from after the fork. A descriptor
-// that was passed does not tell, and is not bound to a process.
-func overtook(ev Event, fork int) bool { return ev.Kind == Waiting && ev.Step > fork }
+// take returns the next report, ended if there will be no more.
+func (c *Child) take() (p packet, ended bool, err error) {
+	if c.fork < 0 && len(c.early) > 0 {
+		p, c.early = c.early[0], c.early[1:]
+		return p, false, nil
+	}
+	return c.receive()
+}
 
-func (c *Child) receive() (Event, error) {
+// setAside keeps a report until it is known whose it is: the forked process may
+// be faster than the one that reports it. Once that is known, those of
+// others are dropped.
+func (c *Child) setAside(p packet) error {
+	if c.fork >= 0 && len(c.early) < maxForeign {
+		c.early = append(c.early, p)
+		return nil
+	}
+
+	p.drop()
+	if c.foreign++; c.foreign > maxForeign {
+		return fmt.Errorf("%s: %w: from process %d, which is not of the plan", c.plan.Name, ErrReport, p.pid)
+	}
+
+	return nil
+}
+
+func (p packet) drop() {
+	if p.fd >= 0 {
+		unix.Close(p.fd)
+	}
+}
+
+// receive waits for a packet.
+func (c *Child) receive() (p packet, ended bool, err error) {
+	var (
+		buf     [reportWords*4 + 1]byte
+		oob     [128]byte
+		n, oobn int
+	)
+
 	for {
-		var buf [reportWords*4 + 1]byte
-		var oob [64]byte
-		var n, oobn int
 		var err error
 		rerr := c.raw.Read(func(fd uintptr) bool {
 			n, oobn, _, _, err = unix.Recvmsg(int(fd), buf[:], oob[:], unix.MSG_CMSG_CLOEXEC)
@@ -236,82 +290,108 @@ func (c *Child) receive() (Event, error) {
 		})
 		switch {
 		case rerr != nil:
-			return Event{}, fmt.Errorf("%s: receive report: %w", c.plan.Name, rerr)
+			return packet{}, false, fmt.Errorf("%s: receive report: %w", c.plan.Name, rerr)
 		case err == unix.EINTR, err == unix.ECONNRESET:
 			// A child that ended without reading what it was sent is reported
 			// once, before its last words.
 			continue
 		case err != nil:
-			return Event{}, fmt.Errorf("%s: receive report: %w", c.plan.Name, err)
+			return packet{}, false, fmt.Errorf("%s: receive report: %w", c.plan.Name, err)
 		case n == 0 && oobn == 0:
-			return c.closed()
-		case oobn > 0:
-			return c.passed(oob[:oobn])
-		case n != reportWords*4:
-			return Event{}, fmt.Errorf("%s: %w: %d bytes", c.plan.Name, ErrReport, n)
+			return packet{}, true, nil
 		}
-		ev, done, err := c.report(buf[:n])
-		if err != nil || done {
-			return ev, err
+
+		p, err := parsePacket(buf[:n], oob[:oobn])
+		if err != nil {
+			return packet{}, false, fmt.Errorf("%s: %w", c.plan.Name, err)
 		}
+
+		return p, false, nil
 	}
 }
 
-// report reads a report; one that is no event by itself is not done.
-func (c *Child) report(b []byte) (ev Event, done bool, err error) {
-	var w [reportWords]uint32
-	for i := range w {
-		w[i] = binary.NativeEndian.Uint32(b[4*i:])
+// parsePacket reads a packet with its control messages. Of descriptors one is
+// taken; a packet with one is not a report but the descriptor's envelope.
+func parsePacket(b, oob []byte) (packet, error) {
+	p := packet{fd: -1}
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return p, fmt.Errorf("%w: control message", ErrReport)
 	}
-	switch w[0] {
-	case reportBorn:
-		return Event{}, true, nil
-	case reportUnborn:
-		return Event{}, false, &StepError{Plan: c.plan.Name, Index: -1, Step: "clone", Err: syscall.Errno(w[2])}
+
+	for i := range msgs {
+		if cred, err := unix.ParseUnixCredentials(&msgs[i]); err == nil {
+			p.pid = int(cred.Pid)
+			continue
+		}
+		fds, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			p.drop()
+			p.fd = fd
+		}
 	}
-	index := int(w[1])
-	if index >= len(c.plan.Steps) {
+
+	if p.fd >= 0 {
+		return p, nil
+	}
+	if len(b) != reportWords*4 {
+		return p, fmt.Errorf("%w: %d bytes", ErrReport, len(b))
+	}
+	for i, w := range []*uint32{&p.kind, &p.index, &p.value} {
+		*w = binary.NativeEndian.Uint32(b[4*i:])
+	}
+
+	return p, nil
+}
+
+// report reads a report of the process that runs the plan; one that is no event
+// by itself is not done.
+func (c *Child) report(p packet) (ev Event, done bool, err error) {
+	if p.fd >= 0 {
+		if c.exposed {
+			p.drop()
+			return Event{}, false, fmt.Errorf("%s: %w: a descriptor from where others see the process", c.plan.Name, ErrReport)
+		}
+		return Event{Kind: Passed, FD: p.fd}, true, nil
+	}
+
+	index := int(int32(p.index))
+	if index == int(stepForget) && p.kind == reportFailed {
+		return Event{}, false, &StepError{Plan: c.plan.Name, Index: -1, Step: "forget memory of parent", Err: syscall.Errno(p.value)}
+	}
+	if index < 0 || index >= len(c.plan.Steps) {
 		return Event{}, false, fmt.Errorf("%s: %w: step %d", c.plan.Name, ErrReport, index)
 	}
-	if w[0] != reportForked { // which may come after the report of execve
-		c.last = w[0]
-	}
-	switch w[0] {
-	case reportFailed:
-		return Event{}, false, &StepError{Plan: c.plan.Name, Index: index, Step: c.plan.Steps[index].Name, Err: syscall.Errno(w[2])}
-	case reportForked:
-		return Event{Kind: Forked, Step: index, Pid: int(w[2])}, true, nil
-	case reportWaiting:
+
+	c.last = p.kind
+	switch {
+	case p.kind == reportFailed:
+		return Event{}, false, &StepError{Plan: c.plan.Name, Index: index, Step: c.plan.Steps[index].Name, Err: syscall.Errno(p.value)}
+	case p.kind == reportForked && index == c.fork:
+		c.runner, c.fork, c.exposed = int(p.value), -1, c.plan.Steps[index].Exposed
+		return Event{Kind: Forked, Step: index, Pid: c.runner}, true, nil
+	case p.kind == reportWaiting && !c.exposed:
 		return Event{Kind: Waiting, Step: index}, true, nil
-	case reportExec, reportEnd:
+	case p.kind == reportExec, p.kind == reportEnd:
 		return Event{}, false, nil
 	}
-	return Event{}, false, fmt.Errorf("%s: %w: kind %d", c.plan.Name, ErrReport, w[0])
+
+	return Event{}, false, fmt.Errorf("%s: %w: kind %d", c.plan.Name, ErrReport, p.kind)
 }
 
+// closed says what it means that nobody has the child's end of the socket any more.
 func (c *Child) closed() (Event, error) {
 	switch {
 	case c.fork >= 0:
 	case c.last == reportExec:
-		c.over = true
 		return Event{Kind: Executed}, nil
 	case c.last == reportEnd:
-		c.over = true
 		return Event{Kind: Ended}, nil
 	}
 	return Event{}, fmt.Errorf("%s: %w", c.plan.Name, ErrDied)
-}
-
-func (c *Child) passed(oob []byte) (Event, error) {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(msgs) != 1 {
-		return Event{}, fmt.Errorf("%s: %w: control message", c.plan.Name, ErrReport)
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return Event{}, fmt.Errorf("%s: %w: descriptors", c.plan.Name, ErrReport)
-	}
-	return Event{Kind: Passed, FD: fds[0]}, nil
 }
 
 // Release lets a child that is Waiting go on.
@@ -337,15 +417,5 @@ func (c *Child) Abort() {
 	_ = unix.PidfdSendSignal(c.PidFD, unix.SIGKILL, nil, 0)
 }
 
-// Close releases the socket to the child, not PidFD, and is called once. It does not wait for a
-// child that was aborted and hangs in the kernel.
-func (c *Child) Close() {
-	c.sock.Close()
-	if !c.over {
-		return
-	}
-	<-c.free
-	if c.memory != nil {
-		c.memory.Put(c.machine)
-	}
-}
+// Close releases the socket to the child, not PidFD, and is called once.
+func (c *Child) Close() { c.sock.Close() }

@@ -290,10 +290,7 @@ func TestGateHolds(t *testing.T) {
 	}
 }
 
-// TestCallerGoneBeforeExec closes the caller's end while the child works.
-// TestCallerGoesOn lets a child, which shares the caller's memory, stand at its
-// gate: the caller's threads must not wait for it, not even to collect
-// garbage, and keep their own OOM score.
+// TestCallerGoesOn lets a child stand at its gate: it has an OOM score of its own.
 func TestCallerGoesOn(t *testing.T) {
 	score := func() string {
 		b, err := os.ReadFile("/proc/self/oom_score_adj")
@@ -306,15 +303,7 @@ func TestCallerGoesOn(t *testing.T) {
 	p := newProgram()
 	p.gate()
 	p.do("exec", unix.SYS_EXECVE, str("/bin/true"), strs("true"), strs())
-	c, err := Start(&p.Plan, nil, Options{OOMScoreAdj: "321"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if ev, err := c.Next(); err != nil || ev.Kind != Waiting {
-		t.Fatalf("got %+v, %v", ev, err)
-	}
-	runtime.GC()
+	c := p.atGate(t, Options{OOMScoreAdj: "321"})
 	if now := score(); now != before {
 		t.Errorf("own score became %q, was %q", now, before)
 	}
@@ -325,9 +314,130 @@ func TestCallerGoesOn(t *testing.T) {
 	if ev, err := c.Next(); err == nil {
 		t.Errorf("aborted child: %+v", ev)
 	}
-	reap(t, c.Pid)
-	unix.Close(c.PidFD)
-	<-c.free
+}
+
+// atGate starts a plan and returns once it waits at its first gate.
+func (p *program) atGate(t *testing.T, opt Options) *Child {
+	t.Helper()
+	c, err := Start(&p.Plan, nil, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.Abort()
+		c.Close()
+		reap(t, c.Pid)
+		unix.Close(c.PidFD)
+	})
+	if ev, err := c.Next(); err != nil || ev.Kind != Waiting {
+		t.Fatalf("got %+v, %v", ev, err)
+	}
+	return c
+}
+
+// TestStartWaitsForNoChild starts a child that is stopped before its first
+// instruction, as one born in a frozen cgroup is.
+func TestStartWaitsForNoChild(t *testing.T) {
+	testkit.Root(t)
+	group := frozenGroup(t)
+	p := newProgram()
+	p.Inputs = append(p.Inputs, plan.Input{Name: "cgroup"})
+	p.Clone.Cgroup = 0
+	p.gate()
+	c, err := Start(&p.Plan, []int{int(group.Fd())}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(c.PidFD)
+	defer reap(t, c.Pid)
+	defer c.Close()
+	c.Abort()
+	if ev, err := c.Next(); !errors.Is(err, ErrDied) {
+		t.Errorf("aborted child: %+v, %v", ev, err)
+	}
+}
+
+// frozenGroup returns an open cgroup of version 2 in which nothing runs.
+func frozenGroup(t *testing.T) *os.File {
+	t.Helper()
+	root := "/sys/fs/cgroup"
+	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
+		root += "/unified"
+	}
+	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
+		testkit.Skip(t, "cgroup version 2 mounted", "there is no group to be born in")
+	}
+	dir, err := os.MkdirTemp(root, "crisp-spawn-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(dir+"/cgroup.freeze", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// TestChildHasNoMemoryOfItsParent looks at what is mapped in a child that waits
+// at a gate: the code, the plan, and no heap, stack or variable of this process.
+func TestChildHasNoMemoryOfItsParent(t *testing.T) {
+	if !wholly {
+		testkit.Skip(t, "build without C", "the race detector's library needs memory of its own")
+	}
+	secret := []byte(strings.Repeat("of another pod, not to be seen ", 100))
+	p := newProgram()
+	p.do("use", unix.SYS_CHDIR, str("/"))
+	p.gate()
+	c := p.atGate(t, Options{})
+
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", c.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", c.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Close()
+
+	private := 0
+	for line := range strings.Lines(string(maps)) {
+		m, err := parseMapping(strings.TrimSuffix(line, "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case strings.HasPrefix(m.file, "[v"), m.file == self && m.access[1] != 'w':
+			continue
+		case m.file != "":
+			t.Errorf("the child has %s", line)
+		}
+		private += int(m.to - m.from)
+		content := make([]byte, m.to-m.from)
+		if _, err := memory.ReadAt(content, int64(m.from)); err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(content, secret[:31]) {
+			t.Errorf("the child has its parent's memory in %s", line)
+		}
+	}
+	if private != firstChunk {
+		t.Errorf("the child has %d bytes of its own, want the %d of its plan", private, firstChunk)
+	}
+	runtime.KeepAlive(secret)
 }
 
 func TestCallerGoneBeforeExec(t *testing.T) {
@@ -413,16 +523,15 @@ func TestLimitsAreRestored(t *testing.T) {
 	}
 }
 
-// TestMemoryIsReused runs plans of several sizes in the same memory.
-func TestMemoryIsReused(t *testing.T) {
-	opt := Options{Memory: new(sync.Pool)}
+// TestSizes runs plans that take little and much memory.
+func TestSizes(t *testing.T) {
 	for _, size := range []int{10, 40000, 3, 200000, 5} {
 		p := newProgram()
 		for range size / 100 {
 			p.do("close", unix.SYS_CLOSE, num(-1)).Ignore = []syscall.Errno{unix.EBADF}
 		}
 		p.shell(fmt.Sprintf("a=%s; echo ${#a}", strings.Repeat("x", min(size, 100000))))
-		if r := p.run(t, opt); r.err != nil || r.out != fmt.Sprintln(min(size, 100000)) {
+		if r := p.run(t, Options{}); r.err != nil || r.out != fmt.Sprintln(min(size, 100000)) {
 			t.Errorf("size %d: output %q, error %v", size, r.out, r.err)
 		}
 	}
@@ -580,4 +689,91 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestForeignReports sends reports in the place of a child that others see:
+// none counts, whatever it says, and too many end the start.
+func TestForeignReports(t *testing.T) {
+	p := newProgram()
+	p.fork()
+	p.Steps[0].Exposed = true
+	p.shell("sleep 0.1; echo on")
+	for _, many := range []bool{false, true} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer w.Close()
+		prepared, err := Prepare(&p.Plan, []int{int(w.Fd())}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// As a process would that was given the child's end.
+		stolen, err := unix.Dup(int(prepared.childs.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := prepared.Start()
+		if err != nil {
+			t.Fatal(err)
+		}
+		forge := func(kind, value uint32, fds ...int) {
+			b := binary.NativeEndian.AppendUint32(nil, kind)
+			b = binary.NativeEndian.AppendUint32(b, 0)
+			b = binary.NativeEndian.AppendUint32(b, value)
+			if err := unix.Sendmsg(stolen, b, unix.UnixRights(fds...), nil, 0); err != nil {
+				t.Error(err)
+			}
+		}
+		forge(reportForked, 1)
+		forge(reportWaiting, 0)
+		forge(reportExec, 0)
+		forge(reportFailed, uint32(unix.EPERM), int(w.Fd()))
+		pids, last := []int{c.Pid}, error(nil)
+		for last == nil {
+			ev, err := c.Next()
+			if last = err; ev.Kind == Executed {
+				break
+			}
+			if ev.Kind != Forked {
+				if err == nil {
+					t.Errorf("event %+v", ev)
+				}
+				continue
+			}
+			pids = append(pids, ev.Pid)
+			for range 2 * maxForeign {
+				if many {
+					forge(reportForked, 1)
+				}
+			}
+			unix.Close(stolen)
+		}
+		if many != errors.Is(last, ErrReport) || many != (last != nil) {
+			t.Errorf("many = %v: error %v", many, last)
+		}
+		if len(pids) != 2 || pids[1] == 1 {
+			t.Errorf("processes %d", pids)
+		}
+		c.Close()
+		for _, pid := range pids {
+			reap(t, pid)
+		}
+		unix.Close(c.PidFD)
+	}
+}
+
+// TestExposedDealsWithNobody refuses plans that wait or pass something on where
+// others see the process.
+func TestExposedDealsWithNobody(t *testing.T) {
+	for _, a := range []plan.Arg{{Kind: plan.ArgSync}, {Kind: plan.ArgBack}, {Kind: plan.ArgPassFD}} {
+		p := newProgram()
+		p.fork()
+		p.Steps[0].Exposed = true
+		p.do("deal", unix.SYS_GETPID, a)
+		if _, err := Start(&p.Plan, nil, Options{}); !errors.Is(err, plan.ErrInvalid) {
+			t.Errorf("%+v: error %v", a, err)
+		}
+	}
 }

@@ -125,7 +125,7 @@ func TestBadStarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(good)
-	junk, err := sealedFile("plan", []byte("crisp plan 1\njunk"))
+	junk, err := sealedFile("plan", []byte("crisp plan 2\njunk"))
 	if err != nil {
 		t.Fatal(err)
 	}

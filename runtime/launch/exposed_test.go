@@ -1,0 +1,242 @@
+package launch
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/keeper/client"
+	"crisp/runtime/plan"
+	"crisp/runtime/seccomp"
+	"crisp/test/testkit"
+	"crisp/test/testkit/pace"
+)
+
+// stopExposed makes the process of a plan wait for its standard input as soon as
+// others see it.
+func stopExposed(p *plan.Plan) {
+	i := slices.IndexFunc(p.Steps, func(s plan.Step) bool { return s.Exposed })
+	if i < 0 {
+		return
+	}
+	p.Steps = slices.Insert(p.Steps, i+1, plan.Step{
+		Name: "stop where others see it", Call: unix.SYS_READ, Save: plan.NoReg, CondReg: plan.NoReg,
+		Args: []plan.Arg{{}, {Kind: plan.ArgBuf, Int: 1}, {Int: 1}},
+	})
+}
+
+// exposed waits for the child of this process that is visible in another PID
+// namespace before it has executed, and returns its pid.
+func exposed(t *testing.T) int {
+	t.Helper()
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(pace.Scale(20 * time.Second)); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		lists, err := filepath.Glob("/proc/self/task/*/children")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, list := range lists {
+			children, _ := os.ReadFile(list) // a thread may be gone
+			for _, child := range strings.Fields(string(children)) {
+				exe, _ := os.Readlink("/proc/" + child + "/exe")
+				wchan, _ := os.ReadFile("/proc/" + child + "/syscall")
+				pid, err := strconv.Atoi(child)
+				if err == nil && exe == self && len(strings.Fields(statusOf(t, pid, "NSpid"))) > 1 && strings.HasPrefix(string(wchan), "0 0x0 ") {
+					return pid
+				}
+			}
+		}
+	}
+	t.Fatal("no process was exposed")
+	return 0
+}
+
+func statusOf(t *testing.T, pid int, field string) string {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return "gone"
+	}
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(line, field+":"); ok {
+			return strings.Join(strings.Fields(value), " ")
+		}
+	}
+	return "none"
+}
+
+// TestExposedIsPoor stops processes where others in their PID namespace see
+// them before they execute. What they have by then is what the program has.
+func TestExposedIsPoor(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		testkit.Skip(t, "amd64", "numbers of system calls are looked for in /proc/PID/syscall")
+	}
+	secret := strings.Repeat("the environment of another pod ", 8)
+	for _, userns := range []bool{false, true} {
+		for _, kind := range []string{"exec", "start beside"} {
+			for _, noNew := range []bool{false, true} {
+				for _, filter := range []*specs.LinuxSeccomp{nil, seccomp.RuntimeDefault([]string{"CAP_SYS_PTRACE"})} {
+					name := fmt.Sprintf("%s, user namespace %v, no new privileges %v, filter %v", kind, userns, noNew, filter != nil)
+					t.Run(name, func(t *testing.T) {
+						b := newLab(t)
+						pod := usual()
+						if userns {
+							pod = usersOwn()
+						}
+						pod.PidNS = true
+						b.sandbox(pod)
+						change := func(s *specs.Spec) {
+							setNamespace(s, specs.PIDNamespace, "ns/pid")
+							s.Process.NoNewPrivileges = noNew
+							s.Process.User = specs.User{UID: 1234, GID: 1235, AdditionalGids: []uint32{7}}
+							s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_SYS_PTRACE"}}
+							s.Linux.Seccomp = filter
+						}
+						c, s := b.running(change)
+						b.k.change = stopExposed
+						stdin, poke, err := os.Pipe()
+						if err != nil {
+							t.Fatal(err)
+						}
+						defer stdin.Close()
+						defer poke.Close()
+						done := make(chan error, 1)
+						var e *started
+						go func() {
+							var err error
+							o := plan.Options{HasStdin: true}
+							held := Held{"stdin": stdin}
+							if kind == "exec" {
+								p := *s.Process
+								p.Args = []string{"sh", "-c", "cat"}
+								held["pidfd"] = c.PidFD
+								e, err = b.launch(held, o, func(held Held) (*client.Started, error) {
+									return b.l.Exec(b.t.Context(), "exec", s, &p, o, held)
+								})
+							} else {
+								beside := b.spec("cat")
+								change(beside)
+								e, err = b.start(beside, held, o)
+							}
+							done <- err
+						}()
+						pid := exposed(t)
+						poor(t, pid, c.Pid, secret)
+						if _, err := poke.Write([]byte{0}); err != nil {
+							t.Fatal(err)
+						}
+						if err := <-done; err != nil {
+							t.Fatal(err)
+						}
+						same(t, pid, e.Pid, c.Pid)
+					})
+				}
+			}
+		}
+	}
+	runtime.KeepAlive(secret)
+}
+
+// poor checks a process that is exposed in the container of another.
+func poor(t *testing.T, pid, other int, secret string) {
+	t.Helper()
+	for _, link := range []string{"root", "ns/user", "ns/pid", "ns/net", "ns/ipc", "ns/uts"} {
+		got, err := os.Readlink(fmt.Sprintf("/proc/%d/%s", pid, link))
+		want, werr := os.Readlink(fmt.Sprintf("/proc/%d/%s", other, link))
+		if err != nil || werr != nil || got != want {
+			t.Errorf("%s is %s, want %s (%v, %v)", link, got, want, err, werr)
+		}
+	}
+	for _, field := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters"} {
+		if got, want := statusOf(t, pid, field), statusOf(t, other, field); got != want {
+			t.Errorf("%s is %q, want %q as in the container", field, got, want)
+		}
+	}
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sockets := 0
+	for _, fd := range fds {
+		n, _ := strconv.Atoi(fd.Name())
+		link, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name()))
+		if n > 2 && !strings.HasPrefix(link, "socket:") {
+			t.Errorf("descriptor %d is %s", n, link)
+		}
+		if n > 2 {
+			sockets++
+		}
+	}
+	if sockets != 1 {
+		t.Errorf("%d sockets are open", sockets)
+	}
+	if !memoryHas(t, os.Getpid(), secret) || memoryHas(t, pid, secret) {
+		t.Error("memory of another pod is in the process, or is looked for in the wrong way")
+	}
+	for _, name := range []string{"environ", "cmdline"} {
+		if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name)); len(b) > 0 {
+			t.Errorf("%s is %q", name, b)
+		}
+	}
+}
+
+// memoryHas looks through all that is mapped.
+func memoryHas(t *testing.T, pid int, secret string) bool {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	for line := range strings.Lines(string(maps)) {
+		if strings.Contains(line, "[v") {
+			continue
+		}
+		var from, to int64
+		if _, err := fmt.Sscanf(line, "%x-%x", &from, &to); err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(io.NewSectionReader(mem, from, to-from))
+		if err != nil {
+			continue // nothing is there
+		}
+		if bytes.Contains(content, []byte(secret)) {
+			return true
+		}
+	}
+	return false
+}
+
+// same checks that the process that was exposed is the one that executed, and
+// the first of a session.
+func same(t *testing.T, pid, started, other int) {
+	t.Helper()
+	if pid != started {
+		t.Errorf("process %d was exposed, process %d executed", pid, started)
+	}
+	sid, err := unix.Getsid(pid)
+	if err != nil || sid != pid {
+		t.Errorf("session %d of process %d: %v", sid, pid, err)
+	}
+	if got, want := statusOf(t, pid, "CapBnd"), statusOf(t, other, "CapBnd"); got != want {
+		t.Errorf("bounding set %s, want %s", got, want)
+	}
+}

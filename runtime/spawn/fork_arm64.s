@@ -1,0 +1,21 @@
+#include "textflag.h"
+
+// func fork(args unsafe.Pointer, size, entry uintptr, m *machine) int
+TEXT ·fork(SB), NOSPLIT, $0-40
+	MOVD	args+0(FP), R0
+	MOVD	size+8(FP), R1
+	MOVD	entry+16(FP), R19
+	MOVD	m+24(FP), R20
+	MOVD	$435, R8	// clone3
+	SVC
+	CBZ	R0, born
+	MOVD	R0, ret+32(FP)
+	RET
+born:
+	// On a stack of its own. The function is entered as Go code does, with its
+	// argument in R0: the way from assembly to Go would read the thread's
+	// memory, which the child does not have.
+	MOVD	ZR, R29
+	MOVD	R20, R0
+	CALL	(R19)
+	BRK
