@@ -12,7 +12,8 @@ import (
 //
 //	/root   an empty folder on which a container's root is mounted
 //	/shm    the pod's shared memory
-//	/mask   /null, where a container mounts what covers its masked paths
+//	/mask   an empty file system that nobody can write to, for masked folders
+//	/null   the host's null device, for masked files
 //	/procs  the procfs of the pod's PID namespace, if it has one
 //	/proc   /sys, in a user namespace only: the kernel lets such a namespace
 //	        mount these afresh only where it sees them already
@@ -63,6 +64,8 @@ func (b *builder) base(o baseOptions) {
 		o.shmSize = DefaultShmSize
 	}
 	shm := []fsOption{{key: "mode", value: "1777"}, {key: "size", value: strconv.FormatInt(o.shmSize, 10)}}
+	b.mask(o.label)
+	b.inBase(baseNull, b.input(Input{Name: "mount /dev/null", Kind: InputMount, Path: "/dev/null", Propagation: unix.MS_PRIVATE}))
 	b.fileSystem("shared memory", "tmpfs", attrs, labelled(shm, o.label), regMount)
 	b.inBase(baseShm, reg(regMount))
 
@@ -80,11 +83,15 @@ func (b *builder) base(o baseOptions) {
 	b.setAttr("make base read-only", reg(regBase), 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
 }
 
-// empty makes an empty, read-only file system.
-func (b *builder) empty(what, label string, to Reg) {
+// mask mounts an empty file system at the base's /mask. The containers of a pod
+// share it, and one that may mount could make a tmpfs writable for all of them;
+// an overlay without an upper layer stays read-only whoever remounts it. It needs
+// two layers, both empty.
+func (b *builder) mask(label string) {
 	attrs := uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
-	options := []fsOption{{key: "ro", flag: true}, {key: "mode", value: "755"}, {key: "size", value: "4k"}, {key: "nr_inodes", value: "2"}}
-	b.fileSystem(what, "tmpfs", attrs, labelled(options, label), to)
+	layers := []fsOption{{key: "lowerdir", value: "/" + baseMask + ":/" + baseRoot}}
+	b.fileSystem("mask", "overlay", attrs, labelled(layers, label), regMount)
+	b.inBase(baseMask, reg(regMount))
 }
 
 // labelled adds to a file system's options the SELinux label of all its files.

@@ -183,7 +183,7 @@ func TestFromOCI(t *testing.T) {
 	for _, in := range p.Inputs {
 		inputs = append(inputs, fmt.Sprint(in.Kind, " ", in.Path))
 	}
-	want := []string{"1 /bundle/rootfs", "2 /var/run/netns/x", "1 /bundle/files", "1 /dev/null"}
+	want := []string{"1 /bundle/rootfs", "2 /var/run/netns/x", "1 /dev/null", "1 /bundle/files"}
 	if !reflect.DeepEqual(inputs, want) {
 		t.Errorf("inputs %q, want %q", inputs, want)
 	}

@@ -25,7 +25,6 @@ const (
 	regDir               // a directory
 	regKind              // says whether something is a directory
 	regFile              // a file being written
-	regMask              // an empty file system that covers masked folders
 )
 
 // builder collects a plan's steps and inputs.

@@ -307,28 +307,17 @@ func (c *container) cgroup(what, dest string, o mountOptions) {
 }
 
 // maskPaths covers paths that the container must not see. Whether one is a
-// folder or a file, or is there at all, shows only now. What covers them comes
-// by descriptor: an empty file system of the container's own, and the
-// null device of the host.
+// folder or a file, or is there at all, shows only now. What covers them is the
+// base's, which nobody but processes on their way into a container can reach.
 func (c *container) maskPaths() {
-	if len(c.s.Linux.MaskedPaths) == 0 {
-		return
-	}
-
-	c.empty("mask", c.s.Linux.MountLabel, regMask)
-	null := c.input(Input{Name: "mount /dev/null", Kind: InputMount, Path: "/dev/null", Propagation: unix.MS_PRIVATE})
-	// Only what is attached can be copied.
-	c.inBase(baseMask, reg(regMask))
-	c.inBase(baseNull, null)
-
 	for _, p := range c.s.Linux.MaskedPaths {
 		what, p := "mask "+clean(p), clean(p)
 		c.open(what+": look for folder", p, unix.O_PATH|unix.O_DIRECTORY, inRoot, regKind).ignore(unix.ENOENT, unix.ENOTDIR)
 		c.open(what+": look for file", p, unix.O_PATH, inRoot, regTarget).ignore(unix.ENOENT, unix.ENOTDIR).when(IfUnset, regKind)
-		c.cloneMount(what+": copy empty folder", reg(regMask), "", 0, regMount).when(IfSet, regKind)
+		c.cloneMount(what+": copy empty folder", reg(regBase), baseMask, 0, regMount).when(IfSet, regKind)
 		c.attach(what+" (folder)", reg(regMount), regKind).when(IfSet, regKind)
 		c.shut(regMount)
-		c.cloneMount(what+": copy null device", null, "", 0, regMount).when(IfSet, regTarget)
+		c.cloneMount(what+": copy null device", reg(regBase), baseNull, 0, regMount).when(IfSet, regTarget)
 		c.attach(what+" (file)", reg(regMount), regTarget).when(IfSet, regTarget)
 		c.shut(regMount)
 		c.shut(regTarget)

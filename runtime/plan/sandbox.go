@@ -56,7 +56,7 @@ func Sandbox(o SandboxOptions) (*Plan, error) {
 	b.base(baseOptions{shmSize: o.ShmSize, label: o.MountLabel, userns: o.NewUser, procfs: o.PidNS})
 	b.wait("let the keeper hold namespaces")
 	if o.PidNS {
-		b.pause(o.ProcessLabel, o.MountLabel)
+		b.pause(o.ProcessLabel)
 	}
 	return b.plan, nil
 }
@@ -114,10 +114,10 @@ func sysctlPath(key string) string {
 
 // pause becomes the first process of the pod's PID namespace, without any right.
 // Containers see it: its root is empty and read-only, and none of the pod's base.
-func (b *builder) pause(label, mountLabel string) {
+func (b *builder) pause(label string) {
 	b.makeNamespaces(unix.CLONE_NEWNS)
 	b.step("open base", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regBase)
-	b.empty("root of pause", mountLabel, regMount)
+	b.cloneMount("root of pause", reg(regBase), baseMask, 0, regMount)
 	b.inBase(baseRoot, reg(regMount))
 	b.pivot("root of pause", reg(regMount))
 	b.leaveOldRoot("base")
