@@ -235,6 +235,7 @@ func (p *pod) holdTarget(h *held, target string) error {
 		return fmt.Errorf("open PID namespace of container %s: %w", target, err)
 	}
 	h.add("ns/pid", f)
+	h.files["target"] = pr.pidfd
 	// While the pidfd's process lives, its pid was not reused.
 	if err := signal0(pr.pidfd); err != nil {
 		return fmt.Errorf("target container %s of the PID namespace: %w", target, err)

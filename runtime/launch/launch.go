@@ -111,16 +111,16 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
-	p, err := plan.Container(s, o)
-	if err != nil {
-		return nil, err
-	}
 	in := l.inputs(h, s)
 	defer in.close()
 	if o.Procfs {
-		if err := in.joinedProcfs(s); err != nil {
+		if o.Target, err = in.joinedProcfs(s); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Name, err)
 		}
+	}
+	p, err := plan.Container(s, o)
+	if err != nil {
+		return nil, err
 	}
 	if err := in.open(ctx, p); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -85,28 +86,41 @@ func joinedPIDs(s *specs.Spec) string {
 }
 
 // joinedProcfs makes the procfs of the PID namespace that a container joins: the
-// container's process cannot, as it is not in there before it is seen there.
-func (in *inputs) joinedProcfs(s *specs.Spec) error {
+// container's process cannot, as it is not in there before it is seen there. Where
+// the kernel cannot, either, and a process that is in there is held as "target",
+// the plan takes that one's: its PID namespace is returned.
+func (in *inputs) joinedProcfs(s *specs.Spec) (*plan.File, error) {
 	name := joinedPIDs(s)
 	ns := in.held[name]
 	if strings.HasPrefix(name, "/") {
 		f, err := in.keep(openFile(name, unix.O_RDONLY))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		ns = f
 	}
 	if ns == nil {
-		return fmt.Errorf("PID namespace %q: %w", name, ErrNotHeld)
+		return nil, fmt.Errorf("PID namespace %q: %w", name, ErrNotHeld)
 	}
 
 	procfs, err := newProcfs(ns)
-	if err != nil {
-		return err
+	switch {
+	case errors.Is(err, ErrNoPIDOption) && in.held["target"] != nil:
+		return identityOf(ns)
+	case err != nil:
+		return nil, err
 	}
 	in.own("procfs/pid", procfs)
 
-	return nil
+	return nil, nil
+}
+
+func identityOf(f *os.File) (*plan.File, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("examine %s: %w", f.Name(), err)
+	}
+	return &plan.File{Dev: st.Dev, Ino: st.Ino}, nil
 }
 
 const cgroupRoot = "/sys/fs/cgroup"

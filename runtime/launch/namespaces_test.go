@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -207,12 +208,38 @@ func TestTargetPID(t *testing.T) {
 	defer ns.Close()
 	s := b.spec("tr '\\0' ' ' </proc/1/cmdline")
 	setNamespace(s, specs.PIDNamespace, "ns/pid")
-	c, err := b.start(s, Held{"ns/pid": ns}, plan.Options{Procfs: true})
+	held := Held{"ns/pid": ns, "target": target.PidFD}
+	c, err := b.start(s, held, plan.Options{Procfs: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, code := c.wait(); got != "/bin/sleep 4321 " || code != 0 {
 		t.Errorf("process 1 is %q, exit code %d", got, code)
+	}
+
+	// As where the kernel cannot make a procfs of another PID namespace.
+	id, err := identityOf(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := os.Open("/proc/self/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	wrong, err := identityOf(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err = b.start(s, held, plan.Options{Target: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, code := c.wait(); got != "/bin/sleep 4321 " || code != 0 {
+		t.Errorf("by the target's /proc: process 1 is %q, exit code %d", got, code)
+	}
+	if _, err := b.start(s, held, plan.Options{Target: wrong}); !errors.Is(err, unix.EBADMSG) {
+		t.Errorf("a /proc of another namespace: error %v", err)
 	}
 }
 

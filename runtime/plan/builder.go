@@ -25,6 +25,7 @@ const (
 	regDir               // a directory
 	regKind              // says whether something is a directory
 	regFile              // a file being written
+	regProcfs            // the procfs of another's PID namespace
 )
 
 // builder collects a plan's steps and inputs.

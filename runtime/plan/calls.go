@@ -125,6 +125,7 @@ var calls = []struct {
 	{unix.SYS_FCHOWNAT, signature{name: "fchownat", args: []format{folder, nil, nil, nil, atNames.text}}},
 	{unix.SYS_FSCONFIG, signature{name: "fsconfig", args: []format{nil, fsconfigNames.choice}}},
 	{unix.SYS_FSETXATTR, signature{name: "fsetxattr"}},
+	{sysFstatat, signature{name: "newfstatat", args: []format{folder, nil, nil, atNames.text}}},
 	{unix.SYS_FSTATFS, signature{name: "fstatfs"}},
 	{unix.SYS_FSMOUNT, signature{name: "fsmount", args: []format{nil, fsmountNames.text, attrNames.text}}},
 	{unix.SYS_FSOPEN, signature{name: "fsopen", args: []format{nil, fsopenNames.text}}},

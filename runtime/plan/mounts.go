@@ -186,9 +186,12 @@ func (c *container) joinedProcfs(what, dest string, o mountOptions) error {
 	}
 
 	procfs := reg(regMount)
-	if c.o.Procfs {
+	switch {
+	case c.o.Target != nil:
+		procfs = reg(regProcfs)
+	case c.o.Procfs:
 		procfs = c.held("procfs/pid")
-	} else {
+	default:
 		c.cloneMount(what+": copy", reg(regBase), baseProcs, 0, regMount)
 	}
 	c.setAttr(what+": options", procfs, 0, o.set|o.setAll, o.clear, 0)

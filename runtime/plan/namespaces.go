@@ -98,6 +98,9 @@ var joinOrder = []specs.LinuxNamespaceType{
 // enter joins and makes the namespaces. After it the process is where it will
 // stay, but for its mounts.
 func (c *container) enter() {
+	if c.o.Target != nil {
+		c.takeProcfs()
+	}
 	for _, t := range joinOrder {
 		name, ok := c.ns.joined[t]
 		if !ok {
@@ -121,6 +124,25 @@ func (c *container) enter() {
 	// The view of cgroups begins at the one that was joined meanwhile.
 	c.makeNamespaces(c.ns.made &^ c.plan.Clone.Flags)
 }
+
+// takeProcfs copies the procfs that another container has on its /proc, without
+// what is mounted on top of it, and checks that it shows the PID namespace that
+// is to be joined: whatever that container did to its mounts, it is shown
+// this or the start fails.
+func (c *container) takeProcfs() {
+	c.step("join target's mounts", unix.SYS_SETNS, c.held("target"), num(uint64(unix.CLONE_NEWNS)))
+	root := c.root
+	c.root = here()
+	c.open("open target's /proc", "/proc", unix.O_PATH|unix.O_DIRECTORY, noLinks, regTarget)
+	c.root = root
+	c.step("target's /proc is procfs", unix.SYS_FSTATFS, reg(regTarget), buffer(statfsSize)).Want = words(unix.PROC_SUPER_MAGIC)
+	c.cloneMount("copy target's procfs", reg(regTarget), "", 0, regProcfs)
+	s := c.step("target's procfs is of its PID namespace", sysFstatat, reg(regProcfs), str("1/ns/pid"), buffer(statSize), zero())
+	s.Want = words(c.o.Target.Dev, c.o.Target.Ino)
+}
+
+// statSize is room for a struct stat, which begins with device and inode.
+const statSize = 256
 
 // makeNamespaces makes further namespaces for the process itself.
 func (b *builder) makeNamespaces(flags uint64) {

@@ -17,9 +17,13 @@ type Options struct {
 	// Hierarchies are the host's cgroup v1 hierarchies, for a mount of type
 	// cgroup. Empty means that the host has the unified hierarchy.
 	Hierarchies []Hierarchy
-	// Procfs says that a procfs of the PID namespace that is joined is held as
-	// "procfs/pid"; otherwise the pod's base has it.
+	// Procfs says that the PID namespace that is joined is not the one whose
+	// procfs the pod's base has. That of another is held as "procfs/pid", or
+	// taken from a process in there, see Target.
 	Procfs bool
+	// Target, if not nil, is the PID namespace of the process that is held as
+	// "target", on whose /proc is the procfs for Procfs.
+	Target *File
 	// Seccomp is the compiled filter, nil for none.
 	Seccomp *Filter
 	// Terminal gives the process a terminal, whose master goes to the keeper.
@@ -36,6 +40,9 @@ type Options struct {
 	// where that is not the same. It matters only in a user namespace.
 	Nodes map[string]string
 }
+
+// File is the identity of a file: st_dev and st_ino.
+type File struct{ Dev, Ino uint64 }
 
 // Filter is a seccomp filter.
 type Filter struct {
