@@ -32,6 +32,8 @@ import (
 type runner struct {
 	// change, if set, may alter a plan before it runs.
 	change func(*plan.Plan)
+	// gate, if set, is called at the first gate of a plan whose request has none.
+	gate func(int) error
 }
 
 func (k runner) Start(_ context.Context, r client.Request) (_ *client.Started, err error) {
@@ -55,6 +57,9 @@ func (k runner) Start(_ context.Context, r client.Request) (_ *client.Started, e
 	child, err := spawn.Start(decoded, fds, spawn.Options{})
 	if err != nil {
 		return nil, err
+	}
+	if r.Gate == nil {
+		r.Gate = k.gate
 	}
 	run := &running{r: r, child: child, pids: []int{child.Pid}, s: &client.Started{StartedAt: time.Now()}}
 	defer child.Close()
