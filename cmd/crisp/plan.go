@@ -45,6 +45,11 @@ func printPlan(args []string, out io.Writer) error {
 // readPlan makes the plan of either kind of file.
 func readPlan(cfg *config.Config, bundle string, data []byte) (*plan.Plan, error) {
 	facts := host.Probe()
+	cgroups, err := cgroup.New(cfg.CgroupDriver, cfg.CgroupParent)
+	if err != nil {
+		return nil, err
+	}
+	defer cgroups.Close()
 	var kind struct {
 		Version string `json:"ociVersion"`
 	}
@@ -56,26 +61,21 @@ func readPlan(cfg *config.Config, bundle string, data []byte) (*plan.Plan, error
 		if err != nil {
 			return nil, err
 		}
-		return launch.Preview(s, facts, false)
+		return launch.Preview(s, facts, cgroups.Hierarchies(), false)
 	}
 	var c runtimeapi.ContainerConfig
 	if err := protojson.Unmarshal(data, &c); err != nil {
 		return nil, fmt.Errorf("CRI container configuration: %w", err)
 	}
-	s, err := specOf(cfg, facts, &c)
+	s, err := specOf(cfg, facts, cgroups, &c)
 	if err != nil {
 		return nil, err
 	}
-	return launch.Preview(s.Spec, facts, true)
+	return launch.Preview(s.Spec, facts, cgroups.Hierarchies(), true)
 }
 
 // specOf translates a CRI configuration for an ordinary pod.
-func specOf(cfg *config.Config, facts host.Facts, c *runtimeapi.ContainerConfig) (*spec.Result, error) {
-	cgroups, err := cgroup.New(cfg.CgroupDriver, cfg.CgroupParent)
-	if err != nil {
-		return nil, err
-	}
-	defer cgroups.Close()
+func specOf(cfg *config.Config, facts host.Facts, cgroups *cgroup.Node, c *runtimeapi.ContainerConfig) (*spec.Result, error) {
 	path, err := cgroups.Path("", c.GetMetadata().GetName())
 	if err != nil {
 		return nil, err

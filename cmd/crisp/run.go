@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -82,7 +83,7 @@ func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, 
 		defer cancel()
 		err = errors.Join(err, group.Remove(ctx))
 	}()
-	return runKept(ctx, s, groups.V2(), group)
+	return runKept(ctx, s, groups.Hierarchies(), group)
 }
 
 // withDevices allows the devices that every container has, as OCI runtimes do.
@@ -96,7 +97,7 @@ func withDevices(r *specs.LinuxResources) *specs.LinuxResources {
 }
 
 // runKept runs a container with a keeper of its own.
-func runKept(ctx context.Context, s *specs.Spec, v2 bool, group *cgroup.Group) (code int, err error) {
+func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *cgroup.Group) (code int, err error) {
 	state, err := os.MkdirTemp("", "crisp-run-")
 	if err != nil {
 		return 0, err
@@ -115,7 +116,7 @@ func runKept(ctx context.Context, s *specs.Spec, v2 bool, group *cgroup.Group) (
 	defer func() { err = errors.Join(err, l.Close()) }()
 
 	held := launch.Held{}
-	options := plan.Options{Name: "start container", Terminal: s.Process.Terminal, Gate: group.NeedsGate()}
+	options := plan.Options{Name: "start container", Terminal: s.Process.Terminal, Gate: group.NeedsGate(), Hierarchies: show}
 	if !options.Terminal {
 		held["stdin"], held["stdout"], held["stderr"] = os.Stdin, os.Stdout, os.Stderr
 		options.HasStdin = true
@@ -128,16 +129,9 @@ func runKept(ctx context.Context, s *specs.Spec, v2 bool, group *cgroup.Group) (
 		if err != nil {
 			return 0, err
 		}
-		defer closeAll(entry)
-		options.CgroupV2 = v2
-		if v2 {
-			held["cgroup"] = entry[0]
-		} else {
-			options.CgroupTasks = len(entry)
-			for i, f := range entry {
-				held["cgroup/"+strconv.Itoa(i)] = f
-			}
-		}
+		defer entry.Close()
+		options.CgroupV2, options.CgroupTasks = entry.Unified != nil, len(entry.Tasks)
+		maps.Copy(held, entry.Files())
 	}
 	signals := catch() // before the container can expect one
 	started, err := l.Container(ctx, "run", s, options, held, nil, nil, gate)
@@ -155,10 +149,4 @@ func runKept(ctx context.Context, s *specs.Spec, v2 bool, group *cgroup.Group) (
 		return 0, errors.New("the keeper ended before the container; see whether something has killed it")
 	}
 	return exit.Code, keeper.Forget(ctx, "run")
-}
-
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		f.Close()
-	}
 }

@@ -119,7 +119,8 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		Name: name, PodBase: true, Gate: pr.group.NeedsGate(),
 		Terminal: s.Process.Terminal, HasStdin: cfg.GetStdin(), Nodes: c.Nodes,
 		// Another container's PID namespace is not the one of the pod's base.
-		Procfs: c.PIDTarget != "",
+		Procfs:      c.PIDTarget != "",
+		Hierarchies: p.m.Cgroups.Hierarchies(),
 	}
 	options.CgroupV2, options.CgroupTasks = h.cgroupEntry()
 	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, pr.log, keep(pr), p.m.gate(ctx, pr.group))
@@ -212,7 +213,7 @@ func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *s
 		if err != nil {
 			return fmt.Errorf("open cgroup: %w", err)
 		}
-		p.m.holdCgroup(h, entry)
+		h.addCgroup(entry)
 	}
 	if err := p.holdImages(ctx, h, c, s); err != nil {
 		return err
@@ -255,14 +256,10 @@ func (p *pod) holdImages(ctx context.Context, h *held, c *Container, s *specs.Sp
 	return nil
 }
 
-// holdCgroup gives a launch the way into a cgroup.
-func (m *Manager) holdCgroup(h *held, entry []*os.File) {
-	for i, f := range entry {
-		if m.Cgroups.V2() {
-			h.add("cgroup", f)
-		} else {
-			h.add("cgroup/"+strconv.Itoa(i), f)
-		}
+// addCgroup gives a launch the way into a cgroup.
+func (h *held) addCgroup(entry *cgroup.Entry) {
+	for name, f := range entry.Files() {
+		h.add(name, f)
 	}
 }
 

@@ -94,7 +94,7 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	if err != nil {
 		return 0, fmt.Errorf("open cgroup: %w", err)
 	}
-	p.m.holdCgroup(h, entry)
+	h.addCgroup(entry)
 	ends, err := openEnds(h, st)
 	if err != nil {
 		return 0, err

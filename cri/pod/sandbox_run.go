@@ -270,10 +270,8 @@ func (p *pod) pauseCgroup(ctx context.Context, o *plan.SandboxOptions, h *held) 
 	if err != nil {
 		return nil, err
 	}
-	p.m.holdCgroup(h, entry)
-	if o.CgroupV2 = p.m.Cgroups.V2(); !o.CgroupV2 {
-		o.CgroupTasks = len(entry)
-	}
+	h.addCgroup(entry)
+	o.CgroupV2, o.CgroupTasks = h.cgroupEntry()
 	return nil, nil
 }
 

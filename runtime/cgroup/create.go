@@ -53,14 +53,42 @@ func (n *Node) Create(ctx context.Context, path string, r *specs.LinuxResources)
 	return g, nil
 }
 
-func (g *Group) createV1(want *cgroups.Resources) error {
-	fresh := true
+// The bounds of what a container that may make groups of its own can make of
+// version 2's. systemd in a container makes a hundred, a few deep; a whole
+// node in a container, as kind has it, some hundreds. Without bounds a container
+// could keep the kernel busy with its groups, and their removal.
+const (
+	maxDepth       = "64"
+	maxDescendants = "4096"
+)
+
+// makeDirs makes the group in every hierarchy and tells whether all of it, but
+// for hierarchies without limits, is new.
+func (g *Group) makeDirs() (fresh bool, err error) {
+	fresh = true
 	for i, dir := range g.dirs {
-		made, err := g.node.makeDir(dir, g.node.hierarchies[i])
+		h := g.node.hierarchies[i]
+		made, err := g.node.makeDir(dir, h)
 		if err != nil {
-			return err
+			return false, err
 		}
-		fresh = fresh && made
+		fresh = fresh && (made || i > 0 && !h.limited())
+		if !made || !h.unified() {
+			continue
+		}
+		for name, value := range map[string]string{"cgroup.max.depth": maxDepth, "cgroup.max.descendants": maxDescendants} {
+			if err := writeFile(dir, name, value); err != nil && !errors.Is(err, fs.ErrNotExist) { // Linux 4.14
+				return false, err
+			}
+		}
+	}
+	return fresh, nil
+}
+
+func (g *Group) createV1(want *cgroups.Resources) error {
+	fresh, err := g.makeDirs()
+	if err != nil {
+		return err
 	}
 	// Tasks can only join a group that has processors and memory nodes.
 	if dir := g.dir("cpuset"); dir != "" {
@@ -68,7 +96,6 @@ func (g *Group) createV1(want *cgroups.Resources) error {
 			return err
 		}
 	}
-	var err error
 	if list, ok := allowList(want.Devices); ok && fresh {
 		err = writeAllowList(g.dir("devices"), list)
 	} else {
@@ -168,8 +195,7 @@ func inheritedCpuset(dir, name string, depth int) (string, error) {
 }
 
 func (g *Group) createV2(want *cgroups.Resources) error {
-	root := hierarchy{dir: g.node.root}
-	fresh, err := g.node.makeDir(g.dirs[0], root)
+	fresh, err := g.makeDirs()
 	if err != nil {
 		return err
 	}

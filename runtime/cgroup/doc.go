@@ -7,12 +7,36 @@
 //
 // # Entering a group
 //
-// A process is not moved into its group by somebody else: it is born there
-// (version 2, CLONE_INTO_CGROUP on the descriptor of [Group.Entry]) or joins
-// by writing "0" to each hierarchy's tasks file (version 1), which spares the
-// kernel the lock that a write of another's pid takes. systemd wants a pid to
-// start a scope, so there the process waits at a gate ([Group.NeedsGate])
-// until [Group.Attach] has put it into its scope.
+// A process is not moved into its group by somebody else: in the unified
+// hierarchy it is born there (CLONE_INTO_CGROUP on the descriptor of
+// [Group.Entry]), and it joins version 1 hierarchies by writing "0" to the
+// tasks file of each, which spares the kernel the lock that a write of
+// another's pid takes. systemd wants a pid to start a scope, so there the
+// process waits at a gate ([Group.NeedsGate]) until [Group.Attach] has put it
+// into its scope.
+//
+// # Every hierarchy
+//
+// A group is made, and joined, in every hierarchy that the kernel has in use:
+// also in those whose controllers have nothing that CRI can set or show
+// (net_cls, perf_event, rdma, misc), those with a name and no controller
+// (name=systemd), the unified one beside version 1, version 1 ones beside it,
+// and those that are mounted nowhere. A container's cgroup namespace shows it as
+// the root of a hierarchy the group that its first process was in, and whoever
+// has CAP_SYS_ADMIN can mount any hierarchy. Where that group is the root, it is
+// the node's: all processes are seen, and release_agent, a program that the
+// kernel runs as root on the node, can be set (CVE-2022-0492). The file is in the
+// root group only, and the mount option of the same name is refused as long as
+// there is any group below, so that a group of one's own is all it takes.
+//
+// Hierarchies that somebody makes while a node is in use are not known to it.
+//
+// # Ending
+//
+// What runs in a group may be hostile: many processes that fork, frozen or kept
+// from the processor, in groups below their own without number. See
+// [Group.Kill]; what goes through a tree of groups needs neither recursion nor
+// more than a few descriptors, and can be cancelled.
 //
 // # The library
 //

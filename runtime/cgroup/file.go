@@ -82,21 +82,30 @@ func (r *reader) read(dir, name string) ([]byte, error) {
 	if r.buf == nil {
 		r.buf = make([]byte, 8192)
 	}
+	data, err := readRaw(fd, dir+"/"+name, r.buf, maxFile)
+	if cap(data) > len(r.buf) {
+		r.buf = data[:cap(data)]
+	}
+	return data, err
+}
+
+// readRaw reads a file to its end, into buf if there is room.
+func readRaw(fd int, name string, buf []byte, most int) ([]byte, error) {
 	n := 0
 	for {
-		if n == len(r.buf) {
-			if n >= maxFile {
-				return nil, &os.PathError{Op: "read", Path: dir + "/" + name, Err: unix.EFBIG}
+		if n == len(buf) {
+			if n >= most {
+				return nil, &os.PathError{Op: "read", Path: name, Err: unix.EFBIG}
 			}
-			r.buf = append(r.buf, make([]byte, n)...)
+			buf = append(buf, make([]byte, n)...)
 		}
-		m, err := unix.Read(fd, r.buf[n:])
+		m, err := unix.Read(fd, buf[n:])
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
-			return nil, &os.PathError{Op: "read", Path: dir + "/" + name, Err: err}
+			return nil, &os.PathError{Op: "read", Path: name, Err: err}
 		case m == 0:
-			return r.buf[:n], nil
+			return buf[:n], nil
 		default:
 			n += m
 		}

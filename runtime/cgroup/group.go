@@ -1,15 +1,11 @@
 package cgroup
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/opencontainers/cgroups"
@@ -95,86 +91,13 @@ func (g *Group) Exists() bool { return slices.ContainsFunc(g.dirs, exists) }
 // is no such hierarchy.
 func (g *Group) dir(controller string) string {
 	if g.node.v2 {
-		return g.dirs[0]
+		return g.dirs[0] // the unified one comes first
 	}
 	if i, ok := g.node.where[controller]; ok {
 		return g.dirs[i]
 	}
 	return ""
 }
-
-// Entry opens what a process needs to enter the group: on version 2 the
-// directory, for CLONE_INTO_CGROUP; on version 1 the tasks file of every
-// hierarchy, to write "0" to. The caller closes the files.
-func (g *Group) Entry() ([]*os.File, error) {
-	if g.node.v2 {
-		return g.enterDir(g.dirs[0])
-	}
-	files := make([]*os.File, 0, len(g.dirs))
-	for _, dir := range g.dirs {
-		name := dir + "/tasks"
-		fd, err := openRaw(name, unix.O_WRONLY)
-		if err != nil {
-			for _, f := range files {
-				f.Close()
-			}
-			return nil, g.fail("enter", err)
-		}
-		files = append(files, os.NewFile(uintptr(fd), name))
-	}
-	return files, nil
-}
-
-// EntryOf is Entry for a process that joins another one of the container. On
-// version 2 an init like systemd moves everything into groups below its own
-// and hands these controllers, and from then on the group itself takes no
-// process: so the new one goes where pid is.
-func (g *Group) EntryOf(pid int) ([]*os.File, error) {
-	if !g.node.v2 {
-		return g.Entry()
-	}
-	dir := g.dirs[0]
-	if rel, err := unifiedPath(pid); err == nil && strings.HasPrefix(rel, g.at.rel+"/") {
-		dir = filepath.Join(g.node.root, rel)
-	}
-	return g.enterDir(dir)
-}
-
-func (g *Group) enterDir(dir string) ([]*os.File, error) {
-	fd, err := openRaw(dir, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return nil, g.fail("enter", err)
-	}
-	return []*os.File{os.NewFile(uintptr(fd), dir)}, nil
-}
-
-// unifiedPath is the path of a process's version 2 group.
-func unifiedPath(pid int) (string, error) {
-	var r reader
-	data, err := r.read("/proc/"+strconv.Itoa(pid), "cgroup")
-	if err != nil {
-		return "", err
-	}
-	for line := range bytes.Lines(data) {
-		if rel, ok := bytes.CutPrefix(bytes.TrimSuffix(line, []byte{'\n'}), []byte("0::")); ok {
-			return filepath.Clean(string(rel)), nil
-		}
-	}
-	return "", unix.ENOENT
-}
-
-// Pids lists the processes in the group and in the groups below it.
-func (g *Group) Pids() ([]int, error) {
-	var r reader
-	pids, err := r.pids(g.processDir())
-	if err != nil {
-		return nil, g.fail("list processes of", err)
-	}
-	return pids, nil
-}
-
-// processDir is the directory whose cgroup.procs tells what runs in the group.
-func (g *Group) processDir() string { return g.dir("freezer") }
 
 // refused marks what the kernel says when a limit makes no sense to it.
 func refused(err error) error {

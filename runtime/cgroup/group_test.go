@@ -3,10 +3,10 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -341,36 +341,38 @@ func testEntryOf(t *testing.T, n *Node) {
 	g := create(t, n, "", "nested", resources(n))
 	p := run(t, g, "exec sleep 1000")
 	waitFor(t, "a process", func() bool { pids, _ := g.Pids(); return len(pids) == 1 })
-	names := func(files []*os.File, err error) (list []string) {
+	names := func(e *Entry, err error) map[string]string {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range files {
-			list = append(list, f.Name())
-			f.Close()
+		defer e.Close()
+		list := map[string]string{}
+		for name, f := range e.Files() {
+			list[name] = f.Name()
 		}
 		return list
 	}
 	plain := names(g.Entry())
-	if got := names(g.EntryOf(p.pid)); !slices.Equal(got, plain) {
+	if got := names(g.EntryOf(p.pid)); !maps.Equal(got, plain) {
 		t.Errorf("beside the first process: %v, want %v", got, plain)
 	}
-	if got := names(g.EntryOf(os.Getpid())); !slices.Equal(got, plain) {
+	if got := names(g.EntryOf(os.Getpid())); !maps.Equal(got, plain) {
 		t.Errorf("beside a process of another group: %v, want %v", got, plain)
 	}
-	below := filepath.Join(g.processDir(), "init.scope")
+	if g.unifiedDir() == "" {
+		return
+	}
+	below := filepath.Join(g.unifiedDir(), "init.scope")
 	if err := os.Mkdir(below, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(below+"/cgroup.procs", []byte(strconv.Itoa(p.pid)), 0); err != nil {
 		t.Fatal(err)
 	}
-	want := plain
-	if n.v2 {
-		want = []string{below}
-	}
-	if got := names(g.EntryOf(p.pid)); !slices.Equal(got, want) {
+	want := maps.Clone(plain)
+	want["cgroup"] = below
+	if got := names(g.EntryOf(p.pid)); !maps.Equal(got, want) {
 		t.Errorf("beside a first process that has moved: %v, want %v", got, want)
 	}
 }

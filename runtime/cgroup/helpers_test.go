@@ -76,9 +76,13 @@ func v2Node(t *testing.T) *Node {
 	if n.V2() {
 		return n
 	}
-	beside := &Node{driver: Cgroupfs, v2: true, root: filepath.Join(mountPoint, "unified"), parent: n.parent}
-	if !exists(filepath.Join(beside.root, "cgroup.controllers")) {
+	root := filepath.Join(mountPoint, "unified")
+	if !exists(filepath.Join(root, "cgroup.controllers")) {
 		testkit.Skip(t, "cgroup2", "no unified hierarchy is mounted")
+	}
+	beside := &Node{driver: Cgroupfs, v2: true, parent: n.parent}
+	if err := beside.useHierarchies([]hierarchy{{dir: root}}); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := beside.Close(); err != nil {
@@ -144,21 +148,20 @@ func (p *process) wait() error {
 // run starts a shell command that joins the group before it begins.
 func run(t testing.TB, g *Group, script string) *process {
 	t.Helper()
-	files, err := g.Entry()
+	entry, err := g.Entry()
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer entry.Close()
 	cmd := exec.Command("/bin/sh", "-c")
+	if entry.Unified != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(entry.Unified.Fd())}
+	}
 	join := ""
-	for i, f := range files {
-		defer f.Close()
-		if g.node.v2 {
-			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}
-			continue
-		}
+	for _, f := range entry.Tasks {
+		// A shell knows descriptors 0 to 9 only.
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
-		// dash knows descriptors 0 to 9 only.
-		join += fmt.Sprintf("echo 0 > /proc/self/fd/%d; ", 3+i)
+		join += fmt.Sprintf("echo 0 > /proc/self/fd/%d; ", 2+len(cmd.ExtraFiles))
 	}
 	cmd.Args = append(cmd.Args, join+script)
 	return begin(t, cmd)

@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,60 +24,72 @@ const (
 // Kill ends everything in the group and in the groups below it, and returns
 // when nothing runs there any more or ctx ends ([ErrBusy]). A group that does
 // not exist is empty.
+//
+// The dying are not held up: what is frozen is thawed, quotas of processor
+// time are lifted until all is over, and who is held back by a parent, which
+// is not this package's to change, is moved out of it once it is sure to die.
 func (g *Group) Kill(ctx context.Context) error {
-	var r reader
+	k := killing{g: g}
+	defer k.restore()
 	pause := minPause
-	for round := 0; ; round++ {
-		pids, err := r.pids(g.processDir())
-		if isGone(err) {
+	for look := 0; ; look++ {
+		some, err := g.populated(ctx)
+		if err == nil && !some {
 			return nil
 		}
-		if err != nil {
+		// Killing needs time: doing it again at once would only hold up
+		// processes that are on their way out.
+		if err == nil && look%roundsPerKill == 0 {
+			err = k.round(ctx, look/roundsPerKill)
+		}
+		if err != nil && ctx.Err() == nil {
 			return g.fail("kill", err)
 		}
-		if len(pids) == 0 {
-			return nil
-		}
-		// Killing needs time: freezing again at once would only hold up
-		// processes that are on their way out.
-		if round%roundsPerKill == 0 {
-			if err := g.killOnce(ctx, &r); err != nil {
-				return g.fail("kill", err)
-			}
-		}
 		if g.waitEmpty(ctx, pause); ctx.Err() != nil {
-			return fmt.Errorf("kill cgroup %s: %w: %d processes: %w", g.path, ErrBusy, len(pids), ctx.Err())
+			return fmt.Errorf("kill cgroup %s: %w: %w", g.path, ErrBusy, ctx.Err())
 		}
 		pause = min(2*pause, maxPause)
 	}
 }
 
-// killOnce sends SIGKILL to all that is in the group now.
-func (g *Group) killOnce(ctx context.Context, r *reader) error {
-	if g.node.v2 {
-		// Linux 5.14: forks cannot escape it.
-		err := writeFile(g.dirs[0], "cgroup.kill", "1")
-		if err == nil || !errors.Is(err, fs.ErrNotExist) || !g.Exists() {
-			return ignoreMissing(err)
+// errFound ends a walk at the first process.
+var errFound = errors.New("found")
+
+// populated tells whether there are processes in the group or below it, in
+// any hierarchy: a container that may write to its groups can have moved in one.
+func (g *Group) populated(ctx context.Context) (bool, error) {
+	for i, dir := range g.dirs {
+		some, err := false, error(nil)
+		if g.node.hierarchies[i].unified() {
+			some, err = populatedV2(dir)
+		} else {
+			some, err = populatedV1(ctx, dir)
+		}
+		if some || err != nil && !isGone(err) {
+			return some, err
 		}
 	}
-	// Frozen processes neither fork nor exit, so that the list stays true and
-	// no number in it can come to mean another process.
-	frozen, cancel := context.WithTimeout(ctx, freezeMax)
-	defer cancel()
-	freezeErr := g.setFrozen(frozen, true)
-	if freezeErr != nil && !errors.Is(freezeErr, context.DeadlineExceeded) {
-		return ignoreMissing(freezeErr)
-	}
-	pids, err := r.pids(g.processDir())
-	if err == nil {
-		for _, pid := range pids {
-			if pid > 1 && pid != os.Getpid() {
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
+	return false, nil
+}
+
+func populatedV2(dir string) (some bool, err error) {
+	var r reader
+	err = r.table(dir, "cgroup.events", func(key string, v uint64) { some = some || key == "populated" && v != 0 })
+	return some, err
+}
+
+func populatedV1(ctx context.Context, dir string) (bool, error) {
+	err := walk(ctx.Err, dir, visitor{enter: func(dir *os.File) error {
+		pids, err := pidsIn(dir)
+		if err == nil && len(pids) > 0 {
+			err = errFound
 		}
+		return err
+	}})
+	if errors.Is(err, errFound) {
+		return true, nil
 	}
-	return ignoreMissing(errors.Join(err, g.setFrozen(ctx, false)))
+	return false, err
 }
 
 // waitEmpty waits a little while, less when the kernel tells that the group
@@ -103,135 +113,4 @@ func (g *Group) waitEmpty(ctx context.Context, pause time.Duration) {
 		return
 	}
 	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}, int(maxPause/time.Millisecond))
-}
-
-// Freeze stops the group's processes where they are and returns when all stand.
-func (g *Group) Freeze(ctx context.Context) error {
-	if err := g.setFrozen(ctx, true); err != nil {
-		// Half frozen is worse than not.
-		return errors.Join(g.fail("freeze", err), g.setFrozen(context.WithoutCancel(ctx), false))
-	}
-	return nil
-}
-
-// Thaw lets them go on.
-func (g *Group) Thaw(ctx context.Context) error {
-	if err := g.setFrozen(ctx, false); err != nil {
-		return g.fail("thaw", err)
-	}
-	return nil
-}
-
-func (g *Group) setFrozen(ctx context.Context, frozen bool) error {
-	if g.node.v2 {
-		return g.setFrozenV2(ctx, frozen)
-	}
-	dir, value := g.dir("freezer"), "THAWED"
-	if frozen {
-		value = "FROZEN"
-	}
-	var r reader
-	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		// Writing again picks up processes that were born meanwhile.
-		if err := writeFile(dir, "freezer.state", value); err != nil {
-			return err
-		}
-		state, err := r.read(dir, "freezer.state")
-		if err != nil || string(bytes.TrimSpace(state)) == value {
-			return err
-		}
-		if err := sleep(ctx, pause); err != nil {
-			return err
-		}
-	}
-}
-
-func (g *Group) setFrozenV2(ctx context.Context, frozen bool) error {
-	value := "0"
-	if frozen {
-		value = "1"
-	}
-	if err := writeFile(g.dirs[0], "cgroup.freeze", value); err != nil {
-		return err
-	}
-	var r reader
-	for pause := minPause; frozen; pause = min(2*pause, maxPause) {
-		var done bool
-		err := r.table(g.dirs[0], "cgroup.events", func(key string, v uint64) {
-			done = done || key == "frozen" && v == 1
-		})
-		if err != nil || done {
-			return err
-		}
-		if err := sleep(ctx, pause); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
-}
-
-// pids lists the processes of a directory and of those below it.
-func (r *reader) pids(dir string) ([]int, error) {
-	data, err := r.read(dir, "cgroup.procs")
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		// A threaded group lists threads only, which do as well.
-		data, err = r.read(dir, "cgroup.threads")
-	}
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for line := range bytes.Lines(data) {
-		pid, err := strconv.Atoi(string(bytes.TrimSpace(line)))
-		if err != nil {
-			return nil, fmt.Errorf("parse cgroup.procs: %w", err)
-		}
-		if pid > 0 { // 0 is a process of another PID namespace
-			pids = append(pids, pid)
-		}
-	}
-	below, err := subdirs(dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range below {
-		more, err := r.pids(dir + "/" + name)
-		if err != nil && !isGone(err) {
-			return nil, err
-		}
-		pids = append(pids, more...)
-	}
-	return pids, nil
-}
-
-// subdirs lists the groups directly below a directory. The number of links
-// tells when there are none, which is nearly always.
-func subdirs(dir string) ([]string, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: dir, Err: err}
-	}
-	if st.Nlink == 2 {
-		return nil, nil
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, e := range entries {
-		if e.IsDir() {
-			names = append(names, e.Name())
-		}
-	}
-	return names, nil
 }

@@ -27,27 +27,15 @@ const (
 	scopePrefix = "crisp"
 )
 
-// usedControllers are the version 1 controllers that a group is made in. The
-// others (net_cls, perf_event, rdma, ...) have nothing that CRI can set or
-// show, and each hierarchy costs about 0.1 ms in a container's life.
-var usedControllers = [...]string{
-	"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb",
-}
-
-// hierarchy is a mounted version 1 hierarchy.
-type hierarchy struct {
-	// controllers are those that share the hierarchy; empty for systemd's own.
-	controllers []string
-	dir         string
-}
-
 // Node is this machine's way with cgroups. It is safe for concurrent use.
 type Node struct {
 	driver string
 	v2     bool
-	// root is where version 2 is mounted.
+	// root is where the unified hierarchy is mounted, "" if it is not.
 	root string
-	// hierarchies are version 1's, in the order in which groups are made.
+	// hierarchies are all that are in use, in the order in which groups are
+	// made: those with limits come first, and before them, on version 2, the
+	// unified one.
 	hierarchies []hierarchy
 	// where is the index in hierarchies of each controller.
 	where map[string]int
@@ -65,7 +53,7 @@ type Node struct {
 // New looks at the machine. An empty driver means systemd where that runs and
 // cgroupfs elsewhere; an empty parent means /crisp or crisp.slice.
 func New(driver, parent string) (*Node, error) {
-	n := &Node{driver: driver, parent: parent, v2: cgroups.IsCgroup2UnifiedMode(), root: mountPoint}
+	n := &Node{driver: driver, parent: parent, v2: cgroups.IsCgroup2UnifiedMode()}
 	switch driver {
 	case "":
 		n.driver = Cgroupfs
@@ -89,38 +77,50 @@ func New(driver, parent string) (*Node, error) {
 	if _, err := n.checkParent(n.parent); err != nil {
 		return nil, err
 	}
-	if !n.v2 {
-		mounts, err := cgroups.GetCgroupMounts(false)
-		if err != nil {
-			return nil, fmt.Errorf("find cgroup mounts: %w", err)
-		}
-		if err := n.useHierarchies(mounts, systemd.IsRunningSystemd()); err != nil {
-			return nil, err
-		}
+	list, err := findHierarchies()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.useHierarchies(list); err != nil {
+		closeOwn(list)
+		return nil, err
 	}
 	n.probe()
 	return n, nil
 }
 
-// useHierarchies picks the version 1 mounts that groups are made in.
-func (n *Node) useHierarchies(mounts []cgroups.Mount, systemdRuns bool) error {
-	n.where = make(map[string]int)
-	for _, m := range mounts {
-		h := hierarchy{dir: m.Mountpoint}
-		for _, c := range m.Subsystems {
-			if slices.Contains(usedControllers[:], c) {
-				h.controllers = append(h.controllers, c)
-			}
+// useHierarchies puts the hierarchies into order and sees whether those that
+// must be are there.
+func (n *Node) useHierarchies(list []hierarchy) error {
+	n.hierarchies = slices.Clone(list)
+	rank := func(h hierarchy) int {
+		switch {
+		case h.unified() && n.v2:
+			return 0
+		case h.limited():
+			return 1
+		case !h.unified():
+			return 2
+		default:
+			return 3
 		}
-		// systemd believes that whatever is in a service's group belongs to
-		// that service, so containers must leave it.
-		if len(h.controllers) == 0 && (!systemdRuns || !slices.Contains(m.Subsystems, "name=systemd")) {
-			continue
+	}
+	slices.SortStableFunc(n.hierarchies, func(a, b hierarchy) int { return rank(a) - rank(b) })
+
+	n.where = make(map[string]int)
+	for i, h := range n.hierarchies {
+		if h.unified() {
+			n.root = h.dir
 		}
 		for _, c := range h.controllers {
-			n.where[c] = len(n.hierarchies)
+			n.where[c] = i
 		}
-		n.hierarchies = append(n.hierarchies, h)
+	}
+	if n.v2 {
+		if n.root == "" {
+			return fmt.Errorf("find the unified cgroup hierarchy: not mounted: %w", ErrUnsupported)
+		}
+		return nil
 	}
 	for _, c := range []string{"cpu", "cpuacct", "memory", "devices", "freezer"} {
 		if _, ok := n.where[c]; !ok {
@@ -188,6 +188,7 @@ func (n *Node) Degraded() []string { return slices.Clone(n.degraded) }
 // package. Groups stay, and so does a slice: who stops one ends what is in it,
 // and an empty one costs nothing and is found again.
 func (n *Node) Close() error {
+	defer closeOwn(n.hierarchies)
 	errs := []error{n.filters.close()}
 	if n.driver == Systemd {
 		return errs[0]
@@ -214,17 +215,24 @@ func (n *Node) mount(controller string) string {
 	return ""
 }
 
-// dirs are the directories of a group: one on version 2, one in each
-// hierarchy on version 1. The path is relative to the hierarchy's root.
+// dirs are the directories of a group, one in each hierarchy. The path is
+// relative to the hierarchy's root.
 func (n *Node) dirs(path string) []string {
-	if n.v2 {
-		return []string{filepath.Join(n.root, path)}
-	}
 	dirs := make([]string, len(n.hierarchies))
 	for i, h := range n.hierarchies {
 		dirs[i] = filepath.Join(h.dir, path)
 	}
 	return dirs
+}
+
+// unifiedDir is a group's directory in the unified hierarchy, "" if there is none.
+func (g *Group) unifiedDir() string {
+	for i := range g.dirs {
+		if g.node.hierarchies[i].unified() {
+			return g.dirs[i]
+		}
+	}
+	return ""
 }
 
 func exists(path string) bool {

@@ -10,7 +10,10 @@ import (
 // TestOOMKillsOfGoneScopes plays systemd, which removes a scope before anybody
 // can ask for its count.
 func TestOOMKillsOfGoneScopes(t *testing.T) {
-	n := &Node{driver: Systemd, v2: true, root: t.TempDir(), parent: "pod.slice"}
+	n := &Node{driver: Systemd, v2: true, parent: "pod.slice"}
+	if err := n.useHierarchies([]hierarchy{{dir: t.TempDir()}}); err != nil {
+		t.Fatal(err)
+	}
 	counts := func(rel string, kills int) {
 		t.Helper()
 		dir := filepath.Join(n.root, rel)

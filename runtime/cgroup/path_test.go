@@ -2,10 +2,7 @@ package cgroup
 
 import (
 	"errors"
-	"reflect"
 	"testing"
-
-	"github.com/opencontainers/cgroups"
 )
 
 func TestPath(t *testing.T) {
@@ -64,39 +61,5 @@ func TestLocateRefuses(t *testing.T) {
 		if at, err := n.locate(path); err == nil {
 			t.Errorf("%s: %q is at %+v, want an error", n.driver, path, at)
 		}
-	}
-}
-
-// Controllers may share a hierarchy, and those that no container needs are
-// left alone.
-func TestHierarchies(t *testing.T) {
-	mounts := []cgroups.Mount{
-		{Mountpoint: "/cg/cpu,cpuacct", Subsystems: []string{"cpu", "cpuacct"}},
-		{Mountpoint: "/cg/net_cls", Subsystems: []string{"net_cls", "net_prio"}},
-		{Mountpoint: "/cg/memory", Subsystems: []string{"memory"}},
-		{Mountpoint: "/cg/devices", Subsystems: []string{"devices"}},
-		{Mountpoint: "/cg/freezer", Subsystems: []string{"freezer"}},
-		{Mountpoint: "/cg/systemd", Subsystems: []string{"name=systemd"}},
-	}
-	for _, c := range []struct {
-		systemd bool
-		want    []string
-	}{
-		{false, []string{"/cg/cpu,cpuacct/x", "/cg/memory/x", "/cg/devices/x", "/cg/freezer/x"}},
-		{true, []string{"/cg/cpu,cpuacct/x", "/cg/memory/x", "/cg/devices/x", "/cg/freezer/x", "/cg/systemd/x"}},
-	} {
-		n := &Node{}
-		if err := n.useHierarchies(mounts, c.systemd); err != nil {
-			t.Fatal(err)
-		}
-		if got := n.dirs("/x"); !reflect.DeepEqual(got, c.want) {
-			t.Errorf("groups are made in %v, want %v", got, c.want)
-		}
-		if n.mount("cpuacct") != "/cg/cpu,cpuacct" || n.mount("cpuset") != "" {
-			t.Errorf("cpuacct is at %q, cpuset at %q", n.mount("cpuacct"), n.mount("cpuset"))
-		}
-	}
-	if err := new(Node).useHierarchies(mounts[:3], false); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("without the devices controller: %v, want %v", err, ErrUnsupported)
 	}
 }

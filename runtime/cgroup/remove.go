@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path"
-	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,41 +41,6 @@ func (g *Group) discard() {
 		_ = unix.Rmdir(dir)
 	}
 	g.node.removeParents(g.at.parentRel)
-}
-
-// removeTree removes a directory of a hierarchy.
-func removeTree(ctx context.Context, dir string) error {
-	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		err := unix.Rmdir(dir)
-		switch err {
-		case nil, unix.ENOENT:
-			return nil
-		case unix.EINTR:
-			continue
-		case unix.EBUSY, unix.ENOTEMPTY:
-		default:
-			return &os.PathError{Op: "rmdir", Path: dir, Err: err}
-		}
-		names, err := subdirs(dir)
-		if err != nil {
-			return ignoreMissing(err)
-		}
-		for _, name := range names {
-			if err := removeTree(ctx, filepath.Join(dir, name)); err != nil {
-				return err
-			}
-		}
-		if len(names) > 0 {
-			if unix.Rmdir(dir) == nil {
-				return nil
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("rmdir %s: %w: %w", dir, ErrBusy, ctx.Err())
-		case <-time.After(pause):
-		}
-	}
 }
 
 // removeParents removes a parent and those above it for as long as they are

@@ -17,21 +17,24 @@ import (
 func fixture(t *testing.T, version string) *Node {
 	t.Helper()
 	root := filepath.Join("testdata", version)
-	n := &Node{driver: Cgroupfs, v2: version == "v2", root: root, swap: true, pageSizes: []string{"2MB"}, parent: "/crisp"}
+	n := &Node{driver: Cgroupfs, v2: version == "v2", swap: true, pageSizes: []string{"2MB"}, parent: "/crisp"}
 	if n.v2 {
+		if err := n.useHierarchies([]hierarchy{{dir: root}}); err != nil {
+			t.Fatal(err)
+		}
 		return n
 	}
-	var mounts []cgroups.Mount
+	var list []hierarchy
 	entries, err := os.ReadDir(root)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		mounts = append(mounts, cgroups.Mount{Mountpoint: filepath.Join(root, e.Name()), Subsystems: strings.Split(e.Name(), ",")})
+		list = append(list, hierarchy{dir: filepath.Join(root, e.Name()), controllers: strings.Split(e.Name(), ",")})
 	}
 	// Nothing is read of these two.
-	mounts = append(mounts, cgroups.Mount{Subsystems: []string{"devices"}}, cgroups.Mount{Subsystems: []string{"freezer"}})
-	if err := n.useHierarchies(mounts, false); err != nil {
+	list = append(list, hierarchy{controllers: []string{"devices"}}, hierarchy{controllers: []string{"freezer"}})
+	if err := n.useHierarchies(list); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -147,7 +150,10 @@ func TestSetV2(t *testing.T) {
 	cgroups.TestMode = true
 	t.Cleanup(func() { cgroups.TestMode = false })
 	root := t.TempDir()
-	n := &Node{driver: Cgroupfs, v2: true, root: root, swap: true, pageSizes: []string{"2MB"}, parent: "/crisp"}
+	n := &Node{driver: Cgroupfs, v2: true, swap: true, pageSizes: []string{"2MB"}, parent: "/crisp"}
+	if err := n.useHierarchies([]hierarchy{{dir: root}}); err != nil {
+		t.Fatal(err)
+	}
 	g := n.group("/crisp/web", location{rel: "/crisp/web", parentRel: "/crisp"})
 	write := func(dir, name, value string) {
 		t.Helper()
@@ -209,7 +215,10 @@ func TestSetV2(t *testing.T) {
 // Only controllers that a parent lacks are switched on, from the top.
 func TestDelegate(t *testing.T) {
 	root := t.TempDir()
-	n := &Node{v2: true, root: root}
+	n := &Node{v2: true}
+	if err := n.useHierarchies([]hierarchy{{dir: root}}); err != nil {
+		t.Fatal(err)
+	}
 	pod := filepath.Join(root, "kubepods", "pod1")
 	if err := os.MkdirAll(pod, 0o755); err != nil {
 		t.Fatal(err)

@@ -37,6 +37,9 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 	if err := m.Apply(pid); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
 	}
+	if err := g.join(pid); err != nil {
+		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
+	}
 	if err := m.Set(g.wanted); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, refused(err))
 	}
@@ -81,5 +84,5 @@ func (g *Group) removeScope(ctx context.Context) error {
 	if err := m.Destroy(); err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
 	}
-	return nil
+	return g.removeDirs(ctx) // systemd leaves what it did not make
 }

@@ -16,9 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/cgroup"
 	"crisp/runtime/host"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/plan"
@@ -190,8 +192,24 @@ type lab struct {
 
 var facts = sync.OnceValue(host.Probe)
 
+// shown are the cgroup hierarchies that containers see. Most tests leave theirs
+// where the test is.
+var shown = sync.OnceValues(func() ([]plan.Hierarchy, error) {
+	// The library keeps a descriptor from its first read on.
+	_, _ = cgroups.ReadFile(cgroupRoot, "cgroup.controllers")
+	n, err := cgroup.New(cgroup.Cgroupfs, "/crisp-launch-test")
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
+	return n.Hierarchies(), nil
+})
+
 func newLab(t testing.TB) *lab {
 	testkit.Root(t)
+	if _, err := shown(); err != nil {
+		t.Fatal(err)
+	}
 	testkit.Leaks(t)
 	k := &runner{}
 	lab := &lab{t: t, k: k, l: New(k, facts()), pod: Held{}}
@@ -469,9 +487,17 @@ func (b *lab) start(s *specs.Spec, h Held, o plan.Options) (*started, error) {
 		o.Name = "start container test"
 	}
 	o.PodBase = true
+	b.show(&o)
 	return b.launch(held, o, func(held Held) (*client.Started, error) {
 		return b.l.Container(b.t.Context(), "container", s, o, held, nil, nil, nil)
 	})
+}
+
+// show has a container see the cgroup hierarchies, unless the test knows better.
+func (b *lab) show(o *plan.Options) {
+	if o.Hierarchies == nil && !b.l.unified {
+		o.Hierarchies, _ = shown() // newLab has seen that it goes well
+	}
 }
 
 // exec runs one more process in a container.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -36,7 +37,6 @@ type Launcher struct {
 	mu      sync.Mutex
 	proc    *os.File            // guarded by mu; nil before the first use
 	userns  map[string]*os.File // guarded by mu; by id mappings
-	v1      []plan.Hierarchy    // guarded by mu; nil before the first use
 	unified bool
 }
 
@@ -111,6 +111,10 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
+	if !l.unified && len(o.Hierarchies) == 0 && showsCgroups(s) {
+		return nil, fmt.Errorf("%s: a container may be shown only cgroup hierarchies that it has joined, and none is named", o.Name)
+	}
+
 	in := l.inputs(h, s)
 	defer in.close()
 	if o.Procfs {
@@ -197,15 +201,19 @@ func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h H
 	}
 	// Without a pod's base there is no procfs of its PID namespace.
 	o.Procfs = o.Procfs || !o.PodBase && joinedPIDs(s) != ""
-	hierarchies, err := l.hierarchies()
-	if err != nil {
-		return o, err
-	}
-	o.Hierarchies = hierarchies
 	if o.Nodes == nil {
-		o.Nodes, err = hostNodes(s)
+		var err error
+		if o.Nodes, err = hostNodes(s); err != nil {
+			return o, err
+		}
 	}
-	return o, err
+	return o, nil
+}
+
+// showsCgroups says whether a container has a view of its own cgroups.
+func showsCgroups(s *specs.Spec) bool {
+	return slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return strings.HasPrefix(m.Type, "cgroup") }) &&
+		slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
 }
 
 // keyringName is the same for all processes of a container, so that those

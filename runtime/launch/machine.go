@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -124,35 +123,6 @@ func identityOf(f *os.File) (*plan.File, error) {
 }
 
 const cgroupRoot = "/sys/fs/cgroup"
-
-// hierarchies returns the host's cgroup v1 hierarchies, none on a host with
-// the unified one.
-func (l *Launcher) hierarchies() ([]plan.Hierarchy, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.unified || l.v1 != nil {
-		return l.v1, nil
-	}
-	list, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup"))
-	if err != nil {
-		return nil, fmt.Errorf("find cgroup hierarchies: %w", err)
-	}
-	for _, m := range list {
-		if filepath.Dir(m.Mountpoint) != cgroupRoot {
-			continue
-		}
-		l.v1 = append(l.v1, plan.Hierarchy{Dir: filepath.Base(m.Mountpoint), Options: selecting(m.VFSOptions)})
-	}
-	return l.v1, nil
-}
-
-// selecting returns those options of a hierarchy that a further mount of it
-// must repeat.
-func selecting(options string) []string {
-	return slices.DeleteFunc(strings.Split(options, ","), func(o string) bool {
-		return o == "rw" || o == "ro" || strings.HasPrefix(o, "release_agent=") || strings.HasPrefix(o, "cpuset_")
-	})
-}
 
 // hostNodes finds the host's nodes of the devices that a container in a user
 // namespace gets under other paths.

@@ -304,46 +304,6 @@ func TestSandboxErrors(t *testing.T) {
 	}
 }
 
-// TestCgroupV1 joins a cgroup of each hierarchy before the container sees any.
-func TestCgroupV1(t *testing.T) {
-	b := newLab(t)
-	h, err := b.l.hierarchies()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(h) == 0 {
-		testkit.Skip(t, "cgroup1", "no cgroup v1 hierarchies")
-	}
-	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
-		b.sandbox(o)
-		held := Held{}
-		for i, one := range h {
-			dir := cgroupRoot + "/" + one.Dir + "/" + testkit.Name(t) + strings.ReplaceAll(name, " ", "-")
-			makeCgroup(t, dir)
-			if strings.Contains(one.Dir, "cpuset") {
-				copyFile(t, cgroupRoot+"/"+one.Dir+"/cpuset.cpus", dir+"/cpuset.cpus")
-				copyFile(t, cgroupRoot+"/"+one.Dir+"/cpuset.mems", dir+"/cpuset.mems")
-			}
-			f, err := os.OpenFile(dir+"/tasks", os.O_WRONLY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer f.Close()
-			held[fmt.Sprintf("cgroup/%d", i)] = f
-		}
-		s := b.spec("grep -c ':/$' /proc/self/cgroup; cat /sys/fs/cgroup/*/tasks | sort -u | wc -l; touch /sys/fs/cgroup/x /sys/fs/cgroup/pids/x 2>&1 | grep -c 'Read-only'; ls /sys/fs/cgroup | wc -l")
-		c, err := b.start(s, held, plan.Options{CgroupTasks: len(h)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, _ := c.wait()
-		// The unified hierarchy is a line of its own; the script is three processes at most.
-		if f := strings.Fields(out); len(f) != 4 || f[0] != strconv.Itoa(len(h)+1) || f[1] > "5" || f[2] != "2" || f[3] != strconv.Itoa(len(h)) {
-			t.Errorf("%s: container printed %q with %d hierarchies", name, out, len(h))
-		}
-	}
-}
-
 // TestCgroupV2 is born in its cgroup, and must not change the options of the
 // host's mount.
 func TestCgroupV2(t *testing.T) {

@@ -80,6 +80,7 @@ func TestBundleFile(t *testing.T) {
 func (b *lab) bundle(s *specs.Spec) string {
 	b.t.Helper()
 	o := plan.Options{Name: "start bundle"}
+	b.show(&o)
 	c, err := b.launch(Held{}, o, func(h Held) (*client.Started, error) {
 		return b.l.Container(b.t.Context(), "bundle", s, o, h, nil, nil, nil)
 	})

@@ -8,11 +8,12 @@ import (
 )
 
 // Preview returns the plan that would start a container on this machine, as
-// far as a spec alone tells. With inPod it joins the namespaces of a pod.
-func Preview(s *specs.Spec, f host.Facts, inPod bool) (*plan.Plan, error) {
+// far as a spec alone tells. It shows the cgroup v1 hierarchies given; with
+// inPod it joins the namespaces of a pod.
+func Preview(s *specs.Spec, f host.Facts, show []plan.Hierarchy, inPod bool) (*plan.Plan, error) {
 	l := New(nil, f)
 	defer l.Close()
-	o, err := l.complete(s, s.Process, plan.Options{Name: "start container", PodBase: inPod, CgroupV2: f.CgroupV2.OK()}, Held{})
+	o, err := l.complete(s, s.Process, plan.Options{Name: "start container", PodBase: inPod, CgroupV2: f.CgroupV2.OK(), Hierarchies: show}, Held{})
 	if err != nil {
 		return nil, err
 	}

@@ -29,13 +29,6 @@ func TestHostID(t *testing.T) {
 	}
 }
 
-func TestSelecting(t *testing.T) {
-	got := selecting("rw,xattr,release_agent=/lib/agent,name=systemd")
-	if want := []string{"xattr", "name=systemd"}; !reflect.DeepEqual(got, want) {
-		t.Errorf("options %q, want %q", got, want)
-	}
-}
-
 func TestKeyringName(t *testing.T) {
 	for path, want := range map[string]string{
 		"/kubepods/pod1/abc": "crisp-abc", "kubepods-pod1.slice:crisp:abc": "crisp-abc", "abc": "crisp-abc", "": "",

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -63,15 +62,10 @@ func (k *kept) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	held, options := launch.Held{}, plan.Options{Name: "start bundle", CgroupV2: k.cgroups.V2()}
-	for i, f := range entry {
-		defer f.Close()
-		if options.CgroupV2 {
-			held["cgroup"] = f
-			continue
-		}
-		held["cgroup/"+strconv.Itoa(i)] = f
-		options.CgroupTasks = len(entry)
+	defer entry.Close()
+	held := launch.Held(entry.Files())
+	options := plan.Options{
+		Name: "start bundle", CgroupV2: entry.Unified != nil, CgroupTasks: len(entry.Tasks), Hierarchies: k.cgroups.Hierarchies(),
 	}
 	started, err := k.l.Container(ctx, "bundle", k.spec, options, held, nil, nil, nil)
 	if err != nil {

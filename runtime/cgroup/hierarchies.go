@@ -1,0 +1,239 @@
+package cgroup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/plan"
+)
+
+// limitedControllers are the version 1 controllers whose limits or accounts
+// containers have. A group is made in the hierarchies of the others all the
+// same, see the package's documentation.
+var limitedControllers = [...]string{
+	"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb",
+}
+
+// hierarchy is one that the kernel has in use, of either version.
+type hierarchy struct {
+	// controllers are those that share the hierarchy, or its name, as in
+	// "name=systemd"; empty for the unified one.
+	controllers []string
+	dir         string
+	// options are what a further mount of a version 1 hierarchy must repeat.
+	options []string
+	// own is a mount of this process's alone, for a hierarchy that is mounted
+	// nowhere, nil for others.
+	own *os.File
+}
+
+func (h *hierarchy) unified() bool { return len(h.controllers) == 0 }
+
+// limited tells whether limits or accounts need the hierarchy.
+func (h *hierarchy) limited() bool {
+	return slices.ContainsFunc(h.controllers, func(c string) bool { return slices.Contains(limitedControllers[:], c) })
+}
+
+// shown tells whether containers on a version 1 machine find the hierarchy in
+// /sys/fs/cgroup, as they would on the machine.
+func (h *hierarchy) shown() bool { return !h.unified() && filepath.Dir(h.dir) == mountPoint }
+
+// joinName is the file of a group that a process writes "0" to.
+func (h *hierarchy) joinName() string {
+	if h.unified() {
+		return "cgroup.procs"
+	}
+	return "tasks"
+}
+
+// findHierarchies lists all hierarchies that the kernel has in use, mounted or
+// not: whoever may mount can mount any of them, and sees of it what lies below
+// the group that the process was in when its cgroup namespace was made.
+func findHierarchies() ([]hierarchy, error) {
+	for end := time.Now().Add(dyingTime); ; time.Sleep(maxPause) {
+		list, dying, err := lookForHierarchies()
+		if err != nil {
+			return nil, err
+		}
+		if !dying || time.Now().After(end) {
+			return list, nil
+		}
+		closeOwn(list)
+	}
+}
+
+// dyingTime is how long the end of a hierarchy is waited for.
+const dyingTime = time.Second
+
+// lookForHierarchies leaves out those that are on their way out, which the
+// kernel mounts for nobody any more, and tells whether there are any.
+func lookForHierarchies() (list []hierarchy, dying bool, err error) {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, false, fmt.Errorf("find cgroup hierarchies: %w", err)
+	}
+	memberships, err := parseMemberships(data)
+	if err != nil {
+		return nil, false, fmt.Errorf("find cgroup hierarchies: %w", err)
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return nil, false, fmt.Errorf("find cgroup mounts: %w", err)
+	}
+
+	for _, m := range memberships {
+		h := hierarchy{controllers: m.controllers}
+		if h.findMount(mounts) {
+			list = append(list, h)
+			continue
+		}
+		switch err := h.mount(); {
+		case err == nil:
+			list = append(list, h)
+		case errors.Is(err, unix.EBUSY):
+			dying = true
+		default:
+			closeOwn(list)
+			return nil, false, fmt.Errorf("mount cgroup hierarchy %q, which is mounted nowhere: %w", strings.Join(m.controllers, ","), err)
+		}
+	}
+	return list, dying, nil
+}
+
+// closeOwn unmounts what findHierarchies has mounted.
+func closeOwn(list []hierarchy) {
+	for _, h := range list {
+		if h.own != nil {
+			h.own.Close()
+		}
+	}
+}
+
+// findMount looks for a writable mount of the hierarchy, best at its usual
+// place; of several at one place the last lies on top.
+func (h *hierarchy) findMount(mounts []*mountinfo.Info) bool {
+	for _, m := range slices.Backward(mounts) {
+		if !h.is(m) || slices.Contains(strings.Split(m.Options, ","), "ro") {
+			continue
+		}
+		usual := m.Mountpoint == mountPoint || filepath.Dir(m.Mountpoint) == mountPoint
+		if h.dir == "" || usual {
+			h.dir, h.options = m.Mountpoint, selecting(m.VFSOptions)
+		}
+		if usual {
+			break
+		}
+	}
+	return h.dir != ""
+}
+
+// is tells whether a mount is of the hierarchy. No two share a controller.
+func (h *hierarchy) is(m *mountinfo.Info) bool {
+	if h.unified() {
+		return m.FSType == "cgroup2"
+	}
+	return m.FSType == "cgroup" && slices.Contains(strings.Split(m.VFSOptions, ","), h.controllers[0])
+}
+
+// selecting returns those options of a hierarchy that a further mount of it
+// must repeat.
+func selecting(options string) []string {
+	return slices.DeleteFunc(strings.Split(options, ","), func(o string) bool {
+		return o == "rw" || o == "ro" || strings.HasPrefix(o, "release_agent=") || strings.HasPrefix(o, "cpuset_")
+	})
+}
+
+// mount mounts the hierarchy where nobody else sees it.
+func (h *hierarchy) mount() error {
+	kind := "cgroup"
+	if h.unified() {
+		kind = "cgroup2"
+	}
+	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fs)
+	named := slices.ContainsFunc(h.controllers, func(c string) bool { return strings.HasPrefix(c, "name=") })
+	if named && len(h.controllers) == 1 {
+		if err := unix.FsconfigSetFlag(fs, "none"); err != nil {
+			return err
+		}
+	}
+	for _, c := range h.controllers {
+		if name, ok := strings.CutPrefix(c, "name="); ok {
+			err = unix.FsconfigSetString(fs, "name", name)
+		} else {
+			err = unix.FsconfigSetFlag(fs, c)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return err
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return err
+	}
+	h.own = os.NewFile(uintptr(fd), "cgroup "+strings.Join(h.controllers, ","))
+	h.dir = "/proc/self/fd/" + strconv.Itoa(fd)
+	return nil
+}
+
+// membership is a line of /proc/PID/cgroup.
+type membership struct {
+	// controllers are as in [hierarchy].
+	controllers []string
+	// path is that of the process's group below the hierarchy's root.
+	path string
+}
+
+// parseMemberships parses /proc/PID/cgroup: "4:memory:/kubepods/x". The path,
+// which a container may have named, may have colons too, but no line end.
+func parseMemberships(data []byte) ([]membership, error) {
+	var list []membership
+	for line := range bytes.Lines(data) {
+		text := string(bytes.TrimSuffix(line, []byte{'\n'}))
+		id, rest, ok1 := strings.Cut(text, ":")
+		controllers, path, ok2 := strings.Cut(rest, ":")
+		if !ok1 || !ok2 || path == "" || (id == "0") != (controllers == "") {
+			return nil, fmt.Errorf("parse cgroups of a process: malformed line %q", text)
+		}
+		m := membership{path: path}
+		if controllers != "" {
+			m.controllers = strings.Split(controllers, ",")
+		}
+		list = append(list, m)
+	}
+	return list, nil
+}
+
+// Hierarchies are what a container that has been in a group of this node
+// since its start may be shown in /sys/fs/cgroup: the version 1 hierarchies
+// that are mounted there. There are none on a machine with the unified
+// hierarchy. The unified one beside version 1 is joined but not shown, as
+// other runtimes have it.
+func (n *Node) Hierarchies() []plan.Hierarchy {
+	if n.v2 {
+		return nil
+	}
+	var list []plan.Hierarchy
+	for i := range n.hierarchies {
+		if h := &n.hierarchies[i]; h.shown() {
+			list = append(list, plan.Hierarchy{Dir: filepath.Base(h.dir), Options: slices.Clone(h.options)})
+		}
+	}
+	return list
+}
