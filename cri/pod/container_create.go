@@ -332,10 +332,8 @@ func (m *Manager) removeCgroup(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	if pids, err := group.Pids(); err == nil && len(pids) > 0 {
-		if err := m.killGroup(ctx, group); err != nil {
-			return err
-		}
+	if err := m.killGroup(ctx, group); err != nil {
+		return err
 	}
 	return group.Remove(ctx)
 }

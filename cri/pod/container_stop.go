@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,9 +39,10 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 	return p.kill(ctx, c)
 }
 
-// thawAfter is how long a process takes to die of SIGKILL unless it is frozen
-// or in uninterruptible sleep.
-const thawAfter = 100 * time.Millisecond
+// helpAfter is how long a container takes to die of its first process's
+// SIGKILL unless it is frozen, kept from the processor or in uninterruptible
+// sleep.
+const helpAfter = 100 * time.Millisecond
 
 // kill ends all processes of a container and waits until that is recorded.
 func (p *pod) kill(ctx context.Context, c *Container) error {
@@ -62,8 +62,8 @@ func (p *pod) kill(ctx context.Context, c *Container) error {
 	case <-pr.exited:
 		return nil
 	case <-ctx.Done():
-	case <-time.After(thawAfter):
-		p.thaw(ctx, c)
+	case <-time.After(helpAfter):
+		p.killGroup(ctx, c)
 	}
 	select {
 	case <-pr.exited:
@@ -75,19 +75,18 @@ func (p *pod) kill(ctx context.Context, c *Container) error {
 	}
 }
 
-// thaw lets a frozen container die: with version 1 of cgroups SIGKILL waits
-// until it is thawed. A parent that is frozen is somebody else's.
-func (p *pod) thaw(ctx context.Context, c *Container) {
+// killGroup helps a container to die whose first process does not: that one
+// ends when all others of its PID namespace have, which may be frozen, or many
+// that share little of a processor.
+func (p *pod) killGroup(ctx context.Context, c *Container) {
 	group, err := p.groupOf(c)
 	if err != nil {
-		return // without one nothing is frozen
+		return // without one nothing holds it up
 	}
-	ctx, cancel := context.WithTimeout(ctx, thawAfter)
-	defer cancel()
-	err = group.Thaw(ctx)
-	// A scope is gone when its last process is: systemd removes it.
-	if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrNotExist) {
-		warn(err, "thaw a container that is to die", "container", c.ID)
+	err = p.m.killGroup(ctx, group)
+	// That it does not die, the caller tells.
+	if !errors.Is(err, ErrUnkillable) {
+		warn(err, "kill the cgroup of a container that is to die", "container", c.ID)
 	}
 }
 

@@ -26,8 +26,8 @@ const (
 // not exist is empty.
 //
 // The dying are not held up: what is frozen is thawed, quotas of processor
-// time are lifted until all is over, and who is held back by a parent, which
-// is not this package's to change, is moved out of it once it is sure to die.
+// time are lifted for good, and who is held back by a parent, which is not this
+// package's to change, is moved out of it once it is sure to die.
 func (g *Group) Kill(ctx context.Context) error {
 	k := killing{g: g}
 	defer k.restore()

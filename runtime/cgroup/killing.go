@@ -15,12 +15,9 @@ import (
 // killing is one [Group.Kill] under way.
 type killing struct {
 	g *Group
-	// changed are the limits that are to be as before when all is over.
-	changed []setting
+	// forks is how many processes the group may have, "" while that is so.
+	forks string
 }
-
-// setting is the content of a group's file.
-type setting struct{ dir, name, value string }
 
 // round kills what is there now. The first one is all that most groups need;
 // the later ones go for what has found a way to last.
@@ -31,7 +28,7 @@ func (k *killing) round(ctx context.Context, n int) error {
 	} else if err := k.liftQuotasBelow(ctx); err != nil {
 		return err
 	}
-	exits := k.exits(n)
+	exits := k.exits()
 	defer closeAll(exits)
 
 	if k.g.node.v2 {
@@ -47,7 +44,7 @@ func (k *killing) round(ctx context.Context, n int) error {
 
 // killEach kills one process after the other.
 func (k *killing) killEach(ctx context.Context, n int, exits []*os.File) error {
-	if !k.forksForbidden() {
+	if k.forks == "" {
 		// Frozen processes do not fork, so that the list stays true. What
 		// cannot be frozen in time is killed in the rounds that follow.
 		frozen, cancel := context.WithTimeout(ctx, freezeMax)
@@ -70,45 +67,36 @@ func (k *killing) killEach(ctx context.Context, n int, exits []*os.File) error {
 
 // forbidForks lets nothing more be born in the group, so that killing what is
 // there comes to an end.
-func (k *killing) forbidForks() { k.change(k.g.dir("pids"), "pids.max", "0") }
-
-func (k *killing) forksForbidden() bool {
-	for _, s := range k.changed {
-		if s.name == "pids.max" {
-			return true
-		}
+func (k *killing) forbidForks() {
+	dir := k.g.dir("pids")
+	if dir == "" {
+		return
 	}
-	return false
+	var r reader
+	most, err := r.read(dir, "pids.max")
+	if err != nil {
+		return
+	}
+	was := string(bytes.TrimSpace(most))
+	if was != "0" && writeFile(dir, "pids.max", "0") == nil {
+		k.forks = was
+	}
+}
+
+// restore allows forks again, for a group that is used again. The quota stays
+// lifted: what has left the group may still need the processor to end.
+func (k *killing) restore() {
+	if k.forks != "" {
+		_ = writeFile(k.g.dir("pids"), "pids.max", k.forks) // most often it is gone soon
+	}
 }
 
 // liftQuota lets the dying have the processor: a hundred of them would need
 // minutes to end with a hundredth of one.
 func (k *killing) liftQuota() {
-	name, none := k.g.quota()
-	k.change(k.g.dir("cpu"), name, none)
-}
-
-// change writes a setting, and notes what it was. What cannot be changed is
-// not there, or goes on as it is.
-func (k *killing) change(dir, name, value string) {
-	if dir == "" {
-		return
-	}
-	var r reader
-	old, err := r.read(dir, name)
-	if err != nil {
-		return
-	}
-	was := setting{dir, name, string(bytes.TrimSpace(old))}
-	if was.value != value && writeFile(dir, name, value) == nil {
-		k.changed = append(k.changed, was)
-	}
-}
-
-// restore makes the limits as they were, for a group that is used again.
-func (k *killing) restore() {
-	for _, s := range k.changed {
-		_ = writeFile(s.dir, s.name, s.value) // most often it is gone soon
+	if dir := k.g.dir("cpu"); dir != "" {
+		name, none := k.g.quota()
+		_ = writeFile(dir, name, none) // where there is none it need not be lifted
 	}
 }
 
@@ -133,12 +121,8 @@ func (g *Group) quota() (name, none string) {
 }
 
 // exits opens the ways out of parents that hold up the dying: to the root
-// group of a hierarchy, in which nothing is limited. The first round does
-// without, since most die at once.
-func (k *killing) exits(n int) []*os.File {
-	if n == 0 {
-		return nil
-	}
+// group of a hierarchy, in which nothing is limited.
+func (k *killing) exits() []*os.File {
 	var roots []string
 	if k.g.throttledAbove() {
 		roots = append(roots, k.g.node.mount("cpu"))
