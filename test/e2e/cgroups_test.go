@@ -110,7 +110,7 @@ while IFS=: read -r id controllers path; do
 	ls -d /mnt/look/*/ 2>/dev/null
 	umount /mnt/look
 done < /proc/self/cgroup
-mkdir /sys/fs/cgroup/x /sys/fs/cgroup/*/x 2>&1 | grep -v 'Read-only'
+for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do mkdir $d/x; done 2>&1 | grep -v 'Read-only'
 echo done`
 	if got := c.sh(t, look); got != "done" {
 		t.Errorf("a command in the container finds\n%s", got)
