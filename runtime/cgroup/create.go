@@ -36,6 +36,9 @@ func (n *Node) Create(ctx context.Context, path string, r *specs.LinuxResources)
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("create cgroup %s: %w", path, err)
 	}
+	if err := n.refresh(); err != nil {
+		return nil, fmt.Errorf("create cgroup %s: %w", path, err)
+	}
 	g := n.group(path, at)
 	if n.driver == Systemd {
 		g.wanted = want
@@ -67,7 +70,7 @@ const (
 func (g *Group) makeDirs() (fresh bool, err error) {
 	fresh = true
 	for i, dir := range g.dirs {
-		h := g.node.hierarchies[i]
+		h := g.in[i]
 		made, err := g.node.makeDir(dir, h)
 		if err != nil {
 			return false, err

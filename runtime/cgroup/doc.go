@@ -21,7 +21,7 @@
 // also in those whose controllers have nothing that CRI can set or show
 // (net_cls, perf_event, rdma, misc), those with a name and no controller
 // (name=systemd), the unified one beside version 1, version 1 ones beside it,
-// and those that are mounted nowhere. A container's cgroup namespace shows it as
+// and those that are mounted elsewhere or nowhere. A container's cgroup namespace shows it as
 // the root of a hierarchy the group that its first process was in, and whoever
 // has CAP_SYS_ADMIN can mount any hierarchy. Where that group is the root, it is
 // the node's: all processes are seen, and release_agent, a program that the
@@ -29,7 +29,8 @@
 // root group only, and the mount option of the same name is refused as long as
 // there is any group below, so that a group of one's own is all it takes.
 //
-// Hierarchies that somebody makes while a node is in use are not known to it.
+// Hierarchies that somebody makes while a node is in use are joined by the
+// groups that are made from then on, and stay for as long as the node is in use.
 //
 // # Ending
 //

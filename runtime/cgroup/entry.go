@@ -66,7 +66,7 @@ func (g *Group) EntryOf(pid int) (*Entry, error) {
 func (g *Group) entry(unified string) (*Entry, error) {
 	e := &Entry{Tasks: make([]*os.File, 0, len(g.dirs))}
 	for i, dir := range g.dirs {
-		h := &g.node.hierarchies[i]
+		h := &g.in[i]
 		if h.unified() {
 			continue
 		}
@@ -138,7 +138,7 @@ func (g *Group) join(pid int) error {
 		return err
 	}
 	for i, dir := range g.dirs {
-		h := &g.node.hierarchies[i]
+		h := &g.in[i]
 		if memberOf(memberships, h) == g.at.rel {
 			continue
 		}

@@ -20,8 +20,10 @@ type Group struct {
 	// path is the OCI cgroupsPath.
 	path string
 	at   location
-	// dirs are the group's directories, as [Node.dirs] gives them.
+	// dirs are the group's directories, as [Node.dirs] gives them, each in the
+	// hierarchy of the same index.
 	dirs []string
+	in   []hierarchy
 
 	// mu orders changes of limits.
 	mu sync.Mutex
@@ -34,7 +36,8 @@ type Group struct {
 }
 
 func (n *Node) group(path string, at location) *Group {
-	return &Group{node: n, path: path, at: at, dirs: n.dirs(at.rel)}
+	in := n.all()
+	return &Group{node: n, path: path, at: at, dirs: dirsIn(in, at.rel), in: in}
 }
 
 // Open returns a group that exists, as after a restart.

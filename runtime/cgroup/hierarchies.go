@@ -32,8 +32,8 @@ type hierarchy struct {
 	dir         string
 	// options are what a further mount of a version 1 hierarchy must repeat.
 	options []string
-	// own is a mount of this process's alone, for a hierarchy that is mounted
-	// nowhere, nil for others.
+	// own is a mount of this process's alone, for a hierarchy that is not
+	// mounted at its usual place, nil for others.
 	own *os.File
 }
 
@@ -61,7 +61,11 @@ func (h *hierarchy) joinName() string {
 // the group that the process was in when its cgroup namespace was made.
 func findHierarchies() ([]hierarchy, error) {
 	for end := time.Now().Add(dyingTime); ; time.Sleep(maxPause) {
-		list, dying, err := lookForHierarchies()
+		data, err := ownMemberships()
+		if err != nil {
+			return nil, err
+		}
+		list, dying, err := lookForHierarchies(data, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -75,13 +79,51 @@ func findHierarchies() ([]hierarchy, error) {
 // dyingTime is how long the end of a hierarchy is waited for.
 const dyingTime = time.Second
 
-// lookForHierarchies leaves out those that are on their way out, which the
-// kernel mounts for nobody any more, and tells whether there are any.
-func lookForHierarchies() (list []hierarchy, dying bool, err error) {
-	data, err := os.ReadFile("/proc/self/cgroup")
+// ownMemberships reads /proc/self/cgroup, which has a line for each hierarchy.
+func ownMemberships() ([]byte, error) {
+	var r reader
+	data, err := r.read("/proc/self", "cgroup")
 	if err != nil {
-		return nil, false, fmt.Errorf("find cgroup hierarchies: %w", err)
+		return nil, fmt.Errorf("find cgroup hierarchies: %w", err)
 	}
+	return data, nil
+}
+
+// refresh takes in hierarchies that were made since the node was. What was
+// there before stays for as long as the node is in use.
+func (n *Node) refresh() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.seen == nil {
+		return nil
+	}
+	data, err := ownMemberships()
+	if err != nil || bytes.Equal(data, n.seen) {
+		return err
+	}
+	list, dying, err := lookForHierarchies(data, n.hierarchies)
+	if err != nil {
+		return err
+	}
+	// Groups have the list as it was when they were made or opened.
+	n.hierarchies = append(slices.Clip(n.hierarchies), list...)
+	if !dying {
+		n.seen = data
+	}
+	return nil
+}
+
+// all are the node's hierarchies. The list is not to be changed.
+func (n *Node) all() []hierarchy {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.hierarchies
+}
+
+// lookForHierarchies lists the hierarchies of /proc/self/cgroup that are not
+// known. It leaves out those that are on their way out, which the kernel
+// mounts for nobody any more, and tells whether there are any.
+func lookForHierarchies(data []byte, known []hierarchy) (list []hierarchy, dying bool, err error) {
 	memberships, err := parseMemberships(data)
 	if err != nil {
 		return nil, false, fmt.Errorf("find cgroup hierarchies: %w", err)
@@ -92,8 +134,11 @@ func lookForHierarchies() (list []hierarchy, dying bool, err error) {
 	}
 
 	for _, m := range memberships {
+		if slices.ContainsFunc(known, func(h hierarchy) bool { return slices.Equal(h.controllers, m.controllers) }) {
+			continue
+		}
 		h := hierarchy{controllers: m.controllers}
-		if h.findMount(mounts) {
+		if known == nil && h.findMount(mounts) {
 			list = append(list, h)
 			continue
 		}
@@ -104,7 +149,7 @@ func lookForHierarchies() (list []hierarchy, dying bool, err error) {
 			dying = true
 		default:
 			closeOwn(list)
-			return nil, false, fmt.Errorf("mount cgroup hierarchy %q, which is mounted nowhere: %w", strings.Join(m.controllers, ","), err)
+			return nil, false, fmt.Errorf("mount cgroup hierarchy %q: %w", strings.Join(m.controllers, ","), err)
 		}
 	}
 	return list, dying, nil
@@ -119,22 +164,18 @@ func closeOwn(list []hierarchy) {
 	}
 }
 
-// findMount looks for a writable mount of the hierarchy, best at its usual
-// place; of several at one place the last lies on top.
+// findMount looks for a writable mount of the hierarchy at its usual place; of
+// several at one place the last lies on top. Elsewhere it may be unmounted at
+// any time, and with its last mount a hierarchy ends.
 func (h *hierarchy) findMount(mounts []*mountinfo.Info) bool {
 	for _, m := range slices.Backward(mounts) {
-		if !h.is(m) || slices.Contains(strings.Split(m.Options, ","), "ro") {
-			continue
-		}
 		usual := m.Mountpoint == mountPoint || filepath.Dir(m.Mountpoint) == mountPoint
-		if h.dir == "" || usual {
+		if usual && h.is(m) && !slices.Contains(strings.Split(m.Options, ","), "ro") {
 			h.dir, h.options = m.Mountpoint, selecting(m.VFSOptions)
-		}
-		if usual {
-			break
+			return true
 		}
 	}
-	return h.dir != ""
+	return false
 }
 
 // is tells whether a mount is of the hierarchy. No two share a controller.
@@ -230,8 +271,8 @@ func (n *Node) Hierarchies() []plan.Hierarchy {
 		return nil
 	}
 	var list []plan.Hierarchy
-	for i := range n.hierarchies {
-		if h := &n.hierarchies[i]; h.shown() {
+	for _, h := range n.all() {
+		if h.shown() {
 			list = append(list, plan.Hierarchy{Dir: filepath.Base(h.dir), Options: slices.Clone(h.options)})
 		}
 	}

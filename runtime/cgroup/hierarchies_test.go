@@ -2,9 +2,11 @@ package cgroup
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -157,23 +159,50 @@ func TestJoinsEveryHierarchy(t *testing.T) {
 	g := create(t, n, "", "all", resources(n))
 	inEvery(t, run(t, g, "exec sleep 1000").pid, g)
 
-	// Its groups keep the hierarchy alive without a mount.
-	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+	// The node keeps the hierarchy alive without a mount that others see.
+	if err := unix.Unmount(dir, 0); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(mount)
-	n, err := New(Cgroupfs, n.parent)
+	g = create(t, n, "", "unmounted", resources(n))
+	inEvery(t, run(t, g, "exec sleep 1000").pid, g)
+	again, err := New(Cgroupfs, n.parent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { n.Close() })
-	g = create(t, n, "", "unmounted", resources(n))
+	t.Cleanup(func() { again.Close() })
+	g = create(t, again, "", "another", resources(n))
 	inEvery(t, run(t, g, "exec sleep 1000").pid, g)
-	if i := n.where["name=crisp-odd"]; n.hierarchies[i].own == nil {
-		t.Error("the hierarchy was not mounted")
+}
+
+// A hierarchy that is made later is joined by the groups that are made then.
+func TestJoinsLateHierarchy(t *testing.T) {
+	testkit.Root(t)
+	dir := t.TempDir()
+	mount := func() {
+		t.Helper()
+		if err := unix.Mount("none", dir, "cgroup", 0, "none,name=crisp-odd"); err != nil {
+			testkit.Skip(t, "cgroup1", err.Error())
+		}
 	}
-	if err := errors.Join(g.Kill(t.Context()), g.Remove(t.Context())); err != nil {
-		t.Error(err)
+	mount()
+	t.Cleanup(func() { endHierarchy(t, dir, mount) })
+	n := testNode(t)
+	// As if it had not been there.
+	late := slices.IndexFunc(n.hierarchies, func(h hierarchy) bool { return slices.Equal(h.controllers, []string{"name=crisp-odd"}) })
+	n.hierarchies[late].own.Close()
+	if err := n.useHierarchies(slices.Delete(slices.Clone(n.hierarchies), late, late+1)); err != nil {
+		t.Fatal(err)
+	}
+	early := n.group("/x/y", location{rel: "/x/y"})
+
+	g := create(t, n, "", "late", resources(n))
+	if len(g.dirs) != len(early.dirs)+1 || len(early.in) != len(early.dirs) {
+		t.Errorf("a group is made in %d hierarchies, before in %d", len(g.dirs), len(early.dirs))
+	}
+	inEvery(t, run(t, g, "exec sleep 1000").pid, g)
+	if strings.Contains(fmt.Sprint(n.Hierarchies()), "odd") {
+		t.Error("it is shown")
 	}
 }
 

@@ -60,7 +60,7 @@ var errFound = errors.New("found")
 func (g *Group) populated(ctx context.Context) (bool, error) {
 	for i, dir := range g.dirs {
 		some, err := false, error(nil)
-		if g.node.hierarchies[i].unified() {
+		if g.in[i].unified() {
 			some, err = populatedV2(dir)
 		} else {
 			some, err = populatedV1(ctx, dir)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/systemd"
@@ -33,11 +34,17 @@ type Node struct {
 	v2     bool
 	// root is where the unified hierarchy is mounted, "" if it is not.
 	root string
+	// mu guards hierarchies and seen.
+	mu sync.Mutex
 	// hierarchies are all that are in use, in the order in which groups are
 	// made: those with limits come first, and before them, on version 2, the
-	// unified one.
+	// unified one. The list only grows, see [Node.refresh].
 	hierarchies []hierarchy
-	// where is the index in hierarchies of each controller.
+	// seen is what /proc/self/cgroup was when it was last looked at; nil if
+	// it is not looked at.
+	seen []byte
+	// where is the index in hierarchies of each controller that was in use
+	// from the start.
 	where map[string]int
 	// parent is the group of those who name no parent.
 	parent string
@@ -85,6 +92,7 @@ func New(driver, parent string) (*Node, error) {
 		closeOwn(list)
 		return nil, err
 	}
+	n.seen = []byte{}
 	n.probe()
 	return n, nil
 }
@@ -188,7 +196,7 @@ func (n *Node) Degraded() []string { return slices.Clone(n.degraded) }
 // package. Groups stay, and so does a slice: who stops one ends what is in it,
 // and an empty one costs nothing and is found again.
 func (n *Node) Close() error {
-	defer closeOwn(n.hierarchies)
+	defer func() { closeOwn(n.all()) }()
 	errs := []error{n.filters.close()}
 	if n.driver == Systemd {
 		return errs[0]
@@ -210,7 +218,7 @@ func (n *Node) mount(controller string) string {
 		return n.root
 	}
 	if i, ok := n.where[controller]; ok {
-		return n.hierarchies[i].dir
+		return n.all()[i].dir
 	}
 	return ""
 }
@@ -218,8 +226,12 @@ func (n *Node) mount(controller string) string {
 // dirs are the directories of a group, one in each hierarchy. The path is
 // relative to the hierarchy's root.
 func (n *Node) dirs(path string) []string {
-	dirs := make([]string, len(n.hierarchies))
-	for i, h := range n.hierarchies {
+	return dirsIn(n.all(), path)
+}
+
+func dirsIn(list []hierarchy, path string) []string {
+	dirs := make([]string, len(list))
+	for i, h := range list {
 		dirs[i] = filepath.Join(h.dir, path)
 	}
 	return dirs
@@ -228,7 +240,7 @@ func (n *Node) dirs(path string) []string {
 // unifiedDir is a group's directory in the unified hierarchy, "" if there is none.
 func (g *Group) unifiedDir() string {
 	for i := range g.dirs {
-		if g.node.hierarchies[i].unified() {
+		if g.in[i].unified() {
 			return g.dirs[i]
 		}
 	}
