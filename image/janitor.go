@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"log/slog"
 	"maps"
 	"os"
@@ -21,6 +22,8 @@ type janitor struct {
 	dir  *os.File
 	log  *slog.Logger
 	done chan struct{}
+	// end interrupts the removal of what may be large.
+	end context.CancelFunc
 
 	mu     sync.Mutex
 	wake   *sync.Cond
@@ -35,7 +38,9 @@ func newJanitor(dir *os.File, log *slog.Logger) *janitor {
 	j := &janitor{dir: dir, log: log, done: make(chan struct{}), idle: make(chan struct{}), stuck: map[string]bool{}}
 	j.wake = sync.NewCond(&j.mu)
 	close(j.idle)
-	go j.run()
+	ctx, cancel := context.WithCancel(context.Background())
+	j.end = cancel
+	go j.run(ctx)
 	return j
 }
 
@@ -61,7 +66,7 @@ func (j *janitor) add(names ...string) <-chan struct{} {
 	return j.idle
 }
 
-func (j *janitor) run() {
+func (j *janitor) run(ctx context.Context) {
 	defer close(j.done)
 	for {
 		j.mu.Lock()
@@ -80,7 +85,11 @@ func (j *janitor) run() {
 		name := j.queue[0]
 		j.queue = j.queue[1:]
 		j.mu.Unlock()
-		j.note(name, rootpath.RemoveAll(j.dir, name))
+		err := rootpath.RemoveAll(ctx, j.dir, name)
+		if ctx.Err() != nil {
+			continue // the next start sweeps it
+		}
+		j.note(name, err)
 	}
 }
 
@@ -110,7 +119,7 @@ func (j *janitor) again() {
 	j.add(names...)
 }
 
-// close ends the janitor after what it is at. The rest is swept at the next start.
+// close ends the janitor at once. What is left is swept at the next start.
 func (j *janitor) close() error {
 	j.mu.Lock()
 	j.closed = true
@@ -119,6 +128,7 @@ func (j *janitor) close() error {
 	}
 	j.wake.Signal()
 	j.mu.Unlock()
+	j.end()
 	<-j.done
 	select {
 	case <-j.idle:

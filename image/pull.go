@@ -88,7 +88,7 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 	if err := p.fetchLayers(ctx); err != nil {
 		return Image{}, err
 	}
-	targets := p.s.stageTargets(p.top())
+	targets := p.s.stageTargets(ctx, p.top())
 	if err := p.storeDocuments(); err != nil {
 		p.s.janitor.add(targets)
 		return Image{}, err

@@ -96,7 +96,7 @@ type View struct {
 
 // Mount returns the root file system prepared for container id as a detached
 // mount.
-func (s *Service) Mount(_ context.Context, id string, v View) (*os.File, error) {
+func (s *Service) Mount(ctx context.Context, id string, v View) (*os.File, error) {
 	chain, err := s.containers.Chain(id)
 	if err != nil {
 		return nil, fmt.Errorf("mount root file system: %w", err)
@@ -108,14 +108,14 @@ func (s *Service) Mount(_ context.Context, id string, v View) (*os.File, error) 
 	if targets := s.layers.Targets(chain); targets != "" {
 		lower = append([]string{targets}, lower...)
 	}
-	upper, err := s.containers.Open(id)
+	upper, err := s.containers.Open(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer upper.Close()
 	m, err := rootfs.Overlay{
 		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper, UserNS: v.UserNS, Label: v.Label,
-	}.Mount()
+	}.Mount(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("mount root file system of %s: %w", id, classify(err))
 	}
@@ -128,7 +128,7 @@ const imageVolumeAttr = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.M
 // MountImage returns the content of an image, named by its ID, or what subPath
 // leads to in it, as a detached read-only mount. The caller keeps the image
 // with [Service.Hold] first.
-func (s *Service) MountImage(_ context.Context, imageID, subPath string, v View) (*os.File, error) {
+func (s *Service) MountImage(ctx context.Context, imageID, subPath string, v View) (*os.File, error) {
 	im, err := s.Get(imageID)
 	if err != nil {
 		return nil, fmt.Errorf("mount image: %w", err)
@@ -139,7 +139,7 @@ func (s *Service) MountImage(_ context.Context, imageID, subPath string, v View)
 	}
 	m, err := rootfs.Overlay{
 		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), UserNS: v.UserNS, Label: v.Label, Attr: imageVolumeAttr,
-	}.Mount()
+	}.Mount(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("mount image %s: %w", im.ID, classify(err))
 	}
@@ -184,9 +184,14 @@ func (s *Service) Containers() []string { return s.containers.IDs() }
 func (s *Service) UpperDir(id string) string { return s.containers.UpperDir(id) }
 
 // Usage measures what container id wrote, by looking at every file.
-func (s *Service) Usage(id string) (bytes, inodes uint64, err error) {
+func (s *Service) Usage(ctx context.Context, id string) (rootpath.Usage, error) {
 	if _, err := s.containers.Chain(id); err != nil {
-		return 0, 0, err
+		return rootpath.Usage{}, err
 	}
-	return rootfs.Measure(s.containers.UpperDir(id))
+	upper, err := os.OpenFile(s.containers.UpperDir(id), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return rootpath.Usage{}, fmt.Errorf("measure what %s wrote: %w", id, err)
+	}
+	defer upper.Close()
+	return rootpath.Measure(ctx, upper)
 }

@@ -114,7 +114,8 @@ func TestMount(t *testing.T) {
 	if data, err := os.ReadFile(filepath.Join(s.UpperDir("c1"), "written")); err != nil || string(data) != "hello" {
 		t.Errorf("upper folder: %q, %v", data, err)
 	}
-	bytes, inodes, err := s.Usage("c1")
+	got, err := s.Usage(t.Context(), "c1")
+	bytes, inodes := got.Bytes, got.Inodes
 	if err != nil || bytes < 4096 || inodes != 2 {
 		t.Errorf("usage %d bytes, %d inodes, %v", bytes, inodes, err)
 	}

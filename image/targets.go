@@ -21,13 +21,13 @@ func commonTargets() (dirs, files []string) {
 // finds them there, where each would have had to copy /etc up to make them. It
 // returns the name of a folder in the temporary one that holds them, "" if
 // there is nothing to do or it cannot be done: then containers do it.
-func (s *Service) stageTargets(chain digest.Digest) string {
+func (s *Service) stageTargets(ctx context.Context, chain digest.Digest) string {
 	if chain == "" || s.layers.Targets(chain) != "" {
 		return ""
 	}
 	dir, err := os.MkdirTemp(s.blobs.TempDir(), "targets-*")
 	if err == nil {
-		if err = s.fillTargets(chain, dir); err == nil {
+		if err = s.fillTargets(ctx, chain, dir); err == nil {
 			return filepath.Base(dir)
 		}
 		s.janitor.add(filepath.Base(dir))
@@ -51,7 +51,7 @@ func (s *Service) publishTargets(ctx context.Context, chain digest.Digest, stage
 	return s.layers.AddTargets(chain, filepath.Join(staged, rootfs.UpperName))
 }
 
-func (s *Service) fillTargets(chain digest.Digest, dir string) error {
+func (s *Service) fillTargets(ctx context.Context, chain digest.Digest, dir string) error {
 	lower, err := s.layers.Trees(chain)
 	if err != nil {
 		return err
@@ -68,7 +68,7 @@ func (s *Service) fillTargets(chain digest.Digest, dir string) error {
 		return err
 	}
 	defer upper.Close()
-	m, err := rootfs.Overlay{Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper}.Mount()
+	m, err := rootfs.Overlay{Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper}.Mount(ctx)
 	if err != nil {
 		return err
 	}

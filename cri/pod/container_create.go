@@ -300,13 +300,13 @@ func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount) ([]
 	return out, nil
 }
 
-func (k *making) removeSpec(context.Context) error {
+func (k *making) removeSpec(ctx context.Context) error {
 	k.p.m.specs.drop(k.id)
 	err := os.Remove(k.specPath())
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(k.p.takeProcess(k.id).close(), err, os.RemoveAll(k.dir()))
+	return errors.Join(k.p.takeProcess(k.id).close(), err, removeTree(ctx, k.dir()))
 }
 
 func (k *making) makeCgroup(ctx context.Context) error {

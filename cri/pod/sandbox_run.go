@@ -56,7 +56,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 			return "", fmt.Errorf("run sandbox %s: %w", sandboxName(cfg.GetMetadata()), err)
 		}
 	}
-	p, err := m.newSandbox(cfg, handler)
+	p, err := m.newSandbox(ctx, cfg, handler)
 	if err != nil {
 		return "", err
 	}
@@ -81,7 +81,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 		p.noteLeft(err)
 		return "", err
 	}
-	return "", errors.Join(err, p.forget())
+	return "", errors.Join(err, p.forget(ctx))
 }
 
 // existing finds the sandbox that already carries a configuration's metadata,
@@ -121,7 +121,7 @@ func (p *pod) undo(ctx context.Context) error {
 		p.noteLeft(err)
 		return err
 	}
-	return p.forget()
+	return p.forget(ctx)
 }
 
 // noteLeft keeps the reason why a sandbox is listed that should be gone.
@@ -130,7 +130,7 @@ func (p *pod) noteLeft(why error) {
 }
 
 // newSandbox makes the pod's folder and its first record.
-func (m *Manager) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (*pod, error) {
+func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (*pod, error) {
 	cfg = proto.Clone(cfg).(*runtimeapi.PodSandboxConfig)
 	msg, err := message(cfg)
 	if err != nil {
@@ -150,7 +150,7 @@ func (m *Manager) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (
 	p.starting.Store(true)
 	if err := attempt("make folder", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
 		m.levels.Drop(r.SELinuxLevel)
-		return nil, errors.Join(fmt.Errorf("make folder of sandbox %s: %w", r.ID, err), p.forget())
+		return nil, errors.Join(fmt.Errorf("make folder of sandbox %s: %w", r.ID, err), p.forget(ctx))
 	}
 	return p, nil
 }
@@ -444,14 +444,14 @@ func attachment(r *Record) (network.Attachment, error) {
 
 // forget removes the pod's folder, and the pod from memory. Without a record
 // there is no pod: what else the folder has goes at the next start.
-func (p *pod) forget() error {
+func (p *pod) forget(ctx context.Context) error {
 	id := p.record().ID
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.gone {
 		return nil
 	}
-	if err := attempt("remove folder", func() error { return os.RemoveAll(p.m.store.podDir(id)) }); err != nil {
+	if err := attempt("remove folder", func() error { return removeTree(ctx, p.m.store.podDir(id)) }); err != nil {
 		if _, lost := os.Stat(p.m.store.recordPath(id)); lost == nil {
 			return fmt.Errorf("remove folder of sandbox: %w", err)
 		}

@@ -125,7 +125,7 @@ func (p *pod) remove(ctx context.Context) error {
 	if err := unwind(ctx, sandboxSteps, firstKept, p); err != nil {
 		return fmt.Errorf("remove sandbox %s: %w", r.ID, err)
 	}
-	if err := p.forget(); err != nil {
+	if err := p.forget(ctx); err != nil {
 		return err
 	}
 	p.m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)

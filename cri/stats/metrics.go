@@ -3,7 +3,6 @@ package stats
 import (
 	"context"
 	"slices"
-	"strconv"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -101,9 +100,7 @@ func (c *Collector) containerSample(ctx context.Context, ctr *Container, deadlin
 	if pids, err := ctr.Group.Pids(); err == nil {
 		n := len(pids)
 		s.processes = &n
-		for _, pid := range pids {
-			s.open.add(strconv.Itoa(pid))
-		}
+		s.open = countOpen(pids)
 	}
 	if limit, ok := maxOpenFiles(ctr.Pid); ok {
 		s.openFiles = &limit

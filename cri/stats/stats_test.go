@@ -460,10 +460,11 @@ func TestDiskUsage(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
-	bytes, inodes, err := diskUsage(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
+	got, err := diskUsage(t.Context(), dir)
+	if err != nil || got.Partial {
+		t.Fatal(got, err)
 	}
+	bytes, inodes := got.Bytes, got.Inodes
 	// The folder, a, a/b, a/b/c, a/d once, out, fifo.
 	if inodes != 7 {
 		t.Errorf("%d inodes, want 7", inodes)
@@ -471,24 +472,27 @@ func TestDiskUsage(t *testing.T) {
 	if bytes < 1<<20+4096 || bytes > 1<<20+4096+7*4096 {
 		t.Errorf("%d bytes", bytes)
 	}
-	// Folders nested without end must not exhaust descriptors.
-	deep := filepath.Join(dir, strings.Repeat("x/", 2*maxDepth))
+	// Nothing can be hidden from eviction by nesting.
+	const depth = 500
+	deep := filepath.Join(dir, strings.Repeat("x/", depth))
 	if err := os.MkdirAll(deep, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, inodes, err = diskUsage(t.Context(), dir); err != nil || inodes != 7+maxDepth {
-		t.Errorf("%d inodes, %v", inodes, err)
+	write(strings.Repeat("x/", depth)+"hidden", 4<<20)
+	deeper, err := diskUsage(t.Context(), dir)
+	if err != nil || deeper.Partial || deeper.Inodes != 7+depth+1 || deeper.Bytes < bytes+4<<20 {
+		t.Errorf("%+v, %v", deeper, err)
 	}
 	if err := os.Symlink("/usr", filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := diskUsage(t.Context(), filepath.Join(dir, "link")); err == nil {
+	if _, err := diskUsage(t.Context(), filepath.Join(dir, "link")); err == nil {
 		t.Error("walked through a link in place of the layer")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, err := diskUsage(ctx, dir); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled walk: %v", err)
+	if got, err := diskUsage(ctx, dir); !errors.Is(err, context.Canceled) || !got.Partial || got.Inodes == 0 {
+		t.Errorf("cancelled walk: %+v, %v", got, err)
 	}
 }
 

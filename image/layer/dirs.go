@@ -1,9 +1,9 @@
 package layer
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -16,9 +16,6 @@ import (
 
 // cachedDirs is how many directories stay open while a layer is unpacked.
 const cachedDirs = 256
-
-// maxMeasuredDepth bounds the descriptors that it takes to measure a tree.
-const maxMeasuredDepth = 256
 
 // dirCache keeps directories open. It is dropped whole when it is full, and
 // whenever something is removed that a path in it may lead through.
@@ -132,42 +129,31 @@ func openDir(dir *os.File, base string) (*os.File, error) {
 }
 
 // measureTree adds up what is at base of dir. Files with several names, whose
-// space is not set free with one, are left out.
-func measureTree(dir *os.File, base string, depth int) (store.Usage, error) {
+// space is not set free with one, are left out. So are directories: they are
+// measured at the end, when they have their final size.
+func measureTree(ctx context.Context, dir *os.File, base string) (store.Usage, error) {
+	var sum store.Usage
+	add := func(st *unix.Stat_t) {
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink == 1 {
+			sum = sum.Add(store.Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1})
+		}
+	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return store.Usage{}, err
+		return sum, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		if st.Nlink > 1 {
-			return store.Usage{}, nil
-		}
-		return store.Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1}, nil
+		add(&st)
+		return sum, nil
 	}
-	if depth == maxMeasuredDepth {
-		return store.Usage{}, fmt.Errorf("%w: too deep a tree is replaced", ErrInvalid)
-	}
-	// Directories are measured at the end, when they have their final size.
-	var sum store.Usage
 	sub, err := openDir(dir, base)
 	if err != nil {
 		return sum, err
 	}
 	defer sub.Close()
-	for {
-		names, err := sub.Readdirnames(1024)
-		if errors.Is(err, io.EOF) {
-			return sum, nil
-		}
-		if err != nil {
-			return sum, err
-		}
-		for _, name := range names {
-			u, err := measureTree(sub, name, depth+1)
-			if err != nil {
-				return sum, err
-			}
-			sum = sum.Add(u)
-		}
+	complete, err := rootpath.Walk(ctx, sub, add)
+	if err == nil && !complete {
+		err = fmt.Errorf("%w: too deep a tree is replaced", ErrInvalid)
 	}
+	return sum, err
 }

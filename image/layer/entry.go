@@ -94,11 +94,11 @@ func (u *unpacker) replacing(name string, create func(dir *os.File) error) error
 // which may have to be opened anew.
 func (u *unpacker) remove(dir *os.File, name string) (*os.File, error) {
 	base := path.Base(name)
-	gone, err := measureTree(dir, base, 0)
+	gone, err := measureTree(u.ctx, dir, base)
 	if err != nil {
 		return nil, err
 	}
-	if err := rootpath.RemoveAll(dir, base); err != nil {
+	if err := rootpath.RemoveAll(u.ctx, dir, base); err != nil {
 		return nil, err
 	}
 	u.usage.Bytes -= min(gone.Bytes, u.usage.Bytes)

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,9 +9,10 @@ import (
 	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
-	"crisp/image/rootfs"
 	"crisp/image/store"
+	"crisp/runtime/rootpath"
 )
 
 // Targets returns the tree of mount targets that belongs on top of a layer
@@ -46,14 +48,20 @@ func (s *Store) AddTargets(chain digest.Digest, temp string) error {
 //
 // Preconditions: mu is held, or the store is not open yet.
 func (s *Store) noteTargets(chain digest.Digest) error {
-	bytes, inodes, err := rootfs.Measure(filepath.Join(s.root, chain.Encoded(), targetsDir))
+	dir, err := os.OpenFile(filepath.Join(s.root, chain.Encoded(), targetsDir), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err != nil {
 		return fmt.Errorf("examine mount targets: %w", err)
 	}
-	u := store.Usage{Bytes: bytes, Inodes: inodes}
+	defer dir.Close()
+	// They are a handful, which crisp made itself.
+	got, err := rootpath.Measure(context.Background(), dir)
+	if err != nil {
+		return fmt.Errorf("examine mount targets: %w", err)
+	}
+	u := store.Usage{Bytes: got.Bytes, Inodes: got.Inodes}
 	s.targets[chain] = u
 	s.usage = s.usage.Add(u)
 	return nil

@@ -38,6 +38,7 @@ type Limits struct {
 
 // unpacker writes one archive into one folder.
 type unpacker struct {
+	ctx  context.Context //nolint:containedctx // of one archive
 	root *os.File
 	// base means that nothing lies below, so that whiteouts are void.
 	base   bool
@@ -96,7 +97,7 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 	ahead = newReadAhead(plain)
 	counted := &countedReader{ctx: ctx, r: ahead, rest: limits.Bytes, hash: digest.SHA256.Digester()}
 	u := &unpacker{
-		root: root, base: base, limits: limits,
+		ctx: ctx, root: root, base: base, limits: limits,
 		implied: map[string]bool{".": true}, listed: map[string]time.Time{},
 		buf: make([]byte, copyBuffer),
 	}

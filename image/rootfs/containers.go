@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -233,7 +234,7 @@ func (c *Containers) Chain(id string) (digest.Digest, error) {
 
 // Open opens the folder of container id with a fresh work folder: overlayfs
 // refuses one that a volatile mount has used.
-func (c *Containers) Open(id string) (*os.File, error) {
+func (c *Containers) Open(ctx context.Context, id string) (*os.File, error) {
 	dir, err := os.Open(filepath.Join(c.root, id))
 	if err != nil {
 		return nil, fmt.Errorf("open root file system of %s: %w", id, err)
@@ -241,7 +242,7 @@ func (c *Containers) Open(id string) (*os.File, error) {
 	var st unix.Stat_t
 	err = unix.Fstatat(int(dir.Fd()), filepath.Join(workDir, workDir), &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err == nil {
-		err = renewWork(dir)
+		err = renewWork(ctx, dir)
 	} else if errors.Is(err, unix.ENOENT) {
 		err = nil
 	}
@@ -252,12 +253,12 @@ func (c *Containers) Open(id string) (*os.File, error) {
 	return dir, nil
 }
 
-func renewWork(dir *os.File) error {
+func renewWork(ctx context.Context, dir *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), workDir, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
-	if err := rootpath.RemoveAll(dir, workDir); err != nil {
+	if err := rootpath.RemoveAll(ctx, dir, workDir); err != nil {
 		return err
 	}
 	if err := unix.Mkdirat(int(dir.Fd()), workDir, dirPerm); err != nil {

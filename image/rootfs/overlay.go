@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -35,7 +36,7 @@ type Overlay struct {
 }
 
 // Mount makes the overlay and returns it as a detached mount.
-func (o Overlay) Mount() (*os.File, error) {
+func (o Overlay) Mount(ctx context.Context) (*os.File, error) {
 	if o.UserNS == nil {
 		return o.stack(o.Layers, o.Upper)
 	}
@@ -47,7 +48,7 @@ func (o Overlay) Mount() (*os.File, error) {
 	defer mapped.Close()
 	m, err := o.stack(mapped, o.Upper)
 	if errors.Is(err, unix.EINVAL) {
-		return o.stackAttached()
+		return o.stackAttached(ctx)
 	}
 	return m, err
 }
@@ -56,9 +57,9 @@ func (o Overlay) Mount() (*os.File, error) {
 // caller's mount namespace (before Linux 6.15): in one that exists for the
 // moment and that nobody else sees. An attempt that the kernel refused has left
 // its mark in the work folder, which would have this one refused too.
-func (o Overlay) stackAttached() (m *os.File, err error) {
+func (o Overlay) stackAttached(ctx context.Context) (m *os.File, err error) {
 	if o.Upper != nil {
-		if err := renewWork(o.Upper); err != nil {
+		if err := renewWork(ctx, o.Upper); err != nil {
 			return nil, fmt.Errorf("renew work folder: %w", err)
 		}
 	}

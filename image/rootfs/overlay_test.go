@@ -113,7 +113,7 @@ func TestOlderKernels(t *testing.T) {
 	t.Run("id-mapped layers in a namespace", func(t *testing.T) {
 		o := stacked(t)
 		// What the refused attempt leaves behind.
-		refused, err := o.Mount()
+		refused, err := o.Mount(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,7 +121,7 @@ func TestOlderKernels(t *testing.T) {
 		o.UserNS = userNamespace(t, 100_000)
 		for _, upper := range []*os.File{o.Upper, nil} {
 			o.Upper = upper
-			m, err := o.stackAttached()
+			m, err := o.stackAttached(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -138,7 +138,7 @@ func TestOlderKernels(t *testing.T) {
 	})
 	t.Run("path in an attached mount", func(t *testing.T) {
 		o := stacked(t)
-		m, err := o.Mount()
+		m, err := o.Mount(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -40,7 +40,7 @@ func TestRemoveAllStopsAtMounts(t *testing.T) {
 	bind(t, base+"/keep", base+"/itself")
 
 	for _, name := range []string{"tree", "files", "itself"} {
-		if err := RemoveAll(root, name); !errors.Is(err, ErrMountPoint) {
+		if err := RemoveAll(t.Context(), root, name); !errors.Is(err, ErrMountPoint) {
 			t.Errorf("RemoveAll(%q): %v, want ErrMountPoint", name, err)
 		}
 	}
@@ -65,7 +65,7 @@ func TestRemoveAllStopsAtDeepMounts(t *testing.T) {
 	}
 	must(t, os.MkdirAll(path, 0o755))
 	bind(t, base+"/keep", path)
-	if err := RemoveAll(root, "tree"); !errors.Is(err, ErrMountPoint) {
+	if err := RemoveAll(t.Context(), root, "tree"); !errors.Is(err, ErrMountPoint) {
 		t.Errorf("RemoveAll: %v, want ErrMountPoint", err)
 	}
 	if _, err := os.Stat(base + "/keep/file"); err != nil {

@@ -126,11 +126,11 @@ func TestRemoveAllAgainstExchange(t *testing.T) {
 				}
 			}
 		}()
-		err := RemoveAll(root, "gone")
+		err := RemoveAll(t.Context(), root, "gone")
 		close(quit)
 		<-done
 		if err != nil {
-			must(t, RemoveAll(root, "gone"))
+			must(t, RemoveAll(t.Context(), root, "gone"))
 		}
 		if _, err := os.Lstat(base + "/keep/file"); err != nil {
 			t.Fatalf("removed through a link: %v", err)

@@ -1,6 +1,7 @@
 package rootpath
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,113 +13,261 @@ import (
 )
 
 const (
-	// maxDepth bounds the descriptors that a removal holds. What lies deeper
-	// is first moved up.
+	// maxDepth bounds the descriptors that a removal or a walk holds, one a
+	// level. A directory that lies deeper is first moved up to be removed.
 	maxDepth = 64
 	// maxPasses bounds how often a directory that was emptied may turn out
 	// not to be empty.
 	maxPasses = 16
+	// maxShown bounds the directories that an error names.
+	maxShown = 4
 
 	readBatch = 512
 )
 
 // RemoveAll removes name, one component, from dir with everything below it.
+// It holds at most [maxDepth] descriptors and as many stack-like frames, be the
+// tree ever so deep, and takes time in proportion to its entries.
+//
 // It follows no link and enters no mount: a mount point in the tree ends the
-// removal with [ErrMountPoint]. A name that does not exist is no error.
-func RemoveAll(dir *os.File, name string) error {
+// removal with [ErrMountPoint]. A directory that somebody moves away while it is
+// being emptied is left alone from then on, with [ErrBusy]. When ctx ends, the
+// removal does too, with its cause; a further call goes on. A name that does
+// not exist is no error.
+func RemoveAll(ctx context.Context, dir *os.File, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	r := remover{}
-	return r.remove(dir, name, 0)
+	r := remover{ctx: ctx}
+	if err := r.remove(dir, name); err != nil {
+		return err
+	}
+	if r.top == nil {
+		return nil
+	}
+	defer r.top.Close()
+
+	// What was moved up is removed by its number: a listing of the root might
+	// have passed it already.
+	for r.done < r.moved {
+		r.done++
+		if err := r.tree(r.top, movedName(r.done)); err != nil {
+			return fmt.Errorf("%s/%w", name, err)
+		}
+	}
+	return r.tree(dir, name)
 }
 
 // remover removes one tree.
 type remover struct {
-	top   *os.File // the root of the tree
-	moved int      // the number of directories moved up so far
+	ctx    context.Context //nolint:containedctx // of one removal, which ends with the call
+	top    *os.File        // the root of the tree, nil until something was moved to it
+	frames []frame         // the directories being emptied, each in the one before
+	moved  int             // the number of directories moved up so far
+	done   int             // how many of them are removed
 }
 
-// remove removes name from dir, which is depth levels below the tree's root.
-func (r *remover) remove(dir *os.File, name string, depth int) error {
-	err := unix.Unlinkat(int(dir.Fd()), name, 0)
-	for pass := 0; errors.Is(err, unix.EISDIR); pass++ {
-		if pass == maxPasses {
-			return &fs.PathError{Op: "remove", Path: name, Err: ErrBusy}
+// frame is a directory being emptied.
+type frame struct {
+	parent *os.File
+	name   string
+	dir    *os.File
+	id     fileID
+	names  []string // read and not yet removed
+	passes int
+}
+
+// fileID tells files apart.
+type fileID struct{ dev, ino uint64 }
+
+func movedName(n int) string { return ".removed-" + strconv.Itoa(n) }
+
+// remove removes name from dir, or leaves of it what was moved up to top.
+func (r *remover) remove(dir *os.File, name string) error {
+	err := r.tree(dir, name)
+	if errors.Is(err, errMoved) {
+		return nil
+	}
+	return err
+}
+
+// errMoved says that the tree's root has what was moved up to it.
+var errMoved = errors.New("directories were moved up")
+
+// tree removes name from dir. It goes down by frames, not by recursion.
+func (r *remover) tree(dir *os.File, name string) error {
+	defer r.closeFrames()
+	if err := r.entry(dir, name); err != nil {
+		return err
+	}
+	for len(r.frames) > 0 {
+		f := &r.frames[len(r.frames)-1]
+		if len(f.names) == 0 {
+			if err := r.next(f); err != nil {
+				return err
+			}
+			continue
 		}
-		if depth == maxDepth {
-			return r.moveUp(dir, name)
-		}
-		if err := r.empty(dir, name, depth); err != nil {
+		child := f.names[0]
+		f.names = f.names[1:]
+		if err := r.entry(f.dir, child); err != nil {
 			return err
 		}
-		err = unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR)
-		if errors.Is(err, unix.ENOTEMPTY) {
-			err = unix.EISDIR
-		}
 	}
-	switch {
-	case err == nil, errors.Is(err, fs.ErrNotExist):
-		return nil
-	case errors.Is(err, unix.EBUSY):
-		err = fmt.Errorf("%w: %w", ErrMountPoint, err)
-	}
-	return &fs.PathError{Op: "remove", Path: name, Err: err}
+	return nil
 }
 
-// empty removes everything in the directory name of dir.
-func (r *remover) empty(dir *os.File, name string, depth int) error {
+// entry unlinks name in dir, or opens it to be emptied if it is a directory.
+func (r *remover) entry(dir *os.File, name string) error {
+	for range maxPasses {
+		err := unix.Unlinkat(int(dir.Fd()), name, 0)
+		if !errors.Is(err, unix.EISDIR) {
+			return r.explain(name, err)
+		}
+		// Many a directory is empty.
+		err = unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR)
+		if !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOTDIR) {
+			return r.explain(name, err)
+		}
+		if len(r.frames) == maxDepth {
+			return r.moveUp(dir, name)
+		}
+		err = r.push(dir, name)
+		if !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
+			return r.explain(name, err)
+		}
+	}
+	return r.explain(name, ErrBusy) // a directory one moment, something else the next
+}
+
+// push opens a directory to be emptied.
+func (r *remover) push(dir *os.File, name string) error {
 	d, err := openat2(dir, name, unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW,
 		Resolve: plain | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
 	})
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case errors.Is(err, unix.EXDEV):
-		return &fs.PathError{Op: "remove", Path: name, Err: fmt.Errorf("%w: %w", ErrMountPoint, unix.EXDEV)}
-	case err != nil:
+	if err != nil {
 		return err
 	}
-	defer d.Close()
-	if depth == 0 {
-		r.top = d
+	id, err := identify(d)
+	if err != nil {
+		d.Close()
+		return err
+	}
+	r.frames = append(r.frames, frame{parent: dir, name: name, dir: d, id: id})
+	return nil
+}
+
+// next reads more names of the innermost directory, or removes it at its end.
+func (r *remover) next(f *frame) error {
+	if err := r.ctx.Err(); err != nil {
+		return r.explain("", context.Cause(r.ctx))
+	}
+	names, err := f.dir.Readdirnames(readBatch)
+	if len(names) > 0 {
+		f.names = names
+		return r.inPlace()
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return r.explain("", err)
+	}
+
+	err = unix.Unlinkat(int(f.parent.Fd()), f.name, unix.AT_REMOVEDIR)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		return r.again(f)
+	}
+	name := f.name
+	f.dir.Close()
+	r.frames = r.frames[:len(r.frames)-1]
+	return r.explain(name, err)
+}
+
+// again begins a further pass through a directory that is not empty after one,
+// because a file system skipped names, somebody added some, or they are those
+// that were moved up.
+func (r *remover) again(f *frame) error {
+	if len(r.frames) == 1 && r.moved > 0 && r.done == 0 {
+		return errMoved
+	}
+	if f.passes++; f.passes == maxPasses {
+		return r.explain("", ErrBusy)
+	}
+	_, err := f.dir.Seek(0, io.SeekStart)
+	return r.explain("", err)
+}
+
+// inPlace makes sure that each directory being emptied is still where it was
+// found: what was moved out of the tree may hold what somebody else wants to
+// keep.
+func (r *remover) inPlace() error {
+	for _, f := range r.frames {
+		var st unix.Stat_t
+		err := unix.Fstatat(int(f.parent.Fd()), f.name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil || (fileID{st.Dev, st.Ino}) != f.id {
+			return r.explain("", fmt.Errorf("%w: %q was moved away", ErrBusy, f.name))
+		}
+	}
+	return nil
+}
+
+// moveUp moves a directory that lies too deep to the root of the tree.
+func (r *remover) moveUp(dir *os.File, name string) error {
+	if r.top == nil {
+		top, err := openat2(r.frames[0].dir, ".", unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY, Resolve: plain})
+		if err != nil {
+			return r.explain(name, err)
+		}
+		r.top = top
 	}
 	for {
-		names, err := d.Readdirnames(readBatch)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for _, child := range names {
-			if err := r.remove(d, child, depth+1); err != nil {
-				return fmt.Errorf("%s/%w", name, err)
-			}
-		}
-		// The offset means nothing any more once entries are gone.
-		if _, err := d.Seek(0, io.SeekStart); err != nil {
-			return err
+		r.moved++
+		err := unix.Renameat2(int(dir.Fd()), name, int(r.top.Fd()), movedName(r.moved), unix.RENAME_NOREPLACE)
+		if !errors.Is(err, unix.EEXIST) {
+			return r.explain(name, err)
 		}
 	}
 }
 
-// moveUp moves a directory that lies too deep to the root of the tree, whose
-// listing comes across it again.
-func (r *remover) moveUp(dir *os.File, name string) error {
-	for {
-		r.moved++
-		err := unix.Renameat2(int(dir.Fd()), name, int(r.top.Fd()),
-			".removed-"+strconv.Itoa(r.moved), unix.RENAME_NOREPLACE)
-		switch {
-		case err == nil, errors.Is(err, fs.ErrNotExist):
-			return nil
-		case errors.Is(err, unix.EEXIST):
-			continue
-		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EXDEV):
-			err = fmt.Errorf("%w: %w", ErrMountPoint, err)
-		}
-		return &fs.PathError{Op: "move", Path: name, Err: err}
+func (r *remover) closeFrames() {
+	for _, f := range r.frames {
+		f.dir.Close()
 	}
+	r.frames = r.frames[:0]
+}
+
+// explain says where in the tree an error arose. What does not exist any more
+// is removed.
+func (r *remover) explain(name string, err error) error {
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EXDEV) {
+		err = fmt.Errorf("%w: %w", ErrMountPoint, err)
+	}
+	return &fs.PathError{Op: "remove", Path: r.where(name), Err: err}
+}
+
+// where is the path to name, shortened in the middle: the names in it are
+// somebody else's, and many.
+func (r *remover) where(name string) string {
+	path := ""
+	for i, f := range r.frames {
+		switch {
+		case i < maxShown/2 || i >= len(r.frames)-maxShown/2:
+			path += f.name + "/"
+		case i == maxShown/2:
+			path += ".../"
+		}
+	}
+	return path + name
+}
+
+func identify(f *os.File) (fileID, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(int(f.Fd()), &st)
+	return fileID{st.Dev, st.Ino}, err
 }

@@ -314,7 +314,7 @@ func TestRemoveAll(t *testing.T) {
 	must(t, os.WriteFile(dir+"/stays", nil, 0o644))
 	must(t, os.Symlink("stays", dir+"/link"))
 	for _, name := range []string{"gone", "gone", "link"} {
-		if err := RemoveAll(root, name); err != nil {
+		if err := RemoveAll(t.Context(), root, name); err != nil {
 			t.Fatalf("RemoveAll(%q): %v", name, err)
 		}
 	}
@@ -323,7 +323,7 @@ func TestRemoveAll(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 	for _, name := range []string{"", ".", "..", "../outside", "/", "a/b"} {
-		if err := RemoveAll(root, name); !errors.Is(err, ErrName) {
+		if err := RemoveAll(t.Context(), root, name); !errors.Is(err, ErrName) {
 			t.Errorf("RemoveAll(%q): %v, want ErrName", name, err)
 		}
 	}
@@ -345,7 +345,7 @@ func TestRemoveAllDeep(t *testing.T) {
 	}
 	unix.Close(fd)
 	must(t, os.Mkdir(dir+"/deep/.removed-1", 0o755)) // the name moveUp would take first
-	if err := RemoveAll(root, "deep"); err != nil {
+	if err := RemoveAll(t.Context(), root, "deep"); err != nil {
 		t.Fatal(err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {

@@ -1,0 +1,98 @@
+package stats
+
+import (
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"crisp/runtime/rootpath"
+)
+
+// openMany opens as many descriptors as this process may have, n at most, and
+// returns their number.
+func openMany(t *testing.T, n int) int {
+	t.Helper()
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	n = min(n, int(old.Max)-1000)
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: uint64(n + 1000), Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	var fds []int
+	t.Cleanup(func() {
+		for _, fd := range fds {
+			syscall.Close(fd)
+		}
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+			t.Error(err)
+		}
+	})
+	for range n {
+		fd, err := syscall.Dup(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, fd)
+	}
+	return n
+}
+
+// A container's descriptors are counted at a price that does not grow with
+// them.
+func TestCountOpen(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	self := []int{os.Getpid()}
+	before := countOpen(self)
+	if before.files < 4 || before.sockets == 0 {
+		t.Errorf("%+v for the standard streams and a listener", before)
+	}
+	many := openMany(t, 100_000)
+	start := time.Now()
+	after := countOpen(self)
+	took := time.Since(start)
+	t.Logf("%d descriptors counted in %v", after.files, took)
+	if got := after.files - before.files; got < uint64(many) || got > uint64(many)+50 {
+		t.Errorf("%d descriptors more, of %d", got, many)
+	}
+	if took > 2*time.Second {
+		t.Errorf("counting took %v", took)
+	}
+	// Processes that have gone meanwhile have none.
+	if got := countOpen([]int{1 << 30}); got != (counts{}) {
+		t.Errorf("%+v for no process", got)
+	}
+	crowd := make([]int, 10*maxProcesses)
+	for i := range crowd {
+		crowd[i] = os.Getpid()
+	}
+	if got := countOpen(crowd).files; got < 9*maxProcesses*after.files || got > 11*maxProcesses*after.files {
+		t.Errorf("%d descriptors of %d processes with %d each", got, len(crowd), after.files)
+	}
+}
+
+// What could not be counted to its end never makes a figure smaller.
+func TestPartialLayer(t *testing.T) {
+	at := time.Now()
+	e := &layer{}
+	e.take(rootpath.Usage{Bytes: 100, Inodes: 10}, nil, at)
+	e.take(rootpath.Usage{Bytes: 60, Inodes: 12, Partial: true}, os.ErrDeadlineExceeded, at)
+	if e.usage != (usage{bytes: 100, inodes: 12, at: at}) || !e.partial {
+		t.Errorf("after a walk cut short: %+v", e.usage)
+	}
+	e.take(rootpath.Usage{Partial: true}, os.ErrNotExist, at.Add(time.Second))
+	if e.usage.bytes != 100 || e.usage.at != at {
+		t.Errorf("after no walk: %+v", e.usage)
+	}
+	e.take(rootpath.Usage{Bytes: 60, Inodes: 6}, nil, at)
+	if e.usage.bytes != 60 || e.partial {
+		t.Errorf("after a whole walk: %+v", e.usage)
+	}
+}
