@@ -12,6 +12,7 @@ import (
 
 	"crisp/cri/pod"
 	"crisp/image"
+	"crisp/runtime/untrusted"
 )
 
 // PullImage fetches an image and returns its id.
@@ -89,6 +90,9 @@ func (s *Server) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest
 	return out, err
 }
 
+// maxUser is more than the name of any user has.
+const maxUser = 256
+
 // criImage converts an image. Of its user only the part before the colon
 // counts, as a number if it is one.
 func criImage(img image.Image) *runtimeapi.Image {
@@ -100,7 +104,7 @@ func criImage(img image.Image) *runtimeapi.Image {
 	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
 		out.Uid = &runtimeapi.Int64Value{Value: uid}
 	} else {
-		out.Username = user
+		out.Username = untrusted.Of(user).Text(maxUser)
 	}
 	return out
 }

@@ -234,7 +234,7 @@ func TestPluginsConnectPods(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if i := slices.IndexFunc(stats, func(s netns.InterfaceStats) bool { return s.Name == "eth0" }); i < 0 || stats[i].Rx.Bytes == 0 {
+	if i := slices.IndexFunc(stats, func(s netns.InterfaceStats) bool { return s.Name.Is("eth0") }); i < 0 || stats[i].Rx.Bytes == 0 {
 		t.Errorf("interfaces are %+v", stats)
 	}
 

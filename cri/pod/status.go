@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/spec"
+	"crisp/runtime/untrusted"
 )
 
 // state is the CRI state of a sandbox.
@@ -74,7 +75,7 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 		Id: c.ID, Metadata: cfg.GetMetadata(), State: c.State(),
 		CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt, ExitCode: c.ExitCode,
 		Image:    imageSpec(cfg.GetImage(), c.ImageRef),
-		ImageRef: c.ImageID, ImageId: c.ImageID, Reason: c.Reason, Message: c.Message,
+		ImageRef: c.ImageID, ImageId: c.ImageID, Reason: c.Reason, Message: untrusted.Of(c.Message).Message(maxMessage),
 		Labels: cfg.GetLabels(), Annotations: cfg.GetAnnotations(), Mounts: c.mounts(), LogPath: c.LogPath,
 		StopSignal: spec.ToCRI(syscall.Signal(c.StopSignal)),
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
@@ -86,6 +87,9 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 	}
 	return st
 }
+
+// maxMessage is how much a container's status tells of why it is as it is.
+const maxMessage = 16 << 10
 
 func imageSpec(img *runtimeapi.ImageSpec, ref string) *runtimeapi.ImageSpec {
 	out := &runtimeapi.ImageSpec{}

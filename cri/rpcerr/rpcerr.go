@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"crisp/runtime/untrusted"
 )
 
 // Code is a gRPC status code.
@@ -94,18 +96,25 @@ func (m *Mapper) Status(method string, err error) error {
 	rule, ok := m.rule(err)
 	switch {
 	case !ok:
-		return status.Error(Internal, err.Error())
+		return status.Error(Internal, message(err.Error()))
 	case rule.Token != nil && isPull(method):
-		return status.Error(codes.Unknown, withToken(rule.Token, err))
+		return status.Error(codes.Unknown, message(withToken(rule.Token, err)))
 	}
-	return status.Error(rule.Code, err.Error())
+	return status.Error(rule.Code, message(err.Error()))
 }
+
+// maxText is how long the text of an error may be: it travels in a header.
+const maxText = 16 << 10
+
+// message is the text of an error as clients get it. It may quote a plugin, a
+// registry or a file's name, and is shown on terminals.
+func message(text string) string { return untrusted.Of(text).Message(maxText) }
 
 // fromStatus keeps a status, but for Unknown, which stands for a code that
 // was forgotten.
 func fromStatus(s *status.Status) error {
 	if s.Code() == codes.Unknown {
-		return status.Error(Internal, s.Message())
+		return status.Error(Internal, message(s.Message()))
 	}
 	return s.Err()
 }

@@ -13,6 +13,10 @@ import (
 // defaultInterface is what CNI calls a pod's first interface.
 const defaultInterface = "eth0"
 
+// maxInterfaceName is room for a name with every byte escaped, so that
+// different interfaces have different names.
+const maxInterfaceName = 64
+
 // container reads one container. Without a group there are only its
 // attributes and its layer.
 func (c *Collector) container(ctx context.Context, ctr *Container, deadline time.Time) *runtimeapi.ContainerStats {
@@ -178,15 +182,15 @@ func network(at time.Time, list []netns.InterfaceStats) *runtimeapi.NetworkUsage
 	out := &runtimeapi.NetworkUsage{Timestamp: at.UnixNano()}
 	var all []*runtimeapi.NetworkInterfaceUsage
 	for _, i := range list {
-		if i.Name == "lo" {
+		if i.Name.Is("lo") {
 			continue
 		}
 		u := &runtimeapi.NetworkInterfaceUsage{
-			Name:    i.Name,
+			Name:    i.Name.Name(maxInterfaceName),
 			RxBytes: value(i.Rx.Bytes), RxErrors: value(i.Rx.Errors),
 			TxBytes: value(i.Tx.Bytes), TxErrors: value(i.Tx.Errors),
 		}
-		if i.Name == defaultInterface {
+		if i.Name.Is(defaultInterface) {
 			out.DefaultInterface = u
 			continue
 		}

@@ -17,6 +17,7 @@ import (
 
 	"crisp/network/netns"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/untrusted"
 	"crisp/test/testkit"
 )
 
@@ -69,9 +70,9 @@ func fullStats() *cgroup.Stats {
 
 func interfaces() ([]netns.InterfaceStats, error) {
 	return []netns.InterfaceStats{
-		{Name: "lo", Rx: netns.Traffic{Bytes: 999}},
-		{Name: "net1", Rx: netns.Traffic{Bytes: 5}},
-		{Name: "eth0", Rx: netns.Traffic{Bytes: 1, Packets: 2, Errors: 3, Dropped: 4}, Tx: netns.Traffic{Bytes: 6, Packets: 7, Errors: 8, Dropped: 9}},
+		{Name: untrusted.Of("lo"), Rx: netns.Traffic{Bytes: 999}},
+		{Name: untrusted.Of("net1"), Rx: netns.Traffic{Bytes: 5}},
+		{Name: untrusted.Of("eth0"), Rx: netns.Traffic{Bytes: 1, Packets: 2, Errors: 3, Dropped: 4}, Tx: netns.Traffic{Bytes: 6, Packets: 7, Errors: 8, Dropped: 9}},
 	}, nil
 }
 

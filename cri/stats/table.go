@@ -201,8 +201,8 @@ func networkMetrics() []metric {
 	of := func(name, help string, f func(*netns.InterfaceStats) uint64) metric {
 		return metric{"container_network_" + name, help, counter, []string{"interface"}, func(s *sample, emit emit) {
 			for i := range s.network {
-				if s.network[i].Name != "lo" {
-					emit(f(&s.network[i]), s.network[i].Name)
+				if name := s.network[i].Name; !name.Is("lo") {
+					emit(f(&s.network[i]), name.Name(maxInterfaceName))
 				}
 			}
 		}}

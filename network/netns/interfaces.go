@@ -2,20 +2,29 @@ package netns
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"strings"
+
+	"crisp/runtime/untrusted"
 )
 
-// maxDev bounds what is read of the list of interfaces: a pod that may
-// administer its network could make any number of them.
-const maxDev = 1 << 20
+// maxInterfaces bounds how many interfaces are listed, maxDev how many bytes
+// are read to find them: a pod that may administer its network could make any
+// number of them.
+const (
+	maxInterfaces = 128
+	maxDev        = 64 << 10
+)
 
 // InterfaceStats are the traffic counters of one interface.
 type InterfaceStats struct {
-	Name string
+	// Name is up to 15 bytes, none of them a slash, colon or space: who may
+	// administer the network chooses it.
+	Name untrusted.String
 	// Rx counts what the interface received, Tx what it sent.
 	Rx, Tx Traffic
 }
@@ -23,7 +32,8 @@ type InterfaceStats struct {
 // Traffic counts one direction.
 type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
 
-// Interfaces lists the interfaces of a network namespace, loopback included.
+// Interfaces lists the interfaces of a network namespace, loopback included,
+// but no more than the kernel names first.
 func Interfaces(ns *os.File) ([]InterfaceStats, error) {
 	var list []InterfaceStats
 	err := Do(ns, func() error {
@@ -46,15 +56,24 @@ func Interfaces(ns *os.File) ([]InterfaceStats, error) {
 // more columns for the other direction.
 func parseDev(r io.Reader) ([]InterfaceStats, error) {
 	var list []InterfaceStats
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		name, counters, ok := strings.Cut(lines.Text(), ":")
+	lines := bufio.NewReader(r)
+	for len(list) < maxInterfaces {
+		line, err := lines.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			return list, nil // what has no end of line was cut
+		}
+		if err != nil {
+			return nil, err
+		}
+		name, counters, ok := strings.Cut(line, ":")
 		if !ok {
 			continue
 		}
+		// Not all that Unicode calls a space: names may have the others.
+		name = strings.TrimLeft(name, " ")
 		fields := strings.Fields(counters)
 		if len(fields) < 16 {
-			return nil, fmt.Errorf("interface %q: %d columns", strings.TrimSpace(name), len(fields))
+			return nil, fmt.Errorf("interface %q: %d columns", name, len(fields))
 		}
 		rx, err := parseTraffic(fields[0:4])
 		if err != nil {
@@ -64,9 +83,9 @@ func parseDev(r io.Reader) ([]InterfaceStats, error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, InterfaceStats{Name: strings.TrimSpace(name), Rx: rx, Tx: tx})
+		list = append(list, InterfaceStats{Name: untrusted.Of(name), Rx: rx, Tx: tx})
 	}
-	return list, lines.Err()
+	return list, nil
 }
 
 func parseTraffic(columns []string) (Traffic, error) {

@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"crisp/runtime/untrusted"
 )
 
 const devHeader = `Inter-|   Receive                                                |  Transmit
@@ -18,11 +20,23 @@ func TestParseDev(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []InterfaceStats{
-		{"lo", Traffic{1, 2, 3, 4}, Traffic{9, 10, 11, 12}},
-		{"averylongname12", Traffic{Bytes: 18446744073709551615}, Traffic{}},
+		{untrusted.Of("lo"), Traffic{1, 2, 3, 4}, Traffic{9, 10, 11, 12}},
+		{untrusted.Of("averylongname12"), Traffic{Bytes: 18446744073709551615}, Traffic{}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// Names may be anything but a few bytes, and interfaces any number.
+func TestParseDevOfAnybody(t *testing.T) {
+	const counters = ": 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"
+	got, err := parseDev(strings.NewReader(devHeader + " \xff\xfe" + counters + "\u0085x" + counters + "cut: 1 2"))
+	if err != nil || len(got) != 2 || !got[0].Name.Is("\xff\xfe") || !got[1].Name.Is("\u0085x") {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if got, err = parseDev(strings.NewReader(devHeader + strings.Repeat("v"+counters, 10*maxInterfaces))); err != nil || len(got) != maxInterfaces {
+		t.Errorf("got %d interfaces, %v", len(got), err)
 	}
 }
 

@@ -173,7 +173,7 @@ func TestInterfacesCountTraffic(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 1 || list[0].Name != "lo" {
+	if len(list) != 1 || !list[0].Name.Is("lo") {
 		t.Fatalf("interfaces are %+v", list)
 	}
 	// The datagram, and the answer that nobody listens.

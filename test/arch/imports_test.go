@@ -17,9 +17,10 @@ var walls = []struct {
 	{"cmd", []string{"cri", "image", "network", "runtime"}},
 	{"cri", []string{"cri", "image", "network", "runtime"}},
 	// image and network share with runtime only the two ways to the disk:
-	// paths that a container controls, and files that survive a crash.
-	{"image", []string{"image", "runtime/rootpath", "runtime/durable"}},
-	{"network", []string{"network", "runtime/rootpath", "runtime/durable"}},
+	// paths that a container controls, and files that survive a crash; and
+	// text that a container controls.
+	{"image", []string{"image", "runtime/rootpath", "runtime/durable", "runtime/untrusted"}},
+	{"network", []string{"network", "runtime/rootpath", "runtime/durable", "runtime/untrusted"}},
 	{"runtime", []string{"runtime"}},
 	// Tests of every package can use testkit, without a circle of imports.
 	{"test/testkit/belongings", []string{"runtime/keeper/client", "test/testkit"}},
