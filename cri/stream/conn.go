@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -23,15 +24,21 @@ const drainTime = time.Second
 // forgets them once they are taken over by a streaming protocol.
 type listener struct {
 	net.Listener
+	// helloTime is how long a connection may take to show a valid token.
+	helloTime time.Duration
 
-	mu      sync.Mutex
-	closed  bool
-	open    map[*conn]struct{}
-	closing sync.WaitGroup
+	mu        sync.Mutex
+	closed    bool
+	open      map[*conn]struct{}
+	strangers strangers
+	closing   sync.WaitGroup
 }
 
-func newListener(inner net.Listener) *listener {
-	return &listener{Listener: accept.Patient(inner), open: map[*conn]struct{}{}}
+func newListener(inner net.Listener, helloTime time.Duration) *listener {
+	return &listener{
+		Listener: accept.Patient(inner), helloTime: helloTime, open: map[*conn]struct{}{},
+		strangers: strangers{byAddr: map[netip.Addr][]*conn{}},
+	}
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -39,13 +46,14 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: inner, listener: l, gone: make(chan struct{})}
+	c := &conn{Conn: inner, listener: l, addr: remoteAddr(inner), gone: make(chan struct{})}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return nil, errors.Join(net.ErrClosed, inner.Close())
 	}
 	l.open[c] = struct{}{}
+	l.receive(c)
 	return c, nil
 }
 
@@ -71,12 +79,19 @@ func (l *listener) closeAll() {
 		c.Conn.Close()
 	}
 	clear(l.open)
+	for _, c := range l.strangers.all() {
+		l.strangers.remove(c)
+		l.cut(c)
+	}
 }
 
 // conn notices when its client goes away.
 type conn struct {
 	net.Conn
 	listener *listener
+	addr     netip.Addr
+	since    time.Time   // when it became a stranger
+	limit    *time.Timer // of its time as a stranger
 	hijacked atomic.Bool
 	stopping atomic.Bool // it is not the client that went away
 	once     sync.Once
@@ -104,7 +119,8 @@ func (c *conn) Write(p []byte) (int, error) {
 }
 
 // Close ends the connection towards the client at once and releases it when
-// the client has ended its side too, or soon.
+// the client has ended its side too, or soon. A stranger counts as one until
+// then.
 func (c *conn) Close() error {
 	c.lost()
 	l := c.listener
@@ -116,12 +132,20 @@ func (c *conn) Close() error {
 	delete(l.open, c)
 	half, ok := c.Conn.(*net.TCPConn)
 	if !ok || half.CloseWrite() != nil {
+		if l.strangers.remove(c) {
+			c.limit.Stop()
+		}
 		return c.Conn.Close()
 	}
 	l.closing.Go(func() {
 		c.Conn.SetReadDeadline(time.Now().Add(drainTime))
 		io.Copy(io.Discard, c.Conn)
 		c.Conn.Close()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.strangers.remove(c) {
+			c.limit.Stop()
+		}
 	})
 	return nil
 }

@@ -21,6 +21,7 @@ const (
 	defaultAddr            = "127.0.0.1:0"
 	defaultIdleTimeout     = 4 * time.Hour
 	defaultCreationTimeout = 30 * time.Second
+	defaultHelloTimeout    = 10 * time.Second
 )
 
 // farewellTime is how long sessions may take to end, and to tell their client,
@@ -37,9 +38,11 @@ type Options struct {
 	Addr string
 	// IdleTimeout ends a connection that carries nothing for so long.
 	IdleTimeout time.Duration
-	// CreationTimeout is how long a client may take to connect and to open
-	// its streams.
+	// CreationTimeout is how long a client may take to open its streams.
 	CreationTimeout time.Duration
+	// HelloTimeout is how long a client may be connected until it has sent a
+	// request for a URL that was given out.
+	HelloTimeout time.Duration
 }
 
 // Runtime is what the server drives.
@@ -79,6 +82,9 @@ func Start(o Options, rt Runtime) (*Server, error) {
 	if o.CreationTimeout == 0 {
 		o.CreationTimeout = defaultCreationTimeout
 	}
+	if o.HelloTimeout == 0 {
+		o.HelloTimeout = defaultHelloTimeout
+	}
 	inner, err := net.Listen("tcp", o.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w", err)
@@ -87,14 +93,15 @@ func Start(o Options, rt Runtime) (*Server, error) {
 		options:  o,
 		runtime:  rt,
 		tokens:   newTokens(),
-		listener: newListener(inner),
+		listener: newListener(inner, o.HelloTimeout),
 		served:   make(chan struct{}),
 	}
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		ConnContext:       connContext,
 		ConnState:         connState,
-		ReadHeaderTimeout: o.CreationTimeout,
+		ReadHeaderTimeout: o.HelloTimeout,
+		IdleTimeout:       o.HelloTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          log.New(io.Discard, "", 0),
 	}
@@ -194,28 +201,30 @@ func (s *Server) url(verb string, req any) (string, error) {
 // handler serves a path once, for the request that it was issued for.
 func (s *Server) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		own, ok := r.Context().Value(connKey{}).(*conn)
+		if !ok {
+			http.Error(w, "unknown connection", http.StatusInternalServerError)
+			return
+		}
 		if r.Method != http.MethodGet && r.Method != http.MethodPost {
+			w.Header().Set("Connection", "close")
 			http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 			return
 		}
 		req, ok := s.tokens.redeem(r.URL.Path)
-		if !ok || !s.sessions.begin() {
+		if !ok || !s.listener.admit(own) || !s.sessions.begin() {
+			w.Header().Set("Connection", "close")
 			http.NotFound(w, r)
 			return
 		}
 		defer s.sessions.end()
-		s.session(w, r, req)
+		s.session(w, r, own, req)
 	})
 }
 
 // session serves a request with a context that ends with its connection, and
 // leaves nothing of either.
-func (s *Server) session(w http.ResponseWriter, r *http.Request, req any) {
-	own, ok := r.Context().Value(connKey{}).(*conn)
-	if !ok {
-		http.Error(w, "unknown connection", http.StatusInternalServerError)
-		return
-	}
+func (s *Server) session(w http.ResponseWriter, r *http.Request, own *conn, req any) {
 	ctx, cancel := own.watch(r.Context())
 	defer cancel()
 	s.serve(w, r.WithContext(ctx), req)
@@ -223,6 +232,8 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, req any) {
 	// open its streams in time.
 	if own.hijacked.Load() {
 		own.Close()
+	} else {
+		s.listener.expel(own)
 	}
 }
 
