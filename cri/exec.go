@@ -1,7 +1,6 @@
 package cri
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"time"
@@ -18,15 +17,28 @@ const maxExecOutput = 16<<20 - 64
 // capped keeps the first bytes written to it and drops the rest, so that a
 // command cannot fill the daemon's memory (CVE-2022-31030).
 type capped struct {
-	buf  bytes.Buffer
-	left int
+	buf []byte
+	max int
 }
 
 func (c *capped) Write(p []byte) (int, error) {
-	n := min(len(p), c.left)
-	c.buf.Write(p[:n])
-	c.left -= n
+	kept := p[:min(len(p), c.max-len(c.buf))]
+	if need := len(c.buf) + len(kept); need > cap(c.buf) {
+		c.buf = append(make([]byte, 0, c.room(need)), c.buf...)
+	}
+	c.buf = append(c.buf, kept...)
 	return len(p), nil
+}
+
+// room is the capacity for need bytes. It grows in few steps and not by
+// doubling, which would leave as much garbage as there is output.
+func (c *capped) room(need int) int {
+	for _, size := range []int{4 << 10, 64 << 10, 1 << 20} {
+		if need <= size {
+			return min(size, c.max)
+		}
+	}
+	return c.max
 }
 
 // ExecSync runs a command and returns its output. A timeout of zero means none.
@@ -36,12 +48,12 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(r.GetTimeout())*time.Second)
 		defer cancel()
 	}
-	stdout, stderr := capped{left: maxExecOutput}, capped{left: maxExecOutput}
+	stdout, stderr := capped{max: maxExecOutput}, capped{max: maxExecOutput}
 	code, err := s.Pods.Exec(ctx, r.GetContainerId(), r.GetCmd(), pod.Streams{Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
 		return nil, err
 	}
-	out, errs := share(stdout.buf.Bytes(), stderr.buf.Bytes(), maxExecOutput)
+	out, errs := share(stdout.buf, stderr.buf, maxExecOutput)
 	return &runtimeapi.ExecSyncResponse{Stdout: out, Stderr: errs, ExitCode: int32(code)}, nil
 }
 

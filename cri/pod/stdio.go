@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -105,9 +106,9 @@ func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConf
 	if spec.LogPath(sandbox, cfg) == "" {
 		return os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	}
-	dir, err := os.Open(sandbox.GetLogDirectory())
+	dir, err := openLogFolder(sandbox.GetLogDirectory())
 	if err != nil {
-		return nil, fmt.Errorf("open log folder: %w", err)
+		return nil, err
 	}
 	defer dir.Close()
 	parent, err := rootpath.MkdirAll(dir, filepath.Dir(cfg.GetLogPath()), 0o755, rootpath.Owner{})
@@ -115,12 +116,25 @@ func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConf
 		return nil, fmt.Errorf("make folder of log file %s: %w", cfg.GetLogPath(), err)
 	}
 	defer parent.Close()
-	fd, err := unix.Openat(int(parent.Fd()), filepath.Base(cfg.GetLogPath()),
-		unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
+	f, err := rootpath.AppendFile(parent, filepath.Base(cfg.GetLogPath()), 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("open log file %s: %w", spec.LogPath(sandbox, cfg), err)
 	}
-	return os.NewFile(uintptr(fd), cfg.GetLogPath()), nil
+	return f, nil
+}
+
+// openLogFolder opens a pod's log folder, which kubelet makes. A link in its
+// place is somebody else's: of a container that was given the node's logs, and
+// wants its output written elsewhere on the node (CVE-2025-0750).
+func openLogFolder(path string) (*os.File, error) {
+	dir, err := os.OpenFile(filepath.Clean(path), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("open log folder: %w: %s is no folder, or a link: name the folder itself", ErrInvalid, path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open log folder: %w", err)
+	}
+	return dir, nil
 }
 
 // ReopenLog makes a running container log to a fresh file at its log path,

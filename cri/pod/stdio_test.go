@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -127,5 +128,99 @@ func TestMakeVolumeCopiesAndFollowsNothing(t *testing.T) {
 	}
 	if left, err := os.ReadDir(empty); err != nil || len(left) > 0 {
 		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// A container that was given the node's logs cannot have the daemon write its
+// output elsewhere: not by dots or links in a path, not by a link in the place
+// of a folder, exchanged at the worst moment, and not to a device (CVE-2025-0750).
+func TestCVE20250750LogsStayInTheirFolder(t *testing.T) {
+	base := t.TempDir()
+	dir, outside := filepath.Join(base, "pod"), filepath.Join(base, "outside")
+	for _, d := range []string{dir + "/real", outside} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, target := range map[string]string{base + "/podlink": outside, dir + "/swap": outside, dir + "/up": "../outside", dir + "/file": outside + "/x"} {
+		if err := os.Symlink(target, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func(dir, path string) error {
+		f, err := openLog(&runtimeapi.PodSandboxConfig{LogDirectory: dir}, &runtimeapi.ContainerConfig{LogPath: path})
+		if err == nil {
+			f.WriteString("hostile\n")
+			f.Close()
+		}
+		return err
+	}
+	for _, path := range []string{"../outside/0.log", "../../outside/0.log", "real/../../outside/0.log", "up/0.log", "swap/0.log", outside + "/0.log"} {
+		_ = open(dir, path) // inside, or not at all
+	}
+	for _, bad := range [][2]string{{base + "/podlink", "0.log"}, {base + "/podlink/", "0.log"}, {dir, "file"}, {dir, "fifo"}, {dir, "real"}} {
+		if err := open(bad[0], bad[1]); err == nil {
+			t.Errorf("%s in %s was opened", bad[1], bad[0])
+		}
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, dir+"/real", unix.AT_FDCWD, dir+"/swap", unix.RENAME_EXCHANGE)
+				_ = unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, base+"/podlink", unix.RENAME_EXCHANGE)
+			}
+		}
+	}()
+	good := 0
+	for range 10_000 {
+		if open(dir, "real/0.log") == nil {
+			good++
+		}
+	}
+	close(stop)
+	<-done
+	t.Logf("%d of 10,000 logs were opened", good)
+	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
+		t.Errorf("output went outside: %v, %v", left, err)
+	}
+}
+
+// A container's folder may be as deep as a disk is large.
+func TestRemoveTree(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "container")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 30_000 {
+		if err := unix.Mkdirat(fd, "d", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		next, err := unix.Openat(fd, "d", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+		fd = next
+	}
+	unix.Close(fd)
+	for range 2 {
+		if err := removeTree(t.Context(), dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is left: %v", err)
 	}
 }

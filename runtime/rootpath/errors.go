@@ -2,7 +2,7 @@ package rootpath
 
 import "errors"
 
-// Errors of [OpenRegular] and [ReadFile].
+// Errors of [OpenRegular], [ReadFile] and [AppendFile].
 var (
 	// ErrNotRegular means that the path leads to something other than a regular file.
 	ErrNotRegular = errors.New("not a regular file")

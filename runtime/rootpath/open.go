@@ -55,13 +55,7 @@ func OpenRegular(root *os.File, path string, maxSize int64) (*os.File, error) {
 		return nil, &fs.PathError{Op: "open", Path: path,
 			Err: fmt.Errorf("%w: %d bytes, limit %d", ErrTooLarge, st.Size, maxSize)}
 	}
-	// The magic link is of our own procfs and leads to the very inode checked above.
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(int(handle.Fd())),
-		unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
+	return reopen(handle, path, unix.O_RDONLY)
 }
 
 // ReadFile returns the content of the regular file path inside root, which
@@ -94,6 +88,53 @@ func CreateFile(dir *os.File, name string, perm uint32) (*os.File, error) {
 		Mode:    uint64(perm),
 		Resolve: plain,
 	})
+}
+
+// AppendFile opens the regular file name in dir for appending, and makes it if
+// it does not exist, with perm subject to the umask. name is one component. A
+// link is not followed, and nothing but a regular file is ever opened: a device
+// node that somebody put there sees no open, and no output.
+func AppendFile(dir *os.File, name string, perm uint32) (*os.File, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	for range maxRaces {
+		f, err := CreateFile(dir, name, perm)
+		if err == nil {
+			defer f.Close()
+			return reopen(f, name, unix.O_WRONLY|unix.O_APPEND)
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		f, err = openat2(dir, name, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: plain})
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+			return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return nil, &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
+		}
+		return reopen(f, name, unix.O_WRONLY|unix.O_APPEND)
+	}
+	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+}
+
+// reopen opens the file that a descriptor stands for. The magic link is of our
+// own procfs and leads to that very inode.
+func reopen(f *os.File, path string, flags int) (*os.File, error) {
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), flags|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 func checkName(name string) error {
