@@ -227,7 +227,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 		klog.InfoS("A container gets less than it asks for", "container", k.id, "missing", w)
 	}
 	for _, v := range out.Volumes {
-		if err := makeVolume(root, v); err != nil {
+		if err := makeVolume(ctx, root, v); err != nil {
 			return fmt.Errorf("make volume %s: %w", v.Path, err)
 		}
 		out.Relabel = append(out.Relabel, v.Source)

@@ -1,10 +1,12 @@
 package pod
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,7 +111,7 @@ func TestMakeVolumeCopiesAndFollowsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	if err := makeVolume(dir, spec.Volume{Path: "/data", Source: dst}); err != nil {
+	if err := makeVolume(t.Context(), dir, spec.Volume{Path: "/data", Source: dst}); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(dst, "sub/file")); err != nil || string(data) != "content" {
@@ -123,11 +125,62 @@ func TestMakeVolumeCopiesAndFollowsNothing(t *testing.T) {
 	}
 	// A path that the image lacks, or that is a link to nowhere, is an empty volume.
 	empty := filepath.Join(t.TempDir(), "empty")
-	if err := makeVolume(dir, spec.Volume{Path: "/missing", Source: empty}); err != nil {
+	if err := makeVolume(t.Context(), dir, spec.Volume{Path: "/missing", Source: empty}); err != nil {
 		t.Error(err)
 	}
 	if left, err := os.ReadDir(empty); err != nil || len(left) > 0 {
 		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// An image may have folders as deep as a path is long, and files as large as
+// it wants: copying them takes few descriptors and can be cancelled.
+func TestMakeVolumeIsBounded(t *testing.T) {
+	base := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(base, "data", strings.Repeat("d/", maxCopyDepth)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(base, "large"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	large := filepath.Join(base, "large", "file")
+	if err := errors.Join(os.WriteFile(large, nil, 0o600), os.Truncate(large, 1<<40)); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.Open(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := makeVolume(t.Context(), root, spec.Volume{Path: "/data", Source: filepath.Join(t.TempDir(), "v")}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("deep folders: %v", err)
+	}
+	f, err := os.OpenFile(large, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for at, text := range map[int64]string{0: "begin", 1 << 39: "middle"} {
+		if _, err := f.WriteAt([]byte(text), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to := filepath.Join(t.TempDir(), "v")
+	began := time.Now()
+	if err := makeVolume(t.Context(), root, spec.Volume{Path: "/large", Source: to}); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("a sparse file took %v", took)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(to, "file"), &st); err != nil || st.Size != 1<<40 || st.Blocks > 1000 {
+		t.Errorf("the copy has %d bytes in %d blocks, %v", st.Size, st.Blocks, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := makeVolume(ctx, root, spec.Volume{Path: "/large", Source: filepath.Join(t.TempDir(), "v")}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
 	}
 }
 

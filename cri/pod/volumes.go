@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,7 @@ import (
 // makeVolume makes the folder of an anonymous volume and copies into it what
 // the image has at the volume's path. The content is the image's and thus
 // hostile: it is read below the root only, and links are copied, not followed.
-func makeVolume(root *os.File, v spec.Volume) error {
+func makeVolume(ctx context.Context, root *os.File, v spec.Volume) error {
 	if err := os.MkdirAll(v.Source, 0o755); err != nil {
 		return err
 	}
@@ -33,21 +34,92 @@ func makeVolume(root *os.File, v spec.Volume) error {
 		return err
 	}
 	defer to.Close()
-	return copyFolder(from, to)
+	c := copying{ctx: ctx}
+	return c.folder(from, to)
 }
 
-// copyFolder copies the content, owner and mode of one folder into another.
-func copyFolder(from, to *os.File) error {
+const (
+	// maxCopyDepth bounds the descriptors that copying takes, two a level.
+	maxCopyDepth = 256
+	copyBatch    = 1000
+	copyPiece    = 8 << 20
+)
+
+// copying is the copy of one volume.
+type copying struct {
+	ctx   context.Context //nolint:containedctx // of one copy, which ends with the call
+	depth int
+}
+
+// folder copies the content, owner and mode of one folder into another.
+func (c *copying) folder(from, to *os.File) error {
+	if c.depth++; c.depth > maxCopyDepth {
+		return fmt.Errorf("%w: the image has more than %d folders within each other in a volume", ErrInvalid, maxCopyDepth)
+	}
+	defer func() { c.depth-- }()
 	if err := copyOwner(from, to); err != nil {
 		return err
 	}
-	names, err := from.Readdirnames(-1)
-	if err != nil {
+	for {
+		names, err := from.Readdirnames(copyBatch)
+		for _, name := range names {
+			if c.ctx.Err() != nil {
+				return context.Cause(c.ctx)
+			}
+			if err := c.entry(from, to, name); err != nil {
+				return fmt.Errorf("copy %.100q: %w", name, err)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// file copies the content, owner and mode of a regular file. Holes stay holes:
+// a sparse file of an image's, which takes nothing, must not fill the disk.
+func (c *copying) file(from, to *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
 		return err
 	}
-	for _, name := range names {
-		if err := copyEntry(from, to, name); err != nil {
-			return fmt.Errorf("copy %s: %w", name, err)
+	for at := int64(0); at < st.Size; {
+		data, err := from.Seek(at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break // the rest is a hole
+		}
+		if err != nil {
+			return err
+		}
+		if at, err = from.Seek(data, unix.SEEK_HOLE); err != nil {
+			return err
+		}
+		if err := c.piece(from, to, data, at); err != nil {
+			return err
+		}
+	}
+	if err := to.Truncate(st.Size); err != nil {
+		return err
+	}
+	return copyOwner(from, to)
+}
+
+// piece copies what lies between two offsets.
+func (c *copying) piece(from, to *os.File, start, end int64) error {
+	for _, f := range []*os.File{from, to} {
+		if _, err := f.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+	}
+	for left := end - start; left > 0; left -= copyPiece {
+		if c.ctx.Err() != nil {
+			return context.Cause(c.ctx)
+		}
+		if _, err := io.CopyN(to, from, min(left, copyPiece)); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -64,7 +136,7 @@ func copyOwner(from, to *os.File) error {
 	return unix.Fchmod(int(to.Fd()), st.Mode&0o7777)
 }
 
-func copyEntry(from, to *os.File, name string) error {
+func (c *copying) entry(from, to *os.File, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(from.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
@@ -75,14 +147,9 @@ func copyEntry(from, to *os.File, name string) error {
 		if err := unix.Mkdirat(dst, name, 0o700); err != nil {
 			return err
 		}
-		return pair(from, to, name, unix.O_RDONLY|unix.O_DIRECTORY, unix.O_RDONLY|unix.O_DIRECTORY, copyFolder)
+		return pair(from, to, name, unix.O_RDONLY|unix.O_DIRECTORY, unix.O_RDONLY|unix.O_DIRECTORY, c.folder)
 	case unix.S_IFREG:
-		return pair(from, to, name, unix.O_RDONLY, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, func(f, t *os.File) error {
-			if _, err := io.Copy(t, f); err != nil {
-				return err
-			}
-			return copyOwner(f, t)
-		})
+		return pair(from, to, name, unix.O_RDONLY, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, c.file)
 	case unix.S_IFLNK:
 		buf := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(int(from.Fd()), name, buf)
