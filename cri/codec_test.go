@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/stats"
+	"crisp/image"
 	"crisp/network/netns"
 	"crisp/runtime/untrusted"
 )
@@ -228,6 +229,22 @@ func TestStatisticsOfHostileNames(t *testing.T) {
 				t.Errorf("%q is there twice", series)
 			}
 			seen[series] = true
+		}
+	}
+}
+
+// The user that an image names is anything, of any length.
+func TestUserOfAnImage(t *testing.T) {
+	for user, want := range map[string]string{
+		"www\xff:7":                   "www\uFFFD",
+		"web:web":                     "web",
+		strings.Repeat("u", 1<<20):    strings.Repeat("u", maxUser-3) + "...",
+		"99999999999999999999999999:": "99999999999999999999999999",
+	} {
+		var img image.Image
+		img.Config.Config.User = user
+		if got := criImage(img).Username; got != want {
+			t.Errorf("user %.40q becomes %.300q", user, got)
 		}
 	}
 }

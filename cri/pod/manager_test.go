@@ -117,6 +117,16 @@ func TestListFilters(t *testing.T) {
 	}
 }
 
+// Why a container failed may quote what it or a plugin says.
+func TestMessagesAreValid(t *testing.T) {
+	c := testRecord(t, "p1").Containers[0]
+	c.Message = "exec /\xff\x1b[2J: no such file" + strings.Repeat("x", 2*maxMessage)
+	got := c.Status().Message
+	if !strings.HasPrefix(got, `exec /\xff\u001b[2J: no such file`) || len(got) > maxMessage {
+		t.Errorf("the message is %d bytes: %.60q", len(got), got)
+	}
+}
+
 func TestSlowEventReaderIsCutOff(t *testing.T) {
 	m := bareManager()
 	slow, quick := m.Subscribe(), m.Subscribe()
