@@ -120,12 +120,12 @@ func (r *remover) tree(dir *os.File, name string) error {
 // entry unlinks name in dir, or opens it to be emptied if it is a directory.
 func (r *remover) entry(dir *os.File, name string) error {
 	for range maxPasses {
-		err := unix.Unlinkat(int(dir.Fd()), name, 0)
+		err := unlink(dir, name, 0)
 		if !errors.Is(err, unix.EISDIR) {
 			return r.explain(name, err)
 		}
 		// Many a directory is empty.
-		err = unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR)
+		err = unlink(dir, name, unix.AT_REMOVEDIR)
 		if !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOTDIR) {
 			return r.explain(name, err)
 		}
@@ -138,6 +138,10 @@ func (r *remover) entry(dir *os.File, name string) error {
 		}
 	}
 	return r.explain(name, ErrBusy) // a directory one moment, something else the next
+}
+
+func unlink(dir *os.File, name string, flags int) error {
+	return freed(dir, name, func() error { return unix.Unlinkat(int(dir.Fd()), name, flags) })
 }
 
 // push opens a directory to be emptied.
@@ -172,7 +176,7 @@ func (r *remover) next(f *frame) error {
 		return r.explain("", err)
 	}
 
-	err = unix.Unlinkat(int(f.parent.Fd()), f.name, unix.AT_REMOVEDIR)
+	err = unlink(f.parent, f.name, unix.AT_REMOVEDIR)
 	if errors.Is(err, unix.ENOTEMPTY) {
 		return r.again(f)
 	}
@@ -221,11 +225,64 @@ func (r *remover) moveUp(dir *os.File, name string) error {
 	}
 	for {
 		r.moved++
-		err := unix.Renameat2(int(dir.Fd()), name, int(r.top.Fd()), movedName(r.moved), unix.RENAME_NOREPLACE)
+		err := freed(dir, name, func() error {
+			return unix.Renameat2(int(dir.Fd()), name, int(r.top.Fd()), movedName(r.moved), unix.RENAME_NOREPLACE)
+		})
 		if !errors.Is(err, unix.EEXIST) {
 			return r.explain(name, err)
 		}
 	}
+}
+
+// held are the attributes with which a container that may set them keeps its
+// files from being removed.
+const held = unix.STATX_ATTR_IMMUTABLE | unix.STATX_ATTR_APPEND
+
+// freed does something to the entry name of dir, and again without those
+// attributes if they were in the way.
+func freed(dir *os.File, name string, do func() error) error {
+	err := do()
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	if ferr := free(dir, "."); ferr != nil {
+		return fmt.Errorf("%w; %w", err, ferr)
+	}
+	if ferr := free(dir, name); ferr != nil {
+		return fmt.Errorf("%w; %w", err, ferr)
+	}
+	return do()
+}
+
+// free takes the attributes from a regular file or directory. Others, which
+// would see an open, are left alone.
+func free(dir *os.File, name string) error {
+	f, err := openat2(dir, name, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: plain | unix.RESOLVE_NO_XDEV})
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var st unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &st); err != nil {
+		return err
+	}
+	if kind := st.Mode & unix.S_IFMT; st.Attributes&held == 0 || kind != unix.S_IFREG && kind != unix.S_IFDIR {
+		return nil
+	}
+	open, err := reopen(f, name, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer open.Close()
+	flags, err := unix.IoctlGetUint32(int(open.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("read attributes: %w", err)
+	}
+	const fsAppend, fsImmutable = 0x20, 0x10
+	if err := unix.IoctlSetPointerInt(int(open.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^(fsAppend|fsImmutable))); err != nil {
+		return fmt.Errorf("take away the attribute that keeps it: %w", err)
+	}
+	return nil
 }
 
 func (r *remover) closeFrames() {
