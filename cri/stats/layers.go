@@ -34,8 +34,10 @@ type usage struct {
 // layers knows the sizes of writable layers. It walks them in run's goroutines.
 type layers struct {
 	period time.Duration
-	first  chan string
-	slow   chan string
+	// measure is diskUsage.
+	measure func(ctx context.Context, dir string) (rootpath.Usage, error)
+	first   chan string
+	slow    chan string
 
 	mu    sync.Mutex
 	known map[string]*layer
@@ -56,7 +58,7 @@ type layer struct {
 }
 
 func (l *layers) init(period time.Duration) {
-	l.period = period
+	l.period, l.measure = period, diskUsage
 	l.first = make(chan string, queued)
 	l.slow = make(chan string, queued)
 	l.known = make(map[string]*layer)
@@ -179,7 +181,7 @@ func (l *layers) walk(ctx context.Context, id string, limit time.Duration) {
 	start := time.Now()
 	walkCtx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	got, err := diskUsage(walkCtx, dir)
+	got, err := l.measure(walkCtx, dir)
 	end := time.Now()
 
 	l.mu.Lock()

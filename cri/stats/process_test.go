@@ -1,10 +1,12 @@
 package stats
 
 import (
+	"context"
 	"net"
 	"os"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"crisp/runtime/rootpath"
@@ -76,6 +78,42 @@ func TestCountOpen(t *testing.T) {
 	if got := countOpen(crowd).files; got < 9*maxProcesses*after.files || got > 11*maxProcesses*after.files {
 		t.Errorf("%d descriptors of %d processes with %d each", got, len(crowd), after.files)
 	}
+}
+
+// A layer whose walk takes long has it cut short, and is walked apart: others
+// are measured as often as ever.
+func TestSlowLayersDelayNoOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l layers
+		l.init(10 * time.Second)
+		l.measure = func(ctx context.Context, dir string) (rootpath.Usage, error) {
+			if dir == "quick" {
+				return rootpath.Usage{Bytes: 1, Inodes: 1}, nil
+			}
+			<-ctx.Done()
+			return rootpath.Usage{Bytes: 5, Inodes: 5, Partial: true}, context.Cause(ctx)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			l.run(ctx, func() map[string]string {
+				return map[string]string{"a": "slow", "b": "slow", "c": "quick", "d": "slow"}
+			})
+		}()
+		time.Sleep(time.Minute) // each was found to be slow
+		for range 30 {
+			time.Sleep(time.Minute)
+			for id, most := range map[string]time.Duration{"a": time.Hour, "b": time.Hour, "c": 12 * time.Second, "d": time.Hour} {
+				u, ok := l.usage(ctx, id, "known", time.Now())
+				if !ok || time.Since(u.at) > most {
+					t.Fatalf("the figure of %s is %v old", id, time.Since(u.at))
+				}
+			}
+		}
+		cancel()
+		<-done
+	})
 }
 
 // What could not be counted to its end never makes a figure smaller.
