@@ -75,7 +75,7 @@ func (s *Server) listImages(f *runtimeapi.ImageFilter) ([]*runtimeapi.Image, err
 }
 
 // ImageStatus describes an image; one that is not there is no error.
-func (s *Server) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	img, err := s.Images.Get(r.GetImage().GetImage())
 	if errors.Is(err, image.ErrNotFound) {
 		return &runtimeapi.ImageStatusResponse{}, nil
@@ -84,9 +84,13 @@ func (s *Server) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest
 		return nil, err
 	}
 	out := &runtimeapi.ImageStatusResponse{Image: criImage(img)}
-	if r.GetVerbose() {
-		out.Info, err = verbose(map[string]any{"info": img})
+	if !r.GetVerbose() {
+		return out, nil
 	}
+	if img, err = s.Images.Details(ctx, img.ID); err != nil {
+		return nil, err
+	}
+	out.Info, err = verbose(map[string]any{"info": img})
 	return out, err
 }
 

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -31,6 +32,8 @@ type entry struct {
 	// blobs and chains are what the image needs, as far as it is known.
 	blobs  []digest.Digest
 	chains []digest.Digest
+	// config describes the image's configuration, if it is known.
+	config ocispec.Descriptor
 	// err says why the image is not usable.
 	err error
 }
@@ -39,19 +42,13 @@ type entry struct {
 func (s *Service) load(rec store.Image) *entry {
 	e := &entry{record: rec}
 	blobs := map[digest.Digest]bool{rec.ID: true}
-	var configDesc ocispec.Descriptor
 	for _, t := range rec.Targets {
 		blobs[t.Root.Digest], blobs[t.Manifest.Digest] = true, true
 		if !s.blobs.Has(t.Root) {
 			e.err = fmt.Errorf("%w: %s is missing", ErrInvalid, t.Root.Digest)
 		}
-		data, err := s.blobs.ReadAll(t.Manifest, registry.MaxDocument)
-		if err != nil {
-			e.err = err
-			continue
-		}
-		var m ocispec.Manifest
-		if err := json.Unmarshal(data, &m); err != nil {
+		var m manifest
+		if err := s.decodeStored(t.Manifest, registry.MaxDocument, &m); err != nil {
 			e.err = err
 			continue
 		}
@@ -59,23 +56,25 @@ func (s *Service) load(rec store.Image) *entry {
 			e.err = fmt.Errorf("%w: %s is of another image", ErrInvalid, t.Manifest.Digest)
 			continue
 		}
-		configDesc, e.image.Manifest = m.Config, t.Manifest.Digest
+		e.config, e.image.Manifest = m.Config.oci(), t.Manifest.Digest
 		for _, l := range m.Layers {
 			blobs[l.Digest] = true
-			if !s.blobs.Has(l) {
+			if !s.blobs.Has(l.oci()) {
 				e.err = fmt.Errorf("%w: layer %s is missing", ErrInvalid, l.Digest)
 			}
 		}
 	}
 	e.blobs = slices.Collect(maps.Keys(blobs))
-	data, err := s.blobs.ReadAll(configDesc, registry.MaxDocument)
+	var c configuration
+	err := s.decodeStored(e.config, registry.MaxDocument, &c)
 	if err == nil {
-		err = json.Unmarshal(data, &e.image.Config)
+		err = c.check()
 	}
 	if err != nil {
 		e.err = err
 		return e
 	}
+	e.image.Config = c.image()
 	e.chains = layer.ChainIDs(e.image.Config.RootFS.DiffIDs)
 	s.describe(e)
 	return e
@@ -212,6 +211,30 @@ func (s *Service) Get(ref string) (Image, error) {
 		return Image{}, fmt.Errorf("%w here: %q is damaged: %w", ErrNotFound, ref, e.err)
 	}
 	return e.image, nil
+}
+
+// Details is [Service.Get] with the whole of the configuration, history and
+// labels included, which is read from the disk.
+func (s *Service) Details(ctx context.Context, ref string) (Image, error) {
+	e, err := s.snapshot.Load().find(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	if e.err != nil {
+		return Image{}, fmt.Errorf("%w here: %q is damaged: %w", ErrNotFound, ref, e.err)
+	}
+	// Decoding must not write to what the snapshot shares.
+	im, doc := e.image, &spool{dir: s.blobs.TempDir()}
+	im.Config = ocispec.Image{}
+	defer doc.close()
+	if err := s.local(doc, e.config); err != nil {
+		return Image{}, fmt.Errorf("read configuration of %q: %w", ref, err)
+	}
+	err = s.decoded(ctx, doc, func(data []byte) error { return json.Unmarshal(data, &im.Config) })
+	if err != nil {
+		return Image{}, fmt.Errorf("read configuration of %q: %w", ref, err)
+	}
+	return im, nil
 }
 
 // List returns all images. The slice is shared and must not be changed.

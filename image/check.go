@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -132,9 +131,8 @@ func (c *checking) unpin() {
 // cannot be read is a damaged blob, which is found as such.
 func (s *Service) unpackedOf(e *entry) (list []unpacked) {
 	for _, t := range e.record.Targets {
-		data, err := s.blobs.ReadAll(t.Manifest, registry.MaxDocument)
-		var m ocispec.Manifest
-		if err != nil || json.Unmarshal(data, &m) != nil || len(m.Layers) != len(e.chains) {
+		var m manifest
+		if s.decodeStored(t.Manifest, registry.MaxDocument, &m) != nil || len(m.Layers) != len(e.chains) {
 			continue
 		}
 		var parent digest.Digest
@@ -142,7 +140,7 @@ func (s *Service) unpackedOf(e *entry) (list []unpacked) {
 			if _, here := s.layers.Get(e.chains[i]); !here {
 				break
 			}
-			list = append(list, unpacked{desc: desc, diff: e.image.Config.RootFS.DiffIDs[i], chain: e.chains[i], parent: parent})
+			list = append(list, unpacked{desc: desc.oci(), diff: e.image.Config.RootFS.DiffIDs[i], chain: e.chains[i], parent: parent})
 			parent = e.chains[i]
 		}
 		return list
@@ -226,7 +224,7 @@ func (c *checking) layer(ctx context.Context, l unpacked) error {
 		return err
 	}
 	open := func(context.Context) (io.ReadCloser, error) { return c.s.blobs.Reader(l.desc) }
-	if err := stage.Unpack(ctx, open, layer.Limits{Bytes: int64(ratioFree) + maxRatio*min(l.desc.Size, 1<<50)}); err != nil {
+	if err := c.unpack(ctx, stage, open, l); err != nil {
 		return fmt.Errorf("unpack layer %s: %w", l.chain, err)
 	}
 	difference, err := stage.Compare(ctx)
@@ -253,6 +251,16 @@ func (c *checking) layer(ctx context.Context, l unpacked) error {
 	}
 	c.tell(damage)
 	return nil
+}
+
+// unpack unpacks a layer as one that may take much.
+func (c *checking) unpack(ctx context.Context, stage *layer.Stage, open layer.Source, l unpacked) error {
+	release, err := c.s.budget.Unpack(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return stage.Unpack(ctx, open, layer.Limits{Bytes: int64(ratioFree) + maxRatio*min(l.desc.Size, 1<<50), Much: true})
 }
 
 // replaceLayer puts a stage in the place of its layer, if no container uses it.

@@ -15,6 +15,9 @@
 // a disk has changed at rest.
 //
 // Everything that comes out of an image is hostile and bounded: documents by
-// size, archives by what they unpack to, names by the folder that they are
-// resolved in. No value of an image decides anything on the host.
+// size and by the number of values in them, archives by what they unpack to and
+// by what an entry may say of itself, names by the folder that they are resolved
+// in. What pulls take of the memory together is the affair of package budget,
+// and of a configuration no more is kept than 256 KiB that containers need. No
+// value of an image decides anything on the host.
 package image

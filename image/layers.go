@@ -100,24 +100,70 @@ func (p *puller) fetch(ctx context.Context, j *job) error {
 // fetchBlob makes the layer of j present or staged from its blob: from the
 // disk if it is there, else from the registry, which only who leads the blob's
 // flight may ask. Again means that the blob was there and is no good.
+//
+// A registry may send as slowly as it likes, so a layer is unpacked on the way
+// only as long as few are: see package budget. The others, and those that take
+// much memory, are downloaded to the disk and unpacked from there.
 func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool, err error) {
 	s := p.s
-	if leads && !s.blobs.Doubtful(j.desc.Digest) {
-		return false, p.download(ctx, j)
+	if !leads || s.blobs.Doubtful(j.desc.Digest) {
+		return p.fromDisk(ctx, j)
 	}
-	err = p.unpack(ctx, j, func(context.Context) (io.ReadCloser, error) { return s.blobs.Reader(j.desc) })
+	release, ok := s.budget.TryStream()
+	if ok {
+		err = p.download(ctx, j, j.leads)
+		release()
+		if !errors.Is(err, layer.ErrMuch) {
+			return false, err
+		}
+		p.discard(j)
+	}
+	if err := p.download(ctx, j, false); err != nil || !j.leads {
+		return false, err
+	}
+	return p.fromDisk(ctx, j)
+}
+
+// discard drops a stage that came to nothing.
+func (p *puller) discard(j *job) {
+	p.s.janitor.add(j.stage.Discard())
+	j.stage = nil
+}
+
+// fromDisk makes the layer of j staged from its blob, which is here. Again
+// means that it is no good.
+func (p *puller) fromDisk(ctx context.Context, j *job) (again bool, err error) {
+	s := p.s
+	open := func(context.Context) (io.ReadCloser, error) { return s.blobs.Reader(j.desc) }
+	err = p.fromDiskTaking(ctx, j, open, false)
+	if errors.Is(err, layer.ErrMuch) {
+		p.discard(j)
+		err = p.fromDiskTaking(ctx, j, open, true)
+	}
 	if err == nil {
 		s.blobs.Doubt(j.desc.Digest, false)
 		return false, nil
 	}
-	if ctx.Err() != nil || s.blobs.Verify(j.desc) == nil {
+	if ctx.Err() != nil {
+		return false, err
+	}
+	if verr := s.blobs.Verify(ctx, j.desc); verr == nil || ctx.Err() != nil {
 		return false, err
 	}
 	// The disk has spoiled it.
 	spoilt, err := s.blobs.Detach(j.desc.Digest)
-	s.janitor.add(j.stage.Discard(), spoilt)
-	j.stage = nil
+	s.janitor.add(spoilt)
+	p.discard(j)
 	return err == nil, err
+}
+
+func (p *puller) fromDiskTaking(ctx context.Context, j *job, open layer.Source, much bool) error {
+	release, err := p.s.budget.Unpack(ctx, much)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return p.unpack(ctx, j, open, j.leads, much)
 }
 
 // download fetches the blob of j, unpacking it on the way if that is wanted.
@@ -125,7 +171,7 @@ func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool,
 // that these in turn wait for.
 //
 // Preconditions: the caller leads the blob's flight.
-func (p *puller) download(ctx context.Context, j *job) error {
+func (p *puller) download(ctx context.Context, j *job, unpack bool) error {
 	s := p.s
 	w, err := s.blobs.Create(j.desc)
 	if err != nil {
@@ -138,7 +184,7 @@ func (p *puller) download(ctx context.Context, j *job) error {
 			return nil, err
 		}
 		return &teeBody{body: body, w: w}, nil
-	})
+	}, unpack, false)
 	if err != nil {
 		return err
 	}
@@ -148,17 +194,20 @@ func (p *puller) download(ctx context.Context, j *job) error {
 	return s.step("publish blob", w.Publish)
 }
 
-// unpack stages the layer of j if this pull leads it, and else only reads the
-// source to its end.
-func (p *puller) unpack(ctx context.Context, j *job, open layer.Source) error {
-	if !j.leads {
+// unpack stages the layer of j, or only reads the source to its end.
+func (p *puller) unpack(ctx context.Context, j *job, open layer.Source, stage, much bool) error {
+	if !stage {
 		src, err := open(ctx)
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(io.Discard, src)
-		return errors.Join(err, src.Close())
+		return errors.Join(store.ReadToEnd(ctx, src), src.Close())
 	}
+	return p.stage(ctx, j, open, much)
+}
+
+// stage unpacks the layer of j.
+func (p *puller) stage(ctx context.Context, j *job, open layer.Source, much bool) error {
 	stage, err := p.s.layers.Stage(j.chain, j.diff, j.parent)
 	j.stage = stage
 	if err != nil {
@@ -168,7 +217,7 @@ func (p *puller) unpack(ctx context.Context, j *job, open layer.Source) error {
 	if m := p.s.opts.MaxUnpackedLayer; m > 0 {
 		limit = min(limit, m)
 	}
-	return p.s.step("unpack", func() error { return stage.Unpack(ctx, open, layer.Limits{Bytes: limit}) })
+	return p.s.step("unpack", func() error { return stage.Unpack(ctx, open, layer.Limits{Bytes: limit, Much: much}) })
 }
 
 // publish publishes the layers in order, each as soon as it is unpacked.
@@ -182,7 +231,7 @@ func (p *puller) publish(ctx context.Context) error {
 		if j.stage == nil {
 			continue
 		}
-		if err := p.s.step("publish layer", j.stage.Publish); err != nil {
+		if err := p.s.step("publish layer", func() error { return j.stage.Publish(ctx) }); err != nil {
 			return err
 		}
 		j.leads = false

@@ -2,6 +2,7 @@ package image
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"runtime"
@@ -24,23 +25,24 @@ const (
 	dockerLayer  = "application/vnd.docker.image.rootfs."
 	ociLayer     = "application/vnd.oci.image.layer."
 
-	// attestationAnnotation marks what is about an image rather than one.
-	attestationAnnotation = "vnd.docker.reference.type"
-	unknownPlatform       = "unknown"
+	unknownPlatform = "unknown"
+	// maxOffered is how many platforms an error names.
+	maxOffered = 20
 )
 
 // document is a manifest or an index: which, is not known before it is read.
 type document struct {
-	SchemaVersion int                  `json:"schemaVersion"`
-	MediaType     string               `json:"mediaType"`
-	Config        json.RawMessage      `json:"config"`
-	Layers        json.RawMessage      `json:"layers"`
-	Manifests     json.RawMessage      `json:"manifests"`
-	FSLayers      json.RawMessage      `json:"fsLayers"`
-	Signatures    json.RawMessage      `json:"signatures"`
-	entries       []ocispec.Descriptor // of an index
-	config        ocispec.Descriptor   // of a manifest
+	SchemaVersion int                `json:"schemaVersion"`
+	MediaType     string             `json:"mediaType"`
+	Config        json.RawMessage    `json:"config"`
+	Layers        json.RawMessage    `json:"layers"`
+	Manifests     json.RawMessage    `json:"manifests"`
+	FSLayers      json.RawMessage    `json:"fsLayers"`
+	Signatures    json.RawMessage    `json:"signatures"`
+	entries       []entryDescriptor  // of an index
+	config        ocispec.Descriptor // of a manifest
 	layers        []ocispec.Descriptor
+	isIndex       bool
 }
 
 // parse reads a document that came with the media type contentType. A document
@@ -78,8 +80,14 @@ func parse(data []byte, contentType string) (*document, error) {
 	}
 	d.MediaType = declared
 	if err := d.decode(isIndex); err != nil {
+		if errors.Is(err, ErrUnsupported) {
+			return nil, err
+		}
 		return nil, fmt.Errorf("%w: manifest: %w", ErrInvalid, err)
 	}
+	// What was decoded later is not needed any more.
+	d.Config, d.Layers, d.isIndex = nil, nil, isIndex
+	d.Manifests = nil
 	return &d, nil
 }
 
@@ -87,33 +95,59 @@ func (d *document) decode(isIndex bool) error {
 	if isIndex {
 		return json.Unmarshal(d.Manifests, &d.entries)
 	}
+	var m manifest
 	if d.Config != nil {
-		if err := json.Unmarshal(d.Config, &d.config); err != nil {
+		if err := json.Unmarshal(d.Config, &m.Config); err != nil {
 			return err
 		}
 	}
-	if d.Layers == nil {
-		return nil
+	if d.Layers != nil {
+		if err := json.Unmarshal(d.Layers, &m.Layers); err != nil {
+			return err
+		}
 	}
-	return json.Unmarshal(d.Layers, &d.layers)
+	d.config = m.Config.oci()
+	if len(m.Layers) > maxLayers {
+		return fmt.Errorf("%w: %d layers, limit %d", ErrUnsupported, len(m.Layers), maxLayers)
+	}
+	for _, l := range m.Layers {
+		d.layers = append(d.layers, l.oci())
+	}
+	return nil
 }
 
-func (d *document) isIndex() bool { return d.Manifests != nil }
+// entryDescriptor is what matters of an index's entry.
+type entryDescriptor struct {
+	descriptor
+	ArtifactType string `json:"artifactType"`
+	Annotations  struct {
+		Attestation string `json:"vnd.docker.reference.type"`
+	} `json:"annotations"`
+	Platform *platform `json:"platform"`
+}
+
+// platform is what decides where an image runs.
+type platform struct {
+	Architecture string `json:"architecture"`
+	OS           string `json:"os"`
+	Variant      string `json:"variant"`
+}
 
 // choose picks the entry of an index that runs here.
 func (d *document) choose() (ocispec.Descriptor, error) {
-	var best *ocispec.Descriptor
+	var best *entryDescriptor
 	bestRank := math.MaxInt
 	var offered []string
 	for i := range d.entries {
 		e := &d.entries[i]
-		if e.Annotations[attestationAnnotation] != "" || isArtifact(e.ArtifactType) {
+		// An annotation marks what is about an image rather than one.
+		if e.Annotations.Attestation != "" || isArtifact(e.ArtifactType) {
 			continue
 		}
-		if p := e.Platform; p != nil && p.OS != unknownPlatform {
-			offered = append(offered, platformName(*p))
+		if p := e.Platform; p != nil && p.OS != unknownPlatform && len(offered) < maxOffered {
+			offered = append(offered, truncate(platformName(*p)))
 		}
-		if r, ok := rank(*e); ok && r < bestRank {
+		if r, ok := rank(e.Platform); ok && r < bestRank {
 			best, bestRank = e, r
 		}
 	}
@@ -121,10 +155,10 @@ func (d *document) choose() (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, fmt.Errorf("%w: no image for %s/%s, only for %s",
 			ErrUnsupported, "linux", runtime.GOARCH, truncate(strings.Join(offered, ", ")))
 	}
-	if err := checkDescriptor(*best, registry.MaxDocument); err != nil {
+	if err := checkDescriptor(best.oci(), registry.MaxDocument); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return *best, nil
+	return best.oci(), nil
 }
 
 // isArtifact tells whether the artifact type of an index's entry is that of
@@ -135,9 +169,8 @@ func isArtifact(t string) bool {
 }
 
 // rank orders the entries that run here, the best one lowest.
-func rank(e ocispec.Descriptor) (int, bool) {
+func rank(p *platform) (int, bool) {
 	const unnamed = 100 // says nothing about its platform
-	p := e.Platform
 	if p == nil || p.OS == "" && p.Architecture == "" {
 		return unnamed, true
 	}
@@ -149,7 +182,7 @@ func rank(e ocispec.Descriptor) (int, bool) {
 	return i, i >= 0
 }
 
-func platformName(p ocispec.Platform) string {
+func platformName(p platform) string {
 	name := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
 		name += "/" + p.Variant
@@ -166,9 +199,6 @@ func (d *document) checkImage() error {
 	}
 	if err := checkDescriptor(d.config, registry.MaxDocument); err != nil {
 		return err
-	}
-	if len(d.layers) > maxLayers {
-		return fmt.Errorf("%w: %d layers, limit %d", ErrUnsupported, len(d.layers), maxLayers)
 	}
 	for _, l := range d.layers {
 		if err := checkDescriptor(l, math.MaxInt64/2); err != nil {
@@ -194,23 +224,23 @@ func checkDescriptor(d ocispec.Descriptor, maxSize int64) error {
 
 // parseConfig reads an image's configuration and checks what pulling relies on.
 func parseConfig(data []byte, layers int) (ocispec.Image, error) {
-	var im ocispec.Image
-	if err := json.Unmarshal(data, &im); err != nil {
-		return im, fmt.Errorf("%w: configuration: %w", ErrInvalid, err)
+	var c configuration
+	if err := json.Unmarshal(data, &c); err != nil {
+		return ocispec.Image{}, fmt.Errorf("%w: configuration: %w", ErrInvalid, err)
 	}
-	if im.OS != "" && im.OS != "linux" || im.Architecture != "" && im.Architecture != runtime.GOARCH {
-		return im, fmt.Errorf("%w: image is for %s, this machine is linux/%s",
-			ErrUnsupported, truncate(platformName(im.Platform)), runtime.GOARCH)
+	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != runtime.GOARCH {
+		name := platformName(platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant})
+		return ocispec.Image{}, fmt.Errorf("%w: image is for %s, this machine is linux/%s", ErrUnsupported, truncate(name), runtime.GOARCH)
 	}
-	if n := len(im.RootFS.DiffIDs); n != layers {
-		return im, fmt.Errorf("%w: configuration has %d layers, manifest %d", ErrInvalid, n, layers)
+	if n := len(c.RootFS.DiffIDs); n != layers {
+		return ocispec.Image{}, fmt.Errorf("%w: configuration has %d layers, manifest %d", ErrInvalid, n, layers)
 	}
-	for _, d := range im.RootFS.DiffIDs {
+	for _, d := range c.RootFS.DiffIDs {
 		if d.Validate() != nil || d.Algorithm() != digest.SHA256 {
-			return im, fmt.Errorf("%w: diff ID %q", ErrInvalid, truncate(string(d)))
+			return ocispec.Image{}, fmt.Errorf("%w: diff ID %q", ErrInvalid, truncate(string(d)))
 		}
 	}
-	return im, nil
+	return c.image(), c.check()
 }
 
 func truncate(s string) string {

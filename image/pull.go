@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 
@@ -53,7 +54,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth) 
 	}
 	defer repo.Close()
 	p := &puller{s: s, repo: repo, ref: ref}
-	defer p.unpin()
+	defer p.end()
 	im, err := p.run(ctx)
 	s.wantSync()
 	if ctx.Err() != nil && err != nil {
@@ -68,7 +69,7 @@ type puller struct {
 	repo *registry.Repository
 	ref  registry.Reference
 
-	docs   []registry.Document // root, manifest between, configuration
+	docs   []*spool // root, manifests between, configuration
 	target store.Target
 	config ocispec.Image
 	jobs   []*job
@@ -110,16 +111,16 @@ func (p *puller) top() digest.Digest {
 // documents fetches what describes the image: an index perhaps, the manifest
 // for this platform and the configuration.
 func (p *puller) documents(ctx context.Context) error {
-	doc, err := p.repo.Manifest(ctx)
+	parsed, err := p.take(ctx, nil, func(doc *spool) error {
+		var err error
+		doc.desc, err = p.repo.Manifest(ctx, doc)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	parsed, err := p.take(doc)
-	if err != nil {
-		return err
-	}
-	p.target.Root = p.docs[0].Descriptor()
-	for depth := 0; parsed.isIndex(); depth++ {
+	p.target.Root = p.docs[0].desc
+	for depth := 0; parsed.isIndex; depth++ {
 		if depth == maxIndexDepth {
 			return fmt.Errorf("%w: indexes in indexes", ErrInvalid)
 		}
@@ -127,60 +128,92 @@ func (p *puller) documents(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if doc, err = p.child(ctx, desc); err != nil {
-			return err
-		}
-		if parsed, err = p.take(doc); err != nil {
+		if parsed, err = p.child(ctx, desc); err != nil {
 			return err
 		}
 	}
-	p.target.Manifest = p.docs[len(p.docs)-1].Descriptor()
+	p.target.Manifest = p.docs[len(p.docs)-1].desc
 	if err := parsed.checkImage(); err != nil {
 		return err
 	}
-	config, err := p.local(parsed.config)
+	config, err := p.fetchDocument(&parsed.config, func(doc *spool) error {
+		doc.desc = parsed.config
+		return p.repo.Config(ctx, parsed.config, doc)
+	})
 	if err != nil {
-		if config, err = p.repo.Config(ctx, parsed.config); err != nil {
-			return err
-		}
+		return err
 	}
-	p.docs = append(p.docs, config)
-	if p.config, err = parseConfig(config.Data, len(parsed.layers)); err != nil {
+	err = p.s.decoded(ctx, config, func(data []byte) error {
+		var err error
+		p.config, err = parseConfig(data, len(parsed.layers))
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	p.plan(parsed)
 	return nil
 }
 
-// take notes a document and says what it is.
-func (p *puller) take(doc registry.Document) (*document, error) {
-	parsed, err := parse(doc.Data, doc.MediaType)
-	if err != nil {
-		return nil, err
-	}
-	doc.MediaType = parsed.MediaType
+// fetchDocument notes a document: that which desc describes if it is here
+// already, else what fetch brings.
+func (p *puller) fetchDocument(desc *ocispec.Descriptor, fetch func(*spool) error) (*spool, error) {
+	doc := &spool{dir: p.s.blobs.TempDir()}
 	p.docs = append(p.docs, doc)
-	return parsed, nil
-}
-
-// child fetches a manifest that an index names.
-func (p *puller) child(ctx context.Context, desc ocispec.Descriptor) (registry.Document, error) {
-	doc, err := p.local(desc)
-	if err != nil {
-		if doc, err = p.repo.ManifestByDigest(ctx, desc.Digest); err != nil {
-			return doc, err
+	if desc == nil || p.s.local(doc, *desc) != nil {
+		if err := fetch(doc); err != nil {
+			return nil, err
 		}
-	}
-	if int64(len(doc.Data)) != desc.Size {
-		return doc, fmt.Errorf("%w: manifest %s has %d bytes, not %d", ErrInvalid, desc.Digest, len(doc.Data), desc.Size)
 	}
 	return doc, nil
 }
 
-// local returns a document that is here already.
-func (p *puller) local(desc ocispec.Descriptor) (registry.Document, error) {
-	data, err := p.s.blobs.ReadAll(desc, registry.MaxDocument)
-	return registry.Document{MediaType: desc.MediaType, Digest: desc.Digest, Data: data}, err
+// local brings a document that is here already. After an error there is
+// nothing of it in doc.
+func (s *Service) local(doc *spool, desc ocispec.Descriptor) error {
+	r, err := s.blobs.Reader(desc)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	doc.desc = desc
+	if _, err = io.Copy(doc, r); err != nil {
+		doc.reset()
+	}
+	return err
+}
+
+// take notes a document and says what it is.
+func (p *puller) take(ctx context.Context, desc *ocispec.Descriptor, fetch func(*spool) error) (*document, error) {
+	doc, err := p.fetchDocument(desc, fetch)
+	if err != nil {
+		return nil, err
+	}
+	var parsed *document
+	err = p.s.decoded(ctx, doc, func(data []byte) error {
+		var err error
+		parsed, err = parse(data, doc.desc.MediaType)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	doc.desc.MediaType = parsed.MediaType
+	return parsed, nil
+}
+
+// child fetches a manifest that an index names.
+func (p *puller) child(ctx context.Context, desc ocispec.Descriptor) (*document, error) {
+	return p.take(ctx, &desc, func(doc *spool) error {
+		var err error
+		if doc.desc, err = p.repo.ManifestByDigest(ctx, desc.Digest, doc); err != nil {
+			return err
+		}
+		if doc.desc.Size != desc.Size {
+			return fmt.Errorf("%w: manifest %s has %d bytes, not %d", ErrInvalid, desc.Digest, doc.desc.Size, desc.Size)
+		}
+		return nil
+	})
 }
 
 // plan makes a job of each layer and keeps the collector away from all that
@@ -197,13 +230,21 @@ func (p *puller) plan(m *document) {
 		p.pinned = append(p.pinned, desc.Digest, chains[i])
 	}
 	for _, doc := range p.docs {
-		p.pinned = append(p.pinned, doc.Digest)
+		p.pinned = append(p.pinned, doc.desc.Digest)
 	}
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
 	for _, d := range p.pinned {
 		p.s.pins[d]++
 	}
+}
+
+// end lets go of what the pull has held.
+func (p *puller) end() {
+	for _, doc := range p.docs {
+		doc.close()
+	}
+	p.unpin()
 }
 
 func (p *puller) unpin() {
@@ -219,7 +260,7 @@ func (p *puller) unpin() {
 // isHere reports whether there is nothing to fetch.
 func (p *puller) isHere() bool {
 	for _, doc := range p.docs {
-		if !p.s.blobs.Has(doc.Descriptor()) {
+		if !p.s.blobs.Has(doc.desc) {
 			return false
 		}
 	}
@@ -234,7 +275,7 @@ func (p *puller) isHere() bool {
 // storeDocuments keeps the documents as blobs.
 func (p *puller) storeDocuments() error {
 	for _, doc := range p.docs {
-		if p.s.blobs.Has(doc.Descriptor()) {
+		if p.s.blobs.Has(doc.desc) {
 			continue
 		}
 		if err := p.s.step("store document", func() error { return p.storeDocument(doc) }); err != nil {
@@ -244,13 +285,13 @@ func (p *puller) storeDocuments() error {
 	return nil
 }
 
-func (p *puller) storeDocument(doc registry.Document) error {
-	w, err := p.s.blobs.Create(doc.Descriptor())
+func (p *puller) storeDocument(doc *spool) error {
+	w, err := p.s.blobs.Create(doc.desc)
 	if err != nil {
 		return err
 	}
 	defer w.Discard()
-	if _, err := w.Write(doc.Data); err != nil {
+	if _, err := io.Copy(w, doc.reader()); err != nil {
 		return err
 	}
 	if err := w.Finish(); err != nil {
@@ -265,7 +306,7 @@ func (p *puller) record() (Image, error) {
 	s.recordMu.Lock()
 	defer s.recordMu.Unlock()
 	now := s.snapshot.Load()
-	id := p.docs[len(p.docs)-1].Digest
+	id := p.docs[len(p.docs)-1].desc.Digest
 	rec := store.Image{ID: id}
 	if old := now.entries[id]; old != nil {
 		rec = old.record.Clone()

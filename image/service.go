@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"crisp/image/budget"
 	"crisp/image/layer"
 	"crisp/image/registry"
 	"crisp/image/rootfs"
@@ -81,7 +82,8 @@ type Image struct {
 	Size uint64
 	// Pinned images are not to be collected.
 	Pinned bool
-	// Config is the image's own configuration: hostile, bounded in size.
+	// Config is what matters of the image's own configuration: hostile, bounded
+	// in size. It has no history, labels, ports, author and time: see [Service.Details].
 	Config ocispec.Image
 	// ChainIDs are the unpacked layers, the lowest first.
 	ChainIDs []digest.Digest
@@ -100,6 +102,7 @@ type Service struct {
 	containers *rootfs.Containers
 	janitor    *janitor
 	snapshot   atomic.Pointer[catalog]
+	budget     *budget.Budget
 	syncs      syncs
 
 	// ctx ends with the service; work counts what Close waits for.
@@ -140,7 +143,7 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 		opts.BootID = strings.TrimSpace(string(id))
 	}
 	s := &Service{
-		opts: opts, log: opts.Logger, pins: map[digest.Digest]int{},
+		opts: opts, log: opts.Logger, pins: map[digest.Digest]int{}, budget: budget.New(),
 		syncs:  syncs{wanted: make(chan struct{}, 1), done: make(chan struct{}), failed: map[digest.Digest]bool{}},
 		client: registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout}),
 	}

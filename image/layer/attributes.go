@@ -17,11 +17,39 @@ type attributes struct {
 	uid, gid int
 	mode     uint32
 	mtime    time.Time
-	pax      map[string]string
+	xattrs   []xattr
 }
 
-func attributesOf(hdr *tar.Header) attributes {
-	return attributes{uid: hdr.Uid, gid: hdr.Gid, mode: permissions(hdr), mtime: hdr.ModTime, pax: hdr.PAXRecords}
+// xattr is an extended attribute.
+type xattr struct{ name, value string }
+
+// size is what the attributes take in memory, about.
+func (a *attributes) size() int {
+	n := 0
+	for _, x := range a.xattrs {
+		n += len(x.name) + len(x.value)
+	}
+	return n
+}
+
+// attributesOf takes out of a header what a layer may say of a file. The
+// strings of a header are parts of a larger one, which must not outlive it.
+func attributesOf(hdr *tar.Header) (attributes, error) {
+	a := attributes{uid: hdr.Uid, gid: hdr.Gid, mode: permissions(hdr), mtime: hdr.ModTime}
+	for key, value := range hdr.PAXRecords {
+		name, ok := strings.CutPrefix(key, paxXattr)
+		if !ok || !allowedXattr(name) {
+			continue
+		}
+		if len(value) > maxXattr {
+			return a, fmt.Errorf("%w: attribute %s of %d bytes", ErrTooLarge, shorten(name), len(value))
+		}
+		if len(a.xattrs) == maxXattrs {
+			return a, fmt.Errorf("%w: more than %d extended attributes", ErrTooLarge, maxXattrs)
+		}
+		a.xattrs = append(a.xattrs, xattr{strings.Clone(name), strings.Clone(value)})
+	}
+	return a, nil
 }
 
 // createFile makes the new, empty file name, which is one component, in a
@@ -73,17 +101,10 @@ func (a *attributes) apply(fd int) (store.Usage, error) {
 
 // setXattrs sets the extended attributes that a layer may bring.
 func (a *attributes) setXattrs(fd int) error {
-	for key, value := range a.pax {
-		name, ok := strings.CutPrefix(key, paxXattr)
-		if !ok || !allowedXattr(name) {
-			continue
-		}
-		if len(value) > maxXattr {
-			return fmt.Errorf("%w: attribute %s of %d bytes", ErrTooLarge, name, len(value))
-		}
-		err := unix.Fsetxattr(fd, name, []byte(value), 0)
+	for _, x := range a.xattrs {
+		err := unix.Fsetxattr(fd, x.name, []byte(x.value), 0)
 		if err != nil && !errors.Is(err, unix.ENOTSUP) {
-			return fmt.Errorf("set attribute %s: %w", name, err)
+			return fmt.Errorf("set attribute %s: %w", shorten(x.name), err)
 		}
 	}
 	return nil

@@ -18,7 +18,7 @@ import (
 // Compare settles the stage and compares it with the layer that is in its
 // place. It returns what is the first difference, "" if there is none.
 func (st *Stage) Compare(ctx context.Context) (difference string, err error) {
-	if err := st.settle(); err != nil {
+	if err := st.settle(ctx); err != nil {
 		return "", err
 	}
 	tree, err := rootpath.Open(st.store.dir, filepath.Join(st.rec.ChainID.Encoded(), treeDir), unix.O_RDONLY|unix.O_DIRECTORY)

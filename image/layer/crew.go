@@ -44,6 +44,8 @@ type crew struct {
 type batch struct {
 	files []smallEntry
 	data  []byte
+	// extra is what names and attributes take.
+	extra int
 
 	usage store.Usage
 	err   error
@@ -123,6 +125,7 @@ func (u *unpacker) settle(b *batch) error {
 	if u.failed == nil {
 		u.failed = err
 	}
+	clear(b.files) // of names and attributes
 	*b = batch{files: b.files[:0], data: b.data[:0]}
 	c.idle = append(c.idle, b)
 	return err
@@ -178,15 +181,20 @@ func (u *unpacker) small(name string, hdr *tar.Header, body io.Reader) (bool, er
 			return true, err
 		}
 	}
+	attr, err := attributesOf(hdr)
+	if err != nil {
+		return true, err
+	}
 	b := c.filling
 	at := len(b.data)
 	b.data = b.data[:at+int(hdr.Size)]
 	if _, err := io.ReadFull(body, b.data[at:]); err != nil {
 		return true, archiveError(err)
 	}
-	b.files = append(b.files, smallEntry{dir: int(dir.Fd()), name: name, attr: attributesOf(hdr), data: b.data[at:]})
+	b.files = append(b.files, smallEntry{dir: int(dir.Fd()), name: name, attr: attr, data: b.data[at:]})
+	b.extra += len(name) + attr.size()
 	c.pending[name] = true
-	if len(b.files) == batchFiles || len(b.data) >= batchBytes {
+	if len(b.files) == batchFiles || len(b.data)+b.extra >= batchBytes {
 		c.send()
 	}
 	return true, nil

@@ -26,8 +26,8 @@ var (
 )
 
 // decompress returns the archive in r, whose compression shows in its first
-// bytes: media types are not to be relied on.
-func decompress(r io.Reader) (io.ReadCloser, error) {
+// bytes: media types are not to be relied on. Much allows for what takes much memory.
+func decompress(r io.Reader, much bool) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, sniffSize)
 	head, err := br.Peek(6)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -41,7 +41,11 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 		}
 		return zr, nil
 	case bytes.HasPrefix(head, zstdMagic), len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}):
-		zr, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(2))
+		checked := &frames{r: br, max: smallWindow, tooLarge: ErrMuch}
+		if much {
+			checked.max, checked.tooLarge = maxWindow, ErrTooLarge
+		}
+		zr, err := zstd.NewReader(checked, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(2))
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,6 +72,66 @@ func (c *dirCache) close() {
 	c.byName = nil
 }
 
+const (
+	// maxNames and maxNamesMuch bound what the directories of a layer take in
+	// memory until it is complete, in bytes: 50,000 of them, or 700,000.
+	maxNames     = 8 << 20
+	maxNamesMuch = 112 << 20
+	// dirCost is what a directory takes besides its name.
+	dirCost = 96
+)
+
+// dirNames are the directories of a layer that are looked at once more when
+// all entries are there.
+type dirNames struct {
+	// implied are those that the archive does not list but puts something
+	// into: their attributes are those of the layer below.
+	implied map[string]bool
+	// listed are those whose times are set at the end.
+	listed map[string]time.Time
+
+	size, max int
+	tooLarge  error
+}
+
+func newDirNames(much bool) dirNames {
+	d := dirNames{implied: map[string]bool{".": true}, listed: map[string]time.Time{}, max: maxNames, tooLarge: ErrMuch}
+	if much {
+		d.max, d.tooLarge = maxNamesMuch, ErrTooLarge
+	}
+	return d
+}
+
+// imply notes a directory that the archive does not list.
+func (d *dirNames) imply(name string) error {
+	d.forget(name)
+	d.implied[name] = true
+	return d.grow(name)
+}
+
+// list notes a directory that the archive lists, with its time.
+func (d *dirNames) list(name string, mtime time.Time) error {
+	d.forget(name)
+	d.listed[name] = mtime
+	return d.grow(name)
+}
+
+func (d *dirNames) grow(name string) error {
+	if d.size += len(name) + dirCost; d.size > d.max {
+		return fmt.Errorf("%w: names of directories of more than %d bytes", d.tooLarge, d.max)
+	}
+	return nil
+}
+
+func (d *dirNames) forget(name string) {
+	_, listed := d.listed[name]
+	if listed || d.implied[name] {
+		d.size -= len(name) + dirCost
+	}
+	delete(d.listed, name)
+	delete(d.implied, name)
+}
+
 // parent opens the directory name and makes it, and its parents, if the
 // archive did not. Links on the way are followed inside the layer.
 func (u *unpacker) parent(name string) (*os.File, error) {
@@ -94,8 +155,9 @@ func (u *unpacker) parent(name string) (*os.File, error) {
 		if err := chmodDir(up, path.Base(name)); err != nil {
 			return nil, err
 		}
-		u.implied[name] = true
-		delete(u.listed, name)
+		if err := u.dirNames.imply(name); err != nil {
+			return nil, err
+		}
 	case errors.Is(err, unix.EEXIST):
 		// A link that leads nowhere yet.
 		made, err := rootpath.MkdirAll(u.root, name, impliedPerm, rootpath.Owner{})

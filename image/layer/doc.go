@@ -11,8 +11,9 @@
 // disk its record names the boot that it was written in, and in another boot it
 // is not trusted.
 //
-// Unpacking a layer takes about 5 MB of buffers, and zstd up to twice the window
-// that the archive asks for, which is bounded by 128 MB.
+// Unpacking a layer takes at most 20 MiB of memory: about 5 MiB of buffers, the
+// window of zstd, and the names of directories until their times are set. One
+// that needs more, up to 140 MiB, is only unpacked with [Limits.Much].
 //
 // The archive is hostile. Every name in it is resolved inside the layer's
 // folder by package rootpath and every file is made new there, so no entry,

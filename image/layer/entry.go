@@ -27,6 +27,8 @@ const (
 
 	paxXattr = "SCHILY.xattr."
 	maxXattr = 64 << 10
+	// maxXattrs bounds the extended attributes of a file.
+	maxXattrs = 256
 )
 
 // create makes the file that hdr describes at name, in the place of what an
@@ -103,8 +105,7 @@ func (u *unpacker) remove(dir *os.File, name string) (*os.File, error) {
 	}
 	u.usage.Bytes -= min(gone.Bytes, u.usage.Bytes)
 	u.usage.Inodes -= min(gone.Inodes, u.usage.Inodes)
-	delete(u.implied, name)
-	delete(u.listed, name)
+	u.dirNames.forget(name)
 	// Open directories may lie in what is gone, or beyond a link that is gone.
 	u.dirs.close()
 	return u.parent(path.Dir(name))
@@ -173,7 +174,10 @@ func (u *unpacker) setDir(name string, dir *os.File, hdr *tar.Header) error {
 	if err := checkOwner(hdr); err != nil {
 		return err
 	}
-	attr := attributesOf(hdr)
+	attr, err := attributesOf(hdr)
+	if err != nil {
+		return err
+	}
 	// In this order: a new owner costs the set-user-ID bit.
 	if err := unix.Fchown(int(dir.Fd()), attr.uid, attr.gid); err != nil {
 		return err
@@ -184,18 +188,11 @@ func (u *unpacker) setDir(name string, dir *os.File, hdr *tar.Header) error {
 	if err := attr.setXattrs(int(dir.Fd())); err != nil {
 		return err
 	}
-	delete(u.implied, name)
-	u.listed[name] = hdr.ModTime
-	return nil
+	return u.dirNames.list(name, hdr.ModTime)
 }
 
 // regular makes a regular file, or has the crew make it.
 func (u *unpacker) regular(name string, hdr *tar.Header, body io.Reader) error {
-	// Sparse files are longer than the archive that they come in.
-	u.bytes += hdr.Size
-	if u.bytes > u.limits.Bytes || hdr.Size < 0 {
-		return fmt.Errorf("%w: files of more than %d bytes", ErrTooLarge, u.limits.Bytes)
-	}
 	if done, err := u.small(name, hdr, body); done || err != nil {
 		return err
 	}
@@ -204,8 +201,11 @@ func (u *unpacker) regular(name string, hdr *tar.Header, body io.Reader) error {
 			return err
 		}
 	}
+	attr, err := attributesOf(hdr)
+	if err != nil {
+		return err
+	}
 	return u.replacing(name, func(dir *os.File) error {
-		attr := attributesOf(hdr)
 		fd, err := createFile(int(dir.Fd()), path.Base(name), &attr)
 		if err != nil {
 			return err

@@ -1,65 +1,121 @@
 package layer
 
 import (
+	"cmp"
+	"context"
 	"errors"
+	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"crisp/image/rootfs"
 	"crisp/runtime/rootpath"
 )
 
-// inherit gives the directory name of the stage owner, mode and time of the
-// directory that it would otherwise hide the attributes of: overlayfs shows
-// those of the topmost layer.
-func (st *Stage) inherit(name string) error {
+// inherit gives the implied directories of the stage owner, mode and time of
+// those that they would otherwise hide the attributes of: overlayfs shows those
+// of the topmost layer. What lies below is looked at as a container would see
+// it, in one walk, however many layers there are.
+func (st *Stage) inherit(ctx context.Context) error {
 	trees, err := st.store.Trees(st.rec.Parent)
 	if err != nil {
 		return err
 	}
-	for _, tree := range trees {
-		if found, err := st.inheritFrom(st.store.dir, tree, name); found || err != nil {
-			return err
+	slices.SortFunc(st.implied, comparePaths)
+	var below *os.File
+	if len(st.implied) == 1 && st.implied[0] == "." { // as good as always
+		below, err = rootpath.Open(st.store.dir, trees[0], unix.O_RDONLY|unix.O_DIRECTORY)
+	} else {
+		below, err = rootfs.Overlay{Layers: st.store.dir, Lower: trees, Empty: EmptyTree()}.Mount(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	defer below.Close()
+	w := &descent{root: below}
+	defer w.close(0)
+	for _, name := range st.implied {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		from, err := w.open(name)
+		if isGone(err) {
+			continue // the directory is a new one
+		}
+		if err == nil {
+			err = st.copyAttributes(name, from)
+		}
+		if err != nil {
+			return fmt.Errorf("%q: %w", shorten(name), err)
 		}
 	}
 	return nil
 }
 
-// inheritFrom looks for name in one tree. Something else of that name ends
-// the search too: the directory is a new one then.
-func (st *Stage) inheritFrom(dir *os.File, tree, name string) (found bool, err error) {
-	below, err := openTree(dir, tree, name)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return false, nil
-	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
-		return true, nil
-	case err != nil:
-		return false, err
+// comparePaths orders paths like a walk that sees a directory before what is
+// in it, and all of that before its neighbour.
+func comparePaths(a, b string) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] == b[i] {
+			continue
+		}
+		return cmp.Compare(walkOrder(a[i]), walkOrder(b[i]))
 	}
-	defer below.Close()
-	return true, st.copyAttributes(name, below)
+	return cmp.Compare(len(a), len(b))
 }
 
-// openTree opens the directory name of a layer without following links: each
-// would mean something else in the stack of layers than in this one alone.
-func openTree(layers *os.File, tree, name string) (*os.File, error) {
-	cur, err := rootpath.Open(layers, tree, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil || name == "." {
-		return cur, err
+func walkOrder(c byte) int {
+	if c == '/' {
+		return -1
 	}
-	for _, part := range strings.Split(filepath.Clean(name), "/") {
+	return int(c)
+}
+
+// descent opens directories by paths in the order of a walk, each from the
+// last one. Links are not followed: where one leads in a container is for the
+// container to find out.
+type descent struct {
+	root  *os.File
+	names []string
+	dirs  []*os.File
+}
+
+// open opens a directory, which is closed with the descent.
+func (d *descent) open(name string) (*os.File, error) {
+	if name == "." {
+		d.close(0)
+		return d.root, nil
+	}
+	parts := strings.Split(name, "/")
+	same := 0
+	for same < min(len(parts), len(d.names)) && parts[same] == d.names[same] {
+		same++
+	}
+	d.close(same)
+	for _, part := range parts[same:] {
+		cur := d.root
+		if n := len(d.dirs); n > 0 {
+			cur = d.dirs[n-1]
+		}
 		next, err := openDir(cur, part)
-		cur.Close()
 		if err != nil {
 			return nil, err
 		}
-		cur = next
+		d.names, d.dirs = append(d.names, part), append(d.dirs, next)
 	}
-	return cur, nil
+	return d.dirs[len(d.dirs)-1], nil
+}
+
+// close closes the directories from the given depth on.
+func (d *descent) close(depth int) {
+	for _, f := range d.dirs[depth:] {
+		f.Close()
+	}
+	d.names, d.dirs = d.names[:depth], d.dirs[:depth]
 }
 
 func (st *Stage) copyAttributes(name string, from *os.File) error {
@@ -71,12 +127,10 @@ func (st *Stage) copyAttributes(name string, from *os.File) error {
 	if err != nil {
 		return err
 	}
-	defer to.Close()
-	if err := unix.Fchown(int(to.Fd()), int(attr.Uid), int(attr.Gid)); err != nil {
-		return err
-	}
-	if err := unix.Fchmod(int(to.Fd()), attr.Mode&0o7777); err != nil {
-		return err
-	}
-	return setTime(to, time.Unix(attr.Mtim.Unix()))
+	err = errors.Join(
+		unix.Fchown(int(to.Fd()), int(attr.Uid), int(attr.Gid)),
+		unix.Fchmod(int(to.Fd()), attr.Mode&0o7777),
+		setTime(to, time.Unix(attr.Mtim.Unix())),
+	)
+	return errors.Join(err, to.Close())
 }

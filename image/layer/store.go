@@ -357,13 +357,10 @@ func (st *Stage) Unpack(ctx context.Context, open Source, limits Limits) error {
 
 // settle gives the directories that the archive does not list the attributes
 // of the layers below, and writes the record.
-func (st *Stage) settle() error {
+func (st *Stage) settle(ctx context.Context) error {
 	if st.rec.Parent != "" {
-		slices.Sort(st.implied)
-		for _, name := range st.implied {
-			if err := st.inherit(name); err != nil {
-				return fmt.Errorf("settle layer: %q: %w", shorten(name), err)
-			}
+		if err := st.inherit(ctx); err != nil {
+			return fmt.Errorf("settle layer: %w", err)
 		}
 	}
 	data, err := json.Marshal(st.rec)
@@ -377,8 +374,8 @@ func (st *Stage) settle() error {
 }
 
 // Publish completes the layer and moves it to its place.
-func (st *Stage) Publish() error {
-	if err := st.settle(); err != nil {
+func (st *Stage) Publish(ctx context.Context) error {
+	if err := st.settle(ctx); err != nil {
 		return err
 	}
 	s := st.store

@@ -53,7 +53,7 @@ func stage(t *testing.T, s *Store, parent digest.Digest, entries ...entry) (*Sta
 
 func publish(t *testing.T, st *Stage) {
 	t.Helper()
-	if err := st.Publish(); err != nil {
+	if err := st.Publish(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -24,8 +24,14 @@ const (
 
 	opaqueXattr = "trusted.overlay.opaque"
 
-	maxPath    = 4096
+	maxPath = 4096
+	// maxDepth is how many directories deep a file may lie. It bounds what
+	// looking a name up costs, and the descriptors of a walk.
+	maxDepth   = 256
 	maxEntries = 20_000_000
+	// maxHeaders bounds what one entry's headers take in the archive: its
+	// extended header, long names and the map of a sparse file.
+	maxHeaders = 256 << 10
 
 	copyBuffer = 128 << 10
 )
@@ -34,6 +40,10 @@ const (
 type Limits struct {
 	// Bytes is the size of the archive and of the files in it.
 	Bytes int64
+	// Much allows for a layer that takes up to 140 MiB of memory, because of its
+	// zstd window or the names of its directories. Without it 20 MiB are
+	// enough, and such a layer is refused with [ErrMuch].
+	Much bool
 }
 
 // unpacker writes one archive into one folder.
@@ -48,11 +58,7 @@ type unpacker struct {
 	crew *crew
 	// failed is what the crew failed at.
 	failed error
-	// implied are the directories that the archive does not list but puts
-	// something into: their attributes are those of the layer below.
-	implied map[string]bool
-	// listed are the directories whose times are set at the end.
-	listed map[string]time.Time
+	dirNames
 	// opaque means that nothing of the layers below shows.
 	opaque  bool
 	entries int
@@ -91,15 +97,14 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 			plain.Close()
 		}
 	}()
-	if plain, err = decompress(packed); err != nil {
+	if plain, err = decompress(packed, limits.Much); err != nil {
 		return nil, "", err
 	}
 	ahead = newReadAhead(plain)
-	counted := &countedReader{ctx: ctx, r: ahead, rest: limits.Bytes, hash: digest.SHA256.Digester()}
+	counted := &countedReader{ctx: ctx, r: ahead, rest: limits.Bytes, header: math.MaxInt64, hash: digest.SHA256.Digester()}
 	u := &unpacker{
 		ctx: ctx, root: root, base: base, limits: limits,
-		implied: map[string]bool{".": true}, listed: map[string]time.Time{},
-		buf: make([]byte, copyBuffer),
+		dirNames: newDirNames(limits.Much), buf: make([]byte, copyBuffer),
 	}
 	u.dirs.settled = u.settled
 	u.crew = newCrew()
@@ -126,22 +131,56 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 }
 
 // archive unpacks all entries.
-func (u *unpacker) archive(r io.Reader) error {
+func (u *unpacker) archive(r *countedReader) error {
 	tr := tar.NewReader(r)
 	for {
+		// What the reader reads now it keeps in memory and decodes.
+		r.header = maxHeaders
 		hdr, err := tr.Next()
+		r.header = math.MaxInt64
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return archiveError(err)
 		}
-		if err := u.entry(hdr, tr); u.failed != nil {
+		if err := u.whole(hdr, &cancelledReader{u.ctx, tr}); u.failed != nil {
 			return u.failed // in an earlier entry
 		} else if err != nil {
 			return fmt.Errorf("unpack %q: %w", shorten(hdr.Name), archiveError(err))
 		}
 	}
+}
+
+// whole unpacks one entry and reads what is left of its body.
+func (u *unpacker) whole(hdr *tar.Header, body io.Reader) error {
+	if u.entries++; u.entries > maxEntries {
+		return fmt.Errorf("%w: more than %d entries", ErrTooLarge, maxEntries)
+	}
+	// Sparse files are longer than the archive that they come in.
+	if u.bytes += hdr.Size; u.bytes > u.limits.Bytes || hdr.Size < 0 {
+		return fmt.Errorf("%w: files of more than %d bytes", ErrTooLarge, u.limits.Bytes)
+	}
+	if err := u.entry(hdr, body); err != nil {
+		return err
+	}
+	_, err := io.CopyBuffer(io.Discard, onlyReader{body}, u.buf)
+	return err
+}
+
+// cancelledReader reads until ctx ends. The holes of a sparse file are read
+// without reading the archive.
+type cancelledReader struct {
+	ctx context.Context //nolint:containedctx // io.Reader has no room for it
+	r   io.Reader
+}
+
+// Read reads on.
+func (c *cancelledReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
 }
 
 // archiveError tells a broken archive from a broken source of it or disk.
@@ -169,7 +208,9 @@ type countedReader struct {
 	ctx  context.Context //nolint:containedctx // io.Reader has no room for it
 	r    io.Reader
 	rest int64
-	hash digest.Digester
+	// header is what may be read until the next entry begins.
+	header int64
+	hash   digest.Digester
 }
 
 func (c *countedReader) Read(p []byte) (int, error) {
@@ -178,6 +219,9 @@ func (c *countedReader) Read(p []byte) (int, error) {
 	}
 	n, err := c.r.Read(p)
 	c.rest -= int64(n)
+	if c.header -= int64(n); c.header < 0 {
+		return 0, fmt.Errorf("%w: headers of an entry of more than %d bytes", ErrTooLarge, maxHeaders)
+	}
 	if c.rest < 0 {
 		return 0, fmt.Errorf("%w: archive", ErrTooLarge)
 	}
@@ -189,10 +233,6 @@ func (c *countedReader) Read(p []byte) (int, error) {
 func (u *unpacker) entry(hdr *tar.Header, body io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
-	}
-	u.entries++
-	if u.entries > maxEntries {
-		return fmt.Errorf("%w: more than %d entries", ErrTooLarge, maxEntries)
 	}
 	name, err := entryPath(hdr.Name)
 	if err != nil {
@@ -220,7 +260,11 @@ func entryPath(name string) (string, error) {
 	if clean == ".." || strings.HasPrefix(clean, "../") || strings.IndexByte(name, 0) >= 0 {
 		return "", fmt.Errorf("%w: name leaves the layer", ErrInvalid)
 	}
-	return clean, nil
+	if strings.Count(clean, "/") > maxDepth {
+		return "", fmt.Errorf("%w: more than %d directories deep", ErrInvalid, maxDepth)
+	}
+	// A name may be part of a header that is much longer.
+	return strings.Clone(clean), nil
 }
 
 // whiteout hides something of the layers below.
@@ -283,6 +327,9 @@ func setOpaque(dir *os.File) error {
 // by a later entry.
 func (u *unpacker) finish() error {
 	for name, mtime := range u.listed {
+		if u.ctx.Err() != nil {
+			return context.Cause(u.ctx)
+		}
 		dir, err := u.dirs.open(u.root, name)
 		if isGone(err) {
 			continue
@@ -298,6 +345,9 @@ func (u *unpacker) finish() error {
 		}
 	}
 	for name := range u.implied {
+		if u.ctx.Err() != nil {
+			return context.Cause(u.ctx)
+		}
 		dir, err := u.dirs.open(u.root, name)
 		if isGone(err) {
 			delete(u.implied, name)

@@ -21,6 +21,12 @@ const (
 	tokenTimeout = time.Minute
 	// maxChallenge bounds the header that says how to authenticate.
 	maxChallenge = 8 << 10
+	// maxChallenges and maxParams bound the ways to authenticate that are
+	// looked at, and what each may say.
+	maxChallenges = 16
+	maxParams     = 16
+	// maxToken bounds what is sent along with every request.
+	maxToken = 32 << 10
 )
 
 // authorizer answers one host's challenges. It asks for nothing in advance:
@@ -106,11 +112,11 @@ func (a *authorizer) token(ctx context.Context, c challenge) (string, error) {
 		return "", fmt.Errorf("get token: %w", tokenError(ctx, err))
 	}
 	for _, t := range []string{tok.Token, tok.AccessToken} {
-		if t != "" && !strings.ContainsAny(t, "\r\n") {
+		if t != "" && len(t) <= maxToken && !strings.ContainsAny(t, "\r\n") {
 			return t, nil
 		}
 	}
-	return "", fmt.Errorf("%w: token server sent no token", ErrProtocol)
+	return "", fmt.Errorf("%w: token server sent no token, or one of more than %d bytes", ErrProtocol, maxToken)
 }
 
 // scopes are what a token is asked for: reading the repository, and whatever
@@ -158,7 +164,7 @@ func parseChallenges(headers []string) []challenge {
 		if len(h) > maxChallenge {
 			continue
 		}
-		for h != "" {
+		for h != "" && len(list) < maxChallenges {
 			var scheme string
 			scheme, h, _ = strings.Cut(strings.TrimLeft(h, " ,"), " ")
 			if scheme == "" {
@@ -171,7 +177,9 @@ func parseChallenges(headers []string) []challenge {
 				if !ok {
 					break
 				}
-				c.params[strings.ToLower(key)] = value
+				if len(c.params) < maxParams {
+					c.params[strings.ToLower(key)] = value
+				}
 			}
 			list = append(list, c)
 		}

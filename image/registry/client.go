@@ -4,17 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
@@ -24,7 +19,17 @@ const (
 	// headerTimeout is how long a registry may think before it answers.
 	headerTimeout = time.Minute
 
-	maxRedirects  = 10
+	// answerTimeout is how long it may take in all until the last header of an
+	// answer is here, over redirects.
+	answerTimeout = 2 * time.Minute
+	// documentTimeout is how long a manifest or configuration may take in all,
+	// from its first byte on.
+	documentTimeout = time.Minute
+	// errorBodyTime is how long a registry may take to explain a refusal.
+	errorBodyTime = 5 * time.Second
+
+	maxRedirects  = 5
+	maxHeaders    = 64 << 10
 	maxErrorBody  = 8 << 10
 	maxRetries    = 4
 	firstBackoff  = 250 * time.Millisecond
@@ -56,10 +61,10 @@ func New(opts Options) *Client {
 
 // Repository is what a pull reads from: one repository, wherever its hosts are.
 type Repository struct {
-	ref      Reference
-	hops     []*hop
-	progress time.Duration
-	agent    string
+	ref                Reference
+	hops               []*hop
+	progress, document time.Duration
+	agent              string
 }
 
 // Repository prepares to read ref's repository with the credentials in auth,
@@ -73,7 +78,7 @@ func (c *Client) Repository(ref Reference, auth *Auth) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{ref: ref, progress: c.opts.ProgressTimeout, agent: c.opts.UserAgent}
+	r := &Repository{ref: ref, progress: c.opts.ProgressTimeout, document: documentTimeout, agent: c.opts.UserAgent}
 	for _, ep := range eps {
 		r.hops = append(r.hops, newHop(ep, ref, creds))
 	}
@@ -100,6 +105,7 @@ func (r *Repository) Hosts() []string {
 type hop struct {
 	endpoint
 	client *http.Client
+	reach  *reach
 	auth   authorizer
 	query  string
 	// down is set once the host could not be reached: it is not asked again
@@ -112,16 +118,17 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 	if timeout <= 0 {
 		timeout = defaultDialTimeout
 	}
-	h := &hop{endpoint: ep}
+	h := &hop{endpoint: ep, reach: newReach(ep.base, timeout)}
 	tr := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       ep.tls,
-		TLSHandshakeTimeout:   tlsTimeout,
-		ResponseHeaderTimeout: headerTimeout,
-		MaxIdleConnsPerHost:   16,
-		IdleConnTimeout:       30 * time.Second,
-		ForceAttemptHTTP2:     true,
+		Proxy:                  h.reach.proxy,
+		DialContext:            h.reach.dial,
+		TLSClientConfig:        ep.tls,
+		TLSHandshakeTimeout:    tlsTimeout,
+		ResponseHeaderTimeout:  headerTimeout,
+		MaxResponseHeaderBytes: maxHeaders,
+		MaxIdleConnsPerHost:    16,
+		IdleConnTimeout:        30 * time.Second,
+		ForceAttemptHTTP2:      true,
 		// A layer is compressed already, and its digest is of those bytes.
 		DisableCompression: true,
 		ReadBufferSize:     64 << 10,
@@ -150,8 +157,8 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 	if req.URL.Host == h.base.Host && req.URL.Scheme == h.base.Scheme {
 		return nil
 	}
-	if a, err := netip.ParseAddr(req.URL.Hostname()); err == nil && a.Unmap().IsLinkLocalUnicast() {
-		return fmt.Errorf("%w: redirect to link-local address %s", ErrProtocol, a)
+	if err := h.reach.checkURL(req.URL); err != nil {
+		return fmt.Errorf("redirect to %s: %w", clean(req.URL.Host), err)
 	}
 	req.Header.Del("Authorization")
 	req.Header.Del("Cookie")
@@ -251,8 +258,10 @@ func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response
 	u := *h.base
 	u.Path += q.path
 	u.RawQuery = h.query
+	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(ctx, q.method, u.String(), nil)
 	if err != nil {
+		cancel(nil)
 		return nil, err
 	}
 	for _, from := range []http.Header{q.header, h.header} {
@@ -264,19 +273,43 @@ func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response
 		req.Header.Set("User-Agent", agent)
 	}
 	h.auth.authorize(req)
-	return h.client.Do(req)
+	timer := time.AfterFunc(answerTimeout, func() {
+		cancel(fmt.Errorf("%w: no answer after %s", ErrUnavailable, answerTimeout))
+	})
+	resp, err := h.client.Do(req)
+	timer.Stop()
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = &requestBody{resp.Body, cancel}
+	return resp, nil
+}
+
+// requestBody ends its request's context when it is closed.
+type requestBody struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+}
+
+// Close ends the request.
+func (b *requestBody) Close() error {
+	defer b.cancel(nil)
+	return b.ReadCloser.Close()
 }
 
 // readStatus makes an error of an unwanted answer and closes it.
 func readStatus(resp *http.Response) error {
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
-	return &statusError{code: resp.StatusCode, detail: errorDetail(body)}
+	body := newWatchedBody(resp.Request.Context(), resp.Body, errorBodyTime, errorBodyTime, nil)
+	defer body.Close()
+	text, _ := io.ReadAll(io.LimitReader(body, maxErrorBody))
+	return &statusError{code: resp.StatusCode, detail: errorDetail(text)}
 }
 
 func drain(resp *http.Response) {
-	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody)
-	resp.Body.Close()
+	body := newWatchedBody(resp.Request.Context(), resp.Body, errorBodyTime, errorBodyTime, nil)
+	defer body.Close()
+	_, _ = io.CopyN(io.Discard, body, maxErrorBody)
 }
 
 // retryAfter tells whether the server may answer differently soon, and when.
@@ -310,16 +343,4 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// Document is a manifest, an index or a configuration.
-type Document struct {
-	MediaType string
-	Digest    digest.Digest
-	Data      []byte
-}
-
-// Descriptor describes the document as an OCI layout has it.
-func (d Document) Descriptor() ocispec.Descriptor {
-	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: int64(len(d.Data))}
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -224,14 +225,29 @@ func (s *Store) Reader(desc ocispec.Descriptor) (io.ReadCloser, error) {
 }
 
 // Verify reads a blob and compares it with what desc describes.
-func (s *Store) Verify(desc ocispec.Descriptor) error {
+func (s *Store) Verify(ctx context.Context, desc ocispec.Descriptor) error {
 	r, err := s.Reader(desc)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	_, err = io.Copy(io.Discard, r)
-	return err
+	return ReadToEnd(ctx, r)
+}
+
+// ReadToEnd reads to the end, or until ctx ends.
+func ReadToEnd(ctx context.Context, r io.Reader) error {
+	buf := make([]byte, checkBuffer)
+	for {
+		_, err := r.Read(buf)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // Check reads a blob as it is on disk, not as memory may still have it, and
@@ -253,22 +269,16 @@ func (s *Store) Check(ctx context.Context, d digest.Digest) (size int64, err err
 		forget()
 		defer forget()
 	}
-	buf := make([]byte, checkBuffer)
-	for err == nil && ctx.Err() == nil {
-		_, err = r.Read(buf)
-	}
+	err = ReadToEnd(ctx, r)
 	if ctx.Err() != nil {
-		return 0, context.Cause(ctx)
-	}
-	if errors.Is(err, io.EOF) {
-		err = nil
+		return 0, err
 	}
 	return b.size, err
 }
 
 // ReadAll returns a small blob, verified.
 func (s *Store) ReadAll(desc ocispec.Descriptor, limit int64) ([]byte, error) {
-	if desc.Size > limit {
+	if desc.Size < 0 || desc.Size > limit {
 		return nil, fmt.Errorf("%w: %s has %d bytes, limit %d", ErrMismatch, desc.Digest, desc.Size, limit)
 	}
 	r, err := s.Reader(desc)
@@ -276,7 +286,10 @@ func (s *Store) ReadAll(desc ocispec.Descriptor, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer r.Close()
-	return io.ReadAll(r)
+	// The reader verifies when it is read past the end.
+	buf := bytes.NewBuffer(make([]byte, 0, desc.Size+bytes.MinRead))
+	_, err = buf.ReadFrom(r)
+	return buf.Bytes(), err
 }
 
 // Detach takes a blob out of the store and returns the name under which it

@@ -224,7 +224,7 @@ func TestDoubt(t *testing.T) {
 	if s.Has(desc) || !s.Doubtful(desc.Digest) {
 		t.Error("a blob in doubt counts")
 	}
-	if err := s.Verify(desc); err != nil {
+	if err := s.Verify(t.Context(), desc); err != nil {
 		t.Error(err)
 	}
 	if err := put(t, s, desc, "content"); err != nil || !s.Has(desc) {
@@ -233,7 +233,7 @@ func TestDoubt(t *testing.T) {
 	if err := os.WriteFile(s.path(desc.Digest), []byte("c0ntent"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Verify(desc); !errors.Is(err, ErrMismatch) {
+	if err := s.Verify(t.Context(), desc); !errors.Is(err, ErrMismatch) {
 		t.Errorf("spoilt: %v, want %v", err, ErrMismatch)
 	}
 }

@@ -1,0 +1,134 @@
+package image
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const (
+	// maxValues bounds the values in a document: two bytes of text may decode
+	// to hundreds in memory. The largest documents in use have a few thousand.
+	maxValues = 1 << 16
+	// maxKept bounds what is kept of a configuration as long as the image is
+	// here: command, environment, volumes and the like, in bytes.
+	maxKept = 256 << 10
+)
+
+// countValues counts what may become a value of its own in a JSON text:
+// whatever follows a bracket, a comma or a colon. It takes no memory.
+func countValues(r io.Reader) (int, error) {
+	buf := make([]byte, 32<<10)
+	count, inString, escaped := 0, false, false
+	for {
+		n, err := r.Read(buf)
+		for _, c := range buf[:n] {
+			switch {
+			case escaped:
+				escaped = false
+			case inString:
+				escaped, inString = c == '\\', c != '"'
+			case c == '"':
+				inString = true
+			case c == '{', c == '[', c == ',', c == ':':
+				count++
+			}
+		}
+		switch {
+		case count > maxValues:
+			return 0, fmt.Errorf("%w: a document of more than %d values", ErrInvalid, maxValues)
+		case errors.Is(err, io.EOF):
+			return count, nil
+		case err != nil:
+			return 0, fmt.Errorf("read document: %w", err)
+		}
+	}
+}
+
+// decodeStored decodes a document that is in the store, which a pull has
+// decoded before.
+func (s *Service) decodeStored(desc ocispec.Descriptor, limit int64, v any) error {
+	data, err := s.blobs.ReadAll(desc, limit)
+	if err != nil {
+		return err
+	}
+	if _, err := countValues(bytes.NewReader(data)); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrInvalid, desc.Digest, err)
+	}
+	return nil
+}
+
+// manifest is what matters of an image manifest.
+type manifest struct {
+	Config descriptor   `json:"config"`
+	Layers []descriptor `json:"layers"`
+}
+
+// descriptor is a descriptor without what only people read.
+type descriptor struct {
+	MediaType string        `json:"mediaType"`
+	Digest    digest.Digest `json:"digest"`
+	Size      int64         `json:"size"`
+}
+
+func (d descriptor) oci() ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+}
+
+// configuration is what matters of an image's configuration. History, labels
+// and the rest are hostile, of any length, and nobody here needs them.
+type configuration struct {
+	ocispec.Platform
+	Config struct {
+		User       string
+		Env        []string
+		Entrypoint []string
+		Cmd        []string
+		Volumes    map[string]struct{}
+		WorkingDir string
+		StopSignal string
+	} `json:"config"`
+	RootFS ocispec.RootFS `json:"rootfs"`
+}
+
+// image returns the configuration as others know it.
+func (c *configuration) image() ocispec.Image {
+	return ocispec.Image{
+		Platform: c.Platform,
+		Config: ocispec.ImageConfig{
+			User: c.Config.User, Env: c.Config.Env, Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd,
+			Volumes: c.Config.Volumes, WorkingDir: c.Config.WorkingDir, StopSignal: c.Config.StopSignal,
+		},
+		RootFS: c.RootFS,
+	}
+}
+
+// check bounds what is kept of a configuration.
+func (c *configuration) check() error {
+	const header = 24
+	size := 0
+	for _, s := range []string{c.OS, c.Architecture, c.Variant, c.OSVersion, c.RootFS.Type,
+		c.Config.User, c.Config.WorkingDir, c.Config.StopSignal} {
+		size += len(s)
+	}
+	for _, list := range [][]string{c.OSFeatures, c.Config.Env, c.Config.Entrypoint, c.Config.Cmd} {
+		for _, s := range list {
+			size += len(s) + header
+		}
+	}
+	for path := range c.Config.Volumes {
+		size += len(path) + header
+	}
+	if size > maxKept {
+		return fmt.Errorf("%w: command, environment and volumes of the image take %d bytes, at most %d are allowed", ErrInvalid, size, maxKept)
+	}
+	return nil
+}
