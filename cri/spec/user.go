@@ -19,9 +19,12 @@ type ResolvedUser struct {
 	Name, Home string
 }
 
+// maxHome is the length of the longest path that the kernel takes.
+const maxHome = 4095
+
 // home returns the home folder, "/" if there is none that fits on a line.
 func (u ResolvedUser) home() string {
-	if u.Home == "" || strings.ContainsAny(u.Home, "\x00\n\r") {
+	if u.Home == "" || len(u.Home) > maxHome || strings.ContainsAny(u.Home, "\x00\n\r") {
 		return "/"
 	}
 	return u.Home
@@ -36,10 +39,11 @@ func ResolveUser(root *os.File, cfg *runtimeapi.ContainerConfig, image string) (
 	if err != nil {
 		return ResolvedUser{}, err
 	}
-	db, err := user.Load(root)
+	db, err := user.Open(root)
 	if err != nil {
 		return ResolvedUser{}, invalid("look up the user: %w", err)
 	}
+	defer db.Close()
 	return resolveUser(db, name, sc)
 }
 

@@ -3,7 +3,8 @@
 //
 // Both files, and the string that names the user, come from the image and are
 // hostile. The files are opened inside the image's root, must be regular and
-// have a bounded size; a name that consists of digits is a number and never
+// have a bounded size, and are read line by line for every question, in at most
+// 1 MiB of memory; a name that consists of digits is a number and never
 // looked up; a number that does not fit is an error and never falls back to
 // anything.
 package user
@@ -13,9 +14,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -28,8 +29,11 @@ const (
 
 	maxFile = 8 << 20
 	maxLine = 1 << 20
-	// maxGroups is the kernel's limit of supplementary groups.
-	maxGroups = 65536
+	// maxGroups bounds the groups that an image's file gives to a user. The
+	// kernel would take 65536, to be kept for every container.
+	maxGroups = 4096
+	// maxNumber is the longest text of a number.
+	maxNumber = 64
 )
 
 // The errors of this package.
@@ -105,112 +109,113 @@ type Account struct {
 	Home     string
 }
 
-// Group is a line of /etc/group.
-type Group struct {
-	Name    string
-	GID     uint32
-	Members []string
-}
-
-// Database holds an image's accounts and groups, in file order.
+// Database answers from an image's files, in which the first line that fits
+// counts. [Database.Close] it.
 type Database struct {
-	Accounts []Account
-	Groups   []Group
+	// A file that is missing is nil.
+	passwd, group io.ReaderAt
+	files         []*os.File
 }
 
-// Load reads the files of the image with the given root. A missing file is an
+// Open opens the files of the image with the given root. A missing file is an
 // empty one.
-func Load(root *os.File) (*Database, error) {
-	passwd, err := readFile(root, "/etc/passwd")
-	if err != nil {
-		return nil, err
-	}
-	group, err := readFile(root, "/etc/group")
-	if err != nil {
-		return nil, err
-	}
+func Open(root *os.File) (*Database, error) {
 	d := &Database{}
-	if d.Accounts, err = ParsePasswd(passwd); err != nil {
-		return nil, fmt.Errorf("parse /etc/passwd of the image: %w", err)
-	}
-	if d.Groups, err = ParseGroup(group); err != nil {
-		return nil, fmt.Errorf("parse /etc/group of the image: %w", err)
+	for path, to := range map[string]*io.ReaderAt{passwdFile: &d.passwd, groupFile: &d.group} {
+		f, err := rootpath.OpenRegular(root, path, maxFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open %s of the image: %w", path, err), d.Close())
+		}
+		d.files = append(d.files, f)
+		*to = f
 	}
 	return d, nil
 }
 
-func readFile(root *os.File, path string) ([]byte, error) {
-	data, err := rootpath.ReadFile(root, path, maxFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+// Close closes the files.
+func (d *Database) Close() error {
+	var errs []error
+	for _, f := range d.files {
+		errs = append(errs, f.Close())
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read %s of the image: %w", path, err)
+	return errors.Join(errs...)
+}
+
+const (
+	passwdFile = "/etc/passwd"
+	groupFile  = "/etc/group"
+)
+
+// eachLine calls do with the lines that say something until it returns false.
+// A line is only valid during the call.
+func eachLine(path string, file io.ReaderAt, do func(line []byte) (more bool)) error {
+	if file == nil {
+		return nil
 	}
-	return data, nil
-}
-
-// ParsePasswd reads lines of name:password:uid:gid:comment:home:shell. Lines
-// that are not well formed are skipped, as the C library does.
-func ParsePasswd(data []byte) ([]Account, error) {
-	var out []Account
-	err := eachLine(data, func(f []string) {
-		if len(f) < 6 || f[0] == "" {
-			return
-		}
-		uid, err1 := parseNumber(f[2])
-		gid, err2 := parseNumber(f[3])
-		if err1 == nil && err2 == nil {
-			out = append(out, Account{Name: f[0], UID: uid, GID: gid, Home: f[5]})
-		}
-	})
-	return out, err
-}
-
-// ParseGroup reads lines of name:password:gid:member,member.
-func ParseGroup(data []byte) ([]Group, error) {
-	var out []Group
-	err := eachLine(data, func(f []string) {
-		if len(f) < 3 || f[0] == "" {
-			return
-		}
-		gid, err := parseNumber(f[2])
-		if err != nil {
-			return
-		}
-		g := Group{Name: f[0], GID: gid}
-		if len(f) > 3 && f[3] != "" {
-			g.Members = strings.Split(f[3], ",")
-		}
-		out = append(out, g)
-	})
-	return out, err
-}
-
-func eachLine(data []byte, do func(fields []string)) error {
-	s := bufio.NewScanner(bytes.NewReader(data))
+	s := bufio.NewScanner(io.NewSectionReader(file, 0, maxFile))
 	s.Buffer(nil, maxLine)
 	for s.Scan() {
-		line := strings.TrimSpace(s.Text())
-		if line != "" && line[0] != '#' {
-			do(strings.Split(line, ":"))
+		line := bytes.TrimSpace(s.Bytes())
+		if len(line) > 0 && line[0] != '#' && !do(line) {
+			return nil
 		}
 	}
-	return s.Err()
+	if err := s.Err(); err != nil {
+		return fmt.Errorf("%w: %s of the image: %w", ErrSyntax, path, err)
+	}
+	return nil
 }
 
-// Account returns the account of a user. A number need not have one: it then
-// has group 0 and no home.
-func (d *Database) Account(id ID) (Account, error) {
-	for _, a := range d.Accounts {
-		if id.Name != "" && a.Name == id.Name || id.Name == "" && a.UID == id.Number {
-			return a, nil
+// fields splits a line at its colons into as many fields as there is room for,
+// and tells how many it has; what comes after them is left out.
+func fields(line []byte, to [][]byte) int {
+	for i := range to {
+		field, rest, more := bytes.Cut(line, []byte(":"))
+		to[i], line = field, rest
+		if !more {
+			return i + 1
 		}
 	}
-	if id.Name != "" {
+	return len(to)
+}
+
+func parseBytes(b []byte) (uint32, bool) {
+	if len(b) > maxNumber {
+		return 0, false
+	}
+	n, err := parseNumber(string(b))
+	return n, err == nil
+}
+
+// Account returns the account of a user, from lines of
+// name:password:uid:gid:comment:home:shell. Lines that are not well formed are
+// skipped, as the C library does. A number need not have an account: it then
+// has group 0 and no home.
+func (d *Database) Account(id ID) (Account, error) {
+	var f [6][]byte
+	found, account := false, Account{UID: id.Number}
+	err := eachLine(passwdFile, d.passwd, func(line []byte) bool {
+		if fields(line, f[:]) < len(f) || len(f[0]) == 0 || id.Name != "" && string(f[0]) != id.Name {
+			return true
+		}
+		uid, ok1 := parseBytes(f[2])
+		gid, ok2 := parseBytes(f[3])
+		if !ok1 || !ok2 || id.Name == "" && uid != id.Number {
+			return true
+		}
+		found, account = true, Account{Name: string(f[0]), UID: uid, GID: gid, Home: string(f[5])}
+		return false
+	})
+	if err != nil {
+		return Account{}, err
+	}
+	if !found && id.Name != "" {
 		return Account{}, fmt.Errorf("%w: user %q", ErrUnknown, id.Name)
 	}
-	return Account{UID: id.Number}, nil
+	return account, nil
 }
 
 // GID returns the number of a group.
@@ -218,12 +223,20 @@ func (d *Database) GID(id ID) (uint32, error) {
 	if id.Name == "" {
 		return id.Number, nil
 	}
-	for _, g := range d.Groups {
-		if g.Name == id.Name {
-			return g.GID, nil
+	found, number := false, uint32(0)
+	err := d.eachGroup(func(name []byte, gid uint32, _ []byte) bool {
+		if string(name) == id.Name {
+			found, number = true, gid
 		}
+		return !found
+	})
+	if err != nil {
+		return 0, err
 	}
-	return 0, fmt.Errorf("%w: group %q", ErrUnknown, id.Name)
+	if !found {
+		return 0, fmt.Errorf("%w: group %q", ErrUnknown, id.Name)
+	}
+	return number, nil
 }
 
 // GroupsOf returns the groups that list the named user as a member.
@@ -233,15 +246,40 @@ func (d *Database) GroupsOf(user string) ([]uint32, error) {
 	}
 	var out []uint32
 	seen := map[uint32]bool{}
-	for _, g := range d.Groups {
-		if seen[g.GID] || !slices.Contains(g.Members, user) {
-			continue
+	err := d.eachGroup(func(_ []byte, gid uint32, members []byte) bool {
+		if !seen[gid] && isMember(members, user) {
+			seen[gid] = true
+			out = append(out, gid)
 		}
-		seen[g.GID] = true
-		out = append(out, g.GID)
-		if len(out) > maxGroups {
-			return nil, fmt.Errorf("%w: user %q is in more than %d groups", ErrSyntax, user, maxGroups)
-		}
+		return len(out) <= maxGroups
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(out) > maxGroups {
+		return nil, fmt.Errorf("%w: user %q is in more than %d groups of the image", ErrSyntax, user, maxGroups)
 	}
 	return out, nil
+}
+
+// eachGroup calls do with lines of name:password:gid:member,member.
+func (d *Database) eachGroup(do func(name []byte, gid uint32, members []byte) (more bool)) error {
+	var f [4][]byte
+	return eachLine(groupFile, d.group, func(line []byte) bool {
+		f[3] = nil
+		if fields(line, f[:]) < 3 || len(f[0]) == 0 {
+			return true
+		}
+		gid, ok := parseBytes(f[2])
+		return !ok || do(f[0], gid, f[3])
+	})
+}
+
+func isMember(members []byte, user string) bool {
+	for name := range bytes.SplitSeq(members, []byte(",")) {
+		if string(name) == user {
+			return true
+		}
+	}
+	return false
 }

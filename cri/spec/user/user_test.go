@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"crisp/runtime/rootpath"
+	"crisp/test/testkit/pace"
 )
 
 func TestParse(t *testing.T) {
@@ -72,18 +76,14 @@ big:x:4294967296:app
 nomembers:x:60
 `
 
-func database(t *testing.T) *Database {
-	t.Helper()
-	accounts, err1 := ParsePasswd([]byte(passwd))
-	groups, err2 := ParseGroup([]byte(group))
-	if err := errors.Join(err1, err2); err != nil {
-		t.Fatal(err)
-	}
-	return &Database{Accounts: accounts, Groups: groups}
+func database() *Database { return of([]byte(passwd), []byte(group)) }
+
+func of(passwd, group []byte) *Database {
+	return &Database{passwd: bytes.NewReader(passwd), group: bytes.NewReader(group)}
 }
 
 func TestAccount(t *testing.T) {
-	d := database(t)
+	d := database()
 	for _, tt := range []struct {
 		id   ID
 		want Account
@@ -107,7 +107,7 @@ func TestAccount(t *testing.T) {
 }
 
 func TestGroups(t *testing.T) {
-	d := database(t)
+	d := database()
 	if got, err := d.GroupsOf("app"); err != nil || !slices.Equal(got, []uint32{50, 10}) {
 		t.Errorf("GroupsOf(app) = %v, %v", got, err)
 	}
@@ -140,10 +140,28 @@ func root(t *testing.T) (dir string, f *os.File) {
 	return dir, f
 }
 
-func TestLoad(t *testing.T) {
+// load opens the files of an image and asks for everything.
+func load(t *testing.T, f *os.File, name string) (Account, []uint32, error) {
+	t.Helper()
+	d, err := Open(f)
+	if err != nil {
+		return Account{}, nil, err
+	}
+	defer d.Close()
+	a, err1 := d.Account(ID{Name: name})
+	groups, err2 := d.GroupsOf(name)
+	return a, groups, errors.Join(err1, err2)
+}
+
+func TestOpen(t *testing.T) {
 	dir, f := root(t)
-	if d, err := Load(f); err != nil || len(d.Accounts)+len(d.Groups) != 0 {
-		t.Errorf("Load() of an image without files = %+v, %v", d, err)
+	d, err := Open(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if a, err := d.Account(ID{}); err != nil || a != (Account{}) {
+		t.Errorf("Account() of an image without files = %+v, %v", a, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "real"), []byte(passwd), 0o644); err != nil {
 		t.Fatal(err)
@@ -155,14 +173,13 @@ func TestLoad(t *testing.T) {
 	if err := os.Symlink("/etc/no-such-file", filepath.Join(dir, "etc/group")); err != nil {
 		t.Fatal(err)
 	}
-	d, err := Load(f)
-	if err != nil || len(d.Accounts) != 5 || len(d.Groups) != 0 {
-		t.Errorf("Load() = %+v, %v", d, err)
+	if a, groups, err := load(t, f, "app"); err != nil || a.UID != 1000 || groups != nil {
+		t.Errorf("app is %+v in %v, %v", a, groups, err)
 	}
 }
 
-// TestLoadStaysInside links the files of the image to those of the machine.
-func TestLoadStaysInside(t *testing.T) {
+// TestStaysInside links the files of the image to those of the machine.
+func TestStaysInside(t *testing.T) {
 	dir, f := root(t)
 	outside := filepath.Join(t.TempDir(), "passwd")
 	if err := os.WriteFile(outside, []byte("evil:x:0:0::/:/\n"), 0o644); err != nil {
@@ -174,62 +191,108 @@ func TestLoadStaysInside(t *testing.T) {
 		if err := os.Symlink(target, link); err != nil {
 			t.Fatal(err)
 		}
-		if d, err := Load(f); err == nil && len(d.Accounts) > 0 {
-			t.Errorf("Load() followed %s out of the image", target)
+		if a, _, err := load(t, f, "evil"); !errors.Is(err, ErrUnknown) {
+			t.Errorf("followed %s out of the image to %+v, %v", target, a, err)
 		}
 	}
 }
 
-func TestLoadRefusesQuickly(t *testing.T) {
-	for name, make := range map[string]func(path string) error{
-		"FIFO":   func(p string) error { return syscall.Mkfifo(p, 0o644) },
-		"folder": func(p string) error { return os.Mkdir(p, 0o755) },
-		"sparse giant": func(p string) error {
+// CVE-2026-47262 and CVE-2025-4437: files of an image that take for ever to
+// read, or all memory.
+func TestCVE202647262UserFiles(t *testing.T) {
+	sparse := func(size int64) func(string) error {
+		return func(p string) error {
 			f, err := os.Create(p)
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			return f.Truncate(5 << 30)
-		},
-		"long line": func(p string) error { return os.WriteFile(p, bytes.Repeat([]byte("x"), maxLine+1), 0o644) },
+			return f.Truncate(size)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		make func(path string) error
+		want error
+	}{
+		{"FIFO", func(p string) error { return syscall.Mkfifo(p, 0o644) }, rootpath.ErrNotRegular},
+		{"folder", func(p string) error { return os.Mkdir(p, 0o755) }, rootpath.ErrNotRegular},
+		{"sparse 5 GB", sparse(5 << 30), rootpath.ErrTooLarge},
+		{"line of 1 GB", sparse(1 << 30), rootpath.ErrTooLarge},
+		{"sparse at the limit", sparse(maxFile), ErrSyntax},
+		{"long line", func(p string) error { return os.WriteFile(p, bytes.Repeat([]byte("x"), maxLine+1), 0o644) }, ErrSyntax},
 	} {
 		for _, file := range []string{"passwd", "group"} {
 			dir, f := root(t)
-			if err := make(filepath.Join(dir, "etc", file)); err != nil {
+			if err := c.make(filepath.Join(dir, "etc", file)); err != nil {
 				t.Fatal(err)
 			}
 			start := time.Now()
-			if _, err := Load(f); err == nil {
-				t.Errorf("Load() with a %s at %s succeeded", name, file)
-			} else if name == "FIFO" && !errors.Is(err, rootpath.ErrNotRegular) {
-				t.Errorf("Load() with a FIFO = %v", err)
+			if _, _, err := load(t, f, "app"); !errors.Is(err, c.want) {
+				t.Errorf("%s at %s: %v, want %v", c.name, file, err, c.want)
 			}
-			if took := time.Since(start); took > 10*time.Second {
-				t.Errorf("Load() with a %s took %v", name, took)
+			if took := time.Since(start); took > pace.Scale(time.Second) {
+				t.Errorf("%s at %s took %v", c.name, file, took)
 			}
 		}
 	}
 }
 
-// TestHostileSize resolves a user against the largest files allowed.
-func TestHostileSize(t *testing.T) {
+// filled returns as many lines as fit into a file.
+func filled(line func(i int) string) []byte {
 	var b bytes.Buffer
-	for i := 0; b.Len() < maxFile-32; i++ {
-		fmt.Fprintf(&b, "g%d::%d:u\n", i, i)
+	for i := 0; ; i++ {
+		s := line(i)
+		if b.Len()+len(s) > maxFile {
+			return b.Bytes()
+		}
+		b.WriteString(s)
 	}
-	start := time.Now()
-	groups, err := ParseGroup(b.Bytes())
-	if err != nil {
-		t.Fatal(err)
+}
+
+// TestHostileSize asks the largest files allowed, eight times at once. The
+// answers take no more memory than a line.
+func TestHostileSize(t *testing.T) {
+	accounts := filled(func(int) string { return "a::1:1::\n" })
+	for name, c := range map[string]struct {
+		group []byte
+		want  error
+	}{
+		"groups":     {filled(func(i int) string { return fmt.Sprintf("g%d::%d:u\n", i, i) }), ErrSyntax},
+		"colons":     {bytes.Repeat([]byte(":"), maxLine-1), nil},
+		"members":    {[]byte("g::1:" + strings.Repeat(",", maxLine-10) + "\n"), nil},
+		"empty":      {bytes.Repeat([]byte("\n"), maxFile), nil},
+		"short ones": {filled(func(int) string { return "a:\n" }), nil},
+	} {
+		start := time.Now()
+		before := allocated()
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				d := of(accounts, c.group)
+				if _, err := d.Account(ID{Name: "u"}); !errors.Is(err, ErrUnknown) {
+					t.Errorf("%s: account: %v", name, err)
+				}
+				if _, err := d.GroupsOf("u"); !errors.Is(err, c.want) {
+					t.Errorf("%s: groups: %v, want %v", name, err, c.want)
+				}
+			})
+		}
+		wg.Wait()
+		if n := allocated() - before; n > 32<<20 {
+			t.Errorf("%s: %d bytes allocated", name, n)
+		}
+		if took := time.Since(start); took > pace.Scale(10*time.Second) {
+			t.Errorf("%s: took %v", name, took)
+		}
 	}
-	d := Database{Groups: groups}
-	if _, err := d.GroupsOf("u"); !errors.Is(err, ErrSyntax) {
-		t.Errorf("GroupsOf() with %d groups = %v, want ErrSyntax", len(groups), err)
-	}
-	if took := time.Since(start); took > 20*time.Second {
-		t.Errorf("took %v", took)
-	}
+}
+
+// allocated is what was allocated so far, in bytes.
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
 }
 
 func FuzzParse(f *testing.F) {
@@ -252,30 +315,52 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// FuzzFiles compares the answers with those of a simple reader of the files.
 func FuzzFiles(f *testing.F) {
 	f.Add([]byte(passwd), []byte(group), "app")
+	f.Add([]byte("app:x:1:2:::\r\n#app:x:0:0::/:/\n"), []byte("a::1:app\nb::1:app\n"), "app")
 	f.Fuzz(func(t *testing.T, passwd, group []byte, name string) {
-		accounts, err1 := ParsePasswd(passwd)
-		groups, err2 := ParseGroup(group)
-		if err1 != nil || err2 != nil {
+		if len(passwd)+len(group) > maxLine/2 {
 			return
 		}
-		d := &Database{Accounts: accounts, Groups: groups}
-		for _, a := range accounts {
-			if a.UID > MaxID || a.GID > MaxID || a.Name == "" || strings.ContainsAny(a.Name+a.Home, ":\n") {
-				t.Errorf("account %+v", a)
-			}
+		d := of(passwd, group)
+		a, err := d.Account(ID{Name: name})
+		want, ok := simpleAccount(string(passwd), name)
+		if name != "" && (errors.Is(err, ErrUnknown) == ok || ok && a != want) {
+			t.Errorf("Account(%q) = %+v, %v, want %+v, %v", name, a, err, want, ok)
 		}
-		for _, g := range groups {
-			if g.GID > MaxID || g.Name == "" {
-				t.Errorf("group %+v", g)
-			}
-		}
-		if a, err := d.Account(ID{Name: name}); name != "" && err == nil && a.Name != name {
-			t.Errorf("Account(%q) = %+v", name, a)
-		}
-		if _, err := d.GroupsOf(name); err != nil && !errors.Is(err, ErrSyntax) {
-			t.Error(err)
+		groups, err := d.GroupsOf(name)
+		if err != nil || !slices.Equal(groups, simpleGroups(string(group), name)) {
+			t.Errorf("GroupsOf(%q) = %v, %v, want %v", name, groups, err, simpleGroups(string(group), name))
 		}
 	})
+}
+
+func simpleAccount(passwd, name string) (Account, bool) {
+	for line := range strings.SplitSeq(passwd, "\n") {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) < 6 || f[0] != name || strings.HasPrefix(f[0], "#") {
+			continue
+		}
+		uid, err1 := strconv.ParseUint(f[2], 10, 31)
+		gid, err2 := strconv.ParseUint(f[3], 10, 31)
+		if err1 == nil && err2 == nil && len(f[2]) <= maxNumber && len(f[3]) <= maxNumber {
+			return Account{Name: name, UID: uint32(uid), GID: uint32(gid), Home: f[5]}, true
+		}
+	}
+	return Account{}, false
+}
+
+func simpleGroups(group, name string) (list []uint32) {
+	for line := range strings.SplitSeq(group, "\n") {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) < 4 || f[0] == "" || f[0][0] == '#' || name == "" || !slices.Contains(strings.Split(f[3], ","), name) {
+			continue
+		}
+		gid, err := strconv.ParseUint(f[2], 10, 31)
+		if err == nil && len(f[2]) <= maxNumber && !slices.Contains(list, uint32(gid)) {
+			list = append(list, uint32(gid))
+		}
+	}
+	return list
 }
