@@ -309,6 +309,12 @@ func (s *Service) closeFiles() error {
 	return errors.Join(errs...)
 }
 
+// Reserve waits for so many bytes of what this service may take of the memory
+// for decoding documents: see package budget. The caller releases them.
+func (s *Service) Reserve(ctx context.Context, bytes int64) (release func(), err error) {
+	return s.budget.Work(ctx, bytes)
+}
+
 // FsInfo is what images take up.
 type FsInfo struct {
 	// Mountpoint is the folder that images are in.

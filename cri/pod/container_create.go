@@ -219,7 +219,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 	pr := newProcess()
 	pr.rootfs = root
 	p.setProcess(k.id, pr)
-	out, user, err := k.translate(root, labels)
+	out, data, user, err := k.translate(ctx, root, labels)
 	if err != nil {
 		return err
 	}
@@ -245,10 +245,6 @@ func (k *making) makeSpec(ctx context.Context) error {
 		return err
 	}
 	k.spec = out.Spec
-	data, err := spec.Encode(out.Spec)
-	if err != nil {
-		return err
-	}
 	if err := durable.CreateFile(k.specPath(), data, 0o600); err != nil {
 		return err
 	}
@@ -260,18 +256,34 @@ func (k *making) makeSpec(ctx context.Context) error {
 	return nil
 }
 
-// translate makes the runtime-spec from everything that decides it.
-func (k *making) translate(root *os.File, labels spec.Labels) (*spec.Result, spec.ResolvedUser, error) {
-	m, sandbox, cfg := k.p.m, k.p.record().Config.Msg, k.record().Config.Msg
-	user, err := spec.ResolveUser(root, cfg, k.image.Config.Config.User)
+// translate makes the runtime-spec from everything that decides it, and its
+// encoded form.
+func (k *making) translate(ctx context.Context, root *os.File, labels spec.Labels) (*spec.Result, []byte, spec.ResolvedUser, error) {
+	cfg, img := k.record().Config.Msg, k.image.Config.Config
+	release, err := k.p.m.Images.Reserve(ctx, spec.Cost(cfg, img))
 	if err != nil {
-		return nil, user, err
+		return nil, nil, spec.ResolvedUser{}, err
 	}
+	defer release()
+	user, err := spec.ResolveUser(root, cfg, img.User)
+	if err != nil {
+		return nil, nil, user, err
+	}
+	out, err := k.container(labels, user)
+	if err != nil {
+		return nil, nil, user, err
+	}
+	data, err := spec.Encode(out.Spec)
+	return out, data, user, err
+}
+
+func (k *making) container(labels spec.Labels, user spec.ResolvedUser) (*spec.Result, error) {
+	m, sandbox, cfg := k.p.m, k.p.record().Config.Msg, k.record().Config.Msg
 	node, err := os.Hostname()
 	if err != nil {
-		return nil, user, fmt.Errorf("read the node's host name: %w", err)
+		return nil, fmt.Errorf("read the node's host name: %w", err)
 	}
-	out, err := spec.Container(spec.Input{
+	return spec.Container(spec.Input{
 		Sandbox: sandbox, Config: cfg, Image: k.image.Config.Config, User: user,
 		Hostname: spec.Hostname(sandbox, node), CgroupsPath: k.record().CgroupPath,
 		Files: spec.Files{
@@ -280,7 +292,6 @@ func (k *making) translate(root *os.File, labels spec.Labels) (*spec.Result, spe
 		VolumeDir: filepath.Join(k.dir(), "volumes"), Labels: labels,
 		Host: m.Host, Node: m.Node, Seccomp: m.Seccomp, Defaults: m.Defaults, CDI: m.CDI,
 	})
-	return out, user, err
 }
 
 // imageVolumes records which image each image mount was resolved to, and keeps

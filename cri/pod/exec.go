@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/cri/spec"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/orphan"
@@ -84,6 +85,9 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	proc.Args, proc.Terminal = cmd, st.TTY
 	if st.TTY {
 		proc.Env = withTerm(proc.Env)
+	}
+	if err := spec.CheckArguments(&proc, p.m.Host); err != nil {
+		return 0, err
 	}
 	h := &held{files: launch.Held{}}
 	defer h.close()

@@ -37,6 +37,9 @@ type Images interface {
 	Discard(ctx context.Context, id string) error
 	// Containers are the ids for which something is prepared.
 	Containers() []string
+	// Reserve waits for so many bytes of the memory that is there for what
+	// images bring. The caller releases them, and waits for nobody before.
+	Reserve(ctx context.Context, bytes int64) (release func(), err error)
 }
 
 // Network connects a pod's network namespace. Detach is idempotent and works

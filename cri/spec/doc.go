@@ -12,6 +12,9 @@
 // folder, volumes and stop signal of the container, each of which is checked,
 // and nothing else. Image labels are never read.
 //
+// Arguments and environment are bounded by what the kernel would execute, see
+// [CheckArguments], so that too many are refused when a container is created.
+//
 // In the spec, root.path is nominal and the namespaces that a container joins
 // carry the name under which the caller holds them ("ns/net", "ns/pid"), as do
 // image volumes ("image/0") and the pod's shared memory (type "shm").

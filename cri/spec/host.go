@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"crisp/runtime/host"
 )
 
@@ -21,6 +23,7 @@ func HostOf(f host.Facts, root fs.FS) Host {
 		IDMapMounts:       f.IDMapMounts.OK(),
 		RecursiveReadOnly: f.RecursiveReadOnly.OK(),
 		SwapLimit:         limitsSwap(root, f.CgroupV2.OK()),
+		StackLimit:        stackLimit(),
 	}
 	if f.SysResource.OK() {
 		h.OOMScoreAdjMin = -1000
@@ -34,6 +37,16 @@ func HostOf(f host.Facts, root fs.FS) Host {
 		h.HugePageSizes = slices.Clone(f.HugePageSizes)
 	}
 	return h
+}
+
+// stackLimit is that of this process, which the keeper shares: the units of
+// both name none.
+func stackLimit() uint64 {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_STACK, &l) != nil {
+		return 0
+	}
+	return l.Cur
 }
 
 func limitsHugePages(root fs.FS, v2 bool) bool {

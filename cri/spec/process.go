@@ -11,11 +11,16 @@ import (
 const (
 	defaultPath  = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	defaultUmask = 0o022
+	// maxPath is the length of the longest path that the kernel takes.
+	maxPath = 4095
 )
 
 // process fills in who runs what, where and with which environment.
 func (b *builder) process() error {
 	p := b.out.Spec.Process
+	if err := b.checkCounts(); err != nil {
+		return err
+	}
 	args, err := b.args()
 	if err != nil {
 		return err
@@ -34,7 +39,7 @@ func (b *builder) process() error {
 		UID: b.User.UID, GID: b.User.GID, Umask: &umask,
 		AdditionalGids: slices.Clone(b.User.Groups),
 	}
-	return nil
+	return CheckArguments(p, b.Host)
 }
 
 // args applies the rule that a command replaces both the image's entrypoint
@@ -53,7 +58,7 @@ func (b *builder) args() ([]string, error) {
 	}
 	for _, a := range all {
 		if strings.ContainsRune(a, 0) {
-			return nil, invalid("NUL byte in command %q", a)
+			return nil, invalid("NUL byte in command %q", shorten(a))
 		}
 	}
 	return all, nil
@@ -78,7 +83,7 @@ func (b *builder) environ() ([]string, error) {
 	}
 	for _, kv := range b.Config.GetEnvs() {
 		if kv.GetKey() == "" || strings.Contains(kv.GetKey(), "=") {
-			return nil, invalid("environment variable with name %q", kv.GetKey())
+			return nil, invalid("environment variable with name %q", shorten(kv.GetKey()))
 		}
 		e.set(kv.GetKey(), string(kv.GetValue()))
 	}
@@ -87,7 +92,7 @@ func (b *builder) environ() ([]string, error) {
 	}
 	for _, kv := range e.list {
 		if strings.ContainsRune(kv, 0) {
-			return nil, invalid("NUL byte in environment variable %q", kv)
+			return nil, invalid("NUL byte in environment variable %q", shorten(kv))
 		}
 	}
 	return e.list, nil
@@ -127,7 +132,10 @@ func workingDir(configured, image string) (string, error) {
 	}
 	dir = path.Clean("/" + dir)
 	if strings.ContainsRune(dir, 0) {
-		return "", invalid("NUL byte in working directory %q", dir)
+		return "", invalid("NUL byte in working directory %q", shorten(dir))
+	}
+	if len(dir) > maxPath {
+		return "", invalid("working directory of %d bytes, at most %d are allowed", len(dir), maxPath)
 	}
 	if rest, ok := strings.CutPrefix(dir, "/proc/"); ok {
 		first, _, _ := strings.Cut(rest, "/")

@@ -20,7 +20,7 @@ type refusal struct {
 
 // TestRefuses has a row for each configuration that must not become a container.
 func TestRefuses(t *testing.T) {
-	for _, list := range [][]refusal{processRefusals(), securityRefusals(), mountRefusals(), resourceRefusals()} {
+	for _, list := range [][]refusal{processRefusals(), argumentRefusals(), securityRefusals(), mountRefusals(), resourceRefusals()} {
 		for _, tt := range list {
 			t.Run(tt.name, func(t *testing.T) {
 				in := testInput()

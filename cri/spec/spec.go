@@ -65,6 +65,9 @@ type Host struct {
 	// OOMScoreAdjMin is the lowest oom_score_adj that a child can be given:
 	// -1000 where the daemon has CAP_SYS_RESOURCE.
 	OOMScoreAdjMin int
+	// StackLimit is the soft limit in bytes of the stack of a process for which
+	// the configuration names none, 0 if it is not known.
+	StackLimit uint64
 	// CgroupV2 tells whether the unified hierarchy is the one in use.
 	CgroupV2 bool
 	// SwapLimit tells whether the memory controller can limit swap.

@@ -19,12 +19,9 @@ type ResolvedUser struct {
 	Name, Home string
 }
 
-// maxHome is the length of the longest path that the kernel takes.
-const maxHome = 4095
-
 // home returns the home folder, "/" if there is none that fits on a line.
 func (u ResolvedUser) home() string {
-	if u.Home == "" || len(u.Home) > maxHome || strings.ContainsAny(u.Home, "\x00\n\r") {
+	if u.Home == "" || len(u.Home) > maxPath || strings.ContainsAny(u.Home, "\x00\n\r") {
 		return "/"
 	}
 	return u.Home

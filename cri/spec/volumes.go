@@ -35,8 +35,8 @@ func (b *builder) volumes(others []specs.Mount) ([]specs.Mount, error) {
 	for _, declared := range slices.Sorted(maps.Keys(b.Image.Volumes)) {
 		p := path.Clean("/" + declared)
 		switch {
-		case p == "/" || within(p, "/proc") || within(p, "/sys") || strings.ContainsRune(p, 0):
-			return nil, invalid("image declares a volume at %q", declared)
+		case p == "/" || within(p, "/proc") || within(p, "/sys") || strings.ContainsRune(p, 0) || len(p) > maxPath:
+			return nil, invalid("image declares a volume at %q", shorten(declared))
 		case within(p, "/dev"):
 			b.warn("volume of the image at " + p + " is left out")
 			continue

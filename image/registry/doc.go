@@ -9,4 +9,9 @@
 // Credentials go to the registry that the reference names and to nothing
 // else: not to a mirror, not to the target of a redirect, not to an address
 // that a manifest mentions.
+//
+// A registry is hostile. It may lead clients to other hosts, private ones too,
+// but not to addresses that only mean something on this machine or its link,
+// unless it is on this machine itself. An answer begins within two minutes; a
+// document then arrives within one, and a blob at 1 KiB a second at least.
 package registry

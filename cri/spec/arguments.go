@@ -1,0 +1,131 @@
+package spec
+
+import (
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// What execve(2) takes, in bytes. A container with more could be created, and
+// would fail to start with "argument list too long".
+const (
+	// maxString is the kernel's MAX_ARG_STRLEN for pages of 4 KiB: of one
+	// argument or variable, its NUL included.
+	maxString = 128 << 10
+	// maxArguments is three quarters of the kernel's _STK_LIM: of all strings
+	// and the pointers to them. A quarter of the stack's limit bounds them, too,
+	// but never to less than minArguments.
+	maxArguments = 6 << 20
+	minArguments = 128 << 10
+	pointer      = 8
+	// nameReserve is for the name of the program, which counts, and that of
+	// its interpreter with an argument.
+	nameReserve = 8 << 10
+
+	rlimitStack = "RLIMIT_STACK"
+)
+
+// What takes memory here and in the runtime.
+const (
+	// maxStrings bounds the arguments and variables that are looked at.
+	maxStrings = 128 << 10
+	// maxFolders and maxSearch bound the folders of PATH in which a program is
+	// looked for, and these times what is handed to the program, in bytes:
+	// each try has all of it.
+	maxFolders = 128
+	maxSearch  = 24 << 20
+)
+
+// CheckArguments refuses a process that the kernel would not execute for the
+// size of its arguments and environment. The process's own stack limit counts,
+// if it has one, else that of the host.
+func CheckArguments(p *specs.Process, h Host) error {
+	stack := h.StackLimit
+	for _, l := range p.Rlimits {
+		if l.Type == rlimitStack {
+			stack = l.Soft
+		}
+	}
+	limit := uint64(maxArguments)
+	if stack > 0 {
+		limit = max(min(limit, stack/4), minArguments)
+	}
+	limit -= nameReserve
+	size := uint64(0)
+	for what, list := range map[string][]string{"argument": p.Args, "environment variable": p.Env} {
+		for _, s := range list {
+			if len(s)+1 > maxString {
+				return invalid("%s %q... of %d bytes, the kernel takes at most %d", what, s[:32], len(s), maxString-1)
+			}
+			size += uint64(len(s)) + 1 + pointer
+		}
+	}
+	if size > limit {
+		return invalid("arguments and environment take %d bytes, with %d strings, the kernel takes at most %d with this stack limit",
+			size, len(p.Args)+len(p.Env), limit)
+	}
+	return checkSearch(p, size)
+}
+
+// checkSearch bounds what it takes to look for a program in PATH.
+func checkSearch(p *specs.Process, size uint64) error {
+	if len(p.Args) == 0 || strings.Contains(p.Args[0], "/") {
+		return nil
+	}
+	folders := uint64(0)
+	for _, kv := range p.Env {
+		if list, ok := strings.CutPrefix(kv, "PATH="); ok {
+			folders = uint64(strings.Count(list, ":")) + 1
+			break
+		}
+	}
+	switch {
+	case folders > maxFolders:
+		return invalid("PATH of %d folders to look for %q, at most %d are allowed: give the path of the program", folders, shorten(p.Args[0]), maxFolders)
+	case folders*size > maxSearch:
+		return invalid("PATH of %d folders to look for %q with %d bytes of arguments and environment: give the path of the program", folders, shorten(p.Args[0]), size)
+	}
+	return nil
+}
+
+func shorten(s string) string {
+	const limit = 64
+	if len(s) > limit {
+		return s[:limit] + "..."
+	}
+	return s
+}
+
+// checkCounts bounds what is merged.
+func (b *builder) checkCounts() error {
+	args := max(len(b.Config.GetCommand())+len(b.Config.GetArgs()), len(b.Image.Entrypoint)+len(b.Image.Cmd))
+	if n := args + len(b.Image.Env) + len(b.Config.GetEnvs()); n > maxStrings {
+		return invalid("%d arguments and environment variables, at most %d are allowed", n, maxStrings)
+	}
+	return nil
+}
+
+// Cost bounds the bytes of memory that [ResolveUser], [Container] and [Encode]
+// take for a container of an image with the given configuration.
+func Cost(cfg *runtimeapi.ContainerConfig, image ocispec.ImageConfig) int64 {
+	const (
+		// A string is there as it came, with its name, in the spec, and encoded,
+		// where a byte may take six.
+		copies = 10
+		header = 64
+		// base is for a line of the users' file and the rest of the spec.
+		base = 2 << 20
+	)
+	n := int64(base)
+	for _, list := range [][]string{cfg.GetCommand(), cfg.GetArgs(), image.Entrypoint, image.Cmd, image.Env} {
+		for _, s := range list {
+			n += copies*int64(len(s)) + header
+		}
+	}
+	for _, kv := range cfg.GetEnvs() {
+		n += copies*int64(len(kv.GetKey())+len(kv.GetValue())) + header
+	}
+	return n
+}
