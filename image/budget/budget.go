@@ -23,6 +23,7 @@ package budget
 
 import (
 	"context"
+	"runtime"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -63,11 +64,18 @@ func (b *Budget) TryStream() (release func(), ok bool) {
 // Unpack waits for the share of one layer that is unpacked from the disk, all
 // of it for one that takes much. The caller releases it.
 func (b *Budget) Unpack(ctx context.Context, much bool) (release func(), err error) {
-	n := int64(1)
-	if much {
-		n = fromDisk
+	if !much {
+		return acquire(ctx, b.disk, 1)
 	}
-	return acquire(ctx, b.disk, n)
+	all, err := acquire(ctx, b.disk, fromDisk)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		// The next one is not to come on top of what this one has left.
+		runtime.GC()
+		all()
+	}, nil
 }
 
 // Work waits for so many bytes, and no more than there are. The caller
