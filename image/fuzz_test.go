@@ -1,0 +1,111 @@
+package image
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"crisp/image/registry"
+)
+
+const someDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+// FuzzDocument reads manifests and indexes as they come from a registry.
+func FuzzDocument(f *testing.F) {
+	descriptor := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":2}`, ocispec.MediaTypeImageConfig, someDigest)
+	for _, doc := range []string{
+		`{"schemaVersion":2,"config":` + descriptor + `,"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"` + someDigest + `","size":1}]}`,
+		`{"schemaVersion":2,"manifests":[` + descriptor + `]}`,
+		`{"schemaVersion":2,"manifests":[{"digest":"` + someDigest + `","size":1,"platform":{"os":"linux","architecture":"amd64","variant":"v1"}}]}`,
+		`{"schemaVersion":2,"manifests":[{"annotations":{"vnd.docker.reference.type":"x"}},{}]}`,
+		`{"schemaVersion":2,"Manifests":[],"layers":[]}`, `{"schemaVersion":1,"fsLayers":[]}`, `{"layers":[{"size":-1}]}`, `[]`, `{"manifests":null}`,
+	} {
+		f.Add([]byte(doc), ocispec.MediaTypeImageManifest)
+		f.Add([]byte(doc), ocispec.MediaTypeImageIndex)
+		f.Add([]byte(doc), "")
+	}
+	f.Fuzz(func(t *testing.T, data []byte, kind string) {
+		d, err := parse(data, kind)
+		if err != nil {
+			known(t, err)
+			return
+		}
+		n, err := countValues(bytes.NewReader(data))
+		if err == nil && n < len(d.entries)+len(d.layers) {
+			t.Errorf("%d values counted in a document of %d", n, len(d.entries)+len(d.layers))
+		}
+		if d.isIndex {
+			chosen, err := d.choose()
+			known(t, err)
+			if err == nil && (chosen.Digest.Validate() != nil || chosen.Size < 0 || chosen.Size > registry.MaxDocument) {
+				t.Errorf("chose %+v", chosen)
+			}
+			return
+		}
+		err = d.checkImage()
+		known(t, err)
+		for _, l := range d.layers {
+			if err == nil && (l.Digest.Validate() != nil || l.Size < 0) {
+				t.Errorf("layer %+v", l)
+			}
+		}
+	})
+}
+
+// known wants an error of a class that the caller of a pull can be told.
+func known(t *testing.T, err error) {
+	t.Helper()
+	if err != nil && !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrUnsupported) {
+		t.Errorf("error without a class: %v", err)
+	}
+	if err != nil && len(err.Error()) > 20_000 {
+		t.Errorf("an error of %d bytes", len(err.Error()))
+	}
+}
+
+// FuzzConfig reads configurations.
+func FuzzConfig(f *testing.F) {
+	for _, doc := range []string{
+		fmt.Sprintf(`{"os":"linux","architecture":%q,"rootfs":{"type":"layers","diff_ids":[%q]},"config":{"Env":["A=b"],"Volumes":{"/x":{}}},"history":[{}]}`, runtime.GOARCH, someDigest),
+		`{"os":"windows"}`, `{"rootfs":{"diff_ids":["x"]}}`, `{"config":{"Labels":{"a":"b"},"User":"u"}}`, `{"config":null}`, `7`,
+	} {
+		f.Add([]byte(doc), 1)
+		f.Add([]byte(doc), 0)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, layers int) {
+		im, err := parseConfig(data, layers)
+		if err != nil {
+			known(t, err)
+			return
+		}
+		if len(im.RootFS.DiffIDs) != layers || len(im.History) > 0 || len(im.Config.Labels) > 0 {
+			t.Errorf("%+v of %d layers", im, layers)
+		}
+		kept, err := json.Marshal(im)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Escapes may make six bytes of one, and diff IDs come on top.
+		if len(kept) > 6*maxKept+100*maxLayers {
+			t.Errorf("%d bytes are kept", len(kept))
+		}
+	})
+}
+
+func TestCountValues(t *testing.T) {
+	for text, want := range map[string]int{
+		"": 0, "{}": 1, `{"a":[1,2]}`: 4, `"{[,:"`: 0, `"\"{"`: 0, `"\\",{`: 2, `{"a\\\"b":1}`: 2,
+	} {
+		if n, err := countValues(bytes.NewReader([]byte(text))); err != nil || n != want {
+			t.Errorf("%s has %d values, %v, want %d", text, n, err, want)
+		}
+	}
+	if _, err := countValues(bytes.NewReader(bytes.Repeat([]byte(","), maxValues+1))); !errors.Is(err, ErrInvalid) {
+		t.Errorf("too many values: %v", err)
+	}
+}
