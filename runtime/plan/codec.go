@@ -32,7 +32,10 @@ const header = "crisp plan 2\n"
 
 // Encode returns the plan in its binary form. Equal plans encode to equal bytes.
 func (p *Plan) Encode() []byte {
-	var w pack.Writer
+	var (
+		w     pack.Writer
+		lists lists
+	)
 	w.Raw([]byte(header))
 	w.String(p.Name)
 	w.Uint(p.Clone.Flags)
@@ -45,9 +48,50 @@ func (p *Plan) Encode() []byte {
 	}
 	w.Uint(uint64(len(p.Steps)))
 	for i := range p.Steps {
-		putStep(&w, &p.Steps[i])
+		putStep(&w, &p.Steps[i], &lists)
 	}
+
 	return w.Bytes()
+}
+
+// lists are those of strings so far. A program that is looked for in many folders
+// has its arguments and environment once, not once for each.
+type lists [][]string
+
+// maxLists bounds the lists that are compared with; more are written out.
+const maxLists = 8
+
+// find returns the number of a list, from 1, or 0 for one that is new.
+func (l *lists) find(list []string) int {
+	i := slices.IndexFunc(*l, func(known []string) bool { return slices.Equal(known, list) })
+	if i < 0 && len(*l) < maxLists {
+		*l = append(*l, list)
+	}
+	return i + 1
+}
+
+func (l *lists) put(w *pack.Writer, list []string) {
+	n := l.find(list)
+	w.Uint(uint64(n))
+	if n == 0 {
+		w.Strings(list)
+	}
+}
+
+// take reads what put wrote; ok is false for the number of a list that is none.
+func (l *lists) take(r *pack.Reader) (list []string, ok bool) {
+	n := r.Uint()
+	if n > uint64(len(*l)) {
+		return nil, false
+	}
+	if n > 0 {
+		return (*l)[n-1], true
+	}
+
+	list = r.Strings(maxStrings)
+	l.find(list)
+
+	return list, true
 }
 
 // Decode reads an encoded plan and validates it. The plan shares no memory with data.
@@ -57,6 +101,7 @@ func Decode(data []byte) (*Plan, error) { return new(Decoder).Decode(data) }
 // is over then.
 type Decoder struct {
 	plan   Plan
+	lists  lists
 	args   chunks[Arg]
 	errnos chunks[syscall.Errno]
 }
@@ -150,9 +195,12 @@ func takeInput(r *pack.Reader) Input {
 }
 
 // takeEnum maps a number that no enumeration reaches to one that Validate refuses.
-func takeEnum(r *pack.Reader) uint8 { return uint8(min(r.Uint(), 0xff)) }
+func takeEnum(r *pack.Reader) uint8 { return uint8(min(r.Uint(), uint64(badKind))) }
 
-func putStep(w *pack.Writer, s *Step) {
+// badKind is a kind that no argument has.
+const badKind = 0xff
+
+func putStep(w *pack.Writer, s *Step, l *lists) {
 	w.String(s.Name)
 	w.Uint(uint64(s.Call))
 	w.Int(int64(s.Save))
@@ -169,7 +217,7 @@ func putStep(w *pack.Writer, s *Step) {
 	}
 	w.Uint(uint64(len(s.Args)))
 	for i := range s.Args {
-		putArg(w, &s.Args[i])
+		putArg(w, &s.Args[i], l)
 	}
 }
 
@@ -178,6 +226,7 @@ func (d *Decoder) reset() *Plan {
 	clear(d.plan.Inputs)
 	clear(d.plan.Steps)
 	d.plan = Plan{Inputs: d.plan.Inputs[:0], Steps: d.plan.Steps[:0]}
+	d.lists = nil
 	d.args.reset()
 	d.errnos.reset()
 	return &d.plan
@@ -224,7 +273,7 @@ func (d *Decoder) takeStep(r *pack.Reader) Step {
 	if n := r.Count(maxArgs); n > 0 {
 		s.Args = d.args.room(n)
 		for range n {
-			s.Args = append(s.Args, takeArg(r))
+			s.Args = append(s.Args, takeArg(r, &d.lists))
 		}
 	}
 	return s
@@ -233,7 +282,7 @@ func (d *Decoder) takeStep(r *pack.Reader) Step {
 // takeReg keeps a number outside of the registers outside of them.
 func takeReg(r *pack.Reader) Reg { return Reg(max(min(r.Int(), NumRegs), -2)) }
 
-func putArg(w *pack.Writer, a *Arg) {
+func putArg(w *pack.Writer, a *Arg, l *lists) {
 	w.Uint(uint64(a.Kind))
 	switch a.Kind {
 	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf, ArgBack:
@@ -241,7 +290,7 @@ func putArg(w *pack.Writer, a *Arg) {
 	case ArgStr:
 		w.String(a.Str)
 	case ArgStrs:
-		w.Strings(a.Strs)
+		l.put(w, a.Strs)
 	case ArgBytes, ArgFilter:
 		w.Blob(a.Bytes)
 	case ArgRegPtr:
@@ -250,7 +299,7 @@ func putArg(w *pack.Writer, a *Arg) {
 	}
 }
 
-func takeArg(r *pack.Reader) Arg {
+func takeArg(r *pack.Reader, l *lists) Arg {
 	a := Arg{Kind: ArgKind(takeEnum(r))}
 	switch a.Kind {
 	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf, ArgBack:
@@ -258,7 +307,11 @@ func takeArg(r *pack.Reader) Arg {
 	case ArgStr:
 		a.Str = r.String()
 	case ArgStrs:
-		a.Strs = r.Strings(maxStrings)
+		list, ok := l.take(r)
+		if !ok {
+			return Arg{Kind: badKind}
+		}
+		a.Strs = list
 	case ArgBytes, ArgFilter:
 		a.Bytes = r.Blob()
 	case ArgRegPtr:

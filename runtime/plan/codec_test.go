@@ -142,6 +142,28 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
+// TestListsAreShared looks for a program in many folders with a large environment.
+func TestListsAreShared(t *testing.T) {
+	env := []string{"PATH=/bin", "A=" + strings.Repeat("x", 100<<10)}
+	p := &Plan{Name: "many", Clone: Clone{Cgroup: -1}}
+	for range 100 {
+		p.Steps = append(p.Steps, Step{Name: "exec", Call: unix.SYS_EXECVE, Save: NoReg, CondReg: NoReg, Args: []Arg{
+			{Kind: ArgStr, Str: "/bin/a"}, {Kind: ArgStrs, Strs: []string{"a"}}, {Kind: ArgStrs, Strs: slices.Clone(env)},
+		}})
+	}
+	data := p.Encode()
+	if len(data) > 110<<10 {
+		t.Errorf("%d bytes for one environment of 100 KiB", len(data))
+	}
+	got, err := Decode(data)
+	if err != nil || !reflect.DeepEqual(got, p) {
+		t.Fatalf("decoded another plan: %v", err)
+	}
+	if &got.Steps[0].Args[2].Strs[0] != &got.Steps[99].Args[2].Strs[0] {
+		t.Error("the environment is there more than once")
+	}
+}
+
 func TestValidate(t *testing.T) {
 	for name, spoil := range map[string]func(*Plan){
 		"no steps":            func(p *Plan) { p.Steps = nil },

@@ -198,10 +198,17 @@ func (a *arena) spans() []span {
 	return list
 }
 
+// listKey tells a list of strings from others by where it is.
+type listKey struct {
+	first *string
+	n     int
+}
+
 // layout places things in an arena. After an error it goes on in memory that
 // no child will see; the error is looked at once, at the end.
 type layout struct {
 	arena arena
+	lists map[listKey]uintptr // where lists of strings are
 	err   error
 }
 
@@ -238,9 +245,19 @@ func (l *layout) str(s string) uintptr {
 	return addr(c)
 }
 
-// strs returns the address of a NULL-terminated vector of C strings.
+// strs returns the address of a NULL-terminated vector of C strings. A list that
+// several steps share is laid out once.
 func (l *layout) strs(list []string) uintptr {
+	key := listKey{unsafe.SliceData(list), len(list)}
+	if at, ok := l.lists[key]; ok {
+		return at
+	}
+
 	vec := l.alloc(8 * (len(list) + 1))
+	if l.lists == nil {
+		l.lists = map[listKey]uintptr{}
+	}
+	l.lists[key] = addr(vec)
 	for i, s := range list {
 		binary.NativeEndian.PutUint64(vec[8*i:], uint64(l.str(s)))
 	}
