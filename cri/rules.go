@@ -53,5 +53,6 @@ func Rules() []rpcerr.Rule {
 		{Err: launch.ErrNoDevice, Code: rpcerr.InvalidArgument},
 		{Err: launch.ErrNoIDMap, Code: rpcerr.FailedPrecondition},
 		{Err: launch.ErrNoPIDOption, Code: rpcerr.FailedPrecondition},
+		{Err: launch.ErrInProcfs, Code: rpcerr.FailedPrecondition},
 	}
 }

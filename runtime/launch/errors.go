@@ -15,6 +15,8 @@ var (
 	// ErrNoPIDOption is a kernel before Linux 6.17, which cannot make a procfs of
 	// another PID namespace.
 	ErrNoPIDOption = errors.New("the kernel has no mount option pidns of procfs (Linux 6.17)")
+	// ErrInProcfs is a target of a mount to which a link of the image leads.
+	ErrInProcfs = errors.New("a link of the image leads to /proc, where nothing may be mounted")
 	// ErrNoDevice is a device that the host has no node of.
 	ErrNoDevice = errors.New("no node of the device on the host")
 )

@@ -97,6 +97,29 @@ func TestLinksForTargets(t *testing.T) {
 	}
 }
 
+// TestTargetsInProcfs has an image lead targets of mounts into /proc.
+func TestTargetsInProcfs(t *testing.T) {
+	source := t.TempDir()
+	write(t, filepath.Join(source, "file"), "mine")
+	for _, to := range []string{"/proc/sys/kernel/hostname", "/proc/self/attr/current", "/proc/1/environ", "/proc/self/../version"} {
+		t.Run(to, func(t *testing.T) {
+			b := newLab(t)
+			b.sandbox(usual())
+			root := b.rootfs(func(upper string) {
+				if err := errors.Join(os.Mkdir(filepath.Join(upper, "etc"), 0o755), os.Symlink(to, filepath.Join(upper, "etc", "hosts"))); err != nil {
+					t.Fatal(err)
+				}
+			})
+			s := b.spec("true")
+			s.Mounts = append(s.Mounts, bind(filepath.Join(source, "file"), "/etc/hosts"))
+			_, err := b.start(s, Held{"rootfs": root}, plan.Options{})
+			if !errors.Is(err, ErrInProcfs) || !strings.Contains(err.Error(), "/etc/hosts") {
+				t.Errorf("error %v does not refuse the target", err)
+			}
+		})
+	}
+}
+
 // TestWorkingDirOutside tries to reach the host through a descriptor that a
 // runtime may have left open.
 func TestWorkingDirOutside(t *testing.T) {
