@@ -140,6 +140,7 @@ func TestCallsAreThePlan(t *testing.T) {
 					}
 					held["rootfs"] = b.rootfs(nil)
 					o.PodBase = true
+					b.show(&o)
 					return b.l.Container(t.Context(), "traced", s, o, held, nil, nil, gate)
 				})
 				if err != nil {
