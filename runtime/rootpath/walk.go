@@ -71,8 +71,9 @@ func (m *measurer) add(st *unix.Stat_t) {
 			return
 		}
 		if len(m.linked) == maxLinked {
-			m.bytes += (bytes + st.Nlink - 1) / st.Nlink
-			m.shares += (share + st.Nlink - 1) / st.Nlink
+			names := uint64(st.Nlink) // has 32 bits on arm64
+			m.bytes += (bytes + names - 1) / names
+			m.shares += (share + names - 1) / names
 			return
 		}
 		m.linked[id] = struct{}{}
