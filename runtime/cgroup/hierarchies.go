@@ -48,14 +48,6 @@ func (h *hierarchy) limited() bool {
 // /sys/fs/cgroup, as they would on the machine.
 func (h *hierarchy) shown() bool { return !h.unified() && filepath.Dir(h.dir) == mountPoint }
 
-// joinName is the file of a group that a process writes "0" to.
-func (h *hierarchy) joinName() string {
-	if h.unified() {
-		return "cgroup.procs"
-	}
-	return "tasks"
-}
-
 // findHierarchies lists all hierarchies that the kernel has in use, mounted or
 // not: whoever may mount can mount any of them, and sees of it what lies below
 // the group that the process was in when its cgroup namespace was made.

@@ -373,15 +373,6 @@ func makeCgroup(t testing.TB, dir string) {
 	})
 }
 
-func copyFile(t testing.TB, from, to string) {
-	t.Helper()
-	data, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, to, string(data))
-}
-
 func grepFile(t testing.TB, path, text string) string {
 	t.Helper()
 	data, err := os.ReadFile(path)
