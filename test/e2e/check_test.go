@@ -23,16 +23,16 @@ func TestImagesCheck(t *testing.T) {
 	if err != nil || len(layers) == 0 {
 		t.Fatalf("no layer has busybox: %v", err)
 	}
-	config := configBlob(t, n.path("root", "image", "blobs", "sha256", "*"))
+	blob := indexBlob(t, n.path("root", "image", "blobs", "sha256", "*"))
 	for what, down := range map[string]bool{"by the daemon": false, "without one": true} {
 		t.Run(what, func(t *testing.T) {
-			for _, path := range []string{config, layers[0]} {
+			for _, path := range []string{blob, layers[0]} {
 				spoilBit(t, path)
 			}
 			if down {
 				n.Kill()
 			}
-			n.wantCheck(t, false, "blob sha256:"+filepath.Base(config)+" ("+busybox+"): ", "layer sha256:", "2 damaged, 0 of them repaired")
+			n.wantCheck(t, false, "blob sha256:"+filepath.Base(blob)+" ("+busybox+"): ", "layer sha256:", "2 damaged, 0 of them repaired")
 			n.wantCheck(t, true, "; repaired", "2 damaged, 2 of them repaired")
 			n.wantCheck(t, true, "0 damaged, 0 of them repaired")
 			if down {
@@ -118,19 +118,19 @@ func spoilBit(t *testing.T, path string) {
 	}
 }
 
-// configBlob returns the blob of an image's configuration: with a manifest that is
-// spoiled nobody knows what layers there should be.
-func configBlob(t *testing.T, pattern string) string {
+// indexBlob returns the blob of an image's index. If one of the others is spoiled,
+// nobody knows what layers there should be, or what is in them.
+func indexBlob(t *testing.T, pattern string) string {
 	t.Helper()
 	blobs, err := filepath.Glob(pattern)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, blob := range blobs {
-		if data, err := os.ReadFile(blob); err == nil && bytes.Contains(data, []byte(`"rootfs"`)) {
+		if data, err := os.ReadFile(blob); err == nil && bytes.Contains(data, []byte(`"manifests"`)) {
 			return blob
 		}
 	}
-	t.Fatalf("none of %d blobs is a configuration", len(blobs))
+	t.Fatalf("none of %d blobs is an index", len(blobs))
 	return ""
 }

@@ -26,7 +26,6 @@ var startFailures = []struct {
 	{"folder as a command", command("/etc"), []string{"/etc", "permission denied"}},
 	{"script without an interpreter", command("/mnt/script"), []string{"/mnt/script", "no such file"}},
 	{"program of another format", command("/mnt/garbage"), []string{"/mnt/garbage", "exec format error"}},
-	{"too long an argument", command("/bin/echo", strings.Repeat("x", 200_000)), []string{"/bin/echo", "argument list too long"}},
 	{"working folder that is a file", func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/etc/passwd" }, []string{"/etc/passwd", "not a directory"}},
 	{"mount of a folder on a file", mount("/etc", "/etc/passwd"), []string{"/etc/passwd", "a folder cannot be mounted on a file"}},
 }
@@ -38,6 +37,7 @@ var createFailures = []struct {
 	says   []string
 }{
 	{"missing mount source", mount("/does/not/exist", "/mnt"), []string{"/does/not/exist", "no such file"}},
+	{"too long an argument", command("/bin/echo", strings.Repeat("x", 200_000)), []string{"argument", "200000 bytes", "131071"}},
 	{"unknown user", func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.RunAsUsername = "nobody-knows" }, []string{"nobody-knows"}},
 	{"missing seccomp profile", func(c *runtimeapi.ContainerConfig) {
 		c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/nope.json"}
