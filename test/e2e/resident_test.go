@@ -30,19 +30,24 @@ const residentArg = "hostile-resident"
 // prints what it finds that is not the container's own. Processes are looked at
 // again and again: what they have changes on their way to their program.
 type resident struct {
-	root  unix.Stat_t
-	own   map[string]string // the fields of its own status
-	canon []byte            // what another pod has in its environment
-	found map[string]bool
-	seen  int // processes on their way that were caught before their execve
+	root   unix.Stat_t
+	own    map[string]string // the fields of its own status
+	shared bool              // other containers are in the PID namespace, as the pod wants it
+	canary []byte            // what another pod has in its environment
+	node   string            // a folder that only the node has
+	found  map[string]bool
+	seen   int // processes that were caught before their execve
 }
 
 // live is the resident's life.
 func live() {
-	r := &resident{found: map[string]bool{}, own: fields(os.Getpid())}
+	r := &resident{
+		found: map[string]bool{}, own: fields(os.Getpid()),
+		shared: os.Getenv("SHARED") == "true", node: os.Getenv("NODE"),
+	}
 	// It must not find its own argument.
 	for _, b := range []byte(os.Getenv("CANARY_XOR")) {
-		r.canon = append(r.canon, b^1)
+		r.canary = append(r.canary, b^1)
 	}
 	if err := unix.Stat("/", &r.root); err != nil {
 		fmt.Println("FOUND no root:", err)
@@ -106,33 +111,47 @@ func (r *resident) surroundings() {
 func (r *resident) look(pid int) {
 	dir := fmt.Sprintf("/proc/%d", pid)
 	exe, _ := os.Readlink(dir + "/exe")
-	before := strings.Contains(exe, "crisp-keeper") || strings.Contains(exe, "memfd:crisp")
-	if before {
+	early := strings.Contains(exe, "crisp-keeper")
+	if early {
 		r.seen++
 	}
 
-	for _, link := range []string{"root", "cwd"} {
-		var st unix.Stat_t
-		if unix.Stat(dir+"/"+link, &st) != nil || st.Dev == r.root.Dev && st.Ino == r.root.Ino {
-			continue
+	for _, link := range []string{"root", "cwd/../../../../../../../../../../../.."} {
+		if _, err := os.Stat(dir + "/" + link + r.node); err == nil {
+			r.report("the node by "+link, exe)
 		}
 		// The first process of a pod has an empty root, of which nothing can be made.
-		list, err := os.ReadDir(dir + "/" + link)
-		if made := os.Mkdir(dir+"/"+link+"/x", 0o755); len(list) > 0 || made == nil || link == "cwd" && before {
-			r.report(link, exe, " ", list, " ", err)
+		var st unix.Stat_t
+		if unix.Stat(dir+"/"+link, &st) == nil && (st.Dev != r.root.Dev || st.Ino != r.root.Ino) && !r.shared {
+			r.report("another "+link, exe)
+		}
+		if strings.HasSuffix(exe, "pause (deleted)") && os.Mkdir(dir+"/"+link+"/x", 0o755) == nil {
+			r.report("a place to write in", exe)
 		}
 	}
-	if env, _ := os.ReadFile(dir + "/environ"); bytes.Contains(env, r.canon) {
+	if env, _ := os.ReadFile(dir + "/environ"); bytes.Contains(env, r.canary) {
 		r.report("environ", exe)
 	}
-	if status := fields(pid); status["CapPrm"] != "" && caps(status["CapPrm"])&^caps(r.own["CapBnd"]) != 0 {
+	status := fields(pid)
+	if status["CapPrm"] != "" && caps(status["CapPrm"])&^caps(r.own["CapBnd"]) != 0 {
 		r.report("capabilities", exe, " ", status["CapPrm"])
 	}
-	if before {
+	if early {
+		if status["Seccomp"] != "" && status["Seccomp"] != r.own["Seccomp"] {
+			r.early(dir, "filter", status["Seccomp"])
+		}
 		r.descriptors(dir)
 		r.memory(dir)
 	}
 	r.seize(pid)
+}
+
+// early reports what a process has before its execve, unless that has taken
+// place by now: then it may be the program's.
+func (r *resident) early(dir, kind string, detail ...any) {
+	if exe, _ := os.Readlink(dir + "/exe"); strings.Contains(exe, "crisp-keeper") {
+		r.report(kind, detail...)
+	}
 }
 
 // descriptors looks at what is open in a process on its way.
@@ -142,11 +161,10 @@ func (r *resident) descriptors(dir string) {
 		n, _ := strconv.Atoi(fd.Name())
 		link, err := os.Readlink(dir + "/fd/" + fd.Name())
 		if err == nil && n > 2 && !strings.HasPrefix(link, "socket:") {
-			r.report("descriptor", link)
+			r.early(dir, "descriptor", link)
 		}
-		if f, err := os.Open(dir + "/fd/" + fd.Name() + "/../../../../etc/hostname"); err == nil {
-			r.report("path through descriptor", link)
-			f.Close()
+		if _, err := os.Stat(dir + "/fd/" + fd.Name() + "/../../../../../../../../.." + r.node); err == nil {
+			r.report("the node by a descriptor", link)
 		}
 	}
 }
@@ -162,13 +180,14 @@ func (r *resident) memory(dir string) {
 	buf := make([]byte, 1<<20)
 	for line := range strings.Lines(string(maps)) {
 		var from, to int64
-		if n, _ := fmt.Sscanf(line, "%x-%x rw", &from, &to); n < 2 {
+		var access string
+		if n, _ := fmt.Sscanf(line, "%x-%x %s", &from, &to, &access); n < 3 || !strings.HasPrefix(access, "rw") {
 			continue
 		}
 		for at := from; at < to; at += int64(len(buf)) {
 			n, _ := mem.ReadAt(buf[:min(int64(len(buf)), to-at)], at)
-			if bytes.Contains(buf[:n], r.canon) {
-				r.report("memory", line)
+			if bytes.Contains(buf[:n], r.canary) {
+				r.early(dir, "memory", line)
 			}
 		}
 	}
@@ -211,17 +230,15 @@ func caps(hex string) uint64 {
 	return n
 }
 
-const canary = "CANARY=of-another-pod-not-to-be-seen"
-
 // testResident has residents look at everything that the runtime does.
 func testResident(t *testing.T, n *node, capability string, shared, userns bool) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+	canary := fmt.Sprintf("of-another-pod-%d", time.Now().UnixNano())
 	victim := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name += "-victim" }).start(t, func(c *runtimeapi.ContainerConfig) {
-		key, value, _ := strings.Cut(canary, "=")
-		c.Envs = []*runtimeapi.KeyValue{{Key: key, Value: []byte(value)}}
+		c.Envs = []*runtimeapi.KeyValue{{Key: "CANARY", Value: []byte(canary)}}
 	})
 	p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) {
 		if userns {
@@ -235,33 +252,41 @@ func testResident(t *testing.T, n *node, capability string, shared, userns bool)
 	for i := range hidden {
 		hidden[i] ^= 1
 	}
-	r := p.start(t, func(c *runtimeapi.ContainerConfig) {
-		c.Metadata.Name, c.LogPath = "resident", "resident.log"
+	same := func(c *runtimeapi.ContainerConfig) {
 		c.Mounts = append(c.Mounts, &runtimeapi.Mount{HostPath: self, ContainerPath: "/resident", Readonly: true})
-		c.Command = []string{"/resident", residentArg}
-		c.Envs = []*runtimeapi.KeyValue{{Key: "CANARY_XOR", Value: hidden}}
+		c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 		if capability != "" {
-			c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{capability}}
+			c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{capability}}
+		}
+		if capability != "" && capability != "ALL" {
+			c.Linux.SecurityContext.Capabilities.DropCapabilities = []string{"ALL"}
+		}
+	}
+	r := p.start(t, same, func(c *runtimeapi.ContainerConfig) {
+		c.Metadata.Name, c.LogPath = "resident", "resident.log"
+		c.Command = []string{"/resident", residentArg}
+		c.Envs = []*runtimeapi.KeyValue{
+			{Key: "CANARY_XOR", Value: hidden}, {Key: "NODE", Value: []byte(n.path("state"))}, {Key: "SHARED", Value: []byte(strconv.FormatBool(shared))},
 		}
 	})
 	r.await(t, "READY")
 
-	n.everything(t, victim, p, r)
-	// A careless process beside it is found: it can be seen that it looks.
-	if capability == "SYS_PTRACE" && !userns {
-		careless(t, r)
-	}
+	n.everything(t, victim, p, r, same)
 	for line := range strings.Lines(r.logged(t)) {
-		if strings.Contains(line, "FOUND") && !strings.Contains(line, "careless") {
+		if strings.Contains(line, "FOUND") {
 			t.Errorf("the resident found: %s", line)
 		}
+	}
+	// A careless process beside it is found: it can be seen that it looks.
+	if capability == "SYS_PTRACE" && !userns {
+		careless(t, r, canary)
 	}
 	log := strings.Split(r.logged(t), "SEEN ")
 	t.Logf("processes caught before execve: %s", strings.TrimSpace(log[len(log)-1]))
 }
 
 // everything has the runtime do what it can beside a resident.
-func (n *node) everything(t *testing.T, victim *container, p *pod, r *container) {
+func (n *node) everything(t *testing.T, victim *container, p *pod, r *container, same change) {
 	t.Helper()
 	var wg sync.WaitGroup
 	var failed atomic.Value
@@ -286,7 +311,7 @@ func (n *node) everything(t *testing.T, victim *container, p *pod, r *container)
 		t.Errorf("exec: %v", err)
 	}
 	for i := range 5 {
-		beside := p.start(t, named(fmt.Sprintf("beside-%d", i)), sh("sleep 0.05"))
+		beside := p.start(t, same, named(fmt.Sprintf("beside-%d", i)), sh("sleep 0.05"))
 		beside.wait(t)
 		beside.remove(t)
 	}
@@ -321,11 +346,11 @@ func (c *container) await(t *testing.T, word string) {
 
 // careless joins the resident's PID namespace as no runtime should: with the
 // host's root.
-func careless(t *testing.T, r *container) {
+func careless(t *testing.T, r *container, canary string) {
 	t.Helper()
 	cmd := exec.Command("nsenter", "-t", strconv.Itoa(r.pid(t)), "-p", "sleep", "100")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.Env = append(os.Environ(), canary)
+	cmd.Env = append(os.Environ(), "CANARY="+canary)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -333,10 +358,10 @@ func careless(t *testing.T, r *container) {
 		for _, pid := range childrenOf(cmd.Process.Pid) {
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}
-		_ = cmd.Process.Kill()
+		// It has to reap its child, or the container's namespace would never end.
 		_ = cmd.Wait()
 	}()
-	for _, want := range []string{"FOUND root", "FOUND environ", "FOUND capabilities"} {
+	for _, want := range []string{"FOUND the node by root", "FOUND environ", "FOUND capabilities"} {
 		r.await(t, want)
 	}
 }
