@@ -116,7 +116,8 @@ func (st *start) settle(err error) error {
 	st.mu.Unlock()
 	defer child.Close()
 
-	if errors.Is(err, spawn.ErrDied) {
+	// How one ended that was given up does not matter, and it may be frozen.
+	if errors.Is(err, spawn.ErrDied) && !canceled {
 		err = fmt.Errorf("%w: %s", err, st.howDied())
 	}
 	if err != nil || st.msg.Hold && !st.msg.Pause {
