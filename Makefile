@@ -73,6 +73,23 @@ unit: ## tests that need no root and change nothing, with the race detector
 root: build $(LAB) images ## all tests; skips and leavings fail
 	CRISP_STRICT=1 $(GO) test -p 1 ./...
 
+# What attacks the node: containers that look at everything and do their worst,
+# images, registries and clients that ask for too much.
+HOSTILE := Hostile|Resident|Neighbours|Cgroups|CVE|Cost|Exposed|CallsAre|Frozen|GroupKill|Links|Procfs|Swap|Race|Deep|Tainted|Untrusted|Foreign
+
+.PHONY: hostile
+hostile: build $(LAB) images ## containers, images and registries that attack the node
+	CRISP_STRICT=1 $(GO) test -p 1 -count 1 -run '$(HOSTILE)' ./runtime/... ./image/... ./network/... ./cri/... ./test/e2e
+
+FUZZTIME ?= 30s
+
+.PHONY: fuzz
+fuzz: ## each fuzz test for FUZZTIME=30s
+	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' cmd cri runtime image network | sort | \
+	while IFS=: read -r file test; do \
+		$(GO) test -run '^$$' -fuzz "^$${test#func }$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" || exit 1; \
+	done
+
 .PHONY: conformance
 conformance: build $(LAB) $(CACHE)/bin/critest images programs ## critest against bin/crisp
 	$(CACHE)/bin/conformance $(ARGS)

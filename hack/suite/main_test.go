@@ -12,7 +12,7 @@ import (
 
 func TestChosen(t *testing.T) {
 	usual, later := []string{"check", "unit", "root", "seccomp", "conformance", "demo"}, time.Now().Add(time.Hour)
-	long := []string{"crash", "faults", "soak", "storm", "vm", "node"}
+	long := []string{"crash", "faults", "soak", "storm", "fuzz", "vm", "node"}
 	for _, c := range []struct {
 		names []string
 		until time.Time
