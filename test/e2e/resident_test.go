@@ -137,6 +137,7 @@ func (r *resident) look(pid int) {
 		r.report("capabilities", exe, " ", status["CapPrm"])
 	}
 	if early {
+		r.program(dir)
 		if status["Seccomp"] != "" && status["Seccomp"] != r.own["Seccomp"] {
 			r.early(dir, "filter", status["Seccomp"])
 		}
@@ -144,6 +145,34 @@ func (r *resident) look(pid int) {
 		r.memory(dir)
 	}
 	r.seize(pid)
+}
+
+// program tries to write to the program of a process on its way, now and by a
+// descriptor when it is not executed any more (CVE-2019-5736).
+func (r *resident) program(dir string) {
+	f, err := os.Open(dir + "/exe")
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil || !strings.Contains(name, "crisp-keeper") {
+		return
+	}
+
+	time.Sleep(time.Millisecond)
+	for _, path := range []string{dir + "/exe", fmt.Sprintf("/proc/self/fd/%d", f.Fd())} {
+		w, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			continue
+		}
+		if current, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", w.Fd())); err == nil && current == name {
+			if _, err := w.Write([]byte("#!/bin/evil")); err == nil {
+				r.report("a program that can be written to", name)
+			}
+		}
+		w.Close()
+	}
 }
 
 // early reports what a process has before its execve, unless that has taken
@@ -375,6 +404,29 @@ func childrenOf(pid int) (list []int) {
 	return list
 }
 
+// testOwnProgram has the runtime execute its own program in containers, as their
+// first process, as a script's interpreter and as a command.
+func testOwnProgram(t *testing.T, n *node) {
+	p := n.pod(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "script"), []byte("#!/proc/self/exe\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := p.start(t)
+	for _, cmd := range []string{"/proc/self/exe", "/mnt/script"} {
+		failing := p.create(t, named("own"), mount(dir, "/mnt"), command(cmd, "serve"))
+		if err := failure(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: failing.id}); err == nil {
+			if st := failing.wait(t); st.ExitCode == 0 {
+				t.Errorf("%s ended well", cmd)
+			}
+		}
+		failing.remove(t)
+	}
+	if r := c.exec(t, "sh", "-c", "ls -l /proc/self/exe"); strings.Contains(string(r.Stdout), "crisp") {
+		t.Errorf("a command's program is %s", r.Stdout)
+	}
+}
+
 // hostFacts are what no container may change.
 func hostFacts(t *testing.T) map[string]string {
 	t.Helper()
@@ -402,6 +454,7 @@ func TestResident(t *testing.T) {
 			}
 		}
 	}
+	n.run(t, "CVE-2019-5736", func(t *testing.T) { testOwnProgram(t, n) })
 	for path, was := range before {
 		if now := slurp(path); now != was {
 			t.Errorf("%s became %q, was %q", path, now, was)
