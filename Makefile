@@ -38,12 +38,29 @@ deb: build ## a Debian package, bin/crisp_*.deb
 ##### Checks
 
 .PHONY: check
-check: fmt vet staticcheck ## what can be said without running anything
+check: fmt vet staticcheck tidy ## what can be said without running anything
 
 .PHONY: fmt
 fmt: ## are all files formatted?
 	@unformatted=$$(gofmt -l cmd cri runtime image network hack test) && \
 	if [ -n "$$unformatted" ]; then echo "not formatted by gofmt:"; echo "$$unformatted"; exit 1; fi
+
+.PHONY: tidy
+tidy: ## is go.mod what the code requires?
+	$(GO) mod tidy -diff
+
+.PHONY: reproduce
+reproduce: ## do two builds of a commit, in other places, give the same programs?
+	@set -e; rm -rf $(CACHE)/reproduce; for n in one another; do \
+		mkdir -p $(CACHE)/reproduce/$$n; \
+		git archive HEAD | tar -x -C $(CACHE)/reproduce/$$n; \
+		GOCACHE=$(CURDIR)/$(CACHE)/reproduce/cache-$$n $(MAKE) --no-print-directory -C $(CACHE)/reproduce/$$n build VERSION="$(VERSION)"; \
+	done; \
+	for program in crisp crisp-keeper; do \
+		cmp $(CACHE)/reproduce/one/bin/$$program $(CACHE)/reproduce/another/bin/$$program; \
+		sha256sum $(CACHE)/reproduce/one/bin/$$program; \
+	done; \
+	rm -rf $(CACHE)/reproduce
 
 .PHONY: vet
 vet: ## go vet, for both processors
