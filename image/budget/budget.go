@@ -23,7 +23,7 @@ package budget
 
 import (
 	"context"
-	"runtime"
+	"runtime/debug"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -72,8 +72,9 @@ func (b *Budget) Unpack(ctx context.Context, much bool) (release func(), err err
 		return nil, err
 	}
 	return func() {
-		// The next one is not to come on top of what this one has left.
-		runtime.GC()
+		// The next one is not to come on top of what this one has left, which
+		// the runtime would otherwise keep for later.
+		debug.FreeOSMemory()
 		all()
 	}, nil
 }

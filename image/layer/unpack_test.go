@@ -196,7 +196,7 @@ func opaque(path string) bool {
 // TestTrees unpacks archives, hostile ones included, and compares what came
 // of them with what overlayfs should see.
 func TestTrees(t *testing.T) {
-	deep := strings.Repeat("d/", 300)
+	deep := strings.Repeat("d/", maxDepth-1)
 	for _, c := range []struct {
 		name    string
 		base    bool

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -190,20 +191,23 @@ func TestWorkingDir(t *testing.T) {
 	}
 }
 
-// TestTargetChangesUnderway has somebody exchange a mount's target for a link
-// to the host again and again.
-func TestTargetChangesUnderway(t *testing.T) {
-	b := newLab(t)
-	b.sandbox(usual())
-	canary, vol, source := t.TempDir(), t.TempDir(), t.TempDir()
-	before, mounts := listing(t, canary), grepFile(t, "/proc/self/mountinfo", canary)
-	for _, err := range []error{
-		os.MkdirAll(filepath.Join(vol, "a"), 0o755), os.Symlink(canary, filepath.Join(vol, "b")), os.WriteFile(filepath.Join(source, "f"), nil, 0o644),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
+// rounds is how often a race is run: CRISP_ROUNDS, or 100 times.
+func rounds(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("CRISP_ROUNDS")
+	if text == "" {
+		return 100
 	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("CRISP_ROUNDS: %v", err)
+	}
+	return n
+}
+
+// exchange swaps two names in a folder as fast as it can until the test ends.
+func exchange(t *testing.T, dir, a, b string) {
+	t.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -212,31 +216,113 @@ func TestTargetChangesUnderway(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(vol, "a"), unix.AT_FDCWD, filepath.Join(vol, "b"), unix.RENAME_EXCHANGE)
+				_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(dir, a), unix.AT_FDCWD, filepath.Join(dir, b), unix.RENAME_EXCHANGE)
 			}
 		}
 	}()
-	started := 0
-	for range 100 {
-		s := b.spec("true")
-		s.Process.Args = []string{"/bin/true"}
-		s.Process.Cwd = "/vol/a/work"
-		s.Mounts = append(s.Mounts, bind(vol, "/vol"), bind(source, "/vol/a/sub"), bind(source, "/vol/a"))
-		s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/vol/a")
-		if c, err := b.start(s, nil, plan.Options{}); err == nil {
-			c.wait()
-			started++
-		}
+	t.Cleanup(func() {
+		close(stop)
+		<-done
+	})
+}
+
+// TestRaces has somebody exchange what a start works on, in a volume that is
+// shared with a container, with a link to the host: whatever the start meets,
+// it ends confined or with an error, and nothing of the host changes.
+func TestRaces(t *testing.T) {
+	for _, race := range []struct {
+		name string
+		// make puts a and b, which are exchanged, into the volume.
+		make func(vol, canary string) error
+		// change has a container use them, and want is what one prints that started.
+		change func(b *lab, s *specs.Spec, vol string)
+		o      plan.Options
+		want   string
+	}{
+		{
+			name: "CVE-2021-30465 and CVE-2024-45310, targets of mounts",
+			make: func(vol, canary string) error {
+				return errors.Join(os.Mkdir(filepath.Join(vol, "a"), 0o755), os.Symlink(canary, filepath.Join(vol, "b")))
+			},
+			change: func(b *lab, s *specs.Spec, vol string) {
+				source := b.t.TempDir()
+				s.Process.Cwd = "/vol/a/work"
+				s.Mounts = append(s.Mounts, bind(vol, "/vol"), bind(source, "/vol/a/sub"), bind(source, "/vol/a"))
+				s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/vol/a")
+			},
+		},
+		{
+			name: "CVE-2023-27561 and CVE-2025-52881, a procfs in a volume",
+			make: func(vol, canary string) error {
+				return errors.Join(os.Mkdir(filepath.Join(vol, "a"), 0o755), os.Symlink(canary, filepath.Join(vol, "b")))
+			},
+			change: func(_ *lab, s *specs.Spec, vol string) {
+				s.Mounts = append(s.Mounts, bind(vol, "/vol"), specs.Mount{Destination: "/vol/a", Type: "proc", Source: "proc"})
+				s.Linux.ReadonlyPaths = append(s.Linux.ReadonlyPaths, "/vol/a/sys")
+			},
+		},
+		{
+			name: "CVE-2025-31133, the null device",
+			make: func(vol, canary string) error {
+				return errors.Join(unix.Mknod(filepath.Join(vol, "a"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))),
+					os.Symlink("/proc/sys/kernel/core_pattern", filepath.Join(vol, "b")), os.Symlink("a", filepath.Join(vol, "null")))
+			},
+			change: func(_ *lab, s *specs.Spec, vol string) {
+				s.Mounts = append(s.Mounts, bind(vol, "/dev"))
+				s.Process.Args[2] = "stat -c %t:%T /proc/timer_list"
+			},
+			want: "1:3\n",
+		},
+		{
+			name: "CVE-2025-52565, the console",
+			make: func(vol, canary string) error {
+				return errors.Join(os.Mkdir(filepath.Join(vol, "a"), 0o755), os.Symlink(canary, filepath.Join(vol, "b")))
+			},
+			change: func(_ *lab, s *specs.Spec, vol string) {
+				s.Mounts = append(s.Mounts, bind(vol, "/vol"), bind(vol, "/vol/a/pts"))
+				s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/vol/a/pts")
+			},
+			o: plan.Options{Terminal: true},
+		},
+	} {
+		t.Run(race.name, func(t *testing.T) {
+			b := newLab(t)
+			b.sandbox(usual())
+			canary, vol := t.TempDir(), t.TempDir()
+			if err := race.make(vol, canary); err != nil {
+				t.Fatal(err)
+			}
+			before, mounts := listing(t, canary), grepFile(t, "/proc/self/mountinfo", canary)
+			pattern := grepFile(t, "/proc/sys/kernel/core_pattern", "")
+			exchange(t, vol, "a", "b")
+
+			started, all := 0, rounds(t)
+			for range all {
+				s := b.spec("exit 0")
+				race.change(b, s, vol)
+				s.Process.Terminal = race.o.Terminal
+				c, err := b.start(s, nil, race.o)
+				if err != nil {
+					continue
+				}
+				started++
+				if out, code := c.wait(); code == 0 && out != race.want && !race.o.Terminal {
+					t.Fatalf("a container printed %q, want %q", out, race.want)
+				}
+			}
+
+			if after := listing(t, canary); after != before {
+				t.Errorf("host changed from\n%s\nto\n%s", before, after)
+			}
+			if after := grepFile(t, "/proc/self/mountinfo", canary); after != mounts {
+				t.Errorf("host has mounts\n%s", after)
+			}
+			if after := grepFile(t, "/proc/sys/kernel/core_pattern", ""); after != pattern {
+				t.Errorf("core_pattern became %q", after)
+			}
+			t.Logf("%d of %d containers started", started, all)
+		})
 	}
-	close(stop)
-	<-done
-	if after := listing(t, canary); after != before {
-		t.Errorf("host changed from\n%s\nto\n%s", before, after)
-	}
-	if after := grepFile(t, "/proc/self/mountinfo", canary); after != mounts {
-		t.Errorf("host has mounts\n%s", after)
-	}
-	t.Logf("%d of 100 containers started", started)
 }
 
 func TestMountsOverProc(t *testing.T) {
