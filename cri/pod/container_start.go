@@ -119,7 +119,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		Name: name, PodBase: true, Gate: pr.group.NeedsGate(),
 		Terminal: s.Process.Terminal, HasStdin: cfg.GetStdin(), Nodes: c.Nodes,
 		// Another container's PID namespace is not the one of the pod's base.
-		Procfs:      c.PIDTarget != "",
+		Procfs:      c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
 		Hierarchies: p.m.Cgroups.Hierarchies(),
 	}
 	options.CgroupV2, options.CgroupTasks = h.cgroupEntry()

@@ -42,6 +42,9 @@ type Record struct {
 	IPs          []string `json:",omitempty"`
 	// Pause is PID 1 of a pod that shares its PID namespace.
 	Pause *Process `json:",omitempty"`
+	// Procfs says that the pod's base has the procfs of that PID namespace;
+	// those that older versions made have none.
+	Procfs bool `json:",omitempty"`
 	// Reason says why a sandbox is not ready, for its status.
 	Reason string `json:",omitempty"`
 	// Overhead and Resources are what UpdatePodSandboxResources last said.

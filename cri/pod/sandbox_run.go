@@ -318,7 +318,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("identify the pod's first process: %w", err)
 	}
-	return p.update(func(r *Record) { r.Pause = pause })
+	return p.update(func(r *Record) { r.Pause, r.Procfs = pause, true })
 }
 
 // dropNamespaces lets the kernel free the namespaces: nothing else holds them

@@ -117,7 +117,7 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 
 	in := l.inputs(h, s)
 	defer in.close()
-	if o.Procfs {
+	if o.Procfs && joinedPIDs(s) != "" {
 		if o.Target, err = in.joinedProcfs(s); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Name, err)
 		}
