@@ -97,6 +97,7 @@ HOSTILE := Hostile|Resident|Neighbours|Cgroups|CVE|Cost|Exposed|CallsAre|Frozen|
 .PHONY: hostile
 hostile: build $(LAB) images ## containers, images and registries that attack the node
 	CRISP_STRICT=1 $(GO) test -p 1 -count 1 -run '$(HOSTILE)' ./runtime/... ./image/... ./network/... ./cri/... ./test/e2e
+	CRISP_STRICT=1 $(GO) test -p 1 -count 1 ./test/hostile
 
 FUZZTIME ?= 30s
 

@@ -66,7 +66,7 @@ func makeContents(ctx context.Context, dir string) (*contents, error) {
 		return nil, err
 	}
 	c := &contents{packages: p, programs: filepath.Join(dir, "programs")}
-	for _, name := range []string{"pause", "nonewprivs", "nmeter"} {
+	for _, name := range []string{"pause", "nonewprivs", "nmeter", "resident"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(c.programs, name), "crisp/hack/images/programs/"+name)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -144,6 +144,12 @@ func (c *contents) nmeter(t tree) error {
 func (c *contents) nonewprivs() (tree, error) {
 	t := tree{}
 	return t, t.copy("/nonewprivs", 0o4755, filepath.Join(c.programs, "nonewprivs"))
+}
+
+// resident attacks the node; its command line says how.
+func (c *contents) resident() (tree, error) {
+	t := tree{}
+	return t, t.copy("/resident", 0o755, filepath.Join(c.programs, "resident"))
 }
 
 // marker makes a layer that no other image has.

@@ -62,6 +62,7 @@ func (c *contents) recipes(ctx context.Context, kube kubernetes) ([]recipe, erro
 		{[]string{stage + "hostnet-nginx-" + runtime.GOARCH + ":latest"}, layers(base, nginx(12003)), web, dockerList},
 		{[]string{e2e + "httpd:2.4.39-4"}, layers(base, httpd), run("httpd-foreground"), ociZstd},
 		{[]string{e2e + "nonewprivs:1.3"}, layers(nonewprivs), v1.Config{Entrypoint: []string{"/nonewprivs"}}, dockerList},
+		{[]string{e2e + "resident:1"}, layers(base, newPart(c.resident)), run("/resident", "watch"), ociIndex},
 		{[]string{"pause:3.9"}, layers(sleeper, marker("3.9")), pause, dockerList},
 		{[]string{"pause:3.10"}, layers(sleeper, marker("3.10")), pause, dockerList},
 		{[]string{stage + "test-image-user-uid:latest"}, layers(base), as("1002"), dockerList},

@@ -1,0 +1,325 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// watcher looks at every process that it can see, again and again: what they
+// have changes on their way to their program.
+type watcher struct {
+	root   unix.Stat_t
+	own    map[string]string // the fields of its own status
+	shared bool              // other containers are in its PID namespace, by the pod's wish
+	secret []byte            // what another pod has in its environment
+	node   string            // a path that only the node has
+	found  map[string]bool
+
+	looked map[int]int // how often it looked at a process
+	last   int         // the newest process ID
+	total  int         // processes seen
+	caught int         // of which were the runtime's still
+}
+
+func newWatcher() *watcher {
+	w := &watcher{
+		own: fields("/proc/self/status"), shared: os.Getenv("SHARED") == "true", node: os.Getenv("NODE"),
+		found: map[string]bool{}, looked: map[int]int{},
+	}
+	for _, b := range []byte(os.Getenv("SECRET_XOR")) {
+		w.secret = append(w.secret, b^1)
+	}
+	if err := unix.Stat("/", &w.root); err != nil {
+		w.report("nothing", "no root: ", err)
+	}
+	return w
+}
+
+func watch() {
+	runtime.LockOSThread() // whose tracees are its own
+	w := newWatcher()
+	w.surroundings()
+	fmt.Println("READY")
+	said, around := time.Now(), time.Now()
+	for {
+		w.round()
+		if time.Since(said) > 200*time.Millisecond {
+			fmt.Printf("LOOKED %d processes, %d before their program\n", w.total, w.caught)
+			said = time.Now()
+		}
+		if time.Since(around) > time.Second {
+			w.surroundings()
+			around = time.Now()
+		}
+	}
+}
+
+// round looks at all processes, and at those that come next.
+func (w *watcher) round() {
+	proc, err := os.Open("/proc")
+	if err != nil {
+		w.report("nothing", "no /proc: ", err)
+		return
+	}
+	names, _ := proc.Readdirnames(-1)
+	proc.Close()
+	alive := map[int]bool{}
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil && pid != os.Getpid() {
+			alive[pid] = true
+			w.look(pid)
+			w.last = max(w.last, pid)
+		}
+		w.next()
+	}
+	for pid := range w.looked {
+		if !alive[pid] {
+			delete(w.looked, pid)
+		}
+	}
+}
+
+// next looks for the processes that are born now, without a list.
+func (w *watcher) next() {
+	for pid := w.last + 1; pid < w.last+4; pid++ {
+		var st unix.Stat_t
+		if unix.Stat(fmt.Sprintf("/proc/%d", pid), &st) != nil {
+			continue
+		}
+		w.last = pid
+		// Threads of its own have such names, too.
+		if unix.Stat(fmt.Sprintf("/proc/self/task/%d", pid), &st) != nil {
+			w.look(pid)
+		}
+	}
+}
+
+func (w *watcher) report(kind string, detail ...any) {
+	line := "FOUND " + kind + " " + strings.ReplaceAll(fmt.Sprint(detail...), "\n", " ")
+	if !w.found[line] {
+		w.found[line] = true
+		fmt.Println(line)
+	}
+}
+
+// look looks at one process: at a new one several times, and stopped if that
+// can be done; at an old one now and then.
+func (w *watcher) look(pid int) {
+	n := w.looked[pid]
+	w.looked[pid] = n + 1
+	if n == 0 {
+		w.total++
+	}
+	if n > 8 && n%64 != 0 {
+		return
+	}
+	dir := fmt.Sprintf("/proc/%d", pid)
+	early := isRuntime(dir)
+	if isBase(dir) {
+		w.base(pid, dir)
+		return
+	}
+	// Every other one goes on while it is looked at.
+	if early && pid%2 == 0 && w.stop(pid) {
+		defer w.let(pid)
+	}
+	if early {
+		w.caught++
+		w.program(dir)
+	}
+	w.places(dir)
+	w.status(dir, early)
+	w.secrets(dir, n < 3)
+	w.descriptors(dir, early)
+	if n < 3 {
+		w.take(pid, early)
+	}
+}
+
+// isRuntime tells whether a process has not executed its program yet: it runs
+// something that no image has.
+func isRuntime(dir string) bool {
+	exe, _ := os.Readlink(dir + "/exe")
+	return strings.Contains(exe, "crisp") || strings.Contains(exe, "memfd:")
+}
+
+// isBase tells whether a process is the first of a PID namespace that a pod
+// shares: it stays what it is.
+func isBase(dir string) bool {
+	exe, _ := os.Readlink(dir + "/exe")
+	return strings.Contains(exe, "memfd:pause")
+}
+
+// base looks at what belongs to the pod and to no container: it must be no way
+// to more than this container has, with whatever capability.
+func (w *watcher) base(pid int, dir string) {
+	w.program(dir)
+	w.places(dir)
+	w.secrets(dir, true)
+	w.descriptors(dir, false)
+	before := fields(dir + "/status")
+	if !w.stop(pid) {
+		return
+	}
+	w.let(pid)
+	if before["Seccomp"] == "0" && w.own["Seccomp"] != "0" {
+		w.report("taken over", "process without a filter", exe(dir))
+	}
+	if bits(before["CapPrm"])&^bits(w.own["CapBnd"]) != 0 {
+		w.report("taken over", "process with ", before["CapPrm"], exe(dir))
+	}
+}
+
+// early reports what a process has before its program, unless that runs by now.
+func (w *watcher) early(dir, kind string, detail ...any) {
+	if isRuntime(dir) {
+		w.report(kind, detail...)
+	}
+}
+
+// stop stops a process by tracing it.
+func (w *watcher) stop(pid int) bool {
+	if unix.PtraceSeize(pid) != nil {
+		return false
+	}
+	if unix.PtraceInterrupt(pid) != nil {
+		return true
+	}
+	var ws unix.WaitStatus
+	_, err := unix.Wait4(pid, &ws, unix.WALL, nil)
+	return err == nil
+}
+
+func (w *watcher) let(pid int) { _ = unix.PtraceDetach(pid) } // it may have died
+
+// program writes to what a process of the runtime executes (CVE-2019-5736).
+func (w *watcher) program(dir string) {
+	held, err := unix.Open(dir+"/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(held)
+	for range 20 {
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", held), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue // it is busy as long as it runs
+		}
+		first := make([]byte, 1)
+		_, _ = unix.Pread(fd, first, 0)
+		if n, err := unix.Pwrite(fd, first, 0); n == 1 && err == nil {
+			w.report("writable program", dir)
+		}
+		if unix.Ftruncate(fd, 0) == nil {
+			w.report("truncated program", dir)
+		}
+		unix.Close(fd)
+	}
+}
+
+// places goes through the root and the working directory of a process.
+func (w *watcher) places(dir string) {
+	const up = "/../../../../../../../../../../../.."
+	for _, link := range []string{"root", "cwd", "cwd" + up} {
+		var st unix.Stat_t
+		if unix.Stat(dir+"/"+link+w.node, &st) == nil {
+			w.report("node", "by ", link, exe(dir))
+		}
+		if link != "cwd" && unix.Stat(dir+"/"+link, &st) == nil && (st.Dev != w.root.Dev || st.Ino != w.root.Ino) && !w.shared {
+			w.report("root", "another by ", link, exe(dir))
+		}
+	}
+	if os.Mkdir(dir+"/root/.resident", 0o700) == nil {
+		_ = os.Remove(dir + "/root/.resident") // of a container, where that is allowed
+		if isRuntime(dir) {
+			return
+		}
+		if e := exe(dir); strings.Contains(e, "pause") && w.shared {
+			w.report("writable base", e)
+		}
+	}
+}
+
+func exe(dir string) string {
+	link, _ := os.Readlink(dir + "/exe")
+	return " of " + link
+}
+
+// status compares the privileges of a process, and of its threads, with those
+// that can be had in this container at all.
+func (w *watcher) status(dir string, early bool) {
+	paths := []string{dir + "/status"}
+	if early {
+		tasks, _ := os.ReadDir(dir + "/task")
+		for _, t := range tasks {
+			paths = append(paths, dir+"/task/"+t.Name()+"/status")
+		}
+	}
+	for _, path := range paths {
+		f := fields(path)
+		for _, set := range []string{"CapEff", "CapPrm", "CapInh", "CapBnd"} {
+			if f[set] != "" && bits(f[set])&^bits(w.own["CapBnd"]) != 0 {
+				w.report("capabilities", set, " ", f[set], exe(dir))
+			}
+		}
+		if f["Seccomp"] == "0" && w.own["Seccomp"] != "0" {
+			w.report("no filter", exe(dir))
+		}
+		if f["NoNewPrivs"] == "0" && w.own["NoNewPrivs"] == "1" {
+			w.report("new privileges", exe(dir))
+		}
+	}
+}
+
+// secrets searches what a process was given, and its memory.
+func (w *watcher) secrets(dir string, whole bool) {
+	for _, file := range []string{"environ", "cmdline", "auxv"} {
+		if data, _ := os.ReadFile(dir + "/" + file); bytes.Contains(data, w.secret) {
+			w.report("secret", file, exe(dir))
+		}
+	}
+	maps, err := os.ReadFile(dir + "/maps")
+	mem, memErr := os.Open(dir + "/mem")
+	if err != nil || memErr != nil || !whole {
+		return
+	}
+	defer mem.Close()
+	buf := make([]byte, 1<<20)
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		if n, _ := fmt.Sscanf(line, "%x-%x", &from, &to); n < 2 {
+			continue
+		}
+		for at := from; at < min(to, from+64<<20); at += int64(len(buf)) {
+			n, _ := mem.ReadAt(buf[:min(int64(len(buf)), to-at)], at)
+			if n <= 0 {
+				break
+			}
+			if bytes.Contains(buf[:n], w.secret) {
+				w.report("secret", "memory", exe(dir))
+			}
+		}
+	}
+}
+
+func fields(path string) map[string]string {
+	m := map[string]string{}
+	data, _ := os.ReadFile(path)
+	for line := range strings.Lines(string(data)) {
+		if key, value, ok := strings.Cut(line, ":"); ok {
+			m[key] = strings.TrimSpace(value)
+		}
+	}
+	return m
+}
+
+func bits(hex string) uint64 {
+	n, _ := strconv.ParseUint(hex, 16, 64)
+	return n
+}

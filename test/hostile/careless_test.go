@@ -1,0 +1,81 @@
+package hostile
+
+import (
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit/inventory"
+	"crisp/test/testkit/pods"
+)
+
+// TestCarelessIsFound shows that residents look: a process that joins their PID
+// namespace as no runtime should, with the node's root, a folder of the node's
+// open, and another pod's secret, is found by each of these.
+func TestCarelessIsFound(t *testing.T) {
+	n := newNode(t)
+	p := pods.Run(t, n.Lab, "careless")
+	r := p.Start(t, "resident", attacker, n.of(kind{"container", "pod", false, "SYS_PTRACE"}), pods.Command("/resident", "watch"))
+	r.Await(t, "LOOKED")
+	if findings := found(r.Logged(t), "FOUND"); len(findings) > 0 {
+		t.Errorf("before, it found %q", findings)
+	}
+
+	folder, err := os.Open(n.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	cmd := exec.Command("nsenter", "-t", strconv.Itoa(r.PID(t)), "-p", "sleep", "100")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Env = append(os.Environ(), "SECRET="+n.secret)
+	cmd.ExtraFiles = []*os.File{folder}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for _, child := range inventory.Descendants(cmd.Process.Pid) {
+			_ = unix.Kill(child.PID, unix.SIGKILL) // it may be gone
+		}
+		// It has to reap its child, or the container's namespace would never end.
+		_ = cmd.Wait()
+	}()
+	for _, want := range []string{
+		"FOUND node by root", "FOUND node by cwd", "FOUND node by descriptor", "FOUND root another",
+		"FOUND secret environ", "FOUND secret memory", "FOUND capabilities CapEff", "FOUND no filter",
+	} {
+		r.Await(t, want)
+	}
+}
+
+// TestNoAbstractSockets has the daemon and its keeper listen to nothing that is
+// reached without a path, in the node's network (CVE-2020-15257). That one is
+// found where there is one, is shown too.
+func TestNoAbstractSockets(t *testing.T) {
+	n := newNode(t)
+	p := pods.Run(t, n.Lab, "network", pods.HostNetwork)
+	r := p.Start(t, "resident", attacker, n.armed(), capable("ALL"), pods.Command("/resident", "watch"))
+	r.Await(t, "LOOKED")
+	for _, finding := range found(r.Logged(t), "FOUND") {
+		if strings.HasPrefix(finding, "socket") {
+			t.Errorf("it reaches a %s", finding)
+		}
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@hostile-careless"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 1); err != nil {
+		t.Fatal(err)
+	}
+	r.Await(t, "FOUND socket @hostile-careless")
+}
