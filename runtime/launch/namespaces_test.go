@@ -173,14 +173,14 @@ func TestPodPID(t *testing.T) {
 			b := newLab(t)
 			o.PidNS = true
 			pause := b.sandbox(o)
-			script := "ls -A /proc/1/root; touch /proc/1/root/x 2>/dev/null && echo writable; cat /proc/1/cmdline; echo; grep -E '^(Cap|NoNew)' /proc/1/status | tr '\\t' ' '; " +
+			script := "ls -A /proc/1/root; touch /proc/1/root/x 2>/dev/null && echo writable; cat /proc/1/cmdline; echo; grep -E '^(Cap|NoNew|Seccomp:)' /proc/1/status | tr '\\t' ' '; " +
 				"(sh -c '(sleep 0.05; exit 3) & exit 0'); sleep 0.2; ps -o stat,comm | grep -c '^Z'; ls /proc/1/fd 2>/dev/null | xargs"
 			s := b.spec(script)
 			setNamespace(s, specs.PIDNamespace, "ns/pid")
 			s.Process.Args[2] += "; exit 0"
 			want := "pause\x00\nCapInh: 0000000000000000\nCapPrm: 0000000000000000\nCapEff: 0000000000000000\nCapBnd: "
 			got := b.run(s)
-			if !strings.HasPrefix(got, want) || !strings.Contains(got, "NoNewPrivs: 1\n0") {
+			if !strings.HasPrefix(got, want) || !strings.Contains(got, "NoNewPrivs: 1\nSeccomp: 2\n0") {
 				t.Errorf("container printed %q", got)
 			}
 			var st unix.Stat_t

@@ -1,7 +1,16 @@
 package pause
 
+import "golang.org/x/sys/unix"
+
 // machine is EM_X86_64.
 const machine = 62
+
+// What the filter is for: the architecture, and the call that the program
+// sleeps in.
+const (
+	architecture = unix.AUDIT_ARCH_X86_64
+	sleep        = unix.SYS_PAUSE
+)
 
 // code ignores SIGCHLD and pauses. The struct sigaction lies on the stack:
 // handler SIG_IGN, the rest 0.

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/pause"
 )
 
 // Sandbox returns the plan that makes a pod's namespaces and its base mount
@@ -130,5 +132,7 @@ func (b *builder) pause(label string) {
 	b.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	b.setgroups(nil)
 	b.capset(capSets{})
+	// Whoever may trace it, which takes no right but the same user, has its calls.
+	b.step("load filter of pause", unix.SYS_SECCOMP, num(unix.SECCOMP_SET_MODE_FILTER), zero(), Arg{Kind: ArgFilter, Bytes: pause.Filter()})
 	b.step("exec pause", unix.SYS_EXECVEAT, b.held("pause"), str(""), strs([]string{"pause"}), strs(nil), num(unix.AT_EMPTY_PATH))
 }
