@@ -88,7 +88,7 @@ func (w *watcher) abuse(fd int, dir string) {
 		w.report("message", strconv.Quote(string(buf[:n])), exe(dir))
 	}
 	if peer, err := unix.Getpeername(fd); err == nil {
-		if u, ok := peer.(*unix.SockaddrUnix); ok && u.Name != "" {
+		if u, ok := peer.(*unix.SockaddrUnix); ok && u.Name != "" && u.Name != "@" { // which stands for no name
 			w.report("socket", "of the runtime, to ", u.Name, exe(dir))
 		}
 	}

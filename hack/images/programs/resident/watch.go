@@ -136,6 +136,9 @@ func (w *watcher) look(pid int) {
 	}
 	w.places(dir)
 	w.status(dir, early)
+	if env, _ := os.ReadFile(dir + "/environ"); early && len(env) > 0 {
+		w.early(dir, "environment", len(env), " bytes")
+	}
 	w.secrets(dir, n < 3)
 	w.descriptors(dir, early)
 	if n < 3 {
