@@ -212,7 +212,8 @@ func (c *Child) fail(step string, err error) error {
 type packet struct {
 	pid                int // the sender's
 	kind, index, value uint32
-	fd                 int // a descriptor that was passed, -1 without one
+	fd                 int   // a descriptor that was passed, -1 without one
+	bad                error // why it is no report; whose it is decides what that means
 }
 
 // Next waits for the child's next event. A failed step is a [*StepError]; a
@@ -301,22 +302,18 @@ func (c *Child) receive() (p packet, ended bool, err error) {
 			return packet{}, true, nil
 		}
 
-		p, err := parsePacket(buf[:n], oob[:oobn])
-		if err != nil {
-			return packet{}, false, fmt.Errorf("%s: %w", c.plan.Name, err)
-		}
-
-		return p, false, nil
+		return parsePacket(buf[:n], oob[:oobn]), false, nil
 	}
 }
 
 // parsePacket reads a packet with its control messages. Of descriptors one is
 // taken; a packet with one is not a report but the descriptor's envelope.
-func parsePacket(b, oob []byte) (packet, error) {
+func parsePacket(b, oob []byte) packet {
 	p := packet{fd: -1}
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return p, fmt.Errorf("%w: control message", ErrReport)
+		p.bad = fmt.Errorf("%w: control message", ErrReport)
+		return p
 	}
 
 	for i := range msgs {
@@ -335,21 +332,26 @@ func parsePacket(b, oob []byte) (packet, error) {
 	}
 
 	if p.fd >= 0 {
-		return p, nil
+		return p
 	}
 	if len(b) != reportWords*4 {
-		return p, fmt.Errorf("%w: %d bytes", ErrReport, len(b))
+		p.bad = fmt.Errorf("%w: %d bytes", ErrReport, len(b))
+		return p
 	}
 	for i, w := range []*uint32{&p.kind, &p.index, &p.value} {
 		*w = binary.NativeEndian.Uint32(b[4*i:])
 	}
 
-	return p, nil
+	return p
 }
 
 // report reads a report of the process that runs the plan; one that is no event
 // by itself is not done.
 func (c *Child) report(p packet) (ev Event, done bool, err error) {
+	if p.bad != nil {
+		p.drop()
+		return Event{}, false, fmt.Errorf("%s: %w", c.plan.Name, p.bad)
+	}
 	if p.fd >= 0 {
 		if c.exposed {
 			p.drop()

@@ -730,6 +730,10 @@ func TestForeignReports(t *testing.T) {
 		forge(reportWaiting, 0)
 		forge(reportExec, 0)
 		forge(reportFailed, uint32(unix.EPERM), int(w.Fd()))
+		// What is no report at all is a foreign one, too.
+		if err := unix.Sendmsg(stolen, []byte{0}, nil, nil, 0); err != nil {
+			t.Error(err)
+		}
 		pids, last := []int{c.Pid}, error(nil)
 		for last == nil {
 			ev, err := c.Next()
