@@ -53,6 +53,16 @@ func report(b *testing.B, times []time.Duration) {
 	b.ReportMetric(float64(times[len(times)*95/100].Microseconds()), "p95-µs")
 }
 
+// startOptions returns the options of a container in a pod.
+func startOptions(b *testing.B) plan.Options {
+	b.Helper()
+	hierarchies, err := shown()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return plan.Options{Name: "start", PodBase: true, Hierarchies: hierarchies}
+}
+
 // BenchmarkStart measures a container's start by a real keeper, from the
 // spec to execve.
 func BenchmarkStart(b *testing.B) {
@@ -88,7 +98,7 @@ func BenchmarkStart(b *testing.B) {
 					held[name] = f
 				}
 				begin := time.Now()
-				c, err := lab.l.Container(b.Context(), id, s, plan.Options{Name: "start", PodBase: true}, held, nil, nil, nil)
+				c, err := lab.l.Container(b.Context(), id, s, startOptions(b), held, nil, nil, nil)
 				times = append(times, time.Since(begin))
 				if err != nil {
 					b.Fatal(err)
@@ -113,7 +123,7 @@ func BenchmarkExec(b *testing.B) {
 	for name, f := range lab.pod {
 		held[name] = f
 	}
-	c, err := lab.l.Container(b.Context(), "c", s, plan.Options{Name: "start", PodBase: true}, held, nil, nil, nil)
+	c, err := lab.l.Container(b.Context(), "c", s, startOptions(b), held, nil, nil, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
