@@ -68,7 +68,6 @@ vet: ## go vet, for both processors
 	GOARCH=arm64 $(GO) vet ./...
 	$(GO) vet -tags crash ./cri/pod ./network/cni ./test/crash
 	$(GO) vet -tags node ./test/node/...
-	$(GO) vet -tags hostile ./test/hostile
 
 .PHONY: staticcheck
 staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both processors
@@ -98,7 +97,7 @@ HOSTILE := Hostile|Resident|Neighbours|Cgroups|CVE|Cost|Exposed|CallsAre|Frozen|
 .PHONY: hostile
 hostile: build $(LAB) images ## containers, images and registries that attack the node
 	CRISP_STRICT=1 $(GO) test -p 1 -count 1 -run '$(HOSTILE)' ./runtime/... ./image/... ./network/... ./cri/... ./test/e2e
-	CRISP_STRICT=1 $(GO) test -p 1 -count 1 -tags hostile ./test/hostile
+	CRISP_STRICT=1 $(GO) test -p 1 -count 1 ./test/hostile
 
 FUZZTIME ?= 30s
 

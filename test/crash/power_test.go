@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit"
+	"crisp/test/testkit/fuse"
 	"crisp/test/testkit/lab"
 )
 
@@ -41,16 +42,16 @@ type forgetful struct {
 	writes int
 }
 
-func (d *forgetful) open() bool  { return true }
-func (d *forgetful) size() int64 { return diskSize }
+func (d *forgetful) Open() bool  { return true }
+func (d *forgetful) Size() int64 { return diskSize }
 
-func (d *forgetful) read(buf []byte, at int64) {
+func (d *forgetful) ReadAt(buf []byte, at int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	copy(buf, d.now[at:])
 }
 
-func (d *forgetful) write(data []byte, at int64) {
+func (d *forgetful) WriteAt(data []byte, at int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	copy(d.now[at:], data)
@@ -60,7 +61,7 @@ func (d *forgetful) write(data []byte, at int64) {
 	}
 }
 
-func (d *forgetful) sync() {
+func (d *forgetful) Sync() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i := range d.unsafe {
@@ -126,14 +127,14 @@ func newForgetful(t *testing.T) *forgetful {
 
 // dataOn serves a disk, mounts it, and makes it the data folder of a daemon
 // that lives in the folder returned.
-func dataOn(t *testing.T, disk fuseFile, options string) (dir string) {
+func dataOn(t *testing.T, disk fuse.File, options string) (dir string) {
 	t.Helper()
 	served := filepath.Join(t.TempDir(), "served")
 	if err := os.Mkdir(served, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	f := serveFuse(t, served, disk)
-	t.Cleanup(f.end)
+	f := fuse.Serve(t, served, disk)
+	t.Cleanup(f.End)
 	dir = t.TempDir()
 	mountDisk(t, dir, filepath.Join(served, "file"), options)
 	return dir

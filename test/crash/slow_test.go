@@ -20,10 +20,10 @@ type slow struct {
 	stopped sync.Mutex
 }
 
-func (d *slow) sync() {
+func (d *slow) Sync() {
 	d.stopped.Lock()
 	defer d.stopped.Unlock()
-	d.forgetful.sync()
+	d.forgetful.Sync()
 }
 
 // TestFaultSlowDisk asks the daemon to end after a pull, when the disk is not

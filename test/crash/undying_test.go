@@ -9,26 +9,12 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/fuse"
 )
 
 // usualReads is how long reads are measured with nothing amiss.
 const usualReads = 4 * time.Second
-
-// silent is a file that nobody ever gets to open: after SIGKILL, who tries is
-// in uninterruptible sleep.
-type silent struct{ asked chan struct{} }
-
-func (s silent) open() bool {
-	select {
-	case s.asked <- struct{}{}:
-	default:
-	}
-	return false
-}
-func (silent) size() int64         { return 1 << 20 }
-func (silent) read([]byte, int64)  {}
-func (silent) write([]byte, int64) {}
-func (silent) sync()               {}
 
 // undying are containers of which a process is in uninterruptible sleep.
 var undying = []struct {
@@ -73,10 +59,10 @@ func TestFaultUndying(t *testing.T) {
 func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	s := n.newScene(t)
 	dir := t.TempDir()
-	file := silent{make(chan struct{}, 1)}
-	f := serveFuse(t, dir, file)
+	file := fuse.NewSilent()
+	f := fuse.Serve(t, dir, file)
 	defer n.tidy(t, s)
-	defer f.end()
+	defer f.End()
 	kinds[2].change(s) // no network, which is beside the point
 	s.container.Tty, s.container.Stdin = false, false
 	s.container.Command = []string{"sh", "-c", script}
@@ -86,7 +72,7 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	d.without = n.readFor(t, usualReads)
 	s.start()
 	select {
-	case <-file.asked:
+	case <-file.Asked:
 	case <-time.After(callTime):
 		t.Fatal("the file is not opened")
 	}
@@ -105,7 +91,7 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	if read.err != nil || d.with.p99 > d.without.p99+quick {
 		t.Errorf("99%% of reads took up to %v without and %v with it: %v", d.without.p99, d.with.p99, read.err)
 	}
-	f.end()
+	f.End()
 	s.must("stop pod", s.tryStopPod())
 	s.wantContainer(runtimeapi.ContainerState_CONTAINER_EXITED)
 	s.must("remove pod", s.tryRemovePod())

@@ -3,14 +3,17 @@ package e2e
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/test/testkit/fuse"
 	"crisp/test/testkit/lab"
 	"crisp/test/testkit/pace"
 )
@@ -24,39 +27,61 @@ func limited(milliCPU, mib int64) change {
 	}
 }
 
-// badNeighbours are containers that are, or make themselves, hard to join.
-var badNeighbours = []struct {
+// badNeighbour is a container that is, or makes itself, hard to join.
+type badNeighbour struct {
 	name   string
 	change []change
-	freeze bool
-}{
-	{"frozen", nil, true},
-	{"throttled", []change{sh("for i in $(seq 200); do while :; do :; done & done; wait"), limited(10, 256)}, false},
-	{"out of memory again and again", []change{sh("while :; do tail /dev/zero; done"), limited(500, 16)}, false},
-	{"forking", []change{sh("while :; do (sleep 1000 &) ; done"), limited(50, 64)}, false},
-	{"hoarding descriptors", []change{sh("for i in $(seq 20); do sleep 1000 3</dev/null 4</dev/zero & done; i=5; while eval \"exec $i</dev/null\"; do i=$((i+1)); done; wait")}, false},
+	// begin makes it bad once it runs, or is nil.
+	begin func(t *testing.T, c *container)
+	// command is what is executed in it, "true" if there is none.
+	command []string
+}
+
+// badNeighbours are those of a test. What one of them opens in silence is never opened.
+func badNeighbours(silence string) []badNeighbour {
+	return []badNeighbour{
+		{name: "frozen", begin: func(t *testing.T, c *container) { c.freeze(t) }},
+		{name: "throttled", change: []change{sh("for i in $(seq 200); do while :; do :; done & done; wait"), limited(10, 256)}},
+		{name: "out of memory again and again", change: []change{sh("while :; do tail /dev/zero; done"), limited(500, 16)}},
+		{name: "forking", change: []change{sh("while :; do (sleep 1000 &) ; done"), limited(50, 64)}},
+		{name: "hoarding descriptors", change: []change{sh("for i in $(seq 20); do sleep 1000 3</dev/null 4</dev/zero & done; i=5; while eval \"exec $i</dev/null\"; do i=$((i+1)); done; wait")}},
+		{name: "stopped by a signal", begin: func(t *testing.T, c *container) { c.signal(t, unix.SIGSTOP) }},
+		// It has every command stop on its way, before its program.
+		{name: "stopping whoever joins it", change: []change{sh("trap '' TERM; while :; do kill -STOP -1; done"), limited(300, 64)}},
+		{name: "hanging in a file system", change: []change{mount(silence, "/silence"), sh("cat /silence/file & cat /silence/file")}, command: []string{"cat", "/silence/file"}},
+	}
 }
 
 // TestNeighbours has a pod work beside one that is frozen, throttled, out of
-// memory, or bursting, while commands pile up in that one: what is asked of the
-// good pod takes at most twice its time, the commands end when theirs is
-// up, and the bad pod can be removed.
+// memory, bursting, stopped or hanging, while commands pile up in that one:
+// what is asked of the good pod takes at most twice its time, the commands end
+// when theirs is up, and the bad pod can be removed.
 func TestNeighbours(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	victim := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = "victim" })
 	c := victim.start(t)
 	victim.usage(t, c) // the first of everything is slower
-	for _, bad := range badNeighbours {
+	silence := t.TempDir()
+	for _, bad := range badNeighbours(silence) {
 		n.run(t, bad.name, func(t *testing.T) {
 			alone := victim.usage(t, c)
 			p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = "bad" })
+			silent := func() {}
+			if bad.command != nil {
+				silent = fuse.Serve(t, silence, fuse.NewSilent()).End
+				defer silent()
+			}
 			b := p.start(t, append([]change{named("bad")}, bad.change...)...)
-			if bad.freeze {
-				b.freeze(t)
+			if bad.begin != nil {
+				bad.begin(t, b)
 			}
 			time.Sleep(pace.Scale(500 * time.Millisecond))
 
-			ended := b.pileUp(t, 8)
+			command := bad.command
+			if command == nil {
+				command = []string{"true"}
+			}
+			ended := b.pileUp(t, 8, command)
 			for what, with := range victim.usage(t, c) {
 				t.Logf("%s takes %v beside it, %v without", what, with, alone[what])
 				if with > 2*alone[what]+pace.Scale(150*time.Millisecond) {
@@ -65,6 +90,7 @@ func TestNeighbours(t *testing.T) {
 			}
 			ended()
 
+			silent() // nothing else ends what waits for it
 			began := time.Now()
 			p.remove(t)
 			if took := time.Since(began); took > pace.Scale(10*time.Second) {
@@ -74,9 +100,17 @@ func TestNeighbours(t *testing.T) {
 	}
 }
 
+// signal signals a container's first process.
+func (c *container) signal(t *testing.T, s unix.Signal) {
+	t.Helper()
+	if err := unix.Kill(c.pid(t), s); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // pileUp executes commands in a container that may never begin. What it returns
 // waits for them and checks that they end at their time-out.
-func (c *container) pileUp(t *testing.T, count int) func() {
+func (c *container) pileUp(t *testing.T, count int, command []string) func() {
 	t.Helper()
 	const timeout = 3
 	var wg sync.WaitGroup
@@ -85,7 +119,7 @@ func (c *container) pileUp(t *testing.T, count int) func() {
 			ctx, stop := context.WithTimeout(t.Context(), pace.Scale(60*time.Second))
 			defer stop()
 			began := time.Now()
-			_, err := c.p.n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"true"}, Timeout: timeout})
+			_, err := c.p.n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: command, Timeout: timeout})
 			if took := time.Since(began); took > pace.Scale(timeout*time.Second+3*time.Second) {
 				t.Errorf("a command with a time-out of %d s took %v: %v", timeout, took, err)
 			}
@@ -102,6 +136,7 @@ func (c *container) pileUp(t *testing.T, count int) func() {
 func (p *pod) usage(t *testing.T, c *container) map[string]time.Duration {
 	t.Helper()
 	n := p.n
+	before, lines := strings.Count(c.logged(t), "another line"), 0
 	took := map[string]time.Duration{}
 	for what, do := range map[string]func(){
 		"a command": func() { c.exec(t, "true") },
@@ -109,6 +144,15 @@ func (p *pod) usage(t *testing.T, c *container) map[string]time.Duration {
 		"a list":    func() { call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}) },
 		"statistics": func() {
 			call(t, n.Runtime.ContainerStats, &runtimeapi.ContainerStatsRequest{ContainerId: c.id})
+		},
+		"all statistics": func() {
+			call(t, n.Runtime.ListContainerStats, &runtimeapi.ListContainerStatsRequest{})
+			call(t, n.Runtime.ListPodSandboxStats, &runtimeapi.ListPodSandboxStatsRequest{})
+		},
+		"a line of the log": func() {
+			c.exec(t, "sh", "-c", "echo another line >/proc/1/fd/1")
+			lines++
+			eventually(t, "the line is in the log", func() bool { return strings.Count(c.logged(t), "another line") == before+lines })
 		},
 	} {
 		var times []time.Duration

@@ -24,13 +24,7 @@ const (
 	maxAnswer = 16 << 20
 )
 
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == residentArg {
-		live()
-		return
-	}
-	os.Exit(testkit.Main(m))
-}
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
 // node is a daemon under test.
 type node struct{ *lab.Lab }

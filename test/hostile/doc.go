@@ -10,6 +10,5 @@
 // What an attacker may find is in tables, each with its reason; that it does find
 // what is there is shown by a process that is careless on purpose.
 //
-// The tests want the machine to themselves, and are run by make hostile (build tag
-// hostile).
+// The tests want the machine to themselves.
 package hostile
