@@ -12,7 +12,6 @@ import (
 	"crisp/runtime/host"
 	"crisp/runtime/plan"
 	"crisp/runtime/seccomp"
-	"crisp/test/testkit"
 )
 
 // status prints lines of /proc/self/status, the tabs replaced.
@@ -173,31 +172,41 @@ func TestPersonality(t *testing.T) {
 	}
 }
 
-func TestKeyring(t *testing.T) {
+// TestKeyrings has each process see one session keyring, its own, though others
+// of the same user have some, too.
+func TestKeyrings(t *testing.T) {
 	b := newLab(t)
-	b.sandbox(usual())
-	s := b.spec("cat /proc/keys; echo --; sleep 100")
-	s.Linux.MaskedPaths = nil
-	s.Linux.CgroupsPath = "/kubepods/" + testkit.Name(t)
-	c, err := b.start(s, nil, plan.Options{})
-	if err != nil {
-		t.Fatal(err)
+	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
+		b.sandbox(o)
+		s := b.spec("cat /proc/keys; echo --; sleep 100")
+		s.Linux.MaskedPaths = nil
+		c, err := b.start(s, nil, plan.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := *s.Process
+		p.Args = []string{"cat", "/proc/keys"}
+		e, err := b.exec(c, s, &p, plan.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, _ := e.wait()
+		first, second := sessionKeyrings(c.until("--\n")), sessionKeyrings(out)
+		if len(first) != 1 || len(second) != 1 || first[0] == second[0] {
+			t.Errorf("%s: the container's first process sees keyrings %q, a command %q", name, first, second)
+		}
 	}
-	first := c.until("--\n")
-	name := "crisp-" + testkit.Name(t)
-	if !strings.Contains(first, name+":") {
-		t.Errorf("container has no keyring %q: %s", name, first)
+}
+
+// sessionKeyrings are the numbers of those that /proc/keys shows.
+func sessionKeyrings(keys string) (list []string) {
+	for line := range strings.Lines(keys) {
+		f := strings.Fields(line)
+		if len(f) > 8 && f[7] == "keyring" && f[8] == "_ses:" {
+			list = append(list, f[0])
+		}
 	}
-	p := *s.Process
-	p.Args = []string{"cat", "/proc/keys"}
-	e, err := b.exec(c, s, &p, plan.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, _ := e.wait()
-	if n := strings.Count(out, name+":"); n != 1 {
-		t.Errorf("executed process sees %d keyrings %q: %s", n, name, out)
-	}
+	return list
 }
 
 // TestOnlyStandardDescriptors looks for descriptors that a plan left open. The

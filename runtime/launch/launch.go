@@ -189,9 +189,6 @@ func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h H
 	if s.Linux == nil || p == nil {
 		return o, nil // the plan's builder says so
 	}
-	if o.Keyring == "" {
-		o.Keyring = keyringName(s)
-	}
 	if s.Linux.Seccomp != nil && o.Seccomp == nil {
 		f, err := l.filters.Compile(s.Linux.Seccomp)
 		if err != nil {
@@ -214,15 +211,4 @@ func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h H
 func showsCgroups(s *specs.Spec) bool {
 	return slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return strings.HasPrefix(m.Type, "cgroup") }) &&
 		slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
-}
-
-// keyringName is the same for all processes of a container, so that those
-// executed later join the session keyring of the first. No process is left
-// with the keeper's.
-func keyringName(s *specs.Spec) string {
-	group := s.Linux.CgroupsPath
-	if group == "" {
-		return ""
-	}
-	return "crisp-" + group[strings.LastIndexAny(group, "/:")+1:]
 }

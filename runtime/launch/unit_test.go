@@ -29,16 +29,6 @@ func TestHostID(t *testing.T) {
 	}
 }
 
-func TestKeyringName(t *testing.T) {
-	for path, want := range map[string]string{
-		"/kubepods/pod1/abc": "crisp-abc", "kubepods-pod1.slice:crisp:abc": "crisp-abc", "abc": "crisp-abc", "": "",
-	} {
-		if got := keyringName(&specs.Spec{Linux: &specs.Linux{CgroupsPath: path}}); got != want {
-			t.Errorf("keyring of %q is %q, want %q", path, got, want)
-		}
-	}
-}
-
 func TestMachineBounds(t *testing.T) {
 	free := machineOf(host.Facts{Capabilities: 7, LastCap: 40, SysResource: host.Yes, OOMScoreAdj: -5})
 	if want := (plan.Machine{Caps: 7, LastCap: 40}); !reflect.DeepEqual(free, want) {

@@ -124,7 +124,7 @@ func TestGoldenContainers(t *testing.T) {
 				specs.Mount{Destination: "/mem/below", Type: "bind", Source: "/srv", Options: []string{"bind", "rro"}})
 			low, limit := -100, map[string]uint64{"RLIMIT_NOFILE": 2048}
 			o.Machine = Machine{Caps: 1<<10 | 1, LastCap: 40, MinOOMScore: &low, HardLimits: limit}
-			o.Gate, o.Keyring, o.HasStdin = true, "crisp-web", true
+			o.Gate, o.HasStdin = true, true
 		}},
 	}
 	for _, tt := range tests {

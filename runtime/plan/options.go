@@ -31,9 +31,6 @@ type Options struct {
 	// HasStdin, NoStdout and NoStderr say which standard streams are held;
 	// the null device stands for the others.
 	HasStdin, NoStdout, NoStderr bool
-	// Keyring is the name of the session keyring that the process joins, or
-	// makes if it does not exist; without a name it makes one for itself.
-	Keyring string
 	// Machine bounds what is asked for to what the machine can give.
 	Machine Machine
 	// Nodes has the host path of each device, by its path in the container,

@@ -42,18 +42,16 @@ func (b *builder) joinCgroup(v2 bool, tasks int) {
 	}
 }
 
-// keyring gives the process a session keyring other than the keeper's. Its
-// user may search it, so that a process executed later can join it by its name.
+// keyring gives the process a session keyring of its own, not the keeper's. It
+// has no name by which it could be joined, and whoever does not possess it may
+// not even see it: of containers without a user namespace, most have the same
+// user. Commands do not share the keyring of their container's first process.
 func (c *process) keyring() {
-	const userMayViewReadSearch = 0x3f0b0000
+	const possessorMayAll = 0x3f000000
 	c.labelKeys(c.p.SelinuxLabel)
-	name := str(c.o.Keyring)
-	if c.o.Keyring == "" {
-		name = zero()
-	}
-	c.step("join session keyring "+c.o.Keyring, unix.SYS_KEYCTL, num(unix.KEYCTL_JOIN_SESSION_KEYRING), name).
+	c.step("join session keyring", unix.SYS_KEYCTL, num(unix.KEYCTL_JOIN_SESSION_KEYRING), zero()).
 		ignore(unix.ENOSYS).save(regFile)
-	c.step("open keyring to its user", unix.SYS_KEYCTL, num(unix.KEYCTL_SETPERM), reg(regFile), num(userMayViewReadSearch)).
+	c.step("close keyring to its user", unix.SYS_KEYCTL, num(unix.KEYCTL_SETPERM), reg(regFile), num(possessorMayAll)).
 		when(IfSet, regFile)
 }
 

@@ -20,7 +20,7 @@ import (
 func TestCarelessIsFound(t *testing.T) {
 	n := newNode(t)
 	p := pods.Run(t, n.Lab, "careless")
-	r := p.Start(t, "resident", attacker, n.of(kind{"container", "pod", false, "SYS_PTRACE"}), pods.Command("/resident", "watch"))
+	r := p.Start(t, "resident", attacker, n.of(kind{pid: "container", network: "pod", capability: "SYS_PTRACE"}), pods.Command("/resident", "watch"))
 	r.Await(t, "LOOKED")
 	if findings := found(r.Logged(t), "FOUND"); len(findings) > 0 {
 		t.Errorf("before, it found %q", findings)

@@ -29,7 +29,7 @@ func TestCVE_2019_5736(t *testing.T) {
 		}
 	}
 	p := pods.Run(t, n.Lab, "overwrites", pods.SharedPID)
-	kind := kind{"shared", "pod", false, "ALL"}
+	kind := kind{pid: "shared", network: "pod", capability: "ALL"}
 	r := p.Start(t, "resident", attacker, n.of(kind), pods.Volume(volume, "/volume"), pods.Command("/resident", "watch"))
 	r.Await(t, "READY")
 	keeper, err := n.Keeper()

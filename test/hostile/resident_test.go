@@ -34,10 +34,11 @@ type kind struct {
 	network    string // pod, node
 	user       bool   // has a user namespace
 	capability string
+	unconfined bool // has no filter, no masks and nothing read-only
 }
 
 func (k kind) String() string {
-	return fmt.Sprintf("PID namespace %s, network %s, user namespace %t, capability %q", k.pid, k.network, k.user, k.capability)
+	return fmt.Sprintf("PID namespace %s, network %s, user namespace %t, capability %q, unconfined %t", k.pid, k.network, k.user, k.capability, k.unconfined)
 }
 
 // may are findings that a kind of resident is allowed, by how they begin.
@@ -63,12 +64,18 @@ func kinds() []kind {
 	for i, capability := range []string{"", "SYS_PTRACE", "SYS_ADMIN", "NET_ADMIN", "DAC_READ_SEARCH", "ALL"} {
 		odd := i%2 == 1
 		all = append(all,
-			kind{"container", "pod", odd, capability},
-			kind{"shared", "pod", !odd, capability},
-			kind{"container", "node", false, capability})
+			kind{pid: "container", network: "pod", user: odd, capability: capability},
+			kind{pid: "shared", network: "pod", user: !odd, capability: capability},
+			kind{pid: "container", network: "node", capability: capability})
 	}
 	// Those that see most are there in full.
-	return append(all, kind{"container", "pod", false, "SYS_PTRACE"}, kind{"container", "pod", false, "ALL"}, kind{"shared", "pod", true, "ALL"})
+	return append(all,
+		kind{pid: "container", network: "pod", capability: "SYS_PTRACE"},
+		kind{pid: "container", network: "pod", capability: "ALL"},
+		kind{pid: "shared", network: "pod", user: true, capability: "ALL"},
+		kind{pid: "container", network: "pod", capability: "usual", unconfined: true},
+		kind{pid: "shared", network: "pod", capability: "SYS_PTRACE", unconfined: true},
+		kind{pid: "shared", network: "pod", user: true, capability: "ALL", unconfined: true})
 }
 
 // lodger is a resident at work.
@@ -158,6 +165,11 @@ func (n *node) of(k kind) pods.Change {
 		n.armed()(c)
 		capable(k.capability)(c)
 		pods.Env("SHARED", fmt.Sprint(k.pid == "shared"))(c)
+		if k.unconfined {
+			security := c.Linux.SecurityContext
+			security.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+			security.MaskedPaths, security.ReadonlyPaths = nil, nil
+		}
 	}
 }
 
