@@ -152,6 +152,15 @@ func (c *contents) resident() (tree, error) {
 	return t, t.copy("/resident", 0o755, filepath.Join(c.programs, "resident"))
 }
 
+// linkedEtc makes a layer whose /etc is a link.
+func linkedEtc(target string) *part {
+	return newPart(func() (tree, error) {
+		t := tree{}
+		t.symlink("/etc", target)
+		return t, nil
+	})
+}
+
 // marker makes a layer that no other image has.
 func marker(name string) *part {
 	return newPart(func() (tree, error) {

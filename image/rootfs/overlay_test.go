@@ -179,3 +179,48 @@ func TestOnThread(t *testing.T) {
 		}
 	}
 }
+
+// TestCVE_2021_25741 resolves a sub path while somebody exchanges a folder of it
+// with a link to the host: what is mounted is the folder, or nothing.
+func TestCVE_2021_25741(t *testing.T) {
+	testkit.Root(t)
+	testkit.Leaks(t)
+	canary, volume := t.TempDir(), t.TempDir()
+	for _, dir := range []string{canary + "/sub", volume + "/a/sub"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(canary, volume+"/b"); err != nil {
+		t.Fatal(err)
+	}
+	var want unix.Stat_t
+	if err := unix.Stat(volume+"/a/sub", &want); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, volume, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mount := os.NewFile(uintptr(fd), volume)
+	defer mount.Close()
+
+	testkit.Exchange(t, volume, "a", "b")
+	found := 0
+	for range testkit.Rounds(t) {
+		f, err := SubPath(mount, "a/sub")
+		if err != nil {
+			if !errors.Is(err, ErrSubPath) {
+				t.Fatal(err)
+			}
+			continue
+		}
+		var got unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &got); err != nil || got.Ino != want.Ino || got.Dev != want.Dev {
+			t.Fatalf("the sub path is inode %d of %d, %v; want %d of %d", got.Ino, got.Dev, err, want.Ino, want.Dev)
+		}
+		found++
+		f.Close()
+	}
+	t.Logf("%d of %d sub paths were found", found, testkit.Rounds(t))
+}

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -15,6 +14,7 @@ import (
 
 	"crisp/runtime/plan"
 	"crisp/runtime/spawn"
+	"crisp/test/testkit"
 )
 
 // listing is everything below a folder, to see whether it changed.
@@ -192,41 +192,6 @@ func TestWorkingDir(t *testing.T) {
 	}
 }
 
-// rounds is how often a race is run: CRISP_ROUNDS, or 100 times.
-func rounds(t *testing.T) int {
-	t.Helper()
-	text := os.Getenv("CRISP_ROUNDS")
-	if text == "" {
-		return 100
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatalf("CRISP_ROUNDS: %v", err)
-	}
-	return n
-}
-
-// exchange swaps two names in a folder as fast as it can until the test ends.
-func exchange(t *testing.T, dir, a, b string) {
-	t.Helper()
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(dir, a), unix.AT_FDCWD, filepath.Join(dir, b), unix.RENAME_EXCHANGE)
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		close(stop)
-		<-done
-	})
-}
-
 // TestRaces has somebody exchange what a start works on, in a volume that is
 // shared with a container, with a link to the host: whatever the start meets,
 // it ends confined or with an error, and nothing of the host changes.
@@ -295,9 +260,9 @@ func TestRaces(t *testing.T) {
 			}
 			before, mounts := listing(t, canary), grepFile(t, "/proc/self/mountinfo", canary)
 			pattern := grepFile(t, "/proc/sys/kernel/core_pattern", "")
-			exchange(t, vol, "a", "b")
+			testkit.Exchange(t, vol, "a", "b")
 
-			started, all := 0, rounds(t)
+			started, all := 0, testkit.Rounds(t)
 			for range all {
 				s := b.spec("exit 0")
 				race.change(b, s, vol)

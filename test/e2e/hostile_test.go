@@ -293,18 +293,51 @@ func testLeftBehind(t *testing.T, n *node) {
 }
 
 // testLinkedEtc runs containers whose /etc, or what is mounted there, leads to
-// the node's.
+// the node's: by their image, and by what they wrote before a start
+// (CVE-2024-5154).
 func testLinkedEtc(t *testing.T, n *node) {
-	canary := t.TempDir()
+	// The images' links lead there.
+	const canary = "/tmp/crisp-linked-etc"
+	if err := os.Mkdir(canary, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(canary); err != nil {
+			t.Error(err)
+		}
+	})
 	for _, name := range []string{"hosts", "hostname", "resolv.conf", "mtab", "passwd"} {
 		if err := os.WriteFile(filepath.Join(canary, name), []byte("canary"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+	check := func(t *testing.T, c *container) {
+		_, err := try(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id})
+		t.Logf("start: %v", err)
+		if err == nil {
+			_, _ = try(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", "echo spoilt > /etc/hosts; echo spoilt > /etc/mtab"}, Timeout: 5})
+		}
+		left, err := os.ReadDir(canary)
+		if err != nil || len(left) != 5 {
+			t.Errorf("the node's folder has %v, %v", left, err)
+		}
+		for _, f := range left {
+			if got := slurp(filepath.Join(canary, f.Name())); got != "canary" {
+				t.Errorf("the node's %s has %q", f.Name(), got)
+			}
+		}
+		c.p.remove(t)
+	}
+	for _, tag := range []string{"root", "dots", "process"} {
+		t.Run("image, "+tag, func(t *testing.T) {
+			ref := "registry.k8s.io/e2e-test-images/linked-etc:" + tag
+			n.pull(t, ref)
+			check(t, n.pod(t).create(t, image(ref)))
+		})
+	}
 	for name, spoil := range map[string]func(upper string) error{
 		"folder":  func(upper string) error { return os.Symlink(canary, upper+"/etc") },
 		"root":    func(upper string) error { return os.Symlink("/", upper+"/etc") },
-		"dots":    func(upper string) error { return os.Symlink(strings.Repeat("../", 30)+canary, upper+"/etc") },
 		"process": func(upper string) error { return os.Symlink("/proc/1/root"+canary, upper+"/etc") },
 		"files": func(upper string) error {
 			err := os.Mkdir(upper+"/etc", 0o755)
@@ -315,28 +348,12 @@ func testLinkedEtc(t *testing.T, n *node) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := n.pod(t)
-			c := p.create(t)
-			// An image would have it in a layer; the mount shows the upper one too.
+			c := n.pod(t).create(t)
 			upper := n.path("root", "image", "containers", c.id, "upper")
 			if err := errors.Join(os.RemoveAll(upper+"/etc"), spoil(upper)); err != nil {
 				t.Fatal(err)
 			}
-			_, err := try(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id})
-			t.Logf("start: %v", err)
-			if err == nil {
-				_, _ = try(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", "echo spoilt > /etc/hosts; echo spoilt > /etc/mtab"}, Timeout: 5})
-			}
-			left, err := os.ReadDir(canary)
-			if err != nil || len(left) != 5 {
-				t.Errorf("the node's folder has %v, %v", left, err)
-			}
-			for _, f := range left {
-				if got := slurp(filepath.Join(canary, f.Name())); got != "canary" {
-					t.Errorf("the node's %s has %q", f.Name(), got)
-				}
-			}
-			p.remove(t)
+			check(t, c)
 		})
 	}
 }
