@@ -3,6 +3,7 @@ package rpcerr
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -49,20 +50,26 @@ type Mapper struct {
 }
 
 // New returns a mapper over a table, in which the first rule that fits counts.
-// Context errors and the limits of the machine need no rules: they come after
-// the table's.
+// Context errors and the limits of the machine need no rules. That it lacks
+// memory or descriptors comes before the table's, since it makes anything fail,
+// a registry seem away, for instance; the others come after them.
 func New(table []Rule) *Mapper {
-	return &Mapper{rules: append(append([]Rule(nil), table...),
-		Rule{Err: context.DeadlineExceeded, Code: DeadlineExceeded},
-		Rule{Err: context.Canceled, Code: Canceled},
-		Rule{Err: syscall.ENOSPC, Code: ResourceExhausted},
-		Rule{Err: syscall.EDQUOT, Code: ResourceExhausted},
-		Rule{Err: syscall.EMFILE, Code: ResourceExhausted},
-		Rule{Err: syscall.ENFILE, Code: ResourceExhausted},
-		Rule{Err: syscall.ENOMEM, Code: ResourceExhausted},
-		Rule{Err: syscall.EAGAIN, Code: ResourceExhausted}, // no more processes
-		Rule{Err: syscall.EROFS, Code: FailedPrecondition},
-	)}
+	return &Mapper{rules: slices.Concat(
+		[]Rule{
+			{Err: syscall.ENOMEM, Code: ResourceExhausted},
+			{Err: syscall.ENOBUFS, Code: ResourceExhausted},
+			{Err: syscall.EMFILE, Code: ResourceExhausted},
+			{Err: syscall.ENFILE, Code: ResourceExhausted},
+		},
+		table,
+		[]Rule{
+			{Err: context.DeadlineExceeded, Code: DeadlineExceeded},
+			{Err: context.Canceled, Code: Canceled},
+			{Err: syscall.ENOSPC, Code: ResourceExhausted},
+			{Err: syscall.EDQUOT, Code: ResourceExhausted},
+			{Err: syscall.EAGAIN, Code: ResourceExhausted}, // no more processes
+			{Err: syscall.EROFS, Code: FailedPrecondition},
+		})}
 }
 
 // Known reports whether the table has a rule for an error.

@@ -58,6 +58,8 @@ func TestStatus(t *testing.T) {
 		{"too many files", statusCall, fmt.Errorf("pipe: %w", syscall.EMFILE), ResourceExhausted, "pipe: too many open files"},
 		{"too many processes", statusCall, fmt.Errorf("clone: %w", syscall.EAGAIN), ResourceExhausted, "clone: resource temporarily unavailable"},
 		{"read-only disk", statusCall, fmt.Errorf("write: %w", syscall.EROFS), FailedPrecondition, "write: read-only file system"},
+		{"no memory to ask a registry", pull, fmt.Errorf("%w: dial: %w", errUnavailable, syscall.ENOMEM), ResourceExhausted, "registry unavailable: dial: cannot allocate memory"},
+		{"no descriptor for a file that is asked for", statusCall, fmt.Errorf("%w: %w", errNotFound, syscall.EMFILE), ResourceExhausted, "not found: too many open files"},
 		{"token elsewhere", statusCall, errUnavailable, Unavailable, "registry unavailable"},
 		{"token", pull, fmt.Errorf("pull x: %w", errUnavailable), codes.Unknown, "RegistryUnavailable: pull x: registry unavailable"},
 		{"token is there", pull, fmt.Errorf("%w: %w", crierrors.ErrRegistryUnavailable, errUnavailable), codes.Unknown, "RegistryUnavailable: registry unavailable"},
