@@ -122,6 +122,19 @@ func (c *catalog) index(pinned []string) *catalog {
 	return c
 }
 
+// CheckPattern wants a pattern of pinned images to be one that can match: a
+// reference, or one with * in it. Otherwise the error is ErrInvalidReference.
+func CheckPattern(pattern string) error {
+	if !strings.ContainsAny(pattern, `*?[\`) {
+		_, err := registry.ParseReference(pattern)
+		return err
+	}
+	if _, err := path.Match(pattern, ""); err != nil {
+		return fmt.Errorf("%w: pattern %q: %w", ErrInvalidReference, pattern, err)
+	}
+	return nil
+}
+
 // matchesAny reports whether a pattern matches a full reference. Patterns are
 // normalised like references; * stands for any characters.
 func matchesAny(patterns []string, tag string) bool {

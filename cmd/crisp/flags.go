@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"crisp/cri/config"
@@ -97,12 +98,19 @@ func configure(args []string, out io.Writer) error {
 		_, err := io.WriteString(out, config.Text())
 		return err
 	case "check":
-		c, _, err := load("config check", args[1:])
+		c, rest, err := load("config check", args[1:])
+		if err == nil && len(rest) > 0 {
+			// The file may be named without its flag.
+			flags := args[1 : len(args)-len(rest)]
+			c, rest, err = load("config check", slices.Concat(flags, []string{"--config", rest[0]}, rest[1:]))
+		}
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(out, "The configuration is good; pods will be kept in %s and served on %s.\n", c.Root, c.Listen)
-		return err
+		if len(rest) > 0 {
+			return fmt.Errorf("config check takes one file, got %q too\n%s", rest, usage)
+		}
+		return checkConfig(c, out)
 	default:
 		if asksForHelp(args[0]) {
 			return helpText(usage)

@@ -6,7 +6,7 @@
 //	crisp run BUNDLE      run the container of an OCI bundle
 //	crisp images check    compare the images on disk with their digests
 //	crisp config default  print the configuration with its defaults
-//	crisp config check    check a configuration
+//	crisp config check    check a configuration, and what it names on this machine
 //	crisp version         print the version
 package main
 
@@ -30,7 +30,7 @@ const usage = `usage:
   crisp run [FLAGS] BUNDLE
   crisp images check [--repair] [FLAGS]
   crisp config default
-  crisp config check [FLAGS]
+  crisp config check [FLAGS] [FILE]
   crisp version
 
 FLAGS are --config FILE and, in place of keys of that file:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -65,13 +66,33 @@ func readPlan(cfg *config.Config, bundle string, data []byte) (*plan.Plan, error
 	}
 	var c runtimeapi.ContainerConfig
 	if err := protojson.Unmarshal(data, &c); err != nil {
-		return nil, fmt.Errorf("CRI container configuration: %w", err)
+		return nil, fmt.Errorf("%s: %w", otherKind(data), err)
+	}
+	if c.GetMetadata().GetName() == "" {
+		return nil, errors.New(otherKind(data) + ": it has no metadata.name")
 	}
 	s, err := specOf(cfg, facts, cgroups, &c)
 	if err != nil {
 		return nil, err
 	}
 	return launch.Preview(s.Spec, facts, cgroups.Hierarchies(), true)
+}
+
+// otherKind says what a file is that is no container's configuration.
+func otherKind(data []byte) string {
+	const want = "plan takes an OCI config.json, or the container configuration of crictl create"
+	var object struct {
+		Kind       string `json:"kind"`
+		APIVersion string `json:"apiVersion"`
+	}
+	if err := json.Unmarshal(data, &object); err == nil && object.Kind != "" && object.APIVersion != "" {
+		return fmt.Sprintf("this is a %s of Kubernetes (%s), and no container's configuration: %s", object.Kind, object.APIVersion, want)
+	}
+	var pod runtimeapi.PodSandboxConfig
+	if err := protojson.Unmarshal(data, &pod); err == nil && pod.GetMetadata().GetName() != "" {
+		return fmt.Sprintf("this is the configuration of a pod sandbox (%s), which has no program: %s", pod.Metadata.Name, want)
+	}
+	return "this is no container's configuration: " + want
 }
 
 // specOf translates a CRI configuration for an ordinary pod.

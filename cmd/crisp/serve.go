@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,7 +18,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri"
-	"crisp/cri/accept"
 	"crisp/cri/config"
 	"crisp/cri/node"
 	"crisp/cri/pod"
@@ -62,12 +59,21 @@ func serve(ctx context.Context, args []string) error {
 		return err
 	}
 	defer klog.Flush()
+	if os.Geteuid() != 0 {
+		return errors.New("serve makes namespaces, mounts and cgroups, which only root may: run it as root, or by its unit (systemctl start crisp)")
+	}
 	for _, dir := range []string{cfg.Root, cfg.State} {
 		l, err := lock(dir)
 		if err != nil {
 			return err
 		}
 		defer l.Close()
+	}
+	if _, err := replaceable(cfg.Socket()); err != nil {
+		return err
+	}
+	if err := examine(cfg); err != nil {
+		return fmt.Errorf("%w\ncrisp config check looks for this, too; crisp config default says what each key means", err)
 	}
 	if err := orphan.Adopt(); err != nil {
 		return err
@@ -230,7 +236,7 @@ func (d *services) openPods(ctx context.Context) error {
 
 // serve answers calls until ctx ends.
 func (d *services) serve(ctx context.Context) error {
-	l, err := listen(d.cfg.Listen)
+	l, err := listen(d.cfg.Socket())
 	if err != nil {
 		return err
 	}
@@ -275,25 +281,4 @@ func (d *services) stopServer(g *grpc.Server) {
 		g.Stop()
 		<-done
 	}
-}
-
-// listen makes the socket, which only root may use. One that is left of a
-// dead daemon is replaced: the lock on the root says that it is dead.
-func listen(address string) (net.Listener, error) {
-	path := strings.TrimPrefix(address, "unix://")
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make folder of socket: %w", err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove old socket: %w", err)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("restrict socket: %w", err)
-	}
-	return accept.Sound(accept.Patient(l)), nil
 }

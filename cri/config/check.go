@@ -5,12 +5,19 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"crisp/cri/spec"
 )
+
+// A RuntimeClass names its handler by a DNS label (RFC 1123).
+const maxLabel = 63
+
+var labelPattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
 // Check looks for values that cannot work, and returns all it finds.
 func (c *Config) Check() error {
@@ -29,6 +36,9 @@ func (c *Config) Check() error {
 	for i, h := range c.RuntimeHandlers {
 		if h == "" || slices.Contains(c.RuntimeHandlers[:i], h) {
 			bad("runtime_handlers", "%q is empty or given twice", h)
+		}
+		if h != "" && (len(h) > maxLabel || !labelPattern.MatchString(h)) {
+			bad("runtime_handlers", "no RuntimeClass can name %q: want lower-case letters, digits and, between them, dashes", h)
 		}
 	}
 	return errors.Join(errs...)
@@ -84,8 +94,10 @@ func (c *Config) checkChoices(bad complain) {
 			bad(key, "%q is none of %q", v.value, v.allowed)
 		}
 	}
-	if _, _, err := net.SplitHostPort(c.StreamAddress); err != nil {
+	if _, port, err := net.SplitHostPort(c.StreamAddress); err != nil {
 		bad("stream_address", "%v", err)
+	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		bad("stream_address", "%q is no port: want a number up to 65535, or 0 for any that is free", port)
 	}
 	if c.CgroupDriver == "systemd" && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice") {
 		bad("cgroup_parent", "%q is not a slice, which the systemd driver needs", c.CgroupParent)
@@ -100,11 +112,11 @@ func (c *Config) checkNumbers(bad complain) {
 	if c.MaxConcurrentDownloads < 1 {
 		bad("max_concurrent_downloads", "%d is less than 1", c.MaxConcurrentDownloads)
 	}
-	if c.PullProgressTimeout <= 0 {
-		bad("pull_progress_timeout", "it is not positive")
-	}
-	if c.StreamIdleTimeout <= 0 {
-		bad("stream_idle_timeout", "it is not positive")
+	for key, d := range map[string]Duration{"pull_progress_timeout": c.PullProgressTimeout, "stream_idle_timeout": c.StreamIdleTimeout} {
+		// A number without a unit is nanoseconds, which nobody means.
+		if time.Duration(d) < time.Second {
+			bad(key, "%v is less than a second; write it with its unit, as in \"90s\" or \"5m\"", time.Duration(d))
+		}
 	}
 	if c.PidsLimit < 0 {
 		bad("pids_limit", "%d is negative", c.PidsLimit)

@@ -57,23 +57,33 @@ type Node struct {
 	oom       oomClaims
 }
 
+// CheckDriver reports whether this machine can use a driver, as [New] takes it:
+// the systemd driver needs systemd, or the error is ErrUnsupported.
+func CheckDriver(driver string) error {
+	switch driver {
+	case "", Cgroupfs:
+		return nil
+	case Systemd:
+		if !systemd.IsRunningSystemd() {
+			return fmt.Errorf("use the systemd cgroup driver: systemd does not run here: %w", ErrUnsupported)
+		}
+		return nil
+	}
+	return fmt.Errorf("unknown cgroup driver %q: want %s or %s", driver, Cgroupfs, Systemd)
+}
+
 // New looks at the machine. An empty driver means systemd where that runs and
 // cgroupfs elsewhere; an empty parent means /crisp or crisp.slice.
 func New(driver, parent string) (*Node, error) {
+	if err := CheckDriver(driver); err != nil {
+		return nil, err
+	}
 	n := &Node{driver: driver, parent: parent, v2: cgroups.IsCgroup2UnifiedMode()}
-	switch driver {
-	case "":
+	if driver == "" {
 		n.driver = Cgroupfs
 		if systemd.IsRunningSystemd() {
 			n.driver = Systemd
 		}
-	case Systemd:
-		if !systemd.IsRunningSystemd() {
-			return nil, fmt.Errorf("use the systemd cgroup driver: systemd does not run here: %w", ErrUnsupported)
-		}
-	case Cgroupfs:
-	default:
-		return nil, fmt.Errorf("unknown cgroup driver %q: want %s or %s", driver, Cgroupfs, Systemd)
 	}
 	if n.parent == "" {
 		n.parent = "/crisp"

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -115,6 +116,7 @@ func TestPrivileges(t *testing.T) {
 func TestSecurity(t *testing.T) {
 	p := machine(t, map[string]string{
 		"sys/module/apparmor/parameters/enabled": "Y\n",
+		"sys/kernel/security/apparmor/profiles":  "",
 		"proc/sys/kernel/seccomp/actions_avail":  "kill_process errno allow\n",
 		"proc/self/ns/user":                      "",
 		"proc/sys/user/max_user_namespaces":      "0\n",
@@ -127,6 +129,15 @@ func TestSecurity(t *testing.T) {
 	}
 	if !slices.Equal(f.SeccompActions, []string{"kill_process", "errno", "allow"}) {
 		t.Errorf("seccomp actions %q", f.SeccompActions)
+	}
+}
+
+func TestAppArmorWithoutItsFiles(t *testing.T) {
+	p := machine(t, map[string]string{"sys/module/apparmor/parameters/enabled": "Y\n"})
+	p.security()
+	told := slices.ContainsFunc(p.facts.Problems, func(err error) bool { return strings.Contains(err.Error(), "securityfs") })
+	if p.facts.AppArmor != No || !told {
+		t.Errorf("AppArmor %v, problems %v", p.facts.AppArmor, p.facts.Problems)
 	}
 }
 

@@ -148,6 +148,11 @@ func (p *prober) security() {
 	switch {
 	case err == nil:
 		p.facts.AppArmor = answer(enabled == "Y")
+		// Without its files no profile can be loaded or looked for.
+		if enabled == "Y" && p.exists("AppArmor", "sys/kernel/security/apparmor") == No {
+			p.facts.AppArmor = No
+			p.problem("AppArmor", errors.New("the kernel has it, but securityfs is not mounted: containers are not confined by it (mount -t securityfs securityfs /sys/kernel/security)"))
+		}
 	case errors.Is(err, fs.ErrNotExist):
 		p.facts.AppArmor = No
 	default:

@@ -40,13 +40,19 @@ func Main(args []string) int {
 	return 0
 }
 
+// errUsage says that nobody starts a keeper by hand.
+var errUsage = errors.New("want one argument: the state folder, an absolute path; the daemon, or systemd, starts this program (see crisp(8))")
+
 func run(args []string) error {
 	left, done, err := inherit()
 	if done || err != nil {
 		return err
 	}
 	if len(args) != 1 {
-		return errors.New("want one argument: the state folder; the daemon starts this program")
+		return errUsage
+	}
+	if !filepath.IsAbs(args[0]) {
+		return fmt.Errorf("%q is not an absolute path: %w", args[0], errUsage)
 	}
 	for fd := range listenFD {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
