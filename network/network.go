@@ -161,13 +161,16 @@ func (n *Network) attach(ctx context.Context, a Attachment) (Result, error) {
 // names no interface counts as one of the pod's.
 func (n *Network) read(answer *types100.Result) (Result, error) {
 	var result Result
-	for _, ip := range answer.IPs {
+	for at, ip := range answer.IPs {
+		if ip == nil { // a null among the addresses
+			return Result{}, fmt.Errorf("read result: address %d is null", at)
+		}
 		if ip.Interface != nil {
 			i := *ip.Interface
 			if i < 0 || i >= len(answer.Interfaces) {
 				return Result{}, fmt.Errorf("read result: address %s is on interface %d of %d", ip.Address.IP, i, len(answer.Interfaces))
 			}
-			if on := answer.Interfaces[i]; on.Name != n.options.IfName || on.Sandbox == "" {
+			if on := answer.Interfaces[i]; on == nil || on.Name != n.options.IfName || on.Sandbox == "" {
 				continue
 			}
 		}

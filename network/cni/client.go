@@ -146,7 +146,14 @@ func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 
 // previous returns the result of the ADD, or nil when it is not known or the
 // version of the configuration does not provide for it.
-func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) types.Result {
+func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (known types.Result) {
+	// A result that was cached before answers were checked may have a null in
+	// a list, over which libcni panics; a DEL does without it.
+	defer func() {
+		if recover() != nil {
+			known = nil
+		}
+	}()
 	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err != nil || !ok {
 		return nil
 	}

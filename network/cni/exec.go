@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -95,6 +96,9 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 		err = fmt.Errorf("answer longer than %d bytes", maxAnswer)
 	}
 	if err == nil {
+		err = checkLists(answer.Bytes())
+	}
+	if err == nil {
 		return answer.Bytes(), nil
 	}
 	var said types.Error
@@ -104,6 +108,27 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 		failure.Msg, failure.Err = strings.TrimSpace(complaint.String()), err
 	}
 	return nil, failure
+}
+
+// checkLists refuses an answer with a null in a list: libcni, which converts
+// answers from version to version, looks into each element unseen. What is no
+// JSON at all is left to libcni to refuse.
+func checkLists(answer []byte) error {
+	var lists struct {
+		Interfaces, IPs, Routes []any
+		IP4, IP6                struct{ Routes []any }
+	}
+	// What does not fit is of another type, which libcni finds too.
+	_ = json.Unmarshal(answer, &lists)
+	for name, list := range map[string][]any{
+		"interfaces": lists.Interfaces, "ips": lists.IPs, "routes": lists.Routes,
+		"ip4.routes": lists.IP4.Routes, "ip6.routes": lists.IP6.Routes,
+	} {
+		if slices.ContainsFunc(list, func(v any) bool { return v == nil }) {
+			return fmt.Errorf("answer has a null among its %s", name)
+		}
+	}
+	return nil
 }
 
 // runGroup runs a command that leads a process group. When ctx ends it waits
