@@ -400,6 +400,9 @@ func (c *Client) await(ctx context.Context, k *call, r *Request) (*Started, erro
 			return startedOf(m, p.Files)
 		case wire.Waiting:
 			wire.CloseAll(p.Files)
+			if r.Gate == nil {
+				return nil, fmt.Errorf("start %s: %w: waits at a gate that it was not asked for", r.ID, wire.ErrProtocol)
+			}
 			gateErr := r.Gate(int(m.Pid))
 			if gateErr != nil {
 				cause = gateErr
@@ -442,13 +445,42 @@ func takeFile(fds *[]int, name string) *os.File {
 }
 
 func startedOf(m wire.Started, fds []int) (*Started, error) {
-	s, rest := takeStarted(m, m.Pid != 0, fds)
-	if len(rest) > 0 {
-		wire.CloseAll(rest)
-		s.Close()
-		return nil, fmt.Errorf("read answer: %w: %d files too many", wire.ErrProtocol, len(rest))
+	want := count(m.Pid != 0, m.Terminal) + len(m.Namespaces)
+	if err := checkFiles(want, fds, m.Namespaces); err != nil {
+		return nil, fmt.Errorf("read answer: %w", err)
 	}
+	s, _ := takeStarted(m, m.Pid != 0, fds)
 	return &s, nil
+}
+
+// checkFiles makes sure that each file an answer speaks of has come, and no
+// other, and that names tell them apart. Otherwise it closes them.
+func checkFiles(want int, fds []int, names ...[]string) error {
+	if len(fds) != want {
+		wire.CloseAll(fds)
+		return fmt.Errorf("%w: %d files, %d were announced", wire.ErrProtocol, len(fds), want)
+	}
+	for _, list := range names {
+		seen := map[string]bool{}
+		for _, name := range list {
+			if seen[name] {
+				wire.CloseAll(fds)
+				return fmt.Errorf("%w: two files have the name %q", wire.ErrProtocol, name)
+			}
+			seen[name] = true
+		}
+	}
+	return nil
+}
+
+// count tells how many are true.
+func count(list ...bool) (n int) {
+	for _, b := range list {
+		if b {
+			n++
+		}
+	}
+	return n
 }
 
 func takeStarted(m wire.Started, pidfd bool, fds []int) (Started, []int) {
@@ -471,7 +503,15 @@ func takeStarted(m wire.Started, pidfd bool, fds []int) (Started, []int) {
 }
 
 func entryOf(m wire.Entry, fds []int) (Entry, error) {
-	s, rest := takeStarted(m.Started, m.Started.Pid != 0 && m.Exit == nil, fds)
+	pidfd := m.Started.Pid != 0 && m.Exit == nil
+	want := count(pidfd, m.Started.Terminal) + len(m.Started.Namespaces) + len(m.Keep)
+	if m.Log {
+		want += 2*count(m.Stdout, m.Stderr) + 1
+	}
+	if err := checkFiles(want, fds, m.Started.Namespaces, m.Keep); err != nil {
+		return Entry{}, fmt.Errorf("read entry: %w", err)
+	}
+	s, rest := takeStarted(m.Started, pidfd, fds)
 	e := Entry{ID: m.ID, Kind: m.Kind, Started: s, Dropped: m.Dropped, Kept: make(map[string]*os.File, len(m.Keep))}
 	if m.Log {
 		e.Log = &LogConfig{}
@@ -489,11 +529,6 @@ func entryOf(m wire.Entry, fds []int) (Entry, error) {
 		if f := takeFile(&rest, name); f != nil {
 			e.Kept[name] = f
 		}
-	}
-	if len(rest) > 0 {
-		wire.CloseAll(rest)
-		e.Close()
-		return Entry{}, fmt.Errorf("read entry: %w: %d files too many", wire.ErrProtocol, len(rest))
 	}
 	if m.Exit != nil {
 		x := exitOf(*m.Exit)
