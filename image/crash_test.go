@@ -63,7 +63,7 @@ func TestKilledWhilePulling(t *testing.T) {
 		}
 		time.Sleep(time.Duration(20+round*7) * time.Millisecond)
 		cmd.Process.Kill()
-		cmd.Wait() //nolint:errcheck // killed
+		cmd.Wait() // killed
 		check(t, root, ref)
 		if t.Failed() {
 			t.Fatalf("in round %d", round)
@@ -118,7 +118,7 @@ func check(t *testing.T, root, ref string) {
 func orphans(root string) []string {
 	var list []string
 	for _, dir := range []string{"blobs", "layers", "tmp", "containers"} {
-		filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error { //nolint:errcheck // vanishes meanwhile
+		filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error { // vanishes meanwhile
 			if err == nil && !d.IsDir() {
 				list = append(list, path)
 			}

@@ -353,7 +353,7 @@ func TestForeignURLsAreNotFollowed(t *testing.T) {
 	r, evil := newRegistry(t), newRegistry(t)
 	l := pack(t, text("a", "1"))
 	l.desc = ocispec.Descriptor{
-		MediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", //nolint:staticcheck // old images have it
+		MediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", // old images have it
 		Digest:    digest.FromBytes(l.data), Size: int64(len(l.data)), URLs: []string{evil.server.URL + "/steal"},
 	}
 	r.push("app", "v1", ocispec.ImageConfig{}, l)

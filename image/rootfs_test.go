@@ -31,7 +31,7 @@ func userNamespace(t *testing.T, first int) *os.File {
 	}
 	defer func() {
 		cmd.Process.Kill()
-		cmd.Wait() //nolint:errcheck // killed
+		cmd.Wait() // killed
 	}()
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
 	if err != nil {

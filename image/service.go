@@ -106,7 +106,7 @@ type Service struct {
 	syncs      syncs
 
 	// ctx ends with the service; work counts what Close waits for.
-	ctx    context.Context //nolint:containedctx // the life of the service itself
+	ctx    context.Context // the life of the service itself
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup
 

@@ -47,7 +47,7 @@ const (
 
 // copying is the copy of one volume.
 type copying struct {
-	ctx   context.Context //nolint:containedctx // of one copy, which ends with the call
+	ctx   context.Context // of one copy, which ends with the call
 	depth int
 }
 

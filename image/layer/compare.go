@@ -60,7 +60,7 @@ var errDiffers = errors.New("it is not what was unpacked")
 
 // comparison is one of two trees under way.
 type comparison struct {
-	ctx context.Context //nolint:containedctx // of the one call
+	ctx context.Context // of the one call
 	// implied folders may be as old as their unpacking.
 	implied map[string]bool
 	a, b    []byte

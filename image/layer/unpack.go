@@ -48,7 +48,7 @@ type Limits struct {
 
 // unpacker writes one archive into one folder.
 type unpacker struct {
-	ctx  context.Context //nolint:containedctx // of one archive
+	ctx  context.Context // of one archive
 	root *os.File
 	// base means that nothing lies below, so that whiteouts are void.
 	base   bool
@@ -171,7 +171,7 @@ func (u *unpacker) whole(hdr *tar.Header, body io.Reader) error {
 // cancelledReader reads until ctx ends. The holes of a sparse file are read
 // without reading the archive.
 type cancelledReader struct {
-	ctx context.Context //nolint:containedctx // io.Reader has no room for it
+	ctx context.Context // io.Reader has no room for it
 	r   io.Reader
 }
 
@@ -205,7 +205,7 @@ type onlyReader struct{ io.Reader }
 
 // countedReader hashes an archive and ends it at a limit.
 type countedReader struct {
-	ctx  context.Context //nolint:containedctx // io.Reader has no room for it
+	ctx  context.Context // io.Reader has no room for it
 	r    io.Reader
 	rest int64
 	// header is what may be read until the next entry begins.

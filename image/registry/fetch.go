@@ -123,7 +123,7 @@ func (r *Repository) Blob(ctx context.Context, desc ocispec.Descriptor) (io.Read
 
 // blobReader is a blob as one stream, over as many requests as it takes.
 type blobReader struct {
-	ctx     context.Context //nolint:containedctx // io.Reader has no room for it
+	ctx     context.Context // io.Reader has no room for it
 	repo    *Repository
 	desc    ocispec.Descriptor
 	offset  int64
@@ -286,7 +286,7 @@ func newWatchedBody(ctx context.Context, body io.ReadCloser, limit, total time.D
 }
 
 type watchedBody struct {
-	ctx   context.Context //nolint:containedctx // io.Reader has no room for it
+	ctx   context.Context // io.Reader has no room for it
 	body  io.ReadCloser
 	limit time.Duration
 	timer *time.Timer

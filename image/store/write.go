@@ -110,5 +110,5 @@ func (w *Writer) Discard() {
 	}
 	w.done = true
 	w.f.Close()
-	os.Remove(w.f.Name()) //nolint:errcheck // swept at the next start
+	os.Remove(w.f.Name()) // swept at the next start
 }

@@ -60,7 +60,7 @@ func RemoveAll(ctx context.Context, dir *os.File, name string) error {
 
 // remover removes one tree.
 type remover struct {
-	ctx    context.Context //nolint:containedctx // of one removal, which ends with the call
+	ctx    context.Context // of one removal, which ends with the call
 	top    *os.File        // the root of the tree, nil until something was moved to it
 	frames []frame         // the directories being emptied, each in the one before
 	moved  int             // the number of directories moved up so far

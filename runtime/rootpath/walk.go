@@ -115,7 +115,7 @@ func Walk(ctx context.Context, dir *os.File, visit func(st *unix.Stat_t)) (compl
 // open, the first maxDepth of them; of deeper ones it knows where they are
 // to be read on, and gets there by "..".
 type walker struct {
-	ctx      context.Context //nolint:containedctx // of one walk, which ends with the call
+	ctx      context.Context // of one walk, which ends with the call
 	visit    func(*unix.Stat_t)
 	dev      uint64
 	cur      *level

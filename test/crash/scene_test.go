@@ -26,7 +26,7 @@ type scene struct {
 	t *testing.T
 	n *node
 	// ctx may end the calls that may fail.
-	ctx       context.Context //nolint:containedctx // the scene is one test's
+	ctx       context.Context // the scene is one test's
 	pod       *runtimeapi.PodSandboxConfig
 	container *runtimeapi.ContainerConfig
 	// The ids that calls returned.
