@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -30,7 +31,15 @@ func TestDiskRunsOut(t *testing.T) {
 	r.push("big", "v1", ocispec.ImageConfig{}, pack(t, text("x", random(200_000))), pack(t, files...))
 	small, big := r.Host+"/small:v1", r.Host+"/big:v1"
 	remount := func(options string, flags uintptr) func(string) error {
-		return func(dir string) error { return unix.Mount("", dir, "", unix.MS_REMOUNT|flags, options) }
+		return func(dir string) (err error) {
+			// It is busy while what the pull has left is still being written or removed.
+			for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+				if err = unix.Mount("", dir, "", unix.MS_REMOUNT|flags, options); !errors.Is(err, unix.EBUSY) {
+					return err
+				}
+			}
+			return err
+		}
 	}
 	for _, c := range []struct {
 		name          string

@@ -178,7 +178,7 @@ func (s *Service) local(doc *spool, desc ocispec.Descriptor) error {
 	defer r.Close()
 	doc.desc = desc
 	if _, err = io.Copy(doc, r); err != nil {
-		doc.reset()
+		doc.Reset()
 	}
 	return err
 }

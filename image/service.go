@@ -145,7 +145,7 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 	s := &Service{
 		opts: opts, log: opts.Logger, pins: map[digest.Digest]int{}, budget: budget.New(),
 		syncs:  syncs{wanted: make(chan struct{}, 1), done: make(chan struct{}), failed: map[digest.Digest]bool{}},
-		client: registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout}),
+		client: registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout, Logger: opts.Logger}),
 	}
 	if s.log == nil {
 		s.log = slog.Default()

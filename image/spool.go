@@ -61,8 +61,8 @@ func (s *spool) reader() io.Reader {
 	return io.NewSectionReader(s.file, 0, math.MaxInt64)
 }
 
-// reset drops what was written.
-func (s *spool) reset() {
+// Reset drops what was written.
+func (s *spool) Reset() {
 	s.close()
 	s.mem, s.file = nil, nil
 }

@@ -1,32 +1,24 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
-	"time"
-
-	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
 const (
-	tokenTimeout = time.Minute
 	// maxChallenge bounds the header that says how to authenticate.
 	maxChallenge = 8 << 10
 	// maxChallenges and maxParams bound the ways to authenticate that are
 	// looked at, and what each may say.
 	maxChallenges = 16
 	maxParams     = 16
-	// maxToken bounds what is sent along with every request.
-	maxToken = 32 << 10
 )
 
 // authorizer answers one host's challenges. It asks for nothing in advance:
@@ -34,8 +26,10 @@ const (
 type authorizer struct {
 	transport http.RoundTripper
 	base      *url.URL
-	scope     string
-	creds     credentials
+	// scope is what a token is for where the challenge does not say it, "" for
+	// a host that only a redirect has named.
+	scope string
+	creds credentials
 
 	mu     sync.Mutex
 	header string // the Authorization that the host accepted or may accept
@@ -54,7 +48,8 @@ func (a *authorizer) authorize(req *http.Request) {
 }
 
 // challenged learns from a 401 answer how to authorize. It reports whether
-// the request is worth repeating.
+// the request is worth repeating. A way that fails is left for the next one
+// that the host offers.
 func (a *authorizer) challenged(ctx context.Context, resp *http.Response) (bool, error) {
 	// Requests run side by side: one gets the token for all.
 	a.mu.Lock()
@@ -66,88 +61,41 @@ func (a *authorizer) challenged(ctx context.Context, resp *http.Response) (bool,
 	if a.creds.registryToken != "" {
 		return false, nil
 	}
+	var failed error
 	for _, c := range parseChallenges(resp.Header.Values("WWW-Authenticate")) {
-		var header string
-		switch c.scheme {
-		case "basic":
-			if a.creds.password == "" && a.creds.username == "" {
-				continue
+		header, err := a.answer(ctx, c)
+		if err != nil {
+			if ctx.Err() != nil {
+				return false, context.Cause(ctx)
 			}
-			header = "Basic " + base64.StdEncoding.EncodeToString([]byte(a.creds.username+":"+a.creds.password))
-		case "bearer":
-			token, err := a.token(ctx, c)
-			if err != nil {
-				return false, err
-			}
-			header = "Bearer " + token
-		default:
+			failed = cmp.Or(failed, err)
 			continue
 		}
-		if header == sent {
-			return false, nil // these credentials were refused
+		if header == "" || header == sent {
+			continue // nothing to say, or refused already
 		}
 		a.header = header
 		return true, nil
 	}
-	return false, nil
+	return false, failed
 }
 
-// token gets a bearer token from the server that the challenge names.
-func (a *authorizer) token(ctx context.Context, c challenge) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
-	defer cancel()
-	opts := []name.Option{name.WeakValidation}
-	insecure := a.base.Scheme == "http"
-	if insecure {
-		opts = append(opts, name.Insecure)
-	}
-	reg, err := name.NewRegistry(a.base.Host, opts...)
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrProtocol, err)
-	}
-	tok, err := transport.Exchange(ctx, reg, a.authenticator(), a.transport, a.scopes(c), &transport.Challenge{
-		Scheme: "Bearer", Parameters: c.params, Insecure: insecure,
-	})
-	if err != nil {
-		return "", fmt.Errorf("get token: %w", tokenError(ctx, err))
-	}
-	for _, t := range []string{tok.Token, tok.AccessToken} {
-		if t != "" && len(t) <= maxToken && !strings.ContainsAny(t, "\r\n") {
-			return t, nil
+// answer is the Authorization for a challenge, "" if there is none.
+func (a *authorizer) answer(ctx context.Context, c challenge) (string, error) {
+	switch c.scheme {
+	case "basic":
+		if a.creds.password == "" && a.creds.username == "" {
+			return "", nil
 		}
-	}
-	return "", fmt.Errorf("%w: token server sent no token, or one of more than %d bytes", ErrProtocol, maxToken)
-}
-
-// scopes are what a token is asked for: reading the repository, and whatever
-// else the registry says it needs for this.
-func (a *authorizer) scopes(c challenge) []string {
-	if s := c.params["scope"]; s != "" && s != a.scope {
-		return []string{s, a.scope}
-	}
-	return []string{a.scope}
-}
-
-func (a *authorizer) authenticator() authn.Authenticator {
-	if a.creds.empty() {
-		return authn.Anonymous
-	}
-	return authn.FromConfig(authn.AuthConfig{
-		Username: a.creds.username, Password: a.creds.password, IdentityToken: a.creds.identityToken,
-	})
-}
-
-// tokenError classes a token server's error like a registry's.
-func tokenError(ctx context.Context, err error) error {
-	var te *transport.Error
-	if errors.As(err, &te) {
-		se := &statusError{code: te.StatusCode}
-		if len(te.Errors) > 0 {
-			se.detail = te.Errors[0].String()
+		return "Basic " + base64.StdEncoding.EncodeToString([]byte(a.creds.username+":"+a.creds.password)), nil
+	case "bearer":
+		token, err := a.token(ctx, c)
+		if err != nil {
+			return "", fmt.Errorf("get token: %w", err)
 		}
-		return se
+		return "Bearer " + token, nil
 	}
-	return transportError(ctx, err)
+	return "", nil
 }
 
 // challenge is one scheme that a WWW-Authenticate header offers.
@@ -166,8 +114,12 @@ func parseChallenges(headers []string) []challenge {
 		}
 		for h != "" && len(list) < maxChallenges {
 			var scheme string
-			scheme, h, _ = strings.Cut(strings.TrimLeft(h, " ,"), " ")
-			if scheme == "" {
+			h = strings.TrimLeft(h, " ,")
+			end := strings.IndexAny(h, " ,")
+			if end < 0 {
+				end = len(h)
+			}
+			if scheme, h = h[:end], h[end:]; scheme == "" {
 				break
 			}
 			c := challenge{scheme: strings.ToLower(scheme), params: map[string]string{}}

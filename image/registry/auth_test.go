@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -28,7 +27,7 @@ func TestBasicAuth(t *testing.T) {
 		"auth":     {Auth: base64.StdEncoding.EncodeToString([]byte("u:p"))},
 		"server":   {Username: "u", Password: "p", ServerAddress: f.URL},
 	} {
-		if _, err := repository(t, f.host+"/app", auth, "").Manifest(t.Context(), io.Discard); err != nil {
+		if _, err := repository(t, f.host+"/app", auth, "").Manifest(t.Context(), ignored{}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -37,7 +36,7 @@ func TestBasicAuth(t *testing.T) {
 		"wrong":        {Username: "u", Password: "x"},
 		"other server": {Username: "u", Password: "p", ServerAddress: "other.io"},
 	} {
-		if _, err := repository(t, f.host+"/app", auth, "").Manifest(t.Context(), io.Discard); !errors.Is(err, ErrDenied) {
+		if _, err := repository(t, f.host+"/app", auth, "").Manifest(t.Context(), ignored{}); !errors.Is(err, ErrDenied) {
 			t.Errorf("%s: %v, want %v", name, err, ErrDenied)
 		}
 	}
@@ -91,7 +90,7 @@ func TestBearerAuth(t *testing.T) {
 		"registry token": {RegistryToken: "good"},
 	} {
 		r := repository(t, f.host+"/app", auth, "")
-		if _, err := r.Manifest(t.Context(), io.Discard); err != nil {
+		if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -100,7 +99,7 @@ func TestBearerAuth(t *testing.T) {
 		"wrong identity token": {IdentityToken: "x"},
 		"wrong registry token": {RegistryToken: "x"},
 	} {
-		if _, err := repository(t, f.host+"/app", auth, "").Manifest(t.Context(), io.Discard); !errors.Is(err, ErrDenied) {
+		if _, err := repository(t, f.host+"/app", auth, "").Manifest(t.Context(), ignored{}); !errors.Is(err, ErrDenied) {
 			t.Errorf("%s: %v, want %v", name, err, ErrDenied)
 		}
 	}
@@ -113,7 +112,7 @@ func TestOneTokenForAllRequests(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if _, err := r.Manifest(t.Context(), io.Discard); err != nil {
+			if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -2,13 +2,18 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -46,6 +51,8 @@ type Options struct {
 	ProgressTimeout time.Duration
 	// UserAgent is what registries see in their logs.
 	UserAgent string
+	// Logger is told of keys in hosts.toml that have no meaning; nil for none.
+	Logger *slog.Logger
 }
 
 // Client reads from registries. It holds no connection between pulls.
@@ -55,6 +62,9 @@ type Client struct{ opts Options }
 func New(opts Options) *Client {
 	if opts.ProgressTimeout <= 0 {
 		opts.ProgressTimeout = defaultProgressTimeout
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Client{opts: opts}
 }
@@ -74,7 +84,7 @@ func (c *Client) Repository(ref Reference, auth *Auth) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	eps, err := endpoints(c.opts.ConfigDirs, ref.Host)
+	eps, err := endpoints(c.opts.ConfigDirs, ref.Host, c.opts.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -106,8 +116,16 @@ type hop struct {
 	endpoint
 	client *http.Client
 	reach  *reach
-	auth   authorizer
-	query  string
+	auth   *authorizer
+	// named is the registry that is meant, and creds what there is for it.
+	named string
+	creds credentials
+	query string
+
+	mu sync.Mutex
+	// others answer the challenges of hosts that redirects led to.
+	others map[string]*authorizer // guarded by mu
+
 	// down is set once the host could not be reached: it is not asked again
 	// in this pull unless nobody else answers.
 	down atomic.Bool
@@ -118,7 +136,7 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 	if timeout <= 0 {
 		timeout = defaultDialTimeout
 	}
-	h := &hop{endpoint: ep, reach: newReach(ep.base, timeout)}
+	h := &hop{endpoint: ep, reach: newReach(ep.base, timeout), named: ref.Host, creds: creds, others: map[string]*authorizer{}}
 	tr := &http.Transport{
 		Proxy:                  h.reach.proxy,
 		DialContext:            h.reach.dial,
@@ -134,7 +152,7 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 		ReadBufferSize:     64 << 10,
 	}
 	h.client = &http.Client{Transport: tr, CheckRedirect: h.checkRedirect}
-	h.auth = authorizer{transport: tr, base: ep.base, scope: "repository:" + ref.Repo + ":pull"}
+	h.auth = &authorizer{transport: tr, base: ep.base, scope: "repository:" + ref.Repo + ":pull"}
 	// Mirrors get credentials only if they are the named registry after all.
 	if ep.upstream || canonicalHost(ep.base.Host) == canonicalHost(ref.Host) {
 		h.auth.creds = creds
@@ -146,7 +164,7 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 }
 
 // checkRedirect takes everything that is meant for this host alone out of a
-// request that goes on to another.
+// request that goes on to another, and adds what that one has asked for.
 func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= maxRedirects {
 		return fmt.Errorf("%w: more than %d redirects", ErrProtocol, maxRedirects)
@@ -154,19 +172,60 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return fmt.Errorf("%w: redirect to scheme %q", ErrProtocol, req.URL.Scheme)
 	}
-	if req.URL.Host == h.base.Host && req.URL.Scheme == h.base.Scheme {
+	req.Header.Del("Authorization")
+	if origin(req.URL) == origin(h.base) {
+		// Not in the clear if it was not before.
+		if req.URL.Scheme == "https" || h.base.Scheme == "http" {
+			h.auth.authorize(req)
+		}
 		return nil
 	}
 	if err := h.reach.checkURL(req.URL); err != nil {
 		return fmt.Errorf("redirect to %s: %w", clean(req.URL.Host), err)
 	}
-	req.Header.Del("Authorization")
 	req.Header.Del("Cookie")
 	for name := range h.header {
 		req.Header.Del(name)
 	}
+	h.mu.Lock()
+	other := h.others[serverOf(req.URL)]
+	h.mu.Unlock()
+	if other != nil {
+		other.authorize(req)
+	}
 	return nil
 }
+
+// authorizerOf is what answers the challenges of the host at u, which this one
+// may have led to: that one has credentials only if they are meant for it. It
+// is nil for one too many.
+func (h *hop) authorizerOf(u *url.URL) *authorizer {
+	if origin(u) == origin(h.base) {
+		if u.Scheme == "http" && h.base.Scheme == "https" {
+			return nil
+		}
+		return h.auth
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at := serverOf(u)
+	if h.others[at] == nil && len(h.others) < maxRedirects {
+		a := &authorizer{transport: h.auth.transport, base: &url.URL{Scheme: u.Scheme, Host: u.Host}}
+		if u.Scheme == "https" && canonicalHost(u.Host) == canonicalHost(h.named) {
+			a.creds = h.creds
+		}
+		h.others[at] = a
+	}
+	return h.others[at]
+}
+
+// origin is the host of a URL, with its port unless that is the scheme's own.
+func origin(u *url.URL) string {
+	host := strings.ToLower(u.Host)
+	return strings.TrimSuffix(host, ":"+map[string]string{"http": "80", "https": "443"}[u.Scheme])
+}
+
+func serverOf(u *url.URL) string { return u.Scheme + "://" + origin(u) }
 
 // request is what is asked of each host in turn.
 type request struct {
@@ -177,81 +236,130 @@ type request struct {
 	want  []int
 }
 
-// do asks the hosts until one answers as wanted. The caller closes the body.
-func (r *Repository) do(ctx context.Context, q request) (*http.Response, error) {
+// taker takes what is wanted from an answer, and closes its body.
+type taker func(*hop, *http.Response) error
+
+// each asks the hosts in turn until one answers as wanted and take has what
+// it wants from the answer. Hosts in refused are not asked.
+func (r *Repository) each(ctx context.Context, q request, refused map[*hop]bool, take taker) error {
+	asked := r.order(q, refused)
+	var failed hopErrors
+	for i, h := range asked {
+		err := h.ask(ctx, q, r.agent, i == len(asked)-1, take)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		failed = append(failed, &HopError{URL: h.base.String() + q.path, Err: err})
+	}
+	if len(failed) == 0 {
+		return fmt.Errorf("%w: no configured host may be asked for %s", ErrConfig, q.path)
+	}
+	return failed
+}
+
+// order lists the hosts that may be asked, those that are down last.
+func (r *Repository) order(q request, refused map[*hop]bool) []*hop {
 	var asked, postponed []*hop
 	for _, h := range r.hops {
 		switch {
-		case q.byTag && !h.resolve, !q.byTag && !h.pull:
+		case q.byTag && !h.resolve, !q.byTag && !h.pull, refused[h]:
 		case h.down.Load():
 			postponed = append(postponed, h)
 		default:
 			asked = append(asked, h)
 		}
 	}
-	asked = append(asked, postponed...)
-	var failed hopErrors
-	for i, h := range asked {
-		resp, err := h.do(ctx, q, r.agent, i == len(asked)-1)
-		if err == nil {
-			return resp, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		failed = append(failed, &HopError{URL: h.base.String() + q.path, Err: err})
-	}
-	if len(failed) == 0 {
-		return nil, fmt.Errorf("%w: no configured host may be asked for %s", ErrConfig, q.path)
-	}
-	return nil, failed
+	return append(asked, postponed...)
 }
 
-// do asks one host. Only the last one gets patience: while there is another
-// to try, a busy host is passed over.
-func (h *hop) do(ctx context.Context, q request, agent string, last bool) (*http.Response, error) {
+// ask asks one host. Only the last one gets patience: while there is another
+// to try, one that is busy or breaks off is passed over.
+func (h *hop) ask(ctx context.Context, q request, agent string, last bool, take taker) error {
 	backoff := firstBackoff
 	for attempt := 1; ; attempt++ {
-		resp, err := h.once(ctx, q, agent)
-		if err != nil {
-			err = transportError(ctx, err)
-			h.down.Store(ctx.Err() == nil)
-			return nil, err
+		wait, err := h.attempt(ctx, q, agent, take)
+		if err == nil {
+			h.down.Store(false)
+			return nil
 		}
-		for _, code := range q.want {
-			if resp.StatusCode == code {
-				h.down.Store(false)
-				return resp, nil
-			}
+		if wait < 0 || !last || attempt == maxRetries {
+			return err
 		}
-		err = readStatus(resp)
-		wait, retry := retryAfter(resp, backoff)
-		if !retry || !last || attempt == maxRetries {
-			return nil, err
-		}
-		if err := sleep(ctx, wait); err != nil {
-			return nil, err
+		if err := sleep(ctx, max(wait, backoff)); err != nil {
+			return err
 		}
 		backoff *= 2
 	}
 }
 
-// once sends the request, and once more with authorization if that is asked for.
-func (h *hop) once(ctx context.Context, q request, agent string) (*http.Response, error) {
-	resp, err := h.send(ctx, q, agent)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized || resp.Request.URL.Host != h.base.Host {
-		return resp, err
-	}
-	retry, err := h.auth.challenged(ctx, resp)
+// attempt asks one host once. After an error that may pass, the time to wait
+// is not negative.
+func (h *hop) attempt(ctx context.Context, q request, agent string, take taker) (wait time.Duration, err error) {
+	resp, err := h.once(ctx, q, agent)
 	if err != nil {
+		err = transportError(ctx, err)
+		h.down.Store(ctx.Err() == nil)
+		if dropped(err) {
+			return 0, err
+		}
+		return -1, err
+	}
+	if !slices.Contains(q.want, resp.StatusCode) {
+		err = readStatus(resp)
+		if wait, again := retryAfter(resp, 0); again {
+			return wait, err
+		}
+		return -1, err
+	}
+	err = take(h, resp)
+	switch {
+	case err == nil:
+		return 0, nil
+	case errors.Is(err, errStalled):
+		h.down.Store(ctx.Err() == nil) // it would stall the next request, too
+	case dropped(err):
+		return 0, err
+	}
+	return -1, err
+}
+
+// dropped reports whether a connection ended that may well last the next time.
+func dropped(err error) bool {
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNREFUSED, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	// HTTP/2 has types of its own, which net/http keeps to itself.
+	text := err.Error()
+	return strings.Contains(text, "http2: server sent GOAWAY") || strings.Contains(text, "stream error: ") || strings.Contains(text, "server closed idle connection")
+}
+
+// once sends the request, and again with authorization each time that a host
+// on the way asks for it.
+func (h *hop) once(ctx context.Context, q request, agent string) (*http.Response, error) {
+	for challenges := 0; ; challenges++ {
+		resp, err := h.send(ctx, q, agent)
+		if err != nil || resp.StatusCode != http.StatusUnauthorized || challenges == maxRedirects {
+			return resp, err
+		}
+		a := h.authorizerOf(resp.Request.URL)
+		if a == nil {
+			return resp, nil
+		}
+		retry, err := a.challenged(ctx, resp)
+		if err != nil {
+			drain(resp)
+			return nil, err
+		}
+		if !retry {
+			return resp, nil
+		}
 		drain(resp)
-		return nil, err
 	}
-	if !retry {
-		return resp, nil
-	}
-	drain(resp)
-	return h.send(ctx, q, agent)
 }
 
 func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response, error) {
@@ -273,6 +381,8 @@ func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response
 		req.Header.Set("User-Agent", agent)
 	}
 	h.auth.authorize(req)
+	// What is fetched is what a digest is of.
+	req.Header.Set("Accept-Encoding", "identity")
 	timer := time.AfterFunc(answerTimeout, func() {
 		cancel(fmt.Errorf("%w: no answer after %s", ErrUnavailable, answerTimeout))
 	})

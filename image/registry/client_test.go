@@ -82,6 +82,12 @@ func (f *fake) requests(header string) []string {
 	return list
 }
 
+// ignored is a document that nobody reads.
+type ignored struct{}
+
+func (ignored) Write(p []byte) (int, error) { return len(p), nil }
+func (ignored) Reset()                      {}
+
 func status(code int) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(code); return true }
 }
@@ -112,15 +118,15 @@ func TestManifest(t *testing.T) {
 	if err != nil || data.String() != manifestBody || doc.Size != int64(data.Len()) || doc.MediaType != ocispec.MediaTypeImageManifest {
 		t.Errorf("%+v, %v", doc, err)
 	}
-	if _, err := repository(t, f.host+"/app@"+doc.Digest.String(), nil, "").Manifest(t.Context(), io.Discard); err != nil {
+	if _, err := repository(t, f.host+"/app@"+doc.Digest.String(), nil, "").Manifest(t.Context(), ignored{}); err != nil {
 		t.Error(err)
 	}
 	other := digest.FromString("other")
-	if _, err := repository(t, f.host+"/app@"+other.String(), nil, "").Manifest(t.Context(), io.Discard); !errors.Is(err, ErrProtocol) {
+	if _, err := repository(t, f.host+"/app@"+other.String(), nil, "").Manifest(t.Context(), ignored{}); !errors.Is(err, ErrProtocol) {
 		t.Errorf("wrong bytes for a digest: %v, want %v", err, ErrProtocol)
 	}
 	sha512 := digest.SHA512.FromString(manifestBody)
-	if _, err := repository(t, f.host+"/app@"+sha512.String(), nil, "").Manifest(t.Context(), io.Discard); err != nil {
+	if _, err := repository(t, f.host+"/app@"+sha512.String(), nil, "").Manifest(t.Context(), ignored{}); err != nil {
 		t.Errorf("SHA-512: %v", err)
 	}
 }
@@ -134,7 +140,7 @@ func TestManifestTooLarge(t *testing.T) {
 		}
 		return true
 	})
-	if _, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), io.Discard); !errors.Is(err, ErrProtocol) {
+	if _, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), ignored{}); !errors.Is(err, ErrProtocol) {
 		t.Errorf("error %v, want %v", err, ErrProtocol)
 	}
 }
@@ -144,7 +150,7 @@ func TestErrorClasses(t *testing.T) {
 		400: ErrProtocol, 401: ErrDenied, 403: ErrDenied, 404: ErrNotFound, 418: ErrProtocol,
 	} {
 		f := newFake(t, status(code))
-		_, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), io.Discard)
+		_, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), ignored{})
 		if !errors.Is(err, want) || !strings.Contains(err.Error(), fmt.Sprint(code)) || !strings.Contains(err.Error(), f.host) {
 			t.Errorf("%d: %v, want %v with host and status", code, err, want)
 		}
@@ -152,20 +158,20 @@ func TestErrorClasses(t *testing.T) {
 	closed := newFake(t, nil)
 	closed.Close()
 	for name, ref := range map[string]string{"refused": closed.host + "/app", "no such name": "no-such-host.invalid/app"} {
-		if _, err := repository(t, ref, nil, "").Manifest(t.Context(), io.Discard); !errors.Is(err, ErrUnavailable) {
+		if _, err := repository(t, ref, nil, "").Manifest(t.Context(), ignored{}); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: %v, want %v", name, err, ErrUnavailable)
 		}
 	}
 	tls := httptest.NewTLSServer(http.NotFoundHandler())
 	defer tls.Close()
 	r := repository(t, "h.io/app", nil, fmt.Sprintf("server = %q\n", tls.URL))
-	if _, err := r.Manifest(t.Context(), io.Discard); !errors.Is(err, ErrUnavailable) {
+	if _, err := r.Manifest(t.Context(), ignored{}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("unknown authority: %v, want %v", err, ErrUnavailable)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	f := newFake(t, nil)
-	if _, err := repository(t, f.host+"/app", nil, "").Manifest(ctx, io.Discard); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnavailable) {
+	if _, err := repository(t, f.host+"/app", nil, "").Manifest(ctx, ignored{}); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnavailable) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -176,7 +182,7 @@ func TestRegistryExplains(t *testing.T) {
 		io.WriteString(w, `{"errors":[{"code":"DENIED","message":"quota\nexceeded"}]}`)
 		return true
 	})
-	_, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), io.Discard)
+	_, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), ignored{})
 	if err == nil || !strings.Contains(err.Error(), "DENIED: quota exceeded") {
 		t.Errorf("error %v", err)
 	}
@@ -209,7 +215,7 @@ func TestRetries(t *testing.T) {
 				return true
 			})
 			start := time.Now()
-			_, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), io.Discard)
+			_, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), ignored{})
 			if !errors.Is(err, c.want) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
@@ -231,10 +237,10 @@ func TestMirrors(t *testing.T) {
 			mirror, up := newFake(t, c.mirror), newFake(t, nil)
 			hosts := fmt.Sprintf("server = %q\n[host.%q]\n[host.%q]\ncapabilities=[\"pull\"]\n[host.%q]\n", up.URL, dead.URL, mirror.URL+"/pullonly", mirror.URL)
 			r := repository(t, "h.io/app:v1", &Auth{Username: "u", Password: "p"}, hosts)
-			if _, err := r.Manifest(t.Context(), io.Discard); err != nil {
+			if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 				t.Fatal(err)
 			}
-			body, err := r.Blob(t.Context(), up.desc())
+			body, err := r.Blob(t.Context(), up.desc(), &Attempts{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -251,7 +257,7 @@ func TestMirrors(t *testing.T) {
 func TestMirrorServes(t *testing.T) {
 	mirror, up := newFake(t, nil), newFake(t, nil)
 	r := repository(t, "h.io/app:v1", nil, fmt.Sprintf("server = %q\n[host.%q]\n[host.%q.header]\nX-Key = \"v\"\n", up.URL, mirror.URL, mirror.URL))
-	if _, err := r.Manifest(t.Context(), io.Discard); err != nil {
+	if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 		t.Fatal(err)
 	}
 	if got := fmt.Sprint(mirror.requests("X-Key")); got != "[/v2/app/manifests/v1?ns=h.io v]" {
@@ -265,7 +271,7 @@ func TestMirrorServes(t *testing.T) {
 func TestErrorListsEveryHop(t *testing.T) {
 	mirror, up := newFake(t, status(500)), newFake(t, status(404))
 	r := repository(t, "h.io/app:v1", nil, fmt.Sprintf("server = %q\n[host.%q]\n", up.URL, mirror.URL))
-	_, err := r.Manifest(t.Context(), io.Discard)
+	_, err := r.Manifest(t.Context(), ignored{})
 	if !errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnavailable) {
 		t.Errorf("error %v, want the upstream's class", err)
 	}
@@ -296,7 +302,7 @@ func TestCertificateAuthority(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.Manifest(t.Context(), io.Discard); err != nil {
+		if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		r.Close()
@@ -330,7 +336,7 @@ func TestCVE202015157RedirectTakesNoCredentials(t *testing.T) {
 	})
 	hosts := fmt.Sprintf("server = %q\n[header]\nX-Key = \"secret\"\n", f.URL)
 	r := repository(t, "h.io/app", &Auth{Username: "u", Password: "p"}, hosts)
-	body, err := r.Blob(t.Context(), blobs.desc())
+	body, err := r.Blob(t.Context(), blobs.desc(), &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,7 +362,7 @@ func TestRedirectsThatAreRefused(t *testing.T) {
 			http.Redirect(w, r, target+map[bool]string{true: r.URL.Path}[target == ""], http.StatusFound)
 			return true
 		})
-		if _, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), io.Discard); err == nil {
+		if _, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), ignored{}); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
@@ -391,7 +397,7 @@ func cut(f *fake, after int) func(w http.ResponseWriter, r *http.Request) bool {
 func TestBlobResumes(t *testing.T) {
 	f := newFake(t, nil)
 	f.answer = cut(f, 70_000)
-	body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc())
+	body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -415,7 +421,7 @@ func TestBlobResumesWithoutRanges(t *testing.T) {
 		}
 		return false
 	}
-	body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc())
+	body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -429,7 +435,7 @@ func TestBlobThatNeverEnds(t *testing.T) {
 	for name, after := range map[string]int{"nothing more": 0} {
 		f := newFake(t, nil)
 		f.answer = cut(f, after)
-		body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc())
+		body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), &Attempts{})
 		if err == nil {
 			_, err = io.ReadAll(body)
 			body.Close()
@@ -445,7 +451,7 @@ func TestBlobSizes(t *testing.T) {
 	for name, delta := range map[string]int64{"shorter than it says": 1, "longer than it says": -1} {
 		desc := f.desc()
 		desc.Size += delta
-		if _, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), desc); !errors.Is(err, ErrProtocol) {
+		if _, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), desc, &Attempts{}); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: %v, want %v", name, err, ErrProtocol)
 		}
 	}
@@ -457,7 +463,7 @@ func TestBlobSizes(t *testing.T) {
 			}
 		}
 	})
-	body, err := repository(t, endless.host+"/app", nil, "").Blob(t.Context(), f.desc())
+	body, err := repository(t, endless.host+"/app", nil, "").Blob(t.Context(), f.desc(), &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -483,10 +489,10 @@ func TestStalledDownload(t *testing.T) {
 		var err error
 		start := time.Now()
 		if path == "/manifests/" {
-			_, err = r.Manifest(t.Context(), io.Discard)
+			_, err = r.Manifest(t.Context(), ignored{})
 		} else {
-			var body io.ReadCloser
-			if body, err = r.Blob(t.Context(), f.desc()); err == nil {
+			var body *Blob
+			if body, err = r.Blob(t.Context(), f.desc(), &Attempts{}); err == nil {
 				_, err = io.ReadAll(body)
 				body.Close()
 			}

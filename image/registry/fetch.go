@@ -33,19 +33,26 @@ const (
 	DockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 )
 
-// Manifest writes the document that the repository's reference names to a
-// writer, at most [MaxDocument] bytes, and describes what it has written.
-func (r *Repository) Manifest(ctx context.Context, to io.Writer) (ocispec.Descriptor, error) {
+// Document is what a document is written to. Reset drops what was written,
+// because a host did not keep its word and the next one is asked.
+type Document interface {
+	io.Writer
+	Reset()
+}
+
+// Manifest writes the document that the repository's reference names, at most
+// [MaxDocument] bytes, and describes what it has written.
+func (r *Repository) Manifest(ctx context.Context, to Document) (ocispec.Descriptor, error) {
 	return r.manifest(ctx, r.ref.identifier(), r.ref.Digest, to)
 }
 
 // ManifestByDigest writes a manifest that an index names, which it verifies.
-func (r *Repository) ManifestByDigest(ctx context.Context, d digest.Digest, to io.Writer) (ocispec.Descriptor, error) {
+func (r *Repository) ManifestByDigest(ctx context.Context, d digest.Digest, to Document) (ocispec.Descriptor, error) {
 	return r.manifest(ctx, d.String(), d, to)
 }
 
-func (r *Repository) manifest(ctx context.Context, id string, want digest.Digest, to io.Writer) (ocispec.Descriptor, error) {
-	resp, err := r.do(ctx, request{
+func (r *Repository) manifest(ctx context.Context, id string, want digest.Digest, to Document) (desc ocispec.Descriptor, err error) {
+	q := request{
 		method: http.MethodGet,
 		path:   "/" + r.ref.Repo + "/manifests/" + id,
 		header: http.Header{"Accept": {strings.Join([]string{
@@ -53,16 +60,27 @@ func (r *Repository) manifest(ctx context.Context, id string, want digest.Digest
 		}, ", ")}},
 		byTag: want == "",
 		want:  []int{http.StatusOK},
+	}
+	err = r.each(ctx, q, nil, func(_ *hop, resp *http.Response) error {
+		desc, err = r.readManifest(ctx, resp, want, to)
+		return err
 	})
+	return desc, err
+}
+
+// readManifest copies a manifest from an answer.
+func (r *Repository) readManifest(ctx context.Context, resp *http.Response, want digest.Digest, to Document) (ocispec.Descriptor, error) {
+	resp.Body = newWatchedBody(ctx, resp.Body, r.progress, r.document, nil)
+	defer resp.Body.Close()
+	body, err := plain(resp)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	body := newWatchedBody(ctx, resp.Body, r.progress, r.document, nil)
-	defer body.Close()
 	algorithm := digest.SHA256
 	if want != "" {
 		algorithm = want.Algorithm()
 	}
+	to.Reset()
 	got, size, err := copyDocument(to, body, MaxDocument, algorithm)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -78,23 +96,44 @@ func (r *Repository) manifest(ctx context.Context, id string, want digest.Digest
 }
 
 // Config writes the small blob that desc describes, which it verifies.
-func (r *Repository) Config(ctx context.Context, desc ocispec.Descriptor, to io.Writer) error {
+func (r *Repository) Config(ctx context.Context, desc ocispec.Descriptor, to Document) error {
 	if desc.Size > MaxDocument {
 		return fmt.Errorf("%w: configuration of %d bytes", ErrProtocol, desc.Size)
 	}
-	b := &blobReader{ctx: ctx, repo: r, desc: desc, total: r.document}
-	if err := b.open(); err != nil {
+	return r.each(ctx, r.blobRequest(desc), nil, func(_ *hop, resp *http.Response) error {
+		resp.Body = newWatchedBody(ctx, resp.Body, r.progress, r.document, nil)
+		defer resp.Body.Close()
+		body, err := r.blobBody(resp, desc)
+		if err != nil {
+			return err
+		}
+		to.Reset()
+		got, _, err := copyDocument(to, body, desc.Size, desc.Digest.Algorithm())
+		if err == nil && got != desc.Digest {
+			err = fmt.Errorf("%w: blob %s has digest %s", ErrProtocol, desc.Digest, got)
+		}
 		return err
+	})
+}
+
+func (r *Repository) blobRequest(desc ocispec.Descriptor) request {
+	return request{
+		method: http.MethodGet,
+		path:   "/" + r.ref.Repo + "/blobs/" + desc.Digest.String(),
+		header: http.Header{"Accept": {"*/*"}},
+		want:   []int{http.StatusOK},
 	}
-	defer b.Close()
-	got, _, err := copyDocument(to, b, desc.Size, desc.Digest.Algorithm())
-	if err != nil {
-		return err
+}
+
+// blobBody is the blob in a whole answer.
+func (r *Repository) blobBody(resp *http.Response, desc ocispec.Descriptor) (io.Reader, error) {
+	if isCoded(resp, desc.Size) {
+		return plain(resp)
 	}
-	if got != desc.Digest {
-		return fmt.Errorf("%w: blob %s has digest %s", ErrProtocol, desc.Digest, got)
+	if n := resp.ContentLength; n >= 0 && n != desc.Size {
+		return nil, fmt.Errorf("%w: blob %s has %d bytes, not %d", ErrProtocol, desc.Digest, n, desc.Size)
 	}
-	return nil
+	return resp.Body, nil
 }
 
 // copyDocument copies at most limit bytes and tells what they are.
@@ -110,63 +149,94 @@ func copyDocument(to io.Writer, from io.Reader, limit int64, algorithm digest.Al
 	return sum.Digest(), n, nil
 }
 
+// Attempts remembers which hosts have failed a blob. Its zero value is ready.
+type Attempts struct{ refused map[*hop]bool }
+
+// Blame notes that what was read of a blob is not the blob, and reports
+// whether there is another host to read it from: the one that sent its
+// beginning is not asked again.
+func (a *Attempts) Blame(b *Blob) bool {
+	a.refuse(b.first)
+	return len(b.repo.order(request{}, a.refused)) > 0
+}
+
+func (a *Attempts) refuse(h *hop) {
+	if a.refused == nil {
+		a.refused = map[*hop]bool{}
+	}
+	a.refused[h] = true
+}
+
 // Blob streams a blob. The reader takes the download up again where it broke
 // off, from another host if need be. It does not verify: the caller, who sees
-// every byte anyway, compares digest and size.
-func (r *Repository) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	b := &blobReader{ctx: ctx, repo: r, desc: desc, meter: &meter{window: min(rateTime, r.progress)}}
+// every byte anyway, compares digest and size, and may ask again without the
+// host that it got something else from.
+func (r *Repository) Blob(ctx context.Context, desc ocispec.Descriptor, a *Attempts) (*Blob, error) {
+	b := &Blob{ctx: ctx, repo: r, desc: desc, tries: a, meter: &meter{window: min(rateTime, r.progress)}}
 	if err := b.open(); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// blobReader is a blob as one stream, over as many requests as it takes.
-type blobReader struct {
-	ctx     context.Context // io.Reader has no room for it
+// Blob is a blob as one stream, over as many requests as it takes.
+type Blob struct {
+	// An io.Reader has no room for a context: it is that of the download.
+	ctx     context.Context
 	repo    *Repository
 	desc    ocispec.Descriptor
+	tries   *Attempts
 	offset  int64
+	text    io.Reader // the bytes from offset on, read from body
 	body    io.ReadCloser
 	resumes int
-	// total, if not 0, is how long each answer may take in all; meter, if not
-	// nil, is over all of them.
-	total time.Duration
-	meter *meter
+	pending error // what a read ended with that brought something, too
+	// first is the host that sent the beginning, from the one that sends now.
+	first, from *hop
+	meter       *meter
 }
 
 // open asks for the blob from offset on.
-func (b *blobReader) open() error {
-	q := request{
-		method: http.MethodGet,
-		path:   "/" + b.repo.ref.Repo + "/blobs/" + b.desc.Digest.String(),
-		header: http.Header{"Accept": {"*/*"}},
-		want:   []int{http.StatusOK},
-	}
+func (b *Blob) open() error {
+	q := b.repo.blobRequest(b.desc)
 	if b.offset > 0 {
 		// With its end, though it is the blob's: some registries want one.
 		q.header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.offset, b.desc.Size-1))
 		q.want = append(q.want, http.StatusPartialContent)
 	}
-	resp, err := b.repo.do(b.ctx, q)
-	if err != nil {
-		return err
-	}
-	if n := resp.ContentLength; resp.StatusCode == http.StatusOK && n >= 0 && n != b.desc.Size {
-		resp.Body.Close()
-		return fmt.Errorf("%w: blob %s has %d bytes, not %d", ErrProtocol, b.desc.Digest, n, b.desc.Size)
-	}
-	b.body = newWatchedBody(b.ctx, resp.Body, b.repo.progress, b.total, b.meter)
+	return b.repo.each(b.ctx, q, b.tries.refused, b.begin)
+}
+
+// begin takes an answer for the stream's next part.
+func (b *Blob) begin(h *hop, resp *http.Response) error {
 	skip := b.offset
 	if resp.StatusCode == http.StatusPartialContent {
-		if skip, err = skipTo(resp, b.offset); err != nil {
-			b.body.Close()
+		var err error
+		if skip, err = skipTo(resp, b.offset); err == nil && resp.Header.Get("Content-Encoding") != "" {
+			err = fmt.Errorf("%w: a part of a blob with content coding %q", ErrProtocol, clean(resp.Header.Get("Content-Encoding")))
+		}
+		if err != nil {
+			resp.Body.Close()
 			return err
 		}
 	}
-	if _, err := io.CopyN(io.Discard, b.body, skip); err != nil {
-		b.body.Close()
+	body := newWatchedBody(b.ctx, resp.Body, b.repo.progress, 0, b.meter)
+	text := io.Reader(body)
+	if resp.StatusCode == http.StatusOK {
+		resp.Body = body
+		var err error
+		if text, err = b.repo.blobBody(resp, b.desc); err != nil {
+			body.Close()
+			return err
+		}
+	}
+	if _, err := io.CopyN(io.Discard, text, skip); err != nil {
+		body.Close()
 		return err
+	}
+	b.text, b.body, b.from = text, body, h
+	if b.offset == 0 {
+		b.first = h
 	}
 	return nil
 }
@@ -184,7 +254,7 @@ func skipTo(resp *http.Response, offset int64) (int64, error) {
 
 // Read reads on, over broken connections. A blob that is longer than it
 // should be is cut off one byte late, for the caller to notice.
-func (b *blobReader) Read(p []byte) (int, error) {
+func (b *Blob) Read(p []byte) (int, error) {
 	if rest := b.desc.Size + 1 - b.offset; int64(len(p)) > rest {
 		p = p[:max(rest, 0)]
 	}
@@ -192,12 +262,13 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	for {
-		n, err := b.body.Read(p)
-		b.offset += int64(n)
-		if errors.Is(err, errStalled) {
-			return n, b.broken(err)
+		n, err := 0, b.pending
+		if b.pending = nil; err == nil {
+			n, err = b.text.Read(p)
+			b.offset += int64(n)
 		}
 		if n > 0 {
+			b.pending = err
 			b.resumes = 0
 			return n, nil
 		}
@@ -213,42 +284,52 @@ func (b *blobReader) Read(p []byte) (int, error) {
 	}
 }
 
-// resume opens the rest of a stream that ended with cause.
-func (b *blobReader) resume(cause error) error {
-	if b.ctx.Err() != nil {
-		return context.Cause(b.ctx)
-	}
-	if errors.Is(cause, io.EOF) {
-		cause = io.ErrUnexpectedEOF
-	}
-	b.resumes++
-	if b.resumes > maxResumes {
-		return b.broken(cause)
-	}
-	b.body.Close()
-	start := time.Now()
-	if err := sleep(b.ctx, firstBackoff<<(b.resumes-1)); err != nil {
-		return err
-	}
-	err := b.open()
-	if err == nil {
-		// Who breaks off after every byte is as slow as who drips.
-		err = b.meter.note(0, time.Since(start))
-	}
-	if err != nil {
+// resume opens the rest of a stream that ended with cause: where it was, or
+// from another host if this one has stalled or broken off too often.
+func (b *Blob) resume(cause error) error {
+	for cause != nil {
 		b.body.Close()
-		b.body = io.NopCloser(strings.NewReader(""))
-		return fmt.Errorf("resume blob %s at byte %d: %w", b.desc.Digest, b.offset, err)
+		if b.ctx.Err() != nil {
+			return context.Cause(b.ctx)
+		}
+		if errors.Is(cause, io.EOF) {
+			cause = io.ErrUnexpectedEOF
+		}
+		start := time.Now()
+		b.resumes++
+		switch stalled := errors.Is(cause, errStalled); {
+		case !stalled && b.resumes <= maxResumes:
+			if err := sleep(b.ctx, firstBackoff<<(b.resumes-1)); err != nil {
+				return err
+			}
+		case !b.leave(stalled):
+			return b.broken(cause)
+		}
+		if err := b.open(); err != nil {
+			return fmt.Errorf("resume blob %s at byte %d of %d, where %s had ended with %q: %w", b.desc.Digest, b.offset, b.desc.Size, b.from.base.Host, clean(cause.Error()), err)
+		}
+		// Who breaks off after every byte is as slow as who drips.
+		cause = b.meter.note(0, time.Since(start))
 	}
 	return nil
 }
 
-func (b *blobReader) broken(cause error) error {
-	return fmt.Errorf("%w: read blob %s at byte %d of %d: %w", ErrUnavailable, b.desc.Digest, b.offset, b.desc.Size, cause)
+// leave gives a host up, and reports whether there is another.
+func (b *Blob) leave(stalled bool) bool {
+	if stalled {
+		b.from.down.Store(true) // it would stall the next layer, too
+	}
+	b.tries.refuse(b.from)
+	b.resumes, b.meter = 0, &meter{window: b.meter.window}
+	return len(b.repo.order(request{}, b.tries.refused)) > 0
+}
+
+func (b *Blob) broken(cause error) error {
+	return fmt.Errorf("%w: read blob %s at byte %d of %d from %s: %w", ErrUnavailable, b.desc.Digest, b.offset, b.desc.Size, b.from.base.Host, cause)
 }
 
 // Close ends the download.
-func (b *blobReader) Close() error { return b.body.Close() }
+func (b *Blob) Close() error { return b.body.Close() }
 
 // errStalled is how a read ends in which too little arrived for too long.
 var errStalled = errors.New("no data arrived")

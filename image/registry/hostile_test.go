@@ -32,7 +32,7 @@ func drip(w http.ResponseWriter, r *http.Request) {
 // of use and too fast to count as silent.
 func TestDrips(t *testing.T) {
 	manifest := func(ctx context.Context, r *Repository, _ ocispec.Descriptor) error {
-		_, err := r.Manifest(ctx, io.Discard)
+		_, err := r.Manifest(ctx, ignored{})
 		return err
 	}
 	for _, c := range []struct {
@@ -44,10 +44,10 @@ func TestDrips(t *testing.T) {
 	}{
 		{"manifest", "/manifests/", http.StatusOK, manifest, errStalled},
 		{"configuration", "/blobs/", http.StatusOK, func(ctx context.Context, r *Repository, desc ocispec.Descriptor) error {
-			return r.Config(ctx, desc, io.Discard)
+			return r.Config(ctx, desc, ignored{})
 		}, errStalled},
 		{"blob", "/blobs/", http.StatusOK, func(ctx context.Context, r *Repository, desc ocispec.Descriptor) error {
-			body, err := r.Blob(ctx, desc)
+			body, err := r.Blob(ctx, desc, &Attempts{})
 			if err != nil {
 				return err
 			}
@@ -95,7 +95,7 @@ func TestBreakingOffIsDripping(t *testing.T) {
 	f.answer = cut(f, 10)
 	r := repository(t, f.host+"/app", nil, "")
 	r.progress = time.Second
-	body, err := r.Blob(t.Context(), f.desc())
+	body, err := r.Blob(t.Context(), f.desc(), &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func TestHugeAnswers(t *testing.T) {
 		},
 	} {
 		f := newFake(t, answer)
-		_, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), io.Discard)
+		_, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), ignored{})
 		if err == nil {
 			t.Errorf("%s: no error", name)
 		} else if len(err.Error()) > 2000 {

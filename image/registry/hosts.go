@@ -1,11 +1,13 @@
 package registry
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -50,6 +52,9 @@ type hostConfig struct {
 	DialTimeout  string         `toml:"dial_timeout"`
 }
 
+// saysTLS reports whether there are settings that only TLS has.
+func (c *hostConfig) saysTLS() bool { return c.CA != nil || c.Client != nil || c.SkipVerify }
+
 type hostsConfig struct {
 	Server string `toml:"server"`
 	hostConfig
@@ -58,7 +63,7 @@ type hostsConfig struct {
 
 // endpoints lists the hosts for the registry named host, in the order in
 // which they are to be asked: mirrors first, the registry itself last.
-func endpoints(dirs []string, host string) ([]endpoint, error) {
+func endpoints(dirs []string, host string, log *slog.Logger) ([]endpoint, error) {
 	dir, err := hostDir(dirs, host)
 	if err != nil {
 		return nil, err
@@ -78,6 +83,9 @@ func endpoints(dirs []string, host string) ([]endpoint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
+	if keys := unknownKeys(data); len(keys) > 0 {
+		log.Warn("A registry's configuration sets keys that have no meaning; they are ignored", "file", filepath.Join(dir, hostsFile), "keys", strings.Join(keys, ", "))
+	}
 	eps, err := parseHosts(dir, host, data)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrConfig, filepath.Join(dir, hostsFile), err)
@@ -86,7 +94,7 @@ func endpoints(dirs []string, host string) ([]endpoint, error) {
 }
 
 func upstreamOnly(host string, conf *tls.Config) ([]endpoint, error) {
-	base, err := baseURL(server(host), false)
+	base, err := baseURL(server(host, conf != nil), false)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidReference, err)
 	}
@@ -96,11 +104,7 @@ func upstreamOnly(host string, conf *tls.Config) ([]endpoint, error) {
 // hostDir finds the folder that configures host: its own in any of dirs, else
 // the first _default. It is "" if there is neither.
 func hostDir(dirs []string, host string) (string, error) {
-	names := []string{host, defaultHostDir}
-	if name, port, ok := strings.Cut(host, ":"); ok {
-		names = []string{host, name + "_" + port + "_", defaultHostDir}
-	}
-	for _, name := range names {
+	for _, name := range dirNames(host) {
 		for _, dir := range dirs {
 			full := filepath.Join(dir, name)
 			st, err := os.Stat(full)
@@ -113,6 +117,32 @@ func hostDir(dirs []string, host string) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// dirNames are the names that a host's folder may have, in the order in which
+// containerd looks for them: with underscores about the port, where a colon
+// does not do, and as it is.
+func dirNames(host string) []string {
+	names := []string{host, defaultHostDir}
+	if i := strings.LastIndexByte(host, ':'); i > 0 {
+		names = append([]string{host[:i] + "_" + host[i+1:] + "_"}, names...)
+	}
+	return names
+}
+
+// unknownKeys lists what a hosts.toml sets that has no meaning, with its line.
+func unknownKeys(data []byte) []string {
+	var missing *toml.StrictMissingError
+	err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&hostsConfig{})
+	if !errors.As(err, &missing) {
+		return nil
+	}
+	var keys []string
+	for i := range missing.Errors {
+		line, _ := missing.Errors[i].Position()
+		keys = append(keys, fmt.Sprintf("%s (line %d)", strings.Join(missing.Errors[i].Key(), "."), line))
+	}
+	return keys
 }
 
 func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
@@ -133,7 +163,7 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 	}
 	address := conf.Server
 	if address == "" {
-		address = server(host)
+		address = server(host, conf.saysTLS())
 	}
 	up, err := makeEndpoint(dir, address, conf.hostConfig)
 	if err != nil {

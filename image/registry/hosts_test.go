@@ -3,9 +3,11 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -54,6 +56,11 @@ server = "https://up.io"
 		{"own before default", "h.io", map[string]string{"_default": "[host.\"https://m.io\"]\n", "h.io": ""}, []string{"https://h.io/v2 rp upstream"}},
 		{"port", "h.io:5000", map[string]string{"h.io:5000": "server = \"http://x\"\n"}, []string{"http://x/v2 rp upstream"}},
 		{"port escaped", "h.io:5000", map[string]string{"h.io_5000_": "server = \"http://x\"\n"}, []string{"http://x/v2 rp upstream"}},
+		{"IPv6 and port", "[2001:db8::1]:5000", map[string]string{"[2001:db8::1]:5000": "server = \"http://x\"\n"}, []string{"http://x/v2 rp upstream"}},
+		{"IPv6 and port escaped", "[2001:db8::1]:5000", map[string]string{"[2001:db8::1]_5000_": "server = \"http://x\"\n"}, []string{"http://x/v2 rp upstream"}},
+		{"escaped first", "h.io:5000", map[string]string{"h.io_5000_": "server = \"http://a\"\n", "h.io:5000": "server = \"http://b\"\n"}, []string{"http://a/v2 rp upstream"}},
+		{"loopback with TLS settings", "localhost:5000", map[string]string{"localhost:5000": "skip_verify = true\n"}, []string{"https://localhost:5000/v2 rp upstream"}},
+		{"unknown keys", "h.io", map[string]string{"h.io": "server = \"https://up.io\"\nplain_http = true\n"}, []string{"https://up.io/v2 rp upstream"}},
 		{"server capabilities", "h.io", map[string]string{"h.io": "capabilities = [\"pull\"]\n"}, []string{"https://h.io/v2 p upstream"}},
 		{"address without scheme", "h.io", map[string]string{"h.io": "server = \"up.io\"\n"}, []string{"https://up.io/v2 rp upstream"}},
 	} {
@@ -62,7 +69,7 @@ server = "https://up.io"
 			for host, content := range c.files {
 				writeHosts(t, dir, host, content)
 			}
-			eps, err := endpoints([]string{filepath.Join(dir, "missing"), dir}, c.host)
+			eps, err := endpoints([]string{filepath.Join(dir, "missing"), dir}, c.host, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -91,7 +98,7 @@ func TestFirstFolderWins(t *testing.T) {
 	a, b := t.TempDir(), t.TempDir()
 	writeHosts(t, a, "_default", `server = "https://default.io"`)
 	writeHosts(t, b, "h.io", `server = "https://own.io"`)
-	eps, err := endpoints([]string{a, b}, "h.io")
+	eps, err := endpoints([]string{a, b}, "h.io", slog.New(slog.DiscardHandler))
 	if err != nil || fmt.Sprint(eps[0].base) != "https://own.io/v2" {
 		t.Errorf("endpoints %v, %v", eps, err)
 	}
@@ -111,9 +118,16 @@ func TestHostsErrors(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		writeHosts(t, dir, "h.io", content)
-		if _, err := endpoints([]string{dir}, "h.io"); !errors.Is(err, ErrConfig) {
+		if _, err := endpoints([]string{dir}, "h.io", slog.New(slog.DiscardHandler)); !errors.Is(err, ErrConfig) {
 			t.Errorf("%s: %v, want %v", name, err, ErrConfig)
 		}
+	}
+}
+
+func TestUnknownKeysAreNamed(t *testing.T) {
+	keys := unknownKeys([]byte("server = \"https://x\"\nskip_verfy = true\n[host.\"https://y\"]\ncapabilities = [\"pull\"]\nplain = 1\n[host.\"https://y\".header]\nanything = \"goes\"\n"))
+	if len(keys) != 2 || keys[0] != "skip_verfy (line 2)" || !strings.Contains(keys[1], "plain") || !strings.Contains(keys[1], "line 5") {
+		t.Errorf("unknown keys are %q", keys)
 	}
 }
 

@@ -112,12 +112,13 @@ func (r Reference) identifier() string {
 	return r.Tag
 }
 
-// server is the URL at which the registry named host listens by default.
-func server(host string) string {
+// server is the URL at which the registry named host listens by default. One
+// on this machine speaks plain HTTP unless something says TLS.
+func server(host string, tls bool) string {
 	if host == defaultHost {
 		return "https://registry-1.docker.io"
 	}
-	if isLoopback(host) {
+	if isLoopback(host) && !tls {
 		return "http://" + host
 	}
 	return "https://" + host

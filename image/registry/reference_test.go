@@ -119,7 +119,7 @@ func TestParseChallenges(t *testing.T) {
 		`Basic realm="a b, c"`:              `[{basic map[realm:a b, c]}]`,
 		`Basic realm="a", Bearer realm="b"`: `[{basic map[realm:a]} {bearer map[realm:b]}]`,
 		`Negotiate`:                         `[{negotiate map[]}]`,
-		`Negotiate, Basic realm=x`:          `[{negotiate, map[]} {basic map[realm:x]}]`,
+		`Negotiate, Basic realm=x`:          `[{negotiate map[]} {basic map[realm:x]}]`,
 		`bearer REALM=x , Service = y`:      `[{bearer map[realm:x]} {service map[]} {= map[]} {y map[]}]`,
 		`Bearer realm="un\"quoted\\"`:       `[{bearer map[realm:un"quoted\]}]`,
 		`Bearer realm="open`:                `[{bearer map[]}]`,
