@@ -40,7 +40,7 @@ func FuzzDocument(f *testing.F) {
 			t.Errorf("%d values counted in a document of %d", n, len(d.entries)+len(d.layers))
 		}
 		if d.isIndex {
-			chosen, err := d.choose()
+			chosen, err := d.choose(anyPlatform)
 			known(t, err)
 			if err == nil && (chosen.Digest.Validate() != nil || chosen.Size < 0 || chosen.Size > registry.MaxDocument) {
 				t.Errorf("chose %+v", chosen)
@@ -78,7 +78,7 @@ func FuzzConfig(f *testing.F) {
 		f.Add([]byte(doc), 0)
 	}
 	f.Fuzz(func(t *testing.T, data []byte, layers int) {
-		im, err := parseConfig(data, layers)
+		im, err := parseConfig(data, layers, anyPlatform)
 		if err != nil {
 			known(t, err)
 			return
@@ -109,3 +109,5 @@ func TestCountValues(t *testing.T) {
 		t.Errorf("too many values: %v", err)
 	}
 }
+
+func anyPlatform(*platform) (int, bool) { return 0, true }

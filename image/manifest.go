@@ -126,15 +126,8 @@ type entryDescriptor struct {
 	Platform *platform `json:"platform"`
 }
 
-// platform is what decides where an image runs.
-type platform struct {
-	Architecture string `json:"architecture"`
-	OS           string `json:"os"`
-	Variant      string `json:"variant"`
-}
-
 // choose picks the entry of an index that runs here.
-func (d *document) choose() (ocispec.Descriptor, error) {
+func (d *document) choose(rank func(*platform) (int, bool)) (ocispec.Descriptor, error) {
 	var best *entryDescriptor
 	bestRank := math.MaxInt
 	var offered []string
@@ -145,7 +138,7 @@ func (d *document) choose() (ocispec.Descriptor, error) {
 			continue
 		}
 		if p := e.Platform; p != nil && p.OS != unknownPlatform && len(offered) < maxOffered {
-			offered = append(offered, truncate(platformName(*p)))
+			offered = append(offered, truncate(p.String()))
 		}
 		if r, ok := rank(e.Platform); ok && r < bestRank {
 			best, bestRank = e, r
@@ -166,28 +159,6 @@ func (d *document) choose() (ocispec.Descriptor, error) {
 // its configuration.
 func isArtifact(t string) bool {
 	return t != "" && t != ocispec.MediaTypeImageConfig && t != dockerConfig
-}
-
-// rank orders the entries that run here, the best one lowest.
-func rank(p *platform) (int, bool) {
-	const unnamed = 100 // says nothing about its platform
-	if p == nil || p.OS == "" && p.Architecture == "" {
-		return unnamed, true
-	}
-	if p.OS != "linux" || p.Architecture != runtime.GOARCH {
-		return 0, false
-	}
-	variants := map[string][]string{"amd64": {"", "v1"}, "arm64": {"v8", "", "v8.0"}}[runtime.GOARCH]
-	i := slices.Index(variants, p.Variant)
-	return i, i >= 0
-}
-
-func platformName(p platform) string {
-	name := p.OS + "/" + p.Architecture
-	if p.Variant != "" {
-		name += "/" + p.Variant
-	}
-	return name
 }
 
 // checkImage checks a manifest's descriptors.
@@ -223,14 +194,15 @@ func checkDescriptor(d ocispec.Descriptor, maxSize int64) error {
 }
 
 // parseConfig reads an image's configuration and checks what pulling relies on.
-func parseConfig(data []byte, layers int) (ocispec.Image, error) {
+func parseConfig(data []byte, layers int, rank func(*platform) (int, bool)) (ocispec.Image, error) {
 	var c configuration
 	if err := json.Unmarshal(data, &c); err != nil {
 		return ocispec.Image{}, fmt.Errorf("%w: configuration: %w", ErrInvalid, err)
 	}
-	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != runtime.GOARCH {
-		name := platformName(platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant})
-		return ocispec.Image{}, fmt.Errorf("%w: image is for %s, this machine is linux/%s", ErrUnsupported, truncate(name), runtime.GOARCH)
+	own := platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
+	// Who named this image has chosen the variant.
+	if _, ok := rank(&platform{OS: c.OS, Architecture: c.Architecture}); !ok {
+		return ocispec.Image{}, fmt.Errorf("%w: image is for %s, this machine is linux/%s", ErrUnsupported, truncate(own.String()), runtime.GOARCH)
 	}
 	if n := len(c.RootFS.DiffIDs); n != layers {
 		return ocispec.Image{}, fmt.Errorf("%w: configuration has %d layers, manifest %d", ErrInvalid, n, layers)

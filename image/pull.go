@@ -124,7 +124,7 @@ func (p *puller) documents(ctx context.Context) error {
 		if depth == maxIndexDepth {
 			return fmt.Errorf("%w: indexes in indexes", ErrInvalid)
 		}
-		desc, err := parsed.choose()
+		desc, err := parsed.choose(p.s.rank)
 		if err != nil {
 			return err
 		}
@@ -145,7 +145,7 @@ func (p *puller) documents(ctx context.Context) error {
 	}
 	err = p.s.decoded(ctx, config, func(data []byte) error {
 		var err error
-		p.config, err = parseConfig(data, len(parsed.layers))
+		p.config, err = parseConfig(data, len(parsed.layers), p.s.rank)
 		return err
 	})
 	if err != nil {

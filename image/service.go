@@ -43,6 +43,9 @@ type Options struct {
 	// Pinned are references, with * for any characters, of images that
 	// kubelet must not collect.
 	Pinned []string
+	// Compat32 means that the kernel runs programs of the 32-bit architecture
+	// that the machine's own comes from.
+	Compat32 bool
 	// MaxConcurrentDownloads is for one pull; 0 means 6.
 	MaxConcurrentDownloads int
 	// MaxUnpackedLayer bounds what one layer may unpack to; 0 leaves only the

@@ -90,13 +90,27 @@ type configuration struct {
 	Config struct {
 		User       string
 		Env        []string
-		Entrypoint []string
-		Cmd        []string
+		Entrypoint words
+		Cmd        words
 		Volumes    map[string]struct{}
 		WorkingDir string
 		StopSignal string
 	} `json:"config"`
 	RootFS ocispec.RootFS `json:"rootfs"`
+}
+
+// words are a command, which old tools wrote as one string.
+type words []string
+
+// UnmarshalJSON reads a list, or a string as the list of it.
+func (w *words) UnmarshalJSON(data []byte) error {
+	var one string
+	if len(data) > 0 && data[0] == '"' {
+		err := json.Unmarshal(data, &one)
+		*w = words{one}
+		return err
+	}
+	return json.Unmarshal(data, (*[]string)(w))
 }
 
 // image returns the configuration as others know it.

@@ -17,6 +17,7 @@ import (
 
 	"crisp/cri/config"
 	"crisp/image"
+	"crisp/runtime/host"
 )
 
 const (
@@ -76,7 +77,7 @@ func (p *printer) check(ctx context.Context, cfg *config.Config, repair bool) er
 	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
 		return err
 	}
-	s, err := image.Open(ctx, imageOptions(cfg))
+	s, err := image.Open(ctx, imageOptions(cfg, host.Probe()))
 	if err != nil {
 		return err
 	}

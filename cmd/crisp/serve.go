@@ -146,7 +146,7 @@ func (d *services) open(ctx context.Context) error {
 	for _, w := range d.cgroups.Degraded() {
 		klog.InfoS("Cgroups are degraded", "missing", w)
 	}
-	d.images, err = image.Open(ctx, imageOptions(d.cfg))
+	d.images, err = image.Open(ctx, imageOptions(d.cfg, d.facts))
 	if err != nil {
 		return err
 	}
@@ -169,11 +169,11 @@ func (d *services) open(ctx context.Context) error {
 }
 
 // imageOptions are those that a configuration asks for.
-func imageOptions(cfg *config.Config) image.Options {
+func imageOptions(cfg *config.Config, facts host.Facts) image.Options {
 	return image.Options{
 		Root: filepath.Join(cfg.Root, "image"), RegistryConfigDirs: cfg.RegistryConfigDirs,
 		Pinned: cfg.PinnedImages, MaxConcurrentDownloads: cfg.MaxConcurrentDownloads,
-		ProgressTimeout: time.Duration(cfg.PullProgressTimeout), UserAgent: "crisp/" + version,
+		Compat32: facts.Compat32.OK(), ProgressTimeout: time.Duration(cfg.PullProgressTimeout), UserAgent: "crisp/" + version,
 		Sync: syncApart, Logger: slog.New(logr.ToSlogHandler(klog.Background())),
 	}
 }

@@ -47,7 +47,10 @@ func (b *builder) process() error {
 func (b *builder) args() ([]string, error) {
 	command, args := b.Config.GetCommand(), b.Config.GetArgs()
 	if len(command) == 0 {
-		command = b.Image.Entrypoint
+		// An entrypoint of one empty word is how Docker's tools take one away.
+		if e := b.Image.Entrypoint; len(e) != 1 || e[0] != "" {
+			command = e
+		}
 		if len(args) == 0 {
 			args = b.Image.Cmd
 		}

@@ -29,6 +29,9 @@ func TestArgs(t *testing.T) {
 		{"command replaces both", []string{"x"}, nil, []string{"e"}, []string{"c"}, []string{"x"}},
 		{"command and args", []string{"x"}, []string{"a"}, []string{"e"}, []string{"c"}, []string{"x", "a"}},
 		{"empty element", []string{"x"}, []string{""}, nil, nil, []string{"x", ""}},
+		{"entrypoint taken away", nil, nil, []string{""}, []string{"c"}, []string{"c"}},
+		{"entrypoint taken away, args", nil, []string{"a"}, []string{""}, []string{"c"}, []string{"a"}},
+		{"entrypoint with an empty word", nil, nil, []string{"e", ""}, nil, []string{"e", ""}},
 		{"only cmd", nil, nil, nil, []string{"c"}, []string{"c"}},
 		{"only args", nil, []string{"a"}, nil, []string{"c"}, []string{"a"}},
 	} {

@@ -71,6 +71,9 @@ type Facts struct {
 	// Systemd: systemd is the machine's init.
 	Systemd Answer
 
+	// Compat32 says that programs of the 32-bit architecture run from which the
+	// machine's own comes, 386 on amd64 and arm on arm64.
+	Compat32 Answer
 	// AppArmor and SELinux are enabled in the kernel.
 	AppArmor, SELinux Answer
 	// SeccompActions are the names of the actions that filters may use,

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,6 +58,7 @@ func (p *prober) kernel() {
 	}
 	// By version: asking would take a process of ours that dies.
 	p.facts.PidfdExit = answer(p.facts.Kernel.AtLeast(6, 15))
+	p.facts.Compat32 = p.compat32(runtime.GOARCH)
 }
 
 func (p *prober) privileges() {
@@ -219,4 +221,32 @@ func pageSize(kb uint64) string {
 		i++
 	}
 	return strconv.FormatUint(kb, 10) + units[i]
+}
+
+// compat32 asks whether the kernel runs programs of the older architecture.
+func (p *prober) compat32(architecture string) Answer {
+	switch architecture {
+	case "amd64":
+		return p.exists("32-bit programs", "proc/sys/abi/vsyscall32") // is there with IA32 emulation only
+	case "arm64":
+		return personality32()
+	}
+	return No
+}
+
+// personality32 reports whether a thread may say of itself that it is a 32-bit
+// one, which arm64 allows where the processors can run such.
+func personality32() Answer {
+	const perLinux32, ask = 8, 0xffffffff
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	old, _, errno := unix.Syscall(unix.SYS_PERSONALITY, ask, 0, 0)
+	if errno != 0 {
+		return No
+	}
+	if _, _, errno = unix.Syscall(unix.SYS_PERSONALITY, perLinux32, 0, 0); errno != 0 {
+		return No
+	}
+	_, _, errno = unix.Syscall(unix.SYS_PERSONALITY, old, 0, 0)
+	return answer(errno == 0)
 }
