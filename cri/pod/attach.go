@@ -16,8 +16,9 @@ import (
 
 // Attach connects a client to a running container's standard streams until
 // the container ends, the client goes, or ctx ends, whose cause is the error
-// then. Nothing that was written before is replayed; a client that reads too
-// slowly loses output rather than hold up the container, and one may miss some
+// then. Nothing that was written before is replayed. A client that reads too
+// slowly does not hold up the container: the output waits for it, up to a
+// limit, beyond which the session ends with ErrSlow. One may miss some output
 // when the keeper dies.
 func (m *Manager) Attach(ctx context.Context, id string, st Streams) error {
 	p, id, err := m.container(id)
@@ -133,43 +134,84 @@ func (k *conversation) listen(ctx context.Context, input <-chan struct{}) error 
 // converse moves bytes until the output ends, which is over if the container
 // has ended or the client is gone.
 func (k *conversation) converse(ctx context.Context) (over bool, err error) {
+	var backlogs []*backlog
+	var filling, emptying sync.WaitGroup
 	gone := make(chan struct{}, 2)
-	var out sync.WaitGroup
 	for i, to := range []io.Writer{k.st.Stdout, k.st.Stderr} {
-		if from := k.readers[i]; from != nil {
-			out.Go(func() {
-				if _, err := io.Copy(to, from); err != nil {
-					gone <- struct{}{}
-				}
-			})
+		from := k.readers[i]
+		if from == nil {
+			continue
+		}
+		b := newBacklog(maxBacklog)
+		backlogs = append(backlogs, b)
+		filling.Go(func() { b.fill(from) })
+		emptying.Go(func() {
+			if b.empty(to) != nil {
+				gone <- struct{}{}
+			}
+		})
+	}
+	filled, emptied := closedAfter(&filling), closedAfter(&emptying)
+	defer func() {
+		for _, b := range backlogs {
+			b.drop()
+		}
+		<-emptied
+	}()
+
+	over, err = k.await(ctx, filled, gone)
+	for _, f := range k.readers {
+		if f != nil {
+			f.SetReadDeadline(time.Now())
 		}
 	}
-	drained := make(chan struct{})
-	go func() { out.Wait(); close(drained) }()
-	defer func() {
-		for _, f := range k.readers {
-			if f != nil {
-				f.SetReadDeadline(time.Now())
-			}
+	<-filled
+	for _, f := range k.readers {
+		if client.OutputLost(f) {
+			err = errors.Join(err, fmt.Errorf("%w: the output came faster than it could be passed on", ErrSlow))
 		}
-		<-drained
-		closeAll(k.readers)
-	}()
+	}
+	closeAll(k.readers)
+	if err != nil {
+		return over, err
+	}
+	// The rest is the client's, however slow it is.
 	select {
-	case <-drained:
-		return len(gone) > 0, nil
+	case <-emptied:
+	case <-gone:
+		over = true
+	case <-ctx.Done():
+		return true, whyEnded(ctx)
+	}
+	for _, b := range backlogs {
+		err = errors.Join(err, b.lost())
+	}
+	return over || err != nil, err
+}
+
+// await waits until there is no more output to come, or nobody for it.
+func (k *conversation) await(ctx context.Context, filled, gone <-chan struct{}) (over bool, err error) {
+	select {
+	case <-filled:
+		return false, nil
 	case <-gone:
 		return true, nil
 	case <-k.pr.exited:
 		// The keeper closes its ends when the last output is out.
 		select {
-		case <-drained:
+		case <-filled:
 		case <-time.After(attachDrain):
 		}
 		return true, nil
 	case <-ctx.Done():
 		return true, whyEnded(ctx)
 	}
+}
+
+func closedAfter(wg *sync.WaitGroup) <-chan struct{} {
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	return done
 }
 
 // whyEnded is the reason for which a session's context ended, nil if its

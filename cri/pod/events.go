@@ -12,8 +12,8 @@ import (
 // off, which makes kubelet list everything anew instead of missing something.
 const eventBacklog = 1024
 
-// ErrSlow ends the subscription of a reader that fell too far behind.
-var ErrSlow = errors.New("event reader is too slow")
+// ErrSlow ends a subscription or session whose reader fell too far behind.
+var ErrSlow = errors.New("the client reads too slowly")
 
 // Subscription delivers events until it is cancelled, falls behind or the
 // manager is closed.

@@ -320,7 +320,29 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session
 
 func drain(wg *sync.WaitGroup, to io.Writer, from *os.File) {
 	if to != nil && from != nil {
-		wg.Go(func() { io.Copy(to, from) })
+		wg.Go(func() { copyOut(to, from) })
+	}
+}
+
+// copyOut copies output until it ends, or is quiet after the command's end,
+// which the file's deadline tells. A client may be slow: what the command wrote
+// before its end is in the pipe by then, and no more than that is copied of
+// what others write, who have it open, too.
+func copyOut(to io.Writer, from *os.File) {
+	const mostInPipe = 1 << 20
+	if _, err := io.Copy(to, from); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	buf := make([]byte, 32<<10)
+	for left := mostInPipe; left > 0; {
+		if from.SetReadDeadline(time.Now().Add(drainTimeout)) != nil {
+			return
+		}
+		n, err := from.Read(buf[:min(len(buf), left)])
+		if _, werr := to.Write(buf[:n]); werr != nil || err != nil {
+			return
+		}
+		left -= n
 	}
 }
 

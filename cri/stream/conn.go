@@ -12,13 +12,20 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"crisp/cri/accept"
 )
 
-// drainTime is how long a closed connection is still read from. Closing with
-// input unread would make the kernel reset the connection, and the client
-// could lose the end of the output and the exit code.
-const drainTime = time.Second
+// drainTime is how long a closed connection is still read from once the client
+// has got everything. Closing with input unread would make the kernel reset
+// the connection, and the client could lose the end of the output and the exit
+// code. One that is slow, or behind a slow proxy, has as long as it takes, and
+// stallTime in which it takes nothing.
+const (
+	drainTime = time.Second
+	stallTime = 2 * time.Minute
+)
 
 // listener keeps track of the connections it accepted. The HTTP server
 // forgets them once they are taken over by a streaming protocol.
@@ -30,13 +37,14 @@ type listener struct {
 	mu        sync.Mutex
 	closed    bool
 	open      map[*conn]struct{}
+	draining  map[*conn]struct{} // closed, and not yet released
 	strangers strangers
 	closing   sync.WaitGroup
 }
 
 func newListener(inner net.Listener, helloTime time.Duration) *listener {
 	return &listener{
-		Listener: accept.Patient(inner), helloTime: helloTime, open: map[*conn]struct{}{},
+		Listener: accept.Patient(inner), helloTime: helloTime, open: map[*conn]struct{}{}, draining: map[*conn]struct{}{},
 		strangers: strangers{byAddr: map[netip.Addr][]*conn{}},
 	}
 }
@@ -79,6 +87,9 @@ func (l *listener) closeAll() {
 		c.Conn.Close()
 	}
 	clear(l.open)
+	for c := range l.draining {
+		c.Conn.Close()
+	}
 	for _, c := range l.strangers.all() {
 		l.strangers.remove(c)
 		l.cut(c)
@@ -137,17 +148,55 @@ func (c *conn) Close() error {
 		}
 		return c.Conn.Close()
 	}
+	l.draining[c] = struct{}{}
 	l.closing.Go(func() {
-		c.Conn.SetReadDeadline(time.Now().Add(drainTime))
-		io.Copy(io.Discard, c.Conn)
+		c.drain(half)
 		c.Conn.Close()
 		l.mu.Lock()
 		defer l.mu.Unlock()
+		delete(l.draining, c)
 		if l.strangers.remove(c) {
 			c.limit.Stop()
 		}
 	})
 	return nil
+}
+
+// drain reads until the client ends its side, or has got everything and stays
+// silent, or takes nothing more.
+func (c *conn) drain(half *net.TCPConn) {
+	left, moved := unsent(half), time.Now()
+	for {
+		c.Conn.SetReadDeadline(time.Now().Add(drainTime))
+		_, err := io.Copy(io.Discard, c.Conn)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		now := unsent(half)
+		if now == 0 && left == 0 || time.Since(moved) > stallTime {
+			return
+		}
+		if now != left {
+			left, moved = now, time.Now()
+		}
+	}
+}
+
+// unsent is how much of what was written the client's kernel has not got.
+func unsent(c *net.TCPConn) (n int) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	err = raw.Control(func(fd uintptr) {
+		if queued, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
+			n = queued
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // watch returns a context that ends with the connection, or when cancel is

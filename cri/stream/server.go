@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
 // Defaults of [Options].
@@ -241,12 +242,24 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, req any) {
 	o := s.options
 	switch req := req.(type) {
 	case *runtimeapi.ExecRequest:
-		remotecommand.ServeExec(w, r, executor{s.runtime}, "", "", req.ContainerId, req.Cmd,
-			&remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty},
+		streams := &remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty}
+		if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+			s.serveWebSocket(w, r, streams, func(ctx context.Context, in io.Reader, out, errw io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+				return s.runtime.Exec(ctx, req.ContainerId, req.Cmd, in, out, errw, req.Tty, resize)
+			})
+			return
+		}
+		remotecommand.ServeExec(w, r, executor{s.runtime}, "", "", req.ContainerId, req.Cmd, streams,
 			o.IdleTimeout, o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 	case *runtimeapi.AttachRequest:
-		remotecommand.ServeAttach(w, r, executor{s.runtime}, "", "", req.ContainerId,
-			&remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty},
+		streams := &remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty}
+		if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+			s.serveWebSocket(w, r, streams, func(ctx context.Context, in io.Reader, out, errw io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+				return s.runtime.Attach(ctx, req.ContainerId, in, out, errw, req.Tty, resize)
+			})
+			return
+		}
+		remotecommand.ServeAttach(w, r, executor{s.runtime}, "", "", req.ContainerId, streams,
 			o.IdleTimeout, o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 	case *runtimeapi.PortForwardRequest:
 		ctx, cancel := context.WithCancel(r.Context())

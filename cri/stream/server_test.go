@@ -522,3 +522,52 @@ func TestTokensExpire(t *testing.T) {
 		}
 	})
 }
+
+// TestSlowReaderGetsAll ends a session of which the client has read nothing
+// yet, and goes on sending as a proxy does: all the same it gets the output
+// and the exit code.
+func TestSlowReaderGetsAll(t *testing.T) {
+	const size = 8 << 20
+	l := newListener(listenLoopback(t), time.Minute)
+	defer l.closeAll()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		server.Write(make([]byte, size))
+		server.Close()
+	}()
+	got := 0
+	for buf := make([]byte, 256<<10); ; time.Sleep(100 * time.Millisecond) {
+		if _, err := client.Write([]byte("more")); err != nil {
+			t.Fatalf("after %d bytes: %v", got, err)
+		}
+		n, err := client.Read(buf)
+		got += n
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatalf("after %d bytes of %d: %v", got, size, err)
+		}
+	}
+	if got != size {
+		t.Errorf("%d bytes of %d", got, size)
+	}
+}
+
+func listenLoopback(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}

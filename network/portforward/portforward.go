@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"crisp/network/netns"
@@ -78,10 +79,10 @@ func dialLocal(ctx context.Context, port int) (net.Conn, error) {
 // connection that was made concerns this stream alone, while clients take an
 // error for the failure of all their streams.
 func Copy(ctx context.Context, stream io.ReadWriteCloser, conn net.Conn) {
-	c := copying{stream: stream, conn: conn, up: make(chan struct{}), down: make(chan struct{})}
+	c := &copying{stream: stream, conn: conn, up: make(chan struct{}), down: make(chan struct{})}
 	go func() {
 		defer close(c.up)
-		io.Copy(conn, stream)
+		io.Copy(&counted{conn, &c.sent}, stream)
 		closeWrite(conn)
 	}()
 	go func() {
@@ -100,6 +101,7 @@ type copying struct {
 	stream   io.ReadWriteCloser
 	conn     net.Conn
 	up, down chan struct{}
+	sent     atomic.Int64 // bytes of the client's that the pod has
 }
 
 // wait returns when nothing more is worth waiting for.
@@ -133,15 +135,36 @@ func (c *copying) waitDown(ctx context.Context) {
 	}
 }
 
-// waitUp gives the client some time to finish too.
+// waitUp lets the client finish too, as long as it sends something.
 func (c *copying) waitUp(ctx context.Context) {
-	limit := time.NewTimer(linger)
-	defer limit.Stop()
-	select {
-	case <-c.up:
-	case <-limit.C:
-	case <-ctx.Done():
+	tick := time.NewTicker(linger)
+	defer tick.Stop()
+	for sent := c.sent.Load(); ; {
+		select {
+		case <-c.up:
+			return
+		case <-tick.C:
+			now := c.sent.Load()
+			if now == sent {
+				return
+			}
+			sent = now
+		case <-ctx.Done():
+			return
+		}
 	}
+}
+
+// counted counts what is written to it.
+type counted struct {
+	io.Writer
+	bytes *atomic.Int64
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.bytes.Add(int64(n))
+	return n, err
 }
 
 // abort unblocks both directions. A stream that is already closed for writing

@@ -14,11 +14,14 @@ import (
 
 	"crisp/runtime/keeper/crilog"
 	"crisp/runtime/keeper/spool"
+	"crisp/runtime/wire"
 )
 
 const (
-	// sinkSize is the pipe size asked for attached readers.
-	sinkSize = 256 << 10
+	// sinkSize is the pipe size asked for attached readers, sinkPatience how long
+	// a container's output waits for one that is behind.
+	sinkSize     = 1 << 20
+	sinkPatience = 20 * time.Millisecond
 	// terminalRead is how much is read of a terminal at once, its buffer.
 	terminalRead = 4 << 10
 	// terminalDrain is how long the end of a terminal's output is awaited
@@ -171,8 +174,9 @@ func (o *output) fillLocked(fd int) ([]byte, error) {
 	}
 }
 
-// offer gives b to an attached reader; what does not fit into the pipe is
-// lost to it. It closes the pipe of a reader that has gone.
+// offer gives b to an attached reader. One that has gone, or that takes
+// nothing for too long, is left, which offer tells by false: the container does
+// not wait for it. The pipe of one that has lost output shows that by its mode.
 func offer(sink int, b []byte) bool {
 	for len(b) > 0 {
 		n, err := unix.Write(sink, b)
@@ -180,7 +184,12 @@ func offer(sink int, b []byte) bool {
 		case err == unix.EINTR:
 			continue
 		case err == unix.EAGAIN:
-			return true
+			if taken(sink) {
+				continue
+			}
+			_ = unix.Fchmod(sink, wire.OutputLost) // a pipe has a mode like all files
+			unix.Close(sink)
+			return false
 		case err != nil:
 			unix.Close(sink)
 			return false
@@ -188,6 +197,17 @@ func offer(sink int, b []byte) bool {
 		b = b[n:]
 	}
 	return true
+}
+
+// taken waits a moment for a pipe to have room again.
+func taken(sink int) bool {
+	for end := time.Now().Add(sinkPatience); ; {
+		left := time.Until(end)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(sink), Events: unix.POLLOUT}}, max(int(left.Milliseconds()), 0))
+		if err != unix.EINTR {
+			return n > 0
+		}
+	}
 }
 
 // drain brings what the process wrote before its end into the log. What

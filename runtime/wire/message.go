@@ -132,6 +132,10 @@ type List struct{}
 // Reopen makes a log go on in another file, its only file.
 type Reopen struct{ ID string }
 
+// OutputLost is the mode that the keeper gives a pipe of [Attach] whose reader
+// was too slow, before it closes it; others keep the mode they were made with.
+const OutputLost = 0
+
 // Attach copies a container's output to its files: stdout, stderr, as far as
 // they are there.
 type Attach struct {

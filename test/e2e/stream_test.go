@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
@@ -29,8 +30,13 @@ func dialSPDY(cfg *rest.Config, u *url.URL) (remotecommand.Executor, error) {
 	return remotecommand.NewSPDYExecutor(cfg, http.MethodPost, u)
 }
 
-// dialWebSocket asks for the version of the protocol that the server has.
+// dialWebSocket asks for the version of the protocol that client-go and crictl do.
 func dialWebSocket(cfg *rest.Config, u *url.URL) (remotecommand.Executor, error) {
+	return remotecommand.NewWebSocketExecutor(cfg, http.MethodGet, u.String())
+}
+
+// dialWebSocket4 asks for the version before.
+func dialWebSocket4(cfg *rest.Config, u *url.URL) (remotecommand.Executor, error) {
 	return remotecommand.NewWebSocketExecutorForProtocols(cfg, http.MethodGet, u.String(), "v4.channel.k8s.io")
 }
 
@@ -67,11 +73,14 @@ func (c *container) attachURL(t *testing.T, o remotecommand.StreamOptions) strin
 
 func TestStreams(t *testing.T) {
 	n := newNode(t, lab.Options{})
-	for name, d := range map[string]dialer{"SPDY": dialSPDY, "WebSocket": dialWebSocket} {
+	for name, d := range map[string]dialer{"SPDY": dialSPDY, "WebSocket": dialWebSocket, "WebSocket 4": dialWebSocket4} {
 		n.run(t, name, func(t *testing.T) { testSessions(t, n, d) })
 	}
-	// WebSockets cannot tell the end of the input before version 5.
-	n.run(t, "end of input", func(t *testing.T) { testEndOfInput(t, n) })
+	for name, d := range map[string]dialer{"SPDY": dialSPDY, "WebSocket": dialWebSocket} {
+		// WebSockets cannot tell the end of the input before version 5.
+		n.run(t, "end of input, "+name, func(t *testing.T) { testEndOfInput(t, n, d) })
+		n.run(t, "slow client, "+name, func(t *testing.T) { testSlowClient(t, n, d) })
+	}
 	n.run(t, "URL is good once", func(t *testing.T) {
 		var out bytes.Buffer
 		o := remotecommand.StreamOptions{Stdout: &out}
@@ -143,17 +152,17 @@ func testSessions(t *testing.T, n *node, d dialer) {
 }
 
 // testEndOfInput ends the input and expects the rest of the output.
-func testEndOfInput(t *testing.T, n *node) {
+func testEndOfInput(t *testing.T, n *node, d dialer) {
 	p := n.pod(t)
 	var out bytes.Buffer
 	o := remotecommand.StreamOptions{Stdin: strings.NewReader("to be sorted\nare these\n"), Stdout: &out}
-	if err := dialer(dialSPDY).session(t, p.start(t).execURL(t, o, "sort"), o); err != nil || out.String() != "are these\nto be sorted\n" {
+	if err := d.session(t, p.start(t).execURL(t, o, "sort"), o); err != nil || out.String() != "are these\nto be sorted\n" {
 		t.Errorf("exec: got %q, %v", out.String(), err)
 	}
 	out.Reset()
 	o.Stdin = strings.NewReader("to be sorted\nare these\n")
 	sort := p.start(t, named("sort"), sh("sort"), func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
-	if err := dialer(dialSPDY).session(t, sort.attachURL(t, o), o); err != nil || out.String() != "are these\nto be sorted\n" {
+	if err := d.session(t, sort.attachURL(t, o), o); err != nil || out.String() != "are these\nto be sorted\n" {
 		t.Errorf("attach: got %q, %v", out.String(), err)
 	}
 	sort.wantEnd(t, 0, "Completed")
@@ -172,6 +181,54 @@ func (s *sizes) Next() *remotecommand.TerminalSize {
 }
 
 // testHangUp has clients go while commands run, which end with them.
+// slowly takes what is written to it a little at a time.
+type slowly struct{ bytes.Buffer }
+
+func (s *slowly) Write(p []byte) (int, error) {
+	time.Sleep(time.Duration(len(p)) * time.Second / (2 << 20)) // 2 MiB/s
+	return s.Buffer.Write(p)
+}
+
+// testSlowClient wants every byte, and the exit code, however late a client reads.
+func testSlowClient(t *testing.T, n *node, d dialer) {
+	const size = 5 << 20
+	var out, errs slowly
+	o := remotecommand.StreamOptions{Stdout: &out, Stderr: &errs}
+	p := n.pod(t)
+	err := d.session(t, p.start(t).execURL(t, o, "sh", "-c", fmt.Sprintf("head -c %d /dev/zero; echo end; echo other >&2; exit 7", size)), o)
+	var exit utilexec.CodeExitError
+	if !errors.As(err, &exit) || exit.Code != 7 {
+		t.Errorf("exec: got %v, want exit code 7", err)
+	}
+	if out.Len() != size+4 || !strings.HasSuffix(out.String(), "\x00end\n") || errs.String() != "other\n" {
+		t.Errorf("exec: %d bytes of %d, and %q", out.Len(), size+4, errs.String())
+	}
+
+	// A terminal makes two bytes of a line's end.
+	out.Reset()
+	err = d.session(t, p.start(t, named("terminal")).execURL(t, remotecommand.StreamOptions{Stdout: &out, Tty: true}, "sh", "-c", "head -c 1000000 /dev/zero; echo end; exit 7"),
+		remotecommand.StreamOptions{Stdout: &out, Tty: true})
+	if !errors.As(err, &exit) || exit.Code != 7 || out.Len() != 1000005 {
+		t.Errorf("terminal: %d bytes of 1000005, %v", out.Len(), err)
+	}
+
+	out.Reset()
+	o = remotecommand.StreamOptions{Stdin: strings.NewReader("go\n"), Stdout: &out}
+	c := p.start(t, named("attach"), sh("read go; head -c 3000000 /dev/zero; echo end"), func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
+	if err := d.session(t, c.attachURL(t, o), o); err != nil || out.Len() != 3000004 {
+		t.Errorf("attach: %d bytes of 3000004, %v", out.Len(), err)
+	}
+	// One that falls behind too far is told.
+	out.Reset()
+	o.Stdin = strings.NewReader("go\n")
+	c = p.start(t, named("behind"), sh("read go; head -c 30000000 /dev/zero; echo end"), func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
+	err = d.session(t, c.attachURL(t, o), o)
+	t.Logf("a client of 2 MiB/s has %d of 30000004 bytes: %v", out.Len(), err)
+	if told := err != nil && strings.Contains(err.Error(), "too slowly"); !told && (err != nil || out.Len() != 30000004) {
+		t.Errorf("attach: %d bytes of 30000004, %v", out.Len(), err)
+	}
+}
+
 func testHangUp(t *testing.T, n *node) {
 	c := n.pod(t).start(t)
 	for _, tty := range []bool{true, false} {

@@ -272,10 +272,20 @@ func (c *Client) ReopenLog(ctx context.Context, id string, out *os.File) error {
 	return nil
 }
 
+// OutputLost reports whether the pipe of which r is the read end was closed
+// because its reader was too slow for the output.
+func OutputLost(r *os.File) bool {
+	if r == nil {
+		return false
+	}
+	st, err := r.Stat()
+	return err == nil && st.Mode().Perm() == wire.OutputLost
+}
+
 // Attach copies what a container writes from now on to stdout and stderr,
 // write ends of pipes of which either may be nil. They are closed when the
-// output ends. A reader that is too slow loses output. The caller should close
-// its own copies, which the keeper makes nonblocking.
+// output ends, or that of a reader that is too slow, which [OutputLost] tells.
+// The caller should close its own copies, which the keeper makes nonblocking.
 func (c *Client) Attach(ctx context.Context, id string, stdout, stderr *os.File) error {
 	var files []*os.File
 	for _, f := range []*os.File{stdout, stderr} {
