@@ -116,7 +116,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	options := plan.Options{
-		Name: name, PodBase: true, Gate: pr.group.NeedsGate(),
+		Name: name, PodBase: true, AnyOrder: true, Gate: pr.group.NeedsGate(),
 		Terminal: s.Process.Terminal, HasStdin: cfg.GetStdin(), Nodes: c.Nodes,
 		// Another container's PID namespace is not the one of the pod's base.
 		Procfs:      c.PIDTarget != "" || r.Pause != nil && !r.Procfs,

@@ -16,7 +16,8 @@ import (
 // ttyGroup owns the terminals of a container.
 const ttyGroup = 5
 
-// mounts lists the container's mounts, parents before what lies below them.
+// mounts lists the container's mounts, parents before what lies below them as
+// far as their paths tell; at the start the image's links decide.
 // What the configuration mounts replaces a default at the same path; a mount at
 // /dev replaces everything there.
 func (b *builder) mounts() error {
@@ -40,7 +41,9 @@ func (b *builder) mounts() error {
 	if err != nil {
 		return err
 	}
-	list = append(list, volumes...)
+	// What the configuration mounts lies on top, should a link of the image's
+	// lead one of its volumes to the same place.
+	list = append(volumes, list...)
 	sortMounts(list)
 	b.out.Spec.Mounts = list
 	return nil

@@ -115,6 +115,9 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 		return nil, fmt.Errorf("%s: a container may be shown only cgroup hierarchies that it has joined, and none is named", o.Name)
 	}
 
+	if s, err = land(s, &o, h); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
 	in := l.inputs(h, s)
 	defer in.close()
 	if o.Procfs && joinedPIDs(s) != "" {
@@ -129,7 +132,7 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 	if err := in.open(ctx, p); err != nil {
 		return nil, err
 	}
-	if err := in.makeTargets(p, s); err != nil {
+	if err := in.makeTargets(p, s, o); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 	if err := giveStreams(h, s, s.Process); err != nil {

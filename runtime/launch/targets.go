@@ -13,9 +13,9 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// makeTargets makes the mount targets that lie in the root file system
+// makeTargets makes the mount targets that land in the root file system
 // itself; the plan makes those inside other mounts.
-func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec) error {
+func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec, o plan.Options) error {
 	root := in.input(p, func(i *plan.Input) bool { return i.Path == s.Root.Path })
 	if root == nil {
 		return fmt.Errorf("root file system: %w", ErrNotHeld)
@@ -23,20 +23,20 @@ func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec) error {
 	own := rootOwner(s)
 	var made []string
 	for i := range s.Mounts {
-		dest := path.Join("/", s.Mounts[i].Destination)
-		if inside(dest, made) {
+		dest, target := path.Join("/", s.Mounts[i].Destination), o.Targets[i]
+		if inside(target, made) {
 			continue
 		}
 		dir, err := in.isDir(p, "mount "+dest)
 		if err != nil {
 			return err
 		}
-		if err := rootpath.CreateTarget(root, dest, dir, own); err != nil {
+		if err := rootpath.CreateTarget(root, target, dir, own); err != nil {
 			return fmt.Errorf("make mount target %s: %w", dest, err)
 		}
-		made = append(made, dest)
+		made = append(made, target)
 	}
-	if cwd := path.Join("/", s.Process.Cwd); cwd != "/" && !inside(cwd, made) {
+	if cwd := o.WorkingDir; cwd != "/" && !inside(cwd, made) {
 		dir, err := rootpath.MkdirAll(root, cwd, 0o755, own)
 		if err != nil {
 			return fmt.Errorf("make working directory %s: %w", cwd, err)

@@ -13,8 +13,10 @@ import (
 // container builds the plan of a container's first process.
 type container struct {
 	process
-	// mounted are the destinations of the mounts so far.
+	// mounted are the targets of the mounts so far.
 	mounted []string
+	// target is where the mount lands that is being made.
+	target string
 	// dev says what is on /dev.
 	dev devKind
 }
@@ -178,7 +180,11 @@ func (c *container) finishRoot() {
 
 // makeWorkingDir makes the working directory if it is missing.
 func (c *container) makeWorkingDir() {
-	if dir := clean(c.p.Cwd); dir != "/" && !below(dir, "/proc") {
+	dir := clean(c.p.Cwd)
+	if c.o.WorkingDir != "" {
+		dir = clean(c.o.WorkingDir)
+	}
+	if dir != "/" && !below(dir, "/proc") {
 		c.makeDirs("make working directory "+dir, dir)
 	}
 }

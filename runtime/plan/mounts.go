@@ -14,12 +14,21 @@ import (
 func (c *container) mounts() error {
 	for i := range c.s.Mounts {
 		m := c.s.Mounts[i]
+		c.target = c.landing(i)
 		if err := c.mount(&m); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
-		c.mounted = append(c.mounted, clean(m.Destination))
+		c.mounted = append(c.mounted, c.target)
 	}
 	return nil
+}
+
+// landing is where a mount lands, as far as it is known.
+func (c *container) landing(i int) string {
+	if i < len(c.o.Targets) {
+		return clean(c.o.Targets[i])
+	}
+	return clean(c.s.Mounts[i].Destination)
 }
 
 func (c *container) mount(m *specs.Mount) error {
@@ -219,12 +228,13 @@ func (c *container) labelRoot(what string, mount Arg) {
 // place attaches a detached mount at its destination. A destination in the
 // root file system was made by the launcher; one inside another mount is made here.
 func (c *container) place(what, dest string, mount Arg, dir bool) {
-	parent, name := path.Split(dest)
+	target := c.target
+	parent, name := path.Split(target)
 	parent = clean(parent)
 	switch {
 	case parent == "/dev" && c.dev == devOwn && dir:
 		c.step(what+": make folder", unix.SYS_MKDIRAT, reg(regDev), str(name), num(0o755)).ignore(unix.EEXIST)
-	case c.nested(dest):
+	case c.nested(target) && (below(dest, "/proc") || !below(target, "/proc")):
 		c.makeTarget(what, parent, name, mount, dir)
 	}
 	resolve := uint64(inRoot)
@@ -234,7 +244,7 @@ func (c *container) place(what, dest string, mount Arg, dir bool) {
 			resolve = noLinks
 		}
 	}
-	c.open(what+": open target", dest, unix.O_PATH, resolve, regTarget)
+	c.open(what+": open target", target, unix.O_PATH, resolve, regTarget)
 	if !below(dest, "/proc") {
 		// Where links of the image lead, [checkBelowProc] cannot know.
 		s := c.step(what+": target is not in procfs", unix.SYS_FSTATFS, reg(regTarget), buffer(statfsSize))

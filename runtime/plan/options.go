@@ -36,6 +36,15 @@ type Options struct {
 	// Nodes has the host path of each device, by its path in the container,
 	// where that is not the same. It matters only in a user namespace.
 	Nodes map[string]string
+	// Targets say where each of the spec's mounts lands: the path of its
+	// destination without symbolic links. Without them the destinations are
+	// taken as they are written.
+	Targets []string
+	// WorkingDir is where the working directory lands, likewise.
+	WorkingDir string
+	// AnyOrder says that the spec's mounts may be made in another order, so that
+	// none of them hides another.
+	AnyOrder bool
 }
 
 // File is the identity of a file: st_dev and st_ino.

@@ -162,20 +162,13 @@ func (m *maker) follow(link *os.File) error {
 	if m.links++; m.links > maxLinks {
 		return unix.ELOOP
 	}
-	// The text of a magic link says nothing about where it leads.
-	var sfs unix.Statfs_t
-	if err := unix.Fstatfs(int(link.Fd()), &sfs); err != nil {
-		return err
+	target, err := readlink(link)
+	if errors.Is(err, unix.EINVAL) {
+		return unix.ELOOP // one of procfs
 	}
-	if sfs.Type == unix.PROC_SUPER_MAGIC {
-		return unix.ELOOP
-	}
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(int(link.Fd()), "", buf)
 	if err != nil {
 		return err
 	}
-	target := string(buf[:n])
 	m.rest = append(components(target), m.rest[1:]...)
 	if strings.HasPrefix(target, "/") {
 		m.done = nil

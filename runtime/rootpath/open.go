@@ -160,3 +160,42 @@ func openat2(dir *os.File, path string, how unix.OpenHow) (*os.File, error) {
 	}
 	return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 }
+
+// Readlink returns the text of the symbolic link path inside root, whose
+// folders must be none. It fails with EINVAL for what is no link, and for a
+// link of procfs, whose text says nothing about where it leads.
+func Readlink(root *os.File, path string) (string, error) {
+	link, err := openat2(root, path, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: plain})
+	if err != nil {
+		return "", err
+	}
+	defer link.Close()
+	text, err := readlink(link)
+	if err != nil {
+		return "", &fs.PathError{Op: "readlink", Path: path, Err: err}
+	}
+	return text, nil
+}
+
+// readlink returns the text of an open link.
+func readlink(link *os.File) (string, error) {
+	var sfs unix.Statfs_t
+	if err := unix.Fstatfs(int(link.Fd()), &sfs); err != nil {
+		return "", err
+	}
+	if sfs.Type == unix.PROC_SUPER_MAGIC {
+		return "", unix.EINVAL
+	}
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(link.Fd()), "", buf)
+	if err == unix.ENOENT { // no link
+		err = unix.EINVAL
+	}
+	return string(buf[:max(n, 0)]), err
+}
+
+// OpenUnlinked opens path inside root if no part of it is a symbolic link, and
+// fails with ELOOP if one is.
+func OpenUnlinked(root *os.File, path string, flags int) (*os.File, error) {
+	return openat2(root, path, unix.OpenHow{Flags: uint64(flags), Resolve: inRoot | unix.RESOLVE_NO_SYMLINKS})
+}

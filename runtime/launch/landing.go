@@ -1,0 +1,237 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/plan"
+	"crisp/runtime/rootpath"
+)
+
+// maxLinks is the kernel's own bound on the links of one look-up.
+const maxLinks = 40
+
+// landing finds out where mounts land before any of them is made. It knows the
+// root file system and what will be mounted, and so follows the links of an
+// image and those of volumes as they will be. What it finds is a guess where
+// others may change a volume meanwhile: the plan opens each target anew, inside
+// the container's root only, and not in procfs.
+type landing struct {
+	root   *os.File
+	held   Held
+	mounts []mounted
+	mine   []*os.File
+}
+
+// mounted is a file system where it lands.
+type mounted struct {
+	at string
+	// source is a host path or the name of what is held, "" for a file
+	// system that is new and has no links.
+	source string
+	held   bool
+	file   *os.File // nil until it is looked into
+}
+
+// land returns the spec with its mounts in the order in which they are to be
+// made, and where they and the working directory land.
+func land(s *specs.Spec, o *plan.Options, h Held) (*specs.Spec, error) {
+	if s.Root == nil || s.Process == nil {
+		return s, nil // the plan's builder says so
+	}
+	l := &landing{held: h, root: h[s.Root.Path]}
+	defer l.close()
+	if strings.HasPrefix(s.Root.Path, "/") {
+		var err error
+		if l.root, err = openFile(s.Root.Path, unix.O_PATH|unix.O_DIRECTORY); err != nil {
+			return nil, fmt.Errorf("root file system: %w", err)
+		}
+		l.mine = append(l.mine, l.root)
+	}
+	if l.root == nil {
+		return nil, fmt.Errorf("%s: %w", s.Root.Path, ErrNotHeld)
+	}
+
+	if o.AnyOrder {
+		sorted := *s
+		var err error
+		if sorted.Mounts, err = l.sorted(s.Mounts); err != nil {
+			return nil, err
+		}
+		s = &sorted
+	}
+	o.Targets = make([]string, 0, len(s.Mounts))
+	for i := range s.Mounts {
+		at, err := l.find(s.Mounts[i].Destination)
+		if err != nil {
+			return nil, fmt.Errorf("find mount target %s: %w", s.Mounts[i].Destination, err)
+		}
+		o.Targets = append(o.Targets, at)
+		l.add(&s.Mounts[i], at)
+	}
+
+	var err error
+	if o.WorkingDir, err = l.find(s.Process.Cwd); err != nil {
+		return nil, fmt.Errorf("find working directory %s: %w", s.Process.Cwd, err)
+	}
+	return s, nil
+}
+
+// sorted puts parents before what lies below them, after the links of the root
+// file system, and otherwise keeps the order.
+func (l *landing) sorted(list []specs.Mount) ([]specs.Mount, error) {
+	type placed struct {
+		depth int
+		mount specs.Mount
+	}
+	all := make([]placed, 0, len(list))
+	for i := range list {
+		at, err := l.find(list[i].Destination)
+		if err != nil {
+			return nil, fmt.Errorf("find mount target %s: %w", list[i].Destination, err)
+		}
+		all = append(all, placed{strings.Count(at, "/"), list[i]})
+	}
+	slices.SortStableFunc(all, func(x, y placed) int { return x.depth - y.depth })
+
+	out := make([]specs.Mount, 0, len(all))
+	for i := range all {
+		out = append(out, all[i].mount)
+	}
+	return out, nil
+}
+
+// add has later paths lead into a mount.
+func (l *landing) add(m *specs.Mount, at string) {
+	n := mounted{at: at}
+	switch bind := m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind"); {
+	case bind:
+		n.source = m.Source
+	case m.Type == "image":
+		n.source, n.held = m.Source, true
+	}
+	l.mounts = append(l.mounts, n)
+}
+
+// find returns where a path leads. Paths in what the runtime itself provides
+// are left as they are: an image's links are not followed there.
+func (l *landing) find(name string) (string, error) {
+	name = path.Join("/", name)
+	for _, top := range []string{"/proc", "/sys", "/dev"} {
+		if name == top || strings.HasPrefix(name, top+"/") {
+			return name, nil
+		}
+	}
+	if linked, err := l.linked(name); err != nil || !linked {
+		return name, err
+	}
+	return l.walk(name)
+}
+
+// linked says whether there may be a link in a path.
+func (l *landing) linked(name string) (bool, error) {
+	for i := range l.mounts {
+		if inside(name, []string{l.mounts[i].at}) {
+			return true, nil
+		}
+	}
+	f, err := rootpath.OpenUnlinked(l.root, name, unix.O_PATH)
+	switch {
+	case err == nil:
+		return false, f.Close()
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		return false, nil
+	case errors.Is(err, unix.ELOOP):
+		return true, nil
+	}
+	return false, err
+}
+
+// walk follows the links of a path one by one.
+func (l *landing) walk(name string) (string, error) {
+	at, rest, links := "/", strings.Split(name, "/"), 0
+	for len(rest) > 0 {
+		part := rest[0]
+		rest = rest[1:]
+		// What a link says is meant from where it is, so dots count.
+		if part == "" || part == "." || part == ".." {
+			at = path.Join(at, part)
+			continue
+		}
+		next := path.Join(at, part)
+		text, err := l.readlink(next)
+		if err != nil {
+			return "", err
+		}
+		if text == "" {
+			at = next
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", unix.ELOOP
+		}
+		if strings.HasPrefix(text, "/") {
+			at = "/"
+		}
+		rest = append(strings.Split(text, "/"), rest...)
+	}
+	return at, nil
+}
+
+// readlink returns what a link says, "" if there is none at a path.
+func (l *landing) readlink(name string) (string, error) {
+	from, rel, err := l.in(name)
+	if err != nil || from == nil || rel == "" {
+		return "", err
+	}
+	text, err := rootpath.Readlink(from, rel)
+	for _, none := range []error{unix.EINVAL, unix.ENOENT, unix.ENOTDIR, unix.EACCES} {
+		if errors.Is(err, none) {
+			return "", nil
+		}
+	}
+	return text, err
+}
+
+// in returns what is mounted at a path, nil for what is new, and the path in there.
+func (l *landing) in(name string) (*os.File, string, error) {
+	for i := len(l.mounts) - 1; i >= 0; i-- {
+		m := &l.mounts[i]
+		if !inside(name, []string{m.at}) {
+			continue
+		}
+		if name == m.at || m.source == "" {
+			return nil, "", nil
+		}
+		f, err := l.open(m)
+		return f, strings.TrimPrefix(name, m.at+"/"), err
+	}
+	return l.root, strings.TrimPrefix(name, "/"), nil
+}
+
+func (l *landing) open(m *mounted) (*os.File, error) {
+	if m.held {
+		return l.held[m.source], nil
+	}
+	if m.file == nil {
+		var err error
+		if m.file, err = openFile(m.source, unix.O_PATH); err != nil {
+			return nil, err
+		}
+		l.mine = append(l.mine, m.file)
+	}
+	return m.file, nil
+}
+
+func (l *landing) close() {
+	for _, f := range l.mine {
+		f.Close()
+	}
+}
