@@ -13,6 +13,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/go-logr/logr"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	"k8s.io/klog/v2"
@@ -34,6 +35,7 @@ import (
 	"crisp/runtime/host"
 	"crisp/runtime/launch"
 	"crisp/runtime/orphan"
+	"crisp/runtime/spawn"
 )
 
 const (
@@ -48,6 +50,9 @@ const (
 
 // serve runs the daemon until ctx ends. Pods go on without it.
 func serve(ctx context.Context, args []string) error {
+	// The modes of what is made are meant as they are written.
+	unix.Umask(0o022)
+	spawn.RaiseFiles()
 	cfg, rest, err := load("serve", args)
 	if err != nil {
 		return err

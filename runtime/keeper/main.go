@@ -3,6 +3,7 @@ package keeper
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -78,6 +79,9 @@ func run(args []string) error {
 	opt, err := settle()
 	if err != nil {
 		return err
+	}
+	if !activated {
+		ownLimits()
 	}
 	exits := filepath.Join(args[0], exitsDir)
 	if err := os.MkdirAll(exits, 0o700); err != nil {
@@ -179,8 +183,37 @@ func settle() (spawn.Options, error) {
 		return opt, err
 	}
 	opt.NoFile = limit
+	spawn.RaiseFiles()
+	ordinary()
 	opt.OOMScoreAdj = lowerOOMScore()
 	return opt, nil
+}
+
+// ordinary undoes what whoever started this process has set up for itself and
+// what children would inherit with the memory. Errors leave that as it is.
+func ordinary() {
+	const coreFilter = "0x33" // what the kernel begins with
+	unix.Umask(0o022)
+	_ = os.WriteFile("/proc/self/coredump_filter", []byte(coreFilter), 0)
+	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0)
+}
+
+// ownLimits sets the limits that containers have unless they ask for others, as
+// the keeper's unit does: a shell's are none of theirs. That on open files is
+// set for each process.
+func ownLimits() {
+	const unlimited, stack, locked, queues = math.MaxUint64, 8 << 20, 8 << 20, 819200
+	for resource, limit := range map[int]unix.Rlimit{
+		unix.RLIMIT_CPU: {Cur: unlimited, Max: unlimited}, unix.RLIMIT_FSIZE: {Cur: unlimited, Max: unlimited},
+		unix.RLIMIT_DATA: {Cur: unlimited, Max: unlimited}, unix.RLIMIT_STACK: {Cur: stack, Max: unlimited},
+		unix.RLIMIT_CORE: {Cur: unlimited, Max: unlimited}, unix.RLIMIT_RSS: {Cur: unlimited, Max: unlimited},
+		unix.RLIMIT_NPROC: {Cur: unlimited, Max: unlimited}, unix.RLIMIT_MEMLOCK: {Cur: locked, Max: locked},
+		unix.RLIMIT_AS: {Cur: unlimited, Max: unlimited}, unix.RLIMIT_LOCKS: {Cur: unlimited, Max: unlimited},
+		unix.RLIMIT_MSGQUEUE: {Cur: queues, Max: queues}, unix.RLIMIT_NICE: {}, unix.RLIMIT_RTPRIO: {},
+		unix.RLIMIT_RTTIME: {Cur: unlimited, Max: unlimited},
+	} {
+		_ = unix.Prlimit(0, resource, &limit, nil) // it may not raise them
+	}
 }
 
 // inheritedNoFile returns the limit on open files with which this process was
@@ -231,7 +264,11 @@ func lowerOOMScore() string {
 	if err := os.WriteFile(path, []byte(spared), 0); err != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(before))
+	score := strings.TrimSpace(string(before))
+	if strings.HasPrefix(score, "-") {
+		return "0" // what spared this process spares no container
+	}
+	return score
 }
 
 // notifySignals subscribes to the ends of children and to requests to end.

@@ -28,7 +28,7 @@ const (
 )
 
 // header opens an encoded plan and changes with the format.
-const header = "crisp plan 2\n"
+const header = "crisp plan 3\n"
 
 // Encode returns the plan in its binary form. Equal plans encode to equal bytes.
 func (p *Plan) Encode() []byte {

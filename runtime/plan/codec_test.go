@@ -125,7 +125,7 @@ func TestDecodeRefuses(t *testing.T) {
 		want error
 	}{
 		"nothing":      {nil, ErrVersion},
-		"next version": {[]byte(strings.Replace(string(good), "plan 2", "plan 3", 1)), ErrVersion},
+		"next version": {[]byte(strings.Replace(string(good), "plan 3", "plan 4", 1)), ErrVersion},
 		"too large":    {make([]byte, MaxEncoded+1), ErrTooLarge},
 	} {
 		if _, err := Decode(c.data); !errors.Is(err, c.want) {

@@ -29,7 +29,8 @@ func (c *process) privileged() {
 	if c.userns() {
 		// Hard limits cannot be raised from inside.
 		for _, l := range c.p.Rlimits {
-			if hard := c.clampLimit(l.Type, l.Hard); hard > spareFiles {
+			needed := l.Type == "RLIMIT_NOFILE" || l.Type == "RLIMIT_NPROC"
+			if hard := c.clampLimit(l.Type, l.Hard); hard > spareFiles || !needed {
 				c.setLimit("raise "+l.Type, l.Type, hard, hard)
 			}
 		}
@@ -61,11 +62,21 @@ func (b *builder) setLimit(what, name string, soft, hard uint64) {
 	b.step(what, unix.SYS_PRLIMIT64, zero(), num(rlimitNumbers[name]), data(words(soft, hard)), zero())
 }
 
+// limits comes last of what a process does with the descriptors and memory of a
+// start, which its limits are not about.
 func (c *process) limits() {
+	if !slices.ContainsFunc(c.p.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == "RLIMIT_NOFILE" }) {
+		c.usualFiles()
+	}
 	for _, l := range c.p.Rlimits {
 		hard := c.clampLimit(l.Type, l.Hard)
 		c.setLimit("limit "+l.Type, l.Type, min(l.Soft, hard), hard)
 	}
+}
+
+// usualFiles sets the limit on open files where none is asked for.
+func (b *builder) usualFiles() {
+	b.step("limit RLIMIT_NOFILE as usual", unix.SYS_PRLIMIT64, zero(), num(unix.RLIMIT_NOFILE), Arg{Kind: ArgNoFile}, zero())
 }
 
 // checkLimits refuses names that would otherwise be taken for others.

@@ -173,6 +173,10 @@ const (
 	// ArgBuf points to Int zero bytes of memory for the call's result, see
 	// [Step.Want]. A step has at most one.
 	ArgBuf
+	// ArgNoFile points to a struct rlimit with the limit on open files that
+	// processes get which ask for none. The child has more than that before,
+	// and needs it.
+	ArgNoFile
 )
 
 // Arg is one argument of a system call.

@@ -154,6 +154,8 @@ func (p *Plan) argText(a *Arg, sig signature, i int) string {
 		return "keeper"
 	case ArgRegPtr:
 		return fmt.Sprintf("&{r%d %s}", a.Int, bytesText(a.Bytes))
+	case ArgNoFile:
+		return "{usual}"
 	case ArgBuf:
 		return fmt.Sprintf("buf[%d]", a.Int)
 	}

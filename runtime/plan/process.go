@@ -132,7 +132,6 @@ func (c *process) execute() error {
 	c.personality()
 	c.label()
 	c.standard()
-	c.limits()
 	umask := uint32(0o022)
 	if c.p.User.Umask != nil {
 		umask = *c.p.User.Umask
@@ -140,6 +139,7 @@ func (c *process) execute() error {
 	c.step(fmt.Sprintf("umask %04o", umask), unix.SYS_UMASK, num(umask))
 	c.lookAtWorkingDir()
 	c.closeOthers(c.exposed)
+	c.limits()
 	sets, err := c.capSets()
 	if err != nil {
 		return err

@@ -129,6 +129,7 @@ func (b *builder) pause(label string) {
 		b.step("null device on descriptor "+strconv.Itoa(fd), unix.SYS_DUP3, b.null(), num(fd), zero())
 	}
 	b.closeOthers(false)
+	b.usualFiles()
 	b.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	b.setgroups(nil)
 	b.capset(capSets{})

@@ -93,7 +93,7 @@ func (p *Plan) checkStep(s *Step) error {
 
 func (p *Plan) checkArg(a *Arg) error {
 	switch a.Kind {
-	case ArgInt, ArgBytes, ArgSync:
+	case ArgInt, ArgBytes, ArgSync, ArgNoFile:
 	case ArgBack:
 		if a.Int < -1 || a.Int > 1 {
 			return fmt.Errorf("%w: %d descriptors from the socket", ErrInvalid, a.Int)

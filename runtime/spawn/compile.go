@@ -23,6 +23,8 @@ const spill = 64
 type compiled struct {
 	layout
 	m *machine
+	// noFile is what [plan.ArgNoFile] stands for; nil keeps the limit.
+	noFile *unix.Rlimit
 }
 
 // compile lays out the plan for a child that has the descriptors files and sock.
@@ -46,9 +48,13 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*compiled, error
 		}
 	}
 
-	c := &compiled{}
+	c := &compiled{noFile: opt.NoFile}
 	c.begin(p, files, sock)
 	c.prologue(files, opt)
+	if opt.NoFile != nil && !limitsFiles(p) {
+		limit := c.words(opt.NoFile.Cur, opt.NoFile.Max)
+		c.prepare(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, addr(limit), 0)
+	}
 	for i := range p.Steps {
 		c.add(&p.Steps[i], int32(i), files)
 	}
@@ -61,6 +67,18 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*compiled, error
 	}
 
 	return c, nil
+}
+
+// limitsFiles says whether a plan has a step for the limit on open files.
+func limitsFiles(p *plan.Plan) bool {
+	for i := range p.Steps {
+		for j := range p.Steps[i].Args {
+			if p.Steps[i].Args[j].Kind == plan.ArgNoFile {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // begin makes the machine and the clone's arguments.
@@ -80,8 +98,12 @@ func (c *compiled) begin(p *plan.Plan, files []int, sock int) {
 	}
 
 	m.leave = room[op](&c.layout, maxLeave)
-	m.ops = room[op](&c.layout, len(p.Steps)+len(files)+8)
+	m.ops = room[op](&c.layout, len(p.Steps)+len(files)+maxPrologue)
 }
+
+// maxPrologue bounds the steps of the prologue beside one for each descriptor.
+// Were there more, they would lie in the heap, which a child has not.
+const maxPrologue = 24
 
 // maxLeave bounds the ranges of memory that a child gives back.
 const maxLeave = 64
@@ -120,10 +142,7 @@ func (c *compiled) prologue(files []int, opt Options) {
 	c.prepare(unix.SYS_CLOSE_RANGE, low, math.MaxUint32, 0)
 
 	c.prepare(unix.SYS_UMASK, 0)
-	if opt.NoFile != nil {
-		lim := c.words(opt.NoFile.Cur, opt.NoFile.Max)
-		c.prepare(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, addr(lim), 0)
-	}
+	c.ordinary()
 
 	if opt.OOMScoreAdj != "" {
 		const spare = plan.NumRegs
@@ -135,6 +154,30 @@ func (c *compiled) prologue(files []int, opt Options) {
 			c.m.ops[len(c.m.ops)-1].reg[0] = spare
 		}
 	}
+}
+
+// ordinary makes the child what a process is that nobody has set up: with all
+// CPUs that its cgroup has, the usual priority, and so on. Whoever started the
+// parent has not meant the child.
+func (c *compiled) ordinary() {
+	const (
+		cpuWords  = 8192 / 64 // of more CPUs than any kernel has
+		slack     = 50_000
+		ioProcess = 1
+		schedSize = 48
+	)
+	all := make([]uint64, cpuWords)
+	for i := range all {
+		all[i] = math.MaxUint64
+	}
+	c.prepare(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(8*len(all)), addr(c.words(all...)))
+	// The policy SCHED_OTHER, nice 0.
+	c.prepare(unix.SYS_SCHED_SETATTR, 0, addr(c.words(schedSize, 0, 0, 0, 0, 0)), 0)
+	c.prepare(unix.SYS_IOPRIO_SET, ioProcess, 0, 0)
+	c.prepare(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, slack, 0, 0, 0)
+	c.prepare(unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, 0, 0, 0, 0)
+	c.prepare(unix.SYS_PERSONALITY, 0)
+	c.prepare(unix.SYS_SET_MEMPOLICY, unix.MPOL_DEFAULT, 0, 0)
 }
 
 // prepare adds a call whose failure does not matter.
@@ -195,6 +238,10 @@ func (c *compiled) argument(o *op, j int, a *plan.Arg, files []int) {
 		copy(cell, a.Bytes)
 		o.args[j], o.poke[j] = addr(cell), word32(cell)
 		o.reg[j] = int8(a.Int)
+	case plan.ArgNoFile:
+		if limit := c.noFile; limit != nil {
+			o.args[j] = addr(c.words(limit.Cur, limit.Max))
+		}
 	case plan.ArgBuf:
 		o.buf = c.alloc(int(a.Int))
 		o.args[j] = addr(o.buf)

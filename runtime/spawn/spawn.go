@@ -15,8 +15,9 @@ import (
 
 // Options say what of its parent's settings a child does not inherit.
 type Options struct {
-	// NoFile is the limit on open files that the child gets before its first
-	// step; nil keeps the caller's, which Go raises at start.
+	// NoFile is the limit on open files that the child gets where its plan says
+	// so by [plan.ArgNoFile], or else before its first step; nil keeps the
+	// caller's, which Go raises at start.
 	NoFile *unix.Rlimit
 	// OOMScoreAdj is written to the child's oom_score_adj before its first
 	// step; empty keeps the caller's.
