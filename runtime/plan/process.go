@@ -145,14 +145,16 @@ func (c *process) execute() error {
 		return err
 	}
 	c.bound(sets)
+	c.identity()
+	c.enterWorkingDir()
 	if !c.p.NoNewPrivileges {
 		// To load a filter is a privilege unless privileges can no longer be
-		// gained, so it comes before they are given up.
+		// gained, so it comes before they are given up. It comes last of all
+		// else: a profile need not allow what only this start does.
 		c.seccomp()
 	}
 
-	c.identity(sets)
-	c.enterWorkingDir()
+	c.capabilities(sets)
 	if c.p.NoNewPrivileges {
 		c.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	}
@@ -270,18 +272,23 @@ func (c *process) bound(sets capSets) {
 	}
 }
 
-// identity becomes the user, with the capabilities that are left to it.
-func (c *process) identity(sets capSets) {
+// identity becomes the user, with all capabilities as before.
+func (c *process) identity() {
+	const noSetuidFixup = 1 << 2
 	user := c.p.User
 	if user.UID != 0 {
-		c.prctl("keep capabilities", unix.PR_SET_KEEPCAPS, 1)
+		c.prctl("keep capabilities", unix.PR_SET_SECUREBITS, noSetuidFixup)
 	}
 	c.setgroups(user.AdditionalGids)
 	c.step(fmt.Sprintf("become group %d", user.GID), unix.SYS_SETRESGID, num(user.GID), num(user.GID), num(user.GID))
 	c.step(fmt.Sprintf("become user %d", user.UID), unix.SYS_SETRESUID, num(user.UID), num(user.UID), num(user.UID))
 	if user.UID != 0 {
-		c.prctl("keep capabilities no longer", unix.PR_SET_KEEPCAPS, 0)
+		c.prctl("keep capabilities no longer", unix.PR_SET_SECUREBITS, 0)
 	}
+}
+
+// capabilities leaves the process those that its program has.
+func (c *process) capabilities(sets capSets) {
 	c.capset(sets)
 	c.prctl("clear ambient capabilities", unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
 	for left := sets.ambient; left != 0; left &= left - 1 {
