@@ -10,10 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/spec"
+	"crisp/test/testkit"
 )
 
 func TestClosedStreamsAreNotKept(t *testing.T) {
@@ -130,6 +132,39 @@ func TestMakeVolumeCopiesAndFollowsNothing(t *testing.T) {
 	}
 	if left, err := os.ReadDir(empty); err != nil || len(left) > 0 {
 		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// TestMakeVolumeShiftsOwnersOnce copies a root file system's files as they show
+// in a pod with users of its own: the mount of the volume shifts them again.
+func TestMakeVolumeShiftsOwnersOnce(t *testing.T) {
+	testkit.Root(t)
+	root, dst := t.TempDir(), filepath.Join(t.TempDir(), "volume")
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "data/sub"), 0o755), os.WriteFile(filepath.Join(root, "data/f"), nil, 0o600), os.Symlink("x", filepath.Join(root, "data/link"))); err != nil {
+		t.Fatal(err)
+	}
+	for name, ids := range map[string][2]int{"data": {100000, 200000}, "data/sub": {100999, 200033}, "data/f": {165535, 265535}, "data/link": {100001, 200002}} {
+		if err := os.Lchown(filepath.Join(root, name), ids[0], ids[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, err := os.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	v := spec.Volume{
+		Path: "/data", Source: dst,
+		UIDMappings: []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}, GIDMappings: []specs.LinuxIDMapping{{HostID: 200000, Size: 65536}},
+	}
+	if err := makeVolume(t.Context(), dir, v); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][2]uint32{".": {0, 0}, "sub": {999, 33}, "f": {65535, 65535}, "link": {1, 2}} {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(dst, name), &st); err != nil || st.Uid != want[0] || st.Gid != want[1] {
+			t.Errorf("%s belongs to %d:%d (%v), want %v", name, st.Uid, st.Gid, err, want)
+		}
 	}
 }
 

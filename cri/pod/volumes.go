@@ -34,7 +34,7 @@ func makeVolume(ctx context.Context, root *os.File, v spec.Volume) error {
 		return err
 	}
 	defer to.Close()
-	c := copying{ctx: ctx}
+	c := copying{ctx: ctx, volume: &v}
 	return c.folder(from, to)
 }
 
@@ -47,8 +47,9 @@ const (
 
 // copying is the copy of one volume.
 type copying struct {
-	ctx   context.Context // of one copy, which ends with the call
-	depth int
+	ctx    context.Context // of one copy, which ends with the call
+	volume *spec.Volume
+	depth  int
 }
 
 // folder copies the content, owner and mode of one folder into another.
@@ -57,7 +58,7 @@ func (c *copying) folder(from, to *os.File) error {
 		return fmt.Errorf("%w: the image has more than %d folders within each other in a volume", ErrInvalid, maxCopyDepth)
 	}
 	defer func() { c.depth-- }()
-	if err := copyOwner(from, to); err != nil {
+	if err := c.owner(from, to); err != nil {
 		return err
 	}
 	for {
@@ -104,7 +105,7 @@ func (c *copying) file(from, to *os.File) error {
 	if err := to.Truncate(st.Size); err != nil {
 		return err
 	}
-	return copyOwner(from, to)
+	return c.owner(from, to)
 }
 
 // piece copies what lies between two offsets.
@@ -125,12 +126,13 @@ func (c *copying) piece(from, to *os.File, start, end int64) error {
 	return nil
 }
 
-func copyOwner(from, to *os.File) error {
+func (c *copying) owner(from, to *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
 		return err
 	}
-	if err := unix.Fchown(int(to.Fd()), int(st.Uid), int(st.Gid)); err != nil {
+	uid, gid := c.volume.Owner(st.Uid, st.Gid)
+	if err := unix.Fchown(int(to.Fd()), uid, gid); err != nil {
 		return err
 	}
 	return unix.Fchmod(int(to.Fd()), st.Mode&0o7777)
@@ -164,7 +166,8 @@ func (c *copying) entry(from, to *os.File, name string) error {
 			return err
 		}
 	}
-	return unix.Fchownat(dst, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
+	uid, gid := c.volume.Owner(st.Uid, st.Gid)
+	return unix.Fchownat(dst, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // pair opens one name in two folders and hands both files to copy.

@@ -153,6 +153,26 @@ type Volume struct {
 	Path string
 	// Source is the host folder to be made.
 	Source string
+	// UIDMappings and GIDMappings shift the owners in the volume when it is
+	// mounted. The image's are seen shifted already.
+	UIDMappings, GIDMappings []specs.LinuxIDMapping `json:",omitempty"`
+}
+
+// Owner returns whom a file of the volume is to belong to, given its owner as
+// the image's root file system shows it. One that has no id in the container
+// stays as it is.
+func (v *Volume) Owner(uid, gid uint32) (int, int) {
+	return inside(v.UIDMappings, uid), inside(v.GIDMappings, gid)
+}
+
+// inside is an id as the container sees it.
+func inside(maps []specs.LinuxIDMapping, id uint32) int {
+	for _, m := range maps {
+		if id >= m.HostID && id-m.HostID < m.Size {
+			return int(m.ContainerID + (id - m.HostID))
+		}
+	}
+	return int(id)
 }
 
 // ImageMount is an image, or a part of it, mounted into a container.

@@ -45,11 +45,12 @@ func (b *builder) volumes(others []specs.Mount) ([]specs.Mount, error) {
 		}
 		taken[p] = true
 		sum := sha256.Sum256([]byte(p))
-		v := Volume{Path: p, Source: path.Join(b.VolumeDir, hex.EncodeToString(sum[:16]))}
+		uids, gids := b.userns.mappings()
+		v := Volume{Path: p, Source: path.Join(b.VolumeDir, hex.EncodeToString(sum[:16])), UIDMappings: uids, GIDMappings: gids}
 		b.out.Volumes = append(b.out.Volumes, v)
 		m := specs.Mount{Destination: p, Type: "bind", Source: v.Source, Options: []string{"rbind", "rprivate", "rw"}}
 		// The content is copied with the image's owners and shifted here.
-		m.UIDMappings, m.GIDMappings = b.userns.mappings()
+		m.UIDMappings, m.GIDMappings = uids, gids
 		out = append(out, m)
 	}
 	return out, nil
