@@ -293,6 +293,10 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 		return err
 	}
 	o.MountLabel, o.ProcessLabel = labels.Mount, labels.Process
+	o.ApparmorProfile, err = spec.SandboxAppArmor(r.Config.Msg, spec.Input{Host: p.m.Host, Node: p.m.Node, Defaults: p.m.Defaults})
+	if err != nil {
+		return err
+	}
 	h := &held{files: launch.Held{}}
 	defer h.close()
 	var gate func(int) error

@@ -1,6 +1,9 @@
 package spec
 
 import (
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/runtime/plan"
@@ -29,5 +32,55 @@ func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (plan.SandboxOptions, erro
 	o.NewIPC = NamespaceMode(cfg, IPC) != runtimeapi.NamespaceMode_NODE
 	o.PidNS = NamespaceMode(cfg, PID) == runtimeapi.NamespaceMode_POD
 	o.Hostname = cfg.GetHostname()
-	return o, nil
+	o.User, err = podUser(cfg, userns)
+	return o, err
+}
+
+// podUser is who the pod's own first process is, root if nothing is asked for.
+// There is no image to look names up in.
+func podUser(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (specs.User, error) {
+	var u specs.User
+	sc := cfg.GetLinux().GetSecurityContext()
+	id := func(kind string, v int64) (uint32, error) {
+		n, err := number(kind, v)
+		if err == nil && userns != nil && n >= userns.Size {
+			err = invalid("%s %d is not in the pod's user namespace", kind, n)
+		}
+		return n, err
+	}
+
+	var err error
+	if v := sc.GetRunAsUser(); v != nil {
+		if u.UID, err = id("uid", v.GetValue()); err != nil {
+			return u, err
+		}
+	}
+	if v := sc.GetRunAsGroup(); v != nil {
+		if u.GID, err = id("gid", v.GetValue()); err != nil {
+			return u, err
+		}
+	}
+	for _, g := range sc.GetSupplementalGroups() {
+		n, err := id("supplemental group", g)
+		if err != nil {
+			return u, err
+		}
+		if !slices.Contains(u.AdditionalGids, n) {
+			u.AdditionalGids = append(u.AdditionalGids, n)
+		}
+	}
+	return u, nil
+}
+
+// SandboxAppArmor returns the AppArmor profile that a pod asks for, "" for none.
+// Without a word about it the pod's own process, which has no rights, has none.
+func SandboxAppArmor(cfg *runtimeapi.PodSandboxConfig, in Input) (string, error) {
+	sc := cfg.GetLinux().GetSecurityContext()
+	if sc.GetApparmor() == nil {
+		return "", nil
+	}
+	b := &builder{Input: in, out: &Result{}}
+	b.privileged = sc.GetPrivileged()
+	b.sc = &runtimeapi.LinuxContainerSecurityContext{Apparmor: sc.GetApparmor()}
+	return b.apparmor()
 }

@@ -3,9 +3,11 @@ package spec
 import (
 	"errors"
 	"maps"
+	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -266,5 +268,43 @@ func TestNamespaceOptionsAreNeverNil(t *testing.T) {
 	c := testSandbox()
 	if !proto.Equal(NamespaceOptions(c), options(c)) {
 		t.Error("options changed")
+	}
+}
+
+// TestPodUser has the pod's own first process take the user that the pod asks for.
+func TestPodUser(t *testing.T) {
+	id := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
+	for _, tt := range []struct {
+		sc   *runtimeapi.LinuxSandboxSecurityContext
+		want specs.User
+		err  error
+	}{
+		{&runtimeapi.LinuxSandboxSecurityContext{}, specs.User{}, nil},
+		{&runtimeapi.LinuxSandboxSecurityContext{RunAsUser: id(1000)}, specs.User{UID: 1000}, nil},
+		{&runtimeapi.LinuxSandboxSecurityContext{RunAsUser: id(1), RunAsGroup: id(2), SupplementalGroups: []int64{3, 4, 3}}, specs.User{UID: 1, GID: 2, AdditionalGids: []uint32{3, 4}}, nil},
+		{&runtimeapi.LinuxSandboxSecurityContext{SupplementalGroups: []int64{5}}, specs.User{AdditionalGids: []uint32{5}}, nil},
+		{&runtimeapi.LinuxSandboxSecurityContext{RunAsGroup: id(2)}, specs.User{}, ErrInvalid},
+		{&runtimeapi.LinuxSandboxSecurityContext{RunAsUser: id(-1)}, specs.User{}, ErrInvalid},
+		{&runtimeapi.LinuxSandboxSecurityContext{RunAsUser: id(1 << 32)}, specs.User{}, ErrInvalid},
+		{&runtimeapi.LinuxSandboxSecurityContext{SupplementalGroups: []int64{-7}}, specs.User{}, ErrInvalid},
+	} {
+		cfg := testInput().Sandbox
+		cfg.Linux.SecurityContext = tt.sc
+		o, err := SandboxOptions(cfg)
+		if !errors.Is(err, tt.err) || err == nil && !reflect.DeepEqual(o.User, tt.want) {
+			t.Errorf("user %+v, %v, want %+v, %v", o.User, err, tt.want, tt.err)
+		}
+	}
+}
+
+// TestSysctlLines takes values as a file has them.
+func TestSysctlLines(t *testing.T) {
+	cfg := testInput().Sandbox
+	for value, ok := range map[string]bool{"1": true, "1\n": true, "1\n\n": true, "1\n2": false, "1\r\n": false, "\n1": false} {
+		cfg.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": value}
+		o, err := SandboxOptions(cfg)
+		if ok != (err == nil) || ok && o.Sysctls["net.ipv4.ip_forward"] != "1" || !ok && !errors.Is(err, ErrInvalid) {
+			t.Errorf("%q: %q, %v", value, o.Sysctls["net.ipv4.ip_forward"], err)
+		}
 	}
 }

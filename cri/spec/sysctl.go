@@ -28,6 +28,8 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 	}
 	seen := map[string]bool{}
 	for name, value := range cfg.GetLinux().GetSysctls() {
+		// As it is where the value was read from a file.
+		value = strings.TrimRight(value, "\n")
 		p, err := sysctlPath(name)
 		if err != nil {
 			return nil, err

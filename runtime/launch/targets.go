@@ -27,7 +27,7 @@ func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec, o plan.Options) error
 		if inside(target, made) {
 			continue
 		}
-		dir, err := in.isDir(p, "mount "+dest)
+		dir, err := in.isDir(p, &s.Mounts[i], "mount "+dest)
 		if err != nil {
 			return err
 		}
@@ -65,9 +65,13 @@ func (in *inputs) input(p *plan.Plan, is func(*plan.Input) bool) *os.File {
 	return nil
 }
 
-// isDir says whether what a mount shows is a folder. All but the binds are.
-func (in *inputs) isDir(p *plan.Plan, name string) (bool, error) {
+// isDir says whether what a mount shows is a folder. All but the binds and
+// what images have are.
+func (in *inputs) isDir(p *plan.Plan, m *specs.Mount, name string) (bool, error) {
 	f := in.input(p, func(i *plan.Input) bool { return i.Name == name && i.Kind == plan.InputMount })
+	if m.Type == "image" {
+		f = in.held[m.Source]
+	}
 	if f == nil {
 		return true, nil
 	}

@@ -1,5 +1,7 @@
 package plan
 
+import "github.com/opencontainers/runtime-spec/specs-go"
+
 // Options tell [Container] and [Exec] what the runtime-spec does not.
 type Options struct {
 	// Name is the plan's name: "start container web".
@@ -105,6 +107,10 @@ type SandboxOptions struct {
 	MountLabel, ProcessLabel string
 	// PidNS makes a PID namespace whose first process is the pause program.
 	PidNS bool
+	// User is who that process is, by the ids of the pod's user namespace.
+	User specs.User
+	// ApparmorProfile confines it; empty leaves it as the keeper is.
+	ApparmorProfile string
 	// Gate, CgroupV2 and CgroupTasks place that process in a cgroup, see [Options].
 	Gate        bool
 	CgroupV2    bool

@@ -73,14 +73,19 @@ func (c *process) personality() {
 // no mount of the container can stand in for, and reads it back.
 func (c *process) label() {
 	if profile := c.p.ApparmorProfile; profile != "" {
-		// The attributes' own folder is there since 5.8.
-		want := profile + " ("
-		if profile == "unconfined" {
-			want = profile
-		}
-		c.attribute("AppArmor profile", "self/attr/apparmor/exec", "exec "+profile, want)
+		c.confine(profile)
 	}
 	c.labelProgram(c.p.SelinuxLabel)
+}
+
+// confine sets the AppArmor profile that the next program gets.
+func (b *builder) confine(profile string) {
+	// The attributes' own folder is there since 5.8.
+	want := profile + " ("
+	if profile == "unconfined" {
+		want = profile
+	}
+	b.attribute("AppArmor profile", "self/attr/apparmor/exec", "exec "+profile, want)
 }
 
 // labelProgram sets the SELinux label that the next program gets.
@@ -279,9 +284,7 @@ func (c *process) identity() {
 	if user.UID != 0 {
 		c.prctl("keep capabilities", unix.PR_SET_SECUREBITS, noSetuidFixup)
 	}
-	c.setgroups(user.AdditionalGids)
-	c.step(fmt.Sprintf("become group %d", user.GID), unix.SYS_SETRESGID, num(user.GID), num(user.GID), num(user.GID))
-	c.step(fmt.Sprintf("become user %d", user.UID), unix.SYS_SETRESUID, num(user.UID), num(user.UID), num(user.UID))
+	c.become(user)
 	if user.UID != 0 {
 		c.prctl("keep capabilities no longer", unix.PR_SET_SECUREBITS, 0)
 	}
@@ -297,6 +300,13 @@ func (c *process) capabilities(sets capSets) {
 	}
 }
 
+// become gives the process the ids of a user.
+func (b *builder) become(user specs.User) {
+	b.setgroups(user.AdditionalGids)
+	b.step(fmt.Sprintf("become group %d", user.GID), unix.SYS_SETRESGID, num(user.GID), num(user.GID), num(user.GID))
+	b.step(fmt.Sprintf("become user %d", user.UID), unix.SYS_SETRESUID, num(user.UID), num(user.UID), num(user.UID))
+}
+
 func (b *builder) setgroups(gids []uint32) {
 	if len(gids) == 0 {
 		b.step("drop groups", unix.SYS_SETGROUPS, zero(), zero())
@@ -306,7 +316,7 @@ func (b *builder) setgroups(gids []uint32) {
 }
 
 // maxCandidates bounds the folders of PATH in which a program is looked for.
-const maxCandidates = 128
+const maxCandidates = 4096
 
 // exec ends the plan with the program. One without a slash is tried in each
 // folder of PATH: what is where is known only once everything is mounted.
@@ -315,9 +325,12 @@ func (c *process) exec() error {
 	candidates := []string{name}
 	if !strings.Contains(name, "/") {
 		candidates = nil
+		known := map[string]bool{}
 		for _, dir := range strings.Split(searchPath(c.p.Env), ":") {
-			if strings.HasPrefix(dir, "/") {
-				candidates = append(candidates, path.Join(dir, name))
+			file := path.Join(dir, name)
+			if strings.HasPrefix(dir, "/") && !known[file] {
+				known[file] = true
+				candidates = append(candidates, file)
 			}
 		}
 	}

@@ -58,7 +58,7 @@ func Sandbox(o SandboxOptions) (*Plan, error) {
 	b.base(baseOptions{shmSize: o.ShmSize, label: o.MountLabel, userns: o.NewUser, procfs: o.PidNS})
 	b.wait("let the keeper hold namespaces")
 	if o.PidNS {
-		b.pause(o.ProcessLabel)
+		b.pause(o)
 	}
 	return b.plan, nil
 }
@@ -116,7 +116,7 @@ func sysctlPath(key string) string {
 
 // pause becomes the first process of the pod's PID namespace, without any right.
 // Containers see it: its root is empty and read-only, and none of the pod's base.
-func (b *builder) pause(label string) {
+func (b *builder) pause(o SandboxOptions) {
 	b.makeNamespaces(unix.CLONE_NEWNS)
 	b.step("open base", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regBase)
 	b.cloneMount("root of pause", reg(regBase), baseMask, 0, regMount)
@@ -124,14 +124,17 @@ func (b *builder) pause(label string) {
 	b.pivot("root of pause", reg(regMount))
 	b.leaveOldRoot("base")
 
-	b.labelProgram(label)
+	if o.ApparmorProfile != "" {
+		b.confine(o.ApparmorProfile)
+	}
+	b.labelProgram(o.ProcessLabel)
 	for fd := range 3 {
 		b.step("null device on descriptor "+strconv.Itoa(fd), unix.SYS_DUP3, b.null(), num(fd), zero())
 	}
 	b.closeOthers(false)
 	b.usualFiles()
 	b.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
-	b.setgroups(nil)
+	b.become(o.User)
 	b.capset(capSets{})
 	// Whoever may trace it, which takes no right but the same user, has its calls.
 	b.step("load filter of pause", unix.SYS_SECCOMP, num(unix.SECCOMP_SET_MODE_FILTER), zero(), Arg{Kind: ArgFilter, Bytes: pause.Filter()})
