@@ -19,7 +19,7 @@ import (
 // rule covers is Internal.
 func Rules() []rpcerr.Rule {
 	return []rpcerr.Rule{
-		{Err: pod.ErrImageVolume, Code: rpcerr.FailedPrecondition},
+		{Err: pod.ErrImageVolume, Code: rpcerr.FailedPrecondition, Begins: true},
 		{Err: pod.ErrNotFound, Code: rpcerr.NotFound},
 		{Err: pod.ErrAmbiguous, Code: rpcerr.InvalidArgument},
 		{Err: pod.ErrInvalid, Code: rpcerr.InvalidArgument},

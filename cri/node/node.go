@@ -68,6 +68,9 @@ func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 	}
 	var out []specs.LinuxDevice
 	err = filepath.WalkDir(real, func(p string, e fs.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) && p != real {
+			return nil // went away meanwhile
+		}
 		if err != nil {
 			return err
 		}

@@ -240,7 +240,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 	if err := p.shareFiles(labels); err != nil {
 		return err
 	}
-	volumes, err := k.imageVolumes(ctx, out.Images)
+	volumes, err := k.imageVolumes(ctx, out.Images, labels.Mount)
 	if err != nil {
 		return err
 	}
@@ -296,7 +296,7 @@ func (k *making) container(labels spec.Labels, user spec.ResolvedUser) (*spec.Re
 
 // imageVolumes records which image each image mount was resolved to, and keeps
 // it: its content is what the container gets, even if the reference moves.
-func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount) ([]ImageVolume, error) {
+func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount, label string) ([]ImageVolume, error) {
 	var out []ImageVolume
 	for _, im := range mounts {
 		img, err := k.p.m.Images.Get(im.Image.GetImage())
@@ -306,6 +306,12 @@ func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount) ([]
 		if err := k.p.m.Images.Hold(ctx, k.id, img.ID); err != nil {
 			return nil, fmt.Errorf("%w: keep the image for %s: %w", ErrImageVolume, im.Path, err)
 		}
+		// Whether it can be mounted is told now, where kubelet looks for it.
+		f, err := k.p.m.Images.MountImage(ctx, img.ID, im.SubPath, image.View{UserNS: k.p.namespace("user"), Label: label})
+		if err != nil {
+			return nil, fmt.Errorf("%w: at %s: %w", ErrImageVolume, im.Path, err)
+		}
+		f.Close()
 		out = append(out, ImageVolume{Path: im.Path, ImageID: img.ID, SubPath: im.SubPath})
 	}
 	return out, nil

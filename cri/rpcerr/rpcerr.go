@@ -42,6 +42,8 @@ type Rule struct {
 	// Token begins the message of such an error from PullImage, for kubelet
 	// to recognise, and makes its code Unknown there.
 	Token error
+	// Begins has Err's own text begin the message of every such error.
+	Begins bool
 }
 
 // Mapper finds the codes of errors.
@@ -106,6 +108,9 @@ func (m *Mapper) Status(method string, err error) error {
 		return status.Error(Internal, message(err.Error()))
 	case rule.Token != nil && isPull(method):
 		return status.Error(codes.Unknown, message(withToken(rule.Token, err)))
+	}
+	if rule.Begins {
+		return status.Error(rule.Code, message(withToken(rule.Err, err)))
 	}
 	return status.Error(rule.Code, message(err.Error()))
 }

@@ -93,6 +93,20 @@ func TestKubeletFindsToken(t *testing.T) {
 	}
 }
 
+// TestBegins has kubelet find what it looks for at the beginning of a message.
+func TestBegins(t *testing.T) {
+	m := New([]Rule{{Err: errNotFound, Code: FailedPrecondition, Begins: true}})
+	for text, err := range map[string]error{
+		"%s: create: %s: at /x": fmt.Errorf("create: %w: at /x", errNotFound),
+		"%s: at /x":             fmt.Errorf("%w: at /x", errNotFound),
+	} {
+		want := strings.ReplaceAll(text, "%s", errNotFound.Error())
+		if s, _ := status.FromError(m.Status("/runtime.v1.RuntimeService/CreateContainer", err)); s.Message() != want || s.Code() != codes.FailedPrecondition {
+			t.Errorf("%v: %q, want %q", s.Code(), s.Message(), want)
+		}
+	}
+}
+
 func TestNewCopiesTheTable(t *testing.T) {
 	table := make([]Rule, 1, 8)
 	table[0] = Rule{Err: errNotFound, Code: NotFound}

@@ -34,7 +34,7 @@ const (
 	// maxFolders and maxSearch bound the folders of PATH in which a program is
 	// looked for, and these times what is handed to the program, in bytes:
 	// each try has all of it.
-	maxFolders = 128
+	maxFolders = 1024
 	maxSearch  = 24 << 20
 )
 

@@ -47,7 +47,7 @@ func argumentRefusals() []refusal {
 		{"folders of PATH", func(in *Input) {
 			in.Config.Command = []string{"app"}
 			in.Image.Env = []string{"PATH=" + strings.Repeat("/x:", maxFolders)}
-		}, ErrInvalid, "129 folders"},
+		}, ErrInvalid, "1025 folders"},
 		{"folders of PATH times the environment", func(in *Input) {
 			in.Config.Command = []string{"app"}
 			in.Image.Env = append(variables(40, 100_000), "PATH="+strings.Repeat("/x:", 99))
