@@ -42,7 +42,12 @@ type runner struct {
 	grace time.Duration
 	// lock is held open by the plugins: see records.
 	lock *os.File
+	run  Run
 }
+
+// Run runs a plugin to its end. When ctx ends the plugin may go on for grace,
+// and the error is the cause.
+type Run func(ctx context.Context, cmd *exec.Cmd, grace time.Duration) error
 
 var _ invoke.Exec = (*runner)(nil)
 
@@ -91,7 +96,7 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 	if failure.Command == "ADD" || failure.Command == "DEL" {
 		grace = r.grace
 	}
-	err := runGroup(ctx, cmd, grace)
+	err := r.run(ctx, cmd, grace)
 	if err == nil && answer.dropped {
 		err = fmt.Errorf("answer longer than %d bytes", maxAnswer)
 	}
