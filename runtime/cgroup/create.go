@@ -89,6 +89,9 @@ func (g *Group) makeDirs() (fresh bool, err error) {
 }
 
 func (g *Group) createV1(want *cgroups.Resources) error {
+	if len(g.in) == 0 {
+		return nil // see [Node]
+	}
 	fresh, err := g.makeDirs()
 	if err != nil {
 		return err

@@ -28,7 +28,9 @@ const (
 	scopePrefix = "crisp"
 )
 
-// Node is this machine's way with cgroups. It is safe for concurrent use.
+// Node is this machine's way with cgroups. It is safe for concurrent use. The
+// zero Node, for tests, has no hierarchies: it checks and names groups, and
+// makes and limits none. [New] never returns one like that.
 type Node struct {
 	driver string
 	v2     bool

@@ -51,6 +51,9 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 }
 
 func (g *Group) setV1(want *cgroups.Resources) error {
+	if len(g.in) == 0 {
+		return nil // see [Node]
+	}
 	if !want.SkipDevices {
 		if err := cgroups.DevicesSetV1(g.dir("devices"), want); err != nil {
 			return fmt.Errorf("set device rules: %w", err)
