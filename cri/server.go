@@ -3,12 +3,15 @@ package cri
 import (
 	"context"
 	"io"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"crisp/cri/pod"
+	"crisp/cri/rpcerr"
 	"crisp/cri/stats"
 	"crisp/cri/stream"
 	"crisp/image"
@@ -59,6 +62,20 @@ type Server struct {
 	Handlers []string
 	// Settings are shown in the verbose Status.
 	Settings any
+}
+
+// maxMessage is what the server takes and gives in one message; kubelet's
+// client takes 16 MiB.
+const maxMessage = 16 << 20
+
+// ServerOptions are those of the gRPC server that answers calls.
+func ServerOptions() []grpc.ServerOption {
+	mapper := rpcerr.New(Rules())
+	return []grpc.ServerOption{
+		grpc.UnaryInterceptor(mapper.Unary()), grpc.StreamInterceptor(mapper.Stream()),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), Codec(),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+	}
 }
 
 // Register adds both services to a gRPC server.

@@ -15,14 +15,12 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
 	"k8s.io/klog/v2"
 
 	"crisp/cri"
 	"crisp/cri/config"
 	"crisp/cri/node"
 	"crisp/cri/pod"
-	"crisp/cri/rpcerr"
 	"crisp/cri/spec"
 	"crisp/cri/spec/apparmor"
 	"crisp/cri/spec/cdi"
@@ -39,9 +37,6 @@ import (
 )
 
 const (
-	// maxMessage is what the server takes and gives in one message; kubelet's
-	// client takes 16 MiB.
-	maxMessage = 16 << 20
 	// stopTimeout is how long calls under way may take when the daemon ends,
 	// closeTimeout how long its services may take after that.
 	stopTimeout  = 4 * time.Second
@@ -245,12 +240,7 @@ func (d *services) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	mapper := rpcerr.New(cri.Rules())
-	g := grpc.NewServer(
-		grpc.UnaryInterceptor(mapper.Unary()), grpc.StreamInterceptor(mapper.Stream()),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), cri.Codec(),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-	)
+	g := grpc.NewServer(cri.ServerOptions()...)
 	s := &cri.Server{
 		RuntimeVersion: version, Pods: d.pods, Images: d.images, Network: d.network, Stats: d.stats, Streams: d.streams,
 		Host: d.facts, CgroupDriver: d.cgroups.Driver(), Handlers: d.cfg.RuntimeHandlers, Settings: d.cfg,
