@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -41,11 +42,18 @@ func (c *capped) room(need int) int {
 	return c.max
 }
 
+// seconds converts a time that a request gives. What no [time.Duration] holds
+// becomes the longest one of its sign: it must not come to mean another time.
+func seconds(n int64) time.Duration {
+	const limit = math.MaxInt64 / int64(time.Second)
+	return time.Duration(min(max(n, -limit), limit)) * time.Second
+}
+
 // ExecSync runs a command and returns its output. A timeout of zero means none.
 func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	if r.GetTimeout() > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(r.GetTimeout())*time.Second)
+		ctx, cancel = context.WithTimeout(ctx, seconds(r.GetTimeout()))
 		defer cancel()
 	}
 	stdout, stderr := capped{max: maxExecOutput}, capped{max: maxExecOutput}

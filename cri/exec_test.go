@@ -2,7 +2,9 @@ package cri
 
 import (
 	"bytes"
+	"math"
 	"testing"
+	"time"
 )
 
 func TestShare(t *testing.T) {
@@ -20,6 +22,18 @@ func TestShare(t *testing.T) {
 		a, b := share(bytes.Repeat([]byte{1}, c.a), bytes.Repeat([]byte{2}, c.b), 10)
 		if len(a) != c.wantA || len(b) != c.wantB {
 			t.Errorf("%d and %d bytes are cut to %d and %d, want %d and %d", c.a, c.b, len(a), len(b), c.wantA, c.wantB)
+		}
+	}
+}
+
+// TestSeconds: a time too long for a duration is a long one, not a short one.
+func TestSeconds(t *testing.T) {
+	for n, want := range map[int64]time.Duration{
+		0: 0, 30: 30 * time.Second, -1: -time.Second,
+		math.MaxInt64: 9223372036 * time.Second, math.MinInt64: -9223372036 * time.Second, 9223372037: 9223372036 * time.Second,
+	} {
+		if got := seconds(n); got != want {
+			t.Errorf("%d seconds are %v, want %v", n, got, want)
 		}
 	}
 }
