@@ -71,6 +71,10 @@ func New(table []Rule) *Mapper {
 			{Err: syscall.EDQUOT, Code: ResourceExhausted},
 			{Err: syscall.EAGAIN, Code: ResourceExhausted}, // no more processes
 			{Err: syscall.EROFS, Code: FailedPrecondition},
+			// Of paths, which a request names or which lie below one of those.
+			{Err: syscall.ENAMETOOLONG, Code: InvalidArgument},
+			{Err: syscall.ENOTDIR, Code: FailedPrecondition},
+			{Err: syscall.ELOOP, Code: FailedPrecondition},
 		})}
 }
 

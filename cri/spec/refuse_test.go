@@ -54,6 +54,7 @@ func processRefusals() []refusal {
 		{"no image", func(in *Input) { in.Config.Image = nil }, ErrInvalid, "image"},
 		{"log path leads out", func(in *Input) { in.Config.LogPath = "../../etc/cron.d/x" }, ErrInvalid, "log path"},
 		{"absolute log path", func(in *Input) { in.Config.LogPath = "/etc/x" }, ErrInvalid, "log path"},
+		{"log path with NUL", func(in *Input) { in.Config.LogPath = "a\x00b" }, ErrInvalid, "NUL"},
 		{"stop signal", func(in *Input) { in.Config.StopSignal = 200 }, ErrInvalid, "signal"},
 	}
 }

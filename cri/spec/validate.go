@@ -27,6 +27,8 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 		return invalid("hostname %q", cfg.GetHostname())
 	case cfg.GetLogDirectory() != "" && !path.IsAbs(cfg.GetLogDirectory()):
 		return invalid("log directory %q is not absolute", cfg.GetLogDirectory())
+	case strings.ContainsRune(cfg.GetLogDirectory(), 0):
+		return invalid("log directory %q: NUL byte in a path", cfg.GetLogDirectory())
 	case sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil:
 		return invalid("sandbox with a group to run as but no user")
 	}
@@ -88,6 +90,8 @@ func ValidateContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandb
 		return invalid("container without image")
 	case cfg.GetLogPath() != "" && !filepath.IsLocal(cfg.GetLogPath()):
 		return invalid("log path %q leads out of the log directory", cfg.GetLogPath())
+	case strings.ContainsRune(cfg.GetLogPath(), 0):
+		return invalid("log path %q: NUL byte in a path", cfg.GetLogPath())
 	case sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "":
 		return invalid("container with a group to run as but no user")
 	case sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "":
