@@ -328,7 +328,7 @@ func (h *hop) attempt(ctx context.Context, q request, agent string, take taker) 
 
 // dropped reports whether a connection ended that may well last the next time.
 func dropped(err error) bool {
-	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNREFUSED, syscall.ECONNABORTED} {
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED} {
 		if errors.Is(err, e) {
 			return true
 		}
