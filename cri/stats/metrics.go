@@ -57,7 +57,7 @@ func (c *Collector) PodMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMet
 		for i := range p.Containers {
 			if ctr := &p.Containers[i]; ctr.Running && ctr.Group != nil {
 				out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{
-					ContainerId: ctr.Attributes.GetId(), Metrics: c.render(c.containerSample(ctx, ctr, deadline)),
+					ContainerId: ctr.Attributes.GetId(), Metrics: c.render(c.containerSample(ctx, p, ctr, deadline)),
 				})
 			}
 		}
@@ -72,16 +72,18 @@ func (c *Collector) podSample(p *Pod) *sample {
 		path = p.Group.Relative()
 		s.devices = c.deviceNames(s.stats)
 	}
-	s.labels = []string{path, p.Attributes.GetId(), ""}
+	pod := p.Attributes.GetMetadata()
+	s.labels = []string{path, p.Attributes.GetId(), "", pod.GetName(), pod.GetNamespace(), ""}
 	if p.Network != nil {
 		s.network, _ = p.Network()
 	}
 	return s
 }
 
-func (c *Collector) containerSample(ctx context.Context, ctr *Container, deadline time.Time) *sample {
+func (c *Collector) containerSample(ctx context.Context, p *Pod, ctr *Container, deadline time.Time) *sample {
+	pod := p.Attributes.GetMetadata()
 	s := &sample{
-		labels:  []string{ctr.Group.Relative(), ctr.Attributes.GetId(), ctr.Image},
+		labels:  []string{ctr.Group.Relative(), ctr.Attributes.GetId(), ctr.Image, pod.GetName(), pod.GetNamespace(), ctr.Attributes.GetMetadata().GetName()},
 		started: ctr.StartedAt, resources: ctr.Resources,
 	}
 	if s.resources == nil {
@@ -116,9 +118,9 @@ func (c *Collector) deviceNames(s *cgroup.Stats) []string {
 	return names
 }
 
-// render makes the metrics of a sample. Their time stamp stays 0, which says
-// that they were read just now.
+// render makes the metrics of a sample, of the time when it was taken.
 func (c *Collector) render(s *sample) []*runtimeapi.Metric {
+	at := s.now.UnixNano()
 	list := make([]*runtimeapi.Metric, 0, len(c.metrics))
 	for _, m := range c.metrics {
 		m.values(s, func(v uint64, labels ...string) {
@@ -126,7 +128,7 @@ func (c *Collector) render(s *sample) []*runtimeapi.Metric {
 			if len(labels) > 0 {
 				values = slices.Concat(values, labels)
 			}
-			list = append(list, &runtimeapi.Metric{Name: m.name, MetricType: m.kind, LabelValues: values, Value: value(v)})
+			list = append(list, &runtimeapi.Metric{Name: m.name, Timestamp: at, MetricType: m.kind, LabelValues: values, Value: value(v)})
 		})
 	}
 	return list

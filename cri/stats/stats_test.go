@@ -82,7 +82,7 @@ func testPod(t testing.TB, id string) Pod {
 		t.Fatal(err)
 	}
 	return Pod{
-		Attributes: &runtimeapi.PodSandboxAttributes{Id: "pod-" + id, Metadata: &runtimeapi.PodSandboxMetadata{Name: id}, Labels: map[string]string{"app": id}},
+		Attributes: &runtimeapi.PodSandboxAttributes{Id: "pod-" + id, Metadata: &runtimeapi.PodSandboxMetadata{Name: "web-" + id, Namespace: "shop"}, Labels: map[string]string{"app": id}},
 		Ready:      true, StartedAt: testTime, Network: interfaces,
 		Group: &group{path: "/kubepods/" + id, stats: fullStats(), pids: []int{os.Getpid(), os.Getppid()}},
 		Containers: []Container{{
@@ -122,9 +122,9 @@ func TestDescriptors(t *testing.T) {
 		container_cpu_user_seconds_total container_file_descriptors container_fs_inodes_free container_fs_inodes_total
 		container_fs_limit_bytes container_fs_reads_bytes_total container_fs_reads_total container_fs_usage_bytes
 		container_fs_writes_bytes_total container_fs_writes_total container_hugetlb_max_usage_bytes
-		container_hugetlb_usage_bytes container_last_seen container_memory_cache container_memory_failcnt
+		container_hugetlb_usage_bytes container_last_seen container_memory_cache container_memory_events_high_total container_memory_events_max_total container_memory_failcnt
 		container_memory_failures_total container_memory_kernel_usage container_memory_mapped_file
-		container_memory_max_usage_bytes container_memory_rss container_memory_swap container_memory_usage_bytes
+		container_memory_max_usage_bytes container_memory_rss container_memory_swap container_memory_total_active_file_bytes container_memory_total_inactive_file_bytes container_memory_usage_bytes
 		container_memory_working_set_bytes container_network_receive_bytes_total container_network_receive_errors_total
 		container_network_receive_packets_dropped_total container_network_receive_packets_total
 		container_network_transmit_bytes_total container_network_transmit_errors_total
@@ -136,7 +136,7 @@ func TestDescriptors(t *testing.T) {
 		container_spec_memory_limit_bytes container_spec_memory_reservation_limit_bytes
 		container_spec_memory_swap_limit_bytes container_start_time_seconds container_threads container_threads_max
 		container_ulimits_soft`)
-	if len(want) != 56 {
+	if len(want) != 60 {
 		t.Fatalf("the test knows %d names", len(want))
 	}
 	var got []string
@@ -145,13 +145,8 @@ func TestDescriptors(t *testing.T) {
 		if d.Help == "" {
 			t.Errorf("%s has no help", d.Name)
 		}
-		if len(d.LabelKeys) < 3 || !slices.Equal(d.LabelKeys[:3], []string{"id", "name", "image"}) {
+		if len(d.LabelKeys) < 6 || !slices.Equal(d.LabelKeys[:6], []string{"id", "name", "image", "pod", "namespace", "container"}) {
 			t.Errorf("%s has labels %v", d.Name, d.LabelKeys)
-		}
-		for _, k := range []string{"namespace", "pod", "container"} {
-			if slices.Contains(d.LabelKeys, k) {
-				t.Errorf("%s has label %s, which kubelet adds", d.Name, k)
-			}
 		}
 	}
 	if !slices.Equal(got, want) {
@@ -184,6 +179,9 @@ func TestPodMetrics(t *testing.T) {
 			}
 			series[key] = m.GetValue().GetValue()
 			has[m.Name] = true
+			if time.Since(time.Unix(0, m.Timestamp)).Abs() > time.Minute {
+				t.Errorf("%s is of %v", m.Name, time.Unix(0, m.Timestamp))
+			}
 			if len(m.LabelValues) != labels[m.Name] {
 				t.Errorf("%s has %d label values, want %d", m.Name, len(m.LabelValues), labels[m.Name])
 			}
@@ -197,32 +195,32 @@ func TestPodMetrics(t *testing.T) {
 			t.Errorf("%s has no value", name)
 		}
 	}
-	const ctr = "/kubepods/a/ctr|ctr-a|registry/image"
+	const ctr = "/kubepods/a/ctr|ctr-a|registry/image|web-a|shop|a"
 	for key, want := range map[string]uint64{
-		"container_cpu_usage_seconds_total" + ctr + "|total":                      8,
-		"container_cpu_user_seconds_total" + ctr:                                  4,
-		"container_cpu_system_seconds_total" + ctr:                                4,
-		"container_cpu_usage_seconds_total/kubepods/a|pod-a||total":               8,
-		"container_memory_failures_total" + ctr + "|pgfault|hierarchy":            31,
-		"container_memory_failures_total" + ctr + "|pgmajfault|container":         34,
-		"container_pressure_cpu_waiting_seconds_total" + ctr:                      20,
-		"container_pressure_io_stalled_seconds_total" + ctr:                       61,
-		"container_network_transmit_packets_dropped_total/kubepods/a|pod-a||eth0": 9,
-		"container_network_receive_bytes_total/kubepods/a|pod-a||net1":            5,
-		"container_blkio_device_usage_total" + ctr + "||4000|1|Write":             52,
-		"container_fs_reads_total" + ctr + "|4000:1":                              53,
-		"container_hugetlb_usage_bytes" + ctr + "|2MB":                            71,
-		"container_spec_memory_reservation_limit_bytes" + ctr:                     300,
-		"container_spec_memory_swap_limit_bytes" + ctr:                            2100,
-		"container_threads_max" + ctr:                                             99,
-		"container_processes" + ctr:                                               1,
-		"container_start_time_seconds" + ctr:                                      1700000000,
-		"container_oom_events_total" + ctr:                                        36,
-		"container_network_receive_packets_dropped_total/kubepods/a|pod-a||eth0":  4,
-		"container_memory_working_set_bytes/kubepods/a|pod-a|":                    800,
-		"container_spec_cpu_quota" + ctr:                                          20000,
-		"container_network_receive_packets_total/kubepods/a|pod-a||eth0":          2,
-		"container_network_transmit_errors_total/kubepods/a|pod-a||eth0":          8,
+		"container_cpu_usage_seconds_total" + ctr + "|total":                                     8,
+		"container_cpu_user_seconds_total" + ctr:                                                 4,
+		"container_cpu_system_seconds_total" + ctr:                                               4,
+		"container_cpu_usage_seconds_total/kubepods/a|pod-a||web-a|shop||total":               8,
+		"container_memory_failures_total" + ctr + "|pgfault|hierarchy":                           31,
+		"container_memory_failures_total" + ctr + "|pgmajfault|container":                        34,
+		"container_pressure_cpu_waiting_seconds_total" + ctr:                                     20,
+		"container_pressure_io_stalled_seconds_total" + ctr:                                      61,
+		"container_network_transmit_packets_dropped_total/kubepods/a|pod-a||web-a|shop||eth0": 9,
+		"container_network_receive_bytes_total/kubepods/a|pod-a||web-a|shop||net1":            5,
+		"container_blkio_device_usage_total" + ctr + "||4000|1|Write":                            52,
+		"container_fs_reads_total" + ctr + "|4000:1":                                             53,
+		"container_hugetlb_usage_bytes" + ctr + "|2MB":                                           71,
+		"container_spec_memory_reservation_limit_bytes" + ctr:                                    300,
+		"container_spec_memory_swap_limit_bytes" + ctr:                                           2100,
+		"container_threads_max" + ctr:                                                            99,
+		"container_processes" + ctr:                                                              1,
+		"container_start_time_seconds" + ctr:                                                     1700000000,
+		"container_oom_events_total" + ctr:                                                       36,
+		"container_network_receive_packets_dropped_total/kubepods/a|pod-a||web-a|shop||eth0":  4,
+		"container_memory_working_set_bytes/kubepods/a|pod-a||web-a|shop|":                    800,
+		"container_spec_cpu_quota" + ctr:                                                         20000,
+		"container_network_receive_packets_total/kubepods/a|pod-a||web-a|shop||eth0":          2,
+		"container_network_transmit_errors_total/kubepods/a|pod-a||web-a|shop||eth0":          8,
 	} {
 		if got, ok := series[key]; !ok || got != want {
 			t.Errorf("%s is %d (there: %v), want %d", key, got, ok, want)
@@ -294,7 +292,7 @@ func TestPodSandbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := got.Linux
-	if got.GetAttributes().GetMetadata().GetName() != "a" || len(l.Containers) != 1 || l.Cpu.GetUsageCoreNanoSeconds().GetValue() != 7_600_000_000 ||
+	if got.GetAttributes().GetMetadata().GetName() != "web-a" || len(l.Containers) != 1 || l.Cpu.GetUsageCoreNanoSeconds().GetValue() != 7_600_000_000 ||
 		l.Process.GetProcessCount().GetValue() != 2 || l.Process.GetTimestamp() == 0 || l.Io == nil {
 		t.Errorf("got %v", got)
 	}

@@ -17,11 +17,11 @@ const (
 )
 
 // baseLabels are the labels that every metric has: the path of the control
-// group, the id of the container or pod, and the image. The names and
-// meanings are cAdvisor's, so that dashboards go on working. kubelet adds
-// namespace, pod and container itself; a descriptor that had them too would be
-// refused.
-func baseLabels() []string { return []string{"id", "name", "image"} }
+// group, the id of the container or pod, the image, and what Kubernetes calls
+// them; a pod as a whole has no image and no container. The names and meanings
+// are cAdvisor's, so that dashboards go on working: kubelet passes on what it
+// gets, and adds nothing.
+func baseLabels() []string { return []string{"id", "name", "image", "pod", "namespace", "container"} }
 
 // emit takes one value with the values of the metric's own labels.
 type emit func(v uint64, labels ...string)
@@ -97,6 +97,10 @@ func memoryMetrics() []metric {
 			hugetlb(func(h cgroup.HugetlbStats) uint64 { return h.Usage })},
 		{"container_memory_cache", "Page cache, in bytes.", gauge, nil,
 			of(func(m *cgroup.MemoryStats) uint64 { return m.Cache })},
+		{"container_memory_events_high_total", "Number of times that allocations were slowed down, above memory.high.", counter, nil,
+			of(func(m *cgroup.MemoryStats) uint64 { return m.HighHits })},
+		{"container_memory_events_max_total", "Number of times that the memory limit was about to be exceeded.", counter, nil,
+			of(func(m *cgroup.MemoryStats) uint64 { return m.LimitHits })},
 		{"container_memory_failcnt", "Number of times that the memory limit was hit.", counter, nil,
 			of(func(m *cgroup.MemoryStats) uint64 { return m.LimitHits })},
 		{"container_memory_failures_total", "Number of page faults.", counter, []string{"failure_type", "scope"},
@@ -120,6 +124,10 @@ func memoryMetrics() []metric {
 			of(func(m *cgroup.MemoryStats) uint64 { return m.RSS })},
 		{"container_memory_swap", "Memory in swap, in bytes.", gauge, nil,
 			of(func(m *cgroup.MemoryStats) uint64 { return m.Swap })},
+		{"container_memory_total_active_file_bytes", "Page cache that was used of late, in bytes.", gauge, nil,
+			of(func(m *cgroup.MemoryStats) uint64 { return m.ActiveFile })},
+		{"container_memory_total_inactive_file_bytes", "Page cache that was not used of late, in bytes.", gauge, nil,
+			of(func(m *cgroup.MemoryStats) uint64 { return m.InactiveFile })},
 		{"container_memory_usage_bytes", "Memory in use, however long ago it was used, in bytes.", gauge, nil,
 			of(func(m *cgroup.MemoryStats) uint64 { return m.Usage })},
 		{"container_memory_working_set_bytes", "Memory in use without inactive page cache, in bytes.", gauge, nil,

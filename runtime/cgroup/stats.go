@@ -33,6 +33,8 @@ type MemoryStats struct {
 	WorkingSet uint64
 	// RSS is anonymous memory.
 	RSS, Cache, MappedFile, Kernel uint64
+	// ActiveFile is page cache that was used of late, InactiveFile the rest.
+	ActiveFile, InactiveFile uint64
 	// SwapAccounted tells whether the swap figures mean anything.
 	SwapAccounted bool
 	// Swap is what lies in swap; SwapLimit bounds it, not the sum with
@@ -45,7 +47,9 @@ type MemoryStats struct {
 	Faults, MajorFaults, OwnFaults, OwnMajorFaults uint64
 	// LimitHits is how often the limit stopped an allocation.
 	LimitHits, OOMKills uint64
-	Pressure            *Pressure
+	// HighHits is how often allocations were slowed down, in the unified hierarchy.
+	HighHits uint64
+	Pressure *Pressure
 }
 
 // PidsStats count tasks, which are threads.
@@ -112,8 +116,8 @@ func (g *Group) stats(parts ...func(*reader, *Stats) error) (*Stats, error) {
 
 // setWorkingSet takes the inactive part of the page cache from the usage. The
 // two are read at different times, so the difference may be below 0.
-func (m *MemoryStats) setWorkingSet(inactive uint64) {
-	if m.Usage > inactive {
-		m.WorkingSet = m.Usage - inactive
+func (m *MemoryStats) setWorkingSet() {
+	if m.Usage > m.InactiveFile {
+		m.WorkingSet = m.Usage - m.InactiveFile
 	}
 }

@@ -59,6 +59,7 @@ func wantStats() *Stats {
 		Memory: MemoryStats{
 			Usage: 4194304, MaxUsage: 8388608, Limit: 67108864, WorkingSet: 4194304 - 787456,
 			RSS: 2099200, Cache: 1049600, MappedFile: 525312, Kernel: 262144,
+			ActiveFile: 262144, InactiveFile: 787456,
 			SwapAccounted: true, Swap: 8192, SwapLimit: 33554432,
 			Faults: 801, MajorFaults: 12, OwnFaults: 701, OwnMajorFaults: 11, LimitHits: 3, OOMKills: 2,
 		},
@@ -82,7 +83,7 @@ func TestStatsV2(t *testing.T) {
 	want.CPU.Usage, want.CPU.User, want.CPU.System = 9000000000, 6000000000, 3000000000
 	want.CPU.Pressure = &Pressure{Some: Stall{Total: 123456000, Avg10: 1.5, Avg60: 0.7, Avg300: 0.1}, Full: Stall{Total: 3456000, Avg10: 0.25, Avg60: 0.05}}
 	want.Memory.Pressure = &Pressure{Some: Stall{Total: 10000}, Full: Stall{Total: 5000}}
-	want.Memory.OwnFaults, want.Memory.OwnMajorFaults = 801, 12
+	want.Memory.OwnFaults, want.Memory.OwnMajorFaults, want.Memory.HighHits = 801, 12, 5
 	want.IO.Pressure = &Pressure{Some: Stall{Total: 20000, Avg10: 99.99}, Full: Stall{Total: 15000}}
 	want.Pids.Limit = 99
 	want.Hugetlb[0].MaxUsage = 2097152
@@ -107,7 +108,7 @@ func TestUsage(t *testing.T) {
 			t.Errorf("%s: processor %+v and I/O %+v, want %+v and %+v", version, got.CPU, got.IO, want.CPU, want.IO)
 		}
 		m := want.Memory
-		m.MaxUsage, m.LimitHits, m.OOMKills = 0, 0, 0
+		m.MaxUsage, m.LimitHits, m.OOMKills, m.HighHits = 0, 0, 0, 0
 		if got.Memory.Kernel == 0 {
 			m.Kernel = 0
 		}
@@ -124,7 +125,7 @@ func TestStatsV2Open(t *testing.T) {
 	want := &Stats{
 		CPU: CPUStats{Usage: 5000, User: 3000, System: 2000},
 		// More inactive cache than usage: the two were read apart.
-		Memory: MemoryStats{Usage: 100, RSS: 10, Cache: 300, SwapAccounted: true, SwapUnlimited: true},
+		Memory: MemoryStats{Usage: 100, RSS: 10, Cache: 300, InactiveFile: 200, SwapAccounted: true, SwapUnlimited: true},
 		Pids:   PidsStats{Current: 1},
 	}
 	if !reflect.DeepEqual(got, want) {

@@ -78,7 +78,6 @@ func (g *Group) cpuDetailsV1(r *reader, c *CPUStats) error {
 
 func (g *Group) memoryUsageV1(r *reader, m *MemoryStats) error {
 	dir := g.dir("memory")
-	var inactive uint64
 	err := r.table(dir, "memory.stat", func(key string, v uint64) {
 		switch key {
 		case "pgfault":
@@ -92,7 +91,9 @@ func (g *Group) memoryUsageV1(r *reader, m *MemoryStats) error {
 		case "total_mapped_file":
 			m.MappedFile = v
 		case "total_inactive_file":
-			inactive = v
+			m.InactiveFile = v
+		case "total_active_file":
+			m.ActiveFile = v
 		case "total_pgfault":
 			m.Faults = v
 		case "total_pgmajfault":
@@ -108,7 +109,7 @@ func (g *Group) memoryUsageV1(r *reader, m *MemoryStats) error {
 	if m.Limit, err = r.optional(dir, "memory.limit_in_bytes", 0); err != nil {
 		return err
 	}
-	m.setWorkingSet(inactive)
+	m.setWorkingSet()
 	if err := g.swapStatsV1(r, dir, m); err != nil {
 		return err
 	}

@@ -82,7 +82,6 @@ func cpuStatsV2(r *reader, dir string, c *CPUStats) error {
 }
 
 func (g *Group) memoryUsageV2(r *reader, dir string, m *MemoryStats) error {
-	var inactive uint64
 	err := r.table(dir, "memory.stat", func(key string, v uint64) {
 		switch key {
 		case "anon":
@@ -94,7 +93,9 @@ func (g *Group) memoryUsageV2(r *reader, dir string, m *MemoryStats) error {
 		case "file_mapped":
 			m.MappedFile = v
 		case "inactive_file":
-			inactive = v
+			m.InactiveFile = v
+		case "active_file":
+			m.ActiveFile = v
 		case "pgfault":
 			m.Faults, m.OwnFaults = v, v
 		case "pgmajfault":
@@ -113,7 +114,7 @@ func (g *Group) memoryUsageV2(r *reader, dir string, m *MemoryStats) error {
 	if m.Limit, err = r.optional(dir, "memory.max", 0); err != nil {
 		return err
 	}
-	m.setWorkingSet(inactive)
+	m.setWorkingSet()
 	if m.Swap, err = r.number(dir, "memory.swap.current", 0); err == nil {
 		m.SwapAccounted = true
 		if m.SwapLimit, err = r.number(dir, "memory.swap.max", math.MaxUint64); err != nil {
@@ -135,6 +136,8 @@ func memoryDetailsV2(r *reader, dir string, m *MemoryStats) error {
 	}
 	return ignoreMissing(r.table(dir, "memory.events", func(key string, v uint64) {
 		switch key {
+		case "high":
+			m.HighHits = v
 		case "max":
 			m.LimitHits = v
 		case "oom_kill":
