@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/pod"
@@ -90,8 +91,20 @@ func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusReque
 	if img, err = s.Images.Details(ctx, img.ID); err != nil {
 		return nil, err
 	}
-	out.Info, err = verbose(map[string]any{"info": img})
+	out.Info, err = verbose(map[string]any{"info": struct {
+		image.Image
+		ChainID   string        `json:"chainID"`
+		ImageSpec ocispec.Image `json:"imageSpec"`
+	}{img, topLayer(img), img.Config}})
 	return out, err
+}
+
+// topLayer is the chain ID of an image's uppermost layer, "" if it has none.
+func topLayer(img image.Image) string {
+	if len(img.ChainIDs) == 0 {
+		return ""
+	}
+	return img.ChainIDs[len(img.ChainIDs)-1].String()
 }
 
 // maxUser is more than the name of any user has.

@@ -43,7 +43,7 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSta
 		Status: rec.Status(), ContainersStatuses: rec.ContainerStatuses(), Timestamp: now,
 	}
 	if r.GetVerbose() {
-		out.Info, err = verbose(rec.Details())
+		out.Info, err = verbose(s.Pods.SandboxDetails(rec))
 	}
 	return out, err
 }

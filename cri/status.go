@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -41,8 +42,16 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		return out, nil
 	}
 	var err error
-	out.Info, err = verbose(map[string]any{"config": s.Settings, "cni": s.Network.Info(), "host": s.Host})
-	return out, err
+	out.Info, err = verbose(map[string]any{"config": s.Settings, "cni": s.Network.Info(), "host": s.Host, "golang": runtime.Version()})
+	if err != nil {
+		return nil, err
+	}
+	// Tools look for it as it is, no JSON.
+	out.Info["lastCNILoadStatus"] = "OK"
+	if !network.Status {
+		out.Info["lastCNILoadStatus"] = network.Message
+	}
+	return out, nil
 }
 
 // RuntimeConfig tells kubelet the cgroup driver.

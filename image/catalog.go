@@ -122,6 +122,13 @@ func (c *catalog) index(pinned []string) *catalog {
 	return c
 }
 
+// Repository is the full name of the repository that a reference is of,
+// "docker.io/library/busybox" for "busybox:1".
+func Repository(ref string) (string, error) {
+	parsed, err := registry.ParseReference(ref)
+	return parsed.Name(), err
+}
+
 // CheckPattern wants a pattern of pinned images to be one that can match: a
 // reference, or one with * in it. Otherwise the error is ErrInvalidReference.
 func CheckPattern(pattern string) error {

@@ -16,6 +16,9 @@ import (
 	"crisp/network/netns"
 )
 
+// DefaultIfName is the name of a pod's interface.
+const DefaultIfName = "eth0"
+
 // Options say where the network's files are.
 type Options struct {
 	// ConfDir holds CNI configurations, of which the first counts. It is read
@@ -88,7 +91,7 @@ func Open(_ context.Context, o Options) (*Network, error) {
 		return nil, fmt.Errorf("open network: %w: no cache folder", ErrInvalid)
 	}
 	if o.IfName == "" {
-		o.IfName = "eth0"
+		o.IfName = DefaultIfName
 	}
 	o.BinDirs = slices.Clone(o.BinDirs)
 	client, err := cni.NewClient(o.BinDirs, o.CacheDir, o.IfName)

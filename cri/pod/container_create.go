@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -149,7 +150,7 @@ func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*making, *Container
 		return nil, nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	c := &Container{
-		ID: id, Config: msg, ImageID: img.ID, ImageRef: imageRef(cfg, img), Phase: containerSteps[0].name,
+		ID: id, Config: msg, ImageID: img.ID, ImageRef: imageRef(cfg, img), ImageDigest: imageDigest(cfg, img), Phase: containerSteps[0].name,
 		CreatedAt: time.Now().UnixNano(), CgroupPath: cgroupPath,
 		LogPath: spec.LogPath(p.record().Config.Msg, cfg),
 	}
@@ -168,10 +169,35 @@ func imageRef(cfg *runtimeapi.ContainerConfig, img image.Image) string {
 	if ref := cfg.GetImage().GetUserSpecifiedImage(); ref != "" {
 		return ref
 	}
-	if ref := cfg.GetImage().GetImage(); ref != "" {
-		return ref
+	ref := cfg.GetImage().GetImage()
+	// An id says little to people: its tag is what they look for.
+	if byID := ref == "" || ref == img.ID || strings.HasPrefix(strings.TrimPrefix(img.ID, "sha256:"), ref); byID {
+		ref = img.ID
+		if len(img.RepoTags) > 0 {
+			ref = img.RepoTags[0]
+		}
 	}
-	return img.ID
+	return ref
+}
+
+// imageDigest is the image under its digest in the repository that the container
+// names, or in the first that it has; "" for an image without any.
+func imageDigest(cfg *runtimeapi.ContainerConfig, img image.Image) string {
+	for _, ref := range []string{cfg.GetImage().GetUserSpecifiedImage(), cfg.GetImage().GetImage(), imageRef(cfg, img)} {
+		name, err := image.Repository(ref)
+		if err != nil {
+			continue
+		}
+		for _, digested := range img.RepoDigests {
+			if strings.HasPrefix(digested, name+"@") {
+				return digested
+			}
+		}
+	}
+	if len(img.RepoDigests) > 0 {
+		return img.RepoDigests[0]
+	}
+	return ""
 }
 
 func (m *Manager) index(containerID string, p *pod) {

@@ -5,6 +5,10 @@ import (
 	"os"
 	"slices"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/network"
 	"crisp/network/netns"
 	"crisp/runtime/keeper/client"
 )
@@ -55,18 +59,64 @@ func (m *Manager) OpenNetwork(id string) (*os.File, error) {
 	return netns.Open(r.NetNS)
 }
 
-// Details are what a verbose status of the sandbox shows.
-func (r *Record) Details() map[string]any {
-	return map[string]any{"info": map[string]any{
+// SandboxDetails are what a verbose status of a sandbox shows, under the keys
+// by which tools look for it: the process and specification by which its
+// namespaces are found, and the answer of the network's plugins.
+func (m *Manager) SandboxDetails(r *Record) map[string]any {
+	info := map[string]any{
 		"phase": r.Phase, "reason": r.Reason, "netns": r.NetNS, "pause": r.Pause, "bootID": r.BootID,
 		"config": r.Config, "overhead": r.Overhead, "resources": r.Resources,
-	}}
+		"netNamespaceClosed": r.NetNS == "" && !onNode(r), "runtimeHandler": r.Handler,
+		"runtimeSpec": specs.Spec{
+			Version: specs.Version, Hostname: r.Config.Msg.GetHostname(),
+			Linux: &specs.Linux{
+				CgroupsPath: r.Config.Msg.GetLinux().GetCgroupParent(),
+				Namespaces:  []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: r.NetNS}},
+			},
+		},
+		"cniResult": cniResult(r),
+	}
+	// Without a process of the pod's own, any in its namespaces will do.
+	if r.Pause != nil {
+		info["pid"] = r.Pause.Pid
+	}
+	for _, c := range r.Containers {
+		if info["pid"] == nil && c.Process != nil && c.State() == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			info["pid"] = c.Process.Pid
+		}
+	}
+	return map[string]any{"info": info}
 }
 
-// ContainerDetails are what a verbose status of a container shows.
+func onNode(r *Record) bool {
+	return r.Config.Msg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
+}
+
+// cniResult shows a pod's addresses in the form that tools know.
+func cniResult(r *Record) any {
+	type address struct{ IP, Gateway string }
+	type iface struct {
+		IPConfigs []address
+		Mac       string
+		Sandbox   string
+	}
+	if len(r.IPs) == 0 || onNode(r) {
+		return nil
+	}
+	own := iface{Sandbox: r.NetNS}
+	for _, ip := range r.IPs {
+		own.IPConfigs = append(own.IPConfigs, address{IP: ip})
+	}
+	return map[string]any{"Interfaces": map[string]iface{network.DefaultIfName: own}}
+}
+
+// ContainerDetails are what a verbose status of a container shows. The
+// specification is the one in force, with the resources as they were updated
+// and the namespaces where they can be found.
 func (m *Manager) ContainerDetails(r *Record, c *Container) map[string]any {
 	info := map[string]any{
 		"sandboxID": r.ID, "config": c.Config, "cgroup": c.CgroupPath, "imageID": c.ImageID,
+		"runtimeType": "crisp", "removing": false,
 	}
 	if c.Process != nil {
 		info["pid"] = c.Process.Pid
@@ -74,8 +124,33 @@ func (m *Manager) ContainerDetails(r *Record, c *Container) map[string]any {
 	if p, err := m.pod(r.ID); err == nil {
 		k := &making{p: p, id: c.ID}
 		if s, err := k.loadSpec(); err == nil {
-			info["runtimeSpec"] = s
+			info["runtimeSpec"] = m.specInForce(s, r, c)
 		}
 	}
 	return map[string]any{"info": info}
+}
+
+// specInForce changes a specification that was read for this.
+func (m *Manager) specInForce(s *specs.Spec, r *Record, c *Container) *specs.Spec {
+	if s.Linux == nil {
+		return s
+	}
+	for i, ns := range s.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace && r.NetNS != "" {
+			s.Linux.Namespaces[i].Path = r.NetNS
+		}
+	}
+	if limits := c.limits(); limits != nil && s.Linux.Resources != nil {
+		if updated, err := m.limits(limits, s); err == nil {
+			if updated.Memory != nil {
+				updated.Memory.CheckBeforeUpdate = nil
+			}
+			s.Linux.Resources = updated
+		}
+		if s.Process != nil && limits.GetOomScoreAdj() != 0 {
+			score := int(limits.GetOomScoreAdj())
+			s.Process.OOMScoreAdj = &score
+		}
+	}
+	return s
 }

@@ -67,6 +67,9 @@ type Container struct {
 	// ImageID is the id of the image whose layers are the root file system;
 	// ImageRef is what the user asked for.
 	ImageID, ImageRef string
+	// ImageDigest is the image as repository@digest, "" if it has none, or if
+	// the record is of an older version.
+	ImageDigest string `json:",omitempty"`
 	// Phase is the last step of containerSteps that was begun, phaseReady
 	// when all are done.
 	Phase string

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"slices"
 	"syscall"
 
@@ -75,7 +76,7 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 		Id: c.ID, Metadata: cfg.GetMetadata(), State: c.State(),
 		CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt, ExitCode: c.ExitCode,
 		Image:    imageSpec(cfg.GetImage(), c.ImageRef),
-		ImageRef: c.ImageID, ImageId: c.ImageID, Reason: c.Reason, Message: untrusted.Of(c.Message).Message(maxMessage),
+		ImageRef: cmp.Or(c.ImageDigest, c.ImageID), ImageId: c.ImageID, Reason: c.Reason, Message: untrusted.Of(c.Message).Message(maxMessage),
 		Labels: cfg.GetLabels(), Annotations: cfg.GetAnnotations(), Mounts: c.mounts(), LogPath: c.LogPath,
 		StopSignal: spec.ToCRI(syscall.Signal(c.StopSignal)),
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
@@ -83,9 +84,20 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 		}},
 	}
 	if c.Resources != nil {
-		st.Resources = &runtimeapi.ContainerResources{Linux: c.Resources.Msg}
+		st.Resources = &runtimeapi.ContainerResources{Linux: inForce(c.Resources.Msg)}
 	}
 	return st
+}
+
+// inForce fills in what follows from what was asked for: a memory limit without
+// one for swap allows none.
+func inForce(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	if r.GetMemoryLimitInBytes() <= 0 || r.GetMemorySwapLimitInBytes() != 0 {
+		return r
+	}
+	r = proto.Clone(r).(*runtimeapi.LinuxContainerResources)
+	r.MemorySwapLimitInBytes = r.MemoryLimitInBytes
+	return r
 }
 
 // maxMessage is how much a container's status tells of why it is as it is.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"maps"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -33,6 +35,7 @@ func TestContainers(t *testing.T) {
 	n.run(t, "lack of memory", func(t *testing.T) { testOutOfMemory(t, n) })
 	n.run(t, "status", func(t *testing.T) { testStatus(t, n) })
 	n.run(t, "image without a tag", func(t *testing.T) { testUntagged(t, n) })
+	n.run(t, "verbose answers", func(t *testing.T) { testVerbose(t, n) })
 	n.run(t, "five that do not want to", func(t *testing.T) { testStubborn(t, n) })
 }
 
@@ -132,7 +135,8 @@ func testOutOfMemory(t *testing.T, n *node) {
 
 // testStatus wants a container's status to say all that is known.
 func testStatus(t *testing.T, n *node) {
-	id := call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: busybox}}).Image.Id
+	img := call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: busybox}}).Image
+	id := img.Id
 	p := n.pod(t)
 	c := p.start(t, image(id), func(c *runtimeapi.ContainerConfig) {
 		c.Image.UserSpecifiedImage = busybox
@@ -151,14 +155,15 @@ func testStatus(t *testing.T, n *node) {
 	want := &runtimeapi.ContainerStatus{
 		Id: c.id, Metadata: c.cfg.Metadata, State: runtimeapi.ContainerState_CONTAINER_RUNNING,
 		CreatedAt: st.CreatedAt, StartedAt: st.StartedAt,
-		Image: &runtimeapi.ImageSpec{Image: busybox, UserSpecifiedImage: busybox}, ImageRef: id, ImageId: id,
+		Image: &runtimeapi.ImageSpec{Image: busybox, UserSpecifiedImage: busybox}, ImageRef: img.RepoDigests[0], ImageId: id,
 		Labels: c.cfg.Labels, Annotations: c.cfg.Annotations, LogPath: c.logFile(),
 		Mounts:     []*runtimeapi.Mount{c.cfg.Mounts[0], proto.Clone(c.cfg.Mounts[1]).(*runtimeapi.Mount)},
-		Resources:  &runtimeapi.ContainerResources{Linux: c.cfg.Linux.Resources},
+		Resources:  &runtimeapi.ContainerResources{Linux: proto.Clone(c.cfg.Linux.Resources).(*runtimeapi.LinuxContainerResources)},
 		User:       &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{Uid: 33, Gid: 33, SupplementalGroups: []int64{33, 9}}},
 		StopSignal: runtimeapi.Signal_SIGNAL_SIGTERM,
 	}
 	want.Mounts[1].Image.ImageRef = id
+	want.Resources.Linux.MemorySwapLimitInBytes = 50 << 20 // no swap
 	if !proto.Equal(st, want) {
 		st.Annotations, want.Annotations = nil, nil // too long to read
 		t.Errorf("the status is\n%v, want\n%v", st, want)
@@ -179,12 +184,13 @@ func testStatus(t *testing.T, n *node) {
 func testUntagged(t *testing.T, n *node) {
 	const ref = "gcr.io/k8s-staging-cri-tools/test-image-1:latest"
 	id := n.pull(t, ref)
+	digested := call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: id}}).Image.RepoDigests[0]
 	c := n.pod(t).create(t, image(id))
 	call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 	c.start(t)
 	c.sh(t, "ls /bin/busybox")
-	if st := c.status(t); st.Image.GetImage() == "" || st.ImageRef != id || st.ImageId != id {
-		t.Errorf("the status says image %v, %q, %q, want %s", st.Image, st.ImageRef, st.ImageId, id)
+	if st := c.status(t); st.Image.GetImage() != ref || st.ImageRef != digested || st.ImageId != id {
+		t.Errorf("the status says image %v, %q, %q, want %s of %s", st.Image, st.ImageRef, st.ImageId, digested, id)
 	}
 	if img := call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: id}}).Image; img != nil {
 		t.Errorf("the removed image is still there: %v", img)
@@ -325,5 +331,56 @@ func testBelowUsage(t *testing.T, n *node) {
 	}
 	if got := c.limits(t)["memory"]; got != "134217728" {
 		t.Errorf("after a refused change the limit is %s", got)
+	}
+}
+
+// testVerbose looks for what tools read of verbose answers.
+func testVerbose(t *testing.T, n *node) {
+	p := n.pod(t)
+	c := p.start(t)
+	c.update(t, &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 77 << 20})
+	var of struct {
+		Pid         int
+		RuntimeSpec specs.Spec
+		CniResult   struct {
+			Interfaces map[string]struct{ IPConfigs []struct{ IP string } }
+		}
+		ImageSpec struct{ Architecture string }
+		ChainID   string
+	}
+	read := func(info map[string]string) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(info["info"]), &of); err != nil {
+			t.Fatal(err)
+		}
+	}
+	netns := func() string {
+		for _, ns := range of.RuntimeSpec.Linux.Namespaces {
+			if ns.Type == specs.NetworkNamespace {
+				return ns.Path
+			}
+		}
+		return ""
+	}
+	pod := call(t, n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
+	read(pod.Info)
+	if _, err := os.Stat(netns()); err != nil || of.Pid == 0 {
+		t.Errorf("the sandbox has process %d and network %q, %v", of.Pid, netns(), err)
+	}
+	if ip := pod.Status.Network.Ip; ip != "" && of.CniResult.Interfaces["eth0"].IPConfigs[0].IP != ip {
+		t.Errorf("the plugins' answer is %v, the pod has %s", of.CniResult, ip)
+	}
+	of.RuntimeSpec, of.Pid = specs.Spec{}, 0
+	read(call(t, n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true}).Info)
+	if _, err := os.Stat(netns()); err != nil || of.Pid != c.pid(t) || *of.RuntimeSpec.Linux.Resources.Memory.Limit != 77<<20 {
+		t.Errorf("the container has process %d, network %q and memory %v", of.Pid, netns(), of.RuntimeSpec.Linux.Resources.Memory)
+	}
+	read(call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: busybox}, Verbose: true}).Info)
+	if of.ImageSpec.Architecture == "" || of.ChainID == "" {
+		t.Errorf("the image's architecture is %q, its chain ID %q", of.ImageSpec.Architecture, of.ChainID)
+	}
+	info := call(t, n.Runtime.Status, &runtimeapi.StatusRequest{Verbose: true}).Info
+	if got := info["lastCNILoadStatus"]; got != "OK" {
+		t.Errorf("the state of the network's configuration is %q", got)
 	}
 }
