@@ -32,8 +32,8 @@ var overrides = []override{
 
 // setState moves what lies in the state folder unless it was placed elsewhere.
 func setState(c *config.Config, dir string) {
-	if c.NetNSDir == "" || c.NetNSDir == filepath.Join(c.State, "netns") {
-		c.NetNSDir = filepath.Join(dir, "netns")
+	if c.NetNSDir == "" || c.NetNSDir == config.DefaultNetNSDir(c.State) {
+		c.NetNSDir = config.DefaultNetNSDir(dir)
 	}
 	if c.Listen == config.Default().Listen {
 		c.Listen = filepath.Join(dir, "crisp.sock")

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 	"crisp/cri/stream"
 	"crisp/image"
 	"crisp/network"
+	"crisp/network/netns"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/host"
 	"crisp/runtime/launch"
@@ -202,6 +204,13 @@ func (d *services) openPods(ctx context.Context) error {
 	labels, err := d.labels()
 	if err != nil {
 		return err
+	}
+	// Agents in pods see what is pinned there later; what is in the state
+	// folder is nobody's business.
+	if !strings.HasPrefix(d.cfg.NetNSDir, filepath.Clean(d.cfg.State)+"/") {
+		if err := netns.Share(d.cfg.NetNSDir); err != nil {
+			return err
+		}
 	}
 	d.pods, err = pod.Open(ctx, pod.Options{
 		Root: d.cfg.Root, NetNSDir: d.cfg.NetNSDir,

@@ -113,12 +113,23 @@ func Load(path string) (*Config, error) {
 		}
 	}
 	if c.NetNSDir == "" {
-		c.NetNSDir = filepath.Join(c.State, "netns")
+		c.NetNSDir = DefaultNetNSDir(c.State)
 	}
 	if err := c.Check(); err != nil {
 		return nil, fmt.Errorf("configuration in %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// DefaultNetNSDir is where network namespaces are pinned unless netns_dir says
+// otherwise: where ip netns has its own, and where the agents of networks look
+// for them. A daemon with a state folder of its own, one of several perhaps,
+// has them there.
+func DefaultNetNSDir(state string) string {
+	if filepath.Clean(state) == Default().State {
+		return "/var/run/netns"
+	}
+	return filepath.Join(state, "netns")
 }
 
 // sources lists the files that make up the configuration, in order.

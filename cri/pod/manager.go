@@ -117,7 +117,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(o.NetNSDir, 0o700); err != nil {
+	if err := os.MkdirAll(o.NetNSDir, 0o755); err != nil {
 		return nil, fmt.Errorf("make folder for network namespaces: %w", err)
 	}
 	m := &Manager{

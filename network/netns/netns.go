@@ -11,11 +11,53 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
+
+// Share makes a folder for pins, if need be, from which mounts go on to the
+// mount namespaces that have a copy of it, as ip netns does with its own.
+func Share(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make folder for namespaces: %w", err)
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return fmt.Errorf("make folder for namespaces: %w", err)
+	}
+	shared, err := isShared(real)
+	if err != nil || shared {
+		return err
+	}
+	if err := unix.Mount(real, real, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("share %s: bind it to itself: %w", real, err)
+	}
+	if err := unix.Mount("", real, "none", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("share %s: %w", real, err)
+	}
+	return nil
+}
+
+// isShared reports whether mounts below a path go on to others.
+func isShared(path string) (bool, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(path))
+	if err != nil {
+		return false, fmt.Errorf("look for the mount of %s: %w", path, err)
+	}
+	var on *mountinfo.Info
+	for _, m := range mounts {
+		// The last of those with the longest path is on top.
+		if on == nil || len(m.Mountpoint) >= len(on.Mountpoint) {
+			on = m
+		}
+	}
+	return on != nil && strings.Contains(on.Optional, "shared:"), nil
+}
 
 // Pin binds the namespace to path, which must not exist or be an empty file
 // left by an interrupted Pin. The folder must exist.

@@ -7,8 +7,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"crisp/network/netns"
@@ -179,5 +181,33 @@ func TestInterfacesCountTraffic(t *testing.T) {
 	// The datagram, and the answer that nobody listens.
 	if lo := list[0]; lo.Tx.Bytes < 1028 || lo.Tx.Packets < 1 || lo.Rx != lo.Tx {
 		t.Errorf("counted %+v", lo)
+	}
+}
+
+// TestShare makes a folder whose mounts go on to others, once.
+func TestShare(t *testing.T) {
+	testkit.Root(t)
+	dir := filepath.Join(t.TempDir(), "netns")
+	for range 2 {
+		if err := netns.Share(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Where its file system is shared already there is nothing to do.
+	if len(mounts) > 1 || len(mounts) == 1 && !strings.Contains(mounts[0].Optional, "shared:") {
+		t.Errorf("mounted are %v", mounts)
+	}
+	st, err := os.Stat(dir)
+	if err != nil || st.Mode().Perm() != 0o755 {
+		t.Errorf("the folder's mode is %v, %v", st.Mode(), err)
+	}
+	for range mounts {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -36,7 +36,7 @@ var createFailures = []struct {
 	change change
 	says   []string
 }{
-	{"missing mount source", mount("/does/not/exist", "/mnt"), []string{"/does/not/exist", "no such file"}},
+	{"mount source that cannot be made", mount("/proc/does/not/exist", "/mnt"), []string{"/proc/does", "no such file"}},
 	{"too long an argument", command("/bin/echo", strings.Repeat("x", 200_000)), []string{"argument", "200000 bytes", "131071"}},
 	{"unknown user", func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.RunAsUsername = "nobody-knows" }, []string{"nobody-knows"}},
 	{"missing seccomp profile", func(c *runtimeapi.ContainerConfig) {
@@ -49,6 +49,22 @@ var createFailures = []struct {
 
 func command(args ...string) change {
 	return func(c *runtimeapi.ContainerConfig) { c.Command = args }
+}
+
+// TestMissingHostPath has a folder made where a host path is missing, as system
+// pods expect (flannel's /run/flannel, log collectors' /var/lib/docker).
+func TestMissingHostPath(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	path := filepath.Join(t.TempDir(), "missing", "path")
+	c := n.pod(t).start(t, mount(path, "/mnt"))
+	c.sh(t, "echo there > /mnt/file")
+	st, err := os.Stat(path)
+	if err != nil || !st.IsDir() || st.Mode().Perm() != 0o755 {
+		t.Errorf("the host path is %v, %v", st, err)
+	}
+	if got := slurp(filepath.Join(path, "file")); got != "there\n" {
+		t.Errorf("the file has %q", got)
+	}
 }
 
 func TestStartFailures(t *testing.T) {
