@@ -106,6 +106,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	s = withScore(s, c)
 	pr, err := p.prepareProcess(ctx, c, s)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

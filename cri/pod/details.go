@@ -130,27 +130,40 @@ func (m *Manager) ContainerDetails(r *Record, c *Container) map[string]any {
 	return map[string]any{"info": info}
 }
 
-// specInForce changes a specification that was read for this.
-func (m *Manager) specInForce(s *specs.Spec, r *Record, c *Container) *specs.Spec {
+// specInForce is a container's specification as it is after updates.
+func (m *Manager) specInForce(made *specs.Spec, r *Record, c *Container) *specs.Spec {
+	s := withScore(made, c)
 	if s.Linux == nil {
 		return s
 	}
-	for i, ns := range s.Linux.Namespaces {
+	linux := *s.Linux
+	own := *s
+	own.Linux = &linux
+	linux.Namespaces = slices.Clone(linux.Namespaces)
+	for i, ns := range linux.Namespaces {
 		if ns.Type == specs.NetworkNamespace && r.NetNS != "" {
-			s.Linux.Namespaces[i].Path = r.NetNS
+			linux.Namespaces[i].Path = r.NetNS
 		}
 	}
-	if limits := c.limits(); limits != nil && s.Linux.Resources != nil {
-		if updated, err := m.limits(limits, s); err == nil {
+	if limits := c.limits(); limits != nil && linux.Resources != nil {
+		if updated, err := m.limits(limits, made); err == nil {
 			if updated.Memory != nil {
 				updated.Memory.CheckBeforeUpdate = nil
 			}
-			s.Linux.Resources = updated
-		}
-		if s.Process != nil && limits.GetOomScoreAdj() != 0 {
-			score := int(limits.GetOomScoreAdj())
-			s.Process.OOMScoreAdj = &score
+			linux.Resources = updated
 		}
 	}
-	return s
+	return &own
+}
+
+// withScore is a specification, which must not be changed, with the
+// oom_score_adj that was given to the container since it was made.
+func withScore(made *specs.Spec, c *Container) *specs.Spec {
+	score := int(c.limits().GetOomScoreAdj())
+	if score == 0 || made.Process == nil {
+		return made
+	}
+	s, process := *made, *made.Process
+	s.Process, process.OOMScoreAdj = &process, &score
+	return &s
 }

@@ -81,6 +81,7 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	if err != nil {
 		return 0, err
 	}
+	s = withScore(s, c)
 	proc := *s.Process
 	proc.Args, proc.Terminal = cmd, st.TTY
 	if st.TTY {

@@ -1,10 +1,13 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -69,7 +72,7 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	oom := max(e.OOMKills, p.lastRites(ctx, id, pr))
 	recorded := p.insist(id, func(c *Container) {
 		c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
-		c.Reason, c.Message = exitReason(e.Code, oom)
+		c.Reason, c.Message = exitReason(e, oom, c.limits().GetMemoryLimitInBytes())
 	}, pr.unrecorded)
 	if !recorded {
 		return // the keeper holds the exit for the next daemon
@@ -116,17 +119,36 @@ func (p *pod) lastRites(ctx context.Context, id string, pr *process) (oom uint64
 	return oom
 }
 
-// exitReason names an end in the words of the CRI. A container ended for lack
-// of memory if the kernel killed in its cgroup and it did not end well.
-func exitReason(code int, oomKills uint64) (reason, message string) {
-	switch {
-	case code == 0:
+// exitReason names an end in the words of the CRI, and says what the exit code
+// does not: that the kernel or a signal was it. A container ended for lack of
+// memory if the kernel killed in its cgroup and it did not end well.
+func exitReason(e client.Exit, oomKills uint64, memoryLimit int64) (reason, message string) {
+	switch signal := unix.Signal(e.Signal); {
+	case e.Code == 0:
 		return reasonCompleted, ""
 	case oomKills > 0:
-		return reasonOOMKilled, ""
+		return reasonOOMKilled, outOfMemory(signal == unix.SIGKILL, oomKills, memoryLimit)
+	case signal == unix.SIGSYS:
+		return reasonError, "ended by SIGSYS: it made a system call that its seccomp profile kills for"
+	case e.Signal > 0:
+		return reasonError, fmt.Sprintf("ended by signal %d (%s)", e.Signal, cmp.Or(unix.SignalName(signal), signal.String()))
 	default:
 		return reasonError, ""
 	}
+}
+
+// outOfMemory says whom the kernel killed, first being the container's first
+// process, and for which limit.
+func outOfMemory(first bool, kills uint64, limit int64) string {
+	whom := "a process other than the first"
+	if first {
+		whom = "its first process"
+	}
+	whose := "it has no limit, so that of its pod, or the node's memory, was reached"
+	if limit > 0 {
+		whose = fmt.Sprintf("its limit is %d bytes", limit)
+	}
+	return fmt.Sprintf("the kernel killed %s for want of memory (%d killed in all): %s", whom, kills, whose)
 }
 
 // sharesPID reports whether a container's processes can outlive its first one.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/keeper/client"
 )
 
 func bareManager() *Manager {
@@ -159,14 +161,31 @@ func TestSlowEventReaderIsCutOff(t *testing.T) {
 
 func TestExitReason(t *testing.T) {
 	for _, tc := range []struct {
-		code int
-		oom  uint64
-		want string
+		code, signal int
+		oom          uint64
+		limit        int64
+		want         string
+		says         []string // nothing means no message
 	}{
-		{0, 0, reasonCompleted}, {0, 1, reasonCompleted}, {3, 0, reasonError}, {137, 0, reasonError}, {137, 2, reasonOOMKilled},
+		{0, 0, 0, 0, reasonCompleted, nil},
+		{0, 0, 1, 0, reasonCompleted, nil},
+		{3, 0, 0, 0, reasonError, nil},
+		{137, 9, 0, 0, reasonError, []string{"signal 9", "SIGKILL"}},
+		{137, 0, 0, 0, reasonError, nil}, // exit 137
+		{143, 15, 0, 0, reasonError, []string{"signal 15", "SIGTERM"}},
+		{159, 31, 0, 0, reasonError, []string{"SIGSYS", "seccomp"}},
+		{137, 9, 2, 1000, reasonOOMKilled, []string{"its first process", "2 killed", "1000 bytes"}},
+		{1, 0, 1, 1000, reasonOOMKilled, []string{"other than the first", "1000 bytes"}},
+		{137, 9, 1, 0, reasonOOMKilled, []string{"no limit", "pod"}},
 	} {
-		if got, _ := exitReason(tc.code, tc.oom); got != tc.want {
-			t.Errorf("code %d with %d OOM kills: %s, want %s", tc.code, tc.oom, got, tc.want)
+		got, message := exitReason(client.Exit{Code: tc.code, Signal: tc.signal}, tc.oom, tc.limit)
+		if got != tc.want || (message == "") != (tc.says == nil) {
+			t.Errorf("code %d with %d OOM kills: %s (%s), want %s", tc.code, tc.oom, got, message, tc.want)
+		}
+		for _, part := range tc.says {
+			if !strings.Contains(message, part) {
+				t.Errorf("code %d with %d OOM kills: %q does not say %q", tc.code, tc.oom, message, part)
+			}
 		}
 	}
 }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/spec"
@@ -60,12 +63,57 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 		if err := group.Set(resources); err != nil {
 			return err
 		}
+		if change.GetOomScoreAdj() != 0 {
+			if err := p.m.setScore(group, merged); err != nil {
+				return err
+			}
+		}
 	}
 	msg, err := message(merged)
 	if err != nil {
 		return err
 	}
 	return p.updateContainer(c.ID, func(c *Container) { c.Resources = &msg })
+}
+
+// setScore gives all processes of a container the score by which the kernel
+// chooses whom to kill for want of memory.
+func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerResources) error {
+	score := strconv.Itoa(max(int(res.GetOomScoreAdj()), m.Host.OOMScoreAdjMin))
+	pids, err := group.Pids()
+	if errors.Is(err, cgroup.ErrNotFound) {
+		return nil // it has ended
+	}
+	if err != nil {
+		return err
+	}
+	files := map[int]*os.File{}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for _, pid := range pids {
+		if f, err := os.OpenFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), os.O_WRONLY, 0); err == nil {
+			files[pid] = f
+		}
+	}
+
+	// A pid may be another process's by now. Who is still in the group is who
+	// the file was opened of: that of a dead process takes nothing.
+	if pids, err = group.Pids(); err != nil && !errors.Is(err, cgroup.ErrNotFound) {
+		return err
+	}
+	for _, pid := range pids {
+		f := files[pid]
+		if f == nil {
+			continue // begun meanwhile, with its parent's score
+		}
+		if _, err := f.WriteString(score); errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("set oom_score_adj of process %d to %s: the daemon may not lower it: %w", pid, score, cgroup.ErrUnsupported)
+		}
+	}
+	return nil
 }
 
 // limits returns the cgroup limits of a container. The devices that it may use

@@ -34,6 +34,7 @@ func TestContainers(t *testing.T) {
 	n.run(t, "stop signals", func(t *testing.T) { testStopSignals(t, n) })
 	n.run(t, "lack of memory", func(t *testing.T) { testOutOfMemory(t, n) })
 	n.run(t, "status", func(t *testing.T) { testStatus(t, n) })
+	n.run(t, "why it ended", func(t *testing.T) { testWhyEnded(t, n) })
 	n.run(t, "image without a tag", func(t *testing.T) { testUntagged(t, n) })
 	n.run(t, "verbose answers", func(t *testing.T) { testVerbose(t, n) })
 	n.run(t, "five that do not want to", func(t *testing.T) { testStubborn(t, n) })
@@ -228,6 +229,19 @@ func TestUpdate(t *testing.T) {
 			t.Errorf("the limit is %s, want %s", got, want)
 		}
 	})
+	n.run(t, "OOM score", func(t *testing.T) {
+		c := n.pod(t).start(t, sh("sleep 1000 & wait"))
+		c.update(t, &runtimeapi.LinuxContainerResources{OomScoreAdj: 321})
+		if got := c.sh(t, "for p in 1 $(pidof sleep) self; do cat /proc/$p/oom_score_adj; done | sort -u"); got != "321" {
+			t.Errorf("scores of the processes and of a command are %q", got)
+		}
+		created := n.pod(t).create(t)
+		created.update(t, &runtimeapi.LinuxContainerResources{OomScoreAdj: 123})
+		created.start(t)
+		if got := created.sh(t, "cat /proc/1/oom_score_adj"); got != "123" {
+			t.Errorf("the score of one that was not started is %q", got)
+		}
+	})
 	n.run(t, "pod", func(t *testing.T) {
 		p := n.pod(t)
 		call(t, n.Runtime.UpdatePodSandboxResources, &runtimeapi.UpdatePodSandboxResourcesRequest{
@@ -303,7 +317,7 @@ func testMerge(t *testing.T, n *node) {
 			t.Errorf("after a change of %s the limits are %v, want %v", change.name, got, want)
 		}
 	}
-	shown := &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, CpuQuota: 70000, CpuPeriod: 100000, CpuShares: 512, CpusetCpus: "0"}
+	shown := &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, CpuQuota: 70000, CpuPeriod: 100000, CpuShares: 512, CpusetCpus: "0", MemorySwapLimitInBytes: 32 << 20}
 	if got := c.status(t).Resources.Linux; !proto.Equal(got, shown) {
 		t.Errorf("the status shows %v, want %v", got, shown)
 	}
@@ -382,5 +396,39 @@ func testVerbose(t *testing.T, n *node) {
 	info := call(t, n.Runtime.Status, &runtimeapi.StatusRequest{Verbose: true}).Info
 	if got := info["lastCNILoadStatus"]; got != "OK" {
 		t.Errorf("the state of the network's configuration is %q", got)
+	}
+}
+
+// testWhyEnded ends containers in ways that an exit code does not tell apart.
+func testWhyEnded(t *testing.T, n *node) {
+	profile := filepath.Join(t.TempDir(), "kill.json")
+	if err := os.WriteFile(profile, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_KILL_PROCESS"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		changes []change
+		code    int32
+		says    []string
+	}{
+		"exit":   {[]change{sh("exit 137")}, 137, nil},
+		"signal": {nil, 137, []string{"signal 9", "SIGKILL"}},
+		"memory": {[]change{command("tail", "/dev/zero"), memory(16 << 20)}, 137, []string{"its first process", "16777216 bytes"}},
+		"seccomp": {[]change{command("mkdir", "/x"), func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: profile}
+		}}, 159, []string{"SIGSYS", "seccomp"}},
+	} {
+		ctr := n.pod(t).start(t, c.changes...)
+		if c.changes == nil {
+			ctr.signal(t, unix.SIGKILL)
+		}
+		st := ctr.wait(t)
+		if st.ExitCode != c.code || (st.Message == "") != (c.says == nil) {
+			t.Errorf("%s: ended with %d, %s: %q", name, st.ExitCode, st.Reason, st.Message)
+		}
+		for _, part := range c.says {
+			if !strings.Contains(st.Message, part) {
+				t.Errorf("%s: %q does not say %q", name, st.Message, part)
+			}
+		}
 	}
 }
