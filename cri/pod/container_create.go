@@ -357,7 +357,7 @@ func (k *making) makeCgroup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k.p.process(k.id).group = group
+	k.p.setGroup(k.p.process(k.id), group)
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"crisp/image"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/plan"
 )
@@ -124,8 +125,10 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		Hierarchies: p.m.Cgroups.Hierarchies(),
 	}
 	options.CgroupV2, options.CgroupTasks = h.cgroupEntry()
+	p.beginBirth(&pr.birth)
 	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, pr.log, keep(pr), p.m.gate(ctx, pr.group))
 	if err != nil {
+		p.endBirth(&pr.birth)
 		return err
 	}
 	pr.pid, pr.pidfd, pr.terminal = started.Pid, started.PidFD, started.Terminal
@@ -139,12 +142,18 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	err = p.updateContainer(c.ID, func(c *Container) {
 		c.StartedAt, c.Process = started.StartedAt.UnixNano(), identity
 	})
+	missed := p.endBirth(&pr.birth)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, errors.Join(err, signal(pr.pidfd, unix.SIGKILL)))
 	}
 	pr.rootfs.Close()
 	pr.rootfs = nil
 	close(pr.started)
+	if missed {
+		warn(p.handOverMissed(func(k *client.Client, exits map[string]client.Exit) error {
+			return p.handOverRunning(p.m.ctx, k, p.record(), c.ID, exits)
+		}), "hand a started container to the new keeper", "container", c.ID)
+	}
 	return nil
 }
 
@@ -174,7 +183,7 @@ func (p *pod) prepareProcess(ctx context.Context, c *Container, s *specs.Spec) (
 		if err != nil {
 			return nil, fmt.Errorf("make cgroup: %w", err)
 		}
-		pr.group = group
+		p.setGroup(pr, group)
 	}
 	return pr, nil
 }

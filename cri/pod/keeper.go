@@ -271,25 +271,41 @@ func (m *Manager) recordedExits() map[string]client.Exit {
 }
 
 func (p *pod) handOver(ctx context.Context, c *client.Client, exits map[string]client.Exit) error {
-	r := p.record()
 	var errs []error
-	if err := p.handOverSandbox(ctx, c, r, exits); err != nil {
-		errs = append(errs, err)
+	if !p.miss(&p.birth) {
+		errs = append(errs, p.handOverSandbox(ctx, c, p.record(), exits))
 	}
-	for _, ctr := range r.Containers {
+	for _, ctr := range p.record().Containers {
 		pr := p.process(ctr.ID)
-		if ctr.State() != runtimeapi.ContainerState_CONTAINER_RUNNING || pr == nil || pr.pidfd == nil {
+		if pr == nil || p.miss(&pr.birth) {
 			continue
 		}
-		if e, ok := exits[ctr.ID]; ok {
-			p.m.wg.Go(func() { p.containerExited(ctr.ID, e) })
-			continue
-		}
-		if err := p.handOverContainer(ctx, c, r, ctr, pr); err != nil {
-			errs = append(errs, fmt.Errorf("container %s: %w", ctr.ID, err))
-		}
+		// The record may have been written since.
+		errs = append(errs, p.handOverRunning(ctx, c, p.record(), ctr.ID, exits))
 	}
 	return errors.Join(errs...)
+}
+
+// handOverMissed hands what a keeper has missed to the present one.
+func (p *pod) handOverMissed(hand func(*client.Client, map[string]client.Exit) error) error {
+	exits := p.m.recordedExits()
+	return p.m.Keeper.insist(p.m.ctx, func(c *client.Client) error { return hand(c, exits) })
+}
+
+// handOverRunning hands over a container, if the record calls it running.
+func (p *pod) handOverRunning(ctx context.Context, c *client.Client, r *Record, id string, exits map[string]client.Exit) error {
+	ctr, pr := r.Container(id), p.process(id)
+	if ctr == nil || ctr.State() != runtimeapi.ContainerState_CONTAINER_RUNNING || pr == nil || pr.pidfd == nil {
+		return nil
+	}
+	if e, ok := exits[id]; ok {
+		p.m.wg.Go(func() { p.containerExited(id, e) })
+		return nil
+	}
+	if err := p.handOverContainer(ctx, c, r, ctr, pr); err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	return nil
 }
 
 func (p *pod) handOverSandbox(ctx context.Context, c *client.Client, r *Record, exits map[string]client.Exit) error {

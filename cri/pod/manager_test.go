@@ -189,3 +189,27 @@ func TestExitReason(t *testing.T) {
 		}
 	}
 }
+
+// TestBirth has keepers come at any time of a start: each is handed what was
+// started, by itself or by the start, and never by nobody.
+func TestBirth(t *testing.T) {
+	p := &pod{}
+	var b birth
+	if p.miss(&b) {
+		t.Error("before a start there is one underway")
+	}
+	p.beginBirth(&b)
+	if p.endBirth(&b) {
+		t.Error("a keeper was missed, though none came")
+	}
+	p.beginBirth(&b)
+	if !p.miss(&b) || !p.miss(&b) {
+		t.Error("a keeper that comes during a start takes what is not recorded")
+	}
+	if !p.endBirth(&b) {
+		t.Error("nobody hands over what two keepers have missed")
+	}
+	if p.miss(&b) || p.endBirth(&b) {
+		t.Error("after a start it is still underway")
+	}
+}

@@ -35,6 +35,36 @@ type pod struct {
 	// ended; nil without one.
 	pause  *os.File
 	paused chan struct{}
+	birth  birth // of the pod's namespaces
+}
+
+// birth is the time from a start at a keeper until it is recorded. A keeper
+// that comes meanwhile is handed only what is recorded: what it misses, the
+// start hands to it itself.
+type birth struct{ underway, missed bool } // guarded by the pod's mu
+
+func (p *pod) beginBirth(b *birth) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	*b = birth{underway: true}
+}
+
+// endBirth reports whether a keeper has missed what was started.
+func (p *pod) endBirth(b *birth) (missed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	missed = b.missed
+	*b = birth{}
+	return missed
+}
+
+// miss notes that a keeper has come, and reports whether there is a birth
+// underway. If not, what was started is in the pod's present record.
+func (p *pod) miss(b *birth) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b.missed = b.underway
+	return b.underway
 }
 
 // process is a container's first process and the descriptors that belong to it.
@@ -60,7 +90,25 @@ type process struct {
 	reopening sync.Mutex
 	// rootfs is the detached root mount between create and start.
 	rootfs *os.File
-	group  *cgroup.Group
+	group  *cgroup.Group // guarded by the pod's mu where it is not its op's
+	birth  birth
+}
+
+// groupOfProcess is a container's cgroup, nil for none, for who has not the
+// pod's op.
+func (p *pod) groupOfProcess(id string) *cgroup.Group {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pr := p.processes[id]; pr != nil {
+		return pr.group
+	}
+	return nil
+}
+
+func (p *pod) setGroup(pr *process, g *cgroup.Group) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr.group = g
 }
 
 // newPod makes the pod of a record. Without a journal the record's next

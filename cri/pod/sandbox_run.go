@@ -19,6 +19,7 @@ import (
 	"crisp/network"
 	"crisp/network/netns"
 	"crisp/runtime/durable"
+	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/plan"
 )
@@ -306,7 +307,19 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 			return fmt.Errorf("enter cgroup: %w", err)
 		}
 	}
-	started, err := p.m.Launcher.Sandbox(ctx, r.ID, o, h.files, gate)
+	p.beginBirth(&p.birth)
+	err = p.bear(ctx, r.ID, o, h.files, gate)
+	if missed := p.endBirth(&p.birth); missed && err == nil {
+		return p.handOverMissed(func(k *client.Client, exits map[string]client.Exit) error {
+			return p.handOverSandbox(p.m.ctx, k, p.record(), exits)
+		})
+	}
+	return err
+}
+
+// bear has the keeper make the pod's namespaces, and records them.
+func (p *pod) bear(ctx context.Context, id string, o plan.SandboxOptions, files launch.Held, gate func(int) error) error {
+	started, err := p.m.Launcher.Sandbox(ctx, id, o, files, gate)
 	if err != nil {
 		return err
 	}

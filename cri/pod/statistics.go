@@ -79,8 +79,8 @@ func (s StatsSource) container(p *pod, c *Container) stats.Container {
 	if c.Process != nil && out.Running {
 		out.Pid = c.Process.Pid
 	}
-	if pr := p.process(c.ID); pr != nil && pr.group != nil {
-		out.Group = pr.group
+	if g := p.groupOfProcess(c.ID); g != nil {
+		out.Group = g
 	}
 	return out
 }

@@ -16,16 +16,18 @@ import (
 
 // What comes while an operation stands still.
 const (
-	givenUp  = "given up"
-	same     = "same call"
-	removal  = "removal"
-	addition = "another container"
+	givenUp    = "given up"
+	same       = "same call"
+	removal    = "removal"
+	addition   = "another container"
+	keeperEnds = "the keeper's end"
 )
 
 // TestMeanwhile has each operation stand still at each of its points, and looks
 // what becomes of it and of others then: its caller gives up, the same call
 // comes again, somebody removes the pod, or creates and starts a container in
-// it. Lists and status must be answered meanwhile.
+// it, or the keeper dies and another one comes. Lists and status must be
+// answered meanwhile.
 func TestMeanwhile(t *testing.T) {
 	n := newNode(t)
 	var score score
@@ -35,7 +37,7 @@ func TestMeanwhile(t *testing.T) {
 		}
 		t.Run(op.name, func(t *testing.T) {
 			for _, at := range moments(n.explore(t, op)) {
-				for _, way := range []string{givenUp, same, removal, addition} {
+				for _, way := range []string{givenUp, same, removal, addition, keeperEnds} {
 					survived := t.Run(way+" "+at.String(), func(t *testing.T) { n.meanwhile(t, op, way, at) })
 					score.add(op.name, way, survived)
 				}
@@ -103,6 +105,19 @@ func (n *node) meanwhile(t *testing.T, op operation, way string, at point) {
 		s.disturb((*scene).tryEnd, first, nil)
 	case addition:
 		s.disturb((*scene).tryAdd, first, op.call)
+	case keeperEnds:
+		killed := n.killKeeper(t)
+		time.Sleep(200 * time.Millisecond) // the next one is on its way, most times
+		n.release(t)
+		a := s.outcome("the call", first)
+		n.awaitKeeper(t, killed)
+		s.podID, s.containerID = a.s.podID, a.s.containerID
+		if a.err == nil {
+			op.done(s)
+		} else if !slices.Contains([]codes.Code{codes.Unavailable, codes.FailedPrecondition}, status.Code(a.err)) {
+			t.Errorf("the call: %v", a.err)
+		}
+		s.wantListed()
 	}
 }
 
