@@ -39,9 +39,12 @@ const (
 )
 
 // CheckArguments refuses a process that the kernel would not execute for the
-// size of its arguments and environment. The process's own stack limit counts,
+// form or the size of its arguments and environment. The process's own stack limit counts,
 // if it has one, else that of the host.
 func CheckArguments(p *specs.Process, h Host) error {
+	if len(p.Args) == 0 || p.Args[0] == "" {
+		return invalid("no command: the name of the program is empty")
+	}
 	stack := h.StackLimit
 	for _, l := range p.Rlimits {
 		if l.Type == rlimitStack {
@@ -58,6 +61,9 @@ func CheckArguments(p *specs.Process, h Host) error {
 		for _, s := range list {
 			if len(s)+1 > maxString {
 				return invalid("%s %q... of %d bytes, the kernel takes at most %d", what, s[:32], len(s), maxString-1)
+			}
+			if strings.ContainsRune(s, 0) {
+				return invalid("NUL byte in %s %q", what, shorten(s))
 			}
 			size += uint64(len(s)) + 1 + pointer
 		}

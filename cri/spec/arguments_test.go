@@ -129,3 +129,18 @@ func TestCostCoversStrings(t *testing.T) {
 		t.Errorf("3000 bytes cost %d", n)
 	}
 }
+
+// TestArgumentsOfCommands: a command for a running container is held to what
+// its own process was.
+func TestArgumentsOfCommands(t *testing.T) {
+	for name, p := range map[string]*specs.Process{
+		"none":           {},
+		"empty":          {Args: []string{""}},
+		"NUL":            {Args: []string{"ls", "a\x00b"}},
+		"NUL in program": {Args: []string{"l\x00s"}},
+	} {
+		if err := CheckArguments(p, Host{}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: got error %v, want %v", name, err, ErrInvalid)
+		}
+	}
+}

@@ -59,11 +59,6 @@ func (b *builder) args() ([]string, error) {
 	if len(all) == 0 || all[0] == "" {
 		return nil, invalid("no command specified, neither by the container nor by its image")
 	}
-	for _, a := range all {
-		if strings.ContainsRune(a, 0) {
-			return nil, invalid("NUL byte in command %q", shorten(a))
-		}
-	}
 	return all, nil
 }
 
@@ -92,11 +87,6 @@ func (b *builder) environ() ([]string, error) {
 	}
 	if e.get("HOME") == "" {
 		e.set("HOME", b.User.home())
-	}
-	for _, kv := range e.list {
-		if strings.ContainsRune(kv, 0) {
-			return nil, invalid("NUL byte in environment variable %q", shorten(kv))
-		}
 	}
 	return e.list, nil
 }
