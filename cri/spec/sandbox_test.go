@@ -175,6 +175,7 @@ func TestValidateSandboxRefuses(t *testing.T) {
 		{"hostname too long", func(c *cfg) { c.Hostname = strings.Repeat("x", 65) }, "65"},
 		{"hostname with line break", func(c *cfg) { c.Hostname = "a\nb" }, "hostname"},
 		{"relative log directory", func(c *cfg) { c.LogDirectory = "logs" }, "log directory"},
+		{"log directory too long", func(c *cfg) { c.LogDirectory = strings.Repeat("/x", 2048) }, "4096 bytes"},
 		{"log directory with NUL", func(c *cfg) { c.LogDirectory = "/a\x00b" }, "NUL"},
 		{"group without user", func(c *cfg) { c.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{} }, "no user"},
 		{"network of a container", func(c *cfg) { options(c).Network = runtimeapi.NamespaceMode_CONTAINER }, "network"},

@@ -27,6 +27,8 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 		return invalid("hostname %q", cfg.GetHostname())
 	case cfg.GetLogDirectory() != "" && !path.IsAbs(cfg.GetLogDirectory()):
 		return invalid("log directory %q is not absolute", cfg.GetLogDirectory())
+	case len(cfg.GetLogDirectory()) > maxPath: // of which the beginning would be made
+		return invalid("log directory of %d bytes, at most %d are allowed", len(cfg.GetLogDirectory()), maxPath)
 	case strings.ContainsRune(cfg.GetLogDirectory(), 0):
 		return invalid("log directory %q: NUL byte in a path", cfg.GetLogDirectory())
 	case sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil:
