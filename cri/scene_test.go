@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"sync"
@@ -111,12 +113,12 @@ func newScene(t testing.TB) *scene {
 	return s
 }
 
-// openImages opens an image service for which every registry is a port of
-// loopback where nobody listens.
+// openImages opens an image service for which every registry is a server on
+// loopback that speaks no HTTP.
 func (s *scene) openImages(t testing.TB) *image.Service {
 	t.Helper()
 	hosts := filepath.Join(s.dir, "hosts", "_default")
-	conf := fmt.Sprintf("server = %q\n", "http://"+deadPort(t))
+	conf := fmt.Sprintf("server = %q\n", brokenRegistry(t))
 	if err := errors.Join(os.MkdirAll(hosts, 0o700), os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(conf), 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -130,27 +132,20 @@ func (s *scene) openImages(t testing.TB) *image.Service {
 	return images
 }
 
-// deadPort is an address of loopback that refuses connections as long as the
-// test runs: it is bound, and nobody listens.
-func deadPort(t testing.TB) string {
+// brokenRegistry answers with nonsense, which is not asked for again as an
+// error would be that may pass.
+func brokenRegistry(t testing.TB) string {
 	t.Helper()
-	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}}).Dial("tcp", listening(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn.LocalAddr().String()
-}
-
-// listening is the address of a socket on loopback that takes connections.
-func listening(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l.Addr().String()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte("nonsense\r\n\r\n")) // the client may be gone
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL
 }
 
 // openNetwork opens a network that has no configuration: pods with a network of
