@@ -6,9 +6,15 @@
 // configuration folders, which are read anew each time. Every request walks
 // that list; an error names each host that was tried and what it answered.
 //
+// A host that refuses, breaks off, stalls or sends something else than was
+// asked for is left for the next one, in the middle of a blob if need be; the
+// last one is asked again for what may pass. Only the bytes of a tag are taken
+// on trust: all else is named by its digest.
+//
 // Credentials go to the registry that the reference names and to nothing
 // else: not to a mirror, not to the target of a redirect, not to an address
-// that a manifest mentions.
+// that a manifest mentions. A host that a redirect leads to may ask for a token
+// of its own, which it gets without them.
 //
 // A registry is hostile. It may lead clients to other hosts, private ones too,
 // but not to addresses that only mean something on this machine or its link,
