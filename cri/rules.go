@@ -34,6 +34,7 @@ func Rules() []rpcerr.Rule {
 		{Err: cgroup.ErrParent, Code: rpcerr.InvalidArgument},
 		{Err: cgroup.ErrResources, Code: rpcerr.InvalidArgument},
 		{Err: cgroup.ErrUnsupported, Code: rpcerr.FailedPrecondition},
+		{Err: cgroup.ErrInUse, Code: rpcerr.FailedPrecondition},
 		{Err: stats.ErrNotFound, Code: rpcerr.NotFound},
 		{Err: stream.ErrInvalid, Code: rpcerr.InvalidArgument},
 		{Err: stream.ErrTooMany, Code: rpcerr.ResourceExhausted},
@@ -47,6 +48,7 @@ func Rules() []rpcerr.Rule {
 		{Err: image.ErrInvalid, Code: rpcerr.FailedPrecondition},
 		{Err: image.ErrSubPath, Code: rpcerr.FailedPrecondition},
 		{Err: network.ErrNotReady, Code: rpcerr.Unavailable},
+		{Err: network.ErrInvalid, Code: rpcerr.InvalidArgument},
 		// Not NotFound: kubelet takes that for a container that is gone.
 		{Err: launch.ErrNotFound, Code: rpcerr.FailedPrecondition},
 		{Err: launch.ErrNotExecutable, Code: rpcerr.FailedPrecondition},

@@ -129,6 +129,10 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, pr.log, keep(pr), p.m.gate(ctx, pr.group))
 	if err != nil {
 		p.endBirth(&pr.birth)
+		limit := c.limits().GetMemoryLimitInBytes()
+		if kills, e := pr.group.OOMKills(); e == nil && kills > 0 && limit > 0 {
+			err = fmt.Errorf("%w: its memory limit of %d bytes is too small: %w", err, limit, ErrState)
+		}
 		return err
 	}
 	pr.pid, pr.pidfd, pr.terminal = started.Pid, started.PidFD, started.Terminal

@@ -61,6 +61,10 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 		return err
 	default:
 		if err := group.Set(resources); err != nil {
+			// Some of it may be in force already.
+			if old, e := p.m.limits(c.limits(), s); e == nil {
+				warn(group.Set(explicit(old)), "take back a change of limits that was refused", "container", c.ID)
+			}
 			return err
 		}
 		if change.GetOomScoreAdj() != 0 {
@@ -74,6 +78,32 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 		return err
 	}
 	return p.updateContainer(c.ID, func(c *Container) { c.Resources = &msg })
+}
+
+// explicit names the limits that were never asked for, which would stay as they
+// are otherwise.
+func explicit(r *specs.LinuxResources) *specs.LinuxResources {
+	const usualShares, noLimit = uint64(1024), int64(-1)
+	cpu, memory := specs.LinuxCPU{}, specs.LinuxMemory{}
+	if r.CPU != nil {
+		cpu = *r.CPU
+	}
+	if r.Memory != nil {
+		memory = *r.Memory
+	}
+	shares, none := usualShares, noLimit
+	if cpu.Shares == nil {
+		cpu.Shares = &shares
+	}
+	if cpu.Quota == nil {
+		cpu.Quota = &none
+	}
+	if memory.Limit == nil && memory.Swap == nil {
+		memory.Limit = &none
+	}
+	out := *r
+	out.CPU, out.Memory = &cpu, &memory
+	return &out
 }
 
 // setScore gives all processes of a container the score by which the kernel
@@ -138,6 +168,11 @@ func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.Linux
 	p, err := m.pod(id)
 	if err != nil {
 		return err
+	}
+	for _, res := range []*runtimeapi.LinuxContainerResources{overhead, resources} {
+		if err := spec.CheckPodResources(res); err != nil {
+			return fmt.Errorf("update sandbox %s: %w", id, err)
+		}
 	}
 	o, err := optional(overhead)
 	if err != nil {

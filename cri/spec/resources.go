@@ -2,7 +2,9 @@ package spec
 
 import (
 	"maps"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -52,7 +54,39 @@ func Resources(r *runtimeapi.LinuxContainerResources, h Host, d Defaults) (*spec
 	return out, nil
 }
 
-func checkResources(r *runtimeapi.LinuxContainerResources, h Host) error {
+// maxSet is how long a list of processors or memory nodes may be.
+const maxSet = 4096
+
+// checkSet checks a list of processors or memory nodes, "0-3,8".
+func checkSet(what, list string) error {
+	if list == "" {
+		return nil
+	}
+	if len(list) > maxSet {
+		return invalid("%s of %d characters, at most %d are allowed", what, len(list), maxSet)
+	}
+	for _, part := range strings.Split(strings.TrimSuffix(list, "\n"), ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		from, err1 := strconv.ParseUint(first, 10, 16)
+		to, err2 := strconv.ParseUint(last, 10, 16)
+		if err1 != nil || err2 != nil || from > to {
+			return invalid("%s %q: want numbers and ranges such as 0-3,8", what, list)
+		}
+	}
+	return nil
+}
+
+// checkNumbers checks what does not depend on the machine.
+func checkNumbers(r *runtimeapi.LinuxContainerResources) error {
+	if err := checkSet("cpuset_cpus", r.GetCpusetCpus()); err != nil {
+		return err
+	}
+	if err := checkSet("cpuset_mems", r.GetCpusetMems()); err != nil {
+		return err
+	}
 	switch {
 	case r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0:
 		return invalid("negative CPU shares or period")
@@ -65,6 +99,15 @@ func checkResources(r *runtimeapi.LinuxContainerResources, h Host) error {
 			r.GetMemorySwapLimitInBytes(), r.GetMemoryLimitInBytes())
 	case r.GetOomScoreAdj() < -1000 || r.GetOomScoreAdj() > 1000:
 		return invalid("oom_score_adj of %d", r.GetOomScoreAdj())
+	}
+	return nil
+}
+
+func checkResources(r *runtimeapi.LinuxContainerResources, h Host) error {
+	if err := checkNumbers(r); err != nil {
+		return err
+	}
+	switch {
 	case len(r.GetUnified()) > 0 && !h.CgroupV2:
 		return unsupported("unified cgroup settings without cgroup v2")
 	}
@@ -161,6 +204,13 @@ func mergeMemory(out, update *runtimeapi.LinuxContainerResources) {
 	case update.GetMemorySwapLimitInBytes() != 0:
 		out.MemorySwapLimitInBytes = update.GetMemorySwapLimitInBytes()
 	case update.GetMemoryLimitInBytes() != 0 && swap > 0:
-		out.MemorySwapLimitInBytes = max(out.MemoryLimitInBytes, 0) + granted
+		switch limit := out.MemoryLimitInBytes; {
+		case limit < 0: // of swap there is no more than of memory
+			out.MemorySwapLimitInBytes = -1
+		case limit > math.MaxInt64-granted:
+			out.MemorySwapLimitInBytes = math.MaxInt64
+		default:
+			out.MemorySwapLimitInBytes = limit + granted
+		}
 	}
 }

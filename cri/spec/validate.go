@@ -1,6 +1,8 @@
 package spec
 
 import (
+	"fmt"
+	"math"
 	"path"
 	"path/filepath"
 	"strings"
@@ -54,7 +56,23 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 	if _, err := podSysctls(cfg, userns); err != nil {
 		return err
 	}
+	for _, m := range cfg.GetPortMappings() {
+		if m.GetHostPort() < 0 || m.GetHostPort() > math.MaxUint16 || m.GetContainerPort() < 1 || m.GetContainerPort() > math.MaxUint16 {
+			return invalid("port mapping of %d to %d: a port is from 1 to %d", m.GetHostPort(), m.GetContainerPort(), math.MaxUint16)
+		}
+	}
+	for what, r := range map[string]*runtimeapi.LinuxContainerResources{"overhead": cfg.GetLinux().GetOverhead(), "resources": cfg.GetLinux().GetResources()} {
+		if err := CheckPodResources(r); err != nil {
+			return fmt.Errorf("%s of the pod: %w", what, err)
+		}
+	}
 	return checkDNS(cfg.GetDnsConfig())
+}
+
+// CheckPodResources checks the limits of a pod as a whole, which kubelet
+// tells and sets itself.
+func CheckPodResources(r *runtimeapi.LinuxContainerResources) error {
+	return checkNumbers(r)
 }
 
 func checkMode(cfg *runtimeapi.PodSandboxConfig, kind Kind, allowed ...runtimeapi.NamespaceMode) error {

@@ -21,6 +21,8 @@ var (
 	// ErrNotFound means that the group does not exist (any more). It is a
 	// kind of [fs.ErrNotExist].
 	ErrNotFound error = notFoundError{}
+	// ErrInUse means that more memory is in use than a limit would allow.
+	ErrInUse = errors.New("limit below what is in use")
 	// ErrBusy means that processes were still in the group when time was up.
 	ErrBusy = errors.New("cgroup still has processes")
 )

@@ -42,12 +42,25 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 		err = g.setV1(want)
 	}
 	if err != nil {
-		return g.fail("limit", refused(err))
+		return g.fail("limit", g.tooMuchInUse(want, refused(err)))
 	}
 	if !want.SkipDevices {
 		g.rules = want.Devices
 	}
 	return nil
+}
+
+// tooMuchInUse says if it is why limits were refused that more memory is in
+// use than they allow. The library's own words for it are no error to look for.
+func (g *Group) tooMuchInUse(want *cgroups.Resources, err error) error {
+	if want.Memory <= 0 || isGone(err) {
+		return err
+	}
+	stats, e := g.Usage()
+	if e != nil || stats.Memory.Usage <= uint64(want.Memory) {
+		return err
+	}
+	return fmt.Errorf("%w: a memory limit of %d bytes is below the %d in use: %w", ErrInUse, want.Memory, stats.Memory.Usage, err)
 }
 
 func (g *Group) setV1(want *cgroups.Resources) error {

@@ -332,19 +332,19 @@ func testMerge(t *testing.T, n *node) {
 func testBelowUsage(t *testing.T, n *node) {
 	c := n.pod(t).start(t, memory(128<<20))
 	c.sh(t, "head -c 33554432 /dev/zero > /dev/shm/ballast") // cannot be reclaimed
-	before := c.status(t).Resources
+	before, limits := c.status(t).Resources, c.limits(t)
 	err := failure(t, n.Runtime.UpdateContainerResources, &runtimeapi.UpdateContainerResourcesRequest{
-		ContainerId: c.id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 8 << 20},
+		ContainerId: c.id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 8 << 20, CpuShares: 700},
 	})
 	if err == nil {
 		t.Error("the limit was accepted")
 	}
-	wantCode(t, err, codes.Internal, "memory")
+	wantCode(t, err, codes.FailedPrecondition, "8388608 bytes is below")
 	if st := c.status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || !proto.Equal(st.Resources, before) {
 		t.Errorf("after a refused change the container is %v with %v", st.State, st.Resources)
 	}
-	if got := c.limits(t)["memory"]; got != "134217728" {
-		t.Errorf("after a refused change the limit is %s", got)
+	if got := c.limits(t); !maps.Equal(got, limits) {
+		t.Errorf("after a refused change the limits are %v, were %v", got, limits)
 	}
 }
 

@@ -27,6 +27,7 @@ var startFailures = []struct {
 	{"script without an interpreter", command("/mnt/script"), []string{"/mnt/script", "no such file"}},
 	{"program of another format", command("/mnt/garbage"), []string{"/mnt/garbage", "exec format error"}},
 	{"working folder that is a file", func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/etc/passwd" }, []string{"/etc/passwd", "not a directory"}},
+	{"too little memory", func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = 4096 }, []string{"memory limit of 4096 bytes is too small"}},
 	{"mount of a folder on a file", mount("/etc", "/etc/passwd"), []string{"/etc/passwd", "a folder cannot be mounted on a file"}},
 }
 
