@@ -20,12 +20,14 @@ type Node struct{}
 
 // Resolve returns the host path with all links followed; see spec.Node.
 func (Node) Resolve(path string, create bool) (string, error) {
-	if create {
-		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-			if err := os.MkdirAll(path, 0o755); err != nil {
-				return "", fmt.Errorf("make missing host path: %w", err)
-			}
+	_, err := os.Stat(path)
+	if create && errors.Is(err, os.ErrNotExist) {
+		if err = os.MkdirAll(path, 0o755); err != nil {
+			return "", fmt.Errorf("make missing host path: %w", err)
 		}
+	}
+	if err != nil {
+		return "", err // the kernel's, which can be told from others
 	}
 	return filepath.EvalSymlinks(path)
 }

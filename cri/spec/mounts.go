@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 )
@@ -183,6 +184,8 @@ func (b *builder) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 		return none, invalid("host path %q: %w", m.GetHostPath(), err)
 	} else if errors.Is(err, fs.ErrPermission) {
 		return none, unsupported("host path %q is kept from crisp, by SELinux or the like: %w", m.GetHostPath(), err)
+	} else if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return none, unsupported("host path %q is a link that leads nowhere, or below what is no folder: %w", m.GetHostPath(), err)
 	} else if err != nil {
 		return none, fmt.Errorf("resolve host path %q: %w", m.GetHostPath(), err)
 	}

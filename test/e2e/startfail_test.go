@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,6 +66,15 @@ func TestMissingHostPath(t *testing.T) {
 	}
 	if got := slurp(filepath.Join(path, "file")); got != "there\n" {
 		t.Errorf("the file has %q", got)
+	}
+	dir := t.TempDir()
+	if err := errors.Join(os.Symlink("/nowhere/at/all", dir+"/dangling"), os.Symlink("loop", dir+"/loop"), os.WriteFile(dir+"/file", nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	p := n.pod(t)
+	for _, bad := range []string{"/dangling", "/dangling/below", "/loop", "/file/below"} {
+		r := &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(named("bad"), mount(dir+bad, "/mnt")), SandboxConfig: p.cfg}
+		wantCode(t, failure(t, n.Runtime.CreateContainer, r), codes.FailedPrecondition, dir+bad)
 	}
 }
 
