@@ -51,6 +51,9 @@ func runBundle(ctx context.Context, args []string) error {
 	if s.Process == nil || s.Linux == nil {
 		return fmt.Errorf("%s: %w: no process, or no part for Linux", rest[0], plan.ErrSpec)
 	}
+	if err := spec.CheckSysctls(s); err != nil {
+		return fmt.Errorf("%s: %w", rest[0], err)
+	}
 	// What would end the daemon goes to the container, which decides.
 	code, err := runSpec(context.WithoutCancel(ctx), cfg, s)
 	if err != nil {

@@ -2,9 +2,11 @@ package spec
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -75,6 +77,23 @@ func notInSysctl(r rune) bool {
 
 // checkSysctl tells whether a sysctl belongs to a namespace that the pod owns.
 func checkSysctl(p string, cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) error {
+	kind := namespaceOf(p)
+	switch {
+	case kind == specs.NetworkNamespace && NamespaceMode(cfg, Network) == runtimeapi.NamespaceMode_NODE:
+		return invalid("sysctl %s in a pod with the node's network", p)
+	case kind == specs.IPCNamespace && NamespaceMode(cfg, IPC) == runtimeapi.NamespaceMode_NODE:
+		return invalid("sysctl %s in a pod with the node's IPC", p)
+	case kind == specs.UserNamespace && userns == nil:
+		return invalid("sysctl %s in a pod without a user namespace", p)
+	case kind == "" || kind == specs.UTSNamespace: // the host name is the pod's configuration's
+		return invalid("sysctl %s does not belong to a namespace of the pod", p)
+	}
+	return nil
+}
+
+// namespaceOf is the kind of namespace that a sysctl belongs to, "" for one of
+// the node as a whole.
+func namespaceOf(p string) specs.LinuxNamespaceType {
 	ipc := []string{
 		"kernel/auto_msgmni", "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/msg_next_id",
 		"kernel/sem", "kernel/sem_next_id", "kernel/shmall", "kernel/shmmax", "kernel/shmmni",
@@ -82,19 +101,64 @@ func checkSysctl(p string, cfg *runtimeapi.PodSandboxConfig, userns *UserNamespa
 	}
 	switch {
 	case strings.HasPrefix(p, "net/"):
-		if NamespaceMode(cfg, Network) == runtimeapi.NamespaceMode_NODE {
-			return invalid("sysctl %s in a pod with the node's network", p)
-		}
+		return specs.NetworkNamespace
 	case slices.Contains(ipc, p), strings.HasPrefix(p, "fs/mqueue/"):
-		if NamespaceMode(cfg, IPC) == runtimeapi.NamespaceMode_NODE {
-			return invalid("sysctl %s in a pod with the node's IPC", p)
-		}
+		return specs.IPCNamespace
 	case strings.HasPrefix(p, "user/"):
-		if userns == nil {
-			return invalid("sysctl %s in a pod without a user namespace", p)
+		return specs.UserNamespace
+	case p == "kernel/hostname", p == "kernel/domainname":
+		return specs.UTSNamespace
+	}
+	return ""
+}
+
+// CheckSysctls checks those of an OCI specification: each must belong to a
+// namespace that is not this process's own, or it would be the node's.
+func CheckSysctls(s *specs.Spec) error {
+	if s.Linux == nil {
+		return nil
+	}
+	for name := range s.Linux.Sysctl {
+		p, err := sysctlPath(name)
+		if err != nil {
+			return err
 		}
-	default:
-		return invalid("sysctl %s does not belong to a namespace of the pod", p)
+		kind := namespaceOf(p)
+		if kind == "" {
+			return invalid("sysctl %s is the node's: it belongs to no namespace that a container could have", name)
+		}
+		own, err := hasOwn(s.Linux.Namespaces, kind)
+		if err != nil {
+			return err
+		}
+		if !own {
+			return invalid("sysctl %s would be the node's: the container has no %s namespace of its own", name, kind)
+		}
 	}
 	return nil
+}
+
+// hasOwn reports whether a container makes or joins a namespace that is not
+// this process's.
+func hasOwn(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) (bool, error) {
+	i := slices.IndexFunc(list, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
+	if i < 0 {
+		return false, nil
+	}
+	if list[i].Path == "" {
+		return true, nil
+	}
+	file := map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net"}[kind]
+	if file == "" {
+		file = string(kind)
+	}
+	theirs, err := os.Stat(list[i].Path)
+	if err != nil {
+		return false, invalid("%s namespace: %w", kind, err)
+	}
+	ours, err := os.Stat("/proc/self/ns/" + file)
+	if err != nil {
+		return false, fmt.Errorf("find the node's %s namespace: %w", kind, err)
+	}
+	return !os.SameFile(theirs, ours), nil
 }
