@@ -18,6 +18,8 @@ import (
 type packages struct {
 	debs, root string
 	unpacked   map[string]bool
+	// updated is set once the lists of packages were fetched.
+	updated bool
 }
 
 func openPackages(dir string) (*packages, error) {
@@ -59,7 +61,7 @@ func (p *packages) unpack(ctx context.Context, name string) error {
 		return err
 	}
 	if len(before) == 0 {
-		if err := run(ctx, p.debs, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", name); err != nil {
+		if err := p.download(ctx, name); err != nil {
 			return fmt.Errorf("download package %s: %w", name, err)
 		}
 	}
@@ -71,6 +73,21 @@ func (p *packages) unpack(ctx context.Context, name string) error {
 		return fmt.Errorf("unpack package %s: want one file in %s, have %d", name, p.debs, len(debs))
 	}
 	return run(ctx, "", "dpkg-deb", "--extract", debs[0], p.root)
+}
+
+// download fetches a package, and the lists of packages first where that fails:
+// a fresh machine has none, and old ones name what is not there any more.
+func (p *packages) download(ctx context.Context, name string) error {
+	get := []string{"-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", name}
+	err := run(ctx, p.debs, "apt-get", get...)
+	if err == nil || p.updated {
+		return err
+	}
+	p.updated = true
+	if update := run(ctx, "", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", "update"); update != nil {
+		return fmt.Errorf("%w; and its lists cannot be brought up to date, which takes root: %w", err, update)
+	}
+	return run(ctx, p.debs, "apt-get", get...)
 }
 
 // libraryDependencies lists the packages that the given ones depend on and that
