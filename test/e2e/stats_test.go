@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -92,15 +93,21 @@ func testPodStats(t *testing.T, n *node) {
 // testMetrics wants a value for each of the descriptors that the machine can
 // give one for, with as many labels as the descriptor has.
 func testMetrics(t *testing.T, n *node) {
-	const all = 56
+	const all = 60
 	p := n.pod(t)
 	p.start(t)
 	labels := map[string]int{}
+	at := map[string]int{} // of the labels that every metric has
 	for _, d := range call(t, n.Runtime.ListMetricDescriptors, &runtimeapi.ListMetricDescriptorsRequest{}).Descriptors {
 		if d.Help == "" {
 			t.Errorf("%s has no help", d.Name)
 		}
 		labels[d.Name] = len(d.LabelKeys)
+		for _, key := range []string{"pod", "namespace", "container", "id", "name", "image"} {
+			if at[key] = slices.Index(d.LabelKeys, key); at[key] < 0 {
+				t.Fatalf("%s has labels %q, and none is %s", d.Name, d.LabelKeys, key)
+			}
+		}
 	}
 	if len(labels) != all {
 		t.Errorf("there are %d descriptors, want %d", len(labels), all)
@@ -112,6 +119,14 @@ func testMetrics(t *testing.T, n *node) {
 	for _, m := range append(pods[0].Metrics, pods[0].ContainerMetrics[0].Metrics...) {
 		if want, ok := labels[m.Name]; !ok || len(m.LabelValues) != want {
 			t.Errorf("%v does not fit a descriptor", m)
+		}
+		if md := p.cfg.Metadata; m.LabelValues[at["pod"]] != md.Name || m.LabelValues[at["namespace"]] != md.Namespace || m.Timestamp == 0 {
+			t.Errorf("%v is of no pod, or of no time", m)
+		}
+	}
+	for _, m := range pods[0].ContainerMetrics[0].Metrics {
+		if m.LabelValues[at["container"]] != "main" || m.LabelValues[at["image"]] == "" {
+			t.Errorf("%v is of no container", m)
 		}
 	}
 }
