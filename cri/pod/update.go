@@ -60,17 +60,16 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 	case err != nil:
 		return err
 	default:
-		if err := group.Set(resources); err != nil {
+		err := group.Set(resources)
+		if err == nil && change.GetOomScoreAdj() != 0 {
+			err = p.m.setScore(group, merged)
+		}
+		if err != nil {
 			// Some of it may be in force already.
 			if old, e := p.m.limits(c.limits(), s); e == nil {
 				warn(group.Set(explicit(old)), "take back a change of limits that was refused", "container", c.ID)
 			}
 			return err
-		}
-		if change.GetOomScoreAdj() != 0 {
-			if err := p.m.setScore(group, merged); err != nil {
-				return err
-			}
 		}
 	}
 	msg, err := message(merged)
