@@ -49,35 +49,55 @@ func load(command string, args []string) (*config.Config, []string, error) {
 
 // loadWith is load for a command that has flags of its own.
 func loadWith(command string, args []string, more func(*flag.FlagSet)) (*config.Config, []string, error) {
+	l, err := parse(command, args, more)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := l.load()
+	return c, l.fs.Args(), err
+}
+
+// commandLine is one that was parsed.
+type commandLine struct {
+	fs     *flag.FlagSet
+	path   *string
+	values map[string]*string // of the overrides, by name
+}
+
+func parse(command string, args []string, more func(*flag.FlagSet)) (*commandLine, error) {
 	fs := flag.NewFlagSet(command, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
-	path := fs.String("config", config.DefaultPath, "the `FILE` with the configuration")
-	values := map[string]*string{}
+	l := &commandLine{fs, fs.String("config", config.DefaultPath, "the `FILE` with the configuration"), map[string]*string{}}
 	for _, o := range overrides {
-		values[o.name] = fs.String(o.name, "", o.usage)
+		l.values[o.name] = fs.String(o.name, "", o.usage)
 	}
 	more(fs)
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			return nil, nil, helpText(usage + "\nflags of crisp " + command + ":\n" + described(fs))
+			return nil, helpText(usage + "\nflags of crisp " + command + ":\n" + described(fs))
 		}
-		return nil, nil, fmt.Errorf("%w\n%s", err, usage)
+		return nil, fmt.Errorf("%w\n%s", err, usage)
 	}
-	c, err := config.Load(*path)
+	return l, nil
+}
+
+// load reads the configuration that the command line names.
+func (l *commandLine) load() (*config.Config, error) {
+	c, err := config.Load(*l.path)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	given := map[string]bool{}
-	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	l.fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	for _, o := range overrides {
 		if given[o.name] {
-			o.set(c, *values[o.name])
+			o.set(c, *l.values[o.name])
 		}
 	}
 	if err := c.Check(); err != nil {
-		return nil, nil, fmt.Errorf("configuration with the command line's flags: %w", err)
+		return nil, fmt.Errorf("configuration with the command line's flags: %w", err)
 	}
-	return c, fs.Args(), nil
+	return c, nil
 }
 
 // described says what each flag is.
@@ -98,23 +118,35 @@ func configure(args []string, out io.Writer) error {
 		_, err := io.WriteString(out, config.Text())
 		return err
 	case "check":
-		c, rest, err := load("config check", args[1:])
-		if err == nil && len(rest) > 0 {
-			// The file may be named without its flag.
-			flags := args[1 : len(args)-len(rest)]
-			c, rest, err = load("config check", slices.Concat(flags, []string{"--config", rest[0]}, rest[1:]))
-		}
-		if err != nil {
-			return err
-		}
-		if len(rest) > 0 {
-			return fmt.Errorf("config check takes one file, got %q too\n%s", rest, usage)
-		}
-		return checkConfig(c, out)
+		return checkFile(args[1:], out)
 	default:
 		if asksForHelp(args[0]) {
 			return helpText(usage)
 		}
 		return fmt.Errorf("unknown command config %q: check or default\n%s", args[0], usage)
 	}
+}
+
+// checkFile is the command config check, whose file may be named without its
+// flag: no other one is read then.
+func checkFile(args []string, out io.Writer) error {
+	const command = "config check"
+	none := func(*flag.FlagSet) {}
+	l, err := parse(command, args, none)
+	if err == nil && l.fs.NArg() > 0 {
+		rest := l.fs.Args()
+		flags := args[:len(args)-len(rest)]
+		l, err = parse(command, slices.Concat(flags, []string{"--config", rest[0]}, rest[1:]), none)
+	}
+	if err != nil {
+		return err
+	}
+	if l.fs.NArg() > 0 {
+		return fmt.Errorf("config check takes one file, got %q too\n%s", l.fs.Args(), usage)
+	}
+	c, err := l.load()
+	if err != nil {
+		return err
+	}
+	return checkConfig(c, out)
 }
