@@ -6,16 +6,11 @@ import (
 	"io"
 	"net/http"
 	"strings"
-
-	"github.com/klauspost/compress/zstd"
 )
 
-// maxCodingWindow bounds what decoding an answer that was packed on its way
-// takes, in bytes.
-const maxCodingWindow = 8 << 20
-
 // plain is an answer's body without the content codings that a proxy has put
-// on, though nobody asked for any.
+// on, though nobody asked for any. Only gzip is undone: the window of zstd is
+// memory of the answer's choice, which no budget counts here.
 func plain(resp *http.Response) (io.Reader, error) {
 	body := io.Reader(resp.Body)
 	codings := strings.Split(resp.Header.Get("Content-Encoding"), ",")
@@ -28,8 +23,6 @@ func plain(resp *http.Response) (io.Reader, error) {
 		case "", "identity":
 		case "gzip", "x-gzip":
 			body, err = gzip.NewReader(body)
-		case "zstd":
-			body, err = newZstd(body)
 		default:
 			err = fmt.Errorf("%w: content coding %q", ErrProtocol, clean(coding))
 		}
@@ -38,14 +31,6 @@ func plain(resp *http.Response) (io.Reader, error) {
 		}
 	}
 	return body, nil
-}
-
-func newZstd(from io.Reader) (io.Reader, error) {
-	d, err := zstd.NewReader(from, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxCodingWindow))
-	if err != nil {
-		return nil, err
-	}
-	return d, nil
 }
 
 // isCoded reports whether an answer's bytes are not those of a blob of a
