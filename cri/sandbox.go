@@ -3,12 +3,11 @@ package cri
 import (
 	"context"
 	"fmt"
-	"math"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"crisp/cri/pod"
+	"crisp/cri/spec"
 )
 
 // RunPodSandbox creates and starts a sandbox.
@@ -75,8 +74,8 @@ func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.Upda
 // PortForward returns a URL for connections to a pod's ports.
 func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	for _, port := range r.GetPort() {
-		if port < 1 || port > math.MaxUint16 {
-			return nil, fmt.Errorf("forward port %d of pod %s: %w: a port is from 1 to %d", port, r.GetPodSandboxId(), pod.ErrInvalid, math.MaxUint16)
+		if err := spec.CheckPort(port); err != nil {
+			return nil, fmt.Errorf("forward to pod %s: %w", r.GetPodSandboxId(), err)
 		}
 	}
 	rec, err := s.Pods.ReadySandbox(r.GetPodSandboxId())

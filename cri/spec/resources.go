@@ -79,8 +79,9 @@ func checkSet(what, list string) error {
 	return nil
 }
 
-// checkNumbers checks what does not depend on the machine.
-func checkNumbers(r *runtimeapi.LinuxContainerResources) error {
+// CheckPodResources checks limits as far as that does not depend on the machine:
+// all there is to say of those of a pod as a whole, which kubelet sets itself.
+func CheckPodResources(r *runtimeapi.LinuxContainerResources) error {
 	if err := checkSet("cpuset_cpus", r.GetCpusetCpus()); err != nil {
 		return err
 	}
@@ -104,7 +105,7 @@ func checkNumbers(r *runtimeapi.LinuxContainerResources) error {
 }
 
 func checkResources(r *runtimeapi.LinuxContainerResources, h Host) error {
-	if err := checkNumbers(r); err != nil {
+	if err := CheckPodResources(r); err != nil {
 		return err
 	}
 	switch {

@@ -57,8 +57,14 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 		return err
 	}
 	for _, m := range cfg.GetPortMappings() {
-		if m.GetHostPort() < 0 || m.GetHostPort() > math.MaxUint16 || m.GetContainerPort() < 1 || m.GetContainerPort() > math.MaxUint16 {
-			return invalid("port mapping of %d to %d: a port is from 1 to %d", m.GetHostPort(), m.GetContainerPort(), math.MaxUint16)
+		if err := CheckPort(m.GetContainerPort()); err != nil {
+			return err
+		}
+		if m.GetHostPort() == 0 {
+			continue // not mapped
+		}
+		if err := CheckPort(m.GetHostPort()); err != nil {
+			return err
 		}
 	}
 	for what, r := range map[string]*runtimeapi.LinuxContainerResources{"overhead": cfg.GetLinux().GetOverhead(), "resources": cfg.GetLinux().GetResources()} {
@@ -69,10 +75,12 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 	return checkDNS(cfg.GetDnsConfig())
 }
 
-// CheckPodResources checks the limits of a pod as a whole, which kubelet
-// tells and sets itself.
-func CheckPodResources(r *runtimeapi.LinuxContainerResources) error {
-	return checkNumbers(r)
+// CheckPort checks the number of a port.
+func CheckPort(n int32) error {
+	if n < 1 || n > math.MaxUint16 {
+		return invalid("port %d: want a number from 1 to %d", n, math.MaxUint16)
+	}
+	return nil
 }
 
 func checkMode(cfg *runtimeapi.PodSandboxConfig, kind Kind, allowed ...runtimeapi.NamespaceMode) error {
