@@ -1,9 +1,7 @@
 package keeper
 
 import (
-	"os"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,17 +25,7 @@ func FuzzDaemon(f *testing.F) {
 		unix.Close(rude)
 		unix.Close(dialFuzzed(t, k)) // is greeted, too
 
-		listener, err := os.Open(os.DevNull)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan struct{})
-		go func() { k.shut(listener); close(ended) }()
-		select {
-		case <-ended:
-		case <-time.After(30 * time.Second):
-			t.Fatal("the keeper does not end")
-		}
+		shutDown(t, k)
 	})
 }
 

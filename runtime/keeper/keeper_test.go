@@ -99,6 +99,19 @@ func TestEndHangsUp(t *testing.T) {
 	}
 	early := connect()
 	defer early.Close()
+	shutDown(t, k)
+	late := connect()
+	defer late.Close()
+	for name, daemon := range map[string]*os.File{"early": early, "late": late} {
+		if n, err := daemon.Read(make([]byte, 1)); n != 0 {
+			t.Errorf("the %s daemon reads %d bytes, %v; want the end", name, n, err)
+		}
+	}
+}
+
+// shutDown ends a keeper's connections, which must not hold it up.
+func shutDown(t *testing.T, k *keeper) {
+	t.Helper()
 	listener, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
@@ -109,12 +122,5 @@ func TestEndHangsUp(t *testing.T) {
 	case <-ended:
 	case <-time.After(30 * time.Second):
 		t.Fatal("the keeper does not end")
-	}
-	late := connect()
-	defer late.Close()
-	for name, daemon := range map[string]*os.File{"early": early, "late": late} {
-		if n, err := daemon.Read(make([]byte, 1)); n != 0 {
-			t.Errorf("the %s daemon reads %d bytes, %v; want the end", name, n, err)
-		}
 	}
 }
