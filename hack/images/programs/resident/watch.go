@@ -149,8 +149,13 @@ func (w *watcher) look(pid int) {
 // isRuntime tells whether a process has not executed its program yet: it runs
 // something that no image has.
 func isRuntime(dir string) bool {
-	exe, _ := os.Readlink(dir + "/exe")
-	return strings.Contains(exe, "crisp") || strings.Contains(exe, "memfd:")
+	return ofRuntime(dir + "/exe")
+}
+
+// ofRuntime tells whether a link in procfs leads to a program that no image has.
+func ofRuntime(link string) bool {
+	program, _ := os.Readlink(link)
+	return strings.Contains(program, "crisp") || strings.Contains(program, "memfd:")
 }
 
 // isBase tells whether a process is the first of a PID namespace that a pod
@@ -209,8 +214,16 @@ func (w *watcher) program(dir string) {
 		return
 	}
 	defer unix.Close(held)
+
+	// The process may execute its program meanwhile: that is this container's own
+	// shell, which it may well overwrite, but then no command of the test runs.
+	program := fmt.Sprintf("/proc/self/fd/%d", held)
+	if !ofRuntime(program) {
+		return
+	}
+
 	for range 20 {
-		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", held), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(program, unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
 			continue // it is busy as long as it runs
 		}
