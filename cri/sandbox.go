@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/spec"
@@ -86,13 +87,18 @@ func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest
 	return s.Streams.GetPortForward(r)
 }
 
-// batchSize is how many objects one message of a stream carries.
-const batchSize = 200
+// One message of a stream carries no more objects than batchSize and, if it has
+// several, no more bytes than batchBytes: a client takes 16 MiB, and one pod can
+// have 256 KiB of annotations.
+const (
+	batchSize  = 200
+	batchBytes = 1 << 20
+)
 
 // batches sends a list in pieces; an empty list is one empty message.
-func batches[T any](items []T, send func([]T) error) error {
+func batches[T proto.Message](items []T, send func([]T) error) error {
 	for {
-		n := min(batchSize, len(items))
+		n := batch(items)
 		if err := send(items[:n]); err != nil {
 			return err
 		}
@@ -100,4 +106,16 @@ func batches[T any](items []T, send func([]T) error) error {
 			return nil
 		}
 	}
+}
+
+// batch is how many of the items go into the next message.
+func batch[T proto.Message](items []T) int {
+	bytes := 0
+	for n, item := range items[:min(batchSize, len(items))] {
+		bytes += proto.Size(item)
+		if n > 0 && bytes > batchBytes {
+			return n
+		}
+	}
+	return min(batchSize, len(items))
 }

@@ -140,25 +140,18 @@ func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*making, *Container
 		return nil, nil, err
 	}
 	cfg = proto.Clone(cfg).(*runtimeapi.ContainerConfig)
-	msg, err := message(cfg)
-	if err != nil {
-		return nil, nil, err
-	}
 	id := newID()
 	cgroupPath, err := p.m.Cgroups.Path(p.record().Config.Msg.GetLinux().GetCgroupParent(), id)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	c := &Container{
-		ID: id, Config: msg, ImageID: img.ID, ImageRef: imageRef(cfg, img), ImageDigest: imageDigest(cfg, img), Phase: containerSteps[0].name,
+		ID: id, Config: message(cfg), ImageID: img.ID, ImageRef: imageRef(cfg, img), ImageDigest: imageDigest(cfg, img), Phase: containerSteps[0].name,
 		CreatedAt: time.Now().UnixNano(), CgroupPath: cgroupPath,
 		LogPath: spec.LogPath(p.record().Config.Msg, cfg),
 	}
 	if res := cfg.GetLinux().GetResources(); res != nil {
-		m, err := message(res)
-		if err != nil {
-			return nil, nil, err
-		}
+		m := message(res)
 		c.Resources = &m
 	}
 	return &making{p: p, id: id, image: img}, c, nil

@@ -148,9 +148,10 @@ func (p *pod) update(change func(*Record)) error {
 	if p.gone {
 		return fmt.Errorf("sandbox %s: %w", p.record().ID, ErrNotFound)
 	}
-	next := p.record().clone()
+	old := p.record()
+	next := old.clone()
 	change(next)
-	if err := attempt("write record", func() error { return save(p.journal, next) }); err != nil {
+	if err := attempt("write record", func() error { return save(p.journal, old, next) }); err != nil {
 		return err
 	}
 	p.rec.Store(next)

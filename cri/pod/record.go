@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,17 +18,21 @@ import (
 )
 
 // recordVersion is the format of record files that this build writes.
-const recordVersion = 1
+//
+// Version 1 had all of a pod in each line of the file.
+const recordVersion = 2
 
 // Record is what is known of a pod. It is immutable once published: change a
-// clone. On disk it is the last line of ROOT/pods/ID/record.jsonl.
+// clone. On disk it is the values of the journal ROOT/pods/ID/record.jsonl: its
+// own fields are the value "pod", and what is big or of a container is apart,
+// so that a change costs as little in a big pod as in a small one. See [save].
 type Record struct {
 	Version int
 	// BootID is the kernel's boot id at creation: processes and namespaces of
 	// another boot are gone, whatever the rest says.
 	BootID string
 	ID     string
-	Config Message[*runtimeapi.PodSandboxConfig]
+	Config Message[*runtimeapi.PodSandboxConfig] `json:"-"`
 	// Handler is the runtime handler asked for, "" for the default.
 	Handler string
 	// CreatedAt is in nanoseconds since the epoch.
@@ -50,7 +55,7 @@ type Record struct {
 	// Overhead and Resources are what UpdatePodSandboxResources last said.
 	Overhead   *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
 	Resources  *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
-	Containers []*Container
+	Containers []*Container                                  `json:"-"`
 }
 
 // Process names a process beyond the reuse of its pid.
@@ -63,7 +68,7 @@ type Process struct {
 // Container is what is known of a container; immutable like its [Record].
 type Container struct {
 	ID     string
-	Config Message[*runtimeapi.ContainerConfig]
+	Config Message[*runtimeapi.ContainerConfig] `json:"-"`
 	// ImageID is the id of the image whose layers are the root file system;
 	// ImageRef is what the user asked for.
 	ImageID, ImageRef string
@@ -178,27 +183,21 @@ func (r *Record) drop(id string) {
 	r.Containers = slices.DeleteFunc(r.Containers, func(c *Container) bool { return c.ID == id })
 }
 
-// Message is a protobuf message inside a record, kept with its JSON form so
-// that a record is encoded without walking its messages again.
-type Message[M proto.Message] struct {
-	Msg M
-	raw json.RawMessage
-}
+// Message is a protobuf message inside a record, in protobuf's JSON form.
+type Message[M proto.Message] struct{ Msg M }
 
-func message[M proto.Message](m M) (Message[M], error) {
-	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
-	if err != nil {
-		return Message[M]{}, fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
-	}
-	return Message[M]{Msg: m, raw: raw}, nil
-}
+func message[M proto.Message](m M) Message[M] { return Message[M]{Msg: m} }
 
 // MarshalJSON returns the message in protobuf's JSON form.
 func (m Message[M]) MarshalJSON() ([]byte, error) {
-	if m.raw == nil {
+	if !m.Msg.ProtoReflect().IsValid() {
 		return []byte("null"), nil
 	}
-	return m.raw, nil
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m.Msg)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", m.Msg.ProtoReflect().Descriptor().Name(), err)
+	}
+	return raw, nil
 }
 
 // UnmarshalJSON reads protobuf's JSON form; fields of a newer API are passed over.
@@ -211,7 +210,7 @@ func (m *Message[M]) UnmarshalJSON(data []byte) error {
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, msg); err != nil {
 		return err
 	}
-	m.Msg, m.raw = msg, slices.Clone(data)
+	m.Msg = msg
 	return nil
 }
 
@@ -235,15 +234,68 @@ func (s store) podDir(id string) string { return filepath.Join(s.dir, id) }
 
 func (s store) recordPath(id string) string { return filepath.Join(s.podDir(id), "record.jsonl") }
 
-func save(j *durable.Journal, r *Record) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("encode record of pod %s: %w", r.ID, err)
+// Names of a record's values in its journal; those of a container end with its
+// ID. A container's own fields change a few times in its life, its
+// configuration never does.
+const (
+	podValue        = "pod"
+	configValue     = "config"
+	containerPrefix = "container "
+	ofConfigPrefix  = "config "
+)
+
+// save writes in which values next is another record than old, which is the
+// one in the journal unless that is fresh.
+func save(j *durable.Journal, old, next *Record) error {
+	if j.Fresh() {
+		old = &Record{}
 	}
-	if err := j.Append(data); err != nil {
-		return fmt.Errorf("write record of pod %s: %w", r.ID, err)
+	change, err := difference(old, next)
+	if err != nil {
+		return fmt.Errorf("encode record of pod %s: %w", next.ID, err)
+	}
+	if err := j.Append(change); err != nil {
+		return fmt.Errorf("write record of pod %s: %w", next.ID, err)
 	}
 	return nil
+}
+
+// difference encodes what two records do not share.
+func difference(old, next *Record) (durable.Values, error) {
+	e := encoder{values: durable.Values{}}
+	e.add(podValue, next)
+	if old.Config.Msg != next.Config.Msg {
+		e.add(configValue, next.Config)
+	}
+
+	for _, c := range next.Containers {
+		before := old.Container(c.ID)
+		if before == c {
+			continue
+		}
+		e.add(containerPrefix+c.ID, c)
+		if before == nil || before.Config.Msg != c.Config.Msg {
+			e.add(ofConfigPrefix+c.ID, c.Config)
+		}
+	}
+
+	for _, c := range old.Containers {
+		if next.Container(c.ID) == nil {
+			e.values[containerPrefix+c.ID], e.values[ofConfigPrefix+c.ID] = nil, nil
+		}
+	}
+	return e.values, e.err
+}
+
+// encoder encodes values until one cannot be.
+type encoder struct {
+	values durable.Values
+	err    error
+}
+
+func (e *encoder) add(name string, v any) {
+	data, err := json.Marshal(v)
+	e.values[name], e.err = data, errors.Join(e.err, err)
 }
 
 // loaded is one folder of the store: a record with its journal, or why there
@@ -283,11 +335,21 @@ func (s store) load() ([]loaded, error) {
 
 func (s store) loadOne(id string) loaded {
 	path := s.recordPath(id)
-	journal, data, err := durable.OpenJournal(path)
-	if err != nil && data == nil {
+	journal, values, err := durable.OpenJournal(path)
+	if err != nil && values == nil {
 		return loaded{id: id, err: err}
 	}
-	r, bad := decodeRecord(id, data)
+
+	decode := decodeRecord
+	if _, first := values["Version"]; first {
+		decode = decodeFirst
+		journal.Restart()
+	}
+	r, bad := decode(values)
+	if bad == nil {
+		bad = r.check(id)
+	}
+
 	// A power cut may leave rubbish for what was not synced, and makes it
 	// void too. In the same boot older lines tell nothing certain.
 	if bad == nil && err != nil && r.BootID == s.bootID {
@@ -299,16 +361,81 @@ func (s store) loadOne(id string) loaded {
 	return loaded{id: id, record: r, journal: journal}
 }
 
-func decodeRecord(id string, data []byte) (*Record, error) {
+// decodeRecord decodes the values that [save] writes.
+func decodeRecord(values durable.Values) (*Record, error) {
 	var r Record
-	if err := json.Unmarshal(data, &r); err != nil {
+	if err := json.Unmarshal(values[podValue], &r); err != nil {
 		return nil, fmt.Errorf("decode record: %w", err)
 	}
-	switch {
-	case r.Version != recordVersion:
-		return nil, fmt.Errorf("record of version %d, this build reads %d", r.Version, recordVersion)
-	case r.ID != id || r.Config.Msg.GetMetadata() == nil:
-		return nil, errors.New("record is incomplete")
+	if r.Version != recordVersion {
+		return nil, fmt.Errorf("record of version %d, this build reads %d and 1", r.Version, recordVersion)
+	}
+	if err := json.Unmarshal(values[configValue], &r.Config); err != nil {
+		return nil, fmt.Errorf("decode configuration of the pod: %w", err)
+	}
+
+	for name, value := range values {
+		id, ok := strings.CutPrefix(name, containerPrefix)
+		if !ok {
+			continue
+		}
+		c := &Container{}
+		err := json.Unmarshal(value, c)
+		// A container of a damaged record has no configuration.
+		if config := values[ofConfigPrefix+id]; err == nil && config != nil {
+			err = json.Unmarshal(config, &c.Config)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("decode record of container %s: %w", id, err)
+		}
+		r.Containers = append(r.Containers, c)
+	}
+	slices.SortFunc(r.Containers, func(a, b *Container) int {
+		return cmp.Or(cmp.Compare(a.CreatedAt, b.CreatedAt), cmp.Compare(a.ID, b.ID))
+	})
+	return &r, nil
+}
+
+// decodeFirst decodes a record of version 1, of which each field was a value.
+func decodeFirst(values durable.Values) (*Record, error) {
+	var old struct {
+		Record
+		Config     Message[*runtimeapi.PodSandboxConfig]
+		Containers []struct {
+			Container
+			Config Message[*runtimeapi.ContainerConfig]
+		}
+	}
+	data, err := json.Marshal(values)
+	if err == nil {
+		err = json.Unmarshal(data, &old)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("decode record: %w", err)
+	}
+	if old.Version != 1 {
+		return nil, fmt.Errorf("record of version %d, this build reads %d and 1", old.Version, recordVersion)
+	}
+
+	r := old.Record
+	r.Version, r.Config = recordVersion, old.Config
+	for i := range old.Containers {
+		c := &old.Containers[i].Container
+		c.Config = old.Containers[i].Config
+		r.Containers = append(r.Containers, c)
 	}
 	return &r, nil
+}
+
+// check reports whether a record is one of the pod with this ID.
+func (r *Record) check(id string) error {
+	if r.ID != id || r.Config.Msg.GetMetadata() == nil {
+		return errors.New("record is incomplete")
+	}
+	for _, c := range r.Containers {
+		if c.ID == "" {
+			return errors.New("record is incomplete: a container has no ID")
+		}
+	}
+	return nil
 }

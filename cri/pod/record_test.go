@@ -3,9 +3,13 @@ package pod
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -17,20 +21,14 @@ import (
 
 func testRecord(t *testing.T, id string) *Record {
 	t.Helper()
-	sandbox, err := message(&runtimeapi.PodSandboxConfig{
+	sandbox := message(&runtimeapi.PodSandboxConfig{
 		Metadata:    &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u1", Attempt: 3},
 		Annotations: map[string]string{"ключ": "значение\n\"quoted\""},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctr, err := message(&runtimeapi.ContainerConfig{
+	ctr := message(&runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
 		Envs:     []*runtimeapi.KeyValue{{Key: "RAW", Value: []byte{0xff, 0, '\n'}}},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return &Record{
 		Version: recordVersion, BootID: "boot", ID: id, Config: sandbox, CreatedAt: 7, Phase: phaseReady,
 		NetNS: "/run/netns/x", IPs: []string{"10.0.0.2", "fd00::2"},
@@ -44,7 +42,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	if err := os.MkdirAll(s.podDir("p1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := save(durable.NewJournal(s.recordPath("p1")), want); err != nil {
+	if err := save(durable.NewJournal(s.recordPath("p1")), nil, want); err != nil {
 		t.Fatal(err)
 	}
 	l := s.loadOne("p1")
@@ -69,14 +67,18 @@ func TestRecordRoundTrip(t *testing.T) {
 
 func TestBadRecordsHideNoOther(t *testing.T) {
 	s := store{dir: t.TempDir()}
-	for id, text := range map[string]string{
-		"torn": `{"Version":1,"ID":"torn","Con`, "future": `{"Version":99,"ID":"future"}`,
-		"other": `{"Version":1,"ID":"somebody"}`, "nothing": `{"Version":1,"ID":"nothing"}`,
-	} {
+	bad := map[string]durable.Values{
+		"future": {"pod": json.RawMessage(`{"Version":99,"ID":"future"}`)}, "kind": {"pod": json.RawMessage(`[1]`)}, "void": {},
+		"other": {"pod": json.RawMessage(`{"Version":2,"ID":"somebody"}`), "config": json.RawMessage(`{"metadata":{}}`)},
+		"half":  {"pod": json.RawMessage(`{"Version":2,"ID":"half"}`)}, "config": {"pod": json.RawMessage(`{"Version":2,"ID":"config"}`), "config": json.RawMessage(`{}`)},
+		"container": {"pod": json.RawMessage(`{"Version":2,"ID":"container"}`), "config": json.RawMessage(`{"metadata":{}}`), "container x": json.RawMessage(`{}`)},
+		"old":       {"Version": json.RawMessage("1"), "ID": json.RawMessage(`"old"`)}, "negative": {"Version": json.RawMessage("-1")},
+	}
+	for id, values := range bad {
 		if err := os.MkdirAll(s.podDir(id), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := durable.NewJournal(s.recordPath(id)).Append([]byte(text)); err != nil {
+		if err := durable.NewJournal(s.recordPath(id)).Append(values); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -92,15 +94,15 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 	if err := os.Mkdir(s.podDir("good"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := save(durable.NewJournal(s.recordPath("good")), testRecord(t, "good")); err != nil {
+	if err := save(durable.NewJournal(s.recordPath("good")), nil, testRecord(t, "good")); err != nil {
 		t.Fatal(err)
 	}
 	list, err := s.load()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 7 {
-		t.Errorf("%d of 7 folders listed", len(list))
+	if want := len(bad) + 3; len(list) != want {
+		t.Errorf("%d of %d folders listed", len(list), want)
 	}
 	for _, l := range list {
 		if (l.err == nil) != (l.id == "good") || (l.record != nil) != (l.id == "good") {
@@ -116,7 +118,7 @@ func TestDamagedEnd(t *testing.T) {
 	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := save(durable.NewJournal(s.recordPath("p1")), testRecord(t, "p1")); err != nil {
+	if err := save(durable.NewJournal(s.recordPath("p1")), nil, testRecord(t, "p1")); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.OpenFile(s.recordPath("p1"), os.O_WRONLY|os.O_APPEND, 0)
@@ -136,12 +138,135 @@ func TestDamagedEnd(t *testing.T) {
 	if l.err != nil {
 		t.Fatal(l.err)
 	}
-	if err := save(l.journal, l.record); err != nil {
+	if err := save(l.journal, l.record, l.record); err != nil {
 		t.Fatal(err)
 	}
 	s.bootID = "boot"
 	if l := s.loadOne("p1"); l.err != nil {
 		t.Errorf("after another record: %v", l.err)
+	}
+}
+
+// firstVersion is a record as version 1 wrote it, after which the pod was
+// stopped.
+const firstVersion = `{"Version":1,"BootID":"boot","ID":"p1","Config":{"metadata":{"name":"web","uid":"u1"}},"Handler":"","CreatedAt":7,"Phase":"ready","NetNS":"/run/netns/x","IPs":["10.0.0.2"],"Pause":{"Pid":3,"StartTicks":4},"Resources":{"cpu_shares":"512"},` +
+	`"Containers":[{"ID":"c2","Config":{"metadata":{"name":"main"}},"ImageID":"sha256:1","ImageRef":"busybox","Phase":"ready","CreatedAt":8,"StartedAt":9,"FinishedAt":0,"ExitCode":0,"Process":{"Pid":5,"StartTicks":6},"CgroupPath":"/kubepods/c2","StopSignal":0,"User":{"UID":0,"GID":0},"Resources":{"cpu_shares":"256"}},` +
+	`{"ID":"c1","Config":{"metadata":{"name":"side"}},"ImageID":"","ImageRef":"","Phase":"make spec","CreatedAt":9,"StartedAt":0,"FinishedAt":0,"ExitCode":0,"Process":null,"CgroupPath":"","StopSignal":0,"User":{"UID":0,"GID":0}}]}`
+
+// TestFirstVersion reads what an older build has written, goes on with it, and
+// reads it again: nothing of the old form may be left in it.
+func TestFirstVersion(t *testing.T) {
+	s := store{dir: t.TempDir(), bootID: "boot"}
+	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// In each line was all, and what a later one has not is gone.
+	before := strings.Replace(firstVersion, `"Phase":"ready"`, `"Reason":"not yet","Phase":"make files"`, 1)
+	var text []byte
+	for _, line := range []string{before, firstVersion} {
+		text = fmt.Appendf(text, "%08x %s\n", crc32.Checksum([]byte(line), crc32.MakeTable(crc32.Castagnoli)), line)
+	}
+	if err := os.WriteFile(s.recordPath("p1"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	l := s.loadOne("p1")
+	if l.err != nil {
+		t.Fatal(l.err)
+	}
+	assertFirst(t, l.record)
+	if l.record.Pause == nil {
+		t.Error("the pause process is forgotten")
+	}
+	next := l.record.clone()
+	next.Pause = nil
+	if err := save(l.journal, l.record, next); err != nil {
+		t.Fatal(err)
+	}
+	again := s.loadOne("p1")
+	if again.err != nil {
+		t.Fatal(again.err)
+	}
+	assertFirst(t, again.record)
+	if again.record.Pause != nil {
+		t.Error("the pause process is still there")
+	}
+	if text, err := os.ReadFile(s.recordPath("p1")); err != nil || bytes.Contains(text, []byte(`"Version":1`)) {
+		t.Errorf("what the older build wrote is still there: %s, %v", text, err)
+	}
+}
+
+func assertFirst(t *testing.T, r *Record) {
+	t.Helper()
+	if r.Version != recordVersion || r.Phase != phaseReady || r.Reason != "" || r.NetNS != "/run/netns/x" || r.Config.Msg.GetMetadata().GetName() != "web" || r.Resources.Msg.GetCpuShares() != 512 {
+		t.Errorf("record %+v", r)
+	}
+	if len(r.Containers) != 2 || r.Containers[0].ID != "c2" || r.Containers[1].ID != "c1" {
+		t.Fatalf("containers %+v", r.Containers)
+	}
+	c := r.Containers[0]
+	if c.Config.Msg.GetMetadata().GetName() != "main" || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING || c.limits().GetCpuShares() != 256 || c.CgroupPath != "/kubepods/c2" {
+		t.Errorf("container %+v", c)
+	}
+}
+
+// TestChangeIsSmall: what is written for a change does not grow with what the
+// pod has besides, and what is dropped is written once.
+func TestChangeIsSmall(t *testing.T) {
+	s := store{dir: t.TempDir()}
+	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := testRecord(t, "p1")
+	r.Config.Msg.Annotations = map[string]string{"long": strings.Repeat("x", 256<<10)}
+	for i := range 50 {
+		r.Containers = append(r.Containers, &Container{ID: fmt.Sprint("more", i), Phase: phaseReady, CreatedAt: int64(10 + i), Config: message(&runtimeapi.ContainerConfig{
+			Annotations: map[string]string{"long": strings.Repeat("x", 256<<10)},
+		})})
+	}
+	j := durable.NewJournal(s.recordPath("p1"))
+	if err := save(j, nil, r); err != nil {
+		t.Fatal(err)
+	}
+
+	size := func() int64 {
+		st, err := os.Stat(s.recordPath("p1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size()
+	}
+	for name, change := range map[string]func(*Record){
+		"phase":     func(r *Record) { r.Phase = phaseStopping },
+		"container": func(r *Record) { r.edit("more7", func(c *Container) { c.StartedAt = 100 }) },
+		"dropped":   func(r *Record) { r.drop("more8") },
+		"nothing":   func(*Record) {},
+	} {
+		next, before := r.clone(), size()
+		change(next)
+		if err := save(j, r, next); err != nil {
+			t.Fatal(err)
+		}
+		if n := size() - before; n <= 0 || n > 2048 {
+			t.Errorf("%s: %d bytes written", name, n)
+		}
+		r = next
+	}
+
+	l := s.loadOne("p1")
+	if l.err != nil {
+		t.Fatal(l.err)
+	}
+	if len(l.record.Containers) != len(r.Containers) {
+		t.Fatalf("%d containers, want %d", len(l.record.Containers), len(r.Containers))
+	}
+	for i, c := range l.record.Containers {
+		if want := r.Containers[i]; c.ID != want.ID || c.StartedAt != want.StartedAt || !proto.Equal(c.Config.Msg, want.Config.Msg) {
+			t.Errorf("container %d: %s started at %d, want %s, %d", i, c.ID, c.StartedAt, want.ID, want.StartedAt)
+		}
+	}
+	if l.record.Phase != phaseStopping {
+		t.Errorf("phase %s", l.record.Phase)
 	}
 }
 

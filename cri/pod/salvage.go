@@ -20,18 +20,17 @@ import (
 // tells of the pod besides: enough to list it and to remove what it has.
 func (m *Manager) salvage(l loaded, e *client.Entry) *Record {
 	klog.ErrorS(l.err, "Set a damaged pod record aside", "sandbox", l.id)
-	msg, err := message(&runtimeapi.PodSandboxConfig{
+	config := message(&runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: "damaged-" + l.id[:min(12, len(l.id))], Namespace: "unknown", Uid: l.id},
 	})
-	warn(err, "describe a damaged pod", "sandbox", l.id)
 	r := &Record{
-		Version: recordVersion, BootID: m.bootID, ID: l.id, Config: msg, CreatedAt: time.Now().UnixNano(),
+		Version: recordVersion, BootID: m.bootID, ID: l.id, Config: config, CreatedAt: time.Now().UnixNano(),
 		Phase: phaseStopping, Reason: "its record is damaged: " + l.err.Error(),
 		NetNS: m.netNSPath(l.id),
 	}
 	if e != nil && e.Pid != 0 && e.Exit == nil {
-		if r.Pause, err = identify(e.Pid); err != nil {
-			r.Pause = nil // it has just ended
+		if pause, err := identify(e.Pid); err == nil { // it has not just ended
+			r.Pause = pause
 		}
 	}
 	entries, err := os.ReadDir(m.store.podDir(l.id))

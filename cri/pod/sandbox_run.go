@@ -133,17 +133,14 @@ func (p *pod) noteLeft(why error) {
 // newSandbox makes the pod's folder and its first record.
 func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (*pod, error) {
 	cfg = proto.Clone(cfg).(*runtimeapi.PodSandboxConfig)
-	msg, err := message(cfg)
-	if err != nil {
-		return nil, err
-	}
 	r := &Record{
-		Version: recordVersion, BootID: m.bootID, ID: newID(), Config: msg, Handler: handler,
+		Version: recordVersion, BootID: m.bootID, ID: newID(), Config: message(cfg), Handler: handler,
 		CreatedAt: time.Now().UnixNano(), Phase: sandboxSteps[0].name,
 	}
 	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
 		r.NetNS = m.netNSPath(r.ID)
 	}
+	var err error
 	if r.SELinuxLevel, err = m.takeLevel(cfg); err != nil {
 		return nil, err
 	}

@@ -72,10 +72,7 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 			return err
 		}
 	}
-	msg, err := message(merged)
-	if err != nil {
-		return err
-	}
+	msg := message(merged)
 	return p.updateContainer(c.ID, func(c *Container) { c.Resources = &msg })
 }
 
@@ -173,14 +170,7 @@ func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.Linux
 			return fmt.Errorf("update sandbox %s: %w", id, err)
 		}
 	}
-	o, err := optional(overhead)
-	if err != nil {
-		return err
-	}
-	r, err := optional(resources)
-	if err != nil {
-		return err
-	}
+	o, r := optional(overhead), optional(resources)
 	return p.update(func(rec *Record) {
 		if o != nil {
 			rec.Overhead = o
@@ -191,10 +181,10 @@ func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.Linux
 	})
 }
 
-func optional(res *runtimeapi.LinuxContainerResources) (*Message[*runtimeapi.LinuxContainerResources], error) {
+func optional(res *runtimeapi.LinuxContainerResources) *Message[*runtimeapi.LinuxContainerResources] {
 	if res == nil {
-		return nil, nil
+		return nil
 	}
-	m, err := message(res)
-	return &m, err
+	m := message(res)
+	return &m
 }

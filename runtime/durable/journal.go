@@ -2,32 +2,40 @@ package durable
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"os"
 	"path/filepath"
 )
 
 const (
 	// A journal is written anew when it is longer than journalSize and than
-	// journalTimes its last line.
+	// journalTimes the values that it has.
 	journalSize  = 64 << 10
-	journalTimes = 32
+	journalTimes = 4
 
 	journalPerm = 0o600
 	// sumSize is the length of a checksum and the space after it.
 	sumSize = 9
+	// changeMark begins the data of a line that changes what is before it.
+	changeMark = '+'
 )
 
 // ErrDamaged means that a journal has lines that were whole once.
 var ErrDamaged = errors.New("damaged journal")
 
-// Journal is a file whose last line is the truth. A change of a small file
-// costs one write this way, where replacing it makes the file system allocate
-// and free a file each time.
+// Values are JSON values by name. In a change, nil removes one.
+type Values map[string]json.RawMessage
+
+// Journal is a file of named values. To change some of them costs one write of
+// these alone, however many and long the others are, where replacing the file
+// makes the file system allocate and free one each time.
 //
-//	CHECKSUM DATA\n
+//	CHECKSUM {"name":value,...}\n    these are the values
+//	CHECKSUM +{"name":value,...}\n   these have changed; null removes one
 //
 // The first line comes by a rename, so that a journal has a whole line from
 // the beginning. A line that was not written whole is cut by the next Append.
@@ -39,44 +47,76 @@ type Journal struct {
 	size int64
 	// torn tells that something else follows them.
 	torn bool
+	// fresh tells that the next Append has all values.
+	fresh bool
+	// lengths has how long each value is, and live their sum.
+	lengths map[string]int64
+	live    int64
 }
 
 // NewJournal returns a journal without lines. The first Append replaces what
 // may be at path.
-func NewJournal(path string) *Journal { return &Journal{path: path} }
+func NewJournal(path string) *Journal {
+	return &Journal{path: path, fresh: true, lengths: map[string]int64{}}
+}
 
-// OpenJournal returns a journal that exists and the data of its last line.
-// Together with [ErrDamaged] that is the last line that can be read, nil if
-// there is none: later ones are lost, which in a boot that has seen them
-// written nothing but a fault of the disk explains.
-func OpenJournal(path string) (*Journal, []byte, error) {
+// OpenJournal returns a journal that exists and its values. Together with
+// [ErrDamaged] these are the values before the first line that cannot be read,
+// nil if there are none: later changes are lost, which in a boot that has seen
+// them written nothing but a fault of the disk explains.
+func OpenJournal(path string) (*Journal, Values, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	data, end, damaged := lastLine(text)
-	j := &Journal{path: path, size: int64(end), torn: end < len(text)}
+	values, end, damaged := readLines(text)
+	j := NewJournal(path)
+	j.size, j.torn, j.fresh = int64(end), end < len(text), end == 0
+	j.measure(values)
 	if damaged {
-		return j, data, fmt.Errorf("%s: %w", path, ErrDamaged)
+		return j, values, fmt.Errorf("%s: %w", path, ErrDamaged)
 	}
-	return j, data, nil
+	return j, values, nil
 }
 
-// Append makes data, which has no line feed, the journal's truth. After an
-// error the truth is the old one.
-func (j *Journal) Append(data []byte) error {
-	if bytes.IndexByte(data, '\n') >= 0 {
-		return fmt.Errorf("append to %s: a line feed in the data", j.path)
+// Fresh reports whether the next Append must have all values: it is the first
+// one, or the first after Restart.
+func (j *Journal) Fresh() bool { return j.fresh }
+
+// Restart makes the next Append replace the values that there are.
+func (j *Journal) Restart() {
+	j.fresh, j.lengths, j.live = true, map[string]int64{}, 0
+}
+
+// Append makes a change of the values. After an error they are as before.
+func (j *Journal) Append(change Values) error {
+	line, err := formLine(change, !j.fresh)
+	if err != nil {
+		return fmt.Errorf("append to %s: %w", j.path, err)
 	}
-	line := formLine(data)
-	if j.size == 0 || j.size+int64(len(line)) > max(journalSize, journalTimes*int64(len(line))) {
-		return j.renew(line)
+
+	if j.fresh || j.size+int64(len(line)) > max(journalSize, journalTimes*(j.live+int64(len(line)))) {
+		return j.renew(change)
 	}
 	if err := j.append(line); err != nil {
 		return fmt.Errorf("append to %s: %w", j.path, err)
 	}
 	j.size += int64(len(line))
+	j.measure(change)
 	return nil
+}
+
+// measure notes how long changed values are.
+func (j *Journal) measure(change Values) {
+	for name, value := range change {
+		j.live -= j.lengths[name]
+		delete(j.lengths, name)
+		if value != nil {
+			n := int64(len(name) + len(value))
+			j.lengths[name] = n
+			j.live += n
+		}
+	}
 }
 
 // Sync makes what was appended before, or something later, survive a power cut.
@@ -92,18 +132,44 @@ func (j *Journal) Sync() error {
 	return nil
 }
 
-// renew replaces the journal by one line. What was synced before must not be
-// lost with the power.
-func (j *Journal) renew(line []byte) error {
-	write := WriteFile
+// renew replaces the journal by one line with all values, changed. What was
+// synced before must not be lost with the power.
+func (j *Journal) renew(change Values) error {
+	values, write := Values{}, WriteFile
 	if j.size == 0 {
 		write = ReplaceFile
+	}
+	if !j.fresh {
+		var err error
+		if values, err = j.read(); err != nil {
+			return err
+		}
+	}
+
+	merge(values, change)
+	line, err := formLine(values, false)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", j.path, err)
 	}
 	if err := write(j.path, line, journalPerm); err != nil {
 		return err
 	}
-	j.size, j.torn = int64(len(line)), false
+	j.size, j.torn, j.fresh = int64(len(line)), false, false
+	j.measure(change)
 	return nil
+}
+
+// read returns the values, which are not kept in memory.
+func (j *Journal) read() (Values, error) {
+	text, err := os.ReadFile(j.path)
+	if err != nil {
+		return nil, err
+	}
+	values, end, damaged := readLines(text)
+	if damaged || int64(end) != j.size {
+		return nil, fmt.Errorf("read %s again: %w", j.path, ErrDamaged)
+	}
+	return values, nil
 }
 
 func (j *Journal) append(line []byte) error {
@@ -130,34 +196,93 @@ func (j *Journal) cut(f *os.File) error {
 	return err
 }
 
-func formLine(data []byte) []byte {
-	line := make([]byte, 0, sumSize+len(data)+1)
-	line = fmt.Appendf(line, "%08x ", checksum(data))
-	return append(append(line, data...), '\n')
+// formLine makes the line of all values or of a change.
+func formLine(values Values, change bool) ([]byte, error) {
+	if !change {
+		values = maps.Clone(values)
+		maps.DeleteFunc(values, func(_ string, v json.RawMessage) bool { return v == nil })
+	}
+	data, err := json.Marshal(values)
+	if err != nil {
+		return nil, err
+	}
+
+	line := make([]byte, sumSize, sumSize+len(data)+2)
+	if change {
+		line = append(line, changeMark)
+	}
+	line = append(line, data...)
+	copy(line, fmt.Sprintf("%08x ", checksum(line[sumSize:])))
+	return append(line, '\n'), nil
 }
 
 func checksum(data []byte) uint32 {
 	return crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))
 }
 
-// lastLine returns the data of the last whole line and where the line ends.
-// It is damaged if another line, which was ended, follows or if there is none.
-func lastLine(text []byte) (data []byte, end int, damaged bool) {
-	end = bytes.LastIndexByte(text, '\n') + 1
-	for end > 0 {
-		start := bytes.LastIndexByte(text[:end-1], '\n') + 1
-		if data, ok := readLine(text[start : end-1]); ok {
-			return data, end, damaged
+// readLines returns the values and where the last line that counts ends. They
+// are damaged if another line, which was ended, follows or if there is none. A
+// line with all values makes up for one before it that cannot be read, and a
+// change after such a one does not count.
+func readLines(text []byte) (values Values, end int, damaged bool) {
+	damaged = true // there is nothing yet to be changed
+	for at := 0; ; {
+		n := bytes.IndexByte(text[at:], '\n') + 1
+		if n == 0 {
+			return values, end, damaged
 		}
-		end, damaged = start, true
+		line := text[at : at+n-1]
+		at += n
+
+		data, whole, ok := readLine(line)
+		switch {
+		case ok && whole:
+			values, damaged = data, false
+		case ok && !damaged:
+			merge(values, data)
+		default:
+			damaged = true
+			continue
+		}
+		end = at
 	}
-	return nil, 0, true
 }
 
-func readLine(line []byte) (data []byte, ok bool) {
-	if len(line) < sumSize {
-		return nil, false
+func merge(values, change Values) {
+	for name, value := range change {
+		if value == nil {
+			delete(values, name)
+		} else {
+			values[name] = value
+		}
 	}
-	data = line[sumSize:]
-	return data, string(line[:sumSize]) == fmt.Sprintf("%08x ", checksum(data))
+}
+
+// readLine returns what a line says, and whether these are all values.
+func readLine(line []byte) (values Values, whole, ok bool) {
+	if len(line) <= sumSize {
+		return nil, false, false
+	}
+	data := line[sumSize:]
+	if string(line[:sumSize]) != fmt.Sprintf("%08x ", checksum(data)) {
+		return nil, false, false
+	}
+
+	whole = data[0] != changeMark
+	if !whole {
+		data = data[1:]
+	}
+	if err := json.Unmarshal(data, &values); err != nil || values == nil {
+		return nil, false, false
+	}
+	for name, value := range values {
+		switch {
+		case string(value) != "null":
+		case whole:
+			delete(values, name)
+		default:
+			values[name] = nil
+		}
+	}
+	return values, whole, true
 }

@@ -2,8 +2,10 @@ package durable
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,12 +15,21 @@ import (
 	"crisp/test/testkit"
 )
 
-// written returns a journal with lines of different lengths, and its text.
-func written(t testing.TB, lines ...string) (*Journal, []byte) {
+// value is a change of one value.
+func value(s string) Values {
+	data, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // of a string
+	}
+	return Values{"v": data}
+}
+
+// written returns a journal after some changes, and its text.
+func written(t testing.TB, changes ...Values) (*Journal, []byte) {
 	t.Helper()
 	j := NewJournal(filepath.Join(t.TempDir(), "journal"))
-	for _, line := range lines {
-		if err := errors.Join(j.Append([]byte(line)), j.Sync()); err != nil {
+	for _, c := range changes {
+		if err := errors.Join(j.Append(c), j.Sync()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -29,32 +40,73 @@ func written(t testing.TB, lines ...string) (*Journal, []byte) {
 	return j, text
 }
 
-func assertLast(t testing.TB, path, want string) *Journal {
+func same(a, b Values) bool {
+	return maps.EqualFunc(a, b, func(a, b json.RawMessage) bool { return string(a) == string(b) })
+}
+
+func assertValues(t testing.TB, path string, want Values) *Journal {
 	t.Helper()
-	j, data, err := OpenJournal(path)
-	if err != nil || string(data) != want {
-		t.Fatalf("last line %.40q, %v, want %.40q", data, err, want)
+	j, got, err := OpenJournal(path)
+	if err != nil || !same(got, want) {
+		t.Fatalf("values %.80q, %v, want %.80q", got, err, want)
+	}
+	var live int64
+	for name, v := range want {
+		live += int64(len(name) + len(v))
+	}
+	if j.live != live {
+		t.Fatalf("%d bytes are counted of %d", j.live, live)
 	}
 	return j
 }
 
-func TestJournalKeepsTheLastLine(t *testing.T) {
-	j, text := written(t, `{"a":1}`, `{"a":2,"b":"longer"}`, "", "{}")
-	if n := bytes.Count(text, []byte{'\n'}); n != 4 {
-		t.Errorf("%d lines for 4 appends", n)
+func raw(s string) json.RawMessage { return json.RawMessage(s) }
+
+func TestJournalMergesChanges(t *testing.T) {
+	j, text := written(t,
+		Values{"a": raw("1"), "never": nil},
+		Values{"b": raw(`{"x":[1]}`)},
+		Values{"a": raw("2"), "c": raw(`"three"`)},
+		Values{},
+		Values{"b": nil, "unknown": nil})
+	if n := bytes.Count(text, []byte{'\n'}); n != 5 {
+		t.Errorf("%d lines for 5 changes", n)
 	}
-	j = assertLast(t, j.path, "{}")
-	if err := j.Append([]byte("after opening")); err != nil {
+
+	j = assertValues(t, j.path, Values{"a": raw("2"), "c": raw(`"three"`)})
+	if j.Fresh() {
+		t.Error("a journal with values takes the next change for the first")
+	}
+	if err := j.Append(Values{"a": nil, "d": raw("4")}); err != nil {
 		t.Fatal(err)
 	}
-	assertLast(t, j.path, "after opening")
+	want := Values{"c": raw(`"three"`), "d": raw("4")}
+	assertValues(t, j.path, want)
 	if st, err := os.Stat(j.path); err != nil || st.Mode() != 0o600 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
-	if err := j.Append([]byte("two\nlines")); err == nil {
-		t.Error("a line feed was taken")
+
+	if err := j.Append(Values{"a": raw("{")}); err == nil {
+		t.Error("a value was taken that is none")
 	}
-	assertLast(t, j.path, "after opening")
+	assertValues(t, j.path, want)
+}
+
+// TestJournalRestarts: what a journal had is gone after the first change then,
+// and not before.
+func TestJournalRestarts(t *testing.T) {
+	j, _ := written(t, Values{"a": raw("1")}, Values{"b": raw("2")})
+	j.Restart()
+	if !j.Fresh() {
+		t.Error("it takes the next change for one of many")
+	}
+	assertValues(t, j.path, Values{"a": raw("1"), "b": raw("2")})
+	for _, c := range []Values{{"c": raw("3")}, {"d": raw("4")}} {
+		if err := j.Append(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	assertValues(t, j.path, Values{"c": raw("3"), "d": raw("4")})
 }
 
 func TestJournalIsRenewed(t *testing.T) {
@@ -62,8 +114,12 @@ func TestJournalIsRenewed(t *testing.T) {
 		j := NewJournal(filepath.Join(t.TempDir(), "journal"))
 		var longest int64
 		for i := range 150 {
-			line := fmt.Sprint(i, strings.Repeat("x", size))
-			if err := j.Append([]byte(line)); err != nil {
+			change := value(fmt.Sprint(i, strings.Repeat("x", size)))
+			change["last"] = raw(fmt.Sprint(i))
+			if i == 0 {
+				change["kept"] = raw(`"from the beginning"`)
+			}
+			if err := j.Append(change); err != nil {
 				t.Fatal(err)
 			}
 			st, err := os.Stat(j.path)
@@ -71,63 +127,160 @@ func TestJournalIsRenewed(t *testing.T) {
 				t.Fatal(err)
 			}
 			longest = max(longest, st.Size())
-			assertLast(t, j.path, line)
+			change["kept"] = raw(`"from the beginning"`)
+			assertValues(t, j.path, change)
 		}
-		limit := int64(max(journalSize, journalTimes*(size+20)))
-		if longest > limit || longest < limit/2 {
+		limit := int64(max(journalSize, 2*journalTimes*(size+100)))
+		if longest > limit || longest < limit/3 {
 			t.Errorf("with lines of %d bytes the journal grew to %d", size, longest)
 		}
 		assertNames(t, filepath.Dir(j.path), "journal")
 	}
 }
 
-// A journal that was cut anywhere has the last line that is whole, and the
-// next one comes right after it.
+// TestJournalGrowsWithItsValues: as long as nothing is replaced nothing is
+// written twice, however much it is.
+func TestJournalGrowsWithItsValues(t *testing.T) {
+	j := NewJournal(filepath.Join(t.TempDir(), "journal"))
+	long, _ := json.Marshal(strings.Repeat("x", journalSize))
+	var last os.FileInfo
+	for i := range 20 {
+		if err := j.Append(Values{fmt.Sprint(i): long}); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(j.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != nil && !os.SameFile(last, st) {
+			t.Fatalf("written anew at value %d", i)
+		}
+		last = st
+	}
+}
+
+// A journal that was cut anywhere has the changes that are whole, and the
+// next one comes right after them.
 func TestJournalCutAnywhere(t *testing.T) {
-	lines := []string{`{"phase":"one"}`, `{"phase":"two","more":"0123456789"}`, "3"}
-	j, text := written(t, lines...)
-	first := len(formLine([]byte(lines[0])))
+	changes := []Values{{"phase": raw(`"one"`), "id": raw("7")}, {"phase": raw(`"two"`), "more": raw(`"0123456789"`)}, {"more": nil}}
+	states := []Values{changes[0], {"phase": raw(`"two"`), "id": raw("7"), "more": raw(`"0123456789"`)}, {"phase": raw(`"two"`), "id": raw("7")}}
+	j, text := written(t, changes...)
+	first := bytes.IndexByte(text, '\n') + 1
+
+	next := Values{"next": raw("true")}
+	line, err := formLine(next, true)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for n := range len(text) + 1 {
 		if err := os.WriteFile(j.path, text[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if n < first {
-			if _, data, err := OpenJournal(j.path); !errors.Is(err, ErrDamaged) || data != nil {
-				t.Fatalf("%d bytes: %q, %v", n, data, err)
+			if _, values, err := OpenJournal(j.path); !errors.Is(err, ErrDamaged) || values != nil {
+				t.Fatalf("%d bytes: %q, %v", n, values, err)
 			}
 			continue
 		}
-		want := lines[bytes.Count(text[:n], []byte{'\n'})-1]
-		if err := assertLast(t, j.path, want).Append([]byte("next")); err != nil {
+		want := maps.Clone(states[bytes.Count(text[:n], []byte{'\n'})-1])
+		if err := assertValues(t, j.path, want).Append(next); err != nil {
 			t.Fatal(err)
 		}
-		assertLast(t, j.path, "next")
-		if got, err := os.ReadFile(j.path); err != nil || !bytes.HasSuffix(got, []byte(want+"\n"+string(formLine([]byte("next"))))) {
+		whole := text[:bytes.LastIndexByte(text[:n], '\n')+1]
+		if got, err := os.ReadFile(j.path); err != nil || string(got) != string(whole)+string(line) {
 			t.Fatalf("%d bytes: %q, %v", n, got, err)
 		}
+		want["next"] = next["next"]
+		assertValues(t, j.path, want)
+	}
+}
+
+// TestJournalWithAGap has a line in the middle that cannot be read: changes
+// after it may rest on it, so that only a line with all values makes up for it.
+func TestJournalWithAGap(t *testing.T) {
+	j, text := written(t, value("one"), value("two"), value("three"))
+	lines := bytes.SplitAfter(text, []byte{'\n'})
+	gap := []byte("00000000 +{}\n")
+	whole, err := formLine(value("whole"), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		text    [][]byte
+		want    Values
+		damaged bool
+	}{
+		"gap":               {[][]byte{lines[0], gap, lines[2]}, value("one"), true},
+		"gap at the end":    {[][]byte{lines[0], lines[1], gap}, value("two"), true},
+		"gap made up for":   {[][]byte{lines[0], gap, whole, lines[2]}, value("three"), false},
+		"first is a change": {[][]byte{lines[1], lines[2]}, nil, true},
+		"first is a gap":    {[][]byte{gap, whole}, value("whole"), false},
+	} {
+		if err := os.WriteFile(j.path, bytes.Join(tc.text, nil), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		opened, got, err := OpenJournal(j.path)
+		if !same(got, tc.want) || errors.Is(err, ErrDamaged) != tc.damaged {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+		if opened.Fresh() != (tc.want == nil) {
+			t.Errorf("%s: the next change counts as the first: %t", name, opened.Fresh())
+		}
+		if err := opened.Append(value("next")); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		assertValues(t, j.path, value("next"))
 	}
 }
 
 // What a write that failed has left is not in the way of the next one.
 func TestJournalAfterAFailedWrite(t *testing.T) {
-	j, _ := written(t, "good")
+	j, text := written(t, value("good"))
 	// The write got half way and could not be taken back.
 	j.torn = true
 	f, err := os.OpenFile(j.path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Write(formLine([]byte("a long line that does not fit"))[:20]); err != nil {
+	long, err := formLine(value("a long line that does not fit"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(long[:20]); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
-	assertLast(t, j.path, "good")
-	if err := j.Append([]byte("x")); err != nil {
+	assertValues(t, j.path, value("good"))
+	if err := j.Append(value("x")); err != nil {
 		t.Fatal(err)
 	}
-	assertLast(t, j.path, "x")
-	if got, err := os.ReadFile(j.path); err != nil || string(got) != string(formLine([]byte("good")))+string(formLine([]byte("x"))) {
+	assertValues(t, j.path, value("x"))
+	next, err := formLine(value("x"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(j.path); err != nil || string(got) != string(text)+string(next) {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestJournalSpoiltUnderway has the disk spoil what a change that writes the
+// journal anew has to read: it is refused, and so is the next one.
+func TestJournalSpoiltUnderway(t *testing.T) {
+	j, text := written(t, Values{"kept": raw("1")}, value(strings.Repeat("x", journalSize/2)))
+	text[len(text)/2] ^= 1
+	if err := os.WriteFile(j.path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var refused error
+	for range 10 {
+		if err := j.Append(value(strings.Repeat("y", journalSize/4))); err != nil {
+			refused = err
+			break
+		}
+	}
+	if !errors.Is(refused, ErrDamaged) {
+		t.Errorf("the journal was written anew without what it had: %v", refused)
 	}
 }
 
@@ -145,26 +298,26 @@ func TestJournalOnAFullDisk(t *testing.T) {
 		}
 	}()
 	j := NewJournal(filepath.Join(dir, "journal"))
-	if err := j.Append([]byte("0")); err != nil {
+	if err := j.Append(value("0")); err != nil {
 		t.Fatal(err)
 	}
 	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 40<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	last, failed := "0", 0
+	last, failed := value("0"), 0
 	for i := range 40 {
-		line := strings.Repeat(fmt.Sprint(i%10), 3000)
-		err := j.Append([]byte(line))
+		change := value(strings.Repeat(fmt.Sprint(i%10), 3000))
+		err := j.Append(change)
 		switch {
 		case err == nil:
-			last = line
+			last = change
 		case errors.Is(err, syscall.ENOSPC):
 			failed++
 		default:
 			t.Fatal(err)
 		}
-		assertLast(t, j.path, last)
+		assertValues(t, j.path, last)
 	}
 	if failed == 0 {
 		t.Fatal("the disk never was full")
@@ -172,17 +325,23 @@ func TestJournalOnAFullDisk(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.Append([]byte("room")); err != nil {
+	if err := j.Append(value("room")); err != nil {
 		t.Fatal(err)
 	}
-	assertLast(t, j.path, "room")
+	assertValues(t, j.path, value("room"))
 }
 
 // FuzzJournal flips a bit and cuts the end of a journal: what is read then is
-// something that was written, and the last of it unless the end is missing.
+// what was there after one of the changes.
 func FuzzJournal(f *testing.F) {
-	lines := []string{`{"Version":1,"Phase":"make files"}`, `{"Version":1,"Phase":"ready","IPs":["10.0.0.1"]}`, `{"Version":1}`}
-	_, text := written(f, lines...)
+	changes := []Values{{"a": raw("1"), "b": raw(`"make files"`)}, {"b": raw(`"ready"`), "c": raw(`["10.0.0.1"]`)}, {"c": nil}}
+	_, text := written(f, changes...)
+	var states []Values
+	values := Values{}
+	for _, c := range changes {
+		merge(values, c)
+		states = append(states, maps.Clone(values))
+	}
 	for _, at := range []uint{0, 8, 40, 300, uint(len(text)*8 - 3)} {
 		f.Add(at, uint(0), []byte(nil))
 		f.Add(at, at/8, []byte("00000000 {}\n"))
@@ -195,28 +354,29 @@ func FuzzJournal(f *testing.F) {
 		if cut < uint(len(spoilt)) {
 			spoilt = spoilt[:uint(len(spoilt))-cut]
 		}
-		data, end, damaged := lastLine(append(spoilt, tail...))
-		if data == nil && end == 0 && damaged {
+		values, end, damaged := readLines(append(spoilt, tail...))
+		if values == nil && end == 0 && damaged {
 			return
 		}
 		if end > len(spoilt) {
 			return // a line that the fuzzer has found
 		}
-		for _, line := range lines {
-			if string(data) == line {
+		for _, state := range states {
+			if same(values, state) {
 				return
 			}
 		}
-		t.Errorf("flip %d, cut %d, tail %q: read %q", flip, cut, tail, data)
+		t.Errorf("flip %d, cut %d, tail %q: read %q", flip, cut, tail, values)
 	})
 }
 
 func BenchmarkJournal(b *testing.B) {
 	line := bytes.Repeat([]byte("x"), 1400)
+	change := value(string(line))
 	b.Run("append", func(b *testing.B) {
 		j := NewJournal(filepath.Join(b.TempDir(), "journal"))
 		for b.Loop() {
-			if err := j.Append(line); err != nil {
+			if err := j.Append(change); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -232,7 +392,7 @@ func BenchmarkJournal(b *testing.B) {
 	b.Run("append and sync", func(b *testing.B) {
 		j := NewJournal(filepath.Join(b.TempDir(), "journal"))
 		for b.Loop() {
-			if err := errors.Join(j.Append(line), j.Sync()); err != nil {
+			if err := errors.Join(j.Append(change), j.Sync()); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -29,7 +29,7 @@ var damages = []struct {
 func future(journal []byte) []byte {
 	lines := bytes.Split(journal, []byte("\n"))
 	_, record, _ := bytes.Cut(lines[len(lines)-2], []byte(" "))
-	record = bytes.Replace(record, []byte(`"Version":1,`), []byte(`"Version":99,`), 1)
+	record = bytes.Replace(record, []byte(`"Version":2,`), []byte(`"Version":99,`), 1)
 	sum := crc32.Checksum(record, crc32.MakeTable(crc32.Castagnoli))
 	return fmt.Appendf(journal, "%08x %s\n", sum, record)
 }
