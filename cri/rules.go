@@ -3,6 +3,7 @@ package cri
 import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"crisp/cri/cadvisor"
 	"crisp/cri/pod"
 	"crisp/cri/rpcerr"
 	"crisp/cri/spec"
@@ -29,6 +30,8 @@ func Rules() []rpcerr.Rule {
 		{Err: pod.ErrTimeout, Code: rpcerr.DeadlineExceeded},
 		{Err: client.ErrLost, Code: rpcerr.Unavailable},
 		{Err: client.ErrKeeper, Code: rpcerr.Unavailable},
+		{Err: cadvisor.ErrRequest, Code: rpcerr.InvalidArgument},
+		{Err: cadvisor.ErrNotStarted, Code: rpcerr.NotFound},
 		{Err: spec.ErrInvalid, Code: rpcerr.InvalidArgument},
 		{Err: spec.ErrUnsupported, Code: rpcerr.FailedPrecondition},
 		{Err: cgroup.ErrParent, Code: rpcerr.InvalidArgument},

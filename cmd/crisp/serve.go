@@ -19,9 +19,11 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri"
+	"crisp/cri/cadvisor"
 	"crisp/cri/config"
 	"crisp/cri/node"
 	"crisp/cri/pod"
+	"crisp/cri/rpcerr"
 	"crisp/cri/spec"
 	"crisp/cri/spec/apparmor"
 	"crisp/cri/spec/cdi"
@@ -71,8 +73,13 @@ func serve(ctx context.Context, args []string) error {
 		}
 		defer l.Close()
 	}
-	if _, err := replaceable(cfg.Socket()); err != nil {
-		return err
+	for _, path := range []string{cfg.Socket(), cfg.CAdvisorSocket} {
+		if path == "" {
+			continue
+		}
+		if _, err := replaceable(path); err != nil {
+			return err
+		}
 	}
 	if err := examine(cfg); err != nil {
 		return fmt.Errorf("%w\ncrisp config check looks for this, too; crisp config default says what each key means", err)
@@ -219,12 +226,16 @@ func (d *services) openPods(ctx context.Context) error {
 		Host: spec.HostOf(d.facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(d.cfg), Defaults: defaults(d.cfg),
 		SELinux:  labels,
 		CDI:      func(s *specs.Spec, names []string) error { return cdi.Inject(d.cfg.CDISpecDirs, s, names) },
+		Observe:  d.cfg.CAdvisorSocket != "",
 		Handlers: d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
 	})
 	if err != nil {
 		return err
 	}
 	d.onClose(d.pods.Close)
+	if err := d.serveCAdvisor(); err != nil {
+		return err
+	}
 	d.stats = stats.New(pod.StatsSource{Manager: d.pods, UpperDir: d.images.UpperDir}, stats.Options{Mountpoint: d.cfg.Root})
 	d.goUntilClose(d.stats.Run)
 	d.streams, err = stream.Start(stream.Options{
@@ -240,6 +251,31 @@ func (d *services) openPods(ctx context.Context) error {
 			klog.ErrorS(err, "Stop streaming")
 		}
 	})
+	return nil
+}
+
+// serveCAdvisor answers cAdvisor, if it is to be, until the daemon closes.
+func (d *services) serveCAdvisor() error {
+	path := d.cfg.CAdvisorSocket
+	if path == "" {
+		return nil
+	}
+	l, err := listen(path)
+	if err != nil {
+		return fmt.Errorf("serve cAdvisor (cadvisor_socket): %w", err)
+	}
+
+	g := grpc.NewServer(cadvisor.Options(rpcerr.New(cri.Rules()).Unary())...)
+	s := &cadvisor.Server{Version: version, Source: d.pods.Observed}
+	s.Register(g)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := g.Serve(l); err != nil {
+			klog.ErrorS(err, "Serve cAdvisor", "socket", path)
+		}
+	}()
+	d.onClose(func() { g.Stop(); <-done })
 	return nil
 }
 

@@ -54,6 +54,9 @@ func (c *Config) checkPaths(bad complain) {
 			bad(key, "%q is not an absolute path", p)
 		}
 	}
+	if c.CAdvisorSocket != "" && !filepath.IsAbs(c.CAdvisorSocket) {
+		bad("cadvisor_socket", "%q is not an absolute path", c.CAdvisorSocket)
+	}
 	if c.NetNSDir != "" && !filepath.IsAbs(c.NetNSDir) {
 		bad("netns_dir", "%q is not an absolute path", c.NetNSDir)
 	}

@@ -43,9 +43,12 @@ type Config struct {
 	CgroupDriver string `toml:"cgroup_driver"`
 	CgroupParent string `toml:"cgroup_parent"`
 
-	NetNSDir   string   `toml:"netns_dir"`
-	CNIConfDir string   `toml:"cni_conf_dir"`
-	CNIBinDirs []string `toml:"cni_bin_dirs"`
+	NetNSDir string `toml:"netns_dir"`
+	// CAdvisorSocket is where cAdvisor is answered as containerd would, "" for
+	// nowhere.
+	CAdvisorSocket string   `toml:"cadvisor_socket"`
+	CNIConfDir     string   `toml:"cni_conf_dir"`
+	CNIBinDirs     []string `toml:"cni_bin_dirs"`
 
 	RegistryConfigDirs     []string `toml:"registry_config_dirs"`
 	PinnedImages           []string `toml:"pinned_images"`

@@ -75,6 +75,9 @@ type Options struct {
 	Defaults spec.Defaults
 	// Handlers are the runtime handlers that pods may name besides "".
 	Handlers []string
+	// Observe gives each pod with a network of its own a first process and a
+	// cgroup for it, from which cAdvisor knows the network's figures.
+	Observe bool
 	// MaxLogLine is the length in bytes at which a log line is split.
 	MaxLogLine int
 }

@@ -47,6 +47,9 @@ type Record struct {
 	IPs          []string `json:",omitempty"`
 	// Pause is PID 1 of a pod that shares its PID namespace.
 	Pause *Process `json:",omitempty"`
+	// Observed says that the pod has a first process although no container
+	// shares a PID namespace with it, see [Options].
+	Observed bool `json:",omitempty"`
 	// Procfs says that the pod's base has the procfs of that PID namespace;
 	// those that older versions made have none.
 	Procfs bool `json:",omitempty"`

@@ -139,6 +139,7 @@ func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	}
 	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
 		r.NetNS = m.netNSPath(r.ID)
+		r.Observed = m.Observe
 	}
 	var err error
 	if r.SELinuxLevel, err = m.takeLevel(cfg); err != nil {
@@ -248,7 +249,8 @@ func (p *pod) removeCgroup(ctx context.Context) error {
 
 // hasPause reports whether the pod has a first process of its own.
 func (p *pod) hasPause() bool {
-	return spec.NamespaceMode(p.record().Config.Msg, spec.PID) == runtimeapi.NamespaceMode_POD
+	r := p.record()
+	return r.Observed || spec.NamespaceMode(r.Config.Msg, spec.PID) == runtimeapi.NamespaceMode_POD
 }
 
 // pauseCgroup opens the group of the pod's first process for its plan.
@@ -284,6 +286,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the node's host name: %w", err)
 	}
+	o.PidNS = p.hasPause()
 	o.Hostname = spec.Hostname(r.Config.Msg, node)
 	o.Name = "make namespaces of " + sandboxName(r.Config.Msg.GetMetadata())
 	labels, err := p.labels()

@@ -24,8 +24,10 @@ const (
 
 const (
 	mountPoint = "/sys/fs/cgroup"
-	// scopePrefix comes before the id in the names of systemd scopes.
-	scopePrefix = "crisp"
+	// scopePrefix comes before the id in the names of systemd scopes. It is the
+	// one by which agents on the node (Falco, Cilium, profilers) tell a
+	// container's scope from others: they know this and CRI-O's.
+	scopePrefix = "cri-containerd"
 )
 
 // Node is this machine's way with cgroups. It is safe for concurrent use. The

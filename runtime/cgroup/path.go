@@ -9,7 +9,7 @@ import (
 )
 
 // Path returns the OCI cgroupsPath of a group: "/parent/id" for cgroupfs,
-// "parent.slice:crisp:id" for systemd. The parent is what kubelet sends as
+// "parent.slice:cri-containerd:id" for systemd. The parent is what kubelet sends as
 // cgroup_parent; empty means the default parent. A parent in the form of the
 // other driver is refused with [ErrParent], since kubelet and crisp would then
 // limit different groups.
@@ -61,13 +61,16 @@ func (n *Node) checkParent(parent string) (string, error) {
 
 // location is a parsed cgroupsPath.
 type location struct {
-	// parent and id are its parts; parent is a slice name for systemd.
-	parent, id string
+	// parent and id are its parts; parent is a slice name for systemd, where
+	// prefix begins the scope's name.
+	parent, prefix, id string
 	// rel and parentRel are the paths of the group and of its parent in a
 	// hierarchy.
 	rel, parentRel string
 }
 
+// locate parses a cgroupsPath. With systemd the prefix may be any: records of
+// older versions and bundles have others.
 func (n *Node) locate(cgroupsPath string) (location, error) {
 	if n.driver != Systemd {
 		if !path.IsAbs(cgroupsPath) || path.Clean(cgroupsPath) != cgroupsPath || path.Dir(cgroupsPath) == "/" {
@@ -78,15 +81,15 @@ func (n *Node) locate(cgroupsPath string) (location, error) {
 		return location{parent: parent, id: id, rel: cgroupsPath, parentRel: parent}, nil
 	}
 	parts := strings.Split(cgroupsPath, ":")
-	if len(parts) != 3 || parts[1] != scopePrefix || parts[2] == "" {
-		return location{}, fmt.Errorf("parse cgroup path %q: want slice:%s:id", cgroupsPath, scopePrefix)
+	if len(parts) != 3 || parts[1] == "" || parts[2] == "" {
+		return location{}, fmt.Errorf("parse cgroup path %q: want slice:prefix:id", cgroupsPath)
 	}
 	slice, err := systemd.ExpandSlice(parts[0])
 	if err != nil {
 		return location{}, fmt.Errorf("parse cgroup path %q: %w", cgroupsPath, err)
 	}
 	return location{
-		parent: parts[0], id: parts[2], parentRel: slice,
-		rel: path.Join(slice, scopePrefix+"-"+parts[2]+".scope"),
+		parent: parts[0], prefix: parts[1], id: parts[2], parentRel: slice,
+		rel: path.Join(slice, parts[1]+"-"+parts[2]+".scope"),
 	}, nil
 }

@@ -21,10 +21,10 @@ func TestPath(t *testing.T) {
 		{n: fs, parent: "/a:b", refused: "a colon"},
 		{n: fs, parent: "/a\nb", refused: "a line end"},
 		{n: fs, parent: "/kubepods.slice/kubepods-pod1.slice", refused: "a slice for cgroupfs"},
-		{n: sd, parent: "", path: "crisp.slice:crisp:web", rel: "/crisp.slice/crisp-web.scope", parentRel: "/crisp.slice"},
-		{n: sd, parent: "kubepods-pod1.slice", path: "kubepods-pod1.slice:crisp:web", rel: "/kubepods.slice/kubepods-pod1.slice/crisp-web.scope", parentRel: "/kubepods.slice/kubepods-pod1.slice"},
-		{n: sd, parent: "/kubepods.slice/kubepods-pod1.slice", path: "kubepods-pod1.slice:crisp:web", rel: "/kubepods.slice/kubepods-pod1.slice/crisp-web.scope", parentRel: "/kubepods.slice/kubepods-pod1.slice"},
-		{n: sd, parent: "/test.slice", path: "test.slice:crisp:web", rel: "/test.slice/crisp-web.scope", parentRel: "/test.slice"},
+		{n: sd, parent: "", path: "crisp.slice:cri-containerd:web", rel: "/crisp.slice/cri-containerd-web.scope", parentRel: "/crisp.slice"},
+		{n: sd, parent: "kubepods-pod1.slice", path: "kubepods-pod1.slice:cri-containerd:web", rel: "/kubepods.slice/kubepods-pod1.slice/cri-containerd-web.scope", parentRel: "/kubepods.slice/kubepods-pod1.slice"},
+		{n: sd, parent: "/kubepods.slice/kubepods-pod1.slice", path: "kubepods-pod1.slice:cri-containerd:web", rel: "/kubepods.slice/kubepods-pod1.slice/cri-containerd-web.scope", parentRel: "/kubepods.slice/kubepods-pod1.slice"},
+		{n: sd, parent: "/test.slice", path: "test.slice:cri-containerd:web", rel: "/test.slice/cri-containerd-web.scope", parentRel: "/test.slice"},
 		{n: sd, parent: "/kubepods/pod1", refused: "a path for systemd"},
 		{n: sd, parent: "a--b.slice", refused: "no slice's name"},
 	} {
@@ -44,6 +44,9 @@ func TestPath(t *testing.T) {
 			t.Errorf("%s: %q is at %+v, %v, want %q in %q", c.n.driver, path, at, err, c.rel, c.parentRel)
 		}
 	}
+	if at, err := sd.locate("crisp.slice:crisp:web"); err != nil || at.rel != "/crisp.slice/crisp-web.scope" || at.prefix != "crisp" {
+		t.Errorf("a scope of an older version is at %+v, %v", at, err)
+	}
 	for _, id := range []string{"", ".", "..", "a/b", "a:b", "a\x00"} {
 		if path, err := fs.Path("", id); err == nil {
 			t.Errorf("id %q: got %q, want an error", id, path)
@@ -56,7 +59,7 @@ func TestLocateRefuses(t *testing.T) {
 	sd := &Node{driver: Systemd, parent: "crisp.slice"}
 	for path, n := range map[string]*Node{
 		"": fs, "/": fs, "/web": fs, "crisp/web": fs, "/crisp/../web": fs, "crisp.slice:crisp:web": fs,
-		"/crisp/web": sd, "crisp.slice:crisp:": sd, "crisp.slice:other:web": sd, "crisp:crisp:web": sd,
+		"/crisp/web": sd, "crisp.slice:crisp:": sd, "crisp.slice::web": sd, "crisp:crisp:web": sd,
 	} {
 		if at, err := n.locate(path); err == nil {
 			t.Errorf("%s: %q is at %+v, want an error", n.driver, path, at)

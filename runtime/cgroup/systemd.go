@@ -50,7 +50,7 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 // scope is the library's hold of the group's unit.
 func (g *Group) scope(want *cgroups.Resources) (cgroups.Manager, error) {
 	config := &cgroups.Cgroup{
-		Name: g.at.id, ScopePrefix: scopePrefix, Parent: g.at.parent, Systemd: true, Resources: want,
+		Name: g.at.id, ScopePrefix: g.at.prefix, Parent: g.at.parent, Systemd: true, Resources: want,
 		// A scope whose process was killed fails, and would stay listed.
 		SystemdProps: []sddbus.Property{{Name: "CollectMode", Value: dbus.MakeVariant("inactive-or-failed")}},
 	}

@@ -23,7 +23,14 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 // for its kubelet, which finds these images there.
 func newWorld(t *testing.T, settings map[string]any, images ...string) *world {
 	t.Helper()
-	l := testkit.Daemon(t, lab.Options{Config: `runtime_handlers = ["other"]`, Routed: true})
+	return newWorldOn(t, lab.Options{Config: `runtime_handlers = ["other"]`, Routed: true}, nil, settings, images...)
+}
+
+// newWorldOn is newWorld with a crisp of such options, and with further flags
+// for kubelet.
+func newWorldOn(t *testing.T, opt lab.Options, flags []string, settings map[string]any, images ...string) *world {
+	t.Helper()
+	l := testkit.Daemon(t, opt)
 	c, err := cluster.New(t.Context(), filepath.Join(t.TempDir(), "cluster"))
 	if errors.Is(err, lab.ErrNotMade) {
 		testkit.Skip(t, "kubernetes", err.Error())
@@ -46,7 +53,7 @@ func newWorld(t *testing.T, settings map[string]any, images ...string) *world {
 			t.Errorf("end the cluster: %v", err)
 		}
 	})
-	if w.node, err = c.AddNode(t.Context(), "node-1", l, nil, settings); err != nil {
+	if w.node, err = c.AddNode(t.Context(), "node-1", l, nil, settings, flags...); err != nil {
 		t.Fatalf("start a node: %v", err)
 	}
 	return w

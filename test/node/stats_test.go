@@ -56,24 +56,12 @@ type summary struct {
 func (w *world) statsFromCRI(t *testing.T) {
 	s := w.space(t)
 	w.restartKubelet(t, map[string]any{"featureGates": map[string]bool{"PodAndContainerStatsFromCRI": true, "EventedPLEG": true}})
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: busy}
-spec:
-	terminationGracePeriodSeconds: 1
-	volumes: [{name: memory, emptyDir: {medium: Memory}}]
-	containers:
-	- name: main
-		image: BUSYBOX
-		command: [sh, -c, "dd if=/dev/zero of=/memory/big bs=1M count=100; dd if=/dev/zero of=/root/big bs=1M count=10; while :; do :; done"]
-		resources: {limits: {cpu: 100m}}
-		volumeMounts: [{name: memory, mountPath: /memory}]
-`)
+	s.apply(busyPod)
 	s.waitReady("busy")
 	time.Sleep(15 * time.Second)
 	id := strings.TrimPrefix(s.get("pod/busy", "{.status.containerStatuses[0].containerID}"), "crisp://")
 	s.eventually("figures within 5 % of the cgroup's", func() error { return s.compareFigures(id) })
+	s.eventually("data for each query", s.dashboards)
 	relists := s.metric("kubelet_pleg_relist_duration_seconds_count", "")
 	s.apply(`
 apiVersion: v1

@@ -62,7 +62,7 @@ func testUnits(t *testing.T, m *machine, c *counter) {
 		t.Errorf("the keeper runs from %s (%v), not from a sealed copy", exe, err)
 	}
 	group := m.cgroup(c.pid())
-	if want := "/crisp.slice/crisp-" + c.id + ".scope"; group != want {
+	if want := "/crisp.slice/cri-containerd-" + c.id + ".scope"; group != want {
 		t.Errorf("the container is in %s, want %s", group, want)
 	}
 	if limit, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "memory.max")); err != nil || strings.TrimSpace(string(limit)) != "67108864" {

@@ -32,6 +32,8 @@ type Node struct {
 	// Changes count from its next start on.
 	Config map[string]any
 	Env    []string
+	// Flags are added to kubelet's.
+	Flags []string
 
 	cluster *Cluster
 	dir     string
@@ -40,11 +42,11 @@ type Node struct {
 	proxy   *lab.Process
 }
 
-// AddNode starts a node on the daemon of l, with further settings for its
-// kubelet: in this namespace, or in that of m if it is not nil. The node ends
+// AddNode starts a node on the daemon of l, with further settings and flags for
+// its kubelet: in this namespace, or in that of m if it is not nil. The node ends
 // with the cluster, the lab after it.
-func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machine, settings map[string]any) (*Node, error) {
-	n := &Node{Name: name, IP: ServerIP, Lab: l, cluster: c, dir: c.path(name)}
+func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machine, settings map[string]any, flags ...string) (*Node, error) {
+	n := &Node{Name: name, IP: ServerIP, Lab: l, Flags: flags, cluster: c, dir: c.path(name)}
 	if m != nil {
 		n.IP, n.below = m.IP, m.Below()
 	}
@@ -199,6 +201,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	command := append(slices.Clone(n.below), "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", strings.TrimSuffix(OwnSysctls, run)+ownFolders+run, n.dir, binary,
 		"--config="+n.path("kubelet.json"), "--kubeconfig="+n.cluster.pki(n.Name+".conf"), "--hostname-override="+n.Name,
 		"--node-ip="+n.IP, "--root-dir="+n.path("kubelet"), "--cert-dir="+n.path("kubelet/pki"))
+	command = append(command, n.Flags...)
 	n.kubelet, err = lab.StartProcess(n.path("kubelet.log"), n.Env, command[0], command[1:]...)
 	if err != nil {
 		return fmt.Errorf("start kubelet: %w", err)

@@ -68,13 +68,16 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 		return t, fmt.Errorf("prepare a machine: %w", err)
 	}
 	defer func() { err = errors.Join(err, m.leave()) }()
-	opt := lab.Options{Config: `runtime_handlers = ["test-handler"]`}
+	opt := lab.Options{Config: fmt.Sprintf("runtime_handlers = [%q]\ncadvisor_socket = %q\n", "test-handler", m.path(cadvisorSocket))}
 	err = lab.Run(ctx, opt, filepath.Join(o.out, "crisp.log"), func(l *lab.Lab) error {
 		t, err = test(ctx, o, l, m)
 		return err
 	})
 	return t, err
 }
+
+// cadvisorSocket is where kubelet's cAdvisor asks crisp.
+const cadvisorSocket = "containerd.sock"
 
 // settings are kubelet's, apart from those that the suite makes.
 func settings() map[string]any {
@@ -200,7 +203,7 @@ func (s suite) command(ctx context.Context, report string) (*exec.Cmd, error) {
 	}
 	args = append(args, "--json-report="+report, "--output-dir="+s.out, here, "--",
 		"--k8s-bin-dir="+bin, "--container-runtime-endpoint="+s.lab.Endpoint, "--kubelet-config-file="+config,
-		"--node-name=node-1", "--kubelet-flags=--node-ip="+cluster.ServerIP, "--prepull-images=false", "--report-dir="+s.out)
+		"--node-name=node-1", "--kubelet-flags=--node-ip="+cluster.ServerIP+" --containerd="+s.machine.path(cadvisorSocket), "--prepull-images=false", "--report-dir="+s.out)
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "ginkgo"), args...)
 	cmd.Dir = s.cwd
 	cmd.Env = append(s.machine.Env(bin), "TMPDIR="+s.machine.dir)

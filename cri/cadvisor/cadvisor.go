@@ -1,0 +1,150 @@
+// Package cadvisor tells cAdvisor, which is built into kubelet, what the cgroups
+// of containers are.
+//
+// cAdvisor finds every cgroup by itself and reads its figures, but names pods
+// only where it knows the runtime. One of the two that it knows is containerd,
+// which it asks three things, and no more, of a cgroup whose name has 64
+// hexadecimal digits: Version once, whether there is such a container with
+// Containers.Get, and for its process Tasks.Get. A [Server] answers these three
+// from the records of pods, on a socket where cAdvisor expects containerd. It
+// changes nothing, and any other call is Unimplemented.
+//
+// cAdvisor reads a pod's network in the namespace of the process of a container
+// whose label says that it is the pod's sandbox, when it first sees the cgroup.
+// So a pod needs a process that lives as long as the pod; see
+// [crisp/cri/pod.Options].
+//
+// The messages are those of containerd's API, containers/v1, tasks/v1 and
+// version/v1, of which few fields are used: they are put together here instead
+// of by 200 generated types.
+package cadvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+)
+
+// ErrRequest means that a request cannot be read, or names no container.
+var ErrRequest = errors.New("invalid request")
+
+// ErrNotStarted means that a container has no process yet.
+var ErrNotStarted = errors.New("it was not started")
+
+// Container is what is told of a container, or of a pod's sandbox.
+type Container struct {
+	ID     string
+	Labels map[string]string
+	Image  string
+	// Sandbox says that Pid is in the pod's network namespace, whose figures
+	// are the pod's.
+	Sandbox bool
+	// CreatedAt is in nanoseconds since the epoch.
+	CreatedAt int64
+	// Pid is that of the first process, 0 before it has been started.
+	Pid int
+	// Exited says that the process has ended, with ExitCode.
+	Exited   bool
+	ExitCode int32
+	// Spec is the runtime-spec as JSON.
+	Spec []byte
+}
+
+// Source has containers by their full IDs.
+type Source func(id string) (Container, error)
+
+// Server answers cAdvisor.
+type Server struct {
+	Version string
+	Source  Source
+}
+
+// Options are those of the gRPC server for [Server.Register], where intercept
+// gives errors their codes. Nothing else can be served by it.
+func Options(intercept grpc.UnaryServerInterceptor) []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.ForceServerCodecV2(frames{}), grpc.MaxRecvMsgSize(maxRequest), grpc.UnaryInterceptor(intercept)}
+}
+
+// maxRequest is ample for an ID.
+const maxRequest = 4 << 10
+
+// Register adds the three calls to a gRPC server.
+func (s *Server) Register(g *grpc.Server) {
+	g.RegisterService(service("containerd.services.version.v1.Version", "Version", func([]byte) ([]byte, error) {
+		return versionMessage(s.Version), nil
+	}), s)
+	g.RegisterService(service("containerd.services.containers.v1.Containers", "Get", func(request []byte) ([]byte, error) {
+		return s.about(request, containerMessage)
+	}), s)
+	g.RegisterService(service("containerd.services.tasks.v1.Tasks", "Get", func(request []byte) ([]byte, error) {
+		return s.about(request, func(c Container) ([]byte, error) {
+			if c.Pid == 0 && !c.Exited {
+				return nil, fmt.Errorf("look for the process of container %s: %w", c.ID, ErrNotStarted)
+			}
+			return taskMessage(c), nil
+		})
+	}), s)
+}
+
+// about answers a request that names a container in its first field.
+func (s *Server) about(request []byte, answer func(Container) ([]byte, error)) ([]byte, error) {
+	id, err := firstField(request)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	c, err := s.Source(id)
+	if err != nil {
+		return nil, err
+	}
+	return answer(c)
+}
+
+// service describes a service with one call.
+func service(name, call string, answer func(request []byte) ([]byte, error)) *grpc.ServiceDesc {
+	handle := func(s any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+		var request frame
+		if err := decode(&request); err != nil {
+			return nil, err
+		}
+		info := &grpc.UnaryServerInfo{Server: s, FullMethod: "/" + name + "/" + call}
+		return intercept(ctx, &request, info, func(context.Context, any) (any, error) {
+			data, err := answer(request)
+			return (*frame)(&data), err
+		})
+	}
+	return &grpc.ServiceDesc{
+		ServiceName: name, HandlerType: (*any)(nil),
+		Methods: []grpc.MethodDesc{{MethodName: call, Handler: handle}},
+	}
+}
+
+// frame is an encoded message.
+type frame []byte
+
+// frames is a codec that leaves messages as they are.
+type frames struct{}
+
+// Name is that of the encoding of the messages.
+func (frames) Name() string { return "proto" }
+
+// Marshal returns a frame's bytes.
+func (frames) Marshal(v any) (mem.BufferSlice, error) {
+	f, ok := v.(*frame)
+	if !ok {
+		return nil, fmt.Errorf("encode %T: only frames are sent", v)
+	}
+	return mem.BufferSlice{mem.SliceBuffer(*f)}, nil
+}
+
+// Unmarshal copies a message into a frame.
+func (frames) Unmarshal(data mem.BufferSlice, v any) error {
+	f, ok := v.(*frame)
+	if !ok {
+		return fmt.Errorf("decode %T: only frames are received", v)
+	}
+	*f = data.Materialize()
+	return nil
+}

@@ -1,0 +1,175 @@
+//go:build node
+
+package node
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"crisp/test/testkit/lab"
+)
+
+// query is what a dashboard of kube-prometheus, or one of its recording rules,
+// selects from kubelet's /metrics/cadvisor for a pod.
+type query struct {
+	metric string
+	// with are labels that the dashboard wants to have a value.
+	with []string
+	// device is for what is counted by disk or network device.
+	device bool
+	// positive says that the test's pod makes the figure more than 0.
+	positive bool
+	// perPod says that it is the pod's, not a container's.
+	perPod bool
+}
+
+// queries are those of the boards "Compute Resources" and "Networking" and of
+// the rules of kubernetes-mixin.
+func queries() []query {
+	ofContainer, ofPod := []string{"container", "image"}, []string(nil)
+	all := []query{
+		{metric: "container_cpu_usage_seconds_total", with: ofContainer, positive: true},
+		{metric: "container_cpu_cfs_periods_total", with: []string{"container"}, positive: true},
+		{metric: "container_cpu_cfs_throttled_periods_total", with: []string{"container"}, positive: true},
+		{metric: "container_memory_working_set_bytes", with: ofContainer, positive: true},
+		{metric: "container_memory_rss", with: ofContainer, positive: true},
+		{metric: "container_memory_cache", with: ofContainer, positive: true},
+		{metric: "container_memory_swap", with: ofContainer},
+		{metric: "container_spec_memory_limit_bytes", with: []string{"container"}, positive: true},
+	}
+	for _, direction := range []string{"receive", "transmit"} {
+		for _, what := range []string{"bytes", "packets"} {
+			all = append(all, query{metric: "container_network_" + direction + "_" + what + "_total", with: ofPod, device: true, positive: true, perPod: true})
+		}
+		all = append(all, query{metric: "container_network_" + direction + "_packets_dropped_total", with: ofPod, device: true, perPod: true})
+	}
+	for _, direction := range []string{"reads", "writes"} {
+		all = append(all,
+			query{metric: "container_fs_" + direction + "_total", with: []string{"container"}, device: true, positive: direction == "writes"},
+			query{metric: "container_fs_" + direction + "_bytes_total", with: []string{"container"}, device: true, positive: direction == "writes"})
+	}
+	return all
+}
+
+// sample is a line of a metrics page.
+type sample struct {
+	labels map[string]string
+	value  float64
+}
+
+var label = regexp.MustCompile(`(\w+)="((?:[^"\\]|\\.)*)"`)
+
+// samples reads a metrics page, by the names of metrics.
+func samples(page string) (map[string][]sample, error) {
+	all := map[string][]sample{}
+	for line := range strings.Lines(page) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, rest, ok := strings.Cut(line, "{")
+		end := strings.LastIndex(rest, "}")
+		if !ok || end < 0 {
+			continue // of the machine
+		}
+		s := sample{labels: map[string]string{}}
+		for _, m := range label.FindAllStringSubmatch(rest[:end], -1) {
+			s.labels[m[1]] = m[2]
+		}
+		value, err := strconv.ParseFloat(strings.Fields(rest[end+1:])[0], 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", line, err)
+		}
+		s.value = value
+		all[name] = append(all[name], s)
+	}
+	return all, nil
+}
+
+// busyPod writes to a disk, waits for its CPU and asks over the network.
+const busyPod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: busy}
+spec:
+	terminationGracePeriodSeconds: 1
+	volumes: [{name: memory, emptyDir: {medium: Memory}}]
+	containers:
+	- name: main
+		image: BUSYBOX
+		command: [sh, -c, "dd if=/dev/zero of=/memory/big bs=1M count=100; dd if=/dev/zero of=/root/big bs=1M count=10; sync; while :; do nslookup kubernetes.default >/dev/null 2>&1; n=0; while [ $n -lt 100000 ]; do n=$((n+1)); done; done"]
+		resources: {limits: {cpu: 100m, memory: 200Mi}}
+		volumeMounts: [{name: memory, mountPath: /memory}]
+`
+
+// dashboards reports which query has no data of the pod named busy, and is nil
+// if each has.
+func (s *space) dashboards() error {
+	all, err := samples(s.cluster("get", "--raw", "/api/v1/nodes/"+s.node.Name+"/proxy/metrics/cadvisor"))
+	if err != nil {
+		return err
+	}
+	var missing []string
+	for _, q := range queries() {
+		if why := s.answer(q, all[q.metric]); why != "" {
+			missing = append(missing, q.metric+": "+why)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("queries without data:\n%s", strings.Join(missing, "\n"))
+	}
+	return nil
+}
+
+// answer is why a query has no data among the samples of its metric.
+func (s *space) answer(q query, list []sample) string {
+	found, most := 0, 0.0
+	for _, m := range list {
+		ok := m.labels["namespace"] == s.name && m.labels["pod"] == "busy"
+		for _, name := range q.with {
+			ok = ok && m.labels[name] != ""
+		}
+		if q.device {
+			ok = ok && m.labels["device"]+m.labels["interface"] != ""
+		}
+		if ok {
+			found++
+			most = max(most, m.value)
+		}
+	}
+	switch {
+	case found == 0:
+		return fmt.Sprintf("none of %d samples is of the pod", len(list))
+	case q.positive && most == 0:
+		return "0"
+	case found > 1 && !q.device && q.metric != "container_memory_swap":
+		return fmt.Sprintf("%d samples would be added up", found)
+	}
+	return ""
+}
+
+// TestCAdvisor has kubelet ask its cAdvisor, as it does unless a feature gate
+// says otherwise, and crisp answer that: the metrics are those of pods, and the
+// summary has their networks.
+func TestCAdvisor(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "containerd.sock")
+	w := newWorldOn(t, lab.Options{Config: fmt.Sprintf("cadvisor_socket = %q\n", socket), Routed: true}, []string{"--containerd=" + socket}, nil)
+	s := w.space(t)
+	s.apply(busyPod)
+	s.waitReady("busy")
+	id := strings.TrimPrefix(s.get("pod/busy", "{.status.containerStatuses[0].containerID}"), "crisp://")
+	s.eventually("data for each query", s.dashboards)
+	s.eventually("figures within 5 % of the cgroup's", func() error { return s.compareFigures(id) })
+
+	// What was there before is known to a daemon and a kubelet that come later.
+	s.node.Lab.Kill()
+	if err := s.node.Lab.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.restartKubelet(t, nil)
+	s.eventually("data for each query after restarts", s.dashboards)
+}
