@@ -69,10 +69,13 @@ func TestAnswers(t *testing.T) {
 	sandbox := running
 	sandbox.ID, sandbox.Sandbox = "s", true
 	ended := Container{ID: "e", Pid: 78, Exited: true, ExitCode: 137}
-	made := Container{ID: "m"}
-	conn := scene(t, map[string]Container{"r": running, "s": sandbox, "e": ended, "m": made})
+	made, begun := Container{ID: "m"}, Container{ID: "b", Sandbox: true}
+	conn := scene(t, map[string]Container{"r": running, "s": sandbox, "e": ended, "m": made, "b": begun})
 	ctx := t.Context()
 
+	if _, err := tasksapi.NewTasksClient(conn).Get(ctx, &tasksapi.GetRequest{ContainerID: "b"}); status.Code(err) != codes.NotFound {
+		t.Errorf("a pod that is not whole: %v", err)
+	}
 	v, err := versionapi.NewVersionClient(conn).Version(ctx, &emptypb.Empty{})
 	if err != nil || v.Version != "1.2.3" {
 		t.Errorf("version %v, %v", v, err)
@@ -100,6 +103,7 @@ func TestAnswers(t *testing.T) {
 	tasks := tasksapi.NewTasksClient(conn)
 	for id, want := range map[string]*tasktypes.Process{
 		"r": {ContainerID: "r", ID: "r", Pid: 77, Status: tasktypes.Status_RUNNING},
+		"m": {ContainerID: "m", ID: "m", Status: tasktypes.Status_CREATED},
 		"e": {ContainerID: "e", ID: "e", Pid: 78, Status: tasktypes.Status_STOPPED, ExitStatus: 137},
 	} {
 		got, err := tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: id})
@@ -110,7 +114,7 @@ func TestAnswers(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	conn := scene(t, map[string]Container{"made": {ID: "made"}})
+	conn := scene(t, map[string]Container{"made": {ID: "made", Sandbox: true}})
 	ctx := t.Context()
 	containers, tasks := containersapi.NewContainersClient(conn), tasksapi.NewTasksClient(conn)
 	get := func(id string) error {

@@ -17,6 +17,7 @@ const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
 // States of a task; 0 stands for unknown, upon which cAdvisor asks again.
 const (
+	taskCreated = 1
 	taskRunning = 2
 	taskStopped = 3
 )
@@ -89,10 +90,13 @@ func taskMessage(c Container) []byte {
 	m.text(1, c.ID)
 	m.text(2, c.ID)
 	m.number(3, uint64(c.Pid))
-	if c.Exited {
+	switch {
+	case c.Exited:
 		m.number(4, taskStopped)
 		m.number(9, uint64(uint32(c.ExitCode)))
-	} else {
+	case c.Pid == 0:
+		m.number(4, taskCreated)
+	default:
 		m.number(4, taskRunning)
 	}
 

@@ -15,26 +15,17 @@ import (
 const sandboxImage = "crisp/pause"
 
 // Observed tells cAdvisor of a container, or of a pod that has a first process,
-// by its whole ID.
+// by its whole ID. It does from the moment when there is a cgroup: cAdvisor asks
+// then, and never again.
 func (m *Manager) Observed(id string) (cadvisor.Container, error) {
-	m.mu.RLock()
-	p, isPod := m.pods[id]
-	if !isPod {
-		p = m.containers[id]
+	if p, err := m.wholePod(id); err == nil && p.hasPause() {
+		return observedPod(p.record())
 	}
-	m.mu.RUnlock()
-	if p == nil {
-		return cadvisor.Container{}, fmt.Errorf("container %s: %w", id, ErrNotFound)
-	}
-
-	r := p.record()
-	if isPod {
-		return observedPod(r)
-	}
-	c := r.Container(id)
+	p, c := m.wholeContainer(id)
 	if c == nil {
 		return cadvisor.Container{}, fmt.Errorf("container %s: %w", id, ErrNotFound)
 	}
+
 	k := &making{p: p, id: id}
 	made, err := k.loadSpec()
 	if err != nil {
@@ -43,15 +34,40 @@ func (m *Manager) Observed(id string) (cadvisor.Container, error) {
 	return observedContainer(c, made.Process)
 }
 
-func observedPod(r *Record) (cadvisor.Container, error) {
-	if r.Pause == nil {
-		return cadvisor.Container{}, fmt.Errorf("sandbox %s has no first process: %w", r.ID, ErrNotFound)
+func (m *Manager) wholePod(id string) (*pod, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if p := m.pods[id]; p != nil {
+		return p, nil
 	}
+	return nil, fmt.Errorf("sandbox %s: %w", id, ErrNotFound)
+}
+
+// wholeContainer finds a container that may still be on its way, nil if there
+// is none.
+func (m *Manager) wholeContainer(id string) (*pod, *Container) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if p := m.containers[id]; p != nil {
+		return p, p.record().Container(id)
+	}
+	for _, p := range m.pods {
+		if c := p.record().Container(id); c != nil {
+			return p, c
+		}
+	}
+	return nil, nil
+}
+
+func observedPod(r *Record) (cadvisor.Container, error) {
 	text, err := observedSpec(&specs.Process{Cwd: "/"})
-	return cadvisor.Container{
-		ID: r.ID, Sandbox: true, Labels: r.Config.Msg.GetLabels(), Image: sandboxImage,
-		CreatedAt: r.CreatedAt, Pid: r.Pause.Pid, Spec: text,
-	}, err
+	out := cadvisor.Container{
+		ID: r.ID, Sandbox: true, Labels: r.Config.Msg.GetLabels(), Image: sandboxImage, CreatedAt: r.CreatedAt, Spec: text,
+	}
+	if r.Pause != nil {
+		out.Pid = r.Pause.Pid
+	}
+	return out, err
 }
 
 func observedContainer(c *Container, process *specs.Process) (cadvisor.Container, error) {

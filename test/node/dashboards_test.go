@@ -101,7 +101,7 @@ spec:
 	containers:
 	- name: main
 		image: BUSYBOX
-		command: [sh, -c, "dd if=/dev/zero of=/memory/big bs=1M count=100; dd if=/dev/zero of=/root/big bs=1M count=10; sync; while :; do nslookup kubernetes.default >/dev/null 2>&1; n=0; while [ $n -lt 100000 ]; do n=$((n+1)); done; done"]
+		command: [sh, -c, "dd if=/dev/zero of=/memory/big bs=1M count=100; dd if=/dev/zero of=/root/big bs=1M count=10 conv=fsync; while :; do nslookup kubernetes.default >/dev/null 2>&1; n=0; while [ $n -lt 100000 ]; do n=$((n+1)); done; done"]
 		resources: {limits: {cpu: 100m, memory: 200Mi}}
 		volumeMounts: [{name: memory, mountPath: /memory}]
 `
@@ -109,7 +109,8 @@ spec:
 // dashboards reports which query has no data of the pod named busy, and is nil
 // if each has.
 func (s *space) dashboards() error {
-	all, err := samples(s.cluster("get", "--raw", "/api/v1/nodes/"+s.node.Name+"/proxy/metrics/cadvisor"))
+	page := s.cluster("get", "--raw", "/api/v1/nodes/"+s.node.Name+"/proxy/metrics/cadvisor")
+	all, err := samples(page)
 	if err != nil {
 		return err
 	}
@@ -120,7 +121,7 @@ func (s *space) dashboards() error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("queries without data:\n%s", strings.Join(missing, "\n"))
+		return fmt.Errorf("queries without data:\n%s\nin:\n%s", strings.Join(missing, "\n"), page)
 	}
 	return nil
 }
