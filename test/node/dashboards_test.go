@@ -4,6 +4,7 @@ package node
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -116,6 +117,12 @@ func (s *space) dashboards() error {
 	}
 	var missing []string
 	for _, q := range queries() {
+		// Version 1 of cgroups counts what a disk reads and writes only where
+		// there is a limit or BFQ, since Linux 6.10: then nothing has figures.
+		if strings.HasPrefix(q.metric, "container_fs_") && !countsDisks() {
+			s.Logf("%s is not asked for: the kernel counts no disk by cgroup", q.metric)
+			continue
+		}
 		if why := s.answer(q, all[q.metric]); why != "" {
 			missing = append(missing, q.metric+": "+why)
 		}
@@ -124,6 +131,19 @@ func (s *space) dashboards() error {
 		return fmt.Errorf("queries without data:\n%s\nin:\n%s", strings.Join(missing, "\n"), page)
 	}
 	return nil
+}
+
+// countsDisks reports whether the kernel has any figures of disks by cgroup.
+func countsDisks() bool {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return true
+	}
+	for _, file := range []string{"blkio.throttle.io_serviced_recursive", "blkio.bfq.io_serviced_recursive"} {
+		if text, err := os.ReadFile("/sys/fs/cgroup/blkio/" + file); err == nil && strings.Contains(string(text), "Write") {
+			return true
+		}
+	}
+	return false
 }
 
 // answer is why a query has no data among the samples of its metric.
