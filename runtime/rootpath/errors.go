@@ -20,3 +20,6 @@ var (
 
 // ErrName means that an argument that must be one path component is not.
 var ErrName = errors.New("not a single path component")
+
+// ErrTooDeep means that [CopyTree] was given folders nested too deep.
+var ErrTooDeep = errors.New("folders nested too deep")
