@@ -30,6 +30,31 @@ func (n *Node) Path(parent, id string) (string, error) {
 	return path.Join(clean, id), nil
 }
 
+// Resolve returns the cgroupsPath of a group that somebody else named, as
+// [Node.Create] takes it. For cgroupfs that may be any path but the root; one
+// that is relative lies below the default parent, and none leads out of there.
+// For systemd it is "slice:prefix:name", with system.slice for an empty slice.
+func (n *Node) Resolve(cgroupsPath string) (string, error) {
+	if n.driver == Systemd {
+		parts := strings.Split(cgroupsPath, ":")
+		if len(parts) == 3 && parts[0] == "" {
+			parts[0] = "system.slice"
+		}
+		return strings.Join(parts, ":"), nil
+	}
+	if strings.ContainsAny(cgroupsPath, "\x00\n") {
+		return "", fmt.Errorf("parse cgroup path %q: forbidden character", cgroupsPath)
+	}
+	clean := path.Join("/", cgroupsPath)
+	switch {
+	case clean == "/":
+		return "", fmt.Errorf("parse cgroup path %q: the root group takes no containers", cgroupsPath)
+	case !path.IsAbs(cgroupsPath):
+		return path.Join(n.parent, clean), nil
+	}
+	return clean, nil
+}
+
 // checkParent returns the parent as the driver wants it: an absolute clean path
 // or the name of a slice.
 func (n *Node) checkParent(parent string) (string, error) {
@@ -73,15 +98,15 @@ type location struct {
 // older versions and bundles have others.
 func (n *Node) locate(cgroupsPath string) (location, error) {
 	if n.driver != Systemd {
-		if !path.IsAbs(cgroupsPath) || path.Clean(cgroupsPath) != cgroupsPath || path.Dir(cgroupsPath) == "/" {
-			return location{}, fmt.Errorf("parse cgroup path %q: want /parent/id", cgroupsPath)
+		if !path.IsAbs(cgroupsPath) || path.Clean(cgroupsPath) != cgroupsPath || cgroupsPath == "/" {
+			return location{}, fmt.Errorf("parse cgroup path %q: want /parent/id or /id", cgroupsPath)
 		}
 		parent, id := path.Split(cgroupsPath)
 		parent = path.Clean(parent)
 		return location{parent: parent, id: id, rel: cgroupsPath, parentRel: parent}, nil
 	}
 	parts := strings.Split(cgroupsPath, ":")
-	if len(parts) != 3 || parts[1] == "" || parts[2] == "" {
+	if len(parts) != 3 || parts[1] == "" || parts[2] == "" || strings.HasSuffix(parts[2], ".slice") || strings.ContainsAny(parts[1]+parts[2], "/\x00\n") {
 		return location{}, fmt.Errorf("parse cgroup path %q: want slice:prefix:id", cgroupsPath)
 	}
 	slice, err := systemd.ExpandSlice(parts[0])

@@ -54,12 +54,46 @@ func TestPath(t *testing.T) {
 	}
 }
 
+func TestResolve(t *testing.T) {
+	fs := &Node{driver: Cgroupfs, parent: "/crisp"}
+	sd := &Node{driver: Systemd, parent: "crisp.slice"}
+	for _, c := range []struct {
+		n         *Node
+		path, rel string
+	}{
+		{fs, "/one", "/one"},
+		{fs, "/one/two/", "/one/two"},
+		{fs, "/one/../../two/three", "/two/three"},
+		{fs, "one", "/crisp/one"},
+		{fs, "one/two", "/crisp/one/two"},
+		{fs, "../../one", "/crisp/one"},
+		{fs, "./a:b", "/crisp/a:b"},
+		{sd, "user.slice:docker:1234", "/user.slice/docker-1234.scope"},
+		{sd, ":docker:1234", "/system.slice/docker-1234.scope"},
+		{sd, "a-b.slice:runc:x", "/a.slice/a-b.slice/runc-x.scope"},
+	} {
+		path, err := c.n.Resolve(c.path)
+		if err != nil {
+			t.Errorf("%s: %q: %v", c.n.driver, c.path, err)
+			continue
+		}
+		if at, err := c.n.locate(path); err != nil || at.rel != c.rel {
+			t.Errorf("%s: %q is at %+v, %v, want %q", c.n.driver, c.path, at, err, c.rel)
+		}
+	}
+	for _, path := range []string{"/", "..", ".", "/a/..", "/a\nb", "a\x00"} {
+		if got, err := fs.Resolve(path); err == nil {
+			t.Errorf("%q: got %q, want an error", path, got)
+		}
+	}
+}
+
 func TestLocateRefuses(t *testing.T) {
 	fs := &Node{driver: Cgroupfs, parent: "/crisp"}
 	sd := &Node{driver: Systemd, parent: "crisp.slice"}
 	for path, n := range map[string]*Node{
-		"": fs, "/": fs, "/web": fs, "crisp/web": fs, "/crisp/../web": fs, "crisp.slice:crisp:web": fs,
-		"/crisp/web": sd, "crisp.slice:crisp:": sd, "crisp.slice::web": sd, "crisp:crisp:web": sd,
+		"": fs, "/": fs, "crisp/web": fs, "/crisp/../web": fs, "crisp.slice:crisp:web": fs,
+		"/crisp/web": sd, "crisp.slice:crisp:": sd, "crisp.slice::web": sd, "crisp.slice:crisp:a.slice": sd, "crisp.slice:a/b:web": sd, "crisp:crisp:web": sd,
 	} {
 		if at, err := n.locate(path); err == nil {
 			t.Errorf("%s: %q is at %+v, want an error", n.driver, path, at)
