@@ -7,13 +7,16 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crisp/cri/config"
 	"crisp/cri/spec"
+	"crisp/cri/spec/user"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/host"
 	"crisp/runtime/keeper/client"
@@ -54,6 +57,12 @@ func runBundle(ctx context.Context, args []string) error {
 	if err := spec.CheckSysctls(s); err != nil {
 		return fmt.Errorf("%s: %w", rest[0], err)
 	}
+	for _, w := range plan.Warnings(s) {
+		fmt.Fprintln(os.Stderr, "crisp: warning:", w)
+	}
+	if err := setHome(s); err != nil {
+		return fmt.Errorf("%s: %w", rest[0], err)
+	}
 	// What would end the daemon goes to the container, which decides.
 	code, err := runSpec(context.WithoutCancel(ctx), cfg, s)
 	if err != nil {
@@ -65,6 +74,34 @@ func runBundle(ctx context.Context, args []string) error {
 	return nil
 }
 
+// setHome completes the environment with the user's home, as the root file
+// system has it, which those who write bundles expect.
+func setHome(s *specs.Spec) error {
+	set := func(e string) bool { return strings.HasPrefix(e, "HOME=") && e != "HOME=" }
+	if s.Root == nil || slices.ContainsFunc(s.Process.Env, set) {
+		return nil
+	}
+	root, err := os.Open(s.Root.Path)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	db, err := user.Open(root)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	home := "/"
+	switch account, err := db.Account(user.ID{Number: s.Process.User.UID}); {
+	case err == nil && account.Home != "":
+		home = account.Home
+	case err != nil && !errors.Is(err, user.ErrUnknown):
+		return err
+	}
+	s.Process.Env = append(slices.DeleteFunc(s.Process.Env, func(e string) bool { return e == "HOME=" }), "HOME="+home)
+	return nil
+}
+
 // runSpec runs a container in a cgroup that it makes for it.
 func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, err error) {
 	groups, err := cgroup.New(cfg.CgroupDriver, cfg.CgroupParent)
@@ -73,9 +110,15 @@ func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, 
 	}
 	defer func() { err = errors.Join(err, groups.Close()) }()
 	if s.Linux.CgroupsPath == "" {
-		if s.Linux.CgroupsPath, err = groups.Path("", "run-"+strconv.Itoa(os.Getpid())); err != nil {
-			return 0, err
-		}
+		s.Linux.CgroupsPath, err = groups.Path("", "run-"+strconv.Itoa(os.Getpid()))
+	} else {
+		s.Linux.CgroupsPath, err = groups.Resolve(s.Linux.CgroupsPath)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if err := mustBeFree(groups, s.Linux.CgroupsPath); err != nil {
+		return 0, err
 	}
 	group, err := groups.Create(ctx, s.Linux.CgroupsPath, withDevices(s.Linux.Resources))
 	if err != nil {
@@ -87,6 +130,26 @@ func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, 
 		err = errors.Join(err, group.Remove(ctx))
 	}()
 	return runKept(ctx, s, groups.Hierarchies(), group)
+}
+
+// mustBeFree refuses a group that others are in: they would be limited and
+// killed with the container.
+func mustBeFree(groups *cgroup.Node, path string) error {
+	group, err := groups.Open(path)
+	switch {
+	case errors.Is(err, cgroup.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	pids, err := group.Pids()
+	if err != nil {
+		return err
+	}
+	if len(pids) > 0 {
+		return fmt.Errorf("%w: cgroup %s has %d processes already; name one of the container's own", plan.ErrSpec, path, len(pids))
+	}
+	return nil
 }
 
 // withDevices allows the devices that every container has, as OCI runtimes do.
@@ -119,7 +182,7 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 	defer func() { err = errors.Join(err, l.Close()) }()
 
 	held := launch.Held{}
-	options := plan.Options{Name: "start container", Terminal: s.Process.Terminal, Gate: group.NeedsGate(), Hierarchies: show}
+	options := plan.Options{Name: "start container", Terminal: s.Process.Terminal, Gate: group.NeedsGate(), Hierarchies: show, CgroupDir: group.Relative()}
 	if !options.Terminal {
 		held["stdin"], held["stdout"], held["stderr"] = os.Stdin, os.Stdout, os.Stderr
 		options.HasStdin = true

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -115,5 +117,88 @@ func TestRunNamesWhatIsWrong(t *testing.T) {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && !strings.Contains(string(exit.Stderr), `exec "/nothing"`) {
 		t.Errorf("said %q", exit.Stderr)
+	}
+}
+
+// TestRunInNamedGroups places containers in cgroups of other names than crisp's.
+func TestRunInNamedGroups(t *testing.T) {
+	name := "crisp-run-test-" + strconv.Itoa(os.Getpid())
+	for path, want := range map[string]string{
+		"/" + name:                 "/" + name,
+		"/" + name + "/deep/er":    "/" + name + "/deep/er",
+		name:                       "/crisp/" + name,
+		"../" + name + "/x/../one": "/crisp/" + name + "/one",
+	} {
+		cmd := bundle(t, "tail -n 1 /proc/self/cgroup", func(s *specs.Spec) { s.Linux.CgroupsPath = path })
+		cmd.Args = slices.Insert(cmd.Args, 2, "--cgroup-driver=cgroupfs")
+		out, err := cmd.Output()
+		if err != nil || !strings.HasSuffix(string(out), ":"+want+"\n") {
+			t.Errorf("%s: printed %q, %v, want %s", path, out, err, want)
+		}
+	}
+}
+
+// TestRunLeavesOthersGroupsAlone refuses a group with somebody in it, who would
+// be killed with the container.
+func TestRunLeavesOthersGroupsAlone(t *testing.T) {
+	for _, path := range []string{"/", ".."} {
+		cmd := bundle(t, "true", func(s *specs.Spec) { s.Linux.CgroupsPath = path })
+		cmd.Args = slices.Insert(cmd.Args, 2, "--cgroup-driver=cgroupfs")
+		cmd.Stderr = nil
+		_, err := cmd.Output()
+		wantExit(t, err, 1)
+	}
+	first := bundle(t, "trap 'exit 9' TERM; echo ready; sleep 100 & wait", func(s *specs.Spec) { s.Linux.CgroupsPath = "/crisp-run-test-taken" })
+	first.Args = slices.Insert(first.Args, 2, "--cgroup-driver=cgroupfs")
+	out, err := first.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Errorf("printed %q, %v", line, err)
+	}
+	second := bundle(t, "true", func(s *specs.Spec) { s.Linux.CgroupsPath = "/crisp-run-test-taken" })
+	second.Args = slices.Insert(second.Args, 2, "--cgroup-driver=cgroupfs")
+	second.Stderr = nil
+	_, err = second.Output()
+	wantExit(t, err, 1)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && !strings.Contains(string(exit.Stderr), "processes already") {
+		t.Errorf("said %q", exit.Stderr)
+	}
+	if err := first.Process.Signal(unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	wantExit(t, first.Wait(), 9)
+}
+
+func TestRunWarnsOfCapabilities(t *testing.T) {
+	cmd := bundle(t, "grep CapBnd /proc/self/status", func(s *specs.Spec) {
+		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_KILL", "CAP_NO_SUCH"}}
+	})
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil || string(out) != "CapBnd:\t0000000000000020\n" || !strings.Contains(said.String(), `warning: capability "CAP_NO_SUCH"`) {
+		t.Errorf("printed %q, %v, said %q", out, err, said.String())
+	}
+}
+
+func TestRunSetsHome(t *testing.T) {
+	for env, want := range map[string]string{"": "/srv/web", "HOME=": "/srv/web", "HOME=/else": "/else"} {
+		cmd := bundle(t, "echo $HOME", func(s *specs.Spec) {
+			s.Process.User.UID = 1234
+			s.Process.Env = append(s.Process.Env, env)
+		})
+		etc := filepath.Join(cmd.Args[len(cmd.Args)-1], "rootfs/etc")
+		if err := errors.Join(os.Mkdir(etc, 0o755), os.WriteFile(filepath.Join(etc, "passwd"), []byte("web:x:1234:1234::/srv/web:/bin/sh\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := cmd.Output(); err != nil || string(out) != want+"\n" {
+			t.Errorf("with %q it is %q, %v, want %s", env, out, err, want)
+		}
 	}
 }

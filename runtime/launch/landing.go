@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -28,6 +29,8 @@ type landing struct {
 	held   Held
 	mounts []mounted
 	mine   []*os.File
+	// made are file systems for the plan, by the names under which it has them.
+	made Held
 }
 
 // mounted is a file system where it lands.
@@ -38,16 +41,26 @@ type mounted struct {
 	source string
 	held   bool
 	file   *os.File // nil until it is looked into
+	// mode is that of a new file system's root, if known.
+	mode *uint32
 }
 
 // land returns the spec with its mounts in the order in which they are to be
-// made, and where they and the working directory land.
-func land(s *specs.Spec, o *plan.Options, h Held) (*specs.Spec, error) {
+// made, and where they and the working directory land. With it come file
+// systems that were made for the plan, which the caller closes.
+func land(ctx context.Context, s *specs.Spec, o *plan.Options, h Held) (_ *specs.Spec, made Held, err error) {
 	if s.Root == nil || s.Process == nil {
-		return s, nil // the plan's builder says so
+		return s, nil, nil // the plan's builder says so
 	}
-	l := &landing{held: h, root: h[s.Root.Path]}
-	defer l.close()
+	l := &landing{held: h, root: h[s.Root.Path], made: Held{}}
+	defer func() { l.close(err) }()
+	if s, err = l.all(ctx, s, o); err != nil {
+		return nil, nil, err
+	}
+	return s, l.made, nil
+}
+
+func (l *landing) all(ctx context.Context, s *specs.Spec, o *plan.Options) (*specs.Spec, error) {
 	if strings.HasPrefix(s.Root.Path, "/") {
 		var err error
 		if l.root, err = openFile(s.Root.Path, unix.O_PATH|unix.O_DIRECTORY); err != nil {
@@ -74,7 +87,15 @@ func land(s *specs.Spec, o *plan.Options, h Held) (*specs.Spec, error) {
 			return nil, fmt.Errorf("find mount target %s: %w", s.Mounts[i].Destination, err)
 		}
 		o.Targets = append(o.Targets, at)
+		if err := l.cover(ctx, i, s, at, o); err != nil {
+			return nil, fmt.Errorf("look at mount target %s: %w", s.Mounts[i].Destination, err)
+		}
 		l.add(&s.Mounts[i], at)
+		var covered *uint32
+		if mode, ok := o.TargetModes[i]; ok {
+			covered = &mode
+		}
+		l.mounts[i].mode = modeOf(&s.Mounts[i], covered)
 	}
 
 	var err error
@@ -230,8 +251,14 @@ func (l *landing) open(m *mounted) (*os.File, error) {
 	return m.file, nil
 }
 
-func (l *landing) close() {
+func (l *landing) close(err error) {
 	for _, f := range l.mine {
+		f.Close()
+	}
+	if err == nil {
+		return
+	}
+	for _, f := range l.made {
 		f.Close()
 	}
 }

@@ -115,12 +115,16 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 		return nil, fmt.Errorf("%s: a container may be shown only cgroup hierarchies that it has joined, and none is named", o.Name)
 	}
 
-	if s, err = land(s, &o, h); err != nil {
+	s, made, err := land(ctx, s, &o, h)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 	in := l.inputs(h, s)
 	defer in.close()
 	if o.Procfs && joinedPIDs(s) != "" {
+	for name, f := range made {
+		in.own(name, f)
+	}
 		if o.Target, err = in.joinedProcfs(s); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Name, err)
 		}

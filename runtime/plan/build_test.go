@@ -22,19 +22,25 @@ func TestParseOptions(t *testing.T) {
 		{"rbind,ro", false, mountOptions{bind: true, recursive: true, set: unix.MOUNT_ATTR_RDONLY}, nil},
 		{"ro,rw", true, mountOptions{bind: true, clear: unix.MOUNT_ATTR_RDONLY}, nil},
 		{"rw,ro", true, mountOptions{bind: true, set: unix.MOUNT_ATTR_RDONLY}, nil},
-		{"rro,rnosuid,noexec", true, mountOptions{bind: true, set: unix.MOUNT_ATTR_NOEXEC, setAll: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}, nil},
+		{"rro,rnosuid,noexec", true, mountOptions{bind: true, set: unix.MOUNT_ATTR_NOEXEC, all: attrs{set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}}, nil},
 		{"noatime", true, mountOptions{bind: true, set: unix.MOUNT_ATTR_NOATIME, clear: atimes}, nil},
 		{"noatime,relatime", true, mountOptions{bind: true, clear: atimes}, nil},
 		{"noatime,strictatime", true, mountOptions{bind: true, set: unix.MOUNT_ATTR_STRICTATIME, clear: atimes}, nil},
 		{"rslave", true, mountOptions{bind: true, propagation: unix.MS_SLAVE}, nil},
-		{"shared", true, mountOptions{bind: true, propagation: unix.MS_SHARED}, nil},
+		{"shared", true, mountOptions{bind: true, propagation: unix.MS_SHARED, ownOnly: true}, nil},
 		{"ridmap,rbind", true, mountOptions{bind: true, recursive: true, idmapAll: true}, nil},
 		{"size=1m,newinstance", false, mountOptions{data: []fsOption{{key: "size", value: "1m"}, {key: "newinstance", flag: true}}}, nil},
 		{"size=1m", true, mountOptions{}, ErrSpec},
 		{"nosuch", true, mountOptions{}, ErrSpec},
-		{"rrw", true, mountOptions{}, ErrUnsupported},
-		{"rnoatime", true, mountOptions{}, ErrUnsupported},
-		{"tmpcopyup", false, mountOptions{}, ErrUnsupported},
+		{"rrw", true, mountOptions{bind: true, all: attrs{clear: unix.MOUNT_ATTR_RDONLY}}, nil},
+		{"rro,rrw,rsuid,rnosuid", true, mountOptions{bind: true, all: attrs{set: unix.MOUNT_ATTR_NOSUID, clear: unix.MOUNT_ATTR_RDONLY}}, nil},
+		{"rnoatime", true, mountOptions{bind: true, all: attrs{set: unix.MOUNT_ATTR_NOATIME, clear: atimes}}, nil},
+		{"rnoatime,ratime", true, mountOptions{bind: true, all: attrs{clear: atimes}}, nil},
+		{"rnoatime,rstrictatime", true, mountOptions{bind: true, all: attrs{set: unix.MOUNT_ATTR_STRICTATIME, clear: atimes}}, nil},
+		{"sync,lazytime,silent", true, mountOptions{bind: true}, nil},
+		{"sync,loud", false, mountOptions{data: []fsOption{{key: "sync", flag: true}}}, nil},
+		{"tmpcopyup", false, mountOptions{copyUp: true}, nil},
+		{"remount", false, mountOptions{}, ErrUnsupported},
 	}
 	for _, tt := range tests {
 		t.Run(tt.options, func(t *testing.T) {
@@ -50,7 +56,6 @@ func TestParseOptions(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	unknown := "CAP_NO_SUCH"
 	tests := []struct {
 		name   string
 		change func(*specs.Spec)
@@ -64,7 +69,21 @@ func TestRefusals(t *testing.T) {
 		{"NUL in env", func(s *specs.Spec) { s.Process.Env = []string{"A=\x00"} }, ErrSpec, "NUL"},
 		{"NUL in cwd", func(s *specs.Spec) { s.Process.Cwd = "/\x00" }, ErrSpec, "NUL"},
 		{"NUL in destination", func(s *specs.Spec) { s.Mounts[0].Destination = "/a\x00" }, ErrSpec, "destination"},
-		{"unknown capability", func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{unknown} }, ErrSpec, unknown},
+		{"host name of the host", func(s *specs.Spec) { s.Hostname = "x"; namespace(s, specs.UTSNamespace) }, ErrSpec, "UTS namespace"},
+		{"domain name of the host", func(s *specs.Spec) { s.Domainname = "x"; namespace(s, specs.UTSNamespace) }, ErrSpec, "UTS namespace"},
+		{"time offsets of the host", func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} }, ErrSpec, "without a time namespace"},
+		{"time offsets of others", func(s *specs.Spec) {
+			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}}
+			namespace(s, specs.TimeNamespace, "/proc/1/ns/time")
+		}, ErrSpec, "there already"},
+		{"time offset of another clock", func(s *specs.Spec) {
+			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"realtime": {}}
+			namespace(s, specs.TimeNamespace, "")
+		}, ErrSpec, "realtime"},
+		{"root propagation", func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" }, ErrSpec, "rootfsPropagation"},
+		{"copy up of no tmpfs", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "ramfs", Options: []string{"tmpcopyup"}})
+		}, ErrSpec, "tmpcopyup"},
 		{"unknown limit", func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" }, ErrSpec, "RLIMIT_X"},
 		{"soft above hard", func(s *specs.Spec) { s.Process.Rlimits[0].Soft = 1 << 20 }, ErrSpec, "soft RLIMIT_NOFILE"},
 		{"hooks", func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} }, ErrUnsupported, "hooks"},
@@ -98,6 +117,35 @@ func TestRefusals(t *testing.T) {
 	}
 	if _, err := Exec(sample(), nil, Options{Name: "exec"}); !errors.Is(err, ErrSpec) {
 		t.Errorf("exec of no process: %v", err)
+	}
+}
+
+// TestCapabilitiesLeftOut has what the runtime-spec calls a warning, not an error.
+func TestCapabilitiesLeftOut(t *testing.T) {
+	s := sample()
+	s.Process.Capabilities = &specs.LinuxCapabilities{
+		Bounding:    []string{"CAP_CHOWN", "CAP_NO_SUCH", "CAP_KILL"},
+		Permitted:   []string{"CAP_CHOWN", "CAP_KILL", "chown"},
+		Inheritable: []string{"CAP_CHOWN", "CAP_FOWNER"},
+		Ambient:     []string{"CAP_CHOWN", "CAP_KILL", "CAP_FOWNER", "CAP_NO_SUCH"},
+	}
+	c := process{builder: newBuilder("start container web"), s: s, p: s.Process}
+	sets := c.capSets()
+	const chown, fowner, kill = 1 << 0, 1 << 3, 1 << 5
+	if want := (capSets{bounding: chown | kill, permitted: chown | kill, inheritable: chown | fowner, ambient: chown}); sets != want {
+		t.Errorf("sets are %+v, want %+v", sets, want)
+	}
+	want := []string{
+		`capability "CAP_NO_SUCH" is unknown and left out`,
+		`capability "chown" is unknown and left out`,
+		"CAP_FOWNER is left out of the ambient set: it is not both permitted and inheritable",
+		"CAP_KILL is left out of the ambient set: it is not both permitted and inheritable",
+	}
+	if got := Warnings(s); !reflect.DeepEqual(got, want) {
+		t.Errorf("warnings are %q, want %q", got, want)
+	}
+	if got := Warnings(sample()); got != nil {
+		t.Errorf("warnings about an ordinary container: %q", got)
 	}
 }
 

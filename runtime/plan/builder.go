@@ -26,6 +26,7 @@ const (
 	regKind              // says whether something is a directory
 	regFile              // a file being written
 	regProcfs            // the procfs of another's PID namespace
+	regTime              // the offsets of a time namespace
 )
 
 // builder collects a plan's steps and inputs.

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -26,23 +27,49 @@ func capName(n int) string {
 	return fmt.Sprintf("capability %d", n)
 }
 
-func capMask(names []string) (uint64, error) {
-	var mask uint64
+// capMask is a set of capabilities, and the names in it that are none.
+func capMask(names []string) (mask uint64, unknown []string) {
 	for _, name := range names {
 		n := slices.Index(capNames[:], strings.TrimPrefix(name, "CAP_"))
-		if n < 0 {
-			return 0, fmt.Errorf("%w: capability %q", ErrSpec, name)
+		if n < 0 || !strings.HasPrefix(name, "CAP_") {
+			unknown = append(unknown, name)
+			continue
 		}
 		mask |= 1 << n
 	}
-	return mask, nil
+	return mask, unknown
+}
+
+// Warnings says in words what a spec asks for that a container is started
+// without, as the runtime-spec has it: capabilities that there are not, or that
+// cannot be had in the ambient set.
+func Warnings(s *specs.Spec) []string {
+	if s.Process == nil || s.Process.Capabilities == nil {
+		return nil
+	}
+	asked := s.Process.Capabilities
+	var list []string
+	all := slices.Concat(asked.Bounding, asked.Effective, asked.Permitted, asked.Inheritable, asked.Ambient)
+	slices.Sort(all)
+	_, unknown := capMask(slices.Compact(all))
+	for _, name := range unknown {
+		list = append(list, fmt.Sprintf("capability %q is unknown and left out", name))
+	}
+	permitted, _ := capMask(asked.Permitted)
+	inheritable, _ := capMask(asked.Inheritable)
+	ambient, _ := capMask(asked.Ambient)
+	for left := ambient &^ (permitted & inheritable); left != 0; left &= left - 1 {
+		name := capName(bits.TrailingZeros64(left))
+		list = append(list, name+" is left out of the ambient set: it is not both permitted and inheritable")
+	}
+	return list
 }
 
 type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
 
 // capSets are the five sets asked for, without those that the machine cannot
 // give. In a user namespace every capability is there.
-func (c *process) capSets() (capSets, error) {
+func (c *process) capSets() capSets {
 	asked := c.p.Capabilities
 	if asked == nil {
 		asked = &specs.LinuxCapabilities{}
@@ -55,16 +82,14 @@ func (c *process) capSets() (capSets, error) {
 		{asked.Bounding, &s.bounding}, {asked.Effective, &s.effective}, {asked.Permitted, &s.permitted},
 		{asked.Inheritable, &s.inheritable}, {asked.Ambient, &s.ambient},
 	} {
-		mask, err := capMask(set.names)
-		if err != nil {
-			return s, err
-		}
+		mask, _ := capMask(set.names) // see [Warnings]
 		if c.o.Machine.Caps != 0 && !c.userns() {
 			mask &= c.o.Machine.Caps
 		}
 		*set.mask = mask
 	}
-	return s, nil
+	s.ambient &= s.permitted & s.inheritable
+	return s
 }
 
 func (b *builder) capset(s capSets) {

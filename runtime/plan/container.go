@@ -15,8 +15,12 @@ type container struct {
 	process
 	// mounted are the targets of the mounts so far.
 	mounted []string
-	// target is where the mount lands that is being made.
+	// index is that of the mount in the spec that is being made, and target
+	// where it lands.
+	index  int
 	target string
+	// readonly are the targets of what becomes read-only in the end.
+	readonly []string
 	// dev says what is on /dev.
 	dev devKind
 }
@@ -42,6 +46,7 @@ func Container(s *specs.Spec, o Options) (*Plan, error) {
 	c.makeWorkingDir()
 	c.maskPaths()
 	c.protectPaths()
+	c.finishReadonly()
 	c.finishRoot()
 	if err := c.execute(); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
@@ -57,8 +62,11 @@ func newContainer(s *specs.Spec, o Options) (*container, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !ns.makes(specs.MountNamespace) {
-		return nil, fmt.Errorf("%w: a container without a mount namespace of its own", ErrUnsupported)
+	if !ns.has(specs.MountNamespace) {
+		return nil, fmt.Errorf("%w: a container in the host's mount namespace", ErrUnsupported)
+	}
+	if err := checkNamespaces(s, ns); err != nil {
+		return nil, err
 	}
 	c := &container{process: process{builder: newBuilder(o.Name), s: s, p: s.Process, o: o, ns: ns, exposed: ns.exposed()}}
 	c.root = c.rootInput()
@@ -90,8 +98,31 @@ func checkSpec(s *specs.Spec) error {
 		return fmt.Errorf("%w: network devices", ErrUnsupported)
 	case s.Linux.IntelRdt != nil:
 		return fmt.Errorf("%w: Intel RDT", ErrUnsupported)
+	case !slices.Contains(rootPropagations, s.Linux.RootfsPropagation):
+		return fmt.Errorf("%w: rootfsPropagation %q", ErrSpec, s.Linux.RootfsPropagation)
 	case s.Linux.Seccomp != nil && s.Linux.Seccomp.ListenerPath != "":
 		return fmt.Errorf("%w: a seccomp listener", ErrUnsupported)
+	}
+	return nil
+}
+
+var rootPropagations = []string{"", "private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"}
+
+// checkNamespaces refuses what is asked of a namespace that is the host's.
+func checkNamespaces(s *specs.Spec, ns namespaces) error {
+	names, offsets := s.Hostname != "" || s.Domainname != "", len(s.Linux.TimeOffsets) > 0
+	switch {
+	case names && !ns.has(specs.UTSNamespace):
+		return fmt.Errorf("%w: a host or domain name without a UTS namespace would be the host's", ErrSpec)
+	case offsets && !ns.has(specs.TimeNamespace):
+		return fmt.Errorf("%w: time offsets without a time namespace", ErrSpec)
+	case offsets && !ns.makes(specs.TimeNamespace):
+		return fmt.Errorf("%w: time offsets for a time namespace that is there already", ErrSpec)
+	}
+	for clock := range s.Linux.TimeOffsets {
+		if !slices.Contains(offsetClocks, clock) {
+			return fmt.Errorf("%w: time offset of clock %q", ErrSpec, clock)
+		}
 	}
 	return nil
 }
@@ -119,6 +150,10 @@ func (c *container) birth() {
 	}
 	c.joinCgroup(c.o.CgroupV2, c.o.CgroupTasks)
 	c.privileged()
+	if len(c.s.Linux.TimeOffsets) > 0 {
+		// In a user namespace it could not be opened any more.
+		c.step("open time offsets", unix.SYS_OPENAT, c.procfs(), str("self/timens_offsets"), num(unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW), zero()).save(regTime)
+	}
 	if c.ns.makes(specs.UserNamespace) {
 		c.becomeRoot()
 	}
@@ -180,13 +215,17 @@ func (c *container) finishRoot() {
 
 // makeWorkingDir makes the working directory if it is missing.
 func (c *container) makeWorkingDir() {
-	dir := clean(c.p.Cwd)
-	if c.o.WorkingDir != "" {
-		dir = clean(c.o.WorkingDir)
-	}
-	if dir != "/" && !below(dir, "/proc") {
+	if dir := c.workingDir(); dir != "/" && !below(dir, "/proc") {
 		c.makeDirs("make working directory "+dir, dir)
 	}
+}
+
+// workingDir is where the working directory lands, as far as it is known.
+func (c *container) workingDir() string {
+	if c.o.WorkingDir != "" {
+		return clean(c.o.WorkingDir)
+	}
+	return clean(c.p.Cwd)
 }
 
 // makeDirs makes the folders of a path inside the root that are missing.

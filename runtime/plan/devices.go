@@ -38,7 +38,8 @@ var devLinks = [][2]string{
 // fresh /dev, before anything is mounted there.
 func (c *container) fillDev() {
 	for _, d := range c.s.Linux.Devices {
-		if name, ok := strings.CutPrefix(clean(d.Path), "/dev/"); ok {
+		// The terminals' is a link.
+		if name, ok := strings.CutPrefix(clean(d.Path), "/dev/"); ok && name != "ptmx" {
 			c.makeDevice(name, d)
 		}
 	}
@@ -126,7 +127,10 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 	if d.Type != "p" {
 		dev = unix.Mkdev(uint32(d.Major), uint32(d.Minor))
 	}
-	c.step(what, unix.SYS_MKNODAT, reg(dir), str(name), num(deviceTypes[d.Type]|mode), num(dev))
+	made := c.step(what, unix.SYS_MKNODAT, reg(dir), str(name), num(deviceTypes[d.Type]|mode), num(dev))
+	if c.dev == devRoot || c.asks(clean(d.Path)) {
+		made.ignore(unix.EEXIST) // what is there already stays as it is
+	}
 	if d.UID == nil && d.GID == nil {
 		return
 	}
@@ -138,6 +142,8 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 		gid = *d.GID
 	}
 	if uid != 0 || gid != 0 {
-		c.step(what+": give to its user", unix.SYS_FCHOWNAT, reg(dir), str(name), num(uid), num(gid), num(unix.AT_SYMLINK_NOFOLLOW))
+		made.save(regKind)
+		c.step(what+": give to its user", unix.SYS_FCHOWNAT, reg(dir), str(name), num(uid), num(gid), num(unix.AT_SYMLINK_NOFOLLOW)).
+			when(IfSet, regKind)
 	}
 }

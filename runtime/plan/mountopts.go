@@ -2,21 +2,32 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // mountOptions are the options of a mount, taken apart.
 type mountOptions struct {
-	// set and clear are MOUNT_ATTR_* of the mount, setAll of the whole tree.
-	set, clear, setAll uint64
-	propagation        uint64
-	bind, recursive    bool
-	idmapAll           bool
+	// set and clear are MOUNT_ATTR_* of the mount.
+	set, clear uint64
+	// all are those of the whole tree, which come after.
+	all attrs
+	// propagation is MS_*; ownOnly says that it is not that of mounts below.
+	propagation     uint64
+	ownOnly         bool
+	bind, recursive bool
+	idmapAll        bool
+	// copyUp begins with what lies at the target.
+	copyUp bool
 	// data belongs to the file system.
 	data []fsOption
 }
+
+// attrs are MOUNT_ATTR_* bits as mount_setattr takes them.
+type attrs struct{ set, clear uint64 }
 
 // attr is a mount attribute that an option sets or clears.
 type attr struct {
@@ -44,6 +55,35 @@ var propagations = map[string]uint64{
 
 const atimes = unix.MOUNT_ATTR__ATIME
 
+// apply adds an option for the whole tree. Access times are a number, not bits:
+// what takes one back leaves the usual, relatime.
+func (s *attrs) apply(a attr) {
+	switch {
+	case a.bits == 0 || a.bits&atimes != 0:
+		s.set &^= atimes
+		s.clear |= atimes
+		if !a.clear {
+			s.set |= a.bits
+		}
+	case a.clear:
+		s.set &^= a.bits
+		s.clear |= a.bits
+	default:
+		s.clear &^= a.bits
+		s.set |= a.bits
+	}
+}
+
+// mount is what one mount without others below it has in the end.
+func (o *mountOptions) mount() uint64 { return o.set&^o.all.clear | o.all.set }
+
+// ofSuperblock are options of a file system as a whole, which mount(8) takes
+// for any. A bind cannot change them, and is made without.
+var ofSuperblock = []string{"sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand"}
+
+// ofMountCommand are options that mean nothing to a file system.
+var ofMountCommand = []string{"", "defaults", "bind", "idmap", "silent", "loud", "iversion", "noiversion"}
+
 func (o *mountOptions) apply(a attr) {
 	if a.clear {
 		o.set &^= a.bits
@@ -59,6 +99,35 @@ func (o *mountOptions) apply(a attr) {
 		o.clear &^= a.bits
 	}
 	o.set |= a.bits
+}
+
+// withMode adds the permissions that a tmpfs's root gets, unless they are there.
+func withMode(data []fsOption, mode uint32) []fsOption {
+	if slices.ContainsFunc(data, func(o fsOption) bool { return o.key == "mode" }) {
+		return data
+	}
+	return append(slices.Clone(data), fsOption{key: "mode", value: fmt.Sprintf("%04o", mode)})
+}
+
+// CopyUp says whether a mount is a tmpfs that begins with what lies at its
+// target, and what it is made with then: the options of the file system, by
+// name, without the label.
+func CopyUp(m *specs.Mount) (options map[string]string, ok bool, err error) {
+	if m.Type != "tmpfs" || !slices.Contains(m.Options, "tmpcopyup") {
+		return nil, false, nil
+	}
+	o, err := parseOptions(m.Options, false)
+	if err != nil || o.bind {
+		return nil, false, err
+	}
+	options = map[string]string{}
+	if m.Source != "" {
+		options["source"] = m.Source
+	}
+	for _, f := range o.data {
+		options[f.key] = f.value
+	}
+	return options, true, nil
 }
 
 // parseOptions reads the options of a mount. What is unknown belongs to the
@@ -91,23 +160,24 @@ func (o *mountOptions) parse(opt string) error {
 		plain = opt
 	}
 	if p, ok := propagations[plain]; ok {
-		o.propagation = p
+		o.propagation, o.ownOnly = p, !all
 		return nil
 	}
 	if a, ok := optionAttrs[plain]; ok && all {
-		if a.clear || a.bits&atimes != 0 || a.bits == 0 {
-			return fmt.Errorf("%w: mount option %q", ErrUnsupported, opt)
-		}
-		o.setAll |= a.bits
+		o.all.apply(a)
+		return nil
+	}
+	if slices.Contains(ofMountCommand, opt) || o.bind && slices.Contains(ofSuperblock, opt) {
 		return nil
 	}
 	switch opt {
-	case "", "defaults", "bind", "idmap":
 	case "rbind":
 		o.recursive = true
 	case "ridmap":
 		o.idmapAll = true
-	case "tmpcopyup", "remount":
+	case "tmpcopyup":
+		o.copyUp = true
+	case "remount":
 		return fmt.Errorf("%w: mount option %q", ErrUnsupported, opt)
 	default:
 		key, value, has := strings.Cut(opt, "=")

@@ -14,7 +14,7 @@ import (
 func (c *container) mounts() error {
 	for i := range c.s.Mounts {
 		m := c.s.Mounts[i]
-		c.target = c.landing(i)
+		c.index, c.target = i, c.landing(i)
 		if err := c.mount(&m); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
@@ -53,17 +53,52 @@ func (c *container) mount(m *specs.Mount) error {
 		c.image(what, dest, m.Source, o)
 	case "shm":
 		c.cloneMount(what+": copy", reg(regBase), baseShm, 0, regMount)
-		c.setAttr(what+": options", reg(regMount), 0, o.set, o.clear, 0)
+		c.setAttr(what+": options", reg(regMount), 0, o.mount(), o.clear, 0)
 		c.place(what, dest, reg(regMount), true)
 	case "cgroup":
 		c.cgroup(what, dest, o)
 	default:
+		if o.copyUp && kind != "tmpfs" {
+			return fmt.Errorf("%w: mount option tmpcopyup of a %s: only a tmpfs can have it", ErrSpec, kind)
+		}
+		if name := c.o.CopiedUp[c.index]; name != "" {
+			c.image(what, dest, name, c.delayReadonly(kind, dest, o))
+			return nil
+		}
 		if m.Source != "" && m.Source != "none" {
 			o.data = slices.Insert(o.data, 0, fsOption{key: "source", value: m.Source})
 		}
-		c.fresh(what, dest, kind, o)
+		c.fresh(what, dest, kind, c.delayReadonly(kind, dest, o))
 	}
 	return nil
+}
+
+// delayReadonly leaves a file system writable that is to be read-only as long
+// as something is still to be made in it, until [container.finishReadonly].
+func (c *container) delayReadonly(kind, dest string, o mountOptions) mountOptions {
+	if o.mount()&unix.MOUNT_ATTR_RDONLY == 0 || kind != "tmpfs" && dest != "/dev" {
+		return o
+	}
+	filled := dest == "/dev" || below(c.workingDir(), c.target)
+	for i := c.index + 1; i < len(c.s.Mounts); i++ {
+		filled = filled || c.landing(i) != c.target && below(c.landing(i), c.target)
+	}
+	if filled {
+		c.readonly = append(c.readonly, c.target)
+		o.set &^= unix.MOUNT_ATTR_RDONLY
+		o.all.set &^= unix.MOUNT_ATTR_RDONLY
+	}
+	return o
+}
+
+// finishReadonly makes what [container.delayReadonly] has left read-only.
+func (c *container) finishReadonly() {
+	for _, target := range c.readonly {
+		what := "make read-only " + target
+		c.open(what+": open", target, unix.O_PATH, inRoot, regTarget)
+		c.setAttr(what, reg(regTarget), 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+		c.shut(regTarget)
+	}
 }
 
 // kind is what a mount comes down to. A file system that belongs to a
@@ -92,7 +127,7 @@ func (c *container) kind(m *specs.Mount, o *mountOptions) string {
 			rebind = "/dev/mqueue"
 		}
 	case "cgroup", "cgroup2":
-		if c.ns.has(specs.CgroupNamespace) {
+		if c.ns.has(specs.CgroupNamespace) || c.o.CgroupDir != "" && len(c.o.Hierarchies) > 0 {
 			return "cgroup"
 		}
 		// To mount the unified hierarchy here would change the options of
@@ -108,7 +143,7 @@ func (c *container) kind(m *specs.Mount, o *mountOptions) string {
 	}
 	m.Source = rebind
 	o.bind, o.recursive, o.data = true, true, nil
-	o.setAll |= o.set & unix.MOUNT_ATTR_RDONLY
+	o.all.set |= o.set & unix.MOUNT_ATTR_RDONLY
 	return "bind"
 }
 
@@ -140,16 +175,31 @@ func (c *container) bind(what, dest string, m *specs.Mount, o mountOptions) erro
 	}
 	in := Input{
 		Name: what, Kind: InputMount, Path: m.Source, Recursive: o.recursive,
-		AttrSet: o.set, AttrClear: o.clear, AttrSetRecursive: o.setAll, Propagation: o.propagation,
+		AttrSet: o.set, AttrClear: o.clear, Propagation: o.propagation,
 		UIDMap: idMaps(m.UIDMappings), GIDMap: idMaps(m.GIDMappings), IDMapRecursive: o.idmapAll,
 	}
-	if in.Propagation == 0 {
+	// What is below a slave or a private mount is like it, as it is by default.
+	ownOnly := o.ownOnly && (o.propagation == unix.MS_SHARED || o.propagation == unix.MS_UNBINDABLE)
+	if in.Propagation == 0 || ownOnly {
 		in.Propagation = unix.MS_PRIVATE
+	}
+	// The launcher sets those of the tree first, which are to come last.
+	later := o.all.clear != 0 || o.all.set&o.clear != 0
+	if !later {
+		in.AttrSetRecursive = o.all.set
 	}
 	if dest == "/dev" {
 		c.dev = devBound
 	}
-	c.place(what, dest, c.input(in), false)
+
+	mount := c.input(in)
+	if later {
+		c.setAttr(what+": options of all", mount, unix.AT_RECURSIVE, o.all.set, o.all.clear, 0)
+	}
+	if ownOnly {
+		c.setAttr(what+": propagation", mount, 0, 0, 0, o.propagation)
+	}
+	c.place(what, dest, mount, false)
 	return nil
 }
 
@@ -157,8 +207,8 @@ func (c *container) bind(what, dest string, m *specs.Mount, o mountOptions) erro
 func (c *container) image(what, dest, name string, o mountOptions) {
 	mount := c.held(name)
 	c.place(what, dest, mount, false)
-	if o.set|o.clear != 0 {
-		c.setAttr(what+": options", mount, 0, o.set, o.clear, 0)
+	if o.mount()|o.clear != 0 {
+		c.setAttr(what+": options", mount, 0, o.mount(), o.clear, 0)
 	}
 }
 
@@ -171,10 +221,13 @@ func (c *container) fresh(what, dest, fsType string, o mountOptions) {
 	case dest == "/dev/pts" && fsType == "devpts":
 		to = regPts
 	}
+	if mode, ok := c.o.TargetModes[c.index]; ok && fsType == "tmpfs" {
+		o.data = withMode(o.data, mode)
+	}
 	if fsType == "tmpfs" || fsType == "devpts" {
 		o.data = labelled(o.data, c.s.Linux.MountLabel)
 	}
-	c.fileSystem(what, fsType, o.set|o.setAll, o.data, to)
+	c.fileSystem(what, fsType, o.mount(), o.data, to)
 	if o.propagation != 0 {
 		c.setAttr(what+": propagation", reg(to), 0, 0, 0, o.propagation)
 	}
@@ -203,7 +256,7 @@ func (c *container) joinedProcfs(what, dest string, o mountOptions) error {
 	default:
 		c.cloneMount(what+": copy", reg(regBase), baseProcs, 0, regMount)
 	}
-	c.setAttr(what+": options", procfs, 0, o.set|o.setAll, o.clear, 0)
+	c.setAttr(what+": options", procfs, 0, o.mount(), o.clear, 0)
 	c.place(what, dest, procfs, true)
 
 	return nil
@@ -289,22 +342,17 @@ func (c *container) makeTarget(what, parent, name string, mount Arg, dir bool) {
 // folder with all those of v1.
 func (c *container) cgroup(what, dest string, o mountOptions) {
 	if len(c.o.Hierarchies) == 0 {
-		c.fresh(what, dest, "cgroup2", mountOptions{set: o.set | o.setAll, propagation: o.propagation})
+		c.fresh(what, dest, "cgroup2", mountOptions{set: o.mount(), propagation: o.propagation})
 		return
 	}
 	hierarchies := labelled([]fsOption{{key: "mode", value: "755"}, {key: "size", value: "64k"}}, c.s.Linux.MountLabel)
-	c.fileSystem(what, "tmpfs", o.set&^unix.MOUNT_ATTR_RDONLY, hierarchies, regCgroup)
+	c.fileSystem(what, "tmpfs", o.mount()&^unix.MOUNT_ATTR_RDONLY, hierarchies, regCgroup)
 	c.place(what, dest, reg(regCgroup), true)
 	for _, h := range c.o.Hierarchies {
 		sub := what + "/" + h.Dir
 		c.step(sub+": make folder", unix.SYS_MKDIRAT, reg(regCgroup), str(h.Dir), num(0o755))
-		var options []fsOption
-		for _, opt := range h.Options {
-			key, value, has := strings.Cut(opt, "=")
-			options = append(options, fsOption{key: key, value: value, flag: !has})
-		}
-		c.fileSystem(sub, "cgroup", o.set, options, regMount)
-		c.step(sub, unix.SYS_MOVE_MOUNT, reg(regMount), str(""), reg(regCgroup), str(h.Dir), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+		mount := c.hierarchy(sub, h, o)
+		c.step(sub, unix.SYS_MOVE_MOUNT, mount, str(""), reg(regCgroup), str(h.Dir), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
 		c.shut(regMount)
 		if !strings.Contains(h.Dir, ",") {
 			continue
@@ -313,18 +361,36 @@ func (c *container) cgroup(what, dest string, o mountOptions) {
 			c.step(what+"/"+name+": link", unix.SYS_SYMLINKAT, str(h.Dir), reg(regCgroup), str(name))
 		}
 	}
-	if o.set&unix.MOUNT_ATTR_RDONLY != 0 {
+	if o.mount()&unix.MOUNT_ATTR_RDONLY != 0 {
 		c.setAttr(what+": make read-only", reg(regCgroup), 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	}
 	c.shut(regCgroup)
+}
+
+// hierarchy is a cgroup v1 hierarchy as the container sees it. Without a
+// namespace that begins at its own group, that one's folder is bound.
+func (c *container) hierarchy(what string, h Hierarchy, o mountOptions) Arg {
+	if !c.ns.has(specs.CgroupNamespace) {
+		return c.input(Input{
+			Name: what, Kind: InputMount, Path: path.Join("/sys/fs/cgroup", h.Dir, c.o.CgroupDir),
+			AttrSet: o.mount(), Propagation: unix.MS_PRIVATE,
+		})
+	}
+	var options []fsOption
+	for _, opt := range h.Options {
+		key, value, has := strings.Cut(opt, "=")
+		options = append(options, fsOption{key: key, value: value, flag: !has})
+	}
+	c.fileSystem(what, "cgroup", o.mount(), options, regMount)
+	return reg(regMount)
 }
 
 // maskPaths covers paths that the container must not see. Whether one is a
 // folder or a file, or is there at all, shows only now. What covers them is the
 // base's, which nobody but processes on their way into a container can reach.
 func (c *container) maskPaths() {
-	for _, p := range c.s.Linux.MaskedPaths {
-		what, p := "mask "+clean(p), clean(p)
+	for _, p := range distinct(c.s.Linux.MaskedPaths) {
+		what := "mask " + p
 		c.open(what+": look for folder", p, unix.O_PATH|unix.O_DIRECTORY, inRoot, regKind).ignore(unix.ENOENT, unix.ENOTDIR)
 		c.open(what+": look for file", p, unix.O_PATH, inRoot, regTarget).ignore(unix.ENOENT, unix.ENOTDIR).when(IfUnset, regKind)
 		c.cloneMount(what+": copy empty folder", reg(regBase), baseMask, 0, regMount).when(IfSet, regKind)
@@ -338,10 +404,21 @@ func (c *container) maskPaths() {
 	}
 }
 
+// distinct are clean paths, each once.
+func distinct(list []string) []string {
+	var out []string
+	for _, p := range list {
+		if p = clean(p); !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // protectPaths makes paths read-only by a read-only copy on top of them.
 func (c *container) protectPaths() {
-	for _, p := range c.s.Linux.ReadonlyPaths {
-		what, p := "make read-only "+clean(p), clean(p)
+	for _, p := range distinct(c.s.Linux.ReadonlyPaths) {
+		what := "make read-only " + p
 		c.open(what+": open", p, unix.O_PATH, inRoot, regTarget).ignore(unix.ENOENT, unix.ENOTDIR)
 		c.cloneMount(what+": copy", reg(regTarget), "", unix.AT_RECURSIVE, regMount).when(IfSet, regTarget)
 		c.setAttr(what+": set", reg(regMount), unix.AT_RECURSIVE, unix.MOUNT_ATTR_RDONLY, 0, 0).when(IfSet, regTarget)

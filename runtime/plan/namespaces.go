@@ -92,7 +92,7 @@ func (b *builder) namespace(name string) Arg {
 // first, because it gives the right to enter those that it owns.
 var joinOrder = []specs.LinuxNamespaceType{
 	specs.UserNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace,
-	specs.CgroupNamespace, specs.TimeNamespace, specs.PIDNamespace,
+	specs.CgroupNamespace, specs.TimeNamespace, specs.PIDNamespace, specs.MountNamespace,
 }
 
 // enter joins and makes the namespaces. After it the process is where it will
@@ -155,6 +155,9 @@ func (b *builder) makeNamespaces(flags uint64) {
 // new user namespace are made by its root, who owns what is in them.
 func (c *container) early() uint64 {
 	switch {
+	case c.ns.makes(specs.UserNamespace) && c.ns.forksEarly():
+		// The first process of a PID namespace cannot have a sibling.
+		return unix.CLONE_NEWUSER
 	case c.ns.makes(specs.UserNamespace):
 		return c.ns.made & (unix.CLONE_NEWUSER | unix.CLONE_NEWPID)
 	case c.ns.joins(specs.UserNamespace), c.ns.forksEarly():
@@ -185,11 +188,15 @@ func (b *builder) fork(flags uint64) *Step {
 	return s
 }
 
+// offsetClocks are the clocks that a time namespace can shift.
+var offsetClocks = []string{"monotonic", "boottime"}
+
 func (c *container) timeNamespace() {
 	c.step("make namespaces time", unix.SYS_UNSHARE, num(uint64(unix.CLONE_NEWTIME)))
-	for _, clock := range []string{"monotonic", "boottime"} {
+	for _, clock := range offsetClocks {
 		if o, ok := c.s.Linux.TimeOffsets[clock]; ok {
-			c.writeFile("set time offset "+clock, "self/timens_offsets", fmt.Sprintf("%s %d %d\n", clock, o.Secs, o.Nanosecs))
+			line := fmt.Sprintf("%s %d %d\n", clock, o.Secs, o.Nanosecs)
+			c.step("set time offset "+clock, unix.SYS_WRITE, reg(regTime), str(line), num(len(line)))
 		}
 	}
 }

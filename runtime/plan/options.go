@@ -19,6 +19,9 @@ type Options struct {
 	// Hierarchies are the host's cgroup v1 hierarchies, for a mount of type
 	// cgroup. Empty means that the host has the unified hierarchy.
 	Hierarchies []Hierarchy
+	// CgroupDir is the container's own folder below the root of each of them. It
+	// is what is shown without a cgroup namespace; empty shows all.
+	CgroupDir string
 	// Procfs says that the PID namespace that is joined is not the one whose
 	// procfs the pod's base has. That of another is held as "procfs/pid", or
 	// taken from a process in there, see Target.
@@ -42,6 +45,13 @@ type Options struct {
 	// destination without symbolic links. Without them the destinations are
 	// taken as they are written.
 	Targets []string
+	// TargetModes has the permissions of what is at a mount's target, by the
+	// mount's index, where something is there that is not made for it. A tmpfs
+	// that asks for none gets these.
+	TargetModes map[int]uint32
+	// CopiedUp has the name of what is held for a tmpfs that begins with what
+	// lies at its target, by the mount's index.
+	CopiedUp map[int]string
 	// WorkingDir is where the working directory lands, likewise.
 	WorkingDir string
 	// AnyOrder says that the spec's mounts may be made in another order, so that

@@ -145,10 +145,7 @@ func (c *process) execute() error {
 	c.lookAtWorkingDir()
 	c.closeOthers(c.exposed)
 	c.limits()
-	sets, err := c.capSets()
-	if err != nil {
-		return err
-	}
+	sets := c.capSets()
 	c.bound(sets)
 	c.identity()
 	c.enterWorkingDir()
