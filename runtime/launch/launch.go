@@ -2,6 +2,7 @@ package launch
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -121,10 +122,10 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 	}
 	in := l.inputs(h, s)
 	defer in.close()
-	if o.Procfs && joinedPIDs(s) != "" {
 	for name, f := range made {
 		in.own(name, f)
 	}
+	if o.Procfs && joinedPIDs(s) != "" {
 		if o.Target, err = in.joinedProcfs(s); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Name, err)
 		}
@@ -201,7 +202,16 @@ func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h H
 		if err != nil {
 			return o, fmt.Errorf("compile seccomp profile: %w", err)
 		}
-		o.Seccomp = &plan.Filter{Prog: f.Prog, Flags: f.Flags, Joins: f.Joins}
+		o.Seccomp = &plan.Filter{Prog: f.Prog, Flags: f.Flags}
+		if !f.Joins {
+			var random [16]byte
+			_, _ = rand.Read(random[:]) // it never fails
+			pass := seccomp.NewPass(random)
+			if o.Seccomp.Prog, err = f.WithPass(pass); err != nil {
+				return o, fmt.Errorf("compile seccomp profile: %w", err)
+			}
+			o.Seccomp.Pass = pass
+		}
 	}
 	// Without a pod's base there is no procfs of its PID namespace.
 	o.Procfs = o.Procfs || !o.PodBase && joinedPIDs(s) != ""

@@ -26,11 +26,17 @@ const spareFiles = 4096
 // privileged sets what only the host's root may, and what children inherit.
 func (c *process) privileged() {
 	c.oomScore()
+	if (c.userns() || c.exposed) && c.limit("RLIMIT_NPROC") != nil {
+		// It can be lowered later, and would stop the process at once that is
+		// to have it.
+		most := c.clampLimit("RLIMIT_NPROC", unix.RLIM_INFINITY)
+		c.setLimit("raise RLIMIT_NPROC", "RLIMIT_NPROC", most, most)
+	}
 	if c.userns() {
 		// Hard limits cannot be raised from inside.
 		for _, l := range c.p.Rlimits {
-			needed := l.Type == "RLIMIT_NOFILE" || l.Type == "RLIMIT_NPROC"
-			if hard := c.clampLimit(l.Type, l.Hard); hard > spareFiles || !needed {
+			needed := l.Type == "RLIMIT_NOFILE"
+			if hard := c.clampLimit(l.Type, l.Hard); l.Type != "RLIMIT_NPROC" && (hard > spareFiles || !needed) {
 				c.setLimit("raise "+l.Type, l.Type, hard, hard)
 			}
 		}
@@ -58,20 +64,44 @@ func (c *process) clampLimit(name string, v uint64) uint64 {
 	return v
 }
 
-func (b *builder) setLimit(what, name string, soft, hard uint64) {
-	b.step(what, unix.SYS_PRLIMIT64, zero(), num(rlimitNumbers[name]), data(words(soft, hard)), zero())
+func (b *builder) setLimit(what, name string, soft, hard uint64) *Step {
+	return b.step(what, unix.SYS_PRLIMIT64, zero(), num(rlimitNumbers[name]), data(words(soft, hard)), zero())
 }
 
 // limits comes last of what a process does with the descriptors and memory of a
 // start, which its limits are not about.
 func (c *process) limits() {
-	if !slices.ContainsFunc(c.p.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == "RLIMIT_NOFILE" }) {
+	if c.limit("RLIMIT_NOFILE") == nil {
 		c.usualFiles()
 	}
 	for _, l := range c.p.Rlimits {
-		hard := c.clampLimit(l.Type, l.Hard)
-		c.setLimit("limit "+l.Type, l.Type, min(l.Soft, hard), hard)
+		if l.Type != "RLIMIT_NPROC" {
+			hard := c.clampLimit(l.Type, l.Hard)
+			c.setLimit("limit "+l.Type, l.Type, min(l.Soft, hard), hard)
+		}
 	}
+}
+
+// limitProcesses comes once the process has its user, all of whose processes
+// count, and has forked for the last time.
+func (c *process) limitProcesses() {
+	if l := c.limit("RLIMIT_NPROC"); l != nil {
+		hard := c.clampLimit(l.Type, l.Hard)
+		s := c.setLimit("limit "+l.Type, l.Type, min(l.Soft, hard), hard)
+		if c.exposed {
+			c.pass(s)
+		}
+	}
+}
+
+// limit is the last that is asked for of a kind, nil for none.
+func (c *process) limit(name string) *specs.POSIXRlimit {
+	for i := range slices.Backward(c.p.Rlimits) {
+		if c.p.Rlimits[i].Type == name {
+			return &c.p.Rlimits[i]
+		}
+	}
+	return nil
 }
 
 // usualFiles sets the limit on open files where none is asked for.

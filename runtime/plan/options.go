@@ -68,10 +68,11 @@ type Filter struct {
 	Prog []byte
 	// Flags are SECCOMP_FILTER_FLAG_* bits.
 	Flags uint32
-	// Joins says that the filter allows what a process does that joins others
-	// in their PID namespace once it has loaded it: clone, setsid, and the
-	// ioctl that takes a terminal.
-	Joins bool
+	// Pass is what the calls carry, in arguments 4 and 5, that a process makes
+	// once it has loaded the filter to join others in their PID namespace: clone,
+	// setsid, the ioctl that takes a terminal, and prlimit64. With it the filter
+	// allows them.
+	Pass [2]uint64
 }
 
 // Hierarchy is a cgroup v1 hierarchy of the host.

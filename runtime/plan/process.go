@@ -148,6 +148,11 @@ func (c *process) execute() error {
 	sets := c.capSets()
 	c.bound(sets)
 	c.identity()
+	if !c.exposed {
+		// Whom its user has too many processes with already is not refused the
+		// identity, nor the program, but further processes.
+		c.limitProcesses()
+	}
 	c.enterWorkingDir()
 	if !c.p.NoNewPrivileges {
 		// To load a filter is a privilege unless privileges can no longer be
@@ -160,17 +165,16 @@ func (c *process) execute() error {
 	if c.p.NoNewPrivileges {
 		c.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	}
-	late := c.exposed && c.p.NoNewPrivileges && c.o.Seccomp != nil && !c.o.Seccomp.Joins
-	if c.p.NoNewPrivileges && !late {
+	if c.exposed {
+		// To become another user may have made it dumpable.
+		c.hide()
+	}
+	if c.p.NoNewPrivileges {
 		c.seccomp()
 	}
 
 	if c.exposed {
 		c.expose()
-	}
-	if late {
-		// The filter refuses what a process must do that joins others.
-		c.seccomp()
 	}
 
 	return c.exec()
@@ -182,17 +186,25 @@ func (c *process) execute() error {
 // identity, capabilities and filter, with nothing open but the standard streams
 // and the socket for its report, and without any memory but this plan.
 func (c *process) expose() {
-	// To become another user may have made it dumpable.
-	c.hide()
-	c.fork(0).Exposed = true
-	// A session can only be begun by its first process. A filter that refuses
-	// it is obeyed, unless there is a terminal to control.
-	session := c.step("make session", unix.SYS_SETSID)
+	fork := c.fork(0)
+	fork.Exposed = true
+	c.pass(fork)
+	// A session can only be begun by its first process.
+	c.pass(c.step("make session", unix.SYS_SETSID))
 	if c.o.Terminal {
-		c.step("control terminal", unix.SYS_IOCTL, zero(), num(unix.TIOCSCTTY), zero())
-		return
+		c.pass(c.step("control terminal", unix.SYS_IOCTL, zero(), num(unix.TIOCSCTTY), zero()))
 	}
-	session.ignore(unix.EPERM, unix.ENOSYS, unix.EACCES)
+	c.limitProcesses()
+}
+
+// pass has a step tell the filter that it is the start's.
+func (c *process) pass(s *Step) {
+	if f := c.o.Seccomp; f != nil && f.Pass != [2]uint64{} {
+		for len(s.Args) < 4 {
+			s.Args = append(s.Args, zero())
+		}
+		s.Args = append(s.Args[:4:4], num(f.Pass[0]), num(f.Pass[1]))
+	}
 }
 
 // session makes the process the first of a session, unless it will be another.

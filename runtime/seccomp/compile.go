@@ -18,7 +18,8 @@ type Filter struct {
 	// Flags are SECCOMP_FILTER_FLAG_* bits.
 	Flags uint32
 	// Joins says that a process can join others in their PID namespace after
-	// it has loaded the filter: clone itself, begin a session, take a terminal.
+	// it has loaded the filter: clone itself, begin a session, take a terminal,
+	// limit itself. Where a profile forbids that, see [Filter.WithPass].
 	Joins bool
 }
 

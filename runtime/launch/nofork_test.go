@@ -1,0 +1,143 @@
+package launch
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/plan"
+)
+
+// forbidding is a profile that kills for what a process does that joins others
+// in their PID namespace, and for whatever else a program can do without. runc
+// needs capset and prctl after the filter unless privileges cannot be gained.
+func forbidding(nnp bool) *specs.LinuxSeccomp {
+	killed := []string{
+		"clone", "clone3", "fork", "vfork", "setsid", "setns", "unshare", "seccomp", "setresuid", "setresgid",
+		"setgroups", "openat2", "fchdir", "close_range", "keyctl",
+	}
+	if nnp {
+		killed = append(killed, "capset", "prctl")
+	}
+	with := func(name string, arg uint, value uint64) specs.LinuxSyscall {
+		return specs.LinuxSyscall{
+			Names: []string{name}, Action: specs.ActKillProcess,
+			Args: []specs.LinuxSeccompArg{{Index: arg, Value: value, Op: specs.OpEqualTo}},
+		}
+	}
+	return &specs.LinuxSeccomp{
+		DefaultAction: specs.ActAllow,
+		Syscalls: []specs.LinuxSyscall{
+			{Names: killed, Action: specs.ActKillProcess},
+			// Every program makes others of these.
+			with("ioctl", 1, unix.TIOCSCTTY), with("prlimit64", 1, unix.RLIMIT_NPROC),
+		},
+	}
+}
+
+// TestProfilesThatForbidToFork has commands and containers that share a PID
+// namespace start under profiles that forbid how they get there, and the
+// profile in force for their program, whatever arguments it calls with.
+func TestProfilesThatForbidToFork(t *testing.T) {
+	for _, users := range []bool{false, true} {
+		for _, nnp := range []bool{false, true} {
+			for _, terminal := range []bool{false, true} {
+				t.Run(fmt.Sprint("own users ", users, ", no new privileges ", nnp, ", terminal ", terminal), func(t *testing.T) {
+					b := newLab(t)
+					pod := usual()
+					if users {
+						pod = usersOwn()
+					}
+					pod.PidNS = true
+					b.sandbox(pod)
+					change := func(s *specs.Spec) {
+						setNamespace(s, specs.PIDNamespace, "ns/pid")
+						s.Process.NoNewPrivileges = nnp
+						s.Process.User = specs.User{UID: 1000, GID: 1001}
+						s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Soft: 100, Hard: 200}}
+					}
+					c, s := b.running(change)
+					s.Linux.Seccomp = forbidding(nnp)
+					const script = "read a b c d pid e </proc/self/stat; [ $pid = $$ ] && echo session; while read a b c d; do [ $b = processes ] && echo $c $d; done </proc/self/limits; /bin/true; echo forked"
+					p := *s.Process
+					p.Args = []string{"sh", "-c", script}
+					e, err := b.exec(c, s, &p, plan.Options{Terminal: terminal})
+					if err != nil {
+						t.Fatalf("exec: %v", err)
+					}
+					forbids(t, e, terminal)
+
+					beside := b.spec(script)
+					change(beside)
+					beside.Linux.Seccomp = forbidding(nnp)
+					e, err = b.start(beside, nil, plan.Options{Terminal: terminal})
+					if err != nil {
+						t.Fatalf("start beside: %v", err)
+					}
+					forbids(t, e, terminal)
+				})
+			}
+		}
+	}
+}
+
+// forbids has a process print that it began a session, and die when it forks.
+func forbids(t *testing.T, e *started, terminal bool) {
+	t.Helper()
+	if terminal {
+		// What it printed is in the terminal.
+		if ws := reap(e.Pid); !ws.Signaled() || ws.Signal() != syscall.SIGSYS {
+			t.Errorf("ended with %#x, want by SIGSYS", ws)
+		}
+		e.Pid = 0
+		return
+	}
+	out, code := e.wait()
+	if code != 128+int(syscall.SIGSYS) || !strings.HasPrefix(out, "session\n100 200 processes") || strings.Contains(out, "forked") {
+		t.Errorf("printed %q and ended with code %d, want it to end by SIGSYS when it forks", out, code)
+	}
+}
+
+// TestProcessesOfTheUserDoNotStopAStart has more processes of the container's
+// user on the machine than its limit: it begins, and cannot fork.
+func TestProcessesOfTheUserDoNotStopAStart(t *testing.T) {
+	const uid = 54321
+	for range 3 {
+		other := exec.Command("sleep", "1000")
+		other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		if os.Getuid() == 0 {
+			must(t, other.Start())
+			t.Cleanup(func() { _ = other.Process.Kill(); _ = other.Wait() })
+		}
+	}
+	for _, shared := range []bool{false, true} {
+		for _, nnp := range []bool{false, true} {
+			t.Run(fmt.Sprint("shared PIDs ", shared, ", no new privileges ", nnp), func(t *testing.T) {
+				b := newLab(t)
+				pod := usual()
+				pod.PidNS = shared
+				b.sandbox(pod)
+				change := func(s *specs.Spec) {
+					if shared {
+						setNamespace(s, specs.PIDNamespace, "ns/pid")
+					}
+					s.Process.User = specs.User{UID: uid, GID: uid}
+					s.Process.NoNewPrivileges = nnp
+					s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Soft: 1, Hard: 2}}
+				}
+				c, s := b.running(change)
+				const script = "echo begun; ulimit -u; ulimit -Hu; /bin/true; echo forked"
+				out, code := b.execute(c, s, "sh", "-c", script)
+				if !strings.HasPrefix(out, "begun\n1\n2\n") || code == 0 || strings.Contains(out, "forked") {
+					t.Errorf("command printed %q, exit code %d, want it to begin and not to fork", out, code)
+				}
+			})
+		}
+	}
+}
