@@ -161,3 +161,36 @@ func text(lines []line, stream string) string {
 	}
 	return b.String()
 }
+
+// TestUnlimitedLogLines has lines of a container in one piece, with a terminal
+// and without, and one that the keeper leaves half-way to the next.
+func TestUnlimitedLogLines(t *testing.T) {
+	n := newNode(t, lab.Options{Config: "max_container_log_line_size = -1\n"})
+	const size = 3 << 20
+	line := strings.Repeat("x", size) + "\n"
+	p := n.pod(t)
+	for name, tty := range map[string]bool{"plain": false, "terminal": true} {
+		c := p.start(t, named(name), sh(fmt.Sprintf(`head -c %d /dev/zero | tr '\0' x; echo`, size)), func(c *runtimeapi.ContainerConfig) {
+			c.Tty, c.LogPath = tty, name+".log"
+		})
+		c.wait(t)
+		lines := parse(t, []byte(slurp(c.logFile())))
+		if got := strings.ReplaceAll(text(lines, ""), "\r\n", "\n"); len(lines) != 1 || got != line {
+			t.Errorf("%s: %d lines of log with %d bytes, want one with %d", name, len(lines), len(got), len(line))
+		}
+	}
+
+	c := p.start(t, named("half"), sh(fmt.Sprintf(`head -c %d /dev/zero | tr '\0' x; touch /mnt/half; until [ -e /mnt/on ]; do sleep 0.05; done; head -c %d /dev/zero | tr '\0' x; echo`, size/2, size/2)),
+		mount(t.TempDir(), "/mnt"), func(c *runtimeapi.ContainerConfig) { c.LogPath = "half.log" })
+	host := c.cfg.Mounts[0].HostPath
+	eventually(t, "half of the line", func() bool { _, err := os.Stat(filepath.Join(host, "half")); return err == nil })
+	n.killKeeper(t)
+	if err := os.WriteFile(filepath.Join(host, "on"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.wait(t)
+	lines := parse(t, []byte(slurp(c.logFile())))
+	if got := text(lines, ""); len(lines) != 1 || got != line {
+		t.Errorf("over a keeper's end: %d lines of log with %d bytes, want one with %d", len(lines), len(got), len(line))
+	}
+}

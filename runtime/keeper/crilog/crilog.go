@@ -29,8 +29,9 @@ import (
 const (
 	// DefaultMaxLine is the length at which lines are split.
 	DefaultMaxLine = 16 << 10
-	// maxMaxLine bounds the memory of an unfinished line.
-	maxMaxLine = 1 << 20
+	// maxMaxLine bounds the memory of an unfinished line. It is far beyond any
+	// line that is meant to be read, and what "no limit" comes to.
+	maxMaxLine = 16 << 20
 	// flushSize is how much is gathered for one write.
 	flushSize = 64 << 10
 )

@@ -248,6 +248,34 @@ func TestLongLine(t *testing.T) {
 	}
 }
 
+// TestUnlimitedLine has lines that no limit splits, up to what memory is for.
+func TestUnlimitedLine(t *testing.T) {
+	_, out, errs, path := newLog(t, -1)
+	line := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16)
+	for _, s := range []*source{out, errs} {
+		if err := s.put(t, append(bytes.Clone(line), "\nshort\n"...)); err != nil {
+			t.Fatal(err)
+		}
+		s.end(t)
+	}
+	log, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, whole := bytes.Count(log, []byte("\n")), bytes.Count(log, append([]byte(" F "), append(line, '\n')...)); n != 4 || whole != 2 {
+		t.Errorf("%d lines in the log, %d of the long ones whole, want 4 and 2", n, whole)
+	}
+
+	_, out, _, path = newLog(t, -1)
+	if err := out.put(t, append(bytes.Repeat([]byte("x"), maxMaxLine+5), '\n')); err != nil {
+		t.Fatal(err)
+	}
+	out.end(t)
+	if lines := parse(t, path); len(lines) != 2 || len(join(lines, "stdout")) != maxMaxLine+6 {
+		t.Errorf("a line beyond the bound takes %d lines with %d bytes", len(lines), len(join(lines, "stdout")))
+	}
+}
+
 // TestReopen rotates while two streams write.
 func TestReopen(t *testing.T) {
 	dir := t.TempDir()

@@ -39,7 +39,7 @@ const (
 	// pageSize is what an idle spool keeps.
 	pageSize = 4096
 	// maxSize bounds the address space of a spool.
-	maxSize = 16 << 20
+	maxSize = 64 << 20
 )
 
 // ErrInvalid is a file that is no spool.
