@@ -32,6 +32,9 @@ func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (plan.SandboxOptions, erro
 	o.NewIPC = NamespaceMode(cfg, IPC) != runtimeapi.NamespaceMode_NODE
 	o.PidNS = NamespaceMode(cfg, PID) == runtimeapi.NamespaceMode_POD
 	o.Hostname = cfg.GetHostname()
+	if o.ShmSize, err = shmSize(cfg); err != nil {
+		return o, err
+	}
 	o.User, err = podUser(cfg, userns)
 	return o, err
 }

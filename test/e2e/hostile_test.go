@@ -393,7 +393,6 @@ func testNothingForOthers(t *testing.T, n *node) {
 var control = map[string]string{
 	"io.kubernetes.cri-o.UnifiedCgroup.main":             "pids.max=7;memory.max=12345678",
 	"io.kubernetes.cri-o.Devices":                        "/dev/kmsg:/dev/hostile:rwm",
-	"io.kubernetes.cri-o.ShmSize":                        "12345678",
 	"io.kubernetes.cri-o.umask":                          "0123",
 	"seccomp-profile.kubernetes.cri-o.io":                "unconfined",
 	"org.systemd.property.ExecStartPre":                  "[('/bin/touch', ['touch', '/tmp/hostile'], false)]",
