@@ -18,6 +18,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/ordinary"
 )
 
 const (
@@ -139,7 +141,7 @@ func checkLists(answer []byte) error {
 // runGroup runs a command that leads a process group. When ctx ends it waits
 // for grace, kills the group and returns the cause.
 func runGroup(ctx context.Context, cmd *exec.Cmd, grace time.Duration) error {
-	if err := cmd.Start(); err != nil {
+	if err := ordinary.Start(cmd); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)

@@ -17,10 +17,10 @@ var walls = []struct {
 	{"cmd", []string{"cri", "image", "network", "runtime"}},
 	{"cri", []string{"cri", "image", "network", "runtime"}},
 	// image and network share with runtime only the two ways to the disk:
-	// paths that a container controls, and files that survive a crash; and
-	// text that a container controls.
+	// paths that a container controls, and files that survive a crash; text
+	// that a container controls; and network how the node's programs are started.
 	{"image", []string{"image", "runtime/rootpath", "runtime/durable", "runtime/untrusted"}},
-	{"network", []string{"network", "runtime/rootpath", "runtime/durable", "runtime/untrusted"}},
+	{"network", []string{"network", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/ordinary"}},
 	{"runtime", []string{"runtime"}},
 	// Tests of every package can use testkit, without a circle of imports.
 	{"test/testkit/belongings", []string{"runtime/keeper/client", "test/testkit"}},

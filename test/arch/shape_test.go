@@ -97,14 +97,14 @@ var banned = map[string]struct {
 	"os.IsExist":         {nil, "errors.Is with os.ErrExist sees wrapped errors"},
 	"os.IsPermission":    {nil, "errors.Is with os.ErrPermission sees wrapped errors"},
 	"os.Create":          {[]string{"hack", "test"}, "durable.WriteFile, or os.OpenFile with flags that say what is meant"},
-	// The keeper writes to /proc, and exit records that it renames itself; a
+	// The keeper and who starts programs write to /proc, the keeper exit records that it renames itself; a
 	// layer is synced as a whole before its folder gets its name.
 	"os.RemoveAll":     {[]string{"cmd", "hack", "test"}, "rootpath.RemoveAll: below what is removed may be a container's tree, of any depth and with mounts in it"},
 	"filepath.Walk":    {[]string{"hack", "test"}, "rootpath.Walk, which a container cannot lead astray or exhaust"},
 	"filepath.WalkDir": {[]string{"hack", "test", "cri/node"}, "rootpath.Walk, which a container cannot lead astray or exhaust"},
 	"fs.WalkDir":       {[]string{"hack", "test"}, "rootpath.Walk, which a container cannot lead astray or exhaust"},
 	"os.CopyFS":        {[]string{"hack", "test"}, "it follows links and holds a descriptor a level"},
-	"os.WriteFile":     {[]string{"hack", "test", "runtime/keeper", "image/layer", "network/cni/cnitest"}, "durable.WriteFile, which a crash leaves whole"},
+	"os.WriteFile":     {[]string{"hack", "test", "runtime/keeper", "runtime/ordinary", "image/layer", "network/cni/cnitest"}, "durable.WriteFile, which a crash leaves whole"},
 }
 
 func TestBanned(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"text/template"
 	"time"
+
+	"crisp/runtime/ordinary"
 )
 
 // DefaultName is the name of the profile that crisp makes.
@@ -71,9 +73,13 @@ func run(ctx context.Context, parser string, profile []byte, args ...string) err
 	cmd := exec.CommandContext(ctx, parser, args...)
 	cmd.Stdin = bytes.NewReader(profile)
 	cmd.Env = []string{}
-	cmd.Dir = "/"
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := ordinary.Start(cmd); err != nil {
+		return err
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(out.String()))
 	}
 	return nil
 }
