@@ -41,6 +41,11 @@ func dial(t testing.TB, url, protocol string) *session {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return sessionOn(t, conn)
+}
+
+// sessionOn is the client's end of a connection that is there.
+func sessionOn(t testing.TB, conn httpstream.Connection) *session {
 	// A client that waits in vain shall fail its test, not stop it.
 	limit := time.AfterFunc(60*time.Second, func() { conn.Close() })
 	t.Cleanup(func() {

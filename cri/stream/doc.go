@@ -3,8 +3,8 @@
 //
 // The CRI answers such a call with a URL, where the caller, which is kubelet
 // or crictl, then connects for the data, by SPDY or WebSocket. The protocols
-// are k8s.io/cri-streaming's, but for version 5 of the one over WebSocket, which
-// that does not have; this package owns what surrounds them: the listener, the
+// are k8s.io/cri-streaming's, but for version 5 of the one over WebSocket, and
+// SPDY in a WebSocket, which that does not have; this package owns what surrounds them: the listener, the
 // one-time URLs, the connections, and the end of all these.
 //
 // A session's last bytes are its client's, however slow that is: a closed

@@ -264,8 +264,15 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, req any) {
 	case *runtimeapi.PortForwardRequest:
 		ctx, cancel := context.WithCancel(r.Context())
 		f := &forwarder{ctx: ctx, runtime: s.runtime}
-		portforward.ServePortForward(w, r, f, req.PodSandboxId, "", &portforward.V4Options{Ports: req.Port},
-			o.IdleTimeout, o.CreationTimeout, portforward.SupportedProtocols)
+		serve := func(w http.ResponseWriter, r *http.Request) {
+			portforward.ServePortForward(w, r, f, req.PodSandboxId, "", &portforward.V4Options{Ports: req.Port},
+				o.IdleTimeout, o.CreationTimeout, portforward.SupportedProtocols)
+		}
+		if isTunnel(r) {
+			serveTunnel(w, r, serve)
+		} else {
+			serve(w, r)
+		}
 		cancel()
 		f.forwards.wait()
 	}

@@ -1,0 +1,93 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"k8s.io/client-go/rest"
+	clientforward "k8s.io/client-go/tools/portforward"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/network/portforward"
+)
+
+// TestPortForwardThroughATunnel forwards ports as crictl does with
+// --transport websocket: by client-go's SPDY within a WebSocket.
+func TestPortForwardThroughATunnel(t *testing.T) {
+	port := echoServer(t)
+	s := start(t, Options{}, fake{forward: func(ctx context.Context, pod string, to int32, stream io.ReadWriteCloser) error {
+		if pod != "p1" {
+			return fmt.Errorf("pod %q", pod)
+		}
+		return portforward.Forward(ctx, nil, int(to), stream)
+	}})
+	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := url.Parse(resp.Url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialer, err := clientforward.NewSPDYOverWebsocketDialerForStreaming(at, &rest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, protocol, err := dialer.Dial("portforward.k8s.io")
+	if err != nil || protocol != "portforward.k8s.io" {
+		t.Fatalf("dial: protocol %q, %v", protocol, err)
+	}
+	c := sessionOn(t, conn)
+	for i := range 20 {
+		data, failure := c.forward(port, i)
+		want := strings.Repeat(fmt.Sprint(i), 100_000)
+		go func() {
+			io.WriteString(data, want)
+			data.Close()
+		}()
+		got, err := io.ReadAll(data)
+		if err != nil || string(got) != want {
+			t.Errorf("stream %d: %d bytes, %v", i, len(got), err)
+		}
+		if said, err := io.ReadAll(failure); err != nil || len(said) > 0 {
+			t.Errorf("stream %d: server says %q, %v", i, said, err)
+		}
+	}
+	data, failure := c.forward(1, 100)
+	data.Close()
+	if said, err := io.ReadAll(failure); err != nil || !strings.Contains(string(said), "refused") {
+		t.Errorf("of a port without a server it says %q, %v", said, err)
+	}
+}
+
+// TestTunnelOfAnotherProtocol is refused before anything is changed.
+func TestTunnelOfAnotherProtocol(t *testing.T) {
+	s := start(t, Options{}, fake{})
+	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequest(http.MethodGet, resp.Url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{
+		"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+		"Sec-WebSocket-Protocol": "SPDY/3.1+other.k8s.io",
+	} {
+		req.Header.Set(name, value)
+	}
+	answer, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if answer.StatusCode < 400 || answer.StatusCode >= 500 {
+		t.Errorf("answered with %s", answer.Status)
+	}
+}
