@@ -55,6 +55,7 @@ func Rules() []rpcerr.Rule {
 		// Not NotFound: kubelet takes that for a container that is gone.
 		{Err: launch.ErrNotFound, Code: rpcerr.FailedPrecondition},
 		{Err: launch.ErrNotExecutable, Code: rpcerr.FailedPrecondition},
+		{Err: launch.ErrNoSource, Code: rpcerr.FailedPrecondition},
 		{Err: launch.ErrNoDevice, Code: rpcerr.InvalidArgument},
 		{Err: launch.ErrNoIDMap, Code: rpcerr.FailedPrecondition},
 		{Err: launch.ErrNoPIDOption, Code: rpcerr.FailedPrecondition},

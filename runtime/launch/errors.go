@@ -17,6 +17,9 @@ var (
 	ErrNoPIDOption = errors.New("the kernel has no mount option pidns of procfs (Linux 6.17)")
 	// ErrInProcfs is a target of a mount to which a link of the image leads.
 	ErrInProcfs = errors.New("a link of the image leads to /proc, where nothing may be mounted")
+	// ErrNoSource is what a container is to have mounted and the host has not, as
+	// if it was removed between the container's creation and its start.
+	ErrNoSource = errors.New("what is to be mounted is not on the host; create the container again once it is there")
 	// ErrNoDevice is a device that the host has no node of.
 	ErrNoDevice = errors.New("no node of the device on the host")
 )

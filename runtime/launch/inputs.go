@@ -100,6 +100,9 @@ func openMount(i *plan.Input) (*os.File, error) {
 		flags |= unix.AT_RECURSIVE
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, i.Path, flags)
+	if err == unix.ENOENT {
+		return nil, fmt.Errorf("clone mount at %s: %w", i.Path, ErrNoSource)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("clone mount at %s: %w", i.Path, err)
 	}

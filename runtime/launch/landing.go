@@ -243,7 +243,11 @@ func (l *landing) open(m *mounted) (*os.File, error) {
 	}
 	if m.file == nil {
 		var err error
-		if m.file, err = openFile(m.source, unix.O_PATH); err != nil {
+		m.file, err = openFile(m.source, unix.O_PATH)
+		if errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("open %s: %w", m.source, ErrNoSource)
+		}
+		if err != nil {
 			return nil, err
 		}
 		l.mine = append(l.mine, m.file)
