@@ -51,6 +51,13 @@ func TestPassLetsOnlyTheStartThrough(t *testing.T) {
 				}
 			}
 		}
+		for arg := range 2 {
+			other := e
+			other.args[arg] ^= unix.CLONE_NEWUSER
+			if permits(other) {
+				t.Errorf("call %d is permitted with the pass and another argument %d", e.nr, arg)
+			}
+		}
 		foreign := e
 		foreign.arch = abis[len(abis)-1].audit
 		if permits(foreign) {
