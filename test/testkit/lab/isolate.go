@@ -84,6 +84,9 @@ func rerun() (int, error) {
 // furnish makes the new namespaces usable. Mounts get peer groups of their
 // own, shared as on a node but not with the machine.
 func furnish() error {
+	if err := takeRoot(); err != nil {
+		return fmt.Errorf("leave the chroot: %w", err)
+	}
 	if err := os.Setenv(isolatedEnv, fmt.Sprint(os.Getpid())); err != nil {
 		return err
 	}
