@@ -14,6 +14,10 @@ CACHE := .cache
 export CGO_ENABLED := 0
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
+# All programs are built with the same flags where these tell the compiler's
+# results apart, so that what they have in common is compiled once.
+COMPILE := $(GO) build -trimpath
+
 TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck)
 PLUGINS := $(CACHE)/cni/bridge
 PEERS := $(addprefix $(CACHE)/peers/,containerd runc)
@@ -25,7 +29,7 @@ help: ## list these targets
 
 .PHONY: build
 build: ## build bin/crisp and bin/crisp-keeper, static
-	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/crisp ./cmd/crisp-keeper
+	$(COMPILE) -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/crisp ./cmd/crisp-keeper
 
 .PHONY: install
 install: build ## install the programs below $(DESTDIR)$(PREFIX)
@@ -113,7 +117,7 @@ sbom: build $(CACHE)/bin/cyclonedx-gomod ## what crisp is made of, bin/crisp.cdx
 ##### Tests
 
 .PHONY: test
-test: build tools images programs ## everything; TOTALS=FILE gets the numbers
+test: build tools images demo-image programs ## everything; TOTALS=FILE gets the numbers
 	$(CACHE)/bin/suite -totals "$(TOTALS)" $(if $(UNTIL),-until $(UNTIL))
 
 .PHONY: unit
@@ -187,8 +191,8 @@ vm-node: kubernetes $(VM) ## a Kubernetes node on Debian 13, with either cgroup 
 	$(CACHE)/bin/vm -node $(ARGS)
 
 .PHONY: demo
-demo: build $(LAB) images ## a pod from pull to removal, with timings
-	$(GO) build -o $(CACHE)/bin/ ./hack/demo
+demo: build $(PLUGINS) demo-image ## a pod from pull to removal, with timings
+	$(COMPILE) -o $(CACHE)/bin/ ./hack/demo
 	@$(CACHE)/bin/demo
 
 ##### Tools and images for tests
@@ -198,39 +202,43 @@ tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, the CNI plugins
 
 .PHONY: programs
 programs: # those that run tests
-	$(GO) build -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./hack/vm ./test/bench ./test/bench/nothing ./test/conformance
+	$(COMPILE) -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./hack/vm ./test/bench ./test/bench/nothing ./test/conformance
 
 .PHONY: images
-images: $(CACHE)/bin/registry ## build the images that tests pull
-	$(GO) run ./hack/images
+images: ## build the images that tests pull
+	$(GO) run -trimpath ./hack/images
+
+.PHONY: demo-image
+demo-image: # the one that the demo pulls
+	$(GO) run -trimpath ./hack/images -storage demo -only e2e-test-images/nginx:1.14-2
 
 CRITOOLS_VERSION = $(shell sed -n 's|.*sigs.k8s.io/cri-tools v\([^ ]*\).*|\1|p' hack/tools/criutils/go.mod)
 CRITOOLS_FLAGS = -ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRITOOLS_VERSION)"
 
 $(CACHE)/bin/crictl: hack/tools/criutils/go.mod
-	$(GO) build -C $(<D) $(CRITOOLS_FLAGS) -o $(CURDIR)/$@ sigs.k8s.io/cri-tools/cmd/crictl
+	$(GO) build -C $(<D) -trimpath $(CRITOOLS_FLAGS) -o $(CURDIR)/$@ sigs.k8s.io/cri-tools/cmd/crictl
 
 $(CACHE)/bin/critest: hack/tools/criutils/go.mod
 	$(GO) test -C $(<D) -c $(CRITOOLS_FLAGS) -o $(CURDIR)/$@ sigs.k8s.io/cri-tools/cmd/critest
 
 $(CACHE)/bin/registry: hack/tools/registry/go.mod
-	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$@ github.com/distribution/distribution/v3/cmd/registry
+	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/distribution/distribution/v3/cmd/registry
 
 $(CACHE)/bin/gosec: hack/tools/gosec/go.mod
-	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$@ github.com/securego/gosec/v2/cmd/gosec
+	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/securego/gosec/v2/cmd/gosec
 
 $(CACHE)/bin/govulncheck: hack/tools/vulncheck/go.mod
-	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$@ golang.org/x/vuln/cmd/govulncheck
+	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ golang.org/x/vuln/cmd/govulncheck
 
 $(CACHE)/bin/cyclonedx-gomod: hack/tools/sbom/go.mod
-	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$@ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 
 $(CACHE)/bin/staticcheck: hack/tools/lint/go.mod
-	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$@ honnef.co/go/tools/cmd/staticcheck
+	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ honnef.co/go/tools/cmd/staticcheck
 
 $(PLUGINS): hack/tools/cni/go.mod
 	@mkdir -p $(@D)
-	$(GO) build -C $(<D) -ldflags "-s -w" -o $(CURDIR)/$(@D)/ tool
+	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$(@D)/ tool
 
 KUBERNETES := hack/tools/kubernetes/go.mod
 KUBERNETES_VERSION = $(shell sed -n 's|^require k8s.io/kubernetes v||p' $(KUBERNETES))

@@ -1,6 +1,6 @@
 // Command demo shows a pod's life on crisp, from the pull of its image to the
-// last trace of it, with how long each step took. It drives crisp as anybody
-// would, through crictl, on a node of its own that is gone at the end.
+// last trace of it, with how long each step took. It calls crisp as kubelet does,
+// through the CRI, on a node of its own that is gone at the end.
 package main
 
 import (
@@ -37,7 +37,15 @@ func demo() int {
 func show(ctx context.Context) error {
 	began := time.Now()
 	fmt.Println("A registry on loopback, a network of bridge, host-local and portmap, and the daemon:")
-	l, err := lab.New(ctx, lab.Options{})
+	cache, err := lab.Find()
+	if err != nil {
+		return err
+	}
+	images, err := cache.DemoImages()
+	if err != nil {
+		return err
+	}
+	l, err := lab.New(ctx, lab.Options{Storage: images})
 	if err != nil {
 		return err
 	}

@@ -1,66 +1,49 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
 )
 
 const (
-	indent = "    "
-	image  = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
+	indent  = "    "
+	image   = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
+	logFile = "nginx.log"
 )
-
-// object is JSON to be written.
-type object map[string]any
 
 // stage is what the steps of the demo share.
 type stage struct {
-	ctx    context.Context
-	dir    string
-	crictl []string // the program and its first arguments
+	ctx            context.Context
+	lab            *lab.Lab
+	logs           string // folder
+	pod, container string // IDs
+	sandbox        *runtimeapi.PodSandboxConfig
+}
+
+// step is one call of the CRI, or a look at what came of it. The title is
+// printed above it.
+type step struct {
+	title string
+	do    func() error
 }
 
 // play runs a web server in a pod.
 func play(ctx context.Context, l *lab.Lab) error {
-	s, err := newStage(ctx, l)
-	if err != nil {
-		return err
-	}
-	pod, container := "", ""
-	for _, step := range []struct {
-		title string
-		do    func() error
-	}{
-		{"The image of a web server:", func() error { return s.do("pull", image) }},
-		{"A pod: namespaces, cgroup, network.", func() (err error) { pod, err = s.get("runp", s.file("pod.json")); return err }},
-		{"A container in it, created and started:", func() (err error) {
-			container, err = s.get("create", pod, s.file("container.json"), s.file("pod.json"))
-			return err
-		}},
-		{"", func() error { return s.do("start", container) }},
-		{"The pod has an address, and serves:", func() error { return s.fetch(pod) }},
-		{"What the container logged:", func() error { return s.say("logs", container) }},
-		{"A command in it:", func() error { return s.say("exec", container, "ps") }},
-		{"What it uses:", func() error { return s.say("stats", container) }},
-		{"Both, as they are listed:", func() error { return s.say("ps", "--pod", pod) }},
-		{"And gone:", func() error { return s.do("stop", container) }},
-		{"", func() error { return s.do("rm", container) }},
-		{"", func() error { return s.do("stopp", pod) }},
-		{"", func() error { return s.do("rmp", pod) }},
-		{"", func() error { return s.do("rmi", image) }},
-	} {
+	s := &stage{ctx: ctx, lab: l, logs: filepath.Join(l.Dir, "logs")}
+	s.sandbox = s.sandboxConfig()
+	for _, step := range append(s.rise(), s.fall()...) {
 		if step.title != "" {
 			fmt.Printf("\n%s\n", step.title)
 		}
@@ -71,100 +54,171 @@ func play(ctx context.Context, l *lab.Lab) error {
 	return nil
 }
 
-// newStage writes what crictl reads.
-func newStage(ctx context.Context, l *lab.Lab) (*stage, error) {
-	cache, err := lab.Find()
-	if err != nil {
-		return nil, err
+// rise are the steps until the pod serves, and a look at it.
+func (s *stage) rise() []step {
+	return []step{
+		{"The image of a web server:", func() error {
+			_, err := call(s, s.lab.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}, "PullImage", image)
+			return err
+		}},
+		{"A pod: namespaces, cgroup, network.", func() error {
+			r, err := call(s, s.lab.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: s.sandbox}, "RunPodSandbox", "web")
+			s.pod = r.GetPodSandboxId()
+			return err
+		}},
+		{"A container in it, created and started:", func() error {
+			req := &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: s.containerConfig(), SandboxConfig: s.sandbox}
+			r, err := call(s, s.lab.Runtime.CreateContainer, req, "CreateContainer", "nginx")
+			s.container = r.GetContainerId()
+			return err
+		}},
+		{"", func() error {
+			_, err := call(s, s.lab.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: s.container}, "StartContainer", s.container)
+			return err
+		}},
+		{"The pod has an address, and serves:", s.fetch},
+		{"What the container logged:", s.showLog},
+		{"A command in it:", s.exec},
+		{"What it uses:", s.stats},
+		{"How it is listed:", s.list},
 	}
-	crictl, err := cache.Tool("crictl")
-	if err != nil {
-		return nil, err
+}
+
+// fall are the steps until nothing is left.
+func (s *stage) fall() []step {
+	return []step{
+		{"And gone:", func() error {
+			_, err := call(s, s.lab.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: s.container, Timeout: 10}, "StopContainer", s.container)
+			return err
+		}},
+		{"", func() error {
+			_, err := call(s, s.lab.Runtime.RemoveContainer, &runtimeapi.RemoveContainerRequest{ContainerId: s.container}, "RemoveContainer", s.container)
+			return err
+		}},
+		{"", func() error {
+			_, err := call(s, s.lab.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.pod}, "StopPodSandbox", s.pod)
+			return err
+		}},
+		{"", func() error {
+			_, err := call(s, s.lab.Runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.pod}, "RemovePodSandbox", s.pod)
+			return err
+		}},
+		{"", func() error {
+			_, err := call(s, s.lab.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}, "RemoveImage", image)
+			return err
+		}},
 	}
-	s := &stage{ctx: ctx, dir: filepath.Join(l.Dir, "demo")}
-	s.crictl = []string{crictl, "--config", s.file("crictl.yaml")}
-	if err := os.MkdirAll(s.dir, 0o755); err != nil {
-		return nil, err
+}
+
+func labels() map[string]string {
+	return map[string]string{"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "demo", "io.kubernetes.container.name": "nginx"}
+}
+
+func (s *stage) sandboxConfig() *runtimeapi.PodSandboxConfig {
+	namespaces := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
+	return &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "demo", Uid: "demo-web"},
+		Hostname:     "web",
+		LogDirectory: s.logs,
+		PortMappings: []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 8080}},
+		Labels:       labels(),
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
 	}
-	names := object{"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "demo", "io.kubernetes.container.name": "nginx"}
-	const pidOfContainer = 1 // the CRI's NamespaceMode for a PID namespace of each container's own
-	for name, content := range map[string]object{
-		"crictl.yaml": {"runtime-endpoint": l.Endpoint, "image-endpoint": l.Endpoint, "timeout": 30},
-		"pod.json": {
-			"metadata":      object{"name": "web", "namespace": "demo", "uid": "demo-web", "attempt": 0},
-			"hostname":      "web",
-			"log_directory": s.file("logs"),
-			"port_mappings": []object{{"container_port": 80, "host_port": 8080}},
-			"labels":        names,
-			"linux":         object{"security_context": object{"namespace_options": object{"pid": pidOfContainer}}},
-		},
-		"container.json": {
-			"metadata": object{"name": "nginx"},
-			"image":    object{"image": image},
-			"log_path": "nginx.log",
-			"labels":   names,
-			"linux": object{
-				"resources":        object{"memory_limit_in_bytes": 64 << 20},
-				"security_context": object{"namespace_options": object{"pid": pidOfContainer}},
+}
+
+func (s *stage) containerConfig() *runtimeapi.ContainerConfig {
+	const memory = 64 << 20 // bytes
+	return &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "nginx"},
+		Image:    &runtimeapi.ImageSpec{Image: image},
+		LogPath:  logFile,
+		Labels:   labels(),
+		Linux: &runtimeapi.LinuxContainerConfig{
+			Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: memory},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				NamespaceOptions: s.sandbox.Linux.SecurityContext.NamespaceOptions,
 			},
 		},
-	} {
-		data, err := json.MarshalIndent(content, "", "  ") // JSON is YAML too
-		if err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(s.file(name), data, 0o644); err != nil {
-			return nil, err
-		}
 	}
-	return s, nil
 }
 
-func (s *stage) file(name string) string { return filepath.Join(s.dir, name) }
-
-// get runs crictl, prints how long it took and returns what it said.
-func (s *stage) get(args ...string) (string, error) {
-	cmd := exec.CommandContext(s.ctx, s.crictl[0], append(s.crictl[1:], args...)...)
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	for i, arg := range args {
-		args[i] = short(strings.TrimPrefix(arg, s.dir+"/"))
-	}
+// call makes one call of the CRI and prints how long it took.
+func call[Q, R any](s *stage, method func(context.Context, Q, ...grpc.CallOption) (R, error), req Q, words ...string) (R, error) {
+	const limit = 30 * time.Second
+	ctx, cancel := context.WithTimeout(s.ctx, limit)
+	defer cancel()
 	began := time.Now()
-	err := cmd.Run()
-	fmt.Printf("%s$ crictl %s%s\n", indent, strings.Join(args, " "), took(began))
-	if err != nil {
-		return "", fmt.Errorf("crictl %s: %w: %s", args[0], err, bytes.TrimSpace(errs.Bytes()))
+	r, err := method(ctx, req)
+	for i, word := range words {
+		words[i] = short(word)
 	}
-	return strings.TrimSpace(out.String()), nil
+	fmt.Printf("%s%s%s\n", indent, strings.Join(words, " "), took(began))
+	if err != nil {
+		return r, fmt.Errorf("%s: %w", words[0], err)
+	}
+	return r, nil
 }
 
-// say runs crictl and prints what it said.
-func (s *stage) say(args ...string) error {
-	out, err := s.get(args...)
+// say prints what came of a call.
+func say(format string, args ...any) {
+	for line := range strings.Lines(fmt.Sprintf(format, args...)) {
+		fmt.Print(indent, indent, line)
+	}
+	fmt.Println()
+}
+
+// showLog prints the file that kubelet reads.
+func (s *stage) showLog() error {
+	text, err := os.ReadFile(filepath.Join(s.logs, logFile))
 	if err != nil {
 		return err
 	}
-	const clearScreen = "\x1b[2J\x1b[H" // with which crictl stats begins
-	for line := range strings.Lines(strings.TrimPrefix(out, clearScreen)) {
-		fmt.Print(indent, line)
-	}
-	fmt.Println()
+	say("%s", strings.TrimSpace(string(text)))
 	return nil
 }
 
-// do runs crictl for its effect.
-func (s *stage) do(args ...string) error {
-	_, err := s.get(args...)
-	return err
-}
-
-// fetch gets the pod's page at its own address and at the mapped port.
-func (s *stage) fetch(pod string) error {
-	address, err := s.get("inspectp", "--output", "go-template", "--template", "{{.status.network.ip}}", pod)
+func (s *stage) exec() error {
+	r, err := call(s, s.lab.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: s.container, Cmd: []string{"ps"}, Timeout: 10}, "ExecSync", s.container, "ps")
 	if err != nil {
 		return err
 	}
+	say("%s", strings.TrimSpace(string(r.Stdout)))
+	if r.ExitCode != 0 {
+		return fmt.Errorf("ps ended with exit code %d: %s", r.ExitCode, r.Stderr)
+	}
+	return nil
+}
+
+func (s *stage) stats() error {
+	r, err := call(s, s.lab.Runtime.ContainerStats, &runtimeapi.ContainerStatsRequest{ContainerId: s.container}, "ContainerStats", s.container)
+	if err != nil {
+		return err
+	}
+	cpu := time.Duration(r.GetStats().GetCpu().GetUsageCoreNanoSeconds().GetValue())
+	memory, layer := r.GetStats().GetMemory().GetWorkingSetBytes().GetValue(), r.GetStats().GetWritableLayer().GetUsedBytes().GetValue()
+	say("CPU time %v, working set %d KiB, writable layer %d KiB", cpu.Round(time.Millisecond), memory>>10, layer>>10)
+	return nil
+}
+
+func (s *stage) list() error {
+	filter := &runtimeapi.ContainerFilter{PodSandboxId: s.pod}
+	r, err := call(s, s.lab.Runtime.ListContainers, &runtimeapi.ListContainersRequest{Filter: filter}, "ListContainers", "of", s.pod)
+	if err != nil {
+		return err
+	}
+	for _, c := range r.Containers {
+		say("%s %s %s, of %s", short(c.Id), c.Metadata.Name, strings.TrimPrefix(c.State.String(), "CONTAINER_"), c.Image.GetImage())
+	}
+	return nil
+}
+
+// fetch gets the pod's page at its own address and at the mapped port.
+func (s *stage) fetch() error {
+	r, err := call(s, s.lab.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.pod}, "PodSandboxStatus", s.pod)
+	if err != nil {
+		return err
+	}
+	address := r.GetStatus().GetNetwork().GetIp()
 	if address == "" {
 		return errors.New("the pod has no address")
 	}
@@ -203,7 +257,7 @@ func (s *stage) page(url string) (string, error) {
 	}
 }
 
-// short cuts long IDs as crictl does.
+// short cuts long IDs.
 func short(s string) string {
 	const id = 64
 	if len(s) == id && strings.Trim(s, "0123456789abcdef") == "" {
@@ -213,5 +267,9 @@ func short(s string) string {
 }
 
 func took(began time.Time) string {
-	return fmt.Sprintf("  [%d ms]", time.Since(began).Milliseconds())
+	d := time.Since(began)
+	if d < 10*time.Millisecond {
+		return fmt.Sprintf("  [%.1f ms]", d.Seconds()*1000)
+	}
+	return fmt.Sprintf("  [%d ms]", d.Milliseconds())
 }

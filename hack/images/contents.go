@@ -56,24 +56,21 @@ type contents struct {
 	programs string // folder with the static programs of ours
 }
 
-// makeContents downloads the packages and compiles the programs.
-func makeContents(ctx context.Context, dir string) (*contents, error) {
+// openContents keeps packages and programs in dir.
+func openContents(dir string) (*contents, error) {
 	p, err := openPackages(filepath.Join(dir, "packages"))
-	if err != nil {
-		return nil, err
+	return &contents{packages: p, programs: filepath.Join(dir, "programs")}, err
+}
+
+// compile adds one of our programs to t.
+func (c *contents) compile(ctx context.Context, t tree, as string, mode int64, name string) error {
+	program := filepath.Join(c.programs, name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "crisp/hack/images/programs/"+name)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("compile %s: %w: %s", name, err, out)
 	}
-	if err := p.add(ctx, "busybox", "procps", "util-linux", "nginx"); err != nil {
-		return nil, err
-	}
-	c := &contents{packages: p, programs: filepath.Join(dir, "programs")}
-	for _, name := range []string{"pause", "nonewprivs", "nmeter", "resident"} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(c.programs, name), "crisp/hack/images/programs/"+name)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("compile %s: %w: %s", name, err, out)
-		}
-	}
-	return c, nil
+	return t.copy(as, mode, program)
 }
 
 // base is a system small enough to read: busybox, and the few programs that
@@ -132,24 +129,24 @@ func (c *contents) httpd() (tree, error) {
 	return t, nil
 }
 
-func (c *contents) pause() (tree, error) {
+func (c *contents) pause(ctx context.Context) (tree, error) {
 	t := tree{}
-	return t, t.copy("/pause", 0o755, filepath.Join(c.programs, "pause"))
+	return t, c.compile(ctx, t, "/pause", 0o755, "pause")
 }
 
-func (c *contents) nmeter(t tree) error {
-	return t.copy("/bin/nmeter", 0o755, filepath.Join(c.programs, "nmeter"))
+func (c *contents) nmeter(ctx context.Context, t tree) error {
+	return c.compile(ctx, t, "/bin/nmeter", 0o755, "nmeter")
 }
 
-func (c *contents) nonewprivs() (tree, error) {
+func (c *contents) nonewprivs(ctx context.Context) (tree, error) {
 	t := tree{}
-	return t, t.copy("/nonewprivs", 0o4755, filepath.Join(c.programs, "nonewprivs"))
+	return t, c.compile(ctx, t, "/nonewprivs", 0o4755, "nonewprivs")
 }
 
 // resident attacks the node; its command line says how.
-func (c *contents) resident() (tree, error) {
+func (c *contents) resident(ctx context.Context) (tree, error) {
 	t := tree{}
-	return t, t.copy("/resident", 0o755, filepath.Join(c.programs, "resident"))
+	return t, c.compile(ctx, t, "/resident", 0o755, "resident")
 }
 
 // linkedEtc makes a layer whose /etc is a link.

@@ -58,7 +58,7 @@ func (k kubernetes) recipes(ctx context.Context, c *contents, base *part, web v1
 	// call /bin/sh want to read busybox's messages.
 	shells := newPart(func() (tree, error) {
 		t := tree{}
-		return t, errors.Join(c.nmeter(t), c.packages.install(t, "/bin/bash", "/usr/local/bin/sh"))
+		return t, errors.Join(c.nmeter(ctx, t), c.packages.install(t, "/bin/bash", "/usr/local/bin/sh"))
 	})
 	hostname := newPart(func() (tree, error) {
 		t := tree{}
@@ -79,8 +79,8 @@ func (k kubernetes) recipes(ctx context.Context, c *contents, base *part, web v1
 		{[]string{e2e + "nonroot:1.5"}, []*part{base}, v1.Config{Cmd: []string{"id"}, Env: searchPath, User: "1234"}, ociIndex},
 		{[]string{e2e + "nginx:1.15-4"}, []*part{base, newPart(func() (tree, error) { return c.nginx(80) }), marker("1.15")}, web, dockerList},
 		{[]string{e2e + "nginx:1.27-0"}, []*part{base, newPart(func() (tree, error) { return c.nginx(80) }), marker("1.27")}, web, dockerList},
-		{[]string{e2e + "nonewprivs:1.4"}, []*part{newPart(c.nonewprivs), marker("1.4")}, v1.Config{Entrypoint: []string{"/nonewprivs"}}, dockerList},
-		{[]string{"pause:3.10.2"}, []*part{newPart(c.pause), marker("3.10.2")}, v1.Config{Entrypoint: []string{"/pause"}, User: "65535:65535"}, dockerList},
+		{[]string{e2e + "nonewprivs:1.4"}, []*part{newPart(func() (tree, error) { return c.nonewprivs(ctx) }), marker("1.4")}, v1.Config{Entrypoint: []string{"/nonewprivs"}}, dockerList},
+		{[]string{"pause:3.10.2"}, []*part{newPart(func() (tree, error) { return c.pause(ctx) }), marker("3.10.2")}, v1.Config{Entrypoint: []string{"/pause"}, User: "65535:65535"}, dockerList},
 	}...), nil
 }
 
@@ -91,7 +91,7 @@ func (k kubernetes) layer(ctx context.Context, c *contents) (tree, error) {
 	t.text("/etc/group", group+"user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n")
 	t.dir("/uploads", 0o755)
 	t.symlink("/agnhost-2", "agnhost")
-	if err := errors.Join(c.nmeter(t), t.copy("/agnhost", 0o755, k.program("agnhost"))); err != nil {
+	if err := errors.Join(c.nmeter(ctx, t), t.copy("/agnhost", 0o755, k.program("agnhost"))); err != nil {
 		return nil, err
 	}
 	// The key that it serves HTTPS with in tests comes with its sources.

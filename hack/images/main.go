@@ -1,7 +1,8 @@
 // Command images builds the images that critest, the demo and, if Kubernetes
-// was built, its tests pull, out of Debian packages and small programs, and leaves them in the storage of a
-// registry in the checkout's .cache folder. It does nothing when they are
-// there already.
+// was built, its tests pull, out of Debian packages and small programs, and
+// leaves them in the storage of a registry in the checkout's .cache folder. It
+// does nothing when they are there already. With -only it builds one image, in
+// a storage of its own.
 package main
 
 import (
@@ -16,16 +17,17 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-
-	"crisp/test/testkit/lab"
+	"slices"
 )
 
 func main() {
 	cache := flag.String("cache", ".cache", "the `folder` to build in")
+	only := flag.String("only", "", "build nothing but the image of this `name`")
+	storage := flag.String("storage", "images", "the `folder` of the cache that gets the storage")
 	flag.Parse()
 	dir, err := filepath.Abs(*cache)
 	if err == nil {
-		err = build(context.Background(), dir)
+		err = build(context.Background(), dir, *storage, *only)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "images:", err)
@@ -35,14 +37,17 @@ func main() {
 
 // build makes the storage in a new folder and renames it into place, so that
 // a storage that is there is whole.
-func build(ctx context.Context, cache string) error {
-	dir := filepath.Join(cache, "images")
+func build(ctx context.Context, cache, name, only string) error {
+	dir := filepath.Join(cache, name)
 	kube := findKubernetes(cache)
-	stamp, err := stamp(kube)
+	if only != "" {
+		kube = kubernetes{} // none of its images is asked for
+	}
+	stamp, err := stamp(kube, only)
 	if err != nil {
 		return err
 	}
-	stampFile, storage := filepath.Join(dir, "stamp"), filepath.Join(dir, "registry")
+	stampFile, place := filepath.Join(dir, "stamp"), filepath.Join(dir, "registry")
 	if old, err := os.ReadFile(stampFile); err == nil && string(old) == stamp {
 		return nil
 	}
@@ -50,34 +55,36 @@ func build(ctx context.Context, cache string) error {
 	if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
 		return err
 	}
-	c, err := makeContents(ctx, dir)
+	c, err := openContents(filepath.Join(cache, "images"))
 	if err != nil {
 		return err
 	}
-	if err := publishAll(ctx, c, kube, cache, fresh); err != nil {
+	if err := publishAll(ctx, c, kube, storage(fresh), only); err != nil {
 		return err
 	}
-	if err := errors.Join(os.RemoveAll(stampFile), os.RemoveAll(storage), os.Rename(fresh, storage)); err != nil {
+	if err := errors.Join(os.RemoveAll(stampFile), os.RemoveAll(place), os.Rename(fresh, place)); err != nil {
 		return err
 	}
 	return os.WriteFile(stampFile, []byte(stamp), 0o644)
 }
 
-func publishAll(ctx context.Context, c *contents, kube kubernetes, cache, storage string) (err error) {
-	registry, err := lab.StartRegistry(ctx, lab.RegistryOptions{
-		Binary: filepath.Join(cache, "bin", "registry"), Storage: storage, Work: filepath.Dir(storage), Writable: true,
-	})
-	if err != nil {
+func publishAll(ctx context.Context, c *contents, kube kubernetes, to storage, only string) error {
+	if err := c.packages.add(ctx, "busybox", "procps", "util-linux", "nginx"); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, registry.Close()) }()
 	recipes, err := c.recipes(ctx, kube)
 	if err != nil {
 		return err
 	}
+	if only != "" {
+		recipes = slices.DeleteFunc(recipes, func(r recipe) bool { return !slices.Contains(r.names, only) })
+	}
+	if len(recipes) == 0 {
+		return fmt.Errorf("build image %s: there is no recipe for it", only)
+	}
 	for _, r := range recipes {
 		fmt.Println("image", r.names[0])
-		if err := publish(ctx, registry.Addr, r); err != nil {
+		if err := publish(to, r); err != nil {
 			return err
 		}
 	}
@@ -90,7 +97,7 @@ func publishAll(ctx context.Context, c *contents, kube kubernetes, cache, storag
 var sources embed.FS
 
 // stamp tells one state of the sources from another.
-func stamp(kube kubernetes) (string, error) {
+func stamp(kube kubernetes, only string) (string, error) {
 	programs, err := kube.stamp()
 	if err != nil {
 		return "", err
@@ -104,5 +111,5 @@ func stamp(kube kubernetes) (string, error) {
 		fmt.Fprintf(sum, "%s %d\n%s", path, len(content), content)
 		return err
 	})
-	return runtime.GOARCH + " " + hex.EncodeToString(sum.Sum(nil)) + " " + programs, err
+	return runtime.GOARCH + " " + hex.EncodeToString(sum.Sum(nil)) + " " + programs + only, err
 }

@@ -36,13 +36,15 @@ func openPackages(dir string) (*packages, error) {
 func (p *packages) add(ctx context.Context, names ...string) error {
 	for {
 		names = slices.DeleteFunc(names, func(name string) bool { return p.unpacked[name] })
+		slices.Sort(names)
+		names = slices.Compact(names)
 		if len(names) == 0 {
 			return nil
 		}
+		if err := p.fetch(ctx, names); err != nil {
+			return err
+		}
 		for _, name := range names {
-			if p.unpacked[name] {
-				continue
-			}
 			p.unpacked[name] = true
 			if err := p.unpack(ctx, name); err != nil {
 				return err
@@ -55,17 +57,34 @@ func (p *packages) add(ctx context.Context, names ...string) error {
 	}
 }
 
-func (p *packages) unpack(ctx context.Context, name string) error {
-	before, err := filepath.Glob(filepath.Join(p.debs, name+"_*.deb"))
-	if err != nil {
-		return err
-	}
-	if len(before) == 0 {
-		if err := p.download(ctx, name); err != nil {
-			return fmt.Errorf("download package %s: %w", name, err)
+// fetch downloads those packages that are not there.
+func (p *packages) fetch(ctx context.Context, names []string) error {
+	var missing []string
+	for _, name := range names {
+		debs, err := p.files(name)
+		if err != nil {
+			return err
+		}
+		if len(debs) == 0 {
+			missing = append(missing, name)
 		}
 	}
-	debs, err := filepath.Glob(filepath.Join(p.debs, name+"_*.deb"))
+	if len(missing) == 0 {
+		return nil
+	}
+	if err := p.download(ctx, missing); err != nil {
+		return fmt.Errorf("download packages %s: %w", strings.Join(missing, " "), err)
+	}
+	return nil
+}
+
+// files are the downloaded versions of a package.
+func (p *packages) files(name string) ([]string, error) {
+	return filepath.Glob(filepath.Join(p.debs, name+"_*.deb"))
+}
+
+func (p *packages) unpack(ctx context.Context, name string) error {
+	debs, err := p.files(name)
 	if err != nil {
 		return err
 	}
@@ -75,10 +94,11 @@ func (p *packages) unpack(ctx context.Context, name string) error {
 	return run(ctx, "", "dpkg-deb", "--extract", debs[0], p.root)
 }
 
-// download fetches a package, and the lists of packages first where that fails:
-// a fresh machine has none, and old ones name what is not there any more.
-func (p *packages) download(ctx context.Context, name string) error {
-	get := []string{"-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", name}
+// download fetches packages, all by one call: most of what apt-get does is to
+// open its cache. Where that fails it fetches the lists of packages first: a
+// fresh machine has none, and old ones name what is not there any more.
+func (p *packages) download(ctx context.Context, names []string) error {
+	get := append([]string{"-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download"}, names...)
 	err := run(ctx, p.debs, "apt-get", get...)
 	if err == nil || p.updated {
 		return err

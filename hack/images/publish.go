@@ -1,49 +1,39 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"runtime"
 	"slices"
 
 	"github.com/google/go-containerregistry/pkg/compression"
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// publish builds the image of a recipe and pushes it under all its names.
-func publish(ctx context.Context, registry string, r recipe) error {
+// publish builds the image of a recipe and stores it under all its names.
+func publish(to storage, r recipe) error {
 	image, err := r.image(runtime.GOARCH)
 	if err != nil {
 		return fmt.Errorf("build %s: %w", r.names[0], err)
 	}
-	var content remote.Taggable = image
+	var content manifest = image
 	if r.form != ociZstd {
 		if content, err = r.index(image); err != nil {
 			return fmt.Errorf("build %s: %w", r.names[0], err)
 		}
 	}
 	for _, n := range r.names {
-		ref, err := name.ParseReference(registry+"/"+n, name.Insecure)
+		tag, err := parseTag(n)
 		if err != nil {
 			return err
 		}
-		if err := push(ctx, ref, content); err != nil {
-			return fmt.Errorf("push %s: %w", n, err)
+		if err := to.add(tag, content); err != nil {
+			return fmt.Errorf("store %s: %w", n, err)
 		}
 	}
 	return nil
-}
-
-func push(ctx context.Context, ref name.Reference, content remote.Taggable) error {
-	if index, ok := content.(v1.ImageIndex); ok {
-		return remote.WriteIndex(ref, index, remote.WithContext(ctx))
-	}
-	return remote.Write(ref, content.(v1.Image), remote.WithContext(ctx))
 }
 
 // image packs the layers and the configuration.

@@ -39,7 +39,10 @@ const (
 func (c *contents) recipes(ctx context.Context, kube kubernetes) ([]recipe, error) {
 	base := newPart(func() (tree, error) { return c.base(ctx) })
 	nginx := func(port int) *part { return newPart(func() (tree, error) { return c.nginx(port) }) }
-	httpd, nonewprivs, sleeper, group := newPart(c.httpd), newPart(c.nonewprivs), newPart(c.pause), newPart(member)
+	program := func(make func(context.Context) (tree, error)) *part {
+		return newPart(func() (tree, error) { return make(ctx) })
+	}
+	httpd, nonewprivs, sleeper, group := newPart(c.httpd), program(c.nonewprivs), program(c.pause), newPart(member)
 	layers := func(l ...*part) []*part { return l }
 	busybox := v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}}
 	run := func(argv ...string) v1.Config {
@@ -62,7 +65,7 @@ func (c *contents) recipes(ctx context.Context, kube kubernetes) ([]recipe, erro
 		{[]string{stage + "hostnet-nginx-" + runtime.GOARCH + ":latest"}, layers(base, nginx(12003)), web, dockerList},
 		{[]string{e2e + "httpd:2.4.39-4"}, layers(base, httpd), run("httpd-foreground"), ociZstd},
 		{[]string{e2e + "nonewprivs:1.3"}, layers(nonewprivs), v1.Config{Entrypoint: []string{"/nonewprivs"}}, dockerList},
-		{[]string{e2e + "resident:1"}, layers(base, newPart(c.resident)), run("/resident", "watch"), ociIndex},
+		{[]string{e2e + "resident:1"}, layers(base, program(c.resident)), run("/resident", "watch"), ociIndex},
 		{[]string{e2e + "linked-etc:root"}, layers(base, linkedEtc("/tmp/crisp-linked-etc")), busybox, ociIndex},
 		{[]string{e2e + "linked-etc:dots"}, layers(base, linkedEtc("../../../../../../../../../tmp/crisp-linked-etc")), busybox, ociZstd},
 		{[]string{e2e + "linked-etc:process"}, layers(base, linkedEtc("/proc/1/root/tmp/crisp-linked-etc")), busybox, dockerList},

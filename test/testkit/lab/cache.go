@@ -64,6 +64,11 @@ func (c Cache) Images() (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "images", "registry"))
 }
 
+// DemoImages is the storage that has the demo's image.
+func (c Cache) DemoImages() (string, error) {
+	return made(filepath.Join(c.checkout, ".cache", "demo", "registry"))
+}
+
 // Kubernetes is one of its programs, or etcd.
 func (c Cache) Kubernetes(name string) (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "kubernetes", name))

@@ -33,6 +33,9 @@ type Options struct {
 	Dir string
 	// NoRegistry leaves out the registry and with it the need for images.
 	NoRegistry bool
+	// Storage, if not empty, is a folder with images that the lab serves by
+	// itself, in place of the registry and the images that tests use.
+	Storage string
 	// Config is added to the daemon's configuration file (TOML).
 	Config string
 	// Env is added to the daemon's environment.
@@ -166,6 +169,17 @@ func (l *Lab) configure(ctx context.Context) error {
 	if l.opt.NoRegistry {
 		return os.MkdirAll(l.path("certs.d"), 0o755)
 	}
+	if err := l.startRegistry(ctx); err != nil {
+		return err
+	}
+	return l.Registry.WriteHosts(l.path("certs.d"))
+}
+
+func (l *Lab) startRegistry(ctx context.Context) (err error) {
+	if l.opt.Storage != "" {
+		l.Registry, err = ServeStorage(l.opt.Storage)
+		return err
+	}
 	binary, err := l.cache.Tool("registry")
 	if err != nil {
 		return err
@@ -175,10 +189,7 @@ func (l *Lab) configure(ctx context.Context) error {
 		return err
 	}
 	l.Registry, err = StartRegistry(ctx, RegistryOptions{Binary: binary, Storage: images, Work: l.Dir})
-	if err != nil {
-		return err
-	}
-	return l.Registry.WriteHosts(l.path("certs.d"))
+	return err
 }
 
 // Start starts the daemon and waits until it answers. [New] has done so.

@@ -36,7 +36,7 @@ http:
 type Registry struct {
 	// Addr is its host and port.
 	Addr string
-	proc *Process
+	stop func() error
 }
 
 // RegistryOptions say how to run a registry.
@@ -62,7 +62,7 @@ func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
-	r := &Registry{Addr: addr, proc: proc}
+	r := &Registry{Addr: addr, stop: proc.Stop}
 	if err := proc.WaitUntil(ctx, pace.Scale(20*time.Second), func() bool { return answers("http://" + addr + "/v2/") }); err != nil {
 		_ = r.Close()
 		return nil, fmt.Errorf("start registry: %w", err)
@@ -71,7 +71,7 @@ func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 }
 
 // Close ends the registry.
-func (r *Registry) Close() error { return r.proc.Stop() }
+func (r *Registry) Close() error { return r.stop() }
 
 // WriteHosts writes certs.d folders to dir that send the pulls from the usual
 // registries to this one.
