@@ -117,7 +117,7 @@ sbom: build $(CACHE)/bin/cyclonedx-gomod ## what crisp is made of, bin/crisp.cdx
 ##### Tests
 
 .PHONY: test
-test: build tools images demo-image programs ## everything; TOTALS=FILE gets the numbers
+test: needs-test build tools images demo-image programs ## everything; TOTALS=FILE gets the numbers
 	$(CACHE)/bin/suite -totals "$(TOTALS)" $(if $(UNTIL),-until $(UNTIL))
 
 .PHONY: unit
@@ -191,9 +191,13 @@ vm-node: kubernetes $(VM) ## a Kubernetes node on Debian 13, with either cgroup 
 	$(CACHE)/bin/vm -node $(ARGS)
 
 .PHONY: demo
-demo: build $(PLUGINS) demo-image ## a pod from pull to removal, with timings
+demo: needs-demo build $(PLUGINS) demo-image ## a pod from pull to removal, with timings
 	$(COMPILE) -o $(CACHE)/bin/ ./hack/demo
 	@$(CACHE)/bin/demo
+
+.PHONY: needs-demo needs-test
+needs-demo needs-test: # says what the machine lacks, and installs it if it may
+	@hack/needs $(@:needs-%=%)
 
 ##### Tools and images for tests
 
