@@ -10,6 +10,9 @@
 GO ?= go
 # A package's version must grow from commit to commit.
 VERSION ?= 0.1.0+$(shell TZ=UTC git log -1 --format=%cd. --date=format-local:%Y%m%d%H%M%S 2>/dev/null)$(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS = -s -w -X main.version=$(VERSION)
+# The time of what is packed, for who packs it again.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 CACHE := .cache
 export CGO_ENABLED := 0
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
@@ -29,15 +32,29 @@ help: ## list these targets
 
 .PHONY: build
 build: ## build bin/crisp and bin/crisp-keeper, static
-	$(COMPILE) -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/crisp ./cmd/crisp-keeper
+	$(COMPILE) -ldflags "$(LDFLAGS)" -o bin/ ./cmd/crisp ./cmd/crisp-keeper
 
 .PHONY: install
 install: build ## install the programs below $(DESTDIR)$(PREFIX)
 	install -D -m 755 -t $(DESTDIR)$(or $(PREFIX),/usr/local)/bin bin/crisp bin/crisp-keeper
 
+PROCESSORS := amd64 arm64
+PACKAGES := $(CACHE)/packages
+
 .PHONY: deb
-deb: build ## a Debian package, bin/crisp_*.deb
-	hack/deb/build "$(VERSION)"
+deb: build ## a Debian package for this machine, bin/crisp_*.deb
+	@rm -f bin/crisp_*.deb
+	hack/package/deb/build "$(VERSION)" $$($(GO) env GOARCH) bin bin
+
+.PHONY: packages
+packages: $(PROCESSORS:%=package-%) ## deb, rpm and tarball for amd64 and arm64, in dist
+	@cd dist && sha256sum *.deb *.rpm *.tar.gz >SHA256SUMS && cat SHA256SUMS
+
+.PHONY: $(PROCESSORS:%=package-%)
+$(PROCESSORS:%=package-%): package-%:
+	GOARCH=$* $(COMPILE) -ldflags "$(LDFLAGS)" -o $(PACKAGES)/$*/ ./cmd/crisp ./cmd/crisp-keeper
+	@mkdir -p dist
+	for form in deb rpm tarball; do hack/package/$$form/build "$(VERSION)" $* $(PACKAGES)/$* dist || exit 1; done
 
 ##### Checks
 
@@ -54,16 +71,13 @@ tidy: ## is go.mod what the code requires?
 	$(GO) mod tidy -diff
 
 .PHONY: reproduce
-reproduce: ## do two builds of a commit, in other places, give the same programs?
+reproduce: ## do two builds of a commit, in other places, give the same packages?
 	@set -e; rm -rf $(CACHE)/reproduce; for n in one another; do \
 		mkdir -p $(CACHE)/reproduce/$$n; \
 		git archive HEAD | tar -x -C $(CACHE)/reproduce/$$n; \
-		GOCACHE=$(CURDIR)/$(CACHE)/reproduce/cache-$$n $(MAKE) --no-print-directory -C $(CACHE)/reproduce/$$n build VERSION="$(VERSION)"; \
+		GOCACHE=$(CURDIR)/$(CACHE)/reproduce/cache-$$n $(MAKE) --no-print-directory -C $(CACHE)/reproduce/$$n packages VERSION="$(VERSION)"; \
 	done; \
-	for program in crisp crisp-keeper; do \
-		cmp $(CACHE)/reproduce/one/bin/$$program $(CACHE)/reproduce/another/bin/$$program; \
-		sha256sum $(CACHE)/reproduce/one/bin/$$program; \
-	done; \
+	cmp $(CACHE)/reproduce/one/dist/SHA256SUMS $(CACHE)/reproduce/another/dist/SHA256SUMS; \
 	rm -rf $(CACHE)/reproduce
 
 .PHONY: vet
@@ -117,7 +131,7 @@ sbom: build $(CACHE)/bin/cyclonedx-gomod ## what crisp is made of, bin/crisp.cdx
 ##### Tests
 
 .PHONY: test
-test: needs-test build tools images demo-image programs ## everything; TOTALS=FILE gets the numbers
+test: needs-test build tools images demo-image packages programs ## everything; TOTALS=FILE gets the numbers
 	$(CACHE)/bin/suite -totals "$(TOTALS)" $(if $(UNTIL),-until $(UNTIL))
 
 .PHONY: unit
@@ -125,7 +139,7 @@ unit: ## tests that need no root and change nothing, with the race detector
 	CGO_ENABLED=1 $(GO) test -short -race ./...
 
 .PHONY: root
-root: build $(LAB) images ## all tests; skips and leavings fail
+root: build $(LAB) images packages ## all tests; skips and leavings fail
 	CRISP_STRICT=1 $(GO) test -p 1 ./...
 
 # What attacks the node: containers that look at everything and do their worst,
@@ -294,7 +308,7 @@ $(CACHE)/peers/crun/crun:
 
 .PHONY: clean
 clean: ## remove what was built, but not the cache
-	rm -rf bin
+	rm -rf bin dist
 
 .PHONY: distclean
 distclean: clean ## remove the cache too

@@ -51,7 +51,7 @@ func TestWrongFlag(t *testing.T) {
 // TestEveryTextNamesFlags wants the usage and the manual to name every flag
 // and every command.
 func TestEveryTextNamesFlags(t *testing.T) {
-	manual, err := os.ReadFile("../../hack/deb/crisp.8")
+	manual, err := os.ReadFile("../../hack/package/crisp.8")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ const packages = "linux-image-cloud-amd64 tiny-initramfs systemd-sysv dbus udev 
 
 // policyFile, below the checkout, is what the Debian package adds to the SELinux
 // policy. The disk has it built in, since that takes a minute.
-const policyFile = "hack/deb/crisp.cil"
+const policyFile = "hack/package/crisp.cil"
 
 // guest are the files that make a test machine of Debian.
 //

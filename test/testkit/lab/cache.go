@@ -9,7 +9,7 @@ import (
 )
 
 // ErrNotMade means that a tool or the images are not in the cache.
-var ErrNotMade = errors.New(`not made yet: run "make build tools images", for Kubernetes "make kubernetes" too`)
+var ErrNotMade = errors.New(`not made yet: run "make build tools images packages", for Kubernetes "make kubernetes" too`)
 
 // Cache is where a checkout keeps its programs, and the tools and images that
 // tests need.
@@ -43,6 +43,13 @@ func (c Cache) Package() (string, error) {
 		return "", err
 	}
 	return debs[0], nil
+}
+
+// Packages is the folder with the packages of every form and processor.
+func (c Cache) Packages() (string, error) {
+	dir := filepath.Join(c.checkout, "dist")
+	_, err := made(filepath.Join(dir, "SHA256SUMS"))
+	return dir, err
 }
 
 // Tool is a program that the tests bring along: crictl, critest, registry.
