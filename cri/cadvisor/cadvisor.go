@@ -31,8 +31,9 @@ import (
 // ErrRequest means that a request cannot be read, or names no container.
 var ErrRequest = errors.New("invalid request")
 
-// ErrNotStarted means that a pod's first process, of which cAdvisor wants the
-// network, is not there yet. cAdvisor asks for it again for three seconds.
+// ErrNotStarted means that the process is not there yet, of which cAdvisor wants
+// the limits, or a pod's network. It asks again for three seconds, and about a
+// container that it has not got then once a minute.
 var ErrNotStarted = errors.New("it was not started")
 
 // Container is what is told of a container, or of a pod's sandbox.
@@ -82,8 +83,8 @@ func (s *Server) Register(g *grpc.Server) {
 	}), s)
 	g.RegisterService(service("containerd.services.tasks.v1.Tasks", "Get", func(request []byte) ([]byte, error) {
 		return s.about(request, func(c Container) ([]byte, error) {
-			if c.Pid == 0 && c.Sandbox {
-				return nil, fmt.Errorf("look for the process of pod %s: %w", c.ID, ErrNotStarted)
+			if c.Pid == 0 && !c.Exited {
+				return nil, fmt.Errorf("look for the process of %s: %w", c.ID, ErrNotStarted)
 			}
 			return taskMessage(c), nil
 		})

@@ -73,8 +73,10 @@ func TestAnswers(t *testing.T) {
 	conn := scene(t, map[string]Container{"r": running, "s": sandbox, "e": ended, "m": made, "b": begun})
 	ctx := t.Context()
 
-	if _, err := tasksapi.NewTasksClient(conn).Get(ctx, &tasksapi.GetRequest{ContainerID: "b"}); status.Code(err) != codes.NotFound {
-		t.Errorf("a pod that is not whole: %v", err)
+	for _, id := range []string{"b", "m"} {
+		if _, err := tasksapi.NewTasksClient(conn).Get(ctx, &tasksapi.GetRequest{ContainerID: id}); status.Code(err) != codes.NotFound {
+			t.Errorf("the process of %s, which was not started: %v", id, err)
+		}
 	}
 	v, err := versionapi.NewVersionClient(conn).Version(ctx, &emptypb.Empty{})
 	if err != nil || v.Version != "1.2.3" {
@@ -103,7 +105,6 @@ func TestAnswers(t *testing.T) {
 	tasks := tasksapi.NewTasksClient(conn)
 	for id, want := range map[string]*tasktypes.Process{
 		"r": {ContainerID: "r", ID: "r", Pid: 77, Status: tasktypes.Status_RUNNING},
-		"m": {ContainerID: "m", ID: "m", Status: tasktypes.Status_CREATED},
 		"e": {ContainerID: "e", ID: "e", Pid: 78, Status: tasktypes.Status_STOPPED, ExitStatus: 137},
 	} {
 		got, err := tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: id})

@@ -17,7 +17,6 @@ const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
 // States of a task; 0 stands for unknown, upon which cAdvisor asks again.
 const (
-	taskCreated = 1
 	taskRunning = 2
 	taskStopped = 3
 )
@@ -94,8 +93,6 @@ func taskMessage(c Container) []byte {
 	case c.Exited:
 		m.number(4, taskStopped)
 		m.number(9, uint64(uint32(c.ExitCode)))
-	case c.Pid == 0:
-		m.number(4, taskCreated)
 	default:
 		m.number(4, taskRunning)
 	}
