@@ -212,7 +212,7 @@ func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *r
 	defer w.Discard()
 	err = p.unpack(ctx, j, func(ctx context.Context) (io.ReadCloser, error) {
 		var err error
-		if body, err = p.repo.Blob(ctx, j.desc, tries); err != nil {
+		if body, err = p.repo.Blob(ctx, j.desc, 0, tries); err != nil {
 			return nil, err
 		}
 		return &teeBody{body: body, w: w}, nil

@@ -240,7 +240,7 @@ func TestMirrors(t *testing.T) {
 			if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 				t.Fatal(err)
 			}
-			body, err := r.Blob(t.Context(), up.desc(), &Attempts{})
+			body, err := r.Blob(t.Context(), up.desc(), 0, &Attempts{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -336,7 +336,7 @@ func TestCVE202015157RedirectTakesNoCredentials(t *testing.T) {
 	})
 	hosts := fmt.Sprintf("server = %q\n[header]\nX-Key = \"secret\"\n", f.URL)
 	r := repository(t, "h.io/app", &Auth{Username: "u", Password: "p"}, hosts)
-	body, err := r.Blob(t.Context(), blobs.desc(), &Attempts{})
+	body, err := r.Blob(t.Context(), blobs.desc(), 0, &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +397,7 @@ func cut(f *fake, after int) func(w http.ResponseWriter, r *http.Request) bool {
 func TestBlobResumes(t *testing.T) {
 	f := newFake(t, nil)
 	f.answer = cut(f, 70_000)
-	body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), &Attempts{})
+	body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), 0, &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -421,7 +421,7 @@ func TestBlobResumesWithoutRanges(t *testing.T) {
 		}
 		return false
 	}
-	body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), &Attempts{})
+	body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), 0, &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -435,7 +435,7 @@ func TestBlobThatNeverEnds(t *testing.T) {
 	for name, after := range map[string]int{"nothing more": 0} {
 		f := newFake(t, nil)
 		f.answer = cut(f, after)
-		body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), &Attempts{})
+		body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), 0, &Attempts{})
 		if err == nil {
 			_, err = io.ReadAll(body)
 			body.Close()
@@ -451,7 +451,7 @@ func TestBlobSizes(t *testing.T) {
 	for name, delta := range map[string]int64{"shorter than it says": 1, "longer than it says": -1} {
 		desc := f.desc()
 		desc.Size += delta
-		if _, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), desc, &Attempts{}); !errors.Is(err, ErrProtocol) {
+		if _, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), desc, 0, &Attempts{}); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: %v, want %v", name, err, ErrProtocol)
 		}
 	}
@@ -463,7 +463,7 @@ func TestBlobSizes(t *testing.T) {
 			}
 		}
 	})
-	body, err := repository(t, endless.host+"/app", nil, "").Blob(t.Context(), f.desc(), &Attempts{})
+	body, err := repository(t, endless.host+"/app", nil, "").Blob(t.Context(), f.desc(), 0, &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -492,7 +492,7 @@ func TestStalledDownload(t *testing.T) {
 			_, err = r.Manifest(t.Context(), ignored{})
 		} else {
 			var body *Blob
-			if body, err = r.Blob(t.Context(), f.desc(), &Attempts{}); err == nil {
+			if body, err = r.Blob(t.Context(), f.desc(), 0, &Attempts{}); err == nil {
 				_, err = io.ReadAll(body)
 				body.Close()
 			}

@@ -11,6 +11,10 @@
 // last one is asked again for what may pass. Only the bytes of a tag are taken
 // on trust: all else is named by its digest.
 //
+// What is here already of a blob is not asked for. An answer with a part of a
+// blob has to say that it is the one asked for, of a blob of the right size; if
+// no host gives such an answer, the whole is asked for.
+//
 // Credentials go to the registry that the reference names and to nothing
 // else: not to a mirror, not to the target of a redirect, not to an address
 // that a manifest mentions. A host that a redirect leads to may ask for a token

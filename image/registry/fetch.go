@@ -7,7 +7,6 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,8 +18,6 @@ import (
 const (
 	// MaxDocument bounds manifests, indexes and configurations.
 	MaxDocument = 8 << 20
-	// maxResumes bounds how often a download may break off without progress.
-	maxResumes = 5
 	// A download of less than minRate bytes a second, averaged over rateTime
 	// of waiting for it, has stalled.
 	minRate  = 1 << 10
@@ -148,188 +145,6 @@ func copyDocument(to io.Writer, from io.Reader, limit int64, algorithm digest.Al
 	}
 	return sum.Digest(), n, nil
 }
-
-// Attempts remembers which hosts have failed a blob. Its zero value is ready.
-type Attempts struct{ refused map[*hop]bool }
-
-// Blame notes that what was read of a blob is not the blob, and reports
-// whether there is another host to read it from: the one that sent its
-// beginning is not asked again.
-func (a *Attempts) Blame(b *Blob) bool {
-	a.refuse(b.first)
-	return len(b.repo.order(request{}, a.refused)) > 0
-}
-
-func (a *Attempts) refuse(h *hop) {
-	if a.refused == nil {
-		a.refused = map[*hop]bool{}
-	}
-	a.refused[h] = true
-}
-
-// Blob streams a blob. The reader takes the download up again where it broke
-// off, from another host if need be. It does not verify: the caller, who sees
-// every byte anyway, compares digest and size, and may ask again without the
-// host that it got something else from.
-func (r *Repository) Blob(ctx context.Context, desc ocispec.Descriptor, a *Attempts) (*Blob, error) {
-	b := &Blob{ctx: ctx, repo: r, desc: desc, tries: a, meter: &meter{window: min(rateTime, r.progress)}}
-	if err := b.open(); err != nil {
-		return nil, err
-	}
-	return b, nil
-}
-
-// Blob is a blob as one stream, over as many requests as it takes.
-type Blob struct {
-	// An io.Reader has no room for a context: it is that of the download.
-	ctx     context.Context
-	repo    *Repository
-	desc    ocispec.Descriptor
-	tries   *Attempts
-	offset  int64
-	text    io.Reader // the bytes from offset on, read from body
-	body    io.ReadCloser
-	resumes int
-	pending error // what a read ended with that brought something, too
-	// first is the host that sent the beginning, from the one that sends now.
-	first, from *hop
-	meter       *meter
-}
-
-// open asks for the blob from offset on.
-func (b *Blob) open() error {
-	q := b.repo.blobRequest(b.desc)
-	if b.offset > 0 {
-		// With its end, though it is the blob's: some registries want one.
-		q.header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.offset, b.desc.Size-1))
-		q.want = append(q.want, http.StatusPartialContent)
-	}
-	return b.repo.each(b.ctx, q, b.tries.refused, b.begin)
-}
-
-// begin takes an answer for the stream's next part.
-func (b *Blob) begin(h *hop, resp *http.Response) error {
-	skip := b.offset
-	if resp.StatusCode == http.StatusPartialContent {
-		var err error
-		if skip, err = skipTo(resp, b.offset); err == nil && resp.Header.Get("Content-Encoding") != "" {
-			err = fmt.Errorf("%w: a part of a blob with content coding %q", ErrProtocol, clean(resp.Header.Get("Content-Encoding")))
-		}
-		if err != nil {
-			resp.Body.Close()
-			return err
-		}
-	}
-	body := newWatchedBody(b.ctx, resp.Body, b.repo.progress, 0, b.meter)
-	text := io.Reader(body)
-	if resp.StatusCode == http.StatusOK {
-		resp.Body = body
-		var err error
-		if text, err = b.repo.blobBody(resp, b.desc); err != nil {
-			body.Close()
-			return err
-		}
-	}
-	if _, err := io.CopyN(io.Discard, text, skip); err != nil {
-		body.Close()
-		return err
-	}
-	b.text, b.body, b.from = text, body, h
-	if b.offset == 0 {
-		b.first = h
-	}
-	return nil
-}
-
-// skipTo tells how much of a partial answer lies before offset.
-func skipTo(resp *http.Response, offset int64) (int64, error) {
-	unit, rest, _ := strings.Cut(resp.Header.Get("Content-Range"), " ")
-	first, _, _ := strings.Cut(rest, "-")
-	start, err := strconv.ParseInt(first, 10, 64)
-	if unit != "bytes" || err != nil || start > offset || start < 0 {
-		return 0, fmt.Errorf("%w: Content-Range %q", ErrProtocol, clean(resp.Header.Get("Content-Range")))
-	}
-	return offset - start, nil
-}
-
-// Read reads on, over broken connections. A blob that is longer than it
-// should be is cut off one byte late, for the caller to notice.
-func (b *Blob) Read(p []byte) (int, error) {
-	if rest := b.desc.Size + 1 - b.offset; int64(len(p)) > rest {
-		p = p[:max(rest, 0)]
-	}
-	if len(p) == 0 {
-		return 0, io.EOF
-	}
-	for {
-		n, err := 0, b.pending
-		if b.pending = nil; err == nil {
-			n, err = b.text.Read(p)
-			b.offset += int64(n)
-		}
-		if n > 0 {
-			b.pending = err
-			b.resumes = 0
-			return n, nil
-		}
-		if err == nil {
-			return 0, nil
-		}
-		if b.offset >= b.desc.Size {
-			return 0, io.EOF // there is nothing more to ask for
-		}
-		if err := b.resume(err); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// resume opens the rest of a stream that ended with cause: where it was, or
-// from another host if this one has stalled or broken off too often.
-func (b *Blob) resume(cause error) error {
-	for cause != nil {
-		b.body.Close()
-		if b.ctx.Err() != nil {
-			return context.Cause(b.ctx)
-		}
-		if errors.Is(cause, io.EOF) {
-			cause = io.ErrUnexpectedEOF
-		}
-		start := time.Now()
-		b.resumes++
-		switch stalled := errors.Is(cause, errStalled); {
-		case !stalled && b.resumes <= maxResumes:
-			if err := sleep(b.ctx, firstBackoff<<(b.resumes-1)); err != nil {
-				return err
-			}
-		case !b.leave(stalled):
-			return b.broken(cause)
-		}
-		if err := b.open(); err != nil {
-			return fmt.Errorf("resume blob %s at byte %d of %d, where %s had ended with %q: %w", b.desc.Digest, b.offset, b.desc.Size, b.from.base.Host, clean(cause.Error()), err)
-		}
-		// Who breaks off after every byte is as slow as who drips.
-		cause = b.meter.note(0, time.Since(start))
-	}
-	return nil
-}
-
-// leave gives a host up, and reports whether there is another.
-func (b *Blob) leave(stalled bool) bool {
-	if stalled {
-		b.from.down.Store(true) // it would stall the next layer, too
-	}
-	b.tries.refuse(b.from)
-	b.resumes, b.meter = 0, &meter{window: b.meter.window}
-	return len(b.repo.order(request{}, b.tries.refused)) > 0
-}
-
-func (b *Blob) broken(cause error) error {
-	return fmt.Errorf("%w: read blob %s at byte %d of %d from %s: %w", ErrUnavailable, b.desc.Digest, b.offset, b.desc.Size, b.from.base.Host, cause)
-}
-
-// Close ends the download.
-func (b *Blob) Close() error { return b.body.Close() }
 
 // errStalled is how a read ends in which too little arrived for too long.
 var errStalled = errors.New("no data arrived")

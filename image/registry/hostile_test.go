@@ -47,7 +47,7 @@ func TestDrips(t *testing.T) {
 			return r.Config(ctx, desc, ignored{})
 		}, errStalled},
 		{"blob", "/blobs/", http.StatusOK, func(ctx context.Context, r *Repository, desc ocispec.Descriptor) error {
-			body, err := r.Blob(ctx, desc, &Attempts{})
+			body, err := r.Blob(ctx, desc, 0, &Attempts{})
 			if err != nil {
 				return err
 			}
@@ -95,7 +95,7 @@ func TestBreakingOffIsDripping(t *testing.T) {
 	f.answer = cut(f, 10)
 	r := repository(t, f.host+"/app", nil, "")
 	r.progress = time.Second
-	body, err := r.Blob(t.Context(), f.desc(), &Attempts{})
+	body, err := r.Blob(t.Context(), f.desc(), 0, &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -229,7 +229,7 @@ func TestContentCodings(t *testing.T) {
 
 func wantBlob(t *testing.T, r *Repository, f *fake) {
 	t.Helper()
-	body, err := r.Blob(t.Context(), f.desc(), &Attempts{})
+	body, err := r.Blob(t.Context(), f.desc(), 0, &Attempts{})
 	if err != nil {
 		t.Error(err)
 		return
@@ -300,7 +300,7 @@ func wantGood(t *testing.T, r *Repository, up *fake) {
 	t.Helper()
 	var tries Attempts
 	for {
-		body, err := r.Blob(t.Context(), up.desc(), &tries)
+		body, err := r.Blob(t.Context(), up.desc(), 0, &tries)
 		if err != nil {
 			t.Errorf("blob: %v", err)
 			return
