@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -52,8 +51,10 @@ type Store struct {
 
 	mu       sync.Mutex
 	blobs    map[digest.Digest]blob
-	usage    Usage
-	detached int // how many blobs were, for names
+	parts    map[digest.Digest]part
+	writing  map[digest.Digest]bool // what has a file among the parts now
+	usage    Usage                  // of blobs and parts
+	detached int                    // how many files were, for names
 }
 
 type blob struct {
@@ -66,8 +67,8 @@ type blob struct {
 // Open opens the layout in the folder root and makes it if it is not there.
 // The temporary folder is left as it is: see [Store.TempDir].
 func Open(root string) (*Store, error) {
-	s := &Store{root: root, blobs: map[digest.Digest]blob{}}
-	for _, dir := range []string{root, s.TempDir(), s.blobDir(digest.SHA256)} {
+	s := &Store{root: root, blobs: map[digest.Digest]blob{}, parts: map[digest.Digest]part{}, writing: map[digest.Digest]bool{}}
+	for _, dir := range []string{root, s.TempDir(), s.blobDir(digest.SHA256), filepath.Join(root, partsDir)} {
 		if err := os.MkdirAll(dir, dirPerm); err != nil {
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
@@ -95,7 +96,7 @@ func (s *Store) prepare() error {
 			return err
 		}
 	}
-	return s.scan()
+	return errors.Join(s.scan(), s.scanParts())
 }
 
 // Close releases the folder.
@@ -157,7 +158,7 @@ func (s *Store) path(d digest.Digest) string {
 	return filepath.Join(s.blobDir(d.Algorithm()), d.Encoded())
 }
 
-// Usage is what the blobs take up.
+// Usage is what blobs take up, and parts of blobs that nobody is downloading.
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -300,13 +301,7 @@ func (s *Store) Detach(d digest.Digest) (string, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// The same blob may come and go again before its remains are removed.
-	s.detached++
-	name := "gone-" + d.Encoded() + "-" + strconv.Itoa(s.detached)
-	err := os.Rename(s.path(d), filepath.Join(s.TempDir(), name))
-	if errors.Is(err, fs.ErrNotExist) {
-		name, err = "", nil
-	}
+	name, err := s.setAside(s.path(d), d.Encoded())
 	if err != nil {
 		return "", fmt.Errorf("remove blob: %w", err)
 	}

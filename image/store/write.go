@@ -47,6 +47,11 @@ type Writer struct {
 	check *checker
 	f     *os.File
 	done  bool
+
+	// part means that f is a part, which outlives this process. Of it, kept
+	// bytes were there before and read of these have been compared.
+	part       bool
+	kept, read int64
 }
 
 // Create begins a blob that must turn out to be what desc describes.
@@ -100,6 +105,9 @@ func (w *Writer) Publish() error {
 	}
 	w.done = true
 	w.store.add(d, &st)
+	if w.part {
+		delete(w.store.writing, d)
+	}
 	return w.f.Close()
 }
 
@@ -110,5 +118,15 @@ func (w *Writer) Discard() {
 	}
 	w.done = true
 	w.f.Close()
-	os.Remove(w.f.Name()) // swept at the next start
+	err := os.Remove(w.f.Name()) // swept at the next start
+	if !w.part {
+		return
+	}
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	delete(w.store.writing, w.check.desc.Digest)
+	var st unix.Stat_t
+	if err != nil && unix.Lstat(w.f.Name(), &st) == nil { // as on a disk that is read-only now
+		w.store.addPart(w.check.desc.Digest, &st)
+	}
 }
