@@ -38,6 +38,10 @@ type Checked struct {
 	Damaged   int   `json:"damaged"`
 	Repaired  int   `json:"repaired"`
 	Bytes     int64 `json:"bytes"` // of blobs
+	// Parts are layers of which an interrupted pull has left the beginning, in
+	// PartBytes of disk space. What they are shows when the rest is here.
+	Parts     int    `json:"parts"`
+	PartBytes uint64 `json:"partBytes"`
 }
 
 // Check compares every blob with its digest and every unpacked layer with what
@@ -61,6 +65,7 @@ func (s *Service) Check(ctx context.Context, repair bool, found func(Damage)) (C
 			return c.count, fmt.Errorf("check images: %w", err)
 		}
 	}
+	c.count.Parts, c.count.PartBytes = s.blobs.Parts()
 	c.count.Unchecked = len(s.layers.ChainIDs()) - c.count.Layers
 	return c.count, nil
 }

@@ -117,7 +117,7 @@ func check(t *testing.T, root, ref string) {
 // orphans lists files that belong to no image.
 func orphans(root string) []string {
 	var list []string
-	for _, dir := range []string{"blobs", "layers", "tmp", "containers"} {
+	for _, dir := range []string{"blobs", "parts", "layers", "tmp", "containers"} {
 		filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error { // vanishes meanwhile
 			if err == nil && !d.IsDir() {
 				list = append(list, path)

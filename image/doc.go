@@ -10,6 +10,13 @@
 // as anybody waits for it, and what two pulls have in common, the image, a
 // layer or a blob, is fetched once.
 //
+// An interrupted pull, by whatever ends it, leaves the beginnings of layers to
+// the next one (package store), which asks for the rest, of any host and for any
+// image with that layer. The beginning is hashed and unpacked once more. One
+// that is wrong costs a second download, of the whole layer, and no more. Layers
+// that it has whole stay as they are, until there is no room for so much, or the
+// service ends: then their blobs are such beginnings, too.
+//
 // Nothing waits for the disk: what was written names the boot of the machine
 // until a sync, and is not trusted in another one. [Service.Check] finds what
 // a disk has changed at rest.

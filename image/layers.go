@@ -3,16 +3,13 @@ package image
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"syscall"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"crisp/image/layer"
-	"crisp/image/registry"
 	"crisp/image/store"
 )
 
@@ -169,63 +166,6 @@ func (p *puller) fromDiskTaking(ctx context.Context, j *job, open layer.Source, 
 	return p.unpack(ctx, j, open, j.leads, much)
 }
 
-// download fetches the blob of j, unpacking it on the way if that is wanted.
-// The blob does not wait for the layers below: others may need it for a layer
-// that these in turn wait for. What is not the blob, or cannot be unpacked, is
-// fetched from the next host that may have it.
-//
-// Preconditions: the caller leads the blob's flight.
-func (p *puller) download(ctx context.Context, j *job, unpack bool) error {
-	var tries registry.Attempts
-	var failed []error
-	for {
-		body, err := p.downloadFrom(ctx, j, unpack, &tries)
-		if err == nil || errors.Is(err, layer.ErrMuch) || ctx.Err() != nil {
-			return err
-		}
-		failed = append(failed, err)
-		// An error of this machine is not the host's.
-		if errno := syscall.Errno(0); body == nil || errors.As(err, &errno) || !tries.Blame(body) {
-			return joined(failed)
-		}
-		p.discard(j)
-	}
-}
-
-// joined is the last of some errors, with the text of those before it.
-func joined(errs []error) error {
-	last := errs[len(errs)-1]
-	for _, err := range errs[:len(errs)-1] {
-		last = fmt.Errorf("%w; before that: %s", last, err)
-	}
-	return last
-}
-
-// downloadFrom fetches the blob of j from the first host that tries has not
-// given up. After an error, body is the download that failed, if it began.
-func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *registry.Attempts) (body *registry.Blob, err error) {
-	s := p.s
-	w, err := s.blobs.Create(j.desc)
-	if err != nil {
-		return nil, err
-	}
-	defer w.Discard()
-	err = p.unpack(ctx, j, func(ctx context.Context) (io.ReadCloser, error) {
-		var err error
-		if body, err = p.repo.Blob(ctx, j.desc, 0, tries); err != nil {
-			return nil, err
-		}
-		return &teeBody{body: body, w: w}, nil
-	}, unpack, false)
-	if err != nil {
-		return body, err
-	}
-	if err := w.Finish(); err != nil {
-		return body, err
-	}
-	return nil, s.step("publish blob", w.Publish)
-}
-
 // unpack stages the layer of j, or only reads the source to its end.
 func (p *puller) unpack(ctx context.Context, j *job, open layer.Source, stage, much bool) error {
 	if !stage {
@@ -271,19 +211,3 @@ func (p *puller) publish(ctx context.Context) error {
 	}
 	return nil
 }
-
-// teeBody is a download that is kept while it is read.
-type teeBody struct {
-	body io.ReadCloser
-	w    *store.Writer
-}
-
-func (t *teeBody) Read(p []byte) (int, error) {
-	n, err := t.body.Read(p)
-	if _, werr := t.w.Write(p[:n]); werr != nil {
-		return 0, werr
-	}
-	return n, err
-}
-
-func (t *teeBody) Close() error { return t.body.Close() }

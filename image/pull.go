@@ -54,9 +54,15 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth) 
 	}
 	defer repo.Close()
 	p := &puller{s: s, repo: repo, ref: ref}
-	defer p.end()
 	im, err := p.run(ctx)
+	p.end()
 	s.wantSync()
+	if noRoom(err) {
+		s.dropParts()
+	}
+	if err != nil {
+		s.partsLeft()
+	}
 	if ctx.Err() != nil && err != nil {
 		return Image{}, context.Cause(ctx)
 	}

@@ -107,6 +107,8 @@ type Service struct {
 	snapshot   atomic.Pointer[catalog]
 	budget     *budget.Budget
 	syncs      syncs
+	// partsWanted, which has room for one, has the parts of blobs looked at.
+	partsWanted chan struct{}
 
 	// ctx ends with the service; work counts what Close waits for.
 	ctx    context.Context // the life of the service itself
@@ -147,8 +149,9 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 	}
 	s := &Service{
 		opts: opts, log: opts.Logger, pins: map[digest.Digest]int{}, budget: budget.New(),
-		syncs:  syncs{wanted: make(chan struct{}, 1), done: make(chan struct{}), failed: map[digest.Digest]bool{}},
-		client: registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout, Logger: opts.Logger}),
+		partsWanted: make(chan struct{}, 1),
+		syncs:       syncs{wanted: make(chan struct{}, 1), done: make(chan struct{}), failed: map[digest.Digest]bool{}},
+		client:      registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout, Logger: opts.Logger}),
 	}
 	if s.log == nil {
 		s.log = slog.Default()
@@ -156,6 +159,7 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 	if err := s.open(); err != nil {
 		if s.cancel != nil {
 			s.cancel(err)
+			s.work.Wait()
 		}
 		return nil, errors.Join(err, s.closeFiles())
 	}
@@ -203,14 +207,17 @@ func (s *Service) open() error {
 	s.snapshot.Store(s.loadAll(records, lost))
 	go s.syncSoon()
 	s.wantSync()
-	if lost {
-		// What is here is what the next pulls need.
-		return nil
+	if !lost {
+		s.mu.Lock()
+		err = s.demote()
+		s.mu.Unlock()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, err = s.collect()
-	return err
+	if err != nil {
+		return err
+	}
+	// If the record is lost, what is here is what the next pulls need.
+	s.work.Go(func() { s.watchParts(!lost) })
+	return nil
 }
 
 // loadAll makes a catalog of the images on record.
@@ -322,7 +329,8 @@ func (s *Service) Reserve(ctx context.Context, bytes int64) (release func(), err
 type FsInfo struct {
 	// Mountpoint is the folder that images are in.
 	Mountpoint string
-	// UsedBytes and InodesUsed count blobs and unpacked layers.
+	// UsedBytes and InodesUsed count blobs, unpacked layers, and what interrupted
+	// pulls have left.
 	UsedBytes, InodesUsed uint64
 }
 

@@ -140,6 +140,9 @@ func (p *printer) end(done image.Checked) {
 	p.done = done
 	fmt.Fprintf(p.out, "%d blobs and %d unpacked layers were checked, %d layers could not be; %d damaged, %d of them repaired\n",
 		done.Blobs, done.Layers, done.Unchecked, done.Damaged, done.Repaired)
+	if done.Parts > 0 {
+		fmt.Fprintf(p.out, "interrupted pulls have left the beginnings of %d layers, %d bytes, to the next ones\n", done.Parts, done.PartBytes)
+	}
 }
 
 // serveAdmin takes commands until the daemon closes.
