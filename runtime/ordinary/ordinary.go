@@ -30,7 +30,8 @@ const (
 // ErrTied is a command that is to end with the thread that started it.
 var ErrTied = errors.New("a command with Pdeathsig ends at once: the thread that starts it does")
 
-// Start starts a command like [exec.Cmd.Start], with all CPUs of the cgroup, the
+// Start starts a command like [exec.Cmd.Start], in the network namespace of the
+// thread that calls it, with all CPUs of the cgroup, the
 // usual priorities and umask, a session keyring of its own and no protection from
 // a lack of memory. A command without a folder runs in /. What the service
 // manager tells the daemon in its environment is left out of the command's.
@@ -45,12 +46,18 @@ func Start(cmd *exec.Cmd) error {
 		cmd.Env = os.Environ()
 	}
 	cmd.Env = slices.DeleteFunc(slices.Clone(cmd.Env), isServices)
+	network, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("start %s: find the network: %w", cmd.Path, err)
+	}
+	defer network.Close()
+
 	started := make(chan error, 1)
 	go func() {
 		// What is changed is the thread's, which ends with this goroutine as it
 		// is not unlocked.
 		runtime.LockOSThread()
-		started <- start(cmd)
+		started <- start(cmd, network)
 	}()
 	return <-started
 }
@@ -63,7 +70,11 @@ func isServices(variable string) bool {
 	}, name)
 }
 
-func start(cmd *exec.Cmd) error {
+func start(cmd *exec.Cmd, network *os.File) error {
+	// A new thread has the namespaces of any other.
+	if err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("start %s: enter the network: %w", cmd.Path, err)
+	}
 	if err := unix.Unshare(unix.CLONE_FS); err == nil {
 		unix.Umask(umask)
 	}

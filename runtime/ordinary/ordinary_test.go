@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -101,5 +102,28 @@ func TestStartRefusesWhatWouldEndAtOnce(t *testing.T) {
 	}
 	if err := Start(exec.Command("/nothing")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v, want %v", err, os.ErrNotExist)
+	}
+}
+
+// TestStartStaysInItsNetwork: a caller may have another network than the other
+// threads of its process.
+func TestStartStaysInItsNetwork(t *testing.T) {
+	testkit.Root(t)
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cmd := exec.Command("readlink", "/proc/self/ns/net")
+	cmd.Stdout = &out
+	if err := errors.Join(Start(cmd), cmd.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.TrimSpace(out.String()); got != want {
+		t.Errorf("the program is in %s, the caller in %s", got, want)
 	}
 }
