@@ -192,20 +192,24 @@ func (w *watcher) early(dir, kind string, detail ...any) {
 	}
 }
 
-// stop stops a process by tracing it.
+// stop stops a process by tracing it. One that has died meanwhile is waited for,
+// too: its parent does not learn of its end before who traces it has.
 func (w *watcher) stop(pid int) bool {
 	if unix.PtraceSeize(pid) != nil {
 		return false
 	}
-	if unix.PtraceInterrupt(pid) != nil {
-		return true
-	}
+	_ = unix.PtraceInterrupt(pid) // which fails if it has died
 	var ws unix.WaitStatus
 	_, err := unix.Wait4(pid, &ws, unix.WALL, nil)
-	return err == nil
+	return err == nil && ws.Stopped()
 }
 
-func (w *watcher) let(pid int) { _ = unix.PtraceDetach(pid) } // it may have died
+// let lets a process go on. Only one that was killed cannot be let.
+func (w *watcher) let(pid int) {
+	if unix.PtraceDetach(pid) != nil {
+		_, _ = unix.Wait4(pid, nil, unix.WALL, nil)
+	}
+}
 
 // program writes to what a process of the runtime executes (CVE-2019-5736).
 func (w *watcher) program(dir string) {
