@@ -90,19 +90,34 @@ func (j *Journal) Restart() {
 
 // Append makes a change of the values. After an error they are as before.
 func (j *Journal) Append(change Values) error {
-	line, err := formLine(change, !j.fresh)
+	if err := j.change(change); err != nil {
+		return err
+	}
+	j.measure(change)
+	return nil
+}
+
+func (j *Journal) change(change Values) error {
+	if j.fresh {
+		return j.renew(change)
+	}
+	line, err := formLine(change, true)
 	if err != nil {
 		return fmt.Errorf("append to %s: %w", j.path, err)
 	}
 
-	if j.fresh || j.size+int64(len(line)) > max(journalSize, journalTimes*(j.live+int64(len(line)))) {
-		return j.renew(change)
+	if j.size+int64(len(line)) > max(journalSize, journalTimes*(j.live+int64(len(line)))) {
+		values, err := j.read()
+		if err != nil {
+			return err
+		}
+		merge(values, change)
+		return j.renew(values)
 	}
 	if err := j.append(line); err != nil {
 		return fmt.Errorf("append to %s: %w", j.path, err)
 	}
 	j.size += int64(len(line))
-	j.measure(change)
 	return nil
 }
 
@@ -132,40 +147,33 @@ func (j *Journal) Sync() error {
 	return nil
 }
 
-// renew replaces the journal by one line with all values, changed. What was
-// synced before must not be lost with the power.
-func (j *Journal) renew(change Values) error {
-	values, write := Values{}, WriteFile
-	if j.size == 0 {
-		write = ReplaceFile
-	}
-	if !j.fresh {
-		var err error
-		if values, err = j.read(); err != nil {
-			return err
-		}
-	}
-
-	merge(values, change)
+// renew replaces the journal by one line with all values. What was synced
+// before must not be lost with the power.
+func (j *Journal) renew(values Values) error {
 	line, err := formLine(values, false)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", j.path, err)
+	}
+
+	write := WriteFile
+	if j.size == 0 {
+		write = ReplaceFile
 	}
 	if err := write(j.path, line, journalPerm); err != nil {
 		return err
 	}
 	j.size, j.torn, j.fresh = int64(len(line)), false, false
-	j.measure(change)
 	return nil
 }
 
-// read returns the values, which are not kept in memory.
+// read returns the values, which are not kept in memory. What follows the whole
+// lines is as little its business as it is that of append, which cuts it.
 func (j *Journal) read() (Values, error) {
 	text, err := os.ReadFile(j.path)
 	if err != nil {
 		return nil, err
 	}
-	values, end, damaged := readLines(text)
+	values, end, damaged := readLines(text[:min(int64(len(text)), j.size)])
 	if damaged || int64(end) != j.size {
 		return nil, fmt.Errorf("read %s again: %w", j.path, ErrDamaged)
 	}

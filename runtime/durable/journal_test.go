@@ -233,6 +233,38 @@ func TestJournalWithAGap(t *testing.T) {
 	}
 }
 
+// TestJournalRenewedAfterAGap: what could not be read, and was given up, is not
+// in the way of a change that writes the journal anew.
+func TestJournalRenewedAfterAGap(t *testing.T) {
+	j, _ := written(t, Values{"kept": raw("1")})
+	for range 9 {
+		if err := j.Append(value(strings.Repeat("x", journalSize/10))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(j.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(j.path, append(text, "00000000 +{}\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	j, _, err = OpenJournal(j.path)
+	if !errors.Is(err, ErrDamaged) {
+		t.Fatalf("opened with %v", err)
+	}
+	change := value(strings.Repeat("y", journalSize/10)) // more than there is room for
+	if err := j.Append(change); err != nil {
+		t.Fatal(err)
+	}
+	change["kept"] = raw("1")
+	assertValues(t, j.path, change)
+	if text, err = os.ReadFile(j.path); err != nil || bytes.Count(text, []byte{'\n'}) != 1 {
+		t.Errorf("it was not written anew: %.40q, %v", text, err)
+	}
+}
+
 // What a write that failed has left is not in the way of the next one.
 func TestJournalAfterAFailedWrite(t *testing.T) {
 	j, text := written(t, value("good"))
