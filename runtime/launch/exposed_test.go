@@ -92,13 +92,7 @@ func TestExposedIsPoor(t *testing.T) {
 				for _, filter := range []*specs.LinuxSeccomp{nil, seccomp.RuntimeDefault([]string{"CAP_SYS_PTRACE"})} {
 					name := fmt.Sprintf("%s, user namespace %v, no new privileges %v, filter %v", kind, userns, noNew, filter != nil)
 					t.Run(name, func(t *testing.T) {
-						b := newLab(t)
-						pod := usual()
-						if userns {
-							pod = usersOwn()
-						}
-						pod.PidNS = true
-						b.sandbox(pod)
+						b := newSharing(t, userns)
 						change := func(s *specs.Spec) {
 							setNamespace(s, specs.PIDNamespace, "ns/pid")
 							s.Process.NoNewPrivileges = noNew

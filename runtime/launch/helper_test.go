@@ -217,6 +217,20 @@ func newLab(t testing.TB) *lab {
 	return lab
 }
 
+// newSharing is a lab with a pod whose containers can share its PID namespace,
+// and which has a user namespace or none.
+func newSharing(t testing.TB, userns bool) *lab {
+	t.Helper()
+	pod := usual()
+	if userns {
+		pod = usersOwn()
+	}
+	pod.PidNS = true
+	b := newLab(t)
+	b.sandbox(pod)
+	return b
+}
+
 // with is the lab for a subtest.
 func (b *lab) with(t testing.TB) *lab {
 	sub := *b

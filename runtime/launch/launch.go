@@ -189,6 +189,27 @@ func (l *Launcher) Exec(ctx context.Context, id string, s *specs.Spec, p *specs.
 	return started, nil
 }
 
+// filter compiles a profile. Only a process that joins others has calls to make
+// after it has loaded it: no other's filter has an exception for them.
+func (l *Launcher) filter(profile *specs.LinuxSeccomp, joins bool) (*plan.Filter, error) {
+	f, err := l.filters.Compile(profile)
+	if err != nil {
+		return nil, err
+	}
+	if f.Joins || !joins {
+		return &plan.Filter{Prog: f.Prog, Flags: f.Flags}, nil
+	}
+
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // it never fails
+	pass := seccomp.NewPass(random)
+	prog, err := f.WithPass(pass)
+	if err != nil {
+		return nil, err
+	}
+	return &plan.Filter{Prog: prog, Flags: f.Flags, Pass: pass}, nil
+}
+
 // complete fills in what the launcher knows better than its caller.
 func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h Held) (plan.Options, error) {
 	o.Machine = l.machine
@@ -198,19 +219,11 @@ func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h H
 		return o, nil // the plan's builder says so
 	}
 	if s.Linux.Seccomp != nil && o.Seccomp == nil {
-		f, err := l.filters.Compile(s.Linux.Seccomp)
-		if err != nil {
+		// A command joins the container's namespaces, whoever made them.
+		joins := p != s.Process || joinedPIDs(s) != ""
+		var err error
+		if o.Seccomp, err = l.filter(s.Linux.Seccomp, joins); err != nil {
 			return o, fmt.Errorf("compile seccomp profile: %w", err)
-		}
-		o.Seccomp = &plan.Filter{Prog: f.Prog, Flags: f.Flags}
-		if !f.Joins {
-			var random [16]byte
-			_, _ = rand.Read(random[:]) // it never fails
-			pass := seccomp.NewPass(random)
-			if o.Seccomp.Prog, err = f.WithPass(pass); err != nil {
-				return o, fmt.Errorf("compile seccomp profile: %w", err)
-			}
-			o.Seccomp.Pass = pass
 		}
 	}
 	// Without a pod's base there is no procfs of its PID namespace.

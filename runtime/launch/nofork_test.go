@@ -49,13 +49,7 @@ func TestProfilesThatForbidToFork(t *testing.T) {
 		for _, nnp := range []bool{false, true} {
 			for _, terminal := range []bool{false, true} {
 				t.Run(fmt.Sprint("own users ", users, ", no new privileges ", nnp, ", terminal ", terminal), func(t *testing.T) {
-					b := newLab(t)
-					pod := usual()
-					if users {
-						pod = usersOwn()
-					}
-					pod.PidNS = true
-					b.sandbox(pod)
+					b := newSharing(t, users)
 					change := func(s *specs.Spec) {
 						setNamespace(s, specs.PIDNamespace, "ns/pid")
 						s.Process.NoNewPrivileges = nnp
@@ -83,6 +77,28 @@ func TestProfilesThatForbidToFork(t *testing.T) {
 					forbids(t, e, terminal)
 				})
 			}
+		}
+	}
+}
+
+// TestOnlyWhoJoinsHasAPass: a filter has no exception that its process does not
+// need, and no two have the same.
+func TestOnlyWhoJoinsHasAPass(t *testing.T) {
+	b := newLab(t)
+	seen := map[[2]uint64]bool{}
+	for range 2 {
+		for _, joins := range []bool{false, true} {
+			f, err := b.l.filter(forbidding(true), joins)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if has := f.Pass != [2]uint64{}; has != joins {
+				t.Errorf("joins others %t: has a pass %t", joins, has)
+			}
+			if joins && seen[f.Pass] {
+				t.Error("two processes have the same pass")
+			}
+			seen[f.Pass] = true
 		}
 	}
 }

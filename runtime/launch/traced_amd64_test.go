@@ -100,13 +100,7 @@ func TestCallsAreThePlan(t *testing.T) {
 	for _, kind := range []string{"start", "exec", "exec with terminal", "start beside"} {
 		for _, userns := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, user namespace %v", kind, userns), func(t *testing.T) {
-				b := newLab(t)
-				pod := usual()
-				if userns {
-					pod = usersOwn()
-				}
-				pod.PidNS = true
-				b.sandbox(pod)
+				b := newSharing(t, userns)
 				change := func(s *specs.Spec) {
 					s.Process.NoNewPrivileges = true
 					s.Linux.Seccomp = seccomp.RuntimeDefault(nil)
