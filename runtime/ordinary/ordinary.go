@@ -71,8 +71,8 @@ func isServices(variable string) bool {
 }
 
 func start(cmd *exec.Cmd, network *os.File) error {
-	// A new thread has the namespaces of any other.
-	if err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET); err != nil {
+	// A new thread has the namespaces of any other. Who may not enter one has not.
+	if err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET); err != nil && !errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("start %s: enter the network: %w", cmd.Path, err)
 	}
 	if err := unix.Unshare(unix.CLONE_FS); err == nil {
