@@ -110,3 +110,25 @@ func (s *session) forward(port, id int) (data, failure httpstream.Stream) {
 	failure.Close()
 	return s.open("data", "port", fmt.Sprint(port), "requestID", fmt.Sprint(id)), failure
 }
+
+// wantEchoes forwards twenty connections to a port, one after the other, whose
+// server sends back what it gets, and wants all of so many bytes, or twice as
+// many, and no error.
+func (s *session) wantEchoes(port, size int) {
+	s.t.Helper()
+	for i := range 20 {
+		data, failure := s.forward(port, i)
+		want := strings.Repeat(fmt.Sprint(i), size)
+		go func() {
+			io.WriteString(data, want)
+			data.Close()
+		}()
+		got, err := io.ReadAll(data)
+		if err != nil || string(got) != want {
+			s.t.Errorf("stream %d: %d bytes, %v", i, len(got), err)
+		}
+		if said, err := io.ReadAll(failure); err != nil || len(said) > 0 {
+			s.t.Errorf("stream %d: server says %q, %v", i, said, err)
+		}
+	}
+}

@@ -357,21 +357,7 @@ func TestPortForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := dial(t, resp.Url, forward)
-	for i := range 20 {
-		data, failure := c.forward(port, i)
-		want := strings.Repeat(fmt.Sprint(i), 10_000)
-		go func() {
-			io.WriteString(data, want)
-			data.Close()
-		}()
-		got, err := io.ReadAll(data)
-		if err != nil || string(got) != want {
-			t.Errorf("stream %d: %d bytes, %v", i, len(got), err)
-		}
-		if said, err := io.ReadAll(failure); err != nil || len(said) > 0 {
-			t.Errorf("stream %d: server says %q, %v", i, said, err)
-		}
-	}
+	c.wantEchoes(port, 10_000)
 }
 
 func TestPortForwardTellsWhatFails(t *testing.T) {

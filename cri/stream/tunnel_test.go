@@ -43,21 +43,7 @@ func TestPortForwardThroughATunnel(t *testing.T) {
 		t.Fatalf("dial: protocol %q, %v", protocol, err)
 	}
 	c := sessionOn(t, conn)
-	for i := range 20 {
-		data, failure := c.forward(port, i)
-		want := strings.Repeat(fmt.Sprint(i), 100_000)
-		go func() {
-			io.WriteString(data, want)
-			data.Close()
-		}()
-		got, err := io.ReadAll(data)
-		if err != nil || string(got) != want {
-			t.Errorf("stream %d: %d bytes, %v", i, len(got), err)
-		}
-		if said, err := io.ReadAll(failure); err != nil || len(said) > 0 {
-			t.Errorf("stream %d: server says %q, %v", i, said, err)
-		}
-	}
+	c.wantEchoes(port, 100_000)
 	data, failure := c.forward(1, 100)
 	data.Close()
 	if said, err := io.ReadAll(failure); err != nil || !strings.Contains(string(said), "refused") {
