@@ -79,29 +79,31 @@ func (s *Server) Register(g *grpc.Server) {
 		return versionMessage(s.Version), nil
 	}), s)
 	g.RegisterService(service("containerd.services.containers.v1.Containers", "Get", func(request []byte) ([]byte, error) {
-		return s.about(request, containerMessage)
+		c, err := s.named(request)
+		if err != nil {
+			return nil, err
+		}
+		return containerMessage(c), nil
 	}), s)
 	g.RegisterService(service("containerd.services.tasks.v1.Tasks", "Get", func(request []byte) ([]byte, error) {
-		return s.about(request, func(c Container) ([]byte, error) {
-			if c.Pid == 0 && !c.Exited {
-				return nil, fmt.Errorf("look for the process of %s: %w", c.ID, ErrNotStarted)
-			}
-			return taskMessage(c), nil
-		})
+		c, err := s.named(request)
+		if err == nil && c.Pid == 0 && !c.Exited {
+			err = fmt.Errorf("look for the process of %s: %w", c.ID, ErrNotStarted)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return taskMessage(c), nil
 	}), s)
 }
 
-// about answers a request that names a container in its first field.
-func (s *Server) about(request []byte, answer func(Container) ([]byte, error)) ([]byte, error) {
+// named is the container that a request names in its first field.
+func (s *Server) named(request []byte) (Container, error) {
 	id, err := firstField(request)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
+		return Container{}, fmt.Errorf("%w: %w", ErrRequest, err)
 	}
-	c, err := s.Source(id)
-	if err != nil {
-		return nil, err
-	}
-	return answer(c)
+	return s.Source(id)
 }
 
 // service describes a service with one call.

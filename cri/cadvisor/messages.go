@@ -49,13 +49,11 @@ func versionMessage(version string) []byte {
 }
 
 // containerMessage is a GetContainerResponse.
-func containerMessage(c Container) ([]byte, error) {
+func containerMessage(c Container) []byte {
 	var m message
 	m.text(1, c.ID)
-	labels := maps.Clone(c.Labels)
-	if labels == nil {
-		labels = map[string]string{}
-	}
+	labels := map[string]string{}
+	maps.Copy(labels, c.Labels)
 	labels[kindLabel] = "container"
 	if c.Sandbox {
 		labels[kindLabel] = "sandbox"
@@ -80,7 +78,7 @@ func containerMessage(c Container) ([]byte, error) {
 
 	var answer message
 	answer.bytes(1, m)
-	return answer, nil
+	return answer
 }
 
 // taskMessage is a GetResponse.
@@ -89,11 +87,10 @@ func taskMessage(c Container) []byte {
 	m.text(1, c.ID)
 	m.text(2, c.ID)
 	m.number(3, uint64(c.Pid))
-	switch {
-	case c.Exited:
+	if c.Exited {
 		m.number(4, taskStopped)
 		m.number(9, uint64(uint32(c.ExitCode)))
-	default:
+	} else {
 		m.number(4, taskRunning)
 	}
 

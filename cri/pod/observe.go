@@ -15,42 +15,31 @@ import (
 const sandboxImage = "crisp/pause"
 
 // Observed tells cAdvisor of a container, or of a pod that has a first process,
-// by its whole ID. It does from the moment when there is a cgroup: cAdvisor asks
-// then, and never again.
+// by its whole ID. It knows them from the moment when they have a cgroup:
+// cAdvisor asks then whose it is, and never again.
 func (m *Manager) Observed(id string) (cadvisor.Container, error) {
-	if p, err := m.wholePod(id); err == nil && p.hasPause() {
+	p, c := m.exactly(id)
+	switch {
+	case c != nil:
+		return p.observed(c)
+	case p != nil && p.hasPause():
 		return observedPod(p.record())
 	}
-	p, c := m.wholeContainer(id)
-	if c == nil {
-		return cadvisor.Container{}, fmt.Errorf("container %s: %w", id, ErrNotFound)
-	}
-
-	k := &making{p: p, id: id}
-	made, err := k.loadSpec()
-	if err != nil {
-		return cadvisor.Container{}, err
-	}
-	return observedContainer(c, made.Process)
+	return cadvisor.Container{}, fmt.Errorf("container %s: %w", id, ErrNotFound)
 }
 
-func (m *Manager) wholePod(id string) (*pod, error) {
+// exactly finds a pod, or a container with its pod, by its whole ID. Either may
+// still be on its way. Both are nil if there is neither.
+func (m *Manager) exactly(id string) (*pod, *Container) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if p := m.pods[id]; p != nil {
 		return p, nil
 	}
-	return nil, fmt.Errorf("sandbox %s: %w", id, ErrNotFound)
-}
-
-// wholeContainer finds a container that may still be on its way, nil if there
-// is none.
-func (m *Manager) wholeContainer(id string) (*pod, *Container) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
 	if p := m.containers[id]; p != nil {
 		return p, p.record().Container(id)
 	}
+	// One that is on its way is not in the index yet.
 	for _, p := range m.pods {
 		if c := p.record().Container(id); c != nil {
 			return p, c
@@ -70,8 +59,13 @@ func observedPod(r *Record) (cadvisor.Container, error) {
 	return out, err
 }
 
-func observedContainer(c *Container, process *specs.Process) (cadvisor.Container, error) {
-	text, err := observedSpec(process)
+func (p *pod) observed(c *Container) (cadvisor.Container, error) {
+	k := &making{p: p, id: c.ID}
+	made, err := k.loadSpec()
+	if err != nil {
+		return cadvisor.Container{}, err
+	}
+	text, err := observedSpec(made.Process)
 	out := cadvisor.Container{
 		ID: c.ID, Labels: c.Config.Msg.GetLabels(), Image: c.ImageRef, CreatedAt: c.CreatedAt, Spec: text,
 		Exited: c.State() == runtimeapi.ContainerState_CONTAINER_EXITED, ExitCode: c.ExitCode,

@@ -286,7 +286,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the node's host name: %w", err)
 	}
-	o.PidNS = p.hasPause()
+	o.PidNS = o.PidNS || r.Observed
 	o.Hostname = spec.Hostname(r.Config.Msg, node)
 	o.Name = "make namespaces of " + sandboxName(r.Config.Msg.GetMetadata())
 	labels, err := p.labels()
