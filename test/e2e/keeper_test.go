@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -40,10 +41,17 @@ func (n *node) killKeeper(t *testing.T) {
 	if err := unix.Kill(old[0], unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	n.awaitKeeper(t, old)
+}
+
+// awaitKeeper waits until there is a keeper that is none of those killed, which
+// may be seen for a moment, and the runtime is ready.
+func (n *node) awaitKeeper(t *testing.T, killed []int) {
+	t.Helper()
 	eventually(t, "there is another keeper and the runtime is ready", func() bool {
 		now := n.keepers(t)
 		st := call(t, n.Runtime.Status, &runtimeapi.StatusRequest{}).Status
-		return len(now) == 1 && now[0] != old[0] && st.Conditions[0].Status
+		return len(now) == 1 && !slices.Contains(killed, now[0]) && st.Conditions[0].Status
 	})
 }
 

@@ -121,33 +121,26 @@ func testKeeperKilledOften(t *testing.T, n *node) {
 	const kills = 20
 	count := pace.Load(50)
 	w := n.startWriters(t, count)
-	for killed := 0; killed < kills; {
+	var killed []int
+	for len(killed) < kills {
 		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
 		for _, pid := range n.keepers(t) {
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
-			killed++
+			killed = append(killed, pid)
 		}
-		if killed == kills/2 {
+		if len(killed) == kills/2 {
 			rotate(t, w.list[0])
 		}
 	}
-	n.awaitKeeper(t)
+	n.awaitKeeper(t, killed)
 	c := w.list[count/2]
 	if got := string(c.exec(t, "echo", "there").Stdout); got != "there\n" {
 		t.Errorf("exec says %q", got)
 	}
 	wantAttachable(t, c)
 	w.end(t)
-}
-
-// awaitKeeper waits until there is a keeper and the runtime is ready.
-func (n *node) awaitKeeper(t *testing.T) {
-	t.Helper()
-	eventually(t, "there is a keeper", func() bool {
-		return len(n.keepers(t)) == 1 && call(t, n.Runtime.Status, &runtimeapi.StatusRequest{}).Status.Conditions[0].Status
-	})
 }
 
 // rotate renames a container's log and has it opened again, as kubelet does.
