@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,31 +18,48 @@ const (
 	copyPiece    = 8 << 20
 )
 
-// CopyTree copies one folder into another: its content, owner and mode, and all
-// that is below it. Links are copied, not followed, whoever changes the source
-// meanwhile. Owners become what owner makes of them. Folders nested deeper than
-// a bound are [ErrTooDeep].
+// CopyTree copies one directory into another: its content, owner, mode, times
+// and extended attributes, and all that is below it. Symbolic links are copied,
+// not followed, whoever changes the source meanwhile. A file with several names
+// has them in the copy too, up to [maxLinked] such files; of more, each name
+// gets a file of its own. Holes stay holes.
+//
+// Owners become what owner makes of them, also those that access control lists
+// and file capabilities name. Attributes that belong to the node, such as
+// labels and those of overlayfs, stay behind, and so do those that the file
+// system of the copy does not keep. Directories nested deeper than a bound are
+// [ErrTooDeep].
 func CopyTree(ctx context.Context, from, to *os.File, owner func(uid, gid uint32) (int, int)) error {
-	c := copying{ctx: ctx, own: owner}
+	c := copying{ctx: ctx, own: owner, top: to, linked: map[fileID]copied{}}
 	return c.folder(from, to)
 }
 
 // copying is the copy of one tree.
 type copying struct {
-	ctx   context.Context // of one copy, which ends with the call
-	own   func(uid, gid uint32) (int, int)
-	depth int
+	ctx context.Context // of one copy, which ends with the call
+	own func(uid, gid uint32) (int, int)
+
+	// top is the root of the copy, path where in it the copy is.
+	top  *os.File
+	path []string
+	// linked has where the copies of files are that have further names.
+	linked map[fileID]copied
 }
 
-// folder copies the content, owner and mode of one folder into another.
+// copied is the copy of a file that has several names.
+type copied struct {
+	path string
+	// left is how many names are still to come, at most.
+	left uint64
+}
+
+// folder copies the content of one directory into another, then what is said
+// of it: what is made in a directory changes its times.
 func (c *copying) folder(from, to *os.File) error {
-	if c.depth++; c.depth > maxCopyDepth {
-		return fmt.Errorf("copy more than %d folders within each other: %w", maxCopyDepth, ErrTooDeep)
+	if len(c.path) >= maxCopyDepth {
+		return fmt.Errorf("copy more than %d directories within each other: %w", maxCopyDepth, ErrTooDeep)
 	}
-	defer func() { c.depth-- }()
-	if err := c.owner(from, to); err != nil {
-		return err
-	}
+
 	for {
 		names, err := from.Readdirnames(copyBatch)
 		for _, name := range names {
@@ -52,8 +70,9 @@ func (c *copying) folder(from, to *os.File) error {
 				return fmt.Errorf("copy %.100q: %w", name, err)
 			}
 		}
+
 		if errors.Is(err, io.EOF) {
-			return nil
+			return c.attributes(from, to)
 		}
 		if err != nil {
 			return err
@@ -61,8 +80,8 @@ func (c *copying) folder(from, to *os.File) error {
 	}
 }
 
-// file copies the content, owner and mode of a regular file. Holes stay holes:
-// a sparse file of an image's, which takes nothing, must not fill the disk.
+// file copies a regular file. Holes stay holes: a sparse file of an image's,
+// which takes nothing, must not fill the disk.
 func (c *copying) file(from, to *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
@@ -83,10 +102,11 @@ func (c *copying) file(from, to *os.File) error {
 			return err
 		}
 	}
+
 	if err := to.Truncate(st.Size); err != nil {
 		return err
 	}
-	return c.owner(from, to)
+	return c.attributes(from, to)
 }
 
 // piece copies what lies between two offsets.
@@ -107,33 +127,69 @@ func (c *copying) piece(from, to *os.File, start, end int64) error {
 	return nil
 }
 
-func (c *copying) owner(from, to *os.File) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
-		return err
-	}
-	uid, gid := c.own(st.Uid, st.Gid)
-	if err := unix.Fchown(int(to.Fd()), uid, gid); err != nil {
-		return err
-	}
-	return unix.Fchmod(int(to.Fd()), st.Mode&0o7777)
-}
-
 func (c *copying) entry(from, to *os.File, name string) error {
+	c.path = append(c.path, name)
+	defer func() { c.path = c.path[:len(c.path)-1] }()
+
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(from.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
-	dst := int(to.Fd())
+	if several := st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR; several {
+		done, err := c.link(to, name, &st)
+		if done || err != nil {
+			return err
+		}
+	}
+
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		if err := unix.Mkdirat(dst, name, 0o700); err != nil {
+		if err := unix.Mkdirat(int(to.Fd()), name, 0o700); err != nil {
 			return err
 		}
 		return pair(from, to, name, unix.O_RDONLY|unix.O_DIRECTORY, unix.O_RDONLY|unix.O_DIRECTORY, c.folder)
 	case unix.S_IFREG:
 		return pair(from, to, name, unix.O_RDONLY, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, c.file)
-	case unix.S_IFLNK:
+	default:
+		return c.node(from, to, name, &st)
+	}
+}
+
+// link gives the copy of a file that was copied by another name this name too,
+// if there is one. Else the next name will find what is copied now.
+func (c *copying) link(to *os.File, name string, st *unix.Stat_t) (done bool, err error) {
+	id := fileID{st.Dev, st.Ino}
+	first, known := c.linked[id]
+	if !known {
+		if len(c.linked) < maxLinked {
+			c.linked[id] = copied{path: strings.Join(c.path, "/"), left: uint64(st.Nlink) - 1}
+		}
+		return false, nil
+	}
+
+	// No link is followed, as the copy of a link may be this file.
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV}
+	f, err := openat2(c.top, first.path, how)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if err := unix.Linkat(int(f.Fd()), "", int(to.Fd()), name, unix.AT_EMPTY_PATH); err != nil {
+		return false, err
+	}
+
+	if first.left--; first.left == 0 {
+		delete(c.linked, id)
+	} else {
+		c.linked[id] = first
+	}
+	return true, nil
+}
+
+// node copies what is neither a directory nor a regular file.
+func (c *copying) node(from, to *os.File, name string, st *unix.Stat_t) error {
+	dst, link := int(to.Fd()), st.Mode&unix.S_IFMT == unix.S_IFLNK
+	if link {
 		buf := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(int(from.Fd()), name, buf)
 		if err != nil {
@@ -142,13 +198,21 @@ func (c *copying) entry(from, to *os.File, name string) error {
 		if err := unix.Symlinkat(string(buf[:n]), dst, name); err != nil {
 			return err
 		}
-	default:
-		if err := unix.Mknodat(dst, name, st.Mode, int(st.Rdev)); err != nil {
+	} else if err := unix.Mknodat(dst, name, st.Mode, int(st.Rdev)); err != nil {
+		return err
+	}
+
+	uid, gid := c.own(st.Uid, st.Gid)
+	if err := unix.Fchownat(dst, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if !link {
+		// The name is of what was just made here, which is no link.
+		if err := unix.Fchmodat(dst, name, st.Mode&0o7777, 0); err != nil {
 			return err
 		}
 	}
-	uid, gid := c.own(st.Uid, st.Gid)
-	return unix.Fchownat(dst, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+	return unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // pair opens one name in two folders and hands both files to copy.

@@ -1,0 +1,170 @@
+package rootpath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Extended attributes that name users.
+const (
+	capability = "security.capability"
+	aclAccess  = "system.posix_acl_access"
+	aclDefault = "system.posix_acl_default"
+)
+
+// The kernel's bounds of extended attributes, of linux/limits.h.
+const (
+	maxXattrNames = 64 << 10
+	maxXattrValue = 64 << 10
+)
+
+// attributes gives a copied file or directory the owner, mode, extended
+// attributes and times of its source.
+func (c *copying) attributes(from, to *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
+		return err
+	}
+
+	// A change of owner clears set-user-ID bits and capabilities, and each of
+	// these changes the times: that is the order.
+	uid, gid := c.own(st.Uid, st.Gid)
+	if err := unix.Fchown(int(to.Fd()), uid, gid); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(int(to.Fd()), st.Mode&0o7777); err != nil {
+		return err
+	}
+	if err := c.xattrs(int(from.Fd()), int(to.Fd())); err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(int(to.Fd()), "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
+}
+
+// xattrs copies the extended attributes that are the content's own.
+func (c *copying) xattrs(from, to int) error {
+	// Most files have none, and are asked no more than that.
+	size, err := unix.Flistxattr(from, nil)
+	if size == 0 || errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	names := make([]byte, maxXattrNames)
+	size, err = unix.Flistxattr(from, names)
+	if err != nil {
+		return fmt.Errorf("list attributes: %w", err)
+	}
+
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:size]), "\x00"), "\x00") {
+		if !ofContent(name) {
+			continue
+		}
+		if err := c.xattr(from, to, name); err != nil {
+			return fmt.Errorf("copy attribute %.100q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// xattr copies one extended attribute. One that the source has lost meanwhile,
+// or that the file system of the copy does not keep, is passed over.
+func (c *copying) xattr(from, to int, name string) error {
+	value := make([]byte, maxXattrValue)
+	n, err := unix.Fgetxattr(from, name, value)
+	if errors.Is(err, unix.ENODATA) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+
+	err = unix.Fsetxattr(to, name, c.translate(name, value[:n]), 0)
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	return err
+}
+
+// ofContent reports whether an extended attribute is part of what a file says,
+// and not a mark that the node has put on it.
+func ofContent(name string) bool {
+	switch name {
+	case capability, aclAccess, aclDefault:
+		return true
+	}
+	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
+}
+
+// translate returns the value of an extended attribute with the users that it
+// names as they are in the copy.
+func (c *copying) translate(name string, value []byte) []byte {
+	switch name {
+	case capability:
+		return c.capabilities(value)
+	case aclAccess, aclDefault:
+		return c.acl(value)
+	}
+	return value
+}
+
+// Forms of file capabilities, of linux/capability.h: a word of revision and
+// flags, two pairs of words, and in revision 3 the root of the user namespace
+// in which they hold.
+const (
+	capRevision  = 0xff000000
+	capRevision2 = 0x02000000
+	capRevision3 = 0x03000000
+	capSize2     = 20
+	capSize3     = 24
+)
+
+// capabilities translates the user whose namespace file capabilities hold in.
+func (c *copying) capabilities(value []byte) []byte {
+	if len(value) != capSize2 && len(value) != capSize3 {
+		return value
+	}
+	var root uint32
+	if len(value) == capSize3 {
+		root = binary.LittleEndian.Uint32(value[capSize2:])
+	}
+	uid, _ := c.own(root, 0)
+
+	out := append(make([]byte, 0, capSize3), value[:capSize2]...)
+	flags := binary.LittleEndian.Uint32(out) &^ capRevision
+	if uid == 0 {
+		binary.LittleEndian.PutUint32(out, flags|capRevision2)
+		return out
+	}
+	binary.LittleEndian.PutUint32(out, flags|capRevision3)
+	return binary.LittleEndian.AppendUint32(out, uint32(uid))
+}
+
+// The form of an access control list, of linux/posix_acl_xattr.h: a word of
+// version, then entries of tag, permissions and id.
+const (
+	aclHead  = 4
+	aclEntry = 8
+	aclUser  = 0x02
+	aclGroup = 0x08
+)
+
+// acl translates the users and groups that an access control list names.
+func (c *copying) acl(value []byte) []byte {
+	out := append([]byte(nil), value...)
+	for at := aclHead; at+aclEntry <= len(out); at += aclEntry {
+		entry := out[at : at+aclEntry]
+		id := binary.LittleEndian.Uint32(entry[4:])
+		uid, gid := c.own(id, id)
+		switch binary.LittleEndian.Uint16(entry) {
+		case aclUser:
+			binary.LittleEndian.PutUint32(entry[4:], uint32(uid))
+		case aclGroup:
+			binary.LittleEndian.PutUint32(entry[4:], uint32(gid))
+		}
+	}
+	return out
+}
