@@ -21,7 +21,7 @@ import (
 // has got everything. Closing with input unread would make the kernel reset
 // the connection, and the client could lose the end of the output and the exit
 // code. One that is slow, or behind a slow proxy, has as long as it takes, and
-// stallTime in which it takes nothing.
+// stallTime in which it takes nothing, whatever it goes on sending.
 const (
 	drainTime = time.Second
 	stallTime = 2 * time.Minute
@@ -168,12 +168,14 @@ func (c *conn) drain(half *net.TCPConn) {
 	left, moved := unsent(half), time.Now()
 	for {
 		c.Conn.SetReadDeadline(time.Now().Add(drainTime))
-		_, err := io.Copy(io.Discard, c.Conn)
+		said, err := io.Copy(io.Discard, c.Conn)
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return
 		}
+
 		now := unsent(half)
-		if now == 0 && left == 0 || time.Since(moved) > stallTime {
+		gotAll := now == 0 && left == 0
+		if gotAll && said == 0 || time.Since(moved) > stallTime {
 			return
 		}
 		if now != left {
