@@ -34,6 +34,7 @@ func (s *scene) request(r rpc, rich bool) protoreflect.Message {
 		case "stdout", "verbose":
 			m.Set(fd, protoreflect.ValueOfBool(true))
 		}
+
 		if fd.Message() == nil || fd.IsList() || fd.IsMap() {
 			continue
 		}
@@ -41,6 +42,7 @@ func (s *scene) request(r rpc, rich bool) protoreflect.Message {
 			m.Set(fd, protoreflect.ValueOfMessage(part.ProtoReflect()))
 		}
 	}
+
 	return m
 }
 
@@ -52,6 +54,7 @@ func (s *scene) part(name protoreflect.FullName, rich bool) proto.Message {
 		s.enrichSandbox(sandbox)
 		s.enrichContainer(container)
 	}
+
 	for _, part := range []proto.Message{
 		sandbox, container, richResources(), &runtimeapi.ImageSpec{Image: fixtureImage},
 		&runtimeapi.AuthConfig{Username: "me", Password: "secret"},
@@ -60,6 +63,7 @@ func (s *scene) part(name protoreflect.FullName, rich bool) proto.Message {
 			return part
 		}
 	}
+
 	return nil
 }
 
@@ -83,6 +87,7 @@ func (s *scene) enrichContainer(cfg *runtimeapi.ContainerConfig) {
 		{ContainerPath: "/mnt", HostPath: s.dir + "/host/data", Readonly: true},
 		{ContainerPath: "/data", HostPath: s.dir + "/host/data"},
 	}
+
 	cfg.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/zero2", HostPath: "/dev/zero", Permissions: "rw"}}
 	cfg.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.example/gpu=0"}}
 	cfg.Linux.Resources = richResources()
@@ -133,11 +138,13 @@ func (c *changer) one(m protoreflect.Message, nesting int) {
 		c.next()
 		return
 	}
+
 	fd := fields.Get(c.next() % fields.Len())
 	how := c.next()
 	if nesting == 0 && how%8 != 0 {
 		fd = messageOf(fields, fd)
 	}
+
 	switch {
 	case how%16 == 0:
 		m.Clear(fd)
@@ -234,6 +241,7 @@ func (c *changer) text(which int) string {
 		"kernel.shm_rmid_forced", "net.ipv4.ip_forward", "kubernetes.io/ingress-bandwidth", "CAP_SYS_ADMIN", "ALL", "root", "1000:1000",
 		"10.0.0.1", "vendor.example/gpu=0", "x.slice", "/kubepods/pod1", "sha256:" + strings.Repeat("0", 64), "a@b", "HTTP://x", "A=B", "noexec",
 	}
+
 	if which%4 != 0 {
 		return known[which%len(known)]
 	}
@@ -270,10 +278,12 @@ func (s *scene) confined(t *testing.T, r rpc, data []byte) []byte {
 	if proto.Unmarshal(data, m.Interface()) != nil {
 		return data
 	}
+
 	before := proto.Clone(m.Interface())
 	if s.confine(m); proto.Equal(before, m.Interface()) {
 		return data
 	}
+
 	out, err := proto.Marshal(m.Interface())
 	if err != nil {
 		t.Fatal(err)

@@ -80,6 +80,7 @@ func validMap(fd protoreflect.FieldDescriptor, m protoreflect.Map) {
 		}
 		return true
 	})
+
 	for k, v := range replaced {
 		m.Set(protoreflect.ValueOfString(k).MapKey(), v)
 	}

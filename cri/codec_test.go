@@ -32,6 +32,7 @@ func serve(t *testing.T, register func(*grpc.Server)) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(l) }()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -45,6 +46,7 @@ func serve(t *testing.T, register func(*grpc.Server)) *grpc.ClientConn {
 			t.Error(err)
 		}
 	})
+
 	return conn
 }
 
@@ -106,6 +108,7 @@ func poisoned(t *testing.T, service protoreflect.ServiceDescriptor, desc *grpc.S
 		poison(m, 6)
 		return m
 	}
+
 	for i := range methods.Len() {
 		method := methods.Get(i)
 		if method.IsStreamingServer() {
@@ -113,11 +116,13 @@ func poisoned(t *testing.T, service protoreflect.ServiceDescriptor, desc *grpc.S
 				Handler: func(_ any, s grpc.ServerStream) error { return s.SendMsg(answer(method)) }})
 			continue
 		}
+
 		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: string(method.Name()),
 			Handler: func(any, context.Context, func(any) error, grpc.UnaryServerInterceptor) (any, error) {
 				return answer(method), nil
 			}})
 	}
+
 	conn := serve(t, func(g *grpc.Server) { g.RegisterService(out, struct{}{}) })
 	for i := range methods.Len() {
 		method := methods.Get(i)
@@ -145,16 +150,19 @@ func ask(t *testing.T, conn *grpc.ClientConn, method string, stream bool, reques
 		}
 		return
 	}
+
 	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := s.SendMsg(request); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := s.RecvMsg(answer); err != nil {
 		t.Fatal(err)
 	}
@@ -208,10 +216,12 @@ func TestStatisticsOfHostileNames(t *testing.T) {
 	if err != nil || len(listed.GetStats()) != 2 {
 		t.Fatalf("%v, %v", listed, err)
 	}
+
 	var names []string
 	for _, i := range listed.Stats[0].Linux.Network.Interfaces {
 		names = append(names, i.Name)
 	}
+
 	if got, want := strings.Join(names, " "), `\xff \xfe \\xff \u001b[2J`; got != want {
 		t.Errorf("interfaces %s, want %s", got, want)
 	}
@@ -220,6 +230,7 @@ func TestStatisticsOfHostileNames(t *testing.T) {
 	if err != nil || len(metrics.GetPodMetrics()) != 2 {
 		t.Fatalf("%v, %v", metrics, err)
 	}
+
 	// A series that is there twice would have the whole answer refused.
 	seen := map[string]bool{}
 	for _, p := range metrics.PodMetrics {

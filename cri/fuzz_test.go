@@ -62,12 +62,14 @@ func (s *scene) rpcs(t testing.TB) (list []rpc) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, m := range info.Methods {
 			of := d.(protoreflect.ServiceDescriptor).Methods().ByName(protoreflect.Name(m.Name))
 			request, err := protoregistry.GlobalTypes.FindMessageByName(of.Input().FullName())
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			answer, err := protoregistry.GlobalTypes.FindMessageByName(of.Output().FullName())
 			if err != nil {
 				t.Fatal(err)
@@ -75,6 +77,7 @@ func (s *scene) rpcs(t testing.TB) (list []rpc) {
 			list = append(list, rpc{"/" + service + "/" + m.Name, m.IsServerStream, request, answer})
 		}
 	}
+
 	slices.SortFunc(list, func(a, b rpc) int { return strings.Compare(a.path, b.path) })
 	return list
 }
@@ -97,11 +100,13 @@ func FuzzCalls(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
+
 		for _, raw := range []string{"", "\x0a\x01\xff\xff", string(data)} {
 			f.Add(byte(i), asTheyAre, []byte(raw))
 		}
 		f.Add(byte(i), asksLittle, []byte{})
 		f.Add(byte(i), asksMuch, []byte{})
+
 		for range 16 * min(r.request.Descriptor().Fields().Len(), 4) {
 			changes := make([]byte, 6+random.IntN(30))
 			for i := range changes {
@@ -110,6 +115,7 @@ func FuzzCalls(f *testing.F) {
 			f.Add(byte(i), asksMuch, changes)
 		}
 	}
+
 	outside := places(f)
 	f.Fuzz(func(t *testing.T, which, mode byte, data []byte) {
 		r, before := list[int(which)%len(list)], runtime.NumGoroutine()
@@ -124,6 +130,7 @@ func FuzzCalls(f *testing.F) {
 		} else {
 			data = s.confined(t, r, data)
 		}
+
 		s.follow(t, r, s.try(t, r, data))
 
 		s.restore(t)
@@ -142,6 +149,7 @@ func (s *scene) try(t *testing.T, r rpc, data []byte) proto.Message {
 	defer cancel()
 	start := time.Now()
 	answers, err := s.call(ctx, r, data)
+
 	if took := time.Since(start); took > answerTime {
 		t.Errorf("%s took %v (%v)", r.name(), took, err)
 	}
@@ -156,6 +164,7 @@ func (s *scene) try(t *testing.T, r rpc, data []byte) proto.Message {
 			first = m
 		}
 	}
+
 	return first
 }
 
@@ -164,6 +173,7 @@ func checkError(t *testing.T, r rpc, err error) {
 	if err == nil {
 		return
 	}
+
 	st := status.Convert(err)
 	text := st.Message()
 	switch {
@@ -176,6 +186,7 @@ func checkError(t *testing.T, r rpc, err error) {
 	case st.Code() == codes.Internal:
 		t.Errorf("%s holds the request's fault for ours: %s", r.name(), text)
 	}
+
 	if len(text) > maxErrorText || !utf8.ValidString(text) {
 		t.Errorf("%s failed with %d bytes of text, valid: %t", r.name(), len(text), utf8.ValidString(text))
 	}
@@ -196,6 +207,7 @@ func (s *scene) call(ctx context.Context, r rpc, data []byte) (answers [][]byte,
 		}
 		return [][]byte{answer}, nil
 	}
+
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	st, err := s.client.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, r.path, grpc.ForceCodecV2(plain{}))
@@ -205,6 +217,7 @@ func (s *scene) call(ctx context.Context, r rpc, data []byte) (answers [][]byte,
 	if err != nil {
 		return nil, err
 	}
+
 	defer time.AfterFunc(quietTime, cancel).Stop()
 	for {
 		var answer []byte
@@ -257,11 +270,13 @@ func (s *scene) follow(t *testing.T, r rpc, answer proto.Message) {
 			&runtimeapi.StartContainerRequest{ContainerId: s.created},
 		}
 	}
+
 	for _, req := range steps {
 		data, err := proto.Marshal(req)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, next := range s.rpcs(t) {
 			if next.request.Descriptor() == req.ProtoReflect().Descriptor() {
 				s.follow(t, next, s.try(t, next, data))

@@ -68,6 +68,7 @@ func (s *Server) listImages(f *runtimeapi.ImageFilter) ([]*runtimeapi.Image, err
 		}
 		list = []image.Image{img}
 	}
+
 	out := make([]*runtimeapi.Image, 0, len(list))
 	for _, img := range list {
 		out = append(out, criImage(img))
@@ -84,10 +85,12 @@ func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusReque
 	if err != nil {
 		return nil, err
 	}
+
 	out := &runtimeapi.ImageStatusResponse{Image: criImage(img)}
 	if !r.GetVerbose() {
 		return out, nil
 	}
+
 	if img, err = s.Images.Details(ctx, img.ID); err != nil {
 		return nil, err
 	}
@@ -96,6 +99,7 @@ func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusReque
 		ChainID   string        `json:"chainID"`
 		ImageSpec ocispec.Image `json:"imageSpec"`
 	}{img, topLayer(img), img.Config}})
+
 	return out, err
 }
 

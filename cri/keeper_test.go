@@ -38,20 +38,24 @@ func startKeeper(t testing.TB) (*pod.Keeper, *fakeKeeper) {
 	if err := os.WriteFile(program, []byte("#!/bin/false\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	// The path of a test's folder may be too long for an address.
 	d, err := os.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
+
 	addr := &unix.SockaddrUnix{Name: filepath.Join("/proc/self/fd", strconv.Itoa(int(d.Fd())), "keeper-own.sock")}
 	if err := errors.Join(unix.Bind(fd, addr), unix.Listen(fd, 4)); err != nil {
 		t.Fatal(err)
 	}
+
 	k := &fakeKeeper{listener: fd, living: map[string]*os.File{}}
 	k.work.Go(k.accept)
 	keeper, err := pod.ConnectKeeper(t.Context(), dir, program)
@@ -85,10 +89,12 @@ func (k *fakeKeeper) accept() {
 		if err != nil {
 			return
 		}
+
 		c, err := wire.NewConn(fd)
 		if err != nil {
 			return
 		}
+
 		k.mu.Lock()
 		k.conns = append(k.conns, c)
 		k.mu.Unlock()
@@ -103,12 +109,14 @@ func (k *fakeKeeper) serve(c *wire.Conn) {
 		if err != nil {
 			return
 		}
+
 		answer, files := k.answer(c, p)
 		wire.CloseAll(p.Files)
 		numbers := make([]int, 0, len(files))
 		for _, f := range files {
 			numbers = append(numbers, int(f.Fd()))
 		}
+
 		err = c.Send(p.Seq, answer, numbers)
 		for _, f := range files {
 			f.Close()
@@ -146,16 +154,19 @@ func (k *fakeKeeper) start(c *wire.Conn, m wire.Start, files []int) (wire.Starte
 	if err != nil {
 		return answer, nil, err
 	}
+
 	f := os.NewFile(uintptr(fd), "plan")
 	defer f.Close()
 	data, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<30)) // the offset is the sender's
 	if err != nil {
 		return answer, nil, err
 	}
+
 	p, err := plan.Decode(data)
 	if err != nil {
 		return answer, nil, err
 	}
+
 	var out []*os.File
 	if m.Kind != wire.Sandbox || m.Pause {
 		pidfd, pid, err := k.run(c, m)
@@ -178,6 +189,7 @@ func (k *fakeKeeper) start(c *wire.Conn, m wire.Start, files []int) (wire.Starte
 		}
 		answer.Namespaces, out = names, append(out, held...)
 	}
+
 	return answer, out, nil
 }
 
@@ -206,15 +218,18 @@ func (k *fakeKeeper) run(c *wire.Conn, m wire.Start) (*os.File, int, error) {
 	if m.Kind == wire.Exec {
 		cmd = exec.Command("true")
 	}
+
 	fd := -1
 	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &fd, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, 0, err
 	}
+
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, 0, err
 	}
+
 	k.mu.Lock()
 	k.living[m.ID] = os.NewFile(uintptr(own), "pidfd")
 	k.mu.Unlock()
@@ -224,11 +239,13 @@ func (k *fakeKeeper) run(c *wire.Conn, m wire.Start) (*os.File, int, error) {
 		k.living[m.ID].Close()
 		delete(k.living, m.ID)
 		k.mu.Unlock()
+
 		exit := wire.Exited{ID: m.ID, Kind: m.Kind, Pid: int64(cmd.Process.Pid), At: time.Now().UnixNano()}
 		if st, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && st.Signaled() {
 			exit.Signal, exit.Code = int64(st.Signal()), 128+int64(st.Signal())
 		}
 		_ = c.Send(0, exit, nil) // the daemon may be gone
 	})
+
 	return os.NewFile(uintptr(fd), "pidfd"), cmd.Process.Pid, nil
 }

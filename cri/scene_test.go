@@ -88,12 +88,14 @@ func newScene(t testing.TB) *scene {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var background sync.WaitGroup
 	t.Cleanup(func() { cancel(); background.Wait() })
+
 	facts := host.Probe()
 	facts.CgroupV2 = host.Yes // whose view of its groups needs none to be there
 	images, nets := s.openImages(t), s.openNetwork(t)
 	pods := s.openPods(t, facts, nets)
 	collector := stats.New(pod.StatsSource{Manager: pods, UpperDir: images.UpperDir}, stats.Options{Mountpoint: s.dir})
 	background.Go(func() { collector.Run(ctx) })
+
 	streams, err := stream.Start(stream.Options{}, Sessions{Pods: pods})
 	if err != nil {
 		t.Fatal(err)
@@ -105,6 +107,7 @@ func newScene(t testing.TB) *scene {
 			t.Error(err)
 		}
 	})
+
 	s.server = &Server{
 		RuntimeVersion: "0.0.0", Pods: pods, Images: images, Network: nets, Stats: collector, Streams: streams,
 		Host: facts, CgroupDriver: cgroup.Cgroupfs, Handlers: []string{"other"}, Settings: config.Default(),
@@ -123,6 +126,7 @@ func (s *scene) openImages(t testing.TB) *image.Service {
 	if err := errors.Join(os.MkdirAll(hosts, 0o700), os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(conf), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+
 	images, err := image.Open(t.Context(), image.Options{
 		Root: filepath.Join(s.dir, "image"), RegistryConfigDirs: []string{filepath.Dir(hosts)}, Logger: slog.New(slog.DiscardHandler),
 	})
@@ -130,6 +134,7 @@ func (s *scene) openImages(t testing.TB) *image.Service {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { images.Close() })
+
 	return images
 }
 
@@ -169,11 +174,13 @@ func (s *scene) openPods(t testing.TB, facts host.Facts, nets *network.Network) 
 	if err := os.MkdirAll(rootfs, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	device := `{"cdiVersion":"0.6.0","kind":"vendor.example/gpu","devices":[{"name":"0","containerEdits":{"env":["X=1"]}}]}`
 	devices := filepath.Join(s.dir, "cdi")
 	if err := errors.Join(os.MkdirAll(devices, 0o700), os.WriteFile(filepath.Join(devices, "gpu.json"), []byte(device), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+
 	launcher := launch.New(keeper, facts)
 	t.Cleanup(func() { launcher.Close() })
 	pods, err := pod.Open(t.Context(), pod.Options{
@@ -191,6 +198,7 @@ func (s *scene) openPods(t testing.TB, facts host.Facts, nets *network.Network) 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { pods.Close(); keeper.Close() })
+
 	return pods
 }
 
@@ -201,6 +209,7 @@ func (s *scene) serve(t testing.TB) {
 	g := grpc.NewServer(ServerOptions()...)
 	s.server.Register(g)
 	s.info = g.GetServiceInfo()
+
 	ended := make(chan error, 1)
 	go func() { ended <- g.Serve(l) }()
 	t.Cleanup(func() {
@@ -209,6 +218,7 @@ func (s *scene) serve(t testing.TB) {
 			t.Error(err)
 		}
 	})
+
 	var err error
 	s.client, err = grpc.NewClient("passthrough:crisp", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
@@ -250,14 +260,17 @@ func (s *scene) furnish(t testing.TB) {
 	if _, err := c.Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
 		t.Fatal(err)
 	}
+
 	if os.Geteuid() != 0 {
 		s.sandbox, s.running, s.created = strings.Repeat("a", 64), strings.Repeat("b", 64), strings.Repeat("c", 64)
 		return
 	}
+
 	made, err := c.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: s.sandboxConfig()})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s.sandbox = made.PodSandboxId
 	for name, id := range map[string]*string{"running": &s.running, "created": &s.created} {
 		ctr, err := c.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.sandbox, Config: containerConfig(name), SandboxConfig: s.sandboxConfig()})
@@ -266,6 +279,7 @@ func (s *scene) furnish(t testing.TB) {
 		}
 		*id = ctr.ContainerId
 	}
+
 	if _, err := c.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: s.running}); err != nil {
 		t.Fatal(err)
 	}

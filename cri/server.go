@@ -124,12 +124,14 @@ func streams(in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan rem
 	if out != nil {
 		st.Stdout = out
 	}
+
 	if errw != nil && !tty {
 		st.Stderr = errw
 	}
 	if resize == nil {
 		return st, func() {}
 	}
+
 	sizes, quit := make(chan pod.TerminalSize), make(chan struct{})
 	st.Resize = sizes
 	go func() {
@@ -149,5 +151,6 @@ func streams(in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan rem
 			}
 		}
 	}()
+
 	return st, func() { close(quit) }
 }

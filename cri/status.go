@@ -22,14 +22,17 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	if err := s.Network.Status(ctx); err != nil {
 		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
 	}
+
 	ready := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
 	if err := s.Pods.Healthy(); err != nil {
 		ready.Status, ready.Reason, ready.Message = false, "KeeperLost", err.Error()
 	}
+
 	out := &runtimeapi.StatusResponse{
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{ready, network}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
 	}
+
 	for _, name := range append([]string{""}, s.Handlers...) {
 		out.RuntimeHandlers = append(out.RuntimeHandlers, &runtimeapi.RuntimeHandler{
 			Name: name,
@@ -38,6 +41,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 			},
 		})
 	}
+
 	if !r.GetVerbose() {
 		return out, nil
 	}
@@ -46,11 +50,13 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	if err != nil {
 		return nil, err
 	}
+
 	// Tools look for it as it is, no JSON.
 	out.Info["lastCNILoadStatus"] = "OK"
 	if !network.Status {
 		out.Info["lastCNILoadStatus"] = network.Message
 	}
+
 	return out, nil
 }
 

@@ -26,6 +26,7 @@ func BenchmarkPull(b *testing.B) {
 		}
 		layers = append(layers, pack(b, fs...))
 	}
+
 	r.push("app", "v1", ocispec.ImageConfig{}, layers...)
 	b.SetBytes(8 * files * size)
 	for b.Loop() {
@@ -34,6 +35,7 @@ func BenchmarkPull(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+
 		s := open(b, root)
 		b.StartTimer()
 		pull(b, s, r.Host+"/app:v1")

@@ -47,15 +47,18 @@ func (s *Service) load(rec store.Image) *entry {
 		if !s.blobs.Has(t.Root) {
 			e.err = fmt.Errorf("%w: %s is missing", ErrInvalid, t.Root.Digest)
 		}
+
 		var m manifest
 		if err := s.decodeStored(t.Manifest, registry.MaxDocument, &m); err != nil {
 			e.err = err
 			continue
 		}
+
 		if m.Config.Digest != rec.ID {
 			e.err = fmt.Errorf("%w: %s is of another image", ErrInvalid, t.Manifest.Digest)
 			continue
 		}
+
 		e.config, e.image.Manifest = m.Config.oci(), t.Manifest.Digest
 		for _, l := range m.Layers {
 			blobs[l.Digest] = true
@@ -64,6 +67,7 @@ func (s *Service) load(rec store.Image) *entry {
 			}
 		}
 	}
+
 	e.blobs = slices.Collect(maps.Keys(blobs))
 	var c configuration
 	err := s.decodeStored(e.config, registry.MaxDocument, &c)
@@ -74,6 +78,7 @@ func (s *Service) load(rec store.Image) *entry {
 		e.err = err
 		return e
 	}
+
 	e.image.Config = c.image()
 	e.chains = layer.ChainIDs(e.image.Config.RootFS.DiffIDs)
 	s.describe(e)
@@ -88,6 +93,7 @@ func (s *Service) describe(e *entry) {
 	im.RepoTags = slices.Sorted(maps.Keys(e.record.Tags))
 	im.RepoDigests = slices.Sorted(slices.Values(e.record.Digests))
 	im.Size = 0
+
 	for _, d := range e.blobs {
 		im.Size += s.blobs.DiskSize(d)
 	}
@@ -111,6 +117,7 @@ func (c *catalog) index(pinned []string) *catalog {
 		e.image.Pinned = slices.ContainsFunc(e.image.RepoTags, func(tag string) bool { return matchesAny(pinned, tag) })
 		c.images = append(c.images, e.image)
 	}
+
 	for id, e := range c.entries {
 		for tag := range e.record.Tags {
 			c.byName[tag] = id
@@ -119,6 +126,7 @@ func (c *catalog) index(pinned []string) *catalog {
 			c.byName[d] = id
 		}
 	}
+
 	return c
 }
 
@@ -187,24 +195,28 @@ func (c *catalog) find(ref string) (*entry, error) {
 		return e, nil
 	}
 	hex := ""
+
 	if m := idPattern.FindStringSubmatch(ref); m != nil {
 		hex = m[1]
 		if e := c.entries[digest.NewDigestFromEncoded(digest.SHA256, hex)]; e != nil {
 			return e, nil
 		}
 	}
+
 	parsed, err := registry.ParseReference(ref)
 	if err == nil {
 		if id, ok := c.byName[parsed.String()]; ok {
 			return c.entries[id], nil
 		}
 	}
+
 	if hex == "" {
 		if err != nil {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%w here: %q", ErrNotFound, ref)
 	}
+
 	var found *entry
 	for id, e := range c.entries {
 		if id.Algorithm() == digest.SHA256 && strings.HasPrefix(id.Encoded(), hex) {
@@ -217,6 +229,7 @@ func (c *catalog) find(ref string) (*entry, error) {
 	if found == nil {
 		return nil, fmt.Errorf("%w here: %q", ErrNotFound, ref)
 	}
+
 	return found, nil
 }
 
@@ -243,10 +256,12 @@ func (s *Service) Details(ctx context.Context, ref string) (Image, error) {
 	if e.err != nil {
 		return Image{}, fmt.Errorf("%w here: %q is damaged: %w", ErrNotFound, ref, e.err)
 	}
+
 	// Decoding must not write to what the snapshot shares.
 	im, doc := e.image, &spool{dir: s.blobs.TempDir()}
 	im.Config = ocispec.Image{}
 	defer doc.close()
+
 	if err := s.local(doc, e.config); err != nil {
 		return Image{}, fmt.Errorf("read configuration of %q: %w", ref, err)
 	}
@@ -254,6 +269,7 @@ func (s *Service) Details(ctx context.Context, ref string) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("read configuration of %q: %w", ref, err)
 	}
+
 	return im, nil
 }
 

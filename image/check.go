@@ -60,11 +60,13 @@ func (s *Service) Check(ctx context.Context, repair bool, found func(Damage)) (C
 			return c.count, fmt.Errorf("check images: %w", err)
 		}
 	}
+
 	for _, l := range c.layers {
 		if err := c.layer(ctx, l); err != nil {
 			return c.count, fmt.Errorf("check images: %w", err)
 		}
 	}
+
 	c.count.Parts, c.count.PartBytes = s.blobs.Parts()
 	c.count.Unchecked = len(s.layers.ChainIDs()) - c.count.Layers
 	return c.count, nil
@@ -96,6 +98,7 @@ func (c *checking) survey() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.blobs = map[digest.Digest][]*entry{}
+
 	for _, d := range s.blobs.Digests() {
 		c.blobs[d] = nil
 	}
@@ -108,6 +111,7 @@ func (c *checking) survey() {
 				c.blobs[d] = append(c.blobs[d], e)
 			}
 		}
+
 		for _, l := range s.unpackedOf(e) {
 			i, known := at[l.chain]
 			if !known {
@@ -118,6 +122,7 @@ func (c *checking) survey() {
 			c.layers[i].images = append(c.layers[i].images, e)
 		}
 	}
+
 	c.pinned = slices.Collect(maps.Keys(c.blobs))
 	for chain := range at {
 		c.pinned = append(c.pinned, chain)
@@ -140,6 +145,7 @@ func (s *Service) unpackedOf(e *entry) (list []unpacked) {
 		if s.decodeStored(t.Manifest, registry.MaxDocument, &m) != nil || len(m.Layers) != len(e.chains) {
 			continue
 		}
+
 		var parent digest.Digest
 		for i, desc := range m.Layers {
 			if _, here := s.layers.Get(e.chains[i]); !here {
@@ -148,6 +154,7 @@ func (s *Service) unpackedOf(e *entry) (list []unpacked) {
 			list = append(list, unpacked{desc: desc.oci(), diff: e.image.Config.RootFS.DiffIDs[i], chain: e.chains[i], parent: parent})
 			parent = e.chains[i]
 		}
+
 		return list
 	}
 	return nil
@@ -173,11 +180,13 @@ func (c *checking) blob(ctx context.Context, d digest.Digest) error {
 	case errors.Is(err, store.ErrNotFound) && !slices.Contains(c.s.blobs.Digests(), d): // removed meanwhile
 		return nil
 	}
+
 	c.count.Blobs++
 	c.count.Bytes += size
 	if err == nil {
 		return nil
 	}
+
 	damage := Damage{What: "blob " + d.String(), Images: names(c.blobs[d]), Why: err.Error()}
 	c.bad[d] = true
 	if c.repair {
@@ -187,6 +196,7 @@ func (c *checking) blob(ctx context.Context, d digest.Digest) error {
 			damage.Repaired, c.bad[d] = true, false
 		}
 	}
+
 	c.tell(damage)
 	return nil
 }
@@ -225,6 +235,7 @@ func (c *checking) layer(ctx context.Context, l unpacked) error {
 	}
 	stage, err := c.s.layers.Stage(l.chain, l.diff, l.parent)
 	defer func() { c.s.janitor.add(stage.Discard()) }()
+
 	if err != nil {
 		return err
 	}
@@ -232,10 +243,12 @@ func (c *checking) layer(ctx context.Context, l unpacked) error {
 	if err := c.unpack(ctx, stage, open, l); err != nil {
 		return fmt.Errorf("unpack layer %s: %w", l.chain, err)
 	}
+
 	difference, err := stage.Compare(ctx)
 	if errors.Is(err, layer.ErrNotFound) {
 		return nil
 	}
+
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -246,6 +259,7 @@ func (c *checking) layer(ctx context.Context, l unpacked) error {
 	if err != nil { // it cannot be read
 		difference = err.Error()
 	}
+
 	damage := Damage{What: "layer " + l.chain.String(), Images: names(l.images), Why: difference}
 	if c.repair {
 		if err := c.s.replaceLayer(l.chain, stage); err != nil {
@@ -254,6 +268,7 @@ func (c *checking) layer(ctx context.Context, l unpacked) error {
 			damage.Repaired = true
 		}
 	}
+
 	c.tell(damage)
 	return nil
 }
@@ -284,6 +299,7 @@ func (s *Service) replaceLayer(chain digest.Digest, stage *layer.Stage) error {
 	if len(users) > 0 {
 		return fmt.Errorf("containers use it: remove %v and check again", users)
 	}
+
 	gone, err := stage.Replace()
 	s.janitor.add(gone)
 	s.wantSync()

@@ -30,15 +30,18 @@ func rotBit(path string) error {
 	if err != nil {
 		return err
 	}
+
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
+
 	data[len(data)/2] ^= 4
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
+
 	_, err = f.Write(data)
 	return errors.Join(err, f.Close(), os.Chtimes(path, time.Time{}, info.ModTime()))
 }
@@ -75,15 +78,18 @@ func TestCheck(t *testing.T) {
 	for i := range 3 {
 		layers = append(layers, pack(t, dir("d"), text("d/f", random(50_000+i)), link))
 	}
+
 	manifest, id := r.push("app", "v1", ocispec.ImageConfig{}, layers...)
 	ref := r.Host + "/app:v1"
 	root := t.TempDir()
 	s := open(t, root)
 	pull(t, s, ref)
+
 	chains := pull(t, s, ref).ChainIDs
 	if got := examine(t, s, false); len(got) > 0 {
 		t.Fatalf("of an image without damage: %+v", got)
 	}
+
 	blob := func(d digest.Digest) string { return filepath.Join(root, "blobs", "sha256", d.Encoded()) }
 	for _, way := range blobRots {
 		for what, d := range map[string]digest.Digest{
@@ -94,12 +100,14 @@ func TestCheck(t *testing.T) {
 			})
 		}
 	}
+
 	for _, way := range layerRots {
 		t.Run("unpacked "+way.name, func(t *testing.T) {
 			path := filepath.Join(root, "layers", chains[1].Encoded(), "fs", "d", "f")
 			wantRepaired(t, s, r, ref, "layer "+chains[1].String(), 0, func() error { return way.do(path) })
 		})
 	}
+
 	if err := s.Remove(t.Context(), ref); err != nil {
 		t.Error(err)
 	}
@@ -113,12 +121,14 @@ func wantRepaired(t *testing.T, s *image.Service, r *testRegistry, ref, what str
 	if err := damage(); err != nil {
 		t.Fatal(err)
 	}
+
 	for range 2 {
 		got := examine(t, s, false)
 		if len(got) != 1 || got[0].What != what || got[0].Repaired || got[0].Why == "" || len(got[0].Images) != 1 || !strings.HasSuffix(ref, got[0].Images[0]) {
 			t.Fatalf("found %+v, want %s", got, what)
 		}
 	}
+
 	if _, err := s.Get(ref); err != nil {
 		t.Errorf("a check alone makes the image unusable: %v", err)
 	}
@@ -127,6 +137,7 @@ func wantRepaired(t *testing.T, s *image.Service, r *testRegistry, ref, what str
 	if len(got) != 1 || got[0].What != what || !got[0].Repaired || got[0].Remains != "" {
 		t.Fatalf("repaired %+v, want %s", got, what)
 	}
+
 	if n := r.count("GET", "/blobs/") - before; n > downloads {
 		t.Errorf("%d blobs were fetched, want %d", n, downloads)
 	}
@@ -142,12 +153,14 @@ func examine(t *testing.T, s *image.Service, repair bool) (list []image.Damage) 
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	repaired := 0
 	for _, d := range list {
 		if d.Repaired {
 			repaired++
 		}
 	}
+
 	if n.Damaged != len(list) || n.Repaired != repaired || n.Blobs != 5 || n.Layers+n.Unchecked != 3 {
 		t.Errorf("%+v were checked, %d found", n, len(list))
 	}
@@ -166,12 +179,14 @@ func TestCheckLeavesWhatIsInUse(t *testing.T) {
 	if err := s.Prepare(t.Context(), "user", im.ID, nil, nil); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := rotBit(filepath.Join(root, "layers", im.ChainIDs[0].Encoded(), "fs", "f")); err != nil {
 		t.Fatal(err)
 	}
 	if got := examine(t, s, true); len(got) != 1 || got[0].Repaired || !strings.Contains(got[0].Remains, "user") {
 		t.Errorf("with a container: %+v", got)
 	}
+
 	if err := s.Discard(t.Context(), "user"); err != nil {
 		t.Fatal(err)
 	}
@@ -187,6 +202,7 @@ func TestCheckWithoutRegistry(t *testing.T) {
 	r := newRegistry(t)
 	l := pack(t, text("f", random(5_000)))
 	r.push("app", "v1", ocispec.ImageConfig{}, l, pack(t, text("g", "g")), pack(t, text("h", "h")))
+
 	ref := r.Host + "/app:v1"
 	root := t.TempDir()
 	s := open(t, root)
@@ -194,22 +210,26 @@ func TestCheckWithoutRegistry(t *testing.T) {
 	if err := rotBit(filepath.Join(root, "blobs", "sha256", digest.FromBytes(l.data).Encoded())); err != nil {
 		t.Fatal(err)
 	}
+
 	r.onRequest(func(w http.ResponseWriter, _ *http.Request) bool {
 		w.WriteHeader(http.StatusForbidden)
 		return true
 	})
+
 	if got := examine(t, s, true); len(got) != 1 || got[0].Repaired || got[0].Remains == "" {
 		t.Errorf("got %+v", got)
 	}
 	if _, err := s.Get(ref); err != nil {
 		t.Error(err)
 	}
+
 	r.onRequest(nil)
 	before := r.count("GET", "/blobs/")
 	pull(t, s, ref)
 	if n := r.count("GET", "/blobs/") - before; n != 1 {
 		t.Errorf("%d blobs were fetched, want 1", n)
 	}
+
 	if got := examine(t, s, false); len(got) > 0 {
 		t.Errorf("then: %+v", got)
 	}

@@ -31,6 +31,7 @@ func TestMaxConcurrentDownloads(t *testing.T) {
 				}
 				r.push(fmt.Sprint("app", im), "v1", ocispec.ImageConfig{}, list...)
 			}
+
 			var mu sync.Mutex
 			now, most := 0, 0
 			full := make(chan struct{}) // closed when as many as may be are fetched
@@ -38,19 +39,23 @@ func TestMaxConcurrentDownloads(t *testing.T) {
 				if req.Method != http.MethodGet || !isLayer[filepath.Base(req.URL.Path)] {
 					return false
 				}
+
 				mu.Lock()
 				if now++; now == c.want && most < c.want {
 					// One too many would come soon.
 					time.AfterFunc(100*time.Millisecond, func() { close(full) })
 				}
+
 				most = max(most, now)
 				mu.Unlock()
 				<-full
+
 				mu.Lock()
 				now--
 				mu.Unlock()
 				return false
 			})
+
 			svc := open(t, t.TempDir(), func(o *image.Options) { o.MaxConcurrentDownloads = c.limit })
 			var wg sync.WaitGroup
 			for im := range c.images {
@@ -60,12 +65,14 @@ func TestMaxConcurrentDownloads(t *testing.T) {
 					}
 				})
 			}
+
 			waitFor(t, "as many downloads as may be", func() bool {
 				mu.Lock()
 				defer mu.Unlock()
 				return most >= c.want
 			})
 			wg.Wait()
+
 			if most != c.want {
 				t.Errorf("%d layers were fetched at the same time, want %d", most, c.want)
 			}

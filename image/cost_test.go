@@ -65,6 +65,7 @@ func hostileImage(config string, layers ...hostileLayer) hostile {
 		h.blobs[d] = data
 		return ocispec.Descriptor{MediaType: kind, Digest: d, Size: int64(len(data))}
 	}
+
 	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{}}
 	m.SchemaVersion = 2
 	diffs := []digest.Digest{}
@@ -72,6 +73,7 @@ func hostileImage(config string, layers ...hostileLayer) hostile {
 		m.Layers = append(m.Layers, add(l.kind, l.data))
 		diffs = append(diffs, l.diff)
 	}
+
 	list, _ := json.Marshal(diffs)
 	rest := fmt.Sprintf(`"os":"linux","architecture":%q,"rootfs":{"type":"layers","diff_ids":%s}`, runtime.GOARCH, list)
 	m.Config = add(ocispec.MediaTypeImageConfig, []byte(strings.Replace(config, "%s", rest, 1)))
@@ -93,6 +95,7 @@ func fill(size int, head, item, tail string) string {
 		}
 		b.WriteString(next)
 	}
+
 	b.WriteString(tail)
 	return b.String()
 }
@@ -122,6 +125,7 @@ func headed(n, size int, more map[string]string) (files []file) {
 		records[key] = "v"
 		size -= len(key) + 8
 	}
+
 	for k, v := range more {
 		records[k] = v
 	}
@@ -130,6 +134,7 @@ func headed(n, size int, more map[string]string) (files []file) {
 		f.Format, f.PAXRecords = tar.FormatPAX, records
 		files = append(files, f)
 	}
+
 	return files
 }
 
@@ -155,6 +160,7 @@ func costs() []cost {
 			return hostileImage(fmt.Sprintf(`{"author":"%d",`, i)+text, zipped(t, text2(i)))
 		}
 	}
+
 	layers := func(n int, make func(i int) hostileLayer) func(testing.TB, int) hostile {
 		return func(_ testing.TB, i int) hostile {
 			var list []hostileLayer
@@ -164,11 +170,13 @@ func costs() []cost {
 			return hostileImage("{%s}", list...)
 		}
 	}
+
 	document := func(kind, text string) func(testing.TB, int) hostile {
 		return func(_ testing.TB, i int) hostile {
 			return hostile{kind: kind, doc: []byte(strings.Replace(text, "{", fmt.Sprintf(`{"n%d":0,`, i), 1))}
 		}
 	}
+
 	spaces := strings.Repeat(" ", maxDocument*3/4)
 	return []cost{
 		{"index of nothing", 8, document(ocispec.MediaTypeImageIndex,
@@ -226,17 +234,20 @@ func hostileRegistry(t testing.TB, images map[string]hostile) string {
 			blobs[d.String()] = data
 		}
 	}
+
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		base := r.URL.Path[strings.LastIndexByte(r.URL.Path, 0x2f)+1:]
 		if data, ok := blobs[base]; ok {
 			w.Write(data)
 			return
 		}
+
 		h, ok := images[base]
 		if !ok {
 			http.NotFound(w, r)
 			return
 		}
+
 		kind := h.kind
 		if kind == "" {
 			kind = ocispec.MediaTypeImageManifest
@@ -245,6 +256,7 @@ func hostileRegistry(t testing.TB, images map[string]hostile) string {
 		w.Write(h.doc)
 	}))
 	t.Cleanup(s.Close)
+
 	return strings.TrimPrefix(s.URL, "http://")
 }
 
@@ -262,11 +274,13 @@ func underAttack(t *testing.T, root string, refs []string) spent {
 		t.Fatal(err)
 	}
 	defer s.Close()
+
 	debug.FreeOSMemory()
 	heap := heapInUse()
 	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
 		t.Fatal(err)
 	}
+
 	before, start := memory(t, "VmRSS"), time.Now()
 	out := spent{Errors: make([]string, len(refs))}
 	var wg sync.WaitGroup
@@ -278,6 +292,7 @@ func underAttack(t *testing.T, root string, refs []string) spent {
 					out.Errors[i] = class.Error()
 				}
 			}
+
 			if err != nil && out.Errors[i] == "" {
 				out.Errors[i] = err.Error()
 			}
@@ -288,6 +303,7 @@ func underAttack(t *testing.T, root string, refs []string) spent {
 	out.Growth = memory(t, "VmHWM") - before
 	debug.FreeOSMemory()
 	out.Kept = heapInUse() - heap
+
 	return out
 }
 
@@ -324,6 +340,7 @@ func TestCost(t *testing.T) {
 		fmt.Printf("spent%s\n", out)
 		return
 	}
+
 	for _, c := range costs() {
 		t.Run(c.name, func(t *testing.T) {
 			images, tags := map[string]hostile{}, []string{}
@@ -332,10 +349,12 @@ func TestCost(t *testing.T) {
 				images[tag] = c.make(t, i)
 				tags = append(tags, tag)
 			}
+
 			host := hostileRegistry(t, images)
 			for i := range tags {
 				tags[i] = host + "/app:" + tags[i]
 			}
+
 			got := attack(t, tags)
 			t.Logf("%d images: %d MiB at most, %d KiB kept, in %s", c.images, got.Growth>>20, got.Kept>>10, got.Took.Round(time.Millisecond))
 			if got.Growth > maxGrowth {
@@ -344,10 +363,12 @@ func TestCost(t *testing.T) {
 			if got.Kept > int64(c.images)*maxKeptOf {
 				t.Errorf("%d KiB are kept", got.Kept>>10)
 			}
+
 			want := ""
 			if c.want != nil {
 				want = c.want.Error()
 			}
+
 			for i, e := range got.Errors {
 				if e != want {
 					t.Errorf("image %d: error %q, want %q", i, e, want)
@@ -365,11 +386,13 @@ func attack(t *testing.T, refs []string) (got spent) {
 	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run", "^TestCost$", "-test.v")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Env = append(os.Environ(), costEnv+"="+t.TempDir(), costEnv+"_REFS="+strings.Join(refs, " "))
+
 	out, err := cmd.CombinedOutput()
 	_, report, ok := bytes.Cut(out, []byte("spent{"))
 	if err != nil || !ok {
 		t.Fatalf("%v: %.2000s", err, out)
 	}
+
 	report, _, _ = bytes.Cut(append([]byte("{"), report...), []byte("\n"))
 	if err := json.Unmarshal(report, &got); err != nil {
 		t.Fatalf("%v: %s", err, report)
@@ -392,11 +415,13 @@ func TestCancelled(t *testing.T) {
 				var wg sync.WaitGroup
 				wg.Go(func() { _, _ = s.Pull(t.Context(), host+"/app:v1", nil) })
 				time.Sleep(after)
+
 				start := time.Now()
 				if err := s.Close(); err != nil { // cancels, and waits for what pulls
 					t.Error(err)
 				}
 				wg.Wait()
+
 				if d := time.Since(start); d > pace.Scale(time.Second) {
 					t.Errorf("ended %s after the pull, which was given up after %s", d, after)
 				}
@@ -424,13 +449,16 @@ func TestCVE202325153EndlessDocuments(t *testing.T) {
 					break
 				}
 			}
+
 			sent <- n
 			return true
 		})
+
 		s := reopen(t, t.TempDir())
 		if _, err := s.Pull(t.Context(), r.Host+"/app:v1", nil); !errors.Is(err, image.ErrProtocol) {
 			t.Errorf("%s: %v, want %v", what, err, image.ErrProtocol)
 		}
+
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
@@ -450,6 +478,7 @@ func TestCVE202141190AmbiguousDocuments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for i, doc := range []string{
 		`{"schemaVersion":2,"manifests":[%s],"layers":[]}`,
 		`{"schemaVersion":2,"manifests":[%s],"config":{}}`,

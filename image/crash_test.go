@@ -24,6 +24,7 @@ func pullForEver(t *testing.T, root string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ref := os.Getenv(crashEnv + "_REF")
 	for i := 0; ; i++ {
 		im := pull(t, s, ref)
@@ -31,6 +32,7 @@ func pullForEver(t *testing.T, root string) {
 		if err := s.Prepare(t.Context(), name, im.ID, nil, nil); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := s.Remove(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}
@@ -48,11 +50,13 @@ func TestKilledWhilePulling(t *testing.T) {
 	if root := os.Getenv(crashEnv); root != "" {
 		pullForEver(t, root)
 	}
+
 	r := newRegistry(t)
 	var layers []packed
 	for i := range 5 {
 		layers = append(layers, pack(t, text(fmt.Sprintf("f%d", i), random(100_000+i)), text("same", fmt.Sprint(i))))
 	}
+
 	r.push("app", "v1", ocispec.ImageConfig{}, layers...)
 	root, ref := t.TempDir(), r.Host+"/app:v1"
 	for round := range 25 {
@@ -61,6 +65,7 @@ func TestKilledWhilePulling(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+
 		time.Sleep(time.Duration(20+round*7) * time.Millisecond)
 		cmd.Process.Kill()
 		cmd.Wait() // killed
@@ -81,31 +86,37 @@ func check(t *testing.T, root, ref string) {
 			t.Errorf("image that was there: %v", err)
 		}
 	}
+
 	im := pull(t, s, ref)
 	if err := s.Prepare(t.Context(), "check", im.ID, nil, nil); err != nil {
 		t.Fatal(err)
 	}
+
 	m := mount(t, s, "check", nil)
 	for i := range 5 {
 		if got := read(t, m, fmt.Sprintf("f%d", i)); got != random(100_000+i) {
 			t.Errorf("f%d has %d bytes of other content", i, len(got))
 		}
 	}
+
 	if got := read(t, m, "same"); got != "4" {
 		t.Errorf("same is %q", got)
 	}
 	m.Close()
+
 	for _, id := range s.Containers() {
 		if err := s.Discard(t.Context(), id); err != nil {
 			t.Error(err)
 		}
 	}
+
 	if err := s.Remove(t.Context(), ref); err != nil {
 		t.Error(err)
 	}
 	if u, _ := s.FsInfo(); u.UsedBytes != 0 {
 		t.Errorf("used after removal: %+v", u)
 	}
+
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}

@@ -53,6 +53,7 @@ func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *r
 		return nil, err
 	}
 	defer w.Discard()
+
 	d := &download{w: w}
 	err = p.unpack(ctx, j, func(ctx context.Context) (io.ReadCloser, error) {
 		if err := d.open(ctx, p.repo, j, tries); err != nil {
@@ -66,6 +67,7 @@ func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *r
 		}
 		return d, err
 	}
+
 	if err := w.Finish(); err != nil {
 		return d, err
 	}
@@ -92,6 +94,7 @@ func (d *download) open(ctx context.Context, repo *registry.Repository, j *job, 
 		d.broken = err
 		return err
 	}
+
 	d.body = body
 	if body.Start() != d.w.Kept() {
 		err = d.w.Restart()
@@ -99,6 +102,7 @@ func (d *download) open(ctx context.Context, repo *registry.Repository, j *job, 
 	if err != nil {
 		return errors.Join(err, body.Close())
 	}
+
 	return nil
 }
 

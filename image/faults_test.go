@@ -76,13 +76,16 @@ func TestFaultyRegistry(t *testing.T) {
 				mu.Unlock()
 				return c.fault(w, int(asked.Add(1)))
 			})
+
 			root := t.TempDir()
 			s := open(t, root)
 			began := time.Now()
 			pull(t, s, r.Host+"/app:v1")
+
 			if d := time.Since(began); d < c.least {
 				t.Errorf("took %s, want at least %s", d, c.least)
 			}
+
 			mu.Lock()
 			defer mu.Unlock()
 			if len(ranges) != c.requests {
@@ -104,6 +107,7 @@ func TestRemoveWhilePulling(t *testing.T) {
 	ref := pushFive(t, r)
 	shared := pack(t, text("f0", random(100_000)), text("same", "0"))
 	r.push("app", "v2", ocispec.ImageConfig{User: "2"}, shared, pack(t, text("own", random(50_000))))
+
 	root := t.TempDir()
 	s := open(t, root, func(o *image.Options) { o.SyncDelay = time.Millisecond })
 	refs := []string{ref, strings.Replace(ref, ":v1", ":v2", 1)}
@@ -128,11 +132,13 @@ func TestRemoveWhilePulling(t *testing.T) {
 		})
 	}
 	wg.Wait()
+
 	for _, ref := range refs {
 		if err := s.Remove(t.Context(), ref); err != nil {
 			t.Error(err)
 		}
 	}
+
 	if u, _ := s.FsInfo(); u.UsedBytes != 0 {
 		t.Errorf("used after removal: %+v", u)
 	}

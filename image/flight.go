@@ -21,6 +21,7 @@ func (f *flights) lead(ctx context.Context, key digest.Digest, have func() bool)
 		if have() {
 			return false, nil
 		}
+
 		f.mu.Lock()
 		other, ok := f.all[key]
 		if !ok {
@@ -37,6 +38,7 @@ func (f *flights) lead(ctx context.Context, key digest.Digest, have func() bool)
 			}
 			return true, nil
 		}
+
 		select {
 		case <-other:
 		case <-ctx.Done():
@@ -83,6 +85,7 @@ func (p *pulls) do(ctx context.Context, key pullKey, start func(*pull)) (Image, 
 		p.mu.Unlock()
 		return Image{}, ErrClosed
 	}
+
 	op := p.all[key]
 	if op == nil {
 		op = &pull{done: make(chan struct{})}
@@ -92,6 +95,7 @@ func (p *pulls) do(ctx context.Context, key pullKey, start func(*pull)) (Image, 
 		p.all[key] = op
 		start(op)
 	}
+
 	op.waiters++
 	p.mu.Unlock()
 	select {
@@ -99,6 +103,7 @@ func (p *pulls) do(ctx context.Context, key pullKey, start func(*pull)) (Image, 
 		return op.image, op.err
 	case <-ctx.Done():
 	}
+
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if op.waiters--; op.waiters == 0 {
@@ -107,6 +112,7 @@ func (p *pulls) do(ctx context.Context, key pullKey, start func(*pull)) (Image, 
 			delete(p.all, key) // who comes now begins anew
 		}
 	}
+
 	return Image{}, context.Cause(ctx)
 }
 

@@ -28,6 +28,7 @@ func TestDiskRunsOut(t *testing.T) {
 	for i := range 3000 {
 		files = append(files, text(fmt.Sprintf("d%d/f%d", i/100, i), random(3000)))
 	}
+
 	r.push("big", "v1", ocispec.ImageConfig{}, pack(t, text("x", random(200_000))), pack(t, files...))
 	small, big := r.Host+"/small:v1", r.Host+"/big:v1"
 	remount := func(options string, flags uintptr) func(string) error {
@@ -41,6 +42,7 @@ func TestDiskRunsOut(t *testing.T) {
 			return err
 		}
 	}
+
 	for _, c := range []struct {
 		name          string
 		mount         func(t *testing.T, dir string)
@@ -58,27 +60,32 @@ func TestDiskRunsOut(t *testing.T) {
 			root := filepath.Join(dir, "image")
 			s := reopen(t, root)
 			defer s.Close()
+
 			pull(t, s, small)
 			if c.exhaust != nil {
 				if err := c.exhaust(dir); err != nil {
 					t.Fatal(err)
 				}
 			}
+
 			_, err := s.Pull(t.Context(), big, nil)
 			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), big) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
+
 			if _, err := s.Get(small); err != nil {
 				t.Errorf("an image that was there: %v", err)
 			}
 			if _, err := s.Get(big); !errors.Is(err, image.ErrNotFound) {
 				t.Errorf("the image half pulled: %v", err)
 			}
+
 			if c.heal != nil {
 				if err := c.heal(dir); err != nil {
 					t.Fatal(err)
 				}
 			}
+
 			waitTidy(t, root)
 			pull(t, s, big)
 			for _, ref := range []string{small, big} {
@@ -86,6 +93,7 @@ func TestDiskRunsOut(t *testing.T) {
 					t.Error(err)
 				}
 			}
+
 			if err := s.Close(); err != nil {
 				t.Error(err)
 			}

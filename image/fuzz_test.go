@@ -29,12 +29,14 @@ func FuzzDocument(f *testing.F) {
 		f.Add([]byte(doc), ocispec.MediaTypeImageIndex)
 		f.Add([]byte(doc), "")
 	}
+
 	f.Fuzz(func(t *testing.T, data []byte, kind string) {
 		d, err := parse(data, kind)
 		if err != nil {
 			known(t, err)
 			return
 		}
+
 		n, err := countValues(bytes.NewReader(data))
 		if err == nil && n < len(d.entries)+len(d.layers) {
 			t.Errorf("%d values counted in a document of %d", n, len(d.entries)+len(d.layers))
@@ -47,6 +49,7 @@ func FuzzDocument(f *testing.F) {
 			}
 			return
 		}
+
 		err = d.checkImage()
 		known(t, err)
 		for _, l := range d.layers {
@@ -83,6 +86,7 @@ func FuzzConfig(f *testing.F) {
 			known(t, err)
 			return
 		}
+
 		if len(im.RootFS.DiffIDs) != layers || len(im.History) > 0 || len(im.Config.Labels) > 0 {
 			t.Errorf("%+v of %d layers", im, layers)
 		}
@@ -90,6 +94,7 @@ func FuzzConfig(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		// Escapes may make six bytes of one, and diff IDs come on top.
 		if len(kept) > 6*maxKept+100*maxLayers {
 			t.Errorf("%d bytes are kept", len(kept))

@@ -37,10 +37,12 @@ func (s *Service) remove(ref string) (<-chan struct{}, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	next := now.with(map[digest.Digest]*entry{e.record.ID: nil}, s.opts.Pinned)
 	if err := s.blobs.SetImages(next.records(), true); err != nil {
 		return nil, err
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.snapshot.Store(next)
@@ -78,6 +80,7 @@ func (s *Service) unneeded() (blobs, chains []digest.Digest) {
 			needed[c] = true
 		}
 	}
+
 	for d := range s.pins {
 		needed[d] = true
 	}
@@ -86,6 +89,7 @@ func (s *Service) unneeded() (blobs, chains []digest.Digest) {
 			needed[c] = true
 		}
 	}
+
 	isNeeded := func(d digest.Digest) bool { return needed[d] }
 	return slices.DeleteFunc(s.blobs.Digests(), isNeeded), slices.DeleteFunc(s.layers.ChainIDs(), isNeeded)
 }
@@ -103,10 +107,12 @@ func (s *Service) drop(take func(digest.Digest) (string, error)) (<-chan struct{
 		errs = append(errs, err)
 		gone = append(gone, name)
 	}
+
 	for _, c := range chains {
 		name, err := s.layers.Detach(c)
 		errs = append(errs, err)
 		gone = append(gone, name)
 	}
+
 	return s.janitor.add(gone...), errors.Join(errs...)
 }

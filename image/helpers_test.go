@@ -52,6 +52,7 @@ func newRegistry(t testing.TB) *testRegistry {
 		inner.ServeHTTP(w, req)
 	}))
 	t.Cleanup(r.server.Close)
+
 	u, err := url.Parse(r.server.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -99,6 +100,7 @@ func (r *testRegistry) putManifest(repo, ref, mediaType string, doc any) ocispec
 			r.t.Fatal(err)
 		}
 	}
+
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
 	if ref == "" {
 		ref = desc.Digest.String()
@@ -113,12 +115,14 @@ func (r *testRegistry) do(method, path, contentType string, body []byte) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+
 	req.Header.Set("Content-Type", contentType)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	if resp.StatusCode >= 300 {
 		b, _ := io.ReadAll(resp.Body)
 		r.t.Fatalf("%s %s: %s: %s", method, path, resp.Status, b)
@@ -152,6 +156,7 @@ func archive(t testing.TB, files ...file) []byte {
 			t.Fatal(err)
 		}
 	}
+
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -193,10 +198,12 @@ func (r *testRegistry) push(repo, tag string, config ocispec.ImageConfig, layers
 		Config:   config,
 		RootFS:   ocispec.RootFS{Type: "layers"},
 	}
+
 	m := ocispec.Manifest{
 		Versioned: imagespec.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
 	}
+
 	for _, l := range layers {
 		im.RootFS.DiffIDs = append(im.RootFS.DiffIDs, l.diff)
 		d := l.desc
@@ -208,6 +215,7 @@ func (r *testRegistry) push(repo, tag string, config ocispec.ImageConfig, layers
 		}
 		m.Layers = append(m.Layers, d)
 	}
+
 	data, err := json.Marshal(im)
 	if err != nil {
 		r.t.Fatal(err)
@@ -223,6 +231,7 @@ func open(t testing.TB, root string, change ...func(*image.Options)) *image.Serv
 	for _, c := range change {
 		c(&opts)
 	}
+
 	s, err := image.Open(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
@@ -232,6 +241,7 @@ func open(t testing.TB, root string, change ...func(*image.Options)) *image.Serv
 			t.Errorf("close: %v", err)
 		}
 	})
+
 	return s
 }
 

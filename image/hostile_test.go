@@ -44,6 +44,7 @@ func TestIndexes(t *testing.T) {
 	wrong, _ := r.push("app", "wrong", ocispec.ImageConfig{User: "wrong"}, pack(t, text("a", "2")))
 	attestation := forPlatform(wrong, "unknown", "unknown", "")
 	attestation.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest"}
+
 	unmarked := wrong
 	unmarked.Annotations = attestation.Annotations
 	nested := r.putManifest("app", "", ocispec.MediaTypeImageIndex, index(forPlatform(here, "linux", runtime.GOARCH, "")))
@@ -63,11 +64,13 @@ func TestIndexes(t *testing.T) {
 			if im.ID != id || im.Manifest != here.Digest {
 				t.Errorf("pulled the image of user %q", im.Config.Config.User)
 			}
+
 			if want := r.Host + "/app@" + desc.Digest.String(); len(im.RepoDigests) != 1 || im.RepoDigests[0] != want {
 				t.Errorf("digests %v, want the index's, %s", im.RepoDigests, want)
 			}
 		})
 	}
+
 	r.putManifest("app", "none", ocispec.MediaTypeImageIndex, index(forPlatform(wrong, "linux", other(), ""), attestation))
 	_, err := open(t, t.TempDir()).Pull(t.Context(), r.Host+"/app:none", nil)
 	if !errors.Is(err, image.ErrUnsupported) || !strings.Contains(err.Error(), "linux/"+other()) {
@@ -80,6 +83,7 @@ func TestSameImageInTwoWrappings(t *testing.T) {
 	r := newRegistry(t)
 	desc, id := r.push("app", "plain", ocispec.ImageConfig{}, pack(t, text("a", "1")))
 	r.putManifest("app", "wrapped", ocispec.MediaTypeImageIndex, index(forPlatform(desc, "linux", runtime.GOARCH, "")))
+
 	root := t.TempDir()
 	s := reopen(t, root)
 	pull(t, s, r.Host+"/app:plain")
@@ -87,6 +91,7 @@ func TestSameImageInTwoWrappings(t *testing.T) {
 	if im.ID != id || len(im.RepoTags) != 2 || len(im.RepoDigests) != 2 {
 		t.Errorf("image %+v, want two tags and two digests", im)
 	}
+
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -94,6 +99,7 @@ func TestSameImageInTwoWrappings(t *testing.T) {
 	if again, err := s.Get(id); err != nil || len(again.RepoDigests) != 2 {
 		t.Errorf("after reopening: %+v, %v", again, err)
 	}
+
 	var idx ocispec.Index
 	data, err := os.ReadFile(filepath.Join(root, "index.json"))
 	if err == nil {
@@ -113,6 +119,7 @@ func TestZstd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	w.Write(plain)
 	w.Close()
 	l := packed{diff: digest.FromBytes(plain), data: buf.Bytes()}
@@ -142,6 +149,7 @@ func merge(t *testing.T, docs ...any) []byte {
 			t.Fatal(err)
 		}
 	}
+
 	data, err := json.Marshal(all)
 	if err != nil {
 		t.Fatal(err)
@@ -162,12 +170,14 @@ func hostileManifests(t *testing.T, r *testRegistry) []hostileManifest {
 		}
 		return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: r.putBlob("app", data), Size: int64(len(data))}
 	}
+
 	fine := config(func(*ocispec.Image) {})
 	manifest := func(change func(*ocispec.Manifest)) ocispec.Manifest {
 		m := ocispec.Manifest{Versioned: imagespec.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: fine, Layers: []ocispec.Descriptor{layer}}
 		change(&m)
 		return m
 	}
+
 	withLayer := func(change func(*ocispec.Descriptor)) ocispec.Manifest {
 		return manifest(func(m *ocispec.Manifest) {
 			d := layer
@@ -175,6 +185,7 @@ func hostileManifests(t *testing.T, r *testRegistry) []hostileManifest {
 			m.Layers = []ocispec.Descriptor{d}
 		})
 	}
+
 	withConfig := func(change func(*ocispec.Image)) ocispec.Manifest {
 		return manifest(func(m *ocispec.Manifest) { m.Config = config(change) })
 	}
@@ -227,10 +238,12 @@ func TestHostileManifests(t *testing.T) {
 			if kind == "" {
 				kind = ocispec.MediaTypeImageManifest
 			}
+
 			data, ok := c.doc.([]byte)
 			if !ok {
 				data, _ = json.Marshal(c.doc)
 			}
+
 			r.onRequest(func(w http.ResponseWriter, req *http.Request) bool {
 				if !strings.HasSuffix(req.URL.Path, "/manifests/bad") {
 					return false
@@ -239,6 +252,7 @@ func TestHostileManifests(t *testing.T) {
 				w.Write(data)
 				return true
 			})
+
 			defer r.onRequest(nil)
 			root := t.TempDir()
 			s := open(t, root)
@@ -249,6 +263,7 @@ func TestHostileManifests(t *testing.T) {
 			checkEmpty(t, s, root)
 		})
 	}
+
 	nested, _ := r.push("app", "good", ocispec.ImageConfig{})
 	for range 8 {
 		nested = r.putManifest("app", "deep", ocispec.MediaTypeImageIndex, index(nested))
@@ -265,14 +280,17 @@ func checkEmpty(t *testing.T, s *image.Service, root string) {
 	if l := s.List(); len(l) != 0 {
 		t.Errorf("images %+v", l)
 	}
+
 	waitFor(t, "the temporary folder to be empty", func() bool {
 		left, _ := os.ReadDir(filepath.Join(root, "tmp"))
 		return len(left) == 0
 	})
+
 	blobs, err := os.ReadDir(filepath.Join(root, "blobs/sha256"))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, b := range blobs {
 		data, err := os.ReadFile(filepath.Join(root, "blobs/sha256", b.Name()))
 		if err != nil || digestHex(data) != b.Name() {
@@ -288,6 +306,7 @@ func TestSpoiledDownloads(t *testing.T) {
 	desc, id := r.push("app", "v1", ocispec.ImageConfig{}, l)
 	flipped := bytes.Clone(l.data)
 	flipped[len(flipped)/2] ^= 1
+
 	for _, c := range []struct {
 		name, path string
 		data       []byte
@@ -306,6 +325,7 @@ func TestSpoiledDownloads(t *testing.T) {
 				w.Write(c.data)
 				return true
 			})
+
 			defer r.onRequest(nil)
 			root := t.TempDir()
 			s := open(t, root)
@@ -313,6 +333,7 @@ func TestSpoiledDownloads(t *testing.T) {
 			if _, err := s.Pull(t.Context(), ref, nil); !errors.Is(err, c.want) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
+
 			checkEmpty(t, s, root)
 			r.onRequest(nil)
 			if im := pull(t, s, ref); im.ID != id {
@@ -328,6 +349,7 @@ func TestPullErrors(t *testing.T) {
 	s := open(t, t.TempDir())
 	closed := newRegistry(t)
 	closed.server.Close()
+
 	for ref, want := range map[string]error{
 		"":                   image.ErrInvalidReference,
 		"UPPER/x/Y":          image.ErrInvalidReference,
@@ -338,6 +360,7 @@ func TestPullErrors(t *testing.T) {
 			t.Errorf("%q: %v, want %v", ref, err, want)
 		}
 	}
+
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -356,11 +379,13 @@ func TestForeignURLsAreNotFollowed(t *testing.T) {
 		MediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", // old images have it
 		Digest:    digest.FromBytes(l.data), Size: int64(len(l.data)), URLs: []string{evil.server.URL + "/steal"},
 	}
+
 	r.push("app", "v1", ocispec.ImageConfig{}, l)
 	_, err := open(t, t.TempDir()).Pull(t.Context(), r.Host+"/app:v1", &image.Auth{Username: "u", Password: "p"})
 	if !errors.Is(err, image.ErrNotFound) {
 		t.Errorf("error %v, want %v", err, image.ErrNotFound)
 	}
+
 	if n := evil.count(""); n != 0 {
 		t.Errorf("the other host was asked %d times", n)
 	}
@@ -377,6 +402,7 @@ func TestUnreadableRecord(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(filepath.Join(root, "images.json"), []byte(`{"version":1,"images":[{`), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -384,11 +410,13 @@ func TestUnreadableRecord(t *testing.T) {
 	if n := len(s.List()); n != 0 {
 		t.Errorf("%d images", n)
 	}
+
 	blobs := r.count("GET", "/blobs/")
 	pull(t, s, r.Host+"/app:v1")
 	if n := r.count("GET", "/blobs/") - blobs; n != 0 {
 		t.Errorf("%d blobs were fetched again", n)
 	}
+
 	if aside, _ := filepath.Glob(filepath.Join(root, "images.json.bad-*")); len(aside) != 1 {
 		t.Errorf("set aside: %v", aside)
 	}

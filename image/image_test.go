@@ -39,35 +39,41 @@ func TestPullListRemove(t *testing.T) {
 	if im.ID != id || im.Config.Config.User != "1000" || im.Size == 0 {
 		t.Errorf("image is %+v, want ID %s", im, id)
 	}
+
 	if want := []string{r.Host + "/app:v1"}; !slices.Equal(im.RepoTags, want) {
 		t.Errorf("tags %v, want %v", im.RepoTags, want)
 	}
 	if want := []string{r.Host + "/app@" + im.Manifest.String()}; !slices.Equal(im.RepoDigests, want) {
 		t.Errorf("digests %v, want %v", im.RepoDigests, want)
 	}
+
 	hex := strings.TrimPrefix(id, "sha256:")
 	for _, ref := range []string{r.Host + "/app:v1", im.RepoDigests[0], r.Host + "/app:nope@" + im.Manifest.String(), id, hex, hex[:12], id[:20]} {
 		if got, err := s.Get(ref); err != nil || got.ID != id {
 			t.Errorf("get %q: %v, %v", ref, got.ID, err)
 		}
 	}
+
 	for _, ref := range []string{"app", r.Host + "/app:v2", strings.Repeat("0", 64), "sha256:" + strings.Repeat("0", 64)} {
 		if _, err := s.Get(ref); !errors.Is(err, image.ErrNotFound) {
 			t.Errorf("get %q: %v, want not found", ref, err)
 		}
 	}
+
 	if l := s.List(); len(l) != 1 || l[0].ID != id {
 		t.Errorf("list is %v", l)
 	}
 	if err := s.Remove(t.Context(), r.Host+"/app:v1"); err != nil {
 		t.Fatal(err)
 	}
+
 	if l := s.List(); len(l) != 0 {
 		t.Errorf("after removal, list is %v", l)
 	}
 	if err := s.Remove(t.Context(), r.Host+"/app:v1"); err != nil {
 		t.Errorf("second removal: %v", err)
 	}
+
 	if fs, _ := s.FsInfo(); fs.UsedBytes != 0 || fs.InodesUsed != 0 {
 		t.Errorf("after removal, used is %+v", fs)
 	}
@@ -82,6 +88,7 @@ func TestTagsMove(t *testing.T) {
 	pull(t, s, r.Host+"/app")
 	r.push("app", "also", ocispec.ImageConfig{}, shared, pack(t, text("a", "1")))
 	pull(t, s, r.Host+"/app:also")
+
 	if im, _ := s.Get(id1); len(im.RepoTags) != 2 || len(im.RepoDigests) != 1 {
 		t.Errorf("tags %v, digests %v, want two and one", im.RepoTags, im.RepoDigests)
 	}
@@ -89,12 +96,14 @@ func TestTagsMove(t *testing.T) {
 	if im := pull(t, s, r.Host+"/app"); im.ID != id2 {
 		t.Errorf("pulled %s, want %s", im.ID, id2)
 	}
+
 	if im, _ := s.Get(id1); !slices.Equal(im.RepoTags, []string{r.Host + "/app:also"}) {
 		t.Errorf("the old image has tags %v", im.RepoTags)
 	}
 	if err := s.Remove(t.Context(), r.Host+"/app:also"); err != nil {
 		t.Fatal(err)
 	}
+
 	im := pull(t, s, r.Host+"/app@"+desc1.Digest.String())
 	if im.ID != id1 || len(im.RepoTags) != 0 || len(im.RepoDigests) != 1 {
 		t.Errorf("pulled by digest: %s with tags %v", im.ID, im.RepoTags)
@@ -112,6 +121,7 @@ func TestRemoveTakesAllTags(t *testing.T) {
 		r.push("app", "one", ocispec.ImageConfig{}, l)
 		r.push("app", fmt.Sprint("two", i), ocispec.ImageConfig{}, l)
 	}
+
 	s := open(t, t.TempDir())
 	pull(t, s, r1.Host+"/app:one")
 	pull(t, s, r2.Host+"/app:one")
@@ -119,6 +129,7 @@ func TestRemoveTakesAllTags(t *testing.T) {
 	if len(s.List()) != 1 || len(s.List()[0].RepoTags) != 3 {
 		t.Fatalf("images %+v, want one with three tags", s.List())
 	}
+
 	if err := s.Remove(t.Context(), r2.Host+"/app:two1"); err != nil {
 		t.Fatal(err)
 	}
@@ -136,14 +147,17 @@ func TestReopen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	before := pull(t, s, r.Host+"/app:v1")
 	used, _ := s.FsInfo()
 	if _, err := image.Open(t.Context(), image.Options{Root: root}); !errors.Is(err, image.ErrLocked) {
 		t.Errorf("second open: %v, want %v", err, image.ErrLocked)
 	}
+
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	// Leftovers of a killed process go, and so does content without an image.
 	os.MkdirAll(filepath.Join(root, "tmp/layer-1/fs/x"), 0o700)
 	os.WriteFile(filepath.Join(root, "tmp/blob-1"), []byte("x"), 0o600)
@@ -154,12 +168,14 @@ func TestReopen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if fmt.Sprintf("%+v", after) != fmt.Sprintf("%+v", before) {
 		t.Errorf("after reopening:\n%+v\nbefore:\n%+v", after, before)
 	}
 	if !after.Pinned {
 		t.Error("not pinned")
 	}
+
 	if u, _ := s.FsInfo(); u != used {
 		t.Errorf("used %+v, before %+v", u, used)
 	}
@@ -167,6 +183,7 @@ func TestReopen(t *testing.T) {
 		left, _ := os.ReadDir(filepath.Join(root, "tmp"))
 		return len(left) == 0
 	})
+
 	requests := r.count("GET")
 	pull(t, s, r.Host+"/app:v1")
 	if n := r.count("GET") - requests; n != 1 {
@@ -225,16 +242,19 @@ func TestDamage(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
+
 			if err := c.damage(im); err != nil {
 				t.Fatal(err)
 			}
 			s = reopen(t, root)
 			defer s.Close()
+
 			if _, err := s.Get(id); !errors.Is(err, image.ErrNotFound) {
 				t.Errorf("damaged image: %v", err)
 			}
 			blobs := r.count("GET", "/blobs/")
 			pull(t, s, r.Host+"/app:v1")
+
 			if n := r.count("GET", "/blobs/") - blobs; n != c.blobs {
 				t.Errorf("%d blobs fetched, want %d", n, c.blobs)
 			}
@@ -258,10 +278,12 @@ func TestUsageIsWhatDiskUsageSays(t *testing.T) {
 	for i := range 200 {
 		files = append(files, text(fmt.Sprintf("d%d/f%d", i%7, i), random(i*100)))
 	}
+
 	link := file{}
 	link.Name, link.Linkname, link.Typeflag = "d1/hard", "d1/f1", '1'
 	files = append(files, link, text("d1/f1", "again"), text("d2", "was a folder"))
 	r.push("app", "v1", ocispec.ImageConfig{}, pack(t, files...), pack(t, text("x", random(1_000_000))))
+
 	root := t.TempDir()
 	s := open(t, root)
 	pull(t, s, r.Host+"/app:v1")
@@ -270,6 +292,7 @@ func TestUsageIsWhatDiskUsageSays(t *testing.T) {
 	if d := float64(got.UsedBytes) / float64(bytes); d < 0.95 || d > 1.05 {
 		t.Errorf("used bytes %d, du says %d", got.UsedBytes, bytes)
 	}
+
 	if d := float64(got.InodesUsed) / float64(inodes); d < 0.9 || d > 1.1 {
 		t.Errorf("used inodes %d, du says %d", got.InodesUsed, inodes)
 	}
@@ -287,6 +310,7 @@ func diskUsage(t *testing.T, dirs ...string) (bytes, inodes uint64) {
 			if err != nil || seen[st.Ino] {
 				return err
 			}
+
 			seen[st.Ino] = true
 			bytes += uint64(st.Blocks) * 512
 			inodes++
@@ -296,6 +320,7 @@ func diskUsage(t *testing.T, dirs ...string) (bytes, inodes uint64) {
 			t.Fatal(err)
 		}
 	}
+
 	return bytes, inodes
 }
 
@@ -306,8 +331,10 @@ func TestConcurrentPullsFetchOnce(t *testing.T) {
 	for i := range 10 {
 		layers = append(layers, pack(t, text(fmt.Sprint("f", i), random(50_000+i))))
 	}
+
 	layers = append(layers, layers[3], pack(t), pack(t)) // the same content again, higher up
 	r.push("app", "v1", ocispec.ImageConfig{}, layers...)
+
 	// Another image that shares the lower half.
 	r.push("app", "v2", ocispec.ImageConfig{}, append(layers[:5:5], pack(t, text("other", "x")))...)
 	s := open(t, t.TempDir())
@@ -321,6 +348,7 @@ func TestConcurrentPullsFetchOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+
 	for _, l := range layers {
 		if n := r.count("GET", "/blobs/sha256:"+digestHex(l.data)); n != 1 {
 			t.Errorf("a layer was fetched %d times", n)
@@ -333,6 +361,7 @@ func TestCancelledLeaderDoesNotFailFollowers(t *testing.T) {
 	r := newRegistry(t)
 	r.push("app", "v1", ocispec.ImageConfig{}, pack(t, text("a", random(200_000))))
 	r.push("app", "v2", ocispec.ImageConfig{User: "1"}, pack(t, text("a", random(200_000))))
+
 	for _, follower := range []string{"v1", "v2"} {
 		t.Run(follower, func(t *testing.T) {
 			root := t.TempDir()
@@ -349,20 +378,24 @@ func TestCancelledLeaderDoesNotFailFollowers(t *testing.T) {
 				}
 				return false
 			})
+
 			defer once.Do(func() { close(release) })
 			ctx, cancel := context.WithCancel(t.Context())
 			first, second := make(chan error, 1), make(chan error, 1)
 			go func() { _, err := s.Pull(ctx, r.Host+"/app:v1", nil); first <- err }()
 			<-held // the configuration
 			go func() { _, err := s.Pull(t.Context(), r.Host+"/app:"+follower, nil); second <- err }()
+
 			if follower == "v2" {
 				<-held // its own configuration
 			}
 			cancel()
+
 			if err := <-first; !errors.Is(err, context.Canceled) {
 				t.Errorf("cancelled pull: %v", err)
 			}
 			once.Do(func() { close(release) })
+
 			if err := <-second; err != nil {
 				t.Errorf("follower: %v", err)
 			}
@@ -376,6 +409,7 @@ func TestCancelLeavesNothing(t *testing.T) {
 	r := newRegistry(t)
 	big := pack(t, text("a", random(3_000_000)))
 	r.push("app", "v1", ocispec.ImageConfig{}, big, pack(t, text("b", "b")))
+
 	root := t.TempDir()
 	s := open(t, root)
 	started := make(chan struct{}, 1)
@@ -388,13 +422,16 @@ func TestCancelLeavesNothing(t *testing.T) {
 		w.(http.Flusher).Flush()
 		started <- struct{}{}
 		<-req.Context().Done()
+
 		return true
 	})
+
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-started; cancel() }()
 	if _, err := s.Pull(ctx, r.Host+"/app:v1", nil); !errors.Is(err, context.Canceled) {
 		t.Fatalf("pull: %v", err)
 	}
+
 	waitFor(t, "the temporary folder to be empty", func() bool {
 		left, _ := os.ReadDir(filepath.Join(root, "tmp"))
 		return len(left) == 0

@@ -62,6 +62,7 @@ func (j *janitor) add(names ...string) <-chan struct{} {
 		}
 		j.queue = append(j.queue, name)
 	}
+
 	j.wake.Signal()
 	return j.idle
 }
@@ -78,10 +79,12 @@ func (j *janitor) run(ctx context.Context) {
 			}
 			j.wake.Wait()
 		}
+
 		if j.closed {
 			j.mu.Unlock()
 			return
 		}
+
 		name := j.queue[0]
 		j.queue = j.queue[1:]
 		j.mu.Unlock()
@@ -126,14 +129,17 @@ func (j *janitor) close() error {
 	if j.retry != nil {
 		j.retry.Stop()
 	}
+
 	j.wake.Signal()
 	j.mu.Unlock()
 	j.end()
 	<-j.done
+
 	select {
 	case <-j.idle:
 	default:
 		close(j.idle)
 	}
+
 	return j.dir.Close()
 }

@@ -68,6 +68,7 @@ func (p *puller) dispatch(ctx context.Context, group *errgroup.Group) error {
 			return nil
 		})
 	}
+
 	return nil
 }
 
@@ -79,15 +80,18 @@ func (p *puller) fetch(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
+
 	for {
 		leadsBlob, err := s.blobFlights.lead(ctx, j.desc.Digest, func() bool { return s.blobs.Has(j.desc) })
 		if err != nil {
 			return err
 		}
+
 		if !leadsBlob && !j.leads {
 			return nil
 		}
 		again, err := p.fetchBlob(ctx, j, leadsBlob)
+
 		if leadsBlob {
 			s.blobFlights.land(j.desc.Digest)
 		}
@@ -109,6 +113,7 @@ func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool,
 	if !leads || s.blobs.Doubtful(j.desc.Digest) {
 		return p.fromDisk(ctx, j)
 	}
+
 	release, ok := s.budget.TryStream()
 	if ok {
 		err = p.download(ctx, j, j.leads)
@@ -121,6 +126,7 @@ func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool,
 	if err := p.download(ctx, j, false); err != nil || !j.leads {
 		return false, err
 	}
+
 	return p.fromDisk(ctx, j)
 }
 
@@ -144,12 +150,14 @@ func (p *puller) fromDisk(ctx context.Context, j *job) (again bool, err error) {
 		s.blobs.Doubt(j.desc.Digest, false)
 		return false, nil
 	}
+
 	if ctx.Err() != nil {
 		return false, err
 	}
 	if verr := s.blobs.Verify(ctx, j.desc); verr == nil || ctx.Err() != nil {
 		return false, err
 	}
+
 	// The disk has spoiled it.
 	spoilt, err := s.blobs.Detach(j.desc.Digest)
 	s.janitor.add(spoilt)
@@ -200,12 +208,14 @@ func (p *puller) publish(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+
 		if j.stage == nil {
 			continue
 		}
 		if err := p.s.step("publish layer", func() error { return j.stage.Publish(ctx) }); err != nil {
 			return err
 		}
+
 		j.leads = false
 		p.s.layerFlights.land(j.chain)
 	}

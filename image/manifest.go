@@ -53,6 +53,7 @@ func parse(data []byte, contentType string) (*document, error) {
 	if err := json.Unmarshal(data, &d); err != nil {
 		return nil, fmt.Errorf("%w: manifest: %w", ErrInvalid, err)
 	}
+
 	if d.SchemaVersion == 1 || d.FSLayers != nil || d.Signatures != nil || strings.Contains(contentType, "distribution.manifest.v1") {
 		return nil, fmt.Errorf("%w: Docker image manifest schema 1, which is obsolete: push the image again with a current tool", ErrUnsupported)
 	}
@@ -60,6 +61,7 @@ func parse(data []byte, contentType string) (*document, error) {
 	if isManifest == isIndex {
 		return nil, fmt.Errorf("%w: document is not clearly either a manifest or an index", ErrInvalid)
 	}
+
 	known := []string{ocispec.MediaTypeImageManifest, registry.DockerManifest, ocispec.MediaTypeImageIndex, registry.DockerManifestList}
 	declared := contentType
 	if d.MediaType != "" {
@@ -68,6 +70,7 @@ func parse(data []byte, contentType string) (*document, error) {
 		}
 		declared = d.MediaType
 	}
+
 	switch i := slices.Index(known, declared); {
 	case i >= 2 && isManifest, i >= 0 && i < 2 && isIndex:
 		return nil, fmt.Errorf("%w: document is not what its media type %q says", ErrInvalid, declared)
@@ -78,6 +81,7 @@ func parse(data []byte, contentType string) (*document, error) {
 	case i < 0:
 		declared = ocispec.MediaTypeImageManifest
 	}
+
 	d.MediaType = declared
 	if err := d.decode(isIndex); err != nil {
 		if errors.Is(err, ErrUnsupported) {
@@ -85,6 +89,7 @@ func parse(data []byte, contentType string) (*document, error) {
 		}
 		return nil, fmt.Errorf("%w: manifest: %w", ErrInvalid, err)
 	}
+
 	// What was decoded later is not needed any more.
 	d.Config, d.Layers, d.isIndex = nil, nil, isIndex
 	d.Manifests = nil
@@ -96,6 +101,7 @@ func (d *document) decode(isIndex bool) error {
 		return json.Unmarshal(d.Manifests, &d.entries)
 	}
 	var m manifest
+
 	if d.Config != nil {
 		if err := json.Unmarshal(d.Config, &m.Config); err != nil {
 			return err
@@ -106,10 +112,12 @@ func (d *document) decode(isIndex bool) error {
 			return err
 		}
 	}
+
 	d.config = m.Config.oci()
 	if len(m.Layers) > maxLayers {
 		return fmt.Errorf("%w: %d layers, limit %d", ErrUnsupported, len(m.Layers), maxLayers)
 	}
+
 	for _, l := range m.Layers {
 		d.layers = append(d.layers, l.oci())
 	}
@@ -137,6 +145,7 @@ func (d *document) choose(rank func(*platform) (int, bool)) (ocispec.Descriptor,
 		if e.Annotations.Attestation != "" || isArtifact(e.ArtifactType) {
 			continue
 		}
+
 		if p := e.Platform; p != nil && p.OS != unknownPlatform && len(offered) < maxOffered {
 			offered = append(offered, truncate(p.String()))
 		}
@@ -148,6 +157,7 @@ func (d *document) choose(rank func(*platform) (int, bool)) (ocispec.Descriptor,
 		return ocispec.Descriptor{}, fmt.Errorf("%w: no image for %s/%s, only for %s",
 			ErrUnsupported, "linux", runtime.GOARCH, truncate(strings.Join(offered, ", ")))
 	}
+
 	if err := checkDescriptor(best.oci(), registry.MaxDocument); err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -168,6 +178,7 @@ func (d *document) checkImage() error {
 	default:
 		return fmt.Errorf("%w: not a container image: its configuration is of type %q", ErrUnsupported, truncate(d.config.MediaType))
 	}
+
 	if err := checkDescriptor(d.config, registry.MaxDocument); err != nil {
 		return err
 	}
@@ -180,6 +191,7 @@ func (d *document) checkImage() error {
 			return fmt.Errorf("%w: layer of type %q", ErrUnsupported, truncate(l.MediaType))
 		}
 	}
+
 	return nil
 }
 
@@ -199,11 +211,13 @@ func parseConfig(data []byte, layers int, rank func(*platform) (int, bool)) (oci
 	if err := json.Unmarshal(data, &c); err != nil {
 		return ocispec.Image{}, fmt.Errorf("%w: configuration: %w", ErrInvalid, err)
 	}
+
 	own := platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
 	// Who named this image has chosen the variant.
 	if _, ok := rank(&platform{OS: c.OS, Architecture: c.Architecture}); !ok {
 		return ocispec.Image{}, fmt.Errorf("%w: image is for %s, this machine is linux/%s", ErrUnsupported, truncate(own.String()), runtime.GOARCH)
 	}
+
 	if n := len(c.RootFS.DiffIDs); n != layers {
 		return ocispec.Image{}, fmt.Errorf("%w: configuration has %d layers, manifest %d", ErrInvalid, n, layers)
 	}
@@ -212,6 +226,7 @@ func parseConfig(data []byte, layers int, rank func(*platform) (int, bool)) (oci
 			return ocispec.Image{}, fmt.Errorf("%w: diff ID %q", ErrInvalid, truncate(string(d)))
 		}
 	}
+
 	return c.image(), c.check()
 }
 

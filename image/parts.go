@@ -28,6 +28,7 @@ func (s *Service) watchParts(whole bool) {
 		if s.trimParts() || left {
 			again = time.After(partsInterval)
 		}
+
 		select {
 		case <-again:
 		case <-s.partsWanted:
@@ -56,15 +57,18 @@ func (s *Service) trimWhole(interrupted time.Time) (left bool) {
 	if len(blobs)+len(chains) == 0 {
 		return false
 	}
+
 	_, total := s.blobs.Parts()
 	for _, d := range blobs {
 		total += s.blobs.DiskSize(d)
 	}
+
 	for _, c := range chains {
 		if rec, ok := s.layers.Get(c); ok {
 			total += rec.Bytes
 		}
 	}
+
 	room, err := s.blobs.PartRoom(total)
 	if err == nil && (total > room || time.Since(interrupted) > store.MaxPartAge) {
 		err = s.demote()
@@ -73,6 +77,7 @@ func (s *Service) trimWhole(interrupted time.Time) (left bool) {
 		s.removeParts(nil, err)
 		return true
 	}
+
 	blobs, chains = s.unneeded()
 	return len(blobs)+len(chains) > 0
 }

@@ -130,6 +130,7 @@ func leavePart(t *testing.T, r *testRegistry, s *server) string {
 	if err := svc.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	s.asked()
 	return root
 }
@@ -141,11 +142,13 @@ func wantPulled(t *testing.T, root string, svc *image.Service, ref string) {
 	if err := svc.Prepare(t.Context(), "c", im.ID, nil, nil); err != nil {
 		t.Fatal(err)
 	}
+
 	m := mount(t, svc, "c", nil)
 	if got := read(t, m, "a"); got != random(3_000_000) {
 		t.Errorf("the file has %d bytes of other content", len(got))
 	}
 	m.Close()
+
 	if err := svc.Discard(t.Context(), "c"); err != nil {
 		t.Error(err)
 	}
@@ -190,28 +193,34 @@ func TestInterruptedPull(t *testing.T) {
 				}
 				return hold(w, req, n)
 			}
+
 			root := t.TempDir()
 			svc := reopen(t, root)
 			defer svc.Close()
 			ctx, giveUp := context.WithCancel(t.Context())
 			defer giveUp()
+
 			failed := make(chan error, 1)
 			go func() { _, err := svc.Pull(ctx, r.Host+"/app:v1", nil); failed <- err }()
 			waitHeld(t, root, s.data)
 			next := interrupt(t, svc, root, giveUp, end)
+
 			if name != "daemon killed" {
 				if err := <-failed; err == nil {
 					t.Fatal("the pull was not interrupted")
 				}
 			}
+
 			if next != "" {
 				root = next
 				svc = open(t, next)
 			}
+
 			waitFor(t, "the part to count", func() bool { u, _ := svc.FsInfo(); return u.UsedBytes >= held && u.InodesUsed == 1 })
 			if c, err := svc.Check(t.Context(), true, func(d image.Damage) { t.Errorf("damage: %+v", d) }); err != nil || c.Parts != 1 || c.PartBytes < held {
 				t.Errorf("checked %+v, %v; want one part", c, err)
 			}
+
 			s.answer = nil
 			s.asked()
 			ref := r.Host + "/app:v1"
@@ -219,11 +228,13 @@ func TestInterruptedPull(t *testing.T) {
 				r.push("other", "v2", ocispec.ImageConfig{User: "2"}, pack(t, text("a", random(3_000_000))))
 				ref = r.Host + "/other:v2"
 			}
+
 			wantPulled(t, root, svc, ref)
 			want := fmt.Sprintf("bytes=%d-%d", held, len(s.data)-1)
 			if ranges, sent := s.asked(); !slices.Equal(ranges, []string{want}) || sent != len(s.data)-held {
 				t.Errorf("asked for %q and sent %d bytes, want %q and %d", ranges, sent, want, len(s.data)-held)
 			}
+
 			giveUp()
 			if name == "daemon killed" {
 				<-failed
@@ -239,6 +250,7 @@ func TestPartsThatAreNotTheBlob(t *testing.T) {
 	r, s, _ := interruptible(t)
 	left := leavePart(t, r, s)
 	s.answer = nil
+
 	from := func(n int) string { return fmt.Sprintf("bytes=%d-%d", n, len(s.data)-1) }
 	change := func(f func(data []byte) []byte) func(string) error {
 		return func(path string) error {
@@ -246,6 +258,7 @@ func TestPartsThatAreNotTheBlob(t *testing.T) {
 			return errors.Join(err, os.WriteFile(path, f(data), 0o600))
 		}
 	}
+
 	for _, c := range []struct {
 		name   string
 		change func(path string) error
@@ -274,10 +287,12 @@ func TestPartsThatAreNotTheBlob(t *testing.T) {
 			if err := c.change(partOf(root, s.data)); err != nil {
 				t.Fatal(err)
 			}
+
 			svc := open(t, root)
 			if c.name == "too old" {
 				waitFor(t, "the part to go", func() bool { u, _ := svc.FsInfo(); return u.UsedBytes == 0 })
 			}
+
 			s.asked()
 			wantPulled(t, root, svc, r.Host+"/app:v1")
 			if ranges, _ := s.asked(); !slices.Equal(ranges, c.asked) {
@@ -306,6 +321,7 @@ func TestPartsAreNotServed(t *testing.T) {
 			return true
 		}
 	}
+
 	good := fmt.Sprintf("bytes %d-%d/%d", held, len(s.data)-1, len(s.data))
 	for _, c := range []struct {
 		name   string
@@ -330,6 +346,7 @@ func TestPartsAreNotServed(t *testing.T) {
 			if c.name == "not satisfiable" {
 				s.answer = func(w http.ResponseWriter, r *http.Request, n int) bool { return n == 1 && c.answer(w, r, n) }
 			}
+
 			svc := open(t, root)
 			s.asked()
 			wantPulled(t, root, svc, r.Host+"/app:v1")
@@ -351,11 +368,13 @@ func TestPartsFromAMirror(t *testing.T) {
 			up.push("app", "v1", ocispec.ImageConfig{}, pack(t, text("a", random(3_000_000))))
 			upstream := &server{data: s.data}
 			up.onRequest(upstream.serve)
+
 			dir := t.TempDir()
 			hosts := fmt.Sprintf("server = %q\n[host.%q]\n", up.server.URL, mirror.server.URL)
 			if err := errors.Join(os.Mkdir(filepath.Join(dir, "h.io"), 0o755), os.WriteFile(filepath.Join(dir, "h.io/hosts.toml"), []byte(hosts), 0o644)); err != nil {
 				t.Fatal(err)
 			}
+
 			root := leavePart(t, mirror, s)
 			s.answer = func(w http.ResponseWriter, r *http.Request, _ int) bool {
 				if name == "gone" {
@@ -365,11 +384,13 @@ func TestPartsFromAMirror(t *testing.T) {
 				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(bytes.Repeat([]byte{7}, len(s.data))))
 				return true
 			}
+
 			svc := open(t, root, func(o *image.Options) { o.RegistryConfigDirs = []string{dir} })
 			wantPulled(t, root, svc, "h.io/app:v1")
 			if ranges, _ := s.asked(); len(ranges) != asked {
 				t.Errorf("the mirror was asked for %q, want %d requests", ranges, asked)
 			}
+
 			want := map[string]string{"gone": fmt.Sprintf("bytes=%d-%d", held, len(s.data)-1)}[name]
 			if ranges, _ := upstream.asked(); !slices.Equal(ranges, []string{want}) {
 				t.Errorf("the registry was asked for %q, want %q", ranges, want)
@@ -388,6 +409,7 @@ func TestSecondPullGoesOn(t *testing.T) {
 	svc := open(t, root)
 	ctx, giveUp := context.WithCancel(t.Context())
 	defer giveUp()
+
 	var wg sync.WaitGroup
 	wg.Go(func() { _, _ = svc.Pull(ctx, r.Host+"/app:v1", nil) })
 	waitHeld(t, root, s.data)
@@ -396,6 +418,7 @@ func TestSecondPullGoesOn(t *testing.T) {
 			t.Error(err)
 		}
 	})
+
 	waitFor(t, "the second pull to have its configuration", func() bool { return r.count("GET", "/other/blobs/") == 1 })
 	giveUp()
 	wg.Wait()
@@ -429,18 +452,22 @@ func TestPartsMakeRoom(t *testing.T) {
 			left := leavePart(t, r, s)
 			dir := t.TempDir()
 			tmpfs("size=16m")(t, dir)
+
 			root := filepath.Join(dir, "image")
 			if err := os.CopyFS(root, os.DirFS(left)); err != nil {
 				t.Fatal(err)
 			}
+
 			svc := reopen(t, root)
 			if u, _ := svc.FsInfo(); u.UsedBytes < held {
 				t.Errorf("used %+v, want the part", u)
 			}
+
 			want(t, r, svc)
 			if u, _ := svc.FsInfo(); u.UsedBytes != 0 {
 				t.Errorf("used %+v", u)
 			}
+
 			waitFor(t, "the part to go", func() bool { return len(orphans(root)) == 0 })
 			if err := svc.Close(); err != nil {
 				t.Error(err)
@@ -457,10 +484,12 @@ func TestPartsAreBounded(t *testing.T) {
 	left := leavePart(t, r, s)
 	dir := t.TempDir()
 	tmpfs("size=18m")(t, dir)
+
 	root := filepath.Join(dir, "image")
 	if err := os.CopyFS(root, os.DirFS(left)); err != nil {
 		t.Fatal(err)
 	}
+
 	for i, name := range []string{"b", "c"} {
 		file := filepath.Join(root, "parts", "sha256-"+digestHex([]byte(name)))
 		when := time.Now().Add(-time.Duration(i+1) * time.Hour)
@@ -468,17 +497,20 @@ func TestPartsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	svc := reopen(t, root)
 	waitFor(t, "the oldest part to go", func() bool { u, _ := svc.FsInfo(); return u.InodesUsed == 2 })
 	if _, err := os.Stat(filepath.Join(root, "parts", "sha256-"+digestHex([]byte("c")))); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the oldest part: %v", err)
 	}
+
 	s.answer = nil
 	wantRest := fmt.Sprintf("bytes=%d-%d", held, len(s.data)-1)
 	pull(t, svc, r.Host+"/app:v1")
 	if ranges, _ := s.asked(); len(ranges) != 1 || ranges[0] != wantRest {
 		t.Errorf("asked for %q, want %q", ranges, wantRest)
 	}
+
 	if err := svc.Close(); err != nil {
 		t.Error(err)
 	}
@@ -506,20 +538,24 @@ func TestWholeLayersOfInterruptedPulls(t *testing.T) {
 			r.push("app", "v2", ocispec.ImageConfig{}, whole, packed{diff: digest.FromBytes(archive(t, text("a", random(3_000_000)))), data: s.data})
 			dir := t.TempDir()
 			tmpfs(c.room)(t, dir)
+
 			root := filepath.Join(dir, "image")
 			svc := reopen(t, root)
 			defer func() { svc.Close() }()
 			ctx, giveUp := context.WithCancel(t.Context())
 			defer giveUp()
+
 			var wg sync.WaitGroup
 			wg.Go(func() { _, _ = svc.Pull(ctx, r.Host+"/app:v2", nil) })
 			waitHeld(t, root, s.data)
 			waitFor(t, "a layer to be whole", func() bool { u, _ := svc.FsInfo(); return u.UsedBytes > 8_000_000 })
+
 			if c.killed {
 				root = crash(t, root)
 			}
 			giveUp()
 			wg.Wait()
+
 			if c.killed {
 				if err := svc.Close(); err != nil {
 					t.Error(err)
@@ -529,12 +565,14 @@ func TestWholeLayersOfInterruptedPulls(t *testing.T) {
 			if c.whole > 1 {
 				waitFor(t, "what is left to go", func() bool { u, _ := svc.FsInfo(); return u.UsedBytes < held })
 			}
+
 			s.answer = nil
 			s.asked()
 			wantPulled(t, root, svc, r.Host+"/app:v2")
 			if n := r.count("GET", "/blobs/", digestHex(whole.data)); n != c.whole {
 				t.Errorf("the whole layer was asked for %d times, want %d", n, c.whole)
 			}
+
 			if ranges, _ := s.asked(); len(ranges) != 1 || !strings.HasPrefix(ranges[0], c.rest) || (ranges[0] == "") != (c.rest == "") {
 				t.Errorf("asked for %q, want %q", ranges, c.rest)
 			}

@@ -32,6 +32,7 @@ func (p platform) normal() platform {
 	if p.OS == "" {
 		p.OS = "linux"
 	}
+
 	switch p.Architecture {
 	case "x86_64", "x86-64":
 		p.Architecture = "amd64"
@@ -44,6 +45,7 @@ func (p platform) normal() platform {
 	case "armel":
 		p.Architecture, p.Variant = "arm", "v6"
 	}
+
 	p.Variant = normalVariant(p.Architecture, p.Variant)
 	return p
 }

@@ -62,6 +62,7 @@ func TestChoose(t *testing.T) {
 			e.Digest, e.Size = digest.FromString(string(rune('a'+i))), 1
 			d.entries = append(d.entries, e)
 		}
+
 		got, err := d.choose(s.rank)
 		switch {
 		case c.want < 0 && err == nil:

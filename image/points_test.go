@@ -50,6 +50,7 @@ func points(t *testing.T, ref string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, want := range []string{"unpack", "publish blob", "publish layer", "store document", "record image", "sync", "mark layer", "mark images", "sync records"} {
 		for _, when := range []string{"before ", "after "} {
 			if !slices.Contains(list, when+want) {
@@ -57,6 +58,7 @@ func points(t *testing.T, ref string) []string {
 			}
 		}
 	}
+
 	return list
 }
 
@@ -79,6 +81,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		var mu sync.Mutex
 		_ = pullWithPoints(t, root, os.Getenv(pointEnv+"_REF"), func(string) error {
 			mu.Lock()
@@ -91,6 +94,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 		})
 		t.Fatal("still alive")
 	}
+
 	r := newRegistry(t)
 	ref := pushFive(t, r)
 	all := points(t, ref)
@@ -102,6 +106,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "killed") {
 			t.Fatalf("%s: the process was not killed: %v\n%s", point, err, out)
 		}
+
 		check(t, root, ref)
 		if t.Failed() {
 			t.Fatalf("killed at point %d of %d, %s", nth, len(all), point)
@@ -129,6 +134,7 @@ func TestErrorAtEveryPoint(t *testing.T) {
 			}
 			return nil
 		})
+
 		if !errors.Is(err, ordered) {
 			t.Errorf("%s: error %v, want the one ordered", point, err)
 		}
@@ -159,20 +165,24 @@ func TestPowerCut(t *testing.T) {
 	boot := func(id string) func(*image.Options) {
 		return func(o *image.Options) { o.BootID, o.SyncDelay = id, 1<<62 }
 	}
+
 	live := t.TempDir()
 	s := open(t, live, boot("first"))
 	im := pull(t, s, ref)
 	waitTidy(t, live)
+
 	blobs, err := filepath.Glob(filepath.Join(live, "blobs/sha256/*"))
 	if err != nil || len(blobs) != 7 {
 		t.Fatalf("%d blobs, %v", len(blobs), err)
 	}
+
 	var big []string
 	for _, b := range blobs {
 		if st, err := os.Stat(b); err == nil && st.Size() > 10_000 {
 			big = append(big, filepath.Base(b))
 		}
 	}
+
 	for _, c := range []struct {
 		name   string
 		damage func(root string) error
@@ -199,27 +209,32 @@ func TestPowerCut(t *testing.T) {
 			if err := c.damage(root); err != nil {
 				t.Fatal(err)
 			}
+
 			s := open(t, root, boot("second"))
 			if _, err := s.Get(ref); !errors.Is(err, image.ErrNotFound) {
 				t.Errorf("an image that may be torn: %v, want %v", err, image.ErrNotFound)
 			}
+
 			before := r.count("GET", "/blobs/")
 			pull(t, s, ref)
 			if n := r.count("GET", "/blobs/") - before; n != c.blobs {
 				t.Errorf("%d blobs fetched, want %d", n, c.blobs)
 			}
+
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
 			check(t, root, ref)
 		})
 	}
+
 	// The same boot trusts it, and an orderly end settles it.
 	root := crash(t, live)
 	same := open(t, root, boot("first"))
 	if _, err := same.Get(ref); err != nil {
 		t.Errorf("in the same boot: %v", err)
 	}
+
 	if err := same.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -28,10 +28,12 @@ func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, erro
 	if err != nil {
 		return Image{}, err
 	}
+
 	key := pullKey{ref: parsed.String()}
 	if auth != nil {
 		key.auth = *auth
 	}
+
 	im, err := s.pulls.do(ctx, key, func(op *pull) {
 		var opCtx context.Context
 		opCtx, op.cancel = context.WithCancelCause(s.ctx)
@@ -44,6 +46,7 @@ func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, erro
 	if err != nil {
 		return Image{}, fmt.Errorf("pull image %q: %w", ref, err)
 	}
+
 	return im, nil
 }
 
@@ -53,10 +56,12 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth) 
 		return Image{}, err
 	}
 	defer repo.Close()
+
 	p := &puller{s: s, repo: repo, ref: ref}
 	im, err := p.run(ctx)
 	p.end()
 	s.wantSync()
+
 	if noRoom(err) {
 		s.dropParts()
 	}
@@ -66,6 +71,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth) 
 	if ctx.Err() != nil && err != nil {
 		return Image{}, context.Cause(ctx)
 	}
+
 	return im, classify(err)
 }
 
@@ -91,15 +97,18 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 	if p.isHere() {
 		return p.record()
 	}
+
 	p.fetched = true
 	if err := p.fetchLayers(ctx); err != nil {
 		return Image{}, err
 	}
+
 	targets := p.s.stageTargets(ctx, p.top())
 	if err := p.storeDocuments(); err != nil {
 		p.s.janitor.add(targets)
 		return Image{}, err
 	}
+
 	if err := p.s.publishTargets(ctx, p.top(), targets); err != nil {
 		return Image{}, err
 	}
@@ -125,6 +134,7 @@ func (p *puller) documents(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	p.target.Root = p.docs[0].desc
 	for depth := 0; parsed.isIndex; depth++ {
 		if depth == maxIndexDepth {
@@ -134,14 +144,17 @@ func (p *puller) documents(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+
 		if parsed, err = p.child(ctx, desc); err != nil {
 			return err
 		}
 	}
+
 	p.target.Manifest = p.docs[len(p.docs)-1].desc
 	if err := parsed.checkImage(); err != nil {
 		return err
 	}
+
 	config, err := p.fetchDocument(&parsed.config, func(doc *spool) error {
 		doc.desc = parsed.config
 		return p.repo.Config(ctx, parsed.config, doc)
@@ -149,6 +162,7 @@ func (p *puller) documents(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	err = p.s.decoded(ctx, config, func(data []byte) error {
 		var err error
 		p.config, err = parseConfig(data, len(parsed.layers), p.s.rank)
@@ -157,6 +171,7 @@ func (p *puller) documents(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	p.plan(parsed)
 	return nil
 }
@@ -195,6 +210,7 @@ func (p *puller) take(ctx context.Context, desc *ocispec.Descriptor, fetch func(
 	if err != nil {
 		return nil, err
 	}
+
 	var parsed *document
 	err = p.s.decoded(ctx, doc, func(data []byte) error {
 		var err error
@@ -204,6 +220,7 @@ func (p *puller) take(ctx context.Context, desc *ocispec.Descriptor, fetch func(
 	if err != nil {
 		return nil, err
 	}
+
 	doc.desc.MediaType = parsed.MediaType
 	return parsed, nil
 }
@@ -235,9 +252,11 @@ func (p *puller) plan(m *document) {
 		parent = chains[i]
 		p.pinned = append(p.pinned, desc.Digest, chains[i])
 	}
+
 	for _, doc := range p.docs {
 		p.pinned = append(p.pinned, doc.desc.Digest)
 	}
+
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
 	for _, d := range p.pinned {
@@ -314,32 +333,38 @@ func (p *puller) record() (Image, error) {
 	now := s.snapshot.Load()
 	id := p.docs[len(p.docs)-1].desc.Digest
 	rec := store.Image{ID: id}
+
 	if old := now.entries[id]; old != nil {
 		rec = old.record.Clone()
 	}
 	if !slices.ContainsFunc(rec.Targets, func(t store.Target) bool { return t.Root.Digest == p.target.Root.Digest }) {
 		rec.Targets = append(rec.Targets, p.target)
 	}
+
 	byDigest := p.ref.Name() + "@" + p.target.Root.Digest.String()
 	if !slices.Contains(rec.Digests, byDigest) {
 		rec.Digests = append(rec.Digests, byDigest)
 	}
+
 	changes := map[digest.Digest]*entry{}
 	if p.ref.Tag != "" {
 		tag := p.ref.String()
 		if holder, ok := now.byName[tag]; ok && holder != id {
 			changes[holder] = s.without(now.entries[holder], tag)
 		}
+
 		rec.Tags = maps.Clone(rec.Tags)
 		if rec.Tags == nil {
 			rec.Tags = map[string]digest.Digest{}
 		}
 		rec.Tags[tag] = p.target.Root.Digest
 	}
+
 	changed := p.fetched || len(changes) > 0 || !sameRecord(now.entries[id], rec)
 	if changed {
 		rec.Unsynced = s.opts.BootID
 	}
+
 	e := s.load(rec)
 	if e.err != nil && len(rec.Targets) > 1 {
 		// Another wrapping of the image is damaged: it goes with its names.
@@ -349,6 +374,7 @@ func (p *puller) record() (Image, error) {
 	if e.err != nil {
 		return Image{}, e.err
 	}
+
 	changes[id] = e
 	next := now.with(changes, s.opts.Pinned)
 	if changed {
@@ -357,6 +383,7 @@ func (p *puller) record() (Image, error) {
 			return Image{}, err
 		}
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.snapshot.Store(next)

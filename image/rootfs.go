@@ -101,10 +101,12 @@ func (s *Service) Mount(ctx context.Context, id string, v View) (*os.File, error
 	if err != nil {
 		return nil, fmt.Errorf("mount root file system: %w", err)
 	}
+
 	lower, err := s.layers.Trees(chain)
 	if err != nil {
 		return nil, fmt.Errorf("mount root file system of %s: %w", id, err)
 	}
+
 	if targets := s.layers.Targets(chain); targets != "" {
 		lower = append([]string{targets}, lower...)
 	}
@@ -113,6 +115,7 @@ func (s *Service) Mount(ctx context.Context, id string, v View) (*os.File, error
 		return nil, err
 	}
 	defer upper.Close()
+
 	m, err := rootfs.Overlay{
 		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper, UserNS: v.UserNS, Label: v.Label,
 	}.Mount(ctx)
@@ -133,20 +136,24 @@ func (s *Service) MountImage(ctx context.Context, imageID, subPath string, v Vie
 	if err != nil {
 		return nil, fmt.Errorf("mount image: %w", err)
 	}
+
 	lower, err := s.layers.Trees(top(im))
 	if err != nil {
 		return nil, fmt.Errorf("mount image %s: %w", im.ID, err)
 	}
+
 	m, err := rootfs.Overlay{
 		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), UserNS: v.UserNS, Label: v.Label, Attr: imageVolumeAttr,
 	}.Mount(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("mount image %s: %w", im.ID, classify(err))
 	}
+
 	if subPath == "" {
 		return m, nil
 	}
 	defer m.Close()
+
 	sub, err := rootfs.SubPath(m, subPath)
 	if err != nil {
 		return nil, fmt.Errorf("mount %q of image %s: %w", subPath, im.ID, err)

@@ -33,6 +33,7 @@ func userNamespace(t *testing.T, first int) *os.File {
 		cmd.Process.Kill()
 		cmd.Wait() // killed
 	}()
+
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -86,42 +87,51 @@ func TestMount(t *testing.T) {
 	id := layered(t, r)
 	s := open(t, t.TempDir())
 	pull(t, s, r.Host+"/app:v1")
+
 	for range 2 { // the second time does nothing
 		if err := s.Prepare(t.Context(), "c1", id, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	m := mount(t, s, "c1", nil)
 	if got := read(t, m, "a") + read(t, m, "d/new"); got != "highy" {
 		t.Errorf("files are %q", got)
 	}
+
 	for _, name := range []string{"gone", "d/old"} {
 		if _, err := os.Lstat(path(m, name)); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+
 	var st unix.Stat_t
 	if err := unix.Stat(path(m, "."), &st); err != nil || st.Mode&0o7777 != 0o711 {
 		t.Errorf("root has mode %o, %v", st.Mode&0o7777, err)
 	}
+
 	if err := os.WriteFile(path(m, "written"), []byte("hello"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(s.UpperDir("c1"), "written")); err != nil || string(data) != "hello" {
 		t.Errorf("upper folder: %q, %v", data, err)
 	}
+
 	got, err := s.Usage(t.Context(), "c1")
 	bytes, inodes := got.Bytes, got.Inodes
 	if err != nil || bytes < 4096 || inodes != 2 {
 		t.Errorf("usage %d bytes, %d inodes, %v", bytes, inodes, err)
 	}
+
 	if now, _ := os.ReadFile("/proc/self/mountinfo"); string(now) != string(mounts) {
 		t.Error("the host's mount table changed")
 	}
+
 	// A daemon that starts again mounts it again, with what was written.
 	m.Close()
 	m = mount(t, s, "c1", nil)
@@ -129,11 +139,13 @@ func TestMount(t *testing.T) {
 		t.Errorf("mounted again, the file is %q", got)
 	}
 	m.Close()
+
 	for range 2 {
 		if err := s.Discard(t.Context(), "c1"); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if _, err := s.Mount(t.Context(), "c1", image.View{}); !errors.Is(err, image.ErrNoRootFS) {
 		t.Errorf("mount after discarding: %v", err)
 	}
@@ -147,12 +159,14 @@ func TestMountUserNamespace(t *testing.T) {
 	root := t.TempDir()
 	s := open(t, root)
 	pull(t, s, r.Host+"/app:v1")
+
 	before, _ := s.FsInfo()
 	for _, first := range []uint32{100_000, 300_000} {
 		name := fmt.Sprint("c", first)
 		if err := s.Prepare(t.Context(), name, id, identity(first), identity(first)); err != nil {
 			t.Fatal(err)
 		}
+
 		m := mount(t, s, name, userNamespace(t, int(first)))
 		for _, c := range []struct {
 			name     string
@@ -166,20 +180,24 @@ func TestMountUserNamespace(t *testing.T) {
 				t.Errorf("%s belongs to %d:%d, want %d:%d", c.name, st.Uid, st.Gid, c.uid, c.gid)
 			}
 		}
+
 		// As the pod's root: change what the image has, make something new.
 		script := fmt.Sprintf("cd %s && echo changed > a && echo new > n && chown 5:5 n", path(m, ""))
 		cmd := exec.Command("sh", "-c", strings.ReplaceAll(script, "/proc/self/fd/"+fmt.Sprint(m.Fd()), "/proc/self/fd/3"))
 		cmd.ExtraFiles = []*os.File{m}
+
 		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(first), Size: 65536}}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, Credential: &syscall.Credential{}}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("as the pod's root: %v: %s", err, out)
 		}
+
 		var st unix.Stat_t
 		if err := unix.Lstat(filepath.Join(s.UpperDir(name), "n"), &st); err != nil || st.Uid != first+5 {
 			t.Errorf("the new file belongs to %d, %v", st.Uid, err)
 		}
 	}
+
 	if now, _ := s.FsInfo(); now != before {
 		t.Errorf("used %+v, before %+v: layers were copied", now, before)
 	}
@@ -192,12 +210,14 @@ func TestMountManyLayers(t *testing.T) {
 	for i := range 127 {
 		layers = append(layers, pack(t, text(fmt.Sprintf("f%d", i), fmt.Sprint(i))))
 	}
+
 	_, id := r.push("app", "v1", ocispec.ImageConfig{}, layers...)
 	s := open(t, t.TempDir())
 	pull(t, s, r.Host+"/app:v1")
 	if err := s.Prepare(t.Context(), "c", id, nil, nil); err != nil {
 		t.Fatal(err)
 	}
+
 	m := mount(t, s, "c", nil)
 	for _, i := range []int{0, 63, 126} {
 		if got := read(t, m, fmt.Sprintf("f%d", i)); got != fmt.Sprint(i) {
@@ -227,11 +247,13 @@ func TestImageVolume(t *testing.T) {
 	link := func(name, target string) file {
 		return file{Header: tar.Header{Name: name, Linkname: target, Typeflag: tar.TypeSymlink}}
 	}
+
 	fifo := file{Header: tar.Header{Name: "fifo", Typeflag: tar.TypeFifo, Mode: 0o600}}
 	_, id := r.push("data", "v1", ocispec.ImageConfig{},
 		pack(t, text("models/a/weights", "1"), text("file", "2"), link("abs", "/models"), link("up", "../../.."), link("out", "/etc/passwd"), link("loop", "loop"), fifo))
 	s := open(t, t.TempDir())
 	pull(t, s, r.Host+"/data:v1")
+
 	for _, c := range []struct{ sub, file, want string }{
 		{"", "models/a/weights", "1"}, {"models/a", "weights", "1"}, {"abs/a", "weights", "1"},
 		{"up/models", "a/weights", "1"}, {"../../models", "a/weights", "1"}, {"/models", "a/weights", "1"}, {"file", "", "2"},
@@ -242,14 +264,17 @@ func TestImageVolume(t *testing.T) {
 				t.Errorf("%q: %v", c.sub, err)
 				continue
 			}
+
 			at := path(m, c.file)
 			if c.file == "" {
 				at = strings.TrimSuffix(at, "/")
 			}
+
 			data, err := os.ReadFile(at)
 			if err != nil || string(data) != c.want {
 				t.Errorf("%q: %q, %v", c.sub, data, err)
 			}
+
 			if f, err := os.OpenFile(at, os.O_WRONLY, 0); !errors.Is(err, unix.EROFS) {
 				f.Close()
 				t.Errorf("%q is writable: %v", c.sub, err)
@@ -257,6 +282,7 @@ func TestImageVolume(t *testing.T) {
 			m.Close()
 		}
 	}
+
 	for _, sub := range []string{"nope", "out", "loop", "file/x", "fifo", "models/\x00"} {
 		m, err := s.MountImage(t.Context(), id, sub, image.View{})
 		if !errors.Is(err, image.ErrSubPath) {
@@ -274,11 +300,13 @@ func TestLayersOutliveTheirImage(t *testing.T) {
 	root := t.TempDir()
 	s := reopen(t, root)
 	defer func() { s.Close() }()
+
 	pull(t, s, r.Host+"/app:v1")
 	pull(t, s, r.Host+"/data:v1")
 	if err := s.Prepare(t.Context(), "c", id, nil, nil); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := s.Hold(t.Context(), "c", data); err != nil {
 		t.Fatal(err)
 	}
@@ -287,11 +315,13 @@ func TestLayersOutliveTheirImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer volume.Close()
+
 	for _, ref := range []string{id, data} {
 		if err := s.Remove(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -299,18 +329,21 @@ func TestLayersOutliveTheirImage(t *testing.T) {
 	if got := s.Containers(); !slices.Equal(got, []string{"c"}) {
 		t.Errorf("containers %v", got)
 	}
+
 	if got := read(t, mount(t, s, "c", nil), "a"); got != "high" {
 		t.Errorf("file is %q", got)
 	}
 	if got := read(t, volume, "model"); got != "m" {
 		t.Errorf("file of the volume is %q", got)
 	}
+
 	if err := s.Prepare(t.Context(), "d", id, nil, nil); !errors.Is(err, image.ErrNotFound) {
 		t.Errorf("a new container of a removed image: %v", err)
 	}
 	if err := s.Discard(t.Context(), "c"); err != nil {
 		t.Fatal(err)
 	}
+
 	if u, _ := s.FsInfo(); u.UsedBytes != 0 {
 		t.Errorf("after the last container, used is %+v", u)
 	}
@@ -342,6 +375,7 @@ func TestFoldersArePrivate(t *testing.T) {
 	if err := s.Prepare(t.Context(), "c", id, nil, nil); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, d := range []string{"", "blobs", "layers", "containers", "containers/c", "tmp"} {
 		st, err := os.Stat(filepath.Join(root, d))
 		if err != nil || st.Mode().Perm()&0o077 != 0 {
@@ -359,23 +393,27 @@ func TestDiscardWhileMounted(t *testing.T) {
 	root := t.TempDir()
 	s := open(t, root)
 	pull(t, s, r.Host+"/app:v1")
+
 	for _, c := range []string{"c", "other"} {
 		if err := s.Prepare(t.Context(), c, id, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	m := mount(t, s, "other", userNamespace(t, 100_000))
 	f, err := os.Open(path(mount(t, s, "c", nil), "a"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if err := s.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Discard(t.Context(), "c"); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := read(t, m, "a"); got != "high" {
 		t.Errorf("the other container's file is %q", got)
 	}
@@ -388,6 +426,7 @@ func BenchmarkMount(b *testing.B) {
 	for i := range 8 {
 		layers = append(layers, pack(b, text(fmt.Sprintf("f%d", i), fmt.Sprint(i))))
 	}
+
 	_, id := r.push("app", "v1", ocispec.ImageConfig{}, layers...)
 	s := open(b, b.TempDir())
 	pull(b, s, r.Host+"/app:v1")
@@ -398,6 +437,7 @@ func BenchmarkMount(b *testing.B) {
 			}
 		}
 	})
+
 	b.Run("mount", func(b *testing.B) {
 		for i := range b.N {
 			b.StopTimer()
@@ -405,11 +445,13 @@ func BenchmarkMount(b *testing.B) {
 			if err := s.Prepare(b.Context(), name, id, nil, nil); err != nil {
 				b.Fatal(err)
 			}
+
 			b.StartTimer()
 			m, err := s.Mount(b.Context(), name, image.View{})
 			if err != nil {
 				b.Fatal(err)
 			}
+
 			b.StopTimer()
 			m.Close()
 			b.StartTimer()

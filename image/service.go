@@ -147,12 +147,14 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 		}
 		opts.BootID = strings.TrimSpace(string(id))
 	}
+
 	s := &Service{
 		opts: opts, log: opts.Logger, pins: map[digest.Digest]int{}, budget: budget.New(),
 		partsWanted: make(chan struct{}, 1),
 		syncs:       syncs{wanted: make(chan struct{}, 1), done: make(chan struct{}), failed: map[digest.Digest]bool{}},
 		client:      registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout, Logger: opts.Logger}),
 	}
+
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -163,6 +165,7 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 		}
 		return nil, errors.Join(err, s.closeFiles())
 	}
+
 	return s, nil
 }
 
@@ -183,10 +186,12 @@ func (s *Service) open() error {
 	if s.containers, err = rootfs.OpenContainers(filepath.Join(s.opts.Root, containersDir), s.blobs.TempDir()); err != nil {
 		return err
 	}
+
 	leftovers, err := os.ReadDir(s.blobs.TempDir())
 	if err != nil {
 		return fmt.Errorf("open images: %w", err)
 	}
+
 	records, err := s.blobs.Images()
 	lost := errors.Is(err, store.ErrRecord)
 	if err != nil && !lost {
@@ -195,15 +200,18 @@ func (s *Service) open() error {
 	if lost {
 		s.log.Error("images are to be pulled again", "err", err)
 	}
+
 	temp, err := os.Open(s.blobs.TempDir())
 	if err != nil {
 		return fmt.Errorf("open images: %w", err)
 	}
+
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.janitor = newJanitor(temp, s.log)
 	for _, e := range leftovers {
 		s.janitor.add(e.Name())
 	}
+
 	s.snapshot.Store(s.loadAll(records, lost))
 	go s.syncSoon()
 	s.wantSync()
@@ -215,6 +223,7 @@ func (s *Service) open() error {
 	if err != nil {
 		return err
 	}
+
 	// If the record is lost, what is here is what the next pulls need.
 	s.work.Go(func() { s.watchParts(!lost) })
 	return nil
@@ -226,6 +235,7 @@ func (s *Service) loadAll(records []store.Image, lost bool) *catalog {
 	for _, rec := range records {
 		c.entries[rec.ID] = s.load(rec)
 	}
+
 	s.doubt(c, lost)
 	for id, e := range c.entries {
 		if e.err == nil && s.torn(e.record) {
@@ -235,6 +245,7 @@ func (s *Service) loadAll(records []store.Image, lost bool) *catalog {
 			s.log.Warn("image is damaged and has to be pulled again", "image", id, "err", e.err)
 		}
 	}
+
 	return c.index(s.opts.Pinned)
 }
 
@@ -270,6 +281,7 @@ func acquire(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
+
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
 		return f, nil
@@ -278,6 +290,7 @@ func acquire(path string) (*os.File, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("%w: %s", ErrLocked, path)
 	}
+
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
@@ -290,6 +303,7 @@ func (s *Service) Close() error {
 		s.pulls.close()
 		s.work.Wait()
 		<-s.syncs.done
+
 		ctx, cancel := context.WithTimeout(context.Background(), closeSync)
 		defer cancel()
 		err = s.sync(ctx)
@@ -299,6 +313,7 @@ func (s *Service) Close() error {
 		}
 		err = errors.Join(err, s.closeFiles())
 	})
+
 	return err
 }
 
@@ -316,6 +331,7 @@ func (s *Service) closeFiles() error {
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
 	}
+
 	return errors.Join(errs...)
 }
 

@@ -80,11 +80,13 @@ func (s *Service) decoded(ctx context.Context, doc *spool, f func(data []byte) e
 	if err != nil {
 		return err
 	}
+
 	release, err := s.budget.Work(ctx, decodedSize(doc.desc.Size, values))
 	if err != nil {
 		return err
 	}
 	defer release()
+
 	data := make([]byte, doc.desc.Size)
 	if _, err := io.ReadFull(doc.reader(), data); err != nil {
 		return fmt.Errorf("read document: %w", err)

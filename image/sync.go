@@ -49,11 +49,13 @@ func (s *Service) syncSoon() {
 		case <-s.ctx.Done():
 			return
 		}
+
 		select {
 		case <-time.After(delay):
 		case <-s.ctx.Done():
 			return
 		}
+
 		delay = s.opts.SyncDelay
 		if err := s.sync(s.ctx); err != nil {
 			if s.ctx.Err() != nil {
@@ -77,11 +79,13 @@ func syncHere(ctx context.Context, dir *os.File) error {
 	if err != nil {
 		return err
 	}
+
 	done := make(chan error, 1)
 	go func() {
 		done <- unix.Syncfs(fd)
 		unix.Close(fd)
 	}()
+
 	select {
 	case err := <-done:
 		return err
@@ -99,12 +103,14 @@ func (s *Service) sync(ctx context.Context) error {
 			images[id] = e
 		}
 	}
+
 	// Read after the images that they belong to, so that no image counts as on
 	// disk before its layers.
 	layers := s.trusted(s.layers.Unsynced())
 	if len(layers)+len(images) == 0 {
 		return nil
 	}
+
 	if err := s.step("sync", func() error { return s.syncDisk(ctx) }); err != nil {
 		if ctx.Err() != nil {
 			return err
@@ -112,19 +118,23 @@ func (s *Service) sync(ctx context.Context) error {
 		for _, c := range layers {
 			s.syncs.failed[c] = true
 		}
+
 		for id := range images {
 			s.syncs.failed[id] = true
 		}
 		return err
 	}
+
 	for _, c := range layers {
 		if err := s.step("mark layer", func() error { return s.layers.MarkSynced(c) }); err != nil {
 			return err
 		}
 	}
+
 	if err := s.markImages(images); err != nil {
 		return err
 	}
+
 	// The records of layers are written as little durably as the layers were.
 	return s.step("sync records", func() error { return s.syncDisk(ctx) })
 }
@@ -155,10 +165,12 @@ func (s *Service) markImages(images map[digest.Digest]*entry) error {
 		synced.record.Unsynced = ""
 		changes[id] = &synced
 	}
+
 	next := now.with(changes, s.opts.Pinned)
 	if err := s.step("mark images", func() error { return s.blobs.SetImages(next.records(), true) }); err != nil {
 		return err
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.snapshot.Store(next)

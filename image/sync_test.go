@@ -34,14 +34,17 @@ func TestCloseDoesNotWaitForTheDisk(t *testing.T) {
 					return ctx.Err()
 				}
 			})
+
 			pull(t, s, ref)
 			if delay < time.Second {
 				waitFor(t, "the sync to begin", syncing.Load)
 			}
+
 			began := time.Now()
 			if err := s.Close(); err != nil {
 				t.Error(err)
 			}
+
 			if took := time.Since(began); took > pace.Scale(4*time.Second) {
 				t.Errorf("the end took %v", took)
 			}
@@ -70,14 +73,17 @@ func TestAbandonedSyncIsMadeUpFor(t *testing.T) {
 	s := open(t, root, func(o *image.Options) {
 		o.Sync = func(ctx context.Context, _ *os.File) error { <-ctx.Done(); return ctx.Err() }
 	})
+
 	pull(t, s, ref)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	next := open(t, root)
 	if _, err := next.Get(ref); err != nil {
 		t.Errorf("in the same boot: %v", err)
 	}
+
 	if err := next.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -56,10 +56,12 @@ func (s *Service) fillTargets(ctx context.Context, chain digest.Digest, dir stri
 	if err != nil {
 		return err
 	}
+
 	root, err := s.treeRoot(chain)
 	if err != nil {
 		return err
 	}
+
 	if err := rootfs.MakeUpper(dir, root); err != nil {
 		return err
 	}
@@ -68,21 +70,25 @@ func (s *Service) fillTargets(ctx context.Context, chain digest.Digest, dir stri
 		return err
 	}
 	defer upper.Close()
+
 	m, err := rootfs.Overlay{Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper}.Mount(ctx)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
+
 	dirs, files := commonTargets()
 	for _, name := range dirs {
 		if err := rootpath.CreateTarget(m, name, true, rootpath.Owner{}); err != nil {
 			return err
 		}
 	}
+
 	for _, name := range files {
 		if err := rootpath.CreateTarget(m, name, false, rootpath.Owner{}); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }

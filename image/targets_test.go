@@ -24,11 +24,13 @@ func TestTargets(t *testing.T) {
 	r := newRegistry(t)
 	root, etc := dir("."), dir("etc")
 	root.Mode, etc.Mode, etc.Uid = 0o711, 0o750, 7
+
 	_, id := r.push("app", "v1", ocispec.ImageConfig{},
 		pack(t, root, etc, text("etc/hosts", "the image's"), file{Header: tar.Header{Name: "etc/resolv.conf", Linkname: "../run/resolv.conf", Typeflag: tar.TypeSymlink}}))
 	folder := t.TempDir()
 	s := open(t, folder)
 	pull(t, s, r.Host+"/app:v1")
+
 	before, err := s.FsInfo()
 	if err != nil {
 		t.Fatal(err)
@@ -40,6 +42,7 @@ func TestTargets(t *testing.T) {
 	if after, err := s.FsInfo(); err != nil || after != before {
 		t.Errorf("usage is %+v, was %+v, %v", after, before, err)
 	}
+
 	for _, tt := range []struct {
 		id    string
 		first int
@@ -49,6 +52,7 @@ func TestTargets(t *testing.T) {
 		if tt.first != 0 {
 			userns = userNamespace(t, tt.first)
 		}
+
 		if err := s.Prepare(t.Context(), tt.id, id, maps, maps); err != nil {
 			t.Fatal(err)
 		}
@@ -56,6 +60,7 @@ func TestTargets(t *testing.T) {
 		if got := read(t, m, "etc/hosts"); got != "the image's" {
 			t.Errorf("%s: hosts is %q", tt.id, got)
 		}
+
 		for name, want := range map[string]struct {
 			mode uint32
 			uid  int
@@ -71,11 +76,13 @@ func TestTargets(t *testing.T) {
 				t.Errorf("%s: %s has mode %o, owner %d:%d", tt.id, name, st.Mode, st.Uid, st.Gid)
 			}
 		}
+
 		for _, name := range []string{"/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"} {
 			if err := rootpath.CreateTarget(m, name, false, rootpath.Owner{}); err != nil {
 				t.Errorf("%s: %s: %v", tt.id, name, err)
 			}
 		}
+
 		if names, err := os.ReadDir(s.UpperDir(tt.id)); err != nil || len(names) > 0 {
 			t.Errorf("%s: its own layer has %v, %v", tt.id, names, err)
 		}
@@ -90,6 +97,7 @@ func TestTargets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := os.Lstat(path(v, "proc")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("proc in an image volume: %v", err)
 	}
@@ -97,6 +105,7 @@ func TestTargets(t *testing.T) {
 	if err := s.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
+
 	if after, err := s.FsInfo(); err != nil || after.InodesUsed != 0 || after.UsedBytes != 0 {
 		t.Errorf("after removal: %+v, %v", after, err)
 	}

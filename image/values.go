@@ -39,6 +39,7 @@ func countValues(r io.Reader) (int, error) {
 				count++
 			}
 		}
+
 		switch {
 		case count > maxValues:
 			return 0, fmt.Errorf("%w: a document of more than %d values", ErrInvalid, maxValues)
@@ -133,11 +134,13 @@ func (c *configuration) check() error {
 		c.Config.User, c.Config.WorkingDir, c.Config.StopSignal} {
 		size += len(s)
 	}
+
 	for _, list := range [][]string{c.OSFeatures, c.Config.Env, c.Config.Entrypoint, c.Config.Cmd} {
 		for _, s := range list {
 			size += len(s) + header
 		}
 	}
+
 	for path := range c.Config.Volumes {
 		size += len(path) + header
 	}

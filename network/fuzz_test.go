@@ -69,6 +69,7 @@ func FuzzAnswer(f *testing.F) {
 		`{"cniVersion":"9.9.9"}`, `{"cniVersion":7}`, `{"code":11,"msg":"try again"}`, `{"code":-1}`,
 		`null`, `[]`, `""`, ``, "\x00", `{"ips":` + strings.Repeat("[", 20000),
 	}
+
 	for _, answer := range answers {
 		f.Add(false, []byte(answer))
 	}
@@ -80,6 +81,7 @@ func FuzzAnswer(f *testing.F) {
 	for _, version := range []string{"1.1.0", "0.4.0", "0.2.0"} {
 		networks = append(networks, fuzzNode(f, version, plugin))
 	}
+
 	f.Fuzz(func(t *testing.T, fails bool, answer []byte) {
 		*plugin = scripted{answer: answer, fails: fails}
 		for _, n := range networks {
@@ -98,11 +100,13 @@ func checkAnswer(t *testing.T, n *Network, fails bool) {
 	case len(result.IPs) == 0 || !json.Valid(result.Raw):
 		t.Errorf("attached without an address, or a result to show: %+v", result)
 	}
+
 	for _, ip := range result.IPs {
 		if !ip.IsValid() {
 			t.Errorf("address %v", ip)
 		}
 	}
+
 	if err := n.Detach(t.Context(), web); err != nil {
 		t.Errorf("detach: %v", err)
 	}

@@ -136,27 +136,33 @@ func (n *Network) attach(ctx context.Context, a Attachment) (Result, error) {
 		return Result{}, err
 	}
 	defer done()
+
 	want, err := a.cni()
 	if err != nil {
 		return Result{}, err
 	}
+
 	conf, err := cni.Load(n.options.ConfDir)
 	if err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrNotReady, err)
 	}
+
 	answer, err := n.client.Add(ctx, conf, want)
 	if err != nil {
 		return Result{}, err
 	}
+
 	result, err := n.read(answer)
 	if err != nil {
 		return Result{}, errors.Join(err, n.client.Del(context.WithoutCancel(ctx), conf, want))
 	}
+
 	for _, capability := range []string{capPortMappings, capBandwidth, capIPs, capMAC} {
 		if _, asked := want.Capabilities[capability]; asked && !conf.Declares(capability) {
 			result.Unserved = append(result.Unserved, capability)
 		}
 	}
+
 	return result, nil
 }
 
@@ -177,12 +183,14 @@ func (n *Network) read(answer *types100.Result) (Result, error) {
 				continue
 			}
 		}
+
 		addr, ok := netip.AddrFromSlice(ip.Address.IP)
 		if !ok {
 			return Result{}, fmt.Errorf("read result: address %q", ip.Address.IP)
 		}
 		result.IPs = append(result.IPs, addr.Unmap())
 	}
+
 	if len(result.IPs) == 0 {
 		return Result{}, fmt.Errorf("read result: %w for %s", ErrNoAddress, n.options.IfName)
 	}
@@ -190,6 +198,7 @@ func (n *Network) read(answer *types100.Result) (Result, error) {
 	if result.Raw, err = json.Marshal(answer); err != nil {
 		return Result{}, fmt.Errorf("read result: %w", err)
 	}
+
 	return result, nil
 }
 
@@ -248,16 +257,19 @@ func (n *Network) Sweep(ctx context.Context, valid []string) error {
 		return fmt.Errorf("sweep network: %w", err)
 	}
 	defer done()
+
 	ids, err := n.client.Attached()
 	if err != nil {
 		return fmt.Errorf("sweep network: %w", err)
 	}
+
 	var errs []error
 	for _, id := range ids {
 		if !slices.Contains(valid, id) {
 			errs = append(errs, n.detach(ctx, cni.Attachment{ID: id}, n.client.NetNS(id)))
 		}
 	}
+
 	return errors.Join(errs...)
 }
 

@@ -52,6 +52,7 @@ func TestAttachPassesThePodsNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	want := []netip.Addr{netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3")}
 	if !slices.Equal(result.IPs, want) {
 		t.Errorf("addresses are %v", result.IPs)
@@ -59,6 +60,7 @@ func TestAttachPassesThePodsNames(t *testing.T) {
 	if !strings.Contains(string(result.Raw), `"10.1.2.3/24"`) {
 		t.Errorf("raw result is %s", result.Raw)
 	}
+
 	for _, call := range n.Calls() {
 		const args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=prod;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=id1;K8S_POD_UID=u-1"
 		if call.Env["CNI_ARGS"] != args || call.Env["CNI_IFNAME"] != "eth0" || call.Env["CNI_NETNS"] != "/nowhere/ns" {
@@ -103,6 +105,7 @@ func TestAttachReadsAddressesOfThePodsInterface(t *testing.T) {
 			for _, ip := range result.IPs {
 				got = append(got, ip.String())
 			}
+
 			if !slices.Equal(got, test.want) || (err == nil) != (test.want != nil) {
 				t.Errorf("got %v, %v", got, err)
 			}
@@ -159,12 +162,14 @@ func TestAttachFailingTwiceSaysBoth(t *testing.T) {
 			t.Errorf("%v does not say %q", err, want)
 		}
 	}
+
 	n.Heal("one", "DEL")
 	n.Calls()
 	n.configure(t, `{"cniVersion":"1.1.0","name":"other","plugins":[{"type":"two"}]}`)
 	if err := n.Detach(t.Context(), web); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := n.Summary(); !slices.Equal(got, []string{"two DEL", "one DEL"}) {
 		t.Errorf("called %v", got)
 	}
@@ -175,6 +180,7 @@ func TestDetachTellsWhenTheNamespaceIsGone(t *testing.T) {
 	if err := os.WriteFile(plain, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, test := range map[string]struct{ path, want string }{
 		"no path":     {"", ""},
 		"no file":     {"/nowhere/ns", ""},
@@ -187,16 +193,19 @@ func TestDetachTellsWhenTheNamespaceIsGone(t *testing.T) {
 			if _, err := n.Attach(t.Context(), web); err != nil {
 				t.Fatal(err)
 			}
+
 			n.Calls()
 			pod := web
 			pod.NetNS = test.path
 			if err := n.Detach(t.Context(), pod); err != nil {
 				t.Fatal(err)
 			}
+
 			calls := n.Calls()
 			if len(calls) != 2 {
 				t.Fatalf("called %v", calls)
 			}
+
 			for _, call := range calls {
 				if got := call.Env["CNI_NETNS"]; got != test.want {
 					t.Errorf("%s got %q", call.Plugin, got)
@@ -226,14 +235,17 @@ func TestStatusAndInfo(t *testing.T) {
 	if err := n.Status(t.Context()); err != nil {
 		t.Errorf("healthy: %v", err)
 	}
+
 	if info := n.Info().(Info); info.Error != "" || !strings.Contains(string(info.Network), `"net"`) || filepath.Base(info.File) != "10-net.conflist" {
 		t.Errorf("info is %+v", info)
 	}
 	n.Fail("two", "STATUS", 51, "limited")
+
 	if err := n.Status(t.Context()); !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "plugin two: STATUS: limited") {
 		t.Errorf("got %v", err)
 	}
 	n.configure(t, `{`)
+
 	if err := n.Status(t.Context()); !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "10-net.conflist") {
 		t.Errorf("got %v", err)
 	}
@@ -251,10 +263,12 @@ func TestSweepDetachesWhatIsNotValid(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	n.Calls()
 	if err := n.Sweep(t.Context(), []string{"id2", "id9"}); err != nil {
 		t.Fatal(err)
 	}
+
 	got := map[string]int{}
 	for _, call := range n.Calls() {
 		got[call.Command+" "+call.Env["CNI_CONTAINERID"]]++
@@ -269,11 +283,13 @@ func TestGCAndCheckReachThePlugins(t *testing.T) {
 	if _, err := n.Attach(t.Context(), web); err != nil {
 		t.Fatal(err)
 	}
+
 	n.Calls()
 	n.Fail("two", "CHECK", 100, "gone")
 	if err := n.Check(t.Context(), web.ID); err == nil || err.Error() != "check network: plugin two: CHECK: gone (code 100)" {
 		t.Errorf("check: %v", err)
 	}
+
 	if err := n.GC(t.Context(), []string{web.ID}); err != nil {
 		t.Errorf("gc: %v", err)
 	}
@@ -298,6 +314,7 @@ func TestManyPodsAtOnce(t *testing.T) {
 		})
 	}
 	pods.Wait()
+
 	if got := len(n.Calls()); got != 80 {
 		t.Errorf("%d calls", got)
 	}
@@ -312,6 +329,7 @@ func TestCloseWaitsForCalls(t *testing.T) {
 		_, err := n.Attach(ctx, web)
 		attached <- err
 	}()
+
 	for len(n.Summary()) == 0 {
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -320,6 +338,7 @@ func TestCloseWaitsForCalls(t *testing.T) {
 		n.Close()
 		close(closed)
 	}()
+
 	select {
 	case <-closed:
 		t.Error("Close did not wait")
@@ -328,6 +347,7 @@ func TestCloseWaitsForCalls(t *testing.T) {
 	cancel()
 	n.Heal("one", "ADD")
 	<-closed
+
 	if err := <-attached; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}

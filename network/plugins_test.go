@@ -49,16 +49,19 @@ func newMachine(t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := os.Stat(filepath.Join(bin, "bridge")); err != nil {
 		testkit.Skip(t, "cni-plugins", "there are no reference plugins where CRISP_CNI_BIN says, or in .cache/cni")
 	}
 	testkit.Leaks(t)
+
 	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir()}
 	confDir := t.TempDir()
 	conf := fmt.Sprintf(bridgeChain, m.leases)
 	if err := os.WriteFile(filepath.Join(confDir, "10-test.conflist"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	m.net, err = network.Open(t.Context(), network.Options{ConfDir: confDir, BinDirs: []string{bin}, CacheDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -134,6 +137,7 @@ func (m *machine) clean() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+
 	for line := range strings.Lines(string(rules)) {
 		if strings.Contains(line, "10.77.") {
 			m.t.Errorf("rule is left: %s", line)
@@ -153,6 +157,7 @@ func echo(t *testing.T, ns *os.File) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -169,6 +174,7 @@ func echo(t *testing.T, ns *os.File) int {
 		l.Close()
 		<-done
 	})
+
 	return l.Addr().(*net.TCPAddr).Port
 }
 
@@ -183,11 +189,13 @@ func talk(from *os.File, to string) error {
 	if err != nil {
 		return err
 	}
+
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := io.WriteString(conn, "ping"); err != nil {
 		return err
 	}
+
 	answer := make([]byte, 4)
 	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "ping" {
 		return fmt.Errorf("got %q, %v", answer, err)
@@ -201,6 +209,7 @@ func TestPluginsConnectPods(t *testing.T) {
 	two, twoNS := m.pod("two")
 	port := echo(t, oneNS)
 	one.PortMappings = []network.PortMapping{{Protocol: "TCP", ContainerPort: int32(port), HostPort: 18080}}
+
 	result := m.attach(one)
 	m.attach(two)
 	if len(result.IPs) != 2 || !result.IPs[0].Is4() || !result.IPs[1].Is6() || len(result.Unserved) > 0 {
@@ -209,6 +218,7 @@ func TestPluginsConnectPods(t *testing.T) {
 	if !netip.MustParsePrefix("10.77.0.0/24").Contains(result.IPs[0]) {
 		t.Errorf("address is %s", result.IPs[0])
 	}
+
 	p := strconv.Itoa(port)
 	for name, try := range map[string]struct {
 		from *os.File
@@ -224,16 +234,19 @@ func TestPluginsConnectPods(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+
 	conn, err := portforward.Dial(t.Context(), oneNS, port)
 	if err != nil {
 		t.Errorf("forwarded port: %v", err)
 	} else {
 		conn.Close()
 	}
+
 	stats, err := netns.Interfaces(oneNS)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if i := slices.IndexFunc(stats, func(s netns.InterfaceStats) bool { return s.Name.Is("eth0") }); i < 0 || stats[i].Rx.Bytes == 0 {
 		t.Errorf("interfaces are %+v", stats)
 	}
@@ -242,6 +255,7 @@ func TestPluginsConnectPods(t *testing.T) {
 		m.detach(one)
 		m.detach(two)
 	}
+
 	m.clean()
 	if stats, err := netns.Interfaces(oneNS); err != nil || len(stats) != 1 {
 		t.Errorf("interfaces are %+v, %v", stats, err)
@@ -273,11 +287,13 @@ func TestPluginsReleaseAfterCancel(t *testing.T) {
 			return err
 		})
 		cancel()
+
 		if err == nil {
 			m.detach(pod)
 		}
 		m.clean()
 	}
+
 	m.attach(pod)
 	m.detach(pod)
 	m.clean()

@@ -63,6 +63,7 @@ func (a *Attachment) capabilities() (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if len(mappings) > 0 {
 		c[capPortMappings] = mappings
 	}
@@ -70,12 +71,14 @@ func (a *Attachment) capabilities() (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if limits != (bandwidth{}) {
 		c[capBandwidth] = limits
 	}
 	if d := a.DNS; d != nil {
 		c[capDNS] = dns{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
 	}
+
 	if len(a.IPs) > 0 {
 		c[capIPs] = a.IPs
 	}
@@ -88,6 +91,7 @@ func (a *Attachment) capabilities() (map[string]any, error) {
 	if len(a.Annotations) > 0 {
 		c[capAnnotations] = a.Annotations
 	}
+
 	return c, nil
 }
 
@@ -121,6 +125,7 @@ func (a *Attachment) portMappings() ([]portMapping, error) {
 		if !isPort(m.HostPort) || !isPort(m.ContainerPort) {
 			return nil, fmt.Errorf("%w: port mapping %d to %d", ErrInvalid, m.HostPort, m.ContainerPort)
 		}
+
 		protocol := strings.ToLower(m.Protocol)
 		switch protocol {
 		case "":
@@ -129,6 +134,7 @@ func (a *Attachment) portMappings() ([]portMapping, error) {
 		default:
 			return nil, fmt.Errorf("%w: port mapping with protocol %q", ErrInvalid, m.Protocol)
 		}
+
 		if m.HostIP != "" {
 			if _, err := netip.ParseAddr(m.HostIP); err != nil {
 				return nil, fmt.Errorf("%w: port mapping: %w", ErrInvalid, err)
@@ -136,6 +142,7 @@ func (a *Attachment) portMappings() ([]portMapping, error) {
 		}
 		list = append(list, portMapping{m.HostPort, m.ContainerPort, protocol, m.HostIP})
 	}
+
 	return list, nil
 }
 
@@ -150,6 +157,7 @@ func (a *Attachment) bandwidth() (bandwidth, error) {
 	if b.EgressRate, err = a.rate(egressAnnotation); err != nil {
 		return bandwidth{}, err
 	}
+
 	// A rate needs a burst; the largest leaves the limit to the rate alone.
 	if b.IngressRate > 0 {
 		b.IngressBurst = math.MaxUint32
@@ -157,6 +165,7 @@ func (a *Attachment) bandwidth() (bandwidth, error) {
 	if b.EgressRate > 0 {
 		b.EgressBurst = math.MaxUint32
 	}
+
 	return b, nil
 }
 

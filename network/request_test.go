@@ -46,6 +46,7 @@ func TestCapabilities(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			got, err := json.Marshal(c.Capabilities)
 			if err != nil {
 				t.Fatal(err)

@@ -25,6 +25,7 @@ func examine(cfg *config.Config) error {
 		_, err := seccomp.Load(cfg.SeccompProfile)
 		errs = append(errs, keyed("seccomp_profile", err))
 	}
+
 	for _, pattern := range cfg.PinnedImages {
 		errs = append(errs, keyed("pinned_images", image.CheckPattern(pattern)))
 	}
@@ -37,6 +38,7 @@ func examine(cfg *config.Config) error {
 			errs = append(errs, keyed(key, aFolder(dir)))
 		}
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -69,6 +71,7 @@ func checkConfig(cfg *config.Config, out io.Writer) error {
 	if _, e := replaceable(cfg.Socket()); e != nil && !inUse(cfg.State) {
 		err = errors.Join(err, keyed("listen", e))
 	}
+
 	_, e := cni.Load(cfg.CNIConfDir)
 	noNetwork := errors.Is(e, cni.ErrNoConfig)
 	if e != nil && !noNetwork {

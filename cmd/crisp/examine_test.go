@@ -18,10 +18,12 @@ func TestConfigCheck(t *testing.T) {
 		}
 		return path
 	}
+
 	conf := filepath.Join(dir, "net.d")
 	if err := os.Mkdir(conf, 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	plain := file("plain", "")
 	broken := file("profile.json", "{")
 	base := "state = \"" + dir + "/state\"\nlisten = \"" + dir + "/s\"\ncni_conf_dir = \"" + conf + "\"\n"
@@ -44,6 +46,7 @@ func TestConfigCheck(t *testing.T) {
 					text += line
 				}
 			}
+
 			path := file("config.toml", text)
 			for _, args := range [][]string{{"config", "check", path}, {"config", "check", "--config", path}, {"config", "check", "--log-level", "debug", path}} {
 				var out strings.Builder
@@ -58,10 +61,12 @@ func TestConfigCheck(t *testing.T) {
 			}
 		})
 	}
+
 	if err := run(t.Context(), []string{"config", "check", plain, plain}, &strings.Builder{}); err == nil {
 		t.Error("two files are one too many")
 	}
 	file("net.d/10.conf", "{")
+
 	path := file("config.toml", base)
 	if err := run(t.Context(), []string{"config", "check", path}, &strings.Builder{}); err == nil || !strings.Contains(err.Error(), "cni_conf_dir") {
 		t.Errorf("a broken network configuration: %v", err)

@@ -71,6 +71,7 @@ func parse(command string, args []string, more func(*flag.FlagSet)) (*commandLin
 	for _, o := range overrides {
 		l.values[o.name] = fs.String(o.name, "", o.usage)
 	}
+
 	more(fs)
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -78,6 +79,7 @@ func parse(command string, args []string, more func(*flag.FlagSet)) (*commandLin
 		}
 		return nil, fmt.Errorf("%w\n%s", err, usage)
 	}
+
 	return l, nil
 }
 
@@ -87,6 +89,7 @@ func (l *commandLine) load() (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	given := map[string]bool{}
 	l.fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	for _, o := range overrides {
@@ -94,6 +97,7 @@ func (l *commandLine) load() (*config.Config, error) {
 			o.set(c, *l.values[o.name])
 		}
 	}
+
 	if err := c.Check(); err != nil {
 		return nil, fmt.Errorf("configuration with the command line's flags: %w", err)
 	}
@@ -141,6 +145,7 @@ func checkFile(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+
 	if l.fs.NArg() > 0 {
 		return fmt.Errorf("config check takes one file, got %q too\n%s", l.fs.Args(), usage)
 	}
@@ -148,5 +153,6 @@ func checkFile(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+
 	return checkConfig(c, out)
 }

@@ -28,10 +28,12 @@ func TestHelp(t *testing.T) {
 				c.want = append(c.want, "  -"+o.name+" ", strings.ReplaceAll(o.usage, "`", ""))
 			}
 		}
+
 		var out strings.Builder
 		if err := run(t.Context(), strings.Fields(c.args), &out); err != nil {
 			t.Errorf("crisp %s: %v", c.args, err)
 		}
+
 		for _, want := range c.want {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("crisp %s: want %q in:\n%s", c.args, want, &out)
@@ -55,11 +57,13 @@ func TestEveryTextNamesFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, text := range map[string]string{"usage": usage, "manual": strings.ReplaceAll(string(manual), `\-`, "-")} {
 		want := []string{"--config ", "--repair", "crisp serve", "crisp plan", "crisp run", "crisp images check", "crisp config default", "crisp config check", "crisp version"}
 		for _, o := range overrides {
 			want = append(want, "--"+o.name+" ")
 		}
+
 		for _, w := range want {
 			if !strings.Contains(text, w) {
 				t.Errorf("the %s does not name %s", name, w)

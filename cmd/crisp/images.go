@@ -45,6 +45,7 @@ func imagesCommand(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) == 0 || args[0] != "check" {
 		return fmt.Errorf("images needs a command: check\n%s", usage)
 	}
+
 	repair := false
 	cfg, rest, err := loadWith("images check", args[1:], func(fs *flag.FlagSet) {
 		fs.BoolVar(&repair, "repair", false, "have what is damaged fetched or unpacked again")
@@ -52,6 +53,7 @@ func imagesCommand(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+
 	if len(rest) > 0 {
 		return fmt.Errorf("images check takes no arguments, got %q\n%s", rest, usage)
 	}
@@ -59,6 +61,7 @@ func imagesCommand(ctx context.Context, args []string, out io.Writer) error {
 	if err := p.check(ctx, cfg, repair); err != nil {
 		return err
 	}
+
 	if p.done.Damaged > p.done.Repaired {
 		return errDamaged
 	}
@@ -77,10 +80,12 @@ func (p *printer) check(ctx context.Context, cfg *config.Config, repair bool) er
 	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
 		return err
 	}
+
 	s, err := image.Open(ctx, imageOptions(cfg, host.Probe()))
 	if err != nil {
 		return err
 	}
+
 	done, err := s.Check(ctx, repair, p.damage)
 	if err = errors.Join(err, s.Close()); err != nil {
 		return err
@@ -95,20 +100,24 @@ func (p *printer) ask(ctx context.Context, socket string, repair bool) error {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", socket)
 	}}}
+
 	defer client.CloseIdleConnections()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://crisp%s?repair=%t", checkPath, repair), nil)
 	if err != nil {
 		return err
 	}
+
 	resp, err := client.Do(r)
 	if err != nil {
 		return fmt.Errorf("ask the daemon to check its images: %w", err)
 	}
 	defer resp.Body.Close()
+
 	if resp.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
 		return fmt.Errorf("ask the daemon to check its images: %s: %s", resp.Status, strings.TrimSpace(string(text)))
 	}
+
 	for lines := json.NewDecoder(resp.Body); ; {
 		var f finding
 		switch err := lines.Decode(&f); {
@@ -151,6 +160,7 @@ func (d *services) serveAdmin() error {
 	if err != nil {
 		return err
 	}
+
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+checkPath, d.checkImages)
 	server := http.Server{Handler: mux, ReadHeaderTimeout: stopTimeout}
@@ -168,6 +178,7 @@ func (d *services) serveAdmin() error {
 		<-done
 		d.checking.Lock() // until a check under way is over; none begins any more
 	})
+
 	return nil
 }
 
@@ -178,11 +189,13 @@ func (d *services) checkImages(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer d.checking.Unlock()
+
 	answers := json.NewEncoder(w)
 	answer := func(f finding) {
 		_ = answers.Encode(f) // a client that is gone ends the context
 		_ = http.NewResponseController(w).Flush()
 	}
+
 	done, err := d.images.Check(r.Context(), r.FormValue("repair") == "true", func(damage image.Damage) {
 		klog.InfoS("An image is damaged", "what", damage.What, "images", damage.Images, "why", damage.Why, "repaired", damage.Repaired, "remains", damage.Remains)
 		answer(finding{Damage: &damage})

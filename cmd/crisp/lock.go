@@ -20,6 +20,7 @@ func lock(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
+
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		holder, _ := os.ReadFile(path)
@@ -30,6 +31,7 @@ func lock(dir string) (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
+
 	pid := fmt.Appendf(nil, "%d", os.Getpid())
 	if err := errors.Join(f.Truncate(0), write(f, pid)); err != nil {
 		f.Close()

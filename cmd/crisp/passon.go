@@ -30,6 +30,7 @@ func passOn(c *client.Started, signals chan os.Signal) (restore func(), err erro
 			return nil, err
 		}
 	}
+
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for s := range signals {

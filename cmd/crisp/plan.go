@@ -29,6 +29,7 @@ func printPlan(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+
 	if len(rest) != 1 {
 		return fmt.Errorf("plan needs one file\n%s", usage)
 	}
@@ -36,6 +37,7 @@ func printPlan(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+
 	p, err := readPlan(cfg, filepath.Dir(rest[0]), data)
 	if err != nil {
 		return fmt.Errorf("%s: %w", rest[0], err)
@@ -51,12 +53,14 @@ func readPlan(cfg *config.Config, bundle string, data []byte) (*plan.Plan, error
 		return nil, err
 	}
 	defer cgroups.Close()
+
 	var kind struct {
 		Version string `json:"ociVersion"`
 	}
 	if err := json.Unmarshal(data, &kind); err != nil {
 		return nil, fmt.Errorf("neither an OCI nor a CRI configuration: %w", err)
 	}
+
 	if kind.Version != "" {
 		s, err := plan.ReadOCI(data, bundle)
 		if err != nil {
@@ -64,10 +68,12 @@ func readPlan(cfg *config.Config, bundle string, data []byte) (*plan.Plan, error
 		}
 		return launch.Preview(s, facts, cgroups.Hierarchies(), false)
 	}
+
 	var c runtimeapi.ContainerConfig
 	if err := protojson.Unmarshal(data, &c); err != nil {
 		return nil, fmt.Errorf("%s: %w", otherKind(data), err)
 	}
+
 	if c.GetMetadata().GetName() == "" {
 		return nil, errors.New(otherKind(data) + ": it has no metadata.name")
 	}
@@ -75,6 +81,7 @@ func readPlan(cfg *config.Config, bundle string, data []byte) (*plan.Plan, error
 	if err != nil {
 		return nil, err
 	}
+
 	return launch.Preview(s.Spec, facts, cgroups.Hierarchies(), true)
 }
 
@@ -101,6 +108,7 @@ func specOf(cfg *config.Config, facts host.Facts, cgroups *cgroup.Node, c *runti
 	if err != nil {
 		return nil, err
 	}
+
 	sc := c.GetLinux().GetSecurityContext()
 	uid, gid := uint32(sc.GetRunAsUser().GetValue()), uint32(sc.GetRunAsGroup().GetValue())
 	return spec.Container(spec.Input{

@@ -40,6 +40,7 @@ func runBundle(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+
 	if len(rest) != 1 {
 		return fmt.Errorf("run needs one folder, with a config.json\n%s", usage)
 	}
@@ -47,27 +48,32 @@ func runBundle(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+
 	s, err := plan.ReadOCI(data, rest[0])
 	if err != nil {
 		return fmt.Errorf("%s: %w", rest[0], err)
 	}
+
 	if s.Process == nil || s.Linux == nil {
 		return fmt.Errorf("%s: %w: no process, or no part for Linux", rest[0], plan.ErrSpec)
 	}
 	if err := spec.CheckSysctls(s); err != nil {
 		return fmt.Errorf("%s: %w", rest[0], err)
 	}
+
 	for _, w := range plan.Warnings(s) {
 		fmt.Fprintln(os.Stderr, "crisp: warning:", w)
 	}
 	if err := setHome(s); err != nil {
 		return fmt.Errorf("%s: %w", rest[0], err)
 	}
+
 	// What would end the daemon goes to the container, which decides.
 	code, err := runSpec(context.WithoutCancel(ctx), cfg, s)
 	if err != nil {
 		return err
 	}
+
 	if code != 0 {
 		return exitCode(code)
 	}
@@ -81,16 +87,19 @@ func setHome(s *specs.Spec) error {
 	if s.Root == nil || slices.ContainsFunc(s.Process.Env, set) {
 		return nil
 	}
+
 	root, err := os.Open(s.Root.Path)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
+
 	db, err := user.Open(root)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
+
 	home := "/"
 	switch account, err := db.Account(user.ID{Number: s.Process.User.UID}); {
 	case err == nil && account.Home != "":
@@ -98,6 +107,7 @@ func setHome(s *specs.Spec) error {
 	case err != nil && !errors.Is(err, user.ErrUnknown):
 		return err
 	}
+
 	s.Process.Env = append(slices.DeleteFunc(s.Process.Env, func(e string) bool { return e == "HOME=" }), "HOME="+home)
 	return nil
 }
@@ -109,6 +119,7 @@ func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, 
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, groups.Close()) }()
+
 	if s.Linux.CgroupsPath == "" {
 		s.Linux.CgroupsPath, err = groups.Path("", "run-"+strconv.Itoa(os.Getpid()))
 	} else {
@@ -117,6 +128,7 @@ func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, 
 	if err != nil {
 		return 0, err
 	}
+
 	if err := mustBeFree(groups, s.Linux.CgroupsPath); err != nil {
 		return 0, err
 	}
@@ -129,6 +141,7 @@ func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, 
 		defer cancel()
 		err = errors.Join(err, group.Remove(ctx))
 	}()
+
 	return runKept(ctx, s, groups.Hierarchies(), group)
 }
 
@@ -142,10 +155,12 @@ func mustBeFree(groups *cgroup.Node, path string) error {
 	case err != nil:
 		return err
 	}
+
 	pids, err := group.Pids()
 	if err != nil {
 		return err
 	}
+
 	if len(pids) > 0 {
 		return fmt.Errorf("%w: cgroup %s has %d processes already; name one of the container's own", plan.ErrSpec, path, len(pids))
 	}
@@ -169,6 +184,7 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(state)) }()
+
 	keeper, err := client.Connect(ctx, state, "")
 	if err != nil {
 		return 0, err
@@ -178,6 +194,7 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 		defer cancel()
 		err = errors.Join(err, group.Kill(ctx), keeper.End(ctx))
 	}()
+
 	l := launch.New(keeper, host.Probe())
 	defer func() { err = errors.Join(err, l.Close()) }()
 
@@ -187,6 +204,7 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 		held["stdin"], held["stdout"], held["stderr"] = os.Stdin, os.Stdout, os.Stderr
 		options.HasStdin = true
 	}
+
 	var gate func(int) error
 	if options.Gate {
 		gate = func(pid int) error { return group.Attach(ctx, pid) }
@@ -199,17 +217,20 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 		options.CgroupV2, options.CgroupTasks = entry.Unified != nil, len(entry.Tasks)
 		maps.Copy(held, entry.Files())
 	}
+
 	signals := catch() // before the container can expect one
 	started, err := l.Container(ctx, "run", s, options, held, nil, nil, gate)
 	if err != nil {
 		return 0, err
 	}
 	defer started.Close()
+
 	restore, err := passOn(started, signals)
 	if err != nil {
 		return 0, err
 	}
 	defer restore()
+
 	exit, ok := <-keeper.Events()
 	if !ok {
 		return 0, errors.New("the keeper ended before the container; see whether something has killed it")

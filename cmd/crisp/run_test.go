@@ -28,10 +28,12 @@ func bundle(t *testing.T, script string, change func(*specs.Spec)) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	crisp, err := cache.Crisp()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", t.TempDir())
 	s := &specs.Spec{
@@ -45,11 +47,13 @@ func bundle(t *testing.T, script string, change func(*specs.Spec)) *exec.Cmd {
 		},
 		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}, {Type: specs.UTSNamespace}}},
 	}
+
 	for _, host := range []string{"/bin", "/usr", "/lib", "/lib64"} {
 		if _, err := os.Stat(host); err == nil {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: host, Type: "bind", Source: host, Options: []string{"rbind", "ro"}})
 		}
 	}
+
 	if change != nil {
 		change(s)
 	}
@@ -57,6 +61,7 @@ func bundle(t *testing.T, script string, change func(*specs.Spec)) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "rootfs"), 0o755), os.WriteFile(filepath.Join(dir, "config.json"), data, 0o644)); err != nil {
 		t.Fatal(err)
 	}
@@ -89,12 +94,14 @@ func TestRunPassesSignals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		t.Errorf("printed %q, %v", line, err)
 	}
+
 	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Error(err)
 	}
@@ -148,18 +155,21 @@ func TestRunLeavesOthersGroupsAlone(t *testing.T) {
 		_, err := cmd.Output()
 		wantExit(t, err, 1)
 	}
+
 	first := bundle(t, "trap 'exit 9' TERM; echo ready; sleep 100 & wait", func(s *specs.Spec) { s.Linux.CgroupsPath = "/crisp-run-test-taken" })
 	first.Args = slices.Insert(first.Args, 2, "--cgroup-driver=cgroupfs")
 	out, err := first.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := first.Start(); err != nil {
 		t.Fatal(err)
 	}
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		t.Errorf("printed %q, %v", line, err)
 	}
+
 	second := bundle(t, "true", func(s *specs.Spec) { s.Linux.CgroupsPath = "/crisp-run-test-taken" })
 	second.Args = slices.Insert(second.Args, 2, "--cgroup-driver=cgroupfs")
 	second.Stderr = nil
@@ -169,6 +179,7 @@ func TestRunLeavesOthersGroupsAlone(t *testing.T) {
 	if errors.As(err, &exit) && !strings.Contains(string(exit.Stderr), "processes already") {
 		t.Errorf("said %q", exit.Stderr)
 	}
+
 	if err := first.Process.Signal(unix.SIGTERM); err != nil {
 		t.Error(err)
 	}

@@ -56,6 +56,7 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+
 	if len(rest) > 0 {
 		return fmt.Errorf("serve takes no arguments, got %q\n%s", rest, usage)
 	}
@@ -63,6 +64,7 @@ func serve(ctx context.Context, args []string) error {
 		return err
 	}
 	defer klog.Flush()
+
 	if os.Geteuid() != 0 {
 		return errors.New("serve makes namespaces, mounts and cgroups, which only root may: run it as root, or by its unit (systemctl start crisp)")
 	}
@@ -73,6 +75,7 @@ func serve(ctx context.Context, args []string) error {
 		}
 		defer l.Close()
 	}
+
 	for _, path := range []string{cfg.Socket(), cfg.CAdvisorSocket} {
 		if path == "" {
 			continue
@@ -81,12 +84,14 @@ func serve(ctx context.Context, args []string) error {
 			return err
 		}
 	}
+
 	if err := examine(cfg); err != nil {
 		return fmt.Errorf("%w\ncrisp config check looks for this, too; crisp config default says what each key means", err)
 	}
 	if err := orphan.Adopt(); err != nil {
 		return err
 	}
+
 	d := &services{cfg: cfg, facts: host.Probe()}
 	defer d.close()
 	d.goUntilClose(func(ctx context.Context) { followReloads(ctx, args) })
@@ -152,6 +157,7 @@ func (d *services) open(ctx context.Context) error {
 		return err
 	}
 	d.onClose(func() { d.cgroups.Close() })
+
 	for _, w := range d.cgroups.Degraded() {
 		klog.InfoS("Cgroups are degraded", "missing", w)
 	}
@@ -160,6 +166,7 @@ func (d *services) open(ctx context.Context) error {
 		return err
 	}
 	d.onClose(func() { d.images.Close() })
+
 	if err := d.serveAdmin(); err != nil {
 		klog.ErrorS(err, "Serve commands; images can be checked only while no daemon runs")
 	}
@@ -174,6 +181,7 @@ func (d *services) open(ctx context.Context) error {
 		return err
 	}
 	d.onClose(func() { d.keeper.Close() })
+
 	return d.openPods(ctx)
 }
 
@@ -208,10 +216,12 @@ func (d *services) openPods(ctx context.Context) error {
 			klog.ErrorS(err, "Load the AppArmor profile; containers that ask for RuntimeDefault are not confined by it")
 		}
 	}
+
 	labels, err := d.labels()
 	if err != nil {
 		return err
 	}
+
 	// Agents in pods see what is pinned there later; what is in the state
 	// folder is nobody's business.
 	if !strings.HasPrefix(d.cfg.NetNSDir, filepath.Clean(d.cfg.State)+"/") {
@@ -219,6 +229,7 @@ func (d *services) openPods(ctx context.Context) error {
 			return err
 		}
 	}
+
 	d.pods, err = pod.Open(ctx, pod.Options{
 		Root: d.cfg.Root, NetNSDir: d.cfg.NetNSDir,
 		Keeper: d.keeper, Launcher: launch.New(d.keeper, d.facts), Cgroups: d.cgroups,
@@ -236,6 +247,7 @@ func (d *services) openPods(ctx context.Context) error {
 	if err := d.serveCAdvisor(); err != nil {
 		return err
 	}
+
 	d.stats = stats.New(pod.StatsSource{Manager: d.pods, UpperDir: d.images.UpperDir}, stats.Options{Mountpoint: d.cfg.Root})
 	d.goUntilClose(d.stats.Run)
 	d.streams, err = stream.Start(stream.Options{
@@ -251,6 +263,7 @@ func (d *services) openPods(ctx context.Context) error {
 			klog.ErrorS(err, "Stop streaming")
 		}
 	})
+
 	return nil
 }
 
@@ -260,6 +273,7 @@ func (d *services) serveCAdvisor() error {
 	if path == "" {
 		return nil
 	}
+
 	l, err := listen(path)
 	if err != nil {
 		return fmt.Errorf("serve cAdvisor (cadvisor_socket): %w", err)
@@ -276,6 +290,7 @@ func (d *services) serveCAdvisor() error {
 		}
 	}()
 	d.onClose(func() { g.Stop(); <-done })
+
 	return nil
 }
 
@@ -285,23 +300,27 @@ func (d *services) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	g := grpc.NewServer(cri.ServerOptions()...)
 	s := &cri.Server{
 		RuntimeVersion: version, Pods: d.pods, Images: d.images, Network: d.network, Stats: d.stats, Streams: d.streams,
 		Host: d.facts, CgroupDriver: d.cgroups.Driver(), Handlers: d.cfg.RuntimeHandlers, Settings: d.cfg,
 	}
+
 	s.Register(g)
 	ended := make(chan error, 1)
 	go func() { ended <- g.Serve(l) }()
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		klog.ErrorS(err, "Tell the service manager that crisp is ready")
 	}
+
 	klog.InfoS("Serving", "socket", d.cfg.Listen, "version", version, "cgroupDriver", d.cgroups.Driver(), "kernel", d.facts.Kernel)
 	select {
 	case err := <-ended:
 		return fmt.Errorf("serve on %s: %w", d.cfg.Listen, err)
 	case <-ctx.Done():
 	}
+
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
 	klog.InfoS("Stopping; pods run on")
 	d.stopServer(g)

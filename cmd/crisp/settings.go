@@ -27,15 +27,18 @@ func setUpLog(cfg *config.Config) error {
 	if err := fs.Set("v", strconv.Itoa(level)); err != nil {
 		return fmt.Errorf("set log level: %w", err)
 	}
+
 	least := slog.Level(-level)
 	if cfg.LogLevel == "error" {
 		least = slog.LevelError
 	}
+
 	options := &slog.HandlerOptions{Level: least}
 	var h slog.Handler = slog.NewTextHandler(os.Stderr, options)
 	if cfg.LogFormat == "json" {
 		h = slog.NewJSONHandler(os.Stderr, options)
 	}
+
 	klog.SetSlogLogger(slog.New(h))
 	return nil
 }

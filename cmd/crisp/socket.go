@@ -28,15 +28,18 @@ func listen(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if dead {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("remove old socket: %w", err)
 		}
 	}
+
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
+
 	if err := os.Chmod(path, 0o660); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("restrict socket: %w", err)
@@ -54,6 +57,7 @@ func replaceable(path string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look for an old socket: %w", err)
 	}
+
 	if st.Mode().Type() != fs.ModeSocket {
 		return false, fmt.Errorf("listen on %s: there is something that is no socket (%s); move it away, or name another path with --listen", path, st.Mode())
 	}
@@ -62,11 +66,13 @@ func replaceable(path string) (bool, error) {
 	if err == nil {
 		conn.Close()
 	}
+
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 		return true, nil
 	case errors.Is(err, unix.EPROTOTYPE): // not a stream's: none of ours
 		return false, fmt.Errorf("listen on %s: a socket of another kind is there; name another path with --listen", path)
 	}
+
 	return false, fmt.Errorf("listen on %s: somebody serves it already; stop that, or name another path with --listen", path)
 }

@@ -65,6 +65,7 @@ func TestListen(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), path) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
+
 			if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
 				t.Errorf("what was there is gone: %v", err)
 			}
@@ -93,6 +94,7 @@ func full(t *testing.T, path string) {
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := unix.Listen(fd, 0); err != nil {
 		t.Fatal(err)
 	}

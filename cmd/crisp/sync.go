@@ -27,6 +27,7 @@ func syncApart(ctx context.Context, dir *os.File) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start process that syncs: %w", err)
 	}
+
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 	select {

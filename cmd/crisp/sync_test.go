@@ -31,6 +31,7 @@ func TestSyncApart(t *testing.T) {
 	if err := os.Mkdir(slow, 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, c := range []struct {
 		path  string
 		mode  int
@@ -46,6 +47,7 @@ func TestSyncApart(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
+
 		ctx, cancel := context.WithTimeout(t.Context(), c.limit)
 		defer cancel()
 		if err := syncApart(ctx, f); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

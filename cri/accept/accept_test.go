@@ -65,6 +65,7 @@ func TestPatient(t *testing.T) {
 			c.Close()
 		}
 	}()
+
 	c, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -72,6 +73,7 @@ func TestPatient(t *testing.T) {
 	c.Close()
 	p.Close()
 	p.accepts.Store(1)
+
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("closed: %v, want %v", err, net.ErrClosed)
 	}
@@ -85,11 +87,13 @@ func TestCallEnds(t *testing.T) {
 	runtimeapi.RegisterRuntimeServiceServer(s, runtimeapi.UnimplementedRuntimeServiceServer{})
 	go func() { _ = s.Serve(Sound(Patient(p))) }()
 	defer s.Stop()
+
 	conn, err := grpc.NewClient("unix://"+p.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	call := func() codes.Code {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -99,6 +103,7 @@ func TestCallEnds(t *testing.T) {
 	if code := call(); code != codes.Unimplemented {
 		t.Fatalf("code %v", code)
 	}
+
 	p.writes.Store(1)
 	if code := call(); code != codes.Unavailable {
 		t.Errorf("a call without an answer has code %v, want %v", code, codes.Unavailable)

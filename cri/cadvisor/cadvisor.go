@@ -85,6 +85,7 @@ func (s *Server) Register(g *grpc.Server) {
 		}
 		return containerMessage(c), nil
 	}), s)
+
 	g.RegisterService(service("containerd.services.tasks.v1.Tasks", "Get", func(request []byte) ([]byte, error) {
 		c, err := s.named(request)
 		if err == nil && c.Pid == 0 && !c.Exited {
@@ -113,6 +114,7 @@ func service(name, call string, answer func(request []byte) ([]byte, error)) *gr
 		if err := decode(&request); err != nil {
 			return nil, err
 		}
+
 		info := &grpc.UnaryServerInfo{Server: s, FullMethod: "/" + name + "/" + call}
 		return intercept(ctx, &request, info, func(context.Context, any) (any, error) {
 			data, err := answer(request)

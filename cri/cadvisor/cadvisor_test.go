@@ -33,6 +33,7 @@ func scene(t *testing.T, containers map[string]Container) *grpc.ClientConn {
 	g := grpc.NewServer(Options(rpcerr.New([]rpcerr.Rule{
 		{Err: errUnknown, Code: rpcerr.NotFound}, {Err: ErrRequest, Code: rpcerr.InvalidArgument}, {Err: ErrNotStarted, Code: rpcerr.NotFound},
 	}).Unary())...)
+
 	s := &Server{Version: "1.2.3", Source: func(id string) (Container, error) {
 		c, ok := containers[id]
 		if !ok {
@@ -40,6 +41,7 @@ func scene(t *testing.T, containers map[string]Container) *grpc.ClientConn {
 		}
 		return c, nil
 	}}
+
 	s.Register(g)
 	l := bufconn.Listen(1 << 16)
 	done := make(chan error, 1)
@@ -66,6 +68,7 @@ func TestAnswers(t *testing.T) {
 		ID: "r", Labels: map[string]string{"io.kubernetes.pod.name": "web", "empty": ""}, Image: "busybox:1", CreatedAt: created.UnixNano(),
 		Pid: 77, Spec: []byte(`{"process":{}}`),
 	}
+
 	sandbox := running
 	sandbox.ID, sandbox.Sandbox = "s", true
 	ended := Container{ID: "e", Pid: 78, Exited: true, ExitCode: 137}
@@ -78,6 +81,7 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("the process of %s, which was not started: %v", id, err)
 		}
 	}
+
 	v, err := versionapi.NewVersionClient(conn).Version(ctx, &emptypb.Empty{})
 	if err != nil || v.Version != "1.2.3" {
 		t.Errorf("version %v, %v", v, err)
@@ -89,15 +93,18 @@ func TestAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		c := got.Container
 		labels := map[string]string{"io.kubernetes.pod.name": "web", "empty": "", "io.cri-containerd.kind": kind}
 		if c.ID != id || c.Image != "busybox:1" || !maps.Equal(c.Labels, labels) || string(c.Spec.GetValue()) != `{"process":{}}` || !c.CreatedAt.AsTime().Equal(created) {
 			t.Errorf("container %v", c)
 		}
+
 		if unknown := c.ProtoReflect().GetUnknown(); len(unknown) > 0 {
 			t.Errorf("container has fields that there are not: %q", unknown)
 		}
 	}
+
 	if _, ok := running.Labels["io.cri-containerd.kind"]; ok {
 		t.Error("the record's labels were changed")
 	}
@@ -122,18 +129,22 @@ func TestRefusals(t *testing.T) {
 		_, err := containers.Get(ctx, &containersapi.GetContainerRequest{ID: id})
 		return err
 	}
+
 	task := func(id string) error {
 		_, err := tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: id})
 		return err
 	}
+
 	list := func() error {
 		_, err := containers.List(ctx, &containersapi.ListContainersRequest{})
 		return err
 	}
+
 	kill := func() error {
 		_, err := tasks.Kill(ctx, &tasksapi.KillRequest{ContainerID: "made", Signal: 9})
 		return err
 	}
+
 	for name, tc := range map[string]struct {
 		err  error
 		want codes.Code

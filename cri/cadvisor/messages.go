@@ -55,6 +55,7 @@ func containerMessage(c Container) []byte {
 	labels := map[string]string{}
 	maps.Copy(labels, c.Labels)
 	labels[kindLabel] = "container"
+
 	if c.Sandbox {
 		labels[kindLabel] = "sandbox"
 	}
@@ -64,6 +65,7 @@ func containerMessage(c Container) []byte {
 		entry.text(2, labels[key])
 		m.bytes(2, entry)
 	}
+
 	m.text(3, c.Image)
 
 	var spec message
@@ -87,6 +89,7 @@ func taskMessage(c Container) []byte {
 	m.text(1, c.ID)
 	m.text(2, c.ID)
 	m.number(3, uint64(c.Pid))
+
 	if c.Exited {
 		m.number(4, taskStopped)
 		m.number(9, uint64(uint32(c.ExitCode)))
@@ -108,6 +111,7 @@ func firstField(m []byte) (string, error) {
 		if n < 0 {
 			return "", fmt.Errorf("decode a field: %w", protowire.ParseError(n))
 		}
+
 		m = m[n:]
 
 		if number == 1 && kind == protowire.BytesType {
@@ -126,5 +130,6 @@ func firstField(m []byte) (string, error) {
 	if text == "" {
 		return "", errors.New("it names no container")
 	}
+
 	return text, nil
 }

@@ -25,6 +25,7 @@ func (c *Config) Check() error {
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %w: %s", key, ErrInvalid, fmt.Sprintf(format, args...)))
 	}
+
 	c.checkPaths(bad)
 	c.checkChoices(bad)
 	c.checkNumbers(bad)
@@ -33,6 +34,7 @@ func (c *Config) Check() error {
 			bad("default_capabilities", "%q is not a capability", name)
 		}
 	}
+
 	for i, h := range c.RuntimeHandlers {
 		if h == "" || slices.Contains(c.RuntimeHandlers[:i], h) {
 			bad("runtime_handlers", "%q is empty or given twice", h)
@@ -41,6 +43,7 @@ func (c *Config) Check() error {
 			bad("runtime_handlers", "no RuntimeClass can name %q: want lower-case letters, digits and, between them, dashes", h)
 		}
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -54,6 +57,7 @@ func (c *Config) checkPaths(bad complain) {
 			bad(key, "%q is not an absolute path", p)
 		}
 	}
+
 	if c.CAdvisorSocket != "" && !filepath.IsAbs(c.CAdvisorSocket) {
 		bad("cadvisor_socket", "%q is not an absolute path", c.CAdvisorSocket)
 	}
@@ -63,6 +67,7 @@ func (c *Config) checkPaths(bad complain) {
 	if c.SeccompProfile != "" && !filepath.IsAbs(c.SeccompProfile) {
 		bad("seccomp_profile", "%q is not an absolute path", c.SeccompProfile)
 	}
+
 	for key, list := range map[string][]string{
 		"cni_bin_dirs": c.CNIBinDirs, "registry_config_dirs": c.RegistryConfigDirs, "cdi_spec_dirs": c.CDISpecDirs,
 	} {
@@ -72,6 +77,7 @@ func (c *Config) checkPaths(bad complain) {
 			}
 		}
 	}
+
 	if len(c.CNIBinDirs) == 0 {
 		bad("cni_bin_dirs", "at least one folder is needed")
 	}
@@ -97,11 +103,13 @@ func (c *Config) checkChoices(bad complain) {
 			bad(key, "%q is none of %q", v.value, v.allowed)
 		}
 	}
+
 	if _, port, err := net.SplitHostPort(c.StreamAddress); err != nil {
 		bad("stream_address", "%v", err)
 	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		bad("stream_address", "%q is no port: want a number up to 65535, or 0 for any that is free", port)
 	}
+
 	if c.CgroupDriver == "systemd" && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice") {
 		bad("cgroup_parent", "%q is not a slice, which the systemd driver needs", c.CgroupParent)
 	}
@@ -115,18 +123,21 @@ func (c *Config) checkNumbers(bad complain) {
 	if c.MaxConcurrentDownloads < 1 {
 		bad("max_concurrent_downloads", "%d is less than 1", c.MaxConcurrentDownloads)
 	}
+
 	for key, d := range map[string]Duration{"pull_progress_timeout": c.PullProgressTimeout, "stream_idle_timeout": c.StreamIdleTimeout} {
 		// A number without a unit is nanoseconds, which nobody means.
 		if time.Duration(d) < time.Second {
 			bad(key, "%v is less than a second; write it with its unit, as in \"90s\" or \"5m\"", time.Duration(d))
 		}
 	}
+
 	if c.PidsLimit < 0 {
 		bad("pids_limit", "%d is negative", c.PidsLimit)
 	}
 	if n := c.MaxContainerLogLineSize; n != -1 && n < minLogLine {
 		bad("max_container_log_line_size", "%d is neither -1 nor at least %d", n, minLogLine)
 	}
+
 	for _, r := range c.Rlimits {
 		if err := r.check(); err != nil {
 			bad("rlimits", "%v", err)

@@ -103,6 +103,7 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	for _, f := range files {
 		data, err := os.ReadFile(f)
 		if errors.Is(err, fs.ErrNotExist) && f == DefaultPath {
@@ -111,10 +112,12 @@ func Load(path string) (*Config, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read configuration: %w", err)
 		}
+
 		if err := c.merge(f, data); err != nil {
 			return nil, err
 		}
 	}
+
 	if c.NetNSDir == "" {
 		c.NetNSDir = DefaultNetNSDir(c.State)
 	}
@@ -160,6 +163,7 @@ func (c *Config) merge(name string, data []byte) error {
 	case err != nil:
 		return fmt.Errorf("%s: %w: %w", name, ErrInvalid, err)
 	}
+
 	return nil
 }
 
@@ -204,6 +208,7 @@ func editDistance(a, b string) int {
 	for j := range row {
 		row[j] = j
 	}
+
 	for i := range len(a) {
 		diagonal := row[0]
 		row[0] = i + 1
@@ -215,5 +220,6 @@ func editDistance(a, b string) int {
 			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
 		}
 	}
+
 	return row[len(b)]
 }

@@ -31,6 +31,7 @@ func TestTextHasEveryKeyDocumented(t *testing.T) {
 			t.Errorf("key %s is not in the text", key)
 			continue
 		}
+
 		// A key that follows another one directly shares its comment.
 		for i > 0 && !strings.HasPrefix(lines[i], "#") && lines[i] != "" {
 			i--
@@ -64,10 +65,12 @@ func TestLoadAppliesDropInsInOrder(t *testing.T) {
 	write(t, filepath.Join(dir, "config.d", "20.toml"), "pids_limit = 3\n")
 	write(t, filepath.Join(dir, "config.d", "10.toml"), "pids_limit = 2\npinned_images = [\"c\"]\n")
 	write(t, filepath.Join(dir, "config.d", "30.conf"), "pids_limit = 4\n")
+
 	c, err := Load(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	want := Default()
 	want.Root, want.State, want.PidsLimit, want.PinnedImages = "/data", "/run/x", 3, []string{"c"}
 	want.NetNSDir = "/run/x/netns"

@@ -56,10 +56,12 @@ func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	info, err := os.Stat(real)
 	if err != nil {
 		return nil, err
 	}
+
 	if !info.IsDir() {
 		d, err := device(real)
 		if err != nil {
@@ -68,6 +70,7 @@ func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 		d.Path = path
 		return []specs.LinuxDevice{*d}, nil
 	}
+
 	var out []specs.LinuxDevice
 	err = filepath.WalkDir(real, func(p string, e fs.DirEntry, err error) error {
 		if errors.Is(err, os.ErrNotExist) && p != real {
@@ -76,6 +79,7 @@ func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 		if err != nil {
 			return err
 		}
+
 		if e.IsDir() {
 			switch e.Name() {
 			case "pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev":
@@ -86,6 +90,7 @@ func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 		if e.Type()&fs.ModeDevice == 0 || e.Name() == "console" {
 			return nil
 		}
+
 		d, err := device(p)
 		if errors.Is(err, os.ErrNotExist) {
 			return nil // unplugged meanwhile
@@ -93,10 +98,12 @@ func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 		if err != nil {
 			return err
 		}
+
 		d.Path = filepath.Join(path, strings.TrimPrefix(p, real))
 		out = append(out, *d)
 		return nil
 	})
+
 	return out, err
 }
 
@@ -106,10 +113,12 @@ func device(path string) (*specs.LinuxDevice, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
+
 	d := &specs.LinuxDevice{
 		Path: path, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
 		UID: &st.Uid, GID: &st.Gid,
 	}
+
 	mode := fs.FileMode(st.Mode & 0o777)
 	d.FileMode = &mode
 	switch st.Mode & unix.S_IFMT {
@@ -120,5 +129,6 @@ func device(path string) (*specs.LinuxDevice, error) {
 	default:
 		return nil, fmt.Errorf("%s is not a device node", path)
 	}
+
 	return d, nil
 }

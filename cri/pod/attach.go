@@ -25,6 +25,7 @@ func (m *Manager) Attach(ctx context.Context, id string, st Streams) error {
 	if err != nil {
 		return err
 	}
+
 	c, pr := p.record().Container(id), p.process(id)
 	if c == nil || pr == nil || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return fmt.Errorf("attach to container %s: it is not running: %w", id, ErrState)
@@ -32,6 +33,7 @@ func (m *Manager) Attach(ctx context.Context, id string, st Streams) error {
 	if st.Stdin != nil && pr.stdin == nil {
 		return fmt.Errorf("attach to container %s: its standard input is not open: %w", id, ErrState)
 	}
+
 	if err := m.attach(ctx, c, pr, st); err != nil {
 		return fmt.Errorf("attach to container %s: %w", id, err)
 	}
@@ -50,6 +52,7 @@ func (m *Manager) attach(ctx context.Context, c *Container, pr *process, st Stre
 	if st.Stdout == nil && st.Stderr == nil {
 		return k.listen(ctx, m.feed(c, pr, st.Stdin))
 	}
+
 	for again := false; ; again = true {
 		keeper, err := k.connect(ctx)
 		if again && (errors.Is(err, client.ErrNotRunning) || errors.Is(err, client.ErrNotFound)) {
@@ -58,12 +61,14 @@ func (m *Manager) attach(ctx context.Context, c *Container, pr *process, st Stre
 		if err != nil {
 			return err
 		}
+
 		if !again { // not before the answer to it can be heard
 			m.feed(c, pr, st.Stdin)
 		}
 		if over, err := k.converse(ctx); over || err != nil {
 			return err
 		}
+
 		select {
 		case <-keeper.Done():
 		case <-time.After(lostTime):
@@ -92,6 +97,7 @@ func (k *conversation) connect(ctx context.Context) (keeper *client.Client, err 
 			closeAll(k.readers)
 		}
 	}()
+
 	for i, want := range []bool{k.st.Stdout != nil, k.st.Stderr != nil && !k.c.Config.Msg.GetTty()} {
 		if !want {
 			continue
@@ -100,11 +106,13 @@ func (k *conversation) connect(ctx context.Context) (keeper *client.Client, err 
 		if err != nil {
 			return nil, err
 		}
+
 		writers[i] = w
 		if k.readers[i], err = polled(r); err != nil {
 			return nil, err
 		}
 	}
+
 	err = k.m.Keeper.insist(ctx, func(c *client.Client) error {
 		keeper = c
 		return c.Attach(ctx, k.c.ID, writers[0], writers[1])
@@ -142,6 +150,7 @@ func (k *conversation) converse(ctx context.Context) (over bool, err error) {
 		if from == nil {
 			continue
 		}
+
 		b := newBacklog(maxBacklog)
 		backlogs = append(backlogs, b)
 		filling.Go(func() { b.fill(from) })
@@ -151,6 +160,7 @@ func (k *conversation) converse(ctx context.Context) (over bool, err error) {
 			}
 		})
 	}
+
 	filled, emptied := closedAfter(&filling), closedAfter(&emptying)
 	defer func() {
 		for _, b := range backlogs {
@@ -165,16 +175,19 @@ func (k *conversation) converse(ctx context.Context) (over bool, err error) {
 			f.SetReadDeadline(time.Now())
 		}
 	}
+
 	<-filled
 	for _, f := range k.readers {
 		if client.OutputLost(f) {
 			err = errors.Join(err, fmt.Errorf("%w: the output came faster than it could be passed on", ErrSlow))
 		}
 	}
+
 	closeAll(k.readers)
 	if err != nil {
 		return over, err
 	}
+
 	// The rest is the client's, however slow it is.
 	select {
 	case <-emptied:
@@ -183,6 +196,7 @@ func (k *conversation) converse(ctx context.Context) (over bool, err error) {
 	case <-ctx.Done():
 		return true, whyEnded(ctx)
 	}
+
 	for _, b := range backlogs {
 		err = errors.Join(err, b.lost())
 	}
@@ -233,6 +247,7 @@ func (m *Manager) feed(c *Container, pr *process, from io.Reader) <-chan struct{
 		return nil
 	}
 	done := make(chan struct{})
+
 	// Not waited for: a client that sends nothing blocks its read for ever.
 	go func() {
 		defer close(done)
@@ -243,5 +258,6 @@ func (m *Manager) feed(c *Container, pr *process, from io.Reader) <-chan struct{
 			warn(err, "close a container's input", "container", c.ID)
 		}
 	}()
+
 	return done
 }

@@ -37,6 +37,7 @@ func (b *backlog) fill(from io.Reader) {
 		if b.data.Len()+n > b.max {
 			b.over, n = true, 0
 		}
+
 		b.data.Write(buf[:n])
 		b.ended = b.ended || err != nil || b.over
 		ended := b.ended
@@ -56,11 +57,13 @@ func (b *backlog) empty(to io.Writer) error {
 		for b.data.Len() == 0 && !b.ended {
 			b.more.Wait()
 		}
+
 		n, _ := b.data.Read(buf) // it ends with nothing
 		b.mu.Unlock()
 		if n == 0 {
 			return nil
 		}
+
 		if _, err := to.Write(buf[:n]); err != nil {
 			return err
 		}

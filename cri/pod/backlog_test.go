@@ -23,19 +23,23 @@ func TestBacklog(t *testing.T) {
 		if err := b.empty(&out); err != nil {
 			t.Error(err)
 		}
+
 		if err := b.lost(); !errors.Is(err, c.lost) || c.lost == nil && out.Len() != c.size {
 			t.Errorf("%s: %d bytes came, %v", name, out.Len(), err)
 		}
 	}
+
 	// Dropped, it lets both sides go.
 	b := newBacklog(limit)
 	r, w := io.Pipe()
 	done := make(chan struct{})
 	go func() { b.fill(r); close(done) }()
+
 	emptied := make(chan error)
 	go func() { emptied <- b.empty(io.Discard) }()
 	b.drop()
 	w.Close()
+
 	for range 2 {
 		select {
 		case err := <-emptied:

@@ -59,10 +59,12 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *ru
 	if err != nil {
 		return "", err
 	}
+
 	r := p.record()
 	if err := spec.ValidateContainer(cfg, r.Config.Msg); err != nil {
 		return "", err
 	}
+
 	key := fmt.Sprintf("container %s (attempt %d) in sandbox %s", cfg.GetMetadata().GetName(), cfg.GetMetadata().GetAttempt(), r.ID)
 	return m.join(ctx, key, func(ctx context.Context) (string, error) {
 		release, err := p.lock(ctx)
@@ -70,6 +72,7 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *ru
 			return "", err
 		}
 		defer release()
+
 		id, err := p.create(ctx, cfg)
 		if err != nil {
 			return "", fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
@@ -84,6 +87,7 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 	if !r.Ready() {
 		return "", fmt.Errorf("sandbox %s is not ready: %w", r.ID, ErrState)
 	}
+
 	for _, c := range r.Containers {
 		old := c.Config.Msg
 		switch {
@@ -98,10 +102,12 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 			return c.ID, nil
 		}
 	}
+
 	k, c, err := p.newContainer(cfg)
 	if err != nil {
 		return "", err
 	}
+
 	if err := walk(ctx, containerSteps, k, k.recorder(c)); err != nil {
 		if leftOver(err) {
 			warn(p.updateContainer(c.ID, func(c *Container) { c.Left, c.Message = true, err.Error() }), "note what is left of a container", "container", c.ID)
@@ -110,6 +116,7 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 		}
 		return "", errors.Join(err, p.update(func(r *Record) { r.drop(c.ID) }))
 	}
+
 	p.m.index(c.ID, p)
 	p.m.events.container(p.record(), c.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return c.ID, nil
@@ -139,17 +146,20 @@ func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*making, *Container
 	if err != nil {
 		return nil, nil, err
 	}
+
 	cfg = proto.Clone(cfg).(*runtimeapi.ContainerConfig)
 	id := newID()
 	cgroupPath, err := p.m.Cgroups.Path(p.record().Config.Msg.GetLinux().GetCgroupParent(), id)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+
 	c := &Container{
 		ID: id, Config: message(cfg), ImageID: img.ID, ImageRef: imageRef(cfg, img), ImageDigest: imageDigest(cfg, img), Phase: containerSteps[0].name,
 		CreatedAt: time.Now().UnixNano(), CgroupPath: cgroupPath,
 		LogPath: spec.LogPath(p.record().Config.Msg, cfg),
 	}
+
 	if res := cfg.GetLinux().GetResources(); res != nil {
 		m := message(res)
 		c.Resources = &m
@@ -181,12 +191,14 @@ func imageDigest(cfg *runtimeapi.ContainerConfig, img image.Image) string {
 		if err != nil {
 			continue
 		}
+
 		for _, digested := range img.RepoDigests {
 			if strings.HasPrefix(digested, name+"@") {
 				return digested
 			}
 		}
 	}
+
 	if len(img.RepoDigests) > 0 {
 		return img.RepoDigests[0]
 	}
@@ -231,10 +243,12 @@ func (k *making) makeSpec(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	root, err := p.m.Images.Mount(ctx, k.id, image.View{UserNS: p.namespace("user"), Label: labels.Mount})
 	if err != nil {
 		return fmt.Errorf("mount root file system: %w", err)
 	}
+
 	pr := newProcess()
 	pr.rootfs = root
 	p.setProcess(k.id, pr)
@@ -242,6 +256,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	for _, w := range out.Warnings {
 		klog.InfoS("A container gets less than it asks for", "container", k.id, "missing", w)
 	}
@@ -251,11 +266,13 @@ func (k *making) makeSpec(ctx context.Context) error {
 		}
 		out.Relabel = append(out.Relabel, v.Source)
 	}
+
 	for _, path := range out.Relabel {
 		if err := relabel(ctx, path, labels.Mount); err != nil {
 			return err
 		}
 	}
+
 	if err := p.shareFiles(labels); err != nil {
 		return err
 	}
@@ -263,10 +280,12 @@ func (k *making) makeSpec(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	k.spec = out.Spec
 	if err := durable.CreateFile(k.specPath(), data, 0o600); err != nil {
 		return err
 	}
+
 	p.m.specs.put(k.id, out.Spec, len(data))
 	k.found = func(c *Container) {
 		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
@@ -284,10 +303,12 @@ func (k *making) translate(ctx context.Context, root *os.File, labels spec.Label
 		return nil, nil, spec.ResolvedUser{}, err
 	}
 	defer release()
+
 	user, err := spec.ResolveUser(root, cfg, img.User)
 	if err != nil {
 		return nil, nil, user, err
 	}
+
 	out, err := k.container(labels, user)
 	if err != nil {
 		return nil, nil, user, err
@@ -322,9 +343,11 @@ func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount, lab
 		if err != nil {
 			return nil, fmt.Errorf("%w: image volume at %s: %w", ErrImageVolume, im.Path, err)
 		}
+
 		if err := k.p.m.Images.Hold(ctx, k.id, img.ID); err != nil {
 			return nil, fmt.Errorf("%w: keep the image for %s: %w", ErrImageVolume, im.Path, err)
 		}
+
 		// Whether it can be mounted is told now, where kubelet looks for it.
 		f, err := k.p.m.Images.MountImage(ctx, img.ID, im.SubPath, image.View{UserNS: k.p.namespace("user"), Label: label})
 		if err != nil {
@@ -333,6 +356,7 @@ func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount, lab
 		f.Close()
 		out = append(out, ImageVolume{Path: im.Path, ImageID: img.ID, SubPath: im.SubPath})
 	}
+
 	return out, nil
 }
 

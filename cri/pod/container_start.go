@@ -64,6 +64,7 @@ func (p *pod) start(ctx context.Context, id string) error {
 	case !r.Ready():
 		return fmt.Errorf("start container %s: sandbox %s is not ready: %w", id, r.ID, ErrState)
 	}
+
 	if pr := p.process(id); pr != nil && pr.failure != nil { // and could not be recorded
 		return fmt.Errorf("start container %s: an earlier start failed: %w: %w", id, ErrState, pr.failure)
 	}
@@ -71,6 +72,7 @@ func (p *pod) start(ctx context.Context, id string) error {
 		p.startFailed(ctx, id, err)
 		return err
 	}
+
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	return nil
 }
@@ -86,6 +88,7 @@ func (p *pod) startFailed(ctx context.Context, id string, cause error) {
 		c.StartedAt, c.FinishedAt, c.ExitCode = now, now, exitStartError
 		c.Reason, c.Message = reasonStartError, cause.Error()
 	}
+
 	if err := p.updateContainer(id, note); err != nil && !errors.Is(err, ErrNotFound) {
 		p.m.wg.Go(func() { p.insist(id, note, nil) })
 	}
@@ -107,16 +110,19 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+
 	s = withScore(s, c)
 	pr, err := p.prepareProcess(ctx, c, s)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+
 	h := &held{files: launch.Held{}}
 	defer h.close()
 	if err := p.gather(ctx, h, r, c, s, pr); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+
 	options := plan.Options{
 		Name: name, PodBase: true, AnyOrder: true, Gate: pr.group.NeedsGate(),
 		Terminal: s.Process.Terminal, HasStdin: cfg.GetStdin(), Nodes: c.Nodes,
@@ -124,6 +130,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		Procfs:      c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
 		Hierarchies: p.m.Cgroups.Hierarchies(),
 	}
+
 	options.CgroupV2, options.CgroupTasks = h.cgroupEntry()
 	p.beginBirth(&pr.birth)
 	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, pr.log, keep(pr), p.m.gate(ctx, pr.group))
@@ -135,14 +142,17 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		}
 		return err
 	}
+
 	pr.pid, pr.pidfd, pr.terminal = started.Pid, started.PidFD, started.Terminal
 	if pr.terminal != nil && cfg.GetStdin() {
 		pr.stdin = pr.terminal
 	}
+
 	identity, err := identify(started.Pid)
 	if err != nil {
 		identity = &Process{Pid: started.Pid} // gone already; its exit is on the way
 	}
+
 	err = p.updateContainer(c.ID, func(c *Container) {
 		c.StartedAt, c.Process = started.StartedAt.UnixNano(), identity
 	})
@@ -153,11 +163,13 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	pr.rootfs.Close()
 	pr.rootfs = nil
 	close(pr.started)
+
 	if missed {
 		warn(p.handOverMissed(func(k *client.Client, exits map[string]client.Exit) error {
 			return p.handOverRunning(p.m.ctx, k, p.record(), c.ID, exits)
 		}), "hand a started container to the new keeper", "container", c.ID)
 	}
+
 	return nil
 }
 
@@ -183,12 +195,14 @@ func (p *pod) prepareProcess(ctx context.Context, c *Container, s *specs.Spec) (
 		if err != nil {
 			return nil, err
 		}
+
 		group, err := p.m.Cgroups.Create(ctx, c.CgroupPath, resources)
 		if err != nil {
 			return nil, fmt.Errorf("make cgroup: %w", err)
 		}
 		p.setGroup(pr, group)
 	}
+
 	return pr, nil
 }
 
@@ -217,11 +231,13 @@ func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *s
 			h.files["ns/"+kind] = f
 		}
 	}
+
 	if c.PIDTarget != "" {
 		if err := p.holdTarget(h, c.PIDTarget); err != nil {
 			return err
 		}
 	}
+
 	if !pr.group.NeedsGate() {
 		entry, err := pr.group.Entry()
 		if err != nil {
@@ -229,6 +245,7 @@ func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *s
 		}
 		h.addCgroup(entry)
 	}
+
 	if err := p.holdImages(ctx, h, c, s); err != nil {
 		return err
 	}
@@ -241,16 +258,20 @@ func (p *pod) holdTarget(h *held, target string) error {
 	if err != nil {
 		return fmt.Errorf("target of the PID namespace: %w", err)
 	}
+
 	pr := p.process(id)
 	if pr == nil || pr.pidfd == nil {
 		return fmt.Errorf("target container %s of the PID namespace is not running in this pod: %w", target, ErrState)
 	}
+
 	f, err := os.Open("/proc/" + strconv.Itoa(pr.pid) + "/ns/pid")
 	if err != nil {
 		return fmt.Errorf("open PID namespace of container %s: %w", target, err)
 	}
+
 	h.add("ns/pid", f)
 	h.files["target"] = pr.pidfd
+
 	// While the pidfd's process lives, its pid was not reused.
 	if err := signal0(pr.pidfd); err != nil {
 		return fmt.Errorf("target container %s of the PID namespace: %w", target, err)

@@ -18,16 +18,19 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 	if err != nil {
 		return ignoreNotFound(err)
 	}
+
 	c := p.record().Container(id)
 	if c == nil || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}
+
 	if pr := p.process(id); timeout > 0 && pr != nil {
 		if err := pr.signal(unix.Signal(c.StopSignal)); err != nil {
 			return fmt.Errorf("send signal %d to container %s: %w", c.StopSignal, id, err)
 		}
 		timer := time.NewTimer(timeout)
 		defer timer.Stop()
+
 		select {
 		case <-pr.exited:
 			return nil
@@ -36,6 +39,7 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 			return fmt.Errorf("wait for container %s to end: %w", id, ctx.Err())
 		}
 	}
+
 	return p.kill(ctx, c)
 }
 
@@ -55,6 +59,7 @@ func (p *pod) kill(ctx context.Context, c *Container) error {
 		}
 		return nil
 	}
+
 	if err := pr.signal(unix.SIGKILL); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.ID, err)
 	}
@@ -65,6 +70,7 @@ func (p *pod) kill(ctx context.Context, c *Container) error {
 	case <-time.After(helpAfter):
 		p.killGroup(ctx, c)
 	}
+
 	select {
 	case <-pr.exited:
 		return nil
@@ -119,6 +125,7 @@ func (p *pod) removeContainer(ctx context.Context, id string) error {
 			return err
 		}
 	}
+
 	forget := func() error {
 		ctx, cancel := context.WithTimeout(ctx, killTimeout)
 		defer cancel()
@@ -127,6 +134,7 @@ func (p *pod) removeContainer(ctx context.Context, id string) error {
 	if err := attempt("forget process", forget); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
+
 	if err := p.undoContainer(ctx, c); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}

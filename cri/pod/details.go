@@ -76,15 +76,18 @@ func (m *Manager) SandboxDetails(r *Record) map[string]any {
 		},
 		"cniResult": cniResult(r),
 	}
+
 	// Without a process of the pod's own, any in its namespaces will do.
 	if r.Pause != nil {
 		info["pid"] = r.Pause.Pid
 	}
+
 	for _, c := range r.Containers {
 		if info["pid"] == nil && c.Process != nil && c.State() == runtimeapi.ContainerState_CONTAINER_RUNNING {
 			info["pid"] = c.Process.Pid
 		}
 	}
+
 	return map[string]any{"info": info}
 }
 
@@ -100,6 +103,7 @@ func cniResult(r *Record) any {
 		Mac       string
 		Sandbox   string
 	}
+
 	if len(r.IPs) == 0 || onNode(r) {
 		return nil
 	}
@@ -107,6 +111,7 @@ func cniResult(r *Record) any {
 	for _, ip := range r.IPs {
 		own.IPConfigs = append(own.IPConfigs, address{IP: ip})
 	}
+
 	return map[string]any{"Interfaces": map[string]iface{network.DefaultIfName: own}}
 }
 
@@ -118,6 +123,7 @@ func (m *Manager) ContainerDetails(r *Record, c *Container) map[string]any {
 		"sandboxID": r.ID, "config": c.Config, "cgroup": c.CgroupPath, "imageID": c.ImageID,
 		"runtimeType": "crisp", "removing": false,
 	}
+
 	if c.Process != nil {
 		info["pid"] = c.Process.Pid
 	}
@@ -127,6 +133,7 @@ func (m *Manager) ContainerDetails(r *Record, c *Container) map[string]any {
 			info["runtimeSpec"] = m.specInForce(s, r, c)
 		}
 	}
+
 	return map[string]any{"info": info}
 }
 
@@ -136,15 +143,18 @@ func (m *Manager) specInForce(made *specs.Spec, r *Record, c *Container) *specs.
 	if s.Linux == nil {
 		return s
 	}
+
 	linux := *s.Linux
 	own := *s
 	own.Linux = &linux
 	linux.Namespaces = slices.Clone(linux.Namespaces)
+
 	for i, ns := range linux.Namespaces {
 		if ns.Type == specs.NetworkNamespace && r.NetNS != "" {
 			linux.Namespaces[i].Path = r.NetNS
 		}
 	}
+
 	if limits := c.limits(); limits != nil && linux.Resources != nil {
 		if updated, err := m.limits(limits, made); err == nil {
 			if updated.Memory != nil {
@@ -153,6 +163,7 @@ func (m *Manager) specInForce(made *specs.Spec, r *Record, c *Container) *specs.
 			linux.Resources = updated
 		}
 	}
+
 	return &own
 }
 

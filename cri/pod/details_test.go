@@ -14,6 +14,7 @@ func TestImageNames(t *testing.T) {
 		ID: id, RepoTags: []string{"docker.io/library/web:1", "quay.io/web:2"},
 		RepoDigests: []string{"docker.io/library/web" + sum, "quay.io/web" + sum},
 	}
+
 	for _, c := range []struct {
 		name, asked, user string
 		img               image.Image

@@ -90,10 +90,12 @@ func (b *broadcaster) send(r *Record, id string, kind runtimeapi.ContainerEventT
 	if len(b.subs) == 0 {
 		return
 	}
+
 	e := &runtimeapi.ContainerEventResponse{
 		ContainerId: id, ContainerEventType: kind, CreatedAt: time.Now().UnixNano(),
 		PodSandboxStatus: r.Status(), ContainersStatuses: r.ContainerStatuses(),
 	}
+
 	for s := range b.subs {
 		select {
 		case s.c <- e:

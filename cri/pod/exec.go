@@ -60,6 +60,7 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, io Streams)
 	if err != nil {
 		return 0, err
 	}
+
 	if len(cmd) == 0 {
 		return 0, fmt.Errorf("exec in container %s: %w: no command", id, ErrInvalid)
 	}
@@ -68,6 +69,7 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, io Streams)
 	if c == nil || pr == nil || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return 0, fmt.Errorf("exec in container %s: it is not running: %w", id, ErrState)
 	}
+
 	code, err := p.exec(ctx, c, pr, cmd, io)
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", id, err)
@@ -81,17 +83,20 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	if err != nil {
 		return 0, err
 	}
+
 	s = withScore(s, c)
 	proc := *s.Process
 	proc.Args, proc.Terminal = cmd, st.TTY
 	if st.TTY {
 		proc.Env = withTerm(proc.Env)
 	}
+
 	if err := spec.CheckArguments(&proc, p.m.Host); err != nil {
 		return 0, err
 	}
 	h := &held{files: launch.Held{}}
 	defer h.close()
+
 	if err := p.holdProcess(h, pr); err != nil {
 		return 0, err
 	}
@@ -99,6 +104,7 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	if err != nil {
 		return 0, fmt.Errorf("open cgroup: %w", err)
 	}
+
 	h.addCgroup(entry)
 	ends, err := openEnds(h, st)
 	if err != nil {
@@ -113,6 +119,7 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 		Name: "exec in container " + c.Config.Msg.GetMetadata().GetName(), PodBase: true,
 		Terminal: st.TTY, HasStdin: st.Stdin != nil, NoStdout: st.Stdout == nil, NoStderr: st.Stderr == nil,
 	}
+
 	o.CgroupV2, o.CgroupTasks = h.cgroupEntry()
 	started, err := p.m.Launcher.Exec(ctx, ses.id, s, &proc, o, h.files)
 	release()
@@ -122,11 +129,13 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	h.close() // the command's ends of the pipes: only its own copies count now
 	h.own = nil
 	defer started.PidFD.Close()
+
 	if started.Terminal != nil {
 		if ends.terminal, err = polled(started.Terminal); err != nil {
 			return 0, err
 		}
 	}
+
 	p.m.sessionStarted(ses, started)
 	exit, err := ends.run(ctx, st, started.PidFD, ses)
 	if errors.Is(err, errKeeperLost) {
@@ -135,6 +144,7 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	if err != nil {
 		return 0, err
 	}
+
 	return p.m.sessionCode(ses, exit)
 }
 
@@ -243,6 +253,7 @@ func openEnds(h *held, st Streams) (*ends, error) {
 	if st.TTY {
 		return e, nil
 	}
+
 	out := func(name string, want bool, ours **os.File) error {
 		if !want {
 			return nil
@@ -251,10 +262,12 @@ func openEnds(h *held, st Streams) (*ends, error) {
 		if err != nil {
 			return err
 		}
+
 		h.add(name, w)
 		*ours, err = polled(r)
 		return err
 	}
+
 	err := errors.Join(out("stdout", st.Stdout != nil, &e.stdout), out("stderr", st.Stderr != nil, &e.stderr))
 	if st.Stdin != nil && err == nil {
 		var r, w *os.File
@@ -267,6 +280,7 @@ func openEnds(h *held, st Streams) (*ends, error) {
 		e.close()
 		return nil, err
 	}
+
 	return e, nil
 }
 
@@ -276,6 +290,7 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session
 	if e.terminal != nil {
 		in, stdout = e.terminal, e.terminal
 	}
+
 	if st.Stdin != nil && in != nil {
 		// Not waited for: a client that sends nothing blocks its read for ever.
 		go func() {
@@ -285,11 +300,13 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session
 			}
 		}()
 	}
+
 	stopResize := followResize(e.terminal, st.Resize)
 	defer stopResize()
 	var out sync.WaitGroup
 	drain(&out, st.Stdout, stdout)
 	drain(&out, st.Stderr, e.stderr)
+
 	drained := make(chan struct{})
 	go func() { out.Wait(); close(drained) }()
 	defer func() { <-drained }()
@@ -334,6 +351,7 @@ func copyOut(to io.Writer, from *os.File) {
 	if _, err := io.Copy(to, from); !errors.Is(err, os.ErrDeadlineExceeded) {
 		return
 	}
+
 	buf := make([]byte, 32<<10)
 	for left := mostInPipe; left > 0; {
 		if from.SetReadDeadline(time.Now().Add(drainTimeout)) != nil {
@@ -380,6 +398,7 @@ func followResize(terminal *os.File, sizes <-chan TerminalSize) (stop func()) {
 			}
 		}
 	}()
+
 	return func() { close(quit); <-done }
 }
 

@@ -93,11 +93,13 @@ func (p *pod) insist(id string, change func(*Container), why chan<- error) bool 
 		if err == nil || errors.Is(err, ErrNotFound) {
 			return true
 		}
+
 		klog.ErrorS(err, "Record the end of a container", "container", id)
 		select {
 		case why <- err:
 		default:
 		}
+
 		select {
 		case <-time.After(recordRetry):
 		case <-p.m.ctx.Done():
@@ -168,6 +170,7 @@ func (m *Manager) pauseExited(e client.Exit) {
 		m.forgetStranger(e)
 		return
 	}
+
 	p.mu.Lock()
 	if p.paused != nil {
 		close(p.paused)
@@ -181,11 +184,13 @@ func (m *Manager) pauseExited(e client.Exit) {
 	if !p.record().Ready() {
 		return
 	}
+
 	err = p.update(func(r *Record) {
 		if r.Ready() {
 			r.Phase, r.Reason = phaseStopping, "the first process of the pod's PID namespace ended"
 		}
 	})
+
 	warn(err, "note the end of a pod's first process", "sandbox", e.ID)
 	m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }

@@ -96,6 +96,7 @@ func (k *Keeper) insistOn(ctx context.Context, lost error, request func(*client.
 		if !errors.Is(err, lost) {
 			return err
 		}
+
 		select {
 		case <-next:
 		case <-ctx.Done():
@@ -162,6 +163,7 @@ func (k *Keeper) forgetDying(ctx context.Context, id string, ended <-chan struct
 		if !errors.Is(err, client.ErrRunning) {
 			return err
 		}
+
 		if tries == forgetKills {
 			warn(k.kill(ctx, id), "kill what the keeper holds", "id", id)
 		}
@@ -234,6 +236,7 @@ func (m *Manager) replaceKeeper() {
 			warn(old.Close(), "close the connection to the keeper that died")
 			return
 		}
+
 		klog.ErrorS(err, "Start another keeper")
 		select {
 		case <-time.After(keeperRetry):
@@ -315,6 +318,7 @@ func (p *pod) handOverSandbox(ctx context.Context, c *client.Client, r *Record, 
 	if len(namespaces) == 0 {
 		return nil
 	}
+
 	a := client.Adoption{ID: r.ID, Kind: client.Sandbox}
 	a.Namespaces, a.StartedAt = namespaces, time.Unix(0, r.CreatedAt)
 	if e, ok := exits[r.ID]; ok {
@@ -325,6 +329,7 @@ func (p *pod) handOverSandbox(ctx context.Context, c *client.Client, r *Record, 
 			return err
 		}
 	}
+
 	_, err := adopt(ctx, c, a)
 	return err
 }
@@ -334,12 +339,14 @@ func (p *pod) handOverContainer(ctx context.Context, c *client.Client, r *Record
 	if err != nil {
 		return err
 	}
+
 	p.mu.Lock()
 	known := pr.orphan != nil
 	pr.orphan = o
 	a := client.Adoption{ID: ctr.ID, Kind: client.Container, Keep: keep(pr), Log: pr.log}
 	p.mu.Unlock()
 	a.Pid, a.PidFD, a.Terminal, a.StartedAt = pr.pid, pr.pidfd, pr.terminal, time.Unix(0, ctr.StartedAt)
+
 	had, err := adopt(ctx, c, a)
 	if had && !known {
 		p.mu.Lock()
@@ -347,6 +354,7 @@ func (p *pod) handOverContainer(ctx context.Context, c *client.Client, r *Record
 		p.mu.Unlock()
 		p.m.orphans.Release(o)
 	}
+
 	return err
 }
 
@@ -381,6 +389,7 @@ func exitOf(o *orphan.Orphan, e client.Exit) (_ client.Exit, known bool) {
 	case <-time.After(orphanTimeout):
 		return e, false
 	}
+
 	switch {
 	case !o.Known:
 	case o.Status.Signaled():
@@ -388,6 +397,7 @@ func exitOf(o *orphan.Orphan, e client.Exit) (_ client.Exit, known bool) {
 	default:
 		e.Signal, e.Code = 0, o.Status.ExitStatus()
 	}
+
 	return e, o.Known
 }
 
@@ -415,6 +425,7 @@ func (m *Manager) findSessions(c *client.Client) map[string]client.Exit {
 		klog.ErrorS(err, "Ask the keeper what it holds")
 		return exits
 	}
+
 	for i := range list {
 		held[list[i].ID] = &list[i]
 		if list[i].Exit != nil {
@@ -422,11 +433,13 @@ func (m *Manager) findSessions(c *client.Client) map[string]client.Exit {
 		}
 		list[i].Close()
 	}
+
 	for _, s := range m.strayed(held) {
 		err := m.handOverSession(c, s)
 		if err == nil || errors.Is(err, client.ErrLost) { // the next keeper gets it
 			continue
 		}
+
 		klog.ErrorS(err, "Hand a command to the new keeper; it is ended", "session", s.id)
 		m.mu.Lock()
 		if m.sessions[s.id] == s {
@@ -435,6 +448,7 @@ func (m *Manager) findSessions(c *client.Client) map[string]client.Exit {
 		}
 		m.mu.Unlock()
 	}
+
 	return exits
 }
 
@@ -457,6 +471,7 @@ func (m *Manager) strayed(held map[string]*client.Entry) (list []*session) {
 			}
 		}
 	}
+
 	return list
 }
 
@@ -469,6 +484,7 @@ func (m *Manager) handOverSession(c *client.Client, s *session) error {
 	if err != nil {
 		return err
 	}
+
 	m.mu.Lock()
 	s.orphan = o
 	m.mu.Unlock()

@@ -115,11 +115,13 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read boot id: %w", err)
 	}
+
 	bootID := strings.TrimSpace(string(boot))
 	records, err := openStore(filepath.Join(o.Root, "pods"), bootID)
 	if err != nil {
 		return nil, err
 	}
+
 	if err := os.MkdirAll(o.NetNSDir, 0o755); err != nil {
 		return nil, fmt.Errorf("make folder for network namespaces: %w", err)
 	}
@@ -134,11 +136,13 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		sessions:   map[string]*session{},
 		orphans:    orphan.New(),
 	}
+
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := m.recover(ctx); err != nil {
 		m.cancel()
 		return nil, err
 	}
+
 	m.wg.Go(func() { m.orphans.Run(m.ctx) })
 	m.wg.Go(m.followKeeper)
 	m.upgradeKeeper()
@@ -196,6 +200,7 @@ func (m *Manager) join(ctx context.Context, key string, do func(context.Context)
 		})
 	}
 	m.mu.Unlock()
+
 	select {
 	case <-op.done:
 		return op.id, op.err
@@ -240,11 +245,13 @@ func find[V any](m *Manager, index map[string]V, kind, id string) (V, string, er
 	if id == "" {
 		return zero, "", fmt.Errorf("%w: empty %s id", ErrInvalid, kind)
 	}
+
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if v, ok := index[id]; ok {
 		return v, id, nil
 	}
+
 	var match string
 	for full := range index {
 		if strings.HasPrefix(full, id) {
@@ -257,6 +264,7 @@ func find[V any](m *Manager, index map[string]V, kind, id string) (V, string, er
 	if match == "" {
 		return zero, "", fmt.Errorf("%s %s: %w", kind, id, ErrNotFound)
 	}
+
 	return index[match], match, nil
 }
 

@@ -30,19 +30,23 @@ func TestRetryJoinsTheOperationUnderWay(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			return "id", ctx.Err()
 		}
+
 		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := m.join(impatient, "key", work); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("impatient caller got %v", err)
 		}
+
 		id, err := m.join(t.Context(), "key", work)
 		if id != "id" || err != nil || runs.Load() != 1 {
 			t.Errorf("retry got %q, %v after %d runs", id, err, runs.Load())
 		}
+
 		if _, err := m.join(t.Context(), "key", work); err != nil || runs.Load() != 2 {
 			t.Errorf("next call: %v after %d runs, want a run of its own", err, runs.Load())
 		}
 		m.wg.Wait()
+
 		if len(m.ops) != 0 {
 			t.Errorf("%d operations left", len(m.ops))
 		}
@@ -54,6 +58,7 @@ func TestFindByPrefix(t *testing.T) {
 	for _, id := range []string{"aa11", "aa22", "bb33"} {
 		m.register(newPod(m, testRecord(t, id), nil))
 	}
+
 	for id, want := range map[string]error{
 		"aa11": nil, "bb": nil, "b": nil, "aa": ErrAmbiguous, "cc": ErrNotFound, "": ErrInvalid, "aa11x": ErrNotFound,
 	} {
@@ -73,12 +78,14 @@ func TestListFilters(t *testing.T) {
 	old.CreatedAt, young.CreatedAt = 1, 2
 	old.Phase = phaseStopped
 	young.Config.Msg.Labels = map[string]string{"app": "web", "tier": "front"}
+
 	hidden := *young.Containers[0]
 	hidden.ID, hidden.Phase = "c2", "make spec"
 	young.Containers = append(young.Containers, &hidden)
 	for _, r := range []*Record{old, young} {
 		m.register(newPod(m, r, nil))
 	}
+
 	starting := newPod(m, testRecord(t, "p3"), nil)
 	starting.starting.Store(true)
 	m.register(starting)
@@ -103,6 +110,7 @@ func TestListFilters(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, tc.want)
 		}
 	}
+
 	running := &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}
 	for name, tc := range map[string]struct {
 		filter *runtimeapi.ContainerFilter
@@ -137,23 +145,28 @@ func TestSlowEventReaderIsCutOff(t *testing.T) {
 		m.events.sandbox(r, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 		<-quick.C
 	}
+
 	m.events.container(r, "c1", runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	e := <-quick.C
 	if e.GetContainerId() != "c1" || e.GetPodSandboxStatus().GetId() != "p1" || len(e.GetContainersStatuses()) != 1 {
 		t.Errorf("event %v", e)
 	}
+
 	n := 0
 	for range slow.C {
 		n++
 	}
+
 	if n != eventBacklog || !errors.Is(slow.Err(), ErrSlow) {
 		t.Errorf("slow reader got %d events and %v", n, slow.Err())
 	}
 	quick.Cancel()
+
 	if _, ok := <-quick.C; ok || quick.Err() != nil {
 		t.Errorf("cancelled reader: open %v, error %v", ok, quick.Err())
 	}
 	m.EndEvents()
+
 	if _, ok := <-m.Subscribe().C; ok {
 		t.Error("subscription after the end delivers")
 	}
@@ -182,6 +195,7 @@ func TestExitReason(t *testing.T) {
 		if got != tc.want || (message == "") != (tc.says == nil) {
 			t.Errorf("code %d with %d OOM kills: %s (%s), want %s", tc.code, tc.oom, got, message, tc.want)
 		}
+
 		for _, part := range tc.says {
 			if !strings.Contains(message, part) {
 				t.Errorf("code %d with %d OOM kills: %q does not say %q", tc.code, tc.oom, message, part)
@@ -198,16 +212,19 @@ func TestBirth(t *testing.T) {
 	if p.miss(&b) {
 		t.Error("before a start there is one underway")
 	}
+
 	p.beginBirth(&b)
 	if p.endBirth(&b) {
 		t.Error("a keeper was missed, though none came")
 	}
+
 	p.beginBirth(&b)
 	for range 2 {
 		if !p.miss(&b) {
 			t.Error("a keeper that comes during a start takes what is not recorded")
 		}
 	}
+
 	if !p.endBirth(&b) {
 		t.Error("nobody hands over what two keepers have missed")
 	}

@@ -36,15 +36,18 @@ func (m *Manager) exactly(id string) (*pod, *Container) {
 	if p := m.pods[id]; p != nil {
 		return p, nil
 	}
+
 	if p := m.containers[id]; p != nil {
 		return p, p.record().Container(id)
 	}
+
 	// One that is on its way is not in the index yet.
 	for _, p := range m.pods {
 		if c := p.record().Container(id); c != nil {
 			return p, c
 		}
 	}
+
 	return nil, nil
 }
 
@@ -65,11 +68,13 @@ func (p *pod) observed(c *Container) (cadvisor.Container, error) {
 	if err != nil {
 		return cadvisor.Container{}, err
 	}
+
 	text, err := observedSpec(made.Process)
 	out := cadvisor.Container{
 		ID: c.ID, Labels: c.Config.Msg.GetLabels(), Image: c.ImageRef, CreatedAt: c.CreatedAt, Spec: text,
 		Exited: c.State() == runtimeapi.ContainerState_CONTAINER_EXITED, ExitCode: c.ExitCode,
 	}
+
 	if c.Process != nil && c.StartedAt != 0 {
 		out.Pid = c.Process.Pid
 	}

@@ -176,6 +176,7 @@ func (p *pod) recorder() recorder {
 			synced = make(chan error, 1)
 			p.m.wg.Go(func() { synced <- p.journal.Sync() })
 		}
+
 		if !sync {
 			return nil
 		}

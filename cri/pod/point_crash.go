@@ -53,21 +53,25 @@ func point(when, effect string) error {
 	if dir == "" {
 		return nil
 	}
+
 	name := when + " " + effect
 	passed, err := mark(filepath.Join(dir, CrashTrace), name)
 	if err != nil {
 		return err
 	}
+
 	orders := filepath.Join(dir, CrashOrders)
 	data, err := os.ReadFile(orders)
 	if err != nil {
 		return nil // no order
 	}
+
 	first, rest, _ := strings.Cut(string(data), "\n")
 	kind, what, _ := strings.Cut(first, " ")
 	if what != fmt.Sprint(passed, " ", name) {
 		return nil
 	}
+
 	if err := durable.ReplaceFile(orders, []byte(rest), 0o600); err != nil {
 		return err
 	}
@@ -77,6 +81,7 @@ func point(when, effect string) error {
 	case "wait":
 		return wait(filepath.Join(dir, CrashGo))
 	}
+
 	_ = unix.Kill(os.Getpid(), unix.SIGKILL) // cannot fail
 	select {}
 }

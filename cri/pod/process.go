@@ -16,12 +16,14 @@ func identify(pid int) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	// The second field is the command in parentheses and may hold anything.
 	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
 	const startTime = 22 - 3 // fields are counted from 1, and two are cut off
 	if len(fields) <= startTime {
 		return nil, fmt.Errorf("/proc/%d/stat has only %d fields", pid, len(fields)+2)
 	}
+
 	ticks, err := strconv.ParseUint(string(fields[startTime]), 10, 64)
 	if err != nil {
 		return nil, fmt.Errorf("start time of process %d: %w", pid, err)
@@ -38,6 +40,7 @@ func (pr *Process) open() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open process %d: %w", pr.Pid, err)
 	}
+
 	f := os.NewFile(uintptr(fd), "pidfd")
 	now, err := identify(pr.Pid)
 	if err != nil || *now != *pr {

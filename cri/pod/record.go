@@ -287,6 +287,7 @@ func difference(old, next *Record) (durable.Values, error) {
 			e.values[containerPrefix+c.ID], e.values[ofConfigPrefix+c.ID] = nil, nil
 		}
 	}
+
 	return e.values, e.err
 }
 
@@ -320,11 +321,13 @@ func (s store) load() ([]loaded, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list pod records: %w", err)
 	}
+
 	var out []loaded
 	for _, e := range entries {
 		if !e.IsDir() {
 			continue
 		}
+
 		// A pod that was just begun or all but removed has an empty folder.
 		dir := s.podDir(e.Name())
 		warn(durable.RemoveTemps(dir), "remove temporary files", "sandbox", e.Name())
@@ -333,6 +336,7 @@ func (s store) load() ([]loaded, error) {
 		}
 		out = append(out, s.loadOne(e.Name()))
 	}
+
 	return out, nil
 }
 
@@ -348,6 +352,7 @@ func (s store) loadOne(id string) loaded {
 		decode = decodeFirst
 		journal.Restart()
 	}
+
 	r, bad := decode(values)
 	if bad == nil {
 		bad = r.check(id)
@@ -361,6 +366,7 @@ func (s store) loadOne(id string) loaded {
 	if bad != nil {
 		return loaded{id: id, err: fmt.Errorf("%s: %w", path, bad)}
 	}
+
 	return loaded{id: id, record: r, journal: journal}
 }
 
@@ -370,6 +376,7 @@ func decodeRecord(values durable.Values) (*Record, error) {
 	if err := json.Unmarshal(values[podValue], &r); err != nil {
 		return nil, fmt.Errorf("decode record: %w", err)
 	}
+
 	if r.Version != recordVersion {
 		return nil, fmt.Errorf("record of version %d, this build reads %d and 1", r.Version, recordVersion)
 	}
@@ -382,6 +389,7 @@ func decodeRecord(values durable.Values) (*Record, error) {
 		if !ok {
 			continue
 		}
+
 		c := &Container{}
 		err := json.Unmarshal(value, c)
 		// A container of a damaged record has no configuration.
@@ -393,6 +401,7 @@ func decodeRecord(values durable.Values) (*Record, error) {
 		}
 		r.Containers = append(r.Containers, c)
 	}
+
 	slices.SortFunc(r.Containers, func(a, b *Container) int {
 		return cmp.Or(cmp.Compare(a.CreatedAt, b.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})
@@ -409,6 +418,7 @@ func decodeFirst(values durable.Values) (*Record, error) {
 			Config Message[*runtimeapi.ContainerConfig]
 		}
 	}
+
 	data, err := json.Marshal(values)
 	if err == nil {
 		err = json.Unmarshal(data, &old)
@@ -416,6 +426,7 @@ func decodeFirst(values durable.Values) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decode record: %w", err)
 	}
+
 	if old.Version != 1 {
 		return nil, fmt.Errorf("record of version %d, this build reads %d and 1", old.Version, recordVersion)
 	}
@@ -427,6 +438,7 @@ func decodeFirst(values durable.Values) (*Record, error) {
 		c.Config = old.Containers[i].Config
 		r.Containers = append(r.Containers, c)
 	}
+
 	return &r, nil
 }
 

@@ -25,6 +25,7 @@ func testRecord(t *testing.T, id string) *Record {
 		Metadata:    &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u1", Attempt: 3},
 		Annotations: map[string]string{"ключ": "значение\n\"quoted\""},
 	})
+
 	ctr := message(&runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
 		Envs:     []*runtimeapi.KeyValue{{Key: "RAW", Value: []byte{0xff, 0, '\n'}}},
@@ -42,6 +43,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	if err := os.MkdirAll(s.podDir("p1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := save(durable.NewJournal(s.recordPath("p1")), nil, want); err != nil {
 		t.Fatal(err)
 	}
@@ -49,14 +51,17 @@ func TestRecordRoundTrip(t *testing.T) {
 	if l.err != nil {
 		t.Fatal(l.err)
 	}
+
 	got := l.record
 	if !proto.Equal(got.Config.Msg, want.Config.Msg) {
 		t.Errorf("sandbox configuration %v, want %v", got.Config.Msg, want.Config.Msg)
 	}
+
 	c := got.Container("c1")
 	if c == nil || !proto.Equal(c.Config.Msg, want.Containers[0].Config.Msg) {
 		t.Fatalf("container %+v", c)
 	}
+
 	if v := c.Config.Msg.GetEnvs()[0].GetValue(); !bytes.Equal(v, []byte{0xff, 0, '\n'}) {
 		t.Errorf("variable %q lost its bytes", v)
 	}
@@ -74,6 +79,7 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 		"container": {"pod": json.RawMessage(`{"Version":2,"ID":"container"}`), "config": json.RawMessage(`{"metadata":{}}`), "container x": json.RawMessage(`{}`)},
 		"old":       {"Version": json.RawMessage("1"), "ID": json.RawMessage(`"old"`)}, "negative": {"Version": json.RawMessage("-1")},
 	}
+
 	for id, values := range bad {
 		if err := os.MkdirAll(s.podDir(id), 0o700); err != nil {
 			t.Fatal(err)
@@ -82,18 +88,21 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if err := os.Mkdir(s.podDir("empty"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(s.recordPath("empty"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.MkdirAll(filepath.Join(s.dir, "missing", "c1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(s.podDir("good"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := save(durable.NewJournal(s.recordPath("good")), nil, testRecord(t, "good")); err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +110,7 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if want := len(bad) + 3; len(list) != want {
 		t.Errorf("%d of %d folders listed", len(list), want)
 	}
@@ -118,6 +128,7 @@ func TestDamagedEnd(t *testing.T) {
 	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := save(durable.NewJournal(s.recordPath("p1")), nil, testRecord(t, "p1")); err != nil {
 		t.Fatal(err)
 	}
@@ -125,23 +136,28 @@ func TestDamagedEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := f.WriteString("\x00\x00\x00\n"); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
 	s.bootID = "boot"
+
 	if l := s.loadOne("p1"); !errors.Is(l.err, durable.ErrDamaged) || l.record != nil {
 		t.Errorf("in the same boot: %+v, %v", l.record, l.err)
 	}
 	s.bootID = "next"
+
 	l := s.loadOne("p1")
 	if l.err != nil {
 		t.Fatal(l.err)
 	}
+
 	if err := save(l.journal, l.record, l.record); err != nil {
 		t.Fatal(err)
 	}
 	s.bootID = "boot"
+
 	if l := s.loadOne("p1"); l.err != nil {
 		t.Errorf("after another record: %v", l.err)
 	}
@@ -160,6 +176,7 @@ func TestFirstVersion(t *testing.T) {
 	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	// In each line was all, and what a later one has not is gone.
 	before := strings.Replace(firstVersion, `"Phase":"ready"`, `"Reason":"not yet","Phase":"make files"`, 1)
 	var text []byte
@@ -174,19 +191,23 @@ func TestFirstVersion(t *testing.T) {
 	if l.err != nil {
 		t.Fatal(l.err)
 	}
+
 	assertFirst(t, l.record)
 	if l.record.Pause == nil {
 		t.Error("the pause process is forgotten")
 	}
+
 	next := l.record.clone()
 	next.Pause = nil
 	if err := save(l.journal, l.record, next); err != nil {
 		t.Fatal(err)
 	}
+
 	again := s.loadOne("p1")
 	if again.err != nil {
 		t.Fatal(again.err)
 	}
+
 	assertFirst(t, again.record)
 	if again.record.Pause != nil {
 		t.Error("the pause process is still there")
@@ -217,6 +238,7 @@ func TestChangeIsSmall(t *testing.T) {
 	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	r := testRecord(t, "p1")
 	r.Config.Msg.Annotations = map[string]string{"long": strings.Repeat("x", 256<<10)}
 	for i := range 50 {
@@ -224,6 +246,7 @@ func TestChangeIsSmall(t *testing.T) {
 			Annotations: map[string]string{"long": strings.Repeat("x", 256<<10)},
 		})})
 	}
+
 	j := durable.NewJournal(s.recordPath("p1"))
 	if err := save(j, nil, r); err != nil {
 		t.Fatal(err)
@@ -236,6 +259,7 @@ func TestChangeIsSmall(t *testing.T) {
 		}
 		return st.Size()
 	}
+
 	for name, change := range map[string]func(*Record){
 		"phase":     func(r *Record) { r.Phase = phaseStopping },
 		"container": func(r *Record) { r.edit("more7", func(c *Container) { c.StartedAt = 100 }) },
@@ -247,6 +271,7 @@ func TestChangeIsSmall(t *testing.T) {
 		if err := save(j, r, next); err != nil {
 			t.Fatal(err)
 		}
+
 		if n := size() - before; n <= 0 || n > 2048 {
 			t.Errorf("%s: %d bytes written", name, n)
 		}
@@ -260,11 +285,13 @@ func TestChangeIsSmall(t *testing.T) {
 	if len(l.record.Containers) != len(r.Containers) {
 		t.Fatalf("%d containers, want %d", len(l.record.Containers), len(r.Containers))
 	}
+
 	for i, c := range l.record.Containers {
 		if want := r.Containers[i]; c.ID != want.ID || c.StartedAt != want.StartedAt || !proto.Equal(c.Config.Msg, want.Config.Msg) {
 			t.Errorf("container %d: %s started at %d, want %s, %d", i, c.ID, c.StartedAt, want.ID, want.StartedAt)
 		}
 	}
+
 	if l.record.Phase != phaseStopping {
 		t.Errorf("phase %s", l.record.Phase)
 	}
@@ -280,10 +307,12 @@ func TestPhaseAfterReboot(t *testing.T) {
 			t.Errorf("boot %q: phase %q, want %q", boot, got, want)
 		}
 	}
+
 	var undone []string
 	undo := func(name string) func(*int, context.Context) error {
 		return func(*int, context.Context) error { undone = append(undone, name); return nil }
 	}
+
 	steps := []step[*int]{{name: "first", undo: undo("first")}, {name: "last", undo: undo("last")}}
 	if err := unwind(t.Context(), steps, "", new(int)); err != nil || len(undone) != 2 {
 		t.Errorf("undone %q, %v", undone, err)
@@ -297,6 +326,7 @@ func TestRecorderSyncs(t *testing.T) {
 	if err := os.Mkdir(m.store.podDir("p1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	note := p.recorder()
 	for _, s := range sandboxSteps {
 		if err := note(s.name, s.sync); err != nil {
@@ -316,6 +346,7 @@ func TestLoadRemovesWhatNeverWas(t *testing.T) {
 	if err := os.Mkdir(s.podDir("begun"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(filepath.Join(s.podDir("begun"), ".durable-1"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -323,6 +354,7 @@ func TestLoadRemovesWhatNeverWas(t *testing.T) {
 	if err != nil || len(list) != 0 {
 		t.Errorf("loaded %v, %v, want nothing", list, err)
 	}
+
 	if _, err := os.Stat(s.podDir("begun")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the folder is still there: %v", err)
 	}

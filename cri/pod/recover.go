@@ -96,14 +96,17 @@ func (m *Manager) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	list, err := m.Keeper.Client().List(ctx)
 	if err != nil {
 		return fmt.Errorf("ask the keeper what it holds: %w", err)
 	}
+
 	entries := map[string]*client.Entry{}
 	for id, e := range m.recordedExits() {
 		entries[id] = &client.Entry{ID: id, Kind: e.Kind, Exit: &e}
 	}
+
 	for i := range list {
 		entries[list[i].ID] = &list[i]
 	}
@@ -120,6 +123,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	m.dropStrangers(ctx, entries)
 	m.discardStrangers(ctx)
 	m.sweepNetwork(ctx)
+
 	return nil
 }
 
@@ -141,6 +145,7 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	if r == nil {
 		r = m.salvage(l, entries[l.id])
 	}
+
 	p := newPod(m, r, l.journal)
 	if e := entries[r.ID]; e != nil && e.Namespaces != nil {
 		p.setNamespaces(e.Namespaces)
@@ -149,6 +154,7 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 			p.setPause(e.PidFD)
 		}
 	}
+
 	m.levels.Hold(r.SELinuxLevel)
 	m.register(p)
 	return p
@@ -168,6 +174,7 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 			errs = append(errs, fmt.Errorf("container %s: %w", c.ID, err))
 		}
 	}
+
 	switch judgeSandbox(r, f) {
 	case undoPod:
 		errs = append(errs, p.finishUndo(ctx))
@@ -176,6 +183,7 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 			r.Phase, r.Reason = phaseStopping, "its namespaces did not outlive their holders"
 		}))
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -206,6 +214,7 @@ func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot boo
 		}
 		return nil
 	}
+
 	if err := p.release(ctx, e); err != nil {
 		return err
 	}
@@ -220,6 +229,7 @@ func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot boo
 		defer cancel()
 		return p.lose(ctx, c)
 	}
+
 	return nil
 }
 
@@ -256,17 +266,20 @@ func (p *pod) adopt(c *Container, e *client.Entry) error {
 	if pr.terminal != nil && c.Config.Msg.GetStdin() {
 		pr.stdin = pr.terminal
 	}
+
 	group, err := p.m.Cgroups.Open(c.CgroupPath)
 	if err == nil {
 		p.setGroup(pr, group)
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+
 	p.setProcess(c.ID, pr)
 	close(pr.started)
 	if c.StartedAt != 0 {
 		return nil
 	}
+
 	identity, err := identify(e.Pid)
 	if err != nil {
 		identity = &Process{Pid: e.Pid}
@@ -314,10 +327,12 @@ func (m *Manager) dropStrangers(ctx context.Context, entries map[string]*client.
 		if known {
 			continue
 		}
+
 		if e.PidFD != nil {
 			warn(signal(e.PidFD, 9), "kill a process of no record", "id", e.ID)
 		}
 		e.Close()
+
 		// One that takes time to die is forgotten when its exit is reported.
 		if err := m.Keeper.Forget(ctx, e.ID); !errors.Is(err, client.ErrRunning) {
 			warn(err, "forget what has no record", "id", e.ID)

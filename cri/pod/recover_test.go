@@ -81,6 +81,7 @@ func TestUndoOfTwoPodsWithOneName(t *testing.T) {
 		if err := reconcileFor(t, slow, time.Second); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a pod whose undoing goes on: %v, want %v", err, context.DeadlineExceeded)
 		}
+
 		if err := reconcileFor(t, quick, time.Second); err != nil || !quick.isGone() {
 			t.Errorf("the other pod of that name: %v, gone: %v", err, quick.isGone())
 		}
@@ -92,6 +93,7 @@ func TestUndoOfTwoPodsWithOneName(t *testing.T) {
 			}
 		}()
 		synctest.Wait()
+
 		select {
 		case <-ended:
 			t.Error("a call for the pod did not wait until it was undone")
@@ -100,6 +102,7 @@ func TestUndoOfTwoPodsWithOneName(t *testing.T) {
 		release()
 		<-ended
 		m.wg.Wait()
+
 		if len(m.pods)+len(m.names)+len(m.ops) != 0 {
 			t.Errorf("left are pods %v, names %v and operations %v", m.pods, m.names, m.ops)
 		}
@@ -131,24 +134,29 @@ func TestFailedUndoIsLogged(t *testing.T) {
 				t.Errorf("the caller would log it again: %v", err)
 			}
 		})
+
 		if n := strings.Count(waited, message); n != 1 || !strings.Contains(waited, spec.HostsFile) {
 			t.Errorf("logged %d times in %q", n, waited)
 		}
 		if got := m.Sandboxes(); len(got) != 1 || got[0].Reason == "" {
 			t.Errorf("listed %+v, want the pod and why it is left", got)
 		}
+
 		release := lockPod(t, p)
 		if err := reconcileFor(t, p, time.Second); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("undoing that goes on: %v, want %v", err, context.DeadlineExceeded)
 		}
+
 		later := captureLog(func() {
 			release()
 			m.wg.Wait()
 		})
+
 		if n := strings.Count(later, message); n != 1 {
 			t.Errorf("later logged %d times in %q", n, later)
 		}
 		heal()
+
 		if err := reconcileFor(t, p, time.Second); err != nil || len(m.Sandboxes()) != 0 {
 			t.Errorf("undo at last: %v, listed %v", err, m.Sandboxes())
 		}
@@ -165,10 +173,12 @@ func TestListedWhileUndone(t *testing.T) {
 			if reason != "" {
 				p.noteLeft(errors.New(reason))
 			}
+
 			release := lockPod(t, p)
 			if err := reconcileFor(t, p, time.Second); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("reason %q: %v, want %v", reason, err, context.DeadlineExceeded)
 			}
+
 			if got := m.Sandboxes(); len(got) != want {
 				t.Errorf("reason %q: %d pods are listed, want %d", reason, len(got), want)
 			}

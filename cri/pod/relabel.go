@@ -85,11 +85,13 @@ func relabel(ctx context.Context, path, label string) error {
 	if ofNode(path) {
 		return fmt.Errorf("%w: relabel %s: it is the node's", ErrInvalid, path)
 	}
+
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
 	fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
 	if err != nil {
 		return fmt.Errorf("relabel %s: %w", path, err)
 	}
+
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	return relabelTree(ctx, f, label, 0)
@@ -109,15 +111,18 @@ func relabelTree(ctx context.Context, f *os.File, label string, depth int) error
 	if err != nil {
 		return err
 	}
+
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return err
 	}
+
 	dir, err := rootpath.Open(f, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return fmt.Errorf("relabel %s: %w", f.Name(), err)
 	}
 	defer dir.Close()
+
 	const atOnce = 1000
 	for {
 		if err := ctx.Err(); err != nil {
@@ -129,6 +134,7 @@ func relabelTree(ctx context.Context, f *os.File, label string, depth int) error
 				return err
 			}
 		}
+
 		if errors.Is(err, io.EOF) {
 			return nil
 		}

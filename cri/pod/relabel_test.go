@@ -41,6 +41,7 @@ func TestRelabel(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	const label = "system_u:object_r:container_file_t:s0:c1,c2"
 	before := labelOf(t, outside)
 	for range 2 {
@@ -48,11 +49,13 @@ func TestRelabel(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	for _, name := range []string{"", "a", "a/b", "a/b/file", "a/up", "link", "fifo"} {
 		if got := labelOf(t, filepath.Join(volume, name)); got != label {
 			t.Errorf("%q has label %q", name, got)
 		}
 	}
+
 	if got := labelOf(t, outside); got != before {
 		t.Errorf("a file to which a link leads got label %q", got)
 	}
@@ -64,12 +67,14 @@ func TestRelabel(t *testing.T) {
 	if err := os.Rename(volume, volume+".old"); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Symlink(outside, volume); err != nil {
 		t.Fatal(err)
 	}
 	if err := relabel(t.Context(), volume, label); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("relabel a link: %v, want %v", err, unix.ELOOP)
 	}
+
 	if err := relabel(t.Context(), volume+"/", label); err == nil || labelOf(t, outside) != before {
 		t.Errorf("relabel a link with a slash: %v", err)
 	}
@@ -85,14 +90,17 @@ func TestRelabelBelowALinkedRoot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	s, err := openStore(filepath.Join(root, "pods"), "boot")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	const volume = "c1/volumes/0"
 	if err := os.MkdirAll(filepath.Join(data, "pods/p1", volume), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	const label = "system_u:object_r:container_file_t:s0:c1,c2"
 	if err := relabel(t.Context(), filepath.Join(s.podDir("p1"), volume), label); err != nil {
 		t.Fatal(err)
@@ -112,14 +120,17 @@ func TestRelabelEndsWithItsCaller(t *testing.T) {
 	if err := os.Mkdir(below, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := relabel(ctx, dir, label); !errors.Is(err, context.Canceled) || labelOf(t, below) == label {
 		t.Errorf("got %v and label %q, want %v and nothing below labelled", err, labelOf(t, below), context.Canceled)
 	}
+
 	// procfs has no labels: that is seen before its folders are read.
 	bare := fmt.Sprintf("/proc/%d/task", os.Getpid())
 	if err := writeLabel(bare, label); !errors.Is(err, unix.ENOTSUP) {
 		t.Fatalf("label a file of procfs: %v, want %v", err, unix.ENOTSUP)
 	}
+
 	if err := relabel(ctx, bare, label); err != nil {
 		t.Errorf("relabel a file system without labels: %v", err)
 	}
@@ -135,17 +146,20 @@ func TestNeverRelabelled(t *testing.T) {
 			t.Errorf("%s, which is %q, may be relabelled", name, real)
 		}
 	}
+
 	// Where /sbin and /lib64 lead on most systems.
 	for _, path := range []string{"/usr/sbin", "/usr/lib64/", "/usr/libexec", "/usr/local", "/etc/shadow", "/etc/pki"} {
 		if !ofNode(path) {
 			t.Errorf("%s may be relabelled", path)
 		}
 	}
+
 	for _, path := range []string{"/var/lib/data", "/etc/ssl/x", "/sbin2"} {
 		if ofNode(path) {
 			t.Errorf("%s may not be relabelled", path)
 		}
 	}
+
 	before := map[string]string{}
 	for _, path := range []string{"/", "/etc", "/etc/", "/var/../usr", "//etc"} {
 		before[path] = labelOf(t, path)
@@ -156,6 +170,7 @@ func TestNeverRelabelled(t *testing.T) {
 			t.Errorf("%s has label %q", path, got)
 		}
 	}
+
 	if err := relabel(t.Context(), "/etc", ""); err != nil {
 		t.Errorf("without SELinux: %v", err)
 	}

@@ -23,16 +23,19 @@ func (m *Manager) salvage(l loaded, e *client.Entry) *Record {
 	config := message(&runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: "damaged-" + l.id[:min(12, len(l.id))], Namespace: "unknown", Uid: l.id},
 	})
+
 	r := &Record{
 		Version: recordVersion, BootID: m.bootID, ID: l.id, Config: config, CreatedAt: time.Now().UnixNano(),
 		Phase: phaseStopping, Reason: "its record is damaged: " + l.err.Error(),
 		NetNS: m.netNSPath(l.id),
 	}
+
 	if e != nil && e.Pid != 0 && e.Exit == nil {
 		if pause, err := identify(e.Pid); err == nil { // it has not just ended
 			r.Pause = pause
 		}
 	}
+
 	entries, err := os.ReadDir(m.store.podDir(l.id))
 	warn(err, "look for the containers of a damaged pod", "sandbox", l.id)
 	for _, f := range entries {
@@ -41,6 +44,7 @@ func (m *Manager) salvage(l loaded, e *client.Entry) *Record {
 			r.Containers = append(r.Containers, m.salvageContainer(filepath.Join(m.store.podDir(l.id), f.Name()), id))
 		}
 	}
+
 	return r
 }
 
@@ -75,6 +79,7 @@ func (p *pod) setAside(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("kill container %s: %w", c.ID, err))
 		}
 	}
+
 	path := p.m.store.recordPath(r.ID)
 	if err := os.Rename(path, path+".damaged"); !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)

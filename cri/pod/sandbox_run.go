@@ -57,16 +57,19 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 			return "", fmt.Errorf("run sandbox %s: %w", sandboxName(cfg.GetMetadata()), err)
 		}
 	}
+
 	p, err := m.newSandbox(ctx, cfg, handler)
 	if err != nil {
 		return "", err
 	}
+
 	id := p.record().ID
 	release, err := p.lock(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer release()
+
 	m.register(p)
 	defer p.starting.Store(false)
 
@@ -76,6 +79,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 		m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 		return id, nil
 	}
+
 	err = fmt.Errorf("run sandbox %s: %w", sandboxName(cfg.GetMetadata()), err)
 	if leftOver(err) {
 		// It stays listed, so that removing it tries again.
@@ -94,6 +98,7 @@ func (m *Manager) existing(ctx context.Context, cfg *runtimeapi.PodSandboxConfig
 	if p == nil {
 		return "", nil
 	}
+
 	r := p.record()
 	switch {
 	case r.begun():
@@ -103,6 +108,7 @@ func (m *Manager) existing(ctx context.Context, cfg *runtimeapi.PodSandboxConfig
 	case !proto.Equal(r.Config.Msg, cfg):
 		return "", fmt.Errorf("%s is sandbox %s with another configuration: %w", sandboxKey(cfg.GetMetadata()), r.ID, ErrExists)
 	}
+
 	return r.ID, nil
 }
 
@@ -114,6 +120,7 @@ func (p *pod) undo(ctx context.Context) error {
 		return err
 	}
 	defer release()
+
 	if p.isGone() {
 		return nil
 	}
@@ -122,6 +129,7 @@ func (p *pod) undo(ctx context.Context) error {
 		p.noteLeft(err)
 		return err
 	}
+
 	return p.forget(ctx)
 }
 
@@ -137,14 +145,17 @@ func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 		Version: recordVersion, BootID: m.bootID, ID: newID(), Config: message(cfg), Handler: handler,
 		CreatedAt: time.Now().UnixNano(), Phase: sandboxSteps[0].name,
 	}
+
 	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
 		r.NetNS = m.netNSPath(r.ID)
 		r.Observed = m.Observe
 	}
+
 	var err error
 	if r.SELinuxLevel, err = m.takeLevel(cfg); err != nil {
 		return nil, err
 	}
+
 	p := newPod(m, r, nil)
 	p.starting.Store(true)
 	if err := attempt("make folder", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
@@ -173,20 +184,24 @@ func (p *pod) makeFiles(context.Context) error {
 			return fmt.Errorf("make log folder: %w", err)
 		}
 	}
+
 	files, err := spec.SharedFiles(cfg)
 	if err != nil {
 		return err
 	}
+
 	uid, gid := spec.RootIDs(cfg)
 	labels, err := p.labels()
 	if err != nil {
 		return err
 	}
+
 	for name, data := range files {
 		path := p.sharedFile(name)
 		if err := durable.CreateFile(path, data, 0o644); err != nil {
 			return err
 		}
+
 		if err := setLabel(path, labels.Mount); err != nil {
 			return err
 		}
@@ -196,6 +211,7 @@ func (p *pod) makeFiles(context.Context) error {
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -259,10 +275,12 @@ func (p *pod) pauseCgroup(ctx context.Context, o *plan.SandboxOptions, h *held) 
 	if err != nil {
 		return nil, err
 	}
+
 	group, err := p.m.Cgroups.Create(ctx, path, &specs.LinuxResources{})
 	if err != nil {
 		return nil, err
 	}
+
 	if o.Gate = group.NeedsGate(); o.Gate {
 		return p.m.gate(ctx, group), nil
 	}
@@ -270,6 +288,7 @@ func (p *pod) pauseCgroup(ctx context.Context, o *plan.SandboxOptions, h *held) 
 	if err != nil {
 		return nil, err
 	}
+
 	h.addCgroup(entry)
 	o.CgroupV2, o.CgroupTasks = h.cgroupEntry()
 	return nil, nil
@@ -282,10 +301,12 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	node, err := os.Hostname()
 	if err != nil {
 		return fmt.Errorf("read the node's host name: %w", err)
 	}
+
 	o.PidNS = o.PidNS || r.Observed
 	o.Hostname = spec.Hostname(r.Config.Msg, node)
 	o.Name = "make namespaces of " + sandboxName(r.Config.Msg.GetMetadata())
@@ -293,11 +314,13 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	o.MountLabel, o.ProcessLabel = labels.Mount, labels.Process
 	o.ApparmorProfile, err = spec.SandboxAppArmor(r.Config.Msg, spec.Input{Host: p.m.Host, Node: p.m.Node, Defaults: p.m.Defaults})
 	if err != nil {
 		return err
 	}
+
 	h := &held{files: launch.Held{}}
 	defer h.close()
 	var gate func(int) error
@@ -307,6 +330,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 			return fmt.Errorf("enter cgroup: %w", err)
 		}
 	}
+
 	p.beginBirth(&p.birth)
 	err = p.bear(ctx, r.ID, o, h.files, gate)
 	if missed := p.endBirth(&p.birth); missed && err == nil {
@@ -314,6 +338,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 			return p.handOverSandbox(p.m.ctx, k, p.record(), exits)
 		})
 	}
+
 	return err
 }
 
@@ -323,14 +348,17 @@ func (p *pod) bear(ctx context.Context, id string, o plan.SandboxOptions, files 
 	if err != nil {
 		return err
 	}
+
 	p.setNamespaces(started.Namespaces)
 	if started.PidFD == nil {
 		return nil
 	}
+
 	if !o.PidNS {
 		return started.PidFD.Close()
 	}
 	p.setPause(started.PidFD)
+
 	pause, err := identify(started.Pid)
 	if err != nil {
 		return fmt.Errorf("identify the pod's first process: %w", err)
@@ -403,14 +431,17 @@ func (p *pod) attachNetwork(ctx context.Context) error {
 	if r.NetNS == "" {
 		return nil
 	}
+
 	a, err := attachment(r)
 	if err != nil {
 		return err
 	}
+
 	result, err := p.m.Network.Attach(ctx, a)
 	if err != nil {
 		return err
 	}
+
 	if len(result.Unserved) > 0 {
 		klog.InfoS("No network plugin provides what a pod asks for", "sandbox", r.ID, "missing", result.Unserved)
 	}
@@ -444,6 +475,7 @@ func attachment(r *Record) (network.Attachment, error) {
 		Name: cfg.GetMetadata().GetName(), Namespace: cfg.GetMetadata().GetNamespace(), UID: cfg.GetMetadata().GetUid(),
 		Annotations: cfg.GetAnnotations(), CgroupParent: cfg.GetLinux().GetCgroupParent(),
 	}
+
 	if d := cfg.GetDnsConfig(); d != nil {
 		a.DNS = &network.DNS{Servers: d.GetServers(), Searches: d.GetSearches(), Options: d.GetOptions()}
 	}
@@ -456,6 +488,7 @@ func attachment(r *Record) (network.Attachment, error) {
 			Protocol: pm.GetProtocol().String(), HostIP: pm.GetHostIp(),
 		})
 	}
+
 	return a, nil
 }
 
@@ -468,12 +501,14 @@ func (p *pod) forget(ctx context.Context) error {
 	if p.gone {
 		return nil
 	}
+
 	if err := attempt("remove folder", func() error { return removeTree(ctx, p.m.store.podDir(id)) }); err != nil {
 		if _, lost := os.Stat(p.m.store.recordPath(id)); lost == nil {
 			return fmt.Errorf("remove folder of sandbox: %w", err)
 		}
 		klog.ErrorS(err, "Remove the rest of a sandbox's folder", "sandbox", id)
 	}
+
 	p.gone = true
 	p.m.unregister(p)
 	return nil

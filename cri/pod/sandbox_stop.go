@@ -39,10 +39,12 @@ func (p *pod) stop(ctx context.Context) error {
 	if r.Phase == phaseStopped {
 		return nil
 	}
+
 	wasReady := r.Ready()
 	if err := p.note(phaseStopping); err != nil {
 		return ignoreNotFound(err)
 	}
+
 	if err := p.killContainers(ctx); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", r.ID, err)
 	}
@@ -51,10 +53,12 @@ func (p *pod) stop(ctx context.Context) error {
 		p.noteLeft(err)
 		return err
 	}
+
 	// A power cut that takes this makes giving the address back happen twice.
 	err := p.update(func(r *Record) {
 		r.Phase, r.Reason, r.IPs, r.Pause = phaseStopped, "", nil, nil
 	})
+
 	if err == nil && wasReady {
 		p.m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
@@ -78,6 +82,7 @@ func (p *pod) killContainers(ctx context.Context) error {
 		mu   sync.Mutex
 		errs []error
 	)
+
 	for _, c := range p.record().Containers {
 		if c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			continue
@@ -91,6 +96,7 @@ func (p *pod) killContainers(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
+
 	return errors.Join(errs...)
 }
 
@@ -122,12 +128,14 @@ func (p *pod) remove(ctx context.Context) error {
 			return fmt.Errorf("remove sandbox %s: %w", r.ID, err)
 		}
 	}
+
 	if err := unwind(ctx, sandboxSteps, firstKept, p); err != nil {
 		return fmt.Errorf("remove sandbox %s: %w", r.ID, err)
 	}
 	if err := p.forget(ctx); err != nil {
 		return err
 	}
+
 	p.m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }

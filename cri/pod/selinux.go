@@ -23,6 +23,7 @@ func (m *Manager) takeLevel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
 	if level == "" {
 		level = m.levels.Take()
 	}
+
 	labels, err := m.SELinux.Labels(o, level, selinux.Pod)
 	if err != nil {
 		if o.GetLevel() == "" {
@@ -30,6 +31,7 @@ func (m *Manager) takeLevel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
 		}
 		return "", labelError(err)
 	}
+
 	if o.GetLevel() != "" {
 		level = selinux.Level(labels.Mount)
 		m.levels.Hold(level)

@@ -35,6 +35,7 @@ func (c *specCache) put(id string, s *specs.Spec, bytes int) {
 	if bytes > maxSpecs {
 		return
 	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.dropLocked(id)
@@ -44,6 +45,7 @@ func (c *specCache) put(id string, s *specs.Spec, bytes int) {
 		}
 		c.dropLocked(other)
 	}
+
 	if c.specs == nil {
 		c.specs = map[string]keptSpec{}
 	}

@@ -18,15 +18,18 @@ func TestSpecCacheIsBounded(t *testing.T) {
 			t.Fatalf("after %d specs %d are kept, of %d bytes", n+1, len(c.specs), c.bytes)
 		}
 	}
+
 	c.put("99", &specs.Spec{}, 1)
 	c.put("huge", &specs.Spec{}, maxSpecs+1)
 	if s := c.get("huge"); s != nil {
 		t.Error("a spec that is too large is kept")
 	}
+
 	for id := range c.specs {
 		c.drop(id)
 	}
 	c.drop("unknown")
+
 	if c.bytes != 0 || c.get("99") != nil {
 		t.Errorf("%d bytes are left", c.bytes)
 	}

@@ -38,12 +38,14 @@ func (s StatsSource) pod(p *pod, r *Record) stats.Pod {
 		},
 		Ready: r.Ready(), StartedAt: time.Unix(0, r.CreatedAt),
 	}
+
 	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" {
 		// A group that cannot be named has no figures; its containers have.
 		if g, err := s.Manager.Cgroups.Parent(parent); err == nil && g.Exists() {
 			out.Group = g
 		}
 	}
+
 	if path := r.NetNS; path != "" {
 		out.Network = func() ([]netns.InterfaceStats, error) { return interfaces(path) }
 	}
@@ -52,6 +54,7 @@ func (s StatsSource) pod(p *pod, r *Record) stats.Pod {
 			out.Containers = append(out.Containers, s.container(p, c))
 		}
 	}
+
 	return out
 }
 
@@ -73,12 +76,14 @@ func (s StatsSource) container(p *pod, c *Container) stats.Container {
 		Image: c.ImageRef, StartedAt: time.Unix(0, c.StartedAt), Layer: s.UpperDir(c.ID),
 		Running: c.State() == runtimeapi.ContainerState_CONTAINER_RUNNING,
 	}
+
 	if c.Resources != nil {
 		out.Resources = c.Resources.Msg
 	}
 	if c.Process != nil && out.Running {
 		out.Pid = c.Process.Pid
 	}
+
 	if g := p.groupOfProcess(c.ID); g != nil {
 		out.Group = g
 	}

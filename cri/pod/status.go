@@ -39,6 +39,7 @@ func (r *Record) Status() *runtimeapi.PodSandboxStatus {
 			network.AdditionalIps = append(network.AdditionalIps, &runtimeapi.PodIP{Ip: ip})
 		}
 	}
+
 	return &runtimeapi.PodSandboxStatus{
 		Id: r.ID, Metadata: cfg.GetMetadata(), State: r.state(), CreatedAt: r.CreatedAt, Network: network,
 		Linux: &runtimeapi.LinuxPodSandboxStatus{
@@ -83,6 +84,7 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 			Uid: int64(c.User.UID), Gid: int64(c.User.GID), SupplementalGroups: groups(c.User),
 		}},
 	}
+
 	if c.Resources != nil {
 		st.Resources = &runtimeapi.ContainerResources{Linux: inForce(c.Resources.Msg)}
 	}
@@ -169,6 +171,7 @@ func (m *Manager) ListContainers(f *runtimeapi.ContainerFilter) []*runtimeapi.Co
 			out = append(out, c.Item(r.ID))
 		}
 	}
+
 	slices.SortStableFunc(out, func(a, b *runtimeapi.Container) int { return int(b.CreatedAt - a.CreatedAt) })
 	return out
 }

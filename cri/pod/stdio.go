@@ -47,6 +47,7 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 	if err != nil {
 		return err
 	}
+
 	pr.log = &client.LogConfig{MaxLine: p.m.MaxLogLine, Out: out}
 	if c.Config.Msg.GetTty() {
 		pr.log.Stdout, err = client.NewTerminalStream(p.m.MaxLogLine)
@@ -65,6 +66,7 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 	if pr.log.Stdout, err = p.openStream(h, "stdout"); err != nil {
 		return err
 	}
+
 	pr.log.Stderr, err = p.openStream(h, "stderr")
 	return err
 }
@@ -111,11 +113,13 @@ func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConf
 		return nil, err
 	}
 	defer dir.Close()
+
 	parent, err := rootpath.MkdirAll(dir, filepath.Dir(cfg.GetLogPath()), 0o755, rootpath.Owner{})
 	if err != nil {
 		return nil, fmt.Errorf("make folder of log file %s: %w", cfg.GetLogPath(), err)
 	}
 	defer parent.Close()
+
 	f, err := rootpath.AppendFile(parent, filepath.Base(cfg.GetLogPath()), 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("open log file %s: %w", spec.LogPath(sandbox, cfg), err)
@@ -144,17 +148,20 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+
 	r := p.record()
 	c, pr := r.Container(id), p.process(id)
 	if c == nil || pr == nil || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return fmt.Errorf("reopen log of container %s: it is not running: %w", id, ErrState)
 	}
+
 	pr.reopening.Lock()
 	defer pr.reopening.Unlock()
 	out, err := openLog(r.Config.Msg, c.Config.Msg)
 	if err != nil {
 		return err
 	}
+
 	p.offerLog(pr, out)
 	err = m.Keeper.insist(ctx, func(k *client.Client) error { return k.ReopenLog(ctx, id, out) })
 	p.settleLog(pr, err)

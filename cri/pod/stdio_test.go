@@ -42,6 +42,7 @@ func TestPipesOfContainersBlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
+
 	if r, err = polled(r); err != nil {
 		t.Fatal(err)
 	}
@@ -49,11 +50,13 @@ func TestPipesOfContainersBlock(t *testing.T) {
 	if err != nil || flags&unix.O_NONBLOCK != 0 {
 		t.Errorf("flags of the container's end: %#x, %v", flags, err)
 	}
+
 	done := make(chan error, 1)
 	go func() {
 		_, err := io.ReadAll(r)
 		done <- err
 	}()
+
 	time.Sleep(10 * time.Millisecond)
 	r.Close()
 	select {
@@ -68,6 +71,7 @@ func TestOpenLog(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Symlink(filepath.Join(outside, "target"), filepath.Join(dir, "final.log")); err != nil {
 		t.Fatal(err)
 	}
@@ -84,12 +88,14 @@ func TestOpenLog(t *testing.T) {
 			}
 		}
 	}
+
 	if f, err := openLog(sandbox, &runtimeapi.ContainerConfig{LogPath: "link/0.log"}); err == nil {
 		f.Close()
 	}
 	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
 		t.Errorf("a link led out of the log folder: %v, %v", left, err)
 	}
+
 	f, err := openLog(sandbox, &runtimeapi.ContainerConfig{})
 	if err != nil || f.Name() != os.DevNull {
 		t.Errorf("without a path: %v, %v", f, err)
@@ -108,28 +114,33 @@ func TestMakeVolumeCopiesAndFollowsNothing(t *testing.T) {
 			t.Fatal(step)
 		}
 	}
+
 	dir, err := os.Open(root)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dir.Close()
+
 	if err := makeVolume(t.Context(), dir, spec.Volume{Path: "/data", Source: dst}); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(dst, "sub/file")); err != nil || string(data) != "content" {
 		t.Errorf("file: %q, %v", data, err)
 	}
+
 	if to, err := os.Readlink(filepath.Join(dst, "link")); err != nil || to != "/etc/passwd" {
 		t.Errorf("link: %q, %v", to, err)
 	}
 	if info, err := os.Stat(filepath.Join(dst, "sub")); err != nil || info.Mode().Perm() != 0o751 {
 		t.Errorf("folder: %v, %v", info, err)
 	}
+
 	// A path that the image lacks, or that is a link to nowhere, is an empty volume.
 	empty := filepath.Join(t.TempDir(), "empty")
 	if err := makeVolume(t.Context(), dir, spec.Volume{Path: "/missing", Source: empty}); err != nil {
 		t.Error(err)
 	}
+
 	if left, err := os.ReadDir(empty); err != nil || len(left) > 0 {
 		t.Errorf("%v, %v", left, err)
 	}
@@ -143,16 +154,19 @@ func TestMakeVolumeShiftsOwnersOnce(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(filepath.Join(root, "data/sub"), 0o755), os.WriteFile(filepath.Join(root, "data/f"), nil, 0o600), os.Symlink("x", filepath.Join(root, "data/link"))); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, ids := range map[string][2]int{"data": {100000, 200000}, "data/sub": {100999, 200033}, "data/f": {165535, 265535}, "data/link": {100001, 200002}} {
 		if err := os.Lchown(filepath.Join(root, name), ids[0], ids[1]); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	dir, err := os.Open(root)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dir.Close()
+
 	v := spec.Volume{
 		Path: "/data", Source: dst,
 		UIDMappings: []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}, GIDMappings: []specs.LinuxIDMapping{{HostID: 200000, Size: 65536}},
@@ -160,6 +174,7 @@ func TestMakeVolumeShiftsOwnersOnce(t *testing.T) {
 	if err := makeVolume(t.Context(), dir, v); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, want := range map[string][2]uint32{".": {0, 0}, "sub": {999, 33}, "f": {65535, 65535}, "link": {1, 2}} {
 		var st unix.Stat_t
 		if err := unix.Lstat(filepath.Join(dst, name), &st); err != nil || st.Uid != want[0] || st.Gid != want[1] {
@@ -175,6 +190,7 @@ func TestMakeVolumeIsBounded(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(base, "data", strings.Repeat("d/", 300)), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Mkdir(filepath.Join(base, "large"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -182,11 +198,13 @@ func TestMakeVolumeIsBounded(t *testing.T) {
 	if err := errors.Join(os.WriteFile(large, nil, 0o600), os.Truncate(large, 1<<40)); err != nil {
 		t.Fatal(err)
 	}
+
 	root, err := os.Open(base)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer root.Close()
+
 	if err := makeVolume(t.Context(), root, spec.Volume{Path: "/data", Source: filepath.Join(t.TempDir(), "v")}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("deep folders: %v", err)
 	}
@@ -195,16 +213,19 @@ func TestMakeVolumeIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	for at, text := range map[int64]string{0: "begin", 1 << 39: "middle"} {
 		if _, err := f.WriteAt([]byte(text), at); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	to := filepath.Join(t.TempDir(), "v")
 	began := time.Now()
 	if err := makeVolume(t.Context(), root, spec.Volume{Path: "/large", Source: to}); err != nil {
 		t.Fatal(err)
 	}
+
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("a sparse file took %v", took)
 	}
@@ -212,6 +233,7 @@ func TestMakeVolumeIsBounded(t *testing.T) {
 	if err := unix.Stat(filepath.Join(to, "file"), &st); err != nil || st.Size != 1<<40 || st.Blocks > 1000 {
 		t.Errorf("the copy has %d bytes in %d blocks, %v", st.Size, st.Blocks, err)
 	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := makeVolume(ctx, root, spec.Volume{Path: "/large", Source: filepath.Join(t.TempDir(), "v")}); !errors.Is(err, context.Canceled) {
@@ -230,11 +252,13 @@ func TestCVE20250750LogsStayInTheirFolder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	for link, target := range map[string]string{base + "/podlink": outside, dir + "/swap": outside, dir + "/up": "../outside", dir + "/file": outside + "/x"} {
 		if err := os.Symlink(target, link); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -246,6 +270,7 @@ func TestCVE20250750LogsStayInTheirFolder(t *testing.T) {
 		}
 		return err
 	}
+
 	for _, path := range []string{"../outside/0.log", "../../outside/0.log", "real/../../outside/0.log", "up/0.log", "swap/0.log", outside + "/0.log"} {
 		_ = open(dir, path) // inside, or not at all
 	}
@@ -254,6 +279,7 @@ func TestCVE20250750LogsStayInTheirFolder(t *testing.T) {
 			t.Errorf("%s in %s was opened", bad[1], bad[0])
 		}
 	}
+
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -267,6 +293,7 @@ func TestCVE20250750LogsStayInTheirFolder(t *testing.T) {
 			}
 		}
 	}()
+
 	good := 0
 	for range 10_000 {
 		if open(dir, "real/0.log") == nil {
@@ -276,6 +303,7 @@ func TestCVE20250750LogsStayInTheirFolder(t *testing.T) {
 	close(stop)
 	<-done
 	t.Logf("%d of 10,000 logs were opened", good)
+
 	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
 		t.Errorf("output went outside: %v, %v", left, err)
 	}
@@ -287,10 +315,12 @@ func TestRemoveTree(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for range 30_000 {
 		if err := unix.Mkdirat(fd, "d", 0o700); err != nil {
 			t.Fatal(err)
@@ -303,11 +333,13 @@ func TestRemoveTree(t *testing.T) {
 		fd = next
 	}
 	unix.Close(fd)
+
 	for range 2 {
 		if err := removeTree(t.Context(), dir); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it is left: %v", err)
 	}

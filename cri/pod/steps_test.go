@@ -34,6 +34,7 @@ func table(n, failDo, failUndo int) []step[*trace] {
 			do:   note("do", i == failDo), undo: note("undo", i == failUndo),
 		})
 	}
+
 	return steps
 }
 
@@ -64,10 +65,12 @@ func TestWalkUndoesFromTheFailedStep(t *testing.T) {
 		if !errors.Is(err, errStep) || leftOver(err) {
 			t.Fatalf("step %d fails: error %v", fail, err)
 		}
+
 		var want []string
 		for i := 0; i <= fail; i++ {
 			want = append(want, fmt.Sprintf("do%d", i))
 		}
+
 		for i := fail; i >= 0; i-- {
 			want = append(want, fmt.Sprintf("undo%d", i))
 		}
@@ -88,6 +91,7 @@ func TestWalkUndoesAfterTheCallerGaveUp(t *testing.T) {
 		do:   func(*trace, context.Context) error { cancel(); return ctx.Err() },
 		undo: func(_ *trace, ctx context.Context) error { undone = true; return ctx.Err() },
 	}}
+
 	var tr trace
 	if err := walk(ctx, steps, &tr, tr.note); !errors.Is(err, context.Canceled) || leftOver(err) {
 		t.Errorf("error %v", err)
@@ -134,6 +138,7 @@ func TestUnrecordedPhaseIsUndone(t *testing.T) {
 		}
 		return nil
 	})
+
 	if !errors.Is(err, errDisk) {
 		t.Errorf("error %v", err)
 	}

@@ -22,20 +22,24 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, change *runtim
 	if err != nil {
 		return err
 	}
+
 	release, err := p.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer release()
+
 	c := p.record().Container(id)
 	if c == nil {
 		return fmt.Errorf("container %s: %w", id, ErrNotFound)
 	}
+
 	switch c.State() {
 	case runtimeapi.ContainerState_CONTAINER_CREATED, runtimeapi.ContainerState_CONTAINER_RUNNING:
 	default:
 		return fmt.Errorf("update container %s: it is %s: %w", id, c.StateName(), ErrState)
 	}
+
 	if err := p.applyResources(ctx, c, change); err != nil {
 		return fmt.Errorf("update container %s: %w", id, err)
 	}
@@ -49,10 +53,12 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 	if err != nil {
 		return err
 	}
+
 	resources, err := p.m.limits(merged, s)
 	if err != nil {
 		return err
 	}
+
 	group, err := p.groupOf(c)
 	switch {
 	case errors.Is(err, cgroup.ErrNotFound) && c.StartedAt == 0:
@@ -72,6 +78,7 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 			return err
 		}
 	}
+
 	msg := message(merged)
 	return p.updateContainer(c.ID, func(c *Container) { c.Resources = &msg })
 }
@@ -87,6 +94,7 @@ func explicit(r *specs.LinuxResources) *specs.LinuxResources {
 	if r.Memory != nil {
 		memory = *r.Memory
 	}
+
 	shares, none := usualShares, noLimit
 	if cpu.Shares == nil {
 		cpu.Shares = &shares
@@ -94,6 +102,7 @@ func explicit(r *specs.LinuxResources) *specs.LinuxResources {
 	if cpu.Quota == nil {
 		cpu.Quota = &none
 	}
+
 	if memory.Limit == nil && memory.Swap == nil {
 		memory.Limit = &none
 	}
@@ -113,12 +122,14 @@ func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerRe
 	if err != nil {
 		return err
 	}
+
 	files := map[int]*os.File{}
 	defer func() {
 		for _, f := range files {
 			f.Close()
 		}
 	}()
+
 	for _, pid := range pids {
 		if f, err := os.OpenFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), os.O_WRONLY, 0); err == nil {
 			files[pid] = f
@@ -130,6 +141,7 @@ func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerRe
 	if pids, err = group.Pids(); err != nil && !errors.Is(err, cgroup.ErrNotFound) {
 		return err
 	}
+
 	for _, pid := range pids {
 		f := files[pid]
 		if f == nil {
@@ -139,6 +151,7 @@ func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerRe
 			return fmt.Errorf("set oom_score_adj of process %d to %s: the daemon may not lower it: %w", pid, score, cgroup.ErrUnsupported)
 		}
 	}
+
 	return nil
 }
 
@@ -165,11 +178,13 @@ func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.Linux
 	if err != nil {
 		return err
 	}
+
 	for _, res := range []*runtimeapi.LinuxContainerResources{overhead, resources} {
 		if err := spec.CheckPodResources(res); err != nil {
 			return fmt.Errorf("update sandbox %s: %w", id, err)
 		}
 	}
+
 	o, r := optional(overhead), optional(resources)
 	return p.update(func(rec *Record) {
 		if o != nil {

@@ -27,12 +27,14 @@ func makeVolume(ctx context.Context, root *os.File, v spec.Volume) error {
 	if err != nil {
 		return err
 	}
+
 	defer from.Close()
 	to, err := os.Open(v.Source)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
+
 	switch err := rootpath.CopyTree(ctx, from, to, v.Owner); {
 	case errors.Is(err, rootpath.ErrTooDeep):
 		return fmt.Errorf("%w: volume of the image: %w", ErrInvalid, err)

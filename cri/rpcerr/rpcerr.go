@@ -106,6 +106,7 @@ func (m *Mapper) Status(method string, err error) error {
 	if s, ok := status.FromError(err); ok {
 		return fromStatus(s)
 	}
+
 	rule, ok := m.rule(err)
 	switch {
 	case !ok:
@@ -113,6 +114,7 @@ func (m *Mapper) Status(method string, err error) error {
 	case rule.Token != nil && isPull(method):
 		return status.Error(codes.Unknown, message(withToken(rule.Token, err)))
 	}
+
 	if rule.Begins {
 		return status.Error(rule.Code, message(withToken(rule.Err, err)))
 	}

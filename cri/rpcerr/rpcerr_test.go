@@ -79,6 +79,7 @@ func TestStatus(t *testing.T) {
 			}
 		})
 	}
+
 	if err := m.Status(statusCall, nil); err != nil {
 		t.Errorf("Status(nil) = %v", err)
 	}
@@ -134,11 +135,13 @@ func captureLog(t *testing.T, do func()) string {
 		klog.SetOutput(io.Discard)
 		klog.LogToStderr(true)
 	}()
+
 	var level klog.Level
 	if err := level.Set("9"); err != nil {
 		t.Fatal(err)
 	}
 	defer level.Set("0")
+
 	do()
 	klog.Flush()
 	return b.String()
@@ -172,6 +175,7 @@ func TestPanicIsInternal(t *testing.T) {
 			t.Errorf("err = %v", err)
 		}
 	})
+
 	if !strings.Contains(log, "TestPanicIsInternal") {
 		t.Errorf("the log has no stack:\n%s", log)
 	}
@@ -190,6 +194,7 @@ func TestSecretsAreNotLogged(t *testing.T) {
 			Config:       &runtimeapi.ContainerConfig{Envs: []*runtimeapi.KeyValue{{Key: "A", Value: []byte(secrets[4])}}},
 		},
 	}
+
 	log := captureLog(t, func() {
 		for method, req := range requests {
 			for _, handler := range []grpc.UnaryHandler{
@@ -201,11 +206,13 @@ func TestSecretsAreNotLogged(t *testing.T) {
 			}
 		}
 	})
+
 	for _, s := range secrets {
 		if strings.Contains(log, s) {
 			t.Errorf("%q is in the log:\n%s", s, log)
 		}
 	}
+
 	for _, want := range []string{"PullImage", "busybox:1", "CreateContainer", "sandbox-1", "took="} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log lacks %q:\n%s", want, log)

@@ -51,10 +51,12 @@ func CheckArguments(p *specs.Process, h Host) error {
 			stack = l.Soft
 		}
 	}
+
 	limit := uint64(maxArguments)
 	if stack > 0 {
 		limit = max(min(limit, stack/4), minArguments)
 	}
+
 	limit -= nameReserve
 	size := uint64(0)
 	for what, list := range map[string][]string{"argument": p.Args, "environment variable": p.Env} {
@@ -68,6 +70,7 @@ func CheckArguments(p *specs.Process, h Host) error {
 			size += uint64(len(s)) + 1 + pointer
 		}
 	}
+
 	if size > limit {
 		return invalid("arguments and environment take %d bytes, with %d strings, the kernel takes at most %d with this stack limit",
 			size, len(p.Args)+len(p.Env), limit)
@@ -87,12 +90,14 @@ func checkSearch(p *specs.Process, size uint64) error {
 			break
 		}
 	}
+
 	switch {
 	case folders > maxFolders:
 		return invalid("PATH of %d folders to look for %q, at most %d are allowed: give the path of the program", folders, shorten(p.Args[0]), maxFolders)
 	case folders*size > maxSearch:
 		return invalid("PATH of %d folders to look for %q with %d bytes of arguments and environment: give the path of the program", folders, shorten(p.Args[0]), size)
 	}
+
 	return nil
 }
 
@@ -124,12 +129,14 @@ func Cost(cfg *runtimeapi.ContainerConfig, image ocispec.ImageConfig) int64 {
 		// base is for a line of the users' file and the rest of the spec.
 		base = 2 << 20
 	)
+
 	n := int64(base)
 	for _, list := range [][]string{cfg.GetCommand(), cfg.GetArgs(), image.Entrypoint, image.Cmd, image.Env} {
 		for _, s := range list {
 			n += copies*int64(len(s)) + header
 		}
 	}
+
 	for _, kv := range cfg.GetEnvs() {
 		n += copies*int64(len(kv.GetKey())+len(kv.GetValue())) + header
 	}

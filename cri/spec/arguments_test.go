@@ -25,6 +25,7 @@ func argumentRefusals() []refusal {
 		}
 		return env
 	}
+
 	return []refusal{
 		{"long variable", func(in *Input) { in.Image.Env = []string{"A=" + strings.Repeat("x", maxString-2)} }, ErrInvalid, "131072 bytes"},
 		{"long argument", func(in *Input) { in.Config.Args = []string{strings.Repeat("x", maxString)} }, ErrInvalid, "131072 bytes"},
@@ -90,6 +91,7 @@ func TestKernelAgrees(t *testing.T) {
 	if err := syscall.Getrlimit(syscall.RLIMIT_STACK, &l); err != nil {
 		t.Fatal(err)
 	}
+
 	h := Host{StackLimit: l.Cur}
 	process := func(size int) *specs.Process {
 		p := &specs.Process{Args: []string{"/bin/true"}}
@@ -100,6 +102,7 @@ func TestKernelAgrees(t *testing.T) {
 		}
 		return p
 	}
+
 	run := func(p *specs.Process) error {
 		cmd := exec.Command(p.Args[0])
 		cmd.Env = nil
@@ -108,12 +111,14 @@ func TestKernelAgrees(t *testing.T) {
 		}
 		return cmd.Run()
 	}
+
 	most := 0
 	for step := 1 << 23; step > 0; step /= 2 {
 		if CheckArguments(process(most+step), h) == nil {
 			most += step
 		}
 	}
+
 	if err := run(process(most)); err != nil {
 		t.Errorf("%d bytes are accepted, and the kernel says %v", most, err)
 	}

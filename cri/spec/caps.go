@@ -83,18 +83,22 @@ func (b *builder) capabilities() error {
 	if err != nil {
 		return err
 	}
+
 	drop, err := parseCapabilities(b.sc.GetCapabilities().GetDropCapabilities())
 	if err != nil {
 		return err
 	}
+
 	ambient, err := parseCapabilities(b.sc.GetCapabilities().GetAddAmbientCapabilities())
 	if err != nil {
 		return err
 	}
+
 	set := b.Defaults.Capabilities
 	if set == nil {
 		set = DefaultCapabilities()
 	}
+
 	if add.all || ambient.all || b.privileged {
 		set = b.available()
 	}
@@ -104,11 +108,13 @@ func (b *builder) capabilities() error {
 	if ambient.all {
 		ambient.names = b.available()
 	}
+
 	set = b.limit(slices.Concat(set, add.names, ambient.names))
 	kept := b.limit(ambient.names)
 	if !b.privileged {
 		set, kept = without(set, drop.names), without(kept, drop.names)
 	}
+
 	// The kernel keeps a capability ambient only while it is inheritable too;
 	// otherwise the inheritable set stays empty.
 	b.out.Spec.Process.Capabilities = &specs.LinuxCapabilities{

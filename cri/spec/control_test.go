@@ -52,6 +52,7 @@ func wantNoEffect(t *testing.T, give func(in *Input, orders map[string]string)) 
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for key, value := range control {
 		in := testInput()
 		give(&in, map[string]string{key: value})

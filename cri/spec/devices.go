@@ -29,6 +29,7 @@ func (b *builder) devices() error {
 		}
 		nodes = host
 	}
+
 	for _, d := range b.Config.GetDevices() {
 		found, err := b.Node.Devices(d.GetHostPath())
 		switch {
@@ -39,6 +40,7 @@ func (b *builder) devices() error {
 		case len(found) == 0:
 			return invalid("no device at host path %q", d.GetHostPath())
 		}
+
 		for _, node := range found {
 			below := strings.TrimPrefix(node.Path, path.Clean(d.GetHostPath()))
 			source := node.Path
@@ -48,11 +50,13 @@ func (b *builder) devices() error {
 			if nodes, err = addDevice(nodes, node); err != nil {
 				return err
 			}
+
 			if !b.privileged {
 				rules = append(rules, deviceRule(node, d.GetPermissions()))
 			}
 		}
 	}
+
 	b.out.Spec.Linux.Devices = nodes
 	b.out.Spec.Linux.Resources.Devices = rules
 	return nil
@@ -69,6 +73,7 @@ func (b *builder) cdi() error {
 	case b.CDI == nil:
 		return unsupported("CDI devices")
 	}
+
 	if err := b.CDI(b.out.Spec, names); err != nil {
 		return invalid("%w", err)
 	}
@@ -137,6 +142,7 @@ func DeviceRules() []specs.LinuxDeviceCgroup {
 		}
 		return r
 	}
+
 	return []specs.LinuxDeviceCgroup{
 		{Allow: false, Access: allAccess},
 		rule("c", wildcard, wildcard, "m"),

@@ -26,6 +26,7 @@ func Encode(s *specs.Spec) ([]byte, error) {
 			}
 		}
 	}
+
 	data, err := json.Marshal(out)
 	if err != nil {
 		return nil, fmt.Errorf("encode spec: %w", err)

@@ -29,10 +29,12 @@ func SharedFiles(cfg *runtimeapi.PodSandboxConfig) (map[string][]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the node's hosts file: %w", err)
 	}
+
 	resolv, err := readOptional("/etc/resolv.conf")
 	if err != nil {
 		return nil, fmt.Errorf("read the node's resolver configuration: %w", err)
 	}
+
 	node, err := os.Hostname()
 	if err != nil {
 		return nil, fmt.Errorf("read the node's host name: %w", err)
@@ -68,12 +70,14 @@ func ResolvConf(dns *runtimeapi.DNSConfig, host []byte) []byte {
 		return bytes.Clone(host)
 	}
 	var out bytes.Buffer
+
 	if len(dns.GetSearches()) > 0 {
 		fmt.Fprintf(&out, "search %s\n", strings.Join(dns.GetSearches(), " "))
 	}
 	for _, s := range dns.GetServers() {
 		fmt.Fprintf(&out, "nameserver %s\n", s)
 	}
+
 	if len(dns.GetOptions()) > 0 {
 		fmt.Fprintf(&out, "options %s\n", strings.Join(dns.GetOptions(), " "))
 	}

@@ -179,10 +179,12 @@ func TestGolden(t *testing.T) {
 		})
 		seen[tt.name+".json"] = true
 	}
+
 	files, err := os.ReadDir("testdata")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, f := range files {
 		if !f.IsDir() && !seen[f.Name()] {
 			t.Errorf("testdata/%s belongs to no case", f.Name())
@@ -196,6 +198,7 @@ func compare(t *testing.T, file string, got *Result) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	data = append(data, '\n')
 	if *update {
 		if err := os.WriteFile(file, data, 0o644); err != nil {
@@ -203,6 +206,7 @@ func compare(t *testing.T, file string, got *Result) {
 		}
 		return
 	}
+
 	want, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -472,11 +476,13 @@ func TestPure(t *testing.T) {
 		if err := errors.Join(err1, err2); err != nil {
 			t.Fatal(err)
 		}
+
 		a, _ := json.Marshal(one)
 		b, _ := json.Marshal(two)
 		if string(a) != string(b) {
 			t.Errorf("%s: two calls differ", tt.name)
 		}
+
 		if in.Config.String()+in.Sandbox.String() != before {
 			t.Errorf("%s: the input changed", tt.name)
 		}

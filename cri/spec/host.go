@@ -25,6 +25,7 @@ func HostOf(f host.Facts, root fs.FS) Host {
 		SwapLimit:         limitsSwap(root, f.CgroupV2.OK()),
 		StackLimit:        stackLimit(),
 	}
+
 	if f.SysResource.OK() {
 		h.OOMScoreAdjMin = -1000
 	}
@@ -33,6 +34,7 @@ func HostOf(f host.Facts, root fs.FS) Host {
 			h.KnownCapabilities = append(h.KnownCapabilities, name)
 		}
 	}
+
 	if limitsHugePages(root, h.CgroupV2) {
 		h.HugePageSizes = slices.Clone(f.HugePageSizes)
 	}

@@ -26,22 +26,26 @@ func (b *builder) mounts() error {
 	if err != nil {
 		return err
 	}
+
 	taken := func(p string) bool {
 		return slices.ContainsFunc(configured, func(m specs.Mount) bool {
 			return m.Destination == p || m.Destination == "/dev" && strings.HasPrefix(p, "/dev/")
 		})
 	}
+
 	var list []specs.Mount
 	for _, m := range slices.Concat(b.defaultMounts(), b.sharedFiles()) {
 		if !taken(m.Destination) {
 			list = append(list, m)
 		}
 	}
+
 	list = append(list, configured...)
 	volumes, err := b.volumes(list)
 	if err != nil {
 		return err
 	}
+
 	// What the configuration mounts lies on top, should a link of the image's
 	// lead one of its volumes to the same place.
 	list = append(volumes, list...)
@@ -68,6 +72,7 @@ func (b *builder) defaultMounts() []specs.Mount {
 	if b.privileged {
 		ro = "rw"
 	}
+
 	devpts := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}
 	if b.userns == nil || b.userns.Size > ttyGroup {
 		devpts = append(devpts, fmt.Sprintf("gid=%d", ttyGroup))
@@ -159,6 +164,7 @@ func (b *builder) configuredMounts() ([]specs.Mount, error) {
 		}
 		out = append(out, mount)
 	}
+
 	return out, nil
 }
 
@@ -189,14 +195,17 @@ func (b *builder) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	} else if err != nil {
 		return none, fmt.Errorf("resolve host path %q: %w", m.GetHostPath(), err)
 	}
+
 	propagation, err := b.propagation(m, source)
 	if err != nil {
 		return none, err
 	}
+
 	options, err := mountOptions(m)
 	if err != nil {
 		return none, err
 	}
+
 	ro := "rw"
 	switch {
 	case m.GetRecursiveReadOnly() && !b.Host.RecursiveReadOnly:
@@ -206,6 +215,7 @@ func (b *builder) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	case m.GetReadonly():
 		ro = "ro"
 	}
+
 	if m.GetSelinuxRelabel() && b.Labels.Mount != "" {
 		b.out.Relabel = append(b.out.Relabel, source)
 	}
@@ -213,12 +223,14 @@ func (b *builder) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 		Destination: path.Clean(m.GetContainerPath()), Type: "bind", Source: source,
 		Options: append([]string{"rbind", propagation, ro}, options...),
 	}
+
 	if len(m.GetUidMappings()) > 0 {
 		if !b.Host.IDMapMounts {
 			return none, unsupported("id-mapped mounts")
 		}
 		out.UIDMappings, out.GIDMappings = idMappings(m.GetUidMappings()), idMappings(m.GetGidMappings())
 	}
+
 	return out, nil
 }
 

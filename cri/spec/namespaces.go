@@ -50,6 +50,7 @@ func PodUserNamespace(cfg *runtimeapi.PodSandboxConfig) (*UserNamespace, error) 
 	if o == nil {
 		return nil, nil
 	}
+
 	switch o.GetMode() {
 	case runtimeapi.NamespaceMode_NODE:
 		if len(o.GetUids()) != 0 || len(o.GetGids()) != 0 {
@@ -60,14 +61,17 @@ func PodUserNamespace(cfg *runtimeapi.PodSandboxConfig) (*UserNamespace, error) 
 	default:
 		return nil, invalid("user namespace mode %s", o.GetMode())
 	}
+
 	uid, err := oneMapping("uid", o.GetUids())
 	if err != nil {
 		return nil, err
 	}
+
 	gid, err := oneMapping("gid", o.GetGids())
 	if err != nil {
 		return nil, err
 	}
+
 	if uid.GetLength() != gid.GetLength() {
 		return nil, invalid("user namespace maps %d uids and %d gids", uid.GetLength(), gid.GetLength())
 	}
@@ -133,6 +137,7 @@ func (b *builder) namespaces() error {
 		join(specs.UserNamespace, "ns/user")
 		b.out.Spec.Linux.UIDMappings, b.out.Spec.Linux.GIDMappings = b.userns.mappings()
 	}
+
 	join(specs.MountNamespace, "")
 	if NamespaceMode(b.Sandbox, Network) != runtimeapi.NamespaceMode_NODE {
 		join(specs.NetworkNamespace, "ns/net")
@@ -141,10 +146,12 @@ func (b *builder) namespaces() error {
 	if NamespaceMode(b.Sandbox, IPC) != runtimeapi.NamespaceMode_NODE {
 		join(specs.IPCNamespace, "ns/ipc")
 	}
+
 	pid, err := PIDMode(b.Sandbox, b.Config)
 	if err != nil {
 		return err
 	}
+
 	switch pid {
 	case runtimeapi.NamespaceMode_POD:
 		join(specs.PIDNamespace, "ns/pid")
@@ -154,6 +161,7 @@ func (b *builder) namespaces() error {
 	case runtimeapi.NamespaceMode_CONTAINER:
 		join(specs.PIDNamespace, "")
 	}
+
 	if b.ownCgroupNamespace() {
 		join(specs.CgroupNamespace, "")
 	}
@@ -171,6 +179,7 @@ func PIDMode(pod *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConfig) 
 	if o == nil {
 		return ofPod, nil
 	}
+
 	switch mode := o.GetPid(); {
 	case mode == runtimeapi.NamespaceMode_TARGET && o.GetTargetId() == "":
 		return 0, invalid("PID namespace of a target container without a target id")
@@ -192,10 +201,12 @@ func (b *builder) checkUserNamespace() error {
 		if err != nil {
 			return err
 		}
+
 		if (own == nil) != (b.userns == nil) || own != nil && *own != *b.userns {
 			return invalid("user namespace of the container differs from its sandbox's")
 		}
 	}
+
 	if b.userns == nil {
 		return nil
 	}
@@ -204,5 +215,6 @@ func (b *builder) checkUserNamespace() error {
 			return invalid("id %d is outside of the pod's user namespace of %d ids", id, b.userns.Size)
 		}
 	}
+
 	return nil
 }

@@ -18,6 +18,7 @@ func TestEverySpecHasAPlan(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			for _, o := range []plan.Options{
 				{CgroupV2: true},
 				{CgroupTasks: 2, Hierarchies: []plan.Hierarchy{{Dir: "cpu,cpuacct", Options: []string{"cpu", "cpuacct"}}}},
@@ -28,6 +29,7 @@ func TestEverySpecHasAPlan(t *testing.T) {
 					t.Error(err)
 					continue
 				}
+
 				if err := p.Validate(); err != nil {
 					t.Error(err)
 				}

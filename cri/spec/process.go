@@ -21,18 +21,22 @@ func (b *builder) process() error {
 	if err := b.checkCounts(); err != nil {
 		return err
 	}
+
 	args, err := b.args()
 	if err != nil {
 		return err
 	}
+
 	env, err := b.environ()
 	if err != nil {
 		return err
 	}
+
 	cwd, err := workingDir(b.Config.GetWorkingDir(), b.Image.WorkingDir)
 	if err != nil {
 		return err
 	}
+
 	umask := uint32(defaultUmask)
 	p.Args, p.Env, p.Cwd = args, env, cwd
 	p.User = specs.User{
@@ -55,6 +59,7 @@ func (b *builder) args() ([]string, error) {
 			args = b.Image.Cmd
 		}
 	}
+
 	all := slices.Concat(command, args)
 	if len(all) == 0 || all[0] == "" {
 		return nil, invalid("no command specified, neither by the container nor by its image")
@@ -70,12 +75,14 @@ func (b *builder) environ() ([]string, error) {
 	if b.Config.GetTty() {
 		e.set("TERM", "xterm")
 	}
+
 	for _, kv := range b.Image.Env {
 		// An entry without a name means nothing to execve; images do ship them.
 		if name, value, ok := strings.Cut(kv, "="); ok && name != "" {
 			e.set(name, value)
 		}
 	}
+
 	if b.Hostname != "" {
 		e.set("HOSTNAME", b.Hostname)
 	}
@@ -85,6 +92,7 @@ func (b *builder) environ() ([]string, error) {
 		}
 		e.set(kv.GetKey(), string(kv.GetValue()))
 	}
+
 	if e.get("HOME") == "" {
 		e.set("HOME", b.User.home())
 	}
@@ -123,6 +131,7 @@ func workingDir(configured, image string) (string, error) {
 	if dir == "" {
 		dir = image
 	}
+
 	dir = path.Clean("/" + dir)
 	if strings.ContainsRune(dir, 0) {
 		return "", invalid("NUL byte in working directory %q", shorten(dir))
@@ -130,12 +139,14 @@ func workingDir(configured, image string) (string, error) {
 	if len(dir) > maxPath {
 		return "", invalid("working directory of %d bytes, at most %d are allowed", len(dir), maxPath)
 	}
+
 	if rest, ok := strings.CutPrefix(dir, "/proc/"); ok {
 		first, _, _ := strings.Cut(rest, "/")
 		if first == "self" || first == "thread-self" || isDigits(first) {
 			return "", invalid("working directory %q leads through a process", dir)
 		}
 	}
+
 	return dir, nil
 }
 

@@ -18,6 +18,7 @@ func (b *builder) propagation(m *runtimeapi.Mount, source string) (string, error
 	if err != nil {
 		return "", fmt.Errorf("read the mount table: %w", err)
 	}
+
 	if err := CheckPropagation(table, source, m.GetPropagation()); err != nil {
 		return "", err
 	}
@@ -37,17 +38,20 @@ func CheckPropagation(table []*mountinfo.Info, source string, p runtimeapi.Mount
 	if mount == nil {
 		return invalid("host path %q lies on no known mount", source)
 	}
+
 	var shared, slave bool
 	for field := range strings.FieldsSeq(mount.Optional) {
 		shared = shared || strings.HasPrefix(field, "shared:")
 		slave = slave || strings.HasPrefix(field, "master:")
 	}
+
 	switch {
 	case p == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL && !shared:
 		return invalid("host path %q lies on mount %s, which is not shared", source, mount.Mountpoint)
 	case p == runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER && !shared && !slave:
 		return invalid("host path %q lies on mount %s, which is neither shared nor a slave", source, mount.Mountpoint)
 	}
+
 	return nil
 }
 

@@ -124,6 +124,7 @@ func mountRefusals() []refusal {
 	volume := func(p string) func(*Input) {
 		return func(in *Input) { in.Image.Volumes = map[string]struct{}{p: {}} }
 	}
+
 	return []refusal{
 		{"source that is kept from the daemon", mount(&runtimeapi.Mount{HostPath: "/secret", ContainerPath: "/x"}), ErrUnsupported, "/secret"},
 		{"relative target", mount(&runtimeapi.Mount{HostPath: "/data", ContainerPath: "data"}), ErrInvalid, "absolute"},

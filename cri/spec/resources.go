@@ -22,6 +22,7 @@ func (b *builder) resources() error {
 	if err != nil {
 		return err
 	}
+
 	b.out.Spec.Linux.Resources = limits
 
 	score := int(r.GetOomScoreAdj())
@@ -29,6 +30,7 @@ func (b *builder) resources() error {
 		b.warn("oom_score_adj cannot be lowered that far by this daemon")
 		score = b.Host.OOMScoreAdjMin
 	}
+
 	b.out.Spec.Process.OOMScoreAdj = &score
 	return nil
 }
@@ -40,6 +42,7 @@ func Resources(r *runtimeapi.LinuxContainerResources, h Host, d Defaults) (*spec
 		return nil, err
 	}
 	out := &specs.LinuxResources{CPU: cpuLimits(r), Memory: memoryLimits(r, h)}
+
 	if d.PidsLimit > 0 {
 		out.Pids = &specs.LinuxPids{Limit: &d.PidsLimit}
 	}
@@ -48,6 +51,7 @@ func Resources(r *runtimeapi.LinuxContainerResources, h Host, d Defaults) (*spec
 			out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: p.GetPageSize(), Limit: p.GetLimit()})
 		}
 	}
+
 	if len(r.GetUnified()) > 0 {
 		out.Unified = maps.Clone(r.GetUnified())
 	}
@@ -65,17 +69,20 @@ func checkSet(what, list string) error {
 	if len(list) > maxSet {
 		return invalid("%s of %d characters, at most %d are allowed", what, len(list), maxSet)
 	}
+
 	for _, part := range strings.Split(strings.TrimSuffix(list, "\n"), ",") {
 		first, last, isRange := strings.Cut(part, "-")
 		if !isRange {
 			last = first
 		}
+
 		from, err1 := strconv.ParseUint(first, 10, 16)
 		to, err2 := strconv.ParseUint(last, 10, 16)
 		if err1 != nil || err2 != nil || from > to {
 			return invalid("%s %q: want numbers and ranges such as 0-3,8", what, list)
 		}
 	}
+
 	return nil
 }
 
@@ -88,6 +95,7 @@ func CheckPodResources(r *runtimeapi.LinuxContainerResources) error {
 	if err := checkSet("cpuset_mems", r.GetCpusetMems()); err != nil {
 		return err
 	}
+
 	switch {
 	case r.GetCpuShares() < 0 || r.GetCpuPeriod() < 0:
 		return invalid("negative CPU shares or period")
@@ -101,6 +109,7 @@ func CheckPodResources(r *runtimeapi.LinuxContainerResources) error {
 	case r.GetOomScoreAdj() < -1000 || r.GetOomScoreAdj() > 1000:
 		return invalid("oom_score_adj of %d", r.GetOomScoreAdj())
 	}
+
 	return nil
 }
 
@@ -112,17 +121,20 @@ func checkResources(r *runtimeapi.LinuxContainerResources, h Host) error {
 	case len(r.GetUnified()) > 0 && !h.CgroupV2:
 		return unsupported("unified cgroup settings without cgroup v2")
 	}
+
 	for _, p := range r.GetHugepageLimits() {
 		// kubelet sends zero limits for all sizes; only a real one is missed.
 		if p.GetLimit() > 0 && !slices.Contains(h.HugePageSizes, p.GetPageSize()) {
 			return unsupported("limit of huge pages of %q", p.GetPageSize())
 		}
 	}
+
 	for key := range r.GetUnified() {
 		if key == "" || !strings.Contains(key, ".") || strings.Contains(key, "/") || strings.Contains(key, "..") || strings.HasPrefix(key, ".") {
 			return invalid("unified cgroup setting %q", key)
 		}
 	}
+
 	return nil
 }
 
@@ -163,6 +175,7 @@ func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi
 	if old != nil {
 		out = proto.Clone(old).(*runtimeapi.LinuxContainerResources)
 	}
+
 	merge(&out.CpuPeriod, update.GetCpuPeriod())
 	merge(&out.CpuQuota, update.GetCpuQuota())
 	merge(&out.CpuShares, update.GetCpuShares())
@@ -170,6 +183,7 @@ func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi
 	merge(&out.CpusetCpus, update.GetCpusetCpus())
 	merge(&out.CpusetMems, update.GetCpusetMems())
 	mergeMemory(out, update)
+
 	for _, p := range update.GetHugepageLimits() {
 		i := slices.IndexFunc(out.HugepageLimits, func(o *runtimeapi.HugepageLimit) bool { return o.GetPageSize() == p.GetPageSize() })
 		if i < 0 {
@@ -178,6 +192,7 @@ func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi
 		}
 		out.HugepageLimits[i] = proto.Clone(p).(*runtimeapi.HugepageLimit)
 	}
+
 	if len(update.GetUnified()) > 0 && out.Unified == nil {
 		out.Unified = map[string]string{}
 	}
@@ -200,6 +215,7 @@ func mergeMemory(out, update *runtimeapi.LinuxContainerResources) {
 	if swap > limit && limit > 0 {
 		granted = swap - limit
 	}
+
 	merge(&out.MemoryLimitInBytes, update.GetMemoryLimitInBytes())
 	switch {
 	case update.GetMemorySwapLimitInBytes() != 0:

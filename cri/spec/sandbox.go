@@ -16,10 +16,12 @@ func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (plan.SandboxOptions, erro
 	if err := ValidateSandbox(cfg); err != nil {
 		return o, err
 	}
+
 	userns, err := PodUserNamespace(cfg)
 	if err != nil {
 		return o, err
 	}
+
 	if o.Sysctls, err = podSysctls(cfg, userns); err != nil {
 		return o, err
 	}
@@ -27,6 +29,7 @@ func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (plan.SandboxOptions, erro
 		o.NewUser = true
 		o.UIDMap, o.GIDMap = IDMaps(cfg)
 	}
+
 	o.NewNet = NamespaceMode(cfg, Network) != runtimeapi.NamespaceMode_NODE
 	o.NewUTS = o.NewNet
 	o.NewIPC = NamespaceMode(cfg, IPC) != runtimeapi.NamespaceMode_NODE
@@ -35,6 +38,7 @@ func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (plan.SandboxOptions, erro
 	if o.ShmSize, err = shmSize(cfg); err != nil {
 		return o, err
 	}
+
 	o.User, err = podUser(cfg, userns)
 	return o, err
 }
@@ -58,11 +62,13 @@ func podUser(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (specs.Use
 			return u, err
 		}
 	}
+
 	if v := sc.GetRunAsGroup(); v != nil {
 		if u.GID, err = id("gid", v.GetValue()); err != nil {
 			return u, err
 		}
 	}
+
 	for _, g := range sc.GetSupplementalGroups() {
 		n, err := id("supplemental group", g)
 		if err != nil {
@@ -72,6 +78,7 @@ func podUser(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (specs.Use
 			u.AdditionalGids = append(u.AdditionalGids, n)
 		}
 	}
+
 	return u, nil
 }
 

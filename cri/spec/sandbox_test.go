@@ -32,6 +32,7 @@ func TestSandboxOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if !o.NewNet || !o.NewUTS || !o.NewIPC || o.NewUser || o.PidNS || o.Hostname != "web-0" {
 		t.Errorf("plain pod: %+v", o)
 	}
@@ -39,6 +40,7 @@ func TestSandboxOptions(t *testing.T) {
 	if o, err = SandboxOptions(cfg); err != nil {
 		t.Fatal(err)
 	}
+
 	if o.NewNet || o.NewUTS || o.NewIPC || !o.PidNS || len(o.Sysctls) != 0 {
 		t.Errorf("pod in the node's namespaces: %+v", o)
 	}
@@ -47,6 +49,7 @@ func TestSandboxOptions(t *testing.T) {
 	if o, err = SandboxOptions(cfg); err != nil {
 		t.Fatal(err)
 	}
+
 	if !o.NewUser || len(o.UIDMap) != 1 || o.UIDMap[0].HostID != 100000 || o.UIDMap[0].Size != 65536 {
 		t.Errorf("pod with a user namespace: %+v", o)
 	}
@@ -122,6 +125,7 @@ func TestSysctls(t *testing.T) {
 			if tt.change != nil {
 				tt.change(cfg)
 			}
+
 			o, err := SandboxOptions(cfg)
 			if tt.err != "" {
 				if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), tt.err) {
@@ -129,6 +133,7 @@ func TestSysctls(t *testing.T) {
 				}
 				return
 			}
+
 			want := maps.Clone(implicit)
 			maps.Copy(want, tt.want)
 			if err != nil || !maps.Equal(o.Sysctls, want) {
@@ -147,6 +152,7 @@ func FuzzSysctlName(f *testing.F) {
 		if err != nil {
 			return
 		}
+
 		if strings.HasPrefix(p, "/") || strings.HasSuffix(p, "/") || strings.Contains("/"+p+"/", "/../") || strings.ContainsAny(p, "\x00\n+ ") {
 			t.Errorf("sysctlPath(%q) = %q", name, p)
 		}
@@ -163,6 +169,7 @@ func TestValidateSandboxRefuses(t *testing.T) {
 	mapping := func(c *cfg, uids, gids []*runtimeapi.IDMapping) {
 		options(c).UsernsOptions = &runtimeapi.UserNamespace{Uids: uids, Gids: gids}
 	}
+
 	one := []*runtimeapi.IDMapping{{HostId: 1000, Length: 100}}
 	for _, tt := range []struct {
 		name   string
@@ -211,6 +218,7 @@ func TestValidateSandboxRefuses(t *testing.T) {
 			}
 		})
 	}
+
 	c := testSandbox()
 	c.Hostname = strings.Repeat("x", 64)
 	if err := ValidateSandbox(c); err != nil {

@@ -55,6 +55,7 @@ func (b *builder) seccomp() (*specs.LinuxSeccomp, error) {
 	if p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
 		return nil, nil
 	}
+
 	if !b.Host.Seccomp {
 		return nil, unsupported("seccomp profile %s", p.GetProfileType())
 	}
@@ -71,6 +72,7 @@ func (b *builder) seccomp() (*specs.LinuxSeccomp, error) {
 		}
 		return profile, nil
 	}
+
 	return nil, invalid("seccomp profile type %s", p.GetProfileType())
 }
 
@@ -86,6 +88,7 @@ func (b *builder) apparmor() (string, error) {
 			return "", err
 		}
 	}
+
 	switch p.GetProfileType() {
 	case runtimeapi.SecurityProfile_Unconfined:
 		return "", nil
@@ -95,6 +98,7 @@ func (b *builder) apparmor() (string, error) {
 		// kubelet sends the name alone, others as the older field has it.
 		return b.loadedProfile(strings.TrimPrefix(p.GetLocalhostRef(), "localhost/"))
 	}
+
 	return "", invalid("AppArmor profile type %s", p.GetProfileType())
 }
 
@@ -122,10 +126,12 @@ func (b *builder) loadedProfile(name string) (string, error) {
 	case !b.Host.AppArmor:
 		return "", unsupported("AppArmor profile %q", name)
 	}
+
 	loaded, err := b.Node.AppArmorLoaded(name)
 	if err != nil {
 		return "", err
 	}
+
 	if !loaded {
 		return "", invalid("AppArmor profile %q is not loaded", name)
 	}

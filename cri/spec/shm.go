@@ -29,10 +29,12 @@ func shmSize(cfg *runtimeapi.PodSandboxConfig) (int64, error) {
 		}
 		return parseShmSize(ShmSizeAnnotation, text, []string{"", "Ki", "Mi", "Gi", "Ti"})
 	}
+
 	text, ok := cfg.GetAnnotations()[crioShmSize]
 	if !ok || node {
 		return 0, nil
 	}
+
 	// What is left of any form is the letter of its unit.
 	short := strings.TrimSuffix(strings.ToLower(strings.ReplaceAll(text, " ", "")), "b")
 	return parseShmSize(crioShmSize, strings.TrimSuffix(short, "i"), []string{"", "k", "m", "g", "t"})
@@ -51,10 +53,12 @@ func parseShmSize(name, text string, units []string) (int64, error) {
 		if err != nil || strings.ContainsAny(number, "eExX_nNaAfF+-") {
 			break
 		}
+
 		if !(size >= minShmSize && size <= maxShmSize) {
 			return 0, invalid("annotation %s: %.40q is not from 4Ki to 16Ti", name, text)
 		}
 		return int64(size), nil
 	}
+
 	return 0, invalid("annotation %s: %.40q is no size; write a number of bytes, or one with a unit as in 256%s", name, text, units[2])
 }

@@ -58,6 +58,7 @@ func TestShmSize(t *testing.T) {
 		if c.crio != "" {
 			cfg.Annotations["io.kubernetes.cri-o.ShmSize"] = c.crio
 		}
+
 		o, err := SandboxOptions(cfg)
 		switch {
 		case c.want == refused && !errors.Is(err, ErrInvalid):

@@ -26,6 +26,7 @@ func ParseSignal(s string) (syscall.Signal, error) {
 		}
 		return syscall.Signal(n), nil
 	}
+
 	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
 	switch {
 	case strings.HasPrefix(name, "RTMIN"):
@@ -42,6 +43,7 @@ func ParseSignal(s string) (syscall.Signal, error) {
 	if n := unix.SignalNum("SIG" + name); n != 0 {
 		return n, nil
 	}
+
 	return 0, invalid("signal %q", s)
 }
 

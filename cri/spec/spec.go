@@ -203,12 +203,14 @@ func Container(in Input) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	b := &builder{
 		Input:  in,
 		sc:     in.Config.GetLinux().GetSecurityContext(),
 		userns: userns,
 		out:    &Result{Spec: newSpec(in)},
 	}
+
 	b.privileged = b.sc.GetPrivileged()
 	for _, part := range []func() error{
 		b.namespaces, b.process, b.capabilities, b.security, b.resources, b.devices, b.mounts, b.cdi, b.stopSignal,
@@ -217,6 +219,7 @@ func Container(in Input) (*Result, error) {
 			return nil, err
 		}
 	}
+
 	return b.out, nil
 }
 
@@ -237,6 +240,7 @@ func newSpec(in Input) *specs.Spec {
 			MountLabel:  in.Labels.Mount,
 		},
 	}
+
 	if !sc.GetPrivileged() {
 		s.Linux.MaskedPaths = slices.Clone(sc.GetMaskedPaths())
 		s.Linux.ReadonlyPaths = slices.Clone(sc.GetReadonlyPaths())

@@ -55,6 +55,7 @@ func TestHome(t *testing.T) {
 		if tt.image != "" {
 			in.Image.Env = []string{tt.image}
 		}
+
 		got, err := Container(in)
 		if err != nil || !slices.Contains(got.Spec.Process.Env, "HOME="+tt.want) {
 			t.Errorf("home %q, image %q: %v, %v, want %q", tt.home, tt.image, got.Spec.Process.Env, err, tt.want)
@@ -71,14 +72,17 @@ func TestEncodeKeepsBytes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		data, err := Encode(r.Spec)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		back, err := Decode(data)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if !slices.Equal(back.Process.Env, r.Spec.Process.Env) {
 			t.Errorf("environment %q became %q", r.Spec.Process.Env, back.Process.Env)
 		}
@@ -99,10 +103,12 @@ func TestInheritableStaysEmpty(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		c := r.Spec.Process.Capabilities
 		if !slices.Equal(c.Inheritable, c.Ambient) || len(in.security().GetCapabilities().GetAddAmbientCapabilities()) == 0 && len(c.Inheritable) != 0 {
 			t.Errorf("%s: inheritable %v, ambient %v", tt.name, c.Inheritable, c.Ambient)
 		}
+
 		for _, name := range slices.Concat(c.Effective, c.Permitted, c.Ambient) {
 			if !slices.Contains(c.Bounding, name) {
 				t.Errorf("%s: %s is not in the bounding set", tt.name, name)
@@ -117,6 +123,7 @@ func TestCheckPropagation(t *testing.T) {
 		slave   = runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
 		shared  = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
 	)
+
 	table := []*mountinfo.Info{
 		{Mountpoint: "/", Optional: "shared:1"},
 		{Mountpoint: "/a", Optional: ""},
@@ -124,6 +131,7 @@ func TestCheckPropagation(t *testing.T) {
 		{Mountpoint: "/a/b", Optional: "shared:9 master:1"},
 		{Mountpoint: "/ab", Optional: "master:1 propagate_from:2"},
 	}
+
 	for _, tt := range []struct {
 		source string
 		p      runtimeapi.MountPropagation
@@ -136,6 +144,7 @@ func TestCheckPropagation(t *testing.T) {
 			t.Errorf("CheckPropagation(%s, %s) = %v", tt.source, tt.p, err)
 		}
 	}
+
 	if err := CheckPropagation(nil, "/x", slave); !errors.Is(err, ErrInvalid) {
 		t.Errorf("empty table: %v", err)
 	}
@@ -174,10 +183,12 @@ func TestCRISignals(t *testing.T) {
 			t.Errorf("FromCRI(%s): %v", name, err)
 			continue
 		}
+
 		if s == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
 			continue
 		}
 		want := s
+
 		if a, ok := aliases[s]; ok {
 			want = a
 		}
@@ -230,6 +241,7 @@ func TestMergeResources(t *testing.T) {
 		CpuPeriod: 1, CpuQuota: 2, CpuShares: 3, MemoryLimitInBytes: 100, OomScoreAdj: 5, CpusetCpus: "0", CpusetMems: "0",
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}}, Unified: map[string]string{"a.b": "1"},
 	}
+
 	for _, tt := range []struct {
 		name              string
 		old, update, want *res
@@ -253,10 +265,12 @@ func TestMergeResources(t *testing.T) {
 		if tt.old != nil {
 			before = proto.Clone(tt.old).(*res)
 		}
+
 		got := MergeResources(tt.old, tt.update)
 		if !proto.Equal(got, tt.want) {
 			t.Errorf("%s: MergeResources() = %v, want %v", tt.name, got, tt.want)
 		}
+
 		for range 100 {
 			got = MergeResources(got, tt.update)
 		}
@@ -274,11 +288,13 @@ func TestHostOf(t *testing.T) {
 		Capabilities: 1 << 0, LastCap: 1, CgroupV2: host.Yes, HugePageSizes: []string{"2MB"}, OOMScoreAdj: 3,
 		SeccompActions: []string{"errno"}, RecursiveReadOnly: host.Yes, IDMapMounts: host.Unknown,
 	}
+
 	root := fstest.MapFS{
 		"sys/fs/cgroup/cgroup.controllers": {Data: []byte("cpu hugetlb memory\n")},
 		"proc/swaps":                       {},
 		"proc/cmdline":                     {Data: []byte("quiet\n")},
 	}
+
 	h := HostOf(f, root)
 	if !slices.Equal(h.Capabilities, []string{"CAP_CHOWN"}) || !slices.Equal(h.KnownCapabilities, []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE"}) {
 		t.Errorf("capabilities %v of %v", h.Capabilities, h.KnownCapabilities)
@@ -286,10 +302,12 @@ func TestHostOf(t *testing.T) {
 	if !h.SwapLimit || !slices.Equal(h.HugePageSizes, []string{"2MB"}) || h.OOMScoreAdjMin != 3 || !h.Seccomp || h.IDMapMounts || !h.RecursiveReadOnly {
 		t.Errorf("HostOf() = %+v", h)
 	}
+
 	f.CgroupV2, f.SysResource = host.No, host.Yes
 	if h = HostOf(f, root); h.SwapLimit || h.HugePageSizes != nil || h.OOMScoreAdjMin != -1000 {
 		t.Errorf("HostOf() on v1 = %+v", h)
 	}
+
 	root["sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"] = &fstest.MapFile{}
 	root["sys/fs/cgroup/hugetlb/tasks"] = &fstest.MapFile{}
 	if h = HostOf(f, root); !h.SwapLimit || h.HugePageSizes == nil {
@@ -328,12 +346,14 @@ func TestMountsAreSorted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		seen := map[string]bool{}
 		for i, m := range r.Spec.Mounts {
 			if seen[m.Destination] {
 				t.Errorf("%s: two mounts at %s", tt.name, m.Destination)
 			}
 			seen[m.Destination] = true
+
 			for _, later := range r.Spec.Mounts[i+1:] {
 				if within(m.Destination, later.Destination) {
 					t.Errorf("%s: %s is mounted before %s", tt.name, m.Destination, later.Destination)
@@ -350,15 +370,18 @@ func FuzzImage(f *testing.F) {
 	f.Add([]byte(`{"Cmd":["sh"],"Labels":{"io.kubernetes.x":"y"},"Volumes":{"/dev/shm":{},"/etc/hosts":{}}}`), "a")
 	plain := testInput()
 	plain.Image.Cmd = []string{"x"}
+
 	reference, err := Container(plain)
 	if err != nil {
 		f.Fatal(err)
 	}
+
 	f.Fuzz(func(t *testing.T, config []byte, user string) {
 		in := testInput()
 		if json.Unmarshal(config, &in.Image) != nil {
 			return
 		}
+
 		in.Image.User = user
 		r, err := Container(in)
 		if err != nil {
@@ -383,10 +406,12 @@ func checkImageChoices(t *testing.T, want *specs.Spec, r *Result) {
 			t.Errorf("volume at %s", m.Destination)
 		}
 	}
+
 	process := *got.Process
 	if !strings.HasPrefix(process.Cwd, "/") {
 		t.Errorf("working directory %q", process.Cwd)
 	}
+
 	process.Args, process.Env, process.Cwd = want.Process.Args, want.Process.Env, want.Process.Cwd
 	got.Process, got.Mounts = &process, mounts
 	if !reflect.DeepEqual(&got, want) {

@@ -28,6 +28,7 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = fmt.Sprintf("0 %d", lastGroup)
 	}
+
 	seen := map[string]bool{}
 	for name, value := range cfg.GetLinux().GetSysctls() {
 		// As it is where the value was read from a file.
@@ -36,6 +37,7 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 		if err != nil {
 			return nil, err
 		}
+
 		if err := checkSysctl(p, cfg, userns); err != nil {
 			return nil, err
 		}
@@ -45,9 +47,11 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 		case seen[p]:
 			return nil, invalid("sysctl %q is given twice", name)
 		}
+
 		seen[p] = true
 		out[swapSeparators(p)] = value
 	}
+
 	return out, nil
 }
 
@@ -99,6 +103,7 @@ func namespaceOf(p string) specs.LinuxNamespaceType {
 		"kernel/sem", "kernel/sem_next_id", "kernel/shmall", "kernel/shmmax", "kernel/shmmni",
 		"kernel/shm_next_id", "kernel/shm_rmid_forced",
 	}
+
 	switch {
 	case strings.HasPrefix(p, "net/"):
 		return specs.NetworkNamespace
@@ -109,6 +114,7 @@ func namespaceOf(p string) specs.LinuxNamespaceType {
 	case p == "kernel/hostname", p == "kernel/domainname":
 		return specs.UTSNamespace
 	}
+
 	return ""
 }
 
@@ -123,10 +129,12 @@ func CheckSysctls(s *specs.Spec) error {
 		if err != nil {
 			return err
 		}
+
 		kind := namespaceOf(p)
 		if kind == "" {
 			return invalid("sysctl %s is the node's: it belongs to no namespace that a container could have", name)
 		}
+
 		own, err := hasOwn(s.Linux.Namespaces, kind)
 		if err != nil {
 			return err
@@ -135,6 +143,7 @@ func CheckSysctls(s *specs.Spec) error {
 			return invalid("sysctl %s would be the node's: the container has no %s namespace of its own", name, kind)
 		}
 	}
+
 	return nil
 }
 
@@ -148,14 +157,17 @@ func hasOwn(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) (bool, e
 	if list[i].Path == "" {
 		return true, nil
 	}
+
 	file := map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net"}[kind]
 	if file == "" {
 		file = string(kind)
 	}
+
 	theirs, err := os.Stat(list[i].Path)
 	if err != nil {
 		return false, invalid("%s namespace: %w", kind, err)
 	}
+
 	ours, err := os.Stat("/proc/self/ns/" + file)
 	if err != nil {
 		return false, fmt.Errorf("find the node's %s namespace: %w", kind, err)

@@ -72,6 +72,7 @@ func userName(sc *runtimeapi.LinuxContainerSecurityContext, image string) (user.
 		}
 		name = n
 	}
+
 	if g := sc.GetRunAsGroup(); g != nil {
 		id, err := number("gid", g.GetValue())
 		if err != nil {
@@ -79,6 +80,7 @@ func userName(sc *runtimeapi.LinuxContainerSecurityContext, image string) (user.
 		}
 		name.Group = &user.ID{Number: id}
 	}
+
 	return name, nil
 }
 
@@ -94,12 +96,14 @@ func resolveUser(db *user.Database, name user.Name, sc *runtimeapi.LinuxContaine
 	if err != nil {
 		return ResolvedUser{}, invalidUser(err)
 	}
+
 	u := ResolvedUser{UID: account.UID, GID: account.GID, Name: account.Name, Home: account.Home}
 	if name.Group != nil {
 		if u.GID, err = db.GID(*name.Group); err != nil {
 			return ResolvedUser{}, invalidUser(err)
 		}
 	}
+
 	groups := []uint32{u.GID}
 	for _, g := range sc.GetSupplementalGroups() {
 		id, err := number("supplemental group", g)
@@ -108,6 +112,7 @@ func resolveUser(db *user.Database, name user.Name, sc *runtimeapi.LinuxContaine
 		}
 		groups = append(groups, id)
 	}
+
 	switch sc.GetSupplementalGroupsPolicy() {
 	case runtimeapi.SupplementalGroupsPolicy_Merge:
 		of, err := db.GroupsOf(account.Name)
@@ -119,6 +124,7 @@ func resolveUser(db *user.Database, name user.Name, sc *runtimeapi.LinuxContaine
 	default:
 		return ResolvedUser{}, invalid("supplemental groups policy %d", sc.GetSupplementalGroupsPolicy())
 	}
+
 	seen := map[uint32]bool{}
 	for _, g := range groups {
 		if !seen[g] {
@@ -126,6 +132,7 @@ func resolveUser(db *user.Database, name user.Name, sc *runtimeapi.LinuxContaine
 			u.Groups = append(u.Groups, g)
 		}
 	}
+
 	return u, nil
 }
 

@@ -18,6 +18,7 @@ func imageRoot(t *testing.T) *os.File {
 	if err := os.Mkdir(filepath.Join(dir, "etc"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, content := range map[string]string{
 		"passwd": "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n4294967296:x:0:0::/:/\n",
 		"group":  "root:x:0:root\nstaff:x:50000:app\nvideo:x:44:app,nobody\n",
@@ -26,6 +27,7 @@ func imageRoot(t *testing.T) *os.File {
 			t.Fatal(err)
 		}
 	}
+
 	f, err := os.Open(dir)
 	if err != nil {
 		t.Fatal(err)

@@ -36,6 +36,7 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 	case sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil:
 		return invalid("sandbox with a group to run as but no user")
 	}
+
 	for kind, allowed := range map[Kind][]runtimeapi.NamespaceMode{
 		Network: {runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE},
 		IPC:     {runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE},
@@ -45,14 +46,17 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 			return err
 		}
 	}
+
 	userns, err := PodUserNamespace(cfg)
 	if err != nil {
 		return err
 	}
+
 	if userns != nil && NamespaceMode(cfg, PID) == runtimeapi.NamespaceMode_NODE {
 		// The kernel does not let such a container mount /proc.
 		return invalid("a pod with a user namespace cannot have the node's PID namespace")
 	}
+
 	if _, err := podSysctls(cfg, userns); err != nil {
 		return err
 	}
@@ -63,15 +67,18 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 		if m.GetHostPort() == 0 {
 			continue // not mapped
 		}
+
 		if err := CheckPort(m.GetHostPort()); err != nil {
 			return err
 		}
 	}
+
 	for what, r := range map[string]*runtimeapi.LinuxContainerResources{"overhead": cfg.GetLinux().GetOverhead(), "resources": cfg.GetLinux().GetResources()} {
 		if err := CheckPodResources(r); err != nil {
 			return fmt.Errorf("%s of the pod: %w", what, err)
 		}
 	}
+
 	return checkDNS(cfg.GetDnsConfig())
 }
 
@@ -127,6 +134,7 @@ func ValidateContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandb
 	case sc.GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged():
 		return invalid("a privileged container needs a privileged sandbox")
 	}
+
 	if _, err := PIDMode(pod, cfg); err != nil {
 		return err
 	}
@@ -135,6 +143,7 @@ func ValidateContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandb
 			return err
 		}
 	}
+
 	for _, d := range cfg.GetDevices() {
 		switch {
 		case !path.IsAbs(d.GetContainerPath()) || !path.IsAbs(d.GetHostPath()):
@@ -143,6 +152,7 @@ func ValidateContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandb
 			return invalid("device %q with permissions %q", d.GetHostPath(), d.GetPermissions())
 		}
 	}
+
 	_, err := FromCRI(cfg.GetStopSignal())
 	return err
 }
@@ -180,6 +190,7 @@ func checkMount(m *runtimeapi.Mount) error {
 	case (len(m.GetUidMappings()) == 0) != (len(m.GetGidMappings()) == 0):
 		return invalid("mount at %q: only one of uid and gid mappings", target)
 	}
+
 	if _, err := mountOptions(m); err != nil {
 		return err
 	}
@@ -188,10 +199,12 @@ func checkMount(m *runtimeapi.Mount) error {
 			return err
 		}
 	}
+
 	for _, id := range m.GetGidMappings() {
 		if err := checkMapping("gid", id); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }

@@ -27,11 +27,13 @@ func (b *builder) volumes(others []specs.Mount) ([]specs.Mount, error) {
 	if len(b.Image.Volumes) > maxVolumes {
 		return nil, invalid("image declares %d volumes, at most %d are allowed", len(b.Image.Volumes), maxVolumes)
 	}
+
 	var out []specs.Mount
 	taken := map[string]bool{}
 	for _, m := range others {
 		taken[m.Destination] = true
 	}
+
 	for _, declared := range slices.Sorted(maps.Keys(b.Image.Volumes)) {
 		p := path.Clean("/" + declared)
 		switch {
@@ -43,15 +45,18 @@ func (b *builder) volumes(others []specs.Mount) ([]specs.Mount, error) {
 		case taken[p]:
 			continue
 		}
+
 		taken[p] = true
 		sum := sha256.Sum256([]byte(p))
 		uids, gids := b.userns.mappings()
 		v := Volume{Path: p, Source: path.Join(b.VolumeDir, hex.EncodeToString(sum[:16])), UIDMappings: uids, GIDMappings: gids}
 		b.out.Volumes = append(b.out.Volumes, v)
+
 		m := specs.Mount{Destination: p, Type: "bind", Source: v.Source, Options: []string{"rbind", "rprivate", "rw"}}
 		// The content is copied with the image's owners and shifted here.
 		m.UIDMappings, m.GIDMappings = uids, gids
 		out = append(out, m)
 	}
+
 	return out, nil
 }

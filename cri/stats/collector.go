@@ -61,6 +61,7 @@ func (c *Collector) Run(ctx context.Context) {
 				dirs[ctr.Attributes.GetId()] = ctr.Layer
 			}
 		}
+
 		c.rates.keep(func(id string) bool {
 			_, ok := dirs[id]
 			return ok || pods[id]
@@ -96,6 +97,7 @@ func (c *Collector) Containers(ctx context.Context, filter *runtimeapi.Container
 			}
 		}
 	}
+
 	deadline := time.Now().Add(firstWalk)
 	return gather(ctx, list, func(ctr *Container) *runtimeapi.ContainerStats {
 		s := c.container(ctx, ctr, deadline)
@@ -147,6 +149,7 @@ func gather[T any, R any](ctx context.Context, items []*T, read func(*T) *R) ([]
 		next    atomic.Int64
 		wg      sync.WaitGroup
 	)
+
 	for range min(len(items), runtime.GOMAXPROCS(0)) {
 		wg.Go(func() {
 			for ctx.Err() == nil {
@@ -162,11 +165,13 @@ func gather[T any, R any](ctx context.Context, items []*T, read func(*T) *R) ([]
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("read statistics: %w", err)
 	}
+
 	list := results[:0]
 	for _, r := range results {
 		if r != nil {
 			list = append(list, r)
 		}
 	}
+
 	return list, nil
 }

@@ -29,6 +29,7 @@ func (c *Collector) container(ctx context.Context, ctr *Container, deadline time
 			InodesUsed: value(u.inodes),
 		}
 	}
+
 	if ctr.Group == nil {
 		return out
 	}
@@ -36,6 +37,7 @@ func (c *Collector) container(ctx context.Context, ctr *Container, deadline time
 	if err != nil {
 		return out
 	}
+
 	out.Cpu = c.cpu(ctr.Attributes.GetId(), s)
 	out.Memory = memory(s)
 	out.Swap = swap(s)
@@ -50,6 +52,7 @@ func (c *Collector) pod(ctx context.Context, p *Pod, deadline time.Time) *runtim
 	if !p.Ready {
 		return out
 	}
+
 	for i := range p.Containers {
 		if ctr := &p.Containers[i]; ctr.Running && ctr.Group != nil {
 			if s := c.container(ctx, ctr, deadline); s.Cpu != nil {
@@ -57,6 +60,7 @@ func (c *Collector) pod(ctx context.Context, p *Pod, deadline time.Time) *runtim
 			}
 		}
 	}
+
 	now := time.Now()
 	if s := podGroup(p); s != nil {
 		linux.Cpu = c.cpu(p.Attributes.GetId(), s)
@@ -65,12 +69,14 @@ func (c *Collector) pod(ctx context.Context, p *Pod, deadline time.Time) *runtim
 	} else {
 		c.addUp(p.Attributes.GetId(), now, linux)
 	}
+
 	linux.Process = &runtimeapi.ProcessUsage{Timestamp: now.UnixNano(), ProcessCount: value(uint64(processes(p)))}
 	if p.Network != nil {
 		if list, err := p.Network(); err == nil {
 			linux.Network = network(now, list)
 		}
 	}
+
 	return out
 }
 
@@ -92,6 +98,7 @@ func (c *Collector) addUp(id string, now time.Time, linux *runtimeapi.LinuxPodSa
 		Timestamp: now.UnixNano(), WorkingSetBytes: value(0), UsageBytes: value(0),
 		RssBytes: value(0), PageFaults: value(0), MajorPageFaults: value(0),
 	}
+
 	for _, s := range linux.Containers {
 		usage += s.GetCpu().GetUsageCoreNanoSeconds().GetValue()
 		m := s.GetMemory()
@@ -101,6 +108,7 @@ func (c *Collector) addUp(id string, now time.Time, linux *runtimeapi.LinuxPodSa
 		mem.PageFaults.Value += m.GetPageFaults().GetValue()
 		mem.MajorPageFaults.Value += m.GetMajorPageFaults().GetValue()
 	}
+
 	linux.Cpu = c.cpu(id, &cgroup.Stats{Time: now, CPU: cgroup.CPUStats{Usage: usage}})
 	linux.Memory = mem
 }
@@ -113,6 +121,7 @@ func processes(p *Pod) int {
 			return len(pids)
 		}
 	}
+
 	n := 0
 	for _, ctr := range p.Containers {
 		if ctr.Group != nil {
@@ -121,6 +130,7 @@ func processes(p *Pod) int {
 			}
 		}
 	}
+
 	return n
 }
 
@@ -142,6 +152,7 @@ func memory(s *cgroup.Stats) *runtimeapi.MemoryUsage {
 		MajorPageFaults: value(m.MajorFaults),
 		Psi:             psi(m.Pressure),
 	}
+
 	if m.Limit > 0 {
 		out.AvailableBytes = value(m.Limit - min(m.WorkingSet, m.Limit))
 	}
@@ -190,12 +201,14 @@ func network(at time.Time, list []netns.InterfaceStats) *runtimeapi.NetworkUsage
 			RxBytes: value(i.Rx.Bytes), RxErrors: value(i.Rx.Errors),
 			TxBytes: value(i.Tx.Bytes), TxErrors: value(i.Tx.Errors),
 		}
+
 		if i.Name.Is(defaultInterface) {
 			out.DefaultInterface = u
 			continue
 		}
 		all = append(all, u)
 	}
+
 	if out.DefaultInterface == nil && len(all) > 0 {
 		out.DefaultInterface, all = all[0], all[1:]
 	}

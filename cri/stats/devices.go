@@ -26,10 +26,12 @@ func (d *devices) name(major, minor uint32) string {
 	if name, ok := d.names[key]; ok {
 		return name
 	}
+
 	name := ""
 	if target, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", major, minor)); err == nil {
 		name = "/dev/" + filepath.Base(target)
 	}
+
 	if d.names == nil || len(d.names) >= maxDevices {
 		d.names = make(map[[2]uint32]string)
 	}

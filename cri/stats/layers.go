@@ -70,6 +70,7 @@ func (l *layers) usage(ctx context.Context, id, dir string, deadline time.Time) 
 	if dir == "" {
 		return usage{}, false
 	}
+
 	l.mu.Lock()
 	entry := l.known[id]
 	if entry == nil {
@@ -80,11 +81,13 @@ func (l *layers) usage(ctx context.Context, id, dir string, deadline time.Time) 
 		default:
 		}
 	}
+
 	u := entry.usage
 	l.mu.Unlock()
 	if !u.at.IsZero() {
 		return u, true
 	}
+
 	wait := time.NewTimer(time.Until(deadline))
 	defer wait.Stop()
 	select {
@@ -95,6 +98,7 @@ func (l *layers) usage(ctx context.Context, id, dir string, deadline time.Time) 
 	case <-wait.C:
 	case <-ctx.Done():
 	}
+
 	return usage{}, false
 }
 
@@ -102,11 +106,13 @@ func (l *layers) usage(ctx context.Context, id, dir string, deadline time.Time) 
 func (l *layers) run(ctx context.Context, current func() map[string]string) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+
 	// A walk through a large layer must not hold up new ones, nor others.
 	wg.Go(func() { l.serve(ctx, l.first, quickWalk) })
 	wg.Go(func() { l.serve(ctx, l.slow, slowWalk) })
 	tick := time.NewTicker(l.period)
 	defer tick.Stop()
+
 	for {
 		for _, id := range l.dueOf(current(), time.Now()) {
 			l.walk(ctx, id, quickWalk)
@@ -140,6 +146,7 @@ func (l *layers) dueOf(dirs map[string]string, now time.Time) []string {
 			delete(l.known, id)
 		}
 	}
+
 	var due []string
 	for id, dir := range dirs {
 		if dir == "" {
@@ -157,12 +164,14 @@ func (l *layers) dueOf(dirs map[string]string, now time.Time) []string {
 			due = append(due, id)
 			continue
 		}
+
 		select {
 		case l.slow <- id:
 			entry.due = now.Add(slowWalk) // not to be queued twice
 		default: // in a later round
 		}
 	}
+
 	return due
 }
 
@@ -174,6 +183,7 @@ func (l *layers) walk(ctx context.Context, id string, limit time.Duration) {
 		l.mu.Unlock()
 		return
 	}
+
 	entry.busy = true
 	dir := entry.dir
 	l.mu.Unlock()
@@ -188,6 +198,7 @@ func (l *layers) walk(ctx context.Context, id string, limit time.Duration) {
 	defer l.mu.Unlock()
 	entry.busy = false
 	entry.due = end.Add(max(l.period-l.period/10, idleShare*end.Sub(start)))
+
 	if ctx.Err() == nil {
 		entry.take(got, err, end)
 	}
@@ -196,6 +207,7 @@ func (l *layers) walk(ctx context.Context, id string, limit time.Duration) {
 	} else {
 		entry.slow = limited || end.Sub(start) > quickWalk/2
 	}
+
 	select {
 	case <-entry.walked:
 	default:

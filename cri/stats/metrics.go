@@ -51,6 +51,7 @@ func (c *Collector) PodMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMet
 			list = append(list, &p)
 		}
 	}
+
 	deadline := time.Now().Add(firstWalk)
 	return gather(ctx, list, func(p *Pod) *runtimeapi.PodSandboxMetrics {
 		out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.Attributes.GetId(), Metrics: c.render(c.podSample(p))}
@@ -61,6 +62,7 @@ func (c *Collector) PodMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMet
 				})
 			}
 		}
+
 		return out
 	})
 }
@@ -86,16 +88,19 @@ func (c *Collector) containerSample(ctx context.Context, p *Pod, ctr *Container,
 		labels:  []string{ctr.Group.Relative(), ctr.Attributes.GetId(), ctr.Image, pod.GetName(), pod.GetNamespace(), ctr.Attributes.GetMetadata().GetName()},
 		started: ctr.StartedAt, resources: ctr.Resources,
 	}
+
 	if s.resources == nil {
 		s.resources = &runtimeapi.LinuxContainerResources{}
 	}
 	if u, ok := c.layers.usage(ctx, ctr.Attributes.GetId(), ctr.Layer, deadline); ok {
 		s.layer = &u
 	}
+
 	if fs, ok := c.devices.fileSystem(ctr.Layer); ok {
 		s.files = &fs
 	}
 	s.now = time.Now()
+
 	if stats, err := ctr.Group.Stats(); err == nil {
 		s.stats, s.devices = stats, c.deviceNames(stats)
 	}
@@ -104,6 +109,7 @@ func (c *Collector) containerSample(ctx context.Context, p *Pod, ctr *Container,
 		s.processes = &n
 		s.open = countOpen(pids)
 	}
+
 	if limit, ok := maxOpenFiles(ctr.Pid); ok {
 		s.openFiles = &limit
 	}

@@ -24,6 +24,7 @@ func runPod(t *testing.T, l *lab.Lab) (podID, containerID string) {
 	if _, err := l.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
 		t.Fatal(err)
 	}
+
 	namespaces := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	sandbox := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u1"},
@@ -32,10 +33,12 @@ func runPod(t *testing.T, l *lab.Lab) (podID, containerID string) {
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
 		},
 	}
+
 	pod, err := l.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: sandbox})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ctr, err := l.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId: pod.PodSandboxId, SandboxConfig: sandbox,
 		Config: &runtimeapi.ContainerConfig{
@@ -53,6 +56,7 @@ func runPod(t *testing.T, l *lab.Lab) (podID, containerID string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := l.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: ctr.ContainerId}); err != nil {
 		t.Fatal(err)
 	}
@@ -77,6 +81,7 @@ func testStats(t *testing.T, r runtimeapi.RuntimeServiceClient, podID, container
 		}
 		return got.Stats
 	}
+
 	first := read()
 	if first.GetAttributes().GetMetadata().GetName() != "busy" || first.GetCpu().GetUsageNanoCores() != nil {
 		t.Errorf("first reading: %v", first)
@@ -84,6 +89,7 @@ func testStats(t *testing.T, r runtimeapi.RuntimeServiceClient, podID, container
 	if first.GetMemory().GetWorkingSetBytes().GetValue() == 0 || first.GetMemory().GetAvailableBytes().GetValue() == 0 {
 		t.Errorf("first reading: %v", first)
 	}
+
 	waitFor(t, "the file that it writes to be counted", func() bool { return read().GetWritableLayer().GetInodesUsed().GetValue() >= 2 })
 	// A fifth of a processor is what the quota leaves.
 	var rate uint64
@@ -91,6 +97,7 @@ func testStats(t *testing.T, r runtimeapi.RuntimeServiceClient, podID, container
 		rate = read().GetCpu().GetUsageNanoCores().GetValue()
 		return rate > 0
 	})
+
 	if rate < 20e6 || rate > 300e6 {
 		t.Errorf("rate is %d nanoseconds a second with a quota of 200000000", rate)
 	}
@@ -98,11 +105,13 @@ func testStats(t *testing.T, r runtimeapi.RuntimeServiceClient, podID, container
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	linux := pod.GetStats().GetLinux()
 	if len(linux.GetContainers()) != 1 || linux.GetProcess().GetProcessCount().GetValue() < 1 || linux.GetNetwork().GetDefaultInterface().GetName() != "eth0" ||
 		linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() < linux.Containers[0].GetCpu().GetUsageCoreNanoSeconds().GetValue() {
 		t.Errorf("pod: %v", pod.Stats)
 	}
+
 	list, err := r.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{Id: containerID}})
 	if err != nil || len(list.Stats) != 1 {
 		t.Errorf("list: %v, %v", list, err)
@@ -114,10 +123,12 @@ func testMetrics(t *testing.T, r runtimeapi.RuntimeServiceClient, podID string) 
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	answer, err := r.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	labels := map[string]int{}
 	for _, p := range answer.PodMetrics {
 		if p.PodSandboxId != podID || len(p.ContainerMetrics) != 1 {
@@ -128,6 +139,7 @@ func testMetrics(t *testing.T, r runtimeapi.RuntimeServiceClient, podID string) 
 			labels[m.Name] = len(m.LabelValues)
 		}
 	}
+
 	for _, d := range descriptors.Descriptors {
 		n, ok := labels[d.Name]
 		if !ok && !optional(d.Name) {

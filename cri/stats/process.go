@@ -72,6 +72,7 @@ func (c *descriptors) look(dir *os.File) (looked uint64) {
 		if len(names) == 0 || err != nil {
 			return looked
 		}
+
 		for _, name := range names {
 			looked++
 			if n, err := unix.Readlinkat(int(dir.Fd()), name, target[:]); err == nil && strings.HasPrefix(string(target[:n]), "socket:") {
@@ -79,6 +80,7 @@ func (c *descriptors) look(dir *os.File) (looked uint64) {
 			}
 		}
 	}
+
 	return looked
 }
 
@@ -92,6 +94,7 @@ func maxOpenFiles(pid int) (uint64, bool) {
 	if err != nil {
 		return 0, false
 	}
+
 	for line := range strings.Lines(string(data)) {
 		if rest, ok := strings.CutPrefix(line, "Max open files"); ok {
 			fields := strings.Fields(rest)
@@ -102,5 +105,6 @@ func maxOpenFiles(pid int) (uint64, bool) {
 			return v, err == nil
 		}
 	}
+
 	return 0, false
 }

@@ -20,10 +20,12 @@ func openMany(t *testing.T, n int) int {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
+
 	n = min(n, int(old.Max)-1000)
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: uint64(n + 1000), Max: old.Max}); err != nil {
 		t.Fatal(err)
 	}
+
 	var fds []int
 	t.Cleanup(func() {
 		for _, fd := range fds {
@@ -33,6 +35,7 @@ func openMany(t *testing.T, n int) int {
 			t.Error(err)
 		}
 	})
+
 	for range n {
 		fd, err := syscall.Dup(0)
 		if err != nil {
@@ -40,6 +43,7 @@ func openMany(t *testing.T, n int) int {
 		}
 		fds = append(fds, fd)
 	}
+
 	return n
 }
 
@@ -51,26 +55,31 @@ func TestCountOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+
 	self := []int{os.Getpid()}
 	before := countOpen(self)
 	if before.files < 4 || before.sockets == 0 {
 		t.Errorf("%+v for the standard streams and a listener", before)
 	}
+
 	many := openMany(t, 100_000)
 	start := time.Now()
 	after := countOpen(self)
 	took := time.Since(start)
 	t.Logf("%d descriptors counted in %v", after.files, took)
+
 	if got := after.files - before.files; got < uint64(many) || got > uint64(many)+50 {
 		t.Errorf("%d descriptors more, of %d", got, many)
 	}
 	if took > 2*time.Second {
 		t.Errorf("counting took %v", took)
 	}
+
 	// Processes that have gone meanwhile have none.
 	if got := countOpen([]int{1 << 30}); got != (counts{}) {
 		t.Errorf("%+v for no process", got)
 	}
+
 	crowd := make([]int, 10*maxProcesses)
 	for i := range crowd {
 		crowd[i] = os.Getpid()
@@ -93,6 +102,7 @@ func TestSlowLayersDelayNoOthers(t *testing.T) {
 			<-ctx.Done()
 			return rootpath.Usage{Bytes: 5, Inodes: 5, Partial: true}, context.Cause(ctx)
 		}
+
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -101,6 +111,7 @@ func TestSlowLayersDelayNoOthers(t *testing.T) {
 				return map[string]string{"a": "slow", "b": "slow", "c": "quick", "d": "slow"}
 			})
 		}()
+
 		time.Sleep(time.Minute) // each was found to be slow
 		for range 30 {
 			time.Sleep(time.Minute)
@@ -122,14 +133,17 @@ func TestPartialLayer(t *testing.T) {
 	e := &layer{}
 	e.take(rootpath.Usage{Bytes: 100, Inodes: 10}, nil, at)
 	e.take(rootpath.Usage{Bytes: 60, Inodes: 12, Partial: true}, os.ErrDeadlineExceeded, at)
+
 	if e.usage != (usage{bytes: 100, inodes: 12, at: at}) || !e.partial {
 		t.Errorf("after a walk cut short: %+v", e.usage)
 	}
 	e.take(rootpath.Usage{Partial: true}, os.ErrNotExist, at.Add(time.Second))
+
 	if e.usage.bytes != 100 || e.usage.at != at {
 		t.Errorf("after no walk: %+v", e.usage)
 	}
 	e.take(rootpath.Usage{Bytes: 60, Inodes: 6}, nil, at)
+
 	if e.usage.bytes != 60 || e.partial {
 		t.Errorf("after a whole walk: %+v", e.usage)
 	}

@@ -34,6 +34,7 @@ func (r *rates) sample(id string, at time.Time, usage uint64) (uint64, *runtimea
 	if r.last == nil {
 		r.last = make(map[string]reading)
 	}
+
 	last, ok := r.last[id]
 	switch elapsed := at.Sub(last.at); {
 	case !ok:
@@ -45,6 +46,7 @@ func (r *rates) sample(id string, at time.Time, usage uint64) (uint64, *runtimea
 		last.cores = value(perSecond(usage-last.usage, elapsed))
 		last.at, last.usage = at, usage
 	}
+
 	last.most = max(last.most, usage)
 	r.last[id] = last
 	return last.most, last.cores

@@ -139,6 +139,7 @@ func TestDescriptors(t *testing.T) {
 	if len(want) != 60 {
 		t.Fatalf("the test knows %d names", len(want))
 	}
+
 	var got []string
 	for _, d := range New(pods{}, Options{}).Descriptors() {
 		got = append(got, d.Name)
@@ -149,6 +150,7 @@ func TestDescriptors(t *testing.T) {
 			t.Errorf("%s has labels %v", d.Name, d.LabelKeys)
 		}
 	}
+
 	if !slices.Equal(got, want) {
 		t.Errorf("descriptors are\n%v\nwant\n%v", got, want)
 	}
@@ -162,6 +164,7 @@ func TestPodMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if len(list) != 2 || list[0].PodSandboxId != "pod-a" || len(list[0].ContainerMetrics) != 1 || list[1].ContainerMetrics[0].ContainerId != "ctr-b" {
 		t.Fatalf("got %v", list)
 	}
@@ -169,6 +172,7 @@ func TestPodMetrics(t *testing.T) {
 	for _, d := range c.Descriptors() {
 		labels[d.Name] = len(d.LabelKeys)
 	}
+
 	series := map[string]uint64{}
 	has := map[string]bool{}
 	for _, p := range list {
@@ -177,6 +181,7 @@ func TestPodMetrics(t *testing.T) {
 			if _, ok := series[key]; ok {
 				t.Errorf("%s appears twice", key)
 			}
+
 			series[key] = m.GetValue().GetValue()
 			has[m.Name] = true
 			if time.Since(time.Unix(0, m.Timestamp)).Abs() > time.Minute {
@@ -185,16 +190,19 @@ func TestPodMetrics(t *testing.T) {
 			if len(m.LabelValues) != labels[m.Name] {
 				t.Errorf("%s has %d label values, want %d", m.Name, len(m.LabelValues), labels[m.Name])
 			}
+
 			if wantCounter := strings.HasSuffix(m.Name, "_total") && m.Name != "container_fs_inodes_total" || m.Name == "container_memory_failcnt"; (m.MetricType == runtimeapi.MetricType_COUNTER) != wantCounter {
 				t.Errorf("%s is a %v", m.Name, m.MetricType)
 			}
 		}
 	}
+
 	for name := range labels {
 		if !has[name] {
 			t.Errorf("%s has no value", name)
 		}
 	}
+
 	const ctr = "/kubepods/a/ctr|ctr-a|registry/image|web-a|shop|a"
 	for key, want := range map[string]uint64{
 		"container_cpu_usage_seconds_total" + ctr + "|total":                                  8,
@@ -226,10 +234,12 @@ func TestPodMetrics(t *testing.T) {
 			t.Errorf("%s is %d (there: %v), want %d", key, got, ok, want)
 		}
 	}
+
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := series["container_ulimits_soft"+ctr+"|max_open_files"]; got != limit.Cur {
 		t.Errorf("soft limit on open files is %d, want %d", got, limit.Cur)
 	}
@@ -244,16 +254,19 @@ func TestContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if got.GetAttributes().GetMetadata().GetName() != "a" {
 		t.Errorf("attributes are %v", got.Attributes)
 	}
 	if l := got.WritableLayer; l.GetUsedBytes().GetValue() < 8192 || l.GetInodesUsed().GetValue() != 2 || l.GetFsId().GetMountpoint() != "/var/lib/crisp" || l.GetTimestamp() == 0 {
 		t.Errorf("writable layer is %v", l)
 	}
+
 	at := testTime.UnixNano()
 	pressure := func(n uint64) *runtimeapi.PsiStats {
 		return &runtimeapi.PsiStats{Some: &runtimeapi.PsiData{Total: n * 1e9, Avg10: 1, Avg60: 2, Avg300: 3}, Full: &runtimeapi.PsiData{Total: (n + 1) * 1e9, Avg10: 4}}
 	}
+
 	for _, c := range []struct{ got, want proto.Message }{
 		{got.Cpu, &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: value(7_600_000_000), Psi: pressure(20)}},
 		{got.Memory, &runtimeapi.MemoryUsage{Timestamp: at, WorkingSetBytes: value(800), AvailableBytes: value(1200), UsageBytes: value(1000), RssBytes: value(500), PageFaults: value(31), MajorPageFaults: value(32), Psi: pressure(40)}},
@@ -264,6 +277,7 @@ func TestContainer(t *testing.T) {
 			t.Errorf("got  %v\nwant %v", c.got, c.want)
 		}
 	}
+
 	if _, err := c.Container(t.Context(), "nobody"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("unknown container: %v", err)
 	}
@@ -291,11 +305,13 @@ func TestPodSandbox(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	l := got.Linux
 	if got.GetAttributes().GetMetadata().GetName() != "web-a" || len(l.Containers) != 1 || l.Cpu.GetUsageCoreNanoSeconds().GetValue() != 7_600_000_000 ||
 		l.Process.GetProcessCount().GetValue() != 2 || l.Process.GetTimestamp() == 0 || l.Io == nil {
 		t.Errorf("got %v", got)
 	}
+
 	n := l.Network
 	if n.GetDefaultInterface().GetName() != "eth0" || n.DefaultInterface.TxErrors.GetValue() != 8 || len(n.Interfaces) != 1 || n.Interfaces[0].Name != "net1" {
 		t.Errorf("network is %v", n)
@@ -324,13 +340,16 @@ func TestNotReady(t *testing.T) {
 	if err != nil || got.Linux == nil || got.GetAttributes().GetId() != "pod-a" {
 		t.Errorf("a stopped pod: %v, %v", got, err)
 	}
+
 	ctr, err := c.Container(t.Context(), "ctr-a")
 	if err != nil || ctr.GetAttributes().GetId() != "ctr-a" || ctr.Cpu != nil || ctr.WritableLayer == nil {
 		t.Errorf("a stopped container: %v, %v", ctr, err)
 	}
+
 	if list, err := c.Containers(t.Context(), nil); err != nil || len(list) != 0 {
 		t.Errorf("list has the stopped container: %v, %v", list, err)
 	}
+
 	// Its group may outlive it for a while.
 	outlived := testPod(t, "a")
 	outlived.Ready, outlived.Containers[0].Running = false, false
@@ -338,6 +357,7 @@ func TestNotReady(t *testing.T) {
 	if list, err := c.Containers(t.Context(), nil); err != nil || len(list) != 0 {
 		t.Errorf("list has the stopped container: %v, %v", list, err)
 	}
+
 	if list, err := c.PodSandboxes(t.Context(), nil); err != nil || len(list) != 0 {
 		t.Errorf("list has the stopped pod: %v, %v", list, err)
 	}
@@ -352,11 +372,13 @@ func TestGoneMeanwhile(t *testing.T) {
 	a.Containers[0].Group.(*group).err = cgroup.ErrNotFound
 	a.Group.(*group).err = cgroup.ErrNotFound
 	a.Network = func() ([]netns.InterfaceStats, error) { return nil, os.ErrClosed }
+
 	c := start(t, pods{a, b}, Options{})
 	list, err := c.Containers(t.Context(), nil)
 	if err != nil || len(list) != 1 || list[0].Attributes.Id != "ctr-b" {
 		t.Errorf("got %v, %v", list, err)
 	}
+
 	stats, err := c.PodSandboxes(t.Context(), nil)
 	if err != nil || len(stats) != 2 || stats[0].Linux == nil || len(stats[0].Linux.Containers) != 0 {
 		t.Errorf("got %v, %v", stats, err)
@@ -378,6 +400,7 @@ func TestFilters(t *testing.T) {
 		}
 		return ids
 	}
+
 	for _, tc := range []struct {
 		filter *runtimeapi.ContainerStatsFilter
 		want   []string
@@ -394,6 +417,7 @@ func TestFilters(t *testing.T) {
 			t.Errorf("filter %v lets %v through, want %v", tc.filter, got, tc.want)
 		}
 	}
+
 	list, err := c.PodSandboxes(t.Context(), &runtimeapi.PodSandboxStatsFilter{Id: "pod-a", LabelSelector: map[string]string{"app": "a2"}})
 	if err != nil || len(list) != 1 || list[0].Attributes.Id != "pod-a2" {
 		t.Errorf("got %v, %v", list, err)
@@ -431,6 +455,7 @@ func TestRates(t *testing.T) {
 			t.Errorf("reading %d: usage %d and rate %v, want %d and %v", i, usage, cores, c.want, c.cores)
 		}
 	}
+
 	r.keep(func(string) bool { return false })
 	if _, cores := r.sample("x", at, 1); cores != nil {
 		t.Errorf("a forgotten container has a rate: %v", cores)
@@ -450,6 +475,7 @@ func TestDiskUsage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	write("a/b/c", 1<<20)
 	write("a/d", 4096)
 	if err := errors.Join(
@@ -459,35 +485,42 @@ func TestDiskUsage(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
+
 	got, err := diskUsage(t.Context(), dir)
 	if err != nil || got.Partial {
 		t.Fatal(got, err)
 	}
+
 	bytes, inodes := got.Bytes, got.Inodes
 	// The folder, a, a/b, a/b/c, a/d once, out, fifo.
 	if inodes != 7 {
 		t.Errorf("%d inodes, want 7", inodes)
 	}
+
 	if bytes < 1<<20+4096 || bytes > 1<<20+4096+7*4096 {
 		t.Errorf("%d bytes", bytes)
 	}
+
 	// Nothing can be hidden from eviction by nesting.
 	const depth = 500
 	deep := filepath.Join(dir, strings.Repeat("x/", depth))
 	if err := os.MkdirAll(deep, 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	write(strings.Repeat("x/", depth)+"hidden", 4<<20)
 	deeper, err := diskUsage(t.Context(), dir)
 	if err != nil || deeper.Partial || deeper.Inodes != 7+depth+1 || deeper.Bytes < bytes+4<<20 {
 		t.Errorf("%+v, %v", deeper, err)
 	}
+
 	if err := os.Symlink("/usr", filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := diskUsage(t.Context(), filepath.Join(dir, "link")); err == nil {
 		t.Error("walked through a link in place of the layer")
 	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if got, err := diskUsage(ctx, dir); !errors.Is(err, context.Canceled) || !got.Partial || got.Inodes == 0 {
@@ -508,6 +541,7 @@ func TestLayers(t *testing.T) {
 		}
 		return s.GetWritableLayer().GetUsedBytes().GetValue()
 	}
+
 	// The first answer waits, though not for long: a busy machine may need more than one try.
 	for try := 0; size() == 0; try++ {
 		if try == 20 {
@@ -515,6 +549,7 @@ func TestLayers(t *testing.T) {
 		}
 		c = start(t, pods{pod}, Options{LayerPeriod: 10 * time.Millisecond})
 	}
+
 	if err := os.WriteFile(filepath.Join(layer, "more"), make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -523,11 +558,13 @@ func TestLayers(t *testing.T) {
 			t.Fatal("the new file was never counted")
 		}
 	}
+
 	idle := New(pods{pod}, Options{})
 	began := time.Now()
 	if s, err := idle.Container(t.Context(), "ctr-a"); err != nil || s.WritableLayer != nil {
 		t.Errorf("without a walk: %v, %v", s, err)
 	}
+
 	if waited := time.Since(began); waited > 100*firstWalk {
 		t.Errorf("waited %v", waited)
 	}
@@ -541,14 +578,17 @@ func TestDeviceNames(t *testing.T) {
 	if err != nil || len(entries) == 0 {
 		testkit.Skip(t, "block devices", "/sys/dev/block is empty")
 	}
+
 	var major, minor uint32
 	if _, err := fmt.Sscanf(entries[0].Name(), "%d:%d", &major, &minor); err != nil {
 		t.Fatal(err)
 	}
+
 	var d devices
 	if got := d.name(major, minor); !strings.HasPrefix(got, "/dev/") || len(got) < 6 {
 		t.Errorf("device %s is called %q", entries[0].Name(), got)
 	}
+
 	if got := d.name(4000, 4000); got != "" {
 		t.Errorf("a device that is not there is called %q", got)
 	}

@@ -90,6 +90,7 @@ func memoryMetrics() []metric {
 			}
 		}
 	}
+
 	return []metric{
 		{"container_hugetlb_max_usage_bytes", "Most memory in huge pages so far, in bytes.", gauge, []string{"pagesize"},
 			hugetlb(func(h cgroup.HugetlbStats) uint64 { return h.MaxUsage })},
@@ -149,6 +150,7 @@ func diskMetrics() []metric {
 			}
 		}
 	}
+
 	ofFiles := func(f func(*fileSystem) uint64) func(*sample, emit) {
 		return func(s *sample, emit emit) {
 			if s.files != nil {
@@ -156,6 +158,7 @@ func diskMetrics() []metric {
 			}
 		}
 	}
+
 	return []metric{
 		{"container_blkio_device_usage_total", "Bytes transferred to and from a block device.", counter, []string{"device", "major", "minor", "operation"},
 			func(s *sample, emit emit) {
@@ -238,6 +241,7 @@ func pressureMetrics() []metric {
 			}
 		}}
 	}
+
 	cpu := func(s *cgroup.Stats) *cgroup.Pressure { return s.CPU.Pressure }
 	memory := func(s *cgroup.Stats) *cgroup.Pressure { return s.Memory.Pressure }
 	io := func(s *cgroup.Stats) *cgroup.Pressure { return s.IO.Pressure }
@@ -297,6 +301,7 @@ func specMetrics() []metric {
 			}
 		}
 	}
+
 	// orElse is the value in force where none was asked for.
 	orElse := func(asked int64, otherwise uint64) uint64 {
 		if asked <= 0 {
@@ -304,6 +309,7 @@ func specMetrics() []metric {
 		}
 		return uint64(asked)
 	}
+
 	return []metric{
 		{"container_spec_cpu_period", "Enforcement period of the processor quota, in microseconds.", gauge, nil,
 			of(func(r *runtimeapi.LinuxContainerResources) uint64 { return orElse(r.GetCpuPeriod(), 100000) })},

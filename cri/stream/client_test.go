@@ -27,16 +27,19 @@ func dial(t testing.TB, url, protocol string) *session {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	req, err := http.NewRequest(http.MethodPost, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	req.Header.Set(httpstream.HeaderProtocolVersion, protocol)
 	resp, err := trip.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	conn, err := trip.NewConnection(resp)
 	if err != nil {
 		t.Fatal(err)
@@ -90,10 +93,12 @@ func (s *session) end() string {
 			Causes []struct{ Reason, Message string }
 		}
 	}
+
 	text := s.read("error")
 	if err := json.NewDecoder(strings.NewReader(text)).Decode(&status); err != nil {
 		s.t.Fatalf("status %q: %v", text, err)
 	}
+
 	if status.Reason == "NonZeroExitCode" && len(status.Details.Causes) == 1 && status.Details.Causes[0].Reason == "ExitCode" {
 		return "exit code " + status.Details.Causes[0].Message
 	}
@@ -123,6 +128,7 @@ func (s *session) wantEchoes(port, size int) {
 			io.WriteString(data, want)
 			data.Close()
 		}()
+
 		got, err := io.ReadAll(data)
 		if err != nil || string(got) != want {
 			s.t.Errorf("stream %d: %d bytes, %v", i, len(got), err)

@@ -86,10 +86,12 @@ func (l *listener) closeAll() {
 		c.lost()
 		c.Conn.Close()
 	}
+
 	clear(l.open)
 	for c := range l.draining {
 		c.Conn.Close()
 	}
+
 	for _, c := range l.strangers.all() {
 		l.strangers.remove(c)
 		l.cut(c)
@@ -137,10 +139,12 @@ func (c *conn) Close() error {
 	l := c.listener
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if _, ok := l.open[c]; !ok {
 		return nil
 	}
 	delete(l.open, c)
+
 	half, ok := c.Conn.(*net.TCPConn)
 	if !ok || half.CloseWrite() != nil {
 		if l.strangers.remove(c) {
@@ -148,6 +152,7 @@ func (c *conn) Close() error {
 		}
 		return c.Conn.Close()
 	}
+
 	l.draining[c] = struct{}{}
 	l.closing.Go(func() {
 		c.drain(half)
@@ -159,6 +164,7 @@ func (c *conn) Close() error {
 			c.limit.Stop()
 		}
 	})
+
 	return nil
 }
 
@@ -178,6 +184,7 @@ func (c *conn) drain(half *net.TCPConn) {
 		if gotAll && said == 0 || time.Since(moved) > stallTime {
 			return
 		}
+
 		if now != left {
 			left, moved = now, time.Now()
 		}
@@ -217,6 +224,7 @@ func (c *conn) watch(ctx context.Context) (context.Context, context.CancelFunc) 
 		case <-ctx.Done():
 		}
 	}()
+
 	return ctx, func() {
 		cancel(nil)
 		<-done

@@ -86,10 +86,12 @@ func Start(o Options, rt Runtime) (*Server, error) {
 	if o.HelloTimeout == 0 {
 		o.HelloTimeout = defaultHelloTimeout
 	}
+
 	inner, err := net.Listen("tcp", o.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w", err)
 	}
+
 	s := &Server{
 		options:  o,
 		runtime:  rt,
@@ -97,6 +99,7 @@ func Start(o Options, rt Runtime) (*Server, error) {
 		listener: newListener(inner, o.HelloTimeout),
 		served:   make(chan struct{}),
 	}
+
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		ConnContext:       connContext,
@@ -106,6 +109,7 @@ func Start(o Options, rt Runtime) (*Server, error) {
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          log.New(io.Discard, "", 0),
 	}
+
 	go func() {
 		defer close(s.served)
 		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
@@ -129,11 +133,13 @@ func (s *Server) Stop(ctx context.Context) error {
 		close(ended)
 		s.listener.closing.Wait()
 	}()
+
 	select {
 	case <-ended:
 	case <-time.After(farewellTime):
 	case <-ctx.Done():
 	}
+
 	s.listener.closeAll()
 	select {
 	case <-done:
@@ -207,11 +213,13 @@ func (s *Server) handler() http.Handler {
 			http.Error(w, "unknown connection", http.StatusInternalServerError)
 			return
 		}
+
 		if r.Method != http.MethodGet && r.Method != http.MethodPost {
 			w.Header().Set("Connection", "close")
 			http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 			return
 		}
+
 		req, ok := s.tokens.redeem(r.URL.Path)
 		if !ok || !s.listener.admit(own) || !s.sessions.begin() {
 			w.Header().Set("Connection", "close")
@@ -316,6 +324,7 @@ func (f *forwarder) PortForward(_ context.Context, pod, _ string, port int32, st
 		return context.Canceled
 	}
 	defer f.forwards.end()
+
 	err := f.runtime.PortForward(f.ctx, pod, port, stream)
 	if err == nil && errors.Is(context.Cause(f.ctx), ErrStopping) {
 		err = ErrStopping
@@ -326,6 +335,7 @@ func (f *forwarder) PortForward(_ context.Context, pod, _ string, port int32, st
 		// write waits for that answer to be sent.
 		stream.Write(nil)
 	}
+
 	return err
 }
 

@@ -91,14 +91,17 @@ func TestExec(t *testing.T) {
 		if err != nil {
 			return err
 		}
+
 		fmt.Fprintf(e.errw, "%d bytes", len(in))
 		e.out.Write(bytes.ToUpper(in))
 		return nil
 	}})
+
 	url := execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"cat", "-n"}, Stdin: true, Stdout: true, Stderr: true})
 	if !strings.HasPrefix(url, "http://127.0.0.1:") {
 		t.Errorf("url is %s", url)
 	}
+
 	c := dial(t, url, v4)
 	c.open("error")
 	stdin := c.open("stdin")
@@ -106,6 +109,7 @@ func TestExec(t *testing.T) {
 	c.open("stderr")
 	io.WriteString(stdin, "hello")
 	stdin.Close()
+
 	if out, errs := c.read("stdout"), c.read("stderr"); out != "HELLO" || errs != "5 bytes" {
 		t.Errorf("got %q and %q", out, errs)
 	}
@@ -118,6 +122,7 @@ func TestExec(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
+
 	if resp.StatusCode != http.StatusNotFound {
 		t.Errorf("using the URL again: %s", resp.Status)
 	}
@@ -134,12 +139,14 @@ func TestExecByWebSocket(t *testing.T) {
 		e.out.Write(bytes.ToUpper(word))
 		return &ExitError{42}
 	}})
+
 	url := execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdin: true, Stdout: true})
 	conn, err := websocket.Dial(strings.Replace(url, "http:", "ws:", 1), v4, "http://localhost")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	if err := websocket.Message.Send(conn, []byte("\x00hello")); err != nil {
 		t.Fatal(err)
 	}
@@ -151,6 +158,7 @@ func TestExecByWebSocket(t *testing.T) {
 		}
 		got[message[0]] += string(message[1:])
 	}
+
 	if got[1] != "HELLO" || !strings.Contains(got[3], `"42"`) {
 		t.Errorf("got %q", got)
 	}
@@ -183,6 +191,7 @@ func TestExecLeavingInputUnread(t *testing.T) {
 		io.WriteString(e.out, output)
 		return &ExitError{3}
 	}})
+
 	for range 20 {
 		c := dial(t, execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdin: true, Stdout: true}), v4)
 		c.open("error")
@@ -196,6 +205,7 @@ func TestExecLeavingInputUnread(t *testing.T) {
 				}
 			}
 		})
+
 		if got := c.read("stdout"); got != output {
 			t.Fatalf("got %d bytes of output", len(got))
 		}
@@ -216,14 +226,17 @@ func TestAttachWithTerminal(t *testing.T) {
 		fmt.Fprintf(e.out, "%dx%d", size.Width, size.Height)
 		return nil
 	}})
+
 	resp, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1", Tty: true, Stdin: true, Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := dial(t, resp.Url, v4)
 	for _, kind := range []string{"error", "stdin", "stdout", "resize"} {
 		c.open(kind)
 	}
+
 	io.WriteString(c.streams["resize"], `{"Width":132,"Height":43}`)
 	if got := c.read("stdout"); got != "132x43" {
 		t.Errorf("got %q", got)
@@ -241,11 +254,13 @@ func TestClientGoingAwayEndsExec(t *testing.T) {
 		ended <- ctx.Err()
 		return ctx.Err()
 	}})
+
 	c := dial(t, execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdout: true}), v4)
 	c.open("error")
 	c.open("stdout")
 	<-begun
 	c.Close()
+
 	select {
 	case <-ended:
 	case <-time.After(30 * time.Second):
@@ -271,6 +286,7 @@ func TestStopEndsEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := dial(t, execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdout: true}), v4)
 	c.open("error")
 	c.open("stdout")
@@ -278,6 +294,7 @@ func TestStopEndsEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	forwarding := dial(t, resp.Url, forward)
 	_, failure := forwarding.forward(80, 1)
 	running.Wait()
@@ -287,12 +304,14 @@ func TestStopEndsEverything(t *testing.T) {
 	if err := s.Stop(ctx); err != nil {
 		t.Error(err)
 	}
+
 	if _, err := net.Dial("tcp", s.listener.Addr().String()); err == nil {
 		t.Error("still listening")
 	}
 	if got := c.end(); !strings.Contains(got, ErrStopping.Error()) {
 		t.Errorf("the command's client is told %q", got)
 	}
+
 	if got, err := io.ReadAll(failure); err != nil || !strings.Contains(string(got), ErrStopping.Error()) {
 		t.Errorf("the client of a port is told %q, %v", got, err)
 	}
@@ -305,10 +324,12 @@ func TestStopDoesNotWaitForEver(t *testing.T) {
 		<-release
 		return nil
 	}})
+
 	c := dial(t, execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdout: true}), v4)
 	c.open("error")
 	c.open("stdout")
 	<-begun
+
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := s.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -324,6 +345,7 @@ func echoServer(t *testing.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
@@ -341,6 +363,7 @@ func echoServer(t *testing.T) int {
 		l.Close()
 		serving.Wait()
 	})
+
 	return l.Addr().(*net.TCPAddr).Port
 }
 
@@ -368,6 +391,7 @@ func TestPortForwardTellsWhatFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := dial(t, resp.Url, forward)
 	for i := range 2 {
 		_, failure := c.forward(80, i)
@@ -385,14 +409,17 @@ func TestClientGoingAwayEndsPortForward(t *testing.T) {
 		close(ended)
 		return nil
 	}})
+
 	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := dial(t, resp.Url, forward)
 	c.forward(80, 1)
 	<-begun
 	c.Close()
+
 	select {
 	case <-ended:
 	case <-time.After(30 * time.Second):
@@ -423,6 +450,7 @@ func TestSessionsLeaveNoGoroutines(t *testing.T) {
 		c.end()
 		c.Close()
 	}
+
 	after := 0
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if after = runtime.NumGoroutine(); after <= before+5 {
@@ -447,6 +475,7 @@ func TestRequestsAreChecked(t *testing.T) {
 			t.Errorf("attach, %s: %v", name, err)
 		}
 	}
+
 	if _, err := s.GetPortForward(&runtimeapi.PortForwardRequest{}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("port-forward without pod: %v", err)
 	}
@@ -465,12 +494,14 @@ func TestUnknownURLs(t *testing.T) {
 			t.Errorf("%s: %s", other, resp.Status)
 		}
 	}
+
 	// A plain request uses the URL up, and is told what is wrong.
 	resp, err := http.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
+
 	if resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("no upgrade: %s", resp.Status)
 	}
@@ -483,10 +514,12 @@ func TestTokensExpire(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		time.Sleep(tokenLife - time.Second)
 		if req, ok := tokens.redeem(path); !ok || req != 1 {
 			t.Errorf("got %v, %t", req, ok)
 		}
+
 		if _, ok := tokens.redeem(path); ok {
 			t.Error("redeemed twice")
 		}
@@ -496,10 +529,12 @@ func TestTokensExpire(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+
 		if _, err := tokens.issue("exec", 1); !errors.Is(err, ErrTooMany) {
 			t.Errorf("got %v", err)
 		}
 		time.Sleep(tokenLife + time.Second)
+
 		if _, ok := tokens.redeem(path); ok {
 			t.Error("redeemed too late")
 		}
@@ -521,14 +556,17 @@ func TestSlowReaderGetsAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
+
 	server, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	go func() {
 		server.Write(make([]byte, size))
 		server.Close()
 	}()
+
 	got := 0
 	for buf := make([]byte, 256<<10); ; time.Sleep(100 * time.Millisecond) {
 		if _, err := client.Write([]byte("more")); err != nil {
@@ -543,6 +581,7 @@ func TestSlowReaderGetsAll(t *testing.T) {
 			t.Fatalf("after %d bytes of %d: %v", got, size, err)
 		}
 	}
+
 	if got != size {
 		t.Errorf("%d bytes of %d", got, size)
 	}

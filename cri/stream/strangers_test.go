@@ -69,6 +69,7 @@ func TestStrangersAreBounded(t *testing.T) {
 			if open > maxPerAddress+1 || strangers > maxPerAddress {
 				t.Errorf("%d connections are open, %d of them strangers'", open, strangers)
 			}
+
 			c := dial(t, execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdout: true}), v4)
 			c.open("error")
 			c.open("stdout")
@@ -95,6 +96,7 @@ func TestSessionsOutliveTheHello(t *testing.T) {
 			return ctx.Err()
 		}
 	}})
+
 	c := dial(t, execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdout: true}), v4)
 	c.open("error")
 	c.open("stdout")
@@ -126,6 +128,7 @@ func TestStrangersMakeRoomFairly(t *testing.T) {
 		c := &conn{addr: netip.MustParseAddr(addr), since: now}
 		return c, s.add(c)
 	}
+
 	victim, _ := add("127.0.0.1")
 	var hoard []*conn
 	for i := range maxPerAddress {
@@ -134,17 +137,20 @@ func TestStrangersMakeRoomFairly(t *testing.T) {
 			t.Fatalf("number %d has another one leave", i)
 		}
 	}
+
 	if _, evicted := add("10.0.0.1"); evicted != hoard[0] {
 		t.Error("an address with too many does not lose its oldest")
 	}
 	for i := 2; s.total < maxStrangers; i++ {
 		add(fmt.Sprintf("10.0.1.%d", i))
 	}
+
 	for i := range maxPerAddress - 1 {
 		if _, evicted := add(fmt.Sprintf("10.0.2.%d", i)); evicted.addr != hoard[0].addr {
 			t.Fatalf("%v leaves instead of the address that has most", evicted.addr)
 		}
 	}
+
 	if s.total != maxStrangers || !s.remove(victim) || s.remove(victim) {
 		t.Errorf("%d strangers, or the only one of its address is not among them", s.total)
 	}
@@ -175,17 +181,20 @@ func TestCVE202564329AbortedAttachesLeaveNoGoroutines(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}})
+
 	i := 0
 	wantFlat(t, n, func() {
 		resp, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1", Stdin: true, Stdout: true, Tty: true})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		c := dial(t, resp.Url, v4)
 		// At every point of the hand-shake.
 		for _, kind := range []string{"error", "stdin", "stdout", "resize"}[:i%5] {
 			c.open(kind)
 		}
+
 		i++
 		c.Close()
 	})

@@ -36,6 +36,7 @@ func serveTunnel(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc)
 			for _, name := range []string{wsstream.WebSocketProtocolHeader, "Sec-Websocket-Key", "Sec-Websocket-Version", "Sec-Websocket-Extensions"} {
 				inner.Header.Del(name)
 			}
+
 			inner.Header.Set(httpstream.HeaderUpgrade, spdy.HeaderSpdy31)
 			inner.Header.Set(httpstream.HeaderProtocolVersion, portforward.PortForwardV1Name)
 			serve(&tunnelWriter{conn: tunnel{ws, addr}, header: http.Header{}}, inner)

@@ -26,26 +26,32 @@ func TestPortForwardThroughATunnel(t *testing.T) {
 		}
 		return portforward.Forward(ctx, nil, int(to), stream)
 	}})
+
 	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	at, err := url.Parse(resp.Url)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dialer, err := clientforward.NewSPDYOverWebsocketDialerForStreaming(at, &rest.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	conn, protocol, err := dialer.Dial("portforward.k8s.io")
 	if err != nil || protocol != "portforward.k8s.io" {
 		t.Fatalf("dial: protocol %q, %v", protocol, err)
 	}
+
 	c := sessionOn(t, conn)
 	c.wantEchoes(port, 100_000)
 	data, failure := c.forward(1, 100)
 	data.Close()
+
 	if said, err := io.ReadAll(failure); err != nil || !strings.Contains(string(said), "refused") {
 		t.Errorf("of a port without a server it says %q, %v", said, err)
 	}
@@ -58,21 +64,25 @@ func TestTunnelOfAnotherProtocol(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	req, err := http.NewRequest(http.MethodGet, resp.Url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, value := range map[string]string{
 		"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 		"Sec-WebSocket-Protocol": "SPDY/3.1+other.k8s.io",
 	} {
 		req.Header.Set(name, value)
 	}
+
 	answer, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	answer.Body.Close()
+
 	if answer.StatusCode < 400 || answer.StatusCode >= 500 {
 		t.Errorf("answered with %s", answer.Status)
 	}

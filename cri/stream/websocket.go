@@ -35,10 +35,12 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, o *remot
 		remotecommand.StreamProtocolV5Name: {Binary: true, Channels: channels(o)},
 	})
 	session.SetIdleTimeout(s.options.IdleTimeout)
+
 	_, streams, err := session.Open(w, r)
 	if err != nil {
 		return // Open has answered
 	}
+
 	var resizes sync.WaitGroup
 	defer resizes.Wait()
 	defer session.Close()
@@ -47,6 +49,7 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, o *remot
 	var in io.Reader
 	var out, errw io.WriteCloser
 	first := statusChannel
+
 	if o.Stderr {
 		errw, first = streams[stderrChannel], stderrChannel
 	}
@@ -56,16 +59,19 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, o *remot
 	if o.Stdin {
 		in = streams[stdinChannel]
 	}
+
 	if _, err := streams[first].Write(nil); err != nil {
 		return
 	}
 	var sizes chan remotecommand.TerminalSize
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
+
 	if o.TTY {
 		sizes = make(chan remotecommand.TerminalSize)
 		resizes.Go(func() { readSizes(ctx, streams[resizeChannel], sizes) })
 	}
+
 	status, err := json.Marshal(statusOf(run(ctx, in, out, errw, sizes)))
 	if err == nil {
 		_, _ = streams[statusChannel].Write(status) // a client that is gone asks for nothing
@@ -77,6 +83,7 @@ func channels(o *remotecommand.Options) []wsstream.ChannelType {
 		stdinChannel: wsstream.IgnoreChannel, stdoutChannel: wsstream.IgnoreChannel, stderrChannel: wsstream.IgnoreChannel,
 		statusChannel: wsstream.WriteChannel, resizeChannel: wsstream.ReadChannel,
 	}
+
 	if o.Stdin {
 		list[stdinChannel] = wsstream.ReadChannel
 	}
@@ -86,6 +93,7 @@ func channels(o *remotecommand.Options) []wsstream.ChannelType {
 	if o.Stderr {
 		list[stderrChannel] = wsstream.WriteChannel
 	}
+
 	return list
 }
 

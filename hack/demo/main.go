@@ -41,22 +41,27 @@ func show(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	images, err := cache.DemoImages()
 	if err != nil {
 		return err
 	}
+
 	l, err := lab.New(ctx, lab.Options{Storage: images})
 	if err != nil {
 		return err
 	}
+
 	fmt.Printf("%sready%s\n", indent, took(began))
 	if err = play(ctx, l); err != nil {
 		fmt.Fprintf(os.Stderr, "\nThe daemon's log:\n%s", l.Log())
 	}
+
 	ended := time.Now()
 	if left := l.Close(context.WithoutCancel(ctx)); left != nil {
 		return errors.Join(err, left)
 	}
+
 	fmt.Printf("\nThe daemon, its keeper and the registry are ended%s\n", took(ended))
 	if err == nil {
 		fmt.Println("Nothing is left: no process, mount, namespace, cgroup, link or file.")

@@ -218,10 +218,12 @@ func (s *stage) fetch() error {
 	if err != nil {
 		return err
 	}
+
 	address := r.GetStatus().GetNetwork().GetIp()
 	if address == "" {
 		return errors.New("the pod has no address")
 	}
+
 	for _, url := range []string{"http://" + address + "/", "http://127.0.0.1:8080/"} {
 		began := time.Now()
 		page, err := s.page(url)
@@ -230,6 +232,7 @@ func (s *stage) fetch() error {
 		}
 		fmt.Printf("%s%s says: %s%s\n", indent, url, page, took(began))
 	}
+
 	return nil
 }
 
@@ -243,12 +246,14 @@ func (s *stage) page(url string) (string, error) {
 		if err != nil {
 			return "", err
 		}
+
 		resp, err := client.Do(req)
 		if err == nil {
 			body, err := io.ReadAll(resp.Body)
 			_ = resp.Body.Close() // it was read
 			return strings.TrimSpace(string(body)), err
 		}
+
 		select {
 		case <-ctx.Done():
 			return "", err

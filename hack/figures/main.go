@@ -47,6 +47,7 @@ func write(out *os.File, trees []*tree) error {
 		head += "\t " + filepath.Base(t.dir)
 		line += "\t ---"
 	}
+
 	fmt.Fprintf(w, "|%s\t\n|%s\t\n", head, line)
 
 	for _, f := range figures() {
@@ -56,5 +57,6 @@ func write(out *os.File, trees []*tree) error {
 		}
 		fmt.Fprintf(w, "|%s\t\n", row)
 	}
+
 	return w.Flush()
 }

@@ -50,6 +50,7 @@ func read(dir string) (*tree, error) {
 			}
 			return nil
 		}
+
 		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 			return nil
 		}
@@ -76,11 +77,13 @@ func (t *tree) file(path string) error {
 	if err != nil {
 		return err
 	}
+
 	fset := token.NewFileSet()
 	f, err := parser.ParseFile(fset, path, src, parser.ParseComments|parser.SkipObjectResolution)
 	if err != nil {
 		return err
 	}
+
 	if ast.IsGenerated(f) {
 		return nil
 	}
@@ -89,6 +92,7 @@ func (t *tree) file(path string) error {
 	for _, group := range f.Comments {
 		t.commentLines += fset.Position(group.End()).Line - fset.Position(group.Pos()).Line + 1
 	}
+
 	t.pkg(filepath.Dir(path), f)
 
 	text := strings.Split(string(src), "\n")
@@ -97,6 +101,7 @@ func (t *tree) file(path string) error {
 			t.functions = append(t.functions, count(fset, f, fn, src, text))
 		}
 	}
+
 	return nil
 }
 
@@ -125,6 +130,7 @@ func count(fset *token.FileSet, f *ast.File, fn *ast.FuncDecl, src []byte, text 
 			c.blank++
 		}
 	}
+
 	for _, group := range f.Comments {
 		if group.Pos() > fn.Body.Lbrace && group.End() < fn.Body.Rbrace {
 			c.comments += line(group.End()) - line(group.Pos()) + 1
@@ -139,6 +145,7 @@ func count(fset *token.FileSet, f *ast.File, fn *ast.FuncDecl, src []byte, text 
 		}
 		return true
 	})
+
 	return c
 }
 

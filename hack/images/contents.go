@@ -82,25 +82,30 @@ func (c *contents) base(ctx context.Context) (tree, error) {
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run", "/home", "/var", "/var/www", "/usr/bin", "/usr/sbin", "/mnt"} {
 		t.dir(dir, 0o755)
 	}
+
 	t.dir("/root", 0o700)
 	t.dir("/tmp", 0o1777)
 	t.symlink("/var/run", "../run")
 	t.text("/etc/passwd", passwd)
 	t.text("/etc/group", group)
 	t.text("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+
 	for program, as := range map[string]string{"/bin/busybox": "/bin/busybox", "/usr/bin/pgrep": "/usr/bin/pgrep", "/usr/bin/ipcs": "/usr/bin/ipcs"} {
 		if err := c.packages.install(t, program, as); err != nil {
 			return nil, err
 		}
 	}
+
 	busybox, err := c.packages.find("/bin/busybox")
 	if err != nil {
 		return nil, err
 	}
+
 	out, err := exec.CommandContext(ctx, busybox, "--list").Output()
 	if err != nil {
 		return nil, fmt.Errorf("list the commands of busybox: %w", err)
 	}
+
 	for name := range strings.FieldsSeq(string(out)) {
 		t.link("/bin/"+name, "/bin/busybox")
 	}

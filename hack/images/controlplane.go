@@ -20,11 +20,13 @@ func (k kubernetes) controlPlane(ctx context.Context, c *contents) ([]recipe, er
 	if err != nil {
 		return nil, fmt.Errorf("ask kubeadm for its version: %w", err)
 	}
+
 	list := exec.CommandContext(ctx, k.program("kubeadm"), "config", "images", "list", "--kubernetes-version="+strings.TrimSpace(string(version)))
 	names, err := list.Output()
 	if err != nil {
 		return nil, fmt.Errorf("ask kubeadm for its images: %w", err)
 	}
+
 	var all []recipe
 	for name := range strings.Lines(string(names)) {
 		name = strings.TrimPrefix(strings.TrimSpace(name), "registry.k8s.io/")
@@ -32,6 +34,7 @@ func (k kubernetes) controlPlane(ctx context.Context, c *contents) ([]recipe, er
 		if program == "pause" {
 			continue
 		}
+
 		r := recipe{[]string{name}, []*part{newPart(func() (tree, error) { return k.programLayer(c, program) })}, v1.Config{Env: searchPath}, ociIndex}
 		if program == "coredns" {
 			r.names = append(r.names, "coredns/coredns:test")
@@ -39,6 +42,7 @@ func (k kubernetes) controlPlane(ctx context.Context, c *contents) ([]recipe, er
 		}
 		all = append(all, r)
 	}
+
 	return all, nil
 }
 

@@ -52,6 +52,7 @@ func (k kubernetes) recipes(ctx context.Context, c *contents, base *part, web v1
 	if err := c.packages.add(ctx, "bash", "curl", "hostname", "netcat-openbsd"); err != nil {
 		return nil, err
 	}
+
 	agnhost := newPart(func() (tree, error) { return k.layer(ctx, c) })
 	// Specs that print the environment call the shell without its path, and
 	// Debian's busybox drops variables whose names it cannot use. Those that
@@ -60,10 +61,12 @@ func (k kubernetes) recipes(ctx context.Context, c *contents, base *part, web v1
 		t := tree{}
 		return t, errors.Join(c.nmeter(ctx, t), c.packages.install(t, "/bin/bash", "/usr/local/bin/sh"))
 	})
+
 	hostname := newPart(func() (tree, error) {
 		t := tree{}
 		return t, c.packages.install(t, "/bin/hostname", "/usr/bin/hostname")
 	})
+
 	run := v1.Config{Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Env: searchPath}
 	shell := v1.Config{Cmd: []string{"sh"}, Env: searchPath}
 	all, err := k.controlPlane(ctx, c)
@@ -94,21 +97,25 @@ func (k kubernetes) layer(ctx context.Context, c *contents) (tree, error) {
 	if err := errors.Join(c.nmeter(ctx, t), t.copy("/agnhost", 0o755, k.program("agnhost"))); err != nil {
 		return nil, err
 	}
+
 	// The key that it serves HTTPS with in tests comes with its sources.
 	list := exec.CommandContext(ctx, "go", "list", "-C", "hack/tools/kubernetes", "-f", "{{.Dir}}", "k8s.io/kubernetes/test/images/agnhost/porter")
 	dir, err := list.Output()
 	if err != nil {
 		return nil, fmt.Errorf("find the sources of agnhost: %w", err)
 	}
+
 	for _, name := range []string{"localhost.crt", "localhost.key"} {
 		if err := t.copy("/"+name, 0o644, filepath.Join(strings.TrimSpace(string(dir)), name)); err != nil {
 			return nil, err
 		}
 	}
+
 	for program, as := range map[string]string{"/bin/bash": "/bin/bash", "/usr/bin/curl": "/usr/bin/curl", "/bin/nc.openbsd": "/usr/bin/nc"} {
 		if err := c.packages.install(t, program, as); err != nil {
 			return nil, err
 		}
 	}
+
 	return t, nil
 }

@@ -91,15 +91,18 @@ func (p *part) layer(c compression.Compression) (v1.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	archive, err := t.tar()
 	if err != nil {
 		return nil, err
 	}
+
 	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil }
 	mediaType := types.OCILayer
 	if c == compression.ZStd {
 		mediaType = types.OCILayerZStd
 	}
+
 	l, err := tarball.LayerFromOpener(open, tarball.WithCompression(c), tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithMediaType(mediaType), tarball.WithCompressedCaching)
 	if err != nil {
 		return nil, err
@@ -115,6 +118,7 @@ func (t tree) tar() ([]byte, error) {
 	for name := range t {
 		names = append(names, name)
 	}
+
 	slices.SortFunc(names, func(a, b string) int {
 		if la, lb := t[a].Typeflag == tar.TypeLink, t[b].Typeflag == tar.TypeLink; la != lb {
 			if la {
@@ -124,6 +128,7 @@ func (t tree) tar() ([]byte, error) {
 		}
 		return strings.Compare(a, b)
 	})
+
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for _, name := range names {
@@ -132,6 +137,7 @@ func (t tree) tar() ([]byte, error) {
 		if e.Typeflag == tar.TypeDir {
 			e.Name += "/"
 		}
+
 		e.ModTime = changed
 		if err := w.WriteHeader(&e.Header); err != nil {
 			return nil, fmt.Errorf("pack %s: %w", name, err)
@@ -140,6 +146,7 @@ func (t tree) tar() ([]byte, error) {
 			return nil, fmt.Errorf("pack %s: %w", name, err)
 		}
 	}
+
 	if err := w.Close(); err != nil {
 		return nil, fmt.Errorf("pack layer: %w", err)
 	}

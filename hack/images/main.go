@@ -43,22 +43,27 @@ func build(ctx context.Context, cache, name, only string) error {
 	if only != "" {
 		kube = kubernetes{} // none of its images is asked for
 	}
+
 	stamp, err := stamp(kube, only)
 	if err != nil {
 		return err
 	}
+
 	stampFile, place := filepath.Join(dir, "stamp"), filepath.Join(dir, "registry")
 	if old, err := os.ReadFile(stampFile); err == nil && string(old) == stamp {
 		return nil
 	}
+
 	fresh := filepath.Join(dir, "registry.new")
 	if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
 		return err
 	}
+
 	c, err := openContents(filepath.Join(cache, "images"))
 	if err != nil {
 		return err
 	}
+
 	if err := publishAll(ctx, c, kube, storage(fresh), only); err != nil {
 		return err
 	}
@@ -76,18 +81,21 @@ func publishAll(ctx context.Context, c *contents, kube kubernetes, to storage, o
 	if err != nil {
 		return err
 	}
+
 	if only != "" {
 		recipes = slices.DeleteFunc(recipes, func(r recipe) bool { return !slices.Contains(r.names, only) })
 	}
 	if len(recipes) == 0 {
 		return fmt.Errorf("build image %s: there is no recipe for it", only)
 	}
+
 	for _, r := range recipes {
 		fmt.Println("image", r.names[0])
 		if err := publish(to, r); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -102,6 +110,7 @@ func stamp(kube kubernetes, only string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	sum := sha256.New()
 	err = fs.WalkDir(sources, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -111,5 +120,6 @@ func stamp(kube kubernetes, only string) (string, error) {
 		fmt.Fprintf(sum, "%s %d\n%s", path, len(content), content)
 		return err
 	})
+
 	return runtime.GOARCH + " " + hex.EncodeToString(sum.Sum(nil)) + " " + programs + only, err
 }

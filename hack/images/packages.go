@@ -41,6 +41,7 @@ func (p *packages) add(ctx context.Context, names ...string) error {
 		if len(names) == 0 {
 			return nil
 		}
+
 		if err := p.fetch(ctx, names); err != nil {
 			return err
 		}
@@ -50,6 +51,7 @@ func (p *packages) add(ctx context.Context, names ...string) error {
 				return err
 			}
 		}
+
 		var err error
 		if names, err = libraryDependencies(ctx, names); err != nil {
 			return err
@@ -72,6 +74,7 @@ func (p *packages) fetch(ctx context.Context, names []string) error {
 	if len(missing) == 0 {
 		return nil
 	}
+
 	if err := p.download(ctx, missing); err != nil {
 		return fmt.Errorf("download packages %s: %w", strings.Join(missing, " "), err)
 	}
@@ -147,6 +150,7 @@ func (p *packages) installLibraries(t tree, binary string) error {
 	if err != nil {
 		return fmt.Errorf("read the libraries of %s: %w", binary, err)
 	}
+
 	if linker != "" {
 		from, err := p.find(linker)
 		if err != nil {
@@ -156,11 +160,13 @@ func (p *packages) installLibraries(t tree, binary string) error {
 			return err
 		}
 	}
+
 	for _, soname := range needed {
 		if err := p.installLibrary(t, soname); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -169,14 +175,17 @@ func (p *packages) installLibrary(t tree, soname string) error {
 	for _, dir := range []string{"/lib", "/lib/*-linux-gnu*"} {
 		places = append(places, filepath.Join(dir, soname))
 	}
+
 	from, err := p.find(places...)
 	if err != nil {
 		return err
 	}
+
 	name := filepath.Join("/lib", filepath.Base(filepath.Dir(from)), soname)
 	if _, ok := t[name]; ok {
 		return nil
 	}
+
 	if err := t.copy(name, 0o644, from); err != nil {
 		return err
 	}
@@ -192,6 +201,7 @@ func (p *packages) find(patterns ...string) (string, error) {
 			if err != nil {
 				return "", err
 			}
+
 			slices.Sort(matches)
 			for _, match := range matches {
 				if target, err := p.follow(match); err == nil {
@@ -228,10 +238,12 @@ func dynamicNeeds(binary string) (libraries []string, linker string, err error) 
 		return nil, "", err
 	}
 	defer f.Close()
+
 	libraries, err = f.ImportedLibraries()
 	if err != nil {
 		return nil, "", err
 	}
+
 	for _, prog := range f.Progs {
 		if prog.Type == elf.PT_INTERP {
 			name := make([]byte, prog.Filesz)
@@ -241,6 +253,7 @@ func dynamicNeeds(binary string) (libraries []string, linker string, err error) 
 			linker = string(bytes.TrimRight(name, "\x00"))
 		}
 	}
+
 	return libraries, linker, nil
 }
 

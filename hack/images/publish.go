@@ -18,12 +18,14 @@ func publish(to storage, r recipe) error {
 	if err != nil {
 		return fmt.Errorf("build %s: %w", r.names[0], err)
 	}
+
 	var content manifest = image
 	if r.form != ociZstd {
 		if content, err = r.index(image); err != nil {
 			return fmt.Errorf("build %s: %w", r.names[0], err)
 		}
 	}
+
 	for _, n := range r.names {
 		tag, err := parseTag(n)
 		if err != nil {
@@ -33,6 +35,7 @@ func publish(to storage, r recipe) error {
 			return fmt.Errorf("store %s: %w", n, err)
 		}
 	}
+
 	return nil
 }
 
@@ -42,25 +45,30 @@ func (r recipe) image(arch string) (v1.Image, error) {
 	if r.form == ociZstd {
 		pack = compression.ZStd
 	}
+
 	image := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
 	image = mutate.ConfigMediaType(image, types.OCIConfigJSON)
 	if r.form == dockerList {
 		image = mutate.MediaType(empty.Image, types.DockerManifestSchema2)
 	}
+
 	for _, p := range r.layers {
 		layer, err := p.layer(pack)
 		if err != nil {
 			return nil, err
 		}
+
 		history := v1.History{Created: v1.Time{Time: changed}, CreatedBy: "crisp hack/images"}
 		add := mutate.Addendum{Layer: layer, History: history}
 		if r.form == dockerList {
 			add.MediaType = types.DockerLayer
 		}
+
 		if image, err = mutate.Append(image, add); err != nil {
 			return nil, err
 		}
 	}
+
 	config, err := image.ConfigFile()
 	if err != nil {
 		return nil, err
@@ -77,6 +85,7 @@ func (r recipe) index(image v1.Image) (v1.ImageIndex, error) {
 	if r.form == dockerList {
 		index = mutate.IndexMediaType(empty.Index, types.DockerManifestList)
 	}
+
 	others := slices.DeleteFunc([]string{"amd64", "arm64", "s390x"}, func(a string) bool { return a == runtime.GOARCH })
 	for _, arch := range others {
 		foreign := r
@@ -87,6 +96,7 @@ func (r recipe) index(image v1.Image) (v1.ImageIndex, error) {
 		}
 		index = appendFor(index, other, arch)
 	}
+
 	return appendFor(index, image, runtime.GOARCH), nil
 }
 

@@ -42,6 +42,7 @@ func (c *contents) recipes(ctx context.Context, kube kubernetes) ([]recipe, erro
 	program := func(make func(context.Context) (tree, error)) *part {
 		return newPart(func() (tree, error) { return make(ctx) })
 	}
+
 	httpd, nonewprivs, sleeper, group := newPart(c.httpd), program(c.nonewprivs), program(c.pause), newPart(member)
 	layers := func(l ...*part) []*part { return l }
 	busybox := v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}}
@@ -50,11 +51,13 @@ func (c *contents) recipes(ctx context.Context, kube kubernetes) ([]recipe, erro
 		cfg.Cmd = argv
 		return cfg
 	}
+
 	as := func(user string) v1.Config {
 		cfg := busybox
 		cfg.User = user
 		return cfg
 	}
+
 	web := run("nginx", "-c", "/etc/nginx/nginx.conf")
 	web.ExposedPorts = map[string]struct{}{"80/tcp": {}}
 	pause := v1.Config{Entrypoint: []string{"/pause"}, User: "65535:65535"}
@@ -78,6 +81,7 @@ func (c *contents) recipes(ctx context.Context, kube kubernetes) ([]recipe, erro
 		{[]string{stage + "test-image-predefined-group:latest"}, layers(base, group), as("1000"), ociZstd},
 		{[]string{stage + "test-image-tags:1", stage + "test-image-tags:2", stage + "test-image-tags:3"}, layers(base, marker("same-image")), busybox, ociIndex},
 	}
+
 	for _, name := range []string{"test-image-latest:latest", "test-image-tag:test", "test-image-tag:all", "test-image-1:latest", "test-image-2:latest", "test-image-3:latest"} {
 		all = append(all, recipe{[]string{stage + name}, layers(base, marker(name)), busybox, ociIndex})
 	}

@@ -57,14 +57,17 @@ func (s storage) manifest(repository string, content manifest) error {
 	if err != nil {
 		return err
 	}
+
 	raw, err := content.RawManifest()
 	if err != nil {
 		return err
 	}
+
 	digest, err := content.Digest()
 	if err != nil {
 		return err
 	}
+
 	if err := s.blob(digest, bytes.NewReader(raw)); err != nil {
 		return err
 	}
@@ -77,6 +80,7 @@ func (s storage) members(repository string, index v1.ImageIndex) error {
 	if err != nil {
 		return err
 	}
+
 	for _, m := range list.Manifests {
 		image, err := index.Image(m.Digest)
 		if err != nil {
@@ -86,6 +90,7 @@ func (s storage) members(repository string, index v1.ImageIndex) error {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -95,28 +100,34 @@ func (s storage) blobs(repository string, image v1.Image) error {
 	if err != nil {
 		return err
 	}
+
 	config, err := partial.ConfigLayer(image)
 	if err != nil {
 		return err
 	}
+
 	for _, l := range append(layers, config) {
 		digest, err := l.Digest()
 		if err != nil {
 			return err
 		}
+
 		content, err := l.Compressed()
 		if err != nil {
 			return err
 		}
+
 		err = s.blob(digest, content)
 		_ = content.Close() // it was read
 		if err != nil {
 			return err
 		}
+
 		if err := link(filepath.Join(repository, "_layers", digest.Algorithm, digest.Hex), digest); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 

@@ -17,11 +17,13 @@ func TestStorageIsServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dir := t.TempDir()
 	tag, err := parseTag("some/image:1")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := storage(dir).add(tag, index); err != nil {
 		t.Fatal(err)
 	}
@@ -34,19 +36,23 @@ func TestStorageIsServed(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+
 	want, err := index.Digest()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, ref := range []string{"some/image:1", "some/image@" + want.String()} {
 		r, err := name.ParseReference(registry.Addr + "/" + ref)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		got, err := remote.Index(r)
 		if err != nil {
 			t.Fatalf("get %s: %v", ref, err)
 		}
+
 		if digest, err := got.Digest(); err != nil || digest != want {
 			t.Errorf("%s has digest %v, %v, want %v", ref, digest, err, want)
 		}

@@ -50,12 +50,14 @@ func linked(pattern string) ([]module, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	var list []module
 	for line := range strings.Lines(out) {
 		if f := strings.Split(strings.TrimSpace(line), "\t"); len(f) == 3 {
 			list = append(list, module{f[0], f[1], f[2]})
 		}
 	}
+
 	slices.SortFunc(list, func(a, b module) int { return strings.Compare(a.path, b.path) })
 
 	env, err := command("go", "env", "GOROOT", "GOVERSION")
@@ -83,6 +85,7 @@ func write(w io.Writer, m module) error {
 	if err != nil {
 		return fmt.Errorf("read module %s: %w", m.path, err)
 	}
+
 	licensed := false
 	for _, e := range entries {
 		if e.IsDir() || !isNotice(e.Name()) {
@@ -92,6 +95,7 @@ func write(w io.Writer, m module) error {
 		if err != nil {
 			return fmt.Errorf("read notice of %s: %w", m.path, err)
 		}
+
 		// A NOTICE comes beside a licence, and is none.
 		licensed = licensed || !strings.HasPrefix(strings.ToUpper(e.Name()), "NOTICE")
 		fmt.Fprintf(w, "==== %s %s: %s\n\n%s\n", m.path, m.version, e.Name(), bytes.TrimSpace(text))
@@ -100,6 +104,7 @@ func write(w io.Writer, m module) error {
 	if !licensed {
 		return fmt.Errorf("module %s in %s: %w", m.path, m.dir, errNoLicence)
 	}
+
 	return nil
 }
 

@@ -17,16 +17,19 @@ func TestLinkedModules(t *testing.T) {
 	if err := run(&notices); err != nil {
 		t.Fatal(err)
 	}
+
 	dir := t.TempDir()
 	build := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "crisp/cmd/crisp", "crisp/cmd/crisp-keeper")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
+
 	for _, program := range []string{"crisp", "crisp-keeper"} {
 		info, err := buildinfo.ReadFile(filepath.Join(dir, program))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if len(info.Deps) == 0 {
 			t.Errorf("%s names no module", program)
 		}
@@ -37,6 +40,7 @@ func TestLinkedModules(t *testing.T) {
 			}
 		}
 	}
+
 	if !strings.HasPrefix(notices.String(), "==== Go go1.") {
 		t.Error("the licence of Go is missing")
 	}

@@ -23,6 +23,7 @@ func (s stage) again(ctx context.Context, first outcomes) error {
 	if len(failures) > maxAgain || slices.ContainsFunc(failures, func(k key) bool { return k.test == "" || !first.whole(k.pkg) }) {
 		return nil
 	}
+
 	for _, k := range failures {
 		fmt.Printf("===== %s: once more %s\n", s.name, k.test)
 		second := outcomes{}
@@ -30,12 +31,14 @@ func (s stage) again(ctx context.Context, first outcomes) error {
 			fmt.Println("suite:", err) // it has failed before
 			continue
 		}
+
 		if second[k].action == "pass" && second.tally().Failed == 0 {
 			second[k] = outcome{action: "pass", unsteady: cmp.Or(first[k].reason, "no reason given")}
 			delete(first, k)
 		}
 		first.merge(second) // it may have subtests that did not run before
 	}
+
 	first.forgive(broken)
 	return ctx.Err()
 }
@@ -66,6 +69,7 @@ func (s stage) events(ctx context.Context, o outcomes) error {
 	if err != nil {
 		return err
 	}
+
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -74,5 +78,6 @@ func (s stage) events(ctx context.Context, o outcomes) error {
 	if readErr == nil && waitErr != nil && o.tally().Failed == 0 {
 		return fmt.Errorf("no test failed, but go test did: %w", waitErr)
 	}
+
 	return readErr
 }

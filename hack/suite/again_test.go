@@ -40,6 +40,7 @@ esac
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s := stage{name: "faults", takes: time.Minute, args: []string{"sh", script, "-run=TestFault", "-skip=x"}}
 	unsteady := []string{"a TestEarly: no daemon", "a TestFault/disk_full: it took 3s"}
 	for _, test := range []struct {
@@ -54,12 +55,14 @@ esac
 		if err := first.read(strings.NewReader(test.run), t.Output()); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := s.again(t.Context(), first); err != nil {
 			t.Fatal(err)
 		}
 		if got := first.tally(); got != test.want {
 			t.Errorf("got %v, want %v", got, test.want)
 		}
+
 		if got := first.unsteady(); !slices.Equal(got, unsteady) {
 			t.Errorf("unsteady: got %q, want %q", got, unsteady)
 		}

@@ -90,6 +90,7 @@ func allStages(sel selection) ([]stage, error) {
 	if !sel.long {
 		skip += "|" + longTests
 	}
+
 	var all, last []stage
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() != compiledTest {
@@ -102,17 +103,20 @@ func allStages(sel selection) ([]stage, error) {
 		if dir == node {
 			choice = "-test.run=" + nodeTests
 		}
+
 		s, err := compiledTests(dir, dir, choice)
 		*list = append(*list, s)
 		if err == nil && (dir == endToEnd || dir == node) {
 			s, err = compiledTests(dir+"/systemd", dir, choice, "CRISP_CGROUP_DRIVER=systemd")
 			*list = append(*list, s)
 		}
+
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look for compiled tests: %w", err)
 	}
+
 	if all = append(all, last...); slices.ContainsFunc(all, func(s stage) bool { return s.name == node }) {
 		return all, nil
 	}
@@ -121,6 +125,7 @@ func allStages(sel selection) ([]stage, error) {
 			".cache/bin/conformance", "-cgroup-driver", driver, "-out", filepath.Join(sel.reports, "critest-"+driver),
 		}})
 	}
+
 	return all, nil
 }
 
@@ -146,6 +151,7 @@ func share(stages []stage, part string) ([]stage, error) {
 	if _, err := fmt.Sscanf(part, "%d/%d", &machine, &machines); err != nil || machine < 1 || machine > machines {
 		return nil, fmt.Errorf("-part: want two numbers like 1/2, have %q", part)
 	}
+
 	longest := slices.Clone(stages)
 	slices.SortStableFunc(longest, func(a, b stage) int { return minutes(b.name) - minutes(a.name) })
 	load := make([]int, machines)
@@ -155,6 +161,7 @@ func share(stages []stage, part string) ([]stage, error) {
 		load[least] += minutes(s.name)
 		others[s.name] = least != machine-1
 	}
+
 	return slices.DeleteFunc(stages, func(s stage) bool { return others[s.name] }), nil
 }
 
@@ -164,6 +171,7 @@ func matching(stages []stage, pattern string) ([]stage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("-only: %w", err)
 	}
+
 	var some []stage
 	for _, s := range stages {
 		if only.MatchString(s.name) {
@@ -173,5 +181,6 @@ func matching(stages []stage, pattern string) ([]stage, error) {
 	if len(some) == 0 {
 		return nil, fmt.Errorf("-only: no suite matches %q", pattern)
 	}
+
 	return some, nil
 }

@@ -15,6 +15,7 @@ func TestShare(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		heavy := 0
 		for _, s := range some {
 			got = append(got, s.name)
@@ -22,15 +23,18 @@ func TestShare(t *testing.T) {
 				heavy++
 			}
 		}
+
 		if heavy == 0 || heavy == 3 {
 			t.Errorf("part %s has %d of three heavy stages", part, heavy)
 		}
 	}
+
 	slices.Sort(got)
 	want := make([]string, 0, len(all))
 	for _, s := range all {
 		want = append(want, s.name)
 	}
+
 	if !slices.Equal(got, want) {
 		t.Errorf("both parts: got %q, want %q", got, want)
 	}
@@ -47,6 +51,7 @@ func TestStagesOfBothMachines(t *testing.T) {
 	if err := errors.Join(os.MkdirAll("test/systemd", 0o755), os.WriteFile("test/systemd/"+compiledTest, nil, 0o755)); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, machine := range []struct {
 		stages func(selection) ([]stage, error)
 		names  []string
@@ -59,6 +64,7 @@ func TestStagesOfBothMachines(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		var names []string
 		for _, s := range stages {
 			names = append(names, s.name)
@@ -66,6 +72,7 @@ func TestStagesOfBothMachines(t *testing.T) {
 		if !slices.Equal(names, machine.names) {
 			t.Fatalf("got stages %q, want %q", names, machine.names)
 		}
+
 		i := slices.IndexFunc(stages, func(s stage) bool { return s.dir == "test/systemd" })
 		if s := stages[max(i, 0)]; !slices.Contains(s.args, machine.choice) {
 			t.Errorf("%s in %s runs %q, want %q in there", s.name, s.dir, s.args, machine.choice)

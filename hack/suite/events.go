@@ -52,6 +52,7 @@ func (o outcomes) read(r io.Reader, w io.Writer) error {
 		} else if err != nil {
 			return fmt.Errorf("read what go test prints: %w", err)
 		}
+
 		k := key{e.Package, e.Test}
 		switch e.Action {
 		case "output":
@@ -155,12 +156,14 @@ func (o outcomes) leaves(action string) []key {
 	if action == "fail" {
 		parents = broken
 	}
+
 	var all []key
 	for k, end := range o {
 		if end.action == action && !parents[k] {
 			all = append(all, k)
 		}
 	}
+
 	slices.SortFunc(all, func(a, b key) int {
 		return cmp.Or(strings.Compare(a.pkg, b.pkg), strings.Compare(a.test, b.test))
 	})

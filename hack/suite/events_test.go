@@ -41,19 +41,23 @@ func TestOutcomes(t *testing.T) {
 	if err := all.read(strings.NewReader(unitRun), &said); err != nil {
 		t.Fatal(err)
 	}
+
 	// x failed, package broken did not compile, package died ended by itself.
 	if got, want := all.tally(), (tally.Tally{Passed: 3, Failed: 3, Skipped: 2}); got != want {
 		t.Errorf("unit run: got %v, want %v", got, want)
 	}
+
 	for _, want := range []string{"x is wrong", "syntax error", "ok a TestPlain, after 31 s\n"} {
 		if !strings.Contains(said.String(), want) {
 			t.Errorf("want %q in what is said:\n%s", want, &said)
 		}
 	}
+
 	more := outcomes{}
 	if err := more.read(strings.NewReader(rootRun), io.Discard); err != nil {
 		t.Fatal(err)
 	}
+
 	all.merge(more)
 	if got, want := all.tally(), (tally.Tally{Passed: 4, Failed: 3, Skipped: 1}); got != want {
 		t.Errorf("both runs: got %v, want %v", got, want)

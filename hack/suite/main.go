@@ -78,10 +78,12 @@ func longStages() []stage {
 		s.args = append([]string{"go", "test", "-json", "-count=1"}, args...)
 		return s
 	}
+
 	crash := func(name, which string, takes time.Duration) stage {
 		s := stage{name: name, dir: "test/crash", takes: takes}
 		return goTest(s, "-tags=crash", "-timeout="+takes.String(), which, ".")
 	}
+
 	// These differ from run to run.
 	const atRandom = "TestMoments|TestModel|TestStorm|TestPull|TestFaultLimits"
 	return []stage{
@@ -102,6 +104,7 @@ func chosen(names []string, until time.Time, root bool) ([]stage, error) {
 	if root {
 		all, rest = append(all, rest...), nil
 	}
+
 	for _, name := range names {
 		called := func(s stage) bool { return s.name == name }
 		if slices.ContainsFunc(rest, called) {
@@ -115,6 +118,7 @@ func chosen(names []string, until time.Time, root bool) ([]stage, error) {
 			return nil, fmt.Errorf("there is no stage %q, but %s", name, strings.Join(known, ", "))
 		}
 	}
+
 	return slices.DeleteFunc(all, func(s stage) bool {
 		if len(names) == 0 {
 			return s.takes > 0 && until.IsZero()
@@ -145,14 +149,17 @@ func main() {
 	var sel selection
 	flag.StringVar(&sel.only, "only", "", "with -compiled, run only the stages whose name matches this `pattern`")
 	flag.StringVar(&sel.part, "part", "", "with -compiled, run what is machine `K/N`'s part")
+
 	until := flag.Int64("until", 0, "run long stages too, for which there is time until these `seconds` since 1970")
 	flag.BoolVar(&sel.long, "long", false, "with -compiled, run the tests that take long, too")
 	flag.StringVar(&sel.reports, "reports", ".cache/conformance", "the `folder` for critest's reports, with -compiled")
 	flag.Parse()
+
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	context.AfterFunc(ctx, stop) // who cannot wait for the stage to end asks twice
 	var end time.Time
+
 	if *until > 0 {
 		end = time.Unix(*until, 0)
 	}
@@ -161,18 +168,21 @@ func main() {
 		fmt.Fprintln(os.Stderr, "suite:", err)
 		os.Exit(1)
 	}
+
 	total := runAll(ctx, some, end)
 	fmt.Println(total)
 	if err := total.Write(*numbers); err != nil {
 		fmt.Fprintln(os.Stderr, "suite:", err)
 		os.Exit(1)
 	}
+
 	if *totals != "" {
 		if err := os.WriteFile(*totals, fmt.Appendln(nil, total), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "suite:", err)
 			os.Exit(1)
 		}
 	}
+
 	if total.Failed > 0 {
 		os.Exit(1)
 	}
@@ -187,46 +197,54 @@ func runAll(ctx context.Context, stages []stage, end time.Time) tally.Tally {
 		fmt.Println("suite:", err)
 		total.Failed++
 	}
+
 	room, err := newRoom()
 	if err != nil {
 		failed(err)
 		return total
 	}
+
 	results := outcomes{}
 	for _, s := range stages {
 		if left := time.Until(end); s.takes > 0 && !end.IsZero() && left < s.takes {
 			late = append(late, s)
 			continue
 		}
+
 		fmt.Printf("\n===== %s\n", s.name)
 		began := time.Now()
 		t, err := s.run(ctx, results)
 		if s.counts != byEvents {
 			total = total.Add(t)
 		}
+
 		if err != nil {
 			failed(fmt.Errorf("%s: %w", s.name, err))
 		}
 		fmt.Printf("===== %s: %s, %v\n", s.name, t, time.Since(began).Round(time.Second))
 	}
+
 	fmt.Println()
 	if err := room.leave(); err != nil {
 		failed(err)
 	} else {
 		total.Passed++
 	}
+
 	for _, s := range results.skipped() {
 		fmt.Println("skipped:", s)
 	}
 	for _, s := range results.unsteady() {
 		fmt.Println("passed at the second try only:", s)
 	}
+
 	for _, s := range results.failed() {
 		fmt.Println("failed:", s)
 	}
 	for _, s := range late {
 		fmt.Printf("not run: %s: it may take %v, for which there was no time left\n", s.name, s.takes)
 	}
+
 	return total.Add(results.tally())
 }
 
@@ -250,6 +268,7 @@ func (s stage) run(ctx context.Context, results outcomes) (t tally.Tally, err er
 		results.merge(own)
 		return own.tally(), err
 	}
+
 	args, file := s.args, ""
 	if s.counts == byTally {
 		dir, err := os.MkdirTemp("", "crisp-suite-")
@@ -260,6 +279,7 @@ func (s stage) run(ctx context.Context, results outcomes) (t tally.Tally, err er
 		file = filepath.Join(dir, "tally.json")
 		args = append(slices.Clone(args), "-tally", file)
 	}
+
 	cmd := s.command(ctx, args)
 	cmd.Stdout = os.Stdout
 	return s.judge(cmd.Run(), file)

@@ -57,6 +57,7 @@ func TestStageEndsWithItsPrograms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -64,11 +65,13 @@ func TestStageEndsWithItsPrograms(t *testing.T) {
 	if line, err := out.ReadString('\n'); line != "ready\n" {
 		t.Fatalf("got %q, %v", line, err)
 	}
+
 	began := time.Now()
 	cancel()
 	if _, err := io.ReadAll(out); err != nil {
 		t.Error(err)
 	}
+
 	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("what the program started went on for %v", took)
 	}

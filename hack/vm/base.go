@@ -42,29 +42,35 @@ func makeBase(ctx context.Context, o options) (baseDisk, error) {
 	if err != nil {
 		return baseDisk{}, err
 	}
+
 	key, err := baseKey(policy)
 	if err != nil {
 		return baseDisk{}, err
 	}
+
 	parent := filepath.Join(o.cache, "vm")
 	dir := filepath.Join(parent, "debian-"+key)
 	base := baseDisk{image: filepath.Join(dir, "root.img"), kernel: filepath.Join(dir, "vmlinuz")}
 	if _, err := os.Stat(dir); err == nil {
 		return base, nil
 	}
+
 	if os.Geteuid() != 0 {
 		return base, errors.New("the files belong to root: run as root")
 	}
 	fmt.Println("vm: installing Debian", release, "on a disk of its own; this takes some minutes, once")
+
 	old, err := filepath.Glob(filepath.Join(parent, "debian-*"))
 	if err != nil {
 		return base, err
 	}
+
 	for _, d := range old {
 		if err := os.RemoveAll(d); err != nil {
 			return base, err
 		}
 	}
+
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return base, err
 	}
@@ -73,6 +79,7 @@ func makeBase(ctx context.Context, o options) (baseDisk, error) {
 		return base, err
 	}
 	defer os.RemoveAll(fresh)
+
 	if err := install(ctx, fresh, o.mirror, policy); err != nil {
 		return base, err
 	}
@@ -86,16 +93,19 @@ func install(ctx context.Context, dir, mirror string, policy []byte) error {
 	if err != nil {
 		return err
 	}
+
 	if err := os.CopyFS(files, sub); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(files, filepath.Base(policyFile)), policy, 0o644); err != nil {
 		return err
 	}
+
 	setup := filepath.Join(files, "setup")
 	if err := os.Chmod(setup, 0o755); err != nil {
 		return err
 	}
+
 	err = command(ctx, "", "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
 		"--include="+strings.ReplaceAll(packages, " ", ","),
 		`--aptopt=Acquire::Retries "3"`,
@@ -105,16 +115,19 @@ func install(ctx context.Context, dir, mirror string, policy []byte) error {
 	if err != nil {
 		return err
 	}
+
 	kernels, err := filepath.Glob(filepath.Join(tree, "boot", "vmlinuz-*"))
 	if err != nil {
 		return err
 	}
+
 	if len(kernels) != 1 {
 		return fmt.Errorf("want one kernel, have %d", len(kernels))
 	}
 	if err := os.Rename(kernels[0], filepath.Join(dir, "vmlinuz")); err != nil {
 		return err
 	}
+
 	if err := makeExt4(ctx, tree, filepath.Join(dir, "root.img"), "4G"); err != nil {
 		return err
 	}

@@ -21,22 +21,26 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+
 	content := []string{"cmd", "cri", "image", "network", "runtime", "test", "hack", "bin",
 		".cache/bin/crictl", ".cache/bin/critest", ".cache/bin/registry", ".cache/bin/suite", ".cache/bin/conformance",
 		".cache/cni", ".cache/images/registry"}
 	if o.node {
 		content = append(content, nodePrograms...)
 	}
+
 	for _, name := range content {
 		if err := link(filepath.Join(checkout, name), filepath.Join(dir, name)); err != nil {
 			return "", err
 		}
 	}
+
 	if !o.shell {
 		if err := compile(ctx, checkout, dir, o); err != nil {
 			return "", err
 		}
 	}
+
 	if err := os.WriteFile(filepath.Join(dir, "environment"), []byte(environment(o)), 0o644); err != nil {
 		return "", err
 	}
@@ -44,6 +48,7 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 	if err := os.RemoveAll(image); err != nil {
 		return "", err
 	}
+
 	return image, makeExt4(ctx, dir, image, "4G")
 }
 
@@ -63,10 +68,12 @@ func link(from, to string) error {
 		if err != nil {
 			return err
 		}
+
 		target := filepath.Join(to, rel)
 		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
 			return err
 		}
+
 		if d.IsDir() {
 			return os.MkdirAll(target, 0o755)
 		}
@@ -99,21 +106,25 @@ func compile(ctx context.Context, checkout, dir string, o options) error {
 	case o.node:
 		tested, tags = []string{testedNode}, "-tags=node"
 	}
+
 	args := []string{"list", tags, "-f", `{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}`}
 	for _, t := range tested {
 		args = append(args, "./"+t+"/...")
 	}
+
 	list := exec.CommandContext(ctx, "go", args...)
 	list.Dir = checkout
 	out, err := list.Output()
 	if err != nil {
 		return fmt.Errorf("list packages: %w", err)
 	}
+
 	for line := range strings.Lines(string(out)) {
 		rel := strings.TrimPrefix(strings.TrimSpace(line), "crisp/")
 		if err := command(ctx, checkout, "go", "test", "-c", tags, "-ldflags=-s -w", "-o", filepath.Join(dir, rel, "compiled.test"), "./"+rel); err != nil {
 			return fmt.Errorf("compile the tests of %s: %w", rel, err)
 		}
 	}
+
 	return command(ctx, checkout, "go", "build", "-o", filepath.Join(dir, ".cache", "bin", "test2json"), "cmd/test2json")
 }

@@ -116,6 +116,7 @@ func (m machine) test(ctx context.Context, reports, kernel string, out io.Writer
 		}
 		fmt.Fprintln(out, "vm: the machine ended before the tests began; booting again")
 	}
+
 	if t, err = tally.Read(filepath.Join(reports, "tally.json")); err != nil {
 		err = fmt.Errorf("the machine left no numbers; its console is in %s: %w", reports, err)
 	}
@@ -131,20 +132,24 @@ func (m machine) boot(ctx context.Context, boot int, reports, kernel string, out
 	if err := errors.Join(os.MkdirAll(reports, 0o755), os.WriteFile(archive, nil, 0o644), os.Truncate(archive, reportSpace)); err != nil {
 		return false, err
 	}
+
 	console := filepath.Join(reports, consoleName(boot))
 	args := append(m.qemu("systemd.wants=crisp-tests.service "+kernel,
 		disk{"checkout", forget(m.tests)}, disk{"reports", "cache=unsafe,file=" + archive}),
 		"-serial", "file:"+console, "-serial", "stdio")
+
 	fmt.Fprintf(out, "vm: booting by %s; the console is in %s\n", m.accelerator.name, console)
 	began := time.Now()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	tests := &noting{to: out}
 	cmd.Stdout, cmd.Stderr = tests, os.Stderr
+
 	// Away from the terminal's signals, but not to outlive this program.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
 		return tests.written, fmt.Errorf("run the machine: %w", errors.Join(ctx.Err(), err))
 	}
+
 	fmt.Fprintf(out, "vm: the machine ran for %v\n", time.Since(began).Round(time.Second))
 	return tests.written, errors.Join(unpack(archive, reports), os.Remove(archive))
 }
@@ -175,11 +180,13 @@ func unpack(archive, dir string) error {
 		return err
 	}
 	defer f.Close()
+
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
+
 	for r := tar.NewReader(f); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -188,6 +195,7 @@ func unpack(archive, dir string) error {
 		if err != nil {
 			return fmt.Errorf("read the reports: %w", err)
 		}
+
 		if h.Typeflag != tar.TypeReg {
 			continue
 		}
@@ -195,6 +203,7 @@ func unpack(archive, dir string) error {
 		if err != nil {
 			return fmt.Errorf("read report %s: %w", h.Name, err)
 		}
+
 		if err := errors.Join(root.MkdirAll(filepath.Dir(h.Name), 0o755), root.WriteFile(h.Name, data, 0o644)); err != nil {
 			return err
 		}

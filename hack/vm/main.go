@@ -58,6 +58,7 @@ func main() {
 	flag.Float64Var(&o.scale, "scale", 0, "how much longer than on real hardware things may take; 0 chooses")
 	flag.IntVar(&o.machines, "machines", 0, "how `many` machines share the tests, side by side; 0 chooses")
 	flag.Parse()
+
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	total, err := run(ctx, o)
 	stop()
@@ -65,10 +66,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "vm:", err)
 		total.Failed++
 	}
+
 	if err := total.Write(o.tally); err != nil {
 		fmt.Fprintln(os.Stderr, "vm:", err)
 		total.Failed++
 	}
+
 	if o.totals != "" {
 		if err := os.WriteFile(o.totals, fmt.Appendln(nil, total), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "vm:", err)
@@ -78,6 +81,7 @@ func main() {
 	if !o.shell {
 		fmt.Println(total)
 	}
+
 	if total.Failed > 0 {
 		os.Exit(1)
 	}
@@ -91,28 +95,34 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	if strings.ContainsAny(o.only, "'\n") {
 		return t, fmt.Errorf("-only: %q has a quote or the end of a line, which no suite's name has", o.only)
 	}
+
 	if err := need("qemu-system-x86_64", "mmdebstrap", "mke2fs"); err != nil {
 		return t, err
 	}
 	if o.cache, err = filepath.Abs(o.cache); err != nil {
 		return t, err
 	}
+
 	base, err := makeBase(ctx, o)
 	if err != nil {
 		return t, fmt.Errorf("make the disk with Debian: %w", err)
 	}
+
 	a := accelerator()
 	if o.scale == 0 {
 		o.scale = a.scale
 	}
+
 	tests, err := makeDisk(ctx, o)
 	if err != nil {
 		return t, fmt.Errorf("make the disk with the tests: %w", err)
 	}
+
 	m := machine{base: base, tests: tests, accelerator: a, options: o}
 	if o.shell {
 		return t, m.shell(ctx)
 	}
+
 	reports := filepath.Join(o.cache, "vm", "reports")
 	if err := os.RemoveAll(reports); err != nil {
 		return t, err

@@ -70,6 +70,7 @@ func (m machine) testShared(ctx context.Context, reports string) (total tally.Ta
 		})
 	}
 	running.Wait()
+
 	for _, t := range tallies {
 		total = total.Add(t)
 	}

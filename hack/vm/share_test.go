@@ -18,6 +18,7 @@ func TestLines(t *testing.T) {
 			t.Fatalf("write %q: %d, %v", w.text, n, err)
 		}
 	}
+
 	if got, want := out.String(), "2| b\n1| ad\n1| e\n2| c\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -16,18 +16,22 @@ func TestShares(t *testing.T) {
 			t.Fatal("a stream is missing")
 		}
 	}
+
 	if _, ok := b.TryStream(); ok {
 		t.Error("one stream too many")
 	}
+
 	// Streams that never end hold up nobody else.
 	release, err := b.Unpack(t.Context(), true)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	all, err := b.Work(t.Context(), 1<<60)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	gone := errors.New("gone")
 	for name, wait := range map[string]func(context.Context) (func(), error){
 		"unpack": func(ctx context.Context) (func(), error) { return b.Unpack(ctx, false) },
@@ -41,6 +45,7 @@ func TestShares(t *testing.T) {
 	}
 	release()
 	all()
+
 	if _, err := b.Unpack(t.Context(), false); err != nil {
 		t.Error(err)
 	}

@@ -41,6 +41,7 @@ func attributesOf(hdr *tar.Header) (attributes, error) {
 		if !ok || !allowedXattr(name) {
 			continue
 		}
+
 		if len(value) > maxXattr {
 			return a, fmt.Errorf("%w: attribute %s of %d bytes", ErrTooLarge, shorten(name), len(value))
 		}
@@ -49,6 +50,7 @@ func attributesOf(hdr *tar.Header) (attributes, error) {
 		}
 		a.xattrs = append(a.xattrs, xattr{strings.Clone(name), strings.Clone(value)})
 	}
+
 	return a, nil
 }
 
@@ -76,6 +78,7 @@ func (a *attributes) apply(fd int) (store.Usage, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return store.Usage{}, err
 	}
+
 	// Most files are root's, with a mode that the umask has no part in.
 	owned := int(st.Uid) == a.uid && int(st.Gid) == a.gid
 	if !owned {
@@ -83,12 +86,14 @@ func (a *attributes) apply(fd int) (store.Usage, error) {
 			return store.Usage{}, err
 		}
 	}
+
 	// A new owner costs the set-user-ID bit.
 	if !owned || st.Mode&0o7777 != a.mode {
 		if err := unix.Fchmod(fd, a.mode); err != nil {
 			return store.Usage{}, err
 		}
 	}
+
 	if err := a.setXattrs(fd); err != nil {
 		return store.Usage{}, err
 	}
@@ -96,6 +101,7 @@ func (a *attributes) apply(fd int) (store.Usage, error) {
 	if err := unix.UtimesNanoAt(fd, "", ts[:], unix.AT_EMPTY_PATH); err != nil {
 		return store.Usage{}, err
 	}
+
 	return store.Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1}, nil
 }
 

@@ -33,6 +33,7 @@ func BenchmarkUnpack(b *testing.B) {
 			}
 			entries = append(entries, reg(fmt.Sprintf("layer/dir%d/file%d", i/100, i), string(content)))
 		}
+
 		data := archive(b, entries...)
 		for _, how := range []string{"gzip", "zstd"} {
 			packed := compressed(b, data, how)
@@ -50,11 +51,13 @@ func benchmarkUnpack(b *testing.B, packed []byte, diff digest.Digest, size int64
 	if err := os.Mkdir(filepath.Join(base, "tmp"), 0o700); err != nil {
 		b.Fatal(err)
 	}
+
 	s, err := Open(filepath.Join(base, "layers"), filepath.Join(base, "tmp"), testBoot)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer s.Close()
+
 	b.SetBytes(size)
 	var user, system int64
 	for b.Loop() {
@@ -67,6 +70,7 @@ func benchmarkUnpack(b *testing.B, packed []byte, diff digest.Digest, size int64
 		if err != nil {
 			b.Fatal(err)
 		}
+
 		_ = unix.Getrusage(unix.RUSAGE_SELF, &after)
 		user += after.Utime.Nano() - before.Utime.Nano()
 		system += after.Stime.Nano() - before.Stime.Nano()
@@ -74,6 +78,7 @@ func benchmarkUnpack(b *testing.B, packed []byte, diff digest.Digest, size int64
 		os.RemoveAll(filepath.Join(base, "tmp", st.Discard()))
 		b.StartTimer()
 	}
+
 	b.ReportMetric(float64(user)/1e6/float64(b.N), "user-ms/op")
 	b.ReportMetric(float64(system)/1e6/float64(b.N), "sys-ms/op")
 }

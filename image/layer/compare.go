@@ -26,10 +26,12 @@ func (st *Stage) Compare(ctx context.Context) (difference string, err error) {
 		return "", fmt.Errorf("compare layer: %w", err)
 	}
 	defer tree.Close()
+
 	c := comparison{ctx: ctx, implied: map[string]bool{}, a: make([]byte, copyBuffer), b: make([]byte, copyBuffer)}
 	for _, name := range st.implied {
 		c.implied[name] = true
 	}
+
 	err = c.dirs(".", tree, st.root)
 	if errors.Is(err, errDiffers) {
 		return err.Error(), nil
@@ -37,6 +39,7 @@ func (st *Stage) Compare(ctx context.Context) (difference string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("compare layer: %w", err)
 	}
+
 	return "", nil
 }
 
@@ -74,14 +77,17 @@ func (c *comparison) dirs(path string, a, b *os.File) error {
 	if err := c.attributes(path, a, b); err != nil {
 		return err
 	}
+
 	names, err := sortedNames(a)
 	if err != nil {
 		return err
 	}
+
 	want, err := sortedNames(b)
 	if err != nil {
 		return err
 	}
+
 	if !slices.Equal(names, want) {
 		return fmt.Errorf("%w: folder %q has %d entries, or other ones than the %d that it had", errDiffers, path, len(names), len(want))
 	}
@@ -90,6 +96,7 @@ func (c *comparison) dirs(path string, a, b *os.File) error {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -109,6 +116,7 @@ func (c *comparison) entries(path, name string, a, b *os.File) error {
 	if err != nil {
 		return fmt.Errorf("%q: %w", path, err)
 	}
+
 	if err := c.sameStat(path, &sa, &sb); err != nil {
 		return err
 	}
@@ -122,16 +130,19 @@ func (c *comparison) entries(path, name string, a, b *os.File) error {
 	default: // a device or the like, which is all in its attributes
 		return nil
 	}
+
 	fa, err := openEntry(a, name, flags)
 	if err != nil {
 		return fmt.Errorf("%q: %w", path, err)
 	}
 	defer fa.Close()
+
 	fb, err := openEntry(b, name, flags)
 	if err != nil {
 		return fmt.Errorf("%q: %w", path, err)
 	}
 	defer fb.Close()
+
 	if flags&unix.O_DIRECTORY != 0 {
 		return c.dirs(path, fa, fb)
 	}
@@ -177,6 +188,7 @@ func (c *comparison) sameStat(path string, a, b *unix.Stat_t) error {
 	case !isDir && (a.Size != b.Size || a.Nlink != b.Nlink):
 		return fmt.Errorf("%w: %q has %d bytes and %d names, not %d and %d", errDiffers, path, a.Size, a.Nlink, b.Size, b.Nlink)
 	}
+
 	return nil
 }
 
@@ -186,6 +198,7 @@ func (c *comparison) attributes(path string, a, b *os.File) error {
 	if err := errors.Join(unix.Fstat(int(a.Fd()), &sa), unix.Fstat(int(b.Fd()), &sb)); err != nil {
 		return fmt.Errorf("%q: %w", path, err)
 	}
+
 	if err := c.sameStat(path, &sa, &sb); err != nil {
 		return err
 	}
@@ -193,10 +206,12 @@ func (c *comparison) attributes(path string, a, b *os.File) error {
 	if err != nil {
 		return fmt.Errorf("%q: %w", path, err)
 	}
+
 	xb, err := xattrsOf(b)
 	if err != nil {
 		return fmt.Errorf("%q: %w", path, err)
 	}
+
 	if !slices.Equal(xa, xb) {
 		return fmt.Errorf("%w: %q has extended attributes %q, not %q", errDiffers, path, xa, xb)
 	}
@@ -213,18 +228,21 @@ func xattrsOf(f *os.File) (list []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+
 	value := make([]byte, maxXattr+1)
 	for name := range bytes.SplitSeq(names[:n], []byte{0}) {
 		key := string(name)
 		if key != opaqueXattr && !allowedXattr(key) {
 			continue
 		}
+
 		n, err := unix.Fgetxattr(int(f.Fd()), key, value)
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, key+"="+string(value[:n]))
 	}
+
 	slices.Sort(list)
 	return list, nil
 }
@@ -239,11 +257,13 @@ func (c *comparison) content(path string, a, b *os.File) error {
 		if !bytes.Equal(c.a[:n], c.b[:m]) {
 			return fmt.Errorf("%w: file %q has another content", errDiffers, path)
 		}
+
 		for _, err := range []error{err, berr} {
 			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 				return fmt.Errorf("read %q: %w", path, err)
 			}
 		}
+
 		if err != nil || berr != nil {
 			return nil
 		}

@@ -64,6 +64,7 @@ func newCrew() *crew {
 	for range 2 * n {
 		c.idle = append(c.idle, &batch{})
 	}
+
 	for range n {
 		c.workers.Go(func() {
 			for b := range c.work {
@@ -72,6 +73,7 @@ func newCrew() *crew {
 			}
 		})
 	}
+
 	return c
 }
 
@@ -171,31 +173,37 @@ func (u *unpacker) small(name string, hdr *tar.Header, body io.Reader) (bool, er
 	if !ok || hdr.Size > smallFile || c.pending[name] {
 		return false, nil
 	}
+
 	var st unix.Stat_t
 	err := unix.Fstatat(int(dir.Fd()), path.Base(name), &st, unix.AT_SYMLINK_NOFOLLOW)
 	if !errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
+
 	if c.filling == nil {
 		if err := u.fill(); err != nil {
 			return true, err
 		}
 	}
+
 	attr, err := attributesOf(hdr)
 	if err != nil {
 		return true, err
 	}
+
 	b := c.filling
 	at := len(b.data)
 	b.data = b.data[:at+int(hdr.Size)]
 	if _, err := io.ReadFull(body, b.data[at:]); err != nil {
 		return true, archiveError(err)
 	}
+
 	b.files = append(b.files, smallEntry{dir: int(dir.Fd()), name: name, attr: attr, data: b.data[at:]})
 	b.extra += len(name) + attr.size()
 	c.pending[name] = true
 	if len(b.files) == batchFiles || len(b.data)+b.extra >= batchBytes {
 		c.send()
 	}
+
 	return true, nil
 }

@@ -43,6 +43,7 @@ func TestOrderHolds(t *testing.T) {
 			}
 			small, big = append(small, e), append(big, e)
 		}
+
 		one, other := newSandbox(t), newSandbox(t)
 		u, err := one.unpack(false, small...)
 		v, verr := other.unpack(false, big...)
@@ -53,11 +54,13 @@ func TestOrderHolds(t *testing.T) {
 		if err != nil {
 			continue // what is there then is thrown away
 		}
+
 		whole++
 		want := other.listing()
 		for name, what := range want {
 			want[name] = strings.TrimRight(what, ".")
 		}
+
 		if got := one.listing(); !maps.Equal(got, want) {
 			t.Errorf("seed %d: %v\nin order: %v", seed, got, want)
 		}
@@ -65,6 +68,7 @@ func TestOrderHolds(t *testing.T) {
 			t.Errorf("seed %d: %d inodes, in order %d", seed, u.usage.Inodes, v.usage.Inodes)
 		}
 	}
+
 	if whole < 5 {
 		t.Errorf("only %d archives could be unpacked", whole)
 	}
@@ -82,16 +86,19 @@ func TestCrewErrors(t *testing.T) {
 			t.Error(err)
 		}
 	})
+
 	root, err := os.Open(s.tree)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer root.Close()
+
 	s.root = root
 	var entries []entry
 	for i := range 1000 {
 		entries = append(entries, reg(fmt.Sprintf("file%d", i), "x"))
 	}
+
 	_, err = s.unpack(true, entries...)
 	if !errors.Is(err, unix.ENOSPC) || strings.Count(err.Error(), "unpack") != 1 {
 		t.Errorf("error %v, want one of no space in one file", err)

@@ -141,14 +141,17 @@ func (u *unpacker) parent(name string) (*os.File, error) {
 	if err := u.settled(); err != nil {
 		return nil, err
 	}
+
 	dir, err := u.dirs.open(u.root, name)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return dir, err
 	}
+
 	up, err := u.parent(path.Dir(name))
 	if err != nil {
 		return nil, err
 	}
+
 	err = unix.Mkdirat(int(up.Fd()), path.Base(name), impliedPerm)
 	switch {
 	case err == nil:
@@ -168,6 +171,7 @@ func (u *unpacker) parent(name string) (*os.File, error) {
 	default:
 		return nil, err
 	}
+
 	return u.dirs.open(u.root, name)
 }
 
@@ -200,19 +204,23 @@ func measureTree(ctx context.Context, dir *os.File, base string) (store.Usage, e
 			sum = sum.Add(store.Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1})
 		}
 	}
+
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return sum, err
 	}
+
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		add(&st)
 		return sum, nil
 	}
+
 	sub, err := openDir(dir, base)
 	if err != nil {
 		return sum, err
 	}
 	defer sub.Close()
+
 	complete, err := rootpath.Walk(ctx, sub, add)
 	if err == nil && !complete {
 		err = fmt.Errorf("%w: too deep a tree is replaced", ErrInvalid)

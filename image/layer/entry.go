@@ -42,6 +42,7 @@ func (u *unpacker) create(name string, hdr *tar.Header, body io.Reader) error {
 			return err
 		}
 	}
+
 	base := path.Base(name)
 	switch hdr.Typeflag {
 	case tar.TypeDir:
@@ -80,12 +81,14 @@ func (u *unpacker) replacing(name string, create func(dir *os.File) error) error
 	if err != nil {
 		return err
 	}
+
 	if err := create(dir); !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	if err := u.settled(); err != nil {
 		return err
 	}
+
 	if dir, err = u.remove(dir, name); err != nil {
 		return err
 	}
@@ -100,12 +103,14 @@ func (u *unpacker) remove(dir *os.File, name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if err := rootpath.RemoveAll(u.ctx, dir, base); err != nil {
 		return nil, err
 	}
 	u.usage.Bytes -= min(gone.Bytes, u.usage.Bytes)
 	u.usage.Inodes -= min(gone.Inodes, u.usage.Inodes)
 	u.dirNames.forget(name)
+
 	// Open directories may lie in what is gone, or beyond a link that is gone.
 	u.dirs.close()
 	return u.parent(path.Dir(name))
@@ -118,6 +123,7 @@ func (u *unpacker) directory(name string, hdr *tar.Header) error {
 	if err != nil {
 		return err
 	}
+
 	err = unix.Mkdirat(int(dir.Fd()), base, impliedPerm)
 	if errors.Is(err, unix.EEXIST) {
 		dir, err = u.replaceByDirectory(dir, name)
@@ -125,6 +131,7 @@ func (u *unpacker) directory(name string, hdr *tar.Header) error {
 	if err != nil {
 		return err
 	}
+
 	sub, ok := u.dirs.cached(u.root, name)
 	if !ok {
 		if sub, err = openDir(dir, base); err != nil {
@@ -134,6 +141,7 @@ func (u *unpacker) directory(name string, hdr *tar.Header) error {
 			return errors.Join(err, sub.Close())
 		}
 	}
+
 	return u.setDir(name, sub, hdr)
 }
 
@@ -145,22 +153,26 @@ func (u *unpacker) replaceByDirectory(dir *os.File, name string) (*os.File, erro
 	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return nil, err
 	}
+
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return dir, nil
 	}
 	if err := u.settled(); err != nil {
 		return nil, err
 	}
+
 	dir, err := u.remove(dir, name)
 	if err != nil {
 		return nil, err
 	}
+
 	if err := unix.Mkdirat(int(dir.Fd()), base, impliedPerm); err != nil {
 		return nil, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
 		return dir, nil
 	}
+
 	sub, err := openDir(dir, base)
 	if err != nil {
 		return nil, err
@@ -178,10 +190,12 @@ func (u *unpacker) setDir(name string, dir *os.File, hdr *tar.Header) error {
 	if err != nil {
 		return err
 	}
+
 	// In this order: a new owner costs the set-user-ID bit.
 	if err := unix.Fchown(int(dir.Fd()), attr.uid, attr.gid); err != nil {
 		return err
 	}
+
 	if err := unix.Fchmod(int(dir.Fd()), attr.mode); err != nil {
 		return err
 	}
@@ -201,6 +215,7 @@ func (u *unpacker) regular(name string, hdr *tar.Header, body io.Reader) error {
 			return err
 		}
 	}
+
 	attr, err := attributesOf(hdr)
 	if err != nil {
 		return err
@@ -210,6 +225,7 @@ func (u *unpacker) regular(name string, hdr *tar.Header, body io.Reader) error {
 		if err != nil {
 			return err
 		}
+
 		n, err := io.CopyBuffer(fdWriter(fd), onlyReader{body}, u.buf)
 		if err == nil && n != hdr.Size {
 			err = fmt.Errorf("%w: %d bytes of %d", ErrInvalid, n, hdr.Size)
@@ -217,6 +233,7 @@ func (u *unpacker) regular(name string, hdr *tar.Header, body io.Reader) error {
 		if err != nil {
 			return errors.Join(archiveError(err), unix.Close(fd))
 		}
+
 		usage, err := finishFile(fd, &attr)
 		u.usage = u.usage.Add(usage)
 		return err
@@ -233,6 +250,7 @@ func (u *unpacker) hardLink(name string, hdr *tar.Header) error {
 	if err != nil {
 		return fmt.Errorf("link to %q: %w", shorten(hdr.Linkname), err)
 	}
+
 	if target == name {
 		return fmt.Errorf("%w: hard link to itself", ErrInvalid)
 	}
@@ -241,6 +259,7 @@ func (u *unpacker) hardLink(name string, hdr *tar.Header) error {
 		return fmt.Errorf("hard link to %q: %w", shorten(hdr.Linkname), err)
 	}
 	defer from.Close()
+
 	err = u.replacing(name, func(dir *os.File) error {
 		return unix.Linkat(int(from.Fd()), path.Base(target), int(dir.Fd()), path.Base(name), 0)
 	})
@@ -256,15 +275,18 @@ func (u *unpacker) special(dir *os.File, base string, hdr *tar.Header) error {
 	if err := unix.Fchownat(fd, base, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
+
 	if hdr.Typeflag != tar.TypeSymlink {
 		if err := unix.Fchmodat(fd, base, permissions(hdr), 0); err != nil {
 			return err
 		}
 	}
+
 	ts := timespecs(hdr.ModTime)
 	if err := unix.UtimesNanoAt(fd, base, ts[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
+
 	var st unix.Stat_t
 	if err := unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
@@ -285,6 +307,7 @@ func deviceNumber(hdr *tar.Header) (mode uint32, dev int, err error) {
 	case tar.TypeBlock:
 		mode = unix.S_IFBLK | 0o600
 	}
+
 	if hdr.Devmajor < 0 || hdr.Devmajor > maxMajor || hdr.Devminor < 0 || hdr.Devminor > maxMinor {
 		return 0, 0, fmt.Errorf("%w: device number %d:%d", ErrInvalid, hdr.Devmajor, hdr.Devminor)
 	}

@@ -68,15 +68,18 @@ func (f *frames) frame() error {
 	if len(head) == 0 {
 		return err
 	}
+
 	var h zstd.Header
 	if err := h.Decode(head); err != nil {
 		return fmt.Errorf("%w: zstd: %w", ErrInvalid, err)
 	}
+
 	f.rest = int64(h.HeaderSize)
 	if h.Skippable {
 		f.rest += int64(h.SkippableSize)
 		return nil
 	}
+
 	window := h.WindowSize
 	if h.SingleSegment {
 		window = h.FrameContentSize
@@ -84,6 +87,7 @@ func (f *frames) frame() error {
 	if window > f.max {
 		return fmt.Errorf("%w: zstd window of %d bytes, limit %d", f.tooLarge, window, f.max)
 	}
+
 	f.inFrame, f.checksum = true, h.HasCheckSum
 	return nil
 }
@@ -97,12 +101,14 @@ func (f *frames) block() error {
 		}
 		return err
 	}
+
 	bits := uint32(head[0]) | uint32(head[1])<<8 | uint32(head[2])<<16
 	f.last = bits&1 != 0
 	size := int64(bits >> 3)
 	if bits>>1&3 == rleBlock {
 		size = 1
 	}
+
 	f.rest = blockHeader + size
 	return nil
 }

@@ -51,6 +51,7 @@ func TestHostileHeaders(t *testing.T) {
 	for i := 0; junk.Len() < 1_000_000; i++ {
 		junk.WriteString(record(fmt.Sprint("k", i), ""))
 	}
+
 	for i := range maxXattrs + 1 {
 		attributes.WriteString(record(fmt.Sprint(paxXattr, "user.a", i), "x"))
 	}
@@ -76,6 +77,7 @@ func TestHostileHeaders(t *testing.T) {
 			if !errors.Is(err, c.want) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
+
 			if n := allocated() - before; n > 32<<20 {
 				t.Errorf("%d bytes allocated", n)
 			}
@@ -101,6 +103,7 @@ func TestCVE202558183SparseMap(t *testing.T) {
 	if err := w.WriteHeader(&tar.Header{Name: "a", Typeflag: tar.TypeReg, Size: 1 << 40, Format: tar.FormatGNU}); err != nil {
 		t.Fatal(err)
 	}
+
 	// The map is in the file: how many there are, then where each begins and
 	// how long it is.
 	head := fmt.Appendf(append(header, entry.Bytes()...), "%d\n", extents)
@@ -109,12 +112,14 @@ func TestCVE202558183SparseMap(t *testing.T) {
 	_, _, err := unpack(t.Context(), s.root, func(context.Context) (io.ReadCloser, error) {
 		return io.NopCloser(io.MultiReader(bytes.NewReader(head), &repeat{text: []byte("1\n0\n")})), nil
 	}, true, Limits{Bytes: 1 << 40})
+
 	if !errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrInvalid) {
 		t.Errorf("error %v, want %v", err, ErrTooLarge)
 	}
 	if n := allocated() - before; n > 32<<20 {
 		t.Errorf("%d bytes allocated", n)
 	}
+
 	if d := time.Since(start); d > pace.Scale(time.Second) {
 		t.Errorf("took %s", d)
 	}
@@ -182,6 +187,7 @@ func TestWindows(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 	}
+
 	// What an ordinary encoder makes, in all its variety.
 	for _, size := range []int{0, 1, 1000, 1 << 20, 20 << 20} {
 		data := archive(t, reg("a", strings.Repeat("zstandard", size/9+1)))
@@ -199,15 +205,18 @@ func TestDirectoryNames(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	d.forget("a")
 	if d.size != 0 {
 		t.Errorf("%d bytes of nothing", d.size)
 	}
+
 	name := strings.Repeat("n", 4000)
 	var err error
 	for i := 0; err == nil; i++ {
 		err = d.imply(fmt.Sprint(name, i))
 	}
+
 	if !errors.Is(err, ErrMuch) || len(d.implied) < 2000 {
 		t.Errorf("%v after %d names", err, len(d.implied))
 	}
@@ -227,6 +236,7 @@ func TestCVE202547290TwoUnpacksAtOnce(t *testing.T) {
 				reg(name+"x/canary", "evil"), hard(name+"h", name))
 			ordinary = append(ordinary, folder(name, 0o700), reg(name+"/f", "good"), folder(name+"x", 0o700), reg(name+"x/canary", "good"))
 		}
+
 		var wg sync.WaitGroup
 		for s, entries := range map[*sandbox][]entry{links: hostile, files: ordinary} {
 			data := archive(t, entries...)
@@ -240,6 +250,7 @@ func TestCVE202547290TwoUnpacksAtOnce(t *testing.T) {
 		wg.Wait()
 		links.checkOutside()
 		files.checkOutside()
+
 		for i := range 20 {
 			for _, f := range []string{"f", "../" + fmt.Sprintf("d%dx/canary", i)} {
 				data, err := os.ReadFile(filepath.Join(files.tree, fmt.Sprint("d", i), f))

@@ -25,6 +25,7 @@ func (st *Stage) inherit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	slices.SortFunc(st.implied, comparePaths)
 	var below *os.File
 	if len(st.implied) == 1 && st.implied[0] == "." { // as good as always
@@ -35,6 +36,7 @@ func (st *Stage) inherit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	defer below.Close()
 	w := &descent{root: below}
 	defer w.close(0)
@@ -53,6 +55,7 @@ func (st *Stage) inherit(ctx context.Context) error {
 			return fmt.Errorf("%q: %w", shorten(name), err)
 		}
 	}
+
 	return nil
 }
 
@@ -90,23 +93,27 @@ func (d *descent) open(name string) (*os.File, error) {
 		d.close(0)
 		return d.root, nil
 	}
+
 	parts := strings.Split(name, "/")
 	same := 0
 	for same < min(len(parts), len(d.names)) && parts[same] == d.names[same] {
 		same++
 	}
 	d.close(same)
+
 	for _, part := range parts[same:] {
 		cur := d.root
 		if n := len(d.dirs); n > 0 {
 			cur = d.dirs[n-1]
 		}
+
 		next, err := openDir(cur, part)
 		if err != nil {
 			return nil, err
 		}
 		d.names, d.dirs = append(d.names, part), append(d.dirs, next)
 	}
+
 	return d.dirs[len(d.dirs)-1], nil
 }
 
@@ -123,10 +130,12 @@ func (st *Stage) copyAttributes(name string, from *os.File) error {
 	if err := unix.Fstat(int(from.Fd()), &attr); err != nil {
 		return err
 	}
+
 	to, err := rootpath.Open(st.root, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
+
 	err = errors.Join(
 		unix.Fchown(int(to.Fd()), int(attr.Uid), int(attr.Gid)),
 		unix.Fchmod(int(to.Fd()), attr.Mode&0o7777),

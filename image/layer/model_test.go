@@ -25,6 +25,7 @@ func (m model) parents(name string) error {
 	if dir == "." {
 		return nil
 	}
+
 	if err := m.parents(dir); err != nil {
 		return err
 	}
@@ -37,6 +38,7 @@ func (m model) parents(name string) error {
 	case !isDirText(text):
 		return errModel
 	}
+
 	return nil
 }
 
@@ -76,22 +78,26 @@ func (m model) hard(name, target string) error {
 			return errUnknown
 		}
 	}
+
 	if above != "." && !isDirText(m[above]) || target == name {
 		return errModel
 	}
 	if err := m.parents(name); err != nil {
 		return err
 	}
+
 	text, ok := m[target]
 	if !ok || isDirText(text) {
 		return errModel
 	}
+
 	if _, ok := m[name]; ok {
 		m.remove(name)
 	}
 	if _, ok := m[target]; !ok {
 		return errModel // it was in what had to go
 	}
+
 	m[name] = text
 	return nil
 }
@@ -157,6 +163,7 @@ func FuzzLayer(f *testing.F) {
 			e, want = m.step(program[i], program[i+1])
 			entries = append(entries, e)
 		}
+
 		s := newSandbox(t)
 		_, err := s.unpack(false, entries...)
 		switch {
@@ -170,6 +177,7 @@ func FuzzLayer(f *testing.F) {
 		case err != nil:
 			t.Fatalf("%v of %v", err, entries)
 		}
+
 		if got := s.listing(); !maps.Equal(got, m) {
 			t.Errorf("unpacked %q from %v, want %q", got, entries, m)
 		}

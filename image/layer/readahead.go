@@ -47,6 +47,7 @@ func (a *readAhead) fill(src io.Reader) {
 		case <-a.stop:
 			return
 		}
+
 		if buf == nil {
 			buf = make([]byte, aheadChunk)
 		}
@@ -56,6 +57,7 @@ func (a *readAhead) fill(src io.Reader) {
 		case <-a.stop:
 			return
 		}
+
 		if err != nil {
 			return
 		}
@@ -82,6 +84,7 @@ func (a *readAhead) Read(p []byte) (int, error) {
 		if a.cur.data != nil {
 			a.free <- a.cur.data[:0]
 		}
+
 		select {
 		case a.cur = <-a.full:
 		case <-a.done:
@@ -94,6 +97,7 @@ func (a *readAhead) Read(p []byte) (int, error) {
 		}
 		a.off = 0
 	}
+
 	n := copy(p, a.cur.data[a.off:])
 	a.off += n
 	return n, nil

@@ -73,6 +73,7 @@ func Open(root, temp, boot string) (*Store, error) {
 	if err := os.MkdirAll(filepath.Join(root, emptyDir, treeDir), dirPerm); err != nil {
 		return nil, fmt.Errorf("open layers: %w", err)
 	}
+
 	if err := os.Chmod(filepath.Join(root, emptyDir, treeDir), 0o755); err != nil {
 		return nil, fmt.Errorf("open layers: %w", err)
 	}
@@ -80,6 +81,7 @@ func Open(root, temp, boot string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open layers: %w", err)
 	}
+
 	s.dir = dir
 	if err := s.scan(); err != nil {
 		dir.Close()
@@ -97,6 +99,7 @@ func (s *Store) scan() error {
 	if err != nil {
 		return err
 	}
+
 	for _, name := range names {
 		if name == emptyDir {
 			continue
@@ -114,12 +117,14 @@ func (s *Store) scan() error {
 				return err
 			}
 		}
+
 		s.layers[rec.ChainID] = rec
 		s.usage = s.usage.Add(rec.Usage())
 		if err := s.noteTargets(rec.ChainID); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -139,12 +144,14 @@ func readRecord(dir *os.File, name string) (Record, error) {
 	if err != nil {
 		return rec, err
 	}
+
 	if err := json.Unmarshal(data, &rec); err != nil {
 		return rec, err
 	}
 	if rec.Version != recordVersion || rec.ChainID.Validate() != nil || rec.ChainID.Encoded() != name {
 		return rec, fmt.Errorf("%w: record of %s", ErrInvalid, name)
 	}
+
 	tree, err := rootpath.Open(dir, filepath.Join(name, treeDir), unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return rec, err
@@ -188,6 +195,7 @@ func (s *Store) Trees(chain digest.Digest) ([]string, error) {
 	if chain == "" {
 		return []string{EmptyTree()}, nil
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var trees []string
@@ -196,12 +204,14 @@ func (s *Store) Trees(chain digest.Digest) ([]string, error) {
 		if !ok {
 			return nil, fmt.Errorf("%w: %s", ErrNotFound, chain)
 		}
+
 		trees = append(trees, filepath.Join(chain.Encoded(), treeDir))
 		if rec.Opaque {
 			break
 		}
 		chain = rec.Parent
 	}
+
 	return trees, nil
 }
 
@@ -226,16 +236,19 @@ func (s *Store) Detach(chain digest.Digest) (string, error) {
 	if err := chain.Validate(); err != nil {
 		return "", fmt.Errorf("remove layer: %w", err)
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rec, ok := s.layers[chain]
 	if !ok {
 		return "", nil
 	}
+
 	gone, err := os.MkdirTemp(s.temp, "gone-*")
 	if err != nil {
 		return "", fmt.Errorf("remove layer: %w", err)
 	}
+
 	if err := os.Rename(filepath.Join(s.root, chain.Encoded()), filepath.Join(gone, treeDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return filepath.Base(gone), fmt.Errorf("remove layer: %w", err)
 	}
@@ -244,6 +257,7 @@ func (s *Store) Detach(chain digest.Digest) (string, error) {
 	delete(s.targets, chain)
 	s.usage.Bytes -= min(u.Bytes, s.usage.Bytes)
 	s.usage.Inodes -= min(u.Inodes, s.usage.Inodes)
+
 	return filepath.Base(gone), nil
 }
 
@@ -269,6 +283,7 @@ func (s *Store) MarkSynced(chain digest.Digest) error {
 	if !ok || rec.Unsynced == "" {
 		return nil
 	}
+
 	rec.Unsynced = ""
 	data, err := json.Marshal(rec)
 	if err == nil {
@@ -277,6 +292,7 @@ func (s *Store) MarkSynced(chain digest.Digest) error {
 	if err != nil {
 		return fmt.Errorf("record layer %s: %w", chain, err)
 	}
+
 	s.layers[chain] = rec
 	return nil
 }
@@ -316,6 +332,7 @@ func (s *Store) Stage(chain, diff, parent digest.Digest) (*Stage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stage layer: %w", err)
 	}
+
 	st := &Stage{
 		store: s, name: filepath.Base(dir),
 		rec: Record{Version: recordVersion, ChainID: chain, DiffID: diff, Parent: parent, Unsynced: s.boot},
@@ -323,6 +340,7 @@ func (s *Store) Stage(chain, diff, parent digest.Digest) (*Stage, error) {
 	if err := st.open(filepath.Join(dir, treeDir)); err != nil {
 		return st, fmt.Errorf("stage layer: %w", err)
 	}
+
 	return st, nil
 }
 

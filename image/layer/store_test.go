@@ -38,6 +38,7 @@ func stage(t *testing.T, s *Store, parent digest.Digest, entries ...entry) (*Sta
 	data := archive(t, entries...)
 	diff := digest.FromBytes(data)
 	chain := diff
+
 	if parent != "" {
 		chain = digest.FromString(parent.String() + " " + diff.String())
 	}
@@ -45,6 +46,7 @@ func stage(t *testing.T, s *Store, parent digest.Digest, entries ...entry) (*Sta
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := st.Unpack(t.Context(), source(data), Limits{Bytes: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
@@ -74,15 +76,18 @@ func TestImpliedDirectoriesInherit(t *testing.T) {
 	set := func(uid int) func(*tar.Header) {
 		return func(h *tar.Header) { h.Uid, h.Gid, h.ModTime = uid, uid+1, when }
 	}
+
 	s, base := openStore(t)
 	low, lowChain := stage(t, s, "",
 		folder(".", 0o711).with(set(1)), folder("tmp", 0o1777).with(set(3)),
 		folder("a", 0o700).with(set(5)), folder("a/b", 0o750).with(set(7)), link("l", "tmp"))
+
 	mid, midChain := stage(t, s, lowChain, folder("a", 0o500).with(set(9)), reg(".wh.x", ""))
 	high, highChain := stage(t, s, midChain, reg("tmp/f", ""), reg("a/b/f", ""), reg("new/f", ""), reg("l/f", ""))
 	publish(t, low)
 	publish(t, mid)
 	publish(t, high)
+
 	tree := filepath.Join(base, "layers", highChain.Encoded(), treeDir)
 	for _, c := range []struct {
 		name      string
@@ -93,6 +98,7 @@ func TestImpliedDirectoriesInherit(t *testing.T) {
 			t.Errorf("%s has mode %o, owner %d:%d, time %d", c.name, mode, uid, gid, mtime)
 		}
 	}
+
 	for _, name := range []string{"new", "l"} {
 		if mode, uid, _, _ := attributesAt(t, filepath.Join(tree, name)); mode != impliedPerm || uid != 0 {
 			t.Errorf("%s has mode %o, owner %d", name, mode, uid)
@@ -108,12 +114,14 @@ func TestAnotherBoot(t *testing.T) {
 	if list := s.Unsynced(); len(list) != 1 || list[0] != syncedChain {
 		t.Errorf("not known to be on disk: %v", list)
 	}
+
 	if err := s.MarkSynced(syncedChain); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.MarkSynced(digest.FromString("no layer")); err != nil {
 		t.Errorf("mark a layer that is gone: %v", err)
 	}
+
 	torn, tornChain := stage(t, s, syncedChain, reg("b", "x"))
 	publish(t, torn)
 	for _, c := range []struct {
@@ -124,6 +132,7 @@ func TestAnotherBoot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		_, ok := again.Get(tornChain)
 		if _, old := again.Get(syncedChain); !old || ok != c.want {
 			t.Errorf("boot %q: layer on disk is here: %v, the other one: %v, want %v", c.boot, old, ok, c.want)
@@ -138,11 +147,13 @@ func TestStoreReopens(t *testing.T) {
 	publish(t, low)
 	high, highChain := stage(t, s, lowChain, reg(".wh..wh..opq", ""))
 	publish(t, high)
+
 	again, err := Open(filepath.Join(base, "layers"), filepath.Join(base, "tmp"), testBoot)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer again.Close()
+
 	if again.Usage() != s.Usage() || again.Usage().Inodes == 0 {
 		t.Errorf("usage %+v, before %+v", again.Usage(), s.Usage())
 	}
@@ -150,6 +161,7 @@ func TestStoreReopens(t *testing.T) {
 	if err != nil || len(trees) != 1 {
 		t.Errorf("trees %v, %v: want only the opaque one", trees, err)
 	}
+
 	if chain := again.Chain(highChain); len(chain) != 2 {
 		t.Errorf("chain %v, want both layers", chain)
 	}
@@ -157,6 +169,7 @@ func TestStoreReopens(t *testing.T) {
 	if err != nil || name == "" {
 		t.Fatalf("detach: %q, %v", name, err)
 	}
+
 	if _, err := again.Trees(lowChain); !errors.Is(err, ErrNotFound) {
 		t.Errorf("detached layer: %v", err)
 	}
@@ -186,11 +199,13 @@ func TestHalfStaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(temp, unix.MNT_DETACH)
+
 	other := digest.FromString("something else")
 	st, err := s.Stage(other, other, "")
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("error %v, want %v", err, unix.ENOSPC)
 	}
+
 	left, err := os.ReadDir(temp)
 	if err != nil || len(left) != 1 || st.Discard() != left[0].Name() {
 		t.Errorf("left are %v, %v, which the stage does not know", left, err)
@@ -206,11 +221,13 @@ func TestRecordsAreChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, bad := range []string{"", "{", `{"version":9}`, `{"version":1,"chainID":"sha256:../../x"}`, string(good[:len(good)-2])} {
 		dir := filepath.Join(base, "layers", chain.Encoded())
 		if err := os.MkdirAll(filepath.Join(dir, treeDir), 0o700); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := os.WriteFile(record, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -218,6 +235,7 @@ func TestRecordsAreChecked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if _, ok := again.Get(chain); ok {
 			t.Errorf("record %q was accepted", bad)
 		}

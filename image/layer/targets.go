@@ -56,11 +56,13 @@ func (s *Store) noteTargets(chain digest.Digest) error {
 		return fmt.Errorf("examine mount targets: %w", err)
 	}
 	defer dir.Close()
+
 	// They are a handful, which crisp made itself.
 	got, err := rootpath.Measure(context.Background(), dir)
 	if err != nil {
 		return fmt.Errorf("examine mount targets: %w", err)
 	}
+
 	u := store.Usage{Bytes: got.Bytes, Inodes: got.Inodes}
 	s.targets[chain] = u
 	s.usage = s.usage.Add(u)

@@ -83,6 +83,7 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 		return nil, "", err
 	}
 	defer src.Close()
+
 	packed := newReadAhead(src)
 	// Stages end in the order in which data flows, so that none waits for another.
 	var plain io.ReadCloser
@@ -97,6 +98,7 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 			plain.Close()
 		}
 	}()
+
 	if plain, err = decompress(packed, limits.Much); err != nil {
 		return nil, "", err
 	}
@@ -106,24 +108,28 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 		ctx: ctx, root: root, base: base, limits: limits,
 		dirNames: newDirNames(limits.Much), buf: make([]byte, copyBuffer),
 	}
+
 	u.dirs.settled = u.settled
 	u.crew = newCrew()
 	err = u.archive(counted)
 	if err == nil {
 		err = u.settled()
 	}
+
 	// The crew uses the directories.
 	u.crew.close()
 	defer u.dirs.close()
 	if err != nil {
 		return nil, "", err
 	}
+
 	// What follows the archive's end counts for the digests all the same.
 	for _, rest := range []io.Reader{counted, packed} {
 		if _, err := io.CopyBuffer(io.Discard, onlyReader{rest}, u.buf); err != nil {
 			return nil, "", archiveError(err)
 		}
 	}
+
 	if err := u.finish(); err != nil {
 		return nil, "", err
 	}
@@ -144,6 +150,7 @@ func (u *unpacker) archive(r *countedReader) error {
 		if err != nil {
 			return archiveError(err)
 		}
+
 		if err := u.whole(hdr, &cancelledReader{u.ctx, tr}); u.failed != nil {
 			return u.failed // in an earlier entry
 		} else if err != nil {
@@ -195,6 +202,7 @@ func archiveError(err error) error {
 			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
+
 	if isCompressionError(err) {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -238,6 +246,7 @@ func (u *unpacker) entry(hdr *tar.Header, body io.Reader) error {
 	if err != nil {
 		return err
 	}
+
 	if name == "." {
 		if hdr.Typeflag != tar.TypeDir {
 			return fmt.Errorf("%w: the root is not a directory", ErrInvalid)
@@ -247,6 +256,7 @@ func (u *unpacker) entry(hdr *tar.Header, body io.Reader) error {
 	if strings.HasPrefix(path.Base(name), whiteoutPrefix) {
 		return u.whiteout(path.Dir(name), path.Base(name))
 	}
+
 	return u.create(name, hdr, body)
 }
 
@@ -276,6 +286,7 @@ func (u *unpacker) whiteout(dirPath, base string) error {
 	if err != nil {
 		return err
 	}
+
 	if base == whiteoutOpaque {
 		switch {
 		case u.base:
@@ -290,10 +301,12 @@ func (u *unpacker) whiteout(dirPath, base string) error {
 	if strings.HasPrefix(base, whiteoutMeta) {
 		return nil // bookkeeping of a file system of old
 	}
+
 	name := strings.TrimPrefix(base, whiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
 		return fmt.Errorf("%w: whiteout of nothing", ErrInvalid)
 	}
+
 	if u.base {
 		return nil
 	}
@@ -305,6 +318,7 @@ func (u *unpacker) whiteout(dirPath, base string) error {
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
+
 	// The layer has something of that name itself. A file hides what is below
 	// anyway, a directory does once it is opaque.
 	sub, err := openDir(dir, name)
@@ -314,6 +328,7 @@ func (u *unpacker) whiteout(dirPath, base string) error {
 	if err != nil {
 		return err
 	}
+
 	defer sub.Close()
 	return setOpaque(sub)
 }
@@ -337,6 +352,7 @@ func (u *unpacker) finish() error {
 		if err != nil {
 			return err
 		}
+
 		if err := setTime(dir, mtime); err != nil {
 			return fmt.Errorf("set time of %q: %w", shorten(name), err)
 		}
@@ -344,6 +360,7 @@ func (u *unpacker) finish() error {
 			return err
 		}
 	}
+
 	for name := range u.implied {
 		if u.ctx.Err() != nil {
 			return context.Cause(u.ctx)
@@ -356,10 +373,12 @@ func (u *unpacker) finish() error {
 		if err != nil {
 			return err
 		}
+
 		if err := u.measure(dir); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 

@@ -67,6 +67,7 @@ func archive(t testing.TB, entries ...entry) []byte {
 			t.Fatal(err)
 		}
 	}
+
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -91,6 +92,7 @@ func newSandbox(t testing.TB) *sandbox {
 			t.Fatal(err)
 		}
 	}
+
 	if err := os.WriteFile(filepath.Join(base, "outside", "canary"), []byte("sings"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +100,7 @@ func newSandbox(t testing.TB) *sandbox {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s.root = root
 	t.Cleanup(func() { root.Close() })
 	return s
@@ -125,6 +128,7 @@ func (s *sandbox) checkOutside() {
 		if path == s.tree {
 			return filepath.SkipDir
 		}
+
 		info, err := d.Info()
 		if err != nil {
 			return err
@@ -135,6 +139,7 @@ func (s *sandbox) checkOutside() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+
 	want := []string{"/layer drwxr-xr-x", "/outside drwxr-xr-x", "/outside/canary -rw-------"}
 	if !slices.Equal(got[1:], want) {
 		s.t.Errorf("outside the layer there is %q, want %q", got[1:], want)
@@ -157,6 +162,7 @@ func (s *sandbox) listing() map[string]string {
 		if err := unix.Lstat(path, &st); err != nil {
 			return err
 		}
+
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFDIR:
 			all[name] = "dir"
@@ -179,11 +185,13 @@ func (s *sandbox) listing() map[string]string {
 		case unix.S_IFIFO:
 			all[name] = "fifo"
 		}
+
 		return nil
 	})
 	if err != nil {
 		s.t.Fatal(err)
 	}
+
 	return all
 }
 
@@ -273,6 +281,7 @@ func TestTrees(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if got := s.listing(); !maps.Equal(got, c.want) {
 				t.Errorf("tree is %v, want %v", got, c.want)
 			}
@@ -305,6 +314,7 @@ func TestAttributes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, c := range []struct {
 		name     string
 		mode     uint32
@@ -320,16 +330,19 @@ func TestAttributes(t *testing.T) {
 			t.Errorf("%s: mode %o owner %d:%d time %d", c.name, st.Mode&0o7777, st.Uid, st.Gid, st.Mtim.Sec)
 		}
 	}
+
 	buf := make([]byte, 1024)
 	n, err := unix.Listxattr(filepath.Join(s.tree, "d/setuid"), buf)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	got := strings.Split(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00")
 	slices.Sort(got)
 	if want := []string{"security.capability", "user.kept"}; !slices.Equal(got, want) {
 		t.Errorf("attributes %q, want %q", got, want)
 	}
+
 	if u.usage.Inodes != 6 {
 		t.Errorf("%d inodes, want 6", u.usage.Inodes)
 	}
@@ -370,6 +383,7 @@ func compressed(t testing.TB, data []byte, how string) []byte {
 	default:
 		return data
 	}
+
 	return buf.Bytes()
 }
 
@@ -388,6 +402,7 @@ func TestCompressions(t *testing.T) {
 			}
 		})
 	}
+
 	for _, how := range []string{"gzip", "zstd", "none"} {
 		t.Run("truncated "+how, func(t *testing.T) {
 			s := newSandbox(t)
@@ -395,12 +410,14 @@ func TestCompressions(t *testing.T) {
 			if how == "none" {
 				data = data[:3000]
 			}
+
 			_, _, err := unpack(t.Context(), s.root, source(data[:len(data)-3]), true, Limits{Bytes: 1 << 20})
 			if !errors.Is(err, ErrInvalid) {
 				t.Errorf("error %v, want %v", err, ErrInvalid)
 			}
 		})
 	}
+
 	s := newSandbox(t)
 	if _, _, err := unpack(t.Context(), s.root, source([]byte("BZh91AY&SY")), true, Limits{}); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("bzip2: %v, want %v", err, ErrUnsupported)
@@ -442,12 +459,14 @@ func TestBombs(t *testing.T) {
 			runtime.ReadMemStats(&before)
 			_, _, err := unpack(t.Context(), s.root, c.open, true, Limits{Bytes: 16 << 20})
 			runtime.ReadMemStats(&after)
+
 			if !errors.Is(err, ErrTooLarge) {
 				t.Errorf("error %v, want %v", err, ErrTooLarge)
 			}
 			if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
 				t.Errorf("%d bytes allocated", n)
 			}
+
 			if size := treeSize(t, s.tree); size > 20<<20 {
 				t.Errorf("%d bytes on disk", size)
 			}
@@ -462,6 +481,7 @@ func sparse(t testing.TB, size int64) []byte {
 	w := tar.NewWriter(&buf)
 	sparseMap := make([]byte, 512)
 	copy(sparseMap, fmt.Sprintf("1\n%d\n0\n", size))
+
 	records := []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=a", fmt.Sprintf("GNU.sparse.realsize=%d", size)}
 	var pax string
 	for _, r := range records {
@@ -471,25 +491,30 @@ func sparse(t testing.TB, size int64) []byte {
 		}
 		pax += fmt.Sprintf("%d %s\n", n, r)
 	}
+
 	// The writer refuses these records in a header, so the extended header is
 	// written as if it were a file.
 	if err := w.WriteHeader(&tar.Header{Name: "x", Typeflag: tar.TypeReg, Size: int64(len(pax))}); err != nil {
 		t.Fatal(err)
 	}
+
 	io.WriteString(w, pax)
 	w.Flush()
 	if err := w.WriteHeader(&tar.Header{Name: "a", Typeflag: tar.TypeReg, Size: 512}); err != nil {
 		t.Fatal(err)
 	}
+
 	w.Write(sparseMap)
 	w.Close()
 	data := buf.Bytes()
 	data[156] = tar.TypeXHeader
+
 	sum := 0
 	copy(data[148:156], "        ")
 	for _, b := range data[:512] {
 		sum += int(b)
 	}
+
 	copy(data[148:156], fmt.Sprintf("%06o\x00 ", sum))
 	return data
 }
@@ -541,12 +566,14 @@ func TestHostileTime(t *testing.T) {
 			for i := range entries {
 				entries[i] = c.make(i)
 			}
+
 			data := archive(t, entries...)
 			start := processorTime(t)
 			_, _, err := unpack(t.Context(), s.root, source(data), false, Limits{Bytes: 1 << 30})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if d := processorTime(t) - start; d > pace.Scale(20*time.Second) {
 				t.Errorf("took %s", d)
 			} else {
@@ -579,6 +606,7 @@ func TestCancelledUnpack(t *testing.T) {
 			return 0, ctx.Err()
 		}))), nil
 	}, true, Limits{Bytes: 1 << 20})
+
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want %v", err, context.Canceled)
 	}

@@ -61,6 +61,7 @@ func (a *authorizer) challenged(ctx context.Context, resp *http.Response) (bool,
 	if a.creds.registryToken != "" {
 		return false, nil
 	}
+
 	var failed error
 	for _, c := range parseChallenges(resp.Header.Values("WWW-Authenticate")) {
 		header, err := a.answer(ctx, c)
@@ -71,12 +72,14 @@ func (a *authorizer) challenged(ctx context.Context, resp *http.Response) (bool,
 			failed = cmp.Or(failed, err)
 			continue
 		}
+
 		if header == "" || header == sent {
 			continue // nothing to say, or refused already
 		}
 		a.header = header
 		return true, nil
 	}
+
 	return false, failed
 }
 
@@ -122,6 +125,7 @@ func parseChallenges(headers []string) []challenge {
 			if scheme, h = h[:end], h[end:]; scheme == "" {
 				break
 			}
+
 			c := challenge{scheme: strings.ToLower(scheme), params: map[string]string{}}
 			for {
 				key, value, rest, ok := nextParam(h)
@@ -136,6 +140,7 @@ func parseChallenges(headers []string) []challenge {
 			list = append(list, c)
 		}
 	}
+
 	return list
 }
 
@@ -146,6 +151,7 @@ func nextParam(s string) (key, value, rest string, ok bool) {
 	if eq <= 0 || strings.ContainsAny(s[:eq], " ,\"") {
 		return "", "", s, false
 	}
+
 	key, s = s[:eq], s[eq+1:]
 	if !strings.HasPrefix(s, `"`) {
 		end := strings.IndexAny(s, ", ")
@@ -154,6 +160,7 @@ func nextParam(s string) (key, value, rest string, ok bool) {
 		}
 		return key, s[:end], s[end:], true
 	}
+
 	var b strings.Builder
 	for i := 1; i < len(s); i++ {
 		switch {
@@ -164,6 +171,7 @@ func nextParam(s string) (key, value, rest string, ok bool) {
 		}
 		b.WriteByte(s[i])
 	}
+
 	return "", "", "", false
 }
 

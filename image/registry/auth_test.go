@@ -31,6 +31,7 @@ func TestBasicAuth(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+
 	for name, auth := range map[string]*Auth{
 		"none":         nil,
 		"wrong":        {Username: "u", Password: "x"},
@@ -57,10 +58,12 @@ func tokenServer(t *testing.T, give func(r *http.Request) string) *fake {
 		if r.Header.Get("Authorization") == "Bearer good" {
 			return false
 		}
+
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="svc",scope="repository:app:pull"`, f.URL))
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
+
 	return f
 }
 
@@ -78,11 +81,13 @@ func TestBearerAuth(t *testing.T) {
 			}
 			return ""
 		}
+
 		if u, p, ok := r.BasicAuth(); ok && (u != "u" || p != "p") {
 			return ""
 		}
 		return "good"
 	})
+
 	for name, auth := range map[string]*Auth{
 		"anonymous":      nil,
 		"password":       {Username: "u", Password: "p"},
@@ -94,6 +99,7 @@ func TestBearerAuth(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+
 	for name, auth := range map[string]*Auth{
 		"wrong password":       {Username: "u", Password: "x"},
 		"wrong identity token": {IdentityToken: "x"},
@@ -118,6 +124,7 @@ func TestOneTokenForAllRequests(t *testing.T) {
 		})
 	}
 	wg.Wait()
+
 	if n := given.Load(); n != 1 {
 		t.Errorf("%d tokens were asked for", n)
 	}

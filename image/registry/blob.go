@@ -120,6 +120,7 @@ func (b *Blob) begin(h *hop, resp *http.Response) error {
 	case b.body == nil: // nothing has been read: what comes is better than what is here
 		skip, offset = 0, 0
 	}
+
 	body := newWatchedBody(b.ctx, resp.Body, b.repo.progress, 0, b.meter)
 	text := io.Reader(body)
 	if resp.StatusCode == http.StatusOK {
@@ -134,10 +135,12 @@ func (b *Blob) begin(h *hop, resp *http.Response) error {
 		body.Close()
 		return err
 	}
+
 	if b.body == nil {
 		b.start, b.offset = offset, offset
 	}
 	b.text, b.body, b.from = text, body, h
+
 	if b.offset == b.start {
 		b.first = h
 	}
@@ -176,6 +179,7 @@ func parseRange(s string) (first, last, total int64, err error) {
 	if !strings.EqualFold(unit, "bytes") || err != nil || numbers[1] < numbers[0] {
 		return 0, 0, 0, errPart
 	}
+
 	if total = int64(numbers[2]); all == "*" {
 		total = -1
 	}
@@ -191,6 +195,7 @@ func (b *Blob) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, io.EOF
 	}
+
 	for {
 		n, err := 0, b.pending
 		if b.pending = nil; err == nil {
@@ -202,12 +207,14 @@ func (b *Blob) Read(p []byte) (int, error) {
 			b.resumes = 0
 			return n, nil
 		}
+
 		if err == nil {
 			return 0, nil
 		}
 		if b.offset >= b.desc.Size {
 			return 0, io.EOF // there is nothing more to ask for
 		}
+
 		if err := b.resume(err); err != nil {
 			return 0, err
 		}
@@ -222,11 +229,13 @@ func (b *Blob) resume(cause error) error {
 		if b.ctx.Err() != nil {
 			return context.Cause(b.ctx)
 		}
+
 		if errors.Is(cause, io.EOF) {
 			cause = io.ErrUnexpectedEOF
 		}
 		start := time.Now()
 		b.resumes++
+
 		switch stalled := errors.Is(cause, errStalled); {
 		case !stalled && b.resumes <= maxResumes:
 			if err := sleep(b.ctx, firstBackoff<<(b.resumes-1)); err != nil {
@@ -235,9 +244,11 @@ func (b *Blob) resume(cause error) error {
 		case !b.leave(stalled):
 			return b.broken(cause)
 		}
+
 		if err := b.open(); err != nil {
 			return fmt.Errorf("resume blob %s at byte %d of %d, where %s had ended with %q: %w", b.desc.Digest, b.offset, b.desc.Size, b.from.base.Host, clean(cause.Error()), err)
 		}
+
 		// Who breaks off after every byte is as slow as who drips.
 		cause = b.meter.note(0, time.Since(start))
 	}

@@ -21,12 +21,14 @@ func part(start int, contentRange string, more ...string) partAnswer {
 			w.Write(f.blob)
 			return
 		}
+
 		if contentRange != "" {
 			w.Header().Set("Content-Range", contentRange)
 		}
 		for i := 0; i < len(more); i += 2 {
 			w.Header().Set(more[i], more[i+1])
 		}
+
 		w.WriteHeader(http.StatusPartialContent)
 		w.Write(f.blob[start:])
 	}
@@ -74,15 +76,18 @@ func TestBlobFrom(t *testing.T) {
 			if c.answer != nil {
 				f.answer = func(w http.ResponseWriter, r *http.Request) bool { c.answer(f, w, r); return true }
 			}
+
 			body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), offset, &Attempts{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer body.Close()
+
 			data, err := io.ReadAll(body)
 			if err != nil || body.Start() != c.start || !bytes.Equal(data, f.blob[c.start:]) {
 				t.Errorf("%d bytes from %d, %v; want them from %d", len(data), body.Start(), err, c.start)
 			}
+
 			asked := f.requests("Range")
 			if len(asked) != c.requests || !strings.HasSuffix(asked[0], "bytes=150000-199999") {
 				t.Errorf("asked %q, want %d requests", asked, c.requests)
@@ -99,12 +104,14 @@ func TestBlobFromAnother(t *testing.T) {
 		refusing(http.StatusRequestedRangeNotSatisfiable)(mirror, w, r)
 		return true
 	}
+
 	r := repository(t, "h.io/app:v1", nil, fmt.Sprintf("server = %q\n[host.%q]\n", up.URL, mirror.URL))
 	body, err := r.Blob(t.Context(), up.desc(), 150_000, &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer body.Close()
+
 	if data, err := io.ReadAll(body); err != nil || !bytes.Equal(data, up.blob[150_000:]) || body.Start() != 150_000 {
 		t.Errorf("%d bytes from %d, %v", len(data), body.Start(), err)
 	}
@@ -139,10 +146,12 @@ func TestBlobResumesWithoutParts(t *testing.T) {
 			answer(f, w, r)
 			return true
 		}
+
 		body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), 0, &Attempts{})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		data, err := io.ReadAll(body)
 		if err != nil || !bytes.Equal(data, f.blob) || body.Start() != 0 {
 			t.Errorf("%s: %d bytes from %d, %v", name, len(data), body.Start(), err)

@@ -136,6 +136,7 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 	if timeout <= 0 {
 		timeout = defaultDialTimeout
 	}
+
 	h := &hop{endpoint: ep, reach: newReach(ep.base, timeout), named: ref.Host, creds: creds, others: map[string]*authorizer{}}
 	tr := &http.Transport{
 		Proxy:                  h.reach.proxy,
@@ -151,8 +152,10 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 		DisableCompression: true,
 		ReadBufferSize:     64 << 10,
 	}
+
 	h.client = &http.Client{Transport: tr, CheckRedirect: h.checkRedirect}
 	h.auth = &authorizer{transport: tr, base: ep.base, scope: "repository:" + ref.Repo + ":pull"}
+
 	// Mirrors get credentials only if they are the named registry after all.
 	if ep.upstream || canonicalHost(ep.base.Host) == canonicalHost(ref.Host) {
 		h.auth.creds = creds
@@ -160,6 +163,7 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 	if canonicalHost(ep.base.Host) != canonicalHost(ref.Host) {
 		h.query = url.Values{"ns": {ref.Host}}.Encode()
 	}
+
 	return h
 }
 
@@ -172,6 +176,7 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return fmt.Errorf("%w: redirect to scheme %q", ErrProtocol, req.URL.Scheme)
 	}
+
 	req.Header.Del("Authorization")
 	if origin(req.URL) == origin(h.base) {
 		// Not in the clear if it was not before.
@@ -180,19 +185,23 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 		}
 		return nil
 	}
+
 	if err := h.reach.checkURL(req.URL); err != nil {
 		return fmt.Errorf("redirect to %s: %w", clean(req.URL.Host), err)
 	}
 	req.Header.Del("Cookie")
+
 	for name := range h.header {
 		req.Header.Del(name)
 	}
+
 	h.mu.Lock()
 	other := h.others[serverOf(req.URL)]
 	h.mu.Unlock()
 	if other != nil {
 		other.authorize(req)
 	}
+
 	return nil
 }
 
@@ -206,6 +215,7 @@ func (h *hop) authorizerOf(u *url.URL) *authorizer {
 		}
 		return h.auth
 	}
+
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	at := serverOf(u)
@@ -216,6 +226,7 @@ func (h *hop) authorizerOf(u *url.URL) *authorizer {
 		}
 		h.others[at] = a
 	}
+
 	return h.others[at]
 }
 
@@ -257,6 +268,7 @@ func (r *Repository) each(ctx context.Context, q request, refused map[*hop]bool,
 	if len(failed) == 0 {
 		return fmt.Errorf("%w: no configured host may be asked for %s", ErrConfig, q.path)
 	}
+
 	return failed
 }
 
@@ -285,6 +297,7 @@ func (h *hop) ask(ctx context.Context, q request, agent string, last bool, take 
 			h.down.Store(false)
 			return nil
 		}
+
 		if wait < 0 || !last || attempt == maxRetries {
 			return err
 		}
@@ -307,6 +320,7 @@ func (h *hop) attempt(ctx context.Context, q request, agent string, take taker) 
 		}
 		return -1, err
 	}
+
 	if !slices.Contains(q.want, resp.StatusCode) {
 		err = readStatus(resp)
 		if wait, again := retryAfter(resp, 0); again {
@@ -314,6 +328,7 @@ func (h *hop) attempt(ctx context.Context, q request, agent string, take taker) 
 		}
 		return -1, err
 	}
+
 	err = take(h, resp)
 	switch {
 	case err == nil:
@@ -323,6 +338,7 @@ func (h *hop) attempt(ctx context.Context, q request, agent string, take taker) 
 	case dropped(err):
 		return 0, err
 	}
+
 	return -1, err
 }
 
@@ -346,15 +362,18 @@ func (h *hop) once(ctx context.Context, q request, agent string) (*http.Response
 		if err != nil || resp.StatusCode != http.StatusUnauthorized || challenges == maxRedirects {
 			return resp, err
 		}
+
 		a := h.authorizerOf(resp.Request.URL)
 		if a == nil {
 			return resp, nil
 		}
+
 		retry, err := a.challenged(ctx, resp)
 		if err != nil {
 			drain(resp)
 			return nil, err
 		}
+
 		if !retry {
 			return resp, nil
 		}
@@ -372,26 +391,31 @@ func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response
 		cancel(nil)
 		return nil, err
 	}
+
 	for _, from := range []http.Header{q.header, h.header} {
 		for name, values := range from {
 			req.Header[name] = append([]string(nil), values...)
 		}
 	}
+
 	if agent != "" {
 		req.Header.Set("User-Agent", agent)
 	}
 	h.auth.authorize(req)
+
 	// What is fetched is what a digest is of.
 	req.Header.Set("Accept-Encoding", "identity")
 	timer := time.AfterFunc(answerTimeout, func() {
 		cancel(fmt.Errorf("%w: no answer after %s", ErrUnavailable, answerTimeout))
 	})
+
 	resp, err := h.client.Do(req)
 	timer.Stop()
 	if err != nil {
 		cancel(nil)
 		return nil, err
 	}
+
 	resp.Body = &requestBody{resp.Body, cancel}
 	return resp, nil
 }
@@ -430,16 +454,19 @@ func retryAfter(resp *http.Response, backoff time.Duration) (time.Duration, bool
 	default:
 		return 0, false
 	}
+
 	v := resp.Header.Get("Retry-After")
 	if v == "" {
 		return backoff, true
 	}
+
 	wait := backoff
 	if n, err := strconv.Atoi(strings.TrimSpace(v)); err == nil && n >= 0 {
 		wait = time.Duration(min(n, 1<<20)) * time.Second
 	} else if at, err := http.ParseTime(v); err == nil {
 		wait = max(time.Until(at), 0)
 	}
+
 	// Who asks for more patience than that is better asked again by kubelet.
 	return wait, wait <= maxRetryAfter
 }

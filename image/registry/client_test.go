@@ -60,6 +60,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.answer != nil && f.answer(w, r) {
 		return
 	}
+
 	switch {
 	case strings.Contains(r.URL.Path, "/manifests/"):
 		w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
@@ -98,10 +99,12 @@ func repository(t *testing.T, ref string, auth *Auth, hosts string) *Repository 
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dir := t.TempDir()
 	if hosts != "" {
 		writeHosts(t, dir, parsed.Host, hosts)
 	}
+
 	c := New(Options{ConfigDirs: []string{dir}, ProgressTimeout: time.Minute})
 	r, err := c.Repository(parsed, auth)
 	if err != nil {
@@ -118,6 +121,7 @@ func TestManifest(t *testing.T) {
 	if err != nil || data.String() != manifestBody || doc.Size != int64(data.Len()) || doc.MediaType != ocispec.MediaTypeImageManifest {
 		t.Errorf("%+v, %v", doc, err)
 	}
+
 	if _, err := repository(t, f.host+"/app@"+doc.Digest.String(), nil, "").Manifest(t.Context(), ignored{}); err != nil {
 		t.Error(err)
 	}
@@ -125,6 +129,7 @@ func TestManifest(t *testing.T) {
 	if _, err := repository(t, f.host+"/app@"+other.String(), nil, "").Manifest(t.Context(), ignored{}); !errors.Is(err, ErrProtocol) {
 		t.Errorf("wrong bytes for a digest: %v, want %v", err, ErrProtocol)
 	}
+
 	sha512 := digest.SHA512.FromString(manifestBody)
 	if _, err := repository(t, f.host+"/app@"+sha512.String(), nil, "").Manifest(t.Context(), ignored{}); err != nil {
 		t.Errorf("SHA-512: %v", err)
@@ -155,6 +160,7 @@ func TestErrorClasses(t *testing.T) {
 			t.Errorf("%d: %v, want %v with host and status", code, err, want)
 		}
 	}
+
 	closed := newFake(t, nil)
 	closed.Close()
 	for name, ref := range map[string]string{"refused": closed.host + "/app", "no such name": "no-such-host.invalid/app"} {
@@ -162,12 +168,14 @@ func TestErrorClasses(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, ErrUnavailable)
 		}
 	}
+
 	tls := httptest.NewTLSServer(http.NotFoundHandler())
 	defer tls.Close()
 	r := repository(t, "h.io/app", nil, fmt.Sprintf("server = %q\n", tls.URL))
 	if _, err := r.Manifest(t.Context(), ignored{}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("unknown authority: %v, want %v", err, ErrUnavailable)
 	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	f := newFake(t, nil)
@@ -214,11 +222,13 @@ func TestRetries(t *testing.T) {
 				w.WriteHeader(c.code)
 				return true
 			})
+
 			start := time.Now()
 			_, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), ignored{})
 			if !errors.Is(err, c.want) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
+
 			if d := time.Since(start); d < c.minimum {
 				t.Errorf("took %s, want at least %s", d, c.minimum)
 			}
@@ -240,11 +250,13 @@ func TestMirrors(t *testing.T) {
 			if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 				t.Fatal(err)
 			}
+
 			body, err := r.Blob(t.Context(), up.desc(), 0, &Attempts{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			body.Close()
+
 			digest := up.desc().Digest.String()
 			want := fmt.Sprint([]string{"/v2/app/manifests/v1?ns=h.io", "/pullonly/v2/app/blobs/" + digest + "?ns=h.io", "/v2/app/blobs/" + digest + "?ns=h.io"})
 			if got := fmt.Sprint(mirror.requests("Authorization")); got != want {
@@ -298,20 +310,24 @@ func TestCertificateAuthority(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "h.io", "ca.pem"), cert, 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		r, err := New(Options{ConfigDirs: []string{dir}}).Repository(ref, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		r.Close()
 	}
+
 	// The older form: a folder with nothing but certificates.
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, host), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(filepath.Join(dir, host, "x.crt"), cert, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -334,6 +350,7 @@ func TestCVE202015157RedirectTakesNoCredentials(t *testing.T) {
 		}
 		return false
 	})
+
 	hosts := fmt.Sprintf("server = %q\n[header]\nX-Key = \"secret\"\n", f.URL)
 	r := repository(t, "h.io/app", &Auth{Username: "u", Password: "p"}, hosts)
 	body, err := r.Blob(t.Context(), blobs.desc(), 0, &Attempts{})
@@ -341,6 +358,7 @@ func TestCVE202015157RedirectTakesNoCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer body.Close()
+
 	if data, err := io.ReadAll(body); err != nil || !bytes.Equal(data, blobs.blob) {
 		t.Errorf("%d bytes, %v", len(data), err)
 	}
@@ -375,14 +393,17 @@ func cut(f *fake, after int) func(w http.ResponseWriter, r *http.Request) bool {
 			return false
 		}
 		start := 0
+
 		if rng := r.Header.Get("Range"); rng != "" {
 			fmt.Sscanf(rng, "bytes=%d-", &start)
 			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, len(f.blob)-1, len(f.blob)))
 		}
+
 		w.Header().Set("Content-Length", fmt.Sprint(len(f.blob)-start))
 		if start > 0 {
 			w.WriteHeader(http.StatusPartialContent)
 		}
+
 		w.Write(f.blob[start:min(start+after, len(f.blob))])
 		if start+after < len(f.blob) {
 			if after > 0 {
@@ -390,6 +411,7 @@ func cut(f *fake, after int) func(w http.ResponseWriter, r *http.Request) bool {
 			}
 			panic(http.ErrAbortHandler)
 		}
+
 		return true
 	}
 }
@@ -402,6 +424,7 @@ func TestBlobResumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer body.Close()
+
 	data, err := io.ReadAll(body)
 	if err != nil || !bytes.Equal(data, f.blob) {
 		t.Errorf("%d of %d bytes, %v", len(data), len(f.blob), err)
@@ -421,11 +444,13 @@ func TestBlobResumesWithoutRanges(t *testing.T) {
 		}
 		return false
 	}
+
 	body, err := repository(t, f.host+"/app", nil, "").Blob(t.Context(), f.desc(), 0, &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer body.Close()
+
 	if data, err := io.ReadAll(body); err != nil || !bytes.Equal(data, f.blob) {
 		t.Errorf("%d bytes, %v", len(data), err)
 	}
@@ -455,6 +480,7 @@ func TestBlobSizes(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, ErrProtocol)
 		}
 	}
+
 	// Without a length the reader stops one byte after the end.
 	endless := newFake(t, func(w http.ResponseWriter, _ *http.Request) bool {
 		for {
@@ -463,11 +489,13 @@ func TestBlobSizes(t *testing.T) {
 			}
 		}
 	})
+
 	body, err := repository(t, endless.host+"/app", nil, "").Blob(t.Context(), f.desc(), 0, &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer body.Close()
+
 	if n, err := io.Copy(io.Discard, body); err != nil || n != f.desc().Size+1 {
 		t.Errorf("%d bytes, %v; want %d", n, err, f.desc().Size+1)
 	}
@@ -484,10 +512,12 @@ func TestStalledDownload(t *testing.T) {
 			<-r.Context().Done()
 			return true
 		})
+
 		r := repository(t, f.host+"/app", nil, "")
 		r.progress = 300 * time.Millisecond
 		var err error
 		start := time.Now()
+
 		if path == "/manifests/" {
 			_, err = r.Manifest(t.Context(), ignored{})
 		} else {
@@ -497,6 +527,7 @@ func TestStalledDownload(t *testing.T) {
 				body.Close()
 			}
 		}
+
 		if !errors.Is(err, ErrUnavailable) || !errors.Is(err, errStalled) {
 			t.Errorf("%s: %v, want %v", path, err, errStalled)
 		}

@@ -17,6 +17,7 @@ func plain(resp *http.Response) (io.Reader, error) {
 	if len(codings) > 2 {
 		return nil, fmt.Errorf("%w: %d content codings", ErrProtocol, len(codings))
 	}
+
 	for i := len(codings) - 1; i >= 0; i-- {
 		var err error
 		switch coding := strings.ToLower(strings.TrimSpace(codings[i])); coding {
@@ -30,6 +31,7 @@ func plain(resp *http.Response) (io.Reader, error) {
 			return nil, fmt.Errorf("undo content coding: %w", err)
 		}
 	}
+
 	return body, nil
 }
 

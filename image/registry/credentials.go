@@ -58,17 +58,20 @@ func credentialsFor(a *Auth, host string) (credentials, error) {
 		username: a.Username, password: a.Password,
 		identityToken: a.IdentityToken, registryToken: a.RegistryToken,
 	}
+
 	if c.empty() && a.Auth != "" {
 		raw, err := base64.StdEncoding.DecodeString(padded(a.Auth))
 		if err != nil {
 			return credentials{}, fmt.Errorf("%w: auth is not Base64", ErrDenied)
 		}
+
 		user, pass, ok := strings.Cut(string(raw), ":")
 		if !ok {
 			return credentials{}, fmt.Errorf("%w: auth is not username:password", ErrDenied)
 		}
 		c.username, c.password = user, strings.Trim(pass, "\x00")
 	}
+
 	return c, nil
 }
 

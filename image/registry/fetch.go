@@ -58,6 +58,7 @@ func (r *Repository) manifest(ctx context.Context, id string, want digest.Digest
 		byTag: want == "",
 		want:  []int{http.StatusOK},
 	}
+
 	err = r.each(ctx, q, nil, func(_ *hop, resp *http.Response) error {
 		desc, err = r.readManifest(ctx, resp, want, to)
 		return err
@@ -73,15 +74,18 @@ func (r *Repository) readManifest(ctx context.Context, resp *http.Response, want
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+
 	algorithm := digest.SHA256
 	if want != "" {
 		algorithm = want.Algorithm()
 	}
+
 	to.Reset()
 	got, size, err := copyDocument(to, body, MaxDocument, algorithm)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+
 	if want != "" && got != want {
 		return ocispec.Descriptor{}, fmt.Errorf("%w: manifest %s has digest %s", ErrProtocol, want, got)
 	}
@@ -89,6 +93,7 @@ func (r *Repository) readManifest(ctx context.Context, resp *http.Response, want
 	if err != nil {
 		mediaType = ""
 	}
+
 	return ocispec.Descriptor{MediaType: mediaType, Digest: got, Size: size}, nil
 }
 
@@ -104,11 +109,13 @@ func (r *Repository) Config(ctx context.Context, desc ocispec.Descriptor, to Doc
 		if err != nil {
 			return err
 		}
+
 		to.Reset()
 		got, _, err := copyDocument(to, body, desc.Size, desc.Digest.Algorithm())
 		if err == nil && got != desc.Digest {
 			err = fmt.Errorf("%w: blob %s has digest %s", ErrProtocol, desc.Digest, got)
 		}
+
 		return err
 	})
 }
@@ -202,10 +209,12 @@ func (w *watchedBody) Read(p []byte) (int, error) {
 	if w.bounded {
 		limit = max(min(limit, w.left), 0)
 	}
+
 	start := time.Now()
 	w.timer.Reset(limit)
 	n, err := w.body.Read(p)
 	w.timer.Stop()
+
 	spent := time.Since(start)
 	w.left -= spent
 	if errors.Is(err, io.EOF) {
@@ -214,6 +223,7 @@ func (w *watchedBody) Read(p []byte) (int, error) {
 	if err == nil {
 		return n, w.meter.note(n, spent)
 	}
+
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.expired {

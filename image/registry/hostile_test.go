@@ -64,19 +64,23 @@ func TestDrips(t *testing.T) {
 				drip(w, r)
 				return true
 			})
+
 			r := repository(t, f.host+"/app", nil, "")
 			r.progress, r.document = time.Second, time.Second
 			start := time.Now()
 			if err := c.do(t.Context(), r, f.desc()); !errors.Is(err, c.want) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
+
 			if d := time.Since(start); d > 20*time.Second {
 				t.Errorf("took %s", d)
 			}
+
 			// A caller that has had enough does not wait for any limit.
 			r.progress, r.document = time.Minute, time.Minute
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 			defer cancel()
+
 			start = time.Now()
 			if err := c.do(ctx, r, f.desc()); err == nil {
 				t.Error("a cancelled request has no error")
@@ -95,11 +99,13 @@ func TestBreakingOffIsDripping(t *testing.T) {
 	f.answer = cut(f, 10)
 	r := repository(t, f.host+"/app", nil, "")
 	r.progress = time.Second
+
 	body, err := r.Blob(t.Context(), f.desc(), 0, &Attempts{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer body.Close()
+
 	start := time.Now()
 	if _, err := io.Copy(io.Discard, body); !errors.Is(err, errStalled) || !errors.Is(err, ErrUnavailable) {
 		t.Errorf("error %v, want %v", err, errStalled)
@@ -128,6 +134,7 @@ func TestReach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	named := net.JoinHostPort("localhost", u.Port())
 	for _, c := range []struct {
 		name          string
@@ -151,6 +158,7 @@ func TestReach(t *testing.T) {
 		if err == nil {
 			conn.Close()
 		}
+
 		if got := errors.Is(err, ErrProtocol); got != c.refused || !c.refused && err != nil {
 			t.Errorf("%s: %v, refused should be %v", c.name, err, c.refused)
 		}
@@ -169,6 +177,7 @@ func TestRefusedAddresses(t *testing.T) {
 			t.Errorf("%s: %v, refused should be %v", addr, err, refused)
 		}
 	}
+
 	for host, refused := range map[string]bool{"localhost": true, "x.LOCALHOST.": true, "[::1]:80": true, "cdn.example": false, "10.1.1.1": false} {
 		if err := r.checkURL(&url.URL{Scheme: "https", Host: host}); (err != nil) != refused {
 			t.Errorf("%s: %v, refused should be %v", host, err, refused)
@@ -214,6 +223,7 @@ func TestHugeAnswers(t *testing.T) {
 			t.Errorf("%s: an error of %d bytes", name, len(err.Error()))
 		}
 	}
+
 	if n := len(parseChallenges([]string{strings.Repeat("Basic a=b,", 700), "Bearer c=d"})); n > maxChallenges {
 		t.Errorf("%d challenges", n)
 	}

@@ -68,6 +68,7 @@ func endpoints(dirs []string, host string, log *slog.Logger) ([]endpoint, error)
 	if err != nil {
 		return nil, err
 	}
+
 	if dir == "" {
 		return upstreamOnly(host, nil)
 	}
@@ -83,6 +84,7 @@ func endpoints(dirs []string, host string, log *slog.Logger) ([]endpoint, error)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
+
 	if keys := unknownKeys(data); len(keys) > 0 {
 		log.Warn("A registry's configuration sets keys that have no meaning; they are ignored", "file", filepath.Join(dir, hostsFile), "keys", strings.Join(keys, ", "))
 	}
@@ -90,6 +92,7 @@ func endpoints(dirs []string, host string, log *slog.Logger) ([]endpoint, error)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrConfig, filepath.Join(dir, hostsFile), err)
 	}
+
 	return eps, nil
 }
 
@@ -153,6 +156,7 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 	if err := toml.Unmarshal(data, &conf); err != nil {
 		return nil, err
 	}
+
 	var eps []endpoint
 	for _, address := range hostOrder(data) {
 		ep, err := makeEndpoint(dir, address, conf.Hosts[address])
@@ -161,14 +165,17 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 		}
 		eps = append(eps, ep)
 	}
+
 	address := conf.Server
 	if address == "" {
 		address = server(host, conf.saysTLS())
 	}
+
 	up, err := makeEndpoint(dir, address, conf.hostConfig)
 	if err != nil {
 		return nil, fmt.Errorf("server %q: %w", address, err)
 	}
+
 	up.upstream = true
 	// A registry that is listed as a host is asked at that place, and once.
 	for i := range eps {
@@ -177,6 +184,7 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 			return eps, nil
 		}
 	}
+
 	return append(eps, up), nil
 }
 
@@ -187,16 +195,19 @@ func hostOrder(data []byte) []string {
 	seen := map[string]bool{}
 	p := unstable.Parser{}
 	p.Reset(data)
+
 	inHost := false
 	for p.NextExpression() {
 		e := p.Expression()
 		if e.Kind != unstable.Table && e.Kind != unstable.KeyValue {
 			continue
 		}
+
 		var key []string
 		for it := e.Key(); it.Next(); {
 			key = append(key, string(it.Node().Data))
 		}
+
 		if e.Kind == unstable.Table {
 			inHost = len(key) == 1 && key[0] == "host"
 		} else if inHost {
@@ -207,6 +218,7 @@ func hostOrder(data []byte) []string {
 			order = append(order, key[1])
 		}
 	}
+
 	return order
 }
 
@@ -215,6 +227,7 @@ func makeEndpoint(dir, address string, c hostConfig) (endpoint, error) {
 	if err != nil {
 		return endpoint{}, err
 	}
+
 	ep := endpoint{base: base, resolve: true, pull: true}
 	if len(c.Capabilities) > 0 {
 		ep.resolve, ep.pull = false, false
@@ -230,6 +243,7 @@ func makeEndpoint(dir, address string, c hostConfig) (endpoint, error) {
 			}
 		}
 	}
+
 	if ep.header, err = headers(c.Header); err != nil {
 		return endpoint{}, err
 	}
@@ -238,6 +252,7 @@ func makeEndpoint(dir, address string, c hostConfig) (endpoint, error) {
 			return endpoint{}, err
 		}
 	}
+
 	ep.tls, err = tlsConfig(dir, c)
 	return ep, err
 }
@@ -251,10 +266,12 @@ func baseURL(address string, overridePath bool) (*url.URL, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return nil, fmt.Errorf("%q is not the http or https address of a registry", u.Redacted())
 	}
 	u.Path = strings.TrimSuffix(path.Clean("/"+u.Path), "/")
+
 	if !overridePath && !strings.HasSuffix(u.Path, "/v2") {
 		u.Path += "/v2"
 	}
@@ -321,6 +338,7 @@ func clientPairs(value any) ([][2]string, error) {
 	if !ok {
 		outer = []any{value}
 	}
+
 	var pairs [][2]string
 	for _, item := range outer {
 		list, err := stringList(item)
@@ -337,6 +355,7 @@ func clientPairs(value any) ([][2]string, error) {
 			return nil, fmt.Errorf("%v is not a certificate and key", list)
 		}
 	}
+
 	return pairs, nil
 }
 
@@ -347,11 +366,13 @@ func loadCertificates(conf *tls.Config, dir string, cas []string, pairs [][2]str
 		}
 		return filepath.Join(dir, name)
 	}
+
 	if len(cas) > 0 {
 		pool, err := x509.SystemCertPool()
 		if err != nil {
 			pool = x509.NewCertPool()
 		}
+
 		for _, name := range cas {
 			pem, err := os.ReadFile(abs(name))
 			if err != nil {
@@ -363,6 +384,7 @@ func loadCertificates(conf *tls.Config, dir string, cas []string, pairs [][2]str
 		}
 		conf.RootCAs = pool
 	}
+
 	for _, pair := range pairs {
 		cert, err := tls.LoadX509KeyPair(abs(pair[0]), abs(pair[1]))
 		if err != nil {
@@ -370,6 +392,7 @@ func loadCertificates(conf *tls.Config, dir string, cas []string, pairs [][2]str
 		}
 		conf.Certificates = append(conf.Certificates, cert)
 	}
+
 	return nil
 }
 
@@ -385,6 +408,7 @@ func certificates(dir string) (*tls.Config, error) {
 	if len(cas) == 0 && len(pairs) == 0 {
 		return nil, nil
 	}
+
 	conf := &tls.Config{}
 	if err := loadCertificates(conf, dir, cas, pairs); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)

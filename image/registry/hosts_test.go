@@ -69,10 +69,12 @@ server = "https://up.io"
 			for host, content := range c.files {
 				writeHosts(t, dir, host, content)
 			}
+
 			eps, err := endpoints([]string{filepath.Join(dir, "missing"), dir}, c.host, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var got []string
 			for _, ep := range eps {
 				s := ep.base.String() + " "
@@ -87,6 +89,7 @@ server = "https://up.io"
 				}
 				got = append(got, s)
 			}
+
 			if !slices.Equal(got, c.want) {
 				t.Errorf("endpoints %q, want %q", got, c.want)
 			}

@@ -73,6 +73,7 @@ func (r *reach) dial(ctx context.Context, network, addr string) (net.Conn, error
 		d.Control = func(_, resolved string, _ syscall.RawConn) error { return r.check(resolved) }
 		return d.DialContext(ctx, network, addr)
 	}
+
 	// A host that was elsewhere a moment ago has not moved to this machine.
 	d.Control = func(_, resolved string, _ syscall.RawConn) error {
 		if r.remote.Load() {
@@ -80,15 +81,18 @@ func (r *reach) dial(ctx context.Context, network, addr string) (net.Conn, error
 		}
 		return nil
 	}
+
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
+
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok && !tcp.AddrPort().Addr().Unmap().IsLoopback() {
 		r.remote.Store(true)
 	} else {
 		r.local.Store(true)
 	}
+
 	return conn, nil
 }
 

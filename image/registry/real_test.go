@@ -55,11 +55,13 @@ func TestBasicRefusedThenToken(t *testing.T) {
 		case r.Header.Get("Authorization") == "Bearer good":
 			return false
 		}
+
 		w.Header().Add("WWW-Authenticate", `Basic realm="x"`)
 		w.Header().Add("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token"`, f.URL))
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
+
 	if _, err := repository(t, f.host+"/app", &Auth{Username: "u", Password: "p"}, "").Manifest(t.Context(), ignored{}); err != nil {
 		t.Error(err)
 	}
@@ -88,6 +90,7 @@ func TestTokenServerElsewhere(t *testing.T) {
 			z.Close()
 		}
 	}))
+
 	defer tokens.Close()
 	f := newFake(t, func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Header.Get("Authorization") == "Bearer good" {
@@ -97,6 +100,7 @@ func TestTokenServerElsewhere(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
+
 	if _, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), ignored{}); err != nil {
 		t.Error(err)
 	}
@@ -118,11 +122,13 @@ func TestTokenServerLeadsAway(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
+
 	for _, auth := range []*Auth{{IdentityToken: "secret"}, {Username: "u", Password: "p"}, nil} {
 		if _, err := repository(t, f.host+"/app", auth, "").Manifest(t.Context(), ignored{}); !errors.Is(err, ErrProtocol) {
 			t.Errorf("error %v, want %v", err, ErrProtocol)
 		}
 	}
+
 	if got.Load() > 0 {
 		t.Error("the redirect was followed")
 	}
@@ -144,10 +150,12 @@ func TestRedirectedHostChallenges(t *testing.T) {
 		case r.Header.Get("Authorization") == "Bearer other-token":
 			return false
 		}
+
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",scope="other"`, other.URL))
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
+
 	f := newFake(t, func(w http.ResponseWriter, r *http.Request) bool {
 		if u, p, ok := r.BasicAuth(); !ok || u != "u" || p != "p" {
 			return basicAuth(w, r)
@@ -155,10 +163,12 @@ func TestRedirectedHostChallenges(t *testing.T) {
 		http.Redirect(w, r, other.URL+r.URL.Path, http.StatusTemporaryRedirect)
 		return true
 	})
+
 	r := repository(t, f.host+"/app", &Auth{Username: "u", Password: "p"}, "")
 	if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, sent := range other.requests("Authorization") {
 		if strings.Contains(sent, "Basic") {
 			t.Errorf("the other host got %s", sent)
@@ -184,6 +194,7 @@ func TestDroppedOnce(t *testing.T) {
 			}
 			return false
 		})
+
 		var data bytes.Buffer
 		if _, err := repository(t, f.host+"/app", nil, "").Manifest(t.Context(), &data); err != nil || data.String() != manifestBody {
 			t.Errorf("%s: %q, %v", name, &data, err)
@@ -200,6 +211,7 @@ func TestContentCodings(t *testing.T) {
 		z.Close()
 		return b.Bytes()
 	}
+
 	f := newFake(t, nil)
 	plainBlob := f.blob
 	answer := func(w http.ResponseWriter, r *http.Request) bool {
@@ -211,12 +223,14 @@ func TestContentCodings(t *testing.T) {
 		w.Write(packed(body))
 		return true
 	}
+
 	f.answer = answer
 	r := repository(t, f.host+"/app", nil, "")
 	var data bytes.Buffer
 	if _, err := r.Manifest(t.Context(), &data); err != nil || data.String() != manifestBody {
 		t.Errorf("manifest %q, %v", &data, err)
 	}
+
 	wantBlob(t, r, f)
 	// A blob that is packed itself, whose store says so.
 	f.blob = packed(plainBlob)
@@ -273,6 +287,7 @@ func TestBadMirrors(t *testing.T) {
 			mirror, up := newFake(t, answer), newFake(t, nil)
 			r := repository(t, "h.io/app@"+digestOf(manifestBody), nil, fmt.Sprintf("server = %q\n[host.%q]\n", up.URL, mirror.URL))
 			r.progress, r.document = 300*time.Millisecond, 300*time.Millisecond
+
 			for _, h := range r.hops {
 				h.client.Transport.(*http.Transport).ResponseHeaderTimeout = 300 * time.Millisecond
 			}
@@ -281,12 +296,14 @@ func TestBadMirrors(t *testing.T) {
 			if _, err := r.Manifest(t.Context(), &data); err != nil || data.String() != manifestBody {
 				t.Errorf("manifest %q, %v", &data, err)
 			}
+
 			if err := r.Config(t.Context(), up.desc(), ignored{}); err != nil {
 				t.Errorf("configuration: %v", err)
 			}
 			for range 6 {
 				wantGood(t, r, up)
 			}
+
 			// What is too slow is so once.
 			if d := time.Since(start); d > 5*time.Second {
 				t.Errorf("took %s", d)
@@ -305,11 +322,13 @@ func wantGood(t *testing.T, r *Repository, up *fake) {
 			t.Errorf("blob: %v", err)
 			return
 		}
+
 		data, err := io.ReadAll(body)
 		body.Close()
 		if err == nil && bytes.Equal(data, up.blob) {
 			return
 		}
+
 		if !tries.Blame(body) {
 			t.Errorf("blob: %d bytes, %v, and nobody else has it", len(data), err)
 			return
@@ -358,28 +377,34 @@ func TestLoopbackWithCertificates(t *testing.T) {
 	srv.TLS = &tls.Config{}
 	srv.StartTLS()
 	defer srv.Close()
+
 	u, err := url.Parse(srv.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dir := t.TempDir()
 	own := filepath.Join(dir, u.Host)
 	if err := os.Mkdir(own, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
 	if err := os.WriteFile(filepath.Join(own, "ca.crt"), cert, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	ref, err := ParseReference(u.Host + "/app")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	r, err := New(Options{ConfigDirs: []string{dir}}).Repository(ref, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
+
 	if _, err := r.Manifest(t.Context(), ignored{}); err != nil {
 		t.Error(err)
 	}

@@ -52,12 +52,14 @@ func ParseReference(s string) (Reference, error) {
 			return invalid(err.Error())
 		}
 	}
+
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		name, ref.Tag = name[:i], name[i+1:]
 		if !tagPattern.MatchString(ref.Tag) {
 			return invalid("malformed tag")
 		}
 	}
+
 	ref.Host, ref.Repo = splitHost(name)
 	if !hostPattern.MatchString(ref.Host) {
 		return invalid("malformed registry host")
@@ -68,12 +70,14 @@ func ParseReference(s string) (Reference, error) {
 	if len(ref.Host)+1+len(ref.Repo) > maxRepoLength {
 		return invalid("repository name too long")
 	}
+
 	switch {
 	case hasDigest:
 		ref.Tag = ""
 	case ref.Tag == "":
 		ref.Tag = defaultTag
 	}
+
 	return ref, nil
 }
 

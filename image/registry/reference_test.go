@@ -34,11 +34,13 @@ func TestParseReference(t *testing.T) {
 			t.Errorf("%q is %q, %v; want %q", in, ref, err, want)
 			continue
 		}
+
 		again, err := ParseReference(ref.String())
 		if err != nil || again != ref {
 			t.Errorf("%q again is %q, %v", ref, again, err)
 		}
 	}
+
 	for _, in := range []string{
 		"", ":", "@", "a:", "a@", "A/b/C", "a//b", "/a", "a/", "../a", "a/../b", "a/./b", "a:b/c:d:e", "a b", "a\nb", "-a", "a_",
 		"a:-t", "a:" + strings.Repeat("t", 129), "a@sha256:abc", "a@sha256:" + strings.Repeat("Z", 64), "a@md5:" + hex[:32],
@@ -59,6 +61,7 @@ func FuzzParseReference(f *testing.F) {
 		if err != nil {
 			return
 		}
+
 		again, err := ParseReference(ref.String())
 		if err != nil || again != ref {
 			t.Errorf("%q gives %q, which gives %q, %v", s, ref, again, err)
@@ -106,6 +109,7 @@ func TestCredentialsFor(t *testing.T) {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
 	}
+
 	for _, bad := range []string{"%%%", "bm9jb2xvbg=="} {
 		if _, err := credentialsFor(&Auth{Auth: bad}, "h.io"); !errors.Is(err, ErrDenied) {
 			t.Errorf("%q: %v, want %v", bad, err, ErrDenied)

@@ -67,6 +67,7 @@ func (a *authorizer) exchange(ctx context.Context, client *http.Client, realm *u
 	if err != nil {
 		return "", -1, err
 	}
+
 	resp, err := client.Do(req)
 	if err != nil {
 		wait := time.Duration(-1)
@@ -75,6 +76,7 @@ func (a *authorizer) exchange(ctx context.Context, client *http.Client, realm *u
 		}
 		return "", wait, fmt.Errorf("%s: %w", clean(realm.Host), transportError(ctx, err))
 	}
+
 	if resp.StatusCode != http.StatusOK {
 		wait, again := retryAfter(resp, 0)
 		if !again {
@@ -83,6 +85,7 @@ func (a *authorizer) exchange(ctx context.Context, client *http.Client, realm *u
 		return "", wait, fmt.Errorf("%s: %w", clean(realm.Host), readStatus(resp))
 	}
 	defer resp.Body.Close()
+
 	token, err = readToken(resp)
 	return token, -1, err
 }
@@ -93,11 +96,13 @@ func (a *authorizer) tokenRequest(ctx context.Context, realm *url.URL, c challen
 	if service := c.params["service"]; service != "" {
 		q.Set("service", service)
 	}
+
 	if a.creds.identityToken != "" {
 		q.Set("scope", strings.Join(a.scopes(c), " "))
 		q.Set("grant_type", "refresh_token")
 		q.Set("refresh_token", a.creds.identityToken)
 		q.Set("client_id", clientID)
+
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), strings.NewReader(q.Encode()))
 		if err != nil {
 			return nil, err
@@ -110,10 +115,12 @@ func (a *authorizer) tokenRequest(ctx context.Context, realm *url.URL, c challen
 	for _, scope := range a.scopes(c) {
 		q.Add("scope", scope)
 	}
+
 	if a.creds.username != "" {
 		q.Set("account", a.creds.username)
 	}
 	u.RawQuery = q.Encode()
+
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err == nil && !a.creds.empty() {
 		req.SetBasicAuth(a.creds.username, a.creds.password)
@@ -134,6 +141,7 @@ func readToken(resp *http.Response) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	var answer struct {
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
@@ -141,11 +149,13 @@ func readToken(resp *http.Response) (string, error) {
 	if err := json.NewDecoder(io.LimitReader(body, maxTokenAnswer)).Decode(&answer); err != nil {
 		return "", fmt.Errorf("%w: the token server's answer: %w", ErrProtocol, err)
 	}
+
 	for _, t := range []string{answer.Token, answer.AccessToken} {
 		if t != "" && len(t) <= maxToken && !strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			return t, nil
 		}
 	}
+
 	return "", fmt.Errorf("%w: token server sent no token, or one of more than %d bytes", ErrProtocol, maxToken)
 }
 

@@ -61,10 +61,12 @@ func OpenContainers(root, temp string) (*Containers, error) {
 	if err := os.MkdirAll(root, dirPerm); err != nil {
 		return nil, fmt.Errorf("open containers: %w", err)
 	}
+
 	entries, err := os.ReadDir(root)
 	if err != nil {
 		return nil, fmt.Errorf("open containers: %w", err)
 	}
+
 	for _, e := range entries {
 		if !e.IsDir() || !idPattern.MatchString(e.Name()) {
 			continue
@@ -73,6 +75,7 @@ func OpenContainers(root, temp string) (*Containers, error) {
 			return nil, fmt.Errorf("open containers: %w", err)
 		}
 	}
+
 	return c, nil
 }
 
@@ -82,27 +85,32 @@ func readUses(dir string) (*uses, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	for _, e := range entries {
 		isLayers := e.Name() == layersLink
 		if e.Type() != fs.ModeSymlink || !isLayers && !strings.HasPrefix(e.Name(), heldPrefix) {
 			continue
 		}
+
 		text, err := os.Readlink(filepath.Join(dir, e.Name()))
 		if err != nil {
 			return nil, err
 		}
+
 		chain := digest.Digest(text)
 		if text == noLayers {
 			chain = ""
 		} else if chain.Validate() != nil {
 			continue
 		}
+
 		if isLayers {
 			u.chain, u.prepared = chain, true
 		} else {
 			u.held = append(u.held, chain)
 		}
 	}
+
 	return u, nil
 }
 
@@ -134,6 +142,7 @@ func (c *Containers) Prepare(id string, chain digest.Digest, root unix.Stat_t, t
 			return fmt.Errorf("prepare root file system of %s: %w", id, err)
 		}
 	}
+
 	return nil
 }
 
@@ -155,11 +164,13 @@ func makeDir(path string, own Owner, perm uint32) error {
 	if err != nil {
 		return err
 	}
+
 	if own != (Owner{}) {
 		if err := os.Lchown(path, own.UID, own.GID); err != nil {
 			return err
 		}
 	}
+
 	if perm == dirPerm {
 		return nil
 	}
@@ -173,6 +184,7 @@ func (c *Containers) Hold(id string, chain digest.Digest) error {
 	u := c.all[id]
 	known := u != nil && slices.Contains(u.held, chain)
 	n := 0
+
 	if u != nil {
 		n = len(u.held)
 	}
@@ -180,6 +192,7 @@ func (c *Containers) Hold(id string, chain digest.Digest) error {
 	if known {
 		return nil
 	}
+
 	if err := c.hold(id, fmt.Sprintf("%s%d", heldPrefix, n), chain); err != nil {
 		return fmt.Errorf("hold image for %s: %w", id, err)
 	}
@@ -191,12 +204,14 @@ func (c *Containers) hold(id, name string, chain digest.Digest) error {
 	if !idPattern.MatchString(id) {
 		return fmt.Errorf("%w: %q", ErrInvalidID, id)
 	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	dir := filepath.Join(c.root, id)
 	if err := os.Mkdir(dir, dirPerm); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+
 	link := filepath.Join(dir, name)
 	err := os.Symlink(linkText(chain), link)
 	if errors.Is(err, fs.ErrExist) {
@@ -208,16 +223,19 @@ func (c *Containers) hold(id, name string, chain digest.Digest) error {
 	if err != nil {
 		return err
 	}
+
 	u := c.all[id]
 	if u == nil {
 		u = &uses{}
 		c.all[id] = u
 	}
+
 	if name == layersLink {
 		u.chain, u.prepared = chain, true
 	} else if !slices.Contains(u.held, chain) {
 		u.held = append(u.held, chain)
 	}
+
 	return nil
 }
 
@@ -239,6 +257,7 @@ func (c *Containers) Open(ctx context.Context, id string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open root file system of %s: %w", id, err)
 	}
+
 	var st unix.Stat_t
 	err = unix.Fstatat(int(dir.Fd()), filepath.Join(workDir, workDir), &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err == nil {
@@ -250,6 +269,7 @@ func (c *Containers) Open(ctx context.Context, id string) (*os.File, error) {
 		dir.Close()
 		return nil, fmt.Errorf("open root file system of %s: %w", id, err)
 	}
+
 	return dir, nil
 }
 
@@ -317,6 +337,7 @@ func (c *Containers) Discard(id string) (string, error) {
 	if !idPattern.MatchString(id) {
 		return "", nil
 	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	gone := "gone-" + id
@@ -336,6 +357,7 @@ func (c *Containers) Discard(id string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("discard root file system of %s: %w", id, err)
 	}
+
 	delete(c.all, id)
 	return gone, nil
 }

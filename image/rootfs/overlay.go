@@ -40,12 +40,14 @@ func (o Overlay) Mount(ctx context.Context) (*os.File, error) {
 	if o.UserNS == nil {
 		return o.stack(o.Layers, o.Upper)
 	}
+
 	// One clone of the common parent maps the owners of all layers at once.
 	mapped, err := cloneMapped(o.Layers, o.UserNS)
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
 	}
 	defer mapped.Close()
+
 	m, err := o.stack(mapped, o.Upper)
 	if errors.Is(err, unix.EINVAL) {
 		return o.stackAttached(ctx)
@@ -63,21 +65,25 @@ func (o Overlay) stackAttached(ctx context.Context) (m *os.File, err error) {
 			return nil, fmt.Errorf("renew work folder: %w", err)
 		}
 	}
+
 	err = inPrivateNamespace(func() error {
 		layers, err := os.Open(o.Layers.Name())
 		if err != nil {
 			return err
 		}
 		defer layers.Close()
+
 		mapped, err := cloneMapped(layers, o.UserNS)
 		if err != nil {
 			return err
 		}
 		defer mapped.Close()
+
 		const here = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
 		if err := unix.MoveMount(int(mapped.Fd()), "", int(layers.Fd()), "", here); err != nil {
 			return fmt.Errorf("attach layers: %w", err)
 		}
+
 		var upper *os.File
 		if o.Upper != nil {
 			if upper, err = os.Open(o.Upper.Name()); err != nil {
@@ -85,12 +91,14 @@ func (o Overlay) stackAttached(ctx context.Context) (m *os.File, err error) {
 			}
 			defer upper.Close()
 		}
+
 		m, err = o.stack(mapped, upper)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay in a namespace of its own: %w", err)
 	}
+
 	return m, nil
 }
 
@@ -100,11 +108,13 @@ func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay: fsopen: %w", err)
 	}
+
 	fs := os.NewFile(uintptr(fd), "overlay")
 	defer fs.Close()
 	if err := o.configure(fd, layers, upper); err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
 	}
+
 	if err := unix.FsconfigCreate(fd); err != nil {
 		return nil, fmt.Errorf("mount overlay: create: %w%s", err, contextLog(fs))
 	}
@@ -112,6 +122,7 @@ func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay: fsmount: %w", err)
 	}
+
 	return os.NewFile(uintptr(m), "overlay"), nil
 }
 
@@ -124,15 +135,18 @@ func (o Overlay) configure(fs int, layers, upper *os.File) error {
 	if err := setLower(fs, layers, lower); err != nil {
 		return err
 	}
+
 	// Hard links need no index: layers are never shared by two uppers' work.
 	if err := unix.FsconfigSetString(fs, "index", "off"); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("index: %w", err)
 	}
+
 	if o.Label != "" {
 		if err := unix.FsconfigSetString(fs, "context", o.Label); err != nil {
 			return fmt.Errorf("label: %w", err)
 		}
 	}
+
 	if upper == nil {
 		return nil
 	}
@@ -142,6 +156,7 @@ func (o Overlay) configure(fs int, layers, upper *os.File) error {
 			return fmt.Errorf("%s: %w", opt[0], err)
 		}
 	}
+
 	// What a container wrote is void after a power cut. Without this option
 	// the end of every container would sync the whole disk.
 	if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -179,6 +194,7 @@ func setLowerString(fs int, layers *os.File, lower []string) error {
 		defer f.Close()
 		numbers = append(numbers, strconv.Itoa(int(f.Fd())))
 	}
+
 	option := strings.Join(numbers, ":")
 	if len(option) > maxOption {
 		return fmt.Errorf("%w: %d layers before Linux 6.5", ErrUnsupported, len(lower))
@@ -201,6 +217,7 @@ func cloneMapped(dir, userns *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("clone layers: %w", err)
 	}
+
 	f := os.NewFile(uintptr(fd), "layers")
 	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
 		Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd()),
@@ -212,6 +229,7 @@ func cloneMapped(dir, userns *os.File) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("map the owners of layers: %w", err)
 	}
+
 	return f, nil
 }
 
@@ -244,10 +262,12 @@ func cloneSubPath(mount *os.File, path string) (*os.File, error) {
 		return nil, fmt.Errorf("%w: %w", ErrSubPath, err)
 	}
 	defer at.Close()
+
 	var st unix.Stat_t
 	if err := unix.Fstat(int(at.Fd()), &st); err != nil {
 		return nil, err
 	}
+
 	if t := st.Mode & unix.S_IFMT; t != unix.S_IFDIR && t != unix.S_IFREG {
 		return nil, fmt.Errorf("%w: %s is neither a folder nor a regular file", ErrSubPath, path)
 	}
@@ -255,6 +275,7 @@ func cloneSubPath(mount *os.File, path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("clone %s: %w", path, err)
 	}
+
 	return os.NewFile(uintptr(fd), path), nil
 }
 

@@ -28,6 +28,7 @@ func stacked(t *testing.T) Overlay {
 		if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
 			t.Fatal(err)
 		}
+
 		if filepath.Base(path) == ".keep" {
 			continue
 		}
@@ -35,6 +36,7 @@ func stacked(t *testing.T) Overlay {
 			t.Fatal(err)
 		}
 	}
+
 	o := Overlay{Lower: []string{"high/fs", "low/fs"}, Empty: "empty/fs"}
 	for _, f := range []struct {
 		to   **os.File
@@ -47,6 +49,7 @@ func stacked(t *testing.T) Overlay {
 		t.Cleanup(func() { dir.Close() })
 		*f.to = dir
 	}
+
 	return o
 }
 
@@ -62,6 +65,7 @@ func userNamespace(t *testing.T, first int) *os.File {
 		cmd.Process.Kill()
 		cmd.Wait() // killed
 	}()
+
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -80,6 +84,7 @@ func TestOlderKernels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Run("layers as one string", func(t *testing.T) {
 		o := stacked(t)
 		fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
@@ -87,21 +92,25 @@ func TestOlderKernels(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer unix.Close(fd)
+
 		if err := setLowerString(fd, o.Layers, o.Lower); err != nil {
 			t.Fatal(err)
 		}
 		if err := unix.FsconfigCreate(fd); err != nil {
 			t.Fatal(err)
 		}
+
 		m, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		mount := os.NewFile(uintptr(m), "overlay")
 		defer mount.Close()
 		if data, err := os.ReadFile(in(mount, "a")); err != nil || string(data) != "high" {
 			t.Errorf("file is %q, %v", data, err)
 		}
+
 		many := make([]string, 300)
 		for i := range many {
 			many[i] = "low/fs"
@@ -110,6 +119,7 @@ func TestOlderKernels(t *testing.T) {
 			t.Errorf("many layers: %v, want %v", err, ErrUnsupported)
 		}
 	})
+
 	t.Run("id-mapped layers in a namespace", func(t *testing.T) {
 		o := stacked(t)
 		// What the refused attempt leaves behind.
@@ -119,16 +129,19 @@ func TestOlderKernels(t *testing.T) {
 		}
 		refused.Close()
 		o.UserNS = userNamespace(t, 100_000)
+
 		for _, upper := range []*os.File{o.Upper, nil} {
 			o.Upper = upper
 			m, err := o.stackAttached(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var st unix.Stat_t
 			if err := unix.Stat(in(m, "a"), &st); err != nil || st.Uid != 100_000 {
 				t.Errorf("file belongs to %d, %v", st.Uid, err)
 			}
+
 			err = os.WriteFile(in(m, "new"), nil, 0o600)
 			if writable := err == nil; writable != (upper != nil) {
 				t.Errorf("write: %v", err)
@@ -136,6 +149,7 @@ func TestOlderKernels(t *testing.T) {
 			m.Close()
 		}
 	})
+
 	t.Run("path in an attached mount", func(t *testing.T) {
 		o := stacked(t)
 		m, err := o.Mount(t.Context())
@@ -143,15 +157,18 @@ func TestOlderKernels(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer m.Close()
+
 		sub, err := subPathAttached(m, "d")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer sub.Close()
+
 		if data, err := os.ReadFile(in(sub, "b")); err != nil || string(data) != "b" {
 			t.Errorf("file is %q, %v", data, err)
 		}
 	})
+
 	if after, _ := os.ReadFile("/proc/self/mountinfo"); string(after) != string(before) {
 		t.Error("the mount table changed")
 	}
@@ -163,6 +180,7 @@ func TestOnThread(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for range 50 {
 		err := onThread(unix.CLONE_NEWNS|unix.CLONE_FS, func() error {
 			got, err := os.Readlink("/proc/thread-self/ns/mnt")
@@ -174,6 +192,7 @@ func TestOnThread(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if got, _ := os.Readlink("/proc/self/ns/mnt"); got != want {
 			t.Fatal("the main thread has changed its namespace")
 		}
@@ -191,6 +210,7 @@ func TestCVE_2021_25741(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if err := os.Symlink(canary, volume+"/b"); err != nil {
 		t.Fatal(err)
 	}
@@ -198,6 +218,7 @@ func TestCVE_2021_25741(t *testing.T) {
 	if err := unix.Stat(volume+"/a/sub", &want); err != nil {
 		t.Fatal(err)
 	}
+
 	subPath := func() (*os.File, error) {
 		// A mount of its own each time: before Linux 6.15 it is used up.
 		fd, err := unix.OpenTree(unix.AT_FDCWD, volume, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -219,6 +240,7 @@ func TestCVE_2021_25741(t *testing.T) {
 			}
 			continue
 		}
+
 		var got unix.Stat_t
 		if err := unix.Fstat(int(f.Fd()), &got); err != nil || got.Ino != want.Ino || got.Dev != want.Dev {
 			t.Fatalf("the sub path is inode %d of %d, %v; want %d of %d", got.Ino, got.Dev, err, want.Ino, want.Dev)

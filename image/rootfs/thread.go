@@ -20,6 +20,7 @@ func onThread(flags int, f func() error) error {
 			done <- err
 			return
 		}
+
 		// Never unlocked: the thread ends with the goroutine.
 		if err := unix.Unshare(flags); err != nil {
 			done <- fmt.Errorf("unshare: %w", err)
@@ -27,6 +28,7 @@ func onThread(flags int, f func() error) error {
 		}
 		done <- f()
 	}()
+
 	return <-done
 }
 

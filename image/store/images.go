@@ -75,6 +75,7 @@ func (s *Store) Images() ([]Image, error) {
 		aside := path + ".bad-" + time.Now().UTC().Format("20060102T150405")
 		err = errors.Join(fmt.Errorf("%w (moved to %s)", err, aside), os.Rename(path, aside))
 	}
+
 	// The other one is not missed when it is unreadable, and alone it may be old.
 	recent, rerr := readImages(filepath.Join(s.root, recentFile))
 	if rerr == nil && recent.Serial > rec.Serial {
@@ -82,6 +83,7 @@ func (s *Store) Images() ([]Image, error) {
 	} else {
 		s.serial = rec.Serial
 	}
+
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +99,7 @@ func readImages(path string) (imagesRecord, error) {
 	if err != nil {
 		return rec, fmt.Errorf("read images: %w", err)
 	}
+
 	err = json.Unmarshal(data, &rec)
 	if err == nil && rec.Version != imagesVersion {
 		err = fmt.Errorf("version %d", rec.Version)
@@ -104,6 +107,7 @@ func readImages(path string) (imagesRecord, error) {
 	if err != nil {
 		return imagesRecord{}, fmt.Errorf("%w: %w", ErrRecord, err)
 	}
+
 	return rec, nil
 }
 
@@ -134,6 +138,7 @@ func (s *Store) writeIndex(images []Image) error {
 		MediaType: ocispec.MediaTypeImageIndex,
 		Manifests: []ocispec.Descriptor{},
 	}
+
 	for _, im := range images {
 		for _, t := range im.Targets {
 			tagged := false
@@ -145,15 +150,18 @@ func (s *Store) writeIndex(images []Image) error {
 					tagged = true
 				}
 			}
+
 			if !tagged {
 				index.Manifests = append(index.Manifests, t.Root)
 			}
 		}
 	}
+
 	data, err := json.Marshal(index)
 	if err != nil {
 		return fmt.Errorf("write index: %w", err)
 	}
+
 	if err := durable.ReplaceFile(filepath.Join(s.root, ocispec.ImageIndexFile), data, filePerm); err != nil {
 		return fmt.Errorf("write index: %w", err)
 	}

@@ -48,6 +48,7 @@ func (s *Store) scanParts() error {
 	if err != nil {
 		return err
 	}
+
 	for _, e := range entries {
 		algorithm, hex, _ := strings.Cut(e.Name(), "-")
 		d := digest.NewDigestFromEncoded(digest.Algorithm(algorithm), hex)
@@ -55,6 +56,7 @@ func (s *Store) scanParts() error {
 		if err := unix.Lstat(filepath.Join(s.root, partsDir, e.Name()), &st); err != nil {
 			return err
 		}
+
 		if d.Validate() != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size < minPart {
 			aside, err := os.MkdirTemp(s.TempDir(), "part-*")
 			if err != nil {
@@ -67,6 +69,7 @@ func (s *Store) scanParts() error {
 		}
 		s.addPart(d, &st)
 	}
+
 	return nil
 }
 
@@ -92,6 +95,7 @@ func (s *Store) Resume(desc ocispec.Descriptor) (*Writer, error) {
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("write blob: %w", err)
 	}
+
 	s.mu.Lock()
 	taken := s.writing[desc.Digest]
 	if !taken {
@@ -102,13 +106,16 @@ func (s *Store) Resume(desc ocispec.Descriptor) (*Writer, error) {
 	if taken {
 		return s.Create(desc)
 	}
+
 	w := &Writer{store: s, check: newChecker(desc), part: true}
 	if w.openPart() == nil {
 		return w, nil
 	}
+
 	s.mu.Lock()
 	delete(s.writing, desc.Digest)
 	s.mu.Unlock()
+
 	// A part that the disk does not give back is no reason to do without the blob.
 	return s.Create(desc)
 }
@@ -188,6 +195,7 @@ func (s *Store) Demote(d digest.Digest) (string, error) {
 		return s.Detach(d)
 	}
 	defer s.mu.Unlock()
+
 	var st unix.Stat_t
 	err := unix.Lstat(s.path(d), &st)
 	if err == nil {
@@ -196,6 +204,7 @@ func (s *Store) Demote(d digest.Digest) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("keep blob as a part: %w", err)
 	}
+
 	delete(s.blobs, d)
 	s.usage = s.usage.sub(Usage{b.disk, 1})
 	s.addPart(d, &st)
@@ -222,12 +231,14 @@ func (s *Store) TrimParts(now time.Time) ([]string, error) {
 	if len(s.parts) == 0 {
 		return nil, nil
 	}
+
 	var list []digest.Digest
 	var total uint64
 	for d, p := range s.parts {
 		list = append(list, d)
 		total += p.disk
 	}
+
 	slices.SortFunc(list, func(a, b digest.Digest) int {
 		return cmp.Or(s.parts[a].grown.Compare(s.parts[b].grown), cmp.Compare(a, b))
 	})
@@ -235,6 +246,7 @@ func (s *Store) TrimParts(now time.Time) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	return s.detachParts(slices.DeleteFunc(list, func(d digest.Digest) bool {
 		p := s.parts[d]
 		// A clock that was put back makes no part immortal.

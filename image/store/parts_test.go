@@ -52,23 +52,28 @@ func TestResume(t *testing.T) {
 	leave(t, s, "a", 2<<20)
 	leave(t, s, "b", minPart-1) // not worth it
 	wantParts(t, s, 1)
+
 	for range 2 {
 		s = openStore(t, root)
 		wantParts(t, s, 1)
 	}
+
 	desc, data := content("a")
 	w, err := s.Resume(desc)
 	if err != nil || w.Kept() != 2<<20 {
 		t.Fatalf("%d bytes kept, %v", w.Kept(), err)
 	}
+
 	if n, _ := s.Parts(); n != 0 {
 		t.Error("a part counts while it is written")
 	}
+
 	// Whoever comes second has a file of its own.
 	second, err := s.Resume(desc)
 	if err != nil || second.Kept() != 0 {
 		t.Fatalf("%d bytes kept for two, %v", second.Kept(), err)
 	}
+
 	if _, err := second.Write(data); err != nil {
 		t.Fatal(err)
 	}
@@ -76,16 +81,19 @@ func TestResume(t *testing.T) {
 	if _, err := io.Copy(io.Discard, kept{w}); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := w.Write(data[2<<20:]); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(w.Finish(), w.Publish()); err != nil {
 		t.Fatal(err)
 	}
+
 	w.Keep()
 	if got, err := s.ReadAll(desc, desc.Size); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
+
 	if n, _ := s.Parts(); n != 0 || !s.Has(desc) {
 		t.Errorf("%d parts beside the blob", n)
 	}
@@ -106,17 +114,20 @@ func TestResumeWrong(t *testing.T) {
 	if err := os.WriteFile(s.partPath(d), bytes.Repeat([]byte("x"), 2<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	desc, data := content("a")
 	w, err := s.Resume(desc)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := io.Copy(io.Discard, kept{w}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.Write(data[2<<20:]); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := w.Finish(); !errors.Is(err, ErrMismatch) {
 		t.Errorf("error %v, want %v", err, ErrMismatch)
 	}
@@ -147,16 +158,19 @@ func TestTrimParts(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+
 			s = openStore(t, root)
 			gone, err := s.TrimParts(now.Add(c.late))
 			if err != nil || len(gone) != len(c.ages)-len(c.left) {
 				t.Errorf("gone %q, %v", gone, err)
 			}
+
 			for _, name := range gone {
 				if _, err := os.Stat(filepath.Join(s.TempDir(), name)); err != nil {
 					t.Error(err)
 				}
 			}
+
 			wantParts(t, s, len(c.left))
 			for _, letter := range c.left {
 				desc, _ := content(letter)
@@ -188,16 +202,19 @@ func TestDemote(t *testing.T) {
 	if err := errors.Join(put(t, s, desc, string(data)), put(t, s, small, "some content")); err != nil {
 		t.Fatal(err)
 	}
+
 	for d, gone := range map[digest.Digest]bool{desc.Digest: false, small.Digest: true, digest.FromString("not here"): false} {
 		if name, err := s.Demote(d); err != nil || (name != "") != gone {
 			t.Errorf("%s: %q, %v", d, name, err)
 		}
 	}
+
 	wantParts(t, s, 1)
 	w, err := s.Resume(desc)
 	if err != nil || w.Kept() != desc.Size || s.Has(desc) {
 		t.Fatalf("%d bytes kept, %v", w.Kept(), err)
 	}
+
 	if _, err := io.Copy(io.Discard, kept{w}); err != nil {
 		t.Fatal(err)
 	}

@@ -73,10 +73,12 @@ func Open(root string) (*Store, error) {
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
 	}
+
 	dir, err := os.Open(root)
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
+
 	s.dir = dir
 	if err := s.prepare(); err != nil {
 		return nil, fmt.Errorf("open image store: %w", errors.Join(err, dir.Close()))
@@ -121,11 +123,13 @@ func (s *Store) scan() error {
 		if err != nil {
 			return err
 		}
+
 		for _, e := range entries {
 			d := digest.NewDigestFromEncoded(algorithm, e.Name())
 			if d.Validate() != nil {
 				continue
 			}
+
 			var st unix.Stat_t
 			if err := unix.Lstat(s.path(d), &st); err != nil {
 				return err
@@ -260,16 +264,19 @@ func (s *Store) Check(ctx context.Context, d digest.Digest) (size int64, err err
 	if !ok {
 		return 0, fmt.Errorf("%w: %s", ErrNotFound, d)
 	}
+
 	r, err := s.Reader(ocispec.Descriptor{Digest: d, Size: b.size})
 	if err != nil {
 		return 0, err
 	}
 	defer r.Close()
+
 	if f, ok := r.(*verifiedFile); ok {
 		forget := func() { _ = unix.Fadvise(int(f.f.Fd()), 0, 0, unix.FADV_DONTNEED) } // advice
 		forget()
 		defer forget()
 	}
+
 	err = ReadToEnd(ctx, r)
 	if ctx.Err() != nil {
 		return 0, err
@@ -299,12 +306,14 @@ func (s *Store) Detach(d digest.Digest) (string, error) {
 	if err := d.Validate(); err != nil {
 		return "", fmt.Errorf("remove blob: %w", err)
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name, err := s.setAside(s.path(d), d.Encoded())
 	if err != nil {
 		return "", fmt.Errorf("remove blob: %w", err)
 	}
+
 	if b, ok := s.blobs[d]; ok {
 		delete(s.blobs, d)
 		s.usage = s.usage.sub(Usage{b.disk, 1})

@@ -34,12 +34,14 @@ func put(t *testing.T, s *Store, desc ocispec.Descriptor, data string) error {
 		return err
 	}
 	defer w.Discard()
+
 	if _, err := io.WriteString(w, data); err != nil {
 		return err
 	}
 	if err := w.Finish(); err != nil {
 		return err
 	}
+
 	if s.Has(desc) {
 		t.Error("the blob is there before it is published")
 	}
@@ -57,11 +59,13 @@ func TestBlobs(t *testing.T) {
 	if err := put(t, s, desc, data); err != nil {
 		t.Fatal(err)
 	}
+
 	long := desc
 	long.Digest = digest.SHA512.FromString(data)
 	if err := put(t, s, long, data); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, again := range []*Store{s, openStore(t, root)} {
 		for _, d := range []ocispec.Descriptor{desc, long} {
 			got, err := again.ReadAll(d, 100)
@@ -73,6 +77,7 @@ func TestBlobs(t *testing.T) {
 			t.Errorf("usage %+v", u)
 		}
 	}
+
 	if _, err := s.ReadAll(desc, 3); !errors.Is(err, ErrMismatch) {
 		t.Errorf("over the limit: %v, want %v", err, ErrMismatch)
 	}
@@ -83,6 +88,7 @@ func TestBlobs(t *testing.T) {
 			}
 		}
 	}
+
 	if u := s.Usage(); u != (Usage{}) {
 		t.Errorf("usage after removal %+v", u)
 	}
@@ -99,6 +105,7 @@ func TestWrongContentIsNotPublished(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, ErrMismatch)
 		}
 	}
+
 	for _, d := range []digest.Digest{"", "sha256:../../../x", "sha256:abc", "md5:00", digest.Digest("sha256:" + strings.Repeat("A", 64))} {
 		if _, err := s.Create(ocispec.Descriptor{Digest: d}); err == nil {
 			t.Errorf("digest %q was accepted", d)
@@ -106,10 +113,12 @@ func TestWrongContentIsNotPublished(t *testing.T) {
 		if _, err := s.Reader(ocispec.Descriptor{Digest: d}); !errors.Is(err, ErrMismatch) {
 			t.Errorf("read %q: %v", d, err)
 		}
+
 		if _, err := s.Detach(d); err == nil {
 			t.Errorf("detach %q: no error", d)
 		}
 	}
+
 	if left, err := os.ReadDir(s.TempDir()); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
@@ -126,6 +135,7 @@ func TestSpoiltBlobIsNoticed(t *testing.T) {
 		if err := os.WriteFile(s.path(desc.Digest), []byte(spoilt), 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		if _, err := s.ReadAll(desc, 100); !errors.Is(err, ErrMismatch) {
 			t.Errorf("%q: %v, want %v", spoilt, err, ErrMismatch)
 		}
@@ -141,6 +151,7 @@ func TestImages(t *testing.T) {
 	if list, err := s.Images(); err != nil || len(list) != 0 {
 		t.Errorf("new store: %v, %v", list, err)
 	}
+
 	m := describe("manifest")
 	want := []Image{{
 		ID: digest.FromString("config"), Tags: map[string]digest.Digest{"h.io/a:1": m.Digest, "h.io/a:2": m.Digest},
@@ -149,10 +160,12 @@ func TestImages(t *testing.T) {
 	if err := s.SetImages(want, true); err != nil {
 		t.Fatal(err)
 	}
+
 	got, err := openStore(t, root).Images()
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("images %+v, %v", got, err)
 	}
+
 	var index ocispec.Index
 	data, err := os.ReadFile(filepath.Join(root, "index.json"))
 	if err == nil {
@@ -161,6 +174,7 @@ func TestImages(t *testing.T) {
 	if err != nil || len(index.Manifests) != 2 || index.Manifests[0].Annotations[ocispec.AnnotationRefName] != "h.io/a:1" {
 		t.Errorf("index %s, %v", data, err)
 	}
+
 	for _, bad := range []string{"", "{", `{"version":99}`, `[]`} {
 		if err := os.WriteFile(filepath.Join(root, imagesFile), []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
@@ -168,6 +182,7 @@ func TestImages(t *testing.T) {
 		if list, err := s.Images(); !errors.Is(err, ErrRecord) || len(list) != 0 {
 			t.Errorf("%q: %v, %v", bad, list, err)
 		}
+
 		if list, err := s.Images(); err != nil || len(list) != 0 {
 			t.Errorf("after %q was moved aside: %v, %v", bad, list, err)
 		}
@@ -181,6 +196,7 @@ func TestRecentImages(t *testing.T) {
 	image := func(name string) []Image {
 		return []Image{{ID: digest.FromString(name), Targets: []Target{}}}
 	}
+
 	check := func(when, want string) {
 		t.Helper()
 		got, err := openStore(t, root).Images()
@@ -188,6 +204,7 @@ func TestRecentImages(t *testing.T) {
 			t.Errorf("%s: %+v, %v, want image %s", when, got, err, want)
 		}
 	}
+
 	for _, step := range []struct {
 		name    string
 		durably bool
@@ -197,15 +214,18 @@ func TestRecentImages(t *testing.T) {
 		}
 		check("after a change", step.name)
 	}
+
 	if err := os.Truncate(filepath.Join(root, recentFile), 20); err != nil {
 		t.Fatal(err)
 	}
 	check("after a power cut", "b")
+
 	// Changes go on where the record left off.
 	s = openStore(t, root)
 	if _, err := s.Images(); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := s.SetImages(image("e"), false); err != nil {
 		t.Fatal(err)
 	}
@@ -220,16 +240,19 @@ func TestDoubt(t *testing.T) {
 	if err := put(t, s, desc, "content"); err != nil {
 		t.Fatal(err)
 	}
+
 	s.Doubt(desc.Digest, true)
 	if s.Has(desc) || !s.Doubtful(desc.Digest) {
 		t.Error("a blob in doubt counts")
 	}
+
 	if err := s.Verify(t.Context(), desc); err != nil {
 		t.Error(err)
 	}
 	if err := put(t, s, desc, "content"); err != nil || !s.Has(desc) {
 		t.Errorf("written anew: %v, here: %v", err, s.Has(desc))
 	}
+
 	if err := os.WriteFile(s.path(desc.Digest), []byte("c0ntent"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -93,6 +93,7 @@ func (w *Writer) Publish() error {
 	if err := unix.Fstat(int(w.f.Fd()), &st); err != nil {
 		return fmt.Errorf("publish blob %s: %w", d, err)
 	}
+
 	w.store.mu.Lock()
 	defer w.store.mu.Unlock()
 	if d.Algorithm() != digest.SHA256 {
@@ -100,11 +101,13 @@ func (w *Writer) Publish() error {
 			return fmt.Errorf("publish blob %s: %w", d, err)
 		}
 	}
+
 	if err := os.Rename(w.f.Name(), w.store.path(d)); err != nil {
 		return fmt.Errorf("publish blob %s: %w", d, err)
 	}
 	w.done = true
 	w.store.add(d, &st)
+
 	if w.part {
 		delete(w.store.writing, d)
 	}
@@ -118,10 +121,12 @@ func (w *Writer) Discard() {
 	}
 	w.done = true
 	w.f.Close()
+
 	err := os.Remove(w.f.Name()) // swept at the next start
 	if !w.part {
 		return
 	}
+
 	w.store.mu.Lock()
 	defer w.store.mu.Unlock()
 	delete(w.store.writing, w.check.desc.Digest)

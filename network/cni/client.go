@@ -56,10 +56,12 @@ func NewClient(binDirs []string, cacheDir, ifName string) (*Client, error) {
 		records:  records{filepath.Join(cacheDir, "attachments")},
 		runner:   &runner{grace: killGrace, run: runGroup},
 	}
+
 	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
 	if err := os.MkdirAll(c.records.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make attachment folder: %w", err)
 	}
+
 	if err := durable.RemoveTemps(c.records.dir); err != nil {
 		return nil, fmt.Errorf("sweep attachment folder: %w", err)
 	}
@@ -95,6 +97,7 @@ func (c *Client) add(ctx context.Context, conf *Config, rt *libcni.RuntimeConf) 
 		return nil, err
 	}
 	defer lock.Close()
+
 	ctx, cancel := context.WithTimeout(ctx, addTimeout)
 	defer cancel()
 	runner := &runner{grace: c.runner.grace, lock: lock, run: c.runner.run}
@@ -102,6 +105,7 @@ func (c *Client) add(ctx context.Context, conf *Config, rt *libcni.RuntimeConf) 
 	if err != nil {
 		return nil, concise(err)
 	}
+
 	result, err := types100.GetResult(answer)
 	if err != nil {
 		return nil, fmt.Errorf("read result: %w", err)
@@ -118,6 +122,7 @@ func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 	if err != nil {
 		return err
 	}
+
 	var list *libcni.NetworkConfigList
 	if rec != nil {
 		if list, err = libcni.NetworkConfFromBytes(rec.Config); err != nil {
@@ -137,6 +142,7 @@ func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 			return err
 		}
 	}
+
 	var errs []error
 	for _, plugin := range slices.Backward(list.Plugins) {
 		if err := c.delOne(ctx, list, plugin, prev, rt); err != nil {
@@ -146,6 +152,7 @@ func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
+
 	return c.forget(ctx, list, rt)
 }
 
@@ -159,6 +166,7 @@ func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf
 			known = nil
 		}
 	}()
+
 	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err != nil || !ok {
 		return nil
 	}
@@ -166,6 +174,7 @@ func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf
 	if err != nil {
 		return nil
 	}
+
 	return result
 }
 
@@ -177,16 +186,19 @@ func (c *Client) delOne(ctx context.Context, list *libcni.NetworkConfigList, plu
 	if err != nil {
 		return err
 	}
+
 	add := map[string]any{"name": list.Name, "cniVersion": list.CNIVersion}
 	if prev != nil {
 		add["prevResult"] = prev
 	}
+
 	declared := map[string]any{}
 	for capability, args := range rt.CapabilityArgs {
 		if plugin.Network.Capabilities[capability] {
 			declared[capability] = args
 		}
 	}
+
 	if len(declared) > 0 {
 		add["runtimeConfig"] = declared
 	}
@@ -194,6 +206,7 @@ func (c *Client) delOne(ctx context.Context, list *libcni.NetworkConfigList, plu
 	if err != nil {
 		return fmt.Errorf("plugin %s: configure: %w", plugin.Network.Type, err)
 	}
+
 	return invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, &invoke.Args{
 		Command: "DEL", ContainerID: rt.ContainerID, NetNS: rt.NetNS, PluginArgs: rt.Args,
 		IfName: rt.IfName, Path: strings.Join(c.binDirs, string(os.PathListSeparator)),
@@ -215,10 +228,12 @@ func (c *Client) Check(ctx context.Context, id string) error {
 	if err != nil || rec == nil {
 		return err
 	}
+
 	list, err := libcni.NetworkConfFromBytes(rec.Config)
 	if err != nil {
 		return fmt.Errorf("read configuration of attachment: %w", err)
 	}
+
 	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err != nil || !ok {
 		return err
 	}

@@ -91,6 +91,7 @@ func TestAddAndDelCallEveryPlugin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if len(result.IPs) != 2 || result.IPs[0].Address.String() != "10.1.2.3/24" {
 		t.Errorf("result is %+v", result)
 	}
@@ -98,6 +99,7 @@ func TestAddAndDelCallEveryPlugin(t *testing.T) {
 	if err := w.client.Del(t.Context(), w.conf, pod); err != nil {
 		t.Fatal(err)
 	}
+
 	dels := w.Calls()
 	w.forgotten(t)
 
@@ -105,19 +107,23 @@ func TestAddAndDelCallEveryPlugin(t *testing.T) {
 		t.Fatalf("%d calls to add, %d to delete", len(adds), len(dels))
 	}
 	slices.Reverse(dels)
+
 	for i, name := range []string{"one", "two", "three"} {
 		add, del := adds[i], dels[i]
 		if add.Plugin != name || del.Plugin != name {
 			t.Errorf("call %d to %s and %s, not %s", i, add.Plugin, del.Plugin, name)
 		}
+
 		want := map[string]string{
 			"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "pod1", "CNI_NETNS": "/some/netns", "CNI_IFNAME": "eth0",
 			"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=web", "CNI_PATH": w.Dir,
 		}
+
 		if !reflect.DeepEqual(add.Env, want) {
 			t.Errorf("%s ADD with %v", name, add.Env)
 		}
 		want["CNI_COMMAND"] = "DEL"
+
 		if !reflect.DeepEqual(del.Env, want) {
 			t.Errorf("%s DEL with %v", name, del.Env)
 		}
@@ -130,6 +136,7 @@ func TestAddAndDelCallEveryPlugin(t *testing.T) {
 		if del.Conf["prevResult"] == nil {
 			t.Errorf("%s DEL without the result of the ADD", name)
 		}
+
 		for _, conf := range []map[string]any{add.Conf, del.Conf} {
 			if conf["name"] != "net" || conf["cniVersion"] != "1.1.0" {
 				t.Errorf("%s called with %v", name, conf)
@@ -169,16 +176,19 @@ func TestAddMissingPluginIsTakenBack(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "plugin two") {
 		t.Fatalf("got %v", err)
 	}
+
 	want := []string{"one ADD", "three DEL", "one DEL"}
 	if got := w.Summary(); !slices.Equal(got, want) {
 		t.Errorf("called %v", got)
 	}
+
 	// DEL of the missing plugin is still owed.
 	w.Install("two")
 	w.restart(t)
 	if err := w.client.Del(t.Context(), nil, pod); err != nil {
 		t.Fatal(err)
 	}
+
 	want = []string{"three DEL", "two DEL", "one DEL"}
 	if got := w.Summary(); !slices.Equal(got, want) {
 		t.Errorf("called %v", got)
@@ -197,6 +207,7 @@ func hangAndCancel(t *testing.T, w *world, afterwards func()) ([]string, error) 
 		_, err := w.client.Add(ctx, w.conf, pod)
 		added <- err
 	}()
+
 	var called []string
 	for len(called) < 2 {
 		time.Sleep(time.Millisecond)
@@ -205,6 +216,7 @@ func hangAndCancel(t *testing.T, w *world, afterwards func()) ([]string, error) 
 	cancel()
 	afterwards()
 	err := <-added
+
 	return append(called, w.Summary()...), err
 }
 
@@ -239,10 +251,12 @@ func TestDelWaitsForAnOrphanedAdd(t *testing.T) {
 	if err := w.client.records.save(&record{Version: recordVersion, ID: "pod1", IfName: "eth0", Config: w.conf.Bytes()}); err != nil {
 		t.Fatal(err)
 	}
+
 	lock, err := w.client.records.lock("pod1")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	orphan := exec.CommandContext(t.Context(), "sleep", "1000")
 	orphan.ExtraFiles = []*os.File{lock}
 	if err := orphan.Start(); err != nil {
@@ -258,6 +272,7 @@ func TestDelWaitsForAnOrphanedAdd(t *testing.T) {
 		t.Errorf("DEL did not wait: %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
+
 	orphan.Process.Kill()
 	orphan.Wait()
 	if err := <-deleted; err != nil {
@@ -268,11 +283,13 @@ func TestDelWaitsForAnOrphanedAdd(t *testing.T) {
 	if err := w.client.records.save(&record{Version: recordVersion, ID: "pod1", IfName: "eth0", Config: w.conf.Bytes()}); err != nil {
 		t.Fatal(err)
 	}
+
 	lock, err = w.client.records.lock("pod1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer lock.Close()
+
 	w.client.runner.grace = 10 * time.Millisecond
 	if err := w.client.Del(t.Context(), w.conf, pod); err != nil {
 		t.Error(err)
@@ -299,10 +316,12 @@ func TestDelGoesOnPastFailures(t *testing.T) {
 	w.Calls()
 	w.Fail("three", "DEL", 7, "cannot")
 	w.Remove("two")
+
 	err := w.client.Del(t.Context(), w.conf, pod)
 	if err == nil || !strings.Contains(err.Error(), "plugin three: DEL: cannot (code 7)") || !strings.Contains(err.Error(), "plugin two") {
 		t.Errorf("got %v", err)
 	}
+
 	if got := w.Summary(); !slices.Equal(got, []string{"three DEL", "one DEL"}) {
 		t.Errorf("called %v", got)
 	}
@@ -313,10 +332,12 @@ func TestDelGoesOnPastFailures(t *testing.T) {
 	if err := w.client.Del(t.Context(), w.conf, pod); err != nil {
 		t.Fatal(err)
 	}
+
 	calls := w.Calls()
 	if len(calls) != 3 {
 		t.Fatalf("called %v", calls)
 	}
+
 	for _, call := range calls {
 		if call.Conf["prevResult"] == nil {
 			t.Errorf("%s got no previous result when asked again", call.Plugin)
@@ -336,10 +357,12 @@ func TestDelUsesTheConfigurationOfAdd(t *testing.T) {
 			if err := w.client.Del(t.Context(), current, Attachment{ID: pod.ID}); err != nil {
 				t.Fatal(err)
 			}
+
 			calls := w.Calls()
 			if len(calls) != 3 {
 				t.Fatalf("called %v", calls)
 			}
+
 			for _, call := range calls {
 				if call.Conf["name"] != "net" || call.Env["CNI_NETNS"] != "" || call.Env["CNI_ARGS"] != "IgnoreUnknown=1;K8S_POD_NAME=web" {
 					t.Errorf("%s called with %v and %v", call.Plugin, call.Conf, call.Env)
@@ -358,9 +381,11 @@ func TestDelWithoutMemory(t *testing.T) {
 	if err := w.client.Del(t.Context(), nil, pod); err != nil {
 		t.Errorf("without any configuration: %v", err)
 	}
+
 	if got := w.Summary(); got != nil {
 		t.Errorf("called %v", got)
 	}
+
 	// What a power cut may leave of a record.
 	write(t, filepath.Join(w.cache, "attachments", "pod1.json"), "")
 	for range 2 {
@@ -371,6 +396,7 @@ func TestDelWithoutMemory(t *testing.T) {
 		if len(calls) != 3 {
 			t.Fatalf("called %v", calls)
 		}
+
 		for _, call := range calls {
 			if call.Conf["prevResult"] != nil || call.Env["CNI_CONTAINERID"] != "pod1" {
 				t.Errorf("%s called with %v and %v", call.Plugin, call.Conf, call.Env)
@@ -400,20 +426,24 @@ func TestStatus(t *testing.T) {
 	if err := w.client.Status(t.Context(), w.conf); err != nil {
 		t.Errorf("healthy: %v", err)
 	}
+
 	w.Fail("two", "STATUS", 50, "no uplink")
 	err := w.client.Status(t.Context(), w.conf)
 	if err == nil || err.Error() != "plugin two: STATUS: no uplink (code 50)" {
 		t.Errorf("got %v", err)
 	}
+
 	w.Remove("two")
 	if err := w.client.Status(t.Context(), w.conf); err == nil || !strings.Contains(err.Error(), "plugin two") {
 		t.Errorf("missing plugin: %v", err)
 	}
+
 	w.Calls()
 	old := config(t, strings.Replace(strings.Replace(chain, "1.1.0", "1.0.0", 1), `"two"`, `"three"`, 1))
 	if err := w.client.Status(t.Context(), old); err != nil {
 		t.Error(err)
 	}
+
 	if got := w.Summary(); got != nil {
 		t.Errorf("called %v for a version without STATUS", got)
 	}
@@ -424,6 +454,7 @@ func TestCheck(t *testing.T) {
 	if err := w.client.Check(t.Context(), "pod1"); err != nil {
 		t.Errorf("unknown pod: %v", err)
 	}
+
 	w.add(t)
 	w.Calls()
 	w.Fail("two", "CHECK", 100, "address is gone")
@@ -431,6 +462,7 @@ func TestCheck(t *testing.T) {
 	if err == nil || err.Error() != "plugin two: CHECK: address is gone (code 100)" {
 		t.Errorf("got %v", err)
 	}
+
 	if got := w.Summary(); !slices.Equal(got, []string{"one CHECK", "two CHECK"}) {
 		t.Errorf("called %v", got)
 	}
@@ -441,10 +473,12 @@ func TestGC(t *testing.T) {
 	if err := w.client.GC(t.Context(), w.conf, []string{"pod7"}); err != nil {
 		t.Fatal(err)
 	}
+
 	calls := w.Calls()
 	if len(calls) != 3 {
 		t.Fatalf("called %v", calls)
 	}
+
 	want := []any{map[string]any{"containerID": "pod7", "ifname": "eth0"}}
 	for _, call := range calls {
 		if call.Command != "GC" || !reflect.DeepEqual(call.Conf["cni.dev/valid-attachments"], want) {
@@ -458,6 +492,7 @@ func TestHostileAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, answer := range map[string]string{
 		"no json": "hello",
 		"null":    "null",
@@ -498,10 +533,12 @@ func TestAttachedListsWhatIsLeft(t *testing.T) {
 	w.add(t)
 	write(t, filepath.Join(w.cache, "attachments", ".durable-123"), "torn")
 	w.restart(t)
+
 	ids, err := w.client.Attached()
 	if err != nil || !slices.Equal(ids, []string{"pod1"}) {
 		t.Errorf("got %v, %v", ids, err)
 	}
+
 	if got := w.client.NetNS("pod1"); got != "/some/netns" {
 		t.Errorf("NetNS is %q", got)
 	}

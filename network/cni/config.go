@@ -34,6 +34,7 @@ func Load(dir string) (*Config, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read network configuration: %w", err)
 	}
+
 	for _, entry := range entries {
 		if !slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(entry.Name())) {
 			continue
@@ -42,12 +43,14 @@ func Load(dir string) (*Config, error) {
 		if info, err := os.Stat(file); err == nil && info.IsDir() {
 			continue
 		}
+
 		list, err := loadFile(file)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrInvalidConfig, file, err)
 		}
 		return &Config{File: file, list: list}, nil
 	}
+
 	return nil, fmt.Errorf("%w in %s", ErrNoConfig, dir)
 }
 
@@ -74,10 +77,12 @@ func loadFile(path string) (*libcni.NetworkConfigList, error) {
 		return nil, err
 	}
 	defer f.Close()
+
 	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err != nil {
 		return nil, err
 	}
+
 	if len(data) > maxConfig {
 		return nil, fmt.Errorf("longer than %d bytes", maxConfig)
 	}
@@ -85,6 +90,7 @@ func loadFile(path string) (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if !list.LoadOnlyInlinedPlugins {
 		more, err := libcni.NetworkPluginConfsFromFiles(filepath.Dir(path), list.Name)
 		if err != nil {
@@ -97,6 +103,7 @@ func loadFile(path string) (*libcni.NetworkConfigList, error) {
 	if len(list.Plugins) == 0 {
 		return nil, errors.New("no plugins")
 	}
+
 	return list, nil
 }
 
@@ -110,6 +117,7 @@ func parse(data []byte) (*libcni.NetworkConfigList, error) {
 	if err := json.Unmarshal(data, &top); err != nil {
 		return nil, err
 	}
+
 	if err := utils.ValidateNetworkName(top.Name); err != nil {
 		return nil, err
 	}
@@ -123,6 +131,7 @@ func parse(data []byte) (*libcni.NetworkConfigList, error) {
 			return nil, err
 		}
 	}
+
 	return libcni.NetworkConfFromBytes(data)
 }
 
@@ -137,10 +146,12 @@ func appendPlugins(list *libcni.NetworkConfigList, more []*libcni.PluginConfig) 
 	if err := json.Unmarshal(list.Bytes, &text); err != nil {
 		return err
 	}
+
 	plugins := make([]json.RawMessage, len(list.Plugins))
 	for i, plugin := range list.Plugins {
 		plugins[i] = plugin.Bytes
 	}
+
 	text["plugins"] = plugins
 	text["loadOnlyInlinedPlugins"] = true
 	var err error

@@ -35,6 +35,7 @@ func TestLoadTakesTheFirstFile(t *testing.T) {
 			for file, text := range files {
 				write(t, filepath.Join(dir, file), text)
 			}
+
 			conf, err := Load(dir)
 			if err != nil {
 				t.Fatal(err)
@@ -80,6 +81,7 @@ func TestLoadSeesEveryChange(t *testing.T) {
 			}
 			return
 		}
+
 		if err != nil {
 			t.Fatalf("%s: %v", step, err)
 		}
@@ -87,17 +89,20 @@ func TestLoadSeesEveryChange(t *testing.T) {
 			t.Errorf("%s: loaded %s, not %s", step, conf.Name(), name)
 		}
 	}
+
 	check := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	expect("no folder", "")
 	write(t, filepath.Join(dir, "a.conflist"), list("one"))
 	expect("folder made", "one")
 	write(t, filepath.Join(dir, "a.conflist"), list("two"))
 	expect("rewritten in place with the same length", "two")
+
 	elsewhere := filepath.Join(t.TempDir(), "x")
 	write(t, elsewhere, list("three"))
 	check(os.Rename(elsewhere, filepath.Join(dir, "a.conflist")))
@@ -125,11 +130,13 @@ func TestLoadInlinesPluginFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	// What the DEL of an attachment is made from must not need the folder.
 	again, err := parse(conf.Bytes())
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if len(again.Plugins) != 2 || again.Plugins[1].Network.Type != "tuning" || again.CNIVersion != "1.0.0" {
 		t.Errorf("text of configuration is %s", conf.Bytes())
 	}

@@ -39,12 +39,14 @@ func (e *PluginError) Error() string {
 			b.WriteString(": " + part)
 		}
 	}
+
 	if e.Err != nil {
 		fmt.Fprintf(&b, ": %v", e.Err)
 	}
 	if e.Code != 0 {
 		fmt.Fprintf(&b, " (code %d)", e.Code)
 	}
+
 	return b.String()
 }
 

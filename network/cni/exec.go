@@ -83,6 +83,7 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 		failure.Err = context.Cause(ctx)
 		return nil, failure
 	}
+
 	answer, complaint := &bounded{max: maxAnswer}, &bounded{max: maxComplaint}
 	cmd := exec.Command(path)
 	cmd.Env = env
@@ -90,6 +91,7 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 	cmd.Stdout, cmd.Stderr = answer, complaint
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = pipeDelay
+
 	if r.lock != nil {
 		cmd.ExtraFiles = []*os.File{r.lock}
 	}
@@ -98,6 +100,7 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 	if failure.Command == "ADD" || failure.Command == "DEL" {
 		grace = r.grace
 	}
+
 	err := r.run(ctx, cmd, grace)
 	if err == nil && answer.dropped {
 		err = fmt.Errorf("answer longer than %d bytes", maxAnswer)
@@ -108,12 +111,14 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 	if err == nil {
 		return answer.Bytes(), nil
 	}
+
 	var said types.Error
 	if json.Unmarshal(answer.Bytes(), &said) == nil && (said.Msg != "" || said.Code != 0) {
 		failure.Code, failure.Msg, failure.Details = said.Code, said.Msg, said.Details
 	} else {
 		failure.Msg, failure.Err = strings.TrimSpace(complaint.String()), err
 	}
+
 	return nil, failure
 }
 
@@ -125,6 +130,7 @@ func checkLists(answer []byte) error {
 		Interfaces, IPs, Routes []any
 		IP4, IP6                struct{ Routes []any }
 	}
+
 	// What does not fit is of another type, which libcni finds too.
 	_ = json.Unmarshal(answer, &lists)
 	for name, list := range map[string][]any{
@@ -135,6 +141,7 @@ func checkLists(answer []byte) error {
 			return fmt.Errorf("answer has a null among its %s", name)
 		}
 	}
+
 	return nil
 }
 
@@ -152,21 +159,25 @@ func runGroup(ctx context.Context, cmd *exec.Cmd, grace time.Duration) error {
 		}
 		ended <- err
 	}()
+
 	select {
 	case err := <-ended:
 		return err
 	case <-ctx.Done():
 	}
+
 	select {
 	case err := <-ended:
 		return err
 	case <-time.After(grace):
 	}
+
 	err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 	<-ended
 	if errors.Is(err, unix.ESRCH) {
 		err = nil
 	}
+
 	return errors.Join(context.Cause(ctx), err)
 }
 

@@ -20,6 +20,7 @@ func TestPluginsInheritNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if err := os.WriteFile(plugin+".answer", answer, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -32,24 +33,29 @@ func TestPluginsInheritNothing(t *testing.T) {
 			testkit.Skip(t, tool, err.Error())
 		}
 	}
+
 	plugin := filepath.Join(t.TempDir(), "plugin")
 	const script = "#!/bin/sh\ngrep Cpus_allowed_list /proc/self/status | tr -d '\\t'; nice; umask; pwd; echo $NOTIFY_SOCKET.$CNI_COMMAND\n"
 	if err := os.WriteFile(plugin, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	cmd := exec.Command("taskset", "-c", "0", "nice", "-n", "7", "sh", "-c", "umask 077; exec "+self+" -test.run='^TestPluginsInheritNothing$'")
 	cmd.Env = append(os.Environ(), where+"="+plugin, "NOTIFY_SOCKET=/run/systemd/notify", "CNI_COMMAND=ADD")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+
 	got, err := os.ReadFile(plugin + ".answer")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	cpus, err := os.ReadFile("/sys/devices/system/cpu/online")
 	if err != nil {
 		t.Fatal(err)

@@ -93,6 +93,7 @@ func (r records) await(ctx context.Context, id string, limit time.Duration) erro
 		return fmt.Errorf("await attachment: %w", err)
 	}
 	defer f.Close()
+
 	end := time.After(limit)
 	for unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
 		select {
@@ -103,6 +104,7 @@ func (r records) await(ctx context.Context, id string, limit time.Duration) erro
 		case <-time.After(lockPause):
 		}
 	}
+
 	return nil
 }
 
@@ -121,6 +123,7 @@ func (r records) load(id string) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -128,6 +131,7 @@ func (r records) load(id string) (*record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read attachment: %w", err)
 	}
+
 	rec := &record{}
 	if json.Unmarshal(data, rec) != nil || rec.Version != recordVersion || rec.ID != id {
 		return nil, nil

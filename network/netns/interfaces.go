@@ -48,6 +48,7 @@ func Interfaces(ns *os.File) ([]InterfaceStats, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
+
 	return list, nil
 }
 
@@ -65,26 +66,31 @@ func parseDev(r io.Reader) ([]InterfaceStats, error) {
 		if err != nil {
 			return nil, err
 		}
+
 		name, counters, ok := strings.Cut(line, ":")
 		if !ok {
 			continue
 		}
+
 		// Not all that Unicode calls a space: names may have the others.
 		name = strings.TrimLeft(name, " ")
 		fields := strings.Fields(counters)
 		if len(fields) < 16 {
 			return nil, fmt.Errorf("interface %q: %d columns", name, len(fields))
 		}
+
 		rx, err := parseTraffic(fields[0:4])
 		if err != nil {
 			return nil, err
 		}
+
 		tx, err := parseTraffic(fields[8:12])
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, InterfaceStats{Name: untrusted.Of(name), Rx: rx, Tx: tx})
 	}
+
 	return list, nil
 }
 

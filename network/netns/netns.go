@@ -30,10 +30,12 @@ func Share(dir string) error {
 	if err != nil {
 		return fmt.Errorf("make folder for namespaces: %w", err)
 	}
+
 	shared, err := isShared(real)
 	if err != nil || shared {
 		return err
 	}
+
 	if err := unix.Mount(real, real, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("share %s: bind it to itself: %w", real, err)
 	}
@@ -70,11 +72,13 @@ func Pin(ns *os.File, path string) error {
 	} else if pinned {
 		return fmt.Errorf("pin namespace: %s: %w", path, fs.ErrExist)
 	}
+
 	target, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o444)
 	if err != nil {
 		return fmt.Errorf("pin namespace: %w", err)
 	}
 	defer target.Close()
+
 	if err := unix.Mount(procFD(ns), procFD(target), "", unix.MS_BIND, ""); err != nil {
 		return errors.Join(fmt.Errorf("pin namespace: bind %s: %w", path, err), os.Remove(path))
 	}
@@ -125,11 +129,13 @@ func Do(ns *os.File, fn func() error) error {
 			return
 		}
 		defer outside.Close()
+
 		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			err = fmt.Errorf("enter network namespace: %w", err)
 		} else {
 			err = fn()
 		}
+
 		// A thread that cannot leave stays locked and ends with the goroutine.
 		// That is not the rule, because the process's first thread would
 		// instead be parked, inside the namespace and holding it.
@@ -138,6 +144,7 @@ func Do(ns *os.File, fn func() error) error {
 		}
 		done <- err
 	}()
+
 	return <-done
 }
 

@@ -38,16 +38,19 @@ func TestPin(t *testing.T) {
 	if err := netns.Unpin(path); err != nil {
 		t.Errorf("unpin before: %v", err)
 	}
+
 	// What an interrupted Pin leaves.
 	if err := os.WriteFile(path, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := netns.Open(path); !errors.Is(err, netns.ErrNotNamespace) {
 		t.Errorf("open of a plain file: %v", err)
 	}
 	if err := netns.Pin(ns, path); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := netns.Pin(ns, path); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("pin again: %v", err)
 	}
@@ -56,6 +59,7 @@ func TestPin(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
+
 	if inode(t, again) != inode(t, ns) {
 		t.Error("opened another namespace")
 	}
@@ -77,6 +81,7 @@ func TestPinRefusesOtherFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
+
 		path := filepath.Join(t.TempDir(), "ns")
 		if err := netns.Pin(f, path); !errors.Is(err, netns.ErrNotNamespace) {
 			t.Errorf("pin %s: %v", name, err)
@@ -94,12 +99,14 @@ func TestPinFollowsNoLink(t *testing.T) {
 	if err := os.WriteFile(victim, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Symlink(victim, path); err != nil {
 		t.Fatal(err)
 	}
 	if err := netns.Pin(netnstest.New(t), path); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("pin through a link: %v", err)
 	}
+
 	if data, err := os.ReadFile(victim); err != nil || string(data) != "x" {
 		t.Errorf("the link's target has %q, %v", data, err)
 	}
@@ -113,6 +120,7 @@ func TestDo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for range 20 {
 		var inside string
 		err := netns.Do(ns, func() error {
@@ -123,15 +131,18 @@ func TestDo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if want := fmt.Sprintf("net:[%d]", inode(t, ns)); inside != want || inside == here {
 			t.Fatalf("ran in %s, not %s", inside, want)
 		}
 	}
+
 	// No thread may be left in the namespace.
 	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, thread := range threads {
 		if in, err := os.Readlink(thread); err == nil && in != here {
 			t.Errorf("%s is in %s", thread, in)
@@ -146,10 +157,12 @@ func TestDoFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	ran := false
 	if err := netns.Do(f, func() error { ran = true; return nil }); !errors.Is(err, unix.EINVAL) || ran {
 		t.Errorf("entering another kind of namespace: ran %t, %v", ran, err)
 	}
+
 	failure := errors.New("mine")
 	if err := netns.Do(netnstest.New(t), func() error { return failure }); err != failure {
 		t.Errorf("got %v", err)
@@ -171,13 +184,16 @@ func TestInterfacesCountTraffic(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	list, err := netns.Interfaces(ns)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if len(list) != 1 || !list[0].Name.Is("lo") {
 		t.Fatalf("interfaces are %+v", list)
 	}
+
 	// The datagram, and the answer that nobody listens.
 	if lo := list[0]; lo.Tx.Bytes < 1028 || lo.Tx.Packets < 1 || lo.Rx != lo.Tx {
 		t.Errorf("counted %+v", lo)
@@ -193,18 +209,22 @@ func TestShare(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	// Where its file system is shared already there is nothing to do.
 	if len(mounts) > 1 || len(mounts) == 1 && !strings.Contains(mounts[0].Optional, "shared:") {
 		t.Errorf("mounted are %v", mounts)
 	}
+
 	st, err := os.Stat(dir)
 	if err != nil || st.Mode().Perm() != 0o755 {
 		t.Errorf("the folder's mode is %v, %v", st.Mode(), err)
 	}
+
 	for range mounts {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Error(err)

@@ -85,11 +85,13 @@ func Copy(ctx context.Context, stream io.ReadWriteCloser, conn net.Conn) {
 		io.Copy(&counted{conn, &c.sent}, stream)
 		closeWrite(conn)
 	}()
+
 	go func() {
 		defer close(c.down)
 		io.Copy(stream, conn)
 		stream.Close()
 	}()
+
 	c.wait(ctx)
 	c.abort()
 	<-c.up

@@ -32,6 +32,7 @@ func serve(t *testing.T, ns *os.File, network, host string, handle func(*net.TCP
 		l, err = net.Listen(network, net.JoinHostPort(host, "0"))
 		return err
 	}
+
 	var err error
 	if ns == nil {
 		err = listen()
@@ -41,6 +42,7 @@ func serve(t *testing.T, ns *os.File, network, host string, handle func(*net.TCP
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
@@ -58,6 +60,7 @@ func serve(t *testing.T, ns *os.File, network, host string, handle func(*net.TCP
 		l.Close()
 		serving.Wait()
 	})
+
 	return l.Addr().(*net.TCPAddr).Port
 }
 
@@ -150,12 +153,14 @@ func TestForwardIntoNamespace(t *testing.T) {
 				c.Write([]byte("hello"))
 				c.PipeWriter.Close()
 			}()
+
 			if got, err := io.ReadAll(c); err != nil || string(got) != "hello" {
 				t.Errorf("got %q, %v", got, err)
 			}
 			if err := wait(); err != nil {
 				t.Error(err)
 			}
+
 			if _, err := portforward.Dial(t.Context(), nil, port); err == nil {
 				t.Error("the port is reachable from the host")
 			}
@@ -202,11 +207,13 @@ func TestClientEndsFirst(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 		conn.Write(append([]byte("re: "), asked...))
 	})
+
 	c, wait := forward(t, t.Context(), nil, port)
 	go func() {
 		c.Write([]byte("question"))
 		c.PipeWriter.Close()
 	}()
+
 	if got, err := io.ReadAll(c); err != nil || string(got) != "re: question" {
 		t.Errorf("got %q, %v", got, err)
 	}
@@ -224,15 +231,18 @@ func TestPodEndsFirst(t *testing.T) {
 		rest, _ := io.ReadAll(conn)
 		read <- string(rest)
 	})
+
 	c, wait := forward(t, t.Context(), nil, port)
 	if got, err := io.ReadAll(c); err != nil || string(got) != "bye" {
 		t.Errorf("got %q, %v", got, err)
 	}
+
 	c.Write([]byte("still here"))
 	c.PipeWriter.Close()
 	if got := <-read; got != "still here" {
 		t.Errorf("the pod read %q", got)
 	}
+
 	if err := wait(); err != nil {
 		t.Error(err)
 	}
@@ -243,6 +253,7 @@ func TestPodResets(t *testing.T) {
 		io.ReadFull(conn, make([]byte, 1))
 		conn.SetLinger(0)
 	})
+
 	c, wait := forward(t, t.Context(), nil, port)
 	go func() {
 		for {
@@ -251,6 +262,7 @@ func TestPodResets(t *testing.T) {
 			}
 		}
 	}()
+
 	if _, err := io.ReadAll(c); err != nil {
 		t.Error(err)
 	}
@@ -283,6 +295,7 @@ func TestClientResets(t *testing.T) {
 			if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 				t.Fatal(err)
 			}
+
 			c.reset()
 			if err := wait(); err != nil {
 				t.Error(err)
@@ -297,12 +310,14 @@ func TestContextEndsForward(t *testing.T) {
 		io.Copy(io.Discard, conn)
 		close(ended)
 	})
+
 	ctx, cancel := context.WithCancel(t.Context())
 	c, wait := forward(t, ctx, nil, port)
 	if _, err := c.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	cancel()
+
 	if err := wait(); err != nil {
 		t.Error(err)
 	}
@@ -324,6 +339,7 @@ func TestManyForwardsKeepTheirBytes(t *testing.T) {
 				io.Copy(c.PipeWriter, bytes.NewReader(data))
 				c.PipeWriter.Close()
 			}()
+
 			sum := sha256.New()
 			if n, err := io.Copy(sum, c.Reader); err != nil || n != int64(len(data)) || [32]byte(sum.Sum(nil)) != sha256.Sum256(data) {
 				t.Errorf("%s of %d bytes, %v, or others", strconv.FormatInt(n, 10), len(data), err)

@@ -29,16 +29,19 @@ func (n *Node) Create(ctx context.Context, path string, r *specs.LinuxResources)
 	if err != nil {
 		return nil, err
 	}
+
 	want, err := n.convert(r)
 	if err != nil {
 		return nil, fmt.Errorf("create cgroup %s: %w", path, err)
 	}
+
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("create cgroup %s: %w", path, err)
 	}
 	if err := n.refresh(); err != nil {
 		return nil, fmt.Errorf("create cgroup %s: %w", path, err)
 	}
+
 	g := n.group(path, at)
 	if n.driver == Systemd {
 		g.wanted = want
@@ -53,6 +56,7 @@ func (n *Node) Create(ctx context.Context, path string, r *specs.LinuxResources)
 		g.discard()
 		return nil, fmt.Errorf("create cgroup %s: %w", path, refused(err))
 	}
+
 	return g, nil
 }
 
@@ -75,16 +79,19 @@ func (g *Group) makeDirs() (fresh bool, err error) {
 		if err != nil {
 			return false, err
 		}
+
 		fresh = fresh && (made || i > 0 && !h.limited())
 		if !made || !h.unified() {
 			continue
 		}
+
 		for name, value := range map[string]string{"cgroup.max.depth": maxDepth, "cgroup.max.descendants": maxDescendants} {
 			if err := writeFile(dir, name, value); err != nil && !errors.Is(err, fs.ErrNotExist) { // Linux 4.14
 				return false, err
 			}
 		}
 	}
+
 	return fresh, nil
 }
 
@@ -96,12 +103,14 @@ func (g *Group) createV1(want *cgroups.Resources) error {
 	if err != nil {
 		return err
 	}
+
 	// Tasks can only join a group that has processors and memory nodes.
 	if dir := g.dir("cpuset"); dir != "" {
 		if err := fillCpuset(dir, want.CpusetCpus, want.CpusetMems); err != nil {
 			return err
 		}
 	}
+
 	if list, ok := allowList(want.Devices); ok && fresh {
 		err = writeAllowList(g.dir("devices"), list)
 	} else {
@@ -110,6 +119,7 @@ func (g *Group) createV1(want *cgroups.Resources) error {
 	if err != nil {
 		return fmt.Errorf("set device rules: %w", err)
 	}
+
 	g.rules = want.Devices
 	return g.setControllersV1(want)
 }
@@ -149,6 +159,7 @@ func (n *Node) makeParents(dir string, h hierarchy) error {
 		}
 		err = unix.Mkdir(dir, dirPerm)
 	}
+
 	switch err {
 	case nil:
 		mark(dir)
@@ -157,12 +168,14 @@ func (n *Node) makeParents(dir string, h hierarchy) error {
 	default:
 		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
+
 	if slices.Contains(h.controllers, "cpuset") {
 		// Gone again: then the caller finds it missing and comes back.
 		if err := fillCpuset(dir, "", ""); err != nil && !isGone(err) {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -205,6 +218,7 @@ func (g *Group) createV2(want *cgroups.Resources) error {
 	if err != nil {
 		return err
 	}
+
 	if err := g.node.delegate(filepath.Dir(g.dirs[0])); err != nil {
 		return err
 	}
@@ -214,6 +228,7 @@ func (g *Group) createV2(want *cgroups.Resources) error {
 		}
 		want.SkipDevices = true
 	}
+
 	if err := g.setV2(want); err != nil {
 		return err
 	}
@@ -229,11 +244,13 @@ func (n *Node) delegate(dir string) error {
 	if err != nil {
 		return err
 	}
+
 	have := strings.Fields(string(data))
 	data, err = r.read(n.root, "cgroup.controllers")
 	if err != nil {
 		return err
 	}
+
 	var missing []string
 	for _, c := range strings.Fields(string(data)) {
 		if !slices.Contains(have, c) {
@@ -243,6 +260,7 @@ func (n *Node) delegate(dir string) error {
 	if len(missing) == 0 {
 		return nil
 	}
+
 	if dir != n.root {
 		if err := n.delegate(filepath.Dir(dir)); err != nil {
 			return err
@@ -251,6 +269,7 @@ func (n *Node) delegate(dir string) error {
 	if writeFile(dir, "cgroup.subtree_control", strings.Join(missing, " ")) == nil {
 		return nil
 	}
+
 	// One that cannot be had must not keep the others away. What lacks
 	// then is reported when a limit needs it.
 	for _, c := range missing {
@@ -259,5 +278,6 @@ func (n *Node) delegate(dir string) error {
 			return err
 		}
 	}
+
 	return nil
 }

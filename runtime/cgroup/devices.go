@@ -34,15 +34,18 @@ func writeAllowList(dir string, list []*devices.Rule) error {
 	if len(list) == 0 {
 		return nil
 	}
+
 	fd, err := openRaw(filepath.Join(dir, "devices.allow"), unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
+
 	for _, r := range list {
 		if err := writeRaw(fd, "devices.allow", r.CgroupString()); err != nil {
 			return fmt.Errorf("allow device: %w", err)
 		}
 	}
+
 	return nil
 }

@@ -70,6 +70,7 @@ func (g *Group) entry(unified string) (*Entry, error) {
 		if h.unified() {
 			continue
 		}
+
 		f, err := g.openIn(h, dir, "/tasks", unix.O_WRONLY)
 		if err != nil {
 			e.Close()
@@ -77,10 +78,12 @@ func (g *Group) entry(unified string) (*Entry, error) {
 		}
 		e.Tasks = append(e.Tasks, f)
 	}
+
 	if unified == "" {
 		return e, nil
 	}
 	var h *hierarchy // a group that the container has made is not made again
+
 	if unified == g.unifiedDir() {
 		h = &hierarchy{dir: g.node.root}
 	}
@@ -89,6 +92,7 @@ func (g *Group) entry(unified string) (*Entry, error) {
 		e.Close()
 		return nil, g.fail("enter", err)
 	}
+
 	e.Unified = f
 	return e, nil
 }
@@ -133,15 +137,18 @@ func (g *Group) join(pid int) error {
 	if err != nil {
 		return err
 	}
+
 	memberships, err := parseMemberships(data)
 	if err != nil {
 		return err
 	}
+
 	for i, dir := range g.dirs {
 		h := &g.in[i]
 		if memberOf(memberships, h) == g.at.rel {
 			continue
 		}
+
 		if _, err := g.node.makeDir(dir, *h); err != nil {
 			return err
 		}
@@ -149,6 +156,7 @@ func (g *Group) join(pid int) error {
 			return err
 		}
 	}
+
 	return nil
 }
 

@@ -99,6 +99,7 @@ func readRaw(fd int, name string, buf []byte, most int) ([]byte, error) {
 			}
 			buf = append(buf, make([]byte, n)...)
 		}
+
 		m, err := unix.Read(fd, buf[n:])
 		switch {
 		case err == unix.EINTR:
@@ -140,17 +141,20 @@ func (r *reader) table(dir, name string, f func(key string, value uint64)) error
 	if err != nil {
 		return err
 	}
+
 	for line := range bytes.Lines(data) {
 		key, value, ok := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
 		if !ok {
 			continue
 		}
+
 		v, err := parseNumber(value, 0)
 		if err != nil {
 			return fmt.Errorf("parse %s: %s: %w", name, key, err)
 		}
 		f(string(key), v)
 	}
+
 	return nil
 }
 

@@ -36,6 +36,7 @@ func (f *filters) attach(dir string, want *cgroups.Resources) error {
 		return err
 	}
 	defer unix.Close(fd)
+
 	if p := f.programs[key]; p != nil {
 		err := link.RawAttachProgram(link.RawAttachProgramOptions{
 			Target: fd, Program: p, Attach: ebpf.AttachCGroupDevice,
@@ -46,6 +47,7 @@ func (f *filters) attach(dir string, want *cgroups.Resources) error {
 		}
 		return nil
 	}
+
 	if err := cgroups.DevicesSetV2(dir, want); err != nil {
 		return err
 	}
@@ -60,10 +62,12 @@ func (f *filters) keep(fd int, key string) {
 	if err != nil || len(found.Programs) != 1 {
 		return
 	}
+
 	p, err := ebpf.NewProgramFromID(found.Programs[0].ID)
 	if err != nil {
 		return
 	}
+
 	if len(f.programs) >= maxFilters {
 		_ = f.drop()
 	}

@@ -31,6 +31,7 @@ func (g *Group) setFrozen(ctx context.Context, frozen bool) error {
 		return g.setFrozenV2(ctx, frozen)
 	}
 	dir, value := g.dir("freezer"), "THAWED"
+
 	if frozen {
 		value = "FROZEN"
 	}
@@ -40,6 +41,7 @@ func (g *Group) setFrozen(ctx context.Context, frozen bool) error {
 		if err := writeFile(dir, "freezer.state", value); err != nil {
 			return err
 		}
+
 		state, err := r.read(dir, "freezer.state")
 		if err != nil || string(bytes.TrimSpace(state)) == value {
 			return err
@@ -58,6 +60,7 @@ func (g *Group) setFrozenV2(ctx context.Context, frozen bool) error {
 	if err := writeFile(g.dirs[0], "cgroup.freeze", value); err != nil {
 		return err
 	}
+
 	var r reader
 	for pause := minPause; frozen; pause = min(2*pause, maxPause) {
 		var done bool
@@ -67,10 +70,12 @@ func (g *Group) setFrozenV2(ctx context.Context, frozen bool) error {
 		if err != nil || done {
 			return err
 		}
+
 		if err := sleep(ctx, pause); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 

@@ -64,15 +64,18 @@ func (n *Node) Parent(parent string) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	// The parent of a group that could be there.
 	path, err := n.Path(clean, "x")
 	if err != nil {
 		return nil, err
 	}
+
 	child, err := n.locate(path)
 	if err != nil {
 		return nil, err
 	}
+
 	g := n.group(clean, location{parent: clean, rel: child.parentRel, parentRel: filepath.Dir(child.parentRel)})
 	if !g.Exists() {
 		return nil, fmt.Errorf("open cgroup %s: %w", parent, ErrNotFound)

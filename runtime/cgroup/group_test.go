@@ -32,6 +32,7 @@ func TestCreateV1(t *testing.T) {
 			t.Errorf("%s is %q, want %q", c.file, got, c.want)
 		}
 	}
+
 	if n.swap {
 		if got := read(t, g, "memory", "memory.memsw.limit_in_bytes"); got != strconv.Itoa(64<<20) {
 			t.Errorf("memory and swap limit is %s: a limit without a word about swap must mean none", got)
@@ -59,6 +60,7 @@ func testDeviceRules(t *testing.T, n *Node) {
 			t.Fatal(err)
 		}
 		defer out.Close()
+
 		cmd := run(t, g, "for d in null kmsg; do (: < /dev/$d) 2>/dev/null && echo $d; done > "+out.Name())
 		if err := cmd.wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
 			t.Fatal(err)
@@ -69,11 +71,13 @@ func testDeviceRules(t *testing.T, n *Node) {
 	if got := probe(); got != "null" {
 		t.Fatalf("could open %q, want null alone", got)
 	}
+
 	// An update, also after a restart, must not drop the rules.
 	r := resources(n)
 	if r.CPU != nil {
 		r.CPU.Shares = ptr(uint64(1024))
 	}
+
 	if err := g.Set(r); err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +85,7 @@ func testDeviceRules(t *testing.T, n *Node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, devices := range [][]specs.LinuxDeviceCgroup{nil, r.Devices} {
 		r.Devices = devices
 		if err := g.Set(r); err != nil {
@@ -90,6 +95,7 @@ func testDeviceRules(t *testing.T, n *Node) {
 			t.Fatalf("after an update with %d device rules could open %q, want null alone", len(devices), got)
 		}
 	}
+
 	r.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 	if err := g.Set(r); err != nil {
 		t.Fatal(err)
@@ -108,10 +114,12 @@ func TestSharedFilter(t *testing.T) {
 	if len(n.filters.programs) != 1 {
 		t.Errorf("%d programs for the same rules twice", len(n.filters.programs))
 	}
+
 	all := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}}
 	if err := a.Set(all); err != nil {
 		t.Fatal(err)
 	}
+
 	if !opens(a) || opens(b) {
 		t.Errorf("after a was opened, it can open kmsg: %v, and b: %v", opens(a), opens(b))
 	}
@@ -119,6 +127,7 @@ func TestSharedFilter(t *testing.T) {
 	if !opens(c) {
 		t.Error("a container that may use everything cannot")
 	}
+
 	d := create(t, n, "", "d", resources(n))
 	if opens(d) {
 		t.Error("a container with the first rules got others")
@@ -152,6 +161,7 @@ func TestSetMemoryOrder(t *testing.T) {
 		if c.swap != 0 {
 			m.Swap = ptr(c.swap)
 		}
+
 		if err := g.Set(&specs.LinuxResources{Memory: m}); err != nil {
 			t.Fatalf("set limit %d swap %d: %v", c.limit, c.swap, err)
 		}
@@ -159,6 +169,7 @@ func TestSetMemoryOrder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if want := uint64(max(c.limit, 0)); s.Memory.Limit != want {
 			t.Errorf("limit is %d, want %d", s.Memory.Limit, want)
 		}
@@ -177,6 +188,7 @@ func TestSetCPU(t *testing.T) {
 		}
 		return read(t, g, "cpu", "cpu.cfs_quota_us") + " " + read(t, g, "cpu", "cpu.cfs_period_us")
 	}
+
 	for _, c := range []struct {
 		cpu         specs.LinuxCPU
 		quota, cpus string
@@ -191,10 +203,12 @@ func TestSetCPU(t *testing.T) {
 		if got := quota(); got != c.quota {
 			t.Errorf("quota and period are %s, want %s", got, c.quota)
 		}
+
 		if got := read(t, g, "cpuset", "cpuset.cpus"); c.cpus != "" && got != c.cpus {
 			t.Errorf("processors are %s, want %s", got, c.cpus)
 		}
 	}
+
 	err := g.Set(&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}})
 	if !errors.Is(err, ErrResources) || !strings.Contains(err.Error(), "999") {
 		t.Errorf("processor 999: got error %v, want %v, and one that names it", err, ErrResources)
@@ -212,12 +226,14 @@ func TestCreateFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := n.Create(t.Context(), path, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}}); !errors.Is(err, ErrResources) {
 		t.Fatalf("a cpuset of processor 999: got %v, want %v", err, ErrResources)
 	}
 	if _, err := n.Open(path); !errors.Is(err, ErrNotFound) {
 		t.Errorf("open after a failed create: %v, want %v", err, ErrNotFound)
 	}
+
 	if _, err := n.Parent(parent); !errors.Is(err, ErrNotFound) {
 		t.Errorf("the parent is left: %v", err)
 	}
@@ -234,6 +250,7 @@ func testParents(t *testing.T, n *Node) {
 		}
 		defer os.Remove(dir)
 	}
+
 	ctx := t.Context()
 	for _, c := range []struct {
 		parent string
@@ -243,20 +260,24 @@ func testParents(t *testing.T, n *Node) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		a, err := n.Create(ctx, path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		b := create(t, n, c.parent, "d", nil)
 		if err := a.Remove(ctx); err != nil {
 			t.Fatal(err)
 		}
+
 		if !b.Exists() {
 			t.Fatalf("%s: removing one group removed the other", c.parent)
 		}
 		if err := b.Remove(ctx); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := b.Remove(ctx); err != nil {
 			t.Errorf("second removal: %v", err)
 		}
@@ -264,6 +285,7 @@ func testParents(t *testing.T, n *Node) {
 			t.Errorf("%s: after its last group: %v, want it to stay: %v", c.parent, err, c.stays)
 		}
 	}
+
 	if _, err := n.Parent(n.parent + "-made"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a parent of ours two levels up is left: %v", err)
 	}
@@ -281,6 +303,7 @@ func TestStatsLive(t *testing.T) {
 		}
 		return s.Memory.RSS > 4<<20
 	})
+
 	m := s.Memory
 	if s.CPU.Usage == 0 || m.Usage < m.RSS || m.WorkingSet == 0 || m.WorkingSet > m.Usage || m.MaxUsage < m.Usage ||
 		m.Faults == 0 || m.Limit != 64<<20 || s.Pids.Current == 0 || s.Time.IsZero() {
@@ -300,6 +323,7 @@ func TestOOMKills(t *testing.T) {
 	if kills, err := g.OOMKills(); err != nil || kills != 0 {
 		t.Fatalf("before: %d, %v", kills, err)
 	}
+
 	if err := run(t, g, "exec tail /dev/zero").wait(); err == nil {
 		t.Fatal("a process of unbounded memory ended well")
 	}
@@ -319,6 +343,7 @@ func testGone(t *testing.T, n *Node) {
 	if err := g.Remove(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	_, statsErr := g.Stats()
 	_, pidsErr := g.Pids()
 	_, oomErr := g.OOMKills()
@@ -347,31 +372,37 @@ func testEntryOf(t *testing.T, n *Node) {
 			t.Fatal(err)
 		}
 		defer e.Close()
+
 		list := map[string]string{}
 		for name, f := range e.Files() {
 			list[name] = f.Name()
 		}
 		return list
 	}
+
 	plain := names(g.Entry())
 	if got := names(g.EntryOf(p.pid)); !maps.Equal(got, plain) {
 		t.Errorf("beside the first process: %v, want %v", got, plain)
 	}
+
 	if got := names(g.EntryOf(os.Getpid())); !maps.Equal(got, plain) {
 		t.Errorf("beside a process of another group: %v, want %v", got, plain)
 	}
 	if g.unifiedDir() == "" {
 		return
 	}
+
 	below := filepath.Join(g.unifiedDir(), "init.scope")
 	if err := os.Mkdir(below, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(below+"/cgroup.procs", []byte(strconv.Itoa(p.pid)), 0); err != nil {
 		t.Fatal(err)
 	}
 	want := maps.Clone(plain)
 	want["cgroup"] = below
+
 	if got := names(g.EntryOf(p.pid)); !maps.Equal(got, want) {
 		t.Errorf("beside a first process that has moved: %v, want %v", got, want)
 	}
@@ -390,11 +421,13 @@ func testConcurrent(t *testing.T, n *Node) {
 					t.Error(err)
 					return
 				}
+
 				g, err := n.Create(t.Context(), path, resources(n))
 				if err != nil {
 					t.Error(err)
 					return
 				}
+
 				_, statsErr := g.Stats()
 				if err := errors.Join(statsErr, g.Set(resources(n)), g.Remove(t.Context())); err != nil {
 					t.Error(err)
@@ -403,6 +436,7 @@ func testConcurrent(t *testing.T, n *Node) {
 		})
 	}
 	wg.Wait()
+
 	if _, err := n.Parent(n.parent + "-busy"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("the parent is left: %v", err)
 	}
@@ -427,6 +461,7 @@ func BenchmarkCreateRemove(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+
 		created := time.Now()
 		if err := g.Remove(b.Context()); err != nil {
 			b.Fatal(err)
@@ -434,6 +469,7 @@ func BenchmarkCreateRemove(b *testing.B) {
 		creating += created.Sub(start)
 		removing += time.Since(created)
 	}
+
 	b.ReportMetric(float64(creating.Microseconds())/float64(b.N), "create-µs")
 	b.ReportMetric(float64(removing.Microseconds())/float64(b.N), "remove-µs")
 }

@@ -30,11 +30,13 @@ func testNode(t testing.TB) *Node {
 func nodeOf(t testing.TB, driver, parent string) *Node {
 	t.Helper()
 	testkit.Root(t)
+
 	// The library keeps a descriptor from its first read on.
 	_, _ = cgroups.ReadFile(mountPoint, "cgroup.controllers")
 	if _, ok := t.(*testing.T); ok {
 		testkit.Leaks(t)
 	}
+
 	n, err := New(driver, parent)
 	if err != nil {
 		t.Fatal(err)
@@ -44,6 +46,7 @@ func nodeOf(t testing.TB, driver, parent string) *Node {
 			t.Errorf("close node: %v", err)
 		}
 	})
+
 	return n
 }
 
@@ -76,10 +79,12 @@ func v2Node(t *testing.T) *Node {
 	if n.V2() {
 		return n
 	}
+
 	root := filepath.Join(mountPoint, "unified")
 	if !exists(filepath.Join(root, "cgroup.controllers")) {
 		testkit.Skip(t, "cgroup2", "no unified hierarchy is mounted")
 	}
+
 	beside := &Node{driver: Cgroupfs, v2: true, parent: n.parent}
 	if err := beside.useHierarchies([]hierarchy{{dir: root}}); err != nil {
 		t.Fatal(err)
@@ -89,6 +94,7 @@ func v2Node(t *testing.T) *Node {
 			t.Errorf("close node: %v", err)
 		}
 	})
+
 	return beside
 }
 
@@ -117,6 +123,7 @@ func create(t testing.TB, n *Node, parent, id string, r *specs.LinuxResources) *
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	g, err := n.Create(t.Context(), path, r)
 	if err != nil {
 		t.Fatal(err)
@@ -128,6 +135,7 @@ func create(t testing.TB, n *Node, parent, id string, r *specs.LinuxResources) *
 			t.Error(err)
 		}
 	})
+
 	return g
 }
 
@@ -153,16 +161,19 @@ func run(t testing.TB, g *Group, script string) *process {
 		t.Fatal(err)
 	}
 	defer entry.Close()
+
 	cmd := exec.Command("/bin/sh", "-c")
 	if entry.Unified != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(entry.Unified.Fd())}
 	}
+
 	join := ""
 	for _, f := range entry.Tasks {
 		// A shell knows descriptors 0 to 9 only.
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 		join += fmt.Sprintf("echo 0 > /proc/self/fd/%d; ", 2+len(cmd.ExtraFiles))
 	}
+
 	cmd.Args = append(cmd.Args, join+script)
 	return begin(t, cmd)
 }
@@ -173,6 +184,7 @@ func begin(t testing.TB, cmd *exec.Cmd) *process {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	p := &process{pid: cmd.Process.Pid, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
@@ -182,6 +194,7 @@ func begin(t testing.TB, cmd *exec.Cmd) *process {
 		_ = cmd.Process.Kill()
 		<-p.done
 	})
+
 	return p
 }
 

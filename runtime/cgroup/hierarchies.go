@@ -57,10 +57,12 @@ func findHierarchies() ([]hierarchy, error) {
 		if err != nil {
 			return nil, err
 		}
+
 		list, dying, err := lookForHierarchies(data, nil)
 		if err != nil {
 			return nil, err
 		}
+
 		if !dying || time.Now().After(end) {
 			return list, nil
 		}
@@ -89,19 +91,23 @@ func (n *Node) refresh() error {
 	if n.seen == nil {
 		return nil
 	}
+
 	data, err := ownMemberships()
 	if err != nil || bytes.Equal(data, n.seen) {
 		return err
 	}
+
 	list, dying, err := lookForHierarchies(data, n.hierarchies)
 	if err != nil {
 		return err
 	}
+
 	// Groups have the list as it was when they were made or opened.
 	n.hierarchies = append(slices.Clip(n.hierarchies), list...)
 	if !dying {
 		n.seen = data
 	}
+
 	return nil
 }
 
@@ -120,6 +126,7 @@ func lookForHierarchies(data []byte, known []hierarchy) (list []hierarchy, dying
 	if err != nil {
 		return nil, false, fmt.Errorf("find cgroup hierarchies: %w", err)
 	}
+
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return nil, false, fmt.Errorf("find cgroup mounts: %w", err)
@@ -134,6 +141,7 @@ func lookForHierarchies(data []byte, known []hierarchy) (list []hierarchy, dying
 			list = append(list, h)
 			continue
 		}
+
 		switch err := h.mount(); {
 		case err == nil:
 			list = append(list, h)
@@ -144,6 +152,7 @@ func lookForHierarchies(data []byte, known []hierarchy) (list []hierarchy, dying
 			return nil, false, fmt.Errorf("mount cgroup hierarchy %q: %w", strings.Join(m.controllers, ","), err)
 		}
 	}
+
 	return list, dying, nil
 }
 
@@ -192,17 +201,20 @@ func (h *hierarchy) mount() error {
 	if h.unified() {
 		kind = "cgroup2"
 	}
+
 	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fs)
+
 	named := slices.ContainsFunc(h.controllers, func(c string) bool { return strings.HasPrefix(c, "name=") })
 	if named && len(h.controllers) == 1 {
 		if err := unix.FsconfigSetFlag(fs, "none"); err != nil {
 			return err
 		}
 	}
+
 	for _, c := range h.controllers {
 		if name, ok := strings.CutPrefix(c, "name="); ok {
 			err = unix.FsconfigSetString(fs, "name", name)
@@ -216,6 +228,7 @@ func (h *hierarchy) mount() error {
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return err
 	}
+
 	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 	if err != nil {
 		return err
@@ -244,12 +257,14 @@ func parseMemberships(data []byte) ([]membership, error) {
 		if !ok1 || !ok2 || path == "" || (id == "0") != (controllers == "") {
 			return nil, fmt.Errorf("parse cgroups of a process: malformed line %q", text)
 		}
+
 		m := membership{path: path}
 		if controllers != "" {
 			m.controllers = strings.Split(controllers, ",")
 		}
 		list = append(list, m)
 	}
+
 	return list, nil
 }
 

@@ -31,24 +31,29 @@ func TestHierarchies(t *testing.T) {
 		{dir: "/sys/fs/cgroup/devices", controllers: []string{"devices"}, options: []string{"devices"}},
 		{dir: "/cg/freezer", controllers: []string{"freezer"}, options: []string{"freezer"}},
 	}
+
 	n := &Node{}
 	if err := n.useHierarchies(list); err != nil {
 		t.Fatal(err)
 	}
+
 	want := []string{
 		"/sys/fs/cgroup/cpu,cpuacct/x", "/sys/fs/cgroup/memory/x", "/sys/fs/cgroup/devices/x", "/cg/freezer/x",
 		"/proc/self/fd/9/x", "/sys/fs/cgroup/systemd/x", "/sys/fs/cgroup/net_cls,net_prio/x", "/sys/fs/cgroup/unified/x",
 	}
+
 	if got := n.dirs("/x"); !reflect.DeepEqual(got, want) {
 		t.Errorf("groups are made in %v, want %v", got, want)
 	}
 	if n.mount("cpuacct") != "/sys/fs/cgroup/cpu,cpuacct" || n.mount("cpuset") != "" || n.root != "/sys/fs/cgroup/unified" {
 		t.Errorf("cpuacct is at %q, cpuset at %q, the unified hierarchy at %q", n.mount("cpuacct"), n.mount("cpuset"), n.root)
 	}
+
 	show := []plan.Hierarchy{
 		{Dir: "cpu,cpuacct", Options: []string{"cpu", "cpuacct"}}, {Dir: "memory", Options: []string{"memory"}}, {Dir: "devices", Options: []string{"devices"}},
 		{Dir: "systemd", Options: []string{"xattr", "name=systemd"}}, {Dir: "net_cls,net_prio", Options: []string{"net_cls", "net_prio"}},
 	}
+
 	if got := n.Hierarchies(); !reflect.DeepEqual(got, show) {
 		t.Errorf("shown are %+v, want %+v", got, show)
 	}
@@ -61,6 +66,7 @@ func TestHierarchies(t *testing.T) {
 	if err := n.useHierarchies([]hierarchy{{dir: "/mnt/net_cls", controllers: []string{"net_cls"}}, {dir: "/sys/fs/cgroup"}}); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := n.dirs("/x"); !reflect.DeepEqual(got, []string{"/sys/fs/cgroup/x", "/mnt/net_cls/x"}) || n.Hierarchies() != nil {
 		t.Errorf("groups are made in %v, shown are %v", got, n.Hierarchies())
 	}
@@ -97,6 +103,7 @@ func FuzzParseMemberships(f *testing.F) {
 		if err != nil {
 			return
 		}
+
 		// What is understood is what is written.
 		var again strings.Builder
 		for _, m := range list {
@@ -106,6 +113,7 @@ func FuzzParseMemberships(f *testing.F) {
 			}
 			again.WriteString(id + ":" + strings.Join(m.controllers, ",") + ":" + m.path + "\n")
 		}
+
 		if back, err := parseMemberships([]byte(again.String())); err != nil || !reflect.DeepEqual(back, list) {
 			t.Errorf("%q is %q, and that %q, %v", data, list, back, err)
 		}
@@ -129,10 +137,12 @@ func inEvery(t *testing.T, pid int, g *Group) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	list, err := parseMemberships(data)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, m := range list {
 		if m.path != g.Relative() {
 			t.Errorf("in the hierarchy of %q the process is in %s", m.controllers, m.path)
@@ -152,6 +162,7 @@ func TestJoinsEveryHierarchy(t *testing.T) {
 			testkit.Skip(t, "cgroup1", err.Error())
 		}
 	}
+
 	mount()
 	t.Cleanup(func() { endHierarchy(t, dir, mount) })
 
@@ -166,6 +177,7 @@ func TestJoinsEveryHierarchy(t *testing.T) {
 	t.Cleanup(mount)
 	g = create(t, n, "", "unmounted", resources(n))
 	inEvery(t, run(t, g, "exec sleep 1000").pid, g)
+
 	again, err := New(Cgroupfs, n.parent)
 	if err != nil {
 		t.Fatal(err)
@@ -185,21 +197,25 @@ func TestJoinsLateHierarchy(t *testing.T) {
 			testkit.Skip(t, "cgroup1", err.Error())
 		}
 	}
+
 	mount()
 	t.Cleanup(func() { endHierarchy(t, dir, mount) })
 	n := testNode(t)
+
 	// As if it had not been there.
 	late := slices.IndexFunc(n.hierarchies, func(h hierarchy) bool { return slices.Equal(h.controllers, []string{"name=crisp-odd"}) })
 	n.hierarchies[late].own.Close()
 	if err := n.useHierarchies(slices.Delete(slices.Clone(n.hierarchies), late, late+1)); err != nil {
 		t.Fatal(err)
 	}
+
 	early := n.group("/x/y", location{rel: "/x/y"})
 
 	g := create(t, n, "", "late", resources(n))
 	if len(g.dirs) != len(early.dirs)+1 || len(early.in) != len(early.dirs) {
 		t.Errorf("a group is made in %d hierarchies, before in %d", len(g.dirs), len(early.dirs))
 	}
+
 	inEvery(t, run(t, g, "exec sleep 1000").pid, g)
 	if strings.Contains(fmt.Sprint(n.Hierarchies()), "odd") {
 		t.Error("it is shown")
@@ -222,6 +238,7 @@ func endHierarchy(t *testing.T, dir string, mount func()) {
 		}
 		mount()
 	}
+
 	_ = unix.Unmount(dir, 0)
 	t.Log("the test's hierarchy is in use by somebody else")
 }
@@ -240,10 +257,12 @@ func TestGroupsOfEarlierVersion(t *testing.T) {
 			}
 		}
 	}
+
 	again, err := n.Open(g.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if pids, err := again.Pids(); err != nil || len(pids) != 0 {
 		t.Errorf("processes %v, %v", pids, err)
 	}
@@ -255,6 +274,7 @@ func TestGroupsOfEarlierVersion(t *testing.T) {
 			_ = os.Remove(dir) // there is a process in it, which does not matter
 		}
 	}
+
 	if err := errors.Join(again.Kill(t.Context()), again.Remove(t.Context())); err != nil {
 		t.Fatal(err)
 	}
@@ -275,17 +295,20 @@ func testJoin(t *testing.T, n *Node) {
 			}
 		}
 	}
+
 	other := create(t, n, "", "other", resources(n))
 	p := run(t, other, "exec sleep 1000")
 	waitForSleep(t, p.pid)
 	if err := g.join(p.pid); err != nil {
 		t.Fatal(err)
 	}
+
 	for i, dir := range g.dirs {
 		if data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err != nil || strings.TrimSpace(string(data)) != strconv.Itoa(p.pid) {
 			t.Errorf("in %q are %q, %v", n.hierarchies[i].controllers, data, err)
 		}
 	}
+
 	if err := g.join(p.pid); err != nil {
 		t.Errorf("a second time: %v", err)
 	}

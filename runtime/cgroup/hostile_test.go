@@ -30,15 +30,18 @@ func wantSoon(t *testing.T, g *Group) {
 	if err := g.Kill(ctx); err != nil {
 		t.Fatalf("kill, after %v: %v", time.Since(began), err)
 	}
+
 	killed := time.Since(began)
 	if err := g.Remove(ctx); err != nil {
 		t.Fatalf("remove, after %v: %v", time.Since(began), err)
 	}
+
 	took := time.Since(began)
 	t.Logf("killed in %v, gone after %v", killed, took)
 	if took > pace.Scale(soon) {
 		t.Errorf("it took %v", took)
 	}
+
 	if g.Exists() {
 		t.Error("the group is still there")
 	}
@@ -50,6 +53,7 @@ func bomb(t *testing.T, g *Group, count int) (first *process, light func()) {
 	lit := filepath.Join(t.TempDir(), "lit")
 	first = run(t, g, fmt.Sprintf(`i=0; while [ $i -lt %d ]; do i=$((i+1))
 (while [ ! -e %s ]; do sleep 1; done; while :; do (:); done) 2>/dev/null & done; wait`, count, lit))
+
 	waitFor(t, "processes", func() bool {
 		time.Sleep(20 * time.Millisecond)
 		pids, _ := g.Pids()
@@ -79,6 +83,7 @@ func wantReaped(t *testing.T, p *process) {
 			}
 		}
 	})
+
 	if took := time.Since(began); took > pace.Scale(soon) {
 		t.Errorf("the processes ended %v after their group", took)
 	}
@@ -94,11 +99,13 @@ func parentOf(t *testing.T, n *Node) string {
 		}
 		t.Cleanup(func() { _ = os.Remove(dir) })
 	}
+
 	if dir := filepath.Join(n.mount("cpuset"), rel); !n.v2 && n.mount("cpuset") != "" {
 		if err := fillCpuset(dir, "", ""); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	return rel
 }
 
@@ -111,26 +118,31 @@ func TestKillForkBombUnderQuota(t *testing.T) {
 			if n.mount("cpu") == "" {
 				testkit.Skip(t, "cpu", "no controller")
 			}
+
 			parent := parentOf(t, n)
 			r := containerResources()
 			r.CPU, r.Memory, r.Pids = nil, nil, &specs.LinuxPids{Limit: ptr(int64(2000))}
 			g := create(t, n, parent, "bomb", r)
 			first, light := bomb(t, g, pace.Load(500))
 			dir := g.dir("cpu")
+
 			if where == "parent" {
 				dir = filepath.Dir(dir)
 			}
 			name, value := "cpu.cfs_quota_us", "1000"
+
 			if n.v2 {
 				name, value = "cpu.max", "1000 100000"
 			}
 			if err := writeFile(dir, name, value); err != nil {
 				t.Fatal(err)
 			}
+
 			light()
 			time.Sleep(pace.Scale(2 * time.Second)) // it uses up what it has
 			wantSoon(t, g)
 			wantReaped(t, first)
+
 			if got, err := os.ReadFile(filepath.Join(dir, name)); where == "parent" && (err != nil || !strings.HasPrefix(string(got), "1000")) {
 				t.Errorf("the parent's quota is %q, %v", got, err)
 			}
@@ -153,6 +165,7 @@ func testKillFrozen(t *testing.T, n *Node) {
 				inner, _ := os.ReadFile(below + "/cgroup.procs")
 				return err == nil && len(pids) == 3 && len(inner) > 1
 			})
+
 			dir := map[string]string{"group": g.processDir(), "below": below, "parent": filepath.Dir(g.processDir())}[where]
 			name, cold, warm := "freezer.state", "FROZEN", "THAWED"
 			if n.v2 {
@@ -163,6 +176,7 @@ func testKillFrozen(t *testing.T, n *Node) {
 			}
 			t.Cleanup(func() { _ = writeFile(dir, name, warm) })
 			wantSoon(t, g)
+
 			if got, _ := os.ReadFile(filepath.Join(dir, name)); where == "parent" && !strings.HasPrefix(string(got), cold[:1]) {
 				t.Errorf("the parent is %q", got)
 			}
@@ -179,6 +193,7 @@ func TestKillWithoutMemory(t *testing.T) {
 			if n.v2 && disable {
 				testkit.Skip(t, "cgroup1", "version 2 always kills")
 			}
+
 			g := create(t, n, "", "full", &specs.LinuxResources{
 				Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20)), DisableOOMKiller: &disable}, Devices: containerResources().Devices,
 			})
@@ -195,6 +210,7 @@ func TestKillInOneHierarchy(t *testing.T) {
 	g := create(t, n, "", "moved", containerResources())
 	p := run(t, g, "exec sleep 1000")
 	waitForSleep(t, p.pid)
+
 	for i, dir := range g.dirs {
 		if n.hierarchies[i].controllers == nil || n.hierarchies[i].controllers[0] == "cpuset" {
 			continue
@@ -203,6 +219,7 @@ func TestKillInOneHierarchy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if pids, err := g.Pids(); err != nil || len(pids) != 1 {
 		t.Errorf("processes %v, %v, want the one that has moved", pids, err)
 	}
@@ -236,10 +253,12 @@ func nest(t *testing.T, dir string, wide, deep int) (made int) {
 		t.Fatal(err)
 	}
 	defer func() { at.Close() }()
+
 	names := []string{strings.Repeat("\xff", 255), strings.Repeat("n", 255), "a b", "..x", "-", "\xc3\x28", "é\u202e", "\t\x1b[2J"}
 	for i := range wide {
 		names = append(names, strconv.Itoa(i))
 	}
+
 	for _, name := range names {
 		if err := unix.Mkdirat(int(at.Fd()), name, 0o755); err != nil {
 			t.Logf("the kernel makes no more than %d groups: %v", made, err)
@@ -247,11 +266,13 @@ func nest(t *testing.T, dir string, wide, deep int) (made int) {
 		}
 		made++
 	}
+
 	for range deep {
 		if err := unix.Mkdirat(int(at.Fd()), "deep", 0o755); err != nil {
 			t.Logf("the kernel makes no more than %d groups: %v", made, err)
 			return made
 		}
+
 		made++
 		next, err := openAt(at, "deep")
 		if err != nil {
@@ -260,6 +281,7 @@ func nest(t *testing.T, dir string, wide, deep int) (made int) {
 		at.Close()
 		at = next
 	}
+
 	return made
 }
 
@@ -283,6 +305,7 @@ func testNested(t *testing.T, n *Node) {
 			made += nest(t, dir, many, 1000)
 		}
 	}
+
 	run(t, g, "exec sleep 1000")
 	waitFor(t, "a process", func() bool { pids, _ := g.Pids(); return len(pids) == 1 })
 	t.Logf("%d groups", made)
@@ -291,6 +314,7 @@ func testNested(t *testing.T, n *Node) {
 		t.Errorf("statistics take %v, and took %v", slow, fast)
 	}
 	began := time.Now()
+
 	if pids, err := g.Pids(); err != nil || len(pids) != 1 {
 		t.Errorf("processes %v, %v", pids, err)
 	}
@@ -304,12 +328,14 @@ func testNested(t *testing.T, n *Node) {
 	if err := g.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}
+
 	short, stop := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer stop()
 	began = time.Now()
 	if err := g.Remove(short); !errors.Is(err, ErrBusy) && err != nil {
 		t.Errorf("a removal that was cancelled: %v, want %v", err, ErrBusy)
 	}
+
 	if took := time.Since(began); took > pace.Scale(time.Second) {
 		t.Errorf("a removal that was cancelled after 20 ms took %v", took)
 	}
@@ -318,16 +344,19 @@ func testNested(t *testing.T, n *Node) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
+
 	few := limit
 	few.Cur = uint64(descriptors(t)) + 12
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) }()
+
 	began = time.Now()
 	if err := g.Remove(ctx); err != nil {
 		t.Fatal(err)
 	}
+
 	t.Logf("removed in %v", time.Since(began))
 	if g.Exists() {
 		t.Error("the group is still there")
@@ -369,11 +398,13 @@ func testKillDeep(t *testing.T, n *Node) {
 	p := run(t, g, "exec sleep 1000")
 	waitForSleep(t, p.pid)
 	dir := g.processDir()
+
 	if n.v2 {
 		if err := writeFile(dir, "cgroup.max.depth", "max"); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	nest(t, dir, 0, 1000)
 	var last *os.File
 	err := walk(nil, dir, visitor{enter: func(at *os.File) error {
@@ -387,10 +418,12 @@ func testKillDeep(t *testing.T, n *Node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	defer last.Close()
 	if err := writeAt(last, "cgroup.procs", strconv.Itoa(p.pid)); err != nil {
 		t.Fatal(err)
 	}
+
 	if pids, err := g.Pids(); err != nil || len(pids) != 1 || pids[0] != p.pid {
 		t.Errorf("processes %v, %v, want %d", pids, err, p.pid)
 	}
@@ -419,20 +452,24 @@ func TestKillThreaded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, c := range strings.Fields(string(controllers)) {
 		if err := writeFile(above, "cgroup.subtree_control", "-"+c); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if err := writeFile(g.dirs[0], "cgroup.type", "threaded"); err != nil {
 		t.Fatal(err)
 	}
+
 	// Its process is one of the parent's with a thread, or all, in the group.
 	p := run(t, create(t, n, "", "plain", resources(n)), "exec sleep 1000")
 	waitForSleep(t, p.pid)
 	if err := writeFile(above, "cgroup.procs", strconv.Itoa(p.pid)); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := writeFile(g.dirs[0], "cgroup.threads", strconv.Itoa(p.pid)); err != nil {
 		t.Fatal(err)
 	}

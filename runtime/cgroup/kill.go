@@ -37,6 +37,7 @@ func (g *Group) Kill(ctx context.Context) error {
 		if err == nil && !some {
 			return nil
 		}
+
 		// Killing needs time: doing it again at once would only hold up
 		// processes that are on their way out.
 		if err == nil && look%roundsPerKill == 0 {
@@ -45,6 +46,7 @@ func (g *Group) Kill(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			return g.fail("kill", err)
 		}
+
 		if g.waitEmpty(ctx, pause); ctx.Err() != nil {
 			return fmt.Errorf("kill cgroup %s: %w: %w", g.path, ErrBusy, ctx.Err())
 		}
@@ -102,11 +104,13 @@ func (g *Group) waitEmpty(ctx context.Context, pause time.Duration) {
 		}
 		return
 	}
+
 	fd, err := openRaw(g.dirs[0]+"/cgroup.events", unix.O_RDONLY)
 	if err != nil {
 		return
 	}
 	defer unix.Close(fd)
+
 	// Reading arms the poll.
 	var buf [64]byte
 	if n, err := unix.Read(fd, buf[:]); err != nil || bytes.Contains(buf[:n], []byte("populated 0")) {

@@ -20,6 +20,7 @@ func testKill(t *testing.T, n *Node) {
 	if err := g.Kill(t.Context()); err != nil {
 		t.Fatalf("kill an empty group: %v", err)
 	}
+
 	// It ignores what can be ignored and has children in groups of their own.
 	below := filepath.Join(g.processDir(), "below")
 	run(t, g, "trap '' TERM INT HUP; sleep 1000 & mkdir "+below+"; sleep 1000 & echo $! > "+below+"/cgroup.procs; wait")
@@ -28,17 +29,20 @@ func testKill(t *testing.T, n *Node) {
 		inner, _ := os.ReadFile(below + "/cgroup.procs")
 		return err == nil && len(pids) == 3 && len(inner) > 1
 	})
+
 	if err := g.Remove(shortContext(t)); !errors.Is(err, ErrBusy) {
 		t.Errorf("remove a running group: %v, want %v", err, ErrBusy)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(20*time.Second))
 	defer cancel()
+
 	if err := g.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if pids, err := g.Pids(); err != nil || len(pids) != 0 {
 		t.Errorf("processes after kill: %v, %v", pids, err)
 	}
+
 	if err := g.Remove(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -83,15 +87,18 @@ func testFreeze(t *testing.T, n *Node) {
 		}
 		return s.CPU.Usage
 	}
+
 	ctx := t.Context()
 	if err := g.Freeze(ctx); err != nil {
 		t.Fatal(err)
 	}
+
 	before := usage()
 	time.Sleep(50 * time.Millisecond)
 	if after := usage(); after-before > uint64(5*time.Millisecond) {
 		t.Errorf("a frozen group used %v of processor time", time.Duration(after-before))
 	}
+
 	if err := g.Thaw(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ func (k *killing) round(ctx context.Context, n int) error {
 	} else if err := k.liftQuotasBelow(ctx); err != nil {
 		return err
 	}
+
 	exits := k.exits()
 	defer closeAll(exits)
 
@@ -39,6 +40,7 @@ func (k *killing) round(ctx context.Context, n int) error {
 			return nil
 		}
 	}
+
 	return k.killEach(ctx, n, exits)
 }
 
@@ -54,6 +56,7 @@ func (k *killing) killEach(ctx context.Context, n int, exits []*os.File) error {
 			return ignoreGone(err)
 		}
 	}
+
 	total, errs := 0, []error(nil)
 	for _, dir := range k.g.processDirs() {
 		killed, err := killBelow(ctx, dir, exits)
@@ -62,6 +65,7 @@ func (k *killing) killEach(ctx context.Context, n int, exits []*os.File) error {
 			break // the others most likely have the same
 		}
 	}
+
 	return errors.Join(append(errs, k.g.thawTree(ctx))...)
 }
 
@@ -130,6 +134,7 @@ func (k *killing) exits() []*os.File {
 	if !k.g.node.v2 && k.g.frozenAbove() {
 		roots = append(roots, k.g.node.mount("freezer"))
 	}
+
 	var exits []*os.File
 	for _, dir := range roots {
 		fd, err := openRaw(filepath.Join(dir, "cgroup.procs"), unix.O_WRONLY)
@@ -137,6 +142,7 @@ func (k *killing) exits() []*os.File {
 			exits = append(exits, os.NewFile(uintptr(fd), dir))
 		}
 	}
+
 	return exits
 }
 
@@ -176,6 +182,7 @@ func killBelow(ctx context.Context, dir string, exits []*os.File) (killed int, e
 		if err != nil {
 			return err
 		}
+
 		for len(pids) > 0 {
 			batch := pids[:min(len(pids), killBatch)]
 			pids = pids[len(batch):]
@@ -184,6 +191,7 @@ func killBelow(ctx context.Context, dir string, exits []*os.File) (killed int, e
 				return err
 			}
 		}
+
 		return nil
 	}})
 	return killed, err
@@ -204,6 +212,7 @@ func killIn(dir *os.File, pids []int, exits []*os.File) (killed int, err error) 
 			}
 		}
 	}()
+
 	for _, pid := range pids {
 		fd, err := unix.PidfdOpen(pid, 0)
 		switch err {
@@ -213,10 +222,12 @@ func killIn(dir *os.File, pids []int, exits []*os.File) (killed int, err error) 
 			held[pid] = -1
 		}
 	}
+
 	still, err := pidsIn(dir)
 	if err != nil {
 		return 0, err
 	}
+
 	for _, pid := range still {
 		if fd, ok := held[pid]; !ok || pid == 1 || pid == os.Getpid() || kill(pid, fd) != nil {
 			continue
@@ -226,6 +237,7 @@ func killIn(dir *os.File, pids []int, exits []*os.File) (killed int, err error) 
 			_ = writeRaw(int(exit.Fd()), "cgroup.procs", strconv.Itoa(pid)) // it may be gone
 		}
 	}
+
 	return killed, nil
 }
 

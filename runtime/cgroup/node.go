@@ -83,18 +83,21 @@ func New(driver, parent string) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{driver: driver, parent: parent, v2: cgroups.IsCgroup2UnifiedMode()}
+
 	if driver == "" {
 		n.driver = Cgroupfs
 		if systemd.IsRunningSystemd() {
 			n.driver = Systemd
 		}
 	}
+
 	if n.parent == "" {
 		n.parent = "/crisp"
 		if n.driver == Systemd {
 			n.parent = "crisp.slice"
 		}
 	}
+
 	if _, err := n.checkParent(n.parent); err != nil {
 		return nil, err
 	}
@@ -102,6 +105,7 @@ func New(driver, parent string) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if err := n.useHierarchies(list); err != nil {
 		closeOwn(list)
 		return nil, err
@@ -127,6 +131,7 @@ func (n *Node) useHierarchies(list []hierarchy) error {
 			return 3
 		}
 	}
+
 	slices.SortStableFunc(n.hierarchies, func(a, b hierarchy) int { return rank(a) - rank(b) })
 
 	n.where = make(map[string]int)
@@ -138,17 +143,20 @@ func (n *Node) useHierarchies(list []hierarchy) error {
 			n.where[c] = i
 		}
 	}
+
 	if n.v2 {
 		if n.root == "" {
 			return fmt.Errorf("find the unified cgroup hierarchy: not mounted: %w", ErrUnsupported)
 		}
 		return nil
 	}
+
 	for _, c := range []string{"cpu", "cpuacct", "memory", "devices", "freezer"} {
 		if _, ok := n.where[c]; !ok {
 			return fmt.Errorf("find cgroup controller %s: not mounted: %w", c, ErrUnsupported)
 		}
 	}
+
 	return nil
 }
 
@@ -161,6 +169,7 @@ func (n *Node) probe() {
 				n.degraded = append(n.degraded, "cgroup controller "+c+" is not available: its limits and statistics are missing")
 			}
 		}
+
 		n.swap = swapAccounted()
 		if slices.Contains(strings.Fields(have), "hugetlb") {
 			n.pageSizes = cgroups.HugePageSizes()
@@ -171,6 +180,7 @@ func (n *Node) probe() {
 				n.degraded = append(n.degraded, "cgroup controller "+c+" is not mounted: its limits and statistics are missing")
 			}
 		}
+
 		n.swap = exists(filepath.Join(n.mount("memory"), "memory.memsw.limit_in_bytes"))
 		if _, ok := n.where["hugetlb"]; ok {
 			n.pageSizes = cgroups.HugePageSizes()
@@ -215,6 +225,7 @@ func (n *Node) Close() error {
 	if n.driver == Systemd {
 		return errs[0]
 	}
+
 	for _, dir := range n.dirs(n.parent) {
 		if !ours(dir) {
 			continue
@@ -223,6 +234,7 @@ func (n *Node) Close() error {
 			errs = append(errs, &os.PathError{Op: "rmdir", Path: dir, Err: err})
 		}
 	}
+
 	return errors.Join(errs...)
 }
 

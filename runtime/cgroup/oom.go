@@ -28,6 +28,7 @@ func (g *Group) OOMKills() (uint64, error) {
 	if err != nil {
 		return 0, g.fail("count OOM kills of", err)
 	}
+
 	return kills, nil
 }
 
@@ -82,10 +83,12 @@ func (n *Node) lostKills(r *reader, rel string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+
 	names, err := subdirs(dir)
 	if err != nil {
 		return 0, err
 	}
+
 	lost := int64(all)
 	for _, name := range names {
 		kills, err := oomKills(r, filepath.Join(dir, name), "memory.events")
@@ -94,6 +97,7 @@ func (n *Node) lostKills(r *reader, rel string) (int64, error) {
 		}
 		lost -= int64(kills)
 	}
+
 	return lost, nil
 }
 

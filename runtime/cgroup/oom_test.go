@@ -14,6 +14,7 @@ func TestOOMKillsOfGoneScopes(t *testing.T) {
 	if err := n.useHierarchies([]hierarchy{{dir: t.TempDir()}}); err != nil {
 		t.Fatal(err)
 	}
+
 	counts := func(rel string, kills int) {
 		t.Helper()
 		dir := filepath.Join(n.root, rel)
@@ -24,6 +25,7 @@ func TestOOMKillsOfGoneScopes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	group := func(id string, own int) *Group {
 		t.Helper()
 		counts("pod.slice/crisp-"+id+".scope", own)
@@ -33,12 +35,14 @@ func TestOOMKillsOfGoneScopes(t *testing.T) {
 		}
 		return g
 	}
+
 	gone := func(g *Group) {
 		t.Helper()
 		if err := os.RemoveAll(g.dirs[0]); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	want := func(g *Group, kills uint64) {
 		t.Helper()
 		if got, err := g.OOMKills(); err != nil || got != kills {
@@ -53,12 +57,14 @@ func TestOOMKillsOfGoneScopes(t *testing.T) {
 	want(a, 1)
 	gone(b) // ended by itself
 	want(b, 0)
+
 	// A kill in a group that lives on is nobody else's.
 	counts("pod.slice", 4)
 	counts("pod.slice/crisp-c.scope", 1)
 	d := group("d", 0)
 	gone(d)
 	want(d, 0)
+
 	// One that can be asked is, and its kill is not counted for another.
 	e := group("e", 0)
 	want(c, 1)

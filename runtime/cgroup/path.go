@@ -20,10 +20,12 @@ func (n *Node) Path(parent, id string) (string, error) {
 	if parent == "" {
 		parent = n.parent
 	}
+
 	clean, err := n.checkParent(parent)
 	if err != nil {
 		return "", err
 	}
+
 	if n.driver == Systemd {
 		return clean + ":" + scopePrefix + ":" + id, nil
 	}
@@ -42,6 +44,7 @@ func (n *Node) Resolve(cgroupsPath string) (string, error) {
 		}
 		return strings.Join(parts, ":"), nil
 	}
+
 	if strings.ContainsAny(cgroupsPath, "\x00\n") {
 		return "", fmt.Errorf("parse cgroup path %q: forbidden character", cgroupsPath)
 	}
@@ -52,6 +55,7 @@ func (n *Node) Resolve(cgroupsPath string) (string, error) {
 	case !path.IsAbs(cgroupsPath):
 		return path.Join(n.parent, clean), nil
 	}
+
 	return clean, nil
 }
 
@@ -66,6 +70,7 @@ func (n *Node) checkParent(parent string) (string, error) {
 			return "", fmt.Errorf("%w %q: leaves the hierarchy", ErrParent, parent)
 		}
 	}
+
 	base := path.Base(parent)
 	if n.driver == Systemd {
 		// kubelet sends the whole path of the slice, whose last part says all.
@@ -74,6 +79,7 @@ func (n *Node) checkParent(parent string) (string, error) {
 		}
 		return base, nil
 	}
+
 	if strings.HasSuffix(base, ".slice") {
 		return "", fmt.Errorf("%w %q: a slice, but the cgroupfs driver wants a path, as in \"/kubepods/pod1\"", ErrParent, parent)
 	}
@@ -81,6 +87,7 @@ func (n *Node) checkParent(parent string) (string, error) {
 	if clean == "/" {
 		return "", fmt.Errorf("%w %q: the root group takes no containers", ErrParent, parent)
 	}
+
 	return clean, nil
 }
 
@@ -105,10 +112,12 @@ func (n *Node) locate(cgroupsPath string) (location, error) {
 		parent = path.Clean(parent)
 		return location{parent: parent, id: id, rel: cgroupsPath, parentRel: parent}, nil
 	}
+
 	parts := strings.Split(cgroupsPath, ":")
 	if len(parts) != 3 || parts[1] == "" || parts[2] == "" || strings.HasSuffix(parts[2], ".slice") || strings.ContainsAny(parts[1]+parts[2], "/\x00\n") {
 		return location{}, fmt.Errorf("parse cgroup path %q: want slice:prefix:id", cgroupsPath)
 	}
+
 	slice, err := systemd.ExpandSlice(parts[0])
 	if err != nil {
 		return location{}, fmt.Errorf("parse cgroup path %q: %w", cgroupsPath, err)

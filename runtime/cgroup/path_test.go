@@ -39,11 +39,13 @@ func TestPath(t *testing.T) {
 			t.Errorf("%s: parent %q: got %q, %v, want %q", c.n.driver, c.parent, path, err, c.path)
 			continue
 		}
+
 		at, err := c.n.locate(path)
 		if err != nil || at.rel != c.rel || at.parentRel != c.parentRel || at.id != "web" {
 			t.Errorf("%s: %q is at %+v, %v, want %q in %q", c.n.driver, path, at, err, c.rel, c.parentRel)
 		}
 	}
+
 	if at, err := sd.locate("crisp.slice:crisp:web"); err != nil || at.rel != "/crisp.slice/crisp-web.scope" || at.prefix != "crisp" {
 		t.Errorf("a scope of an older version is at %+v, %v", at, err)
 	}
@@ -81,6 +83,7 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%s: %q is at %+v, %v, want %q", c.n.driver, c.path, at, err, c.rel)
 		}
 	}
+
 	for _, path := range []string{"/", "..", ".", "/a/..", "/a\nb", "a\x00"} {
 		if got, err := fs.Resolve(path); err == nil {
 			t.Errorf("%q: got %q, want an error", path, got)

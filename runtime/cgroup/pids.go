@@ -39,10 +39,12 @@ func (g *Group) Pids() ([]int, error) {
 		if err != nil && !errors.Is(err, errEnough) && (i == 0 || !isGone(err)) {
 			return nil, g.fail("list processes of", err)
 		}
+
 		if len(pids) > 0 {
 			break // the others most likely have the same
 		}
 	}
+
 	return pids, nil
 }
 
@@ -67,6 +69,7 @@ func pidsIn(dir *os.File) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	var pids []int
 	for line := range bytes.Lines(data) {
 		pid, err := strconv.Atoi(string(bytes.TrimSpace(line)))
@@ -77,6 +80,7 @@ func pidsIn(dir *os.File) ([]int, error) {
 			pids = append(pids, pid)
 		}
 	}
+
 	return pids, nil
 }
 

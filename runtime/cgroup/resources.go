@@ -29,10 +29,12 @@ func (n *Node) convert(r *specs.LinuxResources) (*cgroups.Resources, error) {
 	if r == nil {
 		r = &specs.LinuxResources{}
 	}
+
 	convertCPU(out, r.CPU)
 	if err := n.convertMemory(out, r.Memory); err != nil {
 		return nil, err
 	}
+
 	if r.Pids != nil && r.Pids.Limit != nil {
 		limit := *r.Pids.Limit
 		out.PidsLimit = &limit
@@ -40,12 +42,14 @@ func (n *Node) convert(r *specs.LinuxResources) (*cgroups.Resources, error) {
 	if r.BlockIO != nil {
 		convertBlockIO(out, r.BlockIO)
 	}
+
 	if err := n.convertHugepages(out, r.HugepageLimits); err != nil {
 		return nil, err
 	}
 	if err := n.convertUnified(out, r.Unified); err != nil {
 		return nil, err
 	}
+
 	rules, err := convertDevices(r.Devices)
 	if err != nil {
 		return nil, err
@@ -69,6 +73,7 @@ func convertCPU(out *cgroups.Resources, c *specs.LinuxCPU) {
 	if c.Period != nil {
 		out.CpuPeriod = *c.Period
 	}
+
 	out.CpuBurst = c.Burst
 	if c.RealtimeRuntime != nil {
 		out.CpuRtRuntime = *c.RealtimeRuntime
@@ -76,6 +81,7 @@ func convertCPU(out *cgroups.Resources, c *specs.LinuxCPU) {
 	if c.RealtimePeriod != nil {
 		out.CpuRtPeriod = *c.RealtimePeriod
 	}
+
 	out.CpusetCpus, out.CpusetMems = c.Cpus, c.Mems
 	out.CPUIdle = c.Idle
 }
@@ -93,12 +99,14 @@ func (n *Node) convertMemory(out *cgroups.Resources, m *specs.LinuxMemory) error
 	if m.Swap != nil {
 		out.MemorySwap = *m.Swap
 	}
+
 	if out.Memory > 0 && out.MemorySwap == 0 {
 		out.MemorySwap = out.Memory // a limit without a word about swap means none
 	}
 	if out.MemorySwap > 0 && out.Memory > 0 && out.MemorySwap < out.Memory {
 		return fmt.Errorf("memory and swap limit %d is below memory limit %d: %w", out.MemorySwap, out.Memory, ErrResources)
 	}
+
 	if !n.swap {
 		out.MemorySwap = 0
 	}
@@ -115,6 +123,7 @@ func convertBlockIO(out *cgroups.Resources, b *specs.LinuxBlockIO) {
 	if b.LeafWeight != nil {
 		out.BlkioLeafWeight = *b.LeafWeight
 	}
+
 	for _, d := range b.WeightDevice {
 		var weight, leaf uint16
 		if d.Weight != nil {
@@ -125,12 +134,14 @@ func convertBlockIO(out *cgroups.Resources, b *specs.LinuxBlockIO) {
 		}
 		out.BlkioWeightDevice = append(out.BlkioWeightDevice, cgroups.NewWeightDevice(d.Major, d.Minor, weight, leaf))
 	}
+
 	throttles := func(in []specs.LinuxThrottleDevice) (list []*cgroups.ThrottleDevice) {
 		for _, d := range in {
 			list = append(list, cgroups.NewThrottleDevice(d.Major, d.Minor, d.Rate))
 		}
 		return list
 	}
+
 	out.BlkioThrottleReadBpsDevice = throttles(b.ThrottleReadBpsDevice)
 	out.BlkioThrottleWriteBpsDevice = throttles(b.ThrottleWriteBpsDevice)
 	out.BlkioThrottleReadIOPSDevice = throttles(b.ThrottleReadIOPSDevice)
@@ -151,6 +162,7 @@ func (n *Node) convertHugepages(out *cgroups.Resources, limits []specs.LinuxHuge
 			}
 			return fmt.Errorf("limit huge pages of %q, sizes here are %s: %w", l.Pagesize, strings.Join(n.pageSizes, " "), ErrUnsupported)
 		}
+
 		i := slices.IndexFunc(out.HugetlbLimit, func(h *cgroups.HugepageLimit) bool { return h.Pagesize == l.Pagesize })
 		if i >= 0 {
 			out.HugetlbLimit[i].Limit = l.Limit
@@ -158,6 +170,7 @@ func (n *Node) convertHugepages(out *cgroups.Resources, limits []specs.LinuxHuge
 		}
 		out.HugetlbLimit = append(out.HugetlbLimit, &cgroups.HugepageLimit{Pagesize: l.Pagesize, Limit: l.Limit})
 	}
+
 	return nil
 }
 
@@ -168,6 +181,7 @@ func (n *Node) convertUnified(out *cgroups.Resources, unified map[string]string)
 	if !n.v2 {
 		return fmt.Errorf("set unified resources: cgroup version 1: %w", ErrUnsupported)
 	}
+
 	out.Unified = make(map[string]string, len(unified))
 	for key, value := range unified {
 		controller, parameter, ok := strings.Cut(key, ".")
@@ -184,6 +198,7 @@ func (n *Node) convertUnified(out *cgroups.Resources, unified map[string]string)
 		}
 		out.Unified[key] = value
 	}
+
 	return nil
 }
 
@@ -193,6 +208,7 @@ func convertDevices(in []specs.LinuxDeviceCgroup) ([]*devices.Rule, error) {
 		// Closed unless opened.
 		rules = append(rules, &devices.Rule{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm"})
 	}
+
 	for _, d := range in {
 		rule := &devices.Rule{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Allow: d.Allow}
 		switch d.Type {
@@ -204,6 +220,7 @@ func convertDevices(in []specs.LinuxDeviceCgroup) ([]*devices.Rule, error) {
 		default:
 			return nil, fmt.Errorf("device rule of type %q: %w", d.Type, ErrResources)
 		}
+
 		if d.Major != nil {
 			rule.Major = *d.Major
 		}
@@ -216,9 +233,11 @@ func convertDevices(in []specs.LinuxDeviceCgroup) ([]*devices.Rule, error) {
 		if d.Access == "" {
 			d.Access = "rwm"
 		}
+
 		rule.Permissions = devices.Permissions(d.Access).Union("") // in the kernel's order
 		rules = append(rules, rule)
 	}
+
 	return rules, nil
 }
 

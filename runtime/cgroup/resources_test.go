@@ -41,10 +41,12 @@ func TestConvert(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if len(got.Devices) != 1 || !got.Devices[0].Allow {
 		t.Errorf("device rules are %+v", got.Devices)
 	}
 	got.Devices = nil
+
 	want := &cgroups.Resources{
 		CpuShares: 262144, CpuWeight: 10000, CpuQuota: -1, CpuPeriod: 1000, CpuBurst: ptr(uint64(5)), CpuRtPeriod: 6, CpuRtRuntime: 7,
 		CpusetCpus: "0-1", CpusetMems: "0", CPUIdle: ptr(int64(1)),
@@ -54,6 +56,7 @@ func TestConvert(t *testing.T) {
 		HugetlbLimit:               []*cgroups.HugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}},
 		Unified:                    map[string]string{"memory.high": "70", "memory.oom.group": "1"},
 	}
+
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -108,6 +111,7 @@ func TestConvertRefuses(t *testing.T) {
 			t.Errorf("%+v: got %v, want %v", c.r, err, c.want)
 		}
 	}
+
 	// Without the controller limits are left out, as the warning at start says.
 	none := &Node{v2: true}
 	got, err := none.convert(&specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1}}})
@@ -132,6 +136,7 @@ func TestConvertDevices(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		var got []string
 		for _, r := range rules {
 			sign := "-"
@@ -140,6 +145,7 @@ func TestConvertDevices(t *testing.T) {
 			}
 			got = append(got, sign+r.CgroupString())
 		}
+
 		if s := strings.Join(got, ", "); s != c.want {
 			t.Errorf("got %s, want %s", s, c.want)
 		}

@@ -21,6 +21,7 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 	if err != nil {
 		return fmt.Errorf("limit cgroup %s: %w", g.path, err)
 	}
+
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if r == nil || len(r.Devices) == 0 || sameRules(g.rules, want.Devices) {
@@ -33,6 +34,7 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 		g.wanted = want
 		return nil // Attach will apply it
 	}
+
 	switch {
 	case g.node.driver == Systemd:
 		err = g.setSystemd(want)
@@ -44,6 +46,7 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 	if err != nil {
 		return g.fail("limit", g.tooMuchInUse(want, refused(err)))
 	}
+
 	if !want.SkipDevices {
 		g.rules = want.Devices
 	}
@@ -72,11 +75,13 @@ func (g *Group) setV1(want *cgroups.Resources) error {
 			return fmt.Errorf("set device rules: %w", err)
 		}
 	}
+
 	if dir := g.dir("cpuset"); dir != "" {
 		if err := (&fs.CpusetGroup{}).Set(dir, want); err != nil {
 			return err
 		}
 	}
+
 	return g.setControllersV1(want)
 }
 

@@ -24,14 +24,17 @@ func fixture(t *testing.T, version string) *Node {
 		}
 		return n
 	}
+
 	var list []hierarchy
 	entries, err := os.ReadDir(root)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, e := range entries {
 		list = append(list, hierarchy{dir: filepath.Join(root, e.Name()), controllers: strings.Split(e.Name(), ",")})
 	}
+
 	// Nothing is read of these two.
 	list = append(list, hierarchy{controllers: []string{"devices"}}, hierarchy{controllers: []string{"freezer"}})
 	if err := n.useHierarchies(list); err != nil {
@@ -104,11 +107,13 @@ func TestUsage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if got.CPU.Usage != want.CPU.Usage || !reflect.DeepEqual(got.CPU.Pressure, want.CPU.Pressure) || !reflect.DeepEqual(got.IO.Pressure, want.IO.Pressure) {
 			t.Errorf("%s: processor %+v and I/O %+v, want %+v and %+v", version, got.CPU, got.IO, want.CPU, want.IO)
 		}
 		m := want.Memory
 		m.MaxUsage, m.LimitHits, m.OOMKills, m.HighHits = 0, 0, 0, 0
+
 		if got.Memory.Kernel == 0 {
 			m.Kernel = 0
 		}
@@ -128,6 +133,7 @@ func TestStatsV2Open(t *testing.T) {
 		Memory: MemoryStats{Usage: 100, RSS: 10, Cache: 300, InactiveFile: 200, SwapAccounted: true, SwapUnlimited: true},
 		Pids:   PidsStats{Current: 1},
 	}
+
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -155,6 +161,7 @@ func TestSetV2(t *testing.T) {
 	if err := n.useHierarchies([]hierarchy{{dir: root}}); err != nil {
 		t.Fatal(err)
 	}
+
 	g := n.group("/crisp/web", location{rel: "/crisp/web", parentRel: "/crisp"})
 	write := func(dir, name, value string) {
 		t.Helper()
@@ -165,6 +172,7 @@ func TestSetV2(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	write(g.dirs[0], "cgroup.controllers", "cpuset cpu io memory hugetlb pids\n")
 	r := containerResources()
 	r.Devices = nil // they need a kernel
@@ -176,12 +184,14 @@ func TestSetV2(t *testing.T) {
 	if err := g.Set(r); err != nil {
 		t.Fatal(err)
 	}
+
 	want := map[string]string{
 		"cpu.weight": "59", "cpu.max": "50000 100000", "cpuset.cpus": "0-1", "cpuset.mems": "0",
 		"memory.max": "67108864", "memory.swap.max": "33554432", "memory.high": "60000000", "memory.oom.group": "1",
 		"pids.max": "max", "hugetlb.2MB.max": "4194304", "hugetlb.2MB.rsvd.max": "4194304",
 		"cgroup.controllers": "cpuset cpu io memory hugetlb pids\n",
 	}
+
 	files := func() map[string]string {
 		t.Helper()
 		got := map[string]string{}
@@ -189,6 +199,7 @@ func TestSetV2(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, e := range entries {
 			data, err := os.ReadFile(filepath.Join(g.dirs[0], e.Name()))
 			if err != nil {
@@ -196,8 +207,10 @@ func TestSetV2(t *testing.T) {
 			}
 			got[e.Name()] = string(data)
 		}
+
 		return got
 	}
+
 	if got := files(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
@@ -207,6 +220,7 @@ func TestSetV2(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+
 	want["cpu.max"], want["memory.swap.max"] = "max 100000", "0"
 	if got := files(); !reflect.DeepEqual(got, want) {
 		t.Errorf("after an update: got  %v\nwant %v", got, want)
@@ -220,26 +234,31 @@ func TestDelegate(t *testing.T) {
 	if err := n.useHierarchies([]hierarchy{{dir: root}}); err != nil {
 		t.Fatal(err)
 	}
+
 	pod := filepath.Join(root, "kubepods", "pod1")
 	if err := os.MkdirAll(pod, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	files := map[string]string{
 		filepath.Join(root, "cgroup.controllers"):                 "cpuset cpu memory pids\n",
 		filepath.Join(root, "cgroup.subtree_control"):             "cpuset cpu memory pids\n",
 		filepath.Join(root, "kubepods", "cgroup.subtree_control"): "cpu memory\n",
 		filepath.Join(pod, "cgroup.subtree_control"):              "",
 	}
+
 	for name, data := range files {
 		if err := os.WriteFile(name, []byte(data), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if err := n.delegate(pod); err != nil {
 		t.Fatal(err)
 	}
 	files[filepath.Join(root, "kubepods", "cgroup.subtree_control")] = "+cpuset +pids"
 	files[filepath.Join(pod, "cgroup.subtree_control")] = "+cpuset +cpu +memory +pids"
+
 	for name, want := range files {
 		if data, err := os.ReadFile(name); err != nil || string(data) != want {
 			t.Errorf("%s is %q, %v, want %q", name, data, err, want)

@@ -24,6 +24,7 @@ func (g *Group) detailsV1(r *reader, s *Stats) error {
 	if err := g.memoryDetailsV1(r, &s.Memory); err != nil {
 		return err
 	}
+
 	if dir := g.dir("pids"); dir != "" {
 		var err error
 		if s.Pids.Current, err = r.optional(dir, "pids.current", 0); err != nil {
@@ -33,17 +34,20 @@ func (g *Group) detailsV1(r *reader, s *Stats) error {
 			return err
 		}
 	}
+
 	if dir := g.dir("blkio"); dir != "" {
 		if err := ioStatsV1(r, dir, &s.IO); err != nil {
 			return err
 		}
 	}
+
 	if dir := g.dir("hugetlb"); dir != "" {
 		for _, size := range g.node.pageSizes {
 			usage, err := r.optional(dir, "hugetlb."+size+".usage_in_bytes", 0)
 			if err != nil {
 				return err
 			}
+
 			most, err := r.optional(dir, "hugetlb."+size+".max_usage_in_bytes", 0)
 			if err != nil {
 				return err
@@ -51,6 +55,7 @@ func (g *Group) detailsV1(r *reader, s *Stats) error {
 			s.Hugetlb = append(s.Hugetlb, HugetlbStats{PageSize: size, Usage: usage, MaxUsage: most})
 		}
 	}
+
 	return nil
 }
 
@@ -64,6 +69,7 @@ func (g *Group) cpuDetailsV1(r *reader, c *CPUStats) error {
 	if c.System, err = r.optional(dir, "cpuacct.usage_sys", 0); err != nil {
 		return err
 	}
+
 	return r.table(g.dir("cpu"), "cpu.stat", func(key string, v uint64) {
 		switch key {
 		case "nr_periods":
@@ -103,16 +109,19 @@ func (g *Group) memoryUsageV1(r *reader, m *MemoryStats) error {
 	if err != nil {
 		return err
 	}
+
 	if m.Usage, err = r.optional(dir, "memory.usage_in_bytes", 0); err != nil {
 		return err
 	}
 	if m.Limit, err = r.optional(dir, "memory.limit_in_bytes", 0); err != nil {
 		return err
 	}
+
 	m.setWorkingSet()
 	if err := g.swapStatsV1(r, dir, m); err != nil {
 		return err
 	}
+
 	if m.Limit >= unlimitedV1 {
 		m.Limit = 0
 	}
@@ -133,6 +142,7 @@ func (g *Group) memoryDetailsV1(r *reader, m *MemoryStats) error {
 			return err
 		}
 	}
+
 	m.OOMKills, err = g.oomKills(r)
 	return err
 }
@@ -146,15 +156,18 @@ func (g *Group) swapStatsV1(r *reader, dir string, m *MemoryStats) error {
 	if err != nil {
 		return err
 	}
+
 	limit, err := r.number(dir, "memory.memsw.limit_in_bytes", 0)
 	if err != nil {
 		return err
 	}
+
 	m.SwapAccounted = true
 	m.Swap = monus(both, m.Usage)
 	if m.SwapUnlimited = limit >= unlimitedV1; !m.SwapUnlimited {
 		m.SwapLimit = monus(limit, m.Limit)
 	}
+
 	return nil
 }
 
@@ -180,12 +193,14 @@ func ioStatsV1(r *reader, dir string, s *IOStats) error {
 		if err != nil {
 			return err
 		}
+
 		for line := range bytes.Lines(data) {
 			// "8:0 Read 4096"; the last line is a total without a device.
 			fields := bytes.Fields(line)
 			if len(fields) != 3 {
 				continue
 			}
+
 			var to func(*DeviceIO) *uint64
 			switch string(fields[1]) {
 			case "Read":
@@ -195,6 +210,7 @@ func ioStatsV1(r *reader, dir string, s *IOStats) error {
 			default:
 				continue
 			}
+
 			v, err := strconv.ParseUint(string(fields[2]), 10, 64)
 			if err != nil {
 				continue
@@ -213,16 +229,19 @@ func (s *IOStats) device(number []byte) *DeviceIO {
 	if !ok {
 		return nil
 	}
+
 	major, err1 := strconv.ParseUint(string(a), 10, 32)
 	minor, err2 := strconv.ParseUint(string(b), 10, 32)
 	if err1 != nil || err2 != nil {
 		return nil
 	}
+
 	for i := range s.Devices {
 		if d := &s.Devices[i]; d.Major == uint32(major) && d.Minor == uint32(minor) {
 			return d
 		}
 	}
+
 	s.Devices = append(s.Devices, DeviceIO{Major: uint32(major), Minor: uint32(minor)})
 	return &s.Devices[len(s.Devices)-1]
 }

@@ -18,6 +18,7 @@ func (g *Group) usageV2(r *reader, s *Stats) error {
 	if err != nil {
 		return err
 	}
+
 	if err := g.memoryUsageV2(r, dir, &s.Memory); err != nil {
 		return err
 	}
@@ -33,6 +34,7 @@ func (g *Group) usageV2(r *reader, s *Stats) error {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -41,6 +43,7 @@ func (g *Group) detailsV2(r *reader, s *Stats) error {
 	if err := memoryDetailsV2(r, dir, &s.Memory); err != nil {
 		return err
 	}
+
 	var err error
 	if s.Pids.Current, err = r.optional(dir, "pids.current", 0); err != nil {
 		return err
@@ -51,6 +54,7 @@ func (g *Group) detailsV2(r *reader, s *Stats) error {
 	if err := ioStatsV2(r, dir, &s.IO); err != nil {
 		return err
 	}
+
 	for _, size := range g.node.pageSizes {
 		usage, err := r.optional(dir, "hugetlb."+size+".current", 0)
 		if err != nil {
@@ -59,6 +63,7 @@ func (g *Group) detailsV2(r *reader, s *Stats) error {
 		// Version 2 keeps no record of the most that was used.
 		s.Hugetlb = append(s.Hugetlb, HugetlbStats{PageSize: size, Usage: usage, MaxUsage: usage})
 	}
+
 	return nil
 }
 
@@ -108,12 +113,14 @@ func (g *Group) memoryUsageV2(r *reader, dir string, m *MemoryStats) error {
 	if err != nil {
 		return err
 	}
+
 	if m.Usage, err = r.optional(dir, "memory.current", 0); err != nil {
 		return err
 	}
 	if m.Limit, err = r.optional(dir, "memory.max", 0); err != nil {
 		return err
 	}
+
 	m.setWorkingSet()
 	if m.Swap, err = r.number(dir, "memory.swap.current", 0); err == nil {
 		m.SwapAccounted = true
@@ -126,6 +133,7 @@ func (g *Group) memoryUsageV2(r *reader, dir string, m *MemoryStats) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+
 	return nil
 }
 
@@ -152,21 +160,25 @@ func ioStatsV2(r *reader, dir string, s *IOStats) error {
 	if err != nil {
 		return ignoreMissing(err)
 	}
+
 	for line := range bytes.Lines(data) {
 		fields := bytes.Fields(line)
 		if len(fields) < 2 {
 			continue
 		}
+
 		d := s.device(fields[0])
 		if d == nil {
 			continue
 		}
+
 		for _, f := range fields[1:] {
 			key, value, _ := bytes.Cut(f, []byte{'='})
 			v, err := strconv.ParseUint(string(value), 10, 64)
 			if err != nil {
 				continue
 			}
+
 			switch string(key) {
 			case "rbytes":
 				d.ReadBytes = v
@@ -179,6 +191,7 @@ func ioStatsV2(r *reader, dir string, s *IOStats) error {
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -192,12 +205,14 @@ func pressure(r *reader, dir, name string) (*Pressure, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	p := &Pressure{}
 	for line := range bytes.Lines(data) {
 		fields := bytes.Fields(line)
 		if len(fields) == 0 {
 			continue
 		}
+
 		switch string(fields[0]) {
 		case "some":
 			err = p.Some.parse(fields[1:])
@@ -208,6 +223,7 @@ func pressure(r *reader, dir, name string) (*Pressure, error) {
 			return nil, fmt.Errorf("parse %s: %w", name, err)
 		}
 	}
+
 	return p, nil
 }
 

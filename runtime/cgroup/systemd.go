@@ -24,22 +24,26 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
 	}
+
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.wanted == nil {
 		return fmt.Errorf("attach to cgroup %s: its scope was started before", g.path)
 	}
+
 	g.noteParent()
 	m, err := g.scope(g.wanted)
 	if err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
 	}
+
 	if err := m.Apply(pid); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
 	}
 	if err := g.join(pid); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
 	}
+
 	if err := m.Set(g.wanted); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, refused(err))
 	}
@@ -77,10 +81,12 @@ func (g *Group) removeScope(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
 	}
+
 	m, err := g.scope(&cgroups.Resources{})
 	if err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
 	}
+
 	if err := m.Destroy(); err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
 	}

@@ -22,17 +22,20 @@ func systemdNode(t *testing.T) *Node {
 	if !systemd.IsRunningSystemd() {
 		testkit.Skip(t, "systemd", "scopes are its")
 	}
+
 	slice := testkit.Name(t) + ".slice"
 	// The library keeps a connection from its first use on.
 	m, err := systemd.NewUnifiedManager(&cgroups.Cgroup{
 		Name: "none", ScopePrefix: scopePrefix, Parent: slice, Systemd: true, Resources: &cgroups.Resources{},
 	}, filepath.Join(mountPoint, "none"))
+
 	if err == nil {
 		err = m.Destroy()
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	n := nodeOf(t, Systemd, slice)
 	t.Cleanup(func() { systemctl(t, "stop", slice) })
 	return n
@@ -55,10 +58,12 @@ func gated(t *testing.T, g *Group, script string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p := begin(t, cmd)
 	if err := g.Attach(t.Context(), p.pid); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := io.WriteString(gate, "\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -75,10 +80,12 @@ func TestScope(t *testing.T) {
 	if !g.NeedsGate() || g.Exists() {
 		t.Fatalf("needs a process first: %v, and is there: %v", g.NeedsGate(), g.Exists())
 	}
+
 	p := gated(t, g, "exec sleep 1000")
 	if pids, err := g.Pids(); err != nil || len(pids) != 1 || pids[0] != p.pid {
 		t.Fatalf("processes %v, %v, want %d", pids, err, p.pid)
 	}
+
 	holds := func(when string, memory int64) {
 		t.Helper()
 		for name, want := range map[string]string{
@@ -88,10 +95,12 @@ func TestScope(t *testing.T) {
 				t.Errorf("%s: %s is %s, want %s", when, name, got, want)
 			}
 		}
+
 		if run(t, g, ": < /dev/null").wait() != nil || run(t, g, ": < /dev/kmsg").wait() == nil {
 			t.Errorf("%s: the device rules do not hold", when)
 		}
 	}
+
 	holds("at first", 64<<20)
 	systemctl(t, "daemon-reload")
 	holds("after a reload", 64<<20)
@@ -99,6 +108,7 @@ func TestScope(t *testing.T) {
 	if err := g.Set(r); err != nil {
 		t.Fatal(err)
 	}
+
 	holds("after an update", 32<<20)
 	systemctl(t, "daemon-reload")
 	holds("after an update and a reload", 32<<20)
@@ -106,6 +116,7 @@ func TestScope(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if s, err := again.Stats(); err != nil || s.Memory.Limit != 32<<20 {
 		t.Errorf("a restart finds %+v, %v", s, err)
 	}
@@ -122,16 +133,19 @@ func TestScopeEnds(t *testing.T) {
 	if err := gated(t, g, "exec tail /dev/zero").wait(); err == nil {
 		t.Fatal("a process of unbounded memory ended well")
 	}
+
 	waitFor(t, "the scope's end", func() bool { return !g.Exists() })
 	if kills, err := g.OOMKills(); err != nil || kills != 1 {
 		t.Errorf("%d OOM kills, %v, want 1", kills, err)
 	}
+
 	if err := g.Remove(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if err := stays.Kill(t.Context()); err != nil {
 		t.Error(err)
 	}
+
 	if err := stays.Remove(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -31,17 +31,20 @@ func walk(stop func() error, dir string, v visitor) error {
 	if err != nil {
 		return err
 	}
+
 	w := &walker{visitor: v, at: os.NewFile(uintptr(fd), dir)}
 	defer func() { w.at.Close() }()
 	if err := w.arrive(); err != nil {
 		return ignoreGone(err)
 	}
+
 	for {
 		if stop != nil {
 			if err := stop(); err != nil {
 				return err
 			}
 		}
+
 		here := &w.levels[len(w.levels)-1]
 		if n := len(here.below); n > 0 {
 			name := here.below[n-1]
@@ -51,6 +54,7 @@ func walk(stop func() error, dir string, v visitor) error {
 			}
 			continue
 		}
+
 		if len(w.levels) == 1 {
 			return nil
 		}
@@ -94,6 +98,7 @@ func (w *walker) descend(name string) error {
 	if err != nil {
 		return ignoreGone(err)
 	}
+
 	parent := w.at
 	w.at = child
 	switch err := w.arrive(); {
@@ -107,6 +112,7 @@ func (w *walker) descend(name string) error {
 	}
 	parent.Close()
 	w.levels[len(w.levels)-1].name = name
+
 	return nil
 }
 
@@ -147,6 +153,7 @@ func subdirsOf(dir *os.File) ([]string, error) {
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return nil, &os.PathError{Op: "stat", Path: dir.Name(), Err: err}
 	}
+
 	if st.Nlink == 2 {
 		return nil, nil
 	}
@@ -158,6 +165,7 @@ func subdirsOf(dir *os.File) ([]string, error) {
 				names = append(names, e.Name())
 			}
 		}
+
 		if err == io.EOF {
 			return names, nil
 		}
@@ -197,6 +205,7 @@ func removeTree(ctx context.Context, dir string) error {
 		if err != nil && ctx.Err() == nil {
 			return ignoreGone(err)
 		}
+
 		if below > 0 && unix.Rmdir(dir) == nil {
 			return nil
 		}

@@ -21,6 +21,7 @@ func TestCreateV2(t *testing.T) {
 	r := containerResources()
 	r.Pids = &specs.LinuxPids{Limit: ptr(int64(99))}
 	r.Unified = map[string]string{"memory.high": strconv.Itoa(48 << 20), "memory.oom.group": "1"}
+
 	g := create(t, n, "", "web", r)
 	for name, want := range map[string]string{
 		"cpu.weight":       "59",
@@ -76,6 +77,7 @@ func testCPUHolds(t *testing.T, n *Node) {
 		}
 		return s.CPU.ThrottledPeriods >= 10 && s.CPU.Pressure != nil && s.CPU.Pressure.Some.Total > 0
 	})
+
 	if share := float64(s.CPU.Usage) / float64(time.Since(began)); share > 0.1 {
 		t.Errorf("it used %.2f of a processor, and may use 0.05", share)
 	}
@@ -91,14 +93,17 @@ func testHighHolds(t *testing.T, n *Node) {
 		Memory: &specs.LinuxMemory{Limit: ptr(int64(256 << 20))}, Devices: containerResources().Devices,
 		Unified: map[string]string{"memory.high": strconv.Itoa(high)},
 	})
+
 	file := filepath.Join(t.TempDir(), "cache")
 	if err := run(t, g, "head -c 33554432 /dev/zero > "+file).wait(); err != nil {
 		t.Fatal(err)
 	}
+
 	events := read(t, g, "", "memory.events")
 	if strings.Contains(events, "high 0\n") || !strings.Contains(events, "oom_kill 0") {
 		t.Errorf("memory.events are\n%s", events)
 	}
+
 	s, err := g.Stats()
 	if err != nil || s.Memory.Usage > 2*high {
 		t.Errorf("%+v, %v in use, want %d and a little", s.Memory, err, high)
@@ -112,14 +117,17 @@ func testIOHolds(t *testing.T, n *Node) {
 	if err := unix.Stat(dir, &st); err != nil {
 		t.Fatal(err)
 	}
+
 	major, minor := int64(unix.Major(st.Dev)), int64(unix.Minor(st.Dev))
 	if _, err := os.Stat(fmt.Sprintf("/sys/dev/block/%d:%d", major, minor)); err != nil {
 		testkit.Skip(t, "block devices", err.Error())
 	}
+
 	rate := specs.LinuxThrottleDevice{LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: major, Minor: minor}, Rate: 1 << 20}
 	g := create(t, n, "", "io", &specs.LinuxResources{
 		BlockIO: &specs.LinuxBlockIO{ThrottleWriteBpsDevice: []specs.LinuxThrottleDevice{rate}}, Devices: containerResources().Devices,
 	})
+
 	if got, want := read(t, g, "", "io.max"), fmt.Sprintf("%d:%d rbps=max wbps=1048576 riops=max wiops=max", major, minor); got != want {
 		t.Errorf("io.max is %q, want %q", got, want)
 	}
@@ -127,6 +135,7 @@ func testIOHolds(t *testing.T, n *Node) {
 	if err := run(t, g, "exec dd if=/dev/zero bs=1M count=3 oflag=direct status=none of="+filepath.Join(dir, "x")).wait(); err != nil {
 		t.Fatal(err)
 	}
+
 	if took := time.Since(began); took < 1500*time.Millisecond {
 		t.Errorf("three megabytes at one a second took %v", took)
 	}
@@ -155,6 +164,7 @@ func testSwapHolds(t *testing.T, n *Node) {
 			t.Errorf("swapoff: %v: %s", err, out)
 		}
 	})
+
 	g := create(t, n, "", "swap", &specs.LinuxResources{
 		Memory: &specs.LinuxMemory{Limit: ptr(int64(32 << 20)), Swap: ptr(int64(64 << 20))}, Devices: containerResources().Devices,
 	})
@@ -167,6 +177,7 @@ func testSwapHolds(t *testing.T, n *Node) {
 		}
 		return s.Memory.Swap > 8<<20
 	})
+
 	if s.Memory.SwapLimit != 32<<20 || s.Memory.SwapUnlimited || s.Memory.OOMKills != 0 {
 		t.Errorf("told: %+v", s.Memory)
 	}

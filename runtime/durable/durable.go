@@ -71,12 +71,14 @@ func RemoveTemps(dir string) error {
 	if err != nil {
 		return err
 	}
+
 	var errs []error
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), tempPrefix) && e.Type().IsRegular() {
 			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
 		}
 	}
+
 	return errors.Join(errs...)
 }
 

@@ -29,6 +29,7 @@ func TestWrite(t *testing.T) {
 					t.Fatalf("content %q, %v, want %q", got, err, content)
 				}
 			}
+
 			st, err := os.Stat(path)
 			if err != nil || st.Mode() != 0o644 {
 				t.Errorf("mode %v, %v", st.Mode(), err)
@@ -46,10 +47,12 @@ func TestReplaceFailureKeepsOld(t *testing.T) {
 			if err := os.MkdirAll(path+"/in-the-way", 0o755); err != nil {
 				t.Fatal(err)
 			}
+
 			if err := write(path, []byte("x"), 0o644); err == nil || !strings.Contains(err.Error(), path) {
 				t.Errorf("error %v does not name %s", err, path)
 			}
 			assertNames(t, dir, "state")
+
 			if err := write(filepath.Join(dir, "missing", "state"), nil, 0o644); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("write in a missing folder: %v", err)
 			}
@@ -64,6 +67,7 @@ func TestReadersSeeWholeFiles(t *testing.T) {
 	if err := ReplaceFile(path, []byte(content(0)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	done := make(chan error)
 	go func() {
 		var err error
@@ -72,11 +76,13 @@ func TestReadersSeeWholeFiles(t *testing.T) {
 		}
 		done <- err
 	}()
+
 	for {
 		got, err := os.ReadFile(path)
 		if err != nil || len(got) != 50_000 || string(got) != content(int(got[0]-'0')) {
 			t.Fatalf("read %d bytes, %v", len(got), err)
 		}
+
 		select {
 		case err := <-done:
 			if err != nil {
@@ -99,12 +105,14 @@ func TestRemoveTemps(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, tempPrefix+"folder"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := WriteFile(filepath.Join(dir, "state"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := RemoveTemps(dir); err != nil {
 		t.Fatal(err)
 	}
+
 	assertNames(t, dir, tempPrefix+"folder", "state")
 	if err := RemoveTemps(filepath.Join(dir, "missing")); err != nil {
 		t.Errorf("RemoveTemps of a missing folder: %v", err)

@@ -114,6 +114,7 @@ func (j *Journal) change(change Values) error {
 		merge(values, change)
 		return j.renew(values)
 	}
+
 	if err := j.append(line); err != nil {
 		return fmt.Errorf("append to %s: %w", j.path, err)
 	}
@@ -162,6 +163,7 @@ func (j *Journal) renew(values Values) error {
 	if err := write(j.path, line, journalPerm); err != nil {
 		return err
 	}
+
 	j.size, j.torn, j.fresh = int64(len(line)), false, false
 	return nil
 }
@@ -185,11 +187,13 @@ func (j *Journal) append(line []byte) error {
 	if err != nil {
 		return err
 	}
+
 	if j.torn {
 		if err := j.cut(f); err != nil {
 			return errors.Join(err, f.Close())
 		}
 	}
+
 	if _, err = f.WriteAt(line, j.size); err != nil {
 		j.torn = true
 		err = errors.Join(err, j.cut(f))
@@ -210,6 +214,7 @@ func formLine(values Values, change bool) ([]byte, error) {
 		values = maps.Clone(values)
 		maps.DeleteFunc(values, func(_ string, v json.RawMessage) bool { return v == nil })
 	}
+
 	data, err := json.Marshal(values)
 	if err != nil {
 		return nil, err
@@ -239,6 +244,7 @@ func readLines(text []byte) (values Values, end int, damaged bool) {
 		if n == 0 {
 			return values, end, damaged
 		}
+
 		line := text[at : at+n-1]
 		at += n
 
@@ -283,6 +289,7 @@ func readLine(line []byte) (values Values, whole, ok bool) {
 	if err := json.Unmarshal(data, &values); err != nil || values == nil {
 		return nil, false, false
 	}
+
 	for name, value := range values {
 		switch {
 		case string(value) != "null":
@@ -292,5 +299,6 @@ func readLine(line []byte) (values Values, whole, ok bool) {
 			values[name] = nil
 		}
 	}
+
 	return values, whole, true
 }

@@ -69,6 +69,7 @@ func TestJournalMergesChanges(t *testing.T) {
 		Values{"a": raw("2"), "c": raw(`"three"`)},
 		Values{},
 		Values{"b": nil, "unknown": nil})
+
 	if n := bytes.Count(text, []byte{'\n'}); n != 5 {
 		t.Errorf("%d lines for 5 changes", n)
 	}
@@ -77,11 +78,13 @@ func TestJournalMergesChanges(t *testing.T) {
 	if j.Fresh() {
 		t.Error("a journal with values takes the next change for the first")
 	}
+
 	if err := j.Append(Values{"a": nil, "d": raw("4")}); err != nil {
 		t.Fatal(err)
 	}
 	want := Values{"c": raw(`"three"`), "d": raw("4")}
 	assertValues(t, j.path, want)
+
 	if st, err := os.Stat(j.path); err != nil || st.Mode() != 0o600 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
@@ -119,6 +122,7 @@ func TestJournalIsRenewed(t *testing.T) {
 			if i == 0 {
 				change["kept"] = raw(`"from the beginning"`)
 			}
+
 			if err := j.Append(change); err != nil {
 				t.Fatal(err)
 			}
@@ -126,10 +130,12 @@ func TestJournalIsRenewed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			longest = max(longest, st.Size())
 			change["kept"] = raw(`"from the beginning"`)
 			assertValues(t, j.path, change)
 		}
+
 		limit := int64(max(journalSize, 2*journalTimes*(size+100)))
 		if longest > limit || longest < limit/3 {
 			t.Errorf("with lines of %d bytes the journal grew to %d", size, longest)
@@ -152,6 +158,7 @@ func TestJournalGrowsWithItsValues(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if last != nil && !os.SameFile(last, st) {
 			t.Fatalf("written anew at value %d", i)
 		}
@@ -172,6 +179,7 @@ func TestJournalCutAnywhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for n := range len(text) + 1 {
 		if err := os.WriteFile(j.path, text[:n], 0o600); err != nil {
 			t.Fatal(err)
@@ -182,10 +190,12 @@ func TestJournalCutAnywhere(t *testing.T) {
 			}
 			continue
 		}
+
 		want := maps.Clone(states[bytes.Count(text[:n], []byte{'\n'})-1])
 		if err := assertValues(t, j.path, want).Append(next); err != nil {
 			t.Fatal(err)
 		}
+
 		whole := text[:bytes.LastIndexByte(text[:n], '\n')+1]
 		if got, err := os.ReadFile(j.path); err != nil || string(got) != string(whole)+string(line) {
 			t.Fatalf("%d bytes: %q, %v", n, got, err)
@@ -205,6 +215,7 @@ func TestJournalWithAGap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, tc := range map[string]struct {
 		text    [][]byte
 		want    Values
@@ -226,6 +237,7 @@ func TestJournalWithAGap(t *testing.T) {
 		if opened.Fresh() != (tc.want == nil) {
 			t.Errorf("%s: the next change counts as the first: %t", name, opened.Fresh())
 		}
+
 		if err := opened.Append(value("next")); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -242,10 +254,12 @@ func TestJournalRenewedAfterAGap(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	text, err := os.ReadFile(j.path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(j.path, append(text, "00000000 +{}\n"...), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -254,10 +268,12 @@ func TestJournalRenewedAfterAGap(t *testing.T) {
 	if !errors.Is(err, ErrDamaged) {
 		t.Fatalf("opened with %v", err)
 	}
+
 	change := value(strings.Repeat("y", journalSize/10)) // more than there is room for
 	if err := j.Append(change); err != nil {
 		t.Fatal(err)
 	}
+
 	change["kept"] = raw("1")
 	assertValues(t, j.path, change)
 	if text, err = os.ReadFile(j.path); err != nil || bytes.Count(text, []byte{'\n'}) != 1 {
@@ -274,10 +290,12 @@ func TestJournalAfterAFailedWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	long, err := formLine(value("a long line that does not fit"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := f.Write(long[:20]); err != nil {
 		t.Fatal(err)
 	}
@@ -286,11 +304,13 @@ func TestJournalAfterAFailedWrite(t *testing.T) {
 	if err := j.Append(value("x")); err != nil {
 		t.Fatal(err)
 	}
+
 	assertValues(t, j.path, value("x"))
 	next, err := formLine(value("x"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if got, err := os.ReadFile(j.path); err != nil || string(got) != string(text)+string(next) {
 		t.Errorf("%q, %v", got, err)
 	}
@@ -304,6 +324,7 @@ func TestJournalSpoiltUnderway(t *testing.T) {
 	if err := os.WriteFile(j.path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	var refused error
 	for range 10 {
 		if err := j.Append(value(strings.Repeat("y", journalSize/4))); err != nil {
@@ -311,6 +332,7 @@ func TestJournalSpoiltUnderway(t *testing.T) {
 			break
 		}
 	}
+
 	if !errors.Is(refused, ErrDamaged) {
 		t.Errorf("the journal was written anew without what it had: %v", refused)
 	}
@@ -329,14 +351,17 @@ func TestJournalOnAFullDisk(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+
 	j := NewJournal(filepath.Join(dir, "journal"))
 	if err := j.Append(value("0")); err != nil {
 		t.Fatal(err)
 	}
+
 	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 40<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	last, failed := value("0"), 0
 	for i := range 40 {
 		change := value(strings.Repeat(fmt.Sprint(i%10), 3000))
@@ -351,12 +376,14 @@ func TestJournalOnAFullDisk(t *testing.T) {
 		}
 		assertValues(t, j.path, last)
 	}
+
 	if failed == 0 {
 		t.Fatal("the disk never was full")
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := j.Append(value("room")); err != nil {
 		t.Fatal(err)
 	}
@@ -374,10 +401,12 @@ func FuzzJournal(f *testing.F) {
 		merge(values, c)
 		states = append(states, maps.Clone(values))
 	}
+
 	for _, at := range []uint{0, 8, 40, 300, uint(len(text)*8 - 3)} {
 		f.Add(at, uint(0), []byte(nil))
 		f.Add(at, at/8, []byte("00000000 {}\n"))
 	}
+
 	f.Fuzz(func(t *testing.T, flip, cut uint, tail []byte) {
 		spoilt := bytes.Clone(text)
 		if flip < uint(len(spoilt)*8) {
@@ -386,6 +415,7 @@ func FuzzJournal(f *testing.F) {
 		if cut < uint(len(spoilt)) {
 			spoilt = spoilt[:uint(len(spoilt))-cut]
 		}
+
 		values, end, damaged := readLines(append(spoilt, tail...))
 		if values == nil && end == 0 && damaged {
 			return
@@ -393,6 +423,7 @@ func FuzzJournal(f *testing.F) {
 		if end > len(spoilt) {
 			return // a line that the fuzzer has found
 		}
+
 		for _, state := range states {
 			if same(values, state) {
 				return
@@ -413,6 +444,7 @@ func BenchmarkJournal(b *testing.B) {
 			}
 		}
 	})
+
 	b.Run("replace", func(b *testing.B) {
 		path := filepath.Join(b.TempDir(), "file")
 		for b.Loop() {
@@ -421,6 +453,7 @@ func BenchmarkJournal(b *testing.B) {
 			}
 		}
 	})
+
 	b.Run("append and sync", func(b *testing.B) {
 		j := NewJournal(filepath.Join(b.TempDir(), "journal"))
 		for b.Loop() {
@@ -429,6 +462,7 @@ func BenchmarkJournal(b *testing.B) {
 			}
 		}
 	})
+
 	b.Run("replace and sync", func(b *testing.B) {
 		path := filepath.Join(b.TempDir(), "file")
 		for b.Loop() {

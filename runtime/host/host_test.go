@@ -33,12 +33,14 @@ func TestProbeAnswers(t *testing.T) {
 	if f.Kernel.Major < 5 || f.LastCap < 38 || len(f.SeccompActions) == 0 {
 		t.Errorf("kernel %v, last capability %d, seccomp actions %v", f.Kernel, f.LastCap, f.SeccompActions)
 	}
+
 	if os.Geteuid() != 0 {
 		return
 	}
 	for _, err := range f.Problems {
 		t.Error(err)
 	}
+
 	for what, a := range map[string]Answer{
 		"recursive read-only": f.RecursiveReadOnly, "id-mapped mounts": f.IDMapMounts,
 	} {
@@ -46,6 +48,7 @@ func TestProbeAnswers(t *testing.T) {
 			t.Errorf("%s on Linux %v: %v", what, f.Kernel, a)
 		}
 	}
+
 	if want := answer(f.Kernel.AtLeast(6, 15)); f.CloneDetached != want {
 		t.Errorf("clones of detached mounts on Linux %v: %v, want %v", f.Kernel, f.CloneDetached, want)
 	}
@@ -61,6 +64,7 @@ func TestProbeMissingMachine(t *testing.T) {
 	p.cgroup()
 	p.security()
 	p.hugePages()
+
 	f := p.facts
 	for what, a := range map[string]Answer{
 		"cgroup v2": f.CgroupV2, "sys resource": f.SysResource, "exit through pidfd": f.PidfdExit,
@@ -69,11 +73,13 @@ func TestProbeMissingMachine(t *testing.T) {
 			t.Errorf("%s: %v, want unknown", what, a)
 		}
 	}
+
 	for what, a := range map[string]Answer{"AppArmor": f.AppArmor, "SELinux": f.SELinux, "user namespaces": f.UserNS} {
 		if a != No {
 			t.Errorf("%s: %v, want no", what, a)
 		}
 	}
+
 	if len(f.Problems) == 0 {
 		t.Error("no problem was reported")
 	}
@@ -87,6 +93,7 @@ func TestPrivileges(t *testing.T) {
 			"proc/self/oom_score_adj": "-999\n", "proc/sys/kernel/cap_last_cap": "40\n",
 		}
 	}
+
 	for _, tt := range []struct {
 		name, status, uidMap string
 		initial, resource    Answer
@@ -107,6 +114,7 @@ func TestPrivileges(t *testing.T) {
 			t.Errorf("%s: oom_score_adj %d, last capability %d", tt.name, f.OOMScoreAdj, f.LastCap)
 		}
 	}
+
 	p := machine(t, files("CapPrm:\t1\n", "0 0 4294967295"))
 	if p.privileges(); len(p.facts.Problems) == 0 || p.facts.Capabilities != 0 {
 		t.Errorf("half a status file: capabilities %v, problems %v", p.facts.Capabilities, p.facts.Problems)
@@ -122,6 +130,7 @@ func TestSecurity(t *testing.T) {
 		"proc/sys/user/max_user_namespaces":      "0\n",
 		"sys/fs/selinux/enforce":                 "a folder that is no selinuxfs",
 	})
+
 	p.security()
 	f := p.facts
 	if f.AppArmor != Yes || f.SELinux != No || f.UserNS != No {
@@ -176,6 +185,7 @@ func TestCapabilities(t *testing.T) {
 			t.Errorf("%s: number %d %v, back %q; want %d", name, n, ok, CapName(n), want)
 		}
 	}
+
 	set, unknown := Caps("CAP_KILL", "CAP_NONSENSE", "CAP_CHOWN")
 	if set != 1<<unix.CAP_KILL|1<<unix.CAP_CHOWN || !slices.Equal(unknown, []string{"CAP_NONSENSE"}) {
 		t.Errorf("set %#x, unknown %q", uint64(set), unknown)
@@ -183,6 +193,7 @@ func TestCapabilities(t *testing.T) {
 	if !set.Has("CAP_KILL") || set.Has("CAP_SYS_ADMIN") || set.Has("CAP_NONSENSE") || set.String() != "CAP_CHOWN,CAP_KILL" {
 		t.Errorf("set %v", set)
 	}
+
 	if CapName(-1) != "" || CapName(63) != "" {
 		t.Error("a number without capability has a name")
 	}

@@ -40,6 +40,7 @@ func (p *prober) cloneDetached() {
 		return
 	}
 	defer unix.Close(first)
+
 	second, err := unix.OpenTree(first, "", flags|unix.AT_EMPTY_PATH)
 	switch {
 	case err == nil:
@@ -63,6 +64,7 @@ func (p *prober) overlay() {
 		p.problem("overlay", err)
 		return
 	}
+
 	defer unix.Close(fd)
 	p.facts.Overlay = Yes
 	p.facts.OverlayAppend = p.option("overlay lowerdir+", unix.FsconfigSetString(fd, "lowerdir+", "/"))
@@ -73,6 +75,7 @@ func (p *prober) overlay() {
 		return
 	}
 	defer unix.Close(layer)
+
 	err = unix.FsconfigSetFd(fd, "lowerdir+", layer)
 	if errors.Is(err, unix.EBADF) { // before layers could be descriptors, O_PATH was no file to fsconfig
 		err = unix.EINVAL

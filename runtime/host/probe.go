@@ -84,6 +84,7 @@ func (p *prober) capabilities() error {
 	if err != nil {
 		return err
 	}
+
 	set := ^CapSet(0)
 	found := 0
 	for line := range strings.Lines(status) {
@@ -91,6 +92,7 @@ func (p *prober) capabilities() error {
 		if key != "CapPrm" && key != "CapBnd" {
 			continue
 		}
+
 		bits, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
 		if err != nil {
 			return err
@@ -98,6 +100,7 @@ func (p *prober) capabilities() error {
 		set &= CapSet(bits)
 		found++
 	}
+
 	if found != 2 {
 		return errors.New("no capability sets in /proc/self/status")
 	}
@@ -199,6 +202,7 @@ func (p *prober) hugePages() {
 		p.problem("huge pages", err)
 		return
 	}
+
 	var sizes []uint64
 	for _, e := range entries {
 		var kb uint64
@@ -206,6 +210,7 @@ func (p *prober) hugePages() {
 			sizes = append(sizes, kb)
 		}
 	}
+
 	slices.Sort(sizes)
 	for _, kb := range sizes {
 		p.facts.HugePageSizes = append(p.facts.HugePageSizes, pageSize(kb))

@@ -29,11 +29,13 @@ func (k *keeper) adopt(m wire.Adopt, files []int) error {
 		wire.CloseAll(files)
 		return fmt.Errorf("adopt %s: %w: %d files", m.ID, wire.ErrInvalid, len(files))
 	}
+
 	e, err := k.reserve(m.ID, m.Kind)
 	if err != nil {
 		wire.CloseAll(files)
 		return fmt.Errorf("adopt %w", err)
 	}
+
 	ended := make(chan struct{})
 	if pidfd {
 		e.adopted = true
@@ -41,6 +43,7 @@ func (k *keeper) adopt(m wire.Adopt, files []int) error {
 		e.watchMemory()
 		files = files[1:]
 	}
+
 	if m.Started.Terminal {
 		e.terminal, files = files[0], files[1:]
 	}
@@ -48,10 +51,12 @@ func (k *keeper) adopt(m wire.Adopt, files []int) error {
 		e.namespaces = append(e.namespaces, named{name, files[0]})
 		files = files[1:]
 	}
+
 	e.at = time.Unix(0, m.Started.At)
 	b.files = files
 	err = k.equip(e, b, ended)
 	var watch *os.File
+
 	if err == nil && pidfd {
 		watch, err = pollable(e.proc.pidfd)
 	}
@@ -59,11 +64,13 @@ func (k *keeper) adopt(m wire.Adopt, files []int) error {
 		k.abandon(e)
 		return fmt.Errorf("adopt %s: %w", m.ID, err)
 	}
+
 	k.enter(e)
 	k.deposit(e)
 	if watch != nil {
 		k.wg.Go(func() { k.await(e, watch) })
 	}
+
 	return nil
 }
 
@@ -92,11 +99,13 @@ func (k *keeper) await(e *entry, watch *os.File) {
 		k.logf("await end of %s: %v", e.id, err)
 		return
 	}
+
 	p.at = time.Now()
 	kills := oomKills(e.events) // at once: the cgroup may be about to go
 	if !spent {
 		status = statusOf(p)
 	}
+
 	p.status = status
 	close(p.ended)
 	k.ended(e, kills)
@@ -109,6 +118,7 @@ func (k *keeper) awaitEnd(pid int, watch *os.File) (status unix.WaitStatus, spen
 	if err != nil {
 		return 0, false, err
 	}
+
 	for {
 		if err := watch.SetReadDeadline(time.Now().Add(orphan.SpentPeriod)); err != nil {
 			return 0, false, err
@@ -121,11 +131,13 @@ func (k *keeper) awaitEnd(pid int, watch *os.File) (status unix.WaitStatus, spen
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return 0, false, err
 		}
+
 		select {
 		case <-k.leave:
 			return 0, false, os.ErrClosed
 		default:
 		}
+
 		// There may be a process in its PID namespace that nobody reaps.
 		err = raw.Control(func(fd uintptr) { status, spent = orphan.Spent(pid, int(fd)) })
 		if err != nil || spent {

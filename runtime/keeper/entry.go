@@ -97,16 +97,19 @@ func (k *keeper) equip(e *entry, b belongings, ended chan struct{}) error {
 		b.files = b.files[1:]
 		return fd
 	}
+
 	var sources []source
 	for _, name := range []string{stdoutName, stderrName} {
 		if name == stdoutName && b.stdout || name == stderrName && b.stderr {
 			sources = append(sources, source{name, take(), take()})
 		}
 	}
+
 	var logs []int
 	for range b.former + uint64(count(b.log)) {
 		logs = append(logs, take())
 	}
+
 	for _, name := range b.keep {
 		e.kept = append(e.kept, named{name, take()})
 	}
@@ -124,6 +127,7 @@ func (k *keeper) connect(e *entry, sources []source, logs []int, maxLine int, en
 	for _, src := range sources {
 		spools = append(spools, src.spool)
 	}
+
 	err := spool.Settle(spools, logs)
 	wire.CloseAll(logs[:last])
 	var streams []*crilog.Stream
@@ -139,6 +143,7 @@ func (k *keeper) connect(e *entry, sources []source, logs []int, maxLine int, en
 			wire.CloseAll([]int{src.fd, src.spool})
 			continue
 		}
+
 		var o *output
 		if o, err = newOutput(k, e.id, src, terminal, ended); err == nil {
 			e.outputs = append(e.outputs, o)
@@ -149,12 +154,14 @@ func (k *keeper) connect(e *entry, sources []source, logs []int, maxLine int, en
 		unix.Close(logs[last])
 		return err
 	}
+
 	if e.log, err = crilog.New(logs[last], maxLine, &k.logBuf, streams...); err != nil {
 		return err
 	}
 	for _, o := range e.outputs {
 		o.log = e.log
 	}
+
 	return nil
 }
 
@@ -200,6 +207,7 @@ func (e *entry) release() {
 	if e.log != nil {
 		e.log.Close()
 	}
+
 	closeNamed(e.namespaces)
 	closeNamed(e.kept)
 	if e.terminal >= 0 {
@@ -219,6 +227,7 @@ func (e *entry) describeLocked() (m wire.Entry, fds []int, err error) {
 	if err == nil && e.log != nil && e.exit == nil {
 		err = e.describeLog(&m, &fds)
 	}
+
 	for _, n := range e.kept {
 		if err != nil {
 			break
@@ -232,6 +241,7 @@ func (e *entry) describeLocked() (m wire.Entry, fds []int, err error) {
 		wire.CloseAll(fds)
 		return wire.Entry{}, nil, err
 	}
+
 	return m, fds, nil
 }
 
@@ -242,6 +252,7 @@ func (e *entry) describeLog(m *wire.Entry, fds *[]int) error {
 	if err != nil || log < 0 {
 		return err
 	}
+
 	m.Log = true
 	for _, o := range e.outputs {
 		c, err := o.copies()
@@ -249,6 +260,7 @@ func (e *entry) describeLog(m *wire.Entry, fds *[]int) error {
 			unix.Close(log)
 			return err
 		}
+
 		*fds = append(*fds, c...)
 		if o.name == stdoutName {
 			m.Stdout = len(c) > 0
@@ -256,6 +268,7 @@ func (e *entry) describeLog(m *wire.Entry, fds *[]int) error {
 			m.Stderr = len(c) > 0
 		}
 	}
+
 	*fds = append(*fds, log)
 	return nil
 }
@@ -273,6 +286,7 @@ func (e *entry) startedLocked() (wire.Started, []int) {
 	if e.terminal >= 0 {
 		fds = append(fds, e.terminal)
 	}
+
 	for _, n := range e.namespaces {
 		m.Namespaces = append(m.Namespaces, n.name)
 		fds = append(fds, n.fd)
@@ -301,6 +315,7 @@ func (k *keeper) ended(e *entry, kills int64) {
 	}
 	x := e.exitOf()
 	x.OOMKills = kills
+
 	if e.kind != wire.Exec {
 		// Without the record the exit is lost only if the keeper is, too.
 		if err := k.record(x); err != nil {
@@ -310,9 +325,11 @@ func (k *keeper) ended(e *entry, kills int64) {
 	if e.kind == wire.Container {
 		k.withdraw(e, "")
 	}
+
 	k.eventMu.Lock()
 	defer k.eventMu.Unlock()
 	defer k.touch()
+
 	k.mu.Lock()
 	e.exit = x
 	sessions := make([]*session, 0, len(k.sessions))
@@ -320,6 +337,7 @@ func (k *keeper) ended(e *entry, kills int64) {
 		sessions = append(sessions, s)
 	}
 	k.mu.Unlock()
+
 	for _, s := range sessions {
 		s.send(0, *x, nil)
 	}

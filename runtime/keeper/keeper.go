@@ -76,6 +76,7 @@ func (k *keeper) serve(fd int) error {
 	child, term := notifySignals()
 	k.wg.Go(func() { k.reapLoop(child) })
 	k.wg.Go(func() { k.accept(listener) })
+
 	idle := time.NewTimer(idleTime)
 	asked := false
 	for {
@@ -136,17 +137,20 @@ func (k *keeper) end(listener *os.File, may func() bool) (ended bool, err error)
 		k.shut(listener)
 		return true, nil
 	}
+
 	lock, err := os.OpenFile(filepath.Join(k.stateDir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return false, fmt.Errorf("open lock: %w", err)
 	}
 	defer lock.Close()
+
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return false, fmt.Errorf("take lock: %w", err)
 	}
 	if !may() { // a daemon that had the lock has greeted
 		return false, nil
 	}
+
 	if err := os.Remove(filepath.Join(k.stateDir, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return false, fmt.Errorf("remove socket: %w", err)
 	}
@@ -164,6 +168,7 @@ func (k *keeper) shut(listener *os.File) {
 	for s := range k.conns {
 		s.conn.Close()
 	}
+
 	for id, e := range k.entries {
 		delete(k.entries, id)
 		if e.started {
@@ -180,6 +185,7 @@ func (k *keeper) accept(listener *os.File) {
 		k.logf("use listening socket: %v", err)
 		return
 	}
+
 	for {
 		fd := -1
 		var aerr error
@@ -187,6 +193,7 @@ func (k *keeper) accept(listener *os.File) {
 			fd, _, aerr = unix.Accept4(int(lfd), unix.SOCK_CLOEXEC)
 			return aerr != unix.EAGAIN
 		})
+
 		switch {
 		case err != nil:
 			return
@@ -204,11 +211,13 @@ func (k *keeper) welcome(fd int) {
 		k.logf("accept connection: %v", err)
 		return
 	}
+
 	if err := conn.CheckPeer(); err != nil {
 		k.logf("accept connection: %v", err)
 		conn.Close()
 		return
 	}
+
 	s := &session{k: k, conn: conn, starts: make(map[uint32]*start), ended: make(chan struct{}), over: make(chan struct{})}
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -21,12 +21,14 @@ func TestEndIsTakenBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(k.stateDir, socketName), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	asked := make(chan struct{}, 2)
 	ended := make(chan bool)
 	go func() {
@@ -36,11 +38,13 @@ func TestEndIsTakenBack(t *testing.T) {
 		}
 		ended <- is
 	}()
+
 	<-asked
 	k.mu.Lock()
 	k.sessions[&session{}] = true
 	k.mu.Unlock()
 	lock.Close()
+
 	if <-ended {
 		t.Error("it ended, though a daemon was there")
 	}
@@ -97,11 +101,13 @@ func TestEndHangsUp(t *testing.T) {
 		k.welcome(fds[1])
 		return os.NewFile(uintptr(fds[0]), "daemon")
 	}
+
 	early := connect()
 	defer early.Close()
 	shutDown(t, k)
 	late := connect()
 	defer late.Close()
+
 	for name, daemon := range map[string]*os.File{"early": early, "late": late} {
 		if n, err := daemon.Read(make([]byte, 1)); n != 0 {
 			t.Errorf("the %s daemon reads %d bytes, %v; want the end", name, n, err)

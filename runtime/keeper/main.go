@@ -49,22 +49,26 @@ func run(args []string) error {
 	if done || err != nil {
 		return err
 	}
+
 	if len(args) != 1 {
 		return errUsage
 	}
 	if !filepath.IsAbs(args[0]) {
 		return fmt.Errorf("%q is not an absolute path: %w", args[0], errUsage)
 	}
+
 	for fd := range listenFD {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
 			return fmt.Errorf("descriptor %d is closed", fd)
 		}
 	}
+
 	activated := os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
 	if activated {
 		if served(args[0]) {
 			return errors.New("a keeper that the daemon started is at work: this one would take its containers' output away")
 		}
+
 		// Without its socket unit the first descriptor is one that was stored.
 		if on, err := unix.GetsockoptInt(listenFD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
 			return fmt.Errorf("descriptor %d is no socket to listen on: start the socket's unit", listenFD)
@@ -73,6 +77,7 @@ func run(args []string) error {
 			return err
 		}
 	}
+
 	runtime.GOMAXPROCS(maxProcs)
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
@@ -80,6 +85,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
+
 	if !activated {
 		ownLimits()
 	}
@@ -87,11 +93,13 @@ func run(args []string) error {
 	if err := os.MkdirAll(exits, 0o700); err != nil {
 		return fmt.Errorf("make folder of exit records: %w", err)
 	}
+
 	if err := removeUnfinished(exits); err != nil {
 		return err
 	}
 	k := newKeeper(args[0], opt)
 	k.activated = activated
+
 	if address := os.Getenv("NOTIFY_SOCKET"); activated && address != "" {
 		k.store = &store{address: address}
 	}
@@ -104,6 +112,7 @@ func run(args []string) error {
 			return err
 		}
 	}
+
 	return k.serve(listenFD)
 }
 
@@ -142,6 +151,7 @@ func becomeSealed(stateDir string) error {
 		return fmt.Errorf("open own program: %w", err)
 	}
 	defer self.Close()
+
 	if sealed.Is(self) {
 		return nil
 	}
@@ -150,6 +160,7 @@ func becomeSealed(stateDir string) error {
 		return fmt.Errorf("seal own program: %w", err)
 	}
 	defer image.Close()
+
 	return fmt.Errorf("execute the sealed program: %w",
 		unix.Exec(fmt.Sprintf("/proc/self/fd/%d", image.Fd()), []string{programName, stateDir}, os.Environ()))
 }
@@ -163,18 +174,22 @@ func settle() (spawn.Options, error) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return opt, fmt.Errorf("become undumpable: %w", err)
 	}
+
 	text, err := spawn.FindText()
 	if err != nil {
 		return opt, err
 	}
+
 	opt.Text = text
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return opt, fmt.Errorf("become subreaper: %w", err)
 	}
+
 	// It runs from a descriptor, and would be named after its number.
 	if err := os.WriteFile("/proc/self/comm", []byte(programName), 0); err != nil {
 		return opt, fmt.Errorf("set name of process: %w", err)
 	}
+
 	// A session's end or a daemon's service manager must not end containers.
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
 	unix.CloseOnExec(listenFD)
@@ -182,6 +197,7 @@ func settle() (spawn.Options, error) {
 	if err != nil {
 		return opt, err
 	}
+
 	opt.NoFile = limit
 	spawn.RaiseFiles()
 	ordinary()
@@ -226,11 +242,13 @@ func inheritedNoFile() (*unix.Rlimit, error) {
 	if err != nil {
 		return nil, fmt.Errorf("run limit probe: %w", err)
 	}
+
 	var limit unix.Rlimit
 	err = unix.Prlimit(p.Pid, unix.RLIMIT_NOFILE, nil, &limit)
 	if kerr := p.Kill(); kerr != nil {
 		return nil, fmt.Errorf("end limit probe: %w", kerr)
 	}
+
 	if _, werr := p.Wait(); werr != nil {
 		return nil, fmt.Errorf("end limit probe: %w", werr)
 	}
@@ -260,10 +278,12 @@ func lowerOOMScore() string {
 	if err != nil {
 		return ""
 	}
+
 	// Without CAP_SYS_RESOURCE this fails, and the keeper keeps its score.
 	if err := os.WriteFile(path, []byte(spared), 0); err != nil {
 		return ""
 	}
+
 	score := strings.TrimSpace(string(before))
 	if strings.HasPrefix(score, "-") {
 		return "0" // what spared this process spares no container

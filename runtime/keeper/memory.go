@@ -58,11 +58,13 @@ func oomKills(file string) int64 {
 	if err != nil {
 		return 0
 	}
+
 	for line := range bytes.Lines(data) {
 		if value, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
 			n, _ := strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 64) // 0 if it is none
 			return n
 		}
 	}
+
 	return 0
 }

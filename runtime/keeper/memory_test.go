@@ -27,6 +27,7 @@ func TestOOMKills(t *testing.T) {
 			t.Errorf("%q: got %d, want %d", text, got, want)
 		}
 	}
+
 	if got := oomKills(file + ".gone"); got != 0 {
 		t.Errorf("a group that is gone: got %d", got)
 	}
@@ -38,12 +39,14 @@ func TestMemoryEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	want := ""
 	for line := range strings.Lines(string(data)) {
 		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok && path != "/" {
 			want = "/sys/fs/cgroup" + path + "/memory.events"
 		}
 	}
+
 	if got := memoryEvents(os.Getpid()); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -59,25 +62,30 @@ func TestWatchMemory(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(pidfd)
+
 	watch := func(kind wire.Kind, pid int) string {
 		e := &entry{kind: kind, proc: newProc(pid, pidfd)}
 		e.watchMemory()
 		return e.events
 	}
+
 	want := memoryEvents(cmd.Process.Pid)
 	if got := watch(wire.Container, cmd.Process.Pid); got != want {
 		t.Errorf("a container: got %q, want %q", got, want)
 	}
+
 	if got := watch(wire.Exec, cmd.Process.Pid); got != "" {
 		t.Errorf("a command: got %q", got)
 	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
+
 	if got := watch(wire.Container, os.Getpid()); got != "" {
 		t.Errorf("a container that is reaped: got %q", got)
 	}

@@ -71,10 +71,12 @@ func newOutput(k *keeper, id string, src source, terminal int, exited chan struc
 		k: k, id: id, name: src.name, relay: -1, spoolFD: src.spool, exited: exited,
 		gone: make(chan struct{}), done: make(chan struct{}),
 	}
+
 	from := src.fd
 	if terminal >= 0 {
 		from, o.relay = terminal, src.fd
 	}
+
 	err := errors.Join(unix.SetNonblock(src.fd, true), unix.SetNonblock(from, true))
 	o.file = os.NewFile(uintptr(from), src.name)
 	if err == nil {
@@ -87,6 +89,7 @@ func newOutput(k *keeper, id string, src source, terminal int, exited chan struc
 		o.discard()
 		return nil, fmt.Errorf("use %s: %w", src.name, err)
 	}
+
 	o.stream = crilog.NewStream(src.name, o.spool)
 	return o, nil
 }
@@ -101,6 +104,7 @@ func (o *output) pump() {
 			_, err = o.copy(int(fd))
 			return err != unix.EAGAIN
 		})
+
 		switch {
 		case rerr != nil, err == io.EOF:
 			return
@@ -143,11 +147,13 @@ func (o *output) copy(fd int) (int, error) {
 		}
 		o.begun = true
 	}
+
 	got, err := o.fillLocked(fd)
 	if err != nil {
 		o.trimLaterLocked()
 		return 0, err
 	}
+
 	o.sinks = slices.DeleteFunc(o.sinks, func(sink int) bool { return !offer(sink, got) })
 	return len(got), o.writeLocked(false)
 }
@@ -163,6 +169,7 @@ func (o *output) fillLocked(fd int) ([]byte, error) {
 		if err != unix.EAGAIN {
 			return got, err
 		}
+
 		for {
 			if _, err = unix.Splice(fd, nil, o.relay, nil, terminalRead, unix.SPLICE_F_NONBLOCK); err != unix.EINTR {
 				break
@@ -222,6 +229,7 @@ func (o *output) drain() {
 	} else {
 		late := time.NewTimer(exitPatience)
 		defer late.Stop()
+
 		// An error means that the output has ended and is logged.
 		_ = o.raw.Control(func(fd uintptr) {
 			pending, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
@@ -278,11 +286,13 @@ func (o *output) discard() {
 		o.spool.Close()
 	}
 	o.mu.Unlock()
+
 	o.fdMu.Lock()
 	defer o.fdMu.Unlock()
 	if o.closed {
 		return
 	}
+
 	o.closed = true
 	o.file.Close()
 	unix.Close(o.spoolFD)
@@ -332,10 +342,12 @@ func (o *output) attach(fd int) error {
 		unix.Close(fd)
 		return fmt.Errorf("use attached pipe: %w", err)
 	}
+
 	// A larger pipe is a kindness to slow readers that the kernel may refuse.
 	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, sinkSize)
 	o.mu.Lock()
 	defer o.mu.Unlock()
+
 	if o.ended {
 		unix.Close(fd)
 		return nil

@@ -24,6 +24,7 @@ func TestOutputOfKilledKeepers(t *testing.T) {
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := unix.FcntlInt(uintptr(pipe[1]), unix.F_SETPIPE_SZ, 1<<20); err != nil {
 		t.Fatal(err)
 	}
@@ -33,6 +34,7 @@ func TestOutputOfKilledKeepers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer held.Close()
+
 	next := 0
 	count := func() {
 		var b strings.Builder
@@ -44,6 +46,7 @@ func TestOutputOfKilledKeepers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	reads := 0
 	for err == nil {
 		count()
@@ -59,15 +62,18 @@ func TestOutputOfKilledKeepers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	fds, err := duplicate([]int{int(held.Fd())})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	k := newKeeper(t.TempDir(), spawn.Options{})
 	e := &entry{id: "web", kind: wire.Container, terminal: -1}
 	if err := k.connect(e, []source{{stdoutName, pipe[0], fds[0]}}, []int{log}, 0, make(chan struct{})); err != nil {
 		t.Fatal(err)
 	}
+
 	k.enter(e)
 	writer.Close()
 	select {
@@ -76,16 +82,19 @@ func TestOutputOfKilledKeepers(t *testing.T) {
 		t.Fatal("the output does not end")
 	}
 	e.log.Close()
+
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	lines := strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
 	for i, line := range lines {
 		if _, content, _ := strings.Cut(line, " F "); content != fmt.Sprint(i) {
 			t.Fatalf("line %d of %d: %q", i, len(lines), line)
 		}
 	}
+
 	if len(lines) != next {
 		t.Errorf("%d lines are logged, want %d", len(lines), next)
 	}

@@ -26,17 +26,20 @@ func TestProbeEndsWithItsParent(t *testing.T) {
 		fmt.Println(p.Pid)
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 	}
+
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
 	cmd.Env = append(os.Environ(), child+"=1")
 	out, _ := cmd.Output()
 	if cmd.ProcessState.Exited() {
 		t.Fatalf("the child was not killed: %v: %s", cmd.ProcessState, out)
 	}
+
 	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Kill(pid, unix.SIGKILL)
+
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil || strings.Contains(string(status), "\nState:\tZ") {

@@ -59,6 +59,7 @@ func (k *keeper) waitLocked(pid int) bool {
 	if err != nil || pid <= 0 {
 		return err == unix.EINTR
 	}
+
 	if p := k.procs[pid]; p != nil {
 		delete(k.procs, pid)
 		p.status, p.at = status, time.Now()
@@ -67,6 +68,7 @@ func (k *keeper) waitLocked(pid int) bool {
 			k.wg.Go(func() { k.ended(e, oomKills(e.events)) })
 		}
 	}
+
 	k.touch()
 	return true
 }

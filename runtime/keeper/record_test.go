@@ -18,6 +18,7 @@ func TestRecordFails(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(exits, "web", "x"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := k.record(&wire.Exited{ID: "web", Kind: wire.Container}); err == nil {
 		t.Error("an exit was recorded where a folder is")
 	}
@@ -25,6 +26,7 @@ func TestRecordFails(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(exits, "web")); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(k.exitPath(unfinished+"web"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,7 @@ func (o *output) writeLocked(all bool) error {
 	if all {
 		write = o.log.End
 	}
+
 	r := &o.refusal
 	err := write(o.stream)
 	switch {
@@ -53,6 +54,7 @@ func (o *output) writeLocked(all bool) error {
 		o.log.Drop(o.stream)
 		return nil
 	}
+
 	return errRefused
 }
 
@@ -94,6 +96,7 @@ func (o *output) trimLaterLocked() {
 		if o.ended {
 			return
 		}
+
 		if err := o.spool.Trim(); err != nil {
 			o.k.logf("%s of %s: %v", o.name, o.id, err)
 		}

@@ -29,12 +29,14 @@ func (k *keeper) regain() {
 	if err != nil || count != len(names) {
 		return
 	}
+
 	list := map[uint64]*returned{}
 	for i, name := range names {
 		fd := listenFD + i
 		if i == 0 { // the socket
 			continue
 		}
+
 		unix.CloseOnExec(fd)
 		number, kind, version, ok := cut(name)
 		if !ok {
@@ -42,15 +44,18 @@ func (k *keeper) regain() {
 			unix.Close(fd)
 			continue
 		}
+
 		if list[number] == nil {
 			list[number] = &returned{stored: *newStored(number), meta: -1, log: -1, keptNames: map[int]string{}}
 		}
 		k.store.count(&list[number].stored, name, 1)
 		list[number].add(k, kind, version, name, fd)
+
 		if last := k.store.last.Load(); number > last {
 			k.store.last.Store(number)
 		}
 	}
+
 	for _, r := range list {
 		if err := k.regainEntry(r); err != nil {
 			k.logf("take back what is stored: %v", err)
@@ -98,6 +103,7 @@ func (k *keeper) regainEntry(r *returned) (err error) {
 			k.withdraw(e, "")
 		}
 	}()
+
 	if r.meta < 0 {
 		return fmt.Errorf("entry %d: %w: no description", r.number, wire.ErrInvalid)
 	}
@@ -106,10 +112,12 @@ func (k *keeper) regainEntry(r *returned) (err error) {
 	if err != nil {
 		return fmt.Errorf("entry %d: %w", r.number, err)
 	}
+
 	e.id = s.id
 	if _, err := os.Stat(k.exitPath(s.id)); err == nil {
 		return fmt.Errorf("%s has ended: %w", s.id, wire.ErrNotRunning)
 	}
+
 	s.log, s.former = r.log, r.former
 	if err := s.assign(roles, r); err != nil {
 		return fmt.Errorf("%s: %w", s.id, err)
@@ -129,6 +137,7 @@ func (s *savedEntry) assign(roles []role, r *returned) error {
 			}
 		}
 	}
+
 	wire.CloseAll(r.others)
 	r.others = nil
 	if s.pid != 0 && s.pidfd < 0 || len(s.outputs) > 0 && s.log < 0 {

@@ -37,6 +37,7 @@ func (s *session) serve() {
 	if !s.greet() {
 		return
 	}
+
 	for {
 		p, err := s.conn.Recv()
 		if err != nil {
@@ -45,6 +46,7 @@ func (s *session) serve() {
 			}
 			return
 		}
+
 		if !s.dispatch(p) {
 			s.k.logf("end session: unexpected %T", p.Msg)
 			wire.CloseAll(p.Files)
@@ -86,6 +88,7 @@ func (s *session) awaitGone() {
 	s.k.mu.Unlock()
 	late := time.NewTimer(goneTime)
 	defer late.Stop()
+
 	for _, o := range others {
 		if o == s || !o.conn.HungUp() {
 			continue
@@ -107,22 +110,27 @@ func (s *session) greet() bool {
 	if err != nil {
 		return false
 	}
+
 	if _, ok := p.Msg.(wire.Upgrade); ok {
 		s.answer(p.Seq, s.k.upgrade(s, p.Files))
 		return false
 	}
+
 	wire.CloseAll(p.Files)
 	m, ok := p.Msg.(wire.Hello)
 	if !ok {
 		return false
 	}
+
 	if m.Version != wire.Version {
 		s.send(p.Seq, wire.NewFail(fmt.Errorf("%w: daemon has %d, keeper has %d", wire.ErrVersion, m.Version, wire.Version)), nil)
 		return false
 	}
+
 	// The answer precedes any exit: from here on none is missed.
 	s.k.eventMu.Lock()
 	defer s.k.eventMu.Unlock()
+
 	s.k.mu.Lock()
 	s.k.sessions[s] = true
 	s.k.mu.Unlock()
@@ -176,6 +184,7 @@ func (s *session) dispatch(p wire.Packet) bool {
 	default:
 		return false
 	}
+
 	wire.CloseAll(p.Files)
 	return true
 }
@@ -193,6 +202,7 @@ func (s *session) begin(seq uint32, m wire.Start, files []int) {
 		s.answer(seq, fmt.Errorf("%w: sequence number in use", wire.ErrInvalid))
 		return
 	}
+
 	s.wg.Go(func() {
 		st.run()
 		s.mu.Lock()
@@ -220,12 +230,14 @@ func (s *session) list(seq uint32) {
 			s.k.mu.Unlock()
 			continue
 		}
+
 		m, fds, err := e.describeLocked()
 		s.k.mu.Unlock()
 		if err != nil {
 			s.answer(seq, err)
 			return
 		}
+
 		ok := s.send(seq, m, fds)
 		wire.CloseAll(fds)
 		if !ok {
@@ -251,6 +263,7 @@ func (k *keeper) reopen(id string, files []int) error {
 		wire.CloseAll(files)
 		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(files))
 	}
+
 	k.mu.Lock()
 	e, err := k.lookupLocked(id)
 	k.mu.Unlock()
@@ -261,11 +274,13 @@ func (k *keeper) reopen(id string, files []int) error {
 		wire.CloseAll(files)
 		return err
 	}
+
 	if ok, err := e.log.Reopen(files[0]); err != nil {
 		return fmt.Errorf("%s: %w", id, err)
 	} else if !ok {
 		return fmt.Errorf("%s: %w", id, wire.ErrNotRunning)
 	}
+
 	k.depositReopened(e)
 	return nil
 }
@@ -276,6 +291,7 @@ func (k *keeper) attach(m wire.Attach, files []int) error {
 		wire.CloseAll(files)
 		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(files))
 	}
+
 	k.mu.Lock()
 	e, err := k.lookupLocked(m.ID)
 	if err == nil && (len(e.outputs) == 0 || e.exit != nil) {
@@ -286,6 +302,7 @@ func (k *keeper) attach(m wire.Attach, files []int) error {
 		wire.CloseAll(files)
 		return err
 	}
+
 	names := map[string]int{}
 	if m.Stdout {
 		names[stdoutName], files = files[0], files[1:]
@@ -293,12 +310,14 @@ func (k *keeper) attach(m wire.Attach, files []int) error {
 	if m.Stderr {
 		names[stderrName] = files[0]
 	}
+
 	for _, o := range e.outputs {
 		if fd, ok := names[o.name]; ok {
 			delete(names, o.name)
 			err = errors.Join(err, o.attach(fd))
 		}
 	}
+
 	// A terminal has no stderr: its reader sees the end at once.
 	for _, fd := range names {
 		unix.Close(fd)
@@ -322,6 +341,7 @@ func (k *keeper) takeKept(m wire.CloseKept) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	for i, n := range e.kept {
 		if n.name == m.Name {
 			unix.Close(n.fd)
@@ -329,6 +349,7 @@ func (k *keeper) takeKept(m wire.CloseKept) (*entry, error) {
 			return e, nil
 		}
 	}
+
 	return nil, fmt.Errorf("%s: %s: %w", m.ID, m.Name, wire.ErrNotFound)
 }
 
@@ -337,6 +358,7 @@ func (k *keeper) forget(id string) error {
 	if !wire.ValidID(id) {
 		return fmt.Errorf("%w: id %q", wire.ErrInvalid, id)
 	}
+
 	k.mu.Lock()
 	e := k.entries[id]
 	busy := e != nil && e.busyLocked()
@@ -347,11 +369,13 @@ func (k *keeper) forget(id string) error {
 	if busy {
 		return fmt.Errorf("%s: %w", id, wire.ErrRunning)
 	}
+
 	k.unrecord(id)
 	if e != nil {
 		k.withdraw(e, "")
 		e.release()
 		k.touch()
 	}
+
 	return nil
 }

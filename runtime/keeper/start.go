@@ -57,12 +57,14 @@ func (st *start) decide(ok bool) {
 		}
 		return
 	}
+
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.canceled = true
 	if st.child != nil {
 		st.child.Abort()
 	}
+
 	select {
 	case st.answer <- false:
 	default:
@@ -96,10 +98,12 @@ func (st *start) attempt() error {
 	if err != nil {
 		return err
 	}
+
 	st.entry = e
 	if err := st.clone(); err != nil {
 		return err
 	}
+
 	err = st.follow()
 	if err == nil {
 		err = st.open()
@@ -123,6 +127,7 @@ func (st *start) settle(err error) error {
 	if err != nil || st.msg.Hold && !st.msg.Pause {
 		st.end(child)
 	}
+
 	switch {
 	case err != nil && canceled:
 		return fmt.Errorf("%s: %w", st.plan.Name, wire.ErrCanceled)
@@ -135,6 +140,7 @@ func (st *start) settle(err error) error {
 			unix.Close(p.pidfd)
 		}
 	}
+
 	return nil
 }
 
@@ -165,25 +171,30 @@ func (st *start) parse() error {
 	if !m.Log && (m.Stdout || m.Stderr) || m.Pause && !m.Hold || m.Log && m.Hold || m.Terminal && (m.Stderr || m.Stdout != m.Log) {
 		return fmt.Errorf("%w: flags", wire.ErrInvalid)
 	}
+
 	b := st.belongings()
 	want := 1 + b.count()
 	if m.Inputs > uint64(len(st.files)) || int(m.Inputs)+want != len(st.files) {
 		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(st.files))
 	}
+
 	data, err := readMemfd(st.files[0])
 	if err != nil {
 		return err
 	}
+
 	var known bool
 	if st.decoder, known = st.k.decoders.Get().(*plan.Decoder); !known {
 		st.decoder = new(plan.Decoder)
 	}
+
 	if st.plan, err = st.decoder.Decode(data); err != nil {
 		return fmt.Errorf("%w: %w", wire.ErrInvalid, err)
 	}
 	if m.Hold && lastGate(st.plan) < 0 {
 		return fmt.Errorf("%w: held sandbox without a gate", wire.ErrInvalid)
 	}
+
 	st.inputs = st.files[1 : 1+m.Inputs]
 	return nil
 }
@@ -245,6 +256,7 @@ func (st *start) clone() error {
 	k := st.k
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	// Its end is never before this, however short its life.
 	st.entry.at = time.Now()
 	child, err := prepared.Start()
@@ -258,6 +270,7 @@ func (st *start) clone() error {
 	if forks(st.plan) {
 		k.forking++
 	}
+
 	st.child = child
 
 	return nil
@@ -274,6 +287,7 @@ func (st *start) follow() error {
 			st.k.mu.Unlock()
 		}
 	}()
+
 	if err := st.child.WriteIDMaps(); err != nil {
 		return err
 	}
@@ -282,6 +296,7 @@ func (st *start) follow() error {
 		if err != nil {
 			return err
 		}
+
 		switch ev.Kind {
 		case spawn.Forked:
 			forking = false
@@ -356,6 +371,7 @@ func (st *start) waiting(step int) (held bool, err error) {
 			return true, nil
 		}
 	}
+
 	return false, st.child.Release()
 }
 
@@ -367,25 +383,30 @@ func namespacesOf(pid int) (list []named, err error) {
 			list = nil
 		}
 	}()
+
 	for _, name := range []string{"user", "net", "ipc", "uts", "mnt", "pid"} {
 		var own unix.Stat_t
 		if err := unix.Stat("/proc/self/ns/"+name, &own); err != nil {
 			return list, fmt.Errorf("examine own %s namespace: %w", name, err)
 		}
+
 		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return list, fmt.Errorf("open %s namespace: %w", name, err)
 		}
+
 		list = append(list, named{name, fd})
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
 			return list, fmt.Errorf("examine %s namespace: %w", name, err)
 		}
+
 		if st.Ino == own.Ino && st.Dev == own.Dev {
 			unix.Close(fd)
 			list = list[:len(list)-1]
 		}
 	}
+
 	return list, nil
 }
 
@@ -404,6 +425,7 @@ func (st *start) end(child *spawn.Child) {
 		// An error means that it is gone already.
 		_ = unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
 	}
+
 	for _, p := range st.procs {
 		select {
 		case <-p.ended:

@@ -66,6 +66,7 @@ func (e *entry) saveLocked() savedEntry {
 		id: e.id, kind: e.kind, adopted: e.adopted, at: e.at.UnixNano(), terminal: e.terminal,
 		namespaces: e.namespaces, kept: e.kept, log: -1, pidfd: -1,
 	}
+
 	if p := e.proc; p != nil {
 		s.pid, s.pidfd = int64(p.pid), p.pidfd
 		select {
@@ -74,6 +75,7 @@ func (e *entry) saveLocked() savedEntry {
 		default:
 		}
 	}
+
 	s.exited = e.exit != nil
 	if e.stored != nil {
 		s.number, s.logs = e.stored.number, int64(e.stored.log)
@@ -84,6 +86,7 @@ func (e *entry) saveLocked() savedEntry {
 	if e.log == nil {
 		return s
 	}
+
 	s.log, s.maxLine, s.dropped = e.log.FD(), int64(e.log.MaxLine()), e.log.Dropped()
 	for _, o := range e.outputs {
 		if o.ended || s.log < 0 {
@@ -95,6 +98,7 @@ func (e *entry) saveLocked() savedEntry {
 			s.outputs = append(s.outputs, out)
 		}
 	}
+
 	return s
 }
 
@@ -105,6 +109,7 @@ func (s *savedEntry) files() (fds []int) {
 			fds = append(fds, n.fd)
 		}
 	}
+
 	for _, o := range s.outputs {
 		fds = append(append(fds, o.pipe, o.spool), o.sinks...)
 	}
@@ -113,6 +118,7 @@ func (s *savedEntry) files() (fds []int) {
 			fds = append(fds, fd)
 		}
 	}
+
 	return fds
 }
 
@@ -133,6 +139,7 @@ func (s *savedEntry) put(w *pack.Writer) {
 	for _, b := range []bool{s.adopted, s.ended, s.exited} {
 		w.Bool(b)
 	}
+
 	for _, v := range []int64{s.at, s.pid, int64(s.pidfd), s.endedAt, int64(s.terminal), int64(s.log), s.maxLine} {
 		w.Int(v)
 	}
@@ -141,6 +148,7 @@ func (s *savedEntry) put(w *pack.Writer) {
 	w.Uint(s.number)
 	w.Int(s.logs)
 	w.Strings(s.keptNames)
+
 	for _, list := range [][]named{s.namespaces, s.kept} {
 		w.Uint(uint64(len(list)))
 		for _, n := range list {
@@ -148,6 +156,7 @@ func (s *savedEntry) put(w *pack.Writer) {
 			w.Int(int64(n.fd))
 		}
 	}
+
 	w.Uint(uint64(len(s.outputs)))
 	for _, o := range s.outputs {
 		w.String(o.name)
@@ -168,14 +177,17 @@ func readState(fd int) (*saved, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read state: %w", err)
 	}
+
 	r := pack.NewReader(data)
 	if v := r.Uint(); v != stateVersion {
 		return nil, fmt.Errorf("read state: %w: version %d, want %d", wire.ErrVersion, v, stateVersion)
 	}
+
 	s := &saved{oomScoreAdj: r.String()}
 	for range r.Count(maxEntries) {
 		s.entries = append(s.entries, takeEntry(r))
 	}
+
 	if err := r.Done(); err != nil {
 		return nil, fmt.Errorf("read state: %w", err)
 	}
@@ -188,11 +200,13 @@ func takeEntry(r *pack.Reader) savedEntry {
 	s.terminal, s.log, s.maxLine = int(r.Int()), int(r.Int()), r.Int()
 	s.status, s.dropped, s.number, s.logs = r.Uint(), r.Uint(), r.Uint(), r.Int()
 	s.keptNames = r.Strings(maxChildren)
+
 	for _, list := range []*[]named{&s.namespaces, &s.kept} {
 		for range r.Count(maxChildren) {
 			*list = append(*list, named{r.String(), int(r.Int())})
 		}
 	}
+
 	for range r.Count(maxChildren) {
 		o := savedOutput{name: r.String(), pipe: int(r.Int()), spool: int(r.Int())}
 		for range r.Count(maxEntries) {
@@ -200,6 +214,7 @@ func takeEntry(r *pack.Reader) savedEntry {
 		}
 		s.outputs = append(s.outputs, o)
 	}
+
 	return s
 }
 
@@ -226,6 +241,7 @@ func (s *savedEntry) inStore(k *keeper) *stored {
 		return nil
 	}
 	k.store.last.Store(max(k.store.last.Load(), s.number))
+
 	st := newStored(s.number)
 	st.log = int(s.logs)
 	fixed := len(s.files())
@@ -236,6 +252,7 @@ func (s *savedEntry) inStore(k *keeper) *stored {
 			k.store.count(st, s.keptNames[i], 1)
 		}
 	}
+
 	if s.log >= 0 {
 		fixed--
 		k.store.count(st, st.name(".l", st.log), 1)
@@ -251,6 +268,7 @@ func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
 		id:     s.id, kind: s.kind, adopted: s.adopted, at: time.Unix(0, s.at), terminal: s.terminal,
 		namespaces: s.namespaces, kept: s.kept,
 	}
+
 	ended := make(chan struct{})
 	if s.pid != 0 {
 		e.proc = &proc{pid: int(s.pid), pidfd: s.pidfd, ended: ended}
@@ -264,11 +282,13 @@ func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
 		if err := k.connect(e, sources, append(s.former, s.log), int(s.maxLine), ended); err != nil {
 			return err
 		}
+
 		e.log.AddDropped(s.dropped)
 		for i, o := range s.outputs {
 			e.outputs[i].sinks = o.sinks
 		}
 	}
+
 	k.mu.Lock()
 	k.entries[e.id] = e
 	k.mu.Unlock()
@@ -301,6 +321,7 @@ func (k *keeper) resume(e *entry, s *savedEntry) error {
 		k.procs[p.pid] = p
 		k.mu.Unlock()
 	}
+
 	k.enter(e)
 	return nil
 }

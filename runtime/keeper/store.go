@@ -109,14 +109,17 @@ func (s *store) send(text string, fds []int) error {
 		return fmt.Errorf("notify service manager: %w", err)
 	}
 	defer unix.Close(fd)
+
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
+
 	flags, limit := unix.MSG_NOSIGNAL, unix.NsecToTimeval(storeTime.Nanoseconds())
 	if s.deaf {
 		flags |= unix.MSG_DONTWAIT
 	}
+
 	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)
 	if err == nil {
 		err = unix.Sendmsg(fd, []byte(text), oob, &unix.SockaddrUnix{Name: s.address}, flags)
@@ -125,6 +128,7 @@ func (s *store) send(text string, fds []int) error {
 	if err != nil {
 		return fmt.Errorf("notify service manager: %w", err)
 	}
+
 	return nil
 }
 
@@ -149,15 +153,18 @@ func (k *keeper) deposit(e *entry) {
 	if k.store == nil || e.kind == wire.Exec {
 		return
 	}
+
 	k.storeMu.Lock()
 	defer k.storeMu.Unlock()
 	s := newStored(k.store.last.Add(1))
 	roles, err := k.roles(e)
 	defer closeRoles(roles)
+
 	if longest := len(s.name(".i", maxChildren)) + 1; k.store.names+(len(roles)+1)*longest > maxNames {
 		k.logf("store %s: %v", e.id, errStoreFull)
 		return
 	}
+
 	var fixed []int
 	for _, r := range roles {
 		switch {
@@ -170,6 +177,7 @@ func (k *keeper) deposit(e *entry) {
 			fixed = append(fixed, r.fd)
 		}
 	}
+
 	if err == nil {
 		err = k.store.put(s, s.name(), fixed...)
 	}
@@ -207,10 +215,12 @@ func (k *keeper) depositReopened(e *entry) {
 	if s == nil {
 		return
 	}
+
 	roles, err := k.roles(e)
 	defer closeRoles(roles)
 	old := s.log
 	s.log++
+
 	if err == nil {
 		err = k.depositLog(e, s, roles)
 	}
@@ -219,6 +229,7 @@ func (k *keeper) depositReopened(e *entry) {
 			err = k.store.drop(s, s.name(kind, old))
 		}
 	}
+
 	if err != nil {
 		k.logf("store log of %s: %v", e.id, err)
 	}
@@ -232,11 +243,13 @@ func (k *keeper) withdraw(e *entry, kept string) {
 	if s == nil {
 		return
 	}
+
 	var names []string
 	if name, ok := s.kept[kept]; ok {
 		names = append(names, name)
 		delete(s.kept, kept)
 	}
+
 	if kept == "" {
 		names = append(names, s.name(".m", s.log), s.name(".l", s.log), s.name())
 		for _, name := range s.kept {
@@ -244,6 +257,7 @@ func (k *keeper) withdraw(e *entry, kept string) {
 		}
 		e.stored = nil
 	}
+
 	for _, name := range names {
 		if err := k.store.drop(s, name); err != nil {
 			k.logf("take %s out of the store: %v", e.id, err)
@@ -261,6 +275,7 @@ func (k *keeper) roles(e *entry) (roles []role, err error) {
 		}
 		err = cmp.Or(err, derr)
 	}
+
 	k.mu.Lock()
 	own := map[string]int{}
 	if e.proc != nil {
@@ -269,17 +284,20 @@ func (k *keeper) roles(e *entry) (roles []role, err error) {
 	if e.terminal >= 0 {
 		own[roleTTY] = e.terminal
 	}
+
 	for _, n := range e.namespaces {
 		own[nsRole+n.name] = n.fd
 	}
 	for _, n := range e.kept {
 		own[keepRole+n.name] = n.fd
 	}
+
 	for name, fd := range own {
 		fds, derr := duplicate([]int{fd})
 		add(name, fds, derr)
 	}
 	k.mu.Unlock()
+
 	if e.log != nil {
 		for _, o := range e.outputs {
 			fds, derr := o.copies()
@@ -289,6 +307,7 @@ func (k *keeper) roles(e *entry) (roles []role, err error) {
 			add(roleLog, []int{fd}, derr)
 		}
 	}
+
 	return roles, err
 }
 
@@ -305,6 +324,7 @@ func (e *entry) meta(roles []role) []byte {
 	w.String(e.id)
 	w.Uint(uint64(e.kind))
 	w.Int(e.at.UnixNano())
+
 	pid, maxLine := 0, 0
 	if e.proc != nil {
 		pid = e.proc.pid
@@ -312,6 +332,7 @@ func (e *entry) meta(roles []role) []byte {
 	if e.log != nil {
 		maxLine = e.log.MaxLine()
 	}
+
 	w.Int(int64(pid))
 	w.Int(int64(maxLine))
 	w.Uint(uint64(len(roles)))
@@ -320,6 +341,7 @@ func (e *entry) meta(roles []role) []byte {
 		w.Uint(r.dev)
 		w.Uint(r.ino)
 	}
+
 	return w.Bytes()
 }
 
@@ -329,20 +351,24 @@ func readMeta(fd int) (s savedEntry, roles []role, err error) {
 	if err != nil {
 		return s, nil, err
 	}
+
 	f := os.NewFile(uintptr(copies[0]), "description")
 	defer f.Close()
 	data, err := io.ReadAll(io.NewSectionReader(f, 0, maxMeta))
 	if err != nil {
 		return s, nil, fmt.Errorf("read description: %w", err)
 	}
+
 	r := pack.NewReader(data)
 	if v := r.Uint(); v != metaVersion {
 		return s, nil, fmt.Errorf("read description: %w: version %d", wire.ErrVersion, v)
 	}
+
 	s = savedEntry{
 		id: r.String(), kind: wire.Kind(r.Uint()), adopted: true, at: r.Int(), pid: r.Int(), maxLine: r.Int(),
 		pidfd: -1, terminal: -1, log: -1,
 	}
+
 	for range r.Count(maxChildren) {
 		roles = append(roles, role{name: r.String(), dev: r.Uint(), ino: r.Uint(), fd: -1})
 	}

@@ -22,10 +22,12 @@ func storing(t *testing.T) (k *keeper, read func() []string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
+
 	address := filepath.Join(t.TempDir(), "notify")
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: address}); err != nil {
 		t.Fatal(err)
 	}
+
 	k = newKeeper(t.TempDir(), spawn.Options{})
 	k.store = &store{address: address}
 	return k, func() (said []string) {
@@ -63,15 +65,18 @@ func TestStoreHasRoomForNames(t *testing.T) {
 	if said := read(); len(said) != 2 || e.stored == nil || k.store.names != len("1:1.m0:") {
 		t.Fatalf("stored %q, names take up %d", said, k.store.names)
 	}
+
 	k.withdraw(e, "")
 	if said := read(); len(said) == 0 || k.store.names != 0 {
 		t.Errorf("withdrawn %q, names take up %d", said, k.store.names)
 	}
+
 	k.store.names = maxNames - 10
 	k.deposit(e)
 	if said := read(); len(said) > 0 || e.stored != nil || k.store.names != maxNames-10 {
 		t.Errorf("without room stored %q, names take up %d", said, k.store.names)
 	}
+
 	// The kernel's limit is on the variable with its name.
 	if err := execWith("LISTEN_FDNAMES=crisp-keeper.socket:" + strings.Repeat("x", maxNames)); err != nil {
 		t.Errorf("a program is not executed with so many names: %v", err)
@@ -105,11 +110,13 @@ func TestDeafManager(t *testing.T) {
 	if !k.store.deaf || longest < storeTime {
 		t.Fatalf("waited %v, deaf %v", longest, k.store.deaf)
 	}
+
 	began := time.Now()
 	k.deposit(e)
 	if took := time.Since(began); took > storeTime/2 {
 		t.Errorf("waited %v for a manager that is known to be deaf", took)
 	}
+
 	read()
 	k.deposit(e)
 	if said := read(); len(said) != 2 || k.store.deaf {

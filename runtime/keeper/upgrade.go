@@ -45,11 +45,13 @@ func (k *keeper) upgrade(s *session, files []int) error {
 		wire.CloseAll(files)
 		return fmt.Errorf("upgrade: %w: %d files", wire.ErrInvalid, len(files))
 	}
+
 	program := os.NewFile(uintptr(files[0]), "program")
 	defer program.Close()
 	if !sealed.Is(program) {
 		return fmt.Errorf("upgrade: %w: the program is not sealed", wire.ErrInvalid)
 	}
+
 	if same, err := isSelf(program); same || err != nil {
 		return err
 	}
@@ -57,11 +59,13 @@ func (k *keeper) upgrade(s *session, files []int) error {
 		return fmt.Errorf("upgrade: %w", errBusy)
 	}
 	defer k.upgrading.Unlock()
+
 	thaw, err := k.freeze(s)
 	if err != nil {
 		return fmt.Errorf("upgrade: %w", err)
 	}
 	defer thaw()
+
 	if err := k.become(program); err != nil {
 		k.logf("upgrade: %v", err)
 		return fmt.Errorf("upgrade: %w", err)
@@ -76,6 +80,7 @@ func isSelf(program *os.File) (bool, error) {
 		return false, fmt.Errorf("open own program: %w", err)
 	}
 	defer self.Close()
+
 	a, b := make([]byte, 64<<10), make([]byte, 64<<10)
 	for off := int64(0); ; off += int64(len(a)) {
 		n, aerr := self.ReadAt(a, off)
@@ -103,6 +108,7 @@ func (k *keeper) freeze(s *session) (thaw func(), err error) {
 		}
 	}
 	k.mu.Unlock()
+
 	k.eventMu.Lock()
 	for {
 		k.mu.Lock()
@@ -110,6 +116,7 @@ func (k *keeper) freeze(s *session) (thaw func(), err error) {
 		if quiet {
 			return func() { unlock(held); k.mu.Unlock(); k.eventMu.Unlock() }, nil
 		}
+
 		unlock(held)
 		k.mu.Unlock()
 		if time.Now().After(end) {
@@ -137,6 +144,7 @@ func (k *keeper) quietLocked() (held []sync.Locker, ok bool) {
 			}
 			held = append(held, &o.mu)
 		}
+
 		if e.log != nil {
 			if !e.log.TryLock() {
 				return held, false
@@ -144,6 +152,7 @@ func (k *keeper) quietLocked() (held []sync.Locker, ok bool) {
 			held = append(held, e.log)
 		}
 	}
+
 	return held, true
 }
 
@@ -162,30 +171,36 @@ func (k *keeper) become(program *os.File) (err error) {
 		s.entries = append(s.entries, saved)
 		inherited = append(inherited, saved.files()...)
 	}
+
 	state, err := stateFile(s.encode())
 	if err != nil {
 		return err
 	}
 	defer state.Close()
+
 	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), program.Fd())
 	if err := check(path, state); err != nil {
 		return err
 	}
+
 	fd, err := wire.Number(state)
 	if err != nil {
 		return err
 	}
+
 	inherited = append(inherited, fd)
 	defer func() {
 		for _, fd := range inherited {
 			unix.CloseOnExec(fd)
 		}
 	}()
+
 	for _, fd := range inherited {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 			return fmt.Errorf("pass on descriptor %d: %w", fd, err)
 		}
 	}
+
 	dir, err := filepath.Abs(k.stateDir)
 	if err != nil {
 		return err
@@ -218,12 +233,14 @@ func check(path string, state *os.File) error {
 	if err != nil {
 		return fmt.Errorf("try program: %w", err)
 	}
+
 	late := time.AfterFunc(checkTime, func() { _ = p.Kill() }) // it may have ended
 	defer late.Stop()
 	end, err := p.Wait()
 	if err != nil {
 		return fmt.Errorf("try program: %w", err)
 	}
+
 	if !end.Success() {
 		return fmt.Errorf("try program: it cannot go on from here: %v", end)
 	}

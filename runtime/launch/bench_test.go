@@ -85,11 +85,13 @@ func BenchmarkStart(b *testing.B) {
 					b.Error(err)
 				}
 			}()
+
 			s := lab.spec("")
 			s.Process.Args = []string{"/bin/busybox", "true"}
 			if tt.change != nil {
 				tt.change(s)
 			}
+
 			var times []time.Duration
 			for n := 0; b.Loop(); n++ {
 				id := "c" + strconv.Itoa(n)
@@ -97,12 +99,14 @@ func BenchmarkStart(b *testing.B) {
 				for name, f := range lab.pod {
 					held[name] = f
 				}
+
 				begin := time.Now()
 				c, err := lab.l.Container(b.Context(), id, s, startOptions(b), held, nil, nil, nil)
 				times = append(times, time.Since(begin))
 				if err != nil {
 					b.Fatal(err)
 				}
+
 				finish(b, k, id)
 				c.Close()
 				held["rootfs"].Close()
@@ -119,15 +123,18 @@ func BenchmarkExec(b *testing.B) {
 	lab.sandbox(usual())
 	s := lab.spec("")
 	s.Process.Args = []string{"/bin/sleep", "1000"}
+
 	held := Held{"rootfs": lab.rootfs(nil)}
 	for name, f := range lab.pod {
 		held[name] = f
 	}
+
 	c, err := lab.l.Container(b.Context(), "c", s, startOptions(b), held, nil, nil, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer c.Close()
+
 	p := *s.Process
 	p.Args = []string{"/bin/busybox", "true"}
 	var times []time.Duration
@@ -139,13 +146,16 @@ func BenchmarkExec(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+
 		finish(b, k, id)
 		e.Close()
 	}
+
 	report(b, times)
 	if err := signalKill(c); err != nil {
 		b.Error(err)
 	}
+
 	finish(b, k, "c")
 	if err := k.Forget(b.Context(), "pod"); err != nil {
 		b.Error(err)

@@ -66,10 +66,12 @@ func TestTmpfsTakesTheModeOfItsTarget(t *testing.T) {
 			for i := range c.mounts {
 				c.mounts[i].Source = strings.Replace(c.mounts[i].Source, "BIND", bind, 1)
 			}
+
 			s := bundleIn(t, "stat -c %a /kept /data/kept 2>/dev/null | tail -n 1", c.mounts...)
 			for _, dir := range []string{filepath.Join(s.Root.Path, "kept"), filepath.Join(bind, "kept")} {
 				must(t, os.Mkdir(dir, 0o755), unix.Chmod(dir, 0o2751))
 			}
+
 			must(t, os.Symlink("kept", filepath.Join(s.Root.Path, "link")))
 			if got := b.bundle(s); got != c.want+"\n" {
 				t.Errorf("mode is %q, want %q", got, c.want)
@@ -92,10 +94,12 @@ func TestTmpfsCopiesUp(t *testing.T) {
 			s := bundleIn(t, `stat -c "%n %a %u %g" /full /full/file /full/dir; readlink /full/link; cat /full/file
 				(echo 1 >/full/new) 2>/dev/null && echo written; grep "^tmpfs /full tmpfs" /proc/mounts >/dev/null || echo no tmpfs`,
 				newFS("/full", append(c.options, "tmpcopyup")...))
+
 			full := filepath.Join(s.Root.Path, "full")
 			file := filepath.Join(full, "file")
 			must(t, os.MkdirAll(filepath.Join(full, "dir"), 0o755), os.WriteFile(file, []byte("content\n"), 0o640),
 				os.Chown(file, 7, 8), os.Symlink("file", filepath.Join(full, "link")), os.Chown(full, 5, 6), unix.Chmod(full, 0o1770))
+
 			if got := b.bundle(s); got != c.want {
 				t.Errorf("printed %q, want %q", got, c.want)
 			}
@@ -175,6 +179,7 @@ func TestRecursiveOptions(t *testing.T) {
 			s := bundleIn(t, `grep " /data" /proc/mounts | cut -d " " -f 4`, specs.Mount{
 				Destination: "/data", Type: "bind", Source: dir, Options: append([]string{"rbind"}, strings.Split(options, ",")...),
 			})
+
 			got := strings.Split(b.bundle(s), "\n")
 			for i := range want {
 				// What the file system itself has comes after, such as inode64.
@@ -191,6 +196,7 @@ func TestPropagationOfOneMount(t *testing.T) {
 	dir := t.TempDir()
 	must(t, unix.Mount("t", dir, "tmpfs", 0, ""), os.Mkdir(filepath.Join(dir, "sub"), 0o755), unix.Mount("t", filepath.Join(dir, "sub"), "tmpfs", 0, ""))
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+
 	for option, want := range map[string]string{"shared": "shared:\n-\n", "rshared": "shared:\nshared:\n", "unbindable": "unbindable\n-\n", "runbindable": "unbindable\nunbindable\n"} {
 		t.Run(option, func(t *testing.T) {
 			b := newLab(t)
@@ -211,6 +217,7 @@ func TestTimeNamespaceOfABundle(t *testing.T) {
 			s := bundleIn(t, "cat /proc/self/timens_offsets | tr -s ' '; echo $$")
 			setNamespace(s, specs.TimeNamespace, "")
 			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 1000, Nanosecs: 5}, "boottime": {Secs: 100000}}
+
 			if users {
 				setNamespace(s, specs.UserNamespace, "")
 				s.Linux.UIDMappings, s.Linux.GIDMappings = []specs.LinuxIDMapping{{HostID: 0, Size: 1000}, {ContainerID: 1000, HostID: 100000, Size: 1000}}, podMap
@@ -227,6 +234,7 @@ func TestJoinedMountNamespace(t *testing.T) {
 	holder := exec.Command("unshare", "-m", "--propagation", "private", "sleep", "100")
 	must(t, holder.Start())
 	t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
+
 	name := "/proc/" + strconv.Itoa(holder.Process.Pid) + "/ns/mnt"
 	ours, err := os.Readlink("/proc/self/ns/mnt")
 	must(t, err)
@@ -237,10 +245,12 @@ func TestJoinedMountNamespace(t *testing.T) {
 		}
 		_ = unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil)
 	}
+
 	s := bundleIn(t, "readlink /proc/self/ns/mnt; ls / | grep -c data; grep -c / /proc/mounts")
 	setNamespace(s, specs.MountNamespace, name)
 	s.Mounts = s.Mounts[:2]
 	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+
 	if got, want := b.bundle(s), theirs+"\n1\n3\n"; got != want {
 		t.Errorf("printed %q, want %q", got, want)
 	}
@@ -268,6 +278,7 @@ func TestCgroupsWithoutANamespace(t *testing.T) {
 	if b.l.unified || len(list) == 0 {
 		testkit.Skip(t, "cgroup v1", "this machine has the unified hierarchy")
 	}
+
 	s := bundleIn(t, "cd /sys/fs/cgroup; ls -d */ | wc -l; ls -d memory/*/ 2>/dev/null; mkdir memory/x 2>/dev/null || echo closed; cat memory/notify_on_release")
 	setNamespace(s, specs.CgroupNamespace)
 	own := filepath.Join("/crisp-launch-test", "own")
@@ -276,11 +287,13 @@ func TestCgroupsWithoutANamespace(t *testing.T) {
 		must(t, os.MkdirAll(dir, 0o755))
 		t.Cleanup(func() { must(t, os.Remove(dir)); _ = os.Remove(filepath.Dir(dir)) })
 	}
+
 	o := plan.Options{Name: "start bundle", CgroupDir: own}
 	b.show(&o)
 	c, err := b.launch(Held{}, o, func(h Held) (*client.Started, error) {
 		return b.l.Container(t.Context(), "bundle", s, o, h, nil, nil, nil)
 	})
+
 	must(t, err)
 	if got, _ := c.wait(); !strings.HasSuffix(got, "\nclosed\n0\n") || strings.Contains(got, "memory/") {
 		t.Errorf("printed %q", got)

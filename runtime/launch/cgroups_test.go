@@ -28,6 +28,7 @@ func (b *lab) inGroup(n *cgroup.Node) (Held, plan.Options) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+
 	b.n++
 	all := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}}
 	g, err := n.Create(b.t.Context(), path, all)
@@ -41,6 +42,7 @@ func (b *lab) inGroup(n *cgroup.Node) (Held, plan.Options) {
 			b.t.Error(err)
 		}
 	})
+
 	e, err := g.Entry()
 	if err != nil {
 		b.t.Fatal(err)
@@ -77,16 +79,19 @@ find /sys/fs/cgroup -name tasks -o -name cgroup.procs | xargs cat | sort -u | wc
 find /sys/fs/cgroup -mindepth 2 -name release_agent
 ls /sys/fs/cgroup | wc -l
 for d in $(find /sys/fs/cgroup -type d); do mkdir $d/x 2>&1; done | grep -vc 'Read-only'`)
+
 		c, err := b.start(s, held, options)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		out, _ := c.wait()
 		f := strings.Fields(out)
 		shown := len(options.Hierarchies)
 		if n.V2() {
 			shown = -1 // files
 		}
+
 		// The script is a handful of processes.
 		if len(f) != 3 || len(f[0]) > 1 || shown >= 0 && f[1] != strconv.Itoa(shown) || f[2] != "0" {
 			t.Errorf("%s: container printed %q with %d hierarchies", name, out, shown)
@@ -144,6 +149,7 @@ func TestCVE_2022_0492(t *testing.T) {
 		b.sandbox(o)
 		held, options := b.inGroup(n)
 		change(held)
+
 		s := b.spec(remount)
 		admin := append([]string{"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"}, defaultCaps...)
 		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: admin, Effective: admin, Permitted: admin}
@@ -151,21 +157,25 @@ func TestCVE_2022_0492(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		out, _ := c.wait()
 		after := agents(t)
 		if before[canary] != "/canary\n" {
 			t.Fatalf("release agents before are %v", before)
 		}
+
 		delete(before, canary)
 		if changed := after[canary] != "/canary\n"; changed != strings.Contains(out, "set agent") {
 			t.Errorf("the canary is %q", after[canary])
 		}
+
 		delete(after, canary)
 		if !maps.Equal(after, before) {
 			t.Errorf("release agents were\n%v\nand are\n%v", before, after)
 		}
 		return out
 	}
+
 	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
 		t.Run(name, func(t *testing.T) {
 			if out := try(t, o, func(Held) {}); out != "done\n" {
@@ -173,6 +183,7 @@ func TestCVE_2022_0492(t *testing.T) {
 			}
 		})
 	}
+
 	// The attack is a real one: it finds a hierarchy that was not joined.
 	t.Run("left out", func(t *testing.T) {
 		nowhere, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
@@ -180,11 +191,13 @@ func TestCVE_2022_0492(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer nowhere.Close()
+
 		out := try(t, usual(), func(held Held) {
 			var theirs, its unix.Stat_t
 			if err := unix.Stat(canary, &theirs); err != nil {
 				t.Fatal(err)
 			}
+
 			for name, f := range held {
 				if err := unix.Fstat(int(f.Fd()), &its); err != nil {
 					t.Fatal(err)
@@ -194,6 +207,7 @@ func TestCVE_2022_0492(t *testing.T) {
 				}
 			}
 		})
+
 		if !strings.Contains(out, "agent of name=crisp-canary: /canary\nset agent of") {
 			t.Errorf("container printed\n%s", out)
 		}
@@ -224,13 +238,16 @@ func canaryHierarchy(t *testing.T) string {
 				}
 				time.Sleep(10 * time.Millisecond)
 			}
+
 			if err := unix.Mount("none", dir, "cgroup", 0, options); err != nil {
 				t.Fatal(err)
 			}
 		}
+
 		_ = unix.Unmount(dir, 0)
 		t.Log("the test's hierarchy is in use by somebody else")
 	})
+
 	return dir
 }
 
@@ -241,6 +258,7 @@ func agents(t *testing.T) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	list := map[string]string{}
 	for _, m := range mounts {
 		data, err := os.ReadFile(filepath.Join(m.Mountpoint, "release_agent"))
@@ -249,6 +267,7 @@ func agents(t *testing.T) map[string]string {
 		}
 		list[m.Mountpoint] = string(data)
 	}
+
 	return list
 }
 
@@ -263,6 +282,7 @@ func TestCVE_2023_25809(t *testing.T) {
 		held, options := b.inGroup(n)
 		s := b.spec(`find /sys/fs/cgroup -type d | while read d; do mkdir "$d/x" && echo "made $d/x"; echo $$ > "$d/cgroup.procs" && echo "joined $d"; done 2>/dev/null; echo done`)
 		setNamespace(s, specs.CgroupNamespace)
+
 		c, err := b.start(s, held, options)
 		if err != nil {
 			t.Fatal(err)
@@ -279,17 +299,20 @@ func TestHierarchiesAreNamed(t *testing.T) {
 	if b.l.unified {
 		testkit.Skip(t, "cgroup1", "the machine has the unified hierarchy")
 	}
+
 	b.sandbox(usual())
 	_, err := b.start(b.spec("true"), nil, plan.Options{Hierarchies: []plan.Hierarchy{}})
 	if err == nil || !strings.Contains(err.Error(), "joined") {
 		t.Errorf("a container started with a view of hierarchies that nobody named: %v", err)
 	}
+
 	s := b.spec("exit 3")
 	setNamespace(s, specs.CgroupNamespace)
 	c, err := b.start(s, nil, plan.Options{Hierarchies: []plan.Hierarchy{}})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, code := c.wait(); code != 3 {
 		t.Errorf("exit code %d", code)
 	}

@@ -24,10 +24,12 @@ func (l *landing) cover(ctx context.Context, i int, s *specs.Spec, at string, o 
 	if m.Type != "tmpfs" || slices.ContainsFunc(m.Options, hasMode) && !slices.Contains(m.Options, "tmpcopyup") {
 		return nil
 	}
+
 	covered, mode, err := l.covered(at)
 	if err != nil {
 		return err
 	}
+
 	if covered != nil {
 		defer covered.Close()
 		var st unix.Stat_t
@@ -37,6 +39,7 @@ func (l *landing) cover(ctx context.Context, i int, s *specs.Spec, at string, o 
 		perm := st.Mode & 0o7777
 		mode = &perm
 	}
+
 	if mode != nil {
 		if o.TargetModes == nil {
 			o.TargetModes = map[int]uint32{}
@@ -48,6 +51,7 @@ func (l *landing) cover(ctx context.Context, i int, s *specs.Spec, at string, o 
 	if err != nil || !wanted || covered == nil {
 		return err
 	}
+
 	if o.CopiedUp == nil {
 		o.CopiedUp = map[int]string{}
 	}
@@ -70,21 +74,25 @@ func (l *landing) covered(at string) (*os.File, *uint32, error) {
 			}
 			return nil, m.mode, nil
 		}
+
 		f, err := l.open(&m)
 		if err != nil {
 			return nil, nil, err
 		}
+
 		if from, rel = f, at[len(m.at):]; f == nil {
 			return nil, nil, nil // the plan's inputs will say so
 		}
 		break
 	}
+
 	f, err := rootpath.Open(from, "."+rel, unix.O_RDONLY|unix.O_DIRECTORY)
 	for _, none := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES} {
 		if errors.Is(err, none) {
 			return nil, nil, nil
 		}
 	}
+
 	return f, nil, err
 }
 
@@ -94,6 +102,7 @@ func modeOf(m *specs.Mount, covered *uint32) *uint32 {
 		return nil
 	}
 	mode := uint32(0o1777)
+
 	if covered != nil {
 		mode = *covered
 	}
@@ -104,6 +113,7 @@ func modeOf(m *specs.Mount, covered *uint32) *uint32 {
 			}
 		}
 	}
+
 	return &mode
 }
 
@@ -130,10 +140,12 @@ func fillTmpfs(ctx context.Context, f, from *os.File, options map[string]string)
 		return err
 	}
 	defer root.Close()
+
 	var asked unix.Stat_t
 	if err := unix.Fstat(int(root.Fd()), &asked); err != nil {
 		return err
 	}
+
 	same := func(uid, gid uint32) (int, int) { return int(uid), int(gid) }
 	if err := rootpath.CopyTree(ctx, from, root, same); err != nil {
 		return err
@@ -149,6 +161,7 @@ func fillTmpfs(ctx context.Context, f, from *os.File, options map[string]string)
 	if err := root.Chown(uid, gid); err != nil {
 		return err
 	}
+
 	if options["mode"] == "" {
 		return nil
 	}
@@ -162,6 +175,7 @@ func newTmpfs(options map[string]string) (*os.File, error) {
 		return nil, fmt.Errorf("open tmpfs: %w", err)
 	}
 	defer unix.Close(fs)
+
 	for key, value := range options {
 		set := func() error { return unix.FsconfigSetString(fs, key, value) }
 		if value == "" {
@@ -171,6 +185,7 @@ func newTmpfs(options map[string]string) (*os.File, error) {
 			return nil, fmt.Errorf("tmpfs: option %s=%s: %w", key, value, err)
 		}
 	}
+
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return nil, fmt.Errorf("make tmpfs: %w", err)
 	}
@@ -178,5 +193,6 @@ func newTmpfs(options map[string]string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount tmpfs: %w", err)
 	}
+
 	return os.NewFile(uintptr(fd), "tmpfs"), nil
 }

@@ -63,6 +63,7 @@ func TestExecIdentity(t *testing.T) {
 	c, s := b.running(func(s *specs.Spec) {
 		s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 111, Hard: 222}}
 	})
+
 	p := *s.Process
 	p.Rlimits = nil
 	p.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{1001, 5000}}
@@ -71,10 +72,12 @@ func TestExecIdentity(t *testing.T) {
 	p.Cwd = "/tmp"
 	p.ExecCPUAffinity = &specs.CPUAffinity{Final: "0"}
 	p.Args[2] += "; grep Cpus_allowed_list /proc/self/status | cut -f2"
+
 	e, err := b.exec(c, s, &p, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	want := "1000\n1001 5000\n111\nCapInh: 0000000000000000\nCapEff: 0000000000000000\nNoNewPrivs: 1\n/tmp\n0\n"
 	if got, _ := e.wait(); got != want {
 		t.Errorf("executed process printed\n%s\nwant\n%s", got, want)
@@ -106,6 +109,7 @@ func TestPrograms(t *testing.T) {
 				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 					t.Fatal(err)
 				}
+
 				body := map[string]string{"plain": "#!/bin/sh\n", "text": "no program\n", "script": "#!/no/interpreter\n",
 					"first/tool": "#!/bin/sh\necho first\n", "second/tool": "#!/bin/sh\necho second\n"}[name]
 				if err := os.WriteFile(path, []byte(body), mode); err != nil {
@@ -114,6 +118,7 @@ func TestPrograms(t *testing.T) {
 			}
 		})
 	}
+
 	tests := []struct {
 		path, program, want string
 		err                 error
@@ -131,6 +136,7 @@ func TestPrograms(t *testing.T) {
 		{"/bin:/opt", "plain", `start container test: exec "plain": file is not executable: permission denied`, ErrNotExecutable},
 		{"/opt:/bin", "plain", `start container test: exec "plain": file is not executable: permission denied`, ErrNotExecutable},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.path+" "+tt.program, func(t *testing.T) {
 			b := b.with(t)
@@ -146,6 +152,7 @@ func TestPrograms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if got, _ := c.wait(); got != tt.want {
 				t.Errorf("printed %q, want %q", got, tt.want)
 			}
@@ -171,11 +178,13 @@ func conversation(t testing.TB, tty *os.File, mark string) string {
 	if err := unix.SetNonblock(int(tty.Fd()), true); err != nil {
 		t.Fatal(err)
 	}
+
 	f := os.NewFile(uintptr(dup(t, tty)), "tty")
 	defer f.Close()
 	if err := f.SetReadDeadline(time.Now().Add(pace.Scale(30 * time.Second))); err != nil {
 		t.Fatal(err)
 	}
+
 	var all bytes.Buffer
 	chunk := make([]byte, 1024)
 	for !strings.Contains(all.String(), mark) {
@@ -185,6 +194,7 @@ func conversation(t testing.TB, tty *os.File, mark string) string {
 			t.Fatalf("read terminal: %v after %q", err, all.String())
 		}
 	}
+
 	return all.String()
 }
 
@@ -206,14 +216,17 @@ func TestTerminal(t *testing.T) {
 			s := b.spec(script)
 			s.Process.User.UID = 1000
 			s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Width: 97, Height: 31}
+
 			c, err := b.start(s, nil, plan.Options{Terminal: true})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			first := conversation(t, c.Terminal, "to-console")
 			if want := "31 97\r\n/dev/pts/0\r\ncharacter special file 1000\r\nsame\r\nto-console"; !strings.HasPrefix(first, want) {
 				t.Errorf("terminal shows %q, want %q", first, want)
 			}
+
 			if _, err := c.Terminal.WriteString("line\n"); err != nil {
 				t.Fatal(err)
 			}
@@ -225,9 +238,11 @@ func TestTerminal(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if got := conversation(t, e.Terminal, "31 97"); !strings.HasPrefix(got, "/dev/pts/1\r\n") {
 				t.Errorf("terminal of executed process shows %q", got)
 			}
+
 			// What is typed is a signal: the terminal is the session's own.
 			if _, err := e.Terminal.WriteString("\x03"); err != nil {
 				t.Fatal(err)

@@ -52,6 +52,7 @@ func explainExec(failed *spawn.StepError, p *plan.Plan, proc *specs.Process, roo
 	case unix.EACCES, unix.ENOEXEC:
 		return fmt.Errorf("%s: exec %q: %w: %w", p.Name, name, ErrNotExecutable, failed.Err)
 	}
+
 	return fmt.Errorf("%s: exec %q: %w", p.Name, name, failed.Err)
 }
 
@@ -80,11 +81,13 @@ func present(files []string, root *os.File) (string, fs.FileMode) {
 		if err != nil {
 			continue
 		}
+
 		info, err := f.Stat()
 		f.Close()
 		if err == nil {
 			return file, info.Mode().Perm()
 		}
 	}
+
 	return "", 0
 }

@@ -44,11 +44,13 @@ func exposed(t *testing.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for end := time.Now().Add(pace.Scale(20 * time.Second)); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		lists, err := filepath.Glob("/proc/self/task/*/children")
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, list := range lists {
 			children, _ := os.ReadFile(list) // a thread may be gone
 			for _, child := range strings.Fields(string(children)) {
@@ -61,6 +63,7 @@ func exposed(t *testing.T) int {
 			}
 		}
 	}
+
 	t.Fatal("no process was exposed")
 	return 0
 }
@@ -100,6 +103,7 @@ func TestExposedIsPoor(t *testing.T) {
 							s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_SYS_PTRACE"}}
 							s.Linux.Seccomp = filter
 						}
+
 						c, s := b.running(change)
 						b.k.change = stopExposed
 						stdin, poke, err := os.Pipe()
@@ -108,6 +112,7 @@ func TestExposedIsPoor(t *testing.T) {
 						}
 						defer stdin.Close()
 						defer poke.Close()
+
 						done := make(chan error, 1)
 						var e *started
 						go func() {
@@ -128,11 +133,13 @@ func TestExposedIsPoor(t *testing.T) {
 							}
 							done <- err
 						}()
+
 						pid := exposed(t)
 						poor(t, pid, c.Pid, secret)
 						if _, err := poke.Write([]byte{0}); err != nil {
 							t.Fatal(err)
 						}
+
 						if err := <-done; err != nil {
 							t.Fatal(err)
 						}
@@ -155,15 +162,18 @@ func poor(t *testing.T, pid, other int, secret string) {
 			t.Errorf("%s is %s, want %s (%v, %v)", link, got, want, err, werr)
 		}
 	}
+
 	for _, field := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters"} {
 		if got, want := statusOf(t, pid, field), statusOf(t, other, field); got != want {
 			t.Errorf("%s is %q, want %q as in the container", field, got, want)
 		}
 	}
+
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	sockets := 0
 	for _, fd := range fds {
 		n, _ := strconv.Atoi(fd.Name())
@@ -175,12 +185,14 @@ func poor(t *testing.T, pid, other int, secret string) {
 			sockets++
 		}
 	}
+
 	if sockets != 1 {
 		t.Errorf("%d sockets are open", sockets)
 	}
 	if !memoryHas(t, os.Getpid(), secret) || memoryHas(t, pid, secret) {
 		t.Error("memory of another pod is in the process, or is looked for in the wrong way")
 	}
+
 	for _, name := range []string{"environ", "cmdline"} {
 		if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name)); len(b) > 0 {
 			t.Errorf("%s is %q", name, b)
@@ -195,11 +207,13 @@ func memoryHas(t *testing.T, pid int, secret string) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer mem.Close()
+
 	for line := range strings.Lines(string(maps)) {
 		if strings.Contains(line, "[v") {
 			continue
@@ -208,6 +222,7 @@ func memoryHas(t *testing.T, pid int, secret string) bool {
 		if _, err := fmt.Sscanf(line, "%x-%x", &from, &to); err != nil {
 			t.Fatal(err)
 		}
+
 		content, err := io.ReadAll(io.NewSectionReader(mem, from, to-from))
 		if err != nil {
 			continue // nothing is there
@@ -216,6 +231,7 @@ func memoryHas(t *testing.T, pid int, secret string) bool {
 			return true
 		}
 	}
+
 	return false
 }
 

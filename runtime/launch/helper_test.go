@@ -46,6 +46,7 @@ func (k runner) Start(_ context.Context, r client.Request) (_ *client.Started, e
 	if err != nil {
 		return nil, err
 	}
+
 	fds := make([]int, len(r.Files))
 	for i, f := range r.Files {
 		raw, err := f.SyscallConn()
@@ -56,23 +57,28 @@ func (k runner) Start(_ context.Context, r client.Request) (_ *client.Started, e
 			return nil, err
 		}
 	}
+
 	child, err := spawn.Start(decoded, fds, spawn.Options{})
 	if err != nil {
 		return nil, err
 	}
+
 	if r.Gate == nil {
 		r.Gate = k.gate
 	}
 	run := &running{r: r, child: child, pids: []int{child.Pid}, s: &client.Started{StartedAt: time.Now()}}
 	defer child.Close()
+
 	if err := run.follow(); err != nil {
 		run.end()
 		return nil, err
 	}
+
 	if r.Hold && !r.Pause {
 		run.end()
 		return run.s, nil
 	}
+
 	for _, pid := range run.pids[:len(run.pids)-1] {
 		reap(pid)
 	}
@@ -84,6 +90,7 @@ func (k runner) Start(_ context.Context, r client.Request) (_ *client.Started, e
 		}
 		child.PidFD = fd
 	}
+
 	run.s.Pid, run.s.PidFD = run.pids[len(run.pids)-1], os.NewFile(uintptr(child.PidFD), "pidfd")
 	return run.s, nil
 }
@@ -105,6 +112,7 @@ func (run *running) follow() error {
 		if err != nil {
 			return err
 		}
+
 		switch ev.Kind {
 		case spawn.Forked:
 			run.pids = append(run.pids, ev.Pid)
@@ -127,6 +135,7 @@ func (run *running) follow() error {
 			if done || err != nil {
 				return err
 			}
+
 			// A child that is gone by now tells why.
 			_ = run.child.Release()
 		}
@@ -143,6 +152,7 @@ func (run *running) gate(step int) (done bool, err error) {
 	if !run.r.Hold || !strings.HasPrefix(run.r.Plan.Steps[step].Name, "let the keeper hold") {
 		return false, nil
 	}
+
 	run.s.Namespaces = map[string]*os.File{}
 	for _, name := range []string{"user", "net", "ipc", "uts", "mnt", "pid"} {
 		path := fmt.Sprintf("/proc/%d/ns/%s", pid, name)
@@ -151,6 +161,7 @@ func (run *running) gate(step int) (done bool, err error) {
 		if err := errors.Join(err1, err2); err != nil {
 			return false, err
 		}
+
 		if theirs == ours {
 			continue
 		}
@@ -158,6 +169,7 @@ func (run *running) gate(step int) (done bool, err error) {
 			return false, err
 		}
 	}
+
 	return !run.r.Pause, nil
 }
 
@@ -244,10 +256,12 @@ func (b *lab) sandbox(o plan.SandboxOptions) *client.Started {
 	if o.Name == "" {
 		o.Name = "make namespaces of test"
 	}
+
 	s, err := b.l.Sandbox(b.t.Context(), "pod", o, nil, nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}
+
 	b.pod = Held{}
 	for name, f := range s.Namespaces {
 		b.pod["ns/"+name] = f
@@ -259,6 +273,7 @@ func (b *lab) sandbox(o plan.SandboxOptions) *client.Started {
 		}
 		s.Close()
 	})
+
 	return s
 }
 
@@ -334,6 +349,7 @@ func (b *lab) rootfs(change func(upper string)) *os.File {
 	if err != nil {
 		testkit.Skip(b.t, "busybox", err.Error())
 	}
+
 	b.n++
 	dir := filepath.Join(b.t.TempDir(), strconv.Itoa(b.n))
 	uid := int(hostID(b.userMap(), 0))
@@ -345,6 +361,7 @@ func (b *lab) rootfs(change func(upper string)) *os.File {
 			b.t.Fatal(err)
 		}
 	}
+
 	if change != nil {
 		change(filepath.Join(dir, "upper"))
 	}
@@ -353,6 +370,7 @@ func (b *lab) rootfs(change func(upper string)) *os.File {
 		b.t.Fatal(err)
 	}
 	defer unix.Close(fs)
+
 	lowerPath := low
 	if ns := b.pod["ns/user"]; ns != nil {
 		in := b.l.inputs(Held{}, nil)
@@ -361,20 +379,24 @@ func (b *lab) rootfs(change func(upper string)) *os.File {
 			b.t.Fatal(err)
 		}
 		defer f.Close()
+
 		if err := in.mapIDs(b.t.Context(), &plan.Input{UIDMap: planMap(b.userMap()), GIDMap: planMap(b.userMap())}, f); err != nil {
 			b.t.Fatal(err)
 		}
+
 		// Before Linux 6.15 a layer has to be attached somewhere.
 		at := filepath.Join(dir, "lower")
 		if err := os.Mkdir(at, 0o755); err != nil {
 			b.t.Fatal(err)
 		}
+
 		if err := unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 			b.t.Fatal(err)
 		}
 		defer unix.Unmount(at, unix.MNT_DETACH)
 		lowerPath = filepath.Join(at, filepath.Base(low))
 	}
+
 	for _, kv := range [][2]string{
 		{"lowerdir", lowerPath}, {"upperdir", filepath.Join(dir, "upper")}, {"workdir", filepath.Join(dir, "work")}, {"metacopy", "off"},
 	} {
@@ -382,6 +404,7 @@ func (b *lab) rootfs(change func(upper string)) *os.File {
 			b.t.Fatalf("overlay %s: %v", kv[0], err)
 		}
 	}
+
 	if err := unix.FsconfigCreate(fs); err != nil {
 		b.t.Fatalf("overlay: %v", err)
 	}
@@ -389,6 +412,7 @@ func (b *lab) rootfs(change func(upper string)) *os.File {
 	if err != nil {
 		b.t.Fatalf("overlay: %v", err)
 	}
+
 	f := os.NewFile(uintptr(fd), "rootfs")
 	b.t.Cleanup(func() { f.Close() })
 	return f
@@ -456,6 +480,7 @@ func (b *lab) spec(script string) *specs.Spec {
 			MaskedPaths: defaultMasks, ReadonlyPaths: defaultReadonly,
 		},
 	}
+
 	for _, ns := range []struct {
 		t    specs.LinuxNamespaceType
 		name string
@@ -464,6 +489,7 @@ func (b *lab) spec(script string) *specs.Spec {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: ns.t, Path: ns.name})
 		}
 	}
+
 	s.Linux.UIDMappings, s.Linux.GIDMappings = b.userMap(), b.userMap()
 	return s
 }
@@ -491,12 +517,14 @@ func (b *lab) start(s *specs.Spec, h Held, o plan.Options) (*started, error) {
 	for name, f := range b.pod {
 		held[name] = f
 	}
+
 	for name, f := range h {
 		held[name] = f
 	}
 	if held["rootfs"] == nil {
 		held["rootfs"] = b.rootfs(nil)
 	}
+
 	if o.Name == "" {
 		o.Name = "start container test"
 	}
@@ -531,6 +559,7 @@ func (b *lab) launch(held Held, o plan.Options, start func(Held) (*client.Starte
 	if err != nil {
 		b.t.Fatal(err)
 	}
+
 	if !o.Terminal {
 		held["stdout"], held["stderr"] = w, w
 	}
@@ -540,6 +569,7 @@ func (b *lab) launch(held Held, o plan.Options, start func(Held) (*client.Starte
 		r.Close()
 		return nil, err
 	}
+
 	s := &started{Started: c, t: b.t, out: r}
 	b.t.Cleanup(s.kill)
 	return s, nil

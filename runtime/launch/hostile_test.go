@@ -48,10 +48,12 @@ func TestLinksForSpecialFolders(t *testing.T) {
 						t.Fatal(err)
 					}
 				})
+
 				_, err := b.start(b.spec("true"), Held{"rootfs": root}, plan.Options{})
 				if err == nil {
 					t.Error("container started")
 				}
+
 				if after := listing(t, canary); after != before {
 					t.Errorf("host changed from\n%s\nto\n%s", before, after)
 				}
@@ -77,21 +79,25 @@ func TestLinksForTargets(t *testing.T) {
 			before := listing(t, canary)
 			source := t.TempDir()
 			write(t, filepath.Join(source, "mine"), "mine")
+
 			root := b.rootfs(func(upper string) {
 				if err := os.Symlink(link, filepath.Join(upper, "vol")); err != nil {
 					t.Fatal(err)
 				}
 			})
+
 			s := b.spec("cat /vol/mine")
 			s.Mounts = append(s.Mounts, bind(source, "/vol"), bind(source, "/vol/sub/deeper"))
 			s.Process.Cwd = "/vol/work"
 			s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/vol/sub")
+
 			c, err := b.start(s, Held{"rootfs": root}, plan.Options{})
 			if err == nil {
 				if out, _ := c.wait(); out != "mine" {
 					t.Errorf("container printed %q", out)
 				}
 			}
+
 			if after := listing(t, canary); after != before {
 				t.Errorf("host changed from\n%s\nto\n%s", before, after)
 			}
@@ -112,6 +118,7 @@ func TestTargetsInProcfs(t *testing.T) {
 					t.Fatal(err)
 				}
 			})
+
 			s := b.spec("true")
 			s.Mounts = append(s.Mounts, bind(filepath.Join(source, "file"), "/etc/hosts"))
 			_, err := b.start(s, Held{"rootfs": root}, plan.Options{})
@@ -142,16 +149,19 @@ func TestWorkingDirOutside(t *testing.T) {
 			} else {
 				root = b.rootfs(nil)
 			}
+
 			s := b.spec("pwd")
 			s.Process.Cwd = dir
 			if _, err := b.start(s, Held{"rootfs": root}, plan.Options{}); err == nil {
 				t.Errorf("container started in %s, a link: %v", dir, link)
 			}
+
 			if link {
 				continue
 			}
 			p := *running.Process
 			p.Cwd = dir
+
 			if _, err := b.exec(c, running, &p, plan.Options{}); err == nil {
 				t.Errorf("process executed in %s", dir)
 			}
@@ -171,6 +181,7 @@ func TestWorkingDir(t *testing.T) {
 		{"/root", 1000, "/root"}, {"/proc/sys", 0, "/proc/sys"}, {"/dev/shm/new/dir", 0, "/dev/shm/new/dir"},
 		{"/link/below", 0, "/target/below"}, {"/../../tmp/./x/..", 0, "/tmp"},
 	}
+
 	for _, tt := range tests {
 		s := b.spec("pwd -P")
 		s.Process.Cwd, s.Process.User.UID = tt.cwd, tt.uid
@@ -179,10 +190,12 @@ func TestWorkingDir(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+
 		if got := b.runWith(s, Held{"rootfs": root}); got != tt.want {
 			t.Errorf("working directory %s is %s, want %s", tt.cwd, got, tt.want)
 		}
 	}
+
 	for _, cwd := range []string{"/bin/busybox", "/proc/no/such"} {
 		s := b.spec("pwd")
 		s.Process.Cwd = cwd
@@ -258,6 +271,7 @@ func TestRaces(t *testing.T) {
 			if err := race.make(vol, canary); err != nil {
 				t.Fatal(err)
 			}
+
 			before, mounts := listing(t, canary), grepFile(t, "/proc/self/mountinfo", canary)
 			pattern := grepFile(t, "/proc/sys/kernel/core_pattern", "")
 			testkit.Exchange(t, vol, "a", "b")
@@ -271,6 +285,7 @@ func TestRaces(t *testing.T) {
 				if err != nil {
 					continue
 				}
+
 				started++
 				if out, code := c.wait(); code == 0 && out != race.want && !race.o.Terminal {
 					t.Fatalf("a container printed %q, want %q", out, race.want)
@@ -283,6 +298,7 @@ func TestRaces(t *testing.T) {
 			if after := grepFile(t, "/proc/self/mountinfo", canary); after != mounts {
 				t.Errorf("host has mounts\n%s", after)
 			}
+
 			if after := grepFile(t, "/proc/sys/kernel/core_pattern", ""); after != pattern {
 				t.Errorf("core_pattern became %q", after)
 			}
@@ -296,6 +312,7 @@ func TestMountsOverProc(t *testing.T) {
 	b.sandbox(usual())
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "f"), "fake\n")
+
 	for _, m := range []specs.Mount{
 		bind(dir, "/proc"), bind(dir, "/proc/self/attr"), bind(filepath.Join(dir, "f"), "/proc/self/status"),
 		{Destination: "/proc", Type: "tmpfs"}, {Destination: "/proc/sys", Type: "tmpfs"}, {Destination: "/tmp/../proc/1", Type: "tmpfs"},
@@ -307,6 +324,7 @@ func TestMountsOverProc(t *testing.T) {
 			t.Errorf("mount of %s on %s: %v", m.Type, m.Destination, err)
 		}
 	}
+
 	s := b.spec("cat /proc/cpuinfo")
 	s.Mounts = append(s.Mounts, bind(filepath.Join(dir, "f"), "/proc/cpuinfo"))
 	b.want(s, "fake")
@@ -346,11 +364,13 @@ func TestEveryStepOfSandboxFails(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
+
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
 		w.Close()
+
 		s := &started{Started: c, t: t, out: r}
 		t.Cleanup(s.kill)
 		return s, nil
@@ -375,10 +395,12 @@ func failEach(t *testing.T, k *runner, start func() (*started, error)) {
 			s.Call, s.Ignore, s.Cond, s.Want = noSuchCall, nil, plan.Always, nil
 			broken = *s
 		}
+
 		c, err := start()
 		if err == nil {
 			t.Fatalf("step %d %q failed and the process started (pid %d)", i, broken.Name, c.Pid)
 		}
+
 		var failed *spawn.StepError
 		if !errors.As(err, &failed) {
 			t.Fatalf("step %d %q: error %v names no step", i, broken.Name, err)
@@ -390,6 +412,7 @@ func failEach(t *testing.T, k *runner, start func() (*started, error)) {
 	if steps < 30 {
 		t.Fatalf("plan has %d steps only", steps)
 	}
+
 	k.change = nil
 	if _, err := start(); err != nil {
 		t.Errorf("unbroken plan: %v", err)

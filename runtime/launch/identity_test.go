@@ -25,6 +25,7 @@ func TestUserAndGroups(t *testing.T) {
 	s := b.spec("id -u; id -g; id -G; umask; touch /tmp/f; ls -ln /tmp/f | cut -c1-10; echo $HOME")
 	mask := uint32(0o027)
 	s.Process.User = specs.User{UID: 1000, GID: 2000, AdditionalGids: []uint32{2000, 3000, 4000}, Umask: &mask}
+
 	root := b.rootfs(func(upper string) {
 		if err := os.Mkdir(upper+"/tmp", 0o777); err != nil {
 			t.Fatal(err)
@@ -33,6 +34,7 @@ func TestUserAndGroups(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+
 	if got, want := b.runWith(s, Held{"rootfs": root}), "1000\n2000\n2000 3000 4000\n0027\n-rw-r-----\n/"; got != want {
 		t.Errorf("container printed\n%s\nwant\n%s", got, want)
 	}
@@ -62,6 +64,7 @@ func TestCapabilitySets(t *testing.T) {
 			"0000000000000400 0000000000000400 0000000000000400 0000000000002400 0000000000000400",
 		},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newLab(t)
@@ -102,6 +105,7 @@ func TestSeccomp(t *testing.T) {
 		DefaultAction: specs.ActAllow,
 		Syscalls:      []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno, ErrnoRet: &errno}},
 	}
+
 	tests := []struct {
 		name    string
 		profile *specs.LinuxSeccomp
@@ -112,6 +116,7 @@ func TestSeccomp(t *testing.T) {
 		{"own profile", custom, status("Seccomp") + "; mkdir /tmp/x 2>&1 | sed 's/.*: //'", "Seccomp: 2\nPermission denied"},
 		{"default", seccomp.RuntimeDefault(defaultCaps), status("Seccomp") + "; unshare -U true 2>&1 | sed 's/.*: //'", "Seccomp: 2\nOperation not permitted"},
 	}
+
 	for _, tt := range tests {
 		for _, nnp := range []bool{false, true} {
 			for _, uid := range []uint32{0, 1000} {
@@ -184,12 +189,14 @@ func TestKeyrings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		p := *s.Process
 		p.Args = []string{"cat", "/proc/keys"}
 		e, err := b.exec(c, s, &p, plan.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		out, _ := e.wait()
 		first, second := sessionKeyrings(c.until("--\n")), sessionKeyrings(out)
 		if len(first) != 1 || len(second) != 1 || first[0] == second[0] {
@@ -219,6 +226,7 @@ func TestOnlyStandardDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, p := range []*started{c, e} {
 		var list []os.DirEntry
 		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -229,6 +237,7 @@ func TestOnlyStandardDescriptors(t *testing.T) {
 				break
 			}
 		}
+
 		if len(list) != 3 {
 			t.Errorf("process has descriptors %v", list)
 		}

@@ -99,6 +99,7 @@ func openMount(i *plan.Input) (*os.File, error) {
 	if i.Recursive {
 		flags |= unix.AT_RECURSIVE
 	}
+
 	fd, err := unix.OpenTree(unix.AT_FDCWD, i.Path, flags)
 	if err == unix.ENOENT {
 		return nil, fmt.Errorf("clone mount at %s: %w", i.Path, ErrNoSource)
@@ -106,6 +107,7 @@ func openMount(i *plan.Input) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("clone mount at %s: %w", i.Path, err)
 	}
+
 	f := os.NewFile(uintptr(fd), i.Path)
 	top := unix.MountAttr{Attr_set: i.AttrSet, Attr_clr: i.AttrClear}
 	all := unix.MountAttr{Attr_set: i.AttrSetRecursive, Propagation: i.Propagation}
@@ -121,6 +123,7 @@ func openMount(i *plan.Input) (*os.File, error) {
 			return nil, fmt.Errorf("set options of mount at %s: %w", i.Path, err)
 		}
 	}
+
 	return f, nil
 }
 
@@ -133,10 +136,12 @@ func (in *inputs) mapIDs(ctx context.Context, i *plan.Input, f *os.File) error {
 	if err != nil {
 		return fmt.Errorf("make id mappings: %w", err)
 	}
+
 	flags := uint(unix.AT_EMPTY_PATH)
 	if i.IDMapRecursive {
 		flags |= unix.AT_RECURSIVE
 	}
+
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
 	switch err := unix.MountSetattr(int(f.Fd()), "", flags, &attr); err {
 	case nil:

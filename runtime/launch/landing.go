@@ -68,6 +68,7 @@ func (l *landing) all(ctx context.Context, s *specs.Spec, o *plan.Options) (*spe
 		}
 		l.mine = append(l.mine, l.root)
 	}
+
 	if l.root == nil {
 		return nil, fmt.Errorf("%s: %w", s.Root.Path, ErrNotHeld)
 	}
@@ -80,16 +81,19 @@ func (l *landing) all(ctx context.Context, s *specs.Spec, o *plan.Options) (*spe
 		}
 		s = &sorted
 	}
+
 	o.Targets = make([]string, 0, len(s.Mounts))
 	for i := range s.Mounts {
 		at, err := l.find(s.Mounts[i].Destination)
 		if err != nil {
 			return nil, fmt.Errorf("find mount target %s: %w", s.Mounts[i].Destination, err)
 		}
+
 		o.Targets = append(o.Targets, at)
 		if err := l.cover(ctx, i, s, at, o); err != nil {
 			return nil, fmt.Errorf("look at mount target %s: %w", s.Mounts[i].Destination, err)
 		}
+
 		l.add(&s.Mounts[i], at)
 		var covered *uint32
 		if mode, ok := o.TargetModes[i]; ok {
@@ -112,6 +116,7 @@ func (l *landing) sorted(list []specs.Mount) ([]specs.Mount, error) {
 		depth int
 		mount specs.Mount
 	}
+
 	all := make([]placed, 0, len(list))
 	for i := range list {
 		at, err := l.find(list[i].Destination)
@@ -120,6 +125,7 @@ func (l *landing) sorted(list []specs.Mount) ([]specs.Mount, error) {
 		}
 		all = append(all, placed{strings.Count(at, "/"), list[i]})
 	}
+
 	slices.SortStableFunc(all, func(x, y placed) int { return x.depth - y.depth })
 
 	out := make([]specs.Mount, 0, len(all))
@@ -163,6 +169,7 @@ func (l *landing) linked(name string) (bool, error) {
 			return true, nil
 		}
 	}
+
 	f, err := rootpath.OpenUnlinked(l.root, name, unix.O_PATH)
 	switch {
 	case err == nil:
@@ -172,6 +179,7 @@ func (l *landing) linked(name string) (bool, error) {
 	case errors.Is(err, unix.ELOOP):
 		return true, nil
 	}
+
 	return false, err
 }
 
@@ -181,20 +189,24 @@ func (l *landing) walk(name string) (string, error) {
 	for len(rest) > 0 {
 		part := rest[0]
 		rest = rest[1:]
+
 		// What a link says is meant from where it is, so dots count.
 		if part == "" || part == "." || part == ".." {
 			at = path.Join(at, part)
 			continue
 		}
+
 		next := path.Join(at, part)
 		text, err := l.readlink(next)
 		if err != nil {
 			return "", err
 		}
+
 		if text == "" {
 			at = next
 			continue
 		}
+
 		if links++; links > maxLinks {
 			return "", unix.ELOOP
 		}
@@ -203,6 +215,7 @@ func (l *landing) walk(name string) (string, error) {
 		}
 		rest = append(strings.Split(text, "/"), rest...)
 	}
+
 	return at, nil
 }
 
@@ -252,6 +265,7 @@ func (l *landing) open(m *mounted) (*os.File, error) {
 		}
 		l.mine = append(l.mine, m.file)
 	}
+
 	return m.file, nil
 }
 

@@ -20,6 +20,7 @@ func tree(t testing.TB, dir string, files map[string]string) {
 		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 			t.Fatal(err)
 		}
+
 		switch {
 		case text == "/":
 			if err := os.MkdirAll(at, 0o755); err != nil {
@@ -47,6 +48,7 @@ func TestWhereTargetsLand(t *testing.T) {
 		"token/token": "secret\n", "file": "text\n", "empty": "/", "other/mark": "other\n",
 		"linked/in": "->/data/deep", "linked/up": "->../data/up", "linked/file": "->/data/nowhere/file", "linked/sub": "/", "linked/rel": "->sub",
 	})
+
 	at := func(name, dest string, options ...string) specs.Mount {
 		return bind(filepath.Join(dir, name), dest, options...)
 	}
@@ -82,6 +84,7 @@ func TestWhereTargetsLand(t *testing.T) {
 		{"working directory by a dangling link", map[string]string{"work": "->/run/w", "run": "/"}, []specs.Mount{tmpfs("/run")}, "/work/x", "pwd", "/run/w/x"},
 		{"target below one that is read-only", nil, []specs.Mount{at("linked", "/v", "ro"), at("token", "/v/sub")}, "", "cat /v/sub/token", "secret"},
 	}
+
 	for _, users := range []bool{false, true} {
 		for _, tt := range tests {
 			t.Run(tt.name+", own users "+strconv.FormatBool(users), func(t *testing.T) {
@@ -89,6 +92,7 @@ func TestWhereTargetsLand(t *testing.T) {
 				if users {
 					o = usersOwn()
 				}
+
 				b.sandbox(o)
 				for _, readonly := range []bool{false, true} {
 					s := b.spec(tt.script)
@@ -97,11 +101,13 @@ func TestWhereTargetsLand(t *testing.T) {
 					if tt.cwd != "" {
 						s.Process.Cwd = tt.cwd
 					}
+
 					root := b.rootfs(func(upper string) { tree(t, upper, tt.image) })
 					c, err := b.start(s, Held{"rootfs": root}, plan.Options{AnyOrder: true})
 					if err != nil {
 						t.Fatal(err)
 					}
+
 					if out, code := c.wait(); out != tt.want+"\n" {
 						t.Errorf("read-only %v: container printed %q and ended with %d, want %q", readonly, out, code, tt.want)
 					}

@@ -73,6 +73,7 @@ func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions
 	if err != nil {
 		return nil, err
 	}
+
 	in := l.inputs(h, nil)
 	defer in.close()
 	if o.PidNS && h["pause"] == nil {
@@ -85,6 +86,7 @@ func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions
 			return nil, fmt.Errorf("%s: label pause program: %w", o.Name, err)
 		}
 	}
+
 	if err := in.open(ctx, p); err != nil {
 		return nil, err
 	}
@@ -112,6 +114,7 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
+
 	if !l.unified && len(o.Hierarchies) == 0 && showsCgroups(s) {
 		return nil, fmt.Errorf("%s: a container may be shown only cgroup hierarchies that it has joined, and none is named", o.Name)
 	}
@@ -120,26 +123,31 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
+
 	in := l.inputs(h, s)
 	defer in.close()
 	for name, f := range made {
 		in.own(name, f)
 	}
+
 	if o.Procfs && joinedPIDs(s) != "" {
 		if o.Target, err = in.joinedProcfs(s); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Name, err)
 		}
 	}
+
 	p, err := plan.Container(s, o)
 	if err != nil {
 		return nil, err
 	}
+
 	if err := in.open(ctx, p); err != nil {
 		return nil, err
 	}
 	if err := in.makeTargets(p, s, o); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
+
 	if err := giveStreams(h, s, s.Process); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
@@ -150,6 +158,7 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 	if err != nil {
 		return nil, explain(err, p, s.Process, h["rootfs"])
 	}
+
 	return started, nil
 }
 
@@ -160,15 +169,18 @@ func (l *Launcher) Exec(ctx context.Context, id string, s *specs.Spec, p *specs.
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
+
 	steps, err := plan.Exec(s, p, o)
 	if err != nil {
 		return nil, err
 	}
+
 	if err := giveStreams(h, s, p); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 	in := l.inputs(h, s)
 	defer in.close()
+
 	if err := in.open(ctx, steps); err != nil {
 		return nil, err
 	}
@@ -186,6 +198,7 @@ func (l *Launcher) Exec(ctx context.Context, id string, s *specs.Spec, p *specs.
 	if err != nil {
 		return nil, explain(err, steps, p, nil)
 	}
+
 	return started, nil
 }
 
@@ -196,6 +209,7 @@ func (l *Launcher) filter(profile *specs.LinuxSeccomp, joins bool) (*plan.Filter
 	if err != nil {
 		return nil, err
 	}
+
 	if f.Joins || !joins {
 		return &plan.Filter{Prog: f.Prog, Flags: f.Flags}, nil
 	}
@@ -207,6 +221,7 @@ func (l *Launcher) filter(profile *specs.LinuxSeccomp, joins bool) (*plan.Filter
 	if err != nil {
 		return nil, err
 	}
+
 	return &plan.Filter{Prog: prog, Flags: f.Flags, Pass: pass}, nil
 }
 
@@ -226,6 +241,7 @@ func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h H
 			return o, fmt.Errorf("compile seccomp profile: %w", err)
 		}
 	}
+
 	// Without a pod's base there is no procfs of its PID namespace.
 	o.Procfs = o.Procfs || !o.PodBase && joinedPIDs(s) != ""
 	if o.Nodes == nil {
@@ -234,6 +250,7 @@ func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h H
 			return o, err
 		}
 	}
+
 	return o, nil
 }
 

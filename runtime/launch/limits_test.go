@@ -39,6 +39,7 @@ func TestManyMounts(t *testing.T) {
 	dir := t.TempDir()
 	b := newLab(t)
 	b.sandbox(usual())
+
 	s := b.spec("grep -c ' /m/' /proc/self/mountinfo; ulimit -n")
 	s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 256, Hard: 1024}}
 	for i := range count {

@@ -21,6 +21,7 @@ func machineOf(f host.Facts) plan.Machine {
 	if f.SysResource.OK() {
 		return m
 	}
+
 	score := f.OOMScoreAdj
 	m.MinOOMScore = &score
 	m.HardLimits = map[string]uint64{}
@@ -30,6 +31,7 @@ func machineOf(f host.Facts) plan.Machine {
 			m.HardLimits[name] = l.Max
 		}
 	}
+
 	return m
 }
 
@@ -54,6 +56,7 @@ func newProcfs(ns *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("open procfs: %w", err)
 	}
 	defer unix.Close(fs)
+
 	if ns != nil {
 		switch err := unix.FsconfigSetFd(fs, "pidns", int(ns.Fd())); err {
 		case nil:
@@ -63,6 +66,7 @@ func newProcfs(ns *os.File) (*os.File, error) {
 			return nil, fmt.Errorf("make procfs of another PID namespace: %w", err)
 		}
 	}
+
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return nil, fmt.Errorf("make procfs: %w", err)
 	}
@@ -70,6 +74,7 @@ func newProcfs(ns *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount procfs: %w", err)
 	}
+
 	return os.NewFile(uintptr(fd), "procfs"), nil
 }
 
@@ -109,6 +114,7 @@ func (in *inputs) joinedProcfs(s *specs.Spec) (*plan.File, error) {
 	case err != nil:
 		return nil, err
 	}
+
 	in.own("procfs/pid", procfs)
 
 	return nil, nil
@@ -136,6 +142,7 @@ func hostNodes(s *specs.Spec) (map[string]string, error) {
 			continue
 		}
 		kind := "char"
+
 		if d.Type == "b" {
 			kind = "block"
 		}
@@ -145,6 +152,7 @@ func hostNodes(s *specs.Spec) (map[string]string, error) {
 		}
 		nodes[filepath.Clean(d.Path)] = found
 	}
+
 	return nodes, nil
 }
 

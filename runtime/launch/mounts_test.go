@@ -78,6 +78,7 @@ func TestBindOptions(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "vol/prog"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	try := "touch /vol/f 2>/dev/null && echo top; touch /vol/sub/f 2>/dev/null && echo sub; /vol/prog 2>/dev/null; mknod /vol/n c 1 3 2>/dev/null; cat /vol/n 2>/dev/null && echo dev; rm -f /vol/n; "
 	tests := []struct {
 		options []string
@@ -90,6 +91,7 @@ func TestBindOptions(t *testing.T) {
 		{[]string{"noexec", "nosuid", "nodev"}, "top\nsub\nrw,nosuid,nodev,noexec,relatime rw,relatime"},
 		{[]string{"noatime", "rnosuid", "nosymfollow"}, "top\nsub\nran\ndev\nrw,nosuid,noatime,nosymfollow rw,nosuid,relatime"},
 	}
+
 	for _, tt := range tests {
 		t.Run(fmt.Sprint(tt.options), func(t *testing.T) {
 			b := b.with(t)
@@ -110,24 +112,29 @@ func TestPropagation(t *testing.T) {
 			b.sandbox(usual())
 			vol := filepath.Join(t.TempDir(), "vol")
 			hostMount(t, vol)
+
 			s := b.spec("mkdir /vol/in; mount -t tmpfs in /vol/in; touch /vol/in/mark; mkdir /vol/out; echo ready; " +
 				"while [ ! -e /vol/go ]; do sleep 0.02; done; [ -e /vol/out/mark ] && echo seen || echo unseen; umount /vol/in")
 			s.Linux.RootfsPropagation = tt.option
 			all := facts().Capabilities.Names()
 			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
+
 			m := bind(vol, "/vol")
 			if tt.option != "" {
 				m = bind(vol, "/vol", tt.option)
 			}
+
 			s.Mounts = append(s.Mounts, m)
 			c, err := b.start(s, nil, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			c.until("ready\n")
 			if _, err := os.Stat(filepath.Join(vol, "in/mark")); (err == nil) != tt.toHost {
 				t.Errorf("mount made in the container is visible on the host: %v", err == nil)
 			}
+
 			hostMount(t, filepath.Join(vol, "out"))
 			write(t, filepath.Join(vol, "out/mark"), "")
 			write(t, filepath.Join(vol, "go"), "")
@@ -146,6 +153,7 @@ func TestTargetsAreMade(t *testing.T) {
 			b.sandbox(o)
 			dir := t.TempDir()
 			write(t, filepath.Join(dir, "file"), "content\n")
+
 			root := b.rootfs(func(upper string) {
 				// A link as images have it, and one that leads nowhere yet.
 				for link, to := range map[string]string{"run": "/var/run", "dangling": "../../nowhere/deep"} {
@@ -154,12 +162,14 @@ func TestTargetsAreMade(t *testing.T) {
 					}
 				}
 			})
+
 			s := b.spec("cat /new/dir/file /dangling/file /mem/a/file /mem/d/file /dev/file; ls -d /mem/b/c /nowhere/deep; stat -c %u /new /mem/a")
 			tmpfs := specs.Mount{Destination: "/mem", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m", "mode=700"}}
 			s.Mounts = append(s.Mounts,
 				bind(filepath.Join(dir, "file"), "/new/dir/file", "ro"), bind(filepath.Join(dir, "file"), "/dangling/file"), tmpfs,
 				bind(filepath.Join(dir, "file"), "/mem/a/file"), bind(dir, "/mem/b/c"), bind(dir, "/mem/d"), bind(filepath.Join(dir, "file"), "/dev/file"),
 			)
+
 			content := strings.Repeat("content\n", 5)
 			if got, want := b.runWith(s, Held{"rootfs": root}), content+"/mem/b/c\n/nowhere/deep\n0\n0"; got != want {
 				t.Errorf("container printed\n%s\nwant\n%s", got, want)
@@ -181,11 +191,13 @@ func TestImageVolume(t *testing.T) {
 	b.sandbox(usual())
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "f"), "from image\n")
+
 	f, err := openMount(&plan.Input{Path: dir, AttrSet: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	s := b.spec("cat /img/sub/f; touch /img/sub/g 2>/dev/null || echo read-only; " + "awk '$5 == \"/img/sub\" {print $6}' /proc/self/mountinfo")
 	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/img/sub", Type: "image", Source: "image/0", Options: []string{"noexec"}})
 	if got, want := b.runWith(s, Held{"image/0": f}), "from image\nread-only\nro,noexec,relatime"; got != want {
@@ -198,6 +210,7 @@ func TestIDMappedBind(t *testing.T) {
 	b.sandbox(usersOwn())
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "f"), "x")
+
 	s := b.spec("stat -c '%u %g' /vol/f; touch /vol/new; stat -c '%u' /plain/f")
 	m := bind(dir, "/vol")
 	m.UIDMappings, m.GIDMappings = podMap, podMap
@@ -207,10 +220,12 @@ func TestIDMappedBind(t *testing.T) {
 	s.Mounts = append(s.Mounts, m, bind(dir, "/plain"), other)
 	s.Process.Args[2] += "; stat -c '%u' /other/f"
 	b.want(s, "0 0\n65534\n7")
+
 	info, err := os.Stat(filepath.Join(dir, "new"))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(dir, "new"), &st); err != nil || st.Uid != 0 {
 		t.Errorf("file made through the mapping belongs to %d (%v, %v)", st.Uid, info, err)
@@ -224,6 +239,7 @@ func TestMaskedPaths(t *testing.T) {
 			b.sandbox(o)
 			s := b.spec("stat -c '%F %t:%T' /proc/keys /proc/interrupts /secret; ls -A /proc/acpi /sys/firmware /hidden | grep -v :; touch /hidden/x 2>&1 | sed 's/.*: //'; echo y >/secret; cat /secret")
 			s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/secret", "/hidden", "/not/there", "/secret/below")
+
 			root := b.rootfs(func(upper string) {
 				write(t, filepath.Join(upper, "secret"), "secret")
 				if err := os.Mkdir(filepath.Join(upper, "hidden"), 0o777); err != nil {
@@ -231,6 +247,7 @@ func TestMaskedPaths(t *testing.T) {
 				}
 				write(t, filepath.Join(upper, "hidden/f"), "secret")
 			})
+
 			null := "character special file 1:3\n"
 			if got, want := b.runWith(s, Held{"rootfs": root}), null+null+null+"Read-only file system"; strings.ReplaceAll(got, "\n\n\n", "\n") != want {
 				t.Errorf("container printed\n%q\nwant\n%q", got, want)
@@ -271,6 +288,7 @@ func TestDevices(t *testing.T) {
 		{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200, FileMode: &mode, UID: &id, GID: &id},
 		{Path: "/dev/mem0", Type: "b", Major: 7, Minor: 300}, {Path: "/opt/dev/zero", Type: "c", Major: 1, Minor: 5},
 	}
+
 	b.want(s, `null crw-rw-rw- 1:3 0
 zero crw-rw-rw- 1:5 0
 full crw-rw-rw- 1:7 0

@@ -77,6 +77,7 @@ func TestNamespaces(t *testing.T) {
 			if tt.change != nil {
 				tt.change(s)
 			}
+
 			got := readLinks(t, b.run(s))
 			for _, w := range strings.Fields(tt.want) {
 				name, from, _ := strings.Cut(w, "=")
@@ -84,6 +85,7 @@ func TestNamespaces(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+
 				switch pod := b.pod["ns/"+name]; from {
 				case "host":
 					if got[name] != host {
@@ -175,6 +177,7 @@ func TestPodPID(t *testing.T) {
 			pause := b.sandbox(o)
 			script := "ls -A /proc/1/root; touch /proc/1/root/x 2>/dev/null && echo writable; cat /proc/1/cmdline; echo; grep -E '^(Cap|NoNew|Seccomp:)' /proc/1/status | tr '\\t' ' '; " +
 				"(sh -c '(sleep 0.05; exit 3) & exit 0'); sleep 0.2; ps -o stat,comm | grep -c '^Z'; ls /proc/1/fd 2>/dev/null | xargs"
+
 			s := b.spec(script)
 			setNamespace(s, specs.PIDNamespace, "ns/pid")
 			s.Process.Args[2] += "; exit 0"
@@ -183,6 +186,7 @@ func TestPodPID(t *testing.T) {
 			if !strings.HasPrefix(got, want) || !strings.Contains(got, "NoNewPrivs: 1\nSeccomp: 2\n0") {
 				t.Errorf("container printed %q", got)
 			}
+
 			var st unix.Stat_t
 			if err := unix.Stat(fmt.Sprintf("/proc/%d", pause.Pid), &st); err != nil {
 				t.Fatal(err)
@@ -197,15 +201,18 @@ func TestTargetPID(t *testing.T) {
 	b.sandbox(usual())
 	other := b.spec("")
 	other.Process.Args = []string{"/bin/sleep", "4321"}
+
 	target, err := b.start(other, nil, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", target.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ns.Close()
+
 	s := b.spec("tr '\\0' ' ' </proc/1/cmdline")
 	setNamespace(s, specs.PIDNamespace, "ns/pid")
 	held := Held{"ns/pid": ns, "target": target.PidFD}
@@ -213,6 +220,7 @@ func TestTargetPID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if got, code := c.wait(); got != "/bin/sleep 4321 " || code != 0 {
 		t.Errorf("process 1 is %q, exit code %d", got, code)
 	}
@@ -222,19 +230,23 @@ func TestTargetPID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	own, err := os.Open("/proc/self/ns/pid")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer own.Close()
+
 	wrong, err := identityOf(own)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c, err = b.start(s, held, plan.Options{Target: id})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if got, code := c.wait(); got != "/bin/sleep 4321 " || code != 0 {
 		t.Errorf("by the target's /proc: process 1 is %q, exit code %d", got, code)
 	}
@@ -250,10 +262,12 @@ func TestTimeNamespace(t *testing.T) {
 	setNamespace(s, specs.TimeNamespace, "")
 	const day = 86400
 	s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 30 * day}, "monotonic": {Secs: day}}
+
 	up, err := strconv.Atoi(b.run(s))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
 		t.Fatal(err)
@@ -312,10 +326,12 @@ func TestCgroupV2(t *testing.T) {
 	if !facts().CgroupV2.OK() {
 		root += "/unified"
 	}
+
 	var fs unix.Statfs_t
 	if err := unix.Statfs(root, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
 		testkit.Skip(t, "cgroup2", "no unified hierarchy")
 	}
+
 	b.l.unified = true
 	before := grepFile(t, "/proc/self/mountinfo", " - cgroup2 ")
 	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
@@ -327,15 +343,18 @@ func TestCgroupV2(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
+
 		c, err := b.start(b.spec("grep ^0: /proc/self/cgroup; head -n1 /sys/fs/cgroup/cgroup.procs; mkdir /sys/fs/cgroup/x 2>&1 | sed 's/.*: //'"),
 			Held{"cgroup": f}, plan.Options{CgroupV2: true})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if out, _ := c.wait(); out != "0::/\n1\nRead-only file system\n" {
 			t.Errorf("%s: container printed %q", name, out)
 		}
 	}
+
 	if after := grepFile(t, "/proc/self/mountinfo", " - cgroup2 "); after != before {
 		t.Errorf("the host's mount changed from %s to %s", before, after)
 	}

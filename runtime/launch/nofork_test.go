@@ -22,6 +22,7 @@ func forbidding(nnp bool) *specs.LinuxSeccomp {
 		"clone", "clone3", "fork", "vfork", "setsid", "setns", "unshare", "seccomp", "setresuid", "setresgid",
 		"setgroups", "openat2", "fchdir", "close_range", "keyctl",
 	}
+
 	if nnp {
 		killed = append(killed, "capset", "prctl")
 	}
@@ -31,6 +32,7 @@ func forbidding(nnp bool) *specs.LinuxSeccomp {
 			Args: []specs.LinuxSeccompArg{{Index: arg, Value: value, Op: specs.OpEqualTo}},
 		}
 	}
+
 	return &specs.LinuxSeccomp{
 		DefaultAction: specs.ActAllow,
 		Syscalls: []specs.LinuxSyscall{
@@ -56,15 +58,18 @@ func TestProfilesThatForbidToFork(t *testing.T) {
 						s.Process.User = specs.User{UID: 1000, GID: 1001}
 						s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Soft: 100, Hard: 200}}
 					}
+
 					c, s := b.running(change)
 					s.Linux.Seccomp = forbidding(nnp)
 					const script = "read a b c d pid e </proc/self/stat; [ $pid = $$ ] && echo session; while read a b c d; do [ $b = processes ] && echo $c $d; done </proc/self/limits; /bin/true; echo forked"
 					p := *s.Process
 					p.Args = []string{"sh", "-c", script}
+
 					e, err := b.exec(c, s, &p, plan.Options{Terminal: terminal})
 					if err != nil {
 						t.Fatalf("exec: %v", err)
 					}
+
 					forbids(t, e, terminal)
 
 					beside := b.spec(script)
@@ -92,6 +97,7 @@ func TestOnlyWhoJoinsHasAPass(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if has := f.Pass != [2]uint64{}; has != joins {
 				t.Errorf("joins others %t: has a pass %t", joins, has)
 			}
@@ -132,6 +138,7 @@ func TestProcessesOfTheUserDoNotStopAStart(t *testing.T) {
 			t.Cleanup(func() { _ = other.Process.Kill(); _ = other.Wait() })
 		}
 	}
+
 	for _, shared := range []bool{false, true} {
 		for _, nnp := range []bool{false, true} {
 			t.Run(fmt.Sprint("shared PIDs ", shared, ", no new privileges ", nnp), func(t *testing.T) {
@@ -139,6 +146,7 @@ func TestProcessesOfTheUserDoNotStopAStart(t *testing.T) {
 				pod := usual()
 				pod.PidNS = shared
 				b.sandbox(pod)
+
 				change := func(s *specs.Spec) {
 					if shared {
 						setNamespace(s, specs.PIDNamespace, "ns/pid")
@@ -147,6 +155,7 @@ func TestProcessesOfTheUserDoNotStopAStart(t *testing.T) {
 					s.Process.NoNewPrivileges = nnp
 					s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Soft: 1, Hard: 2}}
 				}
+
 				c, s := b.running(change)
 				const script = "echo begun; ulimit -u; ulimit -Hu; /bin/true; echo forked"
 				out, code := b.execute(c, s, "sh", "-c", script)

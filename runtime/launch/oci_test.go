@@ -38,6 +38,7 @@ func TestContainerWithoutPod(t *testing.T) {
 				setNamespace(s, specs.UserNamespace, "")
 				s.Linux.UIDMappings, s.Linux.GIDMappings = []specs.LinuxIDMapping{{HostID: 0, Size: 1000}, {ContainerID: 1000, HostID: 100000, Size: 1000}}, podMap
 			}
+
 			want := "alone\n1\nlo\n1\n1\n1\nshm\n0\n"
 			if own {
 				want = "alone\n1\nlo\n1\n1\n2\nshm\n0\n"
@@ -55,18 +56,22 @@ func TestBundleFile(t *testing.T) {
 	s := bundleSpec(t, "echo ran; readlink /proc/self/ns/net")
 	dir := t.TempDir()
 	setNamespace(s, specs.NetworkNamespace, "/proc/self/ns/net")
+
 	config, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p, err := plan.FromOCI(config, dir, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var text strings.Builder
 	if err := p.Print(&text); err != nil || !strings.Contains(text.String(), `"/bin/sh"`) {
 		t.Errorf("plan does not print: %v\n%s", err, text.String())
 	}
+
 	host, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,7 @@ func TestPauseIsThePodsUser(t *testing.T) {
 				o := o
 				o.PidNS, o.User = true, tt.user
 				b.sandbox(o)
+
 				s := b.spec("grep -E '^(Uid|Gid|Groups|CapPrm):' /proc/1/status | tr '\\t' ' '; tr '\\0' ' ' </proc/1/cmdline")
 				setNamespace(s, specs.PIDNamespace, "ns/pid")
 				var got []string
@@ -33,6 +34,7 @@ func TestPauseIsThePodsUser(t *testing.T) {
 					_, value, _ := strings.Cut(line, ": ")
 					got = append(got, strings.TrimSpace(value))
 				}
+
 				if out := strings.Join(got, "\n"); !strings.HasPrefix(out, tt.want) {
 					t.Errorf("user %d: the first process is %q, want %q", tt.user.UID, out, tt.want)
 				}
@@ -47,12 +49,14 @@ func TestFileOfAnImage(t *testing.T) {
 	b.sandbox(usual())
 	dir := t.TempDir()
 	write(t, dir+"/f", "from image\n")
+
 	for _, dest := range []string{"/file", "/new/dir/file", "/dev/shm/file"} {
 		f, err := openMount(&plan.Input{Path: dir + "/f"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer f.Close()
+
 		s := b.spec("cat " + dest)
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: dest, Type: "image", Source: "image/0"})
 		if got := b.runWith(s, Held{"image/0": f}); got != "from image" {

@@ -17,10 +17,12 @@ func Preview(s *specs.Spec, f host.Facts, show []plan.Hierarchy, inPod bool) (*p
 	if err != nil {
 		return nil, err
 	}
+
 	o.NoStdout, o.NoStderr = false, false
 	if s.Process != nil {
 		o.Terminal = s.Process.Terminal
 	}
+
 	if !o.CgroupV2 {
 		o.CgroupTasks = len(o.Hierarchies)
 	}

@@ -30,6 +30,7 @@ func TestProfilesAllowNothingForTheStart(t *testing.T) {
 						DefaultAction: specs.ActAllow,
 						Syscalls:      []specs.LinuxSyscall{{Names: killed, Action: specs.ActKillProcess}},
 					}
+
 					caps := "00000000a80425fb"
 					if uid != 0 {
 						caps = "0000000000000000"

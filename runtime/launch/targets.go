@@ -20,6 +20,7 @@ func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec, o plan.Options) error
 	if root == nil {
 		return fmt.Errorf("root file system: %w", ErrNotHeld)
 	}
+
 	own := rootOwner(s)
 	var made []string
 	for i := range s.Mounts {
@@ -27,10 +28,12 @@ func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec, o plan.Options) error
 		if inside(target, made) {
 			continue
 		}
+
 		dir, err := in.isDir(p, &s.Mounts[i], "mount "+dest)
 		if err != nil {
 			return err
 		}
+
 		if err := rootpath.CreateTarget(root, target, dir, own); err != nil {
 			return fmt.Errorf("make mount target %s: %w", dest, err)
 		}
@@ -43,6 +46,7 @@ func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec, o plan.Options) error
 		}
 		return dir.Close()
 	}
+
 	return nil
 }
 
@@ -105,11 +109,13 @@ func giveStreams(h Held, s *specs.Spec, p *specs.Process) error {
 		if f == nil {
 			continue
 		}
+
 		var st unix.Stat_t
 		fd := int(f.Fd())
 		if err := unix.Fstat(fd, &st); err != nil {
 			return fmt.Errorf("examine %s: %w", name, err)
 		}
+
 		if st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Uid == uid {
 			continue // nothing of the host's is given away
 		}
@@ -117,5 +123,6 @@ func giveStreams(h Held, s *specs.Spec, p *specs.Process) error {
 			return fmt.Errorf("give %s to user %d: %w", name, uid, err)
 		}
 	}
+
 	return nil
 }

@@ -43,16 +43,19 @@ func newTracer() *tracer {
 		if err == nil {
 			err = unix.PtraceSetOptions(pid, options)
 		}
+
 		var calls []uint64
 		if err == nil {
 			err = unix.PtraceSyscall(pid, 0)
 		}
+
 		tr.ready <- err
 		for err == nil {
 			pid, err = tr.next(pid, &calls)
 		}
 		tr.calls <- calls
 	}()
+
 	return tr
 }
 
@@ -63,6 +66,7 @@ func (tr *tracer) next(pid int, calls *[]uint64) (int, error) {
 	if _, err := unix.Wait4(pid, &ws, unix.WALL, nil); err != nil {
 		return pid, err
 	}
+
 	if !ws.Stopped() {
 		return pid, os.ErrProcessDone
 	}
@@ -90,6 +94,7 @@ func (tr *tracer) next(pid int, calls *[]uint64) (int, error) {
 			*calls = append(*calls, regs.Orig_rax)
 		}
 	}
+
 	return pid, unix.PtraceSyscall(pid, 0)
 }
 
@@ -108,6 +113,7 @@ func TestCallsAreThePlan(t *testing.T) {
 						setNamespace(s, specs.PIDNamespace, "ns/pid")
 					}
 				}
+
 				c, s := b.running(change)
 				var p *plan.Plan
 				b.k.change = func(made *plan.Plan) { p = made }
@@ -116,6 +122,7 @@ func TestCallsAreThePlan(t *testing.T) {
 					tr.attach <- pid
 					return <-tr.ready
 				}
+
 				o := plan.Options{Name: "traced", Gate: true, Terminal: strings.HasSuffix(kind, "terminal")}
 				_, err := b.launch(Held{"pidfd": c.PidFD}, o, func(held Held) (*client.Started, error) {
 					b.k.gate = gate
@@ -125,6 +132,7 @@ func TestCallsAreThePlan(t *testing.T) {
 						process.Args = []string{"sleep", "1000"}
 						return b.l.Exec(t.Context(), "traced", s, &process, o, held)
 					}
+
 					for name, f := range b.pod {
 						held[name] = f
 					}
@@ -151,10 +159,12 @@ func compare(t *testing.T, p *plan.Plan, calls []uint64) {
 	if gate < 0 || len(calls) < len(p.Steps)/2 {
 		t.Fatalf("gate is step %d, %d calls were seen", gate, len(calls))
 	}
+
 	// The gate's own read was under way; it may be begun again.
 	if calls[0] == unix.SYS_READ || calls[0] == unix.SYS_RESTART_SYSCALL {
 		calls = calls[1:]
 	}
+
 	m := matching{steps: p.Steps, calls: calls, tried: map[[2]int]bool{}}
 	if !m.fits(gate+1, 0) {
 		far := min(m.calls0+5, len(calls))
@@ -186,11 +196,13 @@ func (m *matching) fits(i, j int) bool {
 	if m.tried[[2]int{i, j}] {
 		return false
 	}
+
 	m.tried[[2]int{i, j}] = true
 	if i == len(m.steps) || j == len(m.calls) {
 		// The program may be at the first of the places where it can be.
 		return j == len(m.calls) && (i == len(m.steps) || m.steps[i-1].Call == unix.SYS_EXECVE)
 	}
+
 	s := &m.steps[i]
 	if s.Cond != plan.Always && m.fits(i+1, j) {
 		return true
@@ -198,6 +210,7 @@ func (m *matching) fits(i, j int) bool {
 	if s.Call == unix.SYS_EXECVE && m.calls[j] == unix.SYS_WRITE {
 		j++ // the report that the next is execve
 	}
+
 	for again := j < len(m.calls) && uintptr(m.calls[j]) == s.Call; again; {
 		j++
 		if m.fits(i+1, j) {
@@ -205,5 +218,6 @@ func (m *matching) fits(i, j int) bool {
 		}
 		again = s.Retry && j < len(m.calls) && uintptr(m.calls[j]) == s.Call
 	}
+
 	return false
 }

@@ -85,6 +85,7 @@ func TestExecWhereContainerHasInnerGroups(t *testing.T) {
 	if err != nil {
 		testkit.Skip(t, "cgroup2", err.Error())
 	}
+
 	if _, err := os.Stat(cgroupRoot + own); err != nil {
 		testkit.Skip(t, "cgroup2", err.Error())
 	}
@@ -92,6 +93,7 @@ func TestExecWhereContainerHasInnerGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	defer pidfd.Close()
 	k := &busyKeeper{}
@@ -101,6 +103,7 @@ func TestExecWhereContainerHasInnerGroups(t *testing.T) {
 	if _, err := l.Exec(t.Context(), "e", s, s.Process, plan.Options{Name: "exec", CgroupV2: true}, held); err != nil {
 		t.Fatal(err)
 	}
+
 	if want := []string{os.Stdin.Name(), cgroupRoot + own}; !reflect.DeepEqual(k.requests, want) {
 		t.Errorf("started in %q, want %q", k.requests, want)
 	}
@@ -114,6 +117,7 @@ func TestProcfsIsTriedAgain(t *testing.T) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: old.Max}); err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +125,7 @@ func TestProcfsIsTriedAgain(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
+
 	if !errors.Is(err, unix.EMFILE) {
 		t.Errorf("without descriptors the error is %v, want %v", err, unix.EMFILE)
 	}

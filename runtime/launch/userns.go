@@ -38,6 +38,7 @@ func newUserNS(ctx context.Context, uids, gids []plan.IDMap) (*os.File, error) {
 			{Kind: plan.ArgSync}, {Kind: plan.ArgBuf, Int: 1}, {Int: 1},
 		}}},
 	}
+
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -52,6 +53,7 @@ func newUserNS(ctx context.Context, uids, gids []plan.IDMap) (*os.File, error) {
 		_ = unix.Waitid(unix.P_PIDFD, c.PidFD, nil, unix.WEXITED, nil)
 		unix.Close(c.PidFD)
 	}()
+
 	if err := c.WriteIDMaps(); err != nil {
 		return nil, err
 	}

@@ -45,6 +45,7 @@ func Start(cmd *exec.Cmd) error {
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
+
 	cmd.Env = slices.DeleteFunc(slices.Clone(cmd.Env), isServices)
 	network, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -59,6 +60,7 @@ func Start(cmd *exec.Cmd) error {
 		runtime.LockOSThread()
 		started <- start(cmd, network)
 	}()
+
 	return <-started
 }
 
@@ -93,6 +95,7 @@ func settle() {
 	for i := range all {
 		all[i] = ^all[i]
 	}
+
 	_ = unix.SchedSetaffinity(0, &all)
 	// The policy SCHED_OTHER, nice 0.
 	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr}, 0)

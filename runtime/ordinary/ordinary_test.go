@@ -24,6 +24,7 @@ func TestMain(m *testing.M) {
 	cmd := exec.Command("/bin/sh", "-c", status)
 	cmd.Env = []string{"PATH=/usr/bin:/bin"}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+
 	start := Start
 	if os.Getenv(helper) == "as it is" {
 		start = (*exec.Cmd).Start
@@ -46,19 +47,23 @@ func TestStartInheritsNothing(t *testing.T) {
 			testkit.Skip(t, tool, err.Error())
 		}
 	}
+
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	spared, sparing := "0", ""
 	if exec.Command("choom", "-n", "-500", "true").Run() == nil { // it takes a right that some containers lack
 		spared, sparing = "-500", "choom -n -500 -- "
 	}
+
 	run := func(how string) string {
 		cmd := exec.Command("taskset", "-c", "0", "nice", "-n", "7", "ionice", "-c", "3", "sh", "-c", "umask 077; exec "+sparing+self)
 		cmd.Env = append(os.Environ(), helper+"="+how)
 		cmd.Dir = t.TempDir()
 		cmd.Stderr = os.Stderr
+
 		out, err := cmd.Output()
 		if err != nil {
 			t.Fatal(err)
@@ -68,10 +73,12 @@ func TestStartInheritsNothing(t *testing.T) {
 	if got := run("as it is"); !strings.HasPrefix(got, "Cpus_allowed_list:0\n7\n0077\n"+spared+"\n") || !strings.Contains(got, "\nidle\n") {
 		t.Fatalf("the parent is not what the test wants: %q", got)
 	}
+
 	cpus, err := exec.Command("sh", "-c", `cat /sys/devices/system/cpu/online`).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	want := "Cpus_allowed_list:" + string(bytes.TrimSpace(cpus)) + "\n0\n0022\n0\n50000\nnone: prio 0\n/\n"
 	if got := run("ordinary"); got != want {
 		t.Errorf("the program has %q, want %q", got, want)
@@ -113,16 +120,19 @@ func TestStartStaysInItsNetwork(t *testing.T) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
 	}
+
 	want, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var out bytes.Buffer
 	cmd := exec.Command("readlink", "/proc/self/ns/net")
 	cmd.Stdout = &out
 	if err := errors.Join(Start(cmd), cmd.Wait()); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := strings.TrimSpace(out.String()); got != want {
 		t.Errorf("the program is in %s, the caller in %s", got, want)
 	}

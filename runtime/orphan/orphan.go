@@ -87,6 +87,7 @@ func (r *Reaper) Watch(pid int, pidfd *os.File) (*Orphan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch process %d: %w", pid, err)
 	}
+
 	o := &Orphan{pid: pid, poll: fd, Done: make(chan struct{})}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -94,11 +95,13 @@ func (r *Reaper) Watch(pid int, pidfd *os.File) (*Orphan, error) {
 		unix.Close(fd)
 		return old, nil
 	}
+
 	r.watched[pid] = o
 	select {
 	case r.wake <- struct{}{}:
 	default:
 	}
+
 	return o, nil
 }
 
@@ -133,6 +136,7 @@ func (r *Reaper) Run(ctx context.Context) {
 		if r.busy() {
 			look = time.After(pollPeriod)
 		}
+
 		select {
 		case <-ctx.Done():
 			return
@@ -189,12 +193,14 @@ func (o *Orphan) settle() bool {
 		}
 		return o.Known
 	}
+
 	// A zombie's pid is not given to another process before it is reaped,
 	// and one that is not our child is ECHILD.
 	got, err := unix.Wait4(o.pid, &o.Status, unix.WNOHANG, nil)
 	if o.Known = err == nil && got == o.pid; !o.Known {
 		o.Status, o.Known = Status(o.pid, o.poll)
 	}
+
 	if o.ended.IsZero() {
 		o.ended = time.Now()
 	}
@@ -234,18 +240,21 @@ func children() []int {
 	if err != nil {
 		return nil
 	}
+
 	var pids []int
 	for _, t := range threads {
 		data, err := os.ReadFile("/proc/self/task/" + t.Name() + "/children")
 		if err != nil {
 			continue // the thread ended
 		}
+
 		for _, f := range strings.Fields(string(data)) {
 			if pid, err := strconv.Atoi(f); err == nil {
 				pids = append(pids, pid)
 			}
 		}
 	}
+
 	return pids
 }
 

@@ -22,14 +22,17 @@ func orphanOf(t *testing.T, script string) (pid int, pidfd *os.File) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) })
+
 	out, err := exec.Command("sh", "-c", "{ "+script+"; } >/dev/null 2>&1 & echo $!").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	pid, err = strconv.Atoi(strings.TrimSpace(string(out)))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +58,7 @@ func TestExitOfAnOrphanIsKnown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if again, err := r.Watch(pid, pidfd); err != nil || again != o {
 		t.Errorf("watching twice gives %p and %v, want %p", again, err, o)
 	}
@@ -63,6 +67,7 @@ func TestExitOfAnOrphanIsKnown(t *testing.T) {
 	case <-time.After(30 * time.Second):
 		t.Fatal("the end went unnoticed")
 	}
+
 	if !o.Known || o.Status.ExitStatus() != 7 {
 		t.Errorf("known %v, status %d, want 7", o.Known, o.Status.ExitStatus())
 	}
@@ -78,15 +83,18 @@ func TestReleasedIsNotWatched(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	r.Release(o)
 	r.Release(o) // again does nothing
 	run(t, r)
 	waitZombie(t, pid)
+
 	select {
 	case <-o.Done:
 		t.Error("its end is told")
 	case <-time.After(5 * pollPeriod):
 	}
+
 	if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
 		t.Errorf("it was reaped: %v", err)
 	}
@@ -98,12 +106,14 @@ func TestOthersChildrenAreLeftAlone(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	waitZombie(t, cmd.Process.Pid)
 	never := func(int) bool { return false }
 	first := reapNobodys(nil, never)
 	if !first[cmd.Process.Pid] {
 		t.Errorf("the first look found %v", first)
 	}
+
 	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != 3 {
 		t.Errorf("wait: %v", err)
 	}
@@ -140,20 +150,24 @@ func TestHurriedSweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	foreign, err := strconv.Atoi(strings.TrimSpace(string(out)))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	waitZombie(t, own)
 	waitZombie(t, foreign)
 	r := New()
 	run(t, r)
 	r.Hurry()
+
 	for end := time.Now().Add(sweepPeriod - hurriedPeriod); isZombie(foreign) || unix.Kill(foreign, 0) == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("a child that nobody knows is still a zombie")
 		}
 	}
+
 	if !isZombie(own) {
 		t.Error("a child that os/exec may wait for was reaped soon")
 	}

@@ -66,6 +66,7 @@ func readStat(pid int) (s stat, err error) {
 	if err != nil {
 		return s, err
 	}
+
 	// The second field is the command in parentheses and may hold anything.
 	// Fields are counted from 1, and two are cut off.
 	const state, flags, exit, cutOff = 3, 9, 52, 3
@@ -73,10 +74,12 @@ func readStat(pid int) (s stat, err error) {
 	if len(f) <= exit-cutOff {
 		return s, fmt.Errorf("/proc/%d/stat has only %d fields", pid, len(f)+2)
 	}
+
 	s.state = f[state-cutOff]
 	if s.flags, err = strconv.ParseUint(f[flags-cutOff], 10, 64); err != nil {
 		return s, fmt.Errorf("/proc/%d/stat: flags: %w", pid, err)
 	}
+
 	code, err := strconv.ParseUint(f[exit-cutOff], 10, 32)
 	if err != nil {
 		return s, fmt.Errorf("/proc/%d/stat: exit code: %w", pid, err)

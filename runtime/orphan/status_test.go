@@ -32,6 +32,7 @@ func TestStatus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -42,12 +43,14 @@ func TestStatus(t *testing.T) {
 		}
 		in.Close()
 		waitZombie(t, pid)
+
 		if got, known := Status(pid, pidfd); !known || got != want {
 			t.Errorf("%s: the zombie ended with %#x, %v, want %#x", script, got, known, want)
 		}
 		if err := cmd.Wait(); err == nil {
 			t.Errorf("%s: ended well", script)
 		}
+
 		if got, known := Status(pid, pidfd); known && got != want {
 			t.Errorf("%s: one that is gone ended with %#x, want %#x", script, got, want)
 		}
@@ -63,16 +66,19 @@ func TestSpent(t *testing.T) {
 	if err := first.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	pid := first.Process.Pid
 	pidfd := pidfdOf(t, pid)
 	parent := exec.Command("nsenter", "--target", strconv.Itoa(pid), "--pid", "sleep", "1000")
 	if err := parent.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	child := 0
 	for end := time.Now().Add(30 * time.Second); child == 0 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		child = childOf(parent.Process.Pid)
 	}
+
 	for _, send := range []struct {
 		pid int
 		sig unix.Signal
@@ -84,18 +90,21 @@ func TestSpent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	waitZombie(t, child)
 	var status unix.WaitStatus
 	var spent bool
 	for end := time.Now().Add(30 * time.Second); !spent && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		status, spent = Spent(pid, pidfd)
 	}
+
 	if !spent || status.Signal() != unix.SIGKILL || isZombie(pid) {
 		t.Errorf("spent %v, status %#x, zombie %v", spent, status, isZombie(pid))
 	}
 	if err := unix.Kill(parent.Process.Pid, unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
+
 	// Both were killed.
 	_ = parent.Wait()
 	_ = first.Wait()

@@ -41,5 +41,6 @@ func code() []byte {
 	} {
 		b = binary.LittleEndian.AppendUint32(b, instruction)
 	}
+
 	return b
 }

@@ -16,6 +16,7 @@ func Filter() []byte {
 		sleep, unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGRETURN, unix.SYS_RESTART_SYSCALL,
 		unix.SYS_EXECVEAT, unix.SYS_WRITE, unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
 	}
+
 	// The number and the architecture are the first two words of the data.
 	const load, equal, result = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_RET | unix.BPF_K
 	refused := len(calls)
@@ -24,6 +25,7 @@ func Filter() []byte {
 		{Code: equal, K: architecture, Jf: uint8(refused + 1)},
 		{Code: load, K: 0},
 	}
+
 	for i, number := range calls {
 		program = append(program, unix.SockFilter{Code: equal, K: number, Jt: uint8(refused - i)})
 	}
@@ -37,5 +39,6 @@ func Filter() []byte {
 		b = append(b, f.Jt, f.Jf)
 		b = binary.NativeEndian.AppendUint32(b, f.K)
 	}
+
 	return b
 }

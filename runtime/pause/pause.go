@@ -33,11 +33,13 @@ func image(machine uint16, code []byte) []byte {
 	for _, v := range []uint16{headerSize, phdrSize, 1, 0, 0, 0} {
 		b = le.AppendUint16(b, v)
 	}
+
 	b = le.AppendUint32(b, 1) // PT_LOAD
 	b = le.AppendUint32(b, 5) // readable, executable
 	for _, v := range []uint64{0, base, base, size, size, 0x1000} {
 		b = le.AppendUint64(b, v)
 	}
+
 	return append(b, code...)
 }
 

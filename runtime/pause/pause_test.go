@@ -47,16 +47,19 @@ func TestPauses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	p, err := os.StartProcess(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), []string{"pause"}, &os.ProcAttr{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	path := fmt.Sprintf("/proc/%d/status", p.Pid)
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		status, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if ignored(t, string(status))&(1<<(unix.SIGCHLD-1)) != 0 && bytes.Contains(status, []byte("State:\tS")) {
 			break
 		}
@@ -64,6 +67,7 @@ func TestPauses(t *testing.T) {
 			t.Fatalf("status\n%s", status)
 		}
 	}
+
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}

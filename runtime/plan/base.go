@@ -46,12 +46,14 @@ func (b *builder) base(o baseOptions) {
 	attrs := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
 	b.fileSystem("base", "tmpfs", attrs, []fsOption{{key: "mode", value: "755"}, {key: "size", value: "64k"}, {key: "nr_inodes", value: "16"}}, regBase)
 	dirs := []string{baseRoot, baseShm, baseMask}
+
 	if o.procfs {
 		dirs = append(dirs, baseProcs)
 	}
 	if o.userns {
 		dirs = append(dirs, baseProc, baseSys)
 	}
+
 	for _, dir := range dirs {
 		b.step("make base folder "+dir, unix.SYS_MKDIRAT, reg(regBase), str(dir), num(0o755))
 	}

@@ -105,6 +105,7 @@ func TestRefusals(t *testing.T) {
 		{"personality", func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "X"} }, ErrSpec, "personality"},
 		{"listener", func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerPath: "/x"} }, ErrUnsupported, "listener"},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := sample()
@@ -115,6 +116,7 @@ func TestRefusals(t *testing.T) {
 			}
 		})
 	}
+
 	if _, err := Exec(sample(), nil, Options{Name: "exec"}); !errors.Is(err, ErrSpec) {
 		t.Errorf("exec of no process: %v", err)
 	}
@@ -129,18 +131,21 @@ func TestCapabilitiesLeftOut(t *testing.T) {
 		Inheritable: []string{"CAP_CHOWN", "CAP_FOWNER"},
 		Ambient:     []string{"CAP_CHOWN", "CAP_KILL", "CAP_FOWNER", "CAP_NO_SUCH"},
 	}
+
 	c := process{builder: newBuilder("start container web"), s: s, p: s.Process}
 	sets := c.capSets()
 	const chown, fowner, kill = 1 << 0, 1 << 3, 1 << 5
 	if want := (capSets{bounding: chown | kill, permitted: chown | kill, inheritable: chown | fowner, ambient: chown}); sets != want {
 		t.Errorf("sets are %+v, want %+v", sets, want)
 	}
+
 	want := []string{
 		`capability "CAP_NO_SUCH" is unknown and left out`,
 		`capability "chown" is unknown and left out`,
 		"CAP_FOWNER is left out of the ambient set: it is not both permitted and inheritable",
 		"CAP_KILL is left out of the ambient set: it is not both permitted and inheritable",
 	}
+
 	if got := Warnings(s); !reflect.DeepEqual(got, want) {
 		t.Errorf("warnings are %q, want %q", got, want)
 	}
@@ -192,6 +197,7 @@ func TestRegisters(t *testing.T) {
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, p := range []*Plan{container, bare, exec, sandbox} {
 		set := map[int64]bool{}
 		for i, step := range p.Steps {
@@ -203,6 +209,7 @@ func TestRegisters(t *testing.T) {
 					t.Errorf("%s: step %d %q reads register %d, which is not set", p.Name, i, step.Name, a.Int)
 				}
 			}
+
 			if step.Save != NoReg {
 				set[int64(step.Save)] = true
 			}
@@ -227,20 +234,24 @@ func TestFromOCI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var inputs []string
 	for _, in := range p.Inputs {
 		inputs = append(inputs, fmt.Sprint(in.Kind, " ", in.Path))
 	}
+
 	want := []string{"1 /bundle/rootfs", "2 /var/run/netns/x", "1 /dev/null", "1 /bundle/files"}
 	if !reflect.DeepEqual(inputs, want) {
 		t.Errorf("inputs %q, want %q", inputs, want)
 	}
+
 	if want := uint64(unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWNS); p.Clone.Flags != want {
 		t.Errorf("clone flags %#x, want %#x", p.Clone.Flags, want)
 	}
 	if p.Name != "start bundle" {
 		t.Errorf("plan is named %q", p.Name)
 	}
+
 	for _, bad := range []string{"", "{", "[]", `{"process": {}}`, `{"ociVersion": "1"}`} {
 		if _, err := FromOCI([]byte(bad), "/", Options{}); err == nil {
 			t.Errorf("config %q was taken", bad)

@@ -51,10 +51,12 @@ func Warnings(s *specs.Spec) []string {
 	var list []string
 	all := slices.Concat(asked.Bounding, asked.Effective, asked.Permitted, asked.Inheritable, asked.Ambient)
 	slices.Sort(all)
+
 	_, unknown := capMask(slices.Compact(all))
 	for _, name := range unknown {
 		list = append(list, fmt.Sprintf("capability %q is unknown and left out", name))
 	}
+
 	permitted, _ := capMask(asked.Permitted)
 	inheritable, _ := capMask(asked.Inheritable)
 	ambient, _ := capMask(asked.Ambient)
@@ -62,6 +64,7 @@ func Warnings(s *specs.Spec) []string {
 		name := capName(bits.TrailingZeros64(left))
 		list = append(list, name+" is left out of the ambient set: it is not both permitted and inheritable")
 	}
+
 	return list
 }
 
@@ -74,6 +77,7 @@ func (c *process) capSets() capSets {
 	if asked == nil {
 		asked = &specs.LinuxCapabilities{}
 	}
+
 	var s capSets
 	for _, set := range []struct {
 		names []string
@@ -88,6 +92,7 @@ func (c *process) capSets() capSets {
 		}
 		*set.mask = mask
 	}
+
 	s.ambient &= s.permitted & s.inheritable
 	return s
 }

@@ -36,6 +36,7 @@ func (p *Plan) Encode() []byte {
 		w     pack.Writer
 		lists lists
 	)
+
 	w.Raw([]byte(header))
 	w.String(p.Name)
 	w.Uint(p.Clone.Flags)
@@ -43,10 +44,12 @@ func (p *Plan) Encode() []byte {
 	putIDMaps(&w, p.Clone.UIDMap)
 	putIDMaps(&w, p.Clone.GIDMap)
 	w.Uint(uint64(len(p.Inputs)))
+
 	for i := range p.Inputs {
 		putInput(&w, &p.Inputs[i])
 	}
 	w.Uint(uint64(len(p.Steps)))
+
 	for i := range p.Steps {
 		putStep(&w, &p.Steps[i], &lists)
 	}
@@ -114,6 +117,7 @@ func (d *Decoder) Decode(data []byte) (*Plan, error) {
 	if !strings.HasPrefix(string(data[:min(len(data), len(header))]), header) {
 		return nil, fmt.Errorf("decode plan: %w", ErrVersion)
 	}
+
 	r := pack.NewReader(data[len(header):])
 	p := d.reset()
 	p.Name = r.String()
@@ -121,17 +125,20 @@ func (d *Decoder) Decode(data []byte) (*Plan, error) {
 	p.Clone.Cgroup = int(r.Int())
 	p.Clone.UIDMap = takeIDMaps(r)
 	p.Clone.GIDMap = takeIDMaps(r)
+
 	for range r.Count(maxInputs) {
 		p.Inputs = append(p.Inputs, takeInput(r))
 	}
 	steps := r.Count(maxSteps)
 	p.Steps = slices.Grow(p.Steps, steps)
+
 	for range steps {
 		if r.Err() != nil {
 			break
 		}
 		p.Steps = append(p.Steps, d.takeStep(r))
 	}
+
 	if err := r.Done(); err != nil {
 		return nil, fmt.Errorf("decode plan: %w", err)
 	}
@@ -212,10 +219,12 @@ func putStep(w *pack.Writer, s *Step, l *lists) {
 	w.Blob(s.Avoid)
 	w.Bool(s.Retry)
 	w.Uint(uint64(len(s.Ignore)))
+
 	for _, e := range s.Ignore {
 		w.Uint(uint64(e))
 	}
 	w.Uint(uint64(len(s.Args)))
+
 	for i := range s.Args {
 		putArg(w, &s.Args[i], l)
 	}
@@ -264,18 +273,21 @@ func (d *Decoder) takeStep(r *pack.Reader) Step {
 	s.Want = r.Blob()
 	s.Avoid = r.Blob()
 	s.Retry = r.Bool()
+
 	if n := r.Count(maxIgnore); n > 0 {
 		s.Ignore = d.errnos.room(n)
 		for range n {
 			s.Ignore = append(s.Ignore, syscall.Errno(r.Uint()))
 		}
 	}
+
 	if n := r.Count(maxArgs); n > 0 {
 		s.Args = d.args.room(n)
 		for range n {
 			s.Args = append(s.Args, takeArg(r, &d.lists))
 		}
 	}
+
 	return s
 }
 
@@ -318,5 +330,6 @@ func takeArg(r *pack.Reader, l *lists) Arg {
 		a.Int = r.Int()
 		a.Bytes = r.Blob()
 	}
+
 	return a
 }

@@ -69,6 +69,7 @@ func TestEverythingUsesEveryField(t *testing.T) {
 			}
 		}
 	}
+
 	walk(reflect.ValueOf(p).Elem())
 	for name, used := range seen {
 		if !used {
@@ -83,6 +84,7 @@ func TestDecoderLeavesNothing(t *testing.T) {
 	for range 9 {
 		big.Steps = append(big.Steps, big.Steps...)
 	}
+
 	small := &Plan{Name: "small", Clone: Clone{Cgroup: -1}, Steps: []Step{{Name: "one", Save: NoReg, Args: []Arg{{}}}}}
 	big.Steps = slices.DeleteFunc(big.Steps, func(s Step) bool { return s.Fork })
 	var d Decoder
@@ -104,12 +106,14 @@ func TestCodecRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if !reflect.DeepEqual(got, p) {
 		t.Errorf("got  %+v\nwant %+v", got, p)
 	}
 	if !bytes.Equal(got.Encode(), data) {
 		t.Error("a plan encodes in two ways")
 	}
+
 	for i := range data {
 		data[i] ^= 0xff // the plan must not alias the data
 	}
@@ -132,11 +136,13 @@ func TestDecodeRefuses(t *testing.T) {
 			t.Errorf("%s: error %v, want %v", name, err, c.want)
 		}
 	}
+
 	for n := range good {
 		if _, err := Decode(good[:n]); err == nil {
 			t.Errorf("cut to %d bytes: no error", n)
 		}
 	}
+
 	if _, err := Decode(append(good, 0)); err == nil {
 		t.Error("a byte too many: no error")
 	}
@@ -151,10 +157,12 @@ func TestListsAreShared(t *testing.T) {
 			{Kind: ArgStr, Str: "/bin/a"}, {Kind: ArgStrs, Strs: []string{"a"}}, {Kind: ArgStrs, Strs: slices.Clone(env)},
 		}})
 	}
+
 	data := p.Encode()
 	if len(data) > 110<<10 {
 		t.Errorf("%d bytes for one environment of 100 KiB", len(data))
 	}
+
 	got, err := Decode(data)
 	if err != nil || !reflect.DeepEqual(got, p) {
 		t.Fatalf("decoded another plan: %v", err)
@@ -203,6 +211,7 @@ func TestValidate(t *testing.T) {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}
+
 	p := everything()
 	p.Steps = make([]Step, maxSteps+1)
 	if err := p.Validate(); !errors.Is(err, ErrTooLarge) {
@@ -218,10 +227,12 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
+
 		again, err := Decode(p.Encode())
 		if err != nil {
 			t.Fatalf("decode what was encoded: %v", err)
 		}
+
 		if !reflect.DeepEqual(p, again) {
 			t.Fatalf("got  %+v\nwant %+v", again, p)
 		}

@@ -34,15 +34,18 @@ func Container(s *specs.Spec, o Options) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
+
 	c.birth()
 	c.enter()
 	c.settle()
 	c.enterRoot()
+
 	for _, part := range []func() error{c.mounts, c.devices, c.terminal} {
 		if err := part(); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Name, err)
 		}
 	}
+
 	c.makeWorkingDir()
 	c.maskPaths()
 	c.protectPaths()
@@ -51,6 +54,7 @@ func Container(s *specs.Spec, o Options) (*Plan, error) {
 	if err := c.execute(); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
+
 	return c.plan, nil
 }
 
@@ -62,12 +66,14 @@ func newContainer(s *specs.Spec, o Options) (*container, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if !ns.has(specs.MountNamespace) {
 		return nil, fmt.Errorf("%w: a container in the host's mount namespace", ErrUnsupported)
 	}
 	if err := checkNamespaces(s, ns); err != nil {
 		return nil, err
 	}
+
 	c := &container{process: process{builder: newBuilder(o.Name), s: s, p: s.Process, o: o, ns: ns, exposed: ns.exposed()}}
 	c.root = c.rootInput()
 	return c, c.check()
@@ -119,11 +125,13 @@ func checkNamespaces(s *specs.Spec, ns namespaces) error {
 	case offsets && !ns.makes(specs.TimeNamespace):
 		return fmt.Errorf("%w: time offsets for a time namespace that is there already", ErrSpec)
 	}
+
 	for clock := range s.Linux.TimeOffsets {
 		if !slices.Contains(offsetClocks, clock) {
 			return fmt.Errorf("%w: time offset of clock %q", ErrSpec, clock)
 		}
 	}
+
 	return nil
 }
 
@@ -148,6 +156,7 @@ func (c *container) birth() {
 	if c.o.Gate || c.ns.makes(specs.UserNamespace) {
 		c.wait("wait for the keeper")
 	}
+
 	c.joinCgroup(c.o.CgroupV2, c.o.CgroupTasks)
 	c.privileged()
 	if len(c.s.Linux.TimeOffsets) > 0 {
@@ -176,6 +185,7 @@ func (c *container) settle() {
 	if c.ns.makes(specs.UTSNamespace) {
 		c.hostname(c.s.Hostname, c.s.Domainname)
 	}
+
 	c.sysctls(c.s.Linux.Sysctl)
 	c.keyring()
 	if !c.o.PodBase {
@@ -204,6 +214,7 @@ func (c *container) finishRoot() {
 	c.step("confine to base", unix.SYS_CHROOT, str("."))
 	c.pivot("root", c.root)
 	c.leaveOldRoot("base")
+
 	// Only a private mount can become the root.
 	switch c.s.Linux.RootfsPropagation {
 	case "shared", "rshared":

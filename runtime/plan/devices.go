@@ -43,11 +43,13 @@ func (c *container) fillDev() {
 			c.makeDevice(name, d)
 		}
 	}
+
 	for _, d := range defaultDevices {
 		if !c.asks("/dev/" + d.name) {
 			c.makeDevice(d.name, specs.LinuxDevice{Path: "/dev/" + d.name, Type: "c", Major: d.major, Minor: d.minor})
 		}
 	}
+
 	for _, l := range devLinks {
 		c.step("link /dev/"+l[0], unix.SYS_SYMLINKAT, str(l[1]), reg(regDev), str(l[0])).ignore(unix.EEXIST)
 	}
@@ -70,15 +72,18 @@ func (c *container) devices() error {
 			return fmt.Errorf("%w: device %s of type %q", ErrSpec, d.Path, d.Type)
 		}
 	}
+
 	if c.dev == devRoot {
 		c.open("open /dev", "/dev", unix.O_PATH|unix.O_DIRECTORY, noLinks, regDev)
 		c.fillDev()
 	}
+
 	for _, d := range c.s.Linux.Devices {
 		p := clean(d.Path)
 		if below(p, "/dev") {
 			continue
 		}
+
 		parent, name := path.Split(p)
 		parent = clean(parent)
 		what := "device " + p
@@ -87,6 +92,7 @@ func (c *container) devices() error {
 		c.node(what, regDir, name, d)
 		c.shut(regDir)
 	}
+
 	return nil
 }
 
@@ -116,6 +122,7 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 		if host, ok := c.o.Nodes[source]; ok {
 			source = host
 		}
+
 		mount := c.input(Input{Name: "mount " + source, Kind: InputMount, Path: source, Propagation: unix.MS_PRIVATE})
 		c.step(what+": make file", unix.SYS_MKNODAT, reg(dir), str(name), num(unix.S_IFREG|0o644), zero()).ignore(unix.EEXIST)
 		c.step(what+": open target", unix.SYS_OPENAT, reg(dir), str(name), num(unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC), zero()).save(regTarget)
@@ -123,10 +130,12 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 		c.shut(regTarget)
 		return
 	}
+
 	dev := uint64(0)
 	if d.Type != "p" {
 		dev = unix.Mkdev(uint32(d.Major), uint32(d.Minor))
 	}
+
 	made := c.step(what, unix.SYS_MKNODAT, reg(dir), str(name), num(deviceTypes[d.Type]|mode), num(dev))
 	if c.dev == devRoot || c.asks(clean(d.Path)) {
 		made.ignore(unix.EEXIST) // what is there already stays as it is
@@ -134,6 +143,7 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 	if d.UID == nil && d.GID == nil {
 		return
 	}
+
 	uid, gid := uint32(0), uint32(0)
 	if d.UID != nil {
 		uid = *d.UID
@@ -141,6 +151,7 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 	if d.GID != nil {
 		gid = *d.GID
 	}
+
 	if uid != 0 || gid != 0 {
 		made.save(regKind)
 		c.step(what+": give to its user", unix.SYS_FCHOWNAT, reg(dir), str(name), num(uid), num(gid), num(unix.AT_SYMLINK_NOFOLLOW)).

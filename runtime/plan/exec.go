@@ -25,37 +25,44 @@ func execPlan(s *specs.Spec, p *specs.Process, o Options) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	c := &process{builder: newBuilder(o.Name), s: s, p: inherit(s.Process, p), o: o, ns: ns}
 	// Only children of who joins these namespaces are in them.
 	c.exposed = ns.flags()&(unix.CLONE_NEWPID|unix.CLONE_NEWTIME) != 0
 	if err := c.check(); err != nil {
 		return nil, err
 	}
+
 	c.hide()
 	if a := c.p.ExecCPUAffinity; a != nil {
 		if err := c.affinity("first CPUs", a.Initial); err != nil {
 			return nil, err
 		}
 	}
+
 	if o.Gate {
 		c.wait("wait for the keeper")
 	}
 	c.joinCgroup(o.CgroupV2, o.CgroupTasks)
+
 	if a := c.p.ExecCPUAffinity; a != nil {
 		if err := c.affinity("CPUs", a.Final); err != nil {
 			return nil, err
 		}
 	}
+
 	c.privileged()
 	c.join()
 	c.session()
 	c.keyring()
+
 	// The namespaces' root is the working directory, too.
 	c.root = here()
 	if o.Terminal {
 		c.open("open terminal", "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, noLinks, regMaster)
 		c.openSlave()
 	}
+
 	return c.plan, c.execute()
 }
 

@@ -80,6 +80,7 @@ func TestGoldenContainers(t *testing.T) {
 			for i := range capNames {
 				all[i] = capName(i)
 			}
+
 			s.Process.User, s.Process.NoNewPrivileges = specs.User{}, false
 			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
 			s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
@@ -122,11 +123,13 @@ func TestGoldenContainers(t *testing.T) {
 			s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/mem", Type: "tmpfs", Options: []string{"size=1m"}},
 				specs.Mount{Destination: "/mem/below", Type: "bind", Source: "/srv", Options: []string{"bind", "rro"}})
+
 			low, limit := -100, map[string]uint64{"RLIMIT_NOFILE": 2048}
 			o.Machine = Machine{Caps: 1<<10 | 1, LastCap: 40, MinOOMScore: &low, HardLimits: limit}
 			o.Gate, o.HasStdin = true, true
 		}},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := sample()
@@ -134,6 +137,7 @@ func TestGoldenContainers(t *testing.T) {
 				Name: "start container web", PodBase: true, CgroupTasks: 2,
 				Hierarchies: []Hierarchy{{Dir: "cpu,cpuacct", Options: []string{"cpu", "cpuacct"}}, {Dir: "systemd", Options: []string{"xattr", "name=systemd"}}},
 			}
+
 			if tt.change != nil {
 				tt.change(s, &o)
 			}
@@ -141,6 +145,7 @@ func TestGoldenContainers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			p, err := Container(s, o)
 			golden(t, "container-"+tt.name, p, err)
 			if after, _ := json.Marshal(s); !bytes.Equal(before, after) {
@@ -166,6 +171,7 @@ func TestGoldenExecs(t *testing.T) {
 				namespace(s, specs.PIDNamespace)
 				p.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0-1", Final: "1"}
 			}
+
 			plan, err := Exec(s, p, o)
 			golden(t, "exec-"+name, plan, err)
 		})
@@ -198,6 +204,7 @@ func golden(t *testing.T, name string, p *Plan, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := p.Validate(); err != nil {
 		t.Error(err)
 	}
@@ -205,6 +212,7 @@ func golden(t *testing.T, name string, p *Plan, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if !bytes.Equal(decoded.Encode(), p.Encode()) {
 		t.Error("the plan does not survive encoding")
 	}
@@ -212,6 +220,7 @@ func golden(t *testing.T, name string, p *Plan, err error) {
 	if err := p.Print(&got); err != nil {
 		t.Fatal(err)
 	}
+
 	if runtime.GOARCH != "amd64" {
 		testkit.Skip(t, "amd64", "golden files hold system call numbers of amd64 where those have no name")
 	}
@@ -222,6 +231,7 @@ func golden(t *testing.T, name string, p *Plan, err error) {
 		}
 		return
 	}
+
 	want, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -274,16 +284,19 @@ func TestLabelOfMessageQueues(t *testing.T) {
 		if !own {
 			namespace(s, specs.IPCNamespace)
 		}
+
 		p, err := Container(s, Options{Name: "start container web", PodBase: true})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		got := 0
 		for i := range p.Steps {
 			if p.Steps[i].Call == unix.SYS_FSETXATTR {
 				got++
 			}
 		}
+
 		if got != want {
 			t.Errorf("with an IPC namespace %v: %d labels are set, want %d", own, got, want)
 		}

@@ -41,6 +41,7 @@ func (c *process) privileged() {
 			}
 		}
 	}
+
 	c.ioPriority()
 	c.scheduler()
 	c.memoryPolicy()
@@ -119,6 +120,7 @@ func (c *process) checkLimits() error {
 			return fmt.Errorf("%w: soft %s is above the hard one", ErrSpec, l.Type)
 		}
 	}
+
 	if io := c.p.IOPriority; io != nil && slices.Index(ioClasses, io.Class) < 0 {
 		return fmt.Errorf("%w: I/O priority class %q", ErrSpec, io.Class)
 	}
@@ -132,6 +134,7 @@ func (c *process) checkLimits() error {
 			}
 		}
 	}
+
 	if m := c.s.Linux.MemoryPolicy; m != nil {
 		if slices.Index(memoryModes, m.Mode) < 0 {
 			return fmt.Errorf("%w: memory policy %q", ErrSpec, m.Mode)
@@ -141,10 +144,12 @@ func (c *process) checkLimits() error {
 				return fmt.Errorf("%w: memory policy flag %q", ErrSpec, f)
 			}
 		}
+
 		if _, err := parseList(m.Nodes); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -175,10 +180,12 @@ func (c *process) scheduler() {
 	if s == nil {
 		return
 	}
+
 	var flags uint64
 	for _, f := range s.Flags {
 		flags |= 1 << slices.Index(schedFlags, f)
 	}
+
 	policy := slices.Index(schedPolicies, s.Policy)
 	attr := words32(48, uint32(policy))
 	attr = append(attr, words(flags)...)
@@ -232,16 +239,19 @@ func parseList(list string) ([]uint64, error) {
 	if list == "" {
 		return mask, nil
 	}
+
 	for _, part := range strings.Split(list, ",") {
 		first, last, isRange := strings.Cut(strings.TrimSpace(part), "-")
 		if !isRange {
 			last = first
 		}
+
 		from, err1 := strconv.ParseUint(first, 10, 16)
 		to, err2 := strconv.ParseUint(last, 10, 16)
 		if err1 != nil || err2 != nil || from > to || to >= maxListed {
 			return nil, fmt.Errorf("%w: list of numbers %q", ErrSpec, list)
 		}
+
 		for n := from; n <= to; n++ {
 			for int(n/64) >= len(mask) {
 				mask = append(mask, 0)
@@ -249,6 +259,7 @@ func parseList(list string) ([]uint64, error) {
 			mask[n/64] |= 1 << (n % 64)
 		}
 	}
+
 	return mask, nil
 }
 

@@ -120,10 +120,12 @@ func CopyUp(m *specs.Mount) (options map[string]string, ok bool, err error) {
 	if err != nil || o.bind {
 		return nil, false, err
 	}
+
 	options = map[string]string{}
 	if m.Source != "" {
 		options["source"] = m.Source
 	}
+
 	for _, f := range o.data {
 		options[f.key] = f.value
 	}
@@ -139,11 +141,13 @@ func parseOptions(options []string, bind bool) (mountOptions, error) {
 			o.bind = true
 		}
 	}
+
 	for _, opt := range options {
 		if err := o.parse(opt); err != nil {
 			return o, err
 		}
 	}
+
 	if o.bind && len(o.data) > 0 {
 		return o, fmt.Errorf("%w: unknown option %q", ErrSpec, o.data[0].key)
 	}
@@ -155,6 +159,7 @@ func (o *mountOptions) parse(opt string) error {
 		o.apply(a)
 		return nil
 	}
+
 	plain, all := strings.CutPrefix(opt, "r")
 	if !all {
 		plain = opt
@@ -163,10 +168,12 @@ func (o *mountOptions) parse(opt string) error {
 		o.propagation, o.ownOnly = p, !all
 		return nil
 	}
+
 	if a, ok := optionAttrs[plain]; ok && all {
 		o.all.apply(a)
 		return nil
 	}
+
 	if slices.Contains(ofMountCommand, opt) || o.bind && slices.Contains(ofSuperblock, opt) {
 		return nil
 	}
@@ -183,5 +190,6 @@ func (o *mountOptions) parse(opt string) error {
 		key, value, has := strings.Cut(opt, "=")
 		o.data = append(o.data, fsOption{key: key, value: value, flag: !has})
 	}
+
 	return nil
 }

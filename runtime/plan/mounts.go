@@ -36,10 +36,12 @@ func (c *container) mount(m *specs.Mount) error {
 	if dest == "/" || strings.IndexByte(m.Destination, 0) >= 0 {
 		return fmt.Errorf("%w: destination %q", ErrSpec, m.Destination)
 	}
+
 	o, err := parseOptions(m.Options, m.Type == "bind")
 	if err != nil {
 		return err
 	}
+
 	if err := checkBelowProc(m, dest, o.bind); err != nil {
 		return err
 	}
@@ -70,6 +72,7 @@ func (c *container) mount(m *specs.Mount) error {
 		}
 		c.fresh(what, dest, kind, c.delayReadonly(kind, dest, o))
 	}
+
 	return nil
 }
 
@@ -141,6 +144,7 @@ func (c *container) kind(m *specs.Mount, o *mountOptions) string {
 	if rebind == "" {
 		return m.Type
 	}
+
 	m.Source = rebind
 	o.bind, o.recursive, o.data = true, true, nil
 	o.all.set |= o.set & unix.MOUNT_ATTR_RDONLY
@@ -173,21 +177,25 @@ func (c *container) bind(what, dest string, m *specs.Mount, o mountOptions) erro
 	if (len(m.UIDMappings) == 0) != (len(m.GIDMappings) == 0) {
 		return fmt.Errorf("%w: id mappings of users or of groups only", ErrSpec)
 	}
+
 	in := Input{
 		Name: what, Kind: InputMount, Path: m.Source, Recursive: o.recursive,
 		AttrSet: o.set, AttrClear: o.clear, Propagation: o.propagation,
 		UIDMap: idMaps(m.UIDMappings), GIDMap: idMaps(m.GIDMappings), IDMapRecursive: o.idmapAll,
 	}
+
 	// What is below a slave or a private mount is like it, as it is by default.
 	ownOnly := o.ownOnly && (o.propagation == unix.MS_SHARED || o.propagation == unix.MS_UNBINDABLE)
 	if in.Propagation == 0 || ownOnly {
 		in.Propagation = unix.MS_PRIVATE
 	}
+
 	// The launcher sets those of the tree first, which are to come last.
 	later := o.all.clear != 0 || o.all.set&o.clear != 0
 	if !later {
 		in.AttrSetRecursive = o.all.set
 	}
+
 	if dest == "/dev" {
 		c.dev = devBound
 	}
@@ -196,6 +204,7 @@ func (c *container) bind(what, dest string, m *specs.Mount, o mountOptions) erro
 	if later {
 		c.setAttr(what+": options of all", mount, unix.AT_RECURSIVE, o.all.set, o.all.clear, 0)
 	}
+
 	if ownOnly {
 		c.setAttr(what+": propagation", mount, 0, 0, 0, o.propagation)
 	}
@@ -221,20 +230,24 @@ func (c *container) fresh(what, dest, fsType string, o mountOptions) {
 	case dest == "/dev/pts" && fsType == "devpts":
 		to = regPts
 	}
+
 	if mode, ok := c.o.TargetModes[c.index]; ok && fsType == "tmpfs" {
 		o.data = withMode(o.data, mode)
 	}
 	if fsType == "tmpfs" || fsType == "devpts" {
 		o.data = labelled(o.data, c.s.Linux.MountLabel)
 	}
+
 	c.fileSystem(what, fsType, o.mount(), o.data, to)
 	if o.propagation != 0 {
 		c.setAttr(what+": propagation", reg(to), 0, 0, 0, o.propagation)
 	}
+
 	if fsType == "mqueue" {
 		c.labelRoot(what, reg(to))
 	}
 	c.place(what, dest, reg(to), true)
+
 	if to == regDev {
 		c.fillDev()
 	}
@@ -256,6 +269,7 @@ func (c *container) joinedProcfs(what, dest string, o mountOptions) error {
 	default:
 		c.cloneMount(what+": copy", reg(regBase), baseProcs, 0, regMount)
 	}
+
 	c.setAttr(what+": options", procfs, 0, o.mount(), o.clear, 0)
 	c.place(what, dest, procfs, true)
 
@@ -290,6 +304,7 @@ func (c *container) place(what, dest string, mount Arg, dir bool) {
 	case c.nested(target) && (below(dest, "/proc") || !below(target, "/proc")):
 		c.makeTarget(what, parent, name, mount, dir)
 	}
+
 	resolve := uint64(inRoot)
 	for _, top := range []string{"/proc", "/sys", "/dev"} {
 		if below(dest, top) {
@@ -297,12 +312,14 @@ func (c *container) place(what, dest string, mount Arg, dir bool) {
 			resolve = noLinks
 		}
 	}
+
 	c.open(what+": open target", target, unix.O_PATH, resolve, regTarget)
 	if !below(dest, "/proc") {
 		// Where links of the image lead, [checkBelowProc] cannot know.
 		s := c.step(what+": target is not in procfs", unix.SYS_FSTATFS, reg(regTarget), buffer(statfsSize))
 		s.Avoid = words(unix.PROC_SUPER_MAGIC)
 	}
+
 	c.attach(what, mount, regTarget)
 	c.shut(regTarget)
 	if mount.Kind == ArgReg && Reg(mount.Int) == regMount {
@@ -325,6 +342,7 @@ func (c *container) makeTarget(what, parent, name string, mount Arg, dir bool) {
 	mkdir := func() *Step {
 		return c.step(what+": make folder", unix.SYS_MKDIRAT, reg(regDir), str(name), num(0o755)).ignore(unix.EEXIST)
 	}
+
 	if dir {
 		mkdir()
 	} else {
@@ -345,6 +363,7 @@ func (c *container) cgroup(what, dest string, o mountOptions) {
 		c.fresh(what, dest, "cgroup2", mountOptions{set: o.mount(), propagation: o.propagation})
 		return
 	}
+
 	hierarchies := labelled([]fsOption{{key: "mode", value: "755"}, {key: "size", value: "64k"}}, c.s.Linux.MountLabel)
 	c.fileSystem(what, "tmpfs", o.mount()&^unix.MOUNT_ATTR_RDONLY, hierarchies, regCgroup)
 	c.place(what, dest, reg(regCgroup), true)
@@ -357,10 +376,12 @@ func (c *container) cgroup(what, dest string, o mountOptions) {
 		if !strings.Contains(h.Dir, ",") {
 			continue
 		}
+
 		for _, name := range strings.Split(h.Dir, ",") {
 			c.step(what+"/"+name+": link", unix.SYS_SYMLINKAT, str(h.Dir), reg(regCgroup), str(name))
 		}
 	}
+
 	if o.mount()&unix.MOUNT_ATTR_RDONLY != 0 {
 		c.setAttr(what+": make read-only", reg(regCgroup), 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	}

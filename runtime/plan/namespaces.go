@@ -43,6 +43,7 @@ func parseNamespaces(list []specs.LinuxNamespace) (namespaces, error) {
 			ns.joined[n.Type] = n.Path
 		}
 	}
+
 	return ns, nil
 }
 
@@ -111,6 +112,7 @@ func (c *container) enter() {
 			c.becomeRoot()
 		}
 	}
+
 	if c.o.PodBase {
 		c.step("join namespace mount", unix.SYS_SETNS, c.held("ns/mnt"), num(uint64(unix.CLONE_NEWNS)))
 	}
@@ -121,6 +123,7 @@ func (c *container) enter() {
 		c.fork(c.ns.made &^ (c.plan.Clone.Flags | unix.CLONE_NEWTIME))
 		return
 	}
+
 	// The view of cgroups begins at the one that was joined meanwhile.
 	c.makeNamespaces(c.ns.made &^ c.plan.Clone.Flags)
 }

@@ -34,6 +34,7 @@ func ReadOCI(config []byte, bundle string) (*specs.Spec, error) {
 	if err := d.Decode(s); err != nil {
 		return nil, fmt.Errorf("read config.json: %w", err)
 	}
+
 	if s.Version == "" {
 		return nil, fmt.Errorf("read config.json: %w: ociVersion is missing", ErrSpec)
 	}
@@ -41,11 +42,13 @@ func ReadOCI(config []byte, bundle string) (*specs.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find bundle: %w", err)
 	}
+
 	absolute := func(p *string) {
 		if !filepath.IsAbs(*p) {
 			*p = filepath.Join(bundle, *p)
 		}
 	}
+
 	if s.Root != nil && s.Root.Path != "" {
 		absolute(&s.Root.Path)
 	}
@@ -54,6 +57,7 @@ func ReadOCI(config []byte, bundle string) (*specs.Spec, error) {
 			absolute(&m.Source)
 		}
 	}
+
 	return s, nil
 }
 

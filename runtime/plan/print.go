@@ -18,11 +18,13 @@ func (p *Plan) Print(w io.Writer) error {
 	if p.Clone.Cgroup >= 0 {
 		fmt.Fprintf(b, ", born in %s", p.inputName(int64(p.Clone.Cgroup)))
 	}
+
 	fmt.Fprint(b, idMapText(", uid map", p.Clone.UIDMap), idMapText(", gid map", p.Clone.GIDMap), "\n")
 	for i := range p.Inputs {
 		in := &p.Inputs[i]
 		fmt.Fprintf(b, "in %3d  %-36s %s\n", i, in.Name, in.text())
 	}
+
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		fmt.Fprintf(b, "%6d  %-36s %s\n", i, s.Name, p.stepText(s))
@@ -49,11 +51,13 @@ func (in *Input) text() string {
 	case InputProc:
 		return "private procfs"
 	}
+
 	var b strings.Builder
 	b.WriteString("clone mount " + strconv.Quote(in.Path))
 	if in.Recursive {
 		b.WriteString(" recursive")
 	}
+
 	for _, set := range []struct {
 		label string
 		table flagTable
@@ -66,11 +70,13 @@ func (in *Input) text() string {
 			fmt.Fprintf(&b, ", %s %s", set.label, set.table.text(int64(set.bits)))
 		}
 	}
+
 	b.WriteString(idMapText(", uid map", in.UIDMap))
 	b.WriteString(idMapText(", gid map", in.GIDMap))
 	if in.IDMapRecursive {
 		b.WriteString(", maps recursive")
 	}
+
 	return b.String()
 }
 
@@ -82,17 +88,20 @@ func (p *Plan) stepText(s *Step) string {
 	case IfUnset:
 		fmt.Fprintf(&b, "unless r%d: ", s.CondReg)
 	}
+
 	if s.Save >= 0 {
 		fmt.Fprintf(&b, "r%d = ", s.Save)
 	}
 	sig := signatureOf(s.Call)
 	b.WriteString(sig.name + "(")
+
 	for i := range s.Args {
 		if i > 0 {
 			b.WriteString(", ")
 		}
 		b.WriteString(p.argText(&s.Args[i], sig, i))
 	}
+
 	b.WriteString(")")
 	if len(s.Want) > 0 {
 		fmt.Fprintf(&b, ", want %q", s.Want)
@@ -100,6 +109,7 @@ func (p *Plan) stepText(s *Step) string {
 	if len(s.Avoid) > 0 {
 		fmt.Fprintf(&b, ", avoid %q", s.Avoid)
 	}
+
 	for _, e := range s.Ignore {
 		b.WriteString(", " + unix.ErrnoName(e) + " is fine")
 	}
@@ -112,6 +122,7 @@ func (p *Plan) stepText(s *Step) string {
 	if s.Exposed {
 		b.WriteString(", which others see")
 	}
+
 	return b.String()
 }
 
@@ -171,10 +182,12 @@ func bytesText(b []byte) string {
 	if text {
 		return strconv.Quote(string(b))
 	}
+
 	var words []string
 	for ; len(b) >= 8; b = b[8:] {
 		words = append(words, fmt.Sprintf("%#x", binary.NativeEndian.Uint64(b)))
 	}
+
 	if len(b) > 0 {
 		words = append(words, fmt.Sprintf("% x", b))
 	}

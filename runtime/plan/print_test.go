@@ -12,6 +12,7 @@ func TestPrint(t *testing.T) {
 	if err := everything().Print(&b); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, want := range []string{
 		"start container web\n",
 		"clone   CLONE_NEWUSER|CLONE_NEWNS, born in <cgroup>, uid map 0:100000:65536, gid map 0:4294967295:1, 7:8:9\n",
@@ -33,6 +34,7 @@ func TestPrint(t *testing.T) {
 			t.Errorf("listing lacks %q", want)
 		}
 	}
+
 	if t.Failed() {
 		t.Log("\n" + b.String())
 	}

@@ -138,6 +138,7 @@ func (c *process) execute() error {
 	c.label()
 	c.standard()
 	umask := uint32(0o022)
+
 	if c.p.User.Umask != nil {
 		umask = *c.p.User.Umask
 	}
@@ -145,6 +146,7 @@ func (c *process) execute() error {
 	c.lookAtWorkingDir()
 	c.closeOthers(c.exposed)
 	c.limits()
+
 	sets := c.capSets()
 	c.bound(sets)
 	c.identity()
@@ -153,6 +155,7 @@ func (c *process) execute() error {
 		// identity, nor the program, but further processes.
 		c.limitProcesses()
 	}
+
 	c.enterWorkingDir()
 	if !c.p.NoNewPrivileges {
 		// To load a filter is a privilege unless privileges can no longer be
@@ -224,11 +227,13 @@ func (c *process) check() error {
 	case !strings.HasPrefix(c.p.Cwd, "/"):
 		return fmt.Errorf("%w: working directory %q is not absolute", ErrSpec, c.p.Cwd)
 	}
+
 	for _, text := range append(append([]string{c.p.Cwd}, c.p.Args...), c.p.Env...) {
 		if strings.IndexByte(text, 0) >= 0 {
 			return fmt.Errorf("%w: NUL in %q", ErrSpec, text)
 		}
 	}
+
 	return c.checkLimits()
 }
 
@@ -346,12 +351,14 @@ func (c *process) exec() error {
 	if len(candidates) == 0 || len(candidates) > maxCandidates {
 		return fmt.Errorf("%w: %d folders in PATH to look for %q", ErrSpec, len(candidates), name)
 	}
+
 	for i, file := range candidates {
 		s := c.step("exec "+file, unix.SYS_EXECVE, str(file), strs(c.p.Args), strs(c.p.Env))
 		if i < len(candidates)-1 {
 			s.ignore(unix.ENOENT, unix.ENOTDIR, unix.EACCES)
 		}
 	}
+
 	return nil
 }
 

@@ -26,6 +26,7 @@ func Sandbox(o SandboxOptions) (*Plan, error) {
 			flags |= ns.flag
 		}
 	}
+
 	late := uint64(0)
 	if o.NewUser {
 		if len(o.UIDMap) == 0 || len(o.GIDMap) == 0 {
@@ -37,16 +38,19 @@ func Sandbox(o SandboxOptions) (*Plan, error) {
 	if o.PidNS {
 		flags |= unix.CLONE_NEWPID
 	}
+
 	b.plan.Clone.Flags = flags
 	b.hide()
 	if o.NewUser || o.Gate {
 		b.wait("wait for the keeper")
 	}
+
 	b.joinCgroup(o.CgroupV2, o.CgroupTasks)
 	if o.NewUser {
 		b.becomeRoot()
 		b.makeNamespaces(late)
 	}
+
 	b.step("make session", unix.SYS_SETSID)
 	if o.NewUTS && o.Hostname != "" {
 		b.hostname(o.Hostname, "")
@@ -54,12 +58,14 @@ func Sandbox(o SandboxOptions) (*Plan, error) {
 	if o.NewNet {
 		b.loopbackUp()
 	}
+
 	b.sysctls(o.Sysctls)
 	b.base(baseOptions{shmSize: o.ShmSize, label: o.MountLabel, userns: o.NewUser, procfs: o.PidNS})
 	b.wait("let the keeper hold namespaces")
 	if o.PidNS {
 		b.pause(o)
 	}
+
 	return b.plan, nil
 }
 
@@ -128,6 +134,7 @@ func (b *builder) pause(o SandboxOptions) {
 		b.confine(o.ApparmorProfile)
 	}
 	b.labelProgram(o.ProcessLabel)
+
 	for fd := range 3 {
 		b.step("null device on descriptor "+strconv.Itoa(fd), unix.SYS_DUP3, b.null(), num(fd), zero())
 	}
@@ -136,6 +143,7 @@ func (b *builder) pause(o SandboxOptions) {
 	b.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	b.become(o.User)
 	b.capset(capSets{})
+
 	// Whoever may trace it, which takes no right but the same user, has its calls.
 	b.step("load filter of pause", unix.SYS_SECCOMP, num(unix.SECCOMP_SET_MODE_FILTER), zero(), Arg{Kind: ArgFilter, Bytes: pause.Filter()})
 	b.step("exec pause", unix.SYS_EXECVEAT, b.held("pause"), str(""), strs([]string{"pause"}), strs(nil), num(unix.AT_EMPTY_PATH))

@@ -17,6 +17,7 @@ func (c *container) terminal() error {
 	} else {
 		c.open("open terminal", "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY, noLinks, regMaster)
 	}
+
 	c.openSlave()
 	if c.dev == devOwn {
 		// The descriptor itself is mounted: whatever its name leads to by now
@@ -28,6 +29,7 @@ func (c *container) terminal() error {
 		c.shut(regTarget)
 		c.shut(regMount)
 	}
+
 	return nil
 }
 

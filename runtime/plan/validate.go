@@ -18,11 +18,13 @@ func (p *Plan) Validate() error {
 	if p.Clone.Cgroup < -1 || p.Clone.Cgroup >= len(p.Inputs) {
 		return fmt.Errorf("plan %q: %w: cgroup input %d", p.Name, ErrInvalid, p.Clone.Cgroup)
 	}
+
 	for i, in := range p.Inputs {
 		if in.Kind > InputProc {
 			return fmt.Errorf("plan %q: input %d %q: %w: kind %d", p.Name, i, in.Name, ErrInvalid, in.Kind)
 		}
 	}
+
 	forks := 0
 	for i := range p.Steps {
 		s := &p.Steps[i]
@@ -33,6 +35,7 @@ func (p *Plan) Validate() error {
 			return fmt.Errorf("plan %q: step %d %q: %w", p.Name, i, s.Name, err)
 		}
 	}
+
 	if forks > 1 {
 		return fmt.Errorf("plan %q: %w: %d forks", p.Name, ErrInvalid, forks)
 	}
@@ -74,6 +77,7 @@ func (p *Plan) checkStep(s *Step) error {
 	if len(s.Args) > maxArgs || len(s.Ignore) > maxIgnore {
 		return fmt.Errorf("%w: %d arguments, %d ignored errors", ErrInvalid, len(s.Args), len(s.Ignore))
 	}
+
 	buf := int64(0)
 	for _, a := range s.Args {
 		if a.Kind == ArgBuf {
@@ -83,11 +87,13 @@ func (p *Plan) checkStep(s *Step) error {
 	if most := max(len(s.Want), len(s.Avoid)); int64(most) > buf {
 		return fmt.Errorf("%w: %d bytes compared in %d", ErrInvalid, most, buf)
 	}
+
 	for i := range s.Args {
 		if err := p.checkArg(&s.Args[i]); err != nil {
 			return fmt.Errorf("argument %d: %w", i, err)
 		}
 	}
+
 	return nil
 }
 

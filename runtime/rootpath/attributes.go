@@ -37,6 +37,7 @@ func (c *copying) attributes(from, to *os.File) error {
 	if err := unix.Fchown(int(to.Fd()), uid, gid); err != nil {
 		return err
 	}
+
 	if err := unix.Fchmod(int(to.Fd()), st.Mode&0o7777); err != nil {
 		return err
 	}
@@ -53,6 +54,7 @@ func (c *copying) xattrs(from, to int) error {
 	if size == 0 || errors.Is(err, unix.ENOTSUP) {
 		return nil
 	}
+
 	names := make([]byte, maxXattrNames)
 	size, err = unix.Flistxattr(from, names)
 	if err != nil {
@@ -67,6 +69,7 @@ func (c *copying) xattrs(from, to int) error {
 			return fmt.Errorf("copy attribute %.100q: %w", name, err)
 		}
 	}
+
 	return nil
 }
 
@@ -128,6 +131,7 @@ func (c *copying) capabilities(value []byte) []byte {
 		return value
 	}
 	var root uint32
+
 	if len(value) == capSize3 {
 		root = binary.LittleEndian.Uint32(value[capSize2:])
 	}
@@ -139,6 +143,7 @@ func (c *copying) capabilities(value []byte) []byte {
 		binary.LittleEndian.PutUint32(out, flags|capRevision2)
 		return out
 	}
+
 	binary.LittleEndian.PutUint32(out, flags|capRevision3)
 	return binary.LittleEndian.AppendUint32(out, uint32(uid))
 }

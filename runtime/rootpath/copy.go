@@ -87,6 +87,7 @@ func (c *copying) file(from, to *os.File) error {
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
 		return err
 	}
+
 	for at := int64(0); at < st.Size; {
 		data, err := from.Seek(at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
@@ -95,6 +96,7 @@ func (c *copying) file(from, to *os.File) error {
 		if err != nil {
 			return err
 		}
+
 		if at, err = from.Seek(data, unix.SEEK_HOLE); err != nil {
 			return err
 		}
@@ -116,6 +118,7 @@ func (c *copying) piece(from, to *os.File, start, end int64) error {
 			return err
 		}
 	}
+
 	for left := end - start; left > 0; left -= copyPiece {
 		if c.ctx.Err() != nil {
 			return context.Cause(c.ctx)
@@ -124,6 +127,7 @@ func (c *copying) piece(from, to *os.File, start, end int64) error {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -135,6 +139,7 @@ func (c *copying) entry(from, to *os.File, name string) error {
 	if err := unix.Fstatat(int(from.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
+
 	if several := st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR; several {
 		done, err := c.link(to, name, &st)
 		if done || err != nil {
@@ -174,6 +179,7 @@ func (c *copying) link(to *os.File, name string, st *unix.Stat_t) (done bool, er
 		return false, err
 	}
 	defer f.Close()
+
 	if err := unix.Linkat(int(f.Fd()), "", int(to.Fd()), name, unix.AT_EMPTY_PATH); err != nil {
 		return false, err
 	}
@@ -183,6 +189,7 @@ func (c *copying) link(to *os.File, name string, st *unix.Stat_t) (done bool, er
 	} else {
 		c.linked[id] = first
 	}
+
 	return true, nil
 }
 
@@ -206,12 +213,14 @@ func (c *copying) node(from, to *os.File, name string, st *unix.Stat_t) error {
 	if err := unix.Fchownat(dst, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
+
 	if !link {
 		// The name is of what was just made here, which is no link.
 		if err := unix.Fchmodat(dst, name, st.Mode&0o7777, 0); err != nil {
 			return err
 		}
 	}
+
 	return unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
@@ -222,12 +231,14 @@ func pair(from, to *os.File, name string, readFlags, writeFlags int, copy func(f
 	if err != nil {
 		return err
 	}
+
 	f := os.NewFile(uintptr(src), name)
 	defer f.Close()
 	dst, err := unix.Openat(int(to.Fd()), name, writeFlags|safe, 0o600)
 	if err != nil {
 		return err
 	}
+
 	t := os.NewFile(uintptr(dst), name)
 	defer t.Close()
 	return copy(f, t)

@@ -116,6 +116,7 @@ func TestCopyTreeKeepsTimes(t *testing.T) {
 			t.Errorf("%s: read at %v, want %v", name, st.Atim, times[0])
 		}
 	}
+
 	if st := statOf(t, to+"/sub/fifo"); st.Mode != unix.S_IFIFO|0o622 {
 		t.Errorf("fifo: mode %o", st.Mode)
 	}
@@ -129,6 +130,7 @@ func TestCopyTreeKeepsAttributes(t *testing.T) {
 	must(t, os.Mkdir(sub, 0o755))
 	must(t, os.Chown(file, 33, 44))
 	must(t, os.Chmod(file, 0o755|os.ModeSetuid))
+
 	big := bytes.Repeat([]byte("v"), 2000)
 	for _, set := range []struct {
 		path, name string
@@ -146,6 +148,7 @@ func TestCopyTreeKeepsAttributes(t *testing.T) {
 			t.Errorf("%s: %x, want %x", name, got, want)
 		}
 	}
+
 	for name, want := range map[string][]byte{"user.overlay.opaque": nil, "trusted.mark": nil, aclDefault: aclOf(7, 8)} {
 		if got := xattrOf(t, to+"/sub", name); !bytes.Equal(got, want) {
 			t.Errorf("%s of the directory: %x, want %x", name, got, want)
@@ -165,6 +168,7 @@ func TestCopyTreeTranslatesUsers(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o755))
 		must(t, unix.Setxattr(filepath.Join(dir, name), capability, capsOf(root), 0))
 	}
+
 	must(t, unix.Setxattr(dir+"/own", aclAccess, aclOf(101000, 102000), 0))
 
 	to := copyOf(t, dir, shown)
@@ -173,6 +177,7 @@ func TestCopyTreeTranslatesUsers(t *testing.T) {
 			t.Errorf("%s: capabilities %x, want %x", name, got, capsOf(root))
 		}
 	}
+
 	if got := xattrOf(t, to+"/own", aclAccess); !bytes.Equal(got, aclOf(1000, 2000)) {
 		t.Errorf("access control list %x, want %x", got, aclOf(1000, 2000))
 	}
@@ -186,6 +191,7 @@ func TestCopyTreeKeepsNamesTogether(t *testing.T) {
 	must(t, os.Link(dir+"/a/one", dir+"/three"))
 	must(t, os.Symlink("a/one", dir+"/link"))
 	must(t, os.Link(dir+"/link", dir+"/a/link"))
+
 	// One of this file's names is outside of what is copied.
 	must(t, os.WriteFile(dir+"/lone", []byte("lone"), 0o644))
 	must(t, os.Link(dir+"/lone", filepath.Join(t.TempDir(), "outside")))
@@ -197,12 +203,14 @@ func TestCopyTreeKeepsNamesTogether(t *testing.T) {
 			t.Errorf("%s is file %d of %d names, want %d of 3", name, st.Ino, st.Nlink, one.Ino)
 		}
 	}
+
 	if a, b := statOf(t, to+"/link"), statOf(t, to+"/a/link"); a.Ino != b.Ino || a.Mode&unix.S_IFMT != unix.S_IFLNK {
 		t.Errorf("links are files %d and %d of mode %o", a.Ino, b.Ino, a.Mode)
 	}
 	if st := statOf(t, to+"/lone"); st.Nlink != 1 {
 		t.Errorf("a file with one name in the copy has %d", st.Nlink)
 	}
+
 	if data, err := os.ReadFile(to + "/a/b/two"); err != nil || string(data) != "content" {
 		t.Errorf("content %q, %v", data, err)
 	}
@@ -216,6 +224,7 @@ func TestCopyTreeRemembersFewNames(t *testing.T) {
 	for n := range maxLinked {
 		c.linked[fileID{dev: ^uint64(0), ino: uint64(n)}] = copied{}
 	}
+
 	for n := range 3 {
 		name := filepath.Join(dir, strconv.Itoa(n))
 		must(t, os.WriteFile(name, nil, 0o600))
@@ -226,6 +235,7 @@ func TestCopyTreeRemembersFewNames(t *testing.T) {
 	if len(c.linked) != maxLinked {
 		t.Errorf("remembers %d files", len(c.linked))
 	}
+
 	names, err := os.ReadDir(c.top.Name())
 	if err != nil || len(names) != 6 {
 		t.Errorf("%d names copied, %v", len(names), err)

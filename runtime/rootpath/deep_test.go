@@ -32,6 +32,7 @@ func chain(t *testing.T, dir, name string, depth, bush int) *os.File {
 		unix.Close(fd)
 		fd = next
 	}
+
 	f := os.NewFile(uintptr(fd), name)
 	t.Cleanup(func() { f.Close() })
 	return f
@@ -63,12 +64,14 @@ func TestRemoveAllVeryDeep(t *testing.T) {
 			must(t, os.Mkdir(dir+"/volume", 0o755))
 			must(t, os.Mkdir(dir+"/volume/"+movedName(1), 0o755)) // the first name to be taken
 			chain(t, dir+"/volume", tt.name, tt.depth, tt.bush).Close()
+
 			before := openDescriptors(t)
 			limitDescriptors(t, maxDepth+16)
 			start := time.Now()
 			if err := RemoveAll(t.Context(), root, "volume"); err != nil {
 				t.Fatal(err)
 			}
+
 			t.Logf("%d levels in %v", tt.depth, time.Since(start))
 			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 				t.Errorf("left: %v, %v", left, err)
@@ -93,6 +96,7 @@ func TestRemoveAllWide(t *testing.T) {
 		must(t, RemoveAll(t.Context(), root, "wide"))
 		return time.Since(start)
 	}
+
 	few, many := took(5_000), took(50_000)
 	t.Logf("5,000 files in %v, 50,000 in %v", few, many)
 	if many > 60*few {
@@ -127,6 +131,7 @@ func TestRemoveAllAgainstMovingAway(t *testing.T) {
 		for i := range readBatch + 10 {
 			must(t, os.WriteFile(fmt.Sprintf("%s/gone/a/b/%d", dir, i), nil, 0o600))
 		}
+
 		done := make(chan error)
 		go func() {
 			for {
@@ -136,6 +141,7 @@ func TestRemoveAllAgainstMovingAway(t *testing.T) {
 			}
 			done <- os.Rename(dir+"/gone/a", dir+"/kept/a")
 		}()
+
 		err := RemoveAll(t.Context(), root, "gone")
 		if rerr := <-done; rerr == nil {
 			moved++
@@ -148,6 +154,7 @@ func TestRemoveAllAgainstMovingAway(t *testing.T) {
 		} else if !errors.Is(rerr, fs.ErrNotExist) {
 			t.Fatal(rerr)
 		}
+
 		must(t, RemoveAll(t.Context(), root, "gone"))
 		must(t, RemoveAll(t.Context(), openDir(t, dir+"/kept"), "a"))
 	}

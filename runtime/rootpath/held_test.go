@@ -31,6 +31,7 @@ func TestRemoveAllOfImmutable(t *testing.T) {
 				f.Close()
 			}
 		}()
+
 		f := openDir(t, dir+path)
 		flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 		if err == nil {
@@ -41,6 +42,7 @@ func TestRemoveAllOfImmutable(t *testing.T) {
 		}
 		must(t, err)
 	}
+
 	must(t, RemoveAll(t.Context(), root, "gone"))
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)

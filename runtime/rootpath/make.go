@@ -94,6 +94,7 @@ func (m *maker) make(path string) (*os.File, error) {
 		}
 		return nil, &fs.PathError{Op: "make", Path: path, Err: err}
 	}
+
 	return m.cur, nil
 }
 
@@ -106,6 +107,7 @@ func (m *maker) step() error {
 		m.done = m.done[:max(len(m.done)-1, 0)]
 		return m.reopen()
 	}
+
 	next, err := openat2(m.cur, name, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: plain})
 	if errors.Is(err, fs.ErrNotExist) {
 		next, err = m.create(name)
@@ -113,11 +115,13 @@ func (m *maker) step() error {
 	if err != nil {
 		return err
 	}
+
 	var st unix.Stat_t
 	if err := unix.Fstat(int(next.Fd()), &st); err != nil {
 		next.Close()
 		return err
 	}
+
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
 		defer next.Close()
@@ -146,10 +150,12 @@ func (m *maker) create(name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	f, err := openat2(m.cur, name, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: plain})
 	if err != nil || m.own == (Owner{}) {
 		return f, err
 	}
+
 	if err := unix.Fchownat(int(f.Fd()), "", m.own.UID, m.own.GID, unix.AT_EMPTY_PATH); err != nil {
 		f.Close()
 		return nil, err
@@ -169,6 +175,7 @@ func (m *maker) follow(link *os.File) error {
 	if err != nil {
 		return err
 	}
+
 	m.rest = append(components(target), m.rest[1:]...)
 	if strings.HasPrefix(target, "/") {
 		m.done = nil

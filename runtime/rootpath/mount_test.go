@@ -34,6 +34,7 @@ func TestRemoveAllStopsAtMounts(t *testing.T) {
 	must(t, os.MkdirAll(base+"/files/dir", 0o755))
 	must(t, os.WriteFile(base+"/files/dir/mnt", nil, 0o644))
 	must(t, os.Mkdir(base+"/itself", 0o755))
+
 	// Binds of the same file system: only the mount differs, not the device.
 	bind(t, base+"/keep", base+"/tree/dir/mnt")
 	bind(t, base+"/keep/file", base+"/files/dir/mnt")
@@ -44,6 +45,7 @@ func TestRemoveAllStopsAtMounts(t *testing.T) {
 			t.Errorf("RemoveAll(%q): %v, want ErrMountPoint", name, err)
 		}
 	}
+
 	for _, path := range []string{"/keep/file", "/keep/sub", "/tree/dir/mnt/file", "/itself/file"} {
 		if _, err := os.Stat(base + path); err != nil {
 			t.Errorf("removed through a mount: %v", err)
@@ -59,15 +61,18 @@ func TestRemoveAllStopsAtDeepMounts(t *testing.T) {
 	root := openDir(t, base)
 	must(t, os.Mkdir(base+"/keep", 0o755))
 	must(t, os.WriteFile(base+"/keep/file", nil, 0o644))
+
 	path := base + "/tree"
 	for range maxDepth {
 		path += "/d"
 	}
+
 	must(t, os.MkdirAll(path, 0o755))
 	bind(t, base+"/keep", path)
 	if err := RemoveAll(t.Context(), root, "tree"); !errors.Is(err, ErrMountPoint) {
 		t.Errorf("RemoveAll: %v, want ErrMountPoint", err)
 	}
+
 	if _, err := os.Stat(base + "/keep/file"); err != nil {
 		t.Error(err)
 	}
@@ -82,6 +87,7 @@ func TestOwner(t *testing.T) {
 	must(t, err)
 	d.Close()
 	must(t, CreateTarget(root, "have/file", false, own))
+
 	for path, want := range map[string]Owner{
 		"/have": {}, "/have/new": own, "/have/new/leaf": own, "/have/file": own,
 	} {

@@ -44,10 +44,12 @@ func OpenRegular(root *os.File, path string, maxSize int64) (*os.File, error) {
 		return nil, err
 	}
 	defer handle.Close()
+
 	var st unix.Stat_t
 	if err := unix.Fstat(int(handle.Fd()), &st); err != nil {
 		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
+
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: ErrNotRegular}
 	}
@@ -55,6 +57,7 @@ func OpenRegular(root *os.File, path string, maxSize int64) (*os.File, error) {
 		return nil, &fs.PathError{Op: "open", Path: path,
 			Err: fmt.Errorf("%w: %d bytes, limit %d", ErrTooLarge, st.Size, maxSize)}
 	}
+
 	return reopen(handle, path, unix.O_RDONLY)
 }
 
@@ -107,6 +110,7 @@ func AppendFile(dir *os.File, name string, perm uint32) (*os.File, error) {
 		if !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
+
 		f, err = openat2(dir, name, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: plain})
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it was removed meanwhile
@@ -115,15 +119,18 @@ func AppendFile(dir *os.File, name string, perm uint32) (*os.File, error) {
 			return nil, err
 		}
 		defer f.Close()
+
 		var st unix.Stat_t
 		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 			return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
 		}
+
 		if st.Mode&unix.S_IFMT != unix.S_IFREG {
 			return nil, &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
 		}
 		return reopen(f, name, unix.O_WRONLY|unix.O_APPEND)
 	}
+
 	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 }
 
@@ -158,6 +165,7 @@ func openat2(dir *os.File, path string, how unix.OpenHow) (*os.File, error) {
 			break
 		}
 	}
+
 	return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 }
 

@@ -26,6 +26,7 @@ func exchange(t *testing.T, a, b string) (stop func()) {
 				return
 			default:
 			}
+
 			err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 			if err != nil {
 				<-quit
@@ -34,6 +35,7 @@ func exchange(t *testing.T, a, b string) (stop func()) {
 			}
 		}
 	}()
+
 	return func() {
 		t.Helper()
 		close(quit)
@@ -60,10 +62,12 @@ func TestMkdirAllAgainstExchange(t *testing.T) {
 		} else {
 			failed++
 		}
+
 		if err := CreateTarget(root, fmt.Sprintf("/a/real/file%d", i), false, Owner{}); err != nil {
 			failed++
 		}
 	}
+
 	t.Logf("%d made, %d failed", made, failed)
 	if made == 0 {
 		t.Error("the racer stopped every attempt")
@@ -77,6 +81,7 @@ func TestReadFileAgainstExchange(t *testing.T) {
 	must(t, os.Mkdir(dir+"/etc", 0o755))
 	must(t, os.WriteFile(dir+"/etc/passwd", []byte("inside"), 0o644))
 	must(t, os.Symlink("../../secret/passwd", dir+"/etc/swap"))
+
 	secret := filepath.Join(filepath.Dir(dir), "secret")
 	must(t, os.Mkdir(secret, 0o755))
 	must(t, os.WriteFile(secret+"/passwd", []byte("secret"), 0o644))
@@ -96,6 +101,7 @@ func TestReadFileAgainstExchange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if ok == 0 {
 		t.Error("the racer stopped every attempt")
 	}
@@ -108,11 +114,13 @@ func TestRemoveAllAgainstExchange(t *testing.T) {
 	root := openDir(t, base)
 	must(t, os.Mkdir(base+"/keep", 0o755))
 	must(t, os.WriteFile(base+"/keep/file", nil, 0o644))
+
 	for end := time.Now().Add(raceTime); time.Now().Before(end); {
 		must(t, os.MkdirAll(base+"/gone/real", 0o755))
 		for i := range 20 {
 			must(t, os.WriteFile(fmt.Sprintf("%s/gone/real/%d", base, i), nil, 0o644))
 		}
+
 		must(t, os.Symlink("../keep", base+"/gone/link"))
 		quit, done := make(chan struct{}), make(chan struct{})
 		go func() {
@@ -126,12 +134,14 @@ func TestRemoveAllAgainstExchange(t *testing.T) {
 				}
 			}
 		}()
+
 		err := RemoveAll(t.Context(), root, "gone")
 		close(quit)
 		<-done
 		if err != nil {
 			must(t, RemoveAll(t.Context(), root, "gone"))
 		}
+
 		if _, err := os.Lstat(base + "/keep/file"); err != nil {
 			t.Fatalf("removed through a link: %v", err)
 		}

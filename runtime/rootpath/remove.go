@@ -42,6 +42,7 @@ func RemoveAll(ctx context.Context, dir *os.File, name string) error {
 	if err := r.remove(dir, name); err != nil {
 		return err
 	}
+
 	if r.top == nil {
 		return nil
 	}
@@ -55,6 +56,7 @@ func RemoveAll(ctx context.Context, dir *os.File, name string) error {
 			return fmt.Errorf("%s/%w", name, err)
 		}
 	}
+
 	return r.tree(dir, name)
 }
 
@@ -100,6 +102,7 @@ func (r *remover) tree(dir *os.File, name string) error {
 	if err := r.entry(dir, name); err != nil {
 		return err
 	}
+
 	for len(r.frames) > 0 {
 		f := &r.frames[len(r.frames)-1]
 		if len(f.names) == 0 {
@@ -108,12 +111,14 @@ func (r *remover) tree(dir *os.File, name string) error {
 			}
 			continue
 		}
+
 		child := f.names[0]
 		f.names = f.names[1:]
 		if err := r.entry(f.dir, child); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -124,11 +129,13 @@ func (r *remover) entry(dir *os.File, name string) error {
 		if !errors.Is(err, unix.EISDIR) {
 			return r.explain(name, err)
 		}
+
 		// Many a directory is empty.
 		err = unlink(dir, name, unix.AT_REMOVEDIR)
 		if !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOTDIR) {
 			return r.explain(name, err)
 		}
+
 		if len(r.frames) == maxDepth {
 			return r.moveUp(dir, name)
 		}
@@ -153,11 +160,13 @@ func (r *remover) push(dir *os.File, name string) error {
 	if err != nil {
 		return err
 	}
+
 	id, err := identify(d)
 	if err != nil {
 		d.Close()
 		return err
 	}
+
 	r.frames = append(r.frames, frame{parent: dir, name: name, dir: d, id: id})
 	return nil
 }
@@ -172,6 +181,7 @@ func (r *remover) next(f *frame) error {
 		f.names = names
 		return r.inPlace()
 	}
+
 	if err != nil && !errors.Is(err, io.EOF) {
 		return r.explain("", err)
 	}
@@ -180,6 +190,7 @@ func (r *remover) next(f *frame) error {
 	if errors.Is(err, unix.ENOTEMPTY) {
 		return r.again(f)
 	}
+
 	name := f.name
 	f.dir.Close()
 	r.frames = r.frames[:len(r.frames)-1]
@@ -262,10 +273,12 @@ func free(dir *os.File, name string) error {
 		return err
 	}
 	defer f.Close()
+
 	var st unix.Statx_t
 	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &st); err != nil {
 		return err
 	}
+
 	if kind := st.Mode & unix.S_IFMT; st.Attributes&held == 0 || kind != unix.S_IFREG && kind != unix.S_IFDIR {
 		return nil
 	}
@@ -274,10 +287,12 @@ func free(dir *os.File, name string) error {
 		return err
 	}
 	defer open.Close()
+
 	flags, err := unix.IoctlGetUint32(int(open.Fd()), unix.FS_IOC_GETFLAGS)
 	if err != nil {
 		return fmt.Errorf("read attributes: %w", err)
 	}
+
 	const fsAppend, fsImmutable = 0x20, 0x10
 	if err := unix.IoctlSetPointerInt(int(open.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^(fsAppend|fsImmutable))); err != nil {
 		return fmt.Errorf("take away the attribute that keeps it: %w", err)

@@ -29,6 +29,7 @@ func tree(t *testing.T) (root *os.File, dir, outside string) {
 			t.Errorf("files outside the root: %v, %v", names, err)
 		}
 	})
+
 	return openDir(t, dir), dir, outside
 }
 
@@ -69,6 +70,7 @@ func TestOpenConfines(t *testing.T) {
 			t.Errorf("ReadFile(%q) = %q, %v", path, data, err)
 		}
 	}
+
 	for path, want := range map[string]error{
 		"loop":                             unix.ELOOP,
 		"dangling":                         fs.ErrNotExist,
@@ -81,6 +83,7 @@ func TestOpenConfines(t *testing.T) {
 			t.Errorf("Open(%.20q) = %v, %v, want %v", path, f, err, want)
 		}
 	}
+
 	for _, flags := range []int{unix.O_CREAT | unix.O_WRONLY, unix.O_TMPFILE | unix.O_RDWR} {
 		if f, err := Open(root, "etc", flags); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("Open with flags %#x = %v, %v, want EINVAL", flags, f, err)
@@ -110,12 +113,14 @@ func TestMagicLinksRefused(t *testing.T) {
 			t.Errorf("MkdirAll(%q) = %v, %v, want ELOOP", path, f, err)
 		}
 	}
+
 	f, err := Open(proc, "self/root", unix.O_PATH|unix.O_NOFOLLOW)
 	must(t, err)
 	defer f.Close()
 	m := maker{root: proc}
 	must(t, m.reopen())
 	defer m.cur.Close()
+
 	if err := m.follow(f); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("following a link of procfs by its text: %v, want ELOOP", err)
 	}
@@ -138,12 +143,14 @@ func TestOpenRegularRefuses(t *testing.T) {
 			t.Errorf("OpenRegular(%q) = %v, %v, want %v", path, f, err, want)
 		}
 	}
+
 	if d := time.Since(start); d > 10*time.Second {
 		t.Errorf("refusals took %v", d)
 	}
 	if data, err := ReadFile(root, "exact", 64); err != nil || len(data) != 64 {
 		t.Errorf("ReadFile at the limit = %d bytes, %v", len(data), err)
 	}
+
 	if _, err := ReadFile(root, "exact", 63); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("ReadFile above the limit: %v", err)
 	}
@@ -164,11 +171,13 @@ func TestCreateFile(t *testing.T) {
 	if f, err := CreateFile(root, "dangling", 0o644); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("CreateFile on a dangling link = %v, %v", f, err)
 	}
+
 	for _, name := range []string{"", ".", "..", "a/b", "../outside/x", "/x"} {
 		if f, err := CreateFile(root, name, 0o644); !errors.Is(err, ErrName) {
 			t.Errorf("CreateFile(%q) = %v, %v, want ErrName", name, f, err)
 		}
 	}
+
 	f, err := CreateFile(root, "new", 0o600)
 	must(t, err)
 	defer f.Close()
@@ -208,6 +217,7 @@ func TestMkdirAll(t *testing.T) {
 			for link, target := range tt.links {
 				must(t, os.Symlink(target, filepath.Join(dir, link)))
 			}
+
 			f, err := MkdirAll(root, tt.path, 0o755, Owner{})
 			if !errors.Is(err, tt.err) {
 				t.Fatalf("MkdirAll: %v, want %v", err, tt.err)
@@ -216,11 +226,13 @@ func TestMkdirAll(t *testing.T) {
 				return
 			}
 			defer f.Close()
+
 			got, err1 := f.Stat()
 			want, err2 := os.Lstat(filepath.Join(dir, tt.want))
 			if err := errors.Join(err1, err2); err != nil {
 				t.Fatal(err)
 			}
+
 			if !got.IsDir() || !os.SameFile(got, want) {
 				t.Errorf("MkdirAll opened something other than %s", tt.want)
 			}
@@ -253,6 +265,7 @@ func TestMkdirAllLeavesNoDescriptors(t *testing.T) {
 			t.Fatal("loop followed")
 		}
 	}
+
 	if after := openDescriptors(t); after > before {
 		t.Errorf("%d descriptors before, %d after", before, after)
 	}
@@ -271,6 +284,7 @@ func TestCreateTarget(t *testing.T) {
 	must(t, os.Mkdir(dir+"/isdir", 0o755))
 	must(t, unix.Mkfifo(dir+"/fifo", 0o644))
 	must(t, os.Symlink("/run/resolv.conf", dir+"/etc/resolv.conf"))
+
 	for _, tt := range []struct {
 		path  string
 		dir   bool
@@ -289,11 +303,13 @@ func TestCreateTarget(t *testing.T) {
 				t.Errorf("CreateTarget(%q): %v", tt.path, err)
 			}
 		}
+
 		st, err := os.Lstat(filepath.Join(dir, tt.want))
 		if err != nil || st.IsDir() != tt.isDir {
 			t.Errorf("%s: %v, %v", tt.want, st, err)
 		}
 	}
+
 	if err := CreateTarget(root, "fifo", false, Owner{}); err != nil {
 		t.Errorf("CreateTarget on a FIFO: %v", err)
 	}
@@ -308,20 +324,24 @@ func TestRemoveAll(t *testing.T) {
 	must(t, os.WriteFile(dir+"/gone/a/file", nil, 0o400))
 	must(t, os.Symlink(outside, dir+"/gone/a/link"))
 	must(t, unix.Mkfifo(dir+"/gone/fifo", 0o644))
+
 	for i := range 2*readBatch + 10 {
 		must(t, os.WriteFile(fmt.Sprintf("%s/gone/a/b/%d", dir, i), nil, 0o644))
 	}
 	must(t, os.WriteFile(dir+"/stays", nil, 0o644))
 	must(t, os.Symlink("stays", dir+"/link"))
+
 	for _, name := range []string{"gone", "gone", "link"} {
 		if err := RemoveAll(t.Context(), root, name); err != nil {
 			t.Fatalf("RemoveAll(%q): %v", name, err)
 		}
 	}
+
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) != 1 || left[0].Name() != "stays" {
 		t.Errorf("left: %v, %v", left, err)
 	}
+
 	for _, name := range []string{"", ".", "..", "../outside", "/", "a/b"} {
 		if err := RemoveAll(t.Context(), root, name); !errors.Is(err, ErrName) {
 			t.Errorf("RemoveAll(%q): %v, want ErrName", name, err)
@@ -336,6 +356,7 @@ func TestRemoveAllDeep(t *testing.T) {
 	must(t, os.Mkdir(dir+"/deep", 0o755))
 	fd, err := unix.Open(dir+"/deep", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	must(t, err)
+
 	for range depth {
 		must(t, unix.Mkdirat(fd, "d", 0o755))
 		next, err := unix.Openat(fd, "d", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -348,6 +369,7 @@ func TestRemoveAllDeep(t *testing.T) {
 	if err := RemoveAll(t.Context(), root, "deep"); err != nil {
 		t.Fatal(err)
 	}
+
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}

@@ -70,6 +70,7 @@ func (m *measurer) add(st *unix.Stat_t) {
 		if _, counted := m.linked[id]; counted {
 			return
 		}
+
 		if len(m.linked) == maxLinked {
 			names := uint64(st.Nlink) // has 32 bits on arm64
 			m.bytes += (bytes + names - 1) / names
@@ -78,6 +79,7 @@ func (m *measurer) add(st *unix.Stat_t) {
 		}
 		m.linked[id] = struct{}{}
 	}
+
 	m.bytes += bytes
 	m.inodes++
 }
@@ -99,11 +101,13 @@ func Walk(ctx context.Context, dir *os.File, visit func(st *unix.Stat_t)) (compl
 	if err != nil {
 		return false, &fs.PathError{Op: "walk", Path: dir.Name(), Err: err}
 	}
+
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
 		return false, &fs.PathError{Op: "walk", Path: dir.Name(), Err: err}
 	}
+
 	w.dev, w.cur = st.Dev, &level{fd: fd, ino: st.Ino}
 	if err := w.run(); err != nil {
 		return false, fmt.Errorf("walk %s: %w", dir.Name(), err)
@@ -152,6 +156,7 @@ func (w *walker) run() error {
 			w.look(name, next)
 			continue
 		}
+
 		w.complete = w.complete && !w.cur.lost
 		if !w.up() {
 			return context.Cause(w.ctx)
@@ -166,16 +171,19 @@ func (w *walker) look(name string, next int64) {
 	if unix.Fstatat(w.cur.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Dev != w.dev {
 		return // it has gone, or is not of this file system
 	}
+
 	w.visit(&st)
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return
 	}
+
 	fd, err := openWalk(w.cur.fd, name)
 	if err != nil {
 		// What went away needs no counting.
 		w.complete = w.complete && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EXDEV))
 		return
 	}
+
 	if unix.Fstat(fd, &st) != nil {
 		unix.Close(fd)
 		return
@@ -214,6 +222,7 @@ func (w *walker) up() bool {
 		// are held are where they are.
 		w.complete, w.deep = false, nil
 	}
+
 	n := len(w.held)
 	if n == 0 {
 		return false
@@ -228,11 +237,13 @@ func (w *walker) parent(fd int, want place) (*level, bool) {
 	if err != nil {
 		return nil, false
 	}
+
 	var st unix.Stat_t
 	if unix.Fstat(up, &st) != nil || st.Dev != w.dev || st.Ino != want.ino {
 		unix.Close(up)
 		return nil, false
 	}
+
 	if _, err := unix.Seek(up, want.next, unix.SEEK_SET); err != nil {
 		unix.Close(up)
 		return nil, false
@@ -264,12 +275,14 @@ func (l *level) entry() (name string, next int64, ok bool) {
 				return name, next, true
 			}
 		}
+
 		if l.end {
 			return "", 0, false
 		}
 		if l.buf == nil {
 			l.buf = make([]byte, direntBatch)
 		}
+
 		n, err := unix.Getdents(l.fd, l.buf)
 		if err != nil || n <= 0 {
 			l.end, l.lost = true, err != nil && !errors.Is(err, unix.ENOENT) // of what was removed
@@ -287,11 +300,13 @@ func (l *level) decode() (name string, next int64, ok bool) {
 		l.rest = nil
 		return "", 0, false
 	}
+
 	size := int(binary.NativeEndian.Uint16(l.rest[2*inoLen:]))
 	if size < head || size > len(l.rest) {
 		l.rest = nil
 		return "", 0, false
 	}
+
 	next = int64(binary.NativeEndian.Uint64(l.rest[inoLen:]))
 	text, _, _ := bytes.Cut(l.rest[head:size], []byte{0})
 	l.rest = l.rest[size:]

@@ -31,15 +31,18 @@ func TestMeasureDeep(t *testing.T) {
 			must(t, os.Mkdir(dir+"/volume", 0o755))
 			inner := chain(t, dir+"/volume", tt.name, tt.depth, tt.bush)
 			must(t, unix.Mknodat(int(inner.Fd()), "hidden", unix.S_IFREG|0o600, 0))
+
 			want := uint64(tt.depth + 2)
 			if tt.bush > 0 {
 				want += 2 * uint64((tt.depth+tt.bush-1)/tt.bush)
 			}
+
 			before := openDescriptors(t)
 			limitDescriptors(t, maxDepth+16)
 			if u := measure(t, dir+"/volume"); u.Inodes != want || u.Partial {
 				t.Errorf("%+v, want %d inodes", u, want)
 			}
+
 			if after := openDescriptors(t); after > before+1 { // of openDir
 				t.Errorf("%d descriptors before, %d after", before, after)
 			}
@@ -64,6 +67,7 @@ func TestMeasureWide(t *testing.T) {
 		}
 		want += 1 + 2*dirs + files + uint64(strings.Count(prefix, "/"))
 	}
+
 	if u := measure(t, dir); u.Inodes != want || u.Partial {
 		t.Errorf("%+v, want %d inodes", u, want)
 	}
@@ -76,6 +80,7 @@ func TestMeasureLinks(t *testing.T) {
 	for i := range 9 {
 		must(t, os.Link(dir+"/a", fmt.Sprintf("%s/b%d", dir, i)))
 	}
+
 	if u := measure(t, dir); u.Inodes != 2 || u.Bytes < 1<<20 || u.Bytes > 1<<20+64<<10 {
 		t.Errorf("%+v", u)
 	}
@@ -88,6 +93,7 @@ func TestMeasureLinks(t *testing.T) {
 			m.add(&unix.Stat_t{Ino: i, Nlink: names, Blocks: 8, Mode: unix.S_IFREG})
 		}
 	}
+
 	if len(m.linked) > maxLinked {
 		t.Errorf("remembers %d files", len(m.linked))
 	}
@@ -117,10 +123,12 @@ func TestMeasureAgainstMoves(t *testing.T) {
 	deep := dir + "/in/" + strings.Repeat("d/", 2*maxDepth)
 	must(t, os.MkdirAll(deep+"x/y", 0o755))
 	must(t, os.MkdirAll(dir+"/elsewhere/x", 0o755))
+
 	for i := range 200 {
 		must(t, os.WriteFile(fmt.Sprintf("%sx/y/%d", deep, i), nil, 0o600))
 		must(t, os.WriteFile(fmt.Sprintf("%s/elsewhere/%d", dir, i), nil, 0o600))
 	}
+
 	whole := measure(t, dir+"/in")
 	stop := exchange(t, deep+"x", dir+"/elsewhere/x")
 	defer stop()

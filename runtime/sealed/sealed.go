@@ -49,11 +49,13 @@ func New(name string, fill func(*os.File) error) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make memfd: %w", err)
 	}
+
 	f := os.NewFile(uintptr(fd), name)
 	if err := fill(f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("write memfd: %w", err)
 	}
+
 	if err := Seal(fd); err != nil {
 		f.Close()
 		return nil, err

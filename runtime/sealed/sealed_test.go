@@ -15,16 +15,19 @@ func TestProgram(t *testing.T) {
 	if err := os.WriteFile(path, []byte("the program"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	f, err := Program("crisp-test", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	got := make([]byte, 20)
 	n, err := f.ReadAt(got, 0)
 	if string(got[:n]) != "the program" {
 		t.Errorf("got %q, %v", got[:n], err)
 	}
+
 	if _, err := f.WriteAt([]byte("another"), 0); !errors.Is(err, unix.EPERM) {
 		t.Errorf("write to it: got %v, want EPERM", err)
 	}
@@ -33,6 +36,7 @@ func TestProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer src.Close()
+
 	if !Is(f) || Is(src) {
 		t.Errorf("sealed: %t, its source: %t; want true, false", Is(f), Is(src))
 	}
@@ -48,20 +52,24 @@ func TestSealBusy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	f := os.NewFile(uintptr(fd), "crisp-test")
 	defer f.Close()
 	if _, err := f.WriteString("text"); err != nil {
 		t.Fatal(err)
 	}
+
 	held, err := unix.Mmap(fd, 0, 4, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("seal a file that is held: got %v, want EBUSY", err)
 	}
 	released := make(chan error, 1)
 	time.AfterFunc(100*time.Millisecond, func() { released <- unix.Munmap(held) })
+
 	if err := Seal(fd); err != nil || !Is(f) {
 		t.Errorf("got %v, sealed: %t", err, Is(f))
 	}

@@ -39,6 +39,7 @@ func newAction(name specs.LinuxSeccompAction, errno *uint) (action, error) {
 	default:
 		return 0, fmt.Errorf("%w: action %q", ErrInvalid, name)
 	}
+
 	if errno != nil {
 		return 0, fmt.Errorf("%w: action %s takes no error number", ErrInvalid, name)
 	}
@@ -80,6 +81,7 @@ func newFlags(names []specs.LinuxSeccompFlag) (uint32, error) {
 		// A profile that says nothing does not ask to slow the container down.
 		return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
 	}
+
 	var flags uint32
 	for _, name := range names {
 		switch name {
@@ -95,5 +97,6 @@ func newFlags(names []specs.LinuxSeccompFlag) (uint32, error) {
 			return 0, fmt.Errorf("%w: flag %q", ErrInvalid, name)
 		}
 	}
+
 	return flags, nil
 }

@@ -33,15 +33,18 @@ func (c *Cache) Compile(p *specs.LinuxSeccomp) (Filter, error) {
 	if ok {
 		return f, nil
 	}
+
 	f, err := Compile(p)
 	if err != nil {
 		return Filter{}, err
 	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.filters) >= maxCached {
 		clear(c.filters)
 	}
+
 	c.filters[key] = f
 	return f, nil
 }
@@ -54,6 +57,7 @@ func appendProfile(b []byte, p *specs.LinuxSeccomp) []byte {
 	if p.Flags == nil {
 		b = append(b, 1)
 	}
+
 	b = appendStrings(b, p.Flags)
 	b = binary.AppendUvarint(b, uint64(len(p.Syscalls)))
 	for _, s := range p.Syscalls {
@@ -67,6 +71,7 @@ func appendProfile(b []byte, p *specs.LinuxSeccomp) []byte {
 			b = binary.AppendUvarint(b, a.ValueTwo)
 		}
 	}
+
 	return b
 }
 

@@ -31,12 +31,14 @@ func TestCacheTellsProfilesApart(t *testing.T) {
 		func(p *specs.LinuxSeccomp) { p.Syscalls[0].Args = nil },
 		func(p *specs.LinuxSeccomp) { p.Syscalls = nil },
 	}
+
 	keys := map[string]int{}
 	for i, vary := range variants {
 		p := &specs.LinuxSeccomp{
 			DefaultAction: specs.ActErrno, DefaultErrnoRet: ptr(uint(1)),
 			Syscalls: []specs.LinuxSyscall{entry("read", specs.ActAllow, arg(0, specs.OpEqualTo, 1))},
 		}
+
 		vary(p)
 		key := string(appendProfile(nil, p))
 		if other, ok := keys[key]; ok {
@@ -52,10 +54,12 @@ func TestCache(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	again, err := c.Compile(RuntimeDefault(nil))
 	if err != nil || &first.Prog[0] != &again.Prog[0] {
 		t.Errorf("an equal profile was compiled again, %v", err)
 	}
+
 	other, err := c.Compile(RuntimeDefault([]string{"CAP_SYS_ADMIN"}))
 	if err != nil || slices.Equal(first.Prog, other.Prog) {
 		t.Errorf("another profile has the same filter, %v", err)
@@ -70,6 +74,7 @@ func TestCacheIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := NewCache()
 	var filters [4 * maxCached]Filter
 	var errs [len(filters)]error
@@ -83,6 +88,7 @@ func TestCacheIsBounded(t *testing.T) {
 		})
 	}
 	wg.Wait()
+
 	for i, f := range filters {
 		if errs[i] != nil {
 			t.Fatal(errs[i])
@@ -92,6 +98,7 @@ func TestCacheIsBounded(t *testing.T) {
 			t.Errorf("filter %d returns %#x, want %#x", i, got, want)
 		}
 	}
+
 	if len(c.filters) > maxCached {
 		t.Errorf("%d filters kept", len(c.filters))
 	}

@@ -46,18 +46,22 @@ func CompileFor(goarch string, p *specs.LinuxSeccomp) (Filter, error) {
 	if err != nil {
 		return Filter{}, err
 	}
+
 	abis, err := selectABIs(goarch, p.Architectures)
 	if err != nil {
 		return Filter{}, err
 	}
+
 	fallback, err := newAction(p.DefaultAction, p.DefaultErrnoRet)
 	if err != nil {
 		return Filter{}, fmt.Errorf("default action: %w", err)
 	}
+
 	rules, err := newRules(p.Syscalls)
 	if err != nil {
 		return Filter{}, err
 	}
+
 	prog := program(abis, rules, fallback)
 	if len(prog) > maxLength {
 		return Filter{}, fmt.Errorf("%w: %d instructions, limit %d", ErrTooLarge, len(prog), maxLength)
@@ -80,12 +84,14 @@ func newRules(entries []specs.LinuxSyscall) ([]rule, error) {
 		if len(e.Names) == 0 {
 			err = errors.Join(err, fmt.Errorf("%w: no names", ErrInvalid))
 		}
+
 		for _, c := range e.Args {
 			err = errors.Join(err, checkCondition(c))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("entry %d, %q: %w", i, e.Names, err)
 		}
+
 		if !repeatsArgument(e.Args) {
 			rules = append(rules, rule{e.Names, a, e.Args})
 			continue
@@ -94,6 +100,7 @@ func newRules(entries []specs.LinuxSyscall) ([]rule, error) {
 			rules = append(rules, rule{e.Names, a, []specs.LinuxSeccompArg{c}})
 		}
 	}
+
 	return rules, nil
 }
 
@@ -150,21 +157,25 @@ func rangesOf(a abi, rules []rule, fallback action) []numbers {
 		}
 		return numbers{action: fallback}
 	}
+
 	after := []uint32{0, unknown}
 	for nr := range starts {
 		after = append(after, nr+1)
 	}
+
 	for _, nr := range after {
 		if _, ok := starts[nr]; !ok {
 			starts[nr] = gap(nr)
 		}
 	}
+
 	var ranges []numbers
 	for _, nr := range slices.Sorted(maps.Keys(starts)) {
 		n := starts[nr]
 		n.first, n.wide = a.base+nr, a.wide
 		ranges = append(ranges, n)
 	}
+
 	return ranges
 }
 
@@ -180,17 +191,20 @@ func decide(a abi, rules []rule, fallback action) (decided map[uint32]numbers, u
 					unknown = max(unknown, nr+1)
 				}
 			}
+
 			via, selector, ok := a.multiplexed(name)
 			// The arguments proper are in memory, where no program can look.
 			// A rule about them may restrict the call made this way, not open it.
 			if !ok || len(r.conditions) > 0 && !r.action.stricterThan(fallback) {
 				continue
 			}
+
 			nr, _ := a.number(via)
 			selected := specs.LinuxSeccompArg{Index: 0, Value: selector, Op: specs.OpEqualTo}
 			add(decided, nr, check{[]specs.LinuxSeccompArg{selected}, r.action}, fallback)
 		}
 	}
+
 	return decided, unknown
 }
 

@@ -77,10 +77,12 @@ func TestOperators(t *testing.T) {
 				Architectures: []specs.Arch{specs.ArchX86},
 				Syscalls:      []specs.LinuxSyscall{entry("read", specs.ActAllow, tt.cond), entry("write", specs.ActAllow)},
 			})
+
 			abis := []abi{amd64, i386}
 			if tt.onlyWide {
 				abis = abis[:1]
 			}
+
 			for want, values := range map[action][]uint64{allow: tt.yes, eperm: tt.no} {
 				for _, v := range values {
 					for _, a := range abis {
@@ -172,11 +174,13 @@ func TestNewerCallsAreUnknown(t *testing.T) {
 			t.Errorf("%s: %#x, want %#x", tt.name, got, tt.want)
 		}
 	}
+
 	// A profile that names nothing knows no kernel.
 	empty := compile(t, "amd64", &specs.LinuxSeccomp{DefaultAction: specs.ActErrno})
 	if got := empty.run(t, event{arch: amd64.audit, nr: 9999}); got != eperm {
 		t.Errorf("empty profile: %#x, want %#x", got, eperm)
 	}
+
 	// Without x32 among the ABIs, its numbers are another ABI's.
 	plain := compile(t, "amd64", &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{entry("read", specs.ActAllow)}})
 	for nr, want := range map[uint32]action{x32Bit: killThread, math.MaxUint32 - 1: killThread, math.MaxUint32: noSuchCall} {
@@ -246,6 +250,7 @@ func TestMultiplexedCalls(t *testing.T) {
 	deny := compile(t, "amd64", &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: x86, Syscalls: []specs.LinuxSyscall{
 		entry("socket", specs.ActErrno, arg(0, specs.OpEqualTo, unix.AF_ALG)), entry("semop", specs.ActErrno),
 	}})
+
 	admit := compile(t, "amd64", &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Architectures: x86, Syscalls: []specs.LinuxSyscall{
 		entry("socket", specs.ActAllow, arg(0, specs.OpEqualTo, unix.AF_INET)), entry("connect", specs.ActAllow),
 	}})
@@ -305,6 +310,7 @@ func TestActions(t *testing.T) {
 				t.Errorf("%s: %#x, want %#x", tt.action, got, tt.want)
 			}
 		}
+
 		_, err = CompileFor("amd64", &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
 			{Names: []string{"read"}, Action: tt.action, ErrnoRet: tt.errno},
 		}})
@@ -363,6 +369,7 @@ func TestLength(t *testing.T) {
 		}
 		return p
 	}
+
 	m := compile(t, "amd64", profile(600))
 	for i := range 600 {
 		e := at(t, amd64, []string{"read", "write", "openat"}[i%3])
@@ -374,6 +381,7 @@ func TestLength(t *testing.T) {
 			t.Fatalf("rule %d: %#x", i, got)
 		}
 	}
+
 	if _, err := CompileFor("amd64", profile(900)); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("900 rules: %v, want ErrTooLarge", err)
 	}
@@ -451,6 +459,7 @@ func model(p *specs.LinuxSeccomp, a abi, name string, e event) action {
 			decided, found = act, true
 		}
 	}
+
 	// An unconditional rule further down wins, which the loop above returns.
 	if nr, _ := a.number(name); newest > 0 && nr >= newest && !fallback.permits() {
 		return noSuchCall
@@ -475,6 +484,7 @@ func holds(c specs.LinuxSeccompArg, v uint64, wide bool) bool {
 	if !wide {
 		v, x, y = uint64(uint32(v)), uint64(uint32(x)), uint64(uint32(y))
 	}
+
 	switch c.Op {
 	case specs.OpEqualTo:
 		return v == x

@@ -56,11 +56,13 @@ func tests(c specs.LinuxSeccompArg, wide bool) []test {
 	case specs.OpLessEqual: // not greater
 		op, yes, no = opGt, fail, pass
 	}
+
 	operand, mask := c.Value, ^uint64(0)
 	if c.Op == specs.OpMaskedEqual {
 		mask = c.Value
 		operand = c.ValueTwo & mask
 	}
+
 	var out []test
 	if wide && mask>>32 != 0 {
 		high := uint32(operand >> 32)
@@ -70,6 +72,7 @@ func tests(c specs.LinuxSeccompArg, wide bool) []test {
 		}
 		out = append(out, test{opEq, high, next, no})
 	}
+
 	out = append(out, load(c.Index, 0, uint32(mask))...)
 	return append(out, test{uint16(op), uint32(operand), yes, no})
 }
@@ -99,6 +102,7 @@ func lay(tests []test, distance int) []insn {
 		}
 		out = append(out, insn{code: t.code, jt: jump(t.jt), jf: jump(t.jf), k: t.k})
 	}
+
 	return out
 }
 

@@ -23,17 +23,20 @@ func RuntimeDefault(caps []string) *specs.LinuxSeccomp {
 		Architectures: defaultArches(),
 		Syscalls:      []specs.LinuxSyscall{{Names: strings.Fields(always), Action: specs.ActAllow}},
 	}
+
 	for _, g := range withCapability {
 		if slices.Contains(caps, g.capability) {
 			p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{Names: strings.Fields(g.calls), Action: specs.ActAllow})
 		}
 	}
+
 	if !slices.Contains(caps, "CAP_SYS_ADMIN") {
 		p.Syscalls = append(p.Syscalls, withoutNamespaces()...)
 	}
 	for _, persona := range personalities {
 		p.Syscalls = append(p.Syscalls, allowIf("personality", specs.OpEqualTo, persona, 0))
 	}
+
 	p.Syscalls = append(p.Syscalls, sockets()...)
 	return p
 }

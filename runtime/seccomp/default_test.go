@@ -22,6 +22,7 @@ func TestRuntimeDefault(t *testing.T) {
 		"admin":  compile(t, "amd64", forAMD64(RuntimeDefault(admin))),
 		"no cap": compile(t, "amd64", forAMD64(RuntimeDefault(nil))),
 	}
+
 	for _, tt := range []struct {
 		profile string
 		e       event
@@ -118,6 +119,7 @@ func TestDefaultNamesExist(t *testing.T) {
 	for _, g := range withCapability {
 		lists = append(lists, g.calls)
 	}
+
 	seen := map[string]bool{}
 	for _, list := range lists {
 		for _, name := range strings.Fields(list) {
@@ -127,11 +129,13 @@ func TestDefaultNamesExist(t *testing.T) {
 				_, _, multiplexed := a.multiplexed(name)
 				exists = exists || ok || multiplexed
 			}
+
 			if !exists {
 				t.Errorf("no ABI has %s", name)
 			}
 		}
 	}
+
 	for _, name := range strings.Fields(always) {
 		if seen[name] {
 			t.Errorf("%s is listed twice", name)

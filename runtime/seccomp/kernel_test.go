@@ -16,6 +16,7 @@ func TestKernelAcceptsDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -24,6 +25,7 @@ func TestKernelAcceptsDefault(t *testing.T) {
 			t.Error(err)
 			return
 		}
+
 		for name, tt := range map[string]struct {
 			call func() error
 			want error

@@ -58,10 +58,12 @@ func LoadFor(path string, caps []string) (*specs.LinuxSeccomp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read seccomp profile: %w", err)
 	}
+
 	kernel, err := host.Kernel()
 	if err != nil {
 		return nil, err
 	}
+
 	p, err := parseProfile(data, caps, kernel)
 	if err == nil {
 		_, err = Compile(p)
@@ -69,6 +71,7 @@ func LoadFor(path string, caps []string) (*specs.LinuxSeccomp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile %s: %w", path, err)
 	}
+
 	return p, nil
 }
 
@@ -93,21 +96,25 @@ func parseProfile(data []byte, caps []string, kernel host.Version) (*specs.Linux
 	if err := json.Unmarshal(data, &file); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+
 	abis, err := abisOf(runtime.GOARCH)
 	if err != nil {
 		return nil, err
 	}
+
 	p := file.LinuxSeccomp
 	for _, e := range file.ArchMap {
 		if e.Architecture == abis[0].arch {
 			p.Architectures = append(append(p.Architectures, e.Architecture), e.SubArchitectures...)
 		}
 	}
+
 	for i, e := range file.Syscalls {
 		applies, err := e.applies(caps, kernel)
 		if err != nil {
 			return nil, fmt.Errorf("entry %d: %w", i, err)
 		}
+
 		if !applies {
 			continue
 		}
@@ -116,6 +123,7 @@ func parseProfile(data []byte, caps []string, kernel host.Version) (*specs.Linux
 		}
 		p.Syscalls = append(p.Syscalls, e.LinuxSyscall)
 	}
+
 	return &p, nil
 }
 
@@ -126,10 +134,12 @@ func (e fileEntry) applies(caps []string, kernel host.Version) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+
 	excludesKernel, err := atLeast(kernel, e.Excludes.MinKernel)
 	if err != nil {
 		return false, err
 	}
+
 	has := func(name string) bool { return slices.Contains(caps, name) }
 	switch {
 	case len(e.Includes.Arches) > 0 && !slices.Contains(e.Includes.Arches, runtime.GOARCH),
@@ -140,6 +150,7 @@ func (e fileEntry) applies(caps []string, kernel host.Version) (bool, error) {
 		e.Excludes.MinKernel != "" && excludesKernel:
 		return false, nil
 	}
+
 	return true, nil
 }
 

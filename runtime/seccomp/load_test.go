@@ -76,10 +76,12 @@ func TestLoadDockerForm(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		var got []string
 		for _, s := range p.Syscalls {
 			got = append(got, s.Names...)
 		}
+
 		if !slices.Equal(got, tt.want) {
 			t.Errorf("capabilities %v: calls %v, want %v", tt.caps, got, tt.want)
 		}
@@ -109,6 +111,7 @@ func TestLoadRefuses(t *testing.T) {
 	if err := errors.Join(err, os.Truncate(sparse, 5<<30)); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, tt := range []struct {
 		path string
 		want error
@@ -141,6 +144,7 @@ func FuzzProfile(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+
 	f.Add(text)
 	f.Add([]byte(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["socket", "semop"], "action": "SCMP_ACT_ERRNO",
 		"args": [{"index": 5, "value": 18446744073709551615, "valueTwo": 1, "op": "SCMP_CMP_MASKED_EQ"}]}]}`))
@@ -149,11 +153,13 @@ func FuzzProfile(f *testing.F) {
 		if err != nil {
 			return
 		}
+
 		for _, goarch := range []string{"amd64", "arm64"} {
 			filter, err := CompileFor(goarch, p)
 			if err != nil {
 				continue
 			}
+
 			m := newTestMachine(t, filter)
 			for _, nr := range []uint32{0, 41, 359, x32Bit, 1 << 31} {
 				for _, a := range []abi{amd64, i386, arm64, arm} {

@@ -62,6 +62,7 @@ func allowOnly(audit uint32, c event) block {
 	mustBe := func(offset, value uint32) {
 		out = append(out, insn{code: opLoad, k: offset}, insn{code: opEq, k: value, jf: 1})
 	}
+
 	// The number comes first: of most calls nothing else is looked at.
 	mustBe(offsetNumber, c.nr)
 	mustBe(offsetArch, audit)
@@ -70,6 +71,7 @@ func allowOnly(audit uint32, c event) block {
 		mustBe(at, uint32(c.args[i]))
 		mustBe(at+highHalf, uint32(c.args[i]>>32))
 	}
+
 	out = append(out, insn{code: opRet, k: uint32(unix.SECCOMP_RET_ALLOW)})
 
 	for i := range out {
@@ -77,6 +79,7 @@ func allowOnly(audit uint32, c event) block {
 			out[i].jf = uint8(len(out) - 1 - i)
 		}
 	}
+
 	return out
 }
 

@@ -16,15 +16,18 @@ func TestPassLetsOnlyTheStartThrough(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	pass := Pass{0x0123456789abcdef, 0xfedcba9876543210}
 	prog, err := f.WithPass(pass)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	abis, err := abisOf(runtime.GOARCH)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	own, m := abis[0], must(newMachine(prog))(t)
 	permits := func(e event) bool {
 		a, err := m.run(e)
@@ -33,15 +36,18 @@ func TestPassLetsOnlyTheStartThrough(t *testing.T) {
 		}
 		return a.permits()
 	}
+
 	for _, e := range passCalls() {
 		e.arch = own.audit
 		if permits(e) {
 			t.Errorf("call %d is permitted without the pass", e.nr)
 		}
+
 		e.args[4], e.args[5] = pass[0], pass[1]
 		if !permits(e) {
 			t.Errorf("call %d is refused with the pass", e.nr)
 		}
+
 		for arg := 4; arg < 6; arg++ {
 			for bit := range 64 {
 				wrong := e
@@ -51,6 +57,7 @@ func TestPassLetsOnlyTheStartThrough(t *testing.T) {
 				}
 			}
 		}
+
 		for arg := range 2 {
 			other := e
 			other.args[arg] ^= unix.CLONE_NEWUSER
@@ -58,12 +65,14 @@ func TestPassLetsOnlyTheStartThrough(t *testing.T) {
 				t.Errorf("call %d is permitted with the pass and another argument %d", e.nr, arg)
 			}
 		}
+
 		foreign := e
 		foreign.arch = abis[len(abis)-1].audit
 		if permits(foreign) {
 			t.Errorf("call %d of another ABI is permitted", e.nr)
 		}
 	}
+
 	with := [6]uint64{4: pass[0], 5: pass[1]}
 	if permits(event{nr: unix.SYS_EXECVE, arch: own.audit, args: with}) {
 		t.Error("another call is permitted with the pass")

@@ -29,6 +29,7 @@ func newMachine(prog []byte) (machine, error) {
 	if !ok {
 		return machine{}, fmt.Errorf("%w: unknown instructions", ErrInvalid)
 	}
+
 	vm, err := bpf.NewVM(insns)
 	if err != nil {
 		return machine{}, fmt.Errorf("%w: %w", ErrInvalid, err)

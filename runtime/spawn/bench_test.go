@@ -28,6 +28,7 @@ func BenchmarkCompile(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+
 	for range 150 {
 		p.do("open", unix.SYS_OPENAT, num(unix.AT_FDCWD), str("/some/path/of/usual/length"), num(0), num(0))
 	}

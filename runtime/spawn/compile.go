@@ -35,11 +35,13 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*compiled, error
 	if len(files) != len(p.Inputs) {
 		return nil, fmt.Errorf("%s: %w: %d for %d inputs", p.Name, ErrInputs, len(files), len(p.Inputs))
 	}
+
 	for i, fd := range files {
 		if fd <= 2 {
 			return nil, fmt.Errorf("%s: %w: input %d is descriptor %d", p.Name, ErrInputs, i, fd)
 		}
 	}
+
 	text := opt.Text
 	if len(text.keep) == 0 {
 		var err error
@@ -55,9 +57,11 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*compiled, error
 		limit := c.words(opt.NoFile.Cur, opt.NoFile.Max)
 		c.prepare(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, addr(limit), 0)
 	}
+
 	for i := range p.Steps {
 		c.add(&p.Steps[i], int32(i), files)
 	}
+
 	// Last, when it is known what there is to keep.
 	c.forget(text)
 
@@ -92,6 +96,7 @@ func (c *compiled) begin(p *plan.Plan, files []int, sock int) {
 	m.clone.exitSignal = uint64(unix.SIGCHLD)
 	m.clone.pidfd = addrOf(&m.pidfd)
 	m.clone.stack, m.clone.stackSize = uint64(addr(stack)), stackSize
+
 	if p.Clone.Cgroup >= 0 {
 		m.clone.flags |= unix.CLONE_INTO_CGROUP
 		m.clone.cgroup = uint64(files[p.Clone.Cgroup])
@@ -139,6 +144,7 @@ func (c *compiled) prologue(files []int, opt Options) {
 		}
 		low = uintptr(fd) + 1
 	}
+
 	c.prepare(unix.SYS_CLOSE_RANGE, low, math.MaxUint32, 0)
 
 	c.prepare(unix.SYS_UMASK, 0)
@@ -166,10 +172,12 @@ func (c *compiled) ordinary() {
 		ioProcess = 1
 		schedSize = 48
 	)
+
 	all := make([]uint64, cpuWords)
 	for i := range all {
 		all[i] = math.MaxUint64
 	}
+
 	c.prepare(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(8*len(all)), addr(c.words(all...)))
 	// The policy SCHED_OTHER, nice 0.
 	c.prepare(unix.SYS_SCHED_SETATTR, 0, addr(c.words(schedSize, 0, 0, 0, 0, 0)), 0)

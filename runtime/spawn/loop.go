@@ -144,18 +144,21 @@ func (m *machine) step(o *op) {
 		}
 		return
 	}
+
 	a := o.args
 	for j := range a {
 		r := o.reg[j]
 		if r < 0 {
 			continue
 		}
+
 		if o.poke[j] != nil {
 			*o.poke[j] = uint32(m.regs[r])
 		} else {
 			a[j] = m.regs[r]
 		}
 	}
+
 	if o.sync {
 		m.tell(reportWaiting, uint32(o.index), 0)
 	}
@@ -163,10 +166,12 @@ func (m *machine) step(o *op) {
 		m.told = true // once for all places where a program may lie
 		m.tell(reportExec, uint32(o.index), 0)
 	}
+
 	r, _, e := syscall.RawSyscall6(o.call, a[0], a[1], a[2], a[3], a[4], a[5])
 	for e == unix.EINTR && o.sync {
 		r, _, e = syscall.RawSyscall6(o.call, a[0], a[1], a[2], a[3], a[4], a[5])
 	}
+
 	for n := 0; o.retry && e == unix.EAGAIN && n < plan.MaxRetries; n++ {
 		r, _, e = syscall.RawSyscall6(o.call, a[0], a[1], a[2], a[3], a[4], a[5])
 	}
@@ -179,12 +184,14 @@ func (m *machine) step(o *op) {
 				e = 0
 			}
 		}
+
 		if e != 0 && o.index != stepPrepare {
 			m.tell(reportFailed, uint32(o.index), uint32(e))
 			m.exit(exitFailed)
 		}
 		r = ^uintptr(0)
 	}
+
 	if o.sync && r != 1 {
 		m.exit(exitRefused)
 	}

@@ -257,6 +257,7 @@ func (l *layout) strs(list []string) uintptr {
 	if l.lists == nil {
 		l.lists = map[listKey]uintptr{}
 	}
+
 	l.lists[key] = addr(vec)
 	for i, s := range list {
 		binary.NativeEndian.PutUint64(vec[8*i:], uint64(l.str(s)))

@@ -154,6 +154,7 @@ func socketPair() (ours, childs *os.File, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+
 	err = unix.SetNonblock(pair[0], true)
 	if err == nil {
 		// The kernel tells with each report whose it is.
@@ -164,6 +165,7 @@ func socketPair() (ours, childs *os.File, err error) {
 		unix.Close(pair[1])
 		return nil, nil, err
 	}
+
 	return os.NewFile(uintptr(pair[0]), "child"), os.NewFile(uintptr(pair[1]), "parent"), nil
 }
 
@@ -184,6 +186,7 @@ func (c *Child) WriteIDMaps() error {
 			return c.fail("write "+m.name, err)
 		}
 	}
+
 	return nil
 }
 
@@ -290,6 +293,7 @@ func (c *Child) receive() (p packet, ended bool, err error) {
 			n, oobn, _, _, err = unix.Recvmsg(int(fd), buf[:], oob[:], unix.MSG_CMSG_CLOEXEC)
 			return err != unix.EAGAIN
 		})
+
 		switch {
 		case rerr != nil:
 			return packet{}, false, fmt.Errorf("%s: receive report: %w", c.plan.Name, rerr)
@@ -322,10 +326,12 @@ func parsePacket(b, oob []byte) packet {
 			p.pid = int(cred.Pid)
 			continue
 		}
+
 		fds, err := unix.ParseUnixRights(&msgs[i])
 		if err != nil {
 			continue
 		}
+
 		for _, fd := range fds {
 			p.drop()
 			p.fd = fd
@@ -339,6 +345,7 @@ func parsePacket(b, oob []byte) packet {
 		p.bad = fmt.Errorf("%w: %d bytes", ErrReport, len(b))
 		return p
 	}
+
 	for i, w := range []*uint32{&p.kind, &p.index, &p.value} {
 		*w = binary.NativeEndian.Uint32(b[4*i:])
 	}

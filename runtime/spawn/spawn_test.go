@@ -70,10 +70,12 @@ func (p *program) run(t testing.TB, opt Options) result {
 		t.Fatal(err)
 	}
 	defer r.Close()
+
 	files := make([]int, len(p.Inputs))
 	for i := range files {
 		files[i] = int(w.Fd())
 	}
+
 	c, err := Start(&p.Plan, files, opt)
 	w.Close()
 	if err != nil {
@@ -81,6 +83,7 @@ func (p *program) run(t testing.TB, opt Options) result {
 	}
 	defer c.Close()
 	defer unix.Close(c.PidFD)
+
 	if err := c.WriteIDMaps(); err != nil {
 		t.Error(err)
 	}
@@ -91,6 +94,7 @@ func (p *program) run(t testing.TB, opt Options) result {
 			res.err = err
 			break
 		}
+
 		res.events = append(res.events, ev)
 		if ev.Kind == Forked {
 			reap(t, res.pid)
@@ -105,6 +109,7 @@ func (p *program) run(t testing.TB, opt Options) result {
 			break
 		}
 	}
+
 	var out bytes.Buffer
 	if _, err := out.ReadFrom(r); err != nil {
 		t.Error(err)
@@ -167,11 +172,13 @@ func TestEveryStepFails(t *testing.T) {
 			} else {
 				p.do("getgid", unix.SYS_GETGID)
 			}
+
 			p.gate()
 			p.do("chdir", unix.SYS_CHDIR, str("/"))
 			p.shell("exit 9")
 			s := &p.Steps[bad]
 			s.Call, s.Args = unix.SYS_CHDIR, []plan.Arg{str("/no such folder")}
+
 			r := p.run(t, Options{})
 			var step *StepError
 			if !errors.As(r.err, &step) || step.Index != bad || step.Step != s.Name || step.Plan != p.Name || !errors.Is(r.err, unix.ENOENT) {
@@ -252,6 +259,7 @@ func TestGateHolds(t *testing.T) {
 			if forked {
 				p.fork()
 			}
+
 			p.gate()
 			p.do("mark", unix.SYS_OPENAT, num(unix.AT_FDCWD), str(marker), num(unix.O_CREAT|unix.O_RDWR), num(0o600))
 			p.do("exec", unix.SYS_EXECVE, str("/bin/true"), strs("true"), strs())
@@ -259,6 +267,7 @@ func TestGateHolds(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			pids := []int{c.Pid}
 			for {
 				ev, err := c.Next()
@@ -270,12 +279,14 @@ func TestGateHolds(t *testing.T) {
 				}
 				pids = append(pids, ev.Pid)
 			}
+
 			end(c)
 			for _, pid := range pids {
 				if s := reap(t, pid); s.ExitStatus() == 0 && pid == pids[len(pids)-1] {
 					t.Errorf("%s: child went on: %v", name, s)
 				}
 			}
+
 			if _, err := os.Stat(marker); err == nil {
 				t.Fatalf("%s: child passed the gate", name)
 			}
@@ -299,18 +310,22 @@ func TestCallerGoesOn(t *testing.T) {
 		}
 		return string(b)
 	}
+
 	before := score()
 	p := newProgram()
 	p.gate()
 	p.do("exec", unix.SYS_EXECVE, str("/bin/true"), strs("true"), strs())
+
 	c := p.atGate(t, Options{OOMScoreAdj: "321"})
 	if now := score(); now != before {
 		t.Errorf("own score became %q, was %q", now, before)
 	}
+
 	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.Pid)); err != nil || string(b) != "321\n" {
 		t.Errorf("child's score is %q, %v", b, err)
 	}
 	c.Abort()
+
 	if ev, err := c.Next(); err == nil {
 		t.Errorf("aborted child: %+v", ev)
 	}
@@ -329,6 +344,7 @@ func (p *program) atGate(t *testing.T, opt Options) *Child {
 		reap(t, c.Pid)
 		unix.Close(c.PidFD)
 	})
+
 	if ev, err := c.Next(); err != nil || ev.Kind != Waiting {
 		t.Fatalf("got %+v, %v", ev, err)
 	}
@@ -344,6 +360,7 @@ func TestStartWaitsForNoChild(t *testing.T) {
 	p.Inputs = append(p.Inputs, plan.Input{Name: "cgroup"})
 	p.Clone.Cgroup = 0
 	p.gate()
+
 	c, err := Start(&p.Plan, []int{int(group.Fd())}, Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -351,6 +368,7 @@ func TestStartWaitsForNoChild(t *testing.T) {
 	defer unix.Close(c.PidFD)
 	defer reap(t, c.Pid)
 	defer c.Close()
+
 	c.Abort()
 	if ev, err := c.Next(); !errors.Is(err, ErrDied) {
 		t.Errorf("aborted child: %+v, %v", ev, err)
@@ -364,6 +382,7 @@ func frozenGroup(t *testing.T) *os.File {
 	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
 		root += "/unified"
 	}
+
 	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
 		testkit.Skip(t, "cgroup version 2 mounted", "there is no group to be born in")
 	}
@@ -376,6 +395,7 @@ func frozenGroup(t *testing.T) *os.File {
 			t.Error(err)
 		}
 	})
+
 	if err := os.WriteFile(dir+"/cgroup.freeze", []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -384,6 +404,7 @@ func frozenGroup(t *testing.T) *os.File {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
+
 	return f
 }
 
@@ -397,16 +418,19 @@ func TestChildHasNoMemoryOfItsParent(t *testing.T) {
 	p := newProgram()
 	p.do("use", unix.SYS_CHDIR, str("/"))
 	p.gate()
+
 	c := p.atGate(t, Options{})
 
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", c.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", c.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -419,21 +443,25 @@ func TestChildHasNoMemoryOfItsParent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		switch {
 		case strings.HasPrefix(m.file, "[v"), m.file == self && m.access[1] != 'w':
 			continue
 		case m.file != "":
 			t.Errorf("the child has %s", line)
 		}
+
 		private += int(m.to - m.from)
 		content := make([]byte, m.to-m.from)
 		if _, err := memory.ReadAt(content, int64(m.from)); err != nil {
 			t.Fatal(err)
 		}
+
 		if bytes.Contains(content, secret[:31]) {
 			t.Errorf("the child has its parent's memory in %s", line)
 		}
 	}
+
 	if private != firstChunk {
 		t.Errorf("the child has %d bytes of its own, want the %d of its plan", private, firstChunk)
 	}
@@ -446,6 +474,7 @@ func TestCallerGoneBeforeExec(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	p.do("block", unix.SYS_OPENAT, num(unix.AT_FDCWD), str(fifo), num(unix.O_RDONLY), num(0))
 	p.do("exec", unix.SYS_EXECVE, str("/bin/true"), strs("true"), strs())
 	c, err := Start(&p.Plan, nil, Options{})
@@ -454,11 +483,13 @@ func TestCallerGoneBeforeExec(t *testing.T) {
 	}
 	defer unix.Close(c.PidFD)
 	c.Close()
+
 	w, err := os.OpenFile(fifo, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
+
 	if s := reap(t, c.Pid); s.ExitStatus() != exitRefused {
 		t.Errorf("status %v, want exit code %d", s, exitRefused)
 	}
@@ -555,16 +586,19 @@ func TestPassFD(t *testing.T) {
 func TestRegisterInMemory(t *testing.T) {
 	p := newProgram()
 	p.do("open", unix.SYS_OPENAT, num(unix.AT_FDCWD), str("/dev/null"), num(unix.O_RDONLY), num(0)).Save = 0
+
 	// A struct pollfd: the descriptor, then POLLIN.
 	p.do("poll", unix.SYS_PPOLL, plan.Arg{Kind: plan.ArgRegPtr, Int: 0, Bytes: []byte{0, 0, 0, 0, 1, 0}}, num(1), num(0), num(0)).Save = 1
 	p.do("duplicate", unix.SYS_DUP3, reg(0), reg(1), num(0)) // poll returned 1
 	p.do("is null", unix.SYS_READLINKAT, num(unix.AT_FDCWD), str("/proc/self/fd/1"), plan.Arg{Kind: plan.ArgBuf, Int: 64}, num(64))
 	p.Steps[len(p.Steps)-1].Want = []byte("/dev/null")
 	p.shell("echo ok")
+
 	if r := p.run(t, Options{}); r.err != nil || r.out != "ok\n" {
 		t.Errorf("got %+v", r)
 	}
 	p.Steps[3].Want = []byte("/dev/full")
+
 	if r := p.run(t, Options{}); !errors.Is(r.err, unix.EBADMSG) {
 		t.Errorf("unwanted result: error %v", r.err)
 	}
@@ -575,11 +609,13 @@ func TestConditions(t *testing.T) {
 	s := p.do("missing", unix.SYS_OPENAT, num(unix.AT_FDCWD), str("/no such file"), num(0), num(0))
 	s.Save, s.Ignore = 0, []syscall.Errno{unix.ENOENT}
 	p.do("there", unix.SYS_OPENAT, num(unix.AT_FDCWD), str("/dev/null"), num(0), num(0)).Save = 1
+
 	bad := []plan.Arg{str("/no such folder")}
 	for i, c := range []plan.Cond{plan.IfSet, plan.IfUnset} {
 		s := p.do("skipped", unix.SYS_CHDIR, bad...)
 		s.Cond, s.CondReg, s.Save = c, plan.Reg(i), 2
 	}
+
 	s = p.do("skipped after skipped", unix.SYS_CHDIR, bad...)
 	s.Cond, s.CondReg = plan.IfSet, 2
 	for i, c := range []plan.Cond{plan.IfUnset, plan.IfSet} {
@@ -589,6 +625,7 @@ func TestConditions(t *testing.T) {
 			s.Ignore = []syscall.Errno{unix.EBADF}
 		}
 	}
+
 	p.do("closed by both", unix.SYS_CLOSE, reg(1)).Ignore = nil
 	p.shell("exit 0")
 	r := p.run(t, Options{})
@@ -679,6 +716,7 @@ func TestManyAtOnce(t *testing.T) {
 				if j%2 == 1 {
 					p.fork()
 				}
+
 				p.gate()
 				want := fmt.Sprintf("%d-%d\n", i, j)
 				p.shell("printf '%s' '" + want + "'")
@@ -698,6 +736,7 @@ func TestForeignReports(t *testing.T) {
 	p.fork()
 	p.Steps[0].Exposed = true
 	p.shell("sleep 0.1; echo on")
+
 	for _, many := range []bool{false, true} {
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -705,19 +744,23 @@ func TestForeignReports(t *testing.T) {
 		}
 		defer r.Close()
 		defer w.Close()
+
 		prepared, err := Prepare(&p.Plan, []int{int(w.Fd())}, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		// As a process would that was given the child's end.
 		stolen, err := unix.Dup(int(prepared.childs.Fd()))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		c, err := prepared.Start()
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		forge := func(kind, value uint32, fds ...int) {
 			b := binary.NativeEndian.AppendUint32(nil, kind)
 			b = binary.NativeEndian.AppendUint32(b, 0)
@@ -726,26 +769,31 @@ func TestForeignReports(t *testing.T) {
 				t.Error(err)
 			}
 		}
+
 		forge(reportForked, 1)
 		forge(reportWaiting, 0)
 		forge(reportExec, 0)
 		forge(reportFailed, uint32(unix.EPERM), int(w.Fd()))
+
 		// What is no report at all is a foreign one, too.
 		if err := unix.Sendmsg(stolen, []byte{0}, nil, nil, 0); err != nil {
 			t.Error(err)
 		}
+
 		pids, last := []int{c.Pid}, error(nil)
 		for last == nil {
 			ev, err := c.Next()
 			if last = err; ev.Kind == Executed {
 				break
 			}
+
 			if ev.Kind != Forked {
 				if err == nil {
 					t.Errorf("event %+v", ev)
 				}
 				continue
 			}
+
 			pids = append(pids, ev.Pid)
 			for range 2 * maxForeign {
 				if many {
@@ -754,6 +802,7 @@ func TestForeignReports(t *testing.T) {
 			}
 			unix.Close(stolen)
 		}
+
 		if many != errors.Is(last, ErrReport) || many != (last != nil) {
 			t.Errorf("many = %v: error %v", many, last)
 		}
@@ -761,6 +810,7 @@ func TestForeignReports(t *testing.T) {
 			t.Errorf("processes %d", pids)
 		}
 		c.Close()
+
 		for _, pid := range pids {
 			reap(t, pid)
 		}

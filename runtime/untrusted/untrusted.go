@@ -61,6 +61,7 @@ func escape(text string, stays func(rune) bool) string {
 		}
 		i += size
 	}
+
 	return out.String()
 }
 

@@ -22,6 +22,7 @@ func TestForms(t *testing.T) {
 		if got := s.Text(100); got != tt.asText {
 			t.Errorf("Text of %q is %q, want %q", tt.text, got, tt.asText)
 		}
+
 		if got := s.Name(100); got != tt.asName {
 			t.Errorf("Name of %q is %q, want %q", tt.text, got, tt.asName)
 		}
@@ -44,6 +45,7 @@ func FuzzForms(f *testing.F) {
 				t.Errorf("%q becomes %q at most %d bytes long", a, got, limit)
 			}
 		}
+
 		const all = 1 << 30
 		if (a == b) != (Of(a).Name(all) == Of(b).Name(all)) {
 			t.Errorf("%q and %q become %q and %q", a, b, Of(a).Name(all), Of(b).Name(all))

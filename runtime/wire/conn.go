@@ -73,6 +73,7 @@ func (c *Conn) CheckPeer() error {
 	if err != nil {
 		return fmt.Errorf("identify peer: %w", err)
 	}
+
 	if int(cred.Uid) != os.Geteuid() {
 		return fmt.Errorf("%w: uid %d", ErrPeer, cred.Uid)
 	}
@@ -101,17 +102,20 @@ func (c *Conn) Send(seq uint32, m Message, files []int) error {
 	if len(w.Bytes())+headerSize > maxPacket || len(files) > maxFiles {
 		return fmt.Errorf("send packet: %w: %d bytes, %d files", ErrProtocol, len(w.Bytes()), len(files))
 	}
+
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
 	if err := c.file.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 		return fmt.Errorf("send packet: %w", err)
 	}
+
 	for len(files) > maxRights {
 		if err := c.sendPacket(typeMore, seq, nil, files[:maxRights]); err != nil {
 			return err
 		}
 		files = files[maxRights:]
 	}
+
 	return c.sendPacket(m.kind(), seq, w.Bytes(), files)
 }
 
@@ -121,6 +125,7 @@ func (c *Conn) sendPacket(typ byte, seq uint32, payload []byte, files []int) err
 	binary.LittleEndian.PutUint32(buf[1:], seq)
 	buf = append(buf, payload...)
 	var oob []byte
+
 	if len(files) > 0 {
 		oob = unix.UnixRights(files...)
 	}
@@ -133,6 +138,7 @@ func (c *Conn) sendPacket(typ byte, seq uint32, payload []byte, files []int) err
 			}
 		}
 	})
+
 	if werr != nil {
 		err = werr
 	}
@@ -149,18 +155,21 @@ func (c *Conn) Recv() (p Packet, err error) {
 		c.recvBuf = make([]byte, maxPacket)
 		c.recvOOB = make([]byte, unix.CmsgSpace(4*maxRights))
 	}
+
 	defer func() {
 		if err != nil {
 			CloseAll(p.Files)
 			p = Packet{}
 		}
 	}()
+
 	for first := true; ; first = false {
 		b, fds, err := c.recvPacket()
 		p.Files = append(p.Files, fds...)
 		if err != nil {
 			return p, err
 		}
+
 		if len(b) < headerSize || len(p.Files) > maxFiles {
 			return p, fmt.Errorf("receive packet: %w: %d bytes, %d files", ErrProtocol, len(b), len(p.Files))
 		}
@@ -168,6 +177,7 @@ func (c *Conn) Recv() (p Packet, err error) {
 		if !first && seq != p.Seq {
 			return p, fmt.Errorf("receive packet: %w: files without their message", ErrProtocol)
 		}
+
 		p.Seq = seq
 		if b[0] == typeMore {
 			continue
@@ -187,6 +197,7 @@ func (c *Conn) recvPacket() (b []byte, fds []int, err error) {
 			}
 		}
 	})
+
 	if rerr != nil { // the only cause, and not told by a sentinel
 		err = os.ErrClosed
 	}
@@ -196,6 +207,7 @@ func (c *Conn) recvPacket() (b []byte, fds []int, err error) {
 	case err != nil:
 		return nil, nil, fmt.Errorf("receive packet: %w", err)
 	}
+
 	if oobn > 0 {
 		fds, err = rights(c.recvOOB[:oobn])
 	}
@@ -207,6 +219,7 @@ func (c *Conn) recvPacket() (b []byte, fds []int, err error) {
 	case n == 0:
 		return nil, fds, io.EOF
 	}
+
 	return c.recvBuf[:n], fds, nil
 }
 

@@ -362,6 +362,7 @@ func decode(typ byte, payload []byte) (Message, error) {
 	default:
 		return nil, fmt.Errorf("%w: packet type %d", ErrProtocol, typ)
 	}
+
 	if err := r.Done(); err != nil {
 		return nil, fmt.Errorf("%w: packet type %d: %w", ErrProtocol, typ, err)
 	}
@@ -394,16 +395,19 @@ func NewFail(err error) Fail {
 	if len(f.Text) > maxText {
 		f.Text = f.Text[:maxText] + "..."
 	}
+
 	var step *spawn.StepError
 	if errors.As(err, &step) {
 		f.Step = step
 	}
+
 	for i, known := range codes() {
 		if errors.Is(err, known) {
 			f.Code = Code(i + 1)
 			break
 		}
 	}
+
 	return f
 }
 

@@ -45,11 +45,13 @@ func TestMessagesRoundTrip(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(got, m) {
 			t.Errorf("%T: got %+v, want %+v, error %v", m, got, m, err)
 		}
+
 		for n := range w.Bytes() {
 			if _, err := decode(m.kind(), w.Bytes()[:n]); !errors.Is(err, ErrProtocol) {
 				t.Errorf("%T cut to %d bytes: error %v", m, n, err)
 			}
 		}
+
 		if _, err := decode(m.kind(), append(w.Bytes(), 0)); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%T with a byte too many: error %v", m, err)
 		}
@@ -70,6 +72,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
+
 		var w pack.Writer
 		m.put(&w)
 		again, err := decode(m.kind(), w.Bytes())
@@ -86,12 +89,14 @@ func TestErrorsSurvive(t *testing.T) {
 			t.Errorf("%v became %v", sentinel, err)
 		}
 	}
+
 	step := &spawn.StepError{Plan: "start web", Index: 3, Step: "mount /proc", Err: unix.EPERM}
 	err := error(NewFail(step))
 	var got *spawn.StepError
 	if !errors.As(err, &got) || *got != *step || !errors.Is(err, unix.EPERM) || err.Error() != step.Error() {
 		t.Errorf("step became %v", err)
 	}
+
 	if err := NewFail(io.ErrUnexpectedEOF); errors.Unwrap(err) != nil {
 		t.Errorf("unknown error became %v", errors.Unwrap(err))
 	}
@@ -122,16 +127,19 @@ func TestFilesTravel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		fds := make([]int, n)
 		for i := range fds {
 			fds[i] = int(r.Fd())
 		}
+
 		sent := make(chan error, 1)
 		go func() { sent <- a.Send(7, Forget{ID: "web"}, fds) }()
 		p, err := b.Recv()
 		if err := errors.Join(err, <-sent); err != nil {
 			t.Fatal(err)
 		}
+
 		if p.Seq != 7 || p.Msg != (Forget{ID: "web"}) || len(p.Files) != n {
 			t.Errorf("%d files: got %d, sequence %d, %+v", n, len(p.Files), p.Seq, p.Msg)
 		}
@@ -140,6 +148,7 @@ func TestFilesTravel(t *testing.T) {
 				t.Fatalf("descriptor %d: flags %d, error %v", fd, flags, err)
 			}
 		}
+
 		CloseAll(p.Files)
 		r.Close()
 		w.Close()
@@ -182,20 +191,24 @@ func TestNonsenseLeaksNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		c, err := NewConn(pair[0])
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		before := openFDs(t)
 		sent := make(chan error, 1)
 		go func() { sent <- send(pair[1], unix.UnixRights(0, 0)) }()
 		if p, err := c.Recv(); !errors.Is(err, ErrProtocol) && !errors.Is(err, io.EOF) {
 			t.Errorf("%s: got %+v, error %v", name, p, err)
 		}
+
 		if now := openFDs(t); now > before {
 			t.Errorf("%s: %d descriptors more", name, now-before)
 		}
 		c.Close()
+
 		if err := <-sent; err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -209,6 +222,7 @@ func TestEnds(t *testing.T) {
 	if _, err := b.Recv(); err != io.EOF {
 		t.Errorf("receive: error %v, want EOF", err)
 	}
+
 	if err := b.Send(1, List{}, nil); !errors.Is(err, unix.EPIPE) {
 		t.Errorf("send: error %v", err)
 	}
@@ -216,6 +230,7 @@ func TestEnds(t *testing.T) {
 	c, _ := connPair(t)
 	go func() { _, err := c.Recv(); received <- err }()
 	c.Close()
+
 	if err := <-received; !errors.Is(err, os.ErrClosed) {
 		t.Errorf("receive on a closed connection: error %v", err)
 	}
@@ -241,11 +256,13 @@ func TestExitRecord(t *testing.T) {
 	if err != nil || got != want {
 		t.Errorf("got %+v, want %+v, error %v", got, want, err)
 	}
+
 	old := "crisp exit 1\nid web-1.x\nkind 2\npid 77\ncode 137\nsignal 9\nat 1234567890123456789\n"
 	want.OOMKills, want.Kind = 0, 2
 	if got, err := ParseRecord([]byte(old)); err != nil || got != want {
 		t.Errorf("of version 1: got %+v, want %+v, error %v", got, want, err)
 	}
+
 	for _, bad := range []string{"", "crisp exit 1\n", "crisp exit 2\n", string(want.Record()[:40])} {
 		if _, err := ParseRecord([]byte(bad)); !errors.Is(err, ErrRecord) {
 			t.Errorf("%q: error %v", bad, err)

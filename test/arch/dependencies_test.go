@@ -16,6 +16,7 @@ func TestDependenciesHaveReasons(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		var names []string
 		for _, m := range regexp.MustCompile(pattern).FindAllSubmatch(text, -1) {
 			names = append(names, string(m[1]))
@@ -23,6 +24,7 @@ func TestDependenciesHaveReasons(t *testing.T) {
 		slices.Sort(names)
 		return names
 	}
+
 	required := list("go.mod", `(?m)^\t(\S+) v\S+$`)
 	explained := list(filepath.Join("docs", "dependencies.md"), `(?m)^\| (\S+\.\S+) \| \S.*\|$`)
 	if len(required) < 10 || !slices.Equal(required, explained) {

@@ -41,6 +41,7 @@ func TestWalls(t *testing.T) {
 			t.Errorf("%s: a new top-level folder has no entry in the table of walls", f.path)
 			continue
 		}
+
 		for _, path := range f.imports() {
 			inside, ours := strings.CutPrefix(path, "crisp/")
 			if !ours || within(inside, walls[i].may...) || f.test && within(inside, "test/testkit") {
@@ -84,19 +85,23 @@ func TestKeeperIsSmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	deps := strings.Fields(string(out))
 	if !slices.Contains(deps, "crisp/runtime/keeper") {
 		t.Fatalf("the keeper does not import its own package, but %q", deps)
 	}
+
 	for _, dep := range deps {
 		if !within(dep, "crisp/runtime", "crisp/cmd/crisp-keeper", "golang.org/x/sys/unix", "github.com/opencontainers/runtime-spec/specs-go") {
 			t.Errorf("crisp-keeper depends on %s", dep)
 		}
 	}
+
 	out, err = exec.Command("go", "list", "-C", top, "-deps", "./cmd/crisp-keeper").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, heavy := range []string{"net/http", "text/template", "html/template", "crypto/tls"} {
 		if slices.Contains(strings.Fields(string(out)), heavy) {
 			t.Errorf("crisp-keeper depends on %s", heavy)

@@ -19,20 +19,24 @@ func TestPackagesAreListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	_, list, ok := strings.Cut(string(text), heading)
 	if !ok {
 		t.Fatalf("docs/architecture.md has no heading %q", strings.TrimSpace(heading))
 	}
+
 	missing := map[string]bool{}
 	for _, f := range sources(t) {
 		missing[f.dir] = true
 	}
+
 	for _, m := range listed.FindAllStringSubmatch(list, -1) {
 		if !missing[m[1]] {
 			t.Errorf("docs/architecture.md lists %s, which is no package, or is there twice", m[1])
 		}
 		delete(missing, m[1])
 	}
+
 	for dir := range missing {
 		t.Errorf("docs/architecture.md does not list %s", dir)
 	}

@@ -25,6 +25,7 @@ func TestProgramsInheritNothing(t *testing.T) {
 			if !ok {
 				return true
 			}
+
 			s, ok := call.Fun.(*ast.SelectorExpr)
 			if ok && (slices.Contains(starts, s.Sel.Name) || commands && len(call.Args) == 0 && slices.Contains(ofCommands, s.Sel.Name)) {
 				t.Errorf("%s:%d: %s starts a program that inherits what is this process's: use runtime/ordinary", f.path, f.line(call.Pos()), s.Sel.Name)

@@ -48,6 +48,7 @@ func TestSentinelsHaveCodes(t *testing.T) {
 			return true
 		})
 	}
+
 	if len(ruled) == 0 {
 		t.Fatal("cri/rules.go has no rules")
 	}
@@ -74,6 +75,7 @@ func sentinels(f *ast.File) []string {
 		if !ok {
 			continue
 		}
+
 		for _, spec := range gen.Specs {
 			if v, ok := spec.(*ast.ValueSpec); ok {
 				for _, name := range v.Names {
@@ -84,5 +86,6 @@ func sentinels(f *ast.File) []string {
 			}
 		}
 	}
+
 	return names
 }

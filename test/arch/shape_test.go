@@ -28,6 +28,7 @@ func TestLengths(t *testing.T) {
 		if f.test {
 			limit, funcLimit = longestTestFile, longestTest
 		}
+
 		if lines := f.line(f.ast.FileEnd); lines > limit && longFiles[f.path] == "" && !ast.IsGenerated(f.ast) {
 			t.Errorf("%s has %d lines, more than %d", f.path, lines, limit)
 		}
@@ -57,15 +58,18 @@ func TestPackageDocs(t *testing.T) {
 		if f.ast.Doc == nil {
 			continue
 		}
+
 		docs[f.dir] = append(docs[f.dir], f.path)
 		want := "Package " + name + " "
 		if name == "main" {
 			want = "Command "
 		}
+
 		if !strings.HasPrefix(f.ast.Doc.Text(), want) {
 			t.Errorf("%s: the package's comment does not begin with %q", f.path, want)
 		}
 	}
+
 	for dir, files := range docs {
 		if len(files) != 1 {
 			t.Errorf("%s: want one file with a package comment, have %d: %s", dir, len(files), strings.Join(files, ", "))
@@ -117,14 +121,17 @@ func TestBanned(t *testing.T) {
 			if !ok {
 				return true
 			}
+
 			pkg, ok := sel.X.(*ast.Ident)
 			if !ok {
 				return true
 			}
+
 			name := pkg.Name + "." + sel.Sel.Name
 			if sel.Sel.Name == "RemoveAll" && pkg.Name != "rootpath" {
 				name = "os.RemoveAll" // of an os.Root too
 			}
+
 			if b, ok := banned[name]; ok && !within(f.dir, b.may...) {
 				t.Errorf("%s:%d: %s: %s", f.path, f.line(sel.Pos()), name, b.instead)
 			}
@@ -144,15 +151,18 @@ func TestErrorTexts(t *testing.T) {
 			if !ok || len(call.Args) == 0 {
 				return true
 			}
+
 			sel, ok := call.Fun.(*ast.SelectorExpr)
 			if !ok || sel.Sel.Name != "Errorf" && sel.Sel.Name != "New" {
 				return true
 			}
+
 			if lit, ok := call.Args[0].(*ast.BasicLit); ok && lit.Kind == token.STRING {
 				if text, err := strconv.Unquote(lit.Value); err == nil && strings.Contains(text, "failed to") {
 					t.Errorf("%s:%d: an error says it failed by being one: %q", f.path, f.line(lit.Pos()), text)
 				}
 			}
+
 			return true
 		})
 	}

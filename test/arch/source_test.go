@@ -38,6 +38,7 @@ func sources(t *testing.T) []file {
 			}
 			return nil
 		}
+
 		if !strings.HasSuffix(path, ".go") {
 			return nil
 		}
@@ -45,6 +46,7 @@ func sources(t *testing.T) []file {
 		if err != nil {
 			return err
 		}
+
 		rel, err := filepath.Rel(top, path)
 		all = append(all, file{rel, filepath.Dir(rel), strings.HasSuffix(path, "_test.go"), parsed, fset})
 		return err
@@ -52,6 +54,7 @@ func sources(t *testing.T) []file {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if len(all) < 100 {
 		t.Fatalf("found only %d files: the test looks in the wrong place", len(all))
 	}

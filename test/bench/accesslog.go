@@ -43,10 +43,12 @@ func (l *accessLog) read() (sum int64, err error) {
 		return 0, err
 	}
 	defer f.Close()
+
 	text, err := io.ReadAll(io.NewSectionReader(f, l.at, 1<<30))
 	if err != nil {
 		return 0, err
 	}
+
 	l.at += int64(len(text))
 	for line := range strings.Lines(string(text)) {
 		size, ok, err := answered(line)
@@ -57,6 +59,7 @@ func (l *accessLog) read() (sum int64, err error) {
 			sum += size
 		}
 	}
+
 	return sum, nil
 }
 

@@ -98,6 +98,7 @@ func (b *bench) run(ctx context.Context) error {
 		if _, err := t.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: image}); err != nil {
 			return fmt.Errorf("%s: pull %s: %w", t.name, b.opt.image, err)
 		}
+
 		c := b.client(t, func(string, time.Duration) {})
 		for range 3 { // to warm up
 			if err := b.live(ctx, c); err != nil {
@@ -105,6 +106,7 @@ func (b *bench) run(ctx context.Context) error {
 			}
 		}
 	}
+
 	var errs []error
 	for _, p := range phases() {
 		if !strings.Contains(","+b.opt.phases+",", ","+p.name+",") {
@@ -117,6 +119,7 @@ func (b *bench) run(ctx context.Context) error {
 			}
 		}
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -129,6 +132,7 @@ func (b *bench) round(ctx context.Context, p phase, round int) error {
 		b.failed = append(b.failed, err.Error())
 		errs = append(errs, err)
 	}
+
 	for i := range b.targets {
 		if p.each == nil {
 			break
@@ -136,16 +140,19 @@ func (b *bench) round(ctx context.Context, p phase, round int) error {
 		if round%2 == 1 {
 			i = len(b.targets) - 1 - i
 		}
+
 		t := b.targets[i]
 		if err := p.each(b, ctx, t, round); err != nil {
 			failed(err)
 		}
 	}
+
 	if p.once != nil && b.plugins != nil {
 		if err := p.once(b, ctx, round); err != nil {
 			failed(err)
 		}
 	}
+
 	inventory.Descendants(os.Getpid()) // reaps what has fallen to this process
 	load := loadAverage()
 	b.loads = append(b.loads, load)

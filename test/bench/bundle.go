@@ -35,6 +35,7 @@ func (b *bench) bundle(ctx context.Context, round int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+
 	all, err := b.subjects(ctx, dir)
 	defer func() {
 		for _, s := range all {
@@ -43,6 +44,7 @@ func (b *bench) bundle(ctx context.Context, round int) (err error) {
 			}
 		}
 	}()
+
 	if err != nil {
 		return err
 	}
@@ -55,6 +57,7 @@ func (b *bench) bundle(ctx context.Context, round int) (err error) {
 			b.samples.add(Sample{bundlePhase, s.name, round, 0, ranBundle, milliseconds(time.Since(began)), "ms"})
 		}
 	}
+
 	return nil
 }
 
@@ -64,14 +67,17 @@ func (b *bench) subjects(ctx context.Context, dir string) ([]subject, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	crisp, err := cache.Crisp()
 	if err != nil {
 		return nil, err
 	}
+
 	goProgram, err := cache.Tool("nothing")
 	if err != nil {
 		return nil, err
 	}
+
 	path := func(name string) string { return filepath.Join(dir, name) }
 	program := goProgram
 	floor := []subject{command("unshare -pmniuf true", nil, "unshare", "-pmniuf", "true"), command("a Go program", nil, goProgram)}
@@ -84,23 +90,28 @@ func (b *bench) subjects(ctx context.Context, dir string) ([]subject, error) {
 	if err := writeBundle(path("bundle"), program, b.cgroupParent+"/bundle"); err != nil {
 		return nil, err
 	}
+
 	daemons, err := newKept(ctx, path("state"), filepath.Join(filepath.Dir(crisp), "crisp-keeper"), path("bundle"))
 	if err != nil {
 		return nil, err
 	}
+
 	peers, err := filepath.Abs(b.opt.peers)
 	if err != nil {
 		return nil, err
 	}
+
 	others := []subject{
 		command("runc run", nil, filepath.Join(peers, "runc"), "--root", path("runc"), "run", "--bundle", path("bundle"), "bundle"),
 		command("crun run", []string{"LD_LIBRARY_PATH=" + filepath.Join(peers, "crun", "lib")},
 			filepath.Join(peers, "crun", "crun"), "--root", path("crun"), "run", "--bundle", path("bundle"), "bundle"),
 	}
+
 	all := []subject{
 		{"crisp, its keeper running", daemons.run, daemons.end},
 		command("crisp run", nil, crisp, "run", path("bundle")),
 	}
+
 	for _, s := range append(others, floor...) {
 		if err := s.run(ctx); err != nil {
 			b.note(bundlePhase, fmt.Sprintf("%s does not work here: %v.", s.name, err))
@@ -108,6 +119,7 @@ func (b *bench) subjects(ctx context.Context, dir string) ([]subject, error) {
 		}
 		all = append(all, s)
 	}
+
 	return all, nil
 }
 

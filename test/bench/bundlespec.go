@@ -19,6 +19,7 @@ func writeBundle(dir, program, cgroup string) error {
 	if err != nil {
 		return err
 	}
+
 	caps := []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"}
 	config, err := json.Marshal(specs.Spec{
 		Version: "1.0.2",
@@ -55,6 +56,7 @@ func writeBundle(dir, program, cgroup string) error {
 	if err != nil {
 		return err
 	}
+
 	return errors.Join(os.MkdirAll(root, 0o755), os.WriteFile(filepath.Join(root, "program"), data, 0o755),
 		os.WriteFile(filepath.Join(dir, "config.json"), config, 0o644))
 }

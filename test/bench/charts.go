@@ -22,11 +22,13 @@ func (b *bench) charts() []chart {
 			chart{"calls.svg", "Calls, one client: from the median (dot) to the 99th percentile, ms", (*bench).callsChart},
 			chart{"ready.svg", "Share of pods that are ready after so many ms, one client", (*bench).readyChart})
 	}
+
 	grows := func(file, title, name string, divisor, low float64) {
 		if len(b.samples.of(key{"growth", name, 10}, ours)) > 0 || len(b.samples.of(key{"growth", name, networked}, ours)) > 0 {
 			all = append(all, chart{file, title, func(b *bench, title string) []byte { return b.growthChart(title, name, divisor, low) }})
 		}
 	}
+
 	grows("memory.svg", "Memory of all the runtime's processes (PSS, MiB) with so many pods", "PSS", 1024, 10)
 	grows("lists.svg", "ListPodSandbox (median, ms) with so many pods, one more being stuck", "ListPodSandbox"+whileStuck, 1, 0.1)
 	grows("restart.svg", "Restart until ready (median, ms) with so many pods", "restart", 1, 10)
@@ -62,6 +64,7 @@ func (b *bench) callsChart(title string) []byte {
 			}
 		}
 	}
+
 	x := logScale(low, high, left, right)
 	height := 70 + row*float64(len(keys))
 	d := newDrawing(right+50, height, title)
@@ -69,6 +72,7 @@ func (b *bench) callsChart(title string) []byte {
 		d.line(x(tick), 45, x(tick), height-25, "#ddd", 1)
 		d.text(x(tick), height-8, "middle", fmt.Sprintf("%g", tick))
 	}
+
 	for i, k := range keys {
 		y := 60 + float64(i)*row
 		d.text(left-10, y+4, "end", k.name)
@@ -82,6 +86,7 @@ func (b *bench) callsChart(title string) []byte {
 			d.dot(from, at, s.color)
 		}
 	}
+
 	d.legend(len(shown))
 	return d.end()
 }
@@ -94,10 +99,12 @@ func (b *bench) readyChart(title string) []byte {
 		theirs: b.samples.of(key{"serial", "pod ready", 0}, theirs).whole(),
 		alone:  b.samples.of(key{"serial", "CNI ADD", 0}, alone).whole(),
 	}
+
 	high := 1.0
 	for _, v := range curves {
 		high = max(high, quantile(v, 1))
 	}
+
 	high = math.Ceil(high/100) * 100
 	x := func(v float64) float64 { return left + v/high*(right-left) }
 	y := func(share float64) float64 { return bottom - share*(bottom-top) }
@@ -108,6 +115,7 @@ func (b *bench) readyChart(title string) []byte {
 		d.text(left-8, y(share)+4, "end", fmt.Sprintf("%.0f%%", share*100))
 		d.text(x(high*share), bottom+20, "middle", fmt.Sprintf("%.0f", high*share))
 	}
+
 	for _, s := range shown {
 		var points []point
 		for i, v := range curves[s.name] {
@@ -116,6 +124,7 @@ func (b *bench) readyChart(title string) []byte {
 		}
 		d.curve(points, s.color)
 	}
+
 	d.legend(len(shown))
 	return d.end()
 }
@@ -127,12 +136,14 @@ func (b *bench) growthChart(title, name string, divisor, low float64) []byte {
 	values := func(size int, runtime string) float64 {
 		return quantile(b.samples.of(key{"growth", name, size}, runtime).whole(), 0.5) / divisor
 	}
+
 	high := low * 10
 	for _, size := range sizes[1:] {
 		for _, s := range shown {
 			high = max(high, values(size, s.name))
 		}
 	}
+
 	x, rise := logScale(1, float64(sizes[len(sizes)-1]), left, right), logScale(low, high, 0, bottom-top)
 	y := func(v float64) float64 { return bottom - rise(max(v, low)) }
 	d := newDrawing(right+50, bottom+45, title)
@@ -140,6 +151,7 @@ func (b *bench) growthChart(title, name string, divisor, low float64) []byte {
 		d.line(left, y(tick), right, y(tick), "#ddd", 1)
 		d.text(left-8, y(tick)+4, "end", fmt.Sprintf("%g", tick))
 	}
+
 	for _, size := range sizes[1:] {
 		d.text(x(float64(size)), bottom+20, "middle", fmt.Sprint(size))
 	}
@@ -150,11 +162,13 @@ func (b *bench) growthChart(title, name string, divisor, low float64) []byte {
 				points = append(points, point{x(float64(size)), y(v)})
 			}
 		}
+
 		d.curve(points, s.color)
 		for _, p := range points {
 			d.dot(p.x, p.y, s.color)
 		}
 	}
+
 	d.legend(2)
 	return d.end()
 }

@@ -32,6 +32,7 @@ func (b *bench) clients(ctx context.Context, t *target, round int) error {
 			pods[i], err = c.start(ctx, names[i])
 			return err
 		})
+
 		if err == nil {
 			err = together(n, len(pods), func(i int) error { return c.settle(ctx, pods[i]) })
 		}
@@ -41,6 +42,7 @@ func (b *bench) clients(ctx context.Context, t *target, round int) error {
 		if err == nil {
 			err = b.crowd(streamed, t.name, round, n, func(i int) error { return c.execStream(ctx, pods[i]) })
 		}
+
 		err = errors.Join(err, b.crowd(removed, t.name, round, n, func(i int) error {
 			if pods[i] == nil {
 				return nil
@@ -63,6 +65,7 @@ func (b *bench) clientsFloor(ctx context.Context, round int) error {
 			detach[i], err = b.plugins.attach(ctx, record)
 			return err
 		})
+
 		err = errors.Join(err, b.crowd(removed, alone, round, n, func(i int) error {
 			if detach[i] == nil {
 				return nil
@@ -104,6 +107,7 @@ func together(n, total int, do func(i int) error) error {
 		next <- i
 	}
 	close(next)
+
 	errs := make([]error, n)
 	var wg sync.WaitGroup
 	for worker := range n {
@@ -114,5 +118,6 @@ func together(n, total int, do func(i int) error) error {
 		})
 	}
 	wg.Wait()
+
 	return errors.Join(errs...)
 }

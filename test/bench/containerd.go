@@ -72,34 +72,41 @@ func newContainerd(ctx context.Context, l *lab.Lab, bin, pluginDir string) (_ *c
 	if err != nil {
 		return nil, nil, err
 	}
+
 	cache, err := lab.Find()
 	if err != nil {
 		return nil, nil, err
 	}
+
 	plugins, err := cache.Plugins()
 	if err != nil {
 		return nil, nil, err
 	}
+
 	c := &containerd{dir: filepath.Join(l.Dir, "containerd"), bin: bin, before: inventory.Cgroups(defaultParent)}
 	if err := os.MkdirAll(c.dir, 0o711); err != nil {
 		return nil, nil, err
 	}
+
 	config := fmt.Sprintf(containerdConfig, c.path("root"), c.path("state"), c.path("sock"), c.path("ttrpc"),
 		filepath.Join(l.Dir, "certs.d"), plugins, filepath.Join(l.Dir, "net.d"), filepath.Join(bin, "runc"), pluginDir)
 	if err := os.WriteFile(c.path("config.toml"), []byte(config), 0o644); err != nil {
 		return nil, nil, err
 	}
+
 	retry := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, MaxDelay: 5 * time.Millisecond, Multiplier: 1}, MinConnectTimeout: startTime}
 	c.conn, err = grpc.NewClient("unix://"+c.path("sock"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(retry))
 	if err != nil {
 		return nil, nil, err
 	}
+
 	c.runtime = runtimeapi.NewRuntimeServiceClient(c.conn)
 	t := &target{
 		name: theirs, endpoint: "unix://" + c.path("sock"), runtime: c.runtime, images: runtimeapi.NewImageServiceClient(c.conn), daemon: c,
 		// Not its pauses: the test image's is larger than the one on nodes.
 		programs: []string{"containerd", "containerd-shim-runc-v2", "runc"},
 	}
+
 	if err := c.Start(ctx); err != nil {
 		return nil, nil, errors.Join(err, c.Close(context.WithoutCancel(ctx)))
 	}
@@ -115,6 +122,7 @@ func (c *containerd) Start(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
+
 	ready := func() bool {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
@@ -124,6 +132,7 @@ func (c *containerd) Start(ctx context.Context) (err error) {
 	if err := c.proc.WaitUntil(ctx, startTime, ready); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
+
 	return nil
 }
 

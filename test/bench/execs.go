@@ -25,6 +25,7 @@ func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 		b.note("execs", "The programs of a runtime that is not ours to start are not known.")
 		return nil
 	}
+
 	c := b.client(t, func(string, time.Duration) {})
 	p, err := c.start(ctx, b.name())
 	defer func() { err = errors.Join(err, c.remove(context.WithoutCancel(ctx), p)) }()
@@ -34,6 +35,7 @@ func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 	if err != nil {
 		return err
 	}
+
 	add := func(name string, value float64, unit string) {
 		b.samples.add(Sample{"execs", t.name, round, 0, name, value, unit})
 	}
@@ -47,6 +49,7 @@ func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 		add(name, sum, "KiB")
 		return sum, err
 	}
+
 	if _, err := b.runCommands(ctx, c, p, warmUp, callTime); err != nil {
 		return err
 	}
@@ -54,6 +57,7 @@ func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 	if err != nil {
 		return err
 	}
+
 	began, done := time.Now(), 0
 	after := before
 	for _, name := range []string{sizeHalf, sizeAfter} {
@@ -66,12 +70,14 @@ func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 			return err
 		}
 	}
+
 	add("commands", float64(done), "commands")
 	add(executed, float64(done)/(time.Since(began)-2*time.Second).Seconds(), "1/s")
 	add(sizeGrowth, (after/before-1)*100, "%")
 	if done < b.opt.execs/2*2 {
 		b.note("execs", fmt.Sprintf("%s ran fewer than %d commands in the %v that it had.", t.name, b.opt.execs, b.opt.execTime))
 	}
+
 	return nil
 }
 

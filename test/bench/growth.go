@@ -48,6 +48,7 @@ func (b *bench) growth(ctx context.Context, t *target, round int) (err error) {
 			return fmt.Errorf("%d pods: %w", size, err)
 		}
 	}
+
 	return nil
 }
 
@@ -90,6 +91,7 @@ func (g *grown) burden(ctx context.Context) error {
 			return err
 		}
 	}
+
 	if err := g.weigh(); err != nil {
 		return err
 	}
@@ -106,6 +108,7 @@ func (g *grown) burden(ctx context.Context) error {
 	if n == networked || n == 300 {
 		return g.restart(ctx)
 	}
+
 	return nil
 }
 
@@ -119,11 +122,13 @@ func (g *grown) weigh() error {
 	if err != nil {
 		return err
 	}
+
 	sum := 0
 	for _, name := range slices.Sorted(maps.Keys(pss)) {
 		sum += pss[name]
 		g.add("PSS "+name, float64(pss[name]), "KiB")
 	}
+
 	if sum > 0 {
 		g.add("PSS", float64(sum), "KiB")
 	}
@@ -131,10 +136,12 @@ func (g *grown) weigh() error {
 	if err != nil {
 		return err
 	}
+
 	if len(g.pods) == 0 {
 		g.kernel = kernel
 		return nil
 	}
+
 	g.add("kernel memory, beyond that of 0 pods", float64(kernel-g.kernel), "KiB")
 	if charged, ok := chargedMemory(g.cgroupParent); ok && g.cgroupParent != "" {
 		g.add("kernel memory charged to the pods' cgroups", float64(charged), "KiB")
@@ -149,6 +156,7 @@ func (g *grown) restart(ctx context.Context) error {
 		g.note("growth", "A runtime that is not ours to start is not restarted.")
 		return nil
 	}
+
 	if err := g.t.daemon.Stop(); err != nil {
 		return err
 	}
@@ -164,6 +172,7 @@ func (g *grown) restart(ctx context.Context) error {
 			}
 			ready = isReady(s.GetStatus())
 		}
+
 		r, err := c.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{
 			Filter: &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}},
 		})

@@ -37,23 +37,28 @@ func (g *grown) spend(what string, meanwhile func() error) error {
 	if err != nil {
 		return err
 	}
+
 	all, err := busy()
 	if err != nil {
 		return err
 	}
+
 	began := time.Now()
 	if err := meanwhile(); err != nil {
 		return err
 	}
+
 	took := time.Since(began).Seconds()
 	allAfter, err := busy()
 	if err != nil {
 		return err
 	}
+
 	ownAfter, err := g.t.cpu()
 	if err != nil {
 		return err
 	}
+
 	if len(g.t.programs) > 0 {
 		g.add("CPU of the runtime, "+what, milliseconds(ownAfter-own)/took, "ms in each s")
 	}
@@ -69,6 +74,7 @@ func (g *grown) probe(ctx context.Context) error {
 	errs := make([]error, probes)
 	tick := time.NewTicker(time.Second / probesPerSecond)
 	defer tick.Stop()
+
 	var wg sync.WaitGroup
 	for i := range probes {
 		wg.Go(func() {
@@ -79,5 +85,6 @@ func (g *grown) probe(ctx context.Context) error {
 		<-tick.C
 	}
 	wg.Wait()
+
 	return errors.Join(errs...)
 }

@@ -30,6 +30,7 @@ func newKept(ctx context.Context, state, binary, bundle string) (*kept, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	k := &kept{}
 	if k.spec, err = plan.ReadOCI(config, bundle); err != nil {
 		return nil, err
@@ -40,6 +41,7 @@ func newKept(ctx context.Context, state, binary, bundle string) (*kept, error) {
 	if err := os.Mkdir(state, 0o700); err != nil {
 		return nil, err
 	}
+
 	if k.keeper, err = keeperclient.Connect(ctx, state, binary); err != nil {
 		return nil, err
 	}
@@ -58,20 +60,24 @@ func (k *kept) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, group.Kill(ctx), group.Remove(ctx)) }()
+
 	entry, err := group.Entry()
 	if err != nil {
 		return err
 	}
 	defer entry.Close()
+
 	held := launch.Held(entry.Files())
 	options := plan.Options{
 		Name: "start bundle", CgroupV2: entry.Unified != nil, CgroupTasks: len(entry.Tasks), Hierarchies: k.cgroups.Hierarchies(),
 	}
+
 	started, err := k.l.Container(ctx, "bundle", k.spec, options, held, nil, nil, nil)
 	if err != nil {
 		return err
 	}
 	defer started.Close()
+
 	select {
 	case exit := <-k.keeper.Events():
 		if exit.Code != 0 {
@@ -80,5 +86,6 @@ func (k *kept) run(ctx context.Context) (err error) {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+
 	return k.keeper.Forget(ctx, "bundle")
 }

@@ -75,15 +75,18 @@ func (k kind) push(ctx context.Context, registry string) error {
 			return err
 		}
 	}
+
 	config, err := image.ConfigFile()
 	if err != nil {
 		return err
 	}
+
 	config = config.DeepCopy()
 	config.OS, config.Architecture = "linux", runtime.GOARCH
 	if image, err = mutate.ConfigFile(image, config); err != nil {
 		return err
 	}
+
 	ref, err := name.ParseReference(registry+"/"+k.name+":latest", name.Insecure)
 	if err != nil {
 		return err
@@ -112,6 +115,7 @@ func (k kind) archive(n int, out io.Writer) error {
 	if n >= k.changed {
 		seed++
 	}
+
 	random := rand.NewChaCha8([32]byte{byte(n), byte(k.layers), byte(k.size >> 8), byte(k.size >> 16), k.pack[0], byte(seed)})
 	w := tar.NewWriter(out)
 	chunk := make([]byte, min(k.size, 1<<20))
@@ -122,6 +126,7 @@ func (k kind) archive(n int, out io.Writer) error {
 				return err
 			}
 		}
+
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("%s/file%d", dir, i), Mode: 0o644, Size: int64(k.size)}); err != nil {
 			return err
 		}
@@ -135,5 +140,6 @@ func (k kind) archive(n int, out io.Writer) error {
 			}
 		}
 	}
+
 	return w.Close()
 }

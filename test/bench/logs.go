@@ -45,16 +45,19 @@ func (b *bench) logLines(ctx context.Context, t *target, round, length int) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+
 	c := b.client(t, func(string, time.Duration) {})
 	c.shape = func(p *runtimeapi.PodSandboxConfig, container *runtimeapi.ContainerConfig) {
 		p.LogDirectory, container.LogPath = dir, "log"
 		container.Command[2] = fmt.Sprintf(logScript, strings.Repeat("x", length-1), chunk, b.opt.logged)
 	}
+
 	p, err := c.start(ctx, b.name())
 	defer func() { err = errors.Join(err, c.removePod(context.WithoutCancel(ctx), p)) }()
 	if err != nil {
 		return err
 	}
+
 	if err := c.settle(ctx, p); err != nil {
 		return err
 	}
@@ -62,19 +65,23 @@ func (b *bench) logLines(ctx context.Context, t *target, round, length int) (err
 	if err != nil {
 		return err
 	}
+
 	began := time.Now()
 	if err := c.execute(ctx, p, "touch", "/go"); err != nil {
 		return err
 	}
+
 	log, size := filepath.Join(dir, "log"), int64(b.opt.logged)*chunk
 	ended, err := waitForLog(ctx, log, size)
 	if err != nil {
 		return err
 	}
+
 	after, err := t.cpu()
 	if err != nil {
 		return err
 	}
+
 	lines, err := countLines(log)
 	if want := int(size) / length; err == nil && lines != want {
 		err = fmt.Errorf("the log has %d lines, want %d", lines, want)
@@ -82,12 +89,14 @@ func (b *bench) logLines(ctx context.Context, t *target, round, length int) (err
 	if err != nil {
 		return err
 	}
+
 	add := func(name string, value float64, unit string) {
 		b.samples.add(Sample{"logs", t.name, round, length, name, value, unit})
 	}
 	seconds := ended.Sub(began).Seconds()
 	add("throughput", float64(size)/1e6/seconds, "MB/s")
 	add("lines", float64(lines)/seconds, "lines/s")
+
 	if len(t.programs) > 0 {
 		add("CPU of the runtime", milliseconds(after-before)/(float64(size)/1e6), "ms for each MB")
 	}
@@ -104,6 +113,7 @@ func waitForLog(ctx context.Context, path string, size int64) (grew time.Time, e
 		if err != nil {
 			return grew, err
 		}
+
 		if now := info.Size(); now != last {
 			last, grew = now, time.Now()
 		}
@@ -115,6 +125,7 @@ func waitForLog(ctx context.Context, path string, size int64) (grew time.Time, e
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+
 	return grew, ctx.Err()
 }
 
@@ -124,6 +135,7 @@ func countLines(path string) (n int, err error) {
 		return 0, err
 	}
 	defer f.Close()
+
 	buffer := make([]byte, 1<<20)
 	for {
 		got, err := f.Read(buffer)

@@ -14,6 +14,7 @@ func TestWaitForLog(t *testing.T) {
 	if err := os.WriteFile(path, []byte(strings.Repeat("line\n", 100)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	began, grown := time.Now(), make(chan error, 1)
 	go func() {
 		time.Sleep(50 * time.Millisecond)
@@ -24,10 +25,12 @@ func TestWaitForLog(t *testing.T) {
 		}
 		grown <- err
 	}()
+
 	at, err := waitForLog(t.Context(), path, 505)
 	if err := errors.Join(err, <-grown); err != nil {
 		t.Fatal(err)
 	}
+
 	if took := at.Sub(began); took < 50*time.Millisecond || time.Since(at) < 300*time.Millisecond {
 		t.Errorf("the log grew last after %v, at the wrong time", took)
 	}

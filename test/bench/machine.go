@@ -27,25 +27,30 @@ func (b *bench) machine(ctx context.Context, w *bytes.Buffer, began time.Time) {
 			model = strings.TrimSpace(value)
 		}
 	}
+
 	cgroups := "v1"
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
 		cgroups = "v2"
 	}
+
 	var versions []string
 	for _, t := range b.targets {
 		versions = append(versions, t.version)
 	}
+
 	if b.opt.peers != "" && b.opt.endpoint == "" {
 		out, _ := exec.CommandContext(ctx, filepath.Join(b.opt.peers, "runc"), "--version").Output()
 		first, _, _ := strings.Cut(string(out), "\n")
 		versions = append(versions, first)
 	}
+
 	// What follows a dash is of one build, which nobody else can have.
 	release, _, _ := strings.Cut(unix.ByteSliceToString(uts.Release[:]), "-")
 	loads := slices.Sorted(slices.Values(b.loads))
 	fmt.Fprintf(w, "%s, %d rounds of %d pods in turns, %.0f minutes.\n", began.UTC().Format("2 January 2006, 15:04 UTC"), b.opt.rounds, b.opt.samples, time.Since(began).Minutes())
 	fmt.Fprintf(w, "%s; %s.\n", strings.Join(versions, ", "), runtime.Version())
 	fmt.Fprintf(w, "%d × %s, %d MB, Linux %s, cgroup %s.\n", runtime.NumCPU(), model, uint64(info.Totalram)*uint64(info.Unit)>>20, release, cgroups)
+
 	if b.dir != "" {
 		fmt.Fprintf(w, "The runtimes' data is on %s.\n", fileSystem(b.dir))
 	}
@@ -58,6 +63,7 @@ func fileSystem(dir string) string {
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return "an unknown file system"
 	}
+
 	switch fs.Type {
 	case unix.EXT4_SUPER_MAGIC:
 		return "ext4"
@@ -68,5 +74,6 @@ func fileSystem(dir string) string {
 	case unix.TMPFS_MAGIC:
 		return "tmpfs"
 	}
+
 	return fmt.Sprintf("a file system of type %#x", fs.Type)
 }

@@ -66,18 +66,21 @@ func main() {
 	flag.StringVar(&o.publish, "publish", "", "put report and charts into this `folder` of documentation too")
 	flag.StringVar(&o.phases, "phases", strings.Join(phaseNames(), ","), "what to measure")
 	flag.BoolVar(&o.full, "full", false, "everything at full size: an hour or more")
+
 	scale := flag.Float64("scale", 0, "the size of the images to pull, 1 being full; decided by -full if 0")
 	pods := flag.Int("pods", 0, "how many pods there are at most; decided by -full if 0")
 	flag.IntVar(&o.rounds, "rounds", 6, "how many rounds of the first phase; others have fewer")
 	flag.IntVar(&o.samples, "n", 12, "how many pods in a round of the first phase")
 	flag.Parse()
 	o.amounts = usual
+
 	if o.full {
 		o.amounts = full
 	}
 	if *scale > 0 {
 		o.scale = *scale
 	}
+
 	if *pods > 0 {
 		o.most = *pods
 	}
@@ -85,6 +88,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench: a container runtime needs root")
 		os.Exit(1)
 	}
+
 	measure := func() int {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
@@ -94,6 +98,7 @@ func main() {
 		}
 		return 0
 	}
+
 	if o.endpoint != "" {
 		os.Exit(measure())
 	}
@@ -106,6 +111,7 @@ func measure(ctx context.Context, o options) (err error) {
 		return err
 	}
 	b := &bench{opt: o}
+
 	if o.endpoint != "" {
 		conn, err := grpc.NewClient(o.endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
@@ -120,6 +126,7 @@ func measure(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
+
 	began := time.Now()
 	err = b.run(ctx)
 	if len(b.samples.all) == 0 {
@@ -138,6 +145,7 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 		}
 		return errors.Join(errs...)
 	}
+
 	if b.stuck, err = newStuckPlugin(); err != nil {
 		return closeAll, err
 	}
@@ -146,16 +154,19 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 	if err != nil {
 		return closeAll, err
 	}
+
 	closers = append(closers, l.Close)
 	b.cgroupParent, b.dir = "/"+l.Name, l.Dir
 	if b.cgroups, err = newPodCgroups(b.cgroupParent); err != nil {
 		return closeAll, err
 	}
+
 	closers = append(closers, func(context.Context) error { return b.cgroups.close() })
 	b.targets = []*target{{
 		name: ours, endpoint: l.Endpoint, runtime: l.Runtime, images: l.Images, daemon: l,
 		programs: []string{"crisp", "crisp-keeper"},
 	}}
+
 	if b.opt.peers != "" {
 		c, t, err := newContainerd(ctx, l, b.opt.peers, b.stuck.dir)
 		if err != nil {
@@ -164,6 +175,7 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 		closers = append(closers, c.Close)
 		b.targets = append(b.targets, t)
 	}
+
 	if b.plugins, err = newPlugins(ctx, l); err != nil {
 		return closeAll, err
 	}
@@ -172,6 +184,7 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 	if err != nil {
 		return closeAll, err
 	}
+
 	if b.pulls, err = newPullImages(ctx, l, out, b.opt.scale); err != nil {
 		return closeAll, err
 	}

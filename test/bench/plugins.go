@@ -42,10 +42,12 @@ func (p *plugins) attach(ctx context.Context, record func(string, time.Duration)
 	if err := holder.Start(); err != nil {
 		return nil, err
 	}
+
 	a := network.Attachment{
 		ID: fmt.Sprintf("floor-%d", holder.Process.Pid), NetNS: fmt.Sprintf("/proc/%d/ns/net", holder.Process.Pid),
 		Name: "floor", Namespace: "bench", UID: "floor",
 	}
+
 	detach = func() error {
 		began := time.Now()
 		err := p.network.Detach(context.WithoutCancel(ctx), a)
@@ -54,6 +56,7 @@ func (p *plugins) attach(ctx context.Context, record func(string, time.Duration)
 		_ = holder.Wait() // it was killed
 		return err
 	}
+
 	began := time.Now()
 	if _, err := p.network.Attach(ctx, a); err != nil {
 		return nil, errors.Join(err, detach())

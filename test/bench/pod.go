@@ -60,6 +60,7 @@ func (c *client) start(ctx context.Context, name string) (*pod, error) {
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
 		},
 	}}
+
 	container := &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
 		Image:    &runtimeapi.ImageSpec{Image: c.image},
@@ -69,6 +70,7 @@ func (c *client) start(ctx context.Context, name string) (*pod, error) {
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: namespaces},
 		},
 	}
+
 	if c.shape != nil {
 		c.shape(p.config, container)
 	}
@@ -79,6 +81,7 @@ func (c *client) start(ctx context.Context, name string) (*pod, error) {
 		}
 		p.group, p.config.Linux.CgroupParent = group, group.Path()
 	}
+
 	return p, c.timed(ctx, "pod ready", func(ctx context.Context) error { return c.makeReady(ctx, p, container) })
 }
 
@@ -92,6 +95,7 @@ func (c *client) makeReady(ctx context.Context, p *pod, container *runtimeapi.Co
 	if err != nil {
 		return err
 	}
+
 	err = c.timed(ctx, "CreateContainer", func(ctx context.Context) error {
 		r, err := c.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: container, SandboxConfig: p.config})
 		p.container = r.GetContainerId()
@@ -100,6 +104,7 @@ func (c *client) makeReady(ctx context.Context, p *pod, container *runtimeapi.Co
 	if err != nil {
 		return err
 	}
+
 	return c.timed(ctx, "StartContainer", func(ctx context.Context) error {
 		_, err := c.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: p.container})
 		return err
@@ -147,10 +152,12 @@ func (c *client) execStream(ctx context.Context, p *pod) error {
 		if err != nil {
 			return err
 		}
+
 		u, err := url.Parse(r.Url)
 		if err != nil {
 			return err
 		}
+
 		session, err := remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, u)
 		if err != nil {
 			return err
@@ -192,6 +199,7 @@ func (c *client) removePod(ctx context.Context, p *pod) error {
 	if p.group == nil {
 		return nil
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	return p.group.Remove(ctx)

@@ -30,6 +30,7 @@ func parseStat(line string) (p process, err error) {
 	if p.parent, err = strconv.Atoi(f[1]); err != nil {
 		return p, err
 	}
+
 	for _, field := range f[11:15] { // utime, stime, cutime, cstime
 		ticks, err := strconv.ParseInt(field, 10, 64)
 		if err != nil {
@@ -37,6 +38,7 @@ func parseStat(line string) (p process, err error) {
 		}
 		p.cpu += time.Duration(ticks) * tick
 	}
+
 	return p, nil
 }
 
@@ -46,18 +48,21 @@ func descendants() ([]process, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	children := map[int][]process{}
 	for _, file := range files {
 		line, err := os.ReadFile(file)
 		if err != nil {
 			continue // it has ended meanwhile
 		}
+
 		p, err := parseStat(string(line))
 		if err != nil {
 			return nil, err
 		}
 		children[p.parent] = append(children[p.parent], p)
 	}
+
 	var all []process
 	for next := []int{os.Getpid()}; len(next) > 0; next = next[1:] {
 		for _, p := range children[next[0]] {
@@ -65,6 +70,7 @@ func descendants() ([]process, error) {
 			next = append(next, p.pid)
 		}
 	}
+
 	return all, nil
 }
 
@@ -136,6 +142,7 @@ func parseBusy(text string) (time.Duration, error) {
 	if len(f) < 9 || f[0] != "cpu" {
 		return 0, fmt.Errorf("read the processors' times: %.60q", line)
 	}
+
 	var sum time.Duration
 	for i, field := range f[1:9] {
 		if i == 3 || i == 4 { // idle, and waiting for a disk
@@ -147,6 +154,7 @@ func parseBusy(text string) (time.Duration, error) {
 		}
 		sum += time.Duration(ticks) * tick
 	}
+
 	return sum, nil
 }
 
@@ -183,6 +191,7 @@ func chargedIn(root, cgroup string) (size int, ok bool) {
 		}
 		return 0, false
 	}
+
 	text, err = os.ReadFile(filepath.Join(root, "memory", cgroup, "memory.kmem.usage_in_bytes"))
 	if err != nil {
 		return 0, false

@@ -59,14 +59,17 @@ func TestChargedMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if _, ok := chargedIn(root, "/none"); ok {
 		t.Error("a group that is not there has memory")
 	}
 	write("memory/one/memory.kmem.usage_in_bytes", "4096\n")
+
 	if got, ok := chargedIn(root, "/one"); !ok || got != 4 {
 		t.Errorf("version 1: got %d, %t", got, ok)
 	}
 	write("two/memory.stat", "anon 1\nkernel 8192\nkernel_stack 5\n")
+
 	if got, ok := chargedIn(root, "/two"); !ok || got != 8 {
 		t.Errorf("version 2: got %d, %t", got, ok)
 	}

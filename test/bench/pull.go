@@ -36,24 +36,29 @@ func newPullImages(ctx context.Context, l *lab.Lab, cache string, scale float64)
 	if err != nil {
 		return nil, err
 	}
+
 	binary, err := found.Tool("registry")
 	if err != nil {
 		return nil, err
 	}
+
 	storage := filepath.Join(cache, fmt.Sprintf("images-%g", scale))
 	if _, err := os.Stat(storage); err != nil {
 		if err := makeImages(ctx, binary, cache, storage, scale); err != nil {
 			return nil, fmt.Errorf("make images to pull: %w", err)
 		}
 	}
+
 	work, certs := filepath.Join(l.Dir, "bench-registry"), filepath.Join(l.Dir, "certs.d", pullHost)
 	if err := errors.Join(os.MkdirAll(work, 0o755), os.MkdirAll(certs, 0o755)); err != nil {
 		return nil, err
 	}
+
 	registry, err := lab.StartRegistry(ctx, lab.RegistryOptions{Binary: binary, Storage: storage, Work: work, AccessLog: true})
 	if err != nil {
 		return nil, err
 	}
+
 	hosts := fmt.Sprintf("server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", registry.Addr)
 	if err := os.WriteFile(filepath.Join(certs, "hosts.toml"), []byte(hosts), 0o644); err != nil {
 		return nil, errors.Join(err, registry.Close())
@@ -67,10 +72,12 @@ func makeImages(ctx context.Context, binary, work, storage string, scale float64
 	if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
 		return err
 	}
+
 	registry, err := lab.StartRegistry(ctx, lab.RegistryOptions{Binary: binary, Storage: fresh, Work: work, Writable: true})
 	if err != nil {
 		return err
 	}
+
 	for _, k := range slices.Concat(kinds(scale), crowded(scale)) {
 		fmt.Println("make an image:", k.name)
 		err := k.push(ctx, registry.Addr)
@@ -81,6 +88,7 @@ func makeImages(ctx context.Context, binary, work, storage string, scale float64
 			return errors.Join(err, registry.Close())
 		}
 	}
+
 	return errors.Join(registry.Close(), os.Rename(fresh, storage))
 }
 
@@ -91,6 +99,7 @@ func (b *bench) pull(ctx context.Context, t *target, round int) error {
 		b.note("pull", "A runtime that is not ours to start does not know our registry.")
 		return nil
 	}
+
 	c := b.client(t, b.recorder("pull", t.name, round, 0))
 	for _, k := range kinds(b.opt.scale) {
 		err := b.pullOne(ctx, c, round, k.text, k.name)
@@ -103,6 +112,7 @@ func (b *bench) pull(ctx context.Context, t *target, round int) error {
 			return err
 		}
 	}
+
 	return b.pullMany(ctx, c, round)
 }
 
@@ -119,6 +129,7 @@ func (b *bench) pullOne(ctx context.Context, c *client, round int, what string, 
 	if err != nil {
 		return err
 	}
+
 	asked, err := b.pulls.log.read()
 	b.samples.add(Sample{trafficPhase, c.name, round, 0, what, float64(asked) / 1e6, "MB"})
 	return err
@@ -131,6 +142,7 @@ func (b *bench) pullMany(ctx context.Context, c *client, round int) error {
 	for _, k := range crowded(b.opt.scale) {
 		names = append(names, k.name)
 	}
+
 	size := crowded(b.opt.scale)[0].size * 4 >> 20
 	for _, p := range []struct {
 		what   string
@@ -147,6 +159,7 @@ func (b *bench) pullMany(ctx context.Context, c *client, round int) error {
 			return err
 		}
 	}
+
 	return nil
 }
 

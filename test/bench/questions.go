@@ -42,6 +42,7 @@ func (g *grown) stickPod(ctx context.Context) (release func() error, err error) 
 	if err := g.stuck.hold(); err != nil {
 		return nil, err
 	}
+
 	name, started := g.name(), make(chan error, 1)
 	var p *pod
 	go func() {
@@ -49,10 +50,12 @@ func (g *grown) stickPod(ctx context.Context) (release func() error, err error) 
 		p, err = c.start(ctx, name)
 		started <- err
 	}()
+
 	release = func() error {
 		err := errors.Join(g.stuck.release(), <-started, g.stuck.clear())
 		return errors.Join(err, c.removePod(context.WithoutCancel(ctx), p))
 	}
+
 	if err := g.stuck.waitUntilHeld(ctx, started); err != nil {
 		return nil, errors.Join(err, release())
 	}
@@ -69,6 +72,7 @@ func (g *grown) questions(ctx context.Context, when string, stuck int) error {
 		}
 		return wantCount(got, n, err)
 	}
+
 	for i := range asked {
 		p := g.pods[i%n]
 		for _, q := range []struct {
@@ -113,6 +117,7 @@ func (g *grown) questions(ctx context.Context, when string, stuck int) error {
 			}
 		}
 	}
+
 	return nil
 }
 

@@ -54,6 +54,7 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 	b.verdicts(&w)
 	b.section(&w, "serial", 0, "One client", "Milliseconds.")
 	b.startsSection(&w)
+
 	for _, n := range crowds {
 		b.section(&w, "clients", n, fmt.Sprintf("%d clients", n), fmt.Sprintf("Milliseconds, and things done in a second by all of them, of %d.", n*podsEach))
 	}
@@ -64,10 +65,12 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 		}
 		b.section(&w, "growth", n, fmt.Sprintf("%d pods running", n), text)
 	}
+
 	b.notesOf(&w, "growth")
 	b.section(&w, "pull", 0, "Pulls", "Milliseconds, from a registry on loopback.")
 	b.notesOf(&w, "pull")
 	b.section(&w, trafficPhase, 0, "Asked of the registry", "MB of its answers in each of these pulls.")
+
 	for _, n := range lineLengths {
 		b.section(&w, "logs", n, fmt.Sprintf("Logs, lines of %d bytes", n), fmt.Sprintf("One container that writes %d MiB as fast as it can.", b.opt.logged))
 	}
@@ -75,18 +78,21 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 	b.notesOf(&w, "execs")
 	b.section(&w, "critest", 0, "critest -benchmark", "Milliseconds, as critest measures them.")
 	b.notesOf(&w, "critest")
+
 	if charts := b.charts(); len(charts) > 0 {
 		fmt.Fprintf(&w, "\n### Charts\n\n")
 		for _, c := range charts {
 			fmt.Fprintf(&w, "![%s](performance/%s)\n", c.title, c.file)
 		}
 	}
+
 	if len(b.failed) > 0 {
 		fmt.Fprintf(&w, "\n### Failures\n\n")
 		for _, f := range b.failed {
 			fmt.Fprintf(&w, "- %s\n", f)
 		}
 	}
+
 	return w.Bytes()
 }
 

@@ -22,6 +22,7 @@ func TestVerdicts(t *testing.T) {
 	} {
 		b.samples.add(s)
 	}
+
 	var w bytes.Buffer
 	b.verdicts(&w)
 	for _, want := range []string{
@@ -34,6 +35,7 @@ func TestVerdicts(t *testing.T) {
 			t.Errorf("want %s in:\n%s", want, w.String())
 		}
 	}
+
 	if strings.Contains(w.String(), "CreateContainer") {
 		t.Error("a verdict about what was not measured")
 	}
@@ -44,15 +46,18 @@ func TestReplaceReport(t *testing.T) {
 	if err := os.WriteFile(path, []byte("before\n"+reportBegins+"old\n"+reportEnds+"after\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	for range 2 {
 		if err := replaceReport(path, []byte("new\n")); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	got, err := os.ReadFile(path)
 	if want := "before\n" + reportBegins + "new\n" + reportEnds + "after\n"; err != nil || string(got) != want {
 		t.Errorf("got %q, %v", got, err)
 	}
+
 	if err := os.WriteFile(path, []byte("no place"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -66,6 +71,7 @@ func TestChartsAreXML(t *testing.T) {
 	b.samples.add(Sample{Phase: "growth", Runtime: ours, Load: 10, Name: "PSS", Value: 40000})
 	b.samples.add(Sample{Phase: "growth", Runtime: ours, Load: 10, Name: "restart", Value: 0})
 	b.samples.add(Sample{Phase: "serial", Runtime: theirs, Name: "CNI ADD", Value: 3})
+
 	if got := len(b.charts()); got != 4 {
 		t.Errorf("got %d charts, want those of calls, pods, memory and restarts", got)
 	}
@@ -76,6 +82,7 @@ func TestChartsAreXML(t *testing.T) {
 		for err == nil {
 			_, err = d.Token()
 		}
+
 		if !errors.Is(err, io.EOF) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -35,6 +35,7 @@ func sampled() *bench {
 			}
 		}
 	}
+
 	return b
 }
 

@@ -64,6 +64,7 @@ func (s *stuckPlugin) waitUntilHeld(ctx context.Context, started <-chan error) e
 			return fmt.Errorf("wait for a pod to be stuck: %w", ctx.Err())
 		case <-time.After(5 * time.Millisecond):
 		}
+
 		if len(started) > 0 {
 			return errors.New("a pod that was to be stuck in its network plugin is not")
 		}

@@ -97,6 +97,7 @@ func (b *bench) startsSection(w *bytes.Buffer) {
 	if len(names) == 0 {
 		return
 	}
+
 	fmt.Fprintf(w, "\n### One bundle, without the CRI\n\nMilliseconds from the start of the command to its end; the program does nothing.\n\n")
 	fmt.Fprintf(w, "| | p50 | p99 | times as long as %s, median of the rounds (from – to) |\n|---|--:|--:|--:|\n", base)
 	for _, name := range names {

@@ -19,6 +19,7 @@ func TestTable(t *testing.T) {
 	} {
 		b.samples.add(s)
 	}
+
 	var w bytes.Buffer
 	b.table(&w, b.samples.keys("p"))
 	for _, want := range []string{
@@ -39,15 +40,18 @@ func TestStartsSection(t *testing.T) {
 		b.samples.add(Sample{Phase: bundlePhase, Runtime: "crisp run", Round: round, Name: ranBundle, Value: 10, Unit: "ms"})
 		b.samples.add(Sample{Phase: bundlePhase, Runtime: "runc run", Round: round, Name: ranBundle, Value: v * 3, Unit: "ms"})
 	}
+
 	b.note(bundlePhase, "crun run does not work here: no.")
 	b.note(bundlePhase, "crun run does not work here: no.")
 	var w bytes.Buffer
 	b.startsSection(&w)
+
 	for _, want := range []string{"| crisp run | 10.0 | 10.0 |  |", "| runc run | 30.0 | 60.0 | 3.0 (3.0 – 6.0) |"} {
 		if !strings.Contains(w.String(), want) {
 			t.Errorf("want %s in:\n%s", want, w.String())
 		}
 	}
+
 	if strings.Count(w.String(), "- crun") != 1 {
 		t.Errorf("want one note in:\n%s", w.String())
 	}

@@ -34,6 +34,7 @@ func (b *bench) goals() []goal {
 		{"restart with 300 pods", 1000, false, "ms", middle("growth", "restart", 300)},
 		{"growth of memory over many commands", 5, false, "%", middle("execs", sizeGrowth, 0)},
 	}
+
 	for _, k := range kinds(b.opt.scale) {
 		least := 1.0
 		if k.files > 1 {
@@ -41,6 +42,7 @@ func (b *bench) goals() []goal {
 		}
 		all = append(all, goal{"pull of " + k.text + ", against containerd", least, true, "×", times("pull", k.text, 0)})
 	}
+
 	return all
 }
 
@@ -88,10 +90,12 @@ func (b *bench) verdicts(w *bytes.Buffer) {
 		if !ok {
 			continue
 		}
+
 		bound, miss, verdict := "at most", v-g.limit, "reached"
 		if g.atLeast {
 			bound, miss = "at least", g.limit-v
 		}
+
 		if miss > 0 {
 			verdict = fmt.Sprintf("**missed by %s %s**", number(miss), g.unit)
 		}

@@ -42,6 +42,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "conformance: critest makes pods and mounts: run as root")
 		os.Exit(1)
 	}
+
 	conform := func() int {
 		return tally.Main("conformance", o.tally, func(ctx context.Context) (tally.Tally, error) { return run(ctx, o) })
 	}
@@ -60,14 +61,17 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return t, err
 	}
+
 	cache, err := lab.Find()
 	if err != nil {
 		return t, err
 	}
+
 	critest, err := cache.Tool("critest")
 	if err != nil {
 		return t, err
 	}
+
 	if o.endpoint != "" {
 		return test(ctx, o, critest)
 	}
@@ -76,6 +80,7 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 		t, err = test(ctx, o, critest)
 		return err
 	})
+
 	return t, err
 }
 
@@ -85,37 +90,45 @@ func test(ctx context.Context, o options, critest string) (t tally.Tally, err er
 	if err != nil {
 		return t, fmt.Errorf("-focus: %w", err)
 	}
+
 	excuses, err := specs.ParseExcuses(skips)
 	if err != nil {
 		return t, err
 	}
+
 	tmp, err := os.MkdirTemp("", "crisp-conformance-")
 	if err != nil {
 		return t, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+
 	reportFile := filepath.Join(o.out, "critest.json")
 	if err := os.RemoveAll(reportFile); err != nil {
 		return t, err
 	}
+
 	args := []string{
 		"-runtime-endpoint=" + o.endpoint, "-ginkgo.json-report=" + reportFile,
 		fmt.Sprintf("-ginkgo.v=%t", o.verbose), "-ginkgo.no-color",
 	}
+
 	if o.focus != "" {
 		args = append(args, "-ginkgo.focus="+o.focus)
 	}
 	for _, pattern := range excuses.LeftOut() {
 		args = append(args, "-ginkgo.skip="+pattern)
 	}
+
 	cmd := exec.CommandContext(ctx, critest, args...)
 	cmd.Dir, cmd.Env = tmp, append(os.Environ(), "TMPDIR="+tmp)
+
 	// Its client complains there of every call that fails, also of those that should.
 	complaints, err := os.Create(filepath.Join(o.out, "critest.err"))
 	if err != nil {
 		return t, err
 	}
 	defer complaints.Close()
+
 	cmd.Stdout, cmd.Stderr = os.Stdout, complaints
 	// An interrupted critest removes its pods before it ends.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
@@ -124,10 +137,12 @@ func test(ctx context.Context, o options, critest string) (t tally.Tally, err er
 	if failed != nil && !errors.As(failed, &exit) {
 		return t, fmt.Errorf("run critest: %w", failed)
 	}
+
 	all, err := specs.Read(reportFile)
 	if err != nil {
 		return t, errors.Join(failed, err)
 	}
+
 	t, err = specs.Judge(os.Stdout, all, focus.MatchString, excuses)
 	if err == nil && failed != nil && t.Failed == 0 {
 		err = fmt.Errorf("critest found fault with something that is not in its report: %w", failed)

@@ -69,25 +69,30 @@ func (n *node) unanswered(t *testing.T, op operation, victim, when string) {
 	for _, f := range op.prepare {
 		f(s)
 	}
+
 	keeper, err := n.Keeper()
 	s.must("find the keeper", err)
 	// Whatever becomes of the test, nothing stays stopped.
 	defer func() { _ = unix.Kill(keeper, unix.SIGCONT) }()
+
 	if when == "while it acts" {
 		s.freeze("FROZEN")
 		defer s.freeze("THAWED")
 	}
+
 	before := len(inventory.Descendants(keeper))
 	s.must("stop the keeper", unix.Kill(keeper, unix.SIGSTOP))
 	answered := make(chan error, 1)
 	go func() { answered <- op.call(s) }()
 	time.Sleep(sendTime)
+
 	if when != "before it acts" {
 		s.must("stop the daemon", unix.Kill(n.PID(), unix.SIGSTOP))
 		s.must("let the keeper go on", unix.Kill(keeper, unix.SIGCONT))
 		s.await("the keeper acts", func() bool { return len(inventory.Descendants(keeper)) > before })
 		time.Sleep(sendTime / 3)
 	}
+
 	var killed int
 	if victim == "daemon" {
 		n.Kill()
@@ -97,12 +102,14 @@ func (n *node) unanswered(t *testing.T, op operation, victim, when string) {
 		killed = n.killKeeper(t)
 		s.must("let the daemon go on", unix.Kill(n.PID(), unix.SIGCONT))
 	}
+
 	if when == "while it acts" {
 		s.freeze("THAWED")
 	}
 	failure := <-answered
 	n.awaitKeeper(t, killed)
 	s.wantListed()
+
 	if op.name == "StartContainer" && victim == "daemon" && when == "after it acted" && !s.runs() {
 		t.Errorf("listed is %v, want the container that was started to run", s.containers())
 	}
@@ -112,6 +119,7 @@ func (n *node) unanswered(t *testing.T, op operation, victim, when string) {
 	if failure != nil && (op.skip == nil || !op.skip(s)) {
 		s.must("try again", op.call(s))
 	}
+
 	op.done(s)
 	if s.containerID != "" {
 		s.wantKept()

@@ -49,6 +49,7 @@ func TestCrash(t *testing.T) {
 			}
 		})
 	}
+
 	if !partial() {
 		wantAllSteps(t, all)
 	}
@@ -78,6 +79,7 @@ func (n *node) attempts(t *testing.T, op operation) []attempt {
 			attempt{kill, p, []order{{"kill", p}}, nil},
 			attempt{killBoth, p, []order{{"kill", p}}, nil})
 	}
+
 	for _, p := range points {
 		all = append(all, attempt{fail, p, []order{{"fail", p}}, nil})
 	}
@@ -85,6 +87,7 @@ func (n *node) attempts(t *testing.T, op operation) []attempt {
 	if last.n == 0 {
 		return all
 	}
+
 	undo := order{"fail", last}
 	for _, p := range n.explore(t, op, undo) {
 		if !slices.Contains(points, p) {
@@ -93,12 +96,14 @@ func (n *node) attempts(t *testing.T, op operation) []attempt {
 				attempt{failInRollback, p, []order{undo, {"fail", p}}, nil})
 		}
 	}
+
 	end := order{"kill", last}
 	for _, p := range n.explore(t, op, end) {
 		all = append(all,
 			attempt{killInRecovery, p, []order{end}, []order{{"kill", p}}},
 			attempt{failInRecovery, p, []order{end}, []order{{"fail", p}}})
 	}
+
 	return all
 }
 
@@ -139,6 +144,7 @@ func (n *node) explore(t *testing.T, op operation, orders ...order) []point {
 	for _, f := range op.prepare {
 		f(s)
 	}
+
 	n.give(t, orders...)
 	err := op.call(s)
 	if (err == nil) != (len(orders) == 0) || !n.obeyed(t) {
@@ -149,6 +155,7 @@ func (n *node) explore(t *testing.T, op operation, orders ...order) []point {
 		n.give(t)
 		n.begin(t)
 	}
+
 	points := n.passed(t)
 	s.removeAll()
 	return points
@@ -161,27 +168,32 @@ func (n *node) attempt(t *testing.T, op operation, a attempt) {
 	for _, f := range op.prepare {
 		f(s)
 	}
+
 	before := n.belongings(t)
 	n.give(t, a.orders...)
 	err := op.call(s)
 	if !n.obeyed(t) {
 		t.Fatalf("the daemon did not carry out %v; the call ended with: %v", a.orders, err)
 	}
+
 	restart := a.orders[len(a.orders)-1].kind == "kill"
 	if err == nil && restart {
 		t.Error("the call succeeded although the daemon was killed")
 	}
+
 	if a.way == killBoth {
 		n.killKeeper(t)
 	}
 	if restart {
 		n.restart(t, a.afterward)
 	}
+
 	n.give(t)
 	s.wantListed()
 	if a.way == killBoth {
 		return // what is left can only be removed
 	}
+
 	if created := op.heal != nil && op.skip == nil; created && err != nil && len(s.pods()) == len(op.prepare) && len(s.containers()) == 0 {
 		n.wantNoMore(t, "after the call", before, "descriptor of the daemon")
 	}
@@ -200,6 +212,7 @@ func (n *node) restart(t *testing.T, orders []order) {
 	n.Kill() // which only waits
 	n.give(t, orders...)
 	err := n.Start(t.Context())
+
 	if !n.obeyed(t) {
 		t.Errorf("the daemon did not carry out %v when it started", orders)
 	}

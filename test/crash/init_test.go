@@ -55,6 +55,7 @@ func reapZombies(seen map[int]int) map[int]int {
 			if err != nil || !zombie(pid) {
 				continue
 			}
+
 			looks := reapLooks
 			if orphan.Foreign(pid) {
 				looks = foreignLooks
@@ -64,5 +65,6 @@ func reapZombies(seen map[int]int) map[int]int {
 			}
 		}
 	}
+
 	return now
 }

@@ -103,6 +103,7 @@ func TestFaultLimits(t *testing.T) {
 		command(t, "mke2fs", "-q", "-t", "ext4", "-N", "4000", "-m", "0", image)
 		mountDisk(t, o.Dir, image, "loop")
 	})
+
 	t.Logf("-seed %d", *seed)
 	random := rand.New(rand.NewPCG(*seed, 2))
 	table := "| limit | operations | refused | daemon or keeper ended | done all the same | survived |\n| --- | --- | --- | --- | --- | --- |\n"
@@ -115,10 +116,12 @@ func TestFaultLimits(t *testing.T) {
 				o.survived++
 			}
 		}
+
 		if o.tried > 0 {
 			table += o.row(l.name)
 		}
 	}
+
 	t.Log(table)
 	if !partial() {
 		publish(t, "limits of the machine", table)
@@ -149,21 +152,25 @@ func (n *node) limited(t *testing.T, op operation, l limit, random *rand.Rand, o
 	for _, f := range op.prepare {
 		f(s)
 	}
+
 	n.give(t)
 	daemon, keeper := n.PID(), n.keeperOrNone()
 	if err := l.impose(n, random); err != nil {
 		t.Fatal(err, n.lift(l))
 	}
+
 	failure := n.meet(t, l, func() error { return op.call(s) })
 	defer func() {
 		if t.Failed() {
 			t.Logf("the call had ended with: %v", failure)
 		}
 	}()
+
 	if ended(daemon) && l.fatal {
 		n.Kill() // which only waits
 		n.begin(t)
 	}
+
 	n.awaitKeeper(t, 0)
 	switch code := status.Code(failure); {
 	case n.PID() != daemon || n.keeperOrNone() != keeper:
@@ -173,10 +180,12 @@ func (n *node) limited(t *testing.T, op operation, l limit, random *rand.Rand, o
 	case code == l.code:
 		o.refused++
 	}
+
 	if code := status.Code(failure); failure != nil && code != l.code && !(l.fatal && (code == codes.Unavailable || pluginKilled(failure))) {
 		t.Errorf("got %v, want code %v", failure, l.code)
 	}
 	s.wantListed()
+
 	if op.name == "StartContainer" && failure != nil && len(s.containers()) == 1 {
 		s.wantStarted()
 	}
@@ -196,6 +205,7 @@ func (n *node) meet(t *testing.T, l limit, call func() error) error {
 	if l.stalls {
 		limit = stallTime
 	}
+
 	answer := make(chan error, 1)
 	go func() { answer <- call() }()
 	var failure error
@@ -204,17 +214,20 @@ func (n *node) meet(t *testing.T, l limit, call func() error) error {
 		answer <- failure
 	case <-time.After(limit):
 	}
+
 	daemon := n.PID()
 	var listErr error
 	if !l.stalls {
 		_, listErr = try(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
 	}
+
 	if err := n.lift(l); err != nil {
 		t.Fatal(err)
 	}
 	if listErr != nil && !(l.fatal && ended(daemon)) {
 		t.Errorf("list pods: %v", listErr)
 	}
+
 	return <-answer
 }
 
@@ -276,6 +289,7 @@ func fillDisk(n *node, random *rand.Rand) error {
 		return err
 	}
 	defer f.Close()
+
 	block := make([]byte, 1<<20)
 	for len(block) >= 512 {
 		if _, err := f.Write(block); errors.Is(err, unix.ENOSPC) {
@@ -284,6 +298,7 @@ func fillDisk(n *node, random *rand.Rand) error {
 			return err
 		}
 	}
+
 	if err := f.Sync(); err != nil {
 		return err
 	}
@@ -291,6 +306,7 @@ func fillDisk(n *node, random *rand.Rand) error {
 	if err != nil {
 		return err
 	}
+
 	return f.Truncate(max(0, st.Size()-random.Int64N(5)*4096))
 }
 
@@ -300,6 +316,7 @@ func fillInodes(n *node, random *rand.Rand) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
+
 	for i := 0; ; i++ {
 		f, err := os.Create(filepath.Join(dir, fmt.Sprint(i)))
 		if errors.Is(err, unix.ENOSPC) {
@@ -373,16 +390,19 @@ func (n *node) limitTasks(random *rand.Rand) error {
 	if err != nil {
 		return err
 	}
+
 	if err := os.Mkdir(n.tasks(), 0o755); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(n.tasks(), "cgroup.procs"), fmt.Append(nil, pid), 0); err != nil {
 		return err
 	}
+
 	now, err := os.ReadFile(filepath.Join(n.tasks(), "pids.current"))
 	if err != nil {
 		return err
 	}
+
 	var count int
 	if _, err := fmt.Sscan(strings.TrimSpace(string(now)), &count); err != nil {
 		return err

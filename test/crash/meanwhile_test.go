@@ -81,16 +81,19 @@ func (n *node) meanwhile(t *testing.T, op operation, way string, at point) {
 	for _, f := range op.prepare {
 		f(s)
 	}
+
 	n.give(t, order{"wait", at})
 	defer n.release(t)
 	ctx, giveUp := context.WithCancel(s.ctx)
 	defer giveUp()
+
 	first := s.begin(ctx, op.call)
 	for end := time.Now().Add(callTime); !n.obeyed(t); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the operation did not come to the point")
 		}
 	}
+
 	s.wantAnswers()
 	switch way {
 	case givenUp:
@@ -128,10 +131,12 @@ func (s *scene) wantAnswers() {
 	defer cancel()
 	pods, err := within(ctx, s.n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
 	s.must("list pods meanwhile", err)
+
 	for _, p := range pods.Items {
 		_, err := within(ctx, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
 		s.must("get the status of a pod meanwhile", err)
 	}
+
 	containers, err := within(ctx, s.n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{})
 	s.must("list containers meanwhile", err)
 	for _, c := range containers.Containers {
@@ -147,6 +152,7 @@ func (s *scene) again(op operation, first <-chan ending) {
 	second := s.begin(s.ctx, op.call)
 	time.Sleep(20 * time.Millisecond) // so that it is on its way, most times
 	s.n.release(s.t)
+
 	b := s.outcome("the second call", second)
 	s.must("the same call again", b.err)
 	if first != nil {
@@ -156,6 +162,7 @@ func (s *scene) again(op operation, first <-chan ending) {
 			s.t.Errorf("the first call made %q and %q, the second %q and %q", a.s.podID, a.s.containerID, b.s.podID, b.s.containerID)
 		}
 	}
+
 	s.podID, s.containerID = b.s.podID, b.s.containerID
 	op.done(s)
 }
@@ -168,6 +175,7 @@ func (s *scene) disturb(other func(*scene) error, first <-chan ending, retry fun
 	second := s.begin(s.ctx, other)
 	time.Sleep(20 * time.Millisecond)
 	s.n.release(s.t)
+
 	a, b := s.outcome("the first call", first), s.outcome("the other call", second)
 	refusals := []codes.Code{codes.OK, codes.FailedPrecondition, codes.NotFound, codes.Canceled}
 	for what, err := range map[string]error{"the first call": a.err, "the other call": b.err} {
@@ -175,6 +183,7 @@ func (s *scene) disturb(other func(*scene) error, first <-chan ending, retry fun
 			s.t.Errorf("%s: %v", what, err)
 		}
 	}
+
 	s.podID, s.containerID = a.s.podID, a.s.containerID
 	if a.err != nil && retry != nil {
 		s.must("make the first call again", retry(s))
@@ -188,6 +197,7 @@ func (s *scene) tryEnd() error {
 	if err != nil {
 		return err
 	}
+
 	for _, p := range list.Items {
 		twin := *s
 		twin.podID = p.Id
@@ -198,6 +208,7 @@ func (s *scene) tryEnd() error {
 			return err
 		}
 	}
+
 	return nil
 }
 

@@ -37,11 +37,13 @@ func (n *node) limitMemory(pid int, random *rand.Rand, killer bool) error {
 	set := func(file string, value int) error {
 		return os.WriteFile(filepath.Join(n.memory(), file), fmt.Append(nil, value), 0)
 	}
+
 	if !killer {
 		if err := set("memory.oom_control", 1); err != nil {
 			return err
 		}
 	}
+
 	if err := set("cgroup.procs", pid); err != nil {
 		return err
 	}
@@ -49,6 +51,7 @@ func (n *node) limitMemory(pid int, random *rand.Rand, killer bool) error {
 	if _, err := fmt.Sscan(slurp(filepath.Join(n.memory(), "memory.usage_in_bytes")), &usage); err != nil {
 		return err
 	}
+
 	return set("memory.limit_in_bytes", usage+random.IntN(1<<random.IntN(spareMemory))*pageSize)
 }
 
@@ -71,6 +74,7 @@ func (n *node) unlimitMemory() error {
 			own = filepath.Join(memoryRoot, path)
 		}
 	}
+
 	for range 1000 { // processes may fork meanwhile, and end slowly
 		for _, pid := range strings.Fields(slurp(filepath.Join(n.memory(), "cgroup.procs"))) {
 			_ = os.WriteFile(filepath.Join(own, "cgroup.procs"), []byte(pid), 0) // it may have ended
@@ -80,6 +84,7 @@ func (n *node) unlimitMemory() error {
 		}
 		time.Sleep(time.Millisecond)
 	}
+
 	return fmt.Errorf("processes do not leave %s", n.memory())
 }
 

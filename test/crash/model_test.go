@@ -73,11 +73,13 @@ func TestModel(t *testing.T) {
 			c.cfg.Command = []string{"sh", "-c", talker}
 		}
 	}
+
 	count := map[string]int{}
 	calls := 0
 	var past []string
 	var open openSessions
 	defer open.closeAll()
+
 	for end := time.Now().Add(*forTime); time.Now().Before(end) && !t.Failed(); {
 		i, j := random.IntN(modelPods), random.IntN(modelContainers)
 		all := n.actions(pods[i], &pods[i].containers[j])
@@ -85,10 +87,12 @@ func TestModel(t *testing.T) {
 		if random.IntN(2) == 0 { // so that there is something to lose
 			a = all[random.IntN(3)]
 		}
+
 		way := []string{"", "", "given up", "twice", "killed", "keeper killed", "against"}[random.IntN(7)]
 		past = append(past, fmt.Sprintf("%s pod %d container %d %s", a.name, i, j, way))
 		count[way]++
 		calls++
+
 		switch way {
 		case "keeper killed":
 			n.orphan(t, a, time.Duration(random.IntN(20))*time.Millisecond)
@@ -106,26 +110,31 @@ func TestModel(t *testing.T) {
 				open.kills++
 			}
 		}
+
 		if random.IntN(4) == 0 {
 			past = append(past, fmt.Sprintf("make container %d of pod %d run", j, i))
 			n.makeRun(t, pods[i], &pods[i].containers[j])
 		}
+
 		compare(s, pods)
 		open.compare(s, pods)
 		if p := pods[random.IntN(modelPods)]; p.ready {
 			past = append(past, open.add(s, p, random))
 		}
 	}
+
 	if t.Failed() {
 		t.Logf("the calls, the last of which went wrong: %q", past[max(0, len(past)-30):])
 	}
 	open.closeAll()
 	n.tidy(t, s)
 	n.wantNoImage(t)
+
 	survived := "yes"
 	if t.Failed() {
 		survived = "no"
 	}
+
 	publish(t, "random calls", fmt.Sprintf(`| calls | given up | made twice at once | against another one | with a kill of the daemon | of the keeper | sessions | survived |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 | %d | %d | %d | %d | %d | %d | %d | %s |
@@ -169,6 +178,7 @@ func (n *node) modelPods(t *testing.T, count int) []*modelPod {
 		s.pod.Metadata.Name = fmt.Sprintf("model-%d", i)
 		s.pod.PortMappings = nil
 		s.pod.LogDirectory = filepath.Join(n.Dir, "logs", s.pod.Metadata.Name)
+
 		p := &modelPod{cfg: s.pod, image: &image}
 		for j := range modelContainers {
 			c := n.newScene(t).container
@@ -178,6 +188,7 @@ func (n *node) modelPods(t *testing.T, count int) []*modelPod {
 		}
 		pods = append(pods, p)
 	}
+
 	return pods
 }
 
@@ -288,6 +299,7 @@ func (n *node) perform(t *testing.T, a action, way string, after time.Duration) 
 	ctx, cancel := context.WithTimeout(t.Context(), callTime)
 	defer cancel()
 	disturbed := way != ""
+
 	switch way {
 	case "given up":
 		short, cancel := context.WithTimeout(ctx, after)
@@ -312,6 +324,7 @@ func (n *node) perform(t *testing.T, a action, way string, after time.Duration) 
 		wg.Wait()
 		n.begin(t)
 	}
+
 	id, err := a.call(ctx)
 	switch {
 	case a.fails && err == nil:
@@ -375,20 +388,24 @@ func compare(s *scene, pods []*modelPod) {
 			continue
 		}
 		state := runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+
 		if p.ready {
 			state = runtimeapi.PodSandboxState_SANDBOX_READY
 		}
 		want[p.id] = state.String()
+
 		for _, c := range p.containers {
 			if c.id != "" {
 				want[c.id] = c.state.String()
 			}
 		}
 	}
+
 	got := map[string]string{}
 	for _, p := range s.pods() {
 		got[p.Id] = p.State.String()
 	}
+
 	for _, c := range s.containers() {
 		got[c.Id] = c.State.String()
 	}
@@ -397,6 +414,7 @@ func compare(s *scene, pods []*modelPod) {
 			s.t.Errorf("%s is listed as %q, want %q", id, got[id], want[id])
 		}
 	}
+
 	for id := range got {
 		if want[id] == "" {
 			s.t.Errorf("%s is listed as %q, want it gone", id, got[id])

@@ -78,11 +78,13 @@ func (n *node) moment(t *testing.T, op operation, k kind, way string, after time
 	s.container.Command = []string{"sh", "-c", talker}
 	k.change(s)
 	defer n.tidy(t, s)
+
 	for _, f := range op.prepare {
 		f(s)
 	}
 	n.give(t)
 	var open []*session
+
 	if s.containerID != "" && s.runs() {
 		open = s.sessions()
 	}
@@ -90,14 +92,17 @@ func (n *node) moment(t *testing.T, op operation, k kind, way string, after time
 	var failure error
 	wg.Go(func() { failure = op.call(s) })
 	time.Sleep(after)
+
 	if way != killKeeperOnly {
 		n.Kill()
 	}
 	var killed int
+
 	if way != kill {
 		killed = n.killKeeper(t)
 	}
 	wg.Wait()
+
 	if way != killKeeperOnly {
 		n.begin(t)
 	}
@@ -107,6 +112,7 @@ func (n *node) moment(t *testing.T, op operation, k kind, way string, after time
 	if way == killBoth {
 		return // what is left can only be removed
 	}
+
 	if op.heal != nil {
 		op.heal(s)
 	}

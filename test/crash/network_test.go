@@ -29,10 +29,12 @@ func TestFaultNetwork(t *testing.T) {
 			test(t)
 		}))
 	}
+
 	faults := make([]string, 0, len(faultsOf))
 	for f := range faultsOf {
 		faults = append(faults, f)
 	}
+
 	slices.Sort(faults)
 	for _, f := range faults {
 		for _, plugin := range []string{"bridge", "portmap"} {
@@ -44,6 +46,7 @@ func TestFaultNetwork(t *testing.T) {
 		}
 		try(f, "bridge at DEL, daemon killed", func(t *testing.T) { n.faultyDel(t, p, "bridge", f, true) })
 	}
+
 	try("is gone", "bridge at ADD", func(t *testing.T) { n.missingPlugin(t, p, false) })
 	try("is gone", "bridge at DEL", func(t *testing.T) { n.missingPlugin(t, p, true) })
 	try("configuration is gone", "bridge at DEL", n.missingConf)
@@ -70,6 +73,7 @@ func (n *node) faultyAdd(t *testing.T, p *plugins, plugin, fault string) {
 	defer p.heal()
 	before := n.belongings(t)
 	p.set(t, plugin, "ADD", fault)
+
 	read := n.reads(t)
 	err := s.tryRun()
 	read.wantQuick(t)
@@ -81,6 +85,7 @@ func (n *node) faultyAdd(t *testing.T, p *plugins, plugin, fault string) {
 		wantError(t, err, "attach network", codes.Internal, codes.Unavailable, codes.DeadlineExceeded)
 		n.wantNoMore(t, "after the failure", before, "descriptor of the daemon", "link", "rule")
 	}
+
 	p.heal()
 	if err != nil {
 		s.run()
@@ -94,6 +99,7 @@ func (n *node) faultyDel(t *testing.T, p *plugins, plugin, fault string, restart
 	defer n.tidy(t, s)
 	defer p.heal()
 	s.run()
+
 	if fault == "fails" {
 		fault = "fails times 3"
 	}
@@ -102,17 +108,20 @@ func (n *node) faultyDel(t *testing.T, p *plugins, plugin, fault string, restart
 		s.must("stop pod", s.tryStopPod())
 		return
 	}
+
 	for i := range 2 {
 		read := n.reads(t)
 		err := s.tryStopPod()
 		read.wantQuick(t)
 		wantError(t, err, plugin, codes.Internal, codes.Unavailable, codes.DeadlineExceeded)
 		s.wantStuck(plugin)
+
 		if restart && i == 0 {
 			n.Kill()
 			n.begin(t)
 		}
 	}
+
 	if fault == "fails times 3" {
 		if err := s.tryRemovePod(); err == nil {
 			t.Error("the pod was removed with its network attached")
@@ -120,6 +129,7 @@ func (n *node) faultyDel(t *testing.T, p *plugins, plugin, fault string, restart
 	} else {
 		p.heal()
 	}
+
 	s.must("stop pod", s.tryStopPod())
 	if left := n.Leases(); len(left) > 0 {
 		t.Errorf("addresses %q are leased after the stop", left)
@@ -152,6 +162,7 @@ func (n *node) missingPlugin(t *testing.T, p *plugins, later bool) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)
 	conf := n.conf(t)
+
 	// Under another name, which no other folder has.
 	text, err := os.ReadFile(conf)
 	s.must("read configuration", err)
@@ -162,10 +173,12 @@ func (n *node) missingPlugin(t *testing.T, p *plugins, later bool) {
 		_ = os.Remove(other)
 		_ = os.WriteFile(conf, text, 0o644)
 	}()
+
 	if later {
 		s.run()
 	}
 	s.must("remove plugin", os.Remove(other))
+
 	if later {
 		err = s.tryStopPod()
 		wantError(t, err, "bridge-double", codes.Internal, codes.Unavailable)
@@ -176,6 +189,7 @@ func (n *node) missingPlugin(t *testing.T, p *plugins, later bool) {
 			t.Errorf("there is a pod although nothing was begun: %v", pods)
 		}
 	}
+
 	s.must("bring the plugin back", os.Symlink(filepath.Join(p.dir, "real/bridge"), other))
 	if later {
 		s.must("stop pod", s.tryStopPod())
@@ -204,12 +218,14 @@ func (n *node) missingConf(t *testing.T) {
 	conf := n.conf(t)
 	away := filepath.Join(t.TempDir(), "away")
 	s.must("move configuration", os.Rename(conf, away))
+
 	err := s.tryStopPod()
 	leases := n.Leases()
 	other := n.newScene(t)
 	wantError(t, other.tryRun(), "network", codes.Unavailable)
 	s.must("move configuration back", os.Rename(away, conf))
 	s.must("stop pod", err)
+
 	if len(leases) > 0 {
 		t.Errorf("addresses %q are leased after the stop", leases)
 	}
@@ -236,6 +252,7 @@ func (n *node) failingRollback(t *testing.T, p *plugins) {
 	p.set(t, "bridge", "ADD", "fails after its work")
 	p.set(t, "bridge", "DEL", "fails")
 	wantError(t, s.tryRun(), "told to fail", codes.Internal, codes.Unavailable)
+
 	stuck := s.pods()[0].Id
 	s.podID = stuck
 	wantError(t, s.tryRemovePod(), "told to fail", codes.Internal, codes.Unavailable)
@@ -252,6 +269,7 @@ func (n *node) impatientCaller(t *testing.T, p *plugins) {
 	defer n.tidy(t, s)
 	defer p.heal()
 	p.set(t, "bridge", "ADD", "hangs after its work")
+
 	errs := make([]error, 3)
 	ids := make([]string, 3)
 	var wg sync.WaitGroup
@@ -262,16 +280,19 @@ func (n *node) impatientCaller(t *testing.T, p *plugins) {
 		})
 		time.Sleep(200 * time.Millisecond)
 	}
+
 	if leases := n.Leases(); len(leases) > 1 {
 		t.Errorf("addresses %q are leased for one pod", leases)
 	}
 	wg.Wait()
+
 	for _, err := range errs {
 		wantError(t, err, "bridge", codes.DeadlineExceeded, codes.Internal)
 		if err != nil && err.Error() != errs[0].Error() {
 			t.Errorf("a call did not join: %v and %v", err, errs[0])
 		}
 	}
+
 	p.heal()
 	s.run()
 	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
@@ -308,6 +329,7 @@ func (n *node) reads(t *testing.T) *reading {
 				return
 			case <-time.After(5 * time.Millisecond):
 			}
+
 			begin := time.Now()
 			_, err := try(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
 			if err == nil {
@@ -319,12 +341,14 @@ func (n *node) reads(t *testing.T) *reading {
 			if err == nil {
 				_, err = try(t, n.Runtime.Status, &runtimeapi.StatusRequest{})
 			}
+
 			r.took = append(r.took, time.Since(begin))
 			if err != nil {
 				r.err = err
 			}
 		}
 	})
+
 	return r
 }
 

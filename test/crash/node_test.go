@@ -60,8 +60,10 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	for _, c := range change {
 		c(&o)
 	}
+
 	n.Lab = testkit.Daemon(t, o)
 	call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
+
 	// What is opened or made once, by the daemon and by network plugins.
 	for range 2 {
 		s := n.newScene(t)
@@ -74,6 +76,7 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 		n.killKeeper(t)
 		n.begin(t)
 	}
+
 	return n
 }
 
@@ -149,6 +152,7 @@ func (n *node) give(t *testing.T, orders ...order) {
 	for _, o := range orders {
 		fmt.Fprintf(&text, "%s %d %s\n", o.kind, o.at.n, o.at.name)
 	}
+
 	err := os.WriteFile(filepath.Join(n.orders, pod.CrashOrders), []byte(text.String()), 0o600)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(n.orders, pod.CrashTrace), nil, 0o600)
@@ -205,19 +209,23 @@ func (n *node) belongings(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	rules, err := exec.CommandContext(ctx, "iptables-save").Output()
 	if err != nil {
 		t.Fatalf("list packet filter rules: %v", err)
 	}
+
 	for line := range strings.Lines(string(rules)) {
 		if strings.HasPrefix(line, "-A") {
 			all = append(all, "rule "+strings.TrimSpace(line))
 		}
 	}
+
 	links, err := net.Interfaces()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, l := range links {
 		all = append(all, "link "+l.Name)
 	}
@@ -226,6 +234,7 @@ func (n *node) belongings(t *testing.T) []string {
 			all = append(all, "process "+p.String())
 		}
 	}
+
 	for _, dir := range []string{"root/pods", "root/cni", "root/image/containers", "state"} {
 		all = append(all, n.files(t, dir)...)
 	}
@@ -242,6 +251,7 @@ func (n *node) imageFiles(t *testing.T) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, path := range paths {
 			// The record is one file or two, depending on what is synced.
 			if name := filepath.Base(path); name != "images.json" && name != "images.recent.json" {
@@ -249,6 +259,7 @@ func (n *node) imageFiles(t *testing.T) []string {
 			}
 		}
 	}
+
 	return all
 }
 

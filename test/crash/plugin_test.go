@@ -87,17 +87,20 @@ func pluginMain() bool {
 	if command == "" {
 		return false
 	}
+
 	dir := filepath.Dir(os.Args[0])
 	file := filepath.Join(dir, name+"."+command)
 	in, err := io.ReadAll(os.Stdin)
 	if err != nil {
 		os.Exit(4)
 	}
+
 	work := func() ([]byte, error) {
 		cmd := exec.Command(filepath.Join(dir, "real", name))
 		cmd.Stdin, cmd.Stderr = strings.NewReader(string(in)), os.Stderr
 		return cmd.Output()
 	}
+
 	fault, err := os.ReadFile(file)
 	word, times, counted := strings.Cut(string(fault), " times ")
 	if left, err := strconv.Atoi(times); counted && err == nil {
@@ -107,11 +110,13 @@ func pluginMain() bool {
 			_ = os.Remove(file)
 		}
 	}
+
 	if do := faultsOf[word]; err == nil && do != nil {
 		do(work)
 	} else {
 		answer(work())
 	}
+
 	return true
 }
 
@@ -122,23 +127,28 @@ func newPlugins(t *testing.T) (*plugins, func(*lab.Options)) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	real, err := cache.Plugins()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p := &plugins{t.TempDir()}
 	if err := os.Symlink(real, filepath.Join(p.dir, "real")); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, name := range []string{"bridge", "portmap"} {
 		if err := os.Symlink(self, filepath.Join(p.dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	return p, func(o *lab.Options) { o.PluginDir = p.dir }
 }
 

@@ -86,6 +86,7 @@ func (d *forgetful) cut(random *rand.Rand) (image []byte, lost int) {
 	for i := range d.unsafe {
 		sectors = append(sectors, i)
 	}
+
 	slices.Sort(sectors) // for -seed
 	for _, i := range sectors {
 		if random.IntN(100) < written {
@@ -94,6 +95,7 @@ func (d *forgetful) cut(random *rand.Rand) (image []byte, lost int) {
 			lost++
 		}
 	}
+
 	return image, lost
 }
 
@@ -156,6 +158,7 @@ func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
 		for tries := 0; tries < 1000 && !disk.dirty(); tries++ {
 			time.Sleep(time.Millisecond) // until there is something to lose
 		}
+
 		left, lost := disk.cut(random)
 		t.Logf("cut %d: %d writes so far, of the last ones %d sectors are lost", i, disk.writes, lost)
 		all = append(all, filepath.Join(t.TempDir(), "cut"))
@@ -165,6 +168,7 @@ func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
 	}
 	close(quit)
 	work.Wait()
+
 	return all
 }
 
@@ -183,6 +187,7 @@ func (n *node) busy(t *testing.T, quit chan struct{}) {
 			return
 		default:
 		}
+
 		ref := []string{busybox, nginx}[i%2]
 		if !n.pullAndRun(t, ref, fmt.Sprintf("busy-%d", i)) {
 			return
@@ -199,12 +204,14 @@ func (n *node) pullAndRun(t *testing.T, ref, name string) bool {
 	kinds[2].change(s)
 	s.pod.Metadata.Name = name
 	s.container.Image.Image = ref
+
 	_, err := try(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: s.container.Image})
 	for _, step := range []func() error{s.tryRun, s.tryCreate, s.tryStart, s.tryStop, s.tryStopPod, s.tryRemovePod} {
 		if err == nil {
 			err = step()
 		}
 	}
+
 	if err != nil {
 		t.Errorf("use image %s: %v", ref, err)
 	}
@@ -224,6 +231,7 @@ func (n *node) sum(t *testing.T, ref string) string {
 	s.start()
 	s.wantEnd()
 	s.must("remove pod", s.tryRemovePod())
+
 	words := strings.Fields(slurp(filepath.Join(n.Dir, "logs/main.log")))
 	if len(words) < 2 || len(words[len(words)-2]) != 32 {
 		t.Fatalf("the log has %q", words)
@@ -239,10 +247,12 @@ func afterPowerCut(t *testing.T, binary, image string) {
 	if err := os.WriteFile(boot, fmt.Appendf(nil, "00000000-0000-0000-0001-%012x\n", time.Now().UnixNano()&0xffffffffffff), 0o444); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := unix.Mount(boot, bootID, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(bootID, unix.MNT_DETACH) })
+
 	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: binary}), orders: t.TempDir()}
 	s := n.newScene(t)
 	for _, p := range s.pods() {
@@ -250,16 +260,19 @@ func afterPowerCut(t *testing.T, binary, image string) {
 			t.Errorf("pod %s is %v after a power cut", p.Metadata.Name, p.State)
 		}
 	}
+
 	s.wantListed()
 	s.removeAll()
 	listed := call(t, n.Images.ListImages, &runtimeapi.ListImagesRequest{}).Images
 	t.Logf("%d images are left", len(listed))
+
 	first := map[string]string{}
 	for _, i := range listed {
 		for _, ref := range i.RepoTags {
 			first[ref] = n.sum(t, ref)
 		}
 	}
+
 	for _, ref := range []string{busybox, nginx} {
 		call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 		call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
@@ -267,6 +280,7 @@ func afterPowerCut(t *testing.T, binary, image string) {
 			t.Errorf("image %s had the content %q, and %q when pulled anew", ref, first[ref], sum)
 		}
 	}
+
 	for _, folder := range []string{"root/pods", "root/image/containers"} {
 		if left := n.files(t, folder); len(left) > 1 {
 			t.Errorf("left are %s", strings.Join(left, ", "))

@@ -38,10 +38,12 @@ func TestPull(t *testing.T) {
 	random := rand.New(rand.NewPCG(*seed, 5))
 	begin := time.Now()
 	n.pull(t, nginx)
+
 	took := time.Since(begin)
 	want := n.sum(t, nginx)
 	n.removeImage(t, nginx)
 	t.Logf("a pull takes %v", took)
+
 	score := score{first: "pull"}
 	for _, way := range []string{pullKilled, pullBoth, pullGivenUp, pullRemoved, pullTwice, pullInUse} {
 		for i := range *pullKills {
@@ -82,24 +84,29 @@ func (n *node) killedPull(t *testing.T, way string, after time.Duration, want st
 		s.start()
 		n.removeImage(t, nginx) // its layers stay for the container
 	}
+
 	var calls sync.WaitGroup
 	n.disturbedPull(t, &calls, way, random, after)
 	time.Sleep(after)
 	n.Kill()
+
 	if way == pullBoth {
 		n.killKeeper(t)
 	}
 	calls.Wait()
 	n.begin(t)
+
 	if way == pullInUse {
 		s.wantAlive()
 		s.must("remove pod", s.tryRemovePod())
 	}
+
 	if n.has(t, nginx) {
 		if got := n.sum(t, nginx); got != want {
 			t.Errorf("an image that is listed has the content %s, want %s", got, want)
 		}
 	}
+
 	n.pull(t, nginx)
 	if got := n.sum(t, nginx); got != want {
 		t.Errorf("the image of the next pull has the content %s, want %s", got, want)
@@ -117,6 +124,7 @@ func (n *node) disturbedPull(t *testing.T, calls *sync.WaitGroup, way string, ra
 			t.Errorf("pull: %v", err)
 		}
 	}
+
 	middle := time.Duration(random.Int64N(int64(end) + 1))
 	switch way {
 	case pullGivenUp:

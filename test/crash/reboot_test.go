@@ -68,10 +68,12 @@ func (n *node) rebooted(t *testing.T, k kind, damage func(string) error, sound b
 	k.change(s)
 	s.container.Metadata.Attempt = 3
 	defer n.tidy(t, s)
+
 	s.run()
 	s.container.Command = []string{"sh", "-c", "echo last words; exit 7"}
 	s.create()
 	s.start()
+
 	ended := s.containerID
 	s.wantEnd()
 	s.container.Command, s.container.Metadata.Attempt, s.container.LogPath = []string{"sleep", "1000"}, 4, "main-4.log"
@@ -88,20 +90,24 @@ func (n *node) rebooted(t *testing.T, k kind, damage func(string) error, sound b
 	if len(pods) != 2 {
 		t.Fatalf("listed are the pods %v, want two", pods)
 	}
+
 	for _, p := range pods {
 		if p.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 			t.Errorf("pod %s is %v", p.Metadata.Name, p.State)
 		}
 		call(t, n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
 	}
+
 	if sound {
 		s.wantPrevious(ended)
 		s.nextAttempt()
 	}
+
 	s.must("stop pod", s.tryStopPod())
 	if left := n.Leases(); len(left) > 0 {
 		t.Errorf("addresses %q are leased after the stop", left)
 	}
+
 	s.must("remove pod", s.tryRemovePod())
 	other.must("remove other pod", other.tryRemovePod())
 	s.pod.Metadata.Attempt = 9
@@ -160,15 +166,18 @@ func (n *node) reboot(t *testing.T, meanwhile func()) {
 	n.killKeeper(t)
 	n.powerOff(t)
 	meanwhile()
+
 	id := filepath.Join(t.TempDir(), "boot_id")
 	if err := os.WriteFile(id, fmt.Appendf(nil, "00000000-0000-0000-0000-%012x\n", time.Now().UnixNano()&0xffffffffffff), 0o444); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := unix.Mount(id, bootID, "", unix.MS_BIND, ""); err != nil {
 		t.Fatalf("give the machine another boot id: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(bootID, unix.MNT_DETACH) })
 	n.begin(t)
+
 	// As kubelet does: what was pulled just before is not trusted to be on disk.
 	if !n.has(t, busybox) {
 		n.pull(t, busybox)
@@ -192,15 +201,18 @@ func (n *node) powerOff(t *testing.T) {
 		if inventory.Descendants(os.Getpid()); !busy { // reaped on the way
 			break
 		}
+
 		if time.Now().After(end) {
 			t.Fatal("there are processes that do not end")
 		}
 	}
+
 	for _, point := range inventory.MountsBelow(filepath.Join(n.Dir, "state")) {
 		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if err := os.RemoveAll(filepath.Join(n.Dir, "state")); err != nil {
 		t.Fatal(err)
 	}
@@ -209,10 +221,12 @@ func (n *node) powerOff(t *testing.T) {
 			t.Fatalf("iptables %v: %v: %s", args, err, out)
 		}
 	}
+
 	links, err := net.Interfaces()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, l := range links {
 		if l.Name == "lo" {
 			continue

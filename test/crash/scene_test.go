@@ -186,6 +186,7 @@ func (s *scene) wantListed() {
 			s.t.Errorf("pod %s is listed as %s/%s", p.Id, p.Metadata.Namespace, p.Metadata.Name)
 		}
 	}
+
 	for _, c := range s.containers() {
 		if !slices.Contains(listed, c.PodSandboxId) {
 			s.t.Errorf("container %s is listed without its pod", c.Id)
@@ -195,6 +196,7 @@ func (s *scene) wantListed() {
 			s.t.Errorf("a container that is listed: %v", err)
 		}
 	}
+
 	stray := s.unlisted()
 	for end := time.Now().Add(leaveTime); len(stray) > 0 && time.Now().Before(end); stray = s.unlisted() {
 		time.Sleep(10 * time.Millisecond)
@@ -261,12 +263,14 @@ func (s *scene) wantAlive() {
 			ContainerId: s.containerID, Cmd: []string{"sh", "-c", "ps | grep -c '[s]leep 1000'"},
 		}).Stdout)
 	}
+
 	// The kernel closes descriptors, by which the keeper sees an execve, a
 	// moment before it shows the new arguments.
 	n := count()
 	for end := time.Now().Add(2 * time.Second); n == "0\n" && time.Now().Before(end); n = count() {
 		time.Sleep(10 * time.Millisecond)
 	}
+
 	if n != "1\n" {
 		s.t.Errorf("%q processes of the container run, want 1", n)
 	}

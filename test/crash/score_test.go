@@ -39,6 +39,7 @@ func (s *score) add(op, way string, survived bool) {
 	if !slices.Contains(s.ways, way) {
 		s.ways = append(s.ways, way)
 	}
+
 	for _, key := range [][2]string{{op, way}, {op, ""}, {"", way}, {"", ""}} {
 		s.tried[key]++
 		if survived {
@@ -57,18 +58,21 @@ func (s *score) String() string {
 		}
 		b.WriteByte('\n')
 	}
+
 	row(cmp.Or(s.first, "operation"), func(way string) string {
 		if way == "" {
 			return "all"
 		}
 		return way
 	})
+
 	row("---", func(string) string { return "---" })
 	for _, op := range append(slices.Clone(s.ops), "") {
 		name := op
 		if op == "" {
 			name = "all"
 		}
+
 		row(name, func(way string) string {
 			key := [2]string{op, way}
 			if s.tried[key] == 0 {
@@ -77,6 +81,7 @@ func (s *score) String() string {
 			return fmt.Sprintf("%d of %d", s.survived[key], s.tried[key])
 		})
 	}
+
 	return b.String()
 }
 
@@ -98,16 +103,19 @@ func publish(t *testing.T, name, text string) {
 	if *reportFile == "" {
 		return
 	}
+
 	begin := fmt.Sprintf(tableBegin, name)
 	file, err := os.ReadFile(*reportFile)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	before, rest, ok := strings.Cut(string(file), begin)
 	_, after, ok2 := strings.Cut(rest, tableEnd)
 	if !ok || !ok2 {
 		t.Fatalf("%s lacks the marks %q and %q", *reportFile, begin, tableEnd)
 	}
+
 	if err := os.WriteFile(*reportFile, []byte(before+begin+text+tableEnd+after), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -64,6 +64,7 @@ func (n *node) open(t *testing.T, kind, pod, container string) (_ *session, err 
 			s.close()
 		}
 	}()
+
 	var url, protocol string
 	switch kind {
 	case execSession:
@@ -95,6 +96,7 @@ func (n *node) open(t *testing.T, kind, pod, container string) (_ *session, err 
 	if err := s.streams(); err != nil {
 		return nil, err
 	}
+
 	return s, s.works()
 }
 
@@ -104,12 +106,14 @@ func (s *session) serve(n *node) error {
 		s.server, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", sessionPort))
 		return err
 	}
+
 	pin := filepath.Join(n.Dir, "state/netns", "crisp-"+s.pod[:20])
 	ns, err := netns.Open(pin)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
+
 	if err := netns.Do(ns, listen); err != nil {
 		return err
 	}
@@ -125,6 +129,7 @@ func (s *session) serve(n *node) error {
 			})
 		}
 	})
+
 	return nil
 }
 
@@ -133,10 +138,12 @@ func dial(url, protocol string) (httpstream.Connection, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	req, err := http.NewRequest(http.MethodPost, url, nil)
 	if err != nil {
 		return nil, err
 	}
+
 	req.Header.Set(httpstream.HeaderProtocolVersion, protocol)
 	resp, err := trip.RoundTrip(req)
 	if err != nil {
@@ -157,10 +164,12 @@ func (s *session) streams() error {
 			h.Set("port", fmt.Sprint(sessionPort))
 			h.Set("requestID", "1")
 		}
+
 		stream, err := s.conn.CreateStream(h)
 		if err != nil {
 			return err
 		}
+
 		switch kind {
 		case "error": // the protocol's code stands still if nobody reads it
 			s.serving.Go(func() { _, _ = io.Copy(io.Discard, stream) })
@@ -172,6 +181,7 @@ func (s *session) streams() error {
 			s.in, s.out = stream, bufio.NewReader(stream)
 		}
 	}
+
 	return nil
 }
 
@@ -188,6 +198,7 @@ func (s *session) works() error {
 				return
 			}
 		}
+
 		line, err := s.out.ReadString('\n')
 		line = strings.ReplaceAll(line, "\r", "") // of a terminal
 		// Who attaches may do so in the middle of a line, and once more if the
@@ -197,6 +208,7 @@ func (s *session) works() error {
 		}
 		answer <- err
 	}()
+
 	select {
 	case err := <-answer:
 		return err
@@ -214,6 +226,7 @@ func (s *session) ends() bool {
 		defer close(ended)
 		_, _ = io.Copy(io.Discard, s.out) // the end alone matters
 	}()
+
 	defer s.close()
 	select {
 	case <-ended:
@@ -280,6 +293,7 @@ func (s *scene) wantSessions(open []*session, daemonKilled bool) {
 		}
 		one.close()
 	}
+
 	if !runs {
 		return
 	}
@@ -312,15 +326,18 @@ func (o *openSessions) add(s *scene, p *modelPod, random *rand.Rand) string {
 	if i < 0 || len(o.all) >= maxSessions {
 		return "no session"
 	}
+
 	kind := []string{execSession, attachSession, forwardSession}[random.IntN(3)]
 	if kind == forwardSession && o.has(kind, p.id) {
 		return "no session" // its port is taken
 	}
+
 	one, err := s.n.open(s.t, kind, p.id, p.containers[i].id)
 	if err != nil {
 		s.t.Errorf("open a session, %s: %v", kind, err)
 		return kind
 	}
+
 	o.count++
 	o.all = append(o.all, opened{one, o.kills})
 	return kind + " session"
@@ -351,6 +368,7 @@ func (o *openSessions) compare(s *scene, pods []*modelPod) {
 			one.close()
 			return true
 		}
+
 		if err := one.works(); err != nil {
 			s.t.Errorf("%s: %v", one.kind, err)
 			one.close()

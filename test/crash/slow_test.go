@@ -38,6 +38,7 @@ func TestFaultSlowDisk(t *testing.T) {
 		call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: nginx}})
 		disk.stopped.Lock()
 		time.Sleep(wait)
+
 		// A daemon that waits for the disk cannot even be killed before.
 		release := sync.OnceFunc(disk.stopped.Unlock)
 		late := time.AfterFunc(pace.Scale(15*time.Second), release)
@@ -46,11 +47,13 @@ func TestFaultSlowDisk(t *testing.T) {
 		took := time.Since(began)
 		late.Stop()
 		release()
+
 		if err != nil || took > pace.Scale(10*time.Second) {
 			t.Errorf("%s: the daemon took %v to end: %v", when, took, err)
 		}
 		t.Logf("%s: the daemon ended in %v", when, took)
 		n.begin(t)
+
 		if !n.pullAndRun(t, nginx, "after") {
 			t.Errorf("%s: the image is of no use", when)
 		}

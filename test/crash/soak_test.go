@@ -46,11 +46,13 @@ func TestSoak(t *testing.T) {
 	t.Logf("-seed %d", *seed)
 	sk := &soak{n: n, t: t}
 	sk.round(*soakClients*4, 1, 1) // what is allocated once
+
 	before := n.belongings(t)
 	daemon, keeper := sk.memory()
 	begin := time.Now()
 	sk.next.Store(0)
 	sk.round(*soakPods, *soakKills, *soakKills)
+
 	took := time.Since(begin)
 	n.wantNoMore(t, "after the soak", before)
 	n.wantNoMore(t, "after the soak", n.usual)
@@ -59,10 +61,12 @@ func TestSoak(t *testing.T) {
 	if daemonAfter > daemon+sameDaemon {
 		t.Errorf("the daemon has %d KB, at the beginning it had %d KB", daemonAfter, daemon)
 	}
+
 	if keeperAfter > keeper+sameKeeper {
 		t.Errorf("the keeper has %d KB, at the beginning it had %d KB", keeperAfter, keeper)
 	}
 	survived := "yes"
+
 	if t.Failed() {
 		survived = "no"
 	}
@@ -107,10 +111,12 @@ func (sk *soak) kill(quit chan struct{}, pods, daemons, keepers int) {
 			case <-time.After(5 * time.Millisecond):
 			}
 		}
+
 		if i%2 == 0 {
 			sk.n.killKeeper(sk.t)
 			continue
 		}
+
 		sk.n.Kill()
 		if err := sk.n.Start(sk.t.Context()); err != nil {
 			sk.t.Errorf("start the daemon: %v", err)
@@ -128,6 +134,7 @@ func (sk *soak) until(what string, call func(context.Context) error) bool {
 		if err == nil {
 			return true
 		}
+
 		if time.Now().After(end) || sk.t.Failed() {
 			sk.t.Errorf("%s: %v", what, err)
 			return false
@@ -145,21 +152,25 @@ func (sk *soak) pod(i int, random *rand.Rand) {
 		kinds[2].change(s) // a network takes most of the time
 		s.container.Tty, s.container.Stdin = i%3 == 0, i%3 == 0
 	}
+
 	s.pod.PortMappings = nil
 	s.pod.Metadata.Name = fmt.Sprintf("soak-%d", i)
 	s.pod.LogDirectory = filepath.Join(sk.n.Dir, "logs", s.pod.Metadata.Name)
 	s.container.Command = []string{"sh", "-c", "echo begin; exec sleep 1000"}
+
 	for range 1 + random.IntN(2) {
 		if !sk.life(s) {
 			break
 		}
 		s.pod.Metadata.Attempt++
 	}
+
 	sk.until("remove "+s.pod.Metadata.Name, func(ctx context.Context) error {
 		list, err := r.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 		if err != nil {
 			return err
 		}
+
 		for _, p := range list.Items {
 			if p.Metadata.Name != s.pod.Metadata.Name {
 				continue
@@ -167,10 +178,12 @@ func (sk *soak) pod(i int, random *rand.Rand) {
 			if _, err := r.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.Id}); err != nil {
 				return err
 			}
+
 			if _, err := r.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err != nil {
 				return err
 			}
 		}
+
 		return nil
 	})
 	_ = os.RemoveAll(s.pod.LogDirectory) // as kubelet does
@@ -186,11 +199,13 @@ func (sk *soak) life(s *scene) bool {
 			s.pod.Metadata.Attempt++ // one that cannot be taken back keeps its name
 			return err
 		}
+
 		s.container.Metadata.Attempt++
 		c, err := r.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.PodSandboxId, Config: s.container, SandboxConfig: s.pod})
 		if err != nil {
 			return err
 		}
+
 		if _, err := r.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
 			return err
 		}
@@ -204,12 +219,14 @@ func (sk *soak) life(s *scene) bool {
 			}
 			sk.execs.Add(1)
 		}
+
 		if _, err := r.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.ContainerId}); err != nil {
 			return err
 		}
 		if _, err := r.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.ContainerId}); err != nil {
 			return err
 		}
+
 		log, err := os.ReadFile(filepath.Join(s.pod.LogDirectory, s.container.LogPath))
 		if err != nil || !strings.Contains(string(log), "begin") {
 			return fmt.Errorf("the log has %q: %w", log, err)

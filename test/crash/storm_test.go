@@ -62,6 +62,7 @@ func TestStorm(t *testing.T) {
 			}
 		}
 	}
+
 	random := rand.New(rand.NewPCG(*seed, 3))
 	s := n.newScene(t)
 	rounds, kills := 0, 0
@@ -75,12 +76,14 @@ func TestStorm(t *testing.T) {
 		s.wantListed()
 		st.wantSense(s)
 	}
+
 	n.tidy(t, s)
 	n.wantNoImage(t)
 	survived := "yes"
 	if t.Failed() {
 		survived = "no"
 	}
+
 	publish(t, "calls at once", fmt.Sprintf(`| calls | of these while another for the same pod was under way | given up | refused by the rules | rounds | with a kill | survived |
 | --- | --- | --- | --- | --- | --- | --- |
 | %d | %d | %d | %d | %d | %d | %s |
@@ -99,6 +102,7 @@ func (st *storm) round(random *rand.Rand) {
 			}
 		})
 	}
+
 	if st.wounded {
 		time.Sleep(time.Duration(random.IntN(int(stormRound))))
 		killed := 0
@@ -132,6 +136,7 @@ func (st *storm) call(random *rand.Rand) {
 	p := st.present(i)
 	all := st.n.actions(p, &p.containers[j])
 	a := all[random.IntN(len(all))]
+
 	if random.IntN(3) == 0 { // so that there is something to fight for
 		a = all[random.IntN(3)]
 	}
@@ -140,11 +145,13 @@ func (st *storm) call(random *rand.Rand) {
 	if short {
 		limit = time.Duration(random.IntN(20000)) * time.Microsecond
 	}
+
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(st.t.Context()), limit)
 	defer cancel()
 	if st.busy[i].Add(1) > 1 {
 		st.meetings.Add(1)
 	}
+
 	_, err := a.call(ctx)
 	st.busy[i].Add(-1)
 	st.calls.Add(1)
@@ -169,15 +176,18 @@ func (st *storm) present(i int) *modelPod {
 	if err != nil {
 		return &p // the daemon is away
 	}
+
 	for _, listed := range pods.Items {
 		if listed.Metadata.Name == p.cfg.Metadata.Name {
 			p.id = listed.Id
 		}
 	}
+
 	containers, err := st.n.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: orNone(p.id)}})
 	if err != nil {
 		return &p
 	}
+
 	for _, listed := range containers.Containers {
 		for j := range p.containers {
 			if p.containers[j].cfg.Metadata.Name == listed.Metadata.Name {
@@ -185,6 +195,7 @@ func (st *storm) present(i int) *modelPod {
 			}
 		}
 	}
+
 	return &p
 }
 
@@ -197,6 +208,7 @@ func (st *storm) wantSense(s *scene) {
 		names = append(names, p.Metadata.Name)
 		ready[p.Id] = p.State == runtimeapi.PodSandboxState_SANDBOX_READY
 	}
+
 	for _, c := range s.containers() {
 		names = append(names, c.PodSandboxId+"/"+c.Metadata.Name)
 		if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
@@ -206,6 +218,7 @@ func (st *storm) wantSense(s *scene) {
 			st.t.Errorf("container %s runs in a pod that is not ready", c.Id)
 			continue
 		}
+
 		r, err := try(st.t, st.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.Id, Cmd: []string{"echo", "well"}})
 		if code := status.Code(err); code == codes.NotFound || code == codes.FailedPrecondition {
 			continue // a call that was given up goes on
@@ -214,6 +227,7 @@ func (st *storm) wantSense(s *scene) {
 			st.t.Errorf("a command in container %s printed %q: %v", c.Id, r.GetStdout(), err)
 		}
 	}
+
 	slices.Sort(names)
 	if unique := slices.Compact(slices.Clone(names)); len(unique) != len(names) {
 		st.t.Errorf("a name is listed twice: %s", strings.Join(names, ", "))

@@ -40,6 +40,7 @@ func TestFaultUndying(t *testing.T) {
 		}
 		table += fmt.Sprintf("| %s | %s | %v | %v | %s |\n", name, way, d.without, d.with, survived)
 	}
+
 	for _, u := range undying {
 		for _, way := range []string{"stopped", "daemon killed", "daemon and keeper killed"} {
 			if u.name == "child" && way != "stopped" {
@@ -48,6 +49,7 @@ func TestFaultUndying(t *testing.T) {
 			try(u.name, way, func(t *testing.T) delays { return n.undying(t, u.script, way) })
 		}
 	}
+
 	for _, way := range []string{"stopped", "daemon killed", "daemon and keeper killed"} {
 		try("frozen", way, func(t *testing.T) delays { return n.frozen(t, way) })
 	}
@@ -63,6 +65,7 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	f := fuse.Serve(t, dir, file)
 	defer n.tidy(t, s)
 	defer f.End()
+
 	kinds[2].change(s) // no network, which is beside the point
 	s.container.Tty, s.container.Stdin = false, false
 	s.container.Command = []string{"sh", "-c", script}
@@ -71,11 +74,13 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	s.create()
 	d.without = n.readFor(t, usualReads)
 	s.start()
+
 	select {
 	case <-file.Asked:
 	case <-time.After(callTime):
 		t.Fatal("the file is not opened")
 	}
+
 	n.endHolders(t, way)
 	read := n.reads(t)
 	if way == "stopped" {
@@ -85,12 +90,14 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 			t.Errorf("the stop took %v", took)
 		}
 	}
+
 	wantError(t, s.tryStopPod(), "does not die", codes.DeadlineExceeded)
 	d.with = read.end()
 	n.otherPod(t)
 	if read.err != nil || d.with.p99 > d.without.p99+quick {
 		t.Errorf("99%% of reads took up to %v without and %v with it: %v", d.without.p99, d.with.p99, read.err)
 	}
+
 	f.End()
 	s.must("stop pod", s.tryStopPod())
 	s.wantContainer(runtimeapi.ContainerState_CONTAINER_EXITED)
@@ -121,6 +128,7 @@ func (n *node) otherPod(t *testing.T) {
 	s := n.newScene(t)
 	kinds[2].change(s)
 	s.pod.Metadata.Name = "other"
+
 	begin := time.Now()
 	s.run()
 	s.create()
@@ -128,6 +136,7 @@ func (n *node) otherPod(t *testing.T) {
 	s.must("stop other container", s.tryStop())
 	s.must("stop other pod", s.tryStopPod())
 	s.must("remove other pod", s.tryRemovePod())
+
 	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("another pod took %v", took)
 	}
@@ -145,12 +154,14 @@ func (n *node) frozen(t *testing.T, way string) (d delays) {
 	s.freeze("FROZEN")
 	n.endHolders(t, way)
 	d.with = n.readFor(t, usualReads)
+
 	begin := time.Now()
 	s.must("stop", s.tryStop())
 	s.must("stop pod", s.tryStopPod())
 	if took := time.Since(begin); took > 5*time.Second {
 		t.Errorf("the stop took %v", took)
 	}
+
 	s.wantContainer(runtimeapi.ContainerState_CONTAINER_EXITED)
 	s.must("remove pod", s.tryRemovePod())
 	return d

@@ -23,6 +23,7 @@ func TestBigAnnotations(t *testing.T) {
 	long := func(c *runtimeapi.ContainerConfig) {
 		c.Annotations = map[string]string{"long": strings.Repeat("x", 256<<10)}
 	}
+
 	p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) {
 		c.Annotations = map[string]string{"long": strings.Repeat("x", 256<<10)}
 	})
@@ -34,6 +35,7 @@ func TestBigAnnotations(t *testing.T) {
 		p.create(t, named(fmt.Sprint("main", i)), sh("sleep 1000"), long)
 		took = append(took, time.Since(begin))
 	}
+
 	median := func(d []time.Duration) time.Duration { return slices.Sorted(slices.Values(d))[len(d)/2] }
 	first, last := median(took[:count/4]), median(took[count-count/4:])
 	t.Logf("of %d containers the first took %v to create, the last %v", count, first, last)
@@ -60,6 +62,7 @@ func assertStreamed(t *testing.T, n *node, count int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	seen := map[string]bool{}
 	for {
 		part, err := stream.Recv()
@@ -69,6 +72,7 @@ func assertStreamed(t *testing.T, n *node, count int) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, c := range part.Containers {
 			if len(c.Annotations["long"]) != 256<<10 {
 				t.Errorf("container %s has %d bytes of annotations", c.Id, len(c.Annotations["long"]))
@@ -76,6 +80,7 @@ func assertStreamed(t *testing.T, n *node, count int) {
 			seen[c.Id] = true
 		}
 	}
+
 	if len(seen) != count {
 		t.Errorf("%d of %d containers are listed", len(seen), count)
 	}

@@ -32,6 +32,7 @@ func TestCAdvisor(t *testing.T) {
 	c := p.create(t, func(c *runtimeapi.ContainerConfig) {
 		c.Labels = map[string]string{"io.kubernetes.container.name": "main"}
 	})
+
 	onNode := n.pod(t, attempt(1), func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 	})
@@ -41,12 +42,14 @@ func TestCAdvisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	a := asker{containersapi.NewContainersClient(conn), tasksapi.NewTasksClient(conn)}
 
 	if _, err := a.pid(t, c.id); status.Code(err) != codes.NotFound {
 		t.Errorf("the process of a container that was not started: %v", err)
 	}
 	c.start(t)
+
 	for range 2 {
 		a.wantContainer(t, c)
 		a.wantSandbox(t, p, labels)
@@ -116,6 +119,7 @@ func (a asker) wantSandbox(t *testing.T, p *pod, labels map[string]string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if got.Labels["io.cri-containerd.kind"] != "sandbox" || got.Labels["io.kubernetes.pod.name"] != labels["io.kubernetes.pod.name"] || got.Image == "" {
 		t.Errorf("sandbox %v", got)
 	}
@@ -123,6 +127,7 @@ func (a asker) wantSandbox(t *testing.T, p *pod, labels map[string]string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	devices, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid))
 	if err != nil || !strings.Contains(string(devices), "eth0:") {
 		t.Errorf("the network of the pod's process: %s, %v", devices, err)

@@ -28,11 +28,13 @@ func TestCgroups(t *testing.T) {
 		time.Sleep(pace.Scale(2 * time.Second)) // it uses up what it has
 		wantGone(t, c)
 	})
+
 	n.run(t, "frozen", func(t *testing.T) {
 		c := n.pod(t).start(t, sh("sleep 2005 & wait"))
 		c.freeze(t)
 		wantGone(t, c)
 	})
+
 	n.run(t, "pod with a frozen container", func(t *testing.T) {
 		c := n.pod(t).start(t, sh("sleep 2005 & wait"))
 		c.freeze(t)
@@ -92,11 +94,13 @@ func testReleaseAgent(t *testing.T, n *node) {
 	c := n.pod(t).start(t, func(c *runtimeapi.ContainerConfig) {
 		c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
 	})
+
 	for controllers, path := range c.cgroups(t) {
 		if !strings.Contains(path, c.id) {
 			t.Errorf("in the hierarchy of %q the container is in %s", controllers, path)
 		}
 	}
+
 	const look = `grep -v ':/$' /proc/self/cgroup
 mkdir -p /mnt/look
 while IFS=: read -r id controllers path; do
@@ -112,14 +116,17 @@ while IFS=: read -r id controllers path; do
 done < /proc/self/cgroup
 for d in /sys/fs/cgroup $(find /sys/fs/cgroup -mindepth 1 -maxdepth 1 -type d); do mkdir $d/x; done 2>&1 | grep -v 'Read-only'
 echo done`
+
 	if got := c.sh(t, look); got != "done" {
 		t.Errorf("a command in the container finds\n%s", got)
 	}
+
 	// AppArmor's profile forbids to mount; where there is none, all are looked into.
 	refused := c.sh(t, "mkdir -p /mnt && cat /mnt/refused 2>/dev/null || true")
 	if _, err := os.Stat("/sys/kernel/security/apparmor"); err != nil && refused != "" {
 		t.Errorf("a command in the container looks in vain:\n%s", refused)
 	}
+
 	if after := releaseAgents(t); after != before {
 		t.Errorf("release agents were\n%s\nand are\n%s", before, after)
 	}
@@ -157,10 +164,12 @@ func testOwnGroups(t *testing.T, n *node) {
 	sleep 2006 & echo $! > cgroup.procs
 done < /proc/self/cgroup
 echo made; wait`))
+
 	eventually(t, "the container has made its groups", func() bool { return strings.Contains(c.logged(t), "made") })
 	call(t, n.Runtime.ContainerStats, &runtimeapi.ContainerStatsRequest{ContainerId: c.id})
 	c.freeze(t)
 	wantGone(t, c)
+
 	if got := n.processes(t, "sleep\x002006"); len(got) != 0 {
 		t.Errorf("processes %v outlive their container", got)
 	}

@@ -23,6 +23,7 @@ func TestImagesCheck(t *testing.T) {
 	if err != nil || len(layers) == 0 {
 		t.Fatalf("no layer has busybox: %v", err)
 	}
+
 	blob := indexBlob(t, n.path("root", "image", "blobs", "sha256", "*"))
 	for what, down := range map[string]bool{"by the daemon": false, "without one": true} {
 		t.Run(what, func(t *testing.T) {
@@ -32,6 +33,7 @@ func TestImagesCheck(t *testing.T) {
 			if down {
 				n.Kill()
 			}
+
 			n.wantCheck(t, false, "blob sha256:"+filepath.Base(blob)+" ("+busybox+"): ", "layer sha256:", "2 damaged, 0 of them repaired")
 			n.wantCheck(t, true, "; repaired", "2 damaged, 2 of them repaired")
 			n.wantCheck(t, true, "0 damaged, 0 of them repaired")
@@ -41,6 +43,7 @@ func TestImagesCheck(t *testing.T) {
 			n.pod(t).start(t, sh("exit 7")).wantEnd(t, 7, "Error")
 		})
 	}
+
 	n.run(t, "in use", func(t *testing.T) {
 		c := n.pod(t).start(t)
 		spoilBit(t, layers[0])
@@ -48,6 +51,7 @@ func TestImagesCheck(t *testing.T) {
 		c.remove(t)
 		n.wantCheck(t, true, "1 damaged, 1 of them repaired")
 	})
+
 	if list := call(t, n.Images.ListImages, &runtimeapi.ListImagesRequest{}).Images; len(list) != 1 {
 		t.Errorf("images %v are listed", list)
 	}
@@ -77,18 +81,22 @@ func (n *node) wantCheck(t *testing.T, well bool, says ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	crisp, err := cache.Crisp()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	args := []string{"images", "check", "--config", n.path("config.toml"), "--root", n.path("root"), "--state", n.path("state"), "--registry-config-dir", n.path("certs.d")}
 	if well || strings.HasPrefix(says[0], "not repaired") {
 		args = append(args, "--repair")
 	}
+
 	out, err := exec.CommandContext(t.Context(), crisp, args...).CombinedOutput()
 	if (err == nil) != well {
 		t.Errorf("the check ends with %v: %s", err, out)
 	}
+
 	for _, want := range says {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the check does not say %q, but %s", want, out)
@@ -103,6 +111,7 @@ func spoilBit(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	data := []byte(slurp(path))
 	data[len(data)/2] ^= 1
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -110,6 +119,7 @@ func spoilBit(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if _, err := f.Write(data); err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,7 @@ func TestChurn(t *testing.T) {
 		wg.Wait()
 		stop()
 		watch.Wait()
+
 		if left := call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items; len(left) != 0 {
 			t.Errorf("%d pods are left", len(left))
 		}
@@ -49,10 +50,12 @@ func (n *node) lifetime(t *testing.T, attempt uint32) error {
 	if attempt%2 == 0 {
 		sharedPID(cfg)
 	}
+
 	r, err := try(t, n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err != nil {
 		return err
 	}
+
 	p := &pod{n, r.PodSandboxId, cfg}
 	for i, change := range []change{sh("sleep 1000"), sh("exit 3")} {
 		request := &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(named(fmt.Sprintf("%d-%d", attempt, i)), change), SandboxConfig: cfg}
@@ -67,11 +70,13 @@ func (n *node) lifetime(t *testing.T, attempt uint32) error {
 			return err
 		}
 	}
+
 	if attempt%3 > 0 { // else it is stopped by being removed
 		if _, err := try(t, n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
 			return err
 		}
 	}
+
 	_, err = try(t, n.Runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
 	return err
 }
@@ -89,6 +94,7 @@ func watchStates(ctx context.Context, t *testing.T, n *node) {
 			t.Error(err)
 			return
 		}
+
 		if took := time.Since(began); took > pace.Scale(patience) {
 			t.Errorf("a list took %v", took)
 		}
@@ -97,6 +103,7 @@ func watchStates(ctx context.Context, t *testing.T, n *node) {
 			if err != nil {
 				continue // removed meanwhile
 			}
+
 			now, before := r.Status, last[c.Id]
 			if now.State < c.State || before != nil && now.State < before.State {
 				t.Errorf("container %s was %v and is %v", c.Metadata.Name, before.GetState(), now.State)
@@ -107,6 +114,7 @@ func watchStates(ctx context.Context, t *testing.T, n *node) {
 			last[c.Id] = now
 		}
 	}
+
 	if len(last) == 0 {
 		t.Errorf("%d lists saw no container", lists)
 	}

@@ -24,6 +24,7 @@ func (n *node) rpcs(t *testing.T) map[string]rpc {
 	container := func(id string) *runtimeapi.ContainerStatsFilter {
 		return &runtimeapi.ContainerStatsFilter{Id: id}
 	}
+
 	cfg := &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "x"}, Image: image(busybox)}
 	return map[string]rpc{
 		"StopPodSandbox": func(id string) error {
@@ -161,10 +162,12 @@ func testUnknown(t *testing.T, n *node) {
 		"ExecSync": codes.NotFound, "Exec": codes.NotFound, "Attach": codes.NotFound,
 		"CheckpointContainer": codes.Unimplemented, "CheckpointPod": codes.Unimplemented, "RestorePod": codes.Unimplemented,
 	}
+
 	rpcs := n.rpcs(t)
 	for _, name := range unnamed {
 		rpcs[name] = nil
 	}
+
 	pull := rpcs["PullImage"]
 	rpcs["PullImage"] = nil // it wants the name of a registry
 	t.Run("PullImage", func(t *testing.T) { wantCode(t, pull(n.Registry.Addr+"/nothing:1"), codes.NotFound, "/nothing") })
@@ -175,11 +178,13 @@ func testUnknown(t *testing.T, n *node) {
 			}
 		}
 	}
+
 	for name, do := range rpcs {
 		if do != nil {
 			t.Run(name, func(t *testing.T) { wantCode(t, do("0123456789abcdef"), want[name]) }) // OK if not in the table
 		}
 	}
+
 	t.Run("status of a missing image", func(t *testing.T) {
 		if r := call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "nothing:1"}}); r.Image != nil {
 			t.Errorf("got %v, want nil", r.Image)
@@ -193,6 +198,7 @@ func testWrongState(t *testing.T, n *node) {
 	p := n.pod(t)
 	created, running, exited := p.create(t, named("created")), p.start(t, named("running")), p.start(t, named("exited"), sh("exit 0"))
 	exited.wait(t)
+
 	stopped := n.pod(t, attempt(1))
 	orphan := stopped.create(t)
 	call(t, n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: stopped.id})
@@ -224,15 +230,18 @@ func testInvalid(t *testing.T, n *node) {
 		cfg := p.config(named("invalid"), change)
 		return failure(t, n.Runtime.CreateContainer, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: cfg, SandboxConfig: p.cfg})
 	}
+
 	exec := func(r *runtimeapi.ExecRequest) error {
 		r.ContainerId = c.id
 		return failure(t, n.Runtime.Exec, r)
 	}
+
 	runPod := func(change func(*runtimeapi.RunPodSandboxRequest)) error {
 		r := &runtimeapi.RunPodSandboxRequest{Config: n.podConfig(t)}
 		change(r)
 		return failure(t, n.Runtime.RunPodSandbox, r)
 	}
+
 	for name, err := range map[string]error{
 		"pod without metadata":        runPod(func(r *runtimeapi.RunPodSandboxRequest) { r.Config.Metadata = nil }),
 		"pod without a configuration": runPod(func(r *runtimeapi.RunPodSandboxRequest) { r.Config = nil }),
@@ -261,6 +270,7 @@ func testInvalid(t *testing.T, n *node) {
 	} {
 		t.Run(name, func(t *testing.T) { wantCode(t, err, codes.InvalidArgument) })
 	}
+
 	t.Run("missing image", func(t *testing.T) {
 		wantCode(t, create(image("nothing:1")), codes.NotFound, "nothing:1")
 	})

@@ -29,6 +29,7 @@ func TestContainers(t *testing.T) {
 		}
 		c.sh(t, "touch /mnt/file /dev/shm/file; echo x > /dev/null")
 	})
+
 	n.run(t, "termination message", func(t *testing.T) { testTerminationMessage(t, n) })
 	n.run(t, "ends", func(t *testing.T) { testEnds(t, n) })
 	n.run(t, "stop signals", func(t *testing.T) { testStopSignals(t, n) })
@@ -48,6 +49,7 @@ func testTerminationMessage(t *testing.T, n *node) {
 	if err := os.WriteFile(file, nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
+
 	c := n.pod(t).start(t, sh("echo why > "+path+"; exit 1"), mount(file, path))
 	c.wantEnd(t, 1, "Error")
 	for _, m := range c.status(t).Mounts {
@@ -55,6 +57,7 @@ func testTerminationMessage(t *testing.T, n *node) {
 			file = m.HostPath
 		}
 	}
+
 	c.remove(t)
 	if got := slurp(file); got != "why\n" {
 		t.Errorf("the message is %q", got)
@@ -84,6 +87,7 @@ func testEnds(t *testing.T, n *node) {
 		}
 		c.remove(t)
 	}
+
 	created := p.create(t)
 	if st := created.status(t); st.State != runtimeapi.ContainerState_CONTAINER_CREATED || st.StartedAt != 0 || st.FinishedAt != 0 || st.CreatedAt == 0 {
 		t.Errorf("a created container is %v", st)
@@ -104,10 +108,12 @@ func testStopSignals(t *testing.T, n *node) {
 		eventually(t, "the container is ready for signals", func() bool { return slurp(c.logFile()) != "" })
 		began := time.Now()
 		c.stop(t, 20)
+
 		if took := time.Since(began); took > pace.Scale(15*time.Second) {
 			t.Errorf("%s: the stop took %v", name, took)
 		}
 		c.wantEnd(t, want.code, "Error")
+
 		shown := want.signal
 		if shown == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
 			shown = runtimeapi.Signal_SIGNAL_SIGTERM
@@ -148,10 +154,12 @@ func testStatus(t *testing.T, n *node) {
 			{HostPath: t.TempDir(), ContainerPath: "/ro", Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_PRIVATE},
 			{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: busybox}, ImageSubPath: "etc", Readonly: true},
 		}
+
 		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 200, MemoryLimitInBytes: 50 << 20}
 		c.Linux.SecurityContext.RunAsUsername = "www-data"
 		c.Linux.SecurityContext.SupplementalGroups = []int64{9}
 	})
+
 	st := c.status(t)
 	want := &runtimeapi.ContainerStatus{
 		Id: c.id, Metadata: c.cfg.Metadata, State: runtimeapi.ContainerState_CONTAINER_RUNNING,
@@ -163,16 +171,19 @@ func testStatus(t *testing.T, n *node) {
 		User:       &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{Uid: 33, Gid: 33, SupplementalGroups: []int64{33, 9}}},
 		StopSignal: runtimeapi.Signal_SIGNAL_SIGTERM,
 	}
+
 	want.Mounts[1].Image.ImageRef = id
 	want.Resources.Linux.MemorySwapLimitInBytes = 50 << 20 // no swap
 	if !proto.Equal(st, want) {
 		st.Annotations, want.Annotations = nil, nil // too long to read
 		t.Errorf("the status is\n%v, want\n%v", st, want)
 	}
+
 	item := call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
 		Id: c.id[:13], PodSandboxId: p.id, LabelSelector: map[string]string{"l": "v"},
 		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
 	}}).Containers
+
 	if len(item) != 1 || item[0].Id != c.id || item[0].PodSandboxId != p.id || item[0].ImageId != id || item[0].GetImage().GetImage() == "" {
 		t.Errorf("listed is %v", item)
 	}
@@ -204,11 +215,13 @@ func testStubborn(t *testing.T, n *node) {
 	for _, name := range []string{"a", "b", "c", "d", "e"} {
 		p.start(t, named(name), sh("trap '' TERM; while :; do sleep 1; done"))
 	}
+
 	began := time.Now()
 	call(t, n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
 	if took := time.Since(began); took > pace.Scale(8*time.Second) {
 		t.Errorf("the stop took %v", took)
 	}
+
 	for _, c := range call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}).Containers {
 		if c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 			t.Errorf("container %s is %v", c.Metadata.Name, c.State)
@@ -229,12 +242,14 @@ func TestUpdate(t *testing.T) {
 			t.Errorf("the limit is %s, want %s", got, want)
 		}
 	})
+
 	n.run(t, "OOM score", func(t *testing.T) {
 		c := n.pod(t).start(t, sh("sleep 1000 & wait"))
 		c.update(t, &runtimeapi.LinuxContainerResources{OomScoreAdj: 321})
 		if got := c.sh(t, "for p in 1 $(pidof sleep) self; do cat /proc/$p/oom_score_adj; done | sort -u"); got != "321" {
 			t.Errorf("scores of the processes and of a command are %q", got)
 		}
+
 		created := n.pod(t).create(t)
 		created.update(t, &runtimeapi.LinuxContainerResources{OomScoreAdj: 123})
 		created.start(t)
@@ -242,6 +257,7 @@ func TestUpdate(t *testing.T) {
 			t.Errorf("the score of one that was not started is %q", got)
 		}
 	})
+
 	n.run(t, "pod", func(t *testing.T) {
 		p := n.pod(t)
 		call(t, n.Runtime.UpdatePodSandboxResources, &runtimeapi.UpdatePodSandboxResourcesRequest{
@@ -265,12 +281,14 @@ func testUnified(t *testing.T, n *node) {
 	c := n.pod(t).start(t, memory(64<<20), func(c *runtimeapi.ContainerConfig) {
 		c.Linux.Resources.Unified = map[string]string{"memory.high": "50331648", "memory.oom.group": "1"}
 	})
+
 	want := func(high string) {
 		t.Helper()
 		if got := c.sh(t, "cd /sys/fs/cgroup; echo $(cat memory.max memory.high memory.oom.group)"); got != "67108864 "+high+" 1" {
 			t.Errorf("memory.max, memory.high and memory.oom.group are %s", got)
 		}
 	}
+
 	want("50331648")
 	c.update(t, &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "40000000"}})
 	want("39997440") // whole pages
@@ -317,10 +335,12 @@ func testMerge(t *testing.T, n *node) {
 			t.Errorf("after a change of %s the limits are %v, want %v", change.name, got, want)
 		}
 	}
+
 	shown := &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, CpuQuota: 70000, CpuPeriod: 100000, CpuShares: 512, CpusetCpus: "0", MemorySwapLimitInBytes: 32 << 20}
 	if got := c.status(t).Resources.Linux; !proto.Equal(got, shown) {
 		t.Errorf("the status shows %v, want %v", got, shown)
 	}
+
 	// The devices are as before, and so is the process.
 	c.sh(t, "echo x > /dev/null; cat /dev/urandom | head -c 1 > /dev/null")
 	if now := c.pid(t); now != pid {
@@ -336,10 +356,12 @@ func testBelowUsage(t *testing.T, n *node) {
 	err := failure(t, n.Runtime.UpdateContainerResources, &runtimeapi.UpdateContainerResourcesRequest{
 		ContainerId: c.id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 8 << 20, CpuShares: 700},
 	})
+
 	if err == nil {
 		t.Error("the limit was accepted")
 	}
 	wantCode(t, err, codes.FailedPrecondition, "8388608 bytes is below")
+
 	if st := c.status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || !proto.Equal(st.Resources, before) {
 		t.Errorf("after a refused change the container is %v with %v", st.State, st.Resources)
 	}
@@ -362,12 +384,14 @@ func testVerbose(t *testing.T, n *node) {
 		ImageSpec struct{ Architecture string }
 		ChainID   string
 	}
+
 	read := func(info map[string]string) {
 		t.Helper()
 		if err := json.Unmarshal([]byte(info["info"]), &of); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	netns := func() string {
 		for _, ns := range of.RuntimeSpec.Linux.Namespaces {
 			if ns.Type == specs.NetworkNamespace {
@@ -376,20 +400,24 @@ func testVerbose(t *testing.T, n *node) {
 		}
 		return ""
 	}
+
 	pod := call(t, n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
 	read(pod.Info)
 	if _, err := os.Stat(netns()); err != nil || of.Pid == 0 {
 		t.Errorf("the sandbox has process %d and network %q, %v", of.Pid, netns(), err)
 	}
+
 	if ip := pod.Status.Network.Ip; ip != "" && of.CniResult.Interfaces["eth0"].IPConfigs[0].IP != ip {
 		t.Errorf("the plugins' answer is %v, the pod has %s", of.CniResult, ip)
 	}
 	of.RuntimeSpec, of.Pid = specs.Spec{}, 0
 	read(call(t, n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true}).Info)
+
 	if _, err := os.Stat(netns()); err != nil || of.Pid != c.pid(t) || *of.RuntimeSpec.Linux.Resources.Memory.Limit != 77<<20 {
 		t.Errorf("the container has process %d, network %q and memory %v", of.Pid, netns(), of.RuntimeSpec.Linux.Resources.Memory)
 	}
 	read(call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: busybox}, Verbose: true}).Info)
+
 	if of.ImageSpec.Architecture == "" || of.ChainID == "" {
 		t.Errorf("the image's architecture is %q, its chain ID %q", of.ImageSpec.Architecture, of.ChainID)
 	}
@@ -405,6 +433,7 @@ func testWhyEnded(t *testing.T, n *node) {
 	if err := os.WriteFile(profile, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_KILL_PROCESS"}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, c := range map[string]struct {
 		changes []change
 		code    int32
@@ -421,10 +450,12 @@ func testWhyEnded(t *testing.T, n *node) {
 		if c.changes == nil {
 			ctr.signal(t, unix.SIGKILL)
 		}
+
 		st := ctr.wait(t)
 		if st.ExitCode != c.code || (st.Message == "") != (c.says == nil) {
 			t.Errorf("%s: ended with %d, %s: %q", name, st.ExitCode, st.Reason, st.Message)
 		}
+
 		for _, part := range c.says {
 			if !strings.Contains(st.Message, part) {
 				t.Errorf("%s: %q does not say %q", name, st.Message, part)

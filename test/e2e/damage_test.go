@@ -46,6 +46,7 @@ func TestTornRecord(t *testing.T) {
 		torn := future(journal)
 		return torn[:len(torn)-7]
 	})
+
 	n.begin(t)
 	if got := c.pid(t); got != pid || p.status(t).State != runtimeapi.PodSandboxState_SANDBOX_READY {
 		t.Errorf("the container was process %d and is %d, the pod is %v", pid, got, p.status(t).State)
@@ -63,6 +64,7 @@ func TestDamagedRecord(t *testing.T) {
 			alive := sound.start(t)
 			bad.start(t)
 			bad.create(t, named("created"))
+
 			pid := alive.pid(t)
 			n.Kill()
 			spoil(t, n.path("root", "pods", bad.id, "record.jsonl"), d.do)
@@ -74,17 +76,21 @@ func TestDamagedRecord(t *testing.T) {
 			if got := sound.status(t).State; got != runtimeapi.PodSandboxState_SANDBOX_READY {
 				t.Errorf("the sound pod is %v", got)
 			}
+
 			states := map[string]runtimeapi.PodSandboxState{}
 			for _, p := range call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items {
 				states[p.Id] = p.State
 			}
+
 			if got, ok := states[bad.id]; !ok || got != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 				t.Errorf("the bad pod is not listed as not ready, but %v", states)
 			}
+
 			// kubelet wants these to be valid.
 			if st := bad.status(t); st.Metadata.GetName() == "" || st.Metadata.GetUid() == "" || st.CreatedAt == 0 {
 				t.Errorf("the status of the bad pod is %v", st)
 			}
+
 			bad.remove(t)
 			if left := names(n.path("root", "pods")); fmt.Sprint(left) != fmt.Sprint([]string{sound.id}) {
 				t.Errorf("folders %q are left", left)

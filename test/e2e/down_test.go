@@ -45,10 +45,12 @@ func TestDaemonDown(t *testing.T) {
 func testDaemonDown(t *testing.T, n *node) {
 	w := n.pacedWriters(t)
 	dir := filepath.Dir(w.stop)
+
 	// The first process of a PID namespace is spared its own signals, so these are none.
 	p := n.pod(t, attempt(1), func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
 	})
+
 	clock := p.start(t, named("clock"), mount(dir, "/signal"), sh(tick))
 	ending := startEnding(t, p, dir, *downTime)
 	shared := n.pod(t, attempt(2), sharedPID)
@@ -58,12 +60,14 @@ func testDaemonDown(t *testing.T, n *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	before := n.statuses(t)
 
 	n.Kill()
 	if _, err := events.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("the reader of events is told %v", err)
 	}
+
 	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -71,11 +75,13 @@ func testDaemonDown(t *testing.T, n *node) {
 	if err := unix.Kill(first, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+
 	time.Sleep(*downTime / 2)
 	from := time.Now()
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	t.Logf("the daemon answers again after %v", time.Since(from))
 
 	// The first answers count: kubelet acts on them.
@@ -83,11 +89,13 @@ func testDaemonDown(t *testing.T, n *node) {
 	for _, c := range ending {
 		wantEndedAlone(t, c, after[c.id], dir)
 	}
+
 	for _, c := range append(slices.Clone(w.list), clock) {
 		if after[c.id] != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			t.Errorf("container %s is listed as %v", c.cfg.Metadata.Name, after[c.id])
 		}
 	}
+
 	if st := member.status(t); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 137 {
 		t.Errorf("the container of the pod that lost its first process is %v with code %d", st.State, st.ExitCode)
 	}
@@ -98,6 +106,7 @@ func testDaemonDown(t *testing.T, n *node) {
 			t.Errorf("pod %s is %v, want %v", st.Metadata.Name, st.State, want)
 		}
 	}
+
 	wantSameIdentity(t, before, n.statuses(t))
 
 	n.warm(t)
@@ -157,6 +166,7 @@ func wantEndedAlone(t *testing.T, c *ending, listed runtimeapi.ContainerState, d
 		t.Errorf("%s is listed as %v and has the status %v", name, listed, st.State)
 		return
 	}
+
 	reason := "Error"
 	if c.code == 0 {
 		reason = "Completed"
@@ -164,6 +174,7 @@ func wantEndedAlone(t *testing.T, c *ending, listed runtimeapi.ContainerState, d
 	if st.ExitCode != c.code || st.Reason != reason {
 		t.Errorf("%s ended with code %d, reason %q, want %d, %q", name, st.ExitCode, st.Reason, c.code, reason)
 	}
+
 	said := uptimeIn(t, filepath.Join(dir, name))
 	if late := time.Unix(0, st.FinishedAt).Sub(said); late < -20*time.Millisecond || late > pace.Scale(endLate) {
 		t.Errorf("%s is said to have ended %v after it did", name, late)
@@ -246,10 +257,12 @@ func wantNextAttempt(t *testing.T, ended *container) {
 	n := ended.p.n
 	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(callTime))
 	defer cancel()
+
 	events, err := n.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	again := ended.p.start(t, named("again"), sh("sleep 0.5; exit 5"), func(c *runtimeapi.ContainerConfig) {
 		c.Metadata.Name, c.Metadata.Attempt = ended.cfg.Metadata.Name, 1
 	})
@@ -262,6 +275,7 @@ func wantNextAttempt(t *testing.T, ended *container) {
 			break
 		}
 	}
+
 	again.wantEnd(t, 5, "Error")
 	if st := ended.status(t); st.Metadata.Attempt != 0 || st.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 		t.Errorf("the attempt before is %v, %v", st.Metadata, st.State)
@@ -283,6 +297,7 @@ func wantSteady(t *testing.T, clock *container) {
 		delay = max(delay, l.at.Sub(boot.Add(at)))
 		last = at
 	}
+
 	t.Logf("%d lines; the writer never stood still for more than %v, and no line was logged later than %v", len(lines), gap, delay)
 	if gap > pace.Scale(standstill) || delay > pace.Scale(standstill) || len(lines) < int(downTime.Seconds()) {
 		t.Error("the writer had to wait, or its lines had")
@@ -296,10 +311,12 @@ func firstProcess(t *testing.T, pid int) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dirs, err := filepath.Glob("/proc/[0-9]*/ns/pid")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, d := range dirs {
 		other, err := strconv.Atoi(strings.Split(d, "/")[2])
 		if ns, rerr := os.Readlink(d); cmp.Or(err, rerr) != nil || ns != want {
@@ -309,6 +326,7 @@ func firstProcess(t *testing.T, pid int) int {
 			return other
 		}
 	}
+
 	t.Fatalf("the PID namespace of process %d has no first process", pid)
 	return 0
 }

@@ -28,12 +28,14 @@ func TestExecSync(t *testing.T) {
 			t.Errorf("a killed command has exit code %d, want 137", r.ExitCode)
 		}
 	})
+
 	n.run(t, "missing command", func(t *testing.T) {
 		err := failure(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"/nope"}})
 		if err == nil || !strings.Contains(err.Error(), "/nope") || !strings.Contains(err.Error(), "no such file") {
 			t.Errorf("got %v", err)
 		}
 	})
+
 	n.run(t, "timeout", func(t *testing.T) { testExecTimeout(t, p) })
 	n.run(t, "background child", func(t *testing.T) { testBackgroundChild(t, p) })
 	n.run(t, "much output", func(t *testing.T) { testMuchOutput(t, c) })
@@ -47,6 +49,7 @@ func testExecTimeout(t *testing.T, p *pod) {
 	cmd := []string{"sh", "-c", "sleep 4321 & sleep 4321"}
 	err := failure(t, c.p.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: cmd, Timeout: 1})
 	wantCode(t, err, codes.DeadlineExceeded)
+
 	if took := time.Since(began); took < time.Second || took > pace.Scale(15*time.Second) {
 		t.Errorf("it took %v, want a second", took)
 	}
@@ -129,6 +132,7 @@ func testManyExecs(t *testing.T, n *node, c *container) {
 	for range 20 {
 		c.exec(t, "true")
 	}
+
 	before := n.inventory(t)
 	usual, huge := residentMemory(t, n.keeper(t))
 	for range many {
@@ -136,16 +140,19 @@ func testManyExecs(t *testing.T, n *node, c *container) {
 			t.Fatalf("exit code %d", r.ExitCode)
 		}
 	}
+
 	eventually(t, "there is no more than before", func() bool { return len(n.inventory(t)) <= len(before) })
 	usualNow, hugeNow := residentMemory(t, n.keeper(t))
 	if usualNow-usual > 1<<20 || hugeNow-huge > 2<<20 {
 		t.Errorf("the keeper grew by %d bytes, and %d in huge pages", usualNow-usual, hugeNow-huge)
 	}
+
 	for name, pid := range map[string]int{"keeper": n.keeper(t), "daemon": n.PID()} {
 		if got := threads(t, pid); got > 40 {
 			t.Errorf("the %s has %d threads", name, got)
 		}
 	}
+
 	if got := n.goroutines(t); got > 60 {
 		t.Errorf("the daemon has %d goroutines:\n%s", got, n.Log())
 	}

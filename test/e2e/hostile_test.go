@@ -60,10 +60,12 @@ func testInterfaceName(t *testing.T, n *node, in func(*runtimeapi.PodSandboxConf
 	if in != nil {
 		changes = append(changes, in)
 	}
+
 	bad := n.pod(t, changes...)
 	c := bad.start(t, func(c *runtimeapi.ContainerConfig) {
 		c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NET_ADMIN"}}
 	})
+
 	c.sh(t, `ip link set eth0 down; ip link set eth0 name "$(printf 'e\377\033[2J')"`)
 	const name = `e\xff\u001b[2J`
 
@@ -71,10 +73,12 @@ func testInterfaceName(t *testing.T, n *node, in func(*runtimeapi.PodSandboxConf
 	if len(stats) != 2 {
 		t.Errorf("there are statistics of %d pods, want 2", len(stats))
 	}
+
 	one := call(t, n.Runtime.PodSandboxStats, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: bad.id}).Stats
 	if got := one.GetLinux().GetNetwork().GetDefaultInterface().GetName(); got != name {
 		t.Errorf("the interface is called %q, want %q", got, name)
 	}
+
 	if got := call(t, n.Runtime.ListPodSandboxMetrics, &runtimeapi.ListPodSandboxMetricsRequest{}).PodMetrics; len(got) != 2 {
 		t.Errorf("there are metrics of %d pods, want 2", len(got))
 	}
@@ -82,6 +86,7 @@ func testInterfaceName(t *testing.T, n *node, in func(*runtimeapi.PodSandboxConf
 		func(a *runtimeapi.StreamPodSandboxStatsResponse) []*runtimeapi.PodSandboxStats {
 			return a.PodSandboxStats
 		})
+
 	if len(streamed) != 2 {
 		t.Errorf("%d pods' statistics are streamed, want 2", len(streamed))
 	}
@@ -102,6 +107,7 @@ func nest(t *testing.T, dir string, depth int) {
 		t.Fatal(err)
 	}
 	defer func() { unix.Close(fd) }()
+
 	for range depth {
 		if err := unix.Mkdirat(fd, "d", 0o700); err != nil {
 			t.Fatal(err)
@@ -122,19 +128,23 @@ func testDeepFolders(t *testing.T, n *node) {
 	p := n.pod(t)
 	c := p.start(t)
 	nest(t, fmt.Sprintf("/proc/%d/root", c.pid(t)), 2_000)
+
 	volumes := n.path("root", "pods", p.id, c.id, "volumes", "0")
 	if err := os.MkdirAll(volumes, 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	nest(t, volumes, depth)
 	limit := unix.Rlimit{Cur: 4096, Max: 4096}
 	if err := unix.Prlimit(n.PID(), unix.RLIMIT_NOFILE, &limit, nil); err != nil {
 		t.Fatal(err)
 	}
+
 	eventually(t, "all folders are counted", func() bool {
 		u := call(t, n.Runtime.ContainerStats, &runtimeapi.ContainerStatsRequest{ContainerId: c.id}).Stats.GetWritableLayer()
 		return u.GetInodesUsed().GetValue() >= 2_000
 	})
+
 	p.remove(t)
 	for _, path := range []string{n.path("root", "pods", p.id), n.path("root", "image", "containers", c.id)} {
 		if _, err := os.Lstat(path); err == nil {
@@ -154,6 +164,7 @@ func testLayerInUse(t *testing.T, n *node) {
 		}
 		return string(out)
 	}
+
 	before := digest()
 	for _, in := range []func(*runtimeapi.PodSandboxConfig){userNamespace(400000), func(*runtimeapi.PodSandboxConfig) {}} {
 		p := n.pod(t, in)
@@ -167,10 +178,12 @@ func testLayerInUse(t *testing.T, n *node) {
 			}
 			held = append(held, f)
 		}
+
 		if err := unix.Kill(c.pid(t), unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		p.remove(t)
+
 		if after := digest(); after != before {
 			t.Error("the layers of the image have changed")
 		}
@@ -186,6 +199,7 @@ func testEndlessOutput(t *testing.T, n *node) {
 	for range 3 {
 		c.exec(t, "head", "-c", "1000", "/dev/zero")
 	}
+
 	before := statusField(t, n.PID(), "VmRSS")
 	stop := make(chan struct{})
 	most := begin(func() int {
@@ -199,11 +213,13 @@ func testEndlessOutput(t *testing.T, n *node) {
 			}
 		}
 	})
+
 	err := failure(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"yes"}, Timeout: 3})
 	close(stop)
 	grown := (<-most - before) / 1024
 	t.Logf("the daemon grew by %d MiB", grown)
 	wantCode(t, err, codes.DeadlineExceeded)
+
 	if grown >= 32 {
 		t.Errorf("the daemon grew by %d MiB", grown)
 	}
@@ -223,10 +239,12 @@ func testAbortedSessions(t *testing.T, n *node) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		client, err := dialSPDY(&rest.Config{}, u)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		// A client that goes before it has opened its streams is awaited for half
 		// a minute, so this one goes with the first it gets.
 		ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(callTime))
@@ -235,6 +253,7 @@ func testAbortedSessions(t *testing.T, n *node) {
 		_ = client.StreamWithContext(ctx, attached) // it ends with its context
 		cancel()
 	}
+
 	eventually(t, "there is no more than before", func() bool { return len(n.inventory(t)) <= len(usual) })
 	time.Sleep(time.Second) // in which the server lets go of connections
 	if got := n.goroutines(t); got > 60 {
@@ -257,6 +276,7 @@ func testLeftBehind(t *testing.T, n *node) {
 	if testing.Short() {
 		many = 200
 	}
+
 	// The first process reaps: the dead are not what this is about.
 	c := n.pod(t).start(t, sh("while :; do sleep 1; done"))
 	c.exec(t, "true")
@@ -267,12 +287,14 @@ func testLeftBehind(t *testing.T, n *node) {
 		if i%2 == 1 {
 			script = "yes & echo done"
 		}
+
 		at := time.Now()
 		r := call(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", script}, Timeout: 5})
 		slowest = max(slowest, time.Since(at))
 		if !strings.Contains(string(r.Stdout), "done\n") {
 			t.Fatalf("probe %d says %.20q", i, r.Stdout)
 		}
+
 		if i%20 == 19 {
 			c.exec(t, "killall", "-9", "sleep", "yes")
 		}
@@ -281,11 +303,13 @@ func testLeftBehind(t *testing.T, n *node) {
 			break
 		}
 	}
+
 	c.exec(t, "killall", "-9", "sleep", "yes")
 	t.Logf("the slowest probe took %v", slowest)
 	if slowest > pace.Scale(5*time.Second) {
 		t.Errorf("a probe with a time-out of 5s took %v", slowest)
 	}
+
 	eventually(t, "there is no more than before", func() bool { return len(n.inventory(t)) <= len(usual) })
 	if got := n.goroutines(t); got > 60 {
 		t.Errorf("the daemon has %d goroutines", got)
@@ -306,21 +330,25 @@ func testLinkedEtc(t *testing.T, n *node) {
 			t.Error(err)
 		}
 	})
+
 	for _, name := range []string{"hosts", "hostname", "resolv.conf", "mtab", "passwd"} {
 		if err := os.WriteFile(filepath.Join(canary, name), []byte("canary"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	check := func(t *testing.T, c *container) {
 		_, err := try(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id})
 		t.Logf("start: %v", err)
 		if err == nil {
 			_, _ = try(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", "echo spoilt > /etc/hosts; echo spoilt > /etc/mtab"}, Timeout: 5})
 		}
+
 		left, err := os.ReadDir(canary)
 		if err != nil || len(left) != 5 {
 			t.Errorf("the node's folder has %v, %v", left, err)
 		}
+
 		for _, f := range left {
 			if got := slurp(filepath.Join(canary, f.Name())); got != "canary" {
 				t.Errorf("the node's %s has %q", f.Name(), got)
@@ -328,6 +356,7 @@ func testLinkedEtc(t *testing.T, n *node) {
 		}
 		c.p.remove(t)
 	}
+
 	for _, tag := range []string{"root", "dots", "process"} {
 		t.Run("image, "+tag, func(t *testing.T) {
 			ref := "registry.k8s.io/e2e-test-images/linked-etc:" + tag
@@ -335,6 +364,7 @@ func testLinkedEtc(t *testing.T, n *node) {
 			check(t, n.pod(t).create(t, image(ref)))
 		})
 	}
+
 	for name, spoil := range map[string]func(upper string) error{
 		"folder":  func(upper string) error { return os.Symlink(canary, upper+"/etc") },
 		"root":    func(upper string) error { return os.Symlink("/", upper+"/etc") },
@@ -376,6 +406,7 @@ func testNothingForOthers(t *testing.T, n *node) {
 			if len(out) > 0 || !errors.As(err, &exit) || !strings.Contains(string(exit.Stderr), "Permission denied") {
 				t.Errorf("user %d finds in %s: %v, %.300s", uid, top, err, out)
 			}
+
 			// Names that can be known are no way in.
 			for _, known := range []string{"image/layers", "image/containers", "pods", "keeper.sock", "admin.sock"} {
 				stat := exec.CommandContext(t.Context(), "stat", filepath.Join(top, known))
@@ -414,11 +445,13 @@ cut -d: -f2 /proc/self/cgroup; cat /proc/self/uid_map /proc/self/attr/current 2>
 		p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name, c.Annotations, c.Labels = name, extra, extra })
 		return p.start(t, func(c *runtimeapi.ContainerConfig) { c.Annotations, c.Labels = extra, extra })
 	}
+
 	plain, ordered := config("plain", nil), config("ordered", control)
 	want, got := plain.sh(t, look), ordered.sh(t, look)
 	if got != want {
 		t.Errorf("annotations change what a container gets.\nwithout:\n%s\nwith:\n%s", want, got)
 	}
+
 	if !reflect.DeepEqual(plain.limits(t), ordered.limits(t)) {
 		t.Errorf("annotations change limits from %v to %v", plain.limits(t), ordered.limits(t))
 	}

@@ -27,16 +27,19 @@ func TestIdempotence(t *testing.T) {
 		p.cfg.Hostname = "other"
 		wantCode(t, failure(t, n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: p.cfg}), codes.AlreadyExists, p.id)
 	})
+
 	n.run(t, "twice", func(t *testing.T) {
 		p := n.pod(t)
 		c := p.start(t)
 		for range 2 {
 			c.stop(t, 0)
 		}
+
 		c.wantEnd(t, 137, "Error")
 		for range 2 {
 			c.remove(t)
 		}
+
 		p.start(t) // running
 		for range 2 {
 			p.remove(t)
@@ -60,6 +63,7 @@ func together(t *testing.T, n int, call func() (string, error)) []string {
 	}
 	wg.Wait()
 	slices.Sort(answers)
+
 	return slices.Compact(answers)
 }
 
@@ -70,6 +74,7 @@ func testParallelPods(t *testing.T, n *node, cni plugin) {
 		r, err := try(t, n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 		return r.GetPodSandboxId(), err
 	})
+
 	if len(ids) != 1 {
 		t.Errorf("parallel calls made pods %q, want one", ids)
 	}
@@ -77,6 +82,7 @@ func testParallelPods(t *testing.T, n *node, cni plugin) {
 	if pins != 1 || leases != 1 || adds != 1 {
 		t.Errorf("one pod has %d network namespaces and %d addresses of %d ADDs", pins, leases, adds)
 	}
+
 	if again := n.podOf(t, cfg).id; again != ids[0] {
 		t.Errorf("a later call made another pod, %s", again)
 	}
@@ -89,12 +95,14 @@ func testParallelContainers(t *testing.T, n *node) {
 		r, err := try(t, n.Runtime.CreateContainer, request)
 		return r.GetContainerId(), err
 	})
+
 	if len(ids) != 1 {
 		t.Errorf("parallel calls made containers %q, want one", ids)
 	}
 	if list := call(t, n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}).Containers; len(list) != 1 {
 		t.Errorf("%d containers are listed, want one", len(list))
 	}
+
 	if again := p.create(t); again.id != ids[0] {
 		t.Errorf("a later call made another container, %s", again.id)
 	}
@@ -115,17 +123,20 @@ func testCancelledRun(t *testing.T, n *node, cni plugin) {
 		_, err := n.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 		ended <- err
 	}()
+
 	eventually(t, "the plugin is called", func() bool { return cni.calls("ADD") > adds })
 	cancel()
 	wantCode(t, <-ended, codes.Canceled)
 	if list := call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items; len(list) != 0 {
 		t.Errorf("a pod that is not yet there is listed: %v", list)
 	}
+
 	time.AfterFunc(100*time.Millisecond, func() { cni.clear("hold-ADD") })
 	p := n.podOf(t, cfg)
 	if got := cni.calls("ADD") - adds; got != 1 {
 		t.Errorf("the plugin was asked %d times for one pod", got)
 	}
+
 	if st := p.status(t); st.State != runtimeapi.PodSandboxState_SANDBOX_READY || st.Network.Ip == "" {
 		t.Errorf("the pod is %v with address %q", st.State, st.Network.Ip)
 	}
@@ -151,12 +162,14 @@ func testFailedStop(t *testing.T, n *node, cni plugin) {
 	cni.set(t, "fail-DEL")
 	stop := &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}
 	wantCode(t, failure(t, n.Runtime.StopPodSandbox, stop), codes.Internal, "the plugin was told to fail")
+
 	if st := p.status(t); st.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 		t.Errorf("the pod is %v", st.State)
 	}
 	c.wantEnd(t, 137, "Error")
 	cni.clear("fail-DEL")
 	call(t, n.Runtime.StopPodSandbox, stop)
+
 	if got := n.Leases(); len(got) != 0 {
 		t.Errorf("addresses %q are still leased", got)
 	}
@@ -168,11 +181,13 @@ func testShorterGrace(t *testing.T, n *node) {
 	go func() {
 		patient <- failure(t, n.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: c.id, Timeout: 60})
 	}()
+
 	began := time.Now()
 	c.stop(t, 1)
 	if took := time.Since(began); took < 900*time.Millisecond || took > pace.Scale(20*time.Second) {
 		t.Errorf("the stop took %v, want about a second", took)
 	}
+
 	select {
 	case err := <-patient:
 		if err != nil {

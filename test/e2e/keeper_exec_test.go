@@ -33,10 +33,12 @@ func testKeeperKilledUnderCommands(t *testing.T, n *node) {
 		"fails":  begin(func() string { return execSync(t, c, fmt.Sprintf(wait, "fails")+"exit 255") }),
 		"late":   begin(func() string { return execLate(t, c, fmt.Sprintf(wait, "late")+"sleep 1001") }),
 	}
+
 	for _, tty := range []bool{false, true} {
 		name := fmt.Sprintf("session%v", tty)
 		results[name] = begin(func() string { return execSession(t, c, tty, fmt.Sprintf(wait, name)+"read x; echo got $x; exit 9") })
 	}
+
 	for name := range results {
 		eventually(t, "the command "+name+" runs", func() bool { return exists(dir, name) })
 	}
@@ -45,6 +47,7 @@ func testKeeperKilledUnderCommands(t *testing.T, n *node) {
 	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, want := range map[string]string{
 		"plain": "before\nafter\n|err\n|7", "killed": "before\n||137", "fails": "before\n||255",
 		"late": "DeadlineExceeded", "sessionfalse": "before\ngot it\n|9", "sessiontrue": "before\r\nit\r\ngot it\r\n|9",
@@ -53,10 +56,12 @@ func testKeeperKilledUnderCommands(t *testing.T, n *node) {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
+
 	eventually(t, "the command that took too long is gone", func() bool { return c.sh(t, "ps | grep '[s]leep 1001' | wc -l") == "0" })
 	// What nobody has reaped does not hold the container up.
 	began := time.Now()
 	p.remove(t)
+
 	if took := time.Since(began); took > pace.Scale(5*time.Second) {
 		t.Errorf("the pod took %v to end", took)
 	}
@@ -102,12 +107,14 @@ func execSession(t *testing.T, c *container, tty bool, script string) string {
 	if err != nil {
 		return err.Error()
 	}
+
 	go func() {
 		for !exists(c.cfg.Mounts[0].HostPath, "go") {
 			time.Sleep(20 * time.Millisecond)
 		}
 		fmt.Fprintln(typed, "it")
 	}()
+
 	err = dialer(dialSPDY).session(t, r.Url, o)
 	var exit utilexec.CodeExitError
 	if !errors.As(err, &exit) {
@@ -140,10 +147,12 @@ func testKeeperKilledUnderAttached(t *testing.T, n *node) {
 			n.killKeeper(t)
 			time.Sleep(pace.Scale(200 * time.Millisecond)) // the client is to be connected again
 		}
+
 		if tty {
 			fmt.Fprint(typed, "\x04")
 		}
 		typed.Close()
+
 		for lines.Scan() {
 			t.Errorf("the session says %q at its end", lines.Text())
 		}

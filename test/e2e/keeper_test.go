@@ -62,6 +62,7 @@ func (n *node) keepers(t *testing.T) []int {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	want := []byte("crisp-keeper\x00" + n.path("state"))
 	var pids []int
 	for _, f := range files {
@@ -69,12 +70,14 @@ func (n *node) keepers(t *testing.T) []int {
 		if err != nil || !bytes.HasPrefix(data, want) {
 			continue
 		}
+
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		pids = append(pids, pid)
 	}
+
 	return pids
 }
 
@@ -97,12 +100,14 @@ func testKeeperKilled(t *testing.T, n *node) {
 			t.Errorf("exec says %q", got)
 		}
 	}
+
 	if now := counting.pid(t); now != pid {
 		t.Errorf("the container's process is %d, was %d", now, pid)
 	}
 	if st := shared.status(t); st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 		t.Errorf("the pod with a shared PID namespace is %v", st.State)
 	}
+
 	size := func() int { return len(slurp(counting.logFile())) }
 	from := size()
 	eventually(t, "the log grows with the next keeper", func() bool { return size() > from+1<<20 })
@@ -130,16 +135,19 @@ func testBothKilled(t *testing.T, n *node) {
 	if err := os.WriteFile(go7, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	eventually(t, "the keeper records the exit", func() bool {
 		_, err := os.Stat(n.path("state", "exits", ended.id))
 		return err == nil
 	})
+
 	if err := unix.Kill(keeper, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	n.begin(t)
 	ended.wantEnd(t, 7, "Error")
 	running.wantEnd(t, 255, "Unknown")
+
 	if st := p.status(t); st.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 		t.Errorf("the pod is %v", st.State)
 	}

@@ -27,6 +27,7 @@ func TestNode(t *testing.T) {
 			t.Errorf("got %v", v)
 		}
 	})
+
 	n.run(t, "status", func(t *testing.T) {
 		st := call(t, n.Runtime.Status, &runtimeapi.StatusRequest{Verbose: true})
 		for _, kind := range []string{runtimeapi.RuntimeReady, runtimeapi.NetworkReady} {
@@ -34,16 +35,19 @@ func TestNode(t *testing.T) {
 				t.Errorf("%s is not true: %v", kind, st.Status.Conditions)
 			}
 		}
+
 		if !slices.ContainsFunc(st.RuntimeHandlers, func(h *runtimeapi.RuntimeHandler) bool { return h.Name == "" && h.Features.GetUserNamespaces() }) {
 			t.Errorf("there is no default handler with user namespaces: %v", st.RuntimeHandlers)
 		}
 		if f := st.Features; !f.GetSupplementalGroupsPolicy() || !f.GetMountOptions() {
 			t.Errorf("the features are %v", f)
 		}
+
 		if st.Info["config"] == "" || st.Info["cni"] == "" {
 			t.Errorf("the verbose status has %d fields", len(st.Info))
 		}
 	})
+
 	n.run(t, "configuration", func(t *testing.T) {
 		cidr := &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: "10.1.0.0/24"}}
 		call(t, n.Runtime.UpdateRuntimeConfig, &runtimeapi.UpdateRuntimeConfigRequest{RuntimeConfig: cidr})
@@ -51,6 +55,7 @@ func TestNode(t *testing.T) {
 			t.Error("the cgroup driver is not told")
 		}
 	})
+
 	n.run(t, "streams equal lists", func(t *testing.T) { testStreamsEqualLists(t, n) })
 	n.run(t, "filters", func(t *testing.T) { testFilters(t, n) })
 	n.run(t, "events", func(t *testing.T) { testEvents(t, n) })
@@ -65,6 +70,7 @@ func receive[Q, A, I any](t *testing.T, f func(context.Context, Q, ...grpc.CallO
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var all []I
 	for {
 		answer, err := stream.Recv()
@@ -93,6 +99,7 @@ func testStreamsEqualLists(t *testing.T, n *node) {
 		p.start(t, named("a"))
 		p.create(t, named("b"))
 	}
+
 	pods := func(p *runtimeapi.PodSandbox) string { return fmt.Sprint(p) }
 	containers := func(c *runtimeapi.Container) string { return fmt.Sprint(c) }
 	podStats := func(s *runtimeapi.PodSandboxStats) string { return s.Attributes.Id }
@@ -100,6 +107,7 @@ func testStreamsEqualLists(t *testing.T, n *node) {
 	metrics := func(m *runtimeapi.PodSandboxMetrics) string {
 		return fmt.Sprintf("%s %d %d", m.PodSandboxId, len(m.Metrics), len(m.ContainerMetrics))
 	}
+
 	images := func(i *runtimeapi.Image) string { return fmt.Sprint(i) }
 	for name, got := range map[string][2]string{
 		"pods": {
@@ -157,6 +165,7 @@ func testFilters(t *testing.T, n *node) {
 			t.Errorf("filter by %s: got %q, want %q", name, got, c.want)
 		}
 	}
+
 	if got := call(t, n.Images.ListImages, &runtimeapi.ListImagesRequest{Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: busybox}}}).Images; len(got) != 1 {
 		t.Errorf("filtered by its name, %d images are busybox", len(got))
 	}
@@ -170,6 +179,7 @@ func testEvents(t *testing.T, n *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	// The subscription has begun when the first event comes.
 	arrived := make(chan *runtimeapi.ContainerEventResponse, 100)
 	go func() {
@@ -182,11 +192,13 @@ func testEvents(t *testing.T, n *node) {
 			arrived <- e
 		}
 	}()
+
 	eventually(t, "events arrive", func() bool {
 		probe := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = "probe" })
 		probe.remove(t)
 		return len(arrived) > 0
 	})
+
 	p := n.pod(t)
 	c := p.start(t, sh("exit 3"))
 	c.wait(t)
@@ -198,6 +210,7 @@ func testEvents(t *testing.T, n *node) {
 		if md.GetName() == "probe" {
 			continue
 		}
+
 		who := map[string]string{p.id: "pod", c.id: "container"}[e.ContainerId]
 		kind := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(e.ContainerEventType.String(), "CONTAINER_"), "_EVENT"))
 		got = append(got, who+" "+kind)
@@ -211,6 +224,7 @@ func testEvents(t *testing.T, n *node) {
 			break
 		}
 	}
+
 	want := []string{
 		"pod created", "pod started", "container created", "container started",
 		"container stopped", "container deleted", "pod stopped", "pod deleted",

@@ -64,16 +64,19 @@ func testLogDiskFull(t *testing.T, n *node) {
 	signals := t.TempDir()
 	full := p.start(t, named("full"), mount(signals, "/signal"), sh(fmt.Sprintf(countBlocks, 3)))
 	awaitFull(t, dir)
+
 	other := n.pod(t, attempt(1))
 	other.start(t, sh("seq 1000; exit 0")).wantEnd(t, 0, "Completed")
 	if got := string(full.exec(t, "echo", "there").Stdout); got != "there\n" {
 		t.Errorf("exec says %q", got)
 	}
+
 	n.killKeeper(t)
 	time.Sleep(200 * time.Millisecond) // still full
 	if st := full.status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("the container is %v", st.State)
 	}
+
 	if err := unix.Mount("logs", dir, "tmpfs", unix.MS_REMOUNT, "size=200m"); err != nil {
 		t.Fatal(err)
 	}
@@ -82,6 +85,7 @@ func testLogDiskFull(t *testing.T, n *node) {
 		info, err := os.Stat(full.logFile())
 		return err == nil && info.Size() > size
 	})
+
 	if err := os.WriteFile(filepath.Join(signals, "stop"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -106,15 +110,18 @@ func testLogDiskFullForLong(t *testing.T, n *node) {
 	signals := t.TempDir()
 	c := p.start(t, mount(signals, "/signal"), sh(`i=0; while [ ! -e /signal/stop ]; do
 		seq $i $((i+999)) || exit 99; i=$((i+1000)); echo $i > /signal/at; done; exit 3`))
+
 	awaitFull(t, dir)
 	full := time.Now()
 	at := func() string { return slurp(filepath.Join(signals, "at")) }
 	time.Sleep(pace.Scale(time.Second)) // its pipe is full, too
+
 	stood := at()
 	time.Sleep(time.Until(full.Add(before)))
 	if now := at(); now != stood {
 		t.Errorf("the writer is at %s, was at %s", now, stood)
 	}
+
 	if log := slurp(n.path("state", "keeper.log")); !strings.Contains(log, "stdout of "+c.id+": write log: no space left on device; its writer waits") {
 		t.Errorf("the keeper's log says\n%s", log)
 	}
@@ -123,10 +130,12 @@ func testLogDiskFullForLong(t *testing.T, n *node) {
 			t.Fatalf("the writer stands still at %s", stood)
 		}
 	}
+
 	n.pod(t, attempt(1)).start(t, sh("seq 1000; exit 0")).wantEnd(t, 0, "Completed")
 	if err := unix.Mount("logs", dir, "tmpfs", unix.MS_REMOUNT, "size=500m"); err != nil {
 		t.Fatal(err)
 	}
+
 	awaitGrowth(t, c)
 	endWriter(t, signals, c)
 	if missing, told := countMissing(t, c), toldDropped(t, n, c.id); missing == 0 || missing != told {
@@ -208,6 +217,7 @@ func testLogRefusesForAWhile(t *testing.T, n *node) {
 	ext4On(t, dir)
 	c := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = dir }).
 		start(t, mount(signals, "/signal"), sh(fmt.Sprintf(countPaced, 3)))
+
 	awaitGrowth(t, c)
 	immutable := func(yes bool) {
 		f, err := os.Open(c.logFile())
@@ -215,11 +225,13 @@ func testLogRefusesForAWhile(t *testing.T, n *node) {
 			t.Fatal(err)
 		}
 		defer f.Close()
+
 		const flag = 0x10 // FS_IMMUTABLE_FL
 		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if flags &^= flag; yes {
 			flags |= flag
 		}
@@ -227,6 +239,7 @@ func testLogRefusesForAWhile(t *testing.T, n *node) {
 			t.Fatal(err)
 		}
 	}
+
 	immutable(true)
 	wantStandstill(t, n, c)
 	immutable(false)
@@ -241,12 +254,14 @@ func wantStandstill(t *testing.T, n *node, c *container) {
 	time.Sleep(300 * time.Millisecond)
 	size := fileSize(t, c.logFile())
 	n.pod(t, attempt(1)).start(t, sh("seq 1000; exit 0")).wantEnd(t, 0, "Completed")
+
 	if got := string(c.exec(t, "echo", "there").Stdout); got != "there\n" {
 		t.Errorf("exec says %q", got)
 	}
 	if now := fileSize(t, c.logFile()); now != size {
 		t.Errorf("the log has %d bytes, had %d", now, size)
 	}
+
 	if st := c.status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("the container is %v", st)
 	}
@@ -274,6 +289,7 @@ func mapped(t *testing.T, path string) (read func() []byte) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	all, err := unix.Mmap(int(f.Fd()), 0, diskSize, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
@@ -283,6 +299,7 @@ func mapped(t *testing.T, path string) (read func() []byte) {
 			t.Error(err)
 		}
 	})
+
 	return func() []byte { return all[:fileSize(t, path)] }
 }
 
@@ -294,11 +311,13 @@ func testLogDiskReadOnly(t *testing.T, n *node) {
 	ext4On(t, dir)
 	c := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = dir }).
 		start(t, mount(signals, "/signal"), sh(fmt.Sprintf(countPaced, 3)))
+
 	awaitGrowth(t, c)
 	log := mapped(t, c.logFile())
 	if out, err := exec.Command("mount", "-o", "remount,abort", dir).CombinedOutput(); err != nil {
 		t.Fatalf("make the disk read-only: %v: %s", err, out)
 	}
+
 	wantStandstill(t, n, c)
 	n.killKeeper(t)
 	wantStandstill(t, n, c)
@@ -306,6 +325,7 @@ func testLogDiskReadOnly(t *testing.T, n *node) {
 	if err := os.WriteFile(old, log(), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	ext4On(t, dir)
 	call(t, n.Runtime.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id})
 	awaitGrowth(t, c)
@@ -320,10 +340,12 @@ func testLogFolderRemoved(t *testing.T, n *node) {
 	if err := os.RemoveAll(filepath.Dir(c.logFile())); err != nil {
 		t.Fatal(err)
 	}
+
 	n.killKeeper(t) // its successor has no path to go by
 	if err := os.MkdirAll(p.cfg.GetLogDirectory(), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	call(t, n.Runtime.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id})
 	eventually(t, "there is a log again", func() bool { return slurp(c.logFile()) != "" })
 	c.stop(t, 0)

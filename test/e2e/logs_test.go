@@ -24,14 +24,17 @@ func TestLogs(t *testing.T) {
 		if out, errs := text(lines, "stdout"), text(lines, "stderr"); out != "one\n\nthree\n" || errs != "two\n" {
 			t.Errorf("got %q and %q", out, errs)
 		}
+
 		if path := c.status(t).LogPath; path != c.logFile() {
 			t.Errorf("the status names the log %q, want %q", path, c.logFile())
 		}
 		c.remove(t)
+
 		if _, err := os.Stat(c.logFile()); err != nil {
 			t.Errorf("the log went with the container: %v", err)
 		}
 	})
+
 	for name, test := range map[string]struct {
 		script, want string
 		lines        int
@@ -51,6 +54,7 @@ func TestLogs(t *testing.T) {
 			}
 		})
 	}
+
 	n.run(t, "rotation", func(t *testing.T) { testRotation(t, n) })
 	n.run(t, "failed rotation", func(t *testing.T) { testFailedRotation(t, n) })
 	n.run(t, "no log path", func(t *testing.T) {
@@ -60,6 +64,7 @@ func TestLogs(t *testing.T) {
 			t.Errorf("the status names the log %q", path)
 		}
 	})
+
 	n.run(t, "terminal", func(t *testing.T) {
 		c := n.pod(t).start(t, sh("tty; echo err >&2"), func(c *runtimeapi.ContainerConfig) { c.Tty = true })
 		c.wait(t)
@@ -84,12 +89,14 @@ func testRotation(t *testing.T, n *node) {
 		call(t, n.Runtime.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id})
 		files = append(files, slurp(old))
 	}
+
 	c.stop(t, 0)
 	for i, was := range files {
 		if now := slurp(fmt.Sprintf("%s.%d", c.logFile(), i)); now != was {
 			t.Errorf("file %d went on after the log was reopened", i)
 		}
 	}
+
 	files = append(files, slurp(c.logFile()))
 	wantCount(t, parse(t, []byte(strings.Join(files, ""))))
 }
@@ -103,11 +110,13 @@ func testFailedRotation(t *testing.T, n *node) {
 	if err := os.Rename(c.logFile(), old); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Mkdir(c.logFile(), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	request := &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id}
 	wantCode(t, failure(t, n.Runtime.ReopenContainerLog, request), codes.Internal, c.logFile())
+
 	was := len(slurp(old))
 	eventually(t, "the log goes on", func() bool { return len(slurp(old)) > was })
 	if err := os.Remove(c.logFile()); err != nil {
@@ -135,15 +144,18 @@ func parse(t *testing.T, data []byte) []line {
 		if m == nil {
 			t.Fatalf("line %d of the log is not in the CRI's format: %.200q", len(all)+1, l)
 		}
+
 		at, err := time.Parse(time.RFC3339Nano, m[1])
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if len(all) > 0 && at.Before(all[len(all)-1].at) {
 			t.Fatalf("line %d of the log is older than the one before", len(all)+1)
 		}
 		all = append(all, line{at, m[2], m[3] == "P", m[4]})
 	}
+
 	return all
 }
 
@@ -188,6 +200,7 @@ func TestUnlimitedLogLines(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(host, "on"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	c.wait(t)
 	lines := parse(t, []byte(slurp(c.logFile())))
 	if got := text(lines, ""); len(lines) != 1 || got != line {

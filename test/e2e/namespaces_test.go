@@ -22,6 +22,7 @@ func TestNamespaces(t *testing.T) {
 		if got := a.sh(t, "cat /proc/1/cmdline | tr '\\0' ' '; pgrep -c sleep"); got != "sleep 1000 1" {
 			t.Errorf("the container sees %q", got)
 		}
+
 		wantSame(t, "pid", a, b, false)
 		for _, ns := range []string{"net", "ipc", "uts"} {
 			wantSame(t, ns, a, b, true)
@@ -30,6 +31,7 @@ func TestNamespaces(t *testing.T) {
 			wantSame(t, ns, a, b, false)
 		}
 	})
+
 	n.run(t, "PID pod", func(t *testing.T) { testSharedPID(t, n) })
 	n.run(t, "PID node", func(t *testing.T) { testNodePID(t, n) })
 	n.run(t, "PID target", func(t *testing.T) { testTargetPID(t, n) })
@@ -38,12 +40,14 @@ func TestNamespaces(t *testing.T) {
 			o := c.Linux.SecurityContext.NamespaceOptions
 			o.Network, o.Ipc = runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_NODE
 		})
+
 		c := p.start(t)
 		for _, ns := range []string{"net", "ipc"} {
 			if got, want := namespace(t, c.pid(t), ns), namespace(t, os.Getpid(), ns); got != want {
 				t.Errorf("the %s namespace is %s, the node's is %s", ns, got, want)
 			}
 		}
+
 		st := p.status(t)
 		if ip := st.Network.GetIp(); ip != "" {
 			t.Errorf("the pod has the address %q, want none of its own", ip)
@@ -52,6 +56,7 @@ func TestNamespaces(t *testing.T) {
 			t.Errorf("the status says network mode %v", mode)
 		}
 	})
+
 	n.run(t, "user", func(t *testing.T) { testUserNamespace(t, n) })
 	n.run(t, "first process of the pod dies", func(t *testing.T) { testPauseDies(t, n) })
 }
@@ -85,12 +90,14 @@ func testSharedPID(t *testing.T, n *node) {
 			t.Errorf("container b does not see %q in:\n%s", want, all)
 		}
 	}
+
 	b.sh(t, "(sleep 0.01 &)") // an orphan, which falls to the pod's first process
 	a.stop(t, 0)
 	eventually(t, "container a's processes are gone and no zombie stays", func() bool {
 		all := b.sh(t, "ps -o stat,args")
 		return !strings.Contains(all, "200") && !strings.Contains(all, "\nZ")
 	})
+
 	if got := b.sh(t, "echo well"); got != "well" {
 		t.Errorf("container b says %q after the end of a", got)
 	}
@@ -153,10 +160,12 @@ func testUserNamespace(t *testing.T, n *node) {
 			Mode: runtimeapi.NamespaceMode_POD, Uids: mapping, Gids: mapping,
 		}
 	})
+
 	volume := t.TempDir()
 	if err := os.Chmod(filepath.Dir(volume), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(filepath.Join(volume, "from-node"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -166,6 +175,7 @@ func testUserNamespace(t *testing.T, n *node) {
 			{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: busybox}, Readonly: true},
 		}
 	})
+
 	if got := strings.Join(strings.Fields(c.sh(t, "id -u; cat /proc/self/uid_map")), " "); got != "0 0 200000 65536" {
 		t.Errorf("inside, the user and the map of users are %s", got)
 	}
@@ -173,18 +183,22 @@ func testUserNamespace(t *testing.T, n *node) {
 	if got := c.sh(t, "stat -c %u:%g "+owned+" | uniq"); got != "0:0" {
 		t.Errorf("inside, the owners of %s are %q", owned, got)
 	}
+
 	c.sh(t, "echo x > /volume/from-container; echo x > /root/file; chown 7:8 /root/file; mkdir /new")
 	if got := statusField(t, c.pid(t), "Uid"); got != first {
 		t.Errorf("outside, the first process is user %d, want %d", got, first)
 	}
+
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(volume, "from-container"), &st); err != nil || st.Uid != 0 {
 		t.Errorf("outside, the volume's new file belongs to %d, %v, want 0 as by the volume's mapping", st.Uid, err)
 	}
+
 	layer := n.path("root", "image", "containers", c.id, "upper", "root", "file")
 	if err := unix.Stat(layer, &st); err != nil || st.Uid != first+7 || st.Gid != first+8 {
 		t.Errorf("outside, the writable layer's file belongs to %d:%d, %v, want %d:%d", st.Uid, st.Gid, err, first+7, first+8)
 	}
+
 	if r := c.exec(t, "sh", "-c", "echo x > /image/file"); r.ExitCode == 0 {
 		t.Error("the image volume can be written to")
 	}
@@ -203,6 +217,7 @@ func testPauseDies(t *testing.T, n *node) {
 	if len(pause) != 1 {
 		t.Fatalf("the first process of the pod is %q, of which there are %v", first, pause)
 	}
+
 	if err := unix.Kill(pause[0], unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

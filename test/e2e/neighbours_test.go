@@ -61,6 +61,7 @@ func TestNeighbours(t *testing.T) {
 	victim := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = "victim" })
 	c := victim.start(t)
 	victim.usage(t, c) // the first of everything is slower
+
 	silence := t.TempDir()
 	for _, bad := range badNeighbours(silence) {
 		n.run(t, bad.name, func(t *testing.T) {
@@ -71,16 +72,19 @@ func TestNeighbours(t *testing.T) {
 				silent = fuse.Serve(t, silence, fuse.NewSilent()).End
 				defer silent()
 			}
+
 			b := p.start(t, append([]change{named("bad")}, bad.change...)...)
 			if bad.begin != nil {
 				bad.begin(t, b)
 			}
+
 			time.Sleep(pace.Scale(500 * time.Millisecond))
 
 			command := bad.command
 			if command == nil {
 				command = []string{"true"}
 			}
+
 			ended := b.pileUp(t, 8, command)
 			for what, with := range victim.usage(t, c) {
 				t.Logf("%s takes %v beside it, %v without", what, with, alone[what])
@@ -88,6 +92,7 @@ func TestNeighbours(t *testing.T) {
 					t.Errorf("%s takes %v beside it, %v without", what, with, alone[what])
 				}
 			}
+
 			ended()
 
 			silent() // nothing else ends what waits for it
@@ -120,15 +125,18 @@ func (c *container) pileUp(t *testing.T, count int, command []string) func() {
 			defer stop()
 			began := time.Now()
 			_, err := c.p.n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: command, Timeout: timeout})
+
 			if took := time.Since(began); took > pace.Scale(timeout*time.Second+3*time.Second) {
 				t.Errorf("a command with a time-out of %d s took %v: %v", timeout, took, err)
 			}
+
 			// One that is out of memory or processes may fail before its time.
 			if code := status.Code(err); code == codes.Unknown || code == codes.Canceled {
 				t.Errorf("a command fails with %v: %v", code, err)
 			}
 		})
 	}
+
 	return wg.Wait
 }
 
@@ -164,5 +172,6 @@ func (p *pod) usage(t *testing.T, c *container) map[string]time.Duration {
 		slices.Sort(times)
 		took[what] = times[len(times)/2]
 	}
+
 	return took
 }

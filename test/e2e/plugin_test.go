@@ -28,10 +28,12 @@ func newPlugin(t *testing.T) plugin {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	real, err := cache.Plugins()
 	if err != nil {
 		testkit.Skip(t, "the build", err.Error())
 	}
+
 	p := plugin{t.TempDir()}
 	script := fmt.Appendf(nil, pluginScript, p.dir, real)
 	if err := os.WriteFile(filepath.Join(p.dir, "bridge"), script, 0o755); err != nil {

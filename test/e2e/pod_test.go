@@ -95,6 +95,7 @@ func (p *pod) config(changes ...change) *runtimeapi.ContainerConfig {
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: options},
 		},
 	}
+
 	for _, c := range changes {
 		c(cfg)
 	}

@@ -55,10 +55,12 @@ func (n *narrows) pass(resp *http.Response) error {
 	if first {
 		n.layer, n.size = digest, resp.ContentLength
 	}
+
 	if digest != n.layer {
 		return nil
 	}
 	n.ranges = append(n.ranges, resp.Request.Header.Get("Range"))
+
 	body := &narrow{Reader: resp.Body, Closer: resp.Body, n: n}
 	if first {
 		body.Reader = io.MultiReader(io.LimitReader(resp.Body, n.size/2), noMore{resp.Request.Context().Done()})
@@ -113,6 +115,7 @@ func TestPullGoesOnAfterKill(t *testing.T) {
 			t.Error("the pull ended before the daemon was killed")
 		}
 	})
+
 	var part string
 	eventually(t, "half of the layer is here", func() bool {
 		proxy.mu.Lock()
@@ -121,10 +124,12 @@ func TestPullGoesOnAfterKill(t *testing.T) {
 		st, err := os.Stat(part)
 		return err == nil && proxy.size > 0 && st.Size() == proxy.size/2
 	})
+
 	n.Kill()
 	wg.Wait()
 	_, size, _, _ := proxy.seen()
 	n.begin(t)
+
 	if more := n.imageBytes(t) - before; more < uint64(size/2) {
 		t.Errorf("with half a layer of %d bytes images take %d bytes more", size, more)
 	}
@@ -134,6 +139,7 @@ func TestPullGoesOnAfterKill(t *testing.T) {
 	if _, _, ranges, passed := proxy.seen(); len(ranges) != 1 || ranges[0] != want || passed != size-size/2 {
 		t.Errorf("the registry was asked for %q and sent %d bytes of the layer, want %q and %d", ranges, passed, want, size-size/2)
 	}
+
 	if _, err := os.Stat(part); !os.IsNotExist(err) {
 		t.Errorf("the part of the layer: %v", err)
 	}

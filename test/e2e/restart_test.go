@@ -76,6 +76,7 @@ func testStatusSurvives(t *testing.T, n *node, e end) {
 		c.Linux.SecurityContext.SupplementalGroups = []int64{7, 8}
 		c.StopSignal = runtimeapi.Signal_SIGNAL_SIGUSR1
 	}).update(t, &runtimeapi.LinuxContainerResources{CpuShares: 300})
+
 	p.create(t, named("created"))
 	p.start(t, named("failed"), sh("exit 3")).wantEnd(t, 3, "Error")
 	stopped := n.pod(t, attempt(1))
@@ -85,17 +86,20 @@ func testStatusSurvives(t *testing.T, n *node, e end) {
 	if ip := p.status(t).Network.GetIp(); ip == "" {
 		t.Error("the pod has no address")
 	}
+
 	e.do(t, n)
 	n.begin(t)
 	after := n.statuses(t)
 	if len(before) != 5 || len(after) != len(before) {
 		t.Errorf("%d statuses before and %d after, want 2 pods and 3 containers", len(before), len(after))
 	}
+
 	for id, want := range before {
 		if got := after[id]; !proto.Equal(got, want) {
 			t.Errorf("the status differs.\nbefore: %v\nafter:  %v", want, got)
 		}
 	}
+
 	// A container that was created before starts now.
 	call(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: p.create(t, named("created")).id})
 }
@@ -123,10 +127,12 @@ func testLogSurvives(t *testing.T, n *node, e end) {
 		}
 		return info.Size()
 	}
+
 	grows := func(when string) {
 		from := size()
 		eventually(t, "the log grows "+when, func() bool { return size() > from+1<<20 })
 	}
+
 	grows("at first")
 	e.do(t, n)
 	grows("without a daemon")
@@ -157,33 +163,40 @@ func testExitsWhileDown(t *testing.T, n *node, e end) {
 	hog := p.start(t, named("hog"), mount(dir, "/mnt"), waitThen("exec dd if=/dev/zero of=/dev/null bs=200M"), memory(16<<20))
 	victim := killed.pid(t)
 	e.do(t, n)
+
 	from := time.Now()
 	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := unix.Kill(victim, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []*container{seven, killed, hog} {
 		eventually(t, "the container's end is on record", func() bool { return slurp(n.path("state/exits", c.id)) != "" })
 	}
+
 	to := time.Now() // a time made up at the restart is too late
 	n.begin(t)
 	seven.wantEnd(t, 7, "Error")
 	killed.wantEnd(t, 137, "Error")
+
 	// systemd removes a scope with its last process, and the count of kills in
 	// it. The keeper reads that when it learns of the end, as systemd does: on a
 	// machine that is slow enough it comes too late.
 	reason := "OOMKilled"
+
 	if os.Getenv("CRISP_CGROUP_DRIVER") == "systemd" && pace.Scale(1) > 1 && hog.wait(t).Reason == "Error" {
 		reason = "Error"
 	}
 	hog.wantEnd(t, 137, reason)
+
 	for _, c := range []*container{seven, killed, hog} {
 		if at := time.Unix(0, c.status(t).FinishedAt); at.Before(from) || at.After(to) {
 			t.Errorf("container %s ended at %v, which is not between %v and %v", c.cfg.Metadata.Name, at, from, to)
 		}
 	}
+
 	if got := seven.logged(t); got != "last words\n" {
 		t.Errorf("logged %q", got)
 	}
@@ -207,19 +220,23 @@ func testSessionsAfterRestart(t *testing.T, n *node, e end) {
 	if err := dialer(dialSPDY).session(t, cat.attachURL(t, o), o); err != nil || out.String() != "after\n" {
 		t.Errorf("attach: got %q, %v", out.String(), err)
 	}
+
 	cat.wantEnd(t, 5, "Error")
 	out.Reset()
+
 	// The end of the input as it is typed ends the loop.
 	o = remotecommand.StreamOptions{Stdin: strings.NewReader("word\r\x04"), Stdout: &out, Tty: true}
 	if err := dialer(dialSPDY).session(t, tty.attachURL(t, o), o); err != nil || !strings.Contains(out.String(), "got word\r\n") {
 		t.Errorf("attach to the terminal: got %q, %v", out.String(), err)
 	}
+
 	tty.wantEnd(t, 0, "Completed")
 
 	old := trap.logFile() + ".1"
 	if err := os.Rename(trap.logFile(), old); err != nil {
 		t.Fatal(err)
 	}
+
 	call(t, n.Runtime.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: trap.id})
 	trap.stop(t, 10)
 	trap.wantEnd(t, 6, "Error")
@@ -237,11 +254,13 @@ func testSessionsEnd(t *testing.T, n *node, e end) {
 	called := begin(func() error {
 		return failure(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "2005"}})
 	})
+
 	u, attach := c.execURL(t, o, "sleep", "2006"), c.attachURL(t, o)
 	sessions := map[string]<-chan error{
 		"a command":          begin(func() error { return dialer(dialSPDY).session(t, u, o) }),
 		"an attached client": begin(func() error { return dialer(dialSPDY).session(t, attach, o) }),
 	}
+
 	for _, command := range []string{"sleep\x002005", "sleep\x002006"} {
 		eventually(t, "the commands run", func() bool { return len(n.processes(t, command)) == 1 })
 	}
@@ -251,10 +270,12 @@ func testSessionsEnd(t *testing.T, n *node, e end) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	fmt.Fprintln(conn, "there?")
 	if got, err := bufio.NewReader(conn).ReadString('\n'); got != "there?\n" || err != nil {
 		t.Fatalf("the forwarded port says %q, %v", got, err)
 	}
+
 	e.do(t, n)
 	wantCode(t, <-called, codes.Unavailable, "")
 	for what, ended := range sessions {
@@ -263,11 +284,13 @@ func testSessionsEnd(t *testing.T, n *node, e end) {
 			t.Errorf("%s is told %v", what, err)
 		}
 	}
+
 	if err := <-forwarded; !errors.Is(err, portforward.ErrLostConnectionToPod) {
 		t.Errorf("who forwards a port is told %v", err)
 	}
 	n.begin(t)
 	eventually(t, "the commands are gone", func() bool { return len(n.processes(t, "sleep\x00200")) == 0 })
+
 	if st := c.status(t).State; st != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("their container is %v", st)
 	}
@@ -283,16 +306,19 @@ func testStopDuringPlugin(t *testing.T, n *node, cni plugin, later bool) {
 	ended := make(chan error, 1)
 	go func() { ended <- failure(t, n.Runtime.RunPodSandbox, request) }()
 	eventually(t, "the plugin is called", func() bool { return cni.calls("ADD") > adds })
+
 	began := time.Now()
 	if err := n.Stop(); err != nil {
 		t.Fatal(err)
 	}
+
 	if took := time.Since(began); took > pace.Scale(15*time.Second) {
 		t.Errorf("the daemon took %v to end", took)
 	}
 	if err := <-ended; err == nil {
 		t.Error("the caller was told that the pod runs")
 	}
+
 	if later {
 		cni.set(t, "hold-DEL")
 	}
@@ -300,6 +326,7 @@ func testStopDuringPlugin(t *testing.T, n *node, cni plugin, later bool) {
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	if list := call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items; len(list) != 0 {
 		t.Errorf("pods %v are listed", list)
 	}
@@ -319,10 +346,12 @@ func testSecondDaemon(t *testing.T, n *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	crisp, err := cache.Crisp()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for what, args := range map[string][]string{
 		"root":  {"--root", n.path("root"), "--state", n.path("other")},
 		"state": {"--root", n.path("other"), "--state", n.path("state")},

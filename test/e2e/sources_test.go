@@ -41,10 +41,12 @@ func testVanishingSource(t *testing.T, n *node) {
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
+
 			c := p.create(t, append([]change{named(name), mount(dir, "/mnt")}, changes...)...)
 			if err := os.Remove(dir); err != nil {
 				t.Fatal(err)
 			}
+
 			err := failure(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id})
 			wantCode(t, err, codes.FailedPrecondition, dir, "is not on the host", "/mnt")
 			if st := c.status(t); st.Reason != "StartError" || !strings.Contains(st.Message, dir) {
@@ -83,6 +85,7 @@ func testDeviceChurn(t *testing.T, n *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	var churn sync.WaitGroup
 	defer func() {
@@ -92,6 +95,7 @@ func testDeviceChurn(t *testing.T, n *node) {
 			t.Error(err)
 		}
 	}()
+
 	for worker := range 2 {
 		churn.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
@@ -106,6 +110,7 @@ func testDeviceChurn(t *testing.T, n *node) {
 			}
 		})
 	}
+
 	p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
 	for i := range 40 {
 		c := p.start(t, named(fmt.Sprint("privileged-", i)), sh(": >/dev/null && ls /dev/zero"), func(c *runtimeapi.ContainerConfig) {
@@ -127,6 +132,7 @@ func testSharedMemory(t *testing.T, n *node) {
 			c.Metadata.Name, c.Annotations = name, map[string]string{key: value}
 		}
 	}
+
 	for name, c := range map[string]struct{ key, value, want string }{
 		"usual":   {"other", "1Mi", "65536"},
 		"crisp's": {"crisp.runtime/shm-size", "128Mi", "131072"},
@@ -136,6 +142,7 @@ func testSharedMemory(t *testing.T, n *node) {
 			t.Errorf("%s: %s KiB, want %s", name, got, c.want)
 		}
 	}
+
 	for _, value := range []string{"0", "-1", "lots", "64Ti", "64Mi; touch /tmp/x"} {
 		cfg := n.podConfig(t)
 		annotated("refused", "crisp.runtime/shm-size", value)(cfg)
@@ -151,6 +158,7 @@ func testSharedMemory(t *testing.T, n *node) {
 			t.Error(err)
 		}
 	}()
+
 	p := n.pod(t, annotated("volume", "crisp.runtime/shm-size", "128Mi"))
 	if got := strings.TrimSpace(p.start(t, mount(dir, "/dev/shm")).sh(t, size+" && touch /dev/shm/x")); got != "49152" {
 		t.Errorf("with a volume in memory: %s KiB, want its 49152", got)

@@ -60,10 +60,12 @@ func TestMissingHostPath(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "missing", "path")
 	c := n.pod(t).start(t, mount(path, "/mnt"))
 	c.sh(t, "echo there > /mnt/file")
+
 	st, err := os.Stat(path)
 	if err != nil || !st.IsDir() || st.Mode().Perm() != 0o755 {
 		t.Errorf("the host path is %v, %v", st, err)
 	}
+
 	if got := slurp(filepath.Join(path, "file")); got != "there\n" {
 		t.Errorf("the file has %q", got)
 	}
@@ -71,6 +73,7 @@ func TestMissingHostPath(t *testing.T) {
 	if err := errors.Join(os.Symlink("/nowhere/at/all", dir+"/dangling"), os.Symlink("loop", dir+"/loop"), os.WriteFile(dir+"/file", nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
+
 	p := n.pod(t)
 	for _, bad := range []string{"/dangling", "/dangling/below", "/loop", "/file/below"} {
 		r := &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(named("bad"), mount(dir+bad, "/mnt")), SandboxConfig: p.cfg}
@@ -86,6 +89,7 @@ func TestStartFailures(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	p := n.pod(t)
 	for _, c := range startFailures {
 		n.run(t, c.name, func(t *testing.T) {
@@ -94,12 +98,14 @@ func TestStartFailures(t *testing.T) {
 			if err == nil {
 				t.Error("it started")
 			}
+
 			st := failing.status(t)
 			for _, part := range c.says {
 				if text := status.Convert(err).Message(); !strings.Contains(text, part) || !strings.Contains(st.Message, part) {
 					t.Errorf("the error is %q and the status says %q: want both to say %q", text, st.Message, part)
 				}
 			}
+
 			if !strings.HasPrefix(st.Message, "start container failing: ") || strings.Count(st.Message, "failing") != 1 {
 				t.Errorf("the message does not begin with what failed: %s", st.Message)
 			}
@@ -109,12 +115,14 @@ func TestStartFailures(t *testing.T) {
 			failing.remove(t)
 		})
 	}
+
 	for _, c := range createFailures {
 		n.run(t, c.name, func(t *testing.T) {
 			r := &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(named("refused"), c.change), SandboxConfig: p.cfg}
 			wantCode(t, failure(t, n.Runtime.CreateContainer, r), codes.InvalidArgument, c.says...)
 		})
 	}
+
 	n.run(t, "the pod works still", func(t *testing.T) {
 		if got := p.output(t, "echo well"); got != "well\n" {
 			t.Errorf("got %q", got)

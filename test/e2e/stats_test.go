@@ -26,6 +26,7 @@ func TestStatistics(t *testing.T) {
 			t.Errorf("there are statistics of\n%s\nwant\n%s", got, alive.id)
 		}
 	})
+
 	n.run(t, "metrics", func(t *testing.T) { testMetrics(t, n) })
 	n.run(t, "images", func(t *testing.T) { testImageFs(t, n) })
 }
@@ -35,22 +36,26 @@ func testContainerStats(t *testing.T, n *node) {
 	read := func() *runtimeapi.ContainerStats {
 		return call(t, n.Runtime.ContainerStats, &runtimeapi.ContainerStatsRequest{ContainerId: c.id}).Stats
 	}
+
 	c.sh(t, "head -c 1048576 /dev/urandom > /ballast")
 	first := read()
 	if a := first.Attributes; a.GetId() != c.id || a.GetMetadata().GetName() != "main" || a.GetLabels()["l"] != "v" {
 		t.Errorf("the attributes are %v", a)
 	}
+
 	if m := first.Memory; m.GetTimestamp() == 0 || m.GetUsageBytes().GetValue() == 0 || m.GetWorkingSetBytes().GetValue() == 0 || m.GetAvailableBytes().GetValue() == 0 {
 		t.Errorf("the memory is %v", m)
 	}
 	if cgroupV2() && (first.Cpu.Psi == nil || first.Memory.Psi == nil || first.Io.GetPsi() == nil) {
 		t.Errorf("pressure is not told: %v", first)
 	}
+
 	if w := first.WritableLayer; w.GetFsId().GetMountpoint() == "" || w.GetTimestamp() == 0 {
 		t.Errorf("the writable layer is %v", w)
 	}
 	eventually(t, "the writable layer is measured", func() bool { return read().WritableLayer.GetUsedBytes().GetValue() >= 1<<20 })
 	c.sh(t, "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
+
 	if now := read().Cpu.GetUsageCoreNanoSeconds().GetValue(); now <= first.Cpu.GetUsageCoreNanoSeconds().GetValue() {
 		t.Errorf("the processor time stays at %d", now)
 	}
@@ -63,14 +68,17 @@ func testPodStats(t *testing.T, n *node) {
 	read := func() *runtimeapi.PodSandboxStats {
 		return call(t, n.Runtime.PodSandboxStats, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: p.id}).Stats
 	}
+
 	before := read()
 	if before.Attributes.GetId() != p.id || before.Attributes.GetMetadata().GetUid() != p.cfg.Metadata.Uid || before.Linux == nil {
 		t.Fatalf("the statistics are %v", before)
 	}
+
 	eth0 := before.Linux.GetNetwork().GetDefaultInterface()
 	if eth0.GetName() != "eth0" {
 		t.Errorf("the default interface is %q", eth0.GetName())
 	}
+
 	eventually(t, "the server answers", func() bool {
 		r, err := http.Get("http://" + p.status(t).Network.Ip + "/")
 		if err == nil {
@@ -78,10 +86,12 @@ func testPodStats(t *testing.T, n *node) {
 		}
 		return err == nil
 	})
+
 	after := read().Linux
 	if now := after.Network.DefaultInterface; now.RxBytes.GetValue() <= eth0.RxBytes.GetValue() || now.TxBytes.GetValue() <= eth0.TxBytes.GetValue() {
 		t.Errorf("a request made no traffic: %v, then %v", eth0, now)
 	}
+
 	if got := after.GetProcess().GetProcessCount().GetValue(); got < 2 {
 		t.Errorf("%d processes, want nginx and its worker", got)
 	}
@@ -103,12 +113,14 @@ func testMetrics(t *testing.T, n *node) {
 			t.Errorf("%s has no help", d.Name)
 		}
 		labels[d.Name] = len(d.LabelKeys)
+
 		for _, key := range []string{"pod", "namespace", "container", "id", "name", "image"} {
 			if at[key] = slices.Index(d.LabelKeys, key); at[key] < 0 {
 				t.Fatalf("%s has labels %q, and none is %s", d.Name, d.LabelKeys, key)
 			}
 		}
 	}
+
 	if len(labels) != all {
 		t.Errorf("there are %d descriptors, want %d", len(labels), all)
 	}
@@ -116,6 +128,7 @@ func testMetrics(t *testing.T, n *node) {
 	if len(pods) != 1 || pods[0].PodSandboxId != p.id || len(pods[0].ContainerMetrics) != 1 {
 		t.Fatalf("there are metrics of %d pods", len(pods))
 	}
+
 	for _, m := range append(pods[0].Metrics, pods[0].ContainerMetrics[0].Metrics...) {
 		if want, ok := labels[m.Name]; !ok || len(m.LabelValues) != want {
 			t.Errorf("%v does not fit a descriptor", m)
@@ -124,6 +137,7 @@ func testMetrics(t *testing.T, n *node) {
 			t.Errorf("%v is of no pod, or of no time", m)
 		}
 	}
+
 	for _, m := range pods[0].ContainerMetrics[0].Metrics {
 		if m.LabelValues[at["container"]] != "main" || m.LabelValues[at["image"]] == "" {
 			t.Errorf("%v is of no container", m)
@@ -141,6 +155,7 @@ func testImageFs(t *testing.T, n *node) {
 		}
 		return fs[0].UsedBytes.GetValue()
 	}
+
 	spec := &runtimeapi.ImageSpec{Image: ref}
 	before := used()
 	n.pull(t, ref)
@@ -148,6 +163,7 @@ func testImageFs(t *testing.T, n *node) {
 	if grown := used() - before; grown < size {
 		t.Errorf("an image of %d bytes takes %d", size, grown)
 	}
+
 	call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: spec})
 	eventually(t, fmt.Sprintf("%d bytes are in use again", before), func() bool { return used() == before })
 }

@@ -76,11 +76,13 @@ func TestStreams(t *testing.T) {
 	for name, d := range map[string]dialer{"SPDY": dialSPDY, "WebSocket": dialWebSocket, "WebSocket 4": dialWebSocket4} {
 		n.run(t, name, func(t *testing.T) { testSessions(t, n, d) })
 	}
+
 	for name, d := range map[string]dialer{"SPDY": dialSPDY, "WebSocket": dialWebSocket} {
 		// WebSockets cannot tell the end of the input before version 5.
 		n.run(t, "end of input, "+name, func(t *testing.T) { testEndOfInput(t, n, d) })
 		n.run(t, "slow client, "+name, func(t *testing.T) { testSlowClient(t, n, d) })
 	}
+
 	n.run(t, "URL is good once", func(t *testing.T) {
 		var out bytes.Buffer
 		o := remotecommand.StreamOptions{Stdout: &out}
@@ -88,10 +90,12 @@ func TestStreams(t *testing.T) {
 		if err := dialer(dialSPDY).session(t, u, o); err != nil {
 			t.Error(err)
 		}
+
 		if err := dialer(dialSPDY).session(t, u, o); err == nil {
 			t.Error("a second client was let in")
 		}
 	})
+
 	n.run(t, "client hangs up", func(t *testing.T) { testHangUp(t, n) })
 	n.run(t, "port forward", func(t *testing.T) { testPortForward(t, n) })
 }
@@ -107,10 +111,12 @@ func testSessions(t *testing.T, n *node, d dialer) {
 		if !errors.As(err, &exit) || exit.Code != 42 {
 			t.Errorf("got %v, want exit code 42", err)
 		}
+
 		if out.String() != "are these\nto be sorted\n" || errs.String() != "done\n" {
 			t.Errorf("got %q and %q", out.String(), errs.String())
 		}
 	})
+
 	t.Run("terminal", func(t *testing.T) {
 		out.Reset()
 		in, typed := io.Pipe()
@@ -121,10 +127,12 @@ func testSessions(t *testing.T, n *node, d dialer) {
 		if err := d.session(t, c.execURL(t, o, "sh", "-c", script), o); err != nil {
 			t.Error(err)
 		}
+
 		if want := "word\r\n/dev/pts/0\r\nxterm\r\n"; !strings.HasSuffix(out.String(), want) {
 			t.Errorf("got %q, want it to end with %q", out.String(), want)
 		}
 	})
+
 	t.Run("attach", func(t *testing.T) {
 		out.Reset()
 		head := p.start(t, named("head"), sh("head -n 1; echo bye"), func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
@@ -132,11 +140,13 @@ func testSessions(t *testing.T, n *node, d dialer) {
 		if err := d.session(t, head.attachURL(t, o), o); err != nil {
 			t.Error(err)
 		}
+
 		head.wantEnd(t, 0, "Completed")
 		if got := head.logged(t); got != "hello\nbye\n" || out.String() != got {
 			t.Errorf("attached to %q, logged %q, want both", out.String(), got)
 		}
 	})
+
 	t.Run("attach to a terminal", func(t *testing.T) {
 		out.Reset()
 		shell := p.start(t, named("shell"), sh("read x; echo got $x"), func(c *runtimeapi.ContainerConfig) { c.Stdin, c.Tty = true, true })
@@ -144,6 +154,7 @@ func testSessions(t *testing.T, n *node, d dialer) {
 		if err := d.session(t, shell.attachURL(t, o), o); err != nil {
 			t.Error(err)
 		}
+
 		if !strings.HasSuffix(out.String(), "got word\r\n") {
 			t.Errorf("got %q", out.String())
 		}
@@ -200,6 +211,7 @@ func testSlowClient(t *testing.T, n *node, d dialer) {
 	if !errors.As(err, &exit) || exit.Code != 7 {
 		t.Errorf("exec: got %v, want exit code 7", err)
 	}
+
 	if out.Len() != size+4 || !strings.HasSuffix(out.String(), "\x00end\n") || errs.String() != "other\n" {
 		t.Errorf("exec: %d bytes of %d, and %q", out.Len(), size+4, errs.String())
 	}
@@ -208,6 +220,7 @@ func testSlowClient(t *testing.T, n *node, d dialer) {
 	out.Reset()
 	err = d.session(t, p.start(t, named("terminal")).execURL(t, remotecommand.StreamOptions{Stdout: &out, Tty: true}, "sh", "-c", "head -c 1000000 /dev/zero; echo end; exit 7"),
 		remotecommand.StreamOptions{Stdout: &out, Tty: true})
+
 	if !errors.As(err, &exit) || exit.Code != 7 || out.Len() != 1000005 {
 		t.Errorf("terminal: %d bytes of 1000005, %v", out.Len(), err)
 	}
@@ -218,12 +231,14 @@ func testSlowClient(t *testing.T, n *node, d dialer) {
 	if err := d.session(t, c.attachURL(t, o), o); err != nil || out.Len() != 3000004 {
 		t.Errorf("attach: %d bytes of 3000004, %v", out.Len(), err)
 	}
+
 	// One that falls behind too far is told.
 	out.Reset()
 	o.Stdin = strings.NewReader("go\n")
 	c = p.start(t, named("behind"), sh("read go; head -c 30000000 /dev/zero; echo end"), func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
 	err = d.session(t, c.attachURL(t, o), o)
 	t.Logf("a client of 2 MiB/s has %d of 30000004 bytes: %v", out.Len(), err)
+
 	if told := err != nil && strings.Contains(err.Error(), "too slowly"); !told && (err != nil || out.Len() != 30000004) {
 		t.Errorf("attach: %d bytes of 30000004, %v", out.Len(), err)
 	}
@@ -239,10 +254,12 @@ func testHangUp(t *testing.T, n *node) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		client, err := dialSPDY(&rest.Config{}, u)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- client.StreamWithContext(ctx, o) }()
@@ -279,15 +296,18 @@ func (p *pod) forward(t *testing.T, port int32) (address string, stop chan<- str
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	quit, ready := make(chan struct{}), make(chan struct{})
 	forwarder, err := portforward.New(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u), []string{fmt.Sprintf("0:%d", port)}, quit, ready, io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	result := make(chan error, 1)
 	go func() { result <- forwarder.ForwardPorts() }()
 	<-ready
@@ -295,6 +315,7 @@ func (p *pod) forward(t *testing.T, port int32) (address string, stop chan<- str
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local), quit, result
 }
 

@@ -47,6 +47,7 @@ func testKeeperUpgraded(t *testing.T, n *node) {
 	programs := keeperPrograms(t)
 	before := n.keepers(t)
 	p := n.pod(t, attempt(1))
+
 	// The daemon knows that the command runs before it says so. A daemon that
 	// upgrades its keeper itself waits for starts.
 	session := make(chan string, 1)
@@ -56,10 +57,12 @@ func testKeeperUpgraded(t *testing.T, n *node) {
 		})
 		session <- fmt.Sprint(string(r.GetStdout()), err)
 	}()
+
 	eventually(t, "a command runs", func() bool {
 		_, err := os.Stat(filepath.Join(filepath.Dir(w.stop), "runs"))
 		return err == nil
 	})
+
 	var ending []*container
 	for i := range upgrades {
 		ending = append(ending, p.start(t, named("ending"+string(rune('a'+i))), sh("sleep 0.1; echo last; exit 5")))
@@ -69,27 +72,32 @@ func testKeeperUpgraded(t *testing.T, n *node) {
 			t.Fatalf("replaced %v, error %v", replaced, err)
 		}
 	}
+
 	for _, c := range ending {
 		c.wantEnd(t, 5, "Error")
 		if got := c.logged(t); got != "last\n" {
 			t.Errorf("the log says %q", got)
 		}
 	}
+
 	if got := <-session; got != "through\n<nil>" {
 		t.Errorf("a command that ran meanwhile says %q", got)
 	}
 	if after := n.keepers(t); !slices.Equal(before, after) {
 		t.Errorf("the keeper is process %v, was %v", after, before)
 	}
+
 	// A daemon that comes with another program brings it along.
 	if _, err := client.Upgrade(t.Context(), n.path("state"), programs[1]); err != nil {
 		t.Fatal(err)
 	}
+
 	n.Kill()
 	n.begin(t)
 	if !sameProgram(t, before[0], programs[0]) {
 		t.Error("a new daemon leaves the keeper as it was")
 	}
+
 	wantAttachable(t, w.list[2])
 	w.end(t)
 }

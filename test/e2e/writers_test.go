@@ -61,6 +61,7 @@ func (w *writers) end(t *testing.T) {
 	if err := os.WriteFile(w.stop, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	var wg sync.WaitGroup
 	var lines atomic.Int64
 	for i, c := range w.list {
@@ -85,6 +86,7 @@ func wantCounted(t *testing.T, path, older string) int {
 			continue
 		}
 		defer f.Close()
+
 		lines := bufio.NewScanner(f)
 		for lines.Scan() {
 			f := bytes.SplitN(lines.Bytes(), []byte{' '}, 4)
@@ -92,12 +94,14 @@ func wantCounted(t *testing.T, path, older string) int {
 				t.Errorf("%s: torn line %q", p, lines.Text())
 				return 0
 			}
+
 			stream := string(f[1])
 			content := pending[stream] + strings.TrimSuffix(string(f[3]), "\r")
 			if string(f[2]) == "P" {
 				pending[stream] = content
 				continue
 			}
+
 			pending[stream] = ""
 			if i, err := strconv.Atoi(content); err != nil || i != next[stream] {
 				t.Errorf("%s: %s says %q behind %d", p, stream, content, next[stream]-1)
@@ -105,10 +109,12 @@ func wantCounted(t *testing.T, path, older string) int {
 			}
 			next[stream]++
 		}
+
 		if err := lines.Err(); err != nil {
 			t.Error(err)
 		}
 	}
+
 	if n, terminal := next["stderr"], next["stderr"] == 0; next["stdout"] == 0 || !terminal && next["stdout"] != n {
 		t.Errorf("%s: stdout has %d numbers, stderr %d", path, next["stdout"], next["stderr"])
 	}
@@ -130,15 +136,18 @@ func testKeeperKilledOften(t *testing.T, n *node) {
 			}
 			killed = append(killed, pid)
 		}
+
 		if len(killed) == kills/2 {
 			rotate(t, w.list[0])
 		}
 	}
+
 	n.awaitKeeper(t, killed)
 	c := w.list[count/2]
 	if got := string(c.exec(t, "echo", "there").Stdout); got != "there\n" {
 		t.Errorf("exec says %q", got)
 	}
+
 	wantAttachable(t, c)
 	w.end(t)
 }
@@ -149,6 +158,7 @@ func rotate(t *testing.T, c *container) {
 	if err := os.Rename(c.logFile(), c.logFile()+".1"); err != nil {
 		t.Fatal(err)
 	}
+
 	// The call waits for a keeper as long as one needs on real hardware to take
 	// over from one that died.
 	for end := time.Now().Add(pace.Scale(keeperPatience) - keeperPatience); ; {

@@ -22,6 +22,7 @@ func TestCarelessIsFound(t *testing.T) {
 	p := pods.Run(t, n.Lab, "careless")
 	r := p.Start(t, "resident", attacker, n.of(kind{pid: "container", network: "pod", capability: "SYS_PTRACE"}), pods.Command("/resident", "watch"))
 	r.Await(t, "LOOKED")
+
 	if findings := found(r.Logged(t), "FOUND"); len(findings) > 0 {
 		t.Errorf("before, it found %q", findings)
 	}
@@ -31,6 +32,7 @@ func TestCarelessIsFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer folder.Close()
+
 	cmd := exec.Command("nsenter", "-t", strconv.Itoa(r.PID(t)), "-p", "sleep", "100")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Env = append(os.Environ(), "SECRET="+n.secret)
@@ -45,6 +47,7 @@ func TestCarelessIsFound(t *testing.T) {
 		// It has to reap its child, or the container's namespace would never end.
 		_ = cmd.Wait()
 	}()
+
 	for _, want := range []string{
 		"FOUND node by root", "FOUND node by cwd", "FOUND node by descriptor", "FOUND root another",
 		"FOUND secret environ", "FOUND secret memory", "FOUND capabilities CapEff", "FOUND no filter",
@@ -61,16 +64,19 @@ func TestNoAbstractSockets(t *testing.T) {
 	p := pods.Run(t, n.Lab, "network", pods.HostNetwork)
 	r := p.Start(t, "resident", attacker, n.armed(), capable("ALL"), pods.Command("/resident", "watch"))
 	r.Await(t, "LOOKED")
+
 	for _, finding := range found(r.Logged(t), "FOUND") {
 		if strings.HasPrefix(finding, "socket") {
 			t.Errorf("it reaches a %s", finding)
 		}
 	}
+
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
+
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@hostile-careless"}); err != nil {
 		t.Fatal(err)
 	}

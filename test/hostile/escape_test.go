@@ -73,6 +73,7 @@ func (n *node) tries(t *testing.T, capability string, user bool) {
 	if user {
 		in, table = append(in, pods.UserNamespace(300000)), escapesInUserNamespace
 	}
+
 	p := pods.Run(t, n.Lab, "tries", in...)
 	c := p.Start(t, "tries", attacker, n.armed(), capable(capability), pods.Command("/resident", "try"))
 	c.Wait(t)
@@ -80,17 +81,20 @@ func (n *node) tries(t *testing.T, capability string, user bool) {
 	if !strings.HasSuffix(log, "DONE\n") {
 		t.Errorf("it did not try everything:\n%s", log)
 	}
+
 	for _, line := range found(log, "ESCAPED") {
 		attempt, _, _ := strings.Cut(line, ":")
 		if capability != "ALL" && table[capability][attempt] == "" || capability == "ALL" && !someCapability(table, attempt) {
 			t.Errorf("it got out: %s", line)
 		}
 	}
+
 	for attempt := range table[capability] {
 		if !strings.Contains(log, "ESCAPED "+attempt+":") {
 			t.Logf("not here, though it may be: %s", attempt)
 		}
 	}
+
 	if got := len(found(log, "TRIED")) + len(found(log, "ESCAPED")); got < 25 {
 		t.Errorf("it tried %d ways, want all", got)
 	}

@@ -46,6 +46,7 @@ func newNode(t *testing.T) *node {
 	if err := os.WriteFile(n.canary, []byte("canary"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, image := range []string{busybox, nginx, attacker} {
 		pods.Call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}})
 	}
@@ -57,6 +58,7 @@ func newNode(t *testing.T) *node {
 			}
 		}
 	})
+
 	return n
 }
 
@@ -68,18 +70,21 @@ func (n *node) facts(t *testing.T) map[string]string {
 		data, err := os.ReadFile(path)
 		facts[path] = fmt.Sprint(string(data), err)
 	}
+
 	for _, name := range []string{"core_pattern", "modprobe", "hostname", "sysrq", "panic", "randomize_va_space"} {
 		read("/proc/sys/kernel/" + name)
 	}
 	read(n.canary)
 	read("/etc/hostname")
 	read("/proc/sys/fs/suid_dumpable")
+
 	for _, root := range inventory.Hierarchies() {
 		read(filepath.Join(root, "release_agent"))
 	}
 	for _, program := range []string{"../../bin/crisp", "../../bin/crisp-keeper"} {
 		facts[program] = digest(t, program)
 	}
+
 	n.sockets(t, facts)
 	return facts
 }
@@ -95,6 +100,7 @@ func (n *node) sockets(t *testing.T, facts map[string]string) {
 		if err := unix.Lstat(path, &st); err != nil {
 			return err
 		}
+
 		facts["mode of "+path] = fmt.Sprintf("%o %d", st.Mode, st.Uid)
 		if st.Mode&0o007 != 0 {
 			t.Errorf("others may open the socket %s: mode %o", path, st.Mode)

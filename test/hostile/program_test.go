@@ -28,25 +28,30 @@ func TestCVE_2019_5736(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	p := pods.Run(t, n.Lab, "overwrites", pods.SharedPID)
 	kind := kind{pid: "shared", network: "pod", capability: "ALL"}
 	r := p.Start(t, "resident", attacker, n.of(kind), pods.Volume(volume, "/volume"), pods.Command("/resident", "watch"))
 	r.Await(t, "READY")
+
 	keeper, err := n.Keeper()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	running := map[string]string{}
 	for _, pid := range []int{keeper, n.PID()} {
 		path := fmt.Sprintf("/proc/%d/exe", pid)
 		running[path] = digest(t, path)
 	}
+
 	for range 3 {
 		for _, program := range []string{"/volume/again", "/volume/thread", "/proc/self/exe", "/proc/1/exe"} {
 			// It must end, one way or the other.
 			_, _ = pods.Try(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: r.ID, Cmd: []string{program, "version"}, Timeout: 1})
 		}
 	}
+
 	for _, program := range []string{"/volume/again", "/proc/self/exe"} {
 		c, err := p.TryCreate(t, "starts", busybox, n.of(kind), pods.Volume(volume, "/volume"), pods.Command(program, "serve"))
 		if err != nil {
@@ -57,11 +62,13 @@ func TestCVE_2019_5736(t *testing.T) {
 		}
 		c.Remove(t)
 	}
+
 	for path, was := range running {
 		if now := digest(t, path); now != was {
 			t.Errorf("%s has changed", path)
 		}
 	}
+
 	// A container that executes the runtime's program has nothing but a program.
 	for _, finding := range found(r.Logged(t), "FOUND") {
 		for _, kind := range []string{"writable", "truncated", "secret", "node", "capabilities"} {
@@ -81,16 +88,19 @@ func TestTerminalInjection(t *testing.T) {
 	p := pods.Run(t, n.Lab, "terminal")
 	c := p.Start(t, "shell", attacker, func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true },
 		pods.Command("sh", "-c", "read go; /resident type; sleep 1; echo over"), capable("ALL"))
+
 	var out bytes.Buffer
 	address := pods.Call(t, n.Runtime.Attach, &runtimeapi.AttachRequest{ContainerId: c.ID, Tty: true, Stdin: true, Stdout: true}).Url
 	if err := session(t, address, remotecommand.StreamOptions{Stdin: strings.NewReader("go\r"), Stdout: &out, Tty: true}, 0); err != nil {
 		t.Error(err)
 	}
 	c.Wait(t)
+
 	if !strings.Contains(out.String(), "over") {
 		t.Errorf("the client sees %q", out.String())
 	}
 	wantLog(t, c)
+
 	if got := c.Status(t).ExitCode; got != 0 {
 		t.Errorf("it ended with code %d", got)
 	}
@@ -104,6 +114,7 @@ func wantLog(t *testing.T, c *pods.Container) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var last time.Time
 	for line := range strings.Lines(string(data)) {
 		f := strings.SplitN(line, " ", 4)
@@ -112,6 +123,7 @@ func wantLog(t *testing.T, c *pods.Container) {
 			t.Errorf("a line of the log is %.80q", line)
 			continue
 		}
+
 		if at.Before(last) || time.Since(at) > time.Hour {
 			t.Errorf("a line of the log has the time %v after %v", at, last)
 		}
@@ -126,6 +138,7 @@ func TestLogInjection(t *testing.T) {
 	p := pods.Run(t, n.Lab, "log")
 	const forge = `printf '2026-01-01T00:00:00.000000000Z stdout F forged\n'; printf 'half'; printf '\r2026-01-01T00:00:00Z stderr P x\n' >&2
 printf '\0\n\377\376\n\n \n\033[2J\n'; printf '\n2026-01-01T00:00:00.000000000Z stdout F forged'`
+
 	c := p.Start(t, "forges", busybox, pods.Command("sh", "-c", forge))
 	c.Wait(t)
 	wantLog(t, c)
@@ -134,20 +147,24 @@ printf '\0\n\377\376\n\n \n\033[2J\n'; printf '\n2026-01-01T00:00:00.000000000Z 
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	before := resident(keeper) + resident(n.PID())
 	endless := p.Start(t, "endless", busybox, pods.Command("sh", "-c", "head -c 2000000000 /dev/zero; sleep 1000"))
 	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(4*time.Second))
 	defer cancel()
+
 	most := 0
 	for ctx.Err() == nil {
 		most = max(most, resident(keeper)+resident(n.PID()))
 		time.Sleep(20 * time.Millisecond)
 	}
+
 	if grown := (most - before) >> 10; grown > 64 {
 		t.Errorf("daemon and keeper grew by %d MiB over a line without end", grown)
 	} else {
 		t.Logf("daemon and keeper grew by %d MiB over a line without end", grown)
 	}
+
 	endless.Remove(t)
 	if err := os.Truncate(endless.LogFile(), 0); err != nil {
 		t.Fatal(err)

@@ -68,6 +68,7 @@ func kinds() []kind {
 			kind{pid: "shared", network: "pod", user: !odd, capability: capability},
 			kind{pid: "container", network: "node", capability: capability})
 	}
+
 	// Those that see most are there in full.
 	return append(all,
 		kind{pid: "container", network: "pod", capability: "SYS_PTRACE"},
@@ -106,6 +107,7 @@ func (n *node) live(t *testing.T, victim *pods.Container, kinds []kind) {
 	for i, k := range kinds {
 		all = append(all, n.settle(t, i, k))
 	}
+
 	for _, r := range all {
 		r.c.Await(t, "READY")
 	}
@@ -113,6 +115,7 @@ func (n *node) live(t *testing.T, victim *pods.Container, kinds []kind) {
 	for _, r := range all {
 		seen[r], _ = r.looked(t)
 	}
+
 	n.everything(t, victim, all)
 	time.Sleep(pace.Scale(300 * time.Millisecond)) // for a last look
 	for _, r := range all {
@@ -122,8 +125,10 @@ func (n *node) live(t *testing.T, victim *pods.Container, kinds []kind) {
 				t.Errorf("%v: found %s", r.kind, finding)
 			}
 		}
+
 		looked, early := r.looked(t)
 		t.Logf("%v: looked at %d processes, %d times before their program", r.kind, looked-seen[r], early)
+
 		// Some are over before it has a look; it must have seen most.
 		if looked-seen[r] < commands/4 {
 			t.Errorf("%v: it looked at %d processes of %d and more", r.kind, looked-seen[r], commands)
@@ -154,6 +159,7 @@ func (n *node) settle(t *testing.T, i int, k kind) *lodger {
 	if k.network == "node" {
 		in = append(in, pods.HostNetwork)
 	}
+
 	r := &lodger{kind: k, pod: pods.Run(t, n.Lab, fmt.Sprintf("resident-%d", i), in...)}
 	r.c = r.pod.Start(t, "resident", attacker, n.of(k), pods.Command("/resident", "watch"))
 	return r
@@ -183,12 +189,14 @@ func (n *node) everything(t *testing.T, victim *pods.Container, all []*lodger) {
 	for _, r := range all {
 		wg.Go(func() { n.execute(t, r.c, commands) })
 	}
+
 	// The secret passes through the keeper at the same time.
 	wg.Go(func() { n.execute(t, victim, commands) })
 	wg.Wait()
 	for _, r := range all {
 		n.beside(t, r)
 	}
+
 	page := pods.Run(t, n.Lab, "page")
 	server := page.Start(t, "page", nginx, func(c *runtimeapi.ContainerConfig) { c.Command = nil })
 	pods.Eventually(t, "the server listens", func() bool { return strings.Contains(server.Shell(t, "cat /proc/net/tcp"), ":0050 ") })
@@ -228,10 +236,12 @@ func (n *node) beside(t *testing.T, r *lodger) {
 		}
 		c.Remove(t)
 	}
+
 	stopped := r.pod.Start(t, "stopped", busybox, n.of(r.kind), pods.Command("sleep", "1000"))
 	pods.Call(t, n.Runtime.UpdateContainerResources, &runtimeapi.UpdateContainerResourcesRequest{
 		ContainerId: stopped.ID, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512},
 	})
+
 	pods.Call(t, n.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: stopped.ID, Timeout: 0})
 	stopped.Remove(t)
 	var out bytes.Buffer
@@ -239,6 +249,7 @@ func (n *node) beside(t *testing.T, r *lodger) {
 	if err := session(t, exec.Url, remotecommand.StreamOptions{Stdout: &out, Tty: true}, 0); err != nil || !strings.Contains(out.String(), "/dev/pts/") {
 		t.Errorf("%v: a command with a terminal says %q, %v", r.kind, out.String(), err)
 	}
+
 	attach := pods.Call(t, n.Runtime.Attach, &runtimeapi.AttachRequest{ContainerId: r.c.ID, Stdout: true})
 	_ = session(t, attach.Url, remotecommand.StreamOptions{Stdout: io.Discard}, 300*time.Millisecond) // it ends by its time
 }
@@ -250,10 +261,12 @@ func session(t *testing.T, address string, o remotecommand.StreamOptions, limit 
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	peer, err := remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, u)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if limit == 0 {
 		limit = pace.Scale(30 * time.Second)
 	}
@@ -269,21 +282,25 @@ func forward(t *testing.T, p *pods.Pod, port int32) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	quit, ready, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	forwarder, err := portforward.New(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u), []string{fmt.Sprintf("0:%d", port)}, quit, ready, io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	go func() { ended <- forwarder.ForwardPorts() }()
 	<-ready
 	ports, err := forwarder.GetPorts()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	peer := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: pace.Scale(10 * time.Second)}
 	pods.Eventually(t, "the page comes through the port", func() bool {
 		r, err := peer.Get(fmt.Sprintf("http://127.0.0.1:%d/", ports[0].Local))
@@ -293,6 +310,7 @@ func forward(t *testing.T, p *pods.Pod, port int32) {
 		return r.Body.Close() == nil && r.StatusCode == http.StatusOK
 	})
 	close(quit)
+
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
@@ -306,10 +324,12 @@ func (n *node) changeKeeper(t *testing.T, f func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	other := filepath.Join(t.TempDir(), "crisp-keeper")
 	if err := os.WriteFile(other, append(data, 0), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := client.Upgrade(t.Context(), filepath.Join(n.Dir, "state"), other); err != nil {
 		t.Fatalf("upgrade the keeper: %v", err)
 	}

@@ -28,10 +28,12 @@ func TestTwoNodes(t *testing.T) {
 			t.Error(err)
 		}
 	})
+
 	second := testkit.Daemon(t, lab.Options{NoRegistry: true, Second: true, Routed: true, Below: m.Below()})
 	if err := m.Share(w.node.Lab.Registry, second); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := m.Route(t.Context(), w.node.Lab, second); err != nil {
 		t.Fatal(err)
 	}
@@ -39,6 +41,7 @@ func TestTwoNodes(t *testing.T) {
 	if err != nil {
 		t.Fatalf("start a second node: %v", err)
 	}
+
 	// The cluster outlives the second lab, but its node cannot.
 	t.Cleanup(func() {
 		w.empty(t)
@@ -72,11 +75,13 @@ kind: Service
 metadata: {name: web}
 spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30081}]}
 `)
+
 	s.rolledOut("daemonset/web")
 	pods := strings.Fields(s.get("pods", "{range .items[*]}{.metadata.name} {.status.podIP} {end}"))
 	if len(pods) != 4 {
 		s.Fatalf("pods and their addresses: %v, want two", pods)
 	}
+
 	for i := range 2 {
 		from, ip, to, toIP := pods[2*i], pods[2*i+1], pods[2-2*i], pods[3-2*i]
 		out := s.kubectl("exec", from, "--", "curl", "-s", "-m", "5", "http://"+toIP+":8080/clientip")
@@ -87,6 +92,7 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080
 			return s.try("exec", from, "--", "curl", "-s", "-m", "5", "http://"+s.get("service/web", "{.spec.clusterIP}")+"/hostname")
 		})
 	}
+
 	for _, n := range []*cluster.Node{w.node, other} {
 		s.bothAnswer("NodePort of "+n.Name, func() (string, error) { return fetch(fmt.Sprintf("http://%s:30081/hostname", n.IP)) })
 	}
@@ -101,6 +107,7 @@ spec:
 		metadata: {labels: {app: moves}}
 		spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: BUSYBOX, command: [sh, -c, "echo here; sleep 1000"]}]}
 `)
+
 	s.rolledOut("deployment/moves")
 	s.cluster("drain", other.Name, "--ignore-daemonsets", "--timeout="+patience.String())
 	s.rolledOut("deployment/moves")

@@ -42,17 +42,20 @@ func queries() []query {
 		{metric: "container_memory_swap", with: ofContainer},
 		{metric: "container_spec_memory_limit_bytes", with: []string{"container"}, positive: true},
 	}
+
 	for _, direction := range []string{"receive", "transmit"} {
 		for _, what := range []string{"bytes", "packets"} {
 			all = append(all, query{metric: "container_network_" + direction + "_" + what + "_total", with: ofPod, device: true, positive: true, perPod: true})
 		}
 		all = append(all, query{metric: "container_network_" + direction + "_packets_dropped_total", with: ofPod, device: true, perPod: true})
 	}
+
 	for _, direction := range []string{"reads", "writes"} {
 		all = append(all,
 			query{metric: "container_fs_" + direction + "_total", with: []string{"container"}, device: true, positive: direction == "writes"},
 			query{metric: "container_fs_" + direction + "_bytes_total", with: []string{"container"}, device: true, positive: direction == "writes"})
 	}
+
 	return all
 }
 
@@ -72,15 +75,18 @@ func samples(page string) (map[string][]sample, error) {
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
+
 		name, rest, ok := strings.Cut(line, "{")
 		end := strings.LastIndex(rest, "}")
 		if !ok || end < 0 {
 			continue // of the machine
 		}
+
 		s := sample{labels: map[string]string{}}
 		for _, m := range label.FindAllStringSubmatch(rest[:end], -1) {
 			s.labels[m[1]] = m[2]
 		}
+
 		value, err := strconv.ParseFloat(strings.Fields(rest[end+1:])[0], 64)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", line, err)
@@ -88,6 +94,7 @@ func samples(page string) (map[string][]sample, error) {
 		s.value = value
 		all[name] = append(all[name], s)
 	}
+
 	return all, nil
 }
 
@@ -115,6 +122,7 @@ func (s *space) dashboards() error {
 	if err != nil {
 		return err
 	}
+
 	var missing []string
 	for _, q := range queries() {
 		// Version 1 of cgroups counts what a disk reads and writes only where
@@ -130,6 +138,7 @@ func (s *space) dashboards() error {
 	if len(missing) > 0 {
 		return fmt.Errorf("queries without data:\n%s\nin:\n%s", strings.Join(missing, "\n"), page)
 	}
+
 	return nil
 }
 
@@ -154,6 +163,7 @@ func (s *space) answer(q query, list []sample) string {
 		for _, name := range q.with {
 			ok = ok && m.labels[name] != ""
 		}
+
 		if q.device {
 			ok = ok && m.labels["device"]+m.labels["interface"] != ""
 		}
@@ -162,6 +172,7 @@ func (s *space) answer(q query, list []sample) string {
 			most = max(most, m.value)
 		}
 	}
+
 	switch {
 	case found == 0:
 		return fmt.Sprintf("none of %d samples is of the pod", len(list))
@@ -170,6 +181,7 @@ func (s *space) answer(q query, list []sample) string {
 	case found > 1 && !q.device && q.metric != "container_memory_swap":
 		return fmt.Sprintf("%d samples would be added up", found)
 	}
+
 	return ""
 }
 
@@ -182,6 +194,7 @@ func TestCAdvisor(t *testing.T) {
 	s := w.space(t)
 	s.apply(busyPod)
 	s.waitReady("busy")
+
 	id := strings.TrimPrefix(s.get("pod/busy", "{.status.containerStatuses[0].containerID}"), "crisp://")
 	s.eventually("data for each query", s.dashboards)
 	s.eventually("figures within 5 % of the cgroup's", func() error { return s.compareFigures(id) })
@@ -191,6 +204,7 @@ func TestCAdvisor(t *testing.T) {
 	if err := s.node.Lab.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	w.restartKubelet(t, nil)
 	s.eventually("data for each query after restarts", s.dashboards)
 }

@@ -45,6 +45,7 @@ spec:
 				readinessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, timeoutSeconds: 10}
 				livenessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 5}
 `, *probed))
+
 	s.rolledOut("deployment/crowd")
 	return s
 }
@@ -76,17 +77,20 @@ func (w *world) load(t *testing.T) {
 		s.undisturbed("probed for a while")
 		t.Logf("%.1f exec probes of liveness in a second", (s.metric("prober_probe_total", `probe_type="Liveness"`)-before)/20)
 	})
+
 	t.Run("daemon restart", func(t *testing.T) {
 		s := s.in(t)
 		if err := w.node.Lab.Stop(); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := w.node.Lab.Start(ctx); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Second)
 		s.undisturbed("after a restart of the daemon")
 	})
+
 	t.Run("daemon killed", func(t *testing.T) {
 		s := s.in(t)
 		for range 3 {
@@ -98,6 +102,7 @@ func (w *world) load(t *testing.T) {
 		}
 		s.undisturbed("after SIGKILLs of the daemon")
 	})
+
 	t.Run("keeper killed", func(t *testing.T) {
 		s := s.in(t)
 		pid, err := w.node.Lab.Keeper()
@@ -107,16 +112,19 @@ func (w *world) load(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		time.Sleep(5 * time.Second)
 		reap()
 		s.undisturbed("after SIGKILL of the keeper")
 	})
+
 	t.Run("kubelet restart", func(t *testing.T) {
 		s := s.in(t)
 		w.restartKubelet(t, nil)
 		time.Sleep(5 * time.Second)
 		s.undisturbed("after a restart of kubelet")
 	})
+
 	t.Run("upgrade", func(t *testing.T) { s.in(t).upgrade() })
 	t.Run("still serves", func(t *testing.T) {
 		s := s.in(t)
@@ -135,6 +143,7 @@ func (s *space) upgrade() {
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	const version = "99.0.0"
 	for i, binary := range []string{s.otherBuild(version), ""} {
 		job := fmt.Sprintf("meanwhile-%d", i)
@@ -148,12 +157,14 @@ spec:
 	backoffLimit: 0
 	template: {metadata: {labels: {app: job}}, spec: {restartPolicy: Never, containers: [{name: main, image: BUSYBOX, command: [sleep, "1"]}]}}
 `, job))
+
 		s.eventually("pods come and go", func() error {
 			if n := s.get("job/"+job, "{.status.succeeded}"); n == "" {
 				return errors.New("none has ended")
 			}
 			return nil
 		})
+
 		if err := s.node.Lab.Upgrade(s.Context(), binary); err != nil {
 			s.Fatal(err)
 		}
@@ -164,6 +175,7 @@ spec:
 			}
 			return nil
 		})
+
 		s.wait("condition=complete", "job/"+job)
 		s.undisturbed("after an upgrade")
 		if now, err := s.node.Lab.Keeper(); err != nil || now != keeper {
@@ -180,6 +192,7 @@ func (s *space) otherBuild(version string) string {
 	if out, err := build.CombinedOutput(); err != nil {
 		s.Fatalf("build another version: %v: %s", err, out)
 	}
+
 	// The keeper has no version to tell it by. A byte at its end will do.
 	own, err := os.ReadFile(filepath.Join("..", "..", "bin", "crisp-keeper"))
 	if err == nil {
@@ -188,6 +201,7 @@ func (s *space) otherBuild(version string) string {
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	return filepath.Join(dir, "crisp")
 }
 
@@ -206,6 +220,7 @@ func (w *world) restartKubelet(t *testing.T, settings map[string]any) {
 	if err := w.node.StopKubelet(); err != nil {
 		t.Fatal(err)
 	}
+
 	usual := maps.Clone(w.node.Config)
 	maps.Copy(w.node.Config, settings)
 	err := w.node.StartKubelet(t.Context())
@@ -213,6 +228,7 @@ func (w *world) restartKubelet(t *testing.T, settings map[string]any) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s := &space{t, w, "default"}
 	s.eventually("the node is ready again", func() error {
 		_, err := s.try("wait", "--for=condition=Ready", "node/"+w.node.Name, "--timeout=5s")
@@ -229,6 +245,7 @@ func (w *world) memoryPressure(t *testing.T) {
 		"systemReserved": map[string]string{"memory": fmt.Sprintf("%dMi", capacity-1000)},
 		"evictionHard":   map[string]string{"memory.available": "300Mi"}, "evictionPressureTransitionPeriod": "5s",
 	})
+
 	s.apply(`
 apiVersion: v1
 kind: Pod
@@ -242,6 +259,7 @@ spec:
 		command: [sh, -c, "dd if=/dev/zero of=/memory/big bs=1M count=800; sleep 1000"]
 		volumeMounts: [{name: memory, mountPath: /memory}]
 `)
+
 	s.wait("jsonpath={.status.reason}=Evicted", "pod/greedy")
 	s.expect("why", s.get("pod/greedy", "{.status.message}"), "memory")
 	w.restartKubelet(t, nil)
@@ -257,15 +275,18 @@ func (w *world) diskPressure(t *testing.T) {
 	if err := unix.Statfs(w.Dir, &fs); err != nil {
 		t.Fatal(err)
 	}
+
 	const gigabyte = 1 << 30
 	free := int64(fs.Bavail) * fs.Bsize
 	if free < 8*gigabyte {
 		testkit.Skip(t, "disk", "8 GB of free room are needed")
 	}
+
 	s.pull(unused)
 	w.restartKubelet(t, map[string]any{
 		"evictionHard": map[string]string{"nodefs.available": fmt.Sprint(free - 2*gigabyte), "memory.available": "50Mi"}, "evictionPressureTransitionPeriod": "5s",
 	})
+
 	s.apply(`
 apiVersion: v1
 kind: Pod
@@ -279,11 +300,13 @@ spec:
 		command: [sh, -c, "fallocate -l 5G /empty/big; sleep 1000"]
 		volumeMounts: [{name: empty, mountPath: /empty}]
 `)
+
 	s.wait("jsonpath={.status.reason}=Evicted", "pod/greedy")
 	s.expect("why", s.get("pod/greedy", "{.status.message}"), "ephemeral-storage")
 	if s.has(unused) {
 		t.Error("an unused image is still there")
 	}
+
 	w.restartKubelet(t, nil)
 	s.wait("condition=DiskPressure=false", "node/"+w.node.Name)
 }

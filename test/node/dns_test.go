@@ -110,6 +110,7 @@ spec:
 	terminationGracePeriodSeconds: 1
 	containers: [{name: main, image: BUSYBOX, command: [sleep, "1000"]}]
 `)
+
 	s.rolledOut("deployment/dns")
 	s.waitReady("web", "client", "on-host", "own-way")
 	for _, from := range []string{"client", "on-host"} {
@@ -118,6 +119,7 @@ spec:
 		}
 		s.eventually(from+" finds the pod by its name", s.holds("called", "exec", from, "--", "curl", "-s", "-m", "5", "http://called.names:8080/hostname"))
 	}
+
 	if out, err := s.try("exec", "client", "--", "curl", "-s", "-m", "5", "http://nonesuch/"); err == nil {
 		s.Errorf("a name that nobody has: got %q", out)
 	}

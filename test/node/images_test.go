@@ -48,10 +48,12 @@ spec:
 	terminationGracePeriodSeconds: 1
 	containers: [{name: main, image: "%s/pause:3.9", imagePullPolicy: Always}]
 `
+
 	s.apply(fmt.Sprintf(pod, "without", "", addr))
 	s.apply(fmt.Sprintf(pod, "with", "imagePullSecrets: [{name: good}]", addr))
 	s.waitReady("with")
 	s.eventually("a pull without a password is refused", s.holds("401", "describe", "pod", "without"))
+
 	if n := answered.Load(); n == 0 {
 		s.Error("the image came from elsewhere")
 	}
@@ -68,11 +70,13 @@ func pullErrors(s *space) {
 		{"no-name", "Not/A Name", []string{"InvalidImageName"}},
 		{"no-pull", "registry.k8s.io/never-pulled:1", []string{"ErrImageNeverPull"}},
 	}
+
 	for _, p := range pods {
 		policy := "Always"
 		if p.name == "no-pull" {
 			policy = "Never"
 		}
+
 		s.apply(fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
@@ -80,6 +84,7 @@ metadata: {name: %s}
 spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: "%s", imagePullPolicy: %s}]}
 `, p.name, p.image, policy))
 	}
+
 	for _, p := range pods {
 		for _, word := range p.want {
 			s.eventually(p.name+" says "+word, s.holds(word, "describe", "pod", p.name))
@@ -135,6 +140,7 @@ spec:
 	volumes: [{name: image, image: {reference: "AGNHOST"}}]
 	containers: [{name: main, image: BUSYBOX, command: [sleep, "1000"], volumeMounts: [{name: image, mountPath: /image}]}]
 `)
+
 	s.waitReady("user")
 	s.within(*patience+5*time.Minute, "an image that nobody uses is removed", func() error {
 		if s.has(unused) {
@@ -142,6 +148,7 @@ spec:
 		}
 		return nil
 	})
+
 	for _, image := range []string{busybox, agnhost} {
 		if !s.has(image) {
 			t.Errorf("%s was removed, which a pod uses", image)

@@ -27,15 +27,18 @@ func TestKubeadm(t *testing.T) {
 	k := newKubeadm(t, l)
 	out := k.run("kubeadm", "init", "--config="+k.path("kubeadm.yaml"), "--ignore-preflight-errors="+ignored)
 	t.Logf("kubeadm init:\n%s", out)
+
 	c, err := cluster.Find(k.dir, "/etc/kubernetes/admin.conf")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	w := &world{Cluster: c, node: &cluster.Node{Name: "node-1", IP: cluster.ServerIP, Lab: l}}
 	s := &space{t, w, "default"}
 	s.wait("condition=Ready", "node/node-1")
 	s.expect("the node", s.kubectl("get", "node", "-o", "wide"), "control-plane", "crisp://")
 	s.cluster("taint", "node", "node-1", "node-role.kubernetes.io/control-plane-")
+
 	working := t.Run("cluster", func(t *testing.T) {
 		s := w.space(t)
 		(&space{t, w, "kube-system"}).rolledOut("daemonset/kube-proxy", "deployment/coredns")
@@ -44,6 +47,7 @@ func TestKubeadm(t *testing.T) {
 	if !working {
 		return
 	}
+
 	s.eventually("all pods of the control plane are ready", func() error {
 		got := s.cluster("-n", "kube-system", "get", "pods", "-o", `jsonpath={range .items[*]}{.status.containerStatuses[0].ready} {.status.containerStatuses[0].restartCount},{end}`)
 		if n := strings.Count(got, "true 0,"); n != 7 || strings.Count(got, ",") != n {
@@ -51,6 +55,7 @@ func TestKubeadm(t *testing.T) {
 		}
 		return nil
 	})
+
 	k.run("kubeadm", "reset", "--force", "--cri-socket="+l.Endpoint)
 	if left := inventory.Names("/etc/kubernetes/manifests"); len(left) > 0 {
 		t.Errorf("kubeadm reset left %v", left)
@@ -76,6 +81,7 @@ kind: Pod
 metadata: {name: client}
 spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: AGNHOST, args: [pause]}]}
 `)
+
 	s.waitReady("web", "client")
 	s.eventually("a service by its name", s.holds("web", "exec", "client", "--", "curl", "-s", "-m", "5", "http://web/hostname"))
 }
@@ -137,10 +143,12 @@ func newKubeadm(t *testing.T, l *lab.Lab) *kubeadm {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	kubelet, err := cache.Kubernetes("kubelet")
 	if errors.Is(err, lab.ErrNotMade) {
 		testkit.Skip(t, "kubernetes", err.Error())
 	}
+
 	k.bin = filepath.Dir(kubelet)
 	if k.StandIns, err = cluster.NewStandIns(k.dir); err != nil {
 		t.Fatal(err)
@@ -153,6 +161,7 @@ func newKubeadm(t *testing.T, l *lab.Lab) *kubeadm {
 			t.Error(err)
 		}
 	})
+
 	k.mounts()
 	k.configure(l, kubelet)
 	t.Cleanup(func() {
@@ -165,6 +174,7 @@ func newKubeadm(t *testing.T, l *lab.Lab) *kubeadm {
 			t.Error(err)
 		}
 	})
+
 	return k
 }
 
@@ -175,6 +185,7 @@ func (k *kubeadm) configure(l *lab.Lab, kubelet string) {
 	if err := cluster.MakeGroups(group); err != nil {
 		k.Fatal(err)
 	}
+
 	version := strings.TrimSpace(k.run("kubeadm", "version", "--output=short"))
 	for file, text := range map[string]string{
 		"/proc/sys/net/ipv4/ip_forward":         "1", // of the test's network namespace
@@ -201,6 +212,7 @@ func (k *kubeadm) mounts() {
 			k.Fatal(err)
 		}
 	}
+
 	mount := func(source, target, kind string, flags uintptr, data string) {
 		k.Helper()
 		if err := unix.Mount(source, target, kind, flags, data); err != nil {
@@ -214,6 +226,7 @@ func (k *kubeadm) mounts() {
 			}
 		})
 	}
+
 	for place, name := range map[string]string{"/etc": "etc", "/usr/lib": "usr-lib"} {
 		mount("crisp-test", place, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", place, k.path(name), k.path(name+".work")))
 	}
@@ -234,6 +247,7 @@ func (k *kubeadm) run(program string, args ...string) string {
 			break
 		}
 	}
+
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env, cmd.Dir = k.Env(k.bin), k.dir
 	out, err := cmd.CombinedOutput()

@@ -34,25 +34,30 @@ func execCommand(s *space) {
 	s.waitReady("pod")
 	ctx, cancel := s.context()
 	defer cancel()
+
 	out, err := s.Kubectl(ctx, "from outside", "-n", s.name, "exec", "-i", "pod", "-c", "main", "--", "sh", "-c", "cat; echo complaint >&2; exit 7")
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 7 || !strings.Contains(err.Error(), "complaint") {
 		s.Errorf("got %v, want status 7 and the complaint", err)
 	}
+
 	if out != "from outside" {
 		s.Errorf("got %q on standard output", out)
 	}
 	if big := s.execBig("head -c 5000000 /dev/zero"); len(big) != 5000000 {
 		s.Errorf("got %d bytes of 5000000", len(big))
 	}
+
 	if _, err := s.try("exec", "pod", "-c", "main", "--", "/no/such/program"); err == nil || !strings.Contains(err.Error(), "no such file") {
 		s.Errorf("a program that is not there: %v", err)
 	}
+
 	// script gives kubectl a terminal, so that the container gets one too.
 	cmd, err := s.Command(ctx, "-n", s.name, "exec", "-it", "pod", "-c", "main", "--", "sh", "-c", "until stty size | grep 99; do sleep 0.1; done; tty")
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	typed := exec.CommandContext(ctx, "script", "-qec", "stty rows 33 cols 99; "+strings.Join(quoted(cmd.Args), " "), "/dev/null")
 	typed.Env = cmd.Env
 	text, err := typed.CombinedOutput()
@@ -94,18 +99,22 @@ func attach(s *space) {
 	s.waitReady("pod")
 	ctx, cancel := context.WithTimeout(s.Context(), pace.Scale(30*time.Second))
 	defer cancel()
+
 	cmd, err := s.Command(ctx, "-n", s.name, "attach", "-i", "pod", "-c", "cat")
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	if err := cmd.Start(); err != nil {
 		s.Fatal(err)
 	}
@@ -129,11 +138,13 @@ func copying(s *space) {
 	if err := os.MkdirAll(filepath.Join(dir, "in", "sub"), 0o755); err != nil {
 		s.Fatal(err)
 	}
+
 	if err := os.WriteFile(filepath.Join(dir, "in", "sub", "file"), want, 0o644); err != nil {
 		s.Fatal(err)
 	}
 	s.kubectl("cp", filepath.Join(dir, "in"), "pod:/tmp/", "-c", "cat")
 	s.kubectl("cp", "pod:/tmp/in", filepath.Join(dir, "out"), "-c", "cat")
+
 	if got, err := os.ReadFile(filepath.Join(dir, "out", "sub", "file")); err != nil || !bytes.Equal(got, want) {
 		s.Errorf("the copy differs: %d bytes of %d, %v", len(got), len(want), err)
 	}
@@ -144,14 +155,17 @@ func portForward(s *space) {
 	s.waitReady("pod")
 	ctx, cancel := s.context()
 	defer cancel()
+
 	cmd, err := s.Command(ctx, "-n", s.name, "port-forward", "pod/pod", ":8080")
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	if err := cmd.Start(); err != nil {
 		s.Fatal(err)
 	}
@@ -160,6 +174,7 @@ func portForward(s *space) {
 	if err != nil || !found {
 		s.Fatalf("got %q, %v", line, err)
 	}
+
 	for range 20 {
 		if page, err := fetch("http://" + port + "/hostname"); err != nil || page != "pod" {
 			s.Fatalf("through the port: got %q, %v", page, err)
@@ -194,6 +209,7 @@ spec:
 	restartPolicy: Never
 	containers: [{name: main, image: BUSYBOX, command: [sh, -c, "echo line 0 of; until [ -e /go ]; do sleep 0.1; done; i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i of many that together are longer than one file may be; [ $((i%%100)) != 0 ] || sleep 0.1; done; sleep 8; echo line %d of"]}]
 `, last-1, last))
+
 	s.wait("jsonpath={.status.containerStatuses[0].started}=true", "pod/pod")
 	ctx, cancel := s.context()
 	defer cancel()
@@ -201,10 +217,12 @@ spec:
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		s.Fatal(err)
 	}
+
 	if err := cmd.Start(); err != nil {
 		s.Fatal(err)
 	}
@@ -218,12 +236,14 @@ spec:
 			s.kubectl("exec", "pod", "--", "touch", "/go")
 		}
 	}
+
 	if err := errors.Join(out.Close(), cmd.Wait()); err != nil {
 		s.Errorf("kubectl logs -f: %v", err)
 	}
 	if n != last {
 		s.Errorf("got %d lines of %d", n, last)
 	}
+
 	files, err := filepath.Glob(filepath.Join(s.node.Logs(), s.name+"_pod_*", "main", "*"))
 	if err != nil || len(files) < 2 || len(files) > 3 {
 		s.Errorf("got log files %v, %v, want 2 or 3", files, err)

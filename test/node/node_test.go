@@ -38,6 +38,7 @@ func newWorldOn(t *testing.T, opt lab.Options, flags []string, settings map[stri
 	if err != nil {
 		t.Fatalf("start a control plane: %v", err)
 	}
+
 	w := &world{Cluster: c}
 	for _, image := range images {
 		if _, err := l.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
@@ -53,6 +54,7 @@ func newWorldOn(t *testing.T, opt lab.Options, flags []string, settings map[stri
 			t.Errorf("end the cluster: %v", err)
 		}
 	})
+
 	if w.node, err = c.AddNode(t.Context(), "node-1", l, nil, settings, flags...); err != nil {
 		t.Fatalf("start a node: %v", err)
 	}
@@ -87,6 +89,7 @@ func TestNode(t *testing.T) {
 			})
 		}
 	})
+
 	t.Run("latency", w.latency)
 	t.Run("image garbage", w.imageGarbage)
 	t.Run("load", w.load)

@@ -30,10 +30,12 @@ spec:
 	containers:
 	- {name: main, image: BUSYBOX, command: [sh, -c, "sleep 1; cat /shared/order"], volumeMounts: [{name: shared, mountPath: /shared}]}
 `)
+
 	s.wait("jsonpath={.status.phase}=Succeeded", "pod/pod")
 	if log := s.kubectl("logs", "pod", "-c", "main"); log != "first\nsidecar\nsecond\n" {
 		s.Errorf("got the order %q", log)
 	}
+
 	if code := s.get("pod/pod", "{.status.initContainerStatuses[1].state.terminated.exitCode}"); code != "0" {
 		s.Errorf("the sidecar ended with %q, want 0", code)
 	}
@@ -84,6 +86,7 @@ spec:
 	terminationGracePeriodSeconds: 1
 	containers: [{name: grpc, image: AGNHOST, args: [grpc-health-checking], readinessProbe: {grpc: {port: 5000}, periodSeconds: 1}}]
 `)
+
 	s.waitReady("all-kinds", "grpc")
 	s.eventually("the unwell container is restarted", func() error {
 		if n := s.get("pod/dies", "{.status.containerStatuses[0].restartCount}"); n == "0" || n == "" {
@@ -91,6 +94,7 @@ spec:
 		}
 		return nil
 	})
+
 	s.expect("describe", s.kubectl("describe", "pod", "dies"), "Liveness probe failed: cat: can't open '/tmp/well'")
 	s.eventually("a probe that hangs is ended", s.holds("timed out", "describe", "pod", "hangs"))
 	if ready := s.get("pod/hangs", "{.status.containerStatuses[0].ready}"); ready != "false" {
@@ -127,12 +131,14 @@ spec:
 		command: [sleep, "1000"]
 		lifecycle: {postStart: {exec: {command: [sh, -c, "echo the hook says no; exit 9"]}}}
 `, dir))
+
 	s.waitReady("hooked")
 	s.kubectl("delete", "pod", "hooked")
 	order, err := os.ReadFile(filepath.Join(dir, "order"))
 	if err != nil || string(order) != "postStart\npreStop\nTERM\n" {
 		s.Errorf("got order %q, %v", order, err)
 	}
+
 	// The container's reason soon is that kubelet waits before the next start.
 	s.eventually("the hook's failure shows", s.holds("FailedPostStartHook", "describe", "pod", "refused"))
 }
@@ -150,6 +156,7 @@ func endings(s *space) {
 		{"startless", `command: [/no/such/program]`, []string{"Reason: StartError", "Exit Code: 128", "/no/such/program", "no such file or directory"}},
 		{"dirless", `command: [/etc]`, []string{"Reason: StartError", "permission denied"}},
 	}
+
 	for _, p := range pods {
 		s.apply(fmt.Sprintf(`
 apiVersion: v1
@@ -158,6 +165,7 @@ metadata: {name: %s}
 spec: {restartPolicy: Never, containers: [{name: main, image: BUSYBOX, %s}]}
 `, p.name, p.container))
 	}
+
 	for _, p := range pods {
 		s.wait("jsonpath={.status.containerStatuses[0].state.terminated}", "pod/"+p.name)
 		// The columns' widths are of no interest.
@@ -199,10 +207,12 @@ spec:
 	terminationGracePeriodSeconds: 1
 	containers: [{name: main, image: AGNHOST, args: [netexec], ports: [{containerPort: 8080, hostPort: 8282}]}]
 `)
+
 	s.waitReady("on-host", "mapped")
 	if ip := s.get("pod/on-host", "{.status.podIP}"); ip != s.node.IP {
 		s.Errorf("the pod on the host's network has address %s", ip)
 	}
+
 	for port, name := range map[string]string{"8181": "", "8282": "mapped"} {
 		s.eventually("port "+port, func() error {
 			page, err := fetch("http://" + s.node.IP + ":" + port + "/hostname")
@@ -212,6 +222,7 @@ spec:
 			return err
 		})
 	}
+
 	s.kubectl("delete", "pod", "mapped")
 	if _, err := fetch("http://" + s.node.IP + ":8282/hostname"); err == nil {
 		s.Error("the host port answers although its pod is gone")
@@ -253,6 +264,7 @@ kind: ResourceQuota
 metadata: {name: small}
 spec: {hard: {pods: "1", limits.memory: 100Mi}}
 `)
+
 	s.eventually("the quota counts", s.holds("1", "get", "resourcequota", "small", "-o", "jsonpath={.status.hard.pods}"))
 	pod := `
 apiVersion: v1
@@ -260,10 +272,12 @@ kind: Pod
 metadata: {name: %s}
 spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: BUSYBOX, command: [sleep, "1000"], resources: {limits: {memory: 60Mi}}}]}
 `
+
 	s.apply(fmt.Sprintf(pod, "fits"))
 	s.waitReady("fits")
 	ctx, cancel := s.context()
 	defer cancel()
+
 	_, err := s.Kubectl(ctx, strings.ReplaceAll(fmt.Sprintf(pod, "too-much"), "BUSYBOX", busybox), "-n", s.name, "apply", "-f", "-")
 	if err == nil || !strings.Contains(err.Error(), "exceeded quota") {
 		s.Errorf("a second pod: got %v, want it refused", err)
@@ -288,6 +302,7 @@ spec:
 		resizePolicy: [{resourceName: memory, restartPolicy: RestartContainer}]
 		resources: {requests: {memory: 50Mi}, limits: {memory: 50Mi}}
 `)
+
 	s.waitReady("pod")
 	change := func(cpu, memory string) {
 		s.kubectl("patch", "pod", "pod", "--subresource=resize", "-p", fmt.Sprintf(`{"spec":{"containers":[{"name":"main","resources":{"limits":{"cpu":%q,"memory":%q}}}]}}`, cpu, memory))
@@ -299,6 +314,7 @@ spec:
 			return nil
 		})
 	}
+
 	limits := func() string {
 		return s.kubectl("exec", "pod", "-c", "main", "--", "sh", "-c", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 	}
@@ -336,6 +352,7 @@ spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: %s, co
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		s.Fatal(err)
 	}
+
 	name := "pod/static-" + s.node.Name
 	s.eventually("its mirror is there", s.holds("Running", "get", name))
 	uid := s.get(name, "{.metadata.uid}")
@@ -347,6 +364,7 @@ spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: %s, co
 		}
 		return err
 	})
+
 	if err := os.Remove(file); err != nil {
 		s.Fatal(err)
 	}

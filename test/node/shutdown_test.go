@@ -47,6 +47,7 @@ func startLogin(t *testing.T) (*login, string) {
 	if err := os.WriteFile(config, fmt.Appendf(nil, busConfig, address), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	bus, err := lab.StartProcess(filepath.Join(dir, "bus.log"), nil, "dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--config-file="+config)
 	if err != nil {
 		testkit.Skip(t, "dbus", err.Error())
@@ -56,6 +57,7 @@ func startLogin(t *testing.T) (*login, string) {
 			t.Error(err)
 		}
 	})
+
 	l := &login{}
 	up := func() bool {
 		l.conn, err = dbus.Connect(address)
@@ -72,6 +74,7 @@ func startLogin(t *testing.T) (*login, string) {
 	if err := l.serve(); err != nil {
 		t.Fatalf("stand in for logind: %v", err)
 	}
+
 	return l, address
 }
 
@@ -123,6 +126,7 @@ func (w *world) gracefulShutdown(t *testing.T) {
 	l, address := startLogin(t)
 	w.node.Env = []string{"DBUS_SYSTEM_BUS_ADDRESS=" + address}
 	w.restartKubelet(t, map[string]any{"shutdownGracePeriod": "40s", "shutdownGracePeriodCriticalPods": "20s"})
+
 	dir := filepath.Join(s.Dir, "shutdown")
 	pod := `
 apiVersion: v1
@@ -138,19 +142,23 @@ spec:
 		command: [sh, -c, "trap 'echo %[1]s is told >>/out/order; sleep 2; echo %[1]s ends >>/out/order; exit' TERM; while :; do sleep 0.1; done"]
 		volumeMounts: [{name: out, mountPath: /out}]
 `
+
 	s.apply(fmt.Sprintf(pod, "usual", "", dir))
 	s.apply(fmt.Sprintf(pod, "critical", "priorityClassName: system-node-critical", dir))
 	s.waitReady("usual", "critical")
 	l.shutdown(t, true)
 	l.released(t)
+
 	order, err := os.ReadFile(filepath.Join(dir, "order"))
 	if err != nil || string(order) != "usual is told\nusual ends\ncritical is told\ncritical ends\n" {
 		t.Errorf("pods ended as %q, %v", order, err)
 	}
+
 	for _, name := range []string{"usual", "critical"} {
 		s.wait("jsonpath={.status.phase}=Succeeded", "pod/"+name)
 		s.expect("why "+name+" ended", s.get("pod/"+name, `{.status.conditions[?(@.type=="DisruptionTarget")].message}`), "imminent node shutdown")
 	}
+
 	s.eventually("the node says why it is not ready", s.holds("node is shutting down", "get", "node", w.node.Name, "-o", "jsonpath={.status.conditions}"))
 	w.node.Env = nil
 	w.restartKubelet(t, nil)

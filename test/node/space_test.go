@@ -49,10 +49,12 @@ func (w *world) space(t *testing.T) *space {
 			out, err := w.Kubectl(ctx, "", "-n", s.name, "describe", "pods")
 			t.Logf("pods in %s: %v\n%s", s.name, err, out)
 		}
+
 		if _, err := w.Kubectl(ctx, "", "delete", "namespace", s.name, "--wait=false"); err != nil {
 			t.Error(err)
 		}
 	})
+
 	s.eventually("the namespace has its service account", func() error {
 		_, err := s.try("get", "serviceaccount", "default")
 		return err

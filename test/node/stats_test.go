@@ -25,6 +25,7 @@ func (s *space) metric(name, label string) float64 {
 		if !ok || rest == "" || !strings.ContainsAny(rest[:1], "{ ") || !strings.Contains(rest, label) {
 			continue
 		}
+
 		f := strings.Fields(rest)
 		v, err := strconv.ParseFloat(f[len(f)-1], 64)
 		if err != nil {
@@ -32,6 +33,7 @@ func (s *space) metric(name, label string) float64 {
 		}
 		sum += v
 	}
+
 	return sum
 }
 
@@ -59,6 +61,7 @@ func (w *world) statsFromCRI(t *testing.T) {
 	s.apply(busyPod)
 	s.waitReady("busy")
 	time.Sleep(15 * time.Second)
+
 	id := strings.TrimPrefix(s.get("pod/busy", "{.status.containerStatuses[0].containerID}"), "crisp://")
 	s.eventually("figures within 5 % of the cgroup's", func() error { return s.compareFigures(id) })
 	s.eventually("data for each query", s.dashboards)
@@ -69,10 +72,12 @@ kind: Pod
 metadata: {name: short}
 spec: {restartPolicy: Never, containers: [{name: main, image: BUSYBOX, command: [sleep, "2"]}]}
 `)
+
 	s.wait("jsonpath={.status.phase}=Succeeded", "pod/short")
 	time.Sleep(10 * time.Second)
 	n := s.metric("kubelet_pleg_relist_duration_seconds_count", "") - relists
 	t.Logf("%.0f relists while a pod came and went, in some 15 s", n)
+
 	if n > 10 {
 		t.Errorf("kubelet listed all pods %.0f times though it has events", n)
 	}
@@ -85,6 +90,7 @@ func (s *space) compareFigures(id string) error {
 	if err != nil {
 		return err
 	}
+
 	if err := json.Unmarshal([]byte(s.cluster("get", "--raw", "/api/v1/nodes/"+s.node.Name+"/proxy/stats/summary?only_cpu_and_memory=false")), &all); err != nil {
 		return err
 	}
@@ -92,6 +98,7 @@ func (s *space) compareFigures(id string) error {
 	if err != nil {
 		return err
 	}
+
 	for _, p := range all.Pods {
 		if p.PodRef.Name != "busy" || p.PodRef.Namespace != s.name || len(p.Containers) != 1 {
 			continue
@@ -110,8 +117,10 @@ func (s *space) compareFigures(id string) error {
 		if p.Memory.WorkingSetBytes < c.Memory.WorkingSetBytes || p.CPU.UsageCoreNanoSeconds == 0 || p.Network.RxBytes+p.Network.TxBytes == 0 {
 			return fmt.Errorf("the pod's figures: %+v", p)
 		}
+
 		return nil
 	}
+
 	return fmt.Errorf("the pod is not among %d", len(all.Pods))
 }
 
@@ -135,6 +144,7 @@ func usage(id string) (figures, error) {
 			f.cpu = n * 1000
 		}
 	}
+
 	if f.memory == 0 || f.cpu == 0 {
 		return f, fmt.Errorf("the cgroup of %s has no figures", id)
 	}
@@ -172,6 +182,7 @@ func (w *world) latency(t *testing.T) {
 		}
 		t.Logf("%s: mean %.2f s of %.0f", m, s.metric(m+"_sum", "")/count, count)
 	}
+
 	for _, op := range []string{"run_podsandbox", "create_container", "start_container", "exec_sync", "stop_podsandbox"} {
 		label := fmt.Sprintf("operation_type=%q", op)
 		if count := s.metric("kubelet_runtime_operations_duration_seconds_count", label); count > 0 {

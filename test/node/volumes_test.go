@@ -71,12 +71,14 @@ func volumes(s *space) {
 	s.apply(fmt.Sprintf(everyVolume, dir, ""))
 	s.waitReady("pod")
 	s.lookIntoVolumes()
+
 	if text, err := os.ReadFile(filepath.Join(dir, "written")); err != nil || string(text) != "hello\n" {
 		s.Errorf("on the host: got %q, %v", text, err)
 	}
 	s.kubectl("patch", "configmap", "settings", "-p", `{"data":{"colour":"blue"}}`)
 	s.kubectl("patch", "secret", "secrets", "-p", `{"stringData":{"password":"correct horse"}}`)
 	s.kubectl("annotate", "pod", "pod", "--overwrite", "note=second")
+
 	for file, want := range map[string]string{"/settings/colour": "blue", "/all/colour": "blue", "/secrets/password": "correct horse", "/about/annotations": "second"} {
 		s.eventually("the update of "+file, s.holds(want, "exec", "pod", "--", "cat", file))
 	}
@@ -92,6 +94,7 @@ func (s *space) lookIntoVolumes() {
 		s.Helper()
 		return s.kubectl("exec", "pod", "--", "sh", "-c", script)
 	}
+
 	s.expect("configMap", sh("cat /settings/colour /settings/shape /etc/colour"), "redroundred")
 	s.expect("secret", sh("cat /secrets/password"), "hunter2")
 	s.expect("a secret's mode", sh("stat -L -c %a /secrets/password"), "440")
@@ -110,11 +113,13 @@ func userNamespace(s *space) {
 	dir := filepath.Join(s.Dir, "host-path-of-users")
 	s.apply(fmt.Sprintf(everyVolume, dir, "hostUsers: false"))
 	s.waitReady("pod")
+
 	if m := strings.Fields(s.kubectl("exec", "pod", "--", "cat", "/proc/self/uid_map")); len(m) != 3 || m[0] != "0" || m[1] == "0" || m[2] != "65536" {
 		s.Errorf("user map %q, want 0 to 65535 to be others on the node", m)
 	}
 	s.lookIntoVolumes()
 	s.expect("who owns the files", s.kubectl("exec", "pod", "--", "stat", "-c", "%u", "/empty", "/memory", "/settings", "/image/agnhost", "/host/written", "/bin/busybox"), "0\n0\n0\n0\n0\n0\n")
+
 	info, err := os.Stat(filepath.Join(dir, "written"))
 	if err != nil {
 		s.Fatal(err)
@@ -138,12 +143,14 @@ spec:
 		resources: {limits: {%s}}
 		volumeMounts: [{name: empty, mountPath: /empty}]
 `
+
 	s.apply(fmt.Sprintf(pod, "in-volume", "sizeLimit: 5Mi", "/empty", ""))
 	s.apply(fmt.Sprintf(pod, "in-layer", "", "/root", "ephemeral-storage: 5Mi"))
 	s.apply(fmt.Sprintf(pod, "modest", "", "/root", "ephemeral-storage: 50Mi"))
 	s.wait("jsonpath={.status.reason}=Evicted", "pod/in-volume", "pod/in-layer")
 	s.expect("why", s.get("pod/in-volume", "{.status.message}"), `EmptyDir volume "empty" exceeds`)
 	s.expect("why", s.get("pod/in-layer", "{.status.message}"), `ephemeral local storage usage exceeds`)
+
 	if reason := s.get("pod/modest", "{.status.reason}"); reason != "" {
 		s.Errorf("the pod within its limit: %s", reason)
 	}

@@ -43,15 +43,18 @@ spec:
 				args: [netexec]
 				readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
 `)
+
 	s.rolledOut("deployment/web")
 	const newer = "registry.k8s.io/e2e-test-images/agnhost:2.55"
 	s.kubectl("set", "image", "deployment/web", "web="+newer)
 	s.rolledOut("deployment/web")
+
 	if images := s.get("pods", "{.items[?(@.status.phase=='Running')].spec.containers[0].image}"); strings.Count(images, newer) < 3 {
 		s.Errorf("got images %s, want three of %s", images, newer)
 	}
 	s.kubectl("rollout", "undo", "deployment/web")
 	s.rolledOut("deployment/web")
+
 	if restarts := s.get("pods", "{.items[*].status.containerStatuses[*].restartCount}"); strings.Trim(restarts, "0 ") != "" {
 		s.Errorf("containers restarted: %s", restarts)
 	}
@@ -86,6 +89,7 @@ kind: Pod
 metadata: {name: client}
 spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: BUSYBOX, command: [sleep, "1000"]}]}
 `)
+
 	s.rolledOut("deployment/web")
 	s.waitReady("client")
 	ip := s.get("service/inside", "{.spec.clusterIP}")
@@ -94,6 +98,7 @@ spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: BUSYBO
 	s.bothAnswer("ClusterIP from a pod", func() (string, error) {
 		return s.try("exec", "client", "--", "timeout", "5", "wget", "-q", "-O", "-", "http://"+ip)
 	})
+
 	if out, err := s.try("exec", "client", "--", "timeout", "5", "wget", "-q", "-O", "-", "http://"+s.node.IP+":30080"); err != nil || !strings.HasPrefix(out, "web-") {
 		s.Errorf("NodePort from a pod: got %q, %v", out, err)
 	}
@@ -113,6 +118,7 @@ func (s *space) bothAnswer(what string, fetch func() (string, error)) {
 		}
 		return nil
 	})
+
 	for name := range names {
 		if !strings.HasPrefix(name, "web-") {
 			s.Errorf("%s: %q answered", what, name)
@@ -137,6 +143,7 @@ spec:
 				command: [sh, -c, "echo on $NODE; sleep 1000"]
 				env: [{name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
 `)
+
 	s.rolledOut("daemonset/agent")
 	s.expect("its log", s.kubectl("logs", "daemonset/agent"), "on "+s.node.Name)
 }
@@ -158,6 +165,7 @@ spec:
 	backoffLimit: 1
 	template: {spec: {restartPolicy: Never, containers: [{name: main, image: BUSYBOX, command: [sh, -c, "exit 3"]}]}}
 `)
+
 	s.wait("condition=complete", "job/good")
 	s.wait("condition=failed", "job/bad")
 	if n := s.get("job/good", "{.status.succeeded}"); n != "4" {

@@ -45,6 +45,7 @@ func find(t *testing.T, pattern string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dir, err := cache.Packages()
 	if errors.Is(err, lab.ErrNotMade) {
 		testkit.Skip(t, "the build", err.Error())
@@ -52,6 +53,7 @@ func find(t *testing.T, pattern string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	files, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil || len(files) != 1 {
 		t.Fatalf("of %s there are %q, %v", pattern, files, err)
@@ -68,12 +70,14 @@ func TestSameFiles(t *testing.T) {
 			shell(t, `mkdir "$2" && dpkg-deb --extract "$1" "$2"`, find(t, "crisp_*_"+p.goarch+".deb"), deb)
 			shell(t, `mkdir "$2" && rpm2cpio "$1" | cpio -idm --quiet -D "$2"`, find(t, "crisp-*."+p.rpm+".rpm"), rpm)
 			shell(t, `mkdir "$2" && tar -xzf "$1" --strip-components=1 -C "$2"`, find(t, "crisp_*_linux_"+p.goarch+".tar.gz"), tar)
+
 			want := files(t, tar)
 			for form, dir := range map[string]string{"deb": deb, "rpm": rpm} {
 				if got := files(t, dir); !maps.Equal(got, want) {
 					t.Errorf("the %s has\n%s\nand the tarball\n%s", form, list(got), list(want))
 				}
 			}
+
 			for _, name := range programs {
 				isStatic(t, tar+name, p.machine)
 			}
@@ -103,11 +107,13 @@ func files(t *testing.T, top string) map[string]string {
 		case name == "/install" || name == "/README" || name == "":
 			return nil
 		}
+
 		info, err := d.Info()
 		if err != nil || d.IsDir() {
 			all[name] = info.Mode().String()
 			return err
 		}
+
 		data, err := os.ReadFile(path)
 		all[name] = fmt.Sprintf("%v %x", info.Mode(), sha256.Sum256(data))
 		return err
@@ -115,6 +121,7 @@ func files(t *testing.T, top string) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return all
 }
 
@@ -133,6 +140,7 @@ func isStatic(t *testing.T, program string, machine elf.Machine) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if f.Machine != machine {
 		t.Errorf("%s is for %v, want %v", program, f.Machine, machine)
 	}
@@ -180,6 +188,7 @@ func TestTarball(t *testing.T) {
 		remove:  func() { r.run("/brought/crisp/install", "--remove") },
 		restart: "restart crisp.service",
 	})
+
 	r.run("sh", "-ec", "mkdir /image && DESTDIR=/image /brought/crisp/install")
 	r.has(true, "/image/usr/bin/crisp", "/image/etc/crisp/config.toml", "/image/etc/cni/net.d")
 	if told := r.told(); told != "" {
@@ -200,6 +209,7 @@ func life(t *testing.T, r *root, do steps) {
 	do.install()
 	r.has(true, slices.Concat(programs, units, folders)...)
 	tells(t, r, "daemon-reload", "enable crisp-keeper.socket crisp.service", "start crisp-keeper.socket")
+
 	if text := r.read("/etc/crictl.yaml"); !strings.Contains(text, "unix:///run/crisp/crisp.sock") {
 		t.Errorf("/etc/crictl.yaml says %q", text)
 	}
@@ -225,6 +235,7 @@ func life(t *testing.T, r *root, do steps) {
 	if err := os.Remove(r.dir + "/keeper-is-active"); err != nil {
 		t.Fatal(err)
 	}
+
 	r.told()
 	do.remove()
 	tells(t, r, "stop crisp.service", "stop crisp-keeper.socket")

@@ -35,21 +35,25 @@ func newRoot(t *testing.T) *root {
 	top := t.TempDir()
 	r := &root{t, filepath.Join(top, "root")}
 	mount(t, "tmpfs", top, "tmpfs", 0, "mode=755")
+
 	for _, dir := range []string{"root", "upper", "work"} {
 		if err := os.Mkdir(filepath.Join(top, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	mount(t, "overlay", r.dir, "overlay", 0, "lowerdir=/,upperdir="+top+"/upper,workdir="+top+"/work")
 	for _, dir := range []string{"/proc", "/dev"} {
 		mount(t, dir, r.dir+dir, "", unix.MS_BIND, "")
 	}
+
 	// What a developer may have installed here.
 	for _, name := range []string{"/etc/crisp", "/etc/crictl.yaml", "/etc/selinux", "/etc/cni", "/opt/cni", "/run", "/var/lib/crisp", "/var/lib/rpm", "/usr/share/crisp", "/usr/bin/systemctl"} {
 		if err := os.RemoveAll(r.dir + name); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	for name, text := range map[string]string{"/usr/bin/systemctl": systemctl, "/run/systemd/system/of-others.service": ""} {
 		r.write(name, text)
 	}

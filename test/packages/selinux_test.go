@@ -64,6 +64,7 @@ func TestModuleFits(t *testing.T) {
 					t.Errorf("a pattern of the policy's for /usr/bin counts for more than what is said of %s:\n%s", path, contexts)
 				}
 			}
+
 			for path, want := range test.want {
 				if got := typeOf(contexts, path); got != want {
 					t.Errorf("%s is %q, want %q", path, got, want)
@@ -81,10 +82,12 @@ func compile(t *testing.T, policy string) string {
 	if err := os.WriteFile(base, []byte(policy), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	cmd := exec.CommandContext(t.Context(), "secilc", "--mls", "true", "--output", filepath.Join(dir, "policy"), "--filecontexts", contexts, base, module)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("compile: %v: %s", err, out)
 	}
+
 	text, err := os.ReadFile(contexts)
 	if err != nil {
 		t.Fatal(err)

@@ -33,10 +33,12 @@ func newPair(t testing.TB, goarch string, p *specs.LinuxSeccomp) pair {
 	for _, a := range abis {
 		p.Architectures = append(p.Architectures, a.spec)
 	}
+
 	f, err := seccomp.CompileFor(goarch, p)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	out := pair{goarch: goarch, profile: p, ours: newProgram(t, f.Prog), theirs: oracle(t, abis, p), newest: map[abi]uint32{}}
 	for _, a := range abis {
 		for _, s := range p.Syscalls {
@@ -47,6 +49,7 @@ func newPair(t testing.TB, goarch string, p *specs.LinuxSeccomp) pair {
 			}
 		}
 	}
+
 	return out
 }
 
@@ -69,11 +72,13 @@ func (p pair) compare(t testing.TB, a abi, e event) {
 	if ours == theirs {
 		return
 	}
+
 	if a == x32 && e.nr < x32Bit {
 		a = amd64
 	} else if a == amd64 && e.nr >= x32Bit && e.nr != math.MaxUint32 {
 		a = x32
 	}
+
 	// runc, not libseccomp, adds that calls newer than the profile are unknown.
 	if e.nr > p.newest[a] && ours == noSuchCall {
 		return
@@ -106,6 +111,7 @@ func TestNumbers(t *testing.T) {
 				if err != nil {
 					continue
 				}
+
 				known++
 				f, err := seccomp.CompileFor(goarch, &specs.LinuxSeccomp{
 					DefaultAction: specs.ActKillProcess,
@@ -115,12 +121,14 @@ func TestNumbers(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+
 				if got := newProgram(t, f.Prog).run(t, event{audit: a.audit, nr: lib(a, nr)}); got != unix.SECCOMP_RET_ALLOW {
 					t.Errorf("%s: %s is not number %d: %#x", a.spec, name, nr, got)
 				}
 			}
 		}
 	}
+
 	if known < 1500 {
 		t.Errorf("libseccomp named %d calls only", known)
 	}
@@ -147,6 +155,7 @@ func TestRuntimeDefault(t *testing.T) {
 			dropUnknown(profile)
 			p := newPair(t, goarch, profile)
 			t.Logf("%s: %d instructions, libseccomp %d", goarch, p.ours.length, p.theirs.length)
+
 			edges := p.edges()
 			for _, a := range abis {
 				for nr := range uint32(520) {
@@ -236,6 +245,7 @@ func randomProfile(r *rand.Rand) *specs.LinuxSeccomp {
 			}
 		}
 	}
+
 	return p
 }
 

@@ -51,10 +51,12 @@ func newProgram(t testing.TB, code []byte) program {
 			Op: binary.NativeEndian.Uint16(code), Jt: code[2], Jf: code[3], K: binary.NativeEndian.Uint32(code[4:]),
 		})
 	}
+
 	insns, ok := bpf.Disassemble(raw)
 	if !ok {
 		t.Fatal("unknown instructions")
 	}
+
 	vm, err := bpf.NewVM(insns)
 	if err != nil {
 		t.Fatal(err)
@@ -88,16 +90,19 @@ func oracle(t testing.TB, abis []abi, p *specs.LinuxSeccomp) program {
 		t.Fatal(err)
 	}
 	defer filter.Release()
+
 	for _, a := range abis {
 		if err := filter.AddArch(a.lib); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if native, _ := libseccomp.GetNativeArch(); !slices.ContainsFunc(abis, func(a abi) bool { return a.lib == native }) {
 		if err := filter.RemoveArch(native); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	for _, s := range p.Syscalls {
 		if a := libAction(t, s.Action, s.ErrnoRet); a != fallback {
 			for _, name := range s.Names {
@@ -105,6 +110,7 @@ func oracle(t testing.TB, abis []abi, p *specs.LinuxSeccomp) program {
 			}
 		}
 	}
+
 	return newProgram(t, export(t, filter))
 }
 
@@ -114,12 +120,14 @@ func addRule(t testing.TB, filter *libseccomp.ScmpFilter, name string, a libsecc
 	if err != nil {
 		return // unknown names mean nothing
 	}
+
 	if len(args) == 0 {
 		if err := filter.AddRule(nr, a); err != nil {
 			t.Fatalf("add %s: %v", name, err)
 		}
 		return
 	}
+
 	var conditions []libseccomp.ScmpCondition
 	var seen [6]bool
 	repeated := false
@@ -132,6 +140,7 @@ func addRule(t testing.TB, filter *libseccomp.ScmpFilter, name string, a libsecc
 		repeated = repeated || seen[arg.Index]
 		seen[arg.Index] = true
 	}
+
 	rules := [][]libseccomp.ScmpCondition{conditions}
 	if repeated {
 		rules = nil
@@ -139,6 +148,7 @@ func addRule(t testing.TB, filter *libseccomp.ScmpFilter, name string, a libsecc
 			rules = append(rules, []libseccomp.ScmpCondition{c})
 		}
 	}
+
 	for _, rule := range rules {
 		if err := filter.AddRuleConditional(nr, a, rule); err != nil {
 			t.Fatalf("add %s: %v", name, err)
@@ -159,6 +169,7 @@ func libAction(t testing.TB, a specs.LinuxSeccompAction, errno *uint) libseccomp
 	if errno != nil {
 		n = int16(*errno)
 	}
+
 	switch a {
 	case specs.ActKill, specs.ActKillThread:
 		return libseccomp.ActKillThread
@@ -175,6 +186,7 @@ func libAction(t testing.TB, a specs.LinuxSeccompAction, errno *uint) libseccomp
 	case specs.ActAllow:
 		return libseccomp.ActAllow
 	}
+
 	t.Fatalf("no action %s", a)
 	return 0
 }

@@ -48,14 +48,17 @@ func install(t *testing.T) *machine {
 	if os.Getenv("CRISP_VM") == "" {
 		testkit.Skip(t, "vm", "the test installs a package")
 	}
+
 	cache, err := lab.Find()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	m := &machine{t: t}
 	if m.deb, err = cache.Package(); err != nil {
 		t.Fatal(err)
 	}
+
 	m.provide(cache)
 	m.run("dpkg", "--install", m.deb)
 	retry := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, MaxDelay: 50 * time.Millisecond, Multiplier: 1}, MinConnectTimeout: pace.Scale(callTime)}
@@ -66,6 +69,7 @@ func install(t *testing.T) *machine {
 	t.Cleanup(func() { conn.Close() })
 	m.runtime, m.images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	m.answers()
+
 	return m
 }
 
@@ -76,10 +80,12 @@ func (m *machine) provide(cache lab.Cache) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+
 	storage, err := cache.Images()
 	if err != nil {
 		m.t.Fatal(err)
 	}
+
 	registry, err := lab.StartRegistry(m.t.Context(), lab.RegistryOptions{Binary: binary, Storage: storage, Work: m.t.TempDir()})
 	if err != nil {
 		m.t.Fatal(err)
@@ -181,6 +187,7 @@ func (m *machine) startCounter(name, pause string) *counter {
 		LogDirectory: dir,
 		Linux:        &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: security}},
 	}
+
 	c := &counter{m: m, log: filepath.Join(dir, "counter.log")}
 	must(m, m.images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
 	c.pod = must(m, m.runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: pod}).PodSandboxId
@@ -194,6 +201,7 @@ func (m *machine) startCounter(name, pause string) *counter {
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: security},
 		},
 	}}).ContainerId
+
 	must(m, m.runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id})
 	c.process = c.identity()
 	return c
@@ -241,12 +249,14 @@ func (c *counter) numbers() int {
 		c.m.t.Fatal(err)
 	}
 	defer f.Close()
+
 	lines := bufio.NewReader(io.NewSectionReader(f, c.read, math.MaxInt64-c.read))
 	for {
 		line, err := lines.ReadString('\n')
 		if err != nil { // the last one is on its way
 			return c.next
 		}
+
 		fields := strings.Fields(line)
 		if len(fields) != 4 || fields[3] != strconv.Itoa(c.next) {
 			c.m.t.Fatalf("line %d of the log is %q", c.next, line)

@@ -40,6 +40,7 @@ func TestPackage(t *testing.T) {
 			c.runsOn()
 		})
 	}
+
 	m.t = t
 	testEnd(t, m, c)
 }
@@ -51,6 +52,7 @@ func testUnits(t *testing.T, m *machine, c *counter) {
 			t.Errorf("%s is %s", unit, got)
 		}
 	}
+
 	if got, want := m.cgroup(m.pid("crisp.service")), "/system.slice/crisp.service"; got != want {
 		t.Errorf("the daemon is in %s, want %s", got, want)
 	}
@@ -58,6 +60,7 @@ func testUnits(t *testing.T, m *machine, c *counter) {
 	if got, want := m.cgroup(keeper), "/system.slice/crisp-keeper.service"; got != want {
 		t.Errorf("the keeper is in %s, want %s", got, want)
 	}
+
 	if exe, err := os.Readlink("/proc/" + strconv.Itoa(keeper) + "/exe"); err != nil || !strings.HasPrefix(exe, "/memfd:") {
 		t.Errorf("the keeper runs from %s (%v), not from a sealed copy", exe, err)
 	}
@@ -65,6 +68,7 @@ func testUnits(t *testing.T, m *machine, c *counter) {
 	if want := "/crisp.slice/cri-containerd-" + c.id + ".scope"; group != want {
 		t.Errorf("the container is in %s, want %s", group, want)
 	}
+
 	if limit, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "memory.max")); err != nil || strings.TrimSpace(string(limit)) != "67108864" {
 		t.Errorf("its memory limit is %q (%v), want 64 MiB", limit, err)
 	}
@@ -116,11 +120,13 @@ func testKillBoth(t *testing.T, m *machine, c *counter) {
 	stored := m.property(keeper, store)
 	fast := m.startCounter("fast", ":")
 	fast.runsOn()
+
 	for range 7 {
 		first, second := m.running(daemon), m.running(keeper)
 		if err := errors.Join(unix.Kill(first, unix.SIGKILL), unix.Kill(second, unix.SIGKILL)); err != nil {
 			t.Fatal(err)
 		}
+
 		m.eventually("another daemon and another keeper", func() bool {
 			d, k := m.pid(daemon), m.pid(keeper)
 			return d != 0 && d != first && k != 0 && k != second
@@ -128,6 +134,7 @@ func testKillBoth(t *testing.T, m *machine, c *counter) {
 		fast.runsOn()
 		c.runsOn()
 	}
+
 	fast.remove()
 	m.eventually("as much in systemd's store as before: "+stored, func() bool { return m.property(keeper, store) == stored })
 }
@@ -142,6 +149,7 @@ func (m *machine) repack(version string, change func(tree string) error) (deb st
 	if err != nil {
 		m.t.Fatal(err)
 	}
+
 	text = regexp.MustCompile(`(?m)^Version: .*$`).ReplaceAll(text, []byte("Version: "+version))
 	if err := errors.Join(os.WriteFile(control, text, 0o644), change(tree)); err != nil {
 		m.t.Fatal(err)
@@ -176,6 +184,7 @@ func testUpgradeKeeper(t *testing.T, m *machine, _ *counter) {
 		_, err = f.WriteString("\n")
 		return errors.Join(err, f.Close())
 	})
+
 	pid := m.pid("crisp-keeper.service")
 	size := func() int64 {
 		info, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/exe")
@@ -184,12 +193,14 @@ func testUpgradeKeeper(t *testing.T, m *machine, _ *counter) {
 		}
 		return info.Size()
 	}
+
 	before := size()
 	m.run("dpkg", "--install", deb)
 	m.answers()
 	if now := m.pid("crisp-keeper.service"); now != pid {
 		t.Fatalf("the keeper is %d and was %d", now, pid)
 	}
+
 	if after := size(); after != before+1 {
 		t.Errorf("the keeper runs a program of %d bytes and ran one of %d", after, before)
 	}
@@ -204,16 +215,19 @@ func testReinstall(t *testing.T, m *machine, c *counter) {
 	if _, err := os.Stat("/usr/bin/crisp"); err == nil {
 		t.Error("the program is still there")
 	}
+
 	before := c.numbers()
 	m.eventually("lines in the log without the package", func() bool { return c.numbers() > before })
 	m.run("dpkg", "--install", m.deb)
 	m.answers()
+
 	if now := m.pid("crisp-keeper.service"); now != keeper {
 		t.Errorf("the keeper is %d and was %d", now, keeper)
 	}
 	if now := m.property("crisp-keeper.service", store); now != stored {
 		t.Errorf("systemd stores %s descriptors and had %s", now, stored)
 	}
+
 	if state := m.property("crisp-keeper.socket", "ActiveState"); state != "active" {
 		t.Errorf("the socket is %s", state)
 	}
@@ -258,15 +272,18 @@ func testEnd(t *testing.T, m *machine, c *counter) {
 	if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", group)); err == nil {
 		t.Errorf("the container's cgroup %s is still there", group)
 	}
+
 	m.purge()
 	for _, unit := range []string{"crisp.service", "crisp-keeper.socket", "crisp-keeper.service"} {
 		if state := m.property(unit, "LoadState") + " " + m.property(unit, "ActiveState"); state != "not-found inactive" {
 			t.Errorf("%s is %s after the package's end", unit, state)
 		}
 	}
+
 	if failed := m.run("systemctl", "list-units", "--no-legend", "--plain", "--state=failed", "crisp*"); failed != "" {
 		t.Errorf("units that failed: %s", failed)
 	}
+
 	// Who installs it again has what the first installation had.
 	m.run("dpkg", "--install", m.deb)
 	m.answers()

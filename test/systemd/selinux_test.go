@@ -25,15 +25,18 @@ func TestSELinux(t *testing.T) {
 	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
 		testkit.Skip(t, "selinux", "it is not switched on")
 	}
+
 	// The machine has the module for other tests, and the package is to bring it.
 	if out, err := exec.CommandContext(t.Context(), "semodule", "--priority=100", "--remove=crisp").CombinedOutput(); err != nil {
 		t.Fatalf("semodule: %v: %s", err, out)
 	}
+
 	m := install(t)
 	modules := func() string { return m.run("semodule", "--list-modules=full") }
 	if list := modules(); !strings.Contains(list, "400 crisp ") {
 		t.Errorf("the package has not loaded its module: %s", list)
 	}
+
 	must(m, m.images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
 	for _, test := range []struct {
 		name string
@@ -53,6 +56,7 @@ func TestSELinux(t *testing.T) {
 			test.do(t, m)
 		})
 	}
+
 	m.t = t
 	m.purge()
 	if list := modules(); strings.Contains(list, " crisp ") {
@@ -200,6 +204,7 @@ func testLabels(t *testing.T, m *machine) {
 	if b.level() != level || other.level() == level {
 		t.Errorf("levels %s and %s in one pod, %s in another", level, b.level(), other.level())
 	}
+
 	if said, _ := a.sh("cat /proc/1/attr/current"); said != a.label() {
 		t.Errorf("the pod's first process is %q", said)
 	}
@@ -209,11 +214,13 @@ func testLabels(t *testing.T, m *machine) {
 			t.Errorf("the mount on %s has another label:\n%s", at, mounts)
 		}
 	}
+
 	for _, name := range []string{"hosts", "resolv.conf", "hostname"} {
 		if got := fileLabel(t, filepath.Join("/var/lib/crisp/pods", one.id, name)); got != fileOf(level) {
 			t.Errorf("%s has label %s", name, got)
 		}
 	}
+
 	a.can("cat /etc/hosts /etc/resolv.conf && touch /file /dev/shm/file && echo >/dev/null && mkfifo /dev/fifo && ls /dev/mqueue /sys /proc/self")
 	b.can("test -e /dev/shm/file")
 }
@@ -230,22 +237,26 @@ func testVolumes(t *testing.T, m *machine) {
 			t.Fatal(err)
 		}
 	}
+
 	before := fileLabel(t, outside)
 	mount := &runtimeapi.Mount{HostPath: volume, ContainerPath: "/data", SelinuxRelabel: true}
 	one := m.pod("one", &runtimeapi.LinuxSandboxSecurityContext{})
 	a := one.container(nil, mount)
 	a.can(`test "$(cat /data/a/b/secret)" = secret && echo more >>/data/a/b/secret && touch /data/new`)
+
 	want := fileOf(a.level())
 	for _, name := range []string{"", "a", "a/b", "a/b/secret", "link", "new"} {
 		if got := fileLabel(t, filepath.Join(volume, name)); got != want {
 			t.Errorf("%s in the volume has label %s, want %s", name, got, want)
 		}
 	}
+
 	if got := fileLabel(t, outside); got != before {
 		t.Errorf("a link had a file outside labelled %s", got)
 	}
 	asIs := &runtimeapi.Mount{HostPath: volume, ContainerPath: "/data"}
 	one.container(nil, asIs).can("cat /data/a/b/secret")
+
 	thief := m.pod("two", &runtimeapi.LinuxSandboxSecurityContext{}).container(nil, asIs)
 	thief.cannot("cat /data/a/b/secret")
 	thief.cannot("touch /data/planted")
@@ -260,6 +271,7 @@ func testNodeFiles(t *testing.T, m *machine) {
 	if err := os.WriteFile(secret, []byte("the node's"), 0o666); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := unix.Lsetxattr(secret, "security.selinux", []byte("system_u:object_r:container_runtime_t:s0\x00"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -270,16 +282,19 @@ func testNodeFiles(t *testing.T, m *machine) {
 		mounts = append(mounts, &runtimeapi.Mount{HostPath: path, ContainerPath: "/node/" + strconv.Itoa(i)})
 		before = append(before, fileLabel(t, path))
 	}
+
 	one := m.pod("one", &runtimeapi.LinuxSandboxSecurityContext{})
 	c := one.container(nil, mounts...)
 	c.cannot("cat /node/0")
 	c.cannot("echo x >/node/1")
 	c.cannot("echo x >/node/2")
+
 	for i, path := range paths {
 		if got := fileLabel(t, path); got != before[i] {
 			t.Errorf("%s has label %s, had %s", path, got, before[i])
 		}
 	}
+
 	kept := &runtimeapi.Mount{HostPath: "/etc/shadow", ContainerPath: "/shadow"}
 	if _, err := call(m, m.runtime.CreateContainer, one.create(nil, kept)); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("mount of what the policy keeps from crisp: %v", err)
@@ -294,10 +309,12 @@ func testNotConfined(t *testing.T, m *machine) {
 	if err := os.WriteFile(secret, []byte("the node's"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	c := privileged.container(&runtimeapi.LinuxContainerSecurityContext{Privileged: true}, &runtimeapi.Mount{HostPath: secret, ContainerPath: "/secret"})
 	if got := c.label(); got != super {
 		t.Errorf("a privileged container has label %s", got)
 	}
+
 	c.can("cat /secret && touch /file && mkdir -p /mnt && mount -t tmpfs tmpfs /mnt")
 	confined := privileged.container(nil)
 	confined.level()
@@ -335,19 +352,23 @@ func testRefused(t *testing.T, m *machine) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+
 	for _, o := range []*runtimeapi.SELinuxOption{{Level: "s0,c1"}, {Type: "made_up_t"}, {User: "nobody_u"}, {Role: "nobody_r"}, {Role: "object_r"}, {Type: "spc_t:s0"}, {Level: "s0:c1,c2\x00"}} {
 		_, err := call(m, m.runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: podConfig(m, "wrong", &runtimeapi.LinuxSandboxSecurityContext{SelinuxOptions: o})})
 		invalid("pod with "+o.String(), err)
 	}
+
 	p := m.pod("one", &runtimeapi.LinuxSandboxSecurityContext{})
 	_, err := call(m, m.runtime.CreateContainer, p.create(&runtimeapi.LinuxContainerSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{Level: "s0,c1"}}))
 	invalid("container", err)
 	etc := fileLabel(t, "/etc")
 	_, err = call(m, m.runtime.CreateContainer, p.create(nil, &runtimeapi.Mount{HostPath: "/etc", ContainerPath: "/data", SelinuxRelabel: true}))
 	invalid("relabel /etc", err)
+
 	if got := fileLabel(t, "/etc"); got != etc {
 		t.Errorf("/etc has label %s, had %s", got, etc)
 	}
+
 	// What is mounted on /proc must not stand in for where labels are written.
 	for _, at := range []string{"/proc", "/proc/self/attr", "/proc/thread-self/attr/exec"} {
 		id, err := call(m, m.runtime.CreateContainer, p.create(nil, &runtimeapi.Mount{HostPath: t.TempDir(), ContainerPath: at}))
@@ -366,12 +387,14 @@ func testLabelsAfterRestart(t *testing.T, m *machine) {
 	level := c.level()
 	m.run("systemctl", "restart", "crisp.service")
 	m.answers()
+
 	if got := c.level(); got != level {
 		t.Errorf("the container has level %s, had %s", got, level)
 	}
 	if got := one.container(nil).level(); got != level {
 		t.Errorf("a second container of the pod has level %s, want %s", got, level)
 	}
+
 	if got := m.pod("two", &runtimeapi.LinuxSandboxSecurityContext{}).container(nil).level(); got == level {
 		t.Errorf("another pod has level %s, too", got)
 	}
@@ -380,6 +403,7 @@ func testLabelsAfterRestart(t *testing.T, m *machine) {
 		_, err := call(m, m.runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"true"}})
 		return err == nil
 	})
+
 	if got := c.level(); got != level {
 		t.Errorf("with another keeper the container has level %s, had %s", got, level)
 	}

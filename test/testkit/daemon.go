@@ -30,6 +30,7 @@ func Daemon(t testing.TB, opt lab.Options) *lab.Lab {
 	if opt.Dir == "" {
 		opt.Dir = t.TempDir()
 	}
+
 	l, err := lab.New(t.Context(), opt)
 	if errors.Is(err, lab.ErrNotMade) {
 		Skip(t, "the build", err.Error())
@@ -46,5 +47,6 @@ func Daemon(t testing.TB, opt lab.Options) *lab.Lab {
 			t.Logf("the daemon's log:\n%s", log)
 		}
 	})
+
 	return l
 }

@@ -33,10 +33,12 @@ func Load(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+
 	profile, err := render(name)
 	if err != nil {
 		return err
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	if err := run(ctx, parser, profile, "--replace", "--skip-cache"); err != nil {

@@ -26,10 +26,12 @@ func TestProfileCompiles(t *testing.T) {
 	if errors.Is(err, ErrNoParser) {
 		testkit.Skip(t, "apparmor", err.Error())
 	}
+
 	profile, err := render(DefaultName)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := run(context.Background(), parser, profile, "--skip-kernel-load", "--skip-cache"); err != nil {
 		t.Error(err)
 	}

@@ -42,11 +42,13 @@ func Names(cfg *runtimeapi.ContainerConfig) ([]string, error) {
 		}
 		return nil
 	}
+
 	for _, d := range cfg.GetCDIDevices() {
 		if err := add(d.GetName()); err != nil {
 			return nil, err
 		}
 	}
+
 	for _, key := range slices.Sorted(maps.Keys(cfg.GetAnnotations())) {
 		if !strings.HasPrefix(key, cdi.AnnotationPrefix) {
 			continue
@@ -57,6 +59,7 @@ func Names(cfg *runtimeapi.ContainerConfig) ([]string, error) {
 			}
 		}
 	}
+
 	return out, nil
 }
 
@@ -69,11 +72,13 @@ func Inject(dirs []string, s *specs.Spec, names []string) error {
 	if err != nil {
 		return fmt.Errorf("read CDI descriptions in %q: %w", dirs, err)
 	}
+
 	for _, name := range names {
 		if cache.GetDevice(name) == nil {
 			return unknown(cache, dirs, name)
 		}
 	}
+
 	if _, err := cache.InjectDevices(s, names...); err != nil {
 		return fmt.Errorf("add CDI devices %q: %w", names, err)
 	}

@@ -19,11 +19,13 @@ func TestNames(t *testing.T) {
 			"cdi.k8s.io/plugin_b": "vendor.com/gpu=2,vendor.com/gpu=1", "cdi.k8s.io/plugin_a": "vendor.com/nic=x", "other": "y",
 		},
 	}
+
 	got, err := Names(cfg)
 	want := []string{"vendor.com/gpu=1", "vendor.com/gpu=0", "vendor.com/nic=x", "vendor.com/gpu=2"}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("Names() = %q, %v, want %q", got, err, want)
 	}
+
 	for _, bad := range []*runtimeapi.ContainerConfig{
 		{CDIDevices: []*runtimeapi.CDIDevice{{Name: "gpu0"}}},
 		{Annotations: map[string]string{"cdi.k8s.io/a": "vendor.com/gpu"}},
@@ -61,6 +63,7 @@ func TestInject(t *testing.T) {
 	if err := Inject(dirs, s, []string{"vendor.com/gpu=0"}); err != nil {
 		t.Fatal(err)
 	}
+
 	if want := []string{"A=b", "ALL=1", "GPU=0"}; !slices.Equal(s.Process.Env, want) {
 		t.Errorf("environment %q, want %q", s.Process.Env, want)
 	}
@@ -86,11 +89,13 @@ func TestInjectRefuses(t *testing.T) {
 	if !errors.Is(err, ErrUnknown) || len(s.Process.Env) != 1 || len(s.Linux.Devices) != 0 {
 		t.Errorf("Inject() = %v, spec %+v", err, s)
 	}
+
 	for _, want := range []string{`"vendor.com/gpu=7"`, dir, `"vendor.com/gpu=0"`, "broken.json"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error %q lacks %s", err, want)
 		}
 	}
+
 	if err := Inject([]string{dir}, emptySpec(), []string{"vendor.com/gpu=hook"}); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("Inject() with a hook = %v, want ErrUnsupported", err)
 	}

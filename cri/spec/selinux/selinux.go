@@ -69,6 +69,7 @@ func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("read which SELinux policy is in force: %w", err)
 	}
+
 	name := cmp.Or(settings(config)["SELINUXTYPE"], defaultPolicy)
 	contexts, err := fs.ReadFile(root, "etc/selinux/"+name+"/contexts/lxc_contexts")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,6 +77,7 @@ func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("read what SELinux policy %s says of containers: %w", name, err)
 	}
+
 	said := settings(contexts)
 	p := &Policy{canonical: canonical}
 	for key, to := range map[string]*label{"process": &p.process, "file": &p.file} {
@@ -83,12 +85,14 @@ func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
 		if *to, ok = parse(said[key]); !ok {
 			return nil, fmt.Errorf("%w: lxc_contexts of %s calls a %s %q", ErrNoTypes, name, key, said[key])
 		}
+
 		if _, err := canonical(to.String()); errors.Is(err, ErrLabel) {
 			return nil, fmt.Errorf("%w: %w", ErrNoTypes, err)
 		} else if err != nil {
 			return nil, err
 		}
 	}
+
 	return p, nil
 }
 
@@ -149,12 +153,14 @@ func (p *Policy) Labels(o *runtimeapi.SELinuxOption, podLevel string, reach Reac
 	if o.GetRole() == fileRole {
 		return spec.Labels{}, fmt.Errorf("%w: %s is no role of processes", ErrLabel, fileRole)
 	}
+
 	process, file := p.process, p.file
 	process.level = cmp.Or(o.GetLevel(), podLevel)
 	process.user = cmp.Or(o.GetUser(), process.user)
 	process.role = cmp.Or(o.GetRole(), process.role)
 	process.kind = cmp.Or(o.GetType(), process.kind)
 	file.user, file.level = cmp.Or(o.GetUser(), file.user), process.level
+
 	// What is asked for has to be right even if it is of no use.
 	var out spec.Labels
 	var err, ferr error
@@ -163,11 +169,13 @@ func (p *Policy) Labels(o *runtimeapi.SELinuxOption, podLevel string, reach Reac
 	if err := errors.Join(err, ferr); err != nil {
 		return spec.Labels{}, err
 	}
+
 	if reach == Everything || reach == Node && o.GetType() == "" {
 		super := p.process
 		super.kind = superType
 		out.Process, err = p.canonical(super.String())
 	}
+
 	return out, err
 }
 

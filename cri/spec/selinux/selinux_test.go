@@ -47,6 +47,7 @@ func TestLabels(t *testing.T) {
 		file  = "system_u:object_r:container_file_t:s0:c1,c2"
 		super = "system_u:system_r:spc_t:s0"
 	)
+
 	type option = runtimeapi.SELinuxOption
 	for name, c := range map[string]struct {
 		o     *option
@@ -75,6 +76,7 @@ func TestLabels(t *testing.T) {
 			t.Errorf("%s: got %+v, %v, want %+v, %v", name, got, err, c.want, c.err)
 		}
 	}
+
 	if got := Level(policy(t).Shared()); got != "s0" {
 		t.Errorf("what containers of any level share has level %q", got)
 	}
@@ -109,12 +111,14 @@ func TestLevelsThatPodsHave(t *testing.T) {
 			l.Hold(pair(n))
 		}
 	}
+
 	if got, want := l.Take(), pair(17); got != want {
 		t.Errorf("took %q, only %q is free", got, want)
 	}
 	l.Hold(levelOf(3, 4)) // by a second pod
 	l.Drop(levelOf(3, 4))
 	l.Drop(levelOf(1022, 1023))
+
 	if got, want := l.Take(), levelOf(1022, 1023); got != want {
 		t.Errorf("took %q, only %q is free", got, want)
 	}
@@ -149,11 +153,13 @@ func TestKernelThatCannotBeAsked(t *testing.T) {
 			t.Errorf("%v: got %q, want a label unknown to the policy: %v", errno, err, wrong)
 		}
 	}
+
 	for _, errno := range []unix.Errno{unix.EACCES, unix.EPERM} {
 		if got, err := answer("u:r:t:s0", "", errno); got != "u:r:t:s0" || err != nil {
 			t.Errorf("%v: got %q, %v, want the label as it is", errno, got, err)
 		}
 	}
+
 	if got, err := answer("u:r:t:s0:c2,c1", "u:r:t:s0:c1,c2\x00", nil); got != "u:r:t:s0:c1,c2" || err != nil {
 		t.Errorf("got %q, %v, want the kernel's word", got, err)
 	}

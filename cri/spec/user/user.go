@@ -69,6 +69,7 @@ func Parse(s string) (Name, error) {
 			return n, err
 		}
 	}
+
 	if group != "" {
 		id, err := parseID(group)
 		if err != nil {
@@ -76,6 +77,7 @@ func Parse(s string) (Name, error) {
 		}
 		n.Group = &id
 	}
+
 	return n, nil
 }
 
@@ -90,6 +92,7 @@ func parseID(s string) (ID, error) {
 		}
 		return ID{Name: s}, nil
 	}
+
 	n, err := parseNumber(s)
 	if err != nil {
 		return ID{}, fmt.Errorf("%w: id %s is larger than %d", ErrSyntax, s, MaxID)
@@ -157,12 +160,14 @@ func eachLine(path string, file io.ReaderAt, do func(line []byte) (more bool)) e
 	}
 	s := bufio.NewScanner(io.NewSectionReader(file, 0, maxFile))
 	s.Buffer(nil, maxLine)
+
 	for s.Scan() {
 		line := bytes.TrimSpace(s.Bytes())
 		if len(line) > 0 && line[0] != '#' && !do(line) {
 			return nil
 		}
 	}
+
 	if err := s.Err(); err != nil {
 		return fmt.Errorf("%w: %s of the image: %w", ErrSyntax, path, err)
 	}
@@ -206,12 +211,14 @@ func (d *Database) Account(id ID) (Account, error) {
 		if !ok1 || !ok2 || id.Name == "" && uid != id.Number {
 			return true
 		}
+
 		found, account = true, Account{Name: string(f[0]), UID: uid, GID: gid, Home: string(f[5])}
 		return false
 	})
 	if err != nil {
 		return Account{}, err
 	}
+
 	if !found && id.Name != "" {
 		return Account{}, fmt.Errorf("%w: user %q", ErrUnknown, id.Name)
 	}
@@ -233,6 +240,7 @@ func (d *Database) GID(id ID) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
+
 	if !found {
 		return 0, fmt.Errorf("%w: group %q", ErrUnknown, id.Name)
 	}
@@ -256,6 +264,7 @@ func (d *Database) GroupsOf(user string) ([]uint32, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if len(out) > maxGroups {
 		return nil, fmt.Errorf("%w: user %q is in more than %d groups of the image", ErrSyntax, user, maxGroups)
 	}

@@ -43,6 +43,7 @@ func TestParse(t *testing.T) {
 			t.Errorf("Parse(%q) = %+v, %v, want %+v", s, got, err, want)
 		}
 	}
+
 	for _, s := range []string{
 		"2147483648", "4294967295", "4294967296", "18446744073709551616", strings.Repeat("9", 100), "-1", "+1", "1000:-1",
 		"0:2147483648", "a:b:c", "a\nb", "a\x00", "a/b", "1000:a:b",
@@ -99,6 +100,7 @@ func TestAccount(t *testing.T) {
 			t.Errorf("Account(%+v) = %+v, %v, want %+v", tt.id, got, err, tt.want)
 		}
 	}
+
 	for _, name := range []string{"ghost", "broken", "short", "big"} {
 		if got, err := d.Account(ID{Name: name}); !errors.Is(err, ErrUnknown) {
 			t.Errorf("Account(%s) = %+v, %v, want ErrUnknown", name, got, err)
@@ -111,12 +113,14 @@ func TestGroups(t *testing.T) {
 	if got, err := d.GroupsOf("app"); err != nil || !slices.Equal(got, []uint32{50, 10}) {
 		t.Errorf("GroupsOf(app) = %v, %v", got, err)
 	}
+
 	if got, err := d.GroupsOf(""); err != nil || got != nil {
 		t.Errorf("GroupsOf of nobody = %v, %v", got, err)
 	}
 	if got, err := d.GID(ID{Name: "staff"}); err != nil || got != 50 {
 		t.Errorf("GID(staff) = %d, %v", got, err)
 	}
+
 	if got, err := d.GID(ID{Number: 77}); err != nil || got != 77 {
 		t.Errorf("GID(77) = %d, %v", got, err)
 	}
@@ -160,16 +164,19 @@ func TestOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
+
 	if a, err := d.Account(ID{}); err != nil || a != (Account{}) {
 		t.Errorf("Account() of an image without files = %+v, %v", a, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "real"), []byte(passwd), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	// Absolute links stay inside of the image.
 	if err := os.Symlink("/real", filepath.Join(dir, "etc/passwd")); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Symlink("/etc/no-such-file", filepath.Join(dir, "etc/group")); err != nil {
 		t.Fatal(err)
 	}
@@ -185,6 +192,7 @@ func TestStaysInside(t *testing.T) {
 	if err := os.WriteFile(outside, []byte("evil:x:0:0::/:/\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, target := range []string{outside, "../../../../../../../../" + outside} {
 		link := filepath.Join(dir, "etc/passwd")
 		os.Remove(link)
@@ -227,6 +235,7 @@ func TestCVE202647262UserFiles(t *testing.T) {
 			if err := c.make(filepath.Join(dir, "etc", file)); err != nil {
 				t.Fatal(err)
 			}
+
 			start := time.Now()
 			if _, _, err := load(t, f, "app"); !errors.Is(err, c.want) {
 				t.Errorf("%s at %s: %v, want %v", c.name, file, err, c.want)
@@ -279,6 +288,7 @@ func TestHostileSize(t *testing.T) {
 			})
 		}
 		wg.Wait()
+
 		if n := allocated() - before; n > 32<<20 {
 			t.Errorf("%s: %d bytes allocated", name, n)
 		}
@@ -304,6 +314,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
+
 		for _, id := range []*ID{&n.User, n.Group} {
 			if id == nil {
 				continue
@@ -329,6 +340,7 @@ func FuzzFiles(f *testing.F) {
 		if name != "" && (errors.Is(err, ErrUnknown) == ok || ok && a != want) {
 			t.Errorf("Account(%q) = %+v, %v, want %+v, %v", name, a, err, want, ok)
 		}
+
 		groups, err := d.GroupsOf(name)
 		if err != nil || !slices.Equal(groups, simpleGroups(string(group), name)) {
 			t.Errorf("GroupsOf(%q) = %v, %v, want %v", name, groups, err, simpleGroups(string(group), name))

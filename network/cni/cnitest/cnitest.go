@@ -131,12 +131,14 @@ func (p *Plugins) Calls() []Call {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		p.t.Fatal(err)
 	}
+
 	var calls []Call
 	for line := range strings.Lines(string(notes[p.seen:])) {
 		field := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		if len(field) != 9 {
 			p.t.Fatalf("plugin noted %q", line)
 		}
+
 		call := Call{Locked: field[0] != "", Plugin: field[1], Command: field[2], Env: map[string]string{
 			"CNI_COMMAND": field[2], "CNI_CONTAINERID": field[3], "CNI_NETNS": field[4],
 			"CNI_IFNAME": field[5], "CNI_ARGS": field[6], "CNI_PATH": field[7],
@@ -146,6 +148,7 @@ func (p *Plugins) Calls() []Call {
 		}
 		calls = append(calls, call)
 	}
+
 	p.seen = len(notes)
 	return calls
 }

@@ -36,16 +36,19 @@ func unshare() (*os.File, error) {
 		return nil, err
 	}
 	defer outside.Close()
+
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, err
 	}
 	if err := loopbackUp(); err != nil {
 		return nil, err
 	}
+
 	ns, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, err
 	}
+
 	if err := unix.Setns(int(outside.Fd()), unix.CLONE_NEWNET); err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}

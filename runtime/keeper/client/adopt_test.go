@@ -45,11 +45,13 @@ func tellsExit(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
+
 	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		t.Fatal(err)
 	}
+
 	var major, minor int
 	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
 		t.Fatal(err)
@@ -66,22 +68,26 @@ func TestAdopt(t *testing.T) {
 	dir := stateDir(t)
 	c := connectTest(t, dir)
 	defer c.Close()
+
 	stop := filepath.Join(t.TempDir(), "stop")
 	sh := newShell(t, "web", "i=0; while [ ! -e "+stop+" ]; do i=$((i+1)); echo $i; done; echo end >&2; exit 7")
 	defer sh.close()
 	stdinR, stdinW := pipe(t)
 	defer closeFiles(stdinR, stdinW)
+
 	sh.req.Keep = []Named{{"stdin", stdinW}}
 	st, err := c.Start(testContext(t), sh.req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer st.Close()
+
 	closeFiles(sh.req.Files...)
 	eventually(t, "output", func() bool { return len(sh.read(t)) > 10000 })
 	if err := c.keeper.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
+
 	<-c.Done()
 
 	next := connectTest(t, dir)
@@ -91,12 +97,14 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	sh.req.Log.Close()
+
 	if err := next.Adopt(testContext(t), Adoption{ID: "web", Kind: Sandbox}); !errors.Is(err, ErrExists) {
 		t.Errorf("adopt twice: error %v", err)
 	}
 	if err := next.Forget(testContext(t), "web"); !errors.Is(err, ErrRunning) {
 		t.Errorf("forget an adopted process that lives: error %v", err)
 	}
+
 	if err := next.keeper.Process.Signal(unix.SIGTERM); err != nil { // not while it lives
 		t.Fatal(err)
 	}
@@ -104,23 +112,28 @@ func TestAdopt(t *testing.T) {
 	if len(list) != 1 || list[0].Pid != st.Pid || list[0].PidFD == nil || list[0].Kept["stdin"] == nil || !list[0].StartedAt.Equal(st.StartedAt) {
 		t.Errorf("listed %+v", list)
 	}
+
 	before := len(sh.read(t))
 	eventually(t, "log goes on", func() bool { return len(sh.read(t)) > before })
 	if err := os.WriteFile(stop, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	var status unix.WaitStatus
 	if _, err := unix.Wait4(st.Pid, &status, 0, nil); err != nil || status.ExitStatus() != 7 {
 		t.Fatalf("status %v, error %v", status, err)
 	}
+
 	exit := awaitExit(t, next, "web")
 	if wantExit7(t, exit); exit.Pid != st.Pid {
 		t.Errorf("exit %+v, want process %d", exit, st.Pid)
 	}
+
 	checkCounted(t, sh.read(t))
 	if !strings.Contains(string(sh.read(t)), " stderr F end\n") {
 		t.Error("log lacks its end")
 	}
+
 	<-next.Done() // now it may
 	if exits, err := ReadExits(dir); err != nil || len(exits) != 1 || exits[0].Code != exit.Code {
 		t.Errorf("exit records %+v, error %v", exits, err)
@@ -141,6 +154,7 @@ func checkCounted(t *testing.T, log []byte) {
 		}
 		last++
 	}
+
 	if last == 0 {
 		t.Error("nothing is counted")
 	}
@@ -152,6 +166,7 @@ func TestAdoptSandbox(t *testing.T) {
 	dir := stateDir(t)
 	c := connectTest(t, dir)
 	defer c.Close()
+
 	p := newProgram("make sandbox pod")
 	p.Clone.Flags = unix.CLONE_NEWNET | unix.CLONE_NEWUTS
 	p.gate()
@@ -160,14 +175,17 @@ func TestAdoptSandbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer st.Close()
+
 	forget(t, c, "pod")
 	if err := c.Adopt(testContext(t), Adoption{ID: "pod", Kind: Sandbox, Started: *st}); err != nil {
 		t.Fatal(err)
 	}
+
 	list := listAll(t, c)
 	if len(list) != 1 || list[0].Pid != 0 {
 		t.Fatalf("listed %+v", list)
 	}
+
 	checkNamespaces(t, list[0].Namespaces, "net", "uts")
 	forget(t, c, "pod")
 	for name, a := range map[string]Adoption{

@@ -27,12 +27,14 @@ func buildKeeper(t testing.TB) string {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		crisp, err := cache.Crisp()
 		if err != nil {
 			t.Fatal(err)
 		}
 		return filepath.Join(filepath.Dir(crisp), binaryName)
 	}
+
 	path := filepath.Join(t.TempDir(), binaryName)
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "crisp/cmd/crisp-keeper")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -60,6 +62,7 @@ func fullStart(t testing.TB, work string) *program {
 		safe  = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 		cloex = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
 	)
+
 	dirs := map[string]string{}
 	for _, d := range []string{"lower", "up", "work", "root"} {
 		dirs[d] = filepath.Join(work, d)
@@ -67,11 +70,13 @@ func fullStart(t testing.TB, work string) *program {
 			t.Fatal(err)
 		}
 	}
+
 	for _, d := range []string{"proc", "sys", "dev", "bin", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dirs["lower"], d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	p := newProgram("start container")
 	p.Clone.Flags = cloex
 	p.do("make mounts private", unix.SYS_MOUNT, str("none"), str("/"), num(0), num(unix.MS_REC|unix.MS_PRIVATE), num(0))
@@ -79,16 +84,19 @@ func fullStart(t testing.TB, work string) *program {
 	p.do("chdir", unix.SYS_CHDIR, str(dirs["root"]))
 	p.fs(1, "proc", "proc", safe)
 	p.fs(2, "tmpfs", "dev", unix.MOUNT_ATTR_NOSUID, "mode", "755", "size", "65536k")
+
 	for _, d := range []string{"dev/pts", "dev/shm", "dev/mqueue"} {
 		p.do("mkdir "+d, unix.SYS_MKDIRAT, num(unix.AT_FDCWD), str(d), num(0o755))
 	}
 	for i, d := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
 		p.do("mknod "+d, unix.SYS_MKNODAT, num(unix.AT_FDCWD), str("dev/"+d), num(unix.S_IFCHR|0o666), num(int64(unix.Mkdev(1, uint32(3+i)))))
 	}
+
 	p.fs(3, "devpts", "dev/pts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, "ptmxmode", "0666", "mode", "0620", "gid", "5")
 	p.fs(3, "tmpfs", "dev/shm", safe, "mode", "1777", "size", "65536k")
 	p.fs(3, "mqueue", "dev/mqueue", safe)
 	p.fs(3, "sysfs", "sys", safe|unix.MOUNT_ATTR_RDONLY)
+
 	for _, m := range []string{"proc/keys", "proc/timer_list"} {
 		p.do("mask "+m, unix.SYS_MOUNT, str("/dev/null"), str(m), num(0), num(unix.MS_BIND), num(0))
 	}
@@ -96,6 +104,7 @@ func fullStart(t testing.TB, work string) *program {
 		p.do("bind "+m, unix.SYS_MOUNT, str(m), str(m), num(0), num(unix.MS_BIND|unix.MS_REC), num(0))
 		p.do("protect "+m, unix.SYS_MOUNT, num(0), str(m), num(0), num(unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC), num(0))
 	}
+
 	p.do("pivot_root", unix.SYS_PIVOT_ROOT, str("."), str("."))
 	p.do("detach old root", unix.SYS_UMOUNT2, str("."), num(unix.MNT_DETACH))
 	p.do("chdir", unix.SYS_CHDIR, str("/"))
@@ -130,6 +139,7 @@ func measureStarts(b *testing.B, c *Client, r Request) {
 		if err != nil {
 			b.Fatal(err)
 		}
+
 		times = append(times, time.Since(begin))
 		if err := unix.PidfdSendSignal(int(st.PidFD.Fd()), unix.SIGKILL, nil, 0); err != nil {
 			b.Fatal(err)
@@ -140,6 +150,7 @@ func measureStarts(b *testing.B, c *Client, r Request) {
 			b.Fatal(err)
 		}
 	}
+
 	slices.Sort(times)
 	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "start-p50-µs")
 	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "start-p99-µs")
@@ -169,24 +180,28 @@ func TestDensity(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+
 	const count, limitKB = 100, 8 << 10
 	var started []*Started
 	for i := range count {
 		sh := newShell(t, fmt.Sprintf("c%d", i), "echo begin; head -c 100000 /dev/zero; echo; exec sleep 60")
 		started = append(started, sh.start(t, c))
 	}
+
 	var kb int
 	// What was used for the output is given back when that is quiet.
 	eventually(t, fmt.Sprintf("the keeper takes at most %d KB", limitKB), func() bool {
 		kb = residentKB(t, c.keeper.Process.Pid)
 		return kb <= limitKB
 	})
+
 	t.Logf("keeper with %d containers: %d KB", count, kb)
 	for _, st := range started {
 		if err := unix.PidfdSendSignal(int(st.PidFD.Fd()), unix.SIGKILL, nil, 0); err != nil {
 			t.Error(err)
 		}
 	}
+
 	for range started {
 		x := <-c.Events()
 		if err := c.Forget(testContext(t), x.ID); err != nil {
@@ -218,6 +233,7 @@ func BenchmarkFork(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+
 		if err := p.Kill(); err != nil {
 			b.Fatal(err)
 		}
@@ -235,6 +251,7 @@ func BenchmarkOutput(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer c.Close()
+
 	for name, length := range map[string]int{"short": 12, "usual": 80, "long": 4000} {
 		b.Run(name, func(b *testing.B) {
 			const size = 32 << 20
@@ -243,6 +260,7 @@ func BenchmarkOutput(b *testing.B) {
 			if err := os.WriteFile(file, []byte(strings.Repeat(line, size/length)), 0o600); err != nil {
 				b.Fatal(err)
 			}
+
 			b.SetBytes(size)
 			for i := 0; b.Loop(); i++ {
 				id := fmt.Sprintf("%s%d", name, i)

@@ -72,6 +72,7 @@ func (c *Client) End(ctx context.Context) error {
 	if err := c.keeper.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("end keeper: %w", err)
 	}
+
 	select {
 	case <-c.done:
 		for range c.exits { // those that nobody has taken
@@ -90,11 +91,13 @@ func (c *Client) receive() {
 		if err != nil {
 			break
 		}
+
 		if x, ok := p.Msg.(wire.Exited); ok {
 			wire.CloseAll(p.Files)
 			c.push(exitOf(x))
 			continue
 		}
+
 		c.mu.Lock()
 		k := c.calls[p.Seq]
 		c.mu.Unlock()
@@ -102,6 +105,7 @@ func (c *Client) receive() {
 			wire.CloseAll(p.Files)
 			continue
 		}
+
 		select {
 		case k.answers <- p:
 		case <-k.over:
@@ -111,10 +115,12 @@ func (c *Client) receive() {
 		}
 	}
 	c.conn.Close()
+
 	c.mu.Lock()
 	c.calls = nil
 	c.mu.Unlock()
 	close(c.done)
+
 	if c.keeper != nil {
 		c.reap()
 	}
@@ -130,11 +136,13 @@ func (c *Client) reap() {
 	defer func() { _ = c.keeper.Process.Release() }()
 	tick := time.NewTicker(reapPeriod)
 	defer tick.Stop()
+
 	for {
 		pid, err := unix.Wait4(c.keeper.Process.Pid, nil, unix.WNOHANG, nil)
 		if pid != 0 || err != nil && !errors.Is(err, unix.EINTR) {
 			return
 		}
+
 		select {
 		case <-c.quit:
 			return
@@ -161,6 +169,7 @@ func (c *Client) deliver() {
 		queue := c.queue
 		c.queue = nil
 		c.mu.Unlock()
+
 		for _, x := range queue {
 			select {
 			case c.exits <- x:
@@ -168,6 +177,7 @@ func (c *Client) deliver() {
 				return
 			}
 		}
+
 		if len(queue) > 0 {
 			continue
 		}
@@ -249,16 +259,19 @@ func (c *Client) simple(ctx context.Context, m wire.Message, files ...*os.File) 
 	if err != nil {
 		return err
 	}
+
 	k, err := c.begin()
 	if err != nil {
 		return err
 	}
 	defer k.end()
+
 	err = k.send(m, numbers)
 	runtime.KeepAlive(files)
 	if err != nil {
 		return err
 	}
+
 	p, err := k.next(ctx)
 	wire.CloseAll(p.Files)
 	return err
@@ -341,11 +354,13 @@ func (c *Client) List(ctx context.Context) (list []Entry, err error) {
 			list, err = nil, fmt.Errorf("list held processes: %w", err)
 		}
 	}()
+
 	k, err := c.begin()
 	if err != nil {
 		return nil, err
 	}
 	defer k.end()
+
 	if err := k.send(wire.List{}, nil); err != nil {
 		return nil, err
 	}
@@ -354,6 +369,7 @@ func (c *Client) List(ctx context.Context) (list []Entry, err error) {
 		if err != nil {
 			return list, err
 		}
+
 		switch m := p.Msg.(type) {
 		case wire.Entry:
 			e, err := entryOf(m, p.Files)
@@ -375,12 +391,14 @@ func (c *Client) Start(ctx context.Context, r Request) (*Started, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", r.ID, err)
 	}
+
 	k, err := c.begin()
 	if err != nil {
 		wire.CloseAll(files[:1])
 		return nil, fmt.Errorf("start %s: %w", r.ID, err)
 	}
 	defer k.end()
+
 	err = k.send(m, files)
 	wire.CloseAll(files[:1])
 	r.keepAlive()
@@ -405,6 +423,7 @@ func (c *Client) await(ctx context.Context, k *call, r *Request) (*Started, erro
 		if err != nil {
 			return nil, startError(r, cause, err)
 		}
+
 		switch m := p.Msg.(type) {
 		case wire.Started:
 			return startedOf(m, p.Files)
@@ -470,6 +489,7 @@ func checkFiles(want int, fds []int, names ...[]string) error {
 		wire.CloseAll(fds)
 		return fmt.Errorf("%w: %d files, %d were announced", wire.ErrProtocol, len(fds), want)
 	}
+
 	for _, list := range names {
 		seen := map[string]bool{}
 		for _, name := range list {
@@ -480,6 +500,7 @@ func checkFiles(want int, fds []int, names ...[]string) error {
 			seen[name] = true
 		}
 	}
+
 	return nil
 }
 
@@ -498,17 +519,20 @@ func takeStarted(m wire.Started, pidfd bool, fds []int) (Started, []int) {
 	if pidfd {
 		s.PidFD = takeFile(&fds, "pidfd")
 	}
+
 	if m.Terminal {
 		s.Terminal = takeFile(&fds, "terminal")
 	}
 	if len(m.Namespaces) > 0 {
 		s.Namespaces = make(map[string]*os.File, len(m.Namespaces))
 	}
+
 	for _, name := range m.Namespaces {
 		if f := takeFile(&fds, name); f != nil {
 			s.Namespaces[name] = f
 		}
 	}
+
 	return s, fds
 }
 
@@ -518,11 +542,13 @@ func entryOf(m wire.Entry, fds []int) (Entry, error) {
 	if m.Log {
 		want += 2*count(m.Stdout, m.Stderr) + 1
 	}
+
 	if err := checkFiles(want, fds, m.Started.Namespaces, m.Keep); err != nil {
 		return Entry{}, fmt.Errorf("read entry: %w", err)
 	}
 	s, rest := takeStarted(m.Started, pidfd, fds)
 	e := Entry{ID: m.ID, Kind: m.Kind, Started: s, Dropped: m.Dropped, Kept: make(map[string]*os.File, len(m.Keep))}
+
 	if m.Log {
 		e.Log = &LogConfig{}
 		for _, st := range []struct {
@@ -535,11 +561,13 @@ func entryOf(m wire.Entry, fds []int) (Entry, error) {
 		}
 		e.Log.Out = takeFile(&rest, "log")
 	}
+
 	for _, name := range m.Keep {
 		if f := takeFile(&rest, name); f != nil {
 			e.Kept[name] = f
 		}
 	}
+
 	if m.Exit != nil {
 		x := exitOf(*m.Exit)
 		e.Exit = &x

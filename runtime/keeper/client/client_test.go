@@ -29,12 +29,14 @@ func TestContainerRunsAndLogs(t *testing.T) {
 	testkit.Leaks(t)
 	c := connectTest(t, stateDir(t))
 	defer c.Close()
+
 	sh := newShell(t, "web", "echo hello; echo oops >&2; printf rest; exit 7")
 	st := sh.start(t, c)
 	x := awaitExit(t, c, "web")
 	if x.Code != 7 || x.Signal != 0 || x.Pid != st.Pid || x.Kind != Container {
 		t.Errorf("exit = %+v, want code 7 of pid %d", x, st.Pid)
 	}
+
 	if d := time.Since(x.At); d < 0 || d > patience || st.StartedAt.After(x.At) {
 		t.Errorf("started %v, ended %v", st.StartedAt, x.At)
 	}
@@ -62,11 +64,13 @@ func TestFailedStepLeavesNothing(t *testing.T) {
 	testkit.Leaks(t)
 	c := connectTest(t, stateDir(t))
 	defer c.Close()
+
 	for _, forked := range []bool{false, true} {
 		p := newProgram("start container web")
 		if forked {
 			p.fork()
 		}
+
 		p.gate()
 		p.do("mount /proc", unix.SYS_CHDIR, str("/no such folder"))
 		p.exec("/bin/true")
@@ -75,21 +79,25 @@ func TestFailedStepLeavesNothing(t *testing.T) {
 		if !errors.As(err, &step) || step.Step != "mount /proc" || step.Plan != "start container web" || !errors.Is(err, unix.ENOENT) {
 			t.Errorf("error %v", err)
 		}
+
 		if list := listAll(t, c); len(list) != 0 {
 			t.Errorf("left %+v", list)
 		}
 	}
+
 	p := newProgram("start container web")
 	p.do("die", unix.SYS_EXIT_GROUP, num(3))
 	if _, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan}); !errors.Is(err, spawn.ErrDied) || !strings.HasSuffix(err.Error(), "with exit code 3") {
 		t.Errorf("error %v", err)
 	}
+
 	p = newProgram("start container web")
 	p.do("getpid", unix.SYS_GETPID).Save = 0
 	p.do("die", unix.SYS_KILL, plan.Arg{Kind: plan.ArgReg, Int: 0}, num(int64(unix.SIGKILL)))
 	if _, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan}); !errors.Is(err, spawn.ErrDied) || !strings.HasSuffix(err.Error(), "by signal 9") {
 		t.Errorf("error %v", err)
 	}
+
 	p = newProgram("start container web")
 	p.do("getpid", unix.SYS_GETPID)
 	if _, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan}); !errors.Is(err, ErrInvalid) {
@@ -103,11 +111,13 @@ func TestInvalidRequests(t *testing.T) {
 	testkit.Leaks(t)
 	c := connectTest(t, stateDir(t))
 	defer c.Close()
+
 	good := func() Request {
 		p := newProgram("start")
 		p.exec("/bin/true")
 		return Request{ID: "web", Kind: Container, Plan: &p.Plan}
 	}
+
 	for name, spoil := range map[string]func(*Request){
 		"no plan":           func(r *Request) { r.Plan = nil },
 		"id with a slash":   func(r *Request) { r.ID = "../web" },
@@ -127,11 +137,13 @@ func TestInvalidRequests(t *testing.T) {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}
+
 	r := good()
 	r.Gate = func(int) error { return nil }
 	if _, err := c.Start(testContext(t), r); !errors.Is(err, ErrNoGate) {
 		t.Errorf("error %v", err)
 	}
+
 	if list := listAll(t, c); len(list) != 0 {
 		t.Errorf("left %+v", list)
 	}
@@ -147,6 +159,7 @@ func TestGate(t *testing.T) {
 		if forked {
 			p.fork()
 		}
+
 		p.gate()
 		p.gate() // passed without asking
 		p.exec("/bin/sleep", "60")
@@ -155,10 +168,12 @@ func TestGate(t *testing.T) {
 			asked = pid
 			return nil
 		}}
+
 		st, err := c.Start(testContext(t), req)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if asked != st.Pid {
 			t.Errorf("gate saw pid %d, want %d", asked, st.Pid)
 		}
@@ -169,6 +184,7 @@ func TestGate(t *testing.T) {
 		if _, err := c.Start(testContext(t), req); !errors.Is(err, refusal) {
 			t.Errorf("refused gate: error %v", err)
 		}
+
 		ctx, cancel := context.WithCancel(testContext(t))
 		req.Gate = func(int) error { cancel(); return nil }
 		if st, err := c.Start(ctx, req); err == nil {
@@ -186,20 +202,24 @@ func TestCancel(t *testing.T) {
 	testkit.Leaks(t)
 	c := connectTest(t, stateDir(t))
 	defer c.Close()
+
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, forked := range []bool{false, true} {
 		p := newProgram("start container web")
 		if forked {
 			p.fork()
 		}
+
 		p.do("hang", unix.SYS_OPENAT, num(unix.AT_FDCWD), str(fifo), num(unix.O_RDONLY), num(0))
 		p.exec("/bin/true")
 		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 		_, err := c.Start(ctx, Request{ID: "web", Kind: Container, Plan: &p.Plan})
 		cancel()
+
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
@@ -219,11 +239,13 @@ func TestHeldSandbox(t *testing.T) {
 	p.Clone.Flags = unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNS
 	p.do("set host name", unix.SYS_SETHOSTNAME, str("pod"), num(3))
 	p.gate()
+
 	st, err := c.Start(testContext(t), Request{ID: "pod", Kind: Sandbox, Plan: &p.Plan, Hold: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer st.Close()
+
 	if st.Pid != 0 || st.PidFD != nil || st.Terminal != nil {
 		t.Errorf("started %+v", st)
 	}
@@ -238,6 +260,7 @@ func TestHeldSandbox(t *testing.T) {
 	if len(list) != 1 || list[0].ID != "pod" || list[0].Kind != Sandbox || list[0].Pid != 0 || list[0].Exit != nil {
 		t.Fatalf("listed %+v", list)
 	}
+
 	checkNamespaces(t, list[0].Namespaces, "net", "uts", "ipc", "mnt")
 	sh := newShell(t, "web", "cat /proc/sys/kernel/hostname")
 	uts := (&program{*sh.req.Plan})
@@ -247,6 +270,7 @@ func TestHeldSandbox(t *testing.T) {
 	sh.req.Plan.Steps = append([]plan.Step{{Name: "join", Call: unix.SYS_SETNS, Args: []plan.Arg{join, num(0)}, Save: plan.NoReg}}, sh.req.Plan.Steps...)
 	sh.start(t, c)
 	awaitExit(t, c, "web")
+
 	if !bytes.HasSuffix(sh.read(t), []byte(" stdout F pod\n")) {
 		t.Errorf("log %q", sh.read(t))
 	}
@@ -258,11 +282,13 @@ func checkNamespaces(t *testing.T, got map[string]*os.File, want ...string) {
 	if len(got) != len(want) {
 		t.Errorf("got %d namespaces, want %v", len(got), want)
 	}
+
 	for _, name := range want {
 		if got[name] == nil {
 			t.Errorf("no %s namespace", name)
 			continue
 		}
+
 		own, err := os.Stat("/proc/self/ns/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -280,16 +306,19 @@ func TestPauseIsInit(t *testing.T) {
 	testkit.Leaks(t)
 	c := connectTest(t, stateDir(t))
 	defer c.Close()
+
 	p := newProgram("make sandbox pod")
 	p.Clone.Flags = unix.CLONE_NEWPID
 	p.gate()
 	p.do("exec pause", unix.SYS_EXECVEAT, p.input("pause"), str(""), strs("pause"), strs(), num(unix.AT_EMPTY_PATH))
+
 	image := pauseImage(t)
 	st, err := c.Start(testContext(t), Request{ID: "pod", Kind: Sandbox, Plan: &p.Plan, Files: []*os.File{image}, Hold: true, Pause: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer st.Close()
+
 	checkNamespaces(t, st.Namespaces, "pid")
 	if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", st.Pid)); string(comm) != "pause\x00" {
 		t.Errorf("command line %q", comm)
@@ -305,6 +334,7 @@ func TestPauseIsInit(t *testing.T) {
 	w.fork()
 	w.Steps = append(w.Steps, steps...)
 	sh.req.Plan, sh.req.Files = &w.Plan, append(sh.req.Files, st.Namespaces["pid"])
+
 	web := sh.start(t, c)
 	eventually(t, "orphan reaped", func() bool {
 		return bytes.HasSuffix(sh.read(t), []byte("\n")) && len(childrenOf(t, st.Pid)) == 0
@@ -318,10 +348,12 @@ func TestTerminal(t *testing.T) {
 	testkit.Leaks(t)
 	c := connectTest(t, stateDir(t))
 	defer c.Close()
+
 	out, err := os.OpenFile(filepath.Join(t.TempDir(), "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p := newProgram("start container web")
 	reg := func(r int64) plan.Arg { return plan.Arg{Kind: plan.ArgReg, Int: r} }
 	p.do("make session", unix.SYS_SETSID)
@@ -330,9 +362,11 @@ func TestTerminal(t *testing.T) {
 	p.do("open other side", unix.SYS_IOCTL, reg(0), num(unix.TIOCGPTPEER), num(unix.O_RDWR|unix.O_NOCTTY)).Save = 1
 	p.do("control", unix.SYS_IOCTL, reg(1), num(unix.TIOCSCTTY), num(0))
 	p.do("pass", unix.SYS_SENDMSG, plan.Arg{Kind: plan.ArgBack}, plan.Arg{Kind: plan.ArgPassFD, Int: 0}, num(0))
+
 	for fd := range int64(3) {
 		p.do("set stdio", unix.SYS_DUP3, reg(1), num(fd), num(0))
 	}
+
 	// The kernel hangs a terminal up with the first process of its session, and
 	// may drop what that said in its last moment.
 	p.exec("/bin/sh", "-c", "tty; read x; echo got $x; sleep 0.5; exit 4")
@@ -341,12 +375,14 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer relay.Close()
+
 	st, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan, Terminal: true, Log: &LogConfig{Stdout: relay, Out: out}})
 	out.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer st.Close()
+
 	r, w := pipe(t)
 	defer r.Close()
 	err = c.Attach(testContext(t), "web", w, nil)
@@ -354,16 +390,19 @@ func TestTerminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := st.Terminal.WriteString("typed\n"); err != nil {
 		t.Fatal(err)
 	}
 	if x := awaitExit(t, c, "web"); x.Code != 4 {
 		t.Errorf("exit %+v", x)
 	}
+
 	log, err := os.ReadFile(out.Name())
 	if err != nil || !regexp.MustCompile(`(?s) stdout F /dev/pts/\d+\r\n.* stdout F got typed\r\n$`).Match(log) {
 		t.Errorf("log %q, error %v", log, err)
 	}
+
 	if got, err := io.ReadAll(r); err != nil || !strings.HasSuffix(string(got), "got typed\r\n") {
 		t.Errorf("attached reader got %q, error %v", got, err)
 	}
@@ -379,6 +418,7 @@ func TestDaemonRestart(t *testing.T) {
 	stdinR, stdinW := pipe(t)
 	defer stdinR.Close()
 	defer stdinW.Close()
+
 	long := newShell(t, "long", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")
 	long.req.Keep = []Named{{"stdin", stdinW}}
 	st := long.start(t, c)
@@ -398,10 +438,12 @@ func TestDaemonRestart(t *testing.T) {
 	for _, e := range listAll(t, c) {
 		entries[e.ID] = e
 	}
+
 	e := entries["long"]
 	if len(entries) != 2 || e.Pid != st.Pid || e.PidFD == nil || e.Exit != nil || e.Kind != Container || e.Kept["stdin"] == nil || !e.StartedAt.Equal(st.StartedAt) {
 		t.Fatalf("listed %+v", entries)
 	}
+
 	if x := entries["short"].Exit; x == nil || x.Code != 7 || x.Pid != short.Pid || entries["short"].PidFD != nil {
 		t.Errorf("short ended with %+v", x)
 	}
@@ -410,6 +452,7 @@ func TestDaemonRestart(t *testing.T) {
 	if err := unix.PidfdSendSignal(int(e.PidFD.Fd()), unix.SIGTERM, nil, 0); err != nil {
 		t.Fatal(err)
 	}
+
 	if x := awaitExit(t, c, "long"); x.Code != 143 {
 		t.Errorf("exit %+v", x)
 	}
@@ -418,6 +461,7 @@ func TestDaemonRestart(t *testing.T) {
 			t.Fatalf("line %d is %q", i+1, line)
 		}
 	}
+
 	forget(t, c, "long", "short")
 	if exits, err := ReadExits(dir); err != nil || len(exits) != 0 {
 		t.Errorf("exit records %v, error %v", exits, err)
@@ -434,6 +478,7 @@ func TestDaemonDiesOverStart(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	next := connectTest(t, dir)
 	defer next.Close()
 	for _, forked := range []bool{false, true} {
@@ -442,6 +487,7 @@ func TestDaemonDiesOverStart(t *testing.T) {
 		if forked {
 			p.fork()
 		}
+
 		p.do("hang", unix.SYS_OPENAT, num(unix.AT_FDCWD), str(fifo), num(unix.O_RDONLY), num(0))
 		p.exec("/bin/true")
 		lost := make(chan error, 1)
@@ -449,15 +495,18 @@ func TestDaemonDiesOverStart(t *testing.T) {
 			_, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan})
 			lost <- err
 		}()
+
 		eventually(t, "the start is under way", func() bool { return len(inventory.Descendants(next.keeper.Process.Pid)) > 0 })
 		c.Close()
 		if err := <-lost; !errors.Is(err, ErrLost) {
 			t.Errorf("error %v", err)
 		}
+
 		if list := listAll(t, next); len(list) != 0 {
 			t.Errorf("left %+v", list)
 		}
 		newShell(t, "web", "exit 3").start(t, next)
+
 		if x := awaitExit(t, next, "web"); x.Code != 3 {
 			t.Errorf("the next start ended with %+v", x)
 		}
@@ -472,12 +521,14 @@ func TestTwoDaemons(t *testing.T) {
 	a, b := connectTest(t, dir), connectTest(t, dir)
 	defer a.Close()
 	defer b.Close()
+
 	newShell(t, "web", "exit 3").start(t, a)
 	for _, c := range []*Client{a, b} {
 		if x := awaitExit(t, c, "web"); x.Code != 3 {
 			t.Errorf("exit %+v", x)
 		}
 	}
+
 	if _, err := b.Start(testContext(t), newShell(t, "web", "exit 0").req); !errors.Is(err, ErrExists) {
 		t.Errorf("error %v, want %v", err, ErrExists)
 	}
@@ -495,20 +546,24 @@ func TestConnectRace(t *testing.T) {
 		wg.Go(func() { clients[i] = connectTest(t, dir) })
 	}
 	wg.Wait()
+
 	keepers := 0
 	for _, c := range clients {
 		if c.keeper != nil {
 			keepers++
 		}
 	}
+
 	if keepers != 1 {
 		t.Errorf("%d keepers were started", keepers)
 	}
 	newShell(t, "web", "exit 3").start(t, clients[0])
+
 	for _, c := range clients {
 		awaitExit(t, c, "web")
 	}
 	forget(t, clients[7], "web")
+
 	for _, c := range clients {
 		c.Close()
 	}
@@ -530,6 +585,7 @@ func TestConnectWhileKeeperEnds(t *testing.T) {
 			_, err = os.Stat(socket)
 			return err != nil
 		})
+
 		c := connectTest(t, dir)
 		if list := listAll(t, c); len(list) != 0 {
 			t.Errorf("listed %v", list)
@@ -543,23 +599,27 @@ func TestKeeperKilled(t *testing.T) {
 	dir := stateDir(t)
 	c := connectTest(t, dir)
 	defer c.Close()
+
 	newShell(t, "done", "exit 5").start(t, c)
 	awaitExit(t, c, "done")
 	st := newShell(t, "web", "sleep 60").start(t, c)
 	if err := c.keeper.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
+
 	select {
 	case <-c.Done():
 	case <-time.After(pace.Scale(patience)):
 		t.Fatal("loss of the keeper is not noticed")
 	}
+
 	if _, ok := <-c.Events(); ok {
 		t.Error("events go on")
 	}
 	if _, err := c.List(testContext(t)); !errors.Is(err, ErrLost) {
 		t.Errorf("error %v, want %v", err, ErrLost)
 	}
+
 	if err := unix.PidfdSendSignal(int(st.PidFD.Fd()), 0, nil, 0); err != nil {
 		t.Errorf("container died with the keeper: %v", err)
 	}
@@ -567,11 +627,13 @@ func TestKeeperKilled(t *testing.T) {
 	if err != nil || len(exits) != 1 || exits[0].ID != "done" || exits[0].Code != 5 {
 		t.Errorf("exit records %+v, error %v", exits, err)
 	}
+
 	if err := RemoveExit(dir, "done"); err != nil {
 		t.Error(err)
 	}
 	next := connectTest(t, dir)
 	defer next.Close()
+
 	if list := listAll(t, next); len(list) != 0 {
 		t.Errorf("a new keeper holds %+v", list)
 	}
@@ -589,6 +651,7 @@ func TestCloseDoesNotWaitForALivingKeeper(t *testing.T) {
 	newShell(t, "web", "sleep 1; exit 4").start(t, c)
 	c.conn.Close()
 	<-c.Done()
+
 	closed := make(chan error, 1)
 	go func() { closed <- c.Close() }()
 	select {
@@ -599,11 +662,13 @@ func TestCloseDoesNotWaitForALivingKeeper(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the end of a lost connection waits for the keeper's end")
 	}
+
 	again := connectTest(t, dir)
 	defer again.Close()
 	if entries, err := again.List(testContext(t)); err != nil || len(entries) != 1 {
 		t.Errorf("the keeper holds %v, %v", entries, err)
 	}
+
 	awaitExit(t, again, "web")
 	forget(t, again, "web")
 }
@@ -613,181 +678,31 @@ func TestKeeperEndsWhenAsked(t *testing.T) {
 	dir := stateDir(t)
 	c := connectTest(t, dir)
 	defer c.Close()
+
 	st := newShell(t, "web", "sleep 60").start(t, c)
 	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTERM} {
 		if err := c.keeper.Process.Signal(sig); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if list := listAll(t, c); len(list) != 1 {
 		t.Errorf("listed %v", list)
 	}
 	if err := unix.PidfdSendSignal(int(st.PidFD.Fd()), unix.SIGKILL, nil, 0); err != nil {
 		t.Fatal(err)
 	}
+
 	select {
 	case <-c.Done():
 	case <-time.After(pace.Scale(patience)):
 		t.Fatal("keeper stays")
 	}
+
 	eventually(t, "exit record", func() bool {
 		exits, err := ReadExits(dir)
 		return err == nil && len(exits) == 1 && exits[0].Code == 137
 	})
-}
-
-func TestRotationLosesNothing(t *testing.T) {
-	testkit.Root(t)
-	testkit.Leaks(t)
-	c := connectTest(t, stateDir(t))
-	defer c.Close()
-	const count = 20000
-	sh := newShell(t, "web", fmt.Sprintf("seq %d; echo end >&2", count))
-	sh.start(t, c)
-	paths := []string{sh.log}
-	for ended := false; !ended; {
-		select {
-		case <-c.Events():
-			ended = true
-		case <-time.After(time.Millisecond):
-			path := fmt.Sprintf("%s.%d", sh.log, len(paths))
-			out, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := c.ReopenLog(testContext(t), "web", out); err != nil {
-				t.Fatal(err)
-			}
-			out.Close()
-			paths = append(paths, path)
-		}
-	}
-	var all []byte
-	for _, p := range paths {
-		data, err := os.ReadFile(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, data...)
-	}
-	n := 0
-	for line := range strings.Lines(string(all)) {
-		if strings.Contains(line, " stderr ") {
-			continue
-		}
-		n++
-		if !strings.HasSuffix(line, fmt.Sprintf(" stdout F %d\n", n)) {
-			t.Fatalf("line %d is %q", n, line)
-		}
-	}
-	if n != count {
-		t.Errorf("%d lines in %d files, want %d", n, len(paths), count)
-	}
-	forget(t, c, "web")
-}
-
-// TestExitFollowsOutput reads the whole log at the moment of the exit event.
-func TestExitFollowsOutput(t *testing.T) {
-	testkit.Root(t)
-	c := connectTest(t, stateDir(t))
-	defer c.Close()
-	for i := range 20 {
-		id := fmt.Sprintf("c%d", i)
-		sh := newShell(t, id, "head -c 300000 /dev/zero | tr '\\0' x; echo; echo last >&2; exit 1")
-		sh.start(t, c)
-		awaitExit(t, c, id)
-		log := string(sh.read(t))
-		if n := strings.Count(log, "x"); n != 300000 || !strings.Contains(log, " stderr F last\n") {
-			t.Errorf("log has %d bytes of output", n)
-		}
-		forget(t, c, id)
-	}
-}
-
-// TestBackgroundWriter has a process keep the pipe after the container's end.
-func TestBackgroundWriter(t *testing.T) {
-	testkit.Root(t)
-	testkit.Leaks(t)
-	dir := stateDir(t)
-	c := connectTest(t, dir)
-	defer c.Close()
-	release := filepath.Join(t.TempDir(), "release")
-	sh := newShell(t, "web", "(while [ ! -e "+release+" ]; do sleep 0.01; done; echo late) & printf early; exit 2")
-	sh.start(t, c)
-	if x := awaitExit(t, c, "web"); x.Code != 2 {
-		t.Errorf("exit %+v", x)
-	}
-	if log := sh.read(t); !bytes.HasSuffix(log, []byte(" stdout P early\n")) {
-		t.Errorf("log %q", log)
-	}
-	if err := os.WriteFile(release, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "late output", func() bool { return bytes.HasSuffix(sh.read(t), []byte(" stdout F late\n")) })
-	awaitChildless(t, c) // the orphan is the keeper's to reap
-	forget(t, c, "web")
-}
-
-func TestAttach(t *testing.T) {
-	testkit.Root(t)
-	testkit.Leaks(t)
-	c := connectTest(t, stateDir(t))
-	defer c.Close()
-	begin := filepath.Join(t.TempDir(), "begin")
-	sh := newShell(t, "web", "while [ ! -e "+begin+" ]; do sleep 0.01; done; head -c 3000000 /dev/zero; echo oops >&2")
-	sh.start(t, c)
-	attach := func(out, errs bool) (outR, errR *os.File) {
-		var outW, errW *os.File
-		if out {
-			outR, outW = pipe(t)
-			t.Cleanup(func() { outR.Close() })
-		}
-		if errs {
-			errR, errW = pipe(t)
-			t.Cleanup(func() { errR.Close() })
-		}
-		if err := c.Attach(testContext(t), "web", outW, errW); err != nil {
-			t.Fatal(err)
-		}
-		closeFiles(outW, errW)
-		return outR, errR
-	}
-	attach(true, true) // a reader that never reads
-	gone, _ := attach(true, false)
-	gone.Close()
-	_, errR := attach(false, true)
-	outR, _ := attach(true, false)
-	if err := os.WriteFile(begin, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var got int64
-	var wg sync.WaitGroup
-	wg.Go(func() { got, _ = io.Copy(io.Discard, outR) })
-	oops, err := io.ReadAll(errR)
-	if err != nil || string(oops) != "oops\n" {
-		t.Errorf("stderr %q, error %v", oops, err)
-	}
-	wg.Wait()
-	awaitExit(t, c, "web")
-	if got == 0 || got > 3000000 {
-		t.Errorf("attached reader got %d bytes", got)
-	}
-	if n := bytes.Count(sh.read(t), []byte{0}); n != 3000000 {
-		t.Errorf("log has %d bytes of output", n)
-	}
-	r, w := pipe(t)
-	defer r.Close()
-	defer w.Close()
-	if err := c.Attach(testContext(t), "web", w, nil); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("attach to what has ended: error %v", err)
-	}
-	if err := c.Attach(testContext(t), "nobody", w, nil); !errors.Is(err, ErrNotFound) {
-		t.Errorf("attach to nobody: error %v", err)
-	}
-	if err := c.ReopenLog(testContext(t), "nobody", w); !errors.Is(err, ErrNotFound) {
-		t.Errorf("reopen log of nobody: error %v", err)
-	}
-	forget(t, c, "web")
 }
 
 // TestUnfinishedRecord has a keeper begin where another one was killed over an
@@ -814,22 +729,26 @@ func TestKeptAndForgotten(t *testing.T) {
 	defer c.Close()
 	r, w := pipe(t)
 	defer r.Close()
+
 	sh := newShell(t, "web", "sleep 60")
 	sh.req.Keep = []Named{{"stdin", w}}
 	st := sh.start(t, c)
 	w.Close()
+
 	if err := c.Forget(testContext(t), "web"); !errors.Is(err, ErrRunning) {
 		t.Errorf("forget a process that lives: error %v", err)
 	}
 	if err := c.CloseKept(testContext(t), "web", "stdout"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("close what is not kept: error %v", err)
 	}
+
 	if err := c.CloseKept(testContext(t), "web", "stdin"); err != nil {
 		t.Error(err)
 	}
 	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
 		t.Errorf("kept descriptor is still open: %d bytes, error %v", n, err)
 	}
+
 	if err := c.Forget(testContext(t), "nobody"); err != nil {
 		t.Errorf("forget nobody: %v", err)
 	}
@@ -844,6 +763,7 @@ func TestLimitIsInherited(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	sh := newShell(t, "web", "ulimit -Sn; ulimit -Hn; cat /proc/self/oom_score_adj; ls /proc/$$/fd")
 	sh.start(t, c)
 	awaitExit(t, c, "web")
@@ -852,6 +772,7 @@ func TestLimitIsInherited(t *testing.T) {
 		_, content, _ := strings.Cut(line, " F ")
 		got.WriteString(content)
 	}
+
 	if got.String() != string(want)+"0\n1\n2\n" {
 		t.Errorf("got %q, want %q", got.String(), want)
 	}
@@ -864,6 +785,7 @@ func TestManyAtOnce(t *testing.T) {
 	testkit.Leaks(t)
 	c := connectTest(t, stateDir(t))
 	defer c.Close()
+
 	const workers, rounds = 8, 12
 	var wg sync.WaitGroup
 	for i := range workers {
@@ -874,6 +796,7 @@ func TestManyAtOnce(t *testing.T) {
 				if j%2 == 1 {
 					p.fork()
 				}
+
 				p.exec("/bin/sh", "-c", fmt.Sprintf("exit %d", j))
 				st, err := c.Start(testContext(t), Request{ID: id, Kind: Exec, Plan: &p.Plan})
 				if err != nil {
@@ -884,6 +807,7 @@ func TestManyAtOnce(t *testing.T) {
 			}
 		})
 	}
+
 	codes := map[string]int{}
 	timeout := time.After(pace.Scale(3 * patience))
 	for len(codes) < workers*rounds {
@@ -895,6 +819,7 @@ func TestManyAtOnce(t *testing.T) {
 		}
 	}
 	wg.Wait()
+
 	for id, code := range codes {
 		if !strings.HasSuffix(id, fmt.Sprintf("-%d", code)) {
 			t.Errorf("%s ended with %d", id, code)

@@ -40,6 +40,7 @@ func Connect(ctx context.Context, stateDir, binary string) (*Client, error) {
 		return nil, fmt.Errorf("connect to keeper: %w", err)
 	}
 	defer dir.Close()
+
 	for range attempts {
 		var c *Client
 		c, err = connect(ctx, dir, stateDir, binary)
@@ -52,11 +53,13 @@ func Connect(ctx context.Context, stateDir, binary string) (*Client, error) {
 			}
 			continue
 		}
+
 		// A keeper that was just about to end hangs up: try again.
 		if !errors.Is(err, io.EOF) || errors.Is(err, ErrKeeper) || ctx.Err() != nil {
 			break
 		}
 	}
+
 	return nil, fmt.Errorf("connect to keeper: %w", err)
 }
 
@@ -68,11 +71,13 @@ func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Clien
 	if !nobody(err) {
 		return nil, err
 	}
+
 	lock, err := lockState(ctx, stateDir)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
+
 	if fd, err := dial(dir); err == nil {
 		return greet(ctx, fd, nil)
 	}
@@ -80,6 +85,7 @@ func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Clien
 	if err != nil {
 		return nil, err
 	}
+
 	fd, err = dial(dir)
 	if err == nil {
 		var c *Client
@@ -87,6 +93,7 @@ func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Clien
 			return c, nil
 		}
 	}
+
 	// Errors mean that it has ended already.
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
@@ -99,11 +106,13 @@ func openState(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state folder: %w", err)
 	}
+
 	info, err := dir.Stat()
 	if err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("examine state folder: %w", err)
 	}
+
 	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
 		dir.Close()
 		return nil, fmt.Errorf("%w: %s", ErrState, path)
@@ -164,6 +173,7 @@ func greet(ctx context.Context, fd int, keeper *exec.Cmd) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	err = hello(conn)
 	if !stop() {
@@ -173,6 +183,7 @@ func greet(ctx context.Context, fd int, keeper *exec.Cmd) (*Client, error) {
 		conn.Close()
 		return nil, err
 	}
+
 	return newClient(conn, keeper), nil
 }
 
@@ -186,10 +197,12 @@ func hello(conn *wire.Conn) error {
 		}
 		return err
 	}
+
 	p, err := conn.Recv()
 	if err != nil {
 		return err
 	}
+
 	wire.CloseAll(p.Files)
 	switch m := p.Msg.(type) {
 	case wire.Hello:
@@ -200,6 +213,7 @@ func hello(conn *wire.Conn) error {
 	case wire.Fail:
 		return m
 	}
+
 	return fmt.Errorf("%w: unexpected %T", wire.ErrProtocol, p.Msg)
 }
 
@@ -209,6 +223,7 @@ func lockState(ctx context.Context, stateDir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
+
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -220,6 +235,7 @@ func lockState(ctx context.Context, stateDir string) (*os.File, error) {
 			f.Close()
 			return nil, fmt.Errorf("take lock: %w", err)
 		}
+
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -237,20 +253,24 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 		return nil, err
 	}
 	defer image.Close()
+
 	listener, err := listen(dir, stateDir, ownSocketName)
 	if err != nil {
 		return nil, err
 	}
 	defer listener.Close()
+
 	log, err := os.OpenFile(filepath.Join(stateDir, logName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open keeper log: %w", err)
 	}
 	defer log.Close()
+
 	abs, err := filepath.Abs(stateDir)
 	if err != nil {
 		return nil, fmt.Errorf("resolve state folder: %w", err)
 	}
+
 	cmd := &exec.Cmd{
 		// Not /proc/self: the number may mean another file in the child.
 		Path: "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(image.Fd())),
@@ -266,6 +286,7 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start keeper: %w", err)
 	}
+
 	return cmd, nil
 }
 
@@ -275,6 +296,7 @@ func listen(dir *os.File, stateDir, name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if err := os.Remove(filepath.Join(stateDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
 	}
@@ -282,15 +304,18 @@ func listen(dir *os.File, stateDir, name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	f := os.NewFile(uintptr(fd), name)
 	if err := unix.Fchmod(fd, 0o600); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("protect socket: %w", err)
 	}
+
 	if err := unix.Bind(fd, addr); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("bind socket: %w", err)
 	}
+
 	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("listen on socket: %w", err)

@@ -24,6 +24,7 @@ func ReadExits(stateDir string) ([]Exit, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read exit records: %w", err)
 	}
+
 	var exits []Exit
 	var errs []error
 	for _, d := range list {
@@ -34,6 +35,7 @@ func ReadExits(stateDir string) ([]Exit, error) {
 		if errors.Is(err, os.ErrNotExist) {
 			continue // forgotten meanwhile
 		}
+
 		var x wire.Exited
 		if err == nil {
 			x, err = wire.ParseRecord(data)
@@ -44,6 +46,7 @@ func ReadExits(stateDir string) ([]Exit, error) {
 		}
 		exits = append(exits, exitOf(x))
 	}
+
 	return exits, errors.Join(errs...)
 }
 

@@ -30,21 +30,25 @@ func FuzzKeeper(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		conn, err := wire.NewConn(pair[0])
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		c := newClient(conn, nil)
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
 			play(pair[1], script)
 		}()
+
 		ask(t, c)
 		<-ended
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
+
 		if after := openFiles(t); after > before {
 			t.Errorf("%d descriptors are open, %d were", after, before)
 		}
@@ -91,6 +95,7 @@ func play(fd int, script []byte) {
 		packet := append([]byte{head[0] % fuzzTypes, head[1] % 4, 0, 0, 0}, script[4:4+n]...)
 		script = script[4+n:]
 		var oob []byte
+
 		if files := int(head[2] % 5); files > 0 {
 			oob = unix.UnixRights([]int{0, 1, 2, 0, 1}[:files]...)
 		}
@@ -98,6 +103,7 @@ func play(fd int, script []byte) {
 			return
 		}
 	}
+
 	// The calls are to get their answers before the end.
 	time.Sleep(time.Millisecond)
 }
@@ -124,18 +130,22 @@ func TestAnswersDoNotFit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		ours, err := wire.NewConn(pair[0])
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		keeper, err := wire.NewConn(pair[1])
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		var files []int
 		if name == "two names" {
 			files = []int{0, 1}
 		}
+
 		c := newClient(ours, nil)
 		answered := make(chan error, 1)
 		go func() {
@@ -143,6 +153,7 @@ func TestAnswersDoNotFit(t *testing.T) {
 			wire.CloseAll(p.Files)
 			answered <- errors.Join(err, keeper.Send(p.Seq, answer, files))
 		}()
+
 		_, err = c.Start(testContext(t), Request{ID: "web", Kind: Exec, Plan: &plan.Plan{Name: "web"}})
 		if !errors.Is(err, wire.ErrProtocol) {
 			t.Errorf("%s: error %v, want %v", name, err, wire.ErrProtocol)

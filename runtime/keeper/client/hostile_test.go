@@ -48,6 +48,7 @@ func TestOtherVersion(t *testing.T) {
 	if err := conn.Send(0, wire.Hello{Version: wire.Version + 1}, nil); err != nil {
 		t.Fatal(err)
 	}
+
 	p, err := conn.Recv()
 	if f, ok := p.Msg.(wire.Fail); err != nil || !ok || !errors.Is(f, wire.ErrVersion) {
 		t.Errorf("answer %+v, error %v", p.Msg, err)
@@ -65,6 +66,7 @@ func TestNonsense(t *testing.T) {
 	c := connectTest(t, dir)
 	defer c.Close()
 	t.Cleanup(func() { os.Remove(filepath.Join(dir, logName)) }) // it complains there
+
 	before := keeperFDs(t, c)
 	hello := []byte{1, 0, 0, 0, 0, wire.Version}
 	rnd := rand.New(rand.NewPCG(3, 4))
@@ -75,23 +77,28 @@ func TestNonsense(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+
 		for range 1 + rnd.IntN(4) {
 			msg := make([]byte, rnd.IntN(40))
 			for i := range msg {
 				msg[i] = byte(rnd.IntN(256))
 			}
+
 			if len(msg) > 0 {
 				msg[0] = byte(rnd.IntN(18))
 			}
+
 			// The keeper may have hung up already.
 			_ = unix.Sendmsg(fd, msg, unix.UnixRights(0, 1, 2), nil, unix.MSG_NOSIGNAL)
 		}
 		unix.Close(fd)
 	}
+
 	if list := listAll(t, c); len(list) != 0 {
 		t.Errorf("listed %v", list)
 	}
 	newShell(t, "web", "exit 3").start(t, c)
+
 	if x := awaitExit(t, c, "web"); x.Code != 3 {
 		t.Errorf("exit %+v", x)
 	}
@@ -114,10 +121,12 @@ func TestBadStarts(t *testing.T) {
 	dir := stateDir(t)
 	c := connectTest(t, dir)
 	defer c.Close()
+
 	conn := rawConn(t, dir)
 	if err := hello(conn); err != nil {
 		t.Fatal(err)
 	}
+
 	p := newProgram("start")
 	p.exec("/bin/true")
 	good, err := sealedFile("plan", p.Encode())
@@ -125,22 +134,26 @@ func TestBadStarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(good)
+
 	junk, err := sealedFile("plan", []byte("crisp plan 2\njunk"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(junk)
+
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
 	defer wire.CloseAll(fds[:])
+
 	start := wire.Start{ID: "web", Kind: wire.Exec}
 	with := func(change func(*wire.Start)) wire.Start {
 		m := start
 		change(&m)
 		return m
 	}
+
 	for name, r := range map[string]struct {
 		m     wire.Start
 		files []int
@@ -164,12 +177,14 @@ func TestBadStarts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if f, ok := answer.Msg.(wire.Fail); !ok {
 			t.Errorf("%s: answer %+v", name, answer.Msg)
 		} else if name != "inputs unexpected" && !errors.Is(f, wire.ErrInvalid) {
 			t.Errorf("%s: error %v", name, f)
 		}
 	}
+
 	if list := listAll(t, c); len(list) != 0 {
 		t.Errorf("left %+v", list)
 	}
@@ -181,6 +196,7 @@ func TestDaemonDiesAtGate(t *testing.T) {
 	dir := stateDir(t)
 	c := connectTest(t, dir)
 	defer c.Close()
+
 	marker := filepath.Join(t.TempDir(), "passed")
 	for _, forked := range []bool{false, true} {
 		other := connectTest(t, dir)
@@ -188,6 +204,7 @@ func TestDaemonDiesAtGate(t *testing.T) {
 		if forked {
 			p.fork()
 		}
+
 		p.gate()
 		p.exec("/bin/touch", marker)
 		reached := make(chan struct{})
@@ -200,11 +217,13 @@ func TestDaemonDiesAtGate(t *testing.T) {
 			}})
 			result <- err
 		}()
+
 		<-reached
 		other.Close()
 		if err := <-result; !errors.Is(err, ErrLost) {
 			t.Errorf("error %v, want %v", err, ErrLost)
 		}
+
 		eventually(t, "start is gone", func() bool { return c.Forget(testContext(t), "web") == nil })
 		awaitChildless(t, c)
 		if _, err := os.Stat(marker); err == nil {
@@ -222,15 +241,18 @@ func TestKeeperDiesDuringStart(t *testing.T) {
 		if err := os.Chmod(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
+
 		c := connectTest(t, dir)
 		fifo, marker := filepath.Join(dir, "fifo"), filepath.Join(dir, "passed")
 		if err := unix.Mkfifo(fifo, 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		p := newProgram("start container web")
 		if forked {
 			p.fork()
 		}
+
 		p.do("hang", unix.SYS_OPENAT, num(unix.AT_FDCWD), str(fifo), num(unix.O_RDONLY), num(0)).Save = 0
 		p.do("hold", unix.SYS_READ, plan.Arg{Kind: plan.ArgReg, Int: 0}, plan.Arg{Kind: plan.ArgBytes, Bytes: []byte{0}}, num(1))
 		p.exec("/bin/touch", marker)
@@ -239,10 +261,12 @@ func TestKeeperDiesDuringStart(t *testing.T) {
 			_, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan})
 			result <- err
 		}()
+
 		w, err := os.OpenFile(fifo, os.O_WRONLY, 0) // returns when the child is there
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if err := c.keeper.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -252,6 +276,7 @@ func TestKeeperDiesDuringStart(t *testing.T) {
 		w.Close() // lets the child go on
 		c.Close()
 		time.Sleep(50 * time.Millisecond)
+
 		if _, err := os.Stat(marker); err == nil {
 			t.Error("child outlived the keeper")
 		}

@@ -131,12 +131,14 @@ func newShell(t testing.TB, id, script string) *shell {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p.do("set stdout", unix.SYS_DUP3, p.input("stdout"), num(1), num(0))
 	p.do("set stderr", unix.SYS_DUP3, p.input("stderr"), num(2), num(0))
 	sh.req = Request{
 		ID: id, Kind: Container, Plan: &p.Plan, Files: []*os.File{outW, errW},
 		Log: &LogConfig{Stdout: stream(t, outR), Stderr: stream(t, errR), Out: out},
 	}
+
 	p.exec("/bin/sh", "-c", script)
 	sh.held = []*os.File{outW, errW}
 	return sh

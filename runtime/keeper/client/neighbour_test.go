@@ -24,6 +24,7 @@ func frozenGroup(t *testing.T) *os.File {
 	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
 		root += "/unified"
 	}
+
 	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
 		testkit.Skip(t, "cgroup version 2 mounted", "there is no group to be born in")
 	}
@@ -36,6 +37,7 @@ func frozenGroup(t *testing.T) *os.File {
 			t.Error(err)
 		}
 	})
+
 	if err := os.WriteFile(dir+"/cgroup.freeze", []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -44,6 +46,7 @@ func frozenGroup(t *testing.T) *os.File {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
+
 	return f
 }
 
@@ -69,6 +72,7 @@ func TestFrozenHoldsUpNobody(t *testing.T) {
 			p.fork()
 			p.Steps[len(p.Steps)-1].Exposed = true
 		}
+
 		p.exec("/bin/true")
 		r := Request{ID: fmt.Sprintf("frozen-%d", i), Kind: Exec, Plan: &p.Plan, Files: []*os.File{group}}
 		wg.Go(func() {
@@ -76,6 +80,7 @@ func TestFrozenHoldsUpNobody(t *testing.T) {
 			ends <- err
 		})
 	}
+
 	time.Sleep(pace.Scale(300 * time.Millisecond)) // they are on their way
 
 	const others = 20
@@ -89,6 +94,7 @@ func TestFrozenHoldsUpNobody(t *testing.T) {
 		forget(t, c, id)
 		listAll(t, c)
 	}
+
 	if took := time.Since(begin) / others; took > pace.Scale(100*time.Millisecond) {
 		t.Errorf("a start beside a frozen container takes %v", took)
 	}
@@ -99,11 +105,13 @@ func TestFrozenHoldsUpNobody(t *testing.T) {
 	if took := time.Since(begin); took > pace.Scale(time.Second) {
 		t.Errorf("to give up took %v", took)
 	}
+
 	for range cap(ends) {
 		if err := <-ends; !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v, want that it was cancelled", err)
 		}
 	}
+
 	awaitChildless(t, c)
 	if procs, err := os.ReadFile(group.Name() + "/cgroup.procs"); err != nil || len(procs) > 0 {
 		t.Errorf("left in the group: %q, %v", procs, err)
@@ -118,15 +126,18 @@ func TestGroupKillSparesKeeper(t *testing.T) {
 	group := frozenGroup(t)
 	c := connectTest(t, stateDir(t))
 	defer c.Close()
+
 	p := newProgram("start container web")
 	p.Inputs = append(p.Inputs, plan.Input{Name: "cgroup"})
 	p.Clone.Cgroup = 0
 	p.exec("/bin/true")
+
 	done := make(chan error, 1)
 	go func() {
 		_, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan, Files: []*os.File{group}})
 		done <- err
 	}()
+
 	time.Sleep(pace.Scale(100 * time.Millisecond))
 
 	// Processes that share memory with one that is killed would end with it.
@@ -135,12 +146,14 @@ func TestGroupKillSparesKeeper(t *testing.T) {
 	if !kcmp(keeper, keeper) || kcmp(keeper, child) {
 		t.Error("a process in the container's cgroup shares the keeper's memory")
 	}
+
 	if err := os.WriteFile(group.Name()+"/cgroup.kill", []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; err == nil {
 		t.Error("a process that was killed has started")
 	}
+
 	newShell(t, "other", "exit 5").start(t, c)
 	if x := awaitExit(t, c, "other"); x.Code != 5 {
 		t.Errorf("exit %+v", x)

@@ -21,6 +21,7 @@ func TestProcessesAreOrdinary(t *testing.T) {
 		"cut -d' ' -f19,41 /proc/self/stat", "cat /proc/self/personality /proc/self/coredump_filter /proc/self/timerslack_ns",
 		"umask", "grep -E 'core file|stack size|Max processes|file size' /proc/self/limits | tr -s ' '",
 	}, "; ")
+
 	output := func(c *Client, id string) string {
 		sh := newShell(t, id, script)
 		sh.start(t, c)
@@ -30,6 +31,7 @@ func TestProcessesAreOrdinary(t *testing.T) {
 			_, content, _ := strings.Cut(line, " F ")
 			got.WriteString(content)
 		}
+
 		forget(t, c, id)
 		return got.String()
 	}
@@ -47,16 +49,19 @@ func TestProcessesAreOrdinary(t *testing.T) {
 		if err := unix.Prlimit(0, unix.RLIMIT_CORE, &unix.Rlimit{Max: unix.RLIM_INFINITY}, &core); err != nil {
 			t.Error(err)
 		}
+
 		c = connectTest(t, dir)
 		if err := unix.Prlimit(0, unix.RLIMIT_CORE, &core, nil); err != nil {
 			t.Error(err)
 		}
 	}()
+
 	select {
 	case <-done:
 	case <-time.After(10 * time.Second):
 		t.Fatal("no keeper")
 	}
+
 	if t.Failed() || c == nil {
 		t.FailNow()
 	}
@@ -75,12 +80,14 @@ func odd(t *testing.T) {
 		ioProcess = 1
 		idle      = 3 << 13
 	)
+
 	var first unix.CPUSet
 	first.Set(0)
 	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: batch, Nice: 7}
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		t.Error(err)
 	}
+
 	unix.Umask(0o077)
 	for name, err := range map[string]error{
 		"directory": unix.Chdir("/proc"), "affinity": unix.SchedSetaffinity(0, &first), "policy": unix.SchedSetAttr(0, &attr, 0),
@@ -91,6 +98,7 @@ func odd(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+
 	for name, call := range map[string][]uintptr{
 		"personality": {unix.SYS_PERSONALITY, noRandom, 0, 0}, "I/O priority": {unix.SYS_IOPRIO_SET, ioProcess, 0, idle},
 		"memory policy": {unix.SYS_SET_MEMPOLICY, unix.MPOL_LOCAL, 0, 0},

@@ -87,16 +87,19 @@ func NewTerminalStream(maxLine int) (*Stream, error) {
 		return nil, fmt.Errorf("make pipe: %w", err)
 	}
 	defer wire.CloseAll(fds[:])
+
 	// One descriptor is enough for both directions.
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fds[0]), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open pipe in both directions: %w", err)
 	}
+
 	pipe := os.NewFile(uintptr(fd), "relay")
 	st, err := NewStream(pipe, maxLine)
 	if err != nil {
 		pipe.Close()
 	}
+
 	return st, err
 }
 
@@ -208,15 +211,18 @@ func (a *Adoption) message() (m wire.Adopt, files []*os.File, err error) {
 	if a.Terminal != nil {
 		files = append(files, a.Terminal)
 	}
+
 	for name, f := range a.Namespaces {
 		m.Started.Namespaces = append(m.Started.Namespaces, name)
 		files = append(files, f)
 	}
+
 	if l := a.Log; l != nil {
 		m.Log, m.Stdout, m.Stderr, m.MaxLine = true, l.Stdout != nil, l.Stderr != nil, int64(l.MaxLine)
 		m.Former = uint64(len(l.Former))
 		files = append(files, l.files()...)
 	}
+
 	for _, k := range a.Keep {
 		m.Keep = append(m.Keep, k.Name)
 		files = append(files, k.File)
@@ -243,10 +249,12 @@ func (r *Request) message() (m wire.Start, files []int, err error) {
 	if len(r.Files) != len(r.Plan.Inputs) {
 		return m, nil, fmt.Errorf("%w: %d files for %d inputs", ErrInvalid, len(r.Files), len(r.Plan.Inputs))
 	}
+
 	m = wire.Start{
 		ID: r.ID, Kind: r.Kind, Inputs: uint64(len(r.Files)),
 		Terminal: r.Terminal, Hold: r.Hold, Pause: r.Pause, Gate: r.Gate != nil,
 	}
+
 	handles := append([]*os.File(nil), r.Files...)
 	if l := r.Log; l != nil {
 		if l.Out == nil || len(l.Former) > 0 {
@@ -255,10 +263,12 @@ func (r *Request) message() (m wire.Start, files []int, err error) {
 		m.Log, m.Stdout, m.Stderr, m.MaxLine = true, l.Stdout != nil, l.Stderr != nil, int64(l.MaxLine)
 		handles = append(handles, l.files()...)
 	}
+
 	for _, k := range r.Keep {
 		m.Keep = append(m.Keep, k.Name)
 		handles = append(handles, k.File)
 	}
+
 	if m.Gate && !hasGate(r.Plan) {
 		return m, nil, fmt.Errorf("%s: %w", r.Plan.Name, ErrNoGate)
 	}
@@ -266,6 +276,7 @@ func (r *Request) message() (m wire.Start, files []int, err error) {
 	if err != nil {
 		return m, nil, err
 	}
+
 	fd, err := sealedFile("plan", r.Plan.Encode())
 	if err != nil {
 		return m, nil, err
@@ -313,6 +324,7 @@ func sealedFile(name string, data []byte) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("make memfd: %w", err)
 	}
+
 	for len(data) > 0 {
 		n, err := unix.Write(fd, data)
 		if err != nil {
@@ -321,6 +333,7 @@ func sealedFile(name string, data []byte) (int, error) {
 		}
 		data = data[n:]
 	}
+
 	if err := sealed.Seal(fd); err != nil {
 		unix.Close(fd)
 		return -1, err

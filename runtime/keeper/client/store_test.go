@@ -36,6 +36,7 @@ func newManager(t *testing.T) *manager {
 	if err := os.Chmod(m.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	m.listener = m.listen()
 	var err error
 	if m.notify, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
@@ -44,6 +45,7 @@ func newManager(t *testing.T) *manager {
 	if err := unix.Bind(m.notify, &unix.SockaddrUnix{Name: filepath.Join(m.dir, "notify")}); err != nil {
 		t.Fatal(err)
 	}
+
 	m.wg.Go(m.receive)
 	t.Cleanup(m.close)
 	return m
@@ -75,11 +77,13 @@ func (m *manager) receive() {
 		if err != nil || string(buf[:n]) == "end" {
 			return
 		}
+
 		said := map[string]string{}
 		for line := range strings.Lines(string(buf[:n])) {
 			name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 			said[name] = value
 		}
+
 		m.mu.Lock()
 		switch {
 		case said["FDSTORE"] == "1" && said["FDPOLL"] == "0":
@@ -155,11 +159,13 @@ func (m *manager) start() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+
 	log, err := os.OpenFile(filepath.Join(m.dir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer log.Close()
+
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keeper = exec.Command("/bin/bash", "-c", `LISTEN_PID=$$ exec -a "$0" "$@"`, binaryName, self, m.dir)
@@ -168,6 +174,7 @@ func (m *manager) start() {
 		fmt.Sprintf("LISTEN_FDS=%d", 1+len(m.stored)),
 		"LISTEN_FDNAMES=" + strings.Join(append([]string{"crisp-keeper.socket"}, m.names...), ":"),
 	}
+
 	m.keeper.ExtraFiles = append([]*os.File{m.listener}, m.stored...)
 	m.keeper.Stderr = log
 	if err := m.keeper.Start(); err != nil {
@@ -206,12 +213,14 @@ func TestStoreOutlivesBoth(t *testing.T) {
 	becomeSubreaper(t)
 	m := newManager(t)
 	m.start()
+
 	c := connectTest(t, m.dir)
 
 	stop := filepath.Join(t.TempDir(), "stop")
 	counting := newShell(t, "web", "i=0; while [ ! -e "+stop+" ]; do i=$((i+1)); echo $i || exit 99; done; echo end >&2; exit 7")
 	keptR, keptW := pipe(t)
 	defer closeFiles(keptR, keptW)
+
 	otherR, otherW := pipe(t)
 	defer closeFiles(otherR, otherW)
 	counting.req.Keep = []Named{{"stdin", keptW}, {"other", otherW}}
@@ -219,6 +228,7 @@ func TestStoreOutlivesBoth(t *testing.T) {
 	p := newProgram("make sandbox pod")
 	p.Clone.Flags = unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 	p.gate()
+
 	held, err := c.Start(testContext(t), Request{ID: "pod", Kind: Sandbox, Plan: &p.Plan, Hold: true})
 	if err != nil {
 		t.Fatal(err)
@@ -227,6 +237,7 @@ func TestStoreOutlivesBoth(t *testing.T) {
 	if err := c.CloseKept(testContext(t), "web", "other"); err != nil {
 		t.Fatal(err)
 	}
+
 	newShell(t, "ended", "exit 3").start(t, c)
 	awaitExit(t, c, "ended")
 	eventually(t, "output", func() bool { return len(counting.read(t)) > 10000 })
@@ -238,6 +249,7 @@ func TestStoreOutlivesBoth(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if err := c.ReopenLog(testContext(t), "web", out); err != nil {
 				t.Fatal(err)
 			}
@@ -249,6 +261,7 @@ func TestStoreOutlivesBoth(t *testing.T) {
 				t.Fatalf("replaced %v, error %v", replaced, err)
 			}
 		}
+
 		m.kill()
 		<-c.Done()
 		c.Close()
@@ -257,20 +270,24 @@ func TestStoreOutlivesBoth(t *testing.T) {
 		before := len(counting.read(t))
 		eventually(t, "log goes on", func() bool { return len(counting.read(t)) > before })
 	}
+
 	defer func() { c.Close() }()
 
 	list := map[string]Entry{}
 	for _, e := range listAll(t, c) {
 		list[e.ID] = e
 	}
+
 	web := list["web"]
 	if web.Pid != st.Pid || web.PidFD == nil || web.Kept["stdin"] == nil || web.Kept["other"] != nil || !web.StartedAt.Equal(st.StartedAt) {
 		t.Errorf("the container came back as %+v", web)
 	}
+
 	checkNamespaces(t, list["pod"].Namespaces, "uts", "ipc")
 	if len(list) != 2 {
 		t.Errorf("%d entries came back", len(list))
 	}
+
 	if err := os.WriteFile(stop, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -278,15 +295,18 @@ func TestStoreOutlivesBoth(t *testing.T) {
 	if _, err := unix.Wait4(st.Pid, &status, 0, nil); err != nil || status.ExitStatus() != 7 {
 		t.Fatalf("status %v, error %v", status, err)
 	}
+
 	wantExit7(t, awaitExit(t, c, "web"))
 	old, err := os.ReadFile(counting.log + ".1")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	checkCounted(t, append(old, counting.read(t)...))
 	forget(t, c, "web", "pod", "ended")
 	eventually(t, "nothing is stored", func() bool { return len(m.list()) == 0 })
 	c.Close()
+
 	if err := m.keeper.Wait(); err != nil { // it ends when it holds nothing
 		t.Error(err)
 	}
@@ -303,10 +323,12 @@ func TestKeeperWithoutItsSocket(t *testing.T) {
 	m := newManager(t)
 	r, w := pipe(t)
 	defer closeFiles(r, w)
+
 	socket := m.listener
 	m.listener = r
 	m.start()
 	m.listener = socket
+
 	if err := m.keeper.Wait(); err == nil {
 		t.Error("it ends well")
 	}
@@ -322,6 +344,7 @@ func TestSocketComesBack(t *testing.T) {
 	testkit.Leaks(t)
 	m := newManager(t)
 	m.listener.Close()
+
 	c := connectTest(t, m.dir)
 	st := newShell(t, "web", "exec sleep 60").start(t, c)
 	m.listener = m.listen()
@@ -332,6 +355,7 @@ func TestSocketComesBack(t *testing.T) {
 	}
 	again.Close()
 	m.start()
+
 	if err := m.keeper.Wait(); err == nil {
 		t.Error("the service manager's keeper starts beside it, and ends well")
 	}
@@ -347,12 +371,14 @@ func TestSocketComesBack(t *testing.T) {
 		_, err := os.Stat(filepath.Join(m.dir, ownSocketName))
 		return os.IsNotExist(err)
 	})
+
 	m.start()
 	c = connectTest(t, m.dir)
 	if c.keeper != nil {
 		t.Error("the daemon starts another keeper beside the service manager's")
 	}
 	c.Close()
+
 	if err := m.keeper.Wait(); err != nil {
 		t.Error(err)
 	}

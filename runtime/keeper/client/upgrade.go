@@ -33,20 +33,24 @@ func upgrade(ctx context.Context, dir *os.File, binary string) (replaced bool, e
 		return false, err
 	}
 	defer image.Close()
+
 	fd, err := dial(dir)
 	if err != nil {
 		return false, err
 	}
+
 	conn, err := wire.NewConn(fd)
 	if err != nil {
 		return false, err
 	}
 	defer conn.Close()
+
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	if err := conn.CheckPeer(); err != nil {
 		return false, err
 	}
+
 	if err := conn.Send(0, wire.Upgrade{}, []int{int(image.Fd())}); err != nil {
 		return false, err
 	}
@@ -59,6 +63,7 @@ func upgrade(ctx context.Context, dir *os.File, binary string) (replaced bool, e
 	case err != nil:
 		return false, err
 	}
+
 	wire.CloseAll(p.Files)
 	if f, ok := p.Msg.(wire.Fail); ok {
 		return false, f

@@ -19,10 +19,12 @@ func otherPrograms(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	data, err := os.ReadFile(self)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var list []string
 	for i := range 2 {
 		path := filepath.Join(t.TempDir(), "keeper")
@@ -31,6 +33,7 @@ func otherPrograms(t *testing.T) []string {
 		}
 		list = append(list, path)
 	}
+
 	return list
 }
 
@@ -52,16 +55,19 @@ func TestUpgrade(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer started.Close()
+
 	stdin, _ := pipe(t)
 	defer stdin.Close()
 	p := newProgram("make sandbox pod")
 	p.Clone.Flags = unix.CLONE_NEWUTS
 	p.gate()
+
 	held, err := c.Start(testContext(t), Request{ID: "pod", Kind: Sandbox, Plan: &p.Plan, Hold: true, Keep: []Named{{"stdin", stdin}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	held.Close()
+
 	before := awaitExitOf(t, c, "before", 3) // ends, and is not forgotten
 	attached, w := pipe(t)
 	defer attached.Close()
@@ -77,10 +83,12 @@ func TestUpgrade(t *testing.T) {
 		sh := newShell(t, id, fmt.Sprintf("sleep 0.0%d; echo done; exit %d", i, 10+i))
 		sh.start(t, c)
 		codes[id] = 10 + i
+
 		replaced, err := Upgrade(testContext(t), dir, programs[i%2])
 		if err != nil || !replaced {
 			t.Fatalf("replaced %v, error %v", replaced, err)
 		}
+
 		if again, err := Upgrade(testContext(t), dir, programs[i%2]); err != nil || again {
 			t.Errorf("the same program again: replaced %v, error %v", again, err)
 		}
@@ -90,25 +98,30 @@ func TestUpgrade(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	defer c.Close()
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
 		t.Errorf("the keeper is another process: %v", err)
 	}
+
 	if err := os.WriteFile(stop, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	codes["counting"] = 7
+
 	for id, want := range codes {
 		eventually(t, "the end of "+id, func() bool { return exitIn(t, c, id) != nil })
 		if x := exitIn(t, c, id); x.Code != want {
 			t.Errorf("%s ended with %+v, want code %d", id, x, want)
 		}
 	}
+
 	if x := exitIn(t, c, "before"); x == nil || *x != before {
 		t.Errorf("the earlier exit is %+v, was %+v", x, before)
 	}
 	checkCounted(t, counting.read(t))
 	checkStillAttached(t, attached)
+
 	list := listAll(t, c)
 	for _, e := range list {
 		if e.ID == "pod" && (e.Kept["stdin"] == nil || e.Namespaces["uts"] == nil) {
@@ -116,6 +129,7 @@ func TestUpgrade(t *testing.T) {
 		}
 		forget(t, c, e.ID)
 	}
+
 	if len(list) != len(codes)+2 {
 		t.Errorf("%d entries, want %d", len(list), len(codes)+2)
 	}
@@ -166,12 +180,14 @@ func TestUpgradeThatCannotBe(t *testing.T) {
 	dir := stateDir(t)
 	c := connectTest(t, dir)
 	defer func() { c.Close() }()
+
 	sh := newShell(t, "web", "exec sleep 1000")
 	st := sh.start(t, c)
 	garbage := filepath.Join(t.TempDir(), "garbage")
 	if err := os.WriteFile(garbage, []byte("no program"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, program := range []string{"/bin/false", garbage, filepath.Join(dir, "nothing")} {
 		if replaced, err := Upgrade(testContext(t), dir, program); err == nil || replaced {
 			t.Errorf("%s: replaced %v, error %v", program, replaced, err)
@@ -182,6 +198,7 @@ func TestUpgradeThatCannotBe(t *testing.T) {
 	if list := listAll(t, c); len(list) != 1 || list[0].Pid != st.Pid {
 		t.Errorf("listed %+v", list)
 	}
+
 	end(t, c, "web", st)
 	// What it said is expected.
 	if err := os.Truncate(filepath.Join(dir, logName), 0); err != nil && !errors.Is(err, os.ErrNotExist) {

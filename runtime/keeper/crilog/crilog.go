@@ -136,6 +136,7 @@ func (l *Log) write(s *Stream, all bool) error {
 	defer l.mu.Unlock()
 	buf := l.buffers.get()
 	defer l.buffers.put(buf)
+
 	held := s.spool.Held()
 	taken := 0 // how many bytes of held are in buf
 	for {
@@ -143,6 +144,7 @@ func (l *Log) write(s *Stream, all bool) error {
 		if n == 0 {
 			break
 		}
+
 		l.emit(buf, s.name, tag, part)
 		s.scanned = 0
 		taken += n
@@ -153,6 +155,7 @@ func (l *Log) write(s *Stream, all bool) error {
 			held, taken = s.spool.Held(), 0
 		}
 	}
+
 	return l.flush(buf, s, taken)
 }
 
@@ -165,12 +168,14 @@ func (l *Log) next(s *Stream, b []byte, all bool) (part []byte, tag byte, n int)
 			return b[:i], 'F', i + 1
 		}
 	}
+
 	switch {
 	case len(b) > l.maxLine:
 		return b[:l.maxLine], 'P', l.maxLine
 	case all:
 		return b, 'P', len(b)
 	}
+
 	s.scanned = len(b)
 	return nil, 0, 0
 }
@@ -190,6 +195,7 @@ func (l *Log) Drop(s *Stream) {
 		taken += n
 		lines++
 	}
+
 	s.spool.Advance(taken)
 	l.dropped.Add(uint64(lines))
 }
@@ -201,10 +207,12 @@ func (l *Log) Reopen(fd int) (bool, error) {
 	defer l.mu.Unlock()
 	l.fdMu.Lock()
 	defer l.fdMu.Unlock()
+
 	if l.fd < 0 {
 		unix.Close(fd)
 		return false, nil
 	}
+
 	if err := l.mend(); err != nil && l.failed != nil {
 		// The former file keeps a torn line, and the spool says that it has it.
 		if err := l.failed.spool.Retract(); err != nil {
@@ -213,6 +221,7 @@ func (l *Log) Reopen(fd int) (bool, error) {
 		}
 		l.failed = nil
 	}
+
 	return true, l.use(fd)
 }
 
@@ -316,6 +325,7 @@ func (l *Log) append(b []byte, s *Stream, n int) error {
 		_, err := write(l.fd, b)
 		return err
 	}
+
 	if err := l.mend(); err != nil {
 		return err
 	}
@@ -323,15 +333,18 @@ func (l *Log) append(b []byte, s *Stream, n int) error {
 	if err := unix.Fstat(l.fd, &st); err != nil {
 		return fmt.Errorf("examine log: %w", err)
 	}
+
 	l.where.Seq++
 	l.where.Offset, l.where.Length = st.Size, int64(len(b))
 	if err := s.spool.Intend(l.where, n); err != nil {
 		return err
 	}
+
 	_, err := write(l.fd, b)
 	if err == nil {
 		return nil
 	}
+
 	l.failed = s
 	if cerr := l.mend(); cerr != nil {
 		return fmt.Errorf("write log: %w; %w", err, cerr)
@@ -353,6 +366,7 @@ func (l *Log) mend() error {
 	if err != nil {
 		return fmt.Errorf("cut unfinished write off log: %w", err)
 	}
+
 	if err := l.failed.spool.Retract(); err != nil {
 		return err
 	}

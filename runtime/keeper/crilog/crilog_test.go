@@ -39,10 +39,12 @@ func newSource(t testing.TB, name string, maxLine int) *source {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	sp, err := spool.Open(int(f.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +55,7 @@ func newSource(t testing.TB, name string, maxLine int) *source {
 			f.Close()
 		}
 	})
+
 	return &source{Stream: NewStream(name, sp), r: r, w: w}
 }
 
@@ -65,6 +68,7 @@ func (s *source) put(t testing.TB, data []byte) error {
 		if _, err := s.w.Write(data[:n]); err != nil {
 			t.Fatal(err)
 		}
+
 		data = data[n:]
 		for n > 0 {
 			got, err := s.spool.Fill(int(s.r.Fd()))
@@ -77,6 +81,7 @@ func (s *source) put(t testing.TB, data []byte) error {
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -124,6 +129,7 @@ func parse(t testing.TB, paths ...string) (lines []line) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if len(data) > 0 && data[len(data)-1] != '\n' {
 			t.Fatalf("%s ends within a line", path)
 		}
@@ -135,6 +141,7 @@ func parse(t testing.TB, paths ...string) (lines []line) {
 			if m == nil {
 				t.Fatalf("%s: bad line %.80q", path, raw)
 			}
+
 			at, err := time.Parse(time.RFC3339Nano, string(m[1]))
 			if err != nil {
 				t.Fatal(err)
@@ -142,6 +149,7 @@ func parse(t testing.TB, paths ...string) (lines []line) {
 			lines = append(lines, line{at, string(m[2]), string(m[3]), raw[len(m[0]) : len(raw)-1]})
 		}
 	}
+
 	return lines
 }
 
@@ -175,11 +183,13 @@ func TestFormat(t *testing.T) {
 			t.Errorf("time %v", x.at)
 		}
 	}
+
 	want := []string{
 		`stdout F "hello"`, `stdout F ""`,
 		`stderr F "12345678"`, `stderr P "12345678"`, `stderr F "9"`,
 		`stdout F "world"`, `stdout P "tail\r\x00\xff"`,
 	}
+
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
@@ -211,9 +221,11 @@ func TestRoundTrip(t *testing.T) {
 					data[i] = '\n'
 				}
 			}
+
 			want[s.name] = append(want[s.name], data...)
 			s.put(t, data)
 		}
+
 		for _, s := range streams {
 			s.end(t)
 		}
@@ -226,6 +238,7 @@ func TestRoundTrip(t *testing.T) {
 				t.Errorf("time goes back in line %d", i)
 			}
 		}
+
 		for name, data := range want {
 			if !bytes.Equal(join(lines, name), data) {
 				t.Errorf("limit %d: %s is not what was written", maxLine, name)
@@ -258,10 +271,12 @@ func TestUnlimitedLine(t *testing.T) {
 		}
 		s.end(t)
 	}
+
 	log, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if n, whole := bytes.Count(log, []byte("\n")), bytes.Count(log, append([]byte(" F "), append(line, '\n')...)); n != 4 || whole != 2 {
 		t.Errorf("%d lines in the log, %d of the long ones whole, want 4 and 2", n, whole)
 	}
@@ -270,6 +285,7 @@ func TestUnlimitedLine(t *testing.T) {
 	if err := out.put(t, append(bytes.Repeat([]byte("x"), maxMaxLine+5), '\n')); err != nil {
 		t.Fatal(err)
 	}
+
 	out.end(t)
 	if lines := parse(t, path); len(lines) != 2 || len(join(lines, "stdout")) != maxMaxLine+6 {
 		t.Errorf("a line beyond the bound takes %d lines with %d bytes", len(lines), len(join(lines, "stdout")))
@@ -291,6 +307,7 @@ func TestReopen(t *testing.T) {
 			}
 		})
 	}
+
 	done := make(chan struct{})
 	go func() { wg.Wait(); close(done) }()
 	for running := true; running; {
@@ -299,12 +316,14 @@ func TestReopen(t *testing.T) {
 			running = false
 		case <-time.After(time.Millisecond):
 		}
+
 		paths = append(paths, filepath.Join(dir, fmt.Sprint(len(paths))))
 		if ok, err := l.Reopen(open(t, paths[len(paths)-1])); !ok || err != nil {
 			t.Fatal("log is closed", err)
 		}
 	}
 	l.Close()
+
 	lines := parse(t, paths...)
 	next := map[string]int{}
 	for i := 0; i < len(lines); i++ {
@@ -318,11 +337,13 @@ func TestReopen(t *testing.T) {
 		}
 		next[lines[i].stream]++
 	}
+
 	for _, name := range []string{"stdout", "stderr"} {
 		if next[name] != 2*count {
 			t.Errorf("%s has %d lines, want %d", name, next[name], 2*count)
 		}
 	}
+
 	if len(paths) < 4 {
 		t.Errorf("only %d files", len(paths))
 	}
@@ -356,10 +377,12 @@ func TestFullDisk(t *testing.T) {
 		want = append(want, line...)
 		err = out.put(t, line)
 	}
+
 	parse(t, path) // nothing torn
 	if err := l.Write(out.Stream); err == nil {
 		t.Error("a full disk takes a line")
 	}
+
 	lift()
 	if err := out.put(t, []byte("room again\n")); err != nil {
 		t.Error(err)
@@ -436,14 +459,17 @@ func TestFailedWriteIsNotTakenForDone(t *testing.T) {
 	if err := out.put(t, []byte("one\ntwo\nthr")); err == nil {
 		t.Error("a full disk takes two lines")
 	}
+
 	if err := errs.put(t, []byte("err\n")); err != nil {
 		t.Error(err)
 	}
 	lift()
+
 	spools := []int{out.spool.FD(), errs.spool.FD()}
 	if err := spool.Settle(spools, []int{open(t, path)}); err != nil {
 		t.Fatal(err)
 	}
+
 	for fd, want := range map[int]string{spools[0]: "one\ntwo\nthr", spools[1]: ""} {
 		next, err := spool.Open(fd)
 		if err != nil {

@@ -26,11 +26,13 @@ func FuzzLines(f *testing.F) {
 		if err := out.put(t, data); err != nil {
 			t.Fatal(err)
 		}
+
 		out.end(t)
 		log, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if got := contents(t, log, maxLine); !bytes.Equal(got, data) {
 			t.Errorf("%q is logged as\n%s", data, log)
 		}
@@ -46,6 +48,7 @@ func contents(t *testing.T, log []byte, maxLine int) (all []byte) {
 		if !ended || len(f) != 4 || string(f[1]) != "stdout" || len(f[3]) > maxLine {
 			t.Fatalf("line %q of the log is malformed", line)
 		}
+
 		if _, err := time.Parse(time.RFC3339Nano, string(f[0])); err != nil {
 			t.Fatalf("line %q of the log: %v", line, err)
 		}
@@ -58,5 +61,6 @@ func contents(t *testing.T, log []byte, maxLine int) (all []byte) {
 			t.Fatalf("line %q of the log has an unknown tag", line)
 		}
 	}
+
 	return all
 }

@@ -27,11 +27,13 @@ func Settle(spools, logs []int) error {
 			last = i
 		}
 	}
+
 	for i := range headers {
 		h := &headers[i]
 		if h.write.Length == 0 {
 			continue
 		}
+
 		done := true
 		if i == last {
 			var err error
@@ -39,6 +41,7 @@ func Settle(spools, logs []int) error {
 				return err
 			}
 		}
+
 		if done {
 			h.start = h.next
 		}
@@ -47,6 +50,7 @@ func Settle(spools, logs []int) error {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -59,6 +63,7 @@ func (w *Write) done(logs []int) (bool, error) {
 		if err := unix.Fstat(fd, &st); err != nil {
 			return false, fmt.Errorf("examine log: %w", err)
 		}
+
 		if uint64(st.Dev) != w.Dev || st.Ino != w.Ino {
 			continue
 		}
@@ -70,6 +75,7 @@ func (w *Write) done(logs []int) (bool, error) {
 				return false, fmt.Errorf("cut unfinished write off log: %w", err)
 			}
 		}
+
 		return false, nil
 	}
 	return false, nil

@@ -77,6 +77,7 @@ func Create(maxLine int) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make spool: %w", err)
 	}
+
 	f := os.NewFile(uintptr(fd), "spool")
 	// Room for an unfinished line, its copy at the front, and one read.
 	size := (base + 2*int64(maxLine) + ReadSize + pageSize) &^ (pageSize - 1)
@@ -84,6 +85,7 @@ func Create(maxLine int) (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("size spool: %w", err)
 	}
+
 	// A mapping of it can then be touched without fear.
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		f.Close()
@@ -98,14 +100,17 @@ func Open(fd int) (*Spool, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("examine spool: %w", err)
 	}
+
 	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil || seals&unix.F_SEAL_SHRINK == 0 || st.Size < base+ReadSize || st.Size > maxSize {
 		return nil, fmt.Errorf("open spool: %w", ErrInvalid)
 	}
+
 	h, pos, err := read(fd)
 	if err != nil {
 		return nil, err
 	}
+
 	if pos > st.Size || h.start > st.Size {
 		return nil, fmt.Errorf("open spool: %w: position %d, start %d", ErrInvalid, pos, h.start)
 	}
@@ -113,6 +118,7 @@ func Open(fd int) (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map spool: %w", err)
 	}
+
 	return &Spool{fd: fd, data: data, start: h.start, pos: pos, high: pos, last: h.write}, nil
 }
 
@@ -122,16 +128,19 @@ func read(fd int) (header, int64, error) {
 	if _, err := unix.Pread(fd, b[:], 0); err != nil {
 		return header{}, 0, fmt.Errorf("read spool: %w", err)
 	}
+
 	field := func(i int) uint64 { return binary.LittleEndian.Uint64(b[8*i:]) }
 	h := header{
 		start: max(int64(field(0)), base),
 		write: Write{Seq: field(1), Dev: field(2), Ino: field(3), Offset: int64(field(4)), Length: int64(field(5))},
 		next:  int64(field(6)),
 	}
+
 	pos, err := unix.Seek(fd, 0, io.SeekCurrent)
 	if err != nil {
 		return header{}, 0, fmt.Errorf("read position of spool: %w", err)
 	}
+
 	if pos < base { // fresh
 		if pos, err = unix.Seek(fd, base, io.SeekStart); err != nil {
 			return header{}, 0, fmt.Errorf("set position of spool: %w", err)
@@ -140,6 +149,7 @@ func read(fd int) (header, int64, error) {
 	if pos < h.start && h.write.Length == 0 { // it was moved to the front, but for the note of it
 		h.start = base
 	}
+
 	return h, pos, nil
 }
 
@@ -189,10 +199,12 @@ func (s *Spool) Fill(pipe int) ([]byte, error) {
 			return nil, err
 		}
 	}
+
 	room := min(int64(len(s.data))-s.pos, ReadSize)
 	if room == 0 {
 		return nil, fmt.Errorf("fill spool: %w: no room", ErrInvalid)
 	}
+
 	for {
 		n, err := unix.Splice(pipe, nil, s.fd, nil, int(room), unix.SPLICE_F_NONBLOCK)
 		switch {
@@ -203,6 +215,7 @@ func (s *Spool) Fill(pipe int) ([]byte, error) {
 		case n == 0:
 			return nil, io.EOF
 		}
+
 		from := s.pos
 		s.pos += n
 		s.high = max(s.high, s.pos)
@@ -218,12 +231,14 @@ func (s *Spool) compact() error {
 	if base+held >= s.start {
 		return nil
 	}
+
 	// The note of the last write is of no use any more, and would say where
 	// the bytes begin.
 	h := header{start: s.start, write: Write{Seq: s.last.Seq}}
 	if err := h.store(s.fd); err != nil {
 		return err
 	}
+
 	copy(s.data[base:], s.data[s.start:s.pos])
 	if _, err := unix.Seek(s.fd, base+held, io.SeekStart); err != nil {
 		return fmt.Errorf("set position of spool: %w", err)
@@ -257,10 +272,12 @@ func (s *Spool) Trim() error {
 	if err := s.compact(); err != nil {
 		return err
 	}
+
 	from := (s.pos + pageSize - 1) &^ (pageSize - 1)
 	if from >= s.high {
 		return nil
 	}
+
 	if err := unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, int64(len(s.data))-from); err != nil {
 		return fmt.Errorf("trim spool: %w", err)
 	}

@@ -54,16 +54,19 @@ func TestNextMoverGoesOn(t *testing.T) {
 	if _, err := s.Fill(r); err != unix.EAGAIN {
 		t.Errorf("empty pipe: %v", err)
 	}
+
 	var held []byte
 	for i := range 1000 {
 		piece := bytes.Repeat(fmt.Appendf(nil, "%d,", i), 1+i%97)
 		if _, err := w.Write(piece); err != nil {
 			t.Fatal(err)
 		}
+
 		got, err := s.Fill(r)
 		if err != nil || !bytes.Equal(got, piece) {
 			t.Fatalf("filled with %q, %v; want %q", got, err, piece)
 		}
+
 		held = append(held, piece...)
 		if leave := i * 7 % maxLine; len(held) > leave {
 			n := len(held) - leave
@@ -73,6 +76,7 @@ func TestNextMoverGoesOn(t *testing.T) {
 			s.Advance(n)
 			held = held[n:]
 		}
+
 		if i%3 == 0 {
 			if err := s.Trim(); err != nil {
 				t.Fatal(err)
@@ -88,6 +92,7 @@ func TestNextMoverGoesOn(t *testing.T) {
 		}
 	}
 	w.Close()
+
 	if _, err := s.Fill(r); err != io.EOF {
 		t.Errorf("closed pipe: %v", err)
 	}
@@ -110,10 +115,12 @@ func settle(t *testing.T, spool, log *os.File) {
 	if err := unix.Fstat(int(log.Fd()), &st); err != nil {
 		t.Fatal(err)
 	}
+
 	h, _, err := read(int(spool.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if h.write.Length > 0 { // make it that file, with the size that the write leaves
 		h.write.Dev, h.write.Ino, h.write.Offset, h.write.Length = st.Dev, st.Ino, st.Size, 1
 		if err := h.store(int(spool.Fd())); err != nil {
@@ -123,6 +130,7 @@ func settle(t *testing.T, spool, log *os.File) {
 			t.Fatal(err)
 		}
 	}
+
 	if err := Settle([]int{int(spool.Fd())}, []int{int(log.Fd())}); err != nil {
 		t.Fatal(err)
 	}
@@ -138,10 +146,12 @@ func TestMoveIsDividable(t *testing.T) {
 		if _, err := w.WriteString("logged and held"); err != nil {
 			t.Fatal(err)
 		}
+
 		if _, err := s.Fill(r); err != nil {
 			t.Fatal(err)
 		}
 		s.Advance(len("logged and "))
+
 		h := header{start: s.start}
 		moves := []func() error{
 			func() error { return nil },
@@ -150,11 +160,13 @@ func TestMoveIsDividable(t *testing.T) {
 			func() error { _, err := unix.Seek(fd, base+4, io.SeekStart); return err },
 			func() error { h.start = base; return h.store(fd) },
 		}
+
 		for _, move := range moves[:stop+1] {
 			if err := move(); err != nil {
 				t.Fatal(err)
 			}
 		}
+
 		want := "held"
 		if stop == 0 {
 			want = "logged and held" // nobody was told
@@ -185,6 +197,7 @@ func TestSettle(t *testing.T) {
 			if _, err := w.WriteString("line+rest"); err != nil {
 				t.Fatal(err)
 			}
+
 			if _, err := s.Fill(r); err != nil {
 				t.Fatal(err)
 			}
@@ -192,18 +205,22 @@ func TestSettle(t *testing.T) {
 			if err := unix.Fstat(int(log.Fd()), &st); err != nil {
 				t.Fatal(err)
 			}
+
 			// An earlier write of the other stream, to a file that is gone.
 			if err := reopen(t, idle).Intend(Write{Seq: 1, Ino: 1, Offset: 100, Length: 1}, 0); err != nil {
 				t.Fatal(err)
 			}
+
 			write := Write{Seq: 2, Dev: st.Dev, Ino: st.Ino, Offset: int64(len(before)), Length: int64(len(line))}
 			if err := s.Intend(write, len("line")); err != nil {
 				t.Fatal(err)
 			}
+
 			if _, err := log.WriteString(c.log); err != nil {
 				t.Fatal(err)
 			}
 			logs := []int{int(other.Fd()), int(log.Fd())}
+
 			if c.elsewhere {
 				logs = logs[:1]
 			}
@@ -212,6 +229,7 @@ func TestSettle(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+
 			if got := string(reopen(t, f).Held()); got != c.wantHeld {
 				t.Errorf("held %q, want %q", got, c.wantHeld)
 			}
@@ -236,12 +254,14 @@ func TestTrimGivesMemoryBack(t *testing.T) {
 		}
 		s.Advance(len(got) - 10)
 	}
+
 	if !s.Bulky() {
 		t.Error("nothing to trim")
 	}
 	if err := s.Trim(); err != nil {
 		t.Fatal(err)
 	}
+
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Blocks*512 > pageSize {
 		t.Errorf("%d bytes left, error %v", st.Blocks*512, err)

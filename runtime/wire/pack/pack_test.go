@@ -18,12 +18,14 @@ func TestRoundTrip(t *testing.T) {
 	w.Blob(nil)
 	w.Strings([]string{"", "x"})
 	w.Raw([]byte{9})
+
 	r := NewReader(w.Bytes())
 	got := []any{r.Uint(), r.Int(), r.Bool(), r.Bool(), r.String(), r.Blob(), r.Blob(), r.Strings(2), r.Raw(1)}
 	want := []any{
 		uint64(math.MaxUint64), int64(math.MinInt64), true, false, "a\x00b",
 		[]byte{1, 2}, []byte(nil), []string{"", "x"}, []byte{9},
 	}
+
 	if err := r.Done(); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, error %v", got, err)
 	}

@@ -59,12 +59,14 @@ func New(ctx context.Context, dir string) (_ *Cluster, err error) {
 			err = errors.Join(err, c.Close(context.WithoutCancel(ctx)))
 		}
 	}()
+
 	if err := os.MkdirAll(c.path("pki"), 0o755); err != nil {
 		return nil, err
 	}
 	if err := AddAddress(); err != nil {
 		return nil, err
 	}
+
 	if err := c.writePKI(); err != nil {
 		return nil, err
 	}
@@ -98,6 +100,7 @@ func AddAddress() error {
 	if err != nil {
 		return fmt.Errorf("add link %s: %w", nodeLink, err)
 	}
+
 	return nil
 }
 
@@ -112,6 +115,7 @@ func (c *Cluster) writePKI() (err error) {
 	if _, err := c.ca.newKey("service-accounts"); err != nil {
 		return err
 	}
+
 	names := []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}
 	return errors.Join(
 		c.ca.issue("apiserver", pkix.Name{CommonName: "kube-apiserver"}, names, net.IPv4(127, 0, 0, 1), net.ParseIP(ServerIP), net.ParseIP(firstIP)),
@@ -128,6 +132,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	if err := etcd.WaitUntil(ctx, pace.Scale(startTime), func() bool { return c.answers("http://127.0.0.1:2379/health") }); err != nil {
 		return err
 	}
@@ -141,6 +146,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	if err := api.WaitUntil(ctx, pace.Scale(startTime), func() bool { return c.answers(server + "/readyz") }); err != nil {
 		return err
 	}
@@ -150,6 +156,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	_, err = c.start(nil, "kube-scheduler", "--kubeconfig="+c.pki("scheduler.conf"), "--leader-elect=false", "--cert-dir="+c.path("pki"), "--profiling=false")
 	return err
 }
@@ -188,6 +195,7 @@ func (c *Cluster) Logs() string {
 	for _, n := range c.Nodes {
 		files = append(files, n.path("kubelet.log"))
 	}
+
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -196,6 +204,7 @@ func (c *Cluster) Logs() string {
 		}
 		text += fmt.Sprintf("===== %s\n%s\n", file, data[max(0, len(data)-4000):])
 	}
+
 	return text
 }
 

@@ -47,6 +47,7 @@ func NewMachine(ctx context.Context, dir string) (_ *Machine, err error) {
 			err = errors.Join(err, m.Close())
 		}
 	}()
+
 	up := func() bool {
 		text, err := os.ReadFile(filepath.Join(dir, "machine.log"))
 		return err == nil && strings.HasPrefix(string(text), "up")
@@ -54,6 +55,7 @@ func NewMachine(ctx context.Context, dir string) (_ *Machine, err error) {
 	if err := m.holder.WaitUntil(ctx, pace.Scale(startTime), up); err != nil {
 		return nil, fmt.Errorf("make a machine: %w", err)
 	}
+
 	return m, m.connect(ctx)
 }
 

@@ -50,10 +50,12 @@ func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machi
 	if m != nil {
 		n.IP, n.below = m.IP, m.Below()
 	}
+
 	c.Nodes = append(c.Nodes, n)
 	if err := n.prepare(); err != nil {
 		return nil, fmt.Errorf("prepare node %s: %w", name, err)
 	}
+
 	n.Config = n.defaults()
 	maps.Copy(n.Config, settings)
 	if err := n.StartKubelet(ctx); err != nil {
@@ -92,6 +94,7 @@ func (n *Node) prepare() error {
 			return err
 		}
 	}
+
 	// A mount of its own stays shared with crisp when kubelet has all others
 	// to itself. Private in between, it is not shared with what is around it.
 	for _, flags := range []uintptr{unix.MS_BIND, unix.MS_PRIVATE, unix.MS_SHARED} {
@@ -99,6 +102,7 @@ func (n *Node) prepare() error {
 			return fmt.Errorf("mount kubelet's folder: %w", err)
 		}
 	}
+
 	if err := os.WriteFile(n.path("resolv.conf"), []byte("nameserver "+DNS+"\n"), 0o644); err != nil {
 		return err
 	}
@@ -107,6 +111,7 @@ func (n *Node) prepare() error {
 			return err
 		}
 	}
+
 	return n.cluster.ca.client(n.Name, server, "system:node:"+n.Name, "system:nodes")
 }
 
@@ -116,6 +121,7 @@ func MakeGroups(group string) error {
 	if len(roots) == 0 {
 		return errors.New("make cgroups: none are mounted")
 	}
+
 	for _, root := range roots {
 		dir := root
 		for name := range strings.SplitSeq(strings.Trim(group, "/"), "/") {
@@ -124,6 +130,7 @@ func MakeGroups(group string) error {
 			if err := os.MkdirAll(dir, 0o755); err != nil {
 				return err
 			}
+
 			// Where version 1 has processors and memory nodes, a group begins
 			// without any; where version 2 has controllers, without theirs.
 			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
@@ -133,6 +140,7 @@ func MakeGroups(group string) error {
 					}
 				}
 			}
+
 			if text, err := os.ReadFile(filepath.Join(above, "cgroup.controllers")); err == nil && len(text) > 1 {
 				on := "+" + strings.Join(strings.Fields(string(text)), " +")
 				if err := os.WriteFile(filepath.Join(above, "cgroup.subtree_control"), []byte(on), 0o644); err != nil {
@@ -141,6 +149,7 @@ func MakeGroups(group string) error {
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -191,6 +200,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	if err := os.WriteFile(n.path("kubelet.json"), text, 0o644); err != nil {
 		return err
 	}
@@ -198,6 +208,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	command := append(slices.Clone(n.below), "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", strings.TrimSuffix(OwnSysctls, run)+ownFolders+run, n.dir, binary,
 		"--config="+n.path("kubelet.json"), "--kubeconfig="+n.cluster.pki(n.Name+".conf"), "--hostname-override="+n.Name,
 		"--node-ip="+n.IP, "--root-dir="+n.path("kubelet"), "--cert-dir="+n.path("kubelet/pki"))
@@ -206,6 +217,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start kubelet: %w", err)
 	}
+
 	well := func() bool { return n.cluster.answers("http://" + n.IP + ":10248/healthz") }
 	if err := n.kubelet.WaitUntil(ctx, pace.Scale(startTime), well); err != nil {
 		return fmt.Errorf("start kubelet: %w", err)
@@ -226,10 +238,12 @@ func (n *Node) startProxy(ctx context.Context) (err error) {
 		// These limits are the machine's.
 		"conntrack": object{"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
 	}
+
 	text, err := json.Marshal(config)
 	if err != nil {
 		return err
 	}
+
 	if err := os.WriteFile(n.path("proxy.json"), text, 0o644); err != nil {
 		return err
 	}
@@ -239,6 +253,7 @@ func (n *Node) startProxy(ctx context.Context) (err error) {
 	if err := n.proxy.WaitUntil(ctx, pace.Scale(startTime), func() bool { return n.cluster.answers("http://" + n.IP + ":10256/livez") }); err != nil {
 		return fmt.Errorf("start kube-proxy: %w", err)
 	}
+
 	return nil
 }
 
@@ -257,16 +272,19 @@ func (n *Node) close(ctx context.Context) error {
 	if n.kubelet != nil {
 		errs = append(errs, n.kubelet.Stop())
 	}
+
 	errs = append(errs, n.Lab.RemovePods(ctx))
 	if n.bySystemd() {
 		if out, err := exec.CommandContext(ctx, "systemctl", "stop", podSlice).CombinedOutput(); err != nil {
 			errs = append(errs, fmt.Errorf("stop %s: %w: %s", podSlice, err, out))
 		}
 	}
+
 	for _, point := range inventory.MountsBelow(n.dir) {
 		if err := unix.Unmount(point, 0); err != nil {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", strings.TrimPrefix(point, n.dir), err))
 		}
 	}
+
 	return errors.Join(errs...)
 }

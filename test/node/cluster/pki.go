@@ -29,14 +29,17 @@ func newAuthority(dir string) (*authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make certificate authority: %w", err)
 	}
+
 	a := &authority{dir: dir, key: key}
 	template := certificate(pkix.Name{CommonName: "crisp-test"})
 	template.IsCA, template.BasicConstraintsValid = true, true
 	template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature
+
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, fmt.Errorf("make certificate authority: %w", err)
 	}
+
 	if a.cert, err = x509.ParseCertificate(der); err != nil {
 		return nil, fmt.Errorf("make certificate authority: %w", err)
 	}
@@ -77,14 +80,17 @@ func (a *authority) newKey(name string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make key of %s: %w", name, err)
 	}
+
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, fmt.Errorf("make key of %s: %w", name, err)
 	}
+
 	public, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
 		return nil, fmt.Errorf("make key of %s: %w", name, err)
 	}
+
 	if err := writePEM(a.file(name+".key"), "PRIVATE KEY", private); err != nil {
 		return nil, err
 	}

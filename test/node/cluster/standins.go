@@ -27,6 +27,7 @@ func NewStandIns(dir string) (StandIns, error) {
 			return s, err
 		}
 	}
+
 	return s, fs.WalkDir(standins, "standins", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err

@@ -33,6 +33,7 @@ func newMachine() (_ *machine, err error) {
 			err = errors.Join(err, m.leave())
 		}
 	}()
+
 	if err := cluster.AddAddress(); err != nil {
 		return nil, err
 	}
@@ -44,12 +45,14 @@ func newMachine() (_ *machine, err error) {
 			return nil, err
 		}
 	}
+
 	if err := mount("/var/lib/kubelet", "/var/lib/kubelet"); err != nil {
 		return nil, err
 	}
 	if err := m.resolve(); err != nil {
 		return nil, err
 	}
+
 	if m.StandIns, err = cluster.NewStandIns(m.dir); err != nil {
 		return nil, err
 	}
@@ -106,10 +109,12 @@ func (m *machine) take(root string) error {
 	if err != nil {
 		return err
 	}
+
 	aside := m.path("cgroup")
 	if err := unix.Mount(filepath.Join(root, m.group), aside, "", unix.MS_BIND, ""); err != nil {
 		return errors.Join(err, whole.Close())
 	}
+
 	m.taken[root] = whole
 	// Not on top of the hierarchy: it would be listed twice.
 	return errors.Join(
@@ -129,11 +134,13 @@ func (m *machine) leave() error {
 		}
 		errs = append(errs, whole.Close())
 	}
+
 	points := append(inventory.MountsBelow("/var/lib"), inventory.MountsBelow("/var/log")...)
 	for _, point := range append(points, "/var/lib", "/var/log", "/etc/resolv.conf") {
 		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
 		}
 	}
+
 	return errors.Join(append(errs, os.RemoveAll(m.dir))...)
 }

@@ -50,6 +50,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "conformance: a node needs root")
 		os.Exit(1)
 	}
+
 	os.Exit(lab.Isolate(func() int {
 		return tally.Main("node conformance", o.tally, func(ctx context.Context) (tally.Tally, error) { return run(ctx, o) })
 	}))
@@ -63,11 +64,13 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return t, err
 	}
+
 	m, err := newMachine()
 	if err != nil {
 		return t, fmt.Errorf("prepare a machine: %w", err)
 	}
 	defer func() { err = errors.Join(err, m.leave()) }()
+
 	opt := lab.Options{Config: fmt.Sprintf("runtime_handlers = [%q]\ncadvisor_socket = %q\n", "test-handler", m.path(cadvisorSocket))}
 	err = lab.Run(ctx, opt, filepath.Join(o.out, "crisp.log"), func(l *lab.Lab) error {
 		t, err = test(ctx, o, l, m)
@@ -98,6 +101,7 @@ func test(ctx context.Context, o options, l *lab.Lab, m *machine) (t tally.Tally
 	if err != nil {
 		return t, err
 	}
+
 	s, again := suite{options: o, lab: l, machine: m, cwd: m.path("run")}, filepath.Join(o.out, "again")
 	if s.excuses, err = specs.ParseExcuses(skips); err != nil {
 		return t, err
@@ -105,6 +109,7 @@ func test(ctx context.Context, o options, l *lab.Lab, m *machine) (t tally.Tally
 	if err := os.RemoveAll(again); err != nil {
 		return t, err
 	}
+
 	all, failed, err := s.run(ctx)
 	errs := []error{err}
 	if focus, ok := specs.Again(all); ok && ctx.Err() == nil {
@@ -116,6 +121,7 @@ func test(ctx context.Context, o options, l *lab.Lab, m *machine) (t tally.Tally
 			all, failed = specs.Merge(os.Stdout, all, second), status
 		}
 	}
+
 	if err == nil || len(all) > 0 {
 		t, err = specs.Judge(os.Stdout, all, asked, s.excuses)
 		errs = append(errs, err)
@@ -123,6 +129,7 @@ func test(ctx context.Context, o options, l *lab.Lab, m *machine) (t tally.Tally
 	if err := errors.Join(errs...); err != nil || t.Failed == 0 {
 		return t, errors.Join(err, failed)
 	}
+
 	return t, nil
 }
 
@@ -182,18 +189,22 @@ func (s suite) command(ctx context.Context, report string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	program, err := cache.Kubernetes("e2e_node.test")
 	if err != nil {
 		return nil, err
 	}
+
 	text, err := json.Marshal(settings())
 	if err != nil {
 		return nil, err
 	}
+
 	config, bin, here := filepath.Join(s.cwd, "base.yaml"), filepath.Dir(program), filepath.Join(s.cwd, "e2e_node.test")
 	if err := os.MkdirAll(filepath.Join(s.cwd, "kubelet.conf.d"), 0o755); err != nil {
 		return nil, err
 	}
+
 	if err := errors.Join(os.WriteFile(config, text, 0o644), os.Symlink(program, here)); err != nil {
 		return nil, err
 	}
@@ -201,6 +212,7 @@ func (s suite) command(ctx context.Context, report string) (*exec.Cmd, error) {
 	for _, pattern := range s.excuses.LeftOut() {
 		args = append(args, "--skip="+pattern)
 	}
+
 	args = append(args, "--json-report="+report, "--output-dir="+s.out, here, "--",
 		"--k8s-bin-dir="+bin, "--container-runtime-endpoint="+s.lab.Endpoint, "--kubelet-config-file="+config,
 		"--node-name=node-1", "--kubelet-flags=--node-ip="+cluster.ServerIP+" --containerd="+s.machine.path(cadvisorSocket), "--prepull-images=false", "--report-dir="+s.out)
@@ -209,6 +221,7 @@ func (s suite) command(ctx context.Context, report string) (*exec.Cmd, error) {
 	cmd.Env = append(s.machine.Env(bin), "TMPDIR="+s.machine.dir)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+
 	return cmd, nil
 }
 

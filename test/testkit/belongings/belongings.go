@@ -20,12 +20,14 @@ func List(ctx context.Context, l *lab.Lab) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	var all []string
 	add := func(kind string, names []string) {
 		for _, name := range names {
 			all = append(all, kind+" "+name)
 		}
 	}
+
 	add("mount", inventory.MountsBelow(l.Dir))
 	add("cgroup", inventory.Cgroups(l.Name+"/"))
 	add("leased address", l.Leases())
@@ -34,11 +36,13 @@ func List(ctx context.Context, l *lab.Lab) ([]string, error) {
 	add("temporary file of images", inventory.Names(filepath.Join(l.Dir, "root/image/tmp")))
 	add("network result", inventory.Names(filepath.Join(l.Dir, "root/cni/results")))
 	add("exit record", inventory.Names(filepath.Join(l.Dir, "state/exits")))
+
 	for _, p := range inventory.Descendants(keeper) {
 		all = append(all, "process "+p.String())
 	}
 	add("descriptor of the daemon:", descriptors(l.PID()))
 	add("descriptor of the keeper:", descriptors(keeper)) // before it is asked, which takes one
+
 	held, err := held(ctx, l)
 	add("held by the keeper:", held)
 	return all, err
@@ -75,6 +79,7 @@ func descriptors(pid int) []string {
 		if err != nil || target == deviceFilter {
 			continue
 		}
+
 		if kind, _, ok := strings.Cut(target, ":["); ok {
 			target = kind
 		}
@@ -83,5 +88,6 @@ func descriptors(pid int) []string {
 		}
 		all = append(all, target)
 	}
+
 	return all
 }

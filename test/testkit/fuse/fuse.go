@@ -112,6 +112,7 @@ func (f *Server) serve() {
 	if err != nil {
 		return
 	}
+
 	buf := make([]byte, maxWrite+4096)
 	for {
 		var n int
@@ -120,16 +121,19 @@ func (f *Server) serve() {
 			n, failure = unix.Read(int(fd), buf)
 			return failure != unix.EAGAIN
 		})
+
 		if failure == unix.EINTR || failure == unix.ENOENT {
 			continue
 		}
 		if err != nil || failure != nil || n < header {
 			return
 		}
+
 		answer, errno := f.answer(binary.LittleEndian.Uint32(buf[4:]), binary.LittleEndian.Uint64(buf[16:]), buf[header:n])
 		if errno < 0 {
 			continue
 		}
+
 		out := binary.LittleEndian.AppendUint32(nil, uint32(16+len(answer)))
 		out = binary.LittleEndian.AppendUint32(out, uint32(-int32(errno)))
 		out = append(out, buf[8:16]...)
@@ -188,6 +192,7 @@ func (f *Server) answer(op uint32, node uint64, in []byte) ([]byte, int) {
 	case opStatfs:
 		return make([]byte, 80), 0
 	}
+
 	return nil, int(unix.ENOSYS)
 }
 

@@ -48,15 +48,18 @@ func Take() Inventory {
 		}
 		in.shared["mount "+m] = true
 	}
+
 	for _, c := range Cgroups("") {
 		if !kept(c) {
 			in.shared["cgroup "+c] = true
 		}
 	}
+
 	links, err := net.Interfaces()
 	if err != nil {
 		in.shared["links unreadable: "+err.Error()] = true
 	}
+
 	for _, l := range links {
 		in.shared["link "+l.Name] = true
 	}
@@ -64,6 +67,7 @@ func Take() Inventory {
 		in.own["process "+p.String()] = true
 		in.pids[p.PID] = true
 	}
+
 	for _, d := range descriptors() {
 		in.own["descriptor "+d] = true
 	}
@@ -134,6 +138,7 @@ func foreign(dir string, pids map[int]bool) bool {
 			used = true
 		}
 	}
+
 	return used
 }
 
@@ -220,6 +225,7 @@ func Descendants(pid int) []Process {
 		if err != nil {
 			continue
 		}
+
 		comm, state, parent := processStat(child)
 		if parent != pid {
 			continue
@@ -227,9 +233,11 @@ func Descendants(pid int) []Process {
 		if state == "Z" && pid == os.Getpid() && reapOrphan(child) {
 			continue
 		}
+
 		all = append(all, Process{child, program(child, comm)})
 		all = append(all, Descendants(child)...)
 	}
+
 	return all
 }
 

@@ -19,6 +19,7 @@ func TestMore(t *testing.T) {
 		shared: map[string]bool{"mount /a": true, "mount /tmp/TestX1/001/m": true, "link veth1": true},
 		own:    map[string]bool{"process 7 sleep": true},
 	}
+
 	group := "cgroup " + t.TempDir()
 	after.shared[group] = true
 	for _, c := range []struct {
@@ -55,6 +56,7 @@ func TestForeign(t *testing.T) {
 			os.WriteFile(filepath.Join(inner, "cgroup.procs"), []byte(c.inner), 0o644)); err != nil {
 			t.Fatal(err)
 		}
+
 		if got := foreign(dir, map[int]bool{7: true}); got != c.want {
 			t.Errorf("%s: got %t, want %t", c.name, got, c.want)
 		}
@@ -70,14 +72,17 @@ func TestTakeSeesDescriptorAndProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	cmd := exec.Command("sleep", "60")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	left := strings.Join(before.Settle(0, Scope{}), "\n")
 	if !strings.Contains(left, "/dev/null") || !strings.Contains(left, "sleep") {
 		t.Errorf("want the open file and the child to be seen, got:\n%s", left)
 	}
+
 	_ = f.Close()
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()

@@ -16,10 +16,12 @@ func TestTakeSeesMount(t *testing.T) {
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4k"); err != nil {
 		t.Fatal(err)
 	}
+
 	once := inventory.Take()
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4k"); err != nil {
 		t.Fatal(err)
 	}
+
 	scope := inventory.Scope{Marks: []string{dir}}
 	both, second := before.Settle(0, scope), once.Settle(0, scope)
 	for range 2 {
@@ -27,6 +29,7 @@ func TestTakeSeesMount(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if len(both) != 2 || len(second) != 1 {
 		t.Errorf("want two mounts on %s to be seen, and one since the first, got %q and %q", dir, both, second)
 	}

@@ -39,6 +39,7 @@ func Isolate(main func() int) int {
 	default: // started by one that has namespaces, and in them too
 		return main()
 	}
+
 	status, err := rerun()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "enter new namespaces:", err)
@@ -55,16 +56,19 @@ func rerun() (int, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 	}
+
 	// The copy is in the same process group, so that signals from a terminal
 	// reach it too; one sent to this process alone is passed on.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	defer signal.Stop(signals)
+
 	if err := cmd.Start(); err != nil {
 		return 1, err
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
+
 	for {
 		select {
 		case s := <-signals:
@@ -90,11 +94,13 @@ func furnish() error {
 	if err := os.Setenv(isolatedEnv, fmt.Sprint(os.Getpid())); err != nil {
 		return err
 	}
+
 	for _, propagation := range []uintptr{unix.MS_PRIVATE, unix.MS_SHARED} {
 		if err := unix.Mount("", "/", "", unix.MS_REC|propagation, ""); err != nil {
 			return fmt.Errorf("set mount propagation: %w", err)
 		}
 	}
+
 	lo, err := netlink.LinkByName("lo")
 	if err == nil {
 		err = netlink.LinkSetUp(lo)
@@ -102,5 +108,6 @@ func furnish() error {
 	if err != nil {
 		return fmt.Errorf("bring up loopback: %w", err)
 	}
+
 	return nil
 }

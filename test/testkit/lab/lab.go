@@ -82,28 +82,33 @@ func New(ctx context.Context, opt Options) (_ *Lab, err error) {
 	if l.cache, err = Find(); err != nil {
 		return nil, err
 	}
+
 	if l.Dir = opt.Dir; l.Dir == "" {
 		if l.Dir, err = os.MkdirTemp("", "crisp-lab-"); err != nil {
 			return nil, err
 		}
 	}
+
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close(context.WithoutCancel(ctx)))
 		}
 	}()
+
 	// No dashes: systemd takes those in a slice's name for levels.
 	l.Name = strings.ReplaceAll(fmt.Sprintf("crisp_lab_%d_%s", os.Getpid(), strings.TrimPrefix(filepath.Base(l.Dir), "crisp-lab-")), "-", "_")
 	l.Endpoint = "unix://" + l.path("crisp.sock")
 	if err := l.configure(ctx); err != nil {
 		return nil, err
 	}
+
 	// A daemon that was restarted is found at once.
 	retry := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: retryTime, MaxDelay: retryTime, Multiplier: 1}, MinConnectTimeout: pace.Scale(readyTime)}
 	l.conn, err = grpc.NewClient(l.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(retry))
 	if err != nil {
 		return nil, err
 	}
+
 	l.Runtime, l.Images = runtimeapi.NewRuntimeServiceClient(l.conn), runtimeapi.NewImageServiceClient(l.conn)
 	return l, l.Start(ctx)
 }
@@ -159,6 +164,7 @@ func (l *Lab) configure(ctx context.Context) error {
 	if err := errors.Join(os.MkdirAll(l.Dir, 0o755), os.Chmod(l.Dir, 0o755)); err != nil {
 		return err
 	}
+
 	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.Subnet(), !l.opt.Routed); err != nil {
 		return err
 	}
@@ -166,6 +172,7 @@ func (l *Lab) configure(ctx context.Context) error {
 	if err := os.WriteFile(l.path("config.toml"), []byte(config), 0o644); err != nil {
 		return err
 	}
+
 	if l.opt.NoRegistry {
 		return os.MkdirAll(l.path("certs.d"), 0o755)
 	}
@@ -180,10 +187,12 @@ func (l *Lab) startRegistry(ctx context.Context) (err error) {
 		l.Registry, err = ServeStorage(l.opt.Storage)
 		return err
 	}
+
 	binary, err := l.cache.Tool("registry")
 	if err != nil {
 		return err
 	}
+
 	images, err := l.cache.Images()
 	if err != nil {
 		return err
@@ -201,20 +210,24 @@ func (l *Lab) Start(ctx context.Context) error {
 			return err
 		}
 	}
+
 	plugins, err := l.cache.Plugins()
 	if err != nil {
 		return err
 	}
+
 	if l.opt.PluginDir != "" {
 		plugins = l.opt.PluginDir + "," + plugins
 	}
 	command := append(slices.Clone(l.opt.Below), binary, "serve",
 		"--config", l.path("config.toml"), "--root", l.path("root"), "--state", l.path("state"), "--listen", l.Endpoint,
 		"--cni-conf-dir", l.path("net.d"), "--cni-bin-dir", plugins, "--registry-config-dir", l.path("certs.d"))
+
 	l.daemon, err = StartProcess(l.path("crisp.log"), l.opt.Env, command[0], command[1:]...)
 	if err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
+
 	ready := func() bool {
 		ctx, cancel := context.WithTimeout(ctx, pace.Scale(time.Second))
 		defer cancel()
@@ -224,6 +237,7 @@ func (l *Lab) Start(ctx context.Context) error {
 	if err := l.daemon.WaitUntil(ctx, pace.Scale(readyTime), ready); err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
+
 	return nil
 }
 
@@ -271,11 +285,13 @@ func (l *Lab) Close(ctx context.Context) error {
 	if l.Registry != nil {
 		errs = append(errs, l.Registry.Close())
 	}
+
 	// A plugin leaves the bridge, and the daemon the parent of its cgroups.
 	errs = append(errs, RemoveLink(l.bridge()), RemoveCgroups(l.Name))
 	if left := l.before.Settle(pace.Scale(keeperTime), l.scope()); len(left) > 0 {
 		errs = append(errs, fmt.Errorf("left behind: %s", strings.Join(left, ", ")), l.removeByForce())
 	}
+
 	return errors.Join(append(errs, os.RemoveAll(l.Dir))...)
 }
 
@@ -286,12 +302,14 @@ func (l *Lab) RemovePods(ctx context.Context) error {
 		return nil // a test killed it, or it failed to start
 	default:
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, pace.Scale(time.Minute))
 	defer cancel()
 	pods, err := l.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
 		return fmt.Errorf("list pods: %w", err)
 	}
+
 	var errs []error
 	for _, p := range pods.Items {
 		if _, err := l.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.Id}); err != nil {
@@ -301,6 +319,7 @@ func (l *Lab) RemovePods(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("remove pod %s: %w", p.Id, err))
 		}
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -316,6 +335,7 @@ func (l *Lab) removeByForce() error {
 			_ = unix.Kill(p.PID, unix.SIGKILL) // it may be gone already
 		}
 	}
+
 	left := l.before.Settle(pace.Scale(keeperTime), inventory.Scope{})
 	var errs []error
 	for _, point := range inventory.MountsBelow(l.Dir) {
@@ -323,6 +343,7 @@ func (l *Lab) removeByForce() error {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
 		}
 	}
+
 	if len(left) > 0 {
 		errs = append(errs, fmt.Errorf("cannot end: %s", strings.Join(left, ", ")))
 	}

@@ -21,6 +21,7 @@ func TestDaemonRestarts(t *testing.T) {
 	if err := l.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	if l.PID() == first {
 		t.Errorf("the daemon still has process ID %d", first)
 	}

@@ -30,10 +30,12 @@ func writeNetwork(dir, data, bridge, subnet string, masquerade bool) error {
 			"capabilities": object{"portMappings": true},
 		}},
 	}
+
 	text, err := json.MarshalIndent(conf, "", "  ")
 	if err != nil {
 		return err
 	}
+
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}

@@ -14,10 +14,12 @@ func TestWriteNetwork(t *testing.T) {
 	if err := writeNetwork(dir, "/data", "crisp7", "10.128.7.0/24", true); err != nil {
 		t.Fatal(err)
 	}
+
 	list, err := libcni.ConfListFromFile(filepath.Join(dir, "10-crisp7.conflist"))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var types []string
 	for _, p := range list.Plugins {
 		types = append(types, p.Network.Type)
@@ -33,6 +35,7 @@ func TestWriteHosts(t *testing.T) {
 	if err := r.WriteHosts(dir); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, host := range hosts {
 		text, err := os.ReadFile(filepath.Join(dir, host, "hosts.toml"))
 		if err != nil {

@@ -32,15 +32,18 @@ func StartProcess(log string, env []string, binary string, args ...string) (*Pro
 		return nil, err
 	}
 	defer out.Close()
+
 	p := &Process{cmd: exec.Command(binary, args...), log: log, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.Env = append(os.Environ(), env...)
+
 	// A group of its own, so that ^C reaches only the program that started
 	// it, which then ends things in order.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
+
 	go func() {
 		p.err = p.cmd.Wait()
 		close(p.done)
@@ -54,6 +57,7 @@ func (p *Process) WaitUntil(ctx context.Context, limit time.Duration, ready func
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
+
 	for !ready() {
 		select {
 		case <-tick.C:
@@ -63,6 +67,7 @@ func (p *Process) WaitUntil(ctx context.Context, limit time.Duration, ready func
 			return fmt.Errorf("%s is not ready: %w: %s", filepath.Base(p.cmd.Path), ctx.Err(), p.tail())
 		}
 	}
+
 	return nil
 }
 

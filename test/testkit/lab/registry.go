@@ -54,14 +54,17 @@ func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
+
 	config := filepath.Join(o.Work, "registry.yml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, registryConfig, !o.AccessLog, o.Storage, !o.Writable, addr), 0o644); err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
+
 	proc, err := StartProcess(filepath.Join(o.Work, "registry.log"), []string{"OTEL_TRACES_EXPORTER=none"}, o.Binary, "serve", config)
 	if err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
+
 	r := &Registry{Addr: addr, stop: proc.Stop}
 	if err := proc.WaitUntil(ctx, pace.Scale(20*time.Second), func() bool { return answers("http://" + addr + "/v2/") }); err != nil {
 		_ = r.Close()

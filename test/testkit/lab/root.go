@@ -27,16 +27,19 @@ func takeRootOfThread() error {
 	if err != nil {
 		return err
 	}
+
 	tree, err := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		return fmt.Errorf("copy the mounts below /: %w", err)
 	}
 	defer unix.Close(tree)
+
 	namespace, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open own mount namespace: %w", err)
 	}
 	defer unix.Close(namespace)
+
 	dir, err := os.Getwd()
 	if err != nil {
 		return err
@@ -66,12 +69,14 @@ func executeBelow(tree int, dir string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("part with the machine's mounts: %w", err)
 	}
+
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount over the root of the mount namespace: %w", err)
 	}
 	if err := unix.Fchdir(tree); err != nil {
 		return fmt.Errorf("enter the new root: %w", err)
 	}
+
 	if err := unix.Chroot("."); err != nil {
 		return fmt.Errorf("enter the new root: %w", err)
 	}

@@ -26,13 +26,16 @@ func TestChrootIsLeft(t *testing.T) {
 		rootsAreOne(t)
 		return
 	}
+
 	root := filepath.Join(t.TempDir(), "root")
 	if err := os.Mkdir(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := unix.Mount("/", root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		t.Fatal(err)
 	}
+
 	// The mounts below it are shared with those that they are copies of.
 	if err := unix.Mount("", root, "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
@@ -42,10 +45,12 @@ func TestChrootIsLeft(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+
 	before := mounts(t)
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestChrootIsLeft$", "-test.v")
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, isolatedEnv+"=") }), inChroot+"=yes")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: TestChrootIsLeft") {
 		t.Errorf("in a chroot: %v\n%s", err, out)
@@ -71,10 +76,12 @@ func rootsAreOne(t *testing.T) {
 				return err
 			}
 			defer unix.Close(fd)
+
 			namespaces, err = rootOfNamespace(fd)
 			return err
 		}()
 	}()
+
 	if err := <-errs; err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ func ServeStorage(dir string) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("serve %s: %w", dir, err)
 	}
+
 	server := &http.Server{Handler: storage(dir), ReadHeaderTimeout: time.Minute}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
@@ -37,6 +38,7 @@ func ServeStorage(dir string) (*Registry, error) {
 		}
 		return err
 	}
+
 	return &Registry{Addr: listener.Addr().String(), stop: stop}, nil
 }
 
@@ -47,6 +49,7 @@ func (s storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusMethodNotAllowed)
 		return
 	}
+
 	if ok && rest == "" {
 		return // the version is known
 	}
@@ -76,10 +79,12 @@ func (s storage) manifest(w http.ResponseWriter, r *http.Request, repository, re
 		}
 		ref = string(link)
 	}
+
 	// A registry keeps no types beside manifests: they say what they are.
 	var content struct {
 		MediaType string `json:"mediaType"`
 	}
+
 	if d, err := digest.Parse(ref); err == nil {
 		data, _ := os.ReadFile(s.blob(d)) // what is missing is told below
 		_ = json.Unmarshal(data, &content)

@@ -16,6 +16,7 @@ func (c *Container) Logged(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var text strings.Builder
 	for line := range strings.Lines(string(data)) {
 		f := strings.SplitN(line, " ", 4)
@@ -27,6 +28,7 @@ func (c *Container) Logged(t testing.TB) string {
 		}
 		text.WriteString(f[3])
 	}
+
 	return text.String()
 }
 

@@ -80,6 +80,7 @@ func TryRun(t testing.TB, node *lab.Lab, name string, changes ...PodChange) (*Po
 			Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
 		}},
 	}
+
 	for _, change := range changes {
 		change(cfg)
 	}
@@ -87,6 +88,7 @@ func TryRun(t testing.TB, node *lab.Lab, name string, changes ...PodChange) (*Po
 	if err != nil {
 		return nil, err
 	}
+
 	p := &Pod{node, answer.PodSandboxId, cfg}
 	t.Cleanup(func() { p.Remove(t) })
 	return p, nil
@@ -174,6 +176,7 @@ func (p *Pod) TryCreate(t testing.TB, name, image string, changes ...Change) (*C
 			},
 		},
 	}
+
 	for _, change := range changes {
 		change(cfg)
 	}
@@ -181,6 +184,7 @@ func (p *Pod) TryCreate(t testing.TB, name, image string, changes ...Change) (*C
 	if err != nil {
 		return nil, err
 	}
+
 	return &Container{p, answer.ContainerId, cfg}, nil
 }
 

@@ -43,15 +43,18 @@ func Merge(w io.Writer, first, second []Spec) []Spec {
 	if slices.ContainsFunc(failed, Spec.endsRun) {
 		return all
 	}
+
 	passed := map[string]bool{}
 	for _, s := range second {
 		passed[s.Name()] = s.State == "passed"
 	}
+
 	for _, broken := range failures(first) {
 		names := together(first, broken)
 		if slices.ContainsFunc(failed, func(s Spec) bool { return slices.Contains(names, s.Name()) }) {
 			continue
 		}
+
 		for i, s := range all {
 			if s.State == "passed" || !passed[s.Name()] || !slices.Contains(names, s.Name()) {
 				continue
@@ -62,6 +65,7 @@ func Merge(w io.Writer, first, second []Spec) []Spec {
 			}
 		}
 	}
+
 	return all
 }
 

@@ -29,20 +29,24 @@ func TestAgain(t *testing.T) {
 		spec("ordered", "one", "passed"), spec("ordered", "two", "timedout"), spec("ordered", "three", "skipped"), leftOut,
 		spec("ordered too", "one", "passed"), spec("", "skips", "skipped"),
 	}
+
 	focus, ok := Again(first)
 	if !ok {
 		t.Fatal("there is no second try")
 	}
+
 	pattern, err := regexp.Compile(focus)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var got []string
 	for _, s := range first {
 		if pattern.MatchString("E2eNode Suite " + s.Name()) {
 			got = append(got, s.LeafNodeText)
 		}
 	}
+
 	if want := []string{"start [Now]", "one", "two", "three"}; !slices.Equal(got, want) {
 		t.Errorf("%q stands for %q, want %q", focus, got, want)
 	}
@@ -55,6 +59,7 @@ func TestNotAgain(t *testing.T) {
 	for i := range maxAgain + 1 {
 		many = append(many, spec("Pods", fmt.Sprint(i), "failed"))
 	}
+
 	if _, ok := Again(many[1:]); !ok {
 		t.Errorf("%d specs have no second try", maxAgain)
 	}
@@ -76,11 +81,13 @@ func TestMerge(t *testing.T) {
 		spec("Pods", "start", "passed"), spec("Pods", "stop", "failed"), spec("Pods", "break", "failed"), spec("Pods", "vanish", "failed"),
 		spec("ordered", "one", "passed"), spec("ordered", "two", "failed"), spec("ordered", "three", "skipped"),
 	}
+
 	second := func(change ...Spec) []Spec {
 		all := []Spec{
 			spec("Pods", "start", "skipped"), spec("Pods", "stop", "passed"), spec("Pods", "break", "failed"), spec("Pods", "vanish", "skipped"),
 			spec("ordered", "one", "passed"), spec("ordered", "two", "passed"), spec("ordered", "three", "passed"),
 		}
+
 		for _, c := range change {
 			i := slices.IndexFunc(all, func(s Spec) bool { return s.Name() == c.Name() })
 			if i < 0 {
@@ -88,8 +95,10 @@ func TestMerge(t *testing.T) {
 			}
 			all[i] = c
 		}
+
 		return all
 	}
+
 	const stop, two = "[sig-node] Pods stop: failed: it is failed", "[sig-node] ordered two: failed: it is failed"
 	for name, c := range map[string]struct {
 		second []Spec
@@ -108,6 +117,7 @@ func TestMerge(t *testing.T) {
 		for _, s := range all {
 			states = append(states, s.State)
 		}
+
 		if got := strings.Join(states, " "); got != c.states {
 			t.Errorf("%s: got %s, want %s", name, got, c.states)
 		}
@@ -115,10 +125,12 @@ func TestMerge(t *testing.T) {
 		for _, s := range c.said {
 			fmt.Fprintln(&want, "passed at the second try only:", s)
 		}
+
 		if out.String() != want.String() {
 			t.Errorf("%s: said %q, want %q", name, &out, &want)
 		}
 	}
+
 	if first[1].State != "failed" {
 		t.Error("the first run was changed")
 	}

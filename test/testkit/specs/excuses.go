@@ -39,19 +39,23 @@ func ParseExcuses(list string) (Excuses, error) {
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
+
 		m := excuseLine.FindStringSubmatch(line)
 		if m == nil {
 			return nil, fmt.Errorf(`list of excuses, line %d: want "never|may[:PATH] PATTERN # reason"`, n)
 		}
+
 		pattern, err := regexp.Compile(m[3])
 		if err != nil {
 			return nil, fmt.Errorf("list of excuses, line %d: %w", n, err)
 		}
+
 		if _, err := os.Stat(m[2]); m[2] != "" && !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		all = append(all, excuse{m[1] == "never", pattern, m[4]})
 	}
+
 	return all, lines.Err()
 }
 

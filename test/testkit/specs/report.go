@@ -41,10 +41,12 @@ func Read(path string) ([]Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	var suites []struct{ SpecReports []Spec }
 	if err := json.Unmarshal(data, &suites); err != nil {
 		return nil, fmt.Errorf("read the suite's report %s: %w", path, err)
 	}
+
 	if len(suites) != 1 {
 		return nil, fmt.Errorf("read the suite's report %s: want one suite, have %d", path, len(suites))
 	}
@@ -79,6 +81,7 @@ func Judge(w io.Writer, specs []Spec, asked func(name string) bool, excuses Excu
 			fmt.Fprintf(w, "FAIL %s\n     %s: %s\n", name, s.State, s.Failure.Message)
 		}
 	}
+
 	if t == (tally.Tally{}) {
 		return t, errors.New("the suite ran no specs")
 	}

@@ -17,10 +17,12 @@ func TestExcuses(t *testing.T) {
 			t.Errorf("%q was accepted", bad)
 		}
 	}
+
 	all, err := ParseExcuses("# a list\n\nnever:/proc x # reason\nnever:/nowhere y # reason\nmay z # reason\nnever v # reason")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if got, want := all.LeftOut(), []string{"y", "v"}; !slices.Equal(got, want) {
 		t.Errorf("left out are %v, want %v", got, want)
 	}
@@ -45,19 +47,23 @@ func TestJudge(t *testing.T) {
 	if err := os.WriteFile(path, []byte(report), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	specs, err := Read(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	excuses, err := ParseExcuses("may AppArmor # the kernel has none")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var out strings.Builder
 	got, err := Judge(&out, specs, func(name string) bool { return !strings.Contains(name, "[Slow]") }, excuses)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if want := (tally.Tally{Passed: 1, Failed: 4, Skipped: 1}); got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}

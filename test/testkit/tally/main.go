@@ -19,11 +19,13 @@ func Main(program, file string, run func(context.Context) (Tally, error)) int {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", program, err)
 		t.Failed++
 	}
+
 	fmt.Printf("%s: %s\n", program, t)
 	if err := t.Write(file); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", program, err)
 		return 1
 	}
+
 	if t.Failed > 0 {
 		return 1
 	}

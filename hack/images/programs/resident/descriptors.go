@@ -20,11 +20,13 @@ func (w *watcher) descriptors(dir string, early bool) {
 		if err != nil {
 			continue
 		}
+
 		path := dir + "/fd/" + e.Name()
 		link, err := os.Readlink(path)
 		if err != nil {
 			continue
 		}
+
 		if early && n > 2 && !strings.HasPrefix(link, "socket:") {
 			w.early(dir, "descriptor", n, " is ", link)
 		}
@@ -44,6 +46,7 @@ func (w *watcher) through(path, link, dir string) {
 	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return
 	}
+
 	if fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
 		w.report("disk", link, exe(dir))
 		unix.Close(fd)
@@ -57,12 +60,14 @@ func (w *watcher) take(pid int, early bool) {
 		return
 	}
 	defer unix.Close(pidfd)
+
 	dir := fmt.Sprintf("/proc/%d", pid)
 	for n := range mostDescriptors {
 		fd, err := unix.PidfdGetfd(pidfd, n, 0)
 		if err != nil {
 			continue
 		}
+
 		w.through(fmt.Sprintf("/proc/self/fd/%d", fd), fmt.Sprint("taken ", n), dir)
 		var st unix.Stat_t
 		if early && n > 2 && unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
@@ -87,11 +92,13 @@ func (w *watcher) abuse(fd int, dir string) {
 	if err == nil && n > 0 {
 		w.report("message", strconv.Quote(string(buf[:n])), exe(dir))
 	}
+
 	if peer, err := unix.Getpeername(fd); err == nil {
 		if u, ok := peer.(*unix.SockaddrUnix); ok && u.Name != "" && u.Name != "@" { // which stands for no name
 			w.report("socket", "of the runtime, to ", u.Name, exe(dir))
 		}
 	}
+
 	for _, lie := range [][]byte{{0}, make([]byte, 4), make([]byte, 8), make([]byte, 64), []byte("\x01\x00\x00\x00failed")} {
 		_ = unix.Sendto(fd, lie, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
 	}

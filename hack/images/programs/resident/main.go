@@ -24,6 +24,7 @@ func main() {
 	if len(os.Args) > 1 {
 		mode = os.Args[1]
 	}
+
 	switch mode {
 	case "watch":
 		watch()

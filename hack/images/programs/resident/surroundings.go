@@ -30,11 +30,13 @@ func (w *watcher) sockets() {
 		if len(f) < 8 {
 			continue
 		}
+
 		for _, kind := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET, unix.SOCK_DGRAM} {
 			fd, err := unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 			if err != nil {
 				continue
 			}
+
 			// An at sign stands for the zero byte of an abstract name.
 			if unix.Connect(fd, &unix.SockaddrUnix{Name: f[7]}) == nil {
 				w.report("socket", f[7])
@@ -51,17 +53,20 @@ func (w *watcher) keys() {
 	if err != nil {
 		own = 0 // a filter forbids it, and to see anything of the others
 	}
+
 	list, _ := os.ReadFile("/proc/keys")
 	for line := range strings.Lines(string(list)) {
 		var id int
 		if n, _ := fmt.Sscanf(line, "%x", &id); n < 1 {
 			continue
 		}
+
 		name, err := unix.KeyctlString(unix.KEYCTL_DESCRIBE, id)
 		ours := strings.Contains(line, "crisp") || strings.Contains(name, "crisp")
 		if ours || own != 0 && id != own && strings.Contains(line, " _ses:") {
 			w.report("key", strings.TrimSpace(line))
 		}
+
 		payload := make([]byte, 4096)
 		n, readErr := unix.KeyctlBuffer(unix.KEYCTL_READ, id, payload, 0)
 		if err == nil && readErr == nil && n > 0 && bytes.Contains(payload[:min(n, len(payload))], w.secret) {
@@ -79,6 +84,7 @@ func (w *watcher) cgroups() {
 			w.report("cgroup", "is named ", f[1], " ", f[2])
 		}
 	}
+
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return nil // groups go
@@ -97,6 +103,7 @@ func (w *watcher) cgroups() {
 				w.report("cgroup", "writable: ", path)
 			}
 		}
+
 		return nil
 	})
 }
@@ -140,15 +147,18 @@ func (w *watcher) connector() {
 		return
 	}
 	defer unix.Close(fd)
+
 	timeout := unix.NsecToTimeval(int64(20 * time.Millisecond))
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
 	if unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: procIndex}) != nil {
 		return
 	}
+
 	// A netlink header of 40 bytes in all, the address of process events, "listen".
 	listen := make([]byte, 40)
 	listen[0], listen[4], listen[16], listen[20], listen[32], listen[36] = 40, 3, procIndex, 1, 4, 1
 	_ = unix.Sendto(fd, listen, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+
 	buf := make([]byte, 4096)
 	for range 3 {
 		n, _, err := unix.Recvfrom(fd, buf, 0)

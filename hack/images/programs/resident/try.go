@@ -78,6 +78,7 @@ func settings(procSys, proc, sys string) []string {
 	} {
 		all = append(all, filepath.Join(procSys, name))
 	}
+
 	all = append(all, filepath.Join(proc, "sysrq-trigger"), filepath.Join(proc, "irq/default_smp_affinity"))
 	for _, name := range []string{
 		"kernel/uevent_helper", "power/state", "kernel/mm/transparent_hugepage/enabled", "kernel/profiling",
@@ -85,6 +86,7 @@ func settings(procSys, proc, sys string) []string {
 	} {
 		all = append(all, filepath.Join(sys, name))
 	}
+
 	return all
 }
 
@@ -140,6 +142,7 @@ func releaseAgents(string) string {
 		if len(f) < 3 || f[1] == "" {
 			continue
 		}
+
 		options := f[1]
 		if strings.HasPrefix(options, "name=") {
 			options = "none," + options
@@ -148,6 +151,7 @@ func releaseAgents(string) string {
 			return writable([]string{dir + "/release_agent"})
 		}))
 	}
+
 	return strings.TrimSpace(strings.Join(got, " "))
 }
 
@@ -187,6 +191,7 @@ func handles(node string) string {
 		if err != nil {
 			continue
 		}
+
 		// ext4 and XFS have the inode first and its generation second.
 		for _, top := range [][]byte{{2, 0, 0, 0, 0, 0, 0, 0}, {128, 0, 0, 0, 0, 0, 0, 0}, {128, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}} {
 			for _, kind := range []int32{1, 0x81} {
@@ -194,6 +199,7 @@ func handles(node string) string {
 				if err != nil {
 					continue
 				}
+
 				found := exists(fmt.Sprintf("/proc/self/fd/%d%s", got, node))
 				unix.Close(got)
 				if found != "" {

@@ -47,6 +47,7 @@ func watch() {
 	w := newWatcher()
 	w.surroundings()
 	fmt.Println("READY")
+
 	said, around := time.Now(), time.Now()
 	for {
 		w.round()
@@ -68,6 +69,7 @@ func (w *watcher) round() {
 		w.report("nothing", "no /proc: ", err)
 		return
 	}
+
 	names, _ := proc.Readdirnames(-1)
 	proc.Close()
 	alive := map[int]bool{}
@@ -79,6 +81,7 @@ func (w *watcher) round() {
 		}
 		w.next()
 	}
+
 	for pid := range w.looked {
 		if !alive[pid] {
 			delete(w.looked, pid)
@@ -120,12 +123,14 @@ func (w *watcher) look(pid int) {
 	if n > 8 && n%64 != 0 {
 		return
 	}
+
 	dir := fmt.Sprintf("/proc/%d", pid)
 	early := isRuntime(dir)
 	if isBase(dir) {
 		w.base(pid, dir)
 		return
 	}
+
 	// Every other one goes on while it is looked at.
 	if early && pid%2 == 0 && w.stop(pid) {
 		defer w.let(pid)
@@ -134,11 +139,13 @@ func (w *watcher) look(pid int) {
 		w.caught++
 		w.program(dir)
 	}
+
 	w.places(dir)
 	w.status(dir, early)
 	if env, _ := os.ReadFile(dir + "/environ"); early && len(env) > 0 {
 		w.early(dir, "environment", len(env), " bytes")
 	}
+
 	w.secrets(dir, n < 3)
 	w.descriptors(dir, early)
 	if n < 3 {
@@ -172,10 +179,12 @@ func (w *watcher) base(pid int, dir string) {
 	w.places(dir)
 	w.secrets(dir, true)
 	w.descriptors(dir, false)
+
 	before := fields(dir + "/status")
 	if !w.stop(pid) {
 		return
 	}
+
 	w.let(pid)
 	if before["Seccomp"] == "0" && w.own["Seccomp"] != "0" {
 		w.report("taken over", "process without a filter", exe(dir))
@@ -231,11 +240,13 @@ func (w *watcher) program(dir string) {
 		if err != nil {
 			continue // it is busy as long as it runs
 		}
+
 		first := make([]byte, 1)
 		_, _ = unix.Pread(fd, first, 0)
 		if n, err := unix.Pwrite(fd, first, 0); n == 1 && err == nil {
 			w.report("writable program", dir)
 		}
+
 		if unix.Ftruncate(fd, 0) == nil {
 			w.report("truncated program", dir)
 		}
@@ -255,6 +266,7 @@ func (w *watcher) places(dir string) {
 			w.report("root", "another by ", link, exe(dir))
 		}
 	}
+
 	if os.Mkdir(dir+"/root/.resident", 0o700) == nil {
 		_ = os.Remove(dir + "/root/.resident") // of a container, where that is allowed
 		if isRuntime(dir) {
@@ -281,6 +293,7 @@ func (w *watcher) status(dir string, early bool) {
 			paths = append(paths, dir+"/task/"+t.Name()+"/status")
 		}
 	}
+
 	for _, path := range paths {
 		f := fields(path)
 		for _, set := range []string{"CapEff", "CapPrm", "CapInh", "CapBnd"} {
@@ -288,6 +301,7 @@ func (w *watcher) status(dir string, early bool) {
 				w.report("capabilities", set, " ", f[set], exe(dir))
 			}
 		}
+
 		if f["Seccomp"] == "0" && w.own["Seccomp"] != "0" {
 			w.report("no filter", exe(dir))
 		}
@@ -304,18 +318,21 @@ func (w *watcher) secrets(dir string, whole bool) {
 			w.report("secret", file, exe(dir))
 		}
 	}
+
 	maps, err := os.ReadFile(dir + "/maps")
 	mem, memErr := os.Open(dir + "/mem")
 	if err != nil || memErr != nil || !whole {
 		return
 	}
 	defer mem.Close()
+
 	buf := make([]byte, 1<<20)
 	for line := range strings.Lines(string(maps)) {
 		var from, to int64
 		if n, _ := fmt.Sscanf(line, "%x-%x", &from, &to); n < 2 {
 			continue
 		}
+
 		for at := from; at < min(to, from+64<<20); at += int64(len(buf)) {
 			n, _ := mem.ReadAt(buf[:min(int64(len(buf)), to-at)], at)
 			if n <= 0 {
