@@ -99,7 +99,7 @@ staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both processors
 #   G103       system calls take pointers; go vet checks their form
 #   G104       errors of clean-up and of closing, staticcheck's and review's task
 #   G115       conversions between widths, which the kernel's interfaces ask for
-#   G204       the program is AppArmor's parser, found in fixed folders
+#   G204       the program is AppArmor's parser, found in fixed directories
 #   G301 G302  what a container's or another user reads: logs, /etc/hosts,
 #              roots of layers, a pinned namespace, a socket for root's group
 #   G304 G703  files that the administrator or the runtime names; what a

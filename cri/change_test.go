@@ -251,7 +251,7 @@ func (c *changer) text(which int) string {
 	return strings.ToValidUTF8(text, "\ufffd")
 }
 
-// confine puts below the test's folder what a request would have made.
+// confine puts below the test's directory what a request would have made.
 func (s *scene) confine(m protoreflect.Message) {
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {

@@ -136,7 +136,7 @@ func FuzzCalls(f *testing.F) {
 		s.restore(t)
 		settle(t, before)
 		if now := places(t); !slices.Equal(now, outside) {
-			t.Errorf("made outside of the test's folder: there is %q, there was %q", now, outside)
+			t.Errorf("made outside of the test's directory: there is %q, there was %q", now, outside)
 		}
 	})
 }
@@ -298,7 +298,7 @@ func settle(t *testing.T, before int) {
 }
 
 // places lists where something would be made by a path that leads out of the
-// test's folder.
+// test's directory.
 func places(t testing.TB) (list []string) {
 	t.Helper()
 	for _, dir := range []string{"/", "."} {

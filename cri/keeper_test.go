@@ -44,7 +44,7 @@ func startKeeper(t testing.TB) (*pod.Keeper, *fakeKeeper) {
 		t.Fatal(err)
 	}
 
-	// The path of a test's folder may be too long for an address.
+	// The path of a test's directory may be too long for an address.
 	d, err := os.Open(dir)
 	if err != nil {
 		t.Fatal(err)

@@ -40,7 +40,7 @@ import (
 // fixtureImage is the only image that containers can have.
 const fixtureImage = "docker.io/library/busybox:latest"
 
-// fakeImages has one image, whose root file system is an empty folder.
+// fakeImages has one image, whose root file system is an empty directory.
 type fakeImages struct{ rootfs string }
 
 func (f fakeImages) Get(ref string) (image.Image, error) {

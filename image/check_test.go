@@ -64,7 +64,7 @@ var (
 			l := filepath.Join(filepath.Dir(p), "link")
 			return errors.Join(os.Remove(l), os.Symlink("elsewhere", l))
 		}},
-		{"folder", func(p string) error { return os.Chmod(filepath.Dir(p), 0o700) }},
+		{"directory", func(p string) error { return os.Chmod(filepath.Dir(p), 0o700) }},
 	}
 )
 

@@ -213,7 +213,7 @@ func costs() []cost {
 				return zipped(t, append(headed(20, 1_000_000, nil), text2(l))...)
 			})(t, i)
 		}, image.ErrInvalid},
-		{"20,000 long names of folders", 2, func(t testing.TB, i int) hostile {
+		{"20,000 long names of directories", 2, func(t testing.TB, i int) hostile {
 			return layers(1, func(l int) hostileLayer {
 				name := strings.Repeat("d123456/", 250) + strings.Repeat("x", 200)
 				return zipped(t, append(numbered(20_000, name), text2(l))...)

@@ -76,7 +76,7 @@ func TestKilledWhilePulling(t *testing.T) {
 	}
 }
 
-// check opens a folder that a killed process left and uses it.
+// check opens a directory that a killed process left and uses it.
 func check(t *testing.T, root, ref string) {
 	t.Helper()
 	s := reopen(t, root)

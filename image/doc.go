@@ -23,7 +23,7 @@
 //
 // Everything that comes out of an image is hostile and bounded: documents by
 // size and by the number of values in them, archives by what they unpack to and
-// by what an entry may say of itself, names by the folder that they are resolved
+// by what an entry may say of itself, names by the directory that they are resolved
 // in. What pulls take of the memory together is the affair of package budget,
 // and of a configuration no more is kept than 256 KiB that containers need. No
 // value of an image decides anything on the host.

@@ -42,12 +42,12 @@ var (
 	ErrNoRootFS = rootfs.ErrNotFound
 	// ErrSubPath means that a path leads nowhere in an image.
 	ErrSubPath = rootfs.ErrSubPath
-	// ErrInvalidID means that a container ID cannot name a folder.
+	// ErrInvalidID means that a container ID cannot name a directory.
 	ErrInvalidID = rootfs.ErrInvalidID
 )
 
-// ErrLocked means that another process has the image folder open.
-var ErrLocked = errors.New("image folder is in use by another process")
+// ErrLocked means that another process has the image directory open.
+var ErrLocked = errors.New("image directory is in use by another process")
 
 // ErrClosed means that the service was closed.
 var ErrClosed = errors.New("image service is closed")

@@ -281,7 +281,7 @@ func checkEmpty(t *testing.T, s *image.Service, root string) {
 		t.Errorf("images %+v", l)
 	}
 
-	waitFor(t, "the temporary folder to be empty", func() bool {
+	waitFor(t, "the temporary directory to be empty", func() bool {
 		left, _ := os.ReadDir(filepath.Join(root, "tmp"))
 		return len(left) == 0
 	})

@@ -179,7 +179,7 @@ func TestReopen(t *testing.T) {
 	if u, _ := s.FsInfo(); u != used {
 		t.Errorf("used %+v, before %+v", u, used)
 	}
-	waitFor(t, "the temporary folder to be empty", func() bool {
+	waitFor(t, "the temporary directory to be empty", func() bool {
 		left, _ := os.ReadDir(filepath.Join(root, "tmp"))
 		return len(left) == 0
 	})
@@ -281,7 +281,7 @@ func TestUsageIsWhatDiskUsageSays(t *testing.T) {
 
 	link := file{}
 	link.Name, link.Linkname, link.Typeflag = "d1/hard", "d1/f1", '1'
-	files = append(files, link, text("d1/f1", "again"), text("d2", "was a folder"))
+	files = append(files, link, text("d1/f1", "again"), text("d2", "was a directory"))
 	r.push("app", "v1", ocispec.ImageConfig{}, pack(t, files...), pack(t, text("x", random(1_000_000))))
 
 	root := t.TempDir()
@@ -432,7 +432,7 @@ func TestCancelLeavesNothing(t *testing.T) {
 		t.Fatalf("pull: %v", err)
 	}
 
-	waitFor(t, "the temporary folder to be empty", func() bool {
+	waitFor(t, "the temporary directory to be empty", func() bool {
 		left, _ := os.ReadDir(filepath.Join(root, "tmp"))
 		return len(left) == 0
 	})

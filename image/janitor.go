@@ -16,7 +16,7 @@ import (
 // read-only for a while, waits for another attempt.
 const janitorRetry = 10 * time.Second
 
-// janitor removes what lies in the temporary folder and is not needed any
+// janitor removes what lies in the temporary directory and is not needed any
 // more, one thing at a time, without anybody waiting who does not want to.
 type janitor struct {
 	dir  *os.File

@@ -116,7 +116,7 @@ func waitHeld(t *testing.T, root string, data []byte) {
 	})
 }
 
-// leavePart interrupts a pull and returns the folder with the part it left.
+// leavePart interrupts a pull and returns the directory with the part it left.
 func leavePart(t *testing.T, r *testRegistry, s *server) string {
 	t.Helper()
 	root := t.TempDir()
@@ -275,7 +275,7 @@ func TestPartsThatAreNotTheBlob(t *testing.T) {
 		{"too long", change(func([]byte) []byte { return append(slices.Clone(s.data), 0) }), []string{""}},
 		{"all there", change(func([]byte) []byte { return s.data }), nil},
 		{"as long as all, and wrong", change(func([]byte) []byte { return bytes.Repeat([]byte{1}, len(s.data)) }), []string{""}},
-		{"a folder", func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, []string{""}},
+		{"a directory", func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, []string{""}},
 		{"a link", func(path string) error { return errors.Join(os.Remove(path), os.Symlink("/etc/passwd", path)) }, []string{""}},
 		{"too old", func(path string) error {
 			then := time.Now().Add(-25 * time.Hour)

@@ -17,7 +17,7 @@ import (
 // IDMap is one line of a user namespace's map.
 type IDMap struct{ ContainerID, HostID, Size uint32 }
 
-// Prepare makes the folders for what container id writes on top of an image,
+// Prepare makes the directories for what container id writes on top of an image,
 // named by its ID, and keeps the image's layers until Discard. uids and gids
 // are the maps of the pod's user namespace, nil if it has none. Doing it again
 // does nothing.
@@ -45,7 +45,7 @@ func top(im Image) digest.Digest {
 	return im.ChainIDs[len(im.ChainIDs)-1]
 }
 
-// treeRoot describes the root folder of a layer.
+// treeRoot describes the root directory of a layer.
 func (s *Service) treeRoot(chain digest.Digest) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	trees, err := s.layers.Trees(chain)
@@ -187,7 +187,7 @@ func (s *Service) isOrphan(chain digest.Digest) bool {
 // Containers lists the containers that have a root file system or images held.
 func (s *Service) Containers() []string { return s.containers.IDs() }
 
-// UpperDir is the folder of what container id wrote.
+// UpperDir is the directory of what container id wrote.
 func (s *Service) UpperDir(id string) string { return s.containers.UpperDir(id) }
 
 // Usage measures what container id wrote, by looking at every file.

@@ -119,7 +119,7 @@ func TestMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(s.UpperDir("c1"), "written")); err != nil || string(data) != "hello" {
-		t.Errorf("upper folder: %q, %v", data, err)
+		t.Errorf("upper directory: %q, %v", data, err)
 	}
 
 	got, err := s.Usage(t.Context(), "c1")
@@ -365,7 +365,7 @@ func TestIDsAreNames(t *testing.T) {
 	}
 }
 
-func TestFoldersArePrivate(t *testing.T) {
+func TestDirectoriesArePrivate(t *testing.T) {
 	testkit.Root(t)
 	r := newRegistry(t)
 	id := layered(t, r)

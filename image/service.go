@@ -36,9 +36,9 @@ const (
 
 // Options of a [Service].
 type Options struct {
-	// Root is the folder that everything is kept in.
+	// Root is the directory that everything is kept in.
 	Root string
-	// RegistryConfigDirs are folders with a HOST/hosts.toml for registries.
+	// RegistryConfigDirs are directories with a HOST/hosts.toml for registries.
 	RegistryConfigDirs []string
 	// Pinned are references, with * for any characters, of images that
 	// kubelet must not collect.
@@ -57,7 +57,7 @@ type Options struct {
 	// SyncDelay is how long after a pull its bytes are brought to the disk; 0
 	// means 5 seconds.
 	SyncDelay time.Duration
-	// Sync brings the file system of a folder to the disk, or gives up when ctx
+	// Sync brings the file system of a directory to the disk, or gives up when ctx
 	// ends; nil means to do it in this process.
 	Sync func(ctx context.Context, dir *os.File) error
 	// BootID names this boot of the machine; empty means to ask the kernel.
@@ -129,7 +129,7 @@ type Service struct {
 	pins map[digest.Digest]int // guarded by mu: blobs and layers that pulls need
 }
 
-// Open opens the image folder and removes what an earlier process left unfinished.
+// Open opens the image directory and removes what an earlier process left unfinished.
 func Open(_ context.Context, opts Options) (*Service, error) {
 	if opts.MaxConcurrentDownloads <= 0 {
 		opts.MaxConcurrentDownloads = defaultDownloads
@@ -274,7 +274,7 @@ func (s *Service) doubt(c *catalog, all bool) {
 	}
 }
 
-// acquire takes the lock that says the folder has an owner.
+// acquire takes the lock that says the directory has an owner.
 func acquire(path string) (*os.File, error) {
 	// Not for writing, so that the file system can be made read-only meanwhile.
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, filePerm)
@@ -294,7 +294,7 @@ func acquire(path string) (*os.File, error) {
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
-// Close ends pulls under way and gives the folder free. Mounts live on. What
+// Close ends pulls under way and gives the directory free. Mounts live on. What
 // was pulled last is brought to the disk if that does not take long.
 func (s *Service) Close() error {
 	var err error
@@ -343,7 +343,7 @@ func (s *Service) Reserve(ctx context.Context, bytes int64) (release func(), err
 
 // FsInfo is what images take up.
 type FsInfo struct {
-	// Mountpoint is the folder that images are in.
+	// Mountpoint is the directory that images are in.
 	Mountpoint string
 	// UsedBytes and InodesUsed count blobs, unpacked layers, and what interrupted
 	// pulls have left.

@@ -19,7 +19,7 @@ func commonTargets() (dirs, files []string) {
 // stageTargets makes the mount targets that an image lacks, as its first
 // container would, in a small layer of their own. Every container of the image
 // finds them there, where each would have had to copy /etc up to make them. It
-// returns the name of a folder in the temporary one that holds them, "" if
+// returns the name of a directory in the temporary one that holds them, "" if
 // there is nothing to do or it cannot be done: then containers do it.
 func (s *Service) stageTargets(ctx context.Context, chain digest.Digest) string {
 	if chain == "" || s.layers.Targets(chain) != "" {
@@ -43,7 +43,7 @@ func (s *Service) publishTargets(ctx context.Context, chain digest.Digest, stage
 	}
 	defer s.janitor.add(staged)
 	if rec, _ := s.layers.Get(chain); rec.Unsynced == "" {
-		// The layer is known to be on disk, with all that is in its folder.
+		// The layer is known to be on disk, with all that is in its directory.
 		if err := s.syncDisk(ctx); err != nil {
 			return err
 		}

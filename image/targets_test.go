@@ -27,8 +27,8 @@ func TestTargets(t *testing.T) {
 
 	_, id := r.push("app", "v1", ocispec.ImageConfig{},
 		pack(t, root, etc, text("etc/hosts", "the image's"), file{Header: tar.Header{Name: "etc/resolv.conf", Linkname: "../run/resolv.conf", Typeflag: tar.TypeSymlink}}))
-	folder := t.TempDir()
-	s := open(t, folder)
+	directory := t.TempDir()
+	s := open(t, directory)
 	pull(t, s, r.Host+"/app:v1")
 
 	before, err := s.FsInfo()
@@ -38,7 +38,7 @@ func TestTargets(t *testing.T) {
 
 	// They are found again, and counted the same.
 	s.Close()
-	s = open(t, folder)
+	s = open(t, directory)
 	if after, err := s.FsInfo(); err != nil || after != before {
 		t.Errorf("usage is %+v, was %+v, %v", after, before, err)
 	}
@@ -109,7 +109,7 @@ func TestTargets(t *testing.T) {
 	if after, err := s.FsInfo(); err != nil || after.InodesUsed != 0 || after.UsedBytes != 0 {
 		t.Errorf("after removal: %+v, %v", after, err)
 	}
-	if left, err := filepath.Glob(filepath.Join(folder, "layers", "*", "targets")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(directory, "layers", "*", "targets")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }

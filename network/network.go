@@ -88,7 +88,7 @@ type Result struct {
 // whether the node has a network configuration yet: see [Network.Status].
 func Open(_ context.Context, o Options) (*Network, error) {
 	if o.CacheDir == "" {
-		return nil, fmt.Errorf("open network: %w: no cache folder", ErrInvalid)
+		return nil, fmt.Errorf("open network: %w: no cache directory", ErrInvalid)
 	}
 	if o.IfName == "" {
 		o.IfName = DefaultIfName

@@ -18,7 +18,7 @@ import (
 	"crisp/network/cni/cnitest"
 )
 
-// node is a network with plugins and folders of its own.
+// node is a network with plugins and directories of its own.
 type node struct {
 	*cnitest.Plugins
 	*Network

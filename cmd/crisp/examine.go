@@ -35,7 +35,7 @@ func examine(cfg *config.Config) error {
 		"registry_config_dirs": cfg.RegistryConfigDirs, "cdi_spec_dirs": cfg.CDISpecDirs,
 	} {
 		for _, dir := range dirs {
-			errs = append(errs, keyed(key, aFolder(dir)))
+			errs = append(errs, keyed(key, aDirectory(dir)))
 		}
 	}
 
@@ -50,8 +50,8 @@ func keyed(key string, err error) error {
 	return fmt.Errorf("%s: %w", key, err)
 }
 
-// aFolder wants a folder at a path, or nothing: it may come later.
-func aFolder(path string) error {
+// aDirectory wants a directory at a path, or nothing: it may come later.
+func aDirectory(path string) error {
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -59,7 +59,7 @@ func aFolder(path string) error {
 	case err != nil:
 		return err
 	case !st.IsDir():
-		return fmt.Errorf("%s is not a folder", path)
+		return fmt.Errorf("%s is not a directory", path)
 	}
 	return nil
 }
@@ -88,7 +88,7 @@ func checkConfig(cfg *config.Config, out io.Writer) error {
 	return nil
 }
 
-// inUse reports whether a daemon has the lock of a folder.
+// inUse reports whether a daemon has the lock of a directory.
 func inUse(dir string) bool {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {

@@ -33,7 +33,7 @@ func TestConfigCheck(t *testing.T) {
 		{"seccomp profile that is none", "seccomp_profile = \"" + broken + "\"\n", "seccomp_profile: "},
 		{"image name", "pinned_images = [\"Not An Image\"]\n", "pinned_images: "},
 		{"image pattern", "pinned_images = [\"a[\"]\n", "pinned_images: "},
-		{"file for a folder", "cni_bin_dirs = [\"" + plain + "\"]\n", "is not a folder"},
+		{"file for a directory", "cni_bin_dirs = [\"" + plain + "\"]\n", "is not a directory"},
 		{"file for the root", "root = \"" + plain + "/x\"\n", "root: "},
 		{"file for a socket", "listen = \"" + plain + "\"\n", "no socket"},
 		{"handler", "runtime_handlers = [\"A\"]\n", "runtime_handlers"},
@@ -72,7 +72,7 @@ func TestConfigCheck(t *testing.T) {
 		t.Errorf("a broken network configuration: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "state")); err == nil {
-		t.Error("the check has made the state folder")
+		t.Error("the check has made the state directory")
 	}
 }
 

@@ -30,7 +30,7 @@ var overrides = []override{
 	{"log-format", "the `FORMAT` of the log: text or json", func(c *config.Config, v string) { c.LogFormat = v }},
 }
 
-// setState moves what lies in the state folder unless it was placed elsewhere.
+// setState moves what lies in the state directory unless it was placed elsewhere.
 func setState(c *config.Config, dir string) {
 	if c.NetNSDir == "" || c.NetNSDir == config.DefaultNetNSDir(c.State) {
 		c.NetNSDir = config.DefaultNetNSDir(dir)

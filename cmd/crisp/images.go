@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// adminSocket, in the state folder, is where a daemon takes commands of
+	// adminSocket, in the state directory, is where a daemon takes commands of
 	// this program that have no call in the CRI.
 	adminSocket = "admin.sock"
 	checkPath   = "/images/check"

@@ -13,7 +13,7 @@ import (
 // the process or when the file is closed.
 func lock(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make folder: %w", err)
+		return nil, fmt.Errorf("make directory: %w", err)
 	}
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
@@ -25,7 +25,7 @@ func lock(dir string) (*os.File, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		holder, _ := os.ReadFile(path)
 		f.Close()
-		return nil, fmt.Errorf("%s is in use by another crisp daemon (pid %s); stop it or choose other folders with --root and --state", dir, holder)
+		return nil, fmt.Errorf("%s is in use by another crisp daemon (pid %s); stop it or choose other directories with --root and --state", dir, holder)
 	}
 	if err != nil {
 		f.Close()

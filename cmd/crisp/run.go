@@ -42,7 +42,7 @@ func runBundle(ctx context.Context, args []string) error {
 	}
 
 	if len(rest) != 1 {
-		return fmt.Errorf("run needs one folder, with a config.json\n%s", usage)
+		return fmt.Errorf("run needs one directory, with a config.json\n%s", usage)
 	}
 	data, err := os.ReadFile(filepath.Join(rest[0], "config.json"))
 	if err != nil {

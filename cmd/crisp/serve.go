@@ -223,7 +223,7 @@ func (d *services) openPods(ctx context.Context) error {
 	}
 
 	// Agents in pods see what is pinned there later; what is in the state
-	// folder is nobody's business.
+	// directory is nobody's business.
 	if !strings.HasPrefix(d.cfg.NetNSDir, filepath.Clean(d.cfg.State)+"/") {
 		if err := netns.Share(d.cfg.NetNSDir); err != nil {
 			return err

@@ -22,7 +22,7 @@ const answerTime = time.Second
 // is dead.
 func listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make folder of socket: %w", err)
+		return nil, fmt.Errorf("make directory of socket: %w", err)
 	}
 	dead, err := replaceable(path)
 	if err != nil {

@@ -38,7 +38,7 @@ func TestListen(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "no socket"},
-		{"folder", func(t *testing.T, path string) {
+		{"directory", func(t *testing.T, path string) {
 			if err := os.Mkdir(path, 0o700); err != nil {
 				t.Fatal(err)
 			}

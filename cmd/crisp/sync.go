@@ -15,7 +15,7 @@ import (
 // not for people.
 const syncCommand = "sync-stdin"
 
-// syncApart has a process of its own bring a folder's file system to the disk.
+// syncApart has a process of its own bring a directory's file system to the disk.
 // Nothing can end who waits for a disk; the daemon would be there, with its
 // locks, until a slow one has all that anybody has written. When ctx ends the
 // process is left to itself.

@@ -14,7 +14,7 @@ import (
 // TestMain plays the process that syncs.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == syncCommand {
-		if folder, err := os.Readlink("/proc/self/fd/0"); err == nil && strings.HasSuffix(folder, "slow") {
+		if directory, err := os.Readlink("/proc/self/fd/0"); err == nil && strings.HasSuffix(directory, "slow") {
 			time.Sleep(time.Second)
 		}
 		if err := syncStdin(); err != nil {

@@ -79,10 +79,10 @@ func (c *Config) checkPaths(bad complain) {
 	}
 
 	if len(c.CNIBinDirs) == 0 {
-		bad("cni_bin_dirs", "at least one folder is needed")
+		bad("cni_bin_dirs", "at least one directory is needed")
 	}
 	if root, state := filepath.Clean(c.Root), filepath.Clean(c.State); root == state {
-		bad("state", "%q is the root folder too", state)
+		bad("state", "%q is the root directory too", state)
 	}
 }
 

@@ -129,7 +129,7 @@ func Load(path string) (*Config, error) {
 
 // DefaultNetNSDir is where network namespaces are pinned unless netns_dir says
 // otherwise: where ip netns has its own, and where the agents of networks look
-// for them. A daemon with a state folder of its own, one of several perhaps,
+// for them. A daemon with a state directory of its own, one of several perhaps,
 // has them there.
 func DefaultNetNSDir(state string) string {
 	if filepath.Clean(state) == Default().State {

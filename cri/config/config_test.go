@@ -101,7 +101,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"rlimit name", "rlimits = [\"files=1\"]\n", ErrInvalid, "files"},
 		{"rlimit order", "rlimits = [\"nofile=2:1\"]\n", ErrInvalid, "soft limit"},
 		{"relative path", "root = \"data\"\n", ErrInvalid, "root: "},
-		{"one folder for both", "root = \"/x\"\nstate = \"/x/\"\n", ErrInvalid, "state: "},
+		{"one directory for both", "root = \"/x\"\nstate = \"/x/\"\n", ErrInvalid, "state: "},
 		{"choice", "log_format = \"xml\"\n", ErrInvalid, "log_format: "},
 		{"capability", "default_capabilities = [\"CAP_FLY\"]\n", ErrInvalid, "CAP_FLY"},
 		{"capability short form", "default_capabilities = [\"CHOWN\"]\n", ErrInvalid, "CHOWN"},

@@ -50,7 +50,7 @@ func (Node) AppArmorLoaded(name string) (bool, error) {
 }
 
 // Devices returns the device node at path, or those beneath it if it is a
-// folder. What the container has anyway, such as terminals, is left out there.
+// directory. What the container has anyway, such as terminals, is left out there.
 func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {

@@ -42,7 +42,7 @@ type making struct {
 
 func (k *making) record() *Container { return k.p.record().Container(k.id) }
 
-// dir is the container's folder below that of its pod, which it has if it has
+// dir is the container's directory below that of its pod, which it has if it has
 // volumes.
 func (k *making) dir() string { return filepath.Join(k.p.m.store.podDir(k.p.record().ID), k.id) }
 

@@ -36,7 +36,7 @@ const forgetKills = 10
 // once the keeper or a SIGKILL told it.
 const orphanTimeout = 2 * time.Second
 
-// Keeper is the keeper of a state folder, or another one once that has died.
+// Keeper is the keeper of a state directory, or another one once that has died.
 // It starts processes for package launch.
 type Keeper struct {
 	stateDir, binary string
@@ -48,7 +48,7 @@ type Keeper struct {
 	next    chan struct{}  // guarded by mu; closed when there is another one
 }
 
-// ConnectKeeper connects to the keeper of a state folder and starts it if
+// ConnectKeeper connects to the keeper of a state directory and starts it if
 // there is none; an empty binary means the one beside the running program.
 func ConnectKeeper(ctx context.Context, stateDir, binary string) (*Keeper, error) {
 	c, err := client.Connect(ctx, stateDir, binary)

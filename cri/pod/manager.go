@@ -55,7 +55,7 @@ type Network interface {
 
 // Options are what a [Manager] is made of.
 type Options struct {
-	// Root is the folder for records (kept over a reboot), NetNSDir the one
+	// Root is the directory for records (kept over a reboot), NetNSDir the one
 	// where network namespaces are pinned.
 	Root, NetNSDir string
 	Keeper         *Keeper
@@ -123,7 +123,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 
 	if err := os.MkdirAll(o.NetNSDir, 0o755); err != nil {
-		return nil, fmt.Errorf("make folder for network namespaces: %w", err)
+		return nil, fmt.Errorf("make directory for network namespaces: %w", err)
 	}
 	m := &Manager{
 		Options:    o,

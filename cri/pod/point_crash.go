@@ -18,10 +18,10 @@ import (
 // killTimeout is one that a test need not wait for long.
 const killTimeout = 5 * time.Second
 
-// CrashEnv names the folder through which a test gives its orders to [point].
+// CrashEnv names the directory through which a test gives its orders to [point].
 const CrashEnv = "CRISP_CRASH"
 
-// Files of that folder.
+// Files of that directory.
 const (
 	// CrashTrace gets a line for each point that is passed.
 	CrashTrace = "trace"

@@ -111,7 +111,7 @@ func (c *Container) limits() *runtimeapi.LinuxContainerResources {
 	return c.Resources.Msg
 }
 
-// ImageVolume is an image, or a folder of it, mounted at Path.
+// ImageVolume is an image, or a directory of it, mounted at Path.
 type ImageVolume struct {
 	Path, ImageID string
 	SubPath       string `json:",omitempty"`
@@ -217,18 +217,18 @@ func (m *Message[M]) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// store has records on disk, one folder a pod.
+// store has records on disk, one directory a pod.
 type store struct{ dir, bootID string }
 
-// openStore makes the store's folder if it is missing. Its path is resolved
+// openStore makes the store's directory if it is missing. Its path is resolved
 // here, once: a volume below it is relabelled only if no link leads there.
 func openStore(dir, bootID string) (store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return store{}, fmt.Errorf("make folder for pods: %w", err)
+		return store{}, fmt.Errorf("make directory for pods: %w", err)
 	}
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return store{}, fmt.Errorf("resolve folder for pods: %w", err)
+		return store{}, fmt.Errorf("resolve directory for pods: %w", err)
 	}
 	return store{dir: dir, bootID: bootID}, nil
 }
@@ -302,7 +302,7 @@ func (e *encoder) add(name string, v any) {
 	e.values[name], e.err = data, errors.Join(e.err, err)
 }
 
-// loaded is one folder of the store: a record with its journal, or why there
+// loaded is one directory of the store: a record with its journal, or why there
 // is none.
 type loaded struct {
 	id      string
@@ -328,7 +328,7 @@ func (s store) load() ([]loaded, error) {
 			continue
 		}
 
-		// A pod that was just begun or all but removed has an empty folder.
+		// A pod that was just begun or all but removed has an empty directory.
 		dir := s.podDir(e.Name())
 		warn(durable.RemoveTemps(dir), "remove temporary files", "sandbox", e.Name())
 		if os.Remove(dir) == nil {

@@ -112,7 +112,7 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 	}
 
 	if want := len(bad) + 3; len(list) != want {
-		t.Errorf("%d of %d folders listed", len(list), want)
+		t.Errorf("%d of %d directories listed", len(list), want)
 	}
 	for _, l := range list {
 		if (l.err == nil) != (l.id == "good") || (l.record != nil) != (l.id == "good") {
@@ -339,7 +339,7 @@ func TestRecorderSyncs(t *testing.T) {
 	m.wg.Wait()
 }
 
-// TestLoadRemovesWhatNeverWas makes the folder of a pod that a killed daemon
+// TestLoadRemovesWhatNeverWas makes the directory of a pod that a killed daemon
 // was about to begin.
 func TestLoadRemovesWhatNeverWas(t *testing.T) {
 	s := store{dir: t.TempDir()}
@@ -356,7 +356,7 @@ func TestLoadRemovesWhatNeverWas(t *testing.T) {
 	}
 
 	if _, err := os.Stat(s.podDir("begun")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the folder is still there: %v", err)
+		t.Errorf("the directory is still there: %v", err)
 	}
 }
 

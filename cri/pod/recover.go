@@ -139,7 +139,7 @@ func (m *Manager) sweepNetwork(ctx context.Context) {
 }
 
 // revive makes the pod of a record. One whose record cannot be read is listed
-// as not ready under what its folder's name tells, so that it can be removed.
+// as not ready under what its directory's name tells, so that it can be removed.
 func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	r := l.record
 	if r == nil {

@@ -33,7 +33,7 @@ func begunPod(t *testing.T, m *Manager, id string) *pod {
 	return p
 }
 
-// storingManager has a folder for records, and is in the boot of [testRecord].
+// storingManager has a directory for records, and is in the boot of [testRecord].
 func storingManager(t *testing.T) *Manager {
 	m := bareManager()
 	m.bootID = "boot"

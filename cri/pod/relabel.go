@@ -19,11 +19,11 @@ const (
 	labelAttr = "security.selinux"
 	// maxLabel is room for any label.
 	maxLabel = 4096
-	// maxDepth bounds the folders within each other that are relabelled.
+	// maxDepth bounds the directories within each other that are relabelled.
 	maxDepth = 256
 )
 
-// neverRelabelled are files and folders of the node's own, which it could not
+// neverRelabelled are files and directories of the node's own, which it could not
 // use any more.
 var neverRelabelled = []string{
 	"/", "/bin", "/boot", "/dev", "/etc", "/etc/passwd", "/etc/pki", "/etc/shadow", "/etc/ssl", "/home", "/lib", "/lib64",
@@ -100,7 +100,7 @@ func relabel(ctx context.Context, path, label string) error {
 // relabelTree goes by descriptors: what is below may be a container's to change.
 func relabelTree(ctx context.Context, f *os.File, label string, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("%w: relabel %s: more than %d folders within each other", ErrInvalid, f.Name(), maxDepth)
+		return fmt.Errorf("%w: relabel %s: more than %d directories within each other", ErrInvalid, f.Name(), maxDepth)
 	}
 	err := writeLabel("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), label)
 	if errors.Is(err, unix.ENOTSUP) {

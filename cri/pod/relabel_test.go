@@ -60,7 +60,7 @@ func TestRelabel(t *testing.T) {
 		t.Errorf("a file to which a link leads got label %q", got)
 	}
 	if got := labelOf(t, dir); got == label {
-		t.Error("the folder above was labelled")
+		t.Error("the directory above was labelled")
 	}
 
 	// A path that leads elsewhere by now.
@@ -125,7 +125,7 @@ func TestRelabelEndsWithItsCaller(t *testing.T) {
 		t.Errorf("got %v and label %q, want %v and nothing below labelled", err, labelOf(t, below), context.Canceled)
 	}
 
-	// procfs has no labels: that is seen before its folders are read.
+	// procfs has no labels: that is seen before its directories are read.
 	bare := fmt.Sprintf("/proc/%d/task", os.Getpid())
 	if err := writeLabel(bare, label); !errors.Is(err, unix.ENOTSUP) {
 		t.Fatalf("label a file of procfs: %v, want %v", err, unix.ENOTSUP)

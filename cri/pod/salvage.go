@@ -39,7 +39,7 @@ func (m *Manager) salvage(l loaded, e *client.Entry) *Record {
 	entries, err := os.ReadDir(m.store.podDir(l.id))
 	warn(err, "look for the containers of a damaged pod", "sandbox", l.id)
 	for _, f := range entries {
-		// One that was being removed may have its folder alone; it runs no more.
+		// One that was being removed may have its directory alone; it runs no more.
 		if id, ok := strings.CutSuffix(f.Name(), specSuffix); ok {
 			r.Containers = append(r.Containers, m.salvageContainer(filepath.Join(m.store.podDir(l.id), f.Name()), id))
 		}

@@ -138,7 +138,7 @@ func (p *pod) noteLeft(why error) {
 	warn(p.update(func(r *Record) { r.Reason = why.Error() }), "note why a sandbox is left", "sandbox", p.record().ID)
 }
 
-// newSandbox makes the pod's folder and its first record.
+// newSandbox makes the pod's directory and its first record.
 func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (*pod, error) {
 	cfg = proto.Clone(cfg).(*runtimeapi.PodSandboxConfig)
 	r := &Record{
@@ -158,9 +158,9 @@ func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 
 	p := newPod(m, r, nil)
 	p.starting.Store(true)
-	if err := attempt("make folder", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
+	if err := attempt("make directory", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
 		m.levels.Drop(r.SELinuxLevel)
-		return nil, errors.Join(fmt.Errorf("make folder of sandbox %s: %w", r.ID, err), p.forget(ctx))
+		return nil, errors.Join(fmt.Errorf("make directory of sandbox %s: %w", r.ID, err), p.forget(ctx))
 	}
 	return p, nil
 }
@@ -175,13 +175,13 @@ func sandboxName(md *runtimeapi.PodSandboxMetadata) string {
 }
 
 // makeFiles writes the files that all containers of the pod share, and makes
-// the folder for their logs.
+// the directory for their logs.
 func (p *pod) makeFiles(context.Context) error {
 	r := p.record()
 	cfg := r.Config.Msg
 	if dir := cfg.GetLogDirectory(); dir != "" {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("make log folder: %w", err)
+			return fmt.Errorf("make log directory: %w", err)
 		}
 	}
 
@@ -220,7 +220,7 @@ func (p *pod) sharedFile(name string) string {
 	return filepath.Join(p.m.store.podDir(p.record().ID), name)
 }
 
-// removeFiles leaves the record: it goes last, with the folder, in [pod.forget].
+// removeFiles leaves the record: it goes last, with the directory, in [pod.forget].
 func (p *pod) removeFiles(context.Context) error {
 	var errs []error
 	for _, name := range spec.SharedFileNames() {
@@ -492,8 +492,8 @@ func attachment(r *Record) (network.Attachment, error) {
 	return a, nil
 }
 
-// forget removes the pod's folder, and the pod from memory. Without a record
-// there is no pod: what else the folder has goes at the next start.
+// forget removes the pod's directory, and the pod from memory. Without a record
+// there is no pod: what else the directory has goes at the next start.
 func (p *pod) forget(ctx context.Context) error {
 	id := p.record().ID
 	p.mu.Lock()
@@ -502,11 +502,11 @@ func (p *pod) forget(ctx context.Context) error {
 		return nil
 	}
 
-	if err := attempt("remove folder", func() error { return removeTree(ctx, p.m.store.podDir(id)) }); err != nil {
+	if err := attempt("remove directory", func() error { return removeTree(ctx, p.m.store.podDir(id)) }); err != nil {
 		if _, lost := os.Stat(p.m.store.recordPath(id)); lost == nil {
-			return fmt.Errorf("remove folder of sandbox: %w", err)
+			return fmt.Errorf("remove directory of sandbox: %w", err)
 		}
-		klog.ErrorS(err, "Remove the rest of a sandbox's folder", "sandbox", id)
+		klog.ErrorS(err, "Remove the rest of a sandbox's directory", "sandbox", id)
 	}
 
 	p.gone = true

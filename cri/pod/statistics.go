@@ -12,7 +12,7 @@ import (
 // StatsSource shows a manager's pods to package stats.
 type StatsSource struct {
 	Manager *Manager
-	// UpperDir is the folder of a container's writable layer.
+	// UpperDir is the directory of a container's writable layer.
 	UpperDir func(containerID string) string
 }
 

@@ -102,13 +102,13 @@ func isOpen(f *os.File) bool {
 }
 
 // openLog opens a container's log file for appending, below the pod's log
-// folder whatever links stand there. Without a folder or path the output goes
+// directory whatever links stand there. Without a directory or path the output goes
 // to the null device: it must be read all the same, or the container blocks.
 func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConfig) (*os.File, error) {
 	if spec.LogPath(sandbox, cfg) == "" {
 		return os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	}
-	dir, err := openLogFolder(sandbox.GetLogDirectory())
+	dir, err := openLogDirectory(sandbox.GetLogDirectory())
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConf
 
 	parent, err := rootpath.MkdirAll(dir, filepath.Dir(cfg.GetLogPath()), 0o755, rootpath.Owner{})
 	if err != nil {
-		return nil, fmt.Errorf("make folder of log file %s: %w", cfg.GetLogPath(), err)
+		return nil, fmt.Errorf("make directory of log file %s: %w", cfg.GetLogPath(), err)
 	}
 	defer parent.Close()
 
@@ -127,16 +127,16 @@ func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConf
 	return f, nil
 }
 
-// openLogFolder opens a pod's log folder, which kubelet makes. A link in its
+// openLogDirectory opens a pod's log directory, which kubelet makes. A link in its
 // place is somebody else's: of a container that was given the node's logs, and
 // wants its output written elsewhere on the node (CVE-2025-0750).
-func openLogFolder(path string) (*os.File, error) {
+func openLogDirectory(path string) (*os.File, error) {
 	dir, err := os.OpenFile(filepath.Clean(path), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil, fmt.Errorf("open log folder: %w: %s is no folder, or a link: name the folder itself", ErrInvalid, path)
+		return nil, fmt.Errorf("open log directory: %w: %s is no directory, or a link: name the directory itself", ErrInvalid, path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open log folder: %w", err)
+		return nil, fmt.Errorf("open log directory: %w", err)
 	}
 	return dir, nil
 }

@@ -93,7 +93,7 @@ func TestOpenLog(t *testing.T) {
 		f.Close()
 	}
 	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
-		t.Errorf("a link led out of the log folder: %v, %v", left, err)
+		t.Errorf("a link led out of the log directory: %v, %v", left, err)
 	}
 
 	f, err := openLog(sandbox, &runtimeapi.ContainerConfig{})
@@ -132,7 +132,7 @@ func TestMakeVolumeCopiesAndFollowsNothing(t *testing.T) {
 		t.Errorf("link: %q, %v", to, err)
 	}
 	if info, err := os.Stat(filepath.Join(dst, "sub")); err != nil || info.Mode().Perm() != 0o751 {
-		t.Errorf("folder: %v, %v", info, err)
+		t.Errorf("directory: %v, %v", info, err)
 	}
 
 	// A path that the image lacks, or that is a link to nowhere, is an empty volume.
@@ -183,7 +183,7 @@ func TestMakeVolumeShiftsOwnersOnce(t *testing.T) {
 	}
 }
 
-// An image may have folders as deep as a path is long, and files as large as
+// An image may have directories as deep as a path is long, and files as large as
 // it wants: copying them takes few descriptors and can be cancelled.
 func TestMakeVolumeIsBounded(t *testing.T) {
 	base := t.TempDir()
@@ -206,7 +206,7 @@ func TestMakeVolumeIsBounded(t *testing.T) {
 	defer root.Close()
 
 	if err := makeVolume(t.Context(), root, spec.Volume{Path: "/data", Source: filepath.Join(t.TempDir(), "v")}); !errors.Is(err, ErrInvalid) {
-		t.Errorf("deep folders: %v", err)
+		t.Errorf("deep directories: %v", err)
 	}
 	f, err := os.OpenFile(large, os.O_WRONLY, 0)
 	if err != nil {
@@ -243,8 +243,8 @@ func TestMakeVolumeIsBounded(t *testing.T) {
 
 // A container that was given the node's logs cannot have the daemon write its
 // output elsewhere: not by dots or links in a path, not by a link in the place
-// of a folder, exchanged at the worst moment, and not to a device (CVE-2025-0750).
-func TestCVE20250750LogsStayInTheirFolder(t *testing.T) {
+// of a directory, exchanged at the worst moment, and not to a device (CVE-2025-0750).
+func TestCVE20250750LogsStayInTheirDirectory(t *testing.T) {
 	base := t.TempDir()
 	dir, outside := filepath.Join(base, "pod"), filepath.Join(base, "outside")
 	for _, d := range []string{dir + "/real", outside} {
@@ -309,7 +309,7 @@ func TestCVE20250750LogsStayInTheirFolder(t *testing.T) {
 	}
 }
 
-// A container's folder may be as deep as a disk is large.
+// A container's directory may be as deep as a disk is large.
 func TestRemoveTree(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "container")
 	if err := os.Mkdir(dir, 0o700); err != nil {

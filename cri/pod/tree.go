@@ -11,7 +11,7 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// removeTree removes a folder of ours with all that is in it, of which
+// removeTree removes a directory of ours with all that is in it, of which
 // containers may have made any number, in any depth. One that does not exist
 // is no error.
 func removeTree(ctx context.Context, path string) error {

@@ -13,7 +13,7 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// makeVolume makes the folder of an anonymous volume and copies into it what
+// makeVolume makes the directory of an anonymous volume and copies into it what
 // the image has at the volume's path. The content is the image's and thus
 // hostile: it is read below the root only, and links are copied, not followed.
 func makeVolume(ctx context.Context, root *os.File, v spec.Volume) error {

@@ -31,11 +31,11 @@ const (
 const (
 	// maxStrings bounds the arguments and variables that are looked at.
 	maxStrings = 128 << 10
-	// maxFolders and maxSearch bound the folders of PATH in which a program is
+	// maxDirectories and maxSearch bound the directories of PATH in which a program is
 	// looked for, and these times what is handed to the program, in bytes:
 	// each try has all of it.
-	maxFolders = 1024
-	maxSearch  = 24 << 20
+	maxDirectories = 1024
+	maxSearch      = 24 << 20
 )
 
 // CheckArguments refuses a process that the kernel would not execute for the
@@ -83,19 +83,19 @@ func checkSearch(p *specs.Process, size uint64) error {
 	if len(p.Args) == 0 || strings.Contains(p.Args[0], "/") {
 		return nil
 	}
-	folders := uint64(0)
+	directories := uint64(0)
 	for _, kv := range p.Env {
 		if list, ok := strings.CutPrefix(kv, "PATH="); ok {
-			folders = uint64(strings.Count(list, ":")) + 1
+			directories = uint64(strings.Count(list, ":")) + 1
 			break
 		}
 	}
 
 	switch {
-	case folders > maxFolders:
-		return invalid("PATH of %d folders to look for %q, at most %d are allowed: give the path of the program", folders, shorten(p.Args[0]), maxFolders)
-	case folders*size > maxSearch:
-		return invalid("PATH of %d folders to look for %q with %d bytes of arguments and environment: give the path of the program", folders, shorten(p.Args[0]), size)
+	case directories > maxDirectories:
+		return invalid("PATH of %d directories to look for %q, at most %d are allowed: give the path of the program", directories, shorten(p.Args[0]), maxDirectories)
+	case directories*size > maxSearch:
+		return invalid("PATH of %d directories to look for %q with %d bytes of arguments and environment: give the path of the program", directories, shorten(p.Args[0]), size)
 	}
 
 	return nil

@@ -45,11 +45,11 @@ func argumentRefusals() []refusal {
 		}, ErrInvalid, "with this stack limit"},
 		{"600,000 variables", func(in *Input) { in.Image.Env = variables(600_000, 0) }, ErrInvalid, "at most 131072"},
 		{"pointers count", func(in *Input) { stack(in, 1<<20); in.Image.Env = variables(30_000, 0) }, ErrInvalid, "with this stack limit"},
-		{"folders of PATH", func(in *Input) {
+		{"directories of PATH", func(in *Input) {
 			in.Config.Command = []string{"app"}
-			in.Image.Env = []string{"PATH=" + strings.Repeat("/x:", maxFolders)}
-		}, ErrInvalid, "1025 folders"},
-		{"folders of PATH times the environment", func(in *Input) {
+			in.Image.Env = []string{"PATH=" + strings.Repeat("/x:", maxDirectories)}
+		}, ErrInvalid, "1025 directories"},
+		{"directories of PATH times the environment", func(in *Input) {
 			in.Config.Command = []string{"app"}
 			in.Image.Env = append(variables(40, 100_000), "PATH="+strings.Repeat("/x:", 99))
 		}, ErrInvalid, "give the path"},
@@ -61,9 +61,9 @@ func argumentRefusals() []refusal {
 func TestAccepts(t *testing.T) {
 	for name, change := range map[string]func(*Input){
 		"longest variable": func(in *Input) { in.Image.Env = []string{"A=" + strings.Repeat("x", maxString-3)} },
-		"many folders in PATH": func(in *Input) {
+		"many directories in PATH": func(in *Input) {
 			in.Config.Command = []string{"app"}
-			in.Image.Env = []string{"PATH=" + strings.Repeat("/x:", maxFolders-1)}
+			in.Image.Env = []string{"PATH=" + strings.Repeat("/x:", maxDirectories-1)}
 		},
 		"many services": func(in *Input) {
 			in.Host.StackLimit = 8 << 20

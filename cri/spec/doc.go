@@ -9,7 +9,7 @@
 // is obeyed or refused, never bent: an unknown capability, sysctl, mount option
 // or a missing host path is an error that wraps [ErrInvalid]. The image
 // configuration is hostile: it chooses the command, environment, user, working
-// folder, volumes and stop signal of the container, each of which is checked,
+// directory, volumes and stop signal of the container, each of which is checked,
 // and nothing else. Image labels are never read.
 //
 // Arguments and environment are bounded by what the kernel would execute, see

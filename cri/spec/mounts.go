@@ -191,7 +191,7 @@ func (b *builder) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	} else if errors.Is(err, fs.ErrPermission) {
 		return none, unsupported("host path %q is kept from crisp, by SELinux or the like: %w", m.GetHostPath(), err)
 	} else if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return none, unsupported("host path %q is a link that leads nowhere, or below what is no folder: %w", m.GetHostPath(), err)
+		return none, unsupported("host path %q is a link that leads nowhere, or below what is no directory: %w", m.GetHostPath(), err)
 	} else if err != nil {
 		return none, fmt.Errorf("resolve host path %q: %w", m.GetHostPath(), err)
 	}

@@ -123,9 +123,9 @@ func (e *environment) set(name, value string) {
 	e.list = append(e.list, kv)
 }
 
-// workingDir chooses the working folder. Paths through /proc/PID are refused
+// workingDir chooses the working directory. Paths through /proc/PID are refused
 // early, though the process checks where it arrived all the same: they lead
-// to folders outside of the container's root.
+// to directories outside of the container's root.
 func workingDir(configured, image string) (string, error) {
 	dir := configured
 	if dir == "" {

@@ -196,7 +196,7 @@ func resourceRefusals() []refusal {
 			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "1GB", Limit: 1}},
 		}), ErrUnsupported, "1GB"},
 		{"missing device", device(&runtimeapi.Device{HostPath: "/dev/nope", ContainerPath: "/dev/x"}), ErrInvalid, "/dev/nope"},
-		{"folder without devices", device(&runtimeapi.Device{HostPath: "/dev/empty", ContainerPath: "/dev/x"}), ErrInvalid, "no device"},
+		{"directory without devices", device(&runtimeapi.Device{HostPath: "/dev/empty", ContainerPath: "/dev/x"}), ErrInvalid, "no device"},
 		{"CDI device that is none", func(in *Input) {
 			in.CDI = func(*specs.Spec, []string) error { return nil }
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}}

@@ -267,7 +267,7 @@ func TestLogPath(t *testing.T) {
 		t.Errorf("LogPath() = %q", got)
 	}
 	if got := LogPath(&runtimeapi.PodSandboxConfig{}, &runtimeapi.ContainerConfig{LogPath: "a/0.log"}); got != "" {
-		t.Errorf("LogPath() without folder = %q", got)
+		t.Errorf("LogPath() without directory = %q", got)
 	}
 }
 

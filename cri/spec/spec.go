@@ -29,7 +29,7 @@ type Input struct {
 	CgroupsPath string
 	// Files are the host paths of the pod's shared files.
 	Files Files
-	// VolumeDir is the host folder beneath which the container's anonymous
+	// VolumeDir is the host directory beneath which the container's anonymous
 	// volumes lie, see [Volume].
 	VolumeDir string
 	// Labels are the SELinux labels of the container, empty without SELinux.
@@ -82,11 +82,11 @@ type Host struct {
 // Node answers the questions about the machine that depend on the configuration.
 type Node interface {
 	// Resolve returns the host path with all symbolic links followed. If the
-	// path is missing it makes a folder when create is set, and fails with
+	// path is missing it makes a directory when create is set, and fails with
 	// [io/fs.ErrNotExist] otherwise.
 	Resolve(path string, create bool) (string, error)
 	// Devices returns the device node at path, or all those beneath path if it
-	// is a folder, with paths that begin with path.
+	// is a directory, with paths that begin with path.
 	Devices(path string) ([]specs.LinuxDevice, error)
 	// Mounts returns the host's mount table.
 	Mounts() ([]*mountinfo.Info, error)
@@ -113,7 +113,7 @@ type Defaults struct {
 	// AppArmorProfile is the name of the loaded profile that RuntimeDefault
 	// stands for, "" if there is none.
 	AppArmorProfile string
-	// CreateMissingHostPaths makes a folder where the host path of a mount is
+	// CreateMissingHostPaths makes a directory where the host path of a mount is
 	// missing, instead of refusing the container.
 	CreateMissingHostPaths bool
 	// DeviceOwnership gives device nodes to the container's user and group.
@@ -146,12 +146,12 @@ type Result struct {
 	Warnings []string
 }
 
-// Volume is a folder that an image declares as a volume and that the
+// Volume is a directory that an image declares as a volume and that the
 // configuration mounts nothing on.
 type Volume struct {
 	// Path is the absolute path in the image whose content is the volume's first.
 	Path string
-	// Source is the host folder to be made.
+	// Source is the host directory to be made.
 	Source string
 	// UIDMappings and GIDMappings shift the owners in the volume when it is
 	// mounted. The image's are seen shifted already.

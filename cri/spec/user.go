@@ -19,7 +19,7 @@ type ResolvedUser struct {
 	Name, Home string
 }
 
-// home returns the home folder, "/" if there is none that fits on a line.
+// home returns the home directory, "/" if there is none that fits on a line.
 func (u ResolvedUser) home() string {
 	if u.Home == "" || len(u.Home) > maxPath || strings.ContainsAny(u.Home, "\x00\n\r") {
 		return "/"

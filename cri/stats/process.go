@@ -47,7 +47,7 @@ type descriptors struct {
 	sockets, looked uint64 // of the descriptors looked at
 }
 
-// add counts the entries of a folder of descriptors. Since Linux 6.2 its size
+// add counts the entries of a directory of descriptors. Since Linux 6.2 its size
 // is their number.
 func (c *descriptors) add(path string) {
 	dir, err := os.Open(path)

@@ -43,7 +43,7 @@ type Container struct {
 	Group Group
 	// Resources are those in force.
 	Resources *runtimeapi.LinuxContainerResources
-	// Layer is the folder of the writable layer, "" if there is none.
+	// Layer is the directory of the writable layer, "" if there is none.
 	Layer string
 }
 

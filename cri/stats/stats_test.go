@@ -492,7 +492,7 @@ func TestDiskUsage(t *testing.T) {
 	}
 
 	bytes, inodes := got.Bytes, got.Inodes
-	// The folder, a, a/b, a/b/c, a/d once, out, fifo.
+	// The directory, a, a/b, a/b/c, a/d once, out, fifo.
 	if inodes != 7 {
 		t.Errorf("%d inodes, want 7", inodes)
 	}

@@ -27,7 +27,7 @@ const (
 type stage struct {
 	ctx            context.Context
 	lab            *lab.Lab
-	logs           string // folder
+	logs           string // directory
 	pod, container string // IDs
 	sandbox        *runtimeapi.PodSandboxConfig
 }

@@ -53,7 +53,7 @@ const page = "<!doctype html><title>crisp</title><p>It works.</p>\n"
 // contents makes the layers that the images are put together from.
 type contents struct {
 	packages *packages
-	programs string // folder with the static programs of ours
+	programs string // directory with the static programs of ours
 }
 
 // openContents keeps packages and programs in dir.

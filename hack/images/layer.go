@@ -30,7 +30,7 @@ type entry struct {
 	content []byte
 }
 
-// dir adds a folder.
+// dir adds a directory.
 func (t tree) dir(name string, mode int64) {
 	t[name] = entry{Header: tar.Header{Typeflag: tar.TypeDir, Mode: mode}}
 }

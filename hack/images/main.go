@@ -1,6 +1,6 @@
 // Command images builds the images that critest, the demo and, if Kubernetes
 // was built, its tests pull, out of Debian packages and small programs, and
-// leaves them in the storage of a registry in the checkout's .cache folder. It
+// leaves them in the storage of a registry in the checkout's .cache directory. It
 // does nothing when they are there already. With -only it builds one image, in
 // a storage of its own.
 package main
@@ -21,9 +21,9 @@ import (
 )
 
 func main() {
-	cache := flag.String("cache", ".cache", "the `folder` to build in")
+	cache := flag.String("cache", ".cache", "the `directory` to build in")
 	only := flag.String("only", "", "build nothing but the image of this `name`")
-	storage := flag.String("storage", "images", "the `folder` of the cache that gets the storage")
+	storage := flag.String("storage", "images", "the `directory` of the cache that gets the storage")
 	flag.Parse()
 	dir, err := filepath.Abs(*cache)
 	if err == nil {
@@ -35,7 +35,7 @@ func main() {
 	}
 }
 
-// build makes the storage in a new folder and renames it into place, so that
+// build makes the storage in a new directory and renames it into place, so that
 // a storage that is there is whole.
 func build(ctx context.Context, cache, name, only string) error {
 	dir := filepath.Join(cache, name)

@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// packages is a folder in which Debian packages are unpacked one over the
+// packages is a directory in which Debian packages are unpacked one over the
 // other, without being installed.
 type packages struct {
 	debs, root string

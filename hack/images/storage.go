@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 )
 
-// storage is a folder in the form in which the distribution project's registry
+// storage is a directory in the form in which the distribution project's registry
 // keeps its images: content by digest, and for each repository links to what it
 // has. Writing it takes no registry.
 type storage string

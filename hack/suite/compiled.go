@@ -13,10 +13,10 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// compiledTest is the name of a package's compiled tests, in its folder.
+// compiledTest is the name of a package's compiled tests, in its directory.
 const compiledTest = "compiled.test"
 
-// The tests in these folders run with either cgroup driver: those of the
+// The tests in these directories run with either cgroup driver: those of the
 // programs, and those of a node of Kubernetes.
 const (
 	endToEnd = "test/e2e"
@@ -66,7 +66,7 @@ func compiledStages(sel selection) ([]stage, error) {
 	return share(some, sel.part)
 }
 
-// compiledTests runs the compiled tests in a folder.
+// compiledTests runs the compiled tests in a directory.
 func compiledTests(name, dir, choice string, env ...string) (stage, error) {
 	test2json, err := filepath.Abs(".cache/bin/test2json")
 	return stage{name: name, dir: dir, env: env, args: []string{

@@ -145,14 +145,14 @@ func choose(compiled bool, sel selection, names []string, end time.Time) ([]stag
 func main() {
 	totals := flag.String("totals", "", "write the last line to this `file` too")
 	numbers := flag.String("tally", "", "write the numbers to this `file` too")
-	compiled := flag.Bool("compiled", false, "run the compiled tests in the folders below this one, and critest")
+	compiled := flag.Bool("compiled", false, "run the compiled tests in the directories below this one, and critest")
 	var sel selection
 	flag.StringVar(&sel.only, "only", "", "with -compiled, run only the stages whose name matches this `pattern`")
 	flag.StringVar(&sel.part, "part", "", "with -compiled, run what is machine `K/N`'s part")
 
 	until := flag.Int64("until", 0, "run long stages too, for which there is time until these `seconds` since 1970")
 	flag.BoolVar(&sel.long, "long", false, "with -compiled, run the tests that take long, too")
-	flag.StringVar(&sel.reports, "reports", ".cache/conformance", "the `folder` for critest's reports, with -compiled")
+	flag.StringVar(&sel.reports, "reports", ".cache/conformance", "the `directory` for critest's reports, with -compiled")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)

@@ -14,7 +14,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// room is where the stages run: a folder for temporary files, on a machine
+// room is where the stages run: a directory for temporary files, on a machine
 // that is to be afterwards as it was before.
 type room struct {
 	tmp    string
@@ -24,7 +24,7 @@ type room struct {
 // settleTime is how long leavings may take to go by themselves.
 const settleTime = 30 * time.Second
 
-// newRoom makes the folder, and the stages use it.
+// newRoom makes the directory, and the stages use it.
 func newRoom() (*room, error) {
 	r := &room{before: inventory.Take()}
 	var err error
@@ -36,7 +36,7 @@ func newRoom() (*room, error) {
 	return r, errors.Join(os.Chmod(r.tmp, 0o755), os.Setenv("TMPDIR", r.tmp))
 }
 
-// leave removes the folder. What the stages left is in the error.
+// leave removes the directory. What the stages left is in the error.
 func (r *room) leave() error {
 	left := r.before.Settle(pace.Scale(settleTime), inventory.Scope{Marks: []string{r.tmp, "crisp", "/Test"}})
 	left = slices.DeleteFunc(left, elsewhere)

@@ -44,7 +44,7 @@ type numbers map[string]int
 
 func main() {
 	log.SetFlags(0)
-	headers := flag.String("headers", "/usr/include/x86_64-linux-gnu/asm", "folder of unistd_64.h and unistd_x32.h")
+	headers := flag.String("headers", "/usr/include/x86_64-linux-gnu/asm", "directory of unistd_64.h and unistd_x32.h")
 	out := flag.String("out", "", "file to write")
 	flag.Parse()
 	if err := generate(*headers, *out); err != nil {

@@ -134,7 +134,7 @@ func install(ctx context.Context, dir, mirror string, policy []byte) error {
 	return errors.Join(os.RemoveAll(tree), os.RemoveAll(files))
 }
 
-// makeExt4 makes a file system with the files of a folder, without mounting it.
+// makeExt4 makes a file system with the files of a directory, without mounting it.
 func makeExt4(ctx context.Context, dir, image, size string) error {
 	return command(ctx, "", "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1", "-d", dir, image, size)
 }

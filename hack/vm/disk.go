@@ -13,7 +13,7 @@ import (
 
 // makeDisk makes the disk with the checkout: its sources, for the data of
 // tests, its programs, the tools and images that tests need, and the tests
-// compiled, each in the folder of its package.
+// compiled, each in the directory of its package.
 func makeDisk(ctx context.Context, o options) (image string, err error) {
 	checkout := filepath.Dir(o.cache)
 	dir := filepath.Join(o.cache, "vm", "checkout")
@@ -58,7 +58,7 @@ func environment(o options) string {
 	return fmt.Sprintf("CRISP_STRICT=1\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY='%s'\nCRISP_VM_LONG=%t\nTMPDIR=/var/tmp\n", o.scale, o.only, o.long)
 }
 
-// link gives a file, or the files of a folder, a second name.
+// link gives a file, or the files of a directory, a second name.
 func link(from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -81,7 +81,7 @@ func link(from, to string) error {
 	})
 }
 
-// tested are the folders whose tests say something of the machine they run on:
+// tested are the directories whose tests say something of the machine they run on:
 // those of the sources, of the tools and of measurements do not.
 var tested = []string{"cmd", "cri", "image", "network", "runtime", "test/e2e", "test/systemd", "test/testkit"}
 

@@ -103,7 +103,7 @@ const reportSpace = 256 << 20
 // the tests begin: emulation has faults of its own.
 const boots = 3
 
-// test boots, has the tests write to out, leaves their reports in a folder and
+// test boots, has the tests write to out, leaves their reports in a directory and
 // returns their numbers.
 func (m machine) test(ctx context.Context, reports, kernel string, out io.Writer) (t tally.Tally, err error) {
 	for boot := 1; ; boot++ {

@@ -51,7 +51,7 @@ func main() {
 	flag.BoolVar(&o.selinux, "selinux", false, "boot with SELinux in place of AppArmor; tests run with both unless this or -only is set")
 	flag.BoolVar(&o.node, "node", false, "run the tests of a node of Kubernetes, and no others")
 	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "where Debian's packages come from")
-	flag.StringVar(&o.cache, "cache", ".cache", "the checkout's `folder` of tools and images")
+	flag.StringVar(&o.cache, "cache", ".cache", "the checkout's `directory` of tools and images")
 	flag.StringVar(&o.totals, "totals", "", "write the numbers to this `file` too")
 	flag.StringVar(&o.tally, "tally", "", "write the numbers to this `file`, for programs")
 	flag.DurationVar(&o.limit, "limit", 3*time.Hour, "how long the machine may run")

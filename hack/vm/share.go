@@ -40,7 +40,7 @@ func (m machine) count() int {
 
 // testAll runs the tests, in as many machines as there are to be and then in one
 // with SELinux, and returns their numbers. Each machine leaves its reports in a
-// folder of its own.
+// directory of its own.
 func (m machine) testAll(ctx context.Context, reports string) (total tally.Tally, err error) {
 	if !m.options.selinux {
 		total, err = m.testShared(ctx, reports)

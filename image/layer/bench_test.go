@@ -29,7 +29,7 @@ func BenchmarkUnpack(b *testing.B) {
 				_, _ = random.Read(content[at:min(at+512, len(content))]) // never fails
 			}
 			if i%100 == 0 {
-				entries = append(entries, folder(fmt.Sprintf("layer/dir%d", i/100), 0o755))
+				entries = append(entries, directory(fmt.Sprintf("layer/dir%d", i/100), 0o755))
 			}
 			entries = append(entries, reg(fmt.Sprintf("layer/dir%d/file%d", i/100, i), string(content)))
 		}

@@ -45,7 +45,7 @@ func (st *Stage) Compare(ctx context.Context) (difference string, err error) {
 
 // Replace puts the stage, which was compared, in the place of the layer that
 // is there, and returns the name under which the remains of that one lie in the
-// temporary folder. Its mount targets go with it.
+// temporary directory. Its mount targets go with it.
 //
 // Preconditions: nobody uses the layer, or will before it returns.
 func (st *Stage) Replace() (gone string, err error) {
@@ -64,12 +64,12 @@ var errDiffers = errors.New("it is not what was unpacked")
 // comparison is one of two trees under way.
 type comparison struct {
 	ctx context.Context // of the one call
-	// implied folders may be as old as their unpacking.
+	// implied directories may be as old as their unpacking.
 	implied map[string]bool
 	a, b    []byte
 }
 
-// dirs compares two folders with all that is below.
+// dirs compares two directories with all that is below.
 func (c *comparison) dirs(path string, a, b *os.File) error {
 	if c.ctx.Err() != nil {
 		return context.Cause(c.ctx)
@@ -89,7 +89,7 @@ func (c *comparison) dirs(path string, a, b *os.File) error {
 	}
 
 	if !slices.Equal(names, want) {
-		return fmt.Errorf("%w: folder %q has %d entries, or other ones than the %d that it had", errDiffers, path, len(names), len(want))
+		return fmt.Errorf("%w: directory %q has %d entries, or other ones than the %d that it had", errDiffers, path, len(names), len(want))
 	}
 	for _, name := range names {
 		if err := c.entries(filepath.Join(path, name), name, a, b); err != nil {
@@ -106,7 +106,7 @@ func sortedNames(dir *os.File) ([]string, error) {
 	return names, err
 }
 
-// entries compares what has the same name in two folders.
+// entries compares what has the same name in two directories.
 func (c *comparison) entries(path, name string, a, b *os.File) error {
 	var sa, sb unix.Stat_t
 	err := unix.Fstatat(int(a.Fd()), name, &sa, unix.AT_SYMLINK_NOFOLLOW)
@@ -172,7 +172,7 @@ func (c *comparison) links(path, name string, a, b *os.File) error {
 	return nil
 }
 
-// sameStat compares what inodes say. The size of a folder is the file system's
+// sameStat compares what inodes say. The size of a directory is the file system's
 // affair.
 func (c *comparison) sameStat(path string, a, b *unix.Stat_t) error {
 	isDir := b.Mode&unix.S_IFMT == unix.S_IFDIR

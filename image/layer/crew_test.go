@@ -28,7 +28,7 @@ func TestOrderHolds(t *testing.T) {
 			var e entry
 			switch random.IntN(16) {
 			case 0, 1, 2:
-				e = folder(name, 0o755)
+				e = directory(name, 0o755)
 			case 3:
 				e = link(name, path.Base(pick()))
 			case 4:

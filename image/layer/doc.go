@@ -1,4 +1,4 @@
-// Package layer unpacks image layers and keeps them, each in a folder of its
+// Package layer unpacks image layers and keeps them, each in a directory of its
 // own that holds the difference to the layers below in overlayfs's form:
 //
 //	layers/CHAINID/fs          the tree
@@ -6,7 +6,7 @@
 //	layers/CHAINID/targets     for the top of an image: see [Store.Targets]
 //
 // A layer is known by its chain ID, the digest of its own content and that of
-// all layers below it, so images share what they have in common. Its folder
+// all layers below it, so images share what they have in common. Its directory
 // appears complete, by one rename. Until its bytes are known to have reached the
 // disk its record names the boot that it was written in, and in another boot it
 // is not trusted.
@@ -16,7 +16,7 @@
 // that needs more, up to 140 MiB, is only unpacked with [Limits.Much].
 //
 // The archive is hostile. Every name in it is resolved inside the layer's
-// folder by package rootpath and every file is made new there, so no entry,
+// directory by package rootpath and every file is made new there, so no entry,
 // link or order of entries reaches anything outside; device numbers, owners
 // and sizes are checked; attributes that mean something to overlayfs are dropped.
 package layer

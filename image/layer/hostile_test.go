@@ -223,7 +223,7 @@ func TestDirectoryNames(t *testing.T) {
 }
 
 // CVE-2025-47290: two layers with the same names are unpacked at once, one of
-// which makes links of what the other makes folders and files of.
+// which makes links of what the other makes directories and files of.
 func TestCVE202547290TwoUnpacksAtOnce(t *testing.T) {
 	const rounds = 100
 	for range rounds {
@@ -234,7 +234,7 @@ func TestCVE202547290TwoUnpacksAtOnce(t *testing.T) {
 			name := fmt.Sprint("d", i)
 			hostile = append(hostile, link(name, outside), link(name+"x", "../../outside"), reg(fmt.Sprint(name, "/f"), "evil"),
 				reg(name+"x/canary", "evil"), hard(name+"h", name))
-			ordinary = append(ordinary, folder(name, 0o700), reg(name+"/f", "good"), folder(name+"x", 0o700), reg(name+"x/canary", "good"))
+			ordinary = append(ordinary, directory(name, 0o700), reg(name+"/f", "good"), directory(name+"x", 0o700), reg(name+"x/canary", "good"))
 		}
 
 		var wg sync.WaitGroup

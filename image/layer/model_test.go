@@ -57,7 +57,7 @@ func (m model) put(name, text string) error {
 	return nil
 }
 
-func (m model) folder(name string) error {
+func (m model) directory(name string) error {
 	if err := m.parents(name); err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func (m model) step(op, arg byte) (entry, error) {
 	text := string(rune('0' + arg%10))
 	switch op % 6 {
 	case 0:
-		return folder(name, 0o755), m.folder(name)
+		return directory(name, 0o755), m.directory(name)
 	case 1:
 		return link(name, "nowhere"), m.put(name, "-> nowhere")
 	case 2:

@@ -65,7 +65,7 @@ type Store struct {
 	usage   store.Usage
 }
 
-// Open opens the layers in the folder root; temp is a folder on the same file
+// Open opens the layers in the directory root; temp is a directory on the same file
 // system for layers that are being unpacked or removed. boot names this boot
 // of the machine.
 func Open(root, temp, boot string) (*Store, error) {
@@ -90,7 +90,7 @@ func Open(root, temp, boot string) (*Store, error) {
 	return s, nil
 }
 
-// Close releases the folder.
+// Close releases the directory.
 func (s *Store) Close() error { return s.dir.Close() }
 
 // scan lists the complete layers and moves anything else out of the way.
@@ -128,7 +128,7 @@ func (s *Store) scan() error {
 	return nil
 }
 
-// setAside moves what is no complete layer to the temporary folder.
+// setAside moves what is no complete layer to the temporary directory.
 func (s *Store) setAside(name string) error {
 	damaged, err := os.MkdirTemp(s.temp, "damaged-*")
 	if err != nil {
@@ -137,7 +137,7 @@ func (s *Store) setAside(name string) error {
 	return os.Rename(filepath.Join(s.root, name), filepath.Join(damaged, name))
 }
 
-// readRecord reads and checks the record of the layer in the folder name.
+// readRecord reads and checks the record of the layer in the directory name.
 func readRecord(dir *os.File, name string) (Record, error) {
 	var rec Record
 	data, err := rootpath.ReadFile(dir, filepath.Join(name, recordFile), maxRecord)
@@ -185,7 +185,7 @@ func (s *Store) ChainIDs() []digest.Digest {
 	return list
 }
 
-// Dir is the folder that all layers lie in, open as long as the store is.
+// Dir is the directory that all layers lie in, open as long as the store is.
 func (s *Store) Dir() *os.File { return s.dir }
 
 // Trees lists the layers from chain downwards, the topmost first, as paths
@@ -231,7 +231,7 @@ func (s *Store) Chain(chain digest.Digest) []digest.Digest {
 }
 
 // Detach takes a layer out of the store and returns the name under which its
-// remains lie in the temporary folder, to be removed at leisure.
+// remains lie in the temporary directory, to be removed at leisure.
 func (s *Store) Detach(chain digest.Digest) (string, error) {
 	if err := chain.Validate(); err != nil {
 		return "", fmt.Errorf("remove layer: %w", err)
@@ -344,7 +344,7 @@ func (s *Store) Stage(chain, diff, parent digest.Digest) (*Stage, error) {
 	return st, nil
 }
 
-// open makes the folder of the layer's files.
+// open makes the directory of the layer's files.
 func (st *Stage) open(tree string) error {
 	err := os.Mkdir(tree, dirPerm)
 	if err == nil {
@@ -418,7 +418,7 @@ func (st *Stage) publishLocked() error {
 }
 
 // Discard drops a stage that is not published and returns the name of its
-// remains in the temporary folder, "" if there are none.
+// remains in the temporary directory, "" if there are none.
 func (st *Stage) Discard() string {
 	if st == nil || st.done {
 		return ""

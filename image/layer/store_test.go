@@ -79,10 +79,10 @@ func TestImpliedDirectoriesInherit(t *testing.T) {
 
 	s, base := openStore(t)
 	low, lowChain := stage(t, s, "",
-		folder(".", 0o711).with(set(1)), folder("tmp", 0o1777).with(set(3)),
-		folder("a", 0o700).with(set(5)), folder("a/b", 0o750).with(set(7)), link("l", "tmp"))
+		directory(".", 0o711).with(set(1)), directory("tmp", 0o1777).with(set(3)),
+		directory("a", 0o700).with(set(5)), directory("a/b", 0o750).with(set(7)), link("l", "tmp"))
 
-	mid, midChain := stage(t, s, lowChain, folder("a", 0o500).with(set(9)), reg(".wh.x", ""))
+	mid, midChain := stage(t, s, lowChain, directory("a", 0o500).with(set(9)), reg(".wh.x", ""))
 	high, highChain := stage(t, s, midChain, reg("tmp/f", ""), reg("a/b/f", ""), reg("new/f", ""), reg("l/f", ""))
 	publish(t, low)
 	publish(t, mid)
@@ -190,7 +190,7 @@ func TestWrongContentIsRefused(t *testing.T) {
 	}
 }
 
-// TestHalfStaged stages a layer where there is room for one folder alone: its
+// TestHalfStaged stages a layer where there is room for one directory alone: its
 // remains are known.
 func TestHalfStaged(t *testing.T) {
 	s, base := openStore(t)
@@ -240,7 +240,7 @@ func TestRecordsAreChecked(t *testing.T) {
 			t.Errorf("record %q was accepted", bad)
 		}
 		if _, err := os.Stat(dir); err == nil {
-			t.Errorf("record %q: the folder is still in place", bad)
+			t.Errorf("record %q: the directory is still in place", bad)
 		}
 		again.Close()
 		os.RemoveAll(filepath.Join(base, "tmp", "damaged-"+chain.Encoded()))

@@ -27,7 +27,7 @@ func (s *Store) Targets(chain digest.Digest) string {
 }
 
 // AddTargets moves a tree of mount targets from its path below the temporary
-// folder to the layer that it belongs to, with which it will be removed. A
+// directory to the layer that it belongs to, with which it will be removed. A
 // layer that is gone, or has targets already, stays as it is.
 func (s *Store) AddTargets(chain digest.Digest, temp string) error {
 	s.mu.Lock()
@@ -44,7 +44,7 @@ func (s *Store) AddTargets(chain digest.Digest, temp string) error {
 	return s.noteTargets(chain)
 }
 
-// noteTargets enters the targets that lie in a layer's folder.
+// noteTargets enters the targets that lie in a layer's directory.
 //
 // Preconditions: mu is held, or the store is not open yet.
 func (s *Store) noteTargets(chain digest.Digest) error {

@@ -46,7 +46,7 @@ type Limits struct {
 	Much bool
 }
 
-// unpacker writes one archive into one folder.
+// unpacker writes one archive into one directory.
 type unpacker struct {
 	ctx  context.Context // of one archive
 	root *os.File
@@ -70,7 +70,7 @@ type unpacker struct {
 // Source opens the packed layer. Reads from it end when ctx does.
 type Source func(ctx context.Context) (io.ReadCloser, error)
 
-// unpack writes the archive from open to the folder root and returns the
+// unpack writes the archive from open to the directory root and returns the
 // digest of the uncompressed archive. It reads the source to its end.
 //
 // Three stages run side by side: reading the source, decompressing, and

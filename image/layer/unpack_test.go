@@ -36,7 +36,7 @@ func reg(name, body string) entry {
 	return entry{tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(body))}, body}
 }
 
-func folder(name string, mode int64) entry {
+func directory(name string, mode int64) entry {
 	return entry{Header: tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: mode}}
 }
 
@@ -74,7 +74,7 @@ func archive(t testing.TB, entries ...entry) []byte {
 	return buf.Bytes()
 }
 
-// sandbox is a folder to unpack into, with canaries around it.
+// sandbox is a directory to unpack into, with canaries around it.
 type sandbox struct {
 	t    testing.TB
 	base string
@@ -212,7 +212,7 @@ func TestTrees(t *testing.T) {
 		want    map[string]string
 		err     error
 	}{
-		{name: "plain", entries: []entry{folder("d/", 0o755), reg("d/f", "x"), link("l", "d/f"), node(tar.TypeFifo, "p", 0, 0), node(tar.TypeChar, "n", 1, 3), node(tar.TypeBlock, "b", 7, 0)},
+		{name: "plain", entries: []entry{directory("d/", 0o755), reg("d/f", "x"), link("l", "d/f"), node(tar.TypeFifo, "p", 0, 0), node(tar.TypeChar, "n", 1, 3), node(tar.TypeBlock, "b", 7, 0)},
 			want: map[string]string{"d": "dir", "d/f": "x", "l": "-> d/f", "p": "fifo", "n": "char 1:3", "b": "block 7:0"}},
 		{name: "missing parents", entries: []entry{reg("a/b/c", "x")}, want: map[string]string{"a": "dir", "a/b": "dir", "a/b/c": "x"}},
 		{name: "absolute name", entries: []entry{reg("/a", "x"), reg("//b", "y")}, want: map[string]string{"a": "x", "b": "y"}},
@@ -229,7 +229,7 @@ func TestTrees(t *testing.T) {
 		{name: "replace link by file of the same name", entries: []entry{link("l", "../../outside/canary"), reg("l", "x")}, want: map[string]string{"l": "x"}},
 		{name: "mode through link", entries: []entry{link("l", "../../outside/canary"), reg("l", "x").with(func(h *tar.Header) { h.Mode = 0o4777 })},
 			want: map[string]string{"l": "x"}},
-		{name: "folder through link", entries: []entry{link("l", "../../outside"), folder("l", 0o777)}, want: map[string]string{"l": "dir"}},
+		{name: "directory through link", entries: []entry{link("l", "../../outside"), directory("l", 0o777)}, want: map[string]string{"l": "dir"}},
 		{name: "link cycle", entries: []entry{link("a", "b"), link("b", "a"), reg("a/x", "x")}, err: ErrInvalid},
 		{name: "through a file", entries: []entry{reg("a", "x"), reg("a/b", "y")}, err: ErrInvalid},
 		{name: "hard link", entries: []entry{reg("a", "x"), hard("b/c", "a")}, want: map[string]string{"a": "x", "b": "dir", "b/c": "x"}},
@@ -237,29 +237,29 @@ func TestTrees(t *testing.T) {
 		{name: "hard link escape", entries: []entry{hard("b", "../../outside/canary")}, err: ErrInvalid},
 		{name: "hard link through link", entries: []entry{link("l", "../../outside"), hard("b", "l/canary")}, err: ErrInvalid},
 		{name: "hard link to link", entries: []entry{link("l", "../../outside/canary"), hard("b", "l"), reg("b", "x")}, want: map[string]string{"l": "-> ../../outside/canary", "b": "x"}},
-		{name: "hard link to parent", entries: []entry{folder("d", 0o755), hard("d/up", "d")}, err: ErrInvalid},
+		{name: "hard link to parent", entries: []entry{directory("d", 0o755), hard("d/up", "d")}, err: ErrInvalid},
 		{name: "hard link to itself", entries: []entry{reg("a", "x"), hard("a", "a")}, err: ErrInvalid},
 		{name: "hard link to nothing", entries: []entry{hard("a", "b")}, err: ErrInvalid},
 		{name: "whiteouts", entries: []entry{reg(".wh.a", ""), reg("d/.wh.b", "")}, want: map[string]string{"a": "whiteout", "d": "dir", "d/b": "whiteout"}},
 		{name: "whiteouts in a base layer", base: true, entries: []entry{reg(".wh.a", ""), reg("d/.wh..wh..opq", "")}, want: map[string]string{"d": "dir"}},
-		{name: "opaque", entries: []entry{folder("d", 0o755), reg("d/.wh..wh..opq", ""), reg("d/f", "x")}, want: map[string]string{"d": "opaque dir", "d/f": "x"}},
+		{name: "opaque", entries: []entry{directory("d", 0o755), reg("d/.wh..wh..opq", ""), reg("d/f", "x")}, want: map[string]string{"d": "opaque dir", "d/f": "x"}},
 		{name: "opaque after content", entries: []entry{reg("d/f", "x"), reg("d/.wh..wh..opq", "")}, want: map[string]string{"d": "opaque dir", "d/f": "x"}},
 		{name: "whiteout of what the layer has", entries: []entry{reg("f", "x"), reg(".wh.f", ""), reg("d/g", "y"), reg(".wh.d", "")}, want: map[string]string{"f": "x", "d": "opaque dir", "d/g": "y"}},
-		{name: "content after its whiteout", entries: []entry{reg(".wh.f", ""), reg("f", "x"), reg(".wh.d", ""), folder("d", 0o755), reg("d/g", "y")}, want: map[string]string{"f": "x", "d": "opaque dir", "d/g": "y"}},
+		{name: "content after its whiteout", entries: []entry{reg(".wh.f", ""), reg("f", "x"), reg(".wh.d", ""), directory("d", 0o755), reg("d/g", "y")}, want: map[string]string{"f": "x", "d": "opaque dir", "d/g": "y"}},
 		{name: "whiteout of nothing", entries: []entry{reg(".wh.", "")}, err: ErrInvalid},
 		{name: "whiteout of self", entries: []entry{reg("d/.wh..", "")}, err: ErrInvalid},
 		{name: "whiteout of parent", entries: []entry{reg("d/.wh...", "")}, err: ErrInvalid},
 		{name: "whiteout through link", entries: []entry{link("l", "../../outside"), reg("l/.wh.canary", "")},
 			want: map[string]string{"l": "-> ../../outside", "outside": "dir", "outside/canary": "whiteout"}},
-		{name: "bookkeeping of aufs", entries: []entry{folder(".wh..wh.plnk", 0o700), reg(".wh..wh.aufs", "")}, want: map[string]string{}},
+		{name: "bookkeeping of aufs", entries: []entry{directory(".wh..wh.plnk", 0o700), reg(".wh..wh.aufs", "")}, want: map[string]string{}},
 		{name: "device of a whiteout", entries: []entry{node(tar.TypeChar, "n", 0, 0)}, err: ErrInvalid},
 		{name: "device number out of range", entries: []entry{node(tar.TypeChar, "n", 4096, 0)}, err: ErrInvalid},
 		{name: "device number overflow", entries: []entry{node(tar.TypeBlock, "n", 1, 1<<32)}, err: ErrInvalid},
 		{name: "owner out of range", entries: []entry{reg("a", "").with(func(h *tar.Header) { h.Uid = 1<<32 - 1 })}, err: ErrInvalid},
 		{name: "negative owner", entries: []entry{reg("a", "").with(func(h *tar.Header) { h.Gid = -1; h.Format = tar.FormatGNU })}, err: ErrInvalid},
-		{name: "duplicates", entries: []entry{reg("a", "1"), reg("a", "2"), folder("d", 0o755), reg("d/x", ""), reg("d", "file"), reg("e", ""), folder("e", 0o700)},
+		{name: "duplicates", entries: []entry{reg("a", "1"), reg("a", "2"), directory("d", 0o755), reg("d/x", ""), reg("d", "file"), reg("e", ""), directory("e", 0o700)},
 			want: map[string]string{"a": "2", "d": "file", "e": "dir"}},
-		{name: "folder comes again after a link", entries: []entry{folder("d", 0o755), reg("d/x", "1"), link("d", "elsewhere"), reg("d/y", "2")},
+		{name: "directory comes again after a link", entries: []entry{directory("d", 0o755), reg("d/x", "1"), link("d", "elsewhere"), reg("d/y", "2")},
 			want: map[string]string{"d": "-> elsewhere", "elsewhere": "dir", "elsewhere/y": "2"}},
 		{name: "long name", entries: []entry{reg(strings.Repeat("n", 256), "")}, err: ErrInvalid},
 		{name: "long path", entries: []entry{reg(strings.Repeat("n/", 2048)+"n", "")}, err: ErrInvalid},
@@ -293,8 +293,8 @@ func TestAttributes(t *testing.T) {
 	s := newSandbox(t)
 	when := time.Unix(1_234_567_890, 0)
 	u, err := s.unpack(true,
-		folder("./", 0o751).with(func(h *tar.Header) { h.Uid, h.Gid, h.ModTime = 5, 6, when }),
-		folder("d", 0o1777).with(func(h *tar.Header) { h.Uid, h.ModTime = 1, when }),
+		directory("./", 0o751).with(func(h *tar.Header) { h.Uid, h.Gid, h.ModTime = 5, 6, when }),
+		directory("d", 0o1777).with(func(h *tar.Header) { h.Uid, h.ModTime = 1, when }),
 		reg("d/setuid", "x").with(func(h *tar.Header) {
 			h.Mode, h.Uid, h.Gid, h.ModTime = 0o4755, 1<<20, 1<<31, when
 			h.PAXRecords = map[string]string{
@@ -556,9 +556,9 @@ func TestHostileTime(t *testing.T) {
 			if i%2 == 0 {
 				return reg(fmt.Sprintf("x%d", i%100), "")
 			}
-			return folder(fmt.Sprintf("x%d", (i-1)%100), 0o755)
+			return directory(fmt.Sprintf("x%d", (i-1)%100), 0o755)
 		}},
-		{"two deep folders in turn", func(i int) entry { return reg(fmt.Sprintf("%d/%s%d", i%40, deep, i), "") }},
+		{"two deep directories in turn", func(i int) entry { return reg(fmt.Sprintf("%d/%s%d", i%40, deep, i), "") }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSandbox(t)

@@ -43,7 +43,7 @@ const (
 
 // Options of a [Client].
 type Options struct {
-	// ConfigDirs are folders with a folder for each registry that holds a
+	// ConfigDirs are directories with a directory for each registry that holds a
 	// hosts.toml, the first having precedence.
 	ConfigDirs []string
 	// ProgressTimeout ends a download in which no byte arrives for so long;

@@ -322,7 +322,7 @@ func TestCertificateAuthority(t *testing.T) {
 		r.Close()
 	}
 
-	// The older form: a folder with nothing but certificates.
+	// The older form: a directory with nothing but certificates.
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, host), 0o755); err != nil {
 		t.Fatal(err)

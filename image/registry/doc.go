@@ -3,7 +3,7 @@
 //
 // A [Client] turns a [Reference] into a [Repository]: the ordered list of
 // hosts that may serve it, from the hosts.toml files of the registry
-// configuration folders, which are read anew each time. Every request walks
+// configuration directories, which are read anew each time. Every request walks
 // that list; an error names each host that was tried and what it answered.
 //
 // A host that refuses, breaks off, stalls or sends something else than was

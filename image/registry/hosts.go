@@ -104,7 +104,7 @@ func upstreamOnly(host string, conf *tls.Config) ([]endpoint, error) {
 	return []endpoint{{base: base, resolve: true, pull: true, upstream: true, tls: conf}}, nil
 }
 
-// hostDir finds the folder that configures host: its own in any of dirs, else
+// hostDir finds the directory that configures host: its own in any of dirs, else
 // the first _default. It is "" if there is neither.
 func hostDir(dirs []string, host string) (string, error) {
 	for _, name := range dirNames(host) {
@@ -122,7 +122,7 @@ func hostDir(dirs []string, host string) (string, error) {
 	return "", nil
 }
 
-// dirNames are the names that a host's folder may have, in the order in which
+// dirNames are the names that a host's directory may have, in the order in which
 // containerd looks for them: with underscores about the port, where a colon
 // does not do, and as it is.
 func dirNames(host string) []string {
@@ -396,7 +396,7 @@ func loadCertificates(conf *tls.Config, dir string, cas []string, pairs [][2]str
 	return nil
 }
 
-// certificates reads a folder in Docker's form: *.crt are authorities,
+// certificates reads a directory in Docker's form: *.crt are authorities,
 // *.cert and *.key pairs are the client's.
 func certificates(dir string) (*tls.Config, error) {
 	cas, _ := filepath.Glob(filepath.Join(dir, "*.crt"))

@@ -97,7 +97,7 @@ server = "https://up.io"
 	}
 }
 
-func TestFirstFolderWins(t *testing.T) {
+func TestFirstDirectoryWins(t *testing.T) {
 	a, b := t.TempDir(), t.TempDir()
 	writeHosts(t, a, "_default", `server = "https://default.io"`)
 	writeHosts(t, b, "h.io", `server = "https://own.io"`)

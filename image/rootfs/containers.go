@@ -18,7 +18,7 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// UpperName is the name of the upper folder in the one that [MakeUpper] fills.
+// UpperName is the name of the upper directory in the one that [MakeUpper] fills.
 const UpperName = upperDir
 
 const (
@@ -37,7 +37,7 @@ var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 // Owner is who a container's root is on the host.
 type Owner struct{ UID, GID int }
 
-// Containers keeps the folders that containers write to. One process owns it.
+// Containers keeps the directories that containers write to. One process owns it.
 type Containers struct {
 	root, temp string
 
@@ -54,7 +54,7 @@ type uses struct {
 	held     []digest.Digest
 }
 
-// OpenContainers reads what is in the folder root; temp is a folder on the
+// OpenContainers reads what is in the directory root; temp is a directory on the
 // same file system for what is being removed.
 func OpenContainers(root, temp string) (*Containers, error) {
 	c := &Containers{root: root, temp: temp, all: map[string]*uses{}}
@@ -121,8 +121,8 @@ func linkText(chain digest.Digest) string {
 	return chain.String()
 }
 
-// Prepare makes the folders of container id on top of the layers chain. The
-// upper folder is like the tree's root, but belongs to owner's users: translate
+// Prepare makes the directories of container id on top of the layers chain. The
+// upper directory is like the tree's root, but belongs to owner's users: translate
 // tells who on the host a user of the image is. Doing it again does nothing.
 func (c *Containers) Prepare(id string, chain digest.Digest, root unix.Stat_t, translate func(uid, gid uint32) Owner) error {
 	if err := c.hold(id, layersLink, chain); err != nil {
@@ -146,8 +146,8 @@ func (c *Containers) Prepare(id string, chain digest.Digest, root unix.Stat_t, t
 	return nil
 }
 
-// MakeUpper makes the folders for an [Overlay] to write to in dir. The upper
-// folder is like the tree's root.
+// MakeUpper makes the directories for an [Overlay] to write to in dir. The upper
+// directory is like the tree's root.
 func MakeUpper(dir string, root unix.Stat_t) error {
 	own := Owner{UID: int(root.Uid), GID: int(root.Gid)}
 	if err := makeDir(filepath.Join(dir, upperDir), own, root.Mode&0o7777); err != nil {
@@ -250,7 +250,7 @@ func (c *Containers) Chain(id string) (digest.Digest, error) {
 	return u.chain, nil
 }
 
-// Open opens the folder of container id with a fresh work folder: overlayfs
+// Open opens the directory of container id with a fresh work directory: overlayfs
 // refuses one that a volatile mount has used.
 func (c *Containers) Open(ctx context.Context, id string) (*os.File, error) {
 	dir, err := os.Open(filepath.Join(c.root, id))
@@ -287,7 +287,7 @@ func renewWork(ctx context.Context, dir *os.File) error {
 	return unix.Fchownat(int(dir.Fd()), workDir, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// UpperDir is the folder that holds what container id wrote.
+// UpperDir is the directory that holds what container id wrote.
 func (c *Containers) UpperDir(id string) string { return filepath.Join(c.root, id, upperDir) }
 
 // IDs lists the containers that have something here.
@@ -332,7 +332,7 @@ func (u *uses) chains() []digest.Digest {
 }
 
 // Discard gives up container id and returns the name under which its remains
-// lie in the temporary folder, "" if there are none.
+// lie in the temporary directory, "" if there are none.
 func (c *Containers) Discard(id string) (string, error) {
 	if !idPattern.MatchString(id) {
 		return "", nil

@@ -1,6 +1,6 @@
 // Package rootfs makes root file systems for containers out of image layers:
 // overlays that exist as descriptors only, so that no mount of them ever shows
-// on the host, and the folders that hold what containers write.
+// on the host, and the directories that hold what containers write.
 //
 //	containers/ID/layers   a link whose text is the chain ID of the image
 //	containers/ID/held-N   further images in use, by chain ID

@@ -18,13 +18,13 @@ const maxOption = 255
 
 // Overlay describes a stack of layers.
 type Overlay struct {
-	// Layers is the folder that holds all layers.
+	// Layers is the directory that holds all layers.
 	Layers *os.File
 	// Lower are the layers' trees as paths below Layers, the topmost first.
 	Lower []string
 	// Empty is a tree below Layers with nothing in it.
 	Empty string
-	// Upper is the folder that holds upper and work; nil makes the stack read-only.
+	// Upper is the directory that holds upper and work; nil makes the stack read-only.
 	Upper *os.File
 	// UserNS, if not nil, is the user namespace whose users the files belong
 	// to: file owner 0 is its root.
@@ -58,11 +58,11 @@ func (o Overlay) Mount(ctx context.Context) (*os.File, error) {
 // stackAttached makes an id-mapped overlay where layers must lie in the
 // caller's mount namespace (before Linux 6.15): in one that exists for the
 // moment and that nobody else sees. An attempt that the kernel refused has left
-// its mark in the work folder, which would have this one refused too.
+// its mark in the work directory, which would have this one refused too.
 func (o Overlay) stackAttached(ctx context.Context) (m *os.File, err error) {
 	if o.Upper != nil {
 		if err := renewWork(ctx, o.Upper); err != nil {
-			return nil, fmt.Errorf("renew work folder: %w", err)
+			return nil, fmt.Errorf("renew work directory: %w", err)
 		}
 	}
 
@@ -102,7 +102,7 @@ func (o Overlay) stackAttached(ctx context.Context) (m *os.File, err error) {
 	return m, nil
 }
 
-// stack mounts the layers in the folder layers, with upper on top if not nil.
+// stack mounts the layers in the directory layers, with upper on top if not nil.
 func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -181,7 +181,7 @@ func setLower(fs int, layers *os.File, lower []string) error {
 	return nil
 }
 
-// setLowerString names the layers by descriptor numbers, seen from the folder
+// setLowerString names the layers by descriptor numbers, seen from the directory
 // of descriptors: a string is too short for anything longer. The working
 // directory that this takes belongs to a thread that is thrown away.
 func setLowerString(fs int, layers *os.File, lower []string) error {
@@ -269,7 +269,7 @@ func cloneSubPath(mount *os.File, path string) (*os.File, error) {
 	}
 
 	if t := st.Mode & unix.S_IFMT; t != unix.S_IFDIR && t != unix.S_IFREG {
-		return nil, fmt.Errorf("%w: %s is neither a folder nor a regular file", ErrSubPath, path)
+		return nil, fmt.Errorf("%w: %s is neither a directory nor a regular file", ErrSubPath, path)
 	}
 	fd, err := unix.OpenTree(int(at.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {

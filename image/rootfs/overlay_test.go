@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
-// stacked is an overlay of two layers and a folder to write to.
+// stacked is an overlay of two layers and a directory to write to.
 func stacked(t *testing.T) Overlay {
 	t.Helper()
 	base := t.TempDir()
@@ -199,8 +199,8 @@ func TestOnThread(t *testing.T) {
 	}
 }
 
-// TestCVE_2021_25741 resolves a sub path while somebody exchanges a folder of it
-// with a link to the host: what is mounted is the folder, or nothing.
+// TestCVE_2021_25741 resolves a sub path while somebody exchanges a directory of it
+// with a link to the host: what is mounted is the directory, or nothing.
 func TestCVE_2021_25741(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)

@@ -224,7 +224,7 @@ func (s *Store) Parts() (n int, disk uint64) {
 
 // TrimParts takes the parts out of the store that are too old at the time now,
 // and the oldest of those that are too much together, and returns the names
-// under which they lie in the temporary folder.
+// under which they lie in the temporary directory.
 func (s *Store) TrimParts(now time.Time) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -303,7 +303,7 @@ func (s *Store) detachParts(list []digest.Digest) ([]string, error) {
 	return names, errors.Join(errs...)
 }
 
-// setAside moves a file to the temporary folder and returns its name there, ""
+// setAside moves a file to the temporary directory and returns its name there, ""
 // if there was none.
 //
 // Preconditions: mu is held.

@@ -64,8 +64,8 @@ type blob struct {
 	doubtful bool
 }
 
-// Open opens the layout in the folder root and makes it if it is not there.
-// The temporary folder is left as it is: see [Store.TempDir].
+// Open opens the layout in the directory root and makes it if it is not there.
+// The temporary directory is left as it is: see [Store.TempDir].
 func Open(root string) (*Store, error) {
 	s := &Store{root: root, blobs: map[digest.Digest]blob{}, parts: map[digest.Digest]part{}, writing: map[digest.Digest]bool{}}
 	for _, dir := range []string{root, s.TempDir(), s.blobDir(digest.SHA256), filepath.Join(root, partsDir)} {
@@ -86,7 +86,7 @@ func Open(root string) (*Store, error) {
 	return s, nil
 }
 
-// prepare sweeps and completes the folder and lists what is in it.
+// prepare sweeps and completes the directory and lists what is in it.
 func (s *Store) prepare() error {
 	if err := durable.RemoveTemps(s.root); err != nil {
 		return err
@@ -101,7 +101,7 @@ func (s *Store) prepare() error {
 	return errors.Join(s.scan(), s.scanParts())
 }
 
-// Close releases the folder.
+// Close releases the directory.
 func (s *Store) Close() error { return s.dir.Close() }
 
 // Sync returns when everything written to the store's file system before the
@@ -150,7 +150,7 @@ func (s *Store) add(d digest.Digest, st *unix.Stat_t) {
 	s.usage = s.usage.Add(Usage{b.disk, 1})
 }
 
-// TempDir is a folder on the same file system for whatever is not complete
+// TempDir is a directory on the same file system for whatever is not complete
 // yet. Nothing in it means anything to a later process.
 func (s *Store) TempDir() string { return filepath.Join(s.root, tempDir) }
 
@@ -301,7 +301,7 @@ func (s *Store) ReadAll(desc ocispec.Descriptor, limit int64) ([]byte, error) {
 }
 
 // Detach takes a blob out of the store and returns the name under which it
-// lies in the temporary folder, to be removed at leisure: "" if it was not here.
+// lies in the temporary directory, to be removed at leisure: "" if it was not here.
 func (s *Store) Detach(d digest.Digest) (string, error) {
 	if err := d.Validate(); err != nil {
 		return "", fmt.Errorf("remove blob: %w", err)

@@ -22,7 +22,7 @@ import (
 // statusTimeout is short because kubelet asks every few seconds.
 const statusTimeout = 5 * time.Second
 
-// Client runs plugins found in some folders and remembers what it attached.
+// Client runs plugins found in some directories and remembers what it attached.
 type Client struct {
 	binDirs  []string
 	cacheDir string
@@ -59,11 +59,11 @@ func NewClient(binDirs []string, cacheDir, ifName string) (*Client, error) {
 
 	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
 	if err := os.MkdirAll(c.records.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make attachment folder: %w", err)
+		return nil, fmt.Errorf("make attachment directory: %w", err)
 	}
 
 	if err := durable.RemoveTemps(c.records.dir); err != nil {
-		return nil, fmt.Errorf("sweep attachment folder: %w", err)
+		return nil, fmt.Errorf("sweep attachment directory: %w", err)
 	}
 	return c, nil
 }

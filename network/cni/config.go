@@ -25,7 +25,7 @@ type Config struct {
 	list *libcni.NetworkConfigList
 }
 
-// Load reads the configuration that a folder holds: its first file, in the
+// Load reads the configuration that a directory holds: its first file, in the
 // order of names, that ends in .conf, .conflist or .json. A file that cannot
 // be used is an error and not passed over, for the next one may describe
 // quite another network.

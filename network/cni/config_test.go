@@ -24,11 +24,11 @@ func list(name string) string {
 
 func TestLoadTakesTheFirstFile(t *testing.T) {
 	for name, files := range map[string]map[string]string{
-		"by name":              {"10-a.conflist": list("want"), "20-b.conflist": list("other")},
-		"whatever the suffix":  {"10-a.json": list("want"), "05-note.txt": "x", "20-b.conflist": list("other")},
-		"single plugin":        {"a.conf": `{"name":"want","type":"bridge","cniVersion":"0.4.0"}`},
-		"single plugin, json":  {"a.json": `{"name":"want","type":"bridge"}`},
-		"folders do not count": {"00.conflist/want/x.txt": "x", "10.conflist": list("want")},
+		"by name":                  {"10-a.conflist": list("want"), "20-b.conflist": list("other")},
+		"whatever the suffix":      {"10-a.json": list("want"), "05-note.txt": "x", "20-b.conflist": list("other")},
+		"single plugin":            {"a.conf": `{"name":"want","type":"bridge","cniVersion":"0.4.0"}`},
+		"single plugin, json":      {"a.json": `{"name":"want","type":"bridge"}`},
+		"directories do not count": {"00.conflist/want/x.txt": "x", "10.conflist": list("want")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -97,9 +97,9 @@ func TestLoadSeesEveryChange(t *testing.T) {
 		}
 	}
 
-	expect("no folder", "")
+	expect("no directory", "")
 	write(t, filepath.Join(dir, "a.conflist"), list("one"))
-	expect("folder made", "one")
+	expect("directory made", "one")
 	write(t, filepath.Join(dir, "a.conflist"), list("two"))
 	expect("rewritten in place with the same length", "two")
 
@@ -108,7 +108,7 @@ func TestLoadSeesEveryChange(t *testing.T) {
 	check(os.Rename(elsewhere, filepath.Join(dir, "a.conflist")))
 	expect("moved in", "three")
 	check(os.RemoveAll(dir))
-	expect("folder removed", "")
+	expect("directory removed", "")
 
 	// The way a ConfigMap is mounted: files are links through a link that is
 	// switched.
@@ -131,7 +131,7 @@ func TestLoadInlinesPluginFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// What the DEL of an attachment is made from must not need the folder.
+	// What the DEL of an attachment is made from must not need the directory.
 	again, err := parse(conf.Bytes())
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,6 @@
 // [Client.Add] notes down before it starts.
 //
 // Configuration is read anew by each [Load]. That costs microseconds beside
-// the milliseconds of a plugin, and no change can be missed: folders that are
+// the milliseconds of a plugin, and no change can be missed: directories that are
 // removed and made again, files renamed into place, links switched over.
 package cni

@@ -7,9 +7,9 @@ import (
 )
 
 var (
-	// ErrNoConfig says that a folder holds no network configuration.
+	// ErrNoConfig says that a directory holds no network configuration.
 	ErrNoConfig = errors.New("no network configuration")
-	// ErrInvalidConfig says that the first network configuration of a folder
+	// ErrInvalidConfig says that the first network configuration of a directory
 	// cannot be used.
 	ErrInvalidConfig = errors.New("invalid network configuration")
 	// ErrNoPlugin says that the program of a plugin is missing.

@@ -26,7 +26,7 @@ const (
 )
 
 // record is what is noted before an ADD, so that the DEL can be made whatever
-// has become of the configuration folder and of the daemon.
+// has become of the configuration directory and of the daemon.
 //
 // It is replaced atomically but not forced to disk: after a power cut, which
 // ends the namespace too, the current configuration serves for a DEL.
@@ -40,7 +40,7 @@ type record struct {
 	Config       json.RawMessage `json:"config"`
 }
 
-// records is the folder of them.
+// records is the directory of them.
 //
 // The plugins of an ADD inherit a descriptor of the record's file that holds a
 // lock. When the daemon is killed they go on, and the daemon that follows can

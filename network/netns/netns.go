@@ -20,15 +20,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Share makes a folder for pins, if need be, from which mounts go on to the
+// Share makes a directory for pins, if need be, from which mounts go on to the
 // mount namespaces that have a copy of it, as ip netns does with its own.
 func Share(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make folder for namespaces: %w", err)
+		return fmt.Errorf("make directory for namespaces: %w", err)
 	}
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return fmt.Errorf("make folder for namespaces: %w", err)
+		return fmt.Errorf("make directory for namespaces: %w", err)
 	}
 
 	shared, err := isShared(real)
@@ -62,7 +62,7 @@ func isShared(path string) (bool, error) {
 }
 
 // Pin binds the namespace to path, which must not exist or be an empty file
-// left by an interrupted Pin. The folder must exist.
+// left by an interrupted Pin. The directory must exist.
 func Pin(ns *os.File, path string) error {
 	if err := check(ns); err != nil {
 		return fmt.Errorf("pin namespace: %w", err)

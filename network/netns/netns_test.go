@@ -200,7 +200,7 @@ func TestInterfacesCountTraffic(t *testing.T) {
 	}
 }
 
-// TestShare makes a folder whose mounts go on to others, once.
+// TestShare makes a directory whose mounts go on to others, once.
 func TestShare(t *testing.T) {
 	testkit.Root(t)
 	dir := filepath.Join(t.TempDir(), "netns")
@@ -222,7 +222,7 @@ func TestShare(t *testing.T) {
 
 	st, err := os.Stat(dir)
 	if err != nil || st.Mode().Perm() != 0o755 {
-		t.Errorf("the folder's mode is %v, %v", st.Mode(), err)
+		t.Errorf("the directory's mode is %v, %v", st.Mode(), err)
 	}
 
 	for range mounts {

@@ -151,7 +151,7 @@ func TestStatsBroken(t *testing.T) {
 	}
 }
 
-// The files of version 2 that limits go to. The kernel's part is a folder: no
+// The files of version 2 that limits go to. The kernel's part is a directory: no
 // controllers can be had beside version 1.
 func TestSetV2(t *testing.T) {
 	cgroups.TestMode = true

@@ -1,9 +1,9 @@
 // Package durable changes files so that a reader, at any time and after any
 // crash, finds the old content or the new one and never a part.
 //
-// A file is written under a temporary name in its folder and renamed. Temporary
+// A file is written under a temporary name in its directory and renamed. Temporary
 // files that a killed process left behind are swept by [RemoveTemps], which the
-// one owner of a folder calls before it starts writing there. What changes
+// one owner of a directory calls before it starts writing there. What changes
 // often and is read at a start only is a [Journal].
 package durable
 
@@ -19,7 +19,7 @@ const tempPrefix = ".durable-"
 
 // WriteFile replaces the content of path and returns when the new content
 // survives a power cut. perm is exact: the umask has no part in it. When the
-// error is that of the final sync of the folder the new content is in place,
+// error is that of the final sync of the directory the new content is in place,
 // but may be lost with the power.
 func WriteFile(path string, data []byte, perm os.FileMode) error {
 	if err := replace(path, data, perm, true); err != nil {
@@ -51,7 +51,7 @@ func CreateFile(path string, data []byte, perm os.FileMode) error {
 	return nil
 }
 
-// SyncDir makes the names in the folder path durable.
+// SyncDir makes the names in the directory path durable.
 func SyncDir(path string) error {
 	d, err := os.Open(path)
 	if err != nil {

@@ -54,7 +54,7 @@ func TestReplaceFailureKeepsOld(t *testing.T) {
 			assertNames(t, dir, "state")
 
 			if err := write(filepath.Join(dir, "missing", "state"), nil, 0o644); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("write in a missing folder: %v", err)
+				t.Errorf("write in a missing directory: %v", err)
 			}
 		})
 	}
@@ -102,7 +102,7 @@ func TestRemoveTemps(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
-	if err := os.Mkdir(filepath.Join(dir, tempPrefix+"folder"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, tempPrefix+"directory"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 
@@ -113,15 +113,15 @@ func TestRemoveTemps(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	assertNames(t, dir, tempPrefix+"folder", "state")
+	assertNames(t, dir, tempPrefix+"directory", "state")
 	if err := RemoveTemps(filepath.Join(dir, "missing")); err != nil {
-		t.Errorf("RemoveTemps of a missing folder: %v", err)
+		t.Errorf("RemoveTemps of a missing directory: %v", err)
 	}
 }
 
 func TestSyncDir(t *testing.T) {
 	if err := SyncDir(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("SyncDir of a missing folder: %v", err)
+		t.Errorf("SyncDir of a missing directory: %v", err)
 	}
 }
 
@@ -136,6 +136,6 @@ func assertNames(t *testing.T, dir string, want ...string) {
 		got = append(got, e.Name())
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("names in folder: %v, want %v", got, want)
+		t.Errorf("names in directory: %v, want %v", got, want)
 	}
 }

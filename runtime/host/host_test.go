@@ -128,7 +128,7 @@ func TestSecurity(t *testing.T) {
 		"proc/sys/kernel/seccomp/actions_avail":  "kill_process errno allow\n",
 		"proc/self/ns/user":                      "",
 		"proc/sys/user/max_user_namespaces":      "0\n",
-		"sys/fs/selinux/enforce":                 "a folder that is no selinuxfs",
+		"sys/fs/selinux/enforce":                 "a directory that is no selinuxfs",
 	})
 
 	p.security()

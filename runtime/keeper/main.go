@@ -31,7 +31,7 @@ const (
 )
 
 // Main is the keeper's program; args are the arguments after the program's
-// name: the state folder. The listening socket is descriptor 3, be it from a
+// name: the state directory. The listening socket is descriptor 3, be it from a
 // daemon or from systemd. It returns the exit code.
 func Main(args []string) int {
 	if err := run(args); err != nil {
@@ -42,7 +42,7 @@ func Main(args []string) int {
 }
 
 // errUsage says that nobody starts a keeper by hand.
-var errUsage = errors.New("want one argument: the state folder, an absolute path; the daemon, or systemd, starts this program (see crisp(8))")
+var errUsage = errors.New("want one argument: the state directory, an absolute path; the daemon, or systemd, starts this program (see crisp(8))")
 
 func run(args []string) error {
 	left, done, err := inherit()
@@ -91,7 +91,7 @@ func run(args []string) error {
 	}
 	exits := filepath.Join(args[0], exitsDir)
 	if err := os.MkdirAll(exits, 0o700); err != nil {
-		return fmt.Errorf("make folder of exit records: %w", err)
+		return fmt.Errorf("make directory of exit records: %w", err)
 	}
 
 	if err := removeUnfinished(exits); err != nil {

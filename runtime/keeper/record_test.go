@@ -14,13 +14,13 @@ import (
 func TestRecordFails(t *testing.T) {
 	k := newKeeper(t.TempDir(), spawn.Options{})
 	exits := filepath.Join(k.stateDir, exitsDir)
-	// A folder in its place.
+	// A directory in its place.
 	if err := os.MkdirAll(filepath.Join(exits, "web", "x"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 
 	if err := k.record(&wire.Exited{ID: "web", Kind: wire.Container}); err == nil {
-		t.Error("an exit was recorded where a folder is")
+		t.Error("an exit was recorded where a directory is")
 	}
 	wantOnly(t, exits, "web")
 	if err := os.RemoveAll(filepath.Join(exits, "web")); err != nil {

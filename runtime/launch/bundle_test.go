@@ -19,7 +19,7 @@ import (
 // The tests below are about what only bundles of others ask for; a pod's
 // containers have none of it.
 
-// rootDir is a root file system for one bundle, in a folder of its own.
+// rootDir is a root file system for one bundle, in a directory of its own.
 func rootDir(t *testing.T) string {
 	t.Helper()
 	low, err := lower()

@@ -60,7 +60,7 @@ func (l *landing) cover(ctx context.Context, i int, s *specs.Spec, at string, o 
 	return err
 }
 
-// covered opens the folder at a path, nil if there is none. Of a file system
+// covered opens the directory at a path, nil if there is none. Of a file system
 // that is not made yet, the mode of its root is all that may be known.
 func (l *landing) covered(at string) (*os.File, *uint32, error) {
 	from, rel := l.root, at
@@ -117,7 +117,7 @@ func modeOf(m *specs.Mount, covered *uint32) *uint32 {
 	return &mode
 }
 
-// copyUp makes a tmpfs with what a folder has, and with its owner and mode
+// copyUp makes a tmpfs with what a directory has, and with its owner and mode
 // unless the options say otherwise.
 func copyUp(ctx context.Context, from *os.File, options map[string]string, label string) (*os.File, error) {
 	if label != "" {

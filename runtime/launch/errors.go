@@ -6,7 +6,7 @@ import "errors"
 var (
 	// ErrNotHeld is a descriptor that a plan needs and the caller does not hold.
 	ErrNotHeld = errors.New("descriptor is not held")
-	// ErrNotFound is a program that is in no folder of PATH, or not at its path.
+	// ErrNotFound is a program that is in no directory of PATH, or not at its path.
 	ErrNotFound = errors.New("executable file not found")
 	// ErrNotExecutable is a program that may not be executed, or is none.
 	ErrNotExecutable = errors.New("file is not executable")

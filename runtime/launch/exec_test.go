@@ -128,7 +128,7 @@ func TestPrograms(t *testing.T) {
 		{"/bin", "/opt/first/tool", "first\n", nil},
 		{"/bin", "opt/first/tool", "first\n", nil},
 		{"/bin:/opt", "nope", `start container test: exec "nope": executable file not found in $PATH`, ErrNotFound},
-		{"relative", "sh", `start container test: invalid runtime-spec: 0 folders in PATH to look for "sh"`, plan.ErrSpec},
+		{"relative", "sh", `start container test: invalid runtime-spec: 0 directories in PATH to look for "sh"`, plan.ErrSpec},
 		{"/bin", "/no/such", `start container test: exec "/no/such": executable file not found: no such file or directory`, ErrNotFound},
 		{"/bin", "/opt/script", `start container test: exec "/opt/script": the interpreter of /opt/script is missing: executable file not found: no such file or directory`, ErrNotFound},
 		{"/bin", "/opt/plain", `start container test: exec "/opt/plain": file is not executable: permission denied`, ErrNotExecutable},

@@ -30,7 +30,7 @@ func explain(err error, p *plan.Plan, proc *specs.Process, root *os.File) error 
 	case step.Call == unix.SYS_FSTATFS && len(step.Avoid) > 0 && failed.Err == unix.EBADMSG:
 		return fmt.Errorf("%w: %w", err, ErrInProcfs)
 	case step.Call == unix.SYS_MOVE_MOUNT && failed.Err == unix.EINVAL:
-		return fmt.Errorf("%w (a folder cannot be mounted on a file, nor a file on a folder)", err)
+		return fmt.Errorf("%w (a directory cannot be mounted on a file, nor a file on a directory)", err)
 	}
 	return err
 }

@@ -342,7 +342,7 @@ func TestMain(m *testing.M) {
 }
 
 // rootfs mounts an overlay that is attached nowhere; change may alter its
-// upper folder before.
+// upper directory before.
 func (b *lab) rootfs(change func(upper string)) *os.File {
 	b.t.Helper()
 	low, err := lower()

@@ -17,7 +17,7 @@ import (
 	"crisp/test/testkit"
 )
 
-// listing is everything below a folder, to see whether it changed.
+// listing is everything below a directory, to see whether it changed.
 func listing(t testing.TB, dir string) string {
 	t.Helper()
 	var lines []string
@@ -34,17 +34,17 @@ func listing(t testing.TB, dir string) string {
 	return strings.Join(lines, "\n")
 }
 
-// TestLinksForSpecialFolders has images whose /proc, /sys or /dev are links.
-func TestLinksForSpecialFolders(t *testing.T) {
+// TestLinksForSpecialDirectories has images whose /proc, /sys or /dev are links.
+func TestLinksForSpecialDirectories(t *testing.T) {
 	canary := t.TempDir()
-	for _, folder := range []string{"proc", "sys", "dev"} {
+	for _, directory := range []string{"proc", "sys", "dev"} {
 		for _, to := range []string{canary, "../../.." + canary, "/tmp", "dangling", "/proc/self/fd/5"} {
-			t.Run(folder+" to "+filepath.Base(to), func(t *testing.T) {
+			t.Run(directory+" to "+filepath.Base(to), func(t *testing.T) {
 				b := newLab(t)
 				b.sandbox(usual())
 				before := listing(t, canary)
 				root := b.rootfs(func(upper string) {
-					if err := os.Symlink(to, filepath.Join(upper, folder)); err != nil {
+					if err := os.Symlink(to, filepath.Join(upper, directory)); err != nil {
 						t.Fatal(err)
 					}
 				})
@@ -57,15 +57,15 @@ func TestLinksForSpecialFolders(t *testing.T) {
 				if after := listing(t, canary); after != before {
 					t.Errorf("host changed from\n%s\nto\n%s", before, after)
 				}
-				if !errors.Is(err, unix.ELOOP) && !strings.Contains(fmt.Sprint(err), "make mount target /"+folder) {
-					t.Errorf("error %v does not name the folder", err)
+				if !errors.Is(err, unix.ELOOP) && !strings.Contains(fmt.Sprint(err), "make mount target /"+directory) {
+					t.Errorf("error %v does not name the directory", err)
 				}
 			})
 		}
 	}
 }
 
-// TestLinksForTargets has every target of a mount lead to a folder of the host.
+// TestLinksForTargets has every target of a mount lead to a directory of the host.
 func TestLinksForTargets(t *testing.T) {
 	canary := t.TempDir()
 	write(t, filepath.Join(canary, "file"), "host")

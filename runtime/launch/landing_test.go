@@ -11,7 +11,7 @@ import (
 	"crisp/runtime/plan"
 )
 
-// tree makes files below a folder, by path: a folder if the text is "/", a link
+// tree makes files below a directory, by path: a directory if the text is "/", a link
 // if it begins with "->", else a file with that text.
 func tree(t testing.TB, dir string, files map[string]string) {
 	t.Helper()

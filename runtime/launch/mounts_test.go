@@ -29,7 +29,7 @@ func write(t testing.TB, path, text string) {
 	}
 }
 
-// hostMount mounts a tmpfs on a new folder of the test, shared with its peers.
+// hostMount mounts a tmpfs on a new directory of the test, shared with its peers.
 func hostMount(t testing.TB, path string) {
 	t.Helper()
 	if err := os.MkdirAll(path, 0o755); err != nil {
@@ -342,7 +342,7 @@ func TestMountOnAnotherKind(t *testing.T) {
 		s := b.spec("true")
 		s.Mounts = append(s.Mounts, m)
 		_, err := b.start(s, nil, plan.Options{})
-		if err == nil || !strings.Contains(err.Error(), `"mount `+m.Destination+`": invalid argument (a folder cannot`) {
+		if err == nil || !strings.Contains(err.Error(), `"mount `+m.Destination+`": invalid argument (a directory cannot`) {
 			t.Errorf("error %v", err)
 		}
 	}

@@ -65,8 +65,8 @@ func TestFileOfAnImage(t *testing.T) {
 	}
 }
 
-// TestManyFoldersInPath looks a program up in the last of many folders.
-func TestManyFoldersInPath(t *testing.T) {
+// TestManyDirectoriesInPath looks a program up in the last of many directories.
+func TestManyDirectoriesInPath(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())
 	for _, count := range []int{131, 2000} {

@@ -69,7 +69,7 @@ func (in *inputs) input(p *plan.Plan, is func(*plan.Input) bool) *os.File {
 	return nil
 }
 
-// isDir says whether what a mount shows is a folder. All but the binds and
+// isDir says whether what a mount shows is a directory. All but the binds and
 // what images have are.
 func (in *inputs) isDir(p *plan.Plan, m *specs.Mount, name string) (bool, error) {
 	f := in.input(p, func(i *plan.Input) bool { return i.Name == name && i.Kind == plan.InputMount })

@@ -33,7 +33,7 @@ var ErrTied = errors.New("a command with Pdeathsig ends at once: the thread that
 // Start starts a command like [exec.Cmd.Start], in the network namespace of the
 // thread that calls it, with all CPUs of the cgroup, the
 // usual priorities and umask, a session keyring of its own and no protection from
-// a lack of memory. A command without a folder runs in /. What the service
+// a lack of memory. A command without a directory runs in /. What the service
 // manager tells the daemon in its environment is left out of the command's.
 func Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr != nil && cmd.SysProcAttr.Pdeathsig != 0 {

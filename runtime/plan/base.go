@@ -10,9 +10,9 @@ import (
 // copying it for each container is cheap and no path of the host's is ever in
 // a container's reach. No process that a container sees is ever in it:
 //
-//	/root   an empty folder on which a container's root is mounted
+//	/root   an empty directory on which a container's root is mounted
 //	/shm    the pod's shared memory
-//	/mask   an empty file system that nobody can write to, for masked folders
+//	/mask   an empty file system that nobody can write to, for masked directories
 //	/null   the host's null device, for masked files
 //	/procs  the procfs of the pod's PID namespace, if it has one
 //	/proc   /sys, in a user namespace only: the kernel lets such a namespace
@@ -55,7 +55,7 @@ func (b *builder) base(o baseOptions) {
 	}
 
 	for _, dir := range dirs {
-		b.step("make base folder "+dir, unix.SYS_MKDIRAT, reg(regBase), str(dir), num(0o755))
+		b.step("make base directory "+dir, unix.SYS_MKDIRAT, reg(regBase), str(dir), num(0o755))
 	}
 	b.step("make base file "+baseNull, unix.SYS_MKNODAT, reg(regBase), str(baseNull), num(unix.S_IFREG|0o644), zero())
 	b.step("mount base", unix.SYS_MOVE_MOUNT, reg(regBase), str(""), here(), str("/"), num(unix.MOVE_MOUNT_F_EMPTY_PATH))

@@ -18,7 +18,7 @@ const (
 	regMaster            // the terminal
 	regSlave             // its other side
 	regCwd               // the working directory as root sees it
-	regCgroup            // the folder of cgroup hierarchies
+	regCgroup            // the directory of cgroup hierarchies
 	regFS                // a file system being made
 	regMount             // a mount on its way
 	regTarget            // where it goes

@@ -60,7 +60,7 @@ func number(v int64) string {
 
 func octal(v int64) string { return fmt.Sprintf("%#o", v) }
 
-func folder(v int64) string {
+func directory(v int64) string {
 	if v == unix.AT_FDCWD {
 		return "."
 	}
@@ -117,15 +117,15 @@ var calls = []struct {
 	{unix.SYS_EXECVE, signature{name: "execve"}},
 	{unix.SYS_EXECVEAT, signature{name: "execveat", args: []format{nil, nil, nil, nil, atNames.text}}},
 	{unix.SYS_EXIT_GROUP, signature{name: "exit_group"}},
-	{unix.SYS_FACCESSAT2, signature{name: "faccessat2", args: []format{folder, nil, octal, atNames.text}}},
+	{unix.SYS_FACCESSAT2, signature{name: "faccessat2", args: []format{directory, nil, octal, atNames.text}}},
 	{unix.SYS_FCHDIR, signature{name: "fchdir"}},
 	{unix.SYS_FCHMOD, signature{name: "fchmod", args: []format{nil, octal}}},
-	{unix.SYS_FCHMODAT, signature{name: "fchmodat", args: []format{folder, nil, octal}}},
+	{unix.SYS_FCHMODAT, signature{name: "fchmodat", args: []format{directory, nil, octal}}},
 	{unix.SYS_FCHOWN, signature{name: "fchown"}},
-	{unix.SYS_FCHOWNAT, signature{name: "fchownat", args: []format{folder, nil, nil, nil, atNames.text}}},
+	{unix.SYS_FCHOWNAT, signature{name: "fchownat", args: []format{directory, nil, nil, nil, atNames.text}}},
 	{unix.SYS_FSCONFIG, signature{name: "fsconfig", args: []format{nil, fsconfigNames.choice}}},
 	{unix.SYS_FSETXATTR, signature{name: "fsetxattr"}},
-	{sysFstatat, signature{name: "newfstatat", args: []format{folder, nil, nil, atNames.text}}},
+	{sysFstatat, signature{name: "newfstatat", args: []format{directory, nil, nil, atNames.text}}},
 	{unix.SYS_FSTATFS, signature{name: "fstatfs"}},
 	{unix.SYS_FSMOUNT, signature{name: "fsmount", args: []format{nil, fsmountNames.text, attrNames.text}}},
 	{unix.SYS_FSOPEN, signature{name: "fsopen", args: []format{nil, fsopenNames.text}}},
@@ -136,14 +136,14 @@ var calls = []struct {
 	{unix.SYS_IOPRIO_SET, signature{name: "ioprio_set"}},
 	{unix.SYS_KEYCTL, signature{name: "keyctl", args: []format{keyctlNames.choice}}},
 	{unix.SYS_KILL, signature{name: "kill"}},
-	{unix.SYS_MKDIRAT, signature{name: "mkdirat", args: []format{folder, nil, octal}}},
-	{unix.SYS_MKNODAT, signature{name: "mknodat", args: []format{folder, nil, octal, device}}},
+	{unix.SYS_MKDIRAT, signature{name: "mkdirat", args: []format{directory, nil, octal}}},
+	{unix.SYS_MKNODAT, signature{name: "mknodat", args: []format{directory, nil, octal, device}}},
 	{unix.SYS_MOUNT, signature{name: "mount", args: []format{nil, nil, nil, mountNames.text}}},
-	{unix.SYS_MOUNT_SETATTR, signature{name: "mount_setattr", args: []format{folder, nil, atNames.text}, memory: mountAttrText}},
-	{unix.SYS_MOVE_MOUNT, signature{name: "move_mount", args: []format{folder, nil, folder, nil, moveMountNames.text}}},
-	{unix.SYS_OPENAT, signature{name: "openat", args: []format{folder, nil, openNames.text, octal}}},
-	{unix.SYS_OPENAT2, signature{name: "openat2", args: []format{folder}, memory: openHowText}},
-	{unix.SYS_OPEN_TREE, signature{name: "open_tree", args: []format{folder, nil, openTreeNames.text}}},
+	{unix.SYS_MOUNT_SETATTR, signature{name: "mount_setattr", args: []format{directory, nil, atNames.text}, memory: mountAttrText}},
+	{unix.SYS_MOVE_MOUNT, signature{name: "move_mount", args: []format{directory, nil, directory, nil, moveMountNames.text}}},
+	{unix.SYS_OPENAT, signature{name: "openat", args: []format{directory, nil, openNames.text, octal}}},
+	{unix.SYS_OPENAT2, signature{name: "openat2", args: []format{directory}, memory: openHowText}},
+	{unix.SYS_OPEN_TREE, signature{name: "open_tree", args: []format{directory, nil, openTreeNames.text}}},
 	{unix.SYS_PERSONALITY, signature{name: "personality"}},
 	{unix.SYS_PIVOT_ROOT, signature{name: "pivot_root"}},
 	{unix.SYS_PPOLL, signature{name: "ppoll"}},
@@ -151,7 +151,7 @@ var calls = []struct {
 	{unix.SYS_PREAD64, signature{name: "pread64"}},
 	{unix.SYS_PRLIMIT64, signature{name: "prlimit64", args: []format{nil, rlimitNames.choice}}},
 	{unix.SYS_READ, signature{name: "read"}},
-	{unix.SYS_READLINKAT, signature{name: "readlinkat", args: []format{folder}}},
+	{unix.SYS_READLINKAT, signature{name: "readlinkat", args: []format{directory}}},
 	{unix.SYS_SCHED_SETAFFINITY, signature{name: "sched_setaffinity"}},
 	{unix.SYS_SCHED_SETATTR, signature{name: "sched_setattr"}},
 	{unix.SYS_SECCOMP, signature{name: "seccomp", args: []format{seccompOpNames.choice, seccompNames.text}}},
@@ -165,10 +165,10 @@ var calls = []struct {
 	{unix.SYS_SETSID, signature{name: "setsid"}},
 	{unix.SYS_SET_MEMPOLICY, signature{name: "set_mempolicy"}},
 	{unix.SYS_SOCKET, signature{name: "socket"}},
-	{unix.SYS_SYMLINKAT, signature{name: "symlinkat", args: []format{nil, folder}}},
+	{unix.SYS_SYMLINKAT, signature{name: "symlinkat", args: []format{nil, directory}}},
 	{unix.SYS_UMASK, signature{name: "umask", args: []format{octal}}},
 	{unix.SYS_UMOUNT2, signature{name: "umount2", args: []format{nil, umountNames.text}}},
-	{unix.SYS_UNLINKAT, signature{name: "unlinkat", args: []format{folder, nil, atNames.text}}},
+	{unix.SYS_UNLINKAT, signature{name: "unlinkat", args: []format{directory, nil, atNames.text}}},
 	{unix.SYS_UNSHARE, signature{name: "unshare", args: []format{cloneNames.text}}},
 	{unix.SYS_WRITE, signature{name: "write"}},
 }

@@ -57,7 +57,7 @@ func (p *Plan) Encode() []byte {
 	return w.Bytes()
 }
 
-// lists are those of strings so far. A program that is looked for in many folders
+// lists are those of strings so far. A program that is looked for in many directories
 // has its arguments and environment once, not once for each.
 type lists [][]string
 

@@ -34,7 +34,7 @@ func everything() *Plan {
 		Steps: []Step{
 			{Name: "open proc", Call: unix.SYS_FSOPEN, Args: []Arg{{Kind: ArgStr, Str: "proc"}, {Kind: ArgInt, Int: 1}}, Save: 3},
 			{
-				Name: "make folder", Call: unix.SYS_MKDIRAT, Save: NoReg, Ignore: []syscall.Errno{unix.EEXIST, unix.EROFS},
+				Name: "make directory", Call: unix.SYS_MKDIRAT, Save: NoReg, Ignore: []syscall.Errno{unix.EEXIST, unix.EROFS},
 				Args: []Arg{{Kind: ArgReg, Int: 3}, {Kind: ArgStr, Str: "a b"}, {Kind: ArgInt, Int: 0o755}},
 			},
 			{Name: "wait", Call: unix.SYS_READ, Save: NoReg, Args: []Arg{{Kind: ArgSync}, {Kind: ArgBytes, Bytes: []byte{0}}, {Kind: ArgInt, Int: 1}}},
@@ -148,7 +148,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// TestListsAreShared looks for a program in many folders with a large environment.
+// TestListsAreShared looks for a program in many directories with a large environment.
 func TestListsAreShared(t *testing.T) {
 	env := []string{"PATH=/bin", "A=" + strings.Repeat("x", 100<<10)}
 	p := &Plan{Name: "many", Clone: Clone{Cgroup: -1}}

@@ -239,7 +239,7 @@ func (c *container) workingDir() string {
 	return clean(c.p.Cwd)
 }
 
-// makeDirs makes the folders of a path inside the root that are missing.
+// makeDirs makes the directories of a path inside the root that are missing.
 func (b *builder) makeDirs(what, dir string) {
 	b.open(what+": look", dir, unix.O_PATH|unix.O_DIRECTORY, inRoot, regKind).ignore(unix.ENOENT, unix.EACCES)
 	parts := strings.Split(strings.TrimPrefix(dir, "/"), "/")

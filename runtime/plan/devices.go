@@ -13,7 +13,7 @@ import (
 type devKind uint8
 
 const (
-	// devRoot is the folder of the root file system.
+	// devRoot is the directory of the root file system.
 	devRoot devKind = iota
 	// devOwn is a file system of the container's own.
 	devOwn
@@ -104,7 +104,7 @@ func (c *container) makeDevice(name string, d specs.LinuxDevice) {
 	what := "device /dev/" + name
 	for i, r := range name {
 		if r == '/' {
-			c.step(what+": make folder "+name[:i], unix.SYS_MKDIRAT, reg(regDev), str(name[:i]), num(0o755)).ignore(unix.EEXIST)
+			c.step(what+": make directory "+name[:i], unix.SYS_MKDIRAT, reg(regDev), str(name[:i]), num(0o755)).ignore(unix.EEXIST)
 		}
 	}
 	c.node(what, regDev, name, d)

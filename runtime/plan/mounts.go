@@ -300,7 +300,7 @@ func (c *container) place(what, dest string, mount Arg, dir bool) {
 	parent = clean(parent)
 	switch {
 	case parent == "/dev" && c.dev == devOwn && dir:
-		c.step(what+": make folder", unix.SYS_MKDIRAT, reg(regDev), str(name), num(0o755)).ignore(unix.EEXIST)
+		c.step(what+": make directory", unix.SYS_MKDIRAT, reg(regDev), str(name), num(0o755)).ignore(unix.EEXIST)
 	case c.nested(target) && (below(dest, "/proc") || !below(target, "/proc")):
 		c.makeTarget(what, parent, name, mount, dir)
 	}
@@ -334,19 +334,19 @@ func (c *container) nested(dest string) bool {
 
 func (c *container) hasMount(dest string) bool { return slices.Contains(c.mounted, dest) }
 
-// makeTarget makes a mount's target, a folder or a file as the mount itself
+// makeTarget makes a mount's target, a directory or a file as the mount itself
 // is, unless it is there.
 func (c *container) makeTarget(what, parent, name string, mount Arg, dir bool) {
 	c.makeDirs(what, parent)
 	c.open(what+": open "+parent, parent, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir)
 	mkdir := func() *Step {
-		return c.step(what+": make folder", unix.SYS_MKDIRAT, reg(regDir), str(name), num(0o755)).ignore(unix.EEXIST)
+		return c.step(what+": make directory", unix.SYS_MKDIRAT, reg(regDir), str(name), num(0o755)).ignore(unix.EEXIST)
 	}
 
 	if dir {
 		mkdir()
 	} else {
-		c.step(what+": folder or file", unix.SYS_OPENAT, mount, str("."), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).
+		c.step(what+": directory or file", unix.SYS_OPENAT, mount, str("."), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).
 			ignore(unix.ENOTDIR).save(regKind)
 		mkdir().when(IfSet, regKind)
 		c.step(what+": make file", unix.SYS_MKNODAT, reg(regDir), str(name), num(unix.S_IFREG|0o644), zero()).
@@ -357,7 +357,7 @@ func (c *container) makeTarget(what, parent, name string, mount Arg, dir bool) {
 }
 
 // cgroup mounts the container's view of cgroups: the unified hierarchy, or a
-// folder with all those of v1.
+// directory with all those of v1.
 func (c *container) cgroup(what, dest string, o mountOptions) {
 	if len(c.o.Hierarchies) == 0 {
 		c.fresh(what, dest, "cgroup2", mountOptions{set: o.mount(), propagation: o.propagation})
@@ -369,7 +369,7 @@ func (c *container) cgroup(what, dest string, o mountOptions) {
 	c.place(what, dest, reg(regCgroup), true)
 	for _, h := range c.o.Hierarchies {
 		sub := what + "/" + h.Dir
-		c.step(sub+": make folder", unix.SYS_MKDIRAT, reg(regCgroup), str(h.Dir), num(0o755))
+		c.step(sub+": make directory", unix.SYS_MKDIRAT, reg(regCgroup), str(h.Dir), num(0o755))
 		mount := c.hierarchy(sub, h, o)
 		c.step(sub, unix.SYS_MOVE_MOUNT, mount, str(""), reg(regCgroup), str(h.Dir), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
 		c.shut(regMount)
@@ -389,7 +389,7 @@ func (c *container) cgroup(what, dest string, o mountOptions) {
 }
 
 // hierarchy is a cgroup v1 hierarchy as the container sees it. Without a
-// namespace that begins at its own group, that one's folder is bound.
+// namespace that begins at its own group, that one's directory is bound.
 func (c *container) hierarchy(what string, h Hierarchy, o mountOptions) Arg {
 	if !c.ns.has(specs.CgroupNamespace) {
 		return c.input(Input{
@@ -407,15 +407,15 @@ func (c *container) hierarchy(what string, h Hierarchy, o mountOptions) Arg {
 }
 
 // maskPaths covers paths that the container must not see. Whether one is a
-// folder or a file, or is there at all, shows only now. What covers them is the
+// directory or a file, or is there at all, shows only now. What covers them is the
 // base's, which nobody but processes on their way into a container can reach.
 func (c *container) maskPaths() {
 	for _, p := range distinct(c.s.Linux.MaskedPaths) {
 		what := "mask " + p
-		c.open(what+": look for folder", p, unix.O_PATH|unix.O_DIRECTORY, inRoot, regKind).ignore(unix.ENOENT, unix.ENOTDIR)
+		c.open(what+": look for directory", p, unix.O_PATH|unix.O_DIRECTORY, inRoot, regKind).ignore(unix.ENOENT, unix.ENOTDIR)
 		c.open(what+": look for file", p, unix.O_PATH, inRoot, regTarget).ignore(unix.ENOENT, unix.ENOTDIR).when(IfUnset, regKind)
-		c.cloneMount(what+": copy empty folder", reg(regBase), baseMask, 0, regMount).when(IfSet, regKind)
-		c.attach(what+" (folder)", reg(regMount), regKind).when(IfSet, regKind)
+		c.cloneMount(what+": copy empty directory", reg(regBase), baseMask, 0, regMount).when(IfSet, regKind)
+		c.attach(what+" (directory)", reg(regMount), regKind).when(IfSet, regKind)
 		c.shut(regMount)
 		c.cloneMount(what+": copy null device", reg(regBase), baseNull, 0, regMount).when(IfSet, regTarget)
 		c.attach(what+" (file)", reg(regMount), regTarget).when(IfSet, regTarget)

@@ -19,7 +19,7 @@ type Options struct {
 	// Hierarchies are the host's cgroup v1 hierarchies, for a mount of type
 	// cgroup. Empty means that the host has the unified hierarchy.
 	Hierarchies []Hierarchy
-	// CgroupDir is the container's own folder below the root of each of them. It
+	// CgroupDir is the container's own directory below the root of each of them. It
 	// is what is shown without a cgroup namespace; empty shows all.
 	CgroupDir string
 	// Procfs says that the PID namespace that is joined is not the one whose
@@ -77,7 +77,7 @@ type Filter struct {
 
 // Hierarchy is a cgroup v1 hierarchy of the host.
 type Hierarchy struct {
-	// Dir is its folder's name below /sys/fs/cgroup: "cpu,cpuacct".
+	// Dir is its directory's name below /sys/fs/cgroup: "cpu,cpuacct".
 	Dir string
 	// Options select it in a mount: "cpu", "cpuacct", or "none", "name=systemd".
 	Options []string

@@ -80,7 +80,7 @@ func (c *process) label() {
 
 // confine sets the AppArmor profile that the next program gets.
 func (b *builder) confine(profile string) {
-	// The attributes' own folder is there since 5.8.
+	// The attributes' own directory is there since 5.8.
 	want := profile + " ("
 	if profile == "unconfined" {
 		want = profile
@@ -244,7 +244,7 @@ func (c *process) seccomp() {
 }
 
 // lookAtWorkingDir enters the working directory with the rights of root: a
-// user may start in a folder that only root can enter. Where root has fewer
+// user may start in a directory that only root can enter. Where root has fewer
 // rights than the user, as on NFS, [process.enterWorkingDir] tries again.
 func (c *process) lookAtWorkingDir() {
 	dir := clean(c.p.Cwd)
@@ -329,11 +329,11 @@ func (b *builder) setgroups(gids []uint32) {
 	b.step(fmt.Sprintf("groups %v", gids), unix.SYS_SETGROUPS, num(len(gids)), data(words32(gids...)))
 }
 
-// maxCandidates bounds the folders of PATH in which a program is looked for.
+// maxCandidates bounds the directories of PATH in which a program is looked for.
 const maxCandidates = 4096
 
 // exec ends the plan with the program. One without a slash is tried in each
-// folder of PATH: what is where is known only once everything is mounted.
+// directory of PATH: what is where is known only once everything is mounted.
 func (c *process) exec() error {
 	name := c.p.Args[0]
 	candidates := []string{name}
@@ -349,7 +349,7 @@ func (c *process) exec() error {
 		}
 	}
 	if len(candidates) == 0 || len(candidates) > maxCandidates {
-		return fmt.Errorf("%w: %d folders in PATH to look for %q", ErrSpec, len(candidates), name)
+		return fmt.Errorf("%w: %d directories in PATH to look for %q", ErrSpec, len(candidates), name)
 	}
 
 	for i, file := range candidates {

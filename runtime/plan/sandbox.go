@@ -102,7 +102,7 @@ func (b *builder) sysctls(settings map[string]string) {
 }
 
 // sysctlPath is a setting's path. In "net.ipv4.conf.eth0/1.forwarding" the
-// dots part folders and slashes stand for dots; in "net/ipv4/conf/eth0.1/forwarding"
+// dots part directories and slashes stand for dots; in "net/ipv4/conf/eth0.1/forwarding"
 // it is the other way round.
 func sysctlPath(key string) string {
 	dot, slash := strings.IndexByte(key, '.'), strings.IndexByte(key, '/')

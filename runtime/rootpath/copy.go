@@ -31,7 +31,7 @@ const (
 // [ErrTooDeep].
 func CopyTree(ctx context.Context, from, to *os.File, owner func(uid, gid uint32) (int, int)) error {
 	c := copying{ctx: ctx, own: owner, top: to, linked: map[fileID]copied{}}
-	return c.folder(from, to)
+	return c.directory(from, to)
 }
 
 // copying is the copy of one tree.
@@ -53,9 +53,9 @@ type copied struct {
 	left uint64
 }
 
-// folder copies the content of one directory into another, then what is said
+// directory copies the content of one directory into another, then what is said
 // of it: what is made in a directory changes its times.
-func (c *copying) folder(from, to *os.File) error {
+func (c *copying) directory(from, to *os.File) error {
 	if len(c.path) >= maxCopyDepth {
 		return fmt.Errorf("copy more than %d directories within each other: %w", maxCopyDepth, ErrTooDeep)
 	}
@@ -152,7 +152,7 @@ func (c *copying) entry(from, to *os.File, name string) error {
 		if err := unix.Mkdirat(int(to.Fd()), name, 0o700); err != nil {
 			return err
 		}
-		return pair(from, to, name, unix.O_RDONLY|unix.O_DIRECTORY, unix.O_RDONLY|unix.O_DIRECTORY, c.folder)
+		return pair(from, to, name, unix.O_RDONLY|unix.O_DIRECTORY, unix.O_RDONLY|unix.O_DIRECTORY, c.directory)
 	case unix.S_IFREG:
 		return pair(from, to, name, unix.O_RDONLY, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, c.file)
 	default:
@@ -224,7 +224,7 @@ func (c *copying) node(from, to *os.File, name string, st *unix.Stat_t) error {
 	return unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// pair opens one name in two folders and hands both files to copy.
+// pair opens one name in two directories and hands both files to copy.
 func pair(from, to *os.File, name string, readFlags, writeFlags int, copy func(f, t *os.File) error) error {
 	const safe = unix.O_CLOEXEC | unix.O_NOFOLLOW
 	src, err := unix.Openat(int(from.Fd()), name, readFlags|safe, 0)

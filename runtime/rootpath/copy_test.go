@@ -231,7 +231,7 @@ func TestCopyTreeRemembersFewNames(t *testing.T) {
 		must(t, os.Link(name, name+"-too"))
 	}
 
-	must(t, c.folder(openDir(t, dir), c.top))
+	must(t, c.directory(openDir(t, dir), c.top))
 	if len(c.linked) != maxLinked {
 		t.Errorf("remembers %d files", len(c.linked))
 	}

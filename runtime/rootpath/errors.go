@@ -21,5 +21,5 @@ var (
 // ErrName means that an argument that must be one path component is not.
 var ErrName = errors.New("not a single path component")
 
-// ErrTooDeep means that [CopyTree] was given folders nested too deep.
-var ErrTooDeep = errors.New("folders nested too deep")
+// ErrTooDeep means that [CopyTree] was given directories nested too deep.
+var ErrTooDeep = errors.New("directories nested too deep")

@@ -170,7 +170,7 @@ func openat2(dir *os.File, path string, how unix.OpenHow) (*os.File, error) {
 }
 
 // Readlink returns the text of the symbolic link path inside root, whose
-// folders must be none. It fails with EINVAL for what is no link, and for a
+// directories must be none. It fails with EINVAL for what is no link, and for a
 // link of procfs, whose text says nothing about where it leads.
 func Readlink(root *os.File, path string) (string, error) {
 	link, err := openat2(root, path, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: plain})

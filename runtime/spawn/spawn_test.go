@@ -177,7 +177,7 @@ func TestEveryStepFails(t *testing.T) {
 			p.do("chdir", unix.SYS_CHDIR, str("/"))
 			p.shell("exit 9")
 			s := &p.Steps[bad]
-			s.Call, s.Args = unix.SYS_CHDIR, []plan.Arg{str("/no such folder")}
+			s.Call, s.Args = unix.SYS_CHDIR, []plan.Arg{str("/no such directory")}
 
 			r := p.run(t, Options{})
 			var step *StepError
@@ -225,7 +225,7 @@ func TestRefusesInputs(t *testing.T) {
 
 func TestIgnoredErrors(t *testing.T) {
 	p := newProgram()
-	s := p.do("chdir", unix.SYS_CHDIR, str("/no such folder"))
+	s := p.do("chdir", unix.SYS_CHDIR, str("/no such directory"))
 	s.Ignore, s.Save = []syscall.Errno{unix.EEXIST, unix.ENOENT}, 3
 	p.do("check register", unix.SYS_CLOSE, reg(3)).Ignore = []syscall.Errno{unix.EBADF}
 	p.shell("echo on")
@@ -610,7 +610,7 @@ func TestConditions(t *testing.T) {
 	s.Save, s.Ignore = 0, []syscall.Errno{unix.ENOENT}
 	p.do("there", unix.SYS_OPENAT, num(unix.AT_FDCWD), str("/dev/null"), num(0), num(0)).Save = 1
 
-	bad := []plan.Arg{str("/no such folder")}
+	bad := []plan.Arg{str("/no such directory")}
 	for i, c := range []plan.Cond{plan.IfSet, plan.IfUnset} {
 		s := p.do("skipped", unix.SYS_CHDIR, bad...)
 		s.Cond, s.CondReg, s.Save = c, plan.Reg(i), 2
@@ -672,7 +672,7 @@ func TestFilter(t *testing.T) {
 func TestFilterWithoutExit(t *testing.T) {
 	p := newProgram()
 	p.filter(denying(uint32(unix.EPERM), unix.SYS_EXIT_GROUP, unix.SYS_WRITE))
-	p.do("chdir", unix.SYS_CHDIR, str("/no such folder"))
+	p.do("chdir", unix.SYS_CHDIR, str("/no such directory"))
 	p.shell("exit 0")
 	if r := p.run(t, Options{}); !errors.Is(r.err, ErrDied) || r.status.Signal() != unix.SIGSEGV {
 		t.Errorf("error %v, status %v", r.err, r.status)

@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// walls say what the packages in a folder may import of this module. The
+// walls say what the packages in a directory may import of this module. The
 // first entry that fits a package counts.
 var walls = []struct {
-	folder string
-	may    []string
+	directory string
+	may       []string
 }{
 	{"cmd/crisp-keeper", []string{"runtime/keeper"}},
 	{"cmd", []string{"cri", "image", "network", "runtime"}},
@@ -32,13 +32,13 @@ var walls = []struct {
 func TestWalls(t *testing.T) {
 	for _, f := range sources(t) {
 		i := slices.IndexFunc(walls, func(w struct {
-			folder string
-			may    []string
+			directory string
+			may       []string
 		}) bool {
-			return within(f.dir, w.folder)
+			return within(f.dir, w.directory)
 		})
 		if i < 0 {
-			t.Errorf("%s: a new top-level folder has no entry in the table of walls", f.path)
+			t.Errorf("%s: a new top-level directory has no entry in the table of walls", f.path)
 			continue
 		}
 
@@ -47,7 +47,7 @@ func TestWalls(t *testing.T) {
 			if !ours || within(inside, walls[i].may...) || f.test && within(inside, "test/testkit") {
 				continue
 			}
-			t.Errorf("%s imports %s: packages in %s may import only %s", f.path, path, walls[i].folder, strings.Join(walls[i].may, ", "))
+			t.Errorf("%s imports %s: packages in %s may import only %s", f.path, path, walls[i].directory, strings.Join(walls[i].may, ", "))
 		}
 	}
 }

@@ -88,7 +88,7 @@ func TestNoInit(t *testing.T) {
 	}
 }
 
-// banned are functions with a better one, by package and name. The folders
+// banned are functions with a better one, by package and name. The directories
 // are those that may use them all the same.
 var banned = map[string]struct {
 	may     []string
@@ -102,7 +102,7 @@ var banned = map[string]struct {
 	"os.IsPermission":    {nil, "errors.Is with os.ErrPermission sees wrapped errors"},
 	"os.Create":          {[]string{"hack", "test"}, "durable.WriteFile, or os.OpenFile with flags that say what is meant"},
 	// The keeper and who starts programs write to /proc, the keeper exit records that it renames itself; a
-	// layer is synced as a whole before its folder gets its name.
+	// layer is synced as a whole before its directory gets its name.
 	"os.RemoveAll":     {[]string{"cmd", "hack", "test"}, "rootpath.RemoveAll: below what is removed may be a container's tree, of any depth and with mounts in it"},
 	"filepath.Walk":    {[]string{"hack", "test"}, "rootpath.Walk, which a container cannot lead astray or exhaust"},
 	"filepath.WalkDir": {[]string{"hack", "test", "cri/node"}, "rootpath.Walk, which a container cannot lead astray or exhaust"},

@@ -61,7 +61,7 @@ func sources(t *testing.T) []file {
 	return all
 }
 
-// isModule reports whether a folder is a module of its own.
+// isModule reports whether a directory is a module of its own.
 func isModule(dir string) bool {
 	_, err := os.Stat(filepath.Join(dir, "go.mod"))
 	return err == nil
@@ -80,10 +80,10 @@ func (f file) imports() []string {
 
 func (f file) line(pos token.Pos) int { return f.fset.Position(pos).Line }
 
-// within reports whether path is one of the folders or below one.
-func within(path string, folders ...string) bool {
-	for _, folder := range folders {
-		if path == folder || strings.HasPrefix(path, folder+"/") {
+// within reports whether path is one of the directories or below one.
+func within(path string, directories ...string) bool {
+	for _, directory := range directories {
+		if path == directory || strings.HasPrefix(path, directory+"/") {
 			return true
 		}
 	}

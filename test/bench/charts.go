@@ -35,7 +35,7 @@ func (b *bench) charts() []chart {
 	return all
 }
 
-// draw draws the charts into a folder.
+// draw draws the charts into a directory.
 func (b *bench) draw(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

@@ -59,11 +59,11 @@ var (
 func main() {
 	var o options
 	flag.StringVar(&o.endpoint, "endpoint", "", "measure only the runtime at this `socket` (unix://…)")
-	flag.StringVar(&o.peers, "peers", ".cache/peers", "the `folder` with containerd, its shim and runc; none if empty")
+	flag.StringVar(&o.peers, "peers", ".cache/peers", "the `directory` with containerd, its shim and runc; none if empty")
 	flag.StringVar(&o.image, "image", "registry.k8s.io/e2e-test-images/busybox:1.29-2", "the `image` of the containers, with a shell")
-	flag.StringVar(&o.dir, "dir", "", "the `folder`, made and removed, for the runtimes' data: its file system decides about pulls; one of /tmp if empty")
-	flag.StringVar(&o.out, "out", ".cache/bench", "the `folder` for the results, and for the images to pull")
-	flag.StringVar(&o.publish, "publish", "", "put report and charts into this `folder` of documentation too")
+	flag.StringVar(&o.dir, "dir", "", "the `directory`, made and removed, for the runtimes' data: its file system decides about pulls; one of /tmp if empty")
+	flag.StringVar(&o.out, "out", ".cache/bench", "the `directory` for the results, and for the images to pull")
+	flag.StringVar(&o.publish, "publish", "", "put report and charts into this `directory` of documentation too")
 	flag.StringVar(&o.phases, "phases", strings.Join(phaseNames(), ","), "what to measure")
 	flag.BoolVar(&o.full, "full", false, "everything at full size: an hour or more")
 

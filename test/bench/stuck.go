@@ -11,7 +11,7 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// stuckPlugin is the way to make one pod hang in CNI ADD. Its folder is where
+// stuckPlugin is the way to make one pod hang in CNI ADD. Its directory is where
 // the runtimes look for plugins first; it is empty, and costs nothing, but
 // for the moment in which a pod is to hang.
 type stuckPlugin struct {
@@ -74,7 +74,7 @@ func (s *stuckPlugin) waitUntilHeld(ctx context.Context, started <-chan error) e
 // release lets the pod go on.
 func (s *stuckPlugin) release() error { return os.WriteFile(s.path("go"), nil, 0o644) }
 
-// clear makes the folder empty again, when no pod hangs any more.
+// clear makes the directory empty again, when no pod hangs any more.
 func (s *stuckPlugin) clear() error {
 	var errs []error
 	for _, name := range []string{"go", "held", stuckName} {

@@ -34,7 +34,7 @@ func main() {
 	flag.StringVar(&o.endpoint, "endpoint", "", "test the runtime at this `socket` (unix://…) instead of a crisp of our own")
 	flag.StringVar(&o.focus, "focus", "", "run only the specs whose name matches this `pattern`")
 	flag.StringVar(&o.driver, "cgroup-driver", "cgroupfs", "the `driver` of a crisp of our own, cgroupfs or systemd")
-	flag.StringVar(&o.out, "out", ".cache/conformance", "the `folder` for reports and the daemon's log")
+	flag.StringVar(&o.out, "out", ".cache/conformance", "the `directory` for reports and the daemon's log")
 	flag.StringVar(&o.tally, "tally", "", "write the numbers to this `file` too")
 	flag.BoolVar(&o.verbose, "v", false, "print every step of every spec")
 	flag.Parse()

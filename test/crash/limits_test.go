@@ -130,14 +130,14 @@ func TestFaultLimits(t *testing.T) {
 
 var limitRounds = flag.Int("rounds", 1, "how often each operation meets each limit")
 
-// mountDisk mounts a disk until the test ends, and makes it the data folder of
+// mountDisk mounts a disk until the test ends, and makes it the data directory of
 // the daemon that lives in dir.
 func mountDisk(t *testing.T, dir, image, options string) {
 	t.Helper()
 	disk := t.TempDir()
 	command(t, "mount", "-o", options, image, disk)
 	t.Cleanup(func() { command(t, "umount", disk) })
-	// The daemon's folder is removed before.
+	// The daemon's directory is removed before.
 	if err := os.Symlink(disk, filepath.Join(dir, "root")); err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +338,7 @@ func (n *node) emptyDisk() error {
 	return errors.Join(os.RemoveAll(filepath.Join(n.disk(), "fillers")), os.RemoveAll(filepath.Join(n.disk(), "filler")))
 }
 
-// readOnly puts read-only mounts over the folders: the disk itself is in use.
+// readOnly puts read-only mounts over the directories: the disk itself is in use.
 func readOnly(n *node, _ *rand.Rand) error {
 	for _, name := range []string{"pods", "image", "cni"} {
 		dir := filepath.Join(n.disk(), name)

@@ -163,7 +163,7 @@ func (n *node) missingPlugin(t *testing.T, p *plugins, later bool) {
 	defer n.tidy(t, s)
 	conf := n.conf(t)
 
-	// Under another name, which no other folder has.
+	// Under another name, which no other directory has.
 	text, err := os.ReadFile(conf)
 	s.must("read configuration", err)
 	other := filepath.Join(p.dir, "bridge-double")

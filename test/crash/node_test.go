@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 // node is a daemon that takes orders to die.
 type node struct {
 	*lab.Lab
-	// orders is the folder in which package pod looks for them.
+	// orders is the directory in which package pod looks for them.
 	orders string
 	// usual is what the node has without pods.
 	usual []string
@@ -241,7 +241,7 @@ func (n *node) belongings(t *testing.T) []string {
 	return append(all, n.imageFiles(t)...)
 }
 
-// imageFiles lists blobs, layers and what else the folder of images has, but
+// imageFiles lists blobs, layers and what else the directory of images has, but
 // not what the layers hold.
 func (n *node) imageFiles(t *testing.T) []string {
 	t.Helper()
@@ -268,7 +268,7 @@ func zombie(pid int) bool {
 	return err != nil || hasState(string(status), "Z")
 }
 
-// files lists a folder's content, with all below.
+// files lists a directory's content, with all below.
 func (n *node) files(t *testing.T, dir string) []string {
 	t.Helper()
 	var all []string

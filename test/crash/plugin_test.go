@@ -18,7 +18,7 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// plugins is a folder with doubles of the CNI plugins bridge and portmap: this
+// plugins is a directory with doubles of the CNI plugins bridge and portmap: this
 // program by their names. They do what the real ones do, unless a file
 // "NAME.COMMAND" beside them holds the word for a fault.
 type plugins struct{ dir string }
@@ -120,7 +120,7 @@ func pluginMain() bool {
 	return true
 }
 
-// newPlugins makes the folder, and has the daemon search it first.
+// newPlugins makes the directory, and has the daemon search it first.
 func newPlugins(t *testing.T) (*plugins, func(*lab.Options)) {
 	t.Helper()
 	cache, err := lab.Find()

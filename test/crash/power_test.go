@@ -127,8 +127,8 @@ func newForgetful(t *testing.T) *forgetful {
 	return &forgetful{now: data, safe: slices.Clone(data), unsafe: map[int64]bool{}}
 }
 
-// dataOn serves a disk, mounts it, and makes it the data folder of a daemon
-// that lives in the folder returned.
+// dataOn serves a disk, mounts it, and makes it the data directory of a daemon
+// that lives in the directory returned.
 func dataOn(t *testing.T, disk fuse.File, options string) (dir string) {
 	t.Helper()
 	served := filepath.Join(t.TempDir(), "served")
@@ -281,8 +281,8 @@ func afterPowerCut(t *testing.T, binary, image string) {
 		}
 	}
 
-	for _, folder := range []string{"root/pods", "root/image/containers"} {
-		if left := n.files(t, folder); len(left) > 1 {
+	for _, directory := range []string{"root/pods", "root/image/containers"} {
+		if left := n.files(t, directory); len(left) > 1 {
 			t.Errorf("left are %s", strings.Join(left, ", "))
 		}
 	}

@@ -172,7 +172,7 @@ func (s *scene) removeAll() {
 }
 
 // wantListed wants what is on disk to be listed, and to have a status. A call
-// whose connection broke may be at work still, between a folder and its listing.
+// whose connection broke may be at work still, between a directory and its listing.
 func (s *scene) wantListed() {
 	s.t.Helper()
 	var listed []string
@@ -206,16 +206,16 @@ func (s *scene) wantListed() {
 	}
 }
 
-// unlisted returns the pods that have a folder and are not listed.
+// unlisted returns the pods that have a directory and are not listed.
 func (s *scene) unlisted() (stray []string) {
 	s.t.Helper()
 	var listed []string
 	for _, p := range s.pods() {
 		listed = append(listed, p.Id)
 	}
-	folders, err := os.ReadDir(filepath.Join(s.n.Dir, "root/pods"))
-	s.must("list folders of pods", err)
-	for _, f := range folders {
+	directories, err := os.ReadDir(filepath.Join(s.n.Dir, "root/pods"))
+	s.must("list directories of pods", err)
+	for _, f := range directories {
 		if !slices.Contains(listed, f.Name()) {
 			stray = append(stray, f.Name())
 		}

@@ -118,7 +118,7 @@ func (st *storm) round(random *rand.Rand) {
 }
 
 // settle waits for what goes on of calls that were given up: a pod that is being
-// made has a folder and is not listed yet.
+// made has a directory and is not listed yet.
 func (st *storm) settle() {
 	st.t.Helper()
 	for end := time.Now().Add(callTime); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {

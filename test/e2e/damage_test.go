@@ -93,7 +93,7 @@ func TestDamagedRecord(t *testing.T) {
 
 			bad.remove(t)
 			if left := names(n.path("root", "pods")); fmt.Sprint(left) != fmt.Sprint([]string{sound.id}) {
-				t.Errorf("folders %q are left", left)
+				t.Errorf("directories %q are left", left)
 			}
 		})
 	}

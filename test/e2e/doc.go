@@ -4,5 +4,5 @@
 //
 // Every test looks at its end for what it left: mounts, pinned namespaces,
 // cgroups, processes, descriptors of the daemon and the keeper, leased
-// addresses, folders, and what the keeper holds.
+// addresses, directories, and what the keeper holds.
 package e2e

@@ -26,12 +26,12 @@ import (
 )
 
 // TestHostile has containers do their worst with what is theirs: names,
-// folders, links, output.
+// directories, links, output.
 func TestHostile(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "interface name", func(t *testing.T) { testInterfaceName(t, n, nil) })
 	n.run(t, "interface name in a user namespace", func(t *testing.T) { testInterfaceName(t, n, userNamespace(200000)) })
-	n.run(t, "deep folders", func(t *testing.T) { testDeepFolders(t, n) })
+	n.run(t, "deep directories", func(t *testing.T) { testDeepDirectories(t, n) })
 	n.run(t, "layer in use", func(t *testing.T) { testLayerInUse(t, n) })
 	n.run(t, "CVE-2022-31030", func(t *testing.T) { testEndlessOutput(t, n) })
 	n.run(t, "CVE-2022-23471 and CVE-2025-64329", func(t *testing.T) { testAbortedSessions(t, n) })
@@ -99,7 +99,7 @@ func testInterfaceName(t *testing.T, n *node, in func(*runtimeapi.PodSandboxConf
 	call(t, n.Runtime.Status, &runtimeapi.StatusRequest{Verbose: true})
 }
 
-// nest makes folders within each other.
+// nest makes directories within each other.
 func nest(t *testing.T, dir string, depth int) {
 	t.Helper()
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -121,9 +121,9 @@ func nest(t *testing.T, dir string, depth int) {
 	}
 }
 
-// testDeepFolders nests folders deeper than the daemon may have descriptors,
-// in the writable layer and in what is the container's of the pod's folder.
-func testDeepFolders(t *testing.T, n *node) {
+// testDeepDirectories nests directories deeper than the daemon may have descriptors,
+// in the writable layer and in what is the container's of the pod's directory.
+func testDeepDirectories(t *testing.T, n *node) {
 	const depth = 30_000
 	p := n.pod(t)
 	c := p.start(t)
@@ -140,7 +140,7 @@ func testDeepFolders(t *testing.T, n *node) {
 		t.Fatal(err)
 	}
 
-	eventually(t, "all folders are counted", func() bool {
+	eventually(t, "all directories are counted", func() bool {
 		u := call(t, n.Runtime.ContainerStats, &runtimeapi.ContainerStatsRequest{ContainerId: c.id}).Stats.GetWritableLayer()
 		return u.GetInodesUsed().GetValue() >= 2_000
 	})
@@ -346,7 +346,7 @@ func testLinkedEtc(t *testing.T, n *node) {
 
 		left, err := os.ReadDir(canary)
 		if err != nil || len(left) != 5 {
-			t.Errorf("the node's folder has %v, %v", left, err)
+			t.Errorf("the node's directory has %v, %v", left, err)
 		}
 
 		for _, f := range left {
@@ -366,9 +366,9 @@ func testLinkedEtc(t *testing.T, n *node) {
 	}
 
 	for name, spoil := range map[string]func(upper string) error{
-		"folder":  func(upper string) error { return os.Symlink(canary, upper+"/etc") },
-		"root":    func(upper string) error { return os.Symlink("/", upper+"/etc") },
-		"process": func(upper string) error { return os.Symlink("/proc/1/root"+canary, upper+"/etc") },
+		"directory": func(upper string) error { return os.Symlink(canary, upper+"/etc") },
+		"root":      func(upper string) error { return os.Symlink("/", upper+"/etc") },
+		"process":   func(upper string) error { return os.Symlink("/proc/1/root"+canary, upper+"/etc") },
 		"files": func(upper string) error {
 			err := os.Mkdir(upper+"/etc", 0o755)
 			for _, name := range []string{"hosts", "hostname", "resolv.conf", "mtab"} {

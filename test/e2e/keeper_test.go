@@ -55,7 +55,7 @@ func (n *node) awaitKeeper(t *testing.T, killed []int) {
 	})
 }
 
-// keepers are the pids of the keepers of the node's state folder.
+// keepers are the pids of the keepers of the node's state directory.
 func (n *node) keepers(t *testing.T) []int {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")

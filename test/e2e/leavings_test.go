@@ -59,7 +59,7 @@ func (n *node) keeper(t *testing.T) int {
 	return pid
 }
 
-// names lists a folder, which may be missing.
+// names lists a directory, which may be missing.
 func names(dir string) []string {
 	entries, _ := os.ReadDir(dir)
 	var all []string

@@ -19,7 +19,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// TestLogDisk takes the room or the folder of a log away.
+// TestLogDisk takes the room or the directory of a log away.
 func TestLogDisk(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "full", func(t *testing.T) { testLogDiskFull(t, n) })
@@ -27,10 +27,10 @@ func TestLogDisk(t *testing.T) {
 	n.run(t, "full for long", func(t *testing.T) { testLogDiskFullForLong(t, n) })
 	n.run(t, "refuses for a while", func(t *testing.T) { testLogRefusesForAWhile(t, n) })
 	n.run(t, "read-only after an error", func(t *testing.T) { testLogDiskReadOnly(t, n) })
-	n.run(t, "folder removed", func(t *testing.T) { testLogFolderRemoved(t, n) })
+	n.run(t, "directory removed", func(t *testing.T) { testLogDirectoryRemoved(t, n) })
 }
 
-// podOn makes a pod whose log folder is a file system of the given size.
+// podOn makes a pod whose log directory is a file system of the given size.
 func (n *node) podOn(t *testing.T, size string) (p *pod, dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -192,7 +192,7 @@ func toldDropped(t *testing.T, n *node, id string) (sum int) {
 // diskSize is that of a disk of a test.
 const diskSize = 256 << 20
 
-// ext4On mounts a new disk on a folder.
+// ext4On mounts a new disk on a directory.
 func ext4On(t *testing.T, dir string) {
 	t.Helper()
 	disk := filepath.Join(t.TempDir(), "disk")
@@ -333,7 +333,7 @@ func testLogDiskReadOnly(t *testing.T, n *node) {
 	wantCounted(t, c.logFile(), old)
 }
 
-func testLogFolderRemoved(t *testing.T, n *node) {
+func testLogDirectoryRemoved(t *testing.T, n *node) {
 	p := n.pod(t)
 	c := p.start(t, sh("i=0; while :; do echo $i || exit 99; i=$((i+1)); done"))
 	eventually(t, "there is a log", func() bool { return slurp(c.logFile()) != "" })

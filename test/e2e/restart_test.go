@@ -340,7 +340,7 @@ func testStopDuringPlugin(t *testing.T, n *node, cni plugin, later bool) {
 	n.podOf(t, request.Config)
 }
 
-// testSecondDaemon starts one on the folders of a running one.
+// testSecondDaemon starts one on the directories of a running one.
 func testSecondDaemon(t *testing.T, n *node) {
 	cache, err := lab.Find()
 	if err != nil {

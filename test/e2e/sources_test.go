@@ -29,7 +29,7 @@ func TestSources(t *testing.T) {
 }
 
 // testVanishingSource removes a host path between a container's creation and its
-// start. The folder is one that other mounts lead into, or none.
+// start. The directory is one that other mounts lead into, or none.
 func testVanishingSource(t *testing.T, n *node) {
 	p := n.pod(t)
 	for name, changes := range map[string][]change{
@@ -79,7 +79,7 @@ func testFailingImageVolumes(t *testing.T, n *node) {
 }
 
 // testDeviceChurn creates and starts privileged containers, which have all of the
-// node's devices, while nodes and folders below /dev come and go.
+// node's devices, while nodes and directories below /dev come and go.
 func testDeviceChurn(t *testing.T, n *node) {
 	dir, err := os.MkdirTemp("/dev", "crisp-e2e-")
 	if err != nil {

@@ -24,12 +24,12 @@ var startFailures = []struct {
 	{"missing command", command("/nope"), []string{"/nope", "no such file"}},
 	{"command that is not in the path", command("nope"), []string{"nope", "not found in $PATH"}},
 	{"file that is not executable", command("/etc/passwd"), []string{"/etc/passwd", "permission denied"}},
-	{"folder as a command", command("/etc"), []string{"/etc", "permission denied"}},
+	{"directory as a command", command("/etc"), []string{"/etc", "permission denied"}},
 	{"script without an interpreter", command("/mnt/script"), []string{"/mnt/script", "no such file"}},
 	{"program of another format", command("/mnt/garbage"), []string{"/mnt/garbage", "exec format error"}},
-	{"working folder that is a file", func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/etc/passwd" }, []string{"/etc/passwd", "not a directory"}},
+	{"working directory that is a file", func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/etc/passwd" }, []string{"/etc/passwd", "not a directory"}},
 	{"too little memory", func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = 4096 }, []string{"memory limit of 4096 bytes is too small"}},
-	{"mount of a folder on a file", mount("/etc", "/etc/passwd"), []string{"/etc/passwd", "a folder cannot be mounted on a file"}},
+	{"mount of a directory on a file", mount("/etc", "/etc/passwd"), []string{"/etc/passwd", "a directory cannot be mounted on a file"}},
 }
 
 // createFailures are containers that are refused before they exist.
@@ -53,7 +53,7 @@ func command(args ...string) change {
 	return func(c *runtimeapi.ContainerConfig) { c.Command = args }
 }
 
-// TestMissingHostPath has a folder made where a host path is missing, as system
+// TestMissingHostPath has a directory made where a host path is missing, as system
 // pods expect (flannel's /run/flannel, log collectors' /var/lib/docker).
 func TestMissingHostPath(t *testing.T) {
 	n := newNode(t, lab.Options{})

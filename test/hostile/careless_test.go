@@ -15,7 +15,7 @@ import (
 )
 
 // TestCarelessIsFound shows that residents look: a process that joins their PID
-// namespace as no runtime should, with the node's root, a folder of the node's
+// namespace as no runtime should, with the node's root, a directory of the node's
 // open, and another pod's secret, is found by each of these.
 func TestCarelessIsFound(t *testing.T) {
 	n := newNode(t)
@@ -27,16 +27,16 @@ func TestCarelessIsFound(t *testing.T) {
 		t.Errorf("before, it found %q", findings)
 	}
 
-	folder, err := os.Open(n.Dir)
+	directory, err := os.Open(n.Dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer folder.Close()
+	defer directory.Close()
 
 	cmd := exec.Command("nsenter", "-t", strconv.Itoa(r.PID(t)), "-p", "sleep", "100")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Env = append(os.Environ(), "SECRET="+n.secret)
-	cmd.ExtraFiles = []*os.File{folder}
+	cmd.ExtraFiles = []*os.File{directory}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -86,7 +86,7 @@ spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: AGNHOS
 	s.eventually("a service by its name", s.holds("web", "exec", "client", "--", "curl", "-s", "-m", "5", "http://web/hostname"))
 }
 
-// kubeadm is a machine that kubeadm may change: its folders are ours, and
+// kubeadm is a machine that kubeadm may change: its directories are ours, and
 // systemd is played.
 type kubeadm struct {
 	*testing.T
@@ -202,7 +202,7 @@ func (k *kubeadm) configure(l *lab.Lab, kubelet string) {
 
 func (k *kubeadm) path(name string) string { return filepath.Join(k.dir, name) }
 
-// mounts puts folders of ours over those that kubeadm and kubelet write to.
+// mounts puts directories of ours over those that kubeadm and kubelet write to.
 // /etc they find as it is, and in /usr/lib they find modules, which kube-proxy
 // mounts and a machine may not have.
 func (k *kubeadm) mounts() {

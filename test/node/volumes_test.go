@@ -23,7 +23,7 @@ stringData: {password: hunter2}
 `
 
 // everyVolume is a pod with every kind of volume that a node makes by itself.
-// The first parameter is a folder, the second what to add to the pod.
+// The first parameter is a directory, the second what to add to the pod.
 const everyVolume = `
 apiVersion: v1
 kind: Pod

@@ -22,10 +22,10 @@ import (
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
 var (
-	programs = []string{"/usr/bin/crisp", "/usr/bin/crisp-keeper"}
-	units    = []string{"/usr/lib/systemd/system/crisp.service", "/usr/lib/systemd/system/crisp-keeper.service", "/usr/lib/systemd/system/crisp-keeper.socket"}
-	kept     = []string{"/run/systemd/system/crisp-keeper.service", "/run/systemd/system/crisp-keeper.socket"}
-	folders  = []string{"/etc/cni/net.d", "/opt/cni/bin", "/etc/crisp/certs.d", "/etc/crisp/config.d"}
+	programs    = []string{"/usr/bin/crisp", "/usr/bin/crisp-keeper"}
+	units       = []string{"/usr/lib/systemd/system/crisp.service", "/usr/lib/systemd/system/crisp-keeper.service", "/usr/lib/systemd/system/crisp-keeper.socket"}
+	kept        = []string{"/run/systemd/system/crisp-keeper.service", "/run/systemd/system/crisp-keeper.socket"}
+	directories = []string{"/etc/cni/net.d", "/opt/cni/bin", "/etc/crisp/certs.d", "/etc/crisp/config.d"}
 )
 
 // processor is one that there are packages for, in the words of each form.
@@ -207,7 +207,7 @@ type steps struct {
 func life(t *testing.T, r *root, do steps) {
 	t.Helper()
 	do.install()
-	r.has(true, slices.Concat(programs, units, folders)...)
+	r.has(true, slices.Concat(programs, units, directories)...)
 	tells(t, r, "daemon-reload", "enable crisp-keeper.socket crisp.service", "start crisp-keeper.socket")
 
 	if text := r.read("/etc/crictl.yaml"); !strings.Contains(text, "unix:///run/crisp/crisp.sock") {

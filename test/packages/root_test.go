@@ -28,7 +28,7 @@ type root struct {
 	dir string
 }
 
-// newRoot lays an empty folder over the machine's root.
+// newRoot lays an empty directory over the machine's root.
 func newRoot(t *testing.T) *root {
 	t.Helper()
 	testkit.Root(t)

@@ -20,7 +20,7 @@ const settleTime = 20 * time.Second
 // not for parallel tests, whose descriptors cannot be told apart.
 //
 // Unless [Strict], things outside this process count only when they carry
-// the test's [Name] (as everything in its temporary folders does) or one of
+// the test's [Name] (as everything in its temporary directories does) or one of
 // the further marks given: other tests may run beside this one.
 func Leaks(t testing.TB, marks ...string) {
 	t.Helper()
@@ -35,7 +35,7 @@ func Leaks(t testing.TB, marks ...string) {
 	})
 }
 
-// Name returns a name for what the test makes outside its temporary folders:
+// Name returns a name for what the test makes outside its temporary directories:
 // cgroups, pins and the like. No other test or process uses it.
 func Name(t testing.TB) string {
 	t.Helper()

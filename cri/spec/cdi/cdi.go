@@ -63,7 +63,7 @@ func Names(cfg *runtimeapi.ContainerConfig) ([]string, error) {
 	return out, nil
 }
 
-// Inject adds the named devices, described in the given folders, to a spec.
+// Inject adds the named devices, described in the given directories, to a spec.
 func Inject(dirs []string, s *specs.Spec, names []string) error {
 	if len(names) == 0 {
 		return nil

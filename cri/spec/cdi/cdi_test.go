@@ -42,7 +42,7 @@ const description = `{"cdiVersion": "0.6.0", "kind": "vendor.com/gpu", "containe
   "mounts": [{"hostPath": "/lib/gpu", "containerPath": "/gpu", "options": ["ro", "rbind"]}]}},
  {"name": "hook", "containerEdits": {"hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}}]}`
 
-func folder(t *testing.T, files map[string]string) string {
+func directory(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range files {
@@ -58,7 +58,7 @@ func emptySpec() *specs.Spec {
 }
 
 func TestInject(t *testing.T) {
-	dirs := []string{filepath.Join(t.TempDir(), "none"), folder(t, map[string]string{"vendor.json": description})}
+	dirs := []string{filepath.Join(t.TempDir(), "none"), directory(t, map[string]string{"vendor.json": description})}
 	s := emptySpec()
 	if err := Inject(dirs, s, []string{"vendor.com/gpu=0"}); err != nil {
 		t.Fatal(err)
@@ -83,7 +83,7 @@ func TestInjectNothing(t *testing.T) {
 }
 
 func TestInjectRefuses(t *testing.T) {
-	dir := folder(t, map[string]string{"vendor.json": description, "broken.json": "{"})
+	dir := directory(t, map[string]string{"vendor.json": description, "broken.json": "{"})
 	s := emptySpec()
 	err := Inject([]string{dir}, s, []string{"vendor.com/gpu=0", "vendor.com/gpu=7"})
 	if !errors.Is(err, ErrUnknown) || len(s.Process.Env) != 1 || len(s.Linux.Devices) != 0 {

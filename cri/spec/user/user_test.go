@@ -224,7 +224,7 @@ func TestCVE202647262UserFiles(t *testing.T) {
 		want error
 	}{
 		{"FIFO", func(p string) error { return syscall.Mkfifo(p, 0o644) }, rootpath.ErrNotRegular},
-		{"folder", func(p string) error { return os.Mkdir(p, 0o755) }, rootpath.ErrNotRegular},
+		{"directory", func(p string) error { return os.Mkdir(p, 0o755) }, rootpath.ErrNotRegular},
 		{"sparse 5 GB", sparse(5 << 30), rootpath.ErrTooLarge},
 		{"line of 1 GB", sparse(1 << 30), rootpath.ErrTooLarge},
 		{"sparse at the limit", sparse(maxFile), ErrSyntax},

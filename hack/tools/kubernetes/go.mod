@@ -1,5 +1,5 @@
 // Kubernetes as a node runs it, and its test images and tests. Its own go.mod
-// points at folders of its repository for the modules that live there too:
+// points at directories of its repository for the modules that live there too:
 // each of these is taken from its own release of the same version instead.
 module crisp/hack/tools/kubernetes
 

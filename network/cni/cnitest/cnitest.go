@@ -40,7 +40,7 @@ printf '{"cniVersion":"%s","interfaces":[{"name":"vethfake"},{"name":"%s","sandb
 printf '"ips":[{"version":"4","address":"10.1.2.3/24","interface":1},{"version":"6","address":"fd00::3/64","interface":1}]}\n'
 `
 
-// Plugins is a folder of plugins.
+// Plugins is a directory of plugins.
 type Plugins struct {
 	Dir string
 	t   testing.TB
@@ -59,7 +59,7 @@ type Call struct {
 	Conf map[string]any
 }
 
-// New makes a folder with plugins of the given names.
+// New makes a directory with plugins of the given names.
 func New(t testing.TB, names ...string) *Plugins {
 	t.Helper()
 	p := &Plugins{Dir: t.TempDir(), t: t}

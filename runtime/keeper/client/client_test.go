@@ -72,7 +72,7 @@ func TestFailedStepLeavesNothing(t *testing.T) {
 		}
 
 		p.gate()
-		p.do("mount /proc", unix.SYS_CHDIR, str("/no such folder"))
+		p.do("mount /proc", unix.SYS_CHDIR, str("/no such directory"))
 		p.exec("/bin/true")
 		_, err := c.Start(testContext(t), Request{ID: "web", Kind: Container, Plan: &p.Plan})
 		var step *spawn.StepError
@@ -829,7 +829,7 @@ func TestManyAtOnce(t *testing.T) {
 	awaitChildless(t, c)
 }
 
-func TestStateFolderMustBePrivate(t *testing.T) {
+func TestStateDirectoryMustBePrivate(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)

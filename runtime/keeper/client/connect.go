@@ -100,17 +100,17 @@ func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Clien
 	return nil, fmt.Errorf("%w: %w; see %s", ErrKeeper, err, filepath.Join(stateDir, logName))
 }
 
-// openState opens the state folder and checks that only this user can write to it.
+// openState opens the state directory and checks that only this user can write to it.
 func openState(path string) (*os.File, error) {
 	dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open state folder: %w", err)
+		return nil, fmt.Errorf("open state directory: %w", err)
 	}
 
 	info, err := dir.Stat()
 	if err != nil {
 		dir.Close()
-		return nil, fmt.Errorf("examine state folder: %w", err)
+		return nil, fmt.Errorf("examine state directory: %w", err)
 	}
 
 	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
@@ -121,7 +121,7 @@ func openState(path string) (*os.File, error) {
 }
 
 // address returns an address for a socket that fits whatever the length of
-// the folder's path.
+// the directory's path.
 func address(dir *os.File, name string) (*unix.SockaddrUnix, error) {
 	n, err := wire.Number(dir)
 	if err != nil {
@@ -268,7 +268,7 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 
 	abs, err := filepath.Abs(stateDir)
 	if err != nil {
-		return nil, fmt.Errorf("resolve state folder: %w", err)
+		return nil, fmt.Errorf("resolve state directory: %w", err)
 	}
 
 	cmd := &exec.Cmd{

@@ -1,5 +1,5 @@
 // Package client is the daemon's side of the keeper: it finds or starts the
-// keeper of a state folder and asks it to run plans.
+// keeper of a state directory and asks it to run plans.
 //
 // # The keeper's program
 //
@@ -9,7 +9,7 @@
 // The keeper is in a session of its own and ends by itself about a second
 // after it holds nothing and no daemon is connected.
 //
-// The state folder holds
+// The state directory holds
 //
 //	keeper-own.sock  the socket of a keeper that a daemon started and that
 //	                 inherited it

@@ -15,8 +15,8 @@ var (
 	ErrUnsent = fmt.Errorf("%w before the request was sent", ErrLost)
 	// ErrKeeper is a keeper that was started and did not answer.
 	ErrKeeper = errors.New("keeper does not start")
-	// ErrState is a state folder that others may write to.
-	ErrState = errors.New("state folder is not private")
+	// ErrState is a state directory that others may write to.
+	ErrState = errors.New("state directory is not private")
 	// ErrNoGate is a request with a Gate whose plan has no gate.
 	ErrNoGate = errors.New("plan has no gate")
 

@@ -9,10 +9,10 @@ import (
 	"crisp/runtime/wire"
 )
 
-// exitsName is the folder of exit records in a state folder.
+// exitsName is the directory of exit records in a state directory.
 const exitsName = "exits"
 
-// ReadExits returns the exits that are recorded in a state folder and not yet
+// ReadExits returns the exits that are recorded in a state directory and not yet
 // forgotten, also those of a keeper that is gone. A record that cannot be read
 // is left out and told in the error, beside the others.
 func ReadExits(stateDir string) ([]Exit, error) {

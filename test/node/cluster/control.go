@@ -34,7 +34,7 @@ const (
 
 // Cluster is a control plane and its nodes.
 type Cluster struct {
-	// Dir is its folder.
+	// Dir is its directory.
 	Dir string
 	// Nodes are in the order in which they joined.
 	Nodes []*Node

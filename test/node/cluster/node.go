@@ -66,10 +66,10 @@ func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machi
 
 func (n *Node) path(name string) string { return filepath.Join(n.dir, name) }
 
-// Manifests is the folder of the node's static pods.
+// Manifests is the directory of the node's static pods.
 func (n *Node) Manifests() string { return n.path("manifests") }
 
-// Logs is the folder of the pods' logs.
+// Logs is the directory of the pods' logs.
 func (n *Node) Logs() string { return n.path("logs/pods") }
 
 // podSlice is the unit in which kubelet has its pods if systemd makes cgroups.
@@ -87,7 +87,7 @@ func (n *Node) cgroupRoot() string {
 	return "/" + n.Lab.Name + "/" + n.Name
 }
 
-// prepare makes the folders and cgroups that kubelet wants to find.
+// prepare makes the directories and cgroups that kubelet wants to find.
 func (n *Node) prepare() error {
 	for _, name := range []string{"kubelet", "logs/pods", "manifests", "plugins", "empty"} {
 		if err := os.MkdirAll(n.path(name), 0o755); err != nil {
@@ -99,7 +99,7 @@ func (n *Node) prepare() error {
 	// to itself. Private in between, it is not shared with what is around it.
 	for _, flags := range []uintptr{unix.MS_BIND, unix.MS_PRIVATE, unix.MS_SHARED} {
 		if err := unix.Mount(n.path("kubelet"), n.path("kubelet"), "", flags, ""); err != nil {
-			return fmt.Errorf("mount kubelet's folder: %w", err)
+			return fmt.Errorf("mount kubelet's directory: %w", err)
 		}
 	}
 
@@ -174,7 +174,7 @@ func (n *Node) defaults() object {
 }
 
 // OwnSysctls is a shell script that runs "$@", kubelet, in a copy of this mount
-// namespace, in which the sysctls it sets are files in the folder $0. Mounts
+// namespace, in which the sysctls it sets are files in the directory $0. Mounts
 // made on mounts other than the root's it shares with this namespace.
 const OwnSysctls = `set -e
 mount --make-private /
@@ -188,9 +188,9 @@ done
 
 const run = `exec "$@"`
 
-// ownFolders gives kubelet folders of its own, too, where it does not let us
+// ownDirectories gives kubelet directories of its own, too, where it does not let us
 // choose the place.
-const ownFolders = `mount --bind $0/logs /var/log
+const ownDirectories = `mount --bind $0/logs /var/log
 mount --bind $0/empty /var/lib
 `
 
@@ -209,7 +209,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 		return err
 	}
 
-	command := append(slices.Clone(n.below), "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", strings.TrimSuffix(OwnSysctls, run)+ownFolders+run, n.dir, binary,
+	command := append(slices.Clone(n.below), "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", strings.TrimSuffix(OwnSysctls, run)+ownDirectories+run, n.dir, binary,
 		"--config="+n.path("kubelet.json"), "--kubeconfig="+n.cluster.pki(n.Name+".conf"), "--hostname-override="+n.Name,
 		"--node-ip="+n.IP, "--root-dir="+n.path("kubelet"), "--cert-dir="+n.path("kubelet/pki"))
 	command = append(command, n.Flags...)

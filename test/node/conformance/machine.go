@@ -14,7 +14,7 @@ import (
 )
 
 // machine is what the suite takes for a machine of its own: an address,
-// folders where kubelet's are, cgroups in the place of all others, and
+// directories where kubelet's are, cgroups in the place of all others, and
 // programs that stand in for those of systemd.
 type machine struct {
 	cluster.StandIns
@@ -61,7 +61,7 @@ func newMachine() (_ *machine, err error) {
 
 func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
 
-// mount binds a folder to a place and shares it with those who copy this
+// mount binds a directory to a place and shares it with those who copy this
 // namespace's mounts, and with nobody else.
 func mount(dir, place string) error {
 	if err := unix.Mount(dir, place, "", unix.MS_BIND, ""); err != nil {

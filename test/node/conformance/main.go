@@ -41,7 +41,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.focus, "focus", `\[NodeConformance\]`, "run the specs whose name matches this `pattern`")
 	flag.StringVar(&o.skip, "skip", `\[Flaky\]|\[Serial\]|\[Slow\]|\[Disruptive\]`, "but not those that match this `pattern`")
-	flag.StringVar(&o.out, "out", ".cache/node-conformance", "the `folder` for reports and logs")
+	flag.StringVar(&o.out, "out", ".cache/node-conformance", "the `directory` for reports and logs")
 	flag.StringVar(&o.tally, "tally", "", "write the numbers to this `file` too")
 	flag.IntVar(&o.procs, "procs", 8, "how many specs to run side by side")
 	flag.DurationVar(&o.limit, "timeout", 2*time.Hour, "end specs that have not by then")
@@ -146,7 +146,7 @@ func (o options) asked() (func(name string) bool, error) {
 	return func(name string) bool { return focus.MatchString(name) && !skip.MatchString(name) }, nil
 }
 
-// suite is Kubernetes', to be run in a folder of its own.
+// suite is Kubernetes', to be run in a directory of its own.
 type suite struct {
 	options
 	excuses specs.Excuses

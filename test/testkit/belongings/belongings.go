@@ -31,7 +31,7 @@ func List(ctx context.Context, l *lab.Lab) ([]string, error) {
 	add("mount", inventory.MountsBelow(l.Dir))
 	add("cgroup", inventory.Cgroups(l.Name+"/"))
 	add("leased address", l.Leases())
-	add("pod folder", inventory.Names(filepath.Join(l.Dir, "root/pods")))
+	add("pod directory", inventory.Names(filepath.Join(l.Dir, "root/pods")))
 	add("writable layer", inventory.Names(filepath.Join(l.Dir, "root/image/containers")))
 	add("temporary file of images", inventory.Names(filepath.Join(l.Dir, "root/image/tmp")))
 	add("network result", inventory.Names(filepath.Join(l.Dir, "root/cni/results")))

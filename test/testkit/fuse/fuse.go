@@ -52,7 +52,7 @@ func (Silent) WriteAt([]byte, int64) {}
 // Sync is never asked.
 func (Silent) Sync() {}
 
-// Server serves a folder with one file named "file", by the kernel's protocol.
+// Server serves a directory with one file named "file", by the kernel's protocol.
 type Server struct {
 	dev  *os.File
 	dir  string

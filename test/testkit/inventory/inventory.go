@@ -191,7 +191,7 @@ func mountPointAndType(line string) (point, fsType string) {
 	return f[4], f[sep+1]
 }
 
-// subdirectories lists the folders below dir. It passes over those that
+// subdirectories lists the directories below dir. It passes over those that
 // vanish while it looks.
 func subdirectories(dir string) []string {
 	var all []string
@@ -300,7 +300,7 @@ func descriptors() []string {
 	return all
 }
 
-// Names lists a folder, which may be missing.
+// Names lists a directory, which may be missing.
 func Names(dir string) []string {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

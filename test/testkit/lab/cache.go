@@ -15,7 +15,7 @@ var ErrNotMade = errors.New(`not made yet: run "make build tools images packages
 // tests need.
 type Cache struct{ checkout string }
 
-// Find looks for the checkout from the working folder upwards.
+// Find looks for the checkout from the working directory upwards.
 func Find() (Cache, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -27,7 +27,7 @@ func Find() (Cache, error) {
 			return Cache{dir}, nil
 		}
 	}
-	return Cache{}, errors.New("find the checkout: no folder above this one holds cmd/crisp")
+	return Cache{}, errors.New("find the checkout: no directory above this one holds cmd/crisp")
 }
 
 // Crisp is the daemon, built with its keeper beside it.
@@ -45,7 +45,7 @@ func (c Cache) Package() (string, error) {
 	return debs[0], nil
 }
 
-// Packages is the folder with the packages of every form and processor.
+// Packages is the directory with the packages of every form and processor.
 func (c Cache) Packages() (string, error) {
 	dir := filepath.Join(c.checkout, "dist")
 	_, err := made(filepath.Join(dir, "SHA256SUMS"))
@@ -57,7 +57,7 @@ func (c Cache) Tool(name string) (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "bin", name))
 }
 
-// Plugins is the folder of the CNI plugins. They need a program that they do
+// Plugins is the directory of the CNI plugins. They need a program that they do
 // not bring along.
 func (c Cache) Plugins() (string, error) {
 	if _, err := exec.LookPath("iptables"); err != nil {

@@ -29,11 +29,11 @@ const (
 
 // Options say what a lab is like. The zero value is a whole one.
 type Options struct {
-	// Dir is where it lives; a new folder of /tmp if empty. Close removes it.
+	// Dir is where it lives; a new directory of /tmp if empty. Close removes it.
 	Dir string
 	// NoRegistry leaves out the registry and with it the need for images.
 	NoRegistry bool
-	// Storage, if not empty, is a folder with images that the lab serves by
+	// Storage, if not empty, is a directory with images that the lab serves by
 	// itself, in place of the registry and the images that tests use.
 	Storage string
 	// Config is added to the daemon's configuration file (TOML).
@@ -58,7 +58,7 @@ type Options struct {
 
 // Lab is a node to try crisp on.
 type Lab struct {
-	// Dir is its folder and Name a name that only this lab uses: its cgroups
+	// Dir is its directory and Name a name that only this lab uses: its cgroups
 	// are below a parent of that name.
 	Dir, Name string
 	// Endpoint is the daemon's socket, as "unix://…".
@@ -272,7 +272,7 @@ func (l *Lab) Log() string {
 	return string(data)
 }
 
-// Close removes the pods, ends everything and removes the folder. What crisp
+// Close removes the pods, ends everything and removes the directory. What crisp
 // should have ended or removed by then is in the error.
 func (l *Lab) Close(ctx context.Context) error {
 	var errs []error

@@ -42,8 +42,8 @@ type Registry struct {
 // RegistryOptions say how to run a registry.
 type RegistryOptions struct {
 	Binary    string // the distribution project's registry
-	Storage   string // folder with the blobs
-	Work      string // folder for its configuration and log
+	Storage   string // directory with the blobs
+	Work      string // directory for its configuration and log
 	Writable  bool
 	AccessLog bool // tells each request in registry.log
 }
@@ -76,7 +76,7 @@ func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 // Close ends the registry.
 func (r *Registry) Close() error { return r.stop() }
 
-// WriteHosts writes certs.d folders to dir that send the pulls from the usual
+// WriteHosts writes certs.d directories to dir that send the pulls from the usual
 // registries to this one.
 func (r *Registry) WriteHosts(dir string) error {
 	for _, host := range hosts {

@@ -15,11 +15,11 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// storage serves, for reading, a folder in the form in which the distribution
+// storage serves, for reading, a directory in the form in which the distribution
 // project's registry keeps its images. That registry takes minutes to build.
 type storage string
 
-// ServeStorage serves the folder on a free port of loopback.
+// ServeStorage serves the directory on a free port of loopback.
 func ServeStorage(dir string) (*Registry, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -148,7 +148,7 @@ func Env(key, value string) Change {
 	}
 }
 
-// Volume mounts a folder or file of the node.
+// Volume mounts a directory or file of the node.
 func Volume(from, at string) Change {
 	return func(c *runtimeapi.ContainerConfig) {
 		c.Mounts = append(c.Mounts, &runtimeapi.Mount{HostPath: from, ContainerPath: at})

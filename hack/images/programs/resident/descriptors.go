@@ -34,7 +34,7 @@ func (w *watcher) descriptors(dir string, early bool) {
 	}
 }
 
-// through goes to the node by a descriptor that is a folder.
+// through goes to the node by a descriptor that is a directory.
 func (w *watcher) through(path, link, dir string) {
 	var st unix.Stat_t
 	if unix.Stat(path+"/../../../../../../../../../../.."+w.node, &st) == nil {

@@ -68,7 +68,7 @@ func inherited(node string) string {
 	return ""
 }
 
-// settings are files by which root rules the kernel, below the folders where
+// settings are files by which root rules the kernel, below the directories where
 // each kind is.
 func settings(procSys, proc, sys string) []string {
 	var all []string
@@ -102,7 +102,7 @@ func writable(paths []string) string {
 	return strings.Join(got, " ")
 }
 
-// within mounts a file system at a folder of its own while f looks at it.
+// within mounts a file system at a directory of its own while f looks at it.
 func within(fstype, data string, f func(dir string) string) string {
 	dir, err := os.MkdirTemp("/dev/shm", "try-")
 	if err != nil {
@@ -169,7 +169,7 @@ func unmasked(string) string {
 	return ""
 }
 
-// chrootTwice leaves a root by a folder outside of the next one. It comes back.
+// chrootTwice leaves a root by a directory outside of the next one. It comes back.
 func chrootTwice(node string) string {
 	top, err := os.Open("/")
 	if err != nil {
