@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -199,27 +198,14 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 	defer func() { err = errors.Join(err, l.Close()) }()
 
 	held := launch.Held{}
-	options := plan.Options{Name: "start container", Terminal: s.Process.Terminal, Gate: group.NeedsGate(), Hierarchies: show, CgroupDir: group.Relative()}
-	if !options.Terminal {
+	if !s.Process.Terminal {
 		held["stdin"], held["stdout"], held["stderr"] = os.Stdin, os.Stdout, os.Stderr
-		options.HasStdin = true
-	}
-
-	var gate func(int) error
-	if options.Gate {
-		gate = func(pid int) error { return group.Attach(ctx, pid) }
-	} else {
-		entry, err := group.Entry()
-		if err != nil {
-			return 0, err
-		}
-		defer entry.Close()
-		options.CgroupV2, options.CgroupTasks = entry.Unified != nil, len(entry.Tasks)
-		maps.Copy(held, entry.Files())
 	}
 
 	signals := catch() // before the container can expect one
-	started, err := l.Container(ctx, "run", s, options, held, nil, nil, gate)
+	started, err := l.Container(ctx, launch.Request{
+		ID: "run", Name: "start container", Spec: s, Held: held, Group: group, Hierarchies: show, CgroupDir: group.Relative(),
+	})
 	if err != nil {
 		return 0, err
 	}

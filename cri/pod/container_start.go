@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -17,7 +16,6 @@ import (
 	"crisp/runtime/cgroup"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
-	"crisp/runtime/plan"
 )
 
 // Reasons of a container's end, as kubelet and its users know them.
@@ -123,17 +121,13 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 
-	options := plan.Options{
-		Name: name, PodBase: true, AnyOrder: true, Gate: pr.group.NeedsGate(),
-		Terminal: s.Process.Terminal, HasStdin: cfg.GetStdin(), Nodes: c.Nodes,
-		// Another container's PID namespace is not the one of the pod's base.
-		Procfs:      c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
-		Hierarchies: p.m.Cgroups.Hierarchies(),
-	}
-
-	options.CgroupV2, options.CgroupTasks = h.cgroupEntry()
 	p.beginBirth(&pr.birth)
-	started, err := p.m.Launcher.Container(ctx, c.ID, s, options, h.files, pr.log, keep(pr), p.m.gate(ctx, pr.group))
+	started, err := p.m.Launcher.Container(ctx, launch.Request{
+		ID: c.ID, Name: name, Spec: s, Held: h.files, Group: pr.group, Log: pr.log, Keep: keep(pr),
+		InPod: true, AnyOrder: true, Nodes: c.Nodes, Hierarchies: p.m.Cgroups.Hierarchies(),
+		// Another container's PID namespace is not the one of the pod's base.
+		Procfs: c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
+	})
 	if err != nil {
 		p.endBirth(&pr.birth)
 		limit := c.limits().GetMemoryLimitInBytes()
@@ -238,14 +232,6 @@ func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *s
 		}
 	}
 
-	if !pr.group.NeedsGate() {
-		entry, err := pr.group.Entry()
-		if err != nil {
-			return fmt.Errorf("open cgroup: %w", err)
-		}
-		h.addCgroup(entry)
-	}
-
 	if err := p.holdImages(ctx, h, c, s); err != nil {
 		return err
 	}
@@ -289,31 +275,6 @@ func (p *pod) holdImages(ctx context.Context, h *held, c *Container, s *specs.Sp
 		h.add("image/"+strconv.Itoa(i), f)
 	}
 	return nil
-}
-
-// addCgroup gives a launch the way into a cgroup.
-func (h *held) addCgroup(entry *cgroup.Entry) {
-	for name, f := range entry.Files() {
-		h.add(name, f)
-	}
-}
-
-// cgroupEntry counts the held ways into a cgroup.
-func (h *held) cgroupEntry() (v2 bool, tasks int) {
-	for name := range h.files {
-		if strings.HasPrefix(name, "cgroup/") {
-			tasks++
-		}
-	}
-	return h.files["cgroup"] != nil, tasks
-}
-
-// gate returns what must happen to a child before it may go on, if anything.
-func (m *Manager) gate(ctx context.Context, group *cgroup.Group) func(int) error {
-	if !group.NeedsGate() {
-		return nil
-	}
-	return func(pid int) error { return group.Attach(ctx, pid) }
 }
 
 // groupOf returns a container's cgroup, opened at need after a restart.

@@ -16,7 +16,6 @@ import (
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/orphan"
-	"crisp/runtime/plan"
 )
 
 // drainTimeout is how long output is awaited after a command's end, from
@@ -100,12 +99,6 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	if err := p.holdProcess(h, pr); err != nil {
 		return 0, err
 	}
-	entry, err := pr.group.EntryOf(pr.pid)
-	if err != nil {
-		return 0, fmt.Errorf("open cgroup: %w", err)
-	}
-
-	h.addCgroup(entry)
 	ends, err := openEnds(h, st)
 	if err != nil {
 		return 0, err
@@ -115,13 +108,10 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	release := p.m.Keeper.holdProgram()
 	ses := p.m.openSession(c.ID)
 	defer p.m.closeSession(ctx, ses)
-	o := plan.Options{
-		Name: "exec in container " + c.Config.Msg.GetMetadata().GetName(), PodBase: true,
-		Terminal: st.TTY, HasStdin: st.Stdin != nil, NoStdout: st.Stdout == nil, NoStderr: st.Stderr == nil,
-	}
-
-	o.CgroupV2, o.CgroupTasks = h.cgroupEntry()
-	started, err := p.m.Launcher.Exec(ctx, ses.id, s, &proc, o, h.files)
+	started, err := p.m.Launcher.Exec(ctx, launch.Request{
+		ID: ses.id, Name: "exec in container " + c.Config.Msg.GetMetadata().GetName(), Spec: s, Process: &proc,
+		Held: h.files, Group: pr.group, Member: pr.pid, InPod: true,
+	})
 	release()
 	if err != nil {
 		return 0, err

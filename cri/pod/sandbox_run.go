@@ -18,10 +18,10 @@ import (
 	"crisp/cri/spec"
 	"crisp/network"
 	"crisp/network/netns"
+	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
-	"crisp/runtime/plan"
 )
 
 // sandboxSteps is what a sandbox does to the machine, in order.
@@ -269,29 +269,13 @@ func (p *pod) hasPause() bool {
 	return r.Observed || spec.NamespaceMode(r.Config.Msg, spec.PID) == runtimeapi.NamespaceMode_POD
 }
 
-// pauseCgroup opens the group of the pod's first process for its plan.
-func (p *pod) pauseCgroup(ctx context.Context, o *plan.SandboxOptions, h *held) (gate func(int) error, err error) {
+// pauseCgroup makes the group of the pod's first process.
+func (p *pod) pauseCgroup(ctx context.Context) (*cgroup.Group, error) {
 	path, err := p.cgroupPath()
 	if err != nil {
 		return nil, err
 	}
-
-	group, err := p.m.Cgroups.Create(ctx, path, &specs.LinuxResources{})
-	if err != nil {
-		return nil, err
-	}
-
-	if o.Gate = group.NeedsGate(); o.Gate {
-		return p.m.gate(ctx, group), nil
-	}
-	entry, err := group.Entry()
-	if err != nil {
-		return nil, err
-	}
-
-	h.addCgroup(entry)
-	o.CgroupV2, o.CgroupTasks = h.cgroupEntry()
-	return nil, nil
+	return p.m.Cgroups.Create(ctx, path, &specs.LinuxResources{})
 }
 
 // makeNamespaces runs the sandbox's plan; the keeper holds what it made.
@@ -321,18 +305,18 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 		return err
 	}
 
-	h := &held{files: launch.Held{}}
-	defer h.close()
-	var gate func(int) error
+	request := launch.SandboxRequest{ID: r.ID, Options: o}
 	if o.PidNS {
 		p.setPaused()
-		if gate, err = p.pauseCgroup(ctx, &o, h); err != nil {
-			return fmt.Errorf("enter cgroup: %w", err)
+		group, err := p.pauseCgroup(ctx)
+		if err != nil {
+			return fmt.Errorf("make cgroup: %w", err)
 		}
+		request.Group = group
 	}
 
 	p.beginBirth(&p.birth)
-	err = p.bear(ctx, r.ID, o, h.files, gate)
+	err = p.bear(ctx, request)
 	if missed := p.endBirth(&p.birth); missed && err == nil {
 		return p.handOverMissed(func(k *client.Client, exits map[string]client.Exit) error {
 			return p.handOverSandbox(p.m.ctx, k, p.record(), exits)
@@ -343,8 +327,8 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 }
 
 // bear has the keeper make the pod's namespaces, and records them.
-func (p *pod) bear(ctx context.Context, id string, o plan.SandboxOptions, files launch.Held, gate func(int) error) error {
-	started, err := p.m.Launcher.Sandbox(ctx, id, o, files, gate)
+func (p *pod) bear(ctx context.Context, request launch.SandboxRequest) error {
+	started, err := p.m.Launcher.Sandbox(ctx, request)
 	if err != nil {
 		return err
 	}
@@ -354,7 +338,7 @@ func (p *pod) bear(ctx context.Context, id string, o plan.SandboxOptions, files 
 		return nil
 	}
 
-	if !o.PidNS {
+	if !request.Options.PidNS {
 		return started.PidFD.Close()
 	}
 	p.setPause(started.PidFD)

@@ -53,14 +53,14 @@ func report(b *testing.B, times []time.Duration) {
 	b.ReportMetric(float64(times[len(times)*95/100].Microseconds()), "p95-µs")
 }
 
-// startOptions returns the options of a container in a pod.
-func startOptions(b *testing.B) plan.Options {
+// startRequest asks for a container in a pod.
+func startRequest(b *testing.B, id string, s *specs.Spec, held Held) Request {
 	b.Helper()
 	hierarchies, err := shown()
 	if err != nil {
 		b.Fatal(err)
 	}
-	return plan.Options{Name: "start", PodBase: true, Hierarchies: hierarchies}
+	return Request{ID: id, Name: "start", Spec: s, Held: held, InPod: true, Hierarchies: hierarchies}
 }
 
 // BenchmarkStart measures a container's start by a real keeper, from the
@@ -101,7 +101,7 @@ func BenchmarkStart(b *testing.B) {
 				}
 
 				begin := time.Now()
-				c, err := lab.l.Container(b.Context(), id, s, startOptions(b), held, nil, nil, nil)
+				c, err := lab.l.Container(b.Context(), startRequest(b, id, s, held))
 				times = append(times, time.Since(begin))
 				if err != nil {
 					b.Fatal(err)
@@ -129,7 +129,7 @@ func BenchmarkExec(b *testing.B) {
 		held[name] = f
 	}
 
-	c, err := lab.l.Container(b.Context(), "c", s, startOptions(b), held, nil, nil, nil)
+	c, err := lab.l.Container(b.Context(), startRequest(b, "c", s, held))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func BenchmarkExec(b *testing.B) {
 	for n := 0; b.Loop(); n++ {
 		id := "e" + strconv.Itoa(n)
 		begin := time.Now()
-		e, err := lab.l.Exec(b.Context(), id, s, &p, plan.Options{Name: "exec"}, Held{"pidfd": c.PidFD})
+		e, err := lab.l.Exec(b.Context(), Request{ID: id, Name: "exec", Spec: s, Process: &p, Held: Held{"pidfd": c.PidFD}})
 		times = append(times, time.Since(begin))
 		if err != nil {
 			b.Fatal(err)
@@ -171,7 +171,7 @@ func BenchmarkSandbox(b *testing.B) {
 	var times []time.Duration
 	for b.Loop() {
 		begin := time.Now()
-		s, err := lab.l.Sandbox(b.Context(), "pod", o, nil, nil)
+		s, err := lab.l.Sandbox(b.Context(), SandboxRequest{ID: "pod", Options: o})
 		times = append(times, time.Since(begin))
 		if err != nil {
 			b.Fatal(err)

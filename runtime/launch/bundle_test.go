@@ -11,8 +11,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"crisp/runtime/keeper/client"
-	"crisp/runtime/plan"
 	"crisp/test/testkit"
 )
 
@@ -288,12 +286,9 @@ func TestCgroupsWithoutANamespace(t *testing.T) {
 		t.Cleanup(func() { must(t, os.Remove(dir)); _ = os.Remove(filepath.Dir(dir)) })
 	}
 
-	o := plan.Options{Name: "start bundle", CgroupDir: own}
-	b.show(&o)
-	c, err := b.launch(Held{}, o, func(h Held) (*client.Started, error) {
-		return b.l.Container(t.Context(), "bundle", s, o, h, nil, nil, nil)
-	})
-
+	r := Request{Name: "start bundle", Spec: s, CgroupDir: own}
+	b.show(&r)
+	c, err := b.launch(r, b.l.Container)
 	must(t, err)
 	if got, _ := c.wait(); !strings.HasSuffix(got, "\nclosed\n0\n") || strings.Contains(got, "memory/") {
 		t.Errorf("printed %q", got)

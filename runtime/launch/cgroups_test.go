@@ -21,8 +21,8 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// inGroup makes a group, as the daemon does, and returns what enters it.
-func (b *lab) inGroup(n *cgroup.Node) (Held, plan.Options) {
+// inGroup makes a group, as the daemon does, and asks for a start in it.
+func (b *lab) inGroup(n *cgroup.Node) Request {
 	b.t.Helper()
 	path, err := n.Path("", "c"+strconv.Itoa(b.n))
 	if err != nil {
@@ -43,12 +43,57 @@ func (b *lab) inGroup(n *cgroup.Node) (Held, plan.Options) {
 		}
 	})
 
-	e, err := g.Entry()
+	return Request{Group: g, Hierarchies: n.Hierarchies()}
+}
+
+// gated is a group that a process is moved into, which is done by no one.
+type gated struct{ Group }
+
+func (gated) NeedsGate() bool                   { return true }
+func (gated) Attach(context.Context, int) error { return nil }
+
+// unified is a directory of the unified hierarchy.
+type unified struct{ dir *os.File }
+
+func (g unified) NeedsGate() bool                    { return false }
+func (g unified) Attach(context.Context, int) error  { return nil }
+func (g unified) EntryOf(int) (*cgroup.Entry, error) { return g.Entry() }
+func (g unified) Entry() (*cgroup.Entry, error) {
+	fd, err := unix.FcntlInt(g.dir.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		b.t.Fatal(err)
+		return nil, err
 	}
-	b.t.Cleanup(e.Close)
-	return Held(e.Files()), plan.Options{CgroupV2: e.Unified != nil, CgroupTasks: len(e.Tasks), Hierarchies: n.Hierarchies()}
+	return &cgroup.Entry{Unified: os.NewFile(uintptr(fd), g.dir.Name())}, nil
+}
+
+// leftOut is a group of which the hierarchy with a device number is not joined.
+type leftOut struct {
+	Group
+	dev uint64
+}
+
+func (g leftOut) Entry() (*cgroup.Entry, error) {
+	e, err := g.Group.Entry()
+	if err != nil {
+		return nil, err
+	}
+
+	for i, f := range e.Tasks {
+		var its unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &its); err != nil {
+			return nil, err
+		}
+		if its.Dev != g.dev {
+			continue
+		}
+
+		f.Close()
+		// Who writes "0" there joins nothing.
+		if e.Tasks[i], err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+			return nil, err
+		}
+	}
+	return e, nil
 }
 
 // groups is a node whose groups are the test's own.
@@ -73,21 +118,21 @@ func TestCgroups(t *testing.T) {
 	n := b.groups()
 	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
 		b.sandbox(o)
-		held, options := b.inGroup(n)
+		r := b.inGroup(n)
 		s := b.spec(`grep -v ':/$' /proc/self/cgroup
 find /sys/fs/cgroup -name tasks -o -name cgroup.procs | xargs cat | sort -u | wc -l
 find /sys/fs/cgroup -mindepth 2 -name release_agent
 ls /sys/fs/cgroup | wc -l
 for d in $(find /sys/fs/cgroup -type d); do mkdir $d/x 2>&1; done | grep -vc 'Read-only'`)
 
-		c, err := b.start(s, held, options)
+		c, err := b.start(s, nil, r)
 		if err != nil {
 			t.Fatal(err)
 		}
 
 		out, _ := c.wait()
 		f := strings.Fields(out)
-		shown := len(options.Hierarchies)
+		shown := len(r.Hierarchies)
 		if n.V2() {
 			shown = -1 // files
 		}
@@ -143,17 +188,17 @@ func TestCVE_2022_0492(t *testing.T) {
 	b := newLab(t)
 	canary := canaryHierarchy(t)
 	n := b.groups()
-	try := func(t *testing.T, o plan.SandboxOptions, change func(Held)) string {
+	try := func(t *testing.T, o plan.SandboxOptions, change func(Group) Group) string {
 		b := b.with(t)
 		before := agents(t)
 		b.sandbox(o)
-		held, options := b.inGroup(n)
-		change(held)
+		r := b.inGroup(n)
+		r.Group = change(r.Group)
 
 		s := b.spec(remount)
 		admin := append([]string{"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"}, defaultCaps...)
 		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: admin, Effective: admin, Permitted: admin}
-		c, err := b.start(s, held, options)
+		c, err := b.start(s, nil, r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,7 +223,7 @@ func TestCVE_2022_0492(t *testing.T) {
 
 	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
 		t.Run(name, func(t *testing.T) {
-			if out := try(t, o, func(Held) {}); out != "done\n" {
+			if out := try(t, o, func(g Group) Group { return g }); out != "done\n" {
 				t.Errorf("container printed\n%s", out)
 			}
 		})
@@ -186,26 +231,12 @@ func TestCVE_2022_0492(t *testing.T) {
 
 	// The attack is a real one: it finds a hierarchy that was not joined.
 	t.Run("left out", func(t *testing.T) {
-		nowhere, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer nowhere.Close()
-
-		out := try(t, usual(), func(held Held) {
-			var theirs, its unix.Stat_t
+		out := try(t, usual(), func(g Group) Group {
+			var theirs unix.Stat_t
 			if err := unix.Stat(canary, &theirs); err != nil {
 				t.Fatal(err)
 			}
-
-			for name, f := range held {
-				if err := unix.Fstat(int(f.Fd()), &its); err != nil {
-					t.Fatal(err)
-				}
-				if its.Dev == theirs.Dev {
-					held[name] = nowhere // who writes "0" there joins nothing
-				}
-			}
+			return leftOut{g, theirs.Dev}
 		})
 
 		if !strings.Contains(out, "agent of name=crisp-canary: /canary\nset agent of") {
@@ -279,11 +310,11 @@ func TestCVE_2023_25809(t *testing.T) {
 	n := b.groups()
 	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
 		b.sandbox(o)
-		held, options := b.inGroup(n)
+		r := b.inGroup(n)
 		s := b.spec(`find /sys/fs/cgroup -type d | while read d; do mkdir "$d/x" && echo "made $d/x"; echo $$ > "$d/cgroup.procs" && echo "joined $d"; done 2>/dev/null; echo done`)
 		setNamespace(s, specs.CgroupNamespace)
 
-		c, err := b.start(s, held, options)
+		c, err := b.start(s, nil, r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -301,14 +332,14 @@ func TestHierarchiesAreNamed(t *testing.T) {
 	}
 
 	b.sandbox(usual())
-	_, err := b.start(b.spec("true"), nil, plan.Options{Hierarchies: []plan.Hierarchy{}})
+	_, err := b.start(b.spec("true"), nil, Request{Hierarchies: []plan.Hierarchy{}})
 	if err == nil || !strings.Contains(err.Error(), "joined") {
 		t.Errorf("a container started with a view of hierarchies that nobody named: %v", err)
 	}
 
 	s := b.spec("exit 3")
 	setNamespace(s, specs.CgroupNamespace)
-	c, err := b.start(s, nil, plan.Options{Hierarchies: []plan.Hierarchy{}})
+	c, err := b.start(s, nil, Request{Hierarchies: []plan.Hierarchy{}})
 	if err != nil {
 		t.Fatal(err)
 	}

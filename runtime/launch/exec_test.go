@@ -25,7 +25,7 @@ func (b *lab) running(change func(*specs.Spec)) (*started, *specs.Spec) {
 	if change != nil {
 		change(s)
 	}
-	c, err := b.start(s, nil, plan.Options{})
+	c, err := b.start(s, nil, Request{})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func (b *lab) execute(c *started, s *specs.Spec, args ...string) (string, int) {
 	b.t.Helper()
 	p := *s.Process
 	p.Args = args
-	e, err := b.exec(c, s, &p, plan.Options{})
+	e, err := b.exec(c, s, &p, Request{})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestExecIdentity(t *testing.T) {
 	p.ExecCPUAffinity = &specs.CPUAffinity{Final: "0"}
 	p.Args[2] += "; grep Cpus_allowed_list /proc/self/status | cut -f2"
 
-	e, err := b.exec(c, s, &p, plan.Options{})
+	e, err := b.exec(c, s, &p, Request{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,12 +87,12 @@ func TestExecIdentity(t *testing.T) {
 func TestExecInEndedContainer(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())
-	c, err := b.start(b.spec("exit 0"), nil, plan.Options{})
+	c, err := b.start(b.spec("exit 0"), nil, Request{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.wait()
-	_, err = b.exec(c, b.spec(""), b.spec("").Process, plan.Options{})
+	_, err = b.exec(c, b.spec(""), b.spec("").Process, Request{})
 	if !errors.Is(err, unix.ESRCH) || !strings.Contains(err.Error(), "join namespaces") {
 		t.Errorf("exec in an ended container: %v", err)
 	}
@@ -142,7 +142,7 @@ func TestPrograms(t *testing.T) {
 			b := b.with(t)
 			s := b.spec("")
 			s.Process.Args, s.Process.Env = []string{tt.program}, []string{"PATH=" + tt.path}
-			c, err := b.start(s, Held{"rootfs": root()}, plan.Options{})
+			c, err := b.start(s, Held{"rootfs": root()}, Request{})
 			if tt.err != nil {
 				if !errors.Is(err, tt.err) || err.Error() != tt.want {
 					t.Errorf("error %v, want %s", err, tt.want)
@@ -166,7 +166,7 @@ func TestExecProgramMissing(t *testing.T) {
 	c, s := b.running(nil)
 	p := *s.Process
 	p.Args = []string{"nope"}
-	_, err := b.exec(c, s, &p, plan.Options{})
+	_, err := b.exec(c, s, &p, Request{})
 	if !errors.Is(err, ErrNotFound) || err.Error() != `exec in container test: exec "nope": executable file not found in $PATH` {
 		t.Errorf("error %v", err)
 	}
@@ -217,7 +217,7 @@ func TestTerminal(t *testing.T) {
 			s.Process.User.UID = 1000
 			s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Width: 97, Height: 31}
 
-			c, err := b.start(s, nil, plan.Options{Terminal: true})
+			c, err := b.start(s, nil, Request{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -234,7 +234,7 @@ func TestTerminal(t *testing.T) {
 
 			p := *s.Process
 			p.Args = []string{"sh", "-c", "tty; stty size; exec sleep 1000"}
-			e, err := b.exec(c, s, &p, plan.Options{Terminal: true})
+			e, err := b.exec(c, s, &p, Request{})
 			if err != nil {
 				t.Fatal(err)
 			}

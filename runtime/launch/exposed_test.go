@@ -16,7 +16,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"crisp/runtime/keeper/client"
 	"crisp/runtime/plan"
 	"crisp/runtime/seccomp"
 	"crisp/test/testkit"
@@ -117,19 +116,15 @@ func TestExposedIsPoor(t *testing.T) {
 						var e *started
 						go func() {
 							var err error
-							o := plan.Options{HasStdin: true}
 							held := Held{"stdin": stdin}
 							if kind == "exec" {
 								p := *s.Process
 								p.Args = []string{"sh", "-c", "cat"}
-								held["pidfd"] = c.PidFD
-								e, err = b.launch(held, o, func(held Held) (*client.Started, error) {
-									return b.l.Exec(b.t.Context(), "exec", s, &p, o, held)
-								})
+								e, err = b.exec(c, s, &p, Request{Held: held})
 							} else {
 								beside := b.spec("cat")
 								change(beside)
-								e, err = b.start(beside, held, o)
+								e, err = b.start(beside, held, Request{})
 							}
 							done <- err
 						}()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -257,7 +258,7 @@ func (b *lab) sandbox(o plan.SandboxOptions) *client.Started {
 		o.Name = "make namespaces of test"
 	}
 
-	s, err := b.l.Sandbox(b.t.Context(), "pod", o, nil, nil)
+	s, err := b.l.Sandbox(b.t.Context(), SandboxRequest{ID: "pod", Options: o})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -510,60 +511,70 @@ type started struct {
 	buf bytes.Buffer
 }
 
-// start starts a container; h may add to what is held.
-func (b *lab) start(s *specs.Spec, h Held, o plan.Options) (*started, error) {
+// start starts a container in the pod; h may add to what is held.
+func (b *lab) start(s *specs.Spec, h Held, r Request) (*started, error) {
 	b.t.Helper()
-	held := Held{}
-	for name, f := range b.pod {
-		held[name] = f
+	return b.launch(b.inPod(s, h, r), b.l.Container)
+}
+
+// inPod completes a request for a container in the pod.
+func (b *lab) inPod(s *specs.Spec, h Held, r Request) Request {
+	b.t.Helper()
+	r.Spec, r.InPod, r.Held = s, true, Held{}
+	maps.Copy(r.Held, b.pod)
+	maps.Copy(r.Held, h)
+	if r.Held["rootfs"] == nil {
+		r.Held["rootfs"] = b.rootfs(nil)
 	}
 
-	for name, f := range h {
-		held[name] = f
+	if r.Name == "" {
+		r.Name = "start container test"
 	}
-	if held["rootfs"] == nil {
-		held["rootfs"] = b.rootfs(nil)
-	}
-
-	if o.Name == "" {
-		o.Name = "start container test"
-	}
-	o.PodBase = true
-	b.show(&o)
-	return b.launch(held, o, func(held Held) (*client.Started, error) {
-		return b.l.Container(b.t.Context(), "container", s, o, held, nil, nil, nil)
-	})
+	b.show(&r)
+	return r
 }
 
 // show has a container see the cgroup hierarchies, unless the test knows better.
-func (b *lab) show(o *plan.Options) {
-	if o.Hierarchies == nil && !b.l.unified {
-		o.Hierarchies, _ = shown() // newLab has seen that it goes well
+func (b *lab) show(r *Request) {
+	if r.Hierarchies == nil && !b.l.unified {
+		r.Hierarchies, _ = shown() // newLab has seen that it goes well
 	}
 }
 
 // exec runs one more process in a container.
-func (b *lab) exec(c *started, s *specs.Spec, p *specs.Process, o plan.Options) (*started, error) {
+func (b *lab) exec(c *started, s *specs.Spec, p *specs.Process, r Request) (*started, error) {
 	b.t.Helper()
-	if o.Name == "" {
-		o.Name = "exec in container test"
+	r.Spec, r.Process = s, p
+	if r.Name == "" {
+		r.Name = "exec in container test"
 	}
-	return b.launch(Held{"pidfd": c.PidFD}, o, func(held Held) (*client.Started, error) {
-		return b.l.Exec(b.t.Context(), "exec", s, p, o, held)
-	})
+
+	held := Held{"pidfd": c.PidFD}
+	maps.Copy(held, r.Held)
+	r.Held = held
+	return b.launch(r, b.l.Exec)
 }
 
-func (b *lab) launch(held Held, o plan.Options, start func(Held) (*client.Started, error)) (*started, error) {
+// launch runs what is asked for with a pipe for its output.
+func (b *lab) launch(request Request, start func(context.Context, Request) (*client.Started, error)) (*started, error) {
 	b.t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		b.t.Fatal(err)
 	}
 
-	if !o.Terminal {
+	process := request.Process
+	if process == nil {
+		process = request.Spec.Process
+	}
+	held := Held{}
+	maps.Copy(held, request.Held)
+	if process == nil || !process.Terminal {
 		held["stdout"], held["stderr"] = w, w
 	}
-	c, err := start(held)
+
+	request.ID, request.Held = "test", held
+	c, err := start(b.t.Context(), request)
 	w.Close()
 	if err != nil {
 		r.Close()
@@ -627,7 +638,7 @@ func (b *lab) run(s *specs.Spec) string {
 
 func (b *lab) runWith(s *specs.Spec, h Held) string {
 	b.t.Helper()
-	c, err := b.start(s, h, plan.Options{})
+	c, err := b.start(s, h, Request{})
 	if err != nil {
 		b.t.Fatal(err)
 	}

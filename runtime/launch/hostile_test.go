@@ -49,7 +49,7 @@ func TestLinksForSpecialDirectories(t *testing.T) {
 					}
 				})
 
-				_, err := b.start(b.spec("true"), Held{"rootfs": root}, plan.Options{})
+				_, err := b.start(b.spec("true"), Held{"rootfs": root}, Request{})
 				if err == nil {
 					t.Error("container started")
 				}
@@ -91,7 +91,7 @@ func TestLinksForTargets(t *testing.T) {
 			s.Process.Cwd = "/vol/work"
 			s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/vol/sub")
 
-			c, err := b.start(s, Held{"rootfs": root}, plan.Options{})
+			c, err := b.start(s, Held{"rootfs": root}, Request{})
 			if err == nil {
 				if out, _ := c.wait(); out != "mine" {
 					t.Errorf("container printed %q", out)
@@ -121,7 +121,7 @@ func TestTargetsInProcfs(t *testing.T) {
 
 			s := b.spec("true")
 			s.Mounts = append(s.Mounts, bind(filepath.Join(source, "file"), "/etc/hosts"))
-			_, err := b.start(s, Held{"rootfs": root}, plan.Options{})
+			_, err := b.start(s, Held{"rootfs": root}, Request{})
 			if !errors.Is(err, ErrInProcfs) || !strings.Contains(err.Error(), "/etc/hosts") {
 				t.Errorf("error %v does not refuse the target", err)
 			}
@@ -152,7 +152,7 @@ func TestWorkingDirOutside(t *testing.T) {
 
 			s := b.spec("pwd")
 			s.Process.Cwd = dir
-			if _, err := b.start(s, Held{"rootfs": root}, plan.Options{}); err == nil {
+			if _, err := b.start(s, Held{"rootfs": root}, Request{}); err == nil {
 				t.Errorf("container started in %s, a link: %v", dir, link)
 			}
 
@@ -162,7 +162,7 @@ func TestWorkingDirOutside(t *testing.T) {
 			p := *running.Process
 			p.Cwd = dir
 
-			if _, err := b.exec(c, running, &p, plan.Options{}); err == nil {
+			if _, err := b.exec(c, running, &p, Request{}); err == nil {
 				t.Errorf("process executed in %s", dir)
 			}
 		}
@@ -199,7 +199,7 @@ func TestWorkingDir(t *testing.T) {
 	for _, cwd := range []string{"/bin/busybox", "/proc/no/such"} {
 		s := b.spec("pwd")
 		s.Process.Cwd = cwd
-		if _, err := b.start(s, nil, plan.Options{}); err == nil || !strings.Contains(err.Error(), cwd) {
+		if _, err := b.start(s, nil, Request{}); err == nil || !strings.Contains(err.Error(), cwd) {
 			t.Errorf("working directory %s: error %v", cwd, err)
 		}
 	}
@@ -214,9 +214,9 @@ func TestRaces(t *testing.T) {
 		// make puts a and b, which are exchanged, into the volume.
 		make func(vol, canary string) error
 		// change has a container use them, and want is what one prints that started.
-		change func(b *lab, s *specs.Spec, vol string)
-		o      plan.Options
-		want   string
+		change   func(b *lab, s *specs.Spec, vol string)
+		terminal bool
+		want     string
 	}{
 		{
 			name: "CVE-2021-30465 and CVE-2024-45310, targets of mounts",
@@ -261,7 +261,7 @@ func TestRaces(t *testing.T) {
 				s.Mounts = append(s.Mounts, bind(vol, "/vol"), bind(vol, "/vol/a/pts"))
 				s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/vol/a/pts")
 			},
-			o: plan.Options{Terminal: true},
+			terminal: true,
 		},
 	} {
 		t.Run(race.name, func(t *testing.T) {
@@ -280,14 +280,14 @@ func TestRaces(t *testing.T) {
 			for range all {
 				s := b.spec("exit 0")
 				race.change(b, s, vol)
-				s.Process.Terminal = race.o.Terminal
-				c, err := b.start(s, nil, race.o)
+				s.Process.Terminal = race.terminal
+				c, err := b.start(s, nil, Request{})
 				if err != nil {
 					continue
 				}
 
 				started++
-				if out, code := c.wait(); code == 0 && out != race.want && !race.o.Terminal {
+				if out, code := c.wait(); code == 0 && out != race.want && !race.terminal {
 					t.Fatalf("a container printed %q, want %q", out, race.want)
 				}
 			}
@@ -320,7 +320,7 @@ func TestMountsOverProc(t *testing.T) {
 	} {
 		s := b.spec("true")
 		s.Mounts = append(s.Mounts, m)
-		if _, err := b.start(s, nil, plan.Options{}); !errors.Is(err, plan.ErrSpec) {
+		if _, err := b.start(s, nil, Request{}); !errors.Is(err, plan.ErrSpec) {
 			t.Errorf("mount of %s on %s: %v", m.Type, m.Destination, err)
 		}
 	}
@@ -341,7 +341,7 @@ func TestEveryStepFails(t *testing.T) {
 			s.Root.Readonly, s.Process.NoNewPrivileges, s.Process.User.UID = true, true, 1000
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}}
 			s.Mounts = append(s.Mounts, bind(dir, "/vol", "ro"), bind(dir, "/vol2"), specs.Mount{Destination: "/mem", Type: "tmpfs"}, bind(dir, "/mem/sub"))
-			failEach(t, b.k, func() (*started, error) { return b.start(s, nil, plan.Options{Gate: true}) })
+			failEach(t, b.k, func() (*started, error) { return b.start(s, nil, Request{Group: gated{}}) })
 		})
 	}
 }
@@ -352,7 +352,7 @@ func TestEveryStepOfExecFails(t *testing.T) {
 	c, s := b.running(nil)
 	p := *s.Process
 	p.Args = []string{"/bin/echo", "started"}
-	failEach(t, b.k, func() (*started, error) { return b.exec(c, s, &p, plan.Options{}) })
+	failEach(t, b.k, func() (*started, error) { return b.exec(c, s, &p, Request{}) })
 }
 
 func TestEveryStepOfSandboxFails(t *testing.T) {
@@ -360,7 +360,7 @@ func TestEveryStepOfSandboxFails(t *testing.T) {
 	o := usersOwn()
 	o.Name, o.PidNS, o.Sysctls = "make namespaces of test", true, map[string]string{"net.ipv4.ip_forward": "1"}
 	failEach(t, b.k, func() (*started, error) {
-		c, err := b.l.Sandbox(t.Context(), "pod", o, nil, nil)
+		c, err := b.l.Sandbox(t.Context(), SandboxRequest{ID: "pod", Options: o})
 		if err != nil {
 			return nil, err
 		}

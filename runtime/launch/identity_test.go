@@ -185,14 +185,14 @@ func TestKeyrings(t *testing.T) {
 		b.sandbox(o)
 		s := b.spec("cat /proc/keys; echo --; sleep 100")
 		s.Linux.MaskedPaths = nil
-		c, err := b.start(s, nil, plan.Options{})
+		c, err := b.start(s, nil, Request{})
 		if err != nil {
 			t.Fatal(err)
 		}
 
 		p := *s.Process
 		p.Args = []string{"cat", "/proc/keys"}
-		e, err := b.exec(c, s, &p, plan.Options{})
+		e, err := b.exec(c, s, &p, Request{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -222,7 +222,7 @@ func TestOnlyStandardDescriptors(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())
 	c, s := b.running(nil)
-	e, err := b.exec(c, s, s.Process, plan.Options{})
+	e, err := b.exec(c, s, s.Process, Request{})
 	if err != nil {
 		t.Fatal(err)
 	}

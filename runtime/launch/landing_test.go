@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-
-	"crisp/runtime/plan"
 )
 
 // tree makes files below a directory, by path: a directory if the text is "/", a link
@@ -103,7 +101,7 @@ func TestWhereTargetsLand(t *testing.T) {
 					}
 
 					root := b.rootfs(func(upper string) { tree(t, upper, tt.image) })
-					c, err := b.start(s, Held{"rootfs": root}, plan.Options{AnyOrder: true})
+					c, err := b.start(s, Held{"rootfs": root}, Request{AnyOrder: true})
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -25,10 +25,6 @@ type Keeper interface {
 	Start(ctx context.Context, r client.Request) (*client.Started, error)
 }
 
-// Held are the descriptors that a caller holds, by the names that plans use.
-// They stay the caller's.
-type Held map[string]*os.File
-
 // Launcher starts processes. Its methods may be used concurrently.
 type Launcher struct {
 	keeper  Keeper
@@ -66,17 +62,23 @@ func (l *Launcher) Close() error {
 	return l.proc.Close()
 }
 
-// Sandbox makes a pod's namespaces. The keeper holds them under id. The gate is
-// called while the pod's first process waits at its first gate, see [Launcher.Container].
-func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions, h Held, gate func(int) error) (*client.Started, error) {
+// Sandbox makes a pod's namespaces, which the keeper holds.
+func (l *Launcher) Sandbox(ctx context.Context, r SandboxRequest) (*client.Started, error) {
+	in := l.inputs(r.Held, nil)
+	defer in.close()
+	entry, err := in.enter(r.Group)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.Options.Name, err)
+	}
+
+	o := r.Options
+	o.Gate, o.CgroupV2, o.CgroupTasks = entry.gate, entry.unified, entry.tasks
 	p, err := plan.Sandbox(o)
 	if err != nil {
 		return nil, err
 	}
 
-	in := l.inputs(h, nil)
-	defer in.close()
-	if o.PidNS && h["pause"] == nil {
+	if o.PidNS && r.Held["pause"] == nil {
 		image, err := pause.Open()
 		if err != nil {
 			return nil, fmt.Errorf("%s: open pause program: %w", o.Name, err)
@@ -91,7 +93,7 @@ func (l *Launcher) Sandbox(ctx context.Context, id string, o plan.SandboxOptions
 		return nil, err
 	}
 	return l.keeper.Start(ctx, client.Request{
-		ID: id, Kind: client.Sandbox, Plan: p, Files: in.files, Hold: true, Pause: o.PidNS, Gate: gate,
+		ID: r.ID, Kind: client.Sandbox, Plan: p, Files: in.files, Hold: true, Pause: o.PidNS, Gate: attach(ctx, r.Group),
 	})
 }
 
@@ -105,30 +107,57 @@ func label(f *os.File, label string) error {
 }
 
 // Container starts a container's first process in the root file system that
-// is held as "rootfs". Its output goes to log; what is in keep, the keeper
-// keeps under id. The gate is called while the process waits at its first gate.
-func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o plan.Options, h Held,
-	log *client.LogConfig, keep []client.Named, gate func(int) error,
-) (*client.Started, error) {
-	o, err := l.complete(s, s.Process, o, h)
+// is held as "rootfs".
+func (l *Launcher) Container(ctx context.Context, r Request) (*client.Started, error) {
+	o, err := l.options(&r, r.Spec.Process)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", o.Name, err)
+		return nil, fmt.Errorf("%s: %w", r.Name, err)
 	}
+	return l.container(ctx, &r, o)
+}
 
-	if !l.unified && len(o.Hierarchies) == 0 && showsCgroups(s) {
+func (l *Launcher) container(ctx context.Context, r *Request, o plan.Options) (*client.Started, error) {
+	if !l.unified && len(o.Hierarchies) == 0 && showsCgroups(r.Spec) {
 		return nil, fmt.Errorf("%s: a container may be shown only cgroup hierarchies that it has joined, and none is named", o.Name)
 	}
 
-	s, made, err := land(ctx, s, &o, h)
+	s, made, err := land(ctx, r.Spec, &o, r.Held)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 
-	in := l.inputs(h, s)
+	in := l.inputs(r.Held, s)
 	defer in.close()
 	for name, f := range made {
 		in.own(name, f)
 	}
+
+	p, err := in.plan(ctx, r, s, o)
+	if err != nil {
+		return nil, err
+	}
+
+	if err := giveStreams(r.Held, s, s.Process); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	started, err := l.keeper.Start(ctx, client.Request{
+		ID: r.ID, Kind: client.Container, Plan: p, Files: in.files,
+		Log: r.Log, Terminal: o.Terminal, Keep: r.Keep, Gate: attach(ctx, r.Group),
+	})
+	if err != nil {
+		return nil, explain(err, p, s.Process, r.Held["rootfs"])
+	}
+
+	return started, nil
+}
+
+// plan makes the plan of a container's start and opens what goes into it.
+func (in *inputs) plan(ctx context.Context, r *Request, s *specs.Spec, o plan.Options) (*plan.Plan, error) {
+	entry, err := in.enter(r.Group)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
+	o.Gate, o.CgroupV2, o.CgroupTasks = o.Gate || entry.gate, entry.unified, entry.tasks
 
 	if o.Procfs && joinedPIDs(s) != "" {
 		if o.Target, err = in.joinedProcfs(s); err != nil {
@@ -147,59 +176,63 @@ func (l *Launcher) Container(ctx context.Context, id string, s *specs.Spec, o pl
 	if err := in.makeTargets(p, s, o); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
-
-	if err := giveStreams(h, s, s.Process); err != nil {
-		return nil, fmt.Errorf("%s: %w", o.Name, err)
-	}
-	started, err := l.keeper.Start(ctx, client.Request{
-		ID: id, Kind: client.Container, Plan: p, Files: in.files,
-		Log: log, Terminal: o.Terminal, Keep: keep, Gate: gate,
-	})
-	if err != nil {
-		return nil, explain(err, p, s.Process, h["rootfs"])
-	}
-
-	return started, nil
+	return p, nil
 }
 
 // Exec starts one more process in a container, whose first process is held as
-// "pidfd". The spec is the container's.
-func (l *Launcher) Exec(ctx context.Context, id string, s *specs.Spec, p *specs.Process, o plan.Options, h Held) (*client.Started, error) {
-	o, err := l.complete(s, p, o, h)
+// "pidfd".
+func (l *Launcher) Exec(ctx context.Context, r Request) (*client.Started, error) {
+	o, err := l.options(&r, r.Process)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", o.Name, err)
+		return nil, fmt.Errorf("%s: %w", r.Name, err)
 	}
+	return l.exec(ctx, &r, o)
+}
 
-	steps, err := plan.Exec(s, p, o)
-	if err != nil {
-		return nil, err
-	}
-
-	if err := giveStreams(h, s, p); err != nil {
-		return nil, fmt.Errorf("%s: %w", o.Name, err)
-	}
-	in := l.inputs(h, s)
+func (l *Launcher) exec(ctx context.Context, r *Request, o plan.Options) (*client.Started, error) {
+	in := l.inputs(r.Held, r.Spec)
 	defer in.close()
+	entry, err := in.follow(r.Group, r.Member)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.Name, err)
+	}
+	o.CgroupV2, o.CgroupTasks = entry.unified, entry.tasks
 
-	if err := in.open(ctx, steps); err != nil {
+	p, err := plan.Exec(r.Spec, r.Process, o)
+	if err != nil {
 		return nil, err
 	}
-	r := client.Request{ID: id, Kind: client.Exec, Plan: steps, Files: in.files, Terminal: o.Terminal}
-	started, err := l.keeper.Start(ctx, r)
-	if cgroup := steps.Clone.Cgroup; cgroup >= 0 && refused(err) {
-		group, gerr := cgroupOf(h["pidfd"])
-		if gerr != nil {
-			return nil, errors.Join(err, gerr)
-		}
-		defer group.Close()
-		r.Files[cgroup] = group
-		started, err = l.keeper.Start(ctx, r)
+
+	if err := giveStreams(r.Held, r.Spec, r.Process); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
-	if err != nil {
-		return nil, explain(err, steps, p, nil)
+	if err := in.open(ctx, p); err != nil {
+		return nil, err
 	}
 
+	started, err := l.join(ctx, r.Held["pidfd"], client.Request{ID: r.ID, Kind: client.Exec, Plan: p, Files: in.files, Terminal: o.Terminal})
+	if err != nil {
+		return nil, explain(err, p, r.Process, nil)
+	}
 	return started, nil
+}
+
+// join starts a command. Where no process may be born in the container's
+// outermost group, it is born where the container's first process is.
+func (l *Launcher) join(ctx context.Context, first *os.File, r client.Request) (*client.Started, error) {
+	started, err := l.keeper.Start(ctx, r)
+	at := r.Plan.Clone.Cgroup
+	if at < 0 || !refused(err) {
+		return started, err
+	}
+
+	group, gerr := cgroupOf(first)
+	if gerr != nil {
+		return nil, errors.Join(err, gerr)
+	}
+	defer group.Close()
+	r.Files[at] = group
+	return l.keeper.Start(ctx, r)
 }
 
 // filter compiles a profile. Only a process that joins others has calls to make
@@ -225,15 +258,21 @@ func (l *Launcher) filter(profile *specs.LinuxSeccomp, joins bool) (*plan.Filter
 	return &plan.Filter{Prog: prog, Flags: f.Flags, Pass: pass}, nil
 }
 
-// complete fills in what the launcher knows better than its caller.
-func (l *Launcher) complete(s *specs.Spec, p *specs.Process, o plan.Options, h Held) (plan.Options, error) {
-	o.Machine = l.machine
-	o.HasStdin = o.HasStdin && h["stdin"] != nil
-	o.NoStdout, o.NoStderr = h["stdout"] == nil, h["stderr"] == nil
+// options are the plan's, of a request for a process p. All that is not about
+// its cgroup is filled in here.
+func (l *Launcher) options(r *Request, p *specs.Process) (plan.Options, error) {
+	s, h := r.Spec, r.Held
+	o := plan.Options{
+		Name: r.Name, PodBase: r.InPod, AnyOrder: r.AnyOrder, Procfs: r.Procfs, Nodes: r.Nodes,
+		Hierarchies: r.Hierarchies, CgroupDir: r.CgroupDir, Machine: l.machine,
+		HasStdin: h["stdin"] != nil, NoStdout: h["stdout"] == nil, NoStderr: h["stderr"] == nil,
+	}
 	if s.Linux == nil || p == nil {
 		return o, nil // the plan's builder says so
 	}
-	if s.Linux.Seccomp != nil && o.Seccomp == nil {
+	o.Terminal = p.Terminal
+
+	if s.Linux.Seccomp != nil {
 		// A command joins the container's namespaces, whoever made them.
 		joins := p != s.Process || joinedPIDs(s) != ""
 		var err error

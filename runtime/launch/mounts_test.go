@@ -125,7 +125,7 @@ func TestPropagation(t *testing.T) {
 			}
 
 			s.Mounts = append(s.Mounts, m)
-			c, err := b.start(s, nil, plan.Options{})
+			c, err := b.start(s, nil, Request{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -311,7 +311,7 @@ func TestDevicesInUserNamespace(t *testing.T) {
 	b.sandbox(usersOwn())
 	s := b.spec("cd /dev; stat -c '%n %F %t:%T' null full net/mine; echo x >net/mine; head -c2 zero | wc -c")
 	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/net/mine", Type: "c", Major: 1, Minor: 3}}
-	o := plan.Options{Nodes: map[string]string{"/dev/net/mine": "/dev/null"}}
+	o := Request{Nodes: map[string]string{"/dev/net/mine": "/dev/null"}}
 	c, err := b.start(s, nil, o)
 	if err != nil {
 		t.Fatal(err)
@@ -341,7 +341,7 @@ func TestMountOnAnotherKind(t *testing.T) {
 	for _, m := range []specs.Mount{bind(dir, "/bin/busybox"), bind(filepath.Join(dir, "file"), "/tmp")} {
 		s := b.spec("true")
 		s.Mounts = append(s.Mounts, m)
-		_, err := b.start(s, nil, plan.Options{})
+		_, err := b.start(s, nil, Request{})
 		if err == nil || !strings.Contains(err.Error(), `"mount `+m.Destination+`": invalid argument (a directory cannot`) {
 			t.Errorf("error %v", err)
 		}

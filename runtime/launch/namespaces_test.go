@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/keeper/client"
 	"crisp/runtime/plan"
 	"crisp/test/testkit"
 )
@@ -158,7 +160,7 @@ func TestHostPID(t *testing.T) {
 	b.sandbox(usual())
 	s := b.spec("echo $$; sleep 100")
 	setNamespace(s, specs.PIDNamespace)
-	c, err := b.start(s, nil, plan.Options{})
+	c, err := b.start(s, nil, Request{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +204,7 @@ func TestTargetPID(t *testing.T) {
 	other := b.spec("")
 	other.Process.Args = []string{"/bin/sleep", "4321"}
 
-	target, err := b.start(other, nil, plan.Options{})
+	target, err := b.start(other, nil, Request{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +218,7 @@ func TestTargetPID(t *testing.T) {
 	s := b.spec("tr '\\0' ' ' </proc/1/cmdline")
 	setNamespace(s, specs.PIDNamespace, "ns/pid")
 	held := Held{"ns/pid": ns, "target": target.PidFD}
-	c, err := b.start(s, held, plan.Options{Procfs: true})
+	c, err := b.start(s, held, Request{Procfs: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +244,17 @@ func TestTargetPID(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	c, err = b.start(s, held, plan.Options{Target: id})
+	byTarget := func(id *plan.File) (*started, error) {
+		return b.launch(b.inPod(s, held, Request{}), func(ctx context.Context, r Request) (*client.Started, error) {
+			o, err := b.l.options(&r, s.Process)
+			o.Target = id
+			if err != nil {
+				return nil, err
+			}
+			return b.l.container(ctx, &r, o)
+		})
+	}
+	c, err = byTarget(id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +262,7 @@ func TestTargetPID(t *testing.T) {
 	if got, code := c.wait(); got != "/bin/sleep 4321 " || code != 0 {
 		t.Errorf("by the target's /proc: process 1 is %q, exit code %d", got, code)
 	}
-	if _, err := b.start(s, held, plan.Options{Target: wrong}); !errors.Is(err, unix.EBADMSG) {
+	if _, err := byTarget(wrong); !errors.Is(err, unix.EBADMSG) {
 		t.Errorf("a /proc of another namespace: error %v", err)
 	}
 }
@@ -311,7 +323,7 @@ func TestSandboxErrors(t *testing.T) {
 		o := usual()
 		o.Name = "run pod"
 		tt.change(&o)
-		_, err := b.l.Sandbox(t.Context(), "pod", o, nil, nil)
+		_, err := b.l.Sandbox(t.Context(), SandboxRequest{ID: "pod", Options: o})
 		if err == nil || !strings.HasPrefix(err.Error(), "run pod: ") || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("error %v, want %s", err, tt.want)
 		}
@@ -345,7 +357,7 @@ func TestCgroupV2(t *testing.T) {
 		defer f.Close()
 
 		c, err := b.start(b.spec("grep ^0: /proc/self/cgroup; head -n1 /sys/fs/cgroup/cgroup.procs; mkdir /sys/fs/cgroup/x 2>&1 | sed 's/.*: //'"),
-			Held{"cgroup": f}, plan.Options{CgroupV2: true})
+			nil, Request{Group: unified{f}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,8 +10,6 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-
-	"crisp/runtime/plan"
 )
 
 // forbidding is a profile that kills for what a process does that joins others
@@ -63,9 +61,9 @@ func TestProfilesThatForbidToFork(t *testing.T) {
 					s.Linux.Seccomp = forbidding(nnp)
 					const script = "read a b c d pid e </proc/self/stat; [ $pid = $$ ] && echo session; while read a b c d; do [ $b = processes ] && echo $c $d; done </proc/self/limits; /bin/true; echo forked"
 					p := *s.Process
-					p.Args = []string{"sh", "-c", script}
+					p.Args, p.Terminal = []string{"sh", "-c", script}, terminal
 
-					e, err := b.exec(c, s, &p, plan.Options{Terminal: terminal})
+					e, err := b.exec(c, s, &p, Request{})
 					if err != nil {
 						t.Fatalf("exec: %v", err)
 					}
@@ -74,8 +72,8 @@ func TestProfilesThatForbidToFork(t *testing.T) {
 
 					beside := b.spec(script)
 					change(beside)
-					beside.Linux.Seccomp = forbidding(nnp)
-					e, err = b.start(beside, nil, plan.Options{Terminal: terminal})
+					beside.Linux.Seccomp, beside.Process.Terminal = forbidding(nnp), terminal
+					e, err = b.start(beside, nil, Request{})
 					if err != nil {
 						t.Fatalf("start beside: %v", err)
 					}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"crisp/runtime/keeper/client"
 	"crisp/runtime/plan"
 )
 
@@ -84,11 +83,9 @@ func TestBundleFile(t *testing.T) {
 // bundle runs a container without a pod.
 func (b *lab) bundle(s *specs.Spec) string {
 	b.t.Helper()
-	o := plan.Options{Name: "start bundle"}
-	b.show(&o)
-	c, err := b.launch(Held{}, o, func(h Held) (*client.Started, error) {
-		return b.l.Container(b.t.Context(), "bundle", s, o, h, nil, nil, nil)
-	})
+	r := Request{Name: "start bundle", Spec: s}
+	b.show(&r)
+	c, err := b.launch(r, b.l.Container)
 	if err != nil {
 		b.t.Fatal(err)
 	}

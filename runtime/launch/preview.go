@@ -13,17 +13,13 @@ import (
 func Preview(s *specs.Spec, f host.Facts, show []plan.Hierarchy, inPod bool) (*plan.Plan, error) {
 	l := New(nil, f)
 	defer l.Close()
-	o, err := l.complete(s, s.Process, plan.Options{Name: "start container", PodBase: inPod, CgroupV2: f.CgroupV2.OK(), Hierarchies: show}, Held{})
+	o, err := l.options(&Request{Name: "start container", Spec: s, InPod: inPod, Hierarchies: show}, s.Process)
 	if err != nil {
 		return nil, err
 	}
 
 	o.NoStdout, o.NoStderr = false, false
-	if s.Process != nil {
-		o.Terminal = s.Process.Terminal
-	}
-
-	if !o.CgroupV2 {
+	if o.CgroupV2 = f.CgroupV2.OK(); !o.CgroupV2 {
 		o.CgroupTasks = len(o.Hierarchies)
 	}
 	return plan.Container(s, o)

@@ -2,7 +2,9 @@ package launch
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -123,24 +125,32 @@ func TestCallsAreThePlan(t *testing.T) {
 					return <-tr.ready
 				}
 
-				o := plan.Options{Name: "traced", Gate: true, Terminal: strings.HasSuffix(kind, "terminal")}
-				_, err := b.launch(Held{"pidfd": c.PidFD}, o, func(held Held) (*client.Started, error) {
-					b.k.gate = gate
-					defer func() { b.k.gate = nil }()
-					if strings.HasPrefix(kind, "exec") {
-						process := *s.Process
-						process.Args = []string{"sleep", "1000"}
-						return b.l.Exec(t.Context(), "traced", s, &process, o, held)
-					}
+				r, run := b.inPod(s, nil, Request{}), b.l.container
+				if strings.HasPrefix(kind, "exec") {
+					process := *s.Process
+					process.Args, process.Terminal = []string{"sleep", "1000"}, strings.HasSuffix(kind, "terminal")
+					r, run = Request{Name: "traced", Spec: s, Process: &process}, b.l.exec
+				}
+				r.Held = maps.Clone(r.Held)
+				if r.Held == nil {
+					r.Held = Held{}
+				}
+				r.Held["pidfd"] = c.PidFD
 
-					for name, f := range b.pod {
-						held[name] = f
+				b.k.gate = gate
+				_, err := b.launch(r, func(ctx context.Context, r Request) (*client.Started, error) {
+					process := r.Process
+					if process == nil {
+						process = s.Process
 					}
-					held["rootfs"] = b.rootfs(nil)
-					o.PodBase = true
-					b.show(&o)
-					return b.l.Container(t.Context(), "traced", s, o, held, nil, nil, gate)
+					o, err := b.l.options(&r, process)
+					o.Gate = true
+					if err != nil {
+						return nil, err
+					}
+					return run(ctx, &r, o)
 				})
+				b.k.gate = nil
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -48,7 +48,7 @@ func TestNotHeld(t *testing.T) {
 	l := New(nil, host.Facts{CgroupV2: host.Yes})
 	s := (&lab{}).spec("true")
 	setNamespace(s, specs.NetworkNamespace, "ns/net")
-	_, err := l.Container(t.Context(), "id", s, plan.Options{Name: "start container web", PodBase: true}, Held{}, nil, nil, nil)
+	_, err := l.Container(t.Context(), Request{ID: "id", Name: "start container web", Spec: s, InPod: true})
 	if !errors.Is(err, ErrNotHeld) || err.Error() != "start container web: rootfs: descriptor is not held" {
 		t.Errorf("error %v", err)
 	}
@@ -99,8 +99,8 @@ func TestExecWhereContainerHasInnerGroups(t *testing.T) {
 	k := &busyKeeper{}
 	l := New(k, host.Facts{CgroupV2: host.Yes})
 	s := (&lab{}).spec("true")
-	held := Held{"pidfd": pidfd, "cgroup": os.Stdin}
-	if _, err := l.Exec(t.Context(), "e", s, s.Process, plan.Options{Name: "exec", CgroupV2: true}, held); err != nil {
+	r := Request{ID: "e", Name: "exec", Spec: s, Process: s.Process, Held: Held{"pidfd": pidfd}, Group: unified{os.Stdin}}
+	if _, err := l.Exec(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
 

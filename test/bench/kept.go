@@ -61,18 +61,9 @@ func (k *kept) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, group.Kill(ctx), group.Remove(ctx)) }()
 
-	entry, err := group.Entry()
-	if err != nil {
-		return err
-	}
-	defer entry.Close()
-
-	held := launch.Held(entry.Files())
-	options := plan.Options{
-		Name: "start bundle", CgroupV2: entry.Unified != nil, CgroupTasks: len(entry.Tasks), Hierarchies: k.cgroups.Hierarchies(),
-	}
-
-	started, err := k.l.Container(ctx, "bundle", k.spec, options, held, nil, nil, nil)
+	started, err := k.l.Container(ctx, launch.Request{
+		ID: "bundle", Name: "start bundle", Spec: k.spec, Group: group, Hierarchies: k.cgroups.Hierarchies(),
+	})
 	if err != nil {
 		return err
 	}
