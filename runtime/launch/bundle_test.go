@@ -274,7 +274,7 @@ func TestCgroupsWithoutANamespace(t *testing.T) {
 	list, err := shown()
 	must(t, err)
 	if b.l.unified || len(list) == 0 {
-		testkit.Skip(t, "cgroup v1", "this machine has the unified hierarchy")
+		testkit.Skip(t, "cgroup1", "this machine has the unified hierarchy")
 	}
 
 	s := bundleIn(t, "cd /sys/fs/cgroup; ls -d */ | wc -l; ls -d memory/*/ 2>/dev/null; mkdir memory/x 2>/dev/null || echo closed; cat memory/notify_on_release")

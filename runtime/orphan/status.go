@@ -36,7 +36,11 @@ func Spent(pid, pidfd int) (status unix.WaitStatus, spent bool) {
 	}
 	const exiting = 0x4 // PF_EXITING
 	s, err := readStat(pid)
-	if err != nil || s.state != "S" || s.flags&exiting == 0 {
+	if err != nil || s.flags&exiting == 0 {
+		return 0, false
+	}
+	// Which of the two sleeps it is differs between kernels.
+	if s.state != "S" && s.state != "I" {
 		return 0, false
 	}
 	return s.exit, legible(pid) && unreaped(pidfd)
