@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crisp/cri/pod"
+	"crisp/runtime/keeper/client"
 	"crisp/runtime/plan"
 	"crisp/runtime/wire"
 )
@@ -31,7 +31,7 @@ type fakeKeeper struct {
 }
 
 // startKeeper starts a fake keeper and connects to it.
-func startKeeper(t testing.TB) (*pod.Keeper, *fakeKeeper) {
+func startKeeper(t testing.TB) (*client.Link, *fakeKeeper) {
 	t.Helper()
 	dir := t.TempDir()
 	program := filepath.Join(dir, "crisp-keeper")
@@ -58,7 +58,7 @@ func startKeeper(t testing.TB) (*pod.Keeper, *fakeKeeper) {
 
 	k := &fakeKeeper{listener: fd, living: map[string]*os.File{}}
 	k.work.Go(k.accept)
-	keeper, err := pod.ConnectKeeper(t.Context(), dir, program)
+	keeper, err := client.OpenLink(t.Context(), dir, program)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,7 @@ import (
 	"crisp/network/netns"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/host"
+	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/orphan"
 	"crisp/runtime/spawn"
@@ -110,7 +111,7 @@ type services struct {
 	cgroups *cgroup.Node
 	images  *image.Service
 	network *network.Network
-	keeper  *pod.Keeper
+	keeper  *client.Link
 	pods    *pod.Manager
 	stats   *stats.Collector
 	streams *stream.Server
@@ -177,7 +178,7 @@ func (d *services) open(ctx context.Context) error {
 		return err
 	}
 	d.onClose(d.network.Close)
-	if d.keeper, err = pod.ConnectKeeper(ctx, d.cfg.State, ""); err != nil {
+	if d.keeper, err = client.OpenLink(ctx, d.cfg.State, ""); err != nil {
 		return err
 	}
 	d.onClose(func() { d.keeper.Close() })

@@ -46,7 +46,7 @@ const lostTime = 100 * time.Millisecond
 
 // attach connects to the present keeper, and to the next one if that one dies.
 func (m *Manager) attach(ctx context.Context, c *Container, pr *process, st Streams) error {
-	stopResize := followResize(pr.terminal, st.Resize)
+	stopResize := followResize(pr.row.Terminal(), st.Resize)
 	defer stopResize()
 	k := conversation{m: m, c: c, pr: pr, st: st}
 	if st.Stdout == nil && st.Stderr == nil {
@@ -113,7 +113,7 @@ func (k *conversation) connect(ctx context.Context) (keeper *client.Client, err 
 		}
 	}
 
-	err = k.m.Keeper.insist(ctx, func(c *client.Client) error {
+	err = k.m.Keeper.Retry(ctx, func(c *client.Client) error {
 		keeper = c
 		return c.Attach(ctx, k.c.ID, writers[0], writers[1])
 	})
@@ -254,7 +254,7 @@ func (m *Manager) feed(c *Container, pr *process, from io.Reader) <-chan struct{
 		io.Copy(pr.stdin, from)
 		if c.Config.Msg.GetStdinOnce() && !c.Config.Msg.GetTty() {
 			pr.stdin.Close()
-			err := m.Keeper.insist(m.ctx, func(k *client.Client) error { return k.CloseKept(m.ctx, c.ID, "stdin") })
+			err := m.Keeper.Retry(m.ctx, func(k *client.Client) error { return k.CloseKept(m.ctx, c.ID, "stdin") })
 			warn(err, "close a container's input", "container", c.ID)
 		}
 	}()

@@ -93,7 +93,10 @@ func (p *pod) startFailed(ctx context.Context, id string, cause error) {
 	if pr := p.process(id); pr != nil {
 		pr.failure = cause
 		close(pr.exited)
-		pr.log.Close()
+		if pr.row != nil {
+			pr.row.Abandon()
+			pr.row.CloseLog()
+		}
 	}
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
@@ -115,21 +118,20 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 
+	pr.row = p.m.table.Begin(c.ID, client.Container, p.containerHooks(c.ID))
 	h := &held{files: launch.Held{}}
 	defer h.close()
 	if err := p.gather(ctx, h, r, c, s, pr); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 
-	p.beginBirth(&pr.birth)
 	started, err := p.m.Launcher.Container(ctx, launch.Request{
-		ID: c.ID, Name: name, Spec: s, Held: h.files, Group: pr.group, Log: pr.log, Keep: keep(pr),
+		ID: c.ID, Name: name, Spec: s, Held: h.files, Group: pr.group, Log: pr.row.Log(), Keep: pr.keep(),
 		InPod: true, AnyOrder: true, Nodes: c.Nodes, Hierarchies: p.m.Cgroups.Hierarchies(),
 		// Another container's PID namespace is not the one of the pod's base.
 		Procfs: c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
 	})
 	if err != nil {
-		p.endBirth(&pr.birth)
 		limit := c.limits().GetMemoryLimitInBytes()
 		if kills, e := pr.group.OOMKills(); e == nil && kills > 0 && limit > 0 {
 			err = fmt.Errorf("%w: its memory limit of %d bytes is too small: %w", err, limit, ErrState)
@@ -137,9 +139,9 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		return err
 	}
 
-	pr.pid, pr.pidfd, pr.terminal = started.Pid, started.PidFD, started.Terminal
-	if pr.terminal != nil && cfg.GetStdin() {
-		pr.stdin = pr.terminal
+	warn(pr.row.Started(p.m.ctx, started), "hand a started container to the new keeper", "container", c.ID)
+	if started.Terminal != nil && cfg.GetStdin() {
+		pr.stdin = started.Terminal
 	}
 
 	identity, err := identify(started.Pid)
@@ -150,20 +152,12 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	err = p.updateContainer(c.ID, func(c *Container) {
 		c.StartedAt, c.Process = started.StartedAt.UnixNano(), identity
 	})
-	missed := p.endBirth(&pr.birth)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, errors.Join(err, signal(pr.pidfd, unix.SIGKILL)))
+		return fmt.Errorf("%s: %w", name, errors.Join(err, pr.row.Signal(unix.SIGKILL)))
 	}
 	pr.rootfs.Close()
 	pr.rootfs = nil
 	close(pr.started)
-
-	if missed {
-		warn(p.handOverMissed(func(k *client.Client, exits map[string]client.Exit) error {
-			return p.handOverRunning(p.m.ctx, k, p.record(), c.ID, exits)
-		}), "hand a started container to the new keeper", "container", c.ID)
-	}
-
 	return nil
 }
 
@@ -246,20 +240,21 @@ func (p *pod) holdTarget(h *held, target string) error {
 	}
 
 	pr := p.process(id)
-	if pr == nil || pr.pidfd == nil {
+	if pr == nil || pr.row == nil || pr.row.PidFD() == nil {
 		return fmt.Errorf("target container %s of the PID namespace is not running in this pod: %w", target, ErrState)
 	}
 
-	f, err := os.Open("/proc/" + strconv.Itoa(pr.pid) + "/ns/pid")
+	pidfd := pr.row.PidFD()
+	f, err := os.Open("/proc/" + strconv.Itoa(pr.row.Pid()) + "/ns/pid")
 	if err != nil {
 		return fmt.Errorf("open PID namespace of container %s: %w", target, err)
 	}
 
 	h.add("ns/pid", f)
-	h.files["target"] = pr.pidfd
+	h.files["target"] = pidfd
 
 	// While the pidfd's process lives, its pid was not reused.
-	if err := signal0(pr.pidfd); err != nil {
+	if err := signal0(pidfd); err != nil {
 		return fmt.Errorf("target container %s of the PID namespace: %w", target, err)
 	}
 	return nil

@@ -77,7 +77,7 @@ func (p *pod) kill(ctx context.Context, c *Container) error {
 	case err := <-pr.unrecorded:
 		return fmt.Errorf("record the end of container %s: %w", c.ID, err)
 	case <-ctx.Done():
-		return fmt.Errorf("kill container %s (process %d, %s): %w: %w", c.ID, pr.pid, processState(pr.pid), ErrUnkillable, ctx.Err())
+		return fmt.Errorf("kill container %s (process %d, %s): %w: %w", c.ID, pr.row.Pid(), processState(pr.row.Pid()), ErrUnkillable, ctx.Err())
 	}
 }
 
@@ -129,7 +129,7 @@ func (p *pod) removeContainer(ctx context.Context, id string) error {
 	forget := func() error {
 		ctx, cancel := context.WithTimeout(ctx, killTimeout)
 		defer cancel()
-		return p.m.Keeper.forgetDying(ctx, id, nil)
+		return p.m.forgetDying(ctx, id, nil)
 	}
 	if err := attempt("forget process", forget); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)

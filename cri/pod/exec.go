@@ -11,11 +11,12 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
 	"crisp/runtime/keeper/client"
+	"crisp/runtime/keeper/table"
 	"crisp/runtime/launch"
-	"crisp/runtime/orphan"
 )
 
 // drainTimeout is how long output is awaited after a command's end, from
@@ -38,16 +39,11 @@ type Streams struct {
 	Resize <-chan TerminalSize
 }
 
-// session is a command that runs in a container.
-type session struct {
-	id   string
+// command is a process that was executed in a container.
+type command struct {
+	row  *table.Row
 	exit chan client.Exit // buffered
-	lost chan struct{}    // closed when nobody can tell its end any more
-
-	// These are guarded by Manager.mu.
-	started *client.Started // nil before
-	missed  bool            // another keeper came before it had started
-	orphan  *orphan.Orphan  // nil while the keeper that started it lives
+	lost chan struct{}    // closed when its end will not be reported any more
 }
 
 // Exec runs a command in a running container and returns its exit code, 128
@@ -105,20 +101,17 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	}
 	defer ends.close()
 
-	release := p.m.Keeper.holdProgram()
-	ses := p.m.openSession(c.ID)
-	defer p.m.closeSession(ctx, ses)
+	run := p.m.beginCommand(c.ID)
+	defer p.m.endCommand(ctx, run)
 	started, err := p.m.Launcher.Exec(ctx, launch.Request{
-		ID: ses.id, Name: "exec in container " + c.Config.Msg.GetMetadata().GetName(), Spec: s, Process: &proc,
-		Held: h.files, Group: pr.group, Member: pr.pid, InPod: true,
+		ID: run.row.ID(), Name: "exec in container " + c.Config.Msg.GetMetadata().GetName(), Spec: s, Process: &proc,
+		Held: h.files, Group: pr.group, Member: pr.row.Pid(), InPod: true,
 	})
-	release()
 	if err != nil {
 		return 0, err
 	}
 	h.close() // the command's ends of the pipes: only its own copies count now
 	h.own = nil
-	defer started.PidFD.Close()
 
 	if started.Terminal != nil {
 		if ends.terminal, err = polled(started.Terminal); err != nil {
@@ -126,21 +119,24 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 		}
 	}
 
-	p.m.sessionStarted(ses, started)
-	exit, err := ends.run(ctx, st, started.PidFD, ses)
+	// The terminal is this daemon's alone.
+	err = run.row.Started(p.m.ctx, &client.Started{Pid: started.Pid, PidFD: started.PidFD, StartedAt: started.StartedAt})
+	warn(err, "hand a command to the new keeper", "command", run.row.ID())
+
+	exit, err := ends.run(ctx, st, started.PidFD, run)
 	if errors.Is(err, errKeeperLost) {
-		p.m.reapSession(started)
+		warn(run.row.Reap(), "reap a command", "command", run.row.ID())
 	}
 	if err != nil {
 		return 0, err
 	}
 
-	return p.m.sessionCode(ses, exit)
+	return run.code(exit)
 }
 
 // holdProcess gives an exec the descriptor through which it joins.
 func (p *pod) holdProcess(h *held, pr *process) error {
-	fd, err := unix.FcntlInt(pr.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	fd, err := unix.FcntlInt(pr.row.PidFD().Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return fmt.Errorf("duplicate pidfd: %w", err)
 	}
@@ -160,67 +156,46 @@ func withTerm(env []string) []string {
 	return append(append([]string(nil), env...), "TERM=xterm")
 }
 
-func (m *Manager) openSession(container string) *session {
-	s := &session{id: container[:16] + "-exec-" + newID()[:16], exit: make(chan client.Exit, 1), lost: make(chan struct{})}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.sessions[s.id] = s
-	return s
+// beginCommand makes the row of a command in a container.
+func (m *Manager) beginCommand(container string) *command {
+	c := &command{exit: make(chan client.Exit, 1), lost: make(chan struct{})}
+	var once sync.Once
+	id := container[:16] + "-exec-" + newID()[:16]
+	c.row = m.table.Begin(id, client.Exec, table.Hooks{
+		Ended: func(e client.Exit) {
+			select {
+			case c.exit <- e:
+			default: // it was reported before
+			}
+		},
+		Lost: func(err error) {
+			klog.ErrorS(err, "Could not hand a command to the new keeper; it is killed", "command", id)
+			once.Do(func() { close(c.lost) })
+		},
+	})
+	return c
 }
 
-// closeSession lets the keeper forget a session, which the caller need not
-// wait for. One whose command survives its end is forgotten when that has
-// ended too.
-func (m *Manager) closeSession(ctx context.Context, s *session) {
-	m.mu.Lock()
-	delete(m.sessions, s.id)
-	m.mu.Unlock()
+// endCommand lets the keeper forget a command, which the caller need not wait
+// for. One that survives its end is forgotten when it has ended too.
+func (m *Manager) endCommand(ctx context.Context, c *command) {
+	warn(c.row.Drop(), "close a command", "command", c.row.ID())
 	m.wg.Go(func() {
-		err := m.Keeper.Forget(context.WithoutCancel(ctx), s.id)
+		err := m.Keeper.Forget(context.WithoutCancel(ctx), c.row.ID())
 		if !errors.Is(err, client.ErrRunning) {
-			warn(err, "forget an exec session", "session", s.id)
+			warn(err, "forget a command", "command", c.row.ID())
 		}
 	})
 }
 
-// sessionStarted notes what a session has started. If another keeper has come
-// meanwhile, it is handed to that one.
-func (m *Manager) sessionStarted(s *session, started *client.Started) {
-	m.mu.Lock()
-	s.started = started
-	missed := s.missed
-	m.mu.Unlock()
-	if missed {
-		err := m.Keeper.insist(m.ctx, func(c *client.Client) error { return m.handOverSession(c, s) })
-		warn(err, "hand a command to the new keeper", "session", s.id)
-	}
-}
-
-// sessionCode is the exit code of a session. One whose keeper died may have an
-// end that nobody knows.
-func (m *Manager) sessionCode(s *session, e client.Exit) (int, error) {
-	m.mu.RLock()
-	o := s.orphan
-	m.mu.RUnlock()
-	e, known := exitOf(o, e)
+// code is the exit code of a command. How one ended whose keeper died may not
+// be known.
+func (c *command) code(e client.Exit) (int, error) {
+	e, known := c.row.Exit(e)
 	if !known && e.Code == exitUnknown {
 		return 0, errExitLost
 	}
 	return e.Code, nil
-}
-
-func (m *Manager) sessionEnded(e client.Exit) {
-	m.mu.RLock()
-	s := m.sessions[e.ID]
-	m.mu.RUnlock()
-	if s == nil {
-		m.forgetStranger(e)
-		return
-	}
-	select {
-	case s.exit <- e:
-	default: // it was told before
-	}
 }
 
 // ends are our ends of a command's standard streams.
@@ -275,7 +250,7 @@ func openEnds(h *held, st Streams) (*ends, error) {
 }
 
 // run moves bytes until the command ends and its output is drained, or ctx ends.
-func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session) (client.Exit, error) {
+func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, run *command) (client.Exit, error) {
 	in, stdout := e.stdin, e.stdout
 	if e.terminal != nil {
 		in, stdout = e.terminal, e.terminal
@@ -302,7 +277,7 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session
 	defer func() { <-drained }()
 
 	select {
-	case x := <-ses.exit:
+	case x := <-run.exit:
 		deadline := time.Now().Add(drainTimeout)
 		for _, f := range []*os.File{stdout, e.stderr} {
 			if f != nil {
@@ -310,7 +285,7 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session
 			}
 		}
 		return x, nil
-	case <-ses.lost:
+	case <-run.lost:
 		err := killGroup(pidfd)
 		e.close()
 		return client.Exit{}, errors.Join(errKeeperLost, err)
@@ -318,8 +293,8 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, ses *session
 		err := killGroup(pidfd)
 		e.close()
 		select {
-		case <-ses.exit:
-		case <-ses.lost:
+		case <-run.exit:
+		case <-run.lost:
 		case <-time.After(execKillTimeout):
 		}
 		return client.Exit{}, errors.Join(fmt.Errorf("the command was killed: %w", context.Cause(ctx)), err)

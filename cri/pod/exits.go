@@ -20,33 +20,6 @@ const cleanTimeout = 30 * time.Second
 // recordRetry is the time between attempts to record an exit.
 const recordRetry = time.Second
 
-func (m *Manager) exited(e client.Exit) {
-	switch e.Kind {
-	case client.Exec:
-		m.sessionEnded(e)
-	case client.Sandbox:
-		m.wg.Go(func() { m.pauseExited(e) })
-	case client.Container:
-		p, id, err := m.container(e.ID)
-		if err != nil {
-			m.forgetStranger(e)
-			return
-		}
-		m.wg.Go(func() { p.containerExited(id, e) })
-	}
-}
-
-// forgetStranger lets the keeper forget the end of a process that nobody
-// waits for: a session that was given up, or what no record knows.
-func (m *Manager) forgetStranger(e client.Exit) {
-	klog.V(2).InfoS("A process ended that nobody waited for", "id", e.ID)
-	m.wg.Go(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), cleanTimeout)
-		defer cancel()
-		warn(m.Keeper.Forget(ctx, e.ID), "forget the end of a process", "id", e.ID)
-	})
-}
-
 // containerExited records the end of a container's first process. A keeper may
 // tell it twice.
 func (p *pod) containerExited(id string, e client.Exit) {
@@ -68,7 +41,7 @@ func (p *pod) containerExited(id string, e client.Exit) {
 func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.m.ctx), cleanTimeout)
 	defer cancel()
-	e = p.exitOfOrphan(pr, e)
+	e, _ = pr.row.Exit(e)
 	oom := max(e.OOMKills, p.lastRites(ctx, id, pr))
 	recorded := p.insist(id, func(c *Container) {
 		c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
@@ -77,10 +50,11 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	if !recorded {
 		return // the keeper holds the exit for the next daemon
 	}
+	pr.row.End()
 	close(pr.exited)
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	warn(p.m.Keeper.Forget(ctx, id), "forget an exit", "container", id)
-	pr.log.Close()
+	pr.row.CloseLog()
 	warn(closeFiles(pr.stdin), "close a container's input", "container", id)
 }
 
@@ -162,35 +136,30 @@ func (p *pod) sharesPID(id string) bool {
 	return c.Config.Msg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_CONTAINER
 }
 
-// pauseExited notes that a pod with a shared PID namespace lost its first
-// process and with it all others.
-func (m *Manager) pauseExited(e client.Exit) {
-	p, err := m.pod(e.ID)
-	if err != nil {
-		m.forgetStranger(e)
-		return
+// firstExited notes that the pod lost its own first process and with it, where
+// the PID namespace is shared, all others.
+func (p *pod) firstExited() {
+	p.mu.Lock()
+	if p.firstEnded != nil {
+		close(p.firstEnded)
+		p.firstEnded = nil
+	}
+	row := p.row
+	p.mu.Unlock()
+	if row != nil {
+		row.End()
 	}
 
-	p.mu.Lock()
-	if p.paused != nil {
-		close(p.paused)
-		p.paused = nil
-		if p.pause != nil {
-			p.pause.Close()
-			p.pause = nil
-		}
-	}
-	p.mu.Unlock()
 	if !p.record().Ready() {
 		return
 	}
 
-	err = p.update(func(r *Record) {
+	err := p.update(func(r *Record) {
 		if r.Ready() {
 			r.Phase, r.Reason = phaseStopping, "the first process of the pod's PID namespace ended"
 		}
 	})
 
-	warn(err, "note the end of a pod's first process", "sandbox", e.ID)
-	m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	warn(err, "note the end of a pod's first process", "sandbox", p.record().ID)
+	p.m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }

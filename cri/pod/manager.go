@@ -22,8 +22,9 @@ import (
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/keeper/client"
+	"crisp/runtime/keeper/table"
 	"crisp/runtime/launch"
-	"crisp/runtime/orphan"
 )
 
 // Images is what pods need of the image service.
@@ -58,7 +59,7 @@ type Options struct {
 	// Root is the directory for records (kept over a reboot), NetNSDir the one
 	// where network namespaces are pinned.
 	Root, NetNSDir string
-	Keeper         *Keeper
+	Keeper         *client.Link
 	Launcher       *launch.Launcher
 	Cgroups        *cgroup.Node
 	Images         Images
@@ -88,9 +89,9 @@ type Manager struct {
 	store  store
 	bootID string
 	events broadcaster
-	// orphans reaps what a keeper that died leaves to the daemon.
-	orphans *orphan.Reaper
-	specs   specCache
+	// table has what the keeper holds for this daemon.
+	table *table.Table
+	specs specCache
 
 	// ctx ends when the daemon does; operations under way are waited for by Close.
 	ctx    context.Context
@@ -103,7 +104,6 @@ type Manager struct {
 	containers map[string]*pod // by container id
 	names      map[string]string
 	ops        map[string]*operation
-	sessions   map[string]*session // exec sessions by keeper id
 
 	levels selinux.Levels // of the pods there are
 }
@@ -133,30 +133,18 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		containers: map[string]*pod{},
 		names:      map[string]string{},
 		ops:        map[string]*operation{},
-		sessions:   map[string]*session{},
-		orphans:    orphan.New(),
 	}
 
+	m.table = table.New(o.Keeper, m.forgetUnknown)
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := m.recover(ctx); err != nil {
 		m.cancel()
 		return nil, err
 	}
 
-	m.wg.Go(func() { m.orphans.Run(m.ctx) })
-	m.wg.Go(m.followKeeper)
+	m.wg.Go(func() { m.table.Run(m.ctx) })
 	m.upgradeKeeper()
 	return m, nil
-}
-
-// upgradeKeeper brings the keeper to the version of the daemon. Without that
-// everything works, too.
-func (m *Manager) upgradeKeeper() {
-	ctx, cancel := context.WithTimeout(m.ctx, upgradeTimeout)
-	defer cancel()
-	if err := m.Keeper.upgrade(ctx); err != nil {
-		klog.ErrorS(err, "Upgrade the keeper; it stays what it is")
-	}
 }
 
 // Close stops following pods and waits for the operations under way. Pods and

@@ -17,7 +17,7 @@ import (
 func bareManager() *Manager {
 	return &Manager{
 		pods: map[string]*pod{}, containers: map[string]*pod{}, names: map[string]string{},
-		ops: map[string]*operation{}, sessions: map[string]*session{},
+		ops: map[string]*operation{},
 	}
 }
 
@@ -201,34 +201,5 @@ func TestExitReason(t *testing.T) {
 				t.Errorf("code %d with %d OOM kills: %q does not say %q", tc.code, tc.oom, message, part)
 			}
 		}
-	}
-}
-
-// TestBirth has keepers come at any time of a start: each is handed what was
-// started, by itself or by the start, and never by nobody.
-func TestBirth(t *testing.T) {
-	p := &pod{}
-	var b birth
-	if p.miss(&b) {
-		t.Error("before a start there is one underway")
-	}
-
-	p.beginBirth(&b)
-	if p.endBirth(&b) {
-		t.Error("a keeper was missed, though none came")
-	}
-
-	p.beginBirth(&b)
-	for range 2 {
-		if !p.miss(&b) {
-			t.Error("a keeper that comes during a start takes what is not recorded")
-		}
-	}
-
-	if !p.endBirth(&b) {
-		t.Error("nobody hands over what two keepers have missed")
-	}
-	if p.miss(&b) || p.endBirth(&b) {
-		t.Error("after a start it is still underway")
 	}
 }

@@ -10,8 +10,7 @@ import (
 
 	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
-	"crisp/runtime/keeper/client"
-	"crisp/runtime/orphan"
+	"crisp/runtime/keeper/table"
 )
 
 // pod is a record with the descriptors behind it.
@@ -31,46 +30,17 @@ type pod struct {
 	journal    *durable.Journal
 	namespaces map[string]*os.File // by type: user, net, ipc, uts, mnt, pid
 	processes  map[string]*process // by container id, while and after running
-	// pause is the pod's own first process, and paused is closed when it has
-	// ended; nil without one.
-	pause  *os.File
-	paused chan struct{}
-	birth  birth // of the pod's namespaces
-}
-
-// birth is the time from a start at a keeper until it is recorded. A keeper
-// that comes meanwhile is handed only what is recorded: what it misses, the
-// start hands to it itself.
-type birth struct{ underway, missed bool } // guarded by the pod's mu
-
-func (p *pod) beginBirth(b *birth) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	*b = birth{underway: true}
-}
-
-// endBirth reports whether a keeper has missed what was started.
-func (p *pod) endBirth(b *birth) (missed bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	missed = b.missed
-	*b = birth{}
-	return missed
-}
-
-// miss notes that a keeper has come, and reports whether there is a birth
-// underway. If not, what was started is in the pod's present record.
-func (p *pod) miss(b *birth) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	b.missed = b.underway
-	return b.underway
+	// row is what the keeper has of the pod: its namespaces and, if it has one,
+	// its first process. firstEnded is closed when that has ended; nil without.
+	row        *table.Row
+	firstEnded chan struct{}
 }
 
 // process is a container's first process and the descriptors that belong to it.
 type process struct {
-	pid   int
-	pidfd *os.File
+	// row is the process at the keeper, from its start on; set under the pod's
+	// op, before the container is recorded as running.
+	row *table.Row
 	// started is closed once the start is recorded, exited once the end is.
 	started, exited chan struct{}
 	// failure is why the only start came to nothing; guarded by the pod's op.
@@ -79,19 +49,13 @@ type process struct {
 	unrecorded chan error
 	// end makes one of several reports of the same end count.
 	end sync.Once
-	// orphan tells how the process ended if the keeper that was its parent
-	// died before; guarded by the pod's mu.
-	orphan *orphan.Orphan
-	// terminal is the pty master, stdin the write end of the input pipe.
-	terminal, stdin *os.File
-	// log is held so that another keeper can go on with it where one died; its
-	// fields are guarded by the pod's mu. reopening is held while it is exchanged.
-	log       *client.LogConfig
+	// stdin is the write end of the input pipe, or the terminal.
+	stdin *os.File
+	// reopening is held while the log is exchanged.
 	reopening sync.Mutex
 	// rootfs is the detached root mount between create and start.
 	rootfs *os.File
 	group  *cgroup.Group // guarded by the pod's mu where it is not its op's
-	birth  birth
 }
 
 // groupOfProcess is a container's cgroup, nil for none, for who has not the
@@ -255,8 +219,11 @@ func (pr *process) close() error {
 	if pr == nil {
 		return nil
 	}
-	pr.log.Close()
-	return closeFiles(pr.pidfd, pr.terminal, pr.stdin, pr.rootfs)
+	var err error
+	if pr.row != nil {
+		err = pr.row.Drop()
+	}
+	return errors.Join(err, closeFiles(pr.stdin, pr.rootfs))
 }
 
 // closeFiles closes files of which some may be nil, closed or the same.

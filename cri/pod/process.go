@@ -80,7 +80,7 @@ func (pr *process) signal(sig unix.Signal) error {
 	case <-pr.exited:
 		return nil
 	default:
-		return signal(pr.pidfd, sig)
+		return pr.row.Signal(sig)
 	}
 }
 

@@ -103,7 +103,9 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 
 	entries := map[string]*client.Entry{}
-	for id, e := range m.recordedExits() {
+	recorded, err := m.Keeper.RecordedExits()
+	warn(err, "read exits that were recorded")
+	for id, e := range recorded {
 		entries[id] = &client.Entry{ID: id, Kind: e.Kind, Exit: &e}
 	}
 
@@ -149,10 +151,8 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	p := newPod(m, r, l.journal)
 	if e := entries[r.ID]; e != nil && e.Namespaces != nil {
 		p.setNamespaces(e.Namespaces)
-		if e.PidFD != nil && e.Exit == nil { // its start may not be recorded
-			p.setPaused()
-			p.setPause(e.PidFD)
-		}
+		// That it has a process may not be recorded.
+		p.hold(m.table.Restore(e, p.sandboxHooks()), e.PidFD != nil && e.Exit == nil)
 	}
 
 	m.levels.Hold(r.SELinuxLevel)
@@ -255,16 +255,17 @@ func (p *pod) release(ctx context.Context, e *client.Entry) error {
 			return err
 		}
 	}
-	return p.m.Keeper.forgetDying(ctx, e.ID, nil)
+	return p.m.forgetDying(ctx, e.ID, nil)
 }
 
 // adopt takes over a process that an earlier daemon started.
 func (p *pod) adopt(c *Container, e *client.Entry) error {
 	pr := newProcess()
-	pr.pid, pr.pidfd, pr.terminal = e.Pid, e.PidFD, e.Terminal
-	pr.stdin, pr.log = e.Kept["stdin"], e.Log
-	if pr.terminal != nil && c.Config.Msg.GetStdin() {
-		pr.stdin = pr.terminal
+	pr.row = p.m.table.Restore(e, p.containerHooks(c.ID))
+	if pr.stdin = e.Kept["stdin"]; e.Terminal == nil {
+		pr.row.Hold(e.Log, pr.keep)
+	} else if c.Config.Msg.GetStdin() {
+		pr.stdin = e.Terminal
 	}
 
 	group, err := p.m.Cgroups.Open(c.CgroupPath)

@@ -21,6 +21,7 @@ import (
 	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
 	"crisp/runtime/keeper/client"
+	"crisp/runtime/keeper/table"
 	"crisp/runtime/launch"
 )
 
@@ -306,8 +307,8 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	}
 
 	request := launch.SandboxRequest{ID: r.ID, Options: o}
+	p.hold(p.m.table.Begin(r.ID, client.Sandbox, p.sandboxHooks()), o.PidNS)
 	if o.PidNS {
-		p.setPaused()
 		group, err := p.pauseCgroup(ctx)
 		if err != nil {
 			return fmt.Errorf("make cgroup: %w", err)
@@ -315,33 +316,26 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 		request.Group = group
 	}
 
-	p.beginBirth(&p.birth)
-	err = p.bear(ctx, request)
-	if missed := p.endBirth(&p.birth); missed && err == nil {
-		return p.handOverMissed(func(k *client.Client, exits map[string]client.Exit) error {
-			return p.handOverSandbox(p.m.ctx, k, p.record(), exits)
-		})
-	}
-
-	return err
+	return p.startSandbox(ctx, request)
 }
 
-// bear has the keeper make the pod's namespaces, and records them.
-func (p *pod) bear(ctx context.Context, request launch.SandboxRequest) error {
+// startSandbox has the keeper make the pod's namespaces, and records them.
+func (p *pod) startSandbox(ctx context.Context, request launch.SandboxRequest) error {
 	started, err := p.m.Launcher.Sandbox(ctx, request)
 	if err != nil {
 		return err
 	}
 
 	p.setNamespaces(started.Namespaces)
-	if started.PidFD == nil {
-		return nil
+	if started.PidFD != nil && !request.Options.PidNS {
+		if err := started.PidFD.Close(); err != nil {
+			return err
+		}
+		started.Pid, started.PidFD = 0, nil
 	}
-
-	if !request.Options.PidNS {
-		return started.PidFD.Close()
+	if err := p.row.Started(p.m.ctx, started); err != nil || started.PidFD == nil {
+		return err
 	}
-	p.setPause(started.PidFD)
 
 	pause, err := identify(started.Pid)
 	if err != nil {
@@ -353,42 +347,43 @@ func (p *pod) bear(ctx context.Context, request launch.SandboxRequest) error {
 // dropNamespaces lets the kernel free the namespaces: nothing else holds them
 // once the containers are gone.
 func (p *pod) dropNamespaces(ctx context.Context) error {
-	if err := p.killPause(); err != nil {
+	if err := p.killFirst(); err != nil {
 		return fmt.Errorf("kill the pod's first process: %w", err)
 	}
-	p.setNamespaces(nil)
+
 	p.mu.Lock()
-	ended := p.paused
+	row, ended := p.row, p.firstEnded
 	p.mu.Unlock()
+	if row != nil {
+		row.Abandon()
+	}
+	p.setNamespaces(nil)
+
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	return p.m.Keeper.forgetDying(ctx, p.record().ID, ended)
-}
-
-// setPaused notes that the pod is about to have a first process of its own.
-func (p *pod) setPaused() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.paused = make(chan struct{})
-}
-
-// setPause takes over the pidfd of the pod's first process.
-func (p *pod) setPause(pidfd *os.File) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.paused == nil { // it has ended already
-		pidfd.Close()
-		return
+	if err := p.m.forgetDying(ctx, p.record().ID, ended); err != nil || row == nil {
+		return err
 	}
-	p.pause = pidfd
+	return row.Drop()
 }
 
-// killPause kills the pod's first process, be its start recorded or not.
-func (p *pod) killPause() error {
+// hold takes the pod's row, and with first the pod has a first process of its own.
+func (p *pod) hold(row *table.Row, first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.pause != nil {
-		return signal(p.pause, unix.SIGKILL)
+	p.row, p.firstEnded = row, nil
+	if first {
+		p.firstEnded = make(chan struct{})
+	}
+}
+
+// killFirst kills the pod's first process, whether its start was recorded or not.
+func (p *pod) killFirst() error {
+	p.mu.Lock()
+	row := p.row
+	p.mu.Unlock()
+	if row != nil && row.PidFD() != nil {
+		return row.Signal(unix.SIGKILL)
 	}
 	if r := p.record(); r.Pause != nil && r.BootID == p.m.bootID {
 		return killProcess(r.Pause)

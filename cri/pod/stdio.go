@@ -48,9 +48,10 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 		return err
 	}
 
-	pr.log = &client.LogConfig{MaxLine: p.m.MaxLogLine, Out: out}
+	log := &client.LogConfig{MaxLine: p.m.MaxLogLine, Out: out}
+	pr.row.Hold(log, pr.keep)
 	if c.Config.Msg.GetTty() {
-		pr.log.Stdout, err = client.NewTerminalStream(p.m.MaxLogLine)
+		log.Stdout, err = client.NewTerminalStream(p.m.MaxLogLine)
 		return err
 	}
 	if c.Config.Msg.GetStdin() {
@@ -63,11 +64,11 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 			return err
 		}
 	}
-	if pr.log.Stdout, err = p.openStream(h, "stdout"); err != nil {
+	if log.Stdout, err = p.openStream(h, "stdout"); err != nil {
 		return err
 	}
 
-	pr.log.Stderr, err = p.openStream(h, "stderr")
+	log.Stderr, err = p.openStream(h, "stderr")
 	return err
 }
 
@@ -86,9 +87,10 @@ func (p *pod) openStream(h *held, name string) (*client.Stream, error) {
 }
 
 // keep names what the keeper holds for a daemon that comes after this one, so
-// that this one in turn could hold it for another keeper.
-func keep(pr *process) []client.Named {
-	if pr.stdin == nil || pr.stdin == pr.terminal || !isOpen(pr.stdin) {
+// that this one in turn could hold it for another keeper. It is the input, if
+// that is a pipe.
+func (pr *process) keep() []client.Named {
+	if pr.stdin == nil || !isOpen(pr.stdin) {
 		return nil
 	}
 	return []client.Named{{Name: "stdin", File: pr.stdin}}
@@ -162,9 +164,9 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 		return err
 	}
 
-	p.offerLog(pr, out)
-	err = m.Keeper.insist(ctx, func(k *client.Client) error { return k.ReopenLog(ctx, id, out) })
-	p.settleLog(pr, err)
+	pr.offerLog(out)
+	err = m.Keeper.Retry(ctx, func(k *client.Client) error { return k.ReopenLog(ctx, id, out) })
+	pr.confirmLog(err)
 	if err != nil {
 		return fmt.Errorf("reopen log of container %s: %w", id, err)
 	}
@@ -176,33 +178,31 @@ const maxFormer = 4
 
 // offerLog makes out the log of a process. Until the keeper has confirmed it
 // the last one is held as well: output may have gone to either if the keeper dies.
-func (p *pod) offerLog(pr *process, out *os.File) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l := *pr.log
-	l.Former = append(slices.Clone(l.Former), l.Out)
-	if len(l.Former) > maxFormer {
-		l.Former[0].Close()
-		l.Former = l.Former[1:]
-	}
-	l.Out = out
-	pr.log = &l
+func (pr *process) offerLog(out *os.File) {
+	pr.row.ChangeLog(func(l client.LogConfig) client.LogConfig {
+		l.Former = append(slices.Clone(l.Former), l.Out)
+		if len(l.Former) > maxFormer {
+			l.Former[0].Close()
+			l.Former = l.Former[1:]
+		}
+		l.Out = out
+		return l
+	})
 }
 
-// settleLog lets go of the file that is not the log any more, after the
+// confirmLog lets go of the file that is not the log any more, after the
 // keeper's answer. Without an answer both are held.
-func (p *pod) settleLog(pr *process, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l := *pr.log
-	last := len(l.Former) - 1
-	switch {
-	case err == nil:
-		warn(closeFiles(l.Former...), "close a former log")
-		l.Former = nil
-	case client.Refused(err):
-		warn(l.Out.Close(), "close a log that is not used")
-		l.Out, l.Former = l.Former[last], l.Former[:last:last]
-	}
-	pr.log = &l
+func (pr *process) confirmLog(err error) {
+	pr.row.ChangeLog(func(l client.LogConfig) client.LogConfig {
+		last := len(l.Former) - 1
+		switch {
+		case err == nil:
+			warn(closeFiles(l.Former...), "close a former log")
+			l.Former = nil
+		case client.Refused(err):
+			warn(l.Out.Close(), "close a log that is not used")
+			l.Out, l.Former = l.Former[last], l.Former[:last:last]
+		}
+		return l
+	})
 }

@@ -25,11 +25,11 @@ func TestClosedStreamsAreNotKept(t *testing.T) {
 	}
 	defer r.Close()
 	pr := &process{stdin: w}
-	if got := keep(pr); len(got) != 1 || got[0].Name != "stdin" {
+	if got := pr.keep(); len(got) != 1 || got[0].Name != "stdin" {
 		t.Errorf("keeps %v, want the input", got)
 	}
 	w.Close()
-	if got := keep(pr); len(got) != 0 {
+	if got := pr.keep(); len(got) != 0 {
 		t.Errorf("keeps %v, want nothing", got)
 	}
 }

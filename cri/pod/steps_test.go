@@ -16,8 +16,8 @@ type trace struct {
 
 var errStep = errors.New("step went wrong")
 
-// table makes n steps, of which do number failDo and undo number failUndo fail.
-func table(n, failDo, failUndo int) []step[*trace] {
+// stepTable makes n steps, of which do number failDo and undo number failUndo fail.
+func stepTable(n, failDo, failUndo int) []step[*trace] {
 	var steps []step[*trace]
 	for i := range n {
 		note := func(what string, fail bool) func(*trace, context.Context) error {
@@ -49,7 +49,7 @@ func TestWalkRecordsEachPhaseBeforeItsStep(t *testing.T) {
 		tr.events = append(tr.events, phase)
 		return nil
 	}
-	if err := walk(t.Context(), table(2, -1, -1), &tr, note); err != nil {
+	if err := walk(t.Context(), stepTable(2, -1, -1), &tr, note); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{"step 0", "do0", "step 1", "do1", phaseReady}
@@ -61,7 +61,7 @@ func TestWalkRecordsEachPhaseBeforeItsStep(t *testing.T) {
 func TestWalkUndoesFromTheFailedStep(t *testing.T) {
 	for fail := range 3 {
 		var tr trace
-		err := walk(t.Context(), table(3, fail, -1), &tr, tr.note)
+		err := walk(t.Context(), stepTable(3, fail, -1), &tr, tr.note)
 		if !errors.Is(err, errStep) || leftOver(err) {
 			t.Fatalf("step %d fails: error %v", fail, err)
 		}
@@ -103,7 +103,7 @@ func TestWalkUndoesAfterTheCallerGaveUp(t *testing.T) {
 
 func TestFailedUndoKeepsWhatItRestsOn(t *testing.T) {
 	var tr trace
-	err := walk(t.Context(), table(3, 2, 1), &tr, tr.note)
+	err := walk(t.Context(), stepTable(3, 2, 1), &tr, tr.note)
 	if !leftOver(err) {
 		t.Errorf("error %v does not say that something is left", err)
 	}
@@ -120,7 +120,7 @@ func TestUnwindFromPhase(t *testing.T) {
 		phaseStopped: {"undo2", "undo1", "undo0"},
 	} {
 		var tr trace
-		if err := unwind(t.Context(), table(3, -1, -1), phase, &tr); err != nil {
+		if err := unwind(t.Context(), stepTable(3, -1, -1), phase, &tr); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(tr.events, want) {
@@ -132,7 +132,7 @@ func TestUnwindFromPhase(t *testing.T) {
 func TestUnrecordedPhaseIsUndone(t *testing.T) {
 	var tr trace
 	errDisk := errors.New("disk is full")
-	err := walk(t.Context(), table(2, -1, -1), &tr, func(phase string, _ bool) error {
+	err := walk(t.Context(), stepTable(2, -1, -1), &tr, func(phase string, _ bool) error {
 		if phase == "step 1" {
 			return errDisk
 		}
