@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/pod"
+	"crisp/cri/pod/stdio"
 )
 
 // maxExecOutput is how much of a command's output ExecSync returns: what
@@ -57,7 +58,7 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 		defer cancel()
 	}
 	stdout, stderr := capped{max: maxExecOutput}, capped{max: maxExecOutput}
-	code, err := s.Pods.Exec(ctx, r.GetContainerId(), r.GetCmd(), pod.Streams{Stdout: &stdout, Stderr: &stderr})
+	code, err := s.Pods.Exec(ctx, r.GetContainerId(), r.GetCmd(), stdio.Streams{Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
 		return nil, err
 	}

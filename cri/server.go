@@ -11,6 +11,7 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"crisp/cri/pod"
+	"crisp/cri/pod/stdio"
 	"crisp/cri/rpcerr"
 	"crisp/cri/stats"
 	"crisp/cri/stream"
@@ -119,8 +120,8 @@ func (s Sessions) PortForward(ctx context.Context, id string, port int32, conn i
 }
 
 // streams converts a session's ends; stop releases what that takes.
-func streams(in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) (pod.Streams, func()) {
-	st := pod.Streams{Stdin: in, TTY: tty}
+func streams(in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) (stdio.Streams, func()) {
+	st := stdio.Streams{Stdin: in, TTY: tty}
 	if out != nil {
 		st.Stdout = out
 	}
@@ -132,7 +133,7 @@ func streams(in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan rem
 		return st, func() {}
 	}
 
-	sizes, quit := make(chan pod.TerminalSize), make(chan struct{})
+	sizes, quit := make(chan stdio.TerminalSize), make(chan struct{})
 	st.Resize = sizes
 	go func() {
 		for {
@@ -142,7 +143,7 @@ func streams(in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan rem
 					return
 				}
 				select {
-				case sizes <- pod.TerminalSize{Width: r.Width, Height: r.Height}:
+				case sizes <- stdio.TerminalSize{Width: r.Width, Height: r.Height}:
 				case <-quit:
 					return
 				}

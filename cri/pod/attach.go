@@ -2,16 +2,11 @@ package pod
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
-	"sync"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"crisp/runtime/keeper/client"
+	"crisp/cri/pod/stdio"
 )
 
 // Attach connects a client to a running container's standard streams until
@@ -20,7 +15,7 @@ import (
 // slowly does not hold up the container: the output waits for it, up to a
 // limit, beyond which the session ends with ErrSlow. One may miss some output
 // when the keeper dies.
-func (m *Manager) Attach(ctx context.Context, id string, st Streams) error {
+func (m *Manager) Attach(ctx context.Context, id string, st stdio.Streams) error {
 	p, id, err := m.container(id)
 	if err != nil {
 		return err
@@ -34,230 +29,12 @@ func (m *Manager) Attach(ctx context.Context, id string, st Streams) error {
 		return fmt.Errorf("attach to container %s: its standard input is not open: %w", id, ErrState)
 	}
 
-	if err := m.attach(ctx, c, pr, st); err != nil {
+	to := stdio.Container{
+		ID: c.ID, Keeper: m.Keeper, TTY: c.Config.Msg.GetTty(), Once: c.Config.Msg.GetStdinOnce(),
+		Stdin: pr.stdin, Terminal: pr.row.Terminal(), Exited: pr.exited,
+	}
+	if err := to.Attach(ctx, m.ctx, st); err != nil {
 		return fmt.Errorf("attach to container %s: %w", id, err)
 	}
 	return nil
-}
-
-// lostTime is how long after the end of an attached output the loss of the
-// connection to the keeper, which may be why it ended, takes to be noticed.
-const lostTime = 100 * time.Millisecond
-
-// attach connects to the present keeper, and to the next one if that one dies.
-func (m *Manager) attach(ctx context.Context, c *Container, pr *process, st Streams) error {
-	stopResize := followResize(pr.row.Terminal(), st.Resize)
-	defer stopResize()
-	k := conversation{m: m, c: c, pr: pr, st: st}
-	if st.Stdout == nil && st.Stderr == nil {
-		return k.listen(ctx, m.feed(c, pr, st.Stdin))
-	}
-
-	for again := false; ; again = true {
-		keeper, err := k.connect(ctx)
-		if again && (errors.Is(err, client.ErrNotRunning) || errors.Is(err, client.ErrNotFound)) {
-			return nil // it ended meanwhile
-		}
-		if err != nil {
-			return err
-		}
-
-		if !again { // not before the answer to it can be heard
-			m.feed(c, pr, st.Stdin)
-		}
-		if over, err := k.converse(ctx); over || err != nil {
-			return err
-		}
-
-		select {
-		case <-keeper.Done():
-		case <-time.After(lostTime):
-			return nil // the output has ended, not the keeper
-		}
-	}
-}
-
-// conversation is a client attached to a container.
-type conversation struct {
-	m  *Manager
-	c  *Container
-	pr *process
-	st Streams
-
-	readers [2]*os.File // stdout, stderr
-}
-
-// connect has the keeper copy the output to new pipes.
-func (k *conversation) connect(ctx context.Context) (keeper *client.Client, err error) {
-	var writers [2]*os.File
-	k.readers = writers
-	defer func() {
-		closeAll(writers)
-		if err != nil {
-			closeAll(k.readers)
-		}
-	}()
-
-	for i, want := range []bool{k.st.Stdout != nil, k.st.Stderr != nil && !k.c.Config.Msg.GetTty()} {
-		if !want {
-			continue
-		}
-		r, w, err := pipe()
-		if err != nil {
-			return nil, err
-		}
-
-		writers[i] = w
-		if k.readers[i], err = polled(r); err != nil {
-			return nil, err
-		}
-	}
-
-	err = k.m.Keeper.Retry(ctx, func(c *client.Client) error {
-		keeper = c
-		return c.Attach(ctx, k.c.ID, writers[0], writers[1])
-	})
-	return keeper, err
-}
-
-func closeAll(files [2]*os.File) {
-	for _, f := range files {
-		if f != nil {
-			f.Close()
-		}
-	}
-}
-
-// listen serves a client that only writes, until its input ends.
-func (k *conversation) listen(ctx context.Context, input <-chan struct{}) error {
-	select {
-	case <-input:
-	case <-k.pr.exited:
-	case <-ctx.Done():
-		return whyEnded(ctx)
-	}
-	return nil
-}
-
-// converse moves bytes until the output ends, which is over if the container
-// has ended or the client is gone.
-func (k *conversation) converse(ctx context.Context) (over bool, err error) {
-	var backlogs []*backlog
-	var filling, emptying sync.WaitGroup
-	gone := make(chan struct{}, 2)
-	for i, to := range []io.Writer{k.st.Stdout, k.st.Stderr} {
-		from := k.readers[i]
-		if from == nil {
-			continue
-		}
-
-		b := newBacklog(maxBacklog)
-		backlogs = append(backlogs, b)
-		filling.Go(func() { b.fill(from) })
-		emptying.Go(func() {
-			if b.empty(to) != nil {
-				gone <- struct{}{}
-			}
-		})
-	}
-
-	filled, emptied := closedAfter(&filling), closedAfter(&emptying)
-	defer func() {
-		for _, b := range backlogs {
-			b.drop()
-		}
-		<-emptied
-	}()
-
-	over, err = k.await(ctx, filled, gone)
-	for _, f := range k.readers {
-		if f != nil {
-			f.SetReadDeadline(time.Now())
-		}
-	}
-
-	<-filled
-	for _, f := range k.readers {
-		if client.OutputLost(f) {
-			err = errors.Join(err, fmt.Errorf("%w: the output came faster than it could be passed on", ErrSlow))
-		}
-	}
-
-	closeAll(k.readers)
-	if err != nil {
-		return over, err
-	}
-
-	// The rest is the client's, however slow it is.
-	select {
-	case <-emptied:
-	case <-gone:
-		over = true
-	case <-ctx.Done():
-		return true, whyEnded(ctx)
-	}
-
-	for _, b := range backlogs {
-		err = errors.Join(err, b.lost())
-	}
-	return over || err != nil, err
-}
-
-// await waits until there is no more output to come, or nobody for it.
-func (k *conversation) await(ctx context.Context, filled, gone <-chan struct{}) (over bool, err error) {
-	select {
-	case <-filled:
-		return false, nil
-	case <-gone:
-		return true, nil
-	case <-k.pr.exited:
-		// The keeper closes its ends when the last output is out.
-		select {
-		case <-filled:
-		case <-time.After(attachDrain):
-		}
-		return true, nil
-	case <-ctx.Done():
-		return true, whyEnded(ctx)
-	}
-}
-
-func closedAfter(wg *sync.WaitGroup) <-chan struct{} {
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
-	return done
-}
-
-// whyEnded is the reason for which a session's context ended, nil if its
-// client has gone.
-func whyEnded(ctx context.Context) error {
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
-	}
-	return nil
-}
-
-// attachDrain bounds the wait for a container's last output after its end.
-const attachDrain = 2 * time.Second
-
-// feed copies a client's input to the container. With stdin_once its end is
-// the end of the container's input.
-func (m *Manager) feed(c *Container, pr *process, from io.Reader) <-chan struct{} {
-	if from == nil {
-		return nil
-	}
-	done := make(chan struct{})
-
-	// Not waited for: a client that sends nothing blocks its read for ever.
-	go func() {
-		defer close(done)
-		io.Copy(pr.stdin, from)
-		if c.Config.Msg.GetStdinOnce() && !c.Config.Msg.GetTty() {
-			pr.stdin.Close()
-			err := m.Keeper.Retry(m.ctx, func(k *client.Client) error { return k.CloseKept(m.ctx, c.ID, "stdin") })
-			warn(err, "close a container's input", "container", c.ID)
-		}
-	}()
-
-	return done
 }

@@ -12,7 +12,7 @@ import (
 // off, which makes kubelet list everything anew instead of missing something.
 const eventBacklog = 1024
 
-// ErrSlow ends a subscription or session whose reader fell too far behind.
+// ErrSlow ends a subscription whose reader fell too far behind.
 var ErrSlow = errors.New("the client reads too slowly")
 
 // Subscription delivers events until it is cancelled, falls behind or the

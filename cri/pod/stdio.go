@@ -11,35 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/cri/pod/stdio"
 	"crisp/cri/spec"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/rootpath"
 )
-
-// pipe returns both ends of a pipe. Unlike os.Pipe it leaves them blocking:
-// the end that a container gets must not surprise it with EAGAIN.
-func pipe() (r, w *os.File, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, fmt.Errorf("make pipe: %w", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe"), nil
-}
-
-// polled turns our end of a pipe over to the network poller, so that a wait
-// for it holds no thread and ends when the file is closed.
-func polled(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, fmt.Errorf("duplicate pipe: %w", err)
-	}
-	f.Close()
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("make pipe non-blocking: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "pipe"), nil
-}
 
 // openStdio makes a container's standard streams and opens its log.
 func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
@@ -55,12 +31,12 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 		return err
 	}
 	if c.Config.Msg.GetStdin() {
-		rd, wr, err := pipe()
+		rd, wr, err := stdio.Pipe()
 		if err != nil {
 			return err
 		}
 		h.add("stdin", rd)
-		if pr.stdin, err = polled(wr); err != nil {
+		if pr.stdin, err = stdio.Polled(wr); err != nil {
 			return err
 		}
 	}
@@ -74,7 +50,7 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 
 // openStream makes an output of a container; the end that is written to goes to h.
 func (p *pod) openStream(h *held, name string) (*client.Stream, error) {
-	rd, wr, err := pipe()
+	rd, wr, err := stdio.Pipe()
 	if err != nil {
 		return nil, err
 	}

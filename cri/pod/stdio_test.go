@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/cri/pod/stdio"
 	"crisp/cri/spec"
 	"crisp/test/testkit"
 )
 
 func TestClosedStreamsAreNotKept(t *testing.T) {
-	r, w, err := pipe()
+	r, w, err := stdio.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,13 +38,13 @@ func TestClosedStreamsAreNotKept(t *testing.T) {
 // TestPipesOfContainersBlock: a container must not see EAGAIN on its streams,
 // and a read on our end must end when it is closed.
 func TestPipesOfContainersBlock(t *testing.T) {
-	r, w, err := pipe()
+	r, w, err := stdio.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
 
-	if r, err = polled(r); err != nil {
+	if r, err = stdio.Polled(r); err != nil {
 		t.Fatal(err)
 	}
 	flags, err := unix.FcntlInt(w.Fd(), unix.F_GETFL, 0)
