@@ -22,31 +22,29 @@ import (
 )
 
 // containerSteps is what a container does to the machine before it is started.
-var containerSteps = []step[*making]{
-	{name: "prepare root file system", do: (*making).prepareRootfs, undo: (*making).discardRootfs},
-	{name: "make spec", do: (*making).makeSpec, undo: (*making).removeSpec},
-	{name: "make cgroup", do: (*making).makeCgroup, undo: (*making).removeCgroup},
+var containerSteps = []step[*creation]{
+	{name: "prepare root file system", do: (*creation).prepareRootfs, undo: (*creation).discardRootfs},
+	{name: "make spec", do: (*creation).makeSpec, undo: (*creation).removeSpec},
+	{name: "make cgroup", do: (*creation).makeCgroup, undo: (*creation).removeCgroup},
 }
 
-// making is a container while it is created, or while that is undone, when
+// creation is a container while it is created, or while that is undone, when
 // only the first two fields are set.
-type making struct {
+type creation struct {
 	p  *pod
 	id string
 	// For the forward walk: the image, and once the spec is made, that and
-	// what else it tells of the container.
+	// what else it says of the container.
 	image image.Image
 	spec  *specs.Spec
 	found func(*Container)
 }
 
-func (k *making) record() *Container { return k.p.record().Container(k.id) }
+func (k *creation) record() *Container { return k.p.record().Container(k.id) }
 
 // dir is the container's directory below that of its pod, which it has if it has
 // volumes.
-func (k *making) dir() string { return filepath.Join(k.p.m.store.podDir(k.p.record().ID), k.id) }
-
-func (k *making) specPath() string { return k.dir() + specSuffix }
+func (k *creation) dir() string { return k.p.containerDir(k.id) }
 
 // specSuffix follows a container's id in the name of the file with its spec.
 const specSuffix = ".json"
@@ -124,7 +122,7 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 
 // recorder notes the phases of a new container. The first note brings it into
 // the pod's record, later ones bring what the steps have found out.
-func (k *making) recorder(c *Container) recorder {
+func (k *creation) recorder(c *Container) recorder {
 	return func(phase string, _ bool) error {
 		return k.p.update(func(r *Record) {
 			known := r.edit(c.ID, func(c *Container) {
@@ -141,7 +139,7 @@ func (k *making) recorder(c *Container) recorder {
 }
 
 // newContainer checks what needs no change to the machine.
-func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*making, *Container, error) {
+func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*creation, *Container, error) {
 	img, err := p.m.Images.Get(cfg.GetImage().GetImage())
 	if err != nil {
 		return nil, nil, err
@@ -164,7 +162,7 @@ func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*making, *Container
 		m := message(res)
 		c.Resources = &m
 	}
-	return &making{p: p, id: id, image: img}, c, nil
+	return &creation{p: p, id: id, image: img}, c, nil
 }
 
 // imageRef is the name to show for a container's image.
@@ -217,7 +215,7 @@ func (m *Manager) unindex(containerID string) {
 	delete(m.containers, containerID)
 }
 
-func (k *making) prepareRootfs(ctx context.Context) error {
+func (k *creation) prepareRootfs(ctx context.Context) error {
 	uids, gids := spec.IDMaps(k.p.record().Config.Msg)
 	return k.p.m.Images.Prepare(ctx, k.id, k.image.ID, imageMaps(uids), imageMaps(gids))
 }
@@ -230,14 +228,14 @@ func imageMaps(maps []plan.IDMap) []image.IDMap {
 	return out
 }
 
-func (k *making) discardRootfs(ctx context.Context) error {
+func (k *creation) discardRootfs(ctx context.Context) error {
 	err := k.p.takeProcess(k.id).close()
 	return errors.Join(err, k.p.m.Images.Discard(ctx, k.id))
 }
 
 // makeSpec translates the configuration. It reads the image's user files, so
 // the root file system is mounted now, and kept for the start.
-func (k *making) makeSpec(ctx context.Context) error {
+func (k *creation) makeSpec(ctx context.Context) error {
 	p := k.p
 	labels, err := p.containerLabels(k.record().Config.Msg)
 	if err != nil {
@@ -258,7 +256,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 	}
 
 	for _, w := range out.Warnings {
-		klog.InfoS("A container gets less than it asks for", "container", k.id, "missing", w)
+		klog.InfoS("Unsupported container settings ignored", "container", k.id, "missing", w)
 	}
 	for _, v := range out.Volumes {
 		if err := makeVolume(ctx, root, v); err != nil {
@@ -282,7 +280,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 	}
 
 	k.spec = out.Spec
-	if err := durable.CreateFile(k.specPath(), data, 0o600); err != nil {
+	if err := durable.CreateFile(k.p.specPath(k.id), data, 0o600); err != nil {
 		return err
 	}
 
@@ -296,7 +294,7 @@ func (k *making) makeSpec(ctx context.Context) error {
 
 // translate makes the runtime-spec from everything that decides it, and its
 // encoded form.
-func (k *making) translate(ctx context.Context, root *os.File, labels spec.Labels) (*spec.Result, []byte, spec.ResolvedUser, error) {
+func (k *creation) translate(ctx context.Context, root *os.File, labels spec.Labels) (*spec.Result, []byte, spec.ResolvedUser, error) {
 	cfg, img := k.record().Config.Msg, k.image.Config.Config
 	release, err := k.p.m.Images.Reserve(ctx, spec.Cost(cfg, img))
 	if err != nil {
@@ -317,7 +315,7 @@ func (k *making) translate(ctx context.Context, root *os.File, labels spec.Label
 	return out, data, user, err
 }
 
-func (k *making) container(labels spec.Labels, user spec.ResolvedUser) (*spec.Result, error) {
+func (k *creation) container(labels spec.Labels, user spec.ResolvedUser) (*spec.Result, error) {
 	m, sandbox, cfg := k.p.m, k.p.record().Config.Msg, k.record().Config.Msg
 	node, err := os.Hostname()
 	if err != nil {
@@ -336,7 +334,7 @@ func (k *making) container(labels spec.Labels, user spec.ResolvedUser) (*spec.Re
 
 // imageVolumes records which image each image mount was resolved to, and keeps
 // it: its content is what the container gets, even if the reference moves.
-func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount, label string) ([]ImageVolume, error) {
+func (k *creation) imageVolumes(ctx context.Context, mounts []spec.ImageMount, label string) ([]ImageVolume, error) {
 	var out []ImageVolume
 	for _, im := range mounts {
 		img, err := k.p.m.Images.Get(im.Image.GetImage())
@@ -348,7 +346,7 @@ func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount, lab
 			return nil, fmt.Errorf("%w: keep the image for %s: %w", ErrImageVolume, im.Path, err)
 		}
 
-		// Whether it can be mounted is told now, where kubelet looks for it.
+		// Whether it can be mounted is found out now, where kubelet looks for the answer.
 		f, err := k.p.m.Images.MountImage(ctx, img.ID, im.SubPath, image.View{UserNS: k.p.namespace("user"), Label: label})
 		if err != nil {
 			return nil, fmt.Errorf("%w: at %s: %w", ErrImageVolume, im.Path, err)
@@ -360,16 +358,16 @@ func (k *making) imageVolumes(ctx context.Context, mounts []spec.ImageMount, lab
 	return out, nil
 }
 
-func (k *making) removeSpec(ctx context.Context) error {
+func (k *creation) removeSpec(ctx context.Context) error {
 	k.p.m.specs.drop(k.id)
-	err := os.Remove(k.specPath())
+	err := os.Remove(k.p.specPath(k.id))
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
 	return errors.Join(k.p.takeProcess(k.id).close(), err, removeTree(ctx, k.dir()))
 }
 
-func (k *making) makeCgroup(ctx context.Context) error {
+func (k *creation) makeCgroup(ctx context.Context) error {
 	group, err := k.p.m.Cgroups.Create(ctx, k.record().CgroupPath, k.spec.Linux.Resources)
 	if err != nil {
 		return err
@@ -378,11 +376,11 @@ func (k *making) makeCgroup(ctx context.Context) error {
 	return nil
 }
 
-func (k *making) removeCgroup(ctx context.Context) error {
+func (k *creation) removeCgroup(ctx context.Context) error {
 	return k.p.m.removeCgroup(ctx, k.record().CgroupPath)
 }
 
-// removeCgroup removes a group with what lives in it, of which nobody may know
+// removeCgroup removes a group with what lives in it, of which there may be no record
 // if the keeper and the daemon died together.
 func (m *Manager) removeCgroup(ctx context.Context, path string) error {
 	group, err := m.Cgroups.Open(path)
@@ -410,19 +408,28 @@ func (m *Manager) killGroup(ctx context.Context, group *cgroup.Group) error {
 	return err
 }
 
+// containerDir is the directory of what a container's creation makes on disk.
+func (p *pod) containerDir(id string) string {
+	return filepath.Join(p.m.store.podDir(p.record().ID), id)
+}
+
+func (p *pod) specPath(id string) string { return p.containerDir(id) + specSuffix }
+
 // loadSpec returns what makeSpec made. It must not be changed.
-func (k *making) loadSpec() (*specs.Spec, error) {
-	if s := k.p.m.specs.get(k.id); s != nil {
+func (p *pod) loadSpec(id string) (*specs.Spec, error) {
+	if s := p.m.specs.get(id); s != nil {
 		return s, nil
 	}
-	data, err := os.ReadFile(k.specPath())
+
+	data, err := os.ReadFile(p.specPath(id))
 	if err != nil {
-		return nil, fmt.Errorf("read spec of container %s: %w", k.id, err)
+		return nil, fmt.Errorf("read spec of container %s: %w", id, err)
 	}
 	s, err := spec.Decode(data)
 	if err != nil {
-		return nil, fmt.Errorf("container %s: %w", k.id, err)
+		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
-	k.p.m.specs.put(k.id, s, len(data))
+
+	p.m.specs.put(id, s, len(data))
 	return s, nil
 }

@@ -88,7 +88,7 @@ func (p *pod) startFailed(ctx context.Context, id string, cause error) {
 	}
 
 	if err := p.updateContainer(id, note); err != nil && !errors.Is(err, ErrNotFound) {
-		p.m.wg.Go(func() { p.insist(id, note, nil) })
+		p.m.wg.Go(func() { p.persistEnd(id, note, nil) })
 	}
 	if pr := p.process(id); pr != nil {
 		pr.failure = cause
@@ -106,8 +106,7 @@ func (p *pod) startFailed(ctx context.Context, id string, cause error) {
 func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	cfg := c.Config.Msg
 	name := "start container " + cfg.GetMetadata().GetName()
-	k := &making{p: p, id: c.ID}
-	s, err := k.loadSpec()
+	s, err := p.loadSpec(c.ID)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}

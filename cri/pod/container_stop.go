@@ -90,7 +90,7 @@ func (p *pod) killGroup(ctx context.Context, c *Container) {
 		return // without one nothing holds it up
 	}
 	err = p.m.killGroup(ctx, group)
-	// That it does not die, the caller tells.
+	// That it does not die, the caller reports.
 	if !errors.Is(err, ErrUnkillable) {
 		warn(err, "kill the cgroup of a container that is to die", "container", c.ID)
 	}
@@ -145,7 +145,7 @@ func (p *pod) removeContainer(ctx context.Context, id string) error {
 // undoContainer takes back all that a container did to the machine, and its
 // record.
 func (p *pod) undoContainer(ctx context.Context, c *Container) error {
-	if err := unwind(ctx, containerSteps, c.Phase, &making{p: p, id: c.ID}); err != nil {
+	if err := unwind(ctx, containerSteps, c.Phase, &creation{p: p, id: c.ID}); err != nil {
 		return err
 	}
 	if err := p.update(func(r *Record) { r.drop(c.ID) }); err != nil {

@@ -16,9 +16,6 @@ import (
 // errKeeperLost is why nothing can be started until another keeper is there.
 var errKeeperLost = fmt.Errorf("another keeper is being started: %w", client.ErrLost)
 
-// errExitLost is a command of which only the end is known.
-var errExitLost = fmt.Errorf("the command has ended, and how is not known: its keeper had died and the kernel does not tell: %w", client.ErrLost)
-
 // Healthy fails when containers cannot be started.
 func (m *Manager) Healthy() error {
 	select {
@@ -128,8 +125,7 @@ func (m *Manager) ContainerDetails(r *Record, c *Container) map[string]any {
 		info["pid"] = c.Process.Pid
 	}
 	if p, err := m.pod(r.ID); err == nil {
-		k := &making{p: p, id: c.ID}
-		if s, err := k.loadSpec(); err == nil {
+		if s, err := p.loadSpec(c.ID); err == nil {
 			info["runtimeSpec"] = m.specInForce(s, r, c)
 		}
 	}

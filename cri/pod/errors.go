@@ -26,5 +26,5 @@ var (
 	ErrImageVolume = crierrors.ErrImageVolumeMountFailed
 	// ErrUnkillable means that a process survived SIGKILL, as one in
 	// uninterruptible sleep does.
-	ErrUnkillable = errors.New("process does not die")
+	ErrUnkillable = errors.New("process could not be killed")
 )

@@ -83,7 +83,7 @@ func (b *broadcaster) close() {
 	}
 }
 
-// send builds the event only if somebody listens.
+// send builds the event only if there is a subscriber.
 func (b *broadcaster) send(r *Record, id string, kind runtimeapi.ContainerEventType) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -111,7 +111,7 @@ func (b *broadcaster) container(r *Record, id string, kind runtimeapi.ContainerE
 	b.send(r, id, kind)
 }
 
-// removed tells of a container that the record no longer holds.
+// removed reports a container that the record no longer holds.
 func (b *broadcaster) removed(now *Record, id string) {
 	b.send(now, id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 }

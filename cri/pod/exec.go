@@ -45,8 +45,7 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, st stdio.St
 }
 
 func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string, st stdio.Streams) (int, error) {
-	k := &making{p: p, id: c.ID}
-	s, err := k.loadSpec()
+	s, err := p.loadSpec(c.ID)
 	if err != nil {
 		return 0, err
 	}

@@ -21,7 +21,7 @@ const cleanTimeout = 30 * time.Second
 const recordRetry = time.Second
 
 // containerExited records the end of a container's first process. A keeper may
-// tell it twice.
+// report it twice.
 func (p *pod) containerExited(id string, e client.Exit) {
 	pr := p.process(id)
 	if pr == nil {
@@ -42,8 +42,8 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.m.ctx), cleanTimeout)
 	defer cancel()
 	e, _ = pr.row.Exit(e)
-	oom := max(e.OOMKills, p.lastRites(ctx, id, pr))
-	recorded := p.insist(id, func(c *Container) {
+	oom := max(e.OOMKills, p.emptyCgroup(ctx, id, pr))
+	recorded := p.persistEnd(id, func(c *Container) {
 		c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
 		c.Reason, c.Message = exitReason(e, oom, c.limits().GetMemoryLimitInBytes())
 	}, pr.unrecorded)
@@ -58,17 +58,17 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	warn(closeFiles(pr.stdin), "close a container's input", "container", id)
 }
 
-// insist records the end of a container, again and again while the disk does
-// not take it. It is false if the daemon ends before. Why it has to wait is
-// told to who listens.
-func (p *pod) insist(id string, change func(*Container), why chan<- error) bool {
+// persistEnd records the end of a container, and retries while the disk does not
+// take it. It returns false if the daemon ends before. Why it has to wait goes to
+// the channel, if there is a receiver.
+func (p *pod) persistEnd(id string, change func(*Container), why chan<- error) bool {
 	for {
 		err := p.updateContainer(id, change)
 		if err == nil || errors.Is(err, ErrNotFound) {
 			return true
 		}
 
-		klog.ErrorS(err, "Record the end of a container", "container", id)
+		klog.ErrorS(err, "Could not record the end of a container, will retry", "container", id)
 		select {
 		case why <- err:
 		default:
@@ -82,8 +82,8 @@ func (p *pod) insist(id string, change func(*Container), why chan<- error) bool 
 	}
 }
 
-// lastRites counts the OOM kills in a container's cgroup and empties it.
-func (p *pod) lastRites(ctx context.Context, id string, pr *process) (oom uint64) {
+// emptyCgroup counts the OOM kills in a container's cgroup and empties it.
+func (p *pod) emptyCgroup(ctx context.Context, id string, pr *process) (oom uint64) {
 	if pr.group == nil {
 		return 0
 	}
@@ -95,7 +95,7 @@ func (p *pod) lastRites(ctx context.Context, id string, pr *process) (oom uint64
 	return oom
 }
 
-// exitReason names an end in the words of the CRI, and says what the exit code
+// exitReason names an end in the terms of the CRI, and adds what the exit code
 // does not: that the kernel or a signal was it. A container ended for lack of
 // memory if the kernel killed in its cgroup and it did not end well.
 func exitReason(e client.Exit, oomKills uint64, memoryLimit int64) (reason, message string) {
@@ -113,18 +113,18 @@ func exitReason(e client.Exit, oomKills uint64, memoryLimit int64) (reason, mess
 	}
 }
 
-// outOfMemory says whom the kernel killed, first being the container's first
-// process, and for which limit.
+// outOfMemory says which process the kernel killed, first being the container's
+// first one, and for which limit.
 func outOfMemory(first bool, kills uint64, limit int64) string {
-	whom := "a process other than the first"
+	victim := "a process other than the first"
 	if first {
-		whom = "its first process"
+		victim = "its first process"
 	}
-	whose := "it has no limit, so that of its pod, or the node's memory, was reached"
+	limited := "the container has no limit, so its pod's limit or the node's memory was reached"
 	if limit > 0 {
-		whose = fmt.Sprintf("its limit is %d bytes", limit)
+		limited = fmt.Sprintf("the container's limit is %d bytes", limit)
 	}
-	return fmt.Sprintf("the kernel killed %s for want of memory (%d killed in all): %s", whom, kills, whose)
+	return fmt.Sprintf("out of memory: the kernel killed %s (%d killed in all): %s", victim, kills, limited)
 }
 
 // sharesPID reports whether a container's processes can outlive its first one.

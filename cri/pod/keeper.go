@@ -34,7 +34,7 @@ func (m *Manager) forgetDying(ctx context.Context, id string, ended <-chan struc
 }
 
 // forgetUnknown lets the keeper forget the end of a process that no one waits
-// for: a command that was given up, or what no record knows.
+// for: a command that was cancelled, or something without a record.
 func (m *Manager) forgetUnknown(e client.Exit) {
 	klog.V(2).InfoS("A process without a record ended", "id", e.ID)
 	m.wg.Go(func() {

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -39,14 +40,14 @@ type Images interface {
 	// Containers are the ids for which something is prepared.
 	Containers() []string
 	// Reserve waits for so many bytes of the memory that is there for what
-	// images bring. The caller releases them, and waits for nobody before.
+	// images bring. The caller releases them, and must not wait for anything before.
 	Reserve(ctx context.Context, bytes int64) (release func(), err error)
 }
 
 // Network connects a pod's network namespace. Detach is idempotent and works
 // when the namespace, or the whole boot it belonged to, is gone.
 type Network interface {
-	// Ready tells why pods could not be attached now.
+	// Ready reports why pods could not be attached now.
 	Ready() error
 	Attach(ctx context.Context, a network.Attachment) (network.Result, error)
 	Detach(ctx context.Context, a network.Attachment) error
@@ -64,7 +65,7 @@ type Options struct {
 	Cgroups        *cgroup.Node
 	Images         Images
 	Network        Network
-	// Host, Node and Seccomp tell package spec about the machine.
+	// Host, Node and Seccomp describe the machine to package spec.
 	Host    spec.Host
 	Node    spec.Node
 	Seccomp spec.Seccomp
@@ -77,7 +78,7 @@ type Options struct {
 	// Handlers are the runtime handlers that pods may name besides "".
 	Handlers []string
 	// Observe gives each pod with a network of its own a first process and a
-	// cgroup for it, from which cAdvisor knows the network's figures.
+	// cgroup for it, from which cAdvisor takes the network's statistics.
 	Observe bool
 	// MaxLogLine is the length in bytes at which a log line is split.
 	MaxLogLine int
@@ -170,7 +171,7 @@ type operation struct {
 }
 
 // join runs do under the given key, unless that is under way already, and
-// waits for its end or the caller's. The work itself goes on without the caller.
+// waits for its end or the caller's. The work itself continues without the caller.
 func (m *Manager) join(ctx context.Context, key string, do func(context.Context) (string, error)) (string, error) {
 	m.mu.Lock()
 	op := m.ops[key]
@@ -193,7 +194,7 @@ func (m *Manager) join(ctx context.Context, key string, do func(context.Context)
 	case <-op.done:
 		return op.id, op.err
 	case <-ctx.Done():
-		return "", fmt.Errorf("wait for %s, which goes on: %w", key, ctx.Err())
+		return "", fmt.Errorf("wait for %s, which continues in the background: %w", key, ctx.Err())
 	}
 }
 
@@ -300,7 +301,7 @@ func (m *Manager) Sandboxes() []*Record {
 		}
 	}
 	m.mu.RUnlock()
-	slices.SortFunc(out, func(a, b *Record) int { return int(b.CreatedAt - a.CreatedAt) })
+	slices.SortFunc(out, func(a, b *Record) int { return cmp.Compare(b.CreatedAt, a.CreatedAt) })
 	return out
 }
 
@@ -317,9 +318,9 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// warn logs what cannot be returned to anybody.
+// warn logs what cannot be returned to a caller: that something could not be done.
 func warn(err error, what string, args ...any) {
 	if err != nil {
-		klog.ErrorS(err, what, args...)
+		klog.InfoS("Could not "+what, append(args, "err", err)...)
 	}
 }

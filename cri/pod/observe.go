@@ -14,7 +14,7 @@ import (
 // there are dashboards that leave out what has none.
 const sandboxImage = "crisp/pause"
 
-// Observed tells cAdvisor of a container, or of a pod that has a first process,
+// Observed describes a container to cAdvisor, or of a pod that has a first process,
 // by its whole ID. It knows them from the moment when they have a cgroup:
 // cAdvisor asks then whose it is, and never again.
 func (m *Manager) Observed(id string) (cadvisor.Container, error) {
@@ -63,8 +63,7 @@ func observedPod(r *Record) (cadvisor.Container, error) {
 }
 
 func (p *pod) observed(c *Container) (cadvisor.Container, error) {
-	k := &making{p: p, id: c.ID}
-	made, err := k.loadSpec()
+	made, err := p.loadSpec(c.ID)
 	if err != nil {
 		return cadvisor.Container{}, err
 	}

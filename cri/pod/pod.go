@@ -19,7 +19,7 @@ type pod struct {
 	// starting hides the pod from lists until its first operation ended.
 	starting atomic.Bool
 	// op serialises operations with several effects; a channel, so that a
-	// waiting caller can give up.
+	// waiting caller can be cancelled.
 	op  chan struct{}
 	rec atomic.Pointer[Record]
 
@@ -45,7 +45,7 @@ type process struct {
 	started, exited chan struct{}
 	// failure is why the only start came to nothing; guarded by the pod's op.
 	failure error
-	// unrecorded gets why the end cannot be put on disk, for who waits for it.
+	// unrecorded gets why the end cannot be put on disk, for a caller that waits for it.
 	unrecorded chan error
 	// end makes one of several reports of the same end count.
 	end sync.Once
@@ -58,8 +58,8 @@ type process struct {
 	group  *cgroup.Group // guarded by the pod's mu where it is not its op's
 }
 
-// groupOfProcess is a container's cgroup, nil for none, for who has not the
-// pod's op.
+// groupOfProcess is a container's cgroup, nil for none, for a caller that
+// does not have the pod's op.
 func (p *pod) groupOfProcess(id string) *cgroup.Group {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -131,24 +131,21 @@ func (p *pod) note(phase string) error {
 // be synced at once: a step that needs that finds it done, or nearly so. Which
 // of the phases is on disk after a power cut does not matter, see [pod.phase].
 func (p *pod) recorder() recorder {
-	var synced chan error
-	return func(phase string, sync bool) error {
+	synced := sync.OnceValue(p.journal.Sync)
+	first := true
+	return func(phase string, wait bool) error {
 		if err := p.note(phase); err != nil {
 			return err
 		}
-		if synced == nil {
-			synced = make(chan error, 1)
-			p.m.wg.Go(func() { synced <- p.journal.Sync() })
+		if first {
+			first = false
+			p.m.wg.Go(func() { synced() })
 		}
 
-		if !sync {
+		if !wait {
 			return nil
 		}
-		return attempt("sync record", func() error {
-			err := <-synced
-			synced <- err
-			return err
-		})
+		return attempt("sync record", synced)
 	}
 }
 
@@ -214,7 +211,7 @@ func newProcess() *process {
 	return &process{started: make(chan struct{}), exited: make(chan struct{}), unrecorded: make(chan error, 1)}
 }
 
-// close gives up the descriptors of a process.
+// close closes the descriptors of a process.
 func (pr *process) close() error {
 	if pr == nil {
 		return nil

@@ -359,7 +359,7 @@ func (s store) loadOne(id string) loaded {
 	}
 
 	// A power cut may leave rubbish for what was not synced, and makes it
-	// void too. In the same boot older lines tell nothing certain.
+	// void too. In the same boot older lines are not certain.
 	if bad == nil && err != nil && r.BootID == s.bootID {
 		bad = err
 	}

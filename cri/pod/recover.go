@@ -27,7 +27,7 @@ type verdict int
 const (
 	// keepPod: as recorded.
 	keepPod verdict = iota
-	// undoPod: its creation was cut short, or failed and was not undone.
+	// undoPod: its creation was interrupted, or failed and was not undone.
 	undoPod
 	// unreadyPod: recorded as ready, but its namespaces are gone.
 	unreadyPod
@@ -60,13 +60,13 @@ type containerVerdict int
 
 const (
 	keepContainer containerVerdict = iota
-	// undoContainer: its creation was cut short.
+	// undoContainer: its creation was interrupted.
 	undoContainer
 	// adoptContainer: it runs; take over its process.
 	adoptContainer
 	// endContainer: its end is known and not yet recorded.
 	endContainer
-	// loseContainer: it ran and is gone, and nobody knows how it ended.
+	// loseContainer: it ran and is gone, and how it ended is not known.
 	loseContainer
 )
 
@@ -122,15 +122,15 @@ func (m *Manager) recover(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	m.dropStrangers(ctx, entries)
-	m.discardStrangers(ctx)
+	m.dropUnknown(ctx, entries)
+	m.discardUnknown(ctx)
 	m.sweepNetwork(ctx)
 
 	return nil
 }
 
 // sweepNetwork gives back addresses of pods without a record. It ends before
-// new pods come, which it must not take for strangers.
+// new pods come, which it would not know.
 func (m *Manager) sweepNetwork(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
@@ -141,7 +141,7 @@ func (m *Manager) sweepNetwork(ctx context.Context) {
 }
 
 // revive makes the pod of a record. One whose record cannot be read is listed
-// as not ready under what its directory's name tells, so that it can be removed.
+// as not ready under its directory's name, so that it can be removed.
 func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	r := l.record
 	if r == nil {
@@ -187,12 +187,12 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 	return errors.Join(errs...)
 }
 
-// finishUndo undoes a pod's creation. It goes on if ctx ends first, and
+// finishUndo undoes a pod's creation. It continues if ctx ends first, and
 // RunSandbox of the same pod waits for it in undo. How it ended is logged there,
-// as nobody may wait by then: an error means only that it goes on.
+// as no caller may wait by then: an error means only that it continues.
 func (p *pod) finishUndo(ctx context.Context) error {
 	r := p.record()
-	// With a reason it was listed before, so that somebody can remove it.
+	// With a reason it was listed before, so that it can be removed.
 	p.starting.Store(r.Reason == "")
 	// Several records may have the name of one pod, so that is no key.
 	_, err := p.m.join(ctx, "undo of sandbox "+r.ID, func(ctx context.Context) (string, error) {
@@ -302,12 +302,12 @@ func (p *pod) lose(ctx context.Context, c *Container) error {
 		if c.StartedAt == 0 { // the start was not recorded
 			c.StartedAt = c.FinishedAt
 		}
-		c.Message = "how the container ended is not known: its holder was gone when the daemon started"
+		c.Message = "exit status unknown: the keeper was gone when the daemon started"
 	})
 }
 
-// discardStrangers removes the writable layers of containers without a record.
-func (m *Manager) discardStrangers(ctx context.Context) {
+// discardUnknown removes the writable layers of containers without a record.
+func (m *Manager) discardUnknown(ctx context.Context) {
 	for _, id := range m.Images.Containers() {
 		m.mu.RLock()
 		known := m.containers[id] != nil
@@ -318,9 +318,9 @@ func (m *Manager) discardStrangers(ctx context.Context) {
 	}
 }
 
-// dropStrangers lets the keeper forget what no record knows, such as exec
+// dropUnknown lets the keeper forget what no record knows, such as exec
 // sessions of the last daemon.
-func (m *Manager) dropStrangers(ctx context.Context, entries map[string]*client.Entry) {
+func (m *Manager) dropUnknown(ctx context.Context, entries map[string]*client.Entry) {
 	for _, e := range entries {
 		m.mu.RLock()
 		known := m.pods[e.ID] != nil || m.containers[e.ID] != nil
@@ -330,7 +330,7 @@ func (m *Manager) dropStrangers(ctx context.Context, entries map[string]*client.
 		}
 
 		if e.PidFD != nil {
-			warn(signal(e.PidFD, 9), "kill a process of no record", "id", e.ID)
+			warn(signal(e.PidFD, unix.SIGKILL), "kill a process of no record", "id", e.ID)
 		}
 		e.Close()
 

@@ -16,10 +16,10 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// salvage makes a record for a pod whose own cannot be read, from all that
-// tells of the pod besides: enough to list it and to remove what it has.
+// salvage makes a record for a pod whose own cannot be read, from all else
+// that describes the pod: enough to list it and to remove what it has.
 func (m *Manager) salvage(l loaded, e *client.Entry) *Record {
-	klog.ErrorS(l.err, "Set a damaged pod record aside", "sandbox", l.id)
+	klog.ErrorS(l.err, "Set aside a damaged pod record", "sandbox", l.id)
 	config := message(&runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: "damaged-" + l.id[:min(12, len(l.id))], Namespace: "unknown", Uid: l.id},
 	})
@@ -65,7 +65,7 @@ func (m *Manager) salvageContainer(path, id string) *Container {
 }
 
 // setAside keeps a damaged record for inspection and ends what runs in its
-// pod. The containers leave the index, as nobody can know them any more.
+// pod. The containers leave the index, as no request can name them any more.
 func (p *pod) setAside(ctx context.Context) error {
 	r := p.record()
 	var errs []error

@@ -485,7 +485,7 @@ func (p *pod) forget(ctx context.Context) error {
 		if _, lost := os.Stat(p.m.store.recordPath(id)); lost == nil {
 			return fmt.Errorf("remove directory of sandbox: %w", err)
 		}
-		klog.ErrorS(err, "Remove the rest of a sandbox's directory", "sandbox", id)
+		klog.ErrorS(err, "Could not remove the rest of a sandbox's directory", "sandbox", id)
 	}
 
 	p.gone = true

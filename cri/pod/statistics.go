@@ -40,7 +40,7 @@ func (s StatsSource) pod(p *pod, r *Record) stats.Pod {
 	}
 
 	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" {
-		// A group that cannot be named has no figures; its containers have.
+		// A group that cannot be named has no statistics; its containers have.
 		if g, err := s.Manager.Cgroups.Parent(parent); err == nil && g.Exists() {
 			out.Group = g
 		}

@@ -102,7 +102,7 @@ func inForce(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerRe
 	return r
 }
 
-// maxMessage is how much a container's status tells of why it is as it is.
+// maxMessage is how much of the reason for its state a container's status gives.
 const maxMessage = 16 << 10
 
 func imageSpec(img *runtimeapi.ImageSpec, ref string) *runtimeapi.ImageSpec {
@@ -172,7 +172,7 @@ func (m *Manager) ListContainers(f *runtimeapi.ContainerFilter) []*runtimeapi.Co
 		}
 	}
 
-	slices.SortStableFunc(out, func(a, b *runtimeapi.Container) int { return int(b.CreatedAt - a.CreatedAt) })
+	slices.SortStableFunc(out, func(a, b *runtimeapi.Container) int { return cmp.Compare(b.CreatedAt, a.CreatedAt) })
 	return out
 }
 

@@ -72,7 +72,7 @@ func (pr *process) keep() []client.Named {
 	return []client.Named{{Name: "stdin", File: pr.stdin}}
 }
 
-// isOpen tells whether a file was not closed, as the input of a container is
+// isOpen reports whether a file was not closed, as the input of a container is
 // after its first client.
 func isOpen(f *os.File) bool {
 	conn, err := f.SyscallConn()
@@ -106,7 +106,7 @@ func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConf
 }
 
 // openLogDirectory opens a pod's log directory, which kubelet makes. A link in its
-// place is somebody else's: of a container that was given the node's logs, and
+// place was made by others: a container that was given the node's logs, and
 // wants its output written elsewhere on the node (CVE-2025-0750).
 func openLogDirectory(path string) (*os.File, error) {
 	dir, err := os.OpenFile(filepath.Clean(path), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)

@@ -84,7 +84,7 @@ func leftOver(err error) bool {
 	return errors.As(err, &l)
 }
 
-// rollback is unwind for a caller that may have given up.
+// rollback is unwind for a caller that may have been cancelled.
 func rollback[T any](ctx context.Context, steps []step[T], phase string, target T) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()

@@ -48,8 +48,7 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, change *runtim
 
 func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimeapi.LinuxContainerResources) error {
 	merged := spec.MergeResources(c.limits(), change)
-	k := &making{p: p, id: c.ID}
-	s, err := k.loadSpec()
+	s, err := p.loadSpec(c.ID)
 	if err != nil {
 		return err
 	}
@@ -112,7 +111,7 @@ func explicit(r *specs.LinuxResources) *specs.LinuxResources {
 }
 
 // setScore gives all processes of a container the score by which the kernel
-// chooses whom to kill for want of memory.
+// chooses what to kill when out of memory.
 func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerResources) error {
 	score := strconv.Itoa(max(int(res.GetOomScoreAdj()), m.Host.OOMScoreAdjMin))
 	pids, err := group.Pids()
@@ -136,7 +135,7 @@ func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerRe
 		}
 	}
 
-	// A pid may be another process's by now. Who is still in the group is who
+	// A pid may be another process's by now. What is still in the group is what
 	// the file was opened of: that of a dead process takes nothing.
 	if pids, err = group.Pids(); err != nil && !errors.Is(err, cgroup.ErrNotFound) {
 		return err
@@ -171,7 +170,7 @@ func (m *Manager) limits(res *runtimeapi.LinuxContainerResources, s *specs.Spec)
 	return out, nil
 }
 
-// UpdateSandbox notes the pod-level resources that kubelet tells. Their
+// UpdateSandbox notes the pod-level resources that kubelet sends. Their
 // cgroup is kubelet's own, so there is nothing to write.
 func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	p, err := m.pod(id)

@@ -133,7 +133,7 @@ func memoryMetrics() []metric {
 			of(func(m *cgroup.MemoryStats) uint64 { return m.Usage })},
 		{"container_memory_working_set_bytes", "Memory in use without inactive page cache, in bytes.", gauge, nil,
 			of(func(m *cgroup.MemoryStats) uint64 { return m.WorkingSet })},
-		{"container_oom_events_total", "Number of processes killed for want of memory.", counter, nil,
+		{"container_oom_events_total", "Number of processes killed because memory ran out.", counter, nil,
 			of(func(m *cgroup.MemoryStats) uint64 { return m.OOMKills })},
 	}
 }

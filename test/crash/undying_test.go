@@ -85,13 +85,13 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	read := n.reads(t)
 	if way == "stopped" {
 		begin := time.Now()
-		wantError(t, s.tryStop(), "does not die", codes.DeadlineExceeded)
+		wantError(t, s.tryStop(), "could not be killed", codes.DeadlineExceeded)
 		if took := time.Since(begin); took > 20*time.Second {
 			t.Errorf("the stop took %v", took)
 		}
 	}
 
-	wantError(t, s.tryStopPod(), "does not die", codes.DeadlineExceeded)
+	wantError(t, s.tryStopPod(), "could not be killed", codes.DeadlineExceeded)
 	d.with = read.end()
 	n.otherPod(t)
 	if read.err != nil || d.with.p99 > d.without.p99+quick {

@@ -191,7 +191,7 @@ func (k *conversation) converse(ctx context.Context) (over bool, err error) {
 	return over || err != nil, err
 }
 
-// await waits until there is no more output to come, or nobody for it.
+// await waits until there is no more output to come, or no client for it.
 func (k *conversation) await(ctx context.Context, filled, gone <-chan struct{}) (over bool, err error) {
 	select {
 	case <-filled:

@@ -11,7 +11,7 @@ import (
 // client, in bytes of each stream.
 const maxBacklog = 4 << 20
 
-// backlog is output that waits for a client, so that who writes it does not.
+// backlog is output that waits for a client, so that the writer does not.
 type backlog struct {
 	max int
 

@@ -41,9 +41,9 @@ func drain(wg *sync.WaitGroup, to io.Writer, from *os.File) {
 }
 
 // copyOut copies output until it ends, or is quiet after the command's end,
-// which the file's deadline tells. A client may be slow: what the command wrote
+// which the file's deadline shows. A client may be slow: what the command wrote
 // before its end is in the pipe by then, and no more than that is copied of
-// what others write, who have it open, too.
+// what other processes write that have it open, too.
 func copyOut(to io.Writer, from *os.File) {
 	const mostInPipe = 1 << 20
 	if _, err := io.Copy(to, from); !errors.Is(err, os.ErrDeadlineExceeded) {
