@@ -4,7 +4,8 @@
 // A file is written under a temporary name in its directory and renamed. Temporary
 // files that a killed process left behind are swept by [RemoveTemps], which the
 // one owner of a directory calls before it starts writing there. What changes
-// often and is read at a start only is a [Journal].
+// often and is read at a start only is a [Journal]. What is written without a sync
+// records the [BootID], and is not trusted in another boot.
 package durable
 
 import (
