@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -52,7 +51,7 @@ func (f fakeImages) Get(ref string) (image.Image, error) {
 	return img, nil
 }
 
-func (fakeImages) Prepare(context.Context, string, string, []image.IDMap, []image.IDMap) error {
+func (fakeImages) Prepare(string, string, []image.IDMap, []image.IDMap) error {
 	return nil
 }
 
@@ -64,9 +63,9 @@ func (f fakeImages) MountImage(context.Context, string, string, image.View) (*os
 	return os.Open(f.rootfs)
 }
 
-func (fakeImages) Hold(context.Context, string, string) error { return nil }
-func (fakeImages) Discard(context.Context, string) error      { return nil }
-func (fakeImages) Containers() []string                       { return nil }
+func (fakeImages) Hold(string, string) error { return nil }
+func (fakeImages) Discard(string) error      { return nil }
+func (fakeImages) Containers() []string      { return nil }
 
 func (fakeImages) Reserve(context.Context, int64) (func(), error) { return func() {}, nil }
 
@@ -127,8 +126,8 @@ func (s *scene) openImages(t testing.TB) *image.Service {
 		t.Fatal(err)
 	}
 
-	images, err := image.Open(t.Context(), image.Options{
-		Root: filepath.Join(s.dir, "image"), RegistryConfigDirs: []string{filepath.Dir(hosts)}, Logger: slog.New(slog.DiscardHandler),
+	images, err := image.Open(image.Options{
+		Root: filepath.Join(s.dir, "image"), RegistryConfigDirs: []string{filepath.Dir(hosts)},
 	})
 	if err != nil {
 		t.Fatal(err)

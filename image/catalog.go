@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -20,109 +21,139 @@ import (
 
 // catalog is a snapshot of all images. It does not change once it is indexed.
 type catalog struct {
-	entries map[digest.Digest]*entry
-	images  []Image
-	byName  map[string]digest.Digest // tags and digest references
+	byID   map[digest.Digest]*stored
+	byName map[string]digest.Digest // IDs by tag and by digest reference
+	images []Image                  // those that are usable, by ID
 }
 
-// entry is one image with all that belongs to it.
-type entry struct {
+// stored is an image on record with all that belongs to it.
+type stored struct {
 	record store.Image
 	image  Image
-	// blobs and chains are what the image needs, as far as it is known.
+	// blobs and chains are what the image needs, as far as its documents can be
+	// read.
 	blobs  []digest.Digest
 	chains []digest.Digest
-	// config describes the image's configuration, if it is known.
+	// config describes the image's configuration; empty if no manifest can be
+	// read.
 	config ocispec.Descriptor
-	// err says why the image is not usable.
+	// err is the first defect that was found; the image is not usable then.
 	err error
 }
 
-// load makes an entry of a record, from the documents that it leads to.
-func (s *Service) load(rec store.Image) *entry {
-	e := &entry{record: rec}
-	blobs := map[digest.Digest]bool{rec.ID: true}
-	for _, t := range rec.Targets {
+// load reads the documents that a record leads to, as far as they are intact.
+func (s *Service) load(rec store.Image) *stored {
+	im := &stored{record: rec}
+	im.err = s.loadTargets(im)
+
+	if err := s.loadConfig(im); err != nil {
+		im.err = cmp.Or(im.err, err)
+		return im
+	}
+
+	im.err = cmp.Or(im.err, s.describe(im))
+	return im
+}
+
+// loadTargets follows the manifests of an image to its configuration and layers.
+// It collects what it can and returns the first defect.
+func (s *Service) loadTargets(im *stored) (defect error) {
+	blobs := map[digest.Digest]bool{im.record.ID: true}
+	for _, t := range im.record.Targets {
 		blobs[t.Root.Digest], blobs[t.Manifest.Digest] = true, true
 		if !s.blobs.Has(t.Root) {
-			e.err = fmt.Errorf("%w: %s is missing", ErrInvalid, t.Root.Digest)
+			defect = cmp.Or(defect, fmt.Errorf("%w: %s is missing", ErrInvalid, t.Root.Digest))
 		}
 
-		var m manifest
-		if err := s.decodeStored(t.Manifest, registry.MaxDocument, &m); err != nil {
-			e.err = err
+		m, err := s.loadManifest(t.Manifest, im.record.ID)
+		if err != nil {
+			defect = cmp.Or(defect, err)
 			continue
 		}
 
-		if m.Config.Digest != rec.ID {
-			e.err = fmt.Errorf("%w: %s is of another image", ErrInvalid, t.Manifest.Digest)
-			continue
-		}
-
-		e.config, e.image.Manifest = m.Config.oci(), t.Manifest.Digest
+		im.config, im.image.Manifest = m.Config.oci(), t.Manifest.Digest
 		for _, l := range m.Layers {
 			blobs[l.Digest] = true
 			if !s.blobs.Has(l.oci()) {
-				e.err = fmt.Errorf("%w: layer %s is missing", ErrInvalid, l.Digest)
+				defect = cmp.Or(defect, fmt.Errorf("%w: layer %s is missing", ErrInvalid, l.Digest))
 			}
 		}
 	}
 
-	e.blobs = slices.Collect(maps.Keys(blobs))
-	var c configuration
-	err := s.decodeStored(e.config, registry.MaxDocument, &c)
-	if err == nil {
-		err = c.check()
-	}
-	if err != nil {
-		e.err = err
-		return e
-	}
-
-	e.image.Config = c.image()
-	e.chains = layer.ChainIDs(e.image.Config.RootFS.DiffIDs)
-	s.describe(e)
-	return e
+	im.blobs = slices.Collect(maps.Keys(blobs))
+	return defect
 }
 
-// describe fills in what the image is called and takes up.
-func (s *Service) describe(e *entry) {
-	im := &e.image
-	im.ID = e.record.ID.String()
-	im.ChainIDs = e.chains
-	im.RepoTags = slices.Sorted(maps.Keys(e.record.Tags))
-	im.RepoDigests = slices.Sorted(slices.Values(e.record.Digests))
-	im.Size = 0
-
-	for _, d := range e.blobs {
-		im.Size += s.blobs.DiskSize(d)
+// loadManifest reads the manifest of the image with an ID.
+func (s *Service) loadManifest(desc ocispec.Descriptor, id digest.Digest) (manifest, error) {
+	var m manifest
+	if err := s.decodeStored(desc, registry.MaxDocument, &m); err != nil {
+		return manifest{}, err
 	}
-	for _, c := range e.chains {
+	if m.Config.Digest != id {
+		return manifest{}, fmt.Errorf("%w: manifest %s belongs to another image", ErrInvalid, desc.Digest)
+	}
+	return m, nil
+}
+
+// loadConfig reads the configuration of an image, which names its layers.
+func (s *Service) loadConfig(im *stored) error {
+	var c configuration
+	if err := s.decodeStored(im.config, registry.MaxDocument, &c); err != nil {
+		return err
+	}
+	if err := c.check(); err != nil {
+		return err
+	}
+
+	im.image.Config = c.image()
+	im.chains = layer.ChainIDs(im.image.Config.RootFS.DiffIDs)
+	return nil
+}
+
+// describe fills in names and disk usage of an image. It returns an error if an
+// unpacked layer is missing.
+func (s *Service) describe(im *stored) (defect error) {
+	out := &im.image
+	out.ID = im.record.ID.String()
+	out.ChainIDs = im.chains
+	out.RepoTags = slices.Sorted(maps.Keys(im.record.Tags))
+	out.RepoDigests = slices.Sorted(slices.Values(im.record.Digests))
+
+	out.Size = 0
+	for _, d := range im.blobs {
+		out.Size += s.blobs.DiskSize(d)
+	}
+
+	for _, c := range im.chains {
 		rec, ok := s.layers.Get(c)
 		if !ok {
-			e.err = fmt.Errorf("%w: unpacked layer %s is missing", ErrInvalid, c)
+			defect = cmp.Or(defect, fmt.Errorf("%w: unpacked layer %s is missing", ErrInvalid, c))
 		}
-		im.Size += rec.Bytes
+		out.Size += rec.Bytes
 	}
+
+	return defect
 }
 
-// index completes a catalog that has its entries.
+// index completes a catalog of which byID is filled.
 func (c *catalog) index(pinned []string) *catalog {
 	c.images, c.byName = nil, map[string]digest.Digest{}
-	for _, id := range slices.Sorted(maps.Keys(c.entries)) {
-		e := c.entries[id]
-		if e.err != nil {
+	for _, id := range slices.Sorted(maps.Keys(c.byID)) {
+		im := c.byID[id]
+		if im.err != nil {
 			continue
 		}
-		e.image.Pinned = slices.ContainsFunc(e.image.RepoTags, func(tag string) bool { return matchesAny(pinned, tag) })
-		c.images = append(c.images, e.image)
+		im.image.Pinned = slices.ContainsFunc(im.image.RepoTags, func(tag string) bool { return matchesAny(pinned, tag) })
+		c.images = append(c.images, im.image)
 	}
 
-	for id, e := range c.entries {
-		for tag := range e.record.Tags {
+	// Damaged images keep their names, so that they can be removed by them.
+	for id, im := range c.byID {
+		for tag := range im.record.Tags {
 			c.byName[tag] = id
 		}
-		for _, d := range e.record.Digests {
+		for _, d := range im.record.Digests {
 			c.byName[d] = id
 		}
 	}
@@ -130,15 +161,15 @@ func (c *catalog) index(pinned []string) *catalog {
 	return c
 }
 
-// Repository is the full name of the repository that a reference is of,
+// Repository returns the full name of a reference's repository,
 // "docker.io/library/busybox" for "busybox:1".
 func Repository(ref string) (string, error) {
 	parsed, err := registry.ParseReference(ref)
 	return parsed.Name(), err
 }
 
-// CheckPattern wants a pattern of pinned images to be one that can match: a
-// reference, or one with * in it. Otherwise the error is ErrInvalidReference.
+// CheckPattern checks that a pattern of pinned images can match: it must be a
+// reference or contain *. Otherwise the error is ErrInvalidReference.
 func CheckPattern(pattern string) error {
 	if !strings.ContainsAny(pattern, `*?[\`) {
 		_, err := registry.ParseReference(pattern)
@@ -164,113 +195,122 @@ func matchesAny(patterns []string, tag string) bool {
 	return false
 }
 
-// with returns a catalog in which some entries are others; nil removes one.
-func (c *catalog) with(changes map[digest.Digest]*entry, pinned []string) *catalog {
-	next := &catalog{entries: maps.Clone(c.entries)}
-	for id, e := range changes {
-		if e == nil {
-			delete(next.entries, id)
+// with returns a catalog with some images replaced; nil removes one.
+func (c *catalog) with(changes map[digest.Digest]*stored, pinned []string) *catalog {
+	next := &catalog{byID: maps.Clone(c.byID)}
+	for id, im := range changes {
+		if im == nil {
+			delete(next.byID, id)
 		} else {
-			next.entries[id] = e
+			next.byID[id] = im
 		}
 	}
 	return next.index(pinned)
 }
 
-// records lists what is to be written down.
+// records lists the records to be written to disk.
 func (c *catalog) records() []store.Image {
-	list := make([]store.Image, 0, len(c.entries))
-	for _, id := range slices.Sorted(maps.Keys(c.entries)) {
-		list = append(list, c.entries[id].record)
+	list := make([]store.Image, 0, len(c.byID))
+	for _, id := range slices.Sorted(maps.Keys(c.byID)) {
+		list = append(list, c.byID[id].record)
 	}
 	return list
 }
 
 var idPattern = regexp.MustCompile(`^(?:sha256:)?([0-9a-f]{1,64})$`)
 
-// find looks up what ref may mean: an ID, a name, or the beginning of an ID.
-// It finds damaged images too.
-func (c *catalog) find(ref string) (*entry, error) {
-	if e := c.entries[digest.Digest(ref)]; e != nil {
-		return e, nil
+// find looks up an ID, a name, or a prefix of an ID, in this order. It finds
+// damaged images too.
+func (c *catalog) find(ref string) (*stored, error) {
+	if im := c.byID[digest.Digest(ref)]; im != nil {
+		return im, nil
 	}
-	hex := ""
 
+	prefix := ""
 	if m := idPattern.FindStringSubmatch(ref); m != nil {
-		hex = m[1]
-		if e := c.entries[digest.NewDigestFromEncoded(digest.SHA256, hex)]; e != nil {
-			return e, nil
+		prefix = m[1]
+		if im := c.byID[digest.NewDigestFromEncoded(digest.SHA256, prefix)]; im != nil {
+			return im, nil
 		}
 	}
 
 	parsed, err := registry.ParseReference(ref)
 	if err == nil {
 		if id, ok := c.byName[parsed.String()]; ok {
-			return c.entries[id], nil
+			return c.byID[id], nil
 		}
 	}
 
-	if hex == "" {
-		if err != nil {
-			return nil, err
+	if prefix == "" && err != nil {
+		return nil, err
+	}
+	return c.findPrefix(prefix, ref)
+}
+
+// findPrefix looks up a prefix of an ID in hexadecimal, which ref may be; "" if
+// it is not one.
+func (c *catalog) findPrefix(prefix, ref string) (*stored, error) {
+	var found *stored
+	for id, im := range c.byID {
+		if prefix == "" || id.Algorithm() != digest.SHA256 || !strings.HasPrefix(id.Encoded(), prefix) {
+			continue
 		}
-		return nil, fmt.Errorf("%w here: %q", ErrNotFound, ref)
+		if found != nil {
+			return nil, fmt.Errorf("%w: %q", ErrAmbiguous, ref)
+		}
+		found = im
 	}
 
-	var found *entry
-	for id, e := range c.entries {
-		if id.Algorithm() == digest.SHA256 && strings.HasPrefix(id.Encoded(), hex) {
-			if found != nil {
-				return nil, fmt.Errorf("%w: %q", ErrAmbiguous, ref)
-			}
-			found = e
-		}
-	}
 	if found == nil {
-		return nil, fmt.Errorf("%w here: %q", ErrNotFound, ref)
+		return nil, fmt.Errorf("%w locally: %q", ErrNotFound, ref)
 	}
-
 	return found, nil
 }
 
-// Get returns the image that ref names: a reference, an ID with or without its
-// algorithm, or the beginning of an ID.
-func (s *Service) Get(ref string) (Image, error) {
-	e, err := s.snapshot.Load().find(ref)
+// findUsable is find for images that are not damaged.
+func (c *catalog) findUsable(ref string) (*stored, error) {
+	im, err := c.find(ref)
 	if err != nil {
-		return Image{}, err
+		return nil, err
 	}
-	if e.err != nil {
-		return Image{}, fmt.Errorf("%w here: %q is damaged: %w", ErrNotFound, ref, e.err)
+	if im.err != nil {
+		return nil, fmt.Errorf("%w locally: %q is damaged: %w", ErrNotFound, ref, im.err)
 	}
-	return e.image, nil
+	return im, nil
 }
 
-// Details is [Service.Get] with the whole of the configuration, history and
-// labels included, which is read from the disk.
-func (s *Service) Details(ctx context.Context, ref string) (Image, error) {
-	e, err := s.snapshot.Load().find(ref)
+// Get returns the image that ref names: a reference, an ID with or without its
+// algorithm, or a prefix of an ID.
+func (s *Service) Get(ref string) (Image, error) {
+	im, err := s.snapshot.Load().findUsable(ref)
 	if err != nil {
 		return Image{}, err
 	}
-	if e.err != nil {
-		return Image{}, fmt.Errorf("%w here: %q is damaged: %w", ErrNotFound, ref, e.err)
+	return im.image, nil
+}
+
+// Details is [Service.Get] with the whole configuration, history and labels
+// included, which is read from the disk.
+func (s *Service) Details(ctx context.Context, ref string) (Image, error) {
+	im, err := s.snapshot.Load().findUsable(ref)
+	if err != nil {
+		return Image{}, err
 	}
 
-	// Decoding must not write to what the snapshot shares.
-	im, doc := e.image, &spool{dir: s.blobs.TempDir()}
-	im.Config = ocispec.Image{}
+	// A fresh configuration: decoding must not write to what the snapshot shares.
+	out, doc := im.image, &spool{dir: s.blobs.TempDir()}
+	out.Config = ocispec.Image{}
 	defer doc.close()
 
-	if err := s.local(doc, e.config); err != nil {
+	if err := s.readLocal(doc, im.config); err != nil {
 		return Image{}, fmt.Errorf("read configuration of %q: %w", ref, err)
 	}
-	err = s.decoded(ctx, doc, func(data []byte) error { return json.Unmarshal(data, &im.Config) })
+	err = s.decoded(ctx, doc, func(data []byte) error { return json.Unmarshal(data, &out.Config) })
 	if err != nil {
 		return Image{}, fmt.Errorf("read configuration of %q: %w", ref, err)
 	}
 
-	return im, nil
+	return out, nil
 }
 
 // List returns all images. The slice is shared and must not be changed.

@@ -16,21 +16,22 @@ import (
 	"crisp/image/store"
 )
 
-// Damage is something that is not as it was written.
+// Damage is a blob or layer whose data on disk is corrupt.
 type Damage struct {
-	// What is a blob or an unpacked layer, by its digest or chain ID.
+	// What names a blob by its digest, or an unpacked layer by its chain ID.
 	What string `json:"what"`
-	// Images are names of the images that have it.
+	// Images are names of the images that use it.
 	Images []string `json:"images"`
-	// Why says what is wrong.
+	// Why describes the corruption.
 	Why string `json:"why"`
-	// Repaired damage is gone. Remains says why other damage is not.
+	// Repaired is true if the damage was repaired; else Remains may give the
+	// reason why it was not.
 	Repaired bool   `json:"repaired"`
 	Remains  string `json:"remains,omitempty"`
 }
 
-// Checked counts what was checked. Layers that no image has any more, or
-// whose blobs are damaged, cannot be.
+// Checked counts what was checked. Layers that no image uses any more, or whose
+// blobs are damaged, cannot be checked.
 type Checked struct {
 	Blobs     int   `json:"blobs"`
 	Layers    int   `json:"layers"`
@@ -38,21 +39,21 @@ type Checked struct {
 	Damaged   int   `json:"damaged"`
 	Repaired  int   `json:"repaired"`
 	Bytes     int64 `json:"bytes"` // of blobs
-	// Parts are layers of which an interrupted pull has left the beginning, in
-	// PartBytes of disk space. What they are shows when the rest is here.
+	// Parts is the number of partial downloads, which use PartBytes of disk
+	// space. They can only be verified once they are complete.
 	Parts     int    `json:"parts"`
 	PartBytes uint64 `json:"partBytes"`
 }
 
 // Check compares every blob with its digest and every unpacked layer with what
-// its blob unpacks to, one after the other, and tells what it finds. It reads
-// all that is on disk, and takes up the room of one layer more.
+// its blob unpacks to, one after the other, and calls found for each damage. It
+// reads everything on disk, and needs the space of one more layer.
 //
-// To repair damage is to fetch a blob again from where its image came, without
-// credentials of a caller's, and to unpack a layer again. A layer that a
-// container uses stays as it is.
+// With repair, a damaged blob is fetched again from its image's registry, without
+// credentials, and a damaged layer is unpacked again. A layer that a container
+// uses is not replaced.
 func (s *Service) Check(ctx context.Context, repair bool, found func(Damage)) (Checked, error) {
-	c := &checking{s: s, repair: repair, found: found, bad: map[digest.Digest]bool{}}
+	c := &checkup{s: s, repair: repair, found: found, bad: map[digest.Digest]bool{}}
 	c.survey()
 	defer c.unpin()
 	for _, d := range slices.Sorted(maps.Keys(c.blobs)) {
@@ -72,87 +73,87 @@ func (s *Service) Check(ctx context.Context, repair bool, found func(Damage)) (C
 	return c.count, nil
 }
 
-// checking is a check under way.
-type checking struct {
+// checkup is one run of [Service.Check].
+type checkup struct {
 	s      *Service
 	repair bool
 	found  func(Damage)
 	count  Checked
 
-	blobs  map[digest.Digest][]*entry // all blobs, with the images that have them
-	bad    map[digest.Digest]bool     // blobs that are, and stay, damaged
-	layers []unpacked                 // parents first
+	blobs  map[digest.Digest][]*stored // all blobs, with the images that use them
+	bad    map[digest.Digest]bool      // blobs that are damaged and not repaired
+	layers []unpacked                  // parents first
 	pinned []digest.Digest
 }
 
-// unpacked is a layer and where it comes from.
+// unpacked is an unpacked layer and its origin.
 type unpacked struct {
 	desc                ocispec.Descriptor
 	diff, chain, parent digest.Digest
-	images              []*entry
+	images              []*stored
 }
 
-// survey lists what is here, and keeps it from being removed.
-func (c *checking) survey() {
+// survey lists all blobs and layers, and pins them.
+func (c *checkup) survey() {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.blobs = map[digest.Digest][]*entry{}
 
+	c.blobs = map[digest.Digest][]*stored{}
 	for _, d := range s.blobs.Digests() {
 		c.blobs[d] = nil
 	}
-	at := map[digest.Digest]int{}
-	entries := s.snapshot.Load().entries
-	for _, id := range slices.Sorted(maps.Keys(entries)) {
-		e := entries[id]
-		for _, d := range e.blobs {
-			if _, here := c.blobs[d]; here {
-				c.blobs[d] = append(c.blobs[d], e)
+
+	position := map[digest.Digest]int{} // of a layer in c.layers
+	images := s.snapshot.Load().byID
+	for _, id := range slices.Sorted(maps.Keys(images)) {
+		im := images[id]
+		for _, d := range im.blobs {
+			if _, exists := c.blobs[d]; exists {
+				c.blobs[d] = append(c.blobs[d], im)
 			}
 		}
 
-		for _, l := range s.unpackedOf(e) {
-			i, known := at[l.chain]
+		for _, l := range s.unpackedOf(im) {
+			i, known := position[l.chain]
 			if !known {
 				i = len(c.layers)
-				at[l.chain] = i
+				position[l.chain] = i
 				c.layers = append(c.layers, l)
 			}
-			c.layers[i].images = append(c.layers[i].images, e)
+			c.layers[i].images = append(c.layers[i].images, im)
 		}
 	}
 
 	c.pinned = slices.Collect(maps.Keys(c.blobs))
-	for chain := range at {
+	for chain := range position {
 		c.pinned = append(c.pinned, chain)
 	}
-	for _, d := range c.pinned {
-		s.pins[d]++
-	}
+	s.pin(c.pinned)
 }
 
-func (c *checking) unpin() {
-	p := puller{s: c.s, pinned: c.pinned}
-	p.unpin()
+func (c *checkup) unpin() {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	c.s.unpin(c.pinned)
 }
 
-// unpackedOf lists the layers of an image, the lowest first. A manifest that
-// cannot be read is a damaged blob, which is found as such.
-func (s *Service) unpackedOf(e *entry) (list []unpacked) {
-	for _, t := range e.record.Targets {
+// unpackedOf lists the unpacked layers of an image, the lowest first. A manifest
+// that cannot be read is skipped: the check of blobs reports it.
+func (s *Service) unpackedOf(im *stored) (list []unpacked) {
+	for _, t := range im.record.Targets {
 		var m manifest
-		if s.decodeStored(t.Manifest, registry.MaxDocument, &m) != nil || len(m.Layers) != len(e.chains) {
+		if s.decodeStored(t.Manifest, registry.MaxDocument, &m) != nil || len(m.Layers) != len(im.chains) {
 			continue
 		}
 
 		var parent digest.Digest
 		for i, desc := range m.Layers {
-			if _, here := s.layers.Get(e.chains[i]); !here {
+			if _, ok := s.layers.Get(im.chains[i]); !ok {
 				break
 			}
-			list = append(list, unpacked{desc: desc.oci(), diff: e.image.Config.RootFS.DiffIDs[i], chain: e.chains[i], parent: parent})
-			parent = e.chains[i]
+			list = append(list, unpacked{desc: desc.oci(), diff: im.image.Config.RootFS.DiffIDs[i], chain: im.chains[i], parent: parent})
+			parent = im.chains[i]
 		}
 
 		return list
@@ -160,24 +161,24 @@ func (s *Service) unpackedOf(e *entry) (list []unpacked) {
 	return nil
 }
 
-// names are what some images are called.
-func names(entries []*entry) (list []string) {
-	for _, e := range entries {
-		list = append(list, slices.Sorted(maps.Keys(e.record.Tags))...)
-		if len(e.record.Tags) == 0 {
-			list = append(list, e.record.Digests...)
+// names lists the tags of images, or the digests of those without tags.
+func names(images []*stored) (list []string) {
+	for _, im := range images {
+		list = append(list, slices.Sorted(maps.Keys(im.record.Tags))...)
+		if len(im.record.Tags) == 0 {
+			list = append(list, im.record.Digests...)
 		}
 	}
 	return list
 }
 
-// blob checks a blob. Only the end of ctx is an error.
-func (c *checking) blob(ctx context.Context, d digest.Digest) error {
+// blob checks a blob. It returns an error only if ctx ends.
+func (c *checkup) blob(ctx context.Context, d digest.Digest) error {
 	size, err := c.s.blobs.Check(ctx, d)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.Is(err, store.ErrNotFound) && !slices.Contains(c.s.blobs.Digests(), d): // removed meanwhile
+	case errors.Is(err, store.ErrNotFound) && !slices.Contains(c.s.blobs.Digests(), d): // removed since the survey
 		return nil
 	}
 
@@ -197,11 +198,12 @@ func (c *checking) blob(ctx context.Context, d digest.Digest) error {
 		}
 	}
 
-	c.tell(damage)
+	c.report(damage)
 	return nil
 }
 
-func (c *checking) tell(d Damage) {
+// report counts damage and passes it on.
+func (c *checkup) report(d Damage) {
 	c.count.Damaged++
 	if d.Repaired {
 		c.count.Repaired++
@@ -209,13 +211,13 @@ func (c *checking) tell(d Damage) {
 	c.found(d)
 }
 
-// fetch has a damaged blob fetched again: a pull compares what is in doubt
-// with its digest.
-func (c *checking) fetch(ctx context.Context, d digest.Digest) error {
-	err := errors.New("no image has it; it goes with the next image that is removed")
+// fetch fetches a damaged blob again, by a pull of an image that uses it: a pull
+// verifies doubtful blobs.
+func (c *checkup) fetch(ctx context.Context, d digest.Digest) error {
+	err := errors.New("no image uses it; it is removed with the next image that is removed")
 	c.s.blobs.Doubt(d, true)
-	for _, e := range c.blobs[d] {
-		for _, ref := range e.record.Digests {
+	for _, im := range c.blobs[d] {
+		for _, ref := range im.record.Digests {
 			if _, err = c.s.Pull(ctx, ref, nil); err != nil {
 				continue
 			}
@@ -227,15 +229,14 @@ func (c *checking) fetch(ctx context.Context, d digest.Digest) error {
 	return err
 }
 
-// layer checks an unpacked layer. Only what is wrong with this process or the
-// disk it needs is an error.
-func (c *checking) layer(ctx context.Context, l unpacked) error {
+// layer checks an unpacked layer. It returns an error only if the check itself
+// fails, as for lack of disk space, or ctx ends.
+func (c *checkup) layer(ctx context.Context, l unpacked) error {
 	if c.bad[l.desc.Digest] {
 		return nil
 	}
 	stage, err := c.s.layers.Stage(l.chain, l.diff, l.parent)
 	defer func() { c.s.janitor.add(stage.Discard()) }()
-
 	if err != nil {
 		return err
 	}
@@ -256,7 +257,7 @@ func (c *checking) layer(ctx context.Context, l unpacked) error {
 	if err == nil && difference == "" {
 		return nil
 	}
-	if err != nil { // it cannot be read
+	if err != nil { // the layer cannot be read
 		difference = err.Error()
 	}
 
@@ -269,21 +270,21 @@ func (c *checking) layer(ctx context.Context, l unpacked) error {
 		}
 	}
 
-	c.tell(damage)
+	c.report(damage)
 	return nil
 }
 
-// unpack unpacks a layer as one that may take much.
-func (c *checking) unpack(ctx context.Context, stage *layer.Stage, open layer.Source, l unpacked) error {
+// unpack unpacks a layer for the comparison, with the memory of a large one.
+func (c *checkup) unpack(ctx context.Context, stage *layer.Stage, open layer.Source, l unpacked) error {
 	release, err := c.s.budget.Unpack(ctx, true)
 	if err != nil {
 		return err
 	}
 	defer release()
-	return stage.Unpack(ctx, open, layer.Limits{Bytes: int64(ratioFree) + maxRatio*min(l.desc.Size, 1<<50), Much: true})
+	return stage.Unpack(ctx, open, layer.Limits{Bytes: unpackedLimit(l.desc.Size), LargeMemory: true})
 }
 
-// replaceLayer puts a stage in the place of its layer, if no container uses it.
+// replaceLayer replaces a layer by its stage, unless a container uses it.
 func (s *Service) replaceLayer(chain digest.Digest, stage *layer.Stage) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

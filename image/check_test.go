@@ -176,7 +176,7 @@ func TestCheckLeavesWhatIsInUse(t *testing.T) {
 	root := t.TempDir()
 	s := open(t, root)
 	im := pull(t, s, r.Host+"/app:v1")
-	if err := s.Prepare(t.Context(), "user", im.ID, nil, nil); err != nil {
+	if err := s.Prepare("user", im.ID, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -187,7 +187,7 @@ func TestCheckLeavesWhatIsInUse(t *testing.T) {
 		t.Errorf("with a container: %+v", got)
 	}
 
-	if err := s.Discard(t.Context(), "user"); err != nil {
+	if err := s.Discard("user"); err != nil {
 		t.Fatal(err)
 	}
 	if got := examine(t, s, true); len(got) != 1 || !got[0].Repaired {

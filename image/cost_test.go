@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -269,7 +268,7 @@ type spent struct {
 
 // underAttack pulls all images at once in this process.
 func underAttack(t *testing.T, root string, refs []string) spent {
-	s, err := image.Open(t.Context(), image.Options{Root: root, Logger: slog.New(slog.DiscardHandler)})
+	s, err := image.Open(image.Options{Root: root})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package image_test
 import (
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +19,7 @@ const crashEnv = "CRISP_TEST_CRASH_PULL"
 
 // pullForEver is what the process does that TestKilledWhilePulling kills.
 func pullForEver(t *testing.T, root string) {
-	s, err := image.Open(t.Context(), image.Options{Root: root, Logger: slog.New(slog.DiscardHandler)})
+	s, err := image.Open(image.Options{Root: root})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,14 +28,14 @@ func pullForEver(t *testing.T, root string) {
 	for i := 0; ; i++ {
 		im := pull(t, s, ref)
 		name := fmt.Sprint("c", i)
-		if err := s.Prepare(t.Context(), name, im.ID, nil, nil); err != nil {
+		if err := s.Prepare(name, im.ID, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 
 		if err := s.Remove(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Discard(t.Context(), name); err != nil {
+		if err := s.Discard(name); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -82,13 +81,13 @@ func check(t *testing.T, root, ref string) {
 	s := reopen(t, root)
 	defer s.Close()
 	for _, im := range s.List() {
-		if err := s.Prepare(t.Context(), "check", im.ID, nil, nil); err != nil {
+		if err := s.Prepare("check", im.ID, nil, nil); err != nil {
 			t.Errorf("image that was there: %v", err)
 		}
 	}
 
 	im := pull(t, s, ref)
-	if err := s.Prepare(t.Context(), "check", im.ID, nil, nil); err != nil {
+	if err := s.Prepare("check", im.ID, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -105,7 +104,7 @@ func check(t *testing.T, root, ref string) {
 	m.Close()
 
 	for _, id := range s.Containers() {
-		if err := s.Discard(t.Context(), id); err != nil {
+		if err := s.Discard(id); err != nil {
 			t.Error(err)
 		}
 	}

@@ -12,10 +12,10 @@ import (
 	"crisp/image/store"
 )
 
-// download fetches the blob of j, unpacking it on the way if that is wanted.
-// The blob does not wait for the layers below: others may need it for a layer
-// that these in turn wait for. What is not the blob, or cannot be unpacked, is
-// fetched from the next host that may have it.
+// download fetches the blob of j, and with unpack unpacks it meanwhile. The blob
+// does not wait for the layers below: another pull may need it for a layer that
+// those in turn wait for. If a host sends something else, or data that cannot be
+// unpacked, the next host is tried.
 //
 // Preconditions: the caller leads the blob's flight.
 func (p *puller) download(ctx context.Context, j *job, unpack bool) error {
@@ -23,7 +23,7 @@ func (p *puller) download(ctx context.Context, j *job, unpack bool) error {
 	var failed []error
 	for {
 		d, err := p.downloadFrom(ctx, j, unpack, &tries)
-		if err == nil || errors.Is(err, layer.ErrMuch) || ctx.Err() != nil {
+		if err == nil || errors.Is(err, layer.ErrNeedsMemory) || ctx.Err() != nil {
 			return err
 		}
 		failed = append(failed, err)
@@ -34,18 +34,18 @@ func (p *puller) download(ctx context.Context, j *job, unpack bool) error {
 	}
 }
 
-// joined is the last of some errors, with the text of those before it.
+// joined is the last of several errors, with the text of those before it.
 func joined(errs []error) error {
 	last := errs[len(errs)-1]
 	for _, err := range errs[:len(errs)-1] {
-		last = fmt.Errorf("%w; before that: %s", last, err)
+		last = fmt.Errorf("%w; previously: %s", last, err)
 	}
 	return last
 }
 
-// downloadFrom fetches what is not here of the blob of j, from the first host
-// that tries has not given up. After an error, the download is the one that
-// failed, if it began; its bytes are kept unless something is wrong with them.
+// downloadFrom fetches the rest of the blob of j from the first host that tries
+// has not given up. After an error it returns the download that failed, if one
+// began; its bytes are kept unless they are known to be wrong.
 func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *registry.Attempts) (*download, error) {
 	s := p.s
 	w, err := s.blobs.Resume(j.desc)
@@ -62,7 +62,7 @@ func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *r
 		return d, nil
 	}, unpack, false)
 	if err != nil {
-		if ctx.Err() != nil || d.broken != nil || errors.Is(err, layer.ErrMuch) {
+		if ctx.Err() != nil || d.broken != nil || errors.Is(err, layer.ErrNeedsMemory) {
 			w.Keep()
 		}
 		return d, err
@@ -71,20 +71,20 @@ func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *r
 	if err := w.Finish(); err != nil {
 		return d, err
 	}
-	return nil, s.step("publish blob", w.Publish)
+	return nil, s.withFailpoints("publish blob", w.Publish)
 }
 
-// download is a blob that is kept while it is read: first what an earlier
+// download is a blob that is stored while it is read: first what an earlier
 // download has left of it, then the rest as the registry sends it.
 type download struct {
 	w    *store.Writer
 	body *registry.Blob // the rest; nil if there is none, or before it is open
-	// broken is why the registry's answer did not come to its end.
+	// broken is the error that ended the registry's response early.
 	broken error
 }
 
-// open asks for what is not here. It does so before that is read which is, so
-// that a registry that sends all of the blob is taken at its word.
+// open requests the rest of the blob. It does so before the local part is read:
+// a registry may send the whole blob instead, and then that part is discarded.
 func (d *download) open(ctx context.Context, repo *registry.Repository, j *job, tries *registry.Attempts) error {
 	if d.w.Kept() > 0 && d.w.Kept() == j.desc.Size {
 		return nil
@@ -106,9 +106,9 @@ func (d *download) open(ctx context.Context, repo *registry.Repository, j *job, 
 	return nil
 }
 
-// again reports whether to try once more after err, and whom to ask then. What
-// was kept of the blob goes first: after a power cut it may be torn, and it may
-// have come from a host that does not keep its word.
+// again reports whether to retry after err, and chooses the host. If an earlier
+// download had left a part, that part is suspected first, since it may be torn by
+// a power cut or come from another host; the same host is tried without it.
 func (d *download) again(err error, tries *registry.Attempts) bool {
 	var errno syscall.Errno
 	switch {
@@ -116,18 +116,19 @@ func (d *download) again(err error, tries *registry.Attempts) bool {
 		return false
 	case d.broken == nil && d.w.Kept() > 0:
 		return true
-	case d.broken == nil && errors.As(err, &errno): // an error of this machine is not the host's
+	case d.broken == nil && errors.As(err, &errno): // a local error is not the host's fault
 		return false
 	}
 	return d.body != nil && tries.Blame(d.body)
 }
 
-// Read reads on.
+// Read reads the next bytes of the blob.
 func (d *download) Read(p []byte) (int, error) {
 	n, err := d.w.ReadKept(p)
 	if !errors.Is(err, io.EOF) || d.body == nil {
 		return n, err
 	}
+
 	n, err = d.body.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, context.Canceled) {
 		d.broken = err
@@ -138,7 +139,7 @@ func (d *download) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the download.
+// Close closes the registry's response.
 func (d *download) Close() error {
 	if d.body == nil {
 		return nil
@@ -146,7 +147,7 @@ func (d *download) Close() error {
 	return d.body.Close()
 }
 
-// noRoom reports whether the disk is full.
+// noRoom reports whether an error says that the disk is full.
 func noRoom(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }

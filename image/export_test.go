@@ -1,4 +1,4 @@
 package image
 
-// SetPoint has f called at the points of a pull, and of bringing it to the disk.
-func SetPoint(o *Options, f func(effect string) error) { o.point = f }
+// SetFailpoint makes a service call f at the failpoints of pulls and syncs.
+func SetFailpoint(o *Options, f func(effect string) error) { o.failpoint = f }

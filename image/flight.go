@@ -7,15 +7,16 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// flights let one of several pulls do what all of them need.
+// flights deduplicate work: of several pulls that need the same thing, one leads
+// and does it, and the others wait for its flight to land.
 type flights struct {
 	mu  sync.Mutex
 	all map[digest.Digest]chan struct{}
 }
 
-// lead returns true if the caller is to make what have reports as missing,
-// and to call land afterwards, whatever becomes of it. It returns false once
-// it is there. If another one who was at it failed, it is the caller's turn.
+// lead returns true if the caller has to provide what have reports as missing,
+// and must call land afterwards, whether it succeeded or not. It returns false
+// once the thing exists. If another leader failed, the caller may lead next.
 func (f *flights) lead(ctx context.Context, key digest.Digest, have func() bool) (bool, error) {
 	for {
 		if have() {
@@ -32,7 +33,7 @@ func (f *flights) lead(ctx context.Context, key digest.Digest, have func() bool)
 		}
 		f.mu.Unlock()
 		if !ok {
-			if have() { // made between the look and the lock
+			if have() { // another flight landed since the first check
 				f.land(key)
 				return false, nil
 			}
@@ -47,7 +48,7 @@ func (f *flights) lead(ctx context.Context, key digest.Digest, have func() bool)
 	}
 }
 
-// land ends the lead for key.
+// land ends the flight for key.
 func (f *flights) land(key digest.Digest) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -55,21 +56,22 @@ func (f *flights) land(key digest.Digest) {
 	delete(f.all, key)
 }
 
-// pullKey is what makes two pulls the same.
+// pullKey identifies pulls that can be shared.
 type pullKey struct {
 	ref  string
 	auth Auth
 }
 
-// pulls are the pulls under way. A pull belongs to all who wait for it and
-// ends early only when none is left.
+// pulls are the pulls in progress. A pull is shared by all its waiters and is
+// cancelled only when none is left.
 type pulls struct {
 	mu     sync.Mutex
-	all    map[pullKey]*pull
+	all    map[pullKey]*sharedPull
 	closed bool
 }
 
-type pull struct {
+// sharedPull is a pull with its waiters and, once done is closed, its result.
+type sharedPull struct {
 	waiters int // guarded by pulls.mu
 	cancel  context.CancelCauseFunc
 	done    chan struct{}
@@ -77,9 +79,9 @@ type pull struct {
 	err     error
 }
 
-// do joins the pull for key or begins it with start, which must run work in
-// a goroutine and close done.
-func (p *pulls) do(ctx context.Context, key pullKey, start func(*pull)) (Image, error) {
+// do joins the pull for key, or begins one with start, which must do the work in
+// a goroutine and then call finish.
+func (p *pulls) do(ctx context.Context, key pullKey, start func(*sharedPull)) (Image, error) {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
@@ -88,9 +90,9 @@ func (p *pulls) do(ctx context.Context, key pullKey, start func(*pull)) (Image, 
 
 	op := p.all[key]
 	if op == nil {
-		op = &pull{done: make(chan struct{})}
+		op = &sharedPull{done: make(chan struct{})}
 		if p.all == nil {
-			p.all = map[pullKey]*pull{}
+			p.all = map[pullKey]*sharedPull{}
 		}
 		p.all[key] = op
 		start(op)
@@ -109,15 +111,15 @@ func (p *pulls) do(ctx context.Context, key pullKey, start func(*pull)) (Image, 
 	if op.waiters--; op.waiters == 0 {
 		op.cancel(context.Cause(ctx))
 		if p.all[key] == op {
-			delete(p.all, key) // who comes now begins anew
+			delete(p.all, key) // the next caller begins a new pull
 		}
 	}
 
 	return Image{}, context.Cause(ctx)
 }
 
-// finish publishes a pull's result.
-func (p *pulls) finish(key pullKey, op *pull, im Image, err error) {
+// finish hands a pull's result to its waiters.
+func (p *pulls) finish(key pullKey, op *sharedPull, im Image, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	op.image, op.err = im, err
@@ -127,7 +129,7 @@ func (p *pulls) finish(key pullKey, op *pull, im Image, err error) {
 	close(op.done)
 }
 
-// close lets no pull begin from now on.
+// close prevents new pulls.
 func (p *pulls) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

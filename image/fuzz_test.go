@@ -38,8 +38,8 @@ func FuzzDocument(f *testing.F) {
 		}
 
 		n, err := countValues(bytes.NewReader(data))
-		if err == nil && n < len(d.entries)+len(d.layers) {
-			t.Errorf("%d values counted in a document of %d", n, len(d.entries)+len(d.layers))
+		if err == nil && n < len(d.children)+len(d.layers) {
+			t.Errorf("%d values counted in a document of %d", n, len(d.children)+len(d.layers))
 		}
 		if d.isIndex {
 			chosen, err := d.choose(anyPlatform)

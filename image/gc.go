@@ -9,10 +9,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Remove removes the image that ref names, with all its tags. What running
-// containers use of it stays until they are discarded. An image that is not
-// here is no error. Who removes images wants room: what interrupted pulls have
-// left of others goes, too.
+// Remove removes the image that ref names, with all its tags, and returns when
+// its disk space is free. Layers that containers use stay until these are
+// discarded. It is not an error if there is no such image. Images are removed to
+// free space, so partial downloads of other images are removed too.
 func (s *Service) Remove(ctx context.Context, ref string) error {
 	idle, err := s.remove(ref)
 	if errors.Is(err, ErrNotFound) {
@@ -24,7 +24,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	select {
 	case <-idle:
 		return nil
-	case <-ctx.Done(): // the removal goes on all the same
+	case <-ctx.Done(): // the removal continues in the background
 		return context.Cause(ctx)
 	}
 }
@@ -33,12 +33,12 @@ func (s *Service) remove(ref string) (<-chan struct{}, error) {
 	s.recordMu.Lock()
 	defer s.recordMu.Unlock()
 	now := s.snapshot.Load()
-	e, err := now.find(ref)
+	im, err := now.find(ref)
 	if err != nil {
 		return nil, err
 	}
 
-	next := now.with(map[digest.Digest]*entry{e.record.ID: nil}, s.opts.Pinned)
+	next := now.with(map[digest.Digest]*stored{im.record.ID: nil}, s.opts.Pinned)
 	if err := s.blobs.SetImages(next.records(), true); err != nil {
 		return nil, err
 	}
@@ -50,16 +50,36 @@ func (s *Service) remove(ref string) (<-chan struct{}, error) {
 	return s.collect()
 }
 
-// collect removes blobs and layers that no image, container or pull needs. It
-// returns what closes when the disk space is free.
+// pin keeps blobs and layers from being removed, until [Service.unpin].
+//
+// Preconditions: mu is held.
+func (s *Service) pin(list []digest.Digest) {
+	for _, d := range list {
+		s.pins[d]++
+	}
+}
+
+// unpin undoes one [Service.pin].
+//
+// Preconditions: mu is held.
+func (s *Service) unpin(list []digest.Digest) {
+	for _, d := range list {
+		if s.pins[d]--; s.pins[d] == 0 {
+			delete(s.pins, d)
+		}
+	}
+}
+
+// collect removes blobs and layers that no image, container or pull needs. The
+// channel that it returns is closed when the disk space is free.
 //
 // Preconditions: mu is held.
 func (s *Service) collect() (<-chan struct{}, error) {
 	return s.drop(s.blobs.Detach)
 }
 
-// demote is collect for what an interrupted pull may have left: of blobs, which
-// would have to be fetched again, it makes parts, to be bounded like others.
+// demote is collect for what an interrupted pull may have left: blobs, which
+// would have to be fetched again, become partial downloads, bounded like others.
 //
 // Preconditions: mu is held.
 func (s *Service) demote() error {
@@ -72,11 +92,11 @@ func (s *Service) demote() error {
 // Preconditions: mu is held.
 func (s *Service) unneeded() (blobs, chains []digest.Digest) {
 	needed := map[digest.Digest]bool{}
-	for _, e := range s.snapshot.Load().entries {
-		for _, d := range e.blobs {
+	for _, im := range s.snapshot.Load().byID {
+		for _, d := range im.blobs {
 			needed[d] = true
 		}
-		for _, c := range e.chains {
+		for _, c := range im.chains {
 			needed[c] = true
 		}
 	}
@@ -94,8 +114,8 @@ func (s *Service) unneeded() (blobs, chains []digest.Digest) {
 	return slices.DeleteFunc(s.blobs.Digests(), isNeeded), slices.DeleteFunc(s.layers.ChainIDs(), isNeeded)
 }
 
-// drop removes what is not needed, blobs by take, which returns what of them is
-// to be removed.
+// drop removes what is not needed, blobs by take, which returns the name in the
+// temporary directory of what is to be removed, "" for nothing.
 //
 // Preconditions: mu is held.
 func (s *Service) drop(take func(digest.Digest) (string, error)) (<-chan struct{}, error) {

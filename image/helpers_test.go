@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -227,12 +226,12 @@ func (r *testRegistry) push(repo, tag string, config ocispec.ImageConfig, layers
 
 func open(t testing.TB, root string, change ...func(*image.Options)) *image.Service {
 	t.Helper()
-	opts := image.Options{Root: root, Logger: slog.New(slog.DiscardHandler)}
+	opts := image.Options{Root: root}
 	for _, c := range change {
 		c(&opts)
 	}
 
-	s, err := image.Open(t.Context(), opts)
+	s, err := image.Open(opts)
 	if err != nil {
 		t.Fatal(err)
 	}

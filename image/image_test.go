@@ -14,14 +14,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"crisp/image"
 	"crisp/test/testkit"
 )
 
-func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+func TestMain(m *testing.M) {
+	klog.SetLogger(logr.Discard()) // tests provoke thousands of warnings
+	os.Exit(testkit.Main(m))
+}
 
 func random(n int) string {
 	b := make([]byte, n)
@@ -143,14 +148,14 @@ func TestReopen(t *testing.T) {
 	r := newRegistry(t)
 	_, id := r.push("app", "v1", ocispec.ImageConfig{User: "7"}, pack(t, text("a", random(100_000))), pack(t, dir("d")))
 	root := t.TempDir()
-	s, err := image.Open(t.Context(), image.Options{Root: root, Pinned: []string{r.Host + "/a*"}})
+	s, err := image.Open(image.Options{Root: root, Pinned: []string{r.Host + "/a*"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	before := pull(t, s, r.Host+"/app:v1")
 	used, _ := s.FsInfo()
-	if _, err := image.Open(t.Context(), image.Options{Root: root}); !errors.Is(err, image.ErrLocked) {
+	if _, err := image.Open(image.Options{Root: root}); !errors.Is(err, image.ErrLocked) {
 		t.Errorf("second open: %v, want %v", err, image.ErrLocked)
 	}
 
@@ -264,7 +269,7 @@ func TestDamage(t *testing.T) {
 
 func reopen(t *testing.T, root string) *image.Service {
 	t.Helper()
-	s, err := image.Open(t.Context(), image.Options{Root: root})
+	s, err := image.Open(image.Options{Root: root})
 	if err != nil {
 		t.Fatal(err)
 	}

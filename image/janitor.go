@@ -2,49 +2,49 @@ package image
 
 import (
 	"context"
-	"log/slog"
 	"maps"
 	"os"
 	"slices"
 	"sync"
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"crisp/runtime/rootpath"
 )
 
-// janitorRetry is how long what could not be removed, as on a disk that is
-// read-only for a while, waits for another attempt.
+// janitorRetry is the delay before what could not be removed, for example
+// because the disk is read-only for a while, is tried again.
 const janitorRetry = 10 * time.Second
 
-// janitor removes what lies in the temporary directory and is not needed any
-// more, one thing at a time, without anybody waiting who does not want to.
+// janitor removes unused data from the temporary directory in the background,
+// one item at a time. Callers wait for it only if they choose to.
 type janitor struct {
 	dir  *os.File
-	log  *slog.Logger
 	done chan struct{}
-	// end interrupts the removal of what may be large.
-	end context.CancelFunc
+	// cancel interrupts the removal in progress, which may take long.
+	cancel context.CancelFunc
 
 	mu     sync.Mutex
 	wake   *sync.Cond
 	queue  []string
-	stuck  map[string]bool // what could not be removed, to be queued again
+	stuck  map[string]bool // what could not be removed and will be queued again
 	retry  *time.Timer     // nil while nothing is stuck
 	closed bool
 	idle   chan struct{} // closed when the queue is empty
 }
 
-func newJanitor(dir *os.File, log *slog.Logger) *janitor {
-	j := &janitor{dir: dir, log: log, done: make(chan struct{}), idle: make(chan struct{}), stuck: map[string]bool{}}
+func newJanitor(dir *os.File) *janitor {
+	j := &janitor{dir: dir, done: make(chan struct{}), idle: make(chan struct{}), stuck: map[string]bool{}}
 	j.wake = sync.NewCond(&j.mu)
 	close(j.idle)
 	ctx, cancel := context.WithCancel(context.Background())
-	j.end = cancel
+	j.cancel = cancel
 	go j.run(ctx)
 	return j
 }
 
-// add queues names, of which empty ones are ignored, and returns what closes
+// add queues names, ignoring empty ones, and returns a channel that is closed
 // when nothing is left that can be removed.
 func (j *janitor) add(names ...string) <-chan struct{} {
 	j.mu.Lock()
@@ -57,7 +57,7 @@ func (j *janitor) add(names ...string) <-chan struct{} {
 			select {
 			case <-j.idle:
 				j.idle = make(chan struct{})
-			default: // the last one is still being removed
+			default: // the previous item is still being removed
 			}
 		}
 		j.queue = append(j.queue, name)
@@ -90,13 +90,13 @@ func (j *janitor) run(ctx context.Context) {
 		j.mu.Unlock()
 		err := rootpath.RemoveAll(ctx, j.dir, name)
 		if ctx.Err() != nil {
-			continue // the next start sweeps it
+			continue // the next start removes it
 		}
 		j.note(name, err)
 	}
 }
 
-// note sets aside what could not be removed, and says so once.
+// note records the outcome of a removal. A failure is logged once and retried.
 func (j *janitor) note(name string, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -105,16 +105,16 @@ func (j *janitor) note(name string, err error) {
 		return
 	}
 	if !j.stuck[name] {
-		j.log.Warn("cannot remove yet what is not needed any more", "path", j.dir.Name()+"/"+name, "err", err)
+		klog.InfoS("Could not remove unused data, will retry", "path", j.dir.Name()+"/"+name, "err", err)
 	}
 	j.stuck[name] = true
 	if j.retry == nil && !j.closed {
-		j.retry = time.AfterFunc(janitorRetry, j.again)
+		j.retry = time.AfterFunc(janitorRetry, j.requeue)
 	}
 }
 
-// again queues what is stuck.
-func (j *janitor) again() {
+// requeue queues what is stuck once more.
+func (j *janitor) requeue() {
 	j.mu.Lock()
 	j.retry = nil
 	names := slices.Collect(maps.Keys(j.stuck))
@@ -122,7 +122,7 @@ func (j *janitor) again() {
 	j.add(names...)
 }
 
-// close ends the janitor at once. What is left is swept at the next start.
+// close stops the janitor at once. The next start removes what is left.
 func (j *janitor) close() error {
 	j.mu.Lock()
 	j.closed = true
@@ -132,7 +132,7 @@ func (j *janitor) close() error {
 
 	j.wake.Signal()
 	j.mu.Unlock()
-	j.end()
+	j.cancel()
 	<-j.done
 
 	select {

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// maxRatio and ratioFree bound what a packed layer may turn into: so many
-	// times its size, and some for free.
+	// maxRatio and ratioFree bound the unpacked size of a layer: this many times
+	// its compressed size, plus an allowance in bytes.
 	maxRatio  = 200
 	ratioFree = 4 << 30
 )
@@ -25,16 +25,16 @@ type job struct {
 	desc                ocispec.Descriptor
 	diff, chain, parent digest.Digest
 
-	// ready closes when the layer is here or staged.
+	// ready is closed when the layer is present or staged.
 	ready chan struct{}
 	// stage is the layer as unpacked by this pull, which then leads its
-	// flight; nil if there was nothing to do.
+	// flight; nil if the layer was present.
 	stage *layer.Stage
 	leads bool
 }
 
-// fetchLayers makes all layers of the image present. Several are downloaded
-// and unpacked at a time; they are published from the lowest up.
+// fetchLayers fetches and unpacks all missing layers of the image, several at a
+// time, and publishes them from the lowest up.
 func (p *puller) fetchLayers(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.dispatch(ctx, group) })
@@ -49,8 +49,9 @@ func (p *puller) fetchLayers(ctx context.Context) error {
 	return err
 }
 
-// dispatch starts the jobs in order, some at a time. The order matters: a job
-// that waits for another pull's layer never holds up the layers below it.
+// dispatch starts the jobs in order, a bounded number at a time. The order
+// prevents deadlocks between pulls: a job that waits for another pull's layer
+// never takes the slot of a layer below it.
 func (p *puller) dispatch(ctx context.Context, group *errgroup.Group) error {
 	slots := make(chan struct{}, p.s.opts.MaxConcurrentDownloads)
 	for _, j := range p.jobs {
@@ -64,6 +65,7 @@ func (p *puller) dispatch(ctx context.Context, group *errgroup.Group) error {
 			if err := p.fetch(ctx, j); err != nil {
 				return err
 			}
+
 			close(j.ready)
 			return nil
 		})
@@ -72,7 +74,7 @@ func (p *puller) dispatch(ctx context.Context, group *errgroup.Group) error {
 	return nil
 }
 
-// fetch makes the layer of j present or staged, and its blob present.
+// fetch makes sure that the layer of j is present or staged, and its blob present.
 func (p *puller) fetch(ctx context.Context, j *job) error {
 	s := p.s
 	var err error
@@ -101,13 +103,13 @@ func (p *puller) fetch(ctx context.Context, j *job) error {
 	}
 }
 
-// fetchBlob makes the layer of j present or staged from its blob: from the
-// disk if it is there, else from the registry, which only who leads the blob's
-// flight may ask. Again means that the blob was there and is no good.
+// fetchBlob stages the layer of j from its blob, on disk or from the registry,
+// which may only be asked by the leader of the blob's flight. With again, the
+// blob on disk was corrupt and has been removed: the caller starts over.
 //
-// A registry may send as slowly as it likes, so a layer is unpacked on the way
-// only as long as few are: see package budget. The others, and those that take
-// much memory, are downloaded to the disk and unpacked from there.
+// A registry may send as slowly as it likes, so only a bounded number of layers
+// is unpacked while being downloaded: see package budget. The others, and those
+// that need much memory, are downloaded to the disk and unpacked from there.
 func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool, err error) {
 	s := p.s
 	if !leads || s.blobs.Doubtful(j.desc.Digest) {
@@ -118,11 +120,12 @@ func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool,
 	if ok {
 		err = p.download(ctx, j, j.leads)
 		release()
-		if !errors.Is(err, layer.ErrMuch) {
+		if !errors.Is(err, layer.ErrNeedsMemory) {
 			return false, err
 		}
 		p.discard(j)
 	}
+
 	if err := p.download(ctx, j, false); err != nil || !j.leads {
 		return false, err
 	}
@@ -130,21 +133,21 @@ func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool,
 	return p.fromDisk(ctx, j)
 }
 
-// discard drops a stage that came to nothing.
+// discard drops a stage that failed.
 func (p *puller) discard(j *job) {
 	p.s.janitor.add(j.stage.Discard())
 	j.stage = nil
 }
 
-// fromDisk makes the layer of j staged from its blob, which is here. Again
-// means that it is no good.
+// fromDisk stages the layer of j from its blob on disk. With again, the blob was
+// corrupt and has been removed.
 func (p *puller) fromDisk(ctx context.Context, j *job) (again bool, err error) {
 	s := p.s
 	open := func(context.Context) (io.ReadCloser, error) { return s.blobs.Reader(j.desc) }
-	err = p.fromDiskTaking(ctx, j, open, false)
-	if errors.Is(err, layer.ErrMuch) {
+	err = p.unpackWithin(ctx, j, open, false)
+	if errors.Is(err, layer.ErrNeedsMemory) {
 		p.discard(j)
-		err = p.fromDiskTaking(ctx, j, open, true)
+		err = p.unpackWithin(ctx, j, open, true)
 	}
 	if err == nil {
 		s.blobs.Doubt(j.desc.Digest, false)
@@ -158,24 +161,26 @@ func (p *puller) fromDisk(ctx context.Context, j *job) (again bool, err error) {
 		return false, err
 	}
 
-	// The disk has spoiled it.
-	spoilt, err := s.blobs.Detach(j.desc.Digest)
-	s.janitor.add(spoilt)
+	// The blob was verified when it was written: the disk has corrupted it.
+	corrupt, err := s.blobs.Detach(j.desc.Digest)
+	s.janitor.add(corrupt)
 	p.discard(j)
 	return err == nil, err
 }
 
-func (p *puller) fromDiskTaking(ctx context.Context, j *job, open layer.Source, much bool) error {
-	release, err := p.s.budget.Unpack(ctx, much)
+// unpackWithin is unpack for a blob on disk, within the memory budget of a small
+// or a large layer.
+func (p *puller) unpackWithin(ctx context.Context, j *job, open layer.Source, large bool) error {
+	release, err := p.s.budget.Unpack(ctx, large)
 	if err != nil {
 		return err
 	}
 	defer release()
-	return p.unpack(ctx, j, open, j.leads, much)
+	return p.unpack(ctx, j, open, j.leads, large)
 }
 
 // unpack stages the layer of j, or only reads the source to its end.
-func (p *puller) unpack(ctx context.Context, j *job, open layer.Source, stage, much bool) error {
+func (p *puller) unpack(ctx context.Context, j *job, open layer.Source, stage, large bool) error {
 	if !stage {
 		src, err := open(ctx)
 		if err != nil {
@@ -183,21 +188,29 @@ func (p *puller) unpack(ctx context.Context, j *job, open layer.Source, stage, m
 		}
 		return errors.Join(store.ReadToEnd(ctx, src), src.Close())
 	}
-	return p.stage(ctx, j, open, much)
+	return p.stage(ctx, j, open, large)
 }
 
 // stage unpacks the layer of j.
-func (p *puller) stage(ctx context.Context, j *job, open layer.Source, much bool) error {
+func (p *puller) stage(ctx context.Context, j *job, open layer.Source, large bool) error {
 	stage, err := p.s.layers.Stage(j.chain, j.diff, j.parent)
 	j.stage = stage
 	if err != nil {
 		return err
 	}
-	limit := int64(ratioFree) + maxRatio*min(j.desc.Size, 1<<50)
+
+	limit := unpackedLimit(j.desc.Size)
 	if m := p.s.opts.MaxUnpackedLayer; m > 0 {
 		limit = min(limit, m)
 	}
-	return p.s.step("unpack", func() error { return stage.Unpack(ctx, open, layer.Limits{Bytes: limit, Much: much}) })
+	return p.s.withFailpoints("unpack", func() error { return stage.Unpack(ctx, open, layer.Limits{Bytes: limit, LargeMemory: large}) })
+}
+
+// unpackedLimit bounds the unpacked size of a layer of the given compressed
+// size, both in bytes.
+func unpackedLimit(size int64) int64 {
+	const huge = 1 << 50 // keeps the product from overflowing
+	return ratioFree + maxRatio*min(size, huge)
 }
 
 // publish publishes the layers in order, each as soon as it is unpacked.
@@ -212,7 +225,7 @@ func (p *puller) publish(ctx context.Context) error {
 		if j.stage == nil {
 			continue
 		}
-		if err := p.s.step("publish layer", func() error { return j.stage.Publish(ctx) }); err != nil {
+		if err := p.s.withFailpoints("publish layer", func() error { return j.stage.Publish(ctx) }); err != nil {
 			return err
 		}
 

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// maxLayers is how many overlayfs stacks.
+	// maxLayers is how many layers overlayfs can stack.
 	maxLayers = 500
-	// maxIndexDepth bounds indexes in indexes.
+	// maxIndexDepth bounds the nesting of indexes.
 	maxIndexDepth = 4
 
 	dockerConfig = "application/vnd.docker.container.image.v1+json"
@@ -26,28 +26,30 @@ const (
 	ociLayer     = "application/vnd.oci.image.layer."
 
 	unknownPlatform = "unknown"
-	// maxOffered is how many platforms an error names.
+	// maxOffered is how many platforms an error lists.
 	maxOffered = 20
 )
 
-// document is a manifest or an index: which, is not known before it is read.
+// document is a manifest or an index; which of them is only known once it is
+// parsed.
 type document struct {
-	SchemaVersion int                `json:"schemaVersion"`
-	MediaType     string             `json:"mediaType"`
-	Config        json.RawMessage    `json:"config"`
-	Layers        json.RawMessage    `json:"layers"`
-	Manifests     json.RawMessage    `json:"manifests"`
-	FSLayers      json.RawMessage    `json:"fsLayers"`
-	Signatures    json.RawMessage    `json:"signatures"`
-	entries       []entryDescriptor  // of an index
-	config        ocispec.Descriptor // of a manifest
-	layers        []ocispec.Descriptor
-	isIndex       bool
+	SchemaVersion int             `json:"schemaVersion"`
+	MediaType     string          `json:"mediaType"`
+	Config        json.RawMessage `json:"config"`
+	Layers        json.RawMessage `json:"layers"`
+	Manifests     json.RawMessage `json:"manifests"`
+	FSLayers      json.RawMessage `json:"fsLayers"`
+	Signatures    json.RawMessage `json:"signatures"`
+
+	isIndex  bool
+	children []child              // of an index
+	config   ocispec.Descriptor   // of a manifest
+	layers   []ocispec.Descriptor // of a manifest
 }
 
-// parse reads a document that came with the media type contentType. A document
-// that could be taken for two things is refused: another tool might have
-// looked at the other one.
+// parse parses a document that was received with the media type contentType. An
+// ambiguous document is refused: another tool, such as a scanner, might have
+// read it as the other kind (CVE-2021-41190).
 func parse(data []byte, contentType string) (*document, error) {
 	var d document
 	if err := json.Unmarshal(data, &d); err != nil {
@@ -62,27 +64,10 @@ func parse(data []byte, contentType string) (*document, error) {
 		return nil, fmt.Errorf("%w: document is not clearly either a manifest or an index", ErrInvalid)
 	}
 
-	known := []string{ocispec.MediaTypeImageManifest, registry.DockerManifest, ocispec.MediaTypeImageIndex, registry.DockerManifestList}
-	declared := contentType
-	if d.MediaType != "" {
-		if slices.Contains(known, contentType) && contentType != d.MediaType {
-			return nil, fmt.Errorf("%w: document calls itself %q, the registry calls it %q", ErrInvalid, d.MediaType, contentType)
-		}
-		declared = d.MediaType
+	var err error
+	if d.MediaType, err = mediaType(d.MediaType, contentType, isIndex); err != nil {
+		return nil, err
 	}
-
-	switch i := slices.Index(known, declared); {
-	case i >= 2 && isManifest, i >= 0 && i < 2 && isIndex:
-		return nil, fmt.Errorf("%w: document is not what its media type %q says", ErrInvalid, declared)
-	case i < 0 && d.MediaType != "":
-		return nil, fmt.Errorf("%w: media type %q", ErrUnsupported, d.MediaType)
-	case i < 0 && isIndex:
-		declared = ocispec.MediaTypeImageIndex
-	case i < 0:
-		declared = ocispec.MediaTypeImageManifest
-	}
-
-	d.MediaType = declared
 	if err := d.decode(isIndex); err != nil {
 		if errors.Is(err, ErrUnsupported) {
 			return nil, err
@@ -90,18 +75,50 @@ func parse(data []byte, contentType string) (*document, error) {
 		return nil, fmt.Errorf("%w: manifest: %w", ErrInvalid, err)
 	}
 
-	// What was decoded later is not needed any more.
-	d.Config, d.Layers, d.isIndex = nil, nil, isIndex
-	d.Manifests = nil
+	// The raw text is decoded now, and is not kept.
+	d.Config, d.Layers, d.Manifests = nil, nil, nil
+	d.isIndex = isIndex
 	return &d, nil
 }
 
+// mediaType returns the media type of a document that declares own, "" for none,
+// and was received as contentType. It refuses contradictions between the two and
+// the document's structure.
+func mediaType(own, contentType string, isIndex bool) (string, error) {
+	manifests := []string{ocispec.MediaTypeImageManifest, registry.DockerManifest}
+	indexes := []string{ocispec.MediaTypeImageIndex, registry.DockerManifestList}
+	isKnown := func(t string) bool { return slices.Contains(manifests, t) || slices.Contains(indexes, t) }
+	if own != "" && isKnown(contentType) && contentType != own {
+		return "", fmt.Errorf("%w: document declares media type %q, but was received as %q", ErrInvalid, own, contentType)
+	}
+
+	kind, other := manifests, indexes
+	if isIndex {
+		kind, other = indexes, manifests
+	}
+	declared := own
+	if declared == "" {
+		declared = contentType
+	}
+
+	switch {
+	case slices.Contains(other, declared):
+		return "", fmt.Errorf("%w: document does not match its media type %q", ErrInvalid, declared)
+	case slices.Contains(kind, declared):
+		return declared, nil
+	case own != "":
+		return "", fmt.Errorf("%w: media type %q", ErrUnsupported, own)
+	}
+	return kind[0], nil // registries and proxies send all sorts of content types
+}
+
+// decode decodes the parts that the kind of document has.
 func (d *document) decode(isIndex bool) error {
 	if isIndex {
-		return json.Unmarshal(d.Manifests, &d.entries)
+		return json.Unmarshal(d.Manifests, &d.children)
 	}
-	var m manifest
 
+	var m manifest
 	if d.Config != nil {
 		if err := json.Unmarshal(d.Config, &m.Config); err != nil {
 			return err
@@ -124,8 +141,8 @@ func (d *document) decode(isIndex bool) error {
 	return nil
 }
 
-// entryDescriptor is what matters of an index's entry.
-type entryDescriptor struct {
+// child is an image, or a further index, that an index lists.
+type child struct {
 	descriptor
 	ArtifactType string `json:"artifactType"`
 	Annotations  struct {
@@ -134,23 +151,23 @@ type entryDescriptor struct {
 	Platform *platform `json:"platform"`
 }
 
-// choose picks the entry of an index that runs here.
+// choose picks the image in an index that fits this machine best.
 func (d *document) choose(rank func(*platform) (int, bool)) (ocispec.Descriptor, error) {
-	var best *entryDescriptor
+	var best *child
 	bestRank := math.MaxInt
 	var offered []string
-	for i := range d.entries {
-		e := &d.entries[i]
-		// An annotation marks what is about an image rather than one.
-		if e.Annotations.Attestation != "" || isArtifact(e.ArtifactType) {
+	for i := range d.children {
+		c := &d.children[i]
+		// Attestations about an image are listed next to it.
+		if c.Annotations.Attestation != "" || isArtifact(c.ArtifactType) {
 			continue
 		}
 
-		if p := e.Platform; p != nil && p.OS != unknownPlatform && len(offered) < maxOffered {
+		if p := c.Platform; p != nil && p.OS != unknownPlatform && len(offered) < maxOffered {
 			offered = append(offered, truncate(p.String()))
 		}
-		if r, ok := rank(e.Platform); ok && r < bestRank {
-			best, bestRank = e, r
+		if r, ok := rank(c.Platform); ok && r < bestRank {
+			best, bestRank = c, r
 		}
 	}
 	if best == nil {
@@ -164,19 +181,18 @@ func (d *document) choose(rank func(*platform) (int, bool)) (ocispec.Descriptor,
 	return best.oci(), nil
 }
 
-// isArtifact tells whether the artifact type of an index's entry is that of
-// something else than an image. Some tools give an image's entry the type of
-// its configuration.
+// isArtifact reports whether an artifact type in an index denotes anything but
+// an image. Some tools set the type of an image's configuration for images.
 func isArtifact(t string) bool {
 	return t != "" && t != ocispec.MediaTypeImageConfig && t != dockerConfig
 }
 
-// checkImage checks a manifest's descriptors.
+// checkImage checks the descriptors of a manifest.
 func (d *document) checkImage() error {
 	switch d.config.MediaType {
 	case ocispec.MediaTypeImageConfig, dockerConfig:
 	default:
-		return fmt.Errorf("%w: not a container image: its configuration is of type %q", ErrUnsupported, truncate(d.config.MediaType))
+		return fmt.Errorf("%w: not a container image: its configuration has media type %q", ErrUnsupported, truncate(d.config.MediaType))
 	}
 
 	if err := checkDescriptor(d.config, registry.MaxDocument); err != nil {
@@ -188,7 +204,7 @@ func (d *document) checkImage() error {
 		}
 		known := strings.HasPrefix(l.MediaType, ociLayer) || strings.HasPrefix(l.MediaType, dockerLayer)
 		if !known || strings.HasSuffix(l.MediaType, "+encrypted") {
-			return fmt.Errorf("%w: layer of type %q", ErrUnsupported, truncate(l.MediaType))
+			return fmt.Errorf("%w: layer with media type %q", ErrUnsupported, truncate(l.MediaType))
 		}
 	}
 
@@ -200,12 +216,12 @@ func checkDescriptor(d ocispec.Descriptor, maxSize int64) error {
 		return fmt.Errorf("%w: digest %q: %w", ErrInvalid, truncate(string(d.Digest)), err)
 	}
 	if d.Size < 0 || d.Size > maxSize {
-		return fmt.Errorf("%w: %s has %d bytes", ErrInvalid, d.Digest, d.Size)
+		return fmt.Errorf("%w: size of %s is %d bytes, limit %d", ErrInvalid, d.Digest, d.Size, maxSize)
 	}
 	return nil
 }
 
-// parseConfig reads an image's configuration and checks what pulling relies on.
+// parseConfig parses an image's configuration and checks what a pull relies on.
 func parseConfig(data []byte, layers int, rank func(*platform) (int, bool)) (ocispec.Image, error) {
 	var c configuration
 	if err := json.Unmarshal(data, &c); err != nil {
@@ -213,13 +229,13 @@ func parseConfig(data []byte, layers int, rank func(*platform) (int, bool)) (oci
 	}
 
 	own := platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
-	// Who named this image has chosen the variant.
+	// The variant is the choice of the index, or of whoever named this image.
 	if _, ok := rank(&platform{OS: c.OS, Architecture: c.Architecture}); !ok {
 		return ocispec.Image{}, fmt.Errorf("%w: image is for %s, this machine is linux/%s", ErrUnsupported, truncate(own.String()), runtime.GOARCH)
 	}
 
 	if n := len(c.RootFS.DiffIDs); n != layers {
-		return ocispec.Image{}, fmt.Errorf("%w: configuration has %d layers, manifest %d", ErrInvalid, n, layers)
+		return ocispec.Image{}, fmt.Errorf("%w: configuration has %d layers, the manifest has %d", ErrInvalid, n, layers)
 	}
 	for _, d := range c.RootFS.DiffIDs {
 		if d.Validate() != nil || d.Algorithm() != digest.SHA256 {

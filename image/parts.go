@@ -3,23 +3,26 @@ package image
 import (
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"crisp/image/store"
 )
 
-// partsInterval is how often it is looked whether what interrupted pulls have
-// left is too old, or the disk too full for it.
+// partsInterval is how often the age of partial downloads and the free space of
+// the disk are checked.
 const partsInterval = time.Minute
 
-// partsLeft has what an interrupted pull leaves bounded from now on.
-func (s *Service) partsLeft() {
+// noteParts wakes the goroutine that bounds partial downloads, after a pull that
+// may have left some.
+func (s *Service) noteParts() {
 	select {
 	case s.partsWanted <- struct{}{}:
 	default:
 	}
 }
 
-// watchParts bounds what interrupted pulls leave until the service ends, whole
-// layers too if that is said. It sleeps as long as there is nothing.
+// watchParts bounds what interrupted pulls leave until the service ends, with
+// whole also complete layers. It sleeps while there is nothing.
 func (s *Service) watchParts(whole bool) {
 	interrupted := time.Now()
 	for {
@@ -39,17 +42,18 @@ func (s *Service) watchParts(whole bool) {
 	}
 }
 
-// trimParts bounds the parts, and reports whether any are left.
+// trimParts bounds the partial downloads, and reports whether any are left.
 func (s *Service) trimParts() (left bool) {
 	s.removeParts(s.blobs.TrimParts(time.Now()))
 	n, _ := s.blobs.Parts()
 	return n > 0
 }
 
-// trimWhole looks at the blobs and layers that interrupted pulls, the last of
-// them at that time, have left whole, and reports whether any are left. The next
-// pull has them for nothing, so they stay for as long as parts and while there
-// is room for all. Then the layers go, and the blobs become parts.
+// trimWhole bounds the complete blobs and layers that interrupted pulls, the
+// last one at the given time, have left, and reports whether any are left. They
+// cost the next pull nothing, so they stay as long as partial downloads do and
+// while there is room for all of them. Then the layers are removed, and the
+// blobs become partial downloads.
 func (s *Service) trimWhole(interrupted time.Time) (left bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,7 +86,7 @@ func (s *Service) trimWhole(interrupted time.Time) (left bool) {
 	return len(blobs)+len(chains) > 0
 }
 
-// dropParts frees all room that interrupted pulls take.
+// dropParts frees all disk space that interrupted pulls use.
 func (s *Service) dropParts() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,6 +98,6 @@ func (s *Service) dropParts() {
 func (s *Service) removeParts(gone []string, err error) {
 	s.janitor.add(gone...)
 	if err != nil {
-		s.log.Warn("cannot remove yet what interrupted pulls have left", "err", err)
+		klog.InfoS("Could not remove data of interrupted pulls, will retry", "err", err)
 	}
 }

@@ -139,7 +139,7 @@ func leavePart(t *testing.T, r *testRegistry, s *server) string {
 func wantPulled(t *testing.T, root string, svc *image.Service, ref string) {
 	t.Helper()
 	im := pull(t, svc, ref)
-	if err := svc.Prepare(t.Context(), "c", im.ID, nil, nil); err != nil {
+	if err := svc.Prepare("c", im.ID, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -149,7 +149,7 @@ func wantPulled(t *testing.T, root string, svc *image.Service, ref string) {
 	}
 	m.Close()
 
-	if err := svc.Discard(t.Context(), "c"); err != nil {
+	if err := svc.Discard("c"); err != nil {
 		t.Error(err)
 	}
 	if left, err := os.ReadDir(filepath.Join(root, "parts")); err != nil || len(left) != 0 {

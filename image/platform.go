@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// platform is what decides where an image runs.
+// platform says on which machines an image runs.
 type platform struct {
 	Architecture string `json:"architecture"`
 	OS           string `json:"os"`
 	Variant      string `json:"variant"`
 }
 
-// String names a platform as people do, "linux/arm/v7".
+// String returns the usual name of a platform, "linux/arm/v7".
 func (p platform) String() string {
 	name := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
@@ -22,11 +22,11 @@ func (p platform) String() string {
 	return name
 }
 
-// empty reports whether a platform says nothing of where an image runs.
+// empty reports whether a platform specifies neither system nor architecture.
 func (p platform) empty() bool { return p.OS == "" && p.Architecture == "" }
 
-// normal returns a platform under the names that Go has for it. Tools also
-// write those of uname, of Debian, and upper case; what they leave out is the usual.
+// normal returns a platform under Go's names. Tools also write those of uname
+// and of Debian, or upper case; what they leave out has the usual value.
 func (p platform) normal() platform {
 	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
 	if p.OS == "" {
@@ -64,8 +64,8 @@ func normalVariant(architecture, variant string) string {
 	return variant
 }
 
-// platforms lists what runs on a machine, the best first: its own
-// architecture, and older ones whose programs its kernel runs.
+// platforms lists the platforms that run on a machine, the best first: its own
+// architecture, then 32-bit ones that its kernel supports.
 func platforms(architecture string, compat32 bool) []platform {
 	list := []platform{{architecture, "linux", ""}}
 	if !compat32 {
@@ -82,17 +82,18 @@ func platforms(architecture string, compat32 bool) []platform {
 	return list
 }
 
-// rank orders the platforms that run here, the best lowest. One that says
-// nothing comes last: its image's configuration decides.
+// rank orders the platforms that this machine supports, the best lowest. An
+// unspecified platform comes last: the image's configuration decides.
 func (s *Service) rank(p *platform) (int, bool) {
-	here := platforms(runtime.GOARCH, s.opts.Compat32)
+	supported := platforms(runtime.GOARCH, s.opts.Compat32)
 	if p == nil || p.empty() {
-		return len(here), true
+		return len(supported), true
 	}
+
 	n := p.normal()
 	if n.Architecture == "" {
-		return len(here), n.OS == "linux"
+		return len(supported), n.OS == "linux"
 	}
-	i := slices.Index(here, n)
+	i := slices.Index(supported, n)
 	return i, i >= 0
 }

@@ -58,16 +58,16 @@ func TestChoose(t *testing.T) {
 		s := &Service{opts: Options{Compat32: c.compat}}
 		d := &document{}
 		for i, p := range c.entries {
-			e := entryDescriptor{Platform: p}
+			e := child{Platform: p}
 			e.Digest, e.Size = digest.FromString(string(rune('a'+i))), 1
-			d.entries = append(d.entries, e)
+			d.children = append(d.children, e)
 		}
 
 		got, err := d.choose(s.rank)
 		switch {
 		case c.want < 0 && err == nil:
 			t.Errorf("%s: chose %v", name, got)
-		case c.want >= 0 && (err != nil || got.Digest != d.entries[c.want].Digest):
+		case c.want >= 0 && (err != nil || got.Digest != d.children[c.want].Digest):
 			t.Errorf("%s: %v, %v; want entry %d", name, got, err, c.want)
 		}
 	}

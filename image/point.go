@@ -1,16 +1,17 @@
 package image
 
-// step runs do, which has the effect named. Before and after it are points at
-// which tests end the process or make it err.
-func (s *Service) step(effect string, do func() error) error {
-	if s.opts.point == nil {
+// withFailpoints runs do, whose effect is named. Before and after it are
+// failpoints, at which tests kill the process or inject an error.
+func (s *Service) withFailpoints(effect string, do func() error) error {
+	if s.opts.failpoint == nil {
 		return do()
 	}
-	if err := s.opts.point("before " + effect); err != nil {
+
+	if err := s.opts.failpoint("before " + effect); err != nil {
 		return err
 	}
 	if err := do(); err != nil {
 		return err
 	}
-	return s.opts.point("after " + effect)
+	return s.opts.failpoint("after " + effect)
 }

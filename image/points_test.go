@@ -3,7 +3,6 @@ package image_test
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,9 +25,9 @@ const pointEnv = "CRISP_TEST_POINT_PULL"
 // all of it is on disk.
 func pullWithPoints(t *testing.T, root, ref string, f func(string) error) error {
 	t.Helper()
-	opts := image.Options{Root: root, MaxConcurrentDownloads: 1, Logger: slog.New(slog.DiscardHandler)}
-	image.SetPoint(&opts, f)
-	s, err := image.Open(t.Context(), opts)
+	opts := image.Options{Root: root, MaxConcurrentDownloads: 1}
+	image.SetFailpoint(&opts, f)
+	s, err := image.Open(opts)
 	if err != nil {
 		t.Fatal(err)
 	}

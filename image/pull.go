@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -16,13 +17,13 @@ import (
 )
 
 // Pull fetches the image that ref names and returns it once it is complete,
-// whichever process dies from then on. The bytes reach the disk a little later:
-// if a power cut comes before, the image is not here any more, and the next
-// pull fetches what was torn. The registry is asked every time, so that its say on who may
-// read the image holds; what is here already is not fetched again.
+// whichever process dies from then on. It is synced a little later: if the power
+// fails before, the image is gone, and the next pull fetches what was torn. The
+// registry is asked every time, so that it decides who may read the image; what
+// is present already is not fetched again.
 //
 // Callers that want the same image with the same credentials share one pull,
-// which ends early only when all of them have given up.
+// which is cancelled only when all of them have given up.
 func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
 	parsed, err := registry.ParseReference(ref)
 	if err != nil {
@@ -34,7 +35,7 @@ func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, erro
 		key.auth = *auth
 	}
 
-	im, err := s.pulls.do(ctx, key, func(op *pull) {
+	im, err := s.pulls.do(ctx, key, func(op *sharedPull) {
 		var opCtx context.Context
 		opCtx, op.cancel = context.WithCancelCause(s.ctx)
 		s.work.Go(func() {
@@ -59,14 +60,14 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth) 
 
 	p := &puller{s: s, repo: repo, ref: ref}
 	im, err := p.run(ctx)
-	p.end()
+	p.release()
 	s.wantSync()
 
 	if noRoom(err) {
 		s.dropParts()
 	}
 	if err != nil {
-		s.partsLeft()
+		s.noteParts()
 	}
 	if ctx.Err() != nil && err != nil {
 		return Image{}, context.Cause(ctx)
@@ -75,17 +76,17 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth) 
 	return im, classify(err)
 }
 
-// puller is one pull under way.
+// puller is one pull in progress.
 type puller struct {
 	s    *Service
 	repo *registry.Repository
 	ref  registry.Reference
 
-	docs   []*spool // root, manifests between, configuration
+	docs   []*spool // the root, perhaps an index; manifests; the configuration
 	target store.Target
 	config ocispec.Image
 	jobs   []*job
-	// fetched means that not everything was here.
+	// fetched means that something was missing and has been fetched.
 	fetched bool
 	pinned  []digest.Digest
 }
@@ -94,7 +95,7 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 	if err := p.documents(ctx); err != nil {
 		return Image{}, err
 	}
-	if p.isHere() {
+	if p.isPresent() {
 		return p.record()
 	}
 
@@ -115,7 +116,7 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 	return p.record()
 }
 
-// top is the chain ID of the image's uppermost layer, "" if it has none.
+// top returns the chain ID of the image's topmost layer, "" if it has none.
 func (p *puller) top() digest.Digest {
 	if len(p.jobs) == 0 {
 		return ""
@@ -123,34 +124,15 @@ func (p *puller) top() digest.Digest {
 	return p.jobs[len(p.jobs)-1].chain
 }
 
-// documents fetches what describes the image: an index perhaps, the manifest
-// for this platform and the configuration.
+// documents fetches the documents of the image: the manifest for this platform,
+// indexes that lead to it, and the configuration.
 func (p *puller) documents(ctx context.Context) error {
-	parsed, err := p.take(ctx, nil, func(doc *spool) error {
-		var err error
-		doc.desc, err = p.repo.Manifest(ctx, doc)
-		return err
-	})
+	parsed, err := p.fetchManifest(ctx)
 	if err != nil {
 		return err
 	}
 
-	p.target.Root = p.docs[0].desc
-	for depth := 0; parsed.isIndex; depth++ {
-		if depth == maxIndexDepth {
-			return fmt.Errorf("%w: indexes in indexes", ErrInvalid)
-		}
-		desc, err := parsed.choose(p.s.rank)
-		if err != nil {
-			return err
-		}
-
-		if parsed, err = p.child(ctx, desc); err != nil {
-			return err
-		}
-	}
-
-	p.target.Manifest = p.docs[len(p.docs)-1].desc
+	p.target.Root, p.target.Manifest = p.docs[0].desc, p.docs[len(p.docs)-1].desc
 	if err := parsed.checkImage(); err != nil {
 		return err
 	}
@@ -176,12 +158,34 @@ func (p *puller) documents(ctx context.Context) error {
 	return nil
 }
 
-// fetchDocument notes a document: that which desc describes if it is here
-// already, else what fetch brings.
+// fetchManifest fetches the document that the reference names, and follows
+// indexes to the manifest for this platform.
+func (p *puller) fetchManifest(ctx context.Context) (*document, error) {
+	parsed, err := p.fetchParsed(ctx, nil, func(doc *spool) error {
+		var err error
+		doc.desc, err = p.repo.Manifest(ctx, doc)
+		return err
+	})
+
+	for depth := 0; err == nil && parsed.isIndex; depth++ {
+		if depth == maxIndexDepth {
+			return nil, fmt.Errorf("%w: indexes nested more than %d deep", ErrInvalid, maxIndexDepth)
+		}
+		var desc ocispec.Descriptor
+		if desc, err = parsed.choose(p.s.rank); err == nil {
+			parsed, err = p.child(ctx, desc)
+		}
+	}
+
+	return parsed, err
+}
+
+// fetchDocument adds a document: the local one that desc describes, if it is
+// present, else what fetch brings.
 func (p *puller) fetchDocument(desc *ocispec.Descriptor, fetch func(*spool) error) (*spool, error) {
 	doc := &spool{dir: p.s.blobs.TempDir()}
 	p.docs = append(p.docs, doc)
-	if desc == nil || p.s.local(doc, *desc) != nil {
+	if desc == nil || p.s.readLocal(doc, *desc) != nil {
 		if err := fetch(doc); err != nil {
 			return nil, err
 		}
@@ -189,9 +193,8 @@ func (p *puller) fetchDocument(desc *ocispec.Descriptor, fetch func(*spool) erro
 	return doc, nil
 }
 
-// local brings a document that is here already. After an error there is
-// nothing of it in doc.
-func (s *Service) local(doc *spool, desc ocispec.Descriptor) error {
+// readLocal reads a document from the store. After an error doc is empty.
+func (s *Service) readLocal(doc *spool, desc ocispec.Descriptor) error {
 	r, err := s.blobs.Reader(desc)
 	if err != nil {
 		return err
@@ -204,8 +207,8 @@ func (s *Service) local(doc *spool, desc ocispec.Descriptor) error {
 	return err
 }
 
-// take notes a document and says what it is.
-func (p *puller) take(ctx context.Context, desc *ocispec.Descriptor, fetch func(*spool) error) (*document, error) {
+// fetchParsed is fetchDocument for a manifest or an index, which it parses.
+func (p *puller) fetchParsed(ctx context.Context, desc *ocispec.Descriptor, fetch func(*spool) error) (*document, error) {
 	doc, err := p.fetchDocument(desc, fetch)
 	if err != nil {
 		return nil, err
@@ -225,22 +228,21 @@ func (p *puller) take(ctx context.Context, desc *ocispec.Descriptor, fetch func(
 	return parsed, nil
 }
 
-// child fetches a manifest that an index names.
+// child fetches a manifest, or an index, that an index lists.
 func (p *puller) child(ctx context.Context, desc ocispec.Descriptor) (*document, error) {
-	return p.take(ctx, &desc, func(doc *spool) error {
+	return p.fetchParsed(ctx, &desc, func(doc *spool) error {
 		var err error
 		if doc.desc, err = p.repo.ManifestByDigest(ctx, desc.Digest, doc); err != nil {
 			return err
 		}
 		if doc.desc.Size != desc.Size {
-			return fmt.Errorf("%w: manifest %s has %d bytes, not %d", ErrInvalid, desc.Digest, doc.desc.Size, desc.Size)
+			return fmt.Errorf("%w: manifest %s has %d bytes, want %d", ErrInvalid, desc.Digest, doc.desc.Size, desc.Size)
 		}
 		return nil
 	})
 }
 
-// plan makes a job of each layer and keeps the collector away from all that
-// the image needs.
+// plan makes a job of each layer, and pins everything that the image needs.
 func (p *puller) plan(m *document) {
 	chains := layer.ChainIDs(p.config.RootFS.DiffIDs)
 	var parent digest.Digest
@@ -259,31 +261,22 @@ func (p *puller) plan(m *document) {
 
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
-	for _, d := range p.pinned {
-		p.s.pins[d]++
-	}
+	p.s.pin(p.pinned)
 }
 
-// end lets go of what the pull has held.
-func (p *puller) end() {
+// release closes the documents and unpins what the image needs.
+func (p *puller) release() {
 	for _, doc := range p.docs {
 		doc.close()
 	}
-	p.unpin()
-}
 
-func (p *puller) unpin() {
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
-	for _, d := range p.pinned {
-		if p.s.pins[d]--; p.s.pins[d] == 0 {
-			delete(p.s.pins, d)
-		}
-	}
+	p.s.unpin(p.pinned)
 }
 
-// isHere reports whether there is nothing to fetch.
-func (p *puller) isHere() bool {
+// isPresent reports whether there is nothing to fetch.
+func (p *puller) isPresent() bool {
 	for _, doc := range p.docs {
 		if !p.s.blobs.Has(doc.desc) {
 			return false
@@ -297,13 +290,13 @@ func (p *puller) isHere() bool {
 	return true
 }
 
-// storeDocuments keeps the documents as blobs.
+// storeDocuments stores the documents as blobs.
 func (p *puller) storeDocuments() error {
 	for _, doc := range p.docs {
 		if p.s.blobs.Has(doc.desc) {
 			continue
 		}
-		if err := p.s.step("store document", func() error { return p.storeDocument(doc) }); err != nil {
+		if err := p.s.withFailpoints("store document", func() error { return p.storeDocument(doc) }); err != nil {
 			return err
 		}
 	}
@@ -325,60 +318,42 @@ func (p *puller) storeDocument(doc *spool) error {
 	return w.Publish()
 }
 
-// record gives the image its names. A tag that another image had moves here.
+// record adds the image, under its names, to the catalog and to the record on
+// disk.
 func (p *puller) record() (Image, error) {
 	s := p.s
 	s.recordMu.Lock()
 	defer s.recordMu.Unlock()
+
 	now := s.snapshot.Load()
-	id := p.docs[len(p.docs)-1].desc.Digest
-	rec := store.Image{ID: id}
+	id := p.docs[len(p.docs)-1].desc.Digest // of the configuration
+	rec := p.newRecord(id, now.byID[id])
 
-	if old := now.entries[id]; old != nil {
-		rec = old.record.Clone()
-	}
-	if !slices.ContainsFunc(rec.Targets, func(t store.Target) bool { return t.Root.Digest == p.target.Root.Digest }) {
-		rec.Targets = append(rec.Targets, p.target)
+	changes := map[digest.Digest]*stored{}
+	if old := p.holder(now); old != nil && old.record.ID != id {
+		changes[old.record.ID] = s.without(old, p.ref.String())
 	}
 
-	byDigest := p.ref.Name() + "@" + p.target.Root.Digest.String()
-	if !slices.Contains(rec.Digests, byDigest) {
-		rec.Digests = append(rec.Digests, byDigest)
-	}
-
-	changes := map[digest.Digest]*entry{}
-	if p.ref.Tag != "" {
-		tag := p.ref.String()
-		if holder, ok := now.byName[tag]; ok && holder != id {
-			changes[holder] = s.without(now.entries[holder], tag)
-		}
-
-		rec.Tags = maps.Clone(rec.Tags)
-		if rec.Tags == nil {
-			rec.Tags = map[string]digest.Digest{}
-		}
-		rec.Tags[tag] = p.target.Root.Digest
-	}
-
-	changed := p.fetched || len(changes) > 0 || !sameRecord(now.entries[id], rec)
+	changed := p.fetched || len(changes) > 0 || !sameRecord(now.byID[id], rec)
 	if changed {
 		rec.Unsynced = s.opts.BootID
 	}
 
-	e := s.load(rec)
-	if e.err != nil && len(rec.Targets) > 1 {
-		// Another wrapping of the image is damaged: it goes with its names.
+	im := s.load(rec)
+	if im.err != nil && len(rec.Targets) > 1 {
+		// A manifest under which the image was pulled before is damaged: it is
+		// dropped together with its names.
 		changed = true
-		e = s.load(only(rec, p.target, byDigest, s.opts.BootID))
+		im = s.load(p.reduced(rec))
 	}
-	if e.err != nil {
-		return Image{}, e.err
+	if im.err != nil {
+		return Image{}, im.err
 	}
 
-	changes[id] = e
+	changes[id] = im
 	next := now.with(changes, s.opts.Pinned)
 	if changed {
-		err := s.step("record image", func() error { return s.blobs.SetImages(next.records(), false) })
+		err := s.withFailpoints("record image", func() error { return s.blobs.SetImages(next.records(), false) })
 		if err != nil {
 			return Image{}, err
 		}
@@ -387,30 +362,74 @@ func (p *puller) record() (Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.snapshot.Store(next)
-	return next.entries[id].image, nil
+	return next.byID[id].image, nil
 }
 
-// only reduces a record to one target and its names.
-func only(rec store.Image, t store.Target, byDigest, boot string) store.Image {
+// newRecord returns the record of the image, with the names and targets of its
+// old record, if it has one, and those of this pull.
+func (p *puller) newRecord(id digest.Digest, old *stored) store.Image {
+	rec := store.Image{ID: id}
+	if old != nil {
+		rec = old.record.Clone()
+	}
+
+	if !slices.ContainsFunc(rec.Targets, func(t store.Target) bool { return t.Root.Digest == p.target.Root.Digest }) {
+		rec.Targets = append(rec.Targets, p.target)
+	}
+	if !slices.Contains(rec.Digests, p.byDigest()) {
+		rec.Digests = append(rec.Digests, p.byDigest())
+	}
+
+	if p.ref.Tag == "" {
+		return rec
+	}
+	rec.Tags = maps.Clone(rec.Tags)
+	if rec.Tags == nil {
+		rec.Tags = map[string]digest.Digest{}
+	}
+	rec.Tags[p.ref.String()] = p.target.Root.Digest
+	return rec
+}
+
+// byDigest is the image's name by digest, "docker.io/library/busybox@sha256:...".
+func (p *puller) byDigest() string { return p.ref.Name() + "@" + p.target.Root.Digest.String() }
+
+// holder returns the image that has the tag of this pull so far, nil if there is
+// none or no tag.
+func (p *puller) holder(c *catalog) *stored {
+	if p.ref.Tag == "" {
+		return nil
+	}
+	return c.byID[c.byName[p.ref.String()]]
+}
+
+// reduced returns a record with nothing but the target of this pull and its
+// names.
+func (p *puller) reduced(rec store.Image) store.Image {
 	tags := maps.Clone(rec.Tags)
-	maps.DeleteFunc(tags, func(_ string, root digest.Digest) bool { return root != t.Root.Digest })
-	return store.Image{ID: rec.ID, Tags: tags, Digests: []string{byDigest}, Targets: []store.Target{t}, Unsynced: boot}
+	maps.DeleteFunc(tags, func(_ string, root digest.Digest) bool { return root != p.target.Root.Digest })
+	return store.Image{
+		ID: rec.ID, Tags: tags, Digests: []string{p.byDigest()}, Targets: []store.Target{p.target}, Unsynced: p.s.opts.BootID,
+	}
 }
 
-// without returns the image without one of its tags.
-func (s *Service) without(e *entry, tag string) *entry {
-	rec := e.record.Clone()
-	delete(rec.Tags, tag)
-	next := *e
-	next.record = rec
-	s.describe(&next)
+// without returns an image without one of its tags.
+func (s *Service) without(im *stored, tag string) *stored {
+	next := *im
+	next.record = im.record.Clone()
+	delete(next.record.Tags, tag)
+	next.err = cmp.Or(next.err, s.describe(&next))
 	return &next
 }
 
-func sameRecord(old *entry, rec store.Image) bool {
-	return old != nil && maps.Equal(old.record.Tags, rec.Tags) &&
-		slices.Equal(old.record.Digests, rec.Digests) &&
-		slices.EqualFunc(old.record.Targets, rec.Targets, func(a, b store.Target) bool {
-			return a.Root.Digest == b.Root.Digest && a.Manifest.Digest == b.Manifest.Digest
-		})
+func sameRecord(old *stored, rec store.Image) bool {
+	if old == nil {
+		return false
+	}
+
+	sameTarget := func(a, b store.Target) bool {
+		return a.Root.Digest == b.Root.Digest && a.Manifest.Digest == b.Manifest.Digest
+	}
+	return maps.Equal(old.record.Tags, rec.Tags) && slices.Equal(old.record.Digests, rec.Digests) &&
+		slices.EqualFunc(old.record.Targets, rec.Targets, sameTarget)
 }

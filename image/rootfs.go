@@ -14,20 +14,21 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// IDMap is one line of a user namespace's map.
+// IDMap is one line of a user namespace's uid_map or gid_map.
 type IDMap struct{ ContainerID, HostID, Size uint32 }
 
-// Prepare makes the directories for what container id writes on top of an image,
-// named by its ID, and keeps the image's layers until Discard. uids and gids
-// are the maps of the pod's user namespace, nil if it has none. Doing it again
-// does nothing.
-func (s *Service) Prepare(_ context.Context, id, imageID string, uids, gids []IDMap) error {
+// Prepare makes the directories for what container id writes on top of an
+// image, given by its ID, and keeps the image's layers until Discard. uids and
+// gids are the maps of the pod's user namespace, nil if it has none. It is
+// idempotent.
+func (s *Service) Prepare(id, imageID string, uids, gids []IDMap) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	im, err := s.Get(imageID)
 	if err != nil {
 		return fmt.Errorf("prepare root file system of %s: %w", id, err)
 	}
+
 	root, err := s.treeRoot(top(im))
 	if err != nil {
 		return fmt.Errorf("prepare root file system of %s: %w", id, err)
@@ -37,7 +38,7 @@ func (s *Service) Prepare(_ context.Context, id, imageID string, uids, gids []ID
 	})
 }
 
-// top is the chain ID of an image's uppermost layer, "" if it has none.
+// top returns the chain ID of an image's topmost layer, "" if it has none.
 func top(im Image) digest.Digest {
 	if len(im.ChainIDs) == 0 {
 		return ""
@@ -45,7 +46,7 @@ func top(im Image) digest.Digest {
 	return im.ChainIDs[len(im.ChainIDs)-1]
 }
 
-// treeRoot describes the root directory of a layer.
+// treeRoot stats the root directory of a layer.
 func (s *Service) treeRoot(chain digest.Digest) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	trees, err := s.layers.Trees(chain)
@@ -60,8 +61,8 @@ func (s *Service) treeRoot(chain digest.Digest) (unix.Stat_t, error) {
 	return st, unix.Fstat(int(f.Fd()), &st)
 }
 
-// translate tells which host user a user of the image is. One that is not in
-// the map belongs to nobody in the container; the map's first user stands in.
+// translate maps a user of the image to the host's. A user that is not mapped
+// would show as nobody in the container; the first mapped user stands in.
 func translate(maps []IDMap, id uint32) int {
 	for _, m := range maps {
 		if id >= m.ContainerID && id-m.ContainerID < m.Size {
@@ -74,9 +75,9 @@ func translate(maps []IDMap, id uint32) int {
 	return int(id)
 }
 
-// Hold keeps the layers of a further image, named by its ID, until container
-// id is discarded: for images that are mounted as volumes.
-func (s *Service) Hold(_ context.Context, id, imageID string) error {
+// Hold keeps the layers of another image, given by its ID, until container id
+// is discarded: for images that are mounted as volumes.
+func (s *Service) Hold(id, imageID string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	im, err := s.Get(imageID)
@@ -88,7 +89,7 @@ func (s *Service) Hold(_ context.Context, id, imageID string) error {
 
 // View is how a container sees the files of an image.
 type View struct {
-	// UserNS, if not nil, is the user namespace whose users they belong to.
+	// UserNS, if not nil, is the user namespace that file owners are mapped to.
 	UserNS *os.File
 	// Label is their SELinux label; empty without SELinux.
 	Label string
@@ -125,12 +126,13 @@ func (s *Service) Mount(ctx context.Context, id string, v View) (*os.File, error
 	return m, nil
 }
 
-// imageVolumeAttr is what an image volume may not be used for.
+// imageVolumeAttr are the mount attributes of an image volume: its files are
+// data, not programs, devices or a place to write.
 const imageVolumeAttr = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
-// MountImage returns the content of an image, named by its ID, or what subPath
-// leads to in it, as a detached read-only mount. The caller keeps the image
-// with [Service.Hold] first.
+// MountImage returns the content of an image, given by its ID, or of subPath in
+// it, as a detached read-only mount. The caller must keep the image with
+// [Service.Hold] first.
 func (s *Service) MountImage(ctx context.Context, imageID, subPath string, v View) (*os.File, error) {
 	im, err := s.Get(imageID)
 	if err != nil {
@@ -161,9 +163,9 @@ func (s *Service) MountImage(ctx context.Context, imageID, subPath string, v Vie
 	return sub, nil
 }
 
-// Discard gives up what container id wrote and the layers it kept. Doing it
-// again does nothing.
-func (s *Service) Discard(_ context.Context, id string) error {
+// Discard removes what container id wrote, in the background, and releases the
+// layers that it kept. It is idempotent.
+func (s *Service) Discard(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	used := s.containers.Chains(id)
@@ -179,7 +181,7 @@ func (s *Service) Discard(_ context.Context, id string) error {
 	return err
 }
 
-// isOrphan reports whether no image has the layer chain any more.
+// isOrphan reports whether no image has a layer any more.
 func (s *Service) isOrphan(chain digest.Digest) bool {
 	return chain != "" && !slices.ContainsFunc(s.List(), func(im Image) bool { return slices.Contains(im.ChainIDs, chain) })
 }
@@ -187,17 +189,18 @@ func (s *Service) isOrphan(chain digest.Digest) bool {
 // Containers lists the containers that have a root file system or images held.
 func (s *Service) Containers() []string { return s.containers.IDs() }
 
-// UpperDir is the directory of what container id wrote.
+// UpperDir returns the directory that holds what container id wrote.
 func (s *Service) UpperDir(id string) string { return s.containers.UpperDir(id) }
 
-// Usage measures what container id wrote, by looking at every file.
+// Usage measures the disk usage of what container id wrote, by a walk over every
+// file.
 func (s *Service) Usage(ctx context.Context, id string) (rootpath.Usage, error) {
 	if _, err := s.containers.Chain(id); err != nil {
 		return rootpath.Usage{}, err
 	}
 	upper, err := os.OpenFile(s.containers.UpperDir(id), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return rootpath.Usage{}, fmt.Errorf("measure what %s wrote: %w", id, err)
+		return rootpath.Usage{}, fmt.Errorf("measure files of container %s: %w", id, err)
 	}
 	defer upper.Close()
 	return rootpath.Measure(ctx, upper)

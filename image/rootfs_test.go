@@ -89,7 +89,7 @@ func TestMount(t *testing.T) {
 	pull(t, s, r.Host+"/app:v1")
 
 	for range 2 { // the second time does nothing
-		if err := s.Prepare(t.Context(), "c1", id, nil, nil); err != nil {
+		if err := s.Prepare("c1", id, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -141,7 +141,7 @@ func TestMount(t *testing.T) {
 	m.Close()
 
 	for range 2 {
-		if err := s.Discard(t.Context(), "c1"); err != nil {
+		if err := s.Discard("c1"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -163,7 +163,7 @@ func TestMountUserNamespace(t *testing.T) {
 	before, _ := s.FsInfo()
 	for _, first := range []uint32{100_000, 300_000} {
 		name := fmt.Sprint("c", first)
-		if err := s.Prepare(t.Context(), name, id, identity(first), identity(first)); err != nil {
+		if err := s.Prepare(name, id, identity(first), identity(first)); err != nil {
 			t.Fatal(err)
 		}
 
@@ -214,7 +214,7 @@ func TestMountManyLayers(t *testing.T) {
 	_, id := r.push("app", "v1", ocispec.ImageConfig{}, layers...)
 	s := open(t, t.TempDir())
 	pull(t, s, r.Host+"/app:v1")
-	if err := s.Prepare(t.Context(), "c", id, nil, nil); err != nil {
+	if err := s.Prepare("c", id, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -232,7 +232,7 @@ func TestImageWithoutLayers(t *testing.T) {
 	_, id := r.push("app", "v1", ocispec.ImageConfig{})
 	s := open(t, t.TempDir())
 	pull(t, s, r.Host+"/app:v1")
-	if err := s.Prepare(t.Context(), "c", id, nil, nil); err != nil {
+	if err := s.Prepare("c", id, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(path(mount(t, s, "c", nil), "f"), nil, 0o600); err != nil {
@@ -303,11 +303,11 @@ func TestLayersOutliveTheirImage(t *testing.T) {
 
 	pull(t, s, r.Host+"/app:v1")
 	pull(t, s, r.Host+"/data:v1")
-	if err := s.Prepare(t.Context(), "c", id, nil, nil); err != nil {
+	if err := s.Prepare("c", id, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 
-	if err := s.Hold(t.Context(), "c", data); err != nil {
+	if err := s.Hold("c", data); err != nil {
 		t.Fatal(err)
 	}
 	volume, err := s.MountImage(t.Context(), data, "", image.View{})
@@ -337,10 +337,10 @@ func TestLayersOutliveTheirImage(t *testing.T) {
 		t.Errorf("file of the volume is %q", got)
 	}
 
-	if err := s.Prepare(t.Context(), "d", id, nil, nil); !errors.Is(err, image.ErrNotFound) {
+	if err := s.Prepare("d", id, nil, nil); !errors.Is(err, image.ErrNotFound) {
 		t.Errorf("a new container of a removed image: %v", err)
 	}
-	if err := s.Discard(t.Context(), "c"); err != nil {
+	if err := s.Discard("c"); err != nil {
 		t.Fatal(err)
 	}
 
@@ -356,10 +356,10 @@ func TestIDsAreNames(t *testing.T) {
 	s := open(t, t.TempDir())
 	pull(t, s, r.Host+"/app:v1")
 	for _, bad := range []string{"", ".", "..", "a/b", "../x", strings.Repeat("x", 200), "a\x00"} {
-		if err := s.Prepare(t.Context(), bad, id, nil, nil); !errors.Is(err, image.ErrInvalidID) {
+		if err := s.Prepare(bad, id, nil, nil); !errors.Is(err, image.ErrInvalidID) {
 			t.Errorf("%q: %v, want %v", bad, err, image.ErrInvalidID)
 		}
-		if err := s.Discard(t.Context(), bad); err != nil {
+		if err := s.Discard(bad); err != nil {
 			t.Errorf("discard %q: %v", bad, err)
 		}
 	}
@@ -372,7 +372,7 @@ func TestDirectoriesArePrivate(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "image")
 	s := open(t, root)
 	pull(t, s, r.Host+"/app:v1")
-	if err := s.Prepare(t.Context(), "c", id, nil, nil); err != nil {
+	if err := s.Prepare("c", id, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -395,7 +395,7 @@ func TestDiscardWhileMounted(t *testing.T) {
 	pull(t, s, r.Host+"/app:v1")
 
 	for _, c := range []string{"c", "other"} {
-		if err := s.Prepare(t.Context(), c, id, nil, nil); err != nil {
+		if err := s.Prepare(c, id, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -410,7 +410,7 @@ func TestDiscardWhileMounted(t *testing.T) {
 	if err := s.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Discard(t.Context(), "c"); err != nil {
+	if err := s.Discard("c"); err != nil {
 		t.Fatal(err)
 	}
 
@@ -432,7 +432,7 @@ func BenchmarkMount(b *testing.B) {
 	pull(b, s, r.Host+"/app:v1")
 	b.Run("prepare", func(b *testing.B) {
 		for i := range b.N {
-			if err := s.Prepare(b.Context(), fmt.Sprint("p", i), id, nil, nil); err != nil {
+			if err := s.Prepare(fmt.Sprint("p", i), id, nil, nil); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -442,7 +442,7 @@ func BenchmarkMount(b *testing.B) {
 		for i := range b.N {
 			b.StopTimer()
 			name := fmt.Sprint("m", b.N, "-", i)
-			if err := s.Prepare(b.Context(), name, id, nil, nil); err != nil {
+			if err := s.Prepare(name, id, nil, nil); err != nil {
 				b.Fatal(err)
 			}
 

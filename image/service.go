@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,12 +13,14 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"crisp/image/budget"
 	"crisp/image/layer"
 	"crisp/image/registry"
 	"crisp/image/rootfs"
 	"crisp/image/store"
+	"crisp/runtime/durable"
 )
 
 const (
@@ -41,52 +41,51 @@ type Options struct {
 	// RegistryConfigDirs are directories with a HOST/hosts.toml for registries.
 	RegistryConfigDirs []string
 	// Pinned are references, with * for any characters, of images that
-	// kubelet must not collect.
+	// kubelet must not garbage-collect.
 	Pinned []string
-	// Compat32 means that the kernel runs programs of the 32-bit architecture
-	// that the machine's own comes from.
+	// Compat32 means that the kernel runs 32-bit programs of the machine's
+	// architecture: i386 on amd64, ARM on arm64.
 	Compat32 bool
-	// MaxConcurrentDownloads is for one pull; 0 means 6.
+	// MaxConcurrentDownloads bounds the layers that one pull fetches at the same
+	// time; 0 means 6.
 	MaxConcurrentDownloads int
-	// MaxUnpackedLayer bounds what one layer may unpack to; 0 leaves only the
-	// bound on the compression ratio.
+	// MaxUnpackedLayer bounds the unpacked size of a layer, in bytes; 0 leaves
+	// only the bound on the compression ratio.
 	MaxUnpackedLayer int64
-	// ProgressTimeout ends a pull in which no byte arrives for so long; 0
+	// ProgressTimeout cancels a pull in which no byte arrives for so long; 0
 	// means 5 minutes.
 	ProgressTimeout time.Duration
-	// SyncDelay is how long after a pull its bytes are brought to the disk; 0
-	// means 5 seconds.
+	// SyncDelay is how long after a pull its data is synced; 0 means 5 seconds.
 	SyncDelay time.Duration
-	// Sync brings the file system of a directory to the disk, or gives up when ctx
-	// ends; nil means to do it in this process.
+	// Sync syncs the file system that a directory is on, or returns when ctx
+	// ends; nil means to sync in this process.
 	Sync func(ctx context.Context, dir *os.File) error
-	// BootID names this boot of the machine; empty means to ask the kernel.
+	// BootID identifies this boot of the machine; empty means to ask the kernel.
 	BootID string
-	// UserAgent is what registries see.
+	// UserAgent is the User-Agent header of requests.
 	UserAgent string
-	// Logger gets what happens without a caller to tell; nil means slog's default.
-	Logger *slog.Logger
 
-	// point is for tests: see [Service.step].
-	point func(effect string) error
+	// failpoint is for tests: see [Service.withFailpoints].
+	failpoint func(effect string) error
 }
 
-// Auth is what a caller knows to authenticate itself with to a registry.
+// Auth holds a caller's credentials for a registry.
 type Auth = registry.Auth
 
-// Image describes an image that is here, complete.
+// Image describes an image that is present and complete.
 type Image struct {
 	// ID is the digest of the configuration: "sha256:...".
 	ID string
-	// RepoTags and RepoDigests are the names it has: "docker.io/library/busybox:latest",
+	// RepoTags and RepoDigests are its names: "docker.io/library/busybox:latest",
 	// "docker.io/library/busybox@sha256:...".
 	RepoTags, RepoDigests []string
-	// Size is what the image takes up on disk, packed and unpacked.
+	// Size is the disk space that the image uses, blobs and unpacked layers, in
+	// bytes.
 	Size uint64
-	// Pinned images are not to be collected.
+	// Pinned images must not be garbage-collected.
 	Pinned bool
-	// Config is what matters of the image's own configuration: hostile, bounded
-	// in size. It has no history, labels, ports, author and time: see [Service.Details].
+	// Config is the image's own configuration, hostile but bounded in size. It
+	// lacks history, labels, ports, author and time: see [Service.Details].
 	Config ocispec.Image
 	// ChainIDs are the unpacked layers, the lowest first.
 	ChainIDs []digest.Digest
@@ -94,10 +93,10 @@ type Image struct {
 	Manifest digest.Digest
 }
 
-// Service keeps images and root file systems. One process has it open.
+// Service keeps images and root file systems. Only one process at a time can
+// open a directory.
 type Service struct {
 	opts       Options
-	log        *slog.Logger
 	lock       *os.File
 	client     *registry.Client
 	blobs      *store.Store
@@ -107,10 +106,11 @@ type Service struct {
 	snapshot   atomic.Pointer[catalog]
 	budget     *budget.Budget
 	syncs      syncs
-	// partsWanted, which has room for one, has the parts of blobs looked at.
+	// partsWanted, of capacity one, wakes the goroutine that bounds partial
+	// downloads.
 	partsWanted chan struct{}
 
-	// ctx ends with the service; work counts what Close waits for.
+	// ctx ends with the service; work counts the goroutines that Close waits for.
 	ctx    context.Context // the life of the service itself
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup
@@ -120,17 +120,19 @@ type Service struct {
 	layerFlights, blobFlights flights
 	pulls                     pulls
 
-	// recordMu serialises changes of the record of images, which wait for the
-	// disk. It is taken before mu.
+	// recordMu serialises changes of the record of images, which may wait for
+	// the disk. It is taken before mu.
 	recordMu sync.Mutex
-	// mu keeps what is needed and what is removed consistent. Nobody waits for
-	// the disk with it, and readers do not take it.
+	// mu makes sure that nothing is removed that is becoming needed. It is held
+	// while names change, by mkdir, symlink and rename, but never during a sync or
+	// a transfer of data. Readers do not take it.
 	mu   sync.Mutex
 	pins map[digest.Digest]int // guarded by mu: blobs and layers that pulls need
 }
 
-// Open opens the image directory and removes what an earlier process left unfinished.
-func Open(_ context.Context, opts Options) (*Service, error) {
+// Open opens the image directory and removes what an earlier process left
+// incomplete. Close the service when done.
+func Open(opts Options) (*Service, error) {
 	if opts.MaxConcurrentDownloads <= 0 {
 		opts.MaxConcurrentDownloads = defaultDownloads
 	}
@@ -141,23 +143,22 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 		opts.Sync = syncHere
 	}
 	if opts.BootID == "" {
-		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		id, err := durable.BootID()
 		if err != nil {
 			return nil, fmt.Errorf("open images: %w", err)
 		}
-		opts.BootID = strings.TrimSpace(string(id))
+		opts.BootID = id
 	}
 
 	s := &Service{
-		opts: opts, log: opts.Logger, pins: map[digest.Digest]int{}, budget: budget.New(),
+		opts: opts, pins: map[digest.Digest]int{}, budget: budget.New(),
 		partsWanted: make(chan struct{}, 1),
 		syncs:       syncs{wanted: make(chan struct{}, 1), done: make(chan struct{}), failed: map[digest.Digest]bool{}},
-		client:      registry.New(registry.Options{ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout, Logger: opts.Logger}),
+		client: registry.New(registry.Options{
+			ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout,
+		}),
 	}
 
-	if s.log == nil {
-		s.log = slog.Default()
-	}
 	if err := s.open(); err != nil {
 		if s.cancel != nil {
 			s.cancel(err)
@@ -169,10 +170,63 @@ func Open(_ context.Context, opts Options) (*Service, error) {
 	return s, nil
 }
 
+// open locks and opens the directory, reads the record of images and starts the
+// service's goroutines.
 func (s *Service) open() error {
+	if err := s.openStores(); err != nil {
+		return err
+	}
+
+	// Nothing in the temporary directory is in use yet.
+	leftovers, err := os.ReadDir(s.blobs.TempDir())
+	if err != nil {
+		return fmt.Errorf("open images: %w", err)
+	}
+
+	records, err := s.blobs.Images()
+	lost := errors.Is(err, store.ErrRecord)
+	if err != nil && !lost {
+		return err
+	}
+	if lost {
+		klog.ErrorS(err, "Lost the record of images; they have to be pulled again")
+	}
+
+	temp, err := os.Open(s.blobs.TempDir())
+	if err != nil {
+		return fmt.Errorf("open images: %w", err)
+	}
+
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.janitor = newJanitor(temp)
+	for _, e := range leftovers {
+		s.janitor.add(e.Name())
+	}
+
+	s.snapshot.Store(s.loadAll(records, lost))
+	go s.syncSoon()
+	s.wantSync()
+
+	// If the record is lost, what is here is what the next pulls need.
+	if !lost {
+		s.mu.Lock()
+		err = s.demote()
+		s.mu.Unlock()
+	}
+	if err != nil {
+		return err
+	}
+
+	s.work.Go(func() { s.watchParts(!lost) })
+	return nil
+}
+
+// openStores locks the directory and opens what is in it.
+func (s *Service) openStores() error {
 	if err := os.MkdirAll(s.opts.Root, dirPerm); err != nil {
 		return fmt.Errorf("open images: %w", err)
 	}
+
 	var err error
 	if s.lock, err = acquire(filepath.Join(s.opts.Root, lockFile)); err != nil {
 		return err
@@ -186,63 +240,23 @@ func (s *Service) open() error {
 	if s.containers, err = rootfs.OpenContainers(filepath.Join(s.opts.Root, containersDir), s.blobs.TempDir()); err != nil {
 		return err
 	}
-
-	leftovers, err := os.ReadDir(s.blobs.TempDir())
-	if err != nil {
-		return fmt.Errorf("open images: %w", err)
-	}
-
-	records, err := s.blobs.Images()
-	lost := errors.Is(err, store.ErrRecord)
-	if err != nil && !lost {
-		return err
-	}
-	if lost {
-		s.log.Error("images are to be pulled again", "err", err)
-	}
-
-	temp, err := os.Open(s.blobs.TempDir())
-	if err != nil {
-		return fmt.Errorf("open images: %w", err)
-	}
-
-	s.ctx, s.cancel = context.WithCancelCause(context.Background())
-	s.janitor = newJanitor(temp, s.log)
-	for _, e := range leftovers {
-		s.janitor.add(e.Name())
-	}
-
-	s.snapshot.Store(s.loadAll(records, lost))
-	go s.syncSoon()
-	s.wantSync()
-	if !lost {
-		s.mu.Lock()
-		err = s.demote()
-		s.mu.Unlock()
-	}
-	if err != nil {
-		return err
-	}
-
-	// If the record is lost, what is here is what the next pulls need.
-	s.work.Go(func() { s.watchParts(!lost) })
 	return nil
 }
 
-// loadAll makes a catalog of the images on record.
+// loadAll builds the catalog from the records of images.
 func (s *Service) loadAll(records []store.Image, lost bool) *catalog {
-	c := &catalog{entries: map[digest.Digest]*entry{}}
+	c := &catalog{byID: map[digest.Digest]*stored{}}
 	for _, rec := range records {
-		c.entries[rec.ID] = s.load(rec)
+		c.byID[rec.ID] = s.load(rec)
 	}
 
 	s.doubt(c, lost)
-	for id, e := range c.entries {
-		if e.err == nil && s.torn(e.record) {
-			e.err = fmt.Errorf("%w: it was not known to be on disk when the machine ended", ErrInvalid)
+	for id, im := range c.byID {
+		if im.err == nil && s.torn(im.record) {
+			im.err = fmt.Errorf("%w: it was not synced before the machine went down", ErrInvalid)
 		}
-		if e.err != nil {
-			s.log.Warn("image is damaged and has to be pulled again", "image", id, "err", e.err)
+		if im.err != nil {
+			klog.InfoS("Image is damaged and has to be pulled again", "image", id, "err", im.err)
 		}
 	}
 
@@ -255,28 +269,32 @@ func (s *Service) torn(rec store.Image) bool {
 }
 
 // doubt marks the blobs that a power cut may have torn: those of images that
-// may be, or all if the record is lost, without those that some other image
-// has on disk for sure.
+// may be torn, or all if the record is lost, except blobs that another image is
+// known to have synced.
 func (s *Service) doubt(c *catalog, all bool) {
 	if all {
 		for _, d := range s.blobs.Digests() {
 			s.blobs.Doubt(d, true)
 		}
 	}
+
+	// Synced images come last, so that what they share with torn ones is trusted.
 	for _, torn := range []bool{true, false} {
-		for _, e := range c.entries {
-			if s.torn(e.record) == torn {
-				for _, d := range e.blobs {
-					s.blobs.Doubt(d, torn)
-				}
+		for _, im := range c.byID {
+			if s.torn(im.record) != torn {
+				continue
+			}
+			for _, d := range im.blobs {
+				s.blobs.Doubt(d, torn)
 			}
 		}
 	}
 }
 
-// acquire takes the lock that says the directory has an owner.
+// acquire locks the image directory for this process.
 func acquire(path string) (*os.File, error) {
-	// Not for writing, so that the file system can be made read-only meanwhile.
+	// Opened read-only, so that the file system can be remounted read-only while
+	// the service runs.
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, filePerm)
 	if err != nil {
 		return nil, fmt.Errorf("open images: %w", err)
@@ -294,8 +312,8 @@ func acquire(path string) (*os.File, error) {
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
-// Close ends pulls under way and gives the directory free. Mounts live on. What
-// was pulled last is brought to the disk if that does not take long.
+// Close cancels pulls in progress and unlocks the directory. Mounts stay. The
+// last pull is synced if that does not take long.
 func (s *Service) Close() error {
 	var err error
 	s.closing.Do(func() {
@@ -308,7 +326,7 @@ func (s *Service) Close() error {
 		defer cancel()
 		err = s.sync(ctx)
 		if errors.Is(err, context.DeadlineExceeded) {
-			s.log.Info("ending before the disk has all of the last pull; the next daemon sees to it")
+			klog.InfoS("Shut down before the last pull is synced; the next start will sync it")
 			err = nil
 		}
 		err = errors.Join(err, s.closeFiles())
@@ -335,22 +353,23 @@ func (s *Service) closeFiles() error {
 	return errors.Join(errs...)
 }
 
-// Reserve waits for so many bytes of what this service may take of the memory
-// for decoding documents: see package budget. The caller releases them.
+// Reserve waits for a number of bytes of the service's memory budget for
+// decoding documents: see package budget. The caller releases them.
 func (s *Service) Reserve(ctx context.Context, bytes int64) (release func(), err error) {
 	return s.budget.Work(ctx, bytes)
 }
 
-// FsInfo is what images take up.
+// FsInfo is the disk usage of images.
 type FsInfo struct {
 	// Mountpoint is the directory that images are in.
 	Mountpoint string
-	// UsedBytes and InodesUsed count blobs, unpacked layers, and what interrupted
-	// pulls have left.
+	// UsedBytes and InodesUsed count blobs, unpacked layers and partial
+	// downloads.
 	UsedBytes, InodesUsed uint64
 }
 
-// FsInfo tells what images take up. It looks nothing up on disk.
+// FsInfo reports the disk usage of images from memory, without looking at the
+// disk.
 func (s *Service) FsInfo() (FsInfo, error) {
 	u := s.blobs.Usage().Add(s.layers.Usage())
 	return FsInfo{Mountpoint: s.opts.Root, UsedBytes: u.Bytes, InodesUsed: u.Inodes}, nil

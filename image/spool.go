@@ -11,12 +11,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// spoolMemory is up to which size a document waits in memory for the rest of
-// its image.
+// spoolMemory is the size up to which a document is kept in memory until the
+// rest of its image has arrived, in bytes.
 const spoolMemory = 64 << 10
 
-// spool keeps a document on its way: in memory while it is small, else in a
-// file without a name.
+// spool buffers a document: in memory while it is small, else in an unlinked
+// file.
 type spool struct {
 	dir  string
 	desc ocispec.Descriptor
@@ -24,7 +24,7 @@ type spool struct {
 	file *os.File
 }
 
-// Write takes the next bytes.
+// Write appends to the document.
 func (s *spool) Write(p []byte) (int, error) {
 	if s.file == nil && len(s.mem)+len(p) <= spoolMemory {
 		s.mem = append(s.mem, p...)
@@ -32,7 +32,7 @@ func (s *spool) Write(p []byte) (int, error) {
 	}
 	if s.file == nil {
 		if err := s.spill(); err != nil {
-			return 0, fmt.Errorf("keep document: %w", err)
+			return 0, fmt.Errorf("spool document: %w", err)
 		}
 	}
 	return s.file.Write(p)
@@ -61,7 +61,7 @@ func (s *spool) reader() io.Reader {
 	return io.NewSectionReader(s.file, 0, math.MaxInt64)
 }
 
-// Reset drops what was written.
+// Reset discards what was written.
 func (s *spool) Reset() {
 	s.close()
 	s.mem, s.file = nil, nil
@@ -73,8 +73,8 @@ func (s *spool) close() {
 	}
 }
 
-// decoded calls f with a document's text once there is memory for it and what
-// it decodes to. Nothing of the text may be kept but copies.
+// decoded calls f with a document's text, within the memory budget for the text
+// and its decoded values. f may only keep copies of the text.
 func (s *Service) decoded(ctx context.Context, doc *spool, f func(data []byte) error) error {
 	values, err := countValues(doc.reader())
 	if err != nil {
@@ -94,8 +94,9 @@ func (s *Service) decoded(ctx context.Context, doc *spool, f func(data []byte) e
 	return f(data)
 }
 
-// decodedSize bounds what decoding a document takes: its text, the parts of it
-// that are decoded later, the strings, and what holds them.
+// decodedSize bounds the memory that decoding a document takes, in bytes: its
+// text, the raw parts that are decoded later, the strings, and the values that
+// hold them.
 func decodedSize(size int64, values int) int64 {
 	const value = 256
 	return 3*size + int64(values)*value

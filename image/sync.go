@@ -7,31 +7,33 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 const (
-	// defaultSyncDelay leaves the disk to the containers that an image was
-	// pulled for.
+	// defaultSyncDelay leaves the disk to the start of the containers that an
+	// image was pulled for.
 	defaultSyncDelay = 5 * time.Second
 	maxSyncDelay     = time.Minute
-	// closeSync is how long the disk may take when the service is closed. What
-	// is not known to be there then is synced by the next one.
+	// closeSync bounds the sync when the service is closed. What is not synced by
+	// then is left to the next start.
 	closeSync = 2 * time.Second
 )
 
-// syncs is the state of the one goroutine that brings what pulls wrote to the
-// disk. Pulls do not wait for it: as long as the machine runs what they wrote
-// is whole, and after a power cut what is not known to be on disk is not trusted.
+// syncs is the state of the one goroutine that syncs what pulls wrote. Pulls do
+// not wait for it: while the machine runs, what they wrote is intact, and after
+// a power cut what is not known to be on disk is not trusted.
 type syncs struct {
-	// wanted has room for one.
+	// wanted has capacity one.
 	wanted chan struct{}
 	done   chan struct{}
-	// failed are images and layers that a failed sync may have lost parts of.
-	// A later one that succeeds says nothing about them. Owned by the goroutine.
+	// failed are images and layers of which a failed sync may have lost data: the
+	// kernel reports a write error once, so a later sync that succeeds proves
+	// nothing about them. Owned by the goroutine.
 	failed map[digest.Digest]bool
 }
 
-// wantSync has the disk brought up to date soon.
+// wantSync requests a sync in the near future.
 func (s *Service) wantSync() {
 	select {
 	case s.syncs.wanted <- struct{}{}:
@@ -39,7 +41,7 @@ func (s *Service) wantSync() {
 	}
 }
 
-// syncSoon syncs a while after it was wanted, until the service ends.
+// syncSoon syncs some time after each request, until the service ends.
 func (s *Service) syncSoon() {
 	defer close(s.syncs.done)
 	delay := s.opts.SyncDelay
@@ -61,19 +63,19 @@ func (s *Service) syncSoon() {
 			if s.ctx.Err() != nil {
 				return
 			}
-			s.log.Warn("images are not known to be on disk yet: after a power cut they would be pulled again", "err", err)
+			klog.InfoS("Could not sync images, will retry; after a power cut they would be pulled again", "err", err)
 			delay = min(max(2*delay, time.Second), maxSyncDelay)
 			s.wantSync()
 		}
 	}
 }
 
-// syncDisk waits for the disk, or until ctx ends.
+// syncDisk syncs the image store's file system, or returns when ctx ends.
 func (s *Service) syncDisk(ctx context.Context) error {
 	return s.blobs.Sync(func(dir *os.File) error { return s.opts.Sync(ctx, dir) })
 }
 
-// syncHere is a Sync in this process, which cannot end before it has.
+// syncHere is a Sync in this process, which cannot exit until the kernel returns.
 func syncHere(ctx context.Context, dir *os.File) error {
 	fd, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -94,13 +96,13 @@ func syncHere(ctx context.Context, dir *os.File) error {
 	}
 }
 
-// sync brings everything to the disk that was pulled before the call, and
-// records that it is there. If ctx ends before nothing is recorded.
+// sync syncs everything that was pulled before the call, and records that it is
+// on disk. If ctx ends first, nothing is recorded.
 func (s *Service) sync(ctx context.Context) error {
-	images := map[digest.Digest]*entry{}
-	for id, e := range s.snapshot.Load().entries {
-		if e.record.Unsynced == s.opts.BootID && !s.syncs.failed[id] {
-			images[id] = e
+	images := map[digest.Digest]*stored{}
+	for id, im := range s.snapshot.Load().byID {
+		if im.record.Unsynced == s.opts.BootID && !s.syncs.failed[id] {
+			images[id] = im
 		}
 	}
 
@@ -111,7 +113,7 @@ func (s *Service) sync(ctx context.Context) error {
 		return nil
 	}
 
-	if err := s.step("sync", func() error { return s.syncDisk(ctx) }); err != nil {
+	if err := s.withFailpoints("sync", func() error { return s.syncDisk(ctx) }); err != nil {
 		if ctx.Err() != nil {
 			return err
 		}
@@ -126,7 +128,7 @@ func (s *Service) sync(ctx context.Context) error {
 	}
 
 	for _, c := range layers {
-		if err := s.step("mark layer", func() error { return s.layers.MarkSynced(c) }); err != nil {
+		if err := s.withFailpoints("mark layer", func() error { return s.layers.MarkSynced(c) }); err != nil {
 			return err
 		}
 	}
@@ -135,11 +137,11 @@ func (s *Service) sync(ctx context.Context) error {
 		return err
 	}
 
-	// The records of layers are written as little durably as the layers were.
-	return s.step("sync records", func() error { return s.syncDisk(ctx) })
+	// The records of layers were not written durably either.
+	return s.withFailpoints("sync records", func() error { return s.syncDisk(ctx) })
 }
 
-// trusted leaves out what an earlier sync failed on.
+// trusted filters out what an earlier sync failed on.
 func (s *Service) trusted(list []digest.Digest) (ok []digest.Digest) {
 	for _, d := range list {
 		if !s.syncs.failed[d] {
@@ -149,25 +151,25 @@ func (s *Service) trusted(list []digest.Digest) (ok []digest.Digest) {
 	return ok
 }
 
-// markImages records durably that images are on disk. One that changed in the
-// meantime waits for the next sync, which its change has asked for.
-func (s *Service) markImages(images map[digest.Digest]*entry) error {
+// markImages records durably that images are on disk. One that has changed since
+// is left to the next sync, which the change has requested.
+func (s *Service) markImages(images map[digest.Digest]*stored) error {
 	s.recordMu.Lock()
 	defer s.recordMu.Unlock()
 	now := s.snapshot.Load()
-	changes := map[digest.Digest]*entry{}
-	for id, e := range images {
-		if now.entries[id] != e {
+	changes := map[digest.Digest]*stored{}
+	for id, im := range images {
+		if now.byID[id] != im {
 			continue
 		}
-		synced := *e
-		synced.record = e.record.Clone()
+		synced := *im
+		synced.record = im.record.Clone()
 		synced.record.Unsynced = ""
 		changes[id] = &synced
 	}
 
 	next := now.with(changes, s.opts.Pinned)
-	if err := s.step("mark images", func() error { return s.blobs.SetImages(next.records(), true) }); err != nil {
+	if err := s.withFailpoints("mark images", func() error { return s.blobs.SetImages(next.records(), true) }); err != nil {
 		return err
 	}
 

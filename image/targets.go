@@ -5,22 +5,24 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/opencontainers/go-digest"
+	"k8s.io/klog/v2"
+
 	"crisp/image/layer"
 	"crisp/image/rootfs"
 	"crisp/runtime/rootpath"
-	"github.com/opencontainers/go-digest"
 )
 
-// commonTargets are what something is mounted on in every container.
+// commonTargets returns the mount points that every container needs.
 func commonTargets() (dirs, files []string) {
 	return []string{"/dev", "/proc", "/sys"}, []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 }
 
 // stageTargets makes the mount targets that an image lacks, as its first
-// container would, in a small layer of their own. Every container of the image
-// finds them there, where each would have had to copy /etc up to make them. It
-// returns the name of a directory in the temporary one that holds them, "" if
-// there is nothing to do or it cannot be done: then containers do it.
+// container would, in a small layer of their own. Without that layer each
+// container would have to copy up /etc to make them. It returns the name of a
+// directory in the temporary directory that holds them, "" if there is nothing
+// to do, or if it fails: then each container makes them itself.
 func (s *Service) stageTargets(ctx context.Context, chain digest.Digest) string {
 	if chain == "" || s.layers.Targets(chain) != "" {
 		return ""
@@ -32,18 +34,18 @@ func (s *Service) stageTargets(ctx context.Context, chain digest.Digest) string 
 		}
 		s.janitor.add(filepath.Base(dir))
 	}
-	s.log.Warn("cannot make mount targets once for all containers of an image", "layer", chain, "err", err)
+	klog.InfoS("Could not make mount targets for an image; each container makes its own", "layer", chain, "err", err)
 	return ""
 }
 
-// publishTargets moves targets to their layer.
+// publishTargets moves staged targets to their layer.
 func (s *Service) publishTargets(ctx context.Context, chain digest.Digest, staged string) error {
 	if staged == "" {
 		return nil
 	}
 	defer s.janitor.add(staged)
 	if rec, _ := s.layers.Get(chain); rec.Unsynced == "" {
-		// The layer is known to be on disk, with all that is in its directory.
+		// The layer counts as synced, with everything in its directory.
 		if err := s.syncDisk(ctx); err != nil {
 			return err
 		}

@@ -53,7 +53,7 @@ func TestTargets(t *testing.T) {
 			userns = userNamespace(t, tt.first)
 		}
 
-		if err := s.Prepare(t.Context(), tt.id, id, maps, maps); err != nil {
+		if err := s.Prepare(tt.id, id, maps, maps); err != nil {
 			t.Fatal(err)
 		}
 		m := mount(t, s, tt.id, userns)
@@ -87,7 +87,7 @@ func TestTargets(t *testing.T) {
 			t.Errorf("%s: its own layer has %v, %v", tt.id, names, err)
 		}
 		m.Close()
-		if err := s.Discard(t.Context(), tt.id); err != nil {
+		if err := s.Discard(tt.id); err != nil {
 			t.Fatal(err)
 		}
 	}

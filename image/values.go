@@ -12,16 +12,16 @@ import (
 )
 
 const (
-	// maxValues bounds the values in a document: two bytes of text may decode
-	// to hundreds in memory. The largest documents in use have a few thousand.
+	// maxValues bounds the values in a document: two bytes of JSON may decode to
+	// hundreds in memory. The largest documents in use have a few thousand.
 	maxValues = 1 << 16
-	// maxKept bounds what is kept of a configuration as long as the image is
-	// here: command, environment, volumes and the like, in bytes.
+	// maxKept bounds the part of a configuration that stays in memory with the
+	// image: command, environment, volumes and the like, in bytes.
 	maxKept = 256 << 10
 )
 
-// countValues counts what may become a value of its own in a JSON text:
-// whatever follows a bracket, a comma or a colon. It takes no memory.
+// countValues counts the potential values in a JSON text, that is, whatever
+// follows a bracket, a comma or a colon. It allocates nothing but a buffer.
 func countValues(r io.Reader) (int, error) {
 	buf := make([]byte, 32<<10)
 	count, inString, escaped := 0, false, false
@@ -42,7 +42,7 @@ func countValues(r io.Reader) (int, error) {
 
 		switch {
 		case count > maxValues:
-			return 0, fmt.Errorf("%w: a document of more than %d values", ErrInvalid, maxValues)
+			return 0, fmt.Errorf("%w: document has more than %d values", ErrInvalid, maxValues)
 		case errors.Is(err, io.EOF):
 			return count, nil
 		case err != nil:
@@ -51,8 +51,8 @@ func countValues(r io.Reader) (int, error) {
 	}
 }
 
-// decodeStored decodes a document that is in the store, which a pull has
-// decoded before.
+// decodeStored decodes a document from the store; a pull has decoded and
+// checked it before.
 func (s *Service) decodeStored(desc ocispec.Descriptor, limit int64, v any) error {
 	data, err := s.blobs.ReadAll(desc, limit)
 	if err != nil {
@@ -67,13 +67,13 @@ func (s *Service) decodeStored(desc ocispec.Descriptor, limit int64, v any) erro
 	return nil
 }
 
-// manifest is what matters of an image manifest.
+// manifest is the part of an image manifest that is used here.
 type manifest struct {
 	Config descriptor   `json:"config"`
 	Layers []descriptor `json:"layers"`
 }
 
-// descriptor is a descriptor without what only people read.
+// descriptor is an OCI descriptor without annotations and URLs.
 type descriptor struct {
 	MediaType string        `json:"mediaType"`
 	Digest    digest.Digest `json:"digest"`
@@ -84,8 +84,8 @@ func (d descriptor) oci() ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 }
 
-// configuration is what matters of an image's configuration. History, labels
-// and the rest are hostile, of any length, and nobody here needs them.
+// configuration is the part of an image's configuration that is used here.
+// History, labels and the rest are hostile, of any length, and not needed.
 type configuration struct {
 	ocispec.Platform
 	Config struct {
@@ -100,10 +100,10 @@ type configuration struct {
 	RootFS ocispec.RootFS `json:"rootfs"`
 }
 
-// words are a command, which old tools wrote as one string.
+// words are the words of a command, which old tools wrote as one string.
 type words []string
 
-// UnmarshalJSON reads a list, or a string as the list of it.
+// UnmarshalJSON reads a list, or a single string as a list of one.
 func (w *words) UnmarshalJSON(data []byte) error {
 	var one string
 	if len(data) > 0 && data[0] == '"' {
@@ -114,7 +114,7 @@ func (w *words) UnmarshalJSON(data []byte) error {
 	return json.Unmarshal(data, (*[]string)(w))
 }
 
-// image returns the configuration as others know it.
+// image converts the configuration to the OCI type.
 func (c *configuration) image() ocispec.Image {
 	return ocispec.Image{
 		Platform: c.Platform,
@@ -126,9 +126,9 @@ func (c *configuration) image() ocispec.Image {
 	}
 }
 
-// check bounds what is kept of a configuration.
+// check bounds the memory that a configuration occupies.
 func (c *configuration) check() error {
-	const header = 24
+	const header = 24 // of a string or slice, about
 	size := 0
 	for _, s := range []string{c.OS, c.Architecture, c.Variant, c.OSVersion, c.RootFS.Type,
 		c.Config.User, c.Config.WorkingDir, c.Config.StopSignal} {
@@ -145,7 +145,7 @@ func (c *configuration) check() error {
 		size += len(path) + header
 	}
 	if size > maxKept {
-		return fmt.Errorf("%w: command, environment and volumes of the image take %d bytes, at most %d are allowed", ErrInvalid, size, maxKept)
+		return fmt.Errorf("%w: command, environment and volumes of the image have %d bytes, limit %d", ErrInvalid, size, maxKept)
 	}
 	return nil
 }

@@ -81,7 +81,7 @@ func (p *printer) check(ctx context.Context, cfg *config.Config, repair bool) er
 		return err
 	}
 
-	s, err := image.Open(ctx, imageOptions(cfg, host.Probe()))
+	s, err := image.Open(imageOptions(cfg, host.Probe()))
 	if err != nil {
 		return err
 	}

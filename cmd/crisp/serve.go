@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/go-logr/logr"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -162,7 +160,7 @@ func (d *services) open(ctx context.Context) error {
 	for _, w := range d.cgroups.Degraded() {
 		klog.InfoS("Cgroups are degraded", "missing", w)
 	}
-	d.images, err = image.Open(ctx, imageOptions(d.cfg, d.facts))
+	d.images, err = image.Open(imageOptions(d.cfg, d.facts))
 	if err != nil {
 		return err
 	}
@@ -192,7 +190,7 @@ func imageOptions(cfg *config.Config, facts host.Facts) image.Options {
 		Root: filepath.Join(cfg.Root, "image"), RegistryConfigDirs: cfg.RegistryConfigDirs,
 		Pinned: cfg.PinnedImages, MaxConcurrentDownloads: cfg.MaxConcurrentDownloads,
 		Compat32: facts.Compat32.OK(), ProgressTimeout: time.Duration(cfg.PullProgressTimeout), UserAgent: "crisp/" + version,
-		Sync: syncApart, Logger: slog.New(logr.ToSlogHandler(klog.Background())),
+		Sync: syncApart,
 	}
 }
 

@@ -217,7 +217,7 @@ func (m *Manager) unindex(containerID string) {
 
 func (k *creation) prepareRootfs(ctx context.Context) error {
 	uids, gids := spec.IDMaps(k.p.record().Config.Msg)
-	return k.p.m.Images.Prepare(ctx, k.id, k.image.ID, imageMaps(uids), imageMaps(gids))
+	return k.p.m.Images.Prepare(k.id, k.image.ID, imageMaps(uids), imageMaps(gids))
 }
 
 func imageMaps(maps []plan.IDMap) []image.IDMap {
@@ -230,7 +230,7 @@ func imageMaps(maps []plan.IDMap) []image.IDMap {
 
 func (k *creation) discardRootfs(ctx context.Context) error {
 	err := k.p.takeProcess(k.id).close()
-	return errors.Join(err, k.p.m.Images.Discard(ctx, k.id))
+	return errors.Join(err, k.p.m.Images.Discard(k.id))
 }
 
 // makeSpec translates the configuration. It reads the image's user files, so
@@ -342,7 +342,7 @@ func (k *creation) imageVolumes(ctx context.Context, mounts []spec.ImageMount, l
 			return nil, fmt.Errorf("%w: image volume at %s: %w", ErrImageVolume, im.Path, err)
 		}
 
-		if err := k.p.m.Images.Hold(ctx, k.id, img.ID); err != nil {
+		if err := k.p.m.Images.Hold(k.id, img.ID); err != nil {
 			return nil, fmt.Errorf("%w: keep the image for %s: %w", ErrImageVolume, im.Path, err)
 		}
 

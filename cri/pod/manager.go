@@ -23,6 +23,7 @@ import (
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/durable"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/keeper/table"
 	"crisp/runtime/launch"
@@ -31,12 +32,12 @@ import (
 // Images is what pods need of the image service.
 type Images interface {
 	Get(ref string) (image.Image, error)
-	Prepare(ctx context.Context, id, imageID string, uids, gids []image.IDMap) error
+	Prepare(id, imageID string, uids, gids []image.IDMap) error
 	Mount(ctx context.Context, id string, v image.View) (*os.File, error)
 	MountImage(ctx context.Context, imageID, subPath string, v image.View) (*os.File, error)
 	// Hold keeps an image that a container uses as a volume until Discard.
-	Hold(ctx context.Context, containerID, imageID string) error
-	Discard(ctx context.Context, id string) error
+	Hold(containerID, imageID string) error
+	Discard(id string) error
 	// Containers are the ids for which something is prepared.
 	Containers() []string
 	// Reserve waits for so many bytes of the memory that is there for what
@@ -112,12 +113,11 @@ type Manager struct {
 // Open loads what the last daemon left, reconciles it with the kernel, and
 // starts to follow the keeper's exits.
 func Open(ctx context.Context, o Options) (*Manager, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	bootID, err := durable.BootID()
 	if err != nil {
-		return nil, fmt.Errorf("read boot id: %w", err)
+		return nil, err
 	}
 
-	bootID := strings.TrimSpace(string(boot))
 	records, err := openStore(filepath.Join(o.Root, "pods"), bootID)
 	if err != nil {
 		return nil, err

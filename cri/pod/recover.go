@@ -313,7 +313,7 @@ func (m *Manager) discardUnknown(ctx context.Context) {
 		known := m.containers[id] != nil
 		m.mu.RUnlock()
 		if !known {
-			warn(m.Images.Discard(ctx, id), "discard a layer of no record", "container", id)
+			warn(m.Images.Discard(id), "discard a layer of no record", "container", id)
 		}
 	}
 }

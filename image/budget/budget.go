@@ -1,24 +1,25 @@
-// Package budget bounds what content that came from a registry may take of the
-// daemon's memory at a time, over all calls.
+// Package budget bounds the memory that the daemon uses for content from
+// registries, over all calls together.
 //
-// There are three shares, so that none can be used up where another is waited
-// for:
+// There are three separate shares, so that a wait for one of them never depends
+// on another:
 //
 //   - Streams: layers that are unpacked while they are downloaded, [Streams] at
-//     a time. A registry may be slow on purpose, so nobody waits for this share;
-//     who gets none downloads to the disk first, which takes no memory to speak of.
-//   - Unpacking from the disk: two at a time, or one that takes much.
+//     a time. A registry may be slow on purpose, so no caller waits for this
+//     share; a pull that gets none downloads to the disk first, which takes next
+//     to no memory.
+//   - Unpacking from the disk: two layers at a time, or a single large one.
 //   - Work: documents that are decoded and containers that are translated, by
 //     their size, together at most [WorkBytes].
 //
-// Whoever holds the second or third waits for nothing but the processor and the
-// disk, so these waits end; all of them end when the caller's context does.
+// A holder of the second or third share only depends on CPU and disk, so waits
+// for them end; all waits end with the caller's context.
 //
-// What a layer takes is given in package layer: at most 20 MiB, or 140 MiB for
-// one that takes much. So all shares together are below 6×20 + 140 + 64 = 324 MiB
-// if every single one is exhausted at the same moment, and the attacks of the
-// tests of package image, of eight hostile images at once, stay below 256 MiB
-// of growth of the process, garbage included.
+// Package layer states the memory for a layer: at most 20 MiB, or 140 MiB for a
+// large one. So all shares together are below 6×20 + 140 + 64 = 324 MiB if all of
+// them are exhausted at the same time. The attacks in the tests of package image,
+// by eight hostile images at once, let the process grow by less than 256 MiB,
+// garbage included.
 package budget
 
 import (
@@ -29,21 +30,21 @@ import (
 )
 
 const (
-	// Streams is how many layers are unpacked while they are downloaded.
+	// Streams is how many layers may be unpacked while they are downloaded.
 	Streams = 6
-	// WorkBytes is what decoding and translating may take.
+	// WorkBytes bounds the memory for decoding and translating, in bytes.
 	WorkBytes = 64 << 20
 
-	// fromDisk is how many layers are unpacked from the disk.
+	// fromDisk is how many layers may be unpacked from the disk at a time.
 	fromDisk = 2
 )
 
-// Budget hands out shares. Its methods may be called concurrently.
+// Budget hands out shares. It is safe for concurrent use.
 type Budget struct {
 	streams, disk, work *semaphore.Weighted
 }
 
-// New returns a budget of which nothing is used.
+// New returns an unused budget.
 func New() *Budget {
 	return &Budget{
 		streams: semaphore.NewWeighted(Streams),
@@ -52,8 +53,8 @@ func New() *Budget {
 	}
 }
 
-// TryStream takes the share of one layer that is unpacked while it is
-// downloaded, if there is one left. The caller releases it.
+// TryStream acquires the share of one layer that is unpacked while it is
+// downloaded, if one is left. The caller releases it.
 func (b *Budget) TryStream() (release func(), ok bool) {
 	if !b.streams.TryAcquire(1) {
 		return nil, false
@@ -61,10 +62,10 @@ func (b *Budget) TryStream() (release func(), ok bool) {
 	return func() { b.streams.Release(1) }, true
 }
 
-// Unpack waits for the share of one layer that is unpacked from the disk, all
-// of it for one that takes much. The caller releases it.
-func (b *Budget) Unpack(ctx context.Context, much bool) (release func(), err error) {
-	if !much {
+// Unpack waits for the share of one layer that is unpacked from the disk, or for
+// the whole share for a large one. The caller releases it.
+func (b *Budget) Unpack(ctx context.Context, large bool) (release func(), err error) {
+	if !large {
 		return acquire(ctx, b.disk, 1)
 	}
 	all, err := acquire(ctx, b.disk, fromDisk)
@@ -72,15 +73,15 @@ func (b *Budget) Unpack(ctx context.Context, much bool) (release func(), err err
 		return nil, err
 	}
 	return func() {
-		// The next one is not to come on top of what this one has left, which
-		// the runtime would otherwise keep for later.
+		// Return the garbage of this layer to the system: otherwise the next
+		// layer would come on top of it.
 		debug.FreeOSMemory()
 		all()
 	}, nil
 }
 
-// Work waits for so many bytes, and no more than there are. The caller
-// releases them.
+// Work waits for a number of bytes, at most [WorkBytes]. The caller releases
+// them.
 func (b *Budget) Work(ctx context.Context, bytes int64) (release func(), err error) {
 	return acquire(ctx, b.work, min(max(bytes, 0), WorkBytes))
 }

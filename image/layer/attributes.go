@@ -12,7 +12,7 @@ import (
 	"crisp/image/store"
 )
 
-// attributes are what an archive says about a file besides its content.
+// attributes are the metadata of a file in an archive.
 type attributes struct {
 	uid, gid int
 	mode     uint32
@@ -23,7 +23,7 @@ type attributes struct {
 // xattr is an extended attribute.
 type xattr struct{ name, value string }
 
-// size is what the attributes take in memory, about.
+// size returns about how much memory the attributes occupy, in bytes.
 func (a *attributes) size() int {
 	n := 0
 	for _, x := range a.xattrs {
@@ -32,8 +32,9 @@ func (a *attributes) size() int {
 	return n
 }
 
-// attributesOf takes out of a header what a layer may say of a file. The
-// strings of a header are parts of a larger one, which must not outlive it.
+// attributesOf extracts the attributes that a layer may set from a header. It
+// copies strings: those of a header are substrings of the whole header, which
+// they would keep in memory.
 func attributesOf(hdr *tar.Header) (attributes, error) {
 	a := attributes{uid: hdr.Uid, gid: hdr.Gid, mode: permissions(hdr), mtime: hdr.ModTime}
 	for key, value := range hdr.PAXRecords {
@@ -54,8 +55,8 @@ func attributesOf(hdr *tar.Header) (attributes, error) {
 	return a, nil
 }
 
-// createFile makes the new, empty file name, which is one component, in a
-// directory. Whatever is there is an error, a link too.
+// createFile creates the empty file name, a single path component, in a
+// directory. It is an error if anything exists there, even a link.
 func createFile(dir int, name string, a *attributes) (int, error) {
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	for {
@@ -66,8 +67,8 @@ func createFile(dir int, name string, a *attributes) (int, error) {
 	}
 }
 
-// finishFile gives a file made by [createFile] what it does not have of its
-// attributes yet, closes it and takes its measure.
+// finishFile sets the attributes that a file made by [createFile] lacks, closes
+// it and returns its disk usage.
 func finishFile(fd int, a *attributes) (store.Usage, error) {
 	usage, err := a.apply(fd)
 	return usage, errors.Join(err, unix.Close(fd))
@@ -79,7 +80,8 @@ func (a *attributes) apply(fd int) (store.Usage, error) {
 		return store.Usage{}, err
 	}
 
-	// Most files are root's, with a mode that the umask has no part in.
+	// Most files belong to root and have a mode that the umask does not affect:
+	// these two system calls are rarely needed.
 	owned := int(st.Uid) == a.uid && int(st.Gid) == a.gid
 	if !owned {
 		if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
@@ -87,7 +89,7 @@ func (a *attributes) apply(fd int) (store.Usage, error) {
 		}
 	}
 
-	// A new owner costs the set-user-ID bit.
+	// In this order: chown clears the set-user-ID bit.
 	if !owned || st.Mode&0o7777 != a.mode {
 		if err := unix.Fchmod(fd, a.mode); err != nil {
 			return store.Usage{}, err
@@ -105,7 +107,7 @@ func (a *attributes) apply(fd int) (store.Usage, error) {
 	return store.Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1}, nil
 }
 
-// setXattrs sets the extended attributes that a layer may bring.
+// setXattrs sets the extended attributes, on file systems that support them.
 func (a *attributes) setXattrs(fd int) error {
 	for _, x := range a.xattrs {
 		err := unix.Fsetxattr(fd, x.name, []byte(x.value), 0)
@@ -116,8 +118,8 @@ func (a *attributes) setXattrs(fd int) error {
 	return nil
 }
 
-// allowedXattr tells what belongs to the image from what belongs to the host:
-// overlayfs's own marks, labels and signatures are not an image's to set.
+// allowedXattr reports whether an image may set an extended attribute. Those of
+// overlayfs, security labels and signatures belong to the host.
 func allowedXattr(name string) bool {
 	switch name {
 	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
@@ -127,7 +129,7 @@ func allowedXattr(name string) bool {
 		strings.IndexByte(name, 0) < 0
 }
 
-// fdWriter writes to a descriptor.
+// fdWriter writes to a file descriptor.
 type fdWriter int
 
 func (w fdWriter) Write(p []byte) (n int, err error) {

@@ -15,10 +15,10 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// Compare settles the stage and compares it with the layer that is in its
-// place. It returns what is the first difference, "" if there is none.
+// Compare completes the stage and compares it with the published layer of the
+// same chain ID. It returns the first difference, "" if there is none.
 func (st *Stage) Compare(ctx context.Context) (difference string, err error) {
-	if err := st.settle(ctx); err != nil {
+	if err := st.complete(ctx); err != nil {
 		return "", err
 	}
 	tree, err := rootpath.Open(st.store.dir, filepath.Join(st.rec.ChainID.Encoded(), treeDir), unix.O_RDONLY|unix.O_DIRECTORY)
@@ -43,11 +43,11 @@ func (st *Stage) Compare(ctx context.Context) (difference string, err error) {
 	return "", nil
 }
 
-// Replace puts the stage, which was compared, in the place of the layer that
-// is there, and returns the name under which the remains of that one lie in the
-// temporary directory. Its mount targets go with it.
+// Replace replaces the published layer by the stage, which was compared. It
+// returns the name in the temporary directory under which the old layer, with its
+// mount targets, is to be removed.
 //
-// Preconditions: nobody uses the layer, or will before it returns.
+// Preconditions: the layer is not in use, and will not be until Replace returns.
 func (st *Stage) Replace() (gone string, err error) {
 	s := st.store
 	if gone, err = s.Detach(st.rec.ChainID); err != nil {
@@ -58,18 +58,18 @@ func (st *Stage) Replace() (gone string, err error) {
 	return gone, st.publishLocked()
 }
 
-// errDiffers is what ends a comparison.
-var errDiffers = errors.New("it is not what was unpacked")
+// errDiffers ends a comparison.
+var errDiffers = errors.New("layer differs from what was unpacked")
 
-// comparison is one of two trees under way.
+// comparison compares two trees: a is the layer, b what it should be.
 type comparison struct {
 	ctx context.Context // of the one call
-	// implied directories may be as old as their unpacking.
+	// implied directories have the time of their unpacking.
 	implied map[string]bool
-	a, b    []byte
+	a, b    []byte // buffers
 }
 
-// dirs compares two directories with all that is below.
+// dirs compares two directories and everything below them.
 func (c *comparison) dirs(path string, a, b *os.File) error {
 	if c.ctx.Err() != nil {
 		return context.Cause(c.ctx)
@@ -89,7 +89,7 @@ func (c *comparison) dirs(path string, a, b *os.File) error {
 	}
 
 	if !slices.Equal(names, want) {
-		return fmt.Errorf("%w: directory %q has %d entries, or other ones than the %d that it had", errDiffers, path, len(names), len(want))
+		return fmt.Errorf("%w: directory %q: entries differ (%d, want %d)", errDiffers, path, len(names), len(want))
 	}
 	for _, name := range names {
 		if err := c.entries(filepath.Join(path, name), name, a, b); err != nil {
@@ -106,7 +106,7 @@ func sortedNames(dir *os.File) ([]string, error) {
 	return names, err
 }
 
-// entries compares what has the same name in two directories.
+// entries compares the files of the same name in two directories.
 func (c *comparison) entries(path, name string, a, b *os.File) error {
 	var sa, sb unix.Stat_t
 	err := unix.Fstatat(int(a.Fd()), name, &sa, unix.AT_SYMLINK_NOFOLLOW)
@@ -127,7 +127,7 @@ func (c *comparison) entries(path, name string, a, b *os.File) error {
 	case unix.S_IFDIR:
 		flags |= unix.O_DIRECTORY
 	case unix.S_IFREG:
-	default: // a device or the like, which is all in its attributes
+	default: // a device or FIFO has no content
 		return nil
 	}
 
@@ -167,32 +167,32 @@ func (c *comparison) links(path, name string, a, b *os.File) error {
 		return fmt.Errorf("%q: %w", path, err)
 	}
 	if !bytes.Equal(c.a[:n], c.b[:m]) {
-		return fmt.Errorf("%w: link %q leads elsewhere", errDiffers, path)
+		return fmt.Errorf("%w: target of link %q differs", errDiffers, path)
 	}
 	return nil
 }
 
-// sameStat compares what inodes say. The size of a directory is the file system's
-// affair.
+// sameStat compares inodes. The size of a directory depends on the file system,
+// so it is not compared.
 func (c *comparison) sameStat(path string, a, b *unix.Stat_t) error {
 	isDir := b.Mode&unix.S_IFMT == unix.S_IFDIR
 	switch {
 	case a.Mode != b.Mode:
-		return fmt.Errorf("%w: %q has mode %o, not %o", errDiffers, path, a.Mode, b.Mode)
+		return fmt.Errorf("%w: %q has mode %o, want %o", errDiffers, path, a.Mode, b.Mode)
 	case a.Uid != b.Uid || a.Gid != b.Gid:
-		return fmt.Errorf("%w: %q belongs to %d:%d, not to %d:%d", errDiffers, path, a.Uid, a.Gid, b.Uid, b.Gid)
+		return fmt.Errorf("%w: %q belongs to %d:%d, want %d:%d", errDiffers, path, a.Uid, a.Gid, b.Uid, b.Gid)
 	case a.Mtim != b.Mtim && !c.implied[path]:
-		return fmt.Errorf("%w: %q was changed at another time", errDiffers, path)
+		return fmt.Errorf("%w: modification time of %q differs", errDiffers, path)
 	case a.Rdev != b.Rdev:
-		return fmt.Errorf("%w: %q is another device", errDiffers, path)
+		return fmt.Errorf("%w: device number of %q differs", errDiffers, path)
 	case !isDir && (a.Size != b.Size || a.Nlink != b.Nlink):
-		return fmt.Errorf("%w: %q has %d bytes and %d names, not %d and %d", errDiffers, path, a.Size, a.Nlink, b.Size, b.Nlink)
+		return fmt.Errorf("%w: %q has %d bytes and %d links, want %d and %d", errDiffers, path, a.Size, a.Nlink, b.Size, b.Nlink)
 	}
 
 	return nil
 }
 
-// attributes compares inodes and what an image may have said of them besides.
+// attributes compares inodes and their extended attributes.
 func (c *comparison) attributes(path string, a, b *os.File) error {
 	var sa, sb unix.Stat_t
 	if err := errors.Join(unix.Fstat(int(a.Fd()), &sa), unix.Fstat(int(b.Fd()), &sb)); err != nil {
@@ -213,7 +213,7 @@ func (c *comparison) attributes(path string, a, b *os.File) error {
 	}
 
 	if !slices.Equal(xa, xb) {
-		return fmt.Errorf("%w: %q has extended attributes %q, not %q", errDiffers, path, xa, xb)
+		return fmt.Errorf("%w: %q has extended attributes %q, want %q", errDiffers, path, xa, xb)
 	}
 	return nil
 }
@@ -247,7 +247,7 @@ func xattrsOf(f *os.File) (list []string, err error) {
 	return list, nil
 }
 
-// content compares two files as they are on disk.
+// content compares two files, a as it is on disk.
 func (c *comparison) content(path string, a, b *os.File) error {
 	forget(a)
 	defer forget(a)
@@ -255,7 +255,7 @@ func (c *comparison) content(path string, a, b *os.File) error {
 		n, err := io.ReadFull(a, c.a)
 		m, berr := io.ReadFull(b, c.b)
 		if !bytes.Equal(c.a[:n], c.b[:m]) {
-			return fmt.Errorf("%w: file %q has another content", errDiffers, path)
+			return fmt.Errorf("%w: content of file %q differs", errDiffers, path)
 		}
 
 		for _, err := range []error{err, berr} {
@@ -270,8 +270,8 @@ func (c *comparison) content(path string, a, b *os.File) error {
 	}
 }
 
-// forget has what memory has of a file given up, as far as it is on disk, so
-// that the disk is asked.
+// forget drops the clean pages of a file from the page cache, so that it is read
+// from the disk.
 func forget(f *os.File) {
-	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // only advice
 }

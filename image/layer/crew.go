@@ -15,44 +15,44 @@ import (
 )
 
 const (
-	// smallFile is up to which size files are made by the crew.
-	smallFile = 64 << 10
-	// A batch is full with so many files or bytes.
+	// maxSmallFile is the size up to which files are written by the crew.
+	maxSmallFile = 64 << 10
+	// A batch is full with this many files or bytes.
 	batchFiles = 128
 	batchBytes = 512 << 10
 
 	maxCrew = 4
 )
 
-// crew makes small files beside the goroutine that reads the archive, whose
-// order it does not keep. So it only gets files that nothing is in the way of,
-// with their directories open, and whoever is about to do what the order of
-// entries matters for waits for it: see [unpacker.settled].
+// crew is a pool of goroutines that write small files, while another one reads
+// the archive. It does not keep the archive's order. So it only gets files whose
+// names are free and whose directories are open, and before anything for which
+// the order of entries matters the unpacker waits for it: see [unpacker.flush].
 type crew struct {
 	work, done chan *batch
 	workers    sync.WaitGroup
-	// filling is the batch that is being filled, nil if there is none; idle
-	// are those without files, and sent is how many the crew has.
+	// filling is the batch that is being filled, nil if there is none; idle are
+	// empty batches, and sent counts those that the crew is working on.
 	filling *batch
 	idle    []*batch
 	sent    int
-	// pending are the names of files that may not be there yet.
+	// pending are the names of files that may not exist yet.
 	pending map[string]bool
 }
 
-// batch is some files to be made, with their content.
+// batch is a number of files to be written, with their content.
 type batch struct {
-	files []smallEntry
+	files []smallFile
 	data  []byte
-	// extra is what names and attributes take.
+	// extra is the size of names and attributes, in bytes.
 	extra int
 
 	usage store.Usage
 	err   error
 }
 
-type smallEntry struct {
-	dir  int // of the open directory
+type smallFile struct {
+	dir  int // descriptor of the open directory
 	name string
 	attr attributes
 	data []byte
@@ -68,7 +68,7 @@ func newCrew() *crew {
 	for range n {
 		c.workers.Go(func() {
 			for b := range c.work {
-				b.make()
+				b.write()
 				c.done <- b
 			}
 		})
@@ -77,34 +77,34 @@ func newCrew() *crew {
 	return c
 }
 
-// close ends the crew after what it is at.
+// close waits until the crew has finished and ends it.
 func (c *crew) close() {
 	close(c.work)
 	c.workers.Wait()
 }
 
-// make makes the files.
-func (b *batch) make() {
+// write writes the files, up to the first error.
+func (b *batch) write() {
 	for i := range b.files {
-		e := &b.files[i]
-		usage, err := e.make()
+		f := &b.files[i]
+		usage, err := f.write()
 		if err != nil {
-			b.err = fmt.Errorf("unpack %q: %w", shorten(e.name), archiveError(err))
+			b.err = fmt.Errorf("unpack %q: %w", shorten(f.name), archiveError(err))
 			return
 		}
 		b.usage = b.usage.Add(usage)
 	}
 }
 
-func (e *smallEntry) make() (store.Usage, error) {
-	fd, err := createFile(e.dir, path.Base(e.name), &e.attr)
+func (f *smallFile) write() (store.Usage, error) {
+	fd, err := createFile(f.dir, path.Base(f.name), &f.attr)
 	if err != nil {
 		return store.Usage{}, err
 	}
-	if _, err := fdWriter(fd).Write(e.data); err != nil {
+	if _, err := fdWriter(fd).Write(f.data); err != nil {
 		return store.Usage{}, errors.Join(err, unix.Close(fd))
 	}
-	return finishFile(fd, &e.attr)
+	return finishFile(fd, &f.attr)
 }
 
 // send hands the batch that is being filled to the crew.
@@ -116,61 +116,64 @@ func (c *crew) send() {
 	}
 }
 
-// settle sums up what became of a batch and empties it.
-func (u *unpacker) settle(b *batch) error {
+// collect adds up the result of a batch and returns the batch to the idle ones.
+func (u *unpacker) collect(b *batch) error {
 	c := u.crew
 	for i := range b.files {
 		delete(c.pending, b.files[i].name)
 	}
+
 	u.usage = u.usage.Add(b.usage)
 	err := b.err
 	if u.failed == nil {
 		u.failed = err
 	}
-	clear(b.files) // of names and attributes
+
+	clear(b.files) // so that names and attributes can be freed
 	*b = batch{files: b.files[:0], data: b.data[:0]}
 	c.idle = append(c.idle, b)
 	return err
 }
 
-// settled returns when all files that the crew was given are made.
-func (u *unpacker) settled() error {
+// flush returns when all files that the crew was given are written.
+func (u *unpacker) flush() error {
 	c := u.crew
 	var errs []error
 	if b := c.filling; b != nil {
-		// To wait for somebody else would take longer.
+		// Writing it here is faster than waiting for the crew.
 		c.filling = nil
-		b.make()
-		errs = append(errs, u.settle(b))
+		b.write()
+		errs = append(errs, u.collect(b))
 	}
 	for ; c.sent > 0; c.sent-- {
-		errs = append(errs, u.settle(<-c.done))
+		errs = append(errs, u.collect(<-c.done))
 	}
 	return errors.Join(errs...)
 }
 
-// fill begins a batch, if need be when the crew is done with one.
+// fill begins a batch. If none is idle it waits until the crew has finished one.
 func (u *unpacker) fill() error {
 	c := u.crew
 	if len(c.idle) == 0 {
 		c.sent--
-		if err := u.settle(<-c.done); err != nil {
+		if err := u.collect(<-c.done); err != nil {
 			return err
 		}
 	}
 	last := len(c.idle) - 1
 	c.filling, c.idle = c.idle[last], c.idle[:last]
 	if c.filling.data == nil {
-		c.filling.data = make([]byte, 0, batchBytes+smallFile)
+		c.filling.data = make([]byte, 0, batchBytes+maxSmallFile)
 	}
 	return nil
 }
 
-// small gives a file to the crew. It returns false if the file is not for it.
+// small gives a file to the crew, if it is small, its directory is open and its
+// name is free. It returns false otherwise.
 func (u *unpacker) small(name string, hdr *tar.Header, body io.Reader) (bool, error) {
 	c := u.crew
 	dir, ok := u.dirs.cached(u.root, path.Dir(name))
-	if !ok || hdr.Size > smallFile || c.pending[name] {
+	if !ok || hdr.Size > maxSmallFile || c.pending[name] {
 		return false, nil
 	}
 
@@ -198,7 +201,7 @@ func (u *unpacker) small(name string, hdr *tar.Header, body io.Reader) (bool, er
 		return true, archiveError(err)
 	}
 
-	b.files = append(b.files, smallEntry{dir: int(dir.Fd()), name: name, attr: attr, data: b.data[at:]})
+	b.files = append(b.files, smallFile{dir: int(dir.Fd()), name: name, attr: attr, data: b.data[at:]})
 	b.extra += len(name) + attr.size()
 	c.pending[name] = true
 	if len(b.files) == batchFiles || len(b.data)+b.extra >= batchBytes {

@@ -38,7 +38,7 @@ func TestOrderHolds(t *testing.T) {
 			default:
 				content := fmt.Sprintf("%d ", i)
 				small = append(small, reg(name, content))
-				big = append(big, reg(name, content+strings.Repeat(".", smallFile)))
+				big = append(big, reg(name, content+strings.Repeat(".", maxSmallFile)))
 				continue
 			}
 			small, big = append(small, e), append(big, e)

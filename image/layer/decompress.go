@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// maxWindow bounds the memory that a zstd stream may ask for.
+	// maxWindow bounds the memory that a zstd stream may demand.
 	maxWindow = 128 << 20
 	sniffSize = 64 << 10
 )
@@ -25,9 +25,9 @@ var (
 	bzip2Magic = []byte("BZh")
 )
 
-// decompress returns the archive in r, whose compression shows in its first
-// bytes: media types are not to be relied on. Much allows for what takes much memory.
-func decompress(r io.Reader, much bool) (io.ReadCloser, error) {
+// decompress returns the archive in r. It recognises the compression by the first
+// bytes, since media types are not reliable. large permits large zstd windows.
+func decompress(r io.Reader, large bool) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, sniffSize)
 	head, err := br.Peek(6)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -41,16 +41,8 @@ func decompress(r io.Reader, much bool) (io.ReadCloser, error) {
 			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 		return zr, nil
-	case bytes.HasPrefix(head, zstdMagic), len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}):
-		checked := &frames{r: br, max: smallWindow, tooLarge: ErrMuch}
-		if much {
-			checked.max, checked.tooLarge = maxWindow, ErrTooLarge
-		}
-		zr, err := zstd.NewReader(checked, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(2))
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
-		return zr.IOReadCloser(), nil
+	case bytes.HasPrefix(head, zstdMagic), isSkippableFrame(head):
+		return decompressZstd(br, large)
 	case bytes.HasPrefix(head, xzMagic), bytes.HasPrefix(head, bzip2Magic):
 		return nil, fmt.Errorf("%w: neither tar, gzip nor zstd", ErrUnsupported)
 	default:
@@ -58,7 +50,27 @@ func decompress(r io.Reader, much bool) (io.ReadCloser, error) {
 	}
 }
 
-// isCompressionError reports whether a decompressor found its input broken.
+// isSkippableFrame reports whether a zstd stream begins with a frame that is
+// skipped (RFC 8878, 3.1.2), as zstd:chunked layers may: 0x184D2A50 to
+// 0x184D2A5F, little-endian.
+func isSkippableFrame(head []byte) bool {
+	return len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18})
+}
+
+func decompressZstd(br *bufio.Reader, large bool) (io.ReadCloser, error) {
+	checked := &frames{r: br, max: smallWindow, tooLarge: ErrNeedsMemory}
+	if large {
+		checked.max, checked.tooLarge = maxWindow, ErrTooLarge
+	}
+
+	zr, err := zstd.NewReader(checked, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(2))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return zr.IOReadCloser(), nil
+}
+
+// isCompressionError reports whether a decompressor found its input corrupt.
 func isCompressionError(err error) bool {
 	for _, known := range []error{
 		gzip.ErrHeader, gzip.ErrChecksum,

@@ -18,15 +18,15 @@ import (
 // cachedDirs is how many directories stay open while a layer is unpacked.
 const cachedDirs = 256
 
-// dirCache keeps directories open. It is dropped whole when it is full, and
-// whenever something is removed that a path in it may lead through.
+// dirCache keeps directories open. All are closed when it is full, and whenever
+// something is removed that a path in it may lead through.
 type dirCache struct {
 	byName map[string]*os.File
-	// settled returns when nobody else uses the directories any more.
-	settled func() error
+	// flush returns when the crew does not use the directories any more.
+	flush func() error
 }
 
-// cached returns a directory that is open.
+// cached returns a directory if it is open.
 func (c *dirCache) cached(root *os.File, name string) (*os.File, bool) {
 	if name == "." {
 		return root, true
@@ -49,10 +49,10 @@ func (c *dirCache) open(root *os.File, name string) (*os.File, error) {
 	return f, nil
 }
 
-// add keeps an open directory.
+// add takes over an open directory.
 func (c *dirCache) add(name string, f *os.File) error {
 	if len(c.byName) == cachedDirs {
-		if err := c.settled(); err != nil {
+		if err := c.flush(); err != nil {
 			return err
 		}
 		c.close()
@@ -64,7 +64,7 @@ func (c *dirCache) add(name string, f *os.File) error {
 	return nil
 }
 
-// close closes the directories, which nobody else may be using.
+// close closes the directories, which must not be in use.
 func (c *dirCache) close() {
 	for _, f := range c.byName {
 		f.Close()
@@ -73,19 +73,19 @@ func (c *dirCache) close() {
 }
 
 const (
-	// maxNames and maxNamesMuch bound what the directories of a layer take in
-	// memory until it is complete, in bytes: 50,000 of them, or 700,000.
-	maxNames     = 8 << 20
-	maxNamesMuch = 112 << 20
-	// dirCost is what a directory takes besides its name.
+	// maxNames and maxNamesLarge bound the memory for the directories of a layer
+	// until it is complete, in bytes: enough for 50,000 of them, or 700,000.
+	maxNames      = 8 << 20
+	maxNamesLarge = 112 << 20
+	// dirCost is the memory for a directory in addition to its name, in bytes.
 	dirCost = 96
 )
 
-// dirNames are the directories of a layer that are looked at once more when
-// all entries are there.
+// dirNames are the directories of a layer that are visited again when all
+// entries have been unpacked.
 type dirNames struct {
-	// implied are those that the archive does not list but puts something
-	// into: their attributes are those of the layer below.
+	// implied are those that the archive does not list but puts files into: they
+	// get the attributes of the layer below.
 	implied map[string]bool
 	// listed are those whose times are set at the end.
 	listed map[string]time.Time
@@ -94,10 +94,10 @@ type dirNames struct {
 	tooLarge  error
 }
 
-func newDirNames(much bool) dirNames {
-	d := dirNames{implied: map[string]bool{".": true}, listed: map[string]time.Time{}, max: maxNames, tooLarge: ErrMuch}
-	if much {
-		d.max, d.tooLarge = maxNamesMuch, ErrTooLarge
+func newDirNames(large bool) dirNames {
+	d := dirNames{implied: map[string]bool{".": true}, listed: map[string]time.Time{}, max: maxNames, tooLarge: ErrNeedsMemory}
+	if large {
+		d.max, d.tooLarge = maxNamesLarge, ErrTooLarge
 	}
 	return d
 }
@@ -118,7 +118,7 @@ func (d *dirNames) list(name string, mtime time.Time) error {
 
 func (d *dirNames) grow(name string) error {
 	if d.size += len(name) + dirCost; d.size > d.max {
-		return fmt.Errorf("%w: names of directories of more than %d bytes", d.tooLarge, d.max)
+		return fmt.Errorf("%w: names of directories need more than %d bytes", d.tooLarge, d.max)
 	}
 	return nil
 }
@@ -132,13 +132,13 @@ func (d *dirNames) forget(name string) {
 	delete(d.implied, name)
 }
 
-// parent opens the directory name and makes it, and its parents, if the
-// archive did not. Links on the way are followed inside the layer.
+// parent opens the directory name. If the archive has not listed it, it is made,
+// with its parents. Links on the path are resolved inside the layer.
 func (u *unpacker) parent(name string) (*os.File, error) {
 	if dir, ok := u.dirs.cached(u.root, name); ok {
 		return dir, nil
 	}
-	if err := u.settled(); err != nil {
+	if err := u.flush(); err != nil {
 		return nil, err
 	}
 
@@ -162,7 +162,7 @@ func (u *unpacker) parent(name string) (*os.File, error) {
 			return nil, err
 		}
 	case errors.Is(err, unix.EEXIST):
-		// A link that leads nowhere yet.
+		// A dangling link: make what it points to.
 		made, err := rootpath.MkdirAll(u.root, name, impliedPerm, rootpath.Owner{})
 		if err != nil {
 			return nil, err
@@ -175,7 +175,7 @@ func (u *unpacker) parent(name string) (*os.File, error) {
 	return u.dirs.open(u.root, name)
 }
 
-// chmodDir undoes the umask's part in a directory made a moment ago.
+// chmodDir sets the mode of a new directory regardless of the umask.
 func chmodDir(dir *os.File, base string) error {
 	f, err := openDir(dir, base)
 	if err != nil {
@@ -185,7 +185,7 @@ func chmodDir(dir *os.File, base string) error {
 	return unix.Fchmod(int(f.Fd()), impliedPerm)
 }
 
-// openDir opens the directory base of dir; a link is not followed.
+// openDir opens the directory base in dir; a link is not followed.
 func openDir(dir *os.File, base string) (*os.File, error) {
 	fd, err := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -194,9 +194,9 @@ func openDir(dir *os.File, base string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), base), nil
 }
 
-// measureTree adds up what is at base of dir. Files with several names, whose
-// space is not set free with one, are left out. So are directories: they are
-// measured at the end, when they have their final size.
+// measureTree returns the disk usage that is freed by removing base in dir. Files
+// with several links are left out, since removing one link frees nothing. So are
+// directories: they are only counted at the end, when they have their final size.
 func measureTree(ctx context.Context, dir *os.File, base string) (store.Usage, error) {
 	var sum store.Usage
 	add := func(st *unix.Stat_t) {
@@ -223,7 +223,7 @@ func measureTree(ctx context.Context, dir *os.File, base string) (store.Usage, e
 
 	complete, err := rootpath.Walk(ctx, sub, add)
 	if err == nil && !complete {
-		err = fmt.Errorf("%w: too deep a tree is replaced", ErrInvalid)
+		err = fmt.Errorf("%w: directory to be replaced is too deep", ErrInvalid)
 	}
 	return sum, err
 }

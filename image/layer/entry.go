@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	// impliedPerm is what a directory gets that no layer lists.
+	// impliedPerm is the mode of a directory that no layer lists.
 	impliedPerm = 0o755
 
-	// The ranges of device numbers that Linux has.
+	// The ranges of Linux's device numbers.
 	maxMajor = 1<<12 - 1
 	maxMinor = 1<<20 - 1
 
@@ -31,14 +31,14 @@ const (
 	maxXattrs = 256
 )
 
-// create makes the file that hdr describes at name, in the place of what an
-// earlier entry may have put there.
+// create makes the file that hdr describes at name. It replaces what an earlier
+// entry may have put there.
 func (u *unpacker) create(name string, hdr *tar.Header, body io.Reader) error {
 	if err := checkOwner(hdr); err != nil {
 		return err
 	}
 	if hdr.Typeflag != tar.TypeReg && u.crew.pending[name] {
-		if err := u.settled(); err != nil {
+		if err := u.flush(); err != nil {
 			return err
 		}
 	}
@@ -74,8 +74,8 @@ func (u *unpacker) create(name string, hdr *tar.Header, body io.Reader) error {
 	}
 }
 
-// replacing runs create in name's directory, and again after removing what is
-// in its way.
+// replacing calls create with name's directory. If something exists there, it is
+// removed and create is called again.
 func (u *unpacker) replacing(name string, create func(dir *os.File) error) error {
 	dir, err := u.parent(path.Dir(name))
 	if err != nil {
@@ -85,7 +85,7 @@ func (u *unpacker) replacing(name string, create func(dir *os.File) error) error
 	if err := create(dir); !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := u.settled(); err != nil {
+	if err := u.flush(); err != nil {
 		return err
 	}
 
@@ -111,12 +111,13 @@ func (u *unpacker) remove(dir *os.File, name string) (*os.File, error) {
 	u.usage.Inodes -= min(gone.Inodes, u.usage.Inodes)
 	u.dirNames.forget(name)
 
-	// Open directories may lie in what is gone, or beyond a link that is gone.
+	// Cached directories may be inside what was removed, or behind a link that
+	// was removed.
 	u.dirs.close()
 	return u.parent(path.Dir(name))
 }
 
-// directory makes a directory, or gives one that is there the entry's attributes.
+// directory makes a directory, or sets the attributes of an existing one.
 func (u *unpacker) directory(name string, hdr *tar.Header) error {
 	base := path.Base(name)
 	dir, err := u.parent(path.Dir(name))
@@ -145,8 +146,8 @@ func (u *unpacker) directory(name string, hdr *tar.Header) error {
 	return u.setDir(name, sub, hdr)
 }
 
-// replaceByDirectory makes a directory where something is. Another directory
-// stays; a whiteout turns into opacity.
+// replaceByDirectory makes a directory where something exists. A directory is
+// kept; a whiteout makes the new directory opaque.
 func (u *unpacker) replaceByDirectory(dir *os.File, name string) (*os.File, error) {
 	base := path.Base(name)
 	var st unix.Stat_t
@@ -157,7 +158,7 @@ func (u *unpacker) replaceByDirectory(dir *os.File, name string) (*os.File, erro
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return dir, nil
 	}
-	if err := u.settled(); err != nil {
+	if err := u.flush(); err != nil {
 		return nil, err
 	}
 
@@ -181,7 +182,7 @@ func (u *unpacker) replaceByDirectory(dir *os.File, name string) (*os.File, erro
 	return dir, setOpaque(sub)
 }
 
-// setDir gives an open directory the attributes of its entry.
+// setDir sets the attributes of an open directory from its entry.
 func (u *unpacker) setDir(name string, dir *os.File, hdr *tar.Header) error {
 	if err := checkOwner(hdr); err != nil {
 		return err
@@ -191,7 +192,6 @@ func (u *unpacker) setDir(name string, dir *os.File, hdr *tar.Header) error {
 		return err
 	}
 
-	// In this order: a new owner costs the set-user-ID bit.
 	if err := unix.Fchown(int(dir.Fd()), attr.uid, attr.gid); err != nil {
 		return err
 	}
@@ -205,13 +205,13 @@ func (u *unpacker) setDir(name string, dir *os.File, hdr *tar.Header) error {
 	return u.dirNames.list(name, hdr.ModTime)
 }
 
-// regular makes a regular file, or has the crew make it.
+// regular writes a regular file, or gives it to the crew.
 func (u *unpacker) regular(name string, hdr *tar.Header, body io.Reader) error {
 	if done, err := u.small(name, hdr, body); done || err != nil {
 		return err
 	}
 	if u.crew.pending[name] {
-		if err := u.settled(); err != nil {
+		if err := u.flush(); err != nil {
 			return err
 		}
 	}
@@ -228,7 +228,7 @@ func (u *unpacker) regular(name string, hdr *tar.Header, body io.Reader) error {
 
 		n, err := io.CopyBuffer(fdWriter(fd), onlyReader{body}, u.buf)
 		if err == nil && n != hdr.Size {
-			err = fmt.Errorf("%w: %d bytes of %d", ErrInvalid, n, hdr.Size)
+			err = fmt.Errorf("%w: file ends after %d of %d bytes", ErrInvalid, n, hdr.Size)
 		}
 		if err != nil {
 			return errors.Join(archiveError(err), unix.Close(fd))
@@ -240,10 +240,10 @@ func (u *unpacker) regular(name string, hdr *tar.Header, body io.Reader) error {
 	})
 }
 
-// hardLink links name to a file of the same layer. A symbolic link as the
-// last component is linked itself, never followed.
+// hardLink links name to a file of the same layer. If the last component of the
+// target is a symbolic link, the link itself is linked, never followed.
 func (u *unpacker) hardLink(name string, hdr *tar.Header) error {
-	if err := u.settled(); err != nil {
+	if err := u.flush(); err != nil {
 		return err
 	}
 	target, err := entryPath(hdr.Linkname)
@@ -269,7 +269,7 @@ func (u *unpacker) hardLink(name string, hdr *tar.Header) error {
 	return nil
 }
 
-// special gives a link, device or FIFO made a moment ago its attributes.
+// special sets the attributes of a new symbolic link, device or FIFO.
 func (u *unpacker) special(dir *os.File, base string, hdr *tar.Header) error {
 	fd := int(dir.Fd())
 	if err := unix.Fchownat(fd, base, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -302,7 +302,7 @@ func deviceNumber(hdr *tar.Header) (mode uint32, dev int, err error) {
 	case tar.TypeChar:
 		mode = unix.S_IFCHR | 0o600
 		if hdr.Devmajor == 0 && hdr.Devminor == 0 {
-			return 0, 0, fmt.Errorf("%w: the device number of a whiteout", ErrInvalid)
+			return 0, 0, fmt.Errorf("%w: character device 0:0, which overlayfs takes for a whiteout", ErrInvalid)
 		}
 	case tar.TypeBlock:
 		mode = unix.S_IFBLK | 0o600
@@ -314,8 +314,8 @@ func deviceNumber(hdr *tar.Header) (mode uint32, dev int, err error) {
 	return mode, int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))), nil
 }
 
-// checkOwner refuses owners that the kernel cannot store: the highest number
-// means "leave it".
+// checkOwner refuses owners that the kernel cannot store: to chown, the highest
+// number means "unchanged".
 func checkOwner(hdr *tar.Header) error {
 	for _, id := range []int{hdr.Uid, hdr.Gid} {
 		if id < 0 || int64(id) >= math.MaxUint32 {
@@ -328,7 +328,7 @@ func checkOwner(hdr *tar.Header) error {
 func permissions(hdr *tar.Header) uint32 { return uint32(hdr.Mode) & 0o7777 }
 
 func timespecs(t time.Time) [2]unix.Timespec {
-	// Beyond this a time has no nanosecond form; no file system stores it either.
+	// Later times do not fit into 64 bits of nanoseconds, nor into any file system.
 	const limit = 1 << 34
 	ts := unix.Timespec{Sec: max(min(t.Unix(), limit), -limit), Nsec: int64(t.Nanosecond())}
 	return [2]unix.Timespec{ts, ts}

@@ -10,32 +10,32 @@ import (
 )
 
 const (
-	// smallWindow is the window of a zstd frame that takes not much: what a
-	// decoder has to support according to RFC 8878.
+	// smallWindow is the window, in bytes, up to which a zstd frame needs little
+	// memory: what every decoder has to support according to RFC 8878.
 	smallWindow = 8 << 20
 
 	blockHeader   = 3
 	frameChecksum = 4
-	// rleBlock is the type of a block of one byte again and again.
+	// rleBlock is the type of a block that repeats a single byte.
 	rleBlock = 1
 )
 
-// frames passes a zstd stream through, and ends it before a frame whose window
-// is larger than max bytes: a decoder would make room for it at once, in any
+// frames passes a zstd stream through, and stops with an error before a frame
+// whose window exceeds max bytes: a decoder would allocate it at once, at any
 // frame of the stream.
 type frames struct {
 	r   *bufio.Reader
 	max uint64
-	// tooLarge is the error of a frame with a larger window.
+	// tooLarge is the error for a frame with a larger window.
 	tooLarge error
 
-	rest     int64 // of what comes before the next header
+	rest     int64 // bytes up to the next header
 	inFrame  bool
-	checksum bool // the frame that is being read ends with one
-	last     bool // its last block is being read
+	checksum bool // the current frame ends with a checksum
+	last     bool // the current block is the last one of its frame
 }
 
-// Read passes bytes through.
+// Read reads the stream up to the next header.
 func (f *frames) Read(p []byte) (int, error) {
 	for f.rest == 0 {
 		if err := f.next(); err != nil {
@@ -47,7 +47,7 @@ func (f *frames) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// next looks at the next header.
+// next reads ahead to the next header.
 func (f *frames) next() error {
 	switch {
 	case !f.inFrame:
@@ -62,7 +62,7 @@ func (f *frames) next() error {
 	return nil
 }
 
-// frame looks at the header of a frame.
+// frame checks the header of a frame.
 func (f *frames) frame() error {
 	head, err := f.r.Peek(zstd.HeaderMaxSize)
 	if len(head) == 0 {
@@ -92,7 +92,7 @@ func (f *frames) frame() error {
 	return nil
 }
 
-// block looks at the header of a block.
+// block parses the header of a block.
 func (f *frames) block() error {
 	head, err := f.r.Peek(blockHeader)
 	if len(head) < blockHeader {

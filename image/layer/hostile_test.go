@@ -172,17 +172,17 @@ func TestWindows(t *testing.T) {
 		want error
 	}{
 		{"small", frame(plain, 23), false, nil},
-		{"large", frame(plain, 24), false, ErrMuch},
+		{"large", frame(plain, 24), false, ErrNeedsMemory},
 		{"large, allowed", frame(plain, 27), true, nil},
 		{"too large", frame(plain, 28), true, ErrTooLarge},
-		{"small, then large", append(frame(plain[:half], 20), frame(plain[half:], 24)...), false, ErrMuch},
-		{"small, something else, then large", slices.Concat(frame(plain[:half], 20), skippable, frame(plain[half:], 24)), false, ErrMuch},
+		{"small, then large", append(frame(plain[:half], 20), frame(plain[half:], 24)...), false, ErrNeedsMemory},
+		{"small, something else, then large", slices.Concat(frame(plain[:half], 20), skippable, frame(plain[half:], 24)), false, ErrNeedsMemory},
 		{"small ones", slices.Concat(skippable, frame(plain[:half], 20), skippable, frame(plain[half:], 10), skippable), false, nil},
 		{"truncated", frame(plain, 20)[:half], false, ErrInvalid},
 		{"then noise", append(frame(plain, 20), "noise noise noise noise"...), false, ErrInvalid},
 	} {
 		s := newSandbox(t)
-		_, _, err := unpack(t.Context(), s.root, source(c.data), true, Limits{Bytes: 1 << 30, Much: c.much})
+		_, _, err := unpack(t.Context(), s.root, source(c.data), true, Limits{Bytes: 1 << 30, LargeMemory: c.much})
 		if !errors.Is(err, c.want) || c.want == nil && err != nil {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
@@ -217,7 +217,7 @@ func TestDirectoryNames(t *testing.T) {
 		err = d.imply(fmt.Sprint(name, i))
 	}
 
-	if !errors.Is(err, ErrMuch) || len(d.implied) < 2000 {
+	if !errors.Is(err, ErrNeedsMemory) || len(d.implied) < 2000 {
 		t.Errorf("%v after %d names", err, len(d.implied))
 	}
 }

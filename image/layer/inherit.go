@@ -16,10 +16,10 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// inherit gives the implied directories of the stage owner, mode and time of
-// those that they would otherwise hide the attributes of: overlayfs shows those
-// of the topmost layer. What lies below is looked at as a container would see
-// it, in one walk, however many layers there are.
+// inherit copies owner, mode and time of directories in the layers below to the
+// implied directories of the stage: overlayfs shows the attributes of the topmost
+// layer, so an implied directory would hide them. The layers below are mounted as
+// a container would see them and visited in one walk, however many they are.
 func (st *Stage) inherit(ctx context.Context) error {
 	trees, err := st.store.Trees(st.rec.Parent)
 	if err != nil {
@@ -28,7 +28,7 @@ func (st *Stage) inherit(ctx context.Context) error {
 
 	slices.SortFunc(st.implied, comparePaths)
 	var below *os.File
-	if len(st.implied) == 1 && st.implied[0] == "." { // as good as always
+	if len(st.implied) == 1 && st.implied[0] == "." { // the common case needs no mount
 		below, err = rootpath.Open(st.store.dir, trees[0], unix.O_RDONLY|unix.O_DIRECTORY)
 	} else {
 		below, err = rootfs.Overlay{Layers: st.store.dir, Lower: trees, Empty: EmptyTree()}.Mount(ctx)
@@ -38,6 +38,7 @@ func (st *Stage) inherit(ctx context.Context) error {
 	}
 
 	defer below.Close()
+
 	w := &descent{root: below}
 	defer w.close(0)
 	for _, name := range st.implied {
@@ -46,7 +47,7 @@ func (st *Stage) inherit(ctx context.Context) error {
 		}
 		from, err := w.open(name)
 		if isGone(err) {
-			continue // the directory is a new one
+			continue // a new directory
 		}
 		if err == nil {
 			err = st.copyAttributes(name, from)
@@ -59,8 +60,8 @@ func (st *Stage) inherit(ctx context.Context) error {
 	return nil
 }
 
-// comparePaths orders paths like a walk that sees a directory before what is
-// in it, and all of that before its neighbour.
+// comparePaths orders paths like a depth-first walk: a directory comes before its
+// contents, and these before its siblings.
 func comparePaths(a, b string) int {
 	for i := range min(len(a), len(b)) {
 		if a[i] == b[i] {
@@ -78,16 +79,16 @@ func walkOrder(c byte) int {
 	return int(c)
 }
 
-// descent opens directories by paths in the order of a walk, each from the
-// last one. Links are not followed: where one leads in a container is for the
-// container to find out.
+// descent opens directories by path in the order of a walk, each relative to the
+// previous one. Links are not followed: what they point to in a container is only
+// known there.
 type descent struct {
 	root  *os.File
 	names []string
 	dirs  []*os.File
 }
 
-// open opens a directory, which is closed with the descent.
+// open opens a directory, which the descent closes.
 func (d *descent) open(name string) (*os.File, error) {
 	if name == "." {
 		d.close(0)

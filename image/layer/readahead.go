@@ -7,8 +7,8 @@ const (
 	aheadChunks = 6
 )
 
-// readAhead reads its source in a goroutine of its own, a bounded way ahead of
-// the reader, so that the stages of a pull run side by side.
+// readAhead reads its source in a goroutine of its own, a bounded number of bytes
+// ahead of the reader, so that the stages of unpacking run concurrently.
 type readAhead struct {
 	full chan chunk
 	free chan []byte
@@ -32,7 +32,7 @@ func newReadAhead(src io.Reader) *readAhead {
 		done: make(chan struct{}),
 	}
 	for range aheadChunks {
-		a.free <- nil // made on first use
+		a.free <- nil // allocated on first use
 	}
 	go a.fill(src)
 	return a
@@ -64,8 +64,8 @@ func (a *readAhead) fill(src io.Reader) {
 	}
 }
 
-// readSome fills buf as far as the source goes. Unlike io.ReadFull it returns
-// the source's own error.
+// readSome fills buf until the source ends. Unlike io.ReadFull it returns the
+// source's own error.
 func readSome(src io.Reader, buf []byte) (n int, err error) {
 	for n < len(buf) && err == nil {
 		var m int
@@ -88,7 +88,7 @@ func (a *readAhead) Read(p []byte) (int, error) {
 		select {
 		case a.cur = <-a.full:
 		case <-a.done:
-			// The last chunk may have been put there just before.
+			// The last chunk may have been sent just before.
 			select {
 			case a.cur = <-a.full:
 			default:
@@ -103,8 +103,8 @@ func (a *readAhead) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close ends the goroutine and waits for it; a read from then on fails. The
-// caller sees to it that the source's Read returns.
+// Close stops the goroutine and waits for it; later reads fail. The caller makes
+// sure that the source's Read returns.
 func (a *readAhead) Close() {
 	close(a.stop)
 	<-a.done

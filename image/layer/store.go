@@ -23,8 +23,8 @@ const (
 	treeDir    = "fs"
 	targetsDir = "targets"
 	recordFile = "layer.json"
-	// emptyDir is a layer without content, which stands in where overlayfs
-	// wants one more than there are.
+	// emptyDir is a layer without content, for images without layers and where
+	// overlayfs requires a second one.
 	emptyDir = "empty"
 
 	recordVersion = 1
@@ -34,27 +34,27 @@ const (
 	filePerm = 0o600
 )
 
-// Record says what an unpacked layer is. A layer without one is not complete.
+// Record describes an unpacked layer. A layer without a record is not complete.
 type Record struct {
 	Version int           `json:"version"`
 	ChainID digest.Digest `json:"chainID"`
 	DiffID  digest.Digest `json:"diffID"`
 	// Parent is the chain ID of the layers below, empty for a base layer.
 	Parent digest.Digest `json:"parent,omitempty"`
-	// Opaque means that nothing of the layers below shows.
+	// Opaque means that the layer hides everything below it.
 	Opaque bool `json:"opaque,omitempty"`
-	// Unsynced is the boot of the machine in which the layer was written, until
-	// it is known to be on disk. In another boot it may be torn.
+	// Unsynced is the ID of the boot in which the layer was written, until it is
+	// known to be on disk. In another boot it may be torn.
 	Unsynced string `json:"unsynced,omitempty"`
-	// Bytes and Inodes are what the tree takes up on disk.
+	// Bytes and Inodes are the disk usage of the tree.
 	Bytes  uint64 `json:"bytes"`
 	Inodes uint64 `json:"inodes"`
 }
 
-// Usage is what the layer takes up.
+// Usage returns the disk usage of the layer.
 func (r Record) Usage() store.Usage { return store.Usage{Bytes: r.Bytes, Inodes: r.Inodes} }
 
-// Store keeps unpacked layers. One process owns it.
+// Store keeps unpacked layers. A single process owns it.
 type Store struct {
 	root, temp, boot string
 	dir              *os.File
@@ -65,9 +65,9 @@ type Store struct {
 	usage   store.Usage
 }
 
-// Open opens the layers in the directory root; temp is a directory on the same file
-// system for layers that are being unpacked or removed. boot names this boot
-// of the machine.
+// Open opens the layers in the directory root; temp is a directory on the same
+// file system for layers that are being unpacked or removed. boot is the ID of
+// this boot of the machine.
 func Open(root, temp, boot string) (*Store, error) {
 	s := &Store{root: root, temp: temp, boot: boot, layers: map[digest.Digest]Record{}, targets: map[digest.Digest]store.Usage{}}
 	if err := os.MkdirAll(filepath.Join(root, emptyDir, treeDir), dirPerm); err != nil {
@@ -112,7 +112,7 @@ func (s *Store) scan() error {
 			continue
 		}
 		if rec.Unsynced != "" {
-			// MarkSynced may have been killed.
+			// The process may have been killed in MarkSynced.
 			if err := durable.RemoveTemps(filepath.Join(s.root, name)); err != nil {
 				return err
 			}
@@ -128,7 +128,7 @@ func (s *Store) scan() error {
 	return nil
 }
 
-// setAside moves what is no complete layer to the temporary directory.
+// setAside moves what is not a complete layer to the temporary directory.
 func (s *Store) setAside(name string) error {
 	damaged, err := os.MkdirTemp(s.temp, "damaged-*")
 	if err != nil {
@@ -137,7 +137,7 @@ func (s *Store) setAside(name string) error {
 	return os.Rename(filepath.Join(s.root, name), filepath.Join(damaged, name))
 }
 
-// readRecord reads and checks the record of the layer in the directory name.
+// readRecord reads and checks the record of the layer in directory name.
 func readRecord(dir *os.File, name string) (Record, error) {
 	var rec Record
 	data, err := rootpath.ReadFile(dir, filepath.Join(name, recordFile), maxRecord)
@@ -159,7 +159,7 @@ func readRecord(dir *os.File, name string) (Record, error) {
 	return rec, tree.Close()
 }
 
-// Usage is what all layers take up.
+// Usage returns the disk usage of all layers.
 func (s *Store) Usage() store.Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -185,12 +185,13 @@ func (s *Store) ChainIDs() []digest.Digest {
 	return list
 }
 
-// Dir is the directory that all layers lie in, open as long as the store is.
+// Dir returns the directory of all layers, which is open until the store is
+// closed.
 func (s *Store) Dir() *os.File { return s.dir }
 
 // Trees lists the layers from chain downwards, the topmost first, as paths
-// below [Store.Dir], as far down as anything shows. An empty chain ID, of an
-// image without layers, has one empty tree.
+// below [Store.Dir], down to the first opaque one. An empty chain ID, of an image
+// without layers, has one empty tree.
 func (s *Store) Trees(chain digest.Digest) ([]string, error) {
 	if chain == "" {
 		return []string{EmptyTree()}, nil
@@ -215,7 +216,7 @@ func (s *Store) Trees(chain digest.Digest) ([]string, error) {
 	return trees, nil
 }
 
-// EmptyTree is a tree that has nothing in it.
+// EmptyTree returns the path below [Store.Dir] of an empty tree.
 func EmptyTree() string { return filepath.Join(emptyDir, treeDir) }
 
 // Chain lists the chain IDs from chain downwards, the topmost first.
@@ -230,8 +231,8 @@ func (s *Store) Chain(chain digest.Digest) []digest.Digest {
 	return list
 }
 
-// Detach takes a layer out of the store and returns the name under which its
-// remains lie in the temporary directory, to be removed at leisure.
+// Detach moves a layer from the store to the temporary directory and returns its
+// name there, under which the caller removes it: "" if there is no such layer.
 func (s *Store) Detach(chain digest.Digest) (string, error) {
 	if err := chain.Validate(); err != nil {
 		return "", fmt.Errorf("remove layer: %w", err)
@@ -274,8 +275,8 @@ func (s *Store) Unsynced() []digest.Digest {
 	return list
 }
 
-// MarkSynced records that a layer is on disk, durably after the next sync. A
-// layer that is gone is no error.
+// MarkSynced records that a layer is on disk; the record itself is durable after
+// the next sync. A layer that was removed is ignored.
 func (s *Store) MarkSynced(chain digest.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -297,7 +298,8 @@ func (s *Store) MarkSynced(chain digest.Digest) error {
 	return nil
 }
 
-// ChainIDs computes the chain IDs of layers from their diff IDs, lowest first.
+// ChainIDs computes the chain IDs of layers from their diff IDs, the lowest
+// first, as the OCI image specification defines them.
 func ChainIDs(diffIDs []digest.Digest) []digest.Digest {
 	chain := make([]digest.Digest, len(diffIDs))
 	for i, d := range diffIDs {
@@ -309,8 +311,8 @@ func ChainIDs(diffIDs []digest.Digest) []digest.Digest {
 	return chain
 }
 
-// Stage is a layer that is being made: Unpack, then, once its parent is
-// published, Publish. Discard ends it at any point and does nothing after
+// Stage is a layer that is being unpacked: call Unpack, then, once its parent is
+// published, Publish. Discard drops it at any point and does nothing after
 // Publish.
 type Stage struct {
 	store *Store
@@ -322,8 +324,8 @@ type Stage struct {
 	done    bool
 }
 
-// Stage begins the layer chain with content diff on top of parent. After an
-// error the stage is to be discarded, too.
+// Stage begins the layer chain with content diff on top of parent. The stage has
+// to be discarded even after an error.
 func (s *Store) Stage(chain, diff, parent digest.Digest) (*Stage, error) {
 	if err := chain.Validate(); err != nil {
 		return nil, fmt.Errorf("stage layer: %w", err)
@@ -344,7 +346,7 @@ func (s *Store) Stage(chain, diff, parent digest.Digest) (*Stage, error) {
 	return st, nil
 }
 
-// open makes the directory of the layer's files.
+// open makes and opens the directory for the layer's files.
 func (st *Stage) open(tree string) error {
 	err := os.Mkdir(tree, dirPerm)
 	if err == nil {
@@ -356,7 +358,7 @@ func (st *Stage) open(tree string) error {
 	return err
 }
 
-// Unpack fills the stage from a packed layer and verifies its content.
+// Unpack fills the stage from a compressed layer and verifies its content.
 func (st *Stage) Unpack(ctx context.Context, open Source, limits Limits) error {
 	u, diff, err := unpack(ctx, st.root, open, st.rec.Parent == "", limits)
 	if err != nil {
@@ -365,6 +367,7 @@ func (st *Stage) Unpack(ctx context.Context, open Source, limits Limits) error {
 	if diff != st.rec.DiffID {
 		return fmt.Errorf("%w: content has digest %s, the image's configuration says %s", ErrInvalid, diff, st.rec.DiffID)
 	}
+
 	st.rec.Opaque = u.opaque
 	st.rec.Bytes, st.rec.Inodes = u.usage.Bytes, u.usage.Inodes
 	for name := range u.implied {
@@ -373,27 +376,27 @@ func (st *Stage) Unpack(ctx context.Context, open Source, limits Limits) error {
 	return nil
 }
 
-// settle gives the directories that the archive does not list the attributes
-// of the layers below, and writes the record.
-func (st *Stage) settle(ctx context.Context) error {
+// complete sets the attributes of directories that the archive does not list, and
+// writes the record.
+func (st *Stage) complete(ctx context.Context) error {
 	if st.rec.Parent != "" {
 		if err := st.inherit(ctx); err != nil {
-			return fmt.Errorf("settle layer: %w", err)
+			return fmt.Errorf("complete layer: %w", err)
 		}
 	}
 	data, err := json.Marshal(st.rec)
 	if err != nil {
-		return fmt.Errorf("settle layer: %w", err)
+		return fmt.Errorf("complete layer: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(st.store.temp, st.name, recordFile), data, filePerm); err != nil {
-		return fmt.Errorf("settle layer: %w", err)
+		return fmt.Errorf("complete layer: %w", err)
 	}
 	return nil
 }
 
-// Publish completes the layer and moves it to its place.
+// Publish completes the layer and moves it into the store.
 func (st *Stage) Publish(ctx context.Context) error {
-	if err := st.settle(ctx); err != nil {
+	if err := st.complete(ctx); err != nil {
 		return err
 	}
 	s := st.store
@@ -417,8 +420,8 @@ func (st *Stage) publishLocked() error {
 	return st.root.Close()
 }
 
-// Discard drops a stage that is not published and returns the name of its
-// remains in the temporary directory, "" if there are none.
+// Discard drops a stage that is not published and returns its name in the
+// temporary directory, under which the caller removes it: "" if there is none.
 func (st *Stage) Discard() string {
 	if st == nil || st.done {
 		return ""

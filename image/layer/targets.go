@@ -15,8 +15,8 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// Targets returns the tree of mount targets that belongs on top of a layer
-// for containers, as a path below [Store.Dir], or "" if it has none.
+// Targets returns the tree of mount targets that containers stack on top of a
+// layer, as a path below [Store.Dir], or "" if it has none.
 func (s *Store) Targets(chain digest.Digest) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -27,8 +27,8 @@ func (s *Store) Targets(chain digest.Digest) string {
 }
 
 // AddTargets moves a tree of mount targets from its path below the temporary
-// directory to the layer that it belongs to, with which it will be removed. A
-// layer that is gone, or has targets already, stays as it is.
+// directory to its layer, with which it will be removed. It does nothing if the
+// layer was removed or already has targets.
 func (s *Store) AddTargets(chain digest.Digest, temp string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -44,7 +44,7 @@ func (s *Store) AddTargets(chain digest.Digest, temp string) error {
 	return s.noteTargets(chain)
 }
 
-// noteTargets enters the targets that lie in a layer's directory.
+// noteTargets adds the targets in a layer's directory to the store's state.
 //
 // Preconditions: mu is held, or the store is not open yet.
 func (s *Store) noteTargets(chain digest.Digest) error {
@@ -57,7 +57,7 @@ func (s *Store) noteTargets(chain digest.Digest) error {
 	}
 	defer dir.Close()
 
-	// They are a handful, which crisp made itself.
+	// Not cancellable: there are only a handful of files, made by crisp itself.
 	got, err := rootpath.Measure(context.Background(), dir)
 	if err != nil {
 		return fmt.Errorf("examine mount targets: %w", err)

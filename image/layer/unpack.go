@@ -25,41 +25,41 @@ const (
 	opaqueXattr = "trusted.overlay.opaque"
 
 	maxPath = 4096
-	// maxDepth is how many directories deep a file may lie. It bounds what
-	// looking a name up costs, and the descriptors of a walk.
+	// maxDepth bounds the depth of directories, and with it the cost of resolving
+	// a name and the descriptors of a walk.
 	maxDepth   = 256
 	maxEntries = 20_000_000
-	// maxHeaders bounds what one entry's headers take in the archive: its
-	// extended header, long names and the map of a sparse file.
+	// maxHeaders bounds the headers of one entry, in bytes: its extended header,
+	// long names and the map of a sparse file.
 	maxHeaders = 256 << 10
 
 	copyBuffer = 128 << 10
 )
 
-// Limits bound what a layer may unpack to.
+// Limits bound the unpacking of a layer.
 type Limits struct {
-	// Bytes is the size of the archive and of the files in it.
+	// Bytes bounds the size of the archive and, separately, that of its files.
 	Bytes int64
-	// Much allows for a layer that takes up to 140 MiB of memory, because of its
-	// zstd window or the names of its directories. Without it 20 MiB are
-	// enough, and such a layer is refused with [ErrMuch].
-	Much bool
+	// LargeMemory permits up to 140 MiB of memory, for a large zstd window and
+	// many names of directories. Without it at most 20 MiB are used, and a layer
+	// that needs more is refused with [ErrNeedsMemory].
+	LargeMemory bool
 }
 
-// unpacker writes one archive into one directory.
+// unpacker unpacks one archive into one directory.
 type unpacker struct {
 	ctx  context.Context // of one archive
 	root *os.File
-	// base means that nothing lies below, so that whiteouts are void.
+	// base means that there are no layers below, so that whiteouts have no effect.
 	base   bool
 	limits Limits
 
 	dirs dirCache
 	crew *crew
-	// failed is what the crew failed at.
+	// failed is the first error of the crew.
 	failed error
 	dirNames
-	// opaque means that nothing of the layers below shows.
+	// opaque means that the layer hides everything below it.
 	opaque  bool
 	entries int
 	bytes   int64
@@ -67,14 +67,14 @@ type unpacker struct {
 	buf     []byte
 }
 
-// Source opens the packed layer. Reads from it end when ctx does.
+// Source opens the compressed layer. Reads from it end when ctx does.
 type Source func(ctx context.Context) (io.ReadCloser, error)
 
-// unpack writes the archive from open to the directory root and returns the
+// unpack unpacks the archive from open into the directory root and returns the
 // digest of the uncompressed archive. It reads the source to its end.
 //
-// Three stages run side by side: reading the source, decompressing, and
-// hashing and writing the files.
+// Three stages run concurrently: reading the source, decompressing, and hashing
+// and writing the files.
 func unpack(ctx context.Context, root *os.File, open Source, base bool, limits Limits) (*unpacker, digest.Digest, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -85,7 +85,8 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 	defer src.Close()
 
 	packed := newReadAhead(src)
-	// Stages end in the order in which data flows, so that none waits for another.
+	// Stages are closed in the direction of the data flow, so that none waits for
+	// another.
 	var plain io.ReadCloser
 	var ahead *readAhead
 	defer func() {
@@ -99,31 +100,31 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 		}
 	}()
 
-	if plain, err = decompress(packed, limits.Much); err != nil {
+	if plain, err = decompress(packed, limits.LargeMemory); err != nil {
 		return nil, "", err
 	}
 	ahead = newReadAhead(plain)
 	counted := &countedReader{ctx: ctx, r: ahead, rest: limits.Bytes, header: math.MaxInt64, hash: digest.SHA256.Digester()}
 	u := &unpacker{
 		ctx: ctx, root: root, base: base, limits: limits,
-		dirNames: newDirNames(limits.Much), buf: make([]byte, copyBuffer),
+		dirNames: newDirNames(limits.LargeMemory), buf: make([]byte, copyBuffer),
 	}
 
-	u.dirs.settled = u.settled
+	u.dirs.flush = u.flush
 	u.crew = newCrew()
 	err = u.archive(counted)
 	if err == nil {
-		err = u.settled()
+		err = u.flush()
 	}
 
-	// The crew uses the directories.
+	// In this order: the crew uses the directories.
 	u.crew.close()
 	defer u.dirs.close()
 	if err != nil {
 		return nil, "", err
 	}
 
-	// What follows the archive's end counts for the digests all the same.
+	// Data after the end of the archive is part of the digests.
 	for _, rest := range []io.Reader{counted, packed} {
 		if _, err := io.CopyBuffer(io.Discard, onlyReader{rest}, u.buf); err != nil {
 			return nil, "", archiveError(err)
@@ -140,7 +141,7 @@ func unpack(ctx context.Context, root *os.File, open Source, base bool, limits L
 func (u *unpacker) archive(r *countedReader) error {
 	tr := tar.NewReader(r)
 	for {
-		// What the reader reads now it keeps in memory and decodes.
+		// The tar reader keeps the headers of an entry in memory: bound them.
 		r.header = maxHeaders
 		hdr, err := tr.Next()
 		r.header = math.MaxInt64
@@ -151,7 +152,7 @@ func (u *unpacker) archive(r *countedReader) error {
 			return archiveError(err)
 		}
 
-		if err := u.whole(hdr, &cancelledReader{u.ctx, tr}); u.failed != nil {
+		if err := u.next(hdr, &cancelledReader{u.ctx, tr}); u.failed != nil {
 			return u.failed // in an earlier entry
 		} else if err != nil {
 			return fmt.Errorf("unpack %q: %w", shorten(hdr.Name), archiveError(err))
@@ -159,14 +160,14 @@ func (u *unpacker) archive(r *countedReader) error {
 	}
 }
 
-// whole unpacks one entry and reads what is left of its body.
-func (u *unpacker) whole(hdr *tar.Header, body io.Reader) error {
+// next unpacks one entry and reads the rest of its body.
+func (u *unpacker) next(hdr *tar.Header, body io.Reader) error {
 	if u.entries++; u.entries > maxEntries {
 		return fmt.Errorf("%w: more than %d entries", ErrTooLarge, maxEntries)
 	}
 	// Sparse files are longer than the archive that they come in.
 	if u.bytes += hdr.Size; u.bytes > u.limits.Bytes || hdr.Size < 0 {
-		return fmt.Errorf("%w: files of more than %d bytes", ErrTooLarge, u.limits.Bytes)
+		return fmt.Errorf("%w: files have more than %d bytes", ErrTooLarge, u.limits.Bytes)
 	}
 	if err := u.entry(hdr, body); err != nil {
 		return err
@@ -175,14 +176,14 @@ func (u *unpacker) whole(hdr *tar.Header, body io.Reader) error {
 	return err
 }
 
-// cancelledReader reads until ctx ends. The holes of a sparse file are read
-// without reading the archive.
+// cancelledReader reads until ctx ends. It is needed because the holes of a sparse
+// file are read without reading from the archive, which would notice.
 type cancelledReader struct {
 	ctx context.Context // io.Reader has no room for it
 	r   io.Reader
 }
 
-// Read reads on.
+// Read reads, or returns the cause of the end of ctx.
 func (c *cancelledReader) Read(p []byte) (int, error) {
 	if c.ctx.Err() != nil {
 		return 0, context.Cause(c.ctx)
@@ -190,11 +191,12 @@ func (c *cancelledReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// archiveError tells a broken archive from a broken source of it or disk.
+// archiveError classifies errors that are the archive's fault as [ErrInvalid], as
+// opposed to those of its source or of the disk.
 func archiveError(err error) error {
 	for _, broken := range []error{
 		tar.ErrHeader, tar.ErrFieldTooLong, io.ErrUnexpectedEOF,
-		// What the kernel says of names and links that make no sense.
+		// What the kernel returns for invalid names and links.
 		unix.ENOENT, unix.EEXIST, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG,
 		unix.EINVAL, unix.EPERM, unix.EMLINK, unix.EXDEV, unix.E2BIG, unix.ERANGE,
 	} {
@@ -211,12 +213,12 @@ func archiveError(err error) error {
 
 type onlyReader struct{ io.Reader }
 
-// countedReader hashes an archive and ends it at a limit.
+// countedReader hashes an archive and bounds its size.
 type countedReader struct {
 	ctx  context.Context // io.Reader has no room for it
 	r    io.Reader
 	rest int64
-	// header is what may be read until the next entry begins.
+	// header is how much may be read before the next entry's body.
 	header int64
 	hash   digest.Digester
 }
@@ -228,7 +230,7 @@ func (c *countedReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.rest -= int64(n)
 	if c.header -= int64(n); c.header < 0 {
-		return 0, fmt.Errorf("%w: headers of an entry of more than %d bytes", ErrTooLarge, maxHeaders)
+		return 0, fmt.Errorf("%w: headers of an entry have more than %d bytes", ErrTooLarge, maxHeaders)
 	}
 	if c.rest < 0 {
 		return 0, fmt.Errorf("%w: archive", ErrTooLarge)
@@ -237,7 +239,7 @@ func (c *countedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// entry unpacks one entry.
+// entry unpacks one entry, perhaps without reading all of its body.
 func (u *unpacker) entry(hdr *tar.Header, body io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
@@ -260,8 +262,8 @@ func (u *unpacker) entry(hdr *tar.Header, body io.Reader) error {
 	return u.create(name, hdr, body)
 }
 
-// entryPath cleans the name of an entry. A leading slash is what some tools
-// write; a name that leads out of the layer is what no tool writes.
+// entryPath cleans the name of an entry. Some tools write a leading slash; no
+// tool writes a name that leads out of the layer, so that is an attack.
 func entryPath(name string) (string, error) {
 	if len(name) > maxPath {
 		return "", fmt.Errorf("%w: name of %d bytes", ErrInvalid, len(name))
@@ -273,13 +275,13 @@ func entryPath(name string) (string, error) {
 	if strings.Count(clean, "/") > maxDepth {
 		return "", fmt.Errorf("%w: more than %d directories deep", ErrInvalid, maxDepth)
 	}
-	// A name may be part of a header that is much longer.
+	// The name is a substring of the header, which it would keep in memory.
 	return strings.Clone(clean), nil
 }
 
-// whiteout hides something of the layers below.
+// whiteout hides a file of the layers below, or all that a directory has there.
 func (u *unpacker) whiteout(dirPath, base string) error {
-	if err := u.settled(); err != nil {
+	if err := u.flush(); err != nil {
 		return err
 	}
 	dir, err := u.parent(dirPath)
@@ -299,12 +301,12 @@ func (u *unpacker) whiteout(dirPath, base string) error {
 		return setOpaque(dir)
 	}
 	if strings.HasPrefix(base, whiteoutMeta) {
-		return nil // bookkeeping of a file system of old
+		return nil // metadata of aufs
 	}
 
 	name := strings.TrimPrefix(base, whiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
-		return fmt.Errorf("%w: whiteout of nothing", ErrInvalid)
+		return fmt.Errorf("%w: whiteout without a name", ErrInvalid)
 	}
 
 	if u.base {
@@ -319,8 +321,8 @@ func (u *unpacker) whiteout(dirPath, base string) error {
 		return err
 	}
 
-	// The layer has something of that name itself. A file hides what is below
-	// anyway, a directory does once it is opaque.
+	// The layer itself has something of that name. A file hides what is below
+	// anyway; a directory does once it is opaque.
 	sub, err := openDir(dir, name)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil
@@ -337,9 +339,9 @@ func setOpaque(dir *os.File) error {
 	return unix.Fsetxattr(int(dir.Fd()), opaqueXattr, []byte("y"), 0)
 }
 
-// finish sets the times of directories, which every entry made in them has
-// changed, and takes their measure. A directory may be gone by now, replaced
-// by a later entry.
+// finish sets the times of directories, which each file made in them has changed,
+// and adds up their disk usage. A directory may have been replaced by a later
+// entry.
 func (u *unpacker) finish() error {
 	for name, mtime := range u.listed {
 		if u.ctx.Err() != nil {
@@ -386,7 +388,7 @@ func isGone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
-// measure adds a finished file to the layer's usage.
+// measure adds a finished directory to the layer's disk usage.
 func (u *unpacker) measure(f *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(f.Fd()), "", &st, unix.AT_EMPTY_PATH); err != nil {

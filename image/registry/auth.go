@@ -13,29 +13,29 @@ import (
 )
 
 const (
-	// maxChallenge bounds the header that says how to authenticate.
+	// maxChallenge bounds a WWW-Authenticate header, in bytes.
 	maxChallenge = 8 << 10
-	// maxChallenges and maxParams bound the ways to authenticate that are
-	// looked at, and what each may say.
+	// maxChallenges and maxParams bound the challenges that are considered, and
+	// the parameters of each.
 	maxChallenges = 16
 	maxParams     = 16
 )
 
-// authorizer answers one host's challenges. It asks for nothing in advance:
-// a registry that wants no authorization sees none.
+// authorizer answers one host's challenges. It requests no token in advance: a
+// registry that requires no authorization receives none.
 type authorizer struct {
 	transport http.RoundTripper
 	base      *url.URL
-	// scope is what a token is for where the challenge does not say it, "" for
-	// a host that only a redirect has named.
+	// scope is requested for a token in addition to the challenge's; "" for a
+	// host that is only known from a redirect.
 	scope string
 	creds credentials
 
 	mu     sync.Mutex
-	header string // the Authorization that the host accepted or may accept
+	header string // guarded by mu: the Authorization to send, "" if unknown
 }
 
-// authorize adds what is known so far to a request.
+// authorize adds the authorization that is known so far to a request.
 func (a *authorizer) authorize(req *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -47,13 +47,14 @@ func (a *authorizer) authorize(req *http.Request) {
 	}
 }
 
-// challenged learns from a 401 answer how to authorize. It reports whether
-// the request is worth repeating. A way that fails is left for the next one
-// that the host offers.
+// challenged obtains authorization after a 401 response. It reports whether the
+// request should be repeated. If one challenge cannot be answered, the next one
+// that the host offers is tried.
 func (a *authorizer) challenged(ctx context.Context, resp *http.Response) (bool, error) {
-	// Requests run side by side: one gets the token for all.
+	// Requests are concurrent: the first one gets the token for all.
 	a.mu.Lock()
 	defer a.mu.Unlock()
+
 	sent := resp.Request.Header.Get("Authorization")
 	if a.header != "" && a.header != sent {
 		return true, nil
@@ -74,7 +75,7 @@ func (a *authorizer) challenged(ctx context.Context, resp *http.Response) (bool,
 		}
 
 		if header == "" || header == sent {
-			continue // nothing to say, or refused already
+			continue // not possible, or refused already
 		}
 		a.header = header
 		return true, nil
@@ -83,7 +84,7 @@ func (a *authorizer) challenged(ctx context.Context, resp *http.Response) (bool,
 	return false, failed
 }
 
-// answer is the Authorization for a challenge, "" if there is none.
+// answer returns the Authorization for a challenge, "" if there is none.
 func (a *authorizer) answer(ctx context.Context, c challenge) (string, error) {
 	switch c.scheme {
 	case "basic":
@@ -107,8 +108,8 @@ type challenge struct {
 	params map[string]string
 }
 
-// parseChallenges reads WWW-Authenticate headers. What it cannot read ends
-// the header it stands in.
+// parseChallenges parses WWW-Authenticate headers, each up to the first syntax
+// error.
 func parseChallenges(headers []string) []challenge {
 	var list []challenge
 	for _, h := range headers {
@@ -116,32 +117,38 @@ func parseChallenges(headers []string) []challenge {
 			continue
 		}
 		for h != "" && len(list) < maxChallenges {
-			var scheme string
-			h = strings.TrimLeft(h, " ,")
-			end := strings.IndexAny(h, " ,")
-			if end < 0 {
-				end = len(h)
-			}
-			if scheme, h = h[:end], h[end:]; scheme == "" {
+			c, rest := nextChallenge(h)
+			if c.scheme == "" {
 				break
 			}
-
-			c := challenge{scheme: strings.ToLower(scheme), params: map[string]string{}}
-			for {
-				key, value, rest, ok := nextParam(h)
-				h = rest
-				if !ok {
-					break
-				}
-				if len(c.params) < maxParams {
-					c.params[strings.ToLower(key)] = value
-				}
-			}
-			list = append(list, c)
+			list, h = append(list, c), rest
 		}
 	}
 
 	return list
+}
+
+// nextChallenge takes a challenge from the start of h. Its scheme is "" if there
+// is none.
+func nextChallenge(h string) (c challenge, rest string) {
+	h = strings.TrimLeft(h, " ,")
+	end := strings.IndexAny(h, " ,")
+	if end < 0 {
+		end = len(h)
+	}
+
+	c = challenge{scheme: strings.ToLower(h[:end]), params: map[string]string{}}
+	h = h[end:]
+	for {
+		key, value, rest, ok := nextParam(h)
+		if !ok {
+			return c, rest
+		}
+		if len(c.params) < maxParams {
+			c.params[strings.ToLower(key)] = value
+		}
+		h = rest
+	}
 }
 
 // nextParam takes key=value or key="value" from the start of s.
@@ -175,8 +182,8 @@ func nextParam(s string) (key, value, rest string, ok bool) {
 	return "", "", "", false
 }
 
-// errorDetail is the registry's own explanation in an error body, if it has
-// the form that the protocol gives it.
+// errorDetail returns the registry's explanation from the body of an error, if it
+// has the form that the protocol specifies.
 func errorDetail(body []byte) string {
 	var doc struct {
 		Errors []struct{ Code, Message string }
@@ -188,7 +195,8 @@ func errorDetail(body []byte) string {
 	return strings.TrimSuffix(clean(e.Code)+": "+clean(e.Message), ": ")
 }
 
-// clean makes a stranger's text fit for an error message.
+// clean makes a hostile text fit for an error message: short, without control
+// characters.
 func clean(s string) string {
 	const limit = 200
 	s = strings.Map(func(r rune) rune {

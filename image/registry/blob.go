@@ -13,15 +13,16 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxResumes bounds how often a download may break off without progress.
+// maxResumes bounds how often a download may be resumed without progress.
 const maxResumes = 5
 
-// Attempts remembers which hosts have failed a blob. Its zero value is ready.
+// Attempts records which hosts have failed to deliver a blob. The zero value is
+// ready to use.
 type Attempts struct{ refused map[*hop]bool }
 
-// Blame notes that what was read of a blob is not the blob, and reports
-// whether there is another host to read it from: the one that sent its
-// beginning is not asked again.
+// Blame records that what was read of a blob was wrong, and reports whether there
+// is another host to read it from: the one that sent its beginning is not asked
+// again.
 func (a *Attempts) Blame(b *Blob) bool {
 	a.refuse(b.first)
 	return len(b.repo.order(request{}, a.refused)) > 0
@@ -34,11 +35,11 @@ func (a *Attempts) refuse(h *hop) {
 	a.refused[h] = true
 }
 
-// Blob streams what follows the first offset bytes of a blob, fewer than it
-// has, or all of it if no host sends parts: see [Blob.Start]. The reader takes
-// the download up again where it broke off, from another host if need be. It
-// does not verify: the caller, who sees every byte anyway, compares digest and
-// size, and may ask again without the host that it got something else from.
+// Blob streams a blob from offset on, which must be less than its size, or from
+// its start if no host supports ranges: see [Blob.Start]. After a connection
+// fails, the reader resumes where it was, from another host if need be. It does
+// not verify: the caller, which sees every byte anyway, checks digest and size,
+// and may ask again without the host that sent something else.
 func (r *Repository) Blob(ctx context.Context, desc ocispec.Descriptor, offset int64, a *Attempts) (*Blob, error) {
 	b := &Blob{ctx: ctx, repo: r, desc: desc, tries: a, start: offset, offset: offset, meter: &meter{window: min(rateTime, r.progress)}}
 	if err := b.open(); err != nil {
@@ -47,30 +48,30 @@ func (r *Repository) Blob(ctx context.Context, desc ocispec.Descriptor, offset i
 	return b, nil
 }
 
-// Blob is a blob as one stream, over as many requests as it takes.
+// Blob is a blob as one stream, over as many requests as necessary.
 type Blob struct {
-	// An io.Reader has no room for a context: it is that of the download.
+	// ctx is that of the download: Read takes none.
 	ctx     context.Context
 	repo    *Repository
 	desc    ocispec.Descriptor
 	tries   *Attempts
-	start   int64     // of the stream in the blob
-	offset  int64     // of what is read next
-	text    io.Reader // the bytes from offset on, read from body
+	start   int64     // offset in the blob of the stream's first byte
+	offset  int64     // offset in the blob of the next byte
+	text    io.Reader // decodes body, from offset on
 	body    io.ReadCloser
 	resumes int
-	pending error // what a read ended with that brought something, too
-	// first is the host that sent the beginning, from the one that sends now.
+	pending error // to be returned by the next Read
+	// first is the host that sent the first byte, from the one in use.
 	first, from *hop
 	meter       *meter
 }
 
-// Start is the offset in the blob, in bytes, of the first byte that is read:
-// the one asked for, or 0.
+// Start returns the offset in the blob, in bytes, of the first byte that is read:
+// the requested one, or 0.
 func (b *Blob) Start() int64 { return b.start }
 
-// open asks for the blob from offset on, and for all of it if somebody has it
-// but nobody sends the part.
+// open requests the blob from offset on, and all of it if a host that has it does
+// not support ranges and no other one does.
 func (b *Blob) open() error {
 	err := b.ask(b.offset > 0)
 	if b.offset > 0 && sendsNoParts(err) && b.ctx.Err() == nil {
@@ -79,20 +80,21 @@ func (b *Blob) open() error {
 	return err
 }
 
+// ask requests the blob, with part only the range from offset on.
 func (b *Blob) ask(part bool) error {
 	q := b.repo.blobRequest(b.desc)
 	if part {
-		// With its end, though it is the blob's: some registries want one.
+		// With an explicit end: some registries refuse an open range.
 		q.header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.offset, b.desc.Size-1))
 		q.want = append(q.want, http.StatusPartialContent)
 	}
 	return b.repo.each(b.ctx, q, b.tries.refused, b.begin)
 }
 
-// errPart means that what a host sent is not the part of a blob it was asked for.
-var errPart = errors.New("not the part asked for")
+// errPart means that a host sent another range than the requested one.
+var errPart = errors.New("not the requested range")
 
-// sendsNoParts reports whether a host has refused because it was asked for a part.
+// sendsNoParts reports whether a host has refused a range, rather than the blob.
 func sendsNoParts(err error) bool {
 	var hops hopErrors
 	if !errors.As(err, &hops) {
@@ -107,7 +109,7 @@ func sendsNoParts(err error) bool {
 	return false
 }
 
-// begin takes an answer for the stream's next part.
+// begin makes a response the source of the stream's next bytes.
 func (b *Blob) begin(h *hop, resp *http.Response) error {
 	skip, offset := b.offset, b.offset
 	switch {
@@ -117,7 +119,7 @@ func (b *Blob) begin(h *hop, resp *http.Response) error {
 			resp.Body.Close()
 			return err
 		}
-	case b.body == nil: // nothing has been read: what comes is better than what is here
+	case b.body == nil: // nothing has been read yet: the stream starts at 0
 		skip, offset = 0, 0
 	}
 
@@ -131,6 +133,8 @@ func (b *Blob) begin(h *hop, resp *http.Response) error {
 			return err
 		}
 	}
+
+	// A complete response repeats what was read before.
 	if _, err := io.CopyN(io.Discard, text, skip); err != nil {
 		body.Close()
 		return err
@@ -140,30 +144,30 @@ func (b *Blob) begin(h *hop, resp *http.Response) error {
 		b.start, b.offset = offset, offset
 	}
 	b.text, b.body, b.from = text, body, h
-
 	if b.offset == b.start {
 		b.first = h
 	}
 	return nil
 }
 
-// skipTo tells how much of a partial answer lies before offset.
+// skipTo checks the range of a partial response, and returns how many of its bytes
+// are before offset.
 func (b *Blob) skipTo(resp *http.Response) (int64, error) {
 	given := resp.Header.Get("Content-Range")
 	first, last, total, err := parseRange(given)
 	if err != nil || first > b.offset || last < b.offset || last >= b.desc.Size || total >= 0 && total != b.desc.Size {
 		return 0, fmt.Errorf("%w: %w: Content-Range %q instead of bytes %d-%d/%d", ErrProtocol, errPart, clean(given), b.offset, b.desc.Size-1, b.desc.Size)
 	}
-	// A range is one of the bytes as they are coded. Those of the right total
-	// are the blob's own, whatever a store says of its files.
+	// A range counts encoded bytes. If their total is the blob's size, they are the
+	// blob itself, and the coding describes what is in it: see isCoded.
 	if coding := resp.Header.Get("Content-Encoding"); coding != "" && total != b.desc.Size {
 		return 0, fmt.Errorf("%w: %w: content coding %q", ErrProtocol, errPart, clean(coding))
 	}
 	return b.offset - first, nil
 }
 
-// parseRange reads a Content-Range of bytes: the first and last, counted from
-// 0, and how many there are in all, -1 if that is not told.
+// parseRange parses a Content-Range in bytes: the first and the last byte, counted
+// from 0, and their total number, -1 if it is unknown.
 func parseRange(s string) (first, last, total int64, err error) {
 	unit, rest, _ := strings.Cut(strings.TrimSpace(s), " ")
 	span, all, _ := strings.Cut(rest, "/")
@@ -186,8 +190,9 @@ func parseRange(s string) (first, last, total int64, err error) {
 	return int64(numbers[0]), int64(numbers[1]), total, nil
 }
 
-// Read reads on, over broken connections. A blob that is longer than it
-// should be is cut off one byte late, for the caller to notice.
+// Read reads the next bytes, and resumes after connections that fail. A blob that
+// is too long is truncated to one byte more than its size, so that the caller
+// notices.
 func (b *Blob) Read(p []byte) (int, error) {
 	if rest := b.desc.Size + 1 - b.offset; int64(len(p)) > rest {
 		p = p[:max(rest, 0)]
@@ -212,7 +217,7 @@ func (b *Blob) Read(p []byte) (int, error) {
 			return 0, nil
 		}
 		if b.offset >= b.desc.Size {
-			return 0, io.EOF // there is nothing more to ask for
+			return 0, io.EOF // there is nothing left to request
 		}
 
 		if err := b.resume(err); err != nil {
@@ -221,8 +226,8 @@ func (b *Blob) Read(p []byte) (int, error) {
 	}
 }
 
-// resume opens the rest of a stream that ended with cause: where it was, or
-// from another host if this one has stalled or broken off too often.
+// resume opens the rest of a stream that ended with cause: from the same host, or
+// from another one if it has stalled or failed too often.
 func (b *Blob) resume(cause error) error {
 	for cause != nil {
 		b.body.Close()
@@ -246,19 +251,20 @@ func (b *Blob) resume(cause error) error {
 		}
 
 		if err := b.open(); err != nil {
-			return fmt.Errorf("resume blob %s at byte %d of %d, where %s had ended with %q: %w", b.desc.Digest, b.offset, b.desc.Size, b.from.base.Host, clean(cause.Error()), err)
+			return fmt.Errorf("resume blob %s at byte %d of %d, after %s failed with %q: %w", b.desc.Digest, b.offset, b.desc.Size, b.from.base.Host, clean(cause.Error()), err)
 		}
 
-		// Who breaks off after every byte is as slow as who drips.
+		// The time counts against the minimum rate: a host that disconnects after
+		// every byte is as slow as one that sends slowly.
 		cause = b.meter.note(0, time.Since(start))
 	}
 	return nil
 }
 
-// leave gives a host up, and reports whether there is another.
+// leave gives up the current host, and reports whether there is another.
 func (b *Blob) leave(stalled bool) bool {
 	if stalled {
-		b.from.down.Store(true) // it would stall the next layer, too
+		b.from.down.Store(true) // it would stall the next layer too
 	}
 	b.tries.refuse(b.from)
 	b.resumes, b.meter = 0, &meter{window: b.meter.window}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -21,16 +20,16 @@ const (
 	defaultProgressTimeout = 5 * time.Minute
 	defaultDialTimeout     = 30 * time.Second
 	tlsTimeout             = 15 * time.Second
-	// headerTimeout is how long a registry may think before it answers.
+	// headerTimeout bounds the time until a response to one request begins.
 	headerTimeout = time.Minute
 
-	// answerTimeout is how long it may take in all until the last header of an
-	// answer is here, over redirects.
-	answerTimeout = 2 * time.Minute
-	// documentTimeout is how long a manifest or configuration may take in all,
-	// from its first byte on.
+	// responseTimeout bounds the time until all headers of a response have
+	// arrived, redirects included.
+	responseTimeout = 2 * time.Minute
+	// documentTimeout bounds the transfer of a manifest or configuration, from
+	// its first byte on.
 	documentTimeout = time.Minute
-	// errorBodyTime is how long a registry may take to explain a refusal.
+	// errorBodyTime bounds the transfer of an error's explanation.
 	errorBodyTime = 5 * time.Second
 
 	maxRedirects  = 5
@@ -46,16 +45,14 @@ type Options struct {
 	// ConfigDirs are directories with a directory for each registry that holds a
 	// hosts.toml, the first having precedence.
 	ConfigDirs []string
-	// ProgressTimeout ends a download in which no byte arrives for so long;
-	// 0 means five minutes.
+	// ProgressTimeout ends a download in which no byte arrives for so long; 0
+	// means five minutes.
 	ProgressTimeout time.Duration
-	// UserAgent is what registries see in their logs.
+	// UserAgent is the User-Agent header of requests.
 	UserAgent string
-	// Logger is told of keys in hosts.toml that have no meaning; nil for none.
-	Logger *slog.Logger
 }
 
-// Client reads from registries. It holds no connection between pulls.
+// Client reads from registries. It keeps no connections between pulls.
 type Client struct{ opts Options }
 
 // New returns a client.
@@ -63,13 +60,10 @@ func New(opts Options) *Client {
 	if opts.ProgressTimeout <= 0 {
 		opts.ProgressTimeout = defaultProgressTimeout
 	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
 	return &Client{opts: opts}
 }
 
-// Repository is what a pull reads from: one repository, wherever its hosts are.
+// Repository is one repository, on all hosts that may serve it.
 type Repository struct {
 	ref                Reference
 	hops               []*hop
@@ -77,17 +71,18 @@ type Repository struct {
 	agent              string
 }
 
-// Repository prepares to read ref's repository with the credentials in auth,
+// Repository returns ref's repository, to be read with the credentials in auth,
 // nil for none. Close it when done.
 func (c *Client) Repository(ref Reference, auth *Auth) (*Repository, error) {
 	creds, err := credentialsFor(auth, ref.Host)
 	if err != nil {
 		return nil, err
 	}
-	eps, err := endpoints(c.opts.ConfigDirs, ref.Host, c.opts.Logger)
+	eps, err := endpoints(c.opts.ConfigDirs, ref.Host)
 	if err != nil {
 		return nil, err
 	}
+
 	r := &Repository{ref: ref, progress: c.opts.ProgressTimeout, document: documentTimeout, agent: c.opts.UserAgent}
 	for _, ep := range eps {
 		r.hops = append(r.hops, newHop(ep, ref, creds))
@@ -95,14 +90,14 @@ func (c *Client) Repository(ref Reference, auth *Auth) (*Repository, error) {
 	return r, nil
 }
 
-// Close drops the connections.
+// Close closes idle connections.
 func (r *Repository) Close() {
 	for _, h := range r.hops {
 		h.client.CloseIdleConnections()
 	}
 }
 
-// Hosts lists the places that are asked, in order.
+// Hosts lists the URLs of all hosts, in the order in which they are asked.
 func (r *Repository) Hosts() []string {
 	var list []string
 	for _, h := range r.hops {
@@ -111,23 +106,23 @@ func (r *Repository) Hosts() []string {
 	return list
 }
 
-// hop is one host of a repository, with what was learnt about it in a pull.
+// hop is one host of a repository, with what a pull has learned about it.
 type hop struct {
 	endpoint
 	client *http.Client
 	reach  *reach
 	auth   *authorizer
-	// named is the registry that is meant, and creds what there is for it.
+	// named is the registry in the reference, and creds the credentials for it.
 	named string
 	creds credentials
 	query string
 
 	mu sync.Mutex
-	// others answer the challenges of hosts that redirects led to.
+	// others answer the challenges of hosts that redirects point to, by server.
 	others map[string]*authorizer // guarded by mu
 
-	// down is set once the host could not be reached: it is not asked again
-	// in this pull unless nobody else answers.
+	// down is set once the host could not be reached: in this pull it is then
+	// asked last.
 	down atomic.Bool
 }
 
@@ -148,7 +143,7 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 		MaxIdleConnsPerHost:    16,
 		IdleConnTimeout:        30 * time.Second,
 		ForceAttemptHTTP2:      true,
-		// A layer is compressed already, and its digest is of those bytes.
+		// Layers are compressed already, and digests are over those bytes.
 		DisableCompression: true,
 		ReadBufferSize:     64 << 10,
 	}
@@ -156,7 +151,7 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 	h.client = &http.Client{Transport: tr, CheckRedirect: h.checkRedirect}
 	h.auth = &authorizer{transport: tr, base: ep.base, scope: "repository:" + ref.Repo + ":pull"}
 
-	// Mirrors get credentials only if they are the named registry after all.
+	// A mirror gets credentials only if it is in fact the named registry.
 	if ep.upstream || canonicalHost(ep.base.Host) == canonicalHost(ref.Host) {
 		h.auth.creds = creds
 	}
@@ -167,8 +162,8 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 	return h
 }
 
-// checkRedirect takes everything that is meant for this host alone out of a
-// request that goes on to another, and adds what that one has asked for.
+// checkRedirect removes everything that is meant for this host alone from a
+// request that is redirected to another, and adds that one's authorization.
 func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= maxRedirects {
 		return fmt.Errorf("%w: more than %d redirects", ErrProtocol, maxRedirects)
@@ -179,7 +174,7 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 
 	req.Header.Del("Authorization")
 	if origin(req.URL) == origin(h.base) {
-		// Not in the clear if it was not before.
+		// Credentials for HTTPS are not sent over plain HTTP.
 		if req.URL.Scheme == "https" || h.base.Scheme == "http" {
 			h.auth.authorize(req)
 		}
@@ -189,8 +184,8 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 	if err := h.reach.checkURL(req.URL); err != nil {
 		return fmt.Errorf("redirect to %s: %w", clean(req.URL.Host), err)
 	}
-	req.Header.Del("Cookie")
 
+	req.Header.Del("Cookie")
 	for name := range h.header {
 		req.Header.Del(name)
 	}
@@ -205,9 +200,9 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// authorizerOf is what answers the challenges of the host at u, which this one
-// may have led to: that one has credentials only if they are meant for it. It
-// is nil for one too many.
+// authorizerOf returns the authorizer for the host at u, this one or the target of
+// a redirect, which only gets credentials if it is the named registry over HTTPS.
+// It returns nil if no authorization may be sent, or for one host too many.
 func (h *hop) authorizerOf(u *url.URL) *authorizer {
 	if origin(u) == origin(h.base) {
 		if u.Scheme == "http" && h.base.Scheme == "https" {
@@ -230,7 +225,7 @@ func (h *hop) authorizerOf(u *url.URL) *authorizer {
 	return h.others[at]
 }
 
-// origin is the host of a URL, with its port unless that is the scheme's own.
+// origin returns the host of a URL, with its port unless it is the default one.
 func origin(u *url.URL) string {
 	host := strings.ToLower(u.Host)
 	return strings.TrimSuffix(host, ":"+map[string]string{"http": "80", "https": "443"}[u.Scheme])
@@ -238,20 +233,20 @@ func origin(u *url.URL) string {
 
 func serverOf(u *url.URL) string { return u.Scheme + "://" + origin(u) }
 
-// request is what is asked of each host in turn.
+// request is what is sent to each host in turn.
 type request struct {
 	method, path string
 	header       http.Header
-	// byTag means that the answer decides what a tag is.
+	// byTag means that the response determines the digest of a tag.
 	byTag bool
-	want  []int
+	want  []int // status codes
 }
 
-// taker takes what is wanted from an answer, and closes its body.
+// taker consumes a response and closes its body.
 type taker func(*hop, *http.Response) error
 
-// each asks the hosts in turn until one answers as wanted and take has what
-// it wants from the answer. Hosts in refused are not asked.
+// each asks the hosts in turn, until one responds as wanted and take succeeds.
+// Hosts in refused are not asked.
 func (r *Repository) each(ctx context.Context, q request, refused map[*hop]bool, take taker) error {
 	asked := r.order(q, refused)
 	var failed hopErrors
@@ -266,13 +261,13 @@ func (r *Repository) each(ctx context.Context, q request, refused map[*hop]bool,
 		failed = append(failed, &HopError{URL: h.base.String() + q.path, Err: err})
 	}
 	if len(failed) == 0 {
-		return fmt.Errorf("%w: no configured host may be asked for %s", ErrConfig, q.path)
+		return fmt.Errorf("%w: no configured host has the capability to serve %s", ErrConfig, q.path)
 	}
 
 	return failed
 }
 
-// order lists the hosts that may be asked, those that are down last.
+// order lists the hosts that may be asked, with those that are down last.
 func (r *Repository) order(q request, refused map[*hop]bool) []*hop {
 	var asked, postponed []*hop
 	for _, h := range r.hops {
@@ -287,8 +282,8 @@ func (r *Repository) order(q request, refused map[*hop]bool) []*hop {
 	return append(asked, postponed...)
 }
 
-// ask asks one host. Only the last one gets patience: while there is another
-// to try, one that is busy or breaks off is passed over.
+// ask asks one host. Only the last one is retried: while there is another to try,
+// a host that is busy or disconnects is skipped.
 func (h *hop) ask(ctx context.Context, q request, agent string, last bool, take taker) error {
 	backoff := firstBackoff
 	for attempt := 1; ; attempt++ {
@@ -308,8 +303,8 @@ func (h *hop) ask(ctx context.Context, q request, agent string, last bool, take 
 	}
 }
 
-// attempt asks one host once. After an error that may pass, the time to wait
-// is not negative.
+// attempt asks one host once. After a transient error it returns the time to wait
+// before the next attempt, after any other error a negative one.
 func (h *hop) attempt(ctx context.Context, q request, agent string, take taker) (wait time.Duration, err error) {
 	resp, err := h.once(ctx, q, agent)
 	if err != nil {
@@ -334,7 +329,7 @@ func (h *hop) attempt(ctx context.Context, q request, agent string, take taker) 
 	case err == nil:
 		return 0, nil
 	case errors.Is(err, errStalled):
-		h.down.Store(ctx.Err() == nil) // it would stall the next request, too
+		h.down.Store(ctx.Err() == nil) // it would stall the next request too
 	case dropped(err):
 		return 0, err
 	}
@@ -342,20 +337,26 @@ func (h *hop) attempt(ctx context.Context, q request, agent string, take taker) 
 	return -1, err
 }
 
-// dropped reports whether a connection ended that may well last the next time.
+// dropped reports whether a connection was lost, which may be transient.
 func dropped(err error) bool {
 	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED} {
 		if errors.Is(err, e) {
 			return true
 		}
 	}
-	// HTTP/2 has types of its own, which net/http keeps to itself.
+
+	// The error types of HTTP/2 are not exported by net/http.
 	text := err.Error()
-	return strings.Contains(text, "http2: server sent GOAWAY") || strings.Contains(text, "stream error: ") || strings.Contains(text, "server closed idle connection")
+	for _, known := range []string{"http2: server sent GOAWAY", "stream error: ", "server closed idle connection"} {
+		if strings.Contains(text, known) {
+			return true
+		}
+	}
+	return false
 }
 
-// once sends the request, and again with authorization each time that a host
-// on the way asks for it.
+// once sends the request, and repeats it with authorization each time that a host
+// on the way demands it.
 func (h *hop) once(ctx context.Context, q request, agent string) (*http.Response, error) {
 	for challenges := 0; ; challenges++ {
 		resp, err := h.send(ctx, q, agent)
@@ -381,10 +382,12 @@ func (h *hop) once(ctx context.Context, q request, agent string) (*http.Response
 	}
 }
 
+// send sends the request and returns the response, whatever its status.
 func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response, error) {
 	u := *h.base
 	u.Path += q.path
 	u.RawQuery = h.query
+
 	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(ctx, q.method, u.String(), nil)
 	if err != nil {
@@ -403,12 +406,12 @@ func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response
 	}
 	h.auth.authorize(req)
 
-	// What is fetched is what a digest is of.
+	// Digests are over the bytes without a content coding.
 	req.Header.Set("Accept-Encoding", "identity")
-	timer := time.AfterFunc(answerTimeout, func() {
-		cancel(fmt.Errorf("%w: no answer after %s", ErrUnavailable, answerTimeout))
-	})
 
+	timer := time.AfterFunc(responseTimeout, func() {
+		cancel(fmt.Errorf("%w: no response after %s", ErrUnavailable, responseTimeout))
+	})
 	resp, err := h.client.Do(req)
 	timer.Stop()
 	if err != nil {
@@ -420,7 +423,7 @@ func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response
 	return resp, nil
 }
 
-// requestBody ends its request's context when it is closed.
+// requestBody cancels its request's context when it is closed.
 type requestBody struct {
 	io.ReadCloser
 	cancel context.CancelCauseFunc
@@ -432,7 +435,7 @@ func (b *requestBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// readStatus makes an error of an unwanted answer and closes it.
+// readStatus turns an unwanted response into an error and closes it.
 func readStatus(resp *http.Response) error {
 	body := newWatchedBody(resp.Request.Context(), resp.Body, errorBodyTime, errorBodyTime, nil)
 	defer body.Close()
@@ -440,13 +443,14 @@ func readStatus(resp *http.Response) error {
 	return &statusError{code: resp.StatusCode, detail: errorDetail(text)}
 }
 
+// drain reads a short body to its end, so that the connection can be reused.
 func drain(resp *http.Response) {
 	body := newWatchedBody(resp.Request.Context(), resp.Body, errorBodyTime, errorBodyTime, nil)
 	defer body.Close()
 	_, _ = io.CopyN(io.Discard, body, maxErrorBody)
 }
 
-// retryAfter tells whether the server may answer differently soon, and when.
+// retryAfter reports whether the request should be retried soon, and when.
 func retryAfter(resp *http.Response, backoff time.Duration) (time.Duration, bool) {
 	switch resp.StatusCode {
 	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
@@ -467,7 +471,7 @@ func retryAfter(resp *http.Response, backoff time.Duration) (time.Duration, bool
 		wait = max(time.Until(at), 0)
 	}
 
-	// Who asks for more patience than that is better asked again by kubelet.
+	// For longer waits kubelet's own back-off is more suitable.
 	return wait, wait <= maxRetryAfter
 }
 

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// plain is an answer's body without the content codings that a proxy has put
-// on, though nobody asked for any. Only gzip is undone: the window of zstd is
-// memory of the answer's choice, which no budget counts here.
+// plain returns a response's body without content codings, which proxies add even
+// though none is accepted. Only gzip is decoded: the response would choose the
+// window of zstd, and no budget accounts for that memory here.
 func plain(resp *http.Response) (io.Reader, error) {
 	body := io.Reader(resp.Body)
 	codings := strings.Split(resp.Header.Get("Content-Encoding"), ",")
@@ -28,16 +28,16 @@ func plain(resp *http.Response) (io.Reader, error) {
 			err = fmt.Errorf("%w: content coding %q", ErrProtocol, clean(coding))
 		}
 		if err != nil {
-			return nil, fmt.Errorf("undo content coding: %w", err)
+			return nil, fmt.Errorf("decode content coding: %w", err)
 		}
 	}
 
 	return body, nil
 }
 
-// isCoded reports whether an answer's bytes are not those of a blob of a
-// size. Stores of files give the coding of what they store as that of the
-// answer: a blob that is packed itself comes as it is.
+// isCoded reports whether a response's bytes are an encoded form of a blob of the
+// given size. Object stores report the compression of the stored file as the
+// content coding: then the length is the blob's, which is sent as it is.
 func isCoded(resp *http.Response, size int64) bool {
 	coding := strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding")))
 	return coding != "" && coding != "identity" && resp.ContentLength != size

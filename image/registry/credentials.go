@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Auth is what a caller knows to authenticate itself with, all of it optional.
-// It prints without its secrets.
+// Auth holds a caller's credentials. All fields are optional. It prints without
+// its secrets.
 type Auth struct {
 	Username, Password string
 	// Auth is the Base64 form of "username:password".
@@ -17,11 +17,11 @@ type Auth struct {
 	ServerAddress string
 	// IdentityToken is an OAuth2 refresh token, exchanged for an access token.
 	IdentityToken string
-	// RegistryToken is a bearer token that is sent as it is.
+	// RegistryToken is a bearer token that is sent unchanged.
 	RegistryToken string
 }
 
-// String says which credentials are there, not what they are.
+// String lists which kinds of credentials are set, without their values.
 func (a Auth) String() string {
 	var kinds []string
 	for _, k := range []struct{ name, value string }{
@@ -38,10 +38,10 @@ func (a Auth) String() string {
 	return "redacted " + strings.Join(kinds, ", ")
 }
 
-// GoString keeps %#v from printing secrets.
+// GoString prevents %#v from printing secrets.
 func (a Auth) GoString() string { return a.String() }
 
-// credentials are an [Auth] made ready for one registry.
+// credentials are an [Auth] resolved for one registry.
 type credentials struct {
 	username, password           string
 	identityToken, registryToken string
@@ -49,7 +49,7 @@ type credentials struct {
 
 func (c credentials) empty() bool { return c == credentials{} }
 
-// credentialsFor returns what a has for the registry named host.
+// credentialsFor returns the credentials in a for the registry host.
 func credentialsFor(a *Auth, host string) (credentials, error) {
 	if a == nil || a.ServerAddress != "" && !sameRegistry(a.ServerAddress, host) {
 		return credentials{}, nil
@@ -80,8 +80,8 @@ func padded(s string) string {
 	return s + strings.Repeat("=", (4-len(s)%4)%4)
 }
 
-// sameRegistry reports whether address, a URL or host as Docker's
-// configuration files have it, is the registry named host.
+// sameRegistry reports whether address, a URL or host as in Docker's
+// configuration files, denotes the registry host.
 func sameRegistry(address, host string) bool {
 	if !strings.Contains(address, "://") {
 		address = "https://" + address

@@ -16,23 +16,22 @@ var (
 	ErrConfig = errors.New("invalid registry configuration")
 )
 
-// Errors of requests. They say what the registry's answer means for the
-// caller, whatever the protocol said.
+// Errors of requests. They classify the registry's response for the caller.
 var (
-	// ErrUnavailable means that no usable answer came: the name does not
+	// ErrUnavailable means that there was no usable response: the name does not
 	// resolve, nothing listens, TLS fails, the server is overloaded or broken.
 	ErrUnavailable = errors.New("registry unavailable")
-	// ErrDenied means that the credentials, or their absence, do not suffice.
+	// ErrDenied means that the credentials, if any, are not sufficient.
 	ErrDenied = errors.New("access denied")
 	// ErrNotFound means that the registry has no such manifest or blob.
-	ErrNotFound = errors.New("no such image")
-	// ErrProtocol means that the answer breaks the protocol.
-	ErrProtocol = errors.New("malformed registry answer")
+	ErrNotFound = errors.New("image not found")
+	// ErrProtocol means that the response violates the protocol.
+	ErrProtocol = errors.New("malformed registry response")
 )
 
-// HopError is what one host made of a request.
+// HopError is the error of a request to one host.
 type HopError struct {
-	// URL is what was asked for, without credentials and query.
+	// URL is what was requested, without credentials and query.
 	URL string
 	Err error
 }
@@ -42,8 +41,8 @@ func (e *HopError) Error() string { return e.URL + ": " + e.Err.Error() }
 // Unwrap returns the cause.
 func (e *HopError) Unwrap() error { return e.Err }
 
-// hopErrors joins the answers of all hosts tried into one error. It is of the
-// class of the last one: the registry itself comes after its mirrors.
+// hopErrors joins the errors of all hosts that were tried. It has the class of the
+// last one: the registry itself comes after its mirrors.
 type hopErrors []*HopError
 
 func (e hopErrors) Error() string {
@@ -56,7 +55,7 @@ func (e hopErrors) Error() string {
 
 func (e hopErrors) Unwrap() error { return e[len(e)-1] }
 
-// statusError is an HTTP status that is not the expected one.
+// statusError is an unexpected HTTP status.
 type statusError struct {
 	code   int
 	detail string
@@ -70,7 +69,7 @@ func (e *statusError) Error() string {
 	return s
 }
 
-// Is puts a status into one of the package's classes.
+// Is maps the status to one of the package's classes.
 func (e *statusError) Is(target error) bool {
 	switch {
 	case e.code == http.StatusUnauthorized, e.code == http.StatusForbidden:
@@ -84,8 +83,9 @@ func (e *statusError) Is(target error) bool {
 	}
 }
 
-// transportError classes an error of the HTTP client: the caller's own
-// cancellation stays what it is, all else is the registry's unavailability.
+// transportError classifies an error of the HTTP client: the caller's own
+// cancellation is returned unchanged, anything else makes the registry
+// unavailable.
 func transportError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause

@@ -18,32 +18,32 @@ import (
 const (
 	// MaxDocument bounds manifests, indexes and configurations.
 	MaxDocument = 8 << 20
-	// A download of less than minRate bytes a second, averaged over rateTime
-	// of waiting for it, has stalled.
+	// A download of less than minRate bytes per second, averaged over rateTime
+	// of waiting for data, has stalled.
 	minRate  = 1 << 10
 	rateTime = time.Minute
 )
 
-// Media types of Docker's older names for what OCI specifies.
+// Docker's media types, which predate those of OCI.
 const (
 	DockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
 	DockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 )
 
-// Document is what a document is written to. Reset drops what was written,
-// because a host did not keep its word and the next one is asked.
+// Document is what a document is written to. Reset discards what was written, when
+// a host has failed and the next one is tried.
 type Document interface {
 	io.Writer
 	Reset()
 }
 
 // Manifest writes the document that the repository's reference names, at most
-// [MaxDocument] bytes, and describes what it has written.
+// [MaxDocument] bytes, and returns its descriptor.
 func (r *Repository) Manifest(ctx context.Context, to Document) (ocispec.Descriptor, error) {
 	return r.manifest(ctx, r.ref.identifier(), r.ref.Digest, to)
 }
 
-// ManifestByDigest writes a manifest that an index names, which it verifies.
+// ManifestByDigest writes and verifies a manifest that an index lists.
 func (r *Repository) ManifestByDigest(ctx context.Context, d digest.Digest, to Document) (ocispec.Descriptor, error) {
 	return r.manifest(ctx, d.String(), d, to)
 }
@@ -66,10 +66,11 @@ func (r *Repository) manifest(ctx context.Context, id string, want digest.Digest
 	return desc, err
 }
 
-// readManifest copies a manifest from an answer.
+// readManifest copies a manifest from a response.
 func (r *Repository) readManifest(ctx context.Context, resp *http.Response, want digest.Digest, to Document) (ocispec.Descriptor, error) {
 	resp.Body = newWatchedBody(ctx, resp.Body, r.progress, r.document, nil)
 	defer resp.Body.Close()
+
 	body, err := plain(resp)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -89,6 +90,7 @@ func (r *Repository) readManifest(ctx context.Context, resp *http.Response, want
 	if want != "" && got != want {
 		return ocispec.Descriptor{}, fmt.Errorf("%w: manifest %s has digest %s", ErrProtocol, want, got)
 	}
+
 	mediaType, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if err != nil {
 		mediaType = ""
@@ -97,7 +99,7 @@ func (r *Repository) readManifest(ctx context.Context, resp *http.Response, want
 	return ocispec.Descriptor{MediaType: mediaType, Digest: got, Size: size}, nil
 }
 
-// Config writes the small blob that desc describes, which it verifies.
+// Config writes and verifies the small blob that desc describes.
 func (r *Repository) Config(ctx context.Context, desc ocispec.Descriptor, to Document) error {
 	if desc.Size > MaxDocument {
 		return fmt.Errorf("%w: configuration of %d bytes", ErrProtocol, desc.Size)
@@ -129,18 +131,18 @@ func (r *Repository) blobRequest(desc ocispec.Descriptor) request {
 	}
 }
 
-// blobBody is the blob in a whole answer.
+// blobBody returns the blob in a complete response.
 func (r *Repository) blobBody(resp *http.Response, desc ocispec.Descriptor) (io.Reader, error) {
 	if isCoded(resp, desc.Size) {
 		return plain(resp)
 	}
 	if n := resp.ContentLength; n >= 0 && n != desc.Size {
-		return nil, fmt.Errorf("%w: blob %s has %d bytes, not %d", ErrProtocol, desc.Digest, n, desc.Size)
+		return nil, fmt.Errorf("%w: blob %s has %d bytes, want %d", ErrProtocol, desc.Digest, n, desc.Size)
 	}
 	return resp.Body, nil
 }
 
-// copyDocument copies at most limit bytes and tells what they are.
+// copyDocument copies at most limit bytes and returns their digest and size.
 func copyDocument(to io.Writer, from io.Reader, limit int64, algorithm digest.Algorithm) (digest.Digest, int64, error) {
 	sum := algorithm.Digester()
 	n, err := io.Copy(io.MultiWriter(to, sum.Hash()), io.LimitReader(from, limit+1))
@@ -153,34 +155,35 @@ func copyDocument(to io.Writer, from io.Reader, limit int64, algorithm digest.Al
 	return sum.Digest(), n, nil
 }
 
-// errStalled is how a read ends in which too little arrived for too long.
-var errStalled = errors.New("no data arrived")
+// errStalled ends a read when too little data arrived for too long.
+var errStalled = errors.New("download stalled")
 
-// meter holds a download to its minimum rate.
+// meter enforces the minimum rate of a download.
 type meter struct {
 	window time.Duration
-	spent  time.Duration // waiting for data, in this window
-	got    int64         // in this window
+	spent  time.Duration // waiting for data in this window
+	got    int64         // bytes in this window
 }
 
-// note counts bytes and the time that it took to wait for them.
+// note counts bytes and the time spent waiting for them.
 func (m *meter) note(n int, d time.Duration) error {
 	if m == nil {
 		return nil
 	}
+
 	m.got += int64(n)
 	if m.spent += d; m.spent < m.window {
 		return nil
 	}
-	if least := int64(m.window.Seconds() * minRate); m.got < least {
-		return fmt.Errorf("%w: %w but %d bytes in %s", ErrUnavailable, errStalled, m.got, m.spent.Round(time.Millisecond))
+	if minimum := int64(m.window.Seconds() * minRate); m.got < minimum {
+		return fmt.Errorf("%w: %w: %d bytes in %s", ErrUnavailable, errStalled, m.got, m.spent.Round(time.Millisecond))
 	}
 	m.spent, m.got = 0, 0
 	return nil
 }
 
-// newWatchedBody gives a body limits on the time in which nothing arrives and,
-// unless total is 0, on the time in all. meter may be nil.
+// newWatchedBody limits the time of a body without data to limit and, unless total
+// is 0, the time of all reads together to total. m may be nil.
 func newWatchedBody(ctx context.Context, body io.ReadCloser, limit, total time.Duration, m *meter) *watchedBody {
 	w := &watchedBody{ctx: ctx, body: body, limit: limit, meter: m, bounded: total > 0, left: total}
 	w.timer = time.AfterFunc(time.Hour, w.expire)
@@ -188,22 +191,23 @@ func newWatchedBody(ctx context.Context, body io.ReadCloser, limit, total time.D
 	return w
 }
 
+// watchedBody is a response's body with limits on the time spent waiting for it.
 type watchedBody struct {
-	ctx   context.Context // io.Reader has no room for it
+	ctx   context.Context // of the request: Read takes none
 	body  io.ReadCloser
 	limit time.Duration
 	timer *time.Timer
 	meter *meter
 
 	bounded bool
-	left    time.Duration // of the time in all
+	left    time.Duration // of the total time
 
 	mu      sync.Mutex
 	expired bool // guarded by mu
 }
 
-// Read reads with the clock running, which stands still while the caller is
-// busy with what it got.
+// Read reads with the timer running, which is stopped while the caller processes
+// the data.
 func (w *watchedBody) Read(p []byte) (int, error) {
 	limit := w.limit
 	if w.bounded {
@@ -227,7 +231,7 @@ func (w *watchedBody) Read(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.expired {
-		return n, fmt.Errorf("%w: %w for %s", ErrUnavailable, errStalled, limit.Round(time.Millisecond))
+		return n, fmt.Errorf("%w: %w: no data for %s", ErrUnavailable, errStalled, limit.Round(time.Millisecond))
 	}
 	return n, transportError(w.ctx, err)
 }
@@ -239,7 +243,7 @@ func (w *watchedBody) expire() {
 	w.body.Close()
 }
 
-// Close ends the answer.
+// Close closes the response.
 func (w *watchedBody) Close() error {
 	w.timer.Stop()
 	return w.body.Close()

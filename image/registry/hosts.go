@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -19,20 +18,21 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
+	"k8s.io/klog/v2"
 )
 
 const (
 	hostsFile      = "hosts.toml"
 	defaultHostDir = "_default"
-	// maxHostsFile bounds hosts.toml and the certificates beside it.
+	// maxHostsFile bounds hosts.toml, in bytes.
 	maxHostsFile = 1 << 20
 )
 
 // endpoint is one host that may serve a registry's images.
 type endpoint struct {
 	base *url.URL // up to and including /v2
-	// resolve and pull say what the host may be asked: to say which digest a
-	// tag has, and to deliver content by digest.
+	// resolve and pull are the host's capabilities: to resolve a tag to a digest,
+	// and to serve content by digest.
 	resolve, pull bool
 	header        http.Header
 	tls           *tls.Config
@@ -41,7 +41,7 @@ type endpoint struct {
 	upstream bool
 }
 
-// hostConfig is what a [host."URL"] table and the top of hosts.toml hold.
+// hostConfig is a [host."URL"] table, or the top level, of hosts.toml.
 type hostConfig struct {
 	Capabilities []string       `toml:"capabilities"`
 	CA           any            `toml:"ca"`
@@ -52,8 +52,8 @@ type hostConfig struct {
 	DialTimeout  string         `toml:"dial_timeout"`
 }
 
-// saysTLS reports whether there are settings that only TLS has.
-func (c *hostConfig) saysTLS() bool { return c.CA != nil || c.Client != nil || c.SkipVerify }
+// impliesTLS reports whether there are settings that only make sense for TLS.
+func (c *hostConfig) impliesTLS() bool { return c.CA != nil || c.Client != nil || c.SkipVerify }
 
 type hostsConfig struct {
 	Server string `toml:"server"`
@@ -61,9 +61,9 @@ type hostsConfig struct {
 	Hosts map[string]hostConfig `toml:"host"`
 }
 
-// endpoints lists the hosts for the registry named host, in the order in
-// which they are to be asked: mirrors first, the registry itself last.
-func endpoints(dirs []string, host string, log *slog.Logger) ([]endpoint, error) {
+// endpoints lists the hosts for the registry host, in the order in which they are
+// to be asked: mirrors first, the registry itself last.
+func endpoints(dirs []string, host string) ([]endpoint, error) {
 	dir, err := hostDir(dirs, host)
 	if err != nil {
 		return nil, err
@@ -74,7 +74,7 @@ func endpoints(dirs []string, host string, log *slog.Logger) ([]endpoint, error)
 	}
 	data, err := os.ReadFile(filepath.Join(dir, hostsFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		// The older form: nothing but certificates.
+		// The older form of the directory has certificates only.
 		conf, err := certificates(dir)
 		if err != nil {
 			return nil, err
@@ -86,7 +86,7 @@ func endpoints(dirs []string, host string, log *slog.Logger) ([]endpoint, error)
 	}
 
 	if keys := unknownKeys(data); len(keys) > 0 {
-		log.Warn("A registry's configuration sets keys that have no meaning; they are ignored", "file", filepath.Join(dir, hostsFile), "keys", strings.Join(keys, ", "))
+		klog.InfoS("Ignored unknown keys in the configuration of a registry", "file", filepath.Join(dir, hostsFile), "keys", strings.Join(keys, ", "))
 	}
 	eps, err := parseHosts(dir, host, data)
 	if err != nil {
@@ -104,8 +104,8 @@ func upstreamOnly(host string, conf *tls.Config) ([]endpoint, error) {
 	return []endpoint{{base: base, resolve: true, pull: true, upstream: true, tls: conf}}, nil
 }
 
-// hostDir finds the directory that configures host: its own in any of dirs, else
-// the first _default. It is "" if there is neither.
+// hostDir returns the directory that configures host: its own in any of dirs, else
+// the first _default; "" if there is neither.
 func hostDir(dirs []string, host string) (string, error) {
 	for _, name := range dirNames(host) {
 		for _, dir := range dirs {
@@ -122,9 +122,9 @@ func hostDir(dirs []string, host string) (string, error) {
 	return "", nil
 }
 
-// dirNames are the names that a host's directory may have, in the order in which
-// containerd looks for them: with underscores about the port, where a colon
-// does not do, and as it is.
+// dirNames lists the names that a host's directory may have, in the order in which
+// containerd looks for them: with underscores around the port, for systems where
+// names must not have a colon, and unchanged.
 func dirNames(host string) []string {
 	names := []string{host, defaultHostDir}
 	if i := strings.LastIndexByte(host, ':'); i > 0 {
@@ -133,7 +133,7 @@ func dirNames(host string) []string {
 	return names
 }
 
-// unknownKeys lists what a hosts.toml sets that has no meaning, with its line.
+// unknownKeys lists the unknown keys in a hosts.toml, with their lines.
 func unknownKeys(data []byte) []string {
 	var missing *toml.StrictMissingError
 	err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&hostsConfig{})
@@ -159,7 +159,7 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 
 	var eps []endpoint
 	for _, address := range hostOrder(data) {
-		ep, err := makeEndpoint(dir, address, conf.Hosts[address])
+		ep, err := newEndpoint(dir, address, conf.Hosts[address])
 		if err != nil {
 			return nil, fmt.Errorf("host %q: %w", address, err)
 		}
@@ -168,16 +168,16 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 
 	address := conf.Server
 	if address == "" {
-		address = server(host, conf.saysTLS())
+		address = server(host, conf.impliesTLS())
 	}
 
-	up, err := makeEndpoint(dir, address, conf.hostConfig)
+	up, err := newEndpoint(dir, address, conf.hostConfig)
 	if err != nil {
 		return nil, fmt.Errorf("server %q: %w", address, err)
 	}
 
 	up.upstream = true
-	// A registry that is listed as a host is asked at that place, and once.
+	// A registry that is listed as a host is only asked at its place in the list.
 	for i := range eps {
 		if eps[i].base.String() == up.base.String() {
 			eps[i].upstream = true
@@ -188,8 +188,8 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 	return append(eps, up), nil
 }
 
-// hostOrder lists the keys of the host tables in the order of the file, which
-// decoding into a map loses.
+// hostOrder lists the keys of the host tables in file order, which decoding into a
+// map loses.
 func hostOrder(data []byte) []string {
 	var order []string
 	seen := map[string]bool{}
@@ -222,7 +222,8 @@ func hostOrder(data []byte) []string {
 	return order
 }
 
-func makeEndpoint(dir, address string, c hostConfig) (endpoint, error) {
+// newEndpoint configures the host at address, a URL or a host name.
+func newEndpoint(dir, address string, c hostConfig) (endpoint, error) {
 	base, err := baseURL(address, c.OverridePath)
 	if err != nil {
 		return endpoint{}, err
@@ -257,7 +258,7 @@ func makeEndpoint(dir, address string, c hostConfig) (endpoint, error) {
 	return ep, err
 }
 
-// baseURL is the place of a registry's API at address.
+// baseURL returns the base URL of a registry's API at address.
 func baseURL(address string, overridePath bool) (*url.URL, error) {
 	if !strings.Contains(address, "://") {
 		address = "https://" + address
@@ -270,8 +271,8 @@ func baseURL(address string, overridePath bool) (*url.URL, error) {
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return nil, fmt.Errorf("%q is not the http or https address of a registry", u.Redacted())
 	}
-	u.Path = strings.TrimSuffix(path.Clean("/"+u.Path), "/")
 
+	u.Path = strings.TrimSuffix(path.Clean("/"+u.Path), "/")
 	if !overridePath && !strings.HasSuffix(u.Path, "/v2") {
 		u.Path += "/v2"
 	}
@@ -314,7 +315,7 @@ func stringList(value any) ([]string, error) {
 	}
 }
 
-// tlsConfig is nil when c asks for nothing special.
+// tlsConfig returns nil if c has no TLS settings.
 func tlsConfig(dir string, c hostConfig) (*tls.Config, error) {
 	cas, err := stringList(c.CA)
 	if err != nil {
@@ -327,12 +328,12 @@ func tlsConfig(dir string, c hostConfig) (*tls.Config, error) {
 	if len(cas) == 0 && len(pairs) == 0 && !c.SkipVerify {
 		return nil, nil
 	}
-	conf := &tls.Config{InsecureSkipVerify: c.SkipVerify} // #nosec G402 -- the administrator asked for it
+	conf := &tls.Config{InsecureSkipVerify: c.SkipVerify} // #nosec G402 -- set by the administrator
 	return conf, loadCertificates(conf, dir, cas, pairs)
 }
 
-// clientPairs reads the forms that client may have: a file, a list of files,
-// a list of [certificate, key] pairs.
+// clientPairs parses the forms that client may have: a file, a list of files, a
+// list of [certificate, key] pairs.
 func clientPairs(value any) ([][2]string, error) {
 	outer, ok := value.([]any)
 	if !ok {
@@ -359,6 +360,8 @@ func clientPairs(value any) ([][2]string, error) {
 	return pairs, nil
 }
 
+// loadCertificates adds CAs and client certificates to conf. Names are relative to
+// dir.
 func loadCertificates(conf *tls.Config, dir string, cas []string, pairs [][2]string) error {
 	abs := func(name string) string {
 		if filepath.IsAbs(name) {
@@ -379,7 +382,7 @@ func loadCertificates(conf *tls.Config, dir string, cas []string, pairs [][2]str
 				return err
 			}
 			if !pool.AppendCertsFromPEM(pem) {
-				return fmt.Errorf("%s holds no certificate", abs(name))
+				return fmt.Errorf("%s contains no certificate", abs(name))
 			}
 		}
 		conf.RootCAs = pool
@@ -396,8 +399,8 @@ func loadCertificates(conf *tls.Config, dir string, cas []string, pairs [][2]str
 	return nil
 }
 
-// certificates reads a directory in Docker's form: *.crt are authorities,
-// *.cert and *.key pairs are the client's.
+// certificates reads a directory in Docker's format: *.crt are CAs, and pairs of
+// *.cert and *.key are client certificates.
 func certificates(dir string) (*tls.Config, error) {
 	cas, _ := filepath.Glob(filepath.Join(dir, "*.crt"))
 	certs, _ := filepath.Glob(filepath.Join(dir, "*.cert"))

@@ -3,7 +3,6 @@ package registry
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,7 +69,7 @@ server = "https://up.io"
 				writeHosts(t, dir, host, content)
 			}
 
-			eps, err := endpoints([]string{filepath.Join(dir, "missing"), dir}, c.host, slog.New(slog.DiscardHandler))
+			eps, err := endpoints([]string{filepath.Join(dir, "missing"), dir}, c.host)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -101,7 +100,7 @@ func TestFirstDirectoryWins(t *testing.T) {
 	a, b := t.TempDir(), t.TempDir()
 	writeHosts(t, a, "_default", `server = "https://default.io"`)
 	writeHosts(t, b, "h.io", `server = "https://own.io"`)
-	eps, err := endpoints([]string{a, b}, "h.io", slog.New(slog.DiscardHandler))
+	eps, err := endpoints([]string{a, b}, "h.io")
 	if err != nil || fmt.Sprint(eps[0].base) != "https://own.io/v2" {
 		t.Errorf("endpoints %v, %v", eps, err)
 	}
@@ -121,7 +120,7 @@ func TestHostsErrors(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		writeHosts(t, dir, "h.io", content)
-		if _, err := endpoints([]string{dir}, "h.io", slog.New(slog.DiscardHandler)); !errors.Is(err, ErrConfig) {
+		if _, err := endpoints([]string{dir}, "h.io"); !errors.Is(err, ErrConfig) {
 			t.Errorf("%s: %v, want %v", name, err, ErrConfig)
 		}
 	}

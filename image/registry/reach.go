@@ -16,25 +16,25 @@ import (
 
 const keepAlive = 30 * time.Second
 
-// reach decides where the connections of one host may lead.
+// reach restricts the addresses to which one host may redirect connections.
 //
-// The host itself is where its name or configuration says, which may be this
-// machine. What it sends a client to, by a redirect or as a token server, is
-// its own choice: never an address that only has a meaning on this machine or
-// its link, such as the metadata service of a cloud. Addresses are looked at
-// once they are resolved, right before they are connected to, so a name that
-// resolves to something else a moment later gains nothing.
+// The address of the host itself is given by its name or the configuration, and
+// may be on this machine. Where it sends a client, by a redirect or to a token
+// server, is its own choice: never to an address that is only meaningful on this
+// machine or its link, such as a cloud's metadata service (SSRF). Addresses are
+// checked after name resolution, right before the connect, so DNS rebinding gains
+// nothing.
 type reach struct {
 	// base is the host:port of the host itself.
 	base   string
 	dialer net.Dialer
 
-	// local and remote note that the host itself was reached on this machine
-	// and elsewhere. One on this machine may name others there.
+	// local and remote record that the host itself was reached on this machine
+	// or elsewhere. A host on this machine may redirect to others there.
 	local, remote atomic.Bool
 
 	mu sync.Mutex
-	// proxies are the host:port of the administrator's proxies in use.
+	// proxies are the host:port pairs of the administrator's proxies in use.
 	proxies map[string]bool // guarded by mu
 }
 
@@ -46,7 +46,7 @@ func newReach(base *url.URL, timeout time.Duration) *reach {
 	}
 }
 
-// proxy is [http.ProxyFromEnvironment], noting what it says.
+// proxy is [http.ProxyFromEnvironment], whose results it records.
 func (r *reach) proxy(req *http.Request) (*url.URL, error) {
 	u, err := http.ProxyFromEnvironment(req)
 	if u != nil {
@@ -74,7 +74,7 @@ func (r *reach) dial(ctx context.Context, network, addr string) (net.Conn, error
 		return d.DialContext(ctx, network, addr)
 	}
 
-	// A host that was elsewhere a moment ago has not moved to this machine.
+	// A host that was remote does not suddenly move to this machine.
 	d.Control = func(_, resolved string, _ syscall.RawConn) error {
 		if r.remote.Load() {
 			return r.check(resolved)
@@ -96,7 +96,7 @@ func (r *reach) dial(ctx context.Context, network, addr string) (net.Conn, error
 	return conn, nil
 }
 
-// check refuses a resolved host:port that the host may not send anybody to.
+// check refuses a resolved host:port to which the host must not redirect.
 func (r *reach) check(resolved string) error {
 	ap, err := netip.ParseAddrPort(resolved)
 	if err != nil {
@@ -111,15 +111,15 @@ func (r *reach) checkAddr(a netip.Addr) error {
 	case a.IsLoopback() && r.local.Load() && !r.remote.Load():
 		return nil
 	case a.IsLoopback(), a.IsLinkLocalUnicast(), a.IsUnspecified(), a.IsMulticast(), a == broadcast():
-		return fmt.Errorf("%w: the registry leads to %s, an address of this machine or its link: it is not followed", ErrProtocol, a)
+		return fmt.Errorf("%w: refused to follow the registry to %s, an address of this machine or its link", ErrProtocol, a)
 	}
 	return nil
 }
 
 func broadcast() netip.Addr { return netip.AddrFrom4([4]byte{255, 255, 255, 255}) }
 
-// embedded is the IPv4 address that a translated IPv6 address (RFC 6052, its
-// well-known prefix) stands for, or a itself.
+// embedded returns the IPv4 address in an IPv6 address with NAT64's well-known
+// prefix (RFC 6052), or a itself.
 func embedded(a netip.Addr) netip.Addr {
 	b := a.As16()
 	if a.Is6() && netip.PrefixFrom(netip.AddrFrom16([16]byte{0, 0x64, 0xff, 0x9b}), 96).Contains(a) {
@@ -128,8 +128,8 @@ func embedded(a netip.Addr) netip.Addr {
 	return a
 }
 
-// checkURL refuses by what stands in a URL, which is all that can be done
-// where a proxy resolves names.
+// checkURL checks the host name in a URL, which is all that can be done if a proxy
+// resolves it.
 func (r *reach) checkURL(u *url.URL) error {
 	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
@@ -141,7 +141,7 @@ func (r *reach) checkURL(u *url.URL) error {
 	return nil
 }
 
-// hostPort is what a transport dials for a URL.
+// hostPort returns the host:port that a transport dials for a URL.
 func hostPort(u *url.URL) string {
 	port := u.Port()
 	if port == "" {

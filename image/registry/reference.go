@@ -15,7 +15,7 @@ import (
 const (
 	defaultHost = "docker.io"
 	defaultTag  = "latest"
-	// officialRepo is where Docker Hub keeps images named with one word.
+	// officialRepo is the prefix of Docker Hub's images with one-word names.
 	officialRepo = "library/"
 
 	maxRepoLength = 255
@@ -27,10 +27,10 @@ var (
 	tagPattern  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 )
 
-// Reference names an image in a registry, with all defaults filled in: either
-// Tag or Digest is set, never both.
+// Reference names an image in a registry, with defaults filled in. Either Tag or
+// Digest is set, never both.
 type Reference struct {
-	// Host is the registry as it appears in names: "docker.io", "localhost:5000".
+	// Host is the registry's host as in image names: "docker.io", "localhost:5000".
 	Host string
 	// Repo is the repository's path: "library/busybox".
 	Repo   string
@@ -38,11 +38,11 @@ type Reference struct {
 	Digest digest.Digest
 }
 
-// ParseReference reads a reference as people write it. A missing host means
-// Docker Hub, a missing tag "latest", and of tag and digest the digest wins.
+// ParseReference parses a reference as users write it. A missing host means
+// Docker Hub, a missing tag "latest"; a digest takes precedence over a tag.
 func ParseReference(s string) (Reference, error) {
-	invalid := func(why string) (Reference, error) {
-		return Reference{}, fmt.Errorf("%w: %q: %s", ErrInvalidReference, s, why)
+	invalid := func(reason string) (Reference, error) {
+		return Reference{}, fmt.Errorf("%w: %q: %s", ErrInvalidReference, s, reason)
 	}
 	var ref Reference
 	name, dig, hasDigest := strings.Cut(s, "@")
@@ -81,8 +81,8 @@ func ParseReference(s string) (Reference, error) {
 	return ref, nil
 }
 
-// splitHost tells the registry from the repository: a first component is a
-// host if it could not be a repository's or has a dot or port.
+// splitHost separates the registry from the repository: the first component is a
+// host if it has a dot or a port, or cannot be part of a repository.
 func splitHost(name string) (host, repo string) {
 	host, repo, ok := strings.Cut(name, "/")
 	if !ok || !strings.ContainsAny(host, ".:[") && host != "localhost" && strings.ToLower(host) == host {
@@ -97,10 +97,10 @@ func splitHost(name string) (host, repo string) {
 	return host, repo
 }
 
-// Name is the reference without tag and digest.
+// Name returns the reference without tag and digest.
 func (r Reference) Name() string { return r.Host + "/" + r.Repo }
 
-// String is the reference in full.
+// String returns the full reference.
 func (r Reference) String() string {
 	if r.Digest != "" {
 		return r.Name() + "@" + r.Digest.String()
@@ -108,7 +108,7 @@ func (r Reference) String() string {
 	return r.Name() + ":" + r.Tag
 }
 
-// identifier is what the protocol calls <reference>: tag or digest.
+// identifier returns what the protocol calls <reference>: tag or digest.
 func (r Reference) identifier() string {
 	if r.Digest != "" {
 		return r.Digest.String()
@@ -116,8 +116,8 @@ func (r Reference) identifier() string {
 	return r.Tag
 }
 
-// server is the URL at which the registry named host listens by default. One
-// on this machine speaks plain HTTP unless something says TLS.
+// server returns the default URL of the registry host. A registry on this machine
+// is assumed to speak plain HTTP unless TLS is implied by its configuration.
 func server(host string, tls bool) string {
 	if host == defaultHost {
 		return "https://registry-1.docker.io"
@@ -128,8 +128,8 @@ func server(host string, tls bool) string {
 	return "https://" + host
 }
 
-// isLoopback reports whether host is this machine and the port is not the one
-// of HTTPS: such a registry is asked over plain HTTP.
+// isLoopback reports whether host is this machine and the port is not that of
+// HTTPS: such a registry is accessed over plain HTTP.
 func isLoopback(hostport string) bool {
 	host, port, err := net.SplitHostPort(hostport)
 	if err != nil {

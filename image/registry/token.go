@@ -13,18 +13,18 @@ import (
 )
 
 const (
-	// tokenTimeout is how long a token may take in all, with second tries.
+	// tokenTimeout bounds the time to get a token, with retries.
 	tokenTimeout = time.Minute
-	// maxToken bounds what is sent along with every request, maxTokenAnswer the
-	// answer that it comes in.
-	maxToken       = 32 << 10
-	maxTokenAnswer = 1 << 20
-	// clientID is what token servers see of a client that trades in a refresh token.
+	// maxToken bounds a token, which is sent with every request, and
+	// maxTokenResponse the response that contains it, both in bytes.
+	maxToken         = 32 << 10
+	maxTokenResponse = 1 << 20
+	// clientID identifies this client when it exchanges a refresh token.
 	clientID = "crisp"
 )
 
-// token gets a bearer token from the server that a challenge names, which may
-// be any: by GET with a password or without, by POST for an identity token
+// token gets a bearer token from the server that a challenge names, which may be
+// any host: by GET with or without a password, by POST with an identity token
 // (https://distribution.github.io/distribution/spec/auth/token).
 func (a *authorizer) token(ctx context.Context, c challenge) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
@@ -48,20 +48,20 @@ func (a *authorizer) token(ctx context.Context, c challenge) (string, error) {
 	}
 }
 
-// realm is the token server's address.
+// realm returns the token server's URL.
 func (a *authorizer) realm(c challenge) (*url.URL, error) {
 	realm, err := url.Parse(c.params["realm"])
 	if err != nil || realm.Scheme != "http" && realm.Scheme != "https" || realm.Host == "" || realm.User != nil {
-		return nil, fmt.Errorf("%w: realm %q is not the address of a token server", ErrProtocol, clean(c.params["realm"]))
+		return nil, fmt.Errorf("%w: realm %q is not a URL of a token server", ErrProtocol, clean(c.params["realm"]))
 	}
 	if realm.Scheme == "http" && a.base.Scheme == "https" && !a.creds.empty() {
-		return nil, fmt.Errorf("%w: the token server %s wants credentials in the clear", ErrProtocol, clean(realm.Host))
+		return nil, fmt.Errorf("%w: token server %s would get credentials over plain HTTP", ErrProtocol, clean(realm.Host))
 	}
 	return realm, nil
 }
 
-// exchange asks once. After an error that may pass, the time to wait is not
-// negative.
+// exchange requests a token once. After a transient error it returns the time to
+// wait before the next attempt, after any other error a negative one.
 func (a *authorizer) exchange(ctx context.Context, client *http.Client, realm *url.URL, c challenge) (token string, wait time.Duration, err error) {
 	req, err := a.tokenRequest(ctx, realm, c)
 	if err != nil {
@@ -128,8 +128,8 @@ func (a *authorizer) tokenRequest(ctx context.Context, realm *url.URL, c challen
 	return req, err
 }
 
-// scopes are what a token is asked for: reading the repository, and whatever
-// else the registry says it needs for this.
+// scopes lists what a token is requested for: the scope of the challenge, and the
+// permission to pull from the repository.
 func (a *authorizer) scopes(c challenge) []string {
 	list := []string{c.params["scope"], a.scope}
 	list = slices.DeleteFunc(list, func(s string) bool { return s == "" })
@@ -142,15 +142,15 @@ func readToken(resp *http.Response) (string, error) {
 		return "", err
 	}
 
-	var answer struct {
+	var response struct {
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
 	}
-	if err := json.NewDecoder(io.LimitReader(body, maxTokenAnswer)).Decode(&answer); err != nil {
-		return "", fmt.Errorf("%w: the token server's answer: %w", ErrProtocol, err)
+	if err := json.NewDecoder(io.LimitReader(body, maxTokenResponse)).Decode(&response); err != nil {
+		return "", fmt.Errorf("%w: response of the token server: %w", ErrProtocol, err)
 	}
 
-	for _, t := range []string{answer.Token, answer.AccessToken} {
+	for _, t := range []string{response.Token, response.AccessToken} {
 		if t != "" && len(t) <= maxToken && !strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			return t, nil
 		}
@@ -159,11 +159,11 @@ func readToken(resp *http.Response) (string, error) {
 	return "", fmt.Errorf("%w: token server sent no token, or one of more than %d bytes", ErrProtocol, maxToken)
 }
 
-// sameServer follows redirects of a token server only where they stay with it:
-// what goes there is secret.
+// sameServer follows redirects of a token server only to the same server, since
+// requests to it contain secrets.
 func sameServer(req *http.Request, via []*http.Request) error {
 	if len(via) >= maxRedirects || origin(req.URL) != origin(via[0].URL) || via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
-		return fmt.Errorf("%w: the token server leads to %s", ErrProtocol, clean(req.URL.Host))
+		return fmt.Errorf("%w: token server redirects to %s", ErrProtocol, clean(req.URL.Host))
 	}
 	return nil
 }

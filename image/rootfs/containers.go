@@ -18,7 +18,7 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// UpperName is the name of the upper directory in the one that [MakeUpper] fills.
+// UpperName is the name of the upper directory that [MakeUpper] makes.
 const UpperName = upperDir
 
 const (
@@ -26,7 +26,7 @@ const (
 	workDir    = "work"
 	layersLink = "layers"
 	heldPrefix = "held-"
-	// noLayers is the link's text for an image that has none.
+	// noLayers is the link's text for an image without layers.
 	noLayers = "none"
 
 	dirPerm = 0o700
@@ -34,10 +34,11 @@ const (
 
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
-// Owner is who a container's root is on the host.
+// Owner is the owner of a file on the host.
 type Owner struct{ UID, GID int }
 
-// Containers keeps the directories that containers write to. One process owns it.
+// Containers keeps the directories that containers write to. A single process
+// owns it.
 type Containers struct {
 	root, temp string
 
@@ -47,15 +48,15 @@ type Containers struct {
 
 // uses are the images that one container needs.
 type uses struct {
-	// chain is the image of the root file system; prepared is false as long
-	// as there is none.
+	// chain is the top layer of the root file system's image, "" for an image
+	// without layers; prepared is false until there is one.
 	chain    digest.Digest
 	prepared bool
 	held     []digest.Digest
 }
 
-// OpenContainers reads what is in the directory root; temp is a directory on the
-// same file system for what is being removed.
+// OpenContainers reads the directory root; temp is a directory on the same file
+// system for what is being removed.
 func OpenContainers(root, temp string) (*Containers, error) {
 	c := &Containers{root: root, temp: temp, all: map[string]*uses{}}
 	if err := os.MkdirAll(root, dirPerm); err != nil {
@@ -122,12 +123,14 @@ func linkText(chain digest.Digest) string {
 }
 
 // Prepare makes the directories of container id on top of the layers chain. The
-// upper directory is like the tree's root, but belongs to owner's users: translate
-// tells who on the host a user of the image is. Doing it again does nothing.
+// upper directory gets the attributes of root, the root of the layers, with its
+// owner mapped by translate from the image's users to the host's. It is
+// idempotent.
 func (c *Containers) Prepare(id string, chain digest.Digest, root unix.Stat_t, translate func(uid, gid uint32) Owner) error {
 	if err := c.hold(id, layersLink, chain); err != nil {
 		return fmt.Errorf("prepare root file system of %s: %w", id, err)
 	}
+
 	dir := filepath.Join(c.root, id)
 	own := translate(root.Uid, root.Gid)
 	for _, sub := range []struct {
@@ -147,7 +150,7 @@ func (c *Containers) Prepare(id string, chain digest.Digest, root unix.Stat_t, t
 }
 
 // MakeUpper makes the directories for an [Overlay] to write to in dir. The upper
-// directory is like the tree's root.
+// directory gets the attributes of root, the root of the layers.
 func MakeUpper(dir string, root unix.Stat_t) error {
 	own := Owner{UID: int(root.Uid), GID: int(root.Gid)}
 	if err := makeDir(filepath.Join(dir, upperDir), own, root.Mode&0o7777); err != nil {
@@ -177,18 +180,18 @@ func makeDir(path string, own Owner, perm uint32) error {
 	return unix.Chmod(path, perm)
 }
 
-// Hold keeps the layers chain for container id until it is discarded, for
-// images that it uses besides its own.
+// Hold keeps the layers chain for container id until it is discarded, for images
+// that it uses in addition to its own.
 func (c *Containers) Hold(id string, chain digest.Digest) error {
 	c.mu.Lock()
 	u := c.all[id]
 	known := u != nil && slices.Contains(u.held, chain)
 	n := 0
-
 	if u != nil {
 		n = len(u.held)
 	}
 	c.mu.Unlock()
+
 	if known {
 		return nil
 	}
@@ -199,7 +202,7 @@ func (c *Containers) Hold(id string, chain digest.Digest) error {
 	return nil
 }
 
-// hold makes the link name of container id.
+// hold makes the link name of container id, unless it exists with the same text.
 func (c *Containers) hold(id, name string, chain digest.Digest) error {
 	if !idPattern.MatchString(id) {
 		return fmt.Errorf("%w: %q", ErrInvalidID, id)
@@ -251,7 +254,7 @@ func (c *Containers) Chain(id string) (digest.Digest, error) {
 }
 
 // Open opens the directory of container id with a fresh work directory: overlayfs
-// refuses one that a volatile mount has used.
+// refuses one that was used by a volatile mount.
 func (c *Containers) Open(ctx context.Context, id string) (*os.File, error) {
 	dir, err := os.Open(filepath.Join(c.root, id))
 	if err != nil {
@@ -287,10 +290,10 @@ func renewWork(ctx context.Context, dir *os.File) error {
 	return unix.Fchownat(int(dir.Fd()), workDir, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// UpperDir is the directory that holds what container id wrote.
+// UpperDir returns the directory that holds what container id wrote.
 func (c *Containers) UpperDir(id string) string { return filepath.Join(c.root, id, upperDir) }
 
-// IDs lists the containers that have something here.
+// IDs lists the containers that have a directory.
 func (c *Containers) IDs() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -302,7 +305,7 @@ func (c *Containers) IDs() []string {
 	return ids
 }
 
-// InUse lists the layers that containers need, each the top of its chain.
+// InUse lists the layers that containers use, each the top of its chain.
 func (c *Containers) InUse() []digest.Digest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -313,7 +316,7 @@ func (c *Containers) InUse() []digest.Digest {
 	return chains
 }
 
-// Chains lists the layers that container id needs, each the top of its chain.
+// Chains lists the layers that container id uses, each the top of its chain.
 func (c *Containers) Chains(id string) []digest.Digest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -331,8 +334,8 @@ func (u *uses) chains() []digest.Digest {
 	return append([]digest.Digest{u.chain}, u.held...)
 }
 
-// Discard gives up container id and returns the name under which its remains
-// lie in the temporary directory, "" if there are none.
+// Discard moves the directory of container id to the temporary directory, where
+// the caller removes it under the returned name: "" if there is none.
 func (c *Containers) Discard(id string) (string, error) {
 	if !idPattern.MatchString(id) {
 		return "", nil
@@ -347,7 +350,7 @@ func (c *Containers) Discard(id string) (string, error) {
 		return "", nil
 	}
 	if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
-		// The remains of an earlier container of that name are still there.
+		// An earlier container of that name has not been removed completely yet.
 		var dir string
 		if dir, err = os.MkdirTemp(c.temp, "gone-*"); err == nil {
 			gone = filepath.Base(dir)

@@ -1,12 +1,13 @@
-// Package rootfs makes root file systems for containers out of image layers:
-// overlays that exist as descriptors only, so that no mount of them ever shows
-// on the host, and the directories that hold what containers write.
+// Package rootfs makes root file systems for containers from image layers. An
+// [Overlay] is a detached mount, held by a descriptor only, so that it never
+// appears in the host's mount namespace. [Containers] keeps the directories that
+// containers write to:
 //
-//	containers/ID/layers   a link whose text is the chain ID of the image
+//	containers/ID/layers   a symbolic link whose text is the image's chain ID
 //	containers/ID/held-N   further images in use, by chain ID
 //	containers/ID/upper    what the container writes
-//	containers/ID/work     overlayfs's own
+//	containers/ID/work     overlayfs's work directory
 //
-// The links are the record of which layers are in use. Making one is atomic
-// and takes one system call, and it names nothing that could be followed.
+// The links record which layers are in use. Creating one is atomic and takes a
+// single system call, and they point to nothing that could be followed.
 package rootfs

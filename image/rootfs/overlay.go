@@ -26,8 +26,8 @@ type Overlay struct {
 	Empty string
 	// Upper is the directory that holds upper and work; nil makes the stack read-only.
 	Upper *os.File
-	// UserNS, if not nil, is the user namespace whose users the files belong
-	// to: file owner 0 is its root.
+	// UserNS, if not nil, is the user namespace that file owners are mapped to:
+	// owner 0 is its root.
 	UserNS *os.File
 	// Label, if not empty, is the SELinux label of all files.
 	Label string
@@ -41,7 +41,7 @@ func (o Overlay) Mount(ctx context.Context) (*os.File, error) {
 		return o.stack(o.Layers, o.Upper)
 	}
 
-	// One clone of the common parent maps the owners of all layers at once.
+	// One clone of the layers' common parent maps the owners of all of them.
 	mapped, err := cloneMapped(o.Layers, o.UserNS)
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
@@ -55,10 +55,10 @@ func (o Overlay) Mount(ctx context.Context) (*os.File, error) {
 	return m, err
 }
 
-// stackAttached makes an id-mapped overlay where layers must lie in the
-// caller's mount namespace (before Linux 6.15): in one that exists for the
-// moment and that nobody else sees. An attempt that the kernel refused has left
-// its mark in the work directory, which would have this one refused too.
+// stackAttached makes an ID-mapped overlay on kernels before Linux 6.15, where the
+// layers must be attached in the caller's mount namespace: it uses a temporary
+// private one. The attempt that the kernel refused has marked the work directory
+// as used by a volatile mount; without a fresh one this attempt would fail too.
 func (o Overlay) stackAttached(ctx context.Context) (m *os.File, err error) {
 	if o.Upper != nil {
 		if err := renewWork(ctx, o.Upper); err != nil {
@@ -102,7 +102,8 @@ func (o Overlay) stackAttached(ctx context.Context) (m *os.File, err error) {
 	return m, nil
 }
 
-// stack mounts the layers in the directory layers, with upper on top if not nil.
+// stack mounts the layers in the directory layers, with upper on top if it is not
+// nil.
 func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -111,6 +112,7 @@ func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 
 	fs := os.NewFile(uintptr(fd), "overlay")
 	defer fs.Close()
+
 	if err := o.configure(fd, layers, upper); err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
 	}
@@ -129,14 +131,16 @@ func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 func (o Overlay) configure(fs int, layers, upper *os.File) error {
 	lower := o.Lower
 	if upper == nil && len(lower) < 2 {
-		// Overlayfs wants two layers when none of them is writable.
+		// Overlayfs requires two layers if none of them is writable.
 		lower = append(lower[:len(lower):len(lower)], o.Empty)
 	}
 	if err := setLower(fs, layers, lower); err != nil {
 		return err
 	}
 
-	// Hard links need no index: layers are never shared by two uppers' work.
+	// Off even if it is the kernel's default: an index ties an upper directory to
+	// the layers of its first mount. No two mounts share an upper directory, so
+	// that hard links are consistent without it.
 	if err := unix.FsconfigSetString(fs, "index", "off"); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("index: %w", err)
 	}
@@ -157,15 +161,15 @@ func (o Overlay) configure(fs int, layers, upper *os.File) error {
 		}
 	}
 
-	// What a container wrote is void after a power cut. Without this option
-	// the end of every container would sync the whole disk.
+	// After a power cut, what a container wrote is discarded. Without this option
+	// the unmount of every container would sync the whole file system.
 	if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("volatile: %w", err)
 	}
 	return nil
 }
 
-// setLower adds the lower layers, one by one where the kernel has lowerdir+
+// setLower sets the lower layers, one by one if the kernel supports lowerdir+
 // (Linux 6.5), else as one string.
 func setLower(fs int, layers *os.File, lower []string) error {
 	base := fdPath(layers) + "/"
@@ -181,9 +185,9 @@ func setLower(fs int, layers *os.File, lower []string) error {
 	return nil
 }
 
-// setLowerString names the layers by descriptor numbers, seen from the directory
-// of descriptors: a string is too short for anything longer. The working
-// directory that this takes belongs to a thread that is thrown away.
+// setLowerString names the layers by descriptor numbers, relative to the directory
+// of descriptors: fsconfig's strings are too short for anything longer. Only a
+// thread that ends afterwards changes its working directory for this.
 func setLowerString(fs int, layers *os.File, lower []string) error {
 	var numbers []string
 	for _, l := range lower {
@@ -210,8 +214,8 @@ func setLowerString(fs int, layers *os.File, lower []string) error {
 	})
 }
 
-// cloneMapped returns a detached clone of dir's mount at dir whose files
-// belong to the users of userns.
+// cloneMapped returns a detached clone of dir whose file owners are mapped to the
+// users of userns.
 func cloneMapped(dir, userns *os.File) (*os.File, error) {
 	fd, err := unix.OpenTree(int(dir.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -225,16 +229,16 @@ func cloneMapped(dir, userns *os.File) (*os.File, error) {
 	if err != nil {
 		f.Close()
 		if errors.Is(err, unix.EINVAL) {
-			err = fmt.Errorf("%w: id-mapped mounts of this file system: %w", ErrUnsupported, err)
+			err = fmt.Errorf("%w: ID-mapped mounts of this file system: %w", ErrUnsupported, err)
 		}
-		return nil, fmt.Errorf("map the owners of layers: %w", err)
+		return nil, fmt.Errorf("map owners of layers: %w", err)
 	}
 
 	return f, nil
 }
 
-// SubPath returns a detached clone of what path leads to inside the detached
-// mount. Links are followed inside it.
+// SubPath returns a detached clone of path inside the detached mount. Links are
+// resolved inside it.
 func SubPath(mount *os.File, path string) (*os.File, error) {
 	clone, err := cloneSubPath(mount, path)
 	if errors.Is(err, unix.EINVAL) && !errors.Is(err, ErrSubPath) {
@@ -243,8 +247,8 @@ func SubPath(mount *os.File, path string) (*os.File, error) {
 	return clone, err
 }
 
-// subPathAttached is SubPath where only an attached mount can be cloned from
-// (before Linux 6.15). It uses mount up.
+// subPathAttached is SubPath for kernels before Linux 6.15, where only attached
+// mounts can be cloned. It attaches mount, which cannot be used afterwards.
 func subPathAttached(mount *os.File, path string) (clone *os.File, err error) {
 	err = inPrivateNamespace(func() error {
 		if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
@@ -279,7 +283,7 @@ func cloneSubPath(mount *os.File, path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// contextLog is what the kernel has to say about a refused configuration.
+// contextLog returns the kernel's messages about a refused configuration.
 func contextLog(fs *os.File) string {
 	var lines []string
 	buf := make([]byte, 512)

@@ -6,7 +6,7 @@ import "errors"
 var (
 	// ErrNotFound means that there is no such blob.
 	ErrNotFound = errors.New("no such blob")
-	// ErrMismatch means that content is not what its descriptor promises.
+	// ErrMismatch means that content does not match its descriptor.
 	ErrMismatch = errors.New("content does not match its descriptor")
 )
 

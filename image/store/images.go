@@ -20,14 +20,13 @@ import (
 
 const (
 	imagesFile = "images.json"
-	// recentFile is the record as of the last change, where the disk was not
-	// waited for. It may be anything after a power cut.
+	// recentFile is the record as of the last change, written without a sync. Its
+	// content is undefined after a power cut.
 	recentFile    = "images.recent.json"
 	imagesVersion = 1
 )
 
-// Image is the record of one image: who calls it what, and which documents
-// lead to it.
+// Image is the record of one image: its names, and the documents that lead to it.
 type Image struct {
 	// ID is the digest of the configuration.
 	ID digest.Digest `json:"id"`
@@ -35,17 +34,16 @@ type Image struct {
 	Tags map[string]digest.Digest `json:"tags,omitempty"`
 	// Digests are the REPOSITORY@DIGEST names under which it was pulled.
 	Digests []string `json:"digests,omitempty"`
-	// Unsynced is the boot of the machine in which blobs of the image were
-	// written, until they are known to be on disk. In another boot they may
-	// be torn.
+	// Unsynced is the ID of the boot in which blobs of the image were written,
+	// until they are known to be on disk. In another boot they may be torn.
 	Unsynced string `json:"unsynced,omitempty"`
-	// Targets are the ways from a digest to this image: one, as long as the
-	// image was not pulled in different wrappings.
+	// Targets lead from a digest to this image. There is more than one if the
+	// image was pulled through different manifests or indexes.
 	Targets []Target `json:"targets"`
 }
 
-// Target is a document that a reference led to and the image manifest that
-// was chosen from it, the same one where it was no index.
+// Target is a document that a reference led to, and the image manifest that was
+// chosen from it: the same document unless it is an index.
 type Target struct {
 	Root     ocispec.Descriptor `json:"root"`
 	Manifest ocispec.Descriptor `json:"manifest"`
@@ -61,13 +59,13 @@ func (im Image) Clone() Image {
 
 type imagesRecord struct {
 	Version int `json:"version"`
-	// Serial grows with every change, over both files.
+	// Serial increases with every change, across both files.
 	Serial uint64  `json:"serial"`
 	Images []Image `json:"images"`
 }
 
-// Images reads the record, the more recent one of its two files. If the one
-// that counts is unreadable it is moved aside and reported as [ErrRecord].
+// Images reads the record, from the more recent of its two files. If the durable
+// one is unreadable, it is moved aside and reported as [ErrRecord].
 func (s *Store) Images() ([]Image, error) {
 	path := filepath.Join(s.root, imagesFile)
 	rec, err := readImages(path)
@@ -76,7 +74,8 @@ func (s *Store) Images() ([]Image, error) {
 		err = errors.Join(fmt.Errorf("%w (moved to %s)", err, aside), os.Rename(path, aside))
 	}
 
-	// The other one is not missed when it is unreadable, and alone it may be old.
+	// The recent file may well be unreadable after a power cut, and is ignored
+	// then. It does not replace an unreadable durable one: it may be older.
 	recent, rerr := readImages(filepath.Join(s.root, recentFile))
 	if rerr == nil && recent.Serial > rec.Serial {
 		s.serial, rec = recent.Serial, recent
@@ -111,14 +110,15 @@ func readImages(path string) (imagesRecord, error) {
 	return rec, nil
 }
 
-// SetImages replaces the record, and then the index that is made from it. It
-// waits for the disk if the record is to be durable; one that is not outlives
-// this process, and a power cut only perhaps. One caller at a time.
+// SetImages replaces the record, and then the index that is derived from it. It
+// waits for the disk if the record is to be durable; otherwise the record
+// survives this process, but not necessarily a power cut. Calls must not overlap.
 func (s *Store) SetImages(images []Image, durably bool) error {
 	name, write := recentFile, durable.ReplaceFile
 	if durably {
 		name, write = imagesFile, durable.WriteFile
 	}
+
 	data, err := json.MarshalIndent(imagesRecord{Version: imagesVersion, Serial: s.serial + 1, Images: images}, "", "\t")
 	if err != nil {
 		return fmt.Errorf("write images: %w", err)
@@ -126,12 +126,13 @@ func (s *Store) SetImages(images []Image, durably bool) error {
 	if err := write(filepath.Join(s.root, name), data, filePerm); err != nil {
 		return fmt.Errorf("write images: %w", err)
 	}
+
 	s.serial++
 	return s.writeIndex(images)
 }
 
-// writeIndex writes index.json. Losing it costs nothing but a look from
-// outside, so it is not synced; the next change writes it anew.
+// writeIndex writes index.json. Only other tools read it, so it is not synced; the
+// next change rewrites it.
 func (s *Store) writeIndex(images []Image) error {
 	index := ocispec.Index{
 		Versioned: imagespec.Versioned{SchemaVersion: 2},
@@ -141,19 +142,7 @@ func (s *Store) writeIndex(images []Image) error {
 
 	for _, im := range images {
 		for _, t := range im.Targets {
-			tagged := false
-			for _, tag := range slices.Sorted(maps.Keys(im.Tags)) {
-				if im.Tags[tag] == t.Root.Digest {
-					d := t.Root
-					d.Annotations = map[string]string{ocispec.AnnotationRefName: tag}
-					index.Manifests = append(index.Manifests, d)
-					tagged = true
-				}
-			}
-
-			if !tagged {
-				index.Manifests = append(index.Manifests, t.Root)
-			}
+			index.Manifests = append(index.Manifests, indexEntries(t.Root, im.Tags)...)
 		}
 	}
 
@@ -166,4 +155,22 @@ func (s *Store) writeIndex(images []Image) error {
 		return fmt.Errorf("write index: %w", err)
 	}
 	return nil
+}
+
+// indexEntries lists a document in an index: once for each of its tags, or once
+// without any.
+func indexEntries(root ocispec.Descriptor, tags map[string]digest.Digest) (list []ocispec.Descriptor) {
+	for _, tag := range slices.Sorted(maps.Keys(tags)) {
+		if tags[tag] != root.Digest {
+			continue
+		}
+		d := root
+		d.Annotations = map[string]string{ocispec.AnnotationRefName: tag}
+		list = append(list, d)
+	}
+
+	if len(list) == 0 {
+		return []ocispec.Descriptor{root}
+	}
+	return list
 }

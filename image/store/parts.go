@@ -21,20 +21,20 @@ import (
 const (
 	partsDir = "parts"
 
-	// minPart is the least that is kept of a blob: less is fetched in no time.
+	// minPart is the minimum size of a part, in bytes: less is fetched quickly.
 	minPart = 1 << 20
 	// MaxPartAge is how long a part is kept after it last grew.
 	MaxPartAge = 24 * time.Hour
-	// Parts together take up maxParts bytes, and one partShare-th of the room
-	// that there would be without them, at most.
+	// Parts together may use at most maxParts bytes, and one partShare-th of the
+	// space that would be free without them.
 	maxParts  = 64 << 30
 	partShare = 4
 )
 
-// part is the beginning of a blob that nobody is downloading at the moment.
+// part is a partial download of a blob that is not in progress.
 type part struct {
-	disk uint64
-	// grown is when it last got longer.
+	disk uint64 // bytes
+	// grown is when it last grew.
 	grown time.Time
 }
 
@@ -42,7 +42,8 @@ func (s *Store) partPath(d digest.Digest) string {
 	return filepath.Join(s.root, partsDir, d.Algorithm().String()+"-"+d.Encoded())
 }
 
-// scanParts lists the parts that are here and moves anything else out of the way.
+// scanParts lists the parts on disk and moves anything else to the temporary
+// directory.
 func (s *Store) scanParts() error {
 	entries, err := os.ReadDir(filepath.Join(s.root, partsDir))
 	if err != nil {
@@ -73,14 +74,14 @@ func (s *Store) scanParts() error {
 	return nil
 }
 
-// addPart notes a part that nobody is downloading.
+// addPart adds a part whose download has stopped.
 func (s *Store) addPart(d digest.Digest, st *unix.Stat_t) {
 	p := part{disk: uint64(st.Blocks) * 512, grown: time.Unix(st.Mtim.Unix())}
 	s.parts[d] = p
 	s.usage = s.usage.Add(Usage{p.disk, 1})
 }
 
-// dropPart forgets a part, which may not be known.
+// dropPart forgets a part, if there is one.
 func (s *Store) dropPart(d digest.Digest) {
 	if p, ok := s.parts[d]; ok {
 		delete(s.parts, d)
@@ -89,14 +90,15 @@ func (s *Store) dropPart(d digest.Digest) {
 }
 
 // Resume begins a blob like [Store.Create], with what an earlier download has
-// left of it: see [Writer.ReadKept]. What this one leaves by [Writer.Keep], or
-// by the end of the process, is there for the next.
+// left of it: see [Writer.ReadKept]. What this one leaves, by [Writer.Keep] or
+// when the process dies, is available to the next.
 func (s *Store) Resume(desc ocispec.Descriptor) (*Writer, error) {
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("write blob: %w", err)
 	}
 
 	s.mu.Lock()
+	// A part has one writer at a time; a second one starts afresh.
 	taken := s.writing[desc.Digest]
 	if !taken {
 		s.writing[desc.Digest] = true
@@ -116,7 +118,7 @@ func (s *Store) Resume(desc ocispec.Descriptor) (*Writer, error) {
 	delete(s.writing, desc.Digest)
 	s.mu.Unlock()
 
-	// A part that the disk does not give back is no reason to do without the blob.
+	// A part that cannot be read must not prevent the download.
 	return s.Create(desc)
 }
 
@@ -135,12 +137,12 @@ func (w *Writer) openPart() (err error) {
 	return err
 }
 
-// Kept is how many bytes an earlier download has left.
+// Kept returns how many bytes an earlier download has left.
 func (w *Writer) Kept() int64 { return w.kept }
 
-// ReadKept reads on in what an earlier download has left, up to io.EOF. All of
-// it has to be read before anything is written: what it is nobody knows, but
-// together with the rest it is compared with the digest.
+// ReadKept reads the next bytes of what an earlier download has left, up to
+// io.EOF. All of it must be read before anything is written: it is not verified,
+// but hashed together with the rest.
 func (w *Writer) ReadKept(p []byte) (int, error) {
 	p = p[:min(int64(len(p)), w.kept-w.read)]
 	if w.read == w.kept {
@@ -154,11 +156,11 @@ func (w *Writer) ReadKept(p []byte) (int, error) {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return 0, fmt.Errorf("read what is kept of blob %s: %w", w.check.desc.Digest, err)
+	return 0, fmt.Errorf("read partial download of blob %s: %w", w.check.desc.Digest, err)
 }
 
-// Restart drops what an earlier download has left, of which nothing may have
-// been read.
+// Restart discards what an earlier download has left, of which nothing must have
+// been read yet.
 func (w *Writer) Restart() error {
 	w.kept = 0
 	if err := w.f.Truncate(0); err != nil {
@@ -168,24 +170,26 @@ func (w *Writer) Restart() error {
 	return err
 }
 
-// Keep ends the blob and leaves what there is of it to the next download,
-// unless that is not worth it. It does nothing after Publish or Discard.
+// Keep ends the writer and leaves the part to the next download, unless it is too
+// small. It does nothing after Publish or Discard.
 func (w *Writer) Keep() {
 	var st unix.Stat_t
 	if w.done || !w.part || unix.Fstat(int(w.f.Fd()), &st) != nil || st.Size < minPart {
 		w.Discard()
 		return
 	}
+
 	w.done = true
 	w.f.Close()
+
 	w.store.mu.Lock()
 	defer w.store.mu.Unlock()
 	delete(w.store.writing, w.check.desc.Digest)
 	w.store.addPart(w.check.desc.Digest, &st)
 }
 
-// Demote makes a part of a blob that nobody needs any more or yet, or takes it
-// out of the store like [Store.Detach] if it is not worth keeping.
+// Demote turns a blob that is not needed at present into a part. One that is too
+// small is removed from the store like by [Store.Detach].
 func (s *Store) Demote(d digest.Digest) (string, error) {
 	s.mu.Lock()
 	b, ok := s.blobs[d]
@@ -202,7 +206,7 @@ func (s *Store) Demote(d digest.Digest) (string, error) {
 		err = os.Rename(s.path(d), s.partPath(d))
 	}
 	if err != nil {
-		return "", fmt.Errorf("keep blob as a part: %w", err)
+		return "", fmt.Errorf("keep blob as a partial download: %w", err)
 	}
 
 	delete(s.blobs, d)
@@ -211,8 +215,8 @@ func (s *Store) Demote(d digest.Digest) (string, error) {
 	return "", nil
 }
 
-// Parts tells how many blobs there are beginnings of, without those that are
-// being downloaded, and what they take up.
+// Parts returns the number of partial downloads that are not in progress, and the
+// disk space that they use, in bytes.
 func (s *Store) Parts() (n int, disk uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,9 +226,9 @@ func (s *Store) Parts() (n int, disk uint64) {
 	return len(s.parts), disk
 }
 
-// TrimParts takes the parts out of the store that are too old at the time now,
-// and the oldest of those that are too much together, and returns the names
-// under which they lie in the temporary directory.
+// TrimParts moves parts to the temporary directory that have expired at the time
+// now, then the oldest ones until the rest is within bounds. It returns their
+// names there, under which the caller removes them.
 func (s *Store) TrimParts(now time.Time) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -242,15 +246,16 @@ func (s *Store) TrimParts(now time.Time) ([]string, error) {
 	slices.SortFunc(list, func(a, b digest.Digest) int {
 		return cmp.Or(s.parts[a].grown.Compare(s.parts[b].grown), cmp.Compare(a, b))
 	})
-	most, err := s.PartRoom(total)
+
+	limit, err := s.PartRoom(total)
 	if err != nil {
 		return nil, err
 	}
 
 	return s.detachParts(slices.DeleteFunc(list, func(d digest.Digest) bool {
 		p := s.parts[d]
-		// A clock that was put back makes no part immortal.
-		if now.Sub(p.grown).Abs() <= MaxPartAge && total <= most {
+		// Abs, since the clock may have been set back.
+		if now.Sub(p.grown).Abs() <= MaxPartAge && total <= limit {
 			return true
 		}
 		total -= p.disk
@@ -258,23 +263,23 @@ func (s *Store) TrimParts(now time.Time) ([]string, error) {
 	}))
 }
 
-// PartRoom is how many bytes interrupted downloads may take up where they take
-// up total.
+// PartRoom returns how many bytes interrupted downloads may use, given that they
+// use total now.
 func (s *Store) PartRoom(total uint64) (uint64, error) {
 	var fsys unix.Statfs_t
 	if err := unix.Fstatfs(int(s.dir.Fd()), &fsys); err != nil {
-		return 0, fmt.Errorf("look for room for interrupted downloads: %w", err)
+		return 0, fmt.Errorf("get free space for interrupted downloads: %w", err)
 	}
 	return partRoom(fsys.Bavail*uint64(fsys.Bsize), total), nil
 }
 
-// partRoom is what parts may take up, all in bytes, where they have total and
-// free is left.
+// partRoom returns how much parts may use if they use total and free is left, all
+// in bytes.
 func partRoom(free, total uint64) uint64 {
 	return min(maxParts, (free+total)/partShare)
 }
 
-// DropParts is TrimParts for all parts.
+// DropParts removes all parts like [Store.TrimParts].
 func (s *Store) DropParts() ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -285,7 +290,7 @@ func (s *Store) DropParts() ([]string, error) {
 	return s.detachParts(list)
 }
 
-// detachParts takes parts out of the store.
+// detachParts moves parts to the temporary directory.
 //
 // Preconditions: mu is held.
 func (s *Store) detachParts(list []digest.Digest) ([]string, error) {
@@ -304,11 +309,12 @@ func (s *Store) detachParts(list []digest.Digest) ([]string, error) {
 }
 
 // setAside moves a file to the temporary directory and returns its name there, ""
-// if there was none.
+// if it does not exist.
 //
 // Preconditions: mu is held.
 func (s *Store) setAside(path, what string) (string, error) {
-	// The same thing may come and go again before its remains are removed.
+	// The number keeps names apart: a blob may be fetched and removed again before
+	// its last remains are.
 	s.detached++
 	name := "gone-" + what + "-" + strconv.Itoa(s.detached)
 	err := os.Rename(path, filepath.Join(s.TempDir(), name))

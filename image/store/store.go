@@ -17,7 +17,7 @@ import (
 
 	"crisp/runtime/durable"
 
-	// The algorithms that blobs may be named by.
+	// The digest algorithms that blobs may be named by.
 	_ "crypto/sha256"
 	_ "crypto/sha512"
 )
@@ -32,7 +32,7 @@ const (
 	checkBuffer = 256 << 10
 )
 
-// Usage is disk space: allocated bytes and inodes.
+// Usage is disk usage: allocated bytes and inodes.
 type Usage struct{ Bytes, Inodes uint64 }
 
 // Add returns the sum.
@@ -40,21 +40,21 @@ func (u Usage) Add(v Usage) Usage { return Usage{u.Bytes + v.Bytes, u.Inodes + v
 
 func (u Usage) sub(v Usage) Usage { return Usage{u.Bytes - v.Bytes, u.Inodes - v.Inodes} }
 
-// Store is an image layout. One process owns it.
+// Store is an OCI image layout. A single process owns it.
 type Store struct {
 	root string
-	// dir is open from before the first write, so that no error of writing
-	// out is missed by Sync.
+	// dir is opened before the first write: syncfs only reports write-back errors
+	// that occur after its file was opened.
 	dir *os.File
-	// serial is that of the record of images as last read or written.
+	// serial is the serial number of the record as last read or written.
 	serial uint64
 
 	mu       sync.Mutex
 	blobs    map[digest.Digest]blob
 	parts    map[digest.Digest]part
-	writing  map[digest.Digest]bool // what has a file among the parts now
+	writing  map[digest.Digest]bool // parts that are being downloaded
 	usage    Usage                  // of blobs and parts
-	detached int                    // how many files were, for names
+	detached int                    // counts detached files, for their names
 }
 
 type blob struct {
@@ -64,8 +64,8 @@ type blob struct {
 	doubtful bool
 }
 
-// Open opens the layout in the directory root and makes it if it is not there.
-// The temporary directory is left as it is: see [Store.TempDir].
+// Open opens the layout in the directory root, which it makes if need be. It does
+// not sweep the temporary directory: see [Store.TempDir].
 func Open(root string) (*Store, error) {
 	s := &Store{root: root, blobs: map[digest.Digest]blob{}, parts: map[digest.Digest]part{}, writing: map[digest.Digest]bool{}}
 	for _, dir := range []string{root, s.TempDir(), s.blobDir(digest.SHA256), filepath.Join(root, partsDir)} {
@@ -86,7 +86,7 @@ func Open(root string) (*Store, error) {
 	return s, nil
 }
 
-// prepare sweeps and completes the directory and lists what is in it.
+// prepare sweeps and completes the directory and lists its blobs and parts.
 func (s *Store) prepare() error {
 	if err := durable.RemoveTemps(s.root); err != nil {
 		return err
@@ -104,8 +104,8 @@ func (s *Store) prepare() error {
 // Close releases the directory.
 func (s *Store) Close() error { return s.dir.Close() }
 
-// Sync returns when everything written to the store's file system before the
-// call is on disk, which sync brings there.
+// Sync calls sync for the store's directory; it returns when everything written
+// to its file system before the call is on disk.
 func (s *Store) Sync(sync func(dir *os.File) error) error {
 	if err := sync(s.dir); err != nil {
 		return fmt.Errorf("sync image store: %w", err)
@@ -113,7 +113,7 @@ func (s *Store) Sync(sync func(dir *os.File) error) error {
 	return nil
 }
 
-// scan lists the blobs that are here.
+// scan lists the blobs on disk.
 func (s *Store) scan() error {
 	for _, algorithm := range []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512} {
 		entries, err := os.ReadDir(s.blobDir(algorithm))
@@ -140,7 +140,7 @@ func (s *Store) scan() error {
 	return nil
 }
 
-// add notes a blob that is in place.
+// add adds a blob that is in place.
 func (s *Store) add(d digest.Digest, st *unix.Stat_t) {
 	if old, ok := s.blobs[d]; ok {
 		s.usage = s.usage.sub(Usage{old.disk, 1})
@@ -150,8 +150,8 @@ func (s *Store) add(d digest.Digest, st *unix.Stat_t) {
 	s.usage = s.usage.Add(Usage{b.disk, 1})
 }
 
-// TempDir is a directory on the same file system for whatever is not complete
-// yet. Nothing in it means anything to a later process.
+// TempDir returns a directory on the same file system for incomplete data. A later
+// process must remove what it finds there.
 func (s *Store) TempDir() string { return filepath.Join(s.root, tempDir) }
 
 func (s *Store) blobDir(a digest.Algorithm) string {
@@ -162,14 +162,16 @@ func (s *Store) path(d digest.Digest) string {
 	return filepath.Join(s.blobDir(d.Algorithm()), d.Encoded())
 }
 
-// Usage is what blobs take up, and parts of blobs that nobody is downloading.
+// Usage returns the disk usage of blobs, and of partial downloads that are not in
+// progress.
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.usage
 }
 
-// Has reports whether the blob that desc describes is here in full, beyond doubt.
+// Has reports whether the blob that desc describes is present, complete and not
+// doubtful.
 func (s *Store) Has(desc ocispec.Descriptor) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,8 +179,8 @@ func (s *Store) Has(desc ocispec.Descriptor) bool {
 	return ok && b.size == desc.Size && !b.doubtful
 }
 
-// Doubt notes whether a blob may be torn. One that is has to be read, which
-// verifies it, before it counts as being here.
+// Doubt marks whether a blob may be torn. A doubtful blob has to be read, which
+// verifies it, before it counts as present.
 func (s *Store) Doubt(d digest.Digest, doubtful bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,14 +190,14 @@ func (s *Store) Doubt(d digest.Digest, doubtful bool) {
 	}
 }
 
-// Doubtful reports whether a blob is here that may be torn.
+// Doubtful reports whether a blob is present but may be torn.
 func (s *Store) Doubtful(d digest.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.blobs[d].doubtful
 }
 
-// DiskSize is what a blob takes up, 0 if it is not here.
+// DiskSize returns the disk space that a blob uses, in bytes, 0 if there is none.
 func (s *Store) DiskSize(d digest.Digest) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,8 +215,8 @@ func (s *Store) Digests() []digest.Digest {
 	return list
 }
 
-// Reader opens a blob. It verifies: a read past the end succeeds only if all
-// that was read is what desc describes.
+// Reader opens a blob and verifies it while it is read: the read at its end fails
+// unless everything that was read matches desc.
 func (s *Store) Reader(desc ocispec.Descriptor) (io.ReadCloser, error) {
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMismatch, err)
@@ -255,8 +257,8 @@ func ReadToEnd(ctx context.Context, r io.Reader) error {
 	}
 }
 
-// Check reads a blob as it is on disk, not as memory may still have it, and
-// compares it with its digest and with its size when it was written or found.
+// Check reads a blob from the disk, bypassing the page cache, and compares it with
+// its digest and with the size that it had when it was written or found.
 func (s *Store) Check(ctx context.Context, d digest.Digest) (size int64, err error) {
 	s.mu.Lock()
 	b, ok := s.blobs[d]
@@ -272,7 +274,7 @@ func (s *Store) Check(ctx context.Context, d digest.Digest) (size int64, err err
 	defer r.Close()
 
 	if f, ok := r.(*verifiedFile); ok {
-		forget := func() { _ = unix.Fadvise(int(f.f.Fd()), 0, 0, unix.FADV_DONTNEED) } // advice
+		forget := func() { _ = unix.Fadvise(int(f.f.Fd()), 0, 0, unix.FADV_DONTNEED) } // only advice
 		forget()
 		defer forget()
 	}
@@ -294,14 +296,15 @@ func (s *Store) ReadAll(desc ocispec.Descriptor, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer r.Close()
-	// The reader verifies when it is read past the end.
+
+	// ReadFrom reads up to io.EOF, where the reader verifies.
 	buf := bytes.NewBuffer(make([]byte, 0, desc.Size+bytes.MinRead))
 	_, err = buf.ReadFrom(r)
 	return buf.Bytes(), err
 }
 
-// Detach takes a blob out of the store and returns the name under which it
-// lies in the temporary directory, to be removed at leisure: "" if it was not here.
+// Detach moves a blob from the store to the temporary directory and returns its
+// name there, under which the caller removes it: "" if there is no such blob.
 func (s *Store) Detach(d digest.Digest) (string, error) {
 	if err := d.Validate(); err != nil {
 		return "", fmt.Errorf("remove blob: %w", err)

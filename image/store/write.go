@@ -32,7 +32,7 @@ func (c *checker) write(p []byte) error {
 
 func (c *checker) finish() error {
 	if c.size != c.desc.Size {
-		return fmt.Errorf("%w: %s has %d bytes, not %d", ErrMismatch, c.desc.Digest, c.size, c.desc.Size)
+		return fmt.Errorf("%w: %s has %d bytes, want %d", ErrMismatch, c.desc.Digest, c.size, c.desc.Size)
 	}
 	if got := digest.NewDigest(c.desc.Digest.Algorithm(), c.hash); got != c.desc.Digest {
 		return fmt.Errorf("%w: %s has digest %s", ErrMismatch, c.desc.Digest, got)
@@ -40,7 +40,7 @@ func (c *checker) finish() error {
 	return nil
 }
 
-// Writer writes a new blob: Write, Finish, Publish. Discard ends it at any
+// Writer writes a new blob: call Write, Finish, Publish. Discard ends it at any
 // point and does nothing after Publish.
 type Writer struct {
 	store *Store
@@ -48,13 +48,13 @@ type Writer struct {
 	f     *os.File
 	done  bool
 
-	// part means that f is a part, which outlives this process. Of it, kept
-	// bytes were there before and read of these have been compared.
+	// part means that f is a part, which survives this process. kept bytes of it
+	// were there before; read of these have been hashed.
 	part       bool
 	kept, read int64
 }
 
-// Create begins a blob that must turn out to be what desc describes.
+// Create begins a blob, whose content must match desc.
 func (s *Store) Create(desc ocispec.Descriptor) (*Writer, error) {
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("write blob: %w", err)
@@ -66,7 +66,7 @@ func (s *Store) Create(desc ocispec.Descriptor) (*Writer, error) {
 	return &Writer{store: s, check: newChecker(desc), f: f}, nil
 }
 
-// Write takes the next bytes. More than the descriptor promises is an error.
+// Write appends to the blob. More bytes than the descriptor states are an error.
 func (w *Writer) Write(p []byte) (int, error) {
 	if err := w.check.write(p); err != nil {
 		return 0, err
@@ -86,7 +86,7 @@ func (w *Writer) Finish() error {
 	return w.f.Chmod(filePerm)
 }
 
-// Publish gives the blob, which must be verified, its name.
+// Publish moves the blob, which Finish has verified, into the store.
 func (w *Writer) Publish() error {
 	d := w.check.desc.Digest
 	var st unix.Stat_t
@@ -131,7 +131,7 @@ func (w *Writer) Discard() {
 	defer w.store.mu.Unlock()
 	delete(w.store.writing, w.check.desc.Digest)
 	var st unix.Stat_t
-	if err != nil && unix.Lstat(w.f.Name(), &st) == nil { // as on a disk that is read-only now
+	if err != nil && unix.Lstat(w.f.Name(), &st) == nil { // as on a disk that has become read-only
 		w.store.addPart(w.check.desc.Digest, &st)
 	}
 }
