@@ -15,37 +15,38 @@ import (
 	protocodec "google.golang.org/grpc/encoding/proto"
 )
 
-// maxField is how long a field may be that had to be made valid.
+// maxField is the maximum length of a field that had to be made valid.
 const maxField = 1 << 20
 
-// Codec makes the server's answers valid UTF-8, which messages must be: one
-// text of a container's that is not would fail the answer about all pods. What
-// comes from containers is made valid where it enters, by package untrusted;
-// this holds if that is forgotten somewhere, and costs nothing if not.
+// Codec makes the server's responses valid UTF-8, which protobuf requires: a
+// single invalid string from one container would fail a response about all
+// pods. Text from containers is made valid where it enters, by package
+// untrusted; the codec is the second line of defence, and costs nothing while
+// it is not needed.
 func Codec() grpc.ServerOption {
 	return grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)})
 }
 
 type codec struct{ encoding.CodecV2 }
 
-// Marshal encodes an answer.
+// Marshal encodes a response.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	out, err := c.CodecV2.Marshal(v)
 	if err == nil {
 		return out, nil
 	}
-	answer, ok := v.(proto.Message)
+	response, ok := v.(proto.Message)
 	if !ok {
 		return nil, err
 	}
-	klog.ErrorS(err, "An answer has text that is not UTF-8, which is replaced", "message", answer.ProtoReflect().Descriptor().FullName())
-	// Others may be reading what the answer is made of.
-	answer = proto.Clone(answer)
-	makeValid(answer.ProtoReflect())
-	return c.CodecV2.Marshal(answer)
+	klog.ErrorS(err, "Replaced invalid UTF-8 in a response", "message", response.ProtoReflect().Descriptor().FullName())
+	// The response may share memory with what others are reading.
+	response = proto.Clone(response)
+	makeValid(response.ProtoReflect())
+	return c.CodecV2.Marshal(response)
 }
 
-// makeValid replaces what is not UTF-8 in all fields of a message.
+// makeValid replaces invalid UTF-8 in all fields of a message.
 func makeValid(m protoreflect.Message) {
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {
@@ -67,7 +68,7 @@ func makeValid(m protoreflect.Message) {
 	})
 }
 
-// validMap makes the keys and values of a map valid. Keys stay different.
+// validMap makes the keys and values of a map valid. Keys stay distinct.
 func validMap(fd protoreflect.FieldDescriptor, m protoreflect.Map) {
 	replaced := map[string]protoreflect.Value{}
 	m.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
@@ -86,8 +87,8 @@ func validMap(fd protoreflect.FieldDescriptor, m protoreflect.Map) {
 	}
 }
 
-// validValue returns what takes the place of a value, if it has to change as a
-// whole. Messages are changed in place.
+// validValue returns the replacement of a value, if it has to be replaced.
+// Messages are changed in place.
 func validValue(fd protoreflect.FieldDescriptor, v protoreflect.Value) (_ protoreflect.Value, changed bool) {
 	switch fd.Kind() {
 	case protoreflect.StringKind:

@@ -9,7 +9,7 @@ import (
 	"crisp/cri/pod"
 )
 
-// CreateContainer makes a container in a sandbox.
+// CreateContainer creates a container in a sandbox.
 func (s *Server) CreateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
 	id, err := s.Pods.CreateContainer(ctx, r.GetPodSandboxId(), r.GetConfig())
 	if err != nil {
@@ -18,7 +18,7 @@ func (s *Server) CreateContainer(ctx context.Context, r *runtimeapi.CreateContai
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
 }
 
-// StartContainer runs a created container.
+// StartContainer starts a created container.
 func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
 	if err := s.Pods.StartContainer(ctx, r.GetContainerId()); err != nil {
 		return nil, err
@@ -75,7 +75,7 @@ func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.Upd
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 }
 
-// ReopenContainerLog makes a container log to a fresh file.
+// ReopenContainerLog reopens a container's log file, after a rotation.
 func (s *Server) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
 	if err := s.Pods.ReopenLog(ctx, r.GetContainerId()); err != nil {
 		return nil, err
@@ -102,7 +102,7 @@ func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out runtimea
 	}
 }
 
-// running resolves a container that a session wants to enter.
+// running returns the container for a streaming session, which must be running.
 func (s *Server) running(id, what string) (*pod.Container, error) {
 	c, _, err := s.Pods.Container(id)
 	if err != nil {

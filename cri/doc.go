@@ -1,8 +1,10 @@
 // Package cri serves the Kubernetes Container Runtime Interface, version 1, of
 // k8s.io/cri-api 0.37.
 //
-// A handler validates, calls the package that does the work, and converts what
-// comes back; it holds no state. Pods and containers are package pod's, images
-// package image's, sessions package stream's, figures package stats'. Errors
-// leave with the code that [Rules] gives to the sentinel they wrap.
+// A handler validates the request, calls the package that does the work, and
+// converts the result; it holds no state. Package pod owns pods and containers,
+// package image images, package stream streaming sessions, and package stats
+// statistics. A [Server] is filled in by cmd/crisp and registered with a gRPC
+// server that has [ServerOptions], through which each error gets the code of
+// the sentinel that it wraps.
 package cri

@@ -12,19 +12,19 @@ import (
 	"crisp/cri/pod/stdio"
 )
 
-// maxExecOutput is how much of a command's output ExecSync returns: what
-// kubelet's client accepts in one message, which has a few bytes more.
+// maxExecOutput bounds the output that ExecSync returns, in bytes: kubelet's
+// client accepts messages of 16 MiB, and a message has a few bytes of its own.
 const maxExecOutput = 16<<20 - 64
 
-// capped keeps the first bytes written to it and drops the rest, so that a
-// command cannot fill the daemon's memory (CVE-2022-31030).
+// capped keeps the first limit bytes written to it and drops the rest, so that
+// a command cannot exhaust the daemon's memory (CVE-2022-31030).
 type capped struct {
-	buf []byte
-	max int
+	buf   []byte
+	limit int
 }
 
 func (c *capped) Write(p []byte) (int, error) {
-	kept := p[:min(len(p), c.max-len(c.buf))]
+	kept := p[:min(len(p), c.limit-len(c.buf))]
 	if need := len(c.buf) + len(kept); need > cap(c.buf) {
 		c.buf = append(make([]byte, 0, c.room(need)), c.buf...)
 	}
@@ -32,19 +32,19 @@ func (c *capped) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// room is the capacity for need bytes. It grows in few steps and not by
+// room returns the capacity for need bytes. It grows in few steps instead of
 // doubling, which would leave as much garbage as there is output.
 func (c *capped) room(need int) int {
 	for _, size := range []int{4 << 10, 64 << 10, 1 << 20} {
 		if need <= size {
-			return min(size, c.max)
+			return min(size, c.limit)
 		}
 	}
-	return c.max
+	return c.limit
 }
 
-// seconds converts a time that a request gives. What no [time.Duration] holds
-// becomes the longest one of its sign: it must not come to mean another time.
+// seconds converts a timeout of a request. A value beyond the range of
+// [time.Duration] is clamped, not wrapped around.
 func seconds(n int64) time.Duration {
 	const limit = math.MaxInt64 / int64(time.Second)
 	return time.Duration(min(max(n, -limit), limit)) * time.Second
@@ -57,7 +57,7 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 		ctx, cancel = context.WithTimeout(ctx, seconds(r.GetTimeout()))
 		defer cancel()
 	}
-	stdout, stderr := capped{max: maxExecOutput}, capped{max: maxExecOutput}
+	stdout, stderr := capped{limit: maxExecOutput}, capped{limit: maxExecOutput}
 	code, err := s.Pods.Exec(ctx, r.GetContainerId(), r.GetCmd(), stdio.Streams{Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
 		return nil, err
@@ -66,16 +66,16 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 	return &runtimeapi.ExecSyncResponse{Stdout: out, Stderr: errs, ExitCode: int32(code)}, nil
 }
 
-// share cuts two outputs to max bytes together. Neither is cut below half of
-// that for the other's sake.
-func share(a, b []byte, max int) (_, _ []byte) {
-	if len(a) > max/2 {
-		a = a[:min(len(a), max-min(len(b), max/2))]
+// share cuts two outputs to limit bytes together. Neither is cut below half of
+// that for the sake of the other.
+func share(a, b []byte, limit int) (_, _ []byte) {
+	if len(a) > limit/2 {
+		a = a[:min(len(a), limit-min(len(b), limit/2))]
 	}
-	return a, b[:min(len(b), max-len(a))]
+	return a, b[:min(len(b), limit-len(a))]
 }
 
-// Exec returns a URL at which a client finds its session.
+// Exec returns the URL of a session that runs a command.
 func (s *Server) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	if len(r.GetCmd()) == 0 {
 		return nil, fmt.Errorf("exec in container %s: %w: no command", r.GetContainerId(), pod.ErrInvalid)
@@ -88,7 +88,7 @@ func (s *Server) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi
 	return s.Streams.GetExec(r)
 }
 
-// Attach returns a URL at which a client finds the container's streams.
+// Attach returns the URL of a session with the container's streams.
 func (s *Server) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	c, err := s.running(r.GetContainerId(), "attach to")
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"crisp/runtime/untrusted"
 )
 
-// PullImage fetches an image and returns its id.
+// PullImage pulls an image and returns its ID.
 func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	ref := r.GetImage().GetImage()
 	if h := r.GetImage().GetRuntimeHandler(); h != "" && !s.Pods.HasHandler(h) {
@@ -39,7 +39,7 @@ func auth(a *runtimeapi.AuthConfig) *image.Auth {
 	}
 }
 
-// ListImages lists images, or with a filter the one that it names.
+// ListImages lists all images, or the one that the filter names.
 func (s *Server) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	images, err := s.listImages(r.GetFilter())
 	return &runtimeapi.ListImagesResponse{Images: images}, err
@@ -76,7 +76,8 @@ func (s *Server) listImages(f *runtimeapi.ImageFilter) ([]*runtimeapi.Image, err
 	return out, nil
 }
 
-// ImageStatus describes an image; one that is not there is no error.
+// ImageStatus describes an image. A missing image is an empty response, not an
+// error.
 func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	img, err := s.Images.Get(r.GetImage().GetImage())
 	if errors.Is(err, image.ErrNotFound) {
@@ -111,11 +112,11 @@ func topLayer(img image.Image) string {
 	return img.ChainIDs[len(img.ChainIDs)-1].String()
 }
 
-// maxUser is more than the name of any user has.
+// maxUser bounds the length of a user name.
 const maxUser = 256
 
-// criImage converts an image. Of its user only the part before the colon
-// counts, as a number if it is one.
+// criImage converts an image. Only the part of its user before the colon is
+// reported, as a UID if it is a number.
 func criImage(img image.Image) *runtimeapi.Image {
 	out := &runtimeapi.Image{
 		Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: img.Size, Pinned: img.Pinned,
@@ -138,7 +139,7 @@ func (s *Server) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageReque
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo tells what images and containers take of the disk.
+// ImageFsInfo reports the disk usage of images and containers.
 func (s *Server) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	info, err := s.Images.FsInfo()
 	if err != nil {

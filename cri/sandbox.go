@@ -20,7 +20,7 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxR
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 
-// StopPodSandbox kills the sandbox's containers and gives back its network.
+// StopPodSandbox kills the sandbox's containers and releases its network.
 func (s *Server) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
 	if err := s.Pods.StopSandbox(ctx, r.GetPodSandboxId()); err != nil {
 		return nil, err
@@ -64,7 +64,8 @@ func (s *Server) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out
 	})
 }
 
-// UpdatePodSandboxResources notes pod-level limits, whose cgroup is kubelet's.
+// UpdatePodSandboxResources records the pod-level limits; their cgroup belongs
+// to kubelet.
 func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
 	if err := s.Pods.UpdateSandbox(r.GetPodSandboxId(), r.GetOverhead(), r.GetResources()); err != nil {
 		return nil, err
@@ -72,7 +73,7 @@ func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.Upda
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }
 
-// PortForward returns a URL for connections to a pod's ports.
+// PortForward returns the URL of a session with connections to a pod's ports.
 func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	for _, port := range r.GetPort() {
 		if err := spec.CheckPort(port); err != nil {
@@ -87,15 +88,15 @@ func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest
 	return s.Streams.GetPortForward(r)
 }
 
-// One message of a stream carries no more objects than batchSize and, if it has
-// several, no more bytes than batchBytes: a client takes 16 MiB, and one pod can
-// have 256 KiB of annotations.
+// A message of a stream carries at most batchSize objects and, if it has more
+// than one, at most batchBytes: a client accepts 16 MiB, and one pod can have
+// 256 KiB of annotations.
 const (
 	batchSize  = 200
 	batchBytes = 1 << 20
 )
 
-// batches sends a list in pieces; an empty list is one empty message.
+// batches sends a list in batches; an empty list is one empty message.
 func batches[T proto.Message](items []T, send func([]T) error) error {
 	for {
 		n := batch(items)
@@ -108,7 +109,7 @@ func batches[T proto.Message](items []T, send func([]T) error) error {
 	}
 }
 
-// batch is how many of the items go into the next message.
+// batch returns how many of the items go into the next message.
 func batch[T proto.Message](items []T) int {
 	bytes := 0
 	for n, item := range items[:min(batchSize, len(items))] {

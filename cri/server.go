@@ -13,6 +13,7 @@ import (
 	"crisp/cri/pod"
 	"crisp/cri/pod/stdio"
 	"crisp/cri/rpcerr"
+	"crisp/cri/rpcerr/table"
 	"crisp/cri/stats"
 	"crisp/cri/stream"
 	"crisp/image"
@@ -20,26 +21,26 @@ import (
 	"crisp/runtime/host"
 )
 
-// What the Version RPC answers. Kubelet makes the runtime's name the prefix of
-// container ids, so it never changes.
+// The response of the Version RPC. Kubelet uses the runtime's name as the
+// prefix of container IDs, so it must never change.
 const (
 	runtimeName    = "crisp"
 	kubeletVersion = "0.1.0"
 	apiVersion     = "v1"
 )
 
-// Streamer gives out URLs at which a client finds its session.
+// Streamer issues URLs for streaming sessions.
 type Streamer interface {
 	GetExec(*runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
 	GetAttach(*runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
 	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
 
-// NetworkStatus is what Status tells of the network.
+// NetworkStatus reports the state of the network for Status.
 type NetworkStatus interface {
-	// Status is nil when pods can be connected.
+	// Status returns nil when pods can be connected.
 	Status(ctx context.Context) error
-	// Info is encoded as JSON for verbose answers.
+	// Info returns details, which are encoded as JSON, for verbose responses.
 	Info() any
 }
 
@@ -48,7 +49,7 @@ type Server struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	runtimeapi.UnimplementedImageServiceServer
 
-	// RuntimeVersion is crisp's own, a semantic version.
+	// RuntimeVersion is crisp's semantic version.
 	RuntimeVersion string
 
 	Pods    *pod.Manager
@@ -59,19 +60,20 @@ type Server struct {
 	Host    host.Facts
 	// CgroupDriver is "systemd" or "cgroupfs".
 	CgroupDriver string
-	// Handlers are the runtime handlers besides the default, "".
+	// Handlers are the runtime handlers in addition to the default, "".
 	Handlers []string
 	// Settings are shown in the verbose Status.
 	Settings any
 }
 
-// maxMessage is what the server takes and gives in one message; kubelet's
-// client takes 16 MiB.
+// maxMessage bounds a message in either direction, in bytes; kubelet's client
+// accepts 16 MiB.
 const maxMessage = 16 << 20
 
-// ServerOptions are those of the gRPC server that answers calls.
+// ServerOptions returns the options of the gRPC server: message sizes, the
+// codec, and the interceptors that map errors and log calls.
 func ServerOptions() []grpc.ServerOption {
-	mapper := rpcerr.New(Rules())
+	mapper := rpcerr.New(table.Rules())
 	return []grpc.ServerOption{
 		grpc.UnaryInterceptor(mapper.Unary()), grpc.StreamInterceptor(mapper.Stream()),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), Codec(),
@@ -85,7 +87,7 @@ func (s *Server) Register(g *grpc.Server) {
 	runtimeapi.RegisterImageServiceServer(g, s)
 }
 
-// Sessions carries out streaming sessions, for the streaming server.
+// Sessions runs streaming sessions for the streaming server.
 type Sessions struct{ Pods *pod.Manager }
 
 // Exec runs a command for a client of the streaming server.
@@ -119,7 +121,7 @@ func (s Sessions) PortForward(ctx context.Context, id string, port int32, conn i
 	return portforward.Forward(ctx, ns, int(port), conn)
 }
 
-// streams converts a session's ends; stop releases what that takes.
+// streams converts a session's streams; stop ends the conversion.
 func streams(in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) (stdio.Streams, func()) {
 	st := stdio.Streams{Stdin: in, TTY: tty}
 	if out != nil {

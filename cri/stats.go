@@ -6,7 +6,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ContainerStats gives the figures of one container.
+// ContainerStats returns the statistics of one container.
 func (s *Server) ContainerStats(ctx context.Context, r *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	c, _, err := s.Pods.Container(r.GetContainerId())
 	if err != nil {
@@ -16,7 +16,7 @@ func (s *Server) ContainerStats(ctx context.Context, r *runtimeapi.ContainerStat
 	return &runtimeapi.ContainerStatsResponse{Stats: st}, err
 }
 
-// ListContainerStats gives the figures of running containers.
+// ListContainerStats returns the statistics of running containers.
 func (s *Server) ListContainerStats(ctx context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	list, err := s.Stats.Containers(ctx, r.GetFilter())
 	return &runtimeapi.ListContainerStatsResponse{Stats: list}, err
@@ -33,7 +33,7 @@ func (s *Server) StreamContainerStats(r *runtimeapi.StreamContainerStatsRequest,
 	})
 }
 
-// PodSandboxStats gives the figures of one pod.
+// PodSandboxStats returns the statistics of one pod.
 func (s *Server) PodSandboxStats(ctx context.Context, r *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	rec, err := s.Pods.Sandbox(r.GetPodSandboxId())
 	if err != nil {
@@ -43,7 +43,7 @@ func (s *Server) PodSandboxStats(ctx context.Context, r *runtimeapi.PodSandboxSt
 	return &runtimeapi.PodSandboxStatsResponse{Stats: st}, err
 }
 
-// ListPodSandboxStats gives the figures of ready pods.
+// ListPodSandboxStats returns the statistics of ready pods.
 func (s *Server) ListPodSandboxStats(ctx context.Context, r *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	list, err := s.Stats.PodSandboxes(ctx, r.GetFilter())
 	return &runtimeapi.ListPodSandboxStatsResponse{Stats: list}, err
@@ -60,12 +60,12 @@ func (s *Server) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxStatsReques
 	})
 }
 
-// ListMetricDescriptors names the metrics that there are.
+// ListMetricDescriptors lists all metrics.
 func (s *Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
 	return &runtimeapi.ListMetricDescriptorsResponse{Descriptors: s.Stats.Descriptors()}, nil
 }
 
-// ListPodSandboxMetrics gives the metrics of all pods.
+// ListPodSandboxMetrics returns the metrics of all pods.
 func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
 	list, err := s.Stats.PodMetrics(ctx)
 	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: list}, err

@@ -16,7 +16,7 @@ func (s *Server) Version(context.Context, *runtimeapi.VersionRequest) (*runtimea
 	}, nil
 }
 
-// Status tells whether pods can be run and what the handlers can do.
+// Status reports whether pods can be run, and the features of the handlers.
 func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if err := s.Network.Status(ctx); err != nil {
@@ -51,7 +51,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		return nil, err
 	}
 
-	// Tools look for it as it is, no JSON.
+	// Tools expect this one as plain text, not JSON.
 	out.Info["lastCNILoadStatus"] = "OK"
 	if !network.Status {
 		out.Info["lastCNILoadStatus"] = network.Message
@@ -60,7 +60,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	return out, nil
 }
 
-// RuntimeConfig tells kubelet the cgroup driver.
+// RuntimeConfig returns the cgroup driver, for kubelet to use the same.
 func (s *Server) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
 	driver := runtimeapi.CgroupDriver_CGROUPFS
 	if s.CgroupDriver == "systemd" {
@@ -69,7 +69,8 @@ func (s *Server) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest
 	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
-// UpdateRuntimeConfig accepts the pod CIDR, which the CNI configuration knows itself.
+// UpdateRuntimeConfig accepts and ignores the pod CIDR, which is part of the
+// CNI configuration.
 func (s *Server) UpdateRuntimeConfig(context.Context, *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }
@@ -80,7 +81,7 @@ func verbose(values map[string]any) (map[string]string, error) {
 	for k, v := range values {
 		data, err := json.Marshal(v)
 		if err != nil {
-			return nil, fmt.Errorf("encode %s for a verbose answer: %w", k, err)
+			return nil, fmt.Errorf("encode %s for a verbose response: %w", k, err)
 		}
 		out[k] = string(data)
 	}

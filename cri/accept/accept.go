@@ -1,10 +1,11 @@
-// Package accept makes servers outlive a shortage of memory in the kernel.
+// Package accept keeps servers running while the kernel is short of memory.
 //
-// A failed accept for lack of memory is not temporary to package net, so that
-// servers end. And when a write to a connection fails, package grpc ends the
-// goroutine that writes and leaves it to the one that reads to close the
-// connection, which assumes that it fails, too. It does not, if memory was all
-// that was missing: then every call of that client waits for ever.
+// Package net does not regard an accept that fails for lack of memory as a
+// temporary error, so a server ends with it: [Patient] retries. And when a
+// write to a connection fails, package grpc ends the writing goroutine and
+// relies on the reading one to notice and to close the connection. If memory
+// was all that was missing, reads keep working and every call of that client
+// hangs: [Sound] closes such a connection.
 package accept
 
 import (
@@ -16,10 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// firstRetry and lastRetry are the first and the longest time between two attempts.
+// firstRetry and lastRetry are the shortest and the longest delay between two
+// attempts.
 const firstRetry, lastRetry = 5 * time.Millisecond, time.Second
 
-// Patient makes a listener try again when there is no memory for a connection.
+// Patient wraps a listener so that Accept retries while there is no memory for
+// a connection.
 func Patient(l net.Listener) net.Listener { return patient{l} }
 
 type patient struct{ net.Listener }
@@ -30,11 +33,12 @@ func (l patient) Accept() (net.Conn, error) {
 		if !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ENOBUFS) {
 			return c, err
 		}
-		time.Sleep(wait) // when it is closed meanwhile, the next error says so
+		time.Sleep(wait) // if the listener is closed meanwhile, the next Accept reports it
 	}
 }
 
-// Sound makes a listener's connections end when a write to them fails.
+// Sound wraps a listener so that its connections are closed when a write to
+// them fails.
 func Sound(l net.Listener) net.Listener { return sound{l} }
 
 type sound struct{ net.Listener }
@@ -57,8 +61,8 @@ func (c conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Broken reports whether a failed write leaves a connection of no use: some of
-// what was to be written may be missing in it.
+// Broken reports whether a failed write leaves a connection unusable: part of
+// the data may be missing from the stream.
 func Broken(err error) bool {
 	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }

@@ -1,13 +1,13 @@
-// Package cadvisor tells cAdvisor, which is built into kubelet, what the cgroups
-// of containers are.
+// Package cadvisor tells cAdvisor, which is built into kubelet, which cgroup
+// belongs to which container.
 //
-// cAdvisor finds every cgroup by itself and reads its figures, but names pods
-// only where it knows the runtime. One of the two that it knows is containerd,
-// which it asks three things, and no more, of a cgroup whose name has 64
-// hexadecimal digits: Version once, whether there is such a container with
-// Containers.Get, and for its process Tasks.Get. A [Server] answers these three
-// from the records of pods, on a socket where cAdvisor expects containerd. It
-// changes nothing, and any other call is Unimplemented.
+// cAdvisor finds every cgroup by itself and reads its statistics, but it
+// attributes them to pods only for runtimes that it knows. One of the two that
+// it knows is containerd. It makes just three calls about a cgroup whose name
+// has 64 hexadecimal digits: Version once, Containers.Get to see whether there
+// is such a container, and Tasks.Get for its process. A [Server] answers these
+// three from the records of pods, on the socket where cAdvisor expects
+// containerd. All are read-only, and any other call is Unimplemented.
 //
 // cAdvisor reads a pod's network in the namespace of the process of a container
 // whose label says that it is the pod's sandbox, when it first sees the cgroup.
@@ -15,8 +15,8 @@
 // [crisp/cri/pod.Options].
 //
 // The messages are those of containerd's API, containers/v1, tasks/v1 and
-// version/v1, of which few fields are used: they are put together here instead
-// of by 200 generated types.
+// version/v1. Few of their fields are used, so they are encoded by hand here
+// instead of with 200 generated types.
 package cadvisor
 
 import (
@@ -31,31 +31,32 @@ import (
 // ErrRequest means that a request cannot be read, or names no container.
 var ErrRequest = errors.New("invalid request")
 
-// ErrNotStarted means that the process is not there yet, of which cAdvisor wants
-// the limits, or a pod's network. It asks again for three seconds, and about a
-// container that it has not got then once a minute.
-var ErrNotStarted = errors.New("it was not started")
+// ErrNotStarted means that the container has no process yet, from which
+// cAdvisor reads limits or a pod's network. It asks again for three seconds;
+// after that, once a minute.
+var ErrNotStarted = errors.New("not started yet")
 
-// Container is what is told of a container, or of a pod's sandbox.
+// Container is what cAdvisor learns about a container, or about a pod's
+// sandbox.
 type Container struct {
 	ID     string
 	Labels map[string]string
 	Image  string
-	// Sandbox says that Pid is in the pod's network namespace, whose figures
+	// Sandbox means that Pid is in the pod's network namespace, whose statistics
 	// are the pod's.
 	Sandbox bool
 	// CreatedAt is in nanoseconds since the epoch.
 	CreatedAt int64
-	// Pid is that of the first process, 0 before it has been started.
+	// Pid is the first process, 0 before it has been started.
 	Pid int
-	// Exited says that the process has ended, with ExitCode.
+	// Exited means that the process has ended, with ExitCode.
 	Exited   bool
 	ExitCode int32
 	// Spec is the runtime-spec as JSON.
 	Spec []byte
 }
 
-// Source has containers by their full IDs.
+// Source returns a container by its full ID.
 type Source func(id string) (Container, error)
 
 // Server answers cAdvisor.
@@ -64,8 +65,9 @@ type Server struct {
 	Source  Source
 }
 
-// Options are those of the gRPC server for [Server.Register], where intercept
-// gives errors their codes. Nothing else can be served by it.
+// Options are the options of the gRPC server for [Server.Register]; intercept
+// maps errors to codes. Because of their codec that server can serve nothing
+// else.
 func Options(intercept grpc.UnaryServerInterceptor) []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ForceServerCodecV2(frames{}), grpc.MaxRecvMsgSize(maxRequest), grpc.UnaryInterceptor(intercept)}
 }
@@ -89,7 +91,7 @@ func (s *Server) Register(g *grpc.Server) {
 	g.RegisterService(service("containerd.services.tasks.v1.Tasks", "Get", func(request []byte) ([]byte, error) {
 		c, err := s.named(request)
 		if err == nil && c.Pid == 0 && !c.Exited {
-			err = fmt.Errorf("look for the process of %s: %w", c.ID, ErrNotStarted)
+			err = fmt.Errorf("find the process of %s: %w", c.ID, ErrNotStarted)
 		}
 		if err != nil {
 			return nil, err
@@ -98,7 +100,7 @@ func (s *Server) Register(g *grpc.Server) {
 	}), s)
 }
 
-// named is the container that a request names in its first field.
+// named returns the container that a request names in its first field.
 func (s *Server) named(request []byte) (Container, error) {
 	id, err := firstField(request)
 	if err != nil {
@@ -133,7 +135,7 @@ type frame []byte
 // frames is a codec that leaves messages as they are.
 type frames struct{}
 
-// Name is that of the encoding of the messages.
+// Name returns the content subtype of the messages.
 func (frames) Name() string { return "proto" }
 
 // Marshal returns a frame's bytes.

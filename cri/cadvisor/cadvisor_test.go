@@ -31,7 +31,7 @@ var errUnknown = errors.New("not found")
 func scene(t *testing.T, containers map[string]Container) *grpc.ClientConn {
 	t.Helper()
 	g := grpc.NewServer(Options(rpcerr.New([]rpcerr.Rule{
-		{Err: errUnknown, Code: rpcerr.NotFound}, {Err: ErrRequest, Code: rpcerr.InvalidArgument}, {Err: ErrNotStarted, Code: rpcerr.NotFound},
+		{Err: errUnknown, Code: codes.NotFound}, {Err: ErrRequest, Code: codes.InvalidArgument}, {Err: ErrNotStarted, Code: codes.NotFound},
 	}).Unary())...)
 
 	s := &Server{Version: "1.2.3", Source: func(id string) (Container, error) {

@@ -9,20 +9,20 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// kindLabel is by which cAdvisor tells a pod's sandbox.
+// kindLabel is the label by which cAdvisor recognises a pod's sandbox.
 const kindLabel = "io.cri-containerd.kind"
 
-// specType is the type of a runtime-spec in an Any of containerd's.
+// specType is containerd's type URL of a runtime-spec in an Any.
 const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
-// States of a task; 0 stands for unknown, upon which cAdvisor asks again.
+// States of a task; 0 means unknown, which makes cAdvisor ask again.
 const (
 	taskRunning = 2
 	taskStopped = 3
 )
 
-// message is one that is being put together. Its methods leave out what is
-// zero, as the encoding wants it.
+// message is a protobuf message being encoded. Its methods omit zero values, as
+// proto3 does.
 type message []byte
 
 func (m *message) bytes(number protowire.Number, v []byte) {
@@ -102,7 +102,7 @@ func taskMessage(c Container) []byte {
 	return answer
 }
 
-// firstField is the text of the first field of a message, in which requests
+// firstField returns the text of a message's first field, in which requests
 // name their container.
 func firstField(m []byte) (string, error) {
 	var text string
@@ -128,7 +128,7 @@ func firstField(m []byte) (string, error) {
 		m = m[n:]
 	}
 	if text == "" {
-		return "", errors.New("it names no container")
+		return "", errors.New("no container named")
 	}
 
 	return text, nil

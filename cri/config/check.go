@@ -14,12 +14,12 @@ import (
 	"crisp/cri/spec"
 )
 
-// A RuntimeClass names its handler by a DNS label (RFC 1123).
+// A RuntimeClass names its handler with a DNS label (RFC 1123).
 const maxLabel = 63
 
 var labelPattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
-// Check looks for values that cannot work, and returns all it finds.
+// Check validates all values, and returns every error that it finds.
 func (c *Config) Check() error {
 	var errs []error
 	bad := func(key, format string, args ...any) {
@@ -40,7 +40,7 @@ func (c *Config) Check() error {
 			bad("runtime_handlers", "%q is empty or given twice", h)
 		}
 		if h != "" && (len(h) > maxLabel || !labelPattern.MatchString(h)) {
-			bad("runtime_handlers", "no RuntimeClass can name %q: want lower-case letters, digits and, between them, dashes", h)
+			bad("runtime_handlers", "no RuntimeClass can name %q: want a DNS label of lower-case letters, digits and dashes", h)
 		}
 	}
 
@@ -100,14 +100,14 @@ func (c *Config) checkChoices(bad complain) {
 		"image_volumes": {c.ImageVolumes, []string{"copy", "ignore"}},
 	} {
 		if !slices.Contains(v.allowed, v.value) {
-			bad(key, "%q is none of %q", v.value, v.allowed)
+			bad(key, "%q is not one of %q", v.value, v.allowed)
 		}
 	}
 
 	if _, port, err := net.SplitHostPort(c.StreamAddress); err != nil {
 		bad("stream_address", "%v", err)
 	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		bad("stream_address", "%q is no port: want a number up to 65535, or 0 for any that is free", port)
+		bad("stream_address", "%q is not a port: want a number up to 65535, or 0 for any free port", port)
 	}
 
 	if c.CgroupDriver == "systemd" && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice") {
@@ -125,9 +125,9 @@ func (c *Config) checkNumbers(bad complain) {
 	}
 
 	for key, d := range map[string]Duration{"pull_progress_timeout": c.PullProgressTimeout, "stream_idle_timeout": c.StreamIdleTimeout} {
-		// A number without a unit is nanoseconds, which nobody means.
+		// A number without a unit would mean nanoseconds, which is never intended.
 		if time.Duration(d) < time.Second {
-			bad(key, "%v is less than a second; write it with its unit, as in \"90s\" or \"5m\"", time.Duration(d))
+			bad(key, "%v is less than a second; give it a unit, as in \"90s\" or \"5m\"", time.Duration(d))
 		}
 	}
 
@@ -151,10 +151,11 @@ type Rlimit struct {
 	Soft, Hard uint64
 }
 
-// unlimited is how the kernel says that there is no limit.
+// unlimited is RLIM_INFINITY.
 const unlimited = ^uint64(0)
 
-// UnmarshalText parses a limit; one number stands for both limits.
+// UnmarshalText parses a limit; a single number sets both the soft and the hard
+// limit.
 func (r *Rlimit) UnmarshalText(b []byte) error {
 	name, value, ok := strings.Cut(string(b), "=")
 	if !ok {
@@ -171,7 +172,7 @@ func (r *Rlimit) UnmarshalText(b []byte) error {
 	return errors.Join(err1, err2)
 }
 
-// MarshalText writes a limit the way it is read.
+// MarshalText is the inverse of UnmarshalText.
 func (r Rlimit) MarshalText() ([]byte, error) {
 	return fmt.Appendf(nil, "%s=%s:%s", r.Name, limitText(r.Soft), limitText(r.Hard)), nil
 }
@@ -197,9 +198,9 @@ func (r Rlimit) check() error {
 	}
 	switch {
 	case !slices.Contains(known, r.Name):
-		return fmt.Errorf("%q is none of %q", r.Name, known)
+		return fmt.Errorf("%q is not one of %q", r.Name, known)
 	case r.Soft > r.Hard:
-		return fmt.Errorf("soft limit of %q is above the hard one", r.Name)
+		return fmt.Errorf("soft limit of %q is above the hard limit", r.Name)
 	}
 	return nil
 }

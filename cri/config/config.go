@@ -1,8 +1,9 @@
-// Package config reads the configuration of crisp.
+// Package config reads crisp's configuration.
 //
-// There is one flat list of keys; [Text] is its documentation and holds the
-// defaults. An unknown key is an error that suggests the right one, since a
-// setting that is silently not applied is worse than a daemon that does not
+// There is one flat list of keys; [Text] documents it and holds the defaults.
+// [Load] reads /etc/crisp/config.toml and the drop-ins in config.d next to it,
+// and checks the result. An unknown key is an error that suggests the right
+// one: a setting that is silently ignored is worse than a daemon that does not
 // start.
 package config
 
@@ -22,7 +23,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// DefaultPath is the file that is read if no other is named. It may be missing.
+// DefaultPath is the file that is read unless another one is named. It may be
+// missing.
 const DefaultPath = "/etc/crisp/config.toml"
 
 //go:embed default.toml
@@ -44,8 +46,8 @@ type Config struct {
 	CgroupParent string `toml:"cgroup_parent"`
 
 	NetNSDir string `toml:"netns_dir"`
-	// CAdvisorSocket is where cAdvisor is answered as containerd would, "" for
-	// nowhere.
+	// CAdvisorSocket is the socket on which cAdvisor is answered in place of
+	// containerd, "" for none.
 	CAdvisorSocket string   `toml:"cadvisor_socket"`
 	CNIConfDir     string   `toml:"cni_conf_dir"`
 	CNIBinDirs     []string `toml:"cni_bin_dirs"`
@@ -73,7 +75,7 @@ type Config struct {
 	StreamIdleTimeout       Duration `toml:"stream_idle_timeout"`
 }
 
-// Duration is a time span that is written as Go does, "4h30m".
+// Duration is a duration in Go's notation, "4h30m".
 type Duration time.Duration
 
 // UnmarshalText parses a duration.
@@ -83,19 +85,19 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	return err
 }
 
-// MarshalText writes a duration the way it is read.
+// MarshalText is the inverse of UnmarshalText.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
-// Default returns the configuration in which nothing is set.
+// Default returns the configuration with every key at its default.
 func Default() *Config {
 	c := &Config{}
 	if err := c.merge("default.toml", []byte(text)); err != nil {
-		panic(err) // the text is part of the program, and tested
+		panic(err) // the text is compiled in, and tested
 	}
 	return c
 }
 
-// Load reads the file at path and the drop-ins beside it, in config.d, and
+// Load reads the file at path and the drop-ins in config.d next to it, and
 // checks the result.
 func Load(path string) (*Config, error) {
 	c := Default()
@@ -127,10 +129,10 @@ func Load(path string) (*Config, error) {
 	return c, nil
 }
 
-// DefaultNetNSDir is where network namespaces are pinned unless netns_dir says
-// otherwise: where ip netns has its own, and where the agents of networks look
-// for them. A daemon with a state directory of its own, one of several perhaps,
-// has them there.
+// DefaultNetNSDir is where network namespaces are pinned if netns_dir is empty:
+// /var/run/netns, where ip netns and the agents of CNI plugins look for them. A
+// daemon with another state directory, of which there may be several, keeps
+// them in there.
 func DefaultNetNSDir(state string) string {
 	if filepath.Clean(state) == Default().State {
 		return "/var/run/netns"
@@ -138,7 +140,7 @@ func DefaultNetNSDir(state string) string {
 	return filepath.Join(state, "netns")
 }
 
-// sources lists the files that make up the configuration, in order.
+// sources lists the configuration files in the order in which they apply.
 func sources(path string) ([]string, error) {
 	dropIns, err := filepath.Glob(filepath.Join(filepath.Dir(path), "config.d", "*.toml"))
 	if err != nil {
@@ -148,7 +150,7 @@ func sources(path string) ([]string, error) {
 	return append([]string{path}, dropIns...), nil
 }
 
-// merge applies the keys that a file sets.
+// merge applies the keys set in a file.
 func (c *Config) merge(name string, data []byte) error {
 	d := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
 	err := d.Decode(c)
@@ -167,7 +169,7 @@ func (c *Config) merge(name string, data []byte) error {
 	return nil
 }
 
-// unknownKeys makes an error of all the keys that do not exist.
+// unknownKeys returns an error that names all unknown keys.
 func unknownKeys(name string, e *toml.StrictMissingError) error {
 	var errs []error
 	for i := range e.Errors {
@@ -191,7 +193,7 @@ func Keys() []string {
 	return out
 }
 
-// suggest returns the key that is most like the given one, "" if none is.
+// suggest returns the key closest to the given one, "" if none is close.
 func suggest(key string) string {
 	best, distance := "", max(2, len(key)/3)+1
 	for _, k := range Keys() {
@@ -202,7 +204,7 @@ func suggest(key string) string {
 	return best
 }
 
-// editDistance counts the letters to insert, remove or replace to get from a to b.
+// editDistance is the Levenshtein distance between a and b.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -1,5 +1,6 @@
-// Package node answers questions about the host's file system and devices
-// that a container's configuration raises.
+// Package node looks up what a container's configuration refers to on the host:
+// paths, mounts, devices and AppArmor profiles. It implements the Node
+// interface of package spec.
 package node
 
 import (
@@ -18,16 +19,17 @@ import (
 // Node is the machine that the daemon runs on.
 type Node struct{}
 
-// Resolve returns the host path with all links followed; see spec.Node.
+// Resolve returns the host path with all symbolic links resolved; see
+// spec.Node.
 func (Node) Resolve(path string, create bool) (string, error) {
 	_, err := os.Stat(path)
 	if create && errors.Is(err, os.ErrNotExist) {
 		if err = os.MkdirAll(path, 0o755); err != nil {
-			return "", fmt.Errorf("make missing host path: %w", err)
+			return "", fmt.Errorf("create missing host path: %w", err)
 		}
 	}
 	if err != nil {
-		return "", err // the kernel's, which can be told from others
+		return "", err // unwrapped, so that the caller can tell the kernel's errors apart
 	}
 	return filepath.EvalSymlinks(path)
 }
@@ -35,7 +37,7 @@ func (Node) Resolve(path string, create bool) (string, error) {
 // Mounts returns the host's mount table.
 func (Node) Mounts() ([]*mountinfo.Info, error) { return mountinfo.GetMounts(nil) }
 
-// AppArmorLoaded tells whether the kernel has a profile of this name.
+// AppArmorLoaded reports whether the kernel has a profile of this name.
 func (Node) AppArmorLoaded(name string) (bool, error) {
 	data, err := os.ReadFile("/sys/kernel/security/apparmor/profiles")
 	if err != nil {
@@ -50,7 +52,8 @@ func (Node) AppArmorLoaded(name string) (bool, error) {
 }
 
 // Devices returns the device node at path, or those beneath it if it is a
-// directory. What the container has anyway, such as terminals, is left out there.
+// directory. In a directory, what every container has anyway, such as
+// terminals, is left out.
 func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -74,7 +77,7 @@ func (Node) Devices(path string) ([]specs.LinuxDevice, error) {
 	var out []specs.LinuxDevice
 	err = filepath.WalkDir(real, func(p string, e fs.DirEntry, err error) error {
 		if errors.Is(err, os.ErrNotExist) && p != real {
-			return nil // went away meanwhile
+			return nil // removed meanwhile
 		}
 		if err != nil {
 			return err

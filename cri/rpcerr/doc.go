@@ -1,9 +1,8 @@
-// Package rpcerr is where errors become gRPC status codes, and where calls are
-// logged.
+// Package rpcerr maps errors to gRPC status codes, and logs calls.
 //
 // No other package knows the codes: the packages below return errors that wrap
-// their sentinels, and a [Mapper] finds the code in one table. An error that
-// the table does not know is [Internal], never Unknown: kubelet takes Unknown
-// from PullImage, and only from there, as the mark of a message that begins
-// with one of its own tokens, see [Mapper.Status].
+// their sentinels, and a [Mapper] finds the code in one table, which is package
+// [crisp/cri/rpcerr/table]. An error that the table does not cover is Internal,
+// never Unknown: for kubelet, Unknown from PullImage announces a message that
+// begins with one of its own tokens, see [Mapper.Status].
 package rpcerr

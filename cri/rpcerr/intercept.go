@@ -17,14 +17,14 @@ import (
 
 // Levels of verbosity at which calls are logged.
 const (
-	levelChange klog.Level = 2 // calls that change something
-	levelRead   klog.Level = 5 // calls that kubelet repeats every second
+	levelChange klog.Level = 2 // calls that change state
+	levelRead   klog.Level = 5 // read-only calls, which kubelet repeats every second
 )
 
-// Unary returns the interceptor of calls with one answer: it gives errors
-// their codes, turns a panic into an error and logs the call. Requests are
-// never logged whole, they carry registry credentials and environments; what is
-// logged of one is the id it names.
+// Unary returns the interceptor of unary calls: it maps errors to codes, turns
+// a panic into an error and logs the call. A request is never logged as a
+// whole, because it may carry registry credentials and environments; only the
+// ID that it names is.
 func (m *Mapper) Unary() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 		c := begin(info.FullMethod, req)
@@ -34,7 +34,7 @@ func (m *Mapper) Unary() grpc.UnaryServerInterceptor {
 	}
 }
 
-// Stream returns the interceptor of calls that answer with a stream.
+// Stream returns the interceptor of streaming calls.
 func (m *Mapper) Stream() grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 		c := begin(info.FullMethod, nil)
@@ -44,7 +44,7 @@ func (m *Mapper) Stream() grpc.StreamServerInterceptor {
 	}
 }
 
-// guard is deferred around a handler: it recovers a panic and maps the error.
+// guard is deferred by a handler: it recovers from a panic and maps the error.
 func (m *Mapper) guard(method string, err *error) {
 	if p := recover(); p != nil {
 		klog.ErrorS(nil, "Call panicked", "method", path.Base(method), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
@@ -54,7 +54,7 @@ func (m *Mapper) guard(method string, err *error) {
 	*err = m.Status(method, *err)
 }
 
-// call is one call under way.
+// call is a call in progress.
 type call struct {
 	method string
 	id     string
@@ -65,7 +65,7 @@ func begin(method string, req any) call {
 	return call{method: path.Base(method), id: identify(req), start: time.Now()}
 }
 
-// identify returns the id or the image that a request names, if any.
+// identify returns the ID or the image that a request names, if any.
 func identify(req any) string {
 	switch r := req.(type) {
 	case interface{ GetContainerId() string }:
@@ -92,7 +92,7 @@ func (c call) end(err error) {
 	}
 }
 
-// isRead tells the calls that change nothing.
+// isRead reports whether a call is read-only.
 func isRead(method string) bool {
 	switch method {
 	case "Version", "Status", "RuntimeConfig", "PodSandboxStatus", "ContainerStatus", "ImageStatus",

@@ -13,68 +13,47 @@ import (
 	"crisp/runtime/untrusted"
 )
 
-// Code is a gRPC status code.
-type Code = codes.Code
-
-// The codes that a table may use, so that it need not import grpc.
-const (
-	Canceled           = codes.Canceled
-	InvalidArgument    = codes.InvalidArgument
-	DeadlineExceeded   = codes.DeadlineExceeded
-	NotFound           = codes.NotFound
-	AlreadyExists      = codes.AlreadyExists
-	PermissionDenied   = codes.PermissionDenied
-	Unauthenticated    = codes.Unauthenticated
-	ResourceExhausted  = codes.ResourceExhausted
-	FailedPrecondition = codes.FailedPrecondition
-	Aborted            = codes.Aborted
-	OutOfRange         = codes.OutOfRange
-	Unimplemented      = codes.Unimplemented
-	Internal           = codes.Internal
-	Unavailable        = codes.Unavailable
-	DataLoss           = codes.DataLoss
-)
-
-// Rule says that errors which wrap Err have a code.
+// Rule gives errors that wrap Err a code.
 type Rule struct {
 	Err  error
-	Code Code
-	// Token begins the message of such an error from PullImage, for kubelet
-	// to recognise, and makes its code Unknown there.
+	Code codes.Code
+	// Token, if not nil, is put in front of the message of such an error from
+	// PullImage, for kubelet to recognise, and makes its code Unknown there.
 	Token error
-	// Begins has Err's own text begin the message of every such error.
+	// Begins puts Err's own text in front of the message of every such error.
 	Begins bool
 }
 
-// Mapper finds the codes of errors.
+// Mapper maps errors to codes.
 type Mapper struct {
 	rules []Rule
 }
 
-// New returns a mapper over a table, in which the first rule that fits counts.
-// Context errors and the limits of the machine need no rules. That it lacks
-// memory or descriptors comes before the table's, since it makes anything fail,
-// a registry seem away, for instance; the others come after them.
+// New returns a mapper for a table, of which the first matching rule applies.
+// Context errors and errors of the kernel need no rules. Shortage of memory or
+// descriptors is checked before the table, because it makes anything fail and
+// may look like an unreachable registry, for instance; the others are checked
+// after it.
 func New(table []Rule) *Mapper {
 	return &Mapper{rules: slices.Concat(
 		[]Rule{
-			{Err: syscall.ENOMEM, Code: ResourceExhausted},
-			{Err: syscall.ENOBUFS, Code: ResourceExhausted},
-			{Err: syscall.EMFILE, Code: ResourceExhausted},
-			{Err: syscall.ENFILE, Code: ResourceExhausted},
+			{Err: syscall.ENOMEM, Code: codes.ResourceExhausted},
+			{Err: syscall.ENOBUFS, Code: codes.ResourceExhausted},
+			{Err: syscall.EMFILE, Code: codes.ResourceExhausted},
+			{Err: syscall.ENFILE, Code: codes.ResourceExhausted},
 		},
 		table,
 		[]Rule{
-			{Err: context.DeadlineExceeded, Code: DeadlineExceeded},
-			{Err: context.Canceled, Code: Canceled},
-			{Err: syscall.ENOSPC, Code: ResourceExhausted},
-			{Err: syscall.EDQUOT, Code: ResourceExhausted},
-			{Err: syscall.EAGAIN, Code: ResourceExhausted}, // no more processes
-			{Err: syscall.EROFS, Code: FailedPrecondition},
-			// Of paths, which a request names or which lie below one of those.
-			{Err: syscall.ENAMETOOLONG, Code: InvalidArgument},
-			{Err: syscall.ENOTDIR, Code: FailedPrecondition},
-			{Err: syscall.ELOOP, Code: FailedPrecondition},
+			{Err: context.DeadlineExceeded, Code: codes.DeadlineExceeded},
+			{Err: context.Canceled, Code: codes.Canceled},
+			{Err: syscall.ENOSPC, Code: codes.ResourceExhausted},
+			{Err: syscall.EDQUOT, Code: codes.ResourceExhausted},
+			{Err: syscall.EAGAIN, Code: codes.ResourceExhausted}, // process limit reached
+			{Err: syscall.EROFS, Code: codes.FailedPrecondition},
+			// Errors of paths that a request names, or that lie below one of those.
+			{Err: syscall.ENAMETOOLONG, Code: codes.InvalidArgument},
+			{Err: syscall.ENOTDIR, Code: codes.FailedPrecondition},
+			{Err: syscall.ELOOP, Code: codes.FailedPrecondition},
 		})}
 }
 
@@ -93,12 +72,12 @@ func (m *Mapper) rule(err error) (Rule, bool) {
 	return Rule{}, false
 }
 
-// Status returns the error that a call answers with, nil for nil. An error
-// that is a gRPC status already stays what it is.
+// Status returns the error that a call returns to its client, nil for nil. An
+// error that is already a gRPC status keeps its code.
 //
-// For PullImage kubelet compares the beginning of the message with its tokens,
-// which it finds only behind code Unknown; so that is the code of an error
-// whose rule has a token.
+// kubelet compares the beginning of PullImage's error messages with its tokens,
+// but only if the code is Unknown; so that is the code of an error whose rule
+// has a token.
 func (m *Mapper) Status(method string, err error) error {
 	if err == nil {
 		return nil
@@ -110,7 +89,7 @@ func (m *Mapper) Status(method string, err error) error {
 	rule, ok := m.rule(err)
 	switch {
 	case !ok:
-		return status.Error(Internal, message(err.Error()))
+		return status.Error(codes.Internal, message(err.Error()))
 	case rule.Token != nil && isPull(method):
 		return status.Error(codes.Unknown, message(withToken(rule.Token, err)))
 	}
@@ -121,18 +100,18 @@ func (m *Mapper) Status(method string, err error) error {
 	return status.Error(rule.Code, message(err.Error()))
 }
 
-// maxText is how long the text of an error may be: it travels in a header.
+// maxText bounds the text of an error, which is sent in a header.
 const maxText = 16 << 10
 
-// message is the text of an error as clients get it. It may quote a plugin, a
-// registry or a file's name, and is shown on terminals.
+// message returns the text of an error for clients. It may quote a plugin, a
+// registry or a file name, and is shown on terminals.
 func message(text string) string { return untrusted.Of(text).Message(maxText) }
 
-// fromStatus keeps a status, but for Unknown, which stands for a code that
+// fromStatus keeps a status, except Unknown, which means that somewhere a code
 // was forgotten.
 func fromStatus(s *status.Status) error {
 	if s.Code() == codes.Unknown {
-		return status.Error(Internal, message(s.Message()))
+		return status.Error(codes.Internal, message(s.Message()))
 	}
 	return s.Err()
 }

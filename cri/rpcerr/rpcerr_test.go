@@ -32,9 +32,9 @@ const (
 
 func testMapper() *Mapper {
 	return New([]Rule{
-		{Err: errSpecial, Code: AlreadyExists},
-		{Err: errNotFound, Code: NotFound},
-		{Err: errUnavailable, Code: Unavailable, Token: crierrors.ErrRegistryUnavailable},
+		{Err: errSpecial, Code: codes.AlreadyExists},
+		{Err: errNotFound, Code: codes.NotFound},
+		{Err: errUnavailable, Code: codes.Unavailable, Token: crierrors.ErrRegistryUnavailable},
 	})
 }
 
@@ -43,34 +43,34 @@ func TestStatus(t *testing.T) {
 	for _, tt := range []struct {
 		name, method string
 		err          error
-		code         Code
+		code         codes.Code
 		message      string
 	}{
-		{"rule", statusCall, fmt.Errorf("container x: %w", errNotFound), NotFound, "container x: not found"},
-		{"first rule counts", statusCall, errSpecial, AlreadyExists, "special: not found"},
-		{"joined", statusCall, errors.Join(io.EOF, errNotFound), NotFound, "EOF\nnot found"},
-		{"unmapped", statusCall, io.ErrUnexpectedEOF, Internal, "unexpected EOF"},
-		{"deadline", statusCall, fmt.Errorf("exec: %w", context.DeadlineExceeded), DeadlineExceeded, "exec: context deadline exceeded"},
-		{"canceled", statusCall, context.Canceled, Canceled, "context canceled"},
-		{"rule beats context", statusCall, fmt.Errorf("%w: %w", errNotFound, context.Canceled), NotFound, "not found: context canceled"},
-		{"disk read-only", statusCall, &os.PathError{Op: "open", Path: "/x", Err: syscall.EROFS}, FailedPrecondition, "open /x: read-only file system"},
-		{"disk full", statusCall, &os.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, ResourceExhausted, "write /x: no space left on device"},
-		{"too many files", statusCall, fmt.Errorf("pipe: %w", syscall.EMFILE), ResourceExhausted, "pipe: too many open files"},
-		{"too many processes", statusCall, fmt.Errorf("clone: %w", syscall.EAGAIN), ResourceExhausted, "clone: resource temporarily unavailable"},
-		{"name too long", statusCall, &os.PathError{Op: "mkdir", Path: "/x", Err: syscall.ENAMETOOLONG}, InvalidArgument, "mkdir /x: file name too long"},
-		{"file in a path", statusCall, &os.PathError{Op: "mkdir", Path: "/x/y", Err: syscall.ENOTDIR}, FailedPrecondition, "mkdir /x/y: not a directory"},
-		{"links in a circle", statusCall, &os.PathError{Op: "open", Path: "/x", Err: syscall.ELOOP}, FailedPrecondition, "open /x: too many levels of symbolic links"},
-		{"read-only disk", statusCall, fmt.Errorf("write: %w", syscall.EROFS), FailedPrecondition, "write: read-only file system"},
-		{"no memory to ask a registry", pull, fmt.Errorf("%w: dial: %w", errUnavailable, syscall.ENOMEM), ResourceExhausted, "registry unavailable: dial: cannot allocate memory"},
-		{"no descriptor for a file that is asked for", statusCall, fmt.Errorf("%w: %w", errNotFound, syscall.EMFILE), ResourceExhausted, "not found: too many open files"},
-		{"token elsewhere", statusCall, errUnavailable, Unavailable, "registry unavailable"},
+		{"rule", statusCall, fmt.Errorf("container x: %w", errNotFound), codes.NotFound, "container x: not found"},
+		{"first rule counts", statusCall, errSpecial, codes.AlreadyExists, "special: not found"},
+		{"joined", statusCall, errors.Join(io.EOF, errNotFound), codes.NotFound, "EOF\nnot found"},
+		{"unmapped", statusCall, io.ErrUnexpectedEOF, codes.Internal, "unexpected EOF"},
+		{"deadline", statusCall, fmt.Errorf("exec: %w", context.DeadlineExceeded), codes.DeadlineExceeded, "exec: context deadline exceeded"},
+		{"canceled", statusCall, context.Canceled, codes.Canceled, "context canceled"},
+		{"rule beats context", statusCall, fmt.Errorf("%w: %w", errNotFound, context.Canceled), codes.NotFound, "not found: context canceled"},
+		{"disk read-only", statusCall, &os.PathError{Op: "open", Path: "/x", Err: syscall.EROFS}, codes.FailedPrecondition, "open /x: read-only file system"},
+		{"disk full", statusCall, &os.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, codes.ResourceExhausted, "write /x: no space left on device"},
+		{"too many files", statusCall, fmt.Errorf("pipe: %w", syscall.EMFILE), codes.ResourceExhausted, "pipe: too many open files"},
+		{"too many processes", statusCall, fmt.Errorf("clone: %w", syscall.EAGAIN), codes.ResourceExhausted, "clone: resource temporarily unavailable"},
+		{"name too long", statusCall, &os.PathError{Op: "mkdir", Path: "/x", Err: syscall.ENAMETOOLONG}, codes.InvalidArgument, "mkdir /x: file name too long"},
+		{"file in a path", statusCall, &os.PathError{Op: "mkdir", Path: "/x/y", Err: syscall.ENOTDIR}, codes.FailedPrecondition, "mkdir /x/y: not a directory"},
+		{"links in a circle", statusCall, &os.PathError{Op: "open", Path: "/x", Err: syscall.ELOOP}, codes.FailedPrecondition, "open /x: too many levels of symbolic links"},
+		{"read-only disk", statusCall, fmt.Errorf("write: %w", syscall.EROFS), codes.FailedPrecondition, "write: read-only file system"},
+		{"no memory to ask a registry", pull, fmt.Errorf("%w: dial: %w", errUnavailable, syscall.ENOMEM), codes.ResourceExhausted, "registry unavailable: dial: cannot allocate memory"},
+		{"no descriptor for a file that is asked for", statusCall, fmt.Errorf("%w: %w", errNotFound, syscall.EMFILE), codes.ResourceExhausted, "not found: too many open files"},
+		{"token elsewhere", statusCall, errUnavailable, codes.Unavailable, "registry unavailable"},
 		{"token", pull, fmt.Errorf("pull x: %w", errUnavailable), codes.Unknown, "RegistryUnavailable: pull x: registry unavailable"},
 		{"token is there", pull, fmt.Errorf("%w: %w", crierrors.ErrRegistryUnavailable, errUnavailable), codes.Unknown, "RegistryUnavailable: registry unavailable"},
-		{"pull without token", pull, errNotFound, NotFound, "not found"},
-		{"pull unmapped", pull, io.EOF, Internal, "EOF"},
-		{"status", statusCall, status.Error(codes.Unimplemented, "no"), Unimplemented, "no"},
-		{"wrapped status", statusCall, fmt.Errorf("x: %w", status.Error(codes.Aborted, "no")), Aborted, "x: rpc error: code = Aborted desc = no"},
-		{"unknown status", statusCall, status.Error(codes.Unknown, "no"), Internal, "no"},
+		{"pull without token", pull, errNotFound, codes.NotFound, "not found"},
+		{"pull unmapped", pull, io.EOF, codes.Internal, "EOF"},
+		{"status", statusCall, status.Error(codes.Unimplemented, "no"), codes.Unimplemented, "no"},
+		{"wrapped status", statusCall, fmt.Errorf("x: %w", status.Error(codes.Aborted, "no")), codes.Aborted, "x: rpc error: code = Aborted desc = no"},
+		{"unknown status", statusCall, status.Error(codes.Unknown, "no"), codes.Internal, "no"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s, ok := status.FromError(m.Status(tt.method, tt.err))
@@ -99,7 +99,7 @@ func TestKubeletFindsToken(t *testing.T) {
 
 // TestBegins has kubelet find what it looks for at the beginning of a message.
 func TestBegins(t *testing.T) {
-	m := New([]Rule{{Err: errNotFound, Code: FailedPrecondition, Begins: true}})
+	m := New([]Rule{{Err: errNotFound, Code: codes.FailedPrecondition, Begins: true}})
 	for text, err := range map[string]error{
 		"%s: create: %s: at /x": fmt.Errorf("create: %w: at /x", errNotFound),
 		"%s: at /x":             fmt.Errorf("%w: at /x", errNotFound),
@@ -113,10 +113,10 @@ func TestBegins(t *testing.T) {
 
 func TestNewCopiesTheTable(t *testing.T) {
 	table := make([]Rule, 1, 8)
-	table[0] = Rule{Err: errNotFound, Code: NotFound}
+	table[0] = Rule{Err: errNotFound, Code: codes.NotFound}
 	m := New(table)
-	table[0].Code = Aborted
-	if code := status.Code(m.Status(statusCall, errNotFound)); code != NotFound {
+	table[0].Code = codes.Aborted
+	if code := status.Code(m.Status(statusCall, errNotFound)); code != codes.NotFound {
 		t.Errorf("code %v changed with the caller's table", code)
 	}
 	if table[:2][1].Err != nil {
@@ -158,7 +158,7 @@ func TestUnary(t *testing.T) {
 		t.Errorf("answer %v, %v", answer, err)
 	}
 	_, err = unary(m, statusCall, nil, func(context.Context, any) (any, error) { return nil, errNotFound })
-	if status.Code(err) != NotFound {
+	if status.Code(err) != codes.NotFound {
 		t.Errorf("err = %v", err)
 	}
 }
@@ -167,11 +167,11 @@ func TestPanicIsInternal(t *testing.T) {
 	m := testMapper()
 	log := captureLog(t, func() {
 		_, err := unary(m, statusCall, nil, func(context.Context, any) (any, error) { panic("boom") })
-		if status.Code(err) != Internal || !strings.Contains(err.Error(), "boom") {
+		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "boom") {
 			t.Errorf("err = %v", err)
 		}
 		err = m.Stream()(nil, nil, &grpc.StreamServerInfo{FullMethod: "/x/GetContainerEvents"}, func(any, grpc.ServerStream) error { panic(io.EOF) })
-		if status.Code(err) != Internal || !strings.Contains(err.Error(), "EOF") {
+		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "EOF") {
 			t.Errorf("err = %v", err)
 		}
 	})
@@ -224,7 +224,7 @@ func TestStream(t *testing.T) {
 	m := testMapper()
 	info := &grpc.StreamServerInfo{FullMethod: "/runtime.v1.RuntimeService/StreamContainers"}
 	err := m.Stream()(nil, nil, info, func(any, grpc.ServerStream) error { return errNotFound })
-	if status.Code(err) != NotFound {
+	if status.Code(err) != codes.NotFound {
 		t.Errorf("err = %v", err)
 	}
 	if err := m.Stream()(nil, nil, info, func(any, grpc.ServerStream) error { return nil }); err != nil {

@@ -8,39 +8,39 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// What execve(2) takes, in bytes. A container with more could be created, and
-// would fail to start with "argument list too long".
+// The limits of execve(2), in bytes. A container beyond them could be created,
+// but would fail to start with "argument list too long".
 const (
-	// maxString is the kernel's MAX_ARG_STRLEN for pages of 4 KiB: of one
-	// argument or variable, its NUL included.
+	// maxString is the kernel's MAX_ARG_STRLEN for pages of 4 KiB: the limit for
+	// one argument or variable, including its NUL.
 	maxString = 128 << 10
-	// maxArguments is three quarters of the kernel's _STK_LIM: of all strings
-	// and the pointers to them. A quarter of the stack's limit bounds them, too,
-	// but never to less than minArguments.
+	// maxArguments is three quarters of the kernel's _STK_LIM: the limit for all
+	// strings and the pointers to them. A quarter of the stack limit bounds them,
+	// too, but never below minArguments.
 	maxArguments = 6 << 20
 	minArguments = 128 << 10
 	pointer      = 8
-	// nameReserve is for the name of the program, which counts, and that of
-	// its interpreter with an argument.
+	// nameReserve is for the name of the program, which counts as well, and for
+	// that of its interpreter with an argument.
 	nameReserve = 8 << 10
 
 	rlimitStack = "RLIMIT_STACK"
 )
 
-// What takes memory here and in the runtime.
+// Bounds on memory, here and in the runtime.
 const (
-	// maxStrings bounds the arguments and variables that are looked at.
+	// maxStrings bounds the number of arguments and variables.
 	maxStrings = 128 << 10
-	// maxDirectories and maxSearch bound the directories of PATH in which a program is
-	// looked for, and these times what is handed to the program, in bytes:
-	// each try has all of it.
+	// maxDirectories bounds the directories of PATH in which a program is
+	// searched; maxSearch bounds that number times the bytes handed to the
+	// program, because each attempt has its own copy of them.
 	maxDirectories = 1024
 	maxSearch      = 24 << 20
 )
 
-// CheckArguments refuses a process that the kernel would not execute for the
-// form or the size of its arguments and environment. The process's own stack limit counts,
-// if it has one, else that of the host.
+// CheckArguments rejects a process that the kernel would not execute because of
+// the form or the size of its arguments and environment. The stack limit is the
+// process's own, if it has one, or else the host's.
 func CheckArguments(p *specs.Process, h Host) error {
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return invalid("no command: the name of the program is empty")
@@ -62,7 +62,7 @@ func CheckArguments(p *specs.Process, h Host) error {
 	for what, list := range map[string][]string{"argument": p.Args, "environment variable": p.Env} {
 		for _, s := range list {
 			if len(s)+1 > maxString {
-				return invalid("%s %q... of %d bytes, the kernel takes at most %d", what, s[:32], len(s), maxString-1)
+				return invalid("%s %q... of %d bytes, the kernel accepts at most %d", what, s[:32], len(s), maxString-1)
 			}
 			if strings.ContainsRune(s, 0) {
 				return invalid("NUL byte in %s %q", what, shorten(s))
@@ -72,13 +72,13 @@ func CheckArguments(p *specs.Process, h Host) error {
 	}
 
 	if size > limit {
-		return invalid("arguments and environment take %d bytes, with %d strings, the kernel takes at most %d with this stack limit",
+		return invalid("arguments and environment take %d bytes, with %d strings, the kernel accepts at most %d with this stack limit",
 			size, len(p.Args)+len(p.Env), limit)
 	}
 	return checkSearch(p, size)
 }
 
-// checkSearch bounds what it takes to look for a program in PATH.
+// checkSearch bounds the cost of the search for a program in PATH.
 func checkSearch(p *specs.Process, size uint64) error {
 	if len(p.Args) == 0 || strings.Contains(p.Args[0], "/") {
 		return nil
@@ -93,9 +93,9 @@ func checkSearch(p *specs.Process, size uint64) error {
 
 	switch {
 	case directories > maxDirectories:
-		return invalid("PATH of %d directories to look for %q, at most %d are allowed: give the path of the program", directories, shorten(p.Args[0]), maxDirectories)
+		return invalid("PATH has %d directories to search for %q, at most %d are allowed: give the path of the program", directories, shorten(p.Args[0]), maxDirectories)
 	case directories*size > maxSearch:
-		return invalid("PATH of %d directories to look for %q with %d bytes of arguments and environment: give the path of the program", directories, shorten(p.Args[0]), size)
+		return invalid("PATH has too many (%d) directories to search for %q with %d bytes of arguments and environment: give the path of the program", directories, shorten(p.Args[0]), size)
 	}
 
 	return nil
@@ -109,7 +109,7 @@ func shorten(s string) string {
 	return s
 }
 
-// checkCounts bounds what is merged.
+// checkCounts bounds the number of strings before they are merged.
 func (b *builder) checkCounts() error {
 	args := max(len(b.Config.GetCommand())+len(b.Config.GetArgs()), len(b.Image.Entrypoint)+len(b.Image.Cmd))
 	if n := args + len(b.Image.Env) + len(b.Config.GetEnvs()); n > maxStrings {
@@ -122,11 +122,11 @@ func (b *builder) checkCounts() error {
 // take for a container of an image with the given configuration.
 func Cost(cfg *runtimeapi.ContainerConfig, image ocispec.ImageConfig) int64 {
 	const (
-		// A string is there as it came, with its name, in the spec, and encoded,
+		// A string exists in the request, with its name, in the spec, and encoded,
 		// where a byte may take six.
 		copies = 10
 		header = 64
-		// base is for a line of the users' file and the rest of the spec.
+		// base is for a line of /etc/passwd and the rest of the spec.
 		base = 2 << 20
 	)
 

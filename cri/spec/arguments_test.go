@@ -31,7 +31,7 @@ func argumentRefusals() []refusal {
 		{"long argument", func(in *Input) { in.Config.Args = []string{strings.Repeat("x", maxString)} }, ErrInvalid, "131072 bytes"},
 		{"long variable of the configuration", func(in *Input) {
 			in.Config.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte(strings.Repeat("x", maxString))}}
-		}, ErrInvalid, "the kernel takes at most 131071"},
+		}, ErrInvalid, "the kernel accepts at most 131071"},
 		{"environment beyond what the kernel takes at all", func(in *Input) {
 			in.Image.Env = variables(60, 110_000)
 		}, ErrInvalid, "with this stack limit"},

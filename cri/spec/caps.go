@@ -7,8 +7,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// DefaultCapabilities returns the capabilities of a container that asks for
-// none: the set that Docker made customary, so that images behave alike.
+// DefaultCapabilities returns the capabilities of a container that requests
+// none: Docker's set, which images have come to rely on.
 func DefaultCapabilities() []string {
 	return []string{
 		"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
@@ -31,7 +31,7 @@ func allCapabilities() []string {
 
 const all = "ALL"
 
-// CapabilityName returns the canonical name of a capability given with or
+// CapabilityName returns the canonical name of a capability, which may be given
 // without CAP_ and in any case.
 func CapabilityName(s string) (string, error) {
 	name := strings.ToUpper(s)
@@ -44,7 +44,7 @@ func CapabilityName(s string) (string, error) {
 	return name, nil
 }
 
-// capabilityList is a list from the configuration, in which ALL may stand.
+// capabilityList is a list from the configuration, which may contain ALL.
 type capabilityList struct {
 	all   bool
 	names []string
@@ -66,8 +66,8 @@ func parseCapabilities(in []string) (capabilityList, error) {
 	return l, nil
 }
 
-// available are the capabilities that a process of this container can have. In
-// a new user namespace they are all there, whatever the daemon lacks.
+// available returns the capabilities that a process of this container can have:
+// in a new user namespace all of them, whatever the daemon lacks.
 func (b *builder) available() []string {
 	if b.userns != nil {
 		return b.Host.KnownCapabilities
@@ -75,9 +75,9 @@ func (b *builder) available() []string {
 	return b.Host.Capabilities
 }
 
-// capabilities works out the five sets. "ALL" sets where a list begins, so that
-// "add ALL, drop X" and "drop ALL, add X" mean what they say; a capability both
-// added and dropped by name is dropped.
+// capabilities computes the five sets. "ALL" in a list applies first, so that
+// "add ALL, drop X" and "drop ALL, add X" mean what they say; a capability that
+// is both added and dropped by name is dropped.
 func (b *builder) capabilities() error {
 	add, err := parseCapabilities(b.sc.GetCapabilities().GetAddCapabilities())
 	if err != nil {
@@ -115,15 +115,15 @@ func (b *builder) capabilities() error {
 		set, kept = without(set, drop.names), without(kept, drop.names)
 	}
 
-	// The kernel keeps a capability ambient only while it is inheritable too;
-	// otherwise the inheritable set stays empty.
+	// The kernel keeps a capability ambient only while it is inheritable, too.
+	// Apart from those the inheritable set stays empty (CVE-2022-24769).
 	b.out.Spec.Process.Capabilities = &specs.LinuxCapabilities{
 		Bounding: set, Permitted: set, Effective: set, Inheritable: kept, Ambient: kept,
 	}
 	return nil
 }
 
-// limit returns the capabilities of a list that can be had, sorted.
+// limit returns those capabilities of a list that are available, sorted.
 func (b *builder) limit(names []string) []string {
 	out := []string{}
 	for _, n := range slices.Compact(slices.Sorted(slices.Values(names))) {

@@ -13,11 +13,11 @@ import (
 	"crisp/cri/spec/cdi"
 )
 
-// allAccess is the right to make a device node, to read it and to write it.
+// allAccess permits to create a device node, to read it and to write it.
 const allAccess = "rwm"
 
-// devices lists the container's devices beyond those that every container has,
-// and the rules of the device controller.
+// devices sets the devices in addition to those that every container has, and
+// the rules of the device controller.
 func (b *builder) devices() error {
 	rules := DeviceRules()
 	var nodes []specs.LinuxDevice
@@ -62,7 +62,7 @@ func (b *builder) devices() error {
 	return nil
 }
 
-// cdi adds what the container asks for by the Container Device Interface.
+// cdi adds the CDI devices that the container requests.
 func (b *builder) cdi() error {
 	names, err := cdi.Names(b.Config)
 	switch {
@@ -81,7 +81,7 @@ func (b *builder) cdi() error {
 	return nil
 }
 
-// noteDevice remembers a device that goes by another path on the host.
+// noteDevice records a device whose path on the host differs.
 func (r *Result) noteDevice(target, source string) {
 	if target == source {
 		return
@@ -92,7 +92,8 @@ func (r *Result) noteDevice(target, source string) {
 	r.Nodes[target] = source
 }
 
-// own gives a configured device to the container's user, if the node is set up so.
+// own makes the container's user the owner of a configured device, if the
+// node's configuration says so.
 func (b *builder) own(d *specs.LinuxDevice) {
 	if !b.Defaults.DeviceOwnership {
 		return
@@ -128,8 +129,9 @@ func deviceRule(d specs.LinuxDevice, access string) specs.LinuxDeviceCgroup {
 	return specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: access}
 }
 
-// DeviceRules deny everything but making device nodes, which grants no access,
-// and the devices of every container. The first is the one that denies.
+// DeviceRules returns the rules of a container without devices of its own: the
+// first denies everything, the others allow mknod, which alone gives no access,
+// and the devices that every container has.
 func DeviceRules() []specs.LinuxDeviceCgroup {
 	const wildcard = -1
 	rule := func(kind string, major, minor int64, access string) specs.LinuxDeviceCgroup {

@@ -8,14 +8,15 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// stored is a spec on disk. JSON knows no bytes: an environment that is not
-// UTF-8, which the CRI allows, is kept beside the spec.
+// stored is a spec on disk. JSON strings cannot hold arbitrary bytes, so an
+// environment that is not UTF-8, which the CRI allows, is stored next to the
+// spec.
 type stored struct {
 	*specs.Spec
 	RawEnv [][]byte `json:"rawEnv,omitempty"`
 }
 
-// Encode returns a spec as JSON from which [Decode] restores every byte.
+// Encode returns a spec as JSON, from which [Decode] restores it byte by byte.
 func Encode(s *specs.Spec) ([]byte, error) {
 	out := stored{Spec: s}
 	if s.Process != nil {

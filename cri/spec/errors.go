@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// Sentinels for configurations that cannot be turned into a container.
+// Errors about configurations that cannot be turned into a container.
 var (
 	// ErrInvalid means that a CRI configuration, or the part of the image
 	// configuration it relies on, contradicts itself or the CRI.
 	ErrInvalid = errors.New("invalid configuration")
-	// ErrUnsupported means that a valid configuration asks for something that
-	// this node cannot do.
+	// ErrUnsupported means that a valid configuration requires something that this
+	// node does not support.
 	ErrUnsupported = errors.New("not supported by this node")
 )
 

@@ -12,18 +12,18 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// The names of the files that a pod's containers share.
+// The names of the files that the containers of a pod share.
 const (
 	HostsFile      = "hosts"
 	HostnameFile   = "hostname"
 	ResolvConfFile = "resolv.conf"
 )
 
-// SharedFileNames returns the names of the files that [SharedFiles] makes.
+// SharedFileNames returns the names of the files of [SharedFiles].
 func SharedFileNames() []string { return []string{HostsFile, HostnameFile, ResolvConfFile} }
 
-// SharedFiles returns the content of the files that a pod's containers share,
-// reading the node's own where a pod gets a copy.
+// SharedFiles returns the content of the files that the containers of a pod
+// share, by name. Where a pod gets a copy of the node's file, that is read.
 func SharedFiles(cfg *runtimeapi.PodSandboxConfig) (map[string][]byte, error) {
 	hosts, err := readOptional("/etc/hosts")
 	if err != nil {
@@ -54,7 +54,7 @@ func readOptional(file string) ([]byte, error) {
 	return data, err
 }
 
-// Hostname returns the host name that a pod's containers see: a pod with the
+// Hostname returns the host name that a pod's containers see. A pod with the
 // node's network has the node's, whatever its configuration says.
 func Hostname(cfg *runtimeapi.PodSandboxConfig, node string) string {
 	if h := cfg.GetHostname(); h != "" && NamespaceMode(cfg, Network) != runtimeapi.NamespaceMode_NODE {
@@ -64,7 +64,7 @@ func Hostname(cfg *runtimeapi.PodSandboxConfig, node string) string {
 }
 
 // ResolvConf returns a pod's resolver configuration. Without a DNS
-// configuration it is the node's; an empty one makes an empty file.
+// configuration it is the node's; an empty one results in an empty file.
 func ResolvConf(dns *runtimeapi.DNSConfig, host []byte) []byte {
 	if dns == nil {
 		return bytes.Clone(host)
@@ -84,7 +84,7 @@ func ResolvConf(dns *runtimeapi.DNSConfig, host []byte) []byte {
 	return out.Bytes()
 }
 
-// checkDNS refuses what would not stay on its own line of the file.
+// checkDNS rejects values that could add lines to the file.
 func checkDNS(dns *runtimeapi.DNSConfig) error {
 	for _, list := range [][]string{dns.GetServers(), dns.GetSearches(), dns.GetOptions()} {
 		for _, s := range list {

@@ -10,9 +10,9 @@ import (
 	"crisp/runtime/host"
 )
 
-// HostOf returns what this package needs of the facts about the machine. Root
-// is the machine's file system, where two questions about the memory and
-// huge page controllers are looked up.
+// HostOf returns the facts about the machine that this package needs. Root is
+// the machine's file system, from which two features of the memory and hugetlb
+// controllers are read.
 func HostOf(f host.Facts, root fs.FS) Host {
 	h := Host{
 		Capabilities:      f.Capabilities.Names(),
@@ -41,8 +41,8 @@ func HostOf(f host.Facts, root fs.FS) Host {
 	return h
 }
 
-// stackLimit is that of this process, which the keeper shares: the units of
-// both name none.
+// stackLimit returns the stack limit of this process, which is the keeper's,
+// too: neither unit sets one.
 func stackLimit() uint64 {
 	var l unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_STACK, &l) != nil {
@@ -59,8 +59,9 @@ func limitsHugePages(root fs.FS, v2 bool) bool {
 	return err == nil && slices.Contains(strings.Fields(string(controllers)), "hugetlb")
 }
 
-// limitsSwap looks at the root cgroup on v1. That of v2 has no limits; there
-// swap is counted unless the kernel was told not to.
+// limitsSwap looks at the root cgroup on v1. The root cgroup of v2 has no
+// limits; there swap is accounted unless it was turned off on the kernel's
+// command line.
 func limitsSwap(root fs.FS, v2 bool) bool {
 	if !v2 {
 		return exists(root, "sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")

@@ -14,13 +14,13 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 )
 
-// ttyGroup owns the terminals of a container.
+// ttyGroup is the GID that owns the terminals of a container.
 const ttyGroup = 5
 
-// mounts lists the container's mounts, parents before what lies below them as
-// far as their paths tell; at the start the image's links decide.
-// What the configuration mounts replaces a default at the same path; a mount at
-// /dev replaces everything there.
+// mounts sets the container's mounts, ordered by path so that parents come
+// first; when the container starts they are ordered again by where the image's
+// symbolic links lead. A configured mount replaces a default at the same path;
+// a mount at /dev replaces everything below it, too.
 func (b *builder) mounts() error {
 	configured, err := b.configuredMounts()
 	if err != nil {
@@ -46,15 +46,15 @@ func (b *builder) mounts() error {
 		return err
 	}
 
-	// What the configuration mounts lies on top, should a link of the image's
-	// lead one of its volumes to the same place.
+	// Configured mounts come last, so that they end up on top if a symbolic link
+	// of the image makes one of its volumes land in the same place.
 	list = append(volumes, list...)
 	sortMounts(list)
 	b.out.Spec.Mounts = list
 	return nil
 }
 
-// sortMounts puts parents before what lies below them.
+// sortMounts sorts parents before what lies below them.
 func sortMounts(list []specs.Mount) {
 	slices.SortStableFunc(list, func(x, y specs.Mount) int { return depth(x.Destination) - depth(y.Destination) })
 }
@@ -88,7 +88,7 @@ func (b *builder) defaultMounts() []specs.Mount {
 	}
 }
 
-// shm is the pod's shared memory, or the node's.
+// shm returns the mount of the pod's shared memory, or of the node's.
 func (b *builder) shm() specs.Mount {
 	if NamespaceMode(b.Sandbox, IPC) == runtimeapi.NamespaceMode_NODE {
 		return specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "rprivate", "rw"}}
@@ -96,8 +96,8 @@ func (b *builder) shm() specs.Mount {
 	return specs.Mount{Destination: "/dev/shm", Type: "shm", Source: "pod", Options: []string{"nosuid", "noexec", "nodev"}}
 }
 
-// mqueue is bound where the container's user namespace does not own the IPC
-// namespace, which forbids to mount it.
+// mqueue is a bind mount if the container's user namespace does not own the IPC
+// namespace: the kernel then refuses a new mount.
 func (b *builder) mqueue() specs.Mount {
 	if b.userns != nil && NamespaceMode(b.Sandbox, IPC) == runtimeapi.NamespaceMode_NODE {
 		return specs.Mount{Destination: "/dev/mqueue", Type: "bind", Source: "/dev/mqueue", Options: []string{"rbind", "rprivate", "rw"}}
@@ -105,8 +105,9 @@ func (b *builder) mqueue() specs.Mount {
 	return specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}}
 }
 
-// sysfs is bound where the container's user namespace does not own the network
-// namespace. That copy shows the node's, and is read-only all the way down.
+// sysfs is a bind mount if the container's user namespace does not own the
+// network namespace. The copy shows the node's sysfs, and is recursively
+// read-only.
 func (b *builder) sysfs(ro string) specs.Mount {
 	if b.userns != nil && NamespaceMode(b.Sandbox, Network) == runtimeapi.NamespaceMode_NODE {
 		return specs.Mount{
@@ -118,8 +119,9 @@ func (b *builder) sysfs(ro string) specs.Mount {
 }
 
 // cgroup shows the container's own cgroup. The node's whole hierarchy, which
-// only a privileged container sees, is bound and never mounted anew: a new
-// mount of cgroup2 would change the options of the one superblock that all share.
+// only a privileged container sees, is a bind mount, never a new one: mounting
+// cgroup2 again would change the options of the superblock that all its mounts
+// share.
 func (b *builder) cgroup(ro string) specs.Mount {
 	const target = "/sys/fs/cgroup"
 	if !b.ownCgroupNamespace() {
@@ -131,7 +133,7 @@ func (b *builder) cgroup(ro string) specs.Mount {
 	return specs.Mount{Destination: target, Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", ro}}
 }
 
-// sharedFiles mounts the files that the pod's containers have in common.
+// sharedFiles mounts the files that the pod's containers share.
 func (b *builder) sharedFiles() []specs.Mount {
 	rw := "rw"
 	if b.sc.GetReadonlyRootfs() {
@@ -189,9 +191,9 @@ func (b *builder) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return none, invalid("host path %q: %w", m.GetHostPath(), err)
 	} else if errors.Is(err, fs.ErrPermission) {
-		return none, unsupported("host path %q is kept from crisp, by SELinux or the like: %w", m.GetHostPath(), err)
+		return none, unsupported("crisp is denied access to host path %q, by SELinux or the like: %w", m.GetHostPath(), err)
 	} else if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return none, unsupported("host path %q is a link that leads nowhere, or below what is no directory: %w", m.GetHostPath(), err)
+		return none, unsupported("host path %q is a dangling symbolic link, or goes through something other than a directory: %w", m.GetHostPath(), err)
 	} else if err != nil {
 		return none, fmt.Errorf("resolve host path %q: %w", m.GetHostPath(), err)
 	}
@@ -209,7 +211,7 @@ func (b *builder) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	ro := "rw"
 	switch {
 	case m.GetRecursiveReadOnly() && !b.Host.RecursiveReadOnly:
-		return none, fmt.Errorf("%w: %w: the kernel cannot make a tree of mounts read-only", crierrors.ErrRROUnsupported, ErrUnsupported)
+		return none, fmt.Errorf("%w: %w: the kernel does not support recursive read-only mounts", crierrors.ErrRROUnsupported, ErrUnsupported)
 	case m.GetRecursiveReadOnly():
 		ro = "rro"
 	case m.GetReadonly():
@@ -245,14 +247,14 @@ func idMappings(in []*runtimeapi.IDMapping) []specs.LinuxIDMapping {
 	return out
 }
 
-// mountOptions checks the extra options of a mount. Only those that take
-// something away may be asked for.
+// mountOptions checks the extra options of a mount. Only options that restrict
+// it are allowed.
 func mountOptions(m *runtimeapi.Mount) ([]string, error) {
 	known := []string{"noexec", "nodev", "nosuid", "nosymfollow", "noatime", "nodiratime", "relatime", "strictatime"}
 	var out []string
 	for _, o := range m.GetMountOptions() {
 		if !slices.Contains(known, o) {
-			return nil, invalid("mount option %q (known are %s)", o, strings.Join(known, ", "))
+			return nil, invalid("mount option %q (known options: %s)", o, strings.Join(known, ", "))
 		}
 		if !slices.Contains(out, o) {
 			out = append(out, o)

@@ -7,7 +7,7 @@ import (
 	"crisp/runtime/plan"
 )
 
-// Kind is a namespace whose mode a pod's configuration chooses.
+// Kind is a kind of namespace whose mode a pod's configuration chooses.
 type Kind uint8
 
 // The kinds of namespace.
@@ -30,8 +30,8 @@ func NamespaceMode(cfg *runtimeapi.PodSandboxConfig, kind Kind) runtimeapi.Names
 	}
 }
 
-// UserNamespace is the mapping of a pod's user namespace: ids 0 to Size-1 of
-// the pod are HostUID+0, HostGID+0 and up on the node.
+// UserNamespace is the mapping of a pod's user namespace: the pod's IDs 0 to
+// Size-1 are the node's IDs from HostUID and HostGID on.
 type UserNamespace struct {
 	HostUID, HostGID, Size uint32
 }
@@ -54,7 +54,7 @@ func PodUserNamespace(cfg *runtimeapi.PodSandboxConfig) (*UserNamespace, error) 
 	switch o.GetMode() {
 	case runtimeapi.NamespaceMode_NODE:
 		if len(o.GetUids()) != 0 || len(o.GetGids()) != 0 {
-			return nil, invalid("the node's user namespace takes no id mappings")
+			return nil, invalid("id mappings given for the node's user namespace")
 		}
 		return nil, nil
 	case runtimeapi.NamespaceMode_POD:
@@ -95,7 +95,7 @@ func checkMapping(kind string, m *runtimeapi.IDMapping) error {
 	case m.GetLength() == 0:
 		return invalid("%s mapping of length 0", kind)
 	case uint64(m.GetHostId())+uint64(m.GetLength()) > ids, uint64(m.GetContainerId())+uint64(m.GetLength()) > ids:
-		return invalid("%s mapping of length %d goes past the last id", kind, m.GetLength())
+		return invalid("%s mapping of length %d exceeds the range of ids", kind, m.GetLength())
 	}
 	return nil
 }
@@ -119,7 +119,7 @@ func RootIDs(cfg *runtimeapi.PodSandboxConfig) (uid, gid int) {
 }
 
 // NamespaceOptions returns a pod's namespace options for its status, which
-// kubelet compares with what it asked for.
+// kubelet compares with its request.
 func NamespaceOptions(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
 	if o := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions(); o != nil {
 		return o
@@ -127,8 +127,9 @@ func NamespaceOptions(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOpt
 	return &runtimeapi.NamespaceOption{}
 }
 
-// namespaces lists the namespaces of the container. One that is joined carries
-// the name under which the caller holds it; one that is left out is the node's.
+// namespaces sets the namespaces of the container. The path of one that is
+// joined is the name under which the caller holds it; one that is left out is
+// the node's.
 func (b *builder) namespaces() error {
 	join := func(t specs.LinuxNamespaceType, name string) {
 		b.out.Spec.Linux.Namespaces = append(b.out.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: name})
@@ -168,11 +169,11 @@ func (b *builder) namespaces() error {
 	return b.checkUserNamespace()
 }
 
-// ownCgroupNamespace tells whether the container sees its own cgroup as the
-// root. A privileged one sees the node's, for the sake of node agents.
+// ownCgroupNamespace reports whether the container sees its own cgroup as the
+// root. A privileged one sees the node's root, as node agents expect.
 func (b *builder) ownCgroupNamespace() bool { return !b.privileged || b.userns != nil }
 
-// PIDMode returns which PID namespace a container runs in.
+// PIDMode returns the mode of a container's PID namespace.
 func PIDMode(pod *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConfig) (runtimeapi.NamespaceMode, error) {
 	ofPod := NamespaceMode(pod, PID)
 	o := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
@@ -188,11 +189,11 @@ func PIDMode(pod *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConfig) 
 	case mode == runtimeapi.NamespaceMode_POD && ofPod == runtimeapi.NamespaceMode_NODE:
 		return ofPod, nil
 	default:
-		return 0, invalid("container asks for PID namespace %s, its sandbox has %s", mode, ofPod)
+		return 0, invalid("container requests PID namespace %s, its sandbox has %s", mode, ofPod)
 	}
 }
 
-// checkUserNamespace compares the container's wishes with the pod's mapping.
+// checkUserNamespace compares the container's request with the pod's mapping.
 func (b *builder) checkUserNamespace() error {
 	if o := b.sc.GetNamespaceOptions().GetUsernsOptions(); o != nil {
 		own, err := PodUserNamespace(&runtimeapi.PodSandboxConfig{Linux: &runtimeapi.LinuxPodSandboxConfig{
@@ -212,7 +213,7 @@ func (b *builder) checkUserNamespace() error {
 	}
 	for _, id := range append([]uint32{b.User.UID, b.User.GID}, b.User.Groups...) {
 		if id >= b.userns.Size {
-			return invalid("id %d is outside of the pod's user namespace of %d ids", id, b.userns.Size)
+			return invalid("id %d is outside the pod's user namespace of %d ids", id, b.userns.Size)
 		}
 	}
 

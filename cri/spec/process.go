@@ -11,11 +11,12 @@ import (
 const (
 	defaultPath  = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	defaultUmask = 0o022
-	// maxPath is the length of the longest path that the kernel takes.
+	// maxPath is the length of the longest path that the kernel accepts.
 	maxPath = 4095
 )
 
-// process fills in who runs what, where and with which environment.
+// process fills in the process: user, arguments, working directory,
+// environment.
 func (b *builder) process() error {
 	p := b.out.Spec.Process
 	if err := b.checkCounts(); err != nil {
@@ -46,12 +47,12 @@ func (b *builder) process() error {
 	return CheckArguments(p, b.Host)
 }
 
-// args applies the rule that a command replaces both the image's entrypoint
-// and its arguments, and arguments alone only the latter.
+// args applies Kubernetes' rule: a command replaces both the image's entrypoint
+// and its arguments, arguments alone replace only the latter.
 func (b *builder) args() ([]string, error) {
 	command, args := b.Config.GetCommand(), b.Config.GetArgs()
 	if len(command) == 0 {
-		// An entrypoint of one empty word is how Docker's tools take one away.
+		// Docker's tools remove an entrypoint by setting it to one empty word.
 		if e := b.Image.Entrypoint; len(e) != 1 || e[0] != "" {
 			command = e
 		}
@@ -67,8 +68,8 @@ func (b *builder) args() ([]string, error) {
 	return all, nil
 }
 
-// environ merges the environment: defaults, then the image's, then the host
-// name, then the container's, the later of two equal names winning.
+// environ merges the environment: defaults, the image's, the host name, the
+// container's. Of two equal names the later one wins.
 func (b *builder) environ() ([]string, error) {
 	e := environment{at: map[string]int{}}
 	e.set("PATH", defaultPath)
@@ -77,7 +78,7 @@ func (b *builder) environ() ([]string, error) {
 	}
 
 	for _, kv := range b.Image.Env {
-		// An entry without a name means nothing to execve; images do ship them.
+		// Some images have variables without a name, which mean nothing to a program.
 		if name, value, ok := strings.Cut(kv, "="); ok && name != "" {
 			e.set(name, value)
 		}
@@ -99,7 +100,7 @@ func (b *builder) environ() ([]string, error) {
 	return e.list, nil
 }
 
-// environment is an ordered list of variables.
+// environment is an ordered set of variables.
 type environment struct {
 	list []string // name=value
 	at   map[string]int
@@ -112,7 +113,7 @@ func (e *environment) get(name string) string {
 	return ""
 }
 
-// set adds a variable, or changes it in its place.
+// set adds a variable, or changes it in place.
 func (e *environment) set(name, value string) {
 	kv := name + "=" + value
 	if i, ok := e.at[name]; ok {
@@ -123,9 +124,9 @@ func (e *environment) set(name, value string) {
 	e.list = append(e.list, kv)
 }
 
-// workingDir chooses the working directory. Paths through /proc/PID are refused
-// early, though the process checks where it arrived all the same: they lead
-// to directories outside of the container's root.
+// workingDir chooses the working directory. Paths through /proc/PID could lead
+// to directories outside the container's root (CVE-2024-21626) and are rejected
+// early; the started process checks where it arrived all the same.
 func workingDir(configured, image string) (string, error) {
 	dir := configured
 	if dir == "" {
@@ -143,7 +144,7 @@ func workingDir(configured, image string) (string, error) {
 	if rest, ok := strings.CutPrefix(dir, "/proc/"); ok {
 		first, _, _ := strings.Cut(rest, "/")
 		if first == "self" || first == "thread-self" || isDigits(first) {
-			return "", invalid("working directory %q leads through a process", dir)
+			return "", invalid("working directory %q leads through /proc/PID", dir)
 		}
 	}
 

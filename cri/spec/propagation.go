@@ -28,15 +28,15 @@ func (b *builder) propagation(m *runtimeapi.Mount, source string) (string, error
 	return "rslave", nil
 }
 
-// CheckPropagation reports whether the mount that source, a path without
-// symbolic links, lies on takes part in the propagation asked for.
+// CheckPropagation returns an error if the mount on which source lies, a path
+// without symbolic links, does not take part in the requested propagation.
 func CheckPropagation(table []*mountinfo.Info, source string, p runtimeapi.MountPropagation) error {
 	if p == runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 		return nil
 	}
 	mount := mountOf(table, source)
 	if mount == nil {
-		return invalid("host path %q lies on no known mount", source)
+		return invalid("host path %q is not on any known mount", source)
 	}
 
 	var shared, slave bool
@@ -47,16 +47,16 @@ func CheckPropagation(table []*mountinfo.Info, source string, p runtimeapi.Mount
 
 	switch {
 	case p == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL && !shared:
-		return invalid("host path %q lies on mount %s, which is not shared", source, mount.Mountpoint)
+		return invalid("host path %q is on mount %s, which is not shared", source, mount.Mountpoint)
 	case p == runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER && !shared && !slave:
-		return invalid("host path %q lies on mount %s, which is neither shared nor a slave", source, mount.Mountpoint)
+		return invalid("host path %q is on mount %s, which is neither shared nor a slave", source, mount.Mountpoint)
 	}
 
 	return nil
 }
 
-// mountOf returns the mount that a path lies on: the deepest, and of several
-// on top of each other the last.
+// mountOf returns the mount on which a path lies: the deepest one, and of
+// several on top of each other the last.
 func mountOf(table []*mountinfo.Info, source string) *mountinfo.Info {
 	var found *mountinfo.Info
 	for _, m := range table {
@@ -67,7 +67,7 @@ func mountOf(table []*mountinfo.Info, source string) *mountinfo.Info {
 	return found
 }
 
-// within tells whether a clean path is dir or lies below it.
+// within reports whether a clean path is dir or lies below it.
 func within(p, dir string) bool {
 	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
 }

@@ -12,7 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// minCPUQuota is the least quota in µs that the kernel takes.
+// minCPUQuota is the smallest quota in µs that the kernel accepts.
 const minCPUQuota = 1000
 
 // resources sets the cgroup limits and the OOM score.
@@ -27,7 +27,7 @@ func (b *builder) resources() error {
 
 	score := int(r.GetOomScoreAdj())
 	if score < b.Host.OOMScoreAdjMin {
-		b.warn("oom_score_adj cannot be lowered that far by this daemon")
+		b.warn("oom_score_adj is raised to the lowest value that this daemon can set")
 		score = b.Host.OOMScoreAdjMin
 	}
 
@@ -35,8 +35,8 @@ func (b *builder) resources() error {
 	return nil
 }
 
-// Resources converts a container's whole set of limits. What is zero in the
-// CRI is not limited; the device rules are not part of it.
+// Resources converts a container's complete set of limits, without device
+// rules. Zero in the CRI means no limit.
 func Resources(r *runtimeapi.LinuxContainerResources, h Host, d Defaults) (*specs.LinuxResources, error) {
 	if err := checkResources(r, h); err != nil {
 		return nil, err
@@ -58,10 +58,10 @@ func Resources(r *runtimeapi.LinuxContainerResources, h Host, d Defaults) (*spec
 	return out, nil
 }
 
-// maxSet is how long a list of processors or memory nodes may be.
+// maxSet bounds the length of a list of CPUs or memory nodes.
 const maxSet = 4096
 
-// checkSet checks a list of processors or memory nodes, "0-3,8".
+// checkSet checks a list of CPUs or memory nodes, "0-3,8".
 func checkSet(what, list string) error {
 	if list == "" {
 		return nil
@@ -86,8 +86,9 @@ func checkSet(what, list string) error {
 	return nil
 }
 
-// CheckPodResources checks limits as far as that does not depend on the machine:
-// all there is to say of those of a pod as a whole, which kubelet sets itself.
+// CheckPodResources checks limits as far as that does not depend on the
+// machine. The limits of a pod as a whole need no further check: kubelet sets
+// them itself.
 func CheckPodResources(r *runtimeapi.LinuxContainerResources) error {
 	if err := checkSet("cpuset_cpus", r.GetCpusetCpus()); err != nil {
 		return err
@@ -123,7 +124,7 @@ func checkResources(r *runtimeapi.LinuxContainerResources, h Host) error {
 	}
 
 	for _, p := range r.GetHugepageLimits() {
-		// kubelet sends zero limits for all sizes; only a real one is missed.
+		// kubelet sends a zero limit for every size; only other limits matter.
 		if p.GetLimit() > 0 && !slices.Contains(h.HugePageSizes, p.GetPageSize()) {
 			return unsupported("limit of huge pages of %q", p.GetPageSize())
 		}
@@ -152,7 +153,7 @@ func cpuLimits(r *runtimeapi.LinuxContainerResources) *specs.LinuxCPU {
 	return c
 }
 
-// memoryLimits forbids swap unless the configuration allows some.
+// memoryLimits disables swap unless the configuration allows some.
 func memoryLimits(r *runtimeapi.LinuxContainerResources, h Host) *specs.LinuxMemory {
 	m := &specs.LinuxMemory{}
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
@@ -168,8 +169,8 @@ func memoryLimits(r *runtimeapi.LinuxContainerResources, h Host) *specs.LinuxMem
 	return m
 }
 
-// MergeResources returns the limits of a container after an update, in which
-// what is zero stays as it is.
+// MergeResources returns the limits of a container after an update. Zero in the
+// update means unchanged.
 func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	out := &runtimeapi.LinuxContainerResources{}
 	if old != nil {
@@ -207,8 +208,8 @@ func merge[T comparable](to *T, v T) {
 	}
 }
 
-// mergeMemory keeps the swap that a container was granted when only its memory
-// limit changes, and keeps a container without swap without.
+// mergeMemory keeps a container's allowance of swap, which may be none, when
+// only its memory limit changes.
 func mergeMemory(out, update *runtimeapi.LinuxContainerResources) {
 	limit, swap := out.GetMemoryLimitInBytes(), out.GetMemorySwapLimitInBytes()
 	granted := int64(0)
@@ -222,7 +223,7 @@ func mergeMemory(out, update *runtimeapi.LinuxContainerResources) {
 		out.MemorySwapLimitInBytes = update.GetMemorySwapLimitInBytes()
 	case update.GetMemoryLimitInBytes() != 0 && swap > 0:
 		switch limit := out.MemoryLimitInBytes; {
-		case limit < 0: // of swap there is no more than of memory
+		case limit < 0: // swap cannot be limited while memory is not
 			out.MemorySwapLimitInBytes = -1
 		case limit > math.MaxInt64-granted:
 			out.MemorySwapLimitInBytes = math.MaxInt64

@@ -9,7 +9,7 @@ import (
 	"crisp/runtime/plan"
 )
 
-// SandboxOptions returns the namespaces that a pod's configuration asks for.
+// SandboxOptions returns the namespaces that a pod's configuration requests.
 // The caller adds a name, and the host name if the configuration has none.
 func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (plan.SandboxOptions, error) {
 	var o plan.SandboxOptions
@@ -43,8 +43,8 @@ func SandboxOptions(cfg *runtimeapi.PodSandboxConfig) (plan.SandboxOptions, erro
 	return o, err
 }
 
-// podUser is who the pod's own first process is, root if nothing is asked for.
-// There is no image to look names up in.
+// podUser returns the user of the pod's own first process, root if none is
+// requested. There is no image to look names up in.
 func podUser(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (specs.User, error) {
 	var u specs.User
 	sc := cfg.GetLinux().GetSecurityContext()
@@ -82,8 +82,8 @@ func podUser(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (specs.Use
 	return u, nil
 }
 
-// SandboxAppArmor returns the AppArmor profile that a pod asks for, "" for none.
-// Without a word about it the pod's own process, which has no rights, has none.
+// SandboxAppArmor returns the AppArmor profile that a pod requests for its own
+// process, "" for none. That process has no privileges, so the default is none.
 func SandboxAppArmor(cfg *runtimeapi.PodSandboxConfig, in Input) (string, error) {
 	sc := cfg.GetLinux().GetSecurityContext()
 	if sc.GetApparmor() == nil {

@@ -184,7 +184,7 @@ func TestValidateSandboxRefuses(t *testing.T) {
 		{"relative log directory", func(c *cfg) { c.LogDirectory = "logs" }, "log directory"},
 		{"log directory too long", func(c *cfg) { c.LogDirectory = strings.Repeat("/x", 2048) }, "4096 bytes"},
 		{"log directory with NUL", func(c *cfg) { c.LogDirectory = "/a\x00b" }, "NUL"},
-		{"group without user", func(c *cfg) { c.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{} }, "no user"},
+		{"group without user", func(c *cfg) { c.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{} }, "run_as_group but without"},
 		{"network of a container", func(c *cfg) { options(c).Network = runtimeapi.NamespaceMode_CONTAINER }, "network"},
 		{"ipc of a target", func(c *cfg) { options(c).Ipc = ofTarget }, "IPC"},
 		{"pid of a target", func(c *cfg) { options(c).Pid = ofTarget }, "PID"},
@@ -192,7 +192,7 @@ func TestValidateSandboxRefuses(t *testing.T) {
 			options(c).UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_CONTAINER}
 		}, "CONTAINER"},
 		{"userns of a target", func(c *cfg) { options(c).UsernsOptions = &runtimeapi.UserNamespace{Mode: ofTarget} }, "TARGET"},
-		{"userns of the node with a mapping", func(c *cfg) { options(c).UsernsOptions = &runtimeapi.UserNamespace{Mode: node, Uids: one} }, "takes no"},
+		{"userns of the node with a mapping", func(c *cfg) { options(c).UsernsOptions = &runtimeapi.UserNamespace{Mode: node, Uids: one} }, "given for the node"},
 		{"no mapping", func(c *cfg) { mapping(c, nil, nil) }, "exactly one"},
 		{"two mappings", func(c *cfg) { mapping(c, append(one, one...), one) }, "exactly one"},
 		{"no gids", func(c *cfg) { mapping(c, one, nil) }, "exactly one"},
@@ -201,7 +201,7 @@ func TestValidateSandboxRefuses(t *testing.T) {
 		{"overflow", func(c *cfg) {
 			m := []*runtimeapi.IDMapping{{HostId: 1 << 31, Length: 1 << 31}}
 			mapping(c, m, m)
-		}, "last id"},
+		}, "range of ids"},
 		{"userns with the node's PIDs", func(c *cfg) {
 			setUserns(c, 100)
 			options(c).Pid = node

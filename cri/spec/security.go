@@ -19,8 +19,8 @@ func (b *builder) security() error {
 	return err
 }
 
-// legacyProfile reads the string form in which profiles were named before
-// [runtimeapi.SecurityProfile]; unset stands for "".
+// legacyProfile parses the string form of profiles from before
+// [runtimeapi.SecurityProfile]; unset is what "" stands for.
 func legacyProfile(s string, unset runtimeapi.SecurityProfile_ProfileType) (*runtimeapi.SecurityProfile, error) {
 	switch {
 	case s == "":
@@ -38,8 +38,8 @@ func legacyProfile(s string, unset runtimeapi.SecurityProfile_ProfileType) (*run
 	return nil, invalid("security profile %q", s)
 }
 
-// seccomp returns the profile, nil for unconfined. A configuration that names
-// no profile is unconfined: kubelet decides on the default, not the runtime.
+// seccomp returns the profile, nil for unconfined. A configuration without a
+// profile is unconfined: kubelet decides on the default, not the runtime.
 func (b *builder) seccomp() (*specs.LinuxSeccomp, error) {
 	if b.privileged {
 		return nil, nil
@@ -47,7 +47,7 @@ func (b *builder) seccomp() (*specs.LinuxSeccomp, error) {
 	p := b.sc.GetSeccomp()
 	if p == nil {
 		var err error
-		//lint:ignore SA1019 kubelets of old still send it
+		//lint:ignore SA1019 old kubelets still send it
 		if p, err = legacyProfile(b.sc.GetSeccompProfilePath(), runtimeapi.SecurityProfile_Unconfined); err != nil {
 			return nil, err
 		}
@@ -77,13 +77,13 @@ func (b *builder) seccomp() (*specs.LinuxSeccomp, error) {
 }
 
 // apparmor returns the name of the profile, "" for none: the container is then
-// unconfined, as the daemon is. Unlike seccomp, no profile at all in the
-// configuration means the default.
+// as unconfined as the daemon. Unlike with seccomp, a configuration without a
+// profile means the default profile.
 func (b *builder) apparmor() (string, error) {
 	p := b.sc.GetApparmor()
 	if p == nil {
 		var err error
-		//lint:ignore SA1019 kubelets of old still send it
+		//lint:ignore SA1019 old kubelets still send it
 		if p, err = legacyProfile(b.sc.GetApparmorProfile(), runtimeapi.SecurityProfile_RuntimeDefault); err != nil {
 			return "", err
 		}
@@ -95,14 +95,14 @@ func (b *builder) apparmor() (string, error) {
 	case runtimeapi.SecurityProfile_RuntimeDefault:
 		return b.defaultProfile()
 	case runtimeapi.SecurityProfile_Localhost:
-		// kubelet sends the name alone, others as the older field has it.
+		// kubelet sends the bare name, other clients the form of the older field.
 		return b.loadedProfile(strings.TrimPrefix(p.GetLocalhostRef(), "localhost/"))
 	}
 
 	return "", invalid("AppArmor profile type %s", p.GetProfileType())
 }
 
-// defaultProfile returns the node's default profile, if it has one.
+// defaultProfile returns the node's default profile, "" if it has none.
 func (b *builder) defaultProfile() (string, error) {
 	name := b.Defaults.AppArmorProfile
 	if b.privileged || !b.Host.AppArmor || name == "" {

@@ -8,19 +8,19 @@ import (
 )
 
 const (
-	// ShmSizeAnnotation of a pod is the size of its /dev/shm: a number of bytes,
-	// or of Ki, Mi, Gi or Ti.
+	// ShmSizeAnnotation is the annotation with the size of a pod's /dev/shm: a
+	// number of bytes, or a number with the unit Ki, Mi, Gi or Ti.
 	ShmSizeAnnotation = "crisp.runtime/shm-size"
-	// crioShmSize is the same for CRI-O. There units are of 1024 whether or not
-	// they have an i, and in any case: "64m", "1.5GiB".
+	// crioShmSize is CRI-O's annotation. Its units are powers of 1024 with or
+	// without an i, in any case: "64m", "1.5GiB".
 	crioShmSize = "io.kubernetes.cri-o.ShmSize"
-	// minShmSize is one page: none would be no limit at all. What a /dev/shm
-	// holds counts as the pod's memory, so that the upper bound is no more than
-	// what no machine has.
+	// minShmSize is one page: 0 would mean no limit at all. What a /dev/shm holds
+	// counts as the pod's memory, so the upper bound is just beyond any machine's
+	// memory.
 	minShmSize, maxShmSize = 4096, 1 << 44
 )
 
-// shmSize is the size in bytes of a pod's /dev/shm, 0 for the usual.
+// shmSize returns the size in bytes of a pod's /dev/shm, 0 for the default.
 func shmSize(cfg *runtimeapi.PodSandboxConfig) (int64, error) {
 	node := NamespaceMode(cfg, IPC) == runtimeapi.NamespaceMode_NODE
 	if text, ok := cfg.GetAnnotations()[ShmSizeAnnotation]; ok {
@@ -35,12 +35,13 @@ func shmSize(cfg *runtimeapi.PodSandboxConfig) (int64, error) {
 		return 0, nil
 	}
 
-	// What is left of any form is the letter of its unit.
+	// All forms come down to the letter of the unit.
 	short := strings.TrimSuffix(strings.ToLower(strings.ReplaceAll(text, " ", "")), "b")
 	return parseShmSize(crioShmSize, strings.TrimSuffix(short, "i"), []string{"", "k", "m", "g", "t"})
 }
 
-// parseShmSize reads a size whose unit is one of five, each 1024 of the one before.
+// parseShmSize parses a size whose unit is one of five, each 1024 times the one
+// before.
 func parseShmSize(name, text string, units []string) (int64, error) {
 	number := strings.TrimRight(text, "KMGTkmgti")
 	unit := strings.TrimPrefix(text, number)
@@ -60,5 +61,5 @@ func parseShmSize(name, text string, units []string) (int64, error) {
 		return int64(size), nil
 	}
 
-	return 0, invalid("annotation %s: %.40q is no size; write a number of bytes, or one with a unit as in 256%s", name, text, units[2])
+	return 0, invalid("annotation %s: %.40q is not a size; write a number of bytes, or a number with a unit as in 256%s", name, text, units[2])
 }

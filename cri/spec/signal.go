@@ -11,13 +11,13 @@ import (
 )
 
 const (
-	// The C library keeps the kernel's first two real-time signals for itself.
+	// The C library reserves the kernel's first two real-time signals.
 	sigRTMin = 34
 	sigRTMax = 64
 )
 
-// ParseSignal returns the signal named s, the way STOPSIGNAL may name it: a
-// number, or a name with or without SIG, in any case, RTMIN+n and RTMAX-n included.
+// ParseSignal parses a signal in the notations of STOPSIGNAL: a number, or a
+// name with or without SIG in any case, including RTMIN+n and RTMAX-n.
 func ParseSignal(s string) (syscall.Signal, error) {
 	if isDigits(s) {
 		n, err := strconv.Atoi(s)
@@ -63,7 +63,7 @@ func realtime(name string, base int, sign, offset string) (syscall.Signal, error
 	return syscall.Signal(base + n), nil
 }
 
-// FromCRI returns the signal that a CRI constant stands for, 0 for the default.
+// FromCRI returns the signal of a CRI constant, 0 for the default.
 func FromCRI(s runtimeapi.Signal) (syscall.Signal, error) {
 	if s == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
 		return 0, nil
@@ -78,7 +78,8 @@ func FromCRI(s runtimeapi.Signal) (syscall.Signal, error) {
 	return ParseSignal(name)
 }
 
-// ToCRI returns the CRI constant of a signal, the default's if it has none.
+// ToCRI returns the CRI constant of a signal, or that of the default if it has
+// none.
 func ToCRI(s syscall.Signal) runtimeapi.Signal {
 	if n := int(s) - sigRTMin; n > 0 && n <= 15 {
 		return criConstant(fmt.Sprintf("SIGRTMINPLUS%d", n))
@@ -99,9 +100,9 @@ func criConstant(name string) runtimeapi.Signal {
 	return runtimeapi.Signal(runtimeapi.Signal_value["SIGNAL_"+name])
 }
 
-// StopSignal chooses the signal that ends a container: the configured one, the
-// image's, or SIGTERM. What the image says is ignored if it makes no sense: it
-// must not make the container impossible to run or to stop.
+// StopSignal returns the signal that stops a container: the configured one, the
+// image's, or SIGTERM. An invalid signal of the image is ignored: an image must
+// not be able to prevent its container from being run or stopped.
 func StopSignal(cfg *runtimeapi.ContainerConfig, image string) (syscall.Signal, error) {
 	sig, err := FromCRI(cfg.GetStopSignal())
 	if sig != 0 || err != nil {

@@ -14,32 +14,32 @@ import (
 // system as a detached mount under this name.
 const rootPath = "rootfs"
 
-// Input is everything that decides what a container looks like.
+// Input is everything that determines a container's spec.
 type Input struct {
 	// Sandbox and Config are the CRI configuration of the pod and the container.
 	Sandbox *runtimeapi.PodSandboxConfig
 	Config  *runtimeapi.ContainerConfig
 	// Image is the image's own configuration: hostile.
 	Image ocispec.ImageConfig
-	// User is who the container runs as, see [ResolveUser].
+	// User is the user as which the container runs, see [ResolveUser].
 	User ResolvedUser
-	// Hostname becomes the variable HOSTNAME, see [Hostname].
+	// Hostname is the value of the variable HOSTNAME, see [Hostname].
 	Hostname string
 	// CgroupsPath is the container's cgroup in the notation of the OCI runtime-spec.
 	CgroupsPath string
 	// Files are the host paths of the pod's shared files.
 	Files Files
-	// VolumeDir is the host directory beneath which the container's anonymous
-	// volumes lie, see [Volume].
+	// VolumeDir is the host directory for the container's anonymous volumes, see
+	// [Volume].
 	VolumeDir string
-	// Labels are the SELinux labels of the container, empty without SELinux.
+	// Labels are the container's SELinux labels, empty without SELinux.
 	Labels Labels
-	// Host, Node and Seccomp tell about the machine.
+	// Host, Node and Seccomp describe the machine.
 	Host    Host
 	Node    Node
 	Seccomp Seccomp
-	// CDI adds the named devices of the Container Device Interface to a spec,
-	// all or none; nil if the node has none.
+	// CDI adds the named CDI devices to a spec, all or none; nil if the node has
+	// none.
 	CDI func(s *specs.Spec, names []string) error
 	// Defaults are the node's choices where the CRI leaves one.
 	Defaults Defaults
@@ -56,41 +56,44 @@ type Labels struct {
 	Process, Mount string
 }
 
-// Host holds facts about the machine that were found out once, at start.
+// Host holds facts about the machine, which are determined once, when the
+// daemon starts.
 type Host struct {
-	// Capabilities are the names ("CAP_CHOWN") of the capabilities that can be
-	// handed to a container; KnownCapabilities those that the kernel has, all
-	// of which exist inside a new user namespace.
+	// Capabilities are the names ("CAP_CHOWN") of the capabilities that a
+	// container can be given; KnownCapabilities are all that the kernel has, which
+	// exist in a new user namespace.
 	Capabilities, KnownCapabilities []string
-	// OOMScoreAdjMin is the lowest oom_score_adj that a child can be given:
-	// -1000 where the daemon has CAP_SYS_RESOURCE.
+	// OOMScoreAdjMin is the lowest oom_score_adj that a child can be given, -1000
+	// if the daemon has CAP_SYS_RESOURCE.
 	OOMScoreAdjMin int
-	// StackLimit is the soft limit in bytes of the stack of a process for which
-	// the configuration names none, 0 if it is not known.
+	// StackLimit is the default soft limit of a process's stack in bytes, 0 if it
+	// is not known.
 	StackLimit uint64
-	// CgroupV2 tells whether the unified hierarchy is the one in use.
+	// CgroupV2 means that the unified hierarchy is in use.
 	CgroupV2 bool
-	// SwapLimit tells whether the memory controller can limit swap.
+	// SwapLimit means that the memory controller can limit swap.
 	SwapLimit bool
-	// HugePageSizes are the sizes that the hugetlb controller knows ("2MB"),
-	// empty without that controller.
+	// HugePageSizes are the sizes known to the hugetlb controller ("2MB"), empty
+	// without that controller.
 	HugePageSizes []string
-	// AppArmor, Seccomp, IDMapMounts and RecursiveReadOnly tell what the kernel supports.
+	// AppArmor, Seccomp, IDMapMounts and RecursiveReadOnly are features that the
+	// kernel supports.
 	AppArmor, Seccomp, IDMapMounts, RecursiveReadOnly bool
 }
 
 // Node answers the questions about the machine that depend on the configuration.
 type Node interface {
-	// Resolve returns the host path with all symbolic links followed. If the
-	// path is missing it makes a directory when create is set, and fails with
-	// [io/fs.ErrNotExist] otherwise.
+	// Resolve returns the host path with all symbolic links followed. If the path
+	// is missing, it creates a directory if create is set, and otherwise fails
+	// with [io/fs.ErrNotExist].
 	Resolve(path string, create bool) (string, error)
 	// Devices returns the device node at path, or all those beneath path if it
 	// is a directory, with paths that begin with path.
 	Devices(path string) ([]specs.LinuxDevice, error)
 	// Mounts returns the host's mount table.
 	Mounts() ([]*mountinfo.Info, error)
-	// AppArmorLoaded tells whether the kernel has an AppArmor profile of this name.
+	// AppArmorLoaded reports whether the kernel has an AppArmor profile of this
+	// name.
 	AppArmorLoaded(name string) (bool, error)
 }
 
@@ -104,19 +107,21 @@ type Seccomp struct {
 
 // Defaults are the node's choices where the CRI leaves one.
 type Defaults struct {
-	// Capabilities of a container that asks for none; nil means [DefaultCapabilities].
+	// Capabilities are those of a container that requests none; nil means
+	// [DefaultCapabilities].
 	Capabilities []string
-	// PidsLimit bounds the processes of a container, 0 does not.
+	// PidsLimit bounds the tasks of a container, 0 for no limit.
 	PidsLimit int64
 	// Rlimits are set for every container.
 	Rlimits []specs.POSIXRlimit
 	// AppArmorProfile is the name of the loaded profile that RuntimeDefault
 	// stands for, "" if there is none.
 	AppArmorProfile string
-	// CreateMissingHostPaths makes a directory where the host path of a mount is
-	// missing, instead of refusing the container.
+	// CreateMissingHostPaths creates a directory if the host path of a mount is
+	// missing, instead of rejecting the container.
 	CreateMissingHostPaths bool
-	// DeviceOwnership gives device nodes to the container's user and group.
+	// DeviceOwnership makes the container's user and group the owner of device
+	// nodes.
 	DeviceOwnership bool
 	// IgnoreImageVolumes leaves out the volumes that an image declares.
 	IgnoreImageVolumes bool
@@ -125,47 +130,49 @@ type Defaults struct {
 	WritableCgroups bool
 }
 
-// Result is a container's runtime-spec with what the caller must prepare for it.
+// Result is a container's runtime-spec, with what the caller has to prepare for
+// it.
 type Result struct {
 	Spec *specs.Spec
-	// Volumes are anonymous volumes to be made before the container starts.
+	// Volumes are anonymous volumes to be created before the container starts.
 	Volumes []Volume
-	// Images are image volumes; entry n is held by the caller as "image/n".
+	// Images are image volumes; the caller holds number n as "image/n".
 	Images []ImageMount
-	// Nodes has the host path of each device, by its path in the container,
-	// where that is not the same.
+	// Nodes has the host path of each device whose path in the container differs,
+	// by the latter.
 	Nodes map[string]string
-	// Relabel are host paths to be given the mount label.
+	// Relabel are the host paths that get the mount label.
 	Relabel []string
-	// PIDTarget is the container whose PID namespace is held as "ns/pid", ""
-	// if that name stands for the pod's.
+	// PIDTarget is the ID of the container whose PID namespace "ns/pid" is, "" if
+	// it is the pod's.
 	PIDTarget string
-	// StopSignal ends the container.
+	// StopSignal is the signal that stops the container.
 	StopSignal syscall.Signal
-	// Warnings tell what was asked for and is not to be had on this node.
+	// Warnings name requested settings that this node does not support.
 	Warnings []string
 }
 
-// Volume is a directory that an image declares as a volume and that the
-// configuration mounts nothing on.
+// Volume is an anonymous volume: a directory that the image declares as a
+// volume and on which no configured mount lies.
 type Volume struct {
-	// Path is the absolute path in the image whose content is the volume's first.
+	// Path is the absolute path in the image whose content is the volume's initial
+	// content.
 	Path string
-	// Source is the host directory to be made.
+	// Source is the host directory to be created.
 	Source string
 	// UIDMappings and GIDMappings shift the owners in the volume when it is
-	// mounted. The image's are seen shifted already.
+	// mounted. In the image's root file system they appear already shifted.
 	UIDMappings, GIDMappings []specs.LinuxIDMapping `json:",omitempty"`
 }
 
-// Owner returns whom a file of the volume is to belong to, given its owner as
-// the image's root file system shows it. One that has no id in the container
-// stays as it is.
+// Owner returns the owner of a file in the volume, given its owner as the
+// image's root file system shows it. IDs that do not exist in the container
+// stay as they are.
 func (v *Volume) Owner(uid, gid uint32) (int, int) {
 	return inside(v.UIDMappings, uid), inside(v.GIDMappings, gid)
 }
 
-// inside is an id as the container sees it.
+// inside returns an ID as the container sees it.
 func inside(maps []specs.LinuxIDMapping, id uint32) int {
 	for _, m := range maps {
 		if id >= m.HostID && id-m.HostID < m.Size {
@@ -177,7 +184,7 @@ func inside(maps []specs.LinuxIDMapping, id uint32) int {
 
 // ImageMount is an image, or a part of it, mounted into a container.
 type ImageMount struct {
-	// Path is where in the container.
+	// Path is the mount point in the container.
 	Path string
 	// Image is the configured reference, SubPath a relative path inside the
 	// image or "".
@@ -185,7 +192,7 @@ type ImageMount struct {
 	SubPath string
 }
 
-// builder carries a container's spec through its parts.
+// builder holds the state while a container's spec is built.
 type builder struct {
 	Input
 	sc         *runtimeapi.LinuxContainerSecurityContext
@@ -194,7 +201,7 @@ type builder struct {
 	out        *Result
 }
 
-// Container makes the runtime-spec of a container.
+// Container returns the runtime-spec of a container.
 func Container(in Input) (*Result, error) {
 	if err := ValidateContainer(in.Config, in.Sandbox); err != nil {
 		return nil, err
@@ -223,7 +230,7 @@ func Container(in Input) (*Result, error) {
 	return b.out, nil
 }
 
-// newSpec returns the spec with its parts that need no decision.
+// newSpec returns the spec with the parts that do not depend on a decision.
 func newSpec(in Input) *specs.Spec {
 	sc := in.Config.GetLinux().GetSecurityContext()
 	s := &specs.Spec{
@@ -248,5 +255,5 @@ func newSpec(in Input) *specs.Spec {
 	return s
 }
 
-// warn notes something that was asked for and is left out.
+// warn records a warning about a setting that is left out.
 func (b *builder) warn(text string) { b.out.Warnings = append(b.out.Warnings, text) }

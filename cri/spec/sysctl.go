@@ -10,7 +10,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// maxSysctl is what one write to a file of /proc/sys takes.
+// maxSysctl bounds a value: the kernel accepts no longer write to a file of
+// /proc/sys.
 const maxSysctl = 4095
 
 // podSysctls returns the sysctls of a pod in their dotted form. Only those that
@@ -19,7 +20,7 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 	out := map[string]string{}
 	ownNet := NamespaceMode(cfg, Network) != runtimeapi.NamespaceMode_NODE
 	if ownNet {
-		// Pods may listen on any port and ping without privileges: the
+		// Pods may listen on any port and ping without privileges: the network
 		// namespace is theirs alone.
 		lastGroup := uint32(1<<31 - 1)
 		if userns != nil {
@@ -31,7 +32,7 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 
 	seen := map[string]bool{}
 	for name, value := range cfg.GetLinux().GetSysctls() {
-		// As it is where the value was read from a file.
+		// A value that was read from a file ends with a line break.
 		value = strings.TrimRight(value, "\n")
 		p, err := sysctlPath(name)
 		if err != nil {
@@ -55,9 +56,9 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 	return out, nil
 }
 
-// sysctlPath turns the name of a sysctl into a path. Either of "." and "/" may
-// separate its parts: the first one that occurs does, and then the other one
-// stands for a dot inside of a part, as in net.ipv4.conf.eth0/100.rp_filter.
+// sysctlPath turns the name of a sysctl into a path. Its parts are separated by
+// "." or "/", whichever occurs first; the other one then stands for a dot
+// inside a part, as in net.ipv4.conf.eth0/100.rp_filter.
 func sysctlPath(name string) (string, error) {
 	p := name
 	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
@@ -79,7 +80,8 @@ func notInSysctl(r rune) bool {
 	return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("_-.:@", r))
 }
 
-// checkSysctl tells whether a sysctl belongs to a namespace that the pod owns.
+// checkSysctl returns an error unless a sysctl belongs to a namespace that the
+// pod owns.
 func checkSysctl(p string, cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) error {
 	kind := namespaceOf(p)
 	switch {
@@ -89,14 +91,14 @@ func checkSysctl(p string, cfg *runtimeapi.PodSandboxConfig, userns *UserNamespa
 		return invalid("sysctl %s in a pod with the node's IPC", p)
 	case kind == specs.UserNamespace && userns == nil:
 		return invalid("sysctl %s in a pod without a user namespace", p)
-	case kind == "" || kind == specs.UTSNamespace: // the host name is the pod's configuration's
+	case kind == "" || kind == specs.UTSNamespace: // the host name is set by the pod's configuration
 		return invalid("sysctl %s does not belong to a namespace of the pod", p)
 	}
 	return nil
 }
 
-// namespaceOf is the kind of namespace that a sysctl belongs to, "" for one of
-// the node as a whole.
+// namespaceOf returns the kind of namespace that a sysctl belongs to, "" for
+// one of the node as a whole.
 func namespaceOf(p string) specs.LinuxNamespaceType {
 	ipc := []string{
 		"kernel/auto_msgmni", "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/msg_next_id",
@@ -118,8 +120,8 @@ func namespaceOf(p string) specs.LinuxNamespaceType {
 	return ""
 }
 
-// CheckSysctls checks those of an OCI specification: each must belong to a
-// namespace that is not this process's own, or it would be the node's.
+// CheckSysctls checks the sysctls of an OCI specification: each must belong to
+// a namespace other than this process's own, or it would change the node.
 func CheckSysctls(s *specs.Spec) error {
 	if s.Linux == nil {
 		return nil
@@ -132,7 +134,7 @@ func CheckSysctls(s *specs.Spec) error {
 
 		kind := namespaceOf(p)
 		if kind == "" {
-			return invalid("sysctl %s is the node's: it belongs to no namespace that a container could have", name)
+			return invalid("sysctl %s is not namespaced: it would change the node", name)
 		}
 
 		own, err := hasOwn(s.Linux.Namespaces, kind)
@@ -140,14 +142,14 @@ func CheckSysctls(s *specs.Spec) error {
 			return err
 		}
 		if !own {
-			return invalid("sysctl %s would be the node's: the container has no %s namespace of its own", name, kind)
+			return invalid("sysctl %s would change the node: the container has no %s namespace of its own", name, kind)
 		}
 	}
 
 	return nil
 }
 
-// hasOwn reports whether a container makes or joins a namespace that is not
+// hasOwn reports whether a container creates or joins a namespace other than
 // this process's.
 func hasOwn(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) (bool, error) {
 	i := slices.IndexFunc(list, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })

@@ -10,7 +10,7 @@ import (
 	"crisp/cri/spec/user"
 )
 
-// ResolvedUser is who a container's first process runs as.
+// ResolvedUser is the user as which a container's first process runs.
 type ResolvedUser struct {
 	UID, GID uint32
 	// Groups are the supplementary groups, the primary one first.
@@ -19,7 +19,7 @@ type ResolvedUser struct {
 	Name, Home string
 }
 
-// home returns the home directory, "/" if there is none that fits on a line.
+// home returns the home directory, "/" if there is none that is usable.
 func (u ResolvedUser) home() string {
 	if u.Home == "" || len(u.Home) > maxPath || strings.ContainsAny(u.Home, "\x00\n\r") {
 		return "/"
@@ -27,9 +27,9 @@ func (u ResolvedUser) home() string {
 	return u.Home
 }
 
-// ResolveUser decides who a container runs as: whom its configuration names,
-// else whom the image names, looked up in the files of the image whose root
-// directory is given.
+// ResolveUser returns the user as which a container runs: the one that its
+// configuration names, or else the image's. Names are looked up in the user
+// files of the image with the given root directory.
 func ResolveUser(root *os.File, cfg *runtimeapi.ContainerConfig, image string) (ResolvedUser, error) {
 	sc := cfg.GetLinux().GetSecurityContext()
 	name, err := userName(sc, image)
@@ -45,12 +45,12 @@ func ResolveUser(root *os.File, cfg *runtimeapi.ContainerConfig, image string) (
 }
 
 // userName applies the precedence of the configuration over the image. The
-// image's group counts only together with the image's user.
+// image's group applies only together with the image's user.
 func userName(sc *runtimeapi.LinuxContainerSecurityContext, image string) (user.Name, error) {
 	var name user.Name
 	switch {
 	case sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "":
-		return name, invalid("container with both a uid and a user name to run as")
+		return name, invalid("container with both run_as_user and run_as_username")
 	case sc.GetRunAsUser() != nil:
 		id, err := number("uid", sc.GetRunAsUser().GetValue())
 		if err != nil {
@@ -60,11 +60,11 @@ func userName(sc *runtimeapi.LinuxContainerSecurityContext, image string) (user.
 	case sc.GetRunAsUsername() != "":
 		n, err := user.Parse(sc.GetRunAsUsername())
 		if err != nil || n.Group != nil || n.User.Name == "" {
-			return name, invalid("user name to run as %q", sc.GetRunAsUsername())
+			return name, invalid("run_as_username %q", sc.GetRunAsUsername())
 		}
 		name = n
 	case sc.GetRunAsGroup() != nil:
-		return name, invalid("container with a group to run as but no user")
+		return name, invalid("container with run_as_group but without a user")
 	default:
 		n, err := user.Parse(image)
 		if err != nil {
@@ -138,7 +138,7 @@ func resolveUser(db *user.Database, name user.Name, sc *runtimeapi.LinuxContaine
 
 func invalidUser(err error) error {
 	if errors.Is(err, user.ErrUnknown) || errors.Is(err, user.ErrSyntax) {
-		return invalid("user to run as: %w", err)
+		return invalid("user of the container: %w", err)
 	}
 	return err
 }

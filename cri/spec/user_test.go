@@ -67,7 +67,7 @@ func TestResolveUser(t *testing.T) {
 		{name: "unknown user name", sc: &sc{RunAsUsername: "ghost"}, err: "ghost"},
 		{name: "number as user name", sc: &sc{RunAsUsername: "4294967296"}, err: "4294967296"},
 		{name: "user name with group", sc: &sc{RunAsUsername: "app:video"}, err: "app:video"},
-		{name: "group alone", sc: &sc{RunAsGroup: id(1)}, image: "app", err: "no user"},
+		{name: "group alone", sc: &sc{RunAsGroup: id(1)}, image: "app", err: "run_as_group but without"},
 		{name: "both", sc: &sc{RunAsUser: id(1), RunAsUsername: "app"}, err: "both"},
 		{name: "negative uid", sc: &sc{RunAsUser: id(-1)}, err: "out of range"},
 		{name: "uid past the end", sc: &sc{RunAsUser: id(1 << 31)}, err: "out of range"},

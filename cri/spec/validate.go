@@ -10,11 +10,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// maxHostname is the length that the kernel allows.
+// maxHostname is the kernel's limit.
 const maxHostname = 64
 
-// ValidateSandbox checks a pod's configuration as far as it can be checked
-// without the machine.
+// ValidateSandbox checks a pod's configuration as far as that does not depend
+// on the machine.
 func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 	md := cfg.GetMetadata()
 	sc := cfg.GetLinux().GetSecurityContext()
@@ -29,12 +29,12 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 		return invalid("hostname %q", cfg.GetHostname())
 	case cfg.GetLogDirectory() != "" && !path.IsAbs(cfg.GetLogDirectory()):
 		return invalid("log directory %q is not absolute", cfg.GetLogDirectory())
-	case len(cfg.GetLogDirectory()) > maxPath: // of which the beginning would be made
+	case len(cfg.GetLogDirectory()) > maxPath: // or its first directories would be created before it fails
 		return invalid("log directory of %d bytes, at most %d are allowed", len(cfg.GetLogDirectory()), maxPath)
 	case strings.ContainsRune(cfg.GetLogDirectory(), 0):
 		return invalid("log directory %q: NUL byte in a path", cfg.GetLogDirectory())
 	case sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil:
-		return invalid("sandbox with a group to run as but no user")
+		return invalid("sandbox with run_as_group but without run_as_user")
 	}
 
 	for kind, allowed := range map[Kind][]runtimeapi.NamespaceMode{
@@ -53,7 +53,7 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 	}
 
 	if userns != nil && NamespaceMode(cfg, PID) == runtimeapi.NamespaceMode_NODE {
-		// The kernel does not let such a container mount /proc.
+		// The kernel would not let such a container mount /proc.
 		return invalid("a pod with a user namespace cannot have the node's PID namespace")
 	}
 
@@ -65,7 +65,7 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 			return err
 		}
 		if m.GetHostPort() == 0 {
-			continue // not mapped
+			continue // not used
 		}
 
 		if err := CheckPort(m.GetHostPort()); err != nil {
@@ -82,7 +82,7 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 	return checkDNS(cfg.GetDnsConfig())
 }
 
-// CheckPort checks the number of a port.
+// CheckPort checks a port number.
 func CheckPort(n int32) error {
 	if n < 1 || n > math.MaxUint16 {
 		return invalid("port %d: want a number from 1 to %d", n, math.MaxUint16)
@@ -112,8 +112,8 @@ func (k Kind) String() string {
 	}
 }
 
-// ValidateContainer checks a container's configuration, and that it fits that
-// of its pod, as far as it can be checked without the machine.
+// ValidateContainer checks a container's configuration, and that it is
+// consistent with its pod's, as far as that does not depend on the machine.
 func ValidateContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
 	sc := cfg.GetLinux().GetSecurityContext()
 	switch {
@@ -124,7 +124,7 @@ func ValidateContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandb
 	case cfg.GetImage().GetImage() == "":
 		return invalid("container without image")
 	case cfg.GetLogPath() != "" && !filepath.IsLocal(cfg.GetLogPath()):
-		return invalid("log path %q leads out of the log directory", cfg.GetLogPath())
+		return invalid("log path %q is outside the log directory", cfg.GetLogPath())
 	case strings.ContainsRune(cfg.GetLogPath(), 0):
 		return invalid("log path %q: NUL byte in a path", cfg.GetLogPath())
 	case sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "":
@@ -166,7 +166,7 @@ func checkMount(m *runtimeapi.Mount) error {
 	case path.Clean(target) == "/":
 		return invalid("mount at the root of the container")
 	case path.Clean(target) == "/proc" && path.Clean(m.GetHostPath()) != "/proc":
-		return invalid("mount at /proc of something else than the node's /proc")
+		return invalid("mount at /proc of something other than the node's /proc")
 	case strings.ContainsRune(target+m.GetHostPath(), 0):
 		return invalid("mount at %q: NUL byte in a path", target)
 	case m.GetImage() != nil && m.GetHostPath() != "":
@@ -175,10 +175,10 @@ func checkMount(m *runtimeapi.Mount) error {
 		return invalid("mount at %q: image without a reference", target)
 	case m.GetImage() != nil && !private:
 		return invalid("mount at %q: image with propagation %s", target, m.GetPropagation())
-	// In a pod with an image volume kubelet gives the sub paths of all volumes
+	// In a pod with an image volume, kubelet sets the sub path of every volume
 	// here, though it has resolved those of the others itself.
 	case m.GetImage() != nil && m.GetImageSubPath() != "" && !filepath.IsLocal(m.GetImageSubPath()):
-		return invalid("mount at %q: image sub path %q leads out of the image", target, m.GetImageSubPath())
+		return invalid("mount at %q: image sub path %q is outside the image", target, m.GetImageSubPath())
 	case m.GetImage() == nil && !path.IsAbs(m.GetHostPath()):
 		return invalid("mount at %q: host path %q is not absolute", target, m.GetHostPath())
 	case runtimeapi.MountPropagation_name[int32(m.GetPropagation())] == "":

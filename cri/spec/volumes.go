@@ -14,12 +14,13 @@ import (
 // maxVolumes bounds the volumes that an image may declare.
 const maxVolumes = 128
 
-// volumes mounts an anonymous volume for each path that the image declares and
-// the other mounts leave free. They stay writable when the root is not.
+// volumes mounts an anonymous volume at each path that the image declares as a
+// volume, unless another mount is there. They are writable even if the root is
+// read-only.
 //
 // The paths are hostile. One in /proc or /sys could hide what the runtime and
-// the container's own tools rely on there, so the image is refused; one in
-// /dev would hide the devices and is left out.
+// the container's own tools rely on there, so the image is rejected; one in
+// /dev would hide the devices, and is left out.
 func (b *builder) volumes(others []specs.Mount) ([]specs.Mount, error) {
 	if b.Defaults.IgnoreImageVolumes {
 		return nil, nil
@@ -53,7 +54,7 @@ func (b *builder) volumes(others []specs.Mount) ([]specs.Mount, error) {
 		b.out.Volumes = append(b.out.Volumes, v)
 
 		m := specs.Mount{Destination: p, Type: "bind", Source: v.Source, Options: []string{"rbind", "rprivate", "rw"}}
-		// The content is copied with the image's owners and shifted here.
+		// The content is copied with the image's owners; the mapping shifts them.
 		m.UIDMappings, m.GIDMappings = uids, gids
 		out = append(out, m)
 	}

@@ -1,4 +1,5 @@
-// Package apparmor makes the AppArmor profile that RuntimeDefault stands for.
+// Package apparmor loads the AppArmor profile that RuntimeDefault stands for.
+// It is compiled by apparmor_parser from a template in this package.
 package apparmor
 
 import (
@@ -15,7 +16,7 @@ import (
 	"crisp/runtime/ordinary"
 )
 
-// DefaultName is the name of the profile that crisp makes.
+// DefaultName is the name of crisp's own profile.
 const DefaultName = "crisp-default"
 
 const loadTimeout = 30 * time.Second
@@ -26,7 +27,7 @@ var ErrNoParser = errors.New("apparmor_parser is not installed")
 //go:embed profile.template
 var text string
 
-// Load compiles the profile and gives it to the kernel under the given name,
+// Load compiles the profile and loads it into the kernel under the given name,
 // replacing an older one. It needs apparmor_parser.
 func Load(ctx context.Context, name string) error {
 	parser, err := findParser()
@@ -47,7 +48,8 @@ func Load(ctx context.Context, name string) error {
 	return nil
 }
 
-// findParser looks where the program is, too, when the daemon's PATH is short.
+// findParser looks in the usual directories, too, in case they are not in the
+// daemon's PATH.
 func findParser() (string, error) {
 	for _, name := range []string{"apparmor_parser", "/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"} {
 		if p, err := exec.LookPath(name); err == nil {
@@ -57,7 +59,7 @@ func findParser() (string, error) {
 	return "", ErrNoParser
 }
 
-// render returns the profile under a name.
+// render returns the text of the profile with the given name.
 func render(name string) ([]byte, error) {
 	t, err := template.New("profile").Parse(text)
 	if err != nil {
@@ -70,7 +72,7 @@ func render(name string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// run gives a profile to the parser.
+// run runs the parser on a profile.
 func run(ctx context.Context, parser string, profile []byte, args ...string) error {
 	cmd := exec.CommandContext(ctx, parser, args...)
 	cmd.Stdin = bytes.NewReader(profile)

@@ -1,10 +1,9 @@
-// Package cdi adds devices described in the Container Device Interface to a
-// container's runtime-spec.
+// Package cdi adds devices of the Container Device Interface to a container's
+// runtime-spec.
 //
-// The descriptions are files on the node, written by device drivers; they are
-// read anew for each container that asks for such a device, so that one which
-// has just appeared is found. Either all devices of a container are added or
-// none.
+// CDI specs are files on the node, written by device drivers. They are read
+// again for each container that requests such a device, so that a new device is
+// found at once. Either all devices of a container are added or none.
 package cdi
 
 import (
@@ -20,17 +19,17 @@ import (
 	"tags.cncf.io/container-device-interface/pkg/parser"
 )
 
-// Errors of devices that cannot be added.
+// Errors about devices that cannot be added.
 var (
-	// ErrUnknown means that no description has a device of that name.
+	// ErrUnknown means that no CDI spec describes a device of that name.
 	ErrUnknown = errors.New("unknown CDI device")
-	// ErrUnsupported means that a description asks for something that crisp
-	// does not do, such as a hook.
+	// ErrUnsupported means that a CDI spec requires something that crisp does not
+	// support, such as a hook.
 	ErrUnsupported = errors.New("CDI device with unsupported edits")
 )
 
 // Names returns the fully qualified names of the devices that a container
-// asks for, by the field of the CRI and by annotation, each once.
+// requests, in the CRI's field and in annotations, each once.
 func Names(cfg *runtimeapi.ContainerConfig) ([]string, error) {
 	var out []string
 	add := func(name string) error {
@@ -63,14 +62,15 @@ func Names(cfg *runtimeapi.ContainerConfig) ([]string, error) {
 	return out, nil
 }
 
-// Inject adds the named devices, described in the given directories, to a spec.
+// Inject adds the named devices, from the CDI specs in the given directories,
+// to a spec.
 func Inject(dirs []string, s *specs.Spec, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
 	cache, err := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false))
 	if err != nil {
-		return fmt.Errorf("read CDI descriptions in %q: %w", dirs, err)
+		return fmt.Errorf("read CDI specs in %q: %w", dirs, err)
 	}
 
 	for _, name := range names {
@@ -85,9 +85,9 @@ func Inject(dirs []string, s *specs.Spec, names []string) error {
 	return check(s)
 }
 
-// unknown explains which devices there are and which files are broken.
+// unknown returns an error that lists the known devices and the broken files.
 func unknown(cache *cdi.Cache, dirs []string, name string) error {
-	err := fmt.Errorf("%w %q (in %q there are %q)", ErrUnknown, name, dirs, cache.ListDevices())
+	err := fmt.Errorf("%w %q (%q have %q)", ErrUnknown, name, dirs, cache.ListDevices())
 	broken := cache.GetErrors()
 	for _, file := range slices.Sorted(maps.Keys(broken)) {
 		err = errors.Join(err, fmt.Errorf("%s: %w", file, errors.Join(broken[file]...)))
@@ -95,7 +95,7 @@ func unknown(cache *cdi.Cache, dirs []string, name string) error {
 	return err
 }
 
-// check refuses edits that would silently have no effect.
+// check rejects edits that would silently have no effect.
 func check(s *specs.Spec) error {
 	switch {
 	case s.Hooks != nil:

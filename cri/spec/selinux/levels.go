@@ -7,22 +7,21 @@ import (
 )
 
 const (
-	// sensitivity is the only one that a policy without secrecy has.
+	// sensitivity is the only one in a policy with categories alone (MCS).
 	sensitivity = "s0"
 	categories  = 1024
-	// pairs is how many levels of two categories there are.
+	// pairs is the number of levels of two categories.
 	pairs = categories * (categories - 1) / 2
 )
 
-// Levels knows which levels pods have, so that no pod is given another's: with
-// the same categories pods could reach each other's files and processes. The
-// zero value is ready for use.
+// Levels allocates levels to pods, each its own: with the same categories pods
+// could reach each other's files and processes. The zero value is ready to use.
 type Levels struct {
 	mu   sync.Mutex
-	held map[string]int // how many pods have it
+	held map[string]int // by level: the number of pods that have it
 }
 
-// Take returns a level of two categories that no pod has, and holds it.
+// Take allocates a level of two categories that no pod has.
 func (l *Levels) Take() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -35,7 +34,7 @@ func (l *Levels) Take() string {
 	return level
 }
 
-// pair is the level of the nth pair of categories.
+// pair returns the level with the nth pair of categories.
 func pair(n int) string {
 	low := 0
 	for row := categories - 1; n >= row; row-- {
@@ -47,7 +46,7 @@ func pair(n int) string {
 
 func levelOf(a, b int) string { return fmt.Sprintf("%s:c%d,c%d", sensitivity, a, b) }
 
-// Hold notes that a pod has a level that was chosen elsewhere; other pods may
+// Hold records that a pod has a level that was chosen elsewhere; other pods may
 // have the same.
 func (l *Levels) Hold(level string) {
 	if level == "" {
@@ -65,7 +64,7 @@ func (l *Levels) add(level string) {
 	l.held[level]++
 }
 
-// Drop notes that a pod with a level is gone.
+// Drop releases the level of a pod that was removed.
 func (l *Levels) Drop(level string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

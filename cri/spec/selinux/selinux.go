@@ -1,10 +1,10 @@
-// Package selinux makes the SELinux labels of containers from what the policy
-// in force says of them.
+// Package selinux derives the SELinux labels of containers from the loaded
+// policy.
 //
-// The policy names the label of a container's process and that of its files; a
-// pod has a level of its own, two categories, that keeps it apart from other
-// pods. A policy that says nothing of containers is no reason to refuse them:
-// they run without labels of their own.
+// The policy (lxc_contexts) names the label of a container's process and that
+// of its files. A pod has a level of its own, two categories, that separates it
+// from other pods. If a policy defines no container types, containers are not
+// refused: they run without labels of their own.
 package selinux
 
 import (
@@ -24,19 +24,21 @@ import (
 
 const (
 	configFile = "etc/selinux/config"
-	// defaultPolicy is the one in force where the file names none, as libselinux has it.
+	// defaultPolicy is used if the configuration file names none, as in
+	// libselinux.
 	defaultPolicy = "targeted"
-	// superType is that of processes which nothing is kept from.
+	// superType is the type of unconfined containers.
 	superType = "spc_t"
-	// fileRole is that of files. The kernel takes it for processes as well.
+	// fileRole is the role of files. The kernel would accept it for processes as
+	// well.
 	fileRole = "object_r"
 )
 
 var (
-	// ErrNoTypes means that the policy knows no containers.
-	ErrNoTypes = errors.New("the SELinux policy has no types for containers")
-	// ErrLabel means a label that the policy does not know.
-	ErrLabel = errors.New("the SELinux policy does not know the label")
+	// ErrNoTypes means that the policy defines no container types.
+	ErrNoTypes = errors.New("the SELinux policy defines no container types")
+	// ErrLabel means that a label is invalid under the policy.
+	ErrLabel = errors.New("label is invalid under the SELinux policy")
 )
 
 // label is USER:ROLE:TYPE:LEVEL.
@@ -52,14 +54,14 @@ func parse(text string) (label, bool) {
 	return label{f[0], f[1], f[2], f[3]}, true
 }
 
-// Policy is what the policy in force says of containers.
+// Policy is what the loaded policy says about containers.
 type Policy struct {
 	process, file label
 	// canonical returns a label as the kernel writes it, or [ErrLabel].
 	canonical func(string) (string, error)
 }
 
-// Load reads the policy's word on containers below root.
+// Load reads the policy's container types below root.
 func Load(root fs.FS) (*Policy, error) { return load(root, canonical) }
 
 func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
@@ -67,7 +69,7 @@ func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", ErrNoTypes, err)
 	} else if err != nil {
-		return nil, fmt.Errorf("read which SELinux policy is in force: %w", err)
+		return nil, fmt.Errorf("read which SELinux policy is loaded: %w", err)
 	}
 
 	name := cmp.Or(settings(config)["SELINUXTYPE"], defaultPolicy)
@@ -75,7 +77,7 @@ func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", ErrNoTypes, err)
 	} else if err != nil {
-		return nil, fmt.Errorf("read what SELinux policy %s says of containers: %w", name, err)
+		return nil, fmt.Errorf("read container types of SELinux policy %s: %w", name, err)
 	}
 
 	said := settings(contexts)
@@ -83,7 +85,7 @@ func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
 	for key, to := range map[string]*label{"process": &p.process, "file": &p.file} {
 		ok := false
 		if *to, ok = parse(said[key]); !ok {
-			return nil, fmt.Errorf("%w: lxc_contexts of %s calls a %s %q", ErrNoTypes, name, key, said[key])
+			return nil, fmt.Errorf("%w: lxc_contexts of %s has %s = %q", ErrNoTypes, name, key, said[key])
 		}
 
 		if _, err := canonical(to.String()); errors.Is(err, ErrLabel) {
@@ -107,7 +109,7 @@ func settings(file []byte) map[string]string {
 	return all
 }
 
-// canonical asks the kernel.
+// canonical asks the kernel for the canonical form of a label.
 func canonical(text string) (string, error) {
 	if strings.IndexByte(text, 0) >= 0 {
 		return "", fmt.Errorf("%w: %q", ErrLabel, text)
@@ -116,8 +118,8 @@ func canonical(text string) (string, error) {
 	return answer(text, out, err)
 }
 
-// answer makes sense of what the kernel says of a label. A policy may keep
-// crisp from asking: then a wrong label shows when it is used.
+// answer interprets the kernel's answer about a label. If the policy does not
+// let crisp ask, an invalid label is only found when it is used.
 func answer(text, out string, err error) (string, error) {
 	switch {
 	case err == nil:
@@ -131,27 +133,27 @@ func answer(text, out string, err error) (string, error) {
 	}
 }
 
-// Reach says how far a container's processes are to reach.
+// Reach is how far a container's processes are meant to reach.
 type Reach int
 
 const (
-	// Pod: no farther than its pod.
+	// Pod: no further than its pod.
 	Pod Reach = iota
-	// Node: to what it shares with the node, such as its processes. It is not
-	// confined unless it asks for a type.
+	// Node: to what it shares with the node, such as its processes. It is
+	// unconfined unless it requests a type.
 	Node
-	// Everything: it is privileged, and not confined whatever it asks for.
+	// Everything: it is privileged, and unconfined whatever it requests.
 	Everything
 )
 
-// Labels are those of a container in a pod of the given level that asks for o,
-// which may be nil. What o leaves out is the policy's word for a container.
+// Labels returns the labels of a container in a pod of the given level that
+// requests o, which may be nil. What o leaves open is taken from the policy.
 func (p *Policy) Labels(o *runtimeapi.SELinuxOption, podLevel string, reach Reach) (spec.Labels, error) {
 	if strings.Contains(o.GetUser()+o.GetRole()+o.GetType(), ":") {
 		return spec.Labels{}, fmt.Errorf("%w: a colon in %v", ErrLabel, o)
 	}
 	if o.GetRole() == fileRole {
-		return spec.Labels{}, fmt.Errorf("%w: %s is no role of processes", ErrLabel, fileRole)
+		return spec.Labels{}, fmt.Errorf("%w: %s is not a role for processes", ErrLabel, fileRole)
 	}
 
 	process, file := p.process, p.file
@@ -161,7 +163,7 @@ func (p *Policy) Labels(o *runtimeapi.SELinuxOption, podLevel string, reach Reac
 	process.kind = cmp.Or(o.GetType(), process.kind)
 	file.user, file.level = cmp.Or(o.GetUser(), file.user), process.level
 
-	// What is asked for has to be right even if it is of no use.
+	// The request has to be valid even if it is not used.
 	var out spec.Labels
 	var err, ferr error
 	out.Process, err = p.canonical(process.String())
@@ -179,10 +181,10 @@ func (p *Policy) Labels(o *runtimeapi.SELinuxOption, podLevel string, reach Reac
 	return out, err
 }
 
-// Shared is the label of files for containers of any level.
+// Shared returns the label of files for containers of any level.
 func (p *Policy) Shared() string { return p.file.String() }
 
-// Level returns that part of a label.
+// Level returns the level of a label.
 func Level(text string) string {
 	l, _ := parse(text)
 	return l.level

@@ -2,11 +2,11 @@
 // /etc/passwd and /etc/group.
 //
 // Both files, and the string that names the user, come from the image and are
-// hostile. The files are opened inside the image's root, must be regular and
-// have a bounded size, and are read line by line for every question, in at most
-// 1 MiB of memory; a name that consists of digits is a number and never
-// looked up; a number that does not fit is an error and never falls back to
-// anything.
+// hostile. The files are opened inside the image's root and must be regular and
+// of bounded size. They are read line by line for every query, in at most 1 MiB
+// of memory. A name that consists of digits is a number and is never looked up;
+// a number that is out of range is an error, without any fallback
+// (CVE-2016-3697).
 package user
 
 import (
@@ -29,10 +29,10 @@ const (
 
 	maxFile = 8 << 20
 	maxLine = 1 << 20
-	// maxGroups bounds the groups that an image's file gives to a user. The
-	// kernel would take 65536, to be kept for every container.
+	// maxGroups bounds the groups that an image's file gives to a user. The kernel
+	// would accept 65536, which would have to be stored for every container.
 	maxGroups = 4096
-	// maxNumber is the longest text of a number.
+	// maxNumber is the maximum length of a number.
 	maxNumber = 64
 )
 
@@ -44,22 +44,22 @@ var (
 	ErrUnknown = errors.New("no such user or group in the image")
 )
 
-// ID is a user or a group by number or by name.
+// ID is a user or a group, by number or by name.
 type ID struct {
-	// Name is set if the id is given by name.
+	// Name is set if the ID is given by name.
 	Name   string
 	Number uint32
 }
 
-// Name tells what an image's USER string names.
+// Name is a parsed USER string of an image.
 type Name struct {
 	User ID
 	// Group is nil if the string names none.
 	Group *ID
 }
 
-// Parse reads the forms "user", "user:group" and ":group", either part being
-// a number or a name. Nothing stands for the user root.
+// Parse parses the forms "user", "user:group" and ":group", in which either
+// part is a number or a name. A missing user is root.
 func Parse(s string) (Name, error) {
 	var n Name
 	user, group, _ := strings.Cut(s, ":")
@@ -81,7 +81,8 @@ func Parse(s string) (Name, error) {
 	return n, nil
 }
 
-// parseID tells numbers from names. What begins like a number must be one.
+// parseID distinguishes numbers from names. What begins like a number must be
+// one.
 func parseID(s string) (ID, error) {
 	if strings.ContainsAny(s, ":\x00\n\r/") {
 		return ID{}, fmt.Errorf("%w: %q", ErrSyntax, s)
@@ -112,8 +113,8 @@ type Account struct {
 	Home     string
 }
 
-// Database answers from an image's files, in which the first line that fits
-// counts. [Database.Close] it.
+// Database answers queries from an image's files, of which the first matching
+// line applies. It must be closed with [Database.Close].
 type Database struct {
 	// A file that is missing is nil.
 	passwd, group io.ReaderAt
@@ -152,8 +153,8 @@ const (
 	groupFile  = "/etc/group"
 )
 
-// eachLine calls do with the lines that say something until it returns false.
-// A line is only valid during the call.
+// eachLine calls do with each line that is not empty or a comment, until it
+// returns false. A line is only valid during the call.
 func eachLine(path string, file io.ReaderAt, do func(line []byte) (more bool)) error {
 	if file == nil {
 		return nil
@@ -174,8 +175,8 @@ func eachLine(path string, file io.ReaderAt, do func(line []byte) (more bool)) e
 	return nil
 }
 
-// fields splits a line at its colons into as many fields as there is room for,
-// and tells how many it has; what comes after them is left out.
+// fields splits a line at its colons into the given slice, returns the number
+// of fields, and ignores those beyond.
 func fields(line []byte, to [][]byte) int {
 	for i := range to {
 		field, rest, more := bytes.Cut(line, []byte(":"))
@@ -196,9 +197,9 @@ func parseBytes(b []byte) (uint32, bool) {
 }
 
 // Account returns the account of a user, from lines of
-// name:password:uid:gid:comment:home:shell. Lines that are not well formed are
-// skipped, as the C library does. A number need not have an account: it then
-// has group 0 and no home.
+// name:password:uid:gid:comment:home:shell. Malformed lines are skipped, as by
+// the C library. A number without an account is valid: it has group 0 and no
+// home.
 func (d *Database) Account(id ID) (Account, error) {
 	var f [6][]byte
 	found, account := false, Account{UID: id.Number}

@@ -1,0 +1,70 @@
+// Package table says which gRPC status code each error of the packages below
+// the CRI gets.
+//
+// It is the one place where sentinels meet codes. A test in test/arch fails when
+// a package at the boundary exports an error that the table does not cover.
+package table
+
+import (
+	"google.golang.org/grpc/codes"
+	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"crisp/cri/cadvisor"
+	"crisp/cri/pod"
+	"crisp/cri/rpcerr"
+	"crisp/cri/spec"
+	"crisp/cri/stats"
+	"crisp/cri/stream"
+	"crisp/image"
+	"crisp/network"
+	"crisp/runtime/cgroup"
+	"crisp/runtime/keeper/client"
+	"crisp/runtime/launch"
+)
+
+// Rules returns the table, for [rpcerr.New]. The first matching rule applies; an
+// error that none matches is Internal.
+func Rules() []rpcerr.Rule {
+	return []rpcerr.Rule{
+		{Err: pod.ErrImageVolume, Code: codes.FailedPrecondition, Begins: true},
+		{Err: pod.ErrNotFound, Code: codes.NotFound},
+		{Err: pod.ErrAmbiguous, Code: codes.InvalidArgument},
+		{Err: pod.ErrInvalid, Code: codes.InvalidArgument},
+		{Err: pod.ErrState, Code: codes.FailedPrecondition},
+		{Err: pod.ErrExists, Code: codes.AlreadyExists},
+		{Err: pod.ErrUnkillable, Code: codes.DeadlineExceeded},
+		{Err: pod.ErrTimeout, Code: codes.DeadlineExceeded},
+		{Err: client.ErrLost, Code: codes.Unavailable},
+		{Err: client.ErrKeeper, Code: codes.Unavailable},
+		{Err: cadvisor.ErrRequest, Code: codes.InvalidArgument},
+		{Err: cadvisor.ErrNotStarted, Code: codes.NotFound},
+		{Err: spec.ErrInvalid, Code: codes.InvalidArgument},
+		{Err: spec.ErrUnsupported, Code: codes.FailedPrecondition},
+		{Err: cgroup.ErrParent, Code: codes.InvalidArgument},
+		{Err: cgroup.ErrResources, Code: codes.InvalidArgument},
+		{Err: cgroup.ErrUnsupported, Code: codes.FailedPrecondition},
+		{Err: cgroup.ErrInUse, Code: codes.FailedPrecondition},
+		{Err: stats.ErrNotFound, Code: codes.NotFound},
+		{Err: stream.ErrInvalid, Code: codes.InvalidArgument},
+		{Err: stream.ErrTooMany, Code: codes.ResourceExhausted},
+		{Err: stream.ErrStopping, Code: codes.Unavailable},
+		{Err: image.ErrNotFound, Code: codes.NotFound},
+		{Err: image.ErrAmbiguous, Code: codes.InvalidArgument},
+		{Err: image.ErrInvalidReference, Code: codes.InvalidArgument},
+		{Err: image.ErrUnavailable, Code: codes.Unavailable, Token: crierrors.ErrRegistryUnavailable},
+		{Err: image.ErrDenied, Code: codes.PermissionDenied},
+		{Err: image.ErrUnsupported, Code: codes.FailedPrecondition},
+		{Err: image.ErrInvalid, Code: codes.FailedPrecondition},
+		{Err: image.ErrSubPath, Code: codes.FailedPrecondition},
+		{Err: network.ErrNotReady, Code: codes.Unavailable},
+		{Err: network.ErrInvalid, Code: codes.InvalidArgument},
+		// Not NotFound: from that kubelet concludes that the container is gone.
+		{Err: launch.ErrNotFound, Code: codes.FailedPrecondition},
+		{Err: launch.ErrNotExecutable, Code: codes.FailedPrecondition},
+		{Err: launch.ErrNoSource, Code: codes.FailedPrecondition},
+		{Err: launch.ErrNoDevice, Code: codes.InvalidArgument},
+		{Err: launch.ErrNoIDMap, Code: codes.FailedPrecondition},
+		{Err: launch.ErrNoPIDOption, Code: codes.FailedPrecondition},
+		{Err: launch.ErrInProcfs, Code: codes.FailedPrecondition},
+	}
+}
