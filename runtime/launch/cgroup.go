@@ -13,7 +13,7 @@ import (
 	"crisp/runtime/spawn"
 )
 
-// refused says whether no process may be born in a cgroup of the unified
+// refused reports whether no process may be born in a cgroup of the unified
 // hierarchy: a container that manages groups of its own has turned its
 // outermost one into an inner node, which holds none.
 func refused(err error) bool {

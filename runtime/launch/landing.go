@@ -162,7 +162,7 @@ func (l *landing) find(name string) (string, error) {
 	return l.walk(name)
 }
 
-// linked says whether there may be a link in a path.
+// linked reports whether there may be a link in a path.
 func (l *landing) linked(name string) (bool, error) {
 	for i := range l.mounts {
 		if inside(name, []string{l.mounts[i].at}) {

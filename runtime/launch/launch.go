@@ -293,7 +293,7 @@ func (l *Launcher) options(r *Request, p *specs.Process) (plan.Options, error) {
 	return o, nil
 }
 
-// showsCgroups says whether a container has a view of its own cgroups.
+// showsCgroups reports whether a container has a view of its own cgroups.
 func showsCgroups(s *specs.Spec) bool {
 	return slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return strings.HasPrefix(m.Type, "cgroup") }) &&
 		slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })

@@ -50,7 +50,7 @@ func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec, o plan.Options) error
 	return nil
 }
 
-// inside says whether a path lies in, or is, one of the targets made.
+// inside reports whether a path lies in, or is, one of the targets made.
 func inside(p string, made []string) bool {
 	for _, m := range made {
 		if p == m || strings.HasPrefix(p, m+"/") {
@@ -69,7 +69,7 @@ func (in *inputs) input(p *plan.Plan, is func(*plan.Input) bool) *os.File {
 	return nil
 }
 
-// isDir says whether what a mount shows is a directory. All but the binds and
+// isDir reports whether what a mount shows is a directory. All but the binds and
 // what images have are.
 func (in *inputs) isDir(p *plan.Plan, m *specs.Mount, name string) (bool, error) {
 	f := in.input(p, func(i *plan.Input) bool { return i.Name == name && i.Kind == plan.InputMount })
