@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
+	"crisp/cri/spec/selinux"
 	"crisp/image"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
@@ -266,8 +267,8 @@ func (k *creation) makeSpec(ctx context.Context) error {
 	}
 
 	for _, path := range out.Relabel {
-		if err := relabel(ctx, path, labels.Mount); err != nil {
-			return err
+		if err := selinux.LabelTree(ctx, path, labels.Mount); err != nil {
+			return labelError(err)
 		}
 	}
 

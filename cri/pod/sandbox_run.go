@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
+	"crisp/cri/spec/selinux"
 	"crisp/network"
 	"crisp/network/netns"
 	"crisp/runtime/cgroup"
@@ -203,7 +204,7 @@ func (p *pod) makeFiles(context.Context) error {
 			return err
 		}
 
-		if err := setLabel(path, labels.Mount); err != nil {
+		if err := selinux.LabelFile(path, labels.Mount); err != nil {
 			return err
 		}
 		if uid != 0 || gid != 0 {

@@ -78,7 +78,7 @@ func (p *pod) labelsOf(o *runtimeapi.SELinuxOption, reach selinux.Reach) (spec.L
 // labelError blames the caller for a label that the policy does not know, but
 // not for a kernel that could not be asked.
 func labelError(err error) error {
-	if errors.Is(err, selinux.ErrLabel) {
+	if errors.Is(err, selinux.ErrLabel) || errors.Is(err, selinux.ErrNotRelabelled) {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return err
@@ -91,7 +91,7 @@ func (p *pod) shareFiles(labels spec.Labels) error {
 		return nil
 	}
 	for _, name := range spec.SharedFileNames() {
-		if err := setLabel(p.sharedFile(name), p.m.SELinux.Shared()); err != nil {
+		if err := selinux.LabelFile(p.sharedFile(name), p.m.SELinux.Shared()); err != nil {
 			return err
 		}
 	}

@@ -3,8 +3,8 @@ package pod
 import (
 	"cmp"
 	"slices"
-	"syscall"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -79,7 +79,7 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 		Image:    imageSpec(cfg.GetImage(), c.ImageRef),
 		ImageRef: cmp.Or(c.ImageDigest, c.ImageID), ImageId: c.ImageID, Reason: c.Reason, Message: untrusted.Of(c.Message).Message(maxMessage),
 		Labels: cfg.GetLabels(), Annotations: cfg.GetAnnotations(), Mounts: c.mounts(), LogPath: c.LogPath,
-		StopSignal: spec.ToCRI(syscall.Signal(c.StopSignal)),
+		StopSignal: spec.ToCRI(unix.Signal(c.StopSignal)),
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
 			Uid: int64(c.User.UID), Gid: int64(c.User.GID), SupplementalGroups: groups(c.User),
 		}},

@@ -39,6 +39,8 @@ var (
 	ErrNoTypes = errors.New("the SELinux policy defines no container types")
 	// ErrLabel means that a label is invalid under the policy.
 	ErrLabel = errors.New("label is invalid under the SELinux policy")
+	// ErrNotRelabelled is a volume whose label may not be changed.
+	ErrNotRelabelled = errors.New("cannot be relabelled")
 )
 
 // label is USER:ROLE:TYPE:LEVEL.

@@ -1,4 +1,4 @@
-package pod
+package selinux
 
 import (
 	"context"
@@ -42,9 +42,9 @@ func ofNode(path string) bool {
 	})
 }
 
-// setLabel labels a file; an empty label leaves it as it is, and so does a
+// LabelFile labels a file; an empty label leaves it as it is, and so does a
 // file system that has none.
-func setLabel(path, label string) error {
+func LabelFile(path, label string) error {
 	if label == "" {
 		return nil
 	}
@@ -54,7 +54,7 @@ func setLabel(path, label string) error {
 	return nil
 }
 
-// writeLabel is setLabel that returns ENOTSUP where the file system has no
+// writeLabel is [LabelFile] that returns ENOTSUP where the file system has no
 // labels. A file that has the label already is not written to.
 func writeLabel(path, label string) error {
 	have := make([]byte, maxLabel)
@@ -75,15 +75,15 @@ func trimNUL(label []byte) string {
 	return string(label)
 }
 
-// relabel labels a volume and all that is in it. Its path was resolved before:
-// a link on it was put there since, by somebody who wants something else
-// labelled.
-func relabel(ctx context.Context, path, label string) error {
+// LabelTree labels a volume and all that is in it. Its path was resolved before:
+// a link on it was put there since, to have something else labelled. What
+// belongs to the node, and a tree of too many levels, is [ErrNotRelabelled].
+func LabelTree(ctx context.Context, path, label string) error {
 	if label == "" {
 		return nil
 	}
 	if ofNode(path) {
-		return fmt.Errorf("%w: relabel %s: it is the node's", ErrInvalid, path)
+		return fmt.Errorf("%w: %s belongs to the node", ErrNotRelabelled, path)
 	}
 
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
@@ -100,7 +100,7 @@ func relabel(ctx context.Context, path, label string) error {
 // relabelTree goes by descriptors: what is below may be a container's to change.
 func relabelTree(ctx context.Context, f *os.File, label string, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("%w: relabel %s: more than %d directories within each other", ErrInvalid, f.Name(), maxDepth)
+		return fmt.Errorf("%w: %s has more than %d directories within each other", ErrNotRelabelled, f.Name(), maxDepth)
 	}
 	err := writeLabel("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), label)
 	if errors.Is(err, unix.ENOTSUP) {
