@@ -95,7 +95,8 @@ spec:
 		return nil
 	})
 
-	s.expect("describe", s.kubectl("describe", "pod", "dies"), "Liveness probe failed: cat: can't open '/tmp/well'")
+	// Events arrive some time after what they are of.
+	s.eventually("why it was restarted is an event", s.holds("Liveness probe failed: cat: can't open '/tmp/well'", "describe", "pod", "dies"))
 	s.eventually("a probe that hangs is ended", s.holds("timed out", "describe", "pod", "hangs"))
 	if ready := s.get("pod/hangs", "{.status.containerStatuses[0].ready}"); ready != "false" {
 		s.Errorf("the pod whose probe hangs is ready: %s", ready)
