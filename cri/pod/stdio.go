@@ -25,11 +25,13 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 	}
 
 	log := &client.LogConfig{MaxLine: p.m.MaxLogLine, Out: out}
-	pr.row.Hold(log, pr.keep)
 	if c.Config.Msg.GetTty() {
+		pr.row.Hold(log, nil) // the terminal goes along by itself
 		log.Stdout, err = client.NewTerminalStream(p.m.MaxLogLine)
 		return err
 	}
+
+	pr.row.Hold(log, pr.keep)
 	if c.Config.Msg.GetStdin() {
 		rd, wr, err := stdio.Pipe()
 		if err != nil {
