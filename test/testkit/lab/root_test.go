@@ -50,6 +50,7 @@ func TestChrootIsLeft(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestChrootIsLeft$", "-test.v")
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, isolatedEnv+"=") }), inChroot+"=yes")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+	cmd.Dir = "/" // the present one is outside of the chroot
 
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: TestChrootIsLeft") {
