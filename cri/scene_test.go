@@ -157,7 +157,7 @@ func brokenRegistry(t testing.TB) string {
 // their own are refused, as pinning one takes root.
 func (s *scene) openNetwork(t testing.TB) *network.Network {
 	t.Helper()
-	n, err := network.Open(t.Context(), network.Options{ConfDir: filepath.Join(s.dir, "net.d"), CacheDir: filepath.Join(s.dir, "cni")})
+	n, err := network.Open(network.Options{ConfDir: filepath.Join(s.dir, "net.d"), CacheDir: filepath.Join(s.dir, "cni")})
 	if err != nil {
 		t.Fatal(err)
 	}

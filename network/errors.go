@@ -3,13 +3,13 @@ package network
 import "errors"
 
 var (
-	// ErrNotReady says that pods cannot be attached now: there is no network
-	// configuration, or a plugin is missing or reports that it cannot work.
+	// ErrNotReady means that pods cannot be attached at present: there is no
+	// network configuration, or a plugin is missing or reports that it is not ready.
 	ErrNotReady = errors.New("network not ready")
-	// ErrInvalid says that what was asked of the network makes no sense.
+	// ErrInvalid means that a request is invalid.
 	ErrInvalid = errors.New("invalid network request")
-	// ErrNoAddress says that the plugins gave a pod no address.
+	// ErrNoAddress means that the plugins assigned no address to a pod.
 	ErrNoAddress = errors.New("no address")
-	// ErrClosed says that the network was closed.
+	// ErrClosed means that the network was closed.
 	ErrClosed = errors.New("network closed")
 )

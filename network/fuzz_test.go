@@ -44,7 +44,7 @@ func fuzzNode(f *testing.F, version string, plugin *scripted) *Network {
 	if err := os.WriteFile(filepath.Join(conf, "10-net.conflist"), []byte(text), 0o600); err != nil {
 		f.Fatal(err)
 	}
-	n, err := Open(f.Context(), Options{ConfDir: conf, BinDirs: []string{plugins.Dir}, CacheDir: f.TempDir()})
+	n, err := Open(Options{ConfDir: conf, BinDirs: []string{plugins.Dir}, CacheDir: f.TempDir()})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -19,15 +19,15 @@ import (
 // DefaultIfName is the name of a pod's interface.
 const DefaultIfName = "eth0"
 
-// Options say where the network's files are.
+// Options of a [Network].
 type Options struct {
-	// ConfDir holds CNI configurations, of which the first counts. It is read
-	// anew for each use and need not exist yet.
+	// ConfDir holds CNI configurations, of which the first is used. It is read
+	// anew for each call and need not exist yet.
 	ConfDir string
-	// BinDirs are searched for plugins in order.
+	// BinDirs are searched for plugins, in order.
 	BinDirs []string
-	// CacheDir keeps what is known of attachments. No two daemons share one.
-	// It should survive a restart of the machine, as leases of addresses do.
+	// CacheDir keeps the records of attachments. Daemons must not share it. It
+	// should survive a reboot, as address leases do.
 	CacheDir string
 	// IfName names the interface in the pod; "" is eth0.
 	IfName string
@@ -43,56 +43,57 @@ type Network struct {
 	calls  sync.WaitGroup
 }
 
-// Attachment is what a pod wants of the network.
+// Attachment is a pod's request to be attached.
 type Attachment struct {
-	// ID is the pod's id, NetNS the path that its namespace is pinned to.
+	// ID is the pod's ID, NetNS the path to which its namespace is pinned.
 	ID, NetNS string
 	// Name, Namespace and UID are the pod's in Kubernetes.
 	Name, Namespace, UID string
-	// Annotations of the pod; those that ask for bandwidth are observed, and
-	// plugins can have all.
+	// Annotations of the pod. Those for bandwidth limits are applied, and all are
+	// passed to plugins that declare the capability.
 	Annotations map[string]string
-	// PortMappings without a host port are passed over.
+	// PortMappings without a host port are ignored.
 	PortMappings []PortMapping
 	DNS          *DNS
 	CgroupParent string
-	// IPs and MAC ask for certain addresses: "10.0.0.7/24".
+	// IPs and MAC request certain addresses: "10.0.0.7/24".
 	IPs []string
 	MAC string
 }
 
-// PortMapping makes a port of the pod reachable at a port of the host.
+// PortMapping exposes a port of the pod on a port of the host.
 type PortMapping struct {
 	// Protocol is tcp, udp or sctp in either case; "" is tcp.
 	Protocol                string
 	ContainerPort, HostPort int32
-	// HostIP restricts the mapping to an address of the host.
+	// HostIP restricts the mapping to one address of the host.
 	HostIP string
 }
 
-// DNS is the name service of a pod.
+// DNS is the resolver configuration of a pod.
 type DNS struct{ Servers, Searches, Options []string }
 
-// Result is how a pod was attached.
+// Result is the outcome of an attachment.
 type Result struct {
 	// IPs are the addresses of the pod's interface, the primary one first.
 	IPs []netip.Addr
-	// Raw is the plugins' whole answer, in JSON.
+	// Raw is the complete result of the plugins, in JSON.
 	Raw []byte
-	// Unserved names what the pod asked for and no plugin of the chain
-	// provides: "portMappings", "bandwidth", "ips", "mac".
+	// Unserved lists the capabilities that the pod requested and no plugin of the
+	// chain supports: "portMappings", "bandwidth", "ips", "mac".
 	Unserved []string
 }
 
-// Open returns the network that the options describe. It does not matter
-// whether the node has a network configuration yet: see [Network.Status].
-func Open(_ context.Context, o Options) (*Network, error) {
+// Open returns the network that the options describe. The node need not have a
+// network configuration yet: see [Network.Status].
+func Open(o Options) (*Network, error) {
 	if o.CacheDir == "" {
 		return nil, fmt.Errorf("open network: %w: no cache directory", ErrInvalid)
 	}
 	if o.IfName == "" {
 		o.IfName = DefaultIfName
 	}
+
 	o.BinDirs = slices.Clone(o.BinDirs)
 	client, err := cni.NewClient(o.BinDirs, o.CacheDir, o.IfName)
 	if err != nil {
@@ -101,7 +102,7 @@ func Open(_ context.Context, o Options) (*Network, error) {
 	return &Network{options: o, client: client}, nil
 }
 
-// Close waits for the calls under way. Later ones get [ErrClosed].
+// Close waits for the calls in progress. Later calls return [ErrClosed].
 func (n *Network) Close() {
 	n.mu.Lock()
 	n.closed = true
@@ -109,7 +110,7 @@ func (n *Network) Close() {
 	n.calls.Wait()
 }
 
-// begin counts a call that may start plugins; done ends it.
+// begin counts a call that may run plugins; done ends it.
 func (n *Network) begin() (done func(), err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -120,8 +121,8 @@ func (n *Network) begin() (done func(), err error) {
 	return n.calls.Done, nil
 }
 
-// Attach connects a pod. When it fails nothing stays attached, or, if that
-// could not be achieved, the error says so and Detach is to be called.
+// Attach attaches a pod. If it fails, the attachment is undone; if that fails too,
+// the error says so and Detach has to be called.
 func (n *Network) Attach(ctx context.Context, a Attachment) (Result, error) {
 	result, err := n.attach(ctx, a)
 	if err != nil {
@@ -147,12 +148,12 @@ func (n *Network) attach(ctx context.Context, a Attachment) (Result, error) {
 		return Result{}, fmt.Errorf("%w: %w", ErrNotReady, err)
 	}
 
-	answer, err := n.client.Add(ctx, conf, want)
+	added, err := n.client.Add(ctx, conf, want)
 	if err != nil {
 		return Result{}, err
 	}
 
-	result, err := n.read(answer)
+	result, err := n.read(added)
 	if err != nil {
 		return Result{}, errors.Join(err, n.client.Del(context.WithoutCancel(ctx), conf, want))
 	}
@@ -166,22 +167,19 @@ func (n *Network) attach(ctx context.Context, a Attachment) (Result, error) {
 	return result, nil
 }
 
-// read takes the pod's addresses from the plugins' answer. An address that
-// names no interface counts as one of the pod's.
-func (n *Network) read(answer *types100.Result) (Result, error) {
+// read extracts the pod's addresses from the plugins' result.
+func (n *Network) read(added *types100.Result) (Result, error) {
 	var result Result
-	for at, ip := range answer.IPs {
-		if ip == nil { // a null among the addresses
+	for at, ip := range added.IPs {
+		if ip == nil { // null in JSON
 			return Result{}, fmt.Errorf("read result: address %d is null", at)
 		}
-		if ip.Interface != nil {
-			i := *ip.Interface
-			if i < 0 || i >= len(answer.Interfaces) {
-				return Result{}, fmt.Errorf("read result: address %s is on interface %d of %d", ip.Address.IP, i, len(answer.Interfaces))
-			}
-			if on := answer.Interfaces[i]; on == nil || on.Name != n.options.IfName || on.Sandbox == "" {
-				continue
-			}
+		own, err := n.isPods(ip, added.Interfaces)
+		if err != nil {
+			return Result{}, err
+		}
+		if !own {
+			continue
 		}
 
 		addr, ok := netip.AddrFromSlice(ip.Address.IP)
@@ -195,24 +193,39 @@ func (n *Network) read(answer *types100.Result) (Result, error) {
 		return Result{}, fmt.Errorf("read result: %w for %s", ErrNoAddress, n.options.IfName)
 	}
 	var err error
-	if result.Raw, err = json.Marshal(answer); err != nil {
+	if result.Raw, err = json.Marshal(added); err != nil {
 		return Result{}, fmt.Errorf("read result: %w", err)
 	}
 
 	return result, nil
 }
 
-// Detach disconnects a pod with the configuration that it was attached with.
-// It asks every plugin even when one fails, and can be repeated. It does not
-// matter whether the namespace still exists, nor whether the pod ever was
-// attached.
+// isPods reports whether an address belongs to the pod's interface. One without an
+// interface does.
+func (n *Network) isPods(ip *types100.IPConfig, interfaces []*types100.Interface) (bool, error) {
+	if ip.Interface == nil {
+		return true, nil
+	}
+
+	i := *ip.Interface
+	if i < 0 || i >= len(interfaces) {
+		return false, fmt.Errorf("read result: address %s is on interface %d of %d", ip.Address.IP, i, len(interfaces))
+	}
+	on := interfaces[i]
+	return on != nil && on.Name == n.options.IfName && on.Sandbox != "", nil
+}
+
+// Detach detaches a pod, with the configuration that it was attached with. It
+// calls every plugin even if one fails, and is idempotent. Neither the namespace
+// nor the attachment needs to exist.
 func (n *Network) Detach(ctx context.Context, a Attachment) error {
 	done, err := n.begin()
 	if err != nil {
 		return fmt.Errorf("detach network: %w", err)
 	}
 	defer done()
-	// What was refused by Attach must be detachable all the same.
+
+	// A request that Attach refused as invalid must be detachable too.
 	want, err := a.cni()
 	if err != nil {
 		want = cni.Attachment{ID: a.ID}
@@ -225,7 +238,8 @@ func (n *Network) detach(ctx context.Context, want cni.Attachment, path string) 
 	if want.NetNS, err = livePath(path); err != nil {
 		return fmt.Errorf("detach network: %w", err)
 	}
-	// Without a configuration that of the ADD has to do.
+
+	// Without a current configuration, that of the ADD is used alone.
 	conf, err := cni.Load(n.options.ConfDir)
 	if err != nil {
 		conf = nil
@@ -236,7 +250,7 @@ func (n *Network) detach(ctx context.Context, want cni.Attachment, path string) 
 	return nil
 }
 
-// Check asks the plugins whether a pod is still attached as they left it.
+// Check asks the plugins whether a pod's attachment is still intact.
 func (n *Network) Check(ctx context.Context, id string) error {
 	done, err := n.begin()
 	if err != nil {
@@ -249,8 +263,8 @@ func (n *Network) Check(ctx context.Context, id string) error {
 	return nil
 }
 
-// Sweep detaches every pod whose attachment is remembered and whose id is not
-// among the valid ones: what a crash has left.
+// Sweep detaches every pod that has a recorded attachment and is not among the
+// valid IDs: leftovers of a crash.
 func (n *Network) Sweep(ctx context.Context, valid []string) error {
 	done, err := n.begin()
 	if err != nil {
@@ -273,9 +287,9 @@ func (n *Network) Sweep(ctx context.Context, valid []string) error {
 	return errors.Join(errs...)
 }
 
-// GC lets the plugins release everything of their network that belongs to
-// none of the valid ids. These must include the attachments of every other
-// daemon that uses a network of the same name.
+// GC lets the plugins release everything in their network that belongs to none of
+// the valid IDs. These must include the attachments of all other daemons that use
+// a network of the same name.
 func (n *Network) GC(ctx context.Context, valid []string) error {
 	done, err := n.begin()
 	if err != nil {
@@ -292,8 +306,8 @@ func (n *Network) GC(ctx context.Context, valid []string) error {
 	return nil
 }
 
-// Status returns nil when pods can be attached, else an error that is
-// [ErrNotReady] and says why.
+// Status returns nil if pods can be attached, else an [ErrNotReady] with the
+// reason.
 func (n *Network) Status(ctx context.Context) error {
 	conf, err := cni.Load(n.options.ConfDir)
 	if err == nil {
@@ -305,9 +319,8 @@ func (n *Network) Status(ctx context.Context) error {
 	return nil
 }
 
-// Ready is a quick look whether there is a configuration and all its plugins
-// are there. An [Network.Attach] without them could not be taken back before
-// they are.
+// Ready is a quick check for a configuration and the programs of its plugins.
+// Without them, an [Network.Attach] could not be undone.
 func (n *Network) Ready() error {
 	conf, err := cni.Load(n.options.ConfDir)
 	if err == nil {
@@ -319,7 +332,7 @@ func (n *Network) Ready() error {
 	return nil
 }
 
-// Info describes the network to a person.
+// Info describes the network, for humans.
 type Info struct {
 	ConfDir string          `json:"confDir"`
 	BinDirs []string        `json:"binDirs"`
@@ -341,8 +354,8 @@ func (n *Network) Info() any {
 	return info
 }
 
-// livePath returns path if a network namespace is there, and "", which is how
-// plugins are told that it is gone, if not.
+// livePath returns path if it is a network namespace. Otherwise it returns "",
+// which tells plugins that the namespace is gone.
 func livePath(path string) (string, error) {
 	if path == "" {
 		return "", nil

@@ -28,7 +28,7 @@ type node struct {
 func newNode(t *testing.T) *node {
 	t.Helper()
 	n := &node{Plugins: cnitest.New(t, "one", "two"), conf: t.TempDir()}
-	network, err := Open(t.Context(), Options{ConfDir: n.conf, BinDirs: []string{n.Dir}, CacheDir: t.TempDir()})
+	network, err := Open(Options{ConfDir: n.conf, BinDirs: []string{n.Dir}, CacheDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -62,7 +62,7 @@ func newMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 
-	m.net, err = network.Open(t.Context(), network.Options{ConfDir: confDir, BinDirs: []string{bin}, CacheDir: t.TempDir()})
+	m.net, err = network.Open(network.Options{ConfDir: confDir, BinDirs: []string{bin}, CacheDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

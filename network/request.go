@@ -11,7 +11,7 @@ import (
 	"crisp/network/cni"
 )
 
-// Capabilities, as the CNI conventions name their arguments.
+// Capabilities, by the names of the CNI conventions.
 const (
 	capPortMappings = "portMappings"
 	capBandwidth    = "bandwidth"
@@ -22,8 +22,8 @@ const (
 	capAnnotations  = "io.kubernetes.cri.pod-annotations"
 )
 
-// Annotations of Kubernetes that limit a pod's traffic, and what kubelet
-// takes for a sensible limit, in bits a second.
+// Annotations of Kubernetes that limit a pod's bandwidth, and the range that
+// kubelet accepts, in bits per second.
 const (
 	ingressAnnotation = "kubernetes.io/ingress-bandwidth"
 	egressAnnotation  = "kubernetes.io/egress-bandwidth"
@@ -31,7 +31,7 @@ const (
 	maxBandwidth      = 1_000_000_000_000_000
 )
 
-// cni returns the request in the plugins' terms.
+// cni converts the request for package cni.
 func (a *Attachment) cni() (cni.Attachment, error) {
 	capabilities, err := a.capabilities()
 	if err != nil {
@@ -39,13 +39,13 @@ func (a *Attachment) cni() (cni.Attachment, error) {
 	}
 	for what, value := range map[string]string{"name": a.Name, "namespace": a.Namespace, "uid": a.UID} {
 		if strings.ContainsAny(value, ";=") {
-			return cni.Attachment{}, fmt.Errorf("%w: pod's %s %q", ErrInvalid, what, value)
+			return cni.Attachment{}, fmt.Errorf("%w: %s %q of pod contains ; or =", ErrInvalid, what, value)
 		}
 	}
 	return cni.Attachment{ID: a.ID, NetNS: a.NetNS, Args: a.args(), Capabilities: capabilities}, nil
 }
 
-// args are the names by which the plugins of clusters know a pod.
+// args returns the arguments by which plugins such as Calico identify a pod.
 func (a *Attachment) args() [][2]string {
 	return [][2]string{
 		{"IgnoreUnknown", "1"},
@@ -56,7 +56,7 @@ func (a *Attachment) args() [][2]string {
 	}
 }
 
-// capabilities returns the arguments that are not empty.
+// capabilities returns the capability arguments that are not empty.
 func (a *Attachment) capabilities() (map[string]any, error) {
 	c := map[string]any{}
 	mappings, err := a.portMappings()
@@ -95,7 +95,7 @@ func (a *Attachment) capabilities() (map[string]any, error) {
 	return c, nil
 }
 
-// The arguments as the plugins read them.
+// The capability arguments, in the form that plugins expect.
 type (
 	portMapping struct {
 		HostPort      int32  `json:"hostPort"`
@@ -158,7 +158,8 @@ func (a *Attachment) bandwidth() (bandwidth, error) {
 		return bandwidth{}, err
 	}
 
-	// A rate needs a burst; the largest leaves the limit to the rate alone.
+	// The bandwidth plugin requires a burst; with the largest one, only the rate
+	// limits.
 	if b.IngressRate > 0 {
 		b.IngressBurst = math.MaxUint32
 	}
@@ -169,7 +170,7 @@ func (a *Attachment) bandwidth() (bandwidth, error) {
 	return b, nil
 }
 
-// rate reads a bandwidth annotation, 0 if there is none.
+// rate parses a bandwidth annotation, in bits per second, 0 if there is none.
 func (a *Attachment) rate(annotation string) (uint64, error) {
 	text, ok := a.Annotations[annotation]
 	if !ok {

@@ -170,7 +170,7 @@ func (d *services) open(ctx context.Context) error {
 	if err := d.serveAdmin(); err != nil {
 		klog.ErrorS(err, "Serve commands; images can be checked only while no daemon runs")
 	}
-	d.network, err = network.Open(ctx, network.Options{
+	d.network, err = network.Open(network.Options{
 		ConfDir: d.cfg.CNIConfDir, BinDirs: d.cfg.CNIBinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
 	})
 	if err != nil {

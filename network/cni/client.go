@@ -22,7 +22,7 @@ import (
 // statusTimeout is short because kubelet asks every few seconds.
 const statusTimeout = 5 * time.Second
 
-// Client runs plugins found in some directories and remembers what it attached.
+// Client runs plugins and records what they attached.
 type Client struct {
 	binDirs  []string
 	cacheDir string
@@ -34,20 +34,20 @@ type Client struct {
 
 // Attachment is a pod's connection to a network, as plugins see it.
 type Attachment struct {
-	// ID is the container id of the CNI specification: the pod's.
+	// ID is the container ID of the CNI specification: the pod's ID.
 	ID string
-	// NetNS is the path of the namespace. For DEL it may be empty.
+	// NetNS is the path of the namespace. It may be empty for DEL.
 	NetNS string
 	// Args are passed in CNI_ARGS.
 	Args [][2]string
-	// Capabilities are arguments by capability. A plugin gets those that its
+	// Capabilities are arguments by capability. A plugin receives those that its
 	// configuration declares.
 	Capabilities map[string]any
 }
 
-// NewClient returns a client that looks for plugins in binDirs, names the
-// pods' interface ifName and keeps its memory in cacheDir. Clients with the
-// same cacheDir must not exist at the same time.
+// NewClient returns a client that looks for plugins in binDirs, names the pods'
+// interface ifName and keeps its records in cacheDir, which no other client may
+// use at the same time.
 func NewClient(binDirs []string, cacheDir, ifName string) (*Client, error) {
 	c := &Client{
 		binDirs:  binDirs,
@@ -56,26 +56,24 @@ func NewClient(binDirs []string, cacheDir, ifName string) (*Client, error) {
 		records:  records{filepath.Join(cacheDir, "attachments")},
 		runner:   &runner{grace: killGrace, run: runGroup},
 	}
-
 	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
+
 	if err := os.MkdirAll(c.records.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make attachment directory: %w", err)
 	}
-
 	if err := durable.RemoveTemps(c.records.dir); err != nil {
 		return nil, fmt.Errorf("sweep attachment directory: %w", err)
 	}
 	return c, nil
 }
 
-// RunBy has plugins run by a function in place of processes of their own: a
-// test that makes thousands of calls cannot wait for these. It is called
-// before anything else.
+// RunBy replaces the processes of plugins by a function, for tests that make
+// thousands of calls. It must be called before any other method.
 func (c *Client) RunBy(run Run) { c.runner.run = run }
 
-// Add attaches a pod. When a plugin fails, or ctx ends, everything is taken
-// back by DEL before Add returns; if that fails too, the attachment is
-// remembered for a later [Client.Del].
+// Add attaches a pod. If a plugin fails, or ctx ends, everything is undone by DEL
+// before Add returns; if that fails too, the record is kept for a later
+// [Client.Del].
 func (c *Client) Add(ctx context.Context, conf *Config, a Attachment) (*types100.Result, error) {
 	rec := &record{
 		Version: recordVersion, ID: a.ID, NetNS: a.NetNS, IfName: c.ifName,
@@ -84,6 +82,7 @@ func (c *Client) Add(ctx context.Context, conf *Config, a Attachment) (*types100
 	if err := c.records.save(rec); err != nil {
 		return nil, err
 	}
+
 	result, err := c.add(ctx, conf, runtimeConf(rec, a.NetNS))
 	if err == nil {
 		return result, nil
@@ -100,23 +99,24 @@ func (c *Client) add(ctx context.Context, conf *Config, rt *libcni.RuntimeConf) 
 
 	ctx, cancel := context.WithTimeout(ctx, addTimeout)
 	defer cancel()
+
 	runner := &runner{grace: c.runner.grace, lock: lock, run: c.runner.run}
-	answer, err := libcni.NewCNIConfigWithCacheDir(c.binDirs, c.cacheDir, runner).AddNetworkList(ctx, conf.list, rt)
+	output, err := libcni.NewCNIConfigWithCacheDir(c.binDirs, c.cacheDir, runner).AddNetworkList(ctx, conf.list, rt)
 	if err != nil {
 		return nil, concise(err)
 	}
 
-	result, err := types100.GetResult(answer)
+	result, err := types100.GetResult(output)
 	if err != nil {
 		return nil, fmt.Errorf("read result: %w", err)
 	}
 	return result, nil
 }
 
-// Del detaches a pod: it calls DEL on every plugin of the chain that the pod
-// was attached with, last one first, whatever the others answer. Without
-// memory of an attachment it goes by current, if that is not nil. It can be
-// repeated; after an error it should be.
+// Del detaches a pod: it calls DEL on every plugin of the chain that the pod was
+// attached with, the last one first, even if others fail. Without a record it uses
+// the configuration current, if that is not nil. It is idempotent, and should be
+// repeated after an error.
 func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 	rec, err := c.records.load(a.ID)
 	if err != nil {
@@ -124,17 +124,19 @@ func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 	}
 
 	var list *libcni.NetworkConfigList
-	if rec != nil {
+	switch {
+	case rec != nil:
 		if list, err = libcni.NetworkConfFromBytes(rec.Config); err != nil {
 			return fmt.Errorf("read configuration of attachment: %w", err)
 		}
-	} else if current != nil {
+	case current != nil:
 		list = current.list
 		rec = &record{ID: a.ID, IfName: c.ifName, Args: a.Args, Capabilities: a.Capabilities}
-	} else {
+	default:
 		return nil
 	}
 
+	// Without a result, plugins of an interrupted ADD may still be running.
 	rt := runtimeConf(rec, a.NetNS)
 	prev := c.previous(list, rt)
 	if prev == nil {
@@ -156,11 +158,11 @@ func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 	return c.forget(ctx, list, rt)
 }
 
-// previous returns the result of the ADD, or nil when it is not known or the
-// version of the configuration does not provide for it.
+// previous returns the result of the ADD, or nil if it is unknown or the
+// configuration's version does not pass results to DEL.
 func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (known types.Result) {
-	// A result that was cached before answers were checked may have a null in
-	// a list, over which libcni panics; a DEL does without it.
+	// A result that an earlier release cached without checkLists may have a null
+	// in a list, for which libcni panics. DEL works without it.
 	defer func() {
 		if recover() != nil {
 			known = nil
@@ -174,7 +176,6 @@ func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf
 	if err != nil {
 		return nil
 	}
-
 	return result
 }
 
@@ -182,6 +183,7 @@ func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf
 func (c *Client) delOne(ctx context.Context, list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, prev types.Result, rt *libcni.RuntimeConf) error {
 	ctx, cancel := context.WithTimeout(ctx, delTimeout)
 	defer cancel()
+
 	path, err := c.runner.FindInPath(plugin.Network.Type, c.binDirs)
 	if err != nil {
 		return err
@@ -198,10 +200,10 @@ func (c *Client) delOne(ctx context.Context, list *libcni.NetworkConfigList, plu
 			declared[capability] = args
 		}
 	}
-
 	if len(declared) > 0 {
 		add["runtimeConfig"] = declared
 	}
+
 	conf, err := libcni.InjectConf(plugin, add)
 	if err != nil {
 		return fmt.Errorf("plugin %s: configure: %w", plugin.Network.Type, err)
@@ -213,16 +215,15 @@ func (c *Client) delOne(ctx context.Context, list *libcni.NetworkConfigList, plu
 	}, c.runner)
 }
 
-// forget drops what is remembered of an attachment.
+// forget removes the record and the cached result of an attachment.
 func (c *Client) forget(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	// A list without plugins is how libcni is told to drop its result.
+	// Given a list without plugins, libcni only drops its cached result.
 	empty := &libcni.NetworkConfigList{Name: list.Name, CNIVersion: list.CNIVersion}
 	return errors.Join(c.lib.DelNetworkList(ctx, empty, rt), c.records.remove(rt.ContainerID))
 }
 
-// Check asks the plugins whether an attachment is as they made it. An
-// attachment that is not remembered, or whose configuration rules CHECK out,
-// passes.
+// Check asks the plugins whether an attachment is intact. It passes without a
+// record, and if the configuration disables CHECK.
 func (c *Client) Check(ctx context.Context, id string) error {
 	rec, err := c.records.load(id)
 	if err != nil || rec == nil {
@@ -237,13 +238,14 @@ func (c *Client) Check(ctx context.Context, id string) error {
 	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err != nil || !ok {
 		return err
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, addTimeout)
 	defer cancel()
 	return concise(c.lib.CheckNetworkList(ctx, list, runtimeConf(rec, rec.NetNS)))
 }
 
-// Status tells whether pods can be attached: all plugins are there and, with
-// version 1.1 of the specification, say so.
+// Status returns nil if pods can be attached: all plugins exist and, with version
+// 1.1 of the specification, report that they are ready.
 func (c *Client) Status(ctx context.Context, conf *Config) error {
 	if err := c.Complete(conf); err != nil {
 		return err
@@ -253,8 +255,7 @@ func (c *Client) Status(ctx context.Context, conf *Config) error {
 	return concise(c.lib.GetStatusNetworkList(ctx, conf.list))
 }
 
-// Complete looks whether all plugins of a configuration are there
-// ([ErrNoPlugin]).
+// Complete returns [ErrNoPlugin] unless the programs of all plugins exist.
 func (c *Client) Complete(conf *Config) error {
 	for _, plugin := range conf.list.Plugins {
 		if _, err := c.runner.FindInPath(plugin.Network.Type, c.binDirs); err != nil {
@@ -264,11 +265,10 @@ func (c *Client) Complete(conf *Config) error {
 	return nil
 }
 
-// Attached returns the ids of all pods whose attachment is remembered.
+// Attached returns the IDs of all pods with a recorded attachment.
 func (c *Client) Attached() ([]string, error) { return c.records.list() }
 
-// NetNS returns the namespace path that a remembered attachment was made
-// with, or "".
+// NetNS returns the namespace path of a recorded attachment, or "".
 func (c *Client) NetNS(id string) string {
 	if rec, err := c.records.load(id); err == nil && rec != nil {
 		return rec.NetNS
@@ -276,9 +276,9 @@ func (c *Client) NetNS(id string) string {
 	return ""
 }
 
-// GC tells the plugins which attachments to their network are valid, so that
-// they release what belongs to any other. valid must name all of them, those
-// of other runtimes on the machine included.
+// GC passes the IDs of valid attachments to the plugins, so that they release what
+// belongs to any other. valid must contain all of them, including those of other
+// runtimes on the machine.
 func (c *Client) GC(ctx context.Context, conf *Config, valid []string) error {
 	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
 	for _, id := range valid {
@@ -296,12 +296,12 @@ func runtimeConf(rec *record, netns string) *libcni.RuntimeConf {
 	}
 }
 
-// concise drops what libcni puts around a plugin's error, which names the
-// plugin and the command itself.
+// concise removes libcni's wrapping of a plugin's error, which already names the
+// plugin and the command.
 func concise(err error) error {
-	var answer *PluginError
-	if errors.As(err, &answer) {
-		return answer
+	var failure *PluginError
+	if errors.As(err, &failure) {
+		return failure
 	}
 	return err
 }

@@ -488,7 +488,7 @@ func TestGC(t *testing.T) {
 }
 
 func TestHostileAnswers(t *testing.T) {
-	huge, err := json.Marshal(strings.Repeat("x", maxAnswer))
+	huge, err := json.Marshal(strings.Repeat("x", maxStdout))
 	if err != nil {
 		t.Fatal(err)
 	}

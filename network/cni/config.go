@@ -14,21 +14,20 @@ import (
 	"github.com/containernetworking/cni/pkg/utils"
 )
 
-// maxConfig bounds a configuration file.
+// maxConfig bounds a configuration file, in bytes.
 const maxConfig = 1 << 20
 
 // Config is a network configuration: a named chain of plugins.
 type Config struct {
-	// File is where the configuration was read.
+	// File is the path from which the configuration was read.
 	File string
 
 	list *libcni.NetworkConfigList
 }
 
-// Load reads the configuration that a directory holds: its first file, in the
-// order of names, that ends in .conf, .conflist or .json. A file that cannot
-// be used is an error and not passed over, for the next one may describe
-// quite another network.
+// Load reads the configuration in a directory: its first file, in the order of
+// names, that ends in .conf, .conflist or .json. An invalid file is an error and
+// not skipped, since the next one may describe a different network.
 func Load(dir string) (*Config, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -60,8 +59,7 @@ func (c *Config) Name() string { return c.list.Name }
 // Bytes returns the configuration as one list, plugins included.
 func (c *Config) Bytes() []byte { return slices.Clone(c.list.Bytes) }
 
-// Declares tells whether a plugin of the chain asks for a capability's
-// arguments.
+// Declares reports whether a plugin of the chain declares a capability.
 func (c *Config) Declares(capability string) bool {
 	for _, plugin := range c.list.Plugins {
 		if plugin.Network.Capabilities[capability] {
@@ -86,6 +84,7 @@ func loadFile(path string) (*libcni.NetworkConfigList, error) {
 	if len(data) > maxConfig {
 		return nil, fmt.Errorf("longer than %d bytes", maxConfig)
 	}
+
 	list, err := parse(data)
 	if err != nil {
 		return nil, err
@@ -107,7 +106,7 @@ func loadFile(path string) (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// parse reads a list of plugins, or a single plugin as a list of one.
+// parse parses a list of plugins, or a single plugin as a list of one.
 func parse(data []byte) (*libcni.NetworkConfigList, error) {
 	var top struct {
 		Name       string `json:"name"`
@@ -135,8 +134,8 @@ func parse(data []byte) (*libcni.NetworkConfigList, error) {
 	return libcni.NetworkConfFromBytes(data)
 }
 
-// appendPlugins adds plugins that are configured in files of their own, to
-// the list's text as well: that is what a later DEL is made from.
+// appendPlugins adds plugins that are configured in separate files. It adds them
+// to the list's text too, which is recorded for a later DEL.
 func appendPlugins(list *libcni.NetworkConfigList, more []*libcni.PluginConfig) error {
 	if len(more) == 0 {
 		return nil

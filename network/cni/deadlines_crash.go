@@ -4,7 +4,7 @@ package cni
 
 import "time"
 
-// Deadlines that a test need not wait for long.
+// Deadlines that are short enough for tests.
 const (
 	addTimeout = 10 * time.Second
 	delTimeout = 5 * time.Second

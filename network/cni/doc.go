@@ -1,12 +1,12 @@
 // Package cni runs chains of CNI plugins.
 //
-// Parsing, ADD, CHECK, STATUS and GC are libcni's. DEL is not: libcni ends a
-// chain at the first plugin that fails or is missing, and what the others
-// hold, an address as a rule, is then lost for good. [Client.Del] asks every
-// plugin, and does so with the configuration that the ADD ran with, which
-// [Client.Add] notes down before it starts.
+// Parsing, ADD, CHECK, STATUS and GC are libcni's. DEL is not: libcni stops at
+// the first plugin of a chain that fails or is missing, and what the remaining
+// ones hold, usually an address, leaks. [Client.Del] calls every plugin, with the
+// configuration of the ADD, which [Client.Add] records before it runs the first
+// plugin.
 //
-// Configuration is read anew by each [Load]. That costs microseconds beside
-// the milliseconds of a plugin, and no change can be missed: directories that are
-// removed and made again, files renamed into place, links switched over.
+// Each [Load] reads the configuration anew. That takes microseconds, a plugin
+// takes milliseconds, and no change can be missed, unlike with a watch on a
+// directory that may be removed and made again, or be a symbolic link.
 package cni

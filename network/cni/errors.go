@@ -7,30 +7,29 @@ import (
 )
 
 var (
-	// ErrNoConfig says that a directory holds no network configuration.
+	// ErrNoConfig means that a directory contains no network configuration.
 	ErrNoConfig = errors.New("no network configuration")
-	// ErrInvalidConfig says that the first network configuration of a directory
-	// cannot be used.
+	// ErrInvalidConfig means that the first network configuration of a directory
+	// is invalid.
 	ErrInvalidConfig = errors.New("invalid network configuration")
-	// ErrNoPlugin says that the program of a plugin is missing.
+	// ErrNoPlugin means that the program of a plugin is missing.
 	ErrNoPlugin = errors.New("no such plugin")
 )
 
-// PluginError is a plugin's answer that it has not done what it was asked.
+// PluginError is the failure of a plugin.
 type PluginError struct {
 	// Plugin and Command name the call: "bridge", "ADD".
 	Plugin, Command string
-	// Code is a code of the CNI specification or of the plugin's own, or 0.
+	// Code is an error code of the CNI specification or of the plugin, or 0.
 	Code uint
-	// Msg and Details are the plugin's words, or what it left on its
-	// standard error.
+	// Msg and Details are the plugin's error message, or its standard error.
 	Msg, Details string
-	// Err is set when the plugin gave no answer: why it could not be run, or
-	// how it ended.
+	// Err is set if the plugin returned no valid error: why it could not be run,
+	// or how it exited.
 	Err error
 }
 
-// Error names the plugin, the command and all that is known of the reason.
+// Error returns the plugin, the command and everything known about the reason.
 func (e *PluginError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "plugin %s: %s", e.Plugin, e.Command)
@@ -50,5 +49,5 @@ func (e *PluginError) Error() string {
 	return b.String()
 }
 
-// Unwrap returns the reason why the plugin gave no answer, if that is so.
+// Unwrap returns Err.
 func (e *PluginError) Unwrap() error { return e.Err }

@@ -23,32 +23,30 @@ import (
 )
 
 const (
-	// maxAnswer and maxComplaint bound what a plugin's standard output and
-	// error may amount to.
-	maxAnswer    = 4 << 20
-	maxComplaint = 4 << 10
-	// pipeDelay is how long a plugin's children may keep its output open
-	// after it has ended.
+	// maxStdout and maxStderr bound a plugin's output, in bytes.
+	maxStdout = 4 << 20
+	maxStderr = 4 << 10
+	// pipeDelay is how long a plugin's children may keep its output open after it
+	// has exited.
 	pipeDelay = time.Second
-	// busyDelay is the pause before a binary that is being written is tried
-	// again.
+	// busyDelay is the delay before a binary that is being written is retried.
 	busyDelay = 50 * time.Millisecond
 )
 
-// runner runs plugins as processes, each in a process group of its own.
+// runner runs plugins, each in a process group of its own.
 type runner struct {
 	version.PluginDecoder
-	// grace is how long a plugin that changes things may go on when the
-	// context has ended. One that is killed half-way can leave what no DEL
-	// repairs: the bridge plugin a bridge that takes no more pods.
+	// grace is how long ADD and DEL may keep running after the context has ended.
+	// A plugin that is killed midway can leave a state that no DEL repairs, such
+	// as a bridge that accepts no more pods.
 	grace time.Duration
-	// lock is held open by the plugins: see records.
+	// lock is inherited by the plugins: see records.
 	lock *os.File
 	run  Run
 }
 
-// Run runs a plugin to its end. When ctx ends the plugin may go on for grace,
-// and the error is the cause.
+// Run runs a plugin until it exits. After ctx has ended the plugin may keep running
+// for grace; then it is killed and the error is the cause.
 type Run func(ctx context.Context, cmd *exec.Cmd, grace time.Duration) error
 
 var _ invoke.Exec = (*runner)(nil)
@@ -62,13 +60,14 @@ func (*runner) FindInPath(plugin string, dirs []string) (string, error) {
 	return path, nil
 }
 
-// ExecPlugin runs a plugin and returns its answer, or a [*PluginError].
+// ExecPlugin runs a plugin and returns its output, or a [*PluginError].
 func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
 	for {
-		answer, err := r.runOnce(ctx, path, stdin, env)
+		output, err := r.runOnce(ctx, path, stdin, env)
 		if !errors.Is(err, syscall.ETXTBSY) {
-			return answer, err
+			return output, err
 		}
+
 		select {
 		case <-ctx.Done():
 			return nil, err
@@ -84,11 +83,11 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 		return nil, failure
 	}
 
-	answer, complaint := &bounded{max: maxAnswer}, &bounded{max: maxComplaint}
+	stdout, stderr := &bounded{max: maxStdout}, &bounded{max: maxStderr}
 	cmd := exec.Command(path)
 	cmd.Env = env
 	cmd.Stdin = bytes.NewReader(stdin)
-	cmd.Stdout, cmd.Stderr = answer, complaint
+	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = pipeDelay
 
@@ -102,78 +101,84 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 	}
 
 	err := r.run(ctx, cmd, grace)
-	if err == nil && answer.dropped {
-		err = fmt.Errorf("answer longer than %d bytes", maxAnswer)
+	if err == nil && stdout.truncated {
+		err = fmt.Errorf("output longer than %d bytes", maxStdout)
 	}
 	if err == nil {
-		err = checkLists(answer.Bytes())
+		err = checkLists(stdout.Bytes())
 	}
 	if err == nil {
-		return answer.Bytes(), nil
+		return stdout.Bytes(), nil
 	}
 
-	var said types.Error
-	if json.Unmarshal(answer.Bytes(), &said) == nil && (said.Msg != "" || said.Code != 0) {
-		failure.Code, failure.Msg, failure.Details = said.Code, said.Msg, said.Details
-	} else {
-		failure.Msg, failure.Err = strings.TrimSpace(complaint.String()), err
-	}
-
+	failure.explain(stdout.Bytes(), stderr.String(), err)
 	return nil, failure
 }
 
-// checkLists refuses an answer with a null in a list: libcni, which converts
-// answers from version to version, looks into each element unseen. What is no
-// JSON at all is left to libcni to refuse.
-func checkLists(answer []byte) error {
+// explain sets the reason of a failure: the error that the plugin printed as JSON,
+// or else its standard error and err.
+func (e *PluginError) explain(stdout []byte, stderr string, err error) {
+	var printed types.Error
+	if json.Unmarshal(stdout, &printed) == nil && (printed.Msg != "" || printed.Code != 0) {
+		e.Code, e.Msg, e.Details = printed.Code, printed.Msg, printed.Details
+		return
+	}
+	e.Msg, e.Err = strings.TrimSpace(stderr), err
+}
+
+// checkLists refuses a result with a null in a list: libcni dereferences each
+// element when it converts results between versions. Invalid JSON is left to
+// libcni to refuse.
+func checkLists(result []byte) error {
 	var lists struct {
 		Interfaces, IPs, Routes []any
 		IP4, IP6                struct{ Routes []any }
 	}
 
-	// What does not fit is of another type, which libcni finds too.
-	_ = json.Unmarshal(answer, &lists)
+	// Fields of a wrong type are left to libcni too.
+	_ = json.Unmarshal(result, &lists)
 	for name, list := range map[string][]any{
 		"interfaces": lists.Interfaces, "ips": lists.IPs, "routes": lists.Routes,
 		"ip4.routes": lists.IP4.Routes, "ip6.routes": lists.IP6.Routes,
 	} {
 		if slices.ContainsFunc(list, func(v any) bool { return v == nil }) {
-			return fmt.Errorf("answer has a null among its %s", name)
+			return fmt.Errorf("result has a null in its %s", name)
 		}
 	}
 
 	return nil
 }
 
-// runGroup runs a command that leads a process group. When ctx ends it waits
-// for grace, kills the group and returns the cause.
+// runGroup runs a command that leads a process group. When ctx ends it waits for
+// grace, kills the group and returns the cause.
 func runGroup(ctx context.Context, cmd *exec.Cmd, grace time.Duration) error {
 	if err := ordinary.Start(cmd); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
+
+	exited := make(chan error, 1)
 	go func() {
 		err := cmd.Wait()
 		if errors.Is(err, exec.ErrWaitDelay) {
 			err = nil
 		}
-		ended <- err
+		exited <- err
 	}()
 
 	select {
-	case err := <-ended:
+	case err := <-exited:
 		return err
 	case <-ctx.Done():
 	}
 
 	select {
-	case err := <-ended:
+	case err := <-exited:
 		return err
 	case <-time.After(grace):
 	}
 
 	err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
-	<-ended
+	<-exited
 	if errors.Is(err, unix.ESRCH) {
 		err = nil
 	}
@@ -181,6 +186,7 @@ func runGroup(ctx context.Context, cmd *exec.Cmd, grace time.Duration) error {
 	return errors.Join(context.Cause(ctx), err)
 }
 
+// command returns the CNI command in an environment.
 func command(env []string) string {
 	for _, kv := range env {
 		if value, ok := strings.CutPrefix(kv, "CNI_COMMAND="); ok {
@@ -193,13 +199,13 @@ func command(env []string) string {
 // bounded keeps the first max bytes of what is written to it.
 type bounded struct {
 	bytes.Buffer
-	max     int
-	dropped bool
+	max       int
+	truncated bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
 	keep := min(len(p), b.max-b.Len())
-	b.dropped = b.dropped || keep < len(p)
+	b.truncated = b.truncated || keep < len(p)
 	b.Buffer.Write(p[:keep])
 	return len(p), nil
 }

@@ -21,15 +21,15 @@ import (
 const (
 	recordVersion = 1
 	recordSuffix  = ".json"
-	// lockPause is how often a lock is tried.
-	lockPause = 10 * time.Millisecond
+	// lockInterval is how often a lock is tried.
+	lockInterval = 10 * time.Millisecond
 )
 
-// record is what is noted before an ADD, so that the DEL can be made whatever
-// has become of the configuration directory and of the daemon.
+// record is written before an ADD, so that a DEL is possible whatever happens to
+// the configuration directory and to the daemon.
 //
-// It is replaced atomically but not forced to disk: after a power cut, which
-// ends the namespace too, the current configuration serves for a DEL.
+// It is replaced atomically but not synced: after a power cut, which ends the
+// namespace too, the current configuration is good enough for a DEL.
 type record struct {
 	Version      int             `json:"version"`
 	ID           string          `json:"id"`
@@ -40,11 +40,11 @@ type record struct {
 	Config       json.RawMessage `json:"config"`
 }
 
-// records is the directory of them.
+// records is the directory of all records.
 //
 // The plugins of an ADD inherit a descriptor of the record's file that holds a
-// lock. When the daemon is killed they go on, and the daemon that follows can
-// tell: a DEL that overtook them would leave what they do after it.
+// lock. When the daemon is killed they keep running, and the next daemon waits for
+// the lock: a DEL that overtook them would leak what they do after it.
 type records struct{ dir string }
 
 func (r records) path(id string) (string, error) {
@@ -69,8 +69,8 @@ func (r records) save(rec *record) error {
 	return nil
 }
 
-// lock locks the file of a record just saved. The lock lasts until the file
-// returned and all copies of it in other processes are closed.
+// lock locks the file of a record. The lock is released when the returned file
+// and all descriptors that were inherited from it are closed.
 func (r records) lock(id string) (*os.File, error) {
 	f, err := r.open(id)
 	if err != nil {
@@ -82,15 +82,15 @@ func (r records) lock(id string) (*os.File, error) {
 	return f, nil
 }
 
-// await waits until nobody holds the lock of a record, but not for ever: a
-// plugin may hang, or have started something that stays.
+// await waits until no process holds the lock of a record, up to limit: a plugin
+// may hang, or have started a process that keeps running.
 func (r records) await(ctx context.Context, id string, limit time.Duration) error {
 	f, err := r.open(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("await attachment: %w", err)
+		return fmt.Errorf("wait for plugins of attachment: %w", err)
 	}
 	defer f.Close()
 
@@ -100,8 +100,8 @@ func (r records) await(ctx context.Context, id string, limit time.Duration) erro
 		case <-end:
 			return nil
 		case <-ctx.Done():
-			return fmt.Errorf("await attachment: %w", context.Cause(ctx))
-		case <-time.After(lockPause):
+			return fmt.Errorf("wait for plugins of attachment: %w", context.Cause(ctx))
+		case <-time.After(lockInterval):
 		}
 	}
 
@@ -116,8 +116,8 @@ func (r records) open(id string) (*os.File, error) {
 	return os.Open(path)
 }
 
-// load returns nil when there is no record, or none that can be read: what a
-// power cut has left of it tells nothing.
+// load returns nil if there is no record, or an unreadable one, such as a power cut
+// may leave.
 func (r records) load(id string) (*record, error) {
 	path, err := r.path(id)
 	if err != nil {
@@ -150,7 +150,7 @@ func (r records) remove(id string) error {
 	return nil
 }
 
-// list returns the ids that have a record.
+// list returns the IDs that have a record.
 func (r records) list() ([]string, error) {
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {

@@ -2,5 +2,5 @@ package netns
 
 import "errors"
 
-// ErrNotNamespace says that a file is not a network namespace.
+// ErrNotNamespace means that a file is not a network namespace.
 var ErrNotNamespace = errors.New("not a network namespace")

@@ -12,9 +12,8 @@ import (
 	"crisp/runtime/untrusted"
 )
 
-// maxInterfaces bounds how many interfaces are listed, maxDev how many bytes
-// are read to find them: a pod that may administer its network could make any
-// number of them.
+// maxInterfaces bounds how many interfaces are listed, maxDev how many bytes are
+// read to find them: a pod with CAP_NET_ADMIN can create any number of them.
 const (
 	maxInterfaces = 128
 	maxDev        = 64 << 10
@@ -22,18 +21,18 @@ const (
 
 // InterfaceStats are the traffic counters of one interface.
 type InterfaceStats struct {
-	// Name is up to 15 bytes, none of them a slash, colon or space: who may
-	// administer the network chooses it.
+	// Name has up to 15 bytes, without slash, colon and space. A pod with
+	// CAP_NET_ADMIN chooses it.
 	Name untrusted.String
 	// Rx counts what the interface received, Tx what it sent.
 	Rx, Tx Traffic
 }
 
-// Traffic counts one direction.
+// Traffic are the counters of one direction.
 type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
 
-// Interfaces lists the interfaces of a network namespace, loopback included,
-// but no more than the kernel names first.
+// Interfaces lists the first 128 interfaces of a network namespace, in the kernel's
+// order and including loopback.
 func Interfaces(ns *os.File) ([]InterfaceStats, error) {
 	var list []InterfaceStats
 	err := Do(ns, func() error {
@@ -42,6 +41,7 @@ func Interfaces(ns *os.File) ([]InterfaceStats, error) {
 			return err
 		}
 		defer f.Close()
+
 		list, err = parseDev(io.LimitReader(f, maxDev))
 		return err
 	})
@@ -52,7 +52,7 @@ func Interfaces(ns *os.File) ([]InterfaceStats, error) {
 	return list, nil
 }
 
-// parseDev reads the format of /proc/net/dev: two header lines, then
+// parseDev parses /proc/net/dev: two header lines, then
 // "name: bytes packets errs drop fifo frame compressed multicast" and eight
 // more columns for the other direction.
 func parseDev(r io.Reader) ([]InterfaceStats, error) {
@@ -61,7 +61,7 @@ func parseDev(r io.Reader) ([]InterfaceStats, error) {
 	for len(list) < maxInterfaces {
 		line, err := lines.ReadString('\n')
 		if errors.Is(err, io.EOF) {
-			return list, nil // what has no end of line was cut
+			return list, nil // an incomplete last line was truncated by the limit
 		}
 		if err != nil {
 			return nil, err
@@ -72,7 +72,7 @@ func parseDev(r io.Reader) ([]InterfaceStats, error) {
 			continue
 		}
 
-		// Not all that Unicode calls a space: names may have the others.
+		// Only blanks: names may contain other white space.
 		name = strings.TrimLeft(name, " ")
 		fields := strings.Fields(counters)
 		if len(fields) < 16 {

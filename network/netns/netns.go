@@ -1,9 +1,9 @@
-// Package netns keeps and enters network namespaces.
+// Package netns pins and enters network namespaces.
 //
-// A pod's network namespace is born in the pod's first plan and reaches the
-// daemon as a descriptor. [Pin] binds it to a path, because CNI plugins take
-// a path and because the pin outlives every process of ours; [Unpin] takes
-// that back and may be repeated. [Do] runs a function inside a namespace.
+// A pod's network namespace is created by the pod's first plan, and the daemon
+// receives it as a descriptor. [Pin] bind-mounts it on a path, because CNI plugins
+// require a path and because the mount survives all of crisp's processes. [Unpin]
+// undoes that and is idempotent. [Do] runs a function inside a namespace.
 package netns
 
 import (
@@ -20,12 +20,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Share makes a directory for pins, if need be, from which mounts go on to the
-// mount namespaces that have a copy of it, as ip netns does with its own.
+// Share makes a directory for pins a shared mount, and the directory if need be, so
+// that pins propagate to other mount namespaces. ip netns does the same.
 func Share(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("make directory for namespaces: %w", err)
 	}
+
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return fmt.Errorf("make directory for namespaces: %w", err)
@@ -45,15 +46,16 @@ func Share(dir string) error {
 	return nil
 }
 
-// isShared reports whether mounts below a path go on to others.
+// isShared reports whether mounts below a path propagate to other namespaces.
 func isShared(path string) (bool, error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(path))
 	if err != nil {
 		return false, fmt.Errorf("look for the mount of %s: %w", path, err)
 	}
+
 	var on *mountinfo.Info
 	for _, m := range mounts {
-		// The last of those with the longest path is on top.
+		// Of several mounts with the longest path, the last one is on top.
 		if on == nil || len(m.Mountpoint) >= len(on.Mountpoint) {
 			on = m
 		}
@@ -61,15 +63,18 @@ func isShared(path string) (bool, error) {
 	return on != nil && strings.Contains(on.Optional, "shared:"), nil
 }
 
-// Pin binds the namespace to path, which must not exist or be an empty file
-// left by an interrupted Pin. The directory must exist.
+// Pin bind-mounts the namespace on path, which must not exist, or be an empty file
+// left by an interrupted Pin. Its directory must exist.
 func Pin(ns *os.File, path string) error {
 	if err := check(ns); err != nil {
 		return fmt.Errorf("pin namespace: %w", err)
 	}
-	if pinned, err := isPin(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+
+	pinned, err := isPin(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("pin namespace: %w", err)
-	} else if pinned {
+	}
+	if pinned {
 		return fmt.Errorf("pin namespace: %s: %w", path, fs.ErrExist)
 	}
 
@@ -85,8 +90,8 @@ func Pin(ns *os.File, path string) error {
 	return nil
 }
 
-// Unpin releases the namespace bound to path and removes the file. A path
-// that is not bound, or does not exist, is fine.
+// Unpin unmounts the namespace from path and removes the file. It is not an error
+// if nothing is mounted there, or path does not exist.
 func Unpin(path string) error {
 	for {
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -103,8 +108,8 @@ func Unpin(path string) error {
 	return nil
 }
 
-// Open opens the network namespace bound to path. The error is
-// [ErrNotNamespace] when something else is there.
+// Open opens the network namespace pinned to path. The error is [ErrNotNamespace]
+// if path is something else.
 func Open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -116,8 +121,8 @@ func Open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Do runs fn on a thread inside the namespace. Sockets that fn opens stay in
-// it. fn must not start goroutines that expect to be in the namespace too.
+// Do runs fn on a thread inside the namespace. Sockets that fn opens belong to it.
+// Goroutines that fn starts are not in the namespace.
 func Do(ns *os.File, fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -136,9 +141,9 @@ func Do(ns *os.File, fn func() error) error {
 			err = fn()
 		}
 
-		// A thread that cannot leave stays locked and ends with the goroutine.
-		// That is not the rule, because the process's first thread would
-		// instead be parked, inside the namespace and holding it.
+		// A thread that cannot leave stays locked, so it ends with the goroutine.
+		// This is only the exception: the process's main thread would not end, but
+		// be parked inside the namespace and keep it alive.
 		if unix.Setns(int(outside.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
@@ -148,7 +153,7 @@ func Do(ns *os.File, fn func() error) error {
 	return <-done
 }
 
-// check tells whether f is a network namespace.
+// check returns [ErrNotNamespace] unless f is a network namespace.
 func check(f *os.File) error {
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {
@@ -157,7 +162,7 @@ func check(f *os.File) error {
 	return nil
 }
 
-// isPin tells whether something of nsfs is mounted on path.
+// isPin reports whether a namespace is mounted on path.
 func isPin(path string) (bool, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {

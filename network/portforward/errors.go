@@ -2,5 +2,5 @@ package portforward
 
 import "errors"
 
-// ErrInvalidPort says that a number is not a TCP port.
+// ErrInvalidPort means that a number is not a TCP port.
 var ErrInvalidPort = errors.New("not a port")

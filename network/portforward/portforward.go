@@ -1,8 +1,8 @@
-// Package portforward carries a client's stream to a port inside a pod.
+// Package portforward forwards a client's stream to a port inside a pod.
 //
-// The connection is made by the daemon itself from within the pod's network
-// namespace; no helper program runs. Either direction may end before the
-// other: the end of one is passed on as a half close, and the other goes on.
+// The daemon itself connects, from within the pod's network namespace, without a
+// helper program. Either direction may end before the other: its end is passed on
+// as a half-close, and the other direction continues.
 package portforward
 
 import (
@@ -19,13 +19,14 @@ import (
 )
 
 const (
-	// dialTimeout bounds a connection to localhost that gets no answer,
-	// because a packet filter in the pod drops it.
+	// dialTimeout bounds the connect, which gets no response if a packet filter
+	// in the pod drops it.
 	dialTimeout = 10 * time.Second
-	// linger is how long a client may stay silent and open after the pod's
-	// side has ended. TCP does not tell whether the peer would still read.
+	// linger is how long a client may stay connected without sending anything
+	// after the pod's side has ended. TCP does not reveal whether the peer would
+	// still read.
 	linger = 10 * time.Second
-	// resetGrace is how long after the end of a client's data a reset of the
+	// resetGrace is how long after the end of a client's data a reset of its
 	// stream may take to become visible.
 	resetGrace = 200 * time.Millisecond
 )
@@ -41,8 +42,8 @@ func Forward(ctx context.Context, ns *os.File, port int, stream io.ReadWriteClos
 	return nil
 }
 
-// Dial connects to a TCP port on localhost inside a network namespace, over
-// IPv4 first and then over IPv6. A nil namespace is the host's.
+// Dial connects to a TCP port on localhost inside a network namespace, first over
+// IPv4 and then over IPv6. A nil namespace is the host's.
 func Dial(ctx context.Context, ns *os.File, port int) (net.Conn, error) {
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("dial port %d: %w", port, ErrInvalidPort)
@@ -50,6 +51,7 @@ func Dial(ctx context.Context, ns *os.File, port int) (net.Conn, error) {
 	if ns == nil {
 		return dialLocal(ctx, port)
 	}
+
 	var conn net.Conn
 	err := netns.Do(ns, func() error {
 		var err error
@@ -59,25 +61,27 @@ func Dial(ctx context.Context, ns *os.File, port int) (net.Conn, error) {
 	return conn, err
 }
 
-// dialLocal relies on net.Dialer making the socket of a literal address on
-// the calling thread.
+// dialLocal relies on net.Dialer creating the socket for a literal address on the
+// calling thread.
 func dialLocal(ctx context.Context, port int) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: dialTimeout}
 	conn, err4 := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err4 == nil {
 		return conn, nil
 	}
+
 	conn, err6 := dialer.DialContext(ctx, "tcp", net.JoinHostPort("::1", strconv.Itoa(port)))
 	if err6 == nil {
 		return conn, nil
 	}
+
 	return nil, fmt.Errorf("dial port %d: %w; %w", port, err4, err6)
 }
 
-// Copy copies between a client's stream and a connection until both
-// directions have ended, and closes both. It returns no error: what breaks a
-// connection that was made concerns this stream alone, while clients take an
-// error for the failure of all their streams.
+// Copy copies between a client's stream and a connection until both directions
+// have ended, and closes both. It returns no error: a broken connection only
+// concerns this stream, while clients take an error for the failure of all their
+// streams.
 func Copy(ctx context.Context, stream io.ReadWriteCloser, conn net.Conn) {
 	c := &copying{stream: stream, conn: conn, up: make(chan struct{}), down: make(chan struct{})}
 	go func() {
@@ -98,15 +102,15 @@ func Copy(ctx context.Context, stream io.ReadWriteCloser, conn net.Conn) {
 	<-c.down
 }
 
-// copying is a copy under way. The channels close as each direction ends.
+// copying is a copy in progress. The channels are closed as each direction ends.
 type copying struct {
 	stream   io.ReadWriteCloser
 	conn     net.Conn
 	up, down chan struct{}
-	sent     atomic.Int64 // bytes of the client's that the pod has
+	sent     atomic.Int64 // bytes from the client written to the pod
 }
 
-// wait returns when nothing more is worth waiting for.
+// wait returns when both directions have ended, or waiting longer is pointless.
 func (c *copying) wait(ctx context.Context) {
 	select {
 	case <-c.up:
@@ -117,9 +121,9 @@ func (c *copying) wait(ctx context.Context) {
 	}
 }
 
-// waitDown waits for the pod to finish its answer, as long as it takes,
-// unless the client has reset the stream: then nobody reads the answer, and
-// what is written to a SPDY stream goes nowhere without an error.
+// waitDown waits for the pod to finish its response, as long as it takes, unless
+// the client has reset the stream: then the response is not read, and writes to a
+// SPDY stream are dropped without an error.
 func (c *copying) waitDown(ctx context.Context) {
 	grace := time.NewTimer(resetGrace)
 	defer grace.Stop()
@@ -137,7 +141,7 @@ func (c *copying) waitDown(ctx context.Context) {
 	}
 }
 
-// waitUp lets the client finish too, as long as it sends something.
+// waitUp waits for the client to finish, as long as it keeps sending.
 func (c *copying) waitUp(ctx context.Context) {
 	tick := time.NewTicker(linger)
 	defer tick.Stop()
@@ -169,8 +173,8 @@ func (c *counted) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// abort unblocks both directions. A stream that is already closed for writing
-// sends nothing when it is reset.
+// abort unblocks both directions. Resetting a stream that is already closed for
+// writing sends nothing.
 func (c *copying) abort() {
 	c.conn.Close()
 	if r, ok := c.stream.(interface{ Reset() error }); ok {
@@ -180,13 +184,14 @@ func (c *copying) abort() {
 	c.stream.Close()
 }
 
-// finished tells whether a stream that knows it takes no more data.
+// finished reports whether a stream accepts no more data; false if the stream does
+// not know.
 func finished(stream any) bool {
 	f, ok := stream.(interface{ IsFinished() bool })
 	return ok && f.IsFinished()
 }
 
-// closeWrite ends the sending half of a connection.
+// closeWrite closes the sending half of a connection.
 func closeWrite(conn net.Conn) {
 	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		half.CloseWrite()

@@ -28,7 +28,7 @@ func newPlugins(ctx context.Context, l *lab.Lab) (*plugins, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := network.Open(ctx, network.Options{
+	n, err := network.Open(network.Options{
 		ConfDir: filepath.Join(l.Dir, "net.d"), BinDirs: []string{bin}, CacheDir: filepath.Join(l.Dir, "bench-cni"),
 	})
 	return &plugins{n}, err

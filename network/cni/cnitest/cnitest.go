@@ -1,4 +1,4 @@
-// Package cnitest provides CNI plugins that note how they are called and that
+// Package cnitest provides CNI plugins for tests, which record their calls and
 // fail or hang on demand.
 package cnitest
 
@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// script is a plugin. It notes a call by a single write, so that plugins that
-// run at the same time do not mix theirs.
+// script is a plugin. It records a call by a single write, so that concurrent
+// calls are not mixed up.
 const script = `#!/bin/sh
 dir=${0%/*} name=${0##*/}
 IFS= read -r conf
@@ -40,22 +40,22 @@ printf '{"cniVersion":"%s","interfaces":[{"name":"vethfake"},{"name":"%s","sandb
 printf '"ips":[{"version":"4","address":"10.1.2.3/24","interface":1},{"version":"6","address":"fd00::3/64","interface":1}]}\n'
 `
 
-// Plugins is a directory of plugins.
+// Plugins is a directory of test plugins.
 type Plugins struct {
 	Dir string
 	t   testing.TB
-	// seen is how much of the notes was returned.
+	// seen is how many bytes of the recorded calls have been returned.
 	seen int
 }
 
 // Call is a call of a plugin as the plugin saw it.
 type Call struct {
 	Plugin, Command string
-	// Locked tells whether the plugin held the lock of an ADD.
+	// Locked is true if the plugin had inherited the lock of an ADD.
 	Locked bool
 	// Env holds the CNI_ variables.
 	Env map[string]string
-	// Conf is what came on standard input.
+	// Conf is its standard input.
 	Conf map[string]any
 }
 
@@ -75,7 +75,7 @@ func (p *Plugins) Install(name string) {
 	p.write(name, []byte(script), 0o700)
 }
 
-// Remove takes a plugin away.
+// Remove removes a plugin.
 func (p *Plugins) Remove(name string) {
 	p.t.Helper()
 	if err := os.Remove(filepath.Join(p.Dir, name)); err != nil {
@@ -83,18 +83,18 @@ func (p *Plugins) Remove(name string) {
 	}
 }
 
-// Fail makes a plugin answer a command with an error until [Plugins.Heal].
+// Fail makes a plugin respond to a command with an error until [Plugins.Heal].
 func (p *Plugins) Fail(name, command string, code uint, msg string) {
 	p.t.Helper()
-	answer, err := json.Marshal(map[string]any{"cniVersion": "1.1.0", "code": code, "msg": msg})
+	response, err := json.Marshal(map[string]any{"cniVersion": "1.1.0", "code": code, "msg": msg})
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.write(name+".fail."+command, answer, 0o600)
+	p.write(name+".fail."+command, response, 0o600)
 }
 
-// Hang makes a plugin wait before it answers a command, until [Plugins.Heal].
-// It does so in a child process that holds its output open.
+// Hang makes a plugin hang on a command until [Plugins.Heal], in a child process
+// that keeps its output open.
 func (p *Plugins) Hang(name, command string) {
 	p.t.Helper()
 	p.write(name+".hang."+command, nil, 0o600)
@@ -111,7 +111,7 @@ func (p *Plugins) Heal(name, command string) {
 	}
 }
 
-// Answer replaces what a plugin answers to ADD.
+// Answer replaces a plugin's response to ADD.
 func (p *Plugins) Answer(name, answer string) {
 	p.t.Helper()
 	p.write(name+".answer", []byte(answer), 0o600)
@@ -124,7 +124,7 @@ func (p *Plugins) write(name string, data []byte, mode os.FileMode) {
 	}
 }
 
-// Calls returns the calls since it last did.
+// Calls returns the calls since the last Calls.
 func (p *Plugins) Calls() []Call {
 	p.t.Helper()
 	notes, err := os.ReadFile(filepath.Join(p.Dir, "calls"))
