@@ -21,8 +21,8 @@ const (
 	failInRecovery = "error in recovery"
 )
 
-// attempt is one case: orders for the call, and for the start that follows
-// if the call ends the daemon.
+// attempt is one case: orders for the call, and for the restart that follows if
+// the call kills the daemon.
 type attempt struct {
 	way       string
 	at        point
@@ -38,14 +38,14 @@ func TestCrash(t *testing.T) {
 	var all []point
 	for _, op := range operations {
 		if op.name == "ExecSync" {
-			continue // it has no point; see TestMoments
+			continue // it has no failpoint; see TestMoments
 		}
 		t.Run(op.name, func(t *testing.T) {
 			attempts := n.attempts(t, op)
 			for _, a := range attempts {
 				all = append(all, a.at)
-				survived := t.Run(a.String(), func(t *testing.T) { n.attempt(t, op, a) })
-				score.add(op.name, a.way, survived)
+				passed := t.Run(a.String(), func(t *testing.T) { n.attempt(t, op, a) })
+				score.add(op.name, a.way, passed)
 			}
 		})
 	}
@@ -53,23 +53,23 @@ func TestCrash(t *testing.T) {
 	if !partial() {
 		wantAllSteps(t, all)
 	}
-	score.publish(t, "crashes at every point")
+	score.publish(t, "crashes at every failpoint")
 }
 
-// wantAllSteps wants each step's do and undo to have been disturbed.
+// wantAllSteps checks that each step's do and undo has been disturbed.
 func wantAllSteps(t *testing.T, all []point) {
 	t.Helper()
 	sandbox, container := pod.Tables()
 	for _, step := range slices.Concat(sandbox, container) {
 		for _, what := range []string{"before do ", "after do ", "before undo ", "after undo "} {
 			if !slices.ContainsFunc(all, func(p point) bool { return p.name == what+step }) {
-				t.Errorf("nothing happened %s%s", what, step)
+				t.Errorf("no case %s%s", what, step)
 			}
 		}
 	}
 }
 
-// attempts finds the points that an operation passes, and says what to try.
+// attempts finds the failpoints that an operation hits, and lists the cases.
 func (n *node) attempts(t *testing.T, op operation) []attempt {
 	t.Helper()
 	var all []attempt
@@ -107,8 +107,8 @@ func (n *node) attempts(t *testing.T, op operation) []attempt {
 	return all
 }
 
-// moments leaves out points between which and the next or the last one nothing
-// happens, so that a kill would be the same. Steps are preferred to records.
+// moments leaves out failpoints that are equivalent for a kill, since nothing
+// happens between them. Those of steps are preferred to those of records.
 func moments(points []point) []point {
 	var all []point
 	for _, p := range points {
@@ -125,7 +125,7 @@ func moments(points []point) []point {
 	return all
 }
 
-// lastDo is the point at which there is most to undo.
+// lastDo returns the failpoint at which there is most to undo.
 func lastDo(points []point) point {
 	var last point
 	for _, p := range points {
@@ -136,8 +136,8 @@ func lastDo(points []point) point {
 	return last
 }
 
-// explore runs an operation and returns the points that are passed; of one
-// that is killed, those of the recovery.
+// explore runs an operation and returns the failpoints that it hits. If the orders
+// kill the daemon, it returns those of the recovery.
 func (n *node) explore(t *testing.T, op operation, orders ...order) []point {
 	t.Helper()
 	s := n.newScene(t)
@@ -148,7 +148,7 @@ func (n *node) explore(t *testing.T, op operation, orders ...order) []point {
 	n.give(t, orders...)
 	err := op.call(s)
 	if (err == nil) != (len(orders) == 0) || !n.obeyed(t) {
-		t.Fatalf("with orders %v the call ended with: %v", orders, err)
+		t.Fatalf("with orders %v the call: %v", orders, err)
 	}
 	if len(orders) > 0 && orders[0].kind == "kill" {
 		n.Kill()
@@ -156,7 +156,7 @@ func (n *node) explore(t *testing.T, op operation, orders ...order) []point {
 		n.begin(t)
 	}
 
-	points := n.passed(t)
+	points := n.hits(t)
 	s.removeAll()
 	return points
 }
@@ -173,12 +173,12 @@ func (n *node) attempt(t *testing.T, op operation, a attempt) {
 	n.give(t, a.orders...)
 	err := op.call(s)
 	if !n.obeyed(t) {
-		t.Fatalf("the daemon did not carry out %v; the call ended with: %v", a.orders, err)
+		t.Fatalf("the daemon did not execute %v; the call: %v", a.orders, err)
 	}
 
 	restart := a.orders[len(a.orders)-1].kind == "kill"
 	if err == nil && restart {
-		t.Error("the call succeeded although the daemon was killed")
+		t.Error("the call succeeded, but the daemon should have been killed")
 	}
 
 	if a.way == killBoth {
@@ -191,7 +191,7 @@ func (n *node) attempt(t *testing.T, op operation, a attempt) {
 	n.give(t)
 	s.wantListed()
 	if a.way == killBoth {
-		return // what is left can only be removed
+		return // the pod can only be removed
 	}
 
 	if created := op.heal != nil && op.skip == nil; created && err != nil && len(s.pods()) == len(op.prepare) && len(s.containers()) == 0 {
@@ -201,24 +201,24 @@ func (n *node) attempt(t *testing.T, op operation, a attempt) {
 		op.heal(s)
 	}
 	if op.skip == nil || !op.skip(s) {
-		s.must("try again", op.call(s))
+		s.must("retry", op.call(s))
 	}
 	op.done(s)
 }
 
-// restart starts the daemon that was killed, under orders for its recovery.
+// restart restarts the killed daemon, with orders for its recovery.
 func (n *node) restart(t *testing.T, orders []order) {
 	t.Helper()
-	n.Kill() // which only waits
+	n.Kill() // only waits
 	n.give(t, orders...)
 	err := n.Start(t.Context())
 
 	if !n.obeyed(t) {
-		t.Errorf("the daemon did not carry out %v when it started", orders)
+		t.Errorf("the daemon did not execute %v at its start", orders)
 	}
 	if len(orders) > 0 && orders[0].kind == "kill" {
 		if err == nil {
-			t.Error("the daemon started although it was killed")
+			t.Error("the daemon started, but should have been killed")
 		}
 		n.give(t)
 		err = n.Start(t.Context())
@@ -228,17 +228,17 @@ func (n *node) restart(t *testing.T, orders []order) {
 	}
 }
 
-// tidy ends a case: all pods can be removed, and then nothing is left.
+// tidy ends a case: all pods can be removed, and then nothing has leaked.
 func (n *node) tidy(t *testing.T, s *scene) {
 	t.Helper()
 	n.give(t)
-	if !n.answers(t) {
+	if !n.responds(t) {
 		n.Kill()
 		n.begin(t)
 	}
 	s.removeAll()
-	n.wantNoMore(t, "after all was removed", n.usual)
+	n.wantNoMore(t, "after everything was removed", n.usual)
 	if t.Failed() {
-		n.usual = append(n.usual, n.belongings(t)...) // so that the next case is its own
+		n.usual = append(n.usual, n.belongings(t)...) // so that the next case starts clean
 	}
 }

@@ -17,14 +17,15 @@ import (
 
 const (
 	lookPeriod = 20 * time.Millisecond
-	// reapLooks is how many looks a zombie may wait for who started it, unless
-	// it is of another PID namespace: os/exec makes none of these.
+	// reapLooks is after how many looks a zombie is reaped: os/exec, if it started
+	// the process, has reaped it before. It does not start processes in other PID
+	// namespaces, so foreignLooks can be short.
 	reapLooks, foreignLooks = 100, 2
 )
 
-// beInit makes this process what init is on a real node: orphans that become
-// its children are reaped soon, upon which the kernel tells how they ended to
-// whoever has their pidfd.
+// beInit makes this process act as init does on a real node: it soon reaps orphans
+// that become its children, after which their exit status can be read from their
+// pidfds.
 func beInit(t *testing.T) {
 	t.Helper()
 	quit, done := make(chan struct{}), make(chan struct{})
@@ -43,11 +44,11 @@ func beInit(t *testing.T) {
 	t.Cleanup(func() { close(quit); <-done })
 }
 
-// reapZombies reaps children that have been zombies at several looks; those of
-// os/exec are gone before. It returns how often each was seen.
+// reapZombies reaps children that were zombies at several looks. It returns how
+// often each was seen.
 func reapZombies(seen map[int]int) map[int]int {
 	now := map[int]int{}
-	lists, _ := filepath.Glob("/proc/self/task/*/children") // the pattern is good
+	lists, _ := filepath.Glob("/proc/self/task/*/children") // the pattern is valid
 	for _, list := range lists {
 		data, _ := os.ReadFile(list) // the thread may have ended
 		for _, field := range strings.Fields(string(data)) {
@@ -61,7 +62,7 @@ func reapZombies(seen map[int]int) map[int]int {
 				looks = foreignLooks
 			}
 			if now[pid] = seen[pid] + 1; now[pid] >= looks {
-				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // it may be gone after all
+				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // it may have been reaped
 			}
 		}
 	}

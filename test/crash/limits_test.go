@@ -23,48 +23,48 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// limit is something that the machine has no more of.
+// limit is a resource of the machine that is exhausted.
 type limit struct {
 	name string
-	// impose takes it away but for a random rest; lift gives it back.
+	// impose takes it away up to a small random rest; lift gives it back.
 	impose func(n *node, random *rand.Rand) error
 	lift   func(n *node) error
-	// fatal says that it may end daemon or keeper, or the connection between.
+	// fatal means that it may end daemon or keeper, or the connection between them.
 	fatal bool
-	// stalls says that who needs more may stand still until it is lifted.
+	// stalls means that a process that needs more may block until it is lifted.
 	stalls bool
 	code   codes.Code
 }
 
-// stallTime is how long a limit that stalls is imposed at most.
+// stallTime bounds how long a limit that stalls is imposed.
 const stallTime = 2 * time.Second
 
-// outcome of operations that met a limit.
-type outcome struct{ tried, refused, ended, went, survived int }
+// outcome counts operations under a limit.
+type outcome struct{ tried, refused, ended, succeeded, passed int }
 
 func (o outcome) row(name string) string {
-	return fmt.Sprintf("| %s | %d | %d | %d | %d | %d of %d |\n", name, o.tried, o.refused, o.ended, o.went, o.survived, o.tried)
+	return fmt.Sprintf("| %s | %d | %d | %d | %d | %d of %d |\n", name, o.tried, o.refused, o.ended, o.succeeded, o.passed, o.tried)
 }
 
 var limits = []limit{
 	{name: "disk full", impose: fillDisk, lift: (*node).emptyDisk, code: codes.ResourceExhausted},
-	{name: "no more files on disk", impose: fillInodes, lift: (*node).emptyDisk, code: codes.ResourceExhausted},
+	{name: "out of inodes", impose: fillInodes, lift: (*node).emptyDisk, code: codes.ResourceExhausted},
 	{name: "disk read-only", impose: readOnly, lift: (*node).writable, code: codes.FailedPrecondition},
-	{name: "descriptors of the daemon", code: codes.ResourceExhausted, fatal: true,
+	{name: "open files of the daemon", code: codes.ResourceExhausted, fatal: true,
 		impose: func(n *node, r *rand.Rand) error { return limitFiles(n.PID(), r.IntN(12)) },
 		lift:   func(n *node) error { return limitFiles(n.PID(), 100000) }},
-	{name: "descriptors of the keeper", code: codes.ResourceExhausted, fatal: true,
+	{name: "open files of the keeper", code: codes.ResourceExhausted, fatal: true,
 		impose: func(n *node, r *rand.Rand) error { return n.limitKeeperFiles(r.IntN(8)) },
 		lift:   func(n *node) error { return n.limitKeeperFiles(100000) }},
 	{name: "processes of the keeper", code: codes.ResourceExhausted, fatal: true,
 		impose: (*node).limitTasks, lift: (*node).unlimitTasks},
-	{name: "memory of the daemon, whoever takes more is killed", code: codes.ResourceExhausted, fatal: true,
+	{name: "memory of the daemon, OOM kill", code: codes.ResourceExhausted, fatal: true,
 		impose: func(n *node, r *rand.Rand) error { return n.limitMemory(n.PID(), r, true) }, lift: (*node).unlimitMemory},
-	{name: "memory of the keeper, whoever takes more is killed", code: codes.ResourceExhausted, fatal: true,
+	{name: "memory of the keeper, OOM kill", code: codes.ResourceExhausted, fatal: true,
 		impose: func(n *node, r *rand.Rand) error { return n.limitKeeperMemory(r, true) }, lift: (*node).unlimitMemory},
-	{name: "memory of the daemon, the kernel says ENOMEM", code: codes.ResourceExhausted, fatal: true, stalls: true,
+	{name: "memory of the daemon, ENOMEM", code: codes.ResourceExhausted, fatal: true, stalls: true,
 		impose: func(n *node, r *rand.Rand) error { return n.limitMemory(n.PID(), r, false) }, lift: (*node).unlimitMemory},
-	{name: "memory of the keeper, the kernel says ENOMEM", code: codes.ResourceExhausted, fatal: true, stalls: true,
+	{name: "memory of the keeper, ENOMEM", code: codes.ResourceExhausted, fatal: true, stalls: true,
 		impose: func(n *node, r *rand.Rand) error { return n.limitKeeperMemory(r, false) }, lift: (*node).unlimitMemory},
 	{name: "address space of the daemon", code: codes.ResourceExhausted, fatal: true,
 		impose: func(n *node, r *rand.Rand) error { return limitSpace(n.PID(), r) },
@@ -74,7 +74,7 @@ var limits = []limit{
 		lift:   (*node).unlimitKeeperSpace},
 }
 
-// limited are the operations that meet limits: those of the tables and a pull.
+// limited are the operations to be limited: those with step tables, and a pull.
 var limited = append(slices.Clone(operations), operation{
 	name: "PullImage",
 	call: func(s *scene) error {
@@ -94,7 +94,7 @@ var limited = append(slices.Clone(operations), operation{
 	},
 })
 
-// TestFaultLimits makes every operation meet the limits of the machine.
+// TestFaultLimits runs every operation under every limit of the machine.
 func TestFaultLimits(t *testing.T) {
 	n := newNode(t, func(o *lab.Options) {
 		o.Dir = t.TempDir()
@@ -106,14 +106,14 @@ func TestFaultLimits(t *testing.T) {
 
 	t.Logf("-seed %d", *seed)
 	random := rand.New(rand.NewPCG(*seed, 2))
-	table := "| limit | operations | refused | daemon or keeper ended | done all the same | survived |\n| --- | --- | --- | --- | --- | --- |\n"
+	table := "| limit | operations | refused | daemon or keeper ended | succeeded | passed |\n| --- | --- | --- | --- | --- | --- |\n"
 	for _, l := range limits {
 		var o outcome
 		for i := range *limitRounds * len(limited) {
 			op := limited[i%len(limited)]
 			o.tried++
 			if t.Run(l.name+"/"+op.name, func(t *testing.T) { n.limited(t, op, l, random, &o) }) {
-				o.survived++
+				o.passed++
 			}
 		}
 
@@ -124,20 +124,20 @@ func TestFaultLimits(t *testing.T) {
 
 	t.Log(table)
 	if !partial() {
-		publish(t, "limits of the machine", table)
+		publish(t, "resource limits", table)
 	}
 }
 
-var limitRounds = flag.Int("rounds", 1, "how often each operation meets each limit")
+var limitRounds = flag.Int("rounds", 1, "how often each operation is run under each limit")
 
-// mountDisk mounts a disk until the test ends, and makes it the data directory of
-// the daemon that lives in dir.
+// mountDisk mounts a disk until the test ends, as the data directory of the daemon
+// in dir.
 func mountDisk(t *testing.T, dir, image, options string) {
 	t.Helper()
 	disk := t.TempDir()
 	command(t, "mount", "-o", options, image, disk)
 	t.Cleanup(func() { command(t, "umount", disk) })
-	// The daemon's directory is removed before.
+	// Clean-ups run in reverse: the daemon's directory is removed before.
 	if err := os.Symlink(disk, filepath.Join(dir, "root")); err != nil {
 		t.Fatal(err)
 	}
@@ -162,12 +162,12 @@ func (n *node) limited(t *testing.T, op operation, l limit, random *rand.Rand, o
 	failure := n.meet(t, l, func() error { return op.call(s) })
 	defer func() {
 		if t.Failed() {
-			t.Logf("the call had ended with: %v", failure)
+			t.Logf("the call: %v", failure)
 		}
 	}()
 
 	if ended(daemon) && l.fatal {
-		n.Kill() // which only waits
+		n.Kill() // only waits
 		n.begin(t)
 	}
 
@@ -176,7 +176,7 @@ func (n *node) limited(t *testing.T, op operation, l limit, random *rand.Rand, o
 	case n.PID() != daemon || n.keeperOrNone() != keeper:
 		o.ended++
 	case failure == nil:
-		o.went++
+		o.succeeded++
 	case code == l.code:
 		o.refused++
 	}
@@ -193,12 +193,12 @@ func (n *node) limited(t *testing.T, op operation, l limit, random *rand.Rand, o
 		op.heal(s)
 	}
 	if failure != nil && (op.skip == nil || !op.skip(s)) {
-		s.must("try again", op.call(s))
+		s.must("retry", op.call(s))
 	}
 	op.done(s)
 }
 
-// meet makes a call under a limit, which it lifts then.
+// meet makes a call under a limit, and then lifts the limit.
 func (n *node) meet(t *testing.T, l limit, call func() error) error {
 	t.Helper()
 	limit := callTime
@@ -206,12 +206,12 @@ func (n *node) meet(t *testing.T, l limit, call func() error) error {
 		limit = stallTime
 	}
 
-	answer := make(chan error, 1)
-	go func() { answer <- call() }()
+	reply := make(chan error, 1)
+	go func() { reply <- call() }()
 	var failure error
 	select {
-	case failure = <-answer:
-		answer <- failure
+	case failure = <-reply:
+		reply <- failure
 	case <-time.After(limit):
 	}
 
@@ -228,10 +228,10 @@ func (n *node) meet(t *testing.T, l limit, call func() error) error {
 		t.Errorf("list pods: %v", listErr)
 	}
 
-	return <-answer
+	return <-reply
 }
 
-// lift lifts a limit of processes that may have ended.
+// lift lifts a limit on processes that may have ended.
 func (n *node) lift(l limit) error {
 	if err := l.lift(n); err != nil && !(l.fatal && errors.Is(err, unix.ESRCH)) {
 		return err
@@ -239,7 +239,7 @@ func (n *node) lift(l limit) error {
 	return nil
 }
 
-// ended reports whether a process has ended, which it may be about to.
+// ended reports whether a process has ended or does so within a moment.
 func ended(pid int) bool {
 	for range 20 {
 		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil || zombie(pid) {
@@ -250,8 +250,8 @@ func ended(pid int) bool {
 	return false
 }
 
-// pluginKilled reports whether a network plugin was killed for lack of memory:
-// it is in the daemon's group, and nobody can tell why.
+// pluginKilled reports whether a network plugin was OOM-killed: it is in the
+// daemon's cgroup, and the daemon cannot know the reason.
 func pluginKilled(err error) bool {
 	return status.Code(err) == codes.Internal &&
 		(strings.Contains(err.Error(), "signal: killed") || strings.Contains(err.Error(), "signal: segmentation fault"))
@@ -260,12 +260,12 @@ func pluginKilled(err error) bool {
 func (n *node) keeperOrNone() int {
 	pid, err := n.Keeper()
 	if err != nil {
-		return 0 // it is about to be replaced
+		return 0 // it will be replaced soon
 	}
 	return pid
 }
 
-// wantStarted wants a start that failed to be recorded at last, and to be the
+// wantStarted checks that a start that failed is recorded eventually, and was the
 // only one.
 func (s *scene) wantStarted() {
 	s.t.Helper()
@@ -282,7 +282,7 @@ func (s *scene) wantStarted() {
 
 func (n *node) disk() string { return filepath.Join(n.Dir, "root") }
 
-// fillDisk leaves up to 16 KB.
+// fillDisk leaves up to 16 KB free.
 func fillDisk(n *node, random *rand.Rand) error {
 	f, err := os.Create(filepath.Join(n.disk(), "filler"))
 	if err != nil {
@@ -310,7 +310,7 @@ func fillDisk(n *node, random *rand.Rand) error {
 	return f.Truncate(max(0, st.Size()-random.Int64N(5)*4096))
 }
 
-// fillInodes leaves up to twenty.
+// fillInodes leaves up to twenty free.
 func fillInodes(n *node, random *rand.Rand) error {
 	dir := filepath.Join(n.disk(), "fillers")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -338,7 +338,8 @@ func (n *node) emptyDisk() error {
 	return errors.Join(os.RemoveAll(filepath.Join(n.disk(), "fillers")), os.RemoveAll(filepath.Join(n.disk(), "filler")))
 }
 
-// readOnly puts read-only mounts over the directories: the disk itself is in use.
+// readOnly mounts the directories read-only over themselves: the disk itself is
+// busy.
 func readOnly(n *node, _ *rand.Rand) error {
 	for _, name := range []string{"pods", "image", "cni"} {
 		dir := filepath.Join(n.disk(), name)
@@ -360,7 +361,7 @@ func (n *node) writable() error {
 	return errors.Join(errs...)
 }
 
-// limitFiles lets a process open so many files more.
+// limitFiles lets a process open only a number of additional files.
 func limitFiles(pid, more int) error {
 	var old unix.Rlimit
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &old); err != nil {
@@ -374,7 +375,7 @@ func limitFiles(pid, more int) error {
 func (n *node) limitKeeperFiles(more int) error {
 	pid, err := n.Keeper()
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // there is another one soon
+		return nil // it will be replaced soon
 	}
 	if err != nil {
 		return err
@@ -382,7 +383,7 @@ func (n *node) limitKeeperFiles(more int) error {
 	return limitFiles(pid, more)
 }
 
-// tasks is a group that limits processes.
+// tasks is a cgroup that limits processes.
 func (n *node) tasks() string { return "/sys/fs/cgroup/pids/" + n.Name + "-limit" }
 
 func (n *node) limitTasks(random *rand.Rand) error {

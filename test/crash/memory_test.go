@@ -17,19 +17,19 @@ import (
 const (
 	memoryRoot = "/sys/fs/cgroup/memory"
 	pageSize   = 4096
-	// spareMemory bounds the logarithm of the pages that are left when memory is
-	// limited, spareSpace the pages of address space.
+	// spareMemory bounds the logarithm of the number of pages that a memory limit
+	// leaves, spareSpace the number of pages of address space.
 	spareMemory = 7
 	spareSpace  = 4
 )
 
-// memory is a group that limits memory. That of version 1 can be told to make
-// system calls fail, instead of killing who makes them.
+// memory is a cgroup that limits memory. On version 1 the OOM killer can be
+// disabled, so that system calls fail instead.
 func (n *node) memory() string { return filepath.Join(memoryRoot, n.Name+"-limit") }
 
-// limitMemory puts a process into a group with little memory left. With killer
-// the kernel kills who takes more; without, system calls that need memory fail,
-// and who touches a new page stands still.
+// limitMemory puts a process into a cgroup with little memory left. With killer,
+// the kernel kills it if it needs more. Without, system calls that need memory
+// fail, and a page fault blocks.
 func (n *node) limitMemory(pid int, random *rand.Rand, killer bool) error {
 	if err := os.Mkdir(n.memory(), 0o755); err != nil {
 		return err
@@ -63,7 +63,7 @@ func (n *node) limitKeeperMemory(random *rand.Rand, killer bool) error {
 	return n.limitMemory(pid, random, killer)
 }
 
-// unlimitMemory brings what is in the group to where this process is.
+// unlimitMemory moves the processes in the cgroup to that of this process.
 func (n *node) unlimitMemory() error {
 	if err := os.WriteFile(filepath.Join(n.memory(), "memory.limit_in_bytes"), []byte("-1"), 0); err != nil {
 		return err
@@ -85,10 +85,10 @@ func (n *node) unlimitMemory() error {
 		time.Sleep(time.Millisecond)
 	}
 
-	return fmt.Errorf("processes do not leave %s", n.memory())
+	return fmt.Errorf("processes remain in %s", n.memory())
 }
 
-// limitSpace leaves a process little address space.
+// limitSpace leaves little address space to a process.
 func limitSpace(pid int, random *rand.Rand) error {
 	var kb uint64
 	for line := range strings.Lines(slurp(fmt.Sprintf("/proc/%d/status", pid))) {
@@ -123,7 +123,7 @@ func (n *node) limitKeeperSpace(random *rand.Rand) error {
 func (n *node) unlimitKeeperSpace() error {
 	pid := n.keeperOrNone()
 	if pid == 0 {
-		return nil // there is another one soon, without a limit
+		return nil // it will be replaced soon, without a limit
 	}
 	return unlimitSpace(pid)
 }

@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	seed    = flag.Uint64("seed", uint64(time.Now().UnixNano()), "where the random calls begin")
+	seed    = flag.Uint64("seed", uint64(time.Now().UnixNano()), "seed of random calls and moments")
 	forTime = flag.Duration("calls", 40*time.Second, "how long random calls are made")
 	kills   = flag.Int("moments", 60, "how many kills at random moments are tried for each kind of pod")
 )
@@ -29,13 +29,13 @@ const (
 	modelContainers = 2 // in each pod
 )
 
-// modelPod is what a pod must be like by the rules of the CRI.
+// modelPod is the expected state of a pod according to the CRI's rules.
 type modelPod struct {
 	cfg        *runtimeapi.PodSandboxConfig
 	id         string // "" for none
 	ready      bool
 	containers [modelContainers]modelContainer
-	// image says whether the image of all containers is there; all pods share it.
+	// image is whether the containers' image is present; all pods share it.
 	image *bool
 }
 
@@ -45,23 +45,23 @@ type modelContainer struct {
 	state runtimeapi.ContainerState
 }
 
-// action is a call with what it does to the model.
+// action is a call with its effect on the model.
 type action struct {
 	name string
-	// call makes the call and returns an id, if that is its answer.
+	// call makes the call and returns the ID in its response, if there is one.
 	call func(ctx context.Context) (string, error)
-	// fails says that the model refuses it.
+	// fails means that it must be refused.
 	fails bool
-	// once says that the same again is an error after a success.
+	// once means that repeating it after a success is an error.
 	once bool
-	// then changes the model after a success.
+	// then updates the model after a success.
 	then func(id string)
 }
 
-// TestModel makes random calls, some of them given up, made twice at once,
-// against another one, or cut short by a kill of daemon or keeper, and compares
-// what is listed with a model. Sessions are open meanwhile, which must work for
-// as long as nothing happens to them, and end then.
+// TestModel makes random calls, some of them cancelled, made twice concurrently,
+// in conflict with another one, or interrupted by a kill of daemon or keeper, and
+// compares what is listed with a model. Sessions are open meanwhile, which must
+// work until something ends them.
 func TestModel(t *testing.T) {
 	n := newNode(t, untraced)
 	s := n.newScene(t)
@@ -84,24 +84,24 @@ func TestModel(t *testing.T) {
 		i, j := random.IntN(modelPods), random.IntN(modelContainers)
 		all := n.actions(pods[i], &pods[i].containers[j])
 		a := all[random.IntN(len(all))]
-		if random.IntN(2) == 0 { // so that there is something to lose
+		if random.IntN(2) == 0 { // so that there is something to remove
 			a = all[random.IntN(3)]
 		}
 
-		way := []string{"", "", "given up", "twice", "killed", "keeper killed", "against"}[random.IntN(7)]
+		way := []string{"", "", "cancelled", "twice", "killed", "keeper killed", "conflict"}[random.IntN(7)]
 		past = append(past, fmt.Sprintf("%s pod %d container %d %s", a.name, i, j, way))
 		count[way]++
 		calls++
 
 		switch way {
 		case "keeper killed":
-			n.orphan(t, a, time.Duration(random.IntN(20))*time.Millisecond)
+			n.killDuring(t, a, time.Duration(random.IntN(20))*time.Millisecond)
 			s.retire(pods[i])
 			*pods[i].image = n.has(t, busybox)
-		case "against":
+		case "conflict":
 			b := all[random.IntN(len(all))]
 			past = append(past, b.name)
-			n.oppose(t, a, b)
+			n.conflict(t, a, b)
 			s.retire(pods[i])
 			*pods[i].image = n.has(t, busybox)
 		default:
@@ -124,25 +124,24 @@ func TestModel(t *testing.T) {
 	}
 
 	if t.Failed() {
-		t.Logf("the calls, the last of which went wrong: %q", past[max(0, len(past)-30):])
+		t.Logf("the last calls: %q", past[max(0, len(past)-30):])
 	}
 	open.closeAll()
 	n.tidy(t, s)
 	n.wantNoImage(t)
 
-	survived := "yes"
+	passed := "yes"
 	if t.Failed() {
-		survived = "no"
+		passed = "no"
 	}
 
-	publish(t, "random calls", fmt.Sprintf(`| calls | given up | made twice at once | against another one | with a kill of the daemon | of the keeper | sessions | survived |
+	publish(t, "random calls", fmt.Sprintf(`| calls | cancelled | made twice | in conflict with another | with a kill of the daemon | of the keeper | sessions | passed |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 | %d | %d | %d | %d | %d | %d | %d | %s |
-`, calls, count["given up"], count["twice"], count["against"], count["killed"], count["keeper killed"], open.count, survived))
+`, calls, count["cancelled"], count["twice"], count["conflict"], count["killed"], count["keeper killed"], open.count, passed))
 }
 
-// wantNoImage removes the image of the containers, and wants nothing of it to
-// be left.
+// wantNoImage removes the containers' image, and checks that nothing of it is left.
 func (n *node) wantNoImage(t *testing.T) {
 	t.Helper()
 	n.removeImage(t, busybox)
@@ -155,10 +154,10 @@ func (n *node) wantNoImage(t *testing.T) {
 			return
 		}
 	}
-	t.Errorf("left of images that were removed are %q", left)
+	t.Errorf("leftovers of removed images: %q", left)
 }
 
-// makeRun makes the calls that make a container run, if the rules let it.
+// makeRun makes the calls that get a container running, as far as the rules allow.
 func (n *node) makeRun(t *testing.T, p *modelPod, c *modelContainer) {
 	t.Helper()
 	for _, name := range []string{"PullImage", "RunPodSandbox", "CreateContainer", "StartContainer"} {
@@ -192,8 +191,8 @@ func (n *node) modelPods(t *testing.T, count int) []*modelPod {
 	return pods
 }
 
-// actions are the calls for a pod and one of its containers. Ids of what does
-// not exist are made up.
+// actions lists the calls for a pod and one of its containers. IDs of what does not
+// exist are made up.
 func (n *node) actions(p *modelPod, c *modelContainer) []action {
 	r := n.Runtime
 	podID, containerID := orNone(p.id), orNone(c.id)
@@ -292,8 +291,8 @@ func (c *modelContainer) end() {
 	}
 }
 
-// perform makes a call in one of several ways. One that was disturbed is made
-// again, which is how kubelet learns what became of it.
+// perform makes a call with one of several disturbances. A disturbed call is
+// retried, as kubelet does to learn its outcome.
 func (n *node) perform(t *testing.T, a action, way string, after time.Duration) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), callTime)
@@ -301,9 +300,9 @@ func (n *node) perform(t *testing.T, a action, way string, after time.Duration) 
 	disturbed := way != ""
 
 	switch way {
-	case "given up":
+	case "cancelled":
 		short, cancel := context.WithTimeout(ctx, after)
-		_, _ = a.call(short) // it may be in time
+		_, _ = a.call(short) // it may finish in time
 		cancel()
 	case "twice":
 		var wg sync.WaitGroup
@@ -314,11 +313,11 @@ func (n *node) perform(t *testing.T, a action, way string, after time.Duration) 
 		}
 		wg.Wait()
 		if !a.fails && !a.once && (errs[0] != nil || errs[1] != nil || ids[0] != ids[1]) {
-			t.Errorf("%s twice at once: %q, %v", a.name, ids, errs)
+			t.Errorf("%s, twice concurrently: %q, %v", a.name, ids, errs)
 		}
 	case "killed":
 		var wg sync.WaitGroup
-		wg.Go(func() { _, _ = a.call(ctx) }) // it fails unless it was in time
+		wg.Go(func() { _, _ = a.call(ctx) }) // it fails unless it finished in time
 		time.Sleep(after)
 		n.Kill()
 		wg.Wait()
@@ -328,18 +327,18 @@ func (n *node) perform(t *testing.T, a action, way string, after time.Duration) 
 	id, err := a.call(ctx)
 	switch {
 	case a.fails && err == nil:
-		t.Errorf("%s succeeded against the rules", a.name)
+		t.Errorf("%s succeeded but the rules forbid it", a.name)
 	case a.fails:
-	case err == nil, a.once && disturbed: // what is listed tells
+	case err == nil, a.once && disturbed: // compare checks what is listed
 		a.then(id)
 	default:
 		t.Errorf("%s: %v", a.name, err)
 	}
 }
 
-// orphan kills the keeper during a call, whose answer is open then: a start may
-// have got through or not. Other pods must not notice.
-func (n *node) orphan(t *testing.T, a action, after time.Duration) {
+// killDuring kills the keeper during a call, whose result is open then: a start may
+// have happened or not. Other pods must not be affected.
+func (n *node) killDuring(t *testing.T, a action, after time.Duration) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), callTime)
 	defer cancel()
@@ -351,9 +350,9 @@ func (n *node) orphan(t *testing.T, a action, after time.Duration) {
 	n.awaitKeeper(t, killed)
 }
 
-// oppose makes two calls for the same pod at once. Which comes first, and thus
-// what they answer, is open; that they answer is not.
-func (n *node) oppose(t *testing.T, calls ...action) {
+// conflict makes two calls for the same pod concurrently. Which comes first, and
+// so their results, are open; that they return is not.
+func (n *node) conflict(t *testing.T, calls ...action) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), callTime)
 	defer cancel()
@@ -363,11 +362,11 @@ func (n *node) oppose(t *testing.T, calls ...action) {
 	}
 	wg.Wait()
 	if ctx.Err() != nil {
-		t.Errorf("%s and %s at once have no end", calls[0].name, calls[1].name)
+		t.Errorf("%s and %s, made concurrently, hang", calls[0].name, calls[1].name)
 	}
 }
 
-// retire removes a pod of which it is open what state it is in.
+// retire removes a pod whose state is not known.
 func (s *scene) retire(p *modelPod) {
 	s.t.Helper()
 	for _, listed := range s.pods() {
@@ -379,7 +378,7 @@ func (s *scene) retire(p *modelPod) {
 	p.clear()
 }
 
-// compare wants exactly what the model has to be listed.
+// compare checks that exactly what is in the model is listed.
 func compare(s *scene, pods []*modelPod) {
 	s.t.Helper()
 	want := map[string]string{}

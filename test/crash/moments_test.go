@@ -13,8 +13,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// killKeeperOnly is a way beside those of [attempt].
-const killKeeperOnly = "kill of the keeper"
+// killKeeperOnly is a disturbance in addition to those of [attempt].
+const killKeeperOnly = "kill of keeper"
 
 // kind is a change to a scene's pod and container.
 type kind struct {
@@ -50,8 +50,8 @@ func (s *scene) options(change func(*runtimeapi.NamespaceOption)) {
 	s.pod.Linux.SecurityContext.NamespaceOptions, s.container.Linux.SecurityContext.NamespaceOptions = o, o
 }
 
-// TestMoments ends the daemon, the keeper or both at random moments of each
-// operation, inside its steps too, for several kinds of pods.
+// TestMoments kills the daemon, the keeper or both at random moments of each
+// operation, also inside its steps, for several kinds of pods.
 func TestMoments(t *testing.T) {
 	n := newNode(t)
 	t.Logf("-seed %d", *seed)
@@ -62,7 +62,7 @@ func TestMoments(t *testing.T) {
 			for i := range *kills {
 				op := operations[i%len(operations)]
 				way := []string{kill, killBoth, killKeeperOnly}[i/len(operations)%3]
-				// Half of them at once: most operations are done in a few milliseconds.
+				// Half of them early: most operations take a few milliseconds.
 				after := time.Duration(random.IntN([]int{3000, 20000}[random.IntN(2)])) * time.Microsecond
 				name := fmt.Sprintf("%s %s after %v", op.name, way, after)
 				score.add(k.name, way, t.Run(name, func(t *testing.T) { n.moment(t, op, k, way, after) }))
@@ -110,20 +110,20 @@ func (n *node) moment(t *testing.T, op operation, k kind, way string, after time
 	s.wantListed()
 	s.wantSessions(open, way != killKeeperOnly)
 	if way == killBoth {
-		return // what is left can only be removed
+		return // the pod can only be removed
 	}
 
 	if op.heal != nil {
 		op.heal(s)
 	}
 	if failure != nil && (op.skip == nil || !op.skip(s)) {
-		s.must("try again", op.call(s))
+		s.must("retry", op.call(s))
 	}
 	op.done(s)
 }
 
-// awaitKeeper waits until the daemon has another keeper than the one that was
-// killed, and is ready to start something.
+// awaitKeeper waits until the daemon has another keeper than the killed one, and
+// is ready.
 func (n *node) awaitKeeper(t *testing.T, killed int) {
 	t.Helper()
 	for end := time.Now().Add(callTime); ; time.Sleep(5 * time.Millisecond) {

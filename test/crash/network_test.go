@@ -17,8 +17,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestFaultNetwork lets network plugins misbehave in every way, at ADD and at
-// DEL, for a while.
+// TestFaultNetwork makes network plugins fail in every way, at ADD and at DEL, for
+// a while.
 func TestFaultNetwork(t *testing.T) {
 	p, with := newPlugins(t)
 	n := newNode(t, with)
@@ -39,7 +39,7 @@ func TestFaultNetwork(t *testing.T) {
 	for _, f := range faults {
 		for _, plugin := range []string{"bridge", "portmap"} {
 			if plugin == "portmap" && strings.HasPrefix(f, "hangs") {
-				continue // the deadline is that of the chain, and takes long
+				continue // the deadline, of the whole chain, takes long
 			}
 			try(f, plugin+" at ADD", func(t *testing.T) { n.faultyAdd(t, p, plugin, f) })
 			try(f, plugin+" at DEL", func(t *testing.T) { n.faultyDel(t, p, plugin, f, false) })
@@ -47,26 +47,26 @@ func TestFaultNetwork(t *testing.T) {
 		try(f, "bridge at DEL, daemon killed", func(t *testing.T) { n.faultyDel(t, p, "bridge", f, true) })
 	}
 
-	try("is gone", "bridge at ADD", func(t *testing.T) { n.missingPlugin(t, p, false) })
-	try("is gone", "bridge at DEL", func(t *testing.T) { n.missingPlugin(t, p, true) })
-	try("configuration is gone", "bridge at DEL", n.missingConf)
-	try("fails and then DEL fails", "bridge at ADD", func(t *testing.T) { n.failingRollback(t, p) })
-	try("hangs, the caller gives up", "bridge at ADD", func(t *testing.T) { n.impatientCaller(t, p) })
+	try("binary missing", "bridge at ADD", func(t *testing.T) { n.missingPlugin(t, p, false) })
+	try("binary missing", "bridge at DEL", func(t *testing.T) { n.missingPlugin(t, p, true) })
+	try("configuration missing", "bridge at DEL", n.missingConf)
+	try("error, and DEL fails too", "bridge at ADD", func(t *testing.T) { n.failingRollback(t, p) })
+	try("hangs, caller cancels", "bridge at ADD", func(t *testing.T) { n.impatientCaller(t, p) })
 	score.publish(t, "network plugins")
 }
 
-// harmless are faults of which a pod notices nothing at ADD or DEL.
+// harmless are the commands at which a fault does not affect a pod.
 var harmless = map[string][]string{
-	"leaves a child":             {"ADD", "DEL"},
-	"complains without end":      {"ADD", "DEL"},
-	"answers rubbish":            {"DEL"},
-	"answers nothing":            {"DEL"},
-	"answers without an address": {"DEL"},
-	"answers without end":        {"DEL"},
+	"leaves a child process": {"ADD", "DEL"},
+	"unbounded stderr":       {"ADD", "DEL"},
+	"invalid output":         {"DEL"},
+	"empty output":           {"DEL"},
+	"no address in output":   {"DEL"},
+	"unbounded stdout":       {"DEL"},
 }
 
-// faultyAdd wants a pod to fail in time and without a trace, and the next
-// attempt to succeed.
+// faultyAdd checks that a pod fails by the deadline without leaks, and that the
+// next attempt succeeds.
 func (n *node) faultyAdd(t *testing.T, p *plugins, plugin, fault string) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)
@@ -80,7 +80,7 @@ func (n *node) faultyAdd(t *testing.T, p *plugins, plugin, fault string) {
 	if slices.Contains(harmless[fault], "ADD") {
 		s.must("run pod", err)
 	} else if err == nil {
-		t.Errorf("the pod runs although the plugin %s", fault)
+		t.Errorf("the pod runs despite the plugin's fault %q", fault)
 	} else {
 		wantError(t, err, "attach network", codes.Internal, codes.Unavailable, codes.DeadlineExceeded)
 		n.wantNoMore(t, "after the failure", before, "descriptor of the daemon", "link", "rule")
@@ -93,15 +93,15 @@ func (n *node) faultyAdd(t *testing.T, p *plugins, plugin, fault string) {
 	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
 }
 
-// faultyDel wants Stop to fail in time for as long as the plugin does.
+// faultyDel checks that Stop fails by its deadline for as long as the plugin does.
 func (n *node) faultyDel(t *testing.T, p *plugins, plugin, fault string, restart bool) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)
 	defer p.heal()
 	s.run()
 
-	if fault == "fails" {
-		fault = "fails times 3"
+	if fault == "error" {
+		fault = "error times 3"
 	}
 	p.set(t, plugin, "DEL", fault)
 	if slices.Contains(harmless[fault], "DEL") {
@@ -122,9 +122,9 @@ func (n *node) faultyDel(t *testing.T, p *plugins, plugin, fault string, restart
 		}
 	}
 
-	if fault == "fails times 3" {
+	if fault == "error times 3" {
 		if err := s.tryRemovePod(); err == nil {
-			t.Error("the pod was removed with its network attached")
+			t.Error("the pod was removed while its network is attached")
 		}
 	} else {
 		p.heal()
@@ -136,17 +136,18 @@ func (n *node) faultyDel(t *testing.T, p *plugins, plugin, fault string, restart
 	}
 }
 
-// wantStuck wants the pod to be listed as not ready, and its status to say why.
-func (s *scene) wantStuck(why string) {
+// wantStuck checks that the pod is listed as not ready, and that its status has
+// the reason.
+func (s *scene) wantStuck(reason string) {
 	s.t.Helper()
 	pods := s.pods()
 	if len(pods) != 1 || pods[0].State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
-		s.t.Errorf("listed are the pods %v, want one that is not ready", pods)
+		s.t.Errorf("pods are %v, want one that is not ready", pods)
 		return
 	}
 	st := call(s.t, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pods[0].Id, Verbose: true})
-	if text := strings.Join(values(st.Info), " "); !strings.Contains(text, why) {
-		s.t.Errorf("the status does not say %q: %s", why, text)
+	if text := strings.Join(values(st.Info), " "); !strings.Contains(text, reason) {
+		s.t.Errorf("the status lacks the reason %q: %s", reason, text)
 	}
 }
 
@@ -163,7 +164,7 @@ func (n *node) missingPlugin(t *testing.T, p *plugins, later bool) {
 	defer n.tidy(t, s)
 	conf := n.conf(t)
 
-	// Under another name, which no other directory has.
+	// Under a name that exists in no other directory.
 	text, err := os.ReadFile(conf)
 	s.must("read configuration", err)
 	other := filepath.Join(p.dir, "bridge-double")
@@ -186,11 +187,11 @@ func (n *node) missingPlugin(t *testing.T, p *plugins, later bool) {
 	} else {
 		wantError(t, s.tryRun(), "bridge-double", codes.Unavailable)
 		if pods := s.pods(); len(pods) > 0 {
-			t.Errorf("there is a pod although nothing was begun: %v", pods)
+			t.Errorf("a pod is listed although nothing was done for it: %v", pods)
 		}
 	}
 
-	s.must("bring the plugin back", os.Symlink(filepath.Join(p.dir, "real/bridge"), other))
+	s.must("restore plugin", os.Symlink(filepath.Join(p.dir, "real/bridge"), other))
 	if later {
 		s.must("stop pod", s.tryStopPod())
 		s.must("remove pod", s.tryRemovePod())
@@ -201,7 +202,7 @@ func (n *node) missingPlugin(t *testing.T, p *plugins, later bool) {
 	}
 }
 
-// conf is the path of the network configuration.
+// conf returns the path of the network configuration.
 func (n *node) conf(t *testing.T) string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(n.Dir, "net.d/*"))
@@ -231,14 +232,14 @@ func (n *node) missingConf(t *testing.T) {
 	}
 }
 
-// failingRollback wants a pod that cannot be taken back to be listed, and the
-// call that comes again to take it back first.
+// failingRollback checks that a pod whose rollback fails is listed, and that a
+// retry of the call rolls it back first.
 func (n *node) failingRollback(t *testing.T, p *plugins) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)
 	defer p.heal()
-	p.set(t, "bridge", "ADD", "fails after its work")
-	p.set(t, "bridge", "DEL", "fails")
+	p.set(t, "bridge", "ADD", "error after its work")
+	p.set(t, "bridge", "DEL", "error")
 	wantError(t, s.tryRun(), "told to fail", codes.Internal, codes.Unavailable)
 	s.wantStuck("told to fail")
 	wantError(t, s.tryRun(), "undo what was begun", codes.Internal, codes.Unavailable)
@@ -248,9 +249,9 @@ func (n *node) failingRollback(t *testing.T, p *plugins) {
 	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
 	s.removeAll()
 
-	// One that was asked to go is not undone by another call.
-	p.set(t, "bridge", "ADD", "fails after its work")
-	p.set(t, "bridge", "DEL", "fails")
+	// A pod whose removal was requested is not rolled back by another call.
+	p.set(t, "bridge", "ADD", "error after its work")
+	p.set(t, "bridge", "DEL", "error")
 	wantError(t, s.tryRun(), "told to fail", codes.Internal, codes.Unavailable)
 
 	stuck := s.pods()[0].Id
@@ -263,7 +264,7 @@ func (n *node) failingRollback(t *testing.T, p *plugins) {
 	s.must("remove pod", s.tryRemovePod())
 }
 
-// impatientCaller wants a call that comes again to join the one that hangs.
+// impatientCaller checks that a retried call joins the one that hangs.
 func (n *node) impatientCaller(t *testing.T, p *plugins) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)
@@ -289,7 +290,7 @@ func (n *node) impatientCaller(t *testing.T, p *plugins) {
 	for _, err := range errs {
 		wantError(t, err, "bridge", codes.DeadlineExceeded, codes.Internal)
 		if err != nil && err.Error() != errs[0].Error() {
-			t.Errorf("a call did not join: %v and %v", err, errs[0])
+			t.Errorf("a call did not join: %v, want %v", err, errs[0])
 		}
 	}
 
@@ -298,19 +299,19 @@ func (n *node) impatientCaller(t *testing.T, p *plugins) {
 	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
 }
 
-// wantError wants an error with one of the codes and with a word in its text.
-func wantError(t *testing.T, err error, word string, allowed ...codes.Code) {
+// wantError checks that an error has one of the codes and contains a text.
+func wantError(t *testing.T, err error, text string, allowed ...codes.Code) {
 	t.Helper()
 	if err == nil {
-		t.Errorf("the call succeeded, want an error about %q", word)
+		t.Errorf("the call succeeded, want an error with %q", text)
 		return
 	}
-	if code := status.Code(err); !slices.Contains(allowed, code) || !strings.Contains(err.Error(), word) {
-		t.Errorf("got %v, want one of the codes %v and the word %q", err, allowed, word)
+	if code := status.Code(err); !slices.Contains(allowed, code) || !strings.Contains(err.Error(), text) {
+		t.Errorf("got %v, want one of the codes %v and the text %q", err, allowed, text)
 	}
 }
 
-// reading measures how long lists and status take while something goes wrong.
+// reading measures how long lists and status take during a fault.
 type reading struct {
 	quit chan struct{}
 	done sync.WaitGroup
@@ -318,7 +319,7 @@ type reading struct {
 	err  error
 }
 
-// reads begins to measure.
+// reads starts a measurement.
 func (n *node) reads(t *testing.T) *reading {
 	t.Helper()
 	r := &reading{quit: make(chan struct{})}
@@ -352,7 +353,7 @@ func (n *node) reads(t *testing.T) *reading {
 	return r
 }
 
-// latency is how long reads took.
+// latency is the result of a measurement.
 type latency struct {
 	count    int
 	p50, p99 time.Duration
@@ -363,7 +364,7 @@ func (l latency) String() string {
 	return fmt.Sprintf("%d | %.1f | %.1f", l.count, ms(l.p50), ms(l.p99))
 }
 
-// end stops to measure.
+// end ends the measurement.
 func (r *reading) end() latency {
 	close(r.quit)
 	r.done.Wait()
@@ -382,8 +383,8 @@ func (n *node) readFor(t *testing.T, d time.Duration) latency {
 	return r.end()
 }
 
-// quick is what reading may take on a machine that has other things to do. Who
-// waits for a plugin, a container or a disk waits for longer.
+// quick bounds a read on a busy machine. Waiting for a plugin, a container or a
+// disk would take longer.
 const quick = 2 * time.Second
 
 func (r *reading) wantQuick(t *testing.T) {

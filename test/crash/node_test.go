@@ -31,7 +31,7 @@ const (
 	busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 	// callTime bounds every call; none takes nearly as long.
 	callTime = time.Minute
-	// leaveTime is how long leavings may take to go by themselves.
+	// leaveTime bounds how long leftovers may take to be cleaned up.
 	leaveTime = 10 * time.Second
 )
 
@@ -42,12 +42,12 @@ func TestMain(m *testing.M) {
 	os.Exit(testkit.Main(m))
 }
 
-// node is a daemon that takes orders to die.
+// node is a daemon whose failpoints take orders.
 type node struct {
 	*lab.Lab
-	// orders is the directory in which package pod looks for them.
+	// orders is the directory in which package pod looks for orders.
 	orders string
-	// usual is what the node has without pods.
+	// usual is what exists on the node without pods.
 	usual []string
 }
 
@@ -64,7 +64,7 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	n.Lab = testkit.Daemon(t, o)
 	call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}})
 
-	// What is opened or made once, by the daemon and by network plugins.
+	// Include what daemon and network plugins open or make once.
 	for range 2 {
 		s := n.newScene(t)
 		s.run()
@@ -80,11 +80,11 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	return n
 }
 
-// untraced gives a node no orders: the points that it passes are not noted
-// then, which otherwise takes more and more time and memory.
+// untraced disables a node's failpoints, since recording hits takes more and more
+// time and memory.
 func untraced(o *lab.Options) { o.Env = nil }
 
-// build makes a daemon with crash points in it.
+// build builds a daemon with failpoints.
 func build(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -102,8 +102,8 @@ func (n *node) begin(t *testing.T) {
 	}
 }
 
-// killKeeper kills the keeper too and returns its pid. One that holds nothing
-// may be gone.
+// killKeeper kills the keeper and returns its PID, 0 if there is none: an idle
+// keeper exits.
 func (n *node) killKeeper(t *testing.T) int {
 	t.Helper()
 	pid, err := n.Keeper()
@@ -119,20 +119,20 @@ func (n *node) killKeeper(t *testing.T) int {
 	return pid
 }
 
-// answers reports whether the daemon does.
-func (n *node) answers(t *testing.T) bool {
+// responds reports whether the daemon responds.
+func (n *node) responds(t *testing.T) bool {
 	t.Helper()
 	_, err := try(t, n.Runtime.Version, &runtimeapi.VersionRequest{})
 	return err == nil
 }
 
-// order is something for the daemon to do when it passes a point.
+// order makes the daemon do something at a failpoint.
 type order struct {
 	kind string // "kill", "fail" or "wait"
 	at   point
 }
 
-// point is the nth passing of a named place.
+// point is the nth hit of a named failpoint.
 type point struct {
 	n    int
 	name string
@@ -145,7 +145,7 @@ func (p point) String() string {
 	return fmt.Sprintf("%s (%d)", p.name, p.n)
 }
 
-// give gives orders and forgets which points were passed.
+// give gives orders and resets the recorded hits.
 func (n *node) give(t *testing.T, orders ...order) {
 	t.Helper()
 	var text strings.Builder
@@ -165,7 +165,7 @@ func (n *node) give(t *testing.T, orders ...order) {
 	}
 }
 
-// release lets a daemon go on that was ordered to wait.
+// release unblocks a daemon that was ordered to wait.
 func (n *node) release(t *testing.T) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(n.orders, pod.CrashGo), nil, 0o600); err != nil {
@@ -173,7 +173,7 @@ func (n *node) release(t *testing.T) {
 	}
 }
 
-// obeyed reports whether all orders were carried out.
+// obeyed reports whether all orders were executed.
 func (n *node) obeyed(t *testing.T) bool {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(n.orders, pod.CrashOrders))
@@ -183,8 +183,8 @@ func (n *node) obeyed(t *testing.T) bool {
 	return len(data) == 0
 }
 
-// passed lists the points that were passed since the last orders.
-func (n *node) passed(t *testing.T) []point {
+// hits lists the failpoints that were hit since the last orders.
+func (n *node) hits(t *testing.T) []point {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(n.orders, pod.CrashTrace))
 	if err != nil {
@@ -200,7 +200,7 @@ func (n *node) passed(t *testing.T) []point {
 	return all
 }
 
-// belongings lists everything on the node that is a pod's, or could be.
+// belongings lists everything on the node that a pod may own.
 func (n *node) belongings(t *testing.T) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), callTime)
@@ -230,7 +230,7 @@ func (n *node) belongings(t *testing.T) []string {
 		all = append(all, "link "+l.Name)
 	}
 	for _, p := range inventory.Descendants(os.Getpid()) {
-		if p.PID != n.PID() && p.Name != "crisp-keeper" && !zombie(p.PID) { // those are reaped in their time
+		if p.PID != n.PID() && p.Name != "crisp-keeper" && !zombie(p.PID) { // these are reaped later
 			all = append(all, "process "+p.String())
 		}
 	}
@@ -241,8 +241,8 @@ func (n *node) belongings(t *testing.T) []string {
 	return append(all, n.imageFiles(t)...)
 }
 
-// imageFiles lists blobs, layers and what else the directory of images has, but
-// not what the layers hold.
+// imageFiles lists blobs, layers and everything else in the image directory, but
+// not the content of layers.
 func (n *node) imageFiles(t *testing.T) []string {
 	t.Helper()
 	var all []string
@@ -253,7 +253,7 @@ func (n *node) imageFiles(t *testing.T) []string {
 		}
 
 		for _, path := range paths {
-			// The record is one file or two, depending on what is synced.
+			// There are one or two records, depending on what is synced.
 			if name := filepath.Base(path); name != "images.json" && name != "images.recent.json" {
 				all = append(all, "image file "+path)
 			}
@@ -268,7 +268,7 @@ func zombie(pid int) bool {
 	return err != nil || hasState(string(status), "Z")
 }
 
-// files lists a directory's content, with all below.
+// files lists a directory recursively.
 func (n *node) files(t *testing.T, dir string) []string {
 	t.Helper()
 	var all []string
@@ -285,8 +285,8 @@ func (n *node) files(t *testing.T, dir string) []string {
 	return all
 }
 
-// wantNoMore fails the test if the node has anything that was not there
-// before, once leavings had their time to go.
+// wantNoMore fails the test if there is anything on the node that did not exist
+// before, after leftovers had time to be cleaned up.
 func (n *node) wantNoMore(t *testing.T, when string, before []string, but ...string) {
 	t.Helper()
 	for end := time.Now().Add(leaveTime); ; time.Sleep(10 * time.Millisecond) {
@@ -297,7 +297,7 @@ func (n *node) wantNoMore(t *testing.T, when string, before []string, but ...str
 			return
 		}
 		if time.Now().After(end) {
-			t.Errorf("%s there is too much: %s", when, strings.Join(left, ", "))
+			t.Errorf("leaked %s: %s", when, strings.Join(left, ", "))
 			return
 		}
 	}
@@ -306,20 +306,20 @@ func (n *node) wantNoMore(t *testing.T, when string, before []string, but ...str
 // call makes a call that must succeed.
 func call[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) A {
 	t.Helper()
-	answer, err := try(t, f, request)
+	reply, err := try(t, f, request)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer
+	return reply
 }
 
-// try makes a call. It works in clean-ups too.
+// try makes a call. It can be used in clean-ups.
 func try[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
 	t.Helper()
 	return within(context.WithoutCancel(t.Context()), f, request)
 }
 
-// within makes a call that a context may end.
+// within makes a call that ends with ctx.
 func within[Q, A any](ctx context.Context, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()

@@ -7,15 +7,15 @@ import runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 // operation is a call that changes the machine in several steps.
 type operation struct {
 	name string
-	// prepare makes what the call needs.
+	// prepare sets up what the call needs.
 	prepare []func(*scene)
 	call    func(*scene) error
-	// heal makes a retry possible, as kubelet would, by what it sees listed.
+	// heal makes a retry possible, as kubelet does, based on what is listed.
 	heal func(*scene)
-	// skip reports that the call turns out to have succeeded, where asking for
-	// the same once more is an error.
+	// skip reports whether the call has succeeded after all, and a retry would be
+	// an error.
 	skip func(*scene) bool
-	// done says what must be true once the call has succeeded.
+	// done checks what must hold once the call has succeeded.
 	done func(*scene)
 }
 
@@ -41,7 +41,7 @@ var operations = []operation{{
 	name: "StopContainer", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryStop,
 	done: func(s *scene) {
 		if st := s.wantContainer(runtimeapi.ContainerState_CONTAINER_EXITED); st.ExitCode != 137 {
-			s.t.Errorf("the container ended with %d (%s), want 137", st.ExitCode, st.Reason)
+			s.t.Errorf("the container exited with %d (%s), want 137", st.ExitCode, st.Reason)
 		}
 	},
 }, {
@@ -73,10 +73,10 @@ var operations = []operation{{
 	done: func(s *scene) {
 		st := s.wantContainer(runtimeapi.ContainerState_CONTAINER_RUNNING)
 		if got := st.GetResources().GetLinux().GetMemoryLimitInBytes(); got != updatedMemory {
-			s.t.Errorf("the limit of memory is %d, want %d", got, updatedMemory)
+			s.t.Errorf("the memory limit is %d, want %d", got, updatedMemory)
 		}
 		if got := s.seenLimit(); got != updatedMemory {
-			s.t.Errorf("the kernel's limit of memory is %d, want %d", got, updatedMemory)
+			s.t.Errorf("the memory limit in the cgroup is %d, want %d", got, updatedMemory)
 		}
 		s.wantAlive()
 	},
@@ -88,7 +88,7 @@ var operations = []operation{{
 	done: (*scene).wantAlive,
 }}
 
-// removeUnready removes pods that are not ready; others are kept.
+// removeUnready removes pods that are not ready.
 func (s *scene) removeUnready() {
 	for _, p := range s.pods() {
 		if p.State != runtimeapi.PodSandboxState_SANDBOX_READY {
@@ -98,7 +98,7 @@ func (s *scene) removeUnready() {
 	}
 }
 
-// removeUnknown removes containers of which nothing but their id is known.
+// removeUnknown removes containers in state unknown.
 func (s *scene) removeUnknown() {
 	for _, c := range s.containers() {
 		if c.State == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
@@ -107,7 +107,7 @@ func (s *scene) removeUnknown() {
 	}
 }
 
-// recreate replaces a container that has ended.
+// recreate replaces a container that has exited.
 func (s *scene) recreate() {
 	for _, c := range s.containers() {
 		if c.State == runtimeapi.ContainerState_CONTAINER_EXITED {

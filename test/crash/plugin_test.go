@@ -18,70 +18,71 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// plugins is a directory with doubles of the CNI plugins bridge and portmap: this
-// program by their names. They do what the real ones do, unless a file
-// "NAME.COMMAND" beside them holds the word for a fault.
+// plugins is a directory with fakes of the CNI plugins bridge and portmap, which
+// are links to this program. They call the real ones, unless a file "NAME.COMMAND"
+// next to them names a fault, optionally followed by " times N".
 type plugins struct{ dir string }
 
-// faultsOf are the faults of a plugin that does not do its work; what follows
-// is what its double does.
+// faultsOf are the faults of a plugin, with what its fake does; work calls the
+// real one.
 var faultsOf = map[string]func(work func() ([]byte, error)){
-	"fails": func(func() ([]byte, error)) {
+	"error": func(func() ([]byte, error)) {
 		fmt.Print(`{"code": 100, "msg": "told to fail"}`)
 		os.Exit(1)
 	},
-	"fails without a word": func(func() ([]byte, error)) { os.Exit(3) },
+	"exits without output": func(func() ([]byte, error)) { os.Exit(3) },
 	"hangs":                func(func() ([]byte, error)) { time.Sleep(time.Hour) },
 	"hangs after its work": func(work func() ([]byte, error)) {
 		_, _ = work()
 		time.Sleep(time.Hour)
 	},
-	"leaves a child": func(work func() ([]byte, error)) {
+	"leaves a child process": func(work func() ([]byte, error)) {
 		_ = exec.Command("sleep", "3").Start()
 		out, err := work()
-		answer(out, err)
+		reply(out, err)
 	},
-	"is killed after its work": func(work func() ([]byte, error)) {
+	"killed after its work": func(work func() ([]byte, error)) {
 		_, _ = work()
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 	},
-	"fails after its work": func(work func() ([]byte, error)) {
+	"error after its work": func(work func() ([]byte, error)) {
 		_, _ = work()
 		fmt.Print(`{"code": 101, "msg": "told to fail late"}`)
 		os.Exit(1)
 	},
-	"answers rubbish": func(work func() ([]byte, error)) {
+	"invalid output": func(work func() ([]byte, error)) {
 		_, _ = work()
 		fmt.Print("\x00\xff{]")
 	},
-	"answers nothing": func(work func() ([]byte, error)) { _, _ = work() },
-	"answers without an address": func(work func() ([]byte, error)) {
+	"empty output": func(work func() ([]byte, error)) { _, _ = work() },
+	"no address in output": func(work func() ([]byte, error)) {
 		_, _ = work()
 		fmt.Print(`{"cniVersion": "1.0.0"}`)
 	},
-	"answers without end": func(work func() ([]byte, error)) {
+	"unbounded stdout": func(work func() ([]byte, error)) {
 		_, _ = work()
 		for range 64 {
 			fmt.Print(strings.Repeat("a", 1<<20))
 		}
 	},
-	"complains without end": func(work func() ([]byte, error)) {
+	"unbounded stderr": func(work func() ([]byte, error)) {
 		out, err := work()
 		for range 64 {
 			fmt.Fprint(os.Stderr, strings.Repeat("a", 1<<20))
 		}
-		answer(out, err)
+		reply(out, err)
 	},
 }
 
-func answer(out []byte, err error) {
+// reply prints the output of the real plugin and exits as it did.
+func reply(out []byte, err error) {
 	os.Stdout.Write(out)
 	if err != nil {
 		os.Exit(1)
 	}
 }
 
-// pluginMain is what this program does as a plugin, if it is one.
+// pluginMain runs this program as a plugin, and returns false if it is not one.
 func pluginMain() bool {
 	name, command := filepath.Base(os.Args[0]), os.Getenv("CNI_COMMAND")
 	if command == "" {
@@ -114,13 +115,13 @@ func pluginMain() bool {
 	if do := faultsOf[word]; err == nil && do != nil {
 		do(work)
 	} else {
-		answer(work())
+		reply(work())
 	}
 
 	return true
 }
 
-// newPlugins makes the directory, and has the daemon search it first.
+// newPlugins makes the directory, and an option that makes the daemon use it.
 func newPlugins(t *testing.T) (*plugins, func(*lab.Options)) {
 	t.Helper()
 	cache, err := lab.Find()
@@ -152,7 +153,7 @@ func newPlugins(t *testing.T) (*plugins, func(*lab.Options)) {
 	return p, func(o *lab.Options) { o.PluginDir = p.dir }
 }
 
-// set makes a plugin misbehave at a command.
+// set makes a plugin fail at a command.
 func (p *plugins) set(t *testing.T, plugin, command, fault string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(p.dir, plugin+"."+command), []byte(fault), 0o644); err != nil {
@@ -160,9 +161,9 @@ func (p *plugins) set(t *testing.T, plugin, command, fault string) {
 	}
 }
 
-// heal ends all faults.
+// heal removes all faults.
 func (p *plugins) heal() {
-	files, _ := filepath.Glob(filepath.Join(p.dir, "*.*")) // the pattern is good
+	files, _ := filepath.Glob(filepath.Join(p.dir, "*.*")) // the pattern is valid
 	for _, f := range files {
 		_ = os.Remove(f)
 	}

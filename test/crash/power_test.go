@@ -26,32 +26,32 @@ const (
 	nginx = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
 	// diskSize is enough for both images.
 	diskSize = 128 << 20
-	// sector is what a disk writes as a whole.
+	// sector is the unit of atomic writes, in bytes.
 	sector = 4096
 	cuts   = 6
 )
 
-// forgetful is a disk with a cache: what was written since the last flush may
-// be lost, in any order.
-type forgetful struct {
+// volatile is a disk with a write-back cache: any of the writes since the last
+// flush may be lost.
+type volatile struct {
 	mu sync.Mutex
-	// now is what is read, safe what a power cut leaves in any case.
+	// now is the content with the cache, safe what survives a power cut.
 	now, safe []byte
 	// unsafe are the sectors written since the last flush, by number.
 	unsafe map[int64]bool
 	writes int
 }
 
-func (d *forgetful) Open() bool  { return true }
-func (d *forgetful) Size() int64 { return diskSize }
+func (d *volatile) Open() bool  { return true }
+func (d *volatile) Size() int64 { return diskSize }
 
-func (d *forgetful) ReadAt(buf []byte, at int64) {
+func (d *volatile) ReadAt(buf []byte, at int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	copy(buf, d.now[at:])
 }
 
-func (d *forgetful) WriteAt(data []byte, at int64) {
+func (d *volatile) WriteAt(data []byte, at int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	copy(d.now[at:], data)
@@ -61,7 +61,7 @@ func (d *forgetful) WriteAt(data []byte, at int64) {
 	}
 }
 
-func (d *forgetful) Sync() {
+func (d *volatile) Sync() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i := range d.unsafe {
@@ -70,14 +70,14 @@ func (d *forgetful) Sync() {
 	clear(d.unsafe)
 }
 
-func (d *forgetful) dirty() bool {
+func (d *volatile) dirty() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.unsafe) > 0
 }
 
-// cut returns what is on the disk after a power cut now, and how much it lost.
-func (d *forgetful) cut(random *rand.Rand) (image []byte, lost int) {
+// cut returns the content after a power cut now, and how many sectors it lost.
+func (d *volatile) cut(random *rand.Rand) (image []byte, lost int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	image = slices.Clone(d.safe)
@@ -87,7 +87,7 @@ func (d *forgetful) cut(random *rand.Rand) (image []byte, lost int) {
 		sectors = append(sectors, i)
 	}
 
-	slices.Sort(sectors) // for -seed
+	slices.Sort(sectors) // so that -seed repeats a run
 	for _, i := range sectors {
 		if random.IntN(100) < written {
 			copy(image[i*sector:], d.now[i*sector:(i+1)*sector])
@@ -99,8 +99,8 @@ func (d *forgetful) cut(random *rand.Rand) (image []byte, lost int) {
 	return image, lost
 }
 
-// TestFaultPower cuts the power while images are pulled and pods made, and
-// starts a daemon on what is left on the disk.
+// TestFaultPower cuts the power while images are pulled and pods run, and starts a
+// daemon on what is left on the disk.
 func TestFaultPower(t *testing.T) {
 	testkit.Root(t)
 	t.Logf("-seed %d", *seed)
@@ -114,8 +114,8 @@ func TestFaultPower(t *testing.T) {
 	score.publish(t, "power cuts")
 }
 
-// newForgetful makes a disk with an empty file system.
-func newForgetful(t *testing.T) *forgetful {
+// newVolatile makes a disk with an empty file system.
+func newVolatile(t *testing.T) *volatile {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "disk")
 	command(t, "truncate", "-s", fmt.Sprint(diskSize), image)
@@ -124,11 +124,11 @@ func newForgetful(t *testing.T) *forgetful {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &forgetful{now: data, safe: slices.Clone(data), unsafe: map[int64]bool{}}
+	return &volatile{now: data, safe: slices.Clone(data), unsafe: map[int64]bool{}}
 }
 
-// dataOn serves a disk, mounts it, and makes it the data directory of a daemon
-// that lives in the directory returned.
+// dataOn serves a disk and mounts it as the data directory of a daemon, whose
+// directory it returns.
 func dataOn(t *testing.T, disk fuse.File, options string) (dir string) {
 	t.Helper()
 	served := filepath.Join(t.TempDir(), "served")
@@ -142,11 +142,11 @@ func dataOn(t *testing.T, disk fuse.File, options string) (dir string) {
 	return dir
 }
 
-// powerCuts lets a daemon work on a forgetful disk and returns images of what
-// power cuts at random moments would leave.
+// powerCuts runs a daemon on a volatile disk and returns images of what power cuts
+// at random moments would leave.
 func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
 	t.Helper()
-	disk := newForgetful(t)
+	disk := newVolatile(t)
 	dir := dataOn(t, disk, "loop,commit=1")
 	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: binary}), orders: t.TempDir()}
 	var work sync.WaitGroup
@@ -160,7 +160,7 @@ func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
 		}
 
 		left, lost := disk.cut(random)
-		t.Logf("cut %d: %d writes so far, of the last ones %d sectors are lost", i, disk.writes, lost)
+		t.Logf("cut %d: %d writes so far, %d unflushed sectors are lost", i, disk.writes, lost)
 		all = append(all, filepath.Join(t.TempDir(), "cut"))
 		if err := os.WriteFile(all[i], left, 0o600); err != nil {
 			t.Fatal(err)
@@ -179,7 +179,7 @@ func command(t *testing.T, name string, args ...string) {
 	}
 }
 
-// busy pulls and removes images and pods until it is told to quit.
+// busy pulls and removes images and pods until quit is closed.
 func (n *node) busy(t *testing.T, quit chan struct{}) {
 	for i := 0; ; i++ {
 		select {
@@ -218,7 +218,7 @@ func (n *node) pullAndRun(t *testing.T, ref, name string) bool {
 	return err == nil
 }
 
-// sum is the checksum of an image's programs, as a container sees them.
+// sum returns the checksum of an image's programs, as a container sees them.
 func (n *node) sum(t *testing.T, ref string) string {
 	t.Helper()
 	s := n.newScene(t)
@@ -234,12 +234,12 @@ func (n *node) sum(t *testing.T, ref string) string {
 
 	words := strings.Fields(slurp(filepath.Join(n.Dir, "logs/main.log")))
 	if len(words) < 2 || len(words[len(words)-2]) != 32 {
-		t.Fatalf("the log has %q", words)
+		t.Fatalf("the log contains %q", words)
 	}
 	return words[len(words)-2]
 }
 
-// afterPowerCut starts a daemon on what is left.
+// afterPowerCut starts a daemon on what a power cut has left.
 func afterPowerCut(t *testing.T, binary, image string) {
 	dir := t.TempDir()
 	mountDisk(t, dir, image, "loop")
@@ -277,7 +277,7 @@ func afterPowerCut(t *testing.T, binary, image string) {
 		call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 		call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 		if sum := n.sum(t, ref); first[ref] != "" && first[ref] != sum {
-			t.Errorf("image %s had the content %q, and %q when pulled anew", ref, first[ref], sum)
+			t.Errorf("image %s had the content %q, but %q when pulled again", ref, first[ref], sum)
 		}
 	}
 

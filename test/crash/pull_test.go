@@ -16,22 +16,22 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-var pullKills = flag.Int("pulls", 10, "how many kills at random moments of a pull are tried in each way")
+var pullKills = flag.Int("pulls", 10, "how many kills at random moments of a pull are tried for each disturbance")
 
-// Ways to disturb a pull before the kill.
+// Disturbances of a pull before the kill.
 const (
-	pullKilled   = "kill"
-	pullBoth     = "kill with keeper"
-	pullGivenUp  = "given up, then kill"
-	pullRemoved  = "image removed meanwhile, kill"
-	pullTwice    = "two pulls of the same, kill"
-	pullInUse    = "image in use pulled again, kill"
-	pullSlowdown = 2 // how much longer than usual a moment may be after the beginning
+	pullKilled    = "kill"
+	pullBoth      = "kill with keeper"
+	pullCancelled = "cancelled, then kill"
+	pullRemoved   = "image removed during pull, kill"
+	pullTwice     = "two pulls of one image, kill"
+	pullInUse     = "image in use pulled again, kill"
+	pullSlowdown  = 2 // the kill comes within this many times the usual duration
 )
 
-// TestPull ends the daemon at random moments of a pull. What is listed by the
-// next one has the right content, the same pull succeeds, and once the image is
-// removed no blob, layer or temporary file of it is left.
+// TestPull kills the daemon at random moments of a pull. Images that are listed
+// after the restart have the right content, the same pull succeeds, and once the
+// image is removed no blob, layer or temporary file of it is left.
 func TestPull(t *testing.T) {
 	n := newNode(t)
 	t.Logf("-seed %d", *seed)
@@ -45,14 +45,14 @@ func TestPull(t *testing.T) {
 	t.Logf("a pull takes %v", took)
 
 	score := score{first: "pull"}
-	for _, way := range []string{pullKilled, pullBoth, pullGivenUp, pullRemoved, pullTwice, pullInUse} {
+	for _, way := range []string{pullKilled, pullBoth, pullCancelled, pullRemoved, pullTwice, pullInUse} {
 		for i := range *pullKills {
 			after := time.Duration(random.Int64N(int64(pullSlowdown * took)))
 			name := fmt.Sprintf("%s/%d after %v", way, i, after)
 			score.add(way, "at a random moment", t.Run(name, func(t *testing.T) { n.killedPull(t, way, after, want, random) }))
 		}
 	}
-	score.publish(t, "crashes of pulls")
+	score.publish(t, "crashes during pulls")
 }
 
 func (n *node) pull(t *testing.T, ref string) {
@@ -103,7 +103,7 @@ func (n *node) killedPull(t *testing.T, way string, after time.Duration, want st
 
 	if n.has(t, nginx) {
 		if got := n.sum(t, nginx); got != want {
-			t.Errorf("an image that is listed has the content %s, want %s", got, want)
+			t.Errorf("a listed image has the content %s, want %s", got, want)
 		}
 	}
 
@@ -114,7 +114,7 @@ func (n *node) killedPull(t *testing.T, way string, after time.Duration, want st
 	n.removeImage(t, nginx)
 }
 
-// disturbedPull begins a pull, and what disturbs it.
+// disturbedPull begins a pull and its disturbance.
 func (n *node) disturbedPull(t *testing.T, calls *sync.WaitGroup, way string, random *rand.Rand, end time.Duration) {
 	pull := func(limit time.Duration) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), limit)
@@ -127,7 +127,7 @@ func (n *node) disturbedPull(t *testing.T, calls *sync.WaitGroup, way string, ra
 
 	middle := time.Duration(random.Int64N(int64(end) + 1))
 	switch way {
-	case pullGivenUp:
+	case pullCancelled:
 		calls.Go(func() { pull(middle) })
 	case pullTwice:
 		calls.Go(func() { pull(callTime) })

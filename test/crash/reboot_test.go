@@ -24,16 +24,16 @@ import (
 
 const bootID = "/proc/sys/kernel/random/boot_id"
 
-// damages are what a power cut or an older version may make of a record.
+// damages are ways in which a power cut, or a downgrade, may damage a record.
 var damages = []struct {
 	name string
 	do   func(path string) error
 }{
-	{"sound", func(string) error { return nil }},
+	{"intact", func(string) error { return nil }},
 	{"empty", func(path string) error { return os.Truncate(path, 0) }},
 	{"truncated", func(path string) error { return os.Truncate(path, 100) }},
 	{"garbage", func(path string) error { return os.WriteFile(path, []byte("\x00\x00\xff{"), 0o600) }},
-	{"of the future", func(path string) error {
+	{"of a later version", func(path string) error {
 		data := `{"Version": 99, "ID": "x"}`
 		sum := crc32.Checksum([]byte(data), crc32.MakeTable(crc32.Castagnoli))
 		return os.WriteFile(path, fmt.Appendf(nil, "%08x %s\n", sum, data), 0o600)
@@ -48,22 +48,22 @@ var damages = []struct {
 	{"missing", os.Remove},
 }
 
-// TestFaultReboot starts the daemon on a machine that has been started anew.
+// TestFaultReboot starts the daemon after a simulated reboot of the machine.
 func TestFaultReboot(t *testing.T) {
 	n := newNode(t)
 	score := score{first: "pod"}
 	for _, k := range kinds {
 		for _, d := range damages {
-			if d.name != "sound" && k.name != kinds[0].name {
+			if d.name != "intact" && k.name != kinds[0].name {
 				continue
 			}
-			score.add(k.name, "record "+d.name, t.Run(k.name+"/"+d.name, func(t *testing.T) { n.rebooted(t, k, d.do, d.name == "sound") }))
+			score.add(k.name, "record "+d.name, t.Run(k.name+"/"+d.name, func(t *testing.T) { n.rebooted(t, k, d.do, d.name == "intact") }))
 		}
 	}
 	score.publish(t, "reboots")
 }
 
-func (n *node) rebooted(t *testing.T, k kind, damage func(string) error, sound bool) {
+func (n *node) rebooted(t *testing.T, k kind, damage func(string) error, intact bool) {
 	s, other := n.newScene(t), n.newScene(t)
 	k.change(s)
 	s.container.Metadata.Attempt = 3
@@ -79,7 +79,7 @@ func (n *node) rebooted(t *testing.T, k kind, damage func(string) error, sound b
 	s.container.Command, s.container.Metadata.Attempt, s.container.LogPath = []string{"sleep", "1000"}, 4, "main-4.log"
 	s.create()
 	s.start()
-	kinds[2].change(other) // another one, to be left alone
+	kinds[2].change(other) // another pod, which must not be affected
 	other.pod.Metadata.Name = "other"
 	other.run()
 	n.reboot(t, func() {
@@ -88,7 +88,7 @@ func (n *node) rebooted(t *testing.T, k kind, damage func(string) error, sound b
 
 	pods := s.pods()
 	if len(pods) != 2 {
-		t.Fatalf("listed are the pods %v, want two", pods)
+		t.Fatalf("pods are %v, want two", pods)
 	}
 
 	for _, p := range pods {
@@ -98,7 +98,7 @@ func (n *node) rebooted(t *testing.T, k kind, damage func(string) error, sound b
 		call(t, n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
 	}
 
-	if sound {
+	if intact {
 		s.wantPrevious(ended)
 		s.nextAttempt()
 	}
@@ -111,13 +111,13 @@ func (n *node) rebooted(t *testing.T, k kind, damage func(string) error, sound b
 	s.must("remove pod", s.tryRemovePod())
 	other.must("remove other pod", other.tryRemovePod())
 	s.pod.Metadata.Attempt = 9
-	s.run() // the machine is as good as new
+	s.run() // the machine works as before
 	s.create()
 	s.start()
 	s.wantAlive()
 }
 
-// wantEnd waits until the container has ended.
+// wantEnd waits until the container has exited.
 func (s *scene) wantEnd() {
 	s.t.Helper()
 	for end := time.Now().Add(callTime); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
@@ -126,10 +126,10 @@ func (s *scene) wantEnd() {
 			return
 		}
 	}
-	s.t.Fatal("the container does not end")
+	s.t.Fatal("the container does not exit")
 }
 
-// wantPrevious wants what is known of containers of the last boot to be right.
+// wantPrevious checks the status of containers of the previous boot.
 func (s *scene) wantPrevious(ended string) {
 	s.t.Helper()
 	for id, want := range map[string]struct {
@@ -147,7 +147,7 @@ func (s *scene) wantPrevious(ended string) {
 	}
 }
 
-// nextAttempt runs the pod that kubelet would put into this one's place.
+// nextAttempt runs the pod with which kubelet would replace this one.
 func (s *scene) nextAttempt() {
 	s.t.Helper()
 	next := s.n.newScene(s.t)
@@ -159,7 +159,7 @@ func (s *scene) nextAttempt() {
 	next.must("remove the next attempt", next.tryRemovePod())
 }
 
-// reboot ends all that runs, and starts the daemon with what a disk keeps.
+// reboot kills everything, and starts the daemon with what is on disk.
 func (n *node) reboot(t *testing.T, meanwhile func()) {
 	t.Helper()
 	n.Kill()
@@ -173,18 +173,18 @@ func (n *node) reboot(t *testing.T, meanwhile func()) {
 	}
 
 	if err := unix.Mount(id, bootID, "", unix.MS_BIND, ""); err != nil {
-		t.Fatalf("give the machine another boot id: %v", err)
+		t.Fatalf("change the boot ID: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(bootID, unix.MNT_DETACH) })
 	n.begin(t)
 
-	// As kubelet does: what was pulled just before is not trusted to be on disk.
+	// As kubelet does: an image that was pulled just before is not trusted.
 	if !n.has(t, busybox) {
 		n.pull(t, busybox)
 	}
 }
 
-// powerOff takes away what only the running machine has.
+// powerOff removes everything that does not survive a reboot.
 func (n *node) powerOff(t *testing.T) {
 	t.Helper()
 	for end := time.Now().Add(callTime); ; time.Sleep(5 * time.Millisecond) {
@@ -198,12 +198,12 @@ func (n *node) powerOff(t *testing.T) {
 			}
 			busy = unix.Rmdir(dir) != nil || busy
 		}
-		if inventory.Descendants(os.Getpid()); !busy { // reaped on the way
+		if inventory.Descendants(os.Getpid()); !busy { // reaps them
 			break
 		}
 
 		if time.Now().After(end) {
-			t.Fatal("there are processes that do not end")
+			t.Fatal("some processes do not exit")
 		}
 	}
 
@@ -232,7 +232,7 @@ func (n *node) powerOff(t *testing.T) {
 			continue
 		}
 		if link, err := netlink.LinkByName(l.Name); err == nil {
-			_ = netlink.LinkDel(link) // the other end may have taken it along
+			_ = netlink.LinkDel(link) // it is removed with its peer
 		}
 	}
 }

@@ -18,23 +18,23 @@ import (
 	"crisp/test/testkit/inventory"
 )
 
-// updatedMemory is what UpdateContainerResources makes of the limit.
+// updatedMemory is the memory limit that UpdateContainerResources sets, in bytes.
 const updatedMemory = 96 << 20
 
-// scene is a pod with one container on a node, or as much of that as there is.
+// scene is a node with one pod with one container, as far as these exist.
 type scene struct {
 	t *testing.T
 	n *node
-	// ctx may end the calls that may fail.
-	ctx       context.Context // the scene is one test's
+	// ctx is that of the try methods.
+	ctx       context.Context // of one test
 	pod       *runtimeapi.PodSandboxConfig
 	container *runtimeapi.ContainerConfig
-	// The ids that calls returned.
+	// The IDs that calls returned.
 	podID, containerID string
 }
 
-// newScene makes one whose pod does something in every step of its table: it
-// has a first process, and a port on the node.
+// newScene returns a scene whose pod does something in every step of its table:
+// it has a pause process and a host port.
 func (n *node) newScene(t *testing.T) *scene {
 	options := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}
 	return &scene{
@@ -59,7 +59,7 @@ func (n *node) newScene(t *testing.T) *scene {
 	}
 }
 
-// The calls. Those with "try" may fail.
+// The calls. Those of the try methods may fail.
 
 func (s *scene) tryRun() error {
 	r, err := within(s.ctx, s.n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: s.pod})
@@ -120,7 +120,7 @@ func (s *scene) tryExec() error {
 	return err
 }
 
-// seenLimit is the container's limit of memory, as the kernel has it.
+// seenLimit returns the memory limit in the container's cgroup.
 func (s *scene) seenLimit() int64 {
 	s.t.Helper()
 	for _, dir := range inventory.Cgroups(s.containerID) {
@@ -157,7 +157,7 @@ func (s *scene) containers() []*runtimeapi.Container {
 	return call(s.t, s.n.Runtime.ListContainers, &runtimeapi.ListContainersRequest{}).Containers
 }
 
-// removeAll removes every pod as kubelet does: it asks twice for a stop.
+// removeAll removes every pod as kubelet does, which stops it twice.
 func (s *scene) removeAll() {
 	s.t.Helper()
 	for _, p := range s.pods() {
@@ -171,8 +171,9 @@ func (s *scene) removeAll() {
 	}
 }
 
-// wantListed wants what is on disk to be listed, and to have a status. A call
-// whose connection broke may be at work still, between a directory and its listing.
+// wantListed checks that everything on disk is listed and has a status. A call
+// whose connection broke may still be in progress, between making a directory and
+// listing the pod.
 func (s *scene) wantListed() {
 	s.t.Helper()
 	var listed []string
@@ -180,7 +181,7 @@ func (s *scene) wantListed() {
 		listed = append(listed, p.Id)
 		_, err := try(s.t, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
 		if err != nil && slices.ContainsFunc(s.pods(), func(now *runtimeapi.PodSandbox) bool { return now.Id == p.Id }) {
-			s.t.Errorf("a pod that is listed: %v", err)
+			s.t.Errorf("status of a listed pod: %v", err)
 		}
 		if p.Metadata.Namespace != s.pod.Metadata.Namespace {
 			s.t.Errorf("pod %s is listed as %s/%s", p.Id, p.Metadata.Namespace, p.Metadata.Name)
@@ -193,7 +194,7 @@ func (s *scene) wantListed() {
 		}
 		_, err := try(s.t, s.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
 		if err != nil && slices.ContainsFunc(s.containers(), func(now *runtimeapi.Container) bool { return now.Id == c.Id }) {
-			s.t.Errorf("a container that is listed: %v", err)
+			s.t.Errorf("status of a listed container: %v", err)
 		}
 	}
 
@@ -202,11 +203,11 @@ func (s *scene) wantListed() {
 		time.Sleep(10 * time.Millisecond)
 	}
 	for _, name := range stray {
-		s.t.Errorf("pod %s is on disk and not listed", name)
+		s.t.Errorf("pod %s is on disk but not listed", name)
 	}
 }
 
-// unlisted returns the pods that have a directory and are not listed.
+// unlisted returns the pods that have a directory but are not listed.
 func (s *scene) unlisted() (stray []string) {
 	s.t.Helper()
 	var listed []string
@@ -223,20 +224,20 @@ func (s *scene) unlisted() (stray []string) {
 	return stray
 }
 
-// wantPod wants exactly one pod, in a state.
+// wantPod checks that there is exactly one pod, in the given state.
 func (s *scene) wantPod(state runtimeapi.PodSandboxState) {
 	s.t.Helper()
 	pods := s.pods()
 	if len(pods) != 1 || pods[0].Id != s.podID || pods[0].State != state {
-		s.t.Fatalf("listed are the pods %v, want only %s, %v", pods, s.podID, state)
+		s.t.Fatalf("pods are %v, want only %s, %v", pods, s.podID, state)
 	}
 	st := call(s.t, s.n.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.podID}).Status
 	ready := state == runtimeapi.PodSandboxState_SANDBOX_READY
 	if s.hostNetwork() {
-		ready = false // as to leases
+		ready = false // it has no lease
 	}
 	if leases := s.n.Leases(); ready && (len(leases) != 1 || leases[0] != st.Network.GetIp()) || !ready && len(leases) != 0 {
-		s.t.Errorf("the pod is %v and has address %q; leased are %q", state, st.Network.GetIp(), leases)
+		s.t.Errorf("the pod is %v with address %q; leases are %q", state, st.Network.GetIp(), leases)
 	}
 }
 
@@ -244,17 +245,17 @@ func (s *scene) hostNetwork() bool {
 	return s.pod.Linux.SecurityContext.NamespaceOptions.Network == runtimeapi.NamespaceMode_NODE
 }
 
-// wantContainer wants exactly one container, in a state.
+// wantContainer checks that there is exactly one container, in the given state.
 func (s *scene) wantContainer(state runtimeapi.ContainerState) *runtimeapi.ContainerStatus {
 	s.t.Helper()
 	list := s.containers()
 	if len(list) != 1 || list[0].Id != s.containerID || list[0].State != state {
-		s.t.Fatalf("listed are the containers %v, want only %s, %v", list, s.containerID, state)
+		s.t.Fatalf("containers are %v, want only %s, %v", list, s.containerID, state)
 	}
 	return call(s.t, s.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: s.containerID}).Status
 }
 
-// wantAlive wants the container to run and to take commands.
+// wantAlive checks that the container runs and accepts commands.
 func (s *scene) wantAlive() {
 	s.t.Helper()
 	s.wantContainer(runtimeapi.ContainerState_CONTAINER_RUNNING)
@@ -264,8 +265,8 @@ func (s *scene) wantAlive() {
 		}).Stdout)
 	}
 
-	// The kernel closes descriptors, by which the keeper sees an execve, a
-	// moment before it shows the new arguments.
+	// The keeper detects the execve by descriptors being closed, which happens
+	// shortly before /proc shows the new arguments.
 	n := count()
 	for end := time.Now().Add(2 * time.Second); n == "0\n" && time.Now().Before(end); n = count() {
 		time.Sleep(10 * time.Millisecond)

@@ -12,26 +12,26 @@ import (
 	"testing"
 )
 
-var reportFile = flag.String("report", "", "put the table of results into this `file`, between its marks")
+var reportFile = flag.String("report", "", "update the tables of results in this `file`")
 
-// Marks between which a table is in the file.
+// Marks around a table in the file.
 const (
 	tableBegin = "<!-- table of %s -->\n"
 	tableEnd   = "<!-- end of table -->\n"
 )
 
-// score counts cases by what was disturbed and how.
+// score counts cases by operation and by disturbance.
 type score struct {
-	// first is the head of the first column.
+	// first is the header of the first column.
 	first     string
 	ops, ways []string
 	tried     map[[2]string]int
-	survived  map[[2]string]int
+	passed    map[[2]string]int
 }
 
-func (s *score) add(op, way string, survived bool) {
+func (s *score) add(op, way string, passed bool) {
 	if s.tried == nil {
-		s.tried, s.survived = map[[2]string]int{}, map[[2]string]int{}
+		s.tried, s.passed = map[[2]string]int{}, map[[2]string]int{}
 	}
 	if !slices.Contains(s.ops, op) {
 		s.ops = append(s.ops, op)
@@ -42,8 +42,8 @@ func (s *score) add(op, way string, survived bool) {
 
 	for _, key := range [][2]string{{op, way}, {op, ""}, {"", way}, {"", ""}} {
 		s.tried[key]++
-		if survived {
-			s.survived[key]++
+		if passed {
+			s.passed[key]++
 		}
 	}
 }
@@ -78,14 +78,14 @@ func (s *score) String() string {
 			if s.tried[key] == 0 {
 				return ""
 			}
-			return fmt.Sprintf("%d of %d", s.survived[key], s.tried[key])
+			return fmt.Sprintf("%d of %d", s.passed[key], s.tried[key])
 		})
 	}
 
 	return b.String()
 }
 
-// publish prints the table, and puts it where -report says.
+// publish prints the table, and updates it in the file of -report.
 func (s *score) publish(t *testing.T, name string) {
 	t.Helper()
 	if !partial() {
@@ -93,10 +93,10 @@ func (s *score) publish(t *testing.T, name string) {
 	}
 }
 
-// partial reports whether only some cases of a test are run.
+// partial reports whether -run selects only some cases of a test.
 func partial() bool { return strings.Contains(flag.Lookup("test.run").Value.String(), "/") }
 
-// publish puts a text between the marks of its name in the report.
+// publish prints a table, and puts it between its marks in the file of -report.
 func publish(t *testing.T, name, text string) {
 	t.Helper()
 	fmt.Print(text)

@@ -32,14 +32,15 @@ const (
 )
 
 const (
-	// hangTime is how long a client may be left without an end of its session.
+	// hangTime bounds how long after its cause the end of a session reaches the
+	// client.
 	hangTime = 10 * time.Second
-	// pod's port at which a test answers in its network namespace
+	// sessionPort is the port in the pod at which a test echoes.
 	sessionPort = 7777
 )
 
-// talker is a container's command that tells something all the time. What
-// commands of a test look for is not to be found in its own text.
+// talker is a container's command that prints all the time. Its text does not
+// contain "sleep 1000", which tests look for with ps.
 const talker = "while :; do echo tick; sleep 0.05; done & exec sleep $((999+1))"
 
 var errNoSession = errors.New("the session does not work")
@@ -47,7 +48,7 @@ var errNoSession = errors.New("the session does not work")
 // session is a client of an open session.
 type session struct {
 	kind string
-	// pod and container are the ids of whom it is with.
+	// pod and container are the IDs of its peer.
 	pod, container string
 	conn           httpstream.Connection
 	in             io.Writer
@@ -68,7 +69,7 @@ func (n *node) open(t *testing.T, kind, pod, container string) (_ *session, err 
 	var url, protocol string
 	switch kind {
 	case execSession:
-		// It ends with its input, which is the client's connection.
+		// cat ends with its input, and so with the client's connection.
 		r, err := try(t, n.Runtime.Exec, &runtimeapi.ExecRequest{ContainerId: container, Cmd: []string{"cat"}, Stdin: true, Stdout: true})
 		if err != nil {
 			return nil, err
@@ -100,7 +101,7 @@ func (n *node) open(t *testing.T, kind, pod, container string) (_ *session, err 
 	return s, s.works()
 }
 
-// serve answers at a port in the pod's network namespace.
+// serve echoes at a port in the pod's network namespace.
 func (s *session) serve(n *node) error {
 	listen := func() (err error) {
 		s.server, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", sessionPort))
@@ -171,7 +172,7 @@ func (s *session) streams() error {
 		}
 
 		switch kind {
-		case "error": // the protocol's code stands still if nobody reads it
+		case "error": // the protocol blocks if it is not read
 			s.serving.Go(func() { _, _ = io.Copy(io.Discard, stream) })
 		case "stdin":
 			s.in = stream
@@ -185,46 +186,46 @@ func (s *session) streams() error {
 	return nil
 }
 
-// works sends a line through and waits for it to come back, or for a line of
-// the container's output.
+// works sends a line and waits for its echo, or for a line of the container's
+// output.
 func (s *session) works() error {
-	answer := make(chan error, 1)
+	reply := make(chan error, 1)
 	go func() {
 		want := "tick\n"
 		if s.in != nil {
 			want = fmt.Sprintln(time.Now())
 			if _, err := io.WriteString(s.in, want); err != nil {
-				answer <- err
+				reply <- err
 				return
 			}
 		}
 
 		line, err := s.out.ReadString('\n')
 		line = strings.ReplaceAll(line, "\r", "") // of a terminal
-		// Who attaches may do so in the middle of a line, and once more if the
-		// keeper dies.
+		// An attached client may start in the middle of a line, also after the
+		// keeper was replaced.
 		if err == nil && s.in != nil && line != want {
 			err = fmt.Errorf("%w: got %q, want %q", errNoSession, line, want)
 		}
-		answer <- err
+		reply <- err
 	}()
 
 	select {
-	case err := <-answer:
+	case err := <-reply:
 		return err
 	case <-time.After(hangTime):
 		s.conn.Close()
-		<-answer
-		return fmt.Errorf("%w: no answer in %v", errNoSession, hangTime)
+		<-reply
+		return fmt.Errorf("%w: no response in %v", errNoSession, hangTime)
 	}
 }
 
-// ends reports whether the session comes to an end by itself.
+// ends reports whether the session ends by itself.
 func (s *session) ends() bool {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_, _ = io.Copy(io.Discard, s.out) // the end alone matters
+		_, _ = io.Copy(io.Discard, s.out) // only its end matters
 	}()
 
 	defer s.close()
@@ -274,9 +275,9 @@ func (s *scene) sessionKinds() []string {
 	return all
 }
 
-// wantSessions wants sessions to have ended if the daemon was killed or the
-// container, and to work otherwise. What the end of a pod means for a port that
-// is forwarded is open. New sessions must work.
+// wantSessions checks that sessions have ended if the daemon or the container was
+// killed, and work otherwise. What the end of a pod means for a forwarded port is
+// open. New sessions must work.
 func (s *scene) wantSessions(open []*session, daemonKilled bool) {
 	s.t.Helper()
 	runs := s.runs()
@@ -286,10 +287,10 @@ func (s *scene) wantSessions(open []*session, daemonKilled bool) {
 			err = one.works()
 		}
 		if err != nil && !one.ends() {
-			s.t.Errorf("%s has no end", one.kind)
+			s.t.Errorf("%s does not end", one.kind)
 		}
 		if err != nil && !daemonKilled && runs {
-			s.t.Errorf("%s did not outlive the keeper: %v", one.kind, err)
+			s.t.Errorf("%s did not survive the keeper: %v", one.kind, err)
 		}
 		one.close()
 	}
@@ -302,18 +303,18 @@ func (s *scene) wantSessions(open []*session, daemonKilled bool) {
 	}
 }
 
-// maxSessions bounds how many sessions are open in the model: each is tried
-// after each call.
+// maxSessions bounds how many sessions are open in the model: each is checked after
+// each call.
 const maxSessions = 4
 
 // openSessions are those of the model.
 type openSessions struct {
 	all []opened
-	// count is how many there were, kills how often the daemon was killed.
+	// count is how many were opened, kills how often the daemon was killed.
 	count, kills int
 }
 
-// opened is a session and how often the daemon was killed before.
+// opened is a session, with how often the daemon was killed before.
 type opened struct {
 	*session
 	kills int
@@ -351,8 +352,8 @@ func (o *openSessions) has(kind, pod string) bool {
 	return slices.ContainsFunc(o.all, func(s opened) bool { return s.kind == kind && s.pod == pod })
 }
 
-// compare wants sessions to work as long as what they are with runs and the
-// daemon was not killed, and to have ended otherwise, as in wantSessions.
+// compare checks that sessions work as long as their peer runs and the daemon was
+// not killed, and have ended otherwise, as wantSessions does.
 func (o *openSessions) compare(s *scene, pods []*modelPod) {
 	s.t.Helper()
 	o.all = slices.DeleteFunc(o.all, func(one opened) bool {
@@ -361,7 +362,7 @@ func (o *openSessions) compare(s *scene, pods []*modelPod) {
 		switch {
 		case killed, !runs && one.kind != forwardSession:
 			if !one.ends() {
-				s.t.Errorf("%s has no end", one.kind)
+				s.t.Errorf("%s does not end", one.kind)
 			}
 			return true
 		case !runs:
@@ -378,7 +379,7 @@ func (o *openSessions) compare(s *scene, pods []*modelPod) {
 	})
 }
 
-// serves reports whether a session is with the pod as it is.
+// serves reports whether the pod, in its present state, is a session's peer.
 func (p *modelPod) serves(s *session) bool {
 	if p.id != s.pod || !p.ready {
 		return false

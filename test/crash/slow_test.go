@@ -14,24 +14,24 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// slow is a disk that stands still for as long as stopped is held.
+// slow is a disk whose syncs block while stopped is held.
 type slow struct {
-	*forgetful
+	*volatile
 	stopped sync.Mutex
 }
 
 func (d *slow) Sync() {
 	d.stopped.Lock()
 	defer d.stopped.Unlock()
-	d.forgetful.Sync()
+	d.volatile.Sync()
 }
 
-// TestFaultSlowDisk asks the daemon to end after a pull, when the disk is not
-// done with it and will not be for long. It ends all the same, without its
-// locks, and the next one has the image.
+// TestFaultSlowDisk stops the daemon after a pull, while the sync of the image is
+// blocked. The daemon ends in time and releases its locks, and the next one has
+// the image.
 func TestFaultSlowDisk(t *testing.T) {
 	testkit.Root(t)
-	disk := &slow{forgetful: newForgetful(t)}
+	disk := &slow{volatile: newVolatile(t)}
 	dir := dataOn(t, disk, "loop,commit=60")
 	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: build(t)}), orders: t.TempDir()}
 	for when, wait := range map[string]time.Duration{"before it syncs": 0, "while it syncs": 6 * time.Second} {
@@ -39,7 +39,7 @@ func TestFaultSlowDisk(t *testing.T) {
 		disk.stopped.Lock()
 		time.Sleep(wait)
 
-		// A daemon that waits for the disk cannot even be killed before.
+		// A process that waits for a disk cannot even be killed.
 		release := sync.OnceFunc(disk.stopped.Unlock)
 		late := time.AfterFunc(pace.Scale(15*time.Second), release)
 		began := time.Now()
@@ -55,7 +55,7 @@ func TestFaultSlowDisk(t *testing.T) {
 		n.begin(t)
 
 		if !n.pullAndRun(t, nginx, "after") {
-			t.Errorf("%s: the image is of no use", when)
+			t.Errorf("%s: the image is not usable", when)
 		}
 		call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: nginx}})
 	}

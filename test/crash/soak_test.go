@@ -19,18 +19,18 @@ import (
 )
 
 var (
-	soakPods    = flag.Int("pods", 300, "how many pods are made and removed in the soak")
-	soakClients = flag.Int("clients", 6, "how many of them at the same time")
-	soakKills   = flag.Int("restarts", 8, "how often the daemon and the keeper are killed meanwhile, each")
+	soakPods    = flag.Int("pods", 300, "how many pods are run and removed in the soak")
+	soakClients = flag.Int("clients", 6, "how many of them run at the same time")
+	soakKills   = flag.Int("restarts", 8, "how often the daemon and the keeper are each killed during it")
 )
 
-// Sizes that count as those of the beginning: Go returns memory late.
+// Growth that is tolerated, since Go returns memory late.
 const (
 	sameDaemon = 12 << 10 // KB
 	sameKeeper = 3 << 10
 )
 
-// soak is a crowd of clients, each with a pod after the other.
+// soak is a number of clients that each run one pod after the other.
 type soak struct {
 	n     *node
 	t     *testing.T
@@ -39,13 +39,13 @@ type soak struct {
 	again atomic.Int64
 }
 
-// TestSoak makes and removes many pods while daemon and keeper are killed, and
-// then wants every count and the memory of both to be what they were.
+// TestSoak runs and removes many pods while daemon and keeper are killed, and then
+// checks that nothing has leaked and that the memory of both has not grown.
 func TestSoak(t *testing.T) {
 	n := newNode(t, untraced)
 	t.Logf("-seed %d", *seed)
 	sk := &soak{n: n, t: t}
-	sk.round(*soakClients*4, 1, 1) // what is allocated once
+	sk.round(*soakClients*4, 1, 1) // so that one-time allocations are done
 
 	before := n.belongings(t)
 	daemon, keeper := sk.memory()
@@ -59,25 +59,25 @@ func TestSoak(t *testing.T) {
 	after := n.belongings(t)
 	daemonAfter, keeperAfter := sk.memory()
 	if daemonAfter > daemon+sameDaemon {
-		t.Errorf("the daemon has %d KB, at the beginning it had %d KB", daemonAfter, daemon)
+		t.Errorf("the daemon uses %d KB, at first %d KB", daemonAfter, daemon)
 	}
 
 	if keeperAfter > keeper+sameKeeper {
-		t.Errorf("the keeper has %d KB, at the beginning it had %d KB", keeperAfter, keeper)
+		t.Errorf("the keeper uses %d KB, at first %d KB", keeperAfter, keeper)
 	}
-	survived := "yes"
+	passed := "yes"
 
 	if t.Failed() {
-		survived = "no"
+		passed = "no"
 	}
-	publish(t, "soak", fmt.Sprintf(`| pods | clients | commands | kills of the daemon | of the keeper | calls made again | minutes | things on the node before, after | daemon KB before, after | keeper KB before, after | survived |
+	publish(t, "soak", fmt.Sprintf(`| pods | clients | commands | kills of the daemon | of the keeper | calls retried | minutes | resources on the node before, after | daemon KB before, after | keeper KB before, after | passed |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 | %d | %d | %d | %d | %d | %d | %.1f | %d, %d | %d, %d | %d, %d | %s |
 `, *soakPods, *soakClients, sk.execs.Load(), *soakKills, *soakKills, sk.again.Load(), took.Minutes(),
-		len(before), len(after), daemon, daemonAfter, keeper, keeperAfter, survived))
+		len(before), len(after), daemon, daemonAfter, keeper, keeperAfter, passed))
 }
 
-// round makes pods, with kills between.
+// round runs pods, with kills meanwhile.
 func (sk *soak) round(pods, daemons, keepers int) {
 	var clients, killer sync.WaitGroup
 	quit := make(chan struct{})
@@ -101,7 +101,7 @@ func (sk *soak) round(pods, daemons, keepers int) {
 }
 
 // kill kills the daemon and the keeper, evenly over the first two thirds of the
-// pods: in the last one those of the end show whether they grow.
+// pods: in the last third the survivors show whether they grow.
 func (sk *soak) kill(quit chan struct{}, pods, daemons, keepers int) {
 	for i := 1; i <= daemons+keepers; i++ {
 		for int(sk.next.Load()) < i*pods*2/3/(daemons+keepers) {
@@ -125,7 +125,7 @@ func (sk *soak) kill(quit chan struct{}, pods, daemons, keepers int) {
 	}
 }
 
-// until makes a call until it succeeds, as kubelet does.
+// until retries a call until it succeeds, as kubelet does.
 func (sk *soak) until(what string, call func(context.Context) error) bool {
 	for end := time.Now().Add(2 * callTime); ; {
 		ctx, cancel := context.WithTimeout(sk.t.Context(), callTime)
@@ -149,7 +149,7 @@ func (sk *soak) pod(i int, random *rand.Rand) {
 	r := sk.n.Runtime
 	s := sk.n.newScene(sk.t)
 	if i%10 > 1 {
-		kinds[2].change(s) // a network takes most of the time
+		kinds[2].change(s) // networks take most of the time
 		s.container.Tty, s.container.Stdin = i%3 == 0, i%3 == 0
 	}
 
@@ -189,14 +189,14 @@ func (sk *soak) pod(i int, random *rand.Rand) {
 	_ = os.RemoveAll(s.pod.LogDirectory) // as kubelet does
 }
 
-// life runs a pod until its container has been of use. A container whose start
-// was cut short is replaced by the next attempt.
+// life runs a pod until its container has run its commands. A container whose
+// start was interrupted is replaced by the next attempt.
 func (sk *soak) life(s *scene) bool {
 	r := sk.n.Runtime
 	return sk.until("life of "+s.pod.Metadata.Name, func(ctx context.Context) error {
 		p, err := r.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: s.pod})
 		if err != nil {
-			s.pod.Metadata.Attempt++ // one that cannot be taken back keeps its name
+			s.pod.Metadata.Attempt++ // a pod whose rollback fails keeps its name
 			return err
 		}
 
@@ -215,7 +215,7 @@ func (sk *soak) life(s *scene) bool {
 				return err
 			}
 			if string(out.Stdout) != "well\n" || out.ExitCode != 0 {
-				return fmt.Errorf("the command printed %q and ended with %d", out.Stdout, out.ExitCode)
+				return fmt.Errorf("the command printed %q and exited with %d", out.Stdout, out.ExitCode)
 			}
 			sk.execs.Add(1)
 		}
@@ -235,7 +235,7 @@ func (sk *soak) life(s *scene) bool {
 	})
 }
 
-// memory is the resident set of daemon and keeper, in KB.
+// memory returns the resident set sizes of daemon and keeper, in KB.
 func (sk *soak) memory() (daemon, keeper int) {
 	sk.t.Helper()
 	pid, err := sk.n.Keeper()

@@ -22,7 +22,7 @@ import (
 	"crisp/test/testkit/inventory"
 )
 
-var stormTime = flag.Duration("storm", 40*time.Second, "how long calls are made all at once")
+var stormTime = flag.Duration("storm", 40*time.Second, "how long concurrent random calls are made")
 
 // Sizes of the storm.
 const (
@@ -31,23 +31,23 @@ const (
 	stormRound   = 2 * time.Second
 )
 
-// storm is calls of several clients for the same few pods, without any order.
+// storm is several clients that make random calls for the same few pods.
 type storm struct {
 	n    *node
 	t    *testing.T
 	pods []*modelPod
-	// busy counts the calls under way for each pod.
-	busy             [stormPods]atomic.Int32
-	calls, meetings  atomic.Int64
-	givenUp, refused atomic.Int64
-	// wounded says that something is killed in this round.
-	wounded bool
+	// busy counts the calls in progress for each pod.
+	busy               [stormPods]atomic.Int32
+	calls, overlaps    atomic.Int64
+	cancelled, refused atomic.Int64
+	// killing means that daemon or keeper is killed in this round.
+	killing bool
 }
 
-// TestStorm makes opposite and equal calls at once, gives some up at random
-// moments, kills the daemon and the keeper under them, and looks after each
-// round whether what is listed makes sense. What a call may answer is open
-// then; that it answers with a chosen code is not.
+// TestStorm makes conflicting and equal calls concurrently, cancels some at random
+// moments, kills the daemon and the keeper meanwhile, and checks after each round
+// that what is listed is consistent. Which result a call has is open; that it
+// returns one of the documented codes is not.
 func TestStorm(t *testing.T) {
 	n := newNode(t, untraced)
 	t.Logf("-seed %d", *seed)
@@ -67,30 +67,30 @@ func TestStorm(t *testing.T) {
 	s := n.newScene(t)
 	rounds, kills := 0, 0
 	for end := time.Now().Add(*stormTime); time.Now().Before(end) && !t.Failed(); rounds++ {
-		st.wounded = rounds%3 == 2
-		if st.wounded {
+		st.killing = rounds%3 == 2
+		if st.killing {
 			kills++
 		}
 		st.round(random)
-		st.settle()
+		st.quiesce()
 		s.wantListed()
-		st.wantSense(s)
+		st.wantConsistent(s)
 	}
 
 	n.tidy(t, s)
 	n.wantNoImage(t)
-	survived := "yes"
+	passed := "yes"
 	if t.Failed() {
-		survived = "no"
+		passed = "no"
 	}
 
-	publish(t, "calls at once", fmt.Sprintf(`| calls | of these while another for the same pod was under way | given up | refused by the rules | rounds | with a kill | survived |
+	publish(t, "concurrent random calls", fmt.Sprintf(`| calls | overlapping another for the same pod | cancelled | refused by the rules | rounds | with a kill | passed |
 | --- | --- | --- | --- | --- | --- | --- |
 | %d | %d | %d | %d | %d | %d | %s |
-`, st.calls.Load(), st.meetings.Load(), st.givenUp.Load(), st.refused.Load(), rounds, kills, survived))
+`, st.calls.Load(), st.overlaps.Load(), st.cancelled.Load(), st.refused.Load(), rounds, kills, passed))
 }
 
-// round lets the clients loose for a while.
+// round lets the clients run for a while.
 func (st *storm) round(random *rand.Rand) {
 	end := time.Now().Add(stormRound)
 	var clients sync.WaitGroup
@@ -103,7 +103,7 @@ func (st *storm) round(random *rand.Rand) {
 		})
 	}
 
-	if st.wounded {
+	if st.killing {
 		time.Sleep(time.Duration(random.IntN(int(stormRound))))
 		killed := 0
 		if random.IntN(2) == 0 {
@@ -117,9 +117,9 @@ func (st *storm) round(random *rand.Rand) {
 	clients.Wait()
 }
 
-// settle waits for what goes on of calls that were given up: a pod that is being
-// made has a directory and is not listed yet.
-func (st *storm) settle() {
+// quiesce waits for the operations of cancelled calls, which continue: a pod that
+// is being created has a directory but is not listed yet.
+func (st *storm) quiesce() {
 	st.t.Helper()
 	for end := time.Now().Add(callTime); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		listed := call(st.t, st.n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items
@@ -137,9 +137,10 @@ func (st *storm) call(random *rand.Rand) {
 	all := st.n.actions(p, &p.containers[j])
 	a := all[random.IntN(len(all))]
 
-	if random.IntN(3) == 0 { // so that there is something to fight for
+	if random.IntN(3) == 0 { // so that there is something to conflict over
 		a = all[random.IntN(3)]
 	}
+
 	limit := callTime
 	short := random.IntN(4) == 0
 	if short {
@@ -149,7 +150,7 @@ func (st *storm) call(random *rand.Rand) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(st.t.Context()), limit)
 	defer cancel()
 	if st.busy[i].Add(1) > 1 {
-		st.meetings.Add(1)
+		st.overlaps.Add(1)
 	}
 
 	_, err := a.call(ctx)
@@ -158,23 +159,23 @@ func (st *storm) call(random *rand.Rand) {
 	switch code := status.Code(err); {
 	case code == codes.OK:
 	case code == codes.DeadlineExceeded && short:
-		st.givenUp.Add(1)
+		st.cancelled.Add(1)
 	case slices.Contains([]codes.Code{codes.NotFound, codes.FailedPrecondition, codes.AlreadyExists}, code):
 		st.refused.Add(1)
-	case code == codes.Unavailable && st.wounded:
+	case code == codes.Unavailable && st.killing:
 	default:
 		st.t.Errorf("%s: %v", a.name, err)
 	}
 }
 
-// present is a pod with the ids that are listed under its names.
+// present returns a pod with the IDs that are listed under its names.
 func (st *storm) present(i int) *modelPod {
 	p := *st.pods[i]
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(st.t.Context()), callTime)
 	defer cancel()
 	pods, err := st.n.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
-		return &p // the daemon is away
+		return &p // the daemon is down
 	}
 
 	for _, listed := range pods.Items {
@@ -199,8 +200,9 @@ func (st *storm) present(i int) *modelPod {
 	return &p
 }
 
-// wantSense wants no name twice, and what is listed to do what its state says.
-func (st *storm) wantSense(s *scene) {
+// wantConsistent checks that no name is listed twice, and that the listed states
+// are true.
+func (st *storm) wantConsistent(s *scene) {
 	st.t.Helper()
 	var names []string
 	ready := map[string]bool{}
@@ -221,7 +223,7 @@ func (st *storm) wantSense(s *scene) {
 
 		r, err := try(st.t, st.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.Id, Cmd: []string{"echo", "well"}})
 		if code := status.Code(err); code == codes.NotFound || code == codes.FailedPrecondition {
-			continue // a call that was given up goes on
+			continue // the operation of a cancelled call continues
 		}
 		if err != nil || string(r.Stdout) != "well\n" {
 			st.t.Errorf("a command in container %s printed %q: %v", c.Id, r.GetStdout(), err)

@@ -13,10 +13,10 @@ import (
 	"crisp/test/testkit/fuse"
 )
 
-// usualReads is how long reads are measured with nothing amiss.
+// usualReads is how long reads are measured without a fault.
 const usualReads = 4 * time.Second
 
-// undying are containers of which a process is in uninterruptible sleep.
+// undying are containers with a process in uninterruptible sleep.
 var undying = []struct {
 	name, script string
 }{
@@ -25,26 +25,26 @@ var undying = []struct {
 	{"orphan", "(cat /dead/file &) ; sleep 1000"},
 }
 
-// delays are how long reads took without and with a container that does not die.
+// delays are the latencies of reads without and with an unkillable container.
 type delays struct{ without, with latency }
 
-// TestFaultUndying stops containers that do not die.
+// TestFaultUndying stops containers that cannot be killed.
 func TestFaultUndying(t *testing.T) {
 	n := newNode(t)
-	table := "| container that does not die | what else happens | reads without it | half took at most, ms | 99% | reads with it | half | 99% | survived |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+	table := "| unkillable process | disturbance | reads without it | p50 ms | p99 ms | reads with it | p50 ms | p99 ms | passed |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
 	try := func(name, way string, test func(t *testing.T) delays) {
 		var d delays
-		survived := "no"
+		passed := "no"
 		if t.Run(name+"/"+way, func(t *testing.T) { d = test(t) }) {
-			survived = "yes"
+			passed = "yes"
 		}
-		table += fmt.Sprintf("| %s | %s | %v | %v | %s |\n", name, way, d.without, d.with, survived)
+		table += fmt.Sprintf("| %s | %s | %v | %v | %s |\n", name, way, d.without, d.with, passed)
 	}
 
 	for _, u := range undying {
 		for _, way := range []string{"stopped", "daemon killed", "daemon and keeper killed"} {
 			if u.name == "child" && way != "stopped" {
-				continue // nothing that the others have not
+				continue // the others cover it
 			}
 			try(u.name, way, func(t *testing.T) delays { return n.undying(t, u.script, way) })
 		}
@@ -54,7 +54,7 @@ func TestFaultUndying(t *testing.T) {
 		try("frozen", way, func(t *testing.T) delays { return n.frozen(t, way) })
 	}
 	if !partial() {
-		publish(t, "containers that do not die", table)
+		publish(t, "containers that cannot be killed", table)
 	}
 }
 
@@ -66,7 +66,7 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	defer n.tidy(t, s)
 	defer f.End()
 
-	kinds[2].change(s) // no network, which is beside the point
+	kinds[2].change(s) // without a network, which does not matter here
 	s.container.Tty, s.container.Stdin = false, false
 	s.container.Command = []string{"sh", "-c", script}
 	s.container.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/dead"}}
@@ -78,7 +78,7 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	select {
 	case <-file.Asked:
 	case <-time.After(callTime):
-		t.Fatal("the file is not opened")
+		t.Fatal("the file was not opened")
 	}
 
 	n.endHolders(t, way)
@@ -95,7 +95,7 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	d.with = read.end()
 	n.otherPod(t)
 	if read.err != nil || d.with.p99 > d.without.p99+quick {
-		t.Errorf("99%% of reads took up to %v without and %v with it: %v", d.without.p99, d.with.p99, read.err)
+		t.Errorf("p99 of reads is %v without and %v with it: %v", d.without.p99, d.with.p99, read.err)
 	}
 
 	f.End()
@@ -105,7 +105,7 @@ func (n *node) undying(t *testing.T, script, way string) (d delays) {
 	return d
 }
 
-// endHolders kills the daemon, and the keeper too, as a way says.
+// endHolders kills the daemon, or daemon and keeper, as way says.
 func (n *node) endHolders(t *testing.T, way string) {
 	t.Helper()
 	if way == "stopped" {
@@ -142,7 +142,7 @@ func (n *node) otherPod(t *testing.T) {
 	}
 }
 
-// frozen stops a container that somebody else froze.
+// frozen stops a container that was frozen from outside.
 func (n *node) frozen(t *testing.T, way string) (d delays) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)

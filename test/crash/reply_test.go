@@ -14,12 +14,12 @@ import (
 	"crisp/test/testkit/inventory"
 )
 
-// sendTime is how long a daemon takes at most from a call to the request that
-// it makes of the keeper.
+// sendTime is how long a daemon takes at most from a call to its request to the
+// keeper.
 const sendTime = 300 * time.Millisecond
 
-// unanswered are the operations that have the keeper start something.
-var unanswered = []operation{
+// starting are the operations that make the keeper start a process.
+var starting = []operation{
 	named("RunPodSandbox"), named("StartContainer"),
 	{
 		name: "ExecSync", prepare: named("ExecSync").prepare, done: (*scene).wantAlive,
@@ -39,31 +39,31 @@ func named(name string) operation {
 	panic("no operation " + name)
 }
 
-// TestAnswer loses the keeper's answer to each kind of start. The processes are
-// held at certain points, so that what is killed is at a known one:
+// TestLostReply loses the keeper's reply to each kind of start. The processes are
+// stopped at certain points, so that it is known how far they got:
 //
 //	daemon, keeper: the one that is killed
-//	before it acts: the request was sent, and the keeper has not read it
-//	while it acts:  the new process stands still on its way to its program
-//	after it acted: the process runs, the answer is sent, and nobody has read it
-func TestAnswer(t *testing.T) {
+//	before start:   the request was sent, and the keeper has not read it
+//	during start:   the new process is blocked before its execve
+//	after start:    the process runs; the reply was sent, and has not been read
+func TestLostReply(t *testing.T) {
 	n := newNode(t)
 	var score score
-	for _, op := range unanswered {
+	for _, op := range starting {
 		for _, victim := range []string{"daemon", "keeper"} {
-			for _, when := range []string{"before it acts", "while it acts", "after it acted"} {
-				if when == "while it acts" && op.name != "StartContainer" {
-					continue // nothing to hold it with
+			for _, when := range []string{"before start", "during start", "after start"} {
+				if when == "during start" && op.name != "StartContainer" {
+					continue // there is nothing to block it with
 				}
 				way := victim + " killed " + when
-				score.add(op.name, way, t.Run(op.name+"/"+way, func(t *testing.T) { n.unanswered(t, op, victim, when) }))
+				score.add(op.name, way, t.Run(op.name+"/"+way, func(t *testing.T) { n.lostReply(t, op, victim, when) }))
 			}
 		}
 	}
-	score.publish(t, "answers that were lost")
+	score.publish(t, "lost replies")
 }
 
-func (n *node) unanswered(t *testing.T, op operation, victim, when string) {
+func (n *node) lostReply(t *testing.T, op operation, victim, when string) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)
 	for _, f := range op.prepare {
@@ -72,52 +72,52 @@ func (n *node) unanswered(t *testing.T, op operation, victim, when string) {
 
 	keeper, err := n.Keeper()
 	s.must("find the keeper", err)
-	// Whatever becomes of the test, nothing stays stopped.
+	// No process stays stopped, even if the test fails.
 	defer func() { _ = unix.Kill(keeper, unix.SIGCONT) }()
 
-	if when == "while it acts" {
+	if when == "during start" {
 		s.freeze("FROZEN")
 		defer s.freeze("THAWED")
 	}
 
 	before := len(inventory.Descendants(keeper))
 	s.must("stop the keeper", unix.Kill(keeper, unix.SIGSTOP))
-	answered := make(chan error, 1)
-	go func() { answered <- op.call(s) }()
+	replied := make(chan error, 1)
+	go func() { replied <- op.call(s) }()
 	time.Sleep(sendTime)
 
-	if when != "before it acts" {
+	if when != "before start" {
 		s.must("stop the daemon", unix.Kill(n.PID(), unix.SIGSTOP))
-		s.must("let the keeper go on", unix.Kill(keeper, unix.SIGCONT))
-		s.await("the keeper acts", func() bool { return len(inventory.Descendants(keeper)) > before })
+		s.must("continue the keeper", unix.Kill(keeper, unix.SIGCONT))
+		s.await("a new process", func() bool { return len(inventory.Descendants(keeper)) > before })
 		time.Sleep(sendTime / 3)
 	}
 
 	var killed int
 	if victim == "daemon" {
 		n.Kill()
-		s.must("let the keeper go on", unix.Kill(keeper, unix.SIGCONT))
+		s.must("continue the keeper", unix.Kill(keeper, unix.SIGCONT))
 		n.begin(t)
 	} else {
 		killed = n.killKeeper(t)
-		s.must("let the daemon go on", unix.Kill(n.PID(), unix.SIGCONT))
+		s.must("continue the daemon", unix.Kill(n.PID(), unix.SIGCONT))
 	}
 
-	if when == "while it acts" {
+	if when == "during start" {
 		s.freeze("THAWED")
 	}
-	failure := <-answered
+	failure := <-replied
 	n.awaitKeeper(t, killed)
 	s.wantListed()
 
-	if op.name == "StartContainer" && victim == "daemon" && when == "after it acted" && !s.runs() {
-		t.Errorf("listed is %v, want the container that was started to run", s.containers())
+	if op.name == "StartContainer" && victim == "daemon" && when == "after start" && !s.runs() {
+		t.Errorf("containers are %v, want the started one to be running", s.containers())
 	}
 	if op.heal != nil {
 		op.heal(s)
 	}
 	if failure != nil && (op.skip == nil || !op.skip(s)) {
-		s.must("try again", op.call(s))
+		s.must("retry", op.call(s))
 	}
 
 	op.done(s)
@@ -126,18 +126,17 @@ func (n *node) unanswered(t *testing.T, op operation, victim, when string) {
 	}
 }
 
-// wantKept wants the end of a container to be noticed, which takes a keeper
-// that knows it.
+// wantKept checks that the exit of the container is noticed, which requires a
+// keeper that knows it.
 func (s *scene) wantKept() {
 	s.t.Helper()
 	s.must("stop container", s.tryStop())
 	if st := s.wantContainer(runtimeapi.ContainerState_CONTAINER_EXITED); st.ExitCode != 137 {
-		s.t.Errorf("the container ended with %d (%s), want 137", st.ExitCode, st.Reason)
+		s.t.Errorf("the container exited with %d (%s), want 137", st.ExitCode, st.Reason)
 	}
 }
 
-// freeze freezes or thaws the container's cgroup, which a new process enters
-// early.
+// freeze freezes or thaws the container's cgroup, which a new process joins early.
 func (s *scene) freeze(state string) {
 	s.t.Helper()
 	done := false
@@ -151,16 +150,16 @@ func (s *scene) freeze(state string) {
 		}
 	}
 	if !done && state == "FROZEN" {
-		s.t.Fatal("there is nothing to freeze the container with")
+		s.t.Fatal("the container has no cgroup to freeze")
 	}
 }
 
-// await waits until something is so.
+// await waits until a condition holds.
 func (s *scene) await(what string, is func() bool) {
 	s.t.Helper()
 	for end := time.Now().Add(callTime); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			s.t.Fatalf("in vain: %s", what)
+			s.t.Fatalf("timed out waiting for %s", what)
 		}
 	}
 }

@@ -14,46 +14,45 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// What comes while an operation stands still.
+// What happens while an operation is blocked at a failpoint.
 const (
-	givenUp    = "given up"
+	cancelled  = "cancelled"
 	same       = "same call"
 	removal    = "removal"
 	addition   = "another container"
-	keeperEnds = "the keeper's end"
+	keeperEnds = "keeper killed"
 )
 
-// TestMeanwhile has each operation stand still at each of its points, and looks
-// what becomes of it and of others then: its caller gives up, the same call
-// comes again, somebody removes the pod, or creates and starts a container in
-// it, or the keeper dies and another one comes. Lists and status must be
-// answered meanwhile.
-func TestMeanwhile(t *testing.T) {
+// TestConcurrent blocks each operation at each of its failpoints. Meanwhile its
+// caller cancels, the same call is made again, another client removes the pod or
+// creates and starts a container in it, or the keeper is killed and replaced.
+// Lists and status must respond while the operation is blocked.
+func TestConcurrent(t *testing.T) {
 	n := newNode(t)
 	var score score
 	for _, op := range operations {
 		if op.name == "ExecSync" {
-			continue // it has no point
+			continue // it has no failpoint
 		}
 		t.Run(op.name, func(t *testing.T) {
 			for _, at := range moments(n.explore(t, op)) {
-				for _, way := range []string{givenUp, same, removal, addition, keeperEnds} {
-					survived := t.Run(way+" "+at.String(), func(t *testing.T) { n.meanwhile(t, op, way, at) })
-					score.add(op.name, way, survived)
+				for _, way := range []string{cancelled, same, removal, addition, keeperEnds} {
+					passed := t.Run(way+" "+at.String(), func(t *testing.T) { n.concurrent(t, op, way, at) })
+					score.add(op.name, way, passed)
 				}
 			}
 		})
 	}
-	score.publish(t, "what comes meanwhile")
+	score.publish(t, "concurrent calls")
 }
 
-// ending is how a call ended.
+// ending is the result of a call.
 type ending struct {
 	s   *scene
 	err error
 }
 
-// begin makes a call on a copy of the scene, which gets the ids.
+// begin makes a call on a copy of the scene, which gets the IDs.
 func (s *scene) begin(ctx context.Context, call func(*scene) error) <-chan ending {
 	twin := *s
 	twin.ctx = ctx
@@ -62,20 +61,20 @@ func (s *scene) begin(ctx context.Context, call func(*scene) error) <-chan endin
 	return c
 }
 
-// outcome waits for the end of a call that must not hang.
+// outcome waits for the result of a call, which must not hang.
 func (s *scene) outcome(what string, c <-chan ending) ending {
 	s.t.Helper()
 	select {
 	case a := <-c:
 		return a
 	case <-time.After(callTime):
-		s.t.Fatalf("%s did not end", what)
+		s.t.Fatalf("%s hangs", what)
 		return ending{}
 	}
 }
 
-// meanwhile runs one case.
-func (n *node) meanwhile(t *testing.T, op operation, way string, at point) {
+// concurrent runs one case.
+func (n *node) concurrent(t *testing.T, op operation, way string, at point) {
 	s := n.newScene(t)
 	defer n.tidy(t, s)
 	for _, f := range op.prepare {
@@ -90,16 +89,16 @@ func (n *node) meanwhile(t *testing.T, op operation, way string, at point) {
 	first := s.begin(ctx, op.call)
 	for end := time.Now().Add(callTime); !n.obeyed(t); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("the operation did not come to the point")
+			t.Fatal("the operation did not reach the failpoint")
 		}
 	}
 
-	s.wantAnswers()
+	s.wantResponsive()
 	switch way {
-	case givenUp:
+	case cancelled:
 		giveUp()
-		if a := s.outcome("the call that was given up", first); status.Code(a.err) != codes.Canceled {
-			t.Errorf("the call that was given up ended with: %v", a.err)
+		if a := s.outcome("the cancelled call", first); status.Code(a.err) != codes.Canceled {
+			t.Errorf("the cancelled call: %v", a.err)
 		}
 		s.again(op, nil)
 	case same:
@@ -110,7 +109,7 @@ func (n *node) meanwhile(t *testing.T, op operation, way string, at point) {
 		s.disturb((*scene).tryAdd, first, op.call)
 	case keeperEnds:
 		killed := n.killKeeper(t)
-		time.Sleep(200 * time.Millisecond) // the next one is on its way, most times
+		time.Sleep(200 * time.Millisecond) // the next one is usually starting
 		n.release(t)
 		a := s.outcome("the call", first)
 		n.awaitKeeper(t, killed)
@@ -124,8 +123,9 @@ func (n *node) meanwhile(t *testing.T, op operation, way string, at point) {
 	}
 }
 
-// wantAnswers wants lists and status at once, whatever stands still.
-func (s *scene) wantAnswers() {
+// wantResponsive checks that lists and status respond while an operation is
+// blocked.
+func (s *scene) wantResponsive() {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
 	defer cancel()
@@ -145,12 +145,12 @@ func (s *scene) wantAnswers() {
 	}
 }
 
-// again makes the same call before the operation goes on, which must succeed,
-// as must the first one unless it was given up.
+// again makes the same call while the operation is blocked. It must succeed, as
+// must the first one unless it was cancelled.
 func (s *scene) again(op operation, first <-chan ending) {
 	s.t.Helper()
 	second := s.begin(s.ctx, op.call)
-	time.Sleep(20 * time.Millisecond) // so that it is on its way, most times
+	time.Sleep(20 * time.Millisecond) // so that it is usually in progress
 	s.n.release(s.t)
 
 	b := s.outcome("the second call", second)
@@ -167,9 +167,8 @@ func (s *scene) again(op operation, first <-chan ending) {
 	op.done(s)
 }
 
-// disturb makes another call before the operation goes on. Both may be refused
-// by the rules of the CRI; if only the first is, and retry is not nil, it must
-// succeed when it is made again.
+// disturb makes another call while the operation is blocked. The CRI's rules may
+// refuse both. If the first one fails and retry is not nil, retry must succeed.
 func (s *scene) disturb(other func(*scene) error, first <-chan ending, retry func(*scene) error) {
 	s.t.Helper()
 	second := s.begin(s.ctx, other)
@@ -191,7 +190,7 @@ func (s *scene) disturb(other func(*scene) error, first <-chan ending, retry fun
 	s.wantListed()
 }
 
-// tryEnd stops and removes all pods that are listed.
+// tryEnd stops and removes all pods.
 func (s *scene) tryEnd() error {
 	list, err := within(s.ctx, s.n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
