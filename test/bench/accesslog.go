@@ -9,23 +9,23 @@ import (
 	"time"
 )
 
-// accessLog is what a registry writes about each request it has answered.
+// accessLog is a registry's log of requests.
 type accessLog struct {
 	path string
-	at   int64 // up to where it was read
+	at   int64 // offset up to which it was read
 }
 
-// skip passes over what was answered so far.
+// skip skips the requests so far.
 func (l *accessLog) skip() {
-	l.settle()
+	l.flush()
 	if info, err := os.Stat(l.path); err == nil {
 		l.at = info.Size()
 	}
 }
 
-// settle waits until the log grows no more: a line is written a little after
-// its answer has arrived.
-func (l *accessLog) settle() {
+// flush waits until the log stops growing: a line is written shortly after its
+// response was sent.
+func (l *accessLog) flush() {
 	for last := int64(-1); ; time.Sleep(30 * time.Millisecond) {
 		info, err := os.Stat(l.path)
 		if err != nil || info.Size() == last {
@@ -35,9 +35,9 @@ func (l *accessLog) settle() {
 	}
 }
 
-// read adds up the bytes of the answers since then.
+// read returns the total size of responses since the last skip or read, in bytes.
 func (l *accessLog) read() (sum int64, err error) {
-	l.settle()
+	l.flush()
 	f, err := os.Open(l.path)
 	if err != nil {
 		return 0, err
@@ -63,8 +63,8 @@ func (l *accessLog) read() (sum int64, err error) {
 	return sum, nil
 }
 
-// answered is the size of an answer, in a line of Apache's combined format.
-// Other lines, of which ok is false, are the registry's own.
+// answered returns the size of a response from a line in Apache's combined format.
+// ok is false for other lines.
 func answered(line string) (size int64, ok bool, err error) {
 	_, rest, found := strings.Cut(line, `] "GET `)
 	if !found {

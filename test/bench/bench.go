@@ -15,32 +15,33 @@ import (
 	"crisp/test/testkit/inventory"
 )
 
-// alone is the name under which the CNI plugins' own times are kept.
+// alone is the runtime name of the samples of CNI plugins without a runtime.
 const alone = "CNI plugins alone"
 
-// bench measures its targets in turn.
+// bench measures its targets alternately.
 type bench struct {
 	opt          options
 	targets      []*target
-	plugins      *plugins // nil when they cannot be measured
+	plugins      *plugins // nil if they cannot be measured
 	cgroupParent string
-	cgroups      *podCgroups  // nil for a runtime that ran before
+	cgroups      *podCgroups  // nil for a runtime that was running before
 	dir          string       // of the runtimes' data
 	pulls        *pullImages  // nil without images to pull
-	stuck        *stuckPlugin // nil where no pod can be made to hang
+	stuck        *stuckPlugin // nil if no pod can be made to hang
 	samples      samples
-	failed       []string            // what went wrong, for the report
-	notes        map[string][]string // by phase: what was not measured, and why
+	failed       []string            // errors, for the report
+	notes        map[string][]string // by phase: what was not measured, with the reason
 	loads        []float64
-	pods         int // made so far, for names
+	pods         int // created so far, for names
 }
 
 // phase is a part of the benchmark.
 type phase struct {
 	name string
-	// share is the part of the rounds that it has, rounded up.
+	// share is the share of the rounds that include it, rounded up.
 	share float64
-	// each measures a target, once the same or a floor for all of them.
+	// each measures one target; once measures something without a target, such as
+	// the floor for all of them.
 	each func(b *bench, ctx context.Context, t *target, round int) error
 	once func(b *bench, ctx context.Context, round int) error
 }
@@ -77,7 +78,7 @@ func (b *bench) rounds(name string) int {
 	return 0
 }
 
-// note says what is not in the results of a phase, and why.
+// note records what is missing in the results of a phase, with the reason.
 func (b *bench) note(phase, text string) {
 	if b.notes == nil {
 		b.notes = map[string][]string{}
@@ -87,8 +88,9 @@ func (b *bench) note(phase, text string) {
 	}
 }
 
-// run alternates the targets round by round, so that a change of the machine
-// meets all of them. What fails is kept for the report, and the rest goes on.
+// run alternates between the targets in each round, so that a change of the
+// machine's speed affects all of them. Failures are kept for the report, and the
+// remaining measurements continue.
 func (b *bench) run(ctx context.Context) error {
 	image := &runtimeapi.ImageSpec{Image: b.opt.image}
 	for _, t := range b.targets {
@@ -123,7 +125,7 @@ func (b *bench) run(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// round runs a phase once on every target, each second round backwards.
+// round runs a phase once on every target, in reverse in every second round.
 func (b *bench) round(ctx context.Context, p phase, round int) error {
 	began := time.Now()
 	var errs []error
@@ -153,14 +155,14 @@ func (b *bench) round(ctx context.Context, p phase, round int) error {
 		}
 	}
 
-	inventory.Descendants(os.Getpid()) // reaps what has fallen to this process
+	inventory.Descendants(os.Getpid()) // reaps processes that were reparented to this one
 	load := loadAverage()
 	b.loads = append(b.loads, load)
 	fmt.Printf("%-8s round %d of %d: %4.1f s, load %.1f\n", p.name, round+1, b.rounds(p.name), time.Since(began).Seconds(), load)
 	return errors.Join(errs...)
 }
 
-// brief is the first of many errors, which are mostly the same.
+// brief shortens joined errors, which are mostly the same, to the first one.
 func brief(err error) error {
 	first, others, _ := strings.Cut(err.Error(), "\n")
 	if others == "" {
@@ -169,11 +171,11 @@ func brief(err error) error {
 	return fmt.Errorf("%s (and %d more)", first, 1+strings.Count(others, "\n"))
 }
 
-// loadAverage is that of the last minute.
+// loadAverage returns the load average of the last minute.
 func loadAverage() (load float64) {
 	data, err := os.ReadFile("/proc/loadavg")
 	if err == nil {
-		_, _ = fmt.Sscan(string(data), &load) // 0 if it says something else
+		_, _ = fmt.Sscan(string(data), &load) // 0 if it has another format
 	}
 	return load
 }
@@ -183,29 +185,29 @@ func (b *bench) client(t *target, record func(string, time.Duration)) *client {
 	return &client{target: t, image: b.opt.image, cgroups: b.cgroups, record: record}
 }
 
-// recorder keeps times as samples of a phase.
+// recorder returns a function that adds times as samples of a phase.
 func (b *bench) recorder(phase, runtime string, round, load int) func(string, time.Duration) {
 	return func(call string, took time.Duration) {
 		b.samples.add(Sample{phase, runtime, round, load, call, milliseconds(took), "ms"})
 	}
 }
 
-// name is a new pod's.
+// name returns a name for a new pod.
 func (b *bench) name() string {
 	b.pods++
 	return fmt.Sprintf("bench-%d", b.pods)
 }
 
-// live lives a pod's life, one call after the other.
+// live runs a pod through all calls of its life.
 func (b *bench) live(ctx context.Context, c *client) error {
 	p, err := c.start(ctx, b.name())
 	if err == nil {
-		err = errors.Join(c.settle(ctx, p), c.execSync(ctx, p), c.execStream(ctx, p))
+		err = errors.Join(c.awaitTrap(ctx, p), c.execSync(ctx, p), c.execStream(ctx, p))
 	}
 	return errors.Join(err, c.remove(context.WithoutCancel(ctx), p))
 }
 
-// serial measures the calls of one pod after the other.
+// serial measures the calls of pods, one after the other.
 func (b *bench) serial(ctx context.Context, t *target, round int) error {
 	c := b.client(t, b.recorder("serial", t.name, round, 0))
 	for range b.opt.samples {

@@ -13,7 +13,7 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// subject is something that starts a program, in a container or not.
+// subject is a way to run a program, in a container or without.
 type subject struct {
 	name string
 	run  func(ctx context.Context) error
@@ -26,9 +26,9 @@ const (
 	ranBundle   = "start to end"
 )
 
-// bundle measures how long a container takes from the command that starts it
-// to its end, on one OCI bundle whose program does nothing, and what a process
-// takes without one. All take turns.
+// bundle measures how long a container takes from the start of its command to its
+// exit, for one OCI bundle whose program does nothing, and how long a process
+// takes without a container. It alternates between all of them.
 func (b *bench) bundle(ctx context.Context, round int) (err error) {
 	dir, err := os.MkdirTemp(b.dir, "bundle-")
 	if err != nil {
@@ -61,7 +61,8 @@ func (b *bench) bundle(ctx context.Context, round int) (err error) {
 	return nil
 }
 
-// subjects are those that work here. Why others do not is in the notes.
+// subjects lists those that work on this machine. The notes have the reasons why
+// others do not.
 func (b *bench) subjects(ctx context.Context, dir string) ([]subject, error) {
 	cache, err := lab.Find()
 	if err != nil {
@@ -82,7 +83,7 @@ func (b *bench) subjects(ctx context.Context, dir string) ([]subject, error) {
 	program := goProgram
 	floor := []subject{command("unshare -pmniuf true", nil, "unshare", "-pmniuf", "true"), command("a Go program", nil, goProgram)}
 	if out, err := compileC(ctx, path("nothing")); err != nil {
-		b.note(bundlePhase, fmt.Sprintf("There is no C program, nor one in the bundle, which has the Go program instead: %v%s.", err, out))
+		b.note(bundlePhase, fmt.Sprintf("The C program could not be built, so the bundle contains the Go program: %v%s.", err, out))
 	} else {
 		program = path("nothing")
 		floor = append(floor, command("a C program", nil, program))
@@ -114,7 +115,7 @@ func (b *bench) subjects(ctx context.Context, dir string) ([]subject, error) {
 
 	for _, s := range append(others, floor...) {
 		if err := s.run(ctx); err != nil {
-			b.note(bundlePhase, fmt.Sprintf("%s does not work here: %v.", s.name, err))
+			b.note(bundlePhase, fmt.Sprintf("%s does not work on this machine: %v.", s.name, err))
 			continue
 		}
 		all = append(all, s)
@@ -123,21 +124,21 @@ func (b *bench) subjects(ctx context.Context, dir string) ([]subject, error) {
 	return all, nil
 }
 
-// command is a subject that is a program. What it prints is told if it fails.
+// command is a subject that is a program. Its error includes what it prints.
 func command(name string, env []string, args ...string) subject {
 	return subject{name: name, run: func(ctx context.Context) error {
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), env...)
-		var said bytes.Buffer
-		cmd.Stderr = &said
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
 		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("%w: %s", err, bytes.ReplaceAll(bytes.TrimSpace(said.Bytes()), []byte("\n"), []byte("; ")))
+			return fmt.Errorf("%w: %s", err, bytes.ReplaceAll(bytes.TrimSpace(stderr.Bytes()), []byte("\n"), []byte("; ")))
 		}
 		return nil
 	}}
 }
 
-// compileC makes a static program of one instruction or so.
+// compileC builds a static program that returns at once.
 func compileC(ctx context.Context, to string) (out []byte, err error) {
 	cmd := exec.CommandContext(ctx, "cc", "-O2", "-static", "-x", "c", "-o", to, "-")
 	cmd.Stdin = bytes.NewBufferString("int main(void) { return 0; }\n")

@@ -11,8 +11,8 @@ import (
 	"crisp/cri/spec"
 )
 
-// writeBundle makes an OCI bundle with one program in it, configured as "runc
-// spec" does. The version is old enough for every runtime.
+// writeBundle writes an OCI bundle with one program, configured like the output of
+// "runc spec". The version is old enough for every runtime.
 func writeBundle(dir, program, cgroup string) error {
 	root := filepath.Join(dir, "rootfs")
 	data, err := os.ReadFile(program)

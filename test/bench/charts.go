@@ -19,8 +19,8 @@ func (b *bench) charts() []chart {
 	var all []chart
 	if len(b.samples.keys("serial")) > 0 {
 		all = append(all,
-			chart{"calls.svg", "Calls, one client: from the median (dot) to the 99th percentile, ms", (*bench).callsChart},
-			chart{"ready.svg", "Share of pods that are ready after so many ms, one client", (*bench).readyChart})
+			chart{"calls.svg", "Calls, one client: p50 (dot) to p99, ms", (*bench).callsChart},
+			chart{"ready.svg", "Share of ready pods over time, one client, ms", (*bench).readyChart})
 	}
 
 	grows := func(file, title, name string, divisor, low float64) {
@@ -29,9 +29,9 @@ func (b *bench) charts() []chart {
 		}
 	}
 
-	grows("memory.svg", "Memory of all the runtime's processes (PSS, MiB) with so many pods", "PSS", 1024, 10)
-	grows("lists.svg", "ListPodSandbox (median, ms) with so many pods, one more being stuck", "ListPodSandbox"+whileStuck, 1, 0.1)
-	grows("restart.svg", "Restart until ready (median, ms) with so many pods", "restart", 1, 10)
+	grows("memory.svg", "Memory of the runtime's processes (PSS, MiB) by number of pods", "PSS", 1024, 10)
+	grows("lists.svg", "ListPodSandbox (p50, ms) by number of pods, while one more is stuck", "ListPodSandbox"+whileStuck, 1, 0.1)
+	grows("restart.svg", "Restart until ready (p50, ms) by number of pods", "restart", 1, 10)
 	return all
 }
 

@@ -10,7 +10,7 @@ import (
 // podsEach is how many pods each of several clients starts.
 const podsEach = 2
 
-// What crowds do, in things per second.
+// Names of the rates of several clients, in operations per second.
 const (
 	started  = "pods started"
 	executed = "commands run"
@@ -18,11 +18,11 @@ const (
 	removed  = "pods removed"
 )
 
-// crowds are the numbers of clients at the same time.
+// crowds are the numbers of concurrent clients.
 var crowds = [...]int{8, 32}
 
-// clients has several clients start pods at once, use them, and remove them
-// again. Each of the three begins when all have done the one before.
+// clients makes several clients start pods, use them and remove them concurrently.
+// Each of these stages begins when all clients have finished the one before.
 func (b *bench) clients(ctx context.Context, t *target, round int) error {
 	for _, n := range crowds {
 		c := b.client(t, b.recorder("clients", t.name, round, n))
@@ -34,7 +34,7 @@ func (b *bench) clients(ctx context.Context, t *target, round int) error {
 		})
 
 		if err == nil {
-			err = together(n, len(pods), func(i int) error { return c.settle(ctx, pods[i]) })
+			err = together(n, len(pods), func(i int) error { return c.awaitTrap(ctx, pods[i]) })
 		}
 		if err == nil {
 			err = b.crowd(executed, t.name, round, n, func(i int) error { return c.execSync(ctx, pods[i]) })
@@ -56,7 +56,7 @@ func (b *bench) clients(ctx context.Context, t *target, round int) error {
 	return nil
 }
 
-// clientsFloor has as many clients attach and detach network namespaces.
+// clientsFloor makes as many clients attach and detach network namespaces.
 func (b *bench) clientsFloor(ctx context.Context, round int) error {
 	for _, n := range crowds {
 		record := b.recorder("clients", alone, round, n)
@@ -87,8 +87,8 @@ func (b *bench) names(n int) []string {
 	return names
 }
 
-// crowd has n clients do their shares of n*podsEach things and keeps how many
-// were done in a second.
+// crowd makes n clients share n*podsEach operations, and adds their rate as a
+// sample.
 func (b *bench) crowd(what, runtime string, round, n int, do func(i int) error) error {
 	total := n * podsEach
 	began := time.Now()
@@ -100,7 +100,7 @@ func (b *bench) crowd(what, runtime string, round, n int, do func(i int) error) 
 	return nil
 }
 
-// together does total things, n at a time.
+// together performs total operations, n at a time.
 func together(n, total int, do func(i int) error) error {
 	next := make(chan int, total)
 	for i := range total {

@@ -18,10 +18,9 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// containerdConfig has the defaults but for places, the registry, and what
-// the lab's node may be without: the right to lower an oom_score_adj. NRI,
-// which crisp has not, is off, and so are the tracing and the snapshotters
-// that nobody uses.
+// containerdConfig has the defaults except for paths, the registry, and the right
+// to lower an oom_score_adj, which the lab's node may lack. NRI, which crisp does
+// not have, is off.
 const containerdConfig = `version = 3
 root = %[1]q
 state = %[2]q
@@ -48,21 +47,21 @@ state = %[2]q
   disable = true
 `
 
-// startTime is how long containerd may take until it answers.
+// startTime bounds how long containerd may take to start.
 const startTime = 30 * time.Second
 
-// containerd is one that runs on the lab's node, beside crisp: same registry,
-// same network, everything else its own.
+// containerd runs on the lab's node next to crisp, with the same registry and
+// network and everything else of its own.
 type containerd struct {
 	dir, bin string // its data, its programs
 	conn     *grpc.ClientConn
 	proc     *lab.Process
 	runtime  runtimeapi.RuntimeServiceClient
-	before   []string // cgroups of its default parent that were there already
+	before   []string // cgroups of its default parent that existed before
 }
 
-// defaultParent is where containerd puts a pod for which nobody names a
-// cgroup, as critest does not. It stays when the pods are gone.
+// defaultParent is the parent of pods without a cgroup parent, such as critest's.
+// containerd does not remove it with the pods.
 const defaultParent = "/k8s.io"
 
 // newContainerd starts a containerd from the programs in bin. It looks for
@@ -103,7 +102,7 @@ func newContainerd(ctx context.Context, l *lab.Lab, bin, pluginDir string) (_ *c
 	c.runtime = runtimeapi.NewRuntimeServiceClient(c.conn)
 	t := &target{
 		name: theirs, endpoint: "unix://" + c.path("sock"), runtime: c.runtime, images: runtimeapi.NewImageServiceClient(c.conn), daemon: c,
-		// Not its pauses: the test image's is larger than the one on nodes.
+		// Without the pause processes: the test image's is larger than a node's.
 		programs: []string{"containerd", "containerd-shim-runc-v2", "runc"},
 	}
 
@@ -115,7 +114,7 @@ func newContainerd(ctx context.Context, l *lab.Lab, bin, pluginDir string) (_ *c
 
 func (c *containerd) path(name string) string { return filepath.Join(c.dir, name) }
 
-// Start starts the daemon and waits until it answers.
+// Start starts the daemon and waits until it responds.
 func (c *containerd) Start(ctx context.Context) (err error) {
 	env := []string{"PATH=" + c.bin + ":" + os.Getenv("PATH")}
 	c.proc, err = lab.StartProcess(c.path("log"), env, filepath.Join(c.bin, "containerd"), "--config", c.path("config.toml"))
@@ -136,10 +135,10 @@ func (c *containerd) Start(ctx context.Context) (err error) {
 	return nil
 }
 
-// Stop ends the daemon. Pods stay.
+// Stop stops the daemon. Pods keep running.
 func (c *containerd) Stop() error { return c.proc.Stop() }
 
-// Close removes the pods that are left and ends the daemon.
+// Close removes all pods and stops the daemon.
 func (c *containerd) Close(ctx context.Context) error {
 	var errs []error
 	if c.proc != nil {
@@ -147,7 +146,7 @@ func (c *containerd) Close(ctx context.Context) error {
 	}
 	for _, dir := range slices.Backward(inventory.Cgroups(defaultParent)) {
 		if !slices.Contains(c.before, dir) {
-			_ = os.Remove(dir) // others may use it by now
+			_ = os.Remove(dir) // it may be in use by others
 		}
 	}
 	return errors.Join(append(errs, c.conn.Close())...)

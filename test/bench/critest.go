@@ -29,7 +29,7 @@ imagePullingBenchmarkImage: %[2]s
 podContainerStartBenchmarkTimeoutSeconds: 120
 `
 
-// critest has critest, unchanged, measure a runtime.
+// critest runs critest's benchmark, unchanged, on a runtime.
 func (b *bench) critest(ctx context.Context, t *target, round int) (err error) {
 	cache, err := lab.Find()
 	if err != nil {
@@ -48,7 +48,7 @@ func (b *bench) critest(ctx context.Context, t *target, round int) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	image := b.opt.image
-	if b.pulls != nil { // one that no other phase needs
+	if b.pulls != nil { // one that no other phase uses
 		image = benchImage(crowded(b.opt.scale)[0].name).Image
 	}
 
@@ -75,7 +75,7 @@ func (b *bench) critest(ctx context.Context, t *target, round int) (err error) {
 	}
 
 	if failed != nil || len(files) == 0 {
-		b.note("critest", fmt.Sprintf("critest's benchmark did not end well with %s (%v); see %s.", t.name, failed, filepath.Base(log)))
+		b.note("critest", fmt.Sprintf("critest's benchmark failed with %s (%v); see %s.", t.name, failed, filepath.Base(log)))
 	}
 	for _, file := range files {
 		data, err := os.ReadFile(file)
@@ -97,7 +97,7 @@ func (b *bench) critest(ctx context.Context, t *target, round int) (err error) {
 	return nil
 }
 
-// parseCritest reads what critest's benchmark has measured of a kind of thing.
+// parseCritest parses the results of critest's benchmark for a kind of object.
 func parseCritest(data []byte, kind string) ([]Sample, error) {
 	var r struct {
 		OperationsNames []string

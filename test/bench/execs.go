@@ -10,7 +10,7 @@ import (
 
 const (
 	executors = 8   // clients that run commands
-	warmUp    = 200 // commands before memory is looked at
+	warmUp    = 200 // commands before memory is measured
 )
 
 // Names of samples of the phase execs.
@@ -19,10 +19,10 @@ const (
 	sizeGrowth                      = "growth of the PSS"
 )
 
-// execs looks whether a runtime's memory stays as it is over many commands.
+// execs measures whether a runtime's memory stays flat over many commands.
 func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 	if len(t.programs) == 0 {
-		b.note("execs", "The programs of a runtime that is not ours to start are not known.")
+		b.note("execs", "The programs of a runtime that the benchmark did not start are unknown.")
 		return nil
 	}
 
@@ -30,7 +30,7 @@ func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 	p, err := c.start(ctx, b.name())
 	defer func() { err = errors.Join(err, c.remove(context.WithoutCancel(ctx), p)) }()
 	if err == nil {
-		err = c.settle(ctx, p)
+		err = c.awaitTrap(ctx, p)
 	}
 	if err != nil {
 		return err
@@ -40,7 +40,7 @@ func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 		b.samples.add(Sample{"execs", t.name, round, 0, name, value, unit})
 	}
 	weigh := func(name string) (float64, error) {
-		time.Sleep(time.Second) // for what is about to end
+		time.Sleep(time.Second) // for processes that are about to exit
 		pss, err := t.memory()
 		sum := 0.0
 		for _, kib := range pss {
@@ -75,13 +75,13 @@ func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 	add(executed, float64(done)/(time.Since(began)-2*time.Second).Seconds(), "1/s")
 	add(sizeGrowth, (after/before-1)*100, "%")
 	if done < b.opt.execs/2*2 {
-		b.note("execs", fmt.Sprintf("%s ran fewer than %d commands in the %v that it had.", t.name, b.opt.execs, b.opt.execTime))
+		b.note("execs", fmt.Sprintf("%s ran fewer than %d commands within the limit of %v.", t.name, b.opt.execs, b.opt.execTime))
 	}
 
 	return nil
 }
 
-// runCommands runs so many commands, or fewer if time is up.
+// runCommands runs n commands, or fewer if the limit is reached.
 func (b *bench) runCommands(ctx context.Context, c *client, p *pod, n int, limit time.Duration) (int, error) {
 	end := time.Now().Add(limit)
 	var done atomic.Int64

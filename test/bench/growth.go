@@ -11,14 +11,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// starters is how many pods are started at the same time to get to many.
+// starters is how many pods are started concurrently.
 const starters = 16
 
-// networked is up to how many pods have a network of their own. Those beyond
-// share the node's: the plugins would take longer than all that is measured.
+// networked is the number of pods that have a network of their own. Pods beyond it
+// use the node's: the plugins would take longer than everything that is measured.
 const networked = 100
 
-// sizes are the numbers of pods at which the growth is measured, those beyond
+// sizes are the numbers of pods at which growth is measured, those beyond
 // [networked] only in the last round.
 var sizes = [...]int{0, 1, 10, 100, 300, 500}
 
@@ -28,11 +28,11 @@ type grown struct {
 	t      *target
 	round  int
 	pods   []*pod
-	kernel int // memory of the machine's kernel with no pod
+	kernel int // the kernel's memory without pods, in KiB
 }
 
-// growth measures what a runtime needs with more and more pods: memory, the
-// time of questions, CPU, the time of a restart.
+// growth measures a runtime with more and more pods: memory, latency of reads, CPU,
+// time of a restart.
 func (b *bench) growth(ctx context.Context, t *target, round int) (err error) {
 	g := &grown{bench: b, t: t, round: round}
 	defer func() { err = errors.Join(err, g.shrink(context.WithoutCancel(ctx))) }()
@@ -52,7 +52,7 @@ func (b *bench) growth(ctx context.Context, t *target, round int) (err error) {
 	return nil
 }
 
-// growTo starts pods until there are as many.
+// growTo starts pods until there are size.
 func (g *grown) growTo(ctx context.Context, size int) error {
 	from, names := len(g.pods), g.names(size-len(g.pods))
 	g.pods = append(g.pods, make([]*pod, len(names))...)
@@ -72,7 +72,7 @@ func onNodeNetwork(p *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig
 	c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 }
 
-// shrink removes all pods, with no time for their containers.
+// shrink removes all pods without measuring the stop of their containers.
 func (g *grown) shrink(ctx context.Context) error {
 	c := g.client(g.t, func(string, time.Duration) {})
 	return together(starters, len(g.pods), func(i int) error {
@@ -83,10 +83,10 @@ func (g *grown) shrink(ctx context.Context) error {
 	})
 }
 
-// burden measures with the pods that run.
+// burden measures with the present number of pods.
 func (g *grown) burden(ctx context.Context) error {
 	n := len(g.pods)
-	if n == 0 { // from a fresh start on
+	if n == 0 { // start with a fresh daemon
 		if err := g.restart(ctx); err != nil {
 			return err
 		}
@@ -116,7 +116,7 @@ func (g *grown) add(name string, value float64, unit string) {
 	g.samples.add(Sample{"growth", g.t.name, g.round, len(g.pods), name, value, unit})
 }
 
-// weigh measures the memory of the runtime's processes, and the kernel's.
+// weigh measures the memory of the runtime's processes and of the kernel.
 func (g *grown) weigh() error {
 	pss, err := g.t.memory()
 	if err != nil {
@@ -149,11 +149,11 @@ func (g *grown) weigh() error {
 	return nil
 }
 
-// restart measures how long a daemon that was stopped takes until it says
-// that it is ready and lists its pods.
+// restart measures how long a stopped daemon takes until it is ready and lists its
+// pods.
 func (g *grown) restart(ctx context.Context) error {
 	if g.t.daemon == nil {
-		g.note("growth", "A runtime that is not ours to start is not restarted.")
+		g.note("growth", "A runtime that the benchmark did not start is not restarted.")
 		return nil
 	}
 
@@ -180,7 +180,7 @@ func (g *grown) restart(ctx context.Context) error {
 	})
 }
 
-// isReady says whether pods could be started, with their network.
+// isReady reports whether runtime and network are ready.
 func isReady(s *runtimeapi.RuntimeStatus) bool {
 	ready := map[string]bool{}
 	for _, c := range s.GetConditions() {

@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// probesPerSecond is how many commands kubelet would run in all pods.
+// probesPerSecond is the rate of exec probes over all pods.
 const probesPerSecond = 10
 
-// settleTime is what a runtime gets to end what it was asked for before.
+// settleTime is how long a runtime may take to finish earlier work.
 const settleTime = 3 * time.Second
 
-// idle measures the CPU that a node with pods needs when nothing happens, and
-// when commands are run in the pods to probe them.
+// idle measures the CPU that a node with pods uses when idle, and with exec probes
+// of its pods.
 func (g *grown) idle(ctx context.Context) error {
 	time.Sleep(settleTime)
 	err := g.spend("idle", func() error {
@@ -31,7 +31,7 @@ func (g *grown) idle(ctx context.Context) error {
 	return g.spend("10 probes a second", func() error { return g.probe(ctx) })
 }
 
-// spend measures the CPU that the runtime and the whole node use meanwhile.
+// spend measures the CPU that the runtime and the whole node use during meanwhile.
 func (g *grown) spend(what string, meanwhile func() error) error {
 	own, err := g.t.cpu()
 	if err != nil {
@@ -60,14 +60,14 @@ func (g *grown) spend(what string, meanwhile func() error) error {
 	}
 
 	if len(g.t.programs) > 0 {
-		g.add("CPU of the runtime, "+what, milliseconds(ownAfter-own)/took, "ms in each s")
+		g.add("CPU of the runtime, "+what, milliseconds(ownAfter-own)/took, "ms per s")
 	}
-	g.add("CPU of the node, "+what, milliseconds(allAfter-all)/took, "ms in each s")
+	g.add("CPU of the node, "+what, milliseconds(allAfter-all)/took, "ms per s")
 	return nil
 }
 
-// probe runs commands in the pods in turn, each in its time: one that takes
-// long delays none.
+// probe runs commands in the pods alternately, at a fixed rate: a slow one does
+// not delay the next.
 func (g *grown) probe(ctx context.Context) error {
 	c := g.client(g.t, g.recorder("growth", g.t.name, g.round, len(g.pods)))
 	probes := int(g.opt.window.Seconds() * probesPerSecond)

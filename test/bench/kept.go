@@ -16,8 +16,8 @@ import (
 	"crisp/runtime/plan"
 )
 
-// kept starts containers as the daemon does: with a keeper that runs already,
-// and in no program of their own.
+// kept starts containers as the daemon does: from a running process, with a running
+// keeper.
 type kept struct {
 	keeper  *keeperclient.Client
 	l       *launch.Launcher
@@ -53,7 +53,7 @@ func (k *kept) end(ctx context.Context) error {
 	return errors.Join(k.l.Close(), k.keeper.End(ctx), k.cgroups.Close())
 }
 
-// run runs the bundle's container from its cgroup on to its end.
+// run runs the bundle's container, including the creation of its cgroup.
 func (k *kept) run(ctx context.Context) (err error) {
 	group, err := k.cgroups.Create(ctx, k.spec.Linux.CgroupsPath, k.spec.Linux.Resources)
 	if err != nil {

@@ -19,14 +19,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// kind is a kind of image to pull. Every layer holds as many files of one
-// size, half of each incompressible.
+// kind is a kind of image to pull. All layers have the same number of files of the
+// same size; half of each file is incompressible.
 type kind struct {
 	name, text          string
 	layers, files, size int
 	pack                compression.Compression
-	// seed tells contents apart that are alike otherwise. The layers from
-	// changed on have the next one's: those before are shared.
+	// seed distinguishes the contents of images of one shape. Layers from changed
+	// on use the next seed; those before are shared with the image of this seed.
 	seed, changed int
 }
 
@@ -47,7 +47,7 @@ func kinds(scale float64) []kind {
 	return all
 }
 
-// next is an image of the same kind whose first half of layers is the same.
+// next returns an image of the same kind that shares the first half of its layers.
 func (k kind) next() (kind, bool) {
 	k.name, k.changed = k.name+"-next", k.layers/2
 	return k, k.layers > 1
@@ -63,7 +63,7 @@ func crowded(scale float64) []kind {
 	return all
 }
 
-// push makes the image and puts it into a registry.
+// push creates the image and pushes it to a registry.
 func (k kind) push(ctx context.Context, registry string) error {
 	image := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	for n := range k.layers {
@@ -94,7 +94,7 @@ func (k kind) push(ctx context.Context, registry string) error {
 	return remote.Write(ref, image, remote.WithContext(ctx))
 }
 
-// layer makes the n-th layer.
+// layer creates the n-th layer.
 func (k kind) layer(n int) (v1.Layer, error) {
 	media := types.OCILayer
 	if k.pack == compression.ZStd {
@@ -108,8 +108,8 @@ func (k kind) layer(n int) (v1.Layer, error) {
 	return tarball.LayerFromOpener(open, tarball.WithCompression(k.pack), tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithMediaType(media), tarball.WithCompressedCaching)
 }
 
-// archive writes the n-th layer: the same every time, and another one in
-// every layer of any kind.
+// archive writes the n-th layer. Its content is reproducible, and different from
+// that of all other layers.
 func (k kind) archive(n int, out io.Writer) error {
 	seed := k.seed
 	if n >= k.changed {

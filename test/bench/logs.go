@@ -14,14 +14,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// chunk is what a container writes to its log at a time, in whole lines.
+// chunk is how much a container writes at a time, in whole lines, in bytes.
 const chunk = 1 << 20
 
-// lineLengths are those of the lines that are logged, with their end.
+// lineLengths are the lengths of the logged lines, with the newline, in bytes.
 var lineLengths = [...]int{64, 8192}
 
-// logs measures how fast a container's output gets into its log, and what
-// that costs the runtime.
+// logs measures the throughput of a container's log, and the CPU that it costs the
+// runtime.
 func (b *bench) logs(ctx context.Context, t *target, round int) error {
 	for _, length := range lineLengths {
 		if err := b.logLines(ctx, t, round, length); err != nil {
@@ -31,7 +31,7 @@ func (b *bench) logs(ctx context.Context, t *target, round int) error {
 	return nil
 }
 
-// logScript prepares what is to be logged, waits until it may, and logs it.
+// logScript prepares the output, waits for a signal to start, and writes it.
 const logScript = `trap 'exit 0' TERM
 yes %s | head -c %d >/tmp/chunk
 touch /ready
@@ -58,7 +58,7 @@ func (b *bench) logLines(ctx context.Context, t *target, round, length int) (err
 		return err
 	}
 
-	if err := c.settle(ctx, p); err != nil {
+	if err := c.awaitTrap(ctx, p); err != nil {
 		return err
 	}
 	before, err := t.cpu()
@@ -98,13 +98,13 @@ func (b *bench) logLines(ctx context.Context, t *target, round, length int) (err
 	add("lines", float64(lines)/seconds, "lines/s")
 
 	if len(t.programs) > 0 {
-		add("CPU of the runtime", milliseconds(after-before)/(float64(size)/1e6), "ms for each MB")
+		add("CPU of the runtime", milliseconds(after-before)/(float64(size)/1e6), "ms per MB")
 	}
 	return nil
 }
 
-// waitForLog waits until a log holds so many bytes and grows no more. It
-// returns when it grew for the last time.
+// waitForLog waits until a log has at least size bytes and stops growing. It
+// returns the time of its last growth.
 func waitForLog(ctx context.Context, path string, size int64) (grew time.Time, err error) {
 	const calm, patience = 300 * time.Millisecond, time.Minute
 	last := int64(-1)

@@ -15,12 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine says on what, with what and when it was measured.
+// machine prints the date, the versions and the machine of the run.
 func (b *bench) machine(ctx context.Context, w *bytes.Buffer, began time.Time) {
 	var uts unix.Utsname
 	var info unix.Sysinfo_t
-	_, _ = unix.Uname(&uts), unix.Sysinfo(&info) // empty is no harm
-	model := "unknown processor"
+	_, _ = unix.Uname(&uts), unix.Sysinfo(&info) // empty on an error
+	model := "unknown CPU"
 	cpuinfo, _ := os.ReadFile("/proc/cpuinfo")
 	for line := range strings.Lines(string(cpuinfo)) {
 		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
@@ -44,10 +44,10 @@ func (b *bench) machine(ctx context.Context, w *bytes.Buffer, began time.Time) {
 		versions = append(versions, first)
 	}
 
-	// What follows a dash is of one build, which nobody else can have.
+	// What follows a dash identifies a private build.
 	release, _, _ := strings.Cut(unix.ByteSliceToString(uts.Release[:]), "-")
 	loads := slices.Sorted(slices.Values(b.loads))
-	fmt.Fprintf(w, "%s, %d rounds of %d pods in turns, %.0f minutes.\n", began.UTC().Format("2 January 2006, 15:04 UTC"), b.opt.rounds, b.opt.samples, time.Since(began).Minutes())
+	fmt.Fprintf(w, "%s, %d interleaved rounds of %d pods, %.0f minutes.\n", began.UTC().Format("2 January 2006, 15:04 UTC"), b.opt.rounds, b.opt.samples, time.Since(began).Minutes())
 	fmt.Fprintf(w, "%s; %s.\n", strings.Join(versions, ", "), runtime.Version())
 	fmt.Fprintf(w, "%d × %s, %d MB, Linux %s, cgroup %s.\n", runtime.NumCPU(), model, uint64(info.Totalram)*uint64(info.Unit)>>20, release, cgroups)
 
@@ -57,7 +57,7 @@ func (b *bench) machine(ctx context.Context, w *bytes.Buffer, began time.Time) {
 	fmt.Fprintf(w, "Load average during the run: %.1f to %.1f, median %.1f.\n", quantile(loads, 0), quantile(loads, 1), quantile(loads, 0.5))
 }
 
-// fileSystem is the type of the file system that holds dir.
+// fileSystem returns the type of the file system of dir.
 func fileSystem(dir string) string {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {

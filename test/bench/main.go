@@ -1,16 +1,16 @@
-// Command bench measures crisp side by side with containerd on one node, with
-// the same registry, images, CNI plugins and network, and takes turns round by
-// round: what the calls of a pod's life take, one client and many; what pods
-// cost in memory and CPU; how long questions, restarts and pulls take; how fast
-// logs are written; whether memory stays flat. Beneath the CRI it runs one OCI
-// bundle with crisp, runc and crun. With -endpoint it measures a runtime that
-// runs already instead.
+// Command bench compares crisp with containerd on one node, with the same
+// registry, images, CNI plugins and network. It alternates between the two in
+// each round and measures the latency of all calls in a pod's life, with one
+// client and with many; the memory and CPU that pods cost; the latency of reads,
+// restarts and pulls; the throughput of logs; and whether memory stays flat.
+// Below the CRI it runs one OCI bundle with crisp, runc and crun. With -endpoint
+// it measures a running runtime instead.
 //
-// The phases are in files of their own (see the table in bench.go), all in
-// the same shape: a method that measures one target once and adds samples.
+// Each phase is in a file of its own (see the table in bench.go) and has the same
+// form: a method that measures one target once and adds samples.
 //
-// It writes every sample (samples.json), a report (report.md) and charts. It
-// fails when a runtime fails, never because one is slow.
+// It writes all samples (samples.json), a report (report.md) and charts. It
+// fails if a runtime fails, never because one is slow.
 package main
 
 import (
@@ -39,15 +39,15 @@ type options struct {
 	amounts
 }
 
-// amounts are how much there is to measure with.
+// amounts are the sizes of what is measured.
 type amounts struct {
 	scale    float64       // size of images
-	most     int           // pods
+	most     int           // pods at most
 	window   time.Duration // of CPU times
 	logged   int           // MiB that a container logs
-	execs    int           // commands over which memory is looked at
-	execTime time.Duration // that they may take
-	starts   int           // of each bundle in a round
+	execs    int           // commands over which memory is observed
+	execTime time.Duration // for these commands
+	starts   int           // of each bundle per round
 	critest  int           // pods, and containers, of critest's benchmark
 }
 
@@ -61,16 +61,16 @@ func main() {
 	flag.StringVar(&o.endpoint, "endpoint", "", "measure only the runtime at this `socket` (unix://…)")
 	flag.StringVar(&o.peers, "peers", ".cache/peers", "the `directory` with containerd, its shim and runc; none if empty")
 	flag.StringVar(&o.image, "image", "registry.k8s.io/e2e-test-images/busybox:1.29-2", "the `image` of the containers, with a shell")
-	flag.StringVar(&o.dir, "dir", "", "the `directory`, made and removed, for the runtimes' data: its file system decides about pulls; one of /tmp if empty")
+	flag.StringVar(&o.dir, "dir", "", "the `directory`, created and removed, for the runtimes' data, whose file system determines the speed of pulls; in /tmp if empty")
 	flag.StringVar(&o.out, "out", ".cache/bench", "the `directory` for the results, and for the images to pull")
-	flag.StringVar(&o.publish, "publish", "", "put report and charts into this `directory` of documentation too")
-	flag.StringVar(&o.phases, "phases", strings.Join(phaseNames(), ","), "what to measure")
+	flag.StringVar(&o.publish, "publish", "", "update report and charts in this `directory` of documentation")
+	flag.StringVar(&o.phases, "phases", strings.Join(phaseNames(), ","), "phases to measure")
 	flag.BoolVar(&o.full, "full", false, "everything at full size: an hour or more")
 
-	scale := flag.Float64("scale", 0, "the size of the images to pull, 1 being full; decided by -full if 0")
-	pods := flag.Int("pods", 0, "how many pods there are at most; decided by -full if 0")
-	flag.IntVar(&o.rounds, "rounds", 6, "how many rounds of the first phase; others have fewer")
-	flag.IntVar(&o.samples, "n", 12, "how many pods in a round of the first phase")
+	scale := flag.Float64("scale", 0, "size of the images to pull, 1 being full size; 0 depends on -full")
+	pods := flag.Int("pods", 0, "maximum number of pods; 0 depends on -full")
+	flag.IntVar(&o.rounds, "rounds", 6, "rounds of the first phase; others have fewer")
+	flag.IntVar(&o.samples, "n", 12, "pods in a round of the first phase")
 	flag.Parse()
 	o.amounts = usual
 
@@ -85,7 +85,7 @@ func main() {
 		o.most = *pods
 	}
 	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "bench: a container runtime needs root")
+		fmt.Fprintln(os.Stderr, "bench: container runtimes need root")
 		os.Exit(1)
 	}
 
@@ -135,7 +135,7 @@ func measure(ctx context.Context, o options) (err error) {
 	return errors.Join(err, b.publish(ctx, began))
 }
 
-// setUp makes the node with crisp and its peer. What it returns ends all of it.
+// setUp sets up the node with crisp and its peer. closeAll tears it down.
 func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error, err error) {
 	var closers []func(context.Context) error
 	closeAll = func(ctx context.Context) error {
@@ -176,7 +176,7 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 		b.targets = append(b.targets, t)
 	}
 
-	if b.plugins, err = newPlugins(ctx, l); err != nil {
+	if b.plugins, err = newPlugins(l); err != nil {
 		return closeAll, err
 	}
 	closers = append(closers, func(context.Context) error { b.plugins.network.Close(); return nil })

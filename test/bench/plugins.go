@@ -13,13 +13,13 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// plugins is the part of a pod's start and stop that no runtime can save:
-// the CNI plugins attach a network namespace and detach it.
+// plugins is the part of a pod's start and stop that no runtime can avoid: the CNI
+// plugins attach a network namespace and detach it.
 type plugins struct {
 	network *network.Network
 }
 
-func newPlugins(ctx context.Context, l *lab.Lab) (*plugins, error) {
+func newPlugins(l *lab.Lab) (*plugins, error) {
 	cache, err := lab.Find()
 	if err != nil {
 		return nil, err
@@ -34,8 +34,7 @@ func newPlugins(ctx context.Context, l *lab.Lab) (*plugins, error) {
 	return &plugins{n}, err
 }
 
-// attach measures ADD for a new namespace and returns what undoes it and
-// measures DEL.
+// attach measures ADD for a new namespace. detach undoes it and measures DEL.
 func (p *plugins) attach(ctx context.Context, record func(string, time.Duration)) (detach func() error, err error) {
 	holder := exec.Command("sleep", "600")
 	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}

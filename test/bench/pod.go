@@ -17,17 +17,17 @@ import (
 	"crisp/runtime/cgroup"
 )
 
-// callTime is how long a call may take before it counts as failed: no runtime
-// is to fail for being slow.
+// callTime is after how long a call fails. It is long, since no runtime should fail
+// for being slow.
 const callTime = 10 * time.Minute
 
-// client lives pods' lives on a target and keeps the times of its calls.
+// client runs pods on a target and records the times of its calls.
 type client struct {
 	*target
 	image   string
-	cgroups *podCgroups // nil where the runtime has to find a place
+	cgroups *podCgroups // nil if the runtime chooses the cgroup
 	record  func(call string, took time.Duration)
-	// shape, if set, makes the pod and its container other than usual.
+	// shape, if set, modifies the pod and its container.
 	shape func(*runtimeapi.PodSandboxConfig, *runtimeapi.ContainerConfig)
 }
 
@@ -38,7 +38,7 @@ type pod struct {
 	group         *cgroup.Group // its own, or nil
 }
 
-// timed makes a call and keeps how long it took, if it went well.
+// timed makes a call and records how long it took, if it succeeded.
 func (c *client) timed(ctx context.Context, call string, do func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -50,8 +50,8 @@ func (c *client) timed(ctx context.Context, call string, do func(ctx context.Con
 	return nil
 }
 
-// start runs a pod with a container that ends when it is told to. On an error
-// the pod has what was made so far.
+// start runs a pod with a container that exits on SIGTERM. After an error the pod
+// has the IDs of what was created.
 func (c *client) start(ctx context.Context, name string) (*pod, error) {
 	namespaces := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	p := &pod{config: &runtimeapi.PodSandboxConfig{
@@ -111,9 +111,9 @@ func (c *client) makeReady(ctx context.Context, p *pod, container *runtimeapi.Co
 	})
 }
 
-// settle waits until the container can be told to end: before its shell has
-// set the trap, the first process of a namespace ignores the signal.
-func (c *client) settle(ctx context.Context, p *pod) error {
+// awaitTrap waits until the container handles SIGTERM: before its shell has set the
+// trap, the first process of a PID namespace ignores the signal.
+func (c *client) awaitTrap(ctx context.Context, p *pod) error {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	for {
@@ -132,20 +132,21 @@ func (c *client) execSync(ctx context.Context, p *pod) error {
 	return c.timed(ctx, "ExecSync", func(ctx context.Context) error { return c.execute(ctx, p, "true") })
 }
 
-// execute runs a command, which has to go well.
+// execute runs a command that must succeed.
 func (c *client) execute(ctx context.Context, p *pod, command ...string) error {
-	return exitedWell(c.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.container, Cmd: command}))
+	return wantSuccess(c.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.container, Cmd: command}))
 }
 
-// exitedWell tells a command's failure as an error.
-func exitedWell(r *runtimeapi.ExecSyncResponse, err error) error {
+// wantSuccess turns a command's exit code into an error.
+func wantSuccess(r *runtimeapi.ExecSyncResponse, err error) error {
 	if err == nil && r.ExitCode != 0 {
 		err = fmt.Errorf("exit code %d: %s", r.ExitCode, r.Stderr)
 	}
 	return err
 }
 
-// execStream measures a command over the streaming server, with its connection.
+// execStream measures a command over the streaming server, including the
+// connection.
 func (c *client) execStream(ctx context.Context, p *pod) error {
 	return c.timed(ctx, "Exec (streaming)", func(ctx context.Context) error {
 		r, err := c.runtime.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: p.container, Cmd: []string{"true"}, Stdout: true})
@@ -166,7 +167,7 @@ func (c *client) execStream(ctx context.Context, p *pod) error {
 	})
 }
 
-// remove removes what there is of a pod.
+// remove removes as much of a pod as exists.
 func (c *client) remove(ctx context.Context, p *pod) error {
 	const grace = 10
 	var errs []error
@@ -182,7 +183,7 @@ func (c *client) remove(ctx context.Context, p *pod) error {
 	return errors.Join(append(errs, c.removePod(ctx, p))...)
 }
 
-// removePod removes a pod with all that is in it.
+// removePod removes a pod with its containers.
 func (c *client) removePod(ctx context.Context, p *pod) error {
 	if p.id != "" {
 		err := errors.Join(c.timed(ctx, "StopPodSandbox", func(ctx context.Context) error {

@@ -8,8 +8,8 @@ import (
 	"crisp/runtime/cgroup"
 )
 
-// podCgroups makes the cgroups of pods, each with one of its own, as kubelet
-// does before it asks for the pod. It is not in what is measured.
+// podCgroups creates a cgroup for each pod, as kubelet does before it calls
+// RunPodSandbox. Its time is not measured.
 type podCgroups struct {
 	node   *cgroup.Node
 	parent string

@@ -10,16 +10,17 @@ import (
 	"time"
 )
 
-// tick is the unit of CPU times in /proc, which is the same on every Linux.
+// tick is the unit of CPU times in /proc: USER_HZ is 100 on all architectures that
+// Go supports.
 const tick = 10 * time.Millisecond
 
-// process is what the kernel tells of a process in one line.
+// process is a process's line in /proc/PID/stat.
 type process struct {
 	pid, parent int
-	cpu         time.Duration // its own and that of children it has waited for
+	cpu         time.Duration // its own and that of children that it has reaped
 }
 
-// parseStat reads /proc/PID/stat. The program's name may hold anything.
+// parseStat parses /proc/PID/stat. The program's name may contain anything.
 func parseStat(line string) (p process, err error) {
 	end := strings.LastIndexByte(line, ')')
 	pid, _, _ := strings.Cut(line, " ")
@@ -53,7 +54,7 @@ func descendants() ([]process, error) {
 	for _, file := range files {
 		line, err := os.ReadFile(file)
 		if err != nil {
-			continue // it has ended meanwhile
+			continue // it has exited meanwhile
 		}
 
 		p, err := parseStat(string(line))
@@ -74,7 +75,7 @@ func descendants() ([]process, error) {
 	return all, nil
 }
 
-// program is the name of a process's executable, "" if it has ended.
+// program returns the name of a process's executable, "" if it has exited.
 func (p process) program() string {
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid))
 	if err != nil {
@@ -95,7 +96,8 @@ func (t *target) own() (map[string][]process, error) {
 	return own, err
 }
 
-// memory is the proportional set size, in KiB, of the runtime's processes.
+// memory returns the proportional set sizes of the runtime's processes by program,
+// in KiB.
 func (t *target) memory() (map[string]int, error) {
 	own, err := t.own()
 	pss := map[string]int{}
@@ -111,8 +113,8 @@ func (t *target) memory() (map[string]int, error) {
 	return pss, err
 }
 
-// cpu is the time that the runtime's processes have used so far, with that of
-// the children they have waited for.
+// cpu returns the CPU time of the runtime's processes and of the children that
+// they have reaped.
 func (t *target) cpu() (sum time.Duration, err error) {
 	own, err := t.own()
 	for _, list := range own {
@@ -135,12 +137,12 @@ func kib(text string, names ...string) (sum int) {
 	return sum
 }
 
-// parseBusy is the time that all processors were busy, from /proc/stat.
+// parseBusy returns the time that all CPUs were busy, from /proc/stat.
 func parseBusy(text string) (time.Duration, error) {
 	line, _, _ := strings.Cut(text, "\n")
 	f := strings.Fields(line)
 	if len(f) < 9 || f[0] != "cpu" {
-		return 0, fmt.Errorf("read the processors' times: %.60q", line)
+		return 0, fmt.Errorf("read CPU times: %.60q", line)
 	}
 
 	var sum time.Duration
@@ -158,7 +160,7 @@ func parseBusy(text string) (time.Duration, error) {
 	return sum, nil
 }
 
-// busy is the time that all processors were busy so far.
+// busy returns the time that all CPUs have been busy so far.
 func busy() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -167,15 +169,15 @@ func busy() (time.Duration, error) {
 	return parseBusy(string(text))
 }
 
-// kernelMemory is what the kernel needs for itself on this machine, in KiB:
-// what can be reclaimed is not in it.
+// kernelMemory returns the kernel's own memory on this machine, without what can be
+// reclaimed, in KiB.
 func kernelMemory() (int, error) {
 	text, err := os.ReadFile("/proc/meminfo")
 	return kib(string(text), "SUnreclaim", "KernelStack", "PageTables", "Percpu"), err
 }
 
-// chargedMemory is the kernel memory, in KiB, that is charged to a cgroup and
-// those below it. ok is false where the kernel does not tell.
+// chargedMemory returns the kernel memory that is charged to a cgroup and those
+// below it, in KiB. ok is false if the kernel does not report it.
 func chargedMemory(cgroup string) (size int, ok bool) {
 	return chargedIn("/sys/fs/cgroup", cgroup)
 }

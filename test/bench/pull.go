@@ -15,22 +15,22 @@ import (
 )
 
 const (
-	// pullHost stands in image names for the registry with the images to pull.
+	// pullHost is the registry's host in the names of the images to pull.
 	pullHost = "bench.test"
-	// halfThere is added to the names of pulls.
-	halfThere = ", half of the layers there"
-	// trafficPhase has what was asked of the registry meanwhile.
+	// halfPresent is appended to the names of pulls.
+	halfPresent = ", half of the layers present"
+	// trafficPhase has the traffic from the registry during pulls.
 	trafficPhase = "traffic"
 )
 
-// pullImages is a registry with images that are pulled for their size.
+// pullImages is a registry with images of various shapes to pull.
 type pullImages struct {
 	registry *lab.Registry
 	log      *accessLog
 }
 
-// newPullImages serves the images, and makes them first when cache, which
-// outlives the run, does not have them in this size.
+// newPullImages serves the images from cache, which persists, and creates them
+// first if they are not there in this size.
 func newPullImages(ctx context.Context, l *lab.Lab, cache string, scale float64) (*pullImages, error) {
 	found, err := lab.Find()
 	if err != nil {
@@ -45,7 +45,7 @@ func newPullImages(ctx context.Context, l *lab.Lab, cache string, scale float64)
 	storage := filepath.Join(cache, fmt.Sprintf("images-%g", scale))
 	if _, err := os.Stat(storage); err != nil {
 		if err := makeImages(ctx, binary, cache, storage, scale); err != nil {
-			return nil, fmt.Errorf("make images to pull: %w", err)
+			return nil, fmt.Errorf("create images to pull: %w", err)
 		}
 	}
 
@@ -66,7 +66,8 @@ func newPullImages(ctx context.Context, l *lab.Lab, cache string, scale float64)
 	return &pullImages{registry, &accessLog{path: filepath.Join(work, "registry.log")}}, nil
 }
 
-// makeImages puts the images into a storage that is there when it is whole.
+// makeImages creates the images in a new storage, which appears complete, by a
+// rename.
 func makeImages(ctx context.Context, binary, work, storage string, scale float64) (err error) {
 	fresh := storage + ".new"
 	if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
@@ -79,7 +80,7 @@ func makeImages(ctx context.Context, binary, work, storage string, scale float64
 	}
 
 	for _, k := range slices.Concat(kinds(scale), crowded(scale)) {
-		fmt.Println("make an image:", k.name)
+		fmt.Println("create image", k.name)
 		err := k.push(ctx, registry.Addr)
 		if next, ok := k.next(); err == nil && ok && k.text != "" {
 			err = next.push(ctx, registry.Addr)
@@ -92,11 +93,11 @@ func makeImages(ctx context.Context, binary, work, storage string, scale float64
 	return errors.Join(registry.Close(), os.Rename(fresh, storage))
 }
 
-// pull measures pulls of images: of which the runtime has nothing, of which
-// it has half the layers, and of several at the same time.
+// pull measures pulls of images of which the runtime has no layers or half of
+// them, and of several at the same time.
 func (b *bench) pull(ctx context.Context, t *target, round int) error {
 	if b.pulls == nil {
-		b.note("pull", "A runtime that is not ours to start does not know our registry.")
+		b.note("pull", "A runtime that the benchmark did not start does not know the registry.")
 		return nil
 	}
 
@@ -106,7 +107,7 @@ func (b *bench) pull(ctx context.Context, t *target, round int) error {
 		images := []string{k.name}
 		if next, ok := k.next(); err == nil && ok {
 			images = append(images, next.name)
-			err = b.pullOne(ctx, c, round, k.text+halfThere, next.name)
+			err = b.pullOne(ctx, c, round, k.text+halfPresent, next.name)
 		}
 		if err = errors.Join(err, forget(ctx, c, images...)); err != nil {
 			return err
@@ -116,9 +117,9 @@ func (b *bench) pull(ctx context.Context, t *target, round int) error {
 	return b.pullMany(ctx, c, round)
 }
 
-// pullOne measures a pull and what it asks of the registry.
+// pullOne measures a pull and its traffic.
 func (b *bench) pullOne(ctx context.Context, c *client, round int, what string, images ...string) error {
-	unix.Sync() // what was written before is not this pull's to write
+	unix.Sync() // so that this pull does not write back earlier data
 	b.pulls.log.skip()
 	err := c.timed(ctx, what, func(ctx context.Context) error {
 		return together(len(images), len(images), func(i int) error {
@@ -135,8 +136,8 @@ func (b *bench) pullOne(ctx context.Context, c *client, round int, what string, 
 	return err
 }
 
-// pullMany measures pulls at the same time: of images with nothing in common,
-// and of one image that several want.
+// pullMany measures concurrent pulls, of images that share nothing and of a single
+// image.
 func (b *bench) pullMany(ctx context.Context, c *client, round int) error {
 	var names []string
 	for _, k := range crowded(b.opt.scale) {
@@ -163,7 +164,7 @@ func (b *bench) pullMany(ctx context.Context, c *client, round int) error {
 	return nil
 }
 
-// forget removes images, some of which may not be there.
+// forget removes images, some of which may not exist.
 func forget(ctx context.Context, c *client, images ...string) error {
 	var errs []error
 	for _, name := range images {

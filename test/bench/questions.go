@@ -9,22 +9,21 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// asked is how often each question is put, and askedLong how often one that
-// takes some runtimes seconds when there are many pods.
+// asked is how often each read is measured, and askedLong how often one that takes
+// some runtimes seconds with many pods.
 const asked, askedLong = 30, 3
 
-// whileStuck is added to the names of questions that were put while another
-// pod was stuck.
+// whileStuck is appended to the names of reads while another pod is stuck.
 const whileStuck = ", one pod stuck"
 
-// ask measures the calls that change nothing, and again while the network
-// plugin of one more pod does not answer.
+// ask measures the read-only calls, and again while the network plugin of one more
+// pod hangs.
 func (g *grown) ask(ctx context.Context) (err error) {
 	if err := g.questions(ctx, "", 0); err != nil {
 		return err
 	}
 	if g.stuck == nil {
-		g.note("growth", "No pod can be made to be stuck in a runtime whose plugins are not ours.")
+		g.note("growth", "No pod can be made to hang in a runtime that the benchmark did not start.")
 		return nil
 	}
 	release, err := g.stickPod(ctx)
@@ -35,8 +34,7 @@ func (g *grown) ask(ctx context.Context) (err error) {
 	return g.questions(ctx, whileStuck, 1)
 }
 
-// stickPod starts a pod that stays in CNI ADD until it is released, and
-// removed.
+// stickPod starts a pod that hangs in CNI ADD until release, which removes it.
 func (g *grown) stickPod(ctx context.Context) (release func() error, err error) {
 	c := g.client(g.t, func(string, time.Duration) {})
 	if err := g.stuck.hold(); err != nil {
@@ -62,7 +60,7 @@ func (g *grown) stickPod(ctx context.Context) (release func() error, err error) 
 	return release, nil
 }
 
-// questions puts all questions in turn. A pod that is stuck may be in lists.
+// questions measures all reads alternately. Stuck pods may be listed or not.
 func (g *grown) questions(ctx context.Context, when string, stuck int) error {
 	c := g.client(g.t, g.recorder("growth", g.t.name, g.round, len(g.pods)))
 	n := len(g.pods)

@@ -13,7 +13,7 @@ import (
 
 const (
 	ours, theirs = "crisp", "containerd"
-	// Between these lines a document has the report of the last run.
+	// The report of the last run is between these lines in a document.
 	reportBegins = "<!-- make bench: begin -->\n"
 	reportEnds   = "<!-- make bench: end -->\n"
 )
@@ -34,7 +34,7 @@ func (b *bench) publish(ctx context.Context, began time.Time) error {
 	return errors.Join(errs...)
 }
 
-// replaceReport puts a report into a document in the place of the last one.
+// replaceReport replaces the report in a document.
 func replaceReport(path string, report []byte) error {
 	doc, err := os.ReadFile(path)
 	if err != nil {
@@ -43,7 +43,7 @@ func replaceReport(path string, report []byte) error {
 	head, rest, begins := bytes.Cut(doc, []byte(reportBegins))
 	_, tail, ends := bytes.Cut(rest, []byte(reportEnds))
 	if !begins || !ends {
-		return fmt.Errorf("%s has no place for the report", path)
+		return fmt.Errorf("%s lacks the marks around the report", path)
 	}
 	return os.WriteFile(path, slices.Concat(head, []byte(reportBegins), report, []byte(reportEnds), tail), 0o644)
 }
@@ -56,12 +56,12 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 	b.startsSection(&w)
 
 	for _, n := range crowds {
-		b.section(&w, "clients", n, fmt.Sprintf("%d clients", n), fmt.Sprintf("Milliseconds, and things done in a second by all of them, of %d.", n*podsEach))
+		b.section(&w, "clients", n, fmt.Sprintf("%d clients", n), fmt.Sprintf("Milliseconds, and operations per second by all of them, of %d.", n*podsEach))
 	}
 	for _, n := range sizes {
 		text := "Milliseconds; memory in KiB, the proportional set size of the runtime's processes."
 		if n > networked {
-			text += fmt.Sprintf(" Those beyond %d share the node's network.", networked)
+			text += fmt.Sprintf(" Pods beyond %d use the node's network.", networked)
 		}
 		b.section(&w, "growth", n, fmt.Sprintf("%d pods running", n), text)
 	}
@@ -69,7 +69,7 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 	b.notesOf(&w, "growth")
 	b.section(&w, "pull", 0, "Pulls", "Milliseconds, from a registry on loopback.")
 	b.notesOf(&w, "pull")
-	b.section(&w, trafficPhase, 0, "Asked of the registry", "MB of its answers in each of these pulls.")
+	b.section(&w, trafficPhase, 0, "Traffic from the registry", "MB of responses in each of these pulls.")
 
 	for _, n := range lineLengths {
 		b.section(&w, "logs", n, fmt.Sprintf("Logs, lines of %d bytes", n), fmt.Sprintf("One container that writes %d MiB as fast as it can.", b.opt.logged))
@@ -96,7 +96,7 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 	return w.Bytes()
 }
 
-// section prints what was measured in a phase at a load, if anything was.
+// section prints the measurements of a phase at a load, if there are any.
 func (b *bench) section(w *bytes.Buffer, phase string, load int, title, text string) {
 	if keys := b.ofLoad(phase, load); len(keys) > 0 {
 		fmt.Fprintf(w, "\n### %s\n\n%s\n\n", title, text)
@@ -104,7 +104,7 @@ func (b *bench) section(w *bytes.Buffer, phase string, load int, title, text str
 	}
 }
 
-// notesOf prints what is not in the results of a phase.
+// notesOf prints what is missing in the results of a phase.
 func (b *bench) notesOf(w *bytes.Buffer, phase string) {
 	if len(b.notes[phase]) > 0 {
 		fmt.Fprintln(w)

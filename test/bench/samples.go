@@ -19,7 +19,7 @@ type Sample struct {
 	Unit    string  `json:"unit"`
 }
 
-// samples collects measurements of several clients.
+// samples collects measurements. It is safe for concurrent use.
 type samples struct {
 	mu  sync.Mutex
 	all []Sample
@@ -39,7 +39,7 @@ func (s *samples) write(path string) error {
 	return os.WriteFile(path, append(data, '\n'), 0o644)
 }
 
-// key tells one series of samples from another.
+// key identifies a series of samples.
 type key struct {
 	phase, name string
 	load        int
@@ -48,7 +48,7 @@ type key struct {
 // series are the samples of one runtime for one key, by round.
 type series [][]float64
 
-// of picks a series out of all samples.
+// of returns one runtime's series for a key.
 func (s *samples) of(k key, runtime string) series {
 	var out series
 	for _, x := range s.all {
@@ -75,7 +75,7 @@ func (s *samples) keys(phase string) []key {
 	return out
 }
 
-// unit is that of a series' first sample.
+// unit returns the unit of a series.
 func (s *samples) unit(k key) string {
 	for _, x := range s.all {
 		if x.Phase == k.phase && x.Name == k.name && x.Load == k.load {
@@ -85,12 +85,13 @@ func (s *samples) unit(k key) string {
 	return ""
 }
 
-// whole is every value, in order of size.
+// whole returns all values, sorted.
 func (s series) whole() []float64 {
 	return slices.Sorted(slices.Values(slices.Concat(s...)))
 }
 
-// quantile is the smallest value that at least the share q is not above.
+// quantile returns the q-quantile of sorted values, by nearest rank; 0 if there are
+// none.
 func quantile(sorted []float64, q float64) float64 {
 	if len(sorted) == 0 {
 		return 0
@@ -99,7 +100,7 @@ func quantile(sorted []float64, q float64) float64 {
 	return sorted[min(max(i, 0), len(sorted)-1)]
 }
 
-// medians are the medians of the rounds that have values.
+// medians returns the medians by round, for rounds with values.
 func (s series) medians() map[int]float64 {
 	out := map[int]float64{}
 	for round, values := range s {
@@ -110,7 +111,7 @@ func (s series) medians() map[int]float64 {
 	return out
 }
 
-// ratios divides the medians of other's rounds by those of s, in order of size.
+// ratios returns the ratios of other's medians to those of s by round, sorted.
 func (s series) ratios(other series) []float64 {
 	var out []float64
 	theirs := other.medians()

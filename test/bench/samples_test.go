@@ -41,11 +41,11 @@ func sampled() *bench {
 
 func TestBetterBy(t *testing.T) {
 	b := sampled()
-	if got, want := b.betterBy(key{"p", "call", 0}), []float64{5, 10}; !slices.Equal(got, want) {
-		t.Errorf("of a duration less is better: got %v, want %v", got, want)
+	if got, want := b.speedUps(key{"p", "call", 0}), []float64{5, 10}; !slices.Equal(got, want) {
+		t.Errorf("lower durations are better: got %v, want %v", got, want)
 	}
-	if got, want := b.betterBy(key{"p", started, 0}), []float64{1, 3}; !slices.Equal(got, want) {
-		t.Errorf("of a rate more is better: got %v, want %v", got, want)
+	if got, want := b.speedUps(key{"p", started, 0}), []float64{1, 3}; !slices.Equal(got, want) {
+		t.Errorf("higher rates are better: got %v, want %v", got, want)
 	}
 }
 

@@ -11,14 +11,14 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// stuckPlugin is the way to make one pod hang in CNI ADD. Its directory is where
-// the runtimes look for plugins first; it is empty, and costs nothing, but
-// for the moment in which a pod is to hang.
+// stuckPlugin makes a pod hang in CNI ADD. The runtimes search its directory for
+// plugins first; it is empty, and costs nothing, except while a pod is made to
+// hang.
 type stuckPlugin struct {
 	dir, real string
 }
 
-// stuckName is the plugin that another one of the same name stands in for.
+// stuckName is the plugin that is replaced by one that hangs.
 const stuckName = "portmap"
 
 func newStuckPlugin() (*stuckPlugin, error) {
@@ -51,7 +51,7 @@ exec %[2]s
 	return errors.Join(os.WriteFile(fresh, []byte(script), 0o755), os.Rename(fresh, s.path(stuckName)))
 }
 
-// waitUntilHeld waits until a pod hangs, and lets others pass.
+// waitUntilHeld waits until a pod hangs; later pods do not hang.
 func (s *stuckPlugin) waitUntilHeld(ctx context.Context, started <-chan error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -61,20 +61,20 @@ func (s *stuckPlugin) waitUntilHeld(ctx context.Context, started <-chan error) e
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for a pod to be stuck: %w", ctx.Err())
+			return fmt.Errorf("wait for a pod to hang: %w", ctx.Err())
 		case <-time.After(5 * time.Millisecond):
 		}
 
 		if len(started) > 0 {
-			return errors.New("a pod that was to be stuck in its network plugin is not")
+			return errors.New("a pod did not hang in its network plugin")
 		}
 	}
 }
 
-// release lets the pod go on.
+// release lets the pod continue.
 func (s *stuckPlugin) release() error { return os.WriteFile(s.path("go"), nil, 0o644) }
 
-// clear makes the directory empty again, when no pod hangs any more.
+// clear empties the directory, once no pod hangs any more.
 func (s *stuckPlugin) clear() error {
 	var errs []error
 	for _, name := range []string{"go", "held", stuckName} {

@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-// table prints a line for each key.
+// table prints a row for each key.
 func (b *bench) table(w *bytes.Buffer, keys []key) {
-	fmt.Fprintf(w, "| | %s p50 | p99 | %s p50 | p99 | times better, median of the rounds (from – to) |\n", ours, theirs)
+	fmt.Fprintf(w, "| | %s p50 | p99 | %s p50 | p99 | speed-up, median of the rounds (min – max) |\n", ours, theirs)
 	fmt.Fprintf(w, "|---|--:|--:|--:|--:|--:|\n")
 	for _, k := range keys {
 		name, a, c := k.name, b.samples.of(k, b.targets[0].name), b.samples.of(k, theirs)
@@ -30,7 +30,7 @@ func cells(s series) string {
 	return number(quantile(v, 0.5)) + " | " + number(quantile(v, 0.99))
 }
 
-// number has the digits that a measurement deserves.
+// number formats a measurement with three significant digits.
 func number(v float64) string {
 	switch {
 	case v >= 100:
@@ -41,9 +41,9 @@ func number(v float64) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
-// betterBy is by how many times crisp's median was better in each round, in
-// order of size. Of rates, more is better.
-func (b *bench) betterBy(k key) []float64 {
+// speedUps returns the ratio of the medians in each round, sorted: above 1 crisp is
+// better. Higher rates are better, and lower values of everything else.
+func (b *bench) speedUps(k key) []float64 {
 	a, c := b.samples.of(k, ours), b.samples.of(k, theirs)
 	if b.isRate(k) {
 		return c.ratios(a)
@@ -51,21 +51,21 @@ func (b *bench) betterBy(k key) []float64 {
 	return a.ratios(c)
 }
 
-// isRate says whether more is better.
+// isRate reports whether higher is better.
 func (b *bench) isRate(k key) bool {
 	return slices.Contains([]string{"1/s", "MB/s", "lines/s"}, b.samples.unit(k))
 }
 
-// ratioCell is empty for what is neither better nor worse.
+// ratioCell is empty for values that have no better and worse.
 func (b *bench) ratioCell(k key) string {
-	r := b.betterBy(k)
+	r := b.speedUps(k)
 	if unit := b.samples.unit(k); len(r) == 0 || unit == "%" || unit == "commands" {
 		return ""
 	}
 	return spread(r)
 }
 
-// spread is the median and the ends of sorted values.
+// spread formats the median, the minimum and the maximum of sorted values.
 func spread(r []float64) string {
 	if len(r) == 0 {
 		return ""
@@ -73,7 +73,7 @@ func spread(r []float64) string {
 	return fmt.Sprintf("%.1f (%.1f – %.1f)", quantile(r, 0.5), r[0], r[len(r)-1])
 }
 
-// unitOf is a unit that the section's text does not tell.
+// unitOf returns a unit that the section's text does not mention.
 func (b *bench) unitOf(k key) string {
 	switch unit := b.samples.unit(k); unit {
 	case "ms", "KiB", "1/s", "MB", "commands", "":
@@ -83,8 +83,8 @@ func (b *bench) unitOf(k key) string {
 	}
 }
 
-// startsSection prints what it takes to start a process, in a container of
-// whatever runtime or in none. The ratio is to crisp's own command.
+// startsSection prints how long it takes to run a process, with each runtime and
+// without a container. The ratio is to crisp's own command.
 func (b *bench) startsSection(w *bytes.Buffer) {
 	const base = "crisp run"
 	k := key{bundlePhase, ranBundle, 0}
@@ -98,8 +98,8 @@ func (b *bench) startsSection(w *bytes.Buffer) {
 		return
 	}
 
-	fmt.Fprintf(w, "\n### One bundle, without the CRI\n\nMilliseconds from the start of the command to its end; the program does nothing.\n\n")
-	fmt.Fprintf(w, "| | p50 | p99 | times as long as %s, median of the rounds (from – to) |\n|---|--:|--:|--:|\n", base)
+	fmt.Fprintf(w, "\n### One bundle, without the CRI\n\nMilliseconds from the start of the command to its exit; the program does nothing.\n\n")
+	fmt.Fprintf(w, "| | p50 | p99 | relative to %s, median of the rounds (min – max) |\n|---|--:|--:|--:|\n", base)
 	for _, name := range names {
 		s := b.samples.of(k, name)
 		ratio := ""

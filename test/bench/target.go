@@ -14,11 +14,11 @@ type target struct {
 	endpoint string // unix://…
 	runtime  runtimeapi.RuntimeServiceClient
 	images   runtimeapi.ImageServiceClient
-	daemon   daemon   // nil for a runtime that ran before
-	programs []string // that run for pods and are not the pods' own
+	daemon   daemon   // nil for a runtime that was running before
+	programs []string // the runtime's own programs
 }
 
-// daemon is a runtime's, which can be restarted while pods run.
+// daemon is a runtime's daemon, which can be restarted while pods run.
 type daemon interface {
 	Start(ctx context.Context) error
 	Stop() error

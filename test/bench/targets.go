@@ -6,16 +6,17 @@ import (
 	"slices"
 )
 
-// goal is what crisp wants to reach. ok is false when it was not measured.
+// goal is a performance goal of crisp. value returns ok false if it was not
+// measured.
 type goal struct {
 	text    string
 	limit   float64
-	atLeast bool // the limit is a lower one
+	atLeast bool // the limit is a lower bound
 	unit    string
 	value   func(b *bench) (v float64, ok bool)
 }
 
-// goals are all of them; those of images depend on how large these are.
+// goals lists all goals; those for pulls depend on the size of the images.
 func (b *bench) goals() []goal {
 	all := []goal{
 		{"pod ready, beyond the plugins' own time", 12, false, "ms", (*bench).beyondPlugins},
@@ -36,17 +37,17 @@ func (b *bench) goals() []goal {
 	}
 
 	for _, k := range kinds(b.opt.scale) {
-		least := 1.0
+		minimum := 1.0
 		if k.files > 1 {
-			least = 1.5
+			minimum = 1.5
 		}
-		all = append(all, goal{"pull of " + k.text + ", against containerd", least, true, "×", times("pull", k.text, 0)})
+		all = append(all, goal{"pull of " + k.text + ", against containerd", minimum, true, "×", times("pull", k.text, 0)})
 	}
 
 	return all
 }
 
-// middle is the median of crisp's samples.
+// middle returns the median of crisp's samples.
 func middle(phase, name string, load int) func(b *bench) (float64, bool) {
 	return func(b *bench) (float64, bool) {
 		v := b.samples.of(key{phase, name, load}, ours).whole()
@@ -54,16 +55,16 @@ func middle(phase, name string, load int) func(b *bench) (float64, bool) {
 	}
 }
 
-// times is by how many times crisp is better, the median of the rounds.
+// times returns crisp's speed-up, the median of the rounds.
 func times(phase, name string, load int) func(b *bench) (float64, bool) {
 	return func(b *bench) (float64, bool) {
-		r := b.betterBy(key{phase, name, load})
+		r := b.speedUps(key{phase, name, load})
 		return quantile(r, 0.5), len(r) > 0
 	}
 }
 
-// beyondPlugins is what a pod takes more than the CNI plugins alone, the
-// median of the rounds.
+// beyondPlugins returns the time to start a pod minus that of the CNI plugins
+// alone, the median of the rounds.
 func (b *bench) beyondPlugins() (float64, bool) {
 	add := b.samples.of(key{"serial", "CNI ADD", 0}, alone).medians()
 	var more []float64
@@ -76,7 +77,7 @@ func (b *bench) beyondPlugins() (float64, bool) {
 	return quantile(more, 0.5), len(more) > 0
 }
 
-// memoryPerPod is by how much a hundred pods let the runtime grow, for each.
+// memoryPerPod returns the growth of the runtime's memory per pod, for 100 pods.
 func (b *bench) memoryPerPod() (float64, bool) {
 	none, many := b.samples.of(key{"growth", "PSS", 0}, ours).whole(), b.samples.of(key{"growth", "PSS", 100}, ours).whole()
 	return (quantile(many, 0.5) - quantile(none, 0.5)) / 100, len(none) > 0 && len(many) > 0

@@ -1,5 +1,4 @@
-// Command nothing does nothing: what it takes to start is what any program in
-// Go takes.
+// Command nothing does nothing: it shows how long any Go program takes to start.
 package main
 
 func main() {}
