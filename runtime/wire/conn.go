@@ -20,8 +20,6 @@ const (
 	maxPacket = 32 << 10
 	// maxRights is the kernel's SCM_MAX_FD.
 	maxRights = 253
-	// maxFiles bounds the descriptors of one message.
-	maxFiles = 8192
 	// headerSize is the type and the sequence number.
 	headerSize = 5
 	// sendTimeout is how long a peer may leave its socket full.
@@ -237,24 +235,4 @@ func rights(oob []byte) ([]int, error) {
 		all = append(all, fds...)
 	}
 	return all, nil
-}
-
-// CloseAll closes descriptors.
-func CloseAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
-}
-
-// Number returns f's descriptor without changing its blocking mode, as Fd would.
-func Number(f *os.File) (int, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, fmt.Errorf("use file %s: %w", f.Name(), err)
-	}
-	n := -1
-	if err := raw.Control(func(fd uintptr) { n = int(fd) }); err != nil {
-		return -1, fmt.Errorf("use file %s: %w", f.Name(), err)
-	}
-	return n, nil
 }
