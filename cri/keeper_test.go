@@ -111,23 +111,16 @@ func (k *fakeKeeper) serve(c *wire.Conn) {
 		}
 
 		answer, files := k.answer(c, p)
-		wire.CloseAll(p.Files)
-		numbers := make([]int, 0, len(files))
-		for _, f := range files {
-			numbers = append(numbers, int(f.Fd()))
-		}
-
-		err = c.Send(p.Seq, answer, numbers)
-		for _, f := range files {
-			f.Close()
-		}
+		p.Files.Close()
+		err = c.Send(p.Seq, answer, files)
+		files.Close()
 		if err != nil {
 			return
 		}
 	}
 }
 
-func (k *fakeKeeper) answer(c *wire.Conn, p wire.Packet) (wire.Message, []*os.File) {
+func (k *fakeKeeper) answer(c *wire.Conn, p wire.Packet) (wire.Message, wire.Files) {
 	switch m := p.Msg.(type) {
 	case wire.Hello:
 		return wire.Hello{Version: wire.Version}, nil
@@ -148,9 +141,9 @@ func (k *fakeKeeper) answer(c *wire.Conn, p wire.Packet) (wire.Message, []*os.Fi
 }
 
 // start decodes a plan, so that one which the real keeper would not take fails.
-func (k *fakeKeeper) start(c *wire.Conn, m wire.Start, files []int) (wire.Started, []*os.File, error) {
+func (k *fakeKeeper) start(c *wire.Conn, m wire.Start, files wire.Files) (wire.Started, wire.Files, error) {
 	answer := wire.Started{At: time.Now().UnixNano()}
-	fd, err := unix.Dup(files[0])
+	fd, err := unix.Dup(files.FD(wire.Plan))
 	if err != nil {
 		return answer, nil, err
 	}
@@ -167,34 +160,35 @@ func (k *fakeKeeper) start(c *wire.Conn, m wire.Start, files []int) (wire.Starte
 		return answer, nil, err
 	}
 
-	var out []*os.File
+	var out wire.Files
 	if m.Kind != wire.Sandbox || m.Pause {
 		pidfd, pid, err := k.run(c, m)
 		if err != nil {
 			return answer, nil, err
 		}
-		answer.Pid, out = int64(pid), append(out, pidfd)
+		answer.Pid = int64(pid)
+		out.Add(wire.PidFD, pidfd)
 	}
 	if m.Terminal {
-		tty, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		tty, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return answer, nil, err
 		}
-		answer.Terminal, out = true, append(out, tty)
+		out.Add(wire.Terminal, tty)
 	}
 	if m.Hold {
-		names, held, err := namespaces(p.Clone.Flags)
+		held, err := namespaces(p.Clone.Flags)
 		if err != nil {
 			return answer, nil, err
 		}
-		answer.Namespaces, out = names, append(out, held...)
+		out = append(out, held...)
 	}
 
 	return answer, out, nil
 }
 
 // namespaces opens this process's in place of those that a plan makes.
-func namespaces(flags uint64) (names []string, files []*os.File, err error) {
+func namespaces(flags uint64) (files wire.Files, err error) {
 	for name, flag := range map[string]uint64{
 		"user": unix.CLONE_NEWUSER, "net": unix.CLONE_NEWNET, "ipc": unix.CLONE_NEWIPC,
 		"uts": unix.CLONE_NEWUTS, "mnt": unix.CLONE_NEWNS, "pid": unix.CLONE_NEWPID,
@@ -202,18 +196,18 @@ func namespaces(flags uint64) (names []string, files []*os.File, err error) {
 		if flags&flag == 0 {
 			continue
 		}
-		f, err := os.Open("/proc/self/ns/" + name)
+		fd, err := unix.Open("/proc/self/ns/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		names, files = append(names, name), append(files, f)
+		files.Add(wire.Namespace.Of(name), fd)
 	}
-	return names, files, nil
+	return files, nil
 }
 
 // run starts the process that stands for a plan's: one that waits, or for a
 // command in a container one that ends at once.
-func (k *fakeKeeper) run(c *wire.Conn, m wire.Start) (*os.File, int, error) {
+func (k *fakeKeeper) run(c *wire.Conn, m wire.Start) (pidfd, pid int, err error) {
 	cmd := exec.Command("sleep", "3600")
 	if m.Kind == wire.Exec {
 		cmd = exec.Command("true")
@@ -222,12 +216,12 @@ func (k *fakeKeeper) run(c *wire.Conn, m wire.Start) (*os.File, int, error) {
 	fd := -1
 	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &fd, Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		return nil, 0, err
+		return -1, 0, err
 	}
 
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, 0, err
+		return -1, 0, err
 	}
 
 	k.mu.Lock()
@@ -247,5 +241,5 @@ func (k *fakeKeeper) run(c *wire.Conn, m wire.Start) (*os.File, int, error) {
 		_ = c.Send(0, exit, nil) // the daemon may be gone
 	})
 
-	return os.NewFile(uintptr(fd), "pidfd"), cmd.Process.Pid, nil
+	return fd, cmd.Process.Pid, nil
 }

@@ -17,47 +17,36 @@ const unknownCode = 255
 
 // adopt takes over what a keeper that died has held: a process that is
 // nobody's child here, with its descriptors.
-func (k *keeper) adopt(m wire.Adopt, files []int) error {
-	pidfd := m.Started.Pid != 0
-	b := belongings{log: m.Log, stdout: m.Stdout, stderr: m.Stderr, former: m.Former, maxLine: m.MaxLine, keep: m.Keep}
-	want := count(pidfd, m.Started.Terminal) + len(m.Started.Namespaces) + b.count()
-	switch {
-	case !wire.ValidID(m.ID) || m.Kind < wire.Sandbox || m.Kind > wire.Exec || m.Started.Pid < 0:
-		wire.CloseAll(files)
+func (k *keeper) adopt(m wire.Adopt, files wire.Files) error {
+	defer func() { files.Close() }() // what is left of them
+	if !wire.ValidID(m.ID) || m.Kind < wire.Sandbox || m.Kind > wire.Exec || m.Started.Pid < 0 {
 		return fmt.Errorf("adopt: %w: %v %q, pid %d", wire.ErrInvalid, m.Kind, m.ID, m.Started.Pid)
-	case len(files) != want || m.Former > wire.MaxFormer || m.Log && !pidfd || !m.Log && (m.Stdout || m.Stderr || m.Former > 0):
-		wire.CloseAll(files)
-		return fmt.Errorf("adopt %s: %w: %d files", m.ID, wire.ErrInvalid, len(files))
+	}
+	if err := m.Check(files); err != nil {
+		return fmt.Errorf("adopt %s: %w: %w", m.ID, wire.ErrInvalid, err)
 	}
 
 	e, err := k.reserve(m.ID, m.Kind)
 	if err != nil {
-		wire.CloseAll(files)
 		return fmt.Errorf("adopt %w", err)
 	}
 
 	ended := make(chan struct{})
-	if pidfd {
+	if m.Started.Pid != 0 {
 		e.adopted = true
-		e.proc = &proc{pid: int(m.Started.Pid), pidfd: files[0], ended: ended}
+		e.proc = &proc{pid: int(m.Started.Pid), pidfd: files.Take(wire.PidFD), ended: ended}
 		e.watchMemory()
-		files = files[1:]
 	}
 
-	if m.Started.Terminal {
-		e.terminal, files = files[0], files[1:]
-	}
-	for _, name := range m.Started.Namespaces {
-		e.namespaces = append(e.namespaces, named{name, files[0]})
-		files = files[1:]
+	e.terminal = files.Take(wire.Terminal)
+	for _, f := range files.TakeAll(wire.Namespace) {
+		e.namespaces = append(e.namespaces, named{f.Role.Name(wire.Namespace), f.FD})
 	}
 
 	e.at = time.Unix(0, m.Started.At)
-	b.files = files
-	err = k.equip(e, b, ended)
+	err = k.equip(e, &files, m.MaxLine, ended)
 	var watch *os.File
-
-	if err == nil && pidfd {
+	if err == nil && e.proc != nil {
 		watch, err = pollable(e.proc.pidfd)
 	}
 	if err != nil {

@@ -68,55 +68,29 @@ func (e *entry) busyLocked() bool { return !e.started || e.proc != nil && e.exit
 // source is a stream of output as it comes from a daemon: a pipe and the
 // spool for what is on its way from there to the log.
 type source struct {
-	name      string
+	roles     wire.Stream
 	fd, spool int
 }
 
-// belongings are the descriptors that a daemon sends along for an entry, in
-// the order in which they come: each stream's pipe and spool, the files that
-// the log went to before, the log, kept descriptors.
-type belongings struct {
-	files               []int
-	log, stdout, stderr bool
-	former              uint64
-	maxLine             int64
-	keep                []string
-}
-
-// count is how many files there must be.
-func (b *belongings) count() int {
-	return 2*count(b.stdout, b.stderr) + int(min(b.former, wire.MaxFormer)) + count(b.log) + len(b.keep)
-}
-
-// equip takes over the belongings of an entry, of which there must be as many
-// as they say, and makes its outputs, which stand still until enter. ended is
-// closed when the process has ended.
-func (k *keeper) equip(e *entry, b belongings, ended chan struct{}) error {
-	take := func() int {
-		fd := b.files[0]
-		b.files = b.files[1:]
-		return fd
+// equip takes the descriptors of an entry out of files and makes its outputs,
+// which stand still until enter. ended is closed when the process has ended.
+func (k *keeper) equip(e *entry, files *wire.Files, maxLine int64, ended chan struct{}) error {
+	for _, f := range files.TakeAll(wire.Kept) {
+		e.kept = append(e.kept, named{f.Role.Name(wire.Kept), f.FD})
 	}
 
 	var sources []source
-	for _, name := range []string{stdoutName, stderrName} {
-		if name == stdoutName && b.stdout || name == stderrName && b.stderr {
-			sources = append(sources, source{name, take(), take()})
+	for _, s := range wire.Streams() {
+		if files.Has(s.Pipe) {
+			sources = append(sources, source{s, files.Take(s.Pipe), files.Take(s.Spool)})
 		}
 	}
 
-	var logs []int
-	for range b.former + uint64(count(b.log)) {
-		logs = append(logs, take())
-	}
-
-	for _, name := range b.keep {
-		e.kept = append(e.kept, named{name, take()})
-	}
-	if !b.log {
+	logs := append(files.TakeAll(wire.Former), files.TakeAll(wire.Log)...).Numbers()
+	if len(logs) == 0 {
 		return nil
 	}
-	return k.connect(e, sources, logs, int(b.maxLine), ended)
+	return k.connect(e, sources, logs, int(maxLine), ended)
 }
 
 // connect makes the outputs of an entry, which go to the last of the logs. An
@@ -166,10 +140,10 @@ func (k *keeper) connect(e *entry, sources []source, logs []int, maxLine int, en
 }
 
 // enter makes an entry known and sets its outputs going.
-func (k *keeper) enter(e *entry) (wire.Started, []int) {
+func (k *keeper) enter(e *entry) (wire.Started, wire.Files) {
 	k.mu.Lock()
 	e.started = true
-	m, fds := e.startedLocked()
+	m, files := e.startedLocked()
 	for _, o := range e.outputs {
 		o.pumped = true
 		k.wg.Go(o.pump)
@@ -178,16 +152,7 @@ func (k *keeper) enter(e *entry) (wire.Started, []int) {
 	if e.proc == nil {
 		k.touch()
 	}
-	return m, fds
-}
-
-func count(list ...bool) (n int) {
-	for _, b := range list {
-		if b {
-			n++
-		}
-	}
-	return n
+	return m, files
 }
 
 // abandon removes the entry of a start that failed.
@@ -218,80 +183,65 @@ func (e *entry) release() {
 	}
 }
 
-// describeLocked returns an entry as a message, with copies of its descriptors.
-func (e *entry) describeLocked() (m wire.Entry, fds []int, err error) {
+// describeLocked describes an entry for a daemon, with copies of what it holds.
+func (e *entry) describeLocked() (m wire.Entry, files wire.Files, err error) {
 	m = wire.Entry{ID: e.id, Kind: e.kind, Exit: e.exit}
-	var own []int
+	var own wire.Files
 	m.Started, own = e.startedLocked()
-	fds, err = duplicate(own)
-	if err == nil && e.log != nil && e.exit == nil {
-		err = e.describeLog(&m, &fds)
-	}
-
 	for _, n := range e.kept {
-		if err != nil {
-			break
-		}
-		var c []int
-		c, err = duplicate([]int{n.fd})
-		m.Keep = append(m.Keep, n.name)
-		fds = append(fds, c...)
-	}
-	if err != nil {
-		wire.CloseAll(fds)
-		return wire.Entry{}, nil, err
+		own.Add(wire.Kept.Of(n.name), n.fd)
 	}
 
-	return m, fds, nil
+	if files, err = own.Copy(); err != nil {
+		return m, nil, err
+	}
+	if e.log == nil || e.exit != nil {
+		return m, files, nil
+	}
+
+	m.Dropped = e.log.Dropped()
+	if err := e.copyLog(&files); err != nil {
+		files.Close()
+		return m, nil, err
+	}
+	return m, files, nil
 }
 
-// describeLog adds an entry's log and streams, unless the log is closed.
-func (e *entry) describeLog(m *wire.Entry, fds *[]int) error {
-	m.Dropped = e.log.Dropped()
+// copyLog adds copies of an entry's log and streams, unless the log is closed.
+func (e *entry) copyLog(files *wire.Files) error {
 	log, err := e.log.Copy()
 	if err != nil || log < 0 {
 		return err
 	}
+	files.Add(wire.Log, log)
 
-	m.Log = true
 	for _, o := range e.outputs {
 		c, err := o.copies()
 		if err != nil {
-			unix.Close(log)
 			return err
 		}
-
-		*fds = append(*fds, c...)
-		if o.name == stdoutName {
-			m.Stdout = len(c) > 0
-		} else {
-			m.Stderr = len(c) > 0
-		}
+		*files = append(*files, c...)
 	}
-
-	*fds = append(*fds, log)
 	return nil
 }
 
 // startedLocked returns what an entry started as, with its own descriptors.
-func (e *entry) startedLocked() (wire.Started, []int) {
-	m := wire.Started{At: e.at.UnixNano(), Terminal: e.terminal >= 0}
-	var fds []int
+func (e *entry) startedLocked() (m wire.Started, files wire.Files) {
+	m.At = e.at.UnixNano()
 	if e.proc != nil {
 		m.Pid = int64(e.proc.pid)
 		if e.exit == nil {
-			fds = append(fds, e.proc.pidfd)
+			files.Add(wire.PidFD, e.proc.pidfd)
 		}
 	}
-	if e.terminal >= 0 {
-		fds = append(fds, e.terminal)
-	}
 
-	for _, n := range e.namespaces {
-		m.Namespaces = append(m.Namespaces, n.name)
-		fds = append(fds, n.fd)
+	if e.terminal >= 0 {
+		files.Add(wire.Terminal, e.terminal)
 	}
-	return m, fds
+	for _, n := range e.namespaces {
+		files.Add(wire.Namespace.Of(n.name), n.fd)
+	}
+	return m, files
 }
 
 func duplicate(fds []int) ([]int, error) {

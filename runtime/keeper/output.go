@@ -39,7 +39,7 @@ const (
 type output struct {
 	k      *keeper
 	id     string // of the container
-	name   string
+	roles  wire.Stream
 	file   *os.File // the pipe or terminal
 	raw    syscall.RawConn
 	relay  int // the pipe that a terminal's output passes through, -1 without one
@@ -68,7 +68,7 @@ type output struct {
 // ended.
 func newOutput(k *keeper, id string, src source, terminal int, exited chan struct{}) (*output, error) {
 	o := &output{
-		k: k, id: id, name: src.name, relay: -1, spoolFD: src.spool, exited: exited,
+		k: k, id: id, roles: src.roles, relay: -1, spoolFD: src.spool, exited: exited,
 		gone: make(chan struct{}), done: make(chan struct{}),
 	}
 
@@ -78,7 +78,7 @@ func newOutput(k *keeper, id string, src source, terminal int, exited chan struc
 	}
 
 	err := errors.Join(unix.SetNonblock(src.fd, true), unix.SetNonblock(from, true))
-	o.file = os.NewFile(uintptr(from), src.name)
+	o.file = os.NewFile(uintptr(from), src.roles.Name)
 	if err == nil {
 		o.raw, err = o.file.SyscallConn()
 	}
@@ -87,10 +87,10 @@ func newOutput(k *keeper, id string, src source, terminal int, exited chan struc
 	}
 	if err != nil {
 		o.discard()
-		return nil, fmt.Errorf("use %s: %w", src.name, err)
+		return nil, fmt.Errorf("use %s: %w", src.roles.Name, err)
 	}
 
-	o.stream = crilog.NewStream(src.name, o.spool)
+	o.stream = crilog.NewStream(src.roles.Name, o.spool)
 	return o, nil
 }
 
@@ -115,7 +115,7 @@ func (o *output) pump() {
 				return
 			}
 		case err != nil:
-			o.k.logf("read %s of %s: %v", o.name, o.id, err)
+			o.k.logf("read %s of %s: %v", o.roles.Name, o.id, err)
 			return
 		}
 	}
@@ -254,7 +254,7 @@ func (o *output) end() {
 		return
 	}
 	if err := o.writeLocked(true); err != nil {
-		o.k.logf("%s of %s: its end is not logged: %v", o.name, o.id, o.refusal.cause)
+		o.k.logf("%s of %s: its end is not logged: %v", o.roles.Name, o.id, o.refusal.cause)
 	}
 	o.closeSinksLocked()
 }
@@ -313,7 +313,7 @@ func (o *output) release() {
 
 // copies returns copies of an output's source and spool, none once it has
 // ended. It waits for no disk.
-func (o *output) copies() ([]int, error) {
+func (o *output) copies() (wire.Files, error) {
 	o.fdMu.Lock()
 	defer o.fdMu.Unlock()
 	if o.closed {
@@ -326,7 +326,7 @@ func (o *output) copies() ([]int, error) {
 			return nil, nil
 		}
 	}
-	return duplicate([]int{fd, o.spoolFD})
+	return wire.Files{{Role: o.roles.Pipe, FD: fd}, {Role: o.roles.Spool, FD: o.spoolFD}}.Copy()
 }
 
 func (o *output) closeSinksLocked() {

@@ -70,7 +70,7 @@ func TestOutputOfKilledKeepers(t *testing.T) {
 
 	k := newKeeper(t.TempDir(), spawn.Options{})
 	e := &entry{id: "web", kind: wire.Container, terminal: -1}
-	if err := k.connect(e, []source{{stdoutName, pipe[0], fds[0]}}, []int{log}, 0, make(chan struct{})); err != nil {
+	if err := k.connect(e, []source{{wire.Streams()[0], pipe[0], fds[0]}}, []int{log}, 0, make(chan struct{})); err != nil {
 		t.Fatal(err)
 	}
 

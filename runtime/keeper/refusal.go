@@ -41,14 +41,14 @@ func (o *output) writeLocked(all bool) error {
 	err := write(o.stream)
 	switch {
 	case err == nil && r.on():
-		o.k.logf("%s of %s: goes on after %v, %d lines were dropped", o.name, o.id, time.Since(r.since).Round(time.Second), o.log.Dropped()-r.lost)
+		o.k.logf("%s of %s: goes on after %v, %d lines were dropped", o.roles.Name, o.id, time.Since(r.since).Round(time.Second), o.log.Dropped()-r.lost)
 		*r = refusal{}
 		return nil
 	case err == nil:
 		return nil
 	case !r.on():
 		*r = refusal{since: time.Now(), next: firstRetry, cause: err, lost: o.log.Dropped()}
-		o.k.logf("%s of %s: %v; its writer waits", o.name, o.id, err)
+		o.k.logf("%s of %s: %v; its writer waits", o.roles.Name, o.id, err)
 	case time.Since(r.since) > patience:
 		// From now on each read is one more attempt.
 		o.log.Drop(o.stream)
@@ -98,7 +98,7 @@ func (o *output) trimLaterLocked() {
 		}
 
 		if err := o.spool.Trim(); err != nil {
-			o.k.logf("%s of %s: %v", o.name, o.id, err)
+			o.k.logf("%s of %s: %v", o.roles.Name, o.id, err)
 		}
 	})
 }

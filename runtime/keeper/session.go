@@ -49,7 +49,7 @@ func (s *session) serve() {
 
 		if !s.dispatch(p) {
 			s.k.logf("end session: unexpected %T", p.Msg)
-			wire.CloseAll(p.Files)
+			p.Files.Close()
 			return
 		}
 	}
@@ -111,12 +111,12 @@ func (s *session) greet() bool {
 		return false
 	}
 
-	if _, ok := p.Msg.(wire.Upgrade); ok {
-		s.answer(p.Seq, s.k.upgrade(s, p.Files))
+	if m, ok := p.Msg.(wire.Upgrade); ok {
+		s.answer(p.Seq, s.k.upgrade(s, m, p.Files))
 		return false
 	}
 
-	wire.CloseAll(p.Files)
+	p.Files.Close()
 	m, ok := p.Msg.(wire.Hello)
 	if !ok {
 		return false
@@ -138,7 +138,7 @@ func (s *session) greet() bool {
 }
 
 // send sends a packet; a daemon that cannot take it is hung up on.
-func (s *session) send(seq uint32, m wire.Message, files []int) bool {
+func (s *session) send(seq uint32, m wire.Message, files wire.Files) bool {
 	if err := s.conn.Send(seq, m, files); err != nil {
 		s.conn.Close()
 		return false
@@ -172,7 +172,7 @@ func (s *session) dispatch(p wire.Packet) bool {
 	case wire.List:
 		s.wg.Go(func() { s.list(p.Seq) })
 	case wire.Reopen:
-		s.wg.Go(func() { s.answer(p.Seq, s.k.reopen(m.ID, p.Files)) })
+		s.wg.Go(func() { s.answer(p.Seq, s.k.reopen(m, p.Files)) })
 		return true
 	case wire.Attach:
 		s.wg.Go(func() { s.answer(p.Seq, s.k.attach(m, p.Files)) })
@@ -185,11 +185,11 @@ func (s *session) dispatch(p wire.Packet) bool {
 		return false
 	}
 
-	wire.CloseAll(p.Files)
+	p.Files.Close()
 	return true
 }
 
-func (s *session) begin(seq uint32, m wire.Start, files []int) {
+func (s *session) begin(seq uint32, m wire.Start, files wire.Files) {
 	st := newStart(s, seq, m, files)
 	s.mu.Lock()
 	_, taken := s.starts[seq]
@@ -198,7 +198,7 @@ func (s *session) begin(seq uint32, m wire.Start, files []int) {
 	}
 	s.mu.Unlock()
 	if taken {
-		wire.CloseAll(files)
+		files.Close()
 		s.answer(seq, fmt.Errorf("%w: sequence number in use", wire.ErrInvalid))
 		return
 	}
@@ -231,15 +231,15 @@ func (s *session) list(seq uint32) {
 			continue
 		}
 
-		m, fds, err := e.describeLocked()
+		m, files, err := e.describeLocked()
 		s.k.mu.Unlock()
 		if err != nil {
 			s.answer(seq, err)
 			return
 		}
 
-		ok := s.send(seq, m, fds)
-		wire.CloseAll(fds)
+		ok := s.send(seq, m, files)
+		files.Close()
 		if !ok {
 			return
 		}
@@ -258,38 +258,38 @@ func (k *keeper) ids() []string {
 }
 
 // reopen makes a container's log go on in the file.
-func (k *keeper) reopen(id string, files []int) error {
-	if len(files) != 1 {
-		wire.CloseAll(files)
-		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(files))
+func (k *keeper) reopen(m wire.Reopen, files wire.Files) error {
+	defer func() { files.Close() }()
+	if err := m.Check(files); err != nil {
+		return fmt.Errorf("%w: %w", wire.ErrInvalid, err)
 	}
 
 	k.mu.Lock()
-	e, err := k.lookupLocked(id)
+	e, err := k.lookupLocked(m.ID)
 	k.mu.Unlock()
 	if err == nil && e.log == nil {
-		err = fmt.Errorf("%s: %w", id, wire.ErrNotRunning)
+		err = fmt.Errorf("%s: %w", m.ID, wire.ErrNotRunning)
 	}
 	if err != nil {
-		wire.CloseAll(files)
 		return err
 	}
 
-	if ok, err := e.log.Reopen(files[0]); err != nil {
-		return fmt.Errorf("%s: %w", id, err)
+	if ok, err := e.log.Reopen(files.Take(wire.Log)); err != nil {
+		return fmt.Errorf("%s: %w", m.ID, err)
 	} else if !ok {
-		return fmt.Errorf("%s: %w", id, wire.ErrNotRunning)
+		return fmt.Errorf("%s: %w", m.ID, wire.ErrNotRunning)
 	}
 
 	k.depositReopened(e)
 	return nil
 }
 
-// attach copies a container's output to the files.
-func (k *keeper) attach(m wire.Attach, files []int) error {
-	if want := count(m.Stdout, m.Stderr); len(files) != want || want == 0 {
-		wire.CloseAll(files)
-		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(files))
+// attach copies a container's output to the files. A terminal has no stderr: its
+// reader sees the end at once.
+func (k *keeper) attach(m wire.Attach, files wire.Files) error {
+	defer func() { files.Close() }()
+	if err := m.Check(files); err != nil {
+		return fmt.Errorf("%w: %w", wire.ErrInvalid, err)
 	}
 
 	k.mu.Lock()
@@ -299,28 +299,13 @@ func (k *keeper) attach(m wire.Attach, files []int) error {
 	}
 	k.mu.Unlock()
 	if err != nil {
-		wire.CloseAll(files)
 		return err
 	}
 
-	names := map[string]int{}
-	if m.Stdout {
-		names[stdoutName], files = files[0], files[1:]
-	}
-	if m.Stderr {
-		names[stderrName] = files[0]
-	}
-
 	for _, o := range e.outputs {
-		if fd, ok := names[o.name]; ok {
-			delete(names, o.name)
-			err = errors.Join(err, o.attach(fd))
+		for _, sink := range files.TakeAll(o.roles.Sinks) {
+			err = errors.Join(err, o.attach(sink.FD))
 		}
-	}
-
-	// A terminal has no stderr: its reader sees the end at once.
-	for _, fd := range names {
-		unix.Close(fd)
 	}
 	return err
 }

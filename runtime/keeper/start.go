@@ -14,13 +14,9 @@ import (
 	"crisp/runtime/wire"
 )
 
-const (
-	stdoutName = "stdout"
-	stderrName = "stderr"
-	// reapTime is how long the answer to a failed start waits for its
-	// processes to be gone; only one that hangs in the kernel takes longer.
-	reapTime = 2 * time.Second
-)
+// reapTime is how long the answer to a failed start waits for its processes to
+// be gone; only one that hangs in the kernel takes longer.
+const reapTime = 2 * time.Second
 
 // start is a request to run a plan.
 type start struct {
@@ -28,11 +24,10 @@ type start struct {
 	k     *keeper
 	seq   uint32
 	msg   wire.Start
-	files []int // what is not yet handed on, closed at the end
+	files wire.Files // what is not yet handed on, closed at the end
 
 	decoder *plan.Decoder
 	plan    *plan.Plan // in the decoder's memory
-	inputs  []int
 	entry   *entry
 	procs   []*proc // those of the plan; the last runs it
 	gates   int     // gates passed
@@ -44,7 +39,7 @@ type start struct {
 	canceled bool         // guarded by mu
 }
 
-func newStart(s *session, seq uint32, m wire.Start, files []int) *start {
+func newStart(s *session, seq uint32, m wire.Start, files wire.Files) *start {
 	return &start{s: s, k: s.k, seq: seq, msg: m, files: files, answer: make(chan bool, 1)}
 }
 
@@ -74,7 +69,7 @@ func (st *start) decide(ok bool) {
 // run serves the request and answers it.
 func (st *start) run() {
 	defer func() {
-		wire.CloseAll(st.files)
+		st.files.Close()
 		if st.decoder != nil {
 			st.k.decoders.Put(st.decoder)
 		}
@@ -158,8 +153,7 @@ func (st *start) howDied() string {
 	return "with exit code " + strconv.Itoa(p.status.ExitStatus())
 }
 
-// parse checks the request and sorts its files: plan, inputs; the rest stays
-// in st.files until open.
+// parse checks the request and its files, which stay in st.files until open.
 func (st *start) parse() error {
 	m := &st.msg
 	if !wire.ValidID(m.ID) {
@@ -168,17 +162,14 @@ func (st *start) parse() error {
 	if m.Kind < wire.Sandbox || m.Kind > wire.Exec {
 		return fmt.Errorf("%w: %v", wire.ErrInvalid, m.Kind)
 	}
-	if !m.Log && (m.Stdout || m.Stderr) || m.Pause && !m.Hold || m.Log && m.Hold || m.Terminal && (m.Stderr || m.Stdout != m.Log) {
-		return fmt.Errorf("%w: flags", wire.ErrInvalid)
+	if m.Pause && !m.Hold {
+		return fmt.Errorf("%w: a process to pause, of a sandbox that is not held", wire.ErrInvalid)
+	}
+	if err := m.Check(st.files); err != nil {
+		return fmt.Errorf("%w: %w", wire.ErrInvalid, err)
 	}
 
-	b := st.belongings()
-	want := 1 + b.count()
-	if m.Inputs > uint64(len(st.files)) || int(m.Inputs)+want != len(st.files) {
-		return fmt.Errorf("%w: %d files", wire.ErrInvalid, len(st.files))
-	}
-
-	data, err := readMemfd(st.files[0])
+	data, err := readMemfd(st.files.FD(wire.Plan))
 	if err != nil {
 		return err
 	}
@@ -194,8 +185,6 @@ func (st *start) parse() error {
 	if m.Hold && lastGate(st.plan) < 0 {
 		return fmt.Errorf("%w: held sandbox without a gate", wire.ErrInvalid)
 	}
-
-	st.inputs = st.files[1 : 1+m.Inputs]
 	return nil
 }
 
@@ -241,7 +230,7 @@ func forks(p *plan.Plan) bool {
 // held for the clone alone, which waits for nothing: neither for the child, which
 // may be stopped by what its container does, nor for its cgroup.
 func (st *start) clone() error {
-	prepared, err := spawn.Prepare(st.plan, st.inputs, st.k.opt)
+	prepared, err := spawn.Prepare(st.plan, st.files.Of(wire.Input).Numbers(), st.k.opt)
 	if err != nil {
 		return err
 	}
@@ -443,25 +432,18 @@ func (st *start) open() error {
 	if m.Terminal && e.terminal < 0 {
 		return fmt.Errorf("%s: %w: no terminal was passed", st.plan.Name, wire.ErrInvalid)
 	}
-	wire.CloseAll(st.files[:1+m.Inputs])
-	b := st.belongings()
-	b.files, st.files = st.files[1+m.Inputs:], nil
-	if err := st.k.equip(e, b, st.procs[len(st.procs)-1].ended); err != nil {
+	st.files.TakeAll(wire.Plan, wire.Input).Close()
+	if err := st.k.equip(e, &st.files, m.MaxLine, st.procs[len(st.procs)-1].ended); err != nil {
 		return fmt.Errorf("%s: %w", st.plan.Name, err)
 	}
 	return nil
 }
 
-func (st *start) belongings() belongings {
-	m := &st.msg
-	return belongings{log: m.Log, stdout: m.Stdout, stderr: m.Stderr, maxLine: m.MaxLine, keep: m.Keep}
-}
-
 // commit makes the start known and answers it. The answer precedes the exit.
 func (st *start) commit() {
 	k, e := st.k, st.entry
-	m, fds := k.enter(e)
-	st.s.send(st.seq, m, fds)
+	m, files := k.enter(e)
+	st.s.send(st.seq, m, files)
 	e.watchMemory()
 	k.deposit(e)
 	if e.proc != nil {

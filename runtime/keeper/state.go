@@ -92,7 +92,7 @@ func (e *entry) saveLocked() savedEntry {
 		if o.ended || s.log < 0 {
 			continue
 		}
-		out := savedOutput{name: o.name, pipe: o.relay, spool: o.spoolFD, sinks: o.sinks}
+		out := savedOutput{name: o.roles.Name, pipe: o.relay, spool: o.spoolFD, sinks: o.sinks}
 		// It fails if the entry is being released; then nothing is left of it.
 		if out.pipe >= 0 || o.raw.Control(func(fd uintptr) { out.pipe = int(fd) }) == nil {
 			s.outputs = append(s.outputs, out)
@@ -277,7 +277,11 @@ func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
 	if s.log >= 0 {
 		var sources []source
 		for _, o := range s.outputs {
-			sources = append(sources, source{o.name, o.pipe, o.spool})
+			roles := wire.Streams()[0]
+			if o.name != roles.Name {
+				roles = wire.Streams()[1]
+			}
+			sources = append(sources, source{roles, o.pipe, o.spool})
 		}
 		if err := k.connect(e, sources, append(s.former, s.log), int(s.maxLine), ended); err != nil {
 			return err

@@ -300,8 +300,8 @@ func (k *keeper) roles(e *entry) (roles []role, err error) {
 
 	if e.log != nil {
 		for _, o := range e.outputs {
-			fds, derr := o.copies()
-			add(o.name, fds, derr)
+			files, derr := o.copies()
+			add(o.roles.Name, files.Numbers(), derr)
 		}
 		if fd, derr := e.log.Copy(); fd >= 0 || derr != nil {
 			add(roleLog, []int{fd}, derr)

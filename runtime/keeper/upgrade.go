@@ -40,13 +40,13 @@ var errBusy = errors.New("the keeper is busy")
 // memory alone: no start is under way, and the lock of each output is held, so
 // that what was read is in the spool. Processes that end meanwhile are reaped
 // by the new program.
-func (k *keeper) upgrade(s *session, files []int) error {
-	if len(files) != 1 {
-		wire.CloseAll(files)
-		return fmt.Errorf("upgrade: %w: %d files", wire.ErrInvalid, len(files))
+func (k *keeper) upgrade(s *session, m wire.Upgrade, files wire.Files) error {
+	if err := m.Check(files); err != nil {
+		files.Close()
+		return fmt.Errorf("upgrade: %w: %w", wire.ErrInvalid, err)
 	}
 
-	program := os.NewFile(uintptr(files[0]), "program")
+	program := os.NewFile(uintptr(files.Take(wire.Program)), "program")
 	defer program.Close()
 	if !sealed.Is(program) {
 		return fmt.Errorf("upgrade: %w: the program is not sealed", wire.ErrInvalid)

@@ -31,7 +31,7 @@ type Packet struct {
 	Seq uint32
 	Msg Message
 	// Files belong to the receiver. They are > 2 when 0, 1 and 2 are open.
-	Files []int
+	Files Files
 }
 
 // Conn is one end of a connection. Sends may be concurrent; only one
@@ -94,9 +94,12 @@ func (c *Conn) HungUp() bool {
 }
 
 // Send sends a message with copies of the descriptors in files.
-func (c *Conn) Send(seq uint32, m Message, files []int) error {
+func (c *Conn) Send(seq uint32, m Message, files Files) error {
 	var w pack.Writer
 	m.put(&w)
+	if len(files) > 0 && m.kind() != typeUpgrade {
+		files.PutRoles(&w)
+	}
 	if len(w.Bytes())+headerSize > maxPacket || len(files) > maxFiles {
 		return fmt.Errorf("send packet: %w: %d bytes, %d files", ErrProtocol, len(w.Bytes()), len(files))
 	}
@@ -107,25 +110,26 @@ func (c *Conn) Send(seq uint32, m Message, files []int) error {
 		return fmt.Errorf("send packet: %w", err)
 	}
 
-	for len(files) > maxRights {
-		if err := c.sendPacket(typeMore, seq, nil, files[:maxRights]); err != nil {
+	fds := files.Numbers()
+	for len(fds) > maxRights {
+		if err := c.sendPacket(typeMore, seq, nil, fds[:maxRights]); err != nil {
 			return err
 		}
-		files = files[maxRights:]
+		fds = fds[maxRights:]
 	}
 
-	return c.sendPacket(m.kind(), seq, w.Bytes(), files)
+	return c.sendPacket(m.kind(), seq, w.Bytes(), fds)
 }
 
-func (c *Conn) sendPacket(typ byte, seq uint32, payload []byte, files []int) error {
+func (c *Conn) sendPacket(typ byte, seq uint32, payload []byte, fds []int) error {
 	buf := make([]byte, headerSize, headerSize+len(payload))
 	buf[0] = typ
 	binary.LittleEndian.PutUint32(buf[1:], seq)
 	buf = append(buf, payload...)
 	var oob []byte
 
-	if len(files) > 0 {
-		oob = unix.UnixRights(files...)
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
 	}
 	var err error
 	werr := c.raw.Write(func(fd uintptr) bool {
@@ -154,22 +158,23 @@ func (c *Conn) Recv() (p Packet, err error) {
 		c.recvOOB = make([]byte, unix.CmsgSpace(4*maxRights))
 	}
 
+	var fds []int
 	defer func() {
 		if err != nil {
-			CloseAll(p.Files)
+			CloseAll(fds)
 			p = Packet{}
 		}
 	}()
 
 	for first := true; ; first = false {
-		b, fds, err := c.recvPacket()
-		p.Files = append(p.Files, fds...)
+		b, more, err := c.recvPacket()
+		fds = append(fds, more...)
 		if err != nil {
 			return p, err
 		}
 
-		if len(b) < headerSize || len(p.Files) > maxFiles {
-			return p, fmt.Errorf("receive packet: %w: %d bytes, %d files", ErrProtocol, len(b), len(p.Files))
+		if len(b) < headerSize || len(fds) > maxFiles {
+			return p, fmt.Errorf("receive packet: %w: %d bytes, %d files", ErrProtocol, len(b), len(fds))
 		}
 		seq := binary.LittleEndian.Uint32(b[1:])
 		if !first && seq != p.Seq {
@@ -180,7 +185,11 @@ func (c *Conn) Recv() (p Packet, err error) {
 		if b[0] == typeMore {
 			continue
 		}
-		p.Msg, err = decode(b[0], b[headerSize:])
+
+		p.Msg, p.Files, err = decode(b[0], b[headerSize:], len(fds))
+		for i := range p.Files {
+			p.Files[i].FD = fds[i]
+		}
 		return p, err
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Version is the version of the protocol.
-const Version = 3
+const Version = 4
 
 // Kind is what a held thing is.
 type Kind uint8
@@ -69,55 +69,37 @@ const (
 // maxText bounds the text of an error.
 const maxText = 8 << 10
 
-// MaxFormer bounds the files that a log may have gone to before.
-const MaxFormer = 16
-
-// maxNames bounds the descriptors that are kept under an ID.
-const maxNames = 64
-
-// Hello opens a connection in both directions.
+// Hello opens a connection in both directions. It never changes its form, nor
+// does [Fail], so that every version understands why another hangs up.
 type Hello struct{ Version uint64 }
 
 // Upgrade is sent in place of Hello, and on no account changes its form, so that
-// a keeper of any version can be replaced. Its file is a program in a sealed
-// memfd. If the connection ends without an answer the program runs.
+// a keeper of any version can be replaced: alone of all messages it does not
+// say the role of its file, which is always [Program]. If the connection ends
+// without an answer the program runs.
 type Upgrade struct{}
 
-// Start asks for a plan to be run. Its files are, in this order: the plan,
-// the plan's inputs, pipe and spool of stdout and of stderr, and the log as far
-// as they are there, and the kept descriptors.
+// Start asks for a plan to be run.
 type Start struct {
 	ID   string
 	Kind Kind
-	// Inputs is the number of the plan's inputs.
-	Inputs uint64
-	// Terminal says that the plan passes a terminal's master end.
+	// Terminal says that the plan passes a terminal's master end. The pipe of
+	// stdout is then the keeper's own, which the output passes through.
 	Terminal bool
 	// Hold keeps the namespaces of a sandbox; Pause its process too.
 	Hold, Pause bool
 	// Gate asks for Waiting and Proceed at the plan's first gate.
 	Gate bool
-	// Log, Stdout and Stderr say which of them follow. With a terminal the
-	// pipe of stdout is the keeper's own, which the output passes through.
-	Log, Stdout, Stderr bool
 	// MaxLine is where log lines are split, 0 for the default.
 	MaxLine int64
-	// Keep names the kept descriptors.
-	Keep []string
 }
 
-// Adopt hands over what another keeper held. Its files are, as far as they are
-// there: pidfd, terminal, namespaces, pipe and spool of stdout and of stderr,
-// former logs, log, kept descriptors.
+// Adopt hands over what another keeper held.
 type Adopt struct {
-	ID                  string
-	Kind                Kind
-	Started             Started
-	Log, Stdout, Stderr bool
-	// Former counts the files that the log may have gone to before.
-	Former  uint64
+	ID      string
+	Kind    Kind
+	Started Started
 	MaxLine int64
-	Keep    []string
 }
 
 // Proceed answers Waiting.
@@ -136,12 +118,8 @@ type Reopen struct{ ID string }
 // was too slow, before it closes it; others keep the mode they were made with.
 const OutputLost = 0
 
-// Attach copies a container's output to its files: stdout, stderr, as far as
-// they are there.
-type Attach struct {
-	ID             string
-	Stdout, Stderr bool
-}
+// Attach copies a container's output to the sinks of its streams.
+type Attach struct{ ID string }
 
 // CloseKept closes one kept descriptor.
 type CloseKept struct{ ID, Name string }
@@ -155,23 +133,17 @@ type Done struct{}
 // Waiting says that a child stands at its first gate.
 type Waiting struct{ Pid int64 }
 
-// Started says that a plan ran. Its files are the pidfd if there is a
-// process, the terminal if there is one, and the namespaces in order.
+// Started says that a plan ran.
 type Started struct {
-	Pid        int64
-	At         int64 // nanoseconds since 1970
-	Terminal   bool
-	Namespaces []string
+	Pid int64 // 0 without a process
+	At  int64 // nanoseconds since 1970
 }
 
-// Entry is one held thing. Its files are as those of Adopt. A process that has
-// ended has no pidfd, and no streams and log.
+// Entry is one held thing.
 type Entry struct {
-	ID                  string
-	Kind                Kind
-	Started             Started
-	Log, Stdout, Stderr bool
-	Keep                []string
+	ID      string
+	Kind    Kind
+	Started Started
 	// Dropped counts log lines that could not be written.
 	Dropped uint64
 	Exit    *Exited
@@ -213,6 +185,7 @@ func (m Proceed) put(w *pack.Writer) { w.Bool(m.OK) }
 func (Cancel) put(*pack.Writer)      {}
 func (List) put(*pack.Writer)        {}
 func (m Reopen) put(w *pack.Writer)  { w.String(m.ID) }
+func (m Attach) put(w *pack.Writer)  { w.String(m.ID) }
 func (m Forget) put(w *pack.Writer)  { w.String(m.ID) }
 func (Done) put(*pack.Writer)        {}
 func (Upgrade) put(*pack.Writer)     {}
@@ -223,70 +196,44 @@ func (m CloseKept) put(w *pack.Writer) {
 	w.String(m.Name)
 }
 
-func (m Attach) put(w *pack.Writer) {
-	w.String(m.ID)
-	w.Bool(m.Stdout)
-	w.Bool(m.Stderr)
-}
-
 func (m Start) put(w *pack.Writer) {
 	w.String(m.ID)
 	w.Uint(uint64(m.Kind))
-	w.Uint(m.Inputs)
-	for _, b := range []bool{m.Terminal, m.Hold, m.Pause, m.Gate, m.Log, m.Stdout, m.Stderr} {
+	for _, b := range []bool{m.Terminal, m.Hold, m.Pause, m.Gate} {
 		w.Bool(b)
 	}
 	w.Int(m.MaxLine)
-	w.Strings(m.Keep)
+}
+
+func takeStart(r *pack.Reader) Start {
+	return Start{
+		ID: r.String(), Kind: takeKind(r),
+		Terminal: r.Bool(), Hold: r.Bool(), Pause: r.Bool(), Gate: r.Bool(), MaxLine: r.Int(),
+	}
 }
 
 func (m Adopt) put(w *pack.Writer) {
 	w.String(m.ID)
 	w.Uint(uint64(m.Kind))
 	m.Started.put(w)
-	for _, b := range []bool{m.Log, m.Stdout, m.Stderr} {
-		w.Bool(b)
-	}
-	w.Uint(m.Former)
 	w.Int(m.MaxLine)
-	w.Strings(m.Keep)
 }
 
 func takeAdopt(r *pack.Reader) Adopt {
-	return Adopt{
-		ID: r.String(), Kind: takeKind(r), Started: takeStarted(r),
-		Log: r.Bool(), Stdout: r.Bool(), Stderr: r.Bool(), Former: r.Uint(), MaxLine: r.Int(), Keep: r.Strings(maxNames),
-	}
-}
-
-func takeStart(r *pack.Reader) Start {
-	return Start{
-		ID: r.String(), Kind: takeKind(r), Inputs: r.Uint(),
-		Terminal: r.Bool(), Hold: r.Bool(), Pause: r.Bool(), Gate: r.Bool(),
-		Log: r.Bool(), Stdout: r.Bool(), Stderr: r.Bool(),
-		MaxLine: r.Int(), Keep: r.Strings(maxNames),
-	}
+	return Adopt{ID: r.String(), Kind: takeKind(r), Started: takeStarted(r), MaxLine: r.Int()}
 }
 
 func (m Started) put(w *pack.Writer) {
 	w.Int(m.Pid)
 	w.Int(m.At)
-	w.Bool(m.Terminal)
-	w.Strings(m.Namespaces)
 }
 
-func takeStarted(r *pack.Reader) Started {
-	return Started{Pid: r.Int(), At: r.Int(), Terminal: r.Bool(), Namespaces: r.Strings(maxNames)}
-}
+func takeStarted(r *pack.Reader) Started { return Started{Pid: r.Int(), At: r.Int()} }
 
 func (m Entry) put(w *pack.Writer) {
 	w.String(m.ID)
 	w.Uint(uint64(m.Kind))
 	m.Started.put(w)
-	for _, b := range []bool{m.Log, m.Stdout, m.Stderr} {
-		w.Bool(b)
-	}
-	w.Strings(m.Keep)
 	w.Uint(m.Dropped)
 	w.Bool(m.Exit != nil)
 	if m.Exit != nil {
@@ -295,10 +242,7 @@ func (m Entry) put(w *pack.Writer) {
 }
 
 func takeEntry(r *pack.Reader) Entry {
-	e := Entry{
-		ID: r.String(), Kind: takeKind(r), Started: takeStarted(r),
-		Log: r.Bool(), Stdout: r.Bool(), Stderr: r.Bool(), Keep: r.Strings(maxNames), Dropped: r.Uint(),
-	}
+	e := Entry{ID: r.String(), Kind: takeKind(r), Started: takeStarted(r), Dropped: r.Uint()}
 	if r.Bool() {
 		x := takeExited(r)
 		e.Exit = &x
@@ -320,10 +264,10 @@ func takeExited(r *pack.Reader) Exited {
 
 func takeKind(r *pack.Reader) Kind { return Kind(min(r.Uint(), math.MaxUint8)) }
 
-// decode reads the message in a packet of the given type.
-func decode(typ byte, payload []byte) (Message, error) {
+// decode reads the message in a packet of the given type, and the roles of the
+// n files that came with it, whose descriptors are to be filled in.
+func decode(typ byte, payload []byte, n int) (m Message, files Files, err error) {
 	r := pack.NewReader(payload)
-	var m Message
 	switch typ {
 	case typeHello:
 		m = Hello{Version: r.Uint()}
@@ -340,7 +284,7 @@ func decode(typ byte, payload []byte) (Message, error) {
 	case typeReopen:
 		m = Reopen{ID: r.String()}
 	case typeAttach:
-		m = Attach{ID: r.String(), Stdout: r.Bool(), Stderr: r.Bool()}
+		m = Attach{ID: r.String()}
 	case typeCloseKept:
 		m = CloseKept{ID: r.String(), Name: r.String()}
 	case typeForget:
@@ -360,13 +304,29 @@ func decode(typ byte, payload []byte) (Message, error) {
 	case typeUpgrade:
 		m = Upgrade{}
 	default:
-		return nil, fmt.Errorf("%w: packet type %d", ErrProtocol, typ)
+		return nil, nil, fmt.Errorf("%w: packet type %d", ErrProtocol, typ)
 	}
 
-	if err := r.Done(); err != nil {
-		return nil, fmt.Errorf("%w: packet type %d: %w", ErrProtocol, typ, err)
+	switch {
+	case typ == typeUpgrade:
+		files = make(Files, n)
+		for i := range files {
+			files[i].Role = Program
+		}
+	case n > 0:
+		files, err = TakeRoles(r)
 	}
-	return m, nil
+
+	if err == nil {
+		err = r.Done()
+	}
+	if err == nil && len(files) != n {
+		err = fmt.Errorf("%d roles for %d files", len(files), n)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: packet type %d: %w", ErrProtocol, typ, err)
+	}
+	return m, files, nil
 }
 
 // Fail is an error. The sender makes it with [NewFail]; the receiver turns it

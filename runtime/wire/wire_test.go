@@ -18,21 +18,18 @@ import (
 
 func messages() []Message {
 	exit := Exited{ID: "web", Kind: Container, Pid: 77, Code: 137, Signal: 9, At: math.MaxInt64, OOMKills: 2}
-	started := Started{Pid: 5, At: -1, Terminal: true, Namespaces: []string{"net", "ipc"}}
+	started := Started{Pid: 5, At: -1}
 	return []Message{
 		Hello{Version: Version},
-		Start{
-			ID: "web", Kind: Sandbox, Inputs: 3, Terminal: true, Hold: true, Pause: true, Gate: true,
-			Log: true, Stdout: true, Stderr: true, MaxLine: -1, Keep: []string{"stdin", "x"},
-		},
-		Adopt{ID: "web", Kind: Container, Started: started, Log: true, Stdout: true, Stderr: true, MaxLine: 9, Keep: []string{"stdin"}},
+		Start{ID: "web", Kind: Sandbox, Terminal: true, Hold: true, Pause: true, Gate: true, MaxLine: -1},
+		Adopt{ID: "web", Kind: Container, Started: started, MaxLine: 9},
 		Proceed{OK: true}, Proceed{}, Cancel{}, List{},
-		Reopen{ID: "web"}, Attach{ID: "web", Stdout: true}, CloseKept{ID: "web", Name: "stdin"}, Forget{ID: "web"},
+		Reopen{ID: "web"}, Attach{ID: "web"}, CloseKept{ID: "web", Name: "stdin"}, Forget{ID: "web"},
 		Done{}, Waiting{Pid: 1},
 		Fail{Code: 3, Text: "oops"},
 		Fail{Text: "no", Step: &spawn.StepError{Plan: "p", Index: -1, Step: "clone", Err: unix.EAGAIN}},
 		started,
-		Entry{ID: "web", Kind: Exec, Started: started, Keep: []string{"stdin"}, Dropped: 9, Exit: &exit},
+		Entry{ID: "web", Kind: Exec, Started: started, Dropped: 9, Exit: &exit},
 		Entry{ID: "pod", Kind: Sandbox}, exit,
 	}
 }
@@ -41,22 +38,22 @@ func TestMessagesRoundTrip(t *testing.T) {
 	for _, m := range messages() {
 		var w pack.Writer
 		m.put(&w)
-		got, err := decode(m.kind(), w.Bytes())
+		got, _, err := decode(m.kind(), w.Bytes(), 0)
 		if err != nil || !reflect.DeepEqual(got, m) {
 			t.Errorf("%T: got %+v, want %+v, error %v", m, got, m, err)
 		}
 
 		for n := range w.Bytes() {
-			if _, err := decode(m.kind(), w.Bytes()[:n]); !errors.Is(err, ErrProtocol) {
+			if _, _, err := decode(m.kind(), w.Bytes()[:n], 0); !errors.Is(err, ErrProtocol) {
 				t.Errorf("%T cut to %d bytes: error %v", m, n, err)
 			}
 		}
 
-		if _, err := decode(m.kind(), append(w.Bytes(), 0)); !errors.Is(err, ErrProtocol) {
+		if _, _, err := decode(m.kind(), append(w.Bytes(), 0), 0); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%T with a byte too many: error %v", m, err)
 		}
 	}
-	if _, err := decode(99, nil); !errors.Is(err, ErrProtocol) {
+	if _, _, err := decode(99, nil, 0); !errors.Is(err, ErrProtocol) {
 		t.Errorf("unknown type: error %v", err)
 	}
 }
@@ -65,19 +62,27 @@ func FuzzDecode(f *testing.F) {
 	for _, m := range messages() {
 		var w pack.Writer
 		m.put(&w)
-		f.Add(m.kind(), w.Bytes())
+		f.Add(m.kind(), w.Bytes(), uint16(0))
+		Files{{Log, 3}, {Former, 4}, {Former, 5}, {Kept.Of("stdin"), 6}}.PutRoles(&w)
+		f.Add(m.kind(), w.Bytes(), uint16(4))
 	}
-	f.Fuzz(func(t *testing.T, typ byte, payload []byte) {
-		m, err := decode(typ, payload)
+	f.Fuzz(func(t *testing.T, typ byte, payload []byte, n uint16) {
+		m, files, err := decode(typ, payload, int(n))
 		if err != nil {
 			return
+		}
+		if len(files) != int(n) {
+			t.Fatalf("%d files are %v", n, files)
 		}
 
 		var w pack.Writer
 		m.put(&w)
-		again, err := decode(m.kind(), w.Bytes())
-		if err != nil || !reflect.DeepEqual(again, m) {
-			t.Fatalf("got %+v, want %+v, error %v", again, m, err)
+		if n > 0 && typ != typeUpgrade {
+			files.PutRoles(&w)
+		}
+		again, same, err := decode(m.kind(), w.Bytes(), int(n))
+		if err != nil || !reflect.DeepEqual(again, m) || !reflect.DeepEqual(same, files) {
+			t.Fatalf("got %+v with %v, want %+v with %v, error %v", again, same, m, files, err)
 		}
 	})
 }
@@ -128,13 +133,13 @@ func TestFilesTravel(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		fds := make([]int, n)
-		for i := range fds {
-			fds[i] = int(r.Fd())
+		var files Files
+		for i := range n {
+			files.Add([]Role{Log, Former}[i%2], int(r.Fd()))
 		}
 
 		sent := make(chan error, 1)
-		go func() { sent <- a.Send(7, Forget{ID: "web"}, fds) }()
+		go func() { sent <- a.Send(7, Forget{ID: "web"}, files) }()
 		p, err := b.Recv()
 		if err := errors.Join(err, <-sent); err != nil {
 			t.Fatal(err)
@@ -143,13 +148,14 @@ func TestFilesTravel(t *testing.T) {
 		if p.Seq != 7 || p.Msg != (Forget{ID: "web"}) || len(p.Files) != n {
 			t.Errorf("%d files: got %d, sequence %d, %+v", n, len(p.Files), p.Seq, p.Msg)
 		}
-		for _, fd := range p.Files {
-			if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 || fd <= 2 {
-				t.Fatalf("descriptor %d: flags %d, error %v", fd, flags, err)
+		for i, f := range p.Files {
+			flags, err := unix.FcntlInt(uintptr(f.FD), unix.F_GETFD, 0)
+			if err != nil || flags&unix.FD_CLOEXEC == 0 || f.FD <= 2 || f.Role != files[i].Role {
+				t.Fatalf("descriptor %v: flags %d, error %v", f, flags, err)
 			}
 		}
 
-		CloseAll(p.Files)
+		p.Files.Close()
 		r.Close()
 		w.Close()
 	}
@@ -172,6 +178,16 @@ func TestNonsenseLeaksNothing(t *testing.T) {
 		"unknown type": func(fd int, r []byte) error { return unix.Sendmsg(fd, []byte{99, 0, 0, 0, 0}, r, nil, 0) },
 		"bad payload":  func(fd int, r []byte) error { return unix.Sendmsg(fd, []byte{typeForget, 0, 0, 0, 0, 9}, r, nil, 0) },
 		"too long":     func(fd int, r []byte) error { return unix.Sendmsg(fd, make([]byte, maxPacket+1), r, nil, 0) },
+		"no roles":     func(fd int, r []byte) error { return unix.Sendmsg(fd, []byte{typeList, 0, 0, 0, 0}, r, nil, 0) },
+		"a role for two": func(fd int, r []byte) error {
+			return unix.Sendmsg(fd, []byte("\x05\x00\x00\x00\x00\x01\x01x\x01"), r, nil, 0)
+		},
+		"three for two": func(fd int, r []byte) error {
+			return unix.Sendmsg(fd, []byte("\x05\x00\x00\x00\x00\x01\x01x\x03"), r, nil, 0)
+		},
+		"2^64 - 1 roles": func(fd int, r []byte) error {
+			return unix.Sendmsg(fd, []byte("\x05\x00\x00\x00\x00\x01\x01x\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"), r, nil, 0)
+		},
 		"files without their message": func(fd int, r []byte) error {
 			if err := unix.Sendmsg(fd, []byte{typeMore, 1, 0, 0, 0}, r, nil, 0); err != nil {
 				return err
@@ -214,6 +230,64 @@ func TestNonsenseLeaksNothing(t *testing.T) {
 		}
 		unix.Close(pair[1])
 	}
+}
+
+// TestGreetingNeverChanges holds what peers of different versions say to each
+// other, as version 3 does.
+func TestGreetingNeverChanges(t *testing.T) {
+	for _, test := range []struct {
+		m      Message
+		packet string
+	}{
+		{Hello{Version: 3}, "\x01\x03"},
+		{Done{}, "\x0a"},
+		{NewFail(fmt.Errorf("%w: daemon has 4, keeper has 3", ErrVersion)), "\x0b\x01:protocol version not supported: daemon has 4, keeper has 3\x00"},
+	} {
+		var w pack.Writer
+		test.m.put(&w)
+		if got := string([]byte{test.m.kind()}) + string(w.Bytes()); got != test.packet {
+			t.Errorf("%T is %q, want %q", test.m, got, test.packet)
+		}
+	}
+}
+
+// TestUpgradeSaysNoRole replaces a keeper, and is one that is replaced, of a
+// version without roles.
+func TestUpgradeSaysNoRole(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[1])
+
+	c, err := NewConn(pair[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+
+	if err := c.Send(0, Upgrade{}, Files{{Program, 0}}); err != nil {
+		t.Fatal(err)
+	}
+	packet, oob := make([]byte, 64), make([]byte, 64)
+	n, oobn, _, _, err := unix.Recvmsg(pair[1], packet, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil || string(packet[:n]) != "\x11\x00\x00\x00\x00" {
+		t.Fatalf("sent %q, error %v", packet[:n], err)
+	}
+	fds, err := rights(oob[:oobn])
+	if err != nil || len(fds) != 1 {
+		t.Fatalf("sent files %v, error %v", fds, err)
+	}
+	defer CloseAll(fds)
+
+	if err := unix.Sendmsg(pair[1], packet[:n], unix.UnixRights(fds...), nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.Recv()
+	if m, ok := p.Msg.(Upgrade); err != nil || !ok || m.Check(p.Files) != nil {
+		t.Errorf("received %+v, error %v", p, err)
+	}
+	p.Files.Close()
 }
 
 func TestEnds(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -93,7 +92,7 @@ func (c *Client) receive() {
 		}
 
 		if x, ok := p.Msg.(wire.Exited); ok {
-			wire.CloseAll(p.Files)
+			p.Files.Close()
 			c.push(exitOf(x))
 			continue
 		}
@@ -102,16 +101,16 @@ func (c *Client) receive() {
 		k := c.calls[p.Seq]
 		c.mu.Unlock()
 		if k == nil {
-			wire.CloseAll(p.Files)
+			p.Files.Close()
 			continue
 		}
 
 		select {
 		case k.answers <- p:
 		case <-k.over:
-			wire.CloseAll(p.Files)
+			p.Files.Close()
 		case <-c.quit:
-			wire.CloseAll(p.Files)
+			p.Files.Close()
 		}
 	}
 	c.conn.Close()
@@ -227,7 +226,7 @@ func (k *call) end() {
 	close(k.over)
 }
 
-func (k *call) send(m wire.Message, files []int) error {
+func (k *call) send(m wire.Message, files wire.Files) error {
 	if err := k.c.conn.Send(k.seq, m, files); err != nil {
 		if errors.Is(err, wire.ErrProtocol) {
 			return err
@@ -242,7 +241,7 @@ func (k *call) next(ctx context.Context) (wire.Packet, error) {
 	select {
 	case p := <-k.answers:
 		if f, ok := p.Msg.(wire.Fail); ok {
-			wire.CloseAll(p.Files)
+			p.Files.Close()
 			return wire.Packet{}, f
 		}
 		return p, nil
@@ -254,10 +253,9 @@ func (k *call) next(ctx context.Context) (wire.Packet, error) {
 }
 
 // simple sends a request that is answered by Done.
-func (c *Client) simple(ctx context.Context, m wire.Message, files ...*os.File) error {
-	numbers, err := numbersOf(files)
-	if err != nil {
-		return err
+func (c *Client) simple(ctx context.Context, m wire.Message, out outgoing) error {
+	if out.err != nil {
+		return out.err
 	}
 
 	k, err := c.begin()
@@ -266,20 +264,22 @@ func (c *Client) simple(ctx context.Context, m wire.Message, files ...*os.File) 
 	}
 	defer k.end()
 
-	err = k.send(m, numbers)
-	runtime.KeepAlive(files)
+	err = k.send(m, out.files)
+	out.close()
 	if err != nil {
 		return err
 	}
 
 	p, err := k.next(ctx)
-	wire.CloseAll(p.Files)
+	p.Files.Close()
 	return err
 }
 
 // ReopenLog makes a container's log go on in out.
 func (c *Client) ReopenLog(ctx context.Context, id string, out *os.File) error {
-	if err := c.simple(ctx, wire.Reopen{ID: id}, out); err != nil {
+	var files outgoing
+	files.add(wire.Log, out)
+	if err := c.simple(ctx, wire.Reopen{ID: id}, files); err != nil {
 		return fmt.Errorf("reopen log of %s: %w", id, err)
 	}
 	return nil
@@ -300,13 +300,13 @@ func OutputLost(r *os.File) bool {
 // output ends, or that of a reader that is too slow, which [OutputLost] tells.
 // The caller should close its own copies, which the keeper makes nonblocking.
 func (c *Client) Attach(ctx context.Context, id string, stdout, stderr *os.File) error {
-	var files []*os.File
-	for _, f := range []*os.File{stdout, stderr} {
+	var files outgoing
+	for i, f := range []*os.File{stdout, stderr} {
 		if f != nil {
-			files = append(files, f)
+			files.add(wire.Streams()[i].Sinks, f)
 		}
 	}
-	if err := c.simple(ctx, wire.Attach{ID: id, Stdout: stdout != nil, Stderr: stderr != nil}, files...); err != nil {
+	if err := c.simple(ctx, wire.Attach{ID: id}, files); err != nil {
 		return fmt.Errorf("attach to %s: %w", id, err)
 	}
 	return nil
@@ -314,7 +314,7 @@ func (c *Client) Attach(ctx context.Context, id string, stdout, stderr *os.File)
 
 // CloseKept closes the keeper's copy of a kept descriptor.
 func (c *Client) CloseKept(ctx context.Context, id, name string) error {
-	if err := c.simple(ctx, wire.CloseKept{ID: id, Name: name}); err != nil {
+	if err := c.simple(ctx, wire.CloseKept{ID: id, Name: name}, outgoing{}); err != nil {
 		return fmt.Errorf("close %s of %s: %w", name, id, err)
 	}
 	return nil
@@ -323,7 +323,7 @@ func (c *Client) CloseKept(ctx context.Context, id, name string) error {
 // Forget drops the descriptors and the exit record of id. It is [ErrRunning]
 // while its process lives; an unknown id is fine.
 func (c *Client) Forget(ctx context.Context, id string) error {
-	if err := c.simple(ctx, wire.Forget{ID: id}); err != nil {
+	if err := c.simple(ctx, wire.Forget{ID: id}, outgoing{}); err != nil {
 		return fmt.Errorf("forget %s: %w", id, err)
 	}
 	return nil
@@ -334,11 +334,8 @@ func (c *Client) Forget(ctx context.Context, id string) error {
 // of a process that is not the keeper's child is 255 where the kernel does not
 // tell it.
 func (c *Client) Adopt(ctx context.Context, a Adoption) error {
-	m, files, err := a.message()
-	if err == nil {
-		err = c.simple(ctx, m, files...)
-	}
-	if err != nil {
+	m, files := a.message()
+	if err := c.simple(ctx, m, files); err != nil {
 		return fmt.Errorf("adopt %s: %w", a.ID, err)
 	}
 	return nil
@@ -378,7 +375,7 @@ func (c *Client) List(ctx context.Context) (list []Entry, err error) {
 			}
 			list = append(list, e)
 		default:
-			wire.CloseAll(p.Files)
+			p.Files.Close()
 			return list, nil
 		}
 	}
@@ -387,21 +384,20 @@ func (c *Client) List(ctx context.Context) (list []Entry, err error) {
 // Start runs a plan. When ctx ends the start is called off, and Start returns
 // once it is known whether the plan ran; if it had, Start succeeds.
 func (c *Client) Start(ctx context.Context, r Request) (*Started, error) {
-	m, files, err := r.message()
+	m, out, err := r.message()
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", r.ID, err)
 	}
 
 	k, err := c.begin()
 	if err != nil {
-		wire.CloseAll(files[:1])
+		out.close()
 		return nil, fmt.Errorf("start %s: %w", r.ID, err)
 	}
 	defer k.end()
 
-	err = k.send(m, files)
-	wire.CloseAll(files[:1])
-	r.keepAlive()
+	err = k.send(m, out.files)
+	out.close()
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", r.ID, err)
 	}
@@ -426,9 +422,9 @@ func (c *Client) await(ctx context.Context, k *call, r *Request) (*Started, erro
 
 		switch m := p.Msg.(type) {
 		case wire.Started:
-			return startedOf(m, p.Files)
+			return startedOf(r, m, p.Files)
 		case wire.Waiting:
-			wire.CloseAll(p.Files)
+			p.Files.Close()
 			if r.Gate == nil {
 				return nil, fmt.Errorf("start %s: %w: waits at a gate that it was not asked for", r.ID, wire.ErrProtocol)
 			}
@@ -440,7 +436,7 @@ func (c *Client) await(ctx context.Context, k *call, r *Request) (*Started, erro
 				return nil, fmt.Errorf("start %s: %w", r.ID, err)
 			}
 		default:
-			wire.CloseAll(p.Files)
+			p.Files.Close()
 			return nil, fmt.Errorf("start %s: %w: unexpected %T", r.ID, wire.ErrProtocol, m)
 		}
 	}
@@ -463,111 +459,38 @@ func exitOf(x wire.Exited) Exit {
 	}
 }
 
-// takeFile takes the first of fds as a file.
-func takeFile(fds *[]int, name string) *os.File {
-	if len(*fds) == 0 {
-		return nil
+// startedOf reads the answer to a request.
+func startedOf(r *Request, m wire.Started, files wire.Files) (*Started, error) {
+	err := m.Check(files)
+	if err == nil && r.Terminal && !files.Has(wire.Terminal) {
+		err = errors.New("no terminal")
 	}
-	f := os.NewFile(uintptr((*fds)[0]), name)
-	*fds = (*fds)[1:]
-	return f
-}
+	if err != nil {
+		files.Close()
+		return nil, fmt.Errorf("start %s: read answer: %w: %w", r.ID, wire.ErrProtocol, err)
+	}
 
-func startedOf(m wire.Started, fds []int) (*Started, error) {
-	want := count(m.Pid != 0, m.Terminal) + len(m.Namespaces)
-	if err := checkFiles(want, fds, m.Namespaces); err != nil {
-		return nil, fmt.Errorf("read answer: %w", err)
-	}
-	s, _ := takeStarted(m, m.Pid != 0, fds)
+	s := takeStarted(m, &files)
 	return &s, nil
 }
 
-// checkFiles makes sure that each file an answer speaks of has come, and no
-// other, and that names tell them apart. Otherwise it closes them.
-func checkFiles(want int, fds []int, names ...[]string) error {
-	if len(fds) != want {
-		wire.CloseAll(fds)
-		return fmt.Errorf("%w: %d files, %d were announced", wire.ErrProtocol, len(fds), want)
+func takeStarted(m wire.Started, files *wire.Files) Started {
+	return Started{
+		Pid: int(m.Pid), StartedAt: time.Unix(0, m.At),
+		PidFD: takeFile(files, wire.PidFD), Terminal: takeFile(files, wire.Terminal), Namespaces: takeFamily(files, wire.Namespace),
 	}
-
-	for _, list := range names {
-		seen := map[string]bool{}
-		for _, name := range list {
-			if seen[name] {
-				wire.CloseAll(fds)
-				return fmt.Errorf("%w: two files have the name %q", wire.ErrProtocol, name)
-			}
-			seen[name] = true
-		}
-	}
-
-	return nil
 }
 
-// count tells how many are true.
-func count(list ...bool) (n int) {
-	for _, b := range list {
-		if b {
-			n++
-		}
-	}
-	return n
-}
-
-func takeStarted(m wire.Started, pidfd bool, fds []int) (Started, []int) {
-	s := Started{Pid: int(m.Pid), StartedAt: time.Unix(0, m.At)}
-	if pidfd {
-		s.PidFD = takeFile(&fds, "pidfd")
+func entryOf(m wire.Entry, files wire.Files) (Entry, error) {
+	if err := m.Check(files); err != nil {
+		files.Close()
+		return Entry{}, fmt.Errorf("read entry: %w: %w", wire.ErrProtocol, err)
 	}
 
-	if m.Terminal {
-		s.Terminal = takeFile(&fds, "terminal")
+	e := Entry{
+		ID: m.ID, Kind: m.Kind, Dropped: m.Dropped,
+		Started: takeStarted(m.Started, &files), Log: takeLog(&files), Kept: takeFamily(&files, wire.Kept),
 	}
-	if len(m.Namespaces) > 0 {
-		s.Namespaces = make(map[string]*os.File, len(m.Namespaces))
-	}
-
-	for _, name := range m.Namespaces {
-		if f := takeFile(&fds, name); f != nil {
-			s.Namespaces[name] = f
-		}
-	}
-
-	return s, fds
-}
-
-func entryOf(m wire.Entry, fds []int) (Entry, error) {
-	pidfd := m.Started.Pid != 0 && m.Exit == nil
-	want := count(pidfd, m.Started.Terminal) + len(m.Started.Namespaces) + len(m.Keep)
-	if m.Log {
-		want += 2*count(m.Stdout, m.Stderr) + 1
-	}
-
-	if err := checkFiles(want, fds, m.Started.Namespaces, m.Keep); err != nil {
-		return Entry{}, fmt.Errorf("read entry: %w", err)
-	}
-	s, rest := takeStarted(m.Started, pidfd, fds)
-	e := Entry{ID: m.ID, Kind: m.Kind, Started: s, Dropped: m.Dropped, Kept: make(map[string]*os.File, len(m.Keep))}
-
-	if m.Log {
-		e.Log = &LogConfig{}
-		for _, st := range []struct {
-			there bool
-			to    **Stream
-		}{{m.Stdout, &e.Log.Stdout}, {m.Stderr, &e.Log.Stderr}} {
-			if st.there {
-				*st.to = &Stream{Pipe: takeFile(&rest, "pipe"), Spool: takeFile(&rest, "spool")}
-			}
-		}
-		e.Log.Out = takeFile(&rest, "log")
-	}
-
-	for _, name := range m.Keep {
-		if f := takeFile(&rest, name); f != nil {
-			e.Kept[name] = f
-		}
-	}
-
 	if m.Exit != nil {
 		x := exitOf(*m.Exit)
 		e.Exit = &x

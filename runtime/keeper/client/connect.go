@@ -203,7 +203,7 @@ func hello(conn *wire.Conn) error {
 		return err
 	}
 
-	wire.CloseAll(p.Files)
+	p.Files.Close()
 	switch m := p.Msg.(type) {
 	case wire.Hello:
 		if m.Version != wire.Version {

@@ -120,12 +120,21 @@ func openFiles(t *testing.T) int {
 // TestAnswersDoNotFit has a keeper speak of files that it does not send, and of
 // what it was not asked for.
 func TestAnswersDoNotFit(t *testing.T) {
-	for name, answer := range map[string]wire.Message{
-		"gate":        wire.Waiting{Pid: 1},
-		"no pidfd":    wire.Started{Pid: 1},
-		"no terminal": wire.Started{Terminal: true},
-		"two names":   wire.Started{Namespaces: []string{"net", "net"}},
+	net := wire.Namespace.Of("net")
+	for name, answer := range map[string]struct {
+		m     wire.Message
+		files wire.Files
+	}{
+		"gate":            {wire.Waiting{Pid: 1}, nil},
+		"no pidfd":        {wire.Started{Pid: 1}, wire.Files{{Role: wire.Terminal, FD: 0}}},
+		"no process":      {wire.Started{}, wire.Files{{Role: wire.PidFD, FD: 0}, {Role: wire.Terminal, FD: 1}}},
+		"no terminal":     {wire.Started{}, nil},
+		"two names":       {wire.Started{}, wire.Files{{Role: wire.Terminal, FD: 0}, {Role: net, FD: 0}, {Role: net, FD: 1}}},
+		"not asked for":   {wire.Started{}, wire.Files{{Role: wire.Terminal, FD: 0}, {Role: wire.Log, FD: 1}}},
+		"of no known use": {wire.Started{}, wire.Files{{Role: wire.Terminal, FD: 0}, {Role: "colour", FD: 1}}},
 	} {
+		before := openFiles(t)
+
 		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -141,25 +150,23 @@ func TestAnswersDoNotFit(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		var files []int
-		if name == "two names" {
-			files = []int{0, 1}
-		}
-
 		c := newClient(ours, nil)
 		answered := make(chan error, 1)
 		go func() {
 			p, err := keeper.Recv()
-			wire.CloseAll(p.Files)
-			answered <- errors.Join(err, keeper.Send(p.Seq, answer, files))
+			p.Files.Close()
+			answered <- errors.Join(err, keeper.Send(p.Seq, answer.m, answer.files))
 		}()
 
-		_, err = c.Start(testContext(t), Request{ID: "web", Kind: Exec, Plan: &plan.Plan{Name: "web"}})
+		_, err = c.Start(testContext(t), Request{ID: "web", Kind: Exec, Plan: &plan.Plan{Name: "web"}, Terminal: true})
 		if !errors.Is(err, wire.ErrProtocol) {
 			t.Errorf("%s: error %v, want %v", name, err, wire.ErrProtocol)
 		}
 		if err := errors.Join(<-answered, keeper.Close(), c.Close()); err != nil {
 			t.Error(err)
+		}
+		if after := openFiles(t); after > before {
+			t.Errorf("%s: %d descriptors are open, %d were", name, after, before)
 		}
 	}
 }

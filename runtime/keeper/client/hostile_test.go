@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -141,6 +142,13 @@ func TestBadStarts(t *testing.T) {
 	}
 	defer unix.Close(junk)
 
+	p.input("program")
+	wanting, err := sealedFile("plan", p.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(wanting)
+
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
@@ -154,21 +162,39 @@ func TestBadStarts(t *testing.T) {
 		return m
 	}
 
+	plan := wire.Files{{Role: wire.Plan, FD: good}}
+	and := func(roles ...wire.Role) (files wire.Files) {
+		files = plan[:1:1]
+		for _, r := range roles {
+			files.Add(r, fds[0])
+		}
+		return files
+	}
+	stdout := wire.Streams()[0]
+
+	before := keeperFDs(t, c)
 	for name, r := range map[string]struct {
 		m     wire.Start
-		files []int
+		files wire.Files
 	}{
-		"no plan":           {start, nil},
-		"plan is a pipe":    {start, []int{fds[0]}},
-		"plan is junk":      {start, []int{junk}},
-		"a file too many":   {start, []int{good, fds[0]}},
-		"inputs overflow":   {with(func(m *wire.Start) { m.Inputs = 1<<64 - 1 }), []int{good}},
-		"inputs missing":    {with(func(m *wire.Start) { m.Inputs = 7 }), []int{good}},
-		"inputs unexpected": {with(func(m *wire.Start) { m.Inputs = 1 }), []int{good, fds[0]}},
-		"keep missing":      {with(func(m *wire.Start) { m.Keep = []string{"stdin"} }), []int{good}},
-		"stdout unlogged":   {with(func(m *wire.Start) { m.Stdout = true }), []int{good, fds[0]}},
-		"id is a path":      {with(func(m *wire.Start) { m.ID = "../web" }), []int{good}},
-		"no kind":           {with(func(m *wire.Start) { m.Kind = 0 }), []int{good}},
+		"no plan":             {start, nil},
+		"plan is a pipe":      {start, wire.Files{{Role: wire.Plan, FD: fds[0]}}},
+		"plan is junk":        {start, wire.Files{{Role: wire.Plan, FD: junk}}},
+		"two plans":           {start, and(wire.Plan)},
+		"a file of no use":    {start, and("colour")},
+		"a file not expected": {start, and(wire.PidFD)},
+		"inputs unexpected":   {start, and(wire.Input)},
+		"inputs missing":      {start, wire.Files{{Role: wire.Plan, FD: wanting}}},
+		"keep without a name": {start, and(wire.Kept)},
+		"kept twice":          {start, and(wire.Kept.Of("stdin"), wire.Kept.Of("stdin"))},
+		"stdout unlogged":     {start, and(stdout.Pipe, stdout.Spool)},
+		"stdout unspooled":    {start, and(stdout.Pipe, wire.Log)},
+		"former log":          {start, and(wire.Former, wire.Log)},
+		"a held one's log":    {with(func(m *wire.Start) { m.Hold = true }), and(wire.Log)},
+		"pause without hold":  {with(func(m *wire.Start) { m.Pause = true }), plan},
+		"terminal's stderr":   {with(func(m *wire.Start) { m.Terminal = true }), and(wire.Streams()[1].Pipe)},
+		"id is a path":        {with(func(m *wire.Start) { m.ID = "../web" }), plan},
+		"no kind":             {with(func(m *wire.Start) { m.Kind = 0 }), plan},
 	} {
 		if err := conn.Send(5, r.m, r.files); err != nil {
 			t.Fatal(err)
@@ -180,7 +206,7 @@ func TestBadStarts(t *testing.T) {
 
 		if f, ok := answer.Msg.(wire.Fail); !ok {
 			t.Errorf("%s: answer %+v", name, answer.Msg)
-		} else if name != "inputs unexpected" && !errors.Is(f, wire.ErrInvalid) {
+		} else if !strings.HasPrefix(name, "inputs ") && !errors.Is(f, wire.ErrInvalid) {
 			t.Errorf("%s: error %v", name, f)
 		}
 	}
@@ -188,6 +214,7 @@ func TestBadStarts(t *testing.T) {
 	if list := listAll(t, c); len(list) != 0 {
 		t.Errorf("left %+v", list)
 	}
+	eventually(t, "descriptors are closed", func() bool { return keeperFDs(t, c) <= before })
 }
 
 // TestDaemonDiesAtGate has the daemon go while a child waits for its word.

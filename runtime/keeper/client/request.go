@@ -3,7 +3,6 @@ package client
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -198,90 +197,50 @@ type Adoption struct {
 	Keep []Named
 }
 
-func (a *Adoption) message() (m wire.Adopt, files []*os.File, err error) {
-	m = wire.Adopt{ID: a.ID, Kind: a.Kind, Started: wire.Started{
-		Pid: int64(a.Pid), At: a.StartedAt.UnixNano(), Terminal: a.Terminal != nil,
-	}}
-	if (a.Pid != 0) != (a.PidFD != nil) {
-		return m, nil, fmt.Errorf("%w: pid %d and its descriptor", ErrInvalid, a.Pid)
-	}
+func (a *Adoption) message() (m wire.Adopt, out outgoing) {
+	m = wire.Adopt{ID: a.ID, Kind: a.Kind, Started: wire.Started{Pid: int64(a.Pid), At: a.StartedAt.UnixNano()}}
 	if a.PidFD != nil {
-		files = append(files, a.PidFD)
+		out.add(wire.PidFD, a.PidFD)
 	}
 	if a.Terminal != nil {
-		files = append(files, a.Terminal)
+		out.add(wire.Terminal, a.Terminal)
 	}
-
 	for name, f := range a.Namespaces {
-		m.Started.Namespaces = append(m.Started.Namespaces, name)
-		files = append(files, f)
+		out.add(wire.Namespace.Of(name), f)
 	}
 
-	if l := a.Log; l != nil {
-		m.Log, m.Stdout, m.Stderr, m.MaxLine = true, l.Stdout != nil, l.Stderr != nil, int64(l.MaxLine)
-		m.Former = uint64(len(l.Former))
-		files = append(files, l.files()...)
-	}
-
-	for _, k := range a.Keep {
-		m.Keep = append(m.Keep, k.Name)
-		files = append(files, k.File)
-	}
-	return m, files, nil
+	m.MaxLine = out.addLog(a.Log)
+	out.addKept(a.Keep)
+	return m, out
 }
 
-// files returns the files of a log in the order of the protocol.
-func (l *LogConfig) files() (list []*os.File) {
-	for _, s := range []*Stream{l.Stdout, l.Stderr} {
-		if s != nil {
-			list = append(list, s.Pipe, s.Spool)
-		}
-	}
-	return append(append(list, l.Former...), l.Out)
-}
-
-// message turns the request into its message and files. The plan's memfd,
-// the first file, is the caller's to close; all others stay their owners'.
-func (r *Request) message() (m wire.Start, files []int, err error) {
+// message turns the request into its message and files.
+func (r *Request) message() (m wire.Start, out outgoing, err error) {
 	if r.Plan == nil {
-		return m, nil, fmt.Errorf("%w: no plan", ErrInvalid)
+		return m, out, fmt.Errorf("%w: no plan", ErrInvalid)
 	}
 	if len(r.Files) != len(r.Plan.Inputs) {
-		return m, nil, fmt.Errorf("%w: %d files for %d inputs", ErrInvalid, len(r.Files), len(r.Plan.Inputs))
+		return m, out, fmt.Errorf("%w: %d files for %d inputs", ErrInvalid, len(r.Files), len(r.Plan.Inputs))
 	}
 
 	m = wire.Start{
-		ID: r.ID, Kind: r.Kind, Inputs: uint64(len(r.Files)),
+		ID: r.ID, Kind: r.Kind,
 		Terminal: r.Terminal, Hold: r.Hold, Pause: r.Pause, Gate: r.Gate != nil,
 	}
-
-	handles := append([]*os.File(nil), r.Files...)
-	if l := r.Log; l != nil {
-		if l.Out == nil || len(l.Former) > 0 {
-			return m, nil, fmt.Errorf("%w: no log file, or too many", ErrInvalid)
-		}
-		m.Log, m.Stdout, m.Stderr, m.MaxLine = true, l.Stdout != nil, l.Stderr != nil, int64(l.MaxLine)
-		handles = append(handles, l.files()...)
-	}
-
-	for _, k := range r.Keep {
-		m.Keep = append(m.Keep, k.Name)
-		handles = append(handles, k.File)
-	}
-
 	if m.Gate && !hasGate(r.Plan) {
-		return m, nil, fmt.Errorf("%s: %w", r.Plan.Name, ErrNoGate)
-	}
-	numbers, err := numbersOf(handles)
-	if err != nil {
-		return m, nil, err
+		return m, out, fmt.Errorf("%s: %w", r.Plan.Name, ErrNoGate)
 	}
 
-	fd, err := sealedFile("plan", r.Plan.Encode())
-	if err != nil {
-		return m, nil, err
+	for _, f := range r.Files {
+		out.add(wire.Input, f)
 	}
-	return m, append([]int{fd}, numbers...), nil
+	m.MaxLine = out.addLog(r.Log)
+	out.addKept(r.Keep)
+	if out.err != nil {
+		return m, out, out.err
+	}
+
+	return m, out, out.addPlan(r.Plan)
 }
 
 func hasGate(p *plan.Plan) bool {
@@ -293,29 +252,6 @@ func hasGate(p *plan.Plan) bool {
 		}
 	}
 	return false
-}
-
-func numbersOf(files []*os.File) ([]int, error) {
-	numbers := make([]int, 0, len(files))
-	for i, f := range files {
-		if f == nil {
-			return nil, fmt.Errorf("%w: file %d is nil", ErrInvalid, i)
-		}
-		n, err := wire.Number(f)
-		if err != nil {
-			return nil, err
-		}
-		numbers = append(numbers, n)
-	}
-	return numbers, nil
-}
-
-// keepAlive keeps the files of r from being closed by their finalizers while
-// their numbers are in use.
-func (r *Request) keepAlive() {
-	runtime.KeepAlive(r.Files)
-	runtime.KeepAlive(r.Log)
-	runtime.KeepAlive(r.Keep)
 }
 
 // sealedFile returns a descriptor of an unchangeable memory file with the given content.

@@ -51,7 +51,7 @@ func upgrade(ctx context.Context, dir *os.File, binary string) (replaced bool, e
 		return false, err
 	}
 
-	if err := conn.Send(0, wire.Upgrade{}, []int{int(image.Fd())}); err != nil {
+	if err := conn.Send(0, wire.Upgrade{}, wire.Files{{Role: wire.Program, FD: int(image.Fd())}}); err != nil {
 		return false, err
 	}
 	p, err := conn.Recv()
@@ -64,7 +64,7 @@ func upgrade(ctx context.Context, dir *os.File, binary string) (replaced bool, e
 		return false, err
 	}
 
-	wire.CloseAll(p.Files)
+	p.Files.Close()
 	if f, ok := p.Msg.(wire.Fail); ok {
 		return false, f
 	}
