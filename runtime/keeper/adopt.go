@@ -34,13 +34,8 @@ func (k *keeper) adopt(m wire.Adopt, files wire.Files) error {
 	ended := make(chan struct{})
 	if m.Started.Pid != 0 {
 		e.adopted = true
-		e.proc = &proc{pid: int(m.Started.Pid), pidfd: files.Take(wire.PidFD), ended: ended}
+		e.proc = &proc{pid: int(m.Started.Pid), pidfd: files.FD(wire.PidFD), ended: ended}
 		e.watchMemory()
-	}
-
-	e.terminal = files.Take(wire.Terminal)
-	for _, f := range files.TakeAll(wire.Namespace) {
-		e.namespaces = append(e.namespaces, named{f.Role.Name(wire.Namespace), f.FD})
 	}
 
 	e.at = time.Unix(0, m.Started.At)
@@ -65,15 +60,15 @@ func (k *keeper) adopt(m wire.Adopt, files wire.Files) error {
 
 // pollable returns a copy of a pidfd whose end can be awaited without a thread.
 func pollable(pidfd int) (*os.File, error) {
-	copies, err := duplicate([]int{pidfd})
+	copies, err := wire.Files{{Role: wire.PidFD, FD: pidfd}}.Copy()
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.SetNonblock(copies[0], true); err != nil {
-		wire.CloseAll(copies)
+	if err := unix.SetNonblock(copies[0].FD, true); err != nil {
+		copies.Close()
 		return nil, fmt.Errorf("use pidfd: %w", err)
 	}
-	return os.NewFile(uintptr(copies[0]), "pidfd"), nil
+	return os.NewFile(uintptr(copies[0].FD), "pidfd"), nil
 }
 
 // await reports the end of an adopted process.

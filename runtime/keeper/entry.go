@@ -15,29 +15,23 @@ import (
 	"crisp/runtime/wire"
 )
 
-// named is a descriptor with a name.
-type named struct {
-	name string
-	fd   int
-}
-
 // entry is something that the keeper holds under an ID. Its fields are
 // guarded by keeper.mu, but for those that never change once it has started.
 type entry struct {
-	id         string
-	kind       wire.Kind
-	started    bool // false while its plan runs
-	adopted    bool // its process is not a child
-	at         time.Time
-	proc       *proc // nil for a sandbox without a process
-	terminal   int   // -1 without one
-	namespaces []named
-	kept       []named
-	log        *crilog.Log
-	outputs    []*output
-	exit       *wire.Exited
-	events     string  // see watchMemory
-	stored     *stored // guarded by keeper.storeMu; nil if nothing is
+	id      string
+	kind    wire.Kind
+	started bool // false while its plan runs
+	adopted bool // its process is not a child
+	at      time.Time
+	proc    *proc // nil for a sandbox without a process
+	// held is what stays from the start on: the pidfd, to the end of the process,
+	// the terminal, namespaces, and kept descriptors.
+	held    wire.Files
+	log     *crilog.Log
+	outputs []*output
+	exit    *wire.Exited
+	events  string  // see watchMemory
+	stored  *stored // guarded by keeper.storeMu; nil if nothing is
 }
 
 // reserve puts an entry in the table whose plan is about to run.
@@ -47,7 +41,7 @@ func (k *keeper) reserve(id string, kind wire.Kind) (*entry, error) {
 	if k.entries[id] != nil {
 		return nil, fmt.Errorf("%s: %w", id, wire.ErrExists)
 	}
-	e := &entry{id: id, kind: kind, terminal: -1}
+	e := &entry{id: id, kind: kind}
 	k.entries[id] = e
 	return e, nil
 }
@@ -65,77 +59,56 @@ func (k *keeper) lookupLocked(id string) (*entry, error) {
 // ended without everybody knowing.
 func (e *entry) busyLocked() bool { return !e.started || e.proc != nil && e.exit == nil }
 
-// source is a stream of output as it comes from a daemon: a pipe and the
-// spool for what is on its way from there to the log.
-type source struct {
-	roles     wire.Stream
-	fd, spool int
-}
-
-// equip takes the descriptors of an entry out of files and makes its outputs,
-// which stand still until enter. ended is closed when the process has ended.
+// equip takes over the descriptors of an entry and makes its outputs, which
+// stand still until enter. What it leaves in files after an error is the
+// caller's to close. ended is closed when the process has ended.
 func (k *keeper) equip(e *entry, files *wire.Files, maxLine int64, ended chan struct{}) error {
-	for _, f := range files.TakeAll(wire.Kept) {
-		e.kept = append(e.kept, named{f.Role.Name(wire.Kept), f.FD})
-	}
-
-	var sources []source
+	roles := []wire.Role{wire.Former, wire.Log}
 	for _, s := range wire.Streams() {
-		if files.Has(s.Pipe) {
-			sources = append(sources, source{s, files.Take(s.Pipe), files.Take(s.Spool)})
-		}
+		roles = append(roles, s.Pipe, s.Spool, s.Sinks)
 	}
+	log := files.TakeAll(roles...)
+	e.held = append(e.held, *files...)
+	*files = log
 
-	logs := append(files.TakeAll(wire.Former), files.TakeAll(wire.Log)...).Numbers()
-	if len(logs) == 0 {
+	if !files.Has(wire.Log) {
 		return nil
 	}
-	return k.connect(e, sources, logs, int(maxLine), ended)
+	return k.connect(e, files, int(maxLine), ended)
 }
 
-// connect makes the outputs of an entry, which go to the last of the logs. An
-// earlier keeper may have written to any of them.
-func (k *keeper) connect(e *entry, sources []source, logs []int, maxLine int, ended chan struct{}) error {
-	last := len(logs) - 1
-	var spools []int
-	for _, src := range sources {
-		spools = append(spools, src.spool)
+// connect makes the outputs of an entry. An earlier keeper may have written to
+// any of the logs.
+func (k *keeper) connect(e *entry, files *wire.Files, maxLine int, ended chan struct{}) error {
+	var spools wire.Files
+	for _, s := range wire.Streams() {
+		spools = append(spools, files.Of(s.Spool)...)
 	}
-
-	err := spool.Settle(spools, logs)
-	wire.CloseAll(logs[:last])
-	var streams []*crilog.Stream
-	for _, src := range sources {
-		terminal := -1
-		if err == nil && e.terminal >= 0 {
-			var copies []int
-			if copies, err = duplicate([]int{e.terminal}); err == nil {
-				terminal = copies[0]
-			}
-		}
-		if err != nil {
-			wire.CloseAll([]int{src.fd, src.spool})
-			continue
-		}
-
-		var o *output
-		if o, err = newOutput(k, e.id, src, terminal, ended); err == nil {
-			e.outputs = append(e.outputs, o)
-			streams = append(streams, o.stream)
-		}
-	}
-	if err != nil {
-		unix.Close(logs[last])
+	logs := append(files.Of(wire.Former), files.Of(wire.Log)...)
+	if err := spool.Settle(spools.Numbers(), logs.Numbers()); err != nil {
 		return err
 	}
 
-	if e.log, err = crilog.New(logs[last], maxLine, &k.logBuf, streams...); err != nil {
+	var streams []*crilog.Stream
+	for _, s := range wire.Streams() {
+		if !files.Has(s.Pipe) {
+			continue
+		}
+		o, err := newOutput(k, e, s, files, ended)
+		if err != nil {
+			return err
+		}
+		e.outputs = append(e.outputs, o)
+		streams = append(streams, o.stream)
+	}
+
+	var err error
+	if e.log, err = crilog.New(files.Take(wire.Log), maxLine, &k.logBuf, streams...); err != nil {
 		return err
 	}
 	for _, o := range e.outputs {
 		o.log = e.log
 	}
-
 	return nil
 }
 
@@ -172,89 +145,52 @@ func (e *entry) release() {
 	if e.log != nil {
 		e.log.Close()
 	}
+	e.held.Close()
+}
 
-	closeNamed(e.namespaces)
-	closeNamed(e.kept)
-	if e.terminal >= 0 {
-		unix.Close(e.terminal)
-	}
+// startedLocked returns what an entry started as. The files stay its own.
+func (e *entry) startedLocked() (wire.Started, wire.Files) {
+	m := wire.Started{At: e.at.UnixNano()}
 	if e.proc != nil {
-		unix.Close(e.proc.pidfd)
+		m.Pid = int64(e.proc.pid)
 	}
+	return m, e.held.Of(wire.PidFD, wire.Terminal, wire.Namespace)
 }
 
 // describeLocked describes an entry for a daemon, with copies of what it holds.
-func (e *entry) describeLocked() (m wire.Entry, files wire.Files, err error) {
-	m = wire.Entry{ID: e.id, Kind: e.kind, Exit: e.exit}
-	var own wire.Files
-	m.Started, own = e.startedLocked()
-	for _, n := range e.kept {
-		own.Add(wire.Kept.Of(n.name), n.fd)
+func (e *entry) describeLocked() (wire.Entry, wire.Files, error) {
+	m := wire.Entry{ID: e.id, Kind: e.kind, Exit: e.exit}
+	m.Started, _ = e.startedLocked()
+	if e.log != nil && e.exit == nil {
+		m.Dropped = e.log.Dropped()
 	}
-
-	if files, err = own.Copy(); err != nil {
-		return m, nil, err
-	}
-	if e.log == nil || e.exit != nil {
-		return m, files, nil
-	}
-
-	m.Dropped = e.log.Dropped()
-	if err := e.copyLog(&files); err != nil {
-		files.Close()
-		return m, nil, err
-	}
-	return m, files, nil
+	files, err := e.copiesLocked()
+	return m, files, err
 }
 
-// copyLog adds copies of an entry's log and streams, unless the log is closed.
-func (e *entry) copyLog(files *wire.Files) error {
+// copiesLocked returns copies of all that an entry holds. If its log is closed
+// it is about to be released, and its streams with it.
+func (e *entry) copiesLocked() (files wire.Files, err error) {
+	if files, err = e.held.Copy(); err != nil || e.log == nil || e.exit != nil {
+		return files, err
+	}
+
 	log, err := e.log.Copy()
-	if err != nil || log < 0 {
-		return err
-	}
-	files.Add(wire.Log, log)
-
-	for _, o := range e.outputs {
-		c, err := o.copies()
-		if err != nil {
-			return err
-		}
-		*files = append(*files, c...)
-	}
-	return nil
-}
-
-// startedLocked returns what an entry started as, with its own descriptors.
-func (e *entry) startedLocked() (m wire.Started, files wire.Files) {
-	m.At = e.at.UnixNano()
-	if e.proc != nil {
-		m.Pid = int64(e.proc.pid)
-		if e.exit == nil {
-			files.Add(wire.PidFD, e.proc.pidfd)
+	if log >= 0 {
+		files.Add(wire.Log, log)
+		for _, o := range e.outputs {
+			if err == nil {
+				var c wire.Files
+				c, err = o.copies()
+				files = append(files, c...)
+			}
 		}
 	}
-
-	if e.terminal >= 0 {
-		files.Add(wire.Terminal, e.terminal)
+	if err != nil {
+		files.Close()
+		return nil, err
 	}
-	for _, n := range e.namespaces {
-		files.Add(wire.Namespace.Of(n.name), n.fd)
-	}
-	return m, files
-}
-
-func duplicate(fds []int) ([]int, error) {
-	copies := make([]int, 0, len(fds))
-	for _, fd := range fds {
-		c, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			wire.CloseAll(copies)
-			return nil, fmt.Errorf("copy descriptor: %w", err)
-		}
-		copies = append(copies, c)
-	}
-	return copies, nil
+	return files, nil
 }
 
 // ended is the end of an entry's process: its output is brought into the log
@@ -282,6 +218,9 @@ func (k *keeper) ended(e *entry, kills int64) {
 
 	k.mu.Lock()
 	e.exit = x
+	if k.entries[e.id] == e { // else it is released with all that it held
+		unix.Close(e.held.Take(wire.PidFD))
+	}
 	sessions := make([]*session, 0, len(k.sessions))
 	for s := range k.sessions {
 		sessions = append(sessions, s)

@@ -63,34 +63,38 @@ type output struct {
 	trim    *time.Timer // guarded by mu; nil while nothing is to be trimmed
 }
 
-// newOutput takes over a source and the terminal whose output passes through
-// it, or -1. It stands still until pump. exited is closed when the process has
-// ended.
-func newOutput(k *keeper, id string, src source, terminal int, exited chan struct{}) (*output, error) {
+// newOutput takes over a stream, of an entry's terminal if it has one. It stands
+// still until pump. exited is closed when the process has ended.
+func newOutput(k *keeper, e *entry, roles wire.Stream, files *wire.Files, exited chan struct{}) (*output, error) {
+	terminal, err := e.held.Of(wire.Terminal).Copy()
+	if err != nil {
+		return nil, err
+	}
+
 	o := &output{
-		k: k, id: id, roles: src.roles, relay: -1, spoolFD: src.spool, exited: exited,
-		gone: make(chan struct{}), done: make(chan struct{}),
+		k: k, id: e.id, roles: roles, relay: -1, spoolFD: files.Take(roles.Spool), exited: exited,
+		gone: make(chan struct{}), done: make(chan struct{}), sinks: files.TakeAll(roles.Sinks).Numbers(),
+	}
+	pipe := files.Take(roles.Pipe)
+	from := pipe
+	if len(terminal) > 0 {
+		from, o.relay = terminal[0].FD, pipe
 	}
 
-	from := src.fd
-	if terminal >= 0 {
-		from, o.relay = terminal, src.fd
-	}
-
-	err := errors.Join(unix.SetNonblock(src.fd, true), unix.SetNonblock(from, true))
-	o.file = os.NewFile(uintptr(from), src.roles.Name)
+	err = errors.Join(unix.SetNonblock(pipe, true), unix.SetNonblock(from, true))
+	o.file = os.NewFile(uintptr(from), roles.Name)
 	if err == nil {
 		o.raw, err = o.file.SyscallConn()
 	}
 	if err == nil {
-		o.spool, err = spool.Open(src.spool)
+		o.spool, err = spool.Open(o.spoolFD)
 	}
 	if err != nil {
 		o.discard()
-		return nil, fmt.Errorf("use %s: %w", src.roles.Name, err)
+		return nil, fmt.Errorf("use %s: %w", roles.Name, err)
 	}
 
-	o.stream = crilog.NewStream(src.roles.Name, o.spool)
+	o.stream = crilog.NewStream(roles.Name, o.spool)
 	return o, nil
 }
 
@@ -327,6 +331,22 @@ func (o *output) copies() (wire.Files, error) {
 		}
 	}
 	return wire.Files{{Role: o.roles.Pipe, FD: fd}, {Role: o.roles.Spool, FD: o.spoolFD}}.Copy()
+}
+
+// filesLocked returns an output's descriptors, which stay its own, none once it
+// has ended.
+func (o *output) filesLocked() (files wire.Files) {
+	pipe := o.relay
+	// It fails if the entry is being released; then nothing is left of it.
+	if o.ended || pipe < 0 && o.raw.Control(func(fd uintptr) { pipe = int(fd) }) != nil {
+		return nil
+	}
+
+	files = wire.Files{{Role: o.roles.Pipe, FD: pipe}, {Role: o.roles.Spool, FD: o.spoolFD}}
+	for _, fd := range o.sinks {
+		files.Add(o.roles.Sinks, fd)
+	}
+	return files
 }
 
 func (o *output) closeSinksLocked() {

@@ -63,14 +63,17 @@ func TestOutputOfKilledKeepers(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	fds, err := duplicate([]int{int(held.Fd())})
+	stdout := wire.Streams()[0]
+	files, err := wire.Files{{Role: stdout.Spool, FD: int(held.Fd())}}.Copy()
 	if err != nil {
 		t.Fatal(err)
 	}
+	files.Add(stdout.Pipe, pipe[0])
+	files.Add(wire.Log, log)
 
 	k := newKeeper(t.TempDir(), spawn.Options{})
-	e := &entry{id: "web", kind: wire.Container, terminal: -1}
-	if err := k.connect(e, []source{{wire.Streams()[0], pipe[0], fds[0]}}, []int{log}, 0, make(chan struct{})); err != nil {
+	e := &entry{id: "web", kind: wire.Container}
+	if err := k.equip(e, &files, 0, make(chan struct{})); err != nil {
 		t.Fatal(err)
 	}
 
@@ -103,12 +106,12 @@ func TestOutputOfKilledKeepers(t *testing.T) {
 // readAndDie is a keeper that reads once and does not live to log it.
 func readAndDie(t *testing.T, held, pipe int) error {
 	t.Helper()
-	fds, err := duplicate([]int{held})
+	fds, err := wire.Files{{Role: wire.Streams()[0].Spool, FD: held}}.Copy()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer wire.CloseAll(fds)
-	s, err := spool.Open(fds[0])
+	defer fds.Close()
+	s, err := spool.Open(fds[0].FD)
 	if err != nil {
 		t.Fatal(err)
 	}

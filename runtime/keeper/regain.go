@@ -1,9 +1,9 @@
 package keeper
 
 import (
-	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -95,8 +95,8 @@ func (r *returned) add(k *keeper, kind byte, version int, name string, fd int) {
 func (k *keeper) regainEntry(r *returned) (err error) {
 	e := &entry{stored: &r.stored}
 	defer func() {
+		wire.CloseAll(r.others)
 		if err != nil {
-			wire.CloseAll(append(r.others, r.former...))
 			for fd, name := range r.keptNames {
 				r.kept[strconv.Itoa(fd)] = name
 			}
@@ -104,11 +104,19 @@ func (k *keeper) regainEntry(r *returned) (err error) {
 		}
 	}()
 
+	logs := wire.Files{}
+	for _, fd := range r.former {
+		logs.Add(wire.Former, fd)
+	}
+	if r.log >= 0 {
+		logs.Add(wire.Log, r.log)
+	}
+	defer func() { logs.Close() }()
+
 	if r.meta < 0 {
 		return fmt.Errorf("entry %d: %w: no description", r.number, wire.ErrInvalid)
 	}
-	s, roles, err := readMeta(r.meta)
-	unix.Close(r.meta)
+	s, list, err := readMeta(r.meta)
 	if err != nil {
 		return fmt.Errorf("entry %d: %w", r.number, err)
 	}
@@ -117,55 +125,29 @@ func (k *keeper) regainEntry(r *returned) (err error) {
 	if _, err := os.Stat(k.exitPath(s.id)); err == nil {
 		return fmt.Errorf("%s has ended: %w", s.id, wire.ErrNotRunning)
 	}
-
-	s.log, s.former = r.log, r.former
-	if err := s.assign(roles, r); err != nil {
-		return fmt.Errorf("%s: %w", s.id, err)
+	s.files, logs = logs, nil
+	s.assign(list, r)
+	if err := s.check(); err != nil {
+		s.files.Close()
+		return fmt.Errorf("store: %w", err)
 	}
 	return k.restoreEntry(&s, &r.stored)
 }
 
-// assign finds out which descriptor is which.
-func (s *savedEntry) assign(roles []role, r *returned) error {
-	for _, want := range roles {
+// assign finds out which descriptor is which. Logs are known by their names.
+func (s *savedEntry) assign(list []identity, r *returned) {
+	for _, want := range list {
 		for i, fd := range r.others {
-			got, err := newRole(want.name, fd)
-			if err == nil && got.dev == want.dev && got.ino == want.ino {
-				s.place(got, r)
-				r.others = append(r.others[:i:i], r.others[i+1:]...)
-				break
+			name, kept := r.keptNames[fd]
+			if got, err := identify(want.role, fd); err != nil || got != want || kept != want.role.Is(wire.Kept) {
+				continue
 			}
+			s.files.Add(want.role, fd)
+			if kept {
+				r.kept[want.role.Name(wire.Kept)] = name
+			}
+			r.others = slices.Delete(r.others, i, i+1)
+			break
 		}
-	}
-
-	wire.CloseAll(r.others)
-	r.others = nil
-	if s.pid != 0 && s.pidfd < 0 || len(s.outputs) > 0 && s.log < 0 {
-		wire.CloseAll(s.files())
-		return errors.New("its process or its log is not in the store")
-	}
-	return nil
-}
-
-// place puts a descriptor where it belongs. Pipe and spool of a stream come
-// in this order.
-func (s *savedEntry) place(r role, back *returned) {
-	name, isSpool := strings.CutSuffix(r.name, spoolRole)
-	ns, isNS := strings.CutPrefix(r.name, nsRole)
-	kept, isKept := strings.CutPrefix(r.name, keepRole)
-	switch {
-	case r.name == rolePidfd:
-		s.pidfd = r.fd
-	case r.name == roleTTY:
-		s.terminal = r.fd
-	case isNS:
-		s.namespaces = append(s.namespaces, named{ns, r.fd})
-	case isKept:
-		s.kept = append(s.kept, named{kept, r.fd})
-		back.kept[kept] = back.keptNames[r.fd]
-	case isSpool && len(s.outputs) > 0 && s.outputs[len(s.outputs)-1].name == name:
-		s.outputs[len(s.outputs)-1].spool = r.fd
-	default:
-		s.outputs = append(s.outputs, savedOutput{name: r.name, pipe: r.fd, spool: -1})
 	}
 }

@@ -327,15 +327,12 @@ func (k *keeper) takeKept(m wire.CloseKept) (*entry, error) {
 		return nil, err
 	}
 
-	for i, n := range e.kept {
-		if n.name == m.Name {
-			unix.Close(n.fd)
-			e.kept = append(e.kept[:i:i], e.kept[i+1:]...)
-			return e, nil
-		}
+	fd := e.held.Take(wire.Kept.Of(m.Name))
+	if fd < 0 {
+		return nil, fmt.Errorf("%s: %s: %w", m.ID, m.Name, wire.ErrNotFound)
 	}
-
-	return nil, fmt.Errorf("%s: %s: %w", m.ID, m.Name, wire.ErrNotFound)
+	unix.Close(fd)
+	return e, nil
 }
 
 // forget drops what is held under id unless its process lives.

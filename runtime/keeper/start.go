@@ -131,6 +131,7 @@ func (st *start) settle(err error) error {
 	case len(st.procs) > 0:
 		last := len(st.procs) - 1
 		st.entry.proc = st.procs[last]
+		st.entry.held.Add(wire.PidFD, st.procs[last].pidfd)
 		for _, p := range st.procs[:last] {
 			unix.Close(p.pidfd)
 		}
@@ -322,11 +323,11 @@ func (st *start) forked(pid int) error {
 }
 
 func (st *start) passed(fd int) error {
-	if !st.msg.Terminal || st.entry.terminal >= 0 {
+	if !st.msg.Terminal || st.entry.held.Has(wire.Terminal) {
 		unix.Close(fd)
 		return fmt.Errorf("%s: %w: unexpected descriptor", st.plan.Name, wire.ErrInvalid)
 	}
-	st.entry.terminal = fd
+	st.entry.held.Add(wire.Terminal, fd)
 	// Both the keeper and the daemon read and write it by polling.
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return fmt.Errorf("%s: use terminal: %w", st.plan.Name, err)
@@ -355,7 +356,7 @@ func (st *start) waiting(step int) (held bool, err error) {
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", st.plan.Name, err)
 		}
-		st.entry.namespaces = list
+		st.entry.held = append(st.entry.held, list...)
 		if !st.msg.Pause {
 			return true, nil
 		}
@@ -365,10 +366,10 @@ func (st *start) waiting(step int) (held bool, err error) {
 }
 
 // namespacesOf opens the namespaces of a process that are not this one's.
-func namespacesOf(pid int) (list []named, err error) {
+func namespacesOf(pid int) (list wire.Files, err error) {
 	defer func() {
 		if err != nil {
-			closeNamed(list)
+			list.Close()
 			list = nil
 		}
 	}()
@@ -384,7 +385,7 @@ func namespacesOf(pid int) (list []named, err error) {
 			return list, fmt.Errorf("open %s namespace: %w", name, err)
 		}
 
-		list = append(list, named{name, fd})
+		list.Add(wire.Namespace.Of(name), fd)
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
 			return list, fmt.Errorf("examine %s namespace: %w", name, err)
@@ -397,12 +398,6 @@ func namespacesOf(pid int) (list []named, err error) {
 	}
 
 	return list, nil
-}
-
-func closeNamed(list []named) {
-	for _, n := range list {
-		unix.Close(n.fd)
-	}
 }
 
 // end ends all processes of the plan and waits until they are reaped.
@@ -429,7 +424,7 @@ func (st *start) end(child *spawn.Child) {
 // open turns the files that were sent along into what the entry keeps.
 func (st *start) open() error {
 	e, m := st.entry, &st.msg
-	if m.Terminal && e.terminal < 0 {
+	if m.Terminal && !e.held.Has(wire.Terminal) {
 		return fmt.Errorf("%s: %w: no terminal was passed", st.plan.Name, wire.ErrInvalid)
 	}
 	st.files.TakeAll(wire.Plan, wire.Input).Close()

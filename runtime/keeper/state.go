@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,44 +15,32 @@ import (
 
 // stateVersion is the version of what one keeper program leaves to the next.
 // A program that changes the form gets a new one, and reads the last as well.
-const stateVersion = 1
+const stateVersion = 2
 
 const (
-	maxEntries  = 1 << 20
-	maxSaved    = 1 << 30
-	maxChildren = 64 // descriptors of one kind in one entry
+	maxEntries = 1 << 20
+	maxSaved   = 1 << 30
 )
 
 // savedEntry is an entry as it passes from one program to the next in the same
-// process: its descriptors are numbers that stay as they are.
+// process: its descriptors are numbers that stay as they are. From the service
+// manager's store it comes in the same form.
 type savedEntry struct {
-	id         string
-	kind       wire.Kind
-	adopted    bool
-	at         int64
-	pid        int64 // 0 without a process
-	pidfd      int
-	ended      bool // the process has ended with status at endedAt
-	status     uint64
-	endedAt    int64
-	exited     bool // and everybody was told of it
-	terminal   int  // -1 without one
-	namespaces []named
-	kept       []named
-	log        int // -1 without one, or closed
-	maxLine    int64
-	dropped    uint64
-	outputs    []savedOutput
-	number     uint64 // in the service manager's store, 0 without
-	logs       int64
-	keptNames  []string // in the store, as kept
-	former     []int    // not saved: logs that it may have gone to
-}
-
-type savedOutput struct {
-	name        string
-	pipe, spool int
-	sinks       []int
+	id        string
+	kind      wire.Kind
+	adopted   bool
+	at        int64
+	pid       int64 // 0 without a process
+	ended     bool  // the process has ended with status at endedAt
+	status    uint64
+	endedAt   int64
+	exited    bool // and everybody was told of it
+	maxLine   int64
+	dropped   uint64
+	number    uint64 // in the service manager's store, 0 without
+	logs      int64
+	keptNames []string // in the store, of the kept descriptors in their order
+	files     wire.Files
 }
 
 // saved is all that a program leaves.
@@ -62,13 +51,9 @@ type saved struct {
 
 // saveLocked describes an entry. keeper.mu and the mu of its outputs are held.
 func (e *entry) saveLocked() savedEntry {
-	s := savedEntry{
-		id: e.id, kind: e.kind, adopted: e.adopted, at: e.at.UnixNano(), terminal: e.terminal,
-		namespaces: e.namespaces, kept: e.kept, log: -1, pidfd: -1,
-	}
-
+	s := savedEntry{id: e.id, kind: e.kind, adopted: e.adopted, at: e.at.UnixNano(), files: slices.Clone(e.held)}
 	if p := e.proc; p != nil {
-		s.pid, s.pidfd = int64(p.pid), p.pidfd
+		s.pid = int64(p.pid)
 		select {
 		case <-p.ended:
 			s.ended, s.status, s.endedAt = true, uint64(p.status), p.at.UnixNano()
@@ -79,47 +64,34 @@ func (e *entry) saveLocked() savedEntry {
 	s.exited = e.exit != nil
 	if e.stored != nil {
 		s.number, s.logs = e.stored.number, int64(e.stored.log)
-		for _, n := range e.kept {
-			s.keptNames = append(s.keptNames, e.stored.kept[n.name])
-		}
-	}
-	if e.log == nil {
-		return s
-	}
-
-	s.log, s.maxLine, s.dropped = e.log.FD(), int64(e.log.MaxLine()), e.log.Dropped()
-	for _, o := range e.outputs {
-		if o.ended || s.log < 0 {
-			continue
-		}
-		out := savedOutput{name: o.roles.Name, pipe: o.relay, spool: o.spoolFD, sinks: o.sinks}
-		// It fails if the entry is being released; then nothing is left of it.
-		if out.pipe >= 0 || o.raw.Control(func(fd uintptr) { out.pipe = int(fd) }) == nil {
-			s.outputs = append(s.outputs, out)
+		for _, f := range e.held.Of(wire.Kept) {
+			s.keptNames = append(s.keptNames, e.stored.kept[f.Role.Name(wire.Kept)])
 		}
 	}
 
+	if e.log != nil {
+		s.maxLine, s.dropped = int64(e.log.MaxLine()), e.log.Dropped()
+		if fd := e.log.FD(); fd >= 0 {
+			s.files.Add(wire.Log, fd)
+			for _, o := range e.outputs {
+				s.files = append(s.files, o.filesLocked()...)
+			}
+		}
+	}
 	return s
 }
 
-// files are the descriptors that an entry must not lose.
-func (s *savedEntry) files() (fds []int) {
-	for _, list := range [][]named{s.namespaces, s.kept} {
-		for _, n := range list {
-			fds = append(fds, n.fd)
-		}
+// check reports what an entry lacks that it cannot be without.
+func (s *savedEntry) check() error {
+	// One that has ended may have a pidfd, and processes that still write.
+	may := []wire.Role{wire.PidFD, wire.Former}
+	for _, st := range wire.Streams() {
+		may = append(may, st.Sinks)
 	}
-
-	for _, o := range s.outputs {
-		fds = append(append(fds, o.pipe, o.spool), o.sinks...)
+	if err := wire.CheckHeld(s.files, s.pid != 0 && !s.exited, may...); err != nil {
+		return fmt.Errorf("%s: %w: %w", s.id, wire.ErrInvalid, err)
 	}
-	for _, fd := range []int{s.pidfd, s.terminal, s.log} {
-		if fd >= 0 {
-			fds = append(fds, fd)
-		}
-	}
-
-	return fds
+	return nil
 }
 
 func (s *saved) encode() []byte {
@@ -140,7 +112,7 @@ func (s *savedEntry) put(w *pack.Writer) {
 		w.Bool(b)
 	}
 
-	for _, v := range []int64{s.at, s.pid, int64(s.pidfd), s.endedAt, int64(s.terminal), int64(s.log), s.maxLine} {
+	for _, v := range []int64{s.at, s.pid, s.endedAt, s.maxLine} {
 		w.Int(v)
 	}
 	w.Uint(s.status)
@@ -149,23 +121,9 @@ func (s *savedEntry) put(w *pack.Writer) {
 	w.Int(s.logs)
 	w.Strings(s.keptNames)
 
-	for _, list := range [][]named{s.namespaces, s.kept} {
-		w.Uint(uint64(len(list)))
-		for _, n := range list {
-			w.String(n.name)
-			w.Int(int64(n.fd))
-		}
-	}
-
-	w.Uint(uint64(len(s.outputs)))
-	for _, o := range s.outputs {
-		w.String(o.name)
-		w.Int(int64(o.pipe))
-		w.Int(int64(o.spool))
-		w.Uint(uint64(len(o.sinks)))
-		for _, fd := range o.sinks {
-			w.Int(int64(fd))
-		}
+	s.files.PutRoles(w)
+	for _, f := range s.files {
+		w.Int(int64(f.FD))
 	}
 }
 
@@ -179,13 +137,25 @@ func readState(fd int) (*saved, error) {
 	}
 
 	r := pack.NewReader(data)
-	if v := r.Uint(); v != stateVersion {
+	take := takeEntry
+	switch v := r.Uint(); v {
+	case stateVersion:
+	case 1:
+		take = takeEntry1
+	default:
 		return nil, fmt.Errorf("read state: %w: version %d, want %d", wire.ErrVersion, v, stateVersion)
 	}
 
 	s := &saved{oomScoreAdj: r.String()}
 	for range r.Count(maxEntries) {
-		s.entries = append(s.entries, takeEntry(r))
+		e, err := take(r)
+		if err == nil && r.Err() == nil {
+			err = e.check()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read state: %w", err)
+		}
+		s.entries = append(s.entries, e)
 	}
 
 	if err := r.Done(); err != nil {
@@ -194,35 +164,24 @@ func readState(fd int) (*saved, error) {
 	return s, nil
 }
 
-func takeEntry(r *pack.Reader) savedEntry {
-	s := savedEntry{id: r.String(), kind: wire.Kind(r.Uint()), adopted: r.Bool(), ended: r.Bool(), exited: r.Bool()}
-	s.at, s.pid, s.pidfd, s.endedAt = r.Int(), r.Int(), int(r.Int()), r.Int()
-	s.terminal, s.log, s.maxLine = int(r.Int()), int(r.Int()), r.Int()
+func takeEntry(r *pack.Reader) (s savedEntry, err error) {
+	s = savedEntry{id: r.String(), kind: wire.Kind(r.Uint()), adopted: r.Bool(), ended: r.Bool(), exited: r.Bool()}
+	s.at, s.pid, s.endedAt, s.maxLine = r.Int(), r.Int(), r.Int(), r.Int()
 	s.status, s.dropped, s.number, s.logs = r.Uint(), r.Uint(), r.Uint(), r.Int()
-	s.keptNames = r.Strings(maxChildren)
+	s.keptNames = r.Strings(wire.MaxKept)
 
-	for _, list := range []*[]named{&s.namespaces, &s.kept} {
-		for range r.Count(maxChildren) {
-			*list = append(*list, named{r.String(), int(r.Int())})
-		}
+	s.files, err = wire.TakeRoles(r)
+	for i := range s.files {
+		s.files[i].FD = int(r.Int())
 	}
-
-	for range r.Count(maxChildren) {
-		o := savedOutput{name: r.String(), pipe: int(r.Int()), spool: int(r.Int())}
-		for range r.Count(maxEntries) {
-			o.sinks = append(o.sinks, int(r.Int()))
-		}
-		s.outputs = append(s.outputs, o)
-	}
-
-	return s
+	return s, err
 }
 
 // restore enters everything in the table, before anything else runs.
 func (k *keeper) restore(s *saved) error {
 	for i := range s.entries {
-		for _, fd := range s.entries[i].files() {
-			unix.CloseOnExec(fd)
+		for _, f := range s.entries[i].files {
+			unix.CloseOnExec(f.FD)
 		}
 	}
 	for i := range s.entries {
@@ -244,53 +203,38 @@ func (s *savedEntry) inStore(k *keeper) *stored {
 
 	st := newStored(s.number)
 	st.log = int(s.logs)
-	fixed := len(s.files())
-	for i, n := range s.kept {
-		fixed--
+	for i, f := range s.files.Of(wire.Kept) {
 		if i < len(s.keptNames) && s.keptNames[i] != "" {
-			st.kept[n.name] = s.keptNames[i]
+			st.kept[f.Role.Name(wire.Kept)] = s.keptNames[i]
 			k.store.count(st, s.keptNames[i], 1)
 		}
 	}
 
-	if s.log >= 0 {
-		fixed--
+	if s.files.Has(wire.Log) {
 		k.store.count(st, st.name(".l", st.log), 1)
 	}
-	k.store.count(st, st.name(), fixed)
+	k.store.count(st, st.name(), len(unnamed(s.files)))
 	k.store.count(st, st.name(".m", st.log), 1)
 	return st
 }
 
+// restoreEntry enters an entry in the table, and owns its descriptors.
 func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
-	e := &entry{
-		stored: st,
-		id:     s.id, kind: s.kind, adopted: s.adopted, at: time.Unix(0, s.at), terminal: s.terminal,
-		namespaces: s.namespaces, kept: s.kept,
-	}
-
+	e := &entry{stored: st, id: s.id, kind: s.kind, adopted: s.adopted, at: time.Unix(0, s.at)}
 	ended := make(chan struct{})
 	if s.pid != 0 {
-		e.proc = &proc{pid: int(s.pid), pidfd: s.pidfd, ended: ended}
+		e.proc = &proc{pid: int(s.pid), pidfd: s.files.FD(wire.PidFD), ended: ended}
 		e.watchMemory()
 	}
-	if s.log >= 0 {
-		var sources []source
-		for _, o := range s.outputs {
-			roles := wire.Streams()[0]
-			if o.name != roles.Name {
-				roles = wire.Streams()[1]
-			}
-			sources = append(sources, source{roles, o.pipe, o.spool})
-		}
-		if err := k.connect(e, sources, append(s.former, s.log), int(s.maxLine), ended); err != nil {
-			return err
-		}
 
+	err := k.equip(e, &s.files, s.maxLine, ended)
+	s.files.Close()
+	if err != nil {
+		e.release()
+		return err
+	}
+	if e.log != nil {
 		e.log.AddDropped(s.dropped)
-		for i, o := range s.outputs {
-			e.outputs[i].sinks = o.sinks
-		}
 	}
 
 	k.mu.Lock()
@@ -310,6 +254,7 @@ func (k *keeper) resume(e *entry, s *savedEntry) error {
 		close(p.ended)
 		if s.exited {
 			e.exit = k.recorded(e)
+			unix.Close(e.held.Take(wire.PidFD)) // of a program that kept it
 			break
 		}
 		defer k.wg.Go(func() { k.ended(e, k.recorded(e).OOMKills) })

@@ -1,7 +1,6 @@
 package keeper
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -38,12 +37,7 @@ import (
 const (
 	metaVersion = 1
 	maxMeta     = 64 << 10
-	rolePidfd   = "pidfd"
-	roleTTY     = "terminal"
-	roleLog     = "log"
-	nsRole      = "ns/"
-	keepRole    = "keep/"
-	spoolRole   = "/spool"
+	maxRoles    = 2 * wire.MaxKept // of one entry
 
 	// maxNames bounds the names of all descriptors together. The kernel refuses
 	// to execute a program with a variable of 128 KiB, and so no keeper would
@@ -84,21 +78,6 @@ func (s *store) count(of *stored, name string, n int) {
 
 func (s *stored) name(rest ...any) string {
 	return strconv.FormatUint(s.number, 36) + fmt.Sprint(rest...)
-}
-
-// role is a descriptor with what it is to its entry.
-type role struct {
-	name     string
-	dev, ino uint64
-	fd       int
-}
-
-func newRole(name string, fd int) (role, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return role{}, fmt.Errorf("examine %s: %w", name, err)
-	}
-	return role{name, uint64(st.Dev), st.Ino, fd}, nil
 }
 
 // send tells the service manager something. It waits for one that is busy, but
@@ -157,32 +136,27 @@ func (k *keeper) deposit(e *entry) {
 	k.storeMu.Lock()
 	defer k.storeMu.Unlock()
 	s := newStored(k.store.last.Add(1))
-	roles, err := k.roles(e)
-	defer closeRoles(roles)
+	files, err := k.copies(e)
+	defer files.Close()
 
-	if longest := len(s.name(".i", maxChildren)) + 1; k.store.names+(len(roles)+1)*longest > maxNames {
+	if longest := len(s.name(".i", wire.MaxKept)) + 1; k.store.names+(len(files)+1)*longest > maxNames {
 		k.logf("store %s: %v", e.id, errStoreFull)
 		return
 	}
 
-	var fixed []int
-	for _, r := range roles {
-		switch {
-		case err != nil:
-		case strings.HasPrefix(r.name, keepRole):
-			name := s.name(".i", len(s.kept))
-			s.kept[strings.TrimPrefix(r.name, keepRole)] = name
-			err = k.store.put(s, name, r.fd)
-		case r.name != roleLog:
-			fixed = append(fixed, r.fd)
+	for i, f := range files.Of(wire.Kept) {
+		name := s.name(".i", i)
+		s.kept[f.Role.Name(wire.Kept)] = name
+		if err == nil {
+			err = k.store.put(s, name, f.FD)
 		}
 	}
 
 	if err == nil {
-		err = k.store.put(s, s.name(), fixed...)
+		err = k.store.put(s, s.name(), unnamed(files).Numbers()...)
 	}
 	if err == nil {
-		err = k.depositLog(e, s, roles)
+		err = k.depositLog(e, s, files)
 	}
 	if err != nil {
 		k.logf("store %s: %v", e.id, err)
@@ -190,16 +164,34 @@ func (k *keeper) deposit(e *entry) {
 	e.stored = s
 }
 
-// depositLog stores the log and the description of an entry.
-func (k *keeper) depositLog(e *entry, s *stored, roles []role) error {
-	for _, r := range roles {
-		if r.name == roleLog {
-			if err := k.store.put(s, s.name(".l", s.log), r.fd); err != nil {
-				return err
-			}
-		}
+// unnamed returns the descriptors that share an entry's name in the store.
+func unnamed(files wire.Files) wire.Files {
+	rest := slices.Clone(files)
+	rest.TakeAll(wire.Kept, wire.Log, wire.Former)
+	for _, s := range wire.Streams() {
+		rest.TakeAll(s.Sinks) // an attached reader does not outlive the keeper
 	}
-	meta, err := stateFile(e.meta(roles))
+	return rest
+}
+
+// copies returns copies of what an entry holds.
+func (k *keeper) copies(e *entry) (wire.Files, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return e.copiesLocked()
+}
+
+// depositLog stores the log and the description of an entry.
+func (k *keeper) depositLog(e *entry, s *stored, files wire.Files) error {
+	if err := k.store.put(s, s.name(".l", s.log), files.Of(wire.Log).Numbers()...); err != nil {
+		return err
+	}
+	text, err := e.meta(files)
+	if err != nil {
+		return err
+	}
+
+	meta, err := stateFile(text)
 	if err != nil {
 		return err
 	}
@@ -216,13 +208,13 @@ func (k *keeper) depositReopened(e *entry) {
 		return
 	}
 
-	roles, err := k.roles(e)
-	defer closeRoles(roles)
+	files, err := k.copies(e)
+	defer files.Close()
 	old := s.log
 	s.log++
 
 	if err == nil {
-		err = k.depositLog(e, s, roles)
+		err = k.depositLog(e, s, files)
 	}
 	for _, kind := range []string{".m", ".l"} {
 		if err == nil {
@@ -265,60 +257,22 @@ func (k *keeper) withdraw(e *entry, kept string) {
 	}
 }
 
-// roles returns copies of an entry's descriptors.
-func (k *keeper) roles(e *entry) (roles []role, err error) {
-	add := func(name string, fds []int, derr error) {
-		for _, fd := range fds {
-			r, rerr := newRole(name, fd)
-			roles, err = append(roles, r), cmp.Or(err, rerr)
-			name += spoolRole // the second one, if there is one
-		}
-		err = cmp.Or(err, derr)
-	}
-
-	k.mu.Lock()
-	own := map[string]int{}
-	if e.proc != nil {
-		own[rolePidfd] = e.proc.pidfd
-	}
-	if e.terminal >= 0 {
-		own[roleTTY] = e.terminal
-	}
-
-	for _, n := range e.namespaces {
-		own[nsRole+n.name] = n.fd
-	}
-	for _, n := range e.kept {
-		own[keepRole+n.name] = n.fd
-	}
-
-	for name, fd := range own {
-		fds, derr := duplicate([]int{fd})
-		add(name, fds, derr)
-	}
-	k.mu.Unlock()
-
-	if e.log != nil {
-		for _, o := range e.outputs {
-			files, derr := o.copies()
-			add(o.roles.Name, files.Numbers(), derr)
-		}
-		if fd, derr := e.log.Copy(); fd >= 0 || derr != nil {
-			add(roleLog, []int{fd}, derr)
-		}
-	}
-
-	return roles, err
+// identity is a descriptor as the description knows it.
+type identity struct {
+	role     wire.Role
+	dev, ino uint64
 }
 
-func closeRoles(roles []role) {
-	for _, r := range roles {
-		unix.Close(r.fd)
+func identify(r wire.Role, fd int) (identity, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return identity{}, fmt.Errorf("examine %q: %w", r, err)
 	}
+	return identity{r, uint64(st.Dev), st.Ino}, nil
 }
 
 // meta describes an entry and its descriptors.
-func (e *entry) meta(roles []role) []byte {
+func (e *entry) meta(files wire.Files) ([]byte, error) {
 	var w pack.Writer
 	w.Uint(metaVersion)
 	w.String(e.id)
@@ -335,24 +289,23 @@ func (e *entry) meta(roles []role) []byte {
 
 	w.Int(int64(pid))
 	w.Int(int64(maxLine))
-	w.Uint(uint64(len(roles)))
-	for _, r := range roles {
-		w.String(r.name)
-		w.Uint(r.dev)
-		w.Uint(r.ino)
+	w.Uint(uint64(len(files)))
+	for _, f := range files {
+		id, err := identify(f.Role, f.FD)
+		if err != nil {
+			return nil, err
+		}
+		w.String(string(id.role))
+		w.Uint(id.dev)
+		w.Uint(id.ino)
 	}
 
-	return w.Bytes()
+	return w.Bytes(), nil
 }
 
-// readMeta reads what meta wrote.
-func readMeta(fd int) (s savedEntry, roles []role, err error) {
-	copies, err := duplicate([]int{fd})
-	if err != nil {
-		return s, nil, err
-	}
-
-	f := os.NewFile(uintptr(copies[0]), "description")
+// readMeta reads what meta wrote, and closes it.
+func readMeta(fd int) (s savedEntry, list []identity, err error) {
+	f := os.NewFile(uintptr(fd), "description")
 	defer f.Close()
 	data, err := io.ReadAll(io.NewSectionReader(f, 0, maxMeta))
 	if err != nil {
@@ -364,15 +317,11 @@ func readMeta(fd int) (s savedEntry, roles []role, err error) {
 		return s, nil, fmt.Errorf("read description: %w: version %d", wire.ErrVersion, v)
 	}
 
-	s = savedEntry{
-		id: r.String(), kind: wire.Kind(r.Uint()), adopted: true, at: r.Int(), pid: r.Int(), maxLine: r.Int(),
-		pidfd: -1, terminal: -1, log: -1,
+	s = savedEntry{id: r.String(), kind: wire.Kind(r.Uint()), adopted: true, at: r.Int(), pid: r.Int(), maxLine: r.Int()}
+	for range r.Count(maxRoles) {
+		list = append(list, identity{role: wire.Role(r.String()), dev: r.Uint(), ino: r.Uint()})
 	}
-
-	for range r.Count(maxChildren) {
-		roles = append(roles, role{name: r.String(), dev: r.Uint(), ino: r.Uint(), fd: -1})
-	}
-	return s, roles, r.Done()
+	return s, list, r.Done()
 }
 
 // cut returns the parts of a name in the store: number, kind and count.

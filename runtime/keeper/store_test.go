@@ -53,7 +53,7 @@ func pinned(t *testing.T) *entry {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	return &entry{id: "pod", kind: wire.Sandbox, terminal: -1, namespaces: []named{{"net", int(f.Fd())}}}
+	return &entry{id: "pod", kind: wire.Sandbox, held: wire.Files{{Role: wire.Namespace.Of("net"), FD: int(f.Fd())}}}
 }
 
 // TestStoreHasRoomForNames fills the variable in which the next keeper gets

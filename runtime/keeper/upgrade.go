@@ -169,7 +169,7 @@ func (k *keeper) become(program *os.File) (err error) {
 	for _, e := range k.entries {
 		saved := e.saveLocked()
 		s.entries = append(s.entries, saved)
-		inherited = append(inherited, saved.files()...)
+		inherited = append(inherited, saved.files.Numbers()...)
 	}
 
 	state, err := stateFile(s.encode())

@@ -26,7 +26,13 @@ func (m Start) Check(f Files) error {
 }
 
 // Check reports how the files differ from what another keeper may have held.
-func (m Adopt) Check(f Files) error { return CheckHeld(f, m.Started.Pid != 0, Former) }
+func (m Adopt) Check(f Files) error {
+	lives := m.Started.Pid != 0
+	if !lives && f.Has(Log) {
+		return errors.New("a log without a process")
+	}
+	return CheckHeld(f, lives, Former)
+}
 
 // Check reports how the files differ from those of a plan that ran.
 func (m Started) Check(f Files) error { return f.check(pidRoles(m.Pid != 0), Terminal, Namespace) }
@@ -49,13 +55,9 @@ func (Reopen) Check(f Files) error { return f.check([]Role{Log}) }
 func (Upgrade) Check(f Files) error { return f.check([]Role{Program}) }
 
 // CheckHeld reports how a set differs from what is held for one ID, with a
-// process that lives or without one; there may be more roles in it. Only a
-// process that lives has a log. A stream is there with pipe and spool or not at
-// all.
+// process that lives or without one; there may be more roles in it. A stream is
+// there with pipe, spool and log or not at all.
 func CheckHeld(f Files, lives bool, more ...Role) error {
-	if !lives && f.Has(Log) {
-		return errors.New("a log without a process")
-	}
 	return f.check(append(pidRoles(lives), logRoles(f)...), append(more, Terminal, Namespace, Kept)...)
 }
 

@@ -69,8 +69,8 @@ func (r Role) Of(name string) Role { return r + Role(name) }
 // Name returns the name of a member of a family.
 func (r Role) Name(family Role) string { return strings.TrimPrefix(string(r), string(family)) }
 
-// is reports whether r is a role, or a member of it if that is a family.
-func (r Role) is(of Role) bool {
+// Is reports whether r is a role, or a member of it if that is a family.
+func (r Role) Is(of Role) bool {
 	if strings.HasSuffix(string(of), "/") {
 		return len(r) > len(of) && strings.HasPrefix(string(r), string(of))
 	}
@@ -169,7 +169,7 @@ func (f Files) Close() {
 // among returns the one of roles that r is, "" if it is none of them.
 func (r Role) among(roles []Role) Role {
 	for _, of := range roles {
-		if r.is(of) {
+		if r.Is(of) {
 			return of
 		}
 	}
@@ -227,14 +227,14 @@ func TakeRoles(r *pack.Reader) (f Files, err error) {
 	for range r.Count(maxFiles) {
 		role, n := Role(r.String()), r.Uint()
 		if n == 0 || n > uint64(maxFiles-len(f)) {
-			return nil, fmt.Errorf("%w: %d descriptors %q", ErrProtocol, n, role)
+			return nil, fmt.Errorf("%w: %d descriptors %q", pack.ErrMalformed, n, role)
 		}
 		for range n {
 			f.Add(role, -1)
 		}
 	}
 	if err := r.Err(); err != nil {
-		return nil, fmt.Errorf("%w: roles: %w", ErrProtocol, err)
+		return nil, fmt.Errorf("roles of descriptors: %w", err)
 	}
 	return f, nil
 }

@@ -90,7 +90,7 @@ func TestRolesRoundTrip(t *testing.T) {
 			t.Errorf("got %v, want %v, error %v", got, files, err)
 		}
 		for n := range w.Bytes() {
-			if _, err := TakeRoles(pack.NewReader(w.Bytes()[:n])); !errors.Is(err, ErrProtocol) {
+			if _, err := TakeRoles(pack.NewReader(w.Bytes()[:n])); !errors.Is(err, pack.ErrMalformed) {
 				t.Errorf("cut to %d bytes: error %v", n, err)
 			}
 		}
@@ -99,7 +99,7 @@ func TestRolesRoundTrip(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"of none": {1, 1, 'x', 0}, "too many": {1, 1, 'x', 0x81, 0x40}, "too many in all": {2, 1, 'x', 0x80, 0x40, 1, 'y', 1},
 	} {
-		if f, err := TakeRoles(pack.NewReader(b)); !errors.Is(err, ErrProtocol) {
+		if f, err := TakeRoles(pack.NewReader(b)); !errors.Is(err, pack.ErrMalformed) {
 			t.Errorf("%s: %d roles, error %v", name, len(f), err)
 		}
 	}

@@ -18,10 +18,14 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// TestMain lets the test binary be the keeper, too.
+// TestMain lets the test binary be the keeper, too, also one of the last release.
 func TestMain(m *testing.M) {
-	if os.Args[0] == binaryName {
+	switch os.Args[0] {
+	case binaryName:
 		os.Exit(keeper.Main(os.Args[1:]))
+	case lastName:
+		fmt.Fprintln(os.Stderr, lastKeeper(os.Args[1]))
+		os.Exit(1)
 	}
 	os.Exit(testkit.Main(m))
 }

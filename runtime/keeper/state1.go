@@ -1,0 +1,45 @@
+package keeper
+
+import (
+	"crisp/runtime/wire"
+	"crisp/runtime/wire/pack"
+)
+
+// takeEntry1 reads an entry of version 1, in which each descriptor has its
+// place, and -1 in it stands for none.
+func takeEntry1(r *pack.Reader) (s savedEntry, err error) {
+	add := func(role wire.Role) {
+		if fd := int(r.Int()); fd >= 0 {
+			s.files.Add(role, fd)
+		}
+	}
+
+	s = savedEntry{id: r.String(), kind: wire.Kind(r.Uint()), adopted: r.Bool(), ended: r.Bool(), exited: r.Bool()}
+	s.at, s.pid = r.Int(), r.Int()
+	add(wire.PidFD)
+	s.endedAt = r.Int()
+	add(wire.Terminal)
+	add(wire.Log)
+	s.maxLine = r.Int()
+	s.status, s.dropped, s.number, s.logs = r.Uint(), r.Uint(), r.Uint(), r.Int()
+	s.keptNames = r.Strings(wire.MaxKept)
+
+	for _, family := range []wire.Role{wire.Namespace, wire.Kept} {
+		for range r.Count(wire.MaxKept) {
+			add(family.Of(r.String()))
+		}
+	}
+
+	for range r.Count(len(wire.Streams())) {
+		roles := wire.Streams()[0]
+		if r.String() != roles.Name {
+			roles = wire.Streams()[1]
+		}
+		add(roles.Pipe)
+		add(roles.Spool)
+		for range r.Count(maxEntries) {
+			add(roles.Sinks)
+		}
+	}
+	return s, nil
+}
