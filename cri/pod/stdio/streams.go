@@ -14,7 +14,7 @@ import (
 )
 
 // ErrSlow means that a client took its output too slowly and lost some.
-var ErrSlow = errors.New("the client is too slow")
+var ErrSlow = errors.New("the client reads too slowly")
 
 // errKeeperLost is a command that was killed because no keeper has it.
 var errKeeperLost = fmt.Errorf("another keeper is being started: %w", client.ErrLost)
