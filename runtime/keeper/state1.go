@@ -30,10 +30,11 @@ func takeEntry1(r *pack.Reader) (s savedEntry, err error) {
 		}
 	}
 
-	for range r.Count(len(wire.Streams())) {
-		roles := wire.Streams()[0]
+	streams := wire.Streams()
+	for range r.Count(len(streams)) {
+		roles := streams[0]
 		if r.String() != roles.Name {
-			roles = wire.Streams()[1]
+			roles = streams[1]
 		}
 		add(roles.Pipe)
 		add(roles.Spool)

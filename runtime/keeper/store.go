@@ -137,7 +137,7 @@ func (k *keeper) deposit(e *entry) {
 	defer k.storeMu.Unlock()
 	s := newStored(k.store.last.Add(1))
 	files, err := k.copies(e)
-	defer files.Close()
+	defer func() { files.Close() }() // of an error, too: those copied before it
 
 	if longest := len(s.name(".i", wire.MaxKept)) + 1; k.store.names+(len(files)+1)*longest > maxNames {
 		k.logf("store %s: %v", e.id, errStoreFull)
@@ -209,7 +209,7 @@ func (k *keeper) depositReopened(e *entry) {
 	}
 
 	files, err := k.copies(e)
-	defer files.Close()
+	defer func() { files.Close() }() // of an error, too: those copied before it
 	old := s.log
 	s.log++
 
