@@ -16,13 +16,16 @@ const (
 	maxCopyDepth = 256
 	copyBatch    = 1000
 	copyPiece    = 8 << 20
+	// maxLinkedPaths bounds the paths, in bytes, that copying remembers of
+	// files with several names: a source may have them as long as it wants.
+	maxLinkedPaths = 4 << 20
 )
 
 // CopyTree copies one directory into another: its content, owner, mode, times
 // and extended attributes, and all that is below it. Symbolic links are copied,
 // not followed, whoever changes the source meanwhile. A file with several names
-// has them in the copy too, up to [maxLinked] such files; of more, each name
-// gets a file of its own. Holes stay holes.
+// has them in the copy too, up to a bound; of more such files, and of those
+// below very long paths, each name gets a file of its own. Holes stay holes.
 //
 // Owners become what owner makes of them, also those that access control lists
 // and file capabilities name. Attributes that belong to the node, such as
@@ -44,6 +47,8 @@ type copying struct {
 	path []string
 	// linked has where the copies of files are that have further names.
 	linked map[fileID]copied
+	// linkedPaths is how long the paths in linked are together.
+	linkedPaths int
 }
 
 // copied is the copy of a file that has several names.
@@ -166,9 +171,7 @@ func (c *copying) link(to *os.File, name string, st *unix.Stat_t) (done bool, er
 	id := fileID{st.Dev, st.Ino}
 	first, known := c.linked[id]
 	if !known {
-		if len(c.linked) < maxLinked {
-			c.linked[id] = copied{path: strings.Join(c.path, "/"), left: uint64(st.Nlink) - 1}
-		}
+		c.remember(id, st)
 		return false, nil
 	}
 
@@ -186,11 +189,23 @@ func (c *copying) link(to *os.File, name string, st *unix.Stat_t) (done bool, er
 
 	if first.left--; first.left == 0 {
 		delete(c.linked, id)
+		c.linkedPaths -= len(first.path)
 	} else {
 		c.linked[id] = first
 	}
 
 	return true, nil
+}
+
+// remember notes where the copy of a file will be that has further names, if
+// there is room for that and the kernel takes the path.
+func (c *copying) remember(id fileID, st *unix.Stat_t) {
+	path := strings.Join(c.path, "/")
+	if len(path) >= unix.PathMax || c.linkedPaths+len(path) > maxLinkedPaths || len(c.linked) == maxLinked {
+		return
+	}
+	c.linked[id] = copied{path: path, left: uint64(st.Nlink) - 1}
+	c.linkedPaths += len(path)
 }
 
 // node copies what is neither a directory nor a regular file.

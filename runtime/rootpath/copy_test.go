@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -239,5 +240,41 @@ func TestCopyTreeRemembersFewNames(t *testing.T) {
 	names, err := os.ReadDir(c.top.Name())
 	if err != nil || len(names) != 6 {
 		t.Errorf("%d names copied, %v", len(names), err)
+	}
+}
+
+// A path may be longer than the kernel takes in one call, and many of them more
+// than there is room for: such files become several, and all are copied.
+func TestCopyTreeOfLongPaths(t *testing.T) {
+	dir := t.TempDir()
+	at, err := os.Open(dir)
+	must(t, err)
+	for range 20 {
+		name := strings.Repeat("d", 250)
+		must(t, unix.Mkdirat(int(at.Fd()), name, 0o755))
+		fd, err := unix.Openat(int(at.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		at.Close()
+		at = os.NewFile(uintptr(fd), name)
+	}
+	defer at.Close()
+	fd, err := unix.Openat(int(at.Fd()), "deep", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	must(t, err)
+	unix.Close(fd)
+	must(t, unix.Linkat(int(at.Fd()), "deep", int(at.Fd()), "too", 0))
+
+	c := copying{ctx: t.Context(), own: same, top: openDir(t, t.TempDir()), linked: map[fileID]copied{}}
+	must(t, c.directory(openDir(t, dir), c.top))
+	if len(c.linked) != 0 || c.linkedPaths != 0 {
+		t.Errorf("remembers %d files by %d bytes", len(c.linked), c.linkedPaths)
+	}
+
+	id, full := fileID{ino: 1}, maxLinkedPaths-len("name")
+	for _, room := range []int{full, full + 1} {
+		c := copying{path: []string{"name"}, linked: map[fileID]copied{}, linkedPaths: room}
+		c.remember(id, &unix.Stat_t{Nlink: 2})
+		if _, remembered := c.linked[id]; remembered != (room == full) {
+			t.Errorf("with %d bytes remembered: %v", room, remembered)
+		}
 	}
 }
