@@ -135,10 +135,14 @@ func (k *keeper) deposit(e *entry) {
 
 	k.storeMu.Lock()
 	defer k.storeMu.Unlock()
-	s := newStored(k.store.last.Add(1))
 	files, err := k.copies(e)
-	defer func() { files.Close() }() // of an error, too: those copied before it
+	if err != nil {
+		k.logf("store %s: %v", e.id, err)
+		return
+	}
+	defer files.Close()
 
+	s := newStored(k.store.last.Add(1))
 	if longest := len(s.name(".i", wire.MaxKept)) + 1; k.store.names+(len(files)+1)*longest > maxNames {
 		k.logf("store %s: %v", e.id, errStoreFull)
 		return
@@ -209,13 +213,16 @@ func (k *keeper) depositReopened(e *entry) {
 	}
 
 	files, err := k.copies(e)
-	defer func() { files.Close() }() // of an error, too: those copied before it
+	if err != nil {
+		// What is stored stays under the names that it has.
+		k.logf("store log of %s: %v", e.id, err)
+		return
+	}
+	defer files.Close()
+
 	old := s.log
 	s.log++
-
-	if err == nil {
-		err = k.depositLog(e, s, files)
-	}
+	err = k.depositLog(e, s, files)
 	for _, kind := range []string{".m", ".l"} {
 		if err == nil {
 			err = k.store.drop(s, s.name(kind, old))
