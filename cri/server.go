@@ -13,7 +13,7 @@ import (
 	"crisp/cri/pod"
 	"crisp/cri/pod/stdio"
 	"crisp/cri/rpcerr"
-	"crisp/cri/rpcerr/table"
+	"crisp/cri/rpcerr/rules"
 	"crisp/cri/stats"
 	"crisp/cri/stream"
 	"crisp/image"
@@ -73,7 +73,7 @@ const maxMessage = 16 << 20
 // ServerOptions returns the options of the gRPC server: message sizes, the
 // codec, and the interceptors that map errors and log calls.
 func ServerOptions() []grpc.ServerOption {
-	mapper := rpcerr.New(table.Rules())
+	mapper := rpcerr.New(rules.All())
 	return []grpc.ServerOption{
 		grpc.UnaryInterceptor(mapper.Unary()), grpc.StreamInterceptor(mapper.Stream()),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), Codec(),

@@ -22,7 +22,7 @@ import (
 	"crisp/cri/node"
 	"crisp/cri/pod"
 	"crisp/cri/rpcerr"
-	"crisp/cri/rpcerr/table"
+	"crisp/cri/rpcerr/rules"
 	"crisp/cri/spec"
 	"crisp/cri/spec/apparmor"
 	"crisp/cri/spec/cdi"
@@ -279,7 +279,7 @@ func (d *services) serveCAdvisor() error {
 		return fmt.Errorf("serve cAdvisor (cadvisor_socket): %w", err)
 	}
 
-	g := grpc.NewServer(cadvisor.Options(rpcerr.New(table.Rules()).Unary())...)
+	g := grpc.NewServer(cadvisor.Options(rpcerr.New(rules.All()).Unary())...)
 	s := &cadvisor.Server{Version: version, Source: d.pods.Observed}
 	s.Register(g)
 	done := make(chan struct{})

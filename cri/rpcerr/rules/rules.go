@@ -1,9 +1,9 @@
-// Package table says which gRPC status code each error of the packages below
+// Package rules says which gRPC status code each error of the packages below
 // the CRI gets.
 //
 // It is the one place where sentinels meet codes. A test in test/arch fails when
 // a package at the boundary exports an error that the table does not cover.
-package table
+package rules
 
 import (
 	"google.golang.org/grpc/codes"
@@ -22,9 +22,9 @@ import (
 	"crisp/runtime/launch"
 )
 
-// Rules returns the table, for [rpcerr.New]. The first matching rule applies; an
+// All returns the table, for [rpcerr.New]. The first matching rule applies; an
 // error that none matches is Internal.
-func Rules() []rpcerr.Rule {
+func All() []rpcerr.Rule {
 	return []rpcerr.Rule{
 		{Err: pod.ErrImageVolume, Code: codes.FailedPrecondition, Begins: true},
 		{Err: pod.ErrNotFound, Code: codes.NotFound},
