@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -125,24 +124,16 @@ func TestCallsAreThePlan(t *testing.T) {
 					return <-tr.ready
 				}
 
-				r, run := b.inPod(s, nil, Request{}), b.l.container
+				command, process, held := *s.Process, s.Process, Held{"pidfd": c.PidFD}
+				r, run := b.inPod(s, held, Request{}), b.l.container
 				if strings.HasPrefix(kind, "exec") {
-					process := *s.Process
+					process = &command
 					process.Args, process.Terminal = []string{"sleep", "1000"}, strings.HasSuffix(kind, "terminal")
-					r, run = Request{Name: "traced", Spec: s, Process: &process}, b.l.exec
+					r, run = Request{Name: "traced", Spec: s, Process: process, Held: held}, b.l.exec
 				}
-				r.Held = maps.Clone(r.Held)
-				if r.Held == nil {
-					r.Held = Held{}
-				}
-				r.Held["pidfd"] = c.PidFD
 
 				b.k.gate = gate
 				_, err := b.launch(r, func(ctx context.Context, r Request) (*client.Started, error) {
-					process := r.Process
-					if process == nil {
-						process = s.Process
-					}
 					o, err := b.l.options(&r, process)
 					o.Gate = true
 					if err != nil {
