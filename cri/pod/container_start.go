@@ -30,7 +30,7 @@ const (
 // Exit codes that no process gave.
 const (
 	exitStartError = 128
-	exitUnknown    = 255
+	exitUnknown    = client.ExitUnknown
 )
 
 // StartContainer runs a created container. If that fails the container is

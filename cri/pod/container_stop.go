@@ -25,7 +25,7 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 	}
 
 	if pr := p.process(id); timeout > 0 && pr != nil {
-		if err := pr.signal(unix.Signal(c.StopSignal)); err != nil {
+		if err := pr.row.Signal(unix.Signal(c.StopSignal)); err != nil {
 			return fmt.Errorf("send signal %d to container %s: %w", c.StopSignal, id, err)
 		}
 		timer := time.NewTimer(timeout)
@@ -60,7 +60,7 @@ func (p *pod) kill(ctx context.Context, c *Container) error {
 		return nil
 	}
 
-	if err := pr.signal(unix.SIGKILL); err != nil {
+	if err := pr.row.Signal(unix.SIGKILL); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.ID, err)
 	}
 	select {

@@ -13,14 +13,11 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// errKeeperLost is why nothing can be started until another keeper is there.
-var errKeeperLost = fmt.Errorf("another keeper is being started: %w", client.ErrLost)
-
 // Healthy fails when containers cannot be started.
 func (m *Manager) Healthy() error {
 	select {
 	case <-m.Keeper.Client().Done():
-		return errKeeperLost
+		return client.ErrReplaced
 	default:
 		return nil
 	}

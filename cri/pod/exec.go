@@ -60,22 +60,15 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	if err := spec.CheckArguments(&proc, p.m.Host); err != nil {
 		return 0, err
 	}
-	h := &held{files: launch.Held{}}
-	defer h.close()
-
-	if err := p.holdProcess(h, pr); err != nil {
-		return 0, err
-	}
 	run, err := stdio.Begin(p.m.table, c.ID[:16]+"-exec-"+newID()[:16], st)
 	if err != nil {
 		return 0, err
 	}
 	defer p.m.endCommand(ctx, run)
-	maps.Copy(h.files, run.Theirs())
 
-	started, err := p.m.Launcher.Exec(ctx, launch.Request{
+	started, err := p.startCommand(ctx, pr, run, launch.Request{
 		ID: run.ID(), Name: "exec in container " + c.Config.Msg.GetMetadata().GetName(), Spec: s, Process: &proc,
-		Held: h.files, Group: pr.group, Member: pr.row.Pid(), InPod: true,
+		Group: pr.group, Member: pr.row.Pid(), InPod: true,
 	})
 	if err != nil {
 		return 0, err
@@ -83,10 +76,24 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	return run.Run(ctx, p.m.ctx, started)
 }
 
+// startCommand starts what is asked for with the command's ends of its pipes.
+// What else it takes is closed when it has started, however long it runs.
+func (p *pod) startCommand(ctx context.Context, pr *process, run *stdio.Command, r launch.Request) (*client.Started, error) {
+	h := &held{files: launch.Held{}}
+	defer h.close()
+	if err := p.holdProcess(h, pr); err != nil {
+		return nil, err
+	}
+
+	maps.Copy(h.files, run.Theirs())
+	r.Held = h.files
+	return p.m.Launcher.Exec(ctx, r)
+}
+
 // endCommand lets the keeper forget a command, which the caller need not wait
 // for. One that survives its end is forgotten when it has ended too.
 func (m *Manager) endCommand(ctx context.Context, c *stdio.Command) {
-	warn(c.Close(), "close a command", "command", c.ID())
+	c.Close()
 	m.wg.Go(func() {
 		err := m.Keeper.Forget(context.WithoutCancel(ctx), c.ID())
 		if !errors.Is(err, client.ErrRunning) {

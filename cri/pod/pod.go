@@ -216,11 +216,10 @@ func (pr *process) close() error {
 	if pr == nil {
 		return nil
 	}
-	var err error
 	if pr.row != nil {
-		err = pr.row.Drop()
+		pr.row.Drop()
 	}
-	return errors.Join(err, closeFiles(pr.stdin, pr.rootfs))
+	return closeFiles(pr.stdin, pr.rootfs)
 }
 
 // closeFiles closes files of which some may be nil, closed or the same.

@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/keeper/client"
 )
 
 // identify reads what tells a process from a later one with the same pid.
@@ -57,31 +59,12 @@ func killProcess(pr *Process) error {
 		return err
 	}
 	defer f.Close()
-	return signal(f, unix.SIGKILL)
-}
-
-// signal sends a signal through a pidfd; a dead process is fine.
-func signal(pidfd *os.File, sig unix.Signal) error {
-	err := unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	return err
+	return client.Signal(f, unix.SIGKILL)
 }
 
 // signal0 fails if the process behind a pidfd is gone.
 func signal0(pidfd *os.File) error {
 	return unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0)
-}
-
-// signal sends a signal to the container's first process; a dead one is fine.
-func (pr *process) signal(sig unix.Signal) error {
-	select {
-	case <-pr.exited:
-		return nil
-	default:
-		return pr.row.Signal(sig)
-	}
 }
 
 // processState returns what /proc says a process is doing, for errors.

@@ -251,7 +251,7 @@ func (p *pod) release(ctx context.Context, e *client.Entry) error {
 	}
 	defer e.Close()
 	if e.PidFD != nil && e.Exit == nil {
-		if err := signal(e.PidFD, unix.SIGKILL); err != nil {
+		if err := client.Signal(e.PidFD, unix.SIGKILL); err != nil {
 			return err
 		}
 	}
@@ -330,7 +330,7 @@ func (m *Manager) dropUnknown(ctx context.Context, entries map[string]*client.En
 		}
 
 		if e.PidFD != nil {
-			warn(signal(e.PidFD, unix.SIGKILL), "kill a process of no record", "id", e.ID)
+			warn(client.Signal(e.PidFD, unix.SIGKILL), "kill a process of no record", "id", e.ID)
 		}
 		e.Close()
 

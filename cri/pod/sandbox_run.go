@@ -362,10 +362,13 @@ func (p *pod) dropNamespaces(ctx context.Context) error {
 
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	if err := p.m.forgetDying(ctx, p.record().ID, ended); err != nil || row == nil {
+	if err := p.m.forgetDying(ctx, p.record().ID, ended); err != nil {
 		return err
 	}
-	return row.Drop()
+	if row != nil {
+		row.Drop()
+	}
+	return nil
 }
 
 // hold takes the pod's row, and with first the pod has a first process of its own.

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"crisp/runtime/keeper/client"
@@ -23,9 +22,6 @@ const drainTimeout = 50 * time.Millisecond
 // killTimeout is how long the end of a killed command is awaited; one in
 // uninterruptible sleep takes longer.
 const killTimeout = time.Second
-
-// exitUnknown is the exit code where none is known.
-const exitUnknown = 255
 
 // Command is a process that is executed in a container, with a client's streams.
 type Command struct {
@@ -97,7 +93,7 @@ func (c *Command) Run(ctx, forever context.Context, started *client.Started) (in
 	}
 
 	exit, err := c.ends.run(ctx, c.st, started.PidFD, c)
-	if errors.Is(err, errKeeperLost) {
+	if errors.Is(err, client.ErrReplaced) {
 		if err := c.row.Reap(); err != nil {
 			klog.ErrorS(err, "Could not reap a command", "command", c.ID())
 		}
@@ -112,17 +108,17 @@ func (c *Command) Run(ctx, forever context.Context, started *client.Started) (in
 // be known.
 func (c *Command) code(e client.Exit) (int, error) {
 	e, known := c.row.Exit(e)
-	if !known && e.Code == exitUnknown {
+	if !known && e.Code == client.ExitUnknown {
 		return 0, errExitLost
 	}
 	return e.Code, nil
 }
 
 // Close closes the command's descriptors and takes it out of the table.
-func (c *Command) Close() error {
+func (c *Command) Close() {
 	c.closeTheirs()
 	c.ends.close()
-	return c.row.Drop()
+	c.row.Drop()
 }
 
 // ends are our ends of a command's standard streams.
@@ -213,11 +209,11 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, run *Command
 		}
 		return x, nil
 	case <-run.lost:
-		err := killGroup(pidfd)
+		err := client.KillGroup(pidfd)
 		e.close()
-		return client.Exit{}, errors.Join(errKeeperLost, err)
+		return client.Exit{}, errors.Join(client.ErrReplaced, err)
 	case <-ctx.Done():
-		err := killGroup(pidfd)
+		err := client.KillGroup(pidfd)
 		e.close()
 		select {
 		case <-run.exit:
@@ -226,17 +222,4 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, run *Command
 		}
 		return client.Exit{}, errors.Join(fmt.Errorf("the command was killed: %w", context.Cause(ctx)), err)
 	}
-}
-
-// killGroup kills a command and the group it leads.
-func killGroup(pidfd *os.File) error {
-	const processGroup = 1 << 2 // PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
-	err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, processGroup)
-	if errors.Is(err, unix.EINVAL) {
-		err = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
-	}
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	return err
 }

@@ -16,9 +16,6 @@ import (
 // ErrSlow means that a client took its output too slowly and lost some.
 var ErrSlow = errors.New("the client reads too slowly")
 
-// errKeeperLost is a command that was killed because no keeper has it.
-var errKeeperLost = fmt.Errorf("another keeper is being started: %w", client.ErrLost)
-
 // errExitLost is a command of which only the end is known.
 var errExitLost = fmt.Errorf("exit status unknown: the keeper died while the command ran, and the kernel does not report it: %w", client.ErrLost)
 

@@ -13,6 +13,9 @@ var (
 	ErrLost = errors.New("keeper connection lost")
 	// ErrUnsent is also ErrLost: the keeper cannot have seen the request.
 	ErrUnsent = fmt.Errorf("%w before the request was sent", ErrLost)
+	// ErrReplaced is also ErrLost: nothing can be started until the next keeper
+	// is there.
+	ErrReplaced = fmt.Errorf("another keeper is being started: %w", ErrLost)
 	// ErrKeeper is a keeper that was started and did not answer.
 	ErrKeeper = errors.New("keeper does not start")
 	// ErrState is a state directory that others may write to.

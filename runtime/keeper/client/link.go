@@ -191,11 +191,11 @@ func (l *Link) kill(ctx context.Context, id string) error {
 
 	for _, e := range entries {
 		if e.ID == id && e.PidFD != nil && e.Exit == nil {
-			err = unix.PidfdSendSignal(int(e.PidFD.Fd()), unix.SIGKILL, nil, 0)
+			err = Signal(e.PidFD, unix.SIGKILL)
 		}
 		e.Close()
 	}
-	if err != nil && !errors.Is(err, unix.ESRCH) {
+	if err != nil {
 		return fmt.Errorf("kill what the keeper holds: %w", err)
 	}
 	return nil

@@ -113,7 +113,7 @@ func (r *Row) Started(ctx context.Context, s *client.Started) error {
 		return nil
 	}
 
-	recorded, err := r.table.link.recordedExits()
+	recorded, err := r.table.recordedExits()
 	if err != nil {
 		return fmt.Errorf("read the exits that the last keeper recorded: %w", err)
 	}
@@ -122,7 +122,7 @@ func (r *Row) Started(ctx context.Context, s *client.Started) error {
 		r.hooks.Ended(e)
 	}
 
-	err = r.table.link.retry(ctx, func(k keeper) error {
+	err = r.table.retry(ctx, func(k keeper) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return r.adopt(ctx, k, exited)
@@ -222,11 +222,12 @@ func (r *Row) Exit(e client.Exit) (_ client.Exit, known bool) {
 // keeper has it.
 func (r *Row) Reap() error {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	o, err := r.table.reaper.Watch(r.process.Pid, r.process.PidFD)
+	r.mu.Unlock() // a keeper that comes must not wait for this
 	if err != nil {
 		return err
 	}
+
 	select {
 	case <-o.Done:
 	case <-time.After(orphanTimeout):
@@ -241,11 +242,7 @@ func (r *Row) Signal(sig unix.Signal) error {
 	if r.process.PidFD == nil || r.state == ended {
 		return nil
 	}
-	err := unix.PidfdSendSignal(int(r.process.PidFD.Fd()), sig, nil, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	return err
+	return client.Signal(r.process.PidFD, sig)
 }
 
 // End notes that the process has ended, or was never started. A pod's
@@ -273,21 +270,12 @@ func (r *Row) CloseLog() {
 
 // Drop takes the row out of the table and closes its descriptors, but for the
 // namespaces, which are the caller's.
-func (r *Row) Drop() error {
+func (r *Row) Drop() {
 	r.table.drop(r)
 	r.Abandon()
 	r.CloseLog()
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var errs []error
-	for _, f := range []*os.File{r.process.PidFD, r.process.Terminal} {
-		if f == nil {
-			continue
-		}
-		if err := f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
+	r.process.Close()
 }

@@ -19,7 +19,11 @@ const connectRetry = time.Second
 
 // Table is the daemon's processes. Its methods may be used concurrently.
 type Table struct {
-	link link
+	link *client.Link
+	// retry makes a request of the present keeper, and once more of the next if
+	// that dies over it. It and recordedExits are the link's, but for tests.
+	retry         func(ctx context.Context, request func(keeper) error) error
+	recordedExits func() (map[string]client.Exit, error)
 	// reaper reaps what a keeper that died leaves to the daemon.
 	reaper *orphan.Reaper
 	// unknown gets the ends of processes without a row.
@@ -35,14 +39,6 @@ type keeper interface {
 	Adopt(ctx context.Context, a client.Adoption) error
 }
 
-// link finds the present keeper.
-type link interface {
-	// retry makes a request, and once more to the next keeper if the present
-	// one dies over it.
-	retry(ctx context.Context, request func(keeper) error) error
-	recordedExits() (map[string]client.Exit, error)
-}
-
 // Hooks are called when something happens to a row. They must not block.
 type Hooks struct {
 	// Ended gets the end of the row's process, perhaps more than once.
@@ -55,17 +51,14 @@ type Hooks struct {
 // New makes an empty table. The function gets the ends of processes without a
 // row; it must not block.
 func New(l *client.Link, unknown func(client.Exit)) *Table {
-	return &Table{link: realLink{l}, reaper: orphan.New(), unknown: unknown, rows: map[string]*Row{}}
+	return &Table{
+		link: l, recordedExits: l.RecordedExits,
+		retry: func(ctx context.Context, request func(keeper) error) error {
+			return l.Retry(ctx, func(c *client.Client) error { return request(c) })
+		},
+		reaper: orphan.New(), unknown: unknown, rows: map[string]*Row{},
+	}
 }
-
-// realLink is a [client.Link] as the table needs it.
-type realLink struct{ *client.Link }
-
-func (l realLink) retry(ctx context.Context, request func(keeper) error) error {
-	return l.Retry(ctx, func(c *client.Client) error { return request(c) })
-}
-
-func (l realLink) recordedExits() (map[string]client.Exit, error) { return l.RecordedExits() }
 
 // Begin makes the row of what is about to be started under an id.
 func (t *Table) Begin(id string, kind client.Kind, h Hooks) *Row {
@@ -103,15 +96,14 @@ func (t *Table) drop(r *Row) {
 // Run reports the ends of processes, and puts another keeper in the place of
 // one that died, until ctx ends.
 func (t *Table) Run(ctx context.Context) {
-	l := t.link.(realLink).Link
 	var reaping sync.WaitGroup
 	defer reaping.Wait()
 	reaping.Go(func() { t.reaper.Run(ctx) })
 
 	for ctx.Err() == nil {
-		t.follow(ctx, l.Client())
+		t.follow(ctx, t.link.Client())
 		if ctx.Err() == nil {
-			t.replace(ctx, l)
+			t.replace(ctx)
 		}
 	}
 }
@@ -141,14 +133,14 @@ func (t *Table) ended(e client.Exit) {
 }
 
 // replace connects to the next keeper and hands it what the last one had.
-func (t *Table) replace(ctx context.Context, l *client.Link) {
+func (t *Table) replace(ctx context.Context) {
 	klog.InfoS("Lost the connection to the keeper; looking for it or starting another")
 	t.reaper.Hurry()
 	for {
-		c, err := l.Reconnect(ctx)
+		c, err := t.link.Reconnect(ctx)
 		if err == nil {
 			t.handOver(ctx, c)
-			if err := l.Replace(c); err != nil {
+			if err := t.link.Replace(c); err != nil {
 				klog.InfoS("Could not close the connection to the last keeper", "err", err)
 			}
 			return
@@ -170,7 +162,7 @@ func (t *Table) handOver(ctx context.Context, k keeper) {
 		klog.ErrorS(err, "Could not ask the keeper what it holds")
 		return
 	}
-	recorded, err := t.link.recordedExits()
+	recorded, err := t.recordedExits()
 	if err != nil {
 		klog.ErrorS(err, "Could not read the exits that the last keeper recorded")
 	}
