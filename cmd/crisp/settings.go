@@ -49,6 +49,7 @@ func followReloads(ctx context.Context, args []string) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
+
 	for {
 		select {
 		case <-hup:

@@ -120,6 +120,7 @@ func TestLoadRefuses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "config.toml")
 			write(t, file, tt.content)
+
 			_, err := Load(file)
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("Load() = %v, want %v with %q", err, tt.want, tt.text)

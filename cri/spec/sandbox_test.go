@@ -300,6 +300,7 @@ func TestPodUser(t *testing.T) {
 	} {
 		cfg := testInput().Sandbox
 		cfg.Linux.SecurityContext = tt.sc
+
 		o, err := SandboxOptions(cfg)
 		if !errors.Is(err, tt.err) || err == nil && !reflect.DeepEqual(o.User, tt.want) {
 			t.Errorf("user %+v, %v, want %+v, %v", o.User, err, tt.want, tt.err)

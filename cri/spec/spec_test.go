@@ -38,6 +38,7 @@ func TestArgs(t *testing.T) {
 		in := testInput()
 		in.Config.Command, in.Config.Args = tt.command, tt.args
 		in.Image.Entrypoint, in.Image.Cmd = tt.entrypoint, tt.cmd
+
 		got, err := Container(in)
 		if err != nil || !slices.Equal(got.Spec.Process.Args, tt.want) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
@@ -436,6 +437,7 @@ func TestAppArmorProfileNames(t *testing.T) {
 		in := testInput()
 		in.Host.AppArmor = true
 		change(&in)
+
 		r, err := Container(in)
 		if err != nil {
 			t.Error(err)

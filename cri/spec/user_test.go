@@ -41,6 +41,7 @@ func TestResolveUser(t *testing.T) {
 	type sc = runtimeapi.LinuxContainerSecurityContext
 	id := func(v int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: v} }
 	const strict = runtimeapi.SupplementalGroupsPolicy_Strict
+
 	for _, tt := range []struct {
 		name  string
 		sc    *sc
@@ -87,6 +88,7 @@ func TestResolveUser(t *testing.T) {
 				}
 				return
 			}
+
 			if err != nil || got.UID != tt.want.UID || got.GID != tt.want.GID || !slices.Equal(got.Groups, tt.want.Groups) ||
 				got.Name != tt.want.Name || got.Home != tt.want.Home {
 				t.Errorf("ResolveUser() = %+v, %v, want %+v", got, err, tt.want)

@@ -257,6 +257,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, req any) {
 			})
 			return
 		}
+
 		remotecommand.ServeExec(w, r, executor{s.runtime}, "", "", req.ContainerId, req.Cmd, streams,
 			o.IdleTimeout, o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 	case *runtimeapi.AttachRequest:
@@ -267,6 +268,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, req any) {
 			})
 			return
 		}
+
 		remotecommand.ServeAttach(w, r, executor{s.runtime}, "", "", req.ContainerId, streams,
 			o.IdleTimeout, o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 	case *runtimeapi.PortForwardRequest:
@@ -276,6 +278,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, req any) {
 			portforward.ServePortForward(w, r, f, req.PodSandboxId, "", &portforward.V4Options{Ports: req.Port},
 				o.IdleTimeout, o.CreationTimeout, portforward.SupportedProtocols)
 		}
+
 		if isTunnel(r) {
 			serveTunnel(w, r, serve)
 		} else {

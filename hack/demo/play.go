@@ -76,6 +76,7 @@ func (s *stage) rise() []step {
 			_, err := call(s, s.lab.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: s.container}, "StartContainer", s.container)
 			return err
 		}},
+
 		{"The pod has an address, and serves:", s.fetch},
 		{"What the container logged:", s.showLog},
 		{"A command in it:", s.exec},

@@ -31,10 +31,12 @@ func TestChosen(t *testing.T) {
 		{[]string{"nodes"}, time.Time{}, false, nil, "vm, node"},
 	} {
 		some, err := chosen(c.names, c.until, c.root)
+
 		var got []string
 		for _, s := range some {
 			got = append(got, s.name)
 		}
+
 		if !slices.Equal(got, c.want) || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%q as root %t: got %q, %v, want %q, %q", c.names, c.root, got, err, c.want, c.err)
 		}

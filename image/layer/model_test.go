@@ -130,6 +130,7 @@ func (m model) step(op, arg byte) (entry, error) {
 	name, other := names[arg%8], names[arg/8%8]
 	whiteoutName := path.Join(path.Dir(name), whiteoutPrefix+path.Base(name))
 	text := string(rune('0' + arg%10))
+
 	switch op % 6 {
 	case 0:
 		return directory(name, 0o755), m.directory(name)

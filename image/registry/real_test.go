@@ -38,6 +38,7 @@ func TestChallengesInAnyOrder(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 			return true
 		})
+
 		if _, err := repository(t, f.host+"/app", &Auth{Username: "u", Password: "p"}, "").Manifest(t.Context(), ignored{}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -62,6 +62,7 @@ func TestLoadRefuses(t *testing.T) {
 			dir := t.TempDir()
 			write(t, filepath.Join(dir, "10-a.conflist"), text)
 			write(t, filepath.Join(dir, "20-b.conflist"), list("other"))
+
 			_, err := Load(dir)
 			if !errors.Is(err, ErrInvalidConfig) || !strings.Contains(err.Error(), "10-a.conflist") {
 				t.Errorf("got %v", err)

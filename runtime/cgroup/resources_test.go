@@ -79,12 +79,14 @@ func TestConvertSwap(t *testing.T) {
 	} {
 		n := &Node{v2: true, swap: c.accounted}
 		got, err := n.convert(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &c.limit, Swap: &c.swap}})
+
 		if c.refused {
 			if !errors.Is(err, ErrResources) {
 				t.Errorf("limit %d swap %d: got %v, want %v", c.limit, c.swap, err, ErrResources)
 			}
 			continue
 		}
+
 		if err != nil || got.MemorySwap != c.want {
 			t.Errorf("limit %d swap %d accounted %v: got %d, %v, want %d", c.limit, c.swap, c.accounted, got.MemorySwap, err, c.want)
 		}

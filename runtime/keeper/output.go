@@ -205,6 +205,7 @@ func offer(sink int, b []byte) bool {
 			unix.Close(sink)
 			return false
 		}
+
 		b = b[n:]
 	}
 	return true

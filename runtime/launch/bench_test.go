@@ -168,6 +168,7 @@ func BenchmarkSandbox(b *testing.B) {
 	k := lab.withKeeper()
 	o := usual()
 	o.Name = "make namespaces"
+
 	var times []time.Duration
 	for b.Loop() {
 		begin := time.Now()
@@ -176,10 +177,12 @@ func BenchmarkSandbox(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+
 		s.Close()
 		if err := k.Forget(b.Context(), "pod"); err != nil {
 			b.Fatal(err)
 		}
 	}
+
 	report(b, times)
 }

@@ -323,6 +323,7 @@ func TestSandboxErrors(t *testing.T) {
 		o := usual()
 		o.Name = "run pod"
 		tt.change(&o)
+
 		_, err := b.l.Sandbox(t.Context(), SandboxRequest{ID: "pod", Options: o})
 		if err == nil || !strings.HasPrefix(err.Error(), "run pod: ") || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("error %v, want %s", err, tt.want)

@@ -94,6 +94,7 @@ func TestRuntimeDefaultOnARM(t *testing.T) {
 	p := RuntimeDefault(dockerCaps)
 	p.Architectures = []specs.Arch{specs.ArchAARCH64, specs.ArchARM}
 	m := compile(t, "arm64", p)
+
 	for _, tt := range []struct {
 		e    event
 		want action

@@ -244,6 +244,7 @@ func (c *compiled) argument(o *op, j int, a *plan.Arg, files []int) {
 	case plan.ArgRegPtr:
 		cell := c.alloc(max(8, len(a.Bytes)))
 		copy(cell, a.Bytes)
+
 		o.args[j], o.poke[j] = addr(cell), word32(cell)
 		o.reg[j] = int8(a.Int)
 	case plan.ArgNoFile:

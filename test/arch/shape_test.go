@@ -44,6 +44,57 @@ func TestLengths(t *testing.T) {
 	}
 }
 
+// TestParagraphs wants the bodies of long functions parted into steps: one of
+// twenty lines and more has a blank line, unless no list of statements in it is
+// longer than three, as where all is one table, loop or switch.
+func TestParagraphs(t *testing.T) {
+	const long, few = 20, 3
+	for _, f := range sources(t) {
+		text := f.text(t)
+		for _, decl := range f.ast.Decls {
+			fn, ok := decl.(*ast.FuncDecl)
+			if !ok || fn.Body == nil || ast.IsGenerated(f.ast) {
+				continue
+			}
+
+			first, last := f.line(fn.Body.Lbrace), f.line(fn.Body.Rbrace)
+			if last-f.line(fn.Pos())+1 < long || longestList(fn.Body) <= few {
+				continue
+			}
+			if !slices.ContainsFunc(text[first:last-1], func(line string) bool { return strings.TrimSpace(line) == "" }) {
+				t.Errorf("%s:%d: %s has %d lines and no paragraph", f.path, f.line(fn.Pos()), fn.Name.Name, last-f.line(fn.Pos())+1)
+			}
+		}
+	}
+}
+
+// longestList is how many statements the longest list in a node has.
+func longestList(n ast.Node) (longest int) {
+	ast.Inspect(n, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.BlockStmt:
+			if len(n.List) > 0 && !isClause(n.List[0]) {
+				longest = max(longest, len(n.List))
+			}
+		case *ast.CaseClause:
+			longest = max(longest, len(n.Body))
+		case *ast.CommClause:
+			longest = max(longest, len(n.Body))
+		}
+		return true
+	})
+	return longest
+}
+
+// isClause reports whether a statement is a case of a switch or select.
+func isClause(s ast.Stmt) bool {
+	switch s.(type) {
+	case *ast.CaseClause, *ast.CommClause:
+		return true
+	}
+	return false
+}
+
 // TestPackageDocs wants one file in each package to say what it is for.
 func TestPackageDocs(t *testing.T) {
 	docs := map[string][]string{}

@@ -67,6 +67,16 @@ func isModule(dir string) bool {
 	return err == nil
 }
 
+// text is the file's lines.
+func (f file) text(t *testing.T) []string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(top, f.path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(string(data), "\n")
+}
+
 func (f file) imports() []string {
 	var paths []string
 	for _, spec := range f.ast.Imports {

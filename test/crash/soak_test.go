@@ -82,6 +82,7 @@ func (sk *soak) round(pods, daemons, keepers int) {
 	var clients, killer sync.WaitGroup
 	quit := make(chan struct{})
 	killer.Go(func() { sk.kill(quit, pods, daemons, keepers) })
+
 	for i := range *soakClients {
 		random := rand.New(rand.NewPCG(*seed, uint64(i)))
 		clients.Go(func() {
@@ -94,6 +95,7 @@ func (sk *soak) round(pods, daemons, keepers int) {
 			}
 		})
 	}
+
 	clients.Wait()
 	close(quit)
 	killer.Wait()

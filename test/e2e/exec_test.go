@@ -116,6 +116,7 @@ func testExecIdentity(t *testing.T, n *node) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := n.pod(t).start(t, sh(seen+"\nexec sleep 1000"), change)
+
 			want := c.sh(t, seen)
 			eventually(t, "the container has told about itself", func() bool { return strings.Contains(slurp(c.logFile()), "uts:") })
 			got := c.logged(t)

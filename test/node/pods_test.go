@@ -253,6 +253,7 @@ kind: Pod
 metadata: {name: unknown}
 spec: {runtimeClassName: unknown, terminationGracePeriodSeconds: 1, containers: [{name: main, image: BUSYBOX, command: [sleep, "1000"]}]}
 `)
+
 	s.Cleanup(func() { s.cleanUp("delete", "runtimeclass", "known", "unknown") })
 	s.waitReady("known")
 	s.eventually("the unknown handler is named", s.holds("nonesuch", "get", "events", "--field-selector=reason=FailedCreatePodSandBox"))

@@ -225,8 +225,10 @@ spec:
 	- metadata: {name: data}
 		spec: {storageClassName: statefulset, accessModes: [ReadWriteOnce], resources: {requests: {storage: 10Mi}}}
 `, filepath.Join(s.Dir, "volume-of-statefulset")))
+
 	s.Cleanup(func() { s.cleanUp("delete", "persistentvolume", "statefulset-0", "--wait=false") })
 	s.rolledOut("statefulset/db")
+
 	s.kubectl("delete", "pod", "db-0")
 	s.eventually("the pod is there again", s.holds("db-0\ndb-0\n", "exec", "db-0", "--", "cat", "/data/starts"))
 }

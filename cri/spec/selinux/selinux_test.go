@@ -86,6 +86,7 @@ func TestLevels(t *testing.T) {
 	var l Levels
 	var mu sync.Mutex
 	seen := map[string]bool{}
+
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {

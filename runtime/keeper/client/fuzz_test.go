@@ -61,6 +61,7 @@ func ask(t *testing.T, c *Client) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+
 	for _, call := range []func() error{
 		func() error {
 			started, err := c.Start(ctx, Request{ID: "web", Kind: Exec, Plan: &plan.Plan{Name: "web"}})

@@ -44,6 +44,7 @@ func TestRefuses(t *testing.T) {
 	} {
 		r := NewReader([]byte{100, 1, 0x80})
 		read(r)
+
 		if err := r.Done(); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: error %v", name, err)
 		}

@@ -21,6 +21,7 @@ func calls() []attempt {
 			return reached(err)
 		}}
 	}
+
 	return []attempt{
 		raw("io_uring", unix.SYS_IO_URING_SETUP, 1),
 		raw("bpf", unix.SYS_BPF, 5),
