@@ -51,7 +51,7 @@ func (f fakeImages) Get(ref string) (image.Image, error) {
 	return img, nil
 }
 
-func (fakeImages) Prepare(string, string, []image.IDMap, []image.IDMap) error {
+func (fakeImages) Prepare(string, string, []specs.LinuxIDMapping, []specs.LinuxIDMapping) error {
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crisp/image/layer"
@@ -14,14 +15,11 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// IDMap is one line of a user namespace's uid_map or gid_map.
-type IDMap struct{ ContainerID, HostID, Size uint32 }
-
 // Prepare makes the directories for what container id writes on top of an
 // image, given by its ID, and keeps the image's layers until Discard. uids and
 // gids are the maps of the pod's user namespace, nil if it has none. It is
 // idempotent.
-func (s *Service) Prepare(id, imageID string, uids, gids []IDMap) error {
+func (s *Service) Prepare(id, imageID string, uids, gids []specs.LinuxIDMapping) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	im, err := s.Get(imageID)
@@ -63,7 +61,7 @@ func (s *Service) treeRoot(chain digest.Digest) (unix.Stat_t, error) {
 
 // translate maps a user of the image to the host's. A user that is not mapped
 // would show as nobody in the container; the first mapped user stands in.
-func translate(maps []IDMap, id uint32) int {
+func translate(maps []specs.LinuxIDMapping, id uint32) int {
 	for _, m := range maps {
 		if id >= m.ContainerID && id-m.ContainerID < m.Size {
 			return int(m.HostID + (id - m.ContainerID))

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crisp/image"
@@ -42,8 +43,8 @@ func userNamespace(t *testing.T, first int) *os.File {
 	return f
 }
 
-func identity(first uint32) []image.IDMap {
-	return []image.IDMap{{ContainerID: 0, HostID: first, Size: 65536}}
+func identity(first uint32) []specs.LinuxIDMapping {
+	return []specs.LinuxIDMapping{{ContainerID: 0, HostID: first, Size: 65536}}
 }
 
 // path leads into a detached mount.

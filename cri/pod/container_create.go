@@ -19,7 +19,6 @@ import (
 	"crisp/image"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
-	"crisp/runtime/plan"
 )
 
 // containerSteps is what a container does to the machine before it is started.
@@ -218,15 +217,7 @@ func (m *Manager) unindex(containerID string) {
 
 func (k *creation) prepareRootfs(ctx context.Context) error {
 	uids, gids := spec.IDMaps(k.p.record().Config.Msg)
-	return k.p.m.Images.Prepare(k.id, k.image.ID, imageMaps(uids), imageMaps(gids))
-}
-
-func imageMaps(maps []plan.IDMap) []image.IDMap {
-	var out []image.IDMap
-	for _, m := range maps {
-		out = append(out, image.IDMap(m))
-	}
-	return out
+	return k.p.m.Images.Prepare(k.id, k.image.ID, uids, gids)
 }
 
 func (k *creation) discardRootfs(ctx context.Context) error {

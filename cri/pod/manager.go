@@ -32,7 +32,7 @@ import (
 // Images is what pods need of the image service.
 type Images interface {
 	Get(ref string) (image.Image, error)
-	Prepare(id, imageID string, uids, gids []image.IDMap) error
+	Prepare(id, imageID string, uids, gids []specs.LinuxIDMapping) error
 	Mount(ctx context.Context, id string, v image.View) (*os.File, error)
 	MountImage(ctx context.Context, imageID, subPath string, v image.View) (*os.File, error)
 	// Hold keeps an image that a container uses as a volume until Discard.

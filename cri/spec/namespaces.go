@@ -3,8 +3,6 @@ package spec
 import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"crisp/runtime/plan"
 )
 
 // Kind is a kind of namespace whose mode a pod's configuration chooses.
@@ -101,12 +99,12 @@ func checkMapping(kind string, m *runtimeapi.IDMapping) error {
 }
 
 // IDMaps returns the mappings of a pod's user namespace, nil without one.
-func IDMaps(cfg *runtimeapi.PodSandboxConfig) (uids, gids []plan.IDMap) {
+func IDMaps(cfg *runtimeapi.PodSandboxConfig) (uids, gids []specs.LinuxIDMapping) {
 	u, err := PodUserNamespace(cfg)
 	if u == nil || err != nil {
 		return nil, nil
 	}
-	return []plan.IDMap{{HostID: u.HostUID, Size: u.Size}}, []plan.IDMap{{HostID: u.HostGID, Size: u.Size}}
+	return []specs.LinuxIDMapping{{HostID: u.HostUID, Size: u.Size}}, []specs.LinuxIDMapping{{HostID: u.HostGID, Size: u.Size}}
 }
 
 // RootIDs returns the node's ids of a pod's root user and group.

@@ -436,10 +436,10 @@ func usersOwn() plan.SandboxOptions {
 	return o
 }
 
-func planMap(list []specs.LinuxIDMapping) []plan.IDMap {
-	var maps []plan.IDMap
+func planMap(list []specs.LinuxIDMapping) []specs.LinuxIDMapping {
+	var maps []specs.LinuxIDMapping
 	for _, m := range list {
-		maps = append(maps, plan.IDMap{ContainerID: m.ContainerID, HostID: m.HostID, Size: m.Size})
+		maps = append(maps, specs.LinuxIDMapping{ContainerID: m.ContainerID, HostID: m.HostID, Size: m.Size})
 	}
 	return maps
 }

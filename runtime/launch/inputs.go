@@ -157,14 +157,8 @@ func (in *inputs) mapIDs(ctx context.Context, i *plan.Input, f *os.File) error {
 // if it has them.
 func (in *inputs) usernsFor(ctx context.Context, i *plan.Input) (*os.File, error) {
 	if ns := in.held["ns/user"]; ns != nil && in.spec != nil &&
-		sameMaps(in.spec.Linux.UIDMappings, i.UIDMap) && sameMaps(in.spec.Linux.GIDMappings, i.GIDMap) {
+		slices.Equal(in.spec.Linux.UIDMappings, i.UIDMap) && slices.Equal(in.spec.Linux.GIDMappings, i.GIDMap) {
 		return ns, nil
 	}
 	return in.l.mapping(ctx, i.UIDMap, i.GIDMap)
-}
-
-func sameMaps(a []specs.LinuxIDMapping, b []plan.IDMap) bool {
-	return slices.EqualFunc(a, b, func(x specs.LinuxIDMapping, y plan.IDMap) bool {
-		return x.ContainerID == y.ContainerID && x.HostID == y.HostID && x.Size == y.Size
-	})
 }

@@ -317,7 +317,7 @@ func TestSandboxErrors(t *testing.T) {
 		{func(o *plan.SandboxOptions) { o.Sysctls = map[string]string{"net.ipv4.ip_forward": "many"} }, `"set net.ipv4.ip_forward=many": invalid argument`},
 		{func(o *plan.SandboxOptions) { o.NewUser = true }, "without id mappings"},
 		{func(o *plan.SandboxOptions) {
-			o.NewUser, o.UIDMap, o.GIDMap = true, []plan.IDMap{{Size: 0}}, []plan.IDMap{{Size: 0}}
+			o.NewUser, o.UIDMap, o.GIDMap = true, []specs.LinuxIDMapping{{Size: 0}}, []specs.LinuxIDMapping{{Size: 0}}
 		}, "write uid_map: invalid argument"},
 	} {
 		o := usual()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/plan"
@@ -13,7 +14,7 @@ import (
 
 // mapping returns a user namespace that exists for its id mappings alone. It
 // is the launcher's and kept for the next mount with the same mappings.
-func (l *Launcher) mapping(ctx context.Context, uids, gids []plan.IDMap) (*os.File, error) {
+func (l *Launcher) mapping(ctx context.Context, uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 	key := fmt.Sprint(uids, gids)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -30,7 +31,7 @@ func (l *Launcher) mapping(ctx context.Context, uids, gids []plan.IDMap) (*os.Fi
 
 // newUserNS makes a user namespace through a child that does nothing but
 // wait until the namespace is open here.
-func newUserNS(ctx context.Context, uids, gids []plan.IDMap) (*os.File, error) {
+func newUserNS(ctx context.Context, uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 	p := &plan.Plan{
 		Name:  "make user namespace",
 		Clone: plan.Clone{Flags: unix.CLONE_NEWUSER, Cgroup: -1, UIDMap: uids, GIDMap: gids},

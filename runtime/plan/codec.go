@@ -6,6 +6,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"crisp/runtime/wire/pack"
 )
 
@@ -148,7 +150,7 @@ func (d *Decoder) Decode(data []byte) (*Plan, error) {
 	return p, nil
 }
 
-func putIDMaps(w *pack.Writer, maps []IDMap) {
+func putIDMaps(w *pack.Writer, maps []specs.LinuxIDMapping) {
 	w.Uint(uint64(len(maps)))
 	for _, m := range maps {
 		w.Uint(uint64(m.ContainerID))
@@ -157,10 +159,10 @@ func putIDMaps(w *pack.Writer, maps []IDMap) {
 	}
 }
 
-func takeIDMaps(r *pack.Reader) []IDMap {
-	var maps []IDMap
+func takeIDMaps(r *pack.Reader) []specs.LinuxIDMapping {
+	var maps []specs.LinuxIDMapping
 	for range r.Count(maxIDMaps) {
-		maps = append(maps, IDMap{take32(r), take32(r), take32(r)})
+		maps = append(maps, specs.LinuxIDMapping{ContainerID: take32(r), HostID: take32(r), Size: take32(r)})
 	}
 	return maps
 }

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,7 +19,7 @@ func everything() *Plan {
 		Name: "start container web",
 		Clone: Clone{
 			Flags: unix.CLONE_NEWNS | unix.CLONE_NEWUSER, Cgroup: 1,
-			UIDMap: []IDMap{{0, 100000, 65536}}, GIDMap: []IDMap{{0, 4294967295, 1}, {7, 8, 9}},
+			UIDMap: []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}, GIDMap: []specs.LinuxIDMapping{{ContainerID: 0, HostID: 4294967295, Size: 1}, {ContainerID: 7, HostID: 8, Size: 9}},
 		},
 		Inputs: []Input{
 			{Name: "stdin", Path: "stdin"},
@@ -26,7 +27,7 @@ func everything() *Plan {
 			{
 				Name: "mount /data", Kind: InputMount, Path: "/srv/data", Recursive: true,
 				AttrSet: unix.MOUNT_ATTR_NODEV, AttrClear: unix.MOUNT_ATTR_NOEXEC, AttrSetRecursive: unix.MOUNT_ATTR_RDONLY,
-				Propagation: unix.MS_SLAVE, UIDMap: []IDMap{{1, 2, 3}}, GIDMap: []IDMap{{4, 5, 6}}, IDMapRecursive: true,
+				Propagation: unix.MS_SLAVE, UIDMap: []specs.LinuxIDMapping{{ContainerID: 1, HostID: 2, Size: 3}}, GIDMap: []specs.LinuxIDMapping{{ContainerID: 4, HostID: 5, Size: 6}}, IDMapRecursive: true,
 			},
 			{Name: "null", Kind: InputFile, Path: "/dev/null", OpenFlags: unix.O_RDWR | unix.O_NOFOLLOW},
 			{Name: "procfs", Kind: InputProc},

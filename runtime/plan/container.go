@@ -150,8 +150,8 @@ func (c *container) birth() {
 	c.plan.Clone.Flags = c.early()
 	c.hide()
 	if c.ns.makes(specs.UserNamespace) {
-		c.plan.Clone.UIDMap = idMaps(c.s.Linux.UIDMappings)
-		c.plan.Clone.GIDMap = idMaps(c.s.Linux.GIDMappings)
+		c.plan.Clone.UIDMap = c.s.Linux.UIDMappings
+		c.plan.Clone.GIDMap = c.s.Linux.GIDMappings
 	}
 	if c.o.Gate || c.ns.makes(specs.UserNamespace) {
 		c.wait("wait for the keeper")
@@ -166,14 +166,6 @@ func (c *container) birth() {
 	if c.ns.makes(specs.UserNamespace) {
 		c.becomeRoot()
 	}
-}
-
-func idMaps(list []specs.LinuxIDMapping) []IDMap {
-	var maps []IDMap
-	for _, m := range list {
-		maps = append(maps, IDMap{ContainerID: m.ContainerID, HostID: m.HostID, Size: m.Size})
-	}
-	return maps
 }
 
 // settle sets up the namespaces that were made.

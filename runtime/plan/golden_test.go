@@ -179,7 +179,7 @@ func TestGoldenExecs(t *testing.T) {
 }
 
 func TestGoldenSandboxes(t *testing.T) {
-	ids := []IDMap{{0, 100000, 65536}}
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
 	for name, o := range map[string]SandboxOptions{
 		"default":    {Hostname: "web-0", NewNet: true, NewIPC: true, NewUTS: true, Sysctls: map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "1"}},
 		"host":       {},

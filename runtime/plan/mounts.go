@@ -181,7 +181,7 @@ func (c *container) bind(what, dest string, m *specs.Mount, o mountOptions) erro
 	in := Input{
 		Name: what, Kind: InputMount, Path: m.Source, Recursive: o.recursive,
 		AttrSet: o.set, AttrClear: o.clear, Propagation: o.propagation,
-		UIDMap: idMaps(m.UIDMappings), GIDMap: idMaps(m.GIDMappings), IDMapRecursive: o.idmapAll,
+		UIDMap: m.UIDMappings, GIDMap: m.GIDMappings, IDMapRecursive: o.idmapAll,
 	}
 
 	// What is below a slave or a private mount is like it, as it is by default.

@@ -108,7 +108,7 @@ type SandboxOptions struct {
 	// NewNet, NewIPC, NewUTS and NewUser say which namespaces are the pod's own.
 	NewNet, NewIPC, NewUTS, NewUser bool
 	// UIDMap and GIDMap belong to NewUser.
-	UIDMap, GIDMap []IDMap
+	UIDMap, GIDMap []specs.LinuxIDMapping
 	// Sysctls are kernel settings of the new namespaces, "net.ipv4.ip_forward".
 	Sysctls map[string]string
 	// ShmSize is the size in bytes of the pod's /dev/shm, 0 for [DefaultShmSize].

@@ -8,7 +8,11 @@
 // ends the child and is reported by its index, so that the error can name it.
 package plan
 
-import "syscall"
+import (
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
 
 // Plan is a program of system calls for one new process.
 type Plan struct {
@@ -32,11 +36,8 @@ type Clone struct {
 	Cgroup int
 	// UIDMap and GIDMap are written by the keeper right after the clone when
 	// Flags has CLONE_NEWUSER; the child waits for that in its first [ArgSync] step.
-	UIDMap, GIDMap []IDMap
+	UIDMap, GIDMap []specs.LinuxIDMapping
 }
-
-// IDMap is one line of /proc/PID/uid_map.
-type IDMap struct{ ContainerID, HostID, Size uint32 }
 
 // InputKind says how the launcher obtains a descriptor.
 type InputKind uint8
@@ -75,7 +76,7 @@ type Input struct {
 	Propagation uint64
 	// UIDMap and GIDMap ask for an id-mapped clone; empty means none.
 	// IDMapRecursive maps the mounts below Path too.
-	UIDMap, GIDMap []IDMap
+	UIDMap, GIDMap []specs.LinuxIDMapping
 	IDMapRecursive bool
 }
 

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,7 +33,7 @@ func (p *Plan) Print(w io.Writer) error {
 	return b.Flush()
 }
 
-func idMapText(label string, maps []IDMap) string {
+func idMapText(label string, maps []specs.LinuxIDMapping) string {
 	var b strings.Builder
 	for _, m := range maps {
 		fmt.Fprintf(&b, "%s %d:%d:%d", label, m.ContainerID, m.HostID, m.Size)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/plan"
@@ -177,7 +178,7 @@ func (c *Child) WriteIDMaps() error {
 	}
 	for _, m := range []struct {
 		name  string
-		lines []plan.IDMap
+		lines []specs.LinuxIDMapping
 	}{{"uid_map", c.plan.Clone.UIDMap}, {"gid_map", c.plan.Clone.GIDMap}} {
 		if len(m.lines) == 0 {
 			continue
@@ -190,7 +191,7 @@ func (c *Child) WriteIDMaps() error {
 	return nil
 }
 
-func writeProc(pid int, name string, lines []plan.IDMap) error {
+func writeProc(pid int, name string, lines []specs.LinuxIDMapping) error {
 	fd, err := unix.Open(fmt.Sprintf("/proc/%d/%s", pid, name), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/plan"
@@ -683,8 +684,8 @@ func TestUserNamespace(t *testing.T) {
 	testkit.Root(t)
 	p := newProgram()
 	p.Clone.Flags = unix.CLONE_NEWUSER
-	p.Clone.UIDMap = []plan.IDMap{{ContainerID: 0, HostID: 100000, Size: 10}, {ContainerID: 10, HostID: 200000, Size: 1}}
-	p.Clone.GIDMap = []plan.IDMap{{ContainerID: 0, HostID: 300000, Size: 5}}
+	p.Clone.UIDMap = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 10}, {ContainerID: 10, HostID: 200000, Size: 1}}
+	p.Clone.GIDMap = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 300000, Size: 5}}
 	p.gate()
 	p.do("become root", unix.SYS_SETRESUID, num(0), num(0), num(0))
 	p.shell("cat /proc/self/uid_map /proc/self/gid_map; id -u")
