@@ -17,6 +17,7 @@ import (
 type session struct {
 	httpstream.Connection
 	t       testing.TB
+	limit   *time.Timer
 	streams map[string]httpstream.Stream
 }
 
@@ -47,15 +48,25 @@ func dial(t testing.TB, url, protocol string) *session {
 	return sessionOn(t, conn)
 }
 
-// sessionOn is the client's end of a connection that is there.
+// sessionOn is the client's end of an open connection.
 func sessionOn(t testing.TB, conn httpstream.Connection) *session {
 	// A client that waits in vain shall fail its test, not stop it.
 	limit := time.AfterFunc(60*time.Second, func() { conn.Close() })
-	t.Cleanup(func() {
-		limit.Stop()
-		conn.Close()
-	})
-	return &session{Connection: conn, t: t, streams: map[string]httpstream.Stream{}}
+	s := &session{Connection: conn, t: t, limit: limit, streams: map[string]httpstream.Stream{}}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// Close ends the session. A test keeps what it cleans up until it ends, so the
+// connection, with compressors of most of a megabyte, is given up here.
+func (s *session) Close() error {
+	if s.Connection == nil {
+		return nil
+	}
+	s.limit.Stop()
+	conn := s.Connection
+	s.Connection, s.streams, s.limit = nil, nil, nil
+	return conn.Close()
 }
 
 // open opens a stream with the headers given as pairs.
