@@ -1,5 +1,5 @@
 // Command crisp-keeper is the parent of a node's containers. The daemon
-// starts it; it is of no use by hand. See package crisp/runtime/keeper.
+// starts it; it is not meant to be run manually. See package crisp/runtime/keeper.
 package main
 
 import (

@@ -17,8 +17,8 @@ import (
 	"crisp/runtime/seccomp"
 )
 
-// examine looks for what a configuration names and this machine does not have,
-// and returns all it finds. It changes nothing.
+// examine reports everything that a configuration refers to and this machine
+// lacks. It changes nothing.
 func examine(cfg *config.Config) error {
 	errs := []error{keyed("cgroup_driver", cgroup.CheckDriver(cfg.CgroupDriver))}
 	if cfg.SeccompProfile != "" {
@@ -42,7 +42,7 @@ func examine(cfg *config.Config) error {
 	return errors.Join(errs...)
 }
 
-// keyed says which key an error is about, if it is one.
+// keyed adds the key that an error is about, unless it is nil.
 func keyed(key string, err error) error {
 	if err == nil {
 		return nil
@@ -50,7 +50,8 @@ func keyed(key string, err error) error {
 	return fmt.Errorf("%s: %w", key, err)
 }
 
-// aDirectory wants a directory at a path, or nothing: it may come later.
+// aDirectory checks that a path is a directory or missing: it may be created
+// later.
 func aDirectory(path string) error {
 	st, err := os.Stat(path)
 	switch {
@@ -64,8 +65,8 @@ func aDirectory(path string) error {
 	return nil
 }
 
-// checkConfig is the command config check: what examine finds, and what a
-// daemon would wait for or stumble over.
+// checkConfig is the command config check: it reports what examine finds, and
+// what a daemon would wait for or fail on.
 func checkConfig(cfg *config.Config, out io.Writer) error {
 	err := examine(cfg)
 	if _, e := replaceable(cfg.Socket()); e != nil && !inUse(cfg.State) {
@@ -81,9 +82,9 @@ func checkConfig(cfg *config.Config, out io.Writer) error {
 		return err
 	}
 
-	fmt.Fprintf(out, "The configuration is good; pods will be kept in %s and served on %s.\n", cfg.Root, cfg.Listen)
+	fmt.Fprintf(out, "The configuration is valid; pods will be stored in %s and served on %s.\n", cfg.Root, cfg.Listen)
 	if noNetwork {
-		fmt.Fprintf(out, "There is no network configuration in %s yet: until a network add-on puts one there, only pods in the node's network can run.\n", cfg.CNIConfDir)
+		fmt.Fprintf(out, "There is no network configuration in %s yet: until a network add-on installs one, only pods in the node's network can run.\n", cfg.CNIConfDir)
 	}
 	return nil
 }

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestConfigCheck names a file with and without its flag, and one thing after
-// another that this machine does not have.
+// TestConfigCheck passes a file with and without its flag, and refers to one
+// missing thing after another.
 func TestConfigCheck(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {
@@ -29,13 +29,13 @@ func TestConfigCheck(t *testing.T) {
 	base := "state = \"" + dir + "/state\"\nlisten = \"" + dir + "/s\"\ncni_conf_dir = \"" + conf + "\"\n"
 	for _, c := range []struct{ name, text, want string }{
 		{"good", "", ""},
-		{"seccomp profile that is not there", "seccomp_profile = \"" + dir + "/none.json\"\n", "seccomp_profile: "},
-		{"seccomp profile that is none", "seccomp_profile = \"" + broken + "\"\n", "seccomp_profile: "},
+		{"missing seccomp profile", "seccomp_profile = \"" + dir + "/none.json\"\n", "seccomp_profile: "},
+		{"invalid seccomp profile", "seccomp_profile = \"" + broken + "\"\n", "seccomp_profile: "},
 		{"image name", "pinned_images = [\"Not An Image\"]\n", "pinned_images: "},
 		{"image pattern", "pinned_images = [\"a[\"]\n", "pinned_images: "},
 		{"file for a directory", "cni_bin_dirs = [\"" + plain + "\"]\n", "is not a directory"},
 		{"file for the root", "root = \"" + plain + "/x\"\n", "root: "},
-		{"file for a socket", "listen = \"" + plain + "\"\n", "no socket"},
+		{"file for a socket", "listen = \"" + plain + "\"\n", "is not a socket"},
 		{"handler", "runtime_handlers = [\"A\"]\n", "runtime_handlers"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -52,7 +52,7 @@ func TestConfigCheck(t *testing.T) {
 				var out strings.Builder
 				err := run(t.Context(), args, &out)
 				if c.want == "" {
-					if err != nil || !strings.Contains(out.String(), "good") || !strings.Contains(out.String(), "no network configuration in "+conf) {
+					if err != nil || !strings.Contains(out.String(), "valid") || !strings.Contains(out.String(), "no network configuration in "+conf) {
 						t.Errorf("%q: %v, printed %q", args, err, &out)
 					}
 				} else if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -63,7 +63,7 @@ func TestConfigCheck(t *testing.T) {
 	}
 
 	if err := run(t.Context(), []string{"config", "check", plain, plain}, &strings.Builder{}); err == nil {
-		t.Error("two files are one too many")
+		t.Error("two files were accepted")
 	}
 	file("net.d/10.conf", "{")
 
@@ -76,12 +76,12 @@ func TestConfigCheck(t *testing.T) {
 	}
 }
 
-// TestPlanSaysWhatAFileIs gives plan what it does not take.
+// TestPlanSaysWhatAFileIs passes files to plan that it does not accept.
 func TestPlanSaysWhatAFileIs(t *testing.T) {
 	for text, want := range map[string]string{
-		`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": {}}`:      "a Pod of Kubernetes",
+		`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": {}}`:      "a Kubernetes Pod",
 		`{"metadata": {"name": "web", "namespace": "n", "uid": "u"}, "log_directory": "/"}`: "a pod sandbox (web)",
-		`{"something": "else"}`: "no container's configuration",
+		`{"something": "else"}`: "not a container's configuration",
 		`{}`:                    "no metadata.name",
 		`[1]`:                   "neither",
 	} {

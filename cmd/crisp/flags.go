@@ -20,17 +20,18 @@ type override struct {
 
 var overrides = []override{
 	{"root", "`DIR` for images, writable layers and records", func(c *config.Config, v string) { c.Root = v }},
-	{"state", "`DIR` for what belongs to the running machine", setState},
+	{"state", "runtime state `DIR`", setState},
 	{"listen", "`SOCKET` to serve on, unix:///PATH", func(c *config.Config, v string) { c.Listen = strings.TrimPrefix(v, "unix://") }},
 	{"cni-conf-dir", "`DIR` with CNI configurations", func(c *config.Config, v string) { c.CNIConfDir = v }},
 	{"cni-bin-dir", "`DIRS` with CNI plugins, separated by commas", func(c *config.Config, v string) { c.CNIBinDirs = strings.Split(v, ",") }},
 	{"registry-config-dir", "`DIRS` with hosts.toml files, separated by commas", func(c *config.Config, v string) { c.RegistryConfigDirs = strings.Split(v, ",") }},
-	{"cgroup-driver", "the `NAME` of what makes cgroups: cgroupfs or systemd", func(c *config.Config, v string) { c.CgroupDriver = v }},
-	{"log-level", "the least `LEVEL` to log: error, info, debug or trace", func(c *config.Config, v string) { c.LogLevel = v }},
-	{"log-format", "the `FORMAT` of the log: text or json", func(c *config.Config, v string) { c.LogFormat = v }},
+	{"cgroup-driver", "the cgroup `DRIVER`: cgroupfs or systemd", func(c *config.Config, v string) { c.CgroupDriver = v }},
+	{"log-level", "the minimum log `LEVEL`: error, info, debug or trace", func(c *config.Config, v string) { c.LogLevel = v }},
+	{"log-format", "the log `FORMAT`: text or json", func(c *config.Config, v string) { c.LogFormat = v }},
 }
 
-// setState moves what lies in the state directory unless it was placed elsewhere.
+// setState moves what is in the state directory unless it was configured
+// elsewhere.
 func setState(c *config.Config, dir string) {
 	if c.NetNSDir == "" || c.NetNSDir == config.DefaultNetNSDir(c.State) {
 		c.NetNSDir = config.DefaultNetNSDir(dir)
@@ -41,13 +42,13 @@ func setState(c *config.Config, dir string) {
 	c.State = dir
 }
 
-// load reads the configuration that a command's arguments name, and returns
+// load reads the configuration that a command's arguments select, and returns
 // the arguments left over.
 func load(command string, args []string) (*config.Config, []string, error) {
 	return loadWith(command, args, func(*flag.FlagSet) {})
 }
 
-// loadWith is load for a command that has flags of its own.
+// loadWith is load for a command with additional flags.
 func loadWith(command string, args []string, more func(*flag.FlagSet)) (*config.Config, []string, error) {
 	l, err := parse(command, args, more)
 	if err != nil {
@@ -83,7 +84,7 @@ func parse(command string, args []string, more func(*flag.FlagSet)) (*commandLin
 	return l, nil
 }
 
-// load reads the configuration that the command line names.
+// load reads the configuration that the command line selects.
 func (l *commandLine) load() (*config.Config, error) {
 	c, err := config.Load(*l.path)
 	if err != nil {
@@ -104,7 +105,7 @@ func (l *commandLine) load() (*config.Config, error) {
 	return c, nil
 }
 
-// described says what each flag is.
+// described describes each flag.
 func described(fs *flag.FlagSet) string {
 	var b strings.Builder
 	fs.SetOutput(&b)
@@ -131,7 +132,7 @@ func configure(args []string, out io.Writer) error {
 	}
 }
 
-// checkFile is the command config check, whose file may be named without its
+// checkFile is the command config check, whose file may be given without its
 // flag: no other one is read then.
 func checkFile(args []string, out io.Writer) error {
 	const command = "config check"

@@ -6,8 +6,7 @@ import (
 	"testing"
 )
 
-// TestHelp wants every flag in what a command prints when asked for help, and
-// no error.
+// TestHelp requires every flag in the help of a command, and no error.
 func TestHelp(t *testing.T) {
 	for _, c := range []struct {
 		args string
@@ -50,8 +49,8 @@ func TestWrongFlag(t *testing.T) {
 	}
 }
 
-// TestEveryTextNamesFlags wants the usage and the manual to name every flag
-// and every command.
+// TestEveryTextNamesFlags requires every flag and every command in the usage
+// and the manual.
 func TestEveryTextNamesFlags(t *testing.T) {
 	manual, err := os.ReadFile("../../hack/package/crisp.8")
 	if err != nil {

@@ -21,16 +21,16 @@ import (
 )
 
 const (
-	// adminSocket, in the state directory, is where a daemon takes commands of
-	// this program that have no call in the CRI.
+	// adminSocket, in the state directory, serves the commands of this program
+	// that have no call in the CRI.
 	adminSocket = "admin.sock"
 	checkPath   = "/images/check"
 )
 
-// errDamaged is why a check does not end well.
+// errDamaged is the error of a check that leaves damage.
 var errDamaged = errors.New("images are damaged")
 
-// finding is a line of what a check answers: damage, or how it ended.
+// finding is a line of a check's response: damage, or the result.
 type finding struct {
 	Damage *image.Damage  `json:"damage,omitempty"`
 	Done   *image.Checked `json:"done,omitempty"`
@@ -48,7 +48,7 @@ func imagesCommand(ctx context.Context, args []string, out io.Writer) error {
 
 	repair := false
 	cfg, rest, err := loadWith("images check", args[1:], func(fs *flag.FlagSet) {
-		fs.BoolVar(&repair, "repair", false, "have what is damaged fetched or unpacked again")
+		fs.BoolVar(&repair, "repair", false, "fetch or unpack damaged data again")
 	})
 	if err != nil {
 		return err
@@ -94,7 +94,7 @@ func (p *printer) check(ctx context.Context, cfg *config.Config, repair bool) er
 	return nil
 }
 
-// ask follows a check by the daemon on a socket.
+// ask requests a check from the daemon on a socket and follows it.
 func (p *printer) ask(ctx context.Context, socket string, repair bool) error {
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
@@ -109,20 +109,20 @@ func (p *printer) ask(ctx context.Context, socket string, repair bool) error {
 
 	resp, err := client.Do(r)
 	if err != nil {
-		return fmt.Errorf("ask the daemon to check its images: %w", err)
+		return fmt.Errorf("request a check from the daemon: %w", err)
 	}
 	defer resp.Body.Close()
 
 	if resp.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		return fmt.Errorf("ask the daemon to check its images: %s: %s", resp.Status, strings.TrimSpace(string(text)))
+		return fmt.Errorf("request a check from the daemon: %s: %s", resp.Status, strings.TrimSpace(string(text)))
 	}
 
 	for lines := json.NewDecoder(resp.Body); ; {
 		var f finding
 		switch err := lines.Decode(&f); {
 		case err != nil:
-			return fmt.Errorf("the daemon has not ended its check: %w", err)
+			return fmt.Errorf("the daemon did not complete its check: %w", err)
 		case f.Error != "":
 			return errors.New(f.Error)
 		case f.Done != nil:
@@ -150,11 +150,11 @@ func (p *printer) end(done image.Checked) {
 	fmt.Fprintf(p.out, "%d blobs and %d unpacked layers were checked, %d layers could not be; %d damaged, %d of them repaired\n",
 		done.Blobs, done.Layers, done.Unchecked, done.Damaged, done.Repaired)
 	if done.Parts > 0 {
-		fmt.Fprintf(p.out, "interrupted pulls have left the beginnings of %d layers, %d bytes, to the next ones\n", done.Parts, done.PartBytes)
+		fmt.Fprintf(p.out, "interrupted pulls have left partial downloads of %d layers, %d bytes, which the next pulls resume\n", done.Parts, done.PartBytes)
 	}
 }
 
-// serveAdmin takes commands until the daemon closes.
+// serveAdmin serves commands until the daemon closes.
 func (d *services) serveAdmin() error {
 	l, err := listen(filepath.Join(d.cfg.State, adminSocket))
 	if err != nil {
@@ -168,15 +168,15 @@ func (d *services) serveAdmin() error {
 	go func() {
 		defer close(done)
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			klog.ErrorS(err, "Serve commands")
+			klog.ErrorS(err, "Stopped serving commands")
 		}
 	}()
 	d.onClose(func() {
 		if err := server.Close(); err != nil {
-			klog.ErrorS(err, "Stop serving commands")
+			klog.ErrorS(err, "Could not stop serving commands")
 		}
 		<-done
-		d.checking.Lock() // until a check under way is over; none begins any more
+		d.checking.Lock() // waits for a running check; no other one can start
 	})
 
 	return nil
@@ -185,19 +185,19 @@ func (d *services) serveAdmin() error {
 // checkImages checks the images for a client, one at a time.
 func (d *services) checkImages(w http.ResponseWriter, r *http.Request) {
 	if !d.checking.TryLock() {
-		http.Error(w, "a check is under way", http.StatusConflict)
+		http.Error(w, "a check is already running", http.StatusConflict)
 		return
 	}
 	defer d.checking.Unlock()
 
 	answers := json.NewEncoder(w)
 	answer := func(f finding) {
-		_ = answers.Encode(f) // a client that is gone ends the context
+		_ = answers.Encode(f) // if the client disconnects the context ends
 		_ = http.NewResponseController(w).Flush()
 	}
 
 	done, err := d.images.Check(r.Context(), r.FormValue("repair") == "true", func(damage image.Damage) {
-		klog.InfoS("An image is damaged", "what", damage.What, "images", damage.Images, "why", damage.Why, "repaired", damage.Repaired, "remains", damage.Remains)
+		klog.InfoS("Image is damaged", "what", damage.What, "images", damage.Images, "reason", damage.Why, "repaired", damage.Repaired, "remains", damage.Remains)
 		answer(finding{Damage: &damage})
 	})
 	if err != nil {

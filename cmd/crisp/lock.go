@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lock makes dir and takes the right to be its only daemon, which ends with
-// the process or when the file is closed.
+// lock creates dir and locks it for this daemon, until the file is closed or
+// the process exits.
 func lock(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)

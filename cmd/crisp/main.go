@@ -1,12 +1,12 @@
 // Command crisp is a Kubernetes container runtime: a daemon that serves the
-// CRI, and the tools to look into it.
+// CRI, and tools to inspect it.
 //
 //	crisp serve           serve the CRI
 //	crisp plan FILE.json  print the system calls that start a container
 //	crisp run BUNDLE      run the container of an OCI bundle
 //	crisp images check    compare the images on disk with their digests
 //	crisp config default  print the configuration with its defaults
-//	crisp config check    check a configuration, and what it names on this machine
+//	crisp config check    validate a configuration on this machine
 //	crisp version         print the version
 package main
 
@@ -33,20 +33,19 @@ const usage = `usage:
   crisp config check [FLAGS] [FILE]
   crisp version
 
-FLAGS are --config FILE and, in place of keys of that file:
+FLAGS are --config FILE and, to override keys of that file:
   [--root DIR] [--state DIR] [--listen unix://SOCKET] [--cgroup-driver cgroupfs|systemd]
   [--cni-conf-dir DIR] [--cni-bin-dir DIR[,DIR]] [--registry-config-dir DIR[,DIR]]
   [--log-level error|info|debug|trace] [--log-format text|json]
-A command with --help says what each is.
+A command with --help describes each of them.
 `
 
-// helpText is what a command prints that was asked for help, in place of an
-// error.
+// helpText is the error of a command that was asked for help, and its output.
 type helpText string
 
-func (helpText) Error() string { return "help was asked for" }
+func (helpText) Error() string { return "help requested" }
 
-// asksForHelp reports whether a command's first word is none.
+// asksForHelp reports whether a command's first word requests help.
 func asksForHelp(word string) bool { return word == "help" || word == "--help" || word == "-h" }
 
 func main() {
@@ -63,7 +62,7 @@ func main() {
 	}
 }
 
-// run carries out one command line.
+// run executes one command line.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) == 0 {
 		return fmt.Errorf("no command\n%s", usage)
@@ -75,7 +74,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return err
 }
 
-// command carries out one command.
+// command executes one command.
 func command(ctx context.Context, args []string, out io.Writer) error {
 	switch cmd, rest := args[0], args[1:]; cmd {
 	case "serve":

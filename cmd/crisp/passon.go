@@ -13,16 +13,16 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// catch collects from now on the signals that are the container's.
+// catch collects from now on the signals to be forwarded to the container.
 func catch() chan os.Signal {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGWINCH)
 	return signals
 }
 
-// passOn passes signals on to a container and, if that has a terminal, input,
-// output and size of the command's own. What it returns ends that, after the
-// last output.
+// passOn forwards signals to a container and, if that has a terminal, connects
+// it to the command's own. The returned function ends that, after the last
+// output.
 func passOn(c *client.Started, signals chan os.Signal) (restore func(), err error) {
 	end := func() {}
 	if c.Terminal != nil {
@@ -45,7 +45,7 @@ func passOn(c *client.Started, signals chan os.Signal) (restore func(), err erro
 	}, nil
 }
 
-// forward sends a signal that was meant for the container, which may be gone.
+// forward sends a signal to the container, which may have exited.
 func forward(c *client.Started, s unix.Signal) {
 	if s != unix.SIGWINCH {
 		_ = unix.PidfdSendSignal(int(c.PidFD.Fd()), s, nil, 0)
@@ -69,7 +69,7 @@ func connectTerminal(master *os.File) (end func(), err error) {
 	resize(master)
 	go io.Copy(master, os.Stdin)
 	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = io.Copy(os.Stdout, master) }) // ends with EIO when the other side is closed
+	wg.Go(func() { _, _ = io.Copy(os.Stdout, master) }) // fails with EIO when the slave is closed
 	return func() { wg.Wait(); restore() }, nil
 }
 

@@ -21,9 +21,9 @@ import (
 	"crisp/runtime/plan"
 )
 
-// printPlan prints the program that would start a container. The file is an
-// OCI config.json, or the container configuration that crictl takes; what only
-// an image or a running pod could tell is left at its default.
+// printPlan prints the program that would start a container. The file is an OCI
+// config.json, or the container configuration that crictl takes; values that
+// depend on an image or a running pod have their defaults.
 func printPlan(args []string, out io.Writer) error {
 	cfg, rest, err := load("plan", args)
 	if err != nil {
@@ -85,7 +85,7 @@ func readPlan(cfg *config.Config, bundle string, data []byte) (*plan.Plan, error
 	return launch.Preview(s.Spec, facts, cgroups.Hierarchies(), true)
 }
 
-// otherKind says what a file is that is no container's configuration.
+// otherKind describes a file that is not a container's configuration.
 func otherKind(data []byte) string {
 	const want = "plan takes an OCI config.json, or the container configuration of crictl create"
 	var object struct {
@@ -93,13 +93,13 @@ func otherKind(data []byte) string {
 		APIVersion string `json:"apiVersion"`
 	}
 	if err := json.Unmarshal(data, &object); err == nil && object.Kind != "" && object.APIVersion != "" {
-		return fmt.Sprintf("this is a %s of Kubernetes (%s), and no container's configuration: %s", object.Kind, object.APIVersion, want)
+		return fmt.Sprintf("this is a Kubernetes %s (%s), not a container's configuration: %s", object.Kind, object.APIVersion, want)
 	}
 	var pod runtimeapi.PodSandboxConfig
 	if err := protojson.Unmarshal(data, &pod); err == nil && pod.GetMetadata().GetName() != "" {
 		return fmt.Sprintf("this is the configuration of a pod sandbox (%s), which has no program: %s", pod.Metadata.Name, want)
 	}
-	return "this is no container's configuration: " + want
+	return "this is not a container's configuration: " + want
 }
 
 // specOf translates a CRI configuration for an ordinary pod.

@@ -23,17 +23,17 @@ import (
 	"crisp/runtime/plan"
 )
 
-// endTime is how long the end of a bundle's container may take.
+// endTime bounds the termination of a bundle's container.
 const endTime = 10 * time.Second
 
-// exitCode is how a container ended that a command has run.
+// exitCode is the exit code of the container that a command ran.
 type exitCode int
 
-func (c exitCode) Error() string { return "the container ended with exit code " + strconv.Itoa(int(c)) }
+func (c exitCode) Error() string { return "the container exited with code " + strconv.Itoa(int(c)) }
 
 // runBundle runs the container of an OCI bundle, with this command's streams
-// and signals, until it ends. It has nothing to do with a daemon: the keeper
-// and the cgroup are its own, and gone with it.
+// and signals, until it exits. No daemon is involved: the keeper and the cgroup
+// are its own, and are removed at the end.
 func runBundle(ctx context.Context, args []string) error {
 	cfg, rest, err := load("run", args)
 	if err != nil {
@@ -41,7 +41,7 @@ func runBundle(ctx context.Context, args []string) error {
 	}
 
 	if len(rest) != 1 {
-		return fmt.Errorf("run needs one directory, with a config.json\n%s", usage)
+		return fmt.Errorf("run needs one directory with a config.json\n%s", usage)
 	}
 	data, err := os.ReadFile(filepath.Join(rest[0], "config.json"))
 	if err != nil {
@@ -54,7 +54,7 @@ func runBundle(ctx context.Context, args []string) error {
 	}
 
 	if s.Process == nil || s.Linux == nil {
-		return fmt.Errorf("%s: %w: no process, or no part for Linux", rest[0], plan.ErrSpec)
+		return fmt.Errorf("%s: %w: process or linux is missing", rest[0], plan.ErrSpec)
 	}
 	if err := spec.CheckSysctls(s); err != nil {
 		return fmt.Errorf("%s: %w", rest[0], err)
@@ -67,7 +67,7 @@ func runBundle(ctx context.Context, args []string) error {
 		return fmt.Errorf("%s: %w", rest[0], err)
 	}
 
-	// What would end the daemon goes to the container, which decides.
+	// Signals that would stop the daemon are forwarded to the container.
 	code, err := runSpec(context.WithoutCancel(ctx), cfg, s)
 	if err != nil {
 		return err
@@ -79,8 +79,8 @@ func runBundle(ctx context.Context, args []string) error {
 	return nil
 }
 
-// setHome completes the environment with the user's home, as the root file
-// system has it, which those who write bundles expect.
+// setHome sets HOME to the user's home directory in the root file system, as
+// OCI runtimes do.
 func setHome(s *specs.Spec) error {
 	set := func(e string) bool { return strings.HasPrefix(e, "HOME=") && e != "HOME=" }
 	if s.Root == nil || slices.ContainsFunc(s.Process.Env, set) {
@@ -111,7 +111,7 @@ func setHome(s *specs.Spec) error {
 	return nil
 }
 
-// runSpec runs a container in a cgroup that it makes for it.
+// runSpec runs a container in a cgroup that it creates.
 func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, err error) {
 	groups, err := cgroup.New(cfg.CgroupDriver, cfg.CgroupParent)
 	if err != nil {
@@ -144,7 +144,7 @@ func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, 
 	return runKept(ctx, s, groups.Hierarchies(), group)
 }
 
-// mustBeFree refuses a group that others are in: they would be limited and
+// mustBeFree refuses a cgroup that has processes: they would be limited and
 // killed with the container.
 func mustBeFree(groups *cgroup.Node, path string) error {
 	group, err := groups.Open(path)
@@ -161,7 +161,7 @@ func mustBeFree(groups *cgroup.Node, path string) error {
 	}
 
 	if len(pids) > 0 {
-		return fmt.Errorf("%w: cgroup %s has %d processes already; name one of the container's own", plan.ErrSpec, path, len(pids))
+		return fmt.Errorf("%w: cgroup %s already has %d processes; choose one for the container alone", plan.ErrSpec, path, len(pids))
 	}
 	return nil
 }
@@ -176,7 +176,7 @@ func withDevices(r *specs.LinuxResources) *specs.LinuxResources {
 	return &out
 }
 
-// runKept runs a container with a keeper of its own.
+// runKept runs a container with its own keeper.
 func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *cgroup.Group) (code int, err error) {
 	state, err := os.MkdirTemp("", "crisp-run-")
 	if err != nil {
@@ -219,7 +219,7 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 
 	exit, ok := <-keeper.Events()
 	if !ok {
-		return 0, errors.New("the keeper ended before the container; see whether something has killed it")
+		return 0, errors.New("the keeper exited before the container; check what killed it")
 	}
 	return exit.Code, keeper.Forget(ctx, "run")
 }

@@ -74,7 +74,7 @@ func wantExit(t *testing.T, err error, code int) {
 	t.Helper()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != code {
-		t.Errorf("ended with %v, want exit code %d", err, code)
+		t.Errorf("exited with %v, want exit code %d", err, code)
 	}
 }
 
@@ -123,7 +123,7 @@ func TestRunNamesWhatIsWrong(t *testing.T) {
 	wantExit(t, err, 1)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && !strings.Contains(string(exit.Stderr), `exec "/nothing"`) {
-		t.Errorf("said %q", exit.Stderr)
+		t.Errorf("stderr is %q", exit.Stderr)
 	}
 }
 
@@ -145,8 +145,8 @@ func TestRunInNamedGroups(t *testing.T) {
 	}
 }
 
-// TestRunLeavesOthersGroupsAlone refuses a group with somebody in it, who would
-// be killed with the container.
+// TestRunLeavesOthersGroupsAlone refuses a cgroup that has a process, which
+// would be killed with the container.
 func TestRunLeavesOthersGroupsAlone(t *testing.T) {
 	for _, path := range []string{"/", ".."} {
 		cmd := bundle(t, "true", func(s *specs.Spec) { s.Linux.CgroupsPath = path })
@@ -176,8 +176,8 @@ func TestRunLeavesOthersGroupsAlone(t *testing.T) {
 	_, err = second.Output()
 	wantExit(t, err, 1)
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && !strings.Contains(string(exit.Stderr), "processes already") {
-		t.Errorf("said %q", exit.Stderr)
+	if errors.As(err, &exit) && !strings.Contains(string(exit.Stderr), "already has") {
+		t.Errorf("stderr is %q", exit.Stderr)
 	}
 
 	if err := first.Process.Signal(unix.SIGTERM); err != nil {
@@ -194,7 +194,7 @@ func TestRunWarnsOfCapabilities(t *testing.T) {
 	cmd.Stderr = &said
 	out, err := cmd.Output()
 	if err != nil || string(out) != "CapBnd:\t0000000000000020\n" || !strings.Contains(said.String(), `warning: capability "CAP_NO_SUCH"`) {
-		t.Errorf("printed %q, %v, said %q", out, err, said.String())
+		t.Errorf("printed %q, %v, stderr %q", out, err, said.String())
 	}
 }
 

@@ -41,15 +41,15 @@ import (
 )
 
 const (
-	// stopTimeout is how long calls under way may take when the daemon ends,
+	// stopTimeout is how long running calls may take when the daemon stops,
 	// closeTimeout how long its services may take after that.
 	stopTimeout  = 4 * time.Second
 	closeTimeout = 4 * time.Second
 )
 
-// serve runs the daemon until ctx ends. Pods go on without it.
+// serve runs the daemon until ctx ends. Pods keep running without it.
 func serve(ctx context.Context, args []string) error {
-	// The modes of what is made are meant as they are written.
+	// Files and directories get exactly the modes in the code.
 	unix.Umask(0o022)
 	spawn.RaiseFiles()
 	cfg, rest, err := load("serve", args)
@@ -66,7 +66,7 @@ func serve(ctx context.Context, args []string) error {
 	defer klog.Flush()
 
 	if os.Geteuid() != 0 {
-		return errors.New("serve makes namespaces, mounts and cgroups, which only root may: run it as root, or by its unit (systemctl start crisp)")
+		return errors.New("serve creates namespaces, mounts and cgroups, which requires root: run it as root, or as a service (systemctl start crisp)")
 	}
 	for _, dir := range []string{cfg.Root, cfg.State} {
 		l, err := lock(dir)
@@ -86,7 +86,7 @@ func serve(ctx context.Context, args []string) error {
 	}
 
 	if err := examine(cfg); err != nil {
-		return fmt.Errorf("%w\ncrisp config check looks for this, too; crisp config default says what each key means", err)
+		return fmt.Errorf("%w\ncrisp config check reports this, too; crisp config default documents each key", err)
 	}
 	if err := orphan.Adopt(); err != nil {
 		return err
@@ -101,7 +101,7 @@ func serve(ctx context.Context, args []string) error {
 	return d.serve(ctx)
 }
 
-// services is what the daemon consists of, in the order of opening.
+// services are the parts of the daemon, in the order of opening.
 type services struct {
 	cfg     *config.Config
 	facts   host.Facts
@@ -118,12 +118,12 @@ type services struct {
 	checking sync.Mutex // held during a check of the images
 }
 
-// onClose notes what ends a service.
+// onClose registers the function that stops a service.
 func (d *services) onClose(f func()) { d.closers = append(d.closers, f) }
 
-// close ends the services, the last opened first. An operation that does not
-// end, such as one that waits for a plugin, is left to the next daemon, as it
-// would be after a crash.
+// close stops the services, the last opened first. An operation that does not
+// end, such as one that waits for a plugin, is left to the next daemon, as
+// after a crash.
 func (d *services) close() {
 	done := make(chan struct{})
 	go func() {
@@ -135,7 +135,7 @@ func (d *services) close() {
 	select {
 	case <-done:
 	case <-time.After(closeTimeout):
-		klog.InfoS("Ending with operations under way; the next daemon takes them up")
+		klog.InfoS("Exiting with operations in progress, the next daemon resumes them")
 	}
 }
 
@@ -150,7 +150,7 @@ func (d *services) goUntilClose(f func(context.Context)) {
 // open starts everything that the server needs.
 func (d *services) open(ctx context.Context) error {
 	for _, p := range d.facts.Problems {
-		klog.InfoS("A probe of the machine was inconclusive", "why", p)
+		klog.InfoS("Probe of the machine was inconclusive", "reason", p)
 	}
 	var err error
 	if d.cgroups, err = cgroup.New(d.cfg.CgroupDriver, d.cfg.CgroupParent); err != nil {
@@ -159,7 +159,7 @@ func (d *services) open(ctx context.Context) error {
 	d.onClose(func() { d.cgroups.Close() })
 
 	for _, w := range d.cgroups.Degraded() {
-		klog.InfoS("Cgroups are degraded", "missing", w)
+		klog.InfoS("Cgroup support is incomplete", "missing", w)
 	}
 	d.images, err = image.Open(imageOptions(d.cfg, d.facts))
 	if err != nil {
@@ -168,7 +168,7 @@ func (d *services) open(ctx context.Context) error {
 	d.onClose(func() { d.images.Close() })
 
 	if err := d.serveAdmin(); err != nil {
-		klog.ErrorS(err, "Serve commands; images can be checked only while no daemon runs")
+		klog.ErrorS(err, "Could not serve commands, images can only be checked while no daemon runs")
 	}
 	d.network, err = network.Open(network.Options{
 		ConfDir: d.cfg.CNIConfDir, BinDirs: d.cfg.CNIBinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
@@ -185,7 +185,7 @@ func (d *services) open(ctx context.Context) error {
 	return d.openPods(ctx)
 }
 
-// imageOptions are those that a configuration asks for.
+// imageOptions are the options of a configuration.
 func imageOptions(cfg *config.Config, facts host.Facts) image.Options {
 	return image.Options{
 		Root: filepath.Join(cfg.Root, "image"), RegistryConfigDirs: cfg.RegistryConfigDirs,
@@ -195,25 +195,25 @@ func imageOptions(cfg *config.Config, facts host.Facts) image.Options {
 	}
 }
 
-// labels is what the SELinux policy says of containers, nil where it says
-// nothing, or need not be asked.
+// labels returns the container labels of the SELinux policy, nil if it defines
+// none or labels are disabled.
 func (d *services) labels() (*selinux.Policy, error) {
 	if !d.cfg.SELinux || !d.facts.SELinux.OK() {
 		return nil, nil
 	}
 	labels, err := selinux.Load(os.DirFS("/"))
 	if errors.Is(err, selinux.ErrNoTypes) {
-		klog.ErrorS(err, "Containers get no SELinux labels of their own")
+		klog.InfoS("Containers get no SELinux labels", "reason", err)
 		return nil, nil
 	}
 	return labels, err
 }
 
-// openPods starts what rests on the other services.
+// openPods starts what depends on the other services.
 func (d *services) openPods(ctx context.Context) error {
 	if d.facts.AppArmor.OK() && d.cfg.AppArmorProfile == apparmor.DefaultName {
 		if err := apparmor.Load(ctx, apparmor.DefaultName); err != nil {
-			klog.ErrorS(err, "Load the AppArmor profile; containers that ask for RuntimeDefault are not confined by it")
+			klog.ErrorS(err, "Could not load the AppArmor profile, containers with RuntimeDefault are not confined by it")
 		}
 	}
 
@@ -222,8 +222,8 @@ func (d *services) openPods(ctx context.Context) error {
 		return err
 	}
 
-	// Agents in pods see what is pinned there later; what is in the state
-	// directory is nobody's business.
+	// Agents in pods see namespaces that are pinned there later; those in the
+	// state directory are private.
 	if !strings.HasPrefix(d.cfg.NetNSDir, filepath.Clean(d.cfg.State)+"/") {
 		if err := netns.Share(d.cfg.NetNSDir); err != nil {
 			return err
@@ -260,14 +260,14 @@ func (d *services) openPods(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		if err := d.streams.Stop(ctx); err != nil {
-			klog.ErrorS(err, "Stop streaming")
+			klog.ErrorS(err, "Could not stop streaming")
 		}
 	})
 
 	return nil
 }
 
-// serveCAdvisor answers cAdvisor, if it is to be, until the daemon closes.
+// serveCAdvisor serves cAdvisor, if configured, until the daemon closes.
 func (d *services) serveCAdvisor() error {
 	path := d.cfg.CAdvisorSocket
 	if path == "" {
@@ -286,7 +286,7 @@ func (d *services) serveCAdvisor() error {
 	go func() {
 		defer close(done)
 		if err := g.Serve(l); err != nil {
-			klog.ErrorS(err, "Serve cAdvisor", "socket", path)
+			klog.ErrorS(err, "Stopped serving cAdvisor", "socket", path)
 		}
 	}()
 	d.onClose(func() { g.Stop(); <-done })
@@ -294,7 +294,7 @@ func (d *services) serveCAdvisor() error {
 	return nil
 }
 
-// serve answers calls until ctx ends.
+// serve handles calls until ctx ends.
 func (d *services) serve(ctx context.Context) error {
 	l, err := listen(d.cfg.Socket())
 	if err != nil {
@@ -311,7 +311,7 @@ func (d *services) serve(ctx context.Context) error {
 	ended := make(chan error, 1)
 	go func() { ended <- g.Serve(l) }()
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		klog.ErrorS(err, "Tell the service manager that crisp is ready")
+		klog.ErrorS(err, "Could not notify the service manager that crisp is ready")
 	}
 
 	klog.InfoS("Serving", "socket", d.cfg.Listen, "version", version, "cgroupDriver", d.cgroups.Driver(), "kernel", d.facts.Kernel)
@@ -322,13 +322,13 @@ func (d *services) serve(ctx context.Context) error {
 	}
 
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
-	klog.InfoS("Stopping; pods run on")
+	klog.InfoS("Stopping, pods keep running")
 	d.stopServer(g)
 	<-ended
 	return nil
 }
 
-// stopServer lets calls under way finish for a while. Streams of events would
+// stopServer gives running calls time to finish. Streams of events would
 // never end by themselves, so the pods are closed to new ones first.
 func (d *services) stopServer(g *grpc.Server) {
 	d.pods.EndEvents()

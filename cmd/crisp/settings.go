@@ -43,8 +43,8 @@ func setUpLog(cfg *config.Config) error {
 	return nil
 }
 
-// followReloads applies the log settings anew on each SIGHUP. A configuration
-// that is wrong changes nothing.
+// followReloads applies the log settings again on each SIGHUP. An invalid
+// configuration changes nothing.
 func followReloads(ctx context.Context, args []string) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
@@ -58,7 +58,7 @@ func followReloads(ctx context.Context, args []string) {
 				err = setUpLog(cfg)
 			}
 			if err != nil {
-				klog.ErrorS(err, "Reload the configuration; the old one stays")
+				klog.ErrorS(err, "Could not reload the configuration, keeping the old one")
 				continue
 			}
 			klog.InfoS("Reloaded the log settings", "level", cfg.LogLevel, "format", cfg.LogFormat)
@@ -88,7 +88,7 @@ func rlimits(list []config.Rlimit) []specs.POSIXRlimit {
 }
 
 // seccompProfiles supplies the built-in profile, or the configured one, and
-// those that pods name.
+// those that pods refer to.
 func seccompProfiles(cfg *config.Config) spec.Seccomp {
 	s := spec.Seccomp{Default: seccomp.RuntimeDefault, Load: seccomp.Load}
 	if path := cfg.SeccompProfile; path != "" {
@@ -96,7 +96,7 @@ func seccompProfiles(cfg *config.Config) spec.Seccomp {
 			p, err := seccomp.LoadFor(path, caps)
 			if err != nil {
 				// Better to refuse every system call than to confine nothing.
-				klog.ErrorS(err, "Load the default seccomp profile", "file", path)
+				klog.ErrorS(err, "Could not load the default seccomp profile, system calls are refused", "file", path)
 				return &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
 			}
 			return p

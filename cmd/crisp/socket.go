@@ -14,11 +14,11 @@ import (
 	"crisp/cri/accept"
 )
 
-// answerTime is how long a socket's server has to take a connection before it
-// counts as one that is alive and busy.
+// answerTime is how long a socket's server has to accept a connection before it
+// counts as alive and busy.
 const answerTime = time.Second
 
-// listen makes a socket, which only root may use, in place of one whose server
+// listen creates a socket that only root may use, and replaces one whose server
 // is dead.
 func listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -47,22 +47,22 @@ func listen(path string) (net.Listener, error) {
 	return accept.Sound(accept.Patient(l)), nil
 }
 
-// replaceable reports whether a dead socket is at path. What is no socket, and
-// one that somebody serves, is an error: it is not ours to remove.
+// replaceable reports whether a dead socket is at path. Another type of file,
+// or a socket with a server, is an error: crisp must not remove it.
 func replaceable(path string) (bool, error) {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look for an old socket: %w", err)
+		return false, fmt.Errorf("check for an old socket: %w", err)
 	}
 
 	if st.Mode().Type() != fs.ModeSocket {
-		return false, fmt.Errorf("listen on %s: there is something that is no socket (%s); move it away, or name another path with --listen", path, st.Mode())
+		return false, fmt.Errorf("listen on %s: the existing file is not a socket (%s); move it away, or choose another path with --listen", path, st.Mode())
 	}
 
-	conn, err := net.DialTimeout("unix", path, answerTime) // #nosec G704 -- the administrator names it
+	conn, err := net.DialTimeout("unix", path, answerTime) // #nosec G704 -- configured by the administrator
 	if err == nil {
 		conn.Close()
 	}
@@ -70,9 +70,9 @@ func replaceable(path string) (bool, error) {
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 		return true, nil
-	case errors.Is(err, unix.EPROTOTYPE): // not a stream's: none of ours
-		return false, fmt.Errorf("listen on %s: a socket of another kind is there; name another path with --listen", path)
+	case errors.Is(err, unix.EPROTOTYPE): // not a stream socket, so not crisp's
+		return false, fmt.Errorf("listen on %s: a socket of another type exists there; choose another path with --listen", path)
 	}
 
-	return false, fmt.Errorf("listen on %s: somebody serves it already; stop that, or name another path with --listen", path)
+	return false, fmt.Errorf("listen on %s: another process already serves it; stop that, or choose another path with --listen", path)
 }

@@ -14,7 +14,7 @@ import (
 func TestListen(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		// make makes what is there before.
+		// make creates what exists before.
 		make func(t *testing.T, path string)
 		want string // of the error, "" for none
 	}{
@@ -24,31 +24,31 @@ func TestListen(t *testing.T) {
 			l.SetUnlinkOnClose(false)
 			l.Close()
 		}, ""},
-		{"live socket", func(t *testing.T, path string) { listenAt(t, path) }, "somebody serves it"},
-		{"live socket that takes nobody", func(t *testing.T, path string) { full(t, path) }, "somebody serves it"},
+		{"live socket", func(t *testing.T, path string) { listenAt(t, path) }, "another process already serves it"},
+		{"live socket that accepts no connection", func(t *testing.T, path string) { full(t, path) }, "another process already serves it"},
 		{"live socket of datagrams", func(t *testing.T, path string) {
 			l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { l.Close() })
-		}, "another kind"},
+		}, "another type"},
 		{"file", func(t *testing.T, path string) {
 			if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-		}, "no socket"},
+		}, "not a socket"},
 		{"directory", func(t *testing.T, path string) {
 			if err := os.Mkdir(path, 0o700); err != nil {
 				t.Fatal(err)
 			}
-		}, "no socket"},
+		}, "not a socket"},
 		{"link to a live socket", func(t *testing.T, path string) {
 			listenAt(t, path+".other")
 			if err := os.Symlink(path+".other", path); err != nil {
 				t.Fatal(err)
 			}
-		}, "no socket"},
+		}, "not a socket"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s")
@@ -67,7 +67,7 @@ func TestListen(t *testing.T) {
 			}
 
 			if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
-				t.Errorf("what was there is gone: %v", err)
+				t.Errorf("the existing file was removed: %v", err)
 			}
 		})
 	}

@@ -11,21 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// syncCommand is the command of the process that [syncApart] starts. It is
-// not for people.
+// syncCommand is the internal command of the process that [syncApart] starts.
 const syncCommand = "sync-stdin"
 
-// syncApart has a process of its own bring a directory's file system to the disk.
-// Nothing can end who waits for a disk; the daemon would be there, with its
-// locks, until a slow one has all that anybody has written. When ctx ends the
-// process is left to itself.
+// syncApart syncs a directory's file system in a separate process. A process
+// that waits for a disk cannot be killed; the daemon would keep its locks until
+// a slow disk has written everything. When ctx ends the process is left
+// running.
 func syncApart(ctx context.Context, dir *os.File) error {
 	var stderr bytes.Buffer
 	cmd := exec.Command("/proc/self/exe", syncCommand)
 	cmd.Stdin, cmd.Stderr = dir, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start process that syncs: %w", err)
+		return fmt.Errorf("start sync process: %w", err)
 	}
 
 	done := make(chan error, 1)

@@ -40,7 +40,7 @@ func (c *Config) Check() error {
 			bad("runtime_handlers", "%q is empty or given twice", h)
 		}
 		if h != "" && (len(h) > maxLabel || !labelPattern.MatchString(h)) {
-			bad("runtime_handlers", "no RuntimeClass can name %q: want a DNS label of lower-case letters, digits and dashes", h)
+			bad("runtime_handlers", "no RuntimeClass can refer to %q: it must be a DNS label of lower-case letters, digits and dashes", h)
 		}
 	}
 
@@ -79,10 +79,10 @@ func (c *Config) checkPaths(bad complain) {
 	}
 
 	if len(c.CNIBinDirs) == 0 {
-		bad("cni_bin_dirs", "at least one directory is needed")
+		bad("cni_bin_dirs", "at least one directory is required")
 	}
 	if root, state := filepath.Clean(c.Root), filepath.Clean(c.State); root == state {
-		bad("state", "%q is the root directory too", state)
+		bad("state", "%q is also the root directory", state)
 	}
 }
 
@@ -107,11 +107,11 @@ func (c *Config) checkChoices(bad complain) {
 	if _, port, err := net.SplitHostPort(c.StreamAddress); err != nil {
 		bad("stream_address", "%v", err)
 	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		bad("stream_address", "%q is not a port: want a number up to 65535, or 0 for any free port", port)
+		bad("stream_address", "%q is not a port: it must be a number up to 65535, or 0 for any free port", port)
 	}
 
 	if c.CgroupDriver == "systemd" && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice") {
-		bad("cgroup_parent", "%q is not a slice, which the systemd driver needs", c.CgroupParent)
+		bad("cgroup_parent", "%q is not a slice, which the systemd driver requires", c.CgroupParent)
 	}
 	if c.CgroupDriver == "cgroupfs" && strings.HasSuffix(c.CgroupParent, ".slice") {
 		bad("cgroup_parent", "%q is a slice, which the cgroupfs driver cannot use", c.CgroupParent)
@@ -127,7 +127,7 @@ func (c *Config) checkNumbers(bad complain) {
 	for key, d := range map[string]Duration{"pull_progress_timeout": c.PullProgressTimeout, "stream_idle_timeout": c.StreamIdleTimeout} {
 		// A number without a unit would mean nanoseconds, which is never intended.
 		if time.Duration(d) < time.Second {
-			bad(key, "%v is less than a second; give it a unit, as in \"90s\" or \"5m\"", time.Duration(d))
+			bad(key, "%v is less than a second; use a unit, as in \"90s\" or \"5m\"", time.Duration(d))
 		}
 	}
 

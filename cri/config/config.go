@@ -23,7 +23,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// DefaultPath is the file that is read unless another one is named. It may be
+// DefaultPath is the file that is read unless another one is given. It may be
 // missing.
 const DefaultPath = "/etc/crisp/config.toml"
 
@@ -46,7 +46,7 @@ type Config struct {
 	CgroupParent string `toml:"cgroup_parent"`
 
 	NetNSDir string `toml:"netns_dir"`
-	// CAdvisorSocket is the socket on which cAdvisor is answered in place of
+	// CAdvisorSocket is the socket that serves cAdvisor in place of
 	// containerd, "" for none.
 	CAdvisorSocket string   `toml:"cadvisor_socket"`
 	CNIConfDir     string   `toml:"cni_conf_dir"`
