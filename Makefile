@@ -1,24 +1,24 @@
 # crisp, a container runtime for Kubernetes.
 #
 #   make demo     watch a pod run
-#   make test     everything: checks, tests, conformance
-#   make bench    crisp side by side with containerd
+#   make test     all checks, tests and conformance tests
+#   make bench    compare crisp with containerd
 #
 # Tools and images that only tests need are built into .cache. The demo, the
 # conformance run and most tests change namespaces and cgroups: run as root.
 
 GO ?= go
-# A package's version must grow from commit to commit.
+# A package's version must increase from commit to commit.
 VERSION ?= 0.1.0+$(shell TZ=UTC git log -1 --format=%cd. --date=format-local:%Y%m%d%H%M%S 2>/dev/null)$(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS = -s -w -X main.version=$(VERSION)
-# The time of what is packed, for who packs it again.
+# The timestamp of packed files, for reproducible packages.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 CACHE := .cache
 export CGO_ENABLED := 0
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
-# All programs are built with the same flags where these tell the compiler's
-# results apart, so that what they have in common is compiled once.
+# All programs are built with the same flags that are part of the build cache's
+# keys, so that common packages are compiled once.
 COMPILE := $(GO) build -trimpath
 
 TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck)
@@ -27,7 +27,7 @@ PEERS := $(addprefix $(CACHE)/peers/,containerd runc)
 LAB := $(CACHE)/bin/crictl $(CACHE)/bin/registry $(PLUGINS)
 
 .PHONY: help
-help: ## list these targets
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: build
@@ -38,20 +38,20 @@ build: ## build bin/crisp and bin/crisp-keeper, static
 install: build ## install the programs below $(DESTDIR)$(PREFIX)
 	install -D -m 755 -t $(DESTDIR)$(or $(PREFIX),/usr/local)/bin bin/crisp bin/crisp-keeper
 
-PROCESSORS := amd64 arm64
+ARCHES := amd64 arm64
 PACKAGES := $(CACHE)/packages
 
 .PHONY: deb
-deb: build ## a Debian package for this machine, bin/crisp_*.deb
+deb: build ## build a Debian package for this machine, bin/crisp_*.deb
 	@rm -f bin/crisp_*.deb
 	hack/package/deb/build "$(VERSION)" $$($(GO) env GOARCH) bin bin
 
 .PHONY: packages
-packages: $(PROCESSORS:%=package-%) ## deb, rpm and tarball for amd64 and arm64, in dist
+packages: $(ARCHES:%=package-%) ## build deb, rpm and tarball for amd64 and arm64 in dist
 	@cd dist && sha256sum *.deb *.rpm *.tar.gz >SHA256SUMS && cat SHA256SUMS
 
-.PHONY: $(PROCESSORS:%=package-%)
-$(PROCESSORS:%=package-%): package-%:
+.PHONY: $(ARCHES:%=package-%)
+$(ARCHES:%=package-%): package-%:
 	GOARCH=$* $(COMPILE) -ldflags "$(LDFLAGS)" -o $(PACKAGES)/$*/ ./cmd/crisp ./cmd/crisp-keeper
 	@mkdir -p dist
 	for form in deb rpm tarball; do hack/package/$$form/build "$(VERSION)" $* $(PACKAGES)/$* dist || exit 1; done
@@ -59,19 +59,19 @@ $(PROCESSORS:%=package-%): package-%:
 ##### Checks
 
 .PHONY: check
-check: fmt vet staticcheck tidy ## what can be said without running anything
+check: fmt vet staticcheck tidy ## all static checks
 
 .PHONY: fmt
-fmt: ## are all files formatted?
+fmt: ## check that all files are formatted
 	@unformatted=$$(gofmt -l cmd cri runtime image network hack test) && \
 	if [ -n "$$unformatted" ]; then echo "not formatted by gofmt:"; echo "$$unformatted"; exit 1; fi
 
 .PHONY: tidy
-tidy: ## is go.mod what the code requires?
+tidy: ## check that go.mod matches the code
 	$(GO) mod tidy -diff
 
 .PHONY: reproduce
-reproduce: ## do two builds of a commit, in other places, give the same packages?
+reproduce: ## check that two builds of a commit in different directories give identical packages
 	@set -e; rm -rf $(CACHE)/reproduce; for n in one another; do \
 		mkdir -p $(CACHE)/reproduce/$$n; \
 		git archive HEAD | tar -x -C $(CACHE)/reproduce/$$n; \
@@ -81,49 +81,49 @@ reproduce: ## do two builds of a commit, in other places, give the same packages
 	rm -rf $(CACHE)/reproduce
 
 .PHONY: vet
-vet: ## go vet, for both processors
+vet: ## go vet, for both architectures
 	$(GO) vet ./...
 	GOARCH=arm64 $(GO) vet ./...
 	$(GO) vet -tags crash ./cri/pod ./network/cni ./test/crash
 	$(GO) vet -tags node ./test/node/...
 
 .PHONY: staticcheck
-staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both processors
+staticcheck: $(CACHE)/bin/staticcheck ## staticcheck, for both architectures
 	$(CACHE)/bin/staticcheck ./...
 	GOARCH=arm64 $(CACHE)/bin/staticcheck ./...
 	$(CACHE)/bin/staticcheck -tags crash ./cri/pod ./network/cni ./test/crash
 	$(CACHE)/bin/staticcheck -tags node ./test/node/...
 
-# Rules of gosec that are off for the whole tree, because what they warn of is
-# what a runtime does, or is told from faults by nothing in the text:
-#   G103       system calls take pointers; go vet checks their form
-#   G104       errors of clean-up and of closing, staticcheck's and review's task
-#   G115       conversions between widths, which the kernel's interfaces ask for
+# Rules of gosec that are disabled for the whole tree, because they report what a
+# runtime does, or cannot distinguish it from bugs:
+#   G103       system calls take pointers; go vet checks their use
+#   G104       errors of cleanup and close, left to staticcheck and review
+#   G115       integer conversions, which the kernel's interfaces require
 #   G204       the program is AppArmor's parser, found in fixed directories
-#   G301 G302  what a container's or another user reads: logs, /etc/hosts,
+#   G301 G302  files that a container or another user reads: logs, /etc/hosts,
 #              roots of layers, a pinned namespace, a socket for root's group
-#   G304 G703  files that the administrator or the runtime names; what a
-#              container may have changed is opened by runtime/rootpath
-#   G404       choices that need to be even, not secret: SELinux's categories
+#   G304 G703  paths chosen by the administrator or the runtime; files that a
+#              container may have changed are opened by runtime/rootpath
+#   G404       choices that must be uniform, not secret: SELinux's categories
 #   G602       an index that is checked in the same condition
 GOSEC_OFF := G103,G104,G115,G204,G301,G302,G304,G703,G404,G602
 
 .PHONY: gosec
-gosec: $(CACHE)/bin/gosec ## gosec; the rules that are off say why
+gosec: $(CACHE)/bin/gosec ## gosec, without the rules listed in GOSEC_OFF
 	$(CACHE)/bin/gosec -quiet -exclude=$(GOSEC_OFF) ./cmd/... ./cri/... ./runtime/... ./image/... ./network/...
 
 VULNDB ?= https://vuln.go.dev
 
 .PHONY: vulncheck
-vulncheck: build $(CACHE)/bin/govulncheck ## known vulnerabilities in what is linked; needs VULNDB=https://vuln.go.dev
+vulncheck: build $(CACHE)/bin/govulncheck ## known vulnerabilities in linked modules; VULNDB=https://vuln.go.dev
 	@if curl -sSfL -m 20 -o /dev/null $(VULNDB)/index/db.json; then \
 		$(CACHE)/bin/govulncheck -db $(VULNDB) ./cmd/...; \
 	else \
-		echo "NOT CHECKED for known vulnerabilities: the database $(VULNDB) cannot be reached"; exit 3; \
+		echo "NOT CHECKED for known vulnerabilities: the database $(VULNDB) is unreachable"; exit 3; \
 	fi
 
 .PHONY: sbom
-sbom: build $(CACHE)/bin/cyclonedx-gomod ## what crisp is made of, bin/crisp.cdx.json and bin/crisp-keeper.cdx.json
+sbom: build $(CACHE)/bin/cyclonedx-gomod ## bill of materials, bin/crisp.cdx.json and bin/crisp-keeper.cdx.json
 	for program in crisp crisp-keeper; do \
 		$(CACHE)/bin/cyclonedx-gomod bin -json -licenses -std -version "$(VERSION)" -output bin/$$program.cdx.json bin/$$program || exit 1; \
 	done
@@ -131,86 +131,86 @@ sbom: build $(CACHE)/bin/cyclonedx-gomod ## what crisp is made of, bin/crisp.cdx
 ##### Tests
 
 .PHONY: test
-test: needs-test build tools images demo-image packages programs ## everything; TOTALS=FILE gets the numbers
+test: needs-test build tools images demo-image packages programs ## run all tests; TOTALS=FILE receives the counts
 	$(CACHE)/bin/suite -totals "$(TOTALS)" $(if $(UNTIL),-until $(UNTIL))
 
 .PHONY: unit
-unit: ## tests that need no root and change nothing, with the race detector
+unit: ## run tests that need no root and change nothing, with the race detector
 	CGO_ENABLED=1 $(GO) test -short -race ./...
 
 .PHONY: root
-root: build $(LAB) images packages ## all tests; skips and leavings fail
+root: build $(LAB) images packages ## run all Go tests as root; skips and leaks are failures
 	CRISP_STRICT=1 $(GO) test -p 1 ./...
 
-# What attacks the node: containers that look at everything and do their worst,
-# images, registries and clients that ask for too much.
+# Tests with attackers: containers that probe and misuse everything they can
+# reach, images, registries and clients that ask for too much.
 HOSTILE := Hostile|Resident|Neighbours|Cgroups|CVE|Cost|Exposed|CallsAre|Frozen|GroupKill|Links|Procfs|Swap|Race|Deep|Tainted|Untrusted|Foreign
 
 .PHONY: hostile
-hostile: build $(LAB) images ## containers, images and registries that attack the node
+hostile: build $(LAB) images ## run containers, images and registries that attack the node
 	CRISP_STRICT=1 $(GO) test -p 1 -count 1 -run '$(HOSTILE)' ./runtime/... ./image/... ./network/... ./cri/... ./test/e2e
 	CRISP_STRICT=1 $(GO) test -p 1 -count 1 ./test/hostile
 
-# Minimising is bounded: it stops the search, for a minute by default, and goes
-# on as long where goroutines make an input reach other code each time.
+# Minimising is bounded: it pauses fuzzing, for a minute by default each time,
+# which happens often where goroutines make coverage nondeterministic.
 FUZZTIME ?= 30s
 
 .PHONY: fuzz
-fuzz: ## each fuzz test for FUZZTIME=30s
+fuzz: ## run each fuzz test for FUZZTIME=30s
 	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' cmd cri runtime image network | sort | \
 	while IFS=: read -r file test; do \
 		$(GO) test -run '^$$' -fuzz "^$${test#func }$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s "./$$(dirname "$$file")" || exit 1; \
 	done
 
 .PHONY: conformance
-conformance: build $(LAB) $(CACHE)/bin/critest images programs ## critest against bin/crisp
+conformance: build $(LAB) $(CACHE)/bin/critest images programs ## run critest against bin/crisp
 	$(CACHE)/bin/conformance $(ARGS)
 
 .PHONY: bench
-bench: build $(LAB) $(CACHE)/bin/critest $(PEERS) images programs ## side by side with containerd, a quarter of an hour; ARGS=-full
-	@$(MAKE) --no-print-directory $(CACHE)/peers/crun/crun || echo "crun cannot be had from Debian: it is left out"
+bench: build $(LAB) $(CACHE)/bin/critest $(PEERS) images programs ## compare with containerd, a quarter of an hour; ARGS=-full
+	@$(MAKE) --no-print-directory $(CACHE)/peers/crun/crun || echo "crun could not be fetched from Debian and is not measured"
 	$(CACHE)/bin/bench $(ARGS)
 
-# Of these, REPORT=1 puts the tables into docs/reliability.md.
+# REPORT=1 updates the tables of these in docs/reliability.md.
 CRASH = $(GO) test -C test/crash -tags crash -count 1 -timeout 1h $(1) $(if $(REPORT),-report $(CURDIR)/docs/reliability.md) $(ARGS)
 
 .PHONY: crash
-crash: $(LAB) images ## end daemon and keeper at every point and at random ones
+crash: $(LAB) images ## kill daemon and keeper at every failpoint and at random moments
 	$(call CRASH,-skip 'TestFault|TestSoak')
 
 .PHONY: faults
-faults: $(LAB) images ## plugins, disks, limits, reboots and power cuts that go wrong
+faults: $(LAB) images ## faults of plugins, disks, limits, reboots and power cuts
 	$(call CRASH,-run TestFault)
 
 .PHONY: soak
-soak: $(LAB) images ## 300 pods come and go (ARGS="-pods 2000") under kills
+soak: $(LAB) images ## create and remove 300 pods (ARGS="-pods 2000") under kills
 	$(call CRASH,-run TestSoak)
 
 .PHONY: node
-node: build $(LAB) programs ## a Kubernetes node with crisp, a quarter of an hour
+node: build $(LAB) programs ## test a Kubernetes node with crisp, a quarter of an hour
 	$(CACHE)/bin/suite -totals "$(TOTALS)" node
 
 VM := build $(CACHE)/bin/crictl $(CACHE)/bin/critest $(CACHE)/bin/registry $(PLUGINS) images programs
 
 .PHONY: vm
-vm: $(VM) ## boot Debian 13 with crisp to a login shell
+vm: $(VM) ## boot Debian 13 with crisp and open a login shell
 	$(CACHE)/bin/vm -shell $(ARGS)
 
 .PHONY: vm-test
-vm-test: $(VM) deb ## tests and critest on Debian 13: systemd, cgroup v2, AppArmor, SELinux
+vm-test: $(VM) deb ## run tests and critest on Debian 13: systemd, cgroup v2, AppArmor, SELinux
 	$(CACHE)/bin/vm -totals "$(TOTALS)" $(ARGS)
 
 .PHONY: vm-node
-vm-node: kubernetes $(VM) ## a Kubernetes node on Debian 13, with either cgroup driver
+vm-node: kubernetes $(VM) ## test a Kubernetes node on Debian 13, with either cgroup driver
 	$(CACHE)/bin/vm -node $(ARGS)
 
 .PHONY: demo
-demo: needs-demo build $(PLUGINS) demo-image ## a pod from pull to removal, with timings
+demo: needs-demo build $(PLUGINS) demo-image ## show a pod from pull to removal, with timings
 	$(COMPILE) -o $(CACHE)/bin/ ./hack/demo
 	@$(CACHE)/bin/demo
 
 .PHONY: needs-demo needs-test
-needs-demo needs-test: # says what the machine lacks, and installs it if it may
+needs-demo needs-test: # reports missing packages, and installs them as root
 	@hack/needs $(@:needs-%=%)
 
 ##### Tools and images for tests
@@ -219,7 +219,7 @@ needs-demo needs-test: # says what the machine lacks, and installs it if it may
 tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, the CNI plugins
 
 .PHONY: programs
-programs: # those that run tests
+programs: # programs that run tests
 	$(COMPILE) -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./hack/vm ./test/bench ./test/bench/nothing ./test/conformance
 
 .PHONY: images
@@ -227,7 +227,7 @@ images: ## build the images that tests pull
 	$(GO) run -trimpath ./hack/images
 
 .PHONY: demo-image
-demo-image: # the one that the demo pulls
+demo-image: # the image that the demo pulls
 	$(GO) run -trimpath ./hack/images -storage demo -only e2e-test-images/nginx:1.14-2
 
 CRITOOLS_VERSION = $(shell sed -n 's|.*sigs.k8s.io/cri-tools v\([^ ]*\).*|\1|p' hack/tools/criutils/go.mod)
@@ -264,7 +264,7 @@ KUBERNETES_FLAGS = -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v
 	-X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBERNETES_VERSION)))"
 
 .PHONY: kubernetes
-kubernetes: $(CACHE)/kubernetes/kubelet $(CACHE)/kubernetes/coredns ## build Kubernetes, etcd and CoreDNS, some minutes
+kubernetes: $(CACHE)/kubernetes/kubelet $(CACHE)/kubernetes/coredns ## build Kubernetes, etcd and CoreDNS, takes some minutes
 
 $(CACHE)/kubernetes/kubelet: $(KUBERNETES)
 	@mkdir -p $(@D)
@@ -276,7 +276,7 @@ $(CACHE)/kubernetes/coredns: $(wildcard hack/tools/coredns/*)
 	$(GO) build -C hack/tools/coredns -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ .
 
 .PHONY: node-conformance
-node-conformance: build $(LAB) kubernetes images $(CACHE)/kubernetes/e2e_node.test ## Kubernetes' own tests of a node, an hour
+node-conformance: build $(LAB) kubernetes images $(CACHE)/kubernetes/e2e_node.test ## run Kubernetes' node conformance suite, an hour
 	$(GO) build -o $(CACHE)/bin/node-conformance ./test/node/conformance
 	$(CACHE)/bin/node-conformance $(ARGS)
 
@@ -295,19 +295,19 @@ $(CACHE)/peers/containerd: $(PEERS_MOD)
 # runc is partly in C. Without the headers of libseccomp (libseccomp-dev) it
 # is built without filters, which makes it faster than it would be on a node.
 $(CACHE)/peers/runc: $(PEERS_MOD)
-	@pkg-config --exists libseccomp || echo "libseccomp-dev is missing: runc is built without seccomp, and a little faster for it"
+	@pkg-config --exists libseccomp || echo "libseccomp-dev is missing: runc is built without seccomp, which makes it a little faster"
 	CGO_ENABLED=1 $(GO) build -C $(<D) -tags "$$(pkg-config --exists libseccomp && echo seccomp)" \
 		-ldflags "-s -w -X main.version=$(call peer_version,github.com/opencontainers/runc)" -o $(CURDIR)/$@ github.com/opencontainers/runc
 
-# crun is Debian's, taken apart and not installed, with a library that the
-# machine may not have.
+# crun is Debian's, unpacked and not installed, with a library that may be missing
+# on the machine.
 $(CACHE)/peers/crun/crun:
 	@rm -rf $(@D) && mkdir -p $(@D)/lib
 	cd $(@D) && apt-get download -q crun libyajl2 && for p in *.deb; do dpkg-deb -x "$$p" .; done
 	cp $(@D)/usr/lib/*/libyajl.so* $(@D)/lib/ && cp $(@D)/usr/bin/crun $@
 
 .PHONY: clean
-clean: ## remove what was built, but not the cache
+clean: ## remove build output, but not the cache
 	rm -rf bin dist
 
 .PHONY: distclean
