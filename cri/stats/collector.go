@@ -13,20 +13,20 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Options change a collector's ways; zero values mean the defaults.
+// Options configure a collector; zero values mean the defaults.
 type Options struct {
 	// Mountpoint is the file system of writable layers, as ImageFsInfo
 	// reports it.
 	Mountpoint string
-	// LayerPeriod is the least time between two walks through a layer, 10
+	// LayerPeriod is the minimum time between two walks of a layer, 10
 	// seconds by default. Layers that take long are walked less often.
 	LayerPeriod time.Duration
-	// RateWindow is the least time between the two readings that a
-	// processor rate is made of, 1 second by default.
+	// RateWindow is the minimum time between the two readings from which a CPU
+	// rate is computed, 1 second by default.
 	RateWindow time.Duration
 }
 
-// Collector answers the statistics calls. It is safe for concurrent use.
+// Collector serves the stats and metrics calls. It is safe for concurrent use.
 type Collector struct {
 	source     Source
 	mountpoint string
@@ -36,7 +36,7 @@ type Collector struct {
 	metrics    []metric
 }
 
-// New returns a collector of what source knows.
+// New returns a collector for the pods of a source.
 func New(source Source, o Options) *Collector {
 	if o.LayerPeriod == 0 {
 		o.LayerPeriod = 10 * time.Second
@@ -50,7 +50,7 @@ func New(source Source, o Options) *Collector {
 	return c
 }
 
-// Run keeps the sizes of writable layers fresh until ctx ends.
+// Run updates the sizes of writable layers until ctx ends.
 func (c *Collector) Run(ctx context.Context) {
 	c.layers.run(ctx, func() map[string]string {
 		dirs := make(map[string]string)
@@ -70,7 +70,7 @@ func (c *Collector) Run(ctx context.Context) {
 	})
 }
 
-// Container returns the figures of one container.
+// Container returns the stats of one container.
 func (c *Collector) Container(ctx context.Context, id string) (*runtimeapi.ContainerStats, error) {
 	for _, p := range c.source.Pods() {
 		for i := range p.Containers {
@@ -82,8 +82,7 @@ func (c *Collector) Container(ctx context.Context, id string) (*runtimeapi.Conta
 	return nil, fmt.Errorf("container %s: %w", id, ErrNotFound)
 }
 
-// Containers returns the figures of the running containers that the filter
-// lets through.
+// Containers returns the stats of the running containers that match the filter.
 func (c *Collector) Containers(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
 	var list []*Container
 	for _, p := range c.source.Pods() {
@@ -102,13 +101,13 @@ func (c *Collector) Containers(ctx context.Context, filter *runtimeapi.Container
 	return gather(ctx, list, func(ctr *Container) *runtimeapi.ContainerStats {
 		s := c.container(ctx, ctr, deadline)
 		if s.Cpu == nil {
-			return nil // it has just gone
+			return nil // it was just removed
 		}
 		return s
 	})
 }
 
-// PodSandbox returns the figures of one pod.
+// PodSandbox returns the stats of one pod.
 func (c *Collector) PodSandbox(ctx context.Context, id string) (*runtimeapi.PodSandboxStats, error) {
 	for _, p := range c.source.Pods() {
 		if p.Attributes.GetId() == id {
@@ -118,7 +117,7 @@ func (c *Collector) PodSandbox(ctx context.Context, id string) (*runtimeapi.PodS
 	return nil, fmt.Errorf("pod %s: %w", id, ErrNotFound)
 }
 
-// PodSandboxes returns the figures of the ready pods that the filter lets through.
+// PodSandboxes returns the stats of the ready pods that match the filter.
 func (c *Collector) PodSandboxes(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
 	var list []*Pod
 	for _, p := range c.source.Pods() {
@@ -131,7 +130,7 @@ func (c *Collector) PodSandboxes(ctx context.Context, filter *runtimeapi.PodSand
 	return gather(ctx, list, func(p *Pod) *runtimeapi.PodSandboxStats { return c.pod(ctx, p, deadline) })
 }
 
-// selects tells whether labels have all that the selector wants.
+// selects reports whether labels match the selector.
 func selects(selector, labels map[string]string) bool {
 	for k, want := range maps.All(selector) {
 		if got, ok := labels[k]; !ok || got != want {
@@ -141,8 +140,8 @@ func selects(selector, labels map[string]string) bool {
 	return true
 }
 
-// gather calls read for each item on as many goroutines as there are
-// processors, and returns what is not nil in the order of the items.
+// gather calls read for each item on as many goroutines as there are CPUs, and
+// returns the results that are not nil in the order of the items.
 func gather[T any, R any](ctx context.Context, items []*T, read func(*T) *R) ([]*R, error) {
 	var (
 		results = make([]*R, len(items))

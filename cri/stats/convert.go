@@ -10,7 +10,7 @@ import (
 	"crisp/runtime/cgroup"
 )
 
-// defaultInterface is what CNI calls a pod's first interface.
+// defaultInterface is the name of a pod's first interface in CNI.
 const defaultInterface = "eth0"
 
 // maxInterfaceName is room for a name with every byte escaped, so that
@@ -91,7 +91,7 @@ func podGroup(p *Pod) *cgroup.Stats {
 	return s
 }
 
-// addUp makes a pod's figures from its containers'.
+// addUp computes a pod's stats from its containers'.
 func (c *Collector) addUp(id string, now time.Time, linux *runtimeapi.LinuxPodSandboxStats) {
 	var usage uint64
 	mem := &runtimeapi.MemoryUsage{
@@ -173,7 +173,7 @@ func swap(s *cgroup.Stats) *runtimeapi.SwapUsage {
 
 func io(s *cgroup.Stats) *runtimeapi.IoUsage {
 	if s.IO.Pressure == nil {
-		return nil // CRI has nothing else to say about I/O
+		return nil // the CRI has no other I/O stats
 	}
 	return &runtimeapi.IoUsage{Timestamp: s.Time.UnixNano(), Psi: psi(s.IO.Pressure)}
 }
@@ -188,7 +188,7 @@ func psi(p *cgroup.Pressure) *runtimeapi.PsiStats {
 	return &runtimeapi.PsiStats{Full: data(p.Full), Some: data(p.Some)}
 }
 
-// network leaves loopback out and puts the default interface first.
+// network omits loopback and puts the default interface first.
 func network(at time.Time, list []netns.InterfaceStats) *runtimeapi.NetworkUsage {
 	out := &runtimeapi.NetworkUsage{Timestamp: at.UnixNano()}
 	var all []*runtimeapi.NetworkInterfaceUsage

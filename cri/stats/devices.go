@@ -7,18 +7,18 @@ import (
 	"sync"
 )
 
-// maxDevices bounds the names remembered; numbers of devices that come and
-// go must not pile up.
+// maxDevices bounds the cached names; numbers of devices that come and go must
+// not accumulate.
 const maxDevices = 1024
 
-// devices remembers the names of block devices.
+// devices caches the names of block devices.
 type devices struct {
 	mu    sync.Mutex
 	names map[[2]uint32]string
 }
 
 // name returns the path of a block device, "" if it has none: the devices of
-// some file systems exist in their numbers only.
+// some file systems only have numbers.
 func (d *devices) name(major, minor uint32) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()

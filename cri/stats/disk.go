@@ -9,8 +9,8 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// diskUsage adds up what the files below dir occupy. They belong to a
-// container, which may change them meanwhile.
+// diskUsage returns the disk usage of the files below dir. They belong to a
+// container, which may change them concurrently.
 func diskUsage(ctx context.Context, dir string) (rootpath.Usage, error) {
 	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -20,7 +20,7 @@ func diskUsage(ctx context.Context, dir string) (rootpath.Usage, error) {
 	return rootpath.Measure(ctx, f)
 }
 
-// fileSystem is what statfs tells about the place of a layer.
+// fileSystem holds statfs's results for the file system of layers.
 type fileSystem struct {
 	device                        string
 	size, inodesTotal, inodesFree uint64

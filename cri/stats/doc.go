@@ -1,12 +1,12 @@
-// Package stats answers the statistics and metrics calls of CRI from a
-// snapshot of what runs ([Source]).
+// Package stats serves the stats and metrics calls of the CRI from a snapshot
+// of the running pods ([Source]).
 //
-// Figures are read when they are asked for, with two exceptions. Processor
-// use as a rate needs two readings, so the last one of each container and pod is kept.
-// The size of a writable layer takes a walk through it, which
-// [Collector.Run] does in the background; a container that was never walked
-// is walked when it is first seen, and the asker waits for that a short while at most.
+// Stats are read on request, with two exceptions. CPU usage as a rate needs two
+// readings, so the last one of each container and pod is kept. The size of a
+// writable layer requires walking it, which [Collector.Run] does in the
+// background; a container that was never walked is walked when it is first
+// seen, and the caller waits for that only briefly.
 //
-// Whatever cannot be read of one container is left out and keeps nobody
-// else's figures back.
+// Stats of one container that cannot be read are omitted, and do not affect
+// those of others.
 package stats

@@ -13,15 +13,15 @@ import (
 const (
 	// firstWalk is how long a call waits for layers that were never walked.
 	firstWalk = 50 * time.Millisecond
-	// idleShare bounds the walking: a layer is left alone for this many times
-	// as long as its last walk took.
+	// idleShare bounds the load: a layer is not walked again for this many
+	// times the duration of its last walk.
 	idleShare = 20
-	// queued bounds the layers that wait for their first walk; the others
-	// get theirs in the next round.
+	// queued bounds the layers that wait for their first walk; others wait for
+	// the next round.
 	queued = 256
-	// quickWalk bounds a walk that others wait for. A layer that takes longer
-	// is walked apart from then on, for at most slowWalk; what was not reached by
-	// then is missing from the figure.
+	// quickWalk bounds a walk that blocks others. A layer that takes longer is
+	// walked separately from then on, for at most slowWalk; what was not
+	// reached by then is not counted.
 	quickWalk, slowWalk = 2 * time.Second, 2 * time.Minute
 )
 
@@ -31,7 +31,8 @@ type usage struct {
 	at            time.Time
 }
 
-// layers knows the sizes of writable layers. It walks them in run's goroutines.
+// layers caches the sizes of writable layers. It walks them in run's
+// goroutines.
 type layers struct {
 	period time.Duration
 	// measure is diskUsage.
@@ -51,9 +52,9 @@ type layer struct {
 	usage usage
 	due   time.Time
 	busy  bool
-	// slow layers are walked apart from the others.
+	// slow layers are walked separately from the others.
 	slow bool
-	// partial says that the last walk did not count all.
+	// partial means that the last walk did not count everything.
 	partial bool
 }
 
@@ -64,8 +65,8 @@ func (l *layers) init(period time.Duration) {
 	l.known = make(map[string]*layer)
 }
 
-// usage returns what is known of a container's layer. For a new one it waits
-// until deadline at most.
+// usage returns the cached size of a container's layer. For a new one it waits,
+// at most until deadline.
 func (l *layers) usage(ctx context.Context, id, dir string, deadline time.Time) (usage, bool) {
 	if dir == "" {
 		return usage{}, false
@@ -102,12 +103,13 @@ func (l *layers) usage(ctx context.Context, id, dir string, deadline time.Time) 
 	return usage{}, false
 }
 
-// run walks layers until ctx ends: new ones at once, known ones every period.
+// run walks layers until ctx ends: new ones immediately, known ones every
+// period.
 func (l *layers) run(ctx context.Context, current func() map[string]string) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 
-	// A walk through a large layer must not hold up new ones, nor others.
+	// A walk of a large layer must not block new ones, nor others.
 	wg.Go(func() { l.serve(ctx, l.first, quickWalk) })
 	wg.Go(func() { l.serve(ctx, l.slow, slowWalk) })
 	tick := time.NewTicker(l.period)
@@ -125,7 +127,7 @@ func (l *layers) run(ctx context.Context, current func() map[string]string) {
 	}
 }
 
-// serve walks the layers that come, each for limit at most.
+// serve walks the layers that it receives, each for at most limit.
 func (l *layers) serve(ctx context.Context, ids <-chan string, limit time.Duration) {
 	for {
 		select {
@@ -137,7 +139,7 @@ func (l *layers) serve(ctx context.Context, ids <-chan string, limit time.Durati
 	}
 }
 
-// dueOf takes over what there is now and returns what should be walked.
+// dueOf updates the set of layers and returns those that are due for a walk.
 func (l *layers) dueOf(dirs map[string]string, now time.Time) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -175,7 +177,8 @@ func (l *layers) dueOf(dirs map[string]string, now time.Time) []string {
 	return due
 }
 
-// walk measures one layer for limit at most, unless it is being measured.
+// walk measures one layer for at most limit, unless it is already being
+// measured.
 func (l *layers) walk(ctx context.Context, id string, limit time.Duration) {
 	l.mu.Lock()
 	entry := l.known[id]
@@ -215,17 +218,17 @@ func (l *layers) walk(ctx context.Context, id string, limit time.Duration) {
 	}
 }
 
-// take notes what a walk found. Of a layer that could not be counted to its
-// end, the larger of what was counted and what was known is the better figure:
-// a container must not be able to hide what it wrote.
+// take records the result of a walk. For a layer that was counted only
+// partially, the larger of the new and the old size is kept: a container must
+// not be able to hide what it wrote.
 func (e *layer) take(got rootpath.Usage, err error, at time.Time) {
 	if got == (rootpath.Usage{Partial: true}) {
-		klog.V(2).InfoS("Cannot measure a writable layer", "dir", e.dir, "err", err)
+		klog.V(2).InfoS("Could not measure a writable layer", "dir", e.dir, "err", err)
 		return
 	}
 	if got.Partial {
 		if !e.partial {
-			klog.InfoS("A writable layer could not be measured to its end; its figures are lower bounds", "dir", e.dir, "bytes", got.Bytes, "inodes", got.Inodes, "err", err)
+			klog.InfoS("Measured a writable layer only partially, its stats are lower bounds", "dir", e.dir, "bytes", got.Bytes, "inodes", got.Inodes, "err", err)
 		}
 		got.Bytes, got.Inodes = max(got.Bytes, e.usage.bytes), max(got.Inodes, e.usage.inodes)
 	}

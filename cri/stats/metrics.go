@@ -11,8 +11,8 @@ import (
 	"crisp/runtime/cgroup"
 )
 
-// sample is all that the metrics of one container or pod are made of. What
-// could not be read is nil or zero, and has no metrics.
+// sample is the input of the metrics of one container or pod. What could not be
+// read is nil or zero, and has no metrics.
 type sample struct {
 	// labels are the values of baseLabels.
 	labels  []string
@@ -23,7 +23,7 @@ type sample struct {
 	devices []string
 	network []netns.InterfaceStats
 
-	// The rest is of containers only.
+	// The rest is for containers only.
 	processes *int
 	open      counts
 	openFiles *uint64 // the soft limit on them
@@ -124,7 +124,7 @@ func (c *Collector) deviceNames(s *cgroup.Stats) []string {
 	return names
 }
 
-// render makes the metrics of a sample, of the time when it was taken.
+// render returns the metrics of a sample, with the time at which it was taken.
 func (c *Collector) render(s *sample) []*runtimeapi.Metric {
 	at := s.now.UnixNano()
 	list := make([]*runtimeapi.Metric, 0, len(c.metrics))

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
 const image = "docker.io/library/busybox:latest"
 
-// runPod runs a pod of one container that burns processor time.
+// runPod runs a pod of one container that uses CPU time.
 func runPod(t *testing.T, l *lab.Lab) (podID, containerID string) {
 	t.Helper()
 	ctx := t.Context()
@@ -63,7 +63,7 @@ func runPod(t *testing.T, l *lab.Lab) (podID, containerID string) {
 	return pod.PodSandboxId, ctr.ContainerId
 }
 
-// A pod of a daemon has all the figures that the machine can give.
+// A pod of a daemon has all stats that the machine supports.
 func TestRealPod(t *testing.T) {
 	testkit.Root(t)
 	l := testkit.Daemon(t, lab.Options{})
@@ -91,7 +91,7 @@ func testStats(t *testing.T, r runtimeapi.RuntimeServiceClient, podID, container
 	}
 
 	waitFor(t, "the file that it writes to be counted", func() bool { return read().GetWritableLayer().GetInodesUsed().GetValue() >= 2 })
-	// A fifth of a processor is what the quota leaves.
+	// The quota allows a fifth of a CPU.
 	var rate uint64
 	waitFor(t, "a rate", func() bool {
 		rate = read().GetCpu().GetUsageNanoCores().GetValue()

@@ -8,19 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What one container may cost a round of statistics. A process holds as many
-// descriptors as its limit allows, and a container has thousands of processes:
-// beyond these bounds the figures are estimates.
+// Bounds on the cost of one container per round. A process can have as many
+// descriptors as its limit allows, and a container thousands of processes:
+// beyond these bounds the counts are estimates.
 const (
-	maxProcesses = 2048 // are asked for the number of their descriptors
-	maxLinks     = 2048 // descriptors are looked at
+	maxProcesses = 2048 // whose descriptors are counted
+	maxLinks     = 2048 // descriptors that are inspected
 	nameBatch    = 256
 )
 
-// counts tells what processes hold open.
+// counts are the open descriptors of processes.
 type counts struct{ files, sockets uint64 }
 
-// countOpen tells what the processes of a container hold open.
+// countOpen counts the open descriptors of a container's processes.
 func countOpen(pids []int) counts {
 	var c descriptors
 	asked := pids[:min(len(pids), maxProcesses)]
@@ -33,7 +33,7 @@ func countOpen(pids []int) counts {
 	}
 }
 
-// scale is what n would be among all, if it was found among some.
+// scale extrapolates n, counted in a sample, to the total.
 func scale(n, all, some uint64) uint64 {
 	if some == 0 || some >= all {
 		return n
@@ -44,7 +44,7 @@ func scale(n, all, some uint64) uint64 {
 // descriptors adds up the descriptors of several processes.
 type descriptors struct {
 	files           uint64
-	sockets, looked uint64 // of the descriptors looked at
+	sockets, looked uint64 // of the inspected descriptors
 }
 
 // add counts the entries of a directory of descriptors. Since Linux 6.2 its size
@@ -64,7 +64,7 @@ func (c *descriptors) add(path string) {
 	c.files += max(uint64(max(st.Size, 0)), looked)
 }
 
-// look counts sockets, as long as there is no more than that to look at.
+// look counts sockets among the first maxLinks descriptors.
 func (c *descriptors) look(dir *os.File) (looked uint64) {
 	var target [8]byte
 	for c.looked+looked < maxLinks {
@@ -84,8 +84,8 @@ func (c *descriptors) look(dir *os.File) (looked uint64) {
 	return looked
 }
 
-// maxOpenFiles is a process's soft limit on descriptors. The file is open to
-// everybody, where prlimit(2) wants a capability.
+// maxOpenFiles returns a process's soft limit on descriptors. The file is
+// world-readable, while prlimit(2) requires a capability.
 func maxOpenFiles(pid int) (uint64, bool) {
 	if pid <= 0 {
 		return 0, false

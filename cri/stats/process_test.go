@@ -47,8 +47,8 @@ func openMany(t *testing.T, n int) int {
 	return n
 }
 
-// A container's descriptors are counted at a price that does not grow with
-// them.
+// The cost of counting a container's descriptors does not grow with their
+// number.
 func TestCountOpen(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -75,9 +75,9 @@ func TestCountOpen(t *testing.T) {
 		t.Errorf("counting took %v", took)
 	}
 
-	// Processes that have gone meanwhile have none.
+	// Processes that exited meanwhile have none.
 	if got := countOpen([]int{1 << 30}); got != (counts{}) {
-		t.Errorf("%+v for no process", got)
+		t.Errorf("%+v for an exited process", got)
 	}
 
 	crowd := make([]int, 10*maxProcesses)
@@ -89,8 +89,8 @@ func TestCountOpen(t *testing.T) {
 	}
 }
 
-// A layer whose walk takes long has it cut short, and is walked apart: others
-// are measured as often as ever.
+// A slow walk of a layer is cut short, and the layer is walked separately:
+// others are measured as often as before.
 func TestSlowLayersDelayNoOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l layers
@@ -118,7 +118,7 @@ func TestSlowLayersDelayNoOthers(t *testing.T) {
 			for id, most := range map[string]time.Duration{"a": time.Hour, "b": time.Hour, "c": 12 * time.Second, "d": time.Hour} {
 				u, ok := l.usage(ctx, id, "known", time.Now())
 				if !ok || time.Since(u.at) > most {
-					t.Fatalf("the figure of %s is %v old", id, time.Since(u.at))
+					t.Fatalf("the size of %s is %v old", id, time.Since(u.at))
 				}
 			}
 		}
@@ -127,7 +127,7 @@ func TestSlowLayersDelayNoOthers(t *testing.T) {
 	})
 }
 
-// What could not be counted to its end never makes a figure smaller.
+// A partial count never makes a size smaller.
 func TestPartialLayer(t *testing.T) {
 	at := time.Now()
 	e := &layer{}

@@ -8,8 +8,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// rates remembers a reading of processor time for each container and pod, to
-// tell how fast it grows.
+// rates keeps a reading of CPU time for each container and pod, to compute its
+// rate.
 type rates struct {
 	window time.Duration
 
@@ -18,15 +18,15 @@ type rates struct {
 }
 
 type reading struct {
-	// at and usage are where the present rate was measured up to.
+	// at and usage are the reading up to which the current rate was measured.
 	at    time.Time
 	usage uint64
-	// most is the largest usage that was reported.
+	// most is the largest reported usage.
 	most  uint64
 	cores *runtimeapi.UInt64Value
 }
 
-// sample notes a reading and returns the usage to report, which never
+// sample records a reading and returns the usage to report, which never
 // decreases, and the rate in nanoseconds a second, nil after the first reading.
 func (r *rates) sample(id string, at time.Time, usage uint64) (uint64, *runtimeapi.UInt64Value) {
 	r.mu.Lock()
@@ -40,7 +40,7 @@ func (r *rates) sample(id string, at time.Time, usage uint64) (uint64, *runtimea
 	case !ok:
 		last.at, last.usage = at, usage
 	case usage < last.usage:
-		// A sum that a container has left: measure anew from here.
+		// A container dropped out of the sum: restart the measurement here.
 		last.at, last.usage = at, usage
 	case elapsed >= r.window && elapsed > 0:
 		last.cores = value(perSecond(usage-last.usage, elapsed))
@@ -56,13 +56,13 @@ func (r *rates) sample(id string, at time.Time, usage uint64) (uint64, *runtimea
 func perSecond(used uint64, elapsed time.Duration) uint64 {
 	hi, lo := bits.Mul64(used, uint64(time.Second))
 	if hi >= uint64(elapsed) {
-		return 0 // not a figure that any machine can reach
+		return 0 // no machine reaches that rate
 	}
 	q, _ := bits.Div64(hi, lo, uint64(elapsed))
 	return q
 }
 
-// keep forgets everything of which has is false.
+// keep drops every entry for which has is false.
 func (r *rates) keep(has func(id string) bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -9,7 +9,7 @@ import (
 	"crisp/runtime/cgroup"
 )
 
-// Source knows what runs. It must not wait for anything: the snapshot that it
+// Source provides the running pods. It must not block: the snapshot that it
 // returns is read while pods come and go.
 type Source interface {
 	Pods() []Pod
@@ -18,11 +18,11 @@ type Source interface {
 // Pod is one pod sandbox.
 type Pod struct {
 	Attributes *runtimeapi.PodSandboxAttributes
-	// Ready pods have figures; of others only their attributes are known.
+	// Ready pods have stats; others only have their attributes.
 	Ready     bool
 	StartedAt time.Time
 	// Group is the control group of the pod as a whole, nil if it has none
-	// of its own; then its containers' figures are added up.
+	// of its own; then its containers' stats are added up.
 	Group Group
 	// Network lists the pod's interfaces, nil for the host's network.
 	Network    func() ([]netns.InterfaceStats, error)
@@ -34,14 +34,14 @@ type Container struct {
 	Attributes *runtimeapi.ContainerAttributes
 	// Image is the name of the image, for metrics.
 	Image string
-	// Running is false before the start and after the end.
+	// Running is false before the start and after the exit.
 	Running   bool
 	StartedAt time.Time
 	// Pid is the first process, 0 when there is none.
 	Pid int
 	// Group is nil when the container has no control group (any more).
 	Group Group
-	// Resources are those in force.
+	// Resources are the current ones.
 	Resources *runtimeapi.LinuxContainerResources
 	// Layer is the directory of the writable layer, "" if there is none.
 	Layer string
@@ -52,7 +52,7 @@ type Group interface {
 	// Relative is the group's path below the root of its hierarchy.
 	Relative() string
 	Stats() (*cgroup.Stats, error)
-	// Usage is Stats without what only metrics tell.
+	// Usage is Stats without the values that only metrics use.
 	Usage() (*cgroup.Stats, error)
 	Pids() ([]int, error)
 }

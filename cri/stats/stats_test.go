@@ -25,7 +25,7 @@ type pods []Pod
 
 func (p pods) Pods() []Pod { return p }
 
-// group is a control group with figures of its own.
+// group is a fake control group with its own stats.
 type group struct {
 	path  string
 	stats *cgroup.Stats
@@ -49,7 +49,7 @@ func (g *group) Pids() ([]int, error) { return g.pids, g.err }
 
 var testTime = time.Unix(1700000000, 5)
 
-// fullStats has a different figure in every place.
+// fullStats has a different value in every field.
 func fullStats() *cgroup.Stats {
 	p := func(n uint64) *cgroup.Pressure {
 		return &cgroup.Pressure{Some: cgroup.Stall{Total: n * 1e9, Avg10: 1, Avg60: 2, Avg300: 3}, Full: cgroup.Stall{Total: (n + 1) * 1e9, Avg10: 4}}
@@ -114,7 +114,7 @@ func start(t testing.TB, src Source, o Options) *Collector {
 	return c
 }
 
-// The names are what conformance tests and dashboards look for.
+// Conformance tests and dashboards rely on the names.
 func TestDescriptors(t *testing.T) {
 	want := strings.Fields(`
 		container_blkio_device_usage_total container_cpu_cfs_periods_total container_cpu_cfs_throttled_periods_total
@@ -321,7 +321,8 @@ func TestPodSandbox(t *testing.T) {
 	}
 }
 
-// A pod without a control group of its own is the sum of its containers.
+// The stats of a pod without a control group of its own are the sum of its
+// containers'.
 func TestPodSum(t *testing.T) {
 	a, b := testPod(t, "a"), testPod(t, "b")
 	a.Group, a.Network = nil, nil
@@ -366,7 +367,8 @@ func TestNotReady(t *testing.T) {
 	}
 }
 
-// What goes away while it is read is skipped, and keeps nobody else back.
+// A container that is removed while it is read is skipped, and does not affect
+// others.
 func TestGoneMeanwhile(t *testing.T) {
 	a, b := testPod(t, "a"), testPod(t, "b")
 	a.Containers[0].Group.(*group).err = cgroup.ErrNotFound
@@ -446,7 +448,7 @@ func TestRates(t *testing.T) {
 		{1500 * time.Millisecond, 12e9, 12e9, ptr(uint64(1e9))}, // since the first
 		{100 * time.Millisecond, 13e9, 13e9, ptr(uint64(1e9))},  // too soon for another
 		{1900 * time.Millisecond, 12e9, 13e9, ptr(uint64(0))},
-		{time.Second, 5e9, 13e9, ptr(uint64(0))}, // fell: reported figures do not
+		{time.Second, 5e9, 13e9, ptr(uint64(0))}, // fell: reported usage does not
 		{time.Second, 6e9, 13e9, ptr(uint64(1e9))},
 	} {
 		at = at.Add(c.after)
@@ -501,7 +503,7 @@ func TestDiskUsage(t *testing.T) {
 		t.Errorf("%d bytes", bytes)
 	}
 
-	// Nothing can be hidden from eviction by nesting.
+	// Nesting cannot hide files from eviction.
 	const depth = 500
 	deep := filepath.Join(dir, strings.Repeat("x/", depth))
 	if err := os.MkdirAll(deep, 0o700); err != nil {
@@ -528,8 +530,8 @@ func TestDiskUsage(t *testing.T) {
 	}
 }
 
-// Layers are walked again, forgotten with their container, and waited for a
-// short while at most.
+// Layers are walked again, dropped with their container, and waited for only
+// briefly.
 func TestLayers(t *testing.T) {
 	pod := testPod(t, "a")
 	layer := pod.Containers[0].Layer
@@ -542,10 +544,11 @@ func TestLayers(t *testing.T) {
 		return s.GetWritableLayer().GetUsedBytes().GetValue()
 	}
 
-	// The first answer waits, though not for long: a busy machine may need more than one try.
+	// The first call waits only briefly: a busy machine may need more than one
+	// attempt.
 	for try := 0; size() == 0; try++ {
 		if try == 20 {
-			t.Fatal("the first answer has no size")
+			t.Fatal("the first response has no size")
 		}
 		c = start(t, pods{pod}, Options{LayerPeriod: 10 * time.Millisecond})
 	}
@@ -569,7 +572,7 @@ func TestLayers(t *testing.T) {
 		t.Errorf("waited %v", waited)
 	}
 	if due := idle.layers.dueOf(map[string]string{}, time.Now()); len(due) != 0 || len(idle.layers.known) != 0 {
-		t.Errorf("layers of no container are kept: %v %v", due, idle.layers.known)
+		t.Errorf("layers without a container are kept: %v %v", due, idle.layers.known)
 	}
 }
 

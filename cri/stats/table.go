@@ -17,16 +17,16 @@ const (
 )
 
 // baseLabels are the labels that every metric has: the path of the control
-// group, the id of the container or pod, the image, and what Kubernetes calls
-// them; a pod as a whole has no image and no container. The names and meanings
-// are cAdvisor's, so that dashboards go on working: kubelet passes on what it
-// gets, and adds nothing.
+// group, the ID of the container or pod, the image, and the names in
+// Kubernetes; a pod as a whole has no image and no container. The names and
+// meanings are cAdvisor's, so that dashboards keep working: kubelet exposes
+// them unchanged.
 func baseLabels() []string { return []string{"id", "name", "image", "pod", "namespace", "container"} }
 
-// emit takes one value with the values of the metric's own labels.
+// emit receives one value with the values of the metric's own labels.
 type emit func(v uint64, labels ...string)
 
-// metric is a descriptor together with how its values are found.
+// metric is a descriptor and the function that finds its values.
 type metric struct {
 	name, help string
 	kind       runtimeapi.MetricType
@@ -46,7 +46,7 @@ func metricTable() []metric {
 // a counter go back.
 func seconds(nanoseconds uint64) uint64 { return nanoseconds/1e9 + (nanoseconds%1e9)/5e8 }
 
-// ofGroup makes values from a control group's statistics.
+// ofGroup returns values from a control group's stats.
 func ofGroup(f func(*cgroup.Stats) uint64) func(*sample, emit) {
 	return func(s *sample, emit emit) {
 		if s.stats != nil {
@@ -199,8 +199,8 @@ func diskMetrics() []metric {
 	}
 }
 
-// deviceLabel tells nameless devices apart by their numbers: two series with
-// the same labels would spoil the whole answer.
+// deviceLabel distinguishes unnamed devices by their numbers: two series with
+// the same labels would invalidate the whole response.
 func deviceLabel(name string, d cgroup.DeviceIO) string {
 	if name == "" {
 		return strconv.FormatUint(uint64(d.Major), 10) + ":" + strconv.FormatUint(uint64(d.Minor), 10)
@@ -248,8 +248,8 @@ func pressureMetrics() []metric {
 	some := func(p *cgroup.Pressure) uint64 { return p.Some.Total }
 	full := func(p *cgroup.Pressure) uint64 { return p.Full.Total }
 	return []metric{
-		of("cpu_stalled_seconds_total", "Time in which all tasks waited for a processor, in seconds.", cpu, full),
-		of("cpu_waiting_seconds_total", "Time in which some task waited for a processor, in seconds.", cpu, some),
+		of("cpu_stalled_seconds_total", "Time in which all tasks waited for a CPU, in seconds.", cpu, full),
+		of("cpu_waiting_seconds_total", "Time in which some task waited for a CPU, in seconds.", cpu, some),
 		of("io_stalled_seconds_total", "Time in which all tasks waited for I/O, in seconds.", io, full),
 		of("io_waiting_seconds_total", "Time in which some task waited for I/O, in seconds.", io, some),
 		of("memory_stalled_seconds_total", "Time in which all tasks waited for memory, in seconds.", memory, full),
@@ -302,7 +302,7 @@ func specMetrics() []metric {
 		}
 	}
 
-	// orElse is the value in force where none was asked for.
+	// orElse is the effective value if none was requested.
 	orElse := func(asked int64, otherwise uint64) uint64 {
 		if asked <= 0 {
 			return otherwise
@@ -311,7 +311,7 @@ func specMetrics() []metric {
 	}
 
 	return []metric{
-		{"container_spec_cpu_period", "Enforcement period of the processor quota, in microseconds.", gauge, nil,
+		{"container_spec_cpu_period", "Enforcement period of the CPU quota, in microseconds.", gauge, nil,
 			of(func(r *runtimeapi.LinuxContainerResources) uint64 { return orElse(r.GetCpuPeriod(), 100000) })},
 		{"container_spec_cpu_quota", "Processor time allowed in a period, in microseconds.", gauge, nil,
 			func(s *sample, emit emit) {
@@ -323,7 +323,7 @@ func specMetrics() []metric {
 			of(func(r *runtimeapi.LinuxContainerResources) uint64 { return orElse(r.GetCpuShares(), 1024) })},
 		{"container_spec_memory_limit_bytes", "Memory limit in bytes, 0 for none.", gauge, nil,
 			of(func(r *runtimeapi.LinuxContainerResources) uint64 { return orElse(r.GetMemoryLimitInBytes(), 0) })},
-		{"container_spec_memory_reservation_limit_bytes", "Memory that is kept from being reclaimed, in bytes.", gauge, nil,
+		{"container_spec_memory_reservation_limit_bytes", "Memory that is protected from reclaim, in bytes.", gauge, nil,
 			of(func(r *runtimeapi.LinuxContainerResources) uint64 {
 				v, err := strconv.ParseUint(strings.TrimSpace(r.GetUnified()["memory.min"]), 10, 64)
 				if err != nil {

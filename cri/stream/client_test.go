@@ -50,7 +50,7 @@ func dial(t testing.TB, url, protocol string) *session {
 
 // sessionOn is the client's end of an open connection.
 func sessionOn(t testing.TB, conn httpstream.Connection) *session {
-	// A client that waits in vain shall fail its test, not stop it.
+	// A client that waits in vain must fail its test, not block it.
 	limit := time.AfterFunc(60*time.Second, func() { conn.Close() })
 	s := &session{Connection: conn, t: t, limit: limit, streams: map[string]httpstream.Stream{}}
 	t.Cleanup(func() { s.Close() })
@@ -94,7 +94,7 @@ func (s *session) read(kind string) string {
 	return string(data)
 }
 
-// end returns what the server says of the end of a command: "Success", an
+// end returns what the server reports as the end of a command: "Success", an
 // exit code, or a message.
 func (s *session) end() string {
 	s.t.Helper()
@@ -128,8 +128,8 @@ func (s *session) forward(port, id int) (data, failure httpstream.Stream) {
 }
 
 // wantEchoes forwards twenty connections to a port, one after the other, whose
-// server sends back what it gets, and wants all of so many bytes, or twice as
-// many, and no error.
+// server echoes, and requires all of so many bytes, or twice as many, and no
+// error.
 func (s *session) wantEchoes(port, size int) {
 	s.t.Helper()
 	for i := range 20 {

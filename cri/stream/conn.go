@@ -18,34 +18,34 @@ import (
 )
 
 // drainTime is how long a closed connection is still read from once the client
-// has got everything. Closing with input unread would make the kernel reset
-// the connection, and the client could lose the end of the output and the exit
-// code. One that is slow, or behind a slow proxy, has as long as it takes, and
-// stallTime in which it takes nothing, whatever it goes on sending.
+// has got everything. Closing with input unread would make the kernel reset the
+// connection, and the client could lose the end of the output and the exit
+// code. A slow client, or one behind a slow proxy, has unlimited time, but is
+// dropped if it reads nothing for stallTime, whatever it keeps sending.
 const (
 	drainTime = time.Second
 	stallTime = 2 * time.Minute
 )
 
 // listener keeps track of the connections it accepted. The HTTP server
-// forgets them once they are taken over by a streaming protocol.
+// forgets them once they are hijacked by a streaming protocol.
 type listener struct {
 	net.Listener
-	// helloTime is how long a connection may take to show a valid token.
+	// helloTime is how long a connection may take to present a valid token.
 	helloTime time.Duration
 
-	mu        sync.Mutex
-	closed    bool
-	open      map[*conn]struct{}
-	draining  map[*conn]struct{} // closed, and not yet released
-	strangers strangers
-	closing   sync.WaitGroup
+	mu       sync.Mutex
+	closed   bool
+	open     map[*conn]struct{}
+	draining map[*conn]struct{} // closed, and not yet released
+	pending  pending
+	closing  sync.WaitGroup
 }
 
 func newListener(inner net.Listener, helloTime time.Duration) *listener {
 	return &listener{
 		Listener: accept.Patient(inner), helloTime: helloTime, open: map[*conn]struct{}{}, draining: map[*conn]struct{}{},
-		strangers: strangers{byAddr: map[netip.Addr][]*conn{}},
+		pending: pending{byAddr: map[netip.Addr][]*conn{}},
 	}
 }
 
@@ -65,8 +65,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// hangUp ends the contexts of all requests; their connections stay for a last
-// word.
+// hangUp ends the contexts of all requests; their connections stay open for a
+// last message.
 func (l *listener) hangUp() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -77,7 +77,7 @@ func (l *listener) hangUp() {
 	}
 }
 
-// closeAll cuts every connection.
+// closeAll closes every connection.
 func (l *listener) closeAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -92,26 +92,26 @@ func (l *listener) closeAll() {
 		c.Conn.Close()
 	}
 
-	for _, c := range l.strangers.all() {
-		l.strangers.remove(c)
+	for _, c := range l.pending.all() {
+		l.pending.remove(c)
 		l.cut(c)
 	}
 }
 
-// conn notices when its client goes away.
+// conn detects that its client disconnected.
 type conn struct {
 	net.Conn
 	listener *listener
 	addr     netip.Addr
-	since    time.Time   // when it became a stranger
-	limit    *time.Timer // of its time as a stranger
+	since    time.Time   // when it became pending
+	limit    *time.Timer // of its time as pending
 	hijacked atomic.Bool
-	stopping atomic.Bool // it is not the client that went away
+	stopping atomic.Bool // closed by the server, not the client
 	once     sync.Once
 	gone     chan struct{}
 }
 
-// lost marks the connection as of no more use.
+// lost marks the connection as unusable.
 func (c *conn) lost() { c.once.Do(func() { close(c.gone) }) }
 
 func (c *conn) Read(p []byte) (int, error) {
@@ -131,9 +131,9 @@ func (c *conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the connection towards the client at once and releases it when
-// the client has ended its side too, or soon. A stranger counts as one until
-// then.
+// Close shuts down the connection towards the client and releases it when the
+// client has closed its side too, or soon after. A pending connection counts as
+// one until then.
 func (c *conn) Close() error {
 	c.lost()
 	l := c.listener
@@ -147,7 +147,7 @@ func (c *conn) Close() error {
 
 	half, ok := c.Conn.(*net.TCPConn)
 	if !ok || half.CloseWrite() != nil {
-		if l.strangers.remove(c) {
+		if l.pending.remove(c) {
 			c.limit.Stop()
 		}
 		return c.Conn.Close()
@@ -160,7 +160,7 @@ func (c *conn) Close() error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(l.draining, c)
-		if l.strangers.remove(c) {
+		if l.pending.remove(c) {
 			c.limit.Stop()
 		}
 	})
@@ -168,8 +168,8 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// drain reads until the client ends its side, or has got everything and stays
-// silent, or takes nothing more.
+// drain reads until the client closes its side, or has received everything and
+// stays silent, or stops reading.
 func (c *conn) drain(half *net.TCPConn) {
 	left, moved := unsent(half), time.Now()
 	for {
@@ -191,7 +191,8 @@ func (c *conn) drain(half *net.TCPConn) {
 	}
 }
 
-// unsent is how much of what was written the client's kernel has not got.
+// unsent is how many of the written bytes the client's kernel has not
+// acknowledged.
 func unsent(c *net.TCPConn) (n int) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -238,7 +239,7 @@ func connContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// connState notes when a connection is taken over.
+// connState records when a connection is hijacked.
 func connState(c net.Conn, state http.ConnState) {
 	if own, ok := c.(*conn); ok && state == http.StateHijacked {
 		own.hijacked.Store(true)

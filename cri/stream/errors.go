@@ -6,25 +6,26 @@ import (
 )
 
 var (
-	// ErrInvalid says that a request contradicts itself or lacks something.
+	// ErrInvalid means that a request contradicts itself or lacks something.
 	ErrInvalid = errors.New("invalid streaming request")
-	// ErrTooMany says that too many URLs were given out and not used yet.
+	// ErrTooMany means that too many issued URLs are not used yet.
 	ErrTooMany = errors.New("too many streaming requests in flight")
-	// ErrStopping is why the context of a session ends when the server stops.
+	// ErrStopping is the cause of the end of a session's context when the
+	// server stops.
 	ErrStopping = errors.New("crisp is being stopped or restarted, and its sessions end; containers run on")
 )
 
-// ExitError is returned by [Runtime.Exec] for a command that ran and ended
-// with a code that is not zero. The client gets the code.
+// ExitError is returned by [Runtime.Exec] for a command that ran and exited
+// with a nonzero code. The client gets the code.
 type ExitError struct{ Code int }
 
-// Error says how the command ended.
+// Error describes how the command exited.
 func (e *ExitError) Error() string { return fmt.Sprintf("command ended with exit code %d", e.Code) }
 
 // String is the same as Error.
 func (e *ExitError) String() string { return e.Error() }
 
-// Exited tells that the command ran.
+// Exited reports that the command ran.
 func (e *ExitError) Exited() bool { return true }
 
 // ExitStatus returns the code.

@@ -25,8 +25,8 @@ const (
 	defaultHelloTimeout    = 10 * time.Second
 )
 
-// farewellTime is how long sessions may take to end, and to tell their client,
-// when the server stops.
+// farewellTime is how long sessions may take to end, and to notify their
+// client, when the server stops.
 const farewellTime = 2 * time.Second
 
 // maxHeader bounds the head of a request.
@@ -34,19 +34,19 @@ const maxHeader = 64 << 10
 
 // Options of a [Server]. The zero value serves on a free port of loopback.
 type Options struct {
-	// Addr is the address to listen on. Whoever reaches it needs a URL that
-	// was given out, but the data is not encrypted.
+	// Addr is the address to listen on. A client needs a URL that was issued,
+	// but the data is not encrypted.
 	Addr string
-	// IdleTimeout ends a connection that carries nothing for so long.
+	// IdleTimeout closes a connection that carries nothing for so long.
 	IdleTimeout time.Duration
 	// CreationTimeout is how long a client may take to open its streams.
 	CreationTimeout time.Duration
 	// HelloTimeout is how long a client may be connected until it has sent a
-	// request for a URL that was given out.
+	// request for a URL that was issued.
 	HelloTimeout time.Duration
 }
 
-// Runtime is what the server drives.
+// Runtime runs the sessions of the server.
 type Runtime interface {
 	// Exec runs a command in a container. Streams that the client did not
 	// ask for are nil or discard what they get. An exit code other than zero
@@ -54,12 +54,12 @@ type Runtime interface {
 	Exec(ctx context.Context, containerID string, cmd []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error
 	// Attach connects to a running container until it ends or ctx does.
 	Attach(ctx context.Context, containerID string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error
-	// PortForward carries one connection to a port of a pod. It is called for
-	// many at a time.
+	// PortForward carries one connection to a port of a pod. It is called
+	// concurrently.
 	PortForward(ctx context.Context, podSandboxID string, port int32, stream io.ReadWriteCloser) error
 }
 
-// Server hands out URLs and serves them. It is safe for concurrent use.
+// Server issues URLs and serves them. It is safe for concurrent use.
 type Server struct {
 	options  Options
 	runtime  Runtime
@@ -119,9 +119,9 @@ func Start(o Options, rt Runtime) (*Server, error) {
 	return s, nil
 }
 
-// Stop ends all sessions and waits until what they ran has returned, or ctx
-// ends. Clients are told that their command was cut short: to them, an end of
-// the connection alone looks like success.
+// Stop ends all sessions and waits until their handlers have returned, or ctx
+// ends. Clients are notified that their command was cut short: to them, a
+// closed connection alone looks like success.
 func (s *Server) Stop(ctx context.Context) error {
 	err := s.http.Close()
 	s.listener.hangUp()
@@ -149,7 +149,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	}
 }
 
-// GetExec answers with the URL to run a command at.
+// GetExec returns the URL to run a command at.
 func (s *Server) GetExec(req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	if err := validate(req.GetContainerId(), req.GetTty(), req.GetStdin(), req.GetStdout(), req.GetStderr()); err != nil {
 		return nil, err
@@ -161,7 +161,7 @@ func (s *Server) GetExec(req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse,
 	return &runtimeapi.ExecResponse{Url: url}, nil
 }
 
-// GetAttach answers with the URL to attach to a container at.
+// GetAttach returns the URL to attach to a container at.
 func (s *Server) GetAttach(req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	if err := validate(req.GetContainerId(), req.GetTty(), req.GetStdin(), req.GetStdout(), req.GetStderr()); err != nil {
 		return nil, err
@@ -173,7 +173,7 @@ func (s *Server) GetAttach(req *runtimeapi.AttachRequest) (*runtimeapi.AttachRes
 	return &runtimeapi.AttachResponse{Url: url}, nil
 }
 
-// GetPortForward answers with the URL to reach the ports of a pod at.
+// GetPortForward returns the URL to reach the ports of a pod at.
 func (s *Server) GetPortForward(req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	if req.GetPodSandboxId() == "" {
 		return nil, fmt.Errorf("%w: no pod", ErrInvalid)
@@ -188,9 +188,9 @@ func (s *Server) GetPortForward(req *runtimeapi.PortForwardRequest) (*runtimeapi
 func validate(container string, tty, stdin, stdout, stderr bool) error {
 	switch {
 	case container == "":
-		return fmt.Errorf("%w: no container", ErrInvalid)
+		return fmt.Errorf("%w: container is missing", ErrInvalid)
 	case tty && stderr:
-		return fmt.Errorf("%w: a terminal has no stderr of its own", ErrInvalid)
+		return fmt.Errorf("%w: a terminal has no separate stderr", ErrInvalid)
 	case !stdin && !stdout && !stderr:
 		return fmt.Errorf("%w: none of stdin, stdout and stderr", ErrInvalid)
 	}
@@ -232,7 +232,7 @@ func (s *Server) handler() http.Handler {
 }
 
 // session serves a request with a context that ends with its connection, and
-// leaves nothing of either.
+// releases both.
 func (s *Server) session(w http.ResponseWriter, r *http.Request, own *conn, req any) {
 	ctx, cancel := own.watch(r.Context())
 	defer cancel()
@@ -299,7 +299,7 @@ var (
 
 func (e executor) ExecInContainer(ctx context.Context, _, _, container string, cmd []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
 	err := e.runtime.Exec(ctx, container, cmd, in, out, errw, tty, resize)
-	// The protocol's code looks at the error itself, not at what it wraps.
+	// The protocol's code checks the error itself, not what it wraps.
 	var exit *ExitError
 	if errors.As(err, &exit) {
 		return exit
@@ -334,15 +334,15 @@ func (f *forwarder) PortForward(_ context.Context, pod, _ string, port int32, st
 	}
 	if err != nil {
 		// The protocol's code now resets the stream. If that overtakes the
-		// answer that the stream is open, the client learns nothing else; a
-		// write waits for that answer to be sent.
+		// reply that the stream is open, the client gets no other message; a
+		// write waits until that reply is sent.
 		stream.Write(nil)
 	}
 
 	return err
 }
 
-// group counts tasks; after wait has been called none can begin.
+// group counts tasks; after wait was called no task can start.
 type group struct {
 	mu     sync.Mutex
 	closed bool

@@ -23,7 +23,7 @@ import (
 	"crisp/network/portforward"
 )
 
-// fake is a runtime made of functions.
+// fake is a runtime of functions.
 type fake struct {
 	exec    func(ctx context.Context, e execution) error
 	forward func(ctx context.Context, pod string, port int32, stream io.ReadWriteCloser) error
@@ -175,7 +175,7 @@ func TestExecEnds(t *testing.T) {
 		c.open("error")
 		c.open("stdout")
 		if got := c.end(); got != want {
-			t.Errorf("ended with %q, not %q", got, want)
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }
@@ -264,7 +264,7 @@ func TestClientGoingAwayEndsExec(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(30 * time.Second):
-		t.Error("the command does not learn that its client is gone")
+		t.Error("the command is not notified that its client disconnected")
 	}
 }
 
@@ -309,11 +309,11 @@ func TestStopEndsEverything(t *testing.T) {
 		t.Error("still listening")
 	}
 	if got := c.end(); !strings.Contains(got, ErrStopping.Error()) {
-		t.Errorf("the command's client is told %q", got)
+		t.Errorf("the command's client gets %q", got)
 	}
 
 	if got, err := io.ReadAll(failure); err != nil || !strings.Contains(string(got), ErrStopping.Error()) {
-		t.Errorf("the client of a port is told %q, %v", got, err)
+		t.Errorf("the client of a port gets %q, %v", got, err)
 	}
 }
 
@@ -338,7 +338,7 @@ func TestStopDoesNotWaitForEver(t *testing.T) {
 	close(release)
 }
 
-// echoServer answers on a port of localhost with what it is sent.
+// echoServer echoes on a port of localhost.
 func echoServer(t *testing.T) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -423,7 +423,7 @@ func TestClientGoingAwayEndsPortForward(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(30 * time.Second):
-		t.Error("the forwarding does not learn that its client is gone")
+		t.Error("the forwarding is not notified that its client disconnected")
 	}
 }
 
@@ -495,7 +495,7 @@ func TestUnknownURLs(t *testing.T) {
 		}
 	}
 
-	// A plain request uses the URL up, and is told what is wrong.
+	// A plain request uses the URL up, and its response says what is wrong.
 	resp, err := http.Get(url)
 	if err != nil {
 		t.Fatal(err)

@@ -9,35 +9,35 @@ import (
 const (
 	// tokenLife is how long a client may take to use a URL.
 	tokenLife = time.Minute
-	// maxTokens is how many URLs may wait to be used.
+	// maxTokens bounds the unused URLs.
 	maxTokens = 1000
 )
 
 // tokens are the requests that wait for their client, by URL path.
 type tokens struct {
-	mu      sync.Mutex
-	pending map[string]pending
+	mu     sync.Mutex
+	issued map[string]issuedToken
 }
 
-type pending struct {
+type issuedToken struct {
 	req     any
 	expires time.Time
 }
 
-func newTokens() *tokens { return &tokens{pending: map[string]pending{}} }
+func newTokens() *tokens { return &tokens{issued: map[string]issuedToken{}} }
 
-// issue returns a path that nobody can guess.
+// issue returns a path that cannot be guessed.
 func (t *tokens) issue(verb string, req any) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.pending) >= maxTokens {
+	if len(t.issued) >= maxTokens {
 		t.expire()
 	}
-	if len(t.pending) >= maxTokens {
+	if len(t.issued) >= maxTokens {
 		return "", ErrTooMany
 	}
 	path := "/" + verb + "/" + rand.Text()
-	t.pending[path] = pending{req, time.Now().Add(tokenLife)}
+	t.issued[path] = issuedToken{req, time.Now().Add(tokenLife)}
 	return path, nil
 }
 
@@ -45,8 +45,8 @@ func (t *tokens) issue(verb string, req any) (string, error) {
 func (t *tokens) redeem(path string) (any, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	p, ok := t.pending[path]
-	delete(t.pending, path)
+	p, ok := t.issued[path]
+	delete(t.issued, path)
 	if !ok || time.Now().After(p.expires) {
 		return nil, false
 	}
@@ -55,9 +55,9 @@ func (t *tokens) redeem(path string) (any, bool) {
 
 func (t *tokens) expire() {
 	now := time.Now()
-	for path, p := range t.pending {
+	for path, p := range t.issued {
 		if now.After(p.expires) {
-			delete(t.pending, path)
+			delete(t.issued, path)
 		}
 	}
 }

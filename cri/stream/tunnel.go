@@ -14,8 +14,9 @@ import (
 
 // serveTunnel serves a session whose SPDY is carried in the messages of a
 // WebSocket. kubelet opens such tunnels itself and connects by SPDY; crictl and
-// who else talks to the runtime alone, as client-go does by default, ends them
-// here. The protocol's own code is given what it would have got without one.
+// other clients that talk to the runtime directly, as client-go does by
+// default, open them to this server. The protocol's own code gets the same
+// input as without one.
 func serveTunnel(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) {
 	below := r.Context().Value(http.LocalAddrContextKey)
 	addr, _ := below.(net.Addr)
@@ -44,11 +45,11 @@ func serveTunnel(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc)
 	}.ServeHTTP(w, r)
 }
 
-// isTunnel says whether a request asks for a tunnel.
+// isTunnel reports whether a request asks for a tunnel.
 func isTunnel(r *http.Request) bool { return wsstream.IsWebSocketRequestWithTunnelingProtocol(r) }
 
-// tunnel is the connection that a WebSocket carries. A WebSocket's own addresses
-// are URLs, and may be none.
+// tunnel is the connection that a WebSocket carries. A WebSocket's own
+// addresses are URLs, and may be nil.
 type tunnel struct {
 	*websocket.Conn
 	addr net.Addr
@@ -57,9 +58,9 @@ type tunnel struct {
 func (t tunnel) LocalAddr() net.Addr  { return t.addr }
 func (t tunnel) RemoteAddr() net.Addr { return t.addr }
 
-// tunnelWriter answers a request whose connection was changed to another
-// protocol already. An answer that is none of that comes too late to be read: the
-// client sees its connection closed.
+// tunnelWriter responds to a request whose connection was already upgraded to
+// another protocol. Any other response comes too late to be read: the client
+// sees its connection closed.
 type tunnelWriter struct {
 	conn   net.Conn
 	header http.Header

@@ -53,7 +53,7 @@ func TestPortForwardThroughATunnel(t *testing.T) {
 	data.Close()
 
 	if said, err := io.ReadAll(failure); err != nil || !strings.Contains(string(said), "refused") {
-		t.Errorf("of a port without a server it says %q, %v", said, err)
+		t.Errorf("a port without a server gives %q, %v", said, err)
 	}
 }
 

@@ -28,8 +28,8 @@ const (
 type command func(ctx context.Context, in io.Reader, out, errw io.WriteCloser, resize <-chan remotecommand.TerminalSize) error
 
 // serveWebSocket serves a session by version 5 of the WebSocket protocol, in
-// which a client can end its input; the protocol's own code serves the versions
-// before it.
+// which a client can close its input; the protocol's own code serves the older
+// versions.
 func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, o *remotecommand.Options, run command) {
 	session := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
 		remotecommand.StreamProtocolV5Name: {Binary: true, Channels: channels(o)},
@@ -38,7 +38,7 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, o *remot
 
 	_, streams, err := session.Open(w, r)
 	if err != nil {
-		return // Open has answered
+		return // Open has responded
 	}
 
 	var resizes sync.WaitGroup
@@ -74,7 +74,7 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, o *remot
 
 	status, err := json.Marshal(statusOf(run(ctx, in, out, errw, sizes)))
 	if err == nil {
-		_, _ = streams[statusChannel].Write(status) // a client that is gone asks for nothing
+		_, _ = streams[statusChannel].Write(status) // the client may have disconnected
 	}
 }
 
@@ -97,7 +97,7 @@ func channels(o *remotecommand.Options) []wsstream.ChannelType {
 	return list
 }
 
-// readSizes passes on the sizes of the client's terminal until the session ends.
+// readSizes forwards the sizes of the client's terminal until the session ends.
 func readSizes(ctx context.Context, from io.Reader, to chan<- remotecommand.TerminalSize) {
 	defer close(to)
 	for decoder := json.NewDecoder(from); ; {
@@ -113,7 +113,7 @@ func readSizes(ctx context.Context, from io.Reader, to chan<- remotecommand.Term
 	}
 }
 
-// statusOf is how a client learns the end of its session.
+// statusOf is the message that reports the end of a session to its client.
 func statusOf(err error) metav1.Status {
 	if err == nil {
 		return metav1.Status{Status: metav1.StatusSuccess}

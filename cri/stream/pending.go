@@ -7,31 +7,31 @@ import (
 	"time"
 )
 
-// Whoever reaches the server can open connections, a pod among them, and only
-// a token tells who was sent here. Connections without one are few and short:
-// they never keep a client away that has one.
+// Any client that reaches the server can open connections, even a pod, and only
+// a token identifies legitimate ones. Connections without one are limited in
+// number and time: they never block a client that has one.
 const (
-	// maxStrangers bounds the connections that have shown no valid token.
-	maxStrangers = 256
+	// maxPending bounds the connections that have presented no valid token.
+	maxPending = 256
 	// maxPerAddress bounds those of one remote address.
 	maxPerAddress = 32
 )
 
-// strangers are the connections that have shown no valid token, by address, in
-// the order in which they came. The listener's lock guards them.
-type strangers struct {
+// pending are the connections that have presented no valid token, by address,
+// in order of arrival. The listener's lock guards them.
+type pending struct {
 	byAddr map[netip.Addr][]*conn
 	total  int
 }
 
-// add takes a connection in, and returns the one that has to go for it, nil if
+// add adds a connection, and returns the one that is evicted for it, nil if
 // there is room: the oldest of the same address, if that has too many, else of
-// the address that has most. So one address gets none of another's room.
-func (s *strangers) add(c *conn) (evicted *conn) {
+// the address that has most. So no address takes the room of another.
+func (s *pending) add(c *conn) (evicted *conn) {
 	switch {
 	case len(s.byAddr[c.addr]) >= maxPerAddress:
 		evicted = s.byAddr[c.addr][0]
-	case s.total >= maxStrangers:
+	case s.total >= maxPending:
 		evicted = s.oldestOfMost()
 	}
 	if evicted != nil {
@@ -42,7 +42,7 @@ func (s *strangers) add(c *conn) (evicted *conn) {
 	return evicted
 }
 
-func (s *strangers) oldestOfMost() *conn {
+func (s *pending) oldestOfMost() *conn {
 	var most []*conn
 	for _, of := range s.byAddr {
 		if len(of) > len(most) || len(of) == len(most) && of[0].since.Before(most[0].since) {
@@ -53,7 +53,7 @@ func (s *strangers) oldestOfMost() *conn {
 }
 
 // remove reports whether the connection was among them.
-func (s *strangers) remove(c *conn) bool {
+func (s *pending) remove(c *conn) bool {
 	of := s.byAddr[c.addr]
 	i := slices.Index(of, c)
 	if i < 0 {
@@ -68,7 +68,7 @@ func (s *strangers) remove(c *conn) bool {
 	return true
 }
 
-func (s *strangers) all() []*conn {
+func (s *pending) all() []*conn {
 	var all []*conn
 	for _, of := range s.byAddr {
 		all = append(all, of...)
@@ -76,25 +76,24 @@ func (s *strangers) all() []*conn {
 	return all
 }
 
-// receive counts a connection among the strangers, until it is admitted or its
-// time is over.
+// receive counts a connection as pending until it is admitted or times out.
 //
 // Preconditions: l.mu is held.
 func (l *listener) receive(c *conn) {
 	c.since = time.Now()
-	if evicted := l.strangers.add(c); evicted != nil {
+	if evicted := l.pending.add(c); evicted != nil {
 		l.cut(evicted)
 	}
 	c.limit = time.AfterFunc(l.helloTime, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.strangers.remove(c) {
+		if l.pending.remove(c) {
 			l.cut(c)
 		}
 	})
 }
 
-// cut ends a connection at once.
+// cut closes a connection immediately.
 //
 // Preconditions: l.mu is held.
 func (l *listener) cut(c *conn) {
@@ -104,19 +103,19 @@ func (l *listener) cut(c *conn) {
 	delete(l.open, c)
 }
 
-// admit takes a connection from the strangers, because it has shown a valid
-// token, and reports whether it is still there.
+// admit makes a connection that has presented a valid token no longer pending,
+// and reports whether it is still open.
 func (l *listener) admit(c *conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.strangers.remove(c) {
+	if !l.pending.remove(c) {
 		return false
 	}
 	c.limit.Stop()
 	return true
 }
 
-// expel makes an admitted connection a stranger again: its token is used up.
+// expel makes an admitted connection pending again: its token is used up.
 func (l *listener) expel(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -125,8 +124,7 @@ func (l *listener) expel(c *conn) {
 	}
 }
 
-// remoteAddr is the address of a connection's other end, the zero one if it
-// has none.
+// remoteAddr is the address of a connection's peer, zero if it has none.
 func remoteAddr(c net.Conn) netip.Addr {
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {

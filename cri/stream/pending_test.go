@@ -37,11 +37,11 @@ func flood(t *testing.T, s *Server, n int, say string) []net.Conn {
 }
 
 // counted returns how many connections the server has, and how many of them
-// are strangers.
-func counted(s *Server) (open, strangers int) {
+// are pending.
+func counted(s *Server) (open, pending int) {
 	s.listener.mu.Lock()
 	defer s.listener.mu.Unlock()
-	return len(s.listener.open), s.listener.strangers.total
+	return len(s.listener.open), s.listener.pending.total
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -53,9 +53,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// What a client with a token does works while strangers hold what they can, in
-// every state of a request.
-func TestStrangersAreBounded(t *testing.T) {
+// A client with a token is served while clients without one hold all they can,
+// in every state of a request.
+func TestPendingConnectionsAreBounded(t *testing.T) {
 	for name, say := range map[string]string{
 		"silent":        "",
 		"half a header": "POST /exec/x HTTP/1.1\r\nHost: x\r\n",
@@ -67,27 +67,27 @@ func TestStrangersAreBounded(t *testing.T) {
 			s := start(t, Options{HelloTimeout: 2 * time.Second}, fake{exec: func(context.Context, execution) error { return nil }})
 			before := runtime.NumGoroutine()
 			flood(t, s, 600, say)
-			open, strangers := counted(s)
-			if open > maxPerAddress+1 || strangers > maxPerAddress {
-				t.Errorf("%d connections are open, %d of them strangers'", open, strangers)
+			open, pending := counted(s)
+			if open > maxPerAddress+1 || pending > maxPerAddress {
+				t.Errorf("%d connections are open, %d of them pending", open, pending)
 			}
 
 			c := dial(t, execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdout: true}), v4)
 			c.open("error")
 			c.open("stdout")
 			if got := c.end(); got != "Success" {
-				t.Errorf("a client with a token is told %q", got)
+				t.Errorf("a client with a token gets %q", got)
 			}
 			c.Close()
-			eventually(t, "all connections are gone", func() bool {
-				open, strangers := counted(s)
-				return open == 0 && strangers == 0 && runtime.NumGoroutine() <= before+5
+			eventually(t, "all connections are closed", func() bool {
+				open, pending := counted(s)
+				return open == 0 && pending == 0 && runtime.NumGoroutine() <= before+5
 			})
 		})
 	}
 }
 
-// Sessions are no strangers: they stay however long they last.
+// Sessions are not pending: they stay however long they last.
 func TestSessionsOutliveTheHello(t *testing.T) {
 	const hello = 100 * time.Millisecond
 	s := start(t, Options{HelloTimeout: hello}, fake{exec: func(ctx context.Context, e execution) error {
@@ -107,8 +107,9 @@ func TestSessionsOutliveTheHello(t *testing.T) {
 	}
 }
 
-// A request that is refused after its token was taken leaves a stranger.
-func TestRefusedRequestIsAStranger(t *testing.T) {
+// A request that is refused after its token was redeemed leaves a pending
+// connection.
+func TestRefusedRequestIsPending(t *testing.T) {
 	s := start(t, Options{HelloTimeout: time.Second}, fake{})
 	url := execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdout: true})
 	path := url[strings.Index(url, "/exec/"):]
@@ -118,12 +119,12 @@ func TestRefusedRequestIsAStranger(t *testing.T) {
 	if errors.Is(err, os.ErrDeadlineExceeded) || !strings.HasPrefix(string(answer), "HTTP/1.1 400") {
 		t.Errorf("answered %q, %v", answer, err)
 	}
-	eventually(t, "the connection is gone", func() bool { open, strangers := counted(s); return open+strangers == 0 })
+	eventually(t, "the connection is closed", func() bool { open, pending := counted(s); return open+pending == 0 })
 }
 
-// The address with most strangers makes room, and in it the oldest.
-func TestStrangersMakeRoomFairly(t *testing.T) {
-	s := strangers{byAddr: map[netip.Addr][]*conn{}}
+// The address with most pending connections makes room, the oldest first.
+func TestPendingConnectionsAreEvictedFairly(t *testing.T) {
+	s := pending{byAddr: map[netip.Addr][]*conn{}}
 	now := time.Now()
 	add := func(addr string) (*conn, *conn) {
 		now = now.Add(time.Second)
@@ -143,7 +144,7 @@ func TestStrangersMakeRoomFairly(t *testing.T) {
 	if _, evicted := add("10.0.0.1"); evicted != hoard[0] {
 		t.Error("an address with too many does not lose its oldest")
 	}
-	for i := 2; s.total < maxStrangers; i++ {
+	for i := 2; s.total < maxPending; i++ {
 		add(fmt.Sprintf("10.0.1.%d", i))
 	}
 
@@ -153,8 +154,8 @@ func TestStrangersMakeRoomFairly(t *testing.T) {
 		}
 	}
 
-	if s.total != maxStrangers || !s.remove(victim) || s.remove(victim) {
-		t.Errorf("%d strangers, or the only one of its address is not among them", s.total)
+	if s.total != maxPending || !s.remove(victim) || s.remove(victim) {
+		t.Errorf("%d pending, or the only one of its address is not among them", s.total)
 	}
 }
 
@@ -176,7 +177,7 @@ func TestCVE202223471FailedTerminalsLeaveNoGoroutines(t *testing.T) {
 	wantFlat(t, n, session)
 }
 
-// Ten thousand clients attach and go away at once (CVE-2025-64329).
+// Ten thousand clients attach and disconnect immediately (CVE-2025-64329).
 func TestCVE202564329AbortedAttachesLeaveNoGoroutines(t *testing.T) {
 	n := many(t, 10_000)
 	s := start(t, Options{CreationTimeout: 500 * time.Millisecond}, fake{exec: func(ctx context.Context, e execution) error {
@@ -210,7 +211,7 @@ func many(t *testing.T, n int) int {
 	return pace.Load(n)
 }
 
-// wantFlat runs a session n times and wants as many goroutines as before.
+// wantFlat runs a session n times and requires as many goroutines as before.
 func wantFlat(t *testing.T, n int, session func()) {
 	t.Helper()
 	for range 10 {
