@@ -12,13 +12,13 @@ import (
 	"crisp/runtime/wire"
 )
 
-// unknownCode is the exit code of a process of which only the end is known.
+// unknownCode is the exit code of a process whose exit status is unknown.
 const unknownCode = 255
 
-// adopt takes over what a keeper that died has held: a process that is
-// nobody's child here, with its descriptors.
+// adopt takes over an entry of a keeper that died: its descriptors and a
+// process that is not a child of this one.
 func (k *keeper) adopt(m wire.Adopt, files wire.Files) error {
-	defer func() { files.Close() }() // what is left of them
+	defer func() { files.Close() }() // those that were not taken
 	if !wire.ValidID(m.ID) || m.Kind < wire.Sandbox || m.Kind > wire.Exec || m.Started.Pid < 0 {
 		return fmt.Errorf("adopt: %w: %v %q, pid %d", wire.ErrInvalid, m.Kind, m.ID, m.Started.Pid)
 	}
@@ -58,7 +58,7 @@ func (k *keeper) adopt(m wire.Adopt, files wire.Files) error {
 	return nil
 }
 
-// pollable returns a copy of a pidfd whose end can be awaited without a thread.
+// pollable returns a copy of a pidfd that can be waited for without blocking a thread.
 func pollable(pidfd int) (*os.File, error) {
 	copies, err := wire.Files{{Role: wire.PidFD, FD: pidfd}}.Copy()
 	if err != nil {
@@ -71,40 +71,41 @@ func pollable(pidfd int) (*os.File, error) {
 	return os.NewFile(uintptr(copies[0].FD), "pidfd"), nil
 }
 
-// await reports the end of an adopted process.
+// await waits for an adopted process and reports its exit.
 func (k *keeper) await(e *entry, watch *os.File) {
 	defer watch.Close()
 	p := e.proc
-	status, spent, err := k.awaitEnd(p.pid, watch)
+	status, defunct, err := k.awaitEnd(p.pid, watch)
 	if errors.Is(err, os.ErrClosed) {
 		return
 	}
 	if err != nil {
-		k.logf("await end of %s: %v", e.id, err)
+		k.logf("wait for exit of %s: %v", e.id, err)
 		return
 	}
 
 	p.at = time.Now()
 	kills := oomKills(e.events) // at once: the cgroup may be about to go
-	if !spent {
+	if !defunct {
 		status = statusOf(p)
 	}
 
 	p.status = status
 	close(p.ended)
-	k.ended(e, kills)
+	k.exited(e, kills)
 }
 
-// awaitEnd returns when a process, of which watch is a pidfd, has ended, and
-// how if it is spent. When the keeper ends the error is [os.ErrClosed].
-func (k *keeper) awaitEnd(pid int, watch *os.File) (status unix.WaitStatus, spent bool, err error) {
+// awaitEnd returns when the process of the pidfd watch has exited, or with its
+// status when it is defunct, see [orphan.Defunct]. When the keeper exits the
+// error is [os.ErrClosed].
+func (k *keeper) awaitEnd(pid int, watch *os.File) (status unix.WaitStatus, defunct bool, err error) {
 	raw, err := watch.SyscallConn()
 	if err != nil {
 		return 0, false, err
 	}
 
 	for {
-		if err := watch.SetReadDeadline(time.Now().Add(orphan.SpentPeriod)); err != nil {
+		if err := watch.SetReadDeadline(time.Now().Add(orphan.DefunctPeriod)); err != nil {
 			return 0, false, err
 		}
 		err := raw.Read(func(fd uintptr) bool {
@@ -122,15 +123,16 @@ func (k *keeper) awaitEnd(pid int, watch *os.File) (status unix.WaitStatus, spen
 		default:
 		}
 
-		// There may be a process in its PID namespace that nobody reaps.
-		err = raw.Control(func(fd uintptr) { status, spent = orphan.Spent(pid, int(fd)) })
-		if err != nil || spent {
-			return status, spent, err
+		// A zombie in its PID namespace that its parent never reaps keeps it
+		// from exiting.
+		err = raw.Control(func(fd uintptr) { status, defunct = orphan.Defunct(pid, int(fd)) })
+		if err != nil || defunct {
+			return status, defunct, err
 		}
 	}
 }
 
-// statusOf returns the exit status of a process that has ended and was not a child.
+// statusOf returns the exit status of a process that was not a child, 255 if unknown.
 func statusOf(p *proc) unix.WaitStatus {
 	for end := time.Now().Add(orphan.StatusTime); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if status, known := orphan.Status(p.pid, p.pidfd); known {

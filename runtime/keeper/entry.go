@@ -15,8 +15,8 @@ import (
 	"crisp/runtime/wire"
 )
 
-// entry is something that the keeper holds under an ID. Its fields are
-// guarded by keeper.mu, but for those that never change once it has started.
+// entry is what the keeper holds under an ID. Its fields are guarded by
+// keeper.mu, except those that never change once it has started.
 type entry struct {
 	id      string
 	kind    wire.Kind
@@ -24,17 +24,17 @@ type entry struct {
 	adopted bool // its process is not a child
 	at      time.Time
 	proc    *proc // nil for a sandbox without a process
-	// held is what stays from the start on: the pidfd, to the end of the process,
-	// the terminal, namespaces, and kept descriptors.
+	// held are the pidfd, until the process exits, the terminal, namespaces,
+	// and kept descriptors.
 	held    wire.Files
 	log     *crilog.Log
 	outputs []*output
 	exit    *wire.Exited
 	events  string  // see watchMemory
-	stored  *stored // guarded by keeper.storeMu; nil if nothing is
+	stored  *stored // guarded by keeper.storeMu; nil if not in the store
 }
 
-// reserve puts an entry in the table whose plan is about to run.
+// reserve adds an entry to the table before its plan runs.
 func (k *keeper) reserve(id string, kind wire.Kind) (*entry, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -55,13 +55,13 @@ func (k *keeper) lookupLocked(id string) (*entry, error) {
 	return e, nil
 }
 
-// busyLocked reports whether the entry's process is about to run, runs, or has
-// ended without everybody knowing.
+// busyLocked reports whether the entry's process is starting, runs, or has
+// exited and was not reported yet.
 func (e *entry) busyLocked() bool { return !e.started || e.proc != nil && e.exit == nil }
 
 // equip takes over the descriptors of an entry and makes its outputs, which
-// stand still until enter. What it leaves in files after an error is the
-// caller's to close. ended is closed when the process has ended.
+// start with enter. After an error the caller closes what is left in files.
+// ended is closed when the process has exited.
 func (k *keeper) equip(e *entry, files *wire.Files, maxLine int64, ended chan struct{}) error {
 	roles := []wire.Role{wire.Former, wire.Log}
 	for _, s := range wire.Streams() {
@@ -78,14 +78,14 @@ func (k *keeper) equip(e *entry, files *wire.Files, maxLine int64, ended chan st
 }
 
 // connect makes the outputs of an entry. An earlier keeper may have written to
-// any of the logs.
+// any of the log files.
 func (k *keeper) connect(e *entry, files *wire.Files, maxLine int, ended chan struct{}) error {
 	var spools wire.Files
 	for _, s := range wire.Streams() {
 		spools = append(spools, files.Of(s.Spool)...)
 	}
 	logs := append(files.Of(wire.Former), files.Of(wire.Log)...)
-	if err := spool.Settle(spools.Numbers(), logs.Numbers()); err != nil {
+	if err := spool.Recover(spools.Numbers(), logs.Numbers()); err != nil {
 		return err
 	}
 
@@ -112,7 +112,7 @@ func (k *keeper) connect(e *entry, files *wire.Files, maxLine int, ended chan st
 	return nil
 }
 
-// enter makes an entry known and sets its outputs going.
+// enter publishes an entry and starts its outputs.
 func (k *keeper) enter(e *entry) (wire.Started, wire.Files) {
 	k.mu.Lock()
 	e.started = true
@@ -123,7 +123,7 @@ func (k *keeper) enter(e *entry) (wire.Started, wire.Files) {
 	}
 	k.mu.Unlock()
 	if e.proc == nil {
-		k.touch()
+		k.checkIdle()
 	}
 	return m, files
 }
@@ -134,10 +134,10 @@ func (k *keeper) abandon(e *entry) {
 	delete(k.entries, e.id)
 	k.mu.Unlock()
 	e.release()
-	k.touch()
+	k.checkIdle()
 }
 
-// release closes what an entry holds that is not in the table any more.
+// release closes the descriptors of an entry that was removed from the table.
 func (e *entry) release() {
 	for _, o := range e.outputs {
 		o.release()
@@ -148,7 +148,7 @@ func (e *entry) release() {
 	e.held.Close()
 }
 
-// startedLocked returns what an entry started as. The files stay its own.
+// startedLocked returns the reply to the entry's start. The files stay the entry's.
 func (e *entry) startedLocked() (wire.Started, wire.Files) {
 	m := wire.Started{At: e.at.UnixNano()}
 	if e.proc != nil {
@@ -168,8 +168,8 @@ func (e *entry) describeLocked() (wire.Entry, wire.Files, error) {
 	return m, files, err
 }
 
-// copiesLocked returns copies of all that an entry holds. If its log is closed
-// it is about to be released, and its streams with it.
+// copiesLocked returns copies of all descriptors of an entry. A closed log
+// means that the entry is being released, and its streams with it.
 func (e *entry) copiesLocked() (files wire.Files, err error) {
 	if files, err = e.held.Copy(); err != nil || e.log == nil || e.exit != nil {
 		return files, err
@@ -193,9 +193,9 @@ func (e *entry) copiesLocked() (files wire.Files, err error) {
 	return files, nil
 }
 
-// ended is the end of an entry's process: its output is brought into the log
-// before anybody learns of it. It runs in a goroutine of its own.
-func (k *keeper) ended(e *entry, kills int64) {
+// exited drains the output of an entry's process into the log, then records and
+// reports its exit. It runs in a goroutine of its own.
+func (k *keeper) exited(e *entry, kills int64) {
 	for _, o := range e.outputs {
 		o.drain()
 	}
@@ -203,7 +203,7 @@ func (k *keeper) ended(e *entry, kills int64) {
 	x.OOMKills = kills
 
 	if e.kind != wire.Exec {
-		// Without the record the exit is lost only if the keeper is, too.
+		// Without the record the exit is lost only if the keeper dies, too.
 		if err := k.record(x); err != nil {
 			k.logf("record exit of %s: %v", e.id, err)
 		}
@@ -214,11 +214,11 @@ func (k *keeper) ended(e *entry, kills int64) {
 
 	k.eventMu.Lock()
 	defer k.eventMu.Unlock()
-	defer k.touch()
+	defer k.checkIdle()
 
 	k.mu.Lock()
 	e.exit = x
-	if k.entries[e.id] == e { // else it is released with all that it held
+	if k.entries[e.id] == e { // otherwise forget releases all that it holds
 		unix.Close(e.held.Take(wire.PidFD))
 	}
 	sessions := make([]*session, 0, len(k.sessions))
@@ -232,13 +232,13 @@ func (k *keeper) ended(e *entry, kills int64) {
 	}
 }
 
-// exitOf is the exit of an entry whose process has ended.
+// exitOf is the exit of an entry whose process has exited.
 func (e *entry) exitOf() *wire.Exited {
 	code, signal := exitCode(e.proc.status)
 	return &wire.Exited{ID: e.id, Kind: e.kind, Pid: int64(e.proc.pid), Code: code, Signal: signal, At: e.proc.at.UnixNano()}
 }
 
-// recorded is the exit of an entry as an earlier program told it.
+// recorded is the exit of an entry as an earlier program reported it.
 func (k *keeper) recorded(e *entry) *wire.Exited {
 	if data, err := os.ReadFile(k.exitPath(e.id)); err == nil {
 		if x, err := wire.ParseRecord(data); err == nil {
@@ -250,7 +250,7 @@ func (k *keeper) recorded(e *entry) *wire.Exited {
 
 func (k *keeper) exitPath(id string) string { return filepath.Join(k.stateDir, exitsDir, id) }
 
-// unfinished begins the name of an exit record that is being written.
+// unfinished is the name prefix of an exit record that is being written.
 const unfinished = "."
 
 func (k *keeper) record(x *wire.Exited) error {
@@ -265,8 +265,7 @@ func (k *keeper) record(x *wire.Exited) error {
 	return err
 }
 
-// unrecord removes the record of an exit, and what is left of one that could
-// not be written.
+// unrecord removes the record of an exit, and the temporary file of a failed write.
 func (k *keeper) unrecord(id string) {
 	for _, name := range []string{id, unfinished + id} {
 		if err := os.Remove(k.exitPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -9,10 +9,10 @@ import (
 	"crisp/runtime/wire"
 )
 
-// FuzzDaemon has a daemon that was greeted send anything: each four bytes of
+// FuzzDaemon sends arbitrary packets after the handshake: each four bytes of
 // script are a packet's type, sequence number, number of files and length of
 // payload, which follows. None of the files is a plan, so nothing is started.
-// The keeper must hang up, or answer, and serve the next daemon.
+// The keeper must disconnect or reply, and serve the next daemon.
 func FuzzDaemon(f *testing.F) {
 	for typ := range byte(24) {
 		f.Add([]byte{typ, 1, 0, 0, typ, 1, 3, 0})
@@ -23,13 +23,13 @@ func FuzzDaemon(f *testing.F) {
 		rude := dialFuzzed(t, k)
 		play(rude, script)
 		unix.Close(rude)
-		unix.Close(dialFuzzed(t, k)) // is greeted, too
+		unix.Close(dialFuzzed(t, k)) // can still connect
 
 		shutDown(t, k)
 	})
 }
 
-// dialFuzzed connects to a keeper and is greeted.
+// dialFuzzed connects to a keeper and does the handshake.
 func dialFuzzed(t *testing.T, k *keeper) int {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -41,7 +41,7 @@ func dialFuzzed(t *testing.T, k *keeper) int {
 		t.Fatal(err)
 	}
 	if n, err := unix.Read(fds[0], make([]byte, 64)); n == 0 || err != nil {
-		t.Fatalf("no greeting: %d bytes, %v", n, err)
+		t.Fatalf("no handshake: %d bytes, %v", n, err)
 	}
 	return fds[0]
 }

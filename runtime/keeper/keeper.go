@@ -16,40 +16,40 @@ import (
 )
 
 const (
-	socketName = "keeper-own.sock" // of a keeper that a daemon started
+	socketName = "keeper-own.sock" // of a keeper started by a daemon
 	lockName   = "keeper.lock"
 	exitsDir   = "exits"
-	// idleTime is how long a keeper stays that holds nothing for nobody.
+	// idleTime is how long a keeper without entries and sessions stays.
 	idleTime = time.Second
 )
 
 // keeper is the state of the process.
 type keeper struct {
 	stateDir string
-	// activated: systemd made the socket, keeps it, and starts another keeper
-	// for who connects when this one has ended.
+	// activated: systemd owns the socket and starts another keeper when a
+	// daemon connects after this one has exited.
 	activated bool
 	opt       spawn.Options
 	decoders  sync.Pool // of *plan.Decoder
 	logBuf    crilog.Buffers
 	poke      chan struct{} // has a token when the keeper may have become idle
-	sweep     chan struct{} // has a token when children may be left to reap
-	leave     chan struct{} // closed at the end
+	sweep     chan struct{} // has a token when there may be zombies to reap
+	leave     chan struct{} // closed when the keeper exits
 	wg        sync.WaitGroup
 
 	mu       sync.Mutex
 	entries  map[string]*entry // guarded by mu
-	procs    map[int]*proc     // guarded by mu; children that are not reaped
-	forking  int               // guarded by mu; plans whose fork is not reported
-	sessions map[*session]bool // guarded by mu; those that were greeted
-	conns    map[*session]bool // guarded by mu; all whose requests are not over
+	procs    map[int]*proc     // guarded by mu; children not reaped yet
+	forking  int               // guarded by mu; plans whose fork is not reported yet
+	sessions map[*session]bool // guarded by mu; those past the handshake
+	conns    map[*session]bool // guarded by mu; all with requests under way
 
 	eventMu sync.Mutex // orders the exits that are sent
 
 	upgrading sync.Mutex // held during an upgrade
 
-	store   *store     // nil without one
-	storeMu sync.Mutex // orders what is stored; no other lock is held when it is taken
+	store   *store     // nil unless the service manager has one
+	storeMu sync.Mutex // orders changes to the store; no other lock is held when it is taken
 }
 
 func newKeeper(stateDir string, opt spawn.Options) *keeper {
@@ -62,7 +62,7 @@ func newKeeper(stateDir string, opt spawn.Options) *keeper {
 	return k
 }
 
-// logf reports what no peer can be told.
+// logf logs to the keeper's stderr what cannot be reported to a peer.
 func (k *keeper) logf(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%s "+format+"\n", append([]any{time.Now().UTC().Format(time.RFC3339Nano)}, args...)...)
 }
@@ -86,22 +86,22 @@ func (k *keeper) serve(fd int) error {
 		case <-term:
 			asked = true
 		case <-idle.C:
-			if ended, err := k.end(listener, k.idle); ended || err != nil {
+			if ended, err := k.exitIf(listener, k.idle); ended || err != nil {
 				return err
 			}
 		}
-		// A keeper that is asked to end does when no process is left, and
-		// the exit records are on disk.
+		// After SIGTERM the keeper exits once no process is left and the exit
+		// records are written.
 		if asked {
-			if ended, err := k.end(listener, k.spare); ended || err != nil {
+			if ended, err := k.exitIf(listener, k.drained); ended || err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// touch says that something was given up.
-func (k *keeper) touch() {
+// checkIdle has the serve loop check whether the keeper is idle now.
+func (k *keeper) checkIdle() {
 	select {
 	case k.poke <- struct{}{}:
 	default:
@@ -114,8 +114,8 @@ func (k *keeper) idle() bool {
 	return len(k.entries) == 0 && len(k.sessions) == 0 && len(k.procs) == 0
 }
 
-// spare reports whether every process has ended and is recorded.
-func (k *keeper) spare() bool {
+// drained reports whether every process has exited and is recorded.
+func (k *keeper) drained() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, e := range k.entries {
@@ -126,15 +126,15 @@ func (k *keeper) spare() bool {
 	return len(k.procs) == 0
 }
 
-// end ends the keeper if it may go. It removes the socket, so that the next
-// daemon starts a new keeper. A daemon that connected in the meantime is hung
-// up on and tries again.
-func (k *keeper) end(listener *os.File, may func() bool) (ended bool, err error) {
+// exitIf shuts the keeper down if may allows it. It removes the socket, so that
+// the next daemon starts a new keeper. A daemon that connected in the meantime
+// is disconnected and tries again.
+func (k *keeper) exitIf(listener *os.File, may func() bool) (ended bool, err error) {
 	if !may() {
 		return false, nil
 	}
 	if k.activated {
-		k.shut(listener)
+		k.shutdown(listener)
 		return true, nil
 	}
 
@@ -147,21 +147,21 @@ func (k *keeper) end(listener *os.File, may func() bool) (ended bool, err error)
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return false, fmt.Errorf("take lock: %w", err)
 	}
-	if !may() { // a daemon that had the lock has greeted
+	if !may() { // a daemon connected while it had the lock
 		return false, nil
 	}
 
 	if err := os.Remove(filepath.Join(k.stateDir, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return false, fmt.Errorf("remove socket: %w", err)
 	}
-	k.shut(listener)
+	k.shutdown(listener)
 	return true, nil
 }
 
-// shut ends all goroutines. Daemons are hung up on, also those that have not
-// greeted yet: one that was served on would hold the lock, and what it starts
-// would never be reaped.
-func (k *keeper) shut(listener *os.File) {
+// shutdown ends all goroutines. Daemons are disconnected, also before their
+// handshake: one still served would hold the lock, and what it starts would
+// never be reaped.
+func (k *keeper) shutdown(listener *os.File) {
 	listener.Close()
 	close(k.leave)
 	k.mu.Lock()

@@ -13,9 +13,9 @@ import (
 	"crisp/runtime/wire"
 )
 
-// TestEndIsTakenBack has a keeper that is about to end wait for the lock, under
-// which a daemon greets it.
-func TestEndIsTakenBack(t *testing.T) {
+// TestExitIsAborted has a keeper that is about to exit wait for the lock, while
+// its holder, a daemon, connects.
+func TestExitIsAborted(t *testing.T) {
 	k := newKeeper(t.TempDir(), spawn.Options{})
 	lock, err := os.Create(filepath.Join(k.stateDir, lockName))
 	if err != nil {
@@ -32,7 +32,7 @@ func TestEndIsTakenBack(t *testing.T) {
 	asked := make(chan struct{}, 2)
 	ended := make(chan bool)
 	go func() {
-		is, err := k.end(nil, func() bool { asked <- struct{}{}; return k.idle() })
+		is, err := k.exitIf(nil, func() bool { asked <- struct{}{}; return k.idle() })
 		if err != nil {
 			t.Error(err)
 		}
@@ -46,19 +46,18 @@ func TestEndIsTakenBack(t *testing.T) {
 	lock.Close()
 
 	if <-ended {
-		t.Error("it ended, though a daemon was there")
+		t.Error("it exited, though a daemon was connected")
 	}
 	if _, err := os.Stat(filepath.Join(k.stateDir, socketName)); err != nil {
 		t.Errorf("its socket: %v", err)
 	}
 }
 
-// TestSpare wants a keeper to be in use until the end of its last process is
-// recorded, not only known.
-func TestSpare(t *testing.T) {
+// TestDrained expects a keeper to stay until the exit of its last process is recorded.
+func TestDrained(t *testing.T) {
 	for name, test := range map[string]struct {
-		e     entry
-		spare bool
+		e       entry
+		drained bool
 	}{
 		"starting":          {entry{}, false},
 		"sandbox alone":     {entry{started: true}, true},
@@ -68,14 +67,15 @@ func TestSpare(t *testing.T) {
 	} {
 		k := newKeeper(t.TempDir(), spawn.Options{})
 		k.entries["web"] = &test.e
-		if got := k.spare(); got != test.spare {
-			t.Errorf("%s: spare %v, want %v", name, got, test.spare)
+		if got := k.drained(); got != test.drained {
+			t.Errorf("%s: drained %v, want %v", name, got, test.drained)
 		}
 	}
 }
 
-// TestEndOfAnAdoptedProcess wants nothing to be awaited by a keeper that ends.
-func TestEndOfAnAdoptedProcess(t *testing.T) {
+// TestExitStopsWaitForAdopted expects a keeper that exits to stop waiting for
+// adopted processes.
+func TestExitStopsWaitForAdopted(t *testing.T) {
 	pidfd, err := unix.PidfdOpen(os.Getpid(), unix.PIDFD_NONBLOCK)
 	if err != nil {
 		t.Fatal(err)
@@ -89,9 +89,9 @@ func TestEndOfAnAdoptedProcess(t *testing.T) {
 	}
 }
 
-// TestEndHangsUp ends a keeper to which daemons have just connected: one that
-// has not greeted yet, and one that comes when it is too late.
-func TestEndHangsUp(t *testing.T) {
+// TestExitDisconnects shuts a keeper down to which daemons have just connected:
+// one before its handshake, and one after the shutdown.
+func TestExitDisconnects(t *testing.T) {
 	k := newKeeper(t.TempDir(), spawn.Options{})
 	connect := func() *os.File {
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -110,12 +110,12 @@ func TestEndHangsUp(t *testing.T) {
 
 	for name, daemon := range map[string]*os.File{"early": early, "late": late} {
 		if n, err := daemon.Read(make([]byte, 1)); n != 0 {
-			t.Errorf("the %s daemon reads %d bytes, %v; want the end", name, n, err)
+			t.Errorf("the %s daemon reads %d bytes, %v; want EOF", name, n, err)
 		}
 	}
 }
 
-// shutDown ends a keeper's connections, which must not hold it up.
+// shutDown shuts a keeper down; its connections must not delay that.
 func shutDown(t *testing.T, k *keeper) {
 	t.Helper()
 	listener, err := os.Open(os.DevNull)
@@ -123,10 +123,10 @@ func shutDown(t *testing.T, k *keeper) {
 		t.Fatal(err)
 	}
 	ended := make(chan struct{})
-	go func() { k.shut(listener); close(ended) }()
+	go func() { k.shutdown(listener); close(ended) }()
 	select {
 	case <-ended:
 	case <-time.After(30 * time.Second):
-		t.Fatal("the keeper does not end")
+		t.Fatal("the keeper does not exit")
 	}
 }

@@ -22,7 +22,7 @@ import (
 
 const (
 	programName = "crisp-keeper"
-	// listenFD is the listening socket that the starter hands over.
+	// listenFD is the listening socket, inherited from the daemon or systemd.
 	listenFD = 3
 	// The heap of a keeper is small and short-lived, so it is collected often.
 	gcPercent   = 40
@@ -31,7 +31,7 @@ const (
 )
 
 // Main is the keeper's program; args are the arguments after the program's
-// name: the state directory. The listening socket is descriptor 3, be it from a
+// name: the state directory. The listening socket is descriptor 3, from a
 // daemon or from systemd. It returns the exit code.
 func Main(args []string) int {
 	if err := run(args); err != nil {
@@ -41,8 +41,8 @@ func Main(args []string) int {
 	return 0
 }
 
-// errUsage says that nobody starts a keeper by hand.
-var errUsage = errors.New("want one argument: the state directory, an absolute path; the daemon, or systemd, starts this program (see crisp(8))")
+// errUsage is returned when the keeper is started by hand.
+var errUsage = errors.New("want one argument: the absolute path of the state directory; this program is started by the daemon or systemd (see crisp(8))")
 
 func run(args []string) error {
 	left, done, err := inherit()
@@ -66,12 +66,12 @@ func run(args []string) error {
 	activated := os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
 	if activated {
 		if served(args[0]) {
-			return errors.New("a keeper that the daemon started is at work: this one would take its containers' output away")
+			return errors.New("a keeper started by the daemon is running: this one would take its containers' output away")
 		}
 
-		// Without its socket unit the first descriptor is one that was stored.
+		// Without its socket unit the first descriptor comes from the store.
 		if on, err := unix.GetsockoptInt(listenFD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
-			return fmt.Errorf("descriptor %d is no socket to listen on: start the socket's unit", listenFD)
+			return fmt.Errorf("descriptor %d is not a listening socket: start the socket unit", listenFD)
 		}
 		if err := becomeSealed(args[0]); err != nil {
 			return err
@@ -81,13 +81,13 @@ func run(args []string) error {
 	runtime.GOMAXPROCS(maxProcs)
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
-	opt, err := settle()
+	opt, err := setUpProcess()
 	if err != nil {
 		return err
 	}
 
 	if !activated {
-		ownLimits()
+		setLimits()
 	}
 	exits := filepath.Join(args[0], exitsDir)
 	if err := os.MkdirAll(exits, 0o700); err != nil {
@@ -107,7 +107,7 @@ func run(args []string) error {
 		k.regain()
 	}
 	if left != nil {
-		k.opt.OOMScoreAdj = left.oomScoreAdj // the score was lowered before
+		k.opt.OOMScoreAdj = left.oomScoreAdj // the own score is lowered already
 		if err := k.restore(left); err != nil {
 			return err
 		}
@@ -116,7 +116,7 @@ func run(args []string) error {
 	return k.serve(listenFD)
 }
 
-// served reports whether a keeper that a daemon started listens.
+// served reports whether a keeper started by a daemon is listening.
 func served(stateDir string) bool {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -126,7 +126,7 @@ func served(stateDir string) bool {
 	return unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(stateDir, socketName)}) == nil
 }
 
-// removeUnfinished removes the exit records that a keeper was killed over.
+// removeUnfinished removes exit records whose keeper was killed while it wrote them.
 func removeUnfinished(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -142,9 +142,9 @@ func removeUnfinished(dir string) error {
 	return nil
 }
 
-// becomeSealed executes this program anew from a sealed copy of itself, as a
-// daemon would have started it, unless it is one. Process ID, environment and
-// descriptors stay, so that the service manager sees no difference.
+// becomeSealed re-executes this program from a sealed copy of itself, as a
+// daemon would have started it, unless it already runs from one. Process ID,
+// environment and descriptors stay, so the service manager sees no difference.
 func becomeSealed(stateDir string) error {
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -165,12 +165,12 @@ func becomeSealed(stateDir string) error {
 		unix.Exec(fmt.Sprintf("/proc/self/fd/%d", image.Fd()), []string{programName, stateDir}, os.Environ()))
 }
 
-// settle makes this process what a keeper must be, and returns what its
-// children have to undo.
-func settle() (spawn.Options, error) {
+// setUpProcess gives this process the attributes of a keeper, and returns those
+// that its children have to undo.
+func setUpProcess() (spawn.Options, error) {
 	var opt spawn.Options
-	// No process of a container may look into this one, nor into its children,
-	// which are born with the same.
+	// No process of a container may ptrace or read this one, nor its children,
+	// which inherit the flag.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return opt, fmt.Errorf("become undumpable: %w", err)
 	}
@@ -185,7 +185,7 @@ func settle() (spawn.Options, error) {
 		return opt, fmt.Errorf("become subreaper: %w", err)
 	}
 
-	// It runs from a descriptor, and would be named after its number.
+	// It runs from a memfd: the kernel named it after the descriptor's number.
 	if err := os.WriteFile("/proc/self/comm", []byte(programName), 0); err != nil {
 		return opt, fmt.Errorf("set name of process: %w", err)
 	}
@@ -200,24 +200,24 @@ func settle() (spawn.Options, error) {
 
 	opt.NoFile = limit
 	spawn.RaiseFiles()
-	ordinary()
+	resetInherited()
 	opt.OOMScoreAdj = lowerOOMScore()
 	return opt, nil
 }
 
-// ordinary undoes what whoever started this process has set up for itself and
-// what children would inherit with the memory. Errors leave that as it is.
-func ordinary() {
-	const coreFilter = "0x33" // what the kernel begins with
+// resetInherited undoes what this process inherited and its children would
+// inherit from it. Errors are ignored.
+func resetInherited() {
+	const coreFilter = "0x33" // the kernel's default
 	unix.Umask(0o022)
 	_ = os.WriteFile("/proc/self/coredump_filter", []byte(coreFilter), 0)
 	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0)
 }
 
-// ownLimits sets the limits that containers have unless they ask for others, as
-// the keeper's unit does: a shell's are none of theirs. That on open files is
-// set for each process.
-func ownLimits() {
+// setLimits sets the default limits of containers, as the keeper's unit does:
+// those of the shell that started the daemon must not apply to them.
+// RLIMIT_NOFILE is set for each process.
+func setLimits() {
 	const unlimited, stack, locked, queues = math.MaxUint64, 8 << 20, 8 << 20, 819200
 	for resource, limit := range map[int]unix.Rlimit{
 		unix.RLIMIT_CPU: {Cur: unlimited, Max: unlimited}, unix.RLIMIT_FSIZE: {Cur: unlimited, Max: unlimited},
@@ -228,15 +228,15 @@ func ownLimits() {
 		unix.RLIMIT_MSGQUEUE: {Cur: queues, Max: queues}, unix.RLIMIT_NICE: {}, unix.RLIMIT_RTPRIO: {},
 		unix.RLIMIT_RTTIME: {Cur: unlimited, Max: unlimited},
 	} {
-		_ = unix.Prlimit(0, resource, &limit, nil) // it may not raise them
+		_ = unix.Prlimit(0, resource, &limit, nil) // may lack the privilege to raise them
 	}
 }
 
 // inheritedNoFile returns the limit on open files with which this process was
-// started. Go raises it before main and forgets the old value, but gives it
-// to programs that it starts.
+// started. Go raises it before main without exposing the old value, and
+// restores it in programs that it starts.
 func inheritedNoFile() (*unix.Rlimit, error) {
-	runtime.LockOSThread() // whose end would be that of the probe
+	runtime.LockOSThread() // Pdeathsig kills the probe when this thread exits
 	defer runtime.UnlockOSThread()
 	p, err := startProbe()
 	if err != nil {
@@ -258,8 +258,8 @@ func inheritedNoFile() (*unix.Rlimit, error) {
 	return &limit, nil
 }
 
-// startProbe starts a program that does nothing. It ends with this process,
-// too, which can be killed at any time.
+// startProbe starts a program that does nothing. It dies with this process,
+// which can be killed at any time.
 func startProbe() (*os.Process, error) {
 	image, err := pause.Open()
 	if err != nil {
@@ -270,8 +270,8 @@ func startProbe() (*os.Process, error) {
 	return os.StartProcess(path, []string{"pause"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}})
 }
 
-// lowerOOMScore makes the kernel spare the keeper when memory runs out. It
-// returns the score before, for the children, or "" if nothing changed.
+// lowerOOMScore protects the keeper from the OOM killer. It returns the
+// previous score, for the children, or "" if nothing changed.
 func lowerOOMScore() string {
 	const path, spared = "/proc/self/oom_score_adj", "-999"
 	before, err := os.ReadFile(path)
@@ -286,12 +286,12 @@ func lowerOOMScore() string {
 
 	score := strings.TrimSpace(string(before))
 	if strings.HasPrefix(score, "-") {
-		return "0" // what spared this process spares no container
+		return "0" // the protection of this process is not for containers
 	}
 	return score
 }
 
-// notifySignals subscribes to the ends of children and to requests to end.
+// notifySignals subscribes to SIGCHLD and SIGTERM.
 func notifySignals() (child, term chan os.Signal) {
 	child, term = make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(child, syscall.SIGCHLD)

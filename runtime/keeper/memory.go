@@ -15,26 +15,25 @@ import (
 
 const cgroupRoot = "/sys/fs/cgroup"
 
-// watchMemory notes where the OOM kills of a container are counted, before its
-// end is awaited.
+// watchMemory notes where the OOM kills of a container are counted, before it can exit.
 //
 // Where systemd manages cgroups it removes a container's as soon as its last
-// process has ended, and the count with it. This process learns of the end
-// when systemd does and is faster; the daemon may not be there at all.
+// process has exited, and the counter with it. This process is notified at the
+// same time and is faster; the daemon may not be running at all.
 func (e *entry) watchMemory() {
 	if e.kind != wire.Container || e.proc == nil {
 		return
 	}
 	events := memoryEvents(e.proc.pid)
-	// If it is reaped, its number may be that of another process by now.
+	// If it was reaped, its PID may have been reused.
 	if err := unix.PidfdSendSignal(e.proc.pidfd, 0, nil, 0); !errors.Is(err, unix.ESRCH) {
 		e.events = events
 	}
 }
 
-// memoryEvents is the file in which the kernel counts what befell the cgroup
-// of a process, "" where none is in the unified hierarchy and for one that is
-// gone. The keeper is to stay small and does without package cgroup.
+// memoryEvents is the file with the memory events of a process's cgroup, ""
+// outside the unified hierarchy and for a process that is gone. The keeper has
+// to stay small and does without package cgroup.
 func memoryEvents(pid int) string {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
@@ -48,8 +47,7 @@ func memoryEvents(pid int) string {
 	return ""
 }
 
-// oomKills reads from such a file how many processes were killed for want of
-// memory, 0 if that cannot be known.
+// oomKills reads the number of OOM kills from such a file, 0 if it is unknown.
 func oomKills(file string) int64 {
 	if file == "" {
 		return 0
@@ -61,7 +59,7 @@ func oomKills(file string) int64 {
 
 	for line := range bytes.Lines(data) {
 		if value, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
-			n, _ := strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 64) // 0 if it is none
+			n, _ := strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 64) // 0 if it is not a number
 			return n
 		}
 	}

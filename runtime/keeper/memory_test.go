@@ -33,7 +33,7 @@ func TestOOMKills(t *testing.T) {
 	}
 }
 
-// TestMemoryEvents wants the cgroup of this process in the unified hierarchy.
+// TestMemoryEvents looks up the cgroup of this process in the unified hierarchy.
 func TestMemoryEvents(t *testing.T) {
 	data, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -55,8 +55,8 @@ func TestMemoryEvents(t *testing.T) {
 	}
 }
 
-// TestWatchMemory wants the count of a container that runs, and not one that a
-// process of the same number may have, nor that of anything else.
+// TestWatchMemory expects the counter of a running container, none after its
+// PID may have been reused, and none for other kinds.
 func TestWatchMemory(t *testing.T) {
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {

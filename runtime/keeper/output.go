@@ -18,19 +18,19 @@ import (
 )
 
 const (
-	// sinkSize is the pipe size asked for attached readers, sinkPatience how long
-	// a container's output waits for one that is behind.
+	// sinkSize is the pipe size requested for attached readers, sinkPatience
+	// how long a container's output waits for a slow one.
 	sinkSize     = 1 << 20
 	sinkPatience = 20 * time.Millisecond
-	// terminalRead is how much is read of a terminal at once, its buffer.
+	// terminalRead is how much is read from a terminal at once, the size of its buffer.
 	terminalRead = 4 << 10
-	// terminalDrain is how long the end of a terminal's output is awaited
-	// once the process has ended: it passes through a kernel worker.
+	// terminalDrain is how long to wait for the rest of a terminal's output
+	// once the process has exited: it passes through a kernel worker.
 	terminalDrain = 100 * time.Millisecond
-	// hangupRetry is the pause in which a terminal that nobody has open may
-	// be opened again by a living container.
+	// hangupRetry is the delay before reading again from a terminal that no
+	// process has open: a running container may reopen it.
 	hangupRetry = 200 * time.Millisecond
-	// trimDelay is how long a spool may keep memory that it does not need.
+	// trimDelay is how long a spool may keep unused memory.
 	trimDelay = time.Second
 )
 
@@ -44,7 +44,7 @@ type output struct {
 	raw    syscall.RawConn
 	relay  int // the pipe that a terminal's output passes through, -1 without one
 	log    *crilog.Log
-	exited chan struct{} // closed when the process has ended
+	exited chan struct{} // closed when the process has exited
 	gone   chan struct{} // closed when the entry is released
 	pumped bool          // guarded by keeper.mu
 	done   chan struct{} // closed at the end of the output
@@ -53,18 +53,18 @@ type output struct {
 	closed  bool       // guarded by fdMu
 	spoolFD int        // never changes
 
-	mu      sync.Mutex // held from a read until what was read is in the log
+	mu      sync.Mutex // held from a read until its bytes are logged
 	spool   *spool.Spool
 	stream  *crilog.Stream
 	refusal refusal     // guarded by mu
 	sinks   []int       // guarded by mu; write ends of pipes
-	begun   bool        // guarded by mu; what was held at first is logged
+	begun   bool        // guarded by mu; the bytes found in the spool are logged
 	ended   bool        // guarded by mu
-	trim    *time.Timer // guarded by mu; nil while nothing is to be trimmed
+	trim    *time.Timer // guarded by mu; nil while no trim is scheduled
 }
 
-// newOutput takes over a stream, of an entry's terminal if it has one. It stands
-// still until pump. exited is closed when the process has ended.
+// newOutput takes over a stream, of an entry's terminal if it has one. pump
+// starts it. exited is closed when the process has exited.
 func newOutput(k *keeper, e *entry, roles wire.Stream, files *wire.Files, exited chan struct{}) (*output, error) {
 	terminal, err := e.held.Of(wire.Terminal).Copy()
 	if err != nil {
@@ -125,8 +125,8 @@ func (o *output) pump() {
 	}
 }
 
-// reopened waits a moment for somebody to open a terminal again that nobody
-// has open, and is false once the process has ended.
+// reopened waits a moment for the container to reopen a terminal that no
+// process has open, and is false once the process has exited.
 func (o *output) reopened() bool {
 	select {
 	case <-o.exited:
@@ -136,9 +136,9 @@ func (o *output) reopened() bool {
 	}
 }
 
-// copy reads once and passes on what it got. What earlier keepers read and did
-// not log comes first: each that was killed then has left one read more, and
-// the spool has room for one.
+// copy reads once and passes the bytes on. Bytes that earlier keepers read and
+// did not log come first: each keeper killed at that point leaves one more
+// read, and the spool has room for one.
 func (o *output) copy(fd int) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -162,8 +162,8 @@ func (o *output) copy(fd int) (int, error) {
 	return len(got), o.writeLocked(false)
 }
 
-// fillLocked takes output into the spool. That of a terminal, which cannot be
-// spliced into a file, takes the way through a pipe.
+// fillLocked reads output into the spool. A terminal cannot be spliced into a
+// file, so its output passes through a pipe.
 func (o *output) fillLocked(fd int) ([]byte, error) {
 	if o.relay < 0 {
 		return o.spool.Fill(fd)
@@ -185,9 +185,9 @@ func (o *output) fillLocked(fd int) ([]byte, error) {
 	}
 }
 
-// offer gives b to an attached reader. One that has gone, or that takes
-// nothing for too long, is left, which offer tells by false: the container does
-// not wait for it. The pipe of one that has lost output shows that by its mode.
+// offer writes b to an attached reader and is false if the reader is gone or
+// was too slow, and was dropped: a container does not wait for it. The mode of
+// its pipe shows the reader that output was lost.
 func offer(sink int, b []byte) bool {
 	for len(b) > 0 {
 		n, err := unix.Write(sink, b)
@@ -195,10 +195,10 @@ func offer(sink int, b []byte) bool {
 		case err == unix.EINTR:
 			continue
 		case err == unix.EAGAIN:
-			if taken(sink) {
+			if writable(sink) {
 				continue
 			}
-			_ = unix.Fchmod(sink, wire.OutputLost) // a pipe has a mode like all files
+			_ = unix.Fchmod(sink, wire.OutputLost) // a pipe has a mode like any file
 			unix.Close(sink)
 			return false
 		case err != nil:
@@ -211,8 +211,8 @@ func offer(sink int, b []byte) bool {
 	return true
 }
 
-// taken waits a moment for a pipe to have room again.
-func taken(sink int) bool {
+// writable waits a moment for a pipe to have room again.
+func writable(sink int) bool {
 	for end := time.Now().Add(sinkPatience); ; {
 		left := time.Until(end)
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(sink), Events: unix.POLLOUT}}, max(int(left.Milliseconds()), 0))
@@ -222,9 +222,9 @@ func taken(sink int) bool {
 	}
 }
 
-// drain brings what the process wrote before its end into the log. What
-// others still write to the pipe follows in the background. A log that takes
-// nothing holds the end of a process up only for so long.
+// drain logs what the process wrote before its exit. Other processes may still
+// write to the pipe; their output follows in the background. A log that refuses
+// writes delays the report of an exit by exitPatience at most.
 func (o *output) drain() {
 	if o.relay >= 0 {
 		select {
@@ -251,7 +251,7 @@ func (o *output) drain() {
 	o.end()
 }
 
-// end logs an unfinished line and lets attached readers go.
+// end logs an unfinished line and closes the pipes of attached readers.
 func (o *output) end() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -259,7 +259,7 @@ func (o *output) end() {
 		return
 	}
 	if err := o.writeLocked(true); err != nil {
-		o.k.logf("%s of %s: its end is not logged: %v", o.roles.Name, o.id, o.refusal.cause)
+		o.k.logf("%s of %s: the last lines are not logged: %v", o.roles.Name, o.id, o.refusal.cause)
 	}
 	o.closeSinksLocked()
 }
@@ -277,9 +277,9 @@ func (o *output) finish() {
 	o.discard()
 }
 
-// discard closes what an output has that does not move any more. The file is
-// closed without the lock: Close waits for a drain under way, which may wait
-// for the lock.
+// discard closes the descriptors of a stopped output. The file is closed
+// without the lock: Close waits for a drain under way, which may wait for the
+// lock.
 func (o *output) discard() {
 	o.mu.Lock()
 	o.ended = true
@@ -306,7 +306,7 @@ func (o *output) discard() {
 	}
 }
 
-// release ends an output of an entry that is not in the table any more.
+// release stops an output whose entry was removed from the table.
 func (o *output) release() {
 	close(o.gone)
 	if !o.pumped {
@@ -317,7 +317,7 @@ func (o *output) release() {
 }
 
 // copies returns copies of an output's source and spool, none once it has
-// ended. It waits for no disk.
+// ended. It never waits for a disk.
 func (o *output) copies() (wire.Files, error) {
 	o.fdMu.Lock()
 	defer o.fdMu.Unlock()
@@ -338,7 +338,7 @@ func (o *output) copies() (wire.Files, error) {
 // has ended.
 func (o *output) filesLocked() (files wire.Files) {
 	pipe := o.relay
-	// It fails if the entry is being released; then nothing is left of it.
+	// It fails if the entry is being released.
 	if o.ended || pipe < 0 && o.raw.Control(func(fd uintptr) { pipe = int(fd) }) != nil {
 		return nil
 	}
@@ -364,7 +364,7 @@ func (o *output) attach(fd int) error {
 		return fmt.Errorf("use attached pipe: %w", err)
 	}
 
-	// A larger pipe is a kindness to slow readers that the kernel may refuse.
+	// A larger pipe helps slow readers; the kernel may refuse it.
 	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, sinkSize)
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -17,8 +17,8 @@ import (
 	"crisp/runtime/wire"
 )
 
-// TestOutputOfKilledKeepers goes on after keepers that were killed, one after
-// the other, between a read and the write to the log.
+// TestOutputOfKilledKeepers continues after several keepers were killed in turn
+// between a read and the write to the log.
 func TestOutputOfKilledKeepers(t *testing.T) {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
@@ -99,11 +99,11 @@ func TestOutputOfKilledKeepers(t *testing.T) {
 	}
 
 	if len(lines) != next {
-		t.Errorf("%d lines are logged, want %d", len(lines), next)
+		t.Errorf("%d lines logged, want %d", len(lines), next)
 	}
 }
 
-// readAndDie is a keeper that reads once and does not live to log it.
+// readAndDie is a keeper that is killed between a read and the write to the log.
 func readAndDie(t *testing.T, held, pipe int) error {
 	t.Helper()
 	fds, err := wire.Files{{Role: wire.Streams()[0].Spool, FD: held}}.Copy()

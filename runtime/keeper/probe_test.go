@@ -46,7 +46,7 @@ func TestProbeEndsWithItsParent(t *testing.T) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("the probe runs on: %s", status)
+			t.Fatalf("the probe still runs: %s", status)
 		}
 	}
 }

@@ -13,14 +13,14 @@ type proc struct {
 	ended      chan struct{}   // closed once the process is reaped
 	status     unix.WaitStatus // set before ended is closed
 	at         time.Time       // set before ended is closed
-	entry      *entry          // guarded by keeper.mu; whose end is to be reported
+	entry      *entry          // guarded by keeper.mu; the entry whose exit this is
 }
 
 func newProc(pid, pidfd int) *proc {
 	return &proc{pid: pid, pidfd: pidfd, ended: make(chan struct{})}
 }
 
-// reapLoop reaps every child for as long as this process lives.
+// reapLoop reaps children until the keeper exits.
 func (k *keeper) reapLoop(child <-chan os.Signal) {
 	for {
 		select {
@@ -33,12 +33,12 @@ func (k *keeper) reapLoop(child <-chan os.Signal) {
 	}
 }
 
-// reap reaps the children that have ended: containers, the first processes of
-// two-stage plans, and orphans, for which this process is the subreaper.
+// reap reaps zombies: containers, the first processes of two-stage plans, and
+// orphans, for which this process is the subreaper.
 //
-// While a plan's fork is not reported, a child that is not in the table may
-// be that plan's second process. It must stay a zombie until it is, so that
-// its pid cannot be another's by then; only known children are reaped.
+// While a plan's fork is not reported, a child that is not in the table may be
+// that plan's second process. It must stay a zombie until the report, so that
+// its PID is not reused before; only known children are reaped.
 func (k *keeper) reap() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -52,7 +52,7 @@ func (k *keeper) reap() {
 	}
 }
 
-// waitLocked reaps one child and says whether there was one.
+// waitLocked reaps one child and reports whether there was one.
 func (k *keeper) waitLocked(pid int) bool {
 	var status unix.WaitStatus
 	pid, err := unix.Wait4(pid, &status, unix.WNOHANG, nil)
@@ -65,27 +65,26 @@ func (k *keeper) waitLocked(pid int) bool {
 		p.status, p.at = status, time.Now()
 		close(p.ended)
 		if e := p.entry; e != nil {
-			k.wg.Go(func() { k.ended(e, oomKills(e.events)) })
+			k.wg.Go(func() { k.exited(e, oomKills(e.events)) })
 		}
 	}
 
-	k.touch()
+	k.checkIdle()
 	return true
 }
 
-// watchLocked has the end of p reported as that of e, whether or not it is
-// in the past.
+// watchLocked has the exit of p reported as that of e, even if it has exited already.
 func (k *keeper) watchLocked(p *proc, e *entry) {
 	p.entry = e
 	select {
 	case <-p.ended:
-		k.wg.Go(func() { k.ended(e, oomKills(e.events)) })
+		k.wg.Go(func() { k.exited(e, oomKills(e.events)) })
 	default:
 	}
 }
 
-// adoptLocked registers a process that a child forked.
-func (k *keeper) adoptLocked(pid int) (*proc, error) {
+// trackLocked registers a process that a child forked.
+func (k *keeper) trackLocked(pid int) (*proc, error) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil, err
@@ -95,7 +94,7 @@ func (k *keeper) adoptLocked(pid int) (*proc, error) {
 	return p, nil
 }
 
-// forkDoneLocked says that a plan's fork was reported, or never will be.
+// forkDoneLocked notes that a plan's fork was reported, or never will be.
 func (k *keeper) forkDoneLocked() {
 	k.forking--
 	select {

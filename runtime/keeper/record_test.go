@@ -9,7 +9,7 @@ import (
 	"crisp/runtime/wire"
 )
 
-// TestRecordFails wants nothing to be left of an exit record that cannot be
+// TestRecordFails expects no leftovers of an exit record that cannot be
 // written, neither then nor when the exit is forgotten.
 func TestRecordFails(t *testing.T) {
 	k := newKeeper(t.TempDir(), spawn.Options{})

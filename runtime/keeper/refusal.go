@@ -6,31 +6,31 @@ import (
 )
 
 const (
-	// patience is how long a log may take nothing before lines are dropped: a
-	// full disk is emptied by then, or a broken one replaced. Until then the
-	// writer waits once its pipe is full, and loses nothing.
+	// patience is how long a log may refuse writes before lines are dropped:
+	// time to free a full disk, or to replace a broken one. Until then the
+	// writer blocks once its pipe is full, and nothing is lost.
 	patience = 30 * time.Second
-	// exitPatience is how long the end of a process waits for its log.
+	// exitPatience is how long the report of an exit waits for the log.
 	exitPatience = 2 * time.Second
-	// firstRetry and lastRetry are the first and the longest time between two attempts.
+	// firstRetry and lastRetry are the first and the longest delay between attempts.
 	firstRetry, lastRetry = 10 * time.Millisecond, time.Second
 )
 
-// errRefused is a log that takes nothing. What is to be logged is still held.
+// errRefused is a failed write to a log. The bytes are still held, for a retry.
 var errRefused = errors.New("log refuses writes")
 
-// refusal is the time in which a log takes nothing.
+// refusal is a period in which a log refuses writes.
 type refusal struct {
-	since time.Time // zero while it takes everything
+	since time.Time // zero while writes succeed
 	next  time.Duration
 	cause error
-	lost  uint64 // dropped lines of the whole log when it began
+	lost  uint64 // dropped lines of the log when it began
 }
 
 func (r *refusal) on() bool { return !r.since.IsZero() }
 
-// writeLocked logs what is held, all of it or all but an unfinished line. It
-// is errRefused as long as that is to be tried again.
+// writeLocked logs the held bytes, with or without an unfinished last line. It
+// is errRefused as long as the write is to be retried.
 func (o *output) writeLocked(all bool) error {
 	write := o.log.Write
 	if all {
@@ -41,16 +41,16 @@ func (o *output) writeLocked(all bool) error {
 	err := write(o.stream)
 	switch {
 	case err == nil && r.on():
-		o.k.logf("%s of %s: goes on after %v, %d lines were dropped", o.roles.Name, o.id, time.Since(r.since).Round(time.Second), o.log.Dropped()-r.lost)
+		o.k.logf("%s of %s: log writable again after %v, %d lines were dropped", o.roles.Name, o.id, time.Since(r.since).Round(time.Second), o.log.Dropped()-r.lost)
 		*r = refusal{}
 		return nil
 	case err == nil:
 		return nil
 	case !r.on():
 		*r = refusal{since: time.Now(), next: firstRetry, cause: err, lost: o.log.Dropped()}
-		o.k.logf("%s of %s: %v; its writer waits", o.roles.Name, o.id, err)
+		o.k.logf("%s of %s: %v; the container's writes block until a retry succeeds", o.roles.Name, o.id, err)
 	case time.Since(r.since) > patience:
-		// From now on each read is one more attempt.
+		// From now on each read retries.
 		o.log.Drop(o.stream)
 		return nil
 	}
@@ -58,7 +58,7 @@ func (o *output) writeLocked(all bool) error {
 	return errRefused
 }
 
-// await waits before the next attempt, or until stop is closed.
+// await waits until the next attempt is due or stop is closed.
 func (o *output) await(stop <-chan struct{}) {
 	o.mu.Lock()
 	wait := o.refusal.next
@@ -70,8 +70,7 @@ func (o *output) await(stop <-chan struct{}) {
 	}
 }
 
-// awaitOr is await that gives up, with an error, when late has fired or the
-// entry is released.
+// awaitOr is await that returns an error when late has fired or the entry is released.
 func (o *output) awaitOr(late <-chan time.Time) error {
 	o.await(o.gone)
 	select {
@@ -84,7 +83,7 @@ func (o *output) awaitOr(late <-chan time.Time) error {
 	}
 }
 
-// trimLaterLocked has the spool trimmed when it was idle for a while.
+// trimLaterLocked schedules a trim of the spool.
 func (o *output) trimLaterLocked() {
 	if o.trim != nil || !o.spool.Bulky() {
 		return

@@ -12,7 +12,7 @@ import (
 	"crisp/runtime/wire"
 )
 
-// returned is what the service manager gave back of one entry.
+// returned are the descriptors of one entry that the service manager gave back.
 type returned struct {
 	stored
 	meta, log int // the newest of each, -1 without one
@@ -21,8 +21,8 @@ type returned struct {
 	keptNames map[int]string // descriptor: its name in the store
 }
 
-// regain takes over what the store has, after the keeper before this one died
-// with nobody to hand it over. An entry that cannot be made out is given up.
+// regain takes over what the store has after the keeper and the daemon died
+// together. An entry that cannot be restored is dropped.
 func (k *keeper) regain() {
 	count, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
 	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
@@ -38,9 +38,9 @@ func (k *keeper) regain() {
 		}
 
 		unix.CloseOnExec(fd)
-		number, kind, version, ok := cut(name)
+		number, kind, version, ok := parseName(name)
 		if !ok {
-			k.logf("the store has an unknown %q", name)
+			k.logf("the store has a descriptor with an unknown name %q", name)
 			unix.Close(fd)
 			continue
 		}
@@ -58,12 +58,13 @@ func (k *keeper) regain() {
 
 	for _, r := range list {
 		if err := k.regainEntry(r); err != nil {
-			k.logf("take back what is stored: %v", err)
+			k.logf("restore from the store: %v", err)
 		}
 	}
 }
 
-// add sorts a descriptor in. Of two logs, one was about to be exchanged.
+// add sorts a descriptor by its kind. Two logs mean that the keeper died while
+// it exchanged them.
 func (r *returned) add(k *keeper, kind byte, version int, name string, fd int) {
 	newer := func(have *int) (old int) {
 		if *have < 0 || version >= r.stored.log {
@@ -91,7 +92,7 @@ func (r *returned) add(k *keeper, kind byte, version int, name string, fd int) {
 	}
 }
 
-// regainEntry enters what came back in the table.
+// regainEntry adds an entry from the store to the table.
 func (k *keeper) regainEntry(r *returned) (err error) {
 	e := &entry{stored: &r.stored}
 	defer func() {
@@ -134,7 +135,7 @@ func (k *keeper) regainEntry(r *returned) (err error) {
 	return k.restoreEntry(&s, &r.stored)
 }
 
-// assign finds out which descriptor is which. Logs are known by their names.
+// assign gives descriptors their roles by inode. Logs are known by their names.
 func (s *savedEntry) assign(list []identity, r *returned) {
 	for _, want := range list {
 		for i, fd := range r.others {

@@ -15,23 +15,23 @@ import (
 	"crisp/runtime/wire"
 )
 
-// goneTime bounds the wait for the requests of a daemon that is gone: starts
-// that are called off, and the disk.
+// goneTime bounds the wait for the requests of a disconnected daemon: cancelled
+// starts, and disk writes.
 const goneTime = 2 * reapTime
 
 // session is one daemon's connection.
 type session struct {
 	k     *keeper
 	conn  *wire.Conn
-	ended chan struct{} // closed when the daemon is gone
-	over  chan struct{} // closed when its requests are, too
+	ended chan struct{} // closed when the daemon has disconnected
+	over  chan struct{} // closed when its requests have completed, too
 	wg    sync.WaitGroup
 
 	mu     sync.Mutex
-	starts map[uint32]*start // guarded by mu; starts under way by their sequence
+	starts map[uint32]*start // guarded by mu; starts under way by sequence number
 }
 
-// serve answers a daemon until it is gone.
+// serve answers a daemon until it disconnects.
 func (s *session) serve() {
 	defer s.close()
 	if !s.greet() {
@@ -62,17 +62,17 @@ func (s *session) close() {
 	k.mu.Unlock()
 	close(s.ended)
 	s.conn.Close()
-	s.callOff()
+	s.cancelStarts()
 	s.wg.Wait()
 	k.mu.Lock()
 	delete(k.conns, s)
 	k.mu.Unlock()
 	close(s.over)
-	k.touch()
+	k.checkIdle()
 }
 
-// callOff cancels the starts under way: who wanted to hear of them is gone.
-func (s *session) callOff() {
+// cancelStarts cancels the starts under way when the daemon has disconnected.
+func (s *session) cancelStarts() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, st := range s.starts {
@@ -80,8 +80,8 @@ func (s *session) callOff() {
 	}
 }
 
-// awaitGone waits until what daemons have asked for that are gone has come to
-// pass or was called off, so that none of it comes as a surprise later.
+// awaitGone waits until the requests of disconnected daemons have completed or
+// been cancelled, so that none takes effect after a list.
 func (s *session) awaitGone() {
 	s.k.mu.Lock()
 	others := slices.Collect(maps.Keys(s.k.conns))
@@ -98,13 +98,13 @@ func (s *session) awaitGone() {
 		case <-s.ended:
 			return
 		case <-late.C:
-			s.k.logf("requests of a daemon that is gone have no end")
+			s.k.logf("requests of a disconnected daemon do not complete")
 			return
 		}
 	}
 }
 
-// greet does the handshake and enters the session in the table.
+// greet does the handshake and registers the session.
 func (s *session) greet() bool {
 	p, err := s.conn.Recv()
 	if err != nil {
@@ -127,7 +127,7 @@ func (s *session) greet() bool {
 		return false
 	}
 
-	// The answer precedes any exit: from here on none is missed.
+	// The reply precedes any exit: from here on none is missed.
 	s.k.eventMu.Lock()
 	defer s.k.eventMu.Unlock()
 
@@ -137,7 +137,7 @@ func (s *session) greet() bool {
 	return s.send(p.Seq, wire.Hello{Version: wire.Version}, nil)
 }
 
-// send sends a packet; a daemon that cannot take it is hung up on.
+// send sends a packet; a daemon that cannot take it is disconnected.
 func (s *session) send(seq uint32, m wire.Message, files wire.Files) bool {
 	if err := s.conn.Send(seq, m, files); err != nil {
 		s.conn.Close()
@@ -155,8 +155,8 @@ func (s *session) answer(seq uint32, err error) {
 	s.send(seq, wire.Done{}, nil)
 }
 
-// dispatch begins to serve a request; it is false for what is none. Requests
-// run side by side: one that waits for a disk delays no other.
+// dispatch begins to serve a request; it is false for a message that is not
+// one. Requests run concurrently: one that waits for a disk delays no other.
 func (s *session) dispatch(p wire.Packet) bool {
 	switch m := p.Msg.(type) {
 	case wire.Start:
@@ -211,7 +211,8 @@ func (s *session) begin(seq uint32, m wire.Start, files wire.Files) {
 	})
 }
 
-// decide tells a start under way whether to go on; one that is over ignores it.
+// decide lets a start under way proceed, or cancels it; it ignores unknown
+// sequence numbers.
 func (s *session) decide(seq uint32, ok bool) {
 	s.mu.Lock()
 	st := s.starts[seq]
@@ -257,7 +258,7 @@ func (k *keeper) ids() []string {
 	return ids
 }
 
-// reopen makes a container's log go on in the file.
+// reopen makes a container's log continue in a new file.
 func (k *keeper) reopen(m wire.Reopen, files wire.Files) error {
 	defer func() { files.Close() }()
 	if err := m.Check(files); err != nil {
@@ -284,8 +285,8 @@ func (k *keeper) reopen(m wire.Reopen, files wire.Files) error {
 	return nil
 }
 
-// attach copies a container's output to the files. A terminal has no stderr: its
-// reader sees the end at once.
+// attach copies a container's output to the files. A terminal has no stderr:
+// its reader gets EOF at once.
 func (k *keeper) attach(m wire.Attach, files wire.Files) error {
 	defer func() { files.Close() }()
 	if err := m.Check(files); err != nil {
@@ -356,7 +357,7 @@ func (k *keeper) forget(id string) error {
 	if e != nil {
 		k.withdraw(e, "")
 		e.release()
-		k.touch()
+		k.checkIdle()
 	}
 
 	return nil

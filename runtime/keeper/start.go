@@ -14,8 +14,8 @@ import (
 	"crisp/runtime/wire"
 )
 
-// reapTime is how long the answer to a failed start waits for its processes to
-// be gone; only one that hangs in the kernel takes longer.
+// reapTime is how long the reply to a failed start waits for its processes to
+// be reaped; only one stuck in the kernel takes longer.
 const reapTime = 2 * time.Second
 
 // start is a request to run a plan.
@@ -24,18 +24,18 @@ type start struct {
 	k     *keeper
 	seq   uint32
 	msg   wire.Start
-	files wire.Files // what is not yet handed on, closed at the end
+	files wire.Files // not yet handed on; closed at the end
 
 	decoder *plan.Decoder
-	plan    *plan.Plan // in the decoder's memory
+	plan    *plan.Plan // uses the decoder's memory
 	entry   *entry
 	procs   []*proc // those of the plan; the last runs it
 	gates   int     // gates passed
 
-	answer chan bool // the answer to Waiting
+	answer chan bool // the reply to Waiting
 
 	mu       sync.Mutex
-	child    *spawn.Child // guarded by mu; nil before the clone and after the end
+	child    *spawn.Child // guarded by mu; nil before the clone and once concluded
 	canceled bool         // guarded by mu
 }
 
@@ -43,7 +43,7 @@ func newStart(s *session, seq uint32, m wire.Start, files wire.Files) *start {
 	return &start{s: s, k: s.k, seq: seq, msg: m, files: files, answer: make(chan bool, 1)}
 }
 
-// decide lets the child go on from its first gate, or calls the start off.
+// decide lets the child proceed from its first gate, or cancels the start.
 func (st *start) decide(ok bool) {
 	if ok {
 		select {
@@ -66,7 +66,7 @@ func (st *start) decide(ok bool) {
 	}
 }
 
-// run serves the request and answers it.
+// run serves the request and replies.
 func (st *start) run() {
 	defer func() {
 		st.files.Close()
@@ -103,19 +103,19 @@ func (st *start) attempt() error {
 	if err == nil {
 		err = st.open()
 	}
-	return st.settle(err)
+	return st.conclude(err)
 }
 
-// settle ends the plan's processes if the start failed, and otherwise leaves
-// the last of them to the entry.
-func (st *start) settle(err error) error {
+// conclude kills the plan's processes if the start failed, and otherwise makes
+// the last one the entry's.
+func (st *start) conclude(err error) error {
 	st.mu.Lock()
 	child, canceled := st.child, st.canceled
 	st.child = nil
 	st.mu.Unlock()
 	defer child.Close()
 
-	// How one ended that was given up does not matter, and it may be frozen.
+	// The status of a cancelled child does not matter, and it may be frozen.
 	if errors.Is(err, spawn.ErrDied) && !canceled {
 		err = fmt.Errorf("%w: %s", err, st.howDied())
 	}
@@ -140,13 +140,13 @@ func (st *start) settle(err error) error {
 	return nil
 }
 
-// howDied says how the plan's last process ended.
+// howDied describes how the plan's last process exited.
 func (st *start) howDied() string {
 	p := st.procs[len(st.procs)-1]
 	select {
 	case <-p.ended:
 	case <-time.After(reapTime):
-		return "it has closed its socket"
+		return "it closed its socket"
 	}
 	if p.status.Signaled() {
 		return "by signal " + strconv.Itoa(int(p.status.Signal()))
@@ -164,7 +164,7 @@ func (st *start) parse() error {
 		return fmt.Errorf("%w: %v", wire.ErrInvalid, m.Kind)
 	}
 	if m.Pause && !m.Hold {
-		return fmt.Errorf("%w: a process to pause, of a sandbox that is not held", wire.ErrInvalid)
+		return fmt.Errorf("%w: pause without hold", wire.ErrInvalid)
 	}
 	if err := m.Check(st.files); err != nil {
 		return fmt.Errorf("%w: %w", wire.ErrInvalid, err)
@@ -184,7 +184,7 @@ func (st *start) parse() error {
 		return fmt.Errorf("%w: %w", wire.ErrInvalid, err)
 	}
 	if m.Hold && lastGate(st.plan) < 0 {
-		return fmt.Errorf("%w: held sandbox without a gate", wire.ErrInvalid)
+		return fmt.Errorf("%w: the plan of a held sandbox has no gate", wire.ErrInvalid)
 	}
 	return nil
 }
@@ -227,9 +227,9 @@ func forks(p *plan.Plan) bool {
 	return false
 }
 
-// clone starts the child and enters it in the table in one piece. The locks are
-// held for the clone alone, which waits for nothing: neither for the child, which
-// may be stopped by what its container does, nor for its cgroup.
+// clone starts the child and registers it atomically. The locks are held for
+// the clone alone, which never blocks: not on the child, which its container
+// may stop, nor on its cgroup.
 func (st *start) clone() error {
 	prepared, err := spawn.Prepare(st.plan, st.files.Of(wire.Input).Numbers(), st.k.opt)
 	if err != nil {
@@ -247,7 +247,7 @@ func (st *start) clone() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 
-	// Its end is never before this, however short its life.
+	// Taken before the clone, so that no exit is earlier.
 	st.entry.at = time.Now()
 	child, err := prepared.Start()
 	if err != nil {
@@ -266,8 +266,8 @@ func (st *start) clone() error {
 	return nil
 }
 
-// follow accompanies the child until it has executed, or for a held sandbox
-// without a process until its namespaces are taken.
+// follow serves the child's events until it has executed its program or, for a
+// held sandbox without a process, until its namespaces are opened.
 func (st *start) follow() error {
 	forking := forks(st.plan)
 	defer func() {
@@ -304,7 +304,7 @@ func (st *start) follow() error {
 		case spawn.Executed:
 			return nil
 		case spawn.Ended:
-			return fmt.Errorf("%s: %w: no execve", st.plan.Name, wire.ErrInvalid)
+			return fmt.Errorf("%s: %w: the plan has no execve", st.plan.Name, wire.ErrInvalid)
 		}
 	}
 }
@@ -313,10 +313,10 @@ func (st *start) forked(pid int) error {
 	k := st.k
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	p, err := k.adoptLocked(pid)
+	p, err := k.trackLocked(pid)
 	k.forkDoneLocked()
 	if err != nil {
-		return fmt.Errorf("%s: open second process: %w", st.plan.Name, err)
+		return fmt.Errorf("%s: open pidfd of second process: %w", st.plan.Name, err)
 	}
 	st.procs = append(st.procs, p)
 	return nil
@@ -335,8 +335,8 @@ func (st *start) passed(fd int) error {
 	return nil
 }
 
-// waiting serves a child at a gate. It is held there if that is all that is
-// wanted of it.
+// waiting serves a child at a gate. held is true if its namespaces are all that
+// is needed.
 func (st *start) waiting(step int) (held bool, err error) {
 	st.gates++
 	pid := st.procs[len(st.procs)-1].pid
@@ -348,7 +348,7 @@ func (st *start) waiting(step int) (held bool, err error) {
 				return false, fmt.Errorf("%s: %w", st.plan.Name, wire.ErrCanceled)
 			}
 		case <-st.s.ended:
-			return false, fmt.Errorf("%s: %w: daemon is gone", st.plan.Name, wire.ErrCanceled)
+			return false, fmt.Errorf("%s: %w: daemon disconnected", st.plan.Name, wire.ErrCanceled)
 		}
 	}
 	if st.msg.Hold && step == lastGate(st.plan) {
@@ -365,7 +365,7 @@ func (st *start) waiting(step int) (held bool, err error) {
 	return false, st.child.Release()
 }
 
-// namespacesOf opens the namespaces of a process that are not this one's.
+// namespacesOf opens the namespaces of a process that it does not share with this one.
 func namespacesOf(pid int) (list wire.Files, err error) {
 	defer func() {
 		if err != nil {
@@ -400,13 +400,13 @@ func namespacesOf(pid int) (list wire.Files, err error) {
 	return list, nil
 }
 
-// end ends all processes of the plan and waits until they are reaped.
+// end kills all processes of the plan and waits until they are reaped.
 func (st *start) end(child *spawn.Child) {
 	child.Abort()
 	late := time.NewTimer(reapTime)
 	defer late.Stop()
 	for _, p := range st.procs {
-		// An error means that it is gone already.
+		// An error means that it is dead already.
 		_ = unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
 	}
 
@@ -421,11 +421,11 @@ func (st *start) end(child *spawn.Child) {
 	st.procs = nil
 }
 
-// open turns the files that were sent along into what the entry keeps.
+// open hands the files of the request to the entry.
 func (st *start) open() error {
 	e, m := st.entry, &st.msg
 	if m.Terminal && !e.held.Has(wire.Terminal) {
-		return fmt.Errorf("%s: %w: no terminal was passed", st.plan.Name, wire.ErrInvalid)
+		return fmt.Errorf("%s: %w: the plan passed no terminal", st.plan.Name, wire.ErrInvalid)
 	}
 	st.files.TakeAll(wire.Plan, wire.Input).Close()
 	if err := st.k.equip(e, &st.files, m.MaxLine, st.procs[len(st.procs)-1].ended); err != nil {
@@ -434,7 +434,7 @@ func (st *start) open() error {
 	return nil
 }
 
-// commit makes the start known and answers it. The answer precedes the exit.
+// commit publishes the entry and replies. The reply precedes the exit.
 func (st *start) commit() {
 	k, e := st.k, st.entry
 	m, files := k.enter(e)

@@ -13,8 +13,9 @@ import (
 	"crisp/runtime/wire/pack"
 )
 
-// stateVersion is the version of what one keeper program leaves to the next.
-// A program that changes the form gets a new one, and reads the last as well.
+// stateVersion is the version of the state that one keeper program leaves to
+// the next. A change of the format takes a new version, and a program also
+// reads the one before.
 const stateVersion = 2
 
 const (
@@ -23,29 +24,29 @@ const (
 )
 
 // savedEntry is an entry as it passes from one program to the next in the same
-// process: its descriptors are numbers that stay as they are. From the service
-// manager's store it comes in the same form.
+// process, where descriptors keep their numbers. An entry from the service
+// manager's store takes the same form.
 type savedEntry struct {
 	id        string
 	kind      wire.Kind
 	adopted   bool
 	at        int64
 	pid       int64 // 0 without a process
-	ended     bool  // the process has ended with status at endedAt
+	ended     bool  // the process exited with status at endedAt
 	status    uint64
 	endedAt   int64
-	exited    bool // and everybody was told of it
+	exited    bool // and that was reported
 	maxLine   int64
 	dropped   uint64
-	number    uint64 // in the service manager's store, 0 without
+	number    uint64 // in the service manager's store, 0 if not stored
 	logs      int64
-	keptNames []string // in the store, of the kept descriptors in their order
+	keptNames []string // names in the store of the kept descriptors, in order
 	files     wire.Files
 }
 
-// saved is all that a program leaves.
+// saved is the whole state that a program leaves.
 type saved struct {
-	oomScoreAdj string // what children get back
+	oomScoreAdj string // of children
 	entries     []savedEntry
 }
 
@@ -81,9 +82,9 @@ func (e *entry) saveLocked() savedEntry {
 	return s
 }
 
-// check reports what an entry lacks that it cannot be without.
+// check reports missing descriptors of an entry.
 func (s *savedEntry) check() error {
-	// One that has ended may have a pidfd, and processes that still write.
+	// After its exit there may be a pidfd, and processes that still write.
 	may := []wire.Role{wire.PidFD, wire.Former}
 	for _, st := range wire.Streams() {
 		may = append(may, st.Sinks)
@@ -127,7 +128,7 @@ func (s *savedEntry) put(w *pack.Writer) {
 	}
 }
 
-// readState reads what another program has left, or is about to leave.
+// readState reads the state that another program has left, or is about to leave.
 func readState(fd int) (*saved, error) {
 	f := os.NewFile(uintptr(fd), "state")
 	defer f.Close()
@@ -177,7 +178,7 @@ func takeEntry(r *pack.Reader) (s savedEntry, err error) {
 	return s, err
 }
 
-// restore enters everything in the table, before anything else runs.
+// restore fills the table, before anything else runs.
 func (k *keeper) restore(s *saved) error {
 	for i := range s.entries {
 		for _, f := range s.entries[i].files {
@@ -189,12 +190,12 @@ func (k *keeper) restore(s *saved) error {
 			return fmt.Errorf("restore %s: %w", s.entries[i].id, err)
 		}
 	}
-	// Some children may have ended while nobody was told.
+	// Children may have exited unnoticed during the upgrade.
 	k.sweep <- struct{}{}
 	return nil
 }
 
-// inStore is what the service manager's store has of an entry.
+// inStore returns what the service manager's store has of an entry.
 func (s *savedEntry) inStore(k *keeper) *stored {
 	if s.number == 0 || k.store == nil {
 		return nil
@@ -218,7 +219,7 @@ func (s *savedEntry) inStore(k *keeper) *stored {
 	return st
 }
 
-// restoreEntry enters an entry in the table, and owns its descriptors.
+// restoreEntry adds an entry to the table, and owns its descriptors.
 func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
 	e := &entry{stored: st, id: s.id, kind: s.kind, adopted: s.adopted, at: time.Unix(0, s.at)}
 	ended := make(chan struct{})
@@ -243,8 +244,7 @@ func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
 	return k.resume(e, s)
 }
 
-// resume sets an entry going that is in the table: its process is watched in
-// the way in which it was.
+// resume starts the outputs of a restored entry and watches its process as before.
 func (k *keeper) resume(e *entry, s *savedEntry) error {
 	p := e.proc
 	switch {
@@ -254,10 +254,10 @@ func (k *keeper) resume(e *entry, s *savedEntry) error {
 		close(p.ended)
 		if s.exited {
 			e.exit = k.recorded(e)
-			unix.Close(e.held.Take(wire.PidFD)) // of a program that kept it
+			unix.Close(e.held.Take(wire.PidFD)) // kept by some programs
 			break
 		}
-		defer k.wg.Go(func() { k.ended(e, k.recorded(e).OOMKills) })
+		defer k.wg.Go(func() { k.exited(e, k.recorded(e).OOMKills) })
 	case s.adopted:
 		watch, err := pollable(p.pidfd)
 		if err != nil {

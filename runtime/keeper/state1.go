@@ -5,8 +5,8 @@ import (
 	"crisp/runtime/wire/pack"
 )
 
-// takeEntry1 reads an entry of version 1, in which each descriptor has its
-// place, and -1 in it stands for none.
+// takeEntry1 reads an entry of version 1, in which descriptors are positional
+// and -1 stands for none.
 func takeEntry1(r *pack.Reader) (s savedEntry, err error) {
 	add := func(role wire.Role) {
 		if fd := int(r.Int()); fd >= 0 {

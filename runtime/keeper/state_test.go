@@ -13,8 +13,7 @@ import (
 	"crisp/runtime/wire"
 )
 
-// savedByLast is what testdata/state-1 says, which a keeper of version 1 of the
-// state has written.
+// savedByLast is the content of testdata/state-1, written by a keeper of state version 1.
 func savedByLast() *saved {
 	ns, stdout, stderr := wire.Namespace, wire.Streams()[0], wire.Streams()[1]
 	return &saved{oomScoreAdj: "-5", entries: []savedEntry{
@@ -53,7 +52,7 @@ func readBytes(t *testing.T, data []byte) (*saved, error) {
 	return readState(ownState(t, data))
 }
 
-// ownState returns a descriptor of a state, which whoever reads it closes.
+// ownState returns a descriptor of a state, which its reader closes.
 func ownState(t *testing.T, data []byte) int {
 	t.Helper()
 	f, err := stateFile(data)
@@ -68,8 +67,7 @@ func ownState(t *testing.T, data []byte) int {
 	return own[0].FD
 }
 
-// TestStates reads what a keeper of the last release has left, and what this
-// one leaves.
+// TestStates reads the states that a keeper of the last release and this one leave.
 func TestStates(t *testing.T) {
 	last, err := os.ReadFile("testdata/state-1")
 	if err != nil {
@@ -92,8 +90,8 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// TestStateLacksDescriptors refuses entries that could not be held on, so that
-// the program that has them goes on.
+// TestStateLacksDescriptors expects an error for entries without needed
+// descriptors, so that the old program continues.
 func TestStateLacksDescriptors(t *testing.T) {
 	for name, change := range map[string]func(*wire.Files){
 		"no pidfd":         func(f *wire.Files) { f.Take(wire.PidFD) },
@@ -110,8 +108,8 @@ func TestStateLacksDescriptors(t *testing.T) {
 	}
 }
 
-// TestDescription reads what a keeper of the last release has stored, which this
-// one still stores.
+// TestDescription reads a description stored by a keeper of the last release;
+// this one stores the same.
 func TestDescription(t *testing.T) {
 	stored, err := os.ReadFile("testdata/description-1")
 	if err != nil {
@@ -132,7 +130,7 @@ func TestDescription(t *testing.T) {
 		t.Errorf("got %+v, want %+v", list, want)
 	}
 
-	// The same but for the descriptors' inodes.
+	// The same except for the descriptors' inodes.
 	e := &entry{id: "web", kind: wire.Container, at: time.Unix(0, s.at), proc: &proc{pid: 102}}
 	text, err := e.meta(wire.Files{{Role: wire.PidFD, FD: 0}})
 	if head := bytes.Index(stored, []byte("\x09\x05pidfd")); err != nil || !bytes.HasPrefix(text, append(bytes.Clone(stored[:head]), "\x01\x05pidfd"...)) {
@@ -140,8 +138,8 @@ func TestDescription(t *testing.T) {
 	}
 }
 
-// TestRegain takes back what is stored, in whatever order it comes, and leaves
-// nothing open of what it cannot take.
+// TestRegain restores stored entries, with descriptors in any order, and closes
+// those it cannot use.
 func TestRegain(t *testing.T) {
 	k, _ := storing(t)
 	net, stdin := wire.Namespace.Of("net"), wire.Kept.Of("stdin")

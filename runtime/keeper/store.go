@@ -17,60 +17,60 @@ import (
 	"crisp/runtime/wire/pack"
 )
 
-// The service manager's store of descriptors is a third holder of what the
-// daemon and this process hold: when both are killed, the next keeper gets it
-// all back. For each entry it has
+// The service manager's file descriptor store is a third holder of the
+// descriptors of the daemon and this process: when both are killed, the next
+// keeper gets them back. For each entry it has
 //
 //	N      pidfd, terminal, namespaces, pipes, spools
-//	N.iK   the kept descriptors, one name each, since they may be given up
+//	N.iK   the kept descriptors, one name each, since each can be closed
 //	N.lG   the log
-//	N.mG   a memfd that tells what the others are
+//	N.mG   a memfd that describes the others
 //
-// where N is the entry's number to base 36 and G counts the exchanges of the
-// log. The names are short because all of them have to fit into one variable
-// of the next keeper's environment. The order in which descriptors come back
-// is not certain, so each is known by its inode, but for a log, which may be
-// newer than the description.
+// where N is the entry's number in base 36 and G counts how often the log was
+// reopened. The names are short because all of them have to fit into one
+// variable of the next keeper's environment. The order in which descriptors
+// come back is undefined, so each is identified by its inode, except the log,
+// which may be newer than the description.
 //
-// It is at most 8 descriptors for a container and 8 for a pod.
+// At most 8 descriptors are stored for a container and 8 for a pod.
 
 const (
 	metaVersion = 1
 	maxMeta     = 64 << 10
 	maxRoles    = 2 * wire.MaxKept // of one entry
 
-	// maxNames bounds the names of all descriptors together. The kernel refuses
-	// to execute a program with a variable of 128 KiB, and so no keeper would
-	// ever start again.
+	// maxNames bounds the total length of all names. The kernel refuses to
+	// execute a program with an environment variable of 128 KiB, so no keeper
+	// would ever start again.
 	maxNames = 120_000
 	// storeTime is how long the service manager may take to read.
 	storeTime = time.Second
 )
 
-// errStoreFull is an entry that is not stored for lack of room for names.
-var errStoreFull = errors.New("the service manager's store is full: it would not outlive a daemon and a keeper that are killed at once")
+// errStoreFull is an entry that is not stored because its names do not fit.
+var errStoreFull = errors.New("the service manager's store is full: the container is lost if daemon and keeper are killed at once")
 
-// store talks to the service manager; nil if there is none.
+// store is the client of the service manager's store.
 type store struct {
-	address string
-	last    atomic.Uint64
-	deaf    bool // guarded by keeper.storeMu; the manager reads nothing, and is not waited for
-	names   int  // guarded by keeper.storeMu; the length of all names, with what parts them
+	address      string
+	last         atomic.Uint64
+	unresponsive bool // guarded by keeper.storeMu; the manager does not read, and is not waited for
+	names        int  // guarded by keeper.storeMu; the length of all names with separators
 }
 
 // stored is what the store has of an entry; guarded by keeper.storeMu.
 type stored struct {
 	number uint64
-	log    int               // how often the log was exchanged
+	log    int               // how often the log was reopened
 	kept   map[string]string // kept descriptor: its name in the store
-	names  map[string]int    // how many descriptors have a name
+	names  map[string]int    // name: how many descriptors have it
 }
 
 func newStored(number uint64) *stored {
 	return &stored{number: number, kept: map[string]string{}, names: map[string]int{}}
 }
 
-// count notes that n descriptors more have a name, or fewer.
+// count adds n, which may be negative, to the number of descriptors of a name.
 func (s *store) count(of *stored, name string, n int) {
 	of.names[name] += n
 	s.names += n * (len(name) + 1)
@@ -80,8 +80,8 @@ func (s *stored) name(rest ...any) string {
 	return strconv.FormatUint(s.number, 36) + fmt.Sprint(rest...)
 }
 
-// send tells the service manager something. It waits for one that is busy, but
-// once, and not for long: it may have stopped for good.
+// send sends a notification to the service manager. It waits for a busy one,
+// but only once and not for long: the manager may hang for good.
 func (s *store) send(text string, fds []int) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -95,14 +95,14 @@ func (s *store) send(text string, fds []int) error {
 	}
 
 	flags, limit := unix.MSG_NOSIGNAL, unix.NsecToTimeval(storeTime.Nanoseconds())
-	if s.deaf {
+	if s.unresponsive {
 		flags |= unix.MSG_DONTWAIT
 	}
 
 	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)
 	if err == nil {
 		err = unix.Sendmsg(fd, []byte(text), oob, &unix.SockaddrUnix{Name: s.address}, flags)
-		s.deaf = errors.Is(err, unix.EAGAIN)
+		s.unresponsive = errors.Is(err, unix.EAGAIN)
 	}
 	if err != nil {
 		return fmt.Errorf("notify service manager: %w", err)
@@ -111,8 +111,8 @@ func (s *store) send(text string, fds []int) error {
 	return nil
 }
 
-// put stores descriptors. Without FDPOLL the manager would drop a pipe once
-// all that write to it have closed it.
+// put stores descriptors. Without FDPOLL=0 the manager would drop a pipe once
+// all its writers have closed it.
 func (s *store) put(of *stored, name string, fds ...int) error {
 	if len(fds) == 0 {
 		return nil
@@ -126,8 +126,8 @@ func (s *store) drop(of *stored, name string) error {
 	return s.send("FDSTOREREMOVE=1\nFDNAME="+name, nil)
 }
 
-// deposit stores an entry that has just begun, other than a command, which
-// does not outlive its daemon.
+// deposit stores an entry that has just started; commands, which do not outlive
+// their daemon, are not stored.
 func (k *keeper) deposit(e *entry) {
 	if k.store == nil || e.kind == wire.Exec {
 		return
@@ -178,7 +178,7 @@ func unnamed(files wire.Files) wire.Files {
 	return rest
 }
 
-// copies returns copies of what an entry holds.
+// copies returns copies of an entry's descriptors.
 func (k *keeper) copies(e *entry) (wire.Files, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -203,7 +203,7 @@ func (k *keeper) depositLog(e *entry, s *stored, files wire.Files) error {
 	return k.store.put(s, s.name(".m", s.log), int(meta.Fd()))
 }
 
-// depositReopened stores an entry's log after it was exchanged.
+// depositReopened stores an entry's log after it was reopened.
 func (k *keeper) depositReopened(e *entry) {
 	k.storeMu.Lock()
 	defer k.storeMu.Unlock()
@@ -214,7 +214,7 @@ func (k *keeper) depositReopened(e *entry) {
 
 	files, err := k.copies(e)
 	if err != nil {
-		// What is stored stays under the names that it has.
+		// What is stored keeps its names.
 		k.logf("store log of %s: %v", e.id, err)
 		return
 	}
@@ -234,7 +234,7 @@ func (k *keeper) depositReopened(e *entry) {
 	}
 }
 
-// withdraw takes an entry out of the store, or only one of its kept descriptors.
+// withdraw removes an entry from the store, or only one of its kept descriptors.
 func (k *keeper) withdraw(e *entry, kept string) {
 	k.storeMu.Lock()
 	defer k.storeMu.Unlock()
@@ -259,12 +259,12 @@ func (k *keeper) withdraw(e *entry, kept string) {
 
 	for _, name := range names {
 		if err := k.store.drop(s, name); err != nil {
-			k.logf("take %s out of the store: %v", e.id, err)
+			k.logf("remove %s from the store: %v", e.id, err)
 		}
 	}
 }
 
-// identity is a descriptor as the description knows it.
+// identity is a descriptor as it appears in the description.
 type identity struct {
 	role     wire.Role
 	dev, ino uint64
@@ -310,7 +310,7 @@ func (e *entry) meta(files wire.Files) ([]byte, error) {
 	return w.Bytes(), nil
 }
 
-// readMeta reads what meta wrote, and closes it.
+// readMeta reads what meta wrote, and closes fd.
 func readMeta(fd int) (s savedEntry, list []identity, err error) {
 	f := os.NewFile(uintptr(fd), "description")
 	defer f.Close()
@@ -331,8 +331,8 @@ func readMeta(fd int) (s savedEntry, list []identity, err error) {
 	return s, list, r.Done()
 }
 
-// cut returns the parts of a name in the store: number, kind and count.
-func cut(name string) (number uint64, kind byte, count int, ok bool) {
+// parseName returns the parts of a name in the store: number, kind and count.
+func parseName(name string) (number uint64, kind byte, count int, ok bool) {
 	head, rest, more := strings.Cut(name, ".")
 	number, err := strconv.ParseUint(head, 36, 64)
 	if err != nil || !more {

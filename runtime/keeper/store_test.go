@@ -14,7 +14,7 @@ import (
 	"crisp/runtime/wire"
 )
 
-// storing is a keeper with a service manager that reads when it is asked to.
+// storing is a keeper with a service manager that reads on request.
 func storing(t *testing.T) (k *keeper, read func() []string) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -56,8 +56,8 @@ func pinned(t *testing.T) *entry {
 	return &entry{id: "pod", kind: wire.Sandbox, held: wire.Files{{Role: wire.Namespace.Of("net"), FD: int(f.Fd())}}}
 }
 
-// TestStoreHasRoomForNames fills the variable in which the next keeper gets
-// the names of what is stored.
+// TestStoreHasRoomForNames fills the environment variable that carries the
+// names to the next keeper.
 func TestStoreHasRoomForNames(t *testing.T) {
 	k, read := storing(t)
 	e := pinned(t)
@@ -77,7 +77,7 @@ func TestStoreHasRoomForNames(t *testing.T) {
 		t.Errorf("without room stored %q, names take up %d", said, k.store.names)
 	}
 
-	// The kernel's limit is on the variable with its name.
+	// The kernel's limit includes the variable's name.
 	if err := execWith("LISTEN_FDNAMES=crisp-keeper.socket:" + strings.Repeat("x", maxNames)); err != nil {
 		t.Errorf("a program is not executed with so many names: %v", err)
 	}
@@ -92,9 +92,9 @@ func execWith(env string) error {
 	return err
 }
 
-// TestDeafManager stores with a manager that reads nothing: that takes time
-// once, and it is told again when it reads.
-func TestDeafManager(t *testing.T) {
+// TestUnresponsiveManager stores with a manager that does not read: that takes
+// time once, and it is notified again once it reads.
+func TestUnresponsiveManager(t *testing.T) {
 	k, read := storing(t)
 	e := pinned(t)
 	var longest, last time.Duration
@@ -103,23 +103,23 @@ func TestDeafManager(t *testing.T) {
 		k.deposit(e)
 		last = time.Since(began)
 		longest = max(longest, last)
-		if k.store.deaf {
+		if k.store.unresponsive {
 			break
 		}
 	}
-	if !k.store.deaf || longest < storeTime {
-		t.Fatalf("waited %v, deaf %v", longest, k.store.deaf)
+	if !k.store.unresponsive || longest < storeTime {
+		t.Fatalf("waited %v, unresponsive %v", longest, k.store.unresponsive)
 	}
 
 	began := time.Now()
 	k.deposit(e)
 	if took := time.Since(began); took > storeTime/2 {
-		t.Errorf("waited %v for a manager that is known to be deaf", took)
+		t.Errorf("waited %v for a manager that is known to be unresponsive", took)
 	}
 
 	read()
 	k.deposit(e)
-	if said := read(); len(said) != 2 || k.store.deaf {
-		t.Errorf("once it reads it is told %q, deaf %v", said, k.store.deaf)
+	if said := read(); len(said) != 2 || k.store.unresponsive {
+		t.Errorf("once it reads it is told %q, unresponsive %v", said, k.store.unresponsive)
 	}
 }

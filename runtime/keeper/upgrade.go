@@ -21,25 +21,25 @@ import (
 
 const (
 	// stateEnv and checkEnv name the descriptor of the state that a program is
-	// to go on with, or only to read and to say whether it could.
+	// to continue from, or only to check.
 	stateEnv = "CRISP_KEEPER_STATE"
 	checkEnv = "CRISP_KEEPER_CHECK"
-	// drainTime is how long starts under way and writes to logs may take before
-	// an upgrade is given up, and checkTime how long the new program may.
+	// drainTime is how long an upgrade waits for starts under way and writes to
+	// logs, checkTime how long for the new program's check of the state.
 	drainTime, checkTime = 5 * time.Second, 5 * time.Second
 )
 
-// errBusy is an upgrade that was given up.
+// errBusy is an upgrade that was abandoned.
 var errBusy = errors.New("the keeper is busy")
 
-// upgrade puts another program in the place of this one: the process stays,
-// with its children and its descriptors. It returns only if that failed or if
-// the program is the one that runs.
+// upgrade executes another program in this process, which keeps its children
+// and descriptors. It returns only if that failed or if the program is the one
+// that runs.
 //
-// Everything stands still at a point where nothing is in this process's
-// memory alone: no start is under way, and the lock of each output is held, so
-// that what was read is in the spool. Processes that end meanwhile are reaped
-// by the new program.
+// Everything is paused at a point where no state exists only in this process's
+// memory: no start is under way, and the lock of each output is held, so that
+// all bytes read are in the spool. Processes that exit meanwhile are reaped by
+// the new program.
 func (k *keeper) upgrade(s *session, m wire.Upgrade, files wire.Files) error {
 	if err := m.Check(files); err != nil {
 		files.Close()
@@ -73,7 +73,7 @@ func (k *keeper) upgrade(s *session, m wire.Upgrade, files wire.Files) error {
 	return nil
 }
 
-// isSelf says whether a program is the one that runs.
+// isSelf reports whether a program is the one that runs.
 func isSelf(program *os.File) (bool, error) {
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -96,11 +96,11 @@ func isSelf(program *os.File) (bool, error) {
 	}
 }
 
-// freeze stops everything, or nothing if that takes too long. The returned
-// function lets it go on.
+// freeze pauses everything, or nothing if that takes too long. The returned
+// function resumes it.
 func (k *keeper) freeze(s *session) (thaw func(), err error) {
 	end := time.Now().Add(drainTime)
-	// Daemons come back: requests that are not read yet are theirs to repeat.
+	// Daemons reconnect and repeat requests that were not read yet.
 	k.mu.Lock()
 	for other := range k.sessions {
 		if other != s {
@@ -162,7 +162,7 @@ func unlock(list []sync.Locker) {
 	}
 }
 
-// become executes the program. Everything is frozen. After an error all is as before.
+// become executes the program while everything is frozen. An error leaves all as it was.
 func (k *keeper) become(program *os.File) (err error) {
 	s := &saved{oomScoreAdj: k.opt.OOMScoreAdj}
 	inherited := []int{listenFD}
@@ -223,32 +223,32 @@ func stateFile(data []byte) (*os.File, error) {
 	return f, nil
 }
 
-// check has the new program read the state, in a process of its own. The
-// reaper cannot take its exit away: it waits for the lock.
+// check has the new program read the state, in a process of its own. The reaper
+// cannot steal its exit: it waits for the lock.
 func check(path string, state *os.File) error {
 	const number = 3
 	p, err := os.StartProcess(path, []string{programName}, &os.ProcAttr{
 		Env: []string{checkEnv + "=" + strconv.Itoa(number)}, Files: []*os.File{nil, nil, os.Stderr, state},
 	})
 	if err != nil {
-		return fmt.Errorf("try program: %w", err)
+		return fmt.Errorf("check program: %w", err)
 	}
 
 	late := time.AfterFunc(checkTime, func() { _ = p.Kill() }) // it may have ended
 	defer late.Stop()
 	end, err := p.Wait()
 	if err != nil {
-		return fmt.Errorf("try program: %w", err)
+		return fmt.Errorf("check program: %w", err)
 	}
 
 	if !end.Success() {
-		return fmt.Errorf("try program: it cannot go on from here: %v", end)
+		return fmt.Errorf("check program: it cannot read the state: %v", end)
 	}
 	return nil
 }
 
 // inherit returns the state that another program has left to this one, nil if
-// this is the first. done says that reading it was all that was asked for.
+// this is the first. done is true if only a check was requested.
 func inherit() (s *saved, done bool, err error) {
 	for _, name := range []string{checkEnv, stateEnv} {
 		text := os.Getenv(name)
@@ -257,7 +257,7 @@ func inherit() (s *saved, done bool, err error) {
 		}
 		fd, err := strconv.Atoi(text)
 		if err != nil || fd < listenFD {
-			return nil, true, fmt.Errorf("%s=%q is no descriptor", name, text)
+			return nil, true, fmt.Errorf("%s=%q is not a descriptor", name, text)
 		}
 		s, err := readState(fd)
 		return s, name == checkEnv, err

@@ -1,16 +1,16 @@
-// Package orphan takes in processes whose parent died and tells how they end.
+// Package orphan reaps processes whose parent died and reports their exit status.
 //
 // The daemon starts the keeper and is a child subreaper, so when the keeper
-// dies its children become the daemon's. Somebody must reap them: a container's
-// PID namespace does not end before every process in it is reaped, and the
-// exit status is told to the parent alone, before Linux 6.15.
+// dies its children become the daemon's. They must be reaped: a PID namespace
+// is not torn down before every process in it is reaped, and before Linux 6.15
+// the kernel reports the exit status only to the parent.
 //
-// The process's other children belong to os/exec, which waits for each of
-// them by its pid, so nothing here waits for just any child. A [Reaper] waits
-// for the processes that it is told of, and for children that have been
-// zombies for so long that evidently nobody else waits for them. Soon it does
-// that only for those of other PID namespaces, which os/exec does not make: on
-// a machine that is too busy os/exec may wait late.
+// The daemon's other children belong to os/exec, which waits for each of them
+// by PID, so wait4(-1) is never used here. A [Reaper] waits for the processes
+// registered with it, and for children that have been zombies for so long that
+// no other goroutine can be waiting for them. After [Reaper.ScanSoon] that time
+// is short, but only for processes of other PID namespaces, which os/exec does
+// not create: on an overloaded machine os/exec may wait late.
 package orphan
 
 import (
@@ -25,47 +25,47 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sweepPeriod is the time between two looks for zombies that nobody waits for.
-// One is reaped at the second look that finds it.
+// sweepPeriod is the time between two scans for unclaimed zombies. A zombie is
+// reaped by the second scan that finds it.
 const sweepPeriod = 10 * time.Second
 
-// After [Reaper.Hurry] there are some looks in quick succession.
+// After [Reaper.ScanSoon] there are some scans in quick succession.
 const (
-	hurriedPeriod = time.Second
-	hurriedSweeps = 10
+	soonPeriod = time.Second
+	soonSweeps = 10
 )
 
-// StatusTime is how long a parent has to reap a process that has ended: the
-// kernel tells others how only then.
+// StatusTime is how long to wait until the parent has reaped a zombie: only
+// then does the kernel report the exit status to others.
 const StatusTime = time.Second
 
-// SpentPeriod is the time between two looks whether a process is [Spent].
-const SpentPeriod = time.Second
+// DefunctPeriod is the time between two checks whether a process is [Defunct].
+const DefunctPeriod = time.Second
 
-// pollPeriod bounds how late the end of a watched process is noticed.
+// pollPeriod is the polling interval for the exit of watched processes.
 const pollPeriod = 20 * time.Millisecond
 
 // Reaper reaps orphans. It is safe for concurrent use.
 type Reaper struct {
-	wake  chan struct{} // has a token when the first process is watched
-	hurry chan struct{} // has a token after Hurry
+	wake     chan struct{} // has a token when the first process is watched
+	scanSoon chan struct{} // has a token after ScanSoon
 
 	mu      sync.Mutex
 	watched map[int]*Orphan
 }
 
-// Orphan is a process that may have become our child.
+// Orphan is a process that may have become a child of this one.
 type Orphan struct {
 	pid  int
-	poll int // a pidfd of ours
-	// Done is closed when the process has ended.
+	poll int // a pidfd, owned by the Orphan
+	// Done is closed when the process has exited.
 	Done chan struct{}
-	// Status is set before Done is closed, if Known: the process was our
-	// child, or the kernel tells the status of others.
+	// Status is set before Done is closed, if Known: the process was a child of
+	// this one, or the kernel reports the status of others.
 	Status unix.WaitStatus
 	Known  bool
-	ended  time.Time // when it was seen to have, if its status was not known
-	looked time.Time // when it was last seen not to be spent
+	ended  time.Time // when its exit was noticed, if the status was not known
+	looked time.Time // when it was last checked for Defunct
 }
 
 // Adopt makes this process the parent of orphaned descendants.
@@ -78,10 +78,10 @@ func Adopt() error {
 
 // New returns a reaper. It does nothing before Run.
 func New() *Reaper {
-	return &Reaper{wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), watched: map[int]*Orphan{}}
+	return &Reaper{wake: make(chan struct{}, 1), scanSoon: make(chan struct{}, 1), watched: map[int]*Orphan{}}
 }
 
-// Watch awaits the end of a process, given its pidfd, which stays the caller's.
+// Watch waits for the exit of a process, given its pidfd, which stays the caller's.
 func (r *Reaper) Watch(pid int, pidfd *os.File) (*Orphan, error) {
 	fd, err := unix.FcntlInt(pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -105,7 +105,8 @@ func (r *Reaper) Watch(pid int, pidfd *os.File) (*Orphan, error) {
 	return o, nil
 }
 
-// Release gives up an orphan that was none: its parent lives. Done is never closed.
+// Release stops watching a process that is not an orphan after all: its parent
+// lives. Done is never closed.
 func (r *Reaper) Release(o *Orphan) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -115,11 +116,12 @@ func (r *Reaper) Release(o *Orphan) {
 	}
 }
 
-// Hurry has Run look for zombies soon. It is to be called when a parent died
-// whose children nobody may know: a PID namespace does not end before them.
-func (r *Reaper) Hurry() {
+// ScanSoon has Run scan for zombies soon. Call it after the death of a parent
+// with possibly unknown children: a PID namespace is not torn down before they
+// are reaped.
+func (r *Reaper) ScanSoon() {
 	select {
-	case r.hurry <- struct{}{}:
+	case r.scanSoon <- struct{}{}:
 	default:
 	}
 }
@@ -132,7 +134,7 @@ func (r *Reaper) Run(ctx context.Context) {
 	var zombies map[int]bool
 	quick := 0
 	for {
-		var look <-chan time.Time // never, while nothing is watched
+		var look <-chan time.Time // nil while nothing is watched
 		if r.busy() {
 			look = time.After(pollPeriod)
 		}
@@ -140,11 +142,11 @@ func (r *Reaper) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.hurry:
-			quick = hurriedSweeps
-			sweep.Reset(hurriedPeriod)
+		case <-r.scanSoon:
+			quick = soonSweeps
+			sweep.Reset(soonPeriod)
 		case <-sweep.C:
-			zombies = reapNobodys(zombies, func(pid int) bool { return r.isWatched(pid) || quick > 0 && !Foreign(pid) })
+			zombies = reapUnclaimed(zombies, func(pid int) bool { return r.isWatched(pid) || quick > 0 && !Foreign(pid) })
 			if quick--; quick == 0 {
 				sweep.Reset(sweepPeriod)
 			}
@@ -167,12 +169,12 @@ func (r *Reaper) isWatched(pid int) bool {
 	return r.watched[pid] != nil
 }
 
-// collect reaps the watched processes that have ended.
+// collect reaps the watched processes that have exited.
 func (r *Reaper) collect() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for pid, o := range r.watched {
-		if !o.settle() {
+		if !o.resolve() {
 			continue
 		}
 		unix.Close(o.poll)
@@ -181,21 +183,21 @@ func (r *Reaper) collect() {
 	}
 }
 
-// settle finds out how an orphan ended, and is false while it has not or while
-// that may yet become known: the kernel tells it of a child of others when
-// they have reaped it.
-func (o *Orphan) settle() bool {
+// resolve gets the exit status of an orphan. It is false while the process
+// runs, or while its parent may still reap it: only then does the kernel report
+// the status.
+func (o *Orphan) resolve() bool {
 	fds := []unix.PollFd{{Fd: int32(o.poll), Events: unix.POLLIN}}
 	if n, err := unix.Poll(fds, 0); err != nil || n == 0 {
-		if time.Since(o.looked) > SpentPeriod {
+		if time.Since(o.looked) > DefunctPeriod {
 			o.looked = time.Now()
-			o.Status, o.Known = Spent(o.pid, o.poll)
+			o.Status, o.Known = Defunct(o.pid, o.poll)
 		}
 		return o.Known
 	}
 
-	// A zombie's pid is not given to another process before it is reaped,
-	// and one that is not our child is ECHILD.
+	// A zombie's PID is not reused before it is reaped, and ECHILD means that
+	// it is not a child of this process.
 	got, err := unix.Wait4(o.pid, &o.Status, unix.WNOHANG, nil)
 	if o.Known = err == nil && got == o.pid; !o.Known {
 		o.Status, o.Known = Status(o.pid, o.poll)
@@ -207,7 +209,7 @@ func (o *Orphan) settle() bool {
 	return o.Known || time.Since(o.ended) > StatusTime
 }
 
-// release forgets what is still watched.
+// release stops watching all processes.
 func (r *Reaper) release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -217,9 +219,9 @@ func (r *Reaper) release() {
 	}
 }
 
-// reapNobodys reaps the zombies among our children that were zombies at the
-// last look too, and returns those that it found for the first time.
-func reapNobodys(last map[int]bool, skip func(pid int) bool) map[int]bool {
+// reapUnclaimed reaps the zombie children that the last scan found, too, and
+// returns those that it found for the first time.
+func reapUnclaimed(last map[int]bool, skip func(pid int) bool) map[int]bool {
 	found := map[int]bool{}
 	for _, pid := range children() {
 		if skip(pid) || !isZombie(pid) {
@@ -245,7 +247,7 @@ func children() []int {
 	for _, t := range threads {
 		data, err := os.ReadFile("/proc/self/task/" + t.Name() + "/children")
 		if err != nil {
-			continue // the thread ended
+			continue // the thread has exited
 		}
 
 		for _, f := range strings.Fields(string(data)) {
@@ -258,8 +260,8 @@ func children() []int {
 	return pids
 }
 
-// Foreign says whether a process is in a PID namespace below ours: it has
-// more than one number.
+// Foreign reports whether a process is in a descendant PID namespace: it has
+// more than one PID.
 func Foreign(pid int) bool {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	_, rest, found := strings.Cut(string(data), "\nNSpid:")

@@ -65,7 +65,7 @@ func TestExitOfAnOrphanIsKnown(t *testing.T) {
 	select {
 	case <-o.Done:
 	case <-time.After(30 * time.Second):
-		t.Fatal("the end went unnoticed")
+		t.Fatal("the exit was not noticed")
 	}
 
 	if !o.Known || o.Status.ExitStatus() != 7 {
@@ -91,7 +91,7 @@ func TestReleasedIsNotWatched(t *testing.T) {
 
 	select {
 	case <-o.Done:
-		t.Error("its end is told")
+		t.Error("its exit is reported")
 	case <-time.After(5 * pollPeriod):
 	}
 
@@ -101,7 +101,7 @@ func TestReleasedIsNotWatched(t *testing.T) {
 }
 
 func TestOthersChildrenAreLeftAlone(t *testing.T) {
-	// Our own child, which os/exec waits for: a zombie between two looks.
+	// A child that os/exec waits for: a zombie between two scans.
 	cmd := exec.Command("sh", "-c", "exit 3")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -109,9 +109,9 @@ func TestOthersChildrenAreLeftAlone(t *testing.T) {
 
 	waitZombie(t, cmd.Process.Pid)
 	never := func(int) bool { return false }
-	first := reapNobodys(nil, never)
+	first := reapUnclaimed(nil, never)
 	if !first[cmd.Process.Pid] {
-		t.Errorf("the first look found %v", first)
+		t.Errorf("the first scan found %v", first)
 	}
 
 	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != 3 {
@@ -119,16 +119,16 @@ func TestOthersChildrenAreLeftAlone(t *testing.T) {
 	}
 }
 
-func TestZombiesOfNobodyAreReaped(t *testing.T) {
+func TestUnclaimedZombiesAreReaped(t *testing.T) {
 	pid, _ := orphanOf(t, "sleep 0.2")
 	waitZombie(t, pid)
 	never := func(int) bool { return false }
-	if watched := reapNobodys(map[int]bool{pid: true}, func(p int) bool { return p == pid }); watched[pid] || !isZombie(pid) {
+	if watched := reapUnclaimed(map[int]bool{pid: true}, func(p int) bool { return p == pid }); watched[pid] || !isZombie(pid) {
 		t.Error("a watched process was touched")
 	}
-	reapNobodys(reapNobodys(nil, never), never)
+	reapUnclaimed(reapUnclaimed(nil, never), never)
 	if isZombie(pid) {
-		t.Error("it was not reaped at the second look")
+		t.Error("it was not reaped by the second scan")
 	}
 }
 
@@ -136,14 +136,14 @@ func waitZombie(t *testing.T, pid int) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !isZombie(pid); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("process %d does not end", pid)
+			t.Fatalf("process %d does not exit", pid)
 		}
 	}
 }
 
-// TestHurriedSweep wants a child of another PID namespace to be reaped soon,
-// and one that os/exec may have started to be given time.
-func TestHurriedSweep(t *testing.T) {
+// TestScanSoon expects a child of another PID namespace to be reaped soon, and
+// not one that os/exec may have started.
+func TestScanSoon(t *testing.T) {
 	testkit.Root(t)
 	own, _ := orphanOf(t, "sleep 0.2")
 	out, err := exec.Command("unshare", "--pid", "sh", "-c", "sleep 0.2 >/dev/null 2>&1 & echo $!").Output()
@@ -160,16 +160,16 @@ func TestHurriedSweep(t *testing.T) {
 	waitZombie(t, foreign)
 	r := New()
 	run(t, r)
-	r.Hurry()
+	r.ScanSoon()
 
-	for end := time.Now().Add(sweepPeriod - hurriedPeriod); isZombie(foreign) || unix.Kill(foreign, 0) == nil; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(sweepPeriod - soonPeriod); isZombie(foreign) || unix.Kill(foreign, 0) == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("a child that nobody knows is still a zombie")
+			t.Fatal("an unclaimed child is still a zombie")
 		}
 	}
 
 	if !isZombie(own) {
 		t.Error("a child that os/exec may wait for was reaped soon")
 	}
-	_, _ = unix.Wait4(own, nil, 0, nil) // it is ours to clean up
+	_, _ = unix.Wait4(own, nil, 0, nil) // clean up
 }

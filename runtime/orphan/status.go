@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Status tells how a process ended whose parent may be anybody, given its
-// pidfd. It is known from Linux 6.15 on, and on older ones as long as the
-// parent has not reaped it.
+// Status returns the exit status of a process with any parent, given its pidfd.
+// It is known from Linux 6.15 on, and before as long as the parent has not
+// reaped the process.
 func Status(pid, pidfd int) (status unix.WaitStatus, known bool) {
 	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
 	if err := unix.IoctlPidfdInfo(pidfd, &info); err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
@@ -26,11 +26,11 @@ func Status(pid, pidfd int) (status unix.WaitStatus, known bool) {
 	return s.exit, legible(pid) && unreaped(pidfd)
 }
 
-// Spent tells how a process ended that has given up all that it had and still
-// is not a zombie. The first process of a PID namespace is like that as long
-// as anybody has not reaped a child of his in the namespace, which may be for
-// ever: its own end then is not told to anyone.
-func Spent(pid, pidfd int) (status unix.WaitStatus, spent bool) {
+// Defunct returns the exit status of a process that has released its resources
+// in exit(2) and still is not a zombie. The init of a PID namespace stays in
+// that state as long as some parent has not reaped its child in the namespace,
+// which may be forever, and its exit is not reported meanwhile.
+func Defunct(pid, pidfd int) (status unix.WaitStatus, defunct bool) {
 	if _, err := os.Readlink(nsPath(pid, "mnt")); !errors.Is(err, fs.ErrNotExist) {
 		return 0, false // the usual case
 	}
@@ -39,7 +39,7 @@ func Spent(pid, pidfd int) (status unix.WaitStatus, spent bool) {
 	if err != nil || s.flags&exiting == 0 {
 		return 0, false
 	}
-	// Which of the two sleeps it is differs between kernels.
+	// Which of the two sleep states it is differs between kernels.
 	if s.state != "S" && s.state != "I" {
 		return 0, false
 	}
@@ -48,17 +48,17 @@ func Spent(pid, pidfd int) (status unix.WaitStatus, spent bool) {
 
 func nsPath(pid int, name string) string { return fmt.Sprintf("/proc/%d/ns/%s", pid, name) }
 
-// legible says whether the kernel shows us how a process ended; to others it
-// shows a zero.
+// legible reports whether this process may read the exit status in /proc;
+// otherwise the kernel shows zero.
 func legible(pid int) bool {
 	_, err := os.Readlink(nsPath(pid, "user"))
 	return err == nil
 }
 
-// unreaped says that the pid was the process's when it was read from /proc.
+// unreaped reports that the PID still was the process's when /proc was read.
 func unreaped(pidfd int) bool { return unix.PidfdSendSignal(pidfd, 0, nil, 0) == nil }
 
-// stat is some of what /proc says of a process.
+// stat holds some fields of /proc/PID/stat.
 type stat struct {
 	state string
 	flags uint64
@@ -71,7 +71,7 @@ func readStat(pid int) (s stat, err error) {
 		return s, err
 	}
 
-	// The second field is the command in parentheses and may hold anything.
+	// The second field is the command in parentheses and may contain anything.
 	// Fields are counted from 1, and two are cut off.
 	const state, flags, exit, cutOff = 3, 9, 52, 3
 	f := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))

@@ -24,7 +24,7 @@ func pidfdOf(t *testing.T, pid int) int {
 	return fd
 }
 
-// TestStatus asks about a process that runs, that is a zombie, and that is gone.
+// TestStatus gets the status of a running process, a zombie, and one that was reaped.
 func TestStatus(t *testing.T) {
 	for script, want := range map[string]unix.WaitStatus{"exit 7": 7 << 8, "exit 255": 255 << 8, "kill -9 $$": 9} {
 		cmd := exec.Command("sh", "-c", "read x; "+script)
@@ -39,27 +39,27 @@ func TestStatus(t *testing.T) {
 		pid := cmd.Process.Pid
 		pidfd := pidfdOf(t, pid)
 		if got, known := Status(pid, pidfd); known {
-			t.Errorf("%s: one that runs ended with %#x", script, got)
+			t.Errorf("%s: status %#x while it runs", script, got)
 		}
 		in.Close()
 		waitZombie(t, pid)
 
 		if got, known := Status(pid, pidfd); !known || got != want {
-			t.Errorf("%s: the zombie ended with %#x, %v, want %#x", script, got, known, want)
+			t.Errorf("%s: zombie has status %#x, %v, want %#x", script, got, known, want)
 		}
 		if err := cmd.Wait(); err == nil {
-			t.Errorf("%s: ended well", script)
+			t.Errorf("%s: no error", script)
 		}
 
 		if got, known := Status(pid, pidfd); known && got != want {
-			t.Errorf("%s: one that is gone ended with %#x, want %#x", script, got, want)
+			t.Errorf("%s: once reaped it has status %#x, want %#x", script, got, want)
 		}
 	}
 }
 
-// TestSpent ends the first process of a PID namespace in which there is a
-// process whose parent does not reap it.
-func TestSpent(t *testing.T) {
+// TestDefunct kills the init of a PID namespace with a zombie that its parent
+// does not reap.
+func TestDefunct(t *testing.T) {
 	testkit.Root(t)
 	first := exec.Command("sleep", "1000")
 	first.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
@@ -83,8 +83,8 @@ func TestSpent(t *testing.T) {
 		pid int
 		sig unix.Signal
 	}{{parent.Process.Pid, unix.SIGSTOP}, {pid, unix.SIGKILL}} {
-		if _, spent := Spent(pid, pidfd); spent {
-			t.Error("a process is spent that runs")
+		if _, defunct := Defunct(pid, pidfd); defunct {
+			t.Error("a running process is defunct")
 		}
 		if err := unix.Kill(send.pid, send.sig); err != nil {
 			t.Fatal(err)
@@ -93,13 +93,13 @@ func TestSpent(t *testing.T) {
 
 	waitZombie(t, child)
 	var status unix.WaitStatus
-	var spent bool
-	for end := time.Now().Add(30 * time.Second); !spent && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		status, spent = Spent(pid, pidfd)
+	var defunct bool
+	for end := time.Now().Add(30 * time.Second); !defunct && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		status, defunct = Defunct(pid, pidfd)
 	}
 
-	if !spent || status.Signal() != unix.SIGKILL || isZombie(pid) {
-		t.Errorf("spent %v, status %#x, zombie %v", spent, status, isZombie(pid))
+	if !defunct || status.Signal() != unix.SIGKILL || isZombie(pid) {
+		t.Errorf("defunct %v, status %#x, zombie %v", defunct, status, isZombie(pid))
 	}
 	if err := unix.Kill(parent.Process.Pid, unix.SIGCONT); err != nil {
 		t.Fatal(err)
@@ -108,8 +108,8 @@ func TestSpent(t *testing.T) {
 	// Both were killed.
 	_ = parent.Wait()
 	_ = first.Wait()
-	if _, spent := Spent(pid, pidfd); spent {
-		t.Error("a process is spent that is gone")
+	if _, defunct := Defunct(pid, pidfd); defunct {
+		t.Error("a reaped process is defunct")
 	}
 }
 

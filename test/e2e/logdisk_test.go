@@ -122,7 +122,7 @@ func testLogDiskFullForLong(t *testing.T, n *node) {
 		t.Errorf("the writer is at %s, was at %s", now, stood)
 	}
 
-	if log := slurp(n.path("state", "keeper.log")); !strings.Contains(log, "stdout of "+c.id+": write log: no space left on device; its writer waits") {
+	if log := slurp(n.path("state", "keeper.log")); !strings.Contains(log, "stdout of "+c.id+": write log: no space left on device; the container's writes block until a retry succeeds") {
 		t.Errorf("the keeper's log says\n%s", log)
 	}
 	for end := full.Add(pace.Scale(after)); at() == stood; time.Sleep(50 * time.Millisecond) {
@@ -178,7 +178,7 @@ func countMissing(t *testing.T, c *container) (missing int) {
 // toldDropped is how many lines of a container the keeper says it dropped.
 func toldDropped(t *testing.T, n *node, id string) (sum int) {
 	t.Helper()
-	told := regexp.MustCompile("stdout of " + id + ": goes on after .*, ([0-9]+) lines were dropped")
+	told := regexp.MustCompile("stdout of " + id + ": log writable again after .*, ([0-9]+) lines were dropped")
 	for _, m := range told.FindAllStringSubmatch(slurp(n.path("state", "keeper.log")), -1) {
 		lines, err := strconv.Atoi(m[1])
 		if err != nil {

@@ -14,8 +14,8 @@ import (
 	"crisp/test/testkit"
 )
 
-// becomeSubreaper makes this process the parent of the children of a keeper
-// that it started and that died.
+// becomeSubreaper makes this process the parent of the children of a dead
+// keeper that it started.
 func becomeSubreaper(t *testing.T) {
 	t.Helper()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -28,8 +28,8 @@ func becomeSubreaper(t *testing.T) {
 	})
 }
 
-// wantExit7 wants a keeper to know how a process ended that this one reaped.
-// Where the kernel does not tell, only one that looked before that knows.
+// wantExit7 expects exit code 7 for a process that the test reaped. Where the
+// kernel does not report it, a keeper that looked too late reports 255.
 func wantExit7(t *testing.T, x Exit) {
 	t.Helper()
 	if x.Code != 7 && (x.Code != 255 || tellsExit(t)) {
@@ -37,7 +37,7 @@ func wantExit7(t *testing.T, x Exit) {
 	}
 }
 
-// tellsExit says whether the kernel tells the exit status of a process by its pidfd.
+// tellsExit reports whether the kernel reports exit statuses by pidfd.
 func tellsExit(t *testing.T) bool {
 	t.Helper()
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
@@ -59,8 +59,8 @@ func tellsExit(t *testing.T) bool {
 	return unix.IoctlPidfdInfo(fd, &info) == nil && (major > 6 || major == 6 && minor >= 15)
 }
 
-// TestAdopt kills a keeper with SIGKILL under a container that writes, and
-// has the next one go on.
+// TestAdopt kills a keeper with SIGKILL while a container writes, and has the
+// next one continue.
 func TestAdopt(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
@@ -105,7 +105,7 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("forget an adopted process that lives: error %v", err)
 	}
 
-	if err := next.keeper.Process.Signal(unix.SIGTERM); err != nil { // not while it lives
+	if err := next.keeper.Process.Signal(unix.SIGTERM); err != nil { // it exits after the container
 		t.Fatal(err)
 	}
 	list := listAll(t, next)
@@ -134,7 +134,7 @@ func TestAdopt(t *testing.T) {
 		t.Error("log lacks its end")
 	}
 
-	<-next.Done() // now it may
+	<-next.Done() // now it can exit
 	if exits, err := ReadExits(dir); err != nil || len(exits) != 1 || exits[0].Code != exit.Code {
 		t.Errorf("exit records %+v, error %v", exits, err)
 	}

@@ -18,8 +18,8 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// buildKeeper builds the keeper's real binary, which is smaller than the test's.
-// A machine without a compiler has it.
+// buildKeeper builds the keeper's real binary, which is smaller than the
+// test's. A machine without a compiler has a prebuilt one.
 func buildKeeper(t testing.TB) string {
 	t.Helper()
 	if _, err := exec.LookPath("go"); err != nil {
@@ -129,7 +129,7 @@ func BenchmarkStart(b *testing.B) {
 	measureStarts(b, c, Request{Kind: Container, Plan: &p.Plan, Files: []*os.File{image}})
 }
 
-// measureStarts runs a request over and over, and kills what it started.
+// measureStarts runs a request repeatedly, and kills what it started.
 func measureStarts(b *testing.B, c *Client, r Request) {
 	var times []time.Duration
 	for i := 0; b.Loop(); i++ {
@@ -189,7 +189,7 @@ func TestDensity(t *testing.T) {
 	}
 
 	var kb int
-	// What was used for the output is given back when that is quiet.
+	// Memory used for the output is freed when that is idle.
 	eventually(t, fmt.Sprintf("the keeper takes at most %d KB", limitKB), func() bool {
 		kb = residentKB(t, c.keeper.Process.Pid)
 		return kb <= limitKB
@@ -224,7 +224,7 @@ func BenchmarkExec(b *testing.B) {
 	measureStarts(b, c, Request{Kind: Exec, Plan: &p.Plan, Files: []*os.File{image}})
 }
 
-// BenchmarkFork is what the start of the same program costs any Go program.
+// BenchmarkFork starts the same program by os/exec.
 func BenchmarkFork(b *testing.B) {
 	image := pauseImage(b)
 	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), image.Fd())

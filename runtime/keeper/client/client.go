@@ -51,7 +51,7 @@ func (c *Client) Done() <-chan struct{} { return c.done }
 // closed after Done, when all that had arrived is delivered.
 func (c *Client) Events() <-chan Exit { return c.exits }
 
-// Close ends the connection. The keeper and all that it holds go on.
+// Close ends the connection. The keeper and all that it holds keep running.
 func (c *Client) Close() error {
 	c.once.Do(func() { close(c.quit) })
 	err := c.conn.Close()
@@ -62,8 +62,8 @@ func (c *Client) Close() error {
 	return err
 }
 
-// End asks a keeper that this process started to end, waits until it has, and
-// closes the connection. It ends when none of its processes is left.
+// End asks a keeper that this process started to exit, waits until it has, and
+// closes the connection. The keeper exits when none of its processes is left.
 func (c *Client) End(ctx context.Context) error {
 	if c.keeper == nil {
 		return fmt.Errorf("end keeper: %w: it was started by another process", ErrInvalid)
@@ -74,7 +74,7 @@ func (c *Client) End(ctx context.Context) error {
 
 	select {
 	case <-c.done:
-		for range c.exits { // those that nobody has taken
+		for range c.exits { // exits not received
 		}
 		c.wg.Wait()
 		return c.Close()
@@ -83,7 +83,7 @@ func (c *Client) End(ctx context.Context) error {
 	}
 }
 
-// receive hands every packet to the call that waits for it.
+// receive passes every packet to the call that waits for it.
 func (c *Client) receive() {
 	for {
 		p, err := c.conn.Recv()
@@ -125,13 +125,13 @@ func (c *Client) receive() {
 	}
 }
 
-// reapPeriod is the time between looks whether a keeper has ended.
+// reapPeriod is the polling interval for a keeper's exit.
 const reapPeriod = 20 * time.Millisecond
 
-// reap collects a keeper that this process started. It may live on: the
-// connection may have ended for another reason, and then Close does not wait.
+// reap reaps a keeper that this process started. It may still run if the
+// connection ended for another reason; Close does not wait for it then.
 func (c *Client) reap() {
-	// Errors mean that it is gone already.
+	// Errors mean that it was reaped already.
 	defer func() { _ = c.keeper.Process.Release() }()
 	tick := time.NewTicker(reapPeriod)
 	defer tick.Stop()
@@ -200,7 +200,7 @@ type call struct {
 	c       *Client
 	seq     uint32
 	answers chan wire.Packet
-	over    chan struct{} // closed when nobody waits for answers any more
+	over    chan struct{} // closed when the call no longer waits for answers
 }
 
 func (c *Client) begin() (*call, error) {
@@ -218,7 +218,7 @@ func (c *Client) begin() (*call, error) {
 	return k, nil
 }
 
-// end forgets the call; answers that still come are dropped.
+// end forgets the call; later answers are dropped.
 func (k *call) end() {
 	k.c.mu.Lock()
 	delete(k.c.calls, k.seq)
@@ -275,7 +275,7 @@ func (c *Client) simple(ctx context.Context, m wire.Message, out outgoing) error
 	return err
 }
 
-// ReopenLog makes a container's log go on in out.
+// ReopenLog makes a container's log continue in out.
 func (c *Client) ReopenLog(ctx context.Context, id string, out *os.File) error {
 	var files outgoing
 	files.add(wire.Log, out)
@@ -295,10 +295,10 @@ func OutputLost(r *os.File) bool {
 	return err == nil && st.Mode().Perm() == wire.OutputLost
 }
 
-// Attach copies what a container writes from now on to stdout and stderr,
-// write ends of pipes of which either may be nil. They are closed when the
-// output ends, or that of a reader that is too slow, which [OutputLost] tells.
-// The caller should close its own copies, which the keeper makes nonblocking.
+// Attach copies what a container writes from now on to stdout and stderr, write
+// ends of pipes of which either may be nil. They are closed when the output
+// ends, or when a reader is too slow, which [OutputLost] reports. The caller
+// should close its own copies, which the keeper makes nonblocking.
 func (c *Client) Attach(ctx context.Context, id string, stdout, stderr *os.File) error {
 	var files outgoing
 	for i, f := range []*os.File{stdout, stderr} {
@@ -320,8 +320,8 @@ func (c *Client) CloseKept(ctx context.Context, id, name string) error {
 	return nil
 }
 
-// Forget drops the descriptors and the exit record of id. It is [ErrRunning]
-// while its process lives; an unknown id is fine.
+// Forget drops the descriptors and the exit record of id. It returns
+// [ErrRunning] while its process lives; an unknown ID is not an error.
 func (c *Client) Forget(ctx context.Context, id string) error {
 	if err := c.simple(ctx, wire.Forget{ID: id}, outgoing{}); err != nil {
 		return fmt.Errorf("forget %s: %w", id, err)
@@ -329,10 +329,9 @@ func (c *Client) Forget(ctx context.Context, id string) error {
 	return nil
 }
 
-// Adopt hands to this keeper what a keeper that died has held, so that it
-// goes on where the other stopped. The files stay the caller's. The exit code
-// of a process that is not the keeper's child is 255 where the kernel does not
-// tell it.
+// Adopt hands an entry of a keeper that died to this one, which continues where
+// the other stopped. The files stay the caller's. The exit code of a process
+// that is not the keeper's child is 255 where the kernel does not report it.
 func (c *Client) Adopt(ctx context.Context, a Adoption) error {
 	m, files := a.message()
 	if err := c.simple(ctx, m, files); err != nil {
@@ -381,7 +380,7 @@ func (c *Client) List(ctx context.Context) (list []Entry, err error) {
 	}
 }
 
-// Start runs a plan. When ctx ends the start is called off, and Start returns
+// Start runs a plan. When ctx ends the start is cancelled, and Start returns
 // once it is known whether the plan ran; if it had, Start succeeds.
 func (c *Client) Start(ctx context.Context, r Request) (*Started, error) {
 	m, out, err := r.message()
@@ -405,7 +404,7 @@ func (c *Client) Start(ctx context.Context, r Request) (*Started, error) {
 }
 
 func (c *Client) await(ctx context.Context, k *call, r *Request) (*Started, error) {
-	var cause error // why the start was called off
+	var cause error // why the start was cancelled
 	for {
 		p, err := k.next(ctx)
 		if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
@@ -426,7 +425,7 @@ func (c *Client) await(ctx context.Context, k *call, r *Request) (*Started, erro
 		case wire.Waiting:
 			p.Files.Close()
 			if r.Gate == nil {
-				return nil, fmt.Errorf("start %s: %w: waits at a gate that it was not asked for", r.ID, wire.ErrProtocol)
+				return nil, fmt.Errorf("start %s: %w: keeper reports a gate that was not requested", r.ID, wire.ErrProtocol)
 			}
 			gateErr := r.Gate(int(m.Pid))
 			if gateErr != nil {
@@ -442,8 +441,8 @@ func (c *Client) await(ctx context.Context, k *call, r *Request) (*Started, erro
 	}
 }
 
-// startError tells why a start failed. A plan's own error names the plan; a
-// start that was called off has its cause.
+// startError returns the error of a failed start. A plan's own error names the
+// plan; a cancelled start has its cause.
 func startError(r *Request, cause, err error) error {
 	if cause != nil {
 		return fmt.Errorf("%s: %w", r.Plan.Name, cause)
@@ -459,7 +458,7 @@ func exitOf(x wire.Exited) Exit {
 	}
 }
 
-// startedOf reads the answer to a request.
+// startedOf reads the reply to a request.
 func startedOf(r *Request, m wire.Started, files wire.Files) (*Started, error) {
 	err := m.Check(files)
 	if err == nil && r.Terminal && !files.Has(wire.Terminal) {
@@ -467,7 +466,7 @@ func startedOf(r *Request, m wire.Started, files wire.Files) (*Started, error) {
 	}
 	if err != nil {
 		files.Close()
-		return nil, fmt.Errorf("start %s: read answer: %w: %w", r.ID, wire.ErrProtocol, err)
+		return nil, fmt.Errorf("start %s: read reply: %w: %w", r.ID, wire.ErrProtocol, err)
 	}
 
 	s := takeStarted(m, &files)

@@ -196,7 +196,7 @@ func TestGate(t *testing.T) {
 	awaitChildless(t, c)
 }
 
-// TestCancel calls off starts that hang in a step, before and after a fork.
+// TestCancel cancels starts that hang in a step, before and after a fork.
 func TestCancel(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
@@ -367,8 +367,8 @@ func TestTerminal(t *testing.T) {
 		p.do("set stdio", unix.SYS_DUP3, reg(1), num(fd), num(0))
 	}
 
-	// The kernel hangs a terminal up with the first process of its session, and
-	// may drop what that said in its last moment.
+	// The kernel hangs up a terminal when its session leader exits, and may
+	// drop its last output.
 	p.exec("/bin/sh", "-c", "tty; read x; echo got $x; sleep 0.5; exit 4")
 	relay, err := NewTerminalStream(0)
 	if err != nil {
@@ -468,9 +468,9 @@ func TestDaemonRestart(t *testing.T) {
 	}
 }
 
-// TestDaemonDiesOverStart ends a daemon whose start is under way: the next one
-// must not be surprised by it after it has asked what there is.
-func TestDaemonDiesOverStart(t *testing.T) {
+// TestDaemonDiesDuringStart ends a daemon whose start is under way: it must not
+// take effect after the next one has listed entries.
+func TestDaemonDiesDuringStart(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
 	dir := stateDir(t)
@@ -535,7 +535,7 @@ func TestTwoDaemons(t *testing.T) {
 	forget(t, b, "web")
 }
 
-// TestConnectRace has many daemons look for a keeper at once.
+// TestConnectRace has many daemons connect at once.
 func TestConnectRace(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
@@ -569,8 +569,8 @@ func TestConnectRace(t *testing.T) {
 	}
 }
 
-// TestConnectWhileKeeperEnds hits the moment in which an idle keeper leaves.
-func TestConnectWhileKeeperEnds(t *testing.T) {
+// TestConnectWhileKeeperExits connects while an idle keeper exits.
+func TestConnectWhileKeeperExits(t *testing.T) {
 	testkit.Root(t)
 	dir := stateDir(t)
 	connectTest(t, dir).Close()
@@ -642,8 +642,8 @@ func TestKeeperKilled(t *testing.T) {
 	}
 }
 
-// A connection can be lost though the keeper lives: it hangs up on who sends it
-// more descriptors than it may have.
+// A connection can be lost though the keeper lives: it disconnects a peer that
+// sends too many descriptors.
 func TestCloseDoesNotWaitForALivingKeeper(t *testing.T) {
 	testkit.Root(t)
 	dir := stateDir(t)
@@ -705,8 +705,8 @@ func TestKeeperEndsWhenAsked(t *testing.T) {
 	})
 }
 
-// TestUnfinishedRecord has a keeper begin where another one was killed over an
-// exit record.
+// TestUnfinishedRecord starts a keeper after another one was killed while it
+// wrote an exit record.
 func TestUnfinishedRecord(t *testing.T) {
 	testkit.Root(t)
 	dir := stateDir(t)
@@ -779,7 +779,7 @@ func TestLimitIsInherited(t *testing.T) {
 	forget(t, c, "web")
 }
 
-// TestManyAtOnce starts and ends processes of one and two stages side by side.
+// TestManyAtOnce starts and ends processes of one and two stages concurrently.
 func TestManyAtOnce(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)

@@ -19,15 +19,15 @@ import (
 )
 
 const (
-	// The service manager makes its socket anew whenever the unit is started,
-	// and would take it away from a keeper that the daemon started.
+	// The service manager replaces its socket whenever the unit is started, so
+	// a keeper started by the daemon needs another one.
 	unitSocketName = "keeper.sock"
 	ownSocketName  = "keeper-own.sock"
 
 	lockName   = "keeper.lock"
 	logName    = "keeper.log"
 	binaryName = "crisp-keeper"
-	// attempts is how often a keeper may hang up before Connect gives up.
+	// attempts is how often Connect tries when keepers disconnect.
 	attempts = 5
 )
 
@@ -54,7 +54,7 @@ func Connect(ctx context.Context, stateDir, binary string) (*Client, error) {
 			continue
 		}
 
-		// A keeper that was just about to end hangs up: try again.
+		// A keeper that was about to exit disconnects: retry.
 		if !errors.Is(err, io.EOF) || errors.Is(err, ErrKeeper) || ctx.Err() != nil {
 			break
 		}
@@ -68,7 +68,7 @@ func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Clien
 	if err == nil {
 		return greet(ctx, fd, nil)
 	}
-	if !nobody(err) {
+	if !notListening(err) {
 		return nil, err
 	}
 
@@ -94,7 +94,7 @@ func connect(ctx context.Context, dir *os.File, stateDir, binary string) (*Clien
 		}
 	}
 
-	// Errors mean that it has ended already.
+	// Errors mean that it has exited already.
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	return nil, fmt.Errorf("%w: %w; see %s", ErrKeeper, err, filepath.Join(stateDir, logName))
@@ -120,8 +120,8 @@ func openState(path string) (*os.File, error) {
 	return dir, nil
 }
 
-// address returns an address for a socket that fits whatever the length of
-// the directory's path.
+// address returns a socket address that fits sun_path however long the
+// directory's path is.
 func address(dir *os.File, name string) (*unix.SockaddrUnix, error) {
 	n, err := wire.Number(dir)
 	if err != nil {
@@ -138,18 +138,18 @@ func socket() (int, error) {
 	return fd, nil
 }
 
-// dial connects to the keeper that listens. One that a daemon started comes
-// first: it may hold what the service manager's would know nothing of.
+// dial connects to the keeper that listens. One started by a daemon comes
+// first: it may hold entries that the service manager's lacks.
 func dial(dir *os.File) (int, error) {
 	fd, err := dialSocket(dir, ownSocketName)
-	if nobody(err) {
+	if notListening(err) {
 		return dialSocket(dir, unitSocketName)
 	}
 	return fd, err
 }
 
-// nobody reports whether an error says that there is none who listens.
-func nobody(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) }
+// notListening reports whether an error means that no process listens.
+func notListening(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) }
 
 func dialSocket(dir *os.File, name string) (int, error) {
 	addr, err := address(dir, name)
@@ -217,7 +217,7 @@ func hello(conn *wire.Conn) error {
 	return fmt.Errorf("%w: unexpected %T", wire.ErrProtocol, p.Msg)
 }
 
-// lockState takes the lock under which a keeper is started.
+// lockState takes the lock that a start of a keeper needs.
 func lockState(ctx context.Context, stateDir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(stateDir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -272,11 +272,11 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 	}
 
 	cmd := &exec.Cmd{
-		// Not /proc/self: the number may mean another file in the child.
+		// Not /proc/self: the number may be another file in the child.
 		Path: "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(image.Fd())),
 		Args: []string{binaryName, abs},
-		// Where the kernel makes huge pages unasked, as Debian's does, a small
-		// heap would count as some of them.
+		// Where transparent huge pages are always on, as on Debian, a small
+		// heap would take up several of them.
 		Env:         []string{"GODEBUG=disablethp=1"},
 		Dir:         "/",
 		Stderr:      log,
@@ -290,7 +290,7 @@ func launch(dir *os.File, stateDir, binary string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// listen makes a socket in place of one that nobody listens on.
+// listen replaces a stale socket.
 func listen(dir *os.File, stateDir, name string) (*os.File, error) {
 	addr, err := address(dir, name)
 	if err != nil {

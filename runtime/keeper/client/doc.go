@@ -5,18 +5,18 @@
 //
 // [Connect] takes the path of the keeper's binary; empty means "crisp-keeper"
 // next to the running executable. The binary is copied to a sealed memfd and
-// run from there, so that nothing can change it under the running process.
-// The keeper is in a session of its own and ends by itself about a second
-// after it holds nothing and no daemon is connected.
+// run from there, so that nothing can modify the running program. The keeper
+// has a session of its own and exits about a second after it holds nothing and
+// no daemon is connected.
 //
 // The state directory holds
 //
-//	keeper-own.sock  the socket of a keeper that a daemon started and that
+//	keeper-own.sock  the socket of a keeper started by a daemon, which
 //	                 inherited it
-//	keeper.sock      the socket of one that the service manager starts; it is
-//	                 asked if nobody listens on the other
-//	keeper.lock      locked while a daemon looks for or starts the keeper, and
-//	                 while a keeper with nothing left removes the socket
+//	keeper.sock      the socket of one started by the service manager; it is
+//	                 used if nothing listens on the other
+//	keeper.lock      locked while a daemon connects to or starts the keeper, and
+//	                 while an idle keeper removes the socket
 //	keeper.log       the keeper's standard error
-//	exits/ID         a record of each exit that was not yet forgotten
+//	exits/ID         a record of each exit that is not forgotten yet
 package client

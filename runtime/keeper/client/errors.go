@@ -9,14 +9,14 @@ import (
 
 // Errors of a client. A failed step is also a [*spawn.StepError].
 var (
-	// ErrLost is a keeper that went away.
+	// ErrLost is a lost connection to the keeper.
 	ErrLost = errors.New("keeper connection lost")
 	// ErrUnsent is also ErrLost: the keeper cannot have seen the request.
 	ErrUnsent = fmt.Errorf("%w before the request was sent", ErrLost)
 	// ErrReplaced is also ErrLost: nothing can be started until the next keeper
-	// is there.
+	// is connected.
 	ErrReplaced = fmt.Errorf("another keeper is being started: %w", ErrLost)
-	// ErrKeeper is a keeper that was started and did not answer.
+	// ErrKeeper is a keeper that was started and did not reply.
 	ErrKeeper = errors.New("keeper does not start")
 	// ErrState is a state directory that others may write to.
 	ErrState = errors.New("state directory is not private")
@@ -37,8 +37,8 @@ var (
 	ErrVersion = wire.ErrVersion
 )
 
-// Refused says whether an error is the keeper's own answer, so that what was
-// asked for was not done.
+// Refused reports whether an error is the keeper's own reply, so that the
+// request was not executed.
 func Refused(err error) bool {
 	var f wire.Fail
 	return errors.As(err, &f)

@@ -12,9 +12,9 @@ import (
 // exitsName is the directory of exit records in a state directory.
 const exitsName = "exits"
 
-// ReadExits returns the exits that are recorded in a state directory and not yet
-// forgotten, also those of a keeper that is gone. A record that cannot be read
-// is left out and told in the error, beside the others.
+// ReadExits returns the exits that are recorded in a state directory and not
+// yet forgotten, also those of a dead keeper. Unreadable records are left out
+// and joined into the error; the others are returned along with it.
 func ReadExits(stateDir string) ([]Exit, error) {
 	dir := filepath.Join(stateDir, exitsName)
 	list, err := os.ReadDir(dir)
@@ -50,7 +50,7 @@ func ReadExits(stateDir string) ([]Exit, error) {
 	return exits, errors.Join(errs...)
 }
 
-// RemoveExit removes the exit record of id, which no keeper holds any more.
+// RemoveExit removes the exit record of an ID that no keeper holds any more.
 func RemoveExit(stateDir, id string) error {
 	if !wire.ValidID(id) {
 		return fmt.Errorf("remove exit record: %w: id %q", ErrInvalid, id)

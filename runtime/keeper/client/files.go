@@ -11,13 +11,12 @@ import (
 	"crisp/runtime/wire"
 )
 
-// outgoing gathers the files of a message, which stay their owners'. Its zero
-// value has none.
+// outgoing collects the files of a message, which stay their owners'.
 type outgoing struct {
 	files wire.Files
-	plan  int // the only one that close closes, if there is one
-	// owners keep the descriptors open until they are sent: a file that nothing
-	// refers to any more is closed by its finalizer.
+	plan  int // the only file that close closes, 0 for none
+	// owners keep the descriptors open until they are sent: the finalizer
+	// closes a file without references.
 	owners []*os.File
 	err    error // the first
 }
@@ -74,7 +73,7 @@ func (o *outgoing) addKept(list []Named) {
 	}
 }
 
-// close ends what the files were gathered for.
+// close closes the plan; the other files stay open.
 func (o *outgoing) close() {
 	runtime.KeepAlive(o.owners)
 	if o.plan > 0 {

@@ -13,12 +13,12 @@ import (
 	"crisp/runtime/wire"
 )
 
-// The types of packet that a keeper sends, and more, as they travel.
+// The wire numbers of the packet types that a keeper sends, and others.
 const fuzzTypes = 24
 
-// FuzzKeeper has a keeper answer anything: each three bytes of script are a
+// FuzzKeeper has a keeper reply arbitrarily: each three bytes of script are a
 // packet's type, sequence number and number of files, and a length of payload
-// follows. No call may panic, hang, or keep a descriptor.
+// follows. No call may panic, hang, or leak a descriptor.
 func FuzzKeeper(f *testing.F) {
 	for typ := range byte(fuzzTypes) {
 		f.Add([]byte{typ, 1, 0, 0, typ, 1, 3, 0})
@@ -88,7 +88,7 @@ func ask(t *testing.T, c *Client) {
 	}
 }
 
-// play sends a script's packets and hangs up.
+// play sends a script's packets and disconnects.
 func play(fd int, script []byte) {
 	defer unix.Close(fd)
 	for len(script) >= 4 {
@@ -105,7 +105,7 @@ func play(fd int, script []byte) {
 		}
 	}
 
-	// The calls are to get their answers before the end.
+	// The calls are to get their replies before the end.
 	time.Sleep(time.Millisecond)
 }
 
@@ -118,9 +118,9 @@ func openFiles(t *testing.T) int {
 	return len(list)
 }
 
-// TestAnswersDoNotFit has a keeper speak of files that it does not send, and of
-// what it was not asked for.
-func TestAnswersDoNotFit(t *testing.T) {
+// TestInvalidReplies has a keeper announce files that it does not send, and
+// reply with what was not requested.
+func TestInvalidReplies(t *testing.T) {
 	net := wire.Namespace.Of("net")
 	for name, answer := range map[string]struct {
 		m     wire.Message

@@ -18,7 +18,7 @@ import (
 	"crisp/test/testkit"
 )
 
-// rawDial connects to a keeper without a word.
+// rawDial connects to a keeper without a handshake.
 func rawDial(t *testing.T, dir string) int {
 	t.Helper()
 	fd, err := socket()
@@ -59,8 +59,8 @@ func TestOtherVersion(t *testing.T) {
 	}
 }
 
-// TestNonsense talks nonsense to a keeper, with descriptors. It must hang up
-// on that peer, go on for others, and hold no descriptor of it.
+// TestNonsense sends garbage to a keeper, with descriptors. It must disconnect
+// that peer, serve others, and keep no descriptor of it.
 func TestNonsense(t *testing.T) {
 	testkit.Root(t)
 	dir := stateDir(t)
@@ -89,7 +89,7 @@ func TestNonsense(t *testing.T) {
 				msg[0] = byte(rnd.IntN(18))
 			}
 
-			// The keeper may have hung up already.
+			// The keeper may have disconnected already.
 			_ = unix.Sendmsg(fd, msg, unix.UnixRights(0, 1, 2), nil, unix.MSG_NOSIGNAL)
 		}
 		unix.Close(fd)
@@ -217,7 +217,7 @@ func TestBadStarts(t *testing.T) {
 	eventually(t, "descriptors are closed", func() bool { return keeperFDs(t, c) <= before })
 }
 
-// TestDaemonDiesAtGate has the daemon go while a child waits for its word.
+// TestDaemonDiesAtGate disconnects the daemon while a child waits at its gate.
 func TestDaemonDiesAtGate(t *testing.T) {
 	testkit.Root(t)
 	dir := stateDir(t)
@@ -259,8 +259,8 @@ func TestDaemonDiesAtGate(t *testing.T) {
 	}
 }
 
-// TestKeeperDiesDuringStart kills the keeper while a child works: the child
-// must not reach its program.
+// TestKeeperDiesDuringStart kills the keeper while a child runs its plan: the
+// child must not execute its program.
 func TestKeeperDiesDuringStart(t *testing.T) {
 	testkit.Root(t)
 	for _, forked := range []bool{false, true} {
@@ -300,7 +300,7 @@ func TestKeeperDiesDuringStart(t *testing.T) {
 		if err := <-result; !errors.Is(err, ErrLost) {
 			t.Errorf("error %v, want %v", err, ErrLost)
 		}
-		w.Close() // lets the child go on
+		w.Close() // lets the child continue
 		c.Close()
 		time.Sleep(50 * time.Millisecond)
 

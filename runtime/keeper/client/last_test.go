@@ -84,17 +84,17 @@ func TestLastKeeperIsTakenOver(t *testing.T) {
 	}
 }
 
-// lastKeeper serves until it is replaced. It returns why it was not.
+// lastKeeper serves until it is replaced. It returns why that failed.
 func lastKeeper(state string) error {
 	pid, err := lastEntry(state)
 	if err != nil {
 		return fmt.Errorf("hold a container: %w", err)
 	}
 
-	// A daemon that greets in another version is hung up on.
+	// A daemon of another version is refused.
 	conn, request, fds, err := lastRequest()
 	if err != nil || !bytes.HasPrefix(request, []byte("\x01\x00\x00\x00\x00")) || len(fds) > 0 {
-		return fmt.Errorf("want a greeting, have %q with files %v, %w", request, fds, err)
+		return fmt.Errorf("want a handshake, have %q with files %v, %w", request, fds, err)
 	}
 	refusal := "\x0b\x00\x00\x00\x00\x01:protocol version not supported: daemon has 4, keeper has 3\x00"
 	if err := unix.Sendmsg(conn, []byte(refusal), nil, nil, unix.MSG_NOSIGNAL); err != nil {
@@ -128,8 +128,7 @@ func lastRequest() (conn int, request []byte, fds []int, err error) {
 	return conn, request[:n], fds, err
 }
 
-// lastEntry starts a process and puts what is held for it where the state that
-// was captured has it.
+// lastEntry starts a process and puts its descriptors where the captured state has them.
 func lastEntry(state string) (pid int, err error) {
 	log, err := os.OpenFile(filepath.Join(state, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	null, nerr := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -153,7 +152,7 @@ func lastEntry(state string) (pid int, err error) {
 		return 0, err
 	}
 
-	// They are taken out of the way first.
+	// They are moved out of the way first.
 	var held []int
 	for _, fd := range []int{pidfd, int(log.Fd()), int(null.Fd()), int(null.Fd()), int(stdout.Fd()), int(outSpool.Fd()),
 		int(null.Fd()), int(null.Fd()), int(stderr.Fd()), int(errSpool.Fd())} {
@@ -179,8 +178,8 @@ func lastEntry(state string) (pid int, err error) {
 	return pid, nil
 }
 
-// lastExec continues as the program, with the captured state of one entry, whose
-// process is another.
+// lastExec executes the program, with the captured state of one entry and the
+// PID of another process.
 func lastExec(state string, program, pid int) error {
 	captured, err := os.ReadFile(filepath.Join("..", "testdata", "state-1"))
 	if err != nil {

@@ -11,18 +11,19 @@ import (
 )
 
 const (
-	// linkPatience is how long a request waits for another keeper, which takes
-	// seconds to take over on a machine that is overloaded.
+	// linkPatience is how long a request waits for another keeper, whose
+	// takeover takes seconds on an overloaded machine.
 	linkPatience = 10 * time.Second
-	// forgetRetry is the time between attempts to forget a process that dies.
+	// forgetRetry is the delay between attempts to forget a process that is dying.
 	forgetRetry = 10 * time.Millisecond
-	// forgetKills is after how many attempts a process does evidently not die.
+	// forgetKills is the attempt at which a process that is still running is
+	// killed again.
 	forgetKills = 10
 )
 
 // Link is a connection to the keeper of a state directory, or to the next one
-// once that has died. It does not look for the next one itself: whoever follows
-// the present client's events does, see [Link.Reconnect]. Its methods may be
+// once that has died. It does not reconnect by itself: the goroutine that
+// follows the client's events does, see [Link.Reconnect]. Its methods may be
 // used concurrently.
 type Link struct {
 	stateDir, binary string
@@ -32,7 +33,7 @@ type Link struct {
 
 	mu      sync.Mutex
 	current *Client       // guarded by mu
-	next    chan struct{} // guarded by mu; closed when there is another one
+	next    chan struct{} // guarded by mu; closed when current is replaced
 }
 
 // OpenLink connects to the keeper of a state directory and starts it if there
@@ -60,8 +61,8 @@ func (l *Link) present() (*Client, <-chan struct{}) {
 	return l.current, l.next
 }
 
-// Reconnect connects to the keeper that there is now, or starts another. It
-// becomes the present one by [Link.Replace], once it has taken over.
+// Reconnect connects to the running keeper, or starts another. It becomes the
+// present one by [Link.Replace], once it has taken over.
 func (l *Link) Reconnect(ctx context.Context) (*Client, error) {
 	return Connect(ctx, l.stateDir, l.binary)
 }
@@ -77,14 +78,14 @@ func (l *Link) Replace(c *Client) error {
 	return old.Close()
 }
 
-// Retry makes a request that may be made twice, and once more to the next
-// keeper if the present one dies over it.
+// Retry sends an idempotent request, and sends it again to the next keeper if
+// the present one dies meanwhile.
 func (l *Link) Retry(ctx context.Context, request func(*Client) error) error {
 	return l.retry(ctx, ErrLost, request)
 }
 
-// retry makes a request, and once more to the next keeper if it fails with the
-// given kind of a lost connection.
+// retry sends a request, and sends it again to the next keeper if it fails with
+// the given kind of lost connection.
 func (l *Link) retry(ctx context.Context, lost error, request func(*Client) error) error {
 	late := time.NewTimer(linkPatience)
 	defer late.Stop()
@@ -106,7 +107,7 @@ func (l *Link) retry(ctx context.Context, lost error, request func(*Client) erro
 }
 
 // Start runs a plan at the present keeper, or at the next one if the request
-// has not reached the present one.
+// did not reach the present one.
 func (l *Link) Start(ctx context.Context, r Request) (*Started, error) {
 	l.starts.RLock()
 	defer l.starts.RUnlock()
@@ -119,9 +120,9 @@ func (l *Link) Start(ctx context.Context, r Request) (*Started, error) {
 	return started, err
 }
 
-// Upgrade has the keeper continue as the program that belongs to this daemon.
-// No start is under way meanwhile; other requests wait until the connection is
-// back. A keeper that cannot continue like that stays what it is.
+// Upgrade has the keeper execute the program that belongs to this daemon. No
+// start is under way meanwhile; other requests wait until the connection is
+// back. A keeper that cannot do so keeps its program.
 func (l *Link) Upgrade(ctx context.Context) error {
 	l.starts.Lock()
 	defer l.starts.Unlock()
@@ -138,7 +139,7 @@ func (l *Link) Upgrade(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// RecordedExits are the exits that keepers which died have recorded, by id.
+// RecordedExits are the exits recorded on disk, also by dead keepers, by ID.
 func (l *Link) RecordedExits() (map[string]Exit, error) {
 	list, err := ReadExits(l.stateDir)
 	exits := make(map[string]Exit, len(list))
@@ -148,15 +149,15 @@ func (l *Link) RecordedExits() (map[string]Exit, error) {
 	return exits, err
 }
 
-// Forget lets go of what is held under an id, also of an exit that a keeper
-// which died recorded.
+// Forget drops the descriptors and the exit record of an ID, also a record of a
+// dead keeper.
 func (l *Link) Forget(ctx context.Context, id string) error {
 	err := l.Retry(ctx, func(c *Client) error { return c.Forget(ctx, id) })
 	return errors.Join(err, RemoveExit(l.stateDir, id))
 }
 
-// ForgetDying is Forget for a process that was killed: the keeper lets go of it
-// when it is dead. A channel that is closed then saves time; it may be nil. When
+// ForgetDying is Forget for a process that was killed: it retries until the
+// process is dead. ended may be closed then, to save time; it may be nil. When
 // ctx ends first, its error is returned.
 func (l *Link) ForgetDying(ctx context.Context, id string, ended <-chan struct{}) error {
 	tick := time.NewTicker(forgetRetry)
@@ -182,11 +183,11 @@ func (l *Link) ForgetDying(ctx context.Context, id string, ended <-chan struct{}
 }
 
 // kill kills a process that the keeper has started. The daemon may not know it,
-// if the answer to its start was lost.
+// if the reply to its start was lost.
 func (l *Link) kill(ctx context.Context, id string) error {
 	entries, err := l.Client().List(ctx)
 	if err != nil {
-		return fmt.Errorf("kill what the keeper holds: %w", err)
+		return fmt.Errorf("kill process held by the keeper: %w", err)
 	}
 
 	for _, e := range entries {
@@ -196,7 +197,7 @@ func (l *Link) kill(ctx context.Context, id string) error {
 		e.Close()
 	}
 	if err != nil {
-		return fmt.Errorf("kill what the keeper holds: %w", err)
+		return fmt.Errorf("kill process held by the keeper: %w", err)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// TestMain lets the test binary be the keeper, too, also one of the last release.
+// TestMain lets the test binary be the keeper, too, or one of the last release.
 func TestMain(m *testing.M) {
 	switch os.Args[0] {
 	case binaryName:
@@ -63,7 +63,7 @@ func stateDir(t testing.TB) string {
 	return dir
 }
 
-// awaitGone waits until the keeper of dir has ended by itself.
+// awaitGone waits until the keeper of dir has exited by itself.
 func awaitGone(t testing.TB, dir string) {
 	eventually(t, "keeper ends", func() bool {
 		_, err := os.Stat(filepath.Join(dir, ownSocketName))
@@ -162,7 +162,7 @@ func stream(t testing.TB, pipe *os.File) *Stream {
 	return s
 }
 
-// pipe returns a pipe whose ends block, as programs expect of their output.
+// pipe returns a pipe in blocking mode, as programs expect.
 func pipe(t testing.TB) (r, w *os.File) {
 	t.Helper()
 	var fds [2]int

@@ -17,7 +17,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// frozenGroup returns an open cgroup of version 2 in which nothing runs.
+// frozenGroup returns an open, frozen v2 cgroup.
 func frozenGroup(t *testing.T) *os.File {
 	t.Helper()
 	root := "/sys/fs/cgroup"
@@ -26,7 +26,7 @@ func frozenGroup(t *testing.T) *os.File {
 	}
 
 	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
-		testkit.Skip(t, "cgroup version 2 mounted", "there is no group to be born in")
+		testkit.Skip(t, "cgroup version 2 mounted", "there is no cgroup to clone into")
 	}
 	dir, err := os.MkdirTemp(root, "crisp-frozen-")
 	if err != nil {
@@ -50,10 +50,10 @@ func frozenGroup(t *testing.T) *os.File {
 	return f
 }
 
-// TestFrozenHoldsUpNobody starts many processes in a frozen cgroup, with and
-// without a second one that joins others: nobody else waits for them, and they
-// can be given up.
-func TestFrozenHoldsUpNobody(t *testing.T) {
+// TestFrozenDelaysNoOther starts many processes in a frozen cgroup, with and
+// without a second one that joins others: they delay no other request, and can
+// be cancelled.
+func TestFrozenDelaysNoOther(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
 	group := frozenGroup(t)
@@ -81,7 +81,7 @@ func TestFrozenHoldsUpNobody(t *testing.T) {
 		})
 	}
 
-	time.Sleep(pace.Scale(300 * time.Millisecond)) // they are on their way
+	time.Sleep(pace.Scale(300 * time.Millisecond)) // until they are cloned
 
 	const others = 20
 	begin := time.Now()
@@ -119,7 +119,7 @@ func TestFrozenHoldsUpNobody(t *testing.T) {
 }
 
 // TestGroupKillSparesKeeper kills everything in the cgroup that a process is
-// born in, as the kernel does with memory.oom.group: the keeper lives on.
+// cloned into, as the kernel does with memory.oom.group: the keeper survives.
 func TestGroupKillSparesKeeper(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
@@ -140,7 +140,7 @@ func TestGroupKillSparesKeeper(t *testing.T) {
 
 	time.Sleep(pace.Scale(100 * time.Millisecond))
 
-	// Processes that share memory with one that is killed would end with it.
+	// Processes that share memory with the OOM victim would be killed with it.
 	child := childOf(t, group)
 	keeper := parentOf(t, child)
 	if !kcmp(keeper, keeper) || kcmp(keeper, child) {
@@ -192,7 +192,7 @@ func parentOf(t *testing.T, pid int) int {
 	return 0
 }
 
-// kcmp says whether two processes share their memory.
+// kcmp reports whether two processes share their memory.
 func kcmp(a, b int) bool {
 	const kcmpVM = 1
 	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), kcmpVM, 0, 0, 0)

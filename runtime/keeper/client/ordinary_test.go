@@ -11,8 +11,8 @@ import (
 	"crisp/test/testkit"
 )
 
-// TestProcessesAreOrdinary starts a keeper from a thread that is set up in every
-// way that children inherit, and wants processes to know nothing of it.
+// TestProcessesAreOrdinary starts a keeper from a thread with every inheritable
+// attribute changed, and expects the defaults in its processes.
 func TestProcessesAreOrdinary(t *testing.T) {
 	testkit.Root(t)
 	dir := stateDir(t)
@@ -71,7 +71,7 @@ func TestProcessesAreOrdinary(t *testing.T) {
 	}
 }
 
-// odd sets up the calling thread.
+// odd changes every inheritable attribute of the calling thread.
 func odd(t *testing.T) {
 	t.Helper()
 	const (

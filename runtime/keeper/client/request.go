@@ -14,10 +14,10 @@ import (
 	"crisp/runtime/wire"
 )
 
-// Kind is what a held thing is.
+// Kind is the kind of an entry.
 type Kind = wire.Kind
 
-// The kinds of thing.
+// The kinds of entries.
 const (
 	Sandbox   = wire.Sandbox
 	Container = wire.Container
@@ -25,7 +25,7 @@ const (
 )
 
 // Request is a plan to run and what the keeper does around it. Its files stay
-// the caller's, who may close them once Start has returned.
+// the caller's and may be closed once Start has returned.
 type Request struct {
 	ID   string
 	Kind Kind
@@ -35,14 +35,14 @@ type Request struct {
 	Files []*os.File
 	// Log makes the keeper write the output of a container.
 	Log *LogConfig
-	// Terminal says that the plan passes the master end of a terminal.
+	// Terminal: the plan passes the master end of a terminal.
 	Terminal bool
 	// Hold makes the keeper keep the child's new namespaces when the child
-	// stands at its last gate. The child ends there, unless Pause is set.
+	// waits at its last gate. The child is killed there, unless Pause is set.
 	Hold, Pause bool
 	// Keep lists descriptors that are kept under the ID until it is forgotten.
 	Keep []Named
-	// Gate is called while the child waits at its first gate; an error ends the child.
+	// Gate is called while the child waits at its first gate; an error kills the child.
 	Gate func(pid int) error
 }
 
@@ -59,8 +59,8 @@ type LogConfig struct {
 	MaxLine int
 }
 
-// Stream is one output of a container on its way to the log. Who holds a copy
-// of it can have another keeper go on when one has died, without loss.
+// Stream is one output of a container on its way to the log. With a copy of it
+// another keeper can continue without loss after one has died.
 type Stream struct {
 	// Pipe is the read end of the container's pipe or, for a terminal, a pipe
 	// between it and the spool.
@@ -128,7 +128,7 @@ type Named struct {
 
 // Started is a plan that has run. Its files are the caller's.
 type Started struct {
-	// Pid is the process, 0 if it ended at the gate of a held sandbox.
+	// Pid is the process's PID, 0 if it was killed at the gate of a held sandbox.
 	Pid   int
 	PidFD *os.File
 	// Terminal is the master end of the terminal, nil without one.
@@ -147,7 +147,7 @@ func (s *Started) Close() {
 	}
 }
 
-// Exit is the end of a process.
+// Exit is the exit of a process.
 type Exit struct {
 	ID   string
 	Kind Kind
@@ -156,12 +156,12 @@ type Exit struct {
 	Code   int
 	Signal int
 	At     time.Time
-	// OOMKills counts the processes of a container's cgroup that were killed for
-	// want of memory, 0 on cgroup version 1 or if it is not known.
+	// OOMKills counts the OOM kills in a container's cgroup, 0 on cgroup v1 or
+	// if unknown.
 	OOMKills uint64
 }
 
-// Entry is something that the keeper holds. Its files are the caller's.
+// Entry is what the keeper holds under an ID. Its files are the caller's.
 type Entry struct {
 	ID   string
 	Kind Kind
@@ -173,7 +173,7 @@ type Entry struct {
 	Kept map[string]*os.File
 	// Dropped counts log lines that could not be written.
 	Dropped uint64
-	// Exit is set once the process has ended. Its event may come as well.
+	// Exit is set once the process has exited. Its event may follow.
 	Exit *Exit
 }
 
@@ -186,8 +186,8 @@ func (e *Entry) Close() {
 	}
 }
 
-// Adoption is something that a keeper which died has held, as its daemon
-// knows it from [Started] and from what it gave to Start.
+// Adoption is an entry of a keeper that died, as its daemon knows it from
+// [Started] and from its Request.
 type Adoption struct {
 	ID   string
 	Kind Kind

@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ExitUnknown is the exit code of a process of which only the end is known.
+// ExitUnknown is the exit code of a process whose exit status is unknown.
 const ExitUnknown = 255
 
-// Signal sends a signal to the process of a pidfd; one that is dead is fine.
+// Signal sends a signal to the process of a pidfd; a dead process is not an error.
 func Signal(pidfd *os.File, sig unix.Signal) error {
 	return ifAlive(unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0))
 }

@@ -15,7 +15,7 @@ import (
 	"crisp/test/testkit"
 )
 
-// manager is as much of a service manager as a keeper sees: it makes the
+// manager is the part of a service manager that a keeper sees: it makes the
 // socket, starts the keeper, and stores descriptors for the next one.
 type manager struct {
 	t        *testing.T
@@ -66,7 +66,7 @@ func (m *manager) listen() *os.File {
 	return f
 }
 
-// receive does what is asked for until it is told to end.
+// receive serves notifications until close.
 func (m *manager) receive() {
 	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*253))
 	for {
@@ -88,7 +88,7 @@ func (m *manager) receive() {
 		switch {
 		case said["FDSTORE"] == "1" && said["FDPOLL"] == "0":
 			files := rights(m.t, oob[:oobn])
-			// The order in which they come back is not to matter.
+			// The order in which they come back must not matter.
 			rand.Shuffle(len(files), func(i, j int) { files[i], files[j] = files[j], files[i] })
 			for _, f := range files {
 				m.checkLocked(said["FDNAME"], f)
@@ -104,8 +104,8 @@ func (m *manager) receive() {
 	}
 }
 
-// checkLocked wants what systemd takes: a name that fits between colons, and no
-// descriptor that it has, of which it would drop the second.
+// checkLocked expects what systemd accepts: a name without colons, and no
+// descriptor that it has already, whose duplicate it would drop.
 func (m *manager) checkLocked(name string, f *os.File) {
 	if name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == ':' }) {
 		m.t.Errorf("systemd refuses the name %q", name)
@@ -182,7 +182,7 @@ func (m *manager) start() {
 	}
 }
 
-// kill ends the keeper as if it had never been told to.
+// kill kills the keeper.
 func (m *manager) kill() {
 	m.t.Helper()
 	if err := m.keeper.Process.Kill(); err != nil {
@@ -205,8 +205,8 @@ func (m *manager) close() {
 	}
 }
 
-// TestStoreOutlivesBoth kills the keeper with nobody else to hold what it had,
-// but for the service manager.
+// TestStoreOutlivesBoth kills the keeper while only the service manager holds
+// its descriptors, too.
 func TestStoreOutlivesBoth(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
@@ -243,7 +243,7 @@ func TestStoreOutlivesBoth(t *testing.T) {
 	eventually(t, "output", func() bool { return len(counting.read(t)) > 10000 })
 	first := counting.log
 	for round := range 3 {
-		if round == 1 { // an exchanged log comes back, too
+		if round == 1 { // a reopened log comes back, too
 			rename(t, counting.log, counting.log+".1")
 			out, err := os.OpenFile(first, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 			if err != nil {
@@ -256,7 +256,7 @@ func TestStoreOutlivesBoth(t *testing.T) {
 			out.Close()
 			eventually(t, "output", func() bool { return len(counting.read(t)) > 10000 })
 		}
-		if round == 2 { // an upgrade changes nothing about what is stored
+		if round == 2 { // an upgrade leaves the store as it is
 			if replaced, err := Upgrade(testContext(t), m.dir, otherPrograms(t)[0]); err != nil || !replaced {
 				t.Fatalf("replaced %v, error %v", replaced, err)
 			}
@@ -307,7 +307,7 @@ func TestStoreOutlivesBoth(t *testing.T) {
 	eventually(t, "nothing is stored", func() bool { return len(m.list()) == 0 })
 	c.Close()
 
-	if err := m.keeper.Wait(); err != nil { // it ends when it holds nothing
+	if err := m.keeper.Wait(); err != nil { // it exits when it holds nothing
 		t.Error(err)
 	}
 	if log, err := os.ReadFile(filepath.Join(m.dir, logName)); err != nil || len(log) > 0 {
@@ -332,7 +332,7 @@ func TestKeeperWithoutItsSocket(t *testing.T) {
 	if err := m.keeper.Wait(); err == nil {
 		t.Error("it ends well")
 	}
-	if log, err := os.ReadFile(filepath.Join(m.dir, logName)); err != nil || !strings.Contains(string(log), "descriptor 3 is no socket to listen on") {
+	if log, err := os.ReadFile(filepath.Join(m.dir, logName)); err != nil || !strings.Contains(string(log), "descriptor 3 is not a listening socket") {
 		t.Errorf("keeper log: %s, %v", log, err)
 	}
 }
@@ -360,7 +360,7 @@ func TestSocketComesBack(t *testing.T) {
 		t.Error("the service manager's keeper starts beside it, and ends well")
 	}
 	log, err := os.ReadFile(filepath.Join(m.dir, logName))
-	if err != nil || !strings.Contains(string(log), "a keeper that the daemon started is at work") {
+	if err != nil || !strings.Contains(string(log), "a keeper started by the daemon is running") {
 		t.Errorf("keeper log: %s, %v", log, err)
 	}
 

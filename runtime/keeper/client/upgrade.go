@@ -10,11 +10,11 @@ import (
 	"crisp/runtime/wire"
 )
 
-// Upgrade makes the keeper of stateDir go on as the given program, empty as
-// for [Connect], with all that it holds. If that is what it runs nothing
+// Upgrade makes the keeper of stateDir execute the given program, empty as for
+// [Connect], with all that it holds. If it already runs that program nothing
 // happens. Otherwise replaced is true and every connection to it ends, as if it
-// had died, and a new one finds everything there. After an error the old
-// program goes on.
+// had died; new connections find all entries. After an error the old program
+// continues.
 func Upgrade(ctx context.Context, stateDir, binary string) (replaced bool, err error) {
 	dir, err := openState(stateDir)
 	if err == nil {

@@ -12,7 +12,7 @@ import (
 	"crisp/test/testkit"
 )
 
-// otherPrograms returns two programs that do the same and are not the same.
+// otherPrograms returns two different binaries of the keeper.
 func otherPrograms(t *testing.T) []string {
 	t.Helper()
 	self, err := os.Executable()
@@ -37,8 +37,8 @@ func otherPrograms(t *testing.T) []string {
 	return list
 }
 
-// TestUpgrade has the keeper go on as another program, over and over, under
-// containers of which some end meanwhile.
+// TestUpgrade has the keeper execute another program, repeatedly, with
+// containers of which some exit meanwhile.
 func TestUpgrade(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
@@ -135,7 +135,7 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// checkStillAttached wants an attached reader to have got output of the last keeper.
+// checkStillAttached expects an attached reader to get output of the last keeper.
 func checkStillAttached(t *testing.T, r *os.File) {
 	t.Helper()
 	buf := make([]byte, 1<<20)
@@ -173,8 +173,8 @@ func exitIn(t *testing.T, c *Client, id string) *Exit {
 	return x
 }
 
-// TestUpgradeThatCannotBe offers programs that cannot go on from the state.
-func TestUpgradeThatCannotBe(t *testing.T) {
+// TestUpgradeFails offers programs that cannot continue from the state.
+func TestUpgradeFails(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
 	dir := stateDir(t)

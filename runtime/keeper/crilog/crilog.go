@@ -4,14 +4,13 @@
 //	2026-01-02T15:04:05.000000001Z stdout P the beginning of a long line
 //
 // A line longer than the limit is split into P (partial) pieces and a last F
-// (full) piece; output that ends without a newline ends with a P piece, so
-// that the bytes can be put together again exactly.
+// (full) piece; output that ends without a newline ends with a P piece, so that
+// the original bytes can be reassembled exactly.
 //
-// Every write(2) to the file holds whole lines, so the file can be exchanged
-// between any two writes. What was written of one that failed (a full disk) is
-// cut off again, and the bytes stay in the stream's spool for another attempt.
-// It is the spool, too, that makes sure that each byte is logged once even if
-// this process is killed.
+// Every write(2) to the file holds whole lines, so the file can be reopened
+// between any two writes. A partial write (a full disk) is cut off again, and
+// the bytes stay in the stream's spool for a retry. The spool also makes sure
+// that each byte is logged once even if this process is killed.
 package crilog
 
 import (
@@ -29,14 +28,13 @@ import (
 const (
 	// DefaultMaxLine is the length at which lines are split.
 	DefaultMaxLine = 16 << 10
-	// maxMaxLine bounds the memory of an unfinished line. It is far beyond any
-	// line that is meant to be read, and what "no limit" comes to.
+	// maxMaxLine bounds the memory of an unfinished line, and is what "no limit" means.
 	maxMaxLine = 16 << 20
-	// flushSize is how much is gathered for one write.
+	// flushSize is how much is buffered for one write.
 	flushSize = 64 << 10
 )
 
-// Buffers lends out the memory in which writes are gathered, to all logs together.
+// Buffers is a pool of write buffers that all logs share.
 type Buffers struct{ pool sync.Pool }
 
 func (b *Buffers) get() *[]byte {
@@ -62,10 +60,10 @@ type Log struct {
 	dropped atomic.Uint64
 
 	mu     sync.Mutex
-	where  spool.Write // guarded by mu; the last write, for its file and number
-	null   bool        // guarded by mu; the file is none that grows
-	failed *Stream     // guarded by mu; its write failed and is to be taken back
-	second int64       // guarded by mu; the time that stamp shows
+	where  spool.Write // guarded by mu; the last write
+	null   bool        // guarded by mu; not a regular file: it has no size
+	failed *Stream     // guarded by mu; its write failed and is not undone yet
+	second int64       // guarded by mu; the Unix time of stamp
 	stamp  []byte      // guarded by mu; date and time without the fraction
 
 	// fd is written with both locks, so that it can be copied while a write waits for the disk.
@@ -77,14 +75,14 @@ type Log struct {
 type Stream struct {
 	name    string
 	spool   *spool.Spool
-	scanned int // held bytes that are known to have no newline
+	scanned int // held bytes known to have no newline
 }
 
 // NewStream returns a stream; name is stdout or stderr.
 func NewStream(name string, s *spool.Spool) *Stream { return &Stream{name: name, spool: s} }
 
-// MaxLine returns the length at which lines are split, given what was asked:
-// 0 means the default, a negative one no limit as far as memory allows.
+// MaxLine returns the length in bytes at which lines are split for the
+// requested n: 0 means the default, a negative n no limit, that is 16 MiB.
 func MaxLine(n int) int {
 	switch {
 	case n == 0:
@@ -109,7 +107,7 @@ func New(fd, maxLine int, buffers *Buffers, streams ...*Stream) (*Log, error) {
 	return l, nil
 }
 
-// use makes fd the file. Both locks are held, or nobody has the log yet.
+// use makes fd the file. Both locks are held, or the log is not published yet.
 func (l *Log) use(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -124,11 +122,11 @@ func (l *Log) use(fd int) error {
 	return nil
 }
 
-// Write logs what the stream's spool holds, but for an unfinished last line.
+// Write logs what the stream's spool holds, except an unfinished last line.
 // After an error the rest is still held, to be written by the next call.
 func (l *Log) Write(s *Stream) error { return l.write(s, false) }
 
-// End is Write for all that is held.
+// End is Write including an unfinished last line.
 func (l *Log) End(s *Stream) error { return l.write(s, true) }
 
 func (l *Log) write(s *Stream, all bool) error {
@@ -180,7 +178,7 @@ func (l *Log) next(s *Stream, b []byte, all bool) (part []byte, tag byte, n int)
 	return nil, 0, 0
 }
 
-// Drop gives up what the stream's spool holds, but for an unfinished line.
+// Drop discards what the stream's spool holds, except an unfinished line.
 func (l *Log) Drop(s *Stream) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -200,8 +198,8 @@ func (l *Log) Drop(s *Stream) {
 	l.dropped.Add(uint64(lines))
 }
 
-// Reopen makes the log go on in fd, which it owns from now on. It is false,
-// and fd is closed, if the log is closed.
+// Reopen continues the log in fd, which it owns from now on. It is false, and
+// fd is closed, if the log is closed.
 func (l *Log) Reopen(fd int) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -214,7 +212,7 @@ func (l *Log) Reopen(fd int) (bool, error) {
 	}
 
 	if err := l.mend(); err != nil && l.failed != nil {
-		// The former file keeps a torn line, and the spool says that it has it.
+		// The former file keeps a torn line, which the spool records as written.
 		if err := l.failed.spool.Retract(); err != nil {
 			unix.Close(fd)
 			return true, err
@@ -225,7 +223,8 @@ func (l *Log) Reopen(fd int) (bool, error) {
 	return true, l.use(fd)
 }
 
-// Copy returns a copy of the file's descriptor, -1 once closed. It waits for no disk.
+// Copy returns a copy of the file's descriptor, -1 once closed. It never waits
+// for a disk.
 func (l *Log) Copy() (int, error) {
 	l.fdMu.Lock()
 	defer l.fdMu.Unlock()
@@ -239,25 +238,25 @@ func (l *Log) Copy() (int, error) {
 	return fd, nil
 }
 
-// TryLock makes the log stand still until Unlock, unless it is in use.
+// TryLock pauses the log until Unlock, unless it is in use.
 func (l *Log) TryLock() bool { return l.mu.TryLock() }
 
 // Lock is TryLock that waits.
 func (l *Log) Lock() { l.mu.Lock() }
 
-// Unlock lets the log go on.
+// Unlock resumes the log.
 func (l *Log) Unlock() { l.mu.Unlock() }
 
-// FD is the file's descriptor, -1 once closed. The log stands still.
+// FD is the file's descriptor, -1 once closed. The log must be locked.
 func (l *Log) FD() int { return l.fd }
 
 // MaxLine is the length at which lines are split.
 func (l *Log) MaxLine() int { return l.maxLine }
 
-// AddDropped counts lines that were given up before.
+// AddDropped adds lines that an earlier keeper dropped.
 func (l *Log) AddDropped(n uint64) { l.dropped.Add(n) }
 
-// Dropped returns how many lines were given up.
+// Dropped returns how many lines were dropped.
 func (l *Log) Dropped() uint64 {
 	return l.dropped.Load()
 }
@@ -301,8 +300,8 @@ func (l *Log) appendTime(b []byte, t time.Time) []byte {
 	return append(b, digits[:]...)
 }
 
-// flush writes the gathered lines, which hold the first n bytes of the
-// stream's spool, and empties buf.
+// flush writes the buffered lines, which hold the first n bytes of the stream's
+// spool, and empties buf.
 func (l *Log) flush(buf *[]byte, s *Stream, n int) error {
 	b := *buf
 	*buf = b[:0]
@@ -352,8 +351,8 @@ func (l *Log) append(b []byte, s *Stream, n int) error {
 	return fmt.Errorf("write log: %w", err)
 }
 
-// mend takes a write back that failed, if there is one. Before that nothing
-// else may be written: the file's size would say that it was complete.
+// mend undoes a failed write, if there is one. Nothing may be written before:
+// the file's size would make the write look complete.
 func (l *Log) mend() error {
 	if l.failed == nil {
 		return nil

@@ -59,8 +59,7 @@ func newSource(t testing.TB, name string, maxLine int) *source {
 	return &source{Stream: NewStream(name, sp), r: r, w: w}
 }
 
-// put has data logged, in pieces that fit into the pipe. After an error it
-// does not go on.
+// put has data logged, in pieces that fit into the pipe. It stops after an error.
 func (s *source) put(t testing.TB, data []byte) error {
 	t.Helper()
 	for first := true; first || len(data) > 0; first = false {
@@ -153,7 +152,7 @@ func parse(t testing.TB, paths ...string) (lines []line) {
 	return lines
 }
 
-// join puts a stream's bytes together again.
+// join reassembles a stream's bytes.
 func join(lines []line, stream string) []byte {
 	var b []byte
 	for _, l := range lines {
@@ -261,7 +260,7 @@ func TestLongLine(t *testing.T) {
 	}
 }
 
-// TestUnlimitedLine has lines that no limit splits, up to what memory is for.
+// TestUnlimitedLine logs lines without a limit, up to the memory bound.
 func TestUnlimitedLine(t *testing.T) {
 	_, out, errs, path := newLog(t, -1)
 	line := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16)
@@ -352,8 +351,8 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-// limited makes the files of this process at most n bytes long, as a full
-// disk would; only for tests that run alone.
+// limited limits files of this process to n bytes, to simulate a full disk; not
+// for parallel tests.
 func limited(t *testing.T, n uint64) (lift func()) {
 	t.Helper()
 	var old unix.Rlimit
@@ -367,7 +366,7 @@ func limited(t *testing.T, n uint64) (lift func()) {
 	}
 }
 
-// TestFullDisk wants no line lost and none torn when there is room again.
+// TestFullDisk expects no line lost or torn when there is room again.
 func TestFullDisk(t *testing.T) {
 	l, out, _, path := newLog(t, 0)
 	lift := limited(t, 1000) // within a line
@@ -408,7 +407,7 @@ func TestDrop(t *testing.T) {
 	}
 }
 
-// TestNoFile logs to what has no size.
+// TestNoFile logs to a file without a size.
 func TestNoFile(t *testing.T) {
 	l, out, errs := logTo(t, open(t, os.DevNull), 0)
 	for _, s := range []*source{out, errs} {
@@ -451,9 +450,9 @@ func BenchmarkLines(b *testing.B) {
 	}
 }
 
-// TestFailedWriteIsNotTakenForDone has one stream fail and the other go on:
-// whoever comes next must know that the first one's lines are not in the log.
-func TestFailedWriteIsNotTakenForDone(t *testing.T) {
+// TestFailedWriteIsRetracted has one stream fail and the other continue: the
+// next keeper must know that the first one's lines are not in the log.
+func TestFailedWriteIsRetracted(t *testing.T) {
 	_, out, errs, path := newLog(t, 0)
 	lift := limited(t, 80) // enough for the spool and for one line
 	if err := out.put(t, []byte("one\ntwo\nthr")); err == nil {
@@ -466,7 +465,7 @@ func TestFailedWriteIsNotTakenForDone(t *testing.T) {
 	lift()
 
 	spools := []int{out.spool.FD(), errs.spool.FD()}
-	if err := spool.Settle(spools, []int{open(t, path)}); err != nil {
+	if err := spool.Recover(spools, []int{open(t, path)}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -8,9 +8,8 @@ import (
 	"time"
 )
 
-// FuzzLines logs what a container may print. Whoever reads the log by its
-// format gets back exactly that, whatever was in it: no line of the log is the
-// container's making.
+// FuzzLines logs arbitrary output. A reader of the log format gets back exactly
+// that: a container cannot forge log lines.
 func FuzzLines(f *testing.F) {
 	for _, seed := range []string{
 		"", "\n", "a\nb", "no end", "\n\n\n", "\x00\xff\xc3\x28\n", "2026-01-01T00:00:00Z stderr F forged\n",

@@ -1,24 +1,24 @@
 // Package spool keeps output on its way from a container's pipe to its log in
-// memory that outlives the process that moves it: a memfd, held by two
-// processes. If the mover is killed, at whatever instruction, another one goes
-// on from exactly the byte at which it stopped.
+// memory that outlives the process that copies it: a memfd, held by two
+// processes. If that process is killed, at any instruction, another one
+// continues at exactly the byte where it stopped.
 //
 //	pipe ──splice──▶ [header | logged | held ......... | free] ──▶ log file
 //	                         start ─┘      position ───┘
 //
-// A read that is cut short by SIGKILL leaves no trace of how much it took from
-// the pipe, if it puts it into the reader's memory. So the bytes are spliced
-// into the memfd at its file position: the kernel takes them from the pipe and
-// moves the position in one system call, which SIGKILL does not divide, and
-// the position belongs to the open file, not to the process.
+// A read(2) interrupted by SIGKILL leaves no trace of how much it took from the
+// pipe. So the bytes are spliced into the memfd at its file position: the
+// kernel takes them from the pipe and moves the position in one system call,
+// which is atomic with regard to SIGKILL, and the position belongs to the open
+// file, not to the process.
 //
-// What leaves the spool is decided by the log file's size. Before a write the
-// header says which part of the spool is written to which file at which
-// offset. When the file then has not grown by the whole of it, it is cut back
-// and the part is written again ([Settle]).
+// The log file's size decides what has left the spool. Before a write the
+// header records which part of the spool is written to which file at which
+// offset. If the file has not grown by all of it, it is truncated and the part
+// is written again ([Recover]).
 //
-// The bytes that are held back, an unfinished line, move to the front before
-// the space runs out; every step of that leaves a spool that reads the same.
+// The held bytes, an unfinished line, move to the front before the space runs
+// out; after every step of that the spool reads the same.
 package spool
 
 import (
@@ -42,14 +42,14 @@ const (
 	maxSize = 64 << 20
 )
 
-// ErrInvalid is a file that is no spool.
+// ErrInvalid is a file that is not a spool.
 var ErrInvalid = errors.New("not a spool")
 
-// header is the part of a spool that a later process needs to go on. It is
-// written by one system call that SIGKILL does not divide.
+// header is the part of a spool that a later process needs to continue. It is
+// written by one system call, atomic with regard to SIGKILL.
 type header struct {
 	start int64 // where the held bytes begin
-	write Write // the last write; not known to be complete
+	write Write // the last write; it may be incomplete
 	next  int64 // where they begin once it is
 }
 
@@ -57,7 +57,7 @@ type header struct {
 type Write struct {
 	// Seq orders the writes to one log.
 	Seq uint64
-	// Dev and Ino tell the file, Offset and Length the part of it.
+	// Dev and Ino identify the file, Offset and Length the part of it.
 	Dev, Ino       uint64
 	Offset, Length int64
 }
@@ -86,7 +86,7 @@ func Create(maxLine int) (*os.File, error) {
 		return nil, fmt.Errorf("size spool: %w", err)
 	}
 
-	// A mapping of it can then be touched without fear.
+	// A mapping of it can then be accessed without SIGBUS.
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("seal spool: %w", err)
@@ -94,7 +94,7 @@ func Create(maxLine int) (*os.File, error) {
 	return f, nil
 }
 
-// Open goes on with a spool that nobody else moves, and owns fd from then on.
+// Open continues a spool that no other process uses. fd stays open after Close.
 func Open(fd int) (*Spool, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -146,7 +146,7 @@ func read(fd int) (header, int64, error) {
 			return header{}, 0, fmt.Errorf("set position of spool: %w", err)
 		}
 	}
-	if pos < h.start && h.write.Length == 0 { // it was moved to the front, but for the note of it
+	if pos < h.start && h.write.Length == 0 { // compact was killed before it wrote the header
 		h.start = base
 	}
 
@@ -166,7 +166,7 @@ func (h *header) store(fd int) error {
 	return nil
 }
 
-// Close gives the memory back. The file stays open for whoever else has it.
+// Close unmaps the memory. The descriptor stays open.
 func (s *Spool) Close() {
 	if s.data != nil {
 		// It can fail only for memory that was not mapped.
@@ -181,18 +181,17 @@ func (s *Spool) FD() int { return s.fd }
 // Seq is the number of the last write.
 func (s *Spool) Seq() uint64 { return s.last.Seq }
 
-// MaxLine is the longest unfinished line for which there is room.
+// MaxLine is the longest unfinished line that fits, in bytes.
 func (s *Spool) MaxLine() int { return MaxLine(int64(len(s.data))) }
 
 // MaxLine is that of a spool of the given size.
 func MaxLine(size int64) int { return int(size-base-ReadSize-1) / 2 }
 
-// Held are the bytes that were taken in and not yet given up. They are valid
-// until the next call.
+// Held returns the bytes between Fill and Advance. They are valid until the next call.
 func (s *Spool) Held() []byte { return s.data[s.start:s.pos] }
 
 // Fill takes bytes from a pipe and returns them. At the pipe's end it returns
-// io.EOF. Not more than MaxLine bytes may be held.
+// io.EOF. At most MaxLine bytes may be held before.
 func (s *Spool) Fill(pipe int) ([]byte, error) {
 	if s.pos-base >= ReadSize || s.pos+ReadSize > int64(len(s.data)) {
 		if err := s.compact(); err != nil {
@@ -223,17 +222,17 @@ func (s *Spool) Fill(pipe int) ([]byte, error) {
 	}
 }
 
-// compact moves the held bytes to the front, if that is not where they are.
-// The copy must end before the original begins: until the header says so, the
-// position tells which of the two counts.
+// compact moves the held bytes to the front, unless they are there. The copy
+// must end before the original begins: until the header is written, the
+// position determines which of the two is valid.
 func (s *Spool) compact() error {
 	held := s.pos - s.start
 	if base+held >= s.start {
 		return nil
 	}
 
-	// The note of the last write is of no use any more, and would say where
-	// the bytes begin.
+	// The record of the last write is obsolete, and would determine where the
+	// bytes begin.
 	h := header{start: s.start, write: Write{Seq: s.last.Seq}}
 	if err := h.store(s.fd); err != nil {
 		return err
@@ -248,23 +247,23 @@ func (s *Spool) compact() error {
 	return h.store(s.fd)
 }
 
-// Intend notes that the first n of the held bytes are about to be written to a log.
+// Intend records that the first n of the held bytes are about to be written to a log.
 func (s *Spool) Intend(w Write, n int) error {
 	h := header{start: s.start, write: w, next: s.start + int64(n)}
 	s.last = w
 	return h.store(s.fd)
 }
 
-// Retract notes that the write that was intended has left nothing in the log.
+// Retract records that the intended write left nothing in the log.
 func (s *Spool) Retract() error {
 	h := header{start: s.start, write: Write{Seq: s.last.Seq}}
 	return h.store(s.fd)
 }
 
-// Advance gives up the first n of the held bytes.
+// Advance drops the first n of the held bytes.
 func (s *Spool) Advance(n int) { s.start += int64(n) }
 
-// Trim gives back memory that is not needed for what is held.
+// Trim frees memory that the held bytes do not need.
 func (s *Spool) Trim() error {
 	if s.high <= pageSize {
 		return nil
@@ -285,5 +284,5 @@ func (s *Spool) Trim() error {
 	return nil
 }
 
-// Bulky says that Trim may give something back.
+// Bulky reports whether Trim may free memory.
 func (s *Spool) Bulky() bool { return s.high > pageSize }

@@ -44,9 +44,9 @@ func pipe(t *testing.T) (r int, w *os.File) {
 	return fds[0], w
 }
 
-// TestNextMoverGoesOn gives up the mover at any time: what the next one finds
-// is what was taken in and not given up.
-func TestNextMoverGoesOn(t *testing.T) {
+// TestNextOwnerContinues reopens the spool at any time: it holds the bytes
+// between Fill and Advance.
+func TestNextOwnerContinues(t *testing.T) {
 	const maxLine = 300
 	f := create(t, maxLine)
 	r, w := pipe(t)
@@ -84,7 +84,7 @@ func TestNextMoverGoesOn(t *testing.T) {
 		}
 		if i%5 == 0 {
 			s.Close()
-			settle(t, f, done(t))
+			recoverSpool(t, f, done(t))
 			s = reopen(t, f)
 		}
 		if !bytes.Equal(s.Held(), held) {
@@ -109,7 +109,7 @@ func done(t *testing.T) *os.File {
 	return log
 }
 
-func settle(t *testing.T, spool, log *os.File) {
+func recoverSpool(t *testing.T, spool, log *os.File) {
 	t.Helper()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(log.Fd()), &st); err != nil {
@@ -131,13 +131,13 @@ func settle(t *testing.T, spool, log *os.File) {
 		}
 	}
 
-	if err := Settle([]int{int(spool.Fd())}, []int{int(log.Fd())}); err != nil {
+	if err := Recover([]int{int(spool.Fd())}, []int{int(log.Fd())}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// TestMoveIsDividable stops in the middle of the move to the front.
-func TestMoveIsDividable(t *testing.T) {
+// TestCompactInterrupted stops in the middle of the move to the front.
+func TestCompactInterrupted(t *testing.T) {
 	for stop, name := range []string{"before", "noted", "copied", "position set", "done"} {
 		f := create(t, 100)
 		fd := int(f.Fd())
@@ -169,7 +169,7 @@ func TestMoveIsDividable(t *testing.T) {
 
 		want := "held"
 		if stop == 0 {
-			want = "logged and held" // nobody was told
+			want = "logged and held" // Advance was not recorded
 		}
 		if got := string(reopen(t, f).Held()); got != want {
 			t.Errorf("%s: held %q", name, got)
@@ -177,8 +177,8 @@ func TestMoveIsDividable(t *testing.T) {
 	}
 }
 
-// TestSettle is cut short at any point of a write to the log.
-func TestSettle(t *testing.T) {
+// TestRecover interrupts a write to the log at any point.
+func TestRecover(t *testing.T) {
 	const before, line = "earlier\n", "the line\n"
 	for _, c := range []struct {
 		name, log, wantLog, wantHeld string
@@ -225,7 +225,7 @@ func TestSettle(t *testing.T) {
 				logs = logs[:1]
 			}
 			for range 2 { // the second time changes nothing
-				if err := Settle([]int{int(idle.Fd()), int(f.Fd())}, logs); err != nil {
+				if err := Recover([]int{int(idle.Fd()), int(f.Fd())}, logs); err != nil {
 					t.Fatal(err)
 				}
 			}

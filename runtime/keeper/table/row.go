@@ -14,24 +14,24 @@ import (
 	"crisp/runtime/orphan"
 )
 
-// orphanTimeout is how long the end of an orphan may take to be noticed here
-// once the keeper or a SIGKILL has reported it.
+// orphanTimeout is how long to wait for an orphan's exit here after the keeper
+// reported it or a SIGKILL was sent.
 const orphanTimeout = 2 * time.Second
 
-// state is how far a row has come.
+// state is the state of a row.
 type state int
 
 const (
-	// starting: the start is about to be sent, was sent, or was answered.
+	// starting: the start is about to be sent, was sent, or got its reply.
 	starting state = iota
 	// started: the row has what was started.
 	started
-	// ended: there is no process any more, or never was one. A pod still has
+	// ended: the process has exited, or there never was one. A pod still has
 	// its namespaces.
 	ended
 )
 
-// Row is a process, or a pod's namespaces, at the keeper.
+// Row is a process, or a pod's namespaces, held by the keeper.
 type Row struct {
 	id    string
 	kind  client.Kind
@@ -39,24 +39,24 @@ type Row struct {
 	hooks Hooks
 
 	// mu guards the fields below. It is held while the row is handed over, so
-	// that what is dropped is not handed to anyone afterwards.
+	// that a dropped row is not handed over afterwards.
 	mu    sync.Mutex
 	state state
-	// missed says that a keeper has come while the row was starting.
+	// missed: a new keeper connected while the row was starting.
 	missed  bool
 	process client.Started
 	log     *client.LogConfig
 	// keep names what the keeper holds along with the process; nil for nothing.
 	keep func() []client.Named
-	// orphan knows how the process ended if the keeper that was its parent has
-	// died before.
+	// orphan has the exit status of the process if the keeper that was its
+	// parent died first.
 	orphan *orphan.Orphan
 }
 
-// ID is what the keeper knows the row by.
+// ID is the row's ID at the keeper.
 func (r *Row) ID() string { return r.id }
 
-// Pid is the process, 0 before it has started.
+// Pid is the process's PID, 0 before it has started.
 func (r *Row) Pid() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,8 +78,8 @@ func (r *Row) Terminal() *os.File {
 	return r.process.Terminal
 }
 
-// Hold says what another keeper is to get besides the process: where its output
-// goes, and what is held along with it.
+// Hold sets what another keeper gets in addition to the process: where its
+// output goes, and the descriptors kept for it.
 func (r *Row) Hold(log *client.LogConfig, keep func() []client.Named) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -93,7 +93,7 @@ func (r *Row) Log() *client.LogConfig {
 	return r.log
 }
 
-// ChangeLog exchanges what [Row.Log] returns for what change makes of it.
+// ChangeLog replaces [Row.Log] by what change returns for it.
 func (r *Row) ChangeLog(change func(client.LogConfig) client.LogConfig) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -101,8 +101,8 @@ func (r *Row) ChangeLog(change func(client.LogConfig) client.LogConfig) {
 	r.log = &l
 }
 
-// Started notes what was started, whose descriptors become the row's. If a
-// keeper has come meanwhile, it is handed over now.
+// Started notes the started process, whose descriptors become the row's. If a
+// new keeper has connected meanwhile, it is handed over now.
 func (r *Row) Started(ctx context.Context, s *client.Started) error {
 	r.mu.Lock()
 	r.process, r.state = *s, started
@@ -133,8 +133,8 @@ func (r *Row) Started(ctx context.Context, s *client.Started) error {
 	return nil
 }
 
-// handOver makes sure that a keeper has the row, given whether it has, and the
-// end of its process, if that is known.
+// handOver makes sure that a keeper has the row. has says whether it already
+// does, exit is the exit of its process if known.
 func (r *Row) handOver(ctx context.Context, k keeper, has bool, exit *client.Exit) {
 	r.mu.Lock()
 	if r.state == starting {
@@ -156,7 +156,7 @@ func (r *Row) handOver(ctx context.Context, k keeper, has bool, exit *client.Exi
 }
 
 // adopt gives the row to a keeper, unless that has it. A process that is known
-// to have ended is left out. It is called with mu held.
+// to have exited is left out. It is called with mu held.
 func (r *Row) adopt(ctx context.Context, k keeper, exited bool) error {
 	a := client.Adoption{ID: r.id, Kind: r.kind, Started: r.process, Log: r.log}
 	if r.state == ended || exited {
@@ -182,7 +182,7 @@ func (r *Row) adopt(ctx context.Context, k keeper, exited bool) error {
 		return err
 	}
 
-	// It is the keeper that started the process after all.
+	// The keeper is the one that started the process after all.
 	if r.orphan != nil && !wasOrphan {
 		r.table.reaper.Release(r.orphan)
 		r.orphan = nil
@@ -190,10 +190,10 @@ func (r *Row) adopt(ctx context.Context, k keeper, exited bool) error {
 	return nil
 }
 
-// Exit completes the end of a process as a keeper reported it. If the keeper
-// that started it had died it became the daemon's child, and the new one, which
-// is not its parent, may not know how it ended. Neither may the daemon: then it
-// is not known.
+// Exit completes an exit that a keeper reported. If the keeper that started the
+// process had died, the process became the daemon's child, and the new keeper,
+// which is not its parent, may not know the exit status. known is false if the
+// daemon does not know it either.
 func (r *Row) Exit(e client.Exit) (_ client.Exit, known bool) {
 	r.mu.Lock()
 	o := r.orphan
@@ -218,12 +218,12 @@ func (r *Row) Exit(e client.Exit) (_ client.Exit, known bool) {
 	return e, o.Known
 }
 
-// Reap waits a moment for the end of a process that was killed because no
-// keeper has it.
+// Reap waits up to two seconds for the exit of a process that was killed
+// because no keeper holds it.
 func (r *Row) Reap() error {
 	r.mu.Lock()
 	o, err := r.table.reaper.Watch(r.process.Pid, r.process.PidFD)
-	r.mu.Unlock() // a keeper that comes must not wait for this
+	r.mu.Unlock() // a new keeper must not wait for this
 	if err != nil {
 		return err
 	}
@@ -235,7 +235,7 @@ func (r *Row) Reap() error {
 	return nil
 }
 
-// Signal sends a signal to the process; one that is dead is fine.
+// Signal sends a signal to the process; a dead process is not an error.
 func (r *Row) Signal(sig unix.Signal) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -245,7 +245,7 @@ func (r *Row) Signal(sig unix.Signal) error {
 	return client.Signal(r.process.PidFD, sig)
 }
 
-// End notes that the process has ended, or was never started. A pod's
+// End notes that the process has exited, or was never started. A pod's
 // namespaces are handed over all the same.
 func (r *Row) End() {
 	r.mu.Lock()
@@ -253,8 +253,8 @@ func (r *Row) End() {
 	r.state = ended
 }
 
-// Abandon says that no other keeper is to get the row. The end of its process
-// is still reported.
+// Abandon excludes the row from handover to other keepers. The exit of its
+// process is still reported.
 func (r *Row) Abandon() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -268,7 +268,7 @@ func (r *Row) CloseLog() {
 	r.log.Close()
 }
 
-// Drop takes the row out of the table and closes its descriptors, but for the
+// Drop removes the row from the table and closes its descriptors, except the
 // namespaces, which are the caller's.
 func (r *Row) Drop() {
 	r.table.drop(r)

@@ -14,26 +14,26 @@ import (
 	"crisp/runtime/orphan"
 )
 
-// connectRetry is how long the daemon waits before it tries again to start a keeper.
+// connectRetry is how long the daemon waits before it retries to start a keeper.
 const connectRetry = time.Second
 
-// Table is the daemon's processes. Its methods may be used concurrently.
+// Table holds the daemon's processes. Its methods may be used concurrently.
 type Table struct {
 	link *client.Link
-	// retry makes a request of the present keeper, and once more of the next if
-	// that dies over it. It and recordedExits are the link's, but for tests.
+	// retry sends a request to the present keeper, and again to the next one if
+	// it dies meanwhile. It and recordedExits are the link's, except in tests.
 	retry         func(ctx context.Context, request func(keeper) error) error
 	recordedExits func() (map[string]client.Exit, error)
-	// reaper reaps what a keeper that died leaves to the daemon.
+	// reaper reaps the children of a keeper that died.
 	reaper *orphan.Reaper
-	// unknown gets the ends of processes without a row.
+	// unknown gets the exits of processes without a row.
 	unknown func(client.Exit)
 
 	mu   sync.Mutex
 	rows map[string]*Row // guarded by mu; by the keeper's id
 }
 
-// keeper is what a keeper is asked for when it takes over; [client.Client] is one.
+// keeper is the part of [client.Client] that a handover needs.
 type keeper interface {
 	List(ctx context.Context) ([]client.Entry, error)
 	Adopt(ctx context.Context, a client.Adoption) error
@@ -41,15 +41,15 @@ type keeper interface {
 
 // Hooks are called when something happens to a row. They must not block.
 type Hooks struct {
-	// Ended gets the end of the row's process, perhaps more than once.
+	// Ended gets the exit of the row's process, perhaps more than once.
 	Ended func(client.Exit)
-	// Lost says that the row's process cannot be handed to a new keeper, so
-	// that its end will not be reported.
+	// Lost is called when the row's process cannot be handed to a new keeper,
+	// so that its exit will not be reported.
 	Lost func(error)
 }
 
-// New makes an empty table. The function gets the ends of processes without a
-// row; it must not block.
+// New makes an empty table. unknown gets the exits of processes without a row;
+// it must not block.
 func New(l *client.Link, unknown func(client.Exit)) *Table {
 	return &Table{
 		link: l, recordedExits: l.RecordedExits,
@@ -60,7 +60,7 @@ func New(l *client.Link, unknown func(client.Exit)) *Table {
 	}
 }
 
-// Begin makes the row of what is about to be started under an id.
+// Begin adds the row of a process that is about to be started under an ID.
 func (t *Table) Begin(id string, kind client.Kind, h Hooks) *Row {
 	r := &Row{id: id, kind: kind, table: t, hooks: h}
 	t.mu.Lock()
@@ -69,7 +69,7 @@ func (t *Table) Begin(id string, kind client.Kind, h Hooks) *Row {
 	return r
 }
 
-// Restore makes the row of what the keeper has had since an earlier daemon.
+// Restore adds the row of an entry that the keeper has held since an earlier daemon.
 func (t *Table) Restore(e *client.Entry, h Hooks) *Row {
 	r := t.Begin(e.ID, e.Kind, h)
 	r.mu.Lock()
@@ -93,8 +93,7 @@ func (t *Table) drop(r *Row) {
 	}
 }
 
-// Run reports the ends of processes, and puts another keeper in the place of
-// one that died, until ctx ends.
+// Run reports exits, and replaces a keeper that died by another one, until ctx ends.
 func (t *Table) Run(ctx context.Context) {
 	var reaping sync.WaitGroup
 	defer reaping.Wait()
@@ -108,7 +107,7 @@ func (t *Table) Run(ctx context.Context) {
 	}
 }
 
-// follow returns when the keeper is gone or ctx has ended.
+// follow reports exits until the keeper is gone or ctx ends.
 func (t *Table) follow(ctx context.Context, c *client.Client) {
 	for {
 		select {
@@ -123,7 +122,7 @@ func (t *Table) follow(ctx context.Context, c *client.Client) {
 	}
 }
 
-// ended reports an end.
+// ended reports an exit.
 func (t *Table) ended(e client.Exit) {
 	if r := t.row(e.ID); r != nil {
 		r.hooks.Ended(e)
@@ -132,10 +131,10 @@ func (t *Table) ended(e client.Exit) {
 	}
 }
 
-// replace connects to the next keeper and hands it what the last one had.
+// replace connects to the next keeper and hands it the rows of the last one.
 func (t *Table) replace(ctx context.Context) {
 	klog.InfoS("Lost the connection to the keeper; looking for it or starting another")
-	t.reaper.Hurry()
+	t.reaper.ScanSoon()
 	for {
 		c, err := t.link.Reconnect(ctx)
 		if err == nil {
@@ -155,11 +154,11 @@ func (t *Table) replace(ctx context.Context) {
 	}
 }
 
-// handOver goes through the rows for a keeper that is not the present one yet.
+// handOver hands all rows to a keeper before it becomes the present one.
 func (t *Table) handOver(ctx context.Context, k keeper) {
 	held, err := holdings(ctx, k)
-	if err != nil { // it is gone, too: the next one is asked
-		klog.ErrorS(err, "Could not ask the keeper what it holds")
+	if err != nil { // it is gone, too: try the next one
+		klog.ErrorS(err, "Could not list the keeper's entries")
 		return
 	}
 	recorded, err := t.recordedExits()
@@ -181,7 +180,7 @@ func (t *Table) handOver(ctx context.Context, k keeper) {
 	}
 }
 
-// holdings are what a keeper has, each with its end if that has come.
+// holdings returns the IDs that a keeper holds, with the exits of ended processes.
 func holdings(ctx context.Context, k keeper) (map[string]*client.Exit, error) {
 	list, err := k.List(ctx)
 	if err != nil {
@@ -196,6 +195,6 @@ func holdings(ctx context.Context, k keeper) (map[string]*client.Exit, error) {
 	return held, nil
 }
 
-// isLost reports whether a request failed because its keeper died, so that the
-// next one is asked.
+// isLost reports whether a request failed because its keeper died, so that it
+// is sent to the next one.
 func isLost(err error) bool { return errors.Is(err, client.ErrLost) }

@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
-// fake is a keeper that remembers what it is given.
+// fake is a keeper that records what it is given.
 type fake struct {
 	mu      sync.Mutex
 	has     []client.Entry
@@ -103,9 +103,9 @@ func process(t *testing.T) *client.Started {
 	return st
 }
 
-// TestKeeperComesAtAnyTime has keepers come at any time of a start: each is
-// handed what was started, by the table or by the start, once.
-func TestKeeperComesAtAnyTime(t *testing.T) {
+// TestKeeperConnectsAtAnyTime has keepers connect at any time of a start: each
+// is handed the started process once, by the table or by the start.
+func TestKeeperConnectsAtAnyTime(t *testing.T) {
 	for _, kind := range []client.Kind{client.Container, client.Exec} {
 		for name, keepers := range map[string][2]int{
 			"none": {0, 0}, "one before the answer": {1, 0}, "two before the answer": {2, 0},
@@ -141,7 +141,7 @@ func TestKeeperComesAtAnyTime(t *testing.T) {
 	}
 }
 
-// TestHandOver asks each kind of row what a new keeper gets of it.
+// TestHandOver checks what a new keeper gets of each kind of row.
 func TestHandOver(t *testing.T) {
 	s := newScene()
 	begin := func(id string, kind client.Kind) *Row {
@@ -196,9 +196,9 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
-// TestEndedBeforeTheAnswer starts what has ended, as a dead keeper recorded,
-// before its start was answered.
-func TestEndedBeforeTheAnswer(t *testing.T) {
+// TestExitedBeforeReply starts a process whose exit a dead keeper recorded
+// before the reply to its start.
+func TestExitedBeforeReply(t *testing.T) {
 	s := newScene()
 	r := s.Begin("it", client.Container, s.hooks())
 	s.handOver(t.Context(), s.next)
@@ -211,8 +211,8 @@ func TestEndedBeforeTheAnswer(t *testing.T) {
 	}
 }
 
-// TestKeeperRefuses tells a keeper that refuses from one that is gone: the next
-// one gets what that one could not be given.
+// TestKeeperRefuses distinguishes a keeper that refuses a row from one that is
+// gone: the next one gets the row then.
 func TestKeeperRefuses(t *testing.T) {
 	s := newScene()
 	r := s.Begin("it", client.Exec, s.hooks())
@@ -234,8 +234,8 @@ func TestKeeperRefuses(t *testing.T) {
 	}
 }
 
-// TestUnknownEnd reports the end of a process that has no row.
-func TestUnknownEnd(t *testing.T) {
+// TestUnknownExit reports the exit of a process without a row.
+func TestUnknownExit(t *testing.T) {
 	s := newScene()
 	s.Table.ended(client.Exit{ID: "other", Code: 9})
 	if len(s.ended) != 1 || s.ended[0].Code != 9 {

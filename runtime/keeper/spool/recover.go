@@ -6,15 +6,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Settle decides, for the streams of one log, whether the last write that
-// their former mover had begun was done, and undoes it if it was done in part.
-// logs are the files that it may have gone to. Afterwards the spools hold
-// exactly what is not in the log.
+// Recover determines, for the streams of one log, whether the last write of the
+// previous owner is complete, and undoes a partial one. logs are the files that
+// it may have gone to. Afterwards the spools hold exactly the bytes that are
+// not in the log.
 //
-// Writes to a log are made one after the other, and those that failed were
-// retracted, so all but the last are complete. That one is, too, if the file has the size it should have; a file
-// that is smaller than before it was emptied by somebody else meanwhile.
-func Settle(spools, logs []int) error {
+// Writes to a log are sequential, and failed ones were retracted, so all but
+// the last are complete. The last one is complete if the file has the expected
+// size; a file smaller than before the write was truncated meanwhile by another
+// program.
+func Recover(spools, logs []int) error {
 	headers := make([]header, len(spools))
 	last := -1
 	for i, fd := range spools {
@@ -54,9 +55,9 @@ func Settle(spools, logs []int) error {
 	return nil
 }
 
-// done says whether a write is complete. One that is not leaves nothing. A
-// file that nobody has any more is taken not to have it: twice is better than
-// not at all.
+// done reports whether a write is complete, and cuts a partial one off the log.
+// A write to a file that is not among logs counts as missing: logging it twice
+// is better than losing it.
 func (w *Write) done(logs []int) (bool, error) {
 	for _, fd := range logs {
 		var st unix.Stat_t
