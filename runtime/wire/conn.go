@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// maxPacket is the largest packet; all but names is in descriptors.
+	// maxPacket is the largest packet; bulk data is passed by descriptors.
 	maxPacket = 32 << 10
 	// maxRights is the kernel's SCM_MAX_FD.
 	maxRights = 253
@@ -26,11 +26,11 @@ const (
 	sendTimeout = 10 * time.Second
 )
 
-// Packet is a message with what travels along.
+// Packet is a message with its sequence number and descriptors.
 type Packet struct {
 	Seq uint32
 	Msg Message
-	// Files belong to the receiver. They are > 2 when 0, 1 and 2 are open.
+	// Files are the receiver's. Their numbers are > 2 when 0, 1 and 2 are open.
 	Files Files
 }
 
@@ -59,7 +59,7 @@ func NewConn(fd int) (*Conn, error) {
 	return &Conn{file: file, raw: raw}, nil
 }
 
-// CheckPeer makes sure that the peer runs under the same user.
+// CheckPeer checks that the peer runs as the same user.
 func (c *Conn) CheckPeer() error {
 	var cred *unix.Ucred
 	var err error
@@ -81,8 +81,8 @@ func (c *Conn) CheckPeer() error {
 // Close ends the connection; a Recv under way returns an error.
 func (c *Conn) Close() error { return c.file.Close() }
 
-// HungUp reports whether the peer is gone. Packets that it sent before may be
-// unread.
+// HungUp reports whether the peer has disconnected. Packets that it sent before
+// may be unread.
 func (c *Conn) HungUp() bool {
 	gone := true // if this end is closed
 	_ = c.raw.Control(func(fd uintptr) {
@@ -205,7 +205,7 @@ func (c *Conn) recvPacket() (b []byte, fds []int, err error) {
 		}
 	})
 
-	if rerr != nil { // the only cause, and not told by a sentinel
+	if rerr != nil { // the file is closed, the only cause; there is no sentinel for it
 		err = os.ErrClosed
 	}
 	switch {

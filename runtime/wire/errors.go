@@ -2,14 +2,14 @@ package wire
 
 import "errors"
 
-// Errors of the protocol, and those that a keeper answers with.
+// Errors of the protocol, and those in replies of a keeper.
 var (
-	// ErrProtocol is a packet that makes no sense; the connection is of no use any more.
+	// ErrProtocol is an invalid packet; the connection is unusable afterwards.
 	ErrProtocol = errors.New("protocol violation")
 	// ErrVersion is a peer that speaks another version.
 	ErrVersion = errors.New("protocol version not supported")
-	// ErrPeer is a peer that runs under another user.
-	ErrPeer = errors.New("peer has another user")
+	// ErrPeer is a peer that runs as another user.
+	ErrPeer = errors.New("peer runs as another user")
 
 	// ErrExists is a start under an ID that is taken.
 	ErrExists = errors.New("id already exists")
@@ -21,6 +21,6 @@ var (
 	ErrNotRunning = errors.New("process is not running")
 	// ErrInvalid is a request whose parts do not fit together.
 	ErrInvalid = errors.New("invalid request")
-	// ErrCanceled is a start that ended because it was called off.
+	// ErrCanceled is a start that was cancelled.
 	ErrCanceled = errors.New("start canceled")
 )

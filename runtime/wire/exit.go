@@ -10,8 +10,8 @@ import (
 // ErrRecord is an exit record that cannot be read.
 var ErrRecord = errors.New("malformed exit record")
 
-// exitFormat is an exit record, which outlives the keeper in a file. Keepers of
-// before wrote it without the last line, as version 1.
+// exitFormat is an exit record, which outlives the keeper in a file. Earlier
+// keepers wrote it without the last line, as version 1.
 const exitFormat = "crisp exit 2\nid %s\nkind %d\npid %d\ncode %d\nsignal %d\nat %d\noom %d\n"
 
 // Record returns the exit as the content of its file.
@@ -32,10 +32,10 @@ func ParseRecord(b []byte) (Exited, error) {
 	return m, nil
 }
 
-// Time returns when the process ended.
+// Time returns when the process exited.
 func (m Exited) Time() time.Time { return time.Unix(0, m.At) }
 
-// ValidID says whether an ID may be used: it names a file too.
+// ValidID reports whether an ID is valid: it is also used as a file name.
 func ValidID(id string) bool {
 	if id == "" || len(id) > 200 || id[0] == '.' {
 		return false

@@ -5,27 +5,27 @@ import (
 	"fmt"
 )
 
-// What may be there more than once has its bounds.
+// Bounds of the roles with several descriptors.
 const (
-	// MaxKept bounds the descriptors that are kept under an ID.
+	// MaxKept bounds the kept descriptors of an ID.
 	MaxKept = 64
-	// MaxFormer bounds the files that a log may have gone to before.
+	// MaxFormer bounds the former files of a log.
 	MaxFormer = 16
 )
 
-// Check reports how the files of a start differ from what it may have.
+// Check validates the files of a start.
 func (m Start) Check(f Files) error {
 	stdout, stderr := Streams()[0], Streams()[1]
 	switch {
 	case m.Hold && f.Has(Log):
 		return errors.New("a sandbox has no log")
 	case m.Terminal && (f.Has(stderr.Pipe) || f.Has(stdout.Pipe) != f.Has(Log)):
-		return errors.New("a terminal has one stream, and that a log")
+		return errors.New("a terminal needs stdout and a log, and has no stderr")
 	}
 	return f.check(append(logRoles(f), Plan), Input, Kept)
 }
 
-// Check reports how the files differ from what another keeper may have held.
+// Check validates the files of an entry of another keeper.
 func (m Adopt) Check(f Files) error {
 	lives := m.Started.Pid != 0
 	if !lives && f.Has(Log) {
@@ -34,13 +34,13 @@ func (m Adopt) Check(f Files) error {
 	return CheckHeld(f, lives, Former)
 }
 
-// Check reports how the files differ from those of a plan that ran.
+// Check validates the files of a plan that ran.
 func (m Started) Check(f Files) error { return f.check(pidRoles(m.Pid != 0), Terminal, Namespace) }
 
-// Check reports how the files of an entry differ from what it says.
+// Check validates the files of an entry.
 func (m Entry) Check(f Files) error { return CheckHeld(f, m.Started.Pid != 0 && m.Exit == nil) }
 
-// Check reports how the files differ from the sinks of streams.
+// Check validates the sinks of streams.
 func (Attach) Check(f Files) error {
 	if len(f) == 0 {
 		return errors.New("nothing to copy to")
@@ -48,15 +48,15 @@ func (Attach) Check(f Files) error {
 	return f.check(nil, Streams()[0].Sinks, Streams()[1].Sinks)
 }
 
-// Check reports how the files differ from a log.
+// Check validates that the files are one log.
 func (Reopen) Check(f Files) error { return f.check([]Role{Log}) }
 
-// Check reports how the files differ from a program.
+// Check validates that the files are one program.
 func (Upgrade) Check(f Files) error { return f.check([]Role{Program}) }
 
-// CheckHeld reports how a set differs from what is held for one ID, with a
-// process that lives or without one; there may be more roles in it. A stream is
-// there with pipe, spool and log or not at all.
+// CheckHeld validates the descriptors held for one ID, with or without a
+// running process; the roles in more are optional. A stream needs pipe, spool
+// and log.
 func CheckHeld(f Files, lives bool, more ...Role) error {
 	return f.check(append(pidRoles(lives), logRoles(f)...), append(more, Terminal, Namespace, Kept)...)
 }
@@ -68,8 +68,8 @@ func pidRoles(lives bool) (need []Role) {
 	return need
 }
 
-// logRoles returns what must be there given what is: no stream without its
-// spool, and none without a log.
+// logRoles returns the roles that those present require: each stream needs its
+// spool, and a log.
 func logRoles(f Files) (need []Role) {
 	for _, s := range Streams() {
 		if f.Has(s.Pipe) || f.Has(s.Spool) {
@@ -84,10 +84,10 @@ func logRoles(f Files) (need []Role) {
 
 func (f Files) check(need []Role, may ...Role) error {
 	if n := len(f.Of(Kept)); n > MaxKept {
-		return fmt.Errorf("%d kept descriptors, at most %d are possible", n, MaxKept)
+		return fmt.Errorf("%d kept descriptors, want at most %d", n, MaxKept)
 	}
 	if n := len(f.Of(Former)); n > MaxFormer {
-		return fmt.Errorf("%d former logs, at most %d are possible", n, MaxFormer)
+		return fmt.Errorf("%d former logs, want at most %d", n, MaxFormer)
 	}
 	return f.Check(need, may)
 }

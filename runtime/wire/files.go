@@ -11,33 +11,32 @@ import (
 	"crisp/runtime/wire/pack"
 )
 
-// Role says what a descriptor is for. A new kind of descriptor is a new role;
-// how it travels, passes to the next program of a keeper and is stored follows.
+// Role is the purpose of a descriptor. A new kind of descriptor only needs a
+// new role to be sent, passed to the keeper's next program and stored.
 //
-// A role that ends in "/" is a family: its members have a name behind it, each
-// another. One that ends in "..." is a list: descriptors may share it, and
-// their order counts. Of all others there is one descriptor at most.
+// A role that ends in "/" is a family: its members append a unique name. One
+// that ends in "..." is a list: several descriptors may have it, and their
+// order matters. Any other role has at most one descriptor.
 //
-// A role is part of what is stored and of what passes from one version to the
-// next, so none changes its text.
+// Roles are part of the stored data and of the state that passes between
+// versions, so their text must not change.
 type Role string
 
-// The roles, but for those of [Streams].
+// The roles, except those of [Streams].
 const (
-	// Program is what a keeper is to continue as, in a sealed memfd.
+	// Program is the program that a keeper executes, in a sealed memfd.
 	Program Role = "program"
-	// Plan is an encoded plan in a sealed memfd, Input its inputs in its order.
+	// Plan is an encoded plan in a sealed memfd, Input its inputs in order.
 	Plan  Role = "plan"
 	Input Role = "input..."
 
 	PidFD     Role = "pidfd"
-	Terminal  Role = "terminal" // its master end
+	Terminal  Role = "terminal" // the master end
 	Namespace Role = "ns/"
-	// Kept is held under its name until a daemon gives it up.
+	// Kept is held under its name until a daemon closes it.
 	Kept Role = "keep/"
 
-	// Log is where the output goes, Former where it may have gone before, the
-	// oldest first.
+	// Log is where the output goes, Former where it may have gone before, oldest first.
 	Log    Role = "log"
 	Former Role = "former..."
 )
@@ -49,7 +48,7 @@ type Stream struct {
 	// Pipe is the read end of the container's pipe or, with a terminal, the pipe
 	// that the terminal's output passes through.
 	Pipe Role
-	// Spool is what was read and is not yet in the log.
+	// Spool holds what was read and is not logged yet.
 	Spool Role
 	// Sinks are the write ends of pipes to which the output is copied.
 	Sinks Role
@@ -85,8 +84,8 @@ type File struct {
 	FD   int
 }
 
-// Files is a set of descriptors by role. Who has it owns them, unless told
-// otherwise, until they are taken out of it.
+// Files is a set of descriptors by role. Its holder owns them, unless
+// documented otherwise, until they are taken out of it.
 type Files []File
 
 // maxFiles bounds the descriptors of one set.
@@ -120,14 +119,14 @@ func (f Files) Of(roles ...Role) (list Files) {
 	return list
 }
 
-// Take takes a descriptor out of the set, -1 if it is not there.
+// Take removes a descriptor from the set and returns it, -1 if there is none.
 func (f *Files) Take(r Role) int {
 	fd := f.FD(r)
 	*f = slices.DeleteFunc(*f, func(x File) bool { return x.Role == r && x.FD == fd })
 	return fd
 }
 
-// TakeAll takes all descriptors with one of the roles out of the set.
+// TakeAll removes all descriptors with one of the roles from the set and returns them.
 func (f *Files) TakeAll(roles ...Role) Files {
 	list := f.Of(roles...)
 	if len(list) > 0 {
@@ -159,14 +158,14 @@ func (f Files) Copy() (Files, error) {
 	return copies, nil
 }
 
-// Close closes what is in the set.
+// Close closes all descriptors of the set.
 func (f Files) Close() {
 	for _, x := range f {
 		unix.Close(x.FD)
 	}
 }
 
-// among returns the one of roles that r is, "" if it is none of them.
+// among returns the member of roles that r is, "" if there is none.
 func (r Role) among(roles []Role) Role {
 	for _, of := range roles {
 		if r.Is(of) {
@@ -176,9 +175,8 @@ func (r Role) among(roles []Role) Role {
 	return ""
 }
 
-// Check reports how a set that came from outside differs from what is
-// expected: all of need, some of may, nothing else, and nothing twice that is
-// not a list.
+// Check validates a received set: it has all of need, some of may, nothing
+// else, and no duplicates except in lists.
 func (f Files) Check(need, may []Role) error {
 	for i, x := range f {
 		of := x.Role.among(need)
@@ -187,9 +185,9 @@ func (f Files) Check(need, may []Role) error {
 		}
 		switch {
 		case of == "":
-			return fmt.Errorf("descriptor %q is not expected", x.Role)
+			return fmt.Errorf("unexpected descriptor %q", x.Role)
 		case !of.isList() && f[:i].Has(x.Role):
-			return fmt.Errorf("descriptor %q is there twice", x.Role)
+			return fmt.Errorf("duplicate descriptor %q", x.Role)
 		}
 	}
 
@@ -201,7 +199,7 @@ func (f Files) Check(need, may []Role) error {
 	return nil
 }
 
-// PutRoles writes the roles of the set, equal ones in a row as one with a count.
+// PutRoles writes the roles of the set, run-length encoded.
 func (f Files) PutRoles(w *pack.Writer) {
 	var runs uint64
 	for i := range f {
@@ -246,7 +244,7 @@ func CloseAll(fds []int) {
 	}
 }
 
-// Number returns f's descriptor without changing its blocking mode, as Fd would.
+// Number returns f's descriptor without changing its blocking mode as Fd does.
 func Number(f *os.File) (int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {

@@ -60,12 +60,12 @@ func TestCheckFiles(t *testing.T) {
 	}{
 		"none":           {nil, `descriptor "log" is missing`},
 		"missing":        {good[:5], `descriptor "log" is missing`},
-		"unknown":        {append(good[:6:6], File{"stdout/color", 9}), `descriptor "stdout/color" is not expected`},
-		"not expected":   {append(good[:6:6], File{PidFD, 9}), `descriptor "pidfd" is not expected`},
-		"twice":          {append(good[:6:6], File{Log, 9}), `descriptor "log" is there twice`},
-		"a member twice": {append(good[:6:6], File{Kept.Of("a"), 9}), `descriptor "keep/a" is there twice`},
-		"no name":        {append(good[:6:6], File{Kept, 9}), `descriptor "keep/" is not expected`},
-		"no role":        {append(good[:6:6], File{"", 9}), `descriptor "" is not expected`},
+		"unknown":        {append(good[:6:6], File{"stdout/color", 9}), `unexpected descriptor "stdout/color"`},
+		"not expected":   {append(good[:6:6], File{PidFD, 9}), `unexpected descriptor "pidfd"`},
+		"twice":          {append(good[:6:6], File{Log, 9}), `duplicate descriptor "log"`},
+		"a member twice": {append(good[:6:6], File{Kept.Of("a"), 9}), `duplicate descriptor "keep/a"`},
+		"no name":        {append(good[:6:6], File{Kept, 9}), `unexpected descriptor "keep/"`},
+		"no role":        {append(good[:6:6], File{"", 9}), `unexpected descriptor ""`},
 	} {
 		if err := test.files.Check(need, may); err == nil || err.Error() != test.want {
 			t.Errorf("%s: error %v, want %s", name, err, test.want)
@@ -105,7 +105,7 @@ func TestRolesRoundTrip(t *testing.T) {
 	}
 }
 
-// TestNumber wants a file to stay in the mode that it has.
+// TestNumber expects a file to keep its blocking mode.
 func TestNumber(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -15,10 +15,10 @@ import (
 // Version is the version of the protocol.
 const Version = 4
 
-// Kind is what a held thing is.
+// Kind is the kind of an entry.
 type Kind uint8
 
-// The kinds of thing.
+// The kinds of entries.
 const (
 	Sandbox Kind = iota + 1
 	Container
@@ -69,32 +69,32 @@ const (
 // maxText bounds the text of an error.
 const maxText = 8 << 10
 
-// Hello opens a connection in both directions. It never changes its form, nor
-// does [Fail], so that every version understands why another hangs up.
+// Hello opens a connection in both directions. Its form never changes, nor that
+// of [Fail], so that every version understands why another disconnects.
 type Hello struct{ Version uint64 }
 
-// Upgrade is sent in place of Hello, and on no account changes its form, so that
-// a keeper of any version can be replaced: alone of all messages it does not
-// say the role of its file, which is always [Program]. If the connection ends
-// without an answer the program runs.
+// Upgrade is sent in place of Hello. Its form never changes either, so that a
+// keeper of any version can be replaced: unlike all other messages it does not
+// carry the role of its file, which is always [Program]. If the connection ends
+// without a reply the program runs.
 type Upgrade struct{}
 
-// Start asks for a plan to be run.
+// Start requests that a plan be run.
 type Start struct {
 	ID   string
 	Kind Kind
-	// Terminal says that the plan passes a terminal's master end. The pipe of
-	// stdout is then the keeper's own, which the output passes through.
+	// Terminal: the plan passes a terminal's master end. The pipe of stdout is
+	// then the keeper's own, which the output passes through.
 	Terminal bool
 	// Hold keeps the namespaces of a sandbox; Pause its process too.
 	Hold, Pause bool
-	// Gate asks for Waiting and Proceed at the plan's first gate.
+	// Gate requests Waiting and Proceed at the plan's first gate.
 	Gate bool
 	// MaxLine is where log lines are split, 0 for the default.
 	MaxLine int64
 }
 
-// Adopt hands over what another keeper held.
+// Adopt hands over an entry of another keeper.
 type Adopt struct {
 	ID      string
 	Kind    Kind
@@ -102,20 +102,20 @@ type Adopt struct {
 	MaxLine int64
 }
 
-// Proceed answers Waiting.
+// Proceed is the reply to Waiting.
 type Proceed struct{ OK bool }
 
-// Cancel calls off a start.
+// Cancel cancels a start.
 type Cancel struct{}
 
-// List asks for everything that is held.
+// List requests all entries.
 type List struct{}
 
-// Reopen makes a log go on in another file, its only file.
+// Reopen continues a log in another file, its only file.
 type Reopen struct{ ID string }
 
 // OutputLost is the mode that the keeper gives a pipe of [Attach] whose reader
-// was too slow, before it closes it; others keep the mode they were made with.
+// was too slow, before it closes it; others keep their mode.
 const OutputLost = 0
 
 // Attach copies a container's output to the sinks of its streams.
@@ -130,16 +130,16 @@ type Forget struct{ ID string }
 // Done is success.
 type Done struct{}
 
-// Waiting says that a child stands at its first gate.
+// Waiting reports that a child waits at its first gate.
 type Waiting struct{ Pid int64 }
 
-// Started says that a plan ran.
+// Started reports that a plan ran.
 type Started struct {
 	Pid int64 // 0 without a process
 	At  int64 // nanoseconds since 1970
 }
 
-// Entry is one held thing.
+// Entry is what is held under one ID.
 type Entry struct {
 	ID      string
 	Kind    Kind
@@ -149,7 +149,7 @@ type Entry struct {
 	Exit    *Exited
 }
 
-// Exited says that a process ended and that its output is in its log.
+// Exited reports that a process exited and that its output is logged.
 type Exited struct {
 	ID     string
 	Kind   Kind
@@ -157,8 +157,7 @@ type Exited struct {
 	Code   int64
 	Signal int64
 	At     int64 // nanoseconds since 1970
-	// OOMKills counts the processes of its cgroup that were killed for want of
-	// memory, 0 if it is not known.
+	// OOMKills counts the OOM kills in its cgroup, 0 if unknown.
 	OOMKills int64
 }
 
@@ -329,19 +328,19 @@ func decode(typ byte, payload []byte, n int) (m Message, files Files, err error)
 	return m, files, nil
 }
 
-// Fail is an error. The sender makes it with [NewFail]; the receiver turns it
-// back with Unwrap into an error that errors.Is and errors.As recognise.
+// Fail is an error. The sender makes it with [NewFail]; at the receiver
+// errors.Is and errors.As work on it.
 type Fail struct {
 	Code Code
 	Text string
 	Step *spawn.StepError
 }
 
-// Code tells errors apart across the socket.
+// Code identifies errors across the socket.
 type Code uint8
 
-// codes lists the errors that survive the socket, sentinels and the limits of
-// the machine; an error's code is its index plus one, and 0 any other error.
+// codes lists the errors that survive the socket, sentinels and exhausted
+// resources; an error's code is its index plus one, and 0 is any other error.
 func codes() []error {
 	return []error{
 		ErrVersion, ErrExists, ErrNotFound, ErrRunning, ErrNotRunning, ErrInvalid, ErrCanceled, spawn.ErrDied,
@@ -374,7 +373,7 @@ func NewFail(err error) Fail {
 // Error returns the text of the error at its origin.
 func (f Fail) Error() string { return f.Text }
 
-// Unwrap returns the step or the known error that was the cause, if there was one.
+// Unwrap returns the failed step or the known error that was the cause, nil for neither.
 func (f Fail) Unwrap() error {
 	if f.Step != nil {
 		return f.Step

@@ -170,8 +170,8 @@ func openFDs(t *testing.T) int {
 	return len(list)
 }
 
-// TestNonsenseLeaksNothing sends packets that make no sense, with descriptors.
-func TestNonsenseLeaksNothing(t *testing.T) {
+// TestInvalidPacketsLeakNothing sends invalid packets with descriptors.
+func TestInvalidPacketsLeakNothing(t *testing.T) {
 	for name, send := range map[string]func(fd int, rights []byte) error{
 		"empty":        func(fd int, r []byte) error { return unix.Sendmsg(fd, nil, r, nil, 0) },
 		"short":        func(fd int, r []byte) error { return unix.Sendmsg(fd, []byte{1, 2}, r, nil, 0) },
@@ -197,7 +197,7 @@ func TestNonsenseLeaksNothing(t *testing.T) {
 		"files without end": func(fd int, r []byte) error {
 			for range maxFiles/2 + 1 {
 				if err := unix.Sendmsg(fd, []byte{typeMore, 1, 0, 0, 0}, r, nil, 0); err != nil {
-					return nil // the receiver has hung up
+					return nil // the receiver has disconnected
 				}
 			}
 			return nil
@@ -232,9 +232,9 @@ func TestNonsenseLeaksNothing(t *testing.T) {
 	}
 }
 
-// TestGreetingNeverChanges holds what peers of different versions say to each
-// other, as version 3 does.
-func TestGreetingNeverChanges(t *testing.T) {
+// TestHandshakeNeverChanges compares the handshake between versions with that
+// of version 3.
+func TestHandshakeNeverChanges(t *testing.T) {
 	for _, test := range []struct {
 		m      Message
 		packet string
@@ -251,9 +251,8 @@ func TestGreetingNeverChanges(t *testing.T) {
 	}
 }
 
-// TestUpgradeSaysNoRole replaces a keeper, and is one that is replaced, of a
-// version without roles.
-func TestUpgradeSaysNoRole(t *testing.T) {
+// TestUpgradeHasNoRole upgrades from and to a version without roles.
+func TestUpgradeHasNoRole(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)

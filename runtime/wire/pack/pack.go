@@ -22,7 +22,7 @@ type Writer struct{ buf []byte }
 // Bytes returns what was written so far.
 func (w *Writer) Bytes() []byte { return w.buf }
 
-// Raw appends b as it is.
+// Raw appends b unchanged.
 func (w *Writer) Raw(b []byte) { w.buf = append(w.buf, b...) }
 
 // Uint appends an unsigned number.
@@ -31,7 +31,7 @@ func (w *Writer) Uint(v uint64) { w.buf = binary.AppendUvarint(w.buf, v) }
 // Int appends a signed number.
 func (w *Writer) Int(v int64) { w.buf = binary.AppendVarint(w.buf, v) }
 
-// Bool appends a truth value.
+// Bool appends a bool.
 func (w *Writer) Bool(v bool) {
 	if v {
 		w.buf = append(w.buf, 1)
@@ -103,7 +103,7 @@ func (r *Reader) Int() int64 {
 	return v
 }
 
-// Bool takes a truth value; anything but 0 and 1 is malformed.
+// Bool takes a bool; anything but 0 and 1 is malformed.
 func (r *Reader) Bool() bool {
 	b := r.Raw(1)
 	if len(b) == 1 && b[0] > 1 {
