@@ -17,12 +17,12 @@ import (
 
 const dirPerm = 0o755
 
-// Create makes a group and limits it; parents that are missing are made. Nil
-// resources, or resources without device rules, allow no device at all. A
-// group of that name which exists is taken over. After an error nothing is
-// left of a group that was not there before.
+// Create creates a group and its missing parents, and limits it. Nil resources,
+// or resources without device rules, allow no device at all. An existing group
+// of that name is reused. After an error nothing is left of a group that did
+// not exist before.
 //
-// With the systemd driver only the request is prepared, since a scope begins
+// With the systemd driver only the request is prepared, since a scope starts
 // with a process: see [Group.Attach].
 func (n *Node) Create(ctx context.Context, path string, r *specs.LinuxResources) (*Group, error) {
 	at, err := n.locate(path)
@@ -60,17 +60,17 @@ func (n *Node) Create(ctx context.Context, path string, r *specs.LinuxResources)
 	return g, nil
 }
 
-// The bounds of what a container that may make groups of its own can make of
-// version 2's. systemd in a container makes a hundred, a few deep; a whole
-// node in a container, as kind has it, some hundreds. Without bounds a container
-// could keep the kernel busy with its groups, and their removal.
+// Bounds on the child groups that a container may create in version 2. systemd
+// in a container creates a hundred, a few levels deep; a whole node in a
+// container, as with kind, some hundreds. Without bounds a container could keep
+// the kernel busy with its groups, and their removal.
 const (
 	maxDepth       = "64"
 	maxDescendants = "4096"
 )
 
-// makeDirs makes the group in every hierarchy and tells whether all of it, but
-// for hierarchies without limits, is new.
+// makeDirs creates the group in every hierarchy and reports whether it is new
+// in all hierarchies with limits.
 func (g *Group) makeDirs() (fresh bool, err error) {
 	fresh = true
 	for i, dir := range g.dirs {
@@ -104,7 +104,7 @@ func (g *Group) createV1(want *cgroups.Resources) error {
 		return err
 	}
 
-	// Tasks can only join a group that has processors and memory nodes.
+	// Tasks can only join a group that has CPUs and memory nodes.
 	if dir := g.dir("cpuset"); dir != "" {
 		if err := fillCpuset(dir, want.CpusetCpus, want.CpusetMems); err != nil {
 			return err
@@ -124,10 +124,10 @@ func (g *Group) createV1(want *cgroups.Resources) error {
 	return g.setControllersV1(want)
 }
 
-// makeDir makes a directory of a group, and its parents when they are
-// missing. It tells whether the directory is new.
+// makeDir creates a directory of a group and its missing parents. It reports
+// whether the directory is new.
 func (n *Node) makeDir(dir string, h hierarchy) (made bool, err error) {
-	// Another container's removal may take an empty parent away in between.
+	// The removal of another container may remove an empty parent in between.
 	for range 100 {
 		err = unix.Mkdir(dir, dirPerm)
 		switch err {
@@ -146,7 +146,7 @@ func (n *Node) makeDir(dir string, h hierarchy) (made bool, err error) {
 	return false, &os.PathError{Op: "mkdir", Path: dir, Err: err}
 }
 
-// makeParents makes a parent directory and those above it, up to the root of
+// makeParents creates a parent directory and those above it, up to the root of
 // the hierarchy, and marks the new ones as ours.
 func (n *Node) makeParents(dir string, h hierarchy) error {
 	if dir == h.dir || !strings.HasPrefix(dir, h.dir) {
@@ -163,14 +163,14 @@ func (n *Node) makeParents(dir string, h hierarchy) error {
 	switch err {
 	case nil:
 		mark(dir)
-	case unix.EEXIST, unix.ENOENT: // ENOENT: the one above went again
+	case unix.EEXIST, unix.ENOENT: // ENOENT: its parent was removed again
 		return nil
 	default:
 		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
 
 	if slices.Contains(h.controllers, "cpuset") {
-		// Gone again: then the caller finds it missing and comes back.
+		// If it was removed again the caller notices and retries.
 		if err := fillCpuset(dir, "", ""); err != nil && !isGone(err) {
 			return err
 		}
@@ -179,8 +179,8 @@ func (n *Node) makeParents(dir string, h hierarchy) error {
 	return nil
 }
 
-// fillCpuset gives a version 1 cpuset the processors and memory nodes asked
-// for, or its parent's. A parent that has none is filled first.
+// fillCpuset sets the CPUs and memory nodes of a version 1 cpuset, by default
+// its parent's. An empty parent is filled first.
 func fillCpuset(dir, cpus, mems string) error {
 	for _, f := range []struct{ name, value string }{{"cpuset.cpus", cpus}, {"cpuset.mems", mems}} {
 		if f.value == "" {
@@ -236,8 +236,8 @@ func (g *Group) createV2(want *cgroups.Resources) error {
 	return nil
 }
 
-// delegate sees to it that the groups below dir have the controllers that the
-// machine has. Only what is missing is written: a write locks all cgroups.
+// delegate enables all of the machine's controllers for the children of dir.
+// Only missing ones are written: a write locks all cgroups.
 func (n *Node) delegate(dir string) error {
 	var r reader
 	data, err := r.read(dir, "cgroup.subtree_control")
@@ -270,8 +270,8 @@ func (n *Node) delegate(dir string) error {
 		return nil
 	}
 
-	// One that cannot be had must not keep the others away. What lacks
-	// then is reported when a limit needs it.
+	// A controller that cannot be enabled must not prevent the others. Its
+	// absence is reported when a limit needs it.
 	for _, c := range missing {
 		err := writeFile(dir, "cgroup.subtree_control", c)
 		if errors.Is(err, fs.ErrNotExist) && !exists(dir) {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allowList tells whether rules are the ordinary form, everything denied and
-// then some allowed, and returns the allowed.
+// allowList reports whether rules are an allow list, everything denied and then
+// some allowed, and returns the allowed ones.
 func allowList(rules []*devices.Rule) ([]*devices.Rule, bool) {
 	if len(rules) == 0 || rules[0].Type != devices.WildcardDevice || rules[0].Allow {
 		return nil, false
@@ -26,7 +26,7 @@ func allowList(rules []*devices.Rule) ([]*devices.Rule, bool) {
 
 // writeAllowList sets the rules of a new version 1 group. The library would
 // compare them with the present ones and open a file for each, 0.25 ms more;
-// here it is known that nothing runs in the group and what its rules are.
+// the rules of a new group are known and nothing runs in it.
 func writeAllowList(dir string, list []*devices.Rule) error {
 	if err := writeFile(dir, "devices.deny", "a"); err != nil {
 		return err

@@ -13,11 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Entry is the way into a group: what a process needs to enter it in every
-// hierarchy.
+// Entry holds the files that a process needs to enter a group in every hierarchy.
 type Entry struct {
-	// Unified is the group's directory in the unified hierarchy, to be born
-	// into (CLONE_INTO_CGROUP); nil where the machine has none.
+	// Unified is the group's directory in the unified hierarchy, for
+	// CLONE_INTO_CGROUP; nil where the machine has none.
 	Unified *os.File
 	// Tasks are the tasks files of the version 1 hierarchies, to write "0" to.
 	Tasks []*os.File
@@ -30,8 +29,8 @@ func (e *Entry) Close() {
 	}
 }
 
-// Files are the entry's files by the names that plans have for them: "cgroup",
-// and "cgroup/0" and so on.
+// Files returns the entry's files by the names of plan inputs: "cgroup",
+// "cgroup/0" and so on.
 func (e *Entry) Files() map[string]*os.File {
 	files := make(map[string]*os.File, len(e.Tasks)+1)
 	if e.Unified != nil {
@@ -43,13 +42,13 @@ func (e *Entry) Files() map[string]*os.File {
 	return files
 }
 
-// Entry opens the way into the group. The caller closes it.
+// Entry opens the files to enter the group. The caller closes them.
 func (g *Group) Entry() (*Entry, error) { return g.entry(g.unifiedDir()) }
 
-// EntryOf is Entry for a process that joins another one of the container. In
-// the unified hierarchy an init like systemd moves everything into groups
-// below its own and hands these controllers, and from then on the group itself
-// takes no process: so the new one goes where pid is.
+// EntryOf is Entry for a process that joins the process pid of the container.
+// In the unified hierarchy an init like systemd moves all processes into child
+// groups and enables controllers for these; from then on the group itself
+// accepts no process, so the new one enters the group of pid.
 func (g *Group) EntryOf(pid int) (*Entry, error) {
 	dir := g.unifiedDir()
 	if dir == "" {
@@ -61,8 +60,8 @@ func (g *Group) EntryOf(pid int) (*Entry, error) {
 	return g.entry(dir)
 }
 
-// entry opens a directory of the unified hierarchy, if there is one, and the
-// group's own in the others.
+// entry opens a directory of the unified hierarchy, if any, and the group's own
+// in the others.
 func (g *Group) entry(unified string) (*Entry, error) {
 	e := &Entry{Tasks: make([]*os.File, 0, len(g.dirs))}
 	for i, dir := range g.dirs {
@@ -82,7 +81,7 @@ func (g *Group) entry(unified string) (*Entry, error) {
 	if unified == "" {
 		return e, nil
 	}
-	var h *hierarchy // a group that the container has made is not made again
+	var h *hierarchy // a group created by the container is not recreated
 
 	if unified == g.unifiedDir() {
 		h = &hierarchy{dir: g.node.root}
@@ -97,9 +96,9 @@ func (g *Group) entry(unified string) (*Entry, error) {
 	return e, nil
 }
 
-// openIn opens a file of the group's directory in a hierarchy. A group that an
-// earlier version made, or that was made before the hierarchy was, is not
-// everywhere: it is made there now, so that what starts in it joins all.
+// openIn opens a file of the group's directory in a hierarchy. A group created
+// by an earlier version, or before the hierarchy, is missing there: it is
+// created now, so that new processes join all hierarchies.
 func (g *Group) openIn(h *hierarchy, dir, name string, flags int) (*os.File, error) {
 	fd, err := openRaw(dir+name, flags)
 	if errors.Is(err, fs.ErrNotExist) && h != nil && !h.limited() && exists(g.processDir()) {
@@ -129,8 +128,8 @@ func unifiedPath(pid int) (string, error) {
 	return "", unix.ENOENT
 }
 
-// join moves a process that somebody else has placed into the group to it in
-// all those hierarchies in which it is elsewhere: systemd knows some only.
+// join moves a process that systemd has placed into the group to it in the
+// other hierarchies, too: systemd manages only some.
 func (g *Group) join(pid int) error {
 	var r reader
 	data, err := r.read("/proc/"+strconv.Itoa(pid), "cgroup")

@@ -22,8 +22,8 @@ var (
 	// kind of [fs.ErrNotExist].
 	ErrNotFound error = notFoundError{}
 	// ErrInUse means that more memory is in use than a limit would allow.
-	ErrInUse = errors.New("limit below what is in use")
-	// ErrBusy means that processes were still in the group when time was up.
+	ErrInUse = errors.New("limit below current usage")
+	// ErrBusy means that processes were still in the group when the context ended.
 	ErrBusy = errors.New("cgroup still has processes")
 )
 

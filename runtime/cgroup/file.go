@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownerAttr marks the directories of parents that this package made, so that
-// it may remove them when they are empty, also after a restart. Whatever
-// lacks it is kubelet's or the administrator's.
+// ownerAttr marks the directories of parents that this package created, so that
+// it may remove them when they are empty, also after a restart. Directories
+// without it are kubelet's or the administrator's.
 const ownerAttr = "trusted.crisp"
 
 func mark(dir string) {
@@ -64,12 +64,12 @@ func writeRaw(fd int, name, value string) error {
 	}
 }
 
-// reader reads cgroup files into one buffer. The result of a read holds until
-// the next.
+// reader reads cgroup files into one buffer. The result of a read is valid
+// until the next.
 type reader struct{ buf []byte }
 
-// maxFile bounds what is read of one file; io.stat of a machine with a
-// thousand disks stays far below.
+// maxFile bounds the size of a file; io.stat of a machine with a thousand disks
+// is far smaller.
 const maxFile = 1 << 20
 
 // read returns the whole of a file.
@@ -126,7 +126,7 @@ func (r *reader) number(dir, name string, none uint64) (uint64, error) {
 	return v, nil
 }
 
-// optional is number for a file that not every kernel has; absent is 0.
+// optional is number for a file that some kernels lack; absent is 0.
 func (r *reader) optional(dir, name string, none uint64) (uint64, error) {
 	v, err := r.number(dir, name, none)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {

@@ -13,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFilters bounds the programs kept. Nearly all containers of a node have
+// maxFilters bounds the cached programs. Nearly all containers of a node have
 // the same rules.
 const maxFilters = 32
 
-// filters keeps device filters of version 2 groups that the kernel has
-// accepted. The library would have it verify and store the same program again
-// for each container, 0.3 ms each time; attaching one that is there takes a
-// few microseconds, and a program, once loaded, cannot be changed.
+// filters caches loaded device filters of version 2 groups. The library would
+// have the kernel verify and store the same program again for each container,
+// 0.3 ms each time; attaching a loaded one takes a few microseconds, and a
+// loaded program is immutable.
 type filters struct {
 	mu       sync.Mutex
 	programs map[string]*ebpf.Program
@@ -55,8 +55,8 @@ func (f *filters) attach(dir string, want *cgroups.Resources) error {
 	return nil
 }
 
-// keep remembers the program that the library has attached. If it cannot be
-// had, the next container's is loaded anew.
+// keep caches the program that the library has attached. If that fails, the
+// next container loads its own.
 func (f *filters) keep(fd int, key string) {
 	found, err := link.QueryPrograms(link.QueryOptions{Target: fd, Attach: ebpf.AttachCGroupDevice})
 	if err != nil || len(found.Programs) != 1 {
@@ -77,7 +77,7 @@ func (f *filters) keep(fd int, key string) {
 	f.programs[key] = p
 }
 
-// drop forgets all programs. Groups keep theirs.
+// drop empties the cache. Groups keep their filters.
 func (f *filters) drop() error {
 	var errs []error
 	for _, p := range f.programs {

@@ -9,16 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Freeze stops the group's processes where they are and returns when all stand.
+// Freeze freezes the group's processes and returns when all are frozen.
 func (g *Group) Freeze(ctx context.Context) error {
 	if err := g.setFrozen(ctx, true); err != nil {
-		// Half frozen is worse than not.
+		// Half frozen is worse than not frozen.
 		return errors.Join(g.fail("freeze", err), g.setFrozen(context.WithoutCancel(ctx), false))
 	}
 	return nil
 }
 
-// Thaw lets them go on.
+// Thaw resumes them.
 func (g *Group) Thaw(ctx context.Context) error {
 	if err := g.setFrozen(ctx, false); err != nil {
 		return g.fail("thaw", err)
@@ -37,7 +37,7 @@ func (g *Group) setFrozen(ctx context.Context, frozen bool) error {
 	}
 	var r reader
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		// Writing again picks up processes that were born meanwhile.
+		// Writing again also freezes processes forked meanwhile.
 		if err := writeFile(dir, "freezer.state", value); err != nil {
 			return err
 		}
@@ -79,9 +79,8 @@ func (g *Group) setFrozenV2(ctx context.Context, frozen bool) error {
 	return nil
 }
 
-// thawTree lets go on what somebody has frozen, the container itself perhaps,
-// in the group and in those below it, each of which can be frozen by itself.
-// It does not wait.
+// thawTree thaws the group and those below it, each of which may have been
+// frozen separately, perhaps by the container. It does not wait.
 func (g *Group) thawTree(ctx context.Context) error {
 	name, value := "freezer.state", "THAWED"
 	if g.node.v2 {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Group is one container's (or one pod's) control group. It holds paths, not
+// Group is the control group of a container or pod. It holds paths, not
 // descriptors, and is safe for concurrent use.
 type Group struct {
 	node *Node
@@ -29,9 +29,9 @@ type Group struct {
 	mu sync.Mutex
 	// rules are the device rules in force, nil when not known.
 	rules []*devices.Rule
-	// killsBefore is what the parent had counted, for [Group.OOMKills].
+	// killsBefore is the parent's count at the start, for [Group.OOMKills].
 	killsBefore int64
-	// wanted are the resources that Create left for Attach.
+	// wanted are the resources from Create that Attach applies.
 	wanted *cgroups.Resources
 }
 
@@ -40,7 +40,7 @@ func (n *Node) group(path string, at location) *Group {
 	return &Group{node: n, path: path, at: at, dirs: dirsIn(in, at.rel), in: in}
 }
 
-// Open returns a group that exists, as after a restart.
+// Open returns an existing group, as after a restart.
 func (n *Node) Open(path string) (*Group, error) {
 	at, err := n.locate(path)
 	if err != nil {
@@ -55,7 +55,7 @@ func (n *Node) Open(path string) (*Group, error) {
 }
 
 // Parent returns the group of a cgroup_parent, for its statistics; "" is the
-// default parent. It is kubelet's: it is not to be limited or removed.
+// default parent. It is kubelet's: it must not be limited or removed.
 func (n *Node) Parent(parent string) (*Group, error) {
 	if parent == "" {
 		parent = n.parent
@@ -65,7 +65,7 @@ func (n *Node) Parent(parent string) (*Group, error) {
 		return nil, err
 	}
 
-	// The parent of a group that could be there.
+	// The parent of a hypothetical group.
 	path, err := n.Path(clean, "x")
 	if err != nil {
 		return nil, err
@@ -83,21 +83,21 @@ func (n *Node) Parent(parent string) (*Group, error) {
 	return g, nil
 }
 
-// Path is the OCI cgroupsPath that the group was made or opened with.
+// Path is the OCI cgroupsPath that the group was created or opened with.
 func (g *Group) Path() string { return g.path }
 
 // Relative is the group's path below the root of a hierarchy, the third field
 // of /proc/PID/cgroup.
 func (g *Group) Relative() string { return g.at.rel }
 
-// Exists tells whether the group is there, in any hierarchy.
+// Exists reports whether the group exists in any hierarchy.
 func (g *Group) Exists() bool { return slices.ContainsFunc(g.dirs, exists) }
 
 // dir is the group's directory in the hierarchy of a controller, "" if there
 // is no such hierarchy.
 func (g *Group) dir(controller string) string {
 	if g.node.v2 {
-		return g.dirs[0] // the unified one comes first
+		return g.dirs[0] // the unified hierarchy is first
 	}
 	if i, ok := g.node.where[controller]; ok {
 		return g.dirs[i]
@@ -105,7 +105,7 @@ func (g *Group) dir(controller string) string {
 	return ""
 }
 
-// refused marks what the kernel says when a limit makes no sense to it.
+// refused marks the kernel's errors for an invalid limit as [ErrResources].
 func refused(err error) error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
 		return fmt.Errorf("%w: %w", ErrResources, err)
@@ -121,8 +121,8 @@ func (g *Group) fail(verb string, err error) error {
 	return fmt.Errorf("%s cgroup %s: %w", verb, g.path, err)
 }
 
-// isGone tells whether a directory or a file in it is not there. ENODEV is
-// what an open file of a removed group answers.
+// isGone reports whether a directory or a file in it does not exist. An open
+// file of a removed group returns ENODEV.
 func isGone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }

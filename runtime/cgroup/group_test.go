@@ -35,7 +35,7 @@ func TestCreateV1(t *testing.T) {
 
 	if n.swap {
 		if got := read(t, g, "memory", "memory.memsw.limit_in_bytes"); got != strconv.Itoa(64<<20) {
-			t.Errorf("memory and swap limit is %s: a limit without a word about swap must mean none", got)
+			t.Errorf("memory and swap limit is %s: a limit without a swap limit must mean no swap", got)
 		}
 	}
 }
@@ -69,7 +69,7 @@ func testDeviceRules(t *testing.T, n *Node) {
 		return strings.Join(strings.Fields(string(data)), " ")
 	}
 	if got := probe(); got != "null" {
-		t.Fatalf("could open %q, want null alone", got)
+		t.Fatalf("could open %q, want only null", got)
 	}
 
 	// An update, also after a restart, must not drop the rules.
@@ -92,7 +92,7 @@ func testDeviceRules(t *testing.T, n *Node) {
 			t.Fatal(err)
 		}
 		if got := probe(); got != "null" {
-			t.Fatalf("after an update with %d device rules could open %q, want null alone", len(devices), got)
+			t.Fatalf("after an update with %d device rules could open %q, want only null", len(devices), got)
 		}
 	}
 
@@ -148,8 +148,8 @@ func testNoResources(t *testing.T, n *Node) {
 	}
 }
 
-// Memory and swap limits must be written in an order that the kernel takes,
-// whichever way they go.
+// Memory and swap limits must be written in an order that the kernel accepts,
+// whether they rise or fall.
 func TestSetMemoryOrder(t *testing.T) {
 	n := testNode(t)
 	g := create(t, n, "", "mem", containerResources())
@@ -205,13 +205,13 @@ func TestSetCPU(t *testing.T) {
 		}
 
 		if got := read(t, g, "cpuset", "cpuset.cpus"); c.cpus != "" && got != c.cpus {
-			t.Errorf("processors are %s, want %s", got, c.cpus)
+			t.Errorf("cpus are %s, want %s", got, c.cpus)
 		}
 	}
 
 	err := g.Set(&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}})
 	if !errors.Is(err, ErrResources) || !strings.Contains(err.Error(), "999") {
-		t.Errorf("processor 999: got error %v, want %v, and one that names it", err, ErrResources)
+		t.Errorf("CPU 999: got error %v, want %v, and one that names it", err, ErrResources)
 	}
 	if err := g.Set(&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr(int64(500))}}); !errors.Is(err, ErrResources) {
 		t.Errorf("a quota below 1 ms: got %v, want %v", err, ErrResources)
@@ -228,7 +228,7 @@ func TestCreateFails(t *testing.T) {
 	}
 
 	if _, err := n.Create(t.Context(), path, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}}); !errors.Is(err, ErrResources) {
-		t.Fatalf("a cpuset of processor 999: got %v, want %v", err, ErrResources)
+		t.Fatalf("a cpuset of CPU 999: got %v, want %v", err, ErrResources)
 	}
 	if _, err := n.Open(path); !errors.Is(err, ErrNotFound) {
 		t.Errorf("open after a failed create: %v, want %v", err, ErrNotFound)
@@ -239,7 +239,7 @@ func TestCreateFails(t *testing.T) {
 	}
 }
 
-// Parents are kubelet's unless this package made them.
+// Parents are kubelet's unless this package created them.
 func TestParents(t *testing.T) { eachNode(t, testParents) }
 
 func testParents(t *testing.T, n *Node) {
@@ -310,7 +310,7 @@ func TestStatsLive(t *testing.T) {
 		t.Errorf("implausible: %+v", s)
 	}
 	if n.v2 && (s.CPU.Pressure == nil || m.Pressure == nil || s.IO.Pressure == nil) {
-		t.Errorf("pressure is not told: %+v", s)
+		t.Errorf("pressure is missing: %+v", s)
 	}
 }
 
@@ -325,7 +325,7 @@ func TestOOMKills(t *testing.T) {
 	}
 
 	if err := run(t, g, "exec tail /dev/zero").wait(); err == nil {
-		t.Fatal("a process of unbounded memory ended well")
+		t.Fatal("a process of unbounded memory succeeded")
 	}
 	waitFor(t, "an OOM kill", func() bool {
 		kills, err := g.OOMKills()
@@ -359,7 +359,7 @@ func testGone(t *testing.T, n *Node) {
 	}
 }
 
-// A process that joins a container goes where its first process went.
+// A process that joins a container enters the group of its init.
 func TestEntryOf(t *testing.T) { eachNode(t, testEntryOf) }
 
 func testEntryOf(t *testing.T, n *Node) {
@@ -382,11 +382,11 @@ func testEntryOf(t *testing.T, n *Node) {
 
 	plain := names(g.Entry())
 	if got := names(g.EntryOf(p.pid)); !maps.Equal(got, plain) {
-		t.Errorf("beside the first process: %v, want %v", got, plain)
+		t.Errorf("joining the first process: %v, want %v", got, plain)
 	}
 
 	if got := names(g.EntryOf(os.Getpid())); !maps.Equal(got, plain) {
-		t.Errorf("beside a process of another group: %v, want %v", got, plain)
+		t.Errorf("joining a process of another group: %v, want %v", got, plain)
 	}
 	if g.unifiedDir() == "" {
 		return
@@ -404,11 +404,11 @@ func testEntryOf(t *testing.T, n *Node) {
 	want["cgroup"] = below
 
 	if got := names(g.EntryOf(p.pid)); !maps.Equal(got, want) {
-		t.Errorf("beside a first process that has moved: %v, want %v", got, want)
+		t.Errorf("joining a first process that has moved: %v, want %v", got, want)
 	}
 }
 
-// Groups of one parent come and go at the same time, and the parent with them.
+// Groups of one parent are created and removed concurrently, and the parent with them.
 func TestConcurrent(t *testing.T) { eachNode(t, testConcurrent) }
 
 func testConcurrent(t *testing.T, n *Node) {

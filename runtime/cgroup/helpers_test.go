@@ -61,9 +61,8 @@ func v1Node(t testing.TB) *Node {
 }
 
 // eachNode runs a test on the machine's own node and, where that is version 1
-// with the unified hierarchy beside it, on the latter too. There are no
-// controllers there, but births, kills, freezes, pressure and device filters
-// are the real thing.
+// with the unified hierarchy alongside, on the latter, too. It has no
+// controllers, but clone, kill, freeze, pressure and device filters work.
 func eachNode(t *testing.T, f func(t *testing.T, n *Node)) {
 	t.Run("native", func(t *testing.T) { f(t, testNode(t)) })
 	if !exists(filepath.Join(mountPoint, "cgroup.controllers")) {
@@ -72,7 +71,7 @@ func eachNode(t *testing.T, f func(t *testing.T, n *Node)) {
 }
 
 // v2Node is a node with the unified hierarchy, the machine's own or the one
-// beside version 1.
+// alongside version 1.
 func v2Node(t *testing.T) *Node {
 	t.Helper()
 	n := testNode(t)
@@ -139,15 +138,15 @@ func create(t testing.TB, n *Node, parent, id string, r *specs.LinuxResources) *
 	return g
 }
 
-// process is a child that is reaped as soon as it ends: a dead one would stay
-// in its group.
+// process is a child that is reaped as soon as it exits: a zombie would stay in
+// its group.
 type process struct {
 	pid  int
 	done chan struct{}
 	err  error
 }
 
-// wait returns how the process ended.
+// wait returns the exit status of the process.
 func (p *process) wait() error {
 	<-p.done
 	return p.err
@@ -169,7 +168,7 @@ func run(t testing.TB, g *Group, script string) *process {
 
 	join := ""
 	for _, f := range entry.Tasks {
-		// A shell knows descriptors 0 to 9 only.
+		// A shell only redirects descriptors 0 to 9.
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 		join += fmt.Sprintf("echo 0 > /proc/self/fd/%d; ", 2+len(cmd.ExtraFiles))
 	}

@@ -17,9 +17,9 @@ import (
 	"crisp/runtime/plan"
 )
 
-// limitedControllers are the version 1 controllers whose limits or accounts
-// containers have. A group is made in the hierarchies of the others all the
-// same, see the package's documentation.
+// limitedControllers are the version 1 controllers whose limits or statistics
+// containers use. A group is created in the other hierarchies, too; see the
+// package documentation.
 var limitedControllers = [...]string{
 	"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb",
 }
@@ -32,25 +32,25 @@ type hierarchy struct {
 	dir         string
 	// options are what a further mount of a version 1 hierarchy must repeat.
 	options []string
-	// own is a mount of this process's alone, for a hierarchy that is not
+	// own is a private mount of this process, for a hierarchy that is not
 	// mounted at its usual place, nil for others.
 	own *os.File
 }
 
 func (h *hierarchy) unified() bool { return len(h.controllers) == 0 }
 
-// limited tells whether limits or accounts need the hierarchy.
+// limited reports whether limits or statistics need the hierarchy.
 func (h *hierarchy) limited() bool {
 	return slices.ContainsFunc(h.controllers, func(c string) bool { return slices.Contains(limitedControllers[:], c) })
 }
 
-// shown tells whether containers on a version 1 machine find the hierarchy in
-// /sys/fs/cgroup, as they would on the machine.
+// shown reports whether containers on a version 1 machine see the hierarchy in
+// /sys/fs/cgroup, as on the machine itself.
 func (h *hierarchy) shown() bool { return !h.unified() && filepath.Dir(h.dir) == mountPoint }
 
 // findHierarchies lists all hierarchies that the kernel has in use, mounted or
-// not: whoever may mount can mount any of them, and sees of it what lies below
-// the group that the process was in when its cgroup namespace was made.
+// not: a process that may mount can mount any of them, and sees the subtree of
+// the group that it was in when its cgroup namespace was created.
 func findHierarchies() ([]hierarchy, error) {
 	for end := time.Now().Add(dyingTime); ; time.Sleep(maxPause) {
 		data, err := ownMemberships()
@@ -70,7 +70,7 @@ func findHierarchies() ([]hierarchy, error) {
 	}
 }
 
-// dyingTime is how long the end of a hierarchy is waited for.
+// dyingTime is how long to wait for the kernel to destroy a hierarchy.
 const dyingTime = time.Second
 
 // ownMemberships reads /proc/self/cgroup, which has a line for each hierarchy.
@@ -83,8 +83,8 @@ func ownMemberships() ([]byte, error) {
 	return data, nil
 }
 
-// refresh takes in hierarchies that were made since the node was. What was
-// there before stays for as long as the node is in use.
+// refresh adds hierarchies created since the node was. Known ones are kept for
+// as long as the node is in use.
 func (n *Node) refresh() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -102,7 +102,7 @@ func (n *Node) refresh() error {
 		return err
 	}
 
-	// Groups have the list as it was when they were made or opened.
+	// Groups have the list as of their creation or opening.
 	n.hierarchies = append(slices.Clip(n.hierarchies), list...)
 	if !dying {
 		n.seen = data
@@ -111,16 +111,16 @@ func (n *Node) refresh() error {
 	return nil
 }
 
-// all are the node's hierarchies. The list is not to be changed.
+// all returns the node's hierarchies. The list must not be changed.
 func (n *Node) all() []hierarchy {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.hierarchies
 }
 
-// lookForHierarchies lists the hierarchies of /proc/self/cgroup that are not
-// known. It leaves out those that are on their way out, which the kernel
-// mounts for nobody any more, and tells whether there are any.
+// lookForHierarchies lists the unknown hierarchies of /proc/self/cgroup. It
+// leaves out those being destroyed, which cannot be mounted any more; dying
+// reports whether there are any.
 func lookForHierarchies(data []byte, known []hierarchy) (list []hierarchy, dying bool, err error) {
 	memberships, err := parseMemberships(data)
 	if err != nil {
@@ -156,7 +156,7 @@ func lookForHierarchies(data []byte, known []hierarchy) (list []hierarchy, dying
 	return list, dying, nil
 }
 
-// closeOwn unmounts what findHierarchies has mounted.
+// closeOwn closes the mounts that findHierarchies made.
 func closeOwn(list []hierarchy) {
 	for _, h := range list {
 		if h.own != nil {
@@ -179,7 +179,7 @@ func (h *hierarchy) findMount(mounts []*mountinfo.Info) bool {
 	return false
 }
 
-// is tells whether a mount is of the hierarchy. No two share a controller.
+// is reports whether a mount is of the hierarchy. No two share a controller.
 func (h *hierarchy) is(m *mountinfo.Info) bool {
 	if h.unified() {
 		return m.FSType == "cgroup2"
@@ -187,15 +187,14 @@ func (h *hierarchy) is(m *mountinfo.Info) bool {
 	return m.FSType == "cgroup" && slices.Contains(strings.Split(m.VFSOptions, ","), h.controllers[0])
 }
 
-// selecting returns those options of a hierarchy that a further mount of it
-// must repeat.
+// selecting returns the options that another mount of the hierarchy must repeat.
 func selecting(options string) []string {
 	return slices.DeleteFunc(strings.Split(options, ","), func(o string) bool {
 		return o == "rw" || o == "ro" || strings.HasPrefix(o, "release_agent=") || strings.HasPrefix(o, "cpuset_")
 	})
 }
 
-// mount mounts the hierarchy where nobody else sees it.
+// mount mounts the hierarchy where no other process sees it.
 func (h *hierarchy) mount() error {
 	kind := "cgroup"
 	if h.unified() {
@@ -247,7 +246,7 @@ type membership struct {
 }
 
 // parseMemberships parses /proc/PID/cgroup: "4:memory:/kubepods/x". The path,
-// which a container may have named, may have colons too, but no line end.
+// which a container may have named, may contain colons, too, but no newline.
 func parseMemberships(data []byte) ([]membership, error) {
 	var list []membership
 	for line := range bytes.Lines(data) {
@@ -268,11 +267,10 @@ func parseMemberships(data []byte) ([]membership, error) {
 	return list, nil
 }
 
-// Hierarchies are what a container that has been in a group of this node
-// since its start may be shown in /sys/fs/cgroup: the version 1 hierarchies
-// that are mounted there. There are none on a machine with the unified
-// hierarchy. The unified one beside version 1 is joined but not shown, as
-// other runtimes have it.
+// Hierarchies returns what a container started in a group of this node may see
+// in /sys/fs/cgroup: the version 1 hierarchies that are mounted there. There
+// are none on a cgroup v2 machine. The unified one alongside version 1 is
+// joined but not shown, as with other runtimes.
 func (n *Node) Hierarchies() []plan.Hierarchy {
 	if n.v2 {
 		return nil

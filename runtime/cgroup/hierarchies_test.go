@@ -18,8 +18,9 @@ import (
 	"crisp/test/testkit"
 )
 
-// Controllers may share a hierarchy. Groups are made in all, also in those
-// without limits, in which the node's own programs are else seen.
+// Controllers may share a hierarchy. Groups are created in all hierarchies,
+// also in those without limits, where a container would see the node's
+// processes otherwise.
 func TestHierarchies(t *testing.T) {
 	list := []hierarchy{
 		{dir: "/sys/fs/cgroup/unified"},
@@ -61,7 +62,7 @@ func TestHierarchies(t *testing.T) {
 		t.Errorf("without the devices controller: %v, want %v", err, ErrUnsupported)
 	}
 
-	// A version 2 machine on which somebody uses a version 1 hierarchy too.
+	// A version 2 machine with a version 1 hierarchy.
 	n = &Node{v2: true}
 	if err := n.useHierarchies([]hierarchy{{dir: "/mnt/net_cls", controllers: []string{"net_cls"}}, {dir: "/sys/fs/cgroup"}}); err != nil {
 		t.Fatal(err)
@@ -104,7 +105,7 @@ func FuzzParseMemberships(f *testing.F) {
 			return
 		}
 
-		// What is understood is what is written.
+		// It must survive a round trip.
 		var again strings.Builder
 		for _, m := range list {
 			id := "1"
@@ -120,7 +121,7 @@ func FuzzParseMemberships(f *testing.F) {
 	})
 }
 
-// waitForSleep waits until a shell has joined and become a sleep.
+// waitForSleep waits until a shell has joined and executed sleep.
 func waitForSleep(t *testing.T, pid int) {
 	t.Helper()
 	waitFor(t, "the process to have begun", func() bool {
@@ -129,7 +130,7 @@ func waitForSleep(t *testing.T, pid int) {
 	})
 }
 
-// inEvery checks that a process is in the group in each hierarchy there is.
+// inEvery checks that a process is in the group in every hierarchy.
 func inEvery(t *testing.T, pid int, g *Group) {
 	t.Helper()
 	waitForSleep(t, pid)
@@ -151,7 +152,7 @@ func inEvery(t *testing.T, pid int, g *Group) {
 }
 
 // A process is in its group in every hierarchy, also in one that is mounted at
-// an odd place or, by now, nowhere.
+// an unusual place or unmounted meanwhile.
 func TestJoinsEveryHierarchy(t *testing.T) {
 	testkit.Root(t)
 	dir := t.TempDir()
@@ -187,7 +188,7 @@ func TestJoinsEveryHierarchy(t *testing.T) {
 	inEvery(t, run(t, g, "exec sleep 1000").pid, g)
 }
 
-// A hierarchy that is made later is joined by the groups that are made then.
+// A hierarchy created later is joined by groups created afterwards.
 func TestJoinsLateHierarchy(t *testing.T) {
 	testkit.Root(t)
 	dir := t.TempDir()
@@ -202,7 +203,7 @@ func TestJoinsLateHierarchy(t *testing.T) {
 	t.Cleanup(func() { endHierarchy(t, dir, mount) })
 	n := testNode(t)
 
-	// As if it had not been there.
+	// As if it had not existed.
 	late := slices.IndexFunc(n.hierarchies, func(h hierarchy) bool { return slices.Equal(h.controllers, []string{"name=crisp-odd"}) })
 	n.hierarchies[late].own.Close()
 	if err := n.useHierarchies(slices.Delete(slices.Clone(n.hierarchies), late, late+1)); err != nil {
@@ -222,8 +223,8 @@ func TestJoinsLateHierarchy(t *testing.T) {
 	}
 }
 
-// endHierarchy unmounts a test's hierarchy, with which it ends a little later,
-// and not while the kernel is still busy with groups that were removed.
+// endHierarchy unmounts a test's hierarchy, which the kernel destroys a little
+// later, once it has released removed groups.
 func endHierarchy(t *testing.T, dir string, mount func()) {
 	t.Helper()
 	for range 20 {
@@ -240,11 +241,12 @@ func endHierarchy(t *testing.T, dir string, mount func()) {
 	}
 
 	_ = unix.Unmount(dir, 0)
-	t.Log("the test's hierarchy is in use by somebody else")
+	t.Log("the test's hierarchy is in use by another process")
 }
 
-// Groups of an earlier version are not in the hierarchies without limits. What
-// enters them joins those too, and they can be killed and removed.
+// Groups of an earlier version are not in the hierarchies without limits.
+// Processes that enter them join those, too, and they can be killed and
+// removed.
 func TestGroupsOfEarlierVersion(t *testing.T) {
 	n := testNode(t)
 	g := create(t, n, "", "old", resources(n))
@@ -271,7 +273,7 @@ func TestGroupsOfEarlierVersion(t *testing.T) {
 
 	for i, dir := range g.dirs {
 		if h := n.hierarchies[i]; !h.limited() && dir != g.processDir() {
-			_ = os.Remove(dir) // there is a process in it, which does not matter
+			_ = os.Remove(dir) // a process may be in it, which does not matter
 		}
 	}
 
@@ -283,7 +285,7 @@ func TestGroupsOfEarlierVersion(t *testing.T) {
 	}
 }
 
-// A process that systemd has put into some hierarchies is put into the others.
+// A process that systemd has put into some hierarchies is moved in the others.
 func TestJoin(t *testing.T) { eachNode(t, testJoin) }
 
 func testJoin(t *testing.T, n *Node) {

@@ -18,7 +18,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// soon is how long the end of anything hostile may take.
+// soon is how long killing a hostile group may take.
 const soon = 5 * time.Second
 
 // wantSoon kills and removes a group in time.
@@ -47,7 +47,7 @@ func wantSoon(t *testing.T, g *Group) {
 	}
 }
 
-// bomb fills a group with processes that fork all the time once it is lit.
+// bomb fills a group with processes that fork continuously once it is lit.
 func bomb(t *testing.T, g *Group, count int) (first *process, light func()) {
 	t.Helper()
 	lit := filepath.Join(t.TempDir(), "lit")
@@ -66,8 +66,8 @@ func bomb(t *testing.T, g *Group, count int) (first *process, light func()) {
 	}
 }
 
-// wantReaped waits for a killed process and its orphans, who are the test's
-// now: out of their group they may still need the processor to end.
+// wantReaped waits for a killed process and its orphans, which are the test's
+// children now: moved out of their group they may still need CPU time to exit.
 func wantReaped(t *testing.T, p *process) {
 	t.Helper()
 	began := time.Now()
@@ -85,11 +85,11 @@ func wantReaped(t *testing.T, p *process) {
 	})
 
 	if took := time.Since(began); took > pace.Scale(soon) {
-		t.Errorf("the processes ended %v after their group", took)
+		t.Errorf("the processes exited %v after their group was removed", took)
 	}
 }
 
-// parentOf makes the parent of a test's groups, as kubelet would.
+// parentOf creates the parent of a test's groups, as kubelet would.
 func parentOf(t *testing.T, n *Node) string {
 	t.Helper()
 	rel := n.parent + "-pod"
@@ -109,8 +109,7 @@ func parentOf(t *testing.T, n *Node) string {
 	return rel
 }
 
-// A fork bomb that may use a hundredth of a processor has to use a processor to
-// die.
+// A fork bomb with a quota of a hundredth of a CPU needs CPU time to exit.
 func TestKillForkBombUnderQuota(t *testing.T) {
 	for _, where := range []string{"own", "parent"} {
 		t.Run(where, func(t *testing.T) {
@@ -139,7 +138,7 @@ func TestKillForkBombUnderQuota(t *testing.T) {
 			}
 
 			light()
-			time.Sleep(pace.Scale(2 * time.Second)) // it uses up what it has
+			time.Sleep(pace.Scale(2 * time.Second)) // it exhausts its quota
 			wantSoon(t, g)
 			wantReaped(t, first)
 
@@ -150,7 +149,7 @@ func TestKillForkBombUnderQuota(t *testing.T) {
 	}
 }
 
-// What is frozen, by whomever and at whatever level, can be ended.
+// Processes frozen at any level, by any process, can be killed.
 func TestKillFrozen(t *testing.T) { eachNode(t, testKillFrozen) }
 
 func testKillFrozen(t *testing.T, n *Node) {
@@ -184,8 +183,7 @@ func testKillFrozen(t *testing.T, n *Node) {
 	}
 }
 
-// A container at its memory limit, whose processes the kernel may not even
-// kill, can be ended.
+// A container at its memory limit, with the OOM killer disabled, can be killed.
 func TestKillWithoutMemory(t *testing.T) {
 	for name, disable := range map[string]bool{"limit": false, "no killing": true} {
 		t.Run(name, func(t *testing.T) {
@@ -204,7 +202,7 @@ func TestKillWithoutMemory(t *testing.T) {
 	}
 }
 
-// A container that may write to its groups leaves one hierarchy alone.
+// A container with write access to its groups moves a process in one hierarchy only.
 func TestKillInOneHierarchy(t *testing.T) {
 	n := v1Node(t)
 	g := create(t, n, "", "moved", containerResources())
@@ -227,7 +225,7 @@ func TestKillInOneHierarchy(t *testing.T) {
 	_ = p.wait()
 }
 
-// What a group that was killed may have is there when it is used again.
+// A killed group has its pids.max again when it is reused.
 func TestKillRestoresForks(t *testing.T) {
 	n := v1Node(t)
 	r := containerResources()
@@ -245,7 +243,7 @@ func TestKillRestoresForks(t *testing.T) {
 	}
 }
 
-// nest makes groups below a group: many, with every kind of name, and deep.
+// nest creates child groups: many, with every kind of name, and deep.
 func nest(t *testing.T, dir string, wide, deep int) (made int) {
 	t.Helper()
 	at, err := os.Open(dir)
@@ -261,7 +259,7 @@ func nest(t *testing.T, dir string, wide, deep int) (made int) {
 
 	for _, name := range names {
 		if err := unix.Mkdirat(int(at.Fd()), name, 0o755); err != nil {
-			t.Logf("the kernel makes no more than %d groups: %v", made, err)
+			t.Logf("the kernel creates no more than %d groups: %v", made, err)
 			break
 		}
 		made++
@@ -269,7 +267,7 @@ func nest(t *testing.T, dir string, wide, deep int) (made int) {
 
 	for range deep {
 		if err := unix.Mkdirat(int(at.Fd()), "deep", 0o755); err != nil {
-			t.Logf("the kernel makes no more than %d groups: %v", made, err)
+			t.Logf("the kernel creates no more than %d groups: %v", made, err)
 			return made
 		}
 
@@ -285,7 +283,7 @@ func nest(t *testing.T, dir string, wide, deep int) (made int) {
 	return made
 }
 
-// TestNested has a container make thousands of groups of its own in each
+// TestNested has a container create thousands of child groups in each
 // hierarchy. Its statistics stay quick, and it is removed in time, with a
 // handful of descriptors.
 func TestNested(t *testing.T) { eachNode(t, testNested) }
@@ -296,7 +294,7 @@ func testNested(t *testing.T, n *Node) {
 	wide := pace.Load(10000)
 	made := 0
 	for i, dir := range g.dirs {
-		// One hierarchy has all, the others as many as the time of a test allows.
+		// One hierarchy has all, the others as many as the test's time allows.
 		many := wide / 20
 		if dir == g.processDir() {
 			many = wide
@@ -322,7 +320,7 @@ func testNested(t *testing.T, n *Node) {
 		t.Errorf("to list the processes takes %v", took)
 	}
 
-	// A removal that is cancelled ends at once.
+	// A cancelled removal returns at once.
 	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(30*time.Second))
 	defer cancel()
 	if err := g.Kill(ctx); err != nil {
@@ -389,8 +387,7 @@ func statsTime(t *testing.T, g *Group) time.Duration {
 	return best
 }
 
-// Processes deep down, where the path of a group is longer than the kernel
-// can tell, are found and killed.
+// Processes deep down, where a group's path exceeds PATH_MAX, are found and killed.
 func TestKillDeep(t *testing.T) { eachNode(t, testKillDeep) }
 
 func testKillDeep(t *testing.T, n *Node) {
@@ -430,7 +427,7 @@ func testKillDeep(t *testing.T, n *Node) {
 	wantSoon(t, g)
 }
 
-// Groups of version 2 are bounded from the start.
+// Groups of version 2 are bounded at creation.
 func TestNestingIsBounded(t *testing.T) {
 	n := v2Node(t)
 	g := create(t, n, "", "bound", resources(n))
@@ -438,7 +435,7 @@ func TestNestingIsBounded(t *testing.T) {
 		t.Errorf("%d groups deep, want about 64", made)
 	}
 	if got := read(t, g, "", "cgroup.max.descendants"); got != "4096" {
-		t.Errorf("%s groups may be made", got)
+		t.Errorf("%s groups may be created", got)
 	}
 }
 
@@ -463,7 +460,7 @@ func TestKillThreaded(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// Its process is one of the parent's with a thread, or all, in the group.
+	// Its processes are the parent's, with some or all threads in the group.
 	p := run(t, create(t, n, "", "plain", resources(n)), "exec sleep 1000")
 	waitForSleep(t, p.pid)
 	if err := writeFile(above, "cgroup.procs", strconv.Itoa(p.pid)); err != nil {

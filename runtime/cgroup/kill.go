@@ -11,23 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pauses between looks at a group, and the time that freezing may take before
-// its processes are killed anyway.
+// Pauses between checks of a group, and how long freezing may take before its
+// processes are killed anyway.
 const (
 	minPause  = 200 * time.Microsecond
 	maxPause  = 10 * time.Millisecond
 	freezeMax = 200 * time.Millisecond
-	// roundsPerKill looks take about 30 ms.
+	// roundsPerKill checks take about 30 ms.
 	roundsPerKill = 8
 )
 
-// Kill ends everything in the group and in the groups below it, and returns
-// when nothing runs there any more or ctx ends ([ErrBusy]). A group that does
-// not exist is empty.
+// Kill kills all processes in the group and in the groups below it, and returns
+// when none is left or ctx ends ([ErrBusy]). A group that does not exist is
+// empty.
 //
-// The dying are not held up: what is frozen is thawed, quotas of processor
-// time are lifted for good, and who is held back by a parent, which is not this
-// package's to change, is moved out of it once it is sure to die.
+// Nothing delays their exit: frozen processes are thawed, CPU quotas are lifted
+// for good, and a process held back by a parent group, which this package must
+// not change, is moved out of it once SIGKILL is pending.
 func (g *Group) Kill(ctx context.Context) error {
 	k := killing{g: g}
 	defer k.restore()
@@ -38,8 +38,8 @@ func (g *Group) Kill(ctx context.Context) error {
 			return nil
 		}
 
-		// Killing needs time: doing it again at once would only hold up
-		// processes that are on their way out.
+		// Killing takes time: repeating it at once would only delay processes
+		// that are exiting.
 		if err == nil && look%roundsPerKill == 0 {
 			err = k.round(ctx, look/roundsPerKill)
 		}
@@ -57,8 +57,9 @@ func (g *Group) Kill(ctx context.Context) error {
 // errFound ends a walk at the first process.
 var errFound = errors.New("found")
 
-// populated tells whether there are processes in the group or below it, in
-// any hierarchy: a container that may write to its groups can have moved in one.
+// populated reports whether there are processes in the group or below it, in
+// any hierarchy: a container with write access to its groups may have moved
+// some in just one.
 func (g *Group) populated(ctx context.Context) (bool, error) {
 	for i, dir := range g.dirs {
 		some, err := false, error(nil)
@@ -94,8 +95,7 @@ func populatedV1(ctx context.Context, dir string) (bool, error) {
 	return false, err
 }
 
-// waitEmpty waits a little while, less when the kernel tells that the group
-// has become empty.
+// waitEmpty waits for pause, less if the kernel notifies that the group has become empty.
 func (g *Group) waitEmpty(ctx context.Context, pause time.Duration) {
 	if !g.node.v2 {
 		select {

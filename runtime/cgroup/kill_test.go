@@ -21,7 +21,7 @@ func testKill(t *testing.T, n *Node) {
 		t.Fatalf("kill an empty group: %v", err)
 	}
 
-	// It ignores what can be ignored and has children in groups of their own.
+	// It ignores all signals that it can and has children in child groups.
 	below := filepath.Join(g.processDir(), "below")
 	run(t, g, "trap '' TERM INT HUP; sleep 1000 & mkdir "+below+"; sleep 1000 & echo $! > "+below+"/cgroup.procs; wait")
 	waitFor(t, "three processes", func() bool {
@@ -47,7 +47,7 @@ func testKill(t *testing.T, n *Node) {
 		t.Fatal(err)
 	}
 	if err := g.Kill(ctx); err != nil {
-		t.Errorf("kill a group that is gone: %v", err)
+		t.Errorf("kill a removed group: %v", err)
 	}
 }
 
@@ -57,8 +57,8 @@ func shortContext(t testing.TB) context.Context {
 	return ctx
 }
 
-// A group in which everything forks all the time dies too. A shell that cannot
-// fork ends, so the limit must not be reached.
+// A group in which every process forks continuously can be killed. A shell that
+// cannot fork exits, so the limit must not be reached.
 func TestKillForks(t *testing.T) {
 	n := testNode(t)
 	g := create(t, n, "", "bomb", &specs.LinuxResources{
@@ -96,7 +96,7 @@ func testFreeze(t *testing.T, n *Node) {
 	before := usage()
 	time.Sleep(50 * time.Millisecond)
 	if after := usage(); after-before > uint64(5*time.Millisecond) {
-		t.Errorf("a frozen group used %v of processor time", time.Duration(after-before))
+		t.Errorf("a frozen group used %v of CPU time", time.Duration(after-before))
 	}
 
 	if err := g.Thaw(ctx); err != nil {

@@ -15,12 +15,12 @@ import (
 // killing is one [Group.Kill] under way.
 type killing struct {
 	g *Group
-	// forks is how many processes the group may have, "" while that is so.
+	// forks is the original pids.max while forks are forbidden, else "".
 	forks string
 }
 
-// round kills what is there now. The first one is all that most groups need;
-// the later ones go for what has found a way to last.
+// round kills the present processes. Most groups need only the first round;
+// later ones use stronger means against survivors.
 func (k *killing) round(ctx context.Context, n int) error {
 	if n == 0 {
 		k.forbidForks()
@@ -33,8 +33,7 @@ func (k *killing) round(ctx context.Context, n int) error {
 	defer closeAll(exits)
 
 	if k.g.node.v2 {
-		// Linux 5.14: forks cannot escape it. A threaded group has no such file
-		// that works.
+		// Linux 5.14: forks cannot escape it. It does not work in threaded groups.
 		err := writeFile(k.g.dirs[0], "cgroup.kill", "1")
 		if err == nil && len(exits) == 0 || isGone(err) && !k.g.Exists() {
 			return nil
@@ -47,8 +46,8 @@ func (k *killing) round(ctx context.Context, n int) error {
 // killEach kills one process after the other.
 func (k *killing) killEach(ctx context.Context, n int, exits []*os.File) error {
 	if k.forks == "" {
-		// Frozen processes do not fork, so that the list stays true. What
-		// cannot be frozen in time is killed in the rounds that follow.
+		// Frozen processes do not fork, so the list stays complete. What cannot
+		// be frozen in time is killed in later rounds.
 		frozen, cancel := context.WithTimeout(ctx, freezeMax)
 		err := k.g.setFrozen(frozen, true)
 		cancel()
@@ -62,15 +61,14 @@ func (k *killing) killEach(ctx context.Context, n int, exits []*os.File) error {
 		killed, err := killBelow(ctx, dir, exits)
 		errs = append(errs, ignoreGone(err))
 		if total += killed; total > 0 && n == 0 {
-			break // the others most likely have the same
+			break // most likely the other hierarchies have the same
 		}
 	}
 
 	return errors.Join(append(errs, k.g.thawTree(ctx))...)
 }
 
-// forbidForks lets nothing more be born in the group, so that killing what is
-// there comes to an end.
+// forbidForks sets pids.max to forbid forks, so that killing terminates.
 func (k *killing) forbidForks() {
 	dir := k.g.dir("pids")
 	if dir == "" {
@@ -87,24 +85,24 @@ func (k *killing) forbidForks() {
 	}
 }
 
-// restore allows forks again, for a group that is used again. The quota stays
-// lifted: what has left the group may still need the processor to end.
+// restore allows forks again, for a group that is reused. The quota stays
+// lifted: processes that were moved out may still need CPU time to exit.
 func (k *killing) restore() {
 	if k.forks != "" {
-		_ = writeFile(k.g.dir("pids"), "pids.max", k.forks) // most often it is gone soon
+		_ = writeFile(k.g.dir("pids"), "pids.max", k.forks) // most groups are removed next
 	}
 }
 
-// liftQuota lets the dying have the processor: a hundred of them would need
-// minutes to end with a hundredth of one.
+// liftQuota gives exiting processes CPU time: a hundred of them would need
+// minutes to exit with a hundredth of a CPU.
 func (k *killing) liftQuota() {
 	if dir := k.g.dir("cpu"); dir != "" {
 		name, none := k.g.quota()
-		_ = writeFile(dir, name, none) // where there is none it need not be lifted
+		_ = writeFile(dir, name, none) // an error means that there is no quota
 	}
 }
 
-// liftQuotasBelow lifts those that the container has set in groups of its own.
+// liftQuotasBelow lifts quotas that the container has set in child groups.
 func (k *killing) liftQuotasBelow(ctx context.Context) error {
 	dir := k.g.dir("cpu")
 	if dir == "" {
@@ -116,7 +114,7 @@ func (k *killing) liftQuotasBelow(ctx context.Context) error {
 	}}))
 }
 
-// quota is the file of a quota of processor time, and what means none.
+// quota returns the file of the CPU quota, and the value that means none.
 func (g *Group) quota() (name, none string) {
 	if g.node.v2 {
 		return "cpu.max", "max"
@@ -124,8 +122,8 @@ func (g *Group) quota() (name, none string) {
 	return "cpu.cfs_quota_us", "-1"
 }
 
-// exits opens the ways out of parents that hold up the dying: to the root
-// group of a hierarchy, in which nothing is limited.
+// exits opens the root groups, which have no limits, of hierarchies in which a
+// parent group keeps killed processes from exiting.
 func (k *killing) exits() []*os.File {
 	var roots []string
 	if k.g.throttledAbove() {
@@ -152,7 +150,7 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// throttledAbove tells whether a parent has a quota of processor time.
+// throttledAbove reports whether a parent has a CPU quota.
 func (g *Group) throttledAbove() bool {
 	var r reader
 	name, none := g.quota()
@@ -166,8 +164,8 @@ func (g *Group) throttledAbove() bool {
 	return false
 }
 
-// frozenAbove tells whether a parent is frozen. With version 2 the killed die
-// all the same.
+// frozenAbove reports whether a parent is frozen. In version 2 frozen processes
+// can be killed.
 func (g *Group) frozenAbove() bool {
 	var r reader
 	frozen, err := r.number(g.processDir(), "freezer.parent_freezing", 0)
@@ -197,12 +195,12 @@ func killBelow(ctx context.Context, dir string, exits []*os.File) (killed int, e
 	return killed, err
 }
 
-// killBatch bounds the descriptors that killing holds.
+// killBatch bounds the open pidfds.
 const killBatch = 64
 
-// killIn kills processes of one group. A number that was listed may have come
-// to mean another process, so each is held first, and killed only if the group
-// still lists it then.
+// killIn kills processes of one group. A listed PID may have been reused, so
+// its pidfd is opened first, and the process killed only if the group still
+// lists it then.
 func killIn(dir *os.File, pids []int, exits []*os.File) (killed int, err error) {
 	held := make(map[int]int, len(pids))
 	defer func() {

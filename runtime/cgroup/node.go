@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The drivers: who makes the directories.
+// The drivers, which create the directories.
 const (
-	// Cgroupfs makes groups by mkdir.
+	// Cgroupfs creates groups by mkdir.
 	Cgroupfs = "cgroupfs"
 	// Systemd asks systemd for a transient scope per group.
 	Systemd = "systemd"
@@ -24,15 +24,15 @@ const (
 
 const (
 	mountPoint = "/sys/fs/cgroup"
-	// scopePrefix comes before the id in the names of systemd scopes. It is the
-	// one by which agents on the node (Falco, Cilium, profilers) tell a
-	// container's scope from others: they know this and CRI-O's.
+	// scopePrefix is the prefix of the ID in the names of systemd scopes.
+	// Agents on the node (Falco, Cilium, profilers) recognize a container's
+	// scope by it: they know this one and CRI-O's.
 	scopePrefix = "cri-containerd"
 )
 
-// Node is this machine's way with cgroups. It is safe for concurrent use. The
-// zero Node, for tests, has no hierarchies: it checks and names groups, and
-// makes and limits none. [New] never returns one like that.
+// Node is the cgroup setup of this machine. It is safe for concurrent use. The
+// zero Node, for tests, has no hierarchies: it checks and names groups, but
+// creates and limits none. [New] never returns such a Node.
 type Node struct {
 	driver string
 	v2     bool
@@ -41,18 +41,17 @@ type Node struct {
 	// mu guards hierarchies and seen.
 	mu sync.Mutex
 	// hierarchies are all that are in use, in the order in which groups are
-	// made: those with limits come first, and before them, on version 2, the
-	// unified one. The list only grows, see [Node.refresh].
+	// created: first the unified one on version 2, then those with limits. The
+	// list only grows, see [Node.refresh].
 	hierarchies []hierarchy
-	// seen is what /proc/self/cgroup was when it was last looked at; nil if
-	// it is not looked at.
+	// seen is the content of /proc/self/cgroup when last read; nil if it is not read.
 	seen []byte
 	// where is the index in hierarchies of each controller that was in use
 	// from the start.
 	where map[string]int
-	// parent is the group of those who name no parent.
+	// parent is the default parent group.
 	parent string
-	// swap tells whether swap can be limited.
+	// swap: swap can be limited.
 	swap bool
 	// pageSizes are the huge page sizes whose use can be limited.
 	pageSizes []string
@@ -69,14 +68,14 @@ func CheckDriver(driver string) error {
 		return nil
 	case Systemd:
 		if !systemd.IsRunningSystemd() {
-			return fmt.Errorf("use the systemd cgroup driver: systemd does not run here: %w", ErrUnsupported)
+			return fmt.Errorf("use the systemd cgroup driver: systemd is not running: %w", ErrUnsupported)
 		}
 		return nil
 	}
 	return fmt.Errorf("unknown cgroup driver %q: want %s or %s", driver, Cgroupfs, Systemd)
 }
 
-// New looks at the machine. An empty driver means systemd where that runs and
+// New examines the machine. An empty driver means systemd where that runs and
 // cgroupfs elsewhere; an empty parent means /crisp or crisp.slice.
 func New(driver, parent string) (*Node, error) {
 	if err := CheckDriver(driver); err != nil {
@@ -115,8 +114,7 @@ func New(driver, parent string) (*Node, error) {
 	return n, nil
 }
 
-// useHierarchies puts the hierarchies into order and sees whether those that
-// must be are there.
+// useHierarchies sorts the hierarchies and checks that the required ones are mounted.
 func (n *Node) useHierarchies(list []hierarchy) error {
 	n.hierarchies = slices.Clone(list)
 	rank := func(h hierarchy) int {
@@ -160,7 +158,7 @@ func (n *Node) useHierarchies(list []hierarchy) error {
 	return nil
 }
 
-// probe finds out what can be limited.
+// probe determines what can be limited.
 func (n *Node) probe() {
 	if n.v2 {
 		have, _ := cgroups.ReadFile(n.root, "cgroup.controllers")
@@ -194,14 +192,14 @@ func (n *Node) probe() {
 	}
 }
 
-// swapAccounted tells whether version 2 groups have memory.swap.max. The root
-// group never has it, so a group below has to be asked, or else the process's own.
+// swapAccounted reports whether version 2 groups have memory.swap.max. The root
+// group never has it, so look in a child group, or in the process's own.
 func swapAccounted() bool {
 	own, err := cgroups.ParseCgroupFile("/proc/self/cgroup")
 	if err == nil && own[""] != "/" && exists(filepath.Join(mountPoint, own[""], "memory.max")) {
 		return exists(filepath.Join(mountPoint, own[""], "memory.swap.max"))
 	}
-	// In the root group: the kernel makes the file unless told not to.
+	// In the root group: the kernel creates the file unless disabled.
 	cmdline, err := os.ReadFile("/proc/cmdline")
 	return err != nil || !slices.Contains(strings.Fields(string(cmdline)), "swapaccount=0")
 }
@@ -209,16 +207,16 @@ func swapAccounted() bool {
 // Driver is the driver in use, for RuntimeConfig.
 func (n *Node) Driver() string { return n.driver }
 
-// V2 tells whether the machine has the unified hierarchy.
+// V2 reports whether the machine uses cgroup v2.
 func (n *Node) V2() bool { return n.v2 }
 
-// Degraded lists in words what the machine's cgroups cannot do, for a warning
-// at start. Limits that need it are left out rather than refused.
+// Degraded describes what the machine's cgroups lack, for a warning at start.
+// Limits that need it are ignored rather than refused.
 func (n *Node) Degraded() []string { return slices.Clone(n.degraded) }
 
-// Close removes the default parent if it is empty and was made by this
-// package. Groups stay, and so does a slice: who stops one ends what is in it,
-// and an empty one costs nothing and is found again.
+// Close removes the default parent if it is empty and was created by this
+// package. Groups stay, and so does a slice: stopping it would kill its
+// processes, and an empty one costs nothing and is reused.
 func (n *Node) Close() error {
 	defer func() { closeOwn(n.all()) }()
 	errs := []error{n.filters.close()}

@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// OOMKills counts the group's processes that the kernel killed for want of
-// memory. On version 1 groups made inside the container are not counted.
+// OOMKills counts the OOM kills in the group. On version 1, groups created
+// inside the container are not counted.
 //
-// systemd takes a scope away as soon as its last process is gone, and its
-// count with it, but the parent's count has those of all groups that ever were
-// below it. So what the parent has over the groups that are there, less what
-// was so when this one began and what others that went have claimed since, is
-// this one's.
+// systemd removes a scope as soon as its last process has exited, and its
+// counter with it, but the parent's counter includes all groups that ever were
+// below it. So the count of a removed group is the parent's minus that of the
+// existing groups, minus that difference when the group started, minus what
+// other removed groups have claimed since.
 func (g *Group) OOMKills() (uint64, error) {
 	var r reader
 	kills, err := g.oomKills(&r)
@@ -49,11 +49,11 @@ func oomKills(r *reader, dir, file string) (kills uint64, err error) {
 	return kills, err
 }
 
-// watchesParent tells whether the group may be gone before it can be asked.
+// watchesParent reports whether the group may be removed before its counter is read.
 func (g *Group) watchesParent() bool { return g.node.v2 && g.node.driver == Systemd }
 
-// noteParent remembers what the parent counted before the group's time. A
-// parent that is not there yet has counted nothing.
+// noteParent records the parent's count before the group's start, 0 if the
+// parent does not exist yet.
 func (g *Group) noteParent() {
 	if !g.watchesParent() {
 		return
@@ -65,7 +65,7 @@ func (g *Group) noteParent() {
 	}
 }
 
-// inheritedKills are those of a group that is gone.
+// inheritedKills are the OOM kills of a removed group.
 func (g *Group) inheritedKills(r *reader) (uint64, error) {
 	lost, err := g.node.lostKills(r, g.at.parentRel)
 	if err != nil {
@@ -76,7 +76,8 @@ func (g *Group) inheritedKills(r *reader) (uint64, error) {
 	return uint64(kills), nil
 }
 
-// lostKills are those of a parent that none of the groups below it has.
+// lostKills are the OOM kills of a parent that are not in the counters of its
+// child groups.
 func (n *Node) lostKills(r *reader, rel string) (int64, error) {
 	dir := filepath.Join(n.root, rel)
 	all, err := oomKills(r, dir, "memory.events")
@@ -101,7 +102,7 @@ func (n *Node) lostKills(r *reader, rel string) (int64, error) {
 	return lost, nil
 }
 
-// oomClaims are the kills of groups that ended, by parent.
+// oomClaims are the OOM kills of removed groups, by parent.
 type oomClaims struct {
 	mu    sync.Mutex
 	kills map[string]int64 // guarded by mu

@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestOOMKillsOfGoneScopes plays systemd, which removes a scope before anybody
-// can ask for its count.
-func TestOOMKillsOfGoneScopes(t *testing.T) {
+// TestOOMKillsOfRemovedScopes simulates systemd, which removes a scope before
+// its counter can be read.
+func TestOOMKillsOfRemovedScopes(t *testing.T) {
 	n := &Node{driver: Systemd, v2: true, parent: "pod.slice"}
 	if err := n.useHierarchies([]hierarchy{{dir: t.TempDir()}}); err != nil {
 		t.Fatal(err)
@@ -50,22 +50,22 @@ func TestOOMKillsOfGoneScopes(t *testing.T) {
 		}
 	}
 
-	counts("pod.slice", 2) // of containers long gone
+	counts("pod.slice", 2) // of containers removed before
 	a, b, c := group("a", 0), group("b", 0), group("c", 0)
 	counts("pod.slice", 3)
 	gone(a) // killed
 	want(a, 1)
-	gone(b) // ended by itself
+	gone(b) // exited by itself
 	want(b, 0)
 
-	// A kill in a group that lives on is nobody else's.
+	// A kill in an existing group is not counted for another.
 	counts("pod.slice", 4)
 	counts("pod.slice/crisp-c.scope", 1)
 	d := group("d", 0)
 	gone(d)
 	want(d, 0)
 
-	// One that can be asked is, and its kill is not counted for another.
+	// An existing group's counter is read, and its kill is not counted for another.
 	e := group("e", 0)
 	want(c, 1)
 	gone(c)

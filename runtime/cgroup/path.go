@@ -32,10 +32,10 @@ func (n *Node) Path(parent, id string) (string, error) {
 	return path.Join(clean, id), nil
 }
 
-// Resolve returns the cgroupsPath of a group that somebody else named, as
-// [Node.Create] takes it. For cgroupfs that may be any path but the root; one
-// that is relative lies below the default parent, and none leads out of there.
-// For systemd it is "slice:prefix:name", with system.slice for an empty slice.
+// Resolve validates a cgroupsPath from an OCI spec and returns it in the form
+// for [Node.Create]. For cgroupfs that may be any path but the root; a relative
+// one is below the default parent and cannot escape it. For systemd it is
+// "slice:prefix:name", with system.slice for an empty slice.
 func (n *Node) Resolve(cgroupsPath string) (string, error) {
 	if n.driver == Systemd {
 		parts := strings.Split(cgroupsPath, ":")
@@ -51,7 +51,7 @@ func (n *Node) Resolve(cgroupsPath string) (string, error) {
 	clean := path.Join("/", cgroupsPath)
 	switch {
 	case clean == "/":
-		return "", fmt.Errorf("parse cgroup path %q: the root group takes no containers", cgroupsPath)
+		return "", fmt.Errorf("parse cgroup path %q: containers cannot run in the root group", cgroupsPath)
 	case !path.IsAbs(cgroupsPath):
 		return path.Join(n.parent, clean), nil
 	}
@@ -73,7 +73,7 @@ func (n *Node) checkParent(parent string) (string, error) {
 
 	base := path.Base(parent)
 	if n.driver == Systemd {
-		// kubelet sends the whole path of the slice, whose last part says all.
+		// kubelet sends the whole path of the slice; its last part is sufficient.
 		if _, err := systemd.ExpandSlice(base); err != nil {
 			return "", fmt.Errorf("%w %q: the systemd driver wants a slice, as in \"kubepods-pod1.slice\"", ErrParent, parent)
 		}
@@ -85,7 +85,7 @@ func (n *Node) checkParent(parent string) (string, error) {
 	}
 	clean := path.Join("/", parent)
 	if clean == "/" {
-		return "", fmt.Errorf("%w %q: the root group takes no containers", ErrParent, parent)
+		return "", fmt.Errorf("%w %q: containers cannot run in the root group", ErrParent, parent)
 	}
 
 	return clean, nil
@@ -101,7 +101,7 @@ type location struct {
 	rel, parentRel string
 }
 
-// locate parses a cgroupsPath. With systemd the prefix may be any: records of
+// locate parses a cgroupsPath. With systemd any prefix is valid: records of
 // older versions and bundles have others.
 func (n *Node) locate(cgroupsPath string) (location, error) {
 	if n.driver != Systemd {

@@ -14,16 +14,16 @@ import (
 // maxPids bounds a list of processes, in bytes: Linux has four million pids.
 const maxPids = 64 << 20
 
-// maxListed bounds the groups that a list of processes is made of. On version
-// 2 there cannot be more; on version 1 a container may have made any number, and
-// statistics must not wait for that.
+// maxListed bounds the groups that are searched for processes. On version 2
+// there cannot be more; on version 1 a container may have created any number,
+// and statistics must not wait for that.
 const maxListed = 4096
 
-// errEnough ends a walk that has become too long.
+// errEnough ends a walk that reached maxListed.
 var errEnough = errors.New("enough")
 
-// Pids lists the processes in the group and in the groups below it, of which
-// it looks at some thousand. [Group.Kill] has no such bound.
+// Pids lists the processes in the group and in up to some thousand groups below
+// it. [Group.Kill] has no such bound.
 func (g *Group) Pids() ([]int, error) {
 	var pids []int
 	for i, dir := range g.processDirs() {
@@ -41,18 +41,18 @@ func (g *Group) Pids() ([]int, error) {
 		}
 
 		if len(pids) > 0 {
-			break // the others most likely have the same
+			break // most likely the other hierarchies have the same
 		}
 	}
 
 	return pids, nil
 }
 
-// processDir is the directory whose cgroup.procs tells what runs in the group.
+// processDir is the directory whose cgroup.procs lists the group's processes.
 func (g *Group) processDir() string { return g.dir("freezer") }
 
-// processDirs are the directories in which there may be processes, processDir
-// first: a container that may write to its groups can have left that alone.
+// processDirs are the directories that may contain processes, processDir first:
+// a container with write access to its groups may use only some.
 func (g *Group) processDirs() []string {
 	first := g.processDir()
 	rest := slices.DeleteFunc(slices.Clone(g.dirs), func(dir string) bool { return dir == first })
@@ -63,7 +63,7 @@ func (g *Group) processDirs() []string {
 func pidsIn(dir *os.File) ([]int, error) {
 	data, err := readAt(dir, "cgroup.procs")
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		// A threaded group lists threads only, which do as well.
+		// A threaded group lists only threads, which are sufficient.
 		data, err = readAt(dir, "cgroup.threads")
 	}
 	if err != nil {

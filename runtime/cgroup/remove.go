@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove takes the group and the groups below it away, waiting until ctx ends
-// ([ErrBusy]) for processes that are about to be gone. A parent that this
-// package made goes with its last group, but for the default parent
-// ([Node.Close]). Removing what is not there is no error.
+// Remove removes the group and the groups below it, waiting until ctx ends
+// ([ErrBusy]) for exiting processes. A parent created by this package is
+// removed with its last group, except the default parent ([Node.Close]).
+// Removing a missing group is not an error.
 func (g *Group) Remove(ctx context.Context) error {
 	if g.node.driver == Systemd {
 		return g.removeScope(ctx)
@@ -34,8 +34,7 @@ func (g *Group) removeDirs(ctx context.Context) error {
 	return nil
 }
 
-// discard takes back what Create has made. Nothing waits: what has processes
-// was there before.
+// discard undoes Create. It does not wait: groups with processes existed before.
 func (g *Group) discard() {
 	for _, dir := range g.dirs {
 		_ = unix.Rmdir(dir)
@@ -43,9 +42,9 @@ func (g *Group) discard() {
 	g.node.removeParents(g.at.parentRel)
 }
 
-// removeParents removes a parent and those above it for as long as they are
-// ours and empty. The default parent stays: making it anew for the next
-// container would take as long as the container's own group.
+// removeParents removes a parent and those above it while they are ours and
+// empty. The default parent stays: recreating it for the next container would
+// take as long as the container's own group.
 func (n *Node) removeParents(rel string) {
 	for removed := true; removed && rel != "/" && rel != n.parent; rel = path.Dir(rel) {
 		removed = false

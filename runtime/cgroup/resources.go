@@ -101,7 +101,7 @@ func (n *Node) convertMemory(out *cgroups.Resources, m *specs.LinuxMemory) error
 	}
 
 	if out.Memory > 0 && out.MemorySwap == 0 {
-		out.MemorySwap = out.Memory // a limit without a word about swap means none
+		out.MemorySwap = out.Memory // a limit without a swap limit means no swap
 	}
 	if out.MemorySwap > 0 && out.Memory > 0 && out.MemorySwap < out.Memory {
 		return fmt.Errorf("memory and swap limit %d is below memory limit %d: %w", out.MemorySwap, out.Memory, ErrResources)
@@ -148,9 +148,8 @@ func convertBlockIO(out *cgroups.Resources, b *specs.LinuxBlockIO) {
 	out.BlkioThrottleWriteIOPSDevice = throttles(b.ThrottleWriteIOPSDevice)
 }
 
-// convertHugepages drops limits that the machine cannot set when they are
-// zero, since kubelet sends a zero for every page size, and all of them when
-// there is no controller at all.
+// convertHugepages drops zero limits that the machine cannot set, since kubelet
+// sends a zero for every page size, and all limits if there is no controller.
 func (n *Node) convertHugepages(out *cgroups.Resources, limits []specs.LinuxHugepageLimit) error {
 	if len(n.pageSizes) == 0 {
 		return nil
@@ -160,7 +159,7 @@ func (n *Node) convertHugepages(out *cgroups.Resources, limits []specs.LinuxHuge
 			if l.Limit == 0 {
 				continue
 			}
-			return fmt.Errorf("limit huge pages of %q, sizes here are %s: %w", l.Pagesize, strings.Join(n.pageSizes, " "), ErrUnsupported)
+			return fmt.Errorf("limit huge pages of %q, supported sizes are %s: %w", l.Pagesize, strings.Join(n.pageSizes, " "), ErrUnsupported)
 		}
 
 		i := slices.IndexFunc(out.HugetlbLimit, func(h *cgroups.HugepageLimit) bool { return h.Pagesize == l.Pagesize })
@@ -189,7 +188,7 @@ func (n *Node) convertUnified(out *cgroups.Resources, unified map[string]string)
 			return fmt.Errorf("unified resource %q: want CONTROLLER.PARAMETER: %w", key, ErrResources)
 		}
 		if controller == "cgroup" {
-			// cgroup.procs, cgroup.kill and the like act; they are no limits.
+			// cgroup.procs, cgroup.kill and the like are actions, not limits.
 			switch parameter {
 			case "max.depth", "max.descendants", "pressure":
 			default:
@@ -205,7 +204,7 @@ func (n *Node) convertUnified(out *cgroups.Resources, unified map[string]string)
 func convertDevices(in []specs.LinuxDeviceCgroup) ([]*devices.Rule, error) {
 	rules := make([]*devices.Rule, 0, len(in)+1)
 	if len(in) == 0 || !isWildcard(in[0]) {
-		// Closed unless opened.
+		// Deny by default.
 		rules = append(rules, &devices.Rule{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm"})
 	}
 
@@ -241,5 +240,5 @@ func convertDevices(in []specs.LinuxDeviceCgroup) ([]*devices.Rule, error) {
 	return rules, nil
 }
 
-// isWildcard tells whether a rule is about all devices.
+// isWildcard reports whether a rule applies to all devices.
 func isWildcard(d specs.LinuxDeviceCgroup) bool { return d.Type == "" || d.Type == "a" }

@@ -68,7 +68,7 @@ func TestConvertSwap(t *testing.T) {
 		limit, swap, want int64
 		refused           bool
 	}{
-		{true, 100, 0, 100, false},   // no word about swap: none
+		{true, 100, 0, 100, false},   // no swap limit: no swap
 		{true, 100, 100, 100, false}, // none
 		{true, 100, 130, 130, false},
 		{true, 100, -1, -1, false},

@@ -11,11 +11,10 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Set changes the group's limits. r is the whole of the resources, already
-// merged with those in force; what it does not name stays as it is. Device
-// rules are only touched when they differ, and replaced without a moment in
-// which the container could use too much or too little. r without device
-// rules leaves them alone.
+// Set changes the group's limits. r are all resources, already merged with
+// those in force; unset ones are not changed. Device rules are only written
+// when they differ, and replaced atomically. r without device rules leaves them
+// alone.
 func (g *Group) Set(r *specs.LinuxResources) error {
 	want, err := g.node.convert(r)
 	if err != nil {
@@ -53,8 +52,8 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 	return nil
 }
 
-// tooMuchInUse says if it is why limits were refused that more memory is in
-// use than they allow. The library's own words for it are no error to look for.
+// tooMuchInUse adds [ErrInUse] to the error if a memory limit was refused
+// because it is below the usage. The library has no sentinel for that.
 func (g *Group) tooMuchInUse(want *cgroups.Resources, err error) error {
 	if want.Memory <= 0 || isGone(err) {
 		return err
@@ -85,7 +84,7 @@ func (g *Group) setV1(want *cgroups.Resources) error {
 	return g.setControllersV1(want)
 }
 
-// setControllersV1 writes the limits of all version 1 controllers but cpuset
+// setControllersV1 writes the limits of all version 1 controllers except cpuset
 // and devices.
 func (g *Group) setControllersV1(want *cgroups.Resources) error {
 	for _, c := range []struct {

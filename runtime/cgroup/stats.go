@@ -2,8 +2,8 @@ package cgroup
 
 import "time"
 
-// Stats are a group's accounts. Times are in nanoseconds, sizes in bytes.
-// A limit of 0 is no limit.
+// Stats are a group's statistics. Times are in nanoseconds, sizes in bytes. A
+// limit of 0 is no limit.
 type Stats struct {
 	// Time is when the files were read.
 	Time   time.Time
@@ -15,60 +15,60 @@ type Stats struct {
 	Hugetlb []HugetlbStats
 }
 
-// CPUStats account for processor time.
+// CPUStats are the CPU statistics.
 type CPUStats struct {
 	Usage, User, System uint64
 	// Periods are the enforcement periods that have passed, ThrottledPeriods
-	// those in which the quota was used up, ThrottledTime the time lost.
+	// those in which the quota was exhausted, ThrottledTime the time throttled.
 	Periods, ThrottledPeriods, ThrottledTime uint64
 	// Pressure is nil where the kernel does not measure it.
 	Pressure *Pressure
 }
 
-// MemoryStats account for memory.
+// MemoryStats are the memory statistics.
 type MemoryStats struct {
 	Usage, MaxUsage, Limit uint64
-	// WorkingSet is the usage without the page cache that was not used of
-	// late, which is what cannot be had back under pressure.
+	// WorkingSet is the usage without the inactive page cache, which can be
+	// reclaimed under pressure.
 	WorkingSet uint64
 	// RSS is anonymous memory.
 	RSS, Cache, MappedFile, Kernel uint64
-	// ActiveFile is page cache that was used of late, InactiveFile the rest.
+	// ActiveFile is recently used page cache, InactiveFile the rest.
 	ActiveFile, InactiveFile uint64
-	// SwapAccounted tells whether the swap figures mean anything.
+	// SwapAccounted: the swap statistics are valid.
 	SwapAccounted bool
-	// Swap is what lies in swap; SwapLimit bounds it, not the sum with
-	// memory. SwapUnlimited tells a missing bound from one of 0.
+	// Swap is the swap usage; SwapLimit bounds it, not the sum with memory.
+	// SwapUnlimited distinguishes no limit from a limit of 0.
 	Swap, SwapLimit uint64
 	SwapUnlimited   bool
 	// Faults and MajorFaults are those of the group and the groups below it,
-	// OwnFaults and OwnMajorFaults those of the group alone, where the
-	// kernel tells them apart.
+	// OwnFaults and OwnMajorFaults those of the group alone, where the kernel
+	// distinguishes them.
 	Faults, MajorFaults, OwnFaults, OwnMajorFaults uint64
-	// LimitHits is how often the limit stopped an allocation.
+	// LimitHits is how often an allocation hit the limit.
 	LimitHits, OOMKills uint64
-	// HighHits is how often allocations were slowed down, in the unified hierarchy.
+	// HighHits is how often allocations were throttled by memory.high, in version 2.
 	HighHits uint64
 	Pressure *Pressure
 }
 
-// PidsStats count tasks, which are threads.
+// PidsStats count tasks, that is threads.
 type PidsStats struct{ Current, Limit uint64 }
 
-// IOStats account for block devices.
+// IOStats are the statistics of block devices.
 type IOStats struct {
 	Devices  []DeviceIO
 	Pressure *Pressure
 }
 
-// DeviceIO is what was done to one block device.
+// DeviceIO is the I/O of one block device.
 type DeviceIO struct {
 	Major, Minor          uint32
 	ReadBytes, WriteBytes uint64
 	Reads, Writes         uint64
 }
 
-// HugetlbStats account for huge pages of one size.
+// HugetlbStats are the statistics of huge pages of one size.
 type HugetlbStats struct {
 	// PageSize is as in "2MB".
 	PageSize        string
@@ -85,7 +85,7 @@ type Stall struct {
 	Avg10, Avg60, Avg300 float64
 }
 
-// Stats reads the group's accounts.
+// Stats reads the group's statistics.
 func (g *Group) Stats() (*Stats, error) {
 	if g.node.v2 {
 		return g.stats(g.usageV2, g.detailsV2)
@@ -93,9 +93,8 @@ func (g *Group) Stats() (*Stats, error) {
 	return g.stats(g.usageV1, g.detailsV1)
 }
 
-// Usage reads the part of the accounts that is asked for often, from a third
-// of the files: the processor time used, memory in use and swap with their
-// limits, page faults, and pressure.
+// Usage reads the statistics that are needed often, from a third of the files:
+// CPU time, memory and swap with their limits, page faults, and pressure.
 func (g *Group) Usage() (*Stats, error) {
 	if g.node.v2 {
 		return g.stats(g.usageV2)
@@ -114,8 +113,8 @@ func (g *Group) stats(parts ...func(*reader, *Stats) error) (*Stats, error) {
 	return s, nil
 }
 
-// setWorkingSet takes the inactive part of the page cache from the usage. The
-// two are read at different times, so the difference may be below 0.
+// setWorkingSet subtracts the inactive page cache from the usage. The two are
+// read at different times, so the difference may be below 0.
 func (m *MemoryStats) setWorkingSet() {
 	if m.Usage > m.InactiveFile {
 		m.WorkingSet = m.Usage - m.InactiveFile

@@ -12,8 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// The trees in testdata are the files of groups as kernels of either version
-// show them.
+// The trees in testdata are the files of groups of either version, as kernels show them.
 func fixture(t *testing.T, version string) *Node {
 	t.Helper()
 	root := filepath.Join("testdata", version)
@@ -35,7 +34,7 @@ func fixture(t *testing.T, version string) *Node {
 		list = append(list, hierarchy{dir: filepath.Join(root, e.Name()), controllers: strings.Split(e.Name(), ",")})
 	}
 
-	// Nothing is read of these two.
+	// These two are not read.
 	list = append(list, hierarchy{controllers: []string{"devices"}}, hierarchy{controllers: []string{"freezer"}})
 	if err := n.useHierarchies(list); err != nil {
 		t.Fatal(err)
@@ -96,7 +95,7 @@ func TestStatsV2(t *testing.T) {
 	}
 }
 
-// What is asked for often is the same in both answers.
+// Usage returns the same as Stats.
 func TestUsage(t *testing.T) {
 	for version, rel := range map[string]string{
 		"v1": "/kubepods/pod1/web", "v2": "/kubepods.slice/kubepods-pod1.slice/crisp-web.scope",
@@ -109,7 +108,7 @@ func TestUsage(t *testing.T) {
 		}
 
 		if got.CPU.Usage != want.CPU.Usage || !reflect.DeepEqual(got.CPU.Pressure, want.CPU.Pressure) || !reflect.DeepEqual(got.IO.Pressure, want.IO.Pressure) {
-			t.Errorf("%s: processor %+v and I/O %+v, want %+v and %+v", version, got.CPU, got.IO, want.CPU, want.IO)
+			t.Errorf("%s: CPU %+v and I/O %+v, want %+v and %+v", version, got.CPU, got.IO, want.CPU, want.IO)
 		}
 		m := want.Memory
 		m.MaxUsage, m.LimitHits, m.OOMKills, m.HighHits = 0, 0, 0, 0
@@ -129,7 +128,7 @@ func TestStatsV2Open(t *testing.T) {
 	got := fixtureStats(t, n, "/open/web")
 	want := &Stats{
 		CPU: CPUStats{Usage: 5000, User: 3000, System: 2000},
-		// More inactive cache than usage: the two were read apart.
+		// More inactive cache than usage: the two are read at different times.
 		Memory: MemoryStats{Usage: 100, RSS: 10, Cache: 300, InactiveFile: 200, SwapAccounted: true, SwapUnlimited: true},
 		Pids:   PidsStats{Current: 1},
 	}
@@ -151,8 +150,8 @@ func TestStatsBroken(t *testing.T) {
 	}
 }
 
-// The files of version 2 that limits go to. The kernel's part is a directory: no
-// controllers can be had beside version 1.
+// The files of version 2 that limits are written to. A directory stands in for
+// the kernel: alongside version 1 there may be no controllers.
 func TestSetV2(t *testing.T) {
 	cgroups.TestMode = true
 	t.Cleanup(func() { cgroups.TestMode = false })
@@ -175,7 +174,7 @@ func TestSetV2(t *testing.T) {
 
 	write(g.dirs[0], "cgroup.controllers", "cpuset cpu io memory hugetlb pids\n")
 	r := containerResources()
-	r.Devices = nil // they need a kernel
+	r.Devices = nil // they need a real kernel
 	r.Memory.Swap = ptr(int64(96 << 20))
 	r.CPU.Cpus, r.CPU.Mems = "0-1", "0"
 	r.Pids = &specs.LinuxPids{Limit: ptr(int64(-1))}
@@ -227,7 +226,7 @@ func TestSetV2(t *testing.T) {
 	}
 }
 
-// Only controllers that a parent lacks are switched on, from the top.
+// Only missing controllers are enabled, from the top.
 func TestDelegate(t *testing.T) {
 	root := t.TempDir()
 	n := &Node{v2: true}

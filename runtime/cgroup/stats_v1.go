@@ -5,7 +5,7 @@ import (
 	"strconv"
 )
 
-// unlimitedV1 is the least value that means "no limit" in version 1's memory
+// unlimitedV1 is the smallest value that means "no limit" in version 1's memory
 // files: the largest int64, rounded down to whole pages of up to 64 KiB.
 const unlimitedV1 = 1<<63 - 1<<16
 
@@ -147,7 +147,7 @@ func (g *Group) memoryDetailsV1(r *reader, m *MemoryStats) error {
 	return err
 }
 
-// swapStatsV1 takes memory away from version 1's sums of memory and swap.
+// swapStatsV1 subtracts memory from version 1's sums of memory and swap.
 func (g *Group) swapStatsV1(r *reader, dir string, m *MemoryStats) error {
 	if !g.node.swap {
 		return nil
@@ -179,8 +179,8 @@ func monus(a, b uint64) uint64 {
 	return a - b
 }
 
-// ioStatsV1 reads the throttling layer's counts, which exist whatever the I/O
-// scheduler is.
+// ioStatsV1 reads the throttling layer's counters, which do not depend on the
+// I/O scheduler.
 func ioStatsV1(r *reader, dir string, s *IOStats) error {
 	for _, f := range []struct {
 		name        string

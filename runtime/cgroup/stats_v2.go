@@ -13,7 +13,7 @@ import (
 
 func (g *Group) usageV2(r *reader, s *Stats) error {
 	dir := g.dirs[0]
-	// cpu.stat is there in every group, so its absence means the group's.
+	// cpu.stat exists in every group, so its absence means that the group is gone.
 	err := cpuStatsV2(r, dir, &s.CPU)
 	if err != nil {
 		return err
@@ -60,7 +60,7 @@ func (g *Group) detailsV2(r *reader, s *Stats) error {
 		if err != nil {
 			return err
 		}
-		// Version 2 keeps no record of the most that was used.
+		// Version 2 does not record the maximum usage.
 		s.Hugetlb = append(s.Hugetlb, HugetlbStats{PageSize: size, Usage: usage, MaxUsage: usage})
 	}
 
@@ -108,7 +108,7 @@ func (g *Group) memoryUsageV2(r *reader, dir string, m *MemoryStats) error {
 		}
 	})
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // no memory controller here
+		return nil // no memory controller
 	}
 	if err != nil {
 		return err
@@ -195,8 +195,8 @@ func ioStatsV2(r *reader, dir string, s *IOStats) error {
 	return nil
 }
 
-// pressure reads a pressure file; where pressure is not measured there is
-// none, or reading it is refused.
+// pressure reads a pressure file; where pressure is not measured the file is
+// missing or unreadable.
 func pressure(r *reader, dir, name string) (*Pressure, error) {
 	data, err := r.read(dir, name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EOPNOTSUPP) {

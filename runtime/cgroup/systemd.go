@@ -10,7 +10,7 @@ import (
 	"github.com/opencontainers/cgroups/systemd"
 )
 
-// NeedsGate tells whether the group's first process must wait until Attach
+// NeedsGate reports whether the group's first process must wait until Attach
 // has put it into the group.
 func (g *Group) NeedsGate() bool { return g.node.driver == Systemd }
 
@@ -28,7 +28,7 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.wanted == nil {
-		return fmt.Errorf("attach to cgroup %s: its scope was started before", g.path)
+		return fmt.Errorf("attach to cgroup %s: its scope was already started", g.path)
 	}
 
 	g.noteParent()
@@ -51,11 +51,11 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 	return nil
 }
 
-// scope is the library's hold of the group's unit.
+// scope is the library's manager of the group's unit.
 func (g *Group) scope(want *cgroups.Resources) (cgroups.Manager, error) {
 	config := &cgroups.Cgroup{
 		Name: g.at.id, ScopePrefix: g.at.prefix, Parent: g.at.parent, Systemd: true, Resources: want,
-		// A scope whose process was killed fails, and would stay listed.
+		// A scope whose process was killed fails, and would stay loaded.
 		SystemdProps: []sddbus.Property{{Name: "CollectMode", Value: dbus.MakeVariant("inactive-or-failed")}},
 	}
 	if g.node.v2 {
@@ -72,8 +72,8 @@ func (g *Group) setSystemd(want *cgroups.Resources) error {
 	return m.Set(want)
 }
 
-// removeScope stops the unit. systemd drops a scope by itself when its last
-// process is gone, so most often there is nothing left to ask for.
+// removeScope stops the unit. systemd removes a scope by itself when its last
+// process has exited, so usually there is nothing to do.
 func (g *Group) removeScope(ctx context.Context) error {
 	if !g.Exists() {
 		return nil
@@ -90,5 +90,5 @@ func (g *Group) removeScope(ctx context.Context) error {
 	if err := m.Destroy(); err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
 	}
-	return g.removeDirs(ctx) // systemd leaves what it did not make
+	return g.removeDirs(ctx) // systemd leaves the directories that it did not create
 }

@@ -20,7 +20,7 @@ func systemdNode(t *testing.T) *Node {
 	t.Helper()
 	testkit.Root(t)
 	if !systemd.IsRunningSystemd() {
-		testkit.Skip(t, "systemd", "scopes are its")
+		testkit.Skip(t, "systemd", "scopes need systemd")
 	}
 
 	slice := testkit.Name(t) + ".slice"
@@ -50,7 +50,7 @@ func systemctl(t *testing.T, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// gated starts a shell command that waits, attaches it, and lets it go on.
+// gated starts a shell command that waits, attaches it, and lets it continue.
 func gated(t *testing.T, g *Group, script string) *process {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", "read go; "+script)
@@ -70,8 +70,8 @@ func gated(t *testing.T, g *Group, script string) *process {
 	return p
 }
 
-// A scope has its limits and device rules, and systemd, which writes them again
-// whenever it is told to read its units, agrees with what is set.
+// A scope has its limits and device rules, and systemd, which rewrites them on
+// every daemon-reload, agrees with them.
 func TestScope(t *testing.T) {
 	n := systemdNode(t)
 	r := containerResources()
@@ -122,7 +122,7 @@ func TestScope(t *testing.T) {
 	}
 }
 
-// systemd takes a scope away with its last process, and nothing is forgotten.
+// systemd removes a scope with its last process, and its OOM kills are still counted.
 func TestScopeEnds(t *testing.T) {
 	n := systemdNode(t)
 	stays := create(t, n, "", "stays", containerResources())
@@ -131,7 +131,7 @@ func TestScopeEnds(t *testing.T) {
 		Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20))}, Devices: containerResources().Devices,
 	})
 	if err := gated(t, g, "exec tail /dev/zero").wait(); err == nil {
-		t.Fatal("a process of unbounded memory ended well")
+		t.Fatal("a process of unbounded memory succeeded")
 	}
 
 	waitFor(t, "the scope's end", func() bool { return !g.Exists() })

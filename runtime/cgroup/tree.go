@@ -11,21 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// visitor is what is done on the way through a tree of groups, which a
-// container may have made as wide, as deep and as oddly named as it liked.
+// visitor holds the callbacks of a walk through a tree of groups, which a
+// container may have made as wide and deep, with any names, as it liked.
 type visitor struct {
 	// enter is called in each group, before those below it.
 	enter func(dir *os.File) error
-	// pass, if set, may do with a group from above, without its being entered.
+	// pass, if set, may handle a group from its parent, without entering it.
 	pass func(parent *os.File, name string) (done bool)
 	// leave, if set, is called when all below a group has been seen.
 	leave func(parent *os.File, name string)
 }
 
-// walk goes through a directory of a hierarchy and all below it. It takes two
-// descriptors and a list of names, however deep the tree is; a path to a group
-// may be longer than the kernel takes. Groups that go meanwhile are left out.
-// Between groups it asks stop, if given, whether to go on.
+// walk visits a directory of a hierarchy and all below it. It uses two
+// descriptors and a list of names, however deep the tree is: a group's path may
+// exceed PATH_MAX. Groups removed meanwhile are skipped. Between groups it
+// calls stop, if set, whose error ends the walk.
 func walk(stop func() error, dir string, v visitor) error {
 	fd, err := openRaw(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
@@ -67,7 +67,7 @@ func walk(stop func() error, dir string, v visitor) error {
 type walker struct {
 	visitor
 	at     *os.File
-	levels []level // from the top to where the walker is
+	levels []level // from the top to the current group
 }
 
 type level struct {
@@ -75,7 +75,7 @@ type level struct {
 	below []string // not yet seen
 }
 
-// arrive does what there is to do in the group that the walker has come to.
+// arrive visits the group that the walker has entered.
 func (w *walker) arrive() error {
 	if w.enter != nil {
 		if err := w.enter(w.at); err != nil {
@@ -116,8 +116,8 @@ func (w *walker) descend(name string) error {
 	return nil
 }
 
-// climb goes back to the group above. A group stays where it was made, so
-// that ".." is the one that the walker came from.
+// climb goes back to the parent. Groups cannot be moved, so ".." is the one
+// that the walker came from.
 func (w *walker) climb() error {
 	parent, err := openAt(w.at, "..")
 	if err != nil {
@@ -146,8 +146,8 @@ func openAt(dir *os.File, name string) (*os.File, error) {
 	}
 }
 
-// subdirsOf lists the groups directly below a directory. The number of links
-// tells when there are none, which is nearly always.
+// subdirsOf lists the child groups of a directory. The link count shows when
+// there are none, which is nearly always.
 func subdirsOf(dir *os.File) ([]string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
@@ -186,8 +186,8 @@ func subdirs(dir string) ([]string, error) {
 	return subdirsOf(f)
 }
 
-// removeTree removes a directory of a hierarchy and all below it, waiting
-// until ctx ends for processes that are about to be gone.
+// removeTree removes a directory of a hierarchy and all below it, waiting until
+// ctx ends for exiting processes.
 func removeTree(ctx context.Context, dir string) error {
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		err := unix.Rmdir(dir)

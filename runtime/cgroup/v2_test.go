@@ -27,7 +27,7 @@ func TestCreateV2(t *testing.T) {
 		"cpu.weight":       "59",
 		"cpu.max":          "50000 100000",
 		"memory.max":       strconv.Itoa(64 << 20),
-		"memory.swap.max":  "0", // a limit without a word about swap means none
+		"memory.swap.max":  "0", // a limit without a swap limit means no swap
 		"memory.high":      strconv.Itoa(48 << 20),
 		"memory.oom.group": "1",
 		"pids.max":         "99",
@@ -38,7 +38,7 @@ func TestCreateV2(t *testing.T) {
 	}
 }
 
-// The kernel keeps to the limits, and tells of what that costs.
+// The kernel enforces the limits, and the statistics show it.
 func TestLimitsHoldV2(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *Node){
 		"pids": testPidsHold, "cpu": testCPUHolds, "memory.high": testHighHolds, "io": testIOHolds, "swap": testSwapHolds,
@@ -57,12 +57,12 @@ func testPidsHold(t *testing.T, n *Node) {
 	}
 	s, err := g.Stats()
 	if err != nil || s.Pids.Limit != 3 {
-		t.Errorf("the limit is told as %+v, %v", s, err)
+		t.Errorf("the statistics have the limit %+v, %v", s, err)
 	}
 }
 
-// Two processes that want a processor each and get a twentieth wait for it:
-// the quota shows as throttling and as pressure.
+// Two busy processes that get a twentieth of a CPU: the quota shows as
+// throttling and as pressure.
 func testCPUHolds(t *testing.T, n *Node) {
 	g := create(t, n, "", "cpu", &specs.LinuxResources{
 		CPU: &specs.LinuxCPU{Quota: ptr(int64(5000)), Period: ptr(uint64(100000))}, Devices: containerResources().Devices,
@@ -79,14 +79,14 @@ func testCPUHolds(t *testing.T, n *Node) {
 	})
 
 	if share := float64(s.CPU.Usage) / float64(time.Since(began)); share > 0.1 {
-		t.Errorf("it used %.2f of a processor, and may use 0.05", share)
+		t.Errorf("it used %.2f CPUs, want 0.05", share)
 	}
 	if s.CPU.ThrottledTime == 0 {
 		t.Errorf("no time was lost: %+v", s.CPU)
 	}
 }
 
-// What is above memory.high is held up and reclaimed, not killed.
+// Processes above memory.high are throttled and reclaimed, not killed.
 func testHighHolds(t *testing.T, n *Node) {
 	const high = 8 << 20
 	g := create(t, n, "", "high", &specs.LinuxResources{
@@ -141,15 +141,15 @@ func testIOHolds(t *testing.T, n *Node) {
 	}
 	s, err := g.Stats()
 	if err != nil || len(s.IO.Devices) == 0 || s.IO.Devices[0].WriteBytes < 3<<20 || s.IO.Pressure == nil || s.IO.Pressure.Some.Total == 0 {
-		t.Errorf("%+v, %v told, want 3 MiB written to %d:%d under pressure", s.IO, err, major, minor)
+		t.Errorf("%+v, %v, want 3 MiB written to %d:%d under pressure", s.IO, err, major, minor)
 	}
 }
 
 // testSwapHolds gives the machine swap space: 48 MiB fit into 32 of memory and
-// 32 of swap, and everything does not.
+// 32 of swap, unbounded usage does not.
 func testSwapHolds(t *testing.T, n *Node) {
 	if os.Getenv("CRISP_VM") == "" {
-		testkit.Skip(t, "vm", "the test gives the machine swap space")
+		testkit.Skip(t, "vm", "the test enables swap on the machine")
 	}
 	file := filepath.Join(t.TempDir(), "swap")
 	for _, command := range [][]string{
@@ -179,9 +179,9 @@ func testSwapHolds(t *testing.T, n *Node) {
 	})
 
 	if s.Memory.SwapLimit != 32<<20 || s.Memory.SwapUnlimited || s.Memory.OOMKills != 0 {
-		t.Errorf("told: %+v", s.Memory)
+		t.Errorf("got %+v", s.Memory)
 	}
 	if err := run(t, g, "exec tail /dev/zero").wait(); err == nil {
-		t.Error("a process of unbounded memory ended well")
+		t.Error("a process of unbounded memory succeeded")
 	}
 }
