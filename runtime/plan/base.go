@@ -6,17 +6,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The base of a pod is a mount namespace that holds next to nothing, so that
-// copying it for each container is cheap and no path of the host's is ever in
-// a container's reach. No process that a container sees is ever in it:
+// The base of a pod is a nearly empty mount namespace, so that copying it for
+// each container is cheap and no path of the host is ever reachable from a
+// container. No process that a container can see is ever in it:
 //
 //	/root   an empty directory on which a container's root is mounted
 //	/shm    the pod's shared memory
-//	/mask   an empty file system that nobody can write to, for masked directories
+//	/mask   an empty file system, never writable, for masked directories
 //	/null   the host's null device, for masked files
 //	/procs  the procfs of the pod's PID namespace, if it has one
 //	/proc   /sys, in a user namespace only: the kernel lets such a namespace
-//	        mount these afresh only where it sees them already
+//	        mount new instances only where these are visible
 const (
 	baseRoot  = "root"
 	baseShm   = "shm"
@@ -27,20 +27,20 @@ const (
 	baseSys   = "sys"
 )
 
-// procAttrs are what a procfs is mounted with.
+// procAttrs are the mount attributes of a procfs.
 const procAttrs = uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
 
-// baseOptions say what a base has.
+// baseOptions describe a base.
 type baseOptions struct {
 	shmSize int64 // in bytes, 0 for [DefaultShmSize]
-	// label is what containers see of it labelled with, if not empty.
+	// label is the SELinux label of what containers see of it, empty for none.
 	label string
-	// userns says that it belongs to a user namespace, and procfs that the
-	// process is the first of the pod's PID namespace.
+	// userns: it belongs to a user namespace. procfs: the process is the init
+	// of the pod's PID namespace.
 	userns, procfs bool
 }
 
-// base turns the copy of the host's mounts into a pod's base.
+// base turns a copy of the host's mounts into a pod's base.
 func (b *builder) base(o baseOptions) {
 	b.step("make mounts private", unix.SYS_MOUNT, zero(), str("/"), zero(), num(uint64(unix.MS_REC|unix.MS_PRIVATE)), zero())
 	attrs := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
@@ -77,8 +77,9 @@ func (b *builder) base(o baseOptions) {
 		}
 	}
 	if o.procfs {
-		// A procfs shows the PID namespace of who mounts it. One that joins
-		// could only do so where others see it, with the right to mount.
+		// A procfs shows the PID namespace of the mounting process. A joining
+		// process would have to mount it where others see it, while it still
+		// has the right to mount.
 		b.fileSystem("pod's procfs", "proc", procAttrs, nil, regMount)
 		b.inBase(baseProcs, reg(regMount))
 	}
@@ -86,9 +87,9 @@ func (b *builder) base(o baseOptions) {
 }
 
 // mask mounts an empty file system at the base's /mask. The containers of a pod
-// share it, and one that may mount could make a tmpfs writable for all of them;
-// an overlay without an upper layer stays read-only whoever remounts it. It needs
-// two layers, both empty.
+// share it, and one with the right to mount could remount a tmpfs writable for
+// all of them; an overlay without an upper layer stays read-only. It needs two
+// layers, both empty.
 func (b *builder) mask(label string) {
 	attrs := uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
 	layers := []fsOption{{key: "lowerdir", value: "/" + baseMask + ":/" + baseRoot}}
@@ -96,7 +97,7 @@ func (b *builder) mask(label string) {
 	b.inBase(baseMask, reg(regMount))
 }
 
-// labelled adds to a file system's options the SELinux label of all its files.
+// labelled adds the SELinux label of all files to a file system's options.
 func labelled(options []fsOption, label string) []fsOption {
 	if label == "" {
 		return options
@@ -108,13 +109,13 @@ func (b *builder) inBase(name string, mount Arg) {
 	b.step("mount base "+name, unix.SYS_MOVE_MOUNT, mount, str(""), reg(regBase), str(name), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
 }
 
-// pivot makes a mount the root; the old root then lies on top of it.
+// pivot makes a mount the root; the old root is then on top of it.
 func (b *builder) pivot(what string, root Arg) {
 	b.step("enter "+what, unix.SYS_FCHDIR, root)
 	b.step("pivot to "+what, unix.SYS_PIVOT_ROOT, str("."), str("."))
 }
 
-// leaveOldRoot detaches the root that was before [builder.pivot].
+// leaveOldRoot detaches the previous root after [builder.pivot].
 func (b *builder) leaveOldRoot(what string) {
 	b.step("detach "+what, unix.SYS_UMOUNT2, str("."), num(unix.MNT_DETACH))
 	b.step("enter /", unix.SYS_CHDIR, str("/"))

@@ -75,7 +75,7 @@ func TestRefusals(t *testing.T) {
 		{"time offsets of others", func(s *specs.Spec) {
 			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}}
 			namespace(s, specs.TimeNamespace, "/proc/1/ns/time")
-		}, ErrSpec, "there already"},
+		}, ErrSpec, "existing time namespace"},
 		{"time offset of another clock", func(s *specs.Spec) {
 			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"realtime": {}}
 			namespace(s, specs.TimeNamespace, "")
@@ -90,7 +90,7 @@ func TestRefusals(t *testing.T) {
 		{"host mounts", func(s *specs.Spec) { namespace(s, specs.MountNamespace) }, ErrUnsupported, "mount namespace"},
 		{"namespace twice", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
-		}, ErrSpec, "given twice"},
+		}, ErrSpec, "duplicate namespace"},
 		{"unknown namespace", func(s *specs.Spec) { s.Linux.Namespaces[0].Type = "x" }, ErrSpec, `"x"`},
 		{"mount on root", func(s *specs.Spec) { s.Mounts[0].Destination = "/a/.." }, ErrSpec, "destination"},
 		{"relative source", func(s *specs.Spec) { s.Mounts[7].Source = "srv" }, ErrSpec, `source "srv"`},
@@ -122,7 +122,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestCapabilitiesLeftOut has what the runtime-spec calls a warning, not an error.
+// TestCapabilitiesLeftOut covers what is a warning in the runtime-spec, not an error.
 func TestCapabilitiesLeftOut(t *testing.T) {
 	s := sample()
 	s.Process.Capabilities = &specs.LinuxCapabilities{
@@ -182,8 +182,8 @@ func TestParseList(t *testing.T) {
 	}
 }
 
-// TestRegisters runs every sample plan in the mind: a register must be set
-// before it is read, and by the same process.
+// TestRegisters simulates every sample plan: a register must be set before it
+// is read, and by the same process.
 func TestRegisters(t *testing.T) {
 	s := sample()
 	userNamespace(s, "ns/user")

@@ -8,31 +8,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The registers that builders use. A register that is not named for one
-// thing holds its value for a few steps only.
+// The registers that builders use. Those with a general name hold a value for a
+// few steps only.
 const (
 	regBase   Reg = iota // the root of the pod's base mount namespace
 	regRoot              // the container's root, when it is not an input
 	regDev               // the file system on /dev
 	regPts               // the devpts on /dev/pts
 	regMaster            // the terminal
-	regSlave             // its other side
-	regCwd               // the working directory as root sees it
+	regSlave             // its slave
+	regCwd               // the working directory, as root sees it
 	regCgroup            // the directory of cgroup hierarchies
-	regFS                // a file system being made
-	regMount             // a mount on its way
-	regTarget            // where it goes
+	regFS                // a file system being created
+	regMount             // a mount being attached
+	regTarget            // its target
 	regDir               // a directory
-	regKind              // says whether something is a directory
+	regKind              // set if something is a directory
 	regFile              // a file being written
-	regProcfs            // the procfs of another's PID namespace
+	regProcfs            // the procfs of another PID namespace
 	regTime              // the offsets of a time namespace
 )
 
 // builder collects a plan's steps and inputs.
 type builder struct {
 	plan *Plan
-	// known has the index of each input by kind and path, for those that several steps use.
+	// known has the index of each input that several steps use, by kind and path.
 	known map[string]int
 	// root is the descriptor of the container's root.
 	root Arg
@@ -64,7 +64,7 @@ func (s *Step) when(c Cond, r Reg) *Step {
 	return s
 }
 
-// input adds an input and returns the argument that stands for it.
+// input adds an input and returns the argument that refers to it.
 func (b *builder) input(in Input) Arg {
 	b.plan.Inputs = append(b.plan.Inputs, in)
 	return Arg{Kind: ArgIn, Int: int64(len(b.plan.Inputs) - 1)}
@@ -105,7 +105,7 @@ func reg(r Reg) Arg          { return Arg{Kind: ArgReg, Int: int64(r)} }
 func buffer(n int) Arg       { return Arg{Kind: ArgBuf, Int: int64(n)} }
 func zero() Arg              { return Arg{} }
 
-// words lays out 8-byte words as a C structure has them, words32 4-byte ones.
+// words lays out 8-byte words as in a C structure, words32 4-byte ones.
 func words(list ...uint64) []byte {
 	var b []byte
 	for _, w := range list {
@@ -122,11 +122,11 @@ func words32(list ...uint32) []byte {
 	return b
 }
 
-// here is the working directory as a descriptor.
+// here is AT_FDCWD, the working directory as a descriptor.
 func here() Arg { return num(unix.AT_FDCWD) }
 
-// How a path inside the container's root is resolved. Links never lead out
-// of the root, and never through the descriptors that the child has open.
+// How a path inside the container's root is resolved. Links never lead out of
+// the root, nor through /proc to open descriptors of the child.
 const (
 	inRoot  = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 	noLinks = inRoot | unix.RESOLVE_NO_SYMLINKS
@@ -140,11 +140,11 @@ func (b *builder) open(name, path string, flags, resolve uint64, to Reg) *Step {
 	return s.save(to)
 }
 
-// manySteps is a length at which a plan could run out of descriptors.
+// manySteps is the length from which a plan could run out of descriptors.
 const manySteps = 800
 
-// shut closes a register that is used again many times. In most plans that is
-// left to execve, which is cheaper.
+// shut closes a register that is reused many times. In most plans that is left
+// to execve, which is cheaper.
 func (b *builder) shut(r Reg) {
 	if len(b.plan.Steps) > manySteps {
 		b.step("close", unix.SYS_CLOSE, reg(r)).when(IfSet, r)
@@ -166,7 +166,7 @@ func (b *builder) attach(name string, from Arg, onto Reg) *Step {
 		num(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
 }
 
-// cloneMount makes a detached copy of the mount at path below dir.
+// cloneMount creates a detached copy of the mount at path below dir.
 func (b *builder) cloneMount(name string, dir Arg, path string, flags uint, to Reg) *Step {
 	return b.step(name, unix.SYS_OPEN_TREE, dir, str(path),
 		num(flags|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)).save(to)
@@ -184,7 +184,7 @@ type fsOption struct {
 	flag       bool
 }
 
-// fileSystem makes a detached mount of a new file system.
+// fileSystem creates a detached mount of a new file system.
 func (b *builder) fileSystem(what, fsType string, attrs uint64, options []fsOption, to Reg) {
 	b.step(what+": open "+fsType, unix.SYS_FSOPEN, str(fsType), num(unix.FSOPEN_CLOEXEC)).save(regFS)
 	for _, o := range options {
@@ -211,11 +211,11 @@ func (b *builder) wait(name string) {
 	b.step(name, unix.SYS_READ, Arg{Kind: ArgSync}, buffer(1), num(1))
 }
 
-// closeOthers lets execve close everything above the standard streams. In a
-// process that others will see, all but the socket is closed at once.
+// closeOthers has execve close everything above the standard streams. With now,
+// in a process that others will see, all but the socket is closed at once.
 func (b *builder) closeOthers(now bool) {
 	if now {
-		// There may be none in a range.
+		// A range may be empty.
 		b.step("close descriptors before the socket", unix.SYS_CLOSE_RANGE, num(3), Arg{Kind: ArgBack, Int: -1}, zero()).ignore(unix.EINVAL)
 		b.step("close descriptors after the socket", unix.SYS_CLOSE_RANGE, Arg{Kind: ArgBack, Int: 1}, num(uint32(math.MaxUint32)), zero())
 		return

@@ -9,18 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// format shows a number as what it means to its system call.
+// format formats an argument by its meaning in a system call.
 type format func(int64) string
 
-// signature is what is needed to show a system call.
+// signature describes how to print a system call.
 type signature struct {
 	name string
 	args []format
-	// memory shows the structure that the call takes.
+	// memory formats the structure that the call takes.
 	memory func([]byte) string
 }
 
-// flagTable shows a number as a set of flags.
+// flagTable formats a number as a set of flags.
 type flagTable []struct {
 	bit  int64
 	name string
@@ -40,7 +40,7 @@ func (t flagTable) text(v int64) string {
 	return strings.Join(names, "|")
 }
 
-// choice shows a number as one of a list of values.
+// choice formats a number as one of a list of values.
 func (t flagTable) choice(v int64) string {
 	for _, f := range t {
 		if v == f.bit {
@@ -50,7 +50,7 @@ func (t flagTable) choice(v int64) string {
 	return number(v)
 }
 
-// number shows small numbers in decimal and masks in hexadecimal.
+// number formats small numbers in decimal and masks in hexadecimal.
 func number(v int64) string {
 	if v < 1<<16 && v > -1<<16 {
 		return strconv.FormatInt(v, 10)
@@ -67,12 +67,12 @@ func directory(v int64) string {
 	return number(v)
 }
 
-// device shows what mknodat makes: file type and permissions, then the number.
+// device formats a device number.
 func device(v int64) string {
 	return fmt.Sprintf("%d:%d", unix.Major(uint64(v)), unix.Minor(uint64(v)))
 }
 
-// openHowText shows a struct open_how.
+// openHowText formats a struct open_how.
 func openHowText(b []byte) string {
 	if len(b) != 24 {
 		return bytesText(b)
@@ -81,7 +81,7 @@ func openHowText(b []byte) string {
 	return fmt.Sprintf("{%s %#o %s}", openNames.text(word(0)), word(1), resolveNames.text(word(2)))
 }
 
-// mountAttrText shows a struct mount_attr.
+// mountAttrText formats a struct mount_attr.
 func mountAttrText(b []byte) string {
 	if len(b) != 32 {
 		return bytesText(b)
@@ -90,8 +90,7 @@ func mountAttrText(b []byte) string {
 	return fmt.Sprintf("{set %s clear %s propagation %s}", attrNames.text(word(0)), attrNames.text(word(1)), mountNames.text(word(2)))
 }
 
-// signatureOf returns how to show a call. One that is not listed is shown by
-// its number.
+// signatureOf returns how to print a call. One that is not listed is printed by number.
 func signatureOf(call uintptr) signature {
 	for _, c := range calls {
 		if c.call == call {

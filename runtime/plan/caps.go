@@ -27,7 +27,7 @@ func capName(n int) string {
 	return fmt.Sprintf("capability %d", n)
 }
 
-// capMask is a set of capabilities, and the names in it that are none.
+// capMask returns a set of capabilities, and the unknown names.
 func capMask(names []string) (mask uint64, unknown []string) {
 	for _, name := range names {
 		n := slices.Index(capNames[:], strings.TrimPrefix(name, "CAP_"))
@@ -40,9 +40,9 @@ func capMask(names []string) (mask uint64, unknown []string) {
 	return mask, unknown
 }
 
-// Warnings says in words what a spec asks for that a container is started
-// without, as the runtime-spec has it: capabilities that there are not, or that
-// cannot be had in the ambient set.
+// Warnings describes the settings of a spec that are ignored, as the
+// runtime-spec requires: unknown capabilities, and those that cannot be in the
+// ambient set.
 func Warnings(s *specs.Spec) []string {
 	if s.Process == nil || s.Process.Capabilities == nil {
 		return nil
@@ -70,8 +70,8 @@ func Warnings(s *specs.Spec) []string {
 
 type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
 
-// capSets are the five sets asked for, without those that the machine cannot
-// give. In a user namespace every capability is there.
+// capSets returns the five requested sets, without capabilities that the
+// machine cannot grant. In a user namespace all are available.
 func (c *process) capSets() capSets {
 	asked := c.p.Capabilities
 	if asked == nil {

@@ -11,8 +11,8 @@ import (
 	"crisp/runtime/wire/pack"
 )
 
-// The bounds of a plan. They are far above what any container needs and keep
-// a damaged plan from costing memory.
+// The bounds of a plan. They are far above what any container needs and bound
+// the memory for a corrupt plan.
 const (
 	// MaxEncoded is the largest encoded plan in bytes.
 	MaxEncoded = 16 << 20
@@ -59,14 +59,14 @@ func (p *Plan) Encode() []byte {
 	return w.Bytes()
 }
 
-// lists are those of strings so far. A program that is looked for in many directories
-// has its arguments and environment once, not once for each.
+// lists are the string lists so far. They store the arguments and environment
+// only once for a program that is searched in many directories.
 type lists [][]string
 
-// maxLists bounds the lists that are compared with; more are written out.
+// maxLists bounds the lists that are deduplicated; more are written out.
 const maxLists = 8
 
-// find returns the number of a list, from 1, or 0 for one that is new.
+// find returns the number of a list, from 1, or 0 for a new one.
 func (l *lists) find(list []string) int {
 	i := slices.IndexFunc(*l, func(known []string) bool { return slices.Equal(known, list) })
 	if i < 0 && len(*l) < maxLists {
@@ -83,7 +83,7 @@ func (l *lists) put(w *pack.Writer, list []string) {
 	}
 }
 
-// take reads what put wrote; ok is false for the number of a list that is none.
+// take reads what put wrote; ok is false for an invalid list number.
 func (l *lists) take(r *pack.Reader) (list []string, ok bool) {
 	n := r.Uint()
 	if n > uint64(len(*l)) {
@@ -102,8 +102,7 @@ func (l *lists) take(r *pack.Reader) (list []string, ok bool) {
 // Decode reads an encoded plan and validates it. The plan shares no memory with data.
 func Decode(data []byte) (*Plan, error) { return new(Decoder).Decode(data) }
 
-// Decoder decodes plans, each into the memory of the one before, whose time
-// is over then.
+// Decoder decodes plans, each into the memory of the one before, which becomes invalid.
 type Decoder struct {
 	plan   Plan
 	lists  lists
@@ -203,7 +202,7 @@ func takeInput(r *pack.Reader) Input {
 	}
 }
 
-// takeEnum maps a number that no enumeration reaches to one that Validate refuses.
+// takeEnum maps a number beyond all enumerations to one that Validate refuses.
 func takeEnum(r *pack.Reader) uint8 { return uint8(min(r.Uint(), uint64(badKind))) }
 
 // badKind is a kind that no argument has.
@@ -232,7 +231,7 @@ func putStep(w *pack.Writer, s *Step, l *lists) {
 	}
 }
 
-// reset returns an empty plan that has the memory of the last one.
+// reset returns an empty plan that reuses the memory of the last one.
 func (d *Decoder) reset() *Plan {
 	clear(d.plan.Inputs)
 	clear(d.plan.Steps)
@@ -243,15 +242,14 @@ func (d *Decoder) reset() *Plan {
 	return &d.plan
 }
 
-// chunks hands out room for short lists, many at a time.
+// chunks allocates short lists, many at a time.
 type chunks[T any] struct{ last, free []T }
 
 // room returns an empty list for n elements.
 func (c *chunks[T]) room(n int) []T {
 	const first = 256
 	if n > len(c.free) {
-		// What the chunks before held is not found again, so that in the end
-		// one chunk is enough.
+		// Earlier chunks are not reused; they grow until one is enough.
 		c.last = make([]T, max(first, 2*len(c.last)))
 		c.free = c.last
 	}
@@ -293,7 +291,7 @@ func (d *Decoder) takeStep(r *pack.Reader) Step {
 	return s
 }
 
-// takeReg keeps a number outside of the registers outside of them.
+// takeReg clamps a number, and keeps an invalid one invalid.
 func takeReg(r *pack.Reader) Reg { return Reg(max(min(r.Int(), NumRegs), -2)) }
 
 func putArg(w *pack.Writer, a *Arg, l *lists) {

@@ -49,9 +49,8 @@ func everything() *Plan {
 	}
 }
 
-// TestEverythingUsesEveryField makes sure that every field has a value
-// somewhere in the plan: one that is forgotten in the codec would go unseen
-// otherwise.
+// TestEverythingUsesEveryField checks that every field has a value somewhere in
+// the plan: one missing in the codec would go unnoticed otherwise.
 func TestEverythingUsesEveryField(t *testing.T) {
 	p := everything()
 	seen := map[string]bool{}
@@ -149,7 +148,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// TestListsAreShared looks for a program in many directories with a large environment.
+// TestListsAreShared searches a program in many directories with a large environment.
 func TestListsAreShared(t *testing.T) {
 	env := []string{"PATH=/bin", "A=" + strings.Repeat("x", 100<<10)}
 	p := &Plan{Name: "many", Clone: Clone{Cgroup: -1}}

@@ -15,29 +15,29 @@ type container struct {
 	process
 	// mounted are the targets of the mounts so far.
 	mounted []string
-	// index is that of the mount in the spec that is being made, and target
-	// where it lands.
+	// index is the index in the spec of the present mount, and target its
+	// resolved destination.
 	index  int
 	target string
-	// readonly are the targets of what becomes read-only in the end.
+	// readonly are the targets that become read-only at the end.
 	readonly []string
-	// dev says what is on /dev.
+	// dev is the kind of /dev.
 	dev devKind
 }
 
-// Container returns the plan that starts a container's first process. In the
-// spec a namespace's path is "", for a new one, or the name under which the
-// caller holds it, or an absolute path; the root's path is a path on the host,
-// unless [Options.PodBase] says that "rootfs" is held.
+// Container returns the plan that starts a container's first process. A
+// namespace's path in the spec is "", for a new one, or the name under which
+// the caller holds it, or an absolute path; the root's path is a path on the
+// host, unless [Options.PodBase] is set and "rootfs" is held.
 func Container(s *specs.Spec, o Options) (*Plan, error) {
 	c, err := newContainer(s, o)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 
-	c.birth()
+	c.privilegedSetup()
 	c.enter()
-	c.settle()
+	c.setUpNamespaces()
 	c.enterRoot()
 
 	for _, part := range []func() error{c.mounts, c.devices, c.terminal} {
@@ -87,7 +87,7 @@ func (c *container) rootInput() Arg {
 	return c.input(Input{Name: "root file system", Kind: InputMount, Path: c.s.Root.Path, Recursive: true, Propagation: unix.MS_PRIVATE})
 }
 
-// checkSpec refuses what a plan would silently leave out.
+// checkSpec refuses settings that a plan would silently ignore.
 func checkSpec(s *specs.Spec) error {
 	switch {
 	case s == nil || s.Process == nil || s.Root == nil || s.Linux == nil:
@@ -114,16 +114,16 @@ func checkSpec(s *specs.Spec) error {
 
 var rootPropagations = []string{"", "private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"}
 
-// checkNamespaces refuses what is asked of a namespace that is the host's.
+// checkNamespaces refuses settings for a namespace of the host.
 func checkNamespaces(s *specs.Spec, ns namespaces) error {
 	names, offsets := s.Hostname != "" || s.Domainname != "", len(s.Linux.TimeOffsets) > 0
 	switch {
 	case names && !ns.has(specs.UTSNamespace):
-		return fmt.Errorf("%w: a host or domain name without a UTS namespace would be the host's", ErrSpec)
+		return fmt.Errorf("%w: a host or domain name without a UTS namespace would change the host's", ErrSpec)
 	case offsets && !ns.has(specs.TimeNamespace):
 		return fmt.Errorf("%w: time offsets without a time namespace", ErrSpec)
 	case offsets && !ns.makes(specs.TimeNamespace):
-		return fmt.Errorf("%w: time offsets for a time namespace that is there already", ErrSpec)
+		return fmt.Errorf("%w: time offsets for an existing time namespace", ErrSpec)
 	}
 
 	for clock := range s.Linux.TimeOffsets {
@@ -144,9 +144,9 @@ func hasHooks(h *specs.Hooks) bool {
 	return len(slices.Concat(old, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop)) > 0
 }
 
-// birth is what happens before the process enters any namespace, with all
-// the rights of the keeper.
-func (c *container) birth() {
+// privilegedSetup comes before the process enters any namespace, with all the
+// keeper's privileges.
+func (c *container) privilegedSetup() {
 	c.plan.Clone.Flags = c.early()
 	c.hide()
 	if c.ns.makes(specs.UserNamespace) {
@@ -160,7 +160,7 @@ func (c *container) birth() {
 	c.joinCgroup(c.o.CgroupV2, c.o.CgroupTasks)
 	c.privileged()
 	if len(c.s.Linux.TimeOffsets) > 0 {
-		// In a user namespace it could not be opened any more.
+		// In a user namespace it could no longer be opened.
 		c.step("open time offsets", unix.SYS_OPENAT, c.procfs(), str("self/timens_offsets"), num(unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW), zero()).save(regTime)
 	}
 	if c.ns.makes(specs.UserNamespace) {
@@ -168,8 +168,8 @@ func (c *container) birth() {
 	}
 }
 
-// settle sets up the namespaces that were made.
-func (c *container) settle() {
+// setUpNamespaces configures the new namespaces.
+func (c *container) setUpNamespaces() {
 	c.session()
 	if c.ns.makes(specs.NetworkNamespace) {
 		c.loopbackUp()
@@ -187,11 +187,11 @@ func (c *container) settle() {
 	c.step("open base", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regBase)
 }
 
-// enterRoot mounts the container's file system and makes it the process's
-// root: from here on no path leads out of it. It becomes the root of the mount
+// enterRoot mounts the container's file system and makes it the process's root:
+// from here on no path leads out of it. It becomes the root of the mount
 // namespace in [container.finishRoot]; until then the base stays attached,
-// because mounts can only be copied from one that is, and lies beneath,
-// because ".." in the root leads to what is mounted on top of it.
+// because only attached mounts can be copied, and beneath, because ".." in the
+// root leads to what is mounted on top of it.
 func (c *container) enterRoot() {
 	c.step("mount root", unix.SYS_MOVE_MOUNT, c.root, str(""), reg(regBase), str(baseRoot), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
 	c.step("enter root", unix.SYS_FCHDIR, c.root)
@@ -216,14 +216,14 @@ func (c *container) finishRoot() {
 	}
 }
 
-// makeWorkingDir makes the working directory if it is missing.
+// makeWorkingDir creates the working directory if it is missing.
 func (c *container) makeWorkingDir() {
 	if dir := c.workingDir(); dir != "/" && !below(dir, "/proc") {
 		c.makeDirs("make working directory "+dir, dir)
 	}
 }
 
-// workingDir is where the working directory lands, as far as it is known.
+// workingDir is the resolved working directory, as far as known.
 func (c *container) workingDir() string {
 	if c.o.WorkingDir != "" {
 		return clean(c.o.WorkingDir)
@@ -231,7 +231,7 @@ func (c *container) workingDir() string {
 	return clean(c.p.Cwd)
 }
 
-// makeDirs makes the directories of a path inside the root that are missing.
+// makeDirs creates the missing directories of a path inside the root.
 func (b *builder) makeDirs(what, dir string) {
 	b.open(what+": look", dir, unix.O_PATH|unix.O_DIRECTORY, inRoot, regKind).ignore(unix.ENOENT, unix.EACCES)
 	parts := strings.Split(strings.TrimPrefix(dir, "/"), "/")
@@ -248,7 +248,7 @@ func (b *builder) makeDirs(what, dir string) {
 // clean returns an absolute path without dots, as the container sees it.
 func clean(p string) string { return path.Join("/", p) }
 
-// below says whether a clean path is dir or lies in it.
+// below reports whether a clean path is dir or below it.
 func below(p, dir string) bool {
 	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
 }

@@ -9,15 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// devKind says what is on the container's /dev.
+// devKind is the kind of the container's /dev.
 type devKind uint8
 
 const (
-	// devRoot is the directory of the root file system.
+	// devRoot is a directory of the root file system.
 	devRoot devKind = iota
-	// devOwn is a file system of the container's own.
+	// devOwn is a new file system.
 	devOwn
-	// devBound is a bind of the host's, which is left as it is.
+	// devBound is a bind mount of the host's, which is not changed.
 	devBound
 )
 
@@ -34,18 +34,18 @@ var devLinks = [][2]string{
 	{"core", "/proc/kcore"}, {"ptmx", "pts/ptmx"},
 }
 
-// fillDev puts the devices and links that every container has into the
-// fresh /dev, before anything is mounted there.
+// fillDev creates the devices and links that every container has in the new
+// /dev, before anything is mounted there.
 func (c *container) fillDev() {
 	for _, d := range c.s.Linux.Devices {
-		// The terminals' is a link.
+		// /dev/ptmx is a link.
 		if name, ok := strings.CutPrefix(clean(d.Path), "/dev/"); ok && name != "ptmx" {
 			c.makeDevice(name, d)
 		}
 	}
 
 	for _, d := range defaultDevices {
-		if !c.asks("/dev/" + d.name) {
+		if !c.hasDevice("/dev/" + d.name) {
 			c.makeDevice(d.name, specs.LinuxDevice{Path: "/dev/" + d.name, Type: "c", Major: d.major, Minor: d.minor})
 		}
 	}
@@ -55,8 +55,8 @@ func (c *container) fillDev() {
 	}
 }
 
-// asks says whether the spec has a device of its own at a path.
-func (c *container) asks(p string) bool {
+// hasDevice reports whether the spec has a device at a path.
+func (c *container) hasDevice(p string) bool {
 	for _, d := range c.s.Linux.Devices {
 		if clean(d.Path) == p {
 			return true
@@ -65,7 +65,7 @@ func (c *container) asks(p string) bool {
 	return false
 }
 
-// devices makes what [container.fillDev] did not.
+// devices creates the spec's other devices.
 func (c *container) devices() error {
 	for _, d := range c.s.Linux.Devices {
 		if _, ok := deviceTypes[d.Type]; !ok {
@@ -98,8 +98,8 @@ func (c *container) devices() error {
 
 var deviceTypes = map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}
 
-// makeDevice makes a device in /dev, name being its path from there. All
-// that is in /dev so far is ours, so no link can lead astray.
+// makeDevice creates a device at the path name below /dev. The content of /dev
+// is ours so far, so no link can lead elsewhere.
 func (c *container) makeDevice(name string, d specs.LinuxDevice) {
 	what := "device /dev/" + name
 	for i, r := range name {
@@ -110,8 +110,8 @@ func (c *container) makeDevice(name string, d specs.LinuxDevice) {
 	c.node(what, regDev, name, d)
 }
 
-// node makes a device node. In a user namespace, where nodes cannot be made,
-// the host's is bound.
+// node creates a device node. In a user namespace, where mknod is not
+// permitted, the host's node is bind mounted.
 func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice) {
 	mode := uint32(0o666)
 	if d.FileMode != nil {
@@ -137,8 +137,8 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 	}
 
 	made := c.step(what, unix.SYS_MKNODAT, reg(dir), str(name), num(deviceTypes[d.Type]|mode), num(dev))
-	if c.dev == devRoot || c.asks(clean(d.Path)) {
-		made.ignore(unix.EEXIST) // what is there already stays as it is
+	if c.dev == devRoot || c.hasDevice(clean(d.Path)) {
+		made.ignore(unix.EEXIST) // an existing node is not changed
 	}
 	if d.UID == nil && d.GID == nil {
 		return

@@ -9,14 +9,14 @@ var (
 	ErrInvalid = errors.New("invalid plan")
 	// ErrTooLarge is a plan beyond the bounds.
 	ErrTooLarge = errors.New("plan too large")
-	// ErrVersion is an encoded plan of another version, or no plan at all.
+	// ErrVersion is an encoded plan of another version, or not a plan.
 	ErrVersion = errors.New("unknown plan version")
 )
 
 // Errors of building a plan.
 var (
-	// ErrSpec is a runtime-spec that makes no sense.
+	// ErrSpec is an invalid runtime-spec.
 	ErrSpec = errors.New("invalid runtime-spec")
-	// ErrUnsupported is a runtime-spec that asks for what plans cannot do.
+	// ErrUnsupported is a runtime-spec with settings that plans do not support.
 	ErrUnsupported = errors.New("not supported")
 )

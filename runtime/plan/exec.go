@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Exec returns the plan that runs one more process in a container, whose
-// first process is held as "pidfd". The spec is the container's.
+// Exec returns the plan that runs another process in a container, whose first
+// process is held as "pidfd". s is the container's spec.
 func Exec(s *specs.Spec, p *specs.Process, o Options) (*Plan, error) {
 	plan, err := execPlan(s, p, o)
 	if err != nil {
@@ -27,7 +27,7 @@ func execPlan(s *specs.Spec, p *specs.Process, o Options) (*Plan, error) {
 	}
 
 	c := &process{builder: newBuilder(o.Name), s: s, p: inherit(s.Process, p), o: o, ns: ns}
-	// Only children of who joins these namespaces are in them.
+	// Only children of a process that joins these namespaces are in them.
 	c.exposed = ns.flags()&(unix.CLONE_NEWPID|unix.CLONE_NEWTIME) != 0
 	if err := c.check(); err != nil {
 		return nil, err
@@ -66,7 +66,7 @@ func execPlan(s *specs.Spec, p *specs.Process, o Options) (*Plan, error) {
 	return c.plan, c.execute()
 }
 
-// inherit completes an executed process with what is the container's anyway.
+// inherit completes an exec process with the container's settings.
 func inherit(first, p *specs.Process) *specs.Process {
 	if p == nil {
 		return nil

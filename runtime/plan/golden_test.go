@@ -18,7 +18,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// sample is a container as the CRI makes them.
+// sample is a container as the CRI creates it.
 func sample() *specs.Spec {
 	caps := []string{"CAP_CHOWN", "CAP_NET_BIND_SERVICE", "CAP_SETUID"}
 	score := 990
@@ -198,7 +198,7 @@ func TestGoldenSandboxes(t *testing.T) {
 	}
 }
 
-// golden compares a plan with its golden file, and has it survive encoding.
+// golden compares a plan with its golden file, and round-trips its encoding.
 func golden(t *testing.T, name string, p *Plan, err error) {
 	t.Helper()
 	if err != nil {
@@ -274,8 +274,8 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// TestLabelOfMessageQueues wants the node's to stay as they are: without an IPC
-// namespace the container mounts those.
+// TestLabelOfMessageQueues expects the node's message queues, which a container
+// without an IPC namespace mounts, to be unchanged.
 func TestLabelOfMessageQueues(t *testing.T) {
 	for own, want := range map[bool]int{true: 1, false: 0} {
 		s := sample()

@@ -20,15 +20,14 @@ var rlimitNumbers = map[string]int{
 	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
 }
 
-// spareFiles is a limit on open files beyond what a plan itself opens.
+// spareFiles is a limit on open files above what a plan itself opens.
 const spareFiles = 4096
 
-// privileged sets what only the host's root may, and what children inherit.
+// privileged makes settings that need the host's root and that children inherit.
 func (c *process) privileged() {
 	c.oomScore()
 	if (c.userns() || c.exposed) && c.limit("RLIMIT_NPROC") != nil {
-		// It can be lowered later, and would stop the process at once that is
-		// to have it.
+		// It can be lowered later, and would throttle the setup of the process.
 		most := c.clampLimit("RLIMIT_NPROC", unix.RLIM_INFINITY)
 		c.setLimit("raise RLIMIT_NPROC", "RLIMIT_NPROC", most, most)
 	}
@@ -69,8 +68,8 @@ func (b *builder) setLimit(what, name string, soft, hard uint64) *Step {
 	return b.step(what, unix.SYS_PRLIMIT64, zero(), num(rlimitNumbers[name]), data(words(soft, hard)), zero())
 }
 
-// limits comes last of what a process does with the descriptors and memory of a
-// start, which its limits are not about.
+// limits comes after all steps that need the descriptors and memory of the
+// setup, to which the limits must not apply.
 func (c *process) limits() {
 	if c.limit("RLIMIT_NOFILE") == nil {
 		c.usualFiles()
@@ -83,8 +82,8 @@ func (c *process) limits() {
 	}
 }
 
-// limitProcesses comes once the process has its user, all of whose processes
-// count, and has forked for the last time.
+// limitProcesses comes once the process has its user, whose processes are
+// counted, and has forked for the last time.
 func (c *process) limitProcesses() {
 	if l := c.limit("RLIMIT_NPROC"); l != nil {
 		hard := c.clampLimit(l.Type, l.Hard)
@@ -95,7 +94,7 @@ func (c *process) limitProcesses() {
 	}
 }
 
-// limit is the last that is asked for of a kind, nil for none.
+// limit returns the last requested limit of a kind, nil for none.
 func (c *process) limit(name string) *specs.POSIXRlimit {
 	for i := range slices.Backward(c.p.Rlimits) {
 		if c.p.Rlimits[i].Type == name {
@@ -105,19 +104,19 @@ func (c *process) limit(name string) *specs.POSIXRlimit {
 	return nil
 }
 
-// usualFiles sets the limit on open files where none is asked for.
+// usualFiles sets the default limit on open files.
 func (b *builder) usualFiles() {
 	b.step("limit RLIMIT_NOFILE as usual", unix.SYS_PRLIMIT64, zero(), num(unix.RLIMIT_NOFILE), Arg{Kind: ArgNoFile}, zero())
 }
 
-// checkLimits refuses names that would otherwise be taken for others.
+// checkLimits refuses unknown names, which would otherwise be taken for others.
 func (c *process) checkLimits() error {
 	for _, l := range c.p.Rlimits {
 		if _, ok := rlimitNumbers[l.Type]; !ok {
 			return fmt.Errorf("%w: resource limit %q", ErrSpec, l.Type)
 		}
 		if l.Soft > l.Hard {
-			return fmt.Errorf("%w: soft %s is above the hard one", ErrSpec, l.Type)
+			return fmt.Errorf("%w: soft %s is above the hard limit", ErrSpec, l.Type)
 		}
 	}
 
@@ -213,11 +212,11 @@ func (c *process) memoryPolicy() {
 	for _, f := range m.Flags {
 		mode |= memoryFlags[f]
 	}
-	nodes, _ := parseList(m.Nodes) // was checked
+	nodes, _ := parseList(m.Nodes) // checked before
 	c.step("memory policy "+string(m.Mode), unix.SYS_SET_MEMPOLICY, num(mode), data(words(nodes...)), num(64*len(nodes)+1))
 }
 
-// affinity binds the process to CPUs, a list such as "0-3,7".
+// affinity pins the process to CPUs, a list such as "0-3,7".
 func (b *builder) affinity(what, list string) error {
 	if list == "" {
 		return nil

@@ -9,20 +9,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountOptions are the options of a mount, taken apart.
+// mountOptions are the parsed options of a mount.
 type mountOptions struct {
 	// set and clear are MOUNT_ATTR_* of the mount.
 	set, clear uint64
-	// all are those of the whole tree, which come after.
+	// all are those of the whole tree, applied after.
 	all attrs
-	// propagation is MS_*; ownOnly says that it is not that of mounts below.
+	// propagation is MS_*; with ownOnly not for the mounts below.
 	propagation     uint64
 	ownOnly         bool
 	bind, recursive bool
 	idmapAll        bool
-	// copyUp begins with what lies at the target.
+	// copyUp: the file system starts as a copy of the target directory.
 	copyUp bool
-	// data belongs to the file system.
+	// data are the file system's own options.
 	data []fsOption
 }
 
@@ -35,8 +35,8 @@ type attr struct {
 	clear bool
 }
 
-// optionAttrs has the attributes by option. The options that say how access
-// times are kept exclude each other and replace one another.
+// optionAttrs has the attributes by option. The access time options are
+// mutually exclusive and replace each other.
 var optionAttrs = map[string]attr{
 	"ro": {bits: unix.MOUNT_ATTR_RDONLY}, "rw": {unix.MOUNT_ATTR_RDONLY, true},
 	"nosuid": {bits: unix.MOUNT_ATTR_NOSUID}, "suid": {unix.MOUNT_ATTR_NOSUID, true},
@@ -56,7 +56,7 @@ var propagations = map[string]uint64{
 const atimes = unix.MOUNT_ATTR__ATIME
 
 // apply adds an option for the whole tree. Access times are a number, not bits:
-// what takes one back leaves the usual, relatime.
+// clearing one leaves the default, relatime.
 func (s *attrs) apply(a attr) {
 	switch {
 	case a.bits == 0 || a.bits&atimes != 0:
@@ -74,14 +74,14 @@ func (s *attrs) apply(a attr) {
 	}
 }
 
-// mount is what one mount without others below it has in the end.
+// mount returns the final attributes of a mount without mounts below it.
 func (o *mountOptions) mount() uint64 { return o.set&^o.all.clear | o.all.set }
 
-// ofSuperblock are options of a file system as a whole, which mount(8) takes
-// for any. A bind cannot change them, and is made without.
+// ofSuperblock are superblock options, which mount(8) accepts for any file
+// system. A bind mount cannot change them; they are ignored there.
 var ofSuperblock = []string{"sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand"}
 
-// ofMountCommand are options that mean nothing to a file system.
+// ofMountCommand are options for mount(8) that a file system does not know.
 var ofMountCommand = []string{"", "defaults", "bind", "idmap", "silent", "loud", "iversion", "noiversion"}
 
 func (o *mountOptions) apply(a attr) {
@@ -101,7 +101,7 @@ func (o *mountOptions) apply(a attr) {
 	o.set |= a.bits
 }
 
-// withMode adds the permissions that a tmpfs's root gets, unless they are there.
+// withMode adds the permissions of a tmpfs's root, unless they are set.
 func withMode(data []fsOption, mode uint32) []fsOption {
 	if slices.ContainsFunc(data, func(o fsOption) bool { return o.key == "mode" }) {
 		return data
@@ -109,9 +109,8 @@ func withMode(data []fsOption, mode uint32) []fsOption {
 	return append(slices.Clone(data), fsOption{key: "mode", value: fmt.Sprintf("%04o", mode)})
 }
 
-// CopyUp says whether a mount is a tmpfs that begins with what lies at its
-// target, and what it is made with then: the options of the file system, by
-// name, without the label.
+// CopyUp reports whether a mount is a tmpfs that starts as a copy of its target
+// (tmpcopyup), and returns its file system options by name, without the label.
 func CopyUp(m *specs.Mount) (options map[string]string, ok bool, err error) {
 	if m.Type != "tmpfs" || !slices.Contains(m.Options, "tmpcopyup") {
 		return nil, false, nil
@@ -132,8 +131,8 @@ func CopyUp(m *specs.Mount) (options map[string]string, ok bool, err error) {
 	return options, true, nil
 }
 
-// parseOptions reads the options of a mount. What is unknown belongs to the
-// file system, and is an error for a bind mount, which has none.
+// parseOptions reads the options of a mount. Unknown ones are the file
+// system's, and an error for a bind mount, which has none.
 func parseOptions(options []string, bind bool) (mountOptions, error) {
 	o := mountOptions{bind: bind}
 	for _, opt := range options {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mounts makes the spec's mounts in their order.
+// mounts makes the spec's mounts in order.
 func (c *container) mounts() error {
 	for i := range c.s.Mounts {
 		m := c.s.Mounts[i]
@@ -23,7 +23,7 @@ func (c *container) mounts() error {
 	return nil
 }
 
-// landing is where a mount lands, as far as it is known.
+// landing is the resolved destination of a mount, as far as known.
 func (c *container) landing(i int) string {
 	if i < len(c.o.Targets) {
 		return clean(c.o.Targets[i])
@@ -61,7 +61,7 @@ func (c *container) mount(m *specs.Mount) error {
 		c.cgroup(what, dest, o)
 	default:
 		if o.copyUp && kind != "tmpfs" {
-			return fmt.Errorf("%w: mount option tmpcopyup of a %s: only a tmpfs can have it", ErrSpec, kind)
+			return fmt.Errorf("%w: mount option tmpcopyup of a %s: only for tmpfs", ErrSpec, kind)
 		}
 		if name := c.o.CopiedUp[c.index]; name != "" {
 			c.image(what, dest, name, c.delayReadonly(kind, dest, o))
@@ -76,8 +76,8 @@ func (c *container) mount(m *specs.Mount) error {
 	return nil
 }
 
-// delayReadonly leaves a file system writable that is to be read-only as long
-// as something is still to be made in it, until [container.finishReadonly].
+// delayReadonly leaves a read-only file system writable while targets are
+// created in it, until [container.finishReadonly].
 func (c *container) delayReadonly(kind, dest string, o mountOptions) mountOptions {
 	if o.mount()&unix.MOUNT_ATTR_RDONLY == 0 || kind != "tmpfs" && dest != "/dev" {
 		return o
@@ -94,7 +94,7 @@ func (c *container) delayReadonly(kind, dest string, o mountOptions) mountOption
 	return o
 }
 
-// finishReadonly makes what [container.delayReadonly] has left read-only.
+// finishReadonly makes the file systems of [container.delayReadonly] read-only.
 func (c *container) finishReadonly() {
 	for _, target := range c.readonly {
 		what := "make read-only " + target
@@ -104,9 +104,8 @@ func (c *container) finishReadonly() {
 	}
 }
 
-// kind is what a mount comes down to. A file system that belongs to a
-// namespace of the host's cannot be made in a user namespace: there the
-// host's own is bound.
+// kind is the effective type of a mount. A file system of a host namespace
+// cannot be mounted in a user namespace: there the host's mount is bound.
 func (c *container) kind(m *specs.Mount, o *mountOptions) string {
 	if o.bind {
 		return "bind"
@@ -133,8 +132,8 @@ func (c *container) kind(m *specs.Mount, o *mountOptions) string {
 		if c.ns.has(specs.CgroupNamespace) || c.o.CgroupDir != "" && len(c.o.Hierarchies) > 0 {
 			return "cgroup"
 		}
-		// To mount the unified hierarchy here would change the options of
-		// the host's own.
+		// Mounting the unified hierarchy here would change the options of the
+		// host's mount.
 		rebind = "/sys/fs/cgroup"
 	case "shm":
 		if m.Source != "pod" || !c.o.PodBase {
@@ -157,7 +156,7 @@ var procFiles = []string{
 	"sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
 }
 
-// checkBelowProc refuses mounts that would show a container a /proc that is none.
+// checkBelowProc refuses mounts that would give a container a fake /proc.
 func checkBelowProc(m *specs.Mount, dest string, bind bool) error {
 	switch {
 	case !below(dest, "/proc"):
@@ -184,13 +183,13 @@ func (c *container) bind(what, dest string, m *specs.Mount, o mountOptions) erro
 		UIDMap: m.UIDMappings, GIDMap: m.GIDMappings, IDMapRecursive: o.idmapAll,
 	}
 
-	// What is below a slave or a private mount is like it, as it is by default.
+	// The mounts below a slave or private mount are like it, as by default.
 	ownOnly := o.ownOnly && (o.propagation == unix.MS_SHARED || o.propagation == unix.MS_UNBINDABLE)
 	if in.Propagation == 0 || ownOnly {
 		in.Propagation = unix.MS_PRIVATE
 	}
 
-	// The launcher sets those of the tree first, which are to come last.
+	// The launcher sets those of the tree first, though they must be applied last.
 	later := o.all.clear != 0 || o.all.set&o.clear != 0
 	if !later {
 		in.AttrSetRecursive = o.all.set
@@ -253,11 +252,11 @@ func (c *container) fresh(what, dest, fsType string, o mountOptions) {
 	}
 }
 
-// joinedProcfs mounts the procfs of a PID namespace that is joined. The process
-// is not in there yet and cannot make one.
+// joinedProcfs mounts the procfs of a PID namespace to join. The process is not
+// in it yet and cannot mount one.
 func (c *container) joinedProcfs(what, dest string, o mountOptions) error {
 	if len(o.data) > 0 {
-		return fmt.Errorf("%w: options of the procfs of a PID namespace that is shared", ErrUnsupported)
+		return fmt.Errorf("%w: options for the procfs of a shared PID namespace", ErrUnsupported)
 	}
 
 	procfs := reg(regMount)
@@ -279,9 +278,9 @@ func (c *container) joinedProcfs(what, dest string, o mountOptions) error {
 // statfsSize is room for a struct statfs, which begins with the file system's type.
 const statfsSize = 256
 
-// labelRoot labels the root of the message queues, a file system that takes no
-// label as an option. In a user namespace it has no labels at all, and without
-// an IPC namespace it is the node's.
+// labelRoot labels the root of mqueue, a file system without a label option. In
+// a user namespace it has no labels at all, and without an IPC namespace it is
+// the node's.
 func (c *container) labelRoot(what string, mount Arg) {
 	label := c.s.Linux.MountLabel
 	if label == "" || c.userns() || !c.ns.has(specs.IPCNamespace) {
@@ -292,8 +291,9 @@ func (c *container) labelRoot(what string, mount Arg) {
 	c.shut(regDir)
 }
 
-// place attaches a detached mount at its destination. A destination in the
-// root file system was made by the launcher; one inside another mount is made here.
+// place attaches a detached mount at its destination. The launcher creates a
+// destination in the root file system; one inside another mount is created
+// here.
 func (c *container) place(what, dest string, mount Arg, dir bool) {
 	target := c.target
 	parent, name := path.Split(target)
@@ -308,14 +308,14 @@ func (c *container) place(what, dest string, mount Arg, dir bool) {
 	resolve := uint64(inRoot)
 	for _, top := range []string{"/proc", "/sys", "/dev"} {
 		if below(dest, top) {
-			// An image that has a link here is not to be trusted.
+			// An image with a link here is not trustworthy.
 			resolve = noLinks
 		}
 	}
 
 	c.open(what+": open target", target, unix.O_PATH, resolve, regTarget)
 	if !below(dest, "/proc") {
-		// Where links of the image lead, [checkBelowProc] cannot know.
+		// [checkBelowProc] cannot know where links of the image lead.
 		s := c.step(what+": target is not in procfs", unix.SYS_FSTATFS, reg(regTarget), buffer(statfsSize))
 		s.Avoid = words(unix.PROC_SUPER_MAGIC)
 	}
@@ -327,15 +327,14 @@ func (c *container) place(what, dest string, mount Arg, dir bool) {
 	}
 }
 
-// nested says whether a destination lies inside another mount.
+// nested reports whether a destination is inside another mount.
 func (c *container) nested(dest string) bool {
 	return slices.ContainsFunc(c.mounted, func(m string) bool { return m != dest && below(dest, m) })
 }
 
 func (c *container) hasMount(dest string) bool { return slices.Contains(c.mounted, dest) }
 
-// makeTarget makes a mount's target, a directory or a file as the mount itself
-// is, unless it is there.
+// makeTarget creates a missing mount target, a directory or a file like the mount itself.
 func (c *container) makeTarget(what, parent, name string, mount Arg, dir bool) {
 	c.makeDirs(what, parent)
 	c.open(what+": open "+parent, parent, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir)
@@ -388,8 +387,8 @@ func (c *container) cgroup(what, dest string, o mountOptions) {
 	c.shut(regCgroup)
 }
 
-// hierarchy is a cgroup v1 hierarchy as the container sees it. Without a
-// namespace that begins at its own group, that one's directory is bound.
+// hierarchy is a cgroup v1 hierarchy as the container sees it. Without a cgroup
+// namespace of its own, its group's directory is bound.
 func (c *container) hierarchy(what string, h Hierarchy, o mountOptions) Arg {
 	if !c.ns.has(specs.CgroupNamespace) {
 		return c.input(Input{
@@ -406,9 +405,9 @@ func (c *container) hierarchy(what string, h Hierarchy, o mountOptions) Arg {
 	return reg(regMount)
 }
 
-// maskPaths covers paths that the container must not see. Whether one is a
-// directory or a file, or is there at all, shows only now. What covers them is the
-// base's, which nobody but processes on their way into a container can reach.
+// maskPaths covers paths that the container must not see. Only now is it known
+// whether one is a directory or a file, or exists. The covers come from the
+// base, which no process in a container can reach.
 func (c *container) maskPaths() {
 	for _, p := range distinct(c.s.Linux.MaskedPaths) {
 		what := "mask " + p
@@ -425,7 +424,7 @@ func (c *container) maskPaths() {
 	}
 }
 
-// distinct are clean paths, each once.
+// distinct returns clean paths without duplicates.
 func distinct(list []string) []string {
 	var out []string
 	for _, p := range list {

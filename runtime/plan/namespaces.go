@@ -20,9 +20,8 @@ var nsFlags = map[specs.LinuxNamespaceType]uint64{
 	specs.TimeNamespace:    unix.CLONE_NEWTIME,
 }
 
-// namespaces says which namespaces a process has of its own: flags of those
-// that are made, and the names or paths of those that are joined. What is in
-// neither is the host's.
+// namespaces are the namespaces of a process: flags of new ones, and the names
+// or paths of those to join. Kinds in neither are the host's.
 type namespaces struct {
 	made   uint64
 	joined map[specs.LinuxNamespaceType]string
@@ -36,7 +35,7 @@ func parseNamespaces(list []specs.LinuxNamespace) (namespaces, error) {
 		case !ok:
 			return ns, fmt.Errorf("%w: namespace type %q", ErrSpec, n.Type)
 		case ns.has(n.Type):
-			return ns, fmt.Errorf("%w: namespace %q given twice", ErrSpec, n.Type)
+			return ns, fmt.Errorf("%w: duplicate namespace %q", ErrSpec, n.Type)
 		case n.Path == "":
 			ns.made |= flag
 		default:
@@ -49,13 +48,13 @@ func parseNamespaces(list []specs.LinuxNamespace) (namespaces, error) {
 
 func (n namespaces) makes(t specs.LinuxNamespaceType) bool { return n.made&nsFlags[t] != 0 }
 
-// joins says whether an existing namespace is entered.
+// joins reports whether an existing namespace is joined.
 func (n namespaces) joins(t specs.LinuxNamespaceType) bool {
 	_, ok := n.joined[t]
 	return ok
 }
 
-// has says whether the namespace is not the host's.
+// has reports whether the namespace is not the host's.
 func (n namespaces) has(t specs.LinuxNamespaceType) bool { return n.makes(t) || n.joins(t) }
 
 // flags are those of all namespaces that are not the host's.
@@ -67,21 +66,20 @@ func (n namespaces) flags() uint64 {
 	return flags
 }
 
-// forksEarly says whether the process must be cloned twice, before all mounts: a
-// new PID namespace that is to belong to a user namespace that is joined can
-// only be made inside of it, and it and a time namespace hold only children.
-// Nobody but the plan's own process is in a PID namespace that is new.
+// forksEarly reports whether the process must be cloned twice, before all
+// mounts: a new PID namespace owned by a joined user namespace can only be
+// created inside it, and it and a time namespace apply only to children. Only
+// the plan's own process is in a new PID namespace.
 func (n namespaces) forksEarly() bool {
 	return !n.exposed() && (n.makes(specs.PIDNamespace) && n.joins(specs.UserNamespace) || n.has(specs.TimeNamespace))
 }
 
-// exposed says whether others see the process before it executes: it joins
-// their PID namespace. It does so by a fork that is the last step but
-// execve and what only the process itself can do, see [process.expose].
+// exposed reports whether other processes see this one before it executes: it
+// joins their PID namespace. It does so by a fork as late as possible, see
+// [process.expose].
 func (n namespaces) exposed() bool { return n.joins(specs.PIDNamespace) }
 
-// namespace returns the descriptor of a namespace to join: one that the
-// caller holds, or a file.
+// namespace returns the descriptor of a namespace to join: held by the caller, or a file.
 func (b *builder) namespace(name string) Arg {
 	if strings.HasPrefix(name, "/") {
 		return b.shared(Input{Name: "namespace " + name, Kind: InputFile, Path: name, OpenFlags: unix.O_RDONLY})
@@ -96,8 +94,7 @@ var joinOrder = []specs.LinuxNamespaceType{
 	specs.CgroupNamespace, specs.TimeNamespace, specs.PIDNamespace, specs.MountNamespace,
 }
 
-// enter joins and makes the namespaces. After it the process is where it will
-// stay, but for its mounts.
+// enter joins and creates the namespaces. They are final after it, except for the mounts.
 func (c *container) enter() {
 	if c.o.Target != nil {
 		c.takeProcfs()
@@ -124,14 +121,13 @@ func (c *container) enter() {
 		return
 	}
 
-	// The view of cgroups begins at the one that was joined meanwhile.
+	// The root of a cgroup namespace is the group that was joined before.
 	c.makeNamespaces(c.ns.made &^ c.plan.Clone.Flags)
 }
 
 // takeProcfs copies the procfs that another container has on its /proc, without
-// what is mounted on top of it, and checks that it shows the PID namespace that
-// is to be joined: whatever that container did to its mounts, it is shown
-// this or the start fails.
+// what is mounted on top of it, and checks that it shows the PID namespace to
+// join: if that container has changed its mounts, the start fails.
 func (c *container) takeProcfs() {
 	c.step("join target's mounts", unix.SYS_SETNS, c.held("target"), num(uint64(unix.CLONE_NEWNS)))
 	root := c.root
@@ -147,15 +143,15 @@ func (c *container) takeProcfs() {
 // statSize is room for a struct stat, which begins with device and inode.
 const statSize = 256
 
-// makeNamespaces makes further namespaces for the process itself.
+// makeNamespaces creates further namespaces for the process itself.
 func (b *builder) makeNamespaces(flags uint64) {
 	if flags != 0 {
 		b.step("make namespaces "+flagNames(flags), unix.SYS_UNSHARE, num(flags))
 	}
 }
 
-// early says which namespaces the first clone makes. Those that belong to a
-// new user namespace are made by its root, who owns what is in them.
+// early returns the namespaces that the first clone creates. Those owned by a
+// new user namespace are created by its root, which owns their objects.
 func (c *container) early() uint64 {
 	switch {
 	case c.ns.makes(specs.UserNamespace) && c.ns.forksEarly():
@@ -171,15 +167,15 @@ func (c *container) early() uint64 {
 	return c.ns.made &^ unix.CLONE_NEWCGROUP
 }
 
-// becomeRoot gives the process, which has no identity in the user namespace
-// yet, that of its root.
+// becomeRoot makes the process, whose IDs are not mapped in the user namespace
+// yet, its root.
 func (b *builder) becomeRoot() {
 	b.step("drop groups", unix.SYS_SETGROUPS, zero(), zero())
 	b.step("become group 0", unix.SYS_SETRESGID, zero(), zero(), zero())
 	b.step("become user 0", unix.SYS_SETRESUID, zero(), zero(), zero())
 }
 
-// fork goes on in a new child, which is a sibling of this process.
+// fork continues in a new child, which is a sibling of this process.
 func (b *builder) fork(flags uint64) *Step {
 	name := "clone"
 	if flags != 0 {

@@ -11,7 +11,7 @@ import (
 )
 
 // FromOCI returns the plan for a config.json of the OCI runtime-spec. Relative
-// paths in it begin at the bundle's directory.
+// paths in it are relative to the bundle's directory.
 func FromOCI(config []byte, bundle string, o Options) (*Plan, error) {
 	s, err := ReadOCI(config, bundle)
 	if err != nil {

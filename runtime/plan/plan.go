@@ -1,8 +1,8 @@
 // Package plan holds the program that starts a process: an ordered list of
 // system calls, the descriptors they need, and a name for each step.
 //
-// A plan is data. It is built from an OCI runtime-spec without touching the
-// machine ([Container], [Exec], [Sandbox]), printed a step a line ([Plan.Print]),
+// A plan is data. It is built from an OCI runtime-spec without side effects
+// ([Container], [Exec], [Sandbox]), printed one step per line ([Plan.Print]),
 // sent to the keeper ([Plan.Encode]) and run there by package spawn in a
 // freshly cloned child. The last step is normally execve; a step that fails
 // ends the child and is reported by its index, so that the error can name it.
@@ -16,12 +16,12 @@ import (
 
 // Plan is a program of system calls for one new process.
 type Plan struct {
-	// Name says what the plan does to what, for errors: "start container web".
+	// Name describes the plan in errors: "start container web".
 	Name string
-	// Clone describes the birth of the process that runs the steps.
+	// Clone describes how the process that runs the steps is cloned.
 	Clone Clone
-	// Inputs are the descriptors that must be open before the plan runs, in
-	// the order in which they are handed to the keeper.
+	// Inputs are the descriptors that must be open before the plan runs, in the
+	// order in which they are sent to the keeper.
 	Inputs []Input
 	// Steps run in order in the child.
 	Steps []Step
@@ -31,15 +31,15 @@ type Plan struct {
 type Clone struct {
 	// Flags are CLONE_NEW* bits.
 	Flags uint64
-	// Cgroup is the index in Plan.Inputs of a cgroup v2 directory in which
-	// the child is born (CLONE_INTO_CGROUP), or -1.
+	// Cgroup is the index in Plan.Inputs of the cgroup v2 directory to clone
+	// the child into (CLONE_INTO_CGROUP), or -1.
 	Cgroup int
 	// UIDMap and GIDMap are written by the keeper right after the clone when
 	// Flags has CLONE_NEWUSER; the child waits for that in its first [ArgSync] step.
 	UIDMap, GIDMap []specs.LinuxIDMapping
 }
 
-// InputKind says how the launcher obtains a descriptor.
+// InputKind is how the launcher obtains a descriptor.
 type InputKind uint8
 
 // The kinds of input.
@@ -53,7 +53,8 @@ const (
 	// InputFile is host path Path opened with OpenFlags.
 	InputFile
 	// InputProc is a detached procfs mount made by the launcher, which the
-	// child uses to reach its own /proc/thread-self whatever is mounted on /proc.
+	// child uses to reach its own /proc/thread-self regardless of what is on
+	// /proc.
 	InputProc
 )
 
@@ -66,16 +67,16 @@ type Input struct {
 	Path string
 	// OpenFlags are open(2) flags for InputFile.
 	OpenFlags int
-	// Recursive clones the mounts below Path too.
+	// Recursive clones the mounts below Path, too.
 	Recursive bool
 	// AttrSet and AttrClear are MOUNT_ATTR_* bits for the top mount;
 	// AttrSetRecursive for the whole tree.
 	AttrSet, AttrClear, AttrSetRecursive uint64
-	// Propagation is MS_PRIVATE, MS_SLAVE, MS_SHARED or 0 for "as it is",
+	// Propagation is MS_PRIVATE, MS_SLAVE, MS_SHARED or 0 for unchanged,
 	// applied recursively.
 	Propagation uint64
-	// UIDMap and GIDMap ask for an id-mapped clone; empty means none.
-	// IDMapRecursive maps the mounts below Path too.
+	// UIDMap and GIDMap request an ID-mapped clone; empty means none.
+	// IDMapRecursive maps the mounts below Path, too.
 	UIDMap, GIDMap []specs.LinuxIDMapping
 	IDMapRecursive bool
 }
@@ -83,7 +84,7 @@ type Input struct {
 // Reg is a register: a place for a system call's result that later steps read.
 type Reg int8
 
-// NoReg means that a result is not kept.
+// NoReg means that a result is discarded.
 const NoReg Reg = -1
 
 // NumRegs is how many registers a plan has.
@@ -91,7 +92,7 @@ const NumRegs = 16
 
 // Step is one system call.
 type Step struct {
-	// Name says what the call does to what: "mount /proc".
+	// Name describes the call: "mount /proc".
 	Name string
 	// Call is the number of the system call on the running architecture.
 	Call uintptr
@@ -100,15 +101,16 @@ type Step struct {
 	Save Reg
 	// Ignore lists errors that count as success; Save then holds -1.
 	Ignore []syscall.Errno
-	// Fork marks a clone after which the child goes on with the next step,
-	// and the caller reports the child's pid and exits.
+	// Fork marks a clone after which the new child continues with the next
+	// step, and the caller reports its PID and exits.
 	Fork bool
-	// Exposed says of a Fork that the new process can be seen by others before
-	// it executes. It is as poor as them by then, and what follows is little:
-	// no gate, no descriptor is passed on, and no report but a failure counts.
+	// Exposed marks a Fork whose new process is visible to others before it
+	// executes. It has no more privileges than they by then, and little
+	// follows: no gate, no descriptor is passed, and only a failure report
+	// counts.
 	Exposed bool
-	// Cond makes the step depend on the value of register CondReg. A step
-	// that is left out succeeds; Save then holds -1.
+	// Cond makes the step depend on the value of register CondReg. A skipped
+	// step succeeds; Save then holds -1.
 	Cond    Cond
 	CondReg Reg
 	// Want, unless empty, is what the memory of the step's [ArgBuf] must begin
@@ -117,8 +119,8 @@ type Step struct {
 	// Avoid, unless empty, is what that memory must not begin with, likewise.
 	Avoid []byte
 	// Retry repeats a call that fails with EAGAIN, up to [MaxRetries] times:
-	// openat2 does when a mount or rename anywhere on the machine coincides
-	// with a walk through "..".
+	// openat2 does when a mount or rename anywhere on the machine races with a
+	// walk through "..".
 	Retry bool
 }
 
@@ -139,7 +141,7 @@ const (
 	IfUnset
 )
 
-// ArgKind says how an argument's value is found when the step runs.
+// ArgKind is how an argument's value is obtained when the step runs.
 type ArgKind uint8
 
 // The kinds of argument.
@@ -162,11 +164,11 @@ const (
 	// SCM_RIGHTS, the descriptor in register Int.
 	ArgPassFD
 	// ArgSync is the child's end of the keeper's gate: a descriptor from which
-	// a one-byte read returns once the keeper lets the child go on.
+	// a one-byte read returns once the keeper lets the child continue.
 	ArgSync
 	// ArgBack is the descriptor of the child's socket to the keeper, for
-	// sendmsg with ArgPassFD, plus Int: the one before or after it ends or
-	// begins a range of others.
+	// sendmsg with ArgPassFD, plus Int: the neighbours bound a range of other
+	// descriptors.
 	ArgBack
 	// ArgRegPtr points to an 8-byte cell that holds Bytes followed by zeros,
 	// whose first 4 bytes are overwritten with register Int before the call.
@@ -174,9 +176,8 @@ const (
 	// ArgBuf points to Int zero bytes of memory for the call's result, see
 	// [Step.Want]. A step has at most one.
 	ArgBuf
-	// ArgNoFile points to a struct rlimit with the limit on open files that
-	// processes get which ask for none. The child has more than that before,
-	// and needs it.
+	// ArgNoFile points to a struct rlimit with the default limit on open files.
+	// The child needs, and has, a higher one before.
 	ArgNoFile
 )
 

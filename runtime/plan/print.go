@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Print writes the plan for people: its inputs, then its steps, one a line.
+// Print writes the plan in readable form: its inputs, then its steps, one per line.
 func (p *Plan) Print(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "%s\n\nclone   %s", p.Name, cloneNames.text(int64(p.Clone.Flags)))
@@ -42,7 +42,7 @@ func idMapText(label string, maps []specs.LinuxIDMapping) string {
 	return b.String()
 }
 
-// text says how the input is obtained.
+// text describes how the input is obtained.
 func (in *Input) text() string {
 	switch in.Kind {
 	case InputHeld:
@@ -174,7 +174,7 @@ func (p *Plan) argText(a *Arg, sig signature, i int) string {
 	return fmt.Sprintf("kind(%d)", a.Kind)
 }
 
-// bytesText shows memory as text if it is, and otherwise as 8-byte words.
+// bytesText formats memory as text if it is text, and otherwise as 8-byte words.
 func bytesText(b []byte) string {
 	text := len(b) > 0
 	for _, c := range b {

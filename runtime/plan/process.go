@@ -11,27 +11,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process builds what a container's first process and those executed in it
-// have in common.
+// process builds the common part of a container's first process and of exec processes.
 type process struct {
 	*builder
 	s  *specs.Spec
 	p  *specs.Process
 	o  Options
 	ns namespaces
-	// exposed says that the process is forked where others see it, see [process.expose].
+	// exposed: the process is forked where others see it, see [process.expose].
 	exposed bool
 }
 
-// userns says whether the process lives in a user namespace of its pod.
+// userns reports whether the process is in a user namespace of its pod.
 func (c *process) userns() bool { return c.ns.has(specs.UserNamespace) }
 
-// hide keeps the processes of a namespace that is joined from looking into
-// this one before it is theirs.
+// hide keeps the processes of a joined namespace from tracing this one before
+// it has executed.
 func (b *builder) hide() { b.prctl("forbid tracing", unix.PR_SET_DUMPABLE, 0) }
 
-// joinCgroup places the process. On v1 "0" written to a tasks file means the
-// writer, and is the cheapest way for the kernel.
+// joinCgroup moves the process into its cgroup. On v1 "0" written to a tasks
+// file means the writer, which is cheapest for the kernel.
 func (b *builder) joinCgroup(v2 bool, tasks int) {
 	if v2 {
 		b.plan.Clone.Cgroup = int(b.held("cgroup").Int)
@@ -43,9 +42,9 @@ func (b *builder) joinCgroup(v2 bool, tasks int) {
 }
 
 // keyring gives the process a session keyring of its own, not the keeper's. It
-// has no name by which it could be joined, and whoever does not possess it may
-// not even see it: of containers without a user namespace, most have the same
-// user. Commands do not share the keyring of their container's first process.
+// has no name by which it could be joined, and processes that do not possess it
+// cannot see it: most containers without a user namespace have the same user.
+// Exec processes do not share the keyring of their container's first process.
 func (c *process) keyring() {
 	const possessorMayAll = 0x3f000000
 	c.labelKeys(c.p.SelinuxLabel)
@@ -55,7 +54,7 @@ func (c *process) keyring() {
 		when(IfSet, regFile)
 }
 
-// personality makes the kernel say that it is a 32-bit one, if asked.
+// personality makes the kernel report a 32-bit machine, if requested.
 func (c *process) personality() {
 	p := c.s.Linux.Personality
 	if p == nil {
@@ -69,8 +68,8 @@ func (c *process) personality() {
 	c.step("personality "+string(p.Domain), unix.SYS_PERSONALITY, num(domain))
 }
 
-// label sets the security label that the program gets, through a procfs that
-// no mount of the container can stand in for, and reads it back.
+// label sets the security label of the program, through a procfs that no mount
+// of the container can replace, and verifies it.
 func (c *process) label() {
 	if profile := c.p.ApparmorProfile; profile != "" {
 		c.confine(profile)
@@ -78,9 +77,9 @@ func (c *process) label() {
 	c.labelProgram(c.p.SelinuxLabel)
 }
 
-// confine sets the AppArmor profile that the next program gets.
+// confine sets the AppArmor profile for the next execve.
 func (b *builder) confine(profile string) {
-	// The attributes' own directory is there since 5.8.
+	// The attributes have their own directory since Linux 5.8.
 	want := profile + " ("
 	if profile == "unconfined" {
 		want = profile
@@ -88,16 +87,16 @@ func (b *builder) confine(profile string) {
 	b.attribute("AppArmor profile", "self/attr/apparmor/exec", "exec "+profile, want)
 }
 
-// labelProgram sets the SELinux label that the next program gets.
+// labelProgram sets the SELinux label for the next execve.
 func (b *builder) labelProgram(label string) {
 	if label != "" {
 		b.attribute("SELinux label", "self/attr/exec", label, label)
 	}
 }
 
-// labelKeys sets the SELinux label of the keyrings that the process makes.
-// Without it they would have the keeper's, and be closed to the container.
-// The kernel forgets it at execve.
+// labelKeys sets the SELinux label of the keyrings that the process creates.
+// Otherwise they would have the keeper's, and be inaccessible to the container.
+// The kernel resets it at execve.
 func (b *builder) labelKeys(label string) {
 	if label != "" {
 		b.attribute("SELinux label of keys", "self/attr/keycreate", label, label)
@@ -112,10 +111,10 @@ func (b *builder) attribute(what, path, value, want string) {
 	b.shut(regFile)
 }
 
-// labelSize is room for any label that the kernel hands out.
+// labelSize is enough for any label of the kernel.
 const labelSize = 4096
 
-// standard puts the standard streams in place.
+// standard sets up the standard streams.
 func (c *process) standard() {
 	if c.o.Terminal {
 		for fd := range 3 {
@@ -132,7 +131,7 @@ func (c *process) standard() {
 	}
 }
 
-// execute is everything from the finished mounts to the program itself.
+// execute covers all steps from the finished mounts to the program itself.
 func (c *process) execute() error {
 	c.personality()
 	c.label()
@@ -143,7 +142,7 @@ func (c *process) execute() error {
 		umask = *c.p.User.Umask
 	}
 	c.step(fmt.Sprintf("umask %04o", umask), unix.SYS_UMASK, num(umask))
-	c.lookAtWorkingDir()
+	c.enterWorkingDirAsRoot()
 	c.closeOthers(c.exposed)
 	c.limits()
 
@@ -151,16 +150,16 @@ func (c *process) execute() error {
 	c.bound(sets)
 	c.identity()
 	if !c.exposed {
-		// Whom its user has too many processes with already is not refused the
-		// identity, nor the program, but further processes.
+		// A user that already has too many processes can still become this
+		// process and execute the program, but not fork.
 		c.limitProcesses()
 	}
 
 	c.enterWorkingDir()
 	if !c.p.NoNewPrivileges {
-		// To load a filter is a privilege unless privileges can no longer be
-		// gained, so it comes before they are given up. It comes last of all
-		// else: a profile need not allow what only this start does.
+		// Loading a filter takes privileges unless no_new_privs is set, so it
+		// comes before they are dropped, but after all other steps: a profile
+		// need not allow the calls of the setup.
 		c.seccomp()
 	}
 
@@ -169,7 +168,7 @@ func (c *process) execute() error {
 		c.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	}
 	if c.exposed {
-		// To become another user may have made it dumpable.
+		// Changing the user may have made it dumpable.
 		c.hide()
 	}
 	if c.p.NoNewPrivileges {
@@ -183,16 +182,16 @@ func (c *process) execute() error {
 	return c.exec()
 }
 
-// expose goes on in a process that the others of its PID namespace see. They may
-// be able to look into it, to take its descriptors, and to stop it. It is what
-// they are: in the container's namespaces and root, with the program's
-// identity, capabilities and filter, with nothing open but the standard streams
-// and the socket for its report, and without any memory but this plan.
+// expose continues in a process that the others of its PID namespace see. They
+// may be able to trace it, to take its descriptors, and to stop it. It has no
+// more than they have: it is in the container's namespaces and root, with the
+// program's identity, capabilities and filter, has only the standard streams
+// and the socket for its report open, and no memory but this plan.
 func (c *process) expose() {
 	fork := c.fork(0)
 	fork.Exposed = true
 	c.pass(fork)
-	// A session can only be begun by its first process.
+	// Only the process itself can start its session.
 	c.pass(c.step("make session", unix.SYS_SETSID))
 	if c.o.Terminal {
 		c.pass(c.step("control terminal", unix.SYS_IOCTL, zero(), num(unix.TIOCSCTTY), zero()))
@@ -200,7 +199,7 @@ func (c *process) expose() {
 	c.limitProcesses()
 }
 
-// pass has a step tell the filter that it is the start's.
+// pass gives a step the token for the filter, see [Filter.Pass].
 func (c *process) pass(s *Step) {
 	if f := c.o.Seccomp; f != nil && f.Pass != [2]uint64{} {
 		for len(s.Args) < 4 {
@@ -210,14 +209,14 @@ func (c *process) pass(s *Step) {
 	}
 }
 
-// session makes the process the first of a session, unless it will be another.
+// session makes the process a session leader, unless a later fork will be.
 func (c *process) session() {
 	if !c.exposed {
 		c.step("make session", unix.SYS_SETSID)
 	}
 }
 
-// check refuses a process that cannot be started before anything is built.
+// check refuses an invalid process before anything is built.
 func (c *process) check() error {
 	switch {
 	case c.p == nil:
@@ -243,10 +242,10 @@ func (c *process) seccomp() {
 	}
 }
 
-// lookAtWorkingDir enters the working directory with the rights of root: a
-// user may start in a directory that only root can enter. Where root has fewer
-// rights than the user, as on NFS, [process.enterWorkingDir] tries again.
-func (c *process) lookAtWorkingDir() {
+// enterWorkingDirAsRoot enters the working directory as root: a user may start in a
+// directory that only root can enter. Where root has fewer rights than the
+// user, as on NFS, [process.enterWorkingDir] tries again.
+func (c *process) enterWorkingDirAsRoot() {
 	dir := clean(c.p.Cwd)
 	c.open("open working directory "+dir, dir, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir).ignore(unix.EACCES)
 	c.step("enter working directory", unix.SYS_FCHDIR, reg(regDir)).ignore(unix.EACCES).when(IfSet, regDir).save(regCwd)
@@ -257,7 +256,7 @@ func (c *process) enterWorkingDir() {
 	dir := clean(c.p.Cwd)
 	root := c.root
 	if c.exposed {
-		c.root = here() // by then all descriptors are closed
+		c.root = here() // all other descriptors are closed by then
 	}
 	c.open("open working directory "+dir+" as user", dir, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir).when(IfUnset, regCwd)
 	c.root = root
@@ -268,13 +267,13 @@ func (c *process) enterWorkingDir() {
 	}
 }
 
-// checkWorkingDir makes sure that the working directory can be named from the root.
+// checkWorkingDir checks that the working directory is reachable from the root.
 func (c *process) checkWorkingDir(cond Cond) {
 	s := c.step("check working directory", unix.SYS_GETCWD, buffer(unix.PathMax), num(unix.PathMax)).when(cond, regCwd)
 	s.Want = []byte("/")
 }
 
-// bound gives up what the program can never get back.
+// bound drops what the program can never regain.
 func (c *process) bound(sets capSets) {
 	last := c.o.Machine.LastCap
 	for n := range 64 {
@@ -286,12 +285,12 @@ func (c *process) bound(sets capSets) {
 		}
 		drop := c.prctl("drop "+capName(n)+" from bounding set", unix.PR_CAPBSET_DROP, uint64(n))
 		if last == 0 && n >= len(capNames) {
-			drop.ignore(unix.EINVAL) // a capability that this kernel does not have
+			drop.ignore(unix.EINVAL) // a capability that this kernel lacks
 		}
 	}
 }
 
-// identity becomes the user, with all capabilities as before.
+// identity switches to the user and keeps all capabilities.
 func (c *process) identity() {
 	const noSetuidFixup = 1 << 2
 	user := c.p.User
@@ -304,7 +303,7 @@ func (c *process) identity() {
 	}
 }
 
-// capabilities leaves the process those that its program has.
+// capabilities sets the program's capabilities.
 func (c *process) capabilities(sets capSets) {
 	c.capset(sets)
 	c.prctl("clear ambient capabilities", unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
@@ -314,7 +313,7 @@ func (c *process) capabilities(sets capSets) {
 	}
 }
 
-// become gives the process the ids of a user.
+// become sets the IDs of a user.
 func (b *builder) become(user specs.User) {
 	b.setgroups(user.AdditionalGids)
 	b.step(fmt.Sprintf("become group %d", user.GID), unix.SYS_SETRESGID, num(user.GID), num(user.GID), num(user.GID))
@@ -329,11 +328,11 @@ func (b *builder) setgroups(gids []uint32) {
 	b.step(fmt.Sprintf("groups %v", gids), unix.SYS_SETGROUPS, num(len(gids)), data(words32(gids...)))
 }
 
-// maxCandidates bounds the directories of PATH in which a program is looked for.
+// maxCandidates bounds the directories of PATH that are searched.
 const maxCandidates = 4096
 
 // exec ends the plan with the program. One without a slash is tried in each
-// directory of PATH: what is where is known only once everything is mounted.
+// directory of PATH, since only the mounted root shows where it is.
 func (c *process) exec() error {
 	name := c.p.Args[0]
 	candidates := []string{name}
@@ -362,7 +361,7 @@ func (c *process) exec() error {
 	return nil
 }
 
-// defaultPath is where programs are looked for without a PATH.
+// defaultPath is the search path without a PATH.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 func searchPath(env []string) string {

@@ -12,9 +12,9 @@ import (
 )
 
 // Sandbox returns the plan that makes a pod's namespaces and its base mount
-// namespace. Its child stops at a last gate, so that the keeper can take hold
-// of the namespaces. Let go it ends, but with [SandboxOptions.PidNS] becomes
-// the pause program, held as "pause".
+// namespace. Its child waits at a last gate, so that the keeper can open the
+// namespaces. Released, it exits, or with [SandboxOptions.PidNS] becomes the
+// pause program, held as "pause".
 func Sandbox(o SandboxOptions) (*Plan, error) {
 	b := newBuilder(o.Name)
 	flags := uint64(unix.CLONE_NEWNS)
@@ -78,7 +78,7 @@ func (b *builder) hostname(name, domain string) {
 	}
 }
 
-// loopbackUp brings the loopback interface up; the kernel gives it its addresses.
+// loopbackUp brings the loopback interface up; the kernel assigns its addresses.
 func (b *builder) loopbackUp() {
 	ifreq := make([]byte, 40)
 	copy(ifreq, "lo")
@@ -101,9 +101,9 @@ func (b *builder) sysctls(settings map[string]string) {
 	}
 }
 
-// sysctlPath is a setting's path. In "net.ipv4.conf.eth0/1.forwarding" the
-// dots part directories and slashes stand for dots; in "net/ipv4/conf/eth0.1/forwarding"
-// it is the other way round.
+// sysctlPath is a setting's path. In "net.ipv4.conf.eth0/1.forwarding" dots
+// separate directories and slashes mean dots; in
+// "net/ipv4/conf/eth0.1/forwarding" it is the other way round.
 func sysctlPath(key string) string {
 	dot, slash := strings.IndexByte(key, '.'), strings.IndexByte(key, '/')
 	if slash >= 0 && (dot < 0 || slash < dot) {
@@ -120,8 +120,8 @@ func sysctlPath(key string) string {
 	}, key)
 }
 
-// pause becomes the first process of the pod's PID namespace, without any right.
-// Containers see it: its root is empty and read-only, and none of the pod's base.
+// pause becomes the init of the pod's PID namespace, without any privilege.
+// Containers see it: its root is empty and read-only, and not the pod's base.
 func (b *builder) pause(o SandboxOptions) {
 	b.makeNamespaces(unix.CLONE_NEWNS)
 	b.step("open base", unix.SYS_OPENAT, here(), str("/"), num(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero()).save(regBase)
@@ -144,7 +144,7 @@ func (b *builder) pause(o SandboxOptions) {
 	b.become(o.User)
 	b.capset(capSets{})
 
-	// Whoever may trace it, which takes no right but the same user, has its calls.
+	// Any process of the same user may trace it, and use its system calls.
 	b.step("load filter of pause", unix.SYS_SECCOMP, num(unix.SECCOMP_SET_MODE_FILTER), zero(), Arg{Kind: ArgFilter, Bytes: pause.Filter()})
 	b.step("exec pause", unix.SYS_EXECVEAT, b.held("pause"), str(""), strs([]string{"pause"}), strs(nil), num(unix.AT_EMPTY_PATH))
 }

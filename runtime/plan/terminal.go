@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminal makes the container's terminal in its own devpts, and makes it
+// terminal creates the container's terminal in its own devpts, and mounts it on
 // /dev/console.
 func (c *container) terminal() error {
 	if !c.o.Terminal {
@@ -20,8 +20,7 @@ func (c *container) terminal() error {
 
 	c.openSlave()
 	if c.dev == devOwn {
-		// The descriptor itself is mounted: whatever its name leads to by now
-		// does not matter.
+		// The descriptor itself is mounted: its name may lead elsewhere by now.
 		c.step("make /dev/console", unix.SYS_MKNODAT, reg(regDev), str("console"), num(unix.S_IFREG|0o600), zero()).ignore(unix.EEXIST)
 		c.cloneMount("copy terminal", reg(regSlave), "", 0, regMount)
 		c.step("open /dev/console", unix.SYS_OPENAT, reg(regDev), str("console"), num(unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC), zero()).save(regTarget)
@@ -33,8 +32,8 @@ func (c *container) terminal() error {
 	return nil
 }
 
-// openSlave unlocks the terminal in regMaster, opens its other side, hands
-// the terminal to the keeper and makes it the session's.
+// openSlave unlocks the terminal in regMaster, opens its slave, passes the
+// master to the keeper and makes the slave the controlling terminal.
 func (c *process) openSlave() {
 	c.step("unlock terminal", unix.SYS_IOCTL, reg(regMaster), num(unix.TIOCSPTLCK), data(words32(0)))
 	c.step("open terminal's other side", unix.SYS_IOCTL, reg(regMaster), num(unix.TIOCGPTPEER), num(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)).save(regSlave)

@@ -5,9 +5,8 @@ import (
 	"strings"
 )
 
-// Validate says whether the plan can be run at all: that indices and
-// registers exist, that strings hold no NUL, and that its bounds are kept.
-// It does not judge what the calls do.
+// Validate checks the plan's form: indices and registers exist, strings hold no
+// NUL, and its bounds are kept. It does not judge what the calls do.
 func (p *Plan) Validate() error {
 	if len(p.Inputs) > maxInputs || len(p.Steps) > maxSteps {
 		return fmt.Errorf("plan %q: %w: %d inputs, %d steps", p.Name, ErrTooLarge, len(p.Inputs), len(p.Steps))
@@ -43,8 +42,8 @@ func (p *Plan) Validate() error {
 	return p.checkExposed()
 }
 
-// checkExposed refuses a plan whose process deals with the keeper where others
-// see it, and could take its place.
+// checkExposed refuses a plan whose process talks to the keeper while others,
+// which could impersonate it, see it.
 func (p *Plan) checkExposed() error {
 	exposed := false
 	for i := range p.Steps {
@@ -55,7 +54,7 @@ func (p *Plan) checkExposed() error {
 
 		for _, a := range s.Args {
 			if exposed && (a.Kind == ArgSync || a.Kind == ArgPassFD || a.Kind == ArgBack) {
-				return fmt.Errorf("plan %q: step %d %q: %w: deals with the keeper where others see it", p.Name, i, s.Name, ErrInvalid)
+				return fmt.Errorf("plan %q: step %d %q: %w: talks to the keeper after an exposed fork", p.Name, i, s.Name, ErrInvalid)
 			}
 		}
 		exposed = exposed || s.Exposed
