@@ -1,36 +1,24 @@
 package pod
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/keeper/client"
+	"crisp/runtime/procstat"
 )
 
 // identify reads what tells a process from a later one with the same pid.
 func identify(pid int) (*Process, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	stat, err := procstat.Read(pid)
 	if err != nil {
 		return nil, err
 	}
-
-	// The second field is the command in parentheses and may hold anything.
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	const startTime = 22 - 3 // fields are counted from 1, and two are cut off
-	if len(fields) <= startTime {
-		return nil, fmt.Errorf("/proc/%d/stat has only %d fields", pid, len(fields)+2)
-	}
-
-	ticks, err := strconv.ParseUint(string(fields[startTime]), 10, 64)
-	if err != nil {
-		return nil, fmt.Errorf("start time of process %d: %w", pid, err)
-	}
-	return &Process{Pid: pid, StartTicks: ticks}, nil
+	return &Process{Pid: pid, StartTicks: stat.StartTicks}, nil
 }
 
 // open returns a pidfd of the process, or nil if it is gone.
@@ -73,9 +61,9 @@ func processState(pid int) string {
 	if err != nil {
 		return "state unknown"
 	}
-	for line := range bytes.Lines(data) {
-		if rest, ok := bytes.CutPrefix(line, []byte("State:")); ok {
-			return "state " + string(bytes.TrimSpace(rest))
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "State:"); ok {
+			return "state " + strings.TrimSpace(rest)
 		}
 	}
 	return "state unknown"

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"crisp/runtime/capability"
+
 	"github.com/moby/sys/mountinfo"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -113,7 +115,7 @@ func testInput() Input {
 		Files:       Files{Hosts: "/pods/1/hosts", Hostname: "/pods/1/hostname", ResolvConf: "/pods/1/resolv.conf"},
 		VolumeDir:   "/pods/1/c1/volumes",
 		Host: Host{
-			Capabilities: allCapabilities(), KnownCapabilities: allCapabilities(), OOMScoreAdjMin: -1000, CgroupV2: true,
+			Capabilities: capability.All(), KnownCapabilities: capability.All(), OOMScoreAdjMin: -1000, CgroupV2: true,
 			SwapLimit: true, HugePageSizes: []string{"2MB"}, Seccomp: true, IDMapMounts: true, RecursiveReadOnly: true,
 		},
 		Node: newFakeNode(),

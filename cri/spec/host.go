@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/capability"
 	"crisp/runtime/host"
 )
 
@@ -30,7 +31,7 @@ func HostOf(f host.Facts, root fs.FS) Host {
 		h.OOMScoreAdjMin = -1000
 	}
 	for n := range f.LastCap + 1 {
-		if name := host.CapName(n); name != "" {
+		if name := capability.Name(n); name != "" {
 			h.KnownCapabilities = append(h.KnownCapabilities, name)
 		}
 	}

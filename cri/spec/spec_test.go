@@ -316,17 +316,6 @@ func TestHostOf(t *testing.T) {
 	}
 }
 
-func TestCapabilitiesAreTheKernels(t *testing.T) {
-	for i, name := range allCapabilities() {
-		if host.CapName(i) != name {
-			t.Errorf("capability %d is %s here and %s in package host", i, name, host.CapName(i))
-		}
-	}
-	if host.CapName(len(allCapabilities())) != "" {
-		t.Error("package host knows more capabilities")
-	}
-}
-
 func TestCreateMissing(t *testing.T) {
 	in := testInput()
 	in.mount(&runtimeapi.Mount{HostPath: "/no/such", ContainerPath: "/x"})

@@ -13,6 +13,8 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+
+	"crisp/runtime/capability"
 )
 
 // Answer is the outcome of a probe.
@@ -52,7 +54,7 @@ type Facts struct {
 	// Kernel is the version of the running kernel.
 	Kernel Version
 	// Capabilities is what this process has and may hand to a container.
-	Capabilities CapSet
+	Capabilities capability.Set
 	// LastCap is the highest capability number that the kernel knows.
 	LastCap int
 	// InitialUserNS says that this process is in the first user namespace,

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"crisp/runtime/capability"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -85,7 +87,7 @@ func (p *prober) capabilities() error {
 		return err
 	}
 
-	set := ^CapSet(0)
+	set := ^capability.Set(0)
 	found := 0
 	for line := range strings.Lines(status) {
 		key, value, _ := strings.Cut(line, ":")
@@ -97,7 +99,7 @@ func (p *prober) capabilities() error {
 		if err != nil {
 			return err
 		}
-		set &= CapSet(bits)
+		set &= capability.Set(bits)
 		found++
 	}
 

@@ -10,7 +10,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"crisp/runtime/host"
+	"crisp/runtime/capability"
 	"crisp/runtime/plan"
 	"crisp/runtime/seccomp"
 )
@@ -84,7 +84,7 @@ func TestAllCapabilities(t *testing.T) {
 	s := b.spec("grep ^CapEff /proc/self/status | cut -f2")
 	var all []string
 	for n := range facts().LastCap + 1 {
-		all = append(all, host.CapName(n))
+		all = append(all, capability.Name(n))
 	}
 	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
 	b.want(s, fmt.Sprintf("%016x", uint64(facts().Capabilities)))

@@ -17,7 +17,7 @@ import (
 
 // machineOf bounds what processes ask for.
 func machineOf(f host.Facts) plan.Machine {
-	m := plan.Machine{Caps: uint64(f.Capabilities), LastCap: f.LastCap}
+	m := plan.Machine{Caps: f.Capabilities, LastCap: f.LastCap}
 	if f.SysResource.OK() {
 		return m
 	}

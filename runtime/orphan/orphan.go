@@ -22,6 +22,8 @@ import (
 	"sync"
 	"time"
 
+	"crisp/runtime/procstat"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -270,6 +272,6 @@ func Foreign(pid int) bool {
 }
 
 func isZombie(pid int) bool {
-	s, err := readStat(pid)
-	return err == nil && s.state == "Z"
+	s, err := procstat.Read(pid)
+	return err == nil && s.State == 'Z'
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/capability"
 	"crisp/test/testkit"
 )
 
@@ -76,11 +77,7 @@ func TestGoldenContainers(t *testing.T) {
 		{"default", nil},
 		{"cgroup-v2", func(_ *specs.Spec, o *Options) { o.CgroupV2, o.CgroupTasks, o.Hierarchies = true, 0, nil }},
 		{"privileged", func(s *specs.Spec, _ *Options) {
-			all := make([]string, len(capNames))
-			for i := range capNames {
-				all[i] = capName(i)
-			}
-
+			all := capability.All()
 			s.Process.User, s.Process.NoNewPrivileges = specs.User{}, false
 			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
 			s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil

@@ -1,6 +1,10 @@
 package plan
 
-import "github.com/opencontainers/runtime-spec/specs-go"
+import (
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/runtime/capability"
+)
 
 // Options are the settings of [Container] and [Exec] that the runtime-spec lacks.
 type Options struct {
@@ -84,7 +88,7 @@ type Hierarchy struct {
 type Machine struct {
 	// Caps are the capabilities that can be granted to a process outside a user
 	// namespace; 0 means all.
-	Caps uint64
+	Caps capability.Set
 	// LastCap is the highest capability that the kernel knows, 0 if unknown.
 	LastCap int
 	// MinOOMScore is the lowest oom_score_adj that can be set; values below are

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"crisp/runtime/capability"
+
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -283,8 +285,8 @@ func (c *process) bound(sets capSets) {
 		if last != 0 && n > last {
 			break
 		}
-		drop := c.prctl("drop "+capName(n)+" from bounding set", unix.PR_CAPBSET_DROP, uint64(n))
-		if last == 0 && n >= len(capNames) {
+		drop := c.prctl("drop "+capabilityName(n)+" from bounding set", unix.PR_CAPBSET_DROP, uint64(n))
+		if last == 0 && capability.Name(n) == "" {
 			drop.ignore(unix.EINVAL) // a capability that this kernel lacks
 		}
 	}
@@ -308,8 +310,8 @@ func (c *process) capabilities(sets capSets) {
 	c.capset(sets)
 	c.prctl("clear ambient capabilities", unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
 	for left := sets.ambient; left != 0; left &= left - 1 {
-		n := bits.TrailingZeros64(left)
-		c.prctl("raise ambient "+capName(n), unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uint64(n))
+		n := bits.TrailingZeros64(uint64(left))
+		c.prctl("raise ambient "+capabilityName(n), unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uint64(n))
 	}
 }
 

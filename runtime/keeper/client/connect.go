@@ -149,7 +149,9 @@ func dial(dir *os.File) (int, error) {
 }
 
 // notListening reports whether an error means that no process listens.
-func notListening(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) }
+func notListening(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
+}
 
 func dialSocket(dir *os.File, name string) (int, error) {
 	addr, err := address(dir, name)

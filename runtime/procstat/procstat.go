@@ -1,0 +1,77 @@
+// Package procstat reads what /proc says of one process.
+package procstat
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stat holds some fields of /proc/PID/stat, which proc_pid_stat(5) describes.
+type Stat struct {
+	// State is a letter: 'R' for running, 'Z' for a zombie.
+	State byte
+	// Flags are the kernel's PF_*.
+	Flags uint64
+	// StartTicks is when the process started, in clock ticks since boot. It
+	// distinguishes a process from a later one with the same PID.
+	StartTicks uint64
+	// Exit is the exit status of a zombie. The kernel shows zero to a reader
+	// that may not trace the process.
+	Exit unix.WaitStatus
+}
+
+// Read returns the fields of a process. The error is that of the file: it does
+// not exist (fs.ErrNotExist) once the process has been reaped.
+func Read(pid int) (Stat, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return Stat{}, err
+	}
+
+	s, err := parse(data)
+	if err != nil {
+		return Stat{}, fmt.Errorf("read /proc/%d/stat: %w", pid, err)
+	}
+	return s, nil
+}
+
+// Fields are counted from 1, as in the manual page.
+const (
+	fieldState      = 3
+	fieldFlags      = 9
+	fieldStartTicks = 22
+	fieldExit       = 52
+)
+
+func parse(data []byte) (s Stat, err error) {
+	// The second field is the command in parentheses and may contain anything,
+	// so the fields that follow are counted from its end.
+	const cutOff = 3
+	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+	if len(fields) <= fieldExit-cutOff {
+		return s, fmt.Errorf("only %d fields", len(fields)+cutOff-1)
+	}
+
+	s.State = fields[fieldState-cutOff][0]
+	for _, f := range []struct {
+		name  string
+		field int
+		set   func(uint64)
+	}{
+		{"flags", fieldFlags, func(v uint64) { s.Flags = v }},
+		{"start time", fieldStartTicks, func(v uint64) { s.StartTicks = v }},
+		{"exit status", fieldExit, func(v uint64) { s.Exit = unix.WaitStatus(v) }},
+	} {
+		v, err := strconv.ParseUint(string(fields[f.field-cutOff]), 10, 64)
+		if err != nil {
+			return s, fmt.Errorf("%s: %w", f.name, err)
+		}
+		f.set(v)
+	}
+
+	return s, nil
+}
