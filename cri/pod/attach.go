@@ -9,12 +9,12 @@ import (
 	"crisp/cri/pod/stdio"
 )
 
-// Attach connects a client to a running container's standard streams until
-// the container ends, the client goes, or ctx ends, whose cause is the error
-// then. Nothing that was written before is replayed. A client that reads too
-// slowly does not hold up the container: the output waits for it, up to a
-// limit, beyond which the session ends with ErrSlow. One may miss some output
-// when the keeper dies.
+// Attach connects a client to a running container's standard streams until the
+// container exits, the client disconnects, or ctx ends, whose cause is the
+// error then. Earlier output is not replayed. A client that reads too slowly
+// does not block the container: the output is buffered, up to a limit, beyond
+// which the session ends with ErrSlow. A client may miss some output when the
+// keeper dies.
 func (m *Manager) Attach(ctx context.Context, id string, st stdio.Streams) error {
 	p, id, err := m.container(id)
 	if err != nil {

@@ -21,20 +21,21 @@ import (
 	"crisp/runtime/durable"
 )
 
-// containerSteps is what a container does to the machine before it is started.
+// containerSteps are the effects of a container on the machine before its
+// start.
 var containerSteps = []step[*creation]{
 	{name: "prepare root file system", do: (*creation).prepareRootfs, undo: (*creation).discardRootfs},
 	{name: "make spec", do: (*creation).makeSpec, undo: (*creation).removeSpec},
 	{name: "make cgroup", do: (*creation).makeCgroup, undo: (*creation).removeCgroup},
 }
 
-// creation is a container while it is created, or while that is undone, when
-// only the first two fields are set.
+// creation is a container that is being created or undone; for the latter only
+// the first two fields are set.
 type creation struct {
 	p  *pod
 	id string
-	// For the forward walk: the image, and once the spec is made, that and
-	// what else it says of the container.
+	// For the forward walk: the image, the spec once it is made, and its other
+	// results.
 	image image.Image
 	spec  *specs.Spec
 	found func(*Container)
@@ -42,16 +43,16 @@ type creation struct {
 
 func (k *creation) record() *Container { return k.p.record().Container(k.id) }
 
-// dir is the container's directory below that of its pod, which it has if it has
-// volumes.
+// dir is the container's directory below that of its pod, which exists if it
+// has volumes.
 func (k *creation) dir() string { return k.p.containerDir(k.id) }
 
 // specSuffix follows a container's id in the name of the file with its spec.
 const specSuffix = ".json"
 
-// CreateContainer makes a container in a ready sandbox without running
+// CreateContainer creates a container in a ready sandbox without running
 // anything, and returns its id. A call with the metadata of a container that
-// exists, or is on its way, gets that one's id.
+// exists, or is being created, returns the id of that one.
 func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *runtimeapi.ContainerConfig) (string, error) {
 	p, err := m.pod(sandboxID)
 	if err != nil {
@@ -90,12 +91,12 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 		old := c.Config.Msg
 		switch {
 		case !proto.Equal(old.GetMetadata(), cfg.GetMetadata()):
-		case c.Phase != phaseReady: // what an earlier call could not undo
+		case c.Phase != phaseReady: // left by an earlier call that could not undo it
 			if err := p.undoContainer(ctx, c); err != nil {
 				return "", fmt.Errorf("undo an earlier attempt: %w", err)
 			}
 		case !proto.Equal(old, cfg):
-			return "", fmt.Errorf("container %s has that name and another configuration: %w", c.ID, ErrExists)
+			return "", fmt.Errorf("container %s has the same name but another configuration: %w", c.ID, ErrExists)
 		default:
 			return c.ID, nil
 		}
@@ -108,7 +109,7 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 
 	if err := walk(ctx, containerSteps, k, k.recorder(c)); err != nil {
 		if leftOver(err) {
-			warn(p.updateContainer(c.ID, func(c *Container) { c.Left, c.Message = true, err.Error() }), "note what is left of a container", "container", c.ID)
+			warn(p.updateContainer(c.ID, func(c *Container) { c.Left, c.Message = true, err.Error() }), "record what is left of a container", "container", c.ID)
 			p.m.index(c.ID, p)
 			return "", err
 		}
@@ -120,8 +121,8 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 	return c.ID, nil
 }
 
-// recorder notes the phases of a new container. The first note brings it into
-// the pod's record, later ones bring what the steps have found out.
+// recorder records the phases of a new container. The first call adds it to the
+// pod's record, later ones add the results of the steps.
 func (k *creation) recorder(c *Container) recorder {
 	return func(phase string, _ bool) error {
 		return k.p.update(func(r *Record) {
@@ -138,7 +139,7 @@ func (k *creation) recorder(c *Container) recorder {
 	}
 }
 
-// newContainer checks what needs no change to the machine.
+// newContainer does all checks that need no change to the machine.
 func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*creation, *Container, error) {
 	img, err := p.m.Images.Get(cfg.GetImage().GetImage())
 	if err != nil {
@@ -165,13 +166,13 @@ func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*creation, *Contain
 	return &creation{p: p, id: id, image: img}, c, nil
 }
 
-// imageRef is the name to show for a container's image.
+// imageRef is the name of a container's image in its status.
 func imageRef(cfg *runtimeapi.ContainerConfig, img image.Image) string {
 	if ref := cfg.GetImage().GetUserSpecifiedImage(); ref != "" {
 		return ref
 	}
 	ref := cfg.GetImage().GetImage()
-	// An id says little to people: its tag is what they look for.
+	// A tag is more useful to users than an id.
 	if byID := ref == "" || ref == img.ID || strings.HasPrefix(strings.TrimPrefix(img.ID, "sha256:"), ref); byID {
 		ref = img.ID
 		if len(img.RepoTags) > 0 {
@@ -181,8 +182,8 @@ func imageRef(cfg *runtimeapi.ContainerConfig, img image.Image) string {
 	return ref
 }
 
-// imageDigest is the image under its digest in the repository that the container
-// names, or in the first that it has; "" for an image without any.
+// imageDigest is the image's digest reference in the repository that the
+// container uses, or in the image's first one; "" for an image without any.
 func imageDigest(cfg *runtimeapi.ContainerConfig, img image.Image) string {
 	for _, ref := range []string{cfg.GetImage().GetUserSpecifiedImage(), cfg.GetImage().GetImage(), imageRef(cfg, img)} {
 		name, err := image.Repository(ref)
@@ -226,7 +227,7 @@ func (k *creation) discardRootfs(ctx context.Context) error {
 }
 
 // makeSpec translates the configuration. It reads the image's user files, so
-// the root file system is mounted now, and kept for the start.
+// the root file system is mounted now, and kept until the start.
 func (k *creation) makeSpec(ctx context.Context) error {
 	p := k.p
 	labels, err := p.containerLabels(k.record().Config.Msg)
@@ -252,7 +253,7 @@ func (k *creation) makeSpec(ctx context.Context) error {
 	}
 	for _, v := range out.Volumes {
 		if err := makeVolume(ctx, root, v); err != nil {
-			return fmt.Errorf("make volume %s: %w", v.Path, err)
+			return fmt.Errorf("create volume %s: %w", v.Path, err)
 		}
 		out.Relabel = append(out.Relabel, v.Source)
 	}
@@ -284,8 +285,8 @@ func (k *creation) makeSpec(ctx context.Context) error {
 	return nil
 }
 
-// translate makes the runtime-spec from everything that decides it, and its
-// encoded form.
+// translate returns the runtime-spec from all of its inputs, and its encoded
+// form.
 func (k *creation) translate(ctx context.Context, root *os.File, labels spec.Labels) (*spec.Result, []byte, spec.ResolvedUser, error) {
 	cfg, img := k.record().Config.Msg, k.image.Config.Config
 	release, err := k.p.m.Images.Reserve(ctx, spec.Cost(cfg, img))
@@ -324,8 +325,8 @@ func (k *creation) container(labels spec.Labels, user spec.ResolvedUser) (*spec.
 	})
 }
 
-// imageVolumes records which image each image mount was resolved to, and keeps
-// it: its content is what the container gets, even if the reference moves.
+// imageVolumes records the image that each image mount was resolved to, and
+// pins it: the container gets its content even if the reference moves.
 func (k *creation) imageVolumes(ctx context.Context, mounts []spec.ImageMount, label string) ([]ImageVolume, error) {
 	var out []ImageVolume
 	for _, im := range mounts {
@@ -338,7 +339,7 @@ func (k *creation) imageVolumes(ctx context.Context, mounts []spec.ImageMount, l
 			return nil, fmt.Errorf("%w: keep the image for %s: %w", ErrImageVolume, im.Path, err)
 		}
 
-		// Whether it can be mounted is found out now, where kubelet looks for the answer.
+		// Mount it already now, since kubelet expects this error here.
 		f, err := k.p.m.Images.MountImage(ctx, img.ID, im.SubPath, image.View{UserNS: k.p.namespace("user"), Label: label})
 		if err != nil {
 			return nil, fmt.Errorf("%w: at %s: %w", ErrImageVolume, im.Path, err)
@@ -372,8 +373,8 @@ func (k *creation) removeCgroup(ctx context.Context) error {
 	return k.p.m.removeCgroup(ctx, k.record().CgroupPath)
 }
 
-// removeCgroup removes a group with what lives in it, of which there may be no record
-// if the keeper and the daemon died together.
+// removeCgroup kills and removes a cgroup; its processes may have no record if
+// the keeper and the daemon died together.
 func (m *Manager) removeCgroup(ctx context.Context, path string) error {
 	group, err := m.Cgroups.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -388,8 +389,8 @@ func (m *Manager) removeCgroup(ctx context.Context, path string) error {
 	return group.Remove(ctx)
 }
 
-// killGroup ends what lives in a group, but does not wait for ever for what
-// does not die.
+// killGroup kills the processes of a cgroup, but does not wait forever for
+// those that cannot be killed.
 func (m *Manager) killGroup(ctx context.Context, group *cgroup.Group) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
@@ -400,14 +401,15 @@ func (m *Manager) killGroup(ctx context.Context, group *cgroup.Group) error {
 	return err
 }
 
-// containerDir is the directory of what a container's creation makes on disk.
+// containerDir is the directory of the files that a container's creation
+// writes.
 func (p *pod) containerDir(id string) string {
 	return filepath.Join(p.m.store.podDir(p.record().ID), id)
 }
 
 func (p *pod) specPath(id string) string { return p.containerDir(id) + specSuffix }
 
-// loadSpec returns what makeSpec made. It must not be changed.
+// loadSpec returns the spec from makeSpec. It must not be changed.
 func (p *pod) loadSpec(id string) (*specs.Spec, error) {
 	if s := p.m.specs.get(id); s != nil {
 		return s, nil

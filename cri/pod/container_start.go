@@ -18,7 +18,7 @@ import (
 	"crisp/runtime/launch"
 )
 
-// Reasons of a container's end, as kubelet and its users know them.
+// Reasons of a container's exit, as kubelet and its users know them.
 const (
 	reasonCompleted  = "Completed"
 	reasonError      = "Error"
@@ -27,14 +27,14 @@ const (
 	reasonUnknown    = "Unknown"
 )
 
-// Exit codes that no process gave.
+// Exit codes that do not come from a process.
 const (
 	exitStartError = 128
 	exitUnknown    = client.ExitUnknown
 )
 
 // StartContainer runs a created container. If that fails the container is
-// EXITED with reason StartError and the failure as its message.
+// EXITED with reason StartError and the error as its message.
 func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	p, id, err := m.container(id)
 	if err != nil {
@@ -75,11 +75,11 @@ func (p *pod) start(ctx context.Context, id string) error {
 	return nil
 }
 
-// startFailed records a start that came to nothing. The process may exist all
-// the same, if the keeper's answer was lost.
+// startFailed records a failed start. The process may still exist, if the
+// keeper's reply was lost.
 func (p *pod) startFailed(ctx context.Context, id string, cause error) {
 	if pr := p.process(id); pr != nil && pr.group != nil {
-		warn(p.m.killGroup(context.WithoutCancel(ctx), pr.group), "end a failed start", "container", id)
+		warn(p.m.killGroup(context.WithoutCancel(ctx), pr.group), "kill a failed start", "container", id)
 	}
 	now := time.Now().UnixNano()
 	note := func(c *Container) {
@@ -145,7 +145,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 
 	identity, err := identify(started.Pid)
 	if err != nil {
-		identity = &Process{Pid: started.Pid} // gone already; its exit is on the way
+		identity = &Process{Pid: started.Pid} // already exited; its exit will be reported
 	}
 
 	err = p.updateContainer(c.ID, func(c *Container) {
@@ -176,8 +176,8 @@ func (p *pod) prepareProcess(ctx context.Context, c *Container, s *specs.Spec) (
 		pr.rootfs = root
 	}
 	if pr.group == nil {
-		// A restart of the daemon lost it, and with the systemd driver there
-		// is no group before there is a process.
+		// A restart of the daemon closed it, and with the systemd driver there
+		// is no cgroup before there is a process.
 		resources, err := p.m.limits(c.limits(), s)
 		if err != nil {
 			return nil, err
@@ -185,7 +185,7 @@ func (p *pod) prepareProcess(ctx context.Context, c *Container, s *specs.Spec) (
 
 		group, err := p.m.Cgroups.Create(ctx, c.CgroupPath, resources)
 		if err != nil {
-			return nil, fmt.Errorf("make cgroup: %w", err)
+			return nil, fmt.Errorf("create cgroup: %w", err)
 		}
 		p.setGroup(pr, group)
 	}
@@ -210,7 +210,7 @@ func (h *held) close() {
 	}
 }
 
-// gather opens everything a container's plan names.
+// gather opens everything that a container's plan refers to.
 func (p *pod) gather(ctx context.Context, h *held, r *Record, c *Container, s *specs.Spec, pr *process) error {
 	h.files["rootfs"] = pr.rootfs
 	for _, kind := range []string{"user", "net", "ipc", "uts", "mnt", "pid"} {
@@ -271,7 +271,7 @@ func (p *pod) holdImages(ctx context.Context, h *held, c *Container, s *specs.Sp
 	return nil
 }
 
-// groupOf returns a container's cgroup, opened at need after a restart.
+// groupOf returns a container's cgroup, which it opens after a restart.
 func (p *pod) groupOf(c *Container) (*cgroup.Group, error) {
 	if pr := p.process(c.ID); pr != nil && pr.group != nil {
 		return pr.group, nil

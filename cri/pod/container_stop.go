@@ -36,24 +36,23 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 			return nil
 		case <-timer.C:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for container %s to end: %w", id, ctx.Err())
+			return fmt.Errorf("wait for container %s to exit: %w", id, ctx.Err())
 		}
 	}
 
 	return p.kill(ctx, c)
 }
 
-// helpAfter is how long a container takes to die of its first process's
-// SIGKILL unless it is frozen, kept from the processor or in uninterruptible
-// sleep.
+// helpAfter is how long a container takes to die from the SIGKILL of its first
+// process unless it is frozen, throttled or in uninterruptible sleep.
 const helpAfter = 100 * time.Millisecond
 
-// kill ends all processes of a container and waits until that is recorded.
+// kill kills all processes of a container and waits until that is recorded.
 func (p *pod) kill(ctx context.Context, c *Container) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	pr := p.process(c.ID)
-	if pr == nil { // it outlived its holders and could not be ended before
+	if pr == nil { // it outlived its holders and could not be killed before
 		if err := p.lose(ctx, c); err != nil {
 			return fmt.Errorf("kill container %s: %w", c.ID, err)
 		}
@@ -75,24 +74,24 @@ func (p *pod) kill(ctx context.Context, c *Container) error {
 	case <-pr.exited:
 		return nil
 	case err := <-pr.unrecorded:
-		return fmt.Errorf("record the end of container %s: %w", c.ID, err)
+		return fmt.Errorf("record the exit of container %s: %w", c.ID, err)
 	case <-ctx.Done():
 		return fmt.Errorf("kill container %s (process %d, %s): %w: %w", c.ID, pr.row.Pid(), processState(pr.row.Pid()), ErrUnkillable, ctx.Err())
 	}
 }
 
-// killGroup helps a container to die whose first process does not: that one
-// ends when all others of its PID namespace have, which may be frozen, or many
-// that share little of a processor.
+// killGroup helps to kill a container whose first process does not exit: that
+// one exits after all others of its PID namespace, which may be frozen, or many
+// that share little CPU time.
 func (p *pod) killGroup(ctx context.Context, c *Container) {
 	group, err := p.groupOf(c)
 	if err != nil {
-		return // without one nothing holds it up
+		return // without one nothing blocks it
 	}
 	err = p.m.killGroup(ctx, group)
-	// That it does not die, the caller reports.
+	// The caller reports that it does not exit.
 	if !errors.Is(err, ErrUnkillable) {
-		warn(err, "kill the cgroup of a container that is to die", "container", c.ID)
+		warn(err, "kill the cgroup of a container that is being killed", "container", c.ID)
 	}
 }
 
@@ -142,8 +141,8 @@ func (p *pod) removeContainer(ctx context.Context, id string) error {
 	return nil
 }
 
-// undoContainer takes back all that a container did to the machine, and its
-// record.
+// undoContainer undoes all effects of a container on the machine, and removes
+// its record.
 func (p *pod) undoContainer(ctx context.Context, c *Container) error {
 	if err := unwind(ctx, containerSteps, c.Phase, &creation{p: p, id: c.ID}); err != nil {
 		return err

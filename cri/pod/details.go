@@ -41,7 +41,7 @@ func (m *Manager) ReadySandbox(id string) (*Record, error) {
 }
 
 // OpenNetwork opens a ready pod's network namespace, the host's for a pod that
-// has none of its own.
+// has no own one.
 func (m *Manager) OpenNetwork(id string) (*os.File, error) {
 	r, err := m.ReadySandbox(id)
 	if err != nil {
@@ -53,9 +53,9 @@ func (m *Manager) OpenNetwork(id string) (*os.File, error) {
 	return netns.Open(r.NetNS)
 }
 
-// SandboxDetails are what a verbose status of a sandbox shows, under the keys
-// by which tools look for it: the process and specification by which its
-// namespaces are found, and the answer of the network's plugins.
+// SandboxDetails are the verbose part of a sandbox's status, under the keys
+// that tools expect: the process and the specification, through which its
+// namespaces are found, and the result of the network plugins.
 func (m *Manager) SandboxDetails(r *Record) map[string]any {
 	info := map[string]any{
 		"phase": r.Phase, "reason": r.Reason, "netns": r.NetNS, "pause": r.Pause, "bootID": r.BootID,
@@ -89,7 +89,7 @@ func onNode(r *Record) bool {
 	return r.Config.Msg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
 }
 
-// cniResult shows a pod's addresses in the form that tools know.
+// cniResult returns a pod's addresses in the form that tools expect.
 func cniResult(r *Record) any {
 	type address struct{ IP, Gateway string }
 	type iface struct {
@@ -109,9 +109,9 @@ func cniResult(r *Record) any {
 	return map[string]any{"Interfaces": map[string]iface{network.DefaultIfName: own}}
 }
 
-// ContainerDetails are what a verbose status of a container shows. The
-// specification is the one in force, with the resources as they were updated
-// and the namespaces where they can be found.
+// ContainerDetails are the verbose part of a container's status. The
+// specification is the current one, with updated resources and the paths of the
+// namespaces.
 func (m *Manager) ContainerDetails(r *Record, c *Container) map[string]any {
 	info := map[string]any{
 		"sandboxID": r.ID, "config": c.Config, "cgroup": c.CgroupPath, "imageID": c.ImageID,
@@ -130,7 +130,7 @@ func (m *Manager) ContainerDetails(r *Record, c *Container) map[string]any {
 	return map[string]any{"info": info}
 }
 
-// specInForce is a container's specification as it is after updates.
+// specInForce is a container's specification with all updates.
 func (m *Manager) specInForce(made *specs.Spec, r *Record, c *Container) *specs.Spec {
 	s := withScore(made, c)
 	if s.Linux == nil {
@@ -160,8 +160,8 @@ func (m *Manager) specInForce(made *specs.Spec, r *Record, c *Container) *specs.
 	return &own
 }
 
-// withScore is a specification, which must not be changed, with the
-// oom_score_adj that was given to the container since it was made.
+// withScore returns a copy of a specification with the oom_score_adj that the
+// container has got since its creation.
 func withScore(made *specs.Spec, c *Container) *specs.Spec {
 	score := int(c.limits().GetOomScoreAdj())
 	if score == 0 || made.Process == nil {

@@ -1,4 +1,4 @@
-// Package pod holds pods and containers: what the CRI asks for, turned into
+// Package pod manages pods and containers: it turns requests of the CRI into
 // namespaces, cgroups, root file systems and processes.
 //
 // # Shape
@@ -17,7 +17,7 @@
 //
 // An operation outlives the call that began it: the caller waits for the
 // operation or for its own context, whichever ends first, and a retry with the
-// same metadata joins the operation under way.
+// same metadata joins the running operation.
 //
 // # States
 //

@@ -6,8 +6,8 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 )
 
-// Errors that callers tell apart. Every error that leaves this package for a
-// reason the caller can act on wraps one of them.
+// Errors that callers distinguish. Every error of this package whose cause the
+// caller can act on wraps one of them.
 var (
 	// ErrNotFound means that no sandbox or container has the given id.
 	ErrNotFound = errors.New("not found")
@@ -22,7 +22,7 @@ var (
 	// ErrTimeout means that an operation's own deadline passed.
 	ErrTimeout = errors.New("timed out")
 	// ErrImageVolume means that an image volume cannot be mounted. Its text is
-	// the token by which kubelet knows the case.
+	// the token by which kubelet recognises the case.
 	ErrImageVolume = crierrors.ErrImageVolumeMountFailed
 	// ErrUnkillable means that a process survived SIGKILL, as one in
 	// uninterruptible sleep does.

@@ -8,8 +8,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// eventBacklog is how many events a subscriber may be behind before it is cut
-// off, which makes kubelet list everything anew instead of missing something.
+// eventBacklog is how many events a subscriber may be behind before it is
+// disconnected, which makes kubelet relist instead of missing an event.
 const eventBacklog = 1024
 
 // ErrSlow ends a subscription whose reader fell too far behind.
@@ -24,7 +24,7 @@ type Subscription struct {
 	reason error
 }
 
-// Err says why C was closed: nil, or [ErrSlow].
+// Err returns why C was closed: nil, or [ErrSlow].
 func (s *Subscription) Err() error {
 	s.from.mu.Lock()
 	defer s.from.mu.Unlock()

@@ -19,7 +19,7 @@ import (
 )
 
 // Exec runs a command in a running container and returns its exit code, 128
-// plus the signal's number if one ended it. When ctx ends first the command is
+// plus the signal's number if one killed it. If ctx ends first the command is
 // killed, with its process group, and the error is the cause. The keeper may
 // die meanwhile.
 func (m *Manager) Exec(ctx context.Context, id string, cmd []string, st stdio.Streams) (int, error) {
@@ -76,8 +76,8 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	return run.Run(ctx, p.m.ctx, started)
 }
 
-// startCommand starts what is asked for with the command's ends of its pipes.
-// What else it takes is closed when it has started, however long it runs.
+// startCommand starts the requested command with its ends of the pipes. Other
+// descriptors are closed once it has started, however long it runs.
 func (p *pod) startCommand(ctx context.Context, pr *process, run *stdio.Command, r launch.Request) (*client.Started, error) {
 	h := &held{files: launch.Held{}}
 	defer h.close()
@@ -90,8 +90,8 @@ func (p *pod) startCommand(ctx context.Context, pr *process, run *stdio.Command,
 	return p.m.Launcher.Exec(ctx, r)
 }
 
-// endCommand lets the keeper forget a command, which the caller need not wait
-// for. One that survives its end is forgotten when it has ended too.
+// endCommand has the keeper forget a command, for which the caller need not
+// wait. One that is still dying is forgotten once it has exited.
 func (m *Manager) endCommand(ctx context.Context, c *stdio.Command) {
 	c.Close()
 	m.wg.Go(func() {

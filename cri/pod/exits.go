@@ -14,13 +14,13 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// cleanTimeout bounds what is done after a container's end.
+// cleanTimeout bounds the cleanup after a container's exit.
 const cleanTimeout = 30 * time.Second
 
 // recordRetry is the time between attempts to record an exit.
 const recordRetry = time.Second
 
-// containerExited records the end of a container's first process. A keeper may
+// containerExited records the exit of a container's first process. A keeper may
 // report it twice.
 func (p *pod) containerExited(id string, e client.Exit) {
 	pr := p.process(id)
@@ -35,9 +35,9 @@ func (p *pod) containerExited(id string, e client.Exit) {
 	pr.end.Do(func() { p.recordExit(id, pr, e) })
 }
 
-// recordExit kills what else lives in the container's cgroup, which only a
-// shared PID namespace allows, and makes the exit known. On a full disk it
-// tries again until there is room.
+// recordExit kills the remaining processes in the container's cgroup, which
+// only a shared PID namespace allows, and publishes the exit. On a full disk it
+// retries until there is space.
 func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.m.ctx), cleanTimeout)
 	defer cancel()
@@ -58,9 +58,9 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	warn(closeFiles(pr.stdin), "close a container's input", "container", id)
 }
 
-// persistEnd records the end of a container, and retries while the disk does not
-// take it. It returns false if the daemon ends before. Why it has to wait goes to
-// the channel, if there is a receiver.
+// persistEnd records the exit of a container, and retries while the disk fails.
+// It returns false if the daemon stops before. The reason for the wait is sent
+// to the channel, if there is a receiver.
 func (p *pod) persistEnd(id string, change func(*Container), why chan<- error) bool {
 	for {
 		err := p.updateContainer(id, change)
@@ -68,7 +68,7 @@ func (p *pod) persistEnd(id string, change func(*Container), why chan<- error) b
 			return true
 		}
 
-		klog.ErrorS(err, "Could not record the end of a container, will retry", "container", id)
+		klog.ErrorS(err, "Could not record the exit of a container, will retry", "container", id)
 		select {
 		case why <- err:
 		default:
@@ -90,14 +90,14 @@ func (p *pod) emptyCgroup(ctx context.Context, id string, pr *process) (oom uint
 	oom, err := pr.group.OOMKills()
 	warn(err, "read OOM count", "container", id)
 	if p.sharesPID(id) {
-		warn(pr.group.Kill(ctx), "kill what a container left", "container", id)
+		warn(pr.group.Kill(ctx), "kill remaining processes of a container", "container", id)
 	}
 	return oom
 }
 
-// exitReason names an end in the terms of the CRI, and adds what the exit code
-// does not: that the kernel or a signal was it. A container ended for lack of
-// memory if the kernel killed in its cgroup and it did not end well.
+// exitReason returns the CRI's reason for an exit, and a message if the kernel
+// or a signal caused it. A container was OOM-killed if the kernel killed a
+// process in its cgroup and its exit code is not zero.
 func exitReason(e client.Exit, oomKills uint64, memoryLimit int64) (reason, message string) {
 	switch signal := unix.Signal(e.Signal); {
 	case e.Code == 0:
@@ -113,8 +113,8 @@ func exitReason(e client.Exit, oomKills uint64, memoryLimit int64) (reason, mess
 	}
 }
 
-// outOfMemory says which process the kernel killed, first being the container's
-// first one, and for which limit.
+// outOfMemory describes which process the kernel killed, where first is the
+// container's first one, and for which limit.
 func outOfMemory(first bool, kills uint64, limit int64) string {
 	victim := "a process other than the first"
 	if first {
@@ -136,8 +136,8 @@ func (p *pod) sharesPID(id string) bool {
 	return c.Config.Msg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_CONTAINER
 }
 
-// firstExited notes that the pod lost its own first process and with it, where
-// the PID namespace is shared, all others.
+// firstExited records that the pod's own first process exited and, if the PID
+// namespace is shared, all others with it.
 func (p *pod) firstExited() {
 	p.mu.Lock()
 	if p.firstEnded != nil {
@@ -160,6 +160,6 @@ func (p *pod) firstExited() {
 		}
 	})
 
-	warn(err, "note the end of a pod's first process", "sandbox", p.record().ID)
+	warn(err, "record the exit of a pod's first process", "sandbox", p.record().ID)
 	p.m.events.sandbox(p.record(), runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }

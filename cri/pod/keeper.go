@@ -14,17 +14,17 @@ import (
 // upgradeTimeout bounds an upgrade of the keeper.
 const upgradeTimeout = 20 * time.Second
 
-// upgradeKeeper brings the keeper to the version of the daemon. Without that
-// everything works, too.
+// upgradeKeeper upgrades the keeper to the version of the daemon. Everything
+// works without that, too.
 func (m *Manager) upgradeKeeper() {
 	ctx, cancel := context.WithTimeout(m.ctx, upgradeTimeout)
 	defer cancel()
 	if err := m.Keeper.Upgrade(ctx); err != nil {
-		klog.ErrorS(err, "Could not upgrade the keeper; it stays what it is")
+		klog.ErrorS(err, "Could not upgrade the keeper, the old one keeps running")
 	}
 }
 
-// forgetDying lets the keeper forget a process that was killed, when it is dead.
+// forgetDying has the keeper forget a killed process once it is dead.
 func (m *Manager) forgetDying(ctx context.Context, id string, ended <-chan struct{}) error {
 	err := m.Keeper.ForgetDying(ctx, id, ended)
 	if err != nil && ctx.Err() != nil {
@@ -33,14 +33,14 @@ func (m *Manager) forgetDying(ctx context.Context, id string, ended <-chan struc
 	return err
 }
 
-// forgetUnknown lets the keeper forget the end of a process that no one waits
-// for: a command that was cancelled, or something without a record.
+// forgetUnknown has the keeper forget the exit of a process that no caller
+// waits for: a cancelled command, or a process without a record.
 func (m *Manager) forgetUnknown(e client.Exit) {
-	klog.V(2).InfoS("A process without a record ended", "id", e.ID)
+	klog.V(2).InfoS("Process without a record exited", "id", e.ID)
 	m.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), cleanTimeout)
 		defer cancel()
-		warn(m.Keeper.Forget(ctx, e.ID), "forget the end of a process", "id", e.ID)
+		warn(m.Keeper.Forget(ctx, e.ID), "forget the exit of a process", "id", e.ID)
 	})
 }
 

@@ -29,34 +29,35 @@ import (
 	"crisp/runtime/launch"
 )
 
-// Images is what pods need of the image service.
+// Images is the part of the image service that pods use.
 type Images interface {
 	Get(ref string) (image.Image, error)
 	Prepare(id, imageID string, uids, gids []specs.LinuxIDMapping) error
 	Mount(ctx context.Context, id string, v image.View) (*os.File, error)
 	MountImage(ctx context.Context, imageID, subPath string, v image.View) (*os.File, error)
-	// Hold keeps an image that a container uses as a volume until Discard.
+	// Hold pins an image that a container uses as a volume until Discard.
 	Hold(containerID, imageID string) error
 	Discard(id string) error
-	// Containers are the ids for which something is prepared.
+	// Containers are the ids that have a prepared layer or held image.
 	Containers() []string
-	// Reserve waits for so many bytes of the memory that is there for what
-	// images bring. The caller releases them, and must not wait for anything before.
+	// Reserve waits for so many bytes of the memory budget for image data. The
+	// caller releases them, and must not block in between.
 	Reserve(ctx context.Context, bytes int64) (release func(), err error)
 }
 
 // Network connects a pod's network namespace. Detach is idempotent and works
-// when the namespace, or the whole boot it belonged to, is gone.
+// when the namespace no longer exists, or after a reboot.
 type Network interface {
 	// Ready reports why pods could not be attached now.
 	Ready() error
 	Attach(ctx context.Context, a network.Attachment) (network.Result, error)
 	Detach(ctx context.Context, a network.Attachment) error
-	// Sweep detaches what this daemon once attached and is not among ids.
+	// Sweep detaches everything that this daemon attached and that is not among
+	// ids.
 	Sweep(ctx context.Context, ids []string) error
 }
 
-// Options are what a [Manager] is made of.
+// Options configure a [Manager].
 type Options struct {
 	// Root is the directory for records (kept over a reboot), NetNSDir the one
 	// where network namespaces are pinned.
@@ -70,16 +71,17 @@ type Options struct {
 	Host    spec.Host
 	Node    spec.Node
 	Seccomp spec.Seccomp
-	// SELinux makes labels; nil without it.
+	// SELinux derives labels; nil without it.
 	SELinux *selinux.Policy
 	// CDI adds devices of the Container Device Interface to a spec.
 	CDI func(s *specs.Spec, names []string) error
 	// Defaults are the node's choices for containers.
 	Defaults spec.Defaults
-	// Handlers are the runtime handlers that pods may name besides "".
+	// Handlers are the runtime handlers that pods may request in addition to
+	// "".
 	Handlers []string
 	// Observe gives each pod with a network of its own a first process and a
-	// cgroup for it, from which cAdvisor takes the network's statistics.
+	// cgroup for it, through which cAdvisor reads network stats.
 	Observe bool
 	// MaxLogLine is the length in bytes at which a log line is split.
 	MaxLogLine int
@@ -91,11 +93,11 @@ type Manager struct {
 	store  store
 	bootID string
 	events broadcaster
-	// table has what the keeper holds for this daemon.
+	// table has a row for everything that the keeper holds for this daemon.
 	table *table.Table
 	specs specCache
 
-	// ctx ends when the daemon does; operations under way are waited for by Close.
+	// ctx ends with the daemon; Close waits for running operations.
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -110,7 +112,7 @@ type Manager struct {
 	levels selinux.Levels // of the pods there are
 }
 
-// Open loads what the last daemon left, reconciles it with the kernel, and
+// Open loads the state of the last daemon, reconciles it with the kernel, and
 // starts to follow the keeper's exits.
 func Open(ctx context.Context, o Options) (*Manager, error) {
 	bootID, err := durable.BootID()
@@ -124,7 +126,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 
 	if err := os.MkdirAll(o.NetNSDir, 0o755); err != nil {
-		return nil, fmt.Errorf("make directory for network namespaces: %w", err)
+		return nil, fmt.Errorf("create directory for network namespaces: %w", err)
 	}
 	m := &Manager{
 		Options:    o,
@@ -148,8 +150,8 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	return m, nil
 }
 
-// Close stops following pods and waits for the operations under way. Pods and
-// containers run on.
+// Close stops following pods and waits for running operations. Pods and
+// containers keep running.
 func (m *Manager) Close() {
 	m.cancel()
 	m.events.close()
@@ -163,15 +165,16 @@ func newID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// operation is a change under way that several callers may wait for.
+// operation is a running change that several callers may wait for.
 type operation struct {
 	done chan struct{}
 	id   string
 	err  error
 }
 
-// join runs do under the given key, unless that is under way already, and
-// waits for its end or the caller's. The work itself continues without the caller.
+// join runs do under the given key, unless it is already running, and waits
+// until it returns or the caller's context ends. The operation continues
+// without the caller.
 func (m *Manager) join(ctx context.Context, key string, do func(context.Context) (string, error)) (string, error) {
 	m.mu.Lock()
 	op := m.ops[key]
@@ -310,7 +313,7 @@ func sandboxKey(md *runtimeapi.PodSandboxMetadata) string {
 	return fmt.Sprintf("sandbox %s/%s (uid %s, attempt %d)", md.GetNamespace(), md.GetName(), md.GetUid(), md.GetAttempt())
 }
 
-// ignoreNotFound makes stopping and removing what is not there a success.
+// ignoreNotFound makes it a success to stop or remove what does not exist.
 func ignoreNotFound(err error) error {
 	if errors.Is(err, ErrNotFound) {
 		return nil
@@ -318,7 +321,8 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// warn logs what cannot be returned to a caller: that something could not be done.
+// warn logs an error that cannot be returned to a caller; what completes "Could
+// not".
 func warn(err error, what string, args ...any) {
 	if err != nil {
 		klog.InfoS("Could not "+what, append(args, "err", err)...)

@@ -10,13 +10,13 @@ import (
 	"crisp/cri/cadvisor"
 )
 
-// sandboxImage is shown for a pod's first process, which comes from no image:
-// there are dashboards that leave out what has none.
+// sandboxImage is the image reported for a pod's first process, which has none:
+// some dashboards omit containers without an image.
 const sandboxImage = "crisp/pause"
 
-// Observed describes a container to cAdvisor, or of a pod that has a first process,
-// by its whole ID. It knows them from the moment when they have a cgroup:
-// cAdvisor asks then whose it is, and never again.
+// Observed describes to cAdvisor a container, or a pod that has a first
+// process, by its full ID. It finds them as soon as they have a cgroup:
+// cAdvisor only asks once, when it first sees the cgroup.
 func (m *Manager) Observed(id string) (cadvisor.Container, error) {
 	p, c := m.exactly(id)
 	switch {
@@ -28,8 +28,8 @@ func (m *Manager) Observed(id string) (cadvisor.Container, error) {
 	return cadvisor.Container{}, fmt.Errorf("container %s: %w", id, ErrNotFound)
 }
 
-// exactly finds a pod, or a container with its pod, by its whole ID. Either may
-// still be on its way. Both are nil if there is neither.
+// exactly finds a pod, or a container with its pod, by its full ID. Either may
+// still be in creation. Both are nil if there is neither.
 func (m *Manager) exactly(id string) (*pod, *Container) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -41,7 +41,7 @@ func (m *Manager) exactly(id string) (*pod, *Container) {
 		return p, p.record().Container(id)
 	}
 
-	// One that is on its way is not in the index yet.
+	// One that is being created is not in the index yet.
 	for _, p := range m.pods {
 		if c := p.record().Container(id); c != nil {
 			return p, c
@@ -80,8 +80,8 @@ func (p *pod) observed(c *Container) (cadvisor.Container, error) {
 	return out, err
 }
 
-// observedSpec is all that cAdvisor reads of a specification: variables, if it
-// is asked to show some.
+// observedSpec is the part of a specification that cAdvisor reads: environment
+// variables, if it is configured to report some.
 func observedSpec(process *specs.Process) ([]byte, error) {
 	return json.Marshal(specs.Spec{Version: specs.Version, Process: process})
 }

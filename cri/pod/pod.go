@@ -16,7 +16,7 @@ import (
 // pod is a record with the descriptors behind it.
 type pod struct {
 	m *Manager
-	// starting hides the pod from lists until its first operation ended.
+	// starting hides the pod from lists until its first operation has ended.
 	starting atomic.Bool
 	// op serialises operations with several effects; a channel, so that a
 	// waiting caller can be cancelled.
@@ -30,32 +30,34 @@ type pod struct {
 	journal    *durable.Journal
 	namespaces map[string]*os.File // by type: user, net, ipc, uts, mnt, pid
 	processes  map[string]*process // by container id, while and after running
-	// row is what the keeper has of the pod: its namespaces and, if it has one,
-	// its first process. firstEnded is closed when that has ended; nil without.
+	// row is what the keeper holds for the pod: its namespaces and, if it has
+	// one, its first process. firstEnded is closed when that has exited; nil
+	// without.
 	row        *table.Row
 	firstEnded chan struct{}
 }
 
 // process is a container's first process and the descriptors that belong to it.
 type process struct {
-	// row is the process at the keeper, from its start on; set under the pod's
+	// row is the process in the keeper, from its start on; set under the pod's
 	// op, before the container is recorded as running.
 	row *table.Row
-	// started is closed once the start is recorded, exited once the end is.
+	// started is closed once the start is recorded, exited once the exit is.
 	started, exited chan struct{}
-	// failure is why the only start came to nothing; guarded by the pod's op.
+	// failure is why the only start failed; guarded by the pod's op.
 	failure error
-	// unrecorded gets why the end cannot be put on disk, for a caller that waits for it.
+	// unrecorded receives why the exit cannot be written to disk, for a caller
+	// that waits for it.
 	unrecorded chan error
-	// end makes one of several reports of the same end count.
+	// end handles several reports of the same exit only once.
 	end sync.Once
 	// stdin is the write end of the input pipe, or the terminal.
 	stdin *os.File
-	// reopening is held while the log is exchanged.
+	// reopening is held while the log is reopened.
 	reopening sync.Mutex
 	// rootfs is the detached root mount between create and start.
 	rootfs *os.File
-	group  *cgroup.Group // guarded by the pod's mu where it is not its op's
+	group  *cgroup.Group // guarded by the pod's mu outside of its op
 }
 
 // groupOfProcess is a container's cgroup, nil for none, for a caller that
@@ -75,8 +77,8 @@ func (p *pod) setGroup(pr *process, g *cgroup.Group) {
 	pr.group = g
 }
 
-// newPod makes the pod of a record. Without a journal the record's next
-// update begins one.
+// newPod returns the pod of a record. Without a journal the record's next
+// update starts one.
 func newPod(m *Manager, r *Record, j *durable.Journal) *pod {
 	if j == nil {
 		j = durable.NewJournal(m.store.recordPath(r.ID))
@@ -88,13 +90,13 @@ func newPod(m *Manager, r *Record, j *durable.Journal) *pod {
 
 func (p *pod) record() *Record { return p.rec.Load() }
 
-// lock begins an operation; the returned function ends it.
+// lock starts an operation; the returned function ends it.
 func (p *pod) lock(ctx context.Context) (func(), error) {
 	select {
 	case p.op <- struct{}{}:
 		return func() { <-p.op }, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for the operation under way on sandbox %s: %w", p.record().ID, ctx.Err())
+		return nil, fmt.Errorf("wait for the running operation on sandbox %s: %w", p.record().ID, ctx.Err())
 	}
 }
 
@@ -127,9 +129,9 @@ func (p *pod) note(phase string) error {
 	return p.update(func(r *Record) { r.Phase = phase })
 }
 
-// recorder is note for the steps of a new sandbox. The first record begins to
-// be synced at once: a step that needs that finds it done, or nearly so. Which
-// of the phases is on disk after a power cut does not matter, see [pod.phase].
+// recorder is note for the steps of a new sandbox. The sync of the first record
+// starts immediately: when a step needs it, it is done, or nearly so. Which of
+// the phases is on disk after a power cut does not matter, see [pod.phase].
 func (p *pod) recorder() recorder {
 	synced := sync.OnceValue(p.journal.Sync)
 	first := true
@@ -149,7 +151,7 @@ func (p *pod) recorder() recorder {
 	}
 }
 
-// phase is the last step that may have begun. After a reboot it may be any, as
+// phase is the last step that may have run. After a reboot it may be any, as
 // only the first record was synced.
 func (p *pod) phase() string {
 	r := p.record()
@@ -196,7 +198,7 @@ func (p *pod) namespace(kind string) *os.File {
 	return p.namespaces[kind]
 }
 
-// setNamespaces takes over the descriptors of the pod's namespaces.
+// setNamespaces takes ownership of the descriptors of the pod's namespaces.
 func (p *pod) setNamespaces(ns map[string]*os.File) {
 	p.mu.Lock()
 	old := p.namespaces

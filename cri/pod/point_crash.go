@@ -15,19 +15,19 @@ import (
 	"crisp/runtime/durable"
 )
 
-// killTimeout is one that a test need not wait for long.
+// killTimeout is short for tests.
 const killTimeout = 5 * time.Second
 
-// CrashEnv names the directory through which a test gives its orders to [point].
+// CrashEnv names the directory with a test's orders to [point].
 const CrashEnv = "CRISP_CRASH"
 
 // Files of that directory.
 const (
-	// CrashTrace gets a line for each point that is passed.
+	// CrashTrace gets a line for each failpoint that is passed.
 	CrashTrace = "trace"
 	// CrashOrders has a line for each order, "kill N POINT", "fail N POINT" or
-	// "wait N POINT", which is carried out when POINT is in the trace for the
-	// Nth time. Then it is the next line's turn.
+	// "wait N POINT", which is executed when POINT is in the trace for the Nth
+	// time. Then the next line applies.
 	CrashOrders = "orders"
 	// CrashGo is the file that ends a wait.
 	CrashGo = "go"
@@ -47,7 +47,8 @@ func Tables() (sandbox, container []string) {
 	return sandbox, container
 }
 
-// point passes a place at which a test may have ordered a kill or a failure.
+// point passes a failpoint, for which a test may have ordered a kill or a
+// failure.
 func point(when, effect string) error {
 	dir := os.Getenv(CrashEnv)
 	if dir == "" {
@@ -86,7 +87,7 @@ func point(when, effect string) error {
 	select {}
 }
 
-// wait returns when there is a file.
+// wait returns when the file exists.
 func wait(path string) error {
 	const patience = 30 * time.Second
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
@@ -94,10 +95,10 @@ func wait(path string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("nobody wrote %s in %v", path, patience)
+	return fmt.Errorf("%s was not created within %v", path, patience)
 }
 
-// mark notes that a point was passed and counts how often.
+// mark records that a failpoint was passed and counts how often.
 func mark(path, name string) (int, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 	"crisp/runtime/procstat"
 )
 
-// identify reads what tells a process from a later one with the same pid.
+// identify reads what distinguishes a process from a later one with the same
+// pid.
 func identify(pid int) (*Process, error) {
 	stat, err := procstat.Read(pid)
 	if err != nil {
@@ -21,7 +22,7 @@ func identify(pid int) (*Process, error) {
 	return &Process{Pid: pid, StartTicks: stat.StartTicks}, nil
 }
 
-// open returns a pidfd of the process, or nil if it is gone.
+// open returns a pidfd of the process, or nil if it has exited.
 func (pr *Process) open() (*os.File, error) {
 	fd, err := unix.PidfdOpen(pr.Pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -40,7 +41,7 @@ func (pr *Process) open() (*os.File, error) {
 	return f, nil
 }
 
-// killProcess sends SIGKILL to exactly that process; a dead one is fine.
+// killProcess sends SIGKILL to exactly that process; a dead one is a success.
 func killProcess(pr *Process) error {
 	f, err := pr.open()
 	if f == nil {
@@ -50,12 +51,12 @@ func killProcess(pr *Process) error {
 	return client.Signal(f, unix.SIGKILL)
 }
 
-// signal0 fails if the process behind a pidfd is gone.
+// signal0 fails if the process of a pidfd has exited.
 func signal0(pidfd *os.File) error {
 	return unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0)
 }
 
-// processState returns what /proc says a process is doing, for errors.
+// processState returns the state of a process in /proc, for errors.
 func processState(pid int) string {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

@@ -19,66 +19,67 @@ import (
 
 // recordVersion is the format of record files that this build writes.
 //
-// Version 1 had all of a pod in each line of the file.
+// Version 1 had the whole pod in each line of the file.
 const recordVersion = 2
 
-// Record is what is known of a pod. It is immutable once published: change a
-// clone. On disk it is the values of the journal ROOT/pods/ID/record.jsonl: its
-// own fields are the value "pod", and what is big or of a container is apart,
-// so that a change costs as little in a big pod as in a small one. See [save].
+// Record is the state of a pod. It is immutable once published: change a clone.
+// On disk it is the values of the journal ROOT/pods/ID/record.jsonl: its own
+// fields are the value "pod", and what is big or belongs to a container is
+// separate, so that a change is as cheap in a big pod as in a small one. See
+// [save].
 type Record struct {
 	Version int
 	// BootID is the kernel's boot id at creation: processes and namespaces of
-	// another boot are gone, whatever the rest says.
+	// another boot no longer exist, whatever the other fields say.
 	BootID string
 	ID     string
 	Config Message[*runtimeapi.PodSandboxConfig] `json:"-"`
-	// Handler is the runtime handler asked for, "" for the default.
+	// Handler is the requested runtime handler, "" for the default.
 	Handler string
 	// CreatedAt is in nanoseconds since the epoch.
 	CreatedAt int64
-	// Phase is the last step of sandboxSteps that was begun, phaseReady when
+	// Phase is the last step of sandboxSteps that was started, phaseReady when
 	// all are done, phaseStopped after StopPodSandbox.
 	Phase string
 	// NetNS is the path at which the pod's network namespace is pinned.
 	NetNS string `json:",omitempty"`
-	// SELinuxLevel is what its containers' labels end with, "" without SELinux.
+	// SELinuxLevel is the level of its containers' labels, "" without SELinux.
 	SELinuxLevel string   `json:",omitempty"`
 	IPs          []string `json:",omitempty"`
 	// Pause is PID 1 of a pod that shares its PID namespace.
 	Pause *Process `json:",omitempty"`
-	// Observed says that the pod has a first process although no container
+	// Observed means that the pod has a first process although no container
 	// shares a PID namespace with it, see [Options].
 	Observed bool `json:",omitempty"`
-	// Procfs says that the pod's base has the procfs of that PID namespace;
-	// those that older versions made have none.
+	// Procfs means that the pod's base has the procfs of that PID namespace;
+	// those created by older versions have none.
 	Procfs bool `json:",omitempty"`
-	// Reason says why a sandbox is not ready, for its status.
+	// Reason is why a sandbox is not ready, for its status.
 	Reason string `json:",omitempty"`
-	// Overhead and Resources are what UpdatePodSandboxResources last said.
+	// Overhead and Resources are those of the last UpdatePodSandboxResources.
 	Overhead   *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
 	Resources  *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
 	Containers []*Container                                  `json:"-"`
 }
 
-// Process names a process beyond the reuse of its pid.
+// Process identifies a process even if its pid is reused.
 type Process struct {
 	Pid int
 	// StartTicks is field 22 of /proc/PID/stat: clock ticks since boot.
 	StartTicks uint64
 }
 
-// Container is what is known of a container; immutable like its [Record].
+// Container is the state of a container; immutable like its [Record].
 type Container struct {
 	ID     string
 	Config Message[*runtimeapi.ContainerConfig] `json:"-"`
 	// ImageID is the id of the image whose layers are the root file system;
-	// ImageRef is what the user asked for.
+	// ImageRef is the name that the user requested.
 	ImageID, ImageRef string
 	// ImageDigest is the image as repository@digest, "" if it has none, or if
-	// the record is of an older version.
+	// an older version wrote the record.
 	ImageDigest string `json:",omitempty"`
-	// Phase is the last step of containerSteps that was begun, phaseReady
+	// Phase is the last step of containerSteps that was started, phaseReady
 	// when all are done.
 	Phase string
 	// Times are in nanoseconds since the epoch, zero for "not yet".
@@ -92,7 +93,7 @@ type Container struct {
 	User                             UserIDs
 	// Left marks a creation that failed and could not be undone.
 	Left bool `json:",omitempty"`
-	// Resources are the limits in force, updates merged in.
+	// Resources are the current limits, with updates.
 	Resources *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
 	// Nodes has the host path of each device, by its path in the container,
 	// where that is not the same.
@@ -103,7 +104,7 @@ type Container struct {
 	ImageVolumes []ImageVolume `json:",omitempty"`
 }
 
-// limits are the resources in force, nil for none.
+// limits are the current resources, nil for none.
 func (c *Container) limits() *runtimeapi.LinuxContainerResources {
 	if c.Resources == nil {
 		return nil
@@ -137,18 +138,18 @@ func (c *Container) State() runtimeapi.ContainerState {
 	}
 }
 
-// StateName is the state as a person writes it.
+// StateName is the state in lower case, for messages.
 func (c *Container) StateName() string {
 	return strings.ToLower(strings.TrimPrefix(c.State().String(), "CONTAINER_"))
 }
 
-// Listed reports whether the container shows: not while it is created.
+// Listed reports whether the container is in lists: not while it is created.
 func (c *Container) Listed() bool { return c.Phase == phaseReady || c.Left }
 
 // Ready reports whether the sandbox is in the READY state.
 func (r *Record) Ready() bool { return r.Phase == phaseReady }
 
-// begun reports whether the sandbox's creation has not come to its end.
+// begun reports whether the sandbox's creation is not complete.
 func (r *Record) begun() bool {
 	return r.Phase != phaseReady && r.Phase != phaseStopping && r.Phase != phaseStopped
 }
@@ -203,7 +204,7 @@ func (m Message[M]) MarshalJSON() ([]byte, error) {
 	return raw, nil
 }
 
-// UnmarshalJSON reads protobuf's JSON form; fields of a newer API are passed over.
+// UnmarshalJSON reads protobuf's JSON form; fields of a newer API are ignored.
 func (m *Message[M]) UnmarshalJSON(data []byte) error {
 	if string(data) == "null" {
 		return nil
@@ -217,14 +218,15 @@ func (m *Message[M]) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// store has records on disk, one directory a pod.
+// store has records on disk, one directory per pod.
 type store struct{ dir, bootID string }
 
-// openStore makes the store's directory if it is missing. Its path is resolved
-// here, once: a volume below it is relabelled only if no link leads there.
+// openStore creates the store's directory if it is missing. Its path is
+// resolved here, once: a volume below it is relabelled only if no link leads
+// there.
 func openStore(dir, bootID string) (store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return store{}, fmt.Errorf("make directory for pods: %w", err)
+		return store{}, fmt.Errorf("create directory for pods: %w", err)
 	}
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -238,8 +240,8 @@ func (s store) podDir(id string) string { return filepath.Join(s.dir, id) }
 func (s store) recordPath(id string) string { return filepath.Join(s.podDir(id), "record.jsonl") }
 
 // Names of a record's values in its journal; those of a container end with its
-// ID. A container's own fields change a few times in its life, its
-// configuration never does.
+// ID. A container's own fields change a few times, its configuration never
+// does.
 const (
 	podValue        = "pod"
 	configValue     = "config"
@@ -247,8 +249,8 @@ const (
 	ofConfigPrefix  = "config "
 )
 
-// save writes in which values next is another record than old, which is the
-// one in the journal unless that is fresh.
+// save writes the values in which next differs from old, which is the record in
+// the journal unless that is new.
 func save(j *durable.Journal, old, next *Record) error {
 	if j.Fresh() {
 		old = &Record{}
@@ -263,7 +265,7 @@ func save(j *durable.Journal, old, next *Record) error {
 	return nil
 }
 
-// difference encodes what two records do not share.
+// difference encodes the values in which two records differ.
 func difference(old, next *Record) (durable.Values, error) {
 	e := encoder{values: durable.Values{}}
 	e.add(podValue, next)
@@ -291,7 +293,7 @@ func difference(old, next *Record) (durable.Values, error) {
 	return e.values, e.err
 }
 
-// encoder encodes values until one cannot be.
+// encoder encodes values until one fails.
 type encoder struct {
 	values durable.Values
 	err    error
@@ -302,8 +304,8 @@ func (e *encoder) add(name string, v any) {
 	e.values[name], e.err = data, errors.Join(e.err, err)
 }
 
-// loaded is one directory of the store: a record with its journal, or why there
-// is none.
+// loaded is one directory of the store: a record with its journal, or the
+// error.
 type loaded struct {
 	id      string
 	record  *Record
@@ -311,8 +313,9 @@ type loaded struct {
 	err     error
 }
 
-// load reads every record, and removes what a killed writer left. Each one
-// loads alone: a bad one is returned with its error and hides no other.
+// load reads every record, and removes temporary files of a killed writer. Each
+// one is loaded independently: a bad one is returned with its error and does
+// not affect others.
 func (s store) load() ([]loaded, error) {
 	entries, err := os.ReadDir(s.dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -328,7 +331,8 @@ func (s store) load() ([]loaded, error) {
 			continue
 		}
 
-		// A pod that was just begun or all but removed has an empty directory.
+		// A pod whose creation just started, or that is almost removed, has an
+		// empty directory.
 		dir := s.podDir(e.Name())
 		warn(durable.RemoveTemps(dir), "remove temporary files", "sandbox", e.Name())
 		if os.Remove(dir) == nil {
@@ -358,8 +362,8 @@ func (s store) loadOne(id string) loaded {
 		bad = r.check(id)
 	}
 
-	// A power cut may leave rubbish for what was not synced, and makes it
-	// void too. In the same boot older lines are not certain.
+	// A power cut may leave garbage instead of unsynced lines, and makes them
+	// irrelevant too. In the same boot older lines may be outdated.
 	if bad == nil && err != nil && r.BootID == s.bootID {
 		bad = err
 	}
@@ -442,7 +446,7 @@ func decodeFirst(values durable.Values) (*Record, error) {
 	return &r, nil
 }
 
-// check reports whether a record is one of the pod with this ID.
+// check returns an error unless the record is one of the pod with this ID.
 func (r *Record) check(id string) error {
 	if r.ID != id || r.Config.Msg.GetMetadata() == nil {
 		return errors.New("record is incomplete")

@@ -15,13 +15,13 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// recoverTimeout bounds what is done for one pod before the daemon serves.
+// recoverTimeout bounds the recovery of one pod before the daemon serves.
 const recoverTimeout = 10 * time.Second
 
-// loseTimeout bounds the wait for the end of what outlived its holders.
+// loseTimeout bounds the wait for processes that outlived their holders.
 const loseTimeout = 2 * time.Second
 
-// verdict is what becomes of a pod that the last daemon left.
+// verdict is the decision on a pod of the last daemon.
 type verdict int
 
 const (
@@ -29,20 +29,20 @@ const (
 	keepPod verdict = iota
 	// undoPod: its creation was interrupted, or failed and was not undone.
 	undoPod
-	// unreadyPod: recorded as ready, but its namespaces are gone.
+	// unreadyPod: recorded as ready, but its namespaces no longer exist.
 	unreadyPod
 )
 
-// facts are what the kernel and the keeper know of a pod.
+// facts are the state of a pod in the kernel and the keeper.
 type facts struct {
 	sameBoot bool
-	// held says that the keeper has the sandbox's namespaces.
+	// held means that the keeper has the sandbox's namespaces.
 	held bool
-	// pauseEnded says that the pod's first process, if it has one, is gone.
+	// pauseEnded means that the pod's first process, if it has one, has exited.
 	pauseEnded bool
 }
 
-// judgeSandbox decides on a sandbox; it looks at nothing but its arguments.
+// judgeSandbox decides on a sandbox; it depends only on its arguments.
 func judgeSandbox(r *Record, f facts) verdict {
 	switch {
 	case r.begun():
@@ -55,7 +55,7 @@ func judgeSandbox(r *Record, f facts) verdict {
 	return keepPod
 }
 
-// containerVerdict is what becomes of a container.
+// containerVerdict is the decision on a container.
 type containerVerdict int
 
 const (
@@ -64,9 +64,9 @@ const (
 	undoContainer
 	// adoptContainer: it runs; take over its process.
 	adoptContainer
-	// endContainer: its end is known and not yet recorded.
+	// endContainer: its exit is known and not yet recorded.
 	endContainer
-	// loseContainer: it ran and is gone, and how it ended is not known.
+	// loseContainer: it ran and has exited, with unknown exit status.
 	loseContainer
 )
 
@@ -90,7 +90,7 @@ func judgeContainer(c *Container, sameBoot bool, e *client.Entry, populated bool
 	return keepContainer
 }
 
-// recover loads the records and brings them and the machine together.
+// recover loads the records and reconciles them with the machine.
 func (m *Manager) recover(ctx context.Context) error {
 	records, err := m.store.load()
 	if err != nil {
@@ -99,12 +99,12 @@ func (m *Manager) recover(ctx context.Context) error {
 
 	list, err := m.Keeper.Client().List(ctx)
 	if err != nil {
-		return fmt.Errorf("ask the keeper what it holds: %w", err)
+		return fmt.Errorf("list what the keeper holds: %w", err)
 	}
 
 	entries := map[string]*client.Entry{}
 	recorded, err := m.Keeper.RecordedExits()
-	warn(err, "read exits that were recorded")
+	warn(err, "read recorded exits")
 	for id, e := range recorded {
 		entries[id] = &client.Entry{ID: id, Kind: e.Kind, Exit: &e}
 	}
@@ -129,18 +129,18 @@ func (m *Manager) recover(ctx context.Context) error {
 	return nil
 }
 
-// sweepNetwork gives back addresses of pods without a record. It ends before
-// new pods come, which it would not know.
+// sweepNetwork releases addresses of pods without a record. It completes before
+// new pods are created, which it would not know.
 func (m *Manager) sweepNetwork(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
 	m.mu.RLock()
 	ids := slices.Collect(maps.Keys(m.pods))
 	m.mu.RUnlock()
-	warn(m.Network.Sweep(ctx, ids), "give back the addresses of pods without a record")
+	warn(m.Network.Sweep(ctx, ids), "release the addresses of pods without a record")
 }
 
-// revive makes the pod of a record. One whose record cannot be read is listed
+// revive returns the pod of a record. One whose record cannot be read is listed
 // as not ready under its directory's name, so that it can be removed.
 func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	r := l.record
@@ -151,7 +151,7 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	p := newPod(m, r, l.journal)
 	if e := entries[r.ID]; e != nil && e.Namespaces != nil {
 		p.setNamespaces(e.Namespaces)
-		// That it has a process may not be recorded.
+		// Its process may not be recorded.
 		p.hold(m.table.Restore(e, p.sandboxHooks()), e.PidFD != nil && e.Exit == nil)
 	}
 
@@ -160,7 +160,7 @@ func (m *Manager) revive(l loaded, entries map[string]*client.Entry) *pod {
 	return p
 }
 
-// reconcile carries out the verdicts on a pod and its containers.
+// reconcile executes the verdicts on a pod and its containers.
 func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*client.Entry) error {
 	if !readable {
 		return p.setAside(ctx)
@@ -188,8 +188,8 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 }
 
 // finishUndo undoes a pod's creation. It continues if ctx ends first, and
-// RunSandbox of the same pod waits for it in undo. How it ended is logged there,
-// as no caller may wait by then: an error means only that it continues.
+// RunSandbox of the same pod waits for it in undo. The result is logged there,
+// since no caller may wait by then: an error only means that it continues.
 func (p *pod) finishUndo(ctx context.Context) error {
 	r := p.record()
 	// With a reason it was listed before, so that it can be removed.
@@ -224,7 +224,7 @@ func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot boo
 			return errors.Join(err, p.updateContainer(c.ID, func(c *Container) { c.Left = true }))
 		}
 	case loseContainer:
-		// One that does not die is tried again when it is stopped.
+		// One that could not be killed is retried when it is stopped.
 		ctx, cancel := context.WithTimeout(ctx, loseTimeout)
 		defer cancel()
 		return p.lose(ctx, c)
@@ -244,7 +244,7 @@ func (p *pod) populated(c *Container) bool {
 	return err == nil && len(pids) > 0
 }
 
-// release lets go of what the keeper has of a container that needs it no more.
+// release drops what the keeper holds for a container that no longer needs it.
 func (p *pod) release(ctx context.Context, e *client.Entry) error {
 	if e == nil {
 		return nil
@@ -290,7 +290,7 @@ func (p *pod) adopt(c *Container, e *client.Entry) error {
 	})
 }
 
-// lose ends what may be left of a container whose holder is gone.
+// lose kills what may be left of a container whose holder has died.
 func (p *pod) lose(ctx context.Context, c *Container) error {
 	if group, err := p.m.Cgroups.Open(c.CgroupPath); err == nil {
 		if err := p.m.killGroup(ctx, group); err != nil {
@@ -302,7 +302,7 @@ func (p *pod) lose(ctx context.Context, c *Container) error {
 		if c.StartedAt == 0 { // the start was not recorded
 			c.StartedAt = c.FinishedAt
 		}
-		c.Message = "exit status unknown: the keeper was gone when the daemon started"
+		c.Message = "exit status unknown: the keeper was dead when the daemon started"
 	})
 }
 
@@ -313,12 +313,12 @@ func (m *Manager) discardUnknown(ctx context.Context) {
 		known := m.containers[id] != nil
 		m.mu.RUnlock()
 		if !known {
-			warn(m.Images.Discard(id), "discard a layer of no record", "container", id)
+			warn(m.Images.Discard(id), "discard a layer without a record", "container", id)
 		}
 	}
 }
 
-// dropUnknown lets the keeper forget what no record knows, such as exec
+// dropUnknown has the keeper forget entries without a record, such as exec
 // sessions of the last daemon.
 func (m *Manager) dropUnknown(ctx context.Context, entries map[string]*client.Entry) {
 	for _, e := range entries {
@@ -330,13 +330,13 @@ func (m *Manager) dropUnknown(ctx context.Context, entries map[string]*client.En
 		}
 
 		if e.PidFD != nil {
-			warn(client.Signal(e.PidFD, unix.SIGKILL), "kill a process of no record", "id", e.ID)
+			warn(client.Signal(e.PidFD, unix.SIGKILL), "kill a process without a record", "id", e.ID)
 		}
 		e.Close()
 
-		// One that takes time to die is forgotten when its exit is reported.
+		// One that is slow to die is forgotten when its exit is reported.
 		if err := m.Keeper.Forget(ctx, e.ID); !errors.Is(err, client.ErrRunning) {
-			warn(err, "forget what has no record", "id", e.ID)
+			warn(err, "forget an entry without a record", "id", e.ID)
 		}
 	}
 }

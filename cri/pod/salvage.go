@@ -16,8 +16,8 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// salvage makes a record for a pod whose own cannot be read, from all else
-// that describes the pod: enough to list it and to remove what it has.
+// salvage creates a record for a pod whose own cannot be read, from everything
+// else that describes the pod: enough to list it and to remove its resources.
 func (m *Manager) salvage(l loaded, e *client.Entry) *Record {
 	klog.ErrorS(l.err, "Set aside a damaged pod record", "sandbox", l.id)
 	config := message(&runtimeapi.PodSandboxConfig{
@@ -31,15 +31,16 @@ func (m *Manager) salvage(l loaded, e *client.Entry) *Record {
 	}
 
 	if e != nil && e.Pid != 0 && e.Exit == nil {
-		if pause, err := identify(e.Pid); err == nil { // it has not just ended
+		if pause, err := identify(e.Pid); err == nil { // it has not just exited
 			r.Pause = pause
 		}
 	}
 
 	entries, err := os.ReadDir(m.store.podDir(l.id))
-	warn(err, "look for the containers of a damaged pod", "sandbox", l.id)
+	warn(err, "find the containers of a damaged pod", "sandbox", l.id)
 	for _, f := range entries {
-		// One that was being removed may have its directory alone; it runs no more.
+		// One that was being removed may only have its directory; it no longer
+		// runs.
 		if id, ok := strings.CutSuffix(f.Name(), specSuffix); ok {
 			r.Containers = append(r.Containers, m.salvageContainer(filepath.Join(m.store.podDir(l.id), f.Name()), id))
 		}
@@ -59,13 +60,14 @@ func (m *Manager) salvageContainer(path, id string) *Container {
 	}
 	if c.CgroupPath == "" {
 		c.CgroupPath, err = m.Cgroups.Path("", c.ID)
-		warn(err, "name the cgroup of a damaged container", "container", c.ID)
+		warn(err, "determine the cgroup of a damaged container", "container", c.ID)
 	}
 	return c
 }
 
-// setAside keeps a damaged record for inspection and ends what runs in its
-// pod. The containers leave the index, as no request can name them any more.
+// setAside keeps a damaged record for inspection and kills the processes of its
+// pod. The containers are removed from the index, as requests can no longer
+// refer to them.
 func (p *pod) setAside(ctx context.Context) error {
 	r := p.record()
 	var errs []error

@@ -26,7 +26,7 @@ import (
 	"crisp/runtime/launch"
 )
 
-// sandboxSteps is what a sandbox does to the machine, in order.
+// sandboxSteps are the effects of a sandbox on the machine, in order.
 var sandboxSteps = []step[*pod]{
 	{name: "make files", do: (*pod).makeFiles, undo: (*pod).removeFiles},
 	{name: "make cgroup", do: (*pod).makeCgroup, undo: (*pod).removeCgroup},
@@ -36,8 +36,8 @@ var sandboxSteps = []step[*pod]{
 }
 
 // RunSandbox creates and starts a sandbox and returns its id. A call for a
-// sandbox that exists, or is on its way, with the same metadata and
-// configuration gets that one's id.
+// sandbox that exists, or is being created, with the same metadata and
+// configuration returns the id of that one.
 func (m *Manager) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	if err := spec.ValidateSandbox(cfg); err != nil {
 		return "", err
@@ -84,15 +84,15 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 
 	err = fmt.Errorf("run sandbox %s: %w", sandboxName(cfg.GetMetadata()), err)
 	if leftOver(err) {
-		// It stays listed, so that removing it tries again.
+		// It stays listed, so that its removal retries.
 		p.noteLeft(err)
 		return "", err
 	}
 	return "", errors.Join(err, p.forget(ctx))
 }
 
-// existing finds the sandbox that already carries a configuration's metadata,
-// and makes room if that is one whose creation came to nothing.
+// existing finds the sandbox that already has a configuration's metadata, and
+// removes it if its creation failed.
 func (m *Manager) existing(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) (string, error) {
 	m.mu.RLock()
 	p := m.pods[m.names[sandboxKey(cfg.GetMetadata())]]
@@ -114,8 +114,8 @@ func (m *Manager) existing(ctx context.Context, cfg *runtimeapi.PodSandboxConfig
 	return r.ID, nil
 }
 
-// undo removes a pod whose creation came to nothing, unless that is done by
-// the time the operation under way has ended.
+// undo removes a pod whose creation failed, unless the running operation has
+// already done so.
 func (p *pod) undo(ctx context.Context) error {
 	release, err := p.lock(ctx)
 	if err != nil {
@@ -127,7 +127,7 @@ func (p *pod) undo(ctx context.Context) error {
 		return nil
 	}
 	if err := unwind(ctx, sandboxSteps, p.phase(), p); err != nil {
-		err = fmt.Errorf("undo what was begun of sandbox %s: %w", p.record().ID, err)
+		err = fmt.Errorf("undo the creation of sandbox %s: %w", p.record().ID, err)
 		p.noteLeft(err)
 		return err
 	}
@@ -135,12 +135,12 @@ func (p *pod) undo(ctx context.Context) error {
 	return p.forget(ctx)
 }
 
-// noteLeft keeps the reason why a sandbox is listed that should be gone.
+// noteLeft records why a sandbox that should have been removed is still listed.
 func (p *pod) noteLeft(why error) {
-	warn(p.update(func(r *Record) { r.Reason = why.Error() }), "note why a sandbox is left", "sandbox", p.record().ID)
+	warn(p.update(func(r *Record) { r.Reason = why.Error() }), "record why a sandbox is left", "sandbox", p.record().ID)
 }
 
-// newSandbox makes the pod's directory and its first record.
+// newSandbox creates the pod's directory and its first record.
 func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (*pod, error) {
 	cfg = proto.Clone(cfg).(*runtimeapi.PodSandboxConfig)
 	r := &Record{
@@ -162,7 +162,7 @@ func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	p.starting.Store(true)
 	if err := attempt("make directory", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
 		m.levels.Drop(r.SELinuxLevel)
-		return nil, errors.Join(fmt.Errorf("make directory of sandbox %s: %w", r.ID, err), p.forget(ctx))
+		return nil, errors.Join(fmt.Errorf("create directory of sandbox %s: %w", r.ID, err), p.forget(ctx))
 	}
 	return p, nil
 }
@@ -176,14 +176,14 @@ func sandboxName(md *runtimeapi.PodSandboxMetadata) string {
 	return md.GetNamespace() + "/" + md.GetName()
 }
 
-// makeFiles writes the files that all containers of the pod share, and makes
+// makeFiles writes the files that all containers of the pod share, and creates
 // the directory for their logs.
 func (p *pod) makeFiles(context.Context) error {
 	r := p.record()
 	cfg := r.Config.Msg
 	if dir := cfg.GetLogDirectory(); dir != "" {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("make log directory: %w", err)
+			return fmt.Errorf("create log directory: %w", err)
 		}
 	}
 
@@ -222,7 +222,8 @@ func (p *pod) sharedFile(name string) string {
 	return filepath.Join(p.m.store.podDir(p.record().ID), name)
 }
 
-// removeFiles leaves the record: it goes last, with the directory, in [pod.forget].
+// removeFiles keeps the record: it is removed last, with the directory, in
+// [pod.forget].
 func (p *pod) removeFiles(context.Context) error {
 	var errs []error
 	for _, name := range spec.SharedFileNames() {
@@ -233,7 +234,7 @@ func (p *pod) removeFiles(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// cgroupPath is the group of the pod's first process.
+// cgroupPath is the cgroup of the pod's first process.
 func (p *pod) cgroupPath() (string, error) {
 	r := p.record()
 	path, err := p.m.Cgroups.Path(r.Config.Msg.GetLinux().GetCgroupParent(), r.ID)
@@ -243,8 +244,9 @@ func (p *pod) cgroupPath() (string, error) {
 	return path, nil
 }
 
-// makeCgroup makes a group for the pod's first process, if it has one. The
-// name is checked in any case, before a container runs into it.
+// makeCgroup creates a cgroup for the pod's first process, if it has one. The
+// name is checked in any case, so that an invalid one fails before a container
+// uses it.
 func (p *pod) makeCgroup(ctx context.Context) error {
 	path, err := p.cgroupPath()
 	if err != nil || !p.hasPause() {
@@ -260,18 +262,18 @@ func (p *pod) removeCgroup(ctx context.Context) error {
 	}
 	path, err := p.cgroupPath()
 	if err != nil {
-		return nil // none was made
+		return nil // none was created
 	}
 	return p.m.removeCgroup(ctx, path)
 }
 
-// hasPause reports whether the pod has a first process of its own.
+// hasPause reports whether the pod has its own first process.
 func (p *pod) hasPause() bool {
 	r := p.record()
 	return r.Observed || spec.NamespaceMode(r.Config.Msg, spec.PID) == runtimeapi.NamespaceMode_POD
 }
 
-// pauseCgroup makes the group of the pod's first process.
+// pauseCgroup creates the cgroup of the pod's first process.
 func (p *pod) pauseCgroup(ctx context.Context) (*cgroup.Group, error) {
 	path, err := p.cgroupPath()
 	if err != nil {
@@ -280,7 +282,7 @@ func (p *pod) pauseCgroup(ctx context.Context) (*cgroup.Group, error) {
 	return p.m.Cgroups.Create(ctx, path, &specs.LinuxResources{})
 }
 
-// makeNamespaces runs the sandbox's plan; the keeper holds what it made.
+// makeNamespaces runs the sandbox's plan; the keeper holds the namespaces.
 func (p *pod) makeNamespaces(ctx context.Context) error {
 	r := p.record()
 	o, err := spec.SandboxOptions(r.Config.Msg)
@@ -312,7 +314,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	if o.PidNS {
 		group, err := p.pauseCgroup(ctx)
 		if err != nil {
-			return fmt.Errorf("make cgroup: %w", err)
+			return fmt.Errorf("create cgroup: %w", err)
 		}
 		request.Group = group
 	}
@@ -320,7 +322,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	return p.startSandbox(ctx, request)
 }
 
-// startSandbox has the keeper make the pod's namespaces, and records them.
+// startSandbox has the keeper create the pod's namespaces, and records them.
 func (p *pod) startSandbox(ctx context.Context, request launch.SandboxRequest) error {
 	started, err := p.m.Launcher.Sandbox(ctx, request)
 	if err != nil {
@@ -346,7 +348,7 @@ func (p *pod) startSandbox(ctx context.Context, request launch.SandboxRequest) e
 }
 
 // dropNamespaces lets the kernel free the namespaces: nothing else holds them
-// once the containers are gone.
+// once the containers have exited.
 func (p *pod) dropNamespaces(ctx context.Context) error {
 	if err := p.killFirst(); err != nil {
 		return fmt.Errorf("kill the pod's first process: %w", err)
@@ -371,7 +373,7 @@ func (p *pod) dropNamespaces(ctx context.Context) error {
 	return nil
 }
 
-// hold takes the pod's row, and with first the pod has a first process of its own.
+// hold sets the pod's row; with first, the pod has its own first process.
 func (p *pod) hold(row *table.Row, first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -426,7 +428,7 @@ func (p *pod) attachNetwork(ctx context.Context) error {
 	}
 
 	if len(result.Unserved) > 0 {
-		klog.InfoS("No network plugin provides what a pod asks for", "sandbox", r.ID, "missing", result.Unserved)
+		klog.InfoS("No network plugin provides a requested feature", "sandbox", r.ID, "missing", result.Unserved)
 	}
 	return p.update(func(r *Record) {
 		for _, ip := range result.IPs {
@@ -476,7 +478,7 @@ func attachment(r *Record) (network.Attachment, error) {
 }
 
 // forget removes the pod's directory, and the pod from memory. Without a record
-// there is no pod: what else the directory has goes at the next start.
+// there is no pod: the rest of the directory is removed at the next start.
 func (p *pod) forget(ctx context.Context) error {
 	id := p.record().ID
 	p.mu.Lock()

@@ -9,13 +9,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// phaseStopping is that of a sandbox whose stop is under way or went wrong.
+// phaseStopping is that of a sandbox whose stop is running or has failed.
 const phaseStopping = "stopping"
 
 // firstKept is the sandbox step whose effect outlives StopPodSandbox.
 const firstKept = "make files"
 
-// StopSandbox kills the sandbox's containers and gives back its network and
+// StopSandbox kills the sandbox's containers and releases its network and
 // namespaces. A sandbox that does not exist is a success.
 func (m *Manager) StopSandbox(ctx context.Context, id string) error {
 	p, err := m.pod(id)
@@ -54,7 +54,7 @@ func (p *pod) stop(ctx context.Context) error {
 		return err
 	}
 
-	// A power cut that takes this makes giving the address back happen twice.
+	// If a power cut loses this the address is released twice.
 	err := p.update(func(r *Record) {
 		r.Phase, r.Reason, r.IPs, r.Pause = phaseStopped, "", nil, nil
 	})
@@ -75,7 +75,7 @@ func after[T any](steps []step[T], name string) []step[T] {
 	return steps
 }
 
-// killContainers kills all running containers of the pod at once.
+// killContainers kills all running containers of the pod concurrently.
 func (p *pod) killContainers(ctx context.Context) error {
 	var (
 		wg   sync.WaitGroup

@@ -11,9 +11,9 @@ import (
 	"crisp/cri/spec/selinux"
 )
 
-// takeLevel returns the SELinux level of a new pod, the one asked for or one
-// of its own, and holds it until the pod is gone. What the pod asks for must be
-// what the policy knows.
+// takeLevel returns the SELinux level of a new pod, the requested one or a new
+// one, and holds it until the pod is removed. A requested label must be valid
+// under the policy.
 func (m *Manager) takeLevel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
 	if m.SELinux == nil {
 		return "", nil
@@ -39,7 +39,8 @@ func (m *Manager) takeLevel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
 	return level, nil
 }
 
-// labels are those of the pod's first process and of what its containers share.
+// labels are those of the pod's first process and of the files that its
+// containers share.
 func (p *pod) labels() (spec.Labels, error) {
 	sc := p.record().Config.Msg.GetLinux().GetSecurityContext()
 	return p.labelsOf(sc.GetSelinuxOptions(), p.reach(false))
@@ -54,7 +55,7 @@ func (p *pod) containerLabels(cfg *runtimeapi.ContainerConfig) (spec.Labels, err
 	return p.labelsOf(o, p.reach(own.GetPrivileged()))
 }
 
-// reach says what SELinux must not keep a container from.
+// reach returns what SELinux must allow a container.
 func (p *pod) reach(privileged bool) selinux.Reach {
 	cfg := p.record().Config.Msg
 	switch {
@@ -67,7 +68,7 @@ func (p *pod) reach(privileged bool) selinux.Reach {
 }
 
 func (p *pod) labelsOf(o *runtimeapi.SELinuxOption, reach selinux.Reach) (spec.Labels, error) {
-	// A pod of a time before SELinux was switched on stays without.
+	// A pod from before SELinux was enabled stays without.
 	if p.m.SELinux == nil || p.record().SELinuxLevel == "" {
 		return spec.Labels{}, nil
 	}
@@ -75,8 +76,8 @@ func (p *pod) labelsOf(o *runtimeapi.SELinuxOption, reach selinux.Reach) (spec.L
 	return labels, labelError(err)
 }
 
-// labelError blames the caller for a label that the policy does not know, but
-// not for a kernel that could not be asked.
+// labelError makes an invalid label the caller's error, but not a failure to
+// ask the kernel.
 func labelError(err error) error {
 	if errors.Is(err, selinux.ErrLabel) || errors.Is(err, selinux.ErrNotRelabelled) {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)

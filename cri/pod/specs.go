@@ -10,8 +10,8 @@ import (
 const maxSpecs = 1 << 20
 
 // specCache keeps the runtime-specs of containers, so that a start or an exec
-// need not read them back from disk. A spec never changes once it is made; who
-// gets one from here must not change it either.
+// need not read them back from disk. A spec never changes once it is created;
+// callers must not change it either.
 type specCache struct {
 	mu    sync.Mutex
 	specs map[string]keptSpec // guarded by mu; by container
@@ -29,8 +29,8 @@ func (c *specCache) get(id string) *specs.Spec {
 	return c.specs[id].spec
 }
 
-// put keeps a spec of so many encoded bytes, in place of any others if there
-// are too many.
+// put adds a spec of so many encoded bytes, and evicts others if there are too
+// many.
 func (c *specCache) put(id string, s *specs.Spec, bytes int) {
 	if bytes > maxSpecs {
 		return

@@ -9,7 +9,7 @@ import (
 	"crisp/network/netns"
 )
 
-// StatsSource shows a manager's pods to package stats.
+// StatsSource provides a manager's pods to package stats.
 type StatsSource struct {
 	Manager *Manager
 	// UpperDir is the directory of a container's writable layer.
@@ -40,7 +40,7 @@ func (s StatsSource) pod(p *pod, r *Record) stats.Pod {
 	}
 
 	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" {
-		// A group that cannot be named has no statistics; its containers have.
+		// A cgroup without a valid name has no stats; its containers have.
 		if g, err := s.Manager.Cgroups.Parent(parent); err == nil && g.Exists() {
 			out.Group = g
 		}

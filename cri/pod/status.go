@@ -91,8 +91,8 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 	return st
 }
 
-// inForce fills in what follows from what was asked for: a memory limit without
-// one for swap allows none.
+// inForce fills in implied limits: a memory limit without one for swap allows
+// no swap.
 func inForce(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	if r.GetMemoryLimitInBytes() <= 0 || r.GetMemorySwapLimitInBytes() != 0 {
 		return r
@@ -102,7 +102,7 @@ func inForce(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerRe
 	return r
 }
 
-// maxMessage is how much of the reason for its state a container's status gives.
+// maxMessage bounds the message in a container's status.
 const maxMessage = 16 << 10
 
 func imageSpec(img *runtimeapi.ImageSpec, ref string) *runtimeapi.ImageSpec {
@@ -120,8 +120,8 @@ func groups(u UserIDs) []int64 {
 	return out
 }
 
-// mounts echoes the configuration, with the ids of the images that image
-// volumes are made of.
+// mounts returns the configured mounts, with the ids of the images of image
+// volumes.
 func (c *Container) mounts() []*runtimeapi.Mount {
 	refs := map[string]string{}
 	for _, v := range c.ImageVolumes {
@@ -138,7 +138,7 @@ func (c *Container) mounts() []*runtimeapi.Mount {
 	return out
 }
 
-// ListSandboxes returns the sandboxes that a filter lets through, newest
+// ListSandboxes returns the sandboxes that match a filter, newest
 // first. An id in the filter may be a prefix.
 func (m *Manager) ListSandboxes(f *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
 	out := []*runtimeapi.PodSandbox{}
@@ -154,7 +154,7 @@ func (m *Manager) ListSandboxes(f *runtimeapi.PodSandboxFilter) []*runtimeapi.Po
 	return out
 }
 
-// ListContainers returns the containers that a filter lets through.
+// ListContainers returns the containers that match a filter.
 func (m *Manager) ListContainers(f *runtimeapi.ContainerFilter) []*runtimeapi.Container {
 	out := []*runtimeapi.Container{}
 	for _, r := range m.Sandboxes() {

@@ -17,7 +17,7 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// openStdio makes a container's standard streams and opens its log.
+// openStdio creates a container's standard streams and opens its log.
 func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 	out, err := openLog(r.Config.Msg, c.Config.Msg)
 	if err != nil {
@@ -26,7 +26,7 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 
 	log := &client.LogConfig{MaxLine: p.m.MaxLogLine, Out: out}
 	if c.Config.Msg.GetTty() {
-		pr.row.Hold(log, nil) // the terminal goes along by itself
+		pr.row.Hold(log, nil) // the keeper holds the terminal anyway
 		log.Stdout, err = client.NewTerminalStream(p.m.MaxLogLine)
 		return err
 	}
@@ -50,7 +50,7 @@ func (p *pod) openStdio(h *held, r *Record, c *Container, pr *process) error {
 	return err
 }
 
-// openStream makes an output of a container; the end that is written to goes to h.
+// openStream creates an output of a container; its write end is added to h.
 func (p *pod) openStream(h *held, name string) (*client.Stream, error) {
 	rd, wr, err := stdio.Pipe()
 	if err != nil {
@@ -64,8 +64,8 @@ func (p *pod) openStream(h *held, name string) (*client.Stream, error) {
 	return st, err
 }
 
-// keep names what the keeper holds for a daemon that comes after this one, so
-// that this one in turn could hold it for another keeper. It is the input, if
+// keep returns the descriptors that the keeper holds for the next daemon, so
+// that the daemon in turn can pass them to another keeper. It is the input, if
 // that is a pipe.
 func (pr *process) keep() []client.Named {
 	if pr.stdin == nil || !isOpen(pr.stdin) {
@@ -74,7 +74,7 @@ func (pr *process) keep() []client.Named {
 	return []client.Named{{Name: "stdin", File: pr.stdin}}
 }
 
-// isOpen reports whether a file was not closed, as the input of a container is
+// isOpen reports whether a file is open; the input of a container is closed
 // after its first client.
 func isOpen(f *os.File) bool {
 	conn, err := f.SyscallConn()
@@ -82,8 +82,8 @@ func isOpen(f *os.File) bool {
 }
 
 // openLog opens a container's log file for appending, below the pod's log
-// directory whatever links stand there. Without a directory or path the output goes
-// to the null device: it must be read all the same, or the container blocks.
+// directory, following no links. Without a directory or path the output goes to
+// the null device: it must still be read, or the container blocks.
 func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConfig) (*os.File, error) {
 	if spec.LogPath(sandbox, cfg) == "" {
 		return os.OpenFile(os.DevNull, os.O_WRONLY, 0)
@@ -96,7 +96,7 @@ func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConf
 
 	parent, err := rootpath.MkdirAll(dir, filepath.Dir(cfg.GetLogPath()), 0o755, rootpath.Owner{})
 	if err != nil {
-		return nil, fmt.Errorf("make directory of log file %s: %w", cfg.GetLogPath(), err)
+		return nil, fmt.Errorf("create directory of log file %s: %w", cfg.GetLogPath(), err)
 	}
 	defer parent.Close()
 
@@ -107,13 +107,13 @@ func openLog(sandbox *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConf
 	return f, nil
 }
 
-// openLogDirectory opens a pod's log directory, which kubelet makes. A link in its
-// place was made by others: a container that was given the node's logs, and
-// wants its output written elsewhere on the node (CVE-2025-0750).
+// openLogDirectory opens a pod's log directory, which kubelet creates. A link
+// in its place is an attack: by a container that has the node's logs mounted,
+// and redirects its output elsewhere on the node (CVE-2025-0750).
 func openLogDirectory(path string) (*os.File, error) {
 	dir, err := os.OpenFile(filepath.Clean(path), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil, fmt.Errorf("open log directory: %w: %s is no directory, or a link: name the directory itself", ErrInvalid, path)
+		return nil, fmt.Errorf("open log directory: %w: %s is not a directory, or a link: use the directory itself", ErrInvalid, path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open log directory: %w", err)
@@ -121,7 +121,7 @@ func openLogDirectory(path string) (*os.File, error) {
 	return dir, nil
 }
 
-// ReopenLog makes a running container log to a fresh file at its log path,
+// ReopenLog makes a running container log to a new file at its log path,
 // after kubelet renamed the old one.
 func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 	p, id, err := m.container(id)
@@ -151,11 +151,11 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 	return nil
 }
 
-// maxFormer bounds the files that a log is known to have gone to.
+// maxFormer bounds the known former files of a log.
 const maxFormer = 4
 
-// offerLog makes out the log of a process. Until the keeper has confirmed it
-// the last one is held as well: output may have gone to either if the keeper dies.
+// offerLog sets the new log of a process. Until the keeper has confirmed it the
+// last one is held as well: if the keeper dies output may be in either.
 func (pr *process) offerLog(out *os.File) {
 	pr.row.ChangeLog(func(l client.LogConfig) client.LogConfig {
 		l.Former = append(slices.Clone(l.Former), l.Out)
@@ -168,8 +168,8 @@ func (pr *process) offerLog(out *os.File) {
 	})
 }
 
-// confirmLog lets go of the file that is not the log any more, after the
-// keeper's answer. Without an answer both are held.
+// confirmLog drops the file that is no longer the log, after the keeper's
+// reply. Without a reply both are held.
 func (pr *process) confirmLog(err error) {
 	pr.row.ChangeLog(func(l client.LogConfig) client.LogConfig {
 		last := len(l.Former) - 1

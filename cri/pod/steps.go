@@ -11,11 +11,12 @@ import (
 const (
 	// phaseReady follows the last step of a table: the commit point.
 	phaseReady = "ready"
-	// phaseStopped is that of a sandbox whose network and namespaces are gone.
+	// phaseStopped is that of a sandbox whose network and namespaces are
+	// released.
 	phaseStopped = "stopped"
 )
 
-// undoTimeout bounds a rollback, which runs whatever became of the caller.
+// undoTimeout bounds a rollback, which runs even if the caller was cancelled.
 const undoTimeout = 2 * time.Minute
 
 // step is one effect on the machine. Its name is recorded before do runs.
@@ -29,11 +30,11 @@ type step[T any] struct {
 	do, undo func(T, context.Context) error
 }
 
-// recorder notes that a target is in a phase.
+// recorder records that a target is in a phase.
 type recorder func(phase string, sync bool) error
 
 // walk runs the steps in order and records phaseReady at the end. If one
-// fails, all begun ones are undone, and the error says which failed.
+// fails, all started ones are undone, and the error names the one that failed.
 func walk[T any](ctx context.Context, steps []step[T], target T, note recorder) error {
 	for _, s := range steps {
 		if err := note(s.name, s.sync); err != nil {
@@ -50,8 +51,7 @@ func walk[T any](ctx context.Context, steps []step[T], target T, note recorder) 
 	return nil
 }
 
-// attempt has an effect on the machine or the disk, between two points at
-// which the crash tests end the daemon.
+// attempt has an effect on the machine or the disk, between two failpoints.
 func attempt(effect string, do func() error) error {
 	if err := point("before", effect); err != nil {
 		return err
@@ -92,8 +92,8 @@ func rollback[T any](ctx context.Context, steps []step[T], phase string, target 
 }
 
 // unwind undoes the steps from the one named phase back to the first. A phase
-// that names no step means all of them. It ends at an undo that fails: what
-// that step rests on must stay, so that undoing it can be tried again.
+// that names no step means all of them. It stops at an undo that fails: what
+// that step depends on must stay, so that undoing it can be retried.
 func unwind[T any](ctx context.Context, steps []step[T], phase string, target T) error {
 	from := len(steps) - 1
 	for i, s := range steps {

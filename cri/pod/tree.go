@@ -11,9 +11,9 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// removeTree removes a directory of ours with all that is in it, of which
-// containers may have made any number, in any depth. One that does not exist
-// is no error.
+// removeTree removes a directory of crisp's with its content, in which
+// containers may have created any number of files, in any depth. A missing one
+// is not an error.
 func removeTree(ctx context.Context, path string) error {
 	parent, err := os.Open(filepath.Dir(path))
 	if errors.Is(err, fs.ErrNotExist) {

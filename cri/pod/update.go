@@ -15,7 +15,7 @@ import (
 	"crisp/runtime/cgroup"
 )
 
-// UpdateContainer merges changed limits into those in force and applies them.
+// UpdateContainer merges changed limits into the current ones and applies them.
 // Fields that are zero or empty keep their value.
 func (m *Manager) UpdateContainer(ctx context.Context, id string, change *runtimeapi.LinuxContainerResources) error {
 	p, id, err := m.container(id)
@@ -61,7 +61,7 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 	group, err := p.groupOf(c)
 	switch {
 	case errors.Is(err, cgroup.ErrNotFound) && c.StartedAt == 0:
-		// The systemd driver makes it at the start, with what is recorded.
+		// The systemd driver creates it at the start, with the recorded limits.
 	case err != nil:
 		return err
 	default:
@@ -70,9 +70,9 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 			err = p.m.setScore(group, merged)
 		}
 		if err != nil {
-			// Some of it may be in force already.
+			// Some limits may already be applied.
 			if old, e := p.m.limits(c.limits(), s); e == nil {
-				warn(group.Set(explicit(old)), "take back a change of limits that was refused", "container", c.ID)
+				warn(group.Set(explicit(old)), "revert a refused change of limits", "container", c.ID)
 			}
 			return err
 		}
@@ -82,8 +82,8 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 	return p.updateContainer(c.ID, func(c *Container) { c.Resources = &msg })
 }
 
-// explicit names the limits that were never asked for, which would stay as they
-// are otherwise.
+// explicit fills in the limits that were never requested, which would otherwise
+// not be changed.
 func explicit(r *specs.LinuxResources) *specs.LinuxResources {
 	const usualShares, noLimit = uint64(1024), int64(-1)
 	cpu, memory := specs.LinuxCPU{}, specs.LinuxMemory{}
@@ -110,13 +110,12 @@ func explicit(r *specs.LinuxResources) *specs.LinuxResources {
 	return &out
 }
 
-// setScore gives all processes of a container the score by which the kernel
-// chooses what to kill when out of memory.
+// setScore sets oom_score_adj of all processes of a container.
 func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerResources) error {
 	score := strconv.Itoa(max(int(res.GetOomScoreAdj()), m.Host.OOMScoreAdjMin))
 	pids, err := group.Pids()
 	if errors.Is(err, cgroup.ErrNotFound) {
-		return nil // it has ended
+		return nil // it has exited
 	}
 	if err != nil {
 		return err
@@ -135,8 +134,8 @@ func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerRe
 		}
 	}
 
-	// A pid may be another process's by now. What is still in the group is what
-	// the file was opened of: that of a dead process takes nothing.
+	// A pid may have been reused. If it is still in the cgroup the file belongs
+	// to that process: writing to that of a dead one has no effect.
 	if pids, err = group.Pids(); err != nil && !errors.Is(err, cgroup.ErrNotFound) {
 		return err
 	}
@@ -144,7 +143,7 @@ func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerRe
 	for _, pid := range pids {
 		f := files[pid]
 		if f == nil {
-			continue // begun meanwhile, with its parent's score
+			continue // started meanwhile, with its parent's score
 		}
 		if _, err := f.WriteString(score); errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("set oom_score_adj of process %d to %s: the daemon may not lower it: %w", pid, score, cgroup.ErrUnsupported)
@@ -163,14 +162,15 @@ func (m *Manager) limits(res *runtimeapi.LinuxContainerResources, s *specs.Spec)
 	}
 	out.Devices = s.Linux.Resources.Devices
 	if out.Memory != nil {
-		// Below what is in use, version 2 of cgroups would kill the container.
+		// With cgroup version 2 a limit below the usage would OOM-kill the
+		// container.
 		refuse := true
 		out.Memory.CheckBeforeUpdate = &refuse
 	}
 	return out, nil
 }
 
-// UpdateSandbox notes the pod-level resources that kubelet sends. Their
+// UpdateSandbox records the pod-level resources that kubelet sends. Their
 // cgroup is kubelet's own, so there is nothing to write.
 func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	p, err := m.pod(id)

@@ -13,9 +13,9 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// makeVolume makes the directory of an anonymous volume and copies into it what
-// the image has at the volume's path. The content is the image's and thus
-// hostile: it is read below the root only, and links are copied, not followed.
+// makeVolume creates the directory of an anonymous volume and copies the
+// image's content at the volume's path into it. The content is hostile: it is
+// read only below the root, and links are copied, not followed.
 func makeVolume(ctx context.Context, root *os.File, v spec.Volume) error {
 	if err := os.MkdirAll(v.Source, 0o755); err != nil {
 		return err
