@@ -11,8 +11,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// request is one that a call could be served with; a rich one asks for much.
-// Its fields are filled by their names, so that those of a new call are, too.
+// request returns a valid request for a call; a rich one has many fields set.
+// Its fields are filled by name, so that those of a new call are, too.
 func (s *scene) request(r rpc, rich bool) protoreflect.Message {
 	m := r.request.New()
 	fields := m.Descriptor().Fields()
@@ -67,7 +67,7 @@ func (s *scene) part(name protoreflect.FullName, rich bool) proto.Message {
 	return nil
 }
 
-// enrichSandbox asks for everything that needs no root.
+// enrichSandbox requests everything that needs no root.
 func (s *scene) enrichSandbox(cfg *runtimeapi.PodSandboxConfig) {
 	cfg.Hostname, cfg.Labels = "web-1", map[string]string{"app": "web"}
 	cfg.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "10M"}
@@ -106,7 +106,7 @@ func richResources() *runtimeapi.LinuxContainerResources {
 	}
 }
 
-// changer changes fields of a message as its data says.
+// changer changes fields of a message as directed by its data.
 type changer struct {
 	s    *scene
 	data []byte
@@ -168,7 +168,7 @@ func (c *changer) one(m protoreflect.Message, nesting int) {
 }
 
 // messageOf returns a field that is a message in place of one that is not, if
-// there is one: with an id that is wrong a call ends before the rest counts.
+// there is one: with a wrong id a call fails before the rest is used.
 func messageOf(fields protoreflect.FieldDescriptors, fd protoreflect.FieldDescriptor) protoreflect.FieldDescriptor {
 	for i := range fields.Len() {
 		if at := fields.Get((fd.Index() + i) % fields.Len()); at.Message() != nil {
@@ -222,7 +222,7 @@ func (c *changer) scalar(fd protoreflect.FieldDescriptor) protoreflect.Value {
 	}
 }
 
-// number is a small one, or one at a limit of its type.
+// number is a small number, or one at a limit of its type.
 func (c *changer) number() int64 {
 	limits := []int64{-1, -2, math.MaxInt32, math.MinInt32, math.MaxInt64, math.MinInt64, math.MaxUint32, 1 << 20, 65535, 65536}
 	n := c.next()
@@ -232,7 +232,7 @@ func (c *changer) number() int64 {
 	return int64(n)
 }
 
-// text is one that means something somewhere, or up to 16 bytes of the data.
+// text is one with a meaning in some field, or up to 16 bytes of the data.
 func (c *changer) text(which int) string {
 	known := []string{
 		"", c.s.sandbox, c.s.running, c.s.created, c.s.created[:8], fixtureImage, ".", "..", "../../x", "/", "/dev", "/dev/null",
@@ -251,7 +251,7 @@ func (c *changer) text(which int) string {
 	return strings.ToValidUTF8(text, "\ufffd")
 }
 
-// confine puts below the test's directory what a request would have made.
+// confine moves paths that a request would create below the test's directory.
 func (s *scene) confine(m protoreflect.Message) {
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {

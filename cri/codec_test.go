@@ -52,7 +52,7 @@ func serve(t *testing.T, register func(*grpc.Server)) *grpc.ClientConn {
 
 const invalid = "bad\xff\xc0text"
 
-// poison fills every field of a message, text with what is not UTF-8.
+// poison fills every field of a message, text with invalid UTF-8.
 func poison(m protoreflect.Message, depth int) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
@@ -98,8 +98,8 @@ func poisonValue(fd protoreflect.FieldDescriptor, fresh func() protoreflect.Valu
 	return protoreflect.Value{}, false
 }
 
-// answers of every call of a service, poisoned: the descriptor says which
-// there are, so that none is forgotten.
+// answers are poisoned responses of every call of a service; the calls come
+// from the descriptor, so that none is forgotten.
 func poisoned(t *testing.T, service protoreflect.ServiceDescriptor, desc *grpc.ServiceDesc) {
 	out := &grpc.ServiceDesc{ServiceName: desc.ServiceName, HandlerType: (*any)(nil)}
 	methods := service.Methods()
@@ -139,7 +139,7 @@ func poisoned(t *testing.T, service protoreflect.ServiceDescriptor, desc *grpc.S
 	}
 }
 
-// ask makes a call and takes its first answer.
+// ask makes a call and returns its first response.
 func ask(t *testing.T, conn *grpc.ClientConn, method string, stream bool, request, answer any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -168,14 +168,14 @@ func ask(t *testing.T, conn *grpc.ClientConn, method string, stream bool, reques
 	}
 }
 
-// Whatever text gets into an answer, the client gets the answer.
+// Whatever text is in a response, the client receives it.
 func TestAnswersAreValid(t *testing.T) {
 	services := runtimeapi.File_staging_src_k8s_io_cri_api_pkg_apis_runtime_v1_api_proto.Services()
 	poisoned(t, services.ByName("RuntimeService"), &runtimeapi.RuntimeService_ServiceDesc)
 	poisoned(t, services.ByName("ImageService"), &runtimeapi.ImageService_ServiceDesc)
 }
 
-// Keys that were different stay so.
+// Distinct keys stay distinct.
 func TestMapsKeepTheirEntries(t *testing.T) {
 	m := &runtimeapi.PodSandbox{Labels: map[string]string{"\xff": "1", "\xfe": "2", "good": "3\xff"}}
 	makeValid(m.ProtoReflect())
@@ -188,8 +188,8 @@ func mapsEqual(a, b map[string]string) bool {
 	return proto.Equal(&runtimeapi.PodSandbox{Labels: a}, &runtimeapi.PodSandbox{Labels: b})
 }
 
-// hostilePods have interfaces with names of a container's choice, and one pod
-// has so many that they would fill the answer about all.
+// hostilePods have interfaces with names chosen by a container, and one pod has
+// so many that they would fill the whole response.
 type hostilePods struct{}
 
 func (hostilePods) Pods() []stats.Pod {
@@ -231,7 +231,7 @@ func TestStatisticsOfHostileNames(t *testing.T) {
 		t.Fatalf("%v, %v", metrics, err)
 	}
 
-	// A series that is there twice would have the whole answer refused.
+	// A duplicate series would invalidate the whole response.
 	seen := map[string]bool{}
 	for _, p := range metrics.PodMetrics {
 		for _, m := range p.Metrics {
@@ -244,7 +244,7 @@ func TestStatisticsOfHostileNames(t *testing.T) {
 	}
 }
 
-// The user that an image names is anything, of any length.
+// The user of an image can be any text of any length.
 func TestUserOfAnImage(t *testing.T) {
 	for user, want := range map[string]string{
 		"www\xff:7":                   "www\uFFFD",

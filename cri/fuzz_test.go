@@ -32,7 +32,7 @@ const (
 	answerTime = 5 * time.Second
 	// maxErrorText is how long the text of an error may be: it travels in a header.
 	maxErrorText = 16 << 10
-	// quietTime is how long a stream that has nothing to say is listened to.
+	// quietTime is how long to wait for a message on a stream.
 	quietTime = 20 * time.Millisecond
 )
 
@@ -54,7 +54,7 @@ type rpc struct {
 
 func (r rpc) name() string { return r.path[strings.LastIndexByte(r.path, '/')+1:] }
 
-// rpcs finds all calls that the server answers.
+// rpcs finds all calls that the server implements.
 func (s *scene) rpcs(t testing.TB) (list []rpc) {
 	t.Helper()
 	for service, info := range s.info {
@@ -82,13 +82,11 @@ func (s *scene) rpcs(t testing.TB) (list []rpc) {
 	return list
 }
 
-// FuzzCalls makes every call of both services with anything for a request:
-// with bytes as they are (mode 0), and with requests that would be served, of
-// which the bytes change some fields: one that asks for little, or for much. The server is the daemon's; its keeper, images
-// and cgroups are not there, see [scene].
-//
-// Each call must be answered in time, with a code that is chosen for its error,
-// and leave nothing behind but what it was to make.
+// FuzzCalls makes every call of both services with arbitrary requests: with raw
+// bytes (mode 0), and with valid requests, minimal or rich, in which the bytes
+// change some fields. The server is the daemon's; its keeper, images and
+// cgroups are fakes, see [scene]. Each call must return in time, with a code
+// chosen for its error, and leave behind only what it was asked to create.
 func FuzzCalls(f *testing.F) {
 	klog.SetLogger(logr.Discard())
 	f.Cleanup(klog.ClearLogger)
@@ -141,8 +139,8 @@ func FuzzCalls(f *testing.F) {
 	})
 }
 
-// try makes a call and holds its answer against the rules. It returns the first
-// message of the answer, if there is one.
+// try makes a call and checks its response. It returns the first message of the
+// response, if there is one.
 func (s *scene) try(t *testing.T, r rpc, data []byte) proto.Message {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*answerTime)
@@ -158,7 +156,7 @@ func (s *scene) try(t *testing.T, r rpc, data []byte) proto.Message {
 	for _, a := range answers {
 		m := r.answer.New().Interface()
 		if err := proto.Unmarshal(a, m); err != nil {
-			t.Errorf("%s answers what is no %s: %v", r.name(), r.answer.Descriptor().Name(), err)
+			t.Errorf("%s returns an invalid %s: %v", r.name(), r.answer.Descriptor().Name(), err)
 		}
 		if first == nil {
 			first = m
@@ -181,7 +179,7 @@ func checkError(t *testing.T, r rpc, err error) {
 		t.Errorf("%s panicked: %s", r.name(), text)
 	case st.Code() == codes.Unknown && !(r.name() == "PullImage" && hasToken(text)):
 		t.Errorf("%s failed without a code: %s", r.name(), text)
-	case st.Code() == codes.Internal && strings.HasPrefix(text, "grpc: failed to unmarshal"): // before anything of ours
+	case st.Code() == codes.Internal && strings.HasPrefix(text, "grpc: failed to unmarshal"): // before any of crisp's code
 	case st.Code() == codes.Internal && os.Geteuid() != 0 && strings.Contains(text, "operation not permitted"):
 	case st.Code() == codes.Internal:
 		t.Errorf("%s holds the request's fault for ours: %s", r.name(), text)
@@ -192,13 +190,14 @@ func checkError(t *testing.T, r rpc, err error) {
 	}
 }
 
-// hasToken tells whether kubelet finds one of its tokens in an error of PullImage.
+// hasToken reports whether kubelet finds one of its tokens in an error of
+// PullImage.
 func hasToken(text string) bool {
 	return strings.HasPrefix(text, crierrors.ErrRegistryUnavailable.Error()) ||
 		strings.HasPrefix(text, crierrors.ErrSignatureValidationFailed.Error())
 }
 
-// call makes a call and returns the answers as they travel.
+// call makes a call and returns the encoded responses.
 func (s *scene) call(ctx context.Context, r rpc, data []byte) (answers [][]byte, err error) {
 	if !r.stream {
 		var answer []byte
@@ -246,7 +245,7 @@ func (plain) Unmarshal(data mem.BufferSlice, v any) error {
 	return nil
 }
 
-// follow uses what a call has made.
+// follow uses what a call has created.
 func (s *scene) follow(t *testing.T, r rpc, answer proto.Message) {
 	t.Helper()
 	var steps []proto.Message
@@ -285,7 +284,7 @@ func (s *scene) follow(t *testing.T, r rpc, answer proto.Message) {
 	}
 }
 
-// settle waits until what a call has started has ended.
+// settle waits until everything that a call has started has ended.
 func settle(t *testing.T, before int) {
 	t.Helper()
 	for end := time.Now().Add(answerTime); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
@@ -297,8 +296,8 @@ func settle(t *testing.T, before int) {
 	}
 }
 
-// places lists where something would be made by a path that leads out of the
-// test's directory.
+// places lists where a path that escapes from the test's directory would create
+// something.
 func places(t testing.TB) (list []string) {
 	t.Helper()
 	for _, dir := range []string{"/", "."} {

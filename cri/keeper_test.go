@@ -19,8 +19,8 @@ import (
 	"crisp/runtime/wire"
 )
 
-// fakeKeeper speaks the keeper's protocol and runs no plan: it says that each
-// one ran, and has a process of no consequence stand for what the plan starts.
+// fakeKeeper speaks the keeper's protocol but runs no plan: it reports that
+// each one ran, and a dummy process stands in for what the plan starts.
 type fakeKeeper struct {
 	listener int
 	work     sync.WaitGroup
@@ -65,7 +65,7 @@ func startKeeper(t testing.TB) (*client.Link, *fakeKeeper) {
 	return keeper, k
 }
 
-// close ends the keeper with all processes.
+// close stops the keeper and kills all processes.
 func (k *fakeKeeper) close() {
 	_ = unix.Shutdown(k.listener, unix.SHUT_RDWR) // wakes accept
 	k.mu.Lock()
@@ -73,7 +73,7 @@ func (k *fakeKeeper) close() {
 		c.Close()
 	}
 	for _, f := range k.living {
-		_ = unix.PidfdSendSignal(int(f.Fd()), unix.SIGKILL, nil, 0) // or it has ended
+		_ = unix.PidfdSendSignal(int(f.Fd()), unix.SIGKILL, nil, 0) // or it has exited
 	}
 	k.mu.Unlock()
 	k.work.Wait()
@@ -140,7 +140,7 @@ func (k *fakeKeeper) answer(c *wire.Conn, p wire.Packet) (wire.Message, wire.Fil
 	return wire.Done{}, nil
 }
 
-// start decodes a plan, so that one which the real keeper would not take fails.
+// start decodes a plan, so that one which the real keeper would refuse fails.
 func (k *fakeKeeper) start(c *wire.Conn, m wire.Start, files wire.Files) (wire.Started, wire.Files, error) {
 	answer := wire.Started{At: time.Now().UnixNano()}
 	fd, err := unix.Dup(files.FD(wire.Plan))
@@ -187,7 +187,7 @@ func (k *fakeKeeper) start(c *wire.Conn, m wire.Start, files wire.Files) (wire.S
 	return answer, out, nil
 }
 
-// namespaces opens this process's in place of those that a plan makes.
+// namespaces opens this process's in place of those that a plan creates.
 func namespaces(flags uint64) (files wire.Files, err error) {
 	for name, flag := range map[string]uint64{
 		"user": unix.CLONE_NEWUSER, "net": unix.CLONE_NEWNET, "ipc": unix.CLONE_NEWIPC,
@@ -205,8 +205,8 @@ func namespaces(flags uint64) (files wire.Files, err error) {
 	return files, nil
 }
 
-// run starts the process that stands for a plan's: one that waits, or for a
-// command in a container one that ends at once.
+// run starts the process that stands in for a plan's: one that waits, or for a
+// command in a container one that exits immediately.
 func (k *fakeKeeper) run(c *wire.Conn, m wire.Start) (pidfd, pid int, err error) {
 	cmd := exec.Command("sleep", "3600")
 	if m.Kind == wire.Exec {
@@ -228,7 +228,7 @@ func (k *fakeKeeper) run(c *wire.Conn, m wire.Start) (pidfd, pid int, err error)
 	k.living[m.ID] = os.NewFile(uintptr(own), "pidfd")
 	k.mu.Unlock()
 	k.work.Go(func() {
-		_ = cmd.Wait() // its status is what is told
+		_ = cmd.Wait() // its status is reported
 		k.mu.Lock()
 		k.living[m.ID].Close()
 		delete(k.living, m.ID)
@@ -238,7 +238,7 @@ func (k *fakeKeeper) run(c *wire.Conn, m wire.Start) (pidfd, pid int, err error)
 		if st, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && st.Signaled() {
 			exit.Signal, exit.Code = int64(st.Signal()), 128+int64(st.Signal())
 		}
-		_ = c.Send(0, exit, nil) // the daemon may be gone
+		_ = c.Send(0, exit, nil) // the daemon may have exited
 	})
 
 	return fd, cmd.Process.Pid, nil

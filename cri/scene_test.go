@@ -69,8 +69,9 @@ func (fakeImages) Containers() []string      { return nil }
 
 func (fakeImages) Reserve(context.Context, int64) (func(), error) { return func() {}, nil }
 
-// scene is the daemon's server, with all beneath it that needs no root, and a
-// client. For root it has a pod with a container that runs and one that does not.
+// scene is the daemon's server, with everything below it that needs no root,
+// and a client. As root it has a pod with a container that runs and one that
+// does not.
 type scene struct {
 	dir    string
 	server *Server
@@ -80,7 +81,7 @@ type scene struct {
 	sandbox, running, created string
 }
 
-// newScene opens everything; the test's end closes it.
+// newScene opens everything; it is closed at the end of the test.
 func newScene(t testing.TB) *scene {
 	t.Helper()
 	s := &scene{dir: t.TempDir()}
@@ -89,7 +90,7 @@ func newScene(t testing.TB) *scene {
 	t.Cleanup(func() { cancel(); background.Wait() })
 
 	facts := host.Probe()
-	facts.CgroupV2 = host.Yes // whose view of its groups needs none to be there
+	facts.CgroupV2 = host.Yes // whose paths are built without any existing cgroup
 	images, nets := s.openImages(t), s.openNetwork(t)
 	pods := s.openPods(t, facts, nets)
 	collector := stats.New(pod.StatsSource{Manager: pods, UpperDir: images.UpperDir}, stats.Options{Mountpoint: s.dir})
@@ -137,8 +138,8 @@ func (s *scene) openImages(t testing.TB) *image.Service {
 	return images
 }
 
-// brokenRegistry answers with nonsense, which is not asked for again as an
-// error would be that may pass.
+// brokenRegistry responds with nonsense, which is not retried like a temporary
+// error.
 func brokenRegistry(t testing.TB) string {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -147,7 +148,7 @@ func brokenRegistry(t testing.TB) string {
 			return
 		}
 		defer conn.Close()
-		_, _ = conn.Write([]byte("nonsense\r\n\r\n")) // the client may be gone
+		_, _ = conn.Write([]byte("nonsense\r\n\r\n")) // the client may have disconnected
 	}))
 	t.Cleanup(srv.Close)
 	return srv.URL
@@ -201,7 +202,7 @@ func (s *scene) openPods(t testing.TB, facts host.Facts, nets *network.Network) 
 	return pods
 }
 
-// serve answers calls as the daemon does, but in memory.
+// serve handles calls as the daemon does, but in memory.
 func (s *scene) serve(t testing.TB) {
 	t.Helper()
 	l := bufconn.Listen(1 << 20)
@@ -248,14 +249,15 @@ func containerConfig(name string) *runtimeapi.ContainerConfig {
 	}
 }
 
-// furnish makes the pod and its containers. Without root there are none, since
-// a pod clones mounts, and calls come as far as that.
+// furnish creates the pod and its containers. Without root there are none,
+// since a pod clones mounts, and calls fail there.
 func (s *scene) furnish(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
 	defer cancel()
 	c := runtimeapi.NewRuntimeServiceClient(s.client)
-	// Connects, so that no goroutine of the connection begins with a later call.
+	// Connects now, so that no goroutine of the connection starts with a later
+	// call.
 	if _, err := c.Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +286,7 @@ func (s *scene) furnish(t testing.TB) {
 	}
 }
 
-// restore brings the scene back to what furnish made of it.
+// restore brings the scene back to its state after furnish.
 func (s *scene) restore(t testing.TB) {
 	t.Helper()
 	if s.intact() {

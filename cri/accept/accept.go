@@ -1,11 +1,10 @@
 // Package accept keeps servers running while the kernel is short of memory.
-//
-// Package net does not regard an accept that fails for lack of memory as a
-// temporary error, so a server ends with it: [Patient] retries. And when a
-// write to a connection fails, package grpc ends the writing goroutine and
-// relies on the reading one to notice and to close the connection. If memory
-// was all that was missing, reads keep working and every call of that client
-// hangs: [Sound] closes such a connection.
+// Package net does not treat an accept that fails with out of memory as a
+// temporary error, so a server stops: [Patient] retries. And when a write to a
+// connection fails, package grpc ends the writing goroutine and relies on the
+// reading one to notice and to close the connection. If memory was all that was
+// missing, reads keep working and every call of that client hangs: [Sound]
+// closes such a connection.
 package accept
 
 import (
@@ -21,8 +20,8 @@ import (
 // attempts.
 const firstRetry, lastRetry = 5 * time.Millisecond, time.Second
 
-// Patient wraps a listener so that Accept retries while there is no memory for
-// a connection.
+// Patient wraps a listener so that Accept retries while memory for a connection
+// is lacking.
 func Patient(l net.Listener) net.Listener { return patient{l} }
 
 type patient struct{ net.Listener }

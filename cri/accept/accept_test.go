@@ -79,7 +79,7 @@ func TestPatient(t *testing.T) {
 	}
 }
 
-// TestCallEnds makes a call whose answer cannot be written. It must fail, and
+// TestCallEnds makes a call whose response cannot be written. It must fail, and
 // the next one succeed over another connection.
 func TestCallEnds(t *testing.T) {
 	p := newPoor(t)

@@ -5,17 +5,17 @@
 // attributes them to pods only for runtimes that it knows. One of the two that
 // it knows is containerd. It makes just three calls about a cgroup whose name
 // has 64 hexadecimal digits: Version once, Containers.Get to see whether there
-// is such a container, and Tasks.Get for its process. A [Server] answers these
+// is such a container, and Tasks.Get for its process. A [Server] serves these
 // three from the records of pods, on the socket where cAdvisor expects
 // containerd. All are read-only, and any other call is Unimplemented.
 //
 // cAdvisor reads a pod's network in the namespace of the process of a container
-// whose label says that it is the pod's sandbox, when it first sees the cgroup.
+// that is labelled as the pod's sandbox, when it first sees the cgroup.
 // So a pod needs a process that lives as long as the pod; see
 // [crisp/cri/pod.Options].
 //
 // The messages are those of containerd's API, containers/v1, tasks/v1 and
-// version/v1. Few of their fields are used, so they are encoded by hand here
+// version/v1. Few of their fields are used, so they are encoded manually here
 // instead of with 200 generated types.
 package cadvisor
 
@@ -28,7 +28,7 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// ErrRequest means that a request cannot be read, or names no container.
+// ErrRequest means that a request cannot be decoded, or has no container ID.
 var ErrRequest = errors.New("invalid request")
 
 // ErrNotStarted means that the container has no process yet, from which
@@ -36,8 +36,7 @@ var ErrRequest = errors.New("invalid request")
 // after that, once a minute.
 var ErrNotStarted = errors.New("not started yet")
 
-// Container is what cAdvisor learns about a container, or about a pod's
-// sandbox.
+// Container describes a container, or a pod's sandbox, to cAdvisor.
 type Container struct {
 	ID     string
 	Labels map[string]string
@@ -49,7 +48,7 @@ type Container struct {
 	CreatedAt int64
 	// Pid is the first process, 0 before it has been started.
 	Pid int
-	// Exited means that the process has ended, with ExitCode.
+	// Exited means that the process has exited, with ExitCode.
 	Exited   bool
 	ExitCode int32
 	// Spec is the runtime-spec as JSON.
@@ -59,7 +58,7 @@ type Container struct {
 // Source returns a container by its full ID.
 type Source func(id string) (Container, error)
 
-// Server answers cAdvisor.
+// Server serves cAdvisor.
 type Server struct {
 	Version string
 	Source  Source
@@ -100,7 +99,7 @@ func (s *Server) Register(g *grpc.Server) {
 	}), s)
 }
 
-// named returns the container that a request names in its first field.
+// named returns the container whose ID is in a request's first field.
 func (s *Server) named(request []byte) (Container, error) {
 	id, err := firstField(request)
 	if err != nil {

@@ -128,7 +128,7 @@ func firstField(m []byte) (string, error) {
 		m = m[n:]
 	}
 	if text == "" {
-		return "", errors.New("no container named")
+		return "", errors.New("container ID is missing")
 	}
 
 	return text, nil

@@ -109,7 +109,7 @@ type Manager struct {
 	names      map[string]string
 	ops        map[string]*operation
 
-	levels selinux.Levels // of the pods there are
+	levels selinux.Levels // of all existing pods
 }
 
 // Open loads the state of the last daemon, reconciles it with the kernel, and

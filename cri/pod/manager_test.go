@@ -127,7 +127,7 @@ func TestListFilters(t *testing.T) {
 	}
 }
 
-// Why a container failed may quote what it or a plugin says.
+// The message of a failed container may quote its output or a plugin's.
 func TestMessagesAreValid(t *testing.T) {
 	c := testRecord(t, "p1").Containers[0]
 	c.Message = "exec /\xff\x1b[2J: no such file" + strings.Repeat("x", 2*maxMessage)

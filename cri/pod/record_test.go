@@ -121,8 +121,8 @@ func TestBadRecordsHideNoOther(t *testing.T) {
 	}
 }
 
-// TestDamagedEnd has a record followed by one that the disk has spoilt. After
-// a reboot, which makes most of it void, the older one does.
+// TestDamagedEnd has a record followed by a corrupted one. After a reboot,
+// which makes most of it irrelevant, the older one suffices.
 func TestDamagedEnd(t *testing.T) {
 	s := store{dir: t.TempDir()}
 	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
@@ -169,15 +169,15 @@ const firstVersion = `{"Version":1,"BootID":"boot","ID":"p1","Config":{"metadata
 	`"Containers":[{"ID":"c2","Config":{"metadata":{"name":"main"}},"ImageID":"sha256:1","ImageRef":"busybox","Phase":"ready","CreatedAt":8,"StartedAt":9,"FinishedAt":0,"ExitCode":0,"Process":{"Pid":5,"StartTicks":6},"CgroupPath":"/kubepods/c2","StopSignal":0,"User":{"UID":0,"GID":0},"Resources":{"cpu_shares":"256"}},` +
 	`{"ID":"c1","Config":{"metadata":{"name":"side"}},"ImageID":"","ImageRef":"","Phase":"make spec","CreatedAt":9,"StartedAt":0,"FinishedAt":0,"ExitCode":0,"Process":null,"CgroupPath":"","StopSignal":0,"User":{"UID":0,"GID":0}}]}`
 
-// TestFirstVersion reads what an older build has written, goes on with it, and
-// reads it again: nothing of the old form may be left in it.
+// TestFirstVersion reads a record of an older build, continues with it, and
+// reads it again: nothing of the old format may be left in it.
 func TestFirstVersion(t *testing.T) {
 	s := store{dir: t.TempDir(), bootID: "boot"}
 	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 
-	// In each line was all, and what a later one has not is gone.
+	// Each line had the whole record; what a later one lacks was removed.
 	before := strings.Replace(firstVersion, `"Phase":"ready"`, `"Reason":"not yet","Phase":"make files"`, 1)
 	var text []byte
 	for _, line := range []string{before, firstVersion} {
@@ -213,7 +213,7 @@ func TestFirstVersion(t *testing.T) {
 		t.Error("the pause process is still there")
 	}
 	if text, err := os.ReadFile(s.recordPath("p1")); err != nil || bytes.Contains(text, []byte(`"Version":1`)) {
-		t.Errorf("what the older build wrote is still there: %s, %v", text, err)
+		t.Errorf("the older build's record is still there: %s, %v", text, err)
 	}
 }
 
@@ -231,8 +231,8 @@ func assertFirst(t *testing.T, r *Record) {
 	}
 }
 
-// TestChangeIsSmall: what is written for a change does not grow with what the
-// pod has besides, and what is dropped is written once.
+// TestChangeIsSmall: the size of a written change does not grow with the rest
+// of the pod, and a removal is written once.
 func TestChangeIsSmall(t *testing.T) {
 	s := store{dir: t.TempDir()}
 	if err := os.Mkdir(s.podDir("p1"), 0o700); err != nil {
@@ -298,7 +298,7 @@ func TestChangeIsSmall(t *testing.T) {
 }
 
 // TestPhaseAfterReboot: a power cut may leave an earlier phase on disk than was
-// reached, so then every step may have begun.
+// reached, so then every step may have run.
 func TestPhaseAfterReboot(t *testing.T) {
 	r := testRecord(t, "p1")
 	r.Phase = sandboxSteps[0].name
@@ -319,7 +319,7 @@ func TestPhaseAfterReboot(t *testing.T) {
 	}
 }
 
-// TestRecorderSyncs: the step that wants a record on disk begins after that.
+// TestRecorderSyncs: the step that requires a record on disk starts after that.
 func TestRecorderSyncs(t *testing.T) {
 	m := &Manager{store: store{dir: t.TempDir()}}
 	p := newPod(m, testRecord(t, "p1"), nil)
@@ -339,8 +339,8 @@ func TestRecorderSyncs(t *testing.T) {
 	m.wg.Wait()
 }
 
-// TestLoadRemovesWhatNeverWas makes the directory of a pod that a killed daemon
-// was about to begin.
+// TestLoadRemovesWhatNeverWas creates the directory of a pod that a killed
+// daemon was about to create.
 func TestLoadRemovesWhatNeverWas(t *testing.T) {
 	s := store{dir: t.TempDir()}
 	if err := os.Mkdir(s.podDir("begun"), 0o700); err != nil {

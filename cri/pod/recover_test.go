@@ -17,7 +17,7 @@ import (
 	"crisp/cri/spec"
 )
 
-// begunPod is one whose creation was cut short at its first step.
+// begunPod is a pod whose creation was interrupted at its first step.
 func begunPod(t *testing.T, m *Manager, id string) *pod {
 	t.Helper()
 	r := testRecord(t, id)
@@ -41,7 +41,7 @@ func storingManager(t *testing.T) *Manager {
 	return m
 }
 
-// lockPod begins an operation on a pod; it ends with the returned function.
+// lockPod starts an operation on a pod; the returned function ends it.
 func lockPod(t *testing.T, p *pod) func() {
 	t.Helper()
 	release, err := p.lock(t.Context())
@@ -51,7 +51,8 @@ func lockPod(t *testing.T, p *pod) func() {
 	return release
 }
 
-// spoil makes the undoing of a begun pod fail until the returned function is called.
+// spoil makes the undo of a partly created pod fail until the returned function
+// is called.
 func spoil(t *testing.T, p *pod) func() {
 	t.Helper()
 	path := p.sharedFile(spec.HostsFile)
@@ -71,8 +72,8 @@ func reconcileFor(t *testing.T, p *pod, d time.Duration) error {
 	return p.reconcile(ctx, true, nil)
 }
 
-// TestUndoOfTwoPodsWithOneName: the undoing of one does not keep the other from
-// being undone, and the call for the pod waits for it.
+// TestUndoOfTwoPodsWithOneName: the undo of one does not block that of the
+// other, and the call for the pod waits for it.
 func TestUndoOfTwoPodsWithOneName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := storingManager(t)
@@ -163,8 +164,8 @@ func TestFailedUndoIsLogged(t *testing.T) {
 	})
 }
 
-// TestListedWhileUndone: a pod of which nobody was told is hidden, and one that
-// was listed before stays so.
+// TestListedWhileUndone: a pod that was never returned to a caller is hidden,
+// and one that was listed before stays so.
 func TestListedWhileUndone(t *testing.T) {
 	for reason, want := range map[string]int{"": 0, "it could not be undone": 1} {
 		synctest.Test(t, func(t *testing.T) {

@@ -36,7 +36,7 @@ func TestClosedStreamsAreNotKept(t *testing.T) {
 }
 
 // TestPipesOfContainersBlock: a container must not see EAGAIN on its streams,
-// and a read on our end must end when it is closed.
+// and a read on the daemon's end must return when it is closed.
 func TestPipesOfContainersBlock(t *testing.T) {
 	r, w, err := stdio.Pipe()
 	if err != nil {
@@ -63,7 +63,7 @@ func TestPipesOfContainersBlock(t *testing.T) {
 	select {
 	case <-done:
 	case <-time.After(30 * time.Second):
-		t.Error("closing did not end the read")
+		t.Error("closing did not interrupt the read")
 	}
 }
 
@@ -147,8 +147,8 @@ func TestMakeVolumeCopiesAndFollowsNothing(t *testing.T) {
 	}
 }
 
-// TestMakeVolumeShiftsOwnersOnce copies a root file system's files as they show
-// in a pod with users of its own: the mount of the volume shifts them again.
+// TestMakeVolumeShiftsOwnersOnce copies a root file system's files as seen in a
+// pod with a user namespace: the mount of the volume shifts them again.
 func TestMakeVolumeShiftsOwnersOnce(t *testing.T) {
 	testkit.Root(t)
 	root, dst := t.TempDir(), filepath.Join(t.TempDir(), "volume")
@@ -184,8 +184,8 @@ func TestMakeVolumeShiftsOwnersOnce(t *testing.T) {
 	}
 }
 
-// An image may have directories as deep as a path is long, and files as large as
-// it wants: copying them takes few descriptors and can be cancelled.
+// An image may have directories as deep as paths allow, and files of any size:
+// copying them takes few descriptors and can be cancelled.
 func TestMakeVolumeIsBounded(t *testing.T) {
 	base := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(base, "data", strings.Repeat("d/", 300)), 0o700); err != nil {
@@ -242,9 +242,9 @@ func TestMakeVolumeIsBounded(t *testing.T) {
 	}
 }
 
-// A container that was given the node's logs cannot have the daemon write its
-// output elsewhere: not by dots or links in a path, not by a link in the place
-// of a directory, exchanged at the worst moment, and not to a device (CVE-2025-0750).
+// A container with the node's logs mounted cannot make the daemon write its
+// output elsewhere: not by dots or links in a path, not by a link in place of a
+// directory, swapped at the worst moment, and not to a device (CVE-2025-0750).
 func TestCVE20250750LogsStayInTheirDirectory(t *testing.T) {
 	base := t.TempDir()
 	dir, outside := filepath.Join(base, "pod"), filepath.Join(base, "outside")

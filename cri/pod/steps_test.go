@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// trace is a target that writes down what happens to it.
+// trace is a target that records its steps.
 type trace struct {
 	events []string
 	phases []string
@@ -16,7 +16,8 @@ type trace struct {
 
 var errStep = errors.New("step went wrong")
 
-// stepTable makes n steps, of which do number failDo and undo number failUndo fail.
+// stepTable returns n steps, of which do number failDo and undo number failUndo
+// fail.
 func stepTable(n, failDo, failUndo int) []step[*trace] {
 	var steps []step[*trace]
 	for i := range n {
@@ -105,7 +106,7 @@ func TestFailedUndoKeepsWhatItRestsOn(t *testing.T) {
 	var tr trace
 	err := walk(t.Context(), stepTable(3, 2, 1), &tr, tr.note)
 	if !leftOver(err) {
-		t.Errorf("error %v does not say that something is left", err)
+		t.Errorf("error %v does not report that something is left", err)
 	}
 	if want := []string{"do0", "do1", "do2", "undo2", "undo1"}; !slices.Equal(tr.events, want) {
 		t.Errorf("events %q, want %q", tr.events, want)

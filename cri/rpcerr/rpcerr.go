@@ -50,7 +50,7 @@ func New(table []Rule) *Mapper {
 			{Err: syscall.EDQUOT, Code: codes.ResourceExhausted},
 			{Err: syscall.EAGAIN, Code: codes.ResourceExhausted}, // process limit reached
 			{Err: syscall.EROFS, Code: codes.FailedPrecondition},
-			// Errors of paths that a request names, or that lie below one of those.
+			// Errors of paths in a request, or below one of those.
 			{Err: syscall.ENAMETOOLONG, Code: codes.InvalidArgument},
 			{Err: syscall.ENOTDIR, Code: codes.FailedPrecondition},
 			{Err: syscall.ELOOP, Code: codes.FailedPrecondition},
@@ -107,8 +107,8 @@ const maxText = 16 << 10
 // registry or a file name, and is shown on terminals.
 func message(text string) string { return untrusted.Of(text).Message(maxText) }
 
-// fromStatus keeps a status, except Unknown, which means that somewhere a code
-// was forgotten.
+// fromStatus keeps a status, except Unknown, which means that a code is missing
+// somewhere.
 func fromStatus(s *status.Status) error {
 	if s.Code() == codes.Unknown {
 		return status.Error(codes.Internal, message(s.Message()))

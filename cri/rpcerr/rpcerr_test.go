@@ -97,7 +97,8 @@ func TestKubeletFindsToken(t *testing.T) {
 	}
 }
 
-// TestBegins has kubelet find what it looks for at the beginning of a message.
+// TestBegins requires the text that kubelet expects at the beginning of a
+// message.
 func TestBegins(t *testing.T) {
 	m := New([]Rule{{Err: errNotFound, Code: codes.FailedPrecondition, Begins: true}})
 	for text, err := range map[string]error{
@@ -155,7 +156,7 @@ func TestUnary(t *testing.T) {
 	m := testMapper()
 	answer, err := unary(m, statusCall, nil, func(context.Context, any) (any, error) { return "yes", nil })
 	if err != nil || answer != "yes" {
-		t.Errorf("answer %v, %v", answer, err)
+		t.Errorf("response %v, %v", answer, err)
 	}
 	_, err = unary(m, statusCall, nil, func(context.Context, any) (any, error) { return nil, errNotFound })
 	if status.Code(err) != codes.NotFound {
@@ -181,7 +182,7 @@ func TestPanicIsInternal(t *testing.T) {
 	}
 }
 
-// TestSecretsAreNotLogged looks for what a request holds in the log, at the
+// TestSecretsAreNotLogged searches the log for the content of a request, at the
 // highest verbosity, for calls that succeed, fail and panic.
 func TestSecretsAreNotLogged(t *testing.T) {
 	m := testMapper()

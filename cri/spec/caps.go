@@ -65,7 +65,7 @@ func (b *builder) available() []string {
 }
 
 // capabilities computes the five sets. "ALL" in a list applies first, so that
-// "add ALL, drop X" and "drop ALL, add X" mean what they say; a capability that
+// "add ALL, drop X" and "drop ALL, add X" work as expected; a capability that
 // is both added and dropped by name is dropped.
 func (b *builder) capabilities() error {
 	add, err := parseCapabilities(b.sc.GetCapabilities().GetAddCapabilities())

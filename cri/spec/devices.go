@@ -93,7 +93,7 @@ func (r *Result) noteDevice(target, source string) {
 }
 
 // own makes the container's user the owner of a configured device, if the
-// node's configuration says so.
+// node's configuration requires it.
 func (b *builder) own(d *specs.LinuxDevice) {
 	if !b.Defaults.DeviceOwnership {
 		return

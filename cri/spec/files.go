@@ -55,7 +55,7 @@ func readOptional(file string) ([]byte, error) {
 }
 
 // Hostname returns the host name that a pod's containers see. A pod with the
-// node's network has the node's, whatever its configuration says.
+// node's network has the node's, regardless of its configuration.
 func Hostname(cfg *runtimeapi.PodSandboxConfig, node string) string {
 	if h := cfg.GetHostname(); h != "" && NamespaceMode(cfg, Network) != runtimeapi.NamespaceMode_NODE {
 		return h

@@ -54,7 +54,7 @@ func (b *builder) mounts() error {
 	return nil
 }
 
-// sortMounts sorts parents before what lies below them.
+// sortMounts sorts parents before mounts below them.
 func sortMounts(list []specs.Mount) {
 	slices.SortStableFunc(list, func(x, y specs.Mount) int { return depth(x.Destination) - depth(y.Destination) })
 }

@@ -80,7 +80,7 @@ func PodUserNamespace(cfg *runtimeapi.PodSandboxConfig) (*UserNamespace, error) 
 func oneMapping(kind string, m []*runtimeapi.IDMapping) (*runtimeapi.IDMapping, error) {
 	switch {
 	case len(m) != 1:
-		return nil, invalid("user namespace with %d %s mappings, want exactly one", len(m), kind)
+		return nil, invalid("user namespace with %d %s mappings, exactly one is required", len(m), kind)
 	case m[0].GetContainerId() != 0:
 		return nil, invalid("%s mapping of the user namespace begins at %d, not 0", kind, m[0].GetContainerId())
 	}

@@ -28,7 +28,7 @@ func (b *builder) propagation(m *runtimeapi.Mount, source string) (string, error
 	return "rslave", nil
 }
 
-// CheckPropagation returns an error if the mount on which source lies, a path
+// CheckPropagation returns an error if the mount that contains source, a path
 // without symbolic links, does not take part in the requested propagation.
 func CheckPropagation(table []*mountinfo.Info, source string, p runtimeapi.MountPropagation) error {
 	if p == runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
@@ -55,7 +55,7 @@ func CheckPropagation(table []*mountinfo.Info, source string, p runtimeapi.Mount
 	return nil
 }
 
-// mountOf returns the mount on which a path lies: the deepest one, and of
+// mountOf returns the mount that contains a path: the deepest one, and of
 // several on top of each other the last.
 func mountOf(table []*mountinfo.Info, source string) *mountinfo.Info {
 	var found *mountinfo.Info
@@ -67,7 +67,7 @@ func mountOf(table []*mountinfo.Info, source string) *mountinfo.Info {
 	return found
 }
 
-// within reports whether a clean path is dir or lies below it.
+// within reports whether a clean path is dir or below it.
 func within(p, dir string) bool {
 	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
 }

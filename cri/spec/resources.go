@@ -79,7 +79,7 @@ func checkSet(what, list string) error {
 		from, err1 := strconv.ParseUint(first, 10, 16)
 		to, err2 := strconv.ParseUint(last, 10, 16)
 		if err1 != nil || err2 != nil || from > to {
-			return invalid("%s %q: want numbers and ranges such as 0-3,8", what, list)
+			return invalid("%s %q is not a list of numbers and ranges such as 0-3,8", what, list)
 		}
 	}
 

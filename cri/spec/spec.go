@@ -81,7 +81,7 @@ type Host struct {
 	AppArmor, Seccomp, IDMapMounts, RecursiveReadOnly bool
 }
 
-// Node answers the questions about the machine that depend on the configuration.
+// Node provides facts about the machine that depend on the configuration.
 type Node interface {
 	// Resolve returns the host path with all symbolic links followed. If the path
 	// is missing, it creates a directory if create is set, and otherwise fails
@@ -153,7 +153,7 @@ type Result struct {
 }
 
 // Volume is an anonymous volume: a directory that the image declares as a
-// volume and on which no configured mount lies.
+// volume and which has no configured mount.
 type Volume struct {
 	// Path is the absolute path in the image whose content is the volume's initial
 	// content.

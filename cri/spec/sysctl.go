@@ -32,7 +32,7 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 
 	seen := map[string]bool{}
 	for name, value := range cfg.GetLinux().GetSysctls() {
-		// A value that was read from a file ends with a line break.
+		// A value that was read from a file ends with a newline.
 		value = strings.TrimRight(value, "\n")
 		p, err := sysctlPath(name)
 		if err != nil {

@@ -85,7 +85,7 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 // CheckPort checks a port number.
 func CheckPort(n int32) error {
 	if n < 1 || n > math.MaxUint16 {
-		return invalid("port %d: want a number from 1 to %d", n, math.MaxUint16)
+		return invalid("port %d is not a number from 1 to %d", n, math.MaxUint16)
 	}
 	return nil
 }

@@ -242,7 +242,7 @@ func (n *node) failingRollback(t *testing.T, p *plugins) {
 	p.set(t, "bridge", "DEL", "error")
 	wantError(t, s.tryRun(), "told to fail", codes.Internal, codes.Unavailable)
 	s.wantStuck("told to fail")
-	wantError(t, s.tryRun(), "undo what was begun", codes.Internal, codes.Unavailable)
+	wantError(t, s.tryRun(), "undo the creation", codes.Internal, codes.Unavailable)
 	s.wantStuck("told to fail")
 	p.heal()
 	s.run()

@@ -94,7 +94,7 @@ func (n *node) sockets(t *testing.T, facts map[string]string) {
 	t.Helper()
 	err := filepath.WalkDir(n.Dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Type() != fs.ModeSocket {
-			return nil // what comes and goes is no socket
+			return nil // files that disappear are not sockets
 		}
 		var st unix.Stat_t
 		if err := unix.Lstat(path, &st); err != nil {

@@ -146,7 +146,7 @@ func usage(id string) (figures, error) {
 	}
 
 	if f.memory == 0 || f.cpu == 0 {
-		return f, fmt.Errorf("the cgroup of %s has no figures", id)
+		return f, fmt.Errorf("the cgroup of %s has no stats", id)
 	}
 	return f, nil
 }

@@ -14,27 +14,28 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// lostTime is how long after the end of an attached output the loss of the
-// connection to the keeper, which may be why it ended, takes to be noticed.
+// lostTime is how long after the end of an attached output it takes to detect
+// that the keeper's connection was lost, which may be the cause.
 const lostTime = 100 * time.Millisecond
 
-// Container is what a client attaches to.
+// Container is the container that a client attaches to.
 type Container struct {
 	ID     string
 	Keeper *client.Link
-	// TTY says that the output is one stream; with Once the end of the first
-	// client's input is that of the container's.
+	// TTY means that the output is one stream; with Once the end of the first
+	// client's input closes the container's.
 	TTY, Once bool
 	// Stdin is the write end of the container's input, nil if that is not open,
 	// Terminal its terminal, nil without one.
 	Stdin, Terminal *os.File
-	// Exited is closed when the container has ended.
+	// Exited is closed when the container has exited.
 	Exited <-chan struct{}
 }
 
-// Attach connects a client to the container by the present keeper, and by the
-// next one if that dies. It returns when the container ends, the client goes, or
-// ctx ends, whose cause is the error then; forever is the daemon's own context.
+// Attach connects a client to the container through the current keeper, and
+// through the next one if that dies. It returns when the container exits, the
+// client disconnects, or ctx ends, whose cause is the error then; forever is
+// the daemon's own context.
 func (c *Container) Attach(ctx, forever context.Context, st Streams) error {
 	stopResize := followResize(c.Terminal, st.Resize)
 	defer stopResize()
@@ -46,13 +47,13 @@ func (c *Container) Attach(ctx, forever context.Context, st Streams) error {
 	for again := false; ; again = true {
 		keeper, err := k.connect(ctx)
 		if again && (errors.Is(err, client.ErrNotRunning) || errors.Is(err, client.ErrNotFound)) {
-			return nil // it ended meanwhile
+			return nil // it exited meanwhile
 		}
 		if err != nil {
 			return err
 		}
 
-		if !again { // not before the answer to it can be heard
+		if !again { // not before its output can be received
 			c.feed(forever, st.Stdin)
 		}
 		if over, err := k.converse(ctx); over || err != nil {
@@ -127,8 +128,8 @@ func (k *conversation) listen(ctx context.Context, input <-chan struct{}) error 
 	return nil
 }
 
-// converse moves bytes until the output ends, which is over if the container
-// has ended or the client is gone.
+// converse moves bytes until the output ends; over means that the container has
+// exited or the client has disconnected.
 func (k *conversation) converse(ctx context.Context) (over bool, err error) {
 	var backlogs []*backlog
 	var filling, emptying sync.WaitGroup
@@ -167,7 +168,7 @@ func (k *conversation) converse(ctx context.Context) (over bool, err error) {
 	<-filled
 	for _, f := range k.readers {
 		if client.OutputLost(f) {
-			err = errors.Join(err, fmt.Errorf("%w: the output came faster than it could be passed on", ErrSlow))
+			err = errors.Join(err, fmt.Errorf("%w: the output came faster than the client read it", ErrSlow))
 		}
 	}
 
@@ -176,7 +177,7 @@ func (k *conversation) converse(ctx context.Context) (over bool, err error) {
 		return over, err
 	}
 
-	// The rest is the client's, however slow it is.
+	// The client gets the rest, however slow it is.
 	select {
 	case <-emptied:
 	case <-gone:
@@ -199,7 +200,7 @@ func (k *conversation) await(ctx context.Context, filled, gone <-chan struct{}) 
 	case <-gone:
 		return true, nil
 	case <-k.c.Exited:
-		// The keeper closes its ends when the last output is out.
+		// The keeper closes its ends after the last output.
 		select {
 		case <-filled:
 		case <-time.After(attachDrain):
@@ -216,8 +217,8 @@ func closedAfter(wg *sync.WaitGroup) <-chan struct{} {
 	return done
 }
 
-// whyEnded is the reason for which a session's context ended, nil if its
-// client has gone.
+// whyEnded is the cause of the end of a session's context, nil if its client
+// has disconnected.
 func whyEnded(ctx context.Context) error {
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
@@ -225,18 +226,18 @@ func whyEnded(ctx context.Context) error {
 	return nil
 }
 
-// attachDrain bounds the wait for a container's last output after its end.
+// attachDrain bounds the wait for a container's last output after its exit.
 const attachDrain = 2 * time.Second
 
-// feed copies a client's input to the container. With stdin_once its end is
-// the end of the container's input.
+// feed copies a client's input to the container. With stdin_once its end closes
+// the container's input.
 func (c *Container) feed(ctx context.Context, from io.Reader) <-chan struct{} {
 	if from == nil {
 		return nil
 	}
 	done := make(chan struct{})
 
-	// Not waited for: a client that sends nothing blocks its read for ever.
+	// Not waited for: a client that sends nothing blocks its read forever.
 	go func() {
 		defer close(done)
 		io.Copy(c.Stdin, from)

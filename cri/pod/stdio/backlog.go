@@ -7,19 +7,19 @@ import (
 	"sync"
 )
 
-// maxBacklog is how much of a container's output may wait for an attached
-// client, in bytes of each stream.
+// maxBacklog bounds the output that is buffered for an attached client, in
+// bytes per stream.
 const maxBacklog = 4 << 20
 
-// backlog is output that waits for a client, so that the writer does not.
+// backlog buffers output for a client, so that the writer does not block.
 type backlog struct {
 	max int
 
 	mu    sync.Mutex
 	more  *sync.Cond
 	data  bytes.Buffer
-	ended bool // nothing is added any more
-	over  bool // it did not suffice
+	ended bool // no more output is added
+	over  bool // the limit was exceeded
 }
 
 func newBacklog(max int) *backlog {
@@ -28,7 +28,7 @@ func newBacklog(max int) *backlog {
 	return b
 }
 
-// fill reads until the end, or until there is too much.
+// fill reads until the end, or until the limit is exceeded.
 func (b *backlog) fill(from io.Reader) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -49,7 +49,7 @@ func (b *backlog) fill(from io.Reader) {
 	}
 }
 
-// empty writes what comes until the end.
+// empty writes the buffered output until the end.
 func (b *backlog) empty(to io.Writer) error {
 	buf := make([]byte, 64<<10)
 	for {
@@ -58,7 +58,7 @@ func (b *backlog) empty(to io.Writer) error {
 			b.more.Wait()
 		}
 
-		n, _ := b.data.Read(buf) // it ends with nothing
+		n, _ := b.data.Read(buf) // returns io.EOF only when empty
 		b.mu.Unlock()
 		if n == 0 {
 			return nil
@@ -70,7 +70,7 @@ func (b *backlog) empty(to io.Writer) error {
 	}
 }
 
-// drop ends both sides and forgets what waits.
+// drop ends both sides and discards the buffer.
 func (b *backlog) drop() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -79,12 +79,12 @@ func (b *backlog) drop() {
 	b.more.Broadcast()
 }
 
-// lost is ErrSlow if the client has not got all.
+// lost returns ErrSlow if the client did not get all output.
 func (b *backlog) lost() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.over {
 		return nil
 	}
-	return fmt.Errorf("%w: it was more than %d bytes behind, and has not got the output from there on", ErrSlow, b.max)
+	return fmt.Errorf("%w: it was more than %d bytes behind, and missed the output from there on", ErrSlow, b.max)
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestBacklog keeps what a slow client has not taken, up to a limit, and never
-// holds up who writes.
+// TestBacklog buffers output that a slow client has not read, up to a limit,
+// and never blocks the writer.
 func TestBacklog(t *testing.T) {
 	const limit = 100_000
 	for name, c := range map[string]struct {
@@ -18,7 +18,7 @@ func TestBacklog(t *testing.T) {
 		lost error
 	}{"as much as there is room": {limit, nil}, "a byte more": {limit + 1, ErrSlow}} {
 		b := newBacklog(limit)
-		b.fill(strings.NewReader(strings.Repeat("x", c.size))) // it returns though nobody reads
+		b.fill(strings.NewReader(strings.Repeat("x", c.size))) // it returns although there is no reader
 		var out bytes.Buffer
 		if err := b.empty(&out); err != nil {
 			t.Error(err)
@@ -29,7 +29,7 @@ func TestBacklog(t *testing.T) {
 		}
 	}
 
-	// Dropped, it lets both sides go.
+	// Dropping it unblocks both sides.
 	b := newBacklog(limit)
 	r, w := io.Pipe()
 	done := make(chan struct{})

@@ -15,11 +15,11 @@ import (
 	"crisp/runtime/keeper/table"
 )
 
-// drainTimeout is how long output is awaited after a command's end, from
-// processes it left behind with its pipes open.
+// drainTimeout is how long to wait for output after a command's exit, from
+// processes that still have its pipes open.
 const drainTimeout = 50 * time.Millisecond
 
-// killTimeout is how long the end of a killed command is awaited; one in
+// killTimeout is how long to wait for a killed command to exit; one in
 // uninterruptible sleep takes longer.
 const killTimeout = time.Second
 
@@ -30,10 +30,10 @@ type Command struct {
 	ends   *ends
 	theirs map[string]*os.File
 	exit   chan client.Exit // buffered
-	lost   chan struct{}    // closed when its end will not be reported any more
+	lost   chan struct{}    // closed when its exit can no longer be reported
 }
 
-// Begin makes the row and the pipes of a command. The caller ends it with
+// Begin creates the row and the pipes of a command. The caller closes it with
 // [Command.Close].
 func Begin(t *table.Table, id string, st Streams) (*Command, error) {
 	c := &Command{st: st, theirs: map[string]*os.File{}, exit: make(chan client.Exit, 1), lost: make(chan struct{})}
@@ -48,21 +48,21 @@ func Begin(t *table.Table, id string, st Streams) (*Command, error) {
 		Ended: func(e client.Exit) {
 			select {
 			case c.exit <- e:
-			default: // it was reported before
+			default: // already reported
 			}
 		},
 		Lost: func(err error) {
-			klog.ErrorS(err, "Could not hand a command to the new keeper; it is killed", "command", id)
+			klog.ErrorS(err, "Could not hand a command to the new keeper, killing it", "command", id)
 			once.Do(func() { close(c.lost) })
 		},
 	})
 	return c, nil
 }
 
-// ID is what the keeper knows the command by.
+// ID is the command's ID in the keeper.
 func (c *Command) ID() string { return c.row.ID() }
 
-// Theirs are the command's ends of the pipes, by the names that plans use. They
+// Theirs are the command's ends of the pipes, by their names in plans. They
 // are open until the command runs or is closed.
 func (c *Command) Theirs() map[string]*os.File { return c.theirs }
 
@@ -74,14 +74,14 @@ func (c *Command) closeTheirs() {
 }
 
 // Run moves bytes between the started command and the client until the command
-// has ended and its output is drained, and returns its exit code, 128 plus the
-// signal's number if one ended it. When ctx ends first the command is killed,
-// with its process group, and the error is the cause. What was started becomes
-// the command's; forever is the daemon's own context.
+// has exited and its output is drained, and returns its exit code, 128 plus the
+// signal's number if one killed it. If ctx ends first the command is killed,
+// with its process group, and the error is the cause. The command takes
+// ownership of started; forever is the daemon's own context.
 func (c *Command) Run(ctx, forever context.Context, started *client.Started) (int, error) {
-	c.closeTheirs() // only the command's own copies count now
+	c.closeTheirs() // only the command's own copies stay open
 
-	// The terminal is this daemon's alone.
+	// Only this daemon has the terminal.
 	err := c.row.Started(forever, &client.Started{Pid: started.Pid, PidFD: started.PidFD, StartedAt: started.StartedAt})
 	if err != nil {
 		klog.ErrorS(err, "Could not hand a command to the new keeper", "command", c.ID())
@@ -104,8 +104,7 @@ func (c *Command) Run(ctx, forever context.Context, started *client.Started) (in
 	return c.code(exit)
 }
 
-// code is the exit code of a command. How one ended whose keeper died may not
-// be known.
+// code is the exit code of a command, which may be unknown if its keeper died.
 func (c *Command) code(e client.Exit) (int, error) {
 	e, known := c.row.Exit(e)
 	if !known && e.Code == client.ExitUnknown {
@@ -114,14 +113,14 @@ func (c *Command) code(e client.Exit) (int, error) {
 	return e.Code, nil
 }
 
-// Close closes the command's descriptors and takes it out of the table.
+// Close closes the command's descriptors and removes it from the table.
 func (c *Command) Close() {
 	c.closeTheirs()
 	c.ends.close()
 	c.row.Drop()
 }
 
-// ends are our ends of a command's standard streams.
+// ends are the daemon's ends of a command's standard streams.
 type ends struct {
 	stdin, stdout, stderr, terminal *os.File
 }
@@ -172,7 +171,8 @@ func openEnds(theirs map[string]*os.File, st Streams) (*ends, error) {
 	return e, nil
 }
 
-// run moves bytes until the command ends and its output is drained, or ctx ends.
+// run moves bytes until the command exits and its output is drained, or ctx
+// ends.
 func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, run *Command) (client.Exit, error) {
 	in, stdout := e.stdin, e.stdout
 	if e.terminal != nil {
@@ -180,7 +180,7 @@ func (e *ends) run(ctx context.Context, st Streams, pidfd *os.File, run *Command
 	}
 
 	if st.Stdin != nil && in != nil {
-		// Not waited for: a client that sends nothing blocks its read for ever.
+		// Not waited for: a client that sends nothing blocks its read forever.
 		go func() {
 			io.Copy(in, st.Stdin)
 			if e.stdin != nil {

@@ -13,16 +13,16 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// ErrSlow means that a client took its output too slowly and lost some.
+// ErrSlow means that a client read its output too slowly and lost some.
 var ErrSlow = errors.New("the client reads too slowly")
 
-// errExitLost is a command of which only the end is known.
+// errExitLost means that a command has exited with unknown status.
 var errExitLost = fmt.Errorf("exit status unknown: the keeper died while the command ran, and the kernel does not report it: %w", client.ErrLost)
 
 // TerminalSize is that of a terminal window in characters.
 type TerminalSize struct{ Width, Height uint16 }
 
-// Streams are a session's ends at the client. Nil means the client has none.
+// Streams are the client's streams of a session. Nil means the client has none.
 type Streams struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -37,10 +37,10 @@ func drain(wg *sync.WaitGroup, to io.Writer, from *os.File) {
 	}
 }
 
-// copyOut copies output until it ends, or is quiet after the command's end,
-// which the file's deadline shows. A client may be slow: what the command wrote
-// before its end is in the pipe by then, and no more than that is copied of
-// what other processes write that have it open, too.
+// copyOut copies output until it ends, or until there is none for a while after
+// the command's exit, which the file's deadline signals. A client may be slow:
+// all that the command wrote is in the pipe by then, and no more than that is
+// copied of what other processes write that have it open, too.
 func copyOut(to io.Writer, from *os.File) {
 	const mostInPipe = 1 << 20
 	if _, err := io.Copy(to, from); !errors.Is(err, os.ErrDeadlineExceeded) {

@@ -1,8 +1,9 @@
-// Package rules says which gRPC status code each error of the packages below
-// the CRI gets.
+// Package rules maps each error of the packages below the CRI to a gRPC status
+// code.
 //
-// It is the one place where sentinels meet codes. A test in test/arch fails when
-// a package at the boundary exports an error that the table does not cover.
+// It is the only place where sentinels get codes. A test in test/arch fails
+// when a package at the boundary exports an error that the table does not
+// cover.
 package rules
 
 import (
@@ -58,7 +59,8 @@ func All() []rpcerr.Rule {
 		{Err: image.ErrSubPath, Code: codes.FailedPrecondition},
 		{Err: network.ErrNotReady, Code: codes.Unavailable},
 		{Err: network.ErrInvalid, Code: codes.InvalidArgument},
-		// Not NotFound: from that kubelet concludes that the container is gone.
+		// Not NotFound: from that kubelet concludes that the container was
+		// removed.
 		{Err: launch.ErrNotFound, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNotExecutable, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoSource, Code: codes.FailedPrecondition},

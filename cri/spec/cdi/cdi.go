@@ -3,7 +3,7 @@
 //
 // CDI specs are files on the node, written by device drivers. They are read
 // again for each container that requests such a device, so that a new device is
-// found at once. Either all devices of a container are added or none.
+// found immediately. Either all devices of a container are added or none.
 package cdi
 
 import (

@@ -17,14 +17,14 @@ import (
 
 const (
 	labelAttr = "security.selinux"
-	// maxLabel is room for any label.
+	// maxLabel is large enough for any label.
 	maxLabel = 4096
-	// maxDepth bounds the directories within each other that are relabelled.
+	// maxDepth bounds the nesting of directories that are relabelled.
 	maxDepth = 256
 )
 
-// neverRelabelled are files and directories of the node's own, which it could not
-// use any more.
+// neverRelabelled are files and directories of the node, which could no longer
+// use them.
 var neverRelabelled = []string{
 	"/", "/bin", "/boot", "/dev", "/etc", "/etc/passwd", "/etc/pki", "/etc/shadow", "/etc/ssl", "/home", "/lib", "/lib64",
 	"/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib",
@@ -32,8 +32,8 @@ var neverRelabelled = []string{
 	"/var/log", "/var/tmp",
 }
 
-// ofNode reports whether a path is one of [neverRelabelled], or where a link
-// of that name leads, as /home leads to /var/home on some systems.
+// ofNode reports whether a path is one of [neverRelabelled], or the target of a
+// link of that name, as /home is a link to /var/home on some systems.
 func ofNode(path string) bool {
 	path = filepath.Clean(path)
 	return slices.ContainsFunc(neverRelabelled, func(name string) bool {
@@ -42,8 +42,8 @@ func ofNode(path string) bool {
 	})
 }
 
-// LabelFile labels a file; an empty label leaves it as it is, and so does a
-// file system that has none.
+// LabelFile labels a file; with an empty label, or on a file system without
+// labels, it does nothing.
 func LabelFile(path, label string) error {
 	if label == "" {
 		return nil
@@ -54,8 +54,8 @@ func LabelFile(path, label string) error {
 	return nil
 }
 
-// writeLabel is [LabelFile] that returns ENOTSUP where the file system has no
-// labels. A file that has the label already is not written to.
+// writeLabel is [LabelFile] that returns ENOTSUP if the file system has no
+// labels. A file that already has the label is not changed.
 func writeLabel(path, label string) error {
 	have := make([]byte, maxLabel)
 	if n, err := unix.Getxattr(path, labelAttr, have); err == nil && trimNUL(have[:n]) == label {
@@ -75,9 +75,9 @@ func trimNUL(label []byte) string {
 	return string(label)
 }
 
-// LabelTree labels a volume and all that is in it. Its path was resolved before:
-// a link on it was put there since, to have something else labelled. What
-// belongs to the node, and a tree of too many levels, is [ErrNotRelabelled].
+// LabelTree labels a volume and its content. Its path was resolved before: a
+// link on it was created since, as an attack, and is not followed. A path of
+// the node's own, and a tree of too many levels, is [ErrNotRelabelled].
 func LabelTree(ctx context.Context, path, label string) error {
 	if label == "" {
 		return nil
@@ -97,15 +97,15 @@ func LabelTree(ctx context.Context, path, label string) error {
 	return relabelTree(ctx, f, label, 0)
 }
 
-// relabelTree goes by descriptors: what is below may be a container's to change.
+// relabelTree uses descriptors: a container may be able to change the tree.
 func relabelTree(ctx context.Context, f *os.File, label string, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("%w: %s has more than %d directories within each other", ErrNotRelabelled, f.Name(), maxDepth)
+		return fmt.Errorf("%w: %s has more than %d levels of directories", ErrNotRelabelled, f.Name(), maxDepth)
 	}
 	err := writeLabel("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), label)
 	if errors.Is(err, unix.ENOTSUP) {
-		// Labels are a matter of the whole file system: what is below has none
-		// either, and on a network's it may be much.
+		// Labels are supported by a whole file system or not at all: the tree
+		// below has none either, and on a network file system it may be large.
 		return nil
 	}
 	if err != nil {
@@ -147,7 +147,7 @@ func relabelTree(ctx context.Context, f *os.File, label string, depth int) error
 func relabelEntry(ctx context.Context, dir *os.File, name, label string, depth int) error {
 	f, err := rootpath.Open(dir, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // gone meanwhile
+		return nil // removed meanwhile
 	}
 	if err != nil {
 		return fmt.Errorf("relabel %s in %s: %w", name, dir.Name(), err)

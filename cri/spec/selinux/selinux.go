@@ -56,7 +56,7 @@ func parse(text string) (label, bool) {
 	return label{f[0], f[1], f[2], f[3]}, true
 }
 
-// Policy is what the loaded policy says about containers.
+// Policy is the part of the loaded policy about containers.
 type Policy struct {
 	process, file label
 	// canonical returns a label as the kernel writes it, or [ErrLabel].
@@ -71,7 +71,7 @@ func load(root fs.FS, canonical func(string) (string, error)) (*Policy, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", ErrNoTypes, err)
 	} else if err != nil {
-		return nil, fmt.Errorf("read which SELinux policy is loaded: %w", err)
+		return nil, fmt.Errorf("determine the loaded SELinux policy: %w", err)
 	}
 
 	name := cmp.Or(settings(config)["SELINUXTYPE"], defaultPolicy)
@@ -120,8 +120,8 @@ func canonical(text string) (string, error) {
 	return answer(text, out, err)
 }
 
-// answer interprets the kernel's answer about a label. If the policy does not
-// let crisp ask, an invalid label is only found when it is used.
+// answer interprets the kernel's reply about a label. If the policy does not
+// allow crisp to ask, an invalid label is only detected when it is used.
 func answer(text, out string, err error) (string, error) {
 	switch {
 	case err == nil:
@@ -135,11 +135,11 @@ func answer(text, out string, err error) (string, error) {
 	}
 }
 
-// Reach is how far a container's processes are meant to reach.
+// Reach is the access that a container's processes are meant to have.
 type Reach int
 
 const (
-	// Pod: no further than its pod.
+	// Pod: only to its pod.
 	Pod Reach = iota
 	// Node: to what it shares with the node, such as its processes. It is
 	// unconfined unless it requests a type.
