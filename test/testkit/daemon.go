@@ -9,8 +9,8 @@ import (
 )
 
 // Main is a TestMain for tests that use [Daemon] or [Leaks]: they run in
-// namespaces of their own, and may run beside others. After the tests it runs
-// the functions given.
+// namespaces of their own, and may run next to others. After the tests it runs
+// the given functions.
 func Main(m *testing.M, after ...func()) int {
 	return lab.Isolate(func() int {
 		status := m.Run()
@@ -21,9 +21,9 @@ func Main(m *testing.M, after ...func()) int {
 	})
 }
 
-// Daemon starts a daemon of the test's own, with a registry that has the test
-// images. At the end of the test its pods are removed and it is ended;
-// anything it leaves behind fails the test.
+// Daemon starts a daemon for the test, with a registry that has the test
+// images. At the end of the test its pods are removed and it is stopped; any
+// leak fails the test.
 func Daemon(t testing.TB, opt lab.Options) *lab.Lab {
 	t.Helper()
 	Root(t)

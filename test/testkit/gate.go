@@ -9,11 +9,11 @@ import (
 	"testing"
 )
 
-// Strict reports whether skips are failures and leaks are looked for on the
-// whole machine (CRISP_STRICT=1).
+// Strict reports whether skips are failures and leaks are checked on the whole
+// machine (CRISP_STRICT=1).
 func Strict() bool { return os.Getenv("CRISP_STRICT") == "1" }
 
-// Root skips the test when it does not run as root, and in short mode: with
+// Root skips the test if it does not run as root, and in short mode: with
 // -short, tests change nothing on the machine.
 func Root(t testing.TB) {
 	t.Helper()
@@ -25,9 +25,10 @@ func Root(t testing.TB) {
 	}
 }
 
-// Skip ends the test because the machine lacks feature. Where skips are not
-// allowed ([Strict]) it fails the test, unless the machine can be seen to lack
-// the feature, or CRISP_LACKS, a comma-separated list, names it.
+// Skip skips the test because the machine lacks feature. If skips are not
+// allowed ([Strict]) it fails the test, unless a check confirms that the
+// machine lacks the feature, or CRISP_LACKS, a comma-separated list, contains
+// it.
 func Skip(t testing.TB, feature, reason string) {
 	t.Helper()
 	if Strict() && !lacks(feature) && !slices.Contains(strings.Split(os.Getenv("CRISP_LACKS"), ","), feature) {
@@ -45,11 +46,11 @@ func lacks(feature string) bool {
 		return missing("/sys/fs/selinux/enforce")
 	case "systemd":
 		return missing("/run/systemd/system")
-	case "cgroup2": // with controllers, not beside version 1
+	case "cgroup2": // with controllers, not next to version 1
 		return missing("/sys/fs/cgroup/cgroup.controllers")
 	case "cgroup1":
 		return !missing("/sys/fs/cgroup/cgroup.controllers")
-	case "vm": // a machine that may be changed at will
+	case "vm": // a machine that tests may change freely
 		return os.Getenv("CRISP_VM") == ""
 	case "amd64":
 		return runtime.GOARCH != "amd64"

@@ -11,20 +11,21 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// settleTime is how long a test's leavings may take to go by themselves.
+// settleTime is how long resources of a test may take to disappear by
+// themselves.
 const settleTime = 20 * time.Second
 
-// Leaks notes what there is of mounts, cgroups, network links, child processes
-// and open descriptors, and fails the test at its end if there is more by
-// then. Call it first: clean-ups registered later run before its check. It is
-// not for parallel tests, whose descriptors cannot be told apart.
+// Leaks records existing mounts, cgroups, network links, child processes and
+// open descriptors, and fails the test at its end if there are more. Call it
+// first: cleanups registered later run before its check. It is not for parallel
+// tests, whose descriptors cannot be distinguished.
 //
 // Unless [Strict], things outside this process count only when they carry
 // the test's [Name] (as everything in its temporary directories does) or one of
-// the further marks given: other tests may run beside this one.
+// the given marks: other tests may run at the same time.
 func Leaks(t testing.TB, marks ...string) {
 	t.Helper()
-	t.Setenv("CRISP_TEST_LEAKS", t.Name()) // Setenv refuses parallel tests
+	t.Setenv("CRISP_TEST_LEAKS", t.Name()) // Setenv panics in parallel tests
 	scope := inventory.Scope{All: Strict(), Namespaced: lab.Isolated(), Marks: append(marks, Name(t))}
 	before := inventory.Take()
 	t.Cleanup(func() {
@@ -35,8 +36,9 @@ func Leaks(t testing.TB, marks ...string) {
 	})
 }
 
-// Name returns a name for what the test makes outside its temporary directories:
-// cgroups, pins and the like. No other test or process uses it.
+// Name returns a name for what the test creates outside its temporary
+// directories: cgroups, pinned namespaces and the like. No other test or
+// process uses it.
 func Name(t testing.TB) string {
 	t.Helper()
 	return filepath.Base(filepath.Dir(t.TempDir()))

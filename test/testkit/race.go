@@ -23,7 +23,7 @@ func Rounds(t *testing.T) int {
 	return n
 }
 
-// Exchange exchanges two names of a directory, again and again, until the test ends.
+// Exchange swaps two names of a directory repeatedly until the test ends.
 func Exchange(t *testing.T, dir, a, b string) {
 	t.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})

@@ -1,5 +1,6 @@
-// Package belongings lists what pods have on a node. It asks the keeper too,
-// whose packages' tests could not use testkit if the lab did that.
+// Package belongings lists the resources of pods on a node. It also queries the
+// keeper; if the lab did that, tests of the keeper's packages could not use
+// testkit.
 package belongings
 
 import (
@@ -14,7 +15,7 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// List lists everything that pods have on the node, a line each.
+// List lists all resources of pods on the node, one per line.
 func List(ctx context.Context, l *lab.Lab) ([]string, error) {
 	keeper, err := l.Keeper()
 	if err != nil {
@@ -41,14 +42,14 @@ func List(ctx context.Context, l *lab.Lab) ([]string, error) {
 		all = append(all, "process "+p.String())
 	}
 	add("descriptor of the daemon:", descriptors(l.PID()))
-	add("descriptor of the keeper:", descriptors(keeper)) // before it is asked, which takes one
+	add("descriptor of the keeper:", descriptors(keeper)) // before the query, which takes one
 
 	held, err := held(ctx, l)
 	add("held by the keeper:", held)
 	return all, err
 }
 
-// held is what the keeper says it holds.
+// held is what the keeper reports to hold.
 func held(ctx context.Context, l *lab.Lab) ([]string, error) {
 	c, err := client.Connect(ctx, filepath.Join(l.Dir, "state"), "")
 	if err != nil {
@@ -64,12 +65,12 @@ func held(ctx context.Context, l *lab.Lab) ([]string, error) {
 	return ids, err
 }
 
-// deviceFilter is a program for a set of device rules, of which the daemon keeps
-// a few for containers to come.
+// deviceFilter is a program for a set of device rules, a few of which the
+// daemon caches.
 const deviceFilter = "anon_inode:bpf-prog"
 
-// descriptors lists the open files of a process. Those that have no name of
-// their own, or one that another process would not have, are counted.
+// descriptors lists the open files of a process. Those without a name, or with
+// one that differs between processes, are counted.
 func descriptors(pid int) []string {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	seen := map[string]int{}

@@ -1,5 +1,5 @@
-// Package fuse serves a file system of one file, whose answers are a test's: a
-// disk that forgets, or a file that nobody ever gets to open.
+// Package fuse serves a file system with one file, whose behaviour a test
+// defines: a disk that drops unflushed writes, or a file whose open hangs.
 package fuse
 
 import (
@@ -14,24 +14,24 @@ import (
 	"crisp/test/testkit"
 )
 
-// File is the only file of a file system that a test serves.
+// File is the file of a file system that a test serves.
 type File interface {
 	Size() int64 // in bytes
-	// Open returns false if there is no answer, ever.
+	// Open returns false if there is never a reply.
 	Open() bool
 	ReadAt(buf []byte, at int64)
 	WriteAt(data []byte, at int64)
 	Sync()
 }
 
-// Silent is a file that nobody ever gets to open: after SIGKILL, who tries is
-// in uninterruptible sleep. Who tries first is told to Asked.
+// Silent is a file whose open hangs: after SIGKILL, a process that opens it is
+// in uninterruptible sleep. The first open is reported to Asked.
 type Silent struct{ Asked chan struct{} }
 
 // NewSilent returns such a file.
 func NewSilent() Silent { return Silent{make(chan struct{}, 1)} }
 
-// Open tells Asked and never answers.
+// Open notifies Asked and never replies.
 func (s Silent) Open() bool {
 	select {
 	case s.Asked <- struct{}{}:
@@ -40,19 +40,20 @@ func (s Silent) Open() bool {
 	return false
 }
 
-// Size is what stat shows.
+// Size is the size for stat.
 func (Silent) Size() int64 { return 1 << 20 }
 
-// ReadAt is never asked.
+// ReadAt is never called.
 func (Silent) ReadAt([]byte, int64) {}
 
-// WriteAt is never asked.
+// WriteAt is never called.
 func (Silent) WriteAt([]byte, int64) {}
 
-// Sync is never asked.
+// Sync is never called.
 func (Silent) Sync() {}
 
-// Server serves a directory with one file named "file", by the kernel's protocol.
+// Server serves a directory with one file named "file", with the kernel's
+// protocol.
 type Server struct {
 	dev  *os.File
 	dir  string
@@ -60,7 +61,7 @@ type Server struct {
 	done sync.WaitGroup
 }
 
-// Requests of the protocol, as far as there is more to do than say no.
+// Requests of the protocol that are not simply refused.
 const (
 	opLookup      = 1
 	opForget      = 2
@@ -83,7 +84,7 @@ const (
 	maxWrite = 128 << 10
 )
 
-// Serve mounts the file system at dir. The caller ends it.
+// Serve mounts the file system at dir. The caller calls End.
 func Serve(t *testing.T, dir string, file File) *Server {
 	t.Helper()
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -94,17 +95,17 @@ func Serve(t *testing.T, dir string, file File) *Server {
 	if err := unix.Mount("fuse-test", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		t.Fatalf("mount FUSE: %v", err)
 	}
-	// Before it is mounted there is nothing to poll.
+	// The mount must exist before it can be polled.
 	f := &Server{dev: os.NewFile(uintptr(fd), "/dev/fuse"), dir: dir, file: file}
 	f.done.Go(f.serve)
 	return f
 }
 
-// End ends the server, upon which the kernel fails what waits for an answer.
+// End stops the server, whereupon the kernel fails all pending requests.
 func (f *Server) End() {
 	_ = f.dev.Close()
 	f.done.Wait()
-	_ = unix.Unmount(f.dir, unix.MNT_DETACH) // at its second call it is gone
+	_ = unix.Unmount(f.dir, unix.MNT_DETACH) // already unmounted at the second call
 }
 
 func (f *Server) serve() {
@@ -137,11 +138,11 @@ func (f *Server) serve() {
 		out := binary.LittleEndian.AppendUint32(nil, uint32(16+len(answer)))
 		out = binary.LittleEndian.AppendUint32(out, uint32(-int32(errno)))
 		out = append(out, buf[8:16]...)
-		_, _ = f.dev.Write(append(out, answer...)) // the request may have been given up
+		_, _ = f.dev.Write(append(out, answer...)) // the request may have been cancelled
 	}
 }
 
-// answer returns a negative number where there is none.
+// answer returns a negative number if there is no reply.
 func (f *Server) answer(op uint32, node uint64, in []byte) ([]byte, int) {
 	le := binary.LittleEndian
 	switch op {

@@ -1,4 +1,4 @@
-// Package inventory lists what a program could leave behind on a machine:
+// Package inventory lists the resources that a program could leak on a machine:
 // mounts, cgroups, network links, processes and descriptors.
 package inventory
 
@@ -15,29 +15,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Inventory is what there was at one moment. Each thing is described by a
-// line that begins with its kind.
+// Inventory is a snapshot of resources. Each one is described by a line that
+// begins with its kind.
 type Inventory struct {
-	// shared things belong to the machine, own ones to this process.
+	// shared resources belong to the machine, own ones to this process.
 	shared, own map[string]bool
 	// pids are this process and those below it.
 	pids map[int]bool
 }
 
-// Scope says which of the machine's things count as this program's. Its own
-// processes and descriptors always do.
+// Scope selects which of the machine's resources count as this program's. Its
+// own processes and descriptors always do.
 type Scope struct {
-	// All counts everything, except cgroups in which processes of others run.
+	// All counts everything, except cgroups with unrelated processes.
 	All bool
 	// Namespaced counts every mount and link: this process has namespaces
-	// for them that nobody else uses.
+	// for them that no other program uses.
 	Namespaced bool
 	// Marks are parts of names that only this program uses.
 	Marks []string
 }
 
-// Take looks around. It makes this process the one that orphaned descendants
-// fall to, so that none escapes the count.
+// Take takes an inventory. It makes this process a child subreaper, so that
+// orphaned descendants are counted.
 func Take() Inventory {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // cannot fail on Linux 3.4 and later
 	in := Inventory{shared: map[string]bool{}, own: map[string]bool{}, pids: map[int]bool{os.Getpid(): true}}
@@ -74,9 +74,9 @@ func Take() Inventory {
 	return in
 }
 
-// Settle takes inventories until nothing is there that was not there before,
-// or the time is up, and lists what was too much in the last one. Some things
-// need a moment to go: a keeper ends about a second after it holds nothing.
+// Settle takes inventories until there is nothing that was not there before, or
+// the time is up, and lists what is left in the last one. Some resources take a
+// moment to disappear: a keeper exits about a second after it holds nothing.
 func (in Inventory) Settle(limit time.Duration, s Scope) []string {
 	for end := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
 		left := in.more(Take(), s)
@@ -117,13 +117,13 @@ func (s Scope) covers(what string, pids map[int]bool) bool {
 }
 
 // kept reports whether a cgroup is the slice that crisp's scopes are in by
-// default, and empty. systemd makes it with the first one, and keeps it.
+// default, and empty. systemd creates it with the first one, and keeps it.
 func kept(dir string) bool {
 	return filepath.Base(dir) == "crisp.slice" && len(subdirectories(dir)) == 0 && readString(filepath.Join(dir, "cgroup.procs")) == ""
 }
 
-// foreign reports whether a cgroup is in use, but by none of the processes.
-// One that is gone is foreign too.
+// foreign reports whether a cgroup is in use, but not by any of the processes.
+// A removed one is foreign too.
 func foreign(dir string, pids map[int]bool) bool {
 	if _, err := os.Stat(dir); err != nil {
 		return true
@@ -142,8 +142,7 @@ func foreign(dir string, pids map[int]bool) bool {
 	return used
 }
 
-// Mounts lists the mount points of this process's namespace, as often as
-// something is mounted there.
+// Mounts lists the mount points of this process's namespace, once per mount.
 func Mounts() []string {
 	var points []string
 	for line := range strings.Lines(readString("/proc/self/mountinfo")) {
@@ -161,7 +160,7 @@ func MountsBelow(dir string) []string {
 	return points
 }
 
-// Hierarchies lists where cgroups are mounted.
+// Hierarchies lists the mount points of cgroups.
 func Hierarchies() []string {
 	var all []string
 	for line := range strings.Lines(readString("/proc/self/mountinfo")) {
@@ -172,8 +171,8 @@ func Hierarchies() []string {
 	return all
 }
 
-// Cgroups lists the cgroups of every hierarchy whose path holds part, parents
-// before their children.
+// Cgroups lists the cgroups of every hierarchy whose path contains part,
+// parents before their children.
 func Cgroups(part string) []string {
 	var all []string
 	for _, root := range Hierarchies() {
@@ -191,8 +190,8 @@ func mountPointAndType(line string) (point, fsType string) {
 	return f[4], f[sep+1]
 }
 
-// subdirectories lists the directories below dir. It passes over those that
-// vanish while it looks.
+// subdirectories lists the directories below dir. It skips those that are
+// removed meanwhile.
 func subdirectories(dir string) []string {
 	var all []string
 	entries, err := os.ReadDir(dir)
@@ -241,8 +240,8 @@ func Descendants(pid int) []Process {
 	return all
 }
 
-// program is the name of a process's executable. Its own name for itself may
-// say nothing: one that was started from a descriptor is called by its number.
+// program is the name of a process's executable. Its comm may be meaningless:
+// that of a program started from a descriptor is the number.
 func program(pid int, comm string) string {
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	if err != nil {
@@ -252,8 +251,8 @@ func program(pid int, comm string) string {
 	return strings.TrimPrefix(exe, "memfd:")
 }
 
-// reapOrphan waits for a zombie. One that os/exec is about to wait for is
-// gone a moment later anyway, so it is given that moment first.
+// reapOrphan waits for a zombie. os/exec may be about to wait for it, so it
+// gets a moment to do so first.
 func reapOrphan(pid int) bool {
 	for range 10 {
 		time.Sleep(5 * time.Millisecond)

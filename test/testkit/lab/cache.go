@@ -11,8 +11,7 @@ import (
 // ErrNotMade means that a tool or the images are not in the cache.
 var ErrNotMade = errors.New(`not made yet: run "make build tools images packages", for Kubernetes "make kubernetes" too`)
 
-// Cache is where a checkout keeps its programs, and the tools and images that
-// tests need.
+// Cache is a checkout's directory of programs, tools and images for tests.
 type Cache struct{ checkout string }
 
 // Find looks for the checkout from the working directory upwards.
@@ -30,7 +29,7 @@ func Find() (Cache, error) {
 	return Cache{}, errors.New("find the checkout: no directory above this one holds cmd/crisp")
 }
 
-// Crisp is the daemon, built with its keeper beside it.
+// Crisp is the daemon, built with its keeper next to it.
 func (c Cache) Crisp() (string, error) { return made(filepath.Join(c.checkout, "bin", "crisp")) }
 
 // Package is the Debian package of the daemon.
@@ -45,23 +44,23 @@ func (c Cache) Package() (string, error) {
 	return debs[0], nil
 }
 
-// Packages is the directory with the packages of every form and processor.
+// Packages is the directory with the packages of every format and architecture.
 func (c Cache) Packages() (string, error) {
 	dir := filepath.Join(c.checkout, "dist")
 	_, err := made(filepath.Join(dir, "SHA256SUMS"))
 	return dir, err
 }
 
-// Tool is a program that the tests bring along: crictl, critest, registry.
+// Tool is a program that is built for the tests: crictl, critest, registry.
 func (c Cache) Tool(name string) (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "bin", name))
 }
 
-// Plugins is the directory of the CNI plugins. They need a program that they do
-// not bring along.
+// Plugins is the directory of the CNI plugins. They depend on a program that is
+// not built with them.
 func (c Cache) Plugins() (string, error) {
 	if _, err := exec.LookPath("iptables"); err != nil {
-		return "", fmt.Errorf("the CNI plugins call iptables: install it: %w", err)
+		return "", fmt.Errorf("the CNI plugins need iptables: install it: %w", err)
 	}
 	return made(filepath.Join(c.checkout, ".cache", "cni"))
 }

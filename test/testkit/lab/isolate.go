@@ -13,7 +13,8 @@ import (
 )
 
 // isolatedEnv marks the copy of the program that runs in the namespaces: its
-// value is that copy's process ID, so that what it starts is not taken for it.
+// value is that copy's process ID, so that its children are not mistaken for
+// it.
 const isolatedEnv = "CRISP_LAB_PID"
 
 // Isolated reports whether this process has network, mount, IPC and UTS
@@ -21,9 +22,9 @@ const isolatedEnv = "CRISP_LAB_PID"
 func Isolated() bool { return os.Getenv(isolatedEnv) == fmt.Sprint(os.Getpid()) }
 
 // Isolate runs main in network, mount, IPC and UTS namespaces of its own, by
-// starting this program once more, and returns main's result. Bridges, packet
-// filter rules, host ports, System V memory and stray mounts stay in there
-// and vanish with it. Without root it just runs main.
+// starting this program again, and returns main's result. Bridges, packet
+// filter rules, host ports, System V memory and leaked mounts stay in there and
+// vanish with it. Without root it just runs main.
 func Isolate(main func() int) int {
 	if os.Geteuid() != 0 {
 		return main()
@@ -36,7 +37,7 @@ func Isolate(main func() int) int {
 			return 1
 		}
 		return main()
-	default: // started by one that has namespaces, and in them too
+	default: // started by an isolated copy, and in its namespaces
 		return main()
 	}
 
@@ -58,7 +59,7 @@ func rerun() (int, error) {
 	}
 
 	// The copy is in the same process group, so that signals from a terminal
-	// reach it too; one sent to this process alone is passed on.
+	// reach it too; one sent to this process alone is forwarded.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	defer signal.Stop(signals)
@@ -73,7 +74,7 @@ func rerun() (int, error) {
 		select {
 		case s := <-signals:
 			if s != syscall.SIGINT {
-				_ = cmd.Process.Signal(s) // it may have ended meanwhile
+				_ = cmd.Process.Signal(s) // it may have exited meanwhile
 			}
 		case err := <-done:
 			var exit *exec.ExitError
@@ -85,8 +86,8 @@ func rerun() (int, error) {
 	}
 }
 
-// furnish makes the new namespaces usable. Mounts get peer groups of their
-// own, shared as on a node but not with the machine.
+// furnish sets up the new namespaces. Mounts get their own peer groups, shared
+// as on a node but not with the machine.
 func furnish() error {
 	if err := takeRoot(); err != nil {
 		return fmt.Errorf("leave the chroot: %w", err)

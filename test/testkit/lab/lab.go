@@ -22,19 +22,19 @@ import (
 )
 
 const (
-	readyTime  = 20 * time.Second // for the daemon to answer
+	readyTime  = 20 * time.Second // for the daemon to respond
 	retryTime  = 5 * time.Millisecond
-	keeperTime = 20 * time.Second // for the keeper to end when it holds nothing
+	keeperTime = 20 * time.Second // for the keeper to exit when it holds nothing
 )
 
-// Options say what a lab is like. The zero value is a whole one.
+// Options configure a lab. The zero value is a complete one.
 type Options struct {
-	// Dir is where it lives; a new directory of /tmp if empty. Close removes it.
+	// Dir is its directory; a new one in /tmp if empty. Close removes it.
 	Dir string
-	// NoRegistry leaves out the registry and with it the need for images.
+	// NoRegistry omits the registry, so that no images are needed.
 	NoRegistry bool
 	// Storage, if not empty, is a directory with images that the lab serves by
-	// itself, in place of the registry and the images that tests use.
+	// itself, instead of the registry and the images for tests.
 	Storage string
 	// Config is added to the daemon's configuration file (TOML).
 	Config string
@@ -44,19 +44,19 @@ type Options struct {
 	Crisp string
 	// Below is a command that the daemon is started with, such as nsenter.
 	Below []string
-	// Second tells the lab from another of the same process.
+	// Second distinguishes the lab from another of the same process.
 	Second bool
-	// Routed leaves out masquerading: pods are reached at their addresses from
-	// afar, and go there with them.
+	// Routed disables masquerading: other nodes reach pods at their addresses,
+	// and pods use them as source addresses.
 	Routed bool
 	// PluginDir, if not empty, is searched for CNI plugins first.
 	PluginDir string
 	// CgroupDriver is systemd or cgroupfs; if empty, CRISP_CGROUP_DRIVER
-	// tells, and if that is empty too, it is cgroupfs.
+	// is used, and if that is empty too, cgroupfs.
 	CgroupDriver string
 }
 
-// Lab is a node to try crisp on.
+// Lab is a node to test crisp on.
 type Lab struct {
 	// Dir is its directory and Name a name that only this lab uses: its cgroups
 	// are below a parent of that name.
@@ -95,14 +95,14 @@ func New(ctx context.Context, opt Options) (_ *Lab, err error) {
 		}
 	}()
 
-	// No dashes: systemd takes those in a slice's name for levels.
+	// No dashes: systemd interprets those in a slice's name as levels.
 	l.Name = strings.ReplaceAll(fmt.Sprintf("crisp_lab_%d_%s", os.Getpid(), strings.TrimPrefix(filepath.Base(l.Dir), "crisp-lab-")), "-", "_")
 	l.Endpoint = "unix://" + l.path("crisp.sock")
 	if err := l.configure(ctx); err != nil {
 		return nil, err
 	}
 
-	// A daemon that was restarted is found at once.
+	// A restarted daemon is reconnected to immediately.
 	retry := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: retryTime, MaxDelay: retryTime, Multiplier: 1}, MinConnectTimeout: pace.Scale(readyTime)}
 	l.conn, err = grpc.NewClient(l.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(retry))
 	if err != nil {
@@ -113,8 +113,8 @@ func New(ctx context.Context, opt Options) (_ *Lab, err error) {
 	return l, l.Start(ctx)
 }
 
-// Run has f use a lab, which is closed after it. The daemon's log is left in
-// the file.
+// Run calls f with a lab, which is closed afterwards. The daemon's log is kept
+// in the file.
 func Run(ctx context.Context, opt Options, log string, f func(*Lab) error) error {
 	l, err := New(ctx, opt)
 	if err != nil {
@@ -149,7 +149,7 @@ func (l *Lab) CgroupDriver() string {
 	return cmp.Or(l.opt.CgroupDriver, os.Getenv("CRISP_CGROUP_DRIVER"), "cgroupfs")
 }
 
-// cgroupParent is the parent of the pods' groups in the words of the driver.
+// cgroupParent is the parent of the pods' cgroups in the driver's notation.
 func (l *Lab) cgroupParent() string {
 	if l.CgroupDriver() == "systemd" {
 		return l.Name + ".slice"
@@ -157,10 +157,11 @@ func (l *Lab) cgroupParent() string {
 	return "/" + l.Name
 }
 
-// configure writes the files that the daemon reads and starts the registry
-// that they name.
+// configure writes the files that the daemon reads and starts the registry that
+// they refer to.
 func (l *Lab) configure(ctx context.Context) error {
-	// /var/lib is open to all too: a pod's user namespace has to get through.
+	// Like /var/lib it is accessible to all: a pod's user namespace must be
+	// able to traverse it.
 	if err := errors.Join(os.MkdirAll(l.Dir, 0o755), os.Chmod(l.Dir, 0o755)); err != nil {
 		return err
 	}
@@ -201,7 +202,7 @@ func (l *Lab) startRegistry(ctx context.Context) (err error) {
 	return err
 }
 
-// Start starts the daemon and waits until it answers. [New] has done so.
+// Start starts the daemon and waits until it responds. [New] has done so.
 func (l *Lab) Start(ctx context.Context) error {
 	binary := l.opt.Crisp
 	if binary == "" {
@@ -244,11 +245,11 @@ func (l *Lab) Start(ctx context.Context) error {
 // PID is the daemon's process ID.
 func (l *Lab) PID() int { return l.daemon.cmd.Process.Pid }
 
-// Stop ends the daemon as a service manager does. Pods stay.
+// Stop stops the daemon as a service manager does. Pods keep running.
 func (l *Lab) Stop() error { return l.daemon.Stop() }
 
-// Upgrade ends the daemon and starts another program in its place, which has
-// its keeper beside it; an empty name is the checkout's. Pods stay.
+// Upgrade stops the daemon and starts another program in its place, which has
+// its keeper next to it; an empty name is the checkout's. Pods keep running.
 func (l *Lab) Upgrade(ctx context.Context, crisp string) error {
 	l.opt.Crisp = crisp
 	if err := l.Stop(); err != nil {
@@ -257,13 +258,13 @@ func (l *Lab) Upgrade(ctx context.Context, crisp string) error {
 	return l.Start(ctx)
 }
 
-// Kill ends the daemon at once. Pods stay.
+// Kill kills the daemon. Pods keep running.
 func (l *Lab) Kill() {
-	_ = l.daemon.cmd.Process.Kill() // it may be gone already
+	_ = l.daemon.cmd.Process.Kill() // it may have exited already
 	<-l.daemon.done
 }
 
-// Log is what the daemon has logged.
+// Log is the daemon's log.
 func (l *Lab) Log() string {
 	data, err := os.ReadFile(l.path("crisp.log"))
 	if err != nil {
@@ -272,8 +273,8 @@ func (l *Lab) Log() string {
 	return string(data)
 }
 
-// Close removes the pods, ends everything and removes the directory. What crisp
-// should have ended or removed by then is in the error.
+// Close removes the pods, stops everything and removes the directory. What
+// crisp has leaked is in the error.
 func (l *Lab) Close(ctx context.Context) error {
 	var errs []error
 	if l.daemon != nil {
@@ -286,7 +287,8 @@ func (l *Lab) Close(ctx context.Context) error {
 		errs = append(errs, l.Registry.Close())
 	}
 
-	// A plugin leaves the bridge, and the daemon the parent of its cgroups.
+	// A plugin does not remove the bridge, nor the daemon the parent of its
+	// cgroups.
 	errs = append(errs, RemoveLink(l.bridge()), RemoveCgroups(l.Name))
 	if left := l.before.Settle(pace.Scale(keeperTime), l.scope()); len(left) > 0 {
 		errs = append(errs, fmt.Errorf("left behind: %s", strings.Join(left, ", ")), l.removeByForce())
@@ -327,12 +329,12 @@ func (l *Lab) scope() inventory.Scope {
 	return inventory.Scope{Namespaced: Isolated(), Marks: []string{l.Dir, l.Name, l.bridge()}}
 }
 
-// removeByForce ends the processes below this one that were not there before,
+// removeByForce kills the processes below this one that were not there before,
 // and removes mounts and cgroups of the lab.
 func (l *Lab) removeByForce() error {
 	for _, p := range inventory.Descendants(os.Getpid()) {
 		if !l.before.HasProcess(p) {
-			_ = unix.Kill(p.PID, unix.SIGKILL) // it may be gone already
+			_ = unix.Kill(p.PID, unix.SIGKILL) // it may have exited already
 		}
 	}
 
@@ -345,7 +347,7 @@ func (l *Lab) removeByForce() error {
 	}
 
 	if len(left) > 0 {
-		errs = append(errs, fmt.Errorf("cannot end: %s", strings.Join(left, ", ")))
+		errs = append(errs, fmt.Errorf("could not kill: %s", strings.Join(left, ", ")))
 	}
 	return errors.Join(append(errs, RemoveCgroups(l.Name))...)
 }

@@ -27,7 +27,7 @@ func TestDaemonRestarts(t *testing.T) {
 	}
 	v, err := l.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
 	if err != nil || v.RuntimeName != "crisp" {
-		t.Errorf("got %v, %v, want crisp to answer", v, err)
+		t.Errorf("got %v, %v, want a response from crisp", v, err)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 // writeNetwork writes a CNI configuration to dir: a bridge, addresses from
-// subnet, mapped ports. What the plugins keep is kept in data.
+// subnet, mapped ports. The plugins store their state in data.
 func writeNetwork(dir, data, bridge, subnet string, masquerade bool) error {
 	type object map[string]any
 	conf := object{
@@ -42,7 +42,7 @@ func writeNetwork(dir, data, bridge, subnet string, masquerade bool) error {
 	return os.WriteFile(filepath.Join(dir, "10-"+bridge+".conflist"), append(text, '\n'), 0o644)
 }
 
-// RemoveLink removes a link that may not be there.
+// RemoveLink removes a link, which may be missing.
 func RemoveLink(name string) error {
 	link, err := netlink.LinkByName(name)
 	var missing netlink.LinkNotFoundError

@@ -58,6 +58,6 @@ func TestProcess(t *testing.T) {
 		t.Errorf("got %v, want an error with the exit status and the log", err)
 	}
 	if err := p.Stop(); err != nil {
-		t.Errorf("stop a process that has ended: %v", err)
+		t.Errorf("stop a process that has exited: %v", err)
 	}
 }

@@ -14,14 +14,14 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// stopTime is how long a process may take to end when asked to.
+// stopTime is how long a process may take to exit after SIGTERM.
 const stopTime = 20 * time.Second
 
 // Process is a program running in the background, its output in a file.
 type Process struct {
 	cmd  *exec.Cmd
 	log  string
-	done chan struct{} // closed when it ended
+	done chan struct{} // closed when it has exited
 	err  error         // why, set before done is closed
 }
 
@@ -37,8 +37,8 @@ func StartProcess(log string, env []string, binary string, args ...string) (*Pro
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.Env = append(os.Environ(), env...)
 
-	// A group of its own, so that ^C reaches only the program that started
-	// it, which then ends things in order.
+	// Its own process group, so that ^C reaches only the program that started
+	// it, which then stops everything in order.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func StartProcess(log string, env []string, binary string, args ...string) (*Pro
 	return p, nil
 }
 
-// WaitUntil polls ready until it is true, the process ends or time is up.
+// WaitUntil polls ready until it is true, the process exits or ctx ends.
 func (p *Process) WaitUntil(ctx context.Context, limit time.Duration, ready func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -62,7 +62,7 @@ func (p *Process) WaitUntil(ctx context.Context, limit time.Duration, ready func
 		select {
 		case <-tick.C:
 		case <-p.done:
-			return fmt.Errorf("%s ended: %w: %s", filepath.Base(p.cmd.Path), errors.Join(p.err, os.ErrProcessDone), p.tail())
+			return fmt.Errorf("%s exited: %w: %s", filepath.Base(p.cmd.Path), errors.Join(p.err, os.ErrProcessDone), p.tail())
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready: %w: %s", filepath.Base(p.cmd.Path), ctx.Err(), p.tail())
 		}
@@ -71,9 +71,9 @@ func (p *Process) WaitUntil(ctx context.Context, limit time.Duration, ready func
 	return nil
 }
 
-// Stop asks the process to end, and kills it when it does not.
+// Stop terminates the process, and kills it if it does not exit.
 func (p *Process) Stop() error {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have exited already
 	select {
 	case <-p.done:
 		return nil
@@ -81,7 +81,7 @@ func (p *Process) Stop() error {
 	}
 	_ = p.cmd.Process.Kill()
 	<-p.done
-	return fmt.Errorf("%s did not end within %v of SIGTERM and was killed: %s", filepath.Base(p.cmd.Path), stopTime, p.tail())
+	return fmt.Errorf("%s did not exit within %v of SIGTERM and was killed: %s", filepath.Base(p.cmd.Path), stopTime, p.tail())
 }
 
 // tail is the end of the log.

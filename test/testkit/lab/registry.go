@@ -39,16 +39,16 @@ type Registry struct {
 	stop func() error
 }
 
-// RegistryOptions say how to run a registry.
+// RegistryOptions configure a registry.
 type RegistryOptions struct {
 	Binary    string // the distribution project's registry
 	Storage   string // directory with the blobs
 	Work      string // directory for its configuration and log
 	Writable  bool
-	AccessLog bool // tells each request in registry.log
+	AccessLog bool // log each request in registry.log
 }
 
-// StartRegistry runs a registry on a free port and waits until it answers.
+// StartRegistry runs a registry on a free port and waits until it responds.
 func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 	addr, err := freeAddr()
 	if err != nil {
@@ -73,7 +73,7 @@ func StartRegistry(ctx context.Context, o RegistryOptions) (*Registry, error) {
 	return r, nil
 }
 
-// Close ends the registry.
+// Close stops the registry.
 func (r *Registry) Close() error { return r.stop() }
 
 // WriteHosts writes certs.d directories to dir that send the pulls from the usual

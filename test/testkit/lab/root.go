@@ -9,13 +9,13 @@ import (
 )
 
 // takeRoot makes the root of this process the root of its mount namespace,
-// which it is not in a chroot: who enters a namespace, as containers do, finds
-// himself at its root and not in the chroot. The namespace must be this
-// process's own. If something is to be done, the program is executed anew.
+// which it is not in a chroot: a process that enters a namespace, as containers
+// do, is at its root and not in the chroot. The namespace must be this
+// process's own. If a change is needed, the program is re-executed.
 func takeRoot() error {
 	done := make(chan error)
 	go func() {
-		// The thread gets a root of its own, so it ends with the goroutine.
+		// The thread gets its own root, so it exits with the goroutine.
 		runtime.LockOSThread()
 		done <- takeRootOfThread()
 	}()
@@ -55,7 +55,7 @@ func takeRootOfThread() error {
 // rootOfNamespace moves the thread to the root of a mount namespace.
 func rootOfNamespace(namespace int) (place, error) {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return place{}, fmt.Errorf("part with the root of other threads: %w", err)
+		return place{}, fmt.Errorf("unshare the root of other threads: %w", err)
 	}
 	if err := unix.Setns(namespace, unix.CLONE_NEWNS); err != nil {
 		return place{}, fmt.Errorf("go to the root of the mount namespace: %w", err)
@@ -67,7 +67,7 @@ func rootOfNamespace(namespace int) (place, error) {
 func executeBelow(tree int, dir string) error {
 	// Otherwise the machine's root would be mounted over too.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("part with the machine's mounts: %w", err)
+		return fmt.Errorf("unshare the machine's mounts: %w", err)
 	}
 
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
@@ -94,7 +94,7 @@ type place struct {
 func rootOfThread() (place, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, "/", 0, unix.STATX_INO|unix.STATX_MNT_ID, &st); err != nil {
-		return place{}, fmt.Errorf("look at /: %w", err)
+		return place{}, fmt.Errorf("stat /: %w", err)
 	}
 	return place{st.Mnt_id, st.Ino}, nil
 }

@@ -17,7 +17,8 @@ import (
 const inChroot = "CRISP_TEST_CHROOT"
 
 // TestChrootIsLeft runs the test program in a chroot, where its namespaces must
-// have the chroot as their root all the same, and the machine's root is as before.
+// have the chroot as their root nevertheless, and the machine's root must not
+// change.
 func TestChrootIsLeft(t *testing.T) {
 	if testing.Short() || os.Geteuid() != 0 {
 		t.Skip("the test changes mounts")
@@ -36,7 +37,7 @@ func TestChrootIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// The mounts below it are shared with those that they are copies of.
+	// The mounts below it are shared with their originals.
 	if err := unix.Mount("", root, "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}

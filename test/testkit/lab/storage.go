@@ -62,8 +62,8 @@ func (s storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// cut parts a path into a repository and what is asked of it, both fit to be
-// names of files.
+// cut splits a path into a repository and the requested object, both valid as
+// file names.
 func cut(path, kind string) (repository, ref string, ok bool) {
 	repository, ref, ok = strings.Cut(path, kind)
 	return repository, ref, ok && filepath.IsLocal(repository) && filepath.IsLocal(ref)
@@ -80,19 +80,19 @@ func (s storage) manifest(w http.ResponseWriter, r *http.Request, repository, re
 		ref = string(link)
 	}
 
-	// A registry keeps no types beside manifests: they say what they are.
+	// A registry stores no types with manifests: they contain their own.
 	var content struct {
 		MediaType string `json:"mediaType"`
 	}
 
 	if d, err := digest.Parse(ref); err == nil {
-		data, _ := os.ReadFile(s.blob(d)) // what is missing is told below
+		data, _ := os.ReadFile(s.blob(d)) // a missing one is reported below
 		_ = json.Unmarshal(data, &content)
 	}
 	s.content(w, r, filepath.Join(manifests, "revisions"), ref, content.MediaType)
 }
 
-// content serves what a repository has a link to.
+// content serves the blobs that a repository has a link to.
 func (s storage) content(w http.ResponseWriter, r *http.Request, links, ref, mediaType string) {
 	d, err := digest.Parse(ref)
 	if err == nil {

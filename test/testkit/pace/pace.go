@@ -1,4 +1,4 @@
-// Package pace gives tests more patience on machines that are slower than
+// Package pace extends the timeouts of tests on machines that are slower than
 // those they were written on, such as emulated ones.
 package pace
 
@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// Scale returns d as many times over as CRISP_TIME_SCALE says. It is for
-// limits on how long something may take, not for how long something must take.
+// Scale returns d multiplied by CRISP_TIME_SCALE. It is for limits on how long
+// something may take, not for how long something must take.
 func Scale(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * factor())
 }
 
-// Load returns as many busy things as are to a slower machine what n are to a
-// fast one, but at least a fifth of them: what is tested has time limits of
-// its own, which do not scale.
+// Load returns the number of load generators that corresponds to n of them on a
+// fast machine, but at least a fifth: the tested code has its own timeouts,
+// which do not scale.
 func Load(n int) int {
 	return max(int(float64(n)/max(1, factor())), n/5)
 }

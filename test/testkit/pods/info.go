@@ -9,7 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Logged is what the container has written so far, without the log's fields.
+// Logged is the container's output so far, without the log's fields.
 func (c *Container) Logged(t testing.TB) string {
 	t.Helper()
 	data, err := os.ReadFile(c.LogFile())
@@ -38,7 +38,7 @@ func (c *Container) Await(t testing.TB, word string) {
 	Eventually(t, word+" is in the log of "+c.Config.Metadata.Name, func() bool { return strings.Contains(c.Logged(t), word) })
 }
 
-// PID is the container's first process as the machine sees it.
+// PID is the container's first process in the node's PID namespace.
 func (c *Container) PID(t testing.TB) int {
 	t.Helper()
 	r := Call(t, c.Pod.Node.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.ID, Verbose: true})

@@ -1,5 +1,5 @@
-// Package pods makes pods and containers on a lab's node, configured as kubelet
-// does it. Everything is removed at the end of the test that made it.
+// Package pods creates pods and containers on a lab's node, configured as by
+// kubelet. Everything is removed at the end of the test that created it.
 package pods
 
 import (
@@ -30,7 +30,7 @@ func Call[Q, A any](t testing.TB, f func(context.Context, Q, ...grpc.CallOption)
 	return answer
 }
 
-// Try makes a call. It works in clean-ups too.
+// Try makes a call. It works in cleanups too.
 func Try[Q, A any](t testing.TB, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), pace.Scale(callTime))
@@ -105,7 +105,7 @@ func (p *Pod) Remove(t testing.TB) {
 	}
 }
 
-// UserNamespace gives a pod 65,536 users that begin at one of the node's.
+// UserNamespace gives a pod 65,536 users that start at a user of the node.
 func UserNamespace(first uint32) PodChange {
 	mapping := []*runtimeapi.IDMapping{{HostId: first, ContainerId: 0, Length: 65536}}
 	return func(c *runtimeapi.PodSandboxConfig) {
@@ -115,12 +115,12 @@ func UserNamespace(first uint32) PodChange {
 	}
 }
 
-// SharedPID lets a pod's containers see each other.
+// SharedPID makes a pod's containers share a PID namespace.
 func SharedPID(c *runtimeapi.PodSandboxConfig) {
 	c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 }
 
-// HostNetwork leaves a pod in the node's network.
+// HostNetwork puts a pod into the node's network.
 func HostNetwork(c *runtimeapi.PodSandboxConfig) {
 	c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 	c.Hostname = ""
@@ -155,8 +155,8 @@ func Volume(from, at string) Change {
 	}
 }
 
-// TryCreate creates a container that the node may refuse. It runs as kubelet's
-// do: kernel files masked or read-only, the runtime's own filter.
+// TryCreate creates a container that the node may refuse. It is configured as
+// by kubelet: kernel files masked or read-only, the runtime's own filter.
 func (p *Pod) TryCreate(t testing.TB, name, image string, changes ...Change) (*Container, error) {
 	t.Helper()
 	cfg := &runtimeapi.ContainerConfig{
@@ -205,13 +205,13 @@ func (c *Container) Remove(t testing.TB) {
 	Call(t, c.Pod.Node.Runtime.RemoveContainer, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID})
 }
 
-// Status is what the node says of the container.
+// Status is the container's status from the node.
 func (c *Container) Status(t testing.TB) *runtimeapi.ContainerStatus {
 	t.Helper()
 	return Call(t, c.Pod.Node.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.ID}).Status
 }
 
-// Wait waits for the container's end.
+// Wait waits for the container's exit.
 func (c *Container) Wait(t testing.TB) *runtimeapi.ContainerStatus {
 	t.Helper()
 	var st *runtimeapi.ContainerStatus
@@ -222,8 +222,8 @@ func (c *Container) Wait(t testing.TB) *runtimeapi.ContainerStatus {
 	return st
 }
 
-// Shell runs a script in the container and returns its output, with a line of
-// its own if the exit code is not 0.
+// Shell runs a script in the container and returns its output, with an extra
+// line if the exit code is not 0.
 func (c *Container) Shell(t testing.TB, script string) string {
 	t.Helper()
 	r := Call(t, c.Pod.Node.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"sh", "-c", script}})
@@ -234,7 +234,7 @@ func (c *Container) Shell(t testing.TB, script string) string {
 	return strings.TrimSuffix(out, "\n")
 }
 
-// LogFile is where the container's output goes.
+// LogFile is the path of the container's log.
 func (c *Container) LogFile() string {
 	return filepath.Join(c.Pod.Config.LogDirectory, c.Config.LogPath)
 }

@@ -10,15 +10,15 @@ import (
 )
 
 const (
-	// maxAgain is how many specs may have failed for want of time.
+	// maxAgain is how many failed specs may be retried.
 	maxAgain = 4
-	// maxReason is how much of a reason, in bytes, is printed.
+	// maxReason bounds a printed reason, in bytes.
 	maxReason = 500
 )
 
-// Again is a pattern for the specs of a run that have a second try, by
-// themselves: those that failed, if these are few and the run came to its end.
-// In an ordered container each needs what those before it did, so that all run.
+// Again is a pattern for the specs of a run that are retried, by themselves:
+// those that failed, if these are few and the run was complete. In an ordered
+// container each spec depends on those before it, so all are run.
 func Again(first []Spec) (focus string, ok bool) {
 	failed := failures(first)
 	if len(failed) == 0 || len(failed) > maxAgain || slices.ContainsFunc(failed, Spec.endsRun) {
@@ -31,13 +31,13 @@ func Again(first []Spec) (focus string, ok bool) {
 		}
 	}
 	slices.Sort(names)
-	// ginkgo looks for it in the suite's name, a space and the spec's.
+	// Ginkgo matches it against the suite's name, a space and the spec's.
 	return " (" + strings.Join(slices.Compact(names), "|") + ")$", true
 }
 
-// Merge returns what a run tells, with what another tells of the specs that
-// [Again] named. One that passes now counts as passed if nothing in its
-// container has failed; what it said at first is written to w, to be looked into.
+// Merge returns the results of a run, updated by those of another run with the
+// specs that [Again] selected. One that passes now counts as passed if nothing
+// in its container has failed; its first failure is written to w, for analysis.
 func Merge(w io.Writer, first, second []Spec) []Spec {
 	all, failed := slices.Clone(first), failures(second)
 	if slices.ContainsFunc(failed, Spec.endsRun) {
@@ -78,15 +78,15 @@ func (s Spec) failed() bool {
 	return !slices.Contains([]string{"passed", "skipped", "pending"}, s.State)
 }
 
-// endsRun reports whether a failure is more than a spec's own: one of the
-// suite's set-up, or the end of the run before it was through.
+// endsRun reports whether a failure affects the whole run: one in the suite's
+// setup, or an early end of the run.
 func (s Spec) endsRun() bool {
 	return s.LeafNodeType != "It" || s.State == "interrupted" || s.State == "aborted"
 }
 
 // together are the names of the specs to run for one: its own, or those of all
-// that were to run in its container if that may be an ordered one. ginkgo's
-// report does not tell, but such a container has one process run it.
+// that were to run in its container if that may be an ordered one. Ginkgo's
+// report does not say so, but such a container is run by one process.
 func together(all []Spec, s Spec) []string {
 	var names []string
 	for _, t := range all {
@@ -102,7 +102,7 @@ func together(all []Spec, s Spec) []string {
 }
 
 // chosen reports whether a spec ran or would have: one that a pattern left out
-// is skipped without a word.
+// is skipped without a message.
 func (s Spec) chosen() bool { return s.State == "passed" || s.failed() || s.Failure.Message != "" }
 
 func (s Spec) because() string {

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Excuses say which specs need not pass, and why, one a line:
+// Excuses list the specs that need not pass, and why, one per line:
 //
 //	never       PATTERN  # reason   is left out
 //	may         PATTERN  # reason   may skip itself

@@ -1,5 +1,5 @@
-// Package specs judges what a suite made with ginkgo reports of its specs: all
-// that were asked for must pass, but for those in a list of excuses.
+// Package specs evaluates the report of a Ginkgo suite: all selected specs must
+// pass, except those in a list of excuses.
 package specs
 
 import (
@@ -14,7 +14,7 @@ import (
 	"crisp/test/testkit/tally"
 )
 
-// Spec is what ginkgo's JSON says of one spec.
+// Spec is one spec in Ginkgo's JSON report.
 type Spec struct {
 	ContainerHierarchyTexts []string
 	LeafNodeType            string
@@ -24,18 +24,18 @@ type Spec struct {
 	Failure                 struct{ Message string }
 }
 
-// Name is made of the texts of the spec and of what it is in.
+// Name consists of the texts of the spec and its containers.
 func (s Spec) Name() string {
 	return join(append(slices.Clone(s.ContainerHierarchyTexts), s.LeafNodeText))
 }
 
-// join makes a name as ginkgo does, which leaves out empty texts.
+// join builds a name as Ginkgo does, which omits empty texts.
 func join(texts []string) string {
 	return strings.Join(slices.DeleteFunc(slices.Clone(texts), func(s string) bool { return s == "" }), " ")
 }
 
-// Read reads a report. What is not a test but a set-up or clean-up of the
-// suite is there only if it failed.
+// Read reads a report. Setup and cleanup nodes of the suite are only included
+// if they failed.
 func Read(path string) ([]Spec, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -48,15 +48,15 @@ func Read(path string) ([]Spec, error) {
 	}
 
 	if len(suites) != 1 {
-		return nil, fmt.Errorf("read the suite's report %s: want one suite, have %d", path, len(suites))
+		return nil, fmt.Errorf("read the suite's report %s: it has %d suites instead of one", path, len(suites))
 	}
 	return slices.DeleteFunc(suites[0].SpecReports, func(s Spec) bool {
 		return s.LeafNodeType != "It" && s.State == "passed"
 	}), nil
 }
 
-// Judge counts the specs that were asked for and writes those that did not
-// pass to w, with the reason. One that was skipped without an excuse failed.
+// Judge counts the selected specs and writes those that did not pass to w, with
+// the reason. One that was skipped without an excuse failed.
 func Judge(w io.Writer, specs []Spec, asked func(name string) bool, excuses Excuses) (tally.Tally, error) {
 	var t tally.Tally
 	for _, s := range specs {

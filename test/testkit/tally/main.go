@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// Main is a program that runs tests: it ends run's context on SIGINT and
-// SIGTERM, prints the numbers, leaves them in a file if that has a name, and
-// returns the exit status. An error of run is one more failure.
+// Main is the main function of a program that runs tests: it cancels run's
+// context on SIGINT and SIGTERM, prints the counts, writes them to a file if
+// given, and returns the exit status. An error of run is one more failure.
 func Main(program, file string, run func(context.Context) (Tally, error)) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

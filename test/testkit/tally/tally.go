@@ -1,5 +1,5 @@
-// Package tally holds how many tests passed, failed and were skipped, for
-// programs that run tests to report to the one that sums up.
+// Package tally has counts of passed, failed and skipped tests, which programs
+// that run tests pass to the one that adds them up.
 package tally
 
 import (
@@ -8,7 +8,7 @@ import (
 	"os"
 )
 
-// Tally counts tests by their end.
+// Tally counts tests by result.
 type Tally struct {
 	Passed, Failed, Skipped int
 }
@@ -22,7 +22,7 @@ func (t Tally) String() string {
 	return fmt.Sprintf("%d passed, %d failed, %d skipped", t.Passed, t.Failed, t.Skipped)
 }
 
-// Write leaves the tally in a file. An empty path does nothing.
+// Write writes the tally to a file. An empty path does nothing.
 func (t Tally) Write(path string) error {
 	if path == "" {
 		return nil
