@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// names has each capability at the index that is its number.
+// names has the capabilities, indexed by number.
 var names = [...]string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
 	"CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID",
@@ -22,7 +22,7 @@ var names = [...]string{
 	"CAP_CHECKPOINT_RESTORE",
 }
 
-// Set is a set of capabilities as the kernel has them: bit n for number n.
+// Set is a set of capabilities as in the kernel: bit n for number n.
 type Set uint64
 
 // Number returns the number of a capability, "CAP_SYS_ADMIN".
@@ -34,7 +34,7 @@ func Number(name string) (n int, ok bool) {
 // All returns the names of all capabilities up to Linux 6.18, by number.
 func All() []string { return slices.Clone(names[:]) }
 
-// Name returns the name of a capability, or "" if it has none here.
+// Name returns the name of a capability, "" if unknown.
 func Name(n int) string {
 	if n < 0 || n >= len(names) {
 		return ""

@@ -1,10 +1,10 @@
-// Package host finds out, once and at start, what the machine offers: kernel
+// Package host probes, once at start, what the machine supports: kernel
 // features, privileges, security modules.
 //
-// A probe has three outcomes. What it could not find out is [Unknown], which
-// features treat as missing, and the reason is kept in [Facts.Problems]. Where
-// the kernel can be asked it is asked; a version number is consulted only
-// where asking is impossible.
+// A probe has three outcomes. If it fails the answer is [Unknown], which
+// features treat as missing, and the reason is in [Facts.Problems]. Features
+// are probed directly where possible; the kernel version is used only where
+// that is impossible.
 package host
 
 import (
@@ -27,7 +27,7 @@ const (
 	Yes
 )
 
-// OK reports whether the feature is known to be there.
+// OK reports whether the feature is known to be available.
 func (a Answer) OK() bool { return a == Yes }
 
 func (a Answer) String() string {
@@ -48,17 +48,17 @@ func answer(yes bool) Answer {
 	return No
 }
 
-// Facts is what the machine offers to this process. It does not change while
+// Facts is what the machine supports for this process. It does not change while
 // the process runs.
 type Facts struct {
 	// Kernel is the version of the running kernel.
 	Kernel Version
-	// Capabilities is what this process has and may hand to a container.
+	// Capabilities are those that this process has and may grant to a container.
 	Capabilities capability.Set
 	// LastCap is the highest capability number that the kernel knows.
 	LastCap int
-	// InitialUserNS says that this process is in the first user namespace,
-	// without which capabilities do not reach the machine.
+	// InitialUserNS: this process is in the initial user namespace, outside of
+	// which capabilities do not apply to the machine.
 	InitialUserNS Answer
 	// SysResource: oom_score_adj may be lowered and hard limits raised.
 	SysResource Answer
@@ -73,36 +73,37 @@ type Facts struct {
 	// Systemd: systemd is the machine's init.
 	Systemd Answer
 
-	// Compat32 says that programs of the 32-bit architecture run from which the
-	// machine's own comes, 386 on amd64 and arm on arm64.
+	// Compat32: programs of the corresponding 32-bit architecture run, 386 on
+	// amd64 and arm on arm64.
 	Compat32 Answer
 	// AppArmor and SELinux are enabled in the kernel.
 	AppArmor, SELinux Answer
-	// SeccompActions are the names of the actions that filters may use,
-	// in the kernel's words: "kill_process", "errno".
+	// SeccompActions are the names of the actions that filters may use, by the
+	// kernel's names: "kill_process", "errno".
 	SeccompActions []string
 	// UserNS: user namespaces may be created.
 	UserNS Answer
 
-	// IDMapMounts: mount_setattr knows MOUNT_ATTR_IDMAP (5.12). Whether a
-	// given file system does is a question of its own.
+	// IDMapMounts: mount_setattr supports MOUNT_ATTR_IDMAP (5.12). A given file
+	// system may still not support it.
 	IDMapMounts Answer
 	// RecursiveReadOnly: mount_setattr works on a whole tree (5.12).
 	RecursiveReadOnly Answer
-	// CloneDetached: open_tree clones mounts that are attached nowhere (6.15).
+	// CloneDetached: open_tree clones detached mounts (6.15).
 	CloneDetached Answer
-	// Overlay: overlayfs is there. OverlayAppend: layers can be given one by
-	// one with "lowerdir+" (6.7). OverlayLayerFD: also as descriptors (6.13).
+	// Overlay: overlayfs is available. OverlayAppend: layers can be added one
+	// by one with "lowerdir+" (6.7). OverlayLayerFD: also as descriptors
+	// (6.13).
 	Overlay, OverlayAppend, OverlayLayerFD Answer
-	// PidfdExit: PIDFD_GET_INFO tells the exit status of a process that was
-	// not our child (6.15).
+	// PidfdExit: PIDFD_GET_INFO returns the exit status of a process that is
+	// not a child (6.15).
 	PidfdExit Answer
 
-	// HugePageSizes are the sizes that the kernel offers, smallest first, in
-	// the form that the OCI runtime-spec uses: "2MB", "1GB".
+	// HugePageSizes are the sizes that the kernel supports, smallest first, in
+	// the form of the OCI runtime-spec: "2MB", "1GB".
 	HugePageSizes []string
 
-	// Problems says why answers are Unknown.
+	// Problems are the reasons why answers are Unknown.
 	Problems []error
 }
 
@@ -128,7 +129,7 @@ func (p *prober) problem(what string, err error) {
 	p.facts.Problems = append(p.facts.Problems, fmt.Errorf("probe %s: %w", what, err))
 }
 
-// exists answers whether a path is there.
+// exists answers whether a path exists.
 func (p *prober) exists(what, path string) Answer {
 	_, err := os.Stat(p.root + path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

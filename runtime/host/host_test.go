@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// machine makes a prober of a root with the files given.
+// machine makes a prober of a root with the given files.
 func machine(t *testing.T, files map[string]string) *prober {
 	t.Helper()
 	root := t.TempDir() + "/"
@@ -24,8 +24,7 @@ func machine(t *testing.T, files map[string]string) *prober {
 	return &prober{root: root}
 }
 
-// The kernel under the tests is new enough for every question to have an
-// answer, provided that the test may ask.
+// The kernel under the tests is new enough to answer every probe, given the privileges.
 func TestProbeAnswers(t *testing.T) {
 	f := Probe()
 	if f.Kernel.Major < 5 || f.LastCap < 38 || len(f.SeccompActions) == 0 {

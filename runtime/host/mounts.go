@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mounts asks the mount system calls. Nothing is mounted anywhere.
+// mounts probes the mount system calls. Nothing is attached anywhere.
 func (p *prober) mounts() {
 	p.facts.RecursiveReadOnly = p.setattr("recursive read-only mounts", unix.AT_RECURSIVE,
 		unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
@@ -17,8 +17,8 @@ func (p *prober) mounts() {
 	p.overlay()
 }
 
-// setattr asks for a change of no mount at all: a kernel that knows the
-// request finds fault with the descriptors, which are not open.
+// setattr calls mount_setattr on invalid descriptors: a kernel that supports
+// the request returns EBADF.
 func (p *prober) setattr(what string, flags uint, attr unix.MountAttr) Answer {
 	err := unix.MountSetattr(-1, "", flags|unix.AT_EMPTY_PATH, &attr)
 	switch {
@@ -53,7 +53,7 @@ func (p *prober) cloneDetached() {
 	}
 }
 
-// overlay sets options in a file system context that is thrown away.
+// overlay sets options in a file system context that is discarded.
 func (p *prober) overlay() {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENODEV) {
@@ -77,7 +77,7 @@ func (p *prober) overlay() {
 	defer unix.Close(layer)
 
 	err = unix.FsconfigSetFd(fd, "lowerdir+", layer)
-	if errors.Is(err, unix.EBADF) { // before layers could be descriptors, O_PATH was no file to fsconfig
+	if errors.Is(err, unix.EBADF) { // before layers could be descriptors, fsconfig refused O_PATH
 		err = unix.EINVAL
 	}
 	p.facts.OverlayLayerFD = p.option("overlay layer descriptors", err)

@@ -19,7 +19,7 @@ import (
 // Version is a kernel version.
 type Version struct {
 	Major, Minor int
-	// Release is the kernel's own wording: "6.12.43+deb13-amd64".
+	// Release is the kernel's release string: "6.12.43+deb13-amd64".
 	Release string
 }
 
@@ -58,7 +58,7 @@ func (p *prober) kernel() {
 		p.problem("kernel version", err)
 		return
 	}
-	// By version: asking would take a process of ours that dies.
+	// By version: a probe would need a process that exits.
 	p.facts.PidfdExit = answer(p.facts.Kernel.AtLeast(6, 15))
 	p.facts.Compat32 = p.compat32(runtime.GOARCH)
 }
@@ -79,8 +79,8 @@ func (p *prober) privileges() {
 	}
 }
 
-// capabilities reads what is both permitted and bounding: an execve as root
-// leaves nothing else.
+// capabilities reads the intersection of the permitted and the bounding set: it
+// remains after execve as root.
 func (p *prober) capabilities() error {
 	status, err := p.read("proc/self/status")
 	if err != nil {
@@ -134,7 +134,7 @@ func (p *prober) cgroup() {
 	p.facts.CgroupKill = p.cgroupKill()
 }
 
-// cgroupKill looks into any group but the first, which has no such file.
+// cgroupKill looks into any group but the root, which lacks the file.
 func (p *prober) cgroupKill() Answer {
 	groups, err := filepath.Glob(p.root + "sys/fs/cgroup/*/cgroup.procs")
 	if err != nil || len(groups) == 0 {
@@ -155,10 +155,10 @@ func (p *prober) security() {
 	switch {
 	case err == nil:
 		p.facts.AppArmor = answer(enabled == "Y")
-		// Without its files no profile can be loaded or looked for.
+		// Without securityfs no profile can be loaded or found.
 		if enabled == "Y" && p.exists("AppArmor", "sys/kernel/security/apparmor") == No {
 			p.facts.AppArmor = No
-			p.problem("AppArmor", errors.New("the kernel has it, but securityfs is not mounted: containers are not confined by it (mount -t securityfs securityfs /sys/kernel/security)"))
+			p.problem("AppArmor", errors.New("enabled in the kernel, but securityfs is not mounted: containers are not confined (mount -t securityfs securityfs /sys/kernel/security)"))
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		p.facts.AppArmor = No
@@ -166,12 +166,12 @@ func (p *prober) security() {
 		p.problem("AppArmor", err)
 	}
 
-	// The kernel makes /sys/fs/selinux when SELinux is on; user space mounts it.
+	// The kernel creates /sys/fs/selinux when SELinux is enabled; user space mounts it.
 	isSELinux, err := p.fsType("sys/fs/selinux", unix.SELINUX_MAGIC)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		p.problem("SELinux", err)
 	} else {
-		// Who may only read it is in a container, to which SELinux is to be off.
+		// A read-only mount means a container, for which SELinux must appear disabled.
 		readOnly := errors.Is(unix.Access(p.root+"sys/fs/selinux", unix.W_OK), unix.EROFS)
 		p.facts.SELinux = answer(isSELinux && !readOnly)
 	}
@@ -219,7 +219,7 @@ func (p *prober) hugePages() {
 	}
 }
 
-// pageSize words a size in kB in the largest unit that divides it.
+// pageSize formats a size in kB in the largest unit that divides it.
 func pageSize(kb uint64) string {
 	units := []string{"KB", "MB", "GB"}
 	i := 0
@@ -230,19 +230,19 @@ func pageSize(kb uint64) string {
 	return strconv.FormatUint(kb, 10) + units[i]
 }
 
-// compat32 asks whether the kernel runs programs of the older architecture.
+// compat32 answers whether the kernel runs programs of the 32-bit architecture.
 func (p *prober) compat32(architecture string) Answer {
 	switch architecture {
 	case "amd64":
-		return p.exists("32-bit programs", "proc/sys/abi/vsyscall32") // is there with IA32 emulation only
+		return p.exists("32-bit programs", "proc/sys/abi/vsyscall32") // exists only with IA32 emulation
 	case "arm64":
 		return personality32()
 	}
 	return No
 }
 
-// personality32 reports whether a thread may say of itself that it is a 32-bit
-// one, which arm64 allows where the processors can run such.
+// personality32 answers whether a thread may have a 32-bit personality, which
+// arm64 permits where the CPUs support it.
 func personality32() Answer {
 	const perLinux32, ask = 8, 0xffffffff
 	runtime.LockOSThread()
