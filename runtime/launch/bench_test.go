@@ -46,14 +46,14 @@ func finish(t testing.TB, k *client.Client, id string) client.Exit {
 	return client.Exit{}
 }
 
-// report tells the median and the slow end of what was measured.
+// report reports the median and the tail of the measured times.
 func report(b *testing.B, times []time.Duration) {
 	slices.Sort(times)
 	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(times[len(times)*95/100].Microseconds()), "p95-µs")
 }
 
-// startRequest asks for a container in a pod.
+// startRequest is the request for a container in a pod.
 func startRequest(b *testing.B, id string, s *specs.Spec, held Held) Request {
 	b.Helper()
 	hierarchies, err := shown()
@@ -162,7 +162,7 @@ func BenchmarkExec(b *testing.B) {
 	}
 }
 
-// BenchmarkSandbox measures the making of a pod's namespaces.
+// BenchmarkSandbox measures the creation of a pod's namespaces.
 func BenchmarkSandbox(b *testing.B) {
 	lab := newLab(b)
 	k := lab.withKeeper()

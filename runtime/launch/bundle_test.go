@@ -14,8 +14,7 @@ import (
 	"crisp/test/testkit"
 )
 
-// The tests below are about what only bundles of others ask for; a pod's
-// containers have none of it.
+// The tests below cover settings of OCI bundles that a pod's containers never have.
 
 // rootDir is a root file system for one bundle, in a directory of its own.
 func rootDir(t *testing.T) string {
@@ -102,7 +101,7 @@ func TestTmpfsCopiesUp(t *testing.T) {
 				t.Errorf("printed %q, want %q", got, c.want)
 			}
 			if _, err := os.Stat(filepath.Join(full, "new")); err == nil {
-				t.Error("what was written is in the root file system")
+				t.Error("the root file system was written to")
 			}
 		})
 	}
@@ -180,7 +179,7 @@ func TestRecursiveOptions(t *testing.T) {
 
 			got := strings.Split(b.bundle(s), "\n")
 			for i := range want {
-				// What the file system itself has comes after, such as inode64.
+				// The file system's own options come after, such as inode64.
 				if have := strings.TrimSuffix(got[i], ",inode64"); have != want[i] {
 					t.Errorf("mount %d has %q, want %q", i, have, want[i])
 				}
@@ -268,7 +267,7 @@ func TestDevicesThatAreThereAlready(t *testing.T) {
 	}
 }
 
-// TestCgroupsWithoutANamespace shows a container of version 1 nothing but its own.
+// TestCgroupsWithoutANamespace shows a container on version 1 only its own cgroups.
 func TestCgroupsWithoutANamespace(t *testing.T) {
 	b := newLab(t)
 	list, err := shown()

@@ -13,9 +13,9 @@ import (
 	"crisp/runtime/spawn"
 )
 
-// refused reports whether no process may be born in a cgroup of the unified
-// hierarchy: a container that manages groups of its own has turned its
-// outermost one into an inner node, which holds none.
+// refused reports whether the kernel refused to clone into a cgroup of the
+// unified hierarchy: a container that manages child groups has turned its own
+// group into an inner node, which cannot contain processes.
 func refused(err error) bool {
 	var failed *spawn.StepError
 	return errors.As(err, &failed) && failed.Index < 0 && (failed.Err == unix.EBUSY || failed.Err == unix.EOPNOTSUPP)
@@ -32,7 +32,7 @@ func cgroupOf(pidfd *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("find cgroup of container: %w", err)
 	}
 	if err := unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0); err != nil {
-		return nil, fmt.Errorf("find cgroup of container: %w", err) // the pid may be another's by now
+		return nil, fmt.Errorf("find cgroup of container: %w", err) // the PID may have been reused
 	}
 	return openFile(cgroupRoot+path, unix.O_RDONLY|unix.O_DIRECTORY)
 }
@@ -45,7 +45,7 @@ func pidOf(pidfd *os.File) (string, error) {
 	return strings.TrimSpace(pid), err
 }
 
-// field returns what follows a prefix in the line of a small file that has it.
+// field returns the rest of the line of a small file that has a prefix.
 func field(path, prefix string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {

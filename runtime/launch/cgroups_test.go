@@ -21,7 +21,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// inGroup makes a group, as the daemon does, and asks for a start in it.
+// inGroup creates a group, as the daemon does, and returns a request for a start in it.
 func (b *lab) inGroup(n *cgroup.Node) Request {
 	b.t.Helper()
 	path, err := n.Path("", "c"+strconv.Itoa(b.n))
@@ -46,7 +46,7 @@ func (b *lab) inGroup(n *cgroup.Node) Request {
 	return Request{Group: g, Hierarchies: n.Hierarchies()}
 }
 
-// gated is a group that a process is moved into, which is done by no one.
+// gated is a group with a gate, whose Attach does nothing.
 type gated struct{ Group }
 
 func (gated) NeedsGate() bool                   { return true }
@@ -88,7 +88,7 @@ func (g leftOut) Entry() (*cgroup.Entry, error) {
 		}
 
 		f.Close()
-		// Who writes "0" there joins nothing.
+		// Writing "0" there joins nothing.
 		if e.Tasks[i], err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
 			return nil, err
 		}
@@ -96,7 +96,7 @@ func (g leftOut) Entry() (*cgroup.Entry, error) {
 	return e, nil
 }
 
-// groups is a node whose groups are the test's own.
+// groups is a node with a default parent of the test's own.
 func (b *lab) groups() *cgroup.Node {
 	b.t.Helper()
 	n, err := cgroup.New(cgroup.Cgroupfs, "/"+testkit.Name(b.t))
@@ -111,8 +111,8 @@ func (b *lab) groups() *cgroup.Node {
 	return n
 }
 
-// TestCgroups joins a group in each hierarchy before the container sees any:
-// none is left in which it can see more than its own.
+// TestCgroups joins a group in every hierarchy before the container sees any:
+// it can see only its own group in each.
 func TestCgroups(t *testing.T) {
 	b := newLab(t)
 	n := b.groups()
@@ -144,9 +144,9 @@ for d in $(find /sys/fs/cgroup -type d); do mkdir $d/x 2>&1; done | grep -vc 'Re
 	}
 }
 
-// remount tries everything that needs CAP_SYS_ADMIN to get at the root group of
-// each hierarchy: the container's own view made writable, a view of its own, and
-// a change of the options that all views share.
+// remount tries to reach the root group of each hierarchy with CAP_SYS_ADMIN:
+// by a writable remount of the container's mount, a new mount, and a change of
+// the superblock options.
 const remount = `
 mount -o remount,rw,bind /sys/fs/cgroup 2>/dev/null
 for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do
@@ -180,9 +180,9 @@ for c in rdma misc net_cls net_prio perf_event hugetlb debug; do
 done
 echo done`
 
-// TestCVE_2022_0492 has containers with CAP_SYS_ADMIN go after release_agent, a
-// program that the kernel runs as root on the host, in every hierarchy. They see
-// their own group as the root of each, and that has no such file. One of the
+// TestCVE_2022_0492 has containers with CAP_SYS_ADMIN try to set release_agent,
+// a program that the kernel runs as root on the host, in every hierarchy. They
+// see their own group as the root of each, which has no such file. One of the
 // hierarchies is the test's own, with an agent and mounted at an unusual place.
 func TestCVE_2022_0492(t *testing.T) {
 	b := newLab(t)
@@ -229,7 +229,7 @@ func TestCVE_2022_0492(t *testing.T) {
 		})
 	}
 
-	// The attack is a real one: it finds a hierarchy that was not joined.
+	// The attack works in a hierarchy that was not joined.
 	t.Run("left out", func(t *testing.T) {
 		out := try(t, usual(), func(g Group) Group {
 			var theirs unix.Stat_t
@@ -245,7 +245,7 @@ func TestCVE_2022_0492(t *testing.T) {
 	})
 }
 
-// canaryHierarchy makes a hierarchy with a release agent for the time of the test.
+// canaryHierarchy creates a hierarchy with a release agent for the duration of the test.
 func canaryHierarchy(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -257,8 +257,8 @@ func canaryHierarchy(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		// A hierarchy ends with its last mount, a little later, and not while
-		// the kernel is still busy with groups that were removed.
+		// The kernel destroys a hierarchy a little after its last unmount, once
+		// it has released removed groups.
 		for range 20 {
 			if err := unix.Unmount(dir, 0); err != nil {
 				t.Fatal(err)
@@ -276,7 +276,7 @@ func canaryHierarchy(t *testing.T) string {
 		}
 
 		_ = unix.Unmount(dir, 0)
-		t.Log("the test's hierarchy is in use by somebody else")
+		t.Log("the test's hierarchy is in use by another process")
 	})
 
 	return dir
@@ -302,9 +302,8 @@ func agents(t *testing.T) map[string]string {
 	return list
 }
 
-// TestCVE_2023_25809 looks at the host's cgroups where the container has no
-// cgroup namespace and is not privileged: it may look, and not touch, also in
-// a user namespace.
+// TestCVE_2023_25809 covers the host's cgroups in an unprivileged container
+// without a cgroup namespace: they must be read-only, also in a user namespace.
 func TestCVE_2023_25809(t *testing.T) {
 	b := newLab(t)
 	n := b.groups()
@@ -324,7 +323,7 @@ func TestCVE_2023_25809(t *testing.T) {
 	}
 }
 
-// A launcher shows no hierarchy by itself: it does not know which are joined.
+// A launcher never selects hierarchies to show: it does not know which are joined.
 func TestHierarchiesAreNamed(t *testing.T) {
 	b := newLab(t)
 	if b.l.unified {
@@ -334,7 +333,7 @@ func TestHierarchiesAreNamed(t *testing.T) {
 	b.sandbox(usual())
 	_, err := b.start(b.spec("true"), nil, Request{Hierarchies: []plan.Hierarchy{}})
 	if err == nil || !strings.Contains(err.Error(), "joined") {
-		t.Errorf("a container started with a view of hierarchies that nobody named: %v", err)
+		t.Errorf("a container started with a cgroup mount but no named hierarchies: %v", err)
 	}
 
 	s := b.spec("exit 3")

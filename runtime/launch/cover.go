@@ -16,8 +16,8 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// cover notes what of a mount's target a tmpfs takes over: its permissions, and
-// its content if it is asked to.
+// cover records what a tmpfs takes over from its target: the permissions, and
+// with tmpcopyup the content.
 func (l *landing) cover(ctx context.Context, i int, s *specs.Spec, at string, o *plan.Options) error {
 	m := &s.Mounts[i]
 	hasMode := func(opt string) bool { return strings.HasPrefix(opt, "mode=") }
@@ -61,7 +61,7 @@ func (l *landing) cover(ctx context.Context, i int, s *specs.Spec, at string, o 
 }
 
 // covered opens the directory at a path, nil if there is none. Of a file system
-// that is not made yet, the mode of its root is all that may be known.
+// that does not exist yet, only the mode of its root may be known.
 func (l *landing) covered(at string) (*os.File, *uint32, error) {
 	from, rel := l.root, at
 	for _, m := range slices.Backward(l.mounts) {
@@ -81,7 +81,7 @@ func (l *landing) covered(at string) (*os.File, *uint32, error) {
 		}
 
 		if from, rel = f, at[len(m.at):]; f == nil {
-			return nil, nil, nil // the plan's inputs will say so
+			return nil, nil, nil // opening the plan's inputs returns the error
 		}
 		break
 	}
@@ -96,7 +96,7 @@ func (l *landing) covered(at string) (*os.File, *uint32, error) {
 	return f, nil, err
 }
 
-// modeOf is the mode of the root of a tmpfs as it will be.
+// modeOf is the future mode of the root of a tmpfs.
 func modeOf(m *specs.Mount, covered *uint32) *uint32 {
 	if m.Type != "tmpfs" {
 		return nil
@@ -117,8 +117,8 @@ func modeOf(m *specs.Mount, covered *uint32) *uint32 {
 	return &mode
 }
 
-// copyUp makes a tmpfs with what a directory has, and with its owner and mode
-// unless the options say otherwise.
+// copyUp creates a tmpfs with a copy of a directory's content, and its owner
+// and mode unless the options set others.
 func copyUp(ctx context.Context, from *os.File, options map[string]string, label string) (*os.File, error) {
 	if label != "" {
 		options["context"] = label
@@ -129,7 +129,7 @@ func copyUp(ctx context.Context, from *os.File, options map[string]string, label
 	}
 	if err := fillTmpfs(ctx, f, from, options); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("copy what it covers: %w", err)
+		return nil, fmt.Errorf("copy covered directory: %w", err)
 	}
 	return f, nil
 }
@@ -168,7 +168,7 @@ func fillTmpfs(ctx context.Context, f, from *os.File, options map[string]string)
 	return unix.Fchmod(int(root.Fd()), asked.Mode&0o7777)
 }
 
-// newTmpfs makes a tmpfs that is attached nowhere.
+// newTmpfs creates a detached tmpfs.
 func newTmpfs(options map[string]string) (*os.File, error) {
 	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {

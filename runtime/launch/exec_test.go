@@ -17,7 +17,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// running starts a container that stays.
+// running starts a container that keeps running.
 func (b *lab) running(change func(*specs.Spec)) (*started, *specs.Spec) {
 	b.t.Helper()
 	s := b.spec("")
@@ -98,7 +98,7 @@ func TestExecInEndedContainer(t *testing.T) {
 	}
 }
 
-// TestPrograms looks for programs as a shell does, and says what is wrong.
+// TestPrograms searches programs as a shell does, and reports what is wrong.
 func TestPrograms(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())
@@ -243,7 +243,7 @@ func TestTerminal(t *testing.T) {
 				t.Errorf("terminal of executed process shows %q", got)
 			}
 
-			// What is typed is a signal: the terminal is the session's own.
+			// ^C sends a signal: the terminal is the session's controlling terminal.
 			if _, err := e.Terminal.WriteString("\x03"); err != nil {
 				t.Fatal(err)
 			}

@@ -16,9 +16,8 @@ import (
 	"crisp/runtime/spawn"
 )
 
-// explain turns the failure of a step into words where its name and cause do
-// not say what is wrong: the program itself, and a mount on a target of
-// another kind.
+// explain improves the error of a failed step where its name and cause are not
+// sufficient: the program itself, and a mount on a target of another type.
 func explain(err error, p *plan.Plan, proc *specs.Process, root *os.File) error {
 	var failed *spawn.StepError
 	if !errors.As(err, &failed) || failed.Index < 0 || failed.Index >= len(p.Steps) {
@@ -56,7 +55,7 @@ func explainExec(failed *spawn.StepError, p *plan.Plan, proc *specs.Process, roo
 	return fmt.Errorf("%s: exec %q: %w", p.Name, name, failed.Err)
 }
 
-// candidates are the files that a plan tried to execute.
+// candidates are the files that a plan tries to execute.
 func candidates(p *plan.Plan) []string {
 	var files []string
 	for i := range p.Steps {
@@ -67,8 +66,8 @@ func candidates(p *plan.Plan) []string {
 	return files
 }
 
-// present returns the first of the files that the root file system has, "" if
-// it has none or is not known.
+// present returns the first of the files that exists in the root file system,
+// "" if none does or the root is unknown.
 func present(files []string, root *os.File) (string, fs.FileMode) {
 	if root == nil {
 		return "", 0

@@ -35,8 +35,8 @@ func stopExposed(p *plan.Plan) {
 	})
 }
 
-// exposed waits for the child of this process that is visible in another PID
-// namespace before it has executed, and returns its pid.
+// exposed waits for a child that is visible in another PID namespace before it
+// has executed, and returns its PID.
 func exposed(t *testing.T) int {
 	t.Helper()
 	self, err := os.Readlink("/proc/self/exe")
@@ -81,9 +81,10 @@ func statusOf(t *testing.T, pid int, field string) string {
 	return "none"
 }
 
-// TestExposedIsPoor stops processes where others in their PID namespace see
-// them before they execute. What they have by then is what the program has.
-func TestExposedIsPoor(t *testing.T) {
+// TestExposedIsUnprivileged stops processes where others in their PID namespace
+// see them before they execute. They must have no more than the program will
+// have.
+func TestExposedIsUnprivileged(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
 		testkit.Skip(t, "amd64", "numbers of system calls are looked for in /proc/PID/syscall")
 	}
@@ -130,7 +131,7 @@ func TestExposedIsPoor(t *testing.T) {
 						}()
 
 						pid := exposed(t)
-						poor(t, pid, c.Pid, secret)
+						checkUnprivileged(t, pid, c.Pid, secret)
 						if _, err := poke.Write([]byte{0}); err != nil {
 							t.Fatal(err)
 						}
@@ -147,8 +148,8 @@ func TestExposedIsPoor(t *testing.T) {
 	runtime.KeepAlive(secret)
 }
 
-// poor checks a process that is exposed in the container of another.
-func poor(t *testing.T, pid, other int, secret string) {
+// checkUnprivileged checks a process that is exposed in the container of another.
+func checkUnprivileged(t *testing.T, pid, other int, secret string) {
 	t.Helper()
 	for _, link := range []string{"root", "ns/user", "ns/pid", "ns/net", "ns/ipc", "ns/uts"} {
 		got, err := os.Readlink(fmt.Sprintf("/proc/%d/%s", pid, link))
@@ -185,7 +186,7 @@ func poor(t *testing.T, pid, other int, secret string) {
 		t.Errorf("%d sockets are open", sockets)
 	}
 	if !memoryHas(t, os.Getpid(), secret) || memoryHas(t, pid, secret) {
-		t.Error("memory of another pod is in the process, or is looked for in the wrong way")
+		t.Error("memory of another pod is in the process, or the search is broken")
 	}
 
 	for _, name := range []string{"environ", "cmdline"} {
@@ -195,7 +196,7 @@ func poor(t *testing.T, pid, other int, secret string) {
 	}
 }
 
-// memoryHas looks through all that is mapped.
+// memoryHas searches all mapped memory.
 func memoryHas(t *testing.T, pid int, secret string) bool {
 	t.Helper()
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
@@ -220,7 +221,7 @@ func memoryHas(t *testing.T, pid int, secret string) bool {
 
 		content, err := io.ReadAll(io.NewSectionReader(mem, from, to-from))
 		if err != nil {
-			continue // nothing is there
+			continue // not readable
 		}
 		if bytes.Contains(content, []byte(secret)) {
 			return true
@@ -230,8 +231,7 @@ func memoryHas(t *testing.T, pid int, secret string) bool {
 	return false
 }
 
-// same checks that the process that was exposed is the one that executed, and
-// the first of a session.
+// same checks that the exposed process is the one that executed, and a session leader.
 func same(t *testing.T, pid, started, other int) {
 	t.Helper()
 	if pid != started {

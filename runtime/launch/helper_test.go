@@ -30,8 +30,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// runner is a keeper without a process of its own: it runs plans as children
-// of the test.
+// runner is a keeper inside the test: it runs plans as children of the test.
 type runner struct {
 	// change, if set, may alter a plan before it runs.
 	change func(*plan.Plan)
@@ -127,7 +126,7 @@ func (run *running) follow() error {
 			run.gates++
 			done, err := run.gate(ev.Step)
 			if err != nil {
-				// It may be because the child failed meanwhile.
+				// The child may have failed meanwhile.
 				var failed *spawn.StepError
 				if _, why := run.child.Next(); errors.As(why, &failed) {
 					return why
@@ -137,7 +136,7 @@ func (run *running) follow() error {
 				return err
 			}
 
-			// A child that is gone by now tells why.
+			// A child that has exited reported why.
 			_ = run.child.Release()
 		}
 	}
@@ -192,21 +191,21 @@ func reap(pid int) unix.WaitStatus {
 	}
 }
 
-// lab is what a test has to start things with.
+// lab is the environment in which a test starts containers.
 type lab struct {
 	t testing.TB
 	l *Launcher
 	k *runner
 	// pod are the namespaces of the current pod.
 	pod Held
-	// upper is where the next container's changes go.
+	// upper is the upper directory of the next container.
 	n int
 }
 
 var facts = sync.OnceValue(host.Probe)
 
-// shown are the cgroup hierarchies that containers see. Most tests leave theirs
-// where the test is.
+// shown are the cgroup hierarchies that containers see. Containers of most
+// tests stay in the test's cgroups.
 var shown = sync.OnceValues(func() ([]plan.Hierarchy, error) {
 	// The library keeps a descriptor from its first read on.
 	_, _ = cgroups.ReadFile(cgroupRoot, "cgroup.controllers")
@@ -278,7 +277,7 @@ func (b *lab) sandbox(o plan.SandboxOptions) *client.Started {
 	return s
 }
 
-// usual is a pod with namespaces of its own.
+// usual is a pod with its own namespaces.
 func usual() plan.SandboxOptions {
 	return plan.SandboxOptions{Hostname: "pod", NewNet: true, NewIPC: true, NewUTS: true}
 }
@@ -342,8 +341,7 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// rootfs mounts an overlay that is attached nowhere; change may alter its
-// upper directory before.
+// rootfs creates a detached overlay mount; change may alter its upper directory before.
 func (b *lab) rootfs(change func(upper string)) *os.File {
 	b.t.Helper()
 	low, err := lower()
@@ -426,7 +424,7 @@ func (b *lab) userMap() []specs.LinuxIDMapping {
 	return podMap
 }
 
-// podMap is how the lab's user namespaces map ids.
+// podMap is the ID mapping of the lab's user namespaces.
 var podMap = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
 
 // usersOwn is a pod with a user namespace.
@@ -466,7 +464,7 @@ var (
 	}
 )
 
-// spec is that of an ordinary container in the lab's pod that runs a script.
+// spec is the spec of an ordinary container in the lab's pod that runs a script.
 func (b *lab) spec(script string) *specs.Spec {
 	s := &specs.Spec{
 		Version: specs.Version,

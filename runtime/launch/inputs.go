@@ -19,9 +19,9 @@ type inputs struct {
 	spec *specs.Spec
 	// files are the inputs in the plan's order.
 	files []*os.File
-	// mine are those to be closed when the plan has run.
+	// mine are the files to close when the plan has run.
 	mine []*os.File
-	// extra are descriptors of the launcher's own, by the name of a held one.
+	// extra are the launcher's own descriptors, by the name of a held one.
 	extra Held
 }
 
@@ -29,7 +29,7 @@ func (l *Launcher) inputs(h Held, s *specs.Spec) *inputs {
 	return &inputs{l: l, held: h, spec: s, extra: Held{}}
 }
 
-// own adds a descriptor that is closed with the others.
+// own adds a descriptor to close with the others.
 func (in *inputs) own(name string, f *os.File) {
 	in.extra[name] = f
 	in.mine = append(in.mine, f)
@@ -83,8 +83,8 @@ func (in *inputs) keep(f *os.File, err error) (*os.File, error) {
 	return f, err
 }
 
-// openFile opens a file without the runtime's poller, which would make a
-// device or pipe non-blocking.
+// openFile opens a file without Go's poller, which would make a device or pipe
+// non-blocking.
 func openFile(path string, flags int) (*os.File, error) {
 	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -93,7 +93,7 @@ func openFile(path string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// openMount clones the mount at a host path and sets what it is asked to be.
+// openMount clones the mount at a host path and sets its attributes.
 func openMount(i *plan.Input) (*os.File, error) {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	if i.Recursive {
@@ -127,7 +127,7 @@ func openMount(i *plan.Input) (*os.File, error) {
 	return f, nil
 }
 
-// mapIDs gives a detached mount its id mappings.
+// mapIDs sets the ID mappings of a detached mount.
 func (in *inputs) mapIDs(ctx context.Context, i *plan.Input, f *os.File) error {
 	if len(i.UIDMap) == 0 && len(i.GIDMap) == 0 {
 		return nil

@@ -16,41 +16,40 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// maxLinks is the kernel's own bound on the links of one look-up.
+// maxLinks is the kernel's bound on the links of one path lookup.
 const maxLinks = 40
 
-// landing finds out where mounts land before any of them is made. It knows the
-// root file system and what will be mounted, and so follows the links of an
-// image and those of volumes as they will be. What it finds is a guess where
-// others may change a volume meanwhile: the plan opens each target anew, inside
-// the container's root only, and not in procfs.
+// landing resolves mount destinations before any mount is made. It follows
+// links of the image and of volumes through the root file system and the future
+// mounts. The result may be outdated if a volume is changed meanwhile: the plan
+// opens each target again, confined to the container's root and outside procfs.
 type landing struct {
 	root   *os.File
 	held   Held
 	mounts []mounted
 	mine   []*os.File
-	// made are file systems for the plan, by the names under which it has them.
+	// made are file systems for the plan, by their names in it.
 	made Held
 }
 
-// mounted is a file system where it lands.
+// mounted is a file system with its resolved destination.
 type mounted struct {
 	at string
-	// source is a host path or the name of what is held, "" for a file
-	// system that is new and has no links.
+	// source is a host path or the name of a held file system, "" for a new
+	// one, which has no links.
 	source string
 	held   bool
-	file   *os.File // nil until it is looked into
-	// mode is that of a new file system's root, if known.
+	file   *os.File // nil until it is opened
+	// mode is the mode of a new file system's root, if known.
 	mode *uint32
 }
 
-// land returns the spec with its mounts in the order in which they are to be
-// made, and where they and the working directory land. With it come file
-// systems that were made for the plan, which the caller closes.
+// land returns the spec with its mounts in the order in which to make them, and
+// sets the resolved destinations and working directory in o. It also returns
+// file systems created for the plan, which the caller closes.
 func land(ctx context.Context, s *specs.Spec, o *plan.Options, h Held) (_ *specs.Spec, made Held, err error) {
 	if s.Root == nil || s.Process == nil {
-		return s, nil, nil // the plan's builder says so
+		return s, nil, nil // the plan's builder returns the error
 	}
 	l := &landing{held: h, root: h[s.Root.Path], made: Held{}}
 	defer func() { l.close(err) }()
@@ -86,12 +85,12 @@ func (l *landing) all(ctx context.Context, s *specs.Spec, o *plan.Options) (*spe
 	for i := range s.Mounts {
 		at, err := l.find(s.Mounts[i].Destination)
 		if err != nil {
-			return nil, fmt.Errorf("find mount target %s: %w", s.Mounts[i].Destination, err)
+			return nil, fmt.Errorf("resolve mount target %s: %w", s.Mounts[i].Destination, err)
 		}
 
 		o.Targets = append(o.Targets, at)
 		if err := l.cover(ctx, i, s, at, o); err != nil {
-			return nil, fmt.Errorf("look at mount target %s: %w", s.Mounts[i].Destination, err)
+			return nil, fmt.Errorf("examine mount target %s: %w", s.Mounts[i].Destination, err)
 		}
 
 		l.add(&s.Mounts[i], at)
@@ -104,13 +103,13 @@ func (l *landing) all(ctx context.Context, s *specs.Spec, o *plan.Options) (*spe
 
 	var err error
 	if o.WorkingDir, err = l.find(s.Process.Cwd); err != nil {
-		return nil, fmt.Errorf("find working directory %s: %w", s.Process.Cwd, err)
+		return nil, fmt.Errorf("resolve working directory %s: %w", s.Process.Cwd, err)
 	}
 	return s, nil
 }
 
-// sorted puts parents before what lies below them, after the links of the root
-// file system, and otherwise keeps the order.
+// sorted puts mounts before those below them, by destinations resolved in the
+// root file system, and otherwise keeps the order.
 func (l *landing) sorted(list []specs.Mount) ([]specs.Mount, error) {
 	type placed struct {
 		depth int
@@ -121,7 +120,7 @@ func (l *landing) sorted(list []specs.Mount) ([]specs.Mount, error) {
 	for i := range list {
 		at, err := l.find(list[i].Destination)
 		if err != nil {
-			return nil, fmt.Errorf("find mount target %s: %w", list[i].Destination, err)
+			return nil, fmt.Errorf("resolve mount target %s: %w", list[i].Destination, err)
 		}
 		all = append(all, placed{strings.Count(at, "/"), list[i]})
 	}
@@ -135,7 +134,7 @@ func (l *landing) sorted(list []specs.Mount) ([]specs.Mount, error) {
 	return out, nil
 }
 
-// add has later paths lead into a mount.
+// add makes later paths resolve into a mount.
 func (l *landing) add(m *specs.Mount, at string) {
 	n := mounted{at: at}
 	switch bind := m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind"); {
@@ -147,8 +146,8 @@ func (l *landing) add(m *specs.Mount, at string) {
 	l.mounts = append(l.mounts, n)
 }
 
-// find returns where a path leads. Paths in what the runtime itself provides
-// are left as they are: an image's links are not followed there.
+// find resolves a path. Paths in file systems of the runtime itself are not
+// changed: an image's links are not followed there.
 func (l *landing) find(name string) (string, error) {
 	name = path.Join("/", name)
 	for _, top := range []string{"/proc", "/sys", "/dev"} {
@@ -162,7 +161,7 @@ func (l *landing) find(name string) (string, error) {
 	return l.walk(name)
 }
 
-// linked reports whether there may be a link in a path.
+// linked reports whether a path may contain a link.
 func (l *landing) linked(name string) (bool, error) {
 	for i := range l.mounts {
 		if inside(name, []string{l.mounts[i].at}) {
@@ -190,7 +189,7 @@ func (l *landing) walk(name string) (string, error) {
 		part := rest[0]
 		rest = rest[1:]
 
-		// What a link says is meant from where it is, so dots count.
+		// A link's target is relative to its directory, so dots matter.
 		if part == "" || part == "." || part == ".." {
 			at = path.Join(at, part)
 			continue
@@ -219,7 +218,7 @@ func (l *landing) walk(name string) (string, error) {
 	return at, nil
 }
 
-// readlink returns what a link says, "" if there is none at a path.
+// readlink returns a link's target, "" if the path is not a link.
 func (l *landing) readlink(name string) (string, error) {
 	from, rel, err := l.in(name)
 	if err != nil || from == nil || rel == "" {
@@ -234,7 +233,7 @@ func (l *landing) readlink(name string) (string, error) {
 	return text, err
 }
 
-// in returns what is mounted at a path, nil for what is new, and the path in there.
+// in returns the mount at a path, nil for a new file system, and the path in it.
 func (l *landing) in(name string) (*os.File, string, error) {
 	for i := len(l.mounts) - 1; i >= 0; i-- {
 		m := &l.mounts[i]

@@ -38,8 +38,8 @@ func tmpfs(dest string) specs.Mount {
 	return specs.Mount{Destination: dest, Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m"}}
 }
 
-// TestWhereTargetsLand has links of the image, and of what is mounted before,
-// lead mounts to where they land.
+// TestWhereTargetsLand resolves mount targets through links of the image and of
+// earlier mounts.
 func TestWhereTargetsLand(t *testing.T) {
 	dir := t.TempDir()
 	tree(t, dir, map[string]string{

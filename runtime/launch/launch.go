@@ -48,7 +48,7 @@ func New(k Keeper, f host.Facts) *Launcher {
 	}
 }
 
-// Close releases what the launcher holds for itself.
+// Close closes the launcher's own descriptors.
 func (l *Launcher) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -62,7 +62,7 @@ func (l *Launcher) Close() error {
 	return l.proc.Close()
 }
 
-// Sandbox makes a pod's namespaces, which the keeper holds.
+// Sandbox creates a pod's namespaces, which the keeper holds.
 func (l *Launcher) Sandbox(ctx context.Context, r SandboxRequest) (*client.Started, error) {
 	in := l.inputs(r.Held, nil)
 	defer in.close()
@@ -97,8 +97,8 @@ func (l *Launcher) Sandbox(ctx context.Context, r SandboxRequest) (*client.Start
 	})
 }
 
-// label gives a file an SELinux label, if there is one: what a policy lets
-// containers execute is known by that.
+// label sets a file's SELinux label, if not empty: the policy decides by it
+// what containers may execute.
 func label(f *os.File, label string) error {
 	if label == "" {
 		return nil
@@ -118,7 +118,7 @@ func (l *Launcher) Container(ctx context.Context, r Request) (*client.Started, e
 
 func (l *Launcher) container(ctx context.Context, r *Request, o plan.Options) (*client.Started, error) {
 	if !l.unified && len(o.Hierarchies) == 0 && showsCgroups(r.Spec) {
-		return nil, fmt.Errorf("%s: a container may be shown only cgroup hierarchies that it has joined, and none is named", o.Name)
+		return nil, fmt.Errorf("%s: no cgroup hierarchies to show: a container may see only those that it has joined", o.Name)
 	}
 
 	s, made, err := land(ctx, r.Spec, &o, r.Held)
@@ -151,7 +151,7 @@ func (l *Launcher) container(ctx context.Context, r *Request, o plan.Options) (*
 	return started, nil
 }
 
-// plan makes the plan of a container's start and opens what goes into it.
+// plan builds the plan of a container's start and opens its inputs.
 func (in *inputs) plan(ctx context.Context, r *Request, s *specs.Spec, o plan.Options) (*plan.Plan, error) {
 	entry, err := in.enter(r.Group)
 	if err != nil {
@@ -179,8 +179,7 @@ func (in *inputs) plan(ctx context.Context, r *Request, s *specs.Spec, o plan.Op
 	return p, nil
 }
 
-// Exec starts one more process in a container, whose first process is held as
-// "pidfd".
+// Exec starts another process in a container, whose first process is held as "pidfd".
 func (l *Launcher) Exec(ctx context.Context, r Request) (*client.Started, error) {
 	o, err := l.options(&r, r.Process)
 	if err != nil {
@@ -217,8 +216,9 @@ func (l *Launcher) exec(ctx context.Context, r *Request, o plan.Options) (*clien
 	return started, nil
 }
 
-// join starts a command. Where no process may be born in the container's
-// outermost group, it is born where the container's first process is.
+// join starts an exec process. Where the kernel refuses to clone into the
+// container's own group, it is cloned into that of the container's first
+// process.
 func (l *Launcher) join(ctx context.Context, first *os.File, r client.Request) (*client.Started, error) {
 	started, err := l.keeper.Start(ctx, r)
 	at := r.Plan.Clone.Cgroup
@@ -235,8 +235,9 @@ func (l *Launcher) join(ctx context.Context, first *os.File, r client.Request) (
 	return l.keeper.Start(ctx, r)
 }
 
-// filter compiles a profile. Only a process that joins others has calls to make
-// after it has loaded it: no other's filter has an exception for them.
+// filter compiles a profile. Only a process that joins others makes system
+// calls after it has loaded the filter, so only its filter has an exception for
+// them.
 func (l *Launcher) filter(profile *specs.LinuxSeccomp, joins bool) (*plan.Filter, error) {
 	f, err := l.filters.Compile(profile)
 	if err != nil {
@@ -258,8 +259,7 @@ func (l *Launcher) filter(profile *specs.LinuxSeccomp, joins bool) (*plan.Filter
 	return &plan.Filter{Prog: prog, Flags: f.Flags, Pass: pass}, nil
 }
 
-// options are the plan's, of a request for a process p. All that is not about
-// its cgroup is filled in here.
+// options returns the plan's options for a process p, all but those of its cgroup.
 func (l *Launcher) options(r *Request, p *specs.Process) (plan.Options, error) {
 	s, h := r.Spec, r.Held
 	o := plan.Options{
@@ -273,7 +273,7 @@ func (l *Launcher) options(r *Request, p *specs.Process) (plan.Options, error) {
 	o.Terminal = p.Terminal
 
 	if s.Linux.Seccomp != nil {
-		// A command joins the container's namespaces, whoever made them.
+		// An exec process joins all of the container's namespaces.
 		joins := p != s.Process || joinedPIDs(s) != ""
 		var err error
 		if o.Seccomp, err = l.filter(s.Linux.Seccomp, joins); err != nil {
@@ -293,7 +293,7 @@ func (l *Launcher) options(r *Request, p *specs.Process) (plan.Options, error) {
 	return o, nil
 }
 
-// showsCgroups reports whether a container has a view of its own cgroups.
+// showsCgroups reports whether a container has a cgroup mount.
 func showsCgroups(s *specs.Spec) bool {
 	return slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return strings.HasPrefix(m.Type, "cgroup") }) &&
 		slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })

@@ -32,8 +32,7 @@ func TestLimitsDoNotLimitTheStart(t *testing.T) {
 	}
 }
 
-// TestManyMounts starts a container with more mounts than most processes may
-// have descriptors.
+// TestManyMounts starts a container with more mounts than the usual limit on open files.
 func TestManyMounts(t *testing.T) {
 	const count = 1100
 	dir := t.TempDir()

@@ -15,7 +15,7 @@ import (
 	"crisp/runtime/plan"
 )
 
-// machineOf bounds what processes ask for.
+// machineOf returns the bounds of the machine for plans.
 func machineOf(f host.Facts) plan.Machine {
 	m := plan.Machine{Caps: f.Capabilities, LastCap: f.LastCap}
 	if f.SysResource.OK() {
@@ -35,8 +35,8 @@ func machineOf(f host.Facts) plan.Machine {
 	return m
 }
 
-// procfs returns the launcher's own, which is mounted at the first use. A
-// failure, such as for lack of descriptors, is not for good.
+// procfs returns the launcher's own, created at the first use. After a failure,
+// such as EMFILE, the next use retries.
 func (l *Launcher) procfs() (*os.File, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -48,8 +48,7 @@ func (l *Launcher) procfs() (*os.File, error) {
 	return l.proc, err
 }
 
-// newProcfs mounts a procfs that is attached nowhere, of this process's PID
-// namespace or of another.
+// newProcfs creates a detached procfs, of this process's PID namespace or of another.
 func newProcfs(ns *os.File) (*os.File, error) {
 	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -89,10 +88,11 @@ func joinedPIDs(s *specs.Spec) string {
 	return ""
 }
 
-// joinedProcfs makes the procfs of the PID namespace that a container joins: the
-// container's process cannot, as it is not in there before it is seen there. Where
-// the kernel cannot, either, and a process that is in there is held as "target",
-// the plan takes that one's: its PID namespace is returned.
+// joinedProcfs creates the procfs of the PID namespace that a container joins:
+// the container's process cannot, as it enters the namespace last, when others
+// see it. Where the kernel cannot do so, and a process of the namespace is held
+// as "target", the plan copies that one's procfs: its PID namespace is
+// returned.
 func (in *inputs) joinedProcfs(s *specs.Spec) (*plan.File, error) {
 	name := joinedPIDs(s)
 	ns := in.held[name]
@@ -130,8 +130,8 @@ func identityOf(f *os.File) (*plan.File, error) {
 
 const cgroupRoot = "/sys/fs/cgroup"
 
-// hostNodes finds the host's nodes of the devices that a container in a user
-// namespace gets under other paths.
+// hostNodes finds the host's nodes of devices that have other paths in a
+// container with a user namespace.
 func hostNodes(s *specs.Spec) (map[string]string, error) {
 	if !slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace }) {
 		return nil, nil

@@ -155,7 +155,7 @@ func TestTargetsAreMade(t *testing.T) {
 			write(t, filepath.Join(dir, "file"), "content\n")
 
 			root := b.rootfs(func(upper string) {
-				// A link as images have it, and one that leads nowhere yet.
+				// A link as in images, and a dangling one.
 				for link, to := range map[string]string{"run": "/var/run", "dangling": "../../nowhere/deep"} {
 					if err := os.Symlink(to, filepath.Join(upper, link)); err != nil {
 						t.Fatal(err)
@@ -305,7 +305,7 @@ pts/ptmx
 2`)
 }
 
-// TestDevicesInUserNamespace has the host's nodes bound, by another path too.
+// TestDevicesInUserNamespace has the host's nodes bound, also under another path.
 func TestDevicesInUserNamespace(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usersOwn())
@@ -322,7 +322,7 @@ func TestDevicesInUserNamespace(t *testing.T) {
 	}
 }
 
-// TestBoundDev leaves a /dev of the host's as it is.
+// TestBoundDev binds the host's /dev, which must not change.
 func TestBoundDev(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())

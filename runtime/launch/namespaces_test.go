@@ -43,7 +43,8 @@ func linkOf(f *os.File) string {
 	return link
 }
 
-// TestNamespaces asks for each namespace of the host, of the pod and of the container.
+// TestNamespaces takes each namespace from the host, from the pod and for the
+// container alone.
 func TestNamespaces(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -67,7 +68,7 @@ func TestNamespaces(t *testing.T) {
 			func(s *specs.Spec) {
 				setNamespace(s, specs.PIDNamespace)
 				setNamespace(s, specs.CgroupNamespace)
-				// Not every host has one to be bound.
+				// Not every host has one to bind.
 				s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Type == "mqueue" })
 			}, "user=pod mnt=new net=host ipc=host uts=host pid=host cgroup=host"},
 	}
@@ -117,8 +118,7 @@ func TestUserNamespaceMaps(t *testing.T) {
 	b.want(s, "Uid: 5 5 5 5\nGid: 6 6 6 6\nGroups: 7 8 ")
 }
 
-// TestSysInUserNamespace has a sysfs of its own, or the host's where the
-// network is the host's.
+// TestSysInUserNamespace mounts a new sysfs, or binds the host's with the host's network.
 func TestSysInUserNamespace(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usersOwn())
@@ -165,12 +165,11 @@ func TestHostPID(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := strings.TrimSpace(c.until("\n")); got != strconv.Itoa(c.Pid) {
-		t.Errorf("container is process %s in its own eyes, %d in the host's", got, c.Pid)
+		t.Errorf("container has PID %s in its own /proc, %d on the host", got, c.Pid)
 	}
 }
 
-// TestPodPID shares a PID namespace whose first process is pause, which must
-// leave no zombies.
+// TestPodPID shares a PID namespace whose init is pause, which must reap zombies.
 func TestPodPID(t *testing.T) {
 	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
 		t.Run(name, func(t *testing.T) {
@@ -227,7 +226,7 @@ func TestTargetPID(t *testing.T) {
 		t.Errorf("process 1 is %q, exit code %d", got, code)
 	}
 
-	// As where the kernel cannot make a procfs of another PID namespace.
+	// As on a kernel that cannot mount a procfs of another PID namespace.
 	id, err := identityOf(ns)
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +304,7 @@ func TestSandboxSettings(t *testing.T) {
 	}
 }
 
-// TestSandboxErrors names the step that fails, and leaves nothing.
+// TestSandboxErrors names the failed step, and leaks nothing.
 func TestSandboxErrors(t *testing.T) {
 	b := newLab(t)
 	for _, tt := range []struct {
@@ -331,8 +330,7 @@ func TestSandboxErrors(t *testing.T) {
 	}
 }
 
-// TestCgroupV2 is born in its cgroup, and must not change the options of the
-// host's mount.
+// TestCgroupV2 clones into a cgroup, and must not change the options of the host's mount.
 func TestCgroupV2(t *testing.T) {
 	b := newLab(t)
 	root := cgroupRoot
@@ -373,7 +371,8 @@ func TestCgroupV2(t *testing.T) {
 	}
 }
 
-// TestHostCgroups binds the host's view where the container has none of its own.
+// TestHostCgroups binds the host's cgroup mount where the container has no
+// cgroup namespace.
 func TestHostCgroups(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())
@@ -387,7 +386,7 @@ func TestHostCgroups(t *testing.T) {
 	}
 }
 
-// makeCgroup makes a cgroup that is removed at the end.
+// makeCgroup creates a cgroup that is removed at the end.
 func makeCgroup(t testing.TB, dir string) {
 	t.Helper()
 	if err := os.Mkdir(dir, 0o755); err != nil {

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forbidding is a profile that kills for what a process does that joins others
-// in their PID namespace, and for whatever else a program can do without. runc
-// needs capset and prctl after the filter unless privileges cannot be gained.
+// forbidding is a profile that kills for the calls that join the PID namespace
+// of others, and for everything else that a program does not need. runc needs
+// capset and prctl after the filter unless no_new_privs is set.
 func forbidding(nnp bool) *specs.LinuxSeccomp {
 	killed := []string{
 		"clone", "clone3", "fork", "vfork", "setsid", "setns", "unshare", "seccomp", "setresuid", "setresgid",
@@ -35,15 +35,15 @@ func forbidding(nnp bool) *specs.LinuxSeccomp {
 		DefaultAction: specs.ActAllow,
 		Syscalls: []specs.LinuxSyscall{
 			{Names: killed, Action: specs.ActKillProcess},
-			// Every program makes others of these.
+			// Every program needs some of these with other arguments.
 			with("ioctl", 1, unix.TIOCSCTTY), with("prlimit64", 1, unix.RLIMIT_NPROC),
 		},
 	}
 }
 
-// TestProfilesThatForbidToFork has commands and containers that share a PID
-// namespace start under profiles that forbid how they get there, and the
-// profile in force for their program, whatever arguments it calls with.
+// TestProfilesThatForbidToFork starts commands and containers in a shared PID
+// namespace under profiles that forbid the calls to join it. The profile must
+// be in force for their program, with any arguments.
 func TestProfilesThatForbidToFork(t *testing.T) {
 	for _, users := range []bool{false, true} {
 		for _, nnp := range []bool{false, true} {
@@ -75,7 +75,7 @@ func TestProfilesThatForbidToFork(t *testing.T) {
 					beside.Linux.Seccomp, beside.Process.Terminal = forbidding(nnp), terminal
 					e, err = b.start(beside, nil, Request{})
 					if err != nil {
-						t.Fatalf("start beside: %v", err)
+						t.Fatalf("start second container: %v", err)
 					}
 					forbids(t, e, terminal)
 				})
@@ -84,9 +84,9 @@ func TestProfilesThatForbidToFork(t *testing.T) {
 	}
 }
 
-// TestOnlyWhoJoinsHasAPass: a filter has no exception that its process does not
-// need, and no two have the same.
-func TestOnlyWhoJoinsHasAPass(t *testing.T) {
+// TestOnlyJoiningFiltersHaveAPass: a filter has an exception only if its
+// process needs it, and each a different one.
+func TestOnlyJoiningFiltersHaveAPass(t *testing.T) {
 	b := newLab(t)
 	seen := map[[2]uint64]bool{}
 	for range 2 {
@@ -107,25 +107,25 @@ func TestOnlyWhoJoinsHasAPass(t *testing.T) {
 	}
 }
 
-// forbids has a process print that it began a session, and die when it forks.
+// forbids expects a process to print its session, and to be killed when it forks.
 func forbids(t *testing.T, e *started, terminal bool) {
 	t.Helper()
 	if terminal {
-		// What it printed is in the terminal.
+		// Its output is in the terminal.
 		if ws := reap(e.Pid); !ws.Signaled() || ws.Signal() != syscall.SIGSYS {
-			t.Errorf("ended with %#x, want by SIGSYS", ws)
+			t.Errorf("exit status %#x, want SIGSYS", ws)
 		}
 		e.Pid = 0
 		return
 	}
 	out, code := e.wait()
 	if code != 128+int(syscall.SIGSYS) || !strings.HasPrefix(out, "session\n100 200 processes") || strings.Contains(out, "forked") {
-		t.Errorf("printed %q and ended with code %d, want it to end by SIGSYS when it forks", out, code)
+		t.Errorf("printed %q, exit code %d, want SIGSYS when it forks", out, code)
 	}
 }
 
 // TestProcessesOfTheUserDoNotStopAStart has more processes of the container's
-// user on the machine than its limit: it begins, and cannot fork.
+// user on the machine than its limit: it starts, but cannot fork.
 func TestProcessesOfTheUserDoNotStopAStart(t *testing.T) {
 	const uid = 54321
 	for range 3 {
@@ -158,7 +158,7 @@ func TestProcessesOfTheUserDoNotStopAStart(t *testing.T) {
 				const script = "echo begun; ulimit -u; ulimit -Hu; /bin/true; echo forked"
 				out, code := b.execute(c, s, "sh", "-c", script)
 				if !strings.HasPrefix(out, "begun\n1\n2\n") || code == 0 || strings.Contains(out, "forked") {
-					t.Errorf("command printed %q, exit code %d, want it to begin and not to fork", out, code)
+					t.Errorf("command printed %q, exit code %d, want it to start and not to fork", out, code)
 				}
 			})
 		}

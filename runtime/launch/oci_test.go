@@ -11,7 +11,7 @@ import (
 	"crisp/runtime/plan"
 )
 
-// bundleSpec is a container without a pod, as a config.json describes it.
+// bundleSpec is a container without a pod, as in a config.json.
 func bundleSpec(t testing.TB, script string) *specs.Spec {
 	t.Helper()
 	root, err := lower()

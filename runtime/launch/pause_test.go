@@ -10,8 +10,8 @@ import (
 	"crisp/runtime/plan"
 )
 
-// TestPauseIsThePodsUser has a container look at the first process of a PID
-// namespace that the pod shares.
+// TestPauseIsThePodsUser has a container examine the init of a PID namespace
+// that the pod shares.
 func TestPauseIsThePodsUser(t *testing.T) {
 	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
 		t.Run(name, func(t *testing.T) {
@@ -65,7 +65,7 @@ func TestFileOfAnImage(t *testing.T) {
 	}
 }
 
-// TestManyDirectoriesInPath looks a program up in the last of many directories.
+// TestManyDirectoriesInPath finds a program in the last of many directories.
 func TestManyDirectoriesInPath(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())

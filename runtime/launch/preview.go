@@ -7,9 +7,9 @@ import (
 	"crisp/runtime/plan"
 )
 
-// Preview returns the plan that would start a container on this machine, as
-// far as a spec alone tells. It shows the cgroup v1 hierarchies given; with
-// inPod it joins the namespaces of a pod.
+// Preview returns the plan that would start a container on this machine, as far
+// as it follows from the spec. The container sees the given cgroup v1
+// hierarchies; with inPod it joins the namespaces of a pod.
 func Preview(s *specs.Spec, f host.Facts, show []plan.Hierarchy, inPod bool) (*plan.Plan, error) {
 	l := New(nil, f)
 	defer l.Close()

@@ -9,8 +9,9 @@ import (
 	"crisp/runtime/plan"
 )
 
-// TestProfilesAllowNothingForTheStart loads filters that kill for what a start
-// does of its own, and no other runtime after its filter.
+// TestProfilesAllowNothingForTheStart loads filters that kill for calls that
+// only the start makes, other than those that every runtime makes after its
+// filter.
 func TestProfilesAllowNothingForTheStart(t *testing.T) {
 	killed := []string{
 		"setresuid", "setresgid", "setgroups", "openat2", "fchdir", "close_range", "personality", "mount", "umount2",

@@ -13,8 +13,8 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// makeTargets makes the mount targets that land in the root file system
-// itself; the plan makes those inside other mounts.
+// makeTargets creates the mount targets in the root file system itself; the
+// plan creates those inside other mounts.
 func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec, o plan.Options) error {
 	root := in.input(p, func(i *plan.Input) bool { return i.Path == s.Root.Path })
 	if root == nil {
@@ -50,7 +50,7 @@ func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec, o plan.Options) error
 	return nil
 }
 
-// inside reports whether a path lies in, or is, one of the targets made.
+// inside reports whether a path is one of the targets made or below one.
 func inside(p string, made []string) bool {
 	for _, m := range made {
 		if p == m || strings.HasPrefix(p, m+"/") {
@@ -69,8 +69,8 @@ func (in *inputs) input(p *plan.Plan, is func(*plan.Input) bool) *os.File {
 	return nil
 }
 
-// isDir reports whether what a mount shows is a directory. All but the binds and
-// what images have are.
+// isDir reports whether the root of a mount is a directory, as of all but binds
+// and image volumes.
 func (in *inputs) isDir(p *plan.Plan, m *specs.Mount, name string) (bool, error) {
 	f := in.input(p, func(i *plan.Input) bool { return i.Name == name && i.Kind == plan.InputMount })
 	if m.Type == "image" {
@@ -101,7 +101,7 @@ func hostID(maps []specs.LinuxIDMapping, id uint32) uint32 {
 }
 
 // giveStreams makes the process's user the owner of its standard streams, so
-// that it can open them again by the names /dev/stdout and /dev/stderr.
+// that it can reopen them as /dev/stdout and /dev/stderr.
 func giveStreams(h Held, s *specs.Spec, p *specs.Process) error {
 	uid := hostID(s.Linux.UIDMappings, p.User.UID)
 	for _, name := range []string{"stdin", "stdout", "stderr"} {
@@ -117,10 +117,10 @@ func giveStreams(h Held, s *specs.Spec, p *specs.Process) error {
 		}
 
 		if st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Uid == uid {
-			continue // nothing of the host's is given away
+			continue // files of the host keep their owner
 		}
 		if err := unix.Fchown(fd, int(uid), -1); err != nil {
-			return fmt.Errorf("give %s to user %d: %w", name, uid, err)
+			return fmt.Errorf("change owner of %s to user %d: %w", name, uid, err)
 		}
 	}
 

@@ -18,7 +18,7 @@ import (
 	"crisp/runtime/seccomp"
 )
 
-// tracer notes the system calls of a child from its first gate to its execve.
+// tracer records the system calls of a child from its first gate to its execve.
 type tracer struct {
 	attach chan int
 	ready  chan error
@@ -28,7 +28,7 @@ type tracer struct {
 func newTracer() *tracer {
 	tr := &tracer{attach: make(chan int), ready: make(chan error), calls: make(chan []uint64, 1)}
 	go func() {
-		// Only the thread that attached may go on.
+		// Only the thread that attached may continue.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		pid := <-tr.attach
@@ -60,8 +60,8 @@ func newTracer() *tracer {
 	return tr
 }
 
-// next waits for a stop of the child and lets it go on. It follows a fork, and
-// ends with an error at the execve that succeeds, or with the child.
+// next waits for a stop of the child and resumes it. It follows a fork, and
+// returns an error after a successful execve, or when the child has exited.
 func (tr *tracer) next(pid int, calls *[]uint64) (int, error) {
 	var ws unix.WaitStatus
 	if _, err := unix.Wait4(pid, &ws, unix.WALL, nil); err != nil {
@@ -100,8 +100,8 @@ func (tr *tracer) next(pid int, calls *[]uint64) (int, error) {
 }
 
 // TestCallsAreThePlan traces starts and commands and compares the system calls
-// that the child makes with its plan: it makes those, in that order, and none else
-// but the reports.
+// that the child makes with its plan: it makes those, in that order, and no
+// others except the reports.
 func TestCallsAreThePlan(t *testing.T) {
 	for _, kind := range []string{"start", "exec", "exec with terminal", "start beside"} {
 		for _, userns := range []bool{false, true} {
@@ -151,7 +151,7 @@ func TestCallsAreThePlan(t *testing.T) {
 	}
 }
 
-// compare holds the calls of a child against its plan from the first gate on.
+// compare compares the calls of a child with its plan from the first gate on.
 func compare(t *testing.T, p *plan.Plan, calls []uint64) {
 	t.Helper()
 	gate := slices.IndexFunc(p.Steps, func(s plan.Step) bool {
@@ -161,7 +161,7 @@ func compare(t *testing.T, p *plan.Plan, calls []uint64) {
 		t.Fatalf("gate is step %d, %d calls were seen", gate, len(calls))
 	}
 
-	// The gate's own read was under way; it may be begun again.
+	// The gate's own read was under way; it may be restarted.
 	if calls[0] == unix.SYS_READ || calls[0] == unix.SYS_RESTART_SYSCALL {
 		calls = calls[1:]
 	}
@@ -176,17 +176,17 @@ func compare(t *testing.T, p *plan.Plan, calls []uint64) {
 	umask := slices.IndexFunc(p.Steps, func(s plan.Step) bool { return s.Call == unix.SYS_UMASK })
 	m = matching{steps: slices.Delete(slices.Clone(p.Steps), umask, umask+1), calls: calls, tried: map[[2]int]bool{}}
 	if m.fits(gate+1, 0) {
-		t.Error("the calls fit a plan that has one less, too")
+		t.Error("the calls also match a plan with one step less")
 	}
 }
 
-// matching lays calls beside steps. Conditional steps may be left out, so there
-// is more than one way.
+// matching aligns calls with steps. Conditional steps may be skipped, so there
+// is more than one alignment.
 type matching struct {
 	steps []plan.Step
 	calls []uint64
 	tried map[[2]int]bool
-	// step and calls0 are how far the best way went.
+	// step and calls0 are how far the best alignment got.
 	step, calls0 int
 }
 
@@ -200,7 +200,7 @@ func (m *matching) fits(i, j int) bool {
 
 	m.tried[[2]int{i, j}] = true
 	if i == len(m.steps) || j == len(m.calls) {
-		// The program may be at the first of the places where it can be.
+		// The program may be at the first of its possible paths.
 		return j == len(m.calls) && (i == len(m.steps) || m.steps[i-1].Call == unix.SYS_EXECVE)
 	}
 

@@ -68,8 +68,7 @@ func TestExplainLeavesOtherErrors(t *testing.T) {
 	}
 }
 
-// busyKeeper refuses the first start, as the kernel does for a cgroup that
-// holds groups.
+// busyKeeper refuses the first start, as the kernel does for a cgroup with child groups.
 type busyKeeper struct{ requests []string }
 
 func (k *busyKeeper) Start(_ context.Context, r client.Request) (*client.Started, error) {

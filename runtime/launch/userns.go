@@ -12,8 +12,8 @@ import (
 	"crisp/runtime/spawn"
 )
 
-// mapping returns a user namespace that exists for its id mappings alone. It
-// is the launcher's and kept for the next mount with the same mappings.
+// mapping returns a user namespace that only provides ID mappings. The launcher
+// owns it and caches it for mounts with the same mappings.
 func (l *Launcher) mapping(ctx context.Context, uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 	key := fmt.Sprint(uids, gids)
 	l.mu.Lock()
@@ -29,8 +29,8 @@ func (l *Launcher) mapping(ctx context.Context, uids, gids []specs.LinuxIDMappin
 	return f, nil
 }
 
-// newUserNS makes a user namespace through a child that does nothing but
-// wait until the namespace is open here.
+// newUserNS creates a user namespace by a child that only waits until the
+// namespace is opened here.
 func newUserNS(ctx context.Context, uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 	p := &plan.Plan{
 		Name:  "make user namespace",
@@ -50,7 +50,7 @@ func newUserNS(ctx context.Context, uids, gids []specs.LinuxIDMapping) (*os.File
 	defer func() {
 		c.Abort()
 		c.Close()
-		// The child was killed; its status says nothing.
+		// The child was killed; its status does not matter.
 		_ = unix.Waitid(unix.P_PIDFD, c.PidFD, nil, unix.WEXITED, nil)
 		unix.Close(c.PidFD)
 	}()
