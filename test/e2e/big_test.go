@@ -17,7 +17,7 @@ import (
 
 // TestBigAnnotations fills a pod with containers that have as many annotations
 // as Kubernetes allows: each costs as much as the first one, and a stream lists
-// them although they are more than one message takes.
+// them although they exceed the size of one message.
 func TestBigAnnotations(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	long := func(c *runtimeapi.ContainerConfig) {
@@ -49,7 +49,7 @@ func TestBigAnnotations(t *testing.T) {
 		t.Errorf("a list of more than one message takes: %v", err)
 	}
 
-	// All of it is read again by the next daemon.
+	// The next daemon reads all of it again.
 	n.Kill()
 	n.begin(t)
 	assertStreamed(t, n, count)

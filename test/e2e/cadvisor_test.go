@@ -20,9 +20,9 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// TestCAdvisor asks what cAdvisor does, over a restart of the daemon, and looks
-// whether it finds what it reads afterwards: a cgroup of that name and a process
-// in the pod's network.
+// TestCAdvisor makes cAdvisor's calls, across a restart of the daemon, and
+// checks that what it reads afterwards exists: a cgroup of that name and a
+// process in the pod's network.
 func TestCAdvisor(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "containerd.sock")
@@ -60,12 +60,12 @@ func TestCAdvisor(t *testing.T) {
 		n.begin(t)
 	}
 
-	// The pod's process is not the container's business.
+	// The container does not see the pod's process.
 	if first, all := c.sh(t, "cat /proc/1/comm"), c.sh(t, "echo /proc/[0-9]*"); first != "sleep" || strings.Count(all, "/proc/") > 2 {
 		t.Errorf("the container's first process is %s, and all are %s", first, all)
 	}
 
-	// A daemon that finds the socket served does not take it.
+	// A daemon does not replace a socket that another process serves.
 	second := t.TempDir()
 	out, err := exec.CommandContext(t.Context(), "../../bin/crisp", "serve", "--root", second+"/root", "--state", second+"/state", "--config", n.path("config.toml")).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), socket) {
@@ -81,7 +81,7 @@ func TestCAdvisor(t *testing.T) {
 	onNode.remove(t)
 }
 
-// asker asks as cAdvisor does.
+// asker makes the same calls as cAdvisor.
 type asker struct {
 	containers containersapi.ContainersClient
 	tasks      tasksapi.TasksClient

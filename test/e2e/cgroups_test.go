@@ -27,7 +27,7 @@ func TestCgroups(t *testing.T) {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/root/start", c.pid(t)), nil, 0); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(pace.Scale(2 * time.Second)) // it uses up what it has
+		time.Sleep(pace.Scale(2 * time.Second)) // it uses up its quota
 		wantGone(t, c)
 	})
 
@@ -63,7 +63,7 @@ func wantGone(t *testing.T, c *container) {
 	}
 }
 
-// cgroups are the groups of the container's first process, by controllers.
+// cgroups are the cgroups of the container's first process, by controllers.
 func (c *container) cgroups(t *testing.T) map[string]string {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.pid(t)))
@@ -89,7 +89,7 @@ func (c *container) freeze(t *testing.T) {
 	}
 }
 
-// testReleaseAgent looks into all hierarchies with CAP_SYS_ADMIN, from the
+// testReleaseAgent inspects all hierarchies with CAP_SYS_ADMIN, from the
 // container and from a command that is executed in it.
 func testReleaseAgent(t *testing.T, n *node) {
 	before := releaseAgents(t)
@@ -123,7 +123,8 @@ echo done`
 		t.Errorf("a command in the container finds\n%s", got)
 	}
 
-	// AppArmor's profile forbids to mount; where there is none, all are looked into.
+	// AppArmor's profile forbids mounts; without it, all hierarchies are
+	// inspected.
 	refused := c.sh(t, "mkdir -p /mnt && cat /mnt/refused 2>/dev/null || true")
 	if _, err := os.Stat("/sys/kernel/security/apparmor"); err != nil && refused != "" {
 		t.Errorf("a command in the container looks in vain:\n%s", refused)
@@ -149,7 +150,7 @@ func releaseAgents(t *testing.T) string {
 	return all.String()
 }
 
-// testOwnGroups has a privileged container make groups below its own, put
+// testOwnGroups has a privileged container create cgroups below its own, move
 // processes there and freeze itself.
 func testOwnGroups(t *testing.T, n *node) {
 	p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })

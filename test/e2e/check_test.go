@@ -13,7 +13,7 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// TestImagesCheck damages an image at rest, and has it checked and repaired by
+// TestImagesCheck corrupts an image on disk, and has it checked and repaired by
 // the daemon and without one.
 func TestImagesCheck(t *testing.T) {
 	n := newNode(t, lab.Options{})
@@ -57,7 +57,7 @@ func TestImagesCheck(t *testing.T) {
 	}
 }
 
-// awaitSynced waits until everything is known to be on disk.
+// awaitSynced waits until everything is synced.
 func (n *node) awaitSynced(t *testing.T) {
 	t.Helper()
 	eventually(t, "the image is on disk", func() bool {
@@ -74,7 +74,8 @@ func (n *node) awaitSynced(t *testing.T) {
 	})
 }
 
-// wantCheck checks the images, with repair if all is to be well then.
+// wantCheck checks the images, with repair if everything must be fine
+// afterwards.
 func (n *node) wantCheck(t *testing.T, well bool, says ...string) {
 	t.Helper()
 	cache, err := lab.Find()
@@ -104,7 +105,7 @@ func (n *node) wantCheck(t *testing.T, well bool, says ...string) {
 	}
 }
 
-// spoilBit changes a bit of a file, as a disk may.
+// spoilBit flips a bit of a file.
 func spoilBit(t *testing.T, path string) {
 	t.Helper()
 	info, err := os.Stat(path)
@@ -128,8 +129,8 @@ func spoilBit(t *testing.T, path string) {
 	}
 }
 
-// indexBlob returns the blob of an image's index. If one of the others is spoiled,
-// nobody knows what layers there should be, or what is in them.
+// indexBlob returns the blob of an image's index. If one of the others is
+// corrupt, the expected layers, or their content, are unknown.
 func indexBlob(t *testing.T, pattern string) string {
 	t.Helper()
 	blobs, err := filepath.Glob(pattern)

@@ -13,8 +13,8 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// TestChurn has many pods come and go at once. Meanwhile states only go
-// forward, and nobody waits to read them.
+// TestChurn creates and removes many pods concurrently. Meanwhile states only
+// move forward, and reading them does not block.
 func TestChurn(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "pods", func(t *testing.T) {
@@ -43,7 +43,7 @@ func TestChurn(t *testing.T) {
 	})
 }
 
-// lifetime takes a pod of two containers from its beginning to its end.
+// lifetime runs a pod of two containers from its creation to its removal.
 func (n *node) lifetime(t *testing.T, attempt uint32) error {
 	cfg := n.podConfig(t)
 	cfg.Metadata.Attempt = attempt
@@ -82,7 +82,7 @@ func (n *node) lifetime(t *testing.T, attempt uint32) error {
 }
 
 // watchStates lists containers until ctx ends, and compares their states with
-// those before.
+// the previous ones.
 func watchStates(ctx context.Context, t *testing.T, n *node) {
 	const patience = 5 * time.Second // it is a few milliseconds on an idle machine
 	last := map[string]*runtimeapi.ContainerStatus{}

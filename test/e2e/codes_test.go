@@ -119,7 +119,7 @@ func failure[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOpti
 	return err
 }
 
-// wantCode checks the code of an error and that its text says something.
+// wantCode checks the code of an error and that it has a text.
 func wantCode(t *testing.T, err error, code codes.Code, parts ...string) {
 	t.Helper()
 	if got := status.Code(err); got != code {
@@ -132,7 +132,7 @@ func wantCode(t *testing.T, err error, code codes.Code, parts ...string) {
 	}
 }
 
-// unnamed are the calls that name nothing, so that nothing can be unknown.
+// unnamed are the calls without an ID, so that none can be unknown.
 var unnamed = []string{
 	"Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig", "ImageFsInfo", "RunPodSandbox",
 	"ListMetricDescriptors", "ListPodSandboxMetrics",
@@ -152,7 +152,7 @@ func TestCodes(t *testing.T) {
 	})
 }
 
-// testUnknown covers every call of the interface that names something.
+// testUnknown covers every call of the interface with an ID.
 func testUnknown(t *testing.T, n *node) {
 	want := map[string]codes.Code{
 		"PodSandboxStatus": codes.NotFound, "PodSandboxStats": codes.NotFound, "UpdatePodSandboxResources": codes.NotFound,
@@ -169,7 +169,7 @@ func testUnknown(t *testing.T, n *node) {
 	}
 
 	pull := rpcs["PullImage"]
-	rpcs["PullImage"] = nil // it wants the name of a registry
+	rpcs["PullImage"] = nil // it requires the name of a registry
 	t.Run("PullImage", func(t *testing.T) { wantCode(t, pull(n.Registry.Addr+"/nothing:1"), codes.NotFound, "/nothing") })
 	for _, methods := range [][]grpc.MethodDesc{runtimeapi.RuntimeService_ServiceDesc.Methods, runtimeapi.ImageService_ServiceDesc.Methods} {
 		for _, m := range methods {
@@ -192,7 +192,7 @@ func testUnknown(t *testing.T, n *node) {
 	})
 }
 
-// testWrongState calls what an object's state does not allow.
+// testWrongState makes calls that an object's state does not allow.
 func testWrongState(t *testing.T, n *node) {
 	rpcs := n.rpcs(t)
 	p := n.pod(t)
@@ -222,7 +222,7 @@ func testWrongState(t *testing.T, n *node) {
 	}
 }
 
-// testInvalid makes calls that no state could make right.
+// testInvalid makes calls that are invalid in any state.
 func testInvalid(t *testing.T, n *node) {
 	p := n.pod(t)
 	c := p.start(t)

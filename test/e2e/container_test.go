@@ -65,7 +65,7 @@ func testTerminationMessage(t *testing.T, n *node) {
 }
 
 func testEnds(t *testing.T, n *node) {
-	p := n.pod(t, sharedPID) // where a first process is not spared signals
+	p := n.pod(t, sharedPID) // where a container's first process is not PID 1, which ignores signals
 	for script, want := range map[string]struct {
 		code   int32
 		reason string
@@ -124,8 +124,8 @@ func testStopSignals(t *testing.T, n *node) {
 	}
 }
 
-// testOutOfMemory ends a container by the kernel's choice, and another whose
-// child only was chosen.
+// testOutOfMemory has the kernel OOM-kill a container's first process, and only
+// a child of another.
 func testOutOfMemory(t *testing.T, n *node) {
 	const hog = "dd if=/dev/zero of=/dev/null bs=200M"
 	p := n.pod(t)
@@ -140,7 +140,7 @@ func testOutOfMemory(t *testing.T, n *node) {
 	}
 }
 
-// testStatus wants a container's status to say all that is known.
+// testStatus requires complete information in a container's status.
 func testStatus(t *testing.T, n *node) {
 	img := call(t, n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: busybox}}).Image
 	id := img.Id
@@ -209,7 +209,7 @@ func testUntagged(t *testing.T, n *node) {
 	}
 }
 
-// testStubborn stops a pod of containers that ignore to be asked.
+// testStubborn stops a pod of containers that ignore SIGTERM.
 func testStubborn(t *testing.T, n *node) {
 	p := n.pod(t)
 	for _, name := range []string{"a", "b", "c", "d", "e"} {
@@ -266,14 +266,14 @@ func TestUpdate(t *testing.T) {
 	})
 }
 
-// cgroupV2 tells whether the machine has the unified hierarchy alone.
+// cgroupV2 reports whether the machine has only the unified hierarchy.
 func cgroupV2() bool {
 	var st unix.Statfs_t
 	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
-// testUnified sets what only version 2 has, as kubelet does for the quality of
-// memory and to have a container's processes killed together.
+// testUnified sets options that only version 2 has, as kubelet does for memory
+// QoS and group OOM kills.
 func testUnified(t *testing.T, n *node) {
 	if !cgroupV2() {
 		testkit.Skip(t, "cgroup2", "unified resources are its")
@@ -294,7 +294,7 @@ func testUnified(t *testing.T, n *node) {
 	want("39997440") // whole pages
 }
 
-// limits reads what is in force from inside the container.
+// limits reads the effective limits inside the container.
 func (c *container) limits(t *testing.T) map[string]string {
 	t.Helper()
 	files := map[string]string{
@@ -311,7 +311,7 @@ func (c *container) limits(t *testing.T) map[string]string {
 	return limits
 }
 
-// testMerge changes one limit at a time, which leaves the others.
+// testMerge changes one limit at a time, which keeps the others.
 func testMerge(t *testing.T, n *node) {
 	c := n.pod(t).start(t, func(c *runtimeapi.ContainerConfig) {
 		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuQuota: 50000, CpuPeriod: 100000, CpuShares: 512}
@@ -348,7 +348,7 @@ func testMerge(t *testing.T, n *node) {
 	}
 }
 
-// testBelowUsage asks for less memory than is used.
+// testBelowUsage requests a memory limit below the usage.
 func testBelowUsage(t *testing.T, n *node) {
 	c := n.pod(t).start(t, memory(128<<20))
 	c.sh(t, "head -c 33554432 /dev/zero > /dev/shm/ballast") // cannot be reclaimed
@@ -370,7 +370,7 @@ func testBelowUsage(t *testing.T, n *node) {
 	}
 }
 
-// testVerbose looks for what tools read of verbose answers.
+// testVerbose checks the parts of verbose responses that tools read.
 func testVerbose(t *testing.T, n *node) {
 	p := n.pod(t)
 	c := p.start(t)
@@ -427,7 +427,7 @@ func testVerbose(t *testing.T, n *node) {
 	}
 }
 
-// testWhyEnded ends containers in ways that an exit code does not tell apart.
+// testWhyEnded ends containers in ways that an exit code does not distinguish.
 func testWhyEnded(t *testing.T, n *node) {
 	profile := filepath.Join(t.TempDir(), "kill.json")
 	if err := os.WriteFile(profile, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_KILL_PROCESS"}]}`), 0o600); err != nil {

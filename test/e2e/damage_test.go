@@ -12,7 +12,7 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// damages are what may become of a pod's record.
+// damages are kinds of corruption of a pod's record.
 var damages = []struct {
 	name string
 	do   func(journal []byte) []byte // nil removes it
@@ -25,7 +25,7 @@ var damages = []struct {
 	{"missing", func([]byte) []byte { return nil }},
 }
 
-// future adds a record of a version to come to a journal.
+// future adds a record of a later version to a journal.
 func future(journal []byte) []byte {
 	lines := bytes.Split(journal, []byte("\n"))
 	_, record, _ := bytes.Cut(lines[len(lines)-2], []byte(" "))
@@ -34,8 +34,8 @@ func future(journal []byte) []byte {
 	return fmt.Appendf(journal, "%08x %s\n", sum, record)
 }
 
-// TestTornRecord kills the daemon in the middle of a write: the record before
-// it counts.
+// TestTornRecord kills the daemon in the middle of a write: the previous record
+// is used.
 func TestTornRecord(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	p := n.pod(t)
@@ -54,8 +54,8 @@ func TestTornRecord(t *testing.T) {
 	p.remove(t)
 }
 
-// TestDamagedRecord spoils the record of a pod: that pod is listed as not
-// ready and can be removed with all it has, and no other is harmed.
+// TestDamagedRecord corrupts the record of a pod: that pod is listed as not
+// ready and can be removed with its resources, and no other is affected.
 func TestDamagedRecord(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	for _, d := range damages {
@@ -86,7 +86,7 @@ func TestDamagedRecord(t *testing.T) {
 				t.Errorf("the bad pod is not listed as not ready, but %v", states)
 			}
 
-			// kubelet wants these to be valid.
+			// kubelet requires these to be valid.
 			if st := bad.status(t); st.Metadata.GetName() == "" || st.Metadata.GetUid() == "" || st.CreatedAt == 0 {
 				t.Errorf("the status of the bad pod is %v", st)
 			}

@@ -26,17 +26,17 @@ import (
 var downTime = flag.Duration("down", time.Minute, "how long TestDaemonDown leaves containers without a daemon")
 
 const (
-	// standstill is how long a writer that does not wait for anything may
-	// stand still on a busy machine, and endLate how much later than its last
-	// act a container may be said to have ended.
+	// standstill is how long a writer that waits for nothing may pause on a
+	// busy machine, and endLate how much later than its last write a
+	// container's exit may be reported.
 	standstill, endLate = 3 * time.Second, time.Second
 	// tick is a container's clock, one line ten times a second.
 	tick = `while [ ! -e /signal/stop ]; do read up idle < /proc/uptime; echo $up || exit 99; sleep 0.1; done; exit 3`
 )
 
 // TestDaemonDown kills the daemon and leaves busy containers alone for a
-// minute, in which some of them end. What kubelet asks first when there is a
-// daemon again is answered by what the containers themselves say.
+// minute, in which some of them exit. The first responses of the next daemon
+// must agree with what the containers have recorded themselves.
 func TestDaemonDown(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "under writers", func(t *testing.T) { testDaemonDown(t, n) })
@@ -46,7 +46,8 @@ func testDaemonDown(t *testing.T, n *node) {
 	w := n.pacedWriters(t)
 	dir := filepath.Dir(w.stop)
 
-	// The first process of a PID namespace is spared its own signals, so these are none.
+	// The first process of a PID namespace ignores its own signals, so these
+	// are not first processes.
 	p := n.pod(t, attempt(1), func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
 	})
@@ -84,7 +85,7 @@ func testDaemonDown(t *testing.T, n *node) {
 
 	t.Logf("the daemon answers again after %v", time.Since(from))
 
-	// The first answers count: kubelet acts on them.
+	// The first responses count: kubelet acts on them.
 	after := n.listed(t)
 	for _, c := range ending {
 		wantEndedAlone(t, c, after[c.id], dir)
@@ -117,7 +118,7 @@ func testDaemonDown(t *testing.T, n *node) {
 	wantSteady(t, clock)
 }
 
-// pacedWriters are writers that leave some time to others.
+// pacedWriters are writers that leave some CPU time to others.
 func (n *node) pacedWriters(t *testing.T) *writers {
 	t.Helper()
 	dir := t.TempDir()
@@ -133,16 +134,16 @@ func (n *node) pacedWriters(t *testing.T) *writers {
 	return w
 }
 
-// ending is a container that ends by itself.
+// ending is a container that exits by itself.
 type ending struct {
 	*container
 	script string
 	code   int32
 }
 
-// startEnding starts containers that end, in different ways and at different
-// times of the given time, once there is a file "go". The last that each does
-// is to write when it ends to a file of its name.
+// startEnding starts containers that exit, in different ways and at different
+// times within the given time, once a file "go" exists. As its last action each
+// writes the time to a file of its name.
 func startEnding(t *testing.T, p *pod, dir string, within time.Duration) []*ending {
 	t.Helper()
 	const script = `until [ -e /signal/go ]; do sleep 0.02; done; sleep %.2f; echo last words; cat /proc/uptime > /signal/%s; %s`
@@ -157,8 +158,8 @@ func startEnding(t *testing.T, p *pod, dir string, within time.Duration) []*endi
 	return list
 }
 
-// wantEndedAlone compares what is said of a container's end with what it has
-// said itself.
+// wantEndedAlone compares the reported exit of a container with what it
+// recorded itself.
 func wantEndedAlone(t *testing.T, c *ending, listed runtimeapi.ContainerState, dir string) {
 	t.Helper()
 	name, st := c.cfg.Metadata.Name, c.status(t)
@@ -209,7 +210,7 @@ func bootTime(t *testing.T) time.Time {
 	return time.Now().Add(-time.Duration(up.Nano()))
 }
 
-// listed are the states of all containers, of pods that are listed.
+// listed are the states of all containers of listed pods.
 func (n *node) listed(t *testing.T) map[string]runtimeapi.ContainerState {
 	t.Helper()
 	pods := map[string]bool{}
@@ -226,8 +227,9 @@ func (n *node) listed(t *testing.T) map[string]runtimeapi.ContainerState {
 	return states
 }
 
-// wantSameIdentity wants what cannot change to be as before: names, attempts,
-// from which kubelet counts restarts, times of creation and start, and logs.
+// wantSameIdentity requires immutable attributes to be as before: names,
+// attempts, from which kubelet counts restarts, times of creation and start,
+// and logs.
 func wantSameIdentity(t *testing.T, before, after map[string]proto.Message) {
 	t.Helper()
 	if len(before) != len(after) {
@@ -250,8 +252,8 @@ func identity(status proto.Message) string {
 	return ""
 }
 
-// wantNextAttempt restarts a container as kubelet does, beside the one that
-// ended, and wants the event of its end.
+// wantNextAttempt restarts a container as kubelet does, next to the exited one,
+// and requires the event of its exit.
 func wantNextAttempt(t *testing.T, ended *container) {
 	t.Helper()
 	n := ended.p.n
@@ -282,8 +284,8 @@ func wantNextAttempt(t *testing.T, ended *container) {
 	}
 }
 
-// wantSteady reads the log of a container that wrote the time all the time:
-// it never waited, and what it wrote was in the log soon.
+// wantSteady reads the log of a container that continuously wrote the time: it
+// never blocked, and its output was in the log soon.
 func wantSteady(t *testing.T, clock *container) {
 	t.Helper()
 	lines := parse(t, []byte(slurp(clock.logFile())))

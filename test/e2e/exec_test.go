@@ -58,7 +58,7 @@ func testExecTimeout(t *testing.T, p *pod) {
 			t.Errorf("process %v is left of the command", p)
 		}
 	}
-	c.remove(t) // with the dead, which its first process does not reap
+	c.remove(t) // with its zombies, which its first process does not reap
 }
 
 // testBackgroundChild leaves a process with the command's output open.
@@ -75,7 +75,7 @@ func testBackgroundChild(t *testing.T, p *pod) {
 	c.remove(t)
 }
 
-// testMuchOutput exceeds what kubelet takes in one message.
+// testMuchOutput exceeds kubelet's maximum message size.
 func testMuchOutput(t *testing.T, c *container) {
 	const most = maxAnswer - 64
 	for script, want := range map[string][2]int{
@@ -91,15 +91,15 @@ func testMuchOutput(t *testing.T, c *container) {
 	}
 }
 
-// seen prints what a process is and has. Its own process ID and what else
-// must differ is left out.
+// seen prints the attributes of a process, without its process ID and others
+// that must differ.
 const seen = `id; pwd; env | grep -v -e '^SHLVL=' -e '^_=' | sort; umask; ulimit -a
 grep -v -e '^Pid' -e '^Tgid' -e '^NSpid' -e '^NStgid' -e '^PPid' -e '^NSpgid' -e '^NSsid' -e ctxt -e '^Vm' -e '^Rss' -e '^Sig' -e '^Shd' /proc/self/status
 cat /proc/self/cgroup /proc/self/oom_score_adj /proc/self/attr/current 2>&1
 for ns in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$ns; done`
 
-// testExecIdentity compares what a command may with what the container's
-// first process may.
+// testExecIdentity compares a command's privileges with those of the
+// container's first process.
 func testExecIdentity(t *testing.T, n *node) {
 	for name, change := range map[string]change{
 		"plain": func(*runtimeapi.ContainerConfig) {},
@@ -159,7 +159,7 @@ func testManyExecs(t *testing.T, n *node, c *container) {
 	}
 }
 
-// goroutines makes the daemon die with a list of its goroutines, counts them,
+// goroutines makes the daemon exit with a list of its goroutines, counts them,
 // and starts the next daemon.
 func (n *node) goroutines(t *testing.T) int {
 	t.Helper()

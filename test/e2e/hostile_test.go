@@ -25,7 +25,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// TestHostile has containers do their worst with what is theirs: names,
+// TestHostile has containers misuse everything that they control: names,
 // directories, links, output.
 func TestHostile(t *testing.T) {
 	n := newNode(t, lab.Options{})
@@ -41,7 +41,7 @@ func TestHostile(t *testing.T) {
 	n.run(t, "CVE-2023-6476 and CVE-2024-3154", func(t *testing.T) { testAnnotations(t, n) })
 }
 
-// userNamespace gives a pod one that begins at a user of the host's.
+// userNamespace gives a pod one that starts at a user of the host.
 func userNamespace(first uint32) func(*runtimeapi.PodSandboxConfig) {
 	mapping := []*runtimeapi.IDMapping{{HostId: first, ContainerId: 0, Length: 65536}}
 	return func(c *runtimeapi.PodSandboxConfig) {
@@ -51,8 +51,8 @@ func userNamespace(first uint32) func(*runtimeapi.PodSandboxConfig) {
 	}
 }
 
-// testInterfaceName gives an interface a name that no message can carry, and
-// asks for everything there is to ask for.
+// testInterfaceName gives an interface a name that no message can contain, and
+// makes all calls that report it.
 func testInterfaceName(t *testing.T, n *node, in func(*runtimeapi.PodSandboxConfig)) {
 	good := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = "good" })
 	good.start(t)
@@ -99,7 +99,7 @@ func testInterfaceName(t *testing.T, n *node, in func(*runtimeapi.PodSandboxConf
 	call(t, n.Runtime.Status, &runtimeapi.StatusRequest{Verbose: true})
 }
 
-// nest makes directories within each other.
+// nest creates nested directories.
 func nest(t *testing.T, dir string, depth int) {
 	t.Helper()
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -122,7 +122,7 @@ func nest(t *testing.T, dir string, depth int) {
 }
 
 // testDeepDirectories nests directories deeper than the daemon may have descriptors,
-// in the writable layer and in what is the container's of the pod's directory.
+// in the writable layer and in the container's part of the pod's directory.
 func testDeepDirectories(t *testing.T, n *node) {
 	const depth = 30_000
 	p := n.pod(t)
@@ -155,7 +155,7 @@ func testDeepDirectories(t *testing.T, n *node) {
 
 // testLayerInUse removes a pod in a user namespace while a file of its image is
 // held open, with which containerd once removed the image's layers through a
-// mount that could not be undone (containerd#10704).
+// mount that could not be unmounted (containerd#10704).
 func testLayerInUse(t *testing.T, n *node) {
 	digest := func() string {
 		out, err := exec.CommandContext(t.Context(), "sh", "-c", "cd "+n.path("root", "image", "layers")+" && find . -printf '%p %m %U %G %s\\n' | sort && find . -type f -exec cat {} + | sha256sum").Output()
@@ -193,7 +193,7 @@ func testLayerInUse(t *testing.T, n *node) {
 	}
 }
 
-// testEndlessOutput runs a command that writes without end.
+// testEndlessOutput runs a command that never stops writing.
 func testEndlessOutput(t *testing.T, n *node) {
 	c := n.pod(t).start(t)
 	for range 3 {
@@ -225,7 +225,7 @@ func testEndlessOutput(t *testing.T, n *node) {
 	}
 }
 
-// testAbortedSessions begins sessions with a terminal that fail, and attaches
+// testAbortedSessions starts sessions with a terminal that fail, and attaches
 // to a container for a moment. Package stream does so 10,000 times.
 func testAbortedSessions(t *testing.T, n *node) {
 	c := n.pod(t).start(t, sh("while :; do echo x; sleep 0.01; done"), func(c *runtimeapi.ContainerConfig) { c.Stdin, c.Tty = true, true })
@@ -245,8 +245,9 @@ func testAbortedSessions(t *testing.T, n *node) {
 			t.Fatal(err)
 		}
 
-		// A client that goes before it has opened its streams is awaited for half
-		// a minute, so this one goes with the first it gets.
+		// The server waits half a minute for a client that disconnects before
+		// it has opened its streams, so this one disconnects after the first
+		// one.
 		ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(callTime))
 		attached := o
 		attached.Stdout = onWrite(cancel)
@@ -255,7 +256,7 @@ func testAbortedSessions(t *testing.T, n *node) {
 	}
 
 	eventually(t, "there is no more than before", func() bool { return len(n.inventory(t)) <= len(usual) })
-	time.Sleep(time.Second) // in which the server lets go of connections
+	time.Sleep(time.Second) // in which the server closes connections
 	if got := n.goroutines(t); got > 60 {
 		t.Errorf("the daemon has %d goroutines:\n%s", got, n.Log())
 	}
@@ -277,7 +278,7 @@ func testLeftBehind(t *testing.T, n *node) {
 		many = 200
 	}
 
-	// The first process reaps: the dead are not what this is about.
+	// The first process reaps: this is not about zombies.
 	c := n.pod(t).start(t, sh("while :; do sleep 1; done"))
 	c.exec(t, "true")
 	usual := n.inventory(t)
@@ -314,11 +315,10 @@ func testLeftBehind(t *testing.T, n *node) {
 	eventually(t, "the daemon has few goroutines", func() bool { return n.goroutines(t) <= 60 })
 }
 
-// testLinkedEtc runs containers whose /etc, or what is mounted there, leads to
-// the node's: by their image, and by what they wrote before a start
-// (CVE-2024-5154).
+// testLinkedEtc runs containers whose /etc, or a mount target in it, is a link
+// to the node's: in their image, or created before a start (CVE-2024-5154).
 func testLinkedEtc(t *testing.T, n *node) {
-	// The images' links lead there.
+	// The images' links point there.
 	const canary = "/tmp/crisp-linked-etc"
 	if err := os.Mkdir(canary, 0o700); err != nil {
 		t.Fatal(err)
@@ -386,7 +386,7 @@ func testLinkedEtc(t *testing.T, n *node) {
 	}
 }
 
-// testNothingForOthers walks what the daemon keeps as somebody without rights.
+// testNothingForOthers walks the daemon's directories as an unprivileged user.
 func testNothingForOthers(t *testing.T, n *node) {
 	const first = 300000
 	n.pod(t, userNamespace(first)).start(t)
@@ -395,7 +395,7 @@ func testNothingForOthers(t *testing.T, n *node) {
 		if info, err := os.Stat(top); err != nil || info.Mode().Perm()&^0o711 != 0 {
 			t.Errorf("%s has mode %v, %v", top, info.Mode(), err)
 		}
-		// Nobody, and who is root in a pod's user namespace.
+		// The user nobody, and root of a pod's user namespace.
 		for _, uid := range []uint32{65534, first} {
 			find := exec.CommandContext(t.Context(), "find", top, "-mindepth", "1")
 			find.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
@@ -405,7 +405,7 @@ func testNothingForOthers(t *testing.T, n *node) {
 				t.Errorf("user %d finds in %s: %v, %.300s", uid, top, err, out)
 			}
 
-			// Names that can be known are no way in.
+			// Known names give no access.
 			for _, known := range []string{"image/layers", "image/containers", "pods", "keeper.sock", "admin.sock"} {
 				stat := exec.CommandContext(t.Context(), "stat", filepath.Join(top, known))
 				stat.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
@@ -417,8 +417,8 @@ func testNothingForOthers(t *testing.T, n *node) {
 	}
 }
 
-// control are annotations and labels that some runtime has taken for orders
-// whose effect a container would see. Package spec tries more of them.
+// control are annotations and labels that some runtime has interpreted, with an
+// effect visible in a container. Package spec tests more of them.
 var control = map[string]string{
 	"io.kubernetes.cri-o.UnifiedCgroup.main":             "pids.max=7;memory.max=12345678",
 	"io.kubernetes.cri-o.Devices":                        "/dev/kmsg:/dev/hostile:rwm",
@@ -434,8 +434,8 @@ var control = map[string]string{
 }
 
 // testAnnotations gives a pod and its container annotations and labels that
-// order what only fields of the request may, and compares what they get with a
-// pod's that has none.
+// request what only fields of the request may, and compares the result with a
+// pod that has none.
 func testAnnotations(t *testing.T, n *node) {
 	const look = `grep -e Seccomp -e Cap -e NoNewPrivs -e Groups /proc/self/status; umask; ulimit -a; ls /dev; cat /proc/mounts | cut -d, -f1 | sed 's/[0-9a-f]\{20,\}/ID/g'
 cut -d: -f2 /proc/self/cgroup; cat /proc/self/uid_map /proc/self/attr/current 2>&1; for f in pids.max memory.max cpu.max; do cat /sys/fs/cgroup/$f /sys/fs/cgroup/*/$f 2>/dev/null; done; true`

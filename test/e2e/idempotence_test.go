@@ -48,7 +48,7 @@ func TestIdempotence(t *testing.T) {
 	n.run(t, "shorter grace", func(t *testing.T) { testShorterGrace(t, n) })
 }
 
-// together makes n calls at once and returns the distinct answers.
+// together makes n concurrent calls and returns the distinct responses.
 func together(t *testing.T, n int, call func() (string, error)) []string {
 	t.Helper()
 	answers := make([]string, n)
@@ -111,8 +111,8 @@ func testParallelContainers(t *testing.T, n *node) {
 	}
 }
 
-// testCancelledRun gives up a call while the network plugin works, and makes
-// it again: it joins what goes on.
+// testCancelledRun cancels a call while the network plugin runs, and retries
+// it: it joins the running operation.
 func testCancelledRun(t *testing.T, n *node, cni plugin) {
 	adds := cni.calls("ADD")
 	cni.set(t, "hold-ADD")
@@ -154,8 +154,8 @@ func testFailedRun(t *testing.T, n *node, cni plugin) {
 	n.podOf(t, cfg)
 }
 
-// testFailedStop has a plugin that does not give back the network: the stop
-// fails until it does.
+// testFailedStop has a plugin that fails to release the network: the stop fails
+// until it succeeds.
 func testFailedStop(t *testing.T, n *node, cni plugin) {
 	p := n.pod(t)
 	c := p.start(t)

@@ -21,7 +21,7 @@ import (
 )
 
 // testKeeperKilledUnderCommands kills the keeper under commands of every kind.
-// They go on, and their callers get all of the output and the exit code.
+// They continue, and their callers get all of the output and the exit code.
 func testKeeperKilledUnderCommands(t *testing.T, n *node) {
 	dir := t.TempDir()
 	p := n.pod(t)
@@ -43,7 +43,7 @@ func testKeeperKilledUnderCommands(t *testing.T, n *node) {
 		eventually(t, "the command "+name+" runs", func() bool { return exists(dir, name) })
 	}
 	n.killKeeper(t)
-	n.killKeeper(t) // and the one that got them from the first
+	n.killKeeper(t) // and the one that took over from the first
 	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,7 @@ func testKeeperKilledUnderCommands(t *testing.T, n *node) {
 	}
 
 	eventually(t, "the command that took too long is gone", func() bool { return c.sh(t, "ps | grep '[s]leep 1001' | wc -l") == "0" })
-	// What nobody has reaped does not hold the container up.
+	// Unreaped processes do not block the container.
 	began := time.Now()
 	p.remove(t)
 
@@ -79,7 +79,7 @@ func begin[T any](f func() T) <-chan T {
 	return result
 }
 
-// execSync runs a script and tells all that came of it.
+// execSync runs a script and describes the whole result.
 func execSync(t *testing.T, c *container, script string) string {
 	r, err := try(t, c.p.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", script}})
 	if err != nil {
@@ -97,7 +97,8 @@ func execLate(t *testing.T, c *container, script string) string {
 	return codes.DeadlineExceeded.String()
 }
 
-// execSession runs a script in a session, and types "it" a while after it began.
+// execSession runs a script in a session, and types "it" a while after its
+// start.
 func execSession(t *testing.T, c *container, tty bool, script string) string {
 	in, typed := io.Pipe()
 	defer typed.Close()
@@ -145,7 +146,7 @@ func testKeeperKilledUnderAttached(t *testing.T, n *node) {
 				}
 			}
 			n.killKeeper(t)
-			time.Sleep(pace.Scale(200 * time.Millisecond)) // the client is to be connected again
+			time.Sleep(pace.Scale(200 * time.Millisecond)) // the client must be reconnected
 		}
 
 		if tty {

@@ -24,7 +24,8 @@ func TestKeeperDies(t *testing.T) {
 	n.run(t, "under commands", func(t *testing.T) { testKeeperKilledUnderCommands(t, n) })
 	n.run(t, "under an attached client", func(t *testing.T) { testKeeperKilledUnderAttached(t, n) })
 	n.run(t, "under commands, with a parent that does not reap", func(t *testing.T) {
-		// The next keeper's parent is this process, to which its children fall.
+		// The next keeper's parent is this process, which inherits its
+		// children.
 		n.Kill()
 		n.begin(t)
 		testKeeperKilledUnderCommands(t, n)
@@ -44,8 +45,8 @@ func (n *node) killKeeper(t *testing.T) {
 	n.awaitKeeper(t, old)
 }
 
-// awaitKeeper waits until there is a keeper that is none of those killed, which
-// may be seen for a moment, and the runtime is ready.
+// awaitKeeper waits until there is a keeper other than the killed ones, which
+// may be visible for a moment, and the runtime is ready.
 func (n *node) awaitKeeper(t *testing.T, killed []int) {
 	t.Helper()
 	eventually(t, "there is another keeper and the runtime is ready", func() bool {
@@ -124,7 +125,8 @@ func testKeeperKilled(t *testing.T, n *node) {
 	p.start(t, named("afterwards"), sh("exit 0")).wantEnd(t, 0, "Completed")
 }
 
-// testBothKilled wants the truth about containers that lost both holders.
+// testBothKilled requires correct reports about containers that lost both
+// holders.
 func testBothKilled(t *testing.T, n *node) {
 	p := n.pod(t)
 	running := p.start(t, named("running"))
@@ -156,7 +158,7 @@ func testBothKilled(t *testing.T, n *node) {
 	}
 }
 
-// wantWholeCount wants the numbers from 0 on, each once.
+// wantWholeCount requires the numbers from 0 on, each once.
 func wantWholeCount(t *testing.T, lines []line) {
 	t.Helper()
 	for i, l := range lines {
@@ -166,8 +168,8 @@ func wantWholeCount(t *testing.T, lines []line) {
 	}
 }
 
-// kernelTellsExits is true from Linux 6.15 on: a pidfd tells how a process
-// ended whose parent is somebody else.
+// kernelTellsExits is true from Linux 6.15 on: a pidfd reports the exit status
+// of a process that is not a child.
 func kernelTellsExits() bool {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {

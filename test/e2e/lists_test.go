@@ -61,7 +61,7 @@ func TestNode(t *testing.T) {
 	n.run(t, "events", func(t *testing.T) { testEvents(t, n) })
 }
 
-// receive gathers the items of a stream of answers.
+// receive collects the items of a stream of responses.
 func receive[Q, A, I any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) (grpc.ServerStreamingClient[A], error), request Q, items func(*A) []I) []I {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(callTime))
@@ -180,7 +180,7 @@ func testEvents(t *testing.T, n *node) {
 		t.Fatal(err)
 	}
 
-	// The subscription has begun when the first event comes.
+	// The subscription is active when the first event arrives.
 	arrived := make(chan *runtimeapi.ContainerEventResponse, 100)
 	go func() {
 		defer close(arrived)
@@ -234,8 +234,8 @@ func testEvents(t *testing.T, n *node) {
 	}
 }
 
-// TestEventsEnd ends the daemon under a reader of events, which must not hold
-// it up.
+// TestEventsEnd stops the daemon while a client reads events, which must not
+// block it.
 func TestEventsEnd(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	stream, err := n.Runtime.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})

@@ -19,7 +19,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// TestLogDisk takes the room or the directory of a log away.
+// TestLogDisk takes away the disk space or the directory of a log.
 func TestLogDisk(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "full", func(t *testing.T) { testLogDiskFull(t, n) })
@@ -30,7 +30,7 @@ func TestLogDisk(t *testing.T) {
 	n.run(t, "directory removed", func(t *testing.T) { testLogDirectoryRemoved(t, n) })
 }
 
-// podOn makes a pod whose log directory is a file system of the given size.
+// podOn creates a pod whose log directory is a file system of the given size.
 func (n *node) podOn(t *testing.T, size string) (p *pod, dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -45,7 +45,7 @@ func (n *node) podOn(t *testing.T, size string) (p *pod, dir string) {
 	return n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = dir }), dir
 }
 
-// awaitFull waits until no more of a log fits, which comes in pieces of 64 KiB.
+// awaitFull waits until the disk has no space for the next 64 KiB of a log.
 func awaitFull(t *testing.T, dir string) {
 	t.Helper()
 	var st unix.Statfs_t
@@ -57,8 +57,8 @@ func awaitFull(t *testing.T, dir string) {
 	})
 }
 
-// testLogDiskFull wants a writer to wait, and every line when there is room
-// again; others notice nothing, and the keeper may die meanwhile.
+// testLogDiskFull requires a writer to block, and every line once there is
+// space again; others are not affected, and the keeper may die meanwhile.
 func testLogDiskFull(t *testing.T, n *node) {
 	p, dir := n.podOn(t, "1m")
 	signals := t.TempDir()
@@ -93,7 +93,8 @@ func testLogDiskFull(t *testing.T, n *node) {
 	wantCounted(t, full.logFile(), "")
 }
 
-// testLogDiskFullAtEnd wants an end to be told though the log is not whole.
+// testLogDiskFullAtEnd requires an exit to be reported although the log is
+// incomplete.
 func testLogDiskFullAtEnd(t *testing.T, n *node) {
 	p, dir := n.podOn(t, "1m")
 	c := p.start(t, sh("trap 'exit 4' TERM; seq 1000000 & while :; do sleep 0.1; done"))
@@ -102,8 +103,8 @@ func testLogDiskFullAtEnd(t *testing.T, n *node) {
 	c.wantEnd(t, 4, "Error")
 }
 
-// testLogDiskFullForLong gives no room for so long that lines are dropped. The
-// writer waits before, and exactly as many lines are missing as are told.
+// testLogDiskFullForLong has no space for so long that lines are dropped. The
+// writer blocks before, and exactly as many lines are missing as are reported.
 func testLogDiskFullForLong(t *testing.T, n *node) {
 	const before, after = 20 * time.Second, 40 * time.Second // lines are dropped after 30 s
 	p, dir := n.podOn(t, "1m")
@@ -143,8 +144,8 @@ func testLogDiskFullForLong(t *testing.T, n *node) {
 	}
 }
 
-// awaitGrowth waits until a container's log has grown by more than what may
-// have been on its way.
+// awaitGrowth waits until a container's log has grown by more than may have
+// been in flight.
 func awaitGrowth(t *testing.T, c *container) {
 	t.Helper()
 	size := len(slurp(c.logFile()))
@@ -159,8 +160,8 @@ func endWriter(t *testing.T, signals string, c *container) {
 	c.wantEnd(t, 3, "Error")
 }
 
-// countMissing counts the numbers that a log lacks, whose lines are whole and
-// in order.
+// countMissing counts the numbers that are missing in a log, whose lines are
+// complete and in order.
 func countMissing(t *testing.T, c *container) (missing int) {
 	t.Helper()
 	last := -1
@@ -175,7 +176,7 @@ func countMissing(t *testing.T, c *container) (missing int) {
 	return missing
 }
 
-// toldDropped is how many lines of a container the keeper says it dropped.
+// toldDropped is how many lines of a container the keeper reports as dropped.
 func toldDropped(t *testing.T, n *node, id string) (sum int) {
 	t.Helper()
 	told := regexp.MustCompile("stdout of " + id + ": log writable again after .*, ([0-9]+) lines were dropped")
@@ -210,8 +211,8 @@ func ext4On(t *testing.T, dir string) {
 	})
 }
 
-// testLogRefusesForAWhile has a log refuse writes for another reason than
-// room, which goes away by itself: nothing is lost, and nobody has to do anything.
+// testLogRefusesForAWhile has a log refuse writes for a temporary reason other
+// than space: nothing is lost, without any intervention.
 func testLogRefusesForAWhile(t *testing.T, n *node) {
 	dir, signals := t.TempDir(), t.TempDir()
 	ext4On(t, dir)
@@ -248,7 +249,7 @@ func testLogRefusesForAWhile(t *testing.T, n *node) {
 	wantCounted(t, c.logFile(), "")
 }
 
-// wantStandstill wants a container to wait for its log, and nobody else to.
+// wantStandstill requires a container to block on its log, and others not to.
 func wantStandstill(t *testing.T, n *node, c *container) {
 	t.Helper()
 	time.Sleep(300 * time.Millisecond)
@@ -279,9 +280,9 @@ func fileSize(t *testing.T, path string) int64 {
 	return info.Size()
 }
 
-// mapped returns a function that reads a file, to which more may have been
-// written by then, by way of memory: before Linux 6.15 ext4 refuses to read
-// files after an error, but shows what it has to those who mapped it before.
+// mapped returns a function that reads a growing file through mapped memory:
+// before Linux 6.15 ext4 refuses to read files after an error, but existing
+// mappings still work.
 func mapped(t *testing.T, path string) (read func() []byte) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -305,7 +306,7 @@ func mapped(t *testing.T, path string) (read func() []byte) {
 
 // testLogDiskReadOnly has a disk become read-only as one does after an error,
 // under an open log. It cannot become writable again; another one takes its
-// place, on which kubelet misses the log and has it opened again.
+// place, where kubelet notices that the log is missing and reopens it.
 func testLogDiskReadOnly(t *testing.T, n *node) {
 	dir, signals := t.TempDir(), t.TempDir()
 	ext4On(t, dir)
@@ -341,7 +342,7 @@ func testLogDirectoryRemoved(t *testing.T, n *node) {
 		t.Fatal(err)
 	}
 
-	n.killKeeper(t) // its successor has no path to go by
+	n.killKeeper(t) // its successor does not know the path
 	if err := os.MkdirAll(p.cfg.GetLogDirectory(), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -75,7 +75,7 @@ func TestLogs(t *testing.T) {
 }
 
 // testRotation renames the log of a container that counts as fast as it can,
-// as kubelet does, and looks for every line in the files.
+// as kubelet does, and checks for every line in the files.
 func testRotation(t *testing.T, n *node) {
 	const rotations = 5
 	c := n.pod(t).start(t, sh("i=0; while :; do echo $i; i=$((i+1)); done"))
@@ -101,8 +101,8 @@ func testRotation(t *testing.T, n *node) {
 	wantCount(t, parse(t, []byte(strings.Join(files, ""))))
 }
 
-// testFailedRotation cannot make the new file: the log goes on in the old one,
-// and there is nothing in the way of renaming that back.
+// testFailedRotation cannot create the new file: the log continues in the old
+// one, which can be renamed back.
 func testFailedRotation(t *testing.T, n *node) {
 	c := n.pod(t).start(t, sh("while :; do echo x; sleep 0.02; done"))
 	eventually(t, "the log begins", func() bool { return slurp(c.logFile()) != "" })
@@ -125,7 +125,7 @@ func testFailedRotation(t *testing.T, n *node) {
 	call(t, n.Runtime.ReopenContainerLog, request)
 }
 
-// line is one of a log in the format of the CRI.
+// line is a line of a log in the format of the CRI.
 type line struct {
 	at      time.Time
 	stream  string
@@ -135,7 +135,7 @@ type line struct {
 
 var lineFormat = regexp.MustCompile(`(?s)^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([PF]) (.*)\n$`)
 
-// parse reads a log and checks its form and the order of its times.
+// parse reads a log and checks its format and the order of its times.
 func parse(t *testing.T, data []byte) []line {
 	t.Helper()
 	var all []line
@@ -159,7 +159,7 @@ func parse(t *testing.T, data []byte) []line {
 	return all
 }
 
-// text puts together what was written to a stream, or to any if it is "".
+// text joins the output to a stream, or to any if it is "".
 func text(lines []line, stream string) string {
 	var b strings.Builder
 	for _, l := range lines {
@@ -174,8 +174,8 @@ func text(lines []line, stream string) string {
 	return b.String()
 }
 
-// TestUnlimitedLogLines has lines of a container in one piece, with a terminal
-// and without, and one that the keeper leaves half-way to the next.
+// TestUnlimitedLogLines requires unsplit lines of a container, with a terminal
+// and without, and one whose first half was read by a keeper that died.
 func TestUnlimitedLogLines(t *testing.T) {
 	n := newNode(t, lab.Options{Config: "max_container_log_line_size = -1\n"})
 	const size = 3 << 20

@@ -61,7 +61,7 @@ func TestNamespaces(t *testing.T) {
 	n.run(t, "first process of the pod dies", func(t *testing.T) { testPauseDies(t, n) })
 }
 
-// namespace names a namespace of a process.
+// namespace identifies a namespace of a process.
 func namespace(t *testing.T, pid int, kind string) string {
 	t.Helper()
 	name, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
@@ -78,8 +78,8 @@ func wantSame(t *testing.T, kind string, a, b *container, want bool) {
 	}
 }
 
-// testSharedPID looks at a pod whose containers see each other. What a
-// container leaves behind ends with it.
+// testSharedPID checks a pod whose containers see each other. Processes that a
+// container leaves behind are killed with it.
 func testSharedPID(t *testing.T, n *node) {
 	p := n.pod(t, sharedPID)
 	a, b := p.start(t, named("a"), sh("sleep 2001 & sleep 2002")), p.start(t, named("b"))
@@ -91,7 +91,7 @@ func testSharedPID(t *testing.T, n *node) {
 		}
 	}
 
-	b.sh(t, "(sleep 0.01 &)") // an orphan, which falls to the pod's first process
+	b.sh(t, "(sleep 0.01 &)") // an orphan, which becomes a child of the pod's first process
 	a.stop(t, 0)
 	eventually(t, "container a's processes are gone and no zombie stays", func() bool {
 		all := b.sh(t, "ps -o stat,args")
@@ -103,7 +103,7 @@ func testSharedPID(t *testing.T, n *node) {
 	}
 }
 
-// testNodePID ends a container in the node's PID namespace that forked.
+// testNodePID stops a container in the node's PID namespace that forked.
 func testNodePID(t *testing.T, n *node) {
 	p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
@@ -120,7 +120,8 @@ func testNodePID(t *testing.T, n *node) {
 	}
 }
 
-// processes are those of the node's containers whose command line begins so.
+// processes are those of the node's containers with this prefix of the command
+// line.
 func (n *node) processes(t *testing.T, words string) []int {
 	t.Helper()
 	var pids []int
@@ -132,7 +133,7 @@ func (n *node) processes(t *testing.T, words string) []int {
 	return pids
 }
 
-// testTargetPID has a container look at another's processes, as kubectl debug
+// testTargetPID has a container list another's processes, as kubectl debug
 // does.
 func testTargetPID(t *testing.T, n *node) {
 	p := n.pod(t)
@@ -150,8 +151,8 @@ func testTargetPID(t *testing.T, n *node) {
 	}
 }
 
-// testUserNamespace looks at a pod with users of its own: it is root inside
-// and nobody outside, and owns what it is given.
+// testUserNamespace checks a pod with a user namespace: it is root inside,
+// unprivileged outside, and owns its files.
 func testUserNamespace(t *testing.T, n *node) {
 	const first, many = 200000, 65536
 	mapping := []*runtimeapi.IDMapping{{HostId: first, ContainerId: 0, Length: many}}

@@ -31,13 +31,14 @@ func limited(milliCPU, mib int64) change {
 type badNeighbour struct {
 	name   string
 	change []change
-	// begin makes it bad once it runs, or is nil.
+	// begin makes it misbehave once it runs, or is nil.
 	begin func(t *testing.T, c *container)
 	// command is what is executed in it, "true" if there is none.
 	command []string
 }
 
-// badNeighbours are those of a test. What one of them opens in silence is never opened.
+// badNeighbours are those of a test. An open of a file in silence never
+// returns.
 func badNeighbours(silence string) []badNeighbour {
 	return []badNeighbour{
 		{name: "frozen", begin: func(t *testing.T, c *container) { c.freeze(t) }},
@@ -46,21 +47,21 @@ func badNeighbours(silence string) []badNeighbour {
 		{name: "forking", change: []change{sh("while :; do (sleep 1000 &) ; done"), limited(50, 64)}},
 		{name: "hoarding descriptors", change: []change{sh("for i in $(seq 20); do sleep 1000 3</dev/null 4</dev/zero & done; i=5; while eval \"exec $i</dev/null\"; do i=$((i+1)); done; wait")}},
 		{name: "stopped by a signal", begin: func(t *testing.T, c *container) { c.signal(t, unix.SIGSTOP) }},
-		// It has every command stop on its way, before its program.
+		// It makes every command stop before its program starts.
 		{name: "stopping whoever joins it", change: []change{sh("trap '' TERM; while :; do kill -STOP -1; done"), limited(300, 64)}},
 		{name: "hanging in a file system", change: []change{mount(silence, "/silence"), sh("cat /silence/file & cat /silence/file")}, command: []string{"cat", "/silence/file"}},
 	}
 }
 
-// TestNeighbours has a pod work beside one that is frozen, throttled, out of
+// TestNeighbours runs a pod next to one that is frozen, throttled, out of
 // memory, bursting, stopped or hanging, while commands pile up in that one:
-// what is asked of the good pod takes at most twice its time, the commands end
-// when theirs is up, and the bad pod can be removed.
+// calls for the good pod take at most twice as long, the commands end at their
+// timeout, and the bad pod can be removed.
 func TestNeighbours(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	victim := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = "victim" })
 	c := victim.start(t)
-	victim.usage(t, c) // the first of everything is slower
+	victim.usage(t, c) // the first calls are slower
 
 	silence := t.TempDir()
 	for _, bad := range badNeighbours(silence) {
@@ -95,7 +96,7 @@ func TestNeighbours(t *testing.T) {
 
 			ended()
 
-			silent() // nothing else ends what waits for it
+			silent() // nothing else unblocks processes that wait for it
 			began := time.Now()
 			p.remove(t)
 			if took := time.Since(began); took > pace.Scale(10*time.Second) {
@@ -113,8 +114,8 @@ func (c *container) signal(t *testing.T, s unix.Signal) {
 	}
 }
 
-// pileUp executes commands in a container that may never begin. What it returns
-// waits for them and checks that they end at their time-out.
+// pileUp executes commands in a container that may never start. The returned
+// function waits for them and checks that they end at their timeout.
 func (c *container) pileUp(t *testing.T, count int, command []string) func() {
 	t.Helper()
 	const timeout = 3
@@ -130,7 +131,7 @@ func (c *container) pileUp(t *testing.T, count int, command []string) func() {
 				t.Errorf("a command with a time-out of %d s took %v: %v", timeout, took, err)
 			}
 
-			// One that is out of memory or processes may fail before its time.
+			// One that is out of memory or processes may fail earlier.
 			if code := status.Code(err); code == codes.Unknown || code == codes.Canceled {
 				t.Errorf("a command fails with %v: %v", code, err)
 			}
@@ -140,7 +141,8 @@ func (c *container) pileUp(t *testing.T, count int, command []string) func() {
 	return wg.Wait
 }
 
-// usage measures what kubelet asks of a pod, each a few times, and returns the medians.
+// usage measures kubelet's calls for a pod, each a few times, and returns the
+// medians.
 func (p *pod) usage(t *testing.T, c *container) map[string]time.Duration {
 	t.Helper()
 	n := p.n

@@ -20,7 +20,7 @@ const (
 	nginx   = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
 	// callTime bounds every call; none takes nearly as long.
 	callTime = 30 * time.Second
-	// maxAnswer is what kubelet takes in one message.
+	// maxAnswer is kubelet's maximum message size.
 	maxAnswer = 16 << 20
 )
 
@@ -29,7 +29,8 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 // node is a daemon under test.
 type node struct{ *lab.Lab }
 
-// newNode starts a daemon that has pulled busybox; it ends with the test.
+// newNode starts a daemon that has pulled busybox; it is stopped at the end of
+// the test.
 func newNode(t *testing.T, opt lab.Options) *node {
 	t.Helper()
 	testkit.Root(t)
@@ -40,7 +41,7 @@ func newNode(t *testing.T, opt lab.Options) *node {
 	return n
 }
 
-// warm makes the daemon open what it opens once.
+// warm makes the daemon open descriptors that it opens once and keeps.
 func (n *node) warm(t *testing.T) {
 	t.Helper()
 	p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = "warm-up" })
@@ -55,11 +56,11 @@ func (n *node) pull(t *testing.T, ref string) string {
 	return call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}).ImageRef
 }
 
-// run runs a subtest and looks what it left on the node.
+// run runs a subtest and checks for leaks on the node.
 func (n *node) run(t *testing.T, name string, test func(t *testing.T)) bool {
 	t.Helper()
 	return t.Run(name, func(t *testing.T) {
-		n.leavesNothing(t)
+		n.checkLeaks(t)
 		test(t)
 	})
 }
@@ -78,7 +79,7 @@ func call[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption)
 	return answer
 }
 
-// try makes a call. It works in clean-ups too.
+// try makes a call. It works in cleanups too.
 func try[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), pace.Scale(callTime))

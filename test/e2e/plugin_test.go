@@ -11,8 +11,8 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// plugin stands before the bridge plugin: it notes what is asked of that, and
-// misbehaves at will.
+// plugin wraps the bridge plugin: it records its calls, and misbehaves on
+// request.
 type plugin struct{ dir string }
 
 const pluginScript = `#!/bin/sh
@@ -51,7 +51,7 @@ func (p plugin) set(t *testing.T, what string) {
 	t.Cleanup(func() { p.clear(what) })
 }
 
-// clear makes it behave again.
+// clear makes it work again.
 func (p plugin) clear(what string) { _ = os.Remove(filepath.Join(p.dir, what)) }
 
 // calls counts the calls with a command.

@@ -19,7 +19,7 @@ type pod struct {
 	cfg *runtimeapi.PodSandboxConfig
 }
 
-// podConfig is that of an ordinary pod, as kubelet makes it.
+// podConfig is that of an ordinary pod, as from kubelet.
 func (n *node) podConfig(t *testing.T) *runtimeapi.PodSandboxConfig {
 	t.Helper()
 	name := strings.ToLower(filepath.Base(t.Name()))
@@ -74,7 +74,7 @@ type container struct {
 	cfg *runtimeapi.ContainerConfig
 }
 
-// change is one to the configuration of an ordinary container.
+// change modifies the configuration of an ordinary container.
 type change = func(*runtimeapi.ContainerConfig)
 
 // sh makes the container run a script.
@@ -155,7 +155,7 @@ func (c *container) status(t *testing.T) *runtimeapi.ContainerStatus {
 	return call(t, c.p.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.id}).Status
 }
 
-// wait waits for the container's end.
+// wait waits for the container's exit.
 func (c *container) wait(t *testing.T) *runtimeapi.ContainerStatus {
 	t.Helper()
 	var st *runtimeapi.ContainerStatus
@@ -166,7 +166,7 @@ func (c *container) wait(t *testing.T) *runtimeapi.ContainerStatus {
 	return st
 }
 
-// wantEnd checks how a container ended.
+// wantEnd checks how a container exited.
 func (c *container) wantEnd(t *testing.T, code int32, reason string) {
 	t.Helper()
 	if st := c.wait(t); st.ExitCode != code || st.Reason != reason {
@@ -190,7 +190,7 @@ func (c *container) sh(t *testing.T, script string) string {
 	return strings.TrimSuffix(string(r.Stdout), "\n")
 }
 
-// pid is the container's first process as the machine sees it.
+// pid is the container's first process in the node's PID namespace.
 func (c *container) pid(t *testing.T) int {
 	t.Helper()
 	r := call(t, c.p.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
@@ -205,7 +205,7 @@ func (c *container) logFile() string {
 	return filepath.Join(c.p.cfg.GetLogDirectory(), c.cfg.GetLogPath())
 }
 
-// logged is what the container wrote, put together from its log.
+// logged is the container's output, joined from its log.
 func (c *container) logged(t *testing.T) string {
 	t.Helper()
 	data, err := os.ReadFile(c.logFile())
@@ -233,7 +233,7 @@ func mount(host, path string) change {
 	}
 }
 
-// attempt tells a second pod of a test from its first.
+// attempt distinguishes a second pod of a test from its first.
 func attempt(n uint32) func(*runtimeapi.PodSandboxConfig) {
 	return func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Attempt = n }
 }

@@ -22,8 +22,8 @@ import (
 // bigLayer is from which size on a layer is worth interrupting, in bytes.
 const bigLayer = 3 << 20
 
-// narrows is a proxy before a registry that stands still half way through the
-// first big layer that it passes on, and counts what it passes on of that.
+// narrows is a proxy for a registry that stalls halfway through the first big
+// layer that it forwards, and counts the bytes that it forwards of that.
 type narrows struct {
 	mu     sync.Mutex
 	layer  string   // its digest, once it is known
@@ -39,14 +39,14 @@ func newNarrows(t *testing.T, addr string) (*narrows, string) {
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: addr})
 	proxy.FlushInterval = -1
 	proxy.ErrorLog = log.New(io.Discard, "", 0)
-	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) {} // the client is gone
+	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) {} // the client has disconnected
 	proxy.ModifyResponse = n.pass
 	s := httptest.NewServer(proxy)
 	t.Cleanup(s.Close)
 	return n, strings.TrimPrefix(s.URL, "http://")
 }
 
-// pass watches an answer.
+// pass observes a response.
 func (n *narrows) pass(resp *http.Response) error {
 	digest := path.Base(resp.Request.URL.Path)
 	n.mu.Lock()
@@ -69,8 +69,8 @@ func (n *narrows) pass(resp *http.Response) error {
 	return nil
 }
 
-// seen returns the layer's digest and size, the ranges asked for and the bytes
-// passed on since the last call.
+// seen returns the layer's digest and size, the requested ranges and the bytes
+// forwarded since the last call.
 func (n *narrows) seen() (layer string, size int64, ranges []string, passed int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -79,7 +79,7 @@ func (n *narrows) seen() (layer string, size int64, ranges []string, passed int6
 	return n.layer, n.size, ranges, passed
 }
 
-// noMore is read to no end as long as there is a client.
+// noMore blocks reads as long as there is a client.
 type noMore struct{ gone <-chan struct{} }
 
 func (s noMore) Read([]byte) (int, error) {
@@ -102,8 +102,8 @@ func (b *narrow) Read(p []byte) (int, error) {
 }
 
 // TestPullGoesOnAfterKill kills the daemon in the middle of a big layer. The
-// next one counts what is here, asks the registry for the rest of the layer and
-// for no byte more, and runs the image.
+// next one reports the partial download, requests exactly the rest of the layer
+// from the registry, and runs the image.
 func TestPullGoesOnAfterKill(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	proxy, addr := newNarrows(t, n.Registry.Addr)
@@ -146,7 +146,7 @@ func TestPullGoesOnAfterKill(t *testing.T) {
 	n.pod(t).start(t, func(c *runtimeapi.ContainerConfig) { c.Image = image; c.Command = []string{"/bin/sh", "-c", "exit 7"} }).wantEnd(t, 7, "Error")
 }
 
-// imageBytes is what images take up.
+// imageBytes is the disk usage of images.
 func (n *node) imageBytes(t *testing.T) uint64 {
 	t.Helper()
 	return call(t, n.Images.ImageFsInfo, &runtimeapi.ImageFsInfoRequest{}).ImageFilesystems[0].UsedBytes.Value

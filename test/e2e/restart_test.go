@@ -26,7 +26,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// end ends the daemon in one of two ways.
+// end stops the daemon in one of two ways.
 type end struct {
 	name string
 	do   func(t *testing.T, n *node)
@@ -152,8 +152,8 @@ func wantCount(t *testing.T, lines []line) {
 	}
 }
 
-// testExitsWhileDown ends containers while nobody watches: what they ended
-// with and when is known afterwards.
+// testExitsWhileDown ends containers while no daemon runs: their exit codes and
+// times are known afterwards.
 func testExitsWhileDown(t *testing.T, n *node, e end) {
 	dir := t.TempDir()
 	waitThen := func(end string) change { return sh("while [ ! -e /mnt/go ]; do sleep 0.02; done; " + end) }
@@ -176,14 +176,14 @@ func testExitsWhileDown(t *testing.T, n *node, e end) {
 		eventually(t, "the container's end is on record", func() bool { return slurp(n.path("state/exits", c.id)) != "" })
 	}
 
-	to := time.Now() // a time made up at the restart is too late
+	to := time.Now() // the time of the restart would be too late
 	n.begin(t)
 	seven.wantEnd(t, 7, "Error")
 	killed.wantEnd(t, 137, "Error")
 
-	// systemd removes a scope with its last process, and the count of kills in
-	// it. The keeper reads that when it learns of the end, as systemd does: on a
-	// machine that is slow enough it comes too late.
+	// systemd removes a scope with its last process, and with it the count of
+	// OOM kills. The keeper reads that when it is notified of the exit, as
+	// systemd is: on a slow machine it may be too late.
 	reason := "OOMKilled"
 
 	if os.Getenv("CRISP_CGROUP_DRIVER") == "systemd" && pace.Scale(1) > 1 && hog.wait(t).Reason == "Error" {
@@ -202,8 +202,7 @@ func testExitsWhileDown(t *testing.T, n *node, e end) {
 	}
 }
 
-// testSessionsAfterRestart does to a container of an earlier daemon what can
-// be done to one's own.
+// testSessionsAfterRestart uses a container of an earlier daemon in all ways.
 func testSessionsAfterRestart(t *testing.T, n *node, e end) {
 	p := n.pod(t)
 	cat := p.start(t, named("cat"), sh("cat; exit 5"), func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
@@ -224,7 +223,7 @@ func testSessionsAfterRestart(t *testing.T, n *node, e end) {
 	cat.wantEnd(t, 5, "Error")
 	out.Reset()
 
-	// The end of the input as it is typed ends the loop.
+	// EOF typed on the terminal ends the loop.
 	o = remotecommand.StreamOptions{Stdin: strings.NewReader("word\r\x04"), Stdout: &out, Tty: true}
 	if err := dialer(dialSPDY).session(t, tty.attachURL(t, o), o); err != nil || !strings.Contains(out.String(), "got word\r\n") {
 		t.Errorf("attach to the terminal: got %q, %v", out.String(), err)
@@ -245,8 +244,9 @@ func testSessionsAfterRestart(t *testing.T, n *node, e end) {
 	}
 }
 
-// testSessionsEnd ends the daemon under commands in a container, which end too,
-// as nobody would ever learn how, under an attached client and a forwarded port.
+// testSessionsEnd stops the daemon under commands in a container, which are
+// killed, as their exit could not be reported, under an attached client and a
+// forwarded port.
 func testSessionsEnd(t *testing.T, n *node, e end) {
 	p := n.pod(t)
 	c := p.start(t, sh("nc -l -p 99 -e cat & exec sleep 1000"))
@@ -279,7 +279,7 @@ func testSessionsEnd(t *testing.T, n *node, e end) {
 	e.do(t, n)
 	wantCode(t, <-called, codes.Unavailable, "")
 	for what, ended := range sessions {
-		// To a client of SPDY the end of the connection looks like success.
+		// To a SPDY client a closed connection looks like success.
 		if err := <-ended; e.name == "SIGTERM" && (err == nil || !strings.Contains(err.Error(), "crisp is being stopped or restarted")) {
 			t.Errorf("%s is told %v", what, err)
 		}
@@ -296,9 +296,10 @@ func testSessionsEnd(t *testing.T, n *node, e end) {
 	}
 }
 
-// testStopDuringPlugin ends the daemon while a plugin hangs. It does not wait
-// for that, and what was begun is undone. If the plugin hangs over that, too,
-// the next daemon serves all the same, and makes the pod once it is undone.
+// testStopDuringPlugin stops the daemon while a plugin hangs. It does not wait
+// for that, and the operation is undone. If the plugin hangs then, too, the
+// next daemon serves nevertheless, and creates the pod once the undo is
+// complete.
 func testStopDuringPlugin(t *testing.T, n *node, cni plugin, later bool) {
 	adds := cni.calls("ADD")
 	cni.set(t, "hold-ADD")
@@ -340,7 +341,7 @@ func testStopDuringPlugin(t *testing.T, n *node, cni plugin, later bool) {
 	n.podOf(t, request.Config)
 }
 
-// testSecondDaemon starts one on the directories of a running one.
+// testSecondDaemon starts a second daemon on the directories of a running one.
 func testSecondDaemon(t *testing.T, n *node) {
 	cache, err := lab.Find()
 	if err != nil {

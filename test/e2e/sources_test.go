@@ -18,8 +18,8 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// TestSources is about what the node has for a container: whether it is there,
-// as it comes and goes, and how large it is.
+// TestSources is about host resources of containers that are missing, come and
+// go, or have a size.
 func TestSources(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "host path that vanishes", func(t *testing.T) { testVanishingSource(t, n) })
@@ -29,7 +29,7 @@ func TestSources(t *testing.T) {
 }
 
 // testVanishingSource removes a host path between a container's creation and its
-// start. The directory is one that other mounts lead into, or none.
+// start. It is the source of other mounts too, or not.
 func testVanishingSource(t *testing.T, n *node) {
 	p := n.pod(t)
 	for name, changes := range map[string][]change{
@@ -57,8 +57,8 @@ func testVanishingSource(t *testing.T, n *node) {
 	}
 }
 
-// testFailingImageVolumes wants CreateContainer to fail with the token in the
-// place where kubelet looks for it, which is the message's beginning.
+// testFailingImageVolumes requires CreateContainer to fail with the token where
+// kubelet expects it, at the beginning of the message.
 func testFailingImageVolumes(t *testing.T, n *node) {
 	p := n.pod(t)
 	for name, m := range map[string]*runtimeapi.Mount{

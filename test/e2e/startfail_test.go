@@ -14,8 +14,8 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// startFailures are containers that cannot be started. The error names what
-// is wrong with which path.
+// startFailures are containers that cannot be started. The error names the
+// problem and the path.
 var startFailures = []struct {
 	name   string
 	change change
@@ -32,7 +32,7 @@ var startFailures = []struct {
 	{"mount of a directory on a file", mount("/etc", "/etc/passwd"), []string{"/etc/passwd", "a directory cannot be mounted on a file"}},
 }
 
-// createFailures are containers that are refused before they exist.
+// createFailures are containers that cannot be created.
 var createFailures = []struct {
 	name   string
 	change change
@@ -53,7 +53,7 @@ func command(args ...string) change {
 	return func(c *runtimeapi.ContainerConfig) { c.Command = args }
 }
 
-// TestMissingHostPath has a directory made where a host path is missing, as system
+// TestMissingHostPath has a missing host path created as a directory, as system
 // pods expect (flannel's /run/flannel, log collectors' /var/lib/docker).
 func TestMissingHostPath(t *testing.T) {
 	n := newNode(t, lab.Options{})

@@ -100,8 +100,8 @@ func testPodStats(t *testing.T, n *node) {
 	}
 }
 
-// testMetrics wants a value for each of the descriptors that the machine can
-// give one for, with as many labels as the descriptor has.
+// testMetrics requires a value for each descriptor that the machine supports,
+// with as many labels as the descriptor has.
 func testMetrics(t *testing.T, n *node) {
 	const all = 60
 	p := n.pod(t)
@@ -145,7 +145,7 @@ func testMetrics(t *testing.T, n *node) {
 	}
 }
 
-// testImageFs pulls and removes an image and looks at the disk.
+// testImageFs pulls and removes an image and checks the disk usage.
 func testImageFs(t *testing.T, n *node) {
 	const ref = "registry.k8s.io/e2e-test-images/nonewprivs:1.3"
 	used := func() uint64 {

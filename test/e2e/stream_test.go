@@ -23,19 +23,19 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// dialer makes a client of sessions for one of the two transports.
+// dialer creates a session client for one of the two transports.
 type dialer func(cfg *rest.Config, u *url.URL) (remotecommand.Executor, error)
 
 func dialSPDY(cfg *rest.Config, u *url.URL) (remotecommand.Executor, error) {
 	return remotecommand.NewSPDYExecutor(cfg, http.MethodPost, u)
 }
 
-// dialWebSocket asks for the version of the protocol that client-go and crictl do.
+// dialWebSocket requests the same protocol version as client-go and crictl.
 func dialWebSocket(cfg *rest.Config, u *url.URL) (remotecommand.Executor, error) {
 	return remotecommand.NewWebSocketExecutor(cfg, http.MethodGet, u.String())
 }
 
-// dialWebSocket4 asks for the version before.
+// dialWebSocket4 requests the previous version.
 func dialWebSocket4(cfg *rest.Config, u *url.URL) (remotecommand.Executor, error) {
 	return remotecommand.NewWebSocketExecutorForProtocols(cfg, http.MethodGet, u.String(), "v4.channel.k8s.io")
 }
@@ -56,7 +56,7 @@ func (d dialer) session(t *testing.T, address string, o remotecommand.StreamOpti
 	return client.StreamWithContext(ctx, o)
 }
 
-// execURL asks for an exec session.
+// execURL requests an exec session.
 func (c *container) execURL(t *testing.T, o remotecommand.StreamOptions, cmd ...string) string {
 	t.Helper()
 	return call(t, c.p.n.Runtime.Exec, &runtimeapi.ExecRequest{
@@ -78,7 +78,7 @@ func TestStreams(t *testing.T) {
 	}
 
 	for name, d := range map[string]dialer{"SPDY": dialSPDY, "WebSocket": dialWebSocket} {
-		// WebSockets cannot tell the end of the input before version 5.
+		// WebSockets cannot signal the end of the input before version 5.
 		n.run(t, "end of input, "+name, func(t *testing.T) { testEndOfInput(t, n, d) })
 		n.run(t, "slow client, "+name, func(t *testing.T) { testSlowClient(t, n, d) })
 	}
@@ -162,7 +162,7 @@ func testSessions(t *testing.T, n *node, d dialer) {
 	})
 }
 
-// testEndOfInput ends the input and expects the rest of the output.
+// testEndOfInput closes the input and expects the rest of the output.
 func testEndOfInput(t *testing.T, n *node, d dialer) {
 	p := n.pod(t)
 	var out bytes.Buffer
@@ -191,8 +191,8 @@ func (s *sizes) Next() *remotecommand.TerminalSize {
 	return &next
 }
 
-// testHangUp has clients go while commands run, which end with them.
-// slowly takes what is written to it a little at a time.
+// testHangUp has clients disconnect while commands run, which are killed then.
+// slowly is a writer that accepts little data at a time.
 type slowly struct{ bytes.Buffer }
 
 func (s *slowly) Write(p []byte) (int, error) {
@@ -200,7 +200,8 @@ func (s *slowly) Write(p []byte) (int, error) {
 	return s.Buffer.Write(p)
 }
 
-// testSlowClient wants every byte, and the exit code, however late a client reads.
+// testSlowClient requires every byte, and the exit code, however slowly a
+// client reads.
 func testSlowClient(t *testing.T, n *node, d dialer) {
 	const size = 5 << 20
 	var out, errs slowly
@@ -216,7 +217,7 @@ func testSlowClient(t *testing.T, n *node, d dialer) {
 		t.Errorf("exec: %d bytes of %d, and %q", out.Len(), size+4, errs.String())
 	}
 
-	// A terminal makes two bytes of a line's end.
+	// A terminal translates a newline into two bytes.
 	out.Reset()
 	err = d.session(t, p.start(t, named("terminal")).execURL(t, remotecommand.StreamOptions{Stdout: &out, Tty: true}, "sh", "-c", "head -c 1000000 /dev/zero; echo end; exit 7"),
 		remotecommand.StreamOptions{Stdout: &out, Tty: true})
@@ -232,7 +233,7 @@ func testSlowClient(t *testing.T, n *node, d dialer) {
 		t.Errorf("attach: %d bytes of 3000004, %v", out.Len(), err)
 	}
 
-	// One that falls behind too far is told.
+	// One that falls too far behind gets an error.
 	out.Reset()
 	o.Stdin = strings.NewReader("go\n")
 	c = p.start(t, named("behind"), sh("read go; head -c 30000000 /dev/zero; echo end"), func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
@@ -288,8 +289,8 @@ func testPortForward(t *testing.T, n *node) {
 	}
 }
 
-// forward forwards a port of the pod to an address here until stop is closed,
-// or something else ends it, and then says why.
+// forward forwards a port of the pod to a local address until stop is closed or
+// it fails, and returns the error.
 func (p *pod) forward(t *testing.T, port int32) (address string, stop chan<- struct{}, ended <-chan error) {
 	t.Helper()
 	u, err := url.Parse(call(t, p.n.Runtime.PortForward, &runtimeapi.PortForwardRequest{PodSandboxId: p.id, Port: []int32{port}}).Url)

@@ -18,8 +18,8 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// TestKeeperUpgrade has the keeper go on as another program under many
-// writers, while containers end and a command runs.
+// TestKeeperUpgrade has the keeper re-execute itself as another program under
+// many writers, while containers exit and a command runs.
 func TestKeeperUpgrade(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	n.run(t, "under many writers", func(t *testing.T) { testKeeperUpgraded(t, n) })
@@ -48,8 +48,8 @@ func testKeeperUpgraded(t *testing.T, n *node) {
 	before := n.keepers(t)
 	p := n.pod(t, attempt(1))
 
-	// The daemon knows that the command runs before it says so. A daemon that
-	// upgrades its keeper itself waits for starts.
+	// The daemon has recorded that the command runs before it reports it. A
+	// daemon that upgrades its keeper itself waits for starts.
 	session := make(chan string, 1)
 	go func() {
 		r, err := try(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{
@@ -87,7 +87,7 @@ func testKeeperUpgraded(t *testing.T, n *node) {
 		t.Errorf("the keeper is process %v, was %v", after, before)
 	}
 
-	// A daemon that comes with another program brings it along.
+	// A daemon that has another program upgrades the keeper.
 	if _, err := client.Upgrade(t.Context(), n.path("state"), programs[1]); err != nil {
 		t.Fatal(err)
 	}

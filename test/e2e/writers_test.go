@@ -23,11 +23,11 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// writers are containers that count on both outputs until they are told to
-// end. One that cannot write ends with code 99.
+// writers are containers that count on both outputs until they are stopped. One
+// that cannot write exits with code 99.
 type writers struct {
 	list []*container
-	stop string // its existence ends them
+	stop string // its existence stops them
 }
 
 // One line a write, and blocks that break lines.
@@ -54,8 +54,8 @@ func (n *node) startWriters(t *testing.T, count int) *writers {
 	return w
 }
 
-// end ends the writers, and wants every number in the logs once, in order, and
-// the exit codes.
+// end stops the writers, and requires every number in the logs once, in order,
+// and the exit codes.
 func (w *writers) end(t *testing.T) {
 	t.Helper()
 	if err := os.WriteFile(w.stop, nil, 0o644); err != nil {
@@ -121,7 +121,7 @@ func wantCounted(t *testing.T, path, older string) int {
 	return next["stdout"] + next["stderr"]
 }
 
-// testKeeperKilledOften kills the keeper over and over, also while it takes
+// testKeeperKilledOften kills the keeper repeatedly, also while it takes
 // over from the last one.
 func testKeeperKilledOften(t *testing.T, n *node) {
 	const kills = 20
@@ -152,7 +152,7 @@ func testKeeperKilledOften(t *testing.T, n *node) {
 	w.end(t)
 }
 
-// rotate renames a container's log and has it opened again, as kubelet does.
+// rotate renames a container's log and has it reopened, as kubelet does.
 func rotate(t *testing.T, c *container) {
 	t.Helper()
 	if err := os.Rename(c.logFile(), c.logFile()+".1"); err != nil {
@@ -172,10 +172,10 @@ func rotate(t *testing.T, c *container) {
 	}
 }
 
-// keeperPatience is how long the daemon has a call wait for another keeper.
+// keeperPatience is how long the daemon makes a call wait for another keeper.
 const keeperPatience = 10 * time.Second
 
-// wantAttachable attaches to a container that writes all the time.
+// wantAttachable attaches to a container that writes continuously.
 func wantAttachable(t *testing.T, c *container) {
 	t.Helper()
 	got := make(chan struct{})
@@ -184,7 +184,7 @@ func wantAttachable(t *testing.T, c *container) {
 		once.Do(func() { close(got) })
 		return 0, os.ErrClosed
 	})}
-	go func() { _ = dialer(dialSPDY).session(t, c.attachURL(t, o), o) }() // it ends with what is below
+	go func() { _ = dialer(dialSPDY).session(t, c.attachURL(t, o), o) }() // it ends with the command below
 	select {
 	case <-got:
 	case <-time.After(callTime):

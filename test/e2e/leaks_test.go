@@ -14,16 +14,17 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// leaveTime is how long a test's leavings may take to go by themselves.
-const leaveTime = 20 * time.Second
+// leakTime is how long resources of a test may take to disappear by
+// themselves.
+const leakTime = 20 * time.Second
 
-// leavesNothing fails the test if the node has more at its end than it has
-// now. Clean-ups that are registered later run before the comparison.
-func (n *node) leavesNothing(t *testing.T) {
+// checkLeaks fails the test if the node has more resources at its end than
+// it has now. Cleanups that are registered later run before the comparison.
+func (n *node) checkLeaks(t *testing.T) {
 	t.Helper()
 	before := n.inventory(t)
 	t.Cleanup(func() {
-		for end := time.Now().Add(pace.Scale(leaveTime)); ; time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(pace.Scale(leakTime)); ; time.Sleep(20 * time.Millisecond) {
 			left := slices.DeleteFunc(n.inventory(t), func(s string) bool { return slices.Contains(before, s) })
 			if len(left) == 0 {
 				return
@@ -36,10 +37,10 @@ func (n *node) leavesNothing(t *testing.T) {
 	})
 }
 
-// inventory lists everything that pods have on the node.
+// inventory lists all resources of pods on the node.
 func (n *node) inventory(t *testing.T) []string {
 	t.Helper()
-	// The context of a test has ended when its clean-ups run.
+	// The context of a test has ended when its cleanups run.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), pace.Scale(callTime))
 	defer cancel()
 	all, err := belongings.List(ctx, n.Lab)
@@ -75,9 +76,9 @@ func slurp(path string) string {
 	return string(data)
 }
 
-// residentMemory is that of a process in bytes, in pages of the usual size and
-// in huge ones: where the kernel makes those unasked, as Debian's does, what a
-// process touched of 2 MiB can count as all of them at any time.
+// residentMemory is that of a process in bytes, in base pages and in huge
+// pages: with transparent huge pages enabled, as on Debian, touching a part of
+// 2 MiB can count as all of it at any time.
 func residentMemory(t *testing.T, pid int) (usual, huge int) {
 	t.Helper()
 	huge = numberIn(t, fmt.Sprintf("/proc/%d/smaps_rollup", pid), "AnonHugePages") * 1024
@@ -89,7 +90,7 @@ func threads(t *testing.T, pid int) int {
 	return statusField(t, pid, "Threads")
 }
 
-// statusField is a number in what the kernel tells of a process.
+// statusField is a number in a process's status file.
 func statusField(t *testing.T, pid int, name string) int {
 	t.Helper()
 	return numberIn(t, fmt.Sprintf("/proc/%d/status", pid), name)
