@@ -14,9 +14,10 @@ import (
 	"crisp/test/testkit/pods"
 )
 
-// TestCarelessIsFound shows that residents look: a process that joins their PID
-// namespace as no runtime should, with the node's root, a directory of the node's
-// open, and another pod's secret, is found by each of these.
+// TestCarelessIsFound verifies that residents detect leaks: a process that
+// joins their PID namespace as no runtime should, with the node's root, an open
+// directory of the node, and another pod's secret, is detected by each of
+// these.
 func TestCarelessIsFound(t *testing.T) {
 	n := newNode(t)
 	p := pods.Run(t, n.Lab, "careless")
@@ -42,9 +43,10 @@ func TestCarelessIsFound(t *testing.T) {
 	}
 	defer func() {
 		for _, child := range inventory.Descendants(cmd.Process.Pid) {
-			_ = unix.Kill(child.PID, unix.SIGKILL) // it may be gone
+			_ = unix.Kill(child.PID, unix.SIGKILL) // it may have exited
 		}
-		// It has to reap its child, or the container's namespace would never end.
+		// It must reap its child, or the container's namespace would never be
+		// destroyed.
 		_ = cmd.Wait()
 	}()
 
@@ -56,9 +58,9 @@ func TestCarelessIsFound(t *testing.T) {
 	}
 }
 
-// TestNoAbstractSockets has the daemon and its keeper listen to nothing that is
-// reached without a path, in the node's network (CVE-2020-15257). That one is
-// found where there is one, is shown too.
+// TestNoAbstractSockets requires that the daemon and its keeper listen on no
+// abstract socket in the node's network (CVE-2020-15257). It also verifies that
+// an existing one is found.
 func TestNoAbstractSockets(t *testing.T) {
 	n := newNode(t)
 	p := pods.Run(t, n.Lab, "network", pods.HostNetwork)

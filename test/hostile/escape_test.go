@@ -9,11 +9,12 @@ import (
 )
 
 const (
-	// sysAdmin is why CAP_SYS_ADMIN outside of a user namespace is as good as
-	// root on the node, which is said in docs/security.md.
+	// sysAdmin is why CAP_SYS_ADMIN outside of a user namespace is equivalent
+	// to root on the node, as documented in docs/security.md.
 	sysAdmin = "outside of a user namespace the kernel asks for CAP_SYS_ADMIN alone"
 	purpose  = "that is what it is for"
-	// own is what happens to what belongs to the container's user namespace.
+	// own is the reason for operations on resources of the container's own user
+	// namespace.
 	own = "mounts and namespaces are the container's own, and locked below"
 )
 
@@ -45,12 +46,12 @@ var escapes = map[string]reasons{
 	"SYS_PACCT":       {"acct": purpose},
 }
 
-// escapesInUserNamespace are those in one: none that gets at the node's.
+// escapesInUserNamespace are those in one: none reaches the node's resources.
 var escapesInUserNamespace = map[string]reasons{
 	"SYS_ADMIN": {"masks removed": own, "new user namespace": own, "fsopen": own, "open_tree": own, "mount_setattr": own},
 }
 
-// TestEscapes has containers of each kind try every way out that is known.
+// TestEscapes has containers of each kind try every known escape.
 func TestEscapes(t *testing.T) {
 	n := newNode(t)
 	all := []string{
@@ -65,7 +66,8 @@ func TestEscapes(t *testing.T) {
 	}
 }
 
-// tries has a container try, and compares with what is allowed.
+// tries runs the attempts in a container, and compares the result with what is
+// allowed.
 func (n *node) tries(t *testing.T, capability string, user bool) {
 	t.Helper()
 	var in []pods.PodChange
@@ -100,7 +102,7 @@ func (n *node) tries(t *testing.T, capability string, user bool) {
 	}
 }
 
-// someCapability tells whether an attempt succeeds with one capability.
+// someCapability reports whether an attempt succeeds with one capability.
 func someCapability(table map[string]reasons, attempt string) bool {
 	for _, ways := range table {
 		if ways[attempt] != "" {

@@ -29,11 +29,11 @@ const (
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
-// node is a daemon under attack. What of the node no container may change is
-// compared at the end of the test.
+// node is a daemon under attack. State of the node that no container may change
+// is compared at the end of the test.
 type node struct {
 	*lab.Lab
-	secret string // what the victim's pod has, and nobody else
+	secret string // known only to the victim's pod
 	canary string // a file that only the node has
 }
 
@@ -62,7 +62,7 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
-// facts are what no container may change.
+// facts are the state that no container may change.
 func (n *node) facts(t *testing.T) map[string]string {
 	t.Helper()
 	facts := map[string]string{}
@@ -126,8 +126,8 @@ func digest(t *testing.T, path string) string {
 	return fmt.Sprintf("%x", sum.Sum(nil))
 }
 
-// hidden is what an attacker is told of the secret, so that it does not find
-// its own environment.
+// hidden is the form of the secret that an attacker gets, so that it does not
+// find its own environment.
 func (n *node) hidden() string {
 	b := []byte(n.secret)
 	for i := range b {
@@ -136,7 +136,7 @@ func (n *node) hidden() string {
 	return string(b)
 }
 
-// armed gives a container what the attacker's program wants to know.
+// armed gives a container the environment that the attacker's program needs.
 func (n *node) armed() pods.Change {
 	return func(c *runtimeapi.ContainerConfig) {
 		pods.Env("SECRET_XOR", n.hidden())(c)
@@ -144,8 +144,8 @@ func (n *node) armed() pods.Change {
 	}
 }
 
-// capable gives a container one capability alone, "" for none, or ALL; "usual"
-// leaves it those that every container has.
+// capable gives a container a single capability, "" for none, or ALL; "usual"
+// keeps the default ones.
 func capable(capability string) pods.Change {
 	return func(c *runtimeapi.ContainerConfig) {
 		set := &runtimeapi.Capability{}
@@ -162,7 +162,7 @@ func capable(capability string) pods.Change {
 	}
 }
 
-// found are the lines of a log that begin with a word, without it.
+// found are the lines of a log with this prefix, without it.
 func found(log, word string) []string {
 	var lines []string
 	for line := range strings.Lines(log) {

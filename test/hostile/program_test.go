@@ -17,9 +17,9 @@ import (
 	"crisp/test/testkit/pods"
 )
 
-// TestCVE_2019_5736 has a container's program be /proc/self/exe, so that what
-// starts it would execute itself again, while another overwrites what it sees
-// executed. newNode compares the programs.
+// TestCVE_2019_5736 uses /proc/self/exe as a container's program, so that the
+// process that starts it would execute itself again, while another overwrites
+// the program it sees executed. newNode compares the programs.
 func TestCVE_2019_5736(t *testing.T) {
 	n := newNode(t)
 	volume := t.TempDir()
@@ -47,7 +47,7 @@ func TestCVE_2019_5736(t *testing.T) {
 
 	for range 3 {
 		for _, program := range []string{"/volume/again", "/volume/thread", "/proc/self/exe", "/proc/1/exe"} {
-			// It must end, one way or the other.
+			// It must exit in any case.
 			_, _ = pods.Try(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: r.ID, Cmd: []string{program, "version"}, Timeout: 1})
 		}
 	}
@@ -79,10 +79,10 @@ func TestCVE_2019_5736(t *testing.T) {
 	}
 }
 
-// TestTerminalInjection puts a command into the terminal that the container's
-// program shares with an attached client (TIOCSTI), and ends with what fakes a
-// line of the log. The client's own terminal is not the container's, and the
-// log has it as output.
+// TestTerminalInjection injects a command into the terminal that the
+// container's program shares with an attached client (TIOCSTI), and ends with a
+// fake log line. The client's own terminal is not the container's, and the log
+// has the line as output.
 func TestTerminalInjection(t *testing.T) {
 	n := newNode(t)
 	p := pods.Run(t, n.Lab, "terminal")
@@ -106,8 +106,8 @@ func TestTerminalInjection(t *testing.T) {
 	}
 }
 
-// wantLog wants each line of a log to be one that the runtime wrote: with a
-// time of this test, in order.
+// wantLog requires each line of a log to be one that the runtime wrote: with a
+// time during this test, in order.
 func wantLog(t *testing.T, c *pods.Container) {
 	t.Helper()
 	data, err := os.ReadFile(c.LogFile())
@@ -131,8 +131,8 @@ func wantLog(t *testing.T, c *pods.Container) {
 	}
 }
 
-// TestLogInjection writes lines that look like the log's own, and one that does
-// not end, which takes no memory.
+// TestLogInjection writes lines that look like the log's own, and an endless
+// one, which must not use memory.
 func TestLogInjection(t *testing.T) {
 	n := newNode(t)
 	p := pods.Run(t, n.Lab, "log")
@@ -171,7 +171,7 @@ printf '\0\n\377\376\n\n \n\033[2J\n'; printf '\n2026-01-01T00:00:00.000000000Z 
 	}
 }
 
-// resident is what a process has of the memory, in KiB.
+// resident is the resident memory of a process, in KiB.
 func resident(pid int) int {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -181,6 +181,6 @@ func resident(pid int) int {
 	data, _ := io.ReadAll(f)
 	_, rest, _ := strings.Cut(string(data), "VmRSS:")
 	var kib int
-	_, _ = fmt.Sscan(rest, &kib) // it is 0 if there is none
+	_, _ = fmt.Sscan(rest, &kib) // 0 if there is none
 	return kib
 }

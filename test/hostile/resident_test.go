@@ -41,7 +41,7 @@ func (k kind) String() string {
 	return fmt.Sprintf("PID namespace %s, network %s, user namespace %t, capability %q, unconfined %t", k.pid, k.network, k.user, k.capability, k.unconfined)
 }
 
-// may are findings that a kind of resident is allowed, by how they begin.
+// may are the findings that a kind of resident is allowed, by prefix.
 var may = []struct {
 	finding string
 	kinds   func(kind) bool
@@ -58,7 +58,7 @@ func (k kind) allowed(finding string) bool {
 }
 
 // kinds are all pairs of a namespace mode and a capability, half of them with a
-// user namespace in turns; a pod in the node's network has none.
+// user namespace alternately; a pod in the node's network has none.
 func kinds() []kind {
 	var all []kind
 	for i, capability := range []string{"", "SYS_PTRACE", "SYS_ADMIN", "NET_ADMIN", "DAC_READ_SEARCH", "ALL"} {
@@ -69,7 +69,7 @@ func kinds() []kind {
 			kind{pid: "container", network: "node", capability: capability})
 	}
 
-	// Those that see most are there in full.
+	// Those that see most are tested in all combinations.
 	return append(all,
 		kind{pid: "container", network: "pod", capability: "SYS_PTRACE"},
 		kind{pid: "container", network: "pod", capability: "ALL"},
@@ -79,16 +79,16 @@ func kinds() []kind {
 		kind{pid: "shared", network: "pod", user: true, capability: "ALL", unconfined: true})
 }
 
-// lodger is a resident at work.
+// lodger is a running resident.
 type lodger struct {
 	kind kind
 	pod  *pods.Pod
 	c    *pods.Container
 }
 
-// TestResidents has residents of each kind look at all that the runtime does
-// beside them, while it does everything that it can do: CVE-2019-5736,
-// CVE-2020-15257, CVE-2022-0492, CVE-2022-29162, CVE-2024-21626.
+// TestResidents has residents of each kind inspect everything visible while the
+// runtime runs all of its operations: CVE-2019-5736, CVE-2020-15257,
+// CVE-2022-0492, CVE-2022-29162, CVE-2024-21626.
 func TestResidents(t *testing.T) {
 	n := newNode(t)
 	victim := pods.Run(t, n.Lab, "victim").Start(t, "victim", busybox, pods.Command("sleep", "10000"), pods.Env("SECRET", n.secret))
@@ -101,7 +101,7 @@ func TestResidents(t *testing.T) {
 	}
 }
 
-// live has residents live while the runtime works.
+// live runs residents while the runtime works.
 func (n *node) live(t *testing.T, victim *pods.Container, kinds []kind) {
 	var all []*lodger
 	for i, k := range kinds {
@@ -117,7 +117,7 @@ func (n *node) live(t *testing.T, victim *pods.Container, kinds []kind) {
 	}
 
 	n.everything(t, victim, all)
-	time.Sleep(pace.Scale(300 * time.Millisecond)) // for a last look
+	time.Sleep(pace.Scale(300 * time.Millisecond)) // for a last check
 	for _, r := range all {
 		log := r.c.Logged(t)
 		for _, finding := range found(log, "FOUND") {
@@ -129,7 +129,7 @@ func (n *node) live(t *testing.T, victim *pods.Container, kinds []kind) {
 		looked, early := r.looked(t)
 		t.Logf("%v: looked at %d processes, %d times before their program", r.kind, looked-seen[r], early)
 
-		// Some are over before it has a look; it must have seen most.
+		// Some end before it can see them; it must have seen most.
 		if looked-seen[r] < commands/4 {
 			t.Errorf("%v: it looked at %d processes of %d and more", r.kind, looked-seen[r], commands)
 		}
@@ -179,10 +179,10 @@ func (n *node) of(k kind) pods.Change {
 	}
 }
 
-// commands are executed beside each resident.
+// commands are executed next to each resident.
 const commands = 60
 
-// everything has the runtime do all that it can do.
+// everything runs all operations of the runtime.
 func (n *node) everything(t *testing.T, victim *pods.Container, all []*lodger) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -212,7 +212,7 @@ func (n *node) everything(t *testing.T, victim *pods.Container, all []*lodger) {
 	})
 }
 
-// execute executes commands, whose result nobody may change.
+// execute executes commands, whose results attackers must not affect.
 func (n *node) execute(t *testing.T, c *pods.Container, count int) {
 	for i := range count {
 		ctx, cancel := context.WithTimeout(t.Context(), pace.Scale(30*time.Second))
@@ -225,7 +225,7 @@ func (n *node) execute(t *testing.T, c *pods.Container, count int) {
 	}
 }
 
-// beside does what is done with a container and its pod.
+// beside runs the operations on a container and its pod.
 func (n *node) beside(t *testing.T, r *lodger) {
 	t.Helper()
 	for i := range 3 {
@@ -251,10 +251,10 @@ func (n *node) beside(t *testing.T, r *lodger) {
 	}
 
 	attach := pods.Call(t, n.Runtime.Attach, &runtimeapi.AttachRequest{ContainerId: r.c.ID, Stdout: true})
-	_ = session(t, attach.Url, remotecommand.StreamOptions{Stdout: io.Discard}, 300*time.Millisecond) // it ends by its time
+	_ = session(t, attach.Url, remotecommand.StreamOptions{Stdout: io.Discard}, 300*time.Millisecond) // it ends by its timeout
 }
 
-// session is one over SPDY, for some time or until it ends.
+// session is a SPDY session, for some time or until it ends.
 func session(t *testing.T, address string, o remotecommand.StreamOptions, limit time.Duration) error {
 	t.Helper()
 	u, err := url.Parse(address)
@@ -316,8 +316,8 @@ func forward(t *testing.T, p *pods.Pod, port int32) {
 	}
 }
 
-// changeKeeper has the keeper go on as another program, dies, and the daemon
-// with it in the end; after each, f works.
+// changeKeeper upgrades the keeper to another program, kills it, and then kills
+// it with the daemon; after each, f must work.
 func (n *node) changeKeeper(t *testing.T, f func()) {
 	t.Helper()
 	data, err := os.ReadFile("../../bin/crisp-keeper")

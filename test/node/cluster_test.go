@@ -14,7 +14,7 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// TestTwoNodes runs a cluster of two nodes, each a crisp with a kubelet in a
+// TestTwoNodes runs a cluster of two nodes, each with crisp and a kubelet in a
 // network namespace of its own, whose pods reach each other by routes.
 func TestTwoNodes(t *testing.T) {
 	w := newWorld(t, nil)

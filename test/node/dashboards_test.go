@@ -18,13 +18,13 @@ import (
 // selects from kubelet's /metrics/cadvisor for a pod.
 type query struct {
 	metric string
-	// with are labels that the dashboard wants to have a value.
+	// with are labels that the dashboard requires to have a value.
 	with []string
-	// device is for what is counted by disk or network device.
+	// device is for metrics per disk or network device.
 	device bool
-	// positive says that the test's pod makes the figure more than 0.
+	// positive means that the test's pod makes the value greater than 0.
 	positive bool
-	// perPod says that it is the pod's, not a container's.
+	// perPod means that it is the pod's, not a container's.
 	perPod bool
 }
 
@@ -98,7 +98,7 @@ func samples(page string) (map[string][]sample, error) {
 	return all, nil
 }
 
-// busyPod writes to a disk, waits for its CPU and asks over the network.
+// busyPod writes to a disk, is throttled and uses the network.
 const busyPod = `
 apiVersion: v1
 kind: Pod
@@ -114,8 +114,7 @@ spec:
 		volumeMounts: [{name: memory, mountPath: /memory}]
 `
 
-// dashboards reports which query has no data of the pod named busy, and is nil
-// if each has.
+// dashboards returns an error for queries without data of the pod named busy.
 func (s *space) dashboards() error {
 	page := s.cluster("get", "--raw", "/api/v1/nodes/"+s.node.Name+"/proxy/metrics/cadvisor")
 	all, err := samples(page)
@@ -125,8 +124,8 @@ func (s *space) dashboards() error {
 
 	var missing []string
 	for _, q := range queries() {
-		// Version 1 of cgroups counts what a disk reads and writes only where
-		// there is a limit or BFQ, since Linux 6.10: then nothing has figures.
+		// Since Linux 6.10 cgroup version 1 counts disk I/O only with a limit
+		// or BFQ: without, there are no stats.
 		if strings.HasPrefix(q.metric, "container_fs_") && !countsDisks() {
 			s.Logf("%s is not asked for: the kernel counts no disk by cgroup", q.metric)
 			continue
@@ -142,7 +141,7 @@ func (s *space) dashboards() error {
 	return nil
 }
 
-// countsDisks reports whether the kernel has any figures of disks by cgroup.
+// countsDisks reports whether the kernel has any disk stats per cgroup.
 func countsDisks() bool {
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
 		return true
@@ -185,9 +184,9 @@ func (s *space) answer(q query, list []sample) string {
 	return ""
 }
 
-// TestCAdvisor has kubelet ask its cAdvisor, as it does unless a feature gate
-// says otherwise, and crisp answer that: the metrics are those of pods, and the
-// summary has their networks.
+// TestCAdvisor has kubelet use its cAdvisor, as without the feature gate, and
+// crisp serve that: the metrics are those of pods, and the summary has their
+// networks.
 func TestCAdvisor(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "containerd.sock")
 	w := newWorldOn(t, lab.Options{Config: fmt.Sprintf("cadvisor_socket = %q\n", socket), Routed: true}, []string{"--containerd=" + socket}, nil)
@@ -197,9 +196,9 @@ func TestCAdvisor(t *testing.T) {
 
 	id := strings.TrimPrefix(s.get("pod/busy", "{.status.containerStatuses[0].containerID}"), "crisp://")
 	s.eventually("data for each query", s.dashboards)
-	s.eventually("figures within 5 % of the cgroup's", func() error { return s.compareFigures(id) })
+	s.eventually("stats within 5 % of the cgroup's", func() error { return s.compareUsage(id) })
 
-	// What was there before is known to a daemon and a kubelet that come later.
+	// A later daemon and kubelet know existing pods.
 	s.node.Lab.Kill()
 	if err := s.node.Lab.Start(t.Context()); err != nil {
 		t.Fatal(err)

@@ -50,7 +50,7 @@ spec:
 	return s
 }
 
-// undisturbed fails unless all of the crowd runs on and is ready.
+// undisturbed fails unless all of the crowd keeps running and is ready.
 func (s *space) undisturbed(after string) {
 	s.Helper()
 	s.rolledOut("deployment/crowd")
@@ -66,7 +66,8 @@ func (s *space) undisturbed(after string) {
 	}
 }
 
-// load runs a crowd, and ends the daemon and kubelet in every way meanwhile.
+// load runs a crowd, and stops and kills the daemon and kubelet in every way
+// meanwhile.
 func (w *world) load(t *testing.T) {
 	s := w.crowd(t)
 	ctx := t.Context()
@@ -136,8 +137,8 @@ func (w *world) load(t *testing.T) {
 	})
 }
 
-// upgrade has newer programs of crisp and its keeper take over, and the older
-// ones again, while pods come and go.
+// upgrade upgrades crisp and its keeper, and downgrades them again, while pods
+// come and go.
 func (s *space) upgrade() {
 	keeper, err := s.node.Lab.Keeper()
 	if err != nil {
@@ -184,7 +185,7 @@ spec:
 	}
 }
 
-// otherBuild makes programs of another version and returns the daemon's.
+// otherBuild builds programs of another version and returns the daemon's.
 func (s *space) otherBuild(version string) string {
 	s.Helper()
 	dir := s.TempDir()
@@ -193,7 +194,7 @@ func (s *space) otherBuild(version string) string {
 		s.Fatalf("build another version: %v: %s", err, out)
 	}
 
-	// The keeper has no version to tell it by. A byte at its end will do.
+	// The keeper has no version. A byte at its end makes it another program.
 	own, err := os.ReadFile(filepath.Join("..", "..", "bin", "crisp-keeper"))
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "crisp-keeper"), append(own, 0), 0o700)
@@ -205,16 +206,16 @@ func (s *space) otherBuild(version string) string {
 	return filepath.Join(dir, "crisp")
 }
 
-// reap waits for processes whose parents died, which on a machine is what
-// init does. The keeper's are ours when the daemon that started it is gone;
-// and a command in a container that is not waited for keeps it from ending.
+// reap waits for processes whose parents died, as init does on a machine. The
+// keeper's become children of this process when the daemon that started it is
+// dead; and an unreaped command in a container keeps its PID namespace alive.
 func reap() { inventory.Descendants(os.Getpid()) }
 
 // in is the space in a subtest.
 func (s *space) in(t *testing.T) *space { return &space{t, s.world, s.name} }
 
-// restartKubelet starts kubelet anew with other settings, which it keeps
-// until it is restarted again.
+// restartKubelet restarts kubelet with other settings, which it keeps until the
+// next restart.
 func (w *world) restartKubelet(t *testing.T, settings map[string]any) {
 	t.Helper()
 	if err := w.node.StopKubelet(); err != nil {
@@ -236,8 +237,8 @@ func (w *world) restartKubelet(t *testing.T, settings map[string]any) {
 	})
 }
 
-// memoryPressure is more memory in use by pods than the node has for them.
-// What is for them is little here, and nothing to the machine.
+// memoryPressure makes pods use more memory than is allocatable. That is little
+// here, and harmless to the machine.
 func (w *world) memoryPressure(t *testing.T) {
 	s := w.space(t)
 	capacity := s.mebibytes(s.get("node/"+w.node.Name, "{.status.capacity.memory}"))
@@ -266,9 +267,9 @@ spec:
 	s.wait("condition=MemoryPressure=false", "node/"+w.node.Name)
 }
 
-// diskPressure is a file that leaves less room on the disk than kubelet wants,
-// so that it removes unused images, and when that is not enough, the pod. The
-// margins allow for what others write and remove in the meantime.
+// diskPressure creates a file that leaves less disk space than kubelet
+// requires, so that it removes unused images, and when that is not enough, the
+// pod. The margins allow for writes and removals by others in the meantime.
 func (w *world) diskPressure(t *testing.T) {
 	s := w.space(t)
 	var fs unix.Statfs_t

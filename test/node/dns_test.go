@@ -8,7 +8,7 @@ import (
 	"crisp/test/node/cluster"
 )
 
-// server is the cluster's DNS: CoreDNS, at the address that kubelet tells pods.
+// server is the cluster's DNS: CoreDNS, at the address that kubelet gives pods.
 const dnsServer = `
 apiVersion: v1
 kind: ServiceAccount

@@ -1,5 +1,5 @@
-// Package node runs what people run on Kubernetes, on Kubernetes itself with
-// crisp as the node's runtime, and looks at it as they do: with kubectl.
+// Package node runs typical workloads on Kubernetes with crisp as the node's
+// runtime, and checks them as users do: with kubectl.
 //
 // Its tests have the build tag "node", as they need the programs of
 // Kubernetes, which take minutes to build: "make node" does both. The cluster

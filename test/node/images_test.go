@@ -18,8 +18,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// guarded is a registry that wants a password. It returns its address and
-// counts the answers that it gave.
+// guarded is a registry that requires a password. It returns its address and a
+// counter of its responses.
 func (s *space) guarded(user, password string) (string, *atomic.Int32) {
 	var answered atomic.Int32
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.node.Lab.Registry.Addr})
@@ -59,7 +59,7 @@ spec:
 	}
 }
 
-// pullErrors are those that people make, and what describe has to say.
+// pullErrors are common mistakes, and the expected output of describe.
 func pullErrors(s *space) {
 	pods := []struct {
 		name, image string
@@ -95,7 +95,7 @@ spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: "%s", 
 // unused is an image that no pod of these tests has.
 const unused = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
 
-// pull pulls an image by the CRI.
+// pull pulls an image over the CRI.
 func (s *space) pull(image string) {
 	s.Helper()
 	if _, err := s.node.Lab.Images.PullImage(s.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
@@ -113,22 +113,22 @@ func (s *space) has(image string) bool {
 	return resp.Image != nil
 }
 
-// collecting are settings with which kubelet collects images, as more of the
-// disk is in use than it is to leave them.
+// collecting are settings with which kubelet garbage-collects images, since
+// disk usage exceeds the threshold.
 func collecting(t *testing.T) map[string]any {
 	t.Helper()
 	var fs unix.Statfs_t
 	if err := unix.Statfs(t.TempDir(), &fs); err != nil {
 		t.Fatal(err)
 	}
-	// What others write or remove meanwhile may be two hundredths of it.
+	// Other writes and removals may be up to two percent of it.
 	used := 100 - int(fs.Bavail*100/fs.Blocks)
 	return map[string]any{"imageGCHighThresholdPercent": max(used-2, 1), "imageGCLowThresholdPercent": max(used-3, 0)}
 }
 
-// imageGarbage waits for kubelet to collect images, which it does five minutes
-// after its start: those that were there all the time and that no pod has, but
-// not those that one has as its root or as a volume.
+// imageGarbage waits for kubelet to garbage-collect images, which it does five
+// minutes after its start: those that existed all the time and that no pod
+// uses, but not those that one uses as its root or as a volume.
 func (w *world) imageGarbage(t *testing.T) {
 	s := w.space(t)
 	s.apply(`

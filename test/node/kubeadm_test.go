@@ -20,8 +20,8 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// TestKubeadm makes a node with kubeadm, as docs/kubernetes.md tells: the
-// control plane is static pods of crisp's.
+// TestKubeadm sets up a node with kubeadm, as in docs/kubernetes.md: crisp runs
+// the control plane as static pods.
 func TestKubeadm(t *testing.T) {
 	l := testkit.Daemon(t, lab.Options{Routed: true})
 	k := newKubeadm(t, l)
@@ -86,8 +86,8 @@ spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: AGNHOS
 	s.eventually("a service by its name", s.holds("web", "exec", "client", "--", "curl", "-s", "-m", "5", "http://web/hostname"))
 }
 
-// kubeadm is a machine that kubeadm may change: its directories are ours, and
-// systemd is played.
+// kubeadm is a machine that kubeadm may change: its directories are the test's,
+// and a script stands in for systemd.
 type kubeadm struct {
 	*testing.T
 	cluster.StandIns
@@ -98,8 +98,8 @@ type kubeadm struct {
 // one refuses version 1 of cgroups.
 const ignored = "Swap,NumCPU,Mem,SystemVerification"
 
-// kubeadmConfig is what the machine makes necessary. What there is of it on a
-// node is the socket.
+// kubeadmConfig is what this machine requires. A real node needs only the
+// socket.
 const kubeadmConfig = `apiVersion: kubeadm.k8s.io/v1beta4
 kind: InitConfiguration
 localAPIEndpoint: {advertiseAddress: %[1]s}
@@ -130,8 +130,7 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 200Mi}
 `
 
-// kubeletUnit is the command of the unit that the packages of Kubernetes have
-// for kubelet.
+// kubeletUnit is the command of kubelet's unit in Kubernetes' packages.
 const kubeletUnit = `. /var/lib/kubelet/kubeadm-flags.env
 set -- %s --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf --config=/var/lib/kubelet/config.yaml $KUBELET_KUBEADM_ARGS
 `
@@ -202,9 +201,9 @@ func (k *kubeadm) configure(l *lab.Lab, kubelet string) {
 
 func (k *kubeadm) path(name string) string { return filepath.Join(k.dir, name) }
 
-// mounts puts directories of ours over those that kubeadm and kubelet write to.
-// /etc they find as it is, and in /usr/lib they find modules, which kube-proxy
-// mounts and a machine may not have.
+// mounts mounts the test's directories over those that kubeadm and kubelet
+// write to. /etc is a copy of the machine's, and /usr/lib has modules, which
+// kube-proxy mounts and a machine may not have.
 func (k *kubeadm) mounts() {
 	k.Helper()
 	for _, name := range []string{"lib/kubelet", "log", "etc", "etc.work", "usr-lib/modules", "usr-lib.work"} {

@@ -17,7 +17,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// shell is a pod to try kubectl's commands on.
+// shell is a pod to run kubectl's commands on.
 const shell = `
 apiVersion: v1
 kind: Pod
@@ -67,9 +67,9 @@ func execCommand(s *space) {
 	s.expect("a terminal", string(text), "33 99", "/dev/pts/")
 }
 
-// execBig runs a command that says much. The API server closes the connection
-// to kubectl right after the last byte: from a slow reader whose ping comes just
-// then the end is lost, so it may try again.
+// execBig runs a command with much output. The API server closes the connection
+// to kubectl right after the last byte: a slow reader whose ping is sent just
+// then loses the end, so it may retry.
 func (s *space) execBig(command string) string {
 	s.Helper()
 	for range 4 {
@@ -197,8 +197,8 @@ func debug(s *space) {
 }
 
 // logs follows a log across its rotation: no line may be lost or repeated. The
-// last one comes when what was too long has been rotated: kubectl looks for it
-// in the current file.
+// last one is written after the rotation: kubectl looks for it in the current
+// file.
 func logs(s *space) {
 	const last = 15000
 	s.apply(fmt.Sprintf(`
@@ -232,7 +232,7 @@ spec:
 			s.Errorf("got %q in place of line %d", lines.Text(), n)
 			break
 		}
-		if n == 0 { // it is followed, and may become long
+		if n == 0 { // it is followed, so it may run long
 			s.kubectl("exec", "pod", "--", "touch", "/go")
 		}
 	}

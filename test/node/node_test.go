@@ -26,8 +26,8 @@ func newWorld(t *testing.T, settings map[string]any, images ...string) *world {
 	return newWorldOn(t, lab.Options{Config: `runtime_handlers = ["other"]`, Routed: true}, nil, settings, images...)
 }
 
-// newWorldOn is newWorld with a crisp of such options, and with further flags
-// for kubelet.
+// newWorldOn is newWorld with these options for crisp, and additional flags for
+// kubelet.
 func newWorldOn(t *testing.T, opt lab.Options, flags []string, settings map[string]any, images ...string) *world {
 	t.Helper()
 	l := testkit.Daemon(t, opt)
@@ -61,8 +61,8 @@ func newWorldOn(t *testing.T, opt lab.Options, flags []string, settings map[stri
 	return w
 }
 
-// empty waits until kubelet has removed the pods of the namespaces that the
-// tests left.
+// empty waits until kubelet has removed the pods of the namespaces of earlier
+// tests.
 func (w *world) empty(t *testing.T) {
 	ctx, cancel := contextAfter(t)
 	defer cancel()
@@ -76,8 +76,8 @@ func (w *world) empty(t *testing.T) {
 	t.Error("kubelet does not remove all pods")
 }
 
-// TestNode runs workloads on one node. Those that leave the node alone run
-// side by side, the others after them.
+// TestNode runs workloads on one node. Those that do not affect the node run
+// concurrently, the others after them.
 func TestNode(t *testing.T) {
 	w := newWorld(t, collecting(t), unused)
 	t.Run("ready", w.ready)
@@ -99,7 +99,7 @@ func TestNode(t *testing.T) {
 	t.Run("graceful shutdown", w.gracefulShutdown)
 }
 
-// workloads are tests that leave the node alone.
+// workloads are tests that do not affect the node.
 func workloads() map[string]func(*space) {
 	return map[string]func(*space){
 		"Deployment": deployment, "Service": service, "DNS": dns, "DaemonSet": daemonSet, "Job": job, "CronJob": cronJob, "StatefulSet": statefulSet,
@@ -111,7 +111,7 @@ func workloads() map[string]func(*space) {
 	}
 }
 
-// ready waits for the node as its administrator does.
+// ready waits for the node with kubectl.
 func (w *world) ready(t *testing.T) {
 	s := w.space(t)
 	s.eventually("the node has registered", s.holds("node-1", "get", "nodes"))

@@ -95,7 +95,7 @@ spec:
 		return nil
 	})
 
-	// Events arrive some time after what they are of.
+	// Events arrive with some delay.
 	s.eventually("why it was restarted is an event", s.holds("Liveness probe failed: cat: can't open '/tmp/well'", "describe", "pod", "dies"))
 	s.eventually("a probe that hangs is ended", s.holds("timed out", "describe", "pod", "hangs"))
 	if ready := s.get("pod/hangs", "{.status.containerStatuses[0].ready}"); ready != "false" {
@@ -140,12 +140,12 @@ spec:
 		s.Errorf("got order %q, %v", order, err)
 	}
 
-	// The container's reason soon is that kubelet waits before the next start.
+	// The container's reason soon becomes kubelet's back-off.
 	s.eventually("the hook's failure shows", s.holds("FailedPostStartHook", "describe", "pod", "refused"))
 }
 
-// endings are containers that end in every way there is, and what describe
-// has to say of each.
+// endings are containers that end in every possible way, and the expected
+// output of describe for each.
 func endings(s *space) {
 	pods := []struct {
 		name, container string
@@ -169,7 +169,7 @@ spec: {restartPolicy: Never, containers: [{name: main, image: BUSYBOX, %s}]}
 
 	for _, p := range pods {
 		s.wait("jsonpath={.status.containerStatuses[0].state.terminated}", "pod/"+p.name)
-		// The columns' widths are of no interest.
+		// The widths of columns do not matter.
 		text := strings.Join(strings.Fields(s.kubectl("describe", "pod", p.name)), " ")
 		s.expect("describe pod "+p.name, text, p.want...)
 	}

@@ -30,11 +30,11 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
 </busconfig>
 `
 
-// login stands in for systemd's logind, on a bus of its own: kubelet holds up
-// the machine's shutdown by what it gets from Inhibit.
+// login stands in for systemd's logind, on its own bus: kubelet delays the
+// machine's shutdown with the descriptor from Inhibit.
 type login struct {
 	conn *dbus.Conn
-	held *os.File // reads its end when nobody holds the shutdown up any more
+	held *os.File // at EOF when no process delays the shutdown any more
 	give *os.File
 }
 
@@ -99,7 +99,7 @@ func (l *login) Inhibit(_, _, _, _ string) (dbus.UnixFD, *dbus.Error) {
 	return dbus.UnixFD(l.give.Fd()), nil
 }
 
-// shutdown tells of one that comes or was called off.
+// shutdown announces or cancels a shutdown.
 func (l *login) shutdown(t *testing.T, comes bool) {
 	t.Helper()
 	if err := l.conn.Emit(loginPath, loginObject+".PrepareForShutdown", comes); err != nil {
@@ -107,7 +107,7 @@ func (l *login) shutdown(t *testing.T, comes bool) {
 	}
 }
 
-// released waits until nobody holds the shutdown up.
+// released waits until no process delays the shutdown.
 func (l *login) released(t *testing.T) {
 	t.Helper()
 	l.give.Close()
@@ -119,8 +119,8 @@ func (l *login) released(t *testing.T) {
 	}
 }
 
-// gracefulShutdown is a shutdown of the machine: kubelet ends pods in the
-// order of their importance, and lets them end as they wish.
+// gracefulShutdown is a shutdown of the machine: kubelet stops pods in the
+// order of their priority, within their grace periods.
 func (w *world) gracefulShutdown(t *testing.T) {
 	s := w.space(t)
 	l, address := startLogin(t)

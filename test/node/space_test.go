@@ -29,15 +29,15 @@ type world struct {
 	node *cluster.Node
 }
 
-// space is a namespace of one test's own.
+// space is the namespace of one test.
 type space struct {
 	*testing.T
 	*world
 	name string
 }
 
-// space makes the namespace, and removes it with all that is in it at the
-// end of the test.
+// space creates the namespace, and removes it with its content at the end of
+// the test.
 func (w *world) space(t *testing.T) *space {
 	t.Helper()
 	s := &space{t, w, spaceName(t)}
@@ -62,12 +62,12 @@ func (w *world) space(t *testing.T) *space {
 	return s
 }
 
-// contextAfter is for what is done when a test has ended.
+// contextAfter is for cleanups after a test.
 func contextAfter(t *testing.T) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(t.Context()), *patience)
 }
 
-// spaceName makes a namespace's name of a test's.
+// spaceName derives a namespace's name from a test's.
 func spaceName(t *testing.T) string {
 	name := strings.ToLower(t.Name()[strings.LastIndex(t.Name(), "/")+1:])
 	return strings.Trim(regexp.MustCompile("[^a-z0-9]+").ReplaceAllString(name, "-"), "-")
@@ -139,7 +139,8 @@ func (s *space) waitReady(pods ...string) {
 	}
 }
 
-// rolledOut waits until workloads, such as "deployment/web", are as they are to be.
+// rolledOut waits until the rollout of workloads, such as "deployment/web", is
+// complete.
 func (s *space) rolledOut(workloads ...string) {
 	s.Helper()
 	for _, w := range workloads {
@@ -165,7 +166,7 @@ func (s *space) within(limit time.Duration, what string, check func() error) {
 	s.Fatalf("%s: not within %v: %v", what, limit, err)
 }
 
-// expect fails the test unless text holds all of the words.
+// expect fails the test unless text contains all of the words.
 func (s *space) expect(what, text string, words ...string) {
 	s.Helper()
 	for _, w := range words {

@@ -16,7 +16,7 @@ import (
 	"crisp/test/testkit/inventory"
 )
 
-// metric is the sum of one of kubelet's metrics, over the label given.
+// metric is the sum of one of kubelet's metrics, over the given label.
 func (s *space) metric(name, label string) float64 {
 	s.Helper()
 	var sum float64
@@ -37,7 +37,7 @@ func (s *space) metric(name, label string) float64 {
 	return sum
 }
 
-// summary is what kubelet says of its pods.
+// summary is kubelet's stats summary of its pods.
 type summary struct {
 	Pods []struct {
 		PodRef     struct{ Name, Namespace string }
@@ -53,8 +53,8 @@ type summary struct {
 	}
 }
 
-// statsFromCRI has kubelet take its figures and its events from crisp, and
-// compares the figures with the kernel's.
+// statsFromCRI has kubelet get its stats and its events from crisp, and
+// compares the stats with the kernel's.
 func (w *world) statsFromCRI(t *testing.T) {
 	s := w.space(t)
 	w.restartKubelet(t, map[string]any{"featureGates": map[string]bool{"PodAndContainerStatsFromCRI": true, "EventedPLEG": true}})
@@ -63,7 +63,7 @@ func (w *world) statsFromCRI(t *testing.T) {
 	time.Sleep(15 * time.Second)
 
 	id := strings.TrimPrefix(s.get("pod/busy", "{.status.containerStatuses[0].containerID}"), "crisp://")
-	s.eventually("figures within 5 % of the cgroup's", func() error { return s.compareFigures(id) })
+	s.eventually("stats within 5 % of the cgroup's", func() error { return s.compareUsage(id) })
 	s.eventually("data for each query", s.dashboards)
 	relists := s.metric("kubelet_pleg_relist_duration_seconds_count", "")
 	s.apply(`
@@ -84,7 +84,7 @@ spec: {restartPolicy: Never, containers: [{name: main, image: BUSYBOX, command: 
 	w.restartKubelet(t, nil)
 }
 
-func (s *space) compareFigures(id string) error {
+func (s *space) compareUsage(id string) error {
 	var all summary
 	before, err := usage(id)
 	if err != nil {
@@ -115,7 +115,7 @@ func (s *space) compareFigures(id string) error {
 			return fmt.Errorf("%d bytes in the writable layer, want 10 MB", c.Rootfs.UsedBytes)
 		}
 		if p.Memory.WorkingSetBytes < c.Memory.WorkingSetBytes || p.CPU.UsageCoreNanoSeconds == 0 || p.Network.RxBytes+p.Network.TxBytes == 0 {
-			return fmt.Errorf("the pod's figures: %+v", p)
+			return fmt.Errorf("the pod's stats: %+v", p)
 		}
 
 		return nil
@@ -126,12 +126,13 @@ func (s *space) compareFigures(id string) error {
 
 func off(got, want uint64) float64 { return math.Abs(float64(got)-float64(want)) / float64(want) }
 
-// figures are those of a cgroup: its working set, and nanoseconds.
-type figures struct{ memory, cpu uint64 }
+// usageStats are the stats of a cgroup: its working set in bytes, and CPU time in
+// nanoseconds.
+type usageStats struct{ memory, cpu uint64 }
 
 // usage reads the cgroup of a container.
-func usage(id string) (figures, error) {
-	var f figures
+func usage(id string) (usageStats, error) {
+	var f usageStats
 	for _, dir := range inventory.Cgroups(id) {
 		if total, err := number(dir, "memory.usage_in_bytes"); err == nil {
 			f.memory = total - field(dir, "memory.stat", "total_inactive_file")
@@ -159,7 +160,7 @@ func number(dir, file string) (uint64, error) {
 	return strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
 }
 
-// field is a number of a file of names and numbers, 0 if it is not there.
+// field is a number in a file of names and numbers, 0 if it is missing.
 func field(dir, file, name string) uint64 {
 	data, _ := os.ReadFile(filepath.Join(dir, file))
 	for line := range strings.Lines(string(data)) {
@@ -171,7 +172,7 @@ func field(dir, file, name string) uint64 {
 	return 0
 }
 
-// latency tells how long pods took to start, as kubelet measures it.
+// latency reports how long pods took to start, as measured by kubelet.
 func (w *world) latency(t *testing.T) {
 	s := &space{t, w, "default"}
 	for _, m := range []string{"kubelet_pod_start_duration_seconds", "kubelet_pod_start_sli_duration_seconds", "kubelet_run_podsandbox_duration_seconds"} {

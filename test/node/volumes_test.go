@@ -22,8 +22,9 @@ metadata: {name: secrets}
 stringData: {password: hunter2}
 `
 
-// everyVolume is a pod with every kind of volume that a node makes by itself.
-// The first parameter is a directory, the second what to add to the pod.
+// everyVolume is a pod with every kind of volume that a node provides by
+// itself. The first parameter is a directory, the second what to add to the
+// pod.
 const everyVolume = `
 apiVersion: v1
 kind: Pod
@@ -107,7 +108,7 @@ func (s *space) lookIntoVolumes() {
 	s.expect("environment", sh("echo $COLOUR $LIMIT $POD_IP"), "red 67108864 "+s.get("pod/pod", "{.status.podIP}"))
 }
 
-// userNamespace is a pod whose root is nobody on the node.
+// userNamespace is a pod whose root is an unprivileged user on the node.
 func userNamespace(s *space) {
 	s.apply(sources)
 	dir := filepath.Join(s.Dir, "host-path-of-users")
@@ -127,7 +128,8 @@ func userNamespace(s *space) {
 	s.Logf("on the node, the file is of mode %v", info.Mode())
 }
 
-// pressure is eviction by what a pod writes, which concerns no other pod.
+// pressure is the eviction of a pod for its own writes, which affects no other
+// pod.
 func pressure(s *space) {
 	pod := `
 apiVersion: v1

@@ -73,7 +73,7 @@ func install(t *testing.T) *machine {
 	return m
 }
 
-// provide starts a registry that the package's configuration leads to.
+// provide starts a registry that the package's configuration refers to.
 func (m *machine) provide(cache lab.Cache) {
 	m.t.Helper()
 	binary, err := cache.Tool("registry")
@@ -106,7 +106,7 @@ func (m *machine) run(name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// property is one of a unit, as systemd tells it.
+// property is a property of a unit, as reported by systemd.
 func (m *machine) property(unit, name string) string {
 	m.t.Helper()
 	return m.run("systemctl", "show", "--value", "--property="+name, unit)
@@ -121,8 +121,8 @@ func (m *machine) pid(unit string) int {
 	return pid
 }
 
-// running is the process of a unit that has one: 0 would stand for the group of
-// this one when it is killed.
+// running is the main process of a unit, which must exist: killing 0 would kill
+// this process's group.
 func (m *machine) running(unit string) int {
 	m.t.Helper()
 	pid := m.pid(unit)
@@ -141,7 +141,7 @@ func (m *machine) eventually(what string, ok func() bool) {
 	}
 }
 
-// answers waits until the daemon does.
+// answers waits until the daemon responds.
 func (m *machine) answers() {
 	m.t.Helper()
 	m.eventually("an answer of the daemon", func() bool {
@@ -156,7 +156,7 @@ func call[Q, A any](m *machine, f func(context.Context, Q, ...grpc.CallOption) (
 	return f(ctx, request)
 }
 
-// must is call for one that has to succeed.
+// must is call for one that must succeed.
 func must[Q, A any](m *machine, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) A {
 	m.t.Helper()
 	answer, err := call(m, f, request)
@@ -172,8 +172,8 @@ type counter struct {
 	pod, id string
 	log     string
 	process string // its pid and start time
-	read    int64  // so much of the log was looked at
-	next    int    // the number that has to come next
+	read    int64  // how much of the log was checked
+	next    int    // the next expected number
 }
 
 // startCounter runs one in a pod in the machine's network, which needs no
@@ -207,14 +207,14 @@ func (m *machine) startCounter(name, pause string) *counter {
 	return c
 }
 
-// remove ends the pod.
+// remove stops and removes the pod.
 func (c *counter) remove() {
 	c.m.t.Helper()
 	must(c.m, c.m.runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: c.pod})
 	must(c.m, c.m.runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: c.pod})
 }
 
-// pid is the container's first process, as the daemon tells it.
+// pid is the container's first process, as reported by the daemon.
 func (c *counter) pid() int {
 	c.m.t.Helper()
 	s := must(c.m, c.m.runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
@@ -228,7 +228,7 @@ func (c *counter) pid() int {
 	return info.Pid
 }
 
-// identity tells one process from another with the same number.
+// identity distinguishes a process from another with the same pid.
 func (c *counter) identity() string {
 	c.m.t.Helper()
 	pid := c.pid()
@@ -240,8 +240,8 @@ func (c *counter) identity() string {
 	return fmt.Sprint(pid, " started at ", fields[20])
 }
 
-// numbers tells how far the container has counted. Every line must be there
-// once; those of earlier calls were looked at then.
+// numbers returns how far the container has counted. Every line must be there
+// once; those of earlier calls were checked then.
 func (c *counter) numbers() int {
 	c.m.t.Helper()
 	f, err := os.Open(c.log)
@@ -253,7 +253,7 @@ func (c *counter) numbers() int {
 	lines := bufio.NewReader(io.NewSectionReader(f, c.read, math.MaxInt64-c.read))
 	for {
 		line, err := lines.ReadString('\n')
-		if err != nil { // the last one is on its way
+		if err != nil { // the last one is still being written
 			return c.next
 		}
 
@@ -266,7 +266,7 @@ func (c *counter) numbers() int {
 	}
 }
 
-// runsOn checks that the container is the one it was and goes on counting.
+// runsOn checks that the container is the same process and keeps counting.
 func (c *counter) runsOn() {
 	c.m.t.Helper()
 	c.m.answers()
@@ -277,7 +277,7 @@ func (c *counter) runsOn() {
 	c.m.eventually("more lines in the log", func() bool { return c.numbers() > before })
 }
 
-// cgroup is the group of a process.
+// cgroup is the cgroup of a process.
 func (m *machine) cgroup(pid int) string {
 	m.t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))

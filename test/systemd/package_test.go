@@ -45,7 +45,7 @@ func TestPackage(t *testing.T) {
 	testEnd(t, m, c)
 }
 
-// testUnits looks where everything runs.
+// testUnits checks in which units everything runs.
 func testUnits(t *testing.T, m *machine, c *counter) {
 	for _, unit := range []string{"crisp.service", "crisp-keeper.socket"} {
 		if got := m.property(unit, "UnitFileState") + " " + m.property(unit, "ActiveState"); got != "enabled active" {
@@ -104,17 +104,17 @@ func testKillDaemon(_ *testing.T, m *machine, _ *counter) { m.kill("crisp.servic
 
 func testKillKeeper(_ *testing.T, m *machine, _ *counter) { m.kill("crisp-keeper.service") }
 
-// testStopKeeper stops a keeper that has containers: it waits for them in
-// vain, is killed, and the daemon asks the socket for another.
+// testStopKeeper stops a keeper that has containers: it waits for them in vain,
+// is killed, and the daemon activates another by the socket.
 func testStopKeeper(_ *testing.T, m *machine, _ *counter) {
 	pid := m.pid("crisp-keeper.service")
 	m.run("systemctl", "stop", "crisp-keeper.service")
 	m.eventually("another keeper", func() bool { now := m.pid("crisp-keeper.service"); return now != 0 && now != pid })
 }
 
-// testKillBoth ends daemon and keeper at once: nobody holds what containers
-// write into but systemd. It does so more often than systemd starts a unit, by
-// default, in so short a time.
+// testKillBoth kills daemon and keeper together: only systemd holds the
+// containers' pipes. It does so more often than systemd's default start limit
+// allows.
 func testKillBoth(t *testing.T, m *machine, c *counter) {
 	const daemon, keeper, store = "crisp.service", "crisp-keeper.service", "NFileDescriptorStore"
 	stored := m.property(keeper, store)
@@ -139,7 +139,7 @@ func testKillBoth(t *testing.T, m *machine, c *counter) {
 	m.eventually("as much in systemd's store as before: "+stored, func() bool { return m.property(keeper, store) == stored })
 }
 
-// repack makes the package anew under another version, with a change.
+// repack rebuilds the package under another version, with a change.
 func (m *machine) repack(version string, change func(tree string) error) (deb string) {
 	m.t.Helper()
 	tree := filepath.Join(m.t.TempDir(), "tree")
@@ -174,7 +174,7 @@ func testUpgrade(t *testing.T, m *machine, _ *counter) {
 }
 
 // testUpgradeKeeper installs a package whose keeper is another program, by a
-// byte at its end. The process stays, and goes on as the new one.
+// byte at its end. The process stays the same, with the new program.
 func testUpgradeKeeper(t *testing.T, m *machine, _ *counter) {
 	deb := m.repack("99", func(tree string) error {
 		f, err := os.OpenFile(filepath.Join(tree, "usr/bin/crisp-keeper"), os.O_WRONLY|os.O_APPEND, 0)
@@ -206,8 +206,8 @@ func testUpgradeKeeper(t *testing.T, m *machine, _ *counter) {
 	}
 }
 
-// testReinstall wants systemd to have kept what it stores in the meantime, so
-// that daemon and keeper can be killed at once again.
+// testReinstall requires systemd to have kept its stored descriptors in the
+// meantime, so that daemon and keeper can be killed together again.
 func testReinstall(t *testing.T, m *machine, c *counter) {
 	const store = "NFileDescriptorStore"
 	keeper, stored := m.pid("crisp-keeper.service"), m.property("crisp-keeper.service", store)
@@ -261,7 +261,7 @@ func (m *machine) purge() {
 	m.t.Helper()
 	m.run("dpkg", "--purge", "crisp")
 	m.eventually("the end of the keeper, which holds nothing", func() bool { return m.pid("crisp-keeper.service") == 0 })
-	// systemd keeps a slice that it made until somebody stops it.
+	// systemd keeps a slice that it created until it is stopped.
 	m.run("systemctl", "stop", "crisp.slice")
 }
 
@@ -284,7 +284,7 @@ func testEnd(t *testing.T, m *machine, c *counter) {
 		t.Errorf("units that failed: %s", failed)
 	}
 
-	// Who installs it again has what the first installation had.
+	// A new installation must be like the first one.
 	m.run("dpkg", "--install", m.deb)
 	m.answers()
 	if pid := m.pid("crisp-keeper.service"); pid == 0 {

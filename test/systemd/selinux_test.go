@@ -17,7 +17,7 @@ import (
 	"crisp/test/testkit"
 )
 
-// confined is the label of a container that asks for nothing.
+// confined is the default label of a container.
 var confined = regexp.MustCompile(`^system_u:system_r:container_t:(s0:c\d+,c\d+)$`)
 
 // TestSELinux runs containers where SELinux enforces its policy.
@@ -26,7 +26,8 @@ func TestSELinux(t *testing.T) {
 		testkit.Skip(t, "selinux", "it is not switched on")
 	}
 
-	// The machine has the module for other tests, and the package is to bring it.
+	// The machine has the module for other tests, but here the package must
+	// load it.
 	if out, err := exec.CommandContext(t.Context(), "semodule", "--priority=100", "--remove=crisp").CombinedOutput(); err != nil {
 		t.Fatalf("semodule: %v: %s", err, out)
 	}
@@ -121,7 +122,7 @@ func (p *labelled) container(security *runtimeapi.LinuxContainerSecurityContext,
 	return c
 }
 
-// sh runs a command in a container and returns what it said and its exit code.
+// sh runs a command in a container and returns its output and exit code.
 func (c *counter) sh(command string) (string, int32) {
 	c.m.t.Helper()
 	r := must(c.m, c.m.runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", command}})
@@ -152,7 +153,7 @@ func (c *counter) label() string {
 	return first
 }
 
-// level is that of a container which is confined.
+// level is that of a confined container.
 func (c *counter) level() string {
 	c.m.t.Helper()
 	parts := confined.FindStringSubmatch(c.label())
@@ -225,7 +226,8 @@ func testLabels(t *testing.T, m *machine) {
 	b.can("test -e /dev/shm/file")
 }
 
-// testVolumes relabels a pod's volume, and looks that another pod is kept from it.
+// testVolumes relabels a pod's volume, and checks that another pod has no
+// access.
 func testVolumes(t *testing.T, m *machine) {
 	volume := t.TempDir()
 	outside := filepath.Join(t.TempDir(), "outside")
@@ -263,9 +265,9 @@ func testVolumes(t *testing.T, m *machine) {
 	thief.cannot("ls /data")
 }
 
-// testNodeFiles mounts files of the node, which keep their label. One has that of
-// what crisp has in /run, which the policy keeps from containers; what lies below
-// /var/lib/containers it does not.
+// testNodeFiles mounts files of the node, which keep their label. One has the
+// label of crisp's files in /run, which the policy denies to containers; files
+// below /var/lib/containers are allowed.
 func testNodeFiles(t *testing.T, m *machine) {
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("the node's"), 0o666); err != nil {
@@ -301,7 +303,7 @@ func testNodeFiles(t *testing.T, m *machine) {
 	}
 }
 
-// testNotConfined looks at containers that SELinux keeps from nothing.
+// testNotConfined checks containers that SELinux does not confine.
 func testNotConfined(t *testing.T, m *machine) {
 	const super = "system_u:system_r:spc_t:s0"
 	privileged := m.pod("privileged", &runtimeapi.LinuxSandboxSecurityContext{Privileged: true})
@@ -369,7 +371,7 @@ func testRefused(t *testing.T, m *machine) {
 		t.Errorf("/etc has label %s, had %s", got, etc)
 	}
 
-	// What is mounted on /proc must not stand in for where labels are written.
+	// Labels must not be written through what is mounted on /proc.
 	for _, at := range []string{"/proc", "/proc/self/attr", "/proc/thread-self/attr/exec"} {
 		id, err := call(m, m.runtime.CreateContainer, p.create(nil, &runtimeapi.Mount{HostPath: t.TempDir(), ContainerPath: at}))
 		if err == nil {
