@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// long is how many lines a function has that should have a paragraph.
+// long is the number of lines from which a function should have paragraphs.
 const long = 20
 
-// figure is a row of the table.
+// figure is a metric, a row of the table.
 type figure struct {
 	name string
 	of   func(*tree) string
@@ -67,7 +67,7 @@ func (t *tree) tokens() []int {
 	return all
 }
 
-// share is how many of 100 lines of bodies are of a kind.
+// share is the number of lines of a kind per 100 lines of bodies.
 func (t *tree) share(kind func(function) int) string {
 	n, lines := 0, 0
 	for _, f := range t.functions {
@@ -85,7 +85,7 @@ func meanLines(t *tree) string {
 	return fmt.Sprintf("%.1f", float64(lines)/float64(max(len(several), 1)))
 }
 
-// tokensPerLine leaves out blank lines and those of comments.
+// tokensPerLine ignores blank lines and comments.
 func tokensPerLine(t *tree) string {
 	tokens, lines := 0, 0
 	for _, f := range t.functions {

@@ -1,12 +1,12 @@
-// Command figures prints what can be counted of how the code reads: how long
-// functions are, how dense, whether their bodies have paragraphs, how much is
-// said in comments, how wide packages are. It is given the directories of
-// checkouts, and prints a column for each, so that a tree may be compared with
-// itself of yesterday, or with others:
+// Command figures prints metrics of the code's readability: the length and
+// density of functions, paragraphs in their bodies, the share of comments, the
+// imports of packages. Its arguments are the directories of checkouts; it
+// prints a column for each, so that a tree can be compared with an earlier
+// version, or with others:
 //
 //	go run ./hack/figures . ../before
 //
-// Counted is the code of the programs: no tests, nothing generated, and none of
+// It counts the code of the programs: no tests, no generated code, and none of
 // the directories hack, test and vendor.
 package main
 

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// tree is what was counted in a checkout.
+// tree has the counts of a checkout.
 type tree struct {
 	dir       string
 	functions []function
@@ -58,7 +58,7 @@ func read(dir string) (*tree, error) {
 	})
 }
 
-// passedOver reports whether a directory holds nothing that is counted.
+// passedOver reports whether a directory is skipped.
 func passedOver(path, name string) bool {
 	switch name {
 	case "hack", "test", "vendor", "testdata":
@@ -67,7 +67,7 @@ func passedOver(path, name string) bool {
 	if strings.HasPrefix(name, ".") {
 		return true
 	}
-	_, err := os.Stat(filepath.Join(path, "go.mod")) // a module of its own
+	_, err := os.Stat(filepath.Join(path, "go.mod")) // a separate module
 	return err == nil
 }
 
@@ -118,7 +118,7 @@ func (t *tree) pkg(dir string, f *ast.File) {
 	}
 }
 
-// count takes the measure of a function.
+// count measures a function.
 func count(fset *token.FileSet, f *ast.File, fn *ast.FuncDecl, src []byte, text []string) function {
 	line := func(p token.Pos) int { return fset.Position(p).Line }
 	open, end := line(fn.Body.Lbrace), line(fn.Body.Rbrace)
@@ -164,8 +164,8 @@ func branches(n ast.Node) bool {
 	return false
 }
 
-// tokens is how many tokens a text has, comments and the semicolons that no one
-// has written left out.
+// tokens is how many tokens a text has, without comments and automatic
+// semicolons.
 func tokens(src []byte) int {
 	fset := token.NewFileSet()
 	var s scanner.Scanner

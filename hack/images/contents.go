@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// The files that tell users and groups apart. The people are those that
-// critest asks for by name.
+// The files that define users and groups. The users are those that critest uses
+// by name.
 const (
 	passwd = `root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
@@ -50,19 +50,19 @@ http {
 
 const page = "<!doctype html><title>crisp</title><p>It works.</p>\n"
 
-// contents makes the layers that the images are put together from.
+// contents builds the layers of the images.
 type contents struct {
 	packages *packages
-	programs string // directory with the static programs of ours
+	programs string // directory with this tree's static programs
 }
 
-// openContents keeps packages and programs in dir.
+// openContents stores packages and programs in dir.
 func openContents(dir string) (*contents, error) {
 	p, err := openPackages(filepath.Join(dir, "packages"))
 	return &contents{packages: p, programs: filepath.Join(dir, "programs")}, err
 }
 
-// compile adds one of our programs to t.
+// compile adds one of this tree's programs to t.
 func (c *contents) compile(ctx context.Context, t tree, as string, mode int64, name string) error {
 	program := filepath.Join(c.programs, name)
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "crisp/hack/images/programs/"+name)
@@ -126,7 +126,7 @@ func (c *contents) nginx(port int) (tree, error) {
 	return t, nil
 }
 
-// httpd is busybox's web server, which says its name in its log.
+// httpd is busybox's web server, which logs its name.
 func (c *contents) httpd() (tree, error) {
 	t := tree{}
 	t.text("/var/www/index.html", page)
@@ -148,13 +148,13 @@ func (c *contents) nonewprivs(ctx context.Context) (tree, error) {
 	return t, c.compile(ctx, t, "/nonewprivs", 0o4755, "nonewprivs")
 }
 
-// resident attacks the node; its command line says how.
+// resident attacks the node, as its command line selects.
 func (c *contents) resident(ctx context.Context) (tree, error) {
 	t := tree{}
 	return t, c.compile(ctx, t, "/resident", 0o755, "resident")
 }
 
-// linkedEtc makes a layer whose /etc is a link.
+// linkedEtc returns a layer whose /etc is a link.
 func linkedEtc(target string) *part {
 	return newPart(func() (tree, error) {
 		t := tree{}
@@ -163,7 +163,7 @@ func linkedEtc(target string) *part {
 	})
 }
 
-// marker makes a layer that no other image has.
+// marker returns a layer that no other image has.
 func marker(name string) *part {
 	return newPart(func() (tree, error) {
 		t := tree{}

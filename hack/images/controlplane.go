@@ -10,8 +10,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// controlPlane makes the images that kubeadm names for its own version. The
-// programs are those that are built here.
+// controlPlane builds the images that kubeadm pulls for its own version. The
+// programs are built locally.
 func (k kubernetes) controlPlane(ctx context.Context, c *contents) ([]recipe, error) {
 	if err := c.packages.add(ctx, "nftables"); err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func (k kubernetes) controlPlane(ctx context.Context, c *contents) ([]recipe, er
 	return all, nil
 }
 
-// programLayer is one program, and for kube-proxy the one that it calls.
+// programLayer is one program, and for kube-proxy the one that it depends on.
 func (k kubernetes) programLayer(c *contents, program string) (tree, error) {
 	t := tree{}
 	t.dir("/tmp", 0o1777)

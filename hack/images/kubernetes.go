@@ -18,17 +18,17 @@ import (
 // searchPath is the environment of programs that look others up.
 var searchPath = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
-// kubernetes makes the images that Kubernetes' own tests and package
-// test/node pull, and those that kubeadm wants. The programs in them are those
-// of "make kubernetes"; without them there are no such images.
+// kubernetes builds the images that Kubernetes' own tests, package test/node
+// and kubeadm pull. Their programs are those of "make kubernetes"; without them
+// there are no such images.
 type kubernetes struct{ dir string }
 
 func findKubernetes(cache string) kubernetes { return kubernetes{filepath.Join(cache, "kubernetes")} }
 
 func (k kubernetes) program(name string) string { return filepath.Join(k.dir, name) }
 
-// stamp tells one build of the programs from another: by what they were built
-// of, as they are too big to be read each time. It is empty if one is missing.
+// stamp identifies a build of the programs by its inputs, as they are too big
+// to be read each time. It is empty if one is missing.
 func (k kubernetes) stamp() (string, error) {
 	sum := sha256.New()
 	for _, name := range []string{"agnhost", "coredns", "etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubeadm"} {
@@ -56,7 +56,7 @@ func (k kubernetes) recipes(ctx context.Context, c *contents, base *part, web v1
 	agnhost := newPart(func() (tree, error) { return k.layer(ctx, c) })
 	// Specs that print the environment call the shell without its path, and
 	// Debian's busybox drops variables whose names it cannot use. Those that
-	// call /bin/sh want to read busybox's messages.
+	// call /bin/sh expect busybox's messages.
 	shells := newPart(func() (tree, error) {
 		t := tree{}
 		return t, errors.Join(c.nmeter(ctx, t), c.packages.install(t, "/bin/bash", "/usr/local/bin/sh"))
@@ -87,7 +87,7 @@ func (k kubernetes) recipes(ctx context.Context, c *contents, base *part, web v1
 	}...), nil
 }
 
-// layer is agnhost with what its image has besides.
+// layer is agnhost with the other files of its image.
 func (k kubernetes) layer(ctx context.Context, c *contents) (tree, error) {
 	t := tree{}
 	t.text("/etc/passwd", passwd+"user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n")

@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// changed is the one time stamp in the images, so that the same packages give
+// changed is the only timestamp in the images, so that the same packages give
 // the same digests.
 var changed = time.Date(2026, time.January, 1, 0, 0, 0, 0, time.UTC)
 
@@ -35,7 +35,7 @@ func (t tree) dir(name string, mode int64) {
 	t[name] = entry{Header: tar.Header{Typeflag: tar.TypeDir, Mode: mode}}
 }
 
-// text adds a file that everybody may read.
+// text adds a world-readable file.
 func (t tree) text(name, content string) { t.file(name, 0o644, []byte(content)) }
 
 func (t tree) file(name string, mode int64, content []byte) {
@@ -72,7 +72,7 @@ func (t tree) parents(name string) {
 	}
 }
 
-// part is a layer that several images may share; it is made once.
+// part is a layer that several images may share; it is built once.
 type part struct {
 	make   func() (tree, error)
 	packed map[compression.Compression]v1.Layer
@@ -82,7 +82,7 @@ func newPart(make func() (tree, error)) *part {
 	return &part{make: make, packed: map[compression.Compression]v1.Layer{}}
 }
 
-// layer makes and packs the part.
+// layer builds and packs the part.
 func (p *part) layer(c compression.Compression) (v1.Layer, error) {
 	if l, ok := p.packed[c]; ok {
 		return l, nil

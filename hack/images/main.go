@@ -1,8 +1,8 @@
 // Command images builds the images that critest, the demo and, if Kubernetes
-// was built, its tests pull, out of Debian packages and small programs, and
-// leaves them in the storage of a registry in the checkout's .cache directory. It
-// does nothing when they are there already. With -only it builds one image, in
-// a storage of its own.
+// was built, its tests pull, from Debian packages and small programs, and
+// writes them to the storage of a registry in the checkout's .cache directory.
+// It does nothing if they already exist. With -only it builds one image, in a
+// separate storage.
 package main
 
 import (
@@ -35,13 +35,13 @@ func main() {
 	}
 }
 
-// build makes the storage in a new directory and renames it into place, so that
-// a storage that is there is whole.
+// build creates the storage in a new directory and renames it into place, so
+// that an existing storage is complete.
 func build(ctx context.Context, cache, name, only string) error {
 	dir := filepath.Join(cache, name)
 	kube := findKubernetes(cache)
 	if only != "" {
-		kube = kubernetes{} // none of its images is asked for
+		kube = kubernetes{} // none of its images is requested
 	}
 
 	stamp, err := stamp(kube, only)
@@ -99,12 +99,12 @@ func publishAll(ctx context.Context, c *contents, kube kubernetes, to storage, o
 	return nil
 }
 
-// sources are this program's: the images change when they do.
+// sources are this program's: the images are rebuilt when they change.
 //
 //go:embed *.go programs
 var sources embed.FS
 
-// stamp tells one state of the sources from another.
+// stamp identifies a state of the sources.
 func stamp(kube kubernetes, only string) (string, error) {
 	programs, err := kube.stamp()
 	if err != nil {

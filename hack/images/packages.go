@@ -59,7 +59,7 @@ func (p *packages) add(ctx context.Context, names ...string) error {
 	}
 }
 
-// fetch downloads those packages that are not there.
+// fetch downloads missing packages.
 func (p *packages) fetch(ctx context.Context, names []string) error {
 	var missing []string
 	for _, name := range names {
@@ -97,9 +97,9 @@ func (p *packages) unpack(ctx context.Context, name string) error {
 	return run(ctx, "", "dpkg-deb", "--extract", debs[0], p.root)
 }
 
-// download fetches packages, all by one call: most of what apt-get does is to
-// open its cache. Where that fails it fetches the lists of packages first: a
-// fresh machine has none, and old ones name what is not there any more.
+// download fetches packages, all by one call: apt-get spends most of its time
+// opening its cache. If that fails it updates the package lists first: a fresh
+// machine has none, and old ones refer to versions that no longer exist.
 func (p *packages) download(ctx context.Context, names []string) error {
 	get := append([]string{"-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download"}, names...)
 	err := run(ctx, p.debs, "apt-get", get...)
@@ -114,8 +114,8 @@ func (p *packages) download(ctx context.Context, names []string) error {
 }
 
 // libraryDependencies lists the packages that the given ones depend on and that
-// hold libraries, going by their names. All are asked for at once: most of what
-// apt-cache does is to open its cache.
+// contain libraries, judging by their names. All are queried by one call:
+// apt-cache spends most of its time opening its cache.
 func libraryDependencies(ctx context.Context, names []string) ([]string, error) {
 	args := append([]string{"depends", "--important"}, names...)
 	out, err := exec.CommandContext(ctx, "apt-cache", args...).Output()
@@ -192,7 +192,7 @@ func (p *packages) installLibrary(t tree, soname string) error {
 	return p.installLibraries(t, from)
 }
 
-// find returns the first file that one of the patterns names below the root
+// find returns the first file that matches one of the patterns below the root
 // or, as in Debian 13 and later, below /usr.
 func (p *packages) find(patterns ...string) (string, error) {
 	for _, pattern := range patterns {
@@ -230,7 +230,7 @@ func (p *packages) follow(name string) (string, error) {
 	return "", errors.New("too many links")
 }
 
-// dynamicNeeds reads what a dynamic executable or library names: its
+// dynamicNeeds reads the dependencies of a dynamic executable or library: its
 // libraries, and its linker.
 func dynamicNeeds(binary string) (libraries []string, linker string, err error) {
 	f, err := elf.Open(binary)
@@ -257,7 +257,7 @@ func dynamicNeeds(binary string) (libraries []string, linker string, err error) 
 	return libraries, linker, nil
 }
 
-// run runs a command in dir and puts what it said into its error.
+// run runs a command in dir; its error includes the output.
 func run(ctx context.Context, dir, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir

@@ -79,7 +79,7 @@ func (r recipe) image(arch string) (v1.Image, error) {
 }
 
 // index lists the image among those of other platforms, which come first and
-// cannot run here: whoever takes the first entry is found out.
+// cannot run here: a client that takes the first entry fails.
 func (r recipe) index(image v1.Image) (v1.ImageIndex, error) {
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	if r.form == dockerList {

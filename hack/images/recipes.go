@@ -7,8 +7,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// recipe says what an image is made of and what it is called. The registry
-// serves it under these names whatever host is asked for them.
+// recipe defines the content and the names of an image. The registry serves it
+// under these names for any host.
 type recipe struct {
 	names  []string
 	layers []*part

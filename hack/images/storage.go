@@ -13,9 +13,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 )
 
-// storage is a directory in the form in which the distribution project's registry
-// keeps its images: content by digest, and for each repository links to what it
-// has. Writing it takes no registry.
+// storage is a directory in the format of the distribution project's registry:
+// content by digest, and for each repository links to its content. Writing it
+// takes no registry.
 type storage string
 
 // manifest is an image or an index.
@@ -24,7 +24,7 @@ type manifest interface {
 	RawManifest() ([]byte, error)
 }
 
-// add stores content with all that it refers to under a name with a tag.
+// add stores content with everything that it refers to under a name with a tag.
 func (s storage) add(ref name.Tag, content manifest) error {
 	repository := s.path("repositories", ref.RepositoryStr())
 	if err := s.manifest(repository, content); err != nil {
@@ -45,7 +45,7 @@ func (s storage) path(names ...string) string {
 	return filepath.Join(append([]string{string(s), "docker", "registry", "v2"}, names...)...)
 }
 
-// manifest stores what a manifest refers to, and then the manifest.
+// manifest stores the content that a manifest refers to, and then the manifest.
 func (s storage) manifest(repository string, content manifest) error {
 	var err error
 	switch content := content.(type) {
@@ -131,7 +131,7 @@ func (s storage) blobs(repository string, image v1.Image) error {
 	return nil
 }
 
-// blob stores content that is not there yet.
+// blob stores content unless it already exists.
 func (s storage) blob(digest v1.Hash, content io.Reader) error {
 	file := filepath.Join(s.path("blobs", digest.Algorithm, digest.Hex[:2], digest.Hex), "data")
 	if _, err := os.Stat(file); err == nil {
@@ -144,7 +144,7 @@ func (s storage) blob(digest v1.Hash, content io.Reader) error {
 	return write(file, data)
 }
 
-// link leaves the digest where a repository has it.
+// link writes the link of a repository to a digest.
 func link(dir string, digest v1.Hash) error {
 	return write(filepath.Join(dir, "link"), []byte(digest.String()))
 }
@@ -156,8 +156,8 @@ func write(file string, content []byte) error {
 	return os.WriteFile(file, content, 0o644)
 }
 
-// parseTag reads the name that a recipe gives to an image. The host is of no
-// account: the registry stands in for many.
+// parseTag parses the name that a recipe gives to an image. The host is
+// ignored: the registry stands in for many.
 func parseTag(s string) (name.Tag, error) {
 	if !strings.Contains(s, ":") {
 		return name.Tag{}, fmt.Errorf("name image %q: want a tag", s)

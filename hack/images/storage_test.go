@@ -63,7 +63,7 @@ func TestStorageIsServed(t *testing.T) {
 	refuses(t, "http://"+registry.Addr, want.String())
 }
 
-// refuses asks for what the storage has not, or not there.
+// refuses requests content that the storage does not have, or not there.
 func refuses(t *testing.T, registry, digest string) {
 	t.Helper()
 	for _, path := range []string{

@@ -10,13 +10,13 @@ import (
 	"strings"
 )
 
-// maxAgain is how many tests of a stage may have failed for want of time.
+// maxAgain is how many failed tests of a stage may be retried.
 const maxAgain = 4
 
-// again runs the tests that failed in a long stage once more, each by itself.
-// Such a stage takes the machine to its limits while a build server may have
-// other work, so a test that passes now counts as passed; what it said at first
-// is printed and listed as unsteady, to be looked into.
+// again retries the tests that failed in a long stage, each by itself. Such a
+// stage takes the machine to its limits while a CI machine may have other work,
+// so a test that passes now counts as passed; its first failure is printed, and
+// the test is listed as flaky.
 func (s stage) again(ctx context.Context, first outcomes) error {
 	failures := first.leaves("fail")
 	_, broken := first.ancestors()
@@ -28,12 +28,12 @@ func (s stage) again(ctx context.Context, first outcomes) error {
 		fmt.Printf("===== %s: once more %s\n", s.name, k.test)
 		second := outcomes{}
 		if err := s.only(k.test).events(ctx, second); err != nil {
-			fmt.Println("suite:", err) // it has failed before
+			fmt.Println("suite:", err) // it already counts as failed
 			continue
 		}
 
 		if second[k].action == "pass" && second.tally().Failed == 0 {
-			second[k] = outcome{action: "pass", unsteady: cmp.Or(first[k].reason, "no reason given")}
+			second[k] = outcome{action: "pass", flaky: cmp.Or(first[k].reason, "no reason given")}
 			delete(first, k)
 		}
 		first.merge(second) // it may have subtests that did not run before
@@ -43,8 +43,8 @@ func (s stage) again(ctx context.Context, first outcomes) error {
 	return ctx.Err()
 }
 
-// whole reports whether the tests of a package that failed all ran: then they
-// say FAIL themselves, before go test does.
+// whole reports whether all tests of a failed package ran: then they print FAIL
+// themselves, before go test does.
 func (o outcomes) whole(pkg string) bool {
 	return strings.Count(o[key{pkg: pkg}].reason, "FAIL") > 1
 }

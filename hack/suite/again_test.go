@@ -26,8 +26,8 @@ const brokenTest = `{"Action":"output","Package":"a","Test":"TestBroken","Output
 {"Action":"fail","Package":"a","Test":"TestBroken"}
 `
 
-// TestAgain gives tests a second try: one that failed, one that ended before
-// its subtests ran, and one that fails again.
+// TestAgain retries tests: one that failed, one that ended before its subtests
+// ran, and one that fails again.
 func TestAgain(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "go-test")
 	err := os.WriteFile(script, []byte(`pass() { echo '{"Action":"pass","Package":"a","Test":"'"$1"'"}'; }
@@ -42,7 +42,7 @@ esac
 	}
 
 	s := stage{name: "faults", takes: time.Minute, args: []string{"sh", script, "-run=TestFault", "-skip=x"}}
-	unsteady := []string{"a TestEarly: no daemon", "a TestFault/disk_full: it took 3s"}
+	flaky := []string{"a TestEarly: no daemon", "a TestFault/disk_full: it took 3s"}
 	for _, test := range []struct {
 		run    string
 		want   tally.Tally
@@ -63,8 +63,8 @@ esac
 			t.Errorf("got %v, want %v", got, test.want)
 		}
 
-		if got := first.unsteady(); !slices.Equal(got, unsteady) {
-			t.Errorf("unsteady: got %q, want %q", got, unsteady)
+		if got := first.flaky(); !slices.Equal(got, flaky) {
+			t.Errorf("flaky: got %q, want %q", got, flaky)
 		}
 		if got := first.failed(); !slices.Equal(got, test.failed) {
 			t.Errorf("failed: got %q, want %q", got, test.failed)
@@ -72,7 +72,7 @@ esac
 	}
 }
 
-// TestNotAgain wants a stage that fails throughout, or whose process died
+// TestNotAgain requires a stage in which most tests fail, or whose process died
 // before all tests ran, to stay failed.
 func TestNotAgain(t *testing.T) {
 	s := stage{args: []string{"sh", "/there is no such script"}}

@@ -23,33 +23,33 @@ const (
 	node     = "test/node"
 )
 
-// packageTime is how long the tests of a package may take on real hardware
-// that is busy with other things.
+// packageTime is how long the tests of a package may take on busy real
+// hardware.
 const packageTime = 10 * time.Minute
 
-// longTests go through very many faults, none of which is of another kind on
-// another machine: an emulated one runs them when asked to.
+// longTests try very many faults, which do not depend on the machine: an
+// emulated one runs them only on request.
 const longTests = "^(TestKilledAtEveryPoint|TestKilledWhilePulling|TestDiskRunsOut)$"
 
-// nodeTests are those of a node that say something of the kernel and of
-// systemd, and do not want a fast machine, or one with a full disk.
+// nodeTests are those of a node that depend on the kernel and on systemd, and
+// need neither a fast machine nor a full disk.
 const nodeTests = "^TestNode$/^(ready|workloads|stats_from_CRI)$"
 
 // selinuxTest is the test that needs a machine with SELinux.
 const selinuxTest = "^TestSELinux$"
 
-// selection says which of the compiled tests run, and where their reports go.
+// selection selects the compiled tests to run, and the directory of their
+// reports.
 type selection struct {
 	reports string
 	only    string // a pattern of names
-	part    string // K/N: what this one of N machines has to do
-	long    bool   // those that take long, too
+	part    string // K/N: the share of this one of N machines
+	long    bool   // include long tests
 }
 
 // compiledStages are those for a machine without compilers: tests that were
-// compiled on another, the cheap ones first, and critest. What calls a daemon
-// does so with either cgroup driver. Where SELinux is on there is only what is
-// about that.
+// compiled on another, the cheap ones first, and critest. Tests with a daemon
+// run with either cgroup driver. With SELinux only the SELinux tests run.
 func compiledStages(sel selection) ([]stage, error) {
 	list := allStages
 	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
@@ -76,7 +76,7 @@ func compiledTests(name, dir, choice string, env ...string) (stage, error) {
 }
 
 // selinuxStages are those for a machine with SELinux. The package's test comes
-// last, as it takes crisp's part of the policy away.
+// last, as it removes crisp's policy module.
 func selinuxStages(sel selection) ([]stage, error) {
 	own, err := compiledTests("test/selinux", "test/systemd", "-test.run="+selinuxTest)
 	return []stage{{name: "critest/selinux", counts: byTally, args: []string{
@@ -129,7 +129,7 @@ func allStages(sel selection) ([]stage, error) {
 	return all, nil
 }
 
-// minutes is about how long a suite takes in an emulated machine.
+// minutes is the approximate duration of a suite in an emulated machine.
 func minutes(name string) int {
 	switch {
 	case strings.HasPrefix(name, endToEnd), strings.HasPrefix(name, node):
@@ -144,8 +144,8 @@ func minutes(name string) int {
 	return 1
 }
 
-// share is what one of several machines, "2/3" for the second of three, has to
-// do of what all of them do in about the same time.
+// share is the part of the stages for one of several machines, "2/3" for the
+// second of three, such that all take about the same time.
 func share(stages []stage, part string) ([]stage, error) {
 	var machine, machines int
 	if _, err := fmt.Sscanf(part, "%d/%d", &machine, &machines); err != nil || machine < 1 || machine > machines {

@@ -45,7 +45,7 @@ func TestShare(t *testing.T) {
 	}
 }
 
-// The test that needs SELinux runs where that is, and nowhere else.
+// The SELinux test runs only with SELinux.
 func TestStagesOfBothMachines(t *testing.T) {
 	t.Chdir(t.TempDir())
 	if err := errors.Join(os.MkdirAll("test/systemd", 0o755), os.WriteFile("test/systemd/"+compiledTest, nil, 0o755)); err != nil {

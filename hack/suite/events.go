@@ -21,8 +21,8 @@ type outcomes map[key]outcome
 type outcome struct {
 	action string // pass, skip or fail
 	reason string // for that
-	// unsteady is the reason of the first outcome, if that was another.
-	unsteady string
+	// flaky is the reason of the first outcome, if that was another.
+	flaky string
 }
 
 type key struct{ pkg, test string }
@@ -129,13 +129,13 @@ func (o outcomes) list(action string) []string {
 	return all
 }
 
-// unsteady lists the tests that passed at the second try, with what each had to
+// flaky lists the tests that passed at the second try, with what each had to
 // say at the first.
-func (o outcomes) unsteady() []string {
+func (o outcomes) flaky() []string {
 	var all []string
 	for k, end := range o {
-		if end.unsteady != "" {
-			all = append(all, k.because(end.unsteady))
+		if end.flaky != "" {
+			all = append(all, k.because(end.flaky))
 		}
 	}
 	slices.Sort(all)

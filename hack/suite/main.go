@@ -1,17 +1,13 @@
-// Command suite runs every test there is, the way "make test" and a build
-// server want it: what tools say of the sources, unit tests with the race
-// detector, all tests as root, the conformance tests and the demo. At the end
-// it names what was skipped, and anything that is left of the tests on the
-// machine is a failure. Its last line says how many passed, failed and were
-// skipped; a test that ran twice counts once.
-//
-// Stages that take many minutes run only if they are named by an argument, or,
-// with -until, after the others as far as they fit into the time; those that do
-// not fit are named at the end. A few tests of theirs that fail have a second
-// try, each by itself, and are named at the end too.
-//
-// Arguments name the stages to run instead. With -compiled it runs, on a machine
-// that has no compiler, tests that were compiled on another.
+// Command suite runs all tests, for "make test" and CI: static checks, unit
+// tests with the race detector, all tests as root, the conformance tests and
+// the demo. At the end it lists skipped tests, and any leak of the tests on the
+// machine is a failure. Its last line has the numbers of passed, failed and
+// skipped tests; a test that ran twice counts once. Stages that take many
+// minutes run only if they are selected by an argument, or, with -until, after
+// the others as time allows; those that do not fit are listed at the end. A few
+// of their failed tests are retried, each by itself, and are listed at the end
+// too. Arguments select the stages to run instead. With -compiled it runs, on a
+// machine that has no compiler, tests that were compiled on another.
 package main
 
 import (
@@ -37,12 +33,12 @@ type stage struct {
 	dir  string
 	env  []string
 	args []string
-	// counts says how to learn the numbers from the stage.
+	// counts is how the stage reports its counts.
 	counts counts
-	// needs are targets of make that are made before the stage, in this order.
+	// needs are make targets to build before the stage, in this order.
 	needs string
-	// takes is how long a long stage takes at most, with what it needs; 0 for
-	// the usual ones.
+	// takes is the maximum duration of a long stage, including its targets; 0
+	// for the usual ones.
 	takes time.Duration
 }
 
@@ -51,10 +47,10 @@ type counts int
 const (
 	byEvents counts = iota // it prints go test's JSON
 	byTally                // it writes a tally to the file given with -tally
-	byStatus               // it is one test: its exit status tells
+	byStatus               // it is one test with an exit status
 )
 
-// userStages are those that anybody can run, rootStages those for root alone.
+// userStages are those for any user, rootStages those that require root.
 func userStages() []stage {
 	return []stage{
 		{name: "check", args: []string{"make", "--no-print-directory", "check"}, counts: byStatus},
@@ -71,7 +67,8 @@ func rootStages() []stage {
 	}, longStages()...)
 }
 
-// longStages are those of many minutes, the ones that say most in their time first.
+// longStages are those of many minutes, the most valuable for their duration
+// first.
 func longStages() []stage {
 	goTest := func(s stage, args ...string) stage {
 		s.env = append(s.env, "CRISP_STRICT=1")
@@ -98,7 +95,7 @@ func longStages() []stage {
 }
 
 // chosen are the stages with these names, or without names the usual ones, and
-// the long ones if there is an end to the time that they have.
+// the long ones if there is a deadline.
 func chosen(names []string, until time.Time, root bool) ([]stage, error) {
 	all, rest := userStages(), rootStages()
 	if root {
@@ -127,7 +124,7 @@ func chosen(names []string, until time.Time, root bool) ([]stage, error) {
 	}), nil
 }
 
-// choose is what the command line asks for.
+// choose returns the stages that the command line selects.
 func choose(compiled bool, sel selection, names []string, end time.Time) ([]stage, error) {
 	if compiled && len(names) > 0 {
 		return nil, fmt.Errorf("choose compiled tests with -only; what is %q?", names)
@@ -157,7 +154,7 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	context.AfterFunc(ctx, stop) // who cannot wait for the stage to end asks twice
+	context.AfterFunc(ctx, stop) // a second signal does not wait for the stage
 	var end time.Time
 
 	if *until > 0 {
@@ -188,8 +185,8 @@ func main() {
 	}
 }
 
-// runAll runs stages, all of them even if one fails, but no long one that may
-// not be over by the end.
+// runAll runs stages, all of them even if one fails, except long ones that may
+// exceed the deadline.
 func runAll(ctx context.Context, stages []stage, end time.Time) tally.Tally {
 	var total tally.Tally
 	var late []stage
@@ -234,7 +231,7 @@ func runAll(ctx context.Context, stages []stage, end time.Time) tally.Tally {
 	for _, s := range results.skipped() {
 		fmt.Println("skipped:", s)
 	}
-	for _, s := range results.unsteady() {
+	for _, s := range results.flaky() {
 		fmt.Println("passed at the second try only:", s)
 	}
 
@@ -248,8 +245,8 @@ func runAll(ctx context.Context, stages []stage, end time.Time) tally.Tally {
 	return total.Add(results.tally())
 }
 
-// run runs a stage and returns its numbers. Those of Go tests go to results
-// too, where they are merged with those of other stages.
+// run runs a stage and returns its counts. Those of Go tests are added to
+// results too, where they are merged with those of other stages.
 func (s stage) run(ctx context.Context, results outcomes) (t tally.Tally, err error) {
 	if s.needs != "" {
 		build := exec.CommandContext(ctx, "make", append([]string{"--no-print-directory"}, strings.Fields(s.needs)...)...)
@@ -293,9 +290,9 @@ func (s stage) command(ctx context.Context, args []string) *exec.Cmd {
 	return cmd
 }
 
-// endTogether has a program end with all that it started: go test does not
-// pass on a signal to the tests. In a group of its own it gets none from the
-// terminal, which this program does.
+// endTogether kills a program together with its children: go test does not
+// forward signals to the tests. In its own process group it gets no signals
+// from the terminal; this program does.
 func endTogether(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error {
@@ -307,7 +304,7 @@ func endTogether(cmd *exec.Cmd) {
 	}
 }
 
-// judge returns the numbers of a stage that does not print events.
+// judge returns the counts of a stage that does not print events.
 func (s stage) judge(failed error, file string) (tally.Tally, error) {
 	switch {
 	case s.counts == byTally:
@@ -321,7 +318,7 @@ func (s stage) judge(failed error, file string) (tally.Tally, error) {
 	}
 }
 
-// unless returns err if it says something that is not known already.
+// unless returns err unless the failure is already known.
 func unless(known bool, err error) error {
 	if known {
 		return nil

@@ -14,29 +14,29 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// room is where the stages run: a directory for temporary files, on a machine
-// that is to be afterwards as it was before.
+// room is the stages' environment: a directory for temporary files, on a
+// machine that must not change.
 type room struct {
 	tmp    string
 	before inventory.Inventory
 }
 
-// settleTime is how long leavings may take to go by themselves.
+// settleTime is how long resources may take to disappear by themselves.
 const settleTime = 30 * time.Second
 
-// newRoom makes the directory, and the stages use it.
+// newRoom creates the directory, and makes the stages use it.
 func newRoom() (*room, error) {
 	r := &room{before: inventory.Take()}
 	var err error
-	// A short name: that of a socket has to fit into 108 bytes.
+	// A short name: the path of a socket must fit into 108 bytes.
 	if r.tmp, err = os.MkdirTemp("", "c"); err != nil {
 		return nil, err
 	}
-	// Programs with other user IDs have to get through.
+	// Programs with other user IDs must be able to traverse it.
 	return r, errors.Join(os.Chmod(r.tmp, 0o755), os.Setenv("TMPDIR", r.tmp))
 }
 
-// leave removes the directory. What the stages left is in the error.
+// leave removes the directory. Leaks of the stages are in the error.
 func (r *room) leave() error {
 	left := r.before.Settle(pace.Scale(settleTime), inventory.Scope{Marks: []string{r.tmp, "crisp", "/Test"}})
 	left = slices.DeleteFunc(left, elsewhere)
@@ -52,8 +52,8 @@ func (r *room) leave() error {
 
 var cgroupOfLab = regexp.MustCompile(`^cgroup .*/crisp_(?:lab|suite)_(\d+)`)
 
-// elsewhere reports whether what is left is a cgroup of a lab whose process
-// runs: all of the stages' have ended, so it is somebody else's.
+// elsewhere reports whether a leftover is a cgroup of a lab whose process runs:
+// all of the stages' have exited, so it is unrelated.
 func elsewhere(what string) bool {
 	m := cgroupOfLab.FindStringSubmatch(what)
 	if m == nil {

@@ -196,14 +196,14 @@ func TestTarball(t *testing.T) {
 	}
 }
 
-// steps are how a form of package is used.
+// steps are the commands for a package format.
 type steps struct {
 	install, upgrade, remove func()
-	// restart is what an upgrade tells systemd.
+	// restart is the systemctl call of an upgrade.
 	restart string
 }
 
-// life takes a package through its life on a node.
+// life installs, upgrades and removes a package on a node.
 func life(t *testing.T, r *root, do steps) {
 	t.Helper()
 	do.install()
@@ -242,7 +242,7 @@ func life(t *testing.T, r *root, do steps) {
 	r.has(false, slices.Concat(kept, programs, units)...)
 }
 
-// tells checks that systemctl was told all that is wanted, in this order.
+// tells checks that systemctl was called as expected, in this order.
 func tells(t *testing.T, r *root, want ...string) {
 	t.Helper()
 	told := r.told()

@@ -15,20 +15,21 @@ import (
 	"crisp/test/testkit"
 )
 
-// systemctl plays systemd's, and writes down what it is told. The keeper is
-// active if there is a file that says so.
+// systemctl stands in for systemd's, and records its arguments. The keeper is
+// active if a marker file exists.
 const systemctl = `#!/bin/sh
 echo "$*" >>/systemctl.log
 case "$*" in *is-active*) test -e /keeper-is-active ;; esac
 `
 
-// root is a copy of this machine's file system that can be changed at will.
+// root is a copy of this machine's file system that can be changed freely.
 type root struct {
 	t   *testing.T
 	dir string
 }
 
-// newRoot lays an empty directory over the machine's root.
+// newRoot mounts an overlay with an empty upper directory over the machine's
+// root.
 func newRoot(t *testing.T) *root {
 	t.Helper()
 	testkit.Root(t)
@@ -47,7 +48,7 @@ func newRoot(t *testing.T) *root {
 		mount(t, dir, r.dir+dir, "", unix.MS_BIND, "")
 	}
 
-	// What a developer may have installed here.
+	// Files that a developer may have installed here.
 	for _, name := range []string{"/etc/crisp", "/etc/crictl.yaml", "/etc/selinux", "/etc/cni", "/opt/cni", "/run", "/var/lib/crisp", "/var/lib/rpm", "/usr/share/crisp", "/usr/bin/systemctl"} {
 		if err := os.RemoveAll(r.dir + name); err != nil {
 			t.Fatal(err)
@@ -82,7 +83,7 @@ func (r *root) write(name, text string) {
 	}
 }
 
-// bring copies a file of the machine into the root, and returns its name there.
+// bring copies a file of the machine into the root, and returns its path there.
 func (r *root) bring(file string) string {
 	r.t.Helper()
 	data, err := os.ReadFile(file)
@@ -94,7 +95,7 @@ func (r *root) bring(file string) string {
 	return name
 }
 
-// run runs a command in the root and returns what it printed.
+// run runs a command in the root and returns its output.
 func (r *root) run(name string, args ...string) string {
 	r.t.Helper()
 	cmd := exec.CommandContext(r.t.Context(), name, args...)

@@ -13,8 +13,8 @@ import (
 
 const module = "../../hack/package/crisp.cil"
 
-// What a policy has at least, and the types of the two that are known. Only
-// names are played: what the real policies allow, they are not asked.
+// The minimum of a policy, and the types of the two known ones. They only
+// define names: the rules of the real policies are not tested.
 const (
 	basePolicy = `
 (class security (check_context)) (class file (write open read getattr)) (class dir (search getattr)) (class system (module_request))
@@ -36,8 +36,8 @@ const (
 `
 )
 
-// TestModuleFits compiles the module with a policy of each kind, and looks what
-// it calls crisp's files.
+// TestModuleFits compiles the module with a policy of each kind, and checks the
+// types of crisp's files.
 func TestModuleFits(t *testing.T) {
 	if _, err := exec.LookPath("secilc"); err != nil {
 		testkit.Skip(t, "secilc", err.Error())

@@ -20,11 +20,11 @@ import (
 )
 
 const (
-	// startTime is what a program may take to be ready, on a busy machine.
+	// startTime is how long a program may take to be ready, on a busy machine.
 	startTime = 90 * time.Second
 	// ServerIP is the address of the first node, which has the control plane.
 	ServerIP = "192.168.77.1"
-	// DNS is the address that pods ask for names; nobody answers at first.
+	// DNS is the address of the pods' DNS server; at first there is none.
 	DNS      = "10.96.0.10"
 	server   = "https://" + ServerIP + ":6443"
 	services = "10.96.0.0/16"
@@ -45,7 +45,7 @@ type Cluster struct {
 	procs  []*lab.Process // in the order of their start
 }
 
-// New starts a control plane without nodes, in dir, which is made.
+// New starts a control plane without nodes in dir, which it creates.
 func New(ctx context.Context, dir string) (_ *Cluster, err error) {
 	c := &Cluster{Dir: dir}
 	if c.cache, err = lab.Find(); err != nil {
@@ -74,8 +74,8 @@ func New(ctx context.Context, dir string) (_ *Cluster, err error) {
 	return c, c.startControlPlane(ctx)
 }
 
-// Find is a cluster that others started, with the configuration of its
-// administrator. What kubectl keeps is kept in dir.
+// Find returns an existing cluster, given its administrator's configuration.
+// kubectl caches its state in dir.
 func Find(dir, config string) (*Cluster, error) {
 	cache, err := lab.Find()
 	return &Cluster{Dir: dir, cache: cache, config: config}, err
@@ -107,7 +107,7 @@ func AddAddress() error {
 // RemoveAddress undoes AddAddress.
 func RemoveAddress() error { return lab.RemoveLink(nodeLink) }
 
-// writePKI makes the certificates of the control plane.
+// writePKI creates the certificates of the control plane.
 func (c *Cluster) writePKI() (err error) {
 	if c.ca, err = newAuthority(c.path("pki")); err != nil {
 		return err
@@ -161,8 +161,8 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	return err
 }
 
-// start runs one of Kubernetes' programs below others, such as nsenter, and
-// ends it in Close.
+// start runs one of Kubernetes' programs under others, such as nsenter; Close
+// stops it.
 func (c *Cluster) start(below []string, program string, args ...string) (*lab.Process, error) {
 	binary, err := c.cache.Kubernetes(program)
 	if err != nil {
@@ -177,9 +177,9 @@ func (c *Cluster) start(below []string, program string, args ...string) (*lab.Pr
 	return p, nil
 }
 
-// answers reports whether a server says that it is well.
+// answers reports whether a server is healthy.
 func (c *Cluster) answers(url string) bool {
-	// Who answers is of no interest here.
+	// The server's identity does not matter here.
 	client := http.Client{Timeout: pace.Scale(2 * time.Second), Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
 	resp, err := client.Get(url)
 	if err != nil {
@@ -191,7 +191,7 @@ func (c *Cluster) answers(url string) bool {
 // Logs are the ends of the logs of all programs, for a test that failed.
 func (c *Cluster) Logs() string {
 	var text string
-	files, _ := filepath.Glob(c.path("*.log")) // the pattern is good
+	files, _ := filepath.Glob(c.path("*.log")) // the pattern is valid
 	for _, n := range c.Nodes {
 		files = append(files, n.path("kubelet.log"))
 	}
@@ -208,7 +208,7 @@ func (c *Cluster) Logs() string {
 	return text
 }
 
-// Close ends the nodes and the control plane. What they leave is in the error.
+// Close stops the nodes and the control plane. What they leak is in the error.
 func (c *Cluster) Close(ctx context.Context) error {
 	var errs []error
 	for _, n := range c.Nodes {

@@ -3,8 +3,8 @@
 // daemon of crisp with a kubelet and a kube-proxy.
 //
 // Everything lives in the network namespace that package testkit gives the
-// test, in one temporary directory, and in cgroups below one of its own: nothing
-// of the machine's is changed, and several runs can go on side by side. The
-// programs are made by "make kubernetes". Where systemd does not run, stand-ins
-// play its part for programs that ask for it.
+// test, in one temporary directory, and in cgroups below one of its own:
+// nothing of the machine's is changed, and several runs can run concurrently.
+// The programs are built by "make kubernetes". If systemd does not run,
+// stand-ins replace it for programs that need it.
 package cluster

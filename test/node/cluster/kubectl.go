@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Command is a kubectl that speaks to the cluster as its administrator.
+// Command is a kubectl with the cluster administrator's credentials.
 func (c *Cluster) Command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	binary, err := c.cache.Kubernetes("kubectl")
 	if err != nil {
@@ -20,8 +20,7 @@ func (c *Cluster) Command(ctx context.Context, args ...string) (*exec.Cmd, error
 	return cmd, nil
 }
 
-// Kubectl runs kubectl and returns what it printed. What it complained of is
-// in the error.
+// Kubectl runs kubectl and returns its stdout. Its stderr is in the error.
 func (c *Cluster) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
 	cmd, err := c.Command(ctx, args...)
 	if err != nil {

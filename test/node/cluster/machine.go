@@ -21,8 +21,8 @@ import (
 
 const mateIP = "192.168.77.2"
 
-// Machine stands in for another machine: a network namespace, connected with
-// ours as if by a cable.
+// Machine stands in for another machine: a network namespace, connected to this
+// one by a veth pair.
 type Machine struct {
 	// IP is its address.
 	IP string
@@ -32,7 +32,7 @@ type Machine struct {
 	dir    string
 }
 
-// NewMachine makes a machine, for one more node. There can be one.
+// NewMachine creates a machine, for one more node. There can only be one.
 func NewMachine(ctx context.Context, dir string) (_ *Machine, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -59,12 +59,12 @@ func NewMachine(ctx context.Context, dir string) (_ *Machine, err error) {
 	return m, m.connect(ctx)
 }
 
-// Below is what to start a program on the machine with.
+// Below is the command that starts a program on the machine.
 func (m *Machine) Below() []string {
 	return []string{"nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", m.holder.PID())}
 }
 
-// connect plays the cable.
+// connect creates the veth pair.
 func (m *Machine) connect(ctx context.Context) error {
 	bridge, err := netlink.LinkByName(nodeLink)
 	if err != nil {
@@ -88,7 +88,7 @@ func (m *Machine) run(ctx context.Context, command ...string) error {
 	return nil
 }
 
-// Route tells this machine and m the way to each other's pods.
+// Route adds routes between the pods of this machine and those of m.
 func (m *Machine) Route(ctx context.Context, ours, theirs *lab.Lab) error {
 	_, subnet, err := net.ParseCIDR(theirs.Subnet())
 	if err != nil {
@@ -99,8 +99,8 @@ func (m *Machine) Route(ctx context.Context, ours, theirs *lab.Lab) error {
 		m.run(ctx, "ip", "route", "add", ours.Subnet(), "via", ServerIP))
 }
 
-// Share lets the machine's lab pull from the registry of another, whose
-// address is this machine's loopback.
+// Share lets the machine's lab pull from the registry of another, which listens
+// on this machine's loopback.
 func (m *Machine) Share(registry *lab.Registry, theirs *lab.Lab) error {
 	listener, err := net.Listen("tcp", ServerIP+":0")
 	if err != nil {
@@ -113,8 +113,8 @@ func (m *Machine) Share(registry *lab.Registry, theirs *lab.Lab) error {
 	return (&lab.Registry{Addr: listener.Addr().String()}).WriteHosts(filepath.Join(theirs.Dir, "certs.d"))
 }
 
-// Unshare ends what Share began.
+// Unshare undoes Share.
 func (m *Machine) Unshare() error { return m.server.Close() }
 
-// Close takes the machine away, when nothing runs on it any more.
+// Close removes the machine, on which nothing may run any more.
 func (m *Machine) Close() error { return errors.Join(m.holder.Stop(), os.RemoveAll(m.dir)) }

@@ -19,7 +19,7 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-// object is JSON, which YAML readers take too.
+// object is JSON, which YAML parsers accept too.
 type object = map[string]any
 
 // Node is a machine of the cluster: crisp, kubelet and kube-proxy.
@@ -29,7 +29,7 @@ type Node struct {
 	// Lab has the node's daemon.
 	Lab *lab.Lab
 	// Config is kubelet's configuration, and Env is added to its environment.
-	// Changes count from its next start on.
+	// Changes take effect at its next start.
 	Config map[string]any
 	Env    []string
 	// Flags are added to kubelet's.
@@ -37,14 +37,14 @@ type Node struct {
 
 	cluster *Cluster
 	dir     string
-	below   []string // what its programs are started with
+	below   []string // the command that starts its programs
 	kubelet *lab.Process
 	proxy   *lab.Process
 }
 
 // AddNode starts a node on the daemon of l, with further settings and flags for
-// its kubelet: in this namespace, or in that of m if it is not nil. The node ends
-// with the cluster, the lab after it.
+// its kubelet: in this namespace, or in that of m if it is not nil. The node is
+// stopped with the cluster, the lab after it.
 func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machine, settings map[string]any, flags ...string) (*Node, error) {
 	n := &Node{Name: name, IP: ServerIP, Lab: l, Flags: flags, cluster: c, dir: c.path(name)}
 	if m != nil {
@@ -72,14 +72,14 @@ func (n *Node) Manifests() string { return n.path("manifests") }
 // Logs is the directory of the pods' logs.
 func (n *Node) Logs() string { return n.path("logs/pods") }
 
-// podSlice is the unit in which kubelet has its pods if systemd makes cgroups.
+// podSlice is kubelet's slice for pods with the systemd driver.
 const podSlice = "kubepods.slice"
 
-// bySystemd reports whether systemd makes the pods' cgroups.
+// bySystemd reports whether the cgroup driver is systemd.
 func (n *Node) bySystemd() bool { return n.Lab.CgroupDriver() == "systemd" }
 
-// cgroupRoot is the group below which kubelet makes those of pods: where
-// systemd runs the machine is the test's.
+// cgroupRoot is the cgroup below which kubelet creates those of pods: with
+// systemd the test has the whole machine.
 func (n *Node) cgroupRoot() string {
 	if n.bySystemd() {
 		return "/"
@@ -87,7 +87,7 @@ func (n *Node) cgroupRoot() string {
 	return "/" + n.Lab.Name + "/" + n.Name
 }
 
-// prepare makes the directories and cgroups that kubelet wants to find.
+// prepare creates the directories and cgroups that kubelet expects.
 func (n *Node) prepare() error {
 	for _, name := range []string{"kubelet", "logs/pods", "manifests", "plugins", "empty"} {
 		if err := os.MkdirAll(n.path(name), 0o755); err != nil {
@@ -95,8 +95,8 @@ func (n *Node) prepare() error {
 		}
 	}
 
-	// A mount of its own stays shared with crisp when kubelet has all others
-	// to itself. Private in between, it is not shared with what is around it.
+	// A separate mount stays shared with crisp although all others of kubelet's
+	// are private. It is made private first, so that it has its own peer group.
 	for _, flags := range []uintptr{unix.MS_BIND, unix.MS_PRIVATE, unix.MS_SHARED} {
 		if err := unix.Mount(n.path("kubelet"), n.path("kubelet"), "", flags, ""); err != nil {
 			return fmt.Errorf("mount kubelet's directory: %w", err)
@@ -115,11 +115,11 @@ func (n *Node) prepare() error {
 	return n.cluster.ca.client(n.Name, server, "system:node:"+n.Name, "system:nodes")
 }
 
-// MakeGroups makes a cgroup, and those above it, in every hierarchy.
+// MakeGroups creates a cgroup, and its parents, in every hierarchy.
 func MakeGroups(group string) error {
 	roots := inventory.Hierarchies()
 	if len(roots) == 0 {
-		return errors.New("make cgroups: none are mounted")
+		return errors.New("create cgroups: no hierarchy is mounted")
 	}
 
 	for _, root := range roots {
@@ -131,8 +131,8 @@ func MakeGroups(group string) error {
 				return err
 			}
 
-			// Where version 1 has processors and memory nodes, a group begins
-			// without any; where version 2 has controllers, without theirs.
+			// A new cgroup of version 1 has no CPUs and memory nodes; one of
+			// version 2 has no controllers enabled.
 			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 				if text, err := os.ReadFile(filepath.Join(above, file)); err == nil && filepath.Base(root) == "cpuset" {
 					if err := os.WriteFile(filepath.Join(dir, file), text, 0o644); err != nil {
@@ -153,8 +153,8 @@ func MakeGroups(group string) error {
 	return nil
 }
 
-// defaults is kubelet's configuration: what any node has, only more
-// impatient, and with limits that a full disk beside us does not reach.
+// defaults is kubelet's configuration: the usual one with shorter intervals,
+// and with eviction thresholds that other data on the disk does not reach.
 func (n *Node) defaults() object {
 	return object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
@@ -175,7 +175,7 @@ func (n *Node) defaults() object {
 
 // OwnSysctls is a shell script that runs "$@", kubelet, in a copy of this mount
 // namespace, in which the sysctls it sets are files in the directory $0. Mounts
-// made on mounts other than the root's it shares with this namespace.
+// below mounts other than the root are shared with this namespace.
 const OwnSysctls = `set -e
 mount --make-private /
 mount --make-rprivate /proc
@@ -188,13 +188,13 @@ done
 
 const run = `exec "$@"`
 
-// ownDirectories gives kubelet directories of its own, too, where it does not let us
-// choose the place.
+// ownDirectories mounts private directories over paths that kubelet's
+// configuration cannot change.
 const ownDirectories = `mount --bind $0/logs /var/log
 mount --bind $0/empty /var/lib
 `
 
-// StartKubelet starts kubelet and waits until it is well.
+// StartKubelet starts kubelet and waits until it is healthy.
 func (n *Node) StartKubelet(ctx context.Context) error {
 	text, err := json.MarshalIndent(n.Config, "", "  ")
 	if err != nil {
@@ -225,17 +225,17 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 	return nil
 }
 
-// StopKubelet ends kubelet. Pods stay.
+// StopKubelet stops kubelet. Pods keep running.
 func (n *Node) StopKubelet() error { return n.kubelet.Stop() }
 
 func (n *Node) startProxy(ctx context.Context) (err error) {
 	config := object{
 		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
 		"clientConnection": object{"kubeconfig": n.cluster.pki("proxy.conf")}, "hostnameOverride": n.Name, "mode": "nftables", "healthzBindAddress": n.IP + ":10256",
-		// A pod that reaches another through a service must get the answer
-		// back the same way, though a bridge knows a shorter one.
+		// A pod that reaches another through a Service must get the reply on
+		// the same path, although the bridge has a shorter one.
 		"nftables": object{"masqueradeAll": true},
-		// These limits are the machine's.
+		// These limits are machine-wide.
 		"conntrack": object{"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
 	}
 
@@ -257,7 +257,7 @@ func (n *Node) startProxy(ctx context.Context) (err error) {
 	return nil
 }
 
-// Leave ends a node before the cluster's end.
+// Leave stops a node before the cluster.
 func (n *Node) Leave(ctx context.Context) error {
 	c := n.cluster
 	c.Nodes = slices.DeleteFunc(c.Nodes, func(other *Node) bool { return other == n })
@@ -265,8 +265,8 @@ func (n *Node) Leave(ctx context.Context) error {
 	return errors.Join(err, n.close(ctx))
 }
 
-// close ends kubelet and takes away what it leaves by design: its pods, whose
-// containers go with the lab, and their volumes.
+// close stops kubelet and removes what it leaves by design: its pods, whose
+// containers are removed with the lab, and their volumes.
 func (n *Node) close(ctx context.Context) error {
 	var errs []error
 	if n.kubelet != nil {

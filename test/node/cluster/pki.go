@@ -23,7 +23,7 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-// newAuthority makes one and leaves its certificate in dir/ca.crt.
+// newAuthority creates an authority and writes its certificate to dir/ca.crt.
 func newAuthority(dir string) (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -56,7 +56,7 @@ func certificate(subject pkix.Name) *x509.Certificate {
 
 func (a *authority) file(name string) string { return filepath.Join(a.dir, name) }
 
-// issue makes a key and a certificate, for clients and, if it has names, for
+// issue creates a key and a certificate, for clients and, if it has names, for
 // a server: dir/NAME.crt and dir/NAME.key.
 func (a *authority) issue(name string, subject pkix.Name, dns []string, ips ...net.IP) error {
 	key, err := a.newKey(name)
@@ -74,7 +74,8 @@ func (a *authority) issue(name string, subject pkix.Name, dns []string, ips ...n
 	return writePEM(a.file(name+".crt"), "CERTIFICATE", der)
 }
 
-// newKey leaves a private key in dir/NAME.key and the public one in dir/NAME.pub.
+// newKey writes a private key to dir/NAME.key and the public one to
+// dir/NAME.pub.
 func (a *authority) newKey(name string) (crypto.Signer, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -10,16 +10,15 @@ import (
 //go:embed standins
 var standins embed.FS
 
-// StandIns are programs that play systemd's part where it does not run: for a
-// suite or kubeadm that finds them first in PATH, systemctl, systemd-run and
-// sudo.
+// StandIns are programs that replace systemd if it does not run: systemctl,
+// systemd-run and sudo, for a suite or kubeadm that finds them first in PATH.
 type StandIns struct {
 	// Bin has the programs, and Units a file for each unit: NAME.service.command
 	// is a shell script that sets "$@" to the program to run.
 	Bin, Units string
 }
 
-// NewStandIns leaves the programs in dir.
+// NewStandIns writes the programs to dir.
 func NewStandIns(dir string) (StandIns, error) {
 	s := StandIns{filepath.Join(dir, "bin"), filepath.Join(dir, "units")}
 	for _, dir := range []string{s.Bin, s.Units} {
@@ -40,8 +39,8 @@ func NewStandIns(dir string) (StandIns, error) {
 	})
 }
 
-// Env is the environment of who is to find the programs, with those of bin.
-// What they start has sysctls of its own ([OwnSysctls]).
+// Env is the environment of a process that uses the programs, with those of
+// bin. What they start has private sysctls ([OwnSysctls]).
 func (s StandIns) Env(bin string) []string {
 	return append(os.Environ(), "PATH="+s.Bin+":"+bin+":"+os.Getenv("PATH"), "CRISP_UNITS="+s.Units, "CRISP_WRAP="+OwnSysctls)
 }

@@ -13,9 +13,9 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// machine is what the suite takes for a machine of its own: an address,
-// directories where kubelet's are, cgroups in the place of all others, and
-// programs that stand in for those of systemd.
+// machine is the suite's simulated machine: an address, directories at
+// kubelet's paths, cgroups mounted over all others, and programs that stand in
+// for those of systemd.
 type machine struct {
 	cluster.StandIns
 	dir   string
@@ -61,8 +61,8 @@ func newMachine() (_ *machine, err error) {
 
 func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
 
-// mount binds a directory to a place and shares it with those who copy this
-// namespace's mounts, and with nobody else.
+// mount bind-mounts a directory and makes it shared with copies of this mount
+// namespace, and with no others.
 func mount(dir, place string) error {
 	if err := unix.Mount(dir, place, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount %s: %w", place, err)
@@ -75,7 +75,8 @@ func mount(dir, place string) error {
 	return nil
 }
 
-// resolve has names looked up where nobody answers, which is said at once.
+// resolve configures a DNS server that does not exist, so that lookups fail
+// immediately.
 func (m *machine) resolve() error {
 	resolver := m.path("resolv.conf")
 	if err := os.WriteFile(resolver, []byte("nameserver 127.0.0.1\noptions attempts:1 timeout:1\n"), 0o644); err != nil {
@@ -87,8 +88,8 @@ func (m *machine) resolve() error {
 	return nil
 }
 
-// takeCgroups mounts a group of ours in the place of every hierarchy: specs
-// look for kubelet's groups at the root.
+// takeCgroups mounts a cgroup of the test over every hierarchy: specs expect
+// kubelet's cgroups at the root.
 func (m *machine) takeCgroups() error {
 	if err := cluster.MakeGroups("/" + m.group); err != nil {
 		return err
@@ -123,8 +124,8 @@ func (m *machine) take(root string) error {
 		unix.Unmount(aside, 0))
 }
 
-// leave undoes newMachine; what is mounted goes with the namespace. Groups
-// that are still in use are in the error.
+// leave undoes newMachine; mounts vanish with the namespace. Cgroups that are
+// still in use are in the error.
 func (m *machine) leave() error {
 	var errs []error
 	for root, whole := range m.taken {

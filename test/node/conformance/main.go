@@ -1,10 +1,8 @@
 // Command conformance runs the NodeConformance specs of Kubernetes' node
 // end-to-end suite, unchanged, on crisp: with a daemon, a registry and a
-// network of its own.
-//
-// The suite starts etcd, the API server and kubelet by itself. It asks systemd
-// to run kubelet; where systemd does not run, stand-ins for systemd-run,
-// systemctl and sudo do.
+// network of its own. The suite starts etcd, the API server and kubelet by
+// itself. It uses systemd to run kubelet; if systemd does not run, stand-ins
+// for systemd-run, systemctl and sudo are used.
 package main
 
 import (
@@ -56,7 +54,7 @@ func main() {
 	}))
 }
 
-// run sets up a node and takes it down again.
+// run sets up a node and tears it down again.
 func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	if o.out, err = filepath.Abs(o.out); err != nil {
 		return t, err
@@ -79,10 +77,10 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	return t, err
 }
 
-// cadvisorSocket is where kubelet's cAdvisor asks crisp.
+// cadvisorSocket is the socket on which crisp serves kubelet's cAdvisor.
 const cadvisorSocket = "containerd.sock"
 
-// settings are kubelet's, apart from those that the suite makes.
+// settings are kubelet's, in addition to those of the suite.
 func settings() map[string]any {
 	return map[string]any{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
@@ -93,9 +91,9 @@ func settings() map[string]any {
 	}
 }
 
-// test runs the suite on a lab. A few specs that fail have a second try, with
-// nothing beside them: the suite takes the machine to its limits, and some of
-// its specs count on being fast. What they said at first is printed.
+// test runs the suite on a lab. A few failed specs are retried, with nothing
+// running concurrently: the suite takes the machine to its limits, and some of
+// its specs have races. Their first failure is printed.
 func test(ctx context.Context, o options, l *lab.Lab, m *machine) (t tally.Tally, err error) {
 	asked, err := o.asked()
 	if err != nil {
@@ -133,7 +131,7 @@ func test(ctx context.Context, o options, l *lab.Lab, m *machine) (t tally.Tally
 	return t, nil
 }
 
-// asked tells which specs were asked for.
+// asked reports which specs were selected.
 func (o options) asked() (func(name string) bool, error) {
 	focus, err := regexp.Compile(o.focus)
 	if err != nil {
@@ -146,7 +144,7 @@ func (o options) asked() (func(name string) bool, error) {
 	return func(name string) bool { return focus.MatchString(name) && !skip.MatchString(name) }, nil
 }
 
-// suite is Kubernetes', to be run in a directory of its own.
+// suite is Kubernetes' suite, run in its own directory.
 type suite struct {
 	options
 	excuses specs.Excuses
@@ -155,8 +153,8 @@ type suite struct {
 	cwd     string
 }
 
-// run runs the suite and returns what it tells of its specs, and how the
-// program ended.
+// run runs the suite and returns the results of its specs, and the program's
+// error.
 func (s suite) run(ctx context.Context) (all []specs.Spec, failed, err error) {
 	const name = "report.json"
 	report := filepath.Join(s.out, name)
@@ -173,8 +171,8 @@ func (s suite) run(ctx context.Context) (all []specs.Spec, failed, err error) {
 	return all, failed, errors.Join(append(errs, err)...)
 }
 
-// clearUnits keeps kubelet's log and forgets its unit: another run takes the
-// first that it finds for its own.
+// clearUnits keeps kubelet's log and removes its unit: another run uses the
+// first unit that it finds.
 func (s suite) clearUnits() error {
 	var errs []error
 	for _, log := range logs(s.machine.Units) {
@@ -226,6 +224,6 @@ func (s suite) command(ctx context.Context, report string) (*exec.Cmd, error) {
 }
 
 func logs(units string) []string {
-	files, _ := filepath.Glob(filepath.Join(units, "*.log")) // the pattern is good
+	files, _ := filepath.Glob(filepath.Join(units, "*.log")) // the pattern is valid
 	return files
 }

@@ -1,5 +1,5 @@
-// Command nmeter is as much of busybox's command, which Debian leaves out, as
-// Kubernetes' tests ask of it: the time of day to the millisecond.
+// Command nmeter is the part of busybox's command, which Debian omits, that
+// Kubernetes' tests use: the time of day to the millisecond.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Command pause sleeps until it is told to stop. It is the whole content of
+// Command pause sleeps until it is terminated. It is the whole content of
 // the pause test images.
 package main
 

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// calls are attempts to reach parts of the kernel that a container has no
-// business with. The arguments are wrong, or change nothing: what counts is
-// whether permission or filter refuse them first.
+// calls are attempts to reach parts of the kernel that a container must not
+// use. The arguments are invalid, or change nothing: the test is whether
+// permissions or the filter refuse them first.
 func calls() []attempt {
 	raw := func(name string, number uintptr, args ...uintptr) attempt {
 		a := append(args, make([]uintptr, 6-len(args))...)
@@ -67,7 +67,7 @@ func calls() []attempt {
 	}
 }
 
-// reached tells whether a call came further than to those who refuse it.
+// reached reports whether a call passed permission checks and filter.
 func reached(err error) string {
 	for _, refusal := range []error{unix.EPERM, unix.EACCES, unix.ENOSYS} {
 		if errors.Is(err, refusal) {

@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mostDescriptors are tried of each process.
+// mostDescriptors bounds the descriptors tried per process.
 const mostDescriptors = 64
 
-// descriptors goes through what a process has open, by name.
+// descriptors goes through a process's open files, by name.
 func (w *watcher) descriptors(dir string, early bool) {
 	list, _ := os.ReadDir(dir + "/fd")
 	for _, e := range list {
@@ -34,7 +34,7 @@ func (w *watcher) descriptors(dir string, early bool) {
 	}
 }
 
-// through goes to the node by a descriptor that is a directory.
+// through reaches the node through a directory's descriptor.
 func (w *watcher) through(path, link, dir string) {
 	var st unix.Stat_t
 	if unix.Stat(path+"/../../../../../../../../../../.."+w.node, &st) == nil {
@@ -53,7 +53,7 @@ func (w *watcher) through(path, link, dir string) {
 	}
 }
 
-// take takes the descriptors of a process for its own.
+// take duplicates the descriptors of a process.
 func (w *watcher) take(pid int, early bool) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -77,8 +77,8 @@ func (w *watcher) take(pid int, early bool) {
 	}
 }
 
-// abuse uses a socket of the runtime's: reads what is on its way, with
-// descriptors, and sends lies. That they have no effect is for others to see.
+// abuse uses a socket of the runtime's: it reads messages in flight, with
+// descriptors, and sends forged ones. The test checks that they have no effect.
 func (w *watcher) abuse(fd int, dir string) {
 	buf, oob := make([]byte, 4096), make([]byte, 4096)
 	n, oobn, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_DONTWAIT|unix.MSG_PEEK|unix.MSG_CMSG_CLOEXEC)

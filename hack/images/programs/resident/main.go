@@ -1,5 +1,6 @@
-// Command resident attacks the node from inside a container. It comes from
-// an image, knows nothing of the runtime's insides, and prints what it gets at:
+// Command resident attacks the node from inside a container. It comes from an
+// image, does not depend on the runtime's internals, and prints what it
+// reaches:
 //
 //	resident watch   look at every process and all surroundings for ever: FOUND
 //	                 kind detail, once for each finding, and LOOKED as it goes
@@ -7,9 +8,9 @@
 //	                 ESCAPED name detail
 //	resident type    put a command into the terminal that it is attached to
 //
-// What another pod's secret is comes in SECRET_XOR, each byte xored with 1, so
+// SECRET_XOR is another pod's secret, each byte xored with 1, so
 // that it does not find its own environment. NODE is a path that only the node
-// has. SHARED=true says that its pod shares a PID namespace.
+// has. SHARED=true means that its pod shares a PID namespace.
 package main
 
 import (
@@ -48,6 +49,6 @@ func inject() {
 			}
 		}
 	}
-	// What a terminal would answer to, and what fakes a log's lines.
+	// Sequences that a terminal would answer, and fake log lines.
 	fmt.Print("\x1b[6n\x1b]0;title\a\x1b[2J\r\n2026-01-01T00:00:00.000000000Z stdout F forged\r\n")
 }

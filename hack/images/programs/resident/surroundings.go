@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// surroundings looks at everything but processes.
+// surroundings inspects everything except processes.
 func (w *watcher) surroundings() {
 	w.sockets()
 	w.keys()
@@ -46,12 +46,12 @@ func (w *watcher) sockets() {
 	}
 }
 
-// keys reads every key that is shown. A session keyring that is not its own is
+// keys reads every visible key. A session keyring that is not its own is
 // another container's, or the runtime's.
 func (w *watcher) keys() {
 	own, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
 	if err != nil {
-		own = 0 // a filter forbids it, and to see anything of the others
+		own = 0 // a filter forbids this call and those below
 	}
 
 	list, _ := os.ReadFile("/proc/keys")
@@ -75,8 +75,7 @@ func (w *watcher) keys() {
 	}
 }
 
-// cgroups walks the tree of groups that is shown, of which the container's own
-// is the top.
+// cgroups walks the visible cgroup tree, whose root is the container's own.
 func (w *watcher) cgroups() {
 	groups, _ := os.ReadFile("/proc/self/cgroup")
 	for line := range strings.Lines(string(groups)) {
@@ -87,7 +86,7 @@ func (w *watcher) cgroups() {
 
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return nil // groups go
+			return nil // removed meanwhile
 		}
 		switch d.Name() {
 		case "release_agent":
@@ -108,7 +107,7 @@ func (w *watcher) cgroups() {
 	})
 }
 
-// devices looks for disks and memory, and makes them.
+// devices looks for disks and memory, and creates their nodes.
 func (w *watcher) devices() {
 	_ = filepath.WalkDir("/dev", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type()&fs.ModeDevice != 0 && d.Type()&fs.ModeCharDevice == 0 {
@@ -124,7 +123,7 @@ func (w *watcher) devices() {
 	}
 }
 
-// make makes a device node and opens it.
+// make creates a device node and opens it.
 func (w *watcher) make(kind uint32, number [2]uint32) {
 	for _, dir := range []string{"/dev", "/tmp", "/dev/shm"} {
 		path := fmt.Sprintf("%s/.made-%d-%d", dir, number[0], number[1])
@@ -139,7 +138,8 @@ func (w *watcher) make(kind uint32, number [2]uint32) {
 	}
 }
 
-// connector asks the kernel to tell of every process that begins or ends.
+// connector subscribes to the kernel's events about every process that starts
+// or exits.
 func (w *watcher) connector() {
 	const netlinkConnector, procIndex = 11, 1
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, netlinkConnector)
@@ -162,14 +162,14 @@ func (w *watcher) connector() {
 	buf := make([]byte, 4096)
 	for range 3 {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
-		if err == nil && n > 52 && buf[36] != 0 { // the first answer only says that it listens
+		if err == nil && n > 52 && buf[36] != 0 { // the first reply only acknowledges the subscription
 			w.report("netlink", "tells of the node's processes")
 		}
 	}
 }
 
-// mounts reads what is mounted where: a source on the node's own disks beside
-// the root tells where the runtime keeps things.
+// mounts reads the mount table: a source on the node's own disks other than the
+// root reveals the runtime's directories.
 func (w *watcher) mounts() {
 	for _, file := range []string{"/proc/self/mountinfo", "/proc/1/mountinfo"} {
 		data, _ := os.ReadFile(file)

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attempt tries to get at what is the node's and says what it got, or nothing.
-// What it got it leaves as it is.
+// attempt tries to access the node's resources and returns what it reached, or
+// nothing. It does not modify what it reached.
 type attempt struct {
 	name string
 	do   func(node string) string
@@ -68,8 +68,8 @@ func inherited(node string) string {
 	return ""
 }
 
-// settings are files by which root rules the kernel, below the directories where
-// each kind is.
+// settings are files through which root configures the kernel, by the
+// directories of each kind.
 func settings(procSys, proc, sys string) []string {
 	var all []string
 	for _, name := range []string{
@@ -102,7 +102,7 @@ func writable(paths []string) string {
 	return strings.Join(got, " ")
 }
 
-// within mounts a file system at a directory of its own while f looks at it.
+// within mounts a file system at its own directory while f inspects it.
 func within(fstype, data string, f func(dir string) string) string {
 	dir, err := os.MkdirTemp("/dev/shm", "try-")
 	if err != nil {
@@ -124,7 +124,7 @@ func freshSys(string) string {
 	return within("sysfs", "", func(dir string) string { return writable(settings("/nothing", "/nothing", dir)) })
 }
 
-// remounted makes what is read-only writable again.
+// remounted makes read-only mounts writable again.
 func remounted(string) string {
 	for _, dir := range []string{"/proc/sys", "/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"} {
 		_ = unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND, "")
@@ -133,7 +133,7 @@ func remounted(string) string {
 	return writable(settings("/proc/sys", "/proc", "/sys"))
 }
 
-// releaseAgents looks for the file in every hierarchy, mounted anew.
+// releaseAgents looks for the file in a new mount of every hierarchy.
 func releaseAgents(string) string {
 	groups, _ := os.ReadFile("/proc/self/cgroup")
 	var got []string
@@ -155,7 +155,7 @@ func releaseAgents(string) string {
 	return strings.TrimSpace(strings.Join(got, " "))
 }
 
-// unmasked looks below what is masked, for what has something in it.
+// unmasked looks for masked paths that are not empty.
 func unmasked(string) string {
 	for _, path := range []string{"/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"} {
 		if unix.Unmount(path, unix.MNT_DETACH) != nil {
@@ -169,7 +169,8 @@ func unmasked(string) string {
 	return ""
 }
 
-// chrootTwice leaves a root by a directory outside of the next one. It comes back.
+// chrootTwice escapes from a root through a directory outside of a nested one.
+// It returns.
 func chrootTwice(node string) string {
 	top, err := os.Open("/")
 	if err != nil {
@@ -183,8 +184,8 @@ func chrootTwice(node string) string {
 	return exists("." + climb + node)
 }
 
-// handles opens the top of a file system of which only a file is mounted, by
-// the number that it has on every such file system.
+// handles opens the root of a file system of which only a file is mounted, by
+// the well-known inode number of roots.
 func handles(node string) string {
 	for _, mounted := range []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log", "/"} {
 		fd, err := unix.Open(mounted, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -213,7 +214,7 @@ func handles(node string) string {
 	return ""
 }
 
-// made and disks are what the one who watches finds, too.
+// made and disks are found by the watcher, too.
 func made() string  { return onlyOf("device", (*watcher).devices) }
 func disks() string { return onlyOf("disk", (*watcher).devices) }
 

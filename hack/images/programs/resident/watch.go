@@ -12,20 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watcher looks at every process that it can see, again and again: what they
-// have changes on their way to their program.
+// watcher repeatedly inspects every process that it can see: their privileges
+// change until they execute their program.
 type watcher struct {
 	root   unix.Stat_t
 	own    map[string]string // the fields of its own status
-	shared bool              // other containers are in its PID namespace, by the pod's wish
-	secret []byte            // what another pod has in its environment
+	shared bool              // other containers are in its PID namespace, as the pod requests
+	secret []byte            // in another pod's environment
 	node   string            // a path that only the node has
 	found  map[string]bool
 
-	looked map[int]int // how often it looked at a process
+	looked map[int]int // how often it inspected a process
 	last   int         // the newest process ID
 	total  int         // processes seen
-	caught int         // of which were the runtime's still
+	caught int         // of which still ran the runtime's program
 }
 
 func newWatcher() *watcher {
@@ -43,7 +43,7 @@ func newWatcher() *watcher {
 }
 
 func watch() {
-	runtime.LockOSThread() // whose tracees are its own
+	runtime.LockOSThread() // tracees belong to the thread
 	w := newWatcher()
 	w.surroundings()
 	fmt.Println("READY")
@@ -62,7 +62,7 @@ func watch() {
 	}
 }
 
-// round looks at all processes, and at those that come next.
+// round inspects all processes, and new ones.
 func (w *watcher) round() {
 	proc, err := os.Open("/proc")
 	if err != nil {
@@ -89,7 +89,7 @@ func (w *watcher) round() {
 	}
 }
 
-// next looks for the processes that are born now, without a list.
+// next looks for new processes by their expected IDs.
 func (w *watcher) next() {
 	for pid := w.last + 1; pid < w.last+4; pid++ {
 		var st unix.Stat_t
@@ -112,8 +112,8 @@ func (w *watcher) report(kind string, detail ...any) {
 	}
 }
 
-// look looks at one process: at a new one several times, and stopped if that
-// can be done; at an old one now and then.
+// look inspects one process: a new one several times, stopped if possible; an
+// old one occasionally.
 func (w *watcher) look(pid int) {
 	n := w.looked[pid]
 	w.looked[pid] = n + 1
@@ -131,7 +131,7 @@ func (w *watcher) look(pid int) {
 		return
 	}
 
-	// Every other one goes on while it is looked at.
+	// Every other one keeps running while it is inspected.
 	if early && pid%2 == 0 && w.stop(pid) {
 		defer w.let(pid)
 	}
@@ -153,27 +153,28 @@ func (w *watcher) look(pid int) {
 	}
 }
 
-// isRuntime tells whether a process has not executed its program yet: it runs
-// something that no image has.
+// isRuntime reports whether a process has not executed its program yet: it runs
+// a program that no image has.
 func isRuntime(dir string) bool {
 	return ofRuntime(dir + "/exe")
 }
 
-// ofRuntime tells whether a link in procfs leads to a program that no image has.
+// ofRuntime reports whether a link in procfs points to a program that no image
+// has.
 func ofRuntime(link string) bool {
 	program, _ := os.Readlink(link)
 	return strings.Contains(program, "crisp") || strings.Contains(program, "memfd:")
 }
 
-// isBase tells whether a process is the first of a PID namespace that a pod
-// shares: it stays what it is.
+// isBase reports whether a process is the first of a PID namespace that a pod
+// shares: it never executes another program.
 func isBase(dir string) bool {
 	exe, _ := os.Readlink(dir + "/exe")
 	return strings.Contains(exe, "memfd:pause")
 }
 
-// base looks at what belongs to the pod and to no container: it must be no way
-// to more than this container has, with whatever capability.
+// base inspects the pod's own process: it must not give access to more than
+// this container has, with any capability.
 func (w *watcher) base(pid int, dir string) {
 	w.program(dir)
 	w.places(dir)
@@ -194,33 +195,34 @@ func (w *watcher) base(pid int, dir string) {
 	}
 }
 
-// early reports what a process has before its program, unless that runs by now.
+// early reports the privileges of a process before its program, unless that
+// already runs.
 func (w *watcher) early(dir, kind string, detail ...any) {
 	if isRuntime(dir) {
 		w.report(kind, detail...)
 	}
 }
 
-// stop stops a process by tracing it. One that has died meanwhile is waited for,
-// too: its parent does not learn of its end before who traces it has.
+// stop stops a process by tracing it. One that has died meanwhile is waited
+// for, too: its parent is only notified after its tracer.
 func (w *watcher) stop(pid int) bool {
 	if unix.PtraceSeize(pid) != nil {
 		return false
 	}
-	_ = unix.PtraceInterrupt(pid) // which fails if it has died
+	_ = unix.PtraceInterrupt(pid) // fails if it has died
 	var ws unix.WaitStatus
 	_, err := unix.Wait4(pid, &ws, unix.WALL, nil)
 	return err == nil && ws.Stopped()
 }
 
-// let lets a process go on. Only one that was killed cannot be let.
+// let continues a process. It only fails for one that was killed.
 func (w *watcher) let(pid int) {
 	if unix.PtraceDetach(pid) != nil {
 		_, _ = unix.Wait4(pid, nil, unix.WALL, nil)
 	}
 }
 
-// program writes to what a process of the runtime executes (CVE-2019-5736).
+// program writes to the executable of a process of the runtime (CVE-2019-5736).
 func (w *watcher) program(dir string) {
 	held, err := unix.Open(dir+"/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -254,7 +256,7 @@ func (w *watcher) program(dir string) {
 	}
 }
 
-// places goes through the root and the working directory of a process.
+// places tries the root and the working directory of a process.
 func (w *watcher) places(dir string) {
 	const up = "/../../../../../../../../../../../.."
 	for _, link := range []string{"root", "cwd", "cwd" + up} {
@@ -283,8 +285,8 @@ func exe(dir string) string {
 	return " of " + link
 }
 
-// status compares the privileges of a process, and of its threads, with those
-// that can be had in this container at all.
+// status compares the privileges of a process, and of its threads, with the
+// maximum in this container.
 func (w *watcher) status(dir string, early bool) {
 	paths := []string{dir + "/status"}
 	if early {
@@ -311,7 +313,7 @@ func (w *watcher) status(dir string, early bool) {
 	}
 }
 
-// secrets searches what a process was given, and its memory.
+// secrets searches the environment, the arguments and the memory of a process.
 func (w *watcher) secrets(dir string, whole bool) {
 	for _, file := range []string{"environ", "cmdline", "auxv"} {
 		if data, _ := os.ReadFile(dir + "/" + file); bytes.Contains(data, w.secret) {
