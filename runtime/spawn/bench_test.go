@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkStart measures a plan of one step, up to execve and the reaping.
+// BenchmarkStart measures a plan of one step, including execve and wait.
 func BenchmarkStart(b *testing.B) {
 	p := newProgram()
 	p.do("exec", unix.SYS_EXECVE, str("/bin/true"), strs("true"), strs())

@@ -12,18 +12,18 @@ import (
 	"crisp/runtime/plan"
 )
 
-// stackSize is room for the child's few frames, none of which may grow.
+// stackSize is enough for the child's few frames; the stack cannot grow.
 const stackSize = 16 << 10
 
-// spill is room above the stack, where a function keeps its arguments.
+// spill is space above the stack, where a function spills its arguments.
 const spill = 64
 
-// compiled is a plan laid out for a child. The machine and all that it points
-// to are in the layout.
+// compiled is a plan laid out for a child. The interpreter and all that it
+// points to are in the layout.
 type compiled struct {
 	layout
-	m *machine
-	// noFile is what [plan.ArgNoFile] stands for; nil keeps the limit.
+	m *interpreter
+	// noFile is the value of [plan.ArgNoFile]; nil keeps the limit.
 	noFile *unix.Rlimit
 }
 
@@ -62,7 +62,7 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*compiled, error
 		c.add(&p.Steps[i], int32(i), files)
 	}
 
-	// Last, when it is known what there is to keep.
+	// Last, when all memory to keep is known.
 	c.forget(text)
 
 	if c.err != nil {
@@ -73,7 +73,7 @@ func compile(p *plan.Plan, files []int, sock int, opt Options) (*compiled, error
 	return c, nil
 }
 
-// limitsFiles says whether a plan has a step for the limit on open files.
+// limitsFiles reports whether a plan has a step for the limit on open files.
 func limitsFiles(p *plan.Plan) bool {
 	for i := range p.Steps {
 		for j := range p.Steps[i].Args {
@@ -85,10 +85,10 @@ func limitsFiles(p *plan.Plan) bool {
 	return false
 }
 
-// begin makes the machine and the clone's arguments.
+// begin makes the interpreter and the clone's arguments.
 func (c *compiled) begin(p *plan.Plan, files []int, sock int) {
 	stack := c.alloc(stackSize + spill)
-	c.m = &room[machine](&c.layout, 1)[:1][0]
+	c.m = &room[interpreter](&c.layout, 1)[:1][0]
 	m := c.m
 	m.sock, m.full = uintptr(sock), math.MaxUint64
 
@@ -106,15 +106,15 @@ func (c *compiled) begin(p *plan.Plan, files []int, sock int) {
 	m.ops = room[op](&c.layout, len(p.Steps)+len(files)+maxPrologue)
 }
 
-// maxPrologue bounds the steps of the prologue beside one for each descriptor.
-// Were there more, they would lie in the heap, which a child has not.
+// maxPrologue bounds the steps of the prologue in addition to one per
+// descriptor. More would be allocated on the heap, which a child lacks.
 const maxPrologue = 24
 
-// maxLeave bounds the ranges of memory that a child gives back.
+// maxLeave bounds the ranges of memory that a child unmaps.
 const maxLeave = 64
 
-// forget gives back what the child has of its parent's memory, all but the code
-// and this plan. Nothing that a parent knows of others can be found in it.
+// forget unmaps the parent's memory in the child, all but the code and this
+// plan, so that the child has no data of other containers.
 func (c *compiled) forget(text Text) {
 	keep := slices.Concat(text.keep, c.arena.spans())
 	free := gaps(keep, text.top)
@@ -122,7 +122,7 @@ func (c *compiled) forget(text Text) {
 		free = []span{heapAround(&Child{})}
 	}
 	if len(free) > maxLeave {
-		c.err = fmt.Errorf("own memory is in more than %d pieces", maxLeave)
+		c.err = fmt.Errorf("own memory is in more than %d ranges", maxLeave)
 		return
 	}
 
@@ -133,7 +133,7 @@ func (c *compiled) forget(text Text) {
 	}
 }
 
-// prologue undoes in the child what belongs to its parent alone.
+// prologue resets in the child what must not be inherited from its parent.
 func (c *compiled) prologue(files []int, opt Options) {
 	low := uintptr(3)
 	keep := append(slices.Clone(files), int(c.m.sock))
@@ -162,12 +162,11 @@ func (c *compiled) prologue(files []int, opt Options) {
 	}
 }
 
-// ordinary makes the child what a process is that nobody has set up: with all
-// CPUs that its cgroup has, the usual priority, and so on. Whoever started the
-// parent has not meant the child.
+// ordinary gives the child default attributes: all CPUs of its cgroup, default
+// priority, and so on. The parent's are not meant for the child.
 func (c *compiled) ordinary() {
 	const (
-		cpuWords  = 8192 / 64 // of more CPUs than any kernel has
+		cpuWords  = 8192 / 64 // for more CPUs than any kernel supports
 		slack     = 50_000
 		ioProcess = 1
 		schedSize = 48
@@ -188,7 +187,7 @@ func (c *compiled) ordinary() {
 	c.prepare(unix.SYS_SET_MEMPOLICY, unix.MPOL_DEFAULT, 0, 0)
 }
 
-// prepare adds a call whose failure does not matter.
+// prepare adds a call whose errors are ignored.
 func (c *compiled) prepare(call uintptr, args ...uintptr) {
 	o := op{call: call, reg: noRegs(), index: stepPrepare, save: -1}
 	copy(o.args[:], args)
@@ -200,7 +199,7 @@ func (c *compiled) add(s *plan.Step, index int32, files []int) {
 		call: s.Call, reg: noRegs(), index: index,
 		save: int8(s.Save), fork: s.Fork, exec: isExec(s.Call),
 		cond: s.Cond, condReg: int8(s.CondReg), retry: s.Retry,
-		// What the child reads must not be in the heap, where the plan is.
+		// What the child reads must not be on the heap, as the plan is.
 		ignore: append(room[errno](&c.layout, len(s.Ignore)), s.Ignore...),
 		want:   c.bytes(s.Want, 0)[:len(s.Want)],
 		avoid:  c.bytes(s.Avoid, 0)[:len(s.Avoid)],
@@ -257,8 +256,8 @@ func (c *compiled) argument(o *op, j int, a *plan.Arg, files []int) {
 	}
 }
 
-// entry is the address of the function child, as Go code calls it: a function's
-// value points to where its address is.
+// entry is the address of the function child: a Go function value points to the
+// word with its address.
 func entry() uintptr {
 	f := child
 	return **(**uintptr)(unsafe.Pointer(&f))

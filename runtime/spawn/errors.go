@@ -8,13 +8,13 @@ import (
 
 // Errors of starting a plan.
 var (
-	// ErrDied is a child that ended before execve without reporting a failed
+	// ErrDied is a child that exited before execve without reporting a failed
 	// step: it was killed, or the caller aborted it.
-	ErrDied = errors.New("child ended before exec")
-	// ErrInputs is a wrong number of descriptors for a plan's inputs, or one
-	// among them that is 0, 1 or 2.
+	ErrDied = errors.New("child exited before exec")
+	// ErrInputs is a wrong number of descriptors for a plan's inputs, or a
+	// descriptor 0, 1 or 2 among them.
 	ErrInputs = errors.New("wrong input descriptors")
-	// ErrReport is a report from the child that makes no sense.
+	// ErrReport is an invalid report from the child.
 	ErrReport = errors.New("malformed report from child")
 )
 

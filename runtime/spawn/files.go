@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RaiseFiles lets this process have as many descriptors open as a start may
-// need, if it may: a plan has one for each mount. It goes past the Go runtime,
-// which gives programs that are executed from here the limit of before.
+// RaiseFiles raises this process's limit on open files to what a start may
+// need, if permitted: a plan has a descriptor per mount. It bypasses the Go
+// runtime, which restores the original limit in programs executed from here.
 func RaiseFiles() {
 	const enough = 1 << 20
 	var now unix.Rlimit

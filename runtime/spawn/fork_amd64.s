@@ -1,6 +1,6 @@
 #include "textflag.h"
 
-// func fork(args unsafe.Pointer, size, entry uintptr, m *machine) int
+// func fork(args unsafe.Pointer, size, entry uintptr, m *interpreter) int
 TEXT ·fork(SB), NOSPLIT, $0-40
 	MOVQ	args+0(FP), DI
 	MOVQ	size+8(FP), SI

@@ -1,6 +1,6 @@
 #include "textflag.h"
 
-// func fork(args unsafe.Pointer, size, entry uintptr, m *machine) int
+// func fork(args unsafe.Pointer, size, entry uintptr, m *interpreter) int
 TEXT ·fork(SB), NOSPLIT, $0-40
 	MOVD	args+0(FP), R0
 	MOVD	size+8(FP), R1

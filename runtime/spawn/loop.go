@@ -13,9 +13,9 @@ import (
 // never returns. A negative result is an errno.
 //
 //go:noescape
-func fork(args unsafe.Pointer, size, entry uintptr, m *machine) int
+func fork(args unsafe.Pointer, size, entry uintptr, m *interpreter) int
 
-// Exit codes of a child that ends before execve.
+// Exit codes of a child that exits before execve.
 const (
 	exitFailed  = 125 // a step failed and was reported
 	exitRefused = 124 // the gate was closed instead of opened
@@ -33,14 +33,14 @@ const (
 // reportWords is a report's length: kind, step index, and an errno or a pid.
 const reportWords = 3
 
-// numRegs has one register more than plans see, for the prologue.
+// numRegs includes one register beyond those of plans, for the prologue.
 const numRegs = plan.NumRegs + 1
 
 // The indexes of steps that are not in the plan.
 const (
 	// stepPrepare is a step whose errors are ignored.
 	stepPrepare int32 = -1 - iota
-	// stepForget gives back memory of the parent.
+	// stepForget unmaps memory of the parent.
 	stepForget
 )
 
@@ -50,13 +50,12 @@ type errno = syscall.Errno
 type op struct {
 	call uintptr
 	args [6]uintptr
-	// reg says which register to take an argument from, or to poke; -1 none.
+	// reg is the register to take an argument from, or to poke; -1 for none.
 	reg [6]int8
-	// poke is where the register goes when the argument is a structure.
+	// poke is where to store the register when the argument is a structure.
 	poke   [6]*uint32
 	ignore []errno
-	// buf is the memory that the call fills, want what it must begin with and
-	// avoid what it must not.
+	// buf is the memory that the call fills; it must begin with want and not with avoid.
 	buf, want, avoid []byte
 	// index is the step's index in the plan, or one of stepPrepare and stepForget.
 	index                   int32
@@ -71,17 +70,17 @@ type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
 
-// machine is what the child works with. It lies in memory of its own, with
-// everything that it points to.
-type machine struct {
+// interpreter runs the steps in the child. It is in the child's own
+// memory, with everything that it points to.
+type interpreter struct {
 	clone  cloneArgs
 	pidfd  int32
 	sock   uintptr
-	leave  []op // what gives back the parent's memory
+	leave  []op // unmaps the parent's memory
 	ops    []op
 	regs   [numRegs]uintptr
 	report [reportWords]uint32
-	told   bool      // that the next step is execve
+	told   bool      // the report that the next step is execve was sent
 	zero   [4]uint64 // the default struct sigaction, and an empty signal set
 	full   uint64    // all signals
 	mask   uint64    // the parent's own
@@ -98,7 +97,7 @@ type machine struct {
 //go:norace
 //go:nocheckptr
 //go:nosplit
-func (m *machine) start(entry uintptr) int {
+func (m *interpreter) start(entry uintptr) int {
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.full)), uintptr(unsafe.Pointer(&m.mask)), 8, 0, 0)
 	pid := fork(unsafe.Pointer(&m.clone), unsafe.Sizeof(m.clone), entry, m)
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.mask)), 0, 8, 0, 0)
@@ -107,14 +106,14 @@ func (m *machine) start(entry uintptr) int {
 }
 
 // child runs the plan in the child. Like all that it calls it must neither
-// allocate nor grow the stack nor touch a variable of a package: there is no
-// memory but the code, this stack, and the machine.
+// allocate nor grow the stack nor access a package variable: the only memory is
+// the code, this stack, and the interpreter.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 //go:nosplit
-func child(m *machine) {
+func child(m *interpreter) {
 	for i := range m.leave {
 		m.step(&m.leave[i])
 	}
@@ -137,7 +136,7 @@ func child(m *machine) {
 //go:norace
 //go:nocheckptr
 //go:nosplit
-func (m *machine) step(o *op) {
+func (m *interpreter) step(o *op) {
 	if o.cond != plan.Always && (o.cond == plan.IfUnset) != (int(m.regs[o.condReg]) < 0) {
 		if o.save >= 0 {
 			m.regs[o.save] = ^uintptr(0)
@@ -163,7 +162,7 @@ func (m *machine) step(o *op) {
 		m.tell(reportWaiting, uint32(o.index), 0)
 	}
 	if o.exec && !m.told {
-		m.told = true // once for all places where a program may lie
+		m.told = true // only once for all possible paths of a program
 		m.tell(reportExec, uint32(o.index), 0)
 	}
 
@@ -204,12 +203,12 @@ func (m *machine) step(o *op) {
 	}
 }
 
-// holds says whether buf begins with want, which is not longer.
+// holds reports whether buf begins with want, which is not longer.
 //
 //go:noinline
 //go:norace
 //go:nosplit
-func (m *machine) holds(buf, want []byte) bool {
+func (m *interpreter) holds(buf, want []byte) bool {
 	for i := range want {
 		if buf[i] != want[i] {
 			return false
@@ -218,14 +217,14 @@ func (m *machine) holds(buf, want []byte) bool {
 	return true
 }
 
-// tell sends a report. A child whose caller is gone, or has shut the socket,
-// ends here.
+// tell sends a report. A child whose caller is gone, or has shut down the
+// socket, exits here.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 //go:nosplit
-func (m *machine) tell(kind, index, value uint32) {
+func (m *interpreter) tell(kind, index, value uint32) {
 	m.report[0], m.report[1], m.report[2] = kind, index, value
 	_, _, e := syscall.RawSyscall(unix.SYS_WRITE, m.sock, uintptr(unsafe.Pointer(&m.report)), unsafe.Sizeof(m.report))
 	if e == unix.EPIPE || e == unix.ECONNRESET || e == unix.ENOTCONN {
@@ -233,12 +232,12 @@ func (m *machine) tell(kind, index, value uint32) {
 	}
 }
 
-// exit ends the child, by a fault if a filter of the plan refuses exit_group.
+// exit terminates the child, by a fault if a filter of the plan refuses exit_group.
 //
 //go:noinline
 //go:norace
 //go:nosplit
-func (m *machine) exit(code uintptr) {
+func (m *interpreter) exit(code uintptr) {
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, code, 0, 0)
 		*m.nowhere = 0

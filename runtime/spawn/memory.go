@@ -17,15 +17,15 @@ import (
 // span is a range of addresses, its end excluded.
 type span struct{ from, to uintptr }
 
-// Text says which of a process's memory a child needs for its code, and where
-// addresses end. The zero value is looked up when it is needed.
+// Text is the memory of a process that a child needs for its code, and the end
+// of the address space. The zero value is looked up when needed.
 type Text struct {
 	keep []span // in ascending order
 	top  uintptr
 }
 
-// FindText finds the code of this program in its memory. It stays where it is,
-// so one look serves all children.
+// FindText finds the code of this program in its memory. It never moves, so the
+// result serves all children.
 func FindText() (Text, error) {
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
@@ -47,9 +47,9 @@ type mapping struct {
 	access, file string
 }
 
-// readText reads a list of mappings. It keeps those of the file that has the
-// address code in it which cannot be written to, and those that the kernel
-// made: it may refuse to take them away, and there is nothing in them.
+// readText reads a list of mappings. It keeps the read-only ones of the file
+// mapped at the address code, and those of the kernel, which may refuse to
+// unmap them, and which hold no data.
 func readText(maps io.Reader, code uintptr) (Text, error) {
 	var (
 		list []mapping
@@ -79,7 +79,7 @@ func readText(maps io.Reader, code uintptr) (Text, error) {
 	var t Text
 	for _, m := range list {
 		if m.file == "[vsyscall]" {
-			continue // beyond what munmap reaches
+			continue // beyond the reach of munmap
 		}
 
 		t.top = max(t.top, m.to)
@@ -109,7 +109,7 @@ func parseMapping(line string) (mapping, error) {
 	return mapping{span{uintptr(from), uintptr(to)}, fields[1], strings.TrimSpace(fields[5])}, nil
 }
 
-// gaps returns what lies between the spans that are kept, up to top.
+// gaps returns the ranges between the kept spans, up to top.
 func gaps(keep []span, top uintptr) []span {
 	slices.SortFunc(keep, func(a, b span) int {
 		if a.from < b.from {
@@ -134,30 +134,30 @@ func gaps(keep []span, top uintptr) []span {
 	return free
 }
 
-// heapAround is the part of the Go heap that has the child's description in it:
-// all of it, in a program as small as the keeper.
+// heapAround is the part of the Go heap around the child's description: all of
+// it, in a program as small as the keeper.
 func heapAround(of *Child) span {
 	const reserved = 64 << 20 // at a time, by the Go runtime
 	from := uintptr(unsafe.Pointer(of)) &^ (reserved - 1)
 	return span{from, from + reserved}
 }
 
-// withhold tells the kernel not to copy a range of memory to children. They
-// would give it back first of all; this spares them the time. New parts of the
-// heap may appear at any time, so it is told again before each child.
+// withhold excludes a range of memory from children (MADV_DONTFORK). They would
+// unmap it first; this saves the time. New parts of the heap may appear at any
+// time, so it is repeated before each child.
 func withhold(s span) {
-	// An error means that there are holes in it, which do not matter.
+	// An error means that the range has holes, which do not matter.
 	_, _, _ = unix.RawSyscall(unix.SYS_MADVISE, s.from, s.to-s.from, unix.MADV_DONTFORK)
 }
 
-// arena hands out zeroed memory outside of the Go heap, in mappings that are
-// this child's alone. What is stored there must not point into the heap.
+// arena allocates zeroed memory outside the Go heap, in mappings for this child
+// alone. What is stored there must not point into the heap.
 type arena struct {
 	chunks [][]byte
 	free   []byte
 }
 
-const firstChunk = 256 << 10 // pages that are not used cost nothing
+const firstChunk = 256 << 10 // unused pages cost nothing
 
 func (a *arena) alloc(n int) ([]byte, error) {
 	n = (n + 15) &^ 15
@@ -178,10 +178,10 @@ func (a *arena) alloc(n int) ([]byte, error) {
 	return b, nil
 }
 
-// release gives the memory back; the child has a copy of its own.
+// release unmaps the memory; the child has its own copy.
 func (a *arena) release() {
 	for _, chunk := range a.chunks {
-		// It is a mapping of ours, so this cannot fail.
+		// This cannot fail for our own mapping.
 		_ = unix.Munmap(chunk)
 	}
 	a.chunks, a.free = nil, nil
@@ -198,17 +198,17 @@ func (a *arena) spans() []span {
 	return list
 }
 
-// listKey tells a list of strings from others by where it is.
+// listKey identifies a list of strings by its address.
 type listKey struct {
 	first *string
 	n     int
 }
 
-// layout places things in an arena. After an error it goes on in memory that
-// no child will see; the error is looked at once, at the end.
+// layout places data in an arena. After an error it continues in memory that no
+// child will see; the error is checked once, at the end.
 type layout struct {
 	arena arena
-	lists map[listKey]uintptr // where lists of strings are
+	lists map[listKey]uintptr // addresses of lists of strings
 	err   error
 }
 

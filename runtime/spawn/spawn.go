@@ -14,32 +14,33 @@ import (
 	"crisp/runtime/plan"
 )
 
-// Options say what of its parent's settings a child does not inherit.
+// Options are the settings of its parent that a child does not inherit.
 type Options struct {
-	// NoFile is the limit on open files that the child gets where its plan says
-	// so by [plan.ArgNoFile], or else before its first step; nil keeps the
-	// caller's, which Go raises at start.
+	// NoFile is the limit on open files that the child gets at the
+	// [plan.ArgNoFile] of its plan, or else before its first step; nil keeps
+	// the caller's, which Go raises at start.
 	NoFile *unix.Rlimit
 	// OOMScoreAdj is written to the child's oom_score_adj before its first
 	// step; empty keeps the caller's.
 	OOMScoreAdj string
-	// Text is where this program's code is, see [FindText]. It is looked up if empty.
+	// Text is the memory of this program's code, see [FindText]. It is looked
+	// up if empty.
 	Text Text
 }
 
-// EventKind is what happened to a child.
+// EventKind is the kind of an event of a child.
 type EventKind uint8
 
 // The kinds of event.
 const (
-	// Forked: the plan goes on in the process Pid, a child of the caller too;
-	// the one before it ends by itself and must be reaped.
+	// Forked: the plan continues in the process Pid, also a child of the
+	// caller; the previous one exits by itself and must be reaped.
 	Forked EventKind = iota + 1
-	// Waiting: the child stands at gate Step until [Child.Release].
+	// Waiting: the child waits at gate Step until [Child.Release].
 	Waiting
 	// Passed: the child sent the descriptor FD, which the receiver owns.
 	Passed
-	// Executed: execve took place. It is the last event.
+	// Executed: execve succeeded. It is the last event.
 	Executed
 	// Ended: the plan ran to its end without execve and the child exits 0. It
 	// is the last event.
@@ -54,29 +55,30 @@ type Event struct {
 	FD   int
 }
 
-// Child is a process on its way through a plan.
+// Child is a process that runs a plan.
 type Child struct {
-	// Pid is the process that was cloned, and PidFD its descriptor. Both
-	// belong to the caller of Start, who must reap the process.
+	// Pid is the process that was cloned, and PidFD its descriptor. Both belong
+	// to the caller of Start, which must reap the process.
 	Pid, PidFD int
 
 	plan *plan.Plan
 	sock *os.File // nonblocking, so that a wait occupies no thread
 	raw  syscall.RawConn
 
-	runner  int      // pid of the process that runs the plan by now
+	runner  int      // PID of the process that runs the plan now
 	fork    int      // index of the step that forks, -1 without or after it
-	exposed bool     // since the fork others may have taken the runner's place
+	exposed bool     // after an exposed fork, when others may impersonate the runner
 	last    uint32   // the runner's last report
-	early   []packet // reports that overtook that of the fork
-	foreign int      // reports from processes that are not of the plan
+	early   []packet // reports that arrived before that of the fork
+	foreign int      // reports from processes outside the plan
 }
 
-// maxForeign bounds the reports that come early or from others, before a start
-// is given up. A process that others see can be made to hand its socket over.
+// maxForeign bounds the reports that come early or from other processes, before
+// a start is abandoned. A process that others see can be made to pass its
+// socket to them.
 const maxForeign = 16
 
-// Prepared is a child that is not born yet.
+// Prepared is a child before the clone.
 type Prepared struct {
 	plan         *plan.Plan
 	program      *compiled
@@ -102,16 +104,15 @@ func Prepare(p *plan.Plan, files []int, opt Options) (*Prepared, error) {
 	return &Prepared{plan: p, program: program, sock: sock, childs: childs}, nil
 }
 
-// Close gives up a child that is not to be born.
+// Close releases a child that will not be started.
 func (p *Prepared) Close() {
 	p.program.arena.release()
 	p.sock.Close()
 	p.childs.Close()
 }
 
-// Start clones the child and lets it run the plan. It waits for nothing. The
-// caller reads the child's events with [Child.Next] until the last and then
-// closes it.
+// Start clones the child and lets it run the plan. It never blocks. The caller
+// reads the child's events with [Child.Next] until the last and then closes it.
 func (p *Prepared) Start() (*Child, error) {
 	raw, err := p.sock.SyscallConn()
 	if err != nil {
@@ -158,7 +159,7 @@ func socketPair() (ours, childs *os.File, err error) {
 
 	err = unix.SetNonblock(pair[0], true)
 	if err == nil {
-		// The kernel tells with each report whose it is.
+		// The kernel reports the sender of each report.
 		err = unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
 	}
 	if err != nil {
@@ -170,8 +171,8 @@ func socketPair() (ours, childs *os.File, err error) {
 	return os.NewFile(uintptr(pair[0]), "child"), os.NewFile(uintptr(pair[1]), "parent"), nil
 }
 
-// WriteIDMaps writes the maps of the user namespace in which the child was
-// born. The child needs it before it is released from its first gate.
+// WriteIDMaps writes the maps of the user namespace that the child was cloned
+// into. It must be called before the child is released from its first gate.
 func (c *Child) WriteIDMaps() error {
 	if c.plan.Clone.Flags&unix.CLONE_NEWUSER == 0 {
 		return nil
@@ -218,11 +219,11 @@ type packet struct {
 	pid                int // the sender's
 	kind, index, value uint32
 	fd                 int   // a descriptor that was passed, -1 without one
-	bad                error // why it is no report; whose it is decides what that means
+	bad                error // why it is invalid; its sender decides what that means
 }
 
 // Next waits for the child's next event. A failed step is a [*StepError]; a
-// child that ended otherwise is [ErrDied]. After an error or a last event
+// child that exited otherwise is [ErrDied]. After an error or a last event
 // there are no more.
 func (c *Child) Next() (Event, error) {
 	for {
@@ -257,9 +258,9 @@ func (c *Child) take() (p packet, ended bool, err error) {
 	return c.receive()
 }
 
-// setAside keeps a report until it is known whose it is: the forked process may
-// be faster than the one that reports it. Once that is known, those of
-// others are dropped.
+// setAside keeps a report until its sender is known: the forked process may be
+// faster than the one that reports it. Once the fork is reported, those of
+// other processes are dropped.
 func (c *Child) setAside(p packet) error {
 	if c.fork >= 0 && len(c.early) < maxForeign {
 		c.early = append(c.early, p)
@@ -268,7 +269,7 @@ func (c *Child) setAside(p packet) error {
 
 	p.drop()
 	if c.foreign++; c.foreign > maxForeign {
-		return fmt.Errorf("%s: %w: from process %d, which is not of the plan", c.plan.Name, ErrReport, p.pid)
+		return fmt.Errorf("%s: %w: from process %d, which does not belong to the plan", c.plan.Name, ErrReport, p.pid)
 	}
 
 	return nil
@@ -299,8 +300,8 @@ func (c *Child) receive() (p packet, ended bool, err error) {
 		case rerr != nil:
 			return packet{}, false, fmt.Errorf("%s: receive report: %w", c.plan.Name, rerr)
 		case err == unix.EINTR, err == unix.ECONNRESET:
-			// A child that ended without reading what it was sent is reported
-			// once, before its last words.
+			// A child that exited with unread data is reported once, as
+			// ECONNRESET before its last report.
 			continue
 		case err != nil:
 			return packet{}, false, fmt.Errorf("%s: receive report: %w", c.plan.Name, err)
@@ -312,8 +313,8 @@ func (c *Child) receive() (p packet, ended bool, err error) {
 	}
 }
 
-// parsePacket reads a packet with its control messages. Of descriptors one is
-// taken; a packet with one is not a report but the descriptor's envelope.
+// parsePacket reads a packet with its control messages. At most one descriptor
+// is accepted; a packet with one only carries it and is not a report.
 func parsePacket(b, oob []byte) packet {
 	p := packet{fd: -1}
 	msgs, err := unix.ParseSocketControlMessage(oob)
@@ -354,8 +355,8 @@ func parsePacket(b, oob []byte) packet {
 	return p
 }
 
-// report reads a report of the process that runs the plan; one that is no event
-// by itself is not done.
+// report handles a report of the process that runs the plan; done is false if
+// it is not an event by itself.
 func (c *Child) report(p packet) (ev Event, done bool, err error) {
 	if p.bad != nil {
 		p.drop()
@@ -364,7 +365,7 @@ func (c *Child) report(p packet) (ev Event, done bool, err error) {
 	if p.fd >= 0 {
 		if c.exposed {
 			p.drop()
-			return Event{}, false, fmt.Errorf("%s: %w: a descriptor from where others see the process", c.plan.Name, ErrReport)
+			return Event{}, false, fmt.Errorf("%s: %w: a descriptor from an exposed process", c.plan.Name, ErrReport)
 		}
 		return Event{Kind: Passed, FD: p.fd}, true, nil
 	}
@@ -393,7 +394,7 @@ func (c *Child) report(p packet) (ev Event, done bool, err error) {
 	return Event{}, false, fmt.Errorf("%s: %w: kind %d", c.plan.Name, ErrReport, p.kind)
 }
 
-// closed says what it means that nobody has the child's end of the socket any more.
+// closed returns the event of a closed socket, which no process holds any more.
 func (c *Child) closed() (Event, error) {
 	switch {
 	case c.fork >= 0:
@@ -405,7 +406,7 @@ func (c *Child) closed() (Event, error) {
 	return Event{}, fmt.Errorf("%s: %w", c.plan.Name, ErrDied)
 }
 
-// Release lets a child that is Waiting go on.
+// Release lets a Waiting child continue.
 func (c *Child) Release() error {
 	var err error
 	if cerr := c.raw.Control(func(fd uintptr) {
@@ -420,10 +421,10 @@ func (c *Child) Release() error {
 }
 
 // Abort makes sure that the child never reaches execve: it is killed, and a
-// process that it forked meanwhile dies at its next report. Next then
-// returns an error. Abort may be called while another goroutine is in Next.
+// process that it forked meanwhile exits at its next report. Next then returns
+// an error. Abort may be called while another goroutine is in Next.
 func (c *Child) Abort() {
-	// An error means that the child is gone already.
+	// An error means that the child is dead already.
 	_ = c.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	_ = unix.PidfdSendSignal(c.PidFD, unix.SIGKILL, nil, 0)
 }

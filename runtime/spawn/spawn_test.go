@@ -54,7 +54,7 @@ func (p *program) shell(script string) {
 	p.do("exec", unix.SYS_EXECVE, str("/bin/sh"), strs("sh", "-c", script), strs("PATH=/bin:/usr/bin"))
 }
 
-// result is what became of a plan.
+// result is the outcome of a plan.
 type result struct {
 	events []Event
 	err    error
@@ -284,7 +284,7 @@ func TestGateHolds(t *testing.T) {
 			end(c)
 			for _, pid := range pids {
 				if s := reap(t, pid); s.ExitStatus() == 0 && pid == pids[len(pids)-1] {
-					t.Errorf("%s: child went on: %v", name, s)
+					t.Errorf("%s: child continued: %v", name, s)
 				}
 			}
 
@@ -302,8 +302,8 @@ func TestGateHolds(t *testing.T) {
 	}
 }
 
-// TestCallerGoesOn lets a child stand at its gate: it has an OOM score of its own.
-func TestCallerGoesOn(t *testing.T) {
+// TestCallerKeepsOOMScore lets a child wait at its gate: only it gets another OOM score.
+func TestCallerKeepsOOMScore(t *testing.T) {
 	score := func() string {
 		b, err := os.ReadFile("/proc/self/oom_score_adj")
 		if err != nil {
@@ -353,7 +353,7 @@ func (p *program) atGate(t *testing.T, opt Options) *Child {
 }
 
 // TestStartWaitsForNoChild starts a child that is stopped before its first
-// instruction, as one born in a frozen cgroup is.
+// instruction, as in a frozen cgroup.
 func TestStartWaitsForNoChild(t *testing.T) {
 	testkit.Root(t)
 	group := frozenGroup(t)
@@ -376,7 +376,7 @@ func TestStartWaitsForNoChild(t *testing.T) {
 	}
 }
 
-// frozenGroup returns an open cgroup of version 2 in which nothing runs.
+// frozenGroup returns an open, frozen v2 cgroup.
 func frozenGroup(t *testing.T) *os.File {
 	t.Helper()
 	root := "/sys/fs/cgroup"
@@ -409,8 +409,9 @@ func frozenGroup(t *testing.T) *os.File {
 	return f
 }
 
-// TestChildHasNoMemoryOfItsParent looks at what is mapped in a child that waits
-// at a gate: the code, the plan, and no heap, stack or variable of this process.
+// TestChildHasNoMemoryOfItsParent examines the mappings of a child that waits
+// at a gate: the code, the plan, and no heap, stack or variable of this
+// process.
 func TestChildHasNoMemoryOfItsParent(t *testing.T) {
 	if !wholly {
 		testkit.Skip(t, "build without C", "the race detector's library needs memory of its own")
@@ -532,7 +533,7 @@ func TestSignalsAreReset(t *testing.T) {
 }
 
 func TestNothingLeaks(t *testing.T) {
-	// A descriptor without close-on-exec stands for one of another container.
+	// A descriptor without close-on-exec, in place of one of another container.
 	fd, err := unix.Open("/", unix.O_RDONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -555,7 +556,7 @@ func TestLimitsAreRestored(t *testing.T) {
 	}
 }
 
-// TestSizes runs plans that take little and much memory.
+// TestSizes runs plans of small and large size.
 func TestSizes(t *testing.T) {
 	for _, size := range []int{10, 40000, 3, 200000, 5} {
 		p := newProgram()
@@ -636,7 +637,7 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// denying returns a filter that answers the calls with an error.
+// denying returns a filter that fails the calls with an error.
 func denying(errno uint32, calls ...uint32) plan.Arg {
 	prog := []unix.SockFilter{{Code: 0x20, K: 0}} // load the number
 	for _, nr := range calls {
@@ -730,8 +731,8 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// TestForeignReports sends reports in the place of a child that others see:
-// none counts, whatever it says, and too many end the start.
+// TestForeignReports sends reports in place of an exposed child: none counts,
+// and too many fail the start.
 func TestForeignReports(t *testing.T) {
 	p := newProgram()
 	p.fork()
@@ -751,7 +752,7 @@ func TestForeignReports(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		// As a process would that was given the child's end.
+		// As a process that got the child's end of the socket would.
 		stolen, err := unix.Dup(int(prepared.childs.Fd()))
 		if err != nil {
 			t.Fatal(err)
@@ -776,7 +777,7 @@ func TestForeignReports(t *testing.T) {
 		forge(reportExec, 0)
 		forge(reportFailed, uint32(unix.EPERM), int(w.Fd()))
 
-		// What is no report at all is a foreign one, too.
+		// Invalid packets count as foreign reports, too.
 		if err := unix.Sendmsg(stolen, []byte{0}, nil, nil, 0); err != nil {
 			t.Error(err)
 		}
@@ -819,9 +820,9 @@ func TestForeignReports(t *testing.T) {
 	}
 }
 
-// TestExposedDealsWithNobody refuses plans that wait or pass something on where
-// others see the process.
-func TestExposedDealsWithNobody(t *testing.T) {
+// TestExposedNeedsNoKeeper refuses plans that wait or pass a descriptor after
+// an exposed fork.
+func TestExposedNeedsNoKeeper(t *testing.T) {
 	for _, a := range []plan.Arg{{Kind: plan.ArgSync}, {Kind: plan.ArgBack}, {Kind: plan.ArgPassFD}} {
 		p := newProgram()
 		p.fork()

@@ -2,5 +2,5 @@
 
 package spawn
 
-// wholly says whether a child can give back all memory but its code.
+// wholly: a child can unmap all memory but its code.
 const wholly = true
