@@ -16,7 +16,7 @@ type call struct {
 	nr   [5]int32
 }
 
-// abi is a way to call the kernel.
+// abi is a system call ABI.
 type abi struct {
 	arch   specs.Arch
 	audit  uint32 // AUDIT_ARCH_*, which a program finds in seccomp_data
@@ -28,7 +28,7 @@ type abi struct {
 // x32Bit marks the numbers of x32 calls, which share amd64's AUDIT_ARCH.
 const x32Bit = 0x40000000
 
-// armPrivate is the first number of a range of its own far above the rest.
+// armPrivate is the first number of ARM's private range, far above the rest.
 const armPrivate = 0xf0000
 
 var (
@@ -39,7 +39,7 @@ var (
 	arm   = abi{specs.ArchARM, unix.AUDIT_ARCH_ARM, 4, 0, false}
 )
 
-// abisOf returns the ABIs that a machine has, its own first.
+// abisOf returns the ABIs of an architecture, the native one first.
 func abisOf(goarch string) ([]abi, error) {
 	switch goarch {
 	case "amd64":
@@ -50,8 +50,8 @@ func abisOf(goarch string) ([]abi, error) {
 	return nil, fmt.Errorf("%w: no system call numbers for %s", ErrUnsupported, goarch)
 }
 
-// selectABIs returns those ABIs of the machine that the profile lists, and
-// always its own. Those of other machines cannot occur.
+// selectABIs returns the ABIs of the machine that the profile lists, and always
+// the native one. Those of other machines cannot occur.
 func selectABIs(goarch string, listed []specs.Arch) ([]abi, error) {
 	abis, err := abisOf(goarch)
 	if err != nil {
@@ -68,7 +68,7 @@ func selectABIs(goarch string, listed []specs.Arch) ([]abi, error) {
 	}), nil
 }
 
-// number returns the number of the call named, without base.
+// number returns the number of the named call, without base.
 func (a abi) number(name string) (nr uint32, ok bool) {
 	i, ok := slices.BinarySearchFunc(calls[:], name, func(c call, name string) int {
 		return strings.Compare(c.name, name)
@@ -79,8 +79,8 @@ func (a abi) number(name string) (nr uint32, ok bool) {
 	return uint32(calls[i].nr[a.column]), true
 }
 
-// multiplexed returns the call of i386 through which the call named can be
-// made too, and the first argument that selects it there.
+// multiplexed returns the i386 call that multiplexes the named call, and the
+// first argument that selects it there.
 func (a abi) multiplexed(name string) (via string, selector uint64, ok bool) {
 	if a.arch != specs.ArchX86 {
 		return "", 0, false

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxErrno is the largest number that the kernel returns as an error.
+// maxErrno is the largest errno of the kernel.
 const maxErrno = 4095
 
 // action is what a program returns: SECCOMP_RET_* and its data.
@@ -61,7 +61,7 @@ func withErrno(name specs.LinuxSeccompAction, errno *uint) (action, error) {
 	return a | action(n), nil
 }
 
-// permits reports whether the call is made, perhaps after somebody was told.
+// permits reports whether the call is made, perhaps after a notification.
 func (a action) permits() bool {
 	switch a & unix.SECCOMP_RET_ACTION_FULL {
 	case unix.SECCOMP_RET_ALLOW, unix.SECCOMP_RET_LOG, unix.SECCOMP_RET_TRACE:
@@ -78,7 +78,7 @@ func (a action) stricterThan(b action) bool {
 // newFlags encodes the flags of a profile for seccomp(2).
 func newFlags(names []specs.LinuxSeccompFlag) (uint32, error) {
 	if names == nil {
-		// A profile that says nothing does not ask to slow the container down.
+		// Without flags in the profile the container is not slowed down.
 		return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
 	}
 
@@ -90,9 +90,9 @@ func newFlags(names []specs.LinuxSeccompFlag) (uint32, error) {
 		case specs.LinuxSeccompFlagSpecAllow:
 			flags |= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
 		case "SECCOMP_FILTER_FLAG_TSYNC":
-			// There is one thread when the filter is set.
+			// The process has one thread when the filter is loaded.
 		case specs.LinuxSeccompFlagWaitKillableRecv:
-			// About listeners, and the kernel refuses it without one.
+			// For listeners only; the kernel refuses it without one.
 		default:
 			return 0, fmt.Errorf("%w: flag %q", ErrInvalid, name)
 		}

@@ -29,7 +29,7 @@ const (
 const (
 	// maxLength is the longest program that the kernel accepts.
 	maxLength = unix.BPF_MAXINSNS
-	// maxShort is the farthest that a conditional jump reaches.
+	// maxShort is the reach of a conditional jump.
 	maxShort = 255
 
 	insnSize = 8
@@ -42,7 +42,7 @@ type insn struct {
 	k      uint32
 }
 
-// block is code that ends in a return on every path, wherever it is put.
+// block is position-independent code that ends in a return on every path.
 type block []insn
 
 func give(a action) block { return block{{code: opRet, k: uint32(a)}} }

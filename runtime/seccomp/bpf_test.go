@@ -17,7 +17,7 @@ func newTestMachine(t testing.TB, f Filter) testMachine {
 	return testMachine{m}
 }
 
-// run returns what the filter says.
+// run returns the filter's action.
 func (m testMachine) run(t testing.TB, e event) action {
 	t.Helper()
 	a, err := m.machine.run(e)

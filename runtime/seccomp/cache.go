@@ -8,10 +8,10 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// maxCached bounds the filters kept. A node has a handful of profiles.
+// maxCached bounds the cached filters. A node has a handful of profiles.
 const maxCached = 64
 
-// Cache keeps compiled filters by the content of their profiles. Its methods
+// Cache caches compiled filters by the content of their profiles. Its methods
 // may be called concurrently.
 type Cache struct {
 	mu      sync.Mutex
@@ -49,8 +49,7 @@ func (c *Cache) Compile(p *specs.LinuxSeccomp) (Filter, error) {
 	return f, nil
 }
 
-// appendProfile encodes all that has an effect on the filter, each list with
-// its length before it.
+// appendProfile encodes all that affects the filter, with length-prefixed lists.
 func appendProfile(b []byte, p *specs.LinuxSeccomp) []byte {
 	b = appendAction(b, p.DefaultAction, p.DefaultErrnoRet)
 	b = appendStrings(b, p.Architectures)

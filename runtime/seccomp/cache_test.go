@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Profiles that differ in anything at all have filters of their own.
+// Profiles that differ in anything have different filters.
 func TestCacheTellsProfilesApart(t *testing.T) {
 	variants := []func(*specs.LinuxSeccomp){
 		func(p *specs.LinuxSeccomp) {},

@@ -11,19 +11,19 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Filter is a profile made ready for seccomp(2).
+// Filter is a profile compiled for seccomp(2).
 type Filter struct {
 	// Prog is an array of struct sock_filter.
 	Prog []byte
 	// Flags are SECCOMP_FILTER_FLAG_* bits.
 	Flags uint32
-	// Joins says that a process can join others in their PID namespace after
-	// it has loaded the filter: clone itself, begin a session, take a terminal,
-	// limit itself. Where a profile forbids that, see [Filter.WithPass].
+	// Joins: a process can join the PID namespace of others after it has loaded
+	// the filter: clone, start a session, set a controlling terminal, limit
+	// itself. For profiles that forbid that, see [Filter.WithPass].
 	Joins bool
 }
 
-// Compile makes the filter of a profile for this machine.
+// Compile compiles a profile for this machine.
 func Compile(p *specs.LinuxSeccomp) (Filter, error) {
 	f, err := CompileFor(runtime.GOARCH, p)
 	if err != nil {
@@ -39,7 +39,7 @@ func Compile(p *specs.LinuxSeccomp) (Filter, error) {
 	return f, err
 }
 
-// CompileFor makes the filter of a profile for a machine, "amd64" or "arm64". It
+// CompileFor compiles a profile for an architecture, "amd64" or "arm64". It
 // leaves Joins unset.
 func CompileFor(goarch string, p *specs.LinuxSeccomp) (Filter, error) {
 	flags, err := newFlags(p.Flags)
@@ -115,12 +115,12 @@ func repeatsArgument(conditions []specs.LinuxSeccompArg) bool {
 	return false
 }
 
-// program is the whole filter: the ABI decides which search is made.
+// program is the whole filter: it branches by ABI, then searches the number.
 func program(abis []abi, rules []rule, fallback action) block {
 	out := give(killThread)
 	for _, a := range slices.Backward(abis) {
 		if a.arch == specs.ArchX32 {
-			continue // searched along with amd64
+			continue // searched together with amd64
 		}
 		ranges := rangesOf(a, rules, fallback)
 		if a.arch == specs.ArchX86_64 {
@@ -132,12 +132,12 @@ func program(abis []abi, rules []rule, fallback action) block {
 	return append(block{{code: opLoad, k: offsetArch}}, out...)
 }
 
-// numbers is a range of call numbers, from first to where the next one
-// begins, that are decided alike.
+// numbers is a range of call numbers with the same decision, from first up to
+// the next range.
 type numbers struct {
 	first  uint32
 	wide   bool
-	checks []check // tried in order
+	checks []check // in order
 	action action  // when no check applies
 }
 
@@ -179,8 +179,8 @@ func rangesOf(a abi, rules []rule, fallback action) []numbers {
 	return ranges
 }
 
-// decide returns what the rules say about each number of an ABI, and the
-// first number that is higher than all that they name, or 0 if they name none.
+// decide returns the decision of the rules for each number of an ABI, and the
+// first number above all that they name, or 0 if they name none.
 func decide(a abi, rules []rule, fallback action) (decided map[uint32]numbers, unknown uint32) {
 	decided = map[uint32]numbers{}
 	for _, r := range rules {
@@ -193,8 +193,9 @@ func decide(a abi, rules []rule, fallback action) (decided map[uint32]numbers, u
 			}
 
 			via, selector, ok := a.multiplexed(name)
-			// The arguments proper are in memory, where no program can look.
-			// A rule about them may restrict the call made this way, not open it.
+			// The actual arguments are in memory, which a filter cannot read. A
+			// rule with conditions on them may restrict the multiplexed call,
+			// but not allow it.
 			if !ok || len(r.conditions) > 0 && !r.action.stricterThan(fallback) {
 				continue
 			}
@@ -216,7 +217,7 @@ func add(decided map[uint32]numbers, nr uint32, c check, fallback action) {
 	n, ok := decided[nr]
 	switch {
 	case ok && len(n.checks) == 0:
-		return // decided whatever the arguments
+		return // decided regardless of the arguments
 	case len(c.conditions) == 0:
 		n = numbers{action: c.action}
 	default:
@@ -232,19 +233,19 @@ func x32Ranges(abis []abi, rules []rule, fallback action, below []numbers) []num
 	if slices.ContainsFunc(abis, func(a abi) bool { return a.arch == specs.ArchX32 }) {
 		ranges = rangesOf(x32, rules, fallback)
 	}
-	// A tracer that skips a call sets its number to -1. It is no x32 call.
+	// A tracer that skips a call sets its number to -1, which is not an x32 call.
 	skipped := numbers{first: math.MaxUint32, action: below[len(below)-1].action}
 	return append(ranges, skipped)
 }
 
-// merge joins neighbours that are decided alike.
+// merge merges adjacent ranges with the same decision.
 func merge(ranges []numbers) []numbers {
 	return slices.CompactFunc(ranges, func(a, b numbers) bool {
 		return a.action == b.action && len(a.checks)+len(b.checks) == 0
 	})
 }
 
-// search finds the range of the number loaded by halving.
+// search finds the range of the loaded number by binary search.
 func search(ranges []numbers) block {
 	if len(ranges) == 1 {
 		n := ranges[0]

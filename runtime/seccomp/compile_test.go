@@ -175,7 +175,7 @@ func TestNewerCallsAreUnknown(t *testing.T) {
 		}
 	}
 
-	// A profile that names nothing knows no kernel.
+	// A profile without names does not define newer calls.
 	empty := compile(t, "amd64", &specs.LinuxSeccomp{DefaultAction: specs.ActErrno})
 	if got := empty.run(t, event{arch: amd64.audit, nr: 9999}); got != eperm {
 		t.Errorf("empty profile: %#x, want %#x", got, eperm)
@@ -190,7 +190,7 @@ func TestNewerCallsAreUnknown(t *testing.T) {
 	}
 }
 
-// The private calls of ARM lie far above the rest, which stays unknown.
+// The private calls of ARM are far above the rest, which stays unknown.
 func TestPrivateCallsOfARM(t *testing.T) {
 	m := compile(t, "arm64", &specs.LinuxSeccomp{
 		DefaultAction: specs.ActErrno, Architectures: []specs.Arch{specs.ArchARM},
@@ -358,8 +358,8 @@ func TestInvalidProfiles(t *testing.T) {
 	}
 }
 
-// Programs up to the kernel's limit work, with jumps that no conditional jump
-// reaches; longer ones are refused.
+// Programs up to the kernel's limit work, with jumps beyond the reach of a
+// conditional one; longer ones are refused.
 func TestLength(t *testing.T) {
 	profile := func(rules int) *specs.LinuxSeccomp {
 		p := &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
@@ -387,7 +387,7 @@ func TestLength(t *testing.T) {
 	}
 }
 
-// Random profiles do what reading them naively does.
+// Random profiles behave like a naive interpretation.
 func TestAgainstModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 400 {
@@ -439,7 +439,7 @@ func randomEvent(r *rand.Rand, p *specs.LinuxSeccomp) (event, string, abi) {
 	return e, name, a
 }
 
-// model decides a call by the words of the package documentation.
+// model decides a call as the package documentation specifies.
 func model(p *specs.LinuxSeccomp, a abi, name string, e event) action {
 	fallback, _ := newAction(p.DefaultAction, nil)
 	decided := fallback
@@ -503,7 +503,7 @@ func holds(c specs.LinuxSeccompArg, v uint64, wide bool) bool {
 	}
 }
 
-// TestJoins tells profiles under which a process can still join others.
+// TestJoins identifies profiles under which a process can still join others.
 func TestJoins(t *testing.T) {
 	deny := func(calls ...specs.LinuxSyscall) *specs.LinuxSeccomp {
 		return &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: calls}

@@ -10,7 +10,7 @@ import (
 // maxArg is the highest argument index of a system call.
 const maxArg = 5
 
-// target is where a test of a condition leads.
+// target is the jump target of a test.
 type target uint8
 
 const (
@@ -19,7 +19,7 @@ const (
 	fail               // the condition does not hold
 )
 
-// test is an instruction of a condition whose jumps are not laid yet. The
+// test is an instruction of a condition whose jumps are not resolved yet. The
 // targets of an instruction that does not jump are next.
 type test struct {
 	code   uint16
@@ -27,7 +27,7 @@ type test struct {
 	jt, jf target
 }
 
-// checkCondition finds fault with conditions that have no meaning.
+// checkCondition refuses invalid conditions.
 func checkCondition(c specs.LinuxSeccompArg) error {
 	if c.Index > maxArg {
 		return fmt.Errorf("%w: argument %d", ErrInvalid, c.Index)
@@ -41,7 +41,7 @@ func checkCondition(c specs.LinuxSeccompArg) error {
 }
 
 // tests compares an argument. A wide argument is compared by halves, the high
-// one first; of a narrow one and its operand only the low half counts.
+// one first; of a narrow one and its operand only the low half is compared.
 func tests(c specs.LinuxSeccompArg, wide bool) []test {
 	op, yes, no := opEq, pass, fail
 	switch c.Op {
@@ -85,8 +85,8 @@ func load(arg uint, half, mask uint32) []test {
 	return out
 }
 
-// lay turns tests into instructions. Pass leads to the instruction after the
-// last, fail to the one that is distance further.
+// lay turns tests into instructions. Pass jumps to the instruction after the
+// last, fail to the one distance further.
 func lay(tests []test, distance int) []insn {
 	out := make([]insn, 0, len(tests))
 	for i, t := range tests {
@@ -106,9 +106,9 @@ func lay(tests []test, distance int) []insn {
 	return out
 }
 
-// when is code that takes the action if all conditions hold and runs into
-// what follows it if not. There is at most one condition for each argument, so
-// that its jumps are short.
+// when is code that takes the action if all conditions hold and falls through
+// otherwise. There is at most one condition per argument, so its jumps are
+// short.
 func when(conditions []specs.LinuxSeccompArg, wide bool, a action) []insn {
 	out := []insn(give(a))
 	for _, c := range slices.Backward(conditions) {

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RuntimeDefault is the profile of containers that ask for the runtime's own,
-// given their bounding set of capabilities. It allows what containerd's and
-// Docker's default profiles allow.
+// RuntimeDefault is the profile for RuntimeDefault containers, given their
+// bounding set of capabilities. It allows what the default profiles of
+// containerd and Docker allow.
 //
-// It is a list of what is allowed. Left out are calls that change the machine
-// or that have a poor record and few users: kernel modules, clocks, keyrings,
-// io_uring, userfaultfd, new namespaces, mounts. A capability brings back the
-// calls that need it.
+// It is an allow list. It omits calls that change the machine, or that have a
+// bad security record and few users: kernel modules, clocks, keyrings,
+// io_uring, userfaultfd, new namespaces, mounts. A capability adds the calls
+// that need it.
 func RuntimeDefault(caps []string) *specs.LinuxSeccomp {
 	p := &specs.LinuxSeccomp{
 		DefaultAction: specs.ActErrno,
@@ -61,9 +61,9 @@ func allowIf(name string, op specs.LinuxSeccompOperator, value, valueTwo uint64)
 	}
 }
 
-// withoutNamespaces lets processes be made, but no namespaces. The flags of
-// clone3 are in memory, where a filter cannot look: it does not exist, and C
-// libraries fall back on clone.
+// withoutNamespaces allows new processes, but no new namespaces. The flags of
+// clone3 are in memory, which a filter cannot read: it returns ENOSYS, and C
+// libraries fall back to clone.
 func withoutNamespaces() []specs.LinuxSyscall {
 	const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER |
 		unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
@@ -79,9 +79,9 @@ func withoutNamespaces() []specs.LinuxSyscall {
 var personalities = [...]uint64{0, 0x8, 0x20000, 0x20008, 0xffffffff}
 
 // sockets allows all address families but AF_ALG, which exposes the kernel's
-// cryptography, and AF_VSOCK, which knows no network namespaces. The kernel
-// looks at the low half of the argument only while a filter compares all of
-// it, so that no rule may allow "greater than".
+// cryptography, and AF_VSOCK, which ignores network namespaces. The kernel uses
+// only the low half of the argument while a filter compares all of it, so no
+// rule may allow "greater than".
 func sockets() []specs.LinuxSyscall {
 	out := []specs.LinuxSyscall{allowIf("socket", specs.OpLessThan, unix.AF_ALG, 0)}
 	for family := uint64(unix.AF_ALG + 1); family < unix.AF_MAX; family++ {
@@ -92,8 +92,8 @@ func sockets() []specs.LinuxSyscall {
 	return out
 }
 
-// always are the calls that every container may make. A name that an ABI
-// lacks means nothing there.
+// always are the calls that every container may make. Names that an ABI lacks
+// are ignored there.
 const always = `
 access chdir chmod chown chown32 close close_range copy_file_range creat dup dup2 dup3
 faccessat faccessat2 fadvise64 fadvise64_64 fallocate fanotify_mark fchdir fchmod fchmodat
@@ -156,7 +156,7 @@ semtimedop_time64 shmat shmctl shmdt shmget
 getrandom sysinfo uname
 `
 
-// withCapability are the calls that a capability brings.
+// withCapability are the calls that a capability adds.
 var withCapability = [...]struct{ capability, calls string }{
 	{"CAP_SYS_ADMIN", `
 		bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie

@@ -114,7 +114,7 @@ func TestRuntimeDefaultOnARM(t *testing.T) {
 	}
 }
 
-// A misspelt name would silently allow nothing.
+// A misspelled name would silently allow nothing.
 func TestDefaultNamesExist(t *testing.T) {
 	lists := []string{always}
 	for _, g := range withCapability {

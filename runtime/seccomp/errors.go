@@ -3,11 +3,11 @@ package seccomp
 import "errors"
 
 var (
-	// ErrInvalid means that a profile has a value with no meaning.
+	// ErrInvalid means that a profile has an invalid value.
 	ErrInvalid = errors.New("invalid seccomp profile")
-	// ErrUnsupported means that a profile asks for what crisp cannot do.
+	// ErrUnsupported means that a profile uses a feature that crisp lacks.
 	ErrUnsupported = errors.New("unsupported seccomp profile")
-	// ErrTooLarge means that a profile makes a program longer than the
-	// kernel accepts, or that a profile's file is too large to be one.
+	// ErrTooLarge means that a compiled profile is longer than the kernel
+	// accepts, or that the file is too large for a profile.
 	ErrTooLarge = errors.New("seccomp profile too large")
 )

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel takes the default filter and does what it says. The thread that
-// has it dies with the goroutine.
+// The kernel accepts the default filter and enforces it. The thread that has it
+// exits with the goroutine.
 func TestKernelAcceptsDefault(t *testing.T) {
 	f, err := Compile(RuntimeDefault(nil))
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 // maxFile is the largest profile that is read.
 const maxFile = 1 << 20
 
-// fileProfile is a profile in a file: that of the OCI runtime-spec, or
+// fileProfile is a profile in a file: in the form of the OCI runtime-spec, or
 // Docker's, which adds conditions.
 type fileProfile struct {
 	specs.LinuxSeccomp
@@ -38,7 +38,7 @@ type fileEntry struct {
 	Excludes entryIf `json:"excludes"`
 }
 
-// entryIf says for which containers and machines an entry is.
+// entryIf is the condition of an entry on containers and machines.
 type entryIf struct {
 	Caps      []string `json:"caps"`
 	Arches    []string `json:"arches"`
@@ -46,9 +46,8 @@ type entryIf struct {
 }
 
 // Load reads the profile in a file of the host, in the form of the OCI
-// runtime-spec or Docker's. A profile that does not compile is an error here
-// already. Entries that depend on capabilities are those for a container that
-// has none.
+// runtime-spec or Docker's. A profile that does not compile is an error.
+// Entries that depend on capabilities are resolved for a container without any.
 func Load(path string) (*specs.LinuxSeccomp, error) { return LoadFor(path, nil) }
 
 // LoadFor is [Load] for a container with the given bounding set of
@@ -127,8 +126,7 @@ func parseProfile(data []byte, caps []string, kernel host.Version) (*specs.Linux
 	return &p, nil
 }
 
-// applies reports whether all of what the entry includes is given and nothing
-// of what it excludes.
+// applies reports whether all includes of the entry are met and none of its excludes.
 func (e fileEntry) applies(caps []string, kernel host.Version) (bool, error) {
 	includesKernel, err := atLeast(kernel, e.Includes.MinKernel)
 	if err != nil {
@@ -154,8 +152,8 @@ func (e fileEntry) applies(caps []string, kernel host.Version) (bool, error) {
 	return true, nil
 }
 
-// atLeast reports whether the kernel is as new as a version, "4.8". No
-// version is none too old for.
+// atLeast reports whether the kernel is at least a version, "4.8". Any kernel
+// meets an empty version.
 func atLeast(kernel host.Version, version string) (bool, error) {
 	if version == "" {
 		return true, nil

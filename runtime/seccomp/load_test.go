@@ -137,8 +137,8 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
-// Whatever the text, a profile is refused or makes a program that the
-// interpreter, as strict as the kernel about jumps and ends, accepts.
+// Any text is refused or compiles to a program that the interpreter, as strict
+// as the kernel about jumps and returns, accepts.
 func FuzzProfile(f *testing.F) {
 	text, err := json.Marshal(RuntimeDefault(dockerCaps))
 	if err != nil {

@@ -9,18 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pass is a secret by which a process tells its filter that a call is still the
-// start's, not the program's: it is in arguments 4 and 5, which these calls have
-// no use for. Nobody can read a filter without more rights than a container's;
-// who sees the arguments of a call under way, by CAP_SYS_PTRACE, has won these
-// calls as they are here and no others.
+// Pass is a secret that marks a call for the filter as the start's, not the
+// program's: it is in arguments 4 and 5, which these calls do not use. Reading
+// a filter takes more privileges than a container has; a process that sees the
+// arguments of a call, by CAP_SYS_PTRACE, gains exactly these calls and no
+// others.
 type Pass [2]uint64
 
-// passCalls are what a process does that joins others in their PID namespace
+// passCalls are the calls of a process that joins the PID namespace of others
 // after it has loaded its filter, see [Filter.Joins]: the fork into the
-// namespace, what only the process in there can do, and the limit that the fork
-// must not meet. Arguments 0 and 1 are part of it: a clone with other flags would
-// make namespaces.
+// namespace, what only the new process can do, and the limit that must not
+// apply to the fork. Arguments 0 and 1 are compared, too: a clone with other
+// flags would create namespaces.
 func passCalls() []event {
 	return []event{
 		{nr: unix.SYS_CLONE, args: [6]uint64{unix.CLONE_PARENT | uint64(unix.SIGCHLD)}},
@@ -30,9 +30,9 @@ func passCalls() []event {
 	}
 }
 
-// WithPass returns the filter's program with an exception for the calls that
-// [Filter.Joins] is about, if they carry the pass. The profile decides on all
-// others, and on these without it.
+// WithPass returns the filter's program with an exception for the calls of
+// [Filter.Joins] that carry the pass. The profile decides all others, and these
+// without it.
 func (f Filter) WithPass(p Pass) ([]byte, error) {
 	abis, err := abisOf(runtime.GOARCH)
 	if err != nil {
@@ -45,7 +45,7 @@ func (f Filter) WithPass(p Pass) ([]byte, error) {
 	return slices.Concat(head, f.Prog), nil
 }
 
-// passHead allows the calls, and else goes on with what comes after it.
+// passHead allows the calls, and otherwise falls through.
 func passHead(audit uint32, p Pass) block {
 	var out block
 	for _, c := range passCalls() {
@@ -55,15 +55,15 @@ func passHead(audit uint32, p Pass) block {
 	return out
 }
 
-// allowOnly allows one call with these arguments 0, 1, 4 and 5, and else goes on
-// with what comes after it.
+// allowOnly allows one call with these arguments 0, 1, 4 and 5, and otherwise
+// falls through.
 func allowOnly(audit uint32, c event) block {
 	var out block
 	mustBe := func(offset, value uint32) {
 		out = append(out, insn{code: opLoad, k: offset}, insn{code: opEq, k: value, jf: 1})
 	}
 
-	// The number comes first: of most calls nothing else is looked at.
+	// The number comes first: for most calls nothing else is compared.
 	mustBe(offsetNumber, c.nr)
 	mustBe(offsetArch, audit)
 	for _, i := range []int{0, 1, 4, 5} {

@@ -9,7 +9,7 @@ import (
 )
 
 // TestPassLetsOnlyTheStartThrough runs filters with a pass on calls with and
-// without it, and with all but a bit of it.
+// without it, and with single bits flipped.
 func TestPassLetsOnlyTheStartThrough(t *testing.T) {
 	deny := &specs.LinuxSeccomp{DefaultAction: specs.ActKillProcess, Syscalls: []specs.LinuxSyscall{entry("write", specs.ActAllow)}}
 	f, err := Compile(deny)

@@ -38,7 +38,7 @@ func newMachine(prog []byte) (machine, error) {
 	return machine{vm}, nil
 }
 
-// run returns what the filter says. The interpreter reads big-endian words.
+// run returns the filter's action. The interpreter reads big-endian words.
 func (m machine) run(e event) (action, error) {
 	data := binary.BigEndian.AppendUint32(nil, e.nr)
 	data = binary.BigEndian.AppendUint32(data, e.arch)
@@ -56,8 +56,8 @@ func (m machine) run(e event) (action, error) {
 	return action(uint32(out)), nil
 }
 
-// joins reports whether a filter for this machine permits what a process must
-// do that joins the PID namespace of others, see [Filter.Joins].
+// joins reports whether a filter for this machine permits the calls of a
+// process that joins the PID namespace of others, see [Filter.Joins].
 func joins(prog []byte, own abi) (bool, error) {
 	m, err := newMachine(prog)
 	if err != nil {

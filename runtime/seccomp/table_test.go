@@ -12,7 +12,7 @@ func TestTableIsSorted(t *testing.T) {
 	}
 }
 
-// Known numbers, one for each way in which a column is made.
+// Known numbers, one for each way in which a column is generated.
 func TestTable(t *testing.T) {
 	for _, tt := range []struct {
 		a    abi
