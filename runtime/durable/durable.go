@@ -1,11 +1,11 @@
-// Package durable changes files so that a reader, at any time and after any
-// crash, finds the old content or the new one and never a part.
+// Package durable changes files atomically: a reader, at any time and after any
+// crash, finds the old or the new content, never a part.
 //
-// A file is written under a temporary name in its directory and renamed. Temporary
-// files that a killed process left behind are swept by [RemoveTemps], which the
-// one owner of a directory calls before it starts writing there. What changes
-// often and is read at a start only is a [Journal]. What is written without a sync
-// records the [BootID], and is not trusted in another boot.
+// A file is written under a temporary name in its directory and renamed.
+// Temporary files of a killed process are removed by [RemoveTemps], which the
+// single owner of a directory calls before its first write. Data that changes
+// often and is read only at start belongs in a [Journal]. Data written without
+// a sync records the [BootID], and is not trusted in another boot.
 package durable
 
 import (
@@ -19,9 +19,9 @@ import (
 const tempPrefix = ".durable-"
 
 // WriteFile replaces the content of path and returns when the new content
-// survives a power cut. perm is exact: the umask has no part in it. When the
-// error is that of the final sync of the directory the new content is in place,
-// but may be lost with the power.
+// survives a power cut. perm is exact, regardless of the umask. If the final
+// sync of the directory fails the new content is in place, but may be lost in a
+// power cut.
 func WriteFile(path string, data []byte, perm os.FileMode) error {
 	if err := replace(path, data, perm, true); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -31,7 +31,7 @@ func WriteFile(path string, data []byte, perm os.FileMode) error {
 
 // ReplaceFile replaces the content of path atomically for readers and for a
 // writer that is killed, but not durably: after a power cut the file may be
-// old, new or empty. It is for state that a reboot makes void.
+// old, new or empty. It is for state that a reboot invalidates.
 func ReplaceFile(path string, data []byte, perm os.FileMode) error {
 	if err := replace(path, data, perm, false); err != nil {
 		return fmt.Errorf("replace %s: %w", path, err)
@@ -39,8 +39,8 @@ func ReplaceFile(path string, data []byte, perm os.FileMode) error {
 	return nil
 }
 
-// CreateFile writes a file whose user learns otherwise, such as from a
-// [Journal], that it is whole: a crash can leave a part of it.
+// CreateFile writes a file without atomicity: a crash can leave a part of it.
+// Readers must know otherwise, such as from a [Journal], that it is complete.
 func CreateFile(path string, data []byte, perm os.FileMode) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, perm)
 	if err != nil {
@@ -63,7 +63,7 @@ func SyncDir(path string) error {
 }
 
 // RemoveTemps removes the temporary files that earlier calls left in dir. No
-// write to a file of dir may be under way. A missing dir is no error.
+// write to a file of dir may be under way. A missing dir is not an error.
 func RemoveTemps(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {

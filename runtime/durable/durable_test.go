@@ -60,7 +60,7 @@ func TestReplaceFailureKeepsOld(t *testing.T) {
 	}
 }
 
-// A reader that looks while the file is replaced sees one content or another.
+// A reader during a replacement sees the old or the new content.
 func TestReadersSeeWholeFiles(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	content := func(i int) string { return strings.Repeat(fmt.Sprint(i%10), 50_000) }
@@ -96,7 +96,7 @@ func TestReadersSeeWholeFiles(t *testing.T) {
 
 func TestRemoveTemps(t *testing.T) {
 	dir := t.TempDir()
-	// What a process killed between its write and its rename leaves behind.
+	// The leftovers of a process killed between its write and its rename.
 	f, err := os.CreateTemp(dir, tempPrefix+"*")
 	if err != nil {
 		t.Fatal(err)

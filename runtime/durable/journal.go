@@ -12,58 +12,56 @@ import (
 )
 
 const (
-	// A journal is written anew when it is longer than journalSize and than
-	// journalTimes the values that it has.
+	// A journal is rewritten when it is longer than journalSize and than
+	// journalTimes its live values.
 	journalSize  = 64 << 10
 	journalTimes = 4
 
 	journalPerm = 0o600
 	// sumSize is the length of a checksum and the space after it.
 	sumSize = 9
-	// changeMark begins the data of a line that changes what is before it.
+	// changeMark is the prefix of the data of a line that changes earlier values.
 	changeMark = '+'
 )
 
-// ErrDamaged means that a journal has lines that were whole once.
-var ErrDamaged = errors.New("damaged journal")
+// ErrDamaged means that a journal has corrupt lines that were complete once.
+var ErrDamaged = errors.New("corrupt journal")
 
 // Values are JSON values by name. In a change, nil removes one.
 type Values map[string]json.RawMessage
 
-// Journal is a file of named values. To change some of them costs one write of
-// these alone, however many and long the others are, where replacing the file
+// Journal is a file of named values. A change is one write of the changed
+// values alone, however many and long the others are, where replacing the file
 // makes the file system allocate and free one each time.
 //
-//	CHECKSUM {"name":value,...}\n    these are the values
-//	CHECKSUM +{"name":value,...}\n   these have changed; null removes one
+//	CHECKSUM {"name":value,...}\n    the values
+//	CHECKSUM +{"name":value,...}\n   changed values; null removes one
 //
-// The first line comes by a rename, so that a journal has a whole line from
-// the beginning. A line that was not written whole is cut by the next Append.
-// No file is open between two calls. Only Sync may be called while another
-// call is under way.
+// The first line is written by a rename, so a journal always has a complete
+// line. A torn line is cut by the next Append. No file is open between calls.
+// Only Sync may be called concurrently with another call.
 type Journal struct {
 	path string
-	// size is the length of the whole lines, 0 before the first one.
+	// size is the length of the complete lines, 0 before the first one.
 	size int64
-	// torn tells that something else follows them.
+	// torn: other data follows them.
 	torn bool
-	// fresh tells that the next Append has all values.
+	// fresh: the next Append must have all values.
 	fresh bool
-	// lengths has how long each value is, and live their sum.
+	// lengths has the length of each value, and live their sum.
 	lengths map[string]int64
 	live    int64
 }
 
-// NewJournal returns a journal without lines. The first Append replaces what
-// may be at path.
+// NewJournal returns a journal without lines. The first Append replaces a file at path.
 func NewJournal(path string) *Journal {
 	return &Journal{path: path, fresh: true, lengths: map[string]int64{}}
 }
 
-// OpenJournal returns a journal that exists and its values. Together with
-// [ErrDamaged] these are the values before the first line that cannot be read,
-// nil if there are none: later changes are lost, which in a boot that has seen
-// them written nothing but a fault of the disk explains.
+// OpenJournal returns an existing journal and its values. With [ErrDamaged]
+// these are the values before the first corrupt line, nil if there are none:
+// later changes are lost, which can only be disk corruption if they were
+// written in this boot.
 func OpenJournal(path string) (*Journal, Values, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -83,12 +81,12 @@ func OpenJournal(path string) (*Journal, Values, error) {
 // one, or the first after Restart.
 func (j *Journal) Fresh() bool { return j.fresh }
 
-// Restart makes the next Append replace the values that there are.
+// Restart makes the next Append replace all values.
 func (j *Journal) Restart() {
 	j.fresh, j.lengths, j.live = true, map[string]int64{}, 0
 }
 
-// Append makes a change of the values. After an error they are as before.
+// Append changes values. After an error they are as before.
 func (j *Journal) Append(change Values) error {
 	if err := j.change(change); err != nil {
 		return err
@@ -122,7 +120,7 @@ func (j *Journal) change(change Values) error {
 	return nil
 }
 
-// measure notes how long changed values are.
+// measure records the lengths of changed values.
 func (j *Journal) measure(change Values) {
 	for name, value := range change {
 		j.live -= j.lengths[name]
@@ -135,7 +133,7 @@ func (j *Journal) measure(change Values) {
 	}
 }
 
-// Sync makes what was appended before, or something later, survive a power cut.
+// Sync makes all changes appended before survive a power cut, or later values.
 func (j *Journal) Sync() error {
 	f, err := os.OpenFile(j.path, os.O_WRONLY, 0)
 	if err != nil {
@@ -148,8 +146,8 @@ func (j *Journal) Sync() error {
 	return nil
 }
 
-// renew replaces the journal by one line with all values. What was synced
-// before must not be lost with the power.
+// renew replaces the journal by one line with all values. Synced changes must
+// survive a power cut meanwhile.
 func (j *Journal) renew(values Values) error {
 	line, err := formLine(values, false)
 	if err != nil {
@@ -168,8 +166,8 @@ func (j *Journal) renew(values Values) error {
 	return nil
 }
 
-// read returns the values, which are not kept in memory. What follows the whole
-// lines is as little its business as it is that of append, which cuts it.
+// read returns the values, which are not kept in memory. Like append, which
+// cuts it, it ignores data after the complete lines.
 func (j *Journal) read() (Values, error) {
 	text, err := os.ReadFile(j.path)
 	if err != nil {
@@ -177,7 +175,7 @@ func (j *Journal) read() (Values, error) {
 	}
 	values, end, damaged := readLines(text[:min(int64(len(text)), j.size)])
 	if damaged || int64(end) != j.size {
-		return nil, fmt.Errorf("read %s again: %w", j.path, ErrDamaged)
+		return nil, fmt.Errorf("reread %s: %w", j.path, ErrDamaged)
 	}
 	return values, nil
 }
@@ -201,7 +199,7 @@ func (j *Journal) append(line []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// cut removes what follows the whole lines.
+// cut removes data after the complete lines.
 func (j *Journal) cut(f *os.File) error {
 	err := f.Truncate(j.size)
 	j.torn = err != nil
@@ -233,12 +231,12 @@ func checksum(data []byte) uint32 {
 	return crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))
 }
 
-// readLines returns the values and where the last line that counts ends. They
-// are damaged if another line, which was ended, follows or if there is none. A
-// line with all values makes up for one before it that cannot be read, and a
-// change after such a one does not count.
+// readLines returns the values and the end of the last valid line. damaged is
+// true if another terminated line follows or if there is none. A line with all
+// values makes up for a corrupt one before it, and a change after a corrupt one
+// is ignored.
 func readLines(text []byte) (values Values, end int, damaged bool) {
-	damaged = true // there is nothing yet to be changed
+	damaged = true // there is nothing to change yet
 	for at := 0; ; {
 		n := bytes.IndexByte(text[at:], '\n') + 1
 		if n == 0 {
@@ -272,7 +270,7 @@ func merge(values, change Values) {
 	}
 }
 
-// readLine returns what a line says, and whether these are all values.
+// readLine returns the values of a line, and whether it has all values.
 func readLine(line []byte) (values Values, whole, ok bool) {
 	if len(line) <= sumSize {
 		return nil, false, false

@@ -76,7 +76,7 @@ func TestJournalMergesChanges(t *testing.T) {
 
 	j = assertValues(t, j.path, Values{"a": raw("2"), "c": raw(`"three"`)})
 	if j.Fresh() {
-		t.Error("a journal with values takes the next change for the first")
+		t.Error("a journal with values is fresh")
 	}
 
 	if err := j.Append(Values{"a": nil, "d": raw("4")}); err != nil {
@@ -90,18 +90,17 @@ func TestJournalMergesChanges(t *testing.T) {
 	}
 
 	if err := j.Append(Values{"a": raw("{")}); err == nil {
-		t.Error("a value was taken that is none")
+		t.Error("an invalid value was accepted")
 	}
 	assertValues(t, j.path, want)
 }
 
-// TestJournalRestarts: what a journal had is gone after the first change then,
-// and not before.
+// TestJournalRestarts: the old values are gone after the next change, not before.
 func TestJournalRestarts(t *testing.T) {
 	j, _ := written(t, Values{"a": raw("1")}, Values{"b": raw("2")})
 	j.Restart()
 	if !j.Fresh() {
-		t.Error("it takes the next change for one of many")
+		t.Error("it is not fresh")
 	}
 	assertValues(t, j.path, Values{"a": raw("1"), "b": raw("2")})
 	for _, c := range []Values{{"c": raw("3")}, {"d": raw("4")}} {
@@ -144,8 +143,8 @@ func TestJournalIsRenewed(t *testing.T) {
 	}
 }
 
-// TestJournalGrowsWithItsValues: as long as nothing is replaced nothing is
-// written twice, however much it is.
+// TestJournalGrowsWithItsValues: without replaced values nothing is written
+// twice, however large the journal is.
 func TestJournalGrowsWithItsValues(t *testing.T) {
 	j := NewJournal(filepath.Join(t.TempDir(), "journal"))
 	long, _ := json.Marshal(strings.Repeat("x", journalSize))
@@ -160,14 +159,14 @@ func TestJournalGrowsWithItsValues(t *testing.T) {
 		}
 
 		if last != nil && !os.SameFile(last, st) {
-			t.Fatalf("written anew at value %d", i)
+			t.Fatalf("rewritten at value %d", i)
 		}
 		last = st
 	}
 }
 
-// A journal that was cut anywhere has the changes that are whole, and the
-// next one comes right after them.
+// A journal that was cut anywhere has the complete changes, and the next one
+// follows right after them.
 func TestJournalCutAnywhere(t *testing.T) {
 	changes := []Values{{"phase": raw(`"one"`), "id": raw("7")}, {"phase": raw(`"two"`), "more": raw(`"0123456789"`)}, {"more": nil}}
 	states := []Values{changes[0], {"phase": raw(`"two"`), "id": raw("7"), "more": raw(`"0123456789"`)}, {"phase": raw(`"two"`), "id": raw("7")}}
@@ -205,8 +204,8 @@ func TestJournalCutAnywhere(t *testing.T) {
 	}
 }
 
-// TestJournalWithAGap has a line in the middle that cannot be read: changes
-// after it may rest on it, so that only a line with all values makes up for it.
+// TestJournalWithAGap has a corrupt line in the middle: changes after it may
+// depend on it, so only a line with all values makes up for it.
 func TestJournalWithAGap(t *testing.T) {
 	j, text := written(t, value("one"), value("two"), value("three"))
 	lines := bytes.SplitAfter(text, []byte{'\n'})
@@ -235,7 +234,7 @@ func TestJournalWithAGap(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 		if opened.Fresh() != (tc.want == nil) {
-			t.Errorf("%s: the next change counts as the first: %t", name, opened.Fresh())
+			t.Errorf("%s: fresh: %t", name, opened.Fresh())
 		}
 
 		if err := opened.Append(value("next")); err != nil {
@@ -245,8 +244,8 @@ func TestJournalWithAGap(t *testing.T) {
 	}
 }
 
-// TestJournalRenewedAfterAGap: what could not be read, and was given up, is not
-// in the way of a change that writes the journal anew.
+// TestJournalRenewedAfterAGap: a corrupt line that was dropped does not prevent
+// a change that rewrites the journal.
 func TestJournalRenewedAfterAGap(t *testing.T) {
 	j, _ := written(t, Values{"kept": raw("1")})
 	for range 9 {
@@ -277,14 +276,14 @@ func TestJournalRenewedAfterAGap(t *testing.T) {
 	change["kept"] = raw("1")
 	assertValues(t, j.path, change)
 	if text, err = os.ReadFile(j.path); err != nil || bytes.Count(text, []byte{'\n'}) != 1 {
-		t.Errorf("it was not written anew: %.40q, %v", text, err)
+		t.Errorf("it was not rewritten: %.40q, %v", text, err)
 	}
 }
 
-// What a write that failed has left is not in the way of the next one.
+// The leftovers of a failed write do not affect the next one.
 func TestJournalAfterAFailedWrite(t *testing.T) {
 	j, text := written(t, value("good"))
-	// The write got half way and could not be taken back.
+	// The write was partial and could not be undone.
 	j.torn = true
 	f, err := os.OpenFile(j.path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
@@ -316,9 +315,9 @@ func TestJournalAfterAFailedWrite(t *testing.T) {
 	}
 }
 
-// TestJournalSpoiltUnderway has the disk spoil what a change that writes the
-// journal anew has to read: it is refused, and so is the next one.
-func TestJournalSpoiltUnderway(t *testing.T) {
+// TestJournalCorruptedWhileOpen corrupts what a change that rewrites the
+// journal has to read: it is refused, and so is the next one.
+func TestJournalCorruptedWhileOpen(t *testing.T) {
 	j, text := written(t, Values{"kept": raw("1")}, value(strings.Repeat("x", journalSize/2)))
 	text[len(text)/2] ^= 1
 	if err := os.WriteFile(j.path, text, 0o600); err != nil {
@@ -334,12 +333,12 @@ func TestJournalSpoiltUnderway(t *testing.T) {
 	}
 
 	if !errors.Is(refused, ErrDamaged) {
-		t.Errorf("the journal was written anew without what it had: %v", refused)
+		t.Errorf("the journal was rewritten without its values: %v", refused)
 	}
 }
 
-// TestJournalOnAFullDisk fills a small file system, in which a write may end
-// half way, and makes room again.
+// TestJournalOnAFullDisk fills a small file system, where writes may be
+// partial, and makes room again.
 func TestJournalOnAFullDisk(t *testing.T) {
 	testkit.Root(t)
 	dir := t.TempDir()
@@ -378,7 +377,7 @@ func TestJournalOnAFullDisk(t *testing.T) {
 	}
 
 	if failed == 0 {
-		t.Fatal("the disk never was full")
+		t.Fatal("the disk was never full")
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
@@ -390,8 +389,8 @@ func TestJournalOnAFullDisk(t *testing.T) {
 	assertValues(t, j.path, value("room"))
 }
 
-// FuzzJournal flips a bit and cuts the end of a journal: what is read then is
-// what was there after one of the changes.
+// FuzzJournal flips a bit and cuts the end of a journal: the values read are
+// those after one of the changes.
 func FuzzJournal(f *testing.F) {
 	changes := []Values{{"a": raw("1"), "b": raw(`"make files"`)}, {"b": raw(`"ready"`), "c": raw(`["10.0.0.1"]`)}, {"c": nil}}
 	_, text := written(f, changes...)
@@ -421,7 +420,7 @@ func FuzzJournal(f *testing.F) {
 			return
 		}
 		if end > len(spoilt) {
-			return // a line that the fuzzer has found
+			return // the fuzzer found a valid line
 		}
 
 		for _, state := range states {
