@@ -17,7 +17,7 @@ import (
 	"crisp/test/testkit"
 )
 
-// listing is everything below a directory, to see whether it changed.
+// listing lists everything below a directory, to detect changes.
 func listing(t testing.TB, dir string) string {
 	t.Helper()
 	var lines []string
@@ -65,7 +65,7 @@ func TestLinksForSpecialDirectories(t *testing.T) {
 	}
 }
 
-// TestLinksForTargets has every target of a mount lead to a directory of the host.
+// TestLinksForTargets has every mount target link to a directory of the host.
 func TestLinksForTargets(t *testing.T) {
 	canary := t.TempDir()
 	write(t, filepath.Join(canary, "file"), "host")
@@ -105,7 +105,7 @@ func TestLinksForTargets(t *testing.T) {
 	}
 }
 
-// TestTargetsInProcfs has an image lead targets of mounts into /proc.
+// TestTargetsInProcfs has links of an image lead mount targets into /proc.
 func TestTargetsInProcfs(t *testing.T) {
 	source := t.TempDir()
 	write(t, filepath.Join(source, "file"), "mine")
@@ -205,15 +205,15 @@ func TestWorkingDir(t *testing.T) {
 	}
 }
 
-// TestRaces has somebody exchange what a start works on, in a volume that is
-// shared with a container, with a link to the host: whatever the start meets,
-// it ends confined or with an error, and nothing of the host changes.
+// TestRaces exchanges the files that a start uses, in a volume shared with a
+// container, with a link to the host: the start must succeed confined or fail,
+// and nothing on the host may change.
 func TestRaces(t *testing.T) {
 	for _, race := range []struct {
 		name string
-		// make puts a and b, which are exchanged, into the volume.
+		// make creates a and b, which are exchanged, in the volume.
 		make func(vol, canary string) error
-		// change has a container use them, and want is what one prints that started.
+		// change has a container use them, and want is its output if it started.
 		change   func(b *lab, s *specs.Spec, vol string)
 		terminal bool
 		want     string
@@ -378,7 +378,7 @@ func TestEveryStepOfSandboxFails(t *testing.T) {
 }
 
 // failEach runs start with step after step replaced by one that fails, and
-// wants an error that names it.
+// expects an error that names it.
 func failEach(t *testing.T, k *runner, start func() (*started, error)) {
 	t.Helper()
 	const noSuchCall = 4000
@@ -389,7 +389,7 @@ func failEach(t *testing.T, k *runner, start func() (*started, error)) {
 		k.change = func(p *plan.Plan) {
 			steps = len(p.Steps)
 			if slices.ContainsFunc(p.Steps[:i], func(s plan.Step) bool { return s.Call == unix.SYS_SECCOMP }) {
-				want = unix.EPERM // the filter is the first to see the call
+				want = unix.EPERM // the filter sees the call first
 			}
 			s := &p.Steps[i]
 			s.Call, s.Ignore, s.Cond, s.Want = noSuchCall, nil, plan.Always, nil

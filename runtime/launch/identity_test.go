@@ -77,7 +77,8 @@ func TestCapabilitySets(t *testing.T) {
 	}
 }
 
-// TestAllCapabilities asks for all there are: what the machine cannot give is left out.
+// TestAllCapabilities requests all capabilities: those that the machine cannot
+// grant are ignored.
 func TestAllCapabilities(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())
@@ -186,7 +187,7 @@ func TestKeyrings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What services of the node's root have left open to their user.
+	// A keyring that a service of the node's root left accessible to its user.
 	theirs := sessionKeyrings(string(keys))
 	for name, o := range map[string]plan.SandboxOptions{"host ids": usual(), "own ids": usersOwn()} {
 		b.sandbox(o)
@@ -214,7 +215,7 @@ func TestKeyrings(t *testing.T) {
 	}
 }
 
-// sessionKeyrings are the numbers of those that /proc/keys shows.
+// sessionKeyrings returns the session keyrings in /proc/keys by number.
 func sessionKeyrings(keys string) (list []string) {
 	for line := range strings.Lines(keys) {
 		f := strings.Fields(line)
@@ -226,7 +227,7 @@ func sessionKeyrings(keys string) (list []string) {
 }
 
 // TestOnlyStandardDescriptors looks for descriptors that a plan left open. The
-// program's loader has one for a moment.
+// dynamic loader has one for a moment.
 func TestOnlyStandardDescriptors(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())

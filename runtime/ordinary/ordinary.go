@@ -1,10 +1,10 @@
-// Package ordinary starts programs as if nobody had set up the process that
-// starts them.
+// Package ordinary starts programs with default process attributes, whatever
+// those of the starting process are.
 //
-// A program inherits much of its parent that was never meant for it: of a
-// daemon on one CPU, or one that the kernel is to spare, these are the
-// daemon's. What containers begin with, package spawn sees to; this is for the
-// node's own programs, such as network plugins.
+// A program inherits attributes of its parent that are not meant for it, such
+// as a daemon's CPU affinity or OOM score. Package spawn resets them for
+// containers; this package is for the node's own programs, such as network
+// plugins.
 package ordinary
 
 import (
@@ -21,20 +21,20 @@ import (
 )
 
 const (
-	// umask is what programs on a node expect.
+	// umask is the usual one of a node.
 	umask = 0o022
-	// slack is the kernel's own for timers, in nanoseconds.
+	// slack is the kernel's default timer slack, in nanoseconds.
 	slack = 50_000
 )
 
-// ErrTied is a command that is to end with the thread that started it.
-var ErrTied = errors.New("a command with Pdeathsig ends at once: the thread that starts it does")
+// ErrTied is a command that is to be killed with the thread that started it.
+var ErrTied = errors.New("a command with Pdeathsig is killed at once, because the thread that starts it exits")
 
 // Start starts a command like [exec.Cmd.Start], in the network namespace of the
-// thread that calls it, with all CPUs of the cgroup, the
-// usual priorities and umask, a session keyring of its own and no protection from
-// a lack of memory. A command without a directory runs in /. What the service
-// manager tells the daemon in its environment is left out of the command's.
+// thread that calls it, with all CPUs of the cgroup, the default priorities and
+// umask, a session keyring of its own and no protection from the OOM killer. A
+// command without a directory runs in /. The service manager's variables for
+// the daemon are removed from the command's environment.
 func Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr != nil && cmd.SysProcAttr.Pdeathsig != 0 {
 		return fmt.Errorf("start %s: %w", cmd.Path, ErrTied)
@@ -49,14 +49,14 @@ func Start(cmd *exec.Cmd) error {
 	cmd.Env = slices.DeleteFunc(slices.Clone(cmd.Env), isServices)
 	network, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
-		return fmt.Errorf("start %s: find the network: %w", cmd.Path, err)
+		return fmt.Errorf("start %s: open network namespace: %w", cmd.Path, err)
 	}
 	defer network.Close()
 
 	started := make(chan error, 1)
 	go func() {
-		// What is changed is the thread's, which ends with this goroutine as it
-		// is not unlocked.
+		// The changes affect only this thread, which exits with this goroutine
+		// as it is not unlocked.
 		runtime.LockOSThread()
 		started <- start(cmd, network)
 	}()
@@ -64,7 +64,7 @@ func Start(cmd *exec.Cmd) error {
 	return <-started
 }
 
-// isServices says of a variable that the service manager means the daemon by it.
+// isServices reports whether a variable is the service manager's for the daemon.
 func isServices(variable string) bool {
 	name, _, _ := strings.Cut(variable, "=")
 	return slices.Contains([]string{
@@ -73,14 +73,15 @@ func isServices(variable string) bool {
 }
 
 func start(cmd *exec.Cmd, network *os.File) error {
-	// A new thread has the namespaces of any other. Who may not enter one has not.
+	// A new thread may have the network namespace of another one. Without the
+	// privilege to enter namespaces all threads have the same.
 	if err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET); err != nil && !errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("start %s: enter the network: %w", cmd.Path, err)
+		return fmt.Errorf("start %s: enter network namespace: %w", cmd.Path, err)
 	}
 	if err := unix.Unshare(unix.CLONE_FS); err == nil {
 		unix.Umask(umask)
 	}
-	settle()
+	resetAttributes()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -88,9 +89,9 @@ func start(cmd *exec.Cmd, network *os.File) error {
 	return nil
 }
 
-// settle makes the thread an ordinary one. What the kernel does not allow, or
-// does not have, stays as it is.
-func settle() {
+// resetAttributes gives the thread default attributes. Those that the kernel
+// does not permit to change, or lacks, are not changed.
+func resetAttributes() {
 	var all unix.CPUSet
 	for i := range all {
 		all[i] = ^all[i]
@@ -108,7 +109,7 @@ func settle() {
 	_, _ = unix.KeyctlJoinSessionKeyring("")
 }
 
-// expose takes a process's protection from a lack of memory away. It may be gone.
+// expose removes a process's protection from the OOM killer. It may have exited.
 func expose(pid int) {
 	name := "/proc/" + strconv.Itoa(pid) + "/oom_score_adj"
 	if score, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(score), "-") {

@@ -35,11 +35,11 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// status prints what a process has of who started it.
+// status prints the inheritable attributes of a process.
 const status = `grep Cpus_allowed_list /proc/self/status | tr -d '\t'; nice; umask; cat /proc/$$/oom_score_adj /proc/$$/timerslack_ns; ionice; pwd`
 
-// TestStartInheritsNothing starts a program from a process that runs on one CPU,
-// is nicer than others, spared by the kernel, and so on.
+// TestStartInheritsNothing starts a program from a process that is pinned to
+// one CPU, has a nice value and a low OOM score, and so on.
 func TestStartInheritsNothing(t *testing.T) {
 	testkit.Root(t)
 	for _, tool := range []string{"taskset", "nice", "ionice"} {
@@ -54,7 +54,7 @@ func TestStartInheritsNothing(t *testing.T) {
 	}
 
 	spared, sparing := "0", ""
-	if exec.Command("choom", "-n", "-500", "true").Run() == nil { // it takes a right that some containers lack
+	if exec.Command("choom", "-n", "-500", "true").Run() == nil { // it takes a capability that some containers lack
 		spared, sparing = "-500", "choom -n -500 -- "
 	}
 
@@ -71,7 +71,7 @@ func TestStartInheritsNothing(t *testing.T) {
 		return string(out)
 	}
 	if got := run("as it is"); !strings.HasPrefix(got, "Cpus_allowed_list:0\n7\n0077\n"+spared+"\n") || !strings.Contains(got, "\nidle\n") {
-		t.Fatalf("the parent is not what the test wants: %q", got)
+		t.Fatalf("the parent is not set up: %q", got)
 	}
 
 	cpus, err := exec.Command("sh", "-c", `cat /sys/devices/system/cpu/online`).Output()
@@ -85,7 +85,7 @@ func TestStartInheritsNothing(t *testing.T) {
 	}
 }
 
-// TestStartLeavesThisProcessAlone looks at all threads afterwards.
+// TestStartLeavesThisProcessAlone checks all threads afterwards.
 func TestStartLeavesThisProcessAlone(t *testing.T) {
 	old := unix.Umask(0o027)
 	defer unix.Umask(old)
@@ -112,11 +112,11 @@ func TestStartRefusesWhatWouldEndAtOnce(t *testing.T) {
 	}
 }
 
-// TestStartStaysInItsNetwork: a caller may have another network than the other
-// threads of its process.
+// TestStartStaysInItsNetwork: a caller may have another network namespace than
+// other threads of its process.
 func TestStartStaysInItsNetwork(t *testing.T) {
 	testkit.Root(t)
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	runtime.LockOSThread() // and never unlocked: the thread exits with the test
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
 	}

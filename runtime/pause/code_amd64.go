@@ -5,14 +5,13 @@ import "golang.org/x/sys/unix"
 // machine is EM_X86_64.
 const machine = 62
 
-// What the filter is for: the architecture, and the call that the program
-// sleeps in.
+// For the filter: the architecture, and the call that the program sleeps in.
 const (
 	architecture = unix.AUDIT_ARCH_X86_64
 	sleep        = unix.SYS_PAUSE
 )
 
-// code ignores SIGCHLD and pauses. The struct sigaction lies on the stack:
+// code ignores SIGCHLD and pauses. The struct sigaction is on the stack:
 // handler SIG_IGN, the rest 0.
 func code() []byte {
 	return []byte{

@@ -9,14 +9,13 @@ import (
 // machine is EM_AARCH64.
 const machine = 183
 
-// What the filter is for: the architecture, and the call that the program
-// sleeps in.
+// For the filter: the architecture, and the call that the program sleeps in.
 const (
 	architecture = unix.AUDIT_ARCH_AARCH64
 	sleep        = unix.SYS_PPOLL
 )
 
-// code ignores SIGCHLD and sleeps in ppoll. The struct sigaction lies on the
+// code ignores SIGCHLD and sleeps in ppoll. The struct sigaction is on the
 // stack: handler SIG_IGN, the rest 0.
 func code() []byte {
 	var b []byte

@@ -6,11 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Filter is the seccomp filter of the program, an array of struct sock_filter in
-// native byte order. Containers of the pod may trace the program, which has
-// their user, and what it may call they may: so it is left what it needs, what
-// executes it, and what says that this failed. Nothing of that is of use to
-// who has no descriptor. Other calls are refused with EPERM.
+// Filter is the seccomp filter of the program, an array of struct sock_filter
+// in native byte order. Containers of the pod may trace the program, which runs
+// as their user, and use its system calls: so it may only make the calls that
+// it needs, that execute it, and that report that this failed. None of them is
+// useful without a descriptor. Other calls return EPERM.
 func Filter() []byte {
 	calls := []uint32{
 		sleep, unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGRETURN, unix.SYS_RESTART_SYSCALL,

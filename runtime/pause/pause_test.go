@@ -40,7 +40,8 @@ func TestOpenIsSealed(t *testing.T) {
 	}
 }
 
-// TestPauses runs the program: it stays, ignores SIGCHLD, and takes no memory to speak of.
+// TestPauses runs the program: it keeps running, ignores SIGCHLD, and uses
+// hardly any memory.
 func TestPauses(t *testing.T) {
 	f, err := Open()
 	if err != nil {
@@ -72,12 +73,12 @@ func TestPauses(t *testing.T) {
 		t.Fatal(err)
 	}
 	if state, err := p.Wait(); err != nil || state.String() != "signal: killed" {
-		t.Errorf("ended with %v, error %v", state, err)
+		t.Errorf("exited with %v, error %v", state, err)
 	}
 }
 
-// ignored returns the signals that a process ignores, as a mask. There may be
-// some that whoever started the test ignores.
+// ignored returns the signals that a process ignores, as a mask. Some may be
+// inherited from the test's parent.
 func ignored(t *testing.T, status string) (mask uint64) {
 	t.Helper()
 	_, after, _ := strings.Cut(status, "\nSigIgn:")

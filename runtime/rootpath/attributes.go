@@ -17,7 +17,7 @@ const (
 	aclDefault = "system.posix_acl_default"
 )
 
-// The kernel's bounds of extended attributes, of linux/limits.h.
+// The kernel's bounds of extended attributes, from linux/limits.h.
 const (
 	maxXattrNames = 64 << 10
 	maxXattrValue = 64 << 10
@@ -31,8 +31,8 @@ func (c *copying) attributes(from, to *os.File) error {
 		return err
 	}
 
-	// A change of owner clears set-user-ID bits and capabilities, and each of
-	// these changes the times: that is the order.
+	// The order matters: chown clears set-user-ID bits and capabilities, and
+	// every change sets the times.
 	uid, gid := c.own(st.Uid, st.Gid)
 	if err := unix.Fchown(int(to.Fd()), uid, gid); err != nil {
 		return err
@@ -47,9 +47,9 @@ func (c *copying) attributes(from, to *os.File) error {
 	return unix.UtimesNanoAt(int(to.Fd()), "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
 }
 
-// xattrs copies the extended attributes that are the content's own.
+// xattrs copies the extended attributes that belong to the content.
 func (c *copying) xattrs(from, to int) error {
-	// Most files have none, and are asked no more than that.
+	// Most files have none; one call is enough for them.
 	size, err := unix.Flistxattr(from, nil)
 	if size == 0 || errors.Is(err, unix.ENOTSUP) {
 		return nil
@@ -74,7 +74,7 @@ func (c *copying) xattrs(from, to int) error {
 }
 
 // xattr copies one extended attribute. One that the source has lost meanwhile,
-// or that the file system of the copy does not keep, is passed over.
+// or that the file system of the copy does not support, is skipped.
 func (c *copying) xattr(from, to int, name string) error {
 	value := make([]byte, maxXattrValue)
 	n, err := unix.Fgetxattr(from, name, value)
@@ -92,8 +92,8 @@ func (c *copying) xattr(from, to int, name string) error {
 	return err
 }
 
-// ofContent reports whether an extended attribute is part of what a file says,
-// and not a mark that the node has put on it.
+// ofContent reports whether an extended attribute belongs to a file's content,
+// and was not set by the node.
 func ofContent(name string) bool {
 	switch name {
 	case capability, aclAccess, aclDefault:
@@ -102,8 +102,8 @@ func ofContent(name string) bool {
 	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
 }
 
-// translate returns the value of an extended attribute with the users that it
-// names as they are in the copy.
+// translate returns the value of an extended attribute with the users in it
+// translated for the copy.
 func (c *copying) translate(name string, value []byte) []byte {
 	switch name {
 	case capability:
@@ -114,9 +114,9 @@ func (c *copying) translate(name string, value []byte) []byte {
 	return value
 }
 
-// Forms of file capabilities, of linux/capability.h: a word of revision and
-// flags, two pairs of words, and in revision 3 the root of the user namespace
-// in which they hold.
+// The formats of file capabilities, from linux/capability.h: a word of revision
+// and flags, two pairs of words, and in revision 3 the root of the user
+// namespace for which they are valid.
 const (
 	capRevision  = 0xff000000
 	capRevision2 = 0x02000000
@@ -125,7 +125,8 @@ const (
 	capSize3     = 24
 )
 
-// capabilities translates the user whose namespace file capabilities hold in.
+// capabilities translates the root user of the namespace for which file
+// capabilities are valid.
 func (c *copying) capabilities(value []byte) []byte {
 	if len(value) != capSize2 && len(value) != capSize3 {
 		return value
@@ -148,8 +149,8 @@ func (c *copying) capabilities(value []byte) []byte {
 	return binary.LittleEndian.AppendUint32(out, uint32(uid))
 }
 
-// The form of an access control list, of linux/posix_acl_xattr.h: a word of
-// version, then entries of tag, permissions and id.
+// The format of an access control list, from linux/posix_acl_xattr.h: a word of
+// version, then entries of tag, permissions and ID.
 const (
 	aclHead  = 4
 	aclEntry = 8

@@ -12,26 +12,25 @@ import (
 )
 
 const (
-	// maxCopyDepth bounds the descriptors that copying takes, two a level.
+	// maxCopyDepth bounds the descriptors of a copy, two per level.
 	maxCopyDepth = 256
 	copyBatch    = 1000
 	copyPiece    = 8 << 20
-	// maxLinkedPaths bounds the paths, in bytes, that copying remembers of
-	// files with several names: a source may have them as long as it wants.
+	// maxLinkedPaths bounds the paths, in bytes, that a copy remembers of files
+	// with several names: a source may have arbitrarily long ones.
 	maxLinkedPaths = 4 << 20
 )
 
 // CopyTree copies one directory into another: its content, owner, mode, times
-// and extended attributes, and all that is below it. Symbolic links are copied,
-// not followed, whoever changes the source meanwhile. A file with several names
-// has them in the copy too, up to a bound; of more such files, and of those
-// below very long paths, each name gets a file of its own. Holes stay holes.
+// and extended attributes, recursively. Symbolic links are copied, not
+// followed, even if the source is changed meanwhile. A file with several names
+// has them in the copy, too, up to a bound; beyond it, and for very long paths,
+// each name becomes a separate file. Holes stay holes.
 //
-// Owners become what owner makes of them, also those that access control lists
-// and file capabilities name. Attributes that belong to the node, such as
-// labels and those of overlayfs, stay behind, and so do those that the file
-// system of the copy does not keep. Directories nested deeper than a bound are
-// [ErrTooDeep].
+// Owners are translated by owner, also those in access control lists and file
+// capabilities. Attributes that belong to the node, such as labels and those of
+// overlayfs, are not copied, nor those that the file system of the copy does
+// not support. Directories nested deeper than a bound are [ErrTooDeep].
 func CopyTree(ctx context.Context, from, to *os.File, owner func(uid, gid uint32) (int, int)) error {
 	c := copying{ctx: ctx, own: owner, top: to, linked: map[fileID]copied{}}
 	return c.directory(from, to)
@@ -42,27 +41,27 @@ type copying struct {
 	ctx context.Context // of one copy, which ends with the call
 	own func(uid, gid uint32) (int, int)
 
-	// top is the root of the copy, path where in it the copy is.
+	// top is the root of the copy, path the current path in it.
 	top  *os.File
 	path []string
-	// linked has where the copies of files are that have further names.
+	// linked has the paths of copied files with further names.
 	linked map[fileID]copied
-	// linkedPaths is how long the paths in linked are together.
+	// linkedPaths is the total length of the paths in linked.
 	linkedPaths int
 }
 
 // copied is the copy of a file that has several names.
 type copied struct {
 	path string
-	// left is how many names are still to come, at most.
+	// left is the maximum number of names still to come.
 	left uint64
 }
 
-// directory copies the content of one directory into another, then what is said
-// of it: what is made in a directory changes its times.
+// directory copies the content of one directory into another, then its
+// attributes: creating files in a directory changes its times.
 func (c *copying) directory(from, to *os.File) error {
 	if len(c.path) >= maxCopyDepth {
-		return fmt.Errorf("copy more than %d directories within each other: %w", maxCopyDepth, ErrTooDeep)
+		return fmt.Errorf("copy more than %d nested directories: %w", maxCopyDepth, ErrTooDeep)
 	}
 
 	for {
@@ -85,8 +84,8 @@ func (c *copying) directory(from, to *os.File) error {
 	}
 }
 
-// file copies a regular file. Holes stay holes: a sparse file of an image's,
-// which takes nothing, must not fill the disk.
+// file copies a regular file. Holes stay holes: a sparse file of an image must
+// not fill the disk.
 func (c *copying) file(from, to *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
@@ -116,7 +115,7 @@ func (c *copying) file(from, to *os.File) error {
 	return c.attributes(from, to)
 }
 
-// piece copies what lies between two offsets.
+// piece copies the data between two offsets.
 func (c *copying) piece(from, to *os.File, start, end int64) error {
 	for _, f := range []*os.File{from, to} {
 		if _, err := f.Seek(start, io.SeekStart); err != nil {
@@ -165,8 +164,8 @@ func (c *copying) entry(from, to *os.File, name string) error {
 	}
 }
 
-// link gives the copy of a file that was copied by another name this name too,
-// if there is one. Else the next name will find what is copied now.
+// link links name to an earlier copy of the same file, if there is one.
+// Otherwise it remembers the copy for the next name.
 func (c *copying) link(to *os.File, name string, st *unix.Stat_t) (done bool, err error) {
 	id := fileID{st.Dev, st.Ino}
 	first, known := c.linked[id]
@@ -197,8 +196,8 @@ func (c *copying) link(to *os.File, name string, st *unix.Stat_t) (done bool, er
 	return true, nil
 }
 
-// remember notes where the copy of a file will be that has further names, if
-// there is room for that and the kernel takes the path.
+// remember records the path of the copy of a file with further names, if it is
+// within the bounds and PATH_MAX.
 func (c *copying) remember(id fileID, st *unix.Stat_t) {
 	path := strings.Join(c.path, "/")
 	if len(path) >= unix.PathMax || c.linkedPaths+len(path) > maxLinkedPaths || len(c.linked) == maxLinked {
@@ -230,7 +229,7 @@ func (c *copying) node(from, to *os.File, name string, st *unix.Stat_t) error {
 	}
 
 	if !link {
-		// The name is of what was just made here, which is no link.
+		// The name was just created here and is not a link.
 		if err := unix.Fchmodat(dst, name, st.Mode&0o7777, 0); err != nil {
 			return err
 		}
@@ -239,7 +238,7 @@ func (c *copying) node(from, to *os.File, name string, st *unix.Stat_t) error {
 	return unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// pair opens one name in two directories and hands both files to copy.
+// pair opens one name in two directories and passes both files to copy.
 func pair(from, to *os.File, name string, readFlags, writeFlags int, copy func(f, t *os.File) error) error {
 	const safe = unix.O_CLOEXEC | unix.O_NOFOLLOW
 	src, err := unix.Openat(int(from.Fd()), name, readFlags|safe, 0)

@@ -15,11 +15,11 @@ import (
 	"crisp/test/testkit"
 )
 
-// same leaves owners as they are.
+// same keeps owners.
 func same(uid, gid uint32) (int, int) { return int(uid), int(gid) }
 
-// shown maps the ids from 100000 on, as a root file system of a pod with users
-// of its own shows them, to what these are in there.
+// shown maps the IDs from 100000 on, as in the root file system of a pod with a
+// user namespace, to those in the namespace.
 func shown(uid, gid uint32) (int, int) {
 	inside := func(id uint32) int {
 		if id >= 100000 && id < 165536 {
@@ -30,7 +30,7 @@ func shown(uid, gid uint32) (int, int) {
 	return inside(uid), inside(gid)
 }
 
-// copyOf copies the tree at dir and returns where to.
+// copyOf copies the tree at dir and returns the copy.
 func copyOf(t *testing.T, dir string, owner func(uid, gid uint32) (int, int)) string {
 	t.Helper()
 	to := t.TempDir()
@@ -57,8 +57,8 @@ func xattrOf(t *testing.T, path, name string) []byte {
 	return value[:n]
 }
 
-// aclOf is an access control list with a user's, a group's and a mask's entry
-// besides those that every list has.
+// aclOf is an access control list with a user, a group and a mask entry in
+// addition to the mandatory ones.
 func aclOf(uid, gid uint32) []byte {
 	const nobody = ^uint32(0)
 	acl := binary.LittleEndian.AppendUint32(nil, 2)
@@ -73,7 +73,7 @@ func aclOf(uid, gid uint32) []byte {
 	return acl
 }
 
-// capsOf are file capabilities that hold in the user namespace of a root.
+// capsOf are file capabilities for the user namespace of a root.
 func capsOf(root uint32) []byte {
 	words := []uint32{capRevision2 | 1, 1 << unix.CAP_NET_BIND_SERVICE, 0, 0, 0}
 	if root != 0 {
@@ -193,7 +193,7 @@ func TestCopyTreeKeepsNamesTogether(t *testing.T) {
 	must(t, os.Symlink("a/one", dir+"/link"))
 	must(t, os.Link(dir+"/link", dir+"/a/link"))
 
-	// One of this file's names is outside of what is copied.
+	// One of this file's names is outside the copied tree.
 	must(t, os.WriteFile(dir+"/lone", []byte("lone"), 0o644))
 	must(t, os.Link(dir+"/lone", filepath.Join(t.TempDir(), "outside")))
 
@@ -217,8 +217,8 @@ func TestCopyTreeKeepsNamesTogether(t *testing.T) {
 	}
 }
 
-// A source may have any number of files with several names: what is remembered
-// of them is bounded.
+// A source may have any number of files with several names: the memory for them
+// is bounded.
 func TestCopyTreeRemembersFewNames(t *testing.T) {
 	dir := t.TempDir()
 	c := copying{ctx: t.Context(), own: same, top: openDir(t, t.TempDir()), linked: map[fileID]copied{}}
@@ -243,8 +243,8 @@ func TestCopyTreeRemembersFewNames(t *testing.T) {
 	}
 }
 
-// A path may be longer than the kernel takes in one call, and many of them more
-// than there is room for: such files become several, and all are copied.
+// A path may exceed PATH_MAX, and many paths the memory bound: hard links of
+// such files become separate files, and all are copied.
 func TestCopyTreeOfLongPaths(t *testing.T) {
 	dir := t.TempDir()
 	at, err := os.Open(dir)

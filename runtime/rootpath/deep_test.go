@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// chain makes depth directories within each other, called name, below dir, and
-// in every one that bush counts a file and an empty directory besides. It
-// returns a descriptor of the innermost.
+// chain creates depth nested directories called name below dir, and a file and
+// an empty directory in every bush-th. It returns a descriptor of the
+// innermost.
 func chain(t *testing.T, dir, name string, depth, bush int) *os.File {
 	t.Helper()
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -47,8 +47,8 @@ func limitDescriptors(t *testing.T, n int) {
 	t.Cleanup(func() { must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old)) })
 }
 
-// A container may nest directories until the disk is full, call them what is
-// longest, and close them to everybody.
+// A container may nest directories until the disk is full, with the longest
+// names, and without permissions.
 func TestRemoveAllVeryDeep(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -62,7 +62,7 @@ func TestRemoveAllVeryDeep(t *testing.T) {
 		t.Run(fmt.Sprintf("%.5s%d", tt.name, tt.depth), func(t *testing.T) {
 			root, dir, _ := tree(t)
 			must(t, os.Mkdir(dir+"/volume", 0o755))
-			must(t, os.Mkdir(dir+"/volume/"+movedName(1), 0o755)) // the first name to be taken
+			must(t, os.Mkdir(dir+"/volume/"+movedName(1), 0o755)) // the first name that moveUp would use
 			chain(t, dir+"/volume", tt.name, tt.depth, tt.bush).Close()
 
 			before := openDescriptors(t)
@@ -83,7 +83,7 @@ func TestRemoveAllVeryDeep(t *testing.T) {
 	}
 }
 
-// Time is in proportion to the entries, also of one directory.
+// Time is proportional to the entries, also of one directory.
 func TestRemoveAllWide(t *testing.T) {
 	root, dir, _ := tree(t)
 	took := func(n int) time.Duration {
@@ -120,8 +120,8 @@ func TestRemoveAllCancelled(t *testing.T) {
 	}
 }
 
-// A directory that is moved out of the tree while it is being emptied takes
-// along what others put there: that stays.
+// A directory that is moved out of the tree while it is being emptied keeps
+// files that others put there.
 func TestRemoveAllAgainstMovingAway(t *testing.T) {
 	root, dir, _ := tree(t)
 	must(t, os.Mkdir(dir+"/kept", 0o755))

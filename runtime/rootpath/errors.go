@@ -14,7 +14,7 @@ var (
 var (
 	// ErrMountPoint means that something is mounted inside the tree to remove.
 	ErrMountPoint = errors.New("is a mount point")
-	// ErrBusy means that somebody keeps adding files to the tree being removed.
+	// ErrBusy means that files are added concurrently to the tree being removed.
 	ErrBusy = errors.New("tree is being written to")
 )
 

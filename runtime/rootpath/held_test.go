@@ -10,7 +10,7 @@ import (
 	"crisp/test/testkit"
 )
 
-// A container that may make files immutable cannot keep them.
+// A container that may make files immutable cannot prevent their removal.
 func TestRemoveAllOfImmutable(t *testing.T) {
 	testkit.Root(t)
 	root, dir, _ := tree(t)
@@ -25,7 +25,7 @@ func TestRemoveAllOfImmutable(t *testing.T) {
 		"/gone/fixed/sub": fsImmutable, "/gone/fixed/file": fsImmutable, "/gone/fixed": fsImmutable,
 		"/gone/empty": fsImmutable, "/gone": fsImmutable,
 	} {
-		defer func() { // to be removed by the test's end whatever happens
+		defer func() { // so that the test's cleanup can remove it
 			if f, err := os.Open(dir + path); err == nil {
 				_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, 0)
 				f.Close()

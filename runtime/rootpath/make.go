@@ -10,24 +10,23 @@ import (
 )
 
 const (
-	// maxLinks is the kernel's own bound on the links of one look-up.
+	// maxLinks is the kernel's bound on the links of one path lookup.
 	maxLinks = 40
-	// maxRaces bounds how often one component may change between two looks at it.
+	// maxRaces bounds how often one component may change between two lookups.
 	maxRaces = 100
 
 	targetDirPerm  = 0o755
 	targetFilePerm = 0o644
 )
 
-// Owner is who gets a file that this package makes. The zero Owner leaves
-// files to the user that made them.
+// Owner is the owner of files that this package creates. With the zero Owner
+// files belong to the process's user.
 type Owner struct{ UID, GID int }
 
-// MkdirAll makes the directory path inside root with all its parents, as far
-// as they are missing, and returns an O_PATH descriptor of it. Symbolic links
-// are followed inside root, and where one dangles the directory it points to
-// is made. Only directories made here are given to own; perm is subject to
-// the umask.
+// MkdirAll creates the directory path inside root with its missing parents, and
+// returns an O_PATH descriptor of it. Symbolic links are followed inside root,
+// and the target of a dangling one is created. Only directories created here
+// are chowned to own; perm is subject to the umask.
 func MkdirAll(root *os.File, path string, perm uint32, own Owner) (*os.File, error) {
 	dir, err := Open(root, orDot(path), unix.O_PATH|unix.O_DIRECTORY)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -37,9 +36,9 @@ func MkdirAll(root *os.File, path string, perm uint32, own Owner) (*os.File, err
 	return m.make(path)
 }
 
-// CreateTarget makes sure that path exists inside root, for something to be
-// mounted on it: what is missing is made as a directory if dir is set, else as
-// an empty file. What exists is accepted whatever its type.
+// CreateTarget makes sure that path exists inside root, as a mount target: if
+// missing it is created as a directory if dir is set, else as an empty file. An
+// existing file of any type is accepted.
 func CreateTarget(root *os.File, path string, dir bool, own Owner) error {
 	f, err := Open(root, orDot(path), unix.O_PATH)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -59,13 +58,13 @@ func orDot(path string) string {
 	return path
 }
 
-// maker walks a path one component at a time, making what is missing. The
-// kernel cannot do that in one call, since a dangling link ends its look-up.
+// maker walks a path one component at a time and creates missing ones. The
+// kernel cannot do that in one call, since a dangling link ends its lookup.
 type maker struct {
 	root     *os.File
 	perm     uint32
 	own      Owner
-	fileLeaf bool // the last component is made as a file
+	fileLeaf bool // the last component is created as a file
 
 	cur   *os.File // the directory reached
 	done  []string // the names that lead from root to cur, free of links
@@ -99,7 +98,7 @@ func (m *maker) make(path string) (*os.File, error) {
 }
 
 // step walks the first component of rest. It returns [fs.ErrExist], with
-// nothing consumed, when somebody else made the component in the meantime.
+// nothing consumed, if the component was created concurrently.
 func (m *maker) step() error {
 	name := m.rest[0]
 	if name == ".." {
@@ -136,7 +135,7 @@ func (m *maker) step() error {
 	}
 }
 
-// create makes name in cur and opens it.
+// create creates name in cur and opens it.
 func (m *maker) create(name string) (*os.File, error) {
 	var err error
 	if m.fileLeaf && len(m.rest) == 1 {
@@ -170,7 +169,7 @@ func (m *maker) follow(link *os.File) error {
 	}
 	target, err := readlink(link)
 	if errors.Is(err, unix.EINVAL) {
-		return unix.ELOOP // one of procfs
+		return unix.ELOOP // a magic link of procfs
 	}
 	if err != nil {
 		return err
@@ -184,8 +183,8 @@ func (m *maker) follow(link *os.File) error {
 	return nil
 }
 
-// reopen opens the directory that done leads to. It goes down from the root,
-// because ".." of a directory that was moved may lie outside.
+// reopen opens the directory that done leads to. It starts at the root, because
+// ".." of a moved directory may be outside.
 func (m *maker) reopen() error {
 	dir, err := openat2(m.root, orDot(strings.Join(m.done, "/")), unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_DIRECTORY,

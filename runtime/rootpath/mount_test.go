@@ -53,7 +53,7 @@ func TestRemoveAllStopsAtMounts(t *testing.T) {
 	}
 }
 
-// A mount that lies too deep to be walked to must not be moved about either.
+// A mount that is too deep to be walked to must not be moved, either.
 func TestRemoveAllStopsAtDeepMounts(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)

@@ -19,8 +19,8 @@ const (
 	// plain opens a name in a directory, following nothing.
 	plain = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS
 
-	// maxRetries bounds the attempts of a look-up that a concurrent rename
-	// made the kernel give up (EAGAIN).
+	// maxRetries bounds the attempts of a lookup that fails with EAGAIN because
+	// of a concurrent rename.
 	maxRetries = 1000
 )
 
@@ -79,9 +79,9 @@ func ReadFile(root *os.File, path string, maxSize int64) ([]byte, error) {
 	return data, nil
 }
 
-// CreateFile makes the new, empty file name in dir and opens it for writing.
-// name is one component; whatever exists there already, a dangling link too,
-// is the error [fs.ErrExist]. perm is subject to the umask.
+// CreateFile creates the new, empty file name in dir and opens it for writing.
+// name is one component; if it exists, even as a dangling link, the error is
+// [fs.ErrExist]. perm is subject to the umask.
 func CreateFile(dir *os.File, name string, perm uint32) (*os.File, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -93,10 +93,10 @@ func CreateFile(dir *os.File, name string, perm uint32) (*os.File, error) {
 	})
 }
 
-// AppendFile opens the regular file name in dir for appending, and makes it if
-// it does not exist, with perm subject to the umask. name is one component. A
-// link is not followed, and nothing but a regular file is ever opened: a device
-// node that somebody put there sees no open, and no output.
+// AppendFile opens the regular file name in dir for appending, and creates it
+// if it does not exist, with perm subject to the umask. name is one component.
+// A link is not followed, and nothing but a regular file is ever opened: a
+// device node at that name is neither opened nor written to.
 func AppendFile(dir *os.File, name string, perm uint32) (*os.File, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -134,8 +134,8 @@ func AppendFile(dir *os.File, name string, perm uint32) (*os.File, error) {
 	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 }
 
-// reopen opens the file that a descriptor stands for. The magic link is of our
-// own procfs and leads to that very inode.
+// reopen opens the file of an O_PATH descriptor. The magic link is in our own
+// procfs and leads to exactly that inode.
 func reopen(f *os.File, path string, flags int) (*os.File, error) {
 	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), flags|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -169,9 +169,9 @@ func openat2(dir *os.File, path string, how unix.OpenHow) (*os.File, error) {
 	return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 }
 
-// Readlink returns the text of the symbolic link path inside root, whose
-// directories must be none. It fails with EINVAL for what is no link, and for a
-// link of procfs, whose text says nothing about where it leads.
+// Readlink returns the target of the symbolic link path inside root, whose
+// directories must not be links. It fails with EINVAL for other files, and for
+// a magic link of procfs, whose text is not where it leads.
 func Readlink(root *os.File, path string) (string, error) {
 	link, err := openat2(root, path, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: plain})
 	if err != nil {
@@ -185,7 +185,7 @@ func Readlink(root *os.File, path string) (string, error) {
 	return text, nil
 }
 
-// readlink returns the text of an open link.
+// readlink returns the target of an open link.
 func readlink(link *os.File) (string, error) {
 	var sfs unix.Statfs_t
 	if err := unix.Fstatfs(int(link.Fd()), &sfs); err != nil {
@@ -196,7 +196,7 @@ func readlink(link *os.File) (string, error) {
 	}
 	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(int(link.Fd()), "", buf)
-	if err == unix.ENOENT { // no link
+	if err == unix.ENOENT { // not a link
 		err = unix.EINVAL
 	}
 	return string(buf[:max(n, 0)]), err

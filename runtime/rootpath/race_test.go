@@ -14,7 +14,7 @@ import (
 
 const raceTime = 700 * time.Millisecond
 
-// exchange swaps two names as fast as it can until the returned func is called.
+// exchange swaps two names continuously until the returned func is called.
 func exchange(t *testing.T, a, b string) (stop func()) {
 	t.Helper()
 	quit, done := make(chan struct{}), make(chan error)
@@ -45,7 +45,7 @@ func exchange(t *testing.T, a, b string) (stop func()) {
 	}
 }
 
-// A directory on the way is exchanged with a link that leads out of the root.
+// A directory on the path is exchanged with a link that leads out of the root.
 func TestMkdirAllAgainstExchange(t *testing.T) {
 	root, dir, outside := tree(t)
 	must(t, os.MkdirAll(dir+"/a/real", 0o755))
@@ -72,7 +72,7 @@ func TestMkdirAllAgainstExchange(t *testing.T) {
 	if made == 0 {
 		t.Error("the racer stopped every attempt")
 	}
-	// The clean-up of tree checks that nothing was made outside.
+	// The cleanup of tree checks that nothing was created outside.
 }
 
 // A file is exchanged with a FIFO and with a link to a file of the host.

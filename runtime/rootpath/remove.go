@@ -13,11 +13,10 @@ import (
 )
 
 const (
-	// maxDepth bounds the descriptors that a removal or a walk holds, one a
-	// level. A directory that lies deeper is first moved up to be removed.
+	// maxDepth bounds the descriptors that a removal or a walk holds, one per
+	// level. A deeper directory is moved up before its removal.
 	maxDepth = 64
-	// maxPasses bounds how often a directory that was emptied may turn out
-	// not to be empty.
+	// maxPasses bounds how often an emptied directory may turn out not to be empty.
 	maxPasses = 16
 	// maxShown bounds the directories that an error names.
 	maxShown = 4
@@ -25,15 +24,15 @@ const (
 	readBatch = 512
 )
 
-// RemoveAll removes name, one component, from dir with everything below it.
-// It holds at most [maxDepth] descriptors and as many stack-like frames, be the
-// tree ever so deep, and takes time in proportion to its entries.
+// RemoveAll removes name, one component, from dir with everything below it. It
+// holds at most [maxDepth] descriptors and frames, however deep the tree is,
+// and takes time proportional to its entries.
 //
 // It follows no link and enters no mount: a mount point in the tree ends the
-// removal with [ErrMountPoint]. A directory that somebody moves away while it is
-// being emptied is left alone from then on, with [ErrBusy]. When ctx ends, the
-// removal does too, with its cause; a further call goes on. A name that does
-// not exist is no error.
+// removal with [ErrMountPoint]. A directory that is moved away while it is
+// being emptied is not touched any more, with [ErrBusy]. When ctx ends, the
+// removal does, with the cause; another call continues. A name that does not
+// exist is not an error.
 func RemoveAll(ctx context.Context, dir *os.File, name string) error {
 	if err := checkName(name); err != nil {
 		return err
@@ -48,8 +47,8 @@ func RemoveAll(ctx context.Context, dir *os.File, name string) error {
 	}
 	defer r.top.Close()
 
-	// What was moved up is removed by its number: a listing of the root might
-	// have passed it already.
+	// Moved-up directories are removed by number: a listing of the root may
+	// have passed them already.
 	for r.done < r.moved {
 		r.done++
 		if err := r.tree(r.top, movedName(r.done)); err != nil {
@@ -63,7 +62,7 @@ func RemoveAll(ctx context.Context, dir *os.File, name string) error {
 // remover removes one tree.
 type remover struct {
 	ctx    context.Context // of one removal, which ends with the call
-	top    *os.File        // the root of the tree, nil until something was moved to it
+	top    *os.File        // the root of the tree, nil until a directory was moved to it
 	frames []frame         // the directories being emptied, each in the one before
 	moved  int             // the number of directories moved up so far
 	done   int             // how many of them are removed
@@ -79,12 +78,12 @@ type frame struct {
 	passes int
 }
 
-// fileID tells files apart.
+// fileID identifies a file.
 type fileID struct{ dev, ino uint64 }
 
 func movedName(n int) string { return ".removed-" + strconv.Itoa(n) }
 
-// remove removes name from dir, or leaves of it what was moved up to top.
+// remove removes name from dir, except for directories moved up to top.
 func (r *remover) remove(dir *os.File, name string) error {
 	err := r.tree(dir, name)
 	if errors.Is(err, errMoved) {
@@ -93,10 +92,10 @@ func (r *remover) remove(dir *os.File, name string) error {
 	return err
 }
 
-// errMoved says that the tree's root has what was moved up to it.
+// errMoved means that the tree's root has moved-up directories.
 var errMoved = errors.New("directories were moved up")
 
-// tree removes name from dir. It goes down by frames, not by recursion.
+// tree removes name from dir, without recursion.
 func (r *remover) tree(dir *os.File, name string) error {
 	defer r.closeFrames()
 	if err := r.entry(dir, name); err != nil {
@@ -130,7 +129,7 @@ func (r *remover) entry(dir *os.File, name string) error {
 			return r.explain(name, err)
 		}
 
-		// Many a directory is empty.
+		// Many directories are empty.
 		err = unlink(dir, name, unix.AT_REMOVEDIR)
 		if !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOTDIR) {
 			return r.explain(name, err)
@@ -144,7 +143,7 @@ func (r *remover) entry(dir *os.File, name string) error {
 			return r.explain(name, err)
 		}
 	}
-	return r.explain(name, ErrBusy) // a directory one moment, something else the next
+	return r.explain(name, ErrBusy) // it keeps changing its type
 }
 
 func unlink(dir *os.File, name string, flags int) error {
@@ -197,9 +196,9 @@ func (r *remover) next(f *frame) error {
 	return r.explain(name, err)
 }
 
-// again begins a further pass through a directory that is not empty after one,
-// because a file system skipped names, somebody added some, or they are those
-// that were moved up.
+// again starts another pass through a directory that is not empty after one,
+// because the file system skipped names, some were added, or they are moved-up
+// directories.
 func (r *remover) again(f *frame) error {
 	if len(r.frames) == 1 && r.moved > 0 && r.done == 0 {
 		return errMoved
@@ -211,9 +210,8 @@ func (r *remover) again(f *frame) error {
 	return r.explain("", err)
 }
 
-// inPlace makes sure that each directory being emptied is still where it was
-// found: what was moved out of the tree may hold what somebody else wants to
-// keep.
+// inPlace checks that each directory being emptied is still where it was found:
+// one moved out of the tree may have files that others need.
 func (r *remover) inPlace() error {
 	for _, f := range r.frames {
 		var st unix.Stat_t
@@ -225,7 +223,7 @@ func (r *remover) inPlace() error {
 	return nil
 }
 
-// moveUp moves a directory that lies too deep to the root of the tree.
+// moveUp moves a directory that is too deep to the root of the tree.
 func (r *remover) moveUp(dir *os.File, name string) error {
 	if r.top == nil {
 		top, err := openat2(r.frames[0].dir, ".", unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY, Resolve: plain})
@@ -245,12 +243,12 @@ func (r *remover) moveUp(dir *os.File, name string) error {
 	}
 }
 
-// held are the attributes with which a container that may set them keeps its
-// files from being removed.
+// held are the attributes with which a container that may set them can prevent
+// the removal of files.
 const held = unix.STATX_ATTR_IMMUTABLE | unix.STATX_ATTR_APPEND
 
-// freed does something to the entry name of dir, and again without those
-// attributes if they were in the way.
+// freed calls do for the entry name of dir, and again without those attributes
+// if they prevented it.
 func freed(dir *os.File, name string, do func() error) error {
 	err := do()
 	if !errors.Is(err, unix.EPERM) {
@@ -265,8 +263,8 @@ func freed(dir *os.File, name string, do func() error) error {
 	return do()
 }
 
-// free takes the attributes from a regular file or directory. Others, which
-// would see an open, are left alone.
+// free clears the attributes of a regular file or directory. Other files, for
+// which open has side effects, are not touched.
 func free(dir *os.File, name string) error {
 	f, err := openat2(dir, name, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW, Resolve: plain | unix.RESOLVE_NO_XDEV})
 	if err != nil {
@@ -295,7 +293,7 @@ func free(dir *os.File, name string) error {
 
 	const fsAppend, fsImmutable = 0x20, 0x10
 	if err := unix.IoctlSetPointerInt(int(open.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^(fsAppend|fsImmutable))); err != nil {
-		return fmt.Errorf("take away the attribute that keeps it: %w", err)
+		return fmt.Errorf("clear the attribute that prevents removal: %w", err)
 	}
 	return nil
 }
@@ -307,8 +305,7 @@ func (r *remover) closeFrames() {
 	r.frames = r.frames[:0]
 }
 
-// explain says where in the tree an error arose. What does not exist any more
-// is removed.
+// explain adds the path in the tree to an error. What no longer exists counts as removed.
 func (r *remover) explain(name string, err error) error {
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -323,8 +320,7 @@ func (r *remover) explain(name string, err error) error {
 	return &fs.PathError{Op: "remove", Path: r.where(name), Err: err}
 }
 
-// where is the path to name, shortened in the middle: the names in it are
-// somebody else's, and many.
+// where is the path to name, shortened in the middle: its names are untrusted, and many.
 func (r *remover) where(name string) string {
 	path := ""
 	for i, f := range r.frames {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tree makes an empty root with a neighbour that must stay empty.
+// tree creates an empty root with a neighbour that must stay empty.
 func tree(t *testing.T) (root *os.File, dir, outside string) {
 	t.Helper()
 	base := t.TempDir()
@@ -156,12 +156,11 @@ func TestOpenRegularRefuses(t *testing.T) {
 	}
 }
 
-// Files of procfs say that they are empty, as a file that grows after the
-// check does.
+// Files of procfs report size 0, like a file that grows after the check.
 func TestReadFileCountsBytes(t *testing.T) {
 	proc := openDir(t, "/proc")
 	if _, err := ReadFile(proc, "self/status", 10); !errors.Is(err, ErrTooLarge) {
-		t.Errorf("ReadFile of a file larger than it says: %v, want ErrTooLarge", err)
+		t.Errorf("ReadFile of a file larger than its st_size: %v, want ErrTooLarge", err)
 	}
 }
 
@@ -349,7 +348,7 @@ func TestRemoveAll(t *testing.T) {
 	}
 }
 
-// A tree may be far deeper than a path or the descriptor table is long.
+// A tree may be far deeper than PATH_MAX or the descriptor table allow.
 func TestRemoveAllDeep(t *testing.T) {
 	root, dir, _ := tree(t)
 	const depth = 2000
@@ -365,7 +364,7 @@ func TestRemoveAllDeep(t *testing.T) {
 		fd = next
 	}
 	unix.Close(fd)
-	must(t, os.Mkdir(dir+"/deep/.removed-1", 0o755)) // the name moveUp would take first
+	must(t, os.Mkdir(dir+"/deep/.removed-1", 0o755)) // the first name that moveUp would use
 	if err := RemoveAll(t.Context(), root, "deep"); err != nil {
 		t.Fatal(err)
 	}

@@ -13,35 +13,34 @@ import (
 )
 
 const (
-	// maxLevels bounds the memory that a walk takes: 16 bytes a level. Each
-	// level takes a block of the disk too, which counts.
+	// maxLevels bounds the memory of a walk: 16 bytes a level. Each level also
+	// uses a disk block, which is accounted for.
 	maxLevels = 1 << 18
-	// maxLinked bounds the files with several names of which a measurement
-	// remembers that it counted them.
+	// maxLinked bounds the files with several names that a measurement
+	// remembers as counted.
 	maxLinked = 1 << 16
 
-	// direntBatch is how many bytes of a directory are read at a time. Few,
-	// as they are read again after each directory that lies deep.
+	// direntBatch is how many bytes of a directory are read at a time. Few, as
+	// they are read again after each deep directory.
 	direntBatch = 4096
-	// ctxEvery is how many entries a walk looks at between two looks at its context.
+	// ctxEvery is how many entries a walk visits between checks of its context.
 	ctxEvery = 256
 )
 
-// Usage is what a tree takes of the disk.
+// Usage is the disk usage of a tree.
 type Usage struct {
 	Bytes, Inodes uint64
-	// Partial means that it is more: somebody moved directories meanwhile, or
-	// they are nested beyond all bounds, and what was not counted for that is
-	// not in the sums.
+	// Partial means that the sums are too low: directories were moved
+	// meanwhile, or are nested too deep, and were not counted.
 	Partial bool
 }
 
 // Measure adds up the tree at dir, the directory itself included. The tree may
-// belong to somebody who changes it meanwhile: see [Walk]. A file with several
-// names counts once. Beyond [maxLinked] such files each name counts for its
-// share of the file, so that the sum is right and takes no memory.
+// be changed concurrently: see [Walk]. A file with several names counts once.
+// Beyond [maxLinked] such files each name counts for its share of the file, so
+// that the sum is right without more memory.
 //
-// When ctx ends, what was counted so far is returned, with its cause.
+// When ctx ends, the usage counted so far is returned, with the cause.
 func Measure(ctx context.Context, dir *os.File) (Usage, error) {
 	m := measurer{linked: map[fileID]struct{}{}}
 	var st unix.Stat_t
@@ -58,7 +57,7 @@ const share = 1 << 32
 
 type measurer struct {
 	bytes, inodes uint64
-	// shares are inodes too, of which several names have a part.
+	// shares are inodes, too, split over several names.
 	shares uint64
 	linked map[fileID]struct{}
 }
@@ -89,11 +88,11 @@ func (m *measurer) usage(partial bool) Usage {
 }
 
 // Walk calls visit for everything below dir, in no order, directories before
-// what is in them. It enters no other file system and follows no link. It holds
-// at most [maxDepth]+2 descriptors and a few bytes for each level, be the tree
-// ever so deep. Complete is false if it could not get back to where it had
-// been, because directories were moved, or the tree has more than [maxLevels]
-// levels. When ctx ends, the walk does, with its cause.
+// their content. It enters no other file system and follows no link. It holds
+// at most [maxDepth]+2 descriptors and a few bytes per level, however deep the
+// tree is. complete is false if it could not return to a parent, because
+// directories were moved, or the tree has more than [maxLevels] levels. When
+// ctx ends, the walk does, with the cause.
 func Walk(ctx context.Context, dir *os.File, visit func(st *unix.Stat_t)) (complete bool, err error) {
 	w := walker{ctx: ctx, visit: visit, complete: true}
 	defer w.close()
@@ -115,9 +114,9 @@ func Walk(ctx context.Context, dir *os.File, visit func(st *unix.Stat_t)) (compl
 	return w.complete, nil
 }
 
-// walker walks one tree. The directories on the way to the current one are
-// open, the first maxDepth of them; of deeper ones it knows where they are
-// to be read on, and gets there by "..".
+// walker walks one tree. The first maxDepth directories on the way to the
+// current one are open; for deeper ones it knows where to continue reading, and
+// reaches them by "..".
 type walker struct {
 	ctx      context.Context // of one walk, which ends with the call
 	visit    func(*unix.Stat_t)
@@ -134,13 +133,13 @@ type level struct {
 	fd   int
 	ino  uint64
 	buf  []byte
-	rest []byte // of buf, not looked at yet
+	rest []byte // of buf, not visited yet
 	end  bool
 	// lost means that names could not be read.
 	lost bool
 }
 
-// place is where a directory is to be read on.
+// place is where to continue reading a directory.
 type place struct {
 	ino  uint64
 	next int64
@@ -164,12 +163,12 @@ func (w *walker) run() error {
 	}
 }
 
-// look visits the entry name of the current directory and enters it, if it is
-// a directory.
+// look visits the entry name of the current directory and enters it, if it is a
+// directory.
 func (w *walker) look(name string, next int64) {
 	var st unix.Stat_t
 	if unix.Fstatat(w.cur.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Dev != w.dev {
-		return // it has gone, or is not of this file system
+		return // it was removed, or is on another file system
 	}
 
 	w.visit(&st)
@@ -179,7 +178,7 @@ func (w *walker) look(name string, next int64) {
 
 	fd, err := openWalk(w.cur.fd, name)
 	if err != nil {
-		// What went away needs no counting.
+		// Removed files need no counting.
 		w.complete = w.complete && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EXDEV))
 		return
 	}
@@ -207,7 +206,7 @@ func (w *walker) down(to *level, next int64) {
 	w.cur = to
 }
 
-// up goes back to the directory that the current one was found in, and reports
+// up returns to the directory in which the current one was found, and reports
 // whether there is one.
 func (w *walker) up() bool {
 	left := w.cur
@@ -218,8 +217,8 @@ func (w *walker) up() bool {
 			w.cur, w.deep = at, w.deep[:n-1]
 			return true
 		}
-		// It was moved, and its parent may be anywhere. The directories that
-		// are held are where they are.
+		// It was moved, and its parent may be anywhere. Open directories can
+		// still be read.
 		w.complete, w.deep = false, nil
 	}
 
@@ -267,7 +266,7 @@ func openWalk(dir int, name string) (int, error) {
 	})
 }
 
-// entry returns the next name in a directory and where to read on after it.
+// entry returns the next name in a directory and where to continue reading after it.
 func (l *level) entry() (name string, next int64, ok bool) {
 	for {
 		for len(l.rest) > 0 {
@@ -285,15 +284,15 @@ func (l *level) entry() (name string, next int64, ok bool) {
 
 		n, err := unix.Getdents(l.fd, l.buf)
 		if err != nil || n <= 0 {
-			l.end, l.lost = true, err != nil && !errors.Is(err, unix.ENOENT) // of what was removed
+			l.end, l.lost = true, err != nil && !errors.Is(err, unix.ENOENT) // the directory was removed
 			return "", 0, false
 		}
 		l.rest = l.buf[:n]
 	}
 }
 
-// decode takes one struct linux_dirent64 from what was read. It returns false
-// for those that are not to be looked at.
+// decode takes one struct linux_dirent64 from the buffer. It returns false for
+// entries to skip.
 func (l *level) decode() (name string, next int64, ok bool) {
 	const inoLen, head = 8, 19 // ino, off, reclen, type
 	if len(l.rest) < head {

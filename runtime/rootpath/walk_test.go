@@ -19,7 +19,7 @@ func measure(t *testing.T, dir string) Usage {
 	return u
 }
 
-// Depth hides nothing and takes no descriptors.
+// Deep trees are counted completely, without more descriptors.
 func TestMeasureDeep(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -51,8 +51,8 @@ func TestMeasureDeep(t *testing.T) {
 	}
 }
 
-// Directories are read in pieces; none of their entries is missed or counted
-// twice where the walk comes back to them, near the top or deep down.
+// Directories are read in batches; no entry is missed or counted twice when the
+// walk returns to them, near the top or deep down.
 func TestMeasureWide(t *testing.T) {
 	_, dir, _ := tree(t)
 	const dirs, files = 300, 400
@@ -73,7 +73,7 @@ func TestMeasureWide(t *testing.T) {
 	}
 }
 
-// A file with several names counts once, however many such files there are.
+// A file with several names counts once, however many such files exist.
 func TestMeasureLinks(t *testing.T) {
 	_, dir, _ := tree(t)
 	must(t, os.WriteFile(dir+"/a", make([]byte, 1<<20), 0o600))
@@ -85,7 +85,7 @@ func TestMeasureLinks(t *testing.T) {
 		t.Errorf("%+v", u)
 	}
 
-	// Beyond the bound names count for their share.
+	// Beyond the bound each name counts for its share.
 	m := measurer{linked: map[fileID]struct{}{}}
 	const inodes, names = maxLinked + 10_000, 3
 	for range names {
@@ -116,8 +116,8 @@ func TestMeasureCancelled(t *testing.T) {
 	}
 }
 
-// Deep directories are moved all the time. The walk ends, never counts what is
-// outside, and says when it has missed something.
+// Deep directories are moved continuously. The walk terminates, never counts
+// files outside, and reports when it has missed something.
 func TestMeasureAgainstMoves(t *testing.T) {
 	_, dir, _ := tree(t)
 	deep := dir + "/in/" + strings.Repeat("d/", 2*maxDepth)
@@ -136,7 +136,7 @@ func TestMeasureAgainstMoves(t *testing.T) {
 	for end := time.Now().Add(raceTime); time.Now().Before(end); walks++ {
 		u := measure(t, dir+"/in")
 		if u.Inodes > whole.Inodes {
-			t.Fatalf("%+v, more than the %+v that there are", u, whole)
+			t.Fatalf("%+v, more than the %+v that exist", u, whole)
 		}
 		if u.Partial {
 			partial++

@@ -1,5 +1,5 @@
-// Package sealed makes files in memory that nobody can change any more, not
-// even who can write to this process's descriptors.
+// Package sealed makes memory files that no process can modify, not even one
+// with write access to this process's descriptors.
 package sealed
 
 import (
@@ -12,18 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// seals forbid every change, and further seals.
+// seals forbid every modification, and further seals.
 const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
 const (
-	// busyTime is how long pages of a new file may be held by others.
+	// busyTime is how long the kernel may hold pages of a new file.
 	busyTime  = 5 * time.Second
 	busyDelay = 10 * time.Millisecond
 )
 
 // Program returns a sealed copy of the program at path, to be executed by its
-// descriptor: a container that gets hold of the running program through /proc
-// cannot write to the one on disk. name is what /proc shows.
+// descriptor: a container that opens the running program through /proc cannot
+// write to the one on disk. name is what /proc shows.
 func Program(name, path string) (*os.File, error) {
 	src, err := os.Open(path)
 	if err != nil {
@@ -40,7 +40,7 @@ func Program(name, path string) (*os.File, error) {
 	return image, nil
 }
 
-// New returns a sealed file that may be executed, with what fill writes.
+// New returns a sealed, executable file with what fill writes.
 func New(name string, fill func(*os.File) error) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
@@ -63,10 +63,10 @@ func New(name string, fill func(*os.File) error) (*os.File, error) {
 	return f, nil
 }
 
-// Seal seals a memfd that was made with MFD_ALLOW_SEALING and is not mapped
-// for writing. The kernel refuses with EBUSY while anything holds a page of the
-// file, as it does itself to reclaim or to move memory; so that is asked for
-// again, for a while.
+// Seal seals a memfd that was made with MFD_ALLOW_SEALING and is not mapped for
+// writing. The kernel refuses with EBUSY while a page of the file is
+// referenced, as it is during reclaim or migration; so Seal retries for a
+// while.
 func Seal(fd int) error {
 	for end := time.Now().Add(busyTime); ; time.Sleep(busyDelay) {
 		_, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)

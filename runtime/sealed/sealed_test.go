@@ -45,8 +45,8 @@ func TestProgram(t *testing.T) {
 	}
 }
 
-// TestSealBusy seals a file that is held for a moment: a mapping stands for
-// the references the kernel takes to reclaim or to move pages.
+// TestSealBusy seals a file that is busy for a moment: a mapping simulates the
+// references that the kernel takes to reclaim or to migrate pages.
 func TestSealBusy(t *testing.T) {
 	fd, err := unix.MemfdCreate("crisp-test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -65,7 +65,7 @@ func TestSealBusy(t *testing.T) {
 	}
 
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); !errors.Is(err, unix.EBUSY) {
-		t.Errorf("seal a file that is held: got %v, want EBUSY", err)
+		t.Errorf("seal a busy file: got %v, want EBUSY", err)
 	}
 	released := make(chan error, 1)
 	time.AfterFunc(100*time.Millisecond, func() { released <- unix.Munmap(held) })

@@ -1,6 +1,6 @@
-// Package untrusted holds text that a container, an image or a plugin chose:
-// it may be any bytes, of any length. As a type of its own it cannot be put
-// into an answer or a log by mistake; what can is what its methods return.
+// Package untrusted holds text from a container, an image or a plugin: any
+// bytes, of any length. As a type of its own it cannot get into a response or a
+// log by mistake; only the results of its methods can.
 package untrusted
 
 import (
@@ -9,40 +9,40 @@ import (
 	"unicode/utf8"
 )
 
-// String is text that somebody else chose.
+// String is untrusted text.
 type String struct{ text string }
 
-// Of marks text as somebody else's.
+// Of marks text as untrusted.
 func Of(text string) String { return String{text} }
 
-// Is reports whether the text is one that we know.
+// Is reports whether the text equals a known one.
 func (s String) Is(known string) bool { return s.text == known }
 
-// cutMark ends text that was cut.
+// cutMark is appended to truncated text.
 const cutMark = "..."
 
-// Text returns valid UTF-8 of at most limit bytes, as a message of the CRI
-// takes it. What is not UTF-8 becomes U+FFFD; text that is too long ends with
-// "...". Different texts may become the same.
+// Text returns valid UTF-8 of at most limit bytes, for a message of the CRI.
+// Invalid UTF-8 becomes U+FFFD; truncated text ends with "...". Different texts
+// may become equal.
 func (s String) Text(limit int) string {
 	return cut(strings.ToValidUTF8(s.text, string(utf8.RuneError)), limit)
 }
 
-// Name returns text of at most limit bytes that can be shown on a terminal and
-// in which different texts differ, unless they are cut: what is not UTF-8,
-// cannot be printed, or is a backslash is escaped, as \xff, \u202e and \\.
+// Name returns text of at most limit bytes that is safe on a terminal and
+// differs for different texts, unless truncated: invalid UTF-8, unprintable
+// runes and backslashes are escaped, as \xff, \u202e and \\.
 func (s String) Name(limit int) string {
 	return cut(escape(s.text, func(r rune) bool { return r != '\\' && unicode.IsPrint(r) }), limit)
 }
 
-// Message returns valid UTF-8 of at most limit bytes, in which what cannot be
-// printed is escaped, but for line breaks and tabs: for errors that quote a
-// plugin or a registry.
+// Message returns valid UTF-8 of at most limit bytes, in which unprintable
+// runes are escaped, except newlines and tabs: for errors that quote a plugin
+// or a registry.
 func (s String) Message(limit int) string {
 	return cut(escape(s.text, func(r rune) bool { return r == '\n' || r == '\t' || unicode.IsPrint(r) }), limit)
 }
 
-// escape escapes the runes that may not stay, and all that is not UTF-8.
+// escape escapes the runes that must not stay, and invalid UTF-8.
 func escape(text string, stays func(rune) bool) string {
 	var out strings.Builder
 	for i := 0; i < len(text); {
@@ -74,7 +74,7 @@ func writeHex(out *strings.Builder, kind byte, digits int, r rune) {
 	}
 }
 
-// cut shortens valid UTF-8 at the border of a rune.
+// cut truncates valid UTF-8 at a rune boundary.
 func cut(text string, limit int) string {
 	if len(text) <= limit {
 		return text
