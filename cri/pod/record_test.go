@@ -430,17 +430,17 @@ func TestJudgeContainer(t *testing.T) {
 		alive    bool
 		want     containerVerdict
 	}{
-		"created":                  {Container{Phase: phaseReady}, true, nil, false, keepContainer},
-		"create cut short":         {Container{Phase: "make spec"}, true, nil, false, undoContainer},
-		"left over":                {Container{Phase: "make spec", Left: true}, true, nil, false, keepContainer},
-		"running":                  {Container{Phase: phaseReady, StartedAt: 1}, true, running, false, adoptContainer},
-		"start was not recorded":   {Container{Phase: phaseReady}, true, running, false, adoptContainer},
-		"ended meanwhile":          {Container{Phase: phaseReady, StartedAt: 1}, true, ended, false, endContainer},
-		"ended before it was told": {Container{Phase: phaseReady}, true, ended, false, endContainer},
-		"holder gone":              {Container{Phase: phaseReady, StartedAt: 1}, true, nil, false, loseContainer},
-		"holder of a start gone":   {Container{Phase: phaseReady}, true, nil, true, loseContainer},
-		"after a reboot":           {Container{Phase: phaseReady, StartedAt: 1}, false, nil, false, loseContainer},
-		"exited":                   {Container{Phase: phaseReady, StartedAt: 1, FinishedAt: 2}, true, ended, false, keepContainer},
+		"created":                      {Container{Phase: phaseReady}, true, nil, false, keepContainer},
+		"create cut short":             {Container{Phase: "make spec"}, true, nil, false, undoContainer},
+		"left over":                    {Container{Phase: "make spec", Left: true}, true, nil, false, keepContainer},
+		"running":                      {Container{Phase: phaseReady, StartedAt: 1}, true, running, false, adoptContainer},
+		"start was not recorded":       {Container{Phase: phaseReady}, true, running, false, adoptContainer},
+		"ended meanwhile":              {Container{Phase: phaseReady, StartedAt: 1}, true, ended, false, endContainer},
+		"ended before it was reported": {Container{Phase: phaseReady}, true, ended, false, endContainer},
+		"holder gone":                  {Container{Phase: phaseReady, StartedAt: 1}, true, nil, false, loseContainer},
+		"holder of a start gone":       {Container{Phase: phaseReady}, true, nil, true, loseContainer},
+		"after a reboot":               {Container{Phase: phaseReady, StartedAt: 1}, false, nil, false, loseContainer},
+		"exited":                       {Container{Phase: phaseReady, StartedAt: 1, FinishedAt: 2}, true, ended, false, keepContainer},
 	} {
 		if got := judgeContainer(&tc.c, tc.sameBoot, tc.e, tc.alive); got != tc.want {
 			t.Errorf("%s: verdict %d, want %d", name, got, tc.want)

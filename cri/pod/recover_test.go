@@ -80,7 +80,7 @@ func TestUndoOfTwoPodsWithOneName(t *testing.T) {
 		quick, slow := begunPod(t, m, "p1"), begunPod(t, m, "p2")
 		release := lockPod(t, slow)
 		if err := reconcileFor(t, slow, time.Second); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("a pod whose undoing goes on: %v, want %v", err, context.DeadlineExceeded)
+			t.Errorf("a pod whose undo continues: %v, want %v", err, context.DeadlineExceeded)
 		}
 
 		if err := reconcileFor(t, quick, time.Second); err != nil || !quick.isGone() {
@@ -145,7 +145,7 @@ func TestFailedUndoIsLogged(t *testing.T) {
 
 		release := lockPod(t, p)
 		if err := reconcileFor(t, p, time.Second); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("undoing that goes on: %v, want %v", err, context.DeadlineExceeded)
+			t.Errorf("undo that continues: %v, want %v", err, context.DeadlineExceeded)
 		}
 
 		later := captureLog(func() {

@@ -197,7 +197,7 @@ func resourceRefusals() []refusal {
 		}), ErrUnsupported, "1GB"},
 		{"missing device", device(&runtimeapi.Device{HostPath: "/dev/nope", ContainerPath: "/dev/x"}), ErrInvalid, "/dev/nope"},
 		{"directory without devices", device(&runtimeapi.Device{HostPath: "/dev/empty", ContainerPath: "/dev/x"}), ErrInvalid, "no device"},
-		{"CDI device that is none", func(in *Input) {
+		{"invalid CDI device", func(in *Input) {
 			in.CDI = func(*specs.Spec, []string) error { return nil }
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}}
 		}, ErrInvalid, "gpu"},

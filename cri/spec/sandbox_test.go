@@ -73,7 +73,7 @@ func TestSysctls(t *testing.T) {
 		name   string
 		change func(*runtimeapi.PodSandboxConfig)
 		in     map[string]string
-		want   map[string]string // besides the implicit ones
+		want   map[string]string // in addition to the implicit ones
 		err    string
 	}{
 		{name: "implicit"},

@@ -545,7 +545,7 @@ func TestTokensExpire(t *testing.T) {
 }
 
 // TestSlowReaderGetsAll ends a session of which the client has read nothing
-// yet, and goes on sending as a proxy does: all the same it gets the output
+// yet, and keeps sending as a proxy does: nevertheless it gets the output
 // and the exit code.
 func TestSlowReaderGetsAll(t *testing.T) {
 	const size = 8 << 20

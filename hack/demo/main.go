@@ -1,6 +1,6 @@
-// Command demo shows a pod's life on crisp, from the pull of its image to the
-// last trace of it, with how long each step took. It calls crisp as kubelet does,
-// through the CRI, on a node of its own that is gone at the end.
+// Command demo shows a pod's life on crisp, from the pull of its image to its
+// removal, with the duration of each step. It calls crisp as kubelet does,
+// through the CRI, on a private node that is removed at the end.
 package main
 
 import (
@@ -33,7 +33,7 @@ func demo() int {
 	return 0
 }
 
-// show plays the demo and takes the stage down again.
+// show runs the demo and tears its node down again.
 func show(ctx context.Context) error {
 	began := time.Now()
 	fmt.Println("A registry on loopback, a network of bridge, host-local and portmap, and the daemon:")
@@ -62,7 +62,7 @@ func show(ctx context.Context) error {
 		return errors.Join(err, left)
 	}
 
-	fmt.Printf("\nThe daemon, its keeper and the registry are ended%s\n", took(ended))
+	fmt.Printf("\nThe daemon, its keeper and the registry are stopped%s\n", took(ended))
 	if err == nil {
 		fmt.Println("Nothing is left: no process, mount, namespace, cgroup, link or file.")
 	}

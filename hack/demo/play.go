@@ -23,7 +23,7 @@ const (
 	logFile = "nginx.log"
 )
 
-// stage is what the steps of the demo share.
+// stage is the state shared by the steps of the demo.
 type stage struct {
 	ctx            context.Context
 	lab            *lab.Lab
@@ -32,8 +32,8 @@ type stage struct {
 	sandbox        *runtimeapi.PodSandboxConfig
 }
 
-// step is one call of the CRI, or a look at what came of it. The title is
-// printed above it.
+// step is one call of the CRI, or a check of its effect. The title is printed
+// above it.
 type step struct {
 	title string
 	do    func() error
@@ -54,7 +54,7 @@ func play(ctx context.Context, l *lab.Lab) error {
 	return nil
 }
 
-// rise are the steps until the pod serves, and a look at it.
+// rise are the steps until the pod serves, and checks of it.
 func (s *stage) rise() []step {
 	return []step{
 		{"The image of a web server:", func() error {
@@ -78,17 +78,17 @@ func (s *stage) rise() []step {
 		}},
 
 		{"The pod has an address, and serves:", s.fetch},
-		{"What the container logged:", s.showLog},
+		{"The container's log:", s.showLog},
 		{"A command in it:", s.exec},
-		{"What it uses:", s.stats},
-		{"How it is listed:", s.list},
+		{"Its stats:", s.stats},
+		{"In the list of containers:", s.list},
 	}
 }
 
 // fall are the steps until nothing is left.
 func (s *stage) fall() []step {
 	return []step{
-		{"And gone:", func() error {
+		{"Stop and removal:", func() error {
 			_, err := call(s, s.lab.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: s.container, Timeout: 10}, "StopContainer", s.container)
 			return err
 		}},
@@ -160,7 +160,7 @@ func call[Q, R any](s *stage, method func(context.Context, Q, ...grpc.CallOption
 	return r, nil
 }
 
-// say prints what came of a call.
+// say prints the result of a call.
 func say(format string, args ...any) {
 	for line := range strings.Lines(fmt.Sprintf(format, args...)) {
 		fmt.Print(indent, indent, line)
@@ -185,7 +185,7 @@ func (s *stage) exec() error {
 	}
 	say("%s", strings.TrimSpace(string(r.Stdout)))
 	if r.ExitCode != 0 {
-		return fmt.Errorf("ps ended with exit code %d: %s", r.ExitCode, r.Stderr)
+		return fmt.Errorf("ps exited with code %d: %s", r.ExitCode, r.Stderr)
 	}
 	return nil
 }
@@ -231,13 +231,13 @@ func (s *stage) fetch() error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("%s%s says: %s%s\n", indent, url, page, took(began))
+		fmt.Printf("%s%s responds: %s%s\n", indent, url, page, took(began))
 	}
 
 	return nil
 }
 
-// page asks until the server listens.
+// page retries until the server listens.
 func (s *stage) page(url string) (string, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
 	defer cancel()

@@ -23,7 +23,7 @@ tty:x:5:
 www-data:x:33:
 nogroup:x:65534:
 `
-	// member is a user who is in a group of the image's own.
+	// member is a user in a group defined by the image.
 	memberPasswd = passwd + "default-user:x:1000:1000::/home/default-user:/bin/sh\n"
 	memberGroup  = group + "default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n"
 )

@@ -15,7 +15,7 @@ import (
 	"strings"
 )
 
-// errNoLicence is a module without a file that could be its licence.
+// errNoLicence means that a module has no licence file.
 var errNoLicence = errors.New("no licence found")
 
 // module is a linked module, and where its files are.
@@ -42,8 +42,8 @@ func run(w io.Writer) error {
 	return out.Flush()
 }
 
-// linked returns the modules of the packages that a pattern's programs are made
-// of, by path. The first is Go, for its standard library.
+// linked returns the modules that are linked into a pattern's programs, by
+// path. The first is Go, for its standard library.
 func linked(pattern string) ([]module, error) {
 	const format = `{{with .Module}}{{if not .Main}}{{.Path}}{{"\t"}}{{.Version}}{{"\t"}}{{.Dir}}{{end}}{{end}}`
 	out, err := command("go", "list", "-deps", "-f", format, pattern)
@@ -96,7 +96,7 @@ func write(w io.Writer, m module) error {
 			return fmt.Errorf("read notice of %s: %w", m.path, err)
 		}
 
-		// A NOTICE comes beside a licence, and is none.
+		// A NOTICE accompanies a licence, but is not one.
 		licensed = licensed || !strings.HasPrefix(strings.ToUpper(e.Name()), "NOTICE")
 		fmt.Fprintf(w, "==== %s %s: %s\n\n%s\n", m.path, m.version, e.Name(), bytes.TrimSpace(text))
 		fmt.Fprintln(w)
@@ -108,7 +108,7 @@ func write(w io.Writer, m module) error {
 	return nil
 }
 
-// isNotice tells by its name whether a file is a licence or a notice.
+// isNotice reports by its name whether a file is a licence or a notice.
 func isNotice(name string) bool {
 	name = strings.ToUpper(name)
 	for _, prefix := range []string{"LICENSE", "LICENCE", "COPYING", "NOTICE", "PATENTS"} {

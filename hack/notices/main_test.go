@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestLinkedModules holds the notices against what the linker put into the
-// programs.
+// TestLinkedModules compares the notices with the modules that are linked into
+// the programs.
 func TestLinkedModules(t *testing.T) {
 	var notices bytes.Buffer
 	if err := run(&notices); err != nil {
@@ -31,12 +31,12 @@ func TestLinkedModules(t *testing.T) {
 		}
 
 		if len(info.Deps) == 0 {
-			t.Errorf("%s names no module", program)
+			t.Errorf("%s has no module information", program)
 		}
 		for _, m := range info.Deps {
 			if !strings.Contains(notices.String(), "==== "+m.Path+" "+m.Version+": LICEN") &&
 				!strings.Contains(notices.String(), "==== "+m.Path+" "+m.Version+": COPYING") {
-				t.Errorf("%s links %s %s, of which there is no licence", program, m.Path, m.Version)
+				t.Errorf("%s links %s %s, whose licence is missing", program, m.Path, m.Version)
 			}
 		}
 	}

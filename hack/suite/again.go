@@ -25,7 +25,7 @@ func (s stage) again(ctx context.Context, first outcomes) error {
 	}
 
 	for _, k := range failures {
-		fmt.Printf("===== %s: once more %s\n", s.name, k.test)
+		fmt.Printf("===== %s: retrying %s\n", s.name, k.test)
 		second := outcomes{}
 		if err := s.only(k.test).events(ctx, second); err != nil {
 			fmt.Println("suite:", err) // it already counts as failed
@@ -76,7 +76,7 @@ func (s stage) events(ctx context.Context, o outcomes) error {
 	readErr := o.read(out, os.Stdout)
 	waitErr := cmd.Wait()
 	if readErr == nil && waitErr != nil && o.tally().Failed == 0 {
-		return fmt.Errorf("no test failed, but go test did: %w", waitErr)
+		return fmt.Errorf("go test failed although no test did: %w", waitErr)
 	}
 
 	return readErr

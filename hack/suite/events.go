@@ -13,9 +13,9 @@ import (
 	"crisp/test/testkit/tally"
 )
 
-// outcomes are the ends of tests, by package and test name. A package that
-// failed as such, because it did not compile or its process died, is an entry
-// without a test name.
+// outcomes are the results of tests, by package and test name. A package that
+// failed as a whole, because it did not compile or its process died, is an
+// entry without a test name.
 type outcomes map[key]outcome
 
 type outcome struct {
@@ -37,12 +37,12 @@ type event struct {
 	Elapsed    float64 // seconds
 }
 
-// longTest is how many seconds make a test one that is named when it passed,
-// so that who watches sees how far a run is.
+// longTest is from how many seconds on a passed test is printed, to show the
+// progress of a run.
 const longTest = 30
 
-// read collects the events of a run and writes to w what the tests that
-// failed had to say, and a line for each package and each test that took long.
+// read collects the events of a run and writes the output of failed tests to w,
+// and a line for each package and each long test.
 func (o outcomes) read(r io.Reader, w io.Writer) error {
 	said := map[key]*strings.Builder{}
 	for dec := json.NewDecoder(r); ; {
@@ -50,7 +50,7 @@ func (o outcomes) read(r io.Reader, w io.Writer) error {
 		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
-			return fmt.Errorf("read what go test prints: %w", err)
+			return fmt.Errorf("read the output of go test: %w", err)
 		}
 
 		k := key{e.Package, e.Test}
@@ -74,7 +74,7 @@ func (o outcomes) read(r io.Reader, w io.Writer) error {
 	}
 }
 
-// tell tells of the end of a test or package that said something.
+// tell prints the result of a test or package with output.
 func (e event) tell(w io.Writer, said *strings.Builder) {
 	switch {
 	case e.Action == "fail" && said != nil:
@@ -87,7 +87,7 @@ func (e event) tell(w io.Writer, said *strings.Builder) {
 	}
 }
 
-// reason is what a test had to say, without what is said of it.
+// reason is the output of a test, without go test's own lines.
 func reason(said *strings.Builder) string {
 	if said == nil {
 		return ""
@@ -101,7 +101,7 @@ func reason(said *strings.Builder) string {
 	return strings.Join(words, " ")
 }
 
-// merge adds the outcomes of another run: a test passed if it did in one run
+// merge adds the outcomes of another run: a test passed if it passed in one run
 // and failed in none.
 func (o outcomes) merge(other outcomes) {
 	rank := map[string]int{"": 0, "skip": 1, "pass": 2, "fail": 3}
@@ -115,10 +115,11 @@ func (o outcomes) merge(other outcomes) {
 // maxReason is how much of a reason, in bytes, is listed.
 const maxReason = 500
 
-// skipped lists the tests that ran nowhere, with the reason of each.
+// skipped lists the tests that were skipped in all runs, with the reason of
+// each.
 func (o outcomes) skipped() []string { return o.list("skip") }
 
-// failed lists the tests that failed, with what each had to say.
+// failed lists the failed tests, with their output.
 func (o outcomes) failed() []string { return o.list("fail") }
 
 func (o outcomes) list(action string) []string {
@@ -129,8 +130,8 @@ func (o outcomes) list(action string) []string {
 	return all
 }
 
-// flaky lists the tests that passed at the second try, with what each had to
-// say at the first.
+// flaky lists the tests that passed on retry, with the output of their first
+// run.
 func (o outcomes) flaky() []string {
 	var all []string
 	for k, end := range o {
@@ -149,8 +150,8 @@ func (k key) because(reason string) string {
 	return fmt.Sprintf("%s %s: %s", k.pkg, k.test, cmp.Or(reason, "no reason given"))
 }
 
-// leaves are the tests with an outcome, in order, but for those of which others
-// tell: a test that has subtests stands for them only if it failed by itself.
+// leaves are the tests with an outcome, in order, without those that subtests
+// represent: a test with subtests is included only if it failed by itself.
 func (o outcomes) leaves(action string) []key {
 	parents, broken := o.ancestors()
 	if action == "fail" {
@@ -170,8 +171,8 @@ func (o outcomes) leaves(action string) []key {
 	return all
 }
 
-// forgive lets the tests in broken pass, which failed because of subtests, if
-// none of those has failed after all.
+// forgive makes the tests in broken, which failed because of subtests, pass if
+// none of those has failed in the end.
 func (o outcomes) forgive(broken map[key]bool) {
 	inner := slices.SortedFunc(maps.Keys(broken), func(a, b key) int { return cmp.Compare(len(b.test), len(a.test)) })
 	for _, k := range inner {
@@ -181,8 +182,8 @@ func (o outcomes) forgive(broken map[key]bool) {
 	}
 }
 
-// tally counts the tests. One that has subtests stands for them, unless it
-// failed by itself; and so does a package for its tests.
+// tally counts the tests. One with subtests is not counted, unless it failed by
+// itself; nor is a package with tests.
 func (o outcomes) tally() tally.Tally {
 	return tally.Tally{
 		Passed:  len(o.leaves("pass")),

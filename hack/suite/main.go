@@ -112,7 +112,7 @@ func chosen(names []string, until time.Time, root bool) ([]stage, error) {
 			for _, s := range append(all, rest...) {
 				known = append(known, s.name)
 			}
-			return nil, fmt.Errorf("there is no stage %q, but %s", name, strings.Join(known, ", "))
+			return nil, fmt.Errorf("unknown stage %q: choose from %s", name, strings.Join(known, ", "))
 		}
 	}
 
@@ -127,7 +127,7 @@ func chosen(names []string, until time.Time, root bool) ([]stage, error) {
 // choose returns the stages that the command line selects.
 func choose(compiled bool, sel selection, names []string, end time.Time) ([]stage, error) {
 	if compiled && len(names) > 0 {
-		return nil, fmt.Errorf("choose compiled tests with -only; what is %q?", names)
+		return nil, fmt.Errorf("unexpected arguments %q: choose compiled tests with -only", names)
 	}
 	if compiled {
 		return compiledStages(sel)
@@ -141,14 +141,14 @@ func choose(compiled bool, sel selection, names []string, end time.Time) ([]stag
 
 func main() {
 	totals := flag.String("totals", "", "write the last line to this `file` too")
-	numbers := flag.String("tally", "", "write the numbers to this `file` too")
+	numbers := flag.String("tally", "", "write the counts to this `file` too")
 	compiled := flag.Bool("compiled", false, "run the compiled tests in the directories below this one, and critest")
 	var sel selection
 	flag.StringVar(&sel.only, "only", "", "with -compiled, run only the stages whose name matches this `pattern`")
-	flag.StringVar(&sel.part, "part", "", "with -compiled, run what is machine `K/N`'s part")
+	flag.StringVar(&sel.part, "part", "", "with -compiled, run the share of machine `K/N`")
 
-	until := flag.Int64("until", 0, "run long stages too, for which there is time until these `seconds` since 1970")
-	flag.BoolVar(&sel.long, "long", false, "with -compiled, run the tests that take long, too")
+	until := flag.Int64("until", 0, "also run long stages that can finish by this Unix time in `seconds`")
+	flag.BoolVar(&sel.long, "long", false, "with -compiled, also run long tests")
 	flag.StringVar(&sel.reports, "reports", ".cache/conformance", "the `directory` for critest's reports, with -compiled")
 	flag.Parse()
 
@@ -232,14 +232,14 @@ func runAll(ctx context.Context, stages []stage, end time.Time) tally.Tally {
 		fmt.Println("skipped:", s)
 	}
 	for _, s := range results.flaky() {
-		fmt.Println("passed at the second try only:", s)
+		fmt.Println("flaky, passed on retry:", s)
 	}
 
 	for _, s := range results.failed() {
 		fmt.Println("failed:", s)
 	}
 	for _, s := range late {
-		fmt.Printf("not run: %s: it may take %v, for which there was no time left\n", s.name, s.takes)
+		fmt.Printf("not run: %s: it may take %v, which exceeds the time left\n", s.name, s.takes)
 	}
 
 	return total.Add(results.tally())

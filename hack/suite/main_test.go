@@ -27,7 +27,7 @@ func TestChosen(t *testing.T) {
 		{[]string{"unit"}, time.Time{}, false, []string{"unit"}, ""},
 		{[]string{"node"}, time.Time{}, false, nil, "stage node needs root"},
 		{[]string{"unit", "conformance"}, time.Time{}, false, nil, "stage conformance needs root"},
-		{[]string{"unit", "nodes"}, time.Time{}, true, nil, `there is no stage "nodes", but check, unit, root, `},
+		{[]string{"unit", "nodes"}, time.Time{}, true, nil, `unknown stage "nodes": choose from check, unit, root, `},
 		{[]string{"nodes"}, time.Time{}, false, nil, "vm, node"},
 	} {
 		some, err := chosen(c.names, c.until, c.root)
@@ -75,7 +75,7 @@ func TestStageEndsWithItsPrograms(t *testing.T) {
 	}
 
 	if took := time.Since(began); took > 20*time.Second {
-		t.Errorf("what the program started went on for %v", took)
+		t.Errorf("a child of the program kept running for %v", took)
 	}
 	if err := cmd.Wait(); err == nil {
 		t.Error("the program ended well")

@@ -28,7 +28,7 @@ const module = "golang.org/x/sys"
 // columns are the ABIs in the order of the table.
 var columns = []string{"amd64", "x32", "386", "arm64", "arm"}
 
-// notCalls are constants of x/sys that look like calls and are none.
+// notCalls are constants of x/sys that look like system calls but are not.
 var notCalls = []string{"syscall_mask", "arch_specific_syscall"}
 
 // amd64Only are calls that x32 lacks and that headers may be too old to know.

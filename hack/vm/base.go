@@ -16,18 +16,18 @@ import (
 
 const release = "trixie"
 
-// packages are what the machine has besides Debian's essential ones. The
+// packages are installed in addition to Debian's essential ones. The
 // kernel for clouds has the drivers for its disks built in and so boots
-// without an initramfs; the tool to make one is there because it must.
+// without an initramfs; the tool to build one is a dependency.
 const packages = "linux-image-cloud-amd64 tiny-initramfs systemd-sysv dbus udev kmod apparmor " +
 	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login sudo busybox ca-certificates less " +
 	"selinux-policy-default policycoreutils"
 
-// policyFile, below the checkout, is what the Debian package adds to the SELinux
-// policy. The disk has it built in, since that takes a minute.
+// policyFile, below the checkout, is the SELinux module of the Debian package.
+// It is installed on the disk, since that takes a minute.
 const policyFile = "hack/package/crisp.cil"
 
-// guest are the files that make a test machine of Debian.
+// guest are the files that turn Debian into a test machine.
 //
 //go:embed guest
 var guest embed.FS
@@ -35,8 +35,7 @@ var guest embed.FS
 // baseDisk is an installed Debian.
 type baseDisk struct{ image, kernel string }
 
-// makeBase returns the disk with Debian, made anew if what belongs on it has
-// changed.
+// makeBase returns the disk with Debian, rebuilt if its inputs have changed.
 func makeBase(ctx context.Context, o options) (baseDisk, error) {
 	policy, err := os.ReadFile(filepath.Join(filepath.Dir(o.cache), policyFile))
 	if err != nil {
@@ -58,7 +57,7 @@ func makeBase(ctx context.Context, o options) (baseDisk, error) {
 	if os.Geteuid() != 0 {
 		return base, errors.New("the files belong to root: run as root")
 	}
-	fmt.Println("vm: installing Debian", release, "on a disk of its own; this takes some minutes, once")
+	fmt.Println("vm: installing Debian", release, "on a new disk; this takes some minutes, once")
 
 	old, err := filepath.Glob(filepath.Join(parent, "debian-*"))
 	if err != nil {
@@ -86,7 +85,7 @@ func makeBase(ctx context.Context, o options) (baseDisk, error) {
 	return base, os.Rename(fresh, dir)
 }
 
-// install leaves root.img and vmlinuz in dir.
+// install creates root.img and vmlinuz in dir.
 func install(ctx context.Context, dir, mirror string, policy []byte) error {
 	files, tree := filepath.Join(dir, "guest"), filepath.Join(dir, "tree")
 	sub, err := fs.Sub(guest, "guest")
@@ -109,7 +108,7 @@ func install(ctx context.Context, dir, mirror string, policy []byte) error {
 	err = command(ctx, "", "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
 		"--include="+strings.ReplaceAll(packages, " ", ","),
 		`--aptopt=Acquire::Retries "3"`,
-		"--skip=cleanup/reproducible", // it would make files anew that have a label by then
+		"--skip=cleanup/reproducible", // it would recreate files that are already labelled
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook="+setup, release, tree, mirror)
 	if err != nil {
@@ -122,7 +121,7 @@ func install(ctx context.Context, dir, mirror string, policy []byte) error {
 	}
 
 	if len(kernels) != 1 {
-		return fmt.Errorf("want one kernel, have %d", len(kernels))
+		return fmt.Errorf("there are %d kernels instead of one", len(kernels))
 	}
 	if err := os.Rename(kernels[0], filepath.Join(dir, "vmlinuz")); err != nil {
 		return err
@@ -134,12 +133,13 @@ func install(ctx context.Context, dir, mirror string, policy []byte) error {
 	return errors.Join(os.RemoveAll(tree), os.RemoveAll(files))
 }
 
-// makeExt4 makes a file system with the files of a directory, without mounting it.
+// makeExt4 creates a file system with the files of a directory, without
+// mounting it.
 func makeExt4(ctx context.Context, dir, image, size string) error {
 	return command(ctx, "", "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1", "-d", dir, image, size)
 }
 
-// baseKey tells what is on the disk.
+// baseKey identifies the content of the disk.
 func baseKey(policy []byte) (string, error) {
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%s %s\n%s", release, packages, policy)
@@ -154,7 +154,7 @@ func baseKey(policy []byte) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil))[:16], err
 }
 
-// need names the programs that are missing.
+// need reports missing programs.
 func need(programs ...string) error {
 	var missing []string
 	for _, p := range programs {
@@ -168,7 +168,7 @@ func need(programs ...string) error {
 	return nil
 }
 
-// command runs a program and puts the end of what it said into its error.
+// command runs a program; its error includes the end of the output.
 func command(ctx context.Context, dir, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// makeDisk makes the disk with the checkout: its sources, for the data of
-// tests, its programs, the tools and images that tests need, and the tests
-// compiled, each in the directory of its package.
+// makeDisk creates the disk with the checkout: its sources, for the data of
+// tests, its programs, the tools and images that tests need, and the compiled
+// tests, each in the directory of its package.
 func makeDisk(ctx context.Context, o options) (image string, err error) {
 	checkout := filepath.Dir(o.cache)
 	dir := filepath.Join(o.cache, "vm", "checkout")
@@ -52,13 +52,13 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 	return image, makeExt4(ctx, dir, image, "4G")
 }
 
-// environment is the tests', for systemd, which takes a value as it is only
-// between single quotes.
+// environment is the tests' environment, for systemd, which takes a value
+// literally only between single quotes.
 func environment(o options) string {
 	return fmt.Sprintf("CRISP_STRICT=1\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY='%s'\nCRISP_VM_LONG=%t\nTMPDIR=/var/tmp\n", o.scale, o.only, o.long)
 }
 
-// link gives a file, or the files of a directory, a second name.
+// link hard-links a file, or the files of a directory.
 func link(from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -81,8 +81,8 @@ func link(from, to string) error {
 	})
 }
 
-// tested are the directories whose tests say something of the machine they run on:
-// those of the sources, of the tools and of measurements do not.
+// tested are the directories whose tests depend on the machine they run on:
+// those of sources, tools and measurements do not.
 var tested = []string{"cmd", "cri", "image", "network", "runtime", "test/e2e", "test/systemd", "test/testkit"}
 
 // testedWithSELinux is the one with the test that needs it.
@@ -91,7 +91,7 @@ const testedWithSELinux = "test/systemd"
 // testedNode is the one with the tests of a node of Kubernetes.
 const testedNode = "test/node"
 
-// nodePrograms are what those need besides.
+// nodePrograms are additional programs for those.
 var nodePrograms = []string{
 	".cache/kubernetes/etcd", ".cache/kubernetes/kube-apiserver", ".cache/kubernetes/kube-controller-manager", ".cache/kubernetes/kube-scheduler",
 	".cache/kubernetes/kubelet", ".cache/kubernetes/kube-proxy", ".cache/kubernetes/kubectl",

@@ -15,8 +15,8 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// TestOnlyRefuses wants a pattern refused that would end its line, or its
-// quotes, in the environment.
+// TestOnlyRefuses requires that a pattern is refused if it would end its line,
+// or its quotes, in the environment.
 func TestOnlyRefuses(t *testing.T) {
 	for _, only := range []string{"a'b", "a\nCRISP_VM_LONG=true", "a("} {
 		if _, err := run(t.Context(), options{only: only}); err == nil || !strings.HasPrefix(err.Error(), "-only: ") {

@@ -16,22 +16,21 @@ import (
 	"crisp/test/testkit/tally"
 )
 
-// acceleration is how the processor is made.
+// acceleration is how the CPU is virtualised.
 type acceleration struct {
 	name, args string
 	scale      float64 // how much slower than a real one
 }
 
-// accelerator is KVM where the processor can do it. A /dev/kvm alone does not
-// say that: there are hypervisors that offer it only to guests that know them.
+// accelerator is KVM if the CPU supports it. A /dev/kvm alone does not prove
+// that: some hypervisors offer it only to enlightened guests.
 //
-// The emulated processors of a machine take turns on one thread. With a thread
-// each, one may run half of what another is changing in the kernel's code, which
-// crashes the kernel (an int3 that nobody set), and two machines on two
-// processors are slower. They go without cmpxchg16b, which emulators get wrong
-// with several processors, and without what costs time: the fifth level of page
-// tables, and string instructions for copies, which are emulated byte by byte
-// unless the kernel is told that they are not worth it.
+// The emulated CPUs of a machine share one thread. With a thread each, one may
+// execute code that another is patching in the kernel, which crashes the kernel
+// (an unexpected int3), and two machines on two CPUs are slower. They lack
+// cmpxchg16b, which emulators get wrong with several CPUs, and what is slow: the
+// fifth level of page tables, and string instructions for copies, which are
+// emulated byte by byte unless the CPU model says that they are slow.
 func accelerator() acceleration {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	flags := " " + strings.ReplaceAll(string(info), "\n", " ") + " "
@@ -44,7 +43,7 @@ func accelerator() acceleration {
 	return acceleration{"emulation", "-accel tcg,thread=single,tb-size=512 -cpu max,-cx16,-la57,-erms,-fsrm", 10}
 }
 
-// machine is what boots.
+// machine is a virtual machine.
 type machine struct {
 	base        baseDisk
 	tests       string
@@ -55,20 +54,20 @@ type machine struct {
 const kernelArgs = "root=/dev/nvme0n1 rw console=ttyS0 panic=-1 mitigations=off tsc=reliable no_timer_check loglevel=4 " +
 	"systemd.show_status=false systemd.service_watchdogs=false rcupdate.rcu_expedited=1"
 
-// What the kernel is told for either kind of machine. What SELinux forbids is in
-// the journal, for which auditing has to be on.
+// The kernel's command line for either kind of machine. SELinux denials are in
+// the journal, which requires auditing.
 const (
 	apparmorArgs = "audit=0"
 	selinuxArgs  = "security=selinux enforcing=1 audit=1"
 )
 
-// disk is one of the machine's beside the first.
+// disk is one of the machine's additional disks.
 type disk struct{ serial, options string }
 
-// qemu returns the machine's command without what differs between uses. The
-// kernel has the driver of the first disk built in and names disks as it finds
-// them, which is in any order: so that one is of a kind of its own, and the
-// others are known by their serial numbers.
+// qemu returns the machine's command without the arguments that differ between
+// uses. The kernel has the driver of the first disk built in and names disks in
+// the order of detection, which varies: so that disk is of another type, and
+// the others are identified by their serial numbers.
 func (m machine) qemu(kernel string, disks ...disk) []string {
 	args := strings.Fields("-M q35 -smp 2 -m 4G -nodefaults -no-user-config -display none -no-reboot " + m.accelerator.args)
 	args = append(args, "-kernel", m.base.kernel, "-append", kernelArgs+" "+kernel,
@@ -80,12 +79,12 @@ func (m machine) qemu(kernel string, disks ...disk) []string {
 	return args
 }
 
-// forget makes a disk whose changes are gone afterwards.
+// forget makes a disk's changes temporary.
 func forget(image string) string { return "snapshot=on,cache=unsafe,file=" + image }
 
 // shell boots to a login shell.
 func (m machine) shell(ctx context.Context) error {
-	fmt.Printf("vm: booting by %s; log in as root, without a password; the checkout is in /crisp; ctrl-a x ends the machine\n", m.accelerator.name)
+	fmt.Printf("vm: booting with %s; log in as root, without a password; the checkout is in /crisp; ctrl-a x stops the machine\n", m.accelerator.name)
 	kernel := apparmorArgs
 	if m.options.selinux {
 		kernel = selinuxArgs
@@ -99,12 +98,12 @@ func (m machine) shell(ctx context.Context) error {
 // reportSpace is the size of the disk for reports.
 const reportSpace = 256 << 20
 
-// boots is how often an emulated machine is started whose kernel crashes before
-// the tests begin: emulation has faults of its own.
+// boots is how often an emulated machine is booted if its kernel crashes before
+// the tests start: emulation has bugs of its own.
 const boots = 3
 
-// test boots, has the tests write to out, leaves their reports in a directory and
-// returns their numbers.
+// test boots, has the tests write to out, extracts their reports to a directory
+// and returns their counts.
 func (m machine) test(ctx context.Context, reports, kernel string, out io.Writer) (t tally.Tally, err error) {
 	for boot := 1; ; boot++ {
 		begun, err := m.boot(ctx, boot, reports, kernel, out)
@@ -118,12 +117,12 @@ func (m machine) test(ctx context.Context, reports, kernel string, out io.Writer
 	}
 
 	if t, err = tally.Read(filepath.Join(reports, "tally.json")); err != nil {
-		err = fmt.Errorf("the machine left no numbers; its console is in %s: %w", reports, err)
+		err = fmt.Errorf("the machine reported no counts; its console log is in %s: %w", reports, err)
 	}
 	return t, err
 }
 
-// boot runs the machine until it ends. Begun says that the tests have written
+// boot runs the machine until it exits. Begun means that the tests have written
 // something.
 func (m machine) boot(ctx context.Context, boot int, reports, kernel string, out io.Writer) (begun bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, m.options.limit)
@@ -138,13 +137,13 @@ func (m machine) boot(ctx context.Context, boot int, reports, kernel string, out
 		disk{"checkout", forget(m.tests)}, disk{"reports", "cache=unsafe,file=" + archive}),
 		"-serial", "file:"+console, "-serial", "stdio")
 
-	fmt.Fprintf(out, "vm: booting by %s; the console is in %s\n", m.accelerator.name, console)
+	fmt.Fprintf(out, "vm: booting with %s; the console is in %s\n", m.accelerator.name, console)
 	began := time.Now()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	tests := &noting{to: out}
 	cmd.Stdout, cmd.Stderr = tests, os.Stderr
 
-	// Away from the terminal's signals, but not to outlive this program.
+	// No signals from the terminal, but it must not outlive this program.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
 		return tests.written, fmt.Errorf("run the machine: %w", errors.Join(ctx.Err(), err))
@@ -154,7 +153,7 @@ func (m machine) boot(ctx context.Context, boot int, reports, kernel string, out
 	return tests.written, errors.Join(unpack(archive, reports), os.Remove(archive))
 }
 
-// consoleName tells the boots apart: a crash leaves no other trace.
+// consoleName distinguishes the boots: a crash leaves no other trace.
 func consoleName(boot int) string {
 	if boot == 1 {
 		return "console.log"
@@ -162,7 +161,7 @@ func consoleName(boot int) string {
 	return fmt.Sprintf("console-%d.log", boot)
 }
 
-// noting passes on what is written to it and notes that something was.
+// noting is a writer that forwards its input and records that there was some.
 type noting struct {
 	to      io.Writer
 	written bool

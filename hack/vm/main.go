@@ -1,14 +1,12 @@
 // Command vm boots a virtual machine with what a node has and the machine it
 // runs on may lack: systemd, the unified cgroup hierarchy, AppArmor and the
-// kernel of a Debian release. It runs the tests in there, those that are about
-// SELinux in one that has booted with that in place of AppArmor, or gives a
-// login shell.
-//
-// There are three disks. The first holds Debian, is made once and kept in the
-// cache under a name that tells what is in it. The second holds the checkout
-// with its programs and compiled tests, and is made each time. To the third
-// the machine writes an archive of its reports. What it writes to the first
-// two is forgotten.
+// kernel of a Debian release. It runs the tests in there, the SELinux tests in
+// one that was booted with SELinux instead of AppArmor, or opens a login shell.
+// There are three disks. The first has Debian, is created once and cached under
+// a name that identifies its content. The second has the checkout with its
+// programs and compiled tests, and is created each time. To the third the
+// machine writes an archive of its reports. Writes to the first two are
+// discarded.
 package main
 
 import (
@@ -39,24 +37,24 @@ type options struct {
 	tally   string
 	limit   time.Duration
 	scale   float64
-	// machines is how many run the tests side by side.
+	// machines is how many run the tests concurrently.
 	machines int
 }
 
 func main() {
 	var o options
-	flag.BoolVar(&o.shell, "shell", false, "boot to a login shell on this terminal; ctrl-a x ends the machine")
+	flag.BoolVar(&o.shell, "shell", false, "boot to a login shell on this terminal; ctrl-a x stops the machine")
 	flag.StringVar(&o.only, "only", "", "run only the suites whose name matches this `pattern`")
-	flag.BoolVar(&o.long, "long", false, "run the tests that take long, too")
-	flag.BoolVar(&o.selinux, "selinux", false, "boot with SELinux in place of AppArmor; tests run with both unless this or -only is set")
-	flag.BoolVar(&o.node, "node", false, "run the tests of a node of Kubernetes, and no others")
-	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "where Debian's packages come from")
+	flag.BoolVar(&o.long, "long", false, "also run long tests")
+	flag.BoolVar(&o.selinux, "selinux", false, "boot with SELinux instead of AppArmor; tests run with both unless this or -only is set")
+	flag.BoolVar(&o.node, "node", false, "run only the tests of a Kubernetes node")
+	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "the mirror of Debian's packages")
 	flag.StringVar(&o.cache, "cache", ".cache", "the checkout's `directory` of tools and images")
-	flag.StringVar(&o.totals, "totals", "", "write the numbers to this `file` too")
-	flag.StringVar(&o.tally, "tally", "", "write the numbers to this `file`, for programs")
+	flag.StringVar(&o.totals, "totals", "", "write the counts to this `file` too")
+	flag.StringVar(&o.tally, "tally", "", "write the counts to this `file`, for programs")
 	flag.DurationVar(&o.limit, "limit", 3*time.Hour, "how long the machine may run")
-	flag.Float64Var(&o.scale, "scale", 0, "how much longer than on real hardware things may take; 0 chooses")
-	flag.IntVar(&o.machines, "machines", 0, "how `many` machines share the tests, side by side; 0 chooses")
+	flag.Float64Var(&o.scale, "scale", 0, "factor for timeouts compared to real hardware; 0 chooses")
+	flag.IntVar(&o.machines, "machines", 0, "how `many` machines share the tests concurrently; 0 chooses")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
@@ -87,13 +85,13 @@ func main() {
 	}
 }
 
-// run makes what is missing, boots, and returns the numbers of the tests.
+// run builds what is missing, boots, and returns the counts of the tests.
 func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	if _, err := regexp.Compile(o.only); err != nil {
 		return t, fmt.Errorf("-only: %w", err)
 	}
 	if strings.ContainsAny(o.only, "'\n") {
-		return t, fmt.Errorf("-only: %q has a quote or the end of a line, which no suite's name has", o.only)
+		return t, fmt.Errorf("-only: %q contains a quote or a newline, which no suite's name has", o.only)
 	}
 
 	if err := need("qemu-system-x86_64", "mmdebstrap", "mke2fs"); err != nil {
@@ -105,7 +103,7 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 
 	base, err := makeBase(ctx, o)
 	if err != nil {
-		return t, fmt.Errorf("make the disk with Debian: %w", err)
+		return t, fmt.Errorf("create the disk with Debian: %w", err)
 	}
 
 	a := accelerator()
@@ -115,7 +113,7 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 
 	tests, err := makeDisk(ctx, o)
 	if err != nil {
-		return t, fmt.Errorf("make the disk with the tests: %w", err)
+		return t, fmt.Errorf("create the disk with the tests: %w", err)
 	}
 
 	m := machine{base: base, tests: tests, accelerator: a, options: o}

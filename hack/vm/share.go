@@ -17,13 +17,13 @@ import (
 	"crisp/test/testkit/tally"
 )
 
-// memoryForTwo is what a computer has that runs two machines of 4 GiB each
-// beside other things.
+// memoryForTwo is the memory of a computer that can run two machines of 4 GiB
+// each next to other work.
 const memoryForTwo = 12 << 30
 
-// count is how many machines run the tests. Emulated ones spend most of their
-// time on one processor, as most tests wait for one thing at a time: where
-// there is room for two of them, those share all suites.
+// count is how many machines run the tests. Emulated ones keep about one CPU
+// busy, as most tests are sequential: if there are resources for two, they
+// share all suites.
 func (m machine) count() int {
 	if m.options.machines > 0 {
 		return m.options.machines
@@ -38,9 +38,9 @@ func (m machine) count() int {
 	return 2
 }
 
-// testAll runs the tests, in as many machines as there are to be and then in one
-// with SELinux, and returns their numbers. Each machine leaves its reports in a
-// directory of its own.
+// testAll runs the tests, in the configured number of machines and then in one
+// with SELinux, and returns their counts. Each machine has its own directory
+// for reports.
 func (m machine) testAll(ctx context.Context, reports string) (total tally.Tally, err error) {
 	if !m.options.selinux {
 		total, err = m.testShared(ctx, reports)
@@ -77,8 +77,8 @@ func (m machine) testShared(ctx context.Context, reports string) (total tally.Ta
 	return total, errors.Join(errs...)
 }
 
-// lines writes whole lines with a prefix, one at a time with others who have
-// the same turn.
+// lines writes complete lines with a prefix; writers with the same turn do not
+// interleave within a line.
 type lines struct {
 	to     io.Writer
 	turn   *sync.Mutex

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestDependenciesHaveReasons wants a reason in docs/dependencies.md for each
-// module that go.mod requires directly, and for no other.
+// TestDependenciesHaveReasons requires a reason in docs/dependencies.md for
+// each module that go.mod requires directly, and for no other.
 func TestDependenciesHaveReasons(t *testing.T) {
 	list := func(file, pattern string) []string {
 		text, err := os.ReadFile(filepath.Join(top, file))

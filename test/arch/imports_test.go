@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// walls say what the packages in a directory may import of this module. The
-// first entry that fits a package counts.
+// walls list what the packages in a directory may import of this module. The
+// first entry that matches a package applies.
 var walls = []struct {
 	directory string
 	may       []string
@@ -16,13 +16,13 @@ var walls = []struct {
 	{"cmd/crisp-keeper", []string{"runtime/keeper"}},
 	{"cmd", []string{"cri", "image", "network", "runtime"}},
 	{"cri", []string{"cri", "image", "network", "runtime"}},
-	// image and network share with runtime only the two ways to the disk:
-	// paths that a container controls, and files that survive a crash; text
-	// that a container controls; and network how the node's programs are started.
+	// image and network share with runtime only access to the disk (paths that
+	// a container controls, and files that survive a crash), text that a
+	// container controls, and for network the start of the node's programs.
 	{"image", []string{"image", "runtime/rootpath", "runtime/durable", "runtime/untrusted"}},
 	{"network", []string{"network", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/ordinary"}},
 	{"runtime", []string{"runtime"}},
-	// Tests of every package can use testkit, without a circle of imports.
+	// Tests of every package can use testkit, without import cycles.
 	{"test/testkit/belongings", []string{"runtime/keeper/client", "test/testkit"}},
 	{"test/testkit", []string{"test/testkit"}},
 	{"test", []string{"cmd", "cri", "image", "network", "runtime", "test"}},
@@ -52,7 +52,8 @@ func TestWalls(t *testing.T) {
 	}
 }
 
-// keepers say who alone may import a package that is not ours. Tests may too.
+// keepers list the only packages that may import a third-party one. Tests may
+// too.
 var keepers = []struct {
 	path string
 	may  []string
@@ -77,7 +78,7 @@ func TestKeptImports(t *testing.T) {
 	}
 }
 
-// TestKeeperIsSmall holds the keeper to the standard library, x/sys and the
+// TestKeeperIsSmall limits the keeper to the standard library, x/sys and the
 // types of the runtime specification: it is resident on every node, and
 // must not need replacing when anything else changes.
 func TestKeeperIsSmall(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 // listed is a line of the tables that list packages.
 var listed = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| [^ ].* \\|$")
 
-// TestPackagesAreListed wants the architecture's list to have every package
-// once, and no other.
+// TestPackagesAreListed requires every package exactly once in the
+// architecture's list, and no other.
 func TestPackagesAreListed(t *testing.T) {
 	const heading = "\n## The packages\n"
 	text, err := os.ReadFile(filepath.Join(top, "docs", "architecture.md"))
@@ -32,7 +32,7 @@ func TestPackagesAreListed(t *testing.T) {
 
 	for _, m := range listed.FindAllStringSubmatch(list, -1) {
 		if !missing[m[1]] {
-			t.Errorf("docs/architecture.md lists %s, which is no package, or is there twice", m[1])
+			t.Errorf("docs/architecture.md lists %s, which is not a package, or is listed twice", m[1])
 		}
 		delete(missing, m[1])
 	}

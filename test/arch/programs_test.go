@@ -6,12 +6,13 @@ import (
 	"testing"
 )
 
-// inheriting may start programs that are to have what this process has: itself,
-// and the keeper, whose children begin with nothing of it.
+// inheriting may start programs that inherit this process's attributes: itself,
+// and the keeper, whose children inherit none of them.
 var inheriting = []string{"cmd/crisp/sync.go", "runtime/keeper/upgrade.go", "runtime/keeper/main.go", "runtime/keeper/client/connect.go", "runtime/ordinary/ordinary.go"}
 
-// TestProgramsInheritNothing has the daemon start programs by runtime/ordinary
-// only: they would have its CPUs, its priority and its umask.
+// TestProgramsInheritNothing requires the daemon to start programs only by
+// runtime/ordinary: otherwise they would inherit its CPU affinity, its priority
+// and its umask.
 func TestProgramsInheritNothing(t *testing.T) {
 	starts := []string{"StartProcess", "ForkExec"}
 	ofCommands := []string{"Run", "Output", "CombinedOutput", "Start"}
@@ -28,7 +29,7 @@ func TestProgramsInheritNothing(t *testing.T) {
 
 			s, ok := call.Fun.(*ast.SelectorExpr)
 			if ok && (slices.Contains(starts, s.Sel.Name) || commands && len(call.Args) == 0 && slices.Contains(ofCommands, s.Sel.Name)) {
-				t.Errorf("%s:%d: %s starts a program that inherits what is this process's: use runtime/ordinary", f.path, f.line(call.Pos()), s.Sel.Name)
+				t.Errorf("%s:%d: %s starts a program that inherits this process's attributes: use runtime/ordinary", f.path, f.line(call.Pos()), s.Sel.Name)
 			}
 			return true
 		})

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestSecurityNamesTests wants each test that docs/security.md names to exist.
+// TestSecurityNamesTests requires each test in docs/security.md to exist.
 func TestSecurityNamesTests(t *testing.T) {
 	doc, err := os.ReadFile(filepath.Join(top, "docs", "security.md"))
 	if err != nil {
@@ -37,7 +37,7 @@ func TestSecurityNamesTests(t *testing.T) {
 
 	for _, name := range named {
 		if !declared[name] {
-			t.Errorf("docs/security.md names %s, which is no test", name)
+			t.Errorf("docs/security.md names %s, which is not a test", name)
 		}
 	}
 }

@@ -11,8 +11,8 @@ import (
 // boundary are the packages whose errors reach a caller of the CRI.
 var boundary = []string{"cri/pod", "cri/spec", "cri/stats", "cri/stream", "image", "network", "runtime/cgroup", "runtime/launch"}
 
-// internal are errors without a rule: they never reach a caller, or mean a
-// fault of ours, which Internal says.
+// internal are errors without a rule: they never reach a caller, or mean a bug
+// of crisp, for which Internal is right.
 var internal = map[string]string{
 	"image.ErrLocked":      "the daemon does not start",
 	"image.ErrClosed":      "the daemon is ending",
@@ -30,7 +30,7 @@ var internal = map[string]string{
 	"pod.ErrCrash":         "only a build for crash tests has it",
 }
 
-// TestSentinelsHaveCodes wants a gRPC code for every error that a package at
+// TestSentinelsHaveCodes requires a gRPC code for every error that a package at
 // the boundary documents.
 func TestSentinelsHaveCodes(t *testing.T) {
 	all := sources(t)

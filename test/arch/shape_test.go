@@ -11,7 +11,7 @@ import (
 
 const (
 	longestFunc     = 100 // lines
-	longestTest     = 150 // of which much may be a table
+	longestTest     = 150 // much of which may be a table
 	longestFile     = 600
 	longestTestFile = 1000
 )
@@ -44,7 +44,7 @@ func TestLengths(t *testing.T) {
 	}
 }
 
-// TestParagraphs wants the bodies of long functions parted into steps: one of
+// TestParagraphs requires paragraphs in the bodies of long functions: one of
 // twenty lines and more has a blank line, unless no list of statements in it is
 // longer than three, as where all is one table, loop or switch.
 func TestParagraphs(t *testing.T) {
@@ -95,7 +95,7 @@ func isClause(s ast.Stmt) bool {
 	return false
 }
 
-// TestPackageDocs wants one file in each package to say what it is for.
+// TestPackageDocs requires one file in each package to document its purpose.
 func TestPackageDocs(t *testing.T) {
 	docs := map[string][]string{}
 	for _, f := range sources(t) {
@@ -128,7 +128,7 @@ func TestPackageDocs(t *testing.T) {
 	}
 }
 
-// TestNoInit wants nothing to run before main.
+// TestNoInit requires that nothing runs before main.
 func TestNoInit(t *testing.T) {
 	for _, f := range sources(t) {
 		for _, decl := range f.ast.Decls {
@@ -140,20 +140,22 @@ func TestNoInit(t *testing.T) {
 }
 
 // banned are functions with a better one, by package and name. The directories
-// are those that may use them all the same.
+// are those that may use them nevertheless.
 var banned = map[string]struct {
 	may     []string
 	instead string
 }{
-	// The image service works on when the call that opened it has returned.
+	// The image service keeps working after the call that opened it has
+	// returned.
 	"context.Background": {[]string{"cmd", "hack", "test", "image"}, "take the caller's context, or context.WithoutCancel of it"},
 	"context.TODO":       {nil, "take the caller's context"},
 	"os.IsNotExist":      {nil, "errors.Is with os.ErrNotExist sees wrapped errors"},
 	"os.IsExist":         {nil, "errors.Is with os.ErrExist sees wrapped errors"},
 	"os.IsPermission":    {nil, "errors.Is with os.ErrPermission sees wrapped errors"},
 	"os.Create":          {[]string{"hack", "test"}, "durable.WriteFile, or os.OpenFile with flags that say what is meant"},
-	// The keeper and who starts programs write to /proc, the keeper exit records that it renames itself; a
-	// layer is synced as a whole before its directory gets its name.
+	// The keeper and the code that starts programs write to /proc, the keeper
+	// exit records that it renames itself; a layer is synced as a whole before
+	// its directory gets its name.
 	"os.RemoveAll":     {[]string{"cmd", "hack", "test"}, "rootpath.RemoveAll: below what is removed may be a container's tree, of any depth and with mounts in it"},
 	"filepath.Walk":    {[]string{"hack", "test"}, "rootpath.Walk, which a container cannot lead astray or exhaust"},
 	"filepath.WalkDir": {[]string{"hack", "test", "cri/node"}, "rootpath.Walk, which a container cannot lead astray or exhaust"},
@@ -191,7 +193,7 @@ func TestBanned(t *testing.T) {
 	}
 }
 
-// TestErrorTexts wants texts that read well when they are wrapped.
+// TestErrorTexts requires texts that read well when they are wrapped.
 func TestErrorTexts(t *testing.T) {
 	for _, f := range sources(t) {
 		if f.test || within(f.dir, "hack", "test") {
@@ -219,7 +221,7 @@ func TestErrorTexts(t *testing.T) {
 	}
 }
 
-// TestSkipsHaveReasons wants every skip to go through testkit, which asks for
+// TestSkipsHaveReasons requires every skip to go through testkit, which records
 // the missing feature and fails where that cannot be missing.
 func TestSkipsHaveReasons(t *testing.T) {
 	for _, f := range sources(t) {

@@ -87,7 +87,7 @@ func TestChartsAreXML(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if strings.Contains(string(chart), "NaN") || strings.Contains(string(chart), "Inf") {
-			t.Errorf("%s: a number that is none", name)
+			t.Errorf("%s: not a number", name)
 		}
 	}
 }

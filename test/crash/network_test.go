@@ -240,10 +240,10 @@ func (n *node) failingRollback(t *testing.T, p *plugins) {
 	defer p.heal()
 	p.set(t, "bridge", "ADD", "error after its work")
 	p.set(t, "bridge", "DEL", "error")
-	wantError(t, s.tryRun(), "told to fail", codes.Internal, codes.Unavailable)
-	s.wantStuck("told to fail")
+	wantError(t, s.tryRun(), "fails on request", codes.Internal, codes.Unavailable)
+	s.wantStuck("fails on request")
 	wantError(t, s.tryRun(), "undo the creation", codes.Internal, codes.Unavailable)
-	s.wantStuck("told to fail")
+	s.wantStuck("fails on request")
 	p.heal()
 	s.run()
 	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
@@ -252,11 +252,11 @@ func (n *node) failingRollback(t *testing.T, p *plugins) {
 	// A pod whose removal was requested is not rolled back by another call.
 	p.set(t, "bridge", "ADD", "error after its work")
 	p.set(t, "bridge", "DEL", "error")
-	wantError(t, s.tryRun(), "told to fail", codes.Internal, codes.Unavailable)
+	wantError(t, s.tryRun(), "fails on request", codes.Internal, codes.Unavailable)
 
 	stuck := s.pods()[0].Id
 	s.podID = stuck
-	wantError(t, s.tryRemovePod(), "told to fail", codes.Internal, codes.Unavailable)
+	wantError(t, s.tryRemovePod(), "fails on request", codes.Internal, codes.Unavailable)
 	wantError(t, s.tryRun(), "remove it first", codes.AlreadyExists)
 	p.heal()
 	s.podID = stuck

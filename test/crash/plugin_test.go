@@ -27,7 +27,7 @@ type plugins struct{ dir string }
 // real one.
 var faultsOf = map[string]func(work func() ([]byte, error)){
 	"error": func(func() ([]byte, error)) {
-		fmt.Print(`{"code": 100, "msg": "told to fail"}`)
+		fmt.Print(`{"code": 100, "msg": "fails on request"}`)
 		os.Exit(1)
 	},
 	"exits without output": func(func() ([]byte, error)) { os.Exit(3) },
@@ -47,7 +47,7 @@ var faultsOf = map[string]func(work func() ([]byte, error)){
 	},
 	"error after its work": func(work func() ([]byte, error)) {
 		_, _ = work()
-		fmt.Print(`{"code": 101, "msg": "told to fail late"}`)
+		fmt.Print(`{"code": 101, "msg": "fails on request, late"}`)
 		os.Exit(1)
 	},
 	"invalid output": func(work func() ([]byte, error)) {

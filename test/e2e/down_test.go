@@ -66,7 +66,7 @@ func testDaemonDown(t *testing.T, n *node) {
 
 	n.Kill()
 	if _, err := events.Recv(); status.Code(err) != codes.Unavailable {
-		t.Errorf("the reader of events is told %v", err)
+		t.Errorf("the reader of events gets %v", err)
 	}
 
 	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {

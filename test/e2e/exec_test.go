@@ -118,7 +118,7 @@ func testExecIdentity(t *testing.T, n *node) {
 			c := n.pod(t).start(t, sh(seen+"\nexec sleep 1000"), change)
 
 			want := c.sh(t, seen)
-			eventually(t, "the container has told about itself", func() bool { return strings.Contains(slurp(c.logFile()), "uts:") })
+			eventually(t, "the container has printed its attributes", func() bool { return strings.Contains(slurp(c.logFile()), "uts:") })
 			got := c.logged(t)
 			if got != want+"\n" {
 				t.Errorf("the command differs from the container's first process.\nfirst process:\n%s\ncommand:\n%s", got, want)
@@ -171,7 +171,7 @@ func (n *node) goroutines(t *testing.T) int {
 	}
 	count := strings.Count(n.Log(), "\ngoroutine ")
 	if count == 0 {
-		t.Error("the daemon told of no goroutines")
+		t.Error("the daemon printed no goroutines")
 	}
 	n.begin(t)
 	return count

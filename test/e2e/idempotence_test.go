@@ -146,7 +146,7 @@ func testFailedRun(t *testing.T, n *node, cni plugin) {
 	cni.set(t, "fail-ADD")
 	cfg := n.podConfig(t)
 	err := failure(t, n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: cfg})
-	wantCode(t, err, codes.Internal, "attach network", "the plugin was told to fail")
+	wantCode(t, err, codes.Internal, "attach network", "the plugin fails on request")
 	if list := call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items; len(list) != 0 {
 		t.Errorf("a pod that never was is listed: %v", list)
 	}
@@ -161,7 +161,7 @@ func testFailedStop(t *testing.T, n *node, cni plugin) {
 	c := p.start(t)
 	cni.set(t, "fail-DEL")
 	stop := &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}
-	wantCode(t, failure(t, n.Runtime.StopPodSandbox, stop), codes.Internal, "the plugin was told to fail")
+	wantCode(t, failure(t, n.Runtime.StopPodSandbox, stop), codes.Internal, "the plugin fails on request")
 
 	if st := p.status(t); st.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 		t.Errorf("the pod is %v", st.State)

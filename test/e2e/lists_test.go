@@ -52,7 +52,7 @@ func TestNode(t *testing.T) {
 		cidr := &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: "10.1.0.0/24"}}
 		call(t, n.Runtime.UpdateRuntimeConfig, &runtimeapi.UpdateRuntimeConfigRequest{RuntimeConfig: cidr})
 		if call(t, n.Runtime.RuntimeConfig, &runtimeapi.RuntimeConfigRequest{}).GetLinux() == nil {
-			t.Error("the cgroup driver is not told")
+			t.Error("the cgroup driver is not reported")
 		}
 	})
 

@@ -140,7 +140,7 @@ func testLogDiskFullForLong(t *testing.T, n *node) {
 	awaitGrowth(t, c)
 	endWriter(t, signals, c)
 	if missing, told := countMissing(t, c), toldDropped(t, n, c.id); missing == 0 || missing != told {
-		t.Errorf("%d lines are missing, %d were said to be dropped", missing, told)
+		t.Errorf("%d lines are missing, %d were reported as dropped", missing, told)
 	}
 }
 

@@ -93,7 +93,7 @@ func testRotation(t *testing.T, n *node) {
 	c.stop(t, 0)
 	for i, was := range files {
 		if now := slurp(fmt.Sprintf("%s.%d", c.logFile(), i)); now != was {
-			t.Errorf("file %d went on after the log was reopened", i)
+			t.Errorf("file %d grew after the log was reopened", i)
 		}
 	}
 
@@ -118,7 +118,7 @@ func testFailedRotation(t *testing.T, n *node) {
 	wantCode(t, failure(t, n.Runtime.ReopenContainerLog, request), codes.Internal, c.logFile())
 
 	was := len(slurp(old))
-	eventually(t, "the log goes on", func() bool { return len(slurp(old)) > was })
+	eventually(t, "the log continues", func() bool { return len(slurp(old)) > was })
 	if err := os.Remove(c.logFile()); err != nil {
 		t.Fatal(err)
 	}

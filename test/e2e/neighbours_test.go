@@ -48,7 +48,7 @@ func badNeighbours(silence string) []badNeighbour {
 		{name: "hoarding descriptors", change: []change{sh("for i in $(seq 20); do sleep 1000 3</dev/null 4</dev/zero & done; i=5; while eval \"exec $i</dev/null\"; do i=$((i+1)); done; wait")}},
 		{name: "stopped by a signal", begin: func(t *testing.T, c *container) { c.signal(t, unix.SIGSTOP) }},
 		// It makes every command stop before its program starts.
-		{name: "stopping whoever joins it", change: []change{sh("trap '' TERM; while :; do kill -STOP -1; done"), limited(300, 64)}},
+		{name: "stopping processes that join it", change: []change{sh("trap '' TERM; while :; do kill -STOP -1; done"), limited(300, 64)}},
 		{name: "hanging in a file system", change: []change{mount(silence, "/silence"), sh("cat /silence/file & cat /silence/file")}, command: []string{"cat", "/silence/file"}},
 	}
 }
@@ -88,9 +88,9 @@ func TestNeighbours(t *testing.T) {
 
 			ended := b.pileUp(t, 8, command)
 			for what, with := range victim.usage(t, c) {
-				t.Logf("%s takes %v beside it, %v without", what, with, alone[what])
+				t.Logf("%s takes %v next to it, %v without", what, with, alone[what])
 				if with > 2*alone[what]+pace.Scale(150*time.Millisecond) {
-					t.Errorf("%s takes %v beside it, %v without", what, with, alone[what])
+					t.Errorf("%s takes %v next to it, %v without", what, with, alone[what])
 				}
 			}
 

@@ -17,7 +17,7 @@ type plugin struct{ dir string }
 
 const pluginScript = `#!/bin/sh
 echo "$CNI_COMMAND $CNI_CONTAINERID" >> %[1]s/calls
-[ -e %[1]s/fail-$CNI_COMMAND ] && { echo '{"code": 100, "msg": "the plugin was told to fail"}'; exit 1; }
+[ -e %[1]s/fail-$CNI_COMMAND ] && { echo '{"code": 100, "msg": "the plugin fails on request"}'; exit 1; }
 while [ -e %[1]s/hold-$CNI_COMMAND ]; do sleep 0.02; done
 exec %[2]s/bridge
 `

@@ -196,7 +196,7 @@ func (c *container) pid(t *testing.T) int {
 	r := call(t, c.p.n.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
 	var info struct{ Pid int }
 	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil || info.Pid == 0 {
-		t.Fatalf("the status of container %s tells no process: %v", c.id, err)
+		t.Fatalf("the status of container %s has no process: %v", c.id, err)
 	}
 	return info.Pid
 }

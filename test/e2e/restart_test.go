@@ -281,12 +281,12 @@ func testSessionsEnd(t *testing.T, n *node, e end) {
 	for what, ended := range sessions {
 		// To a SPDY client a closed connection looks like success.
 		if err := <-ended; e.name == "SIGTERM" && (err == nil || !strings.Contains(err.Error(), "crisp is being stopped or restarted")) {
-			t.Errorf("%s is told %v", what, err)
+			t.Errorf("%s gets %v", what, err)
 		}
 	}
 
 	if err := <-forwarded; !errors.Is(err, portforward.ErrLostConnectionToPod) {
-		t.Errorf("who forwards a port is told %v", err)
+		t.Errorf("the client of a forwarded port gets %v", err)
 	}
 	n.begin(t)
 	eventually(t, "the commands are gone", func() bool { return len(n.processes(t, "sleep\x00200")) == 0 })
@@ -317,7 +317,7 @@ func testStopDuringPlugin(t *testing.T, n *node, cni plugin, later bool) {
 		t.Errorf("the daemon took %v to end", took)
 	}
 	if err := <-ended; err == nil {
-		t.Error("the caller was told that the pod runs")
+		t.Error("the caller got the ID of the pod")
 	}
 
 	if later {

@@ -47,7 +47,7 @@ func testContainerStats(t *testing.T, n *node) {
 		t.Errorf("the memory is %v", m)
 	}
 	if cgroupV2() && (first.Cpu.Psi == nil || first.Memory.Psi == nil || first.Io.GetPsi() == nil) {
-		t.Errorf("pressure is not told: %v", first)
+		t.Errorf("pressure is not reported: %v", first)
 	}
 
 	if w := first.WritableLayer; w.GetFsId().GetMountpoint() == "" || w.GetTimestamp() == 0 {
@@ -57,7 +57,7 @@ func testContainerStats(t *testing.T, n *node) {
 	c.sh(t, "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
 
 	if now := read().Cpu.GetUsageCoreNanoSeconds().GetValue(); now <= first.Cpu.GetUsageCoreNanoSeconds().GetValue() {
-		t.Errorf("the processor time stays at %d", now)
+		t.Errorf("the CPU time stays at %d", now)
 	}
 }
 

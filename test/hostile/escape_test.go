@@ -29,7 +29,7 @@ var escapes = map[string]reasons{
 		"kernel settings in a new procfs": sysAdmin,
 		"kernel settings in a new sysfs":  sysAdmin,
 		"masks removed":                   sysAdmin,
-		"new user namespace":              "the filter lets it through for who may mount anyway",
+		"new user namespace":              "the filter allows it for processes that may mount anyway",
 		"fsopen":                          sysAdmin,
 		"open_tree":                       sysAdmin,
 		"mount_setattr":                   sysAdmin,

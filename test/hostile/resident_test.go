@@ -232,7 +232,7 @@ func (n *node) beside(t *testing.T, r *lodger) {
 		c := r.pod.Start(t, fmt.Sprintf("beside-%d", i), busybox, n.of(r.kind), pods.Command("sh", "-c", "echo there; sleep 0.05"))
 		c.Wait(t)
 		if got := c.Logged(t); got != "there\n" {
-			t.Errorf("%v: a container beside it says %q", r.kind, got)
+			t.Errorf("%v: a container next to it prints %q", r.kind, got)
 		}
 		c.Remove(t)
 	}

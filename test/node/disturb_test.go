@@ -169,7 +169,7 @@ spec:
 		if err := s.node.Lab.Upgrade(s.Context(), binary); err != nil {
 			s.Fatal(err)
 		}
-		s.eventually("the node tells its runtime's version", func() error {
+		s.eventually("the node reports its runtime's version", func() error {
 			got := s.get("node/"+s.node.Name, "{.status.nodeInfo.containerRuntimeVersion}")
 			if strings.Contains(got, version) != (binary != "") {
 				return errors.New(got)

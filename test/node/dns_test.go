@@ -121,7 +121,7 @@ spec:
 	}
 
 	if out, err := s.try("exec", "client", "--", "curl", "-s", "-m", "5", "http://nonesuch/"); err == nil {
-		s.Errorf("a name that nobody has: got %q", out)
+		s.Errorf("a name that does not exist: got %q", out)
 	}
 	if got := s.kubectl("exec", "own-way", "--", "cat", "/etc/resolv.conf"); got != "search example.com\nnameserver 192.0.2.1\noptions ndots:2\n" {
 		s.Errorf("a pod with its own name server has %q", got)

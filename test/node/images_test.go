@@ -142,7 +142,7 @@ spec:
 `)
 
 	s.waitReady("user")
-	s.within(*patience+5*time.Minute, "an image that nobody uses is removed", func() error {
+	s.within(*patience+5*time.Minute, "an unused image is removed", func() error {
 		if s.has(unused) {
 			return errors.New("it is still there")
 		}

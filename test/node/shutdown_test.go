@@ -139,7 +139,7 @@ spec:
 	containers:
 	- name: main
 		image: BUSYBOX
-		command: [sh, -c, "trap 'echo %[1]s is told >>/out/order; sleep 2; echo %[1]s ends >>/out/order; exit' TERM; while :; do sleep 0.1; done"]
+		command: [sh, -c, "trap 'echo %[1]s gets SIGTERM >>/out/order; sleep 2; echo %[1]s ends >>/out/order; exit' TERM; while :; do sleep 0.1; done"]
 		volumeMounts: [{name: out, mountPath: /out}]
 `
 
@@ -150,7 +150,7 @@ spec:
 	l.released(t)
 
 	order, err := os.ReadFile(filepath.Join(dir, "order"))
-	if err != nil || string(order) != "usual is told\nusual ends\ncritical is told\ncritical ends\n" {
+	if err != nil || string(order) != "usual gets SIGTERM\nusual ends\ncritical gets SIGTERM\ncritical ends\n" {
 		t.Errorf("pods ended as %q, %v", order, err)
 	}
 

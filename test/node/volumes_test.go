@@ -119,7 +119,7 @@ func userNamespace(s *space) {
 		s.Errorf("user map %q, want 0 to 65535 to be others on the node", m)
 	}
 	s.lookIntoVolumes()
-	s.expect("who owns the files", s.kubectl("exec", "pod", "--", "stat", "-c", "%u", "/empty", "/memory", "/settings", "/image/agnhost", "/host/written", "/bin/busybox"), "0\n0\n0\n0\n0\n0\n")
+	s.expect("the owners of the files", s.kubectl("exec", "pod", "--", "stat", "-c", "%u", "/empty", "/memory", "/settings", "/image/agnhost", "/host/written", "/bin/busybox"), "0\n0\n0\n0\n0\n0\n")
 
 	info, err := os.Stat(filepath.Join(dir, "written"))
 	if err != nil {

@@ -28,14 +28,15 @@ var (
 	directories = []string{"/etc/cni/net.d", "/opt/cni/bin", "/etc/crisp/certs.d", "/etc/crisp/config.d"}
 )
 
-// processor is one that there are packages for, in the words of each form.
-type processor struct {
+// arch is an architecture that there are packages for, by its name in each
+// format.
+type arch struct {
 	goarch, rpm string
 	machine     elf.Machine
 }
 
-func processors() []processor {
-	return []processor{{"amd64", "x86_64", elf.EM_X86_64}, {"arm64", "aarch64", elf.EM_AARCH64}}
+func arches() []arch {
+	return []arch{{"amd64", "x86_64", elf.EM_X86_64}, {"arm64", "aarch64", elf.EM_AARCH64}}
 }
 
 // find returns the one package whose name is of a pattern.
@@ -61,9 +62,10 @@ func find(t *testing.T, pattern string) string {
 	return files[0]
 }
 
-// TestSameFiles compares what the three forms hold, for each processor.
+// TestSameFiles compares the content of the three formats, for each
+// architecture.
 func TestSameFiles(t *testing.T) {
-	for _, p := range processors() {
+	for _, p := range arches() {
 		t.Run(p.goarch, func(t *testing.T) {
 			top := t.TempDir()
 			deb, rpm, tar := filepath.Join(top, "deb"), filepath.Join(top, "rpm"), filepath.Join(top, "tar")
@@ -152,9 +154,9 @@ func isStatic(t *testing.T, program string, machine elf.Machine) {
 }
 
 // own is the form for this machine: as find wants it.
-func own(t *testing.T, form func(processor) string) string {
+func own(t *testing.T, form func(arch) string) string {
 	t.Helper()
-	for _, p := range processors() {
+	for _, p := range arches() {
 		if p.goarch == runtime.GOARCH {
 			return find(t, form(p))
 		}
@@ -165,7 +167,7 @@ func own(t *testing.T, form func(processor) string) string {
 
 func TestRPM(t *testing.T) {
 	r := newRoot(t)
-	file := r.bring(own(t, func(p processor) string { return "crisp-*." + p.rpm + ".rpm" }))
+	file := r.bring(own(t, func(p arch) string { return "crisp-*." + p.rpm + ".rpm" }))
 	life(t, r, steps{
 		install: func() { r.run("rpm", "--install", "--nodeps", file) },
 		upgrade: func() { r.run("rpm", "--upgrade", "--force", "--nodeps", file) },
@@ -180,7 +182,7 @@ func TestRPM(t *testing.T) {
 
 func TestTarball(t *testing.T) {
 	r := newRoot(t)
-	file := r.bring(own(t, func(p processor) string { return "crisp_*_linux_" + p.goarch + ".tar.gz" }))
+	file := r.bring(own(t, func(p arch) string { return "crisp_*_linux_" + p.goarch + ".tar.gz" }))
 	r.run("sh", "-ec", "mkdir /brought/crisp && tar -xzf "+file+" --strip-components=1 -C /brought/crisp")
 	install := func() { r.run("/brought/crisp/install") }
 	life(t, r, steps{
@@ -191,8 +193,8 @@ func TestTarball(t *testing.T) {
 
 	r.run("sh", "-ec", "mkdir /image && DESTDIR=/image /brought/crisp/install")
 	r.has(true, "/image/usr/bin/crisp", "/image/etc/crisp/config.toml", "/image/etc/cni/net.d")
-	if told := r.told(); told != "" {
-		t.Errorf("an installation into another root told systemd %q", told)
+	if calls := r.calls(); calls != "" {
+		t.Errorf("an installation into another root called systemctl %q", calls)
 	}
 }
 
@@ -208,7 +210,7 @@ func life(t *testing.T, r *root, do steps) {
 	t.Helper()
 	do.install()
 	r.has(true, slices.Concat(programs, units, directories)...)
-	tells(t, r, "daemon-reload", "enable crisp-keeper.socket crisp.service", "start crisp-keeper.socket")
+	wantCalls(t, r, "daemon-reload", "enable crisp-keeper.socket crisp.service", "start crisp-keeper.socket")
 
 	if text := r.read("/etc/crictl.yaml"); !strings.Contains(text, "unix:///run/crisp/crisp.sock") {
 		t.Errorf("/etc/crictl.yaml says %q", text)
@@ -219,14 +221,14 @@ func life(t *testing.T, r *root, do steps) {
 
 	r.write("/etc/crisp/config.toml", "# changed\n")
 	do.upgrade()
-	tells(t, r, "daemon-reload", do.restart)
+	wantCalls(t, r, "daemon-reload", do.restart)
 	if text := r.read("/etc/crisp/config.toml"); text != "# changed\n" {
 		t.Errorf("an upgrade left %q of the configuration", text)
 	}
 
 	r.write("/keeper-is-active", "")
 	do.remove()
-	tells(t, r, "stop crisp.service", "disable crisp.service crisp-keeper.socket", "daemon-reload")
+	wantCalls(t, r, "stop crisp.service", "disable crisp.service crisp-keeper.socket", "daemon-reload")
 	r.has(true, kept...) // for the containers
 	r.has(false, slices.Concat(programs, units)...)
 
@@ -236,21 +238,21 @@ func life(t *testing.T, r *root, do steps) {
 		t.Fatal(err)
 	}
 
-	r.told()
+	r.calls()
 	do.remove()
-	tells(t, r, "stop crisp.service", "stop crisp-keeper.socket")
+	wantCalls(t, r, "stop crisp.service", "stop crisp-keeper.socket")
 	r.has(false, slices.Concat(kept, programs, units)...)
 }
 
-// tells checks that systemctl was called as expected, in this order.
-func tells(t *testing.T, r *root, want ...string) {
+// wantCalls checks that systemctl was called as expected, in this order.
+func wantCalls(t *testing.T, r *root, want ...string) {
 	t.Helper()
-	told := r.told()
-	rest := told
+	calls := r.calls()
+	rest := calls
 	for _, w := range want {
 		_, after, ok := strings.Cut(rest, w)
 		if !ok {
-			t.Errorf("systemd was told\n%swithout %q, or not in this order: %q", told, w, want)
+			t.Errorf("systemctl was called with\n%swithout %q, or not in this order: %q", calls, w, want)
 			return
 		}
 		rest = after

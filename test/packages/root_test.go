@@ -109,8 +109,8 @@ func (r *root) run(name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// told is what systemctl was told since the last call.
-func (r *root) told() string {
+// calls returns the recorded systemctl calls since the last time.
+func (r *root) calls() string {
 	r.t.Helper()
 	data, err := os.ReadFile(r.dir + "/systemctl.log")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -288,7 +288,7 @@ func testEnd(t *testing.T, m *machine, c *counter) {
 	m.run("dpkg", "--install", m.deb)
 	m.answers()
 	if pid := m.pid("crisp-keeper.service"); pid == 0 {
-		t.Error("after another installation the keeper is none of systemd's")
+		t.Error("after another installation the keeper is not systemd's")
 	}
 	m.purge()
 }

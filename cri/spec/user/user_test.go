@@ -205,7 +205,7 @@ func TestStaysInside(t *testing.T) {
 	}
 }
 
-// CVE-2026-47262 and CVE-2025-4437: files of an image that take for ever to
+// CVE-2026-47262 and CVE-2025-4437: files of an image that take forever to
 // read, or all memory.
 func TestCVE202647262UserFiles(t *testing.T) {
 	sparse := func(size int64) func(string) error {

@@ -111,7 +111,7 @@ func test(ctx context.Context, o options, l *lab.Lab, m *machine) (t tally.Tally
 	all, failed, err := s.run(ctx)
 	errs := []error{err}
 	if focus, ok := specs.Again(all); ok && ctx.Err() == nil {
-		fmt.Println("===== once more" + focus)
+		fmt.Println("===== retrying" + focus)
 		s.focus, s.procs, s.out, s.cwd = focus, 1, again, m.path("again")
 		second, status, err := s.run(ctx)
 		errs = append(errs, err)

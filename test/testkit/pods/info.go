@@ -44,7 +44,7 @@ func (c *Container) PID(t testing.TB) int {
 	r := Call(t, c.Pod.Node.Runtime.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: c.ID, Verbose: true})
 	var info struct{ Pid int }
 	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil || info.Pid == 0 {
-		t.Fatalf("the status of container %s tells no process: %v", c.ID, err)
+		t.Fatalf("the status of container %s has no process: %v", c.ID, err)
 	}
 	return info.Pid
 }

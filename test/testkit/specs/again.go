@@ -61,7 +61,7 @@ func Merge(w io.Writer, first, second []Spec) []Spec {
 			}
 			all[i].State = "passed"
 			if s.failed() {
-				fmt.Fprintln(w, "passed at the second try only:", s.because())
+				fmt.Fprintln(w, "flaky, passed on retry:", s.because())
 			}
 		}
 	}

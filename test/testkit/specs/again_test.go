@@ -123,7 +123,7 @@ func TestMerge(t *testing.T) {
 		}
 		var want strings.Builder
 		for _, s := range c.said {
-			fmt.Fprintln(&want, "passed at the second try only:", s)
+			fmt.Fprintln(&want, "flaky, passed on retry:", s)
 		}
 
 		if out.String() != want.String() {

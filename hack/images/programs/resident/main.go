@@ -2,7 +2,7 @@
 // image, does not depend on the runtime's internals, and prints what it
 // reaches:
 //
-//	resident watch   look at every process and all surroundings for ever: FOUND
+//	resident watch   inspect every process and all surroundings forever: FOUND
 //	                 kind detail, once for each finding, and LOOKED as it goes
 //	resident try     try to get out, one attempt after the other: TRIED name, or
 //	                 ESCAPED name detail

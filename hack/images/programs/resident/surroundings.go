@@ -163,7 +163,7 @@ func (w *watcher) connector() {
 	for range 3 {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		if err == nil && n > 52 && buf[36] != 0 { // the first reply only acknowledges the subscription
-			w.report("netlink", "tells of the node's processes")
+			w.report("netlink", "reports the node's processes")
 		}
 	}
 }

@@ -238,7 +238,7 @@ func keyrings(string) string {
 		}
 	}
 	if _, err := unix.AddKey("user", "hostile-own", []byte("x"), unix.KEY_SPEC_USER_KEYRING); err == nil {
-		return "a key for all who have the same user"
+		return "a key for all processes of the same user"
 	}
 	return ""
 }
