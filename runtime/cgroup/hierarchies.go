@@ -166,8 +166,8 @@ func closeOwn(list []hierarchy) {
 }
 
 // findMount looks for a writable mount of the hierarchy at its usual place; of
-// several at one place the last lies on top. Elsewhere it may be unmounted at
-// any time, and with its last mount a hierarchy ends.
+// several at one place the last is on top. Elsewhere it may be unmounted at any
+// time, and with its last mount a hierarchy ends.
 func (h *hierarchy) findMount(mounts []*mountinfo.Info) bool {
 	for _, m := range slices.Backward(mounts) {
 		usual := m.Mountpoint == mountPoint || filepath.Dir(m.Mountpoint) == mountPoint

@@ -103,5 +103,5 @@ func testFreeze(t *testing.T, n *Node) {
 		t.Fatal(err)
 	}
 	before = usage()
-	waitFor(t, "the group to go on", func() bool { return usage()-before > uint64(5*time.Millisecond) })
+	waitFor(t, "the group to continue", func() bool { return usage()-before > uint64(5*time.Millisecond) })
 }

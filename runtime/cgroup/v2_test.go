@@ -70,7 +70,7 @@ func testCPUHolds(t *testing.T, n *Node) {
 	began := time.Now()
 	run(t, g, "while :; do :; done & while :; do :; done")
 	var s *Stats
-	waitFor(t, "ten periods without processor time", func() bool {
+	waitFor(t, "ten periods without CPU time", func() bool {
 		var err error
 		if s, err = g.Stats(); err != nil {
 			t.Fatal(err)

@@ -141,8 +141,8 @@ func TestSecurity(t *testing.T) {
 func TestAppArmorWithoutItsFiles(t *testing.T) {
 	p := machine(t, map[string]string{"sys/module/apparmor/parameters/enabled": "Y\n"})
 	p.security()
-	told := slices.ContainsFunc(p.facts.Problems, func(err error) bool { return strings.Contains(err.Error(), "securityfs") })
-	if p.facts.AppArmor != No || !told {
+	reported := slices.ContainsFunc(p.facts.Problems, func(err error) bool { return strings.Contains(err.Error(), "securityfs") })
+	if p.facts.AppArmor != No || !reported {
 		t.Errorf("AppArmor %v, problems %v", p.facts.AppArmor, p.facts.Problems)
 	}
 }

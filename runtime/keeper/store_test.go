@@ -120,6 +120,6 @@ func TestUnresponsiveManager(t *testing.T) {
 	read()
 	k.deposit(e)
 	if said := read(); len(said) != 2 || k.store.unresponsive {
-		t.Errorf("once it reads it is told %q, unresponsive %v", said, k.store.unresponsive)
+		t.Errorf("once it reads it gets %q, unresponsive %v", said, k.store.unresponsive)
 	}
 }

@@ -171,7 +171,7 @@ while read id controllers path; do
 	echo 1 > $at/notify_on_release
 	IFS=' '
 	ls -d $at/*/ 2>/dev/null
-	find $at -name cgroup.procs | xargs cat | grep -w 0 && echo "strangers in $controllers"
+	find $at -name cgroup.procs | xargs cat | grep -w 0 && echo "foreign processes in $controllers"
 	IFS=:
 done < /proc/self/cgroup 2>/dev/null
 mount -t cgroup -o none,name=crispmade none /tmp/agent 2>/dev/null && echo "made a hierarchy"

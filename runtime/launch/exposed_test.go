@@ -90,7 +90,7 @@ func TestExposedIsUnprivileged(t *testing.T) {
 	}
 	secret := strings.Repeat("the environment of another pod ", 8)
 	for _, userns := range []bool{false, true} {
-		for _, kind := range []string{"exec", "start beside"} {
+		for _, kind := range []string{"exec", "start next to it"} {
 			for _, noNew := range []bool{false, true} {
 				for _, filter := range []*specs.LinuxSeccomp{nil, seccomp.RuntimeDefault([]string{"CAP_SYS_PTRACE"})} {
 					name := fmt.Sprintf("%s, user namespace %v, no new privileges %v, filter %v", kind, userns, noNew, filter != nil)
@@ -123,9 +123,9 @@ func TestExposedIsUnprivileged(t *testing.T) {
 								p.Args = []string{"sh", "-c", "cat"}
 								e, err = b.exec(c, s, &p, Request{Held: held})
 							} else {
-								beside := b.spec("cat")
-								change(beside)
-								e, err = b.start(beside, held, Request{})
+								second := b.spec("cat")
+								change(second)
+								e, err = b.start(second, held, Request{})
 							}
 							done <- err
 						}()

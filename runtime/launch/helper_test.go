@@ -601,7 +601,7 @@ func (s *started) wait() (string, int) {
 	return s.buf.String(), ws.ExitStatus()
 }
 
-// until returns the output up to a mark, which a process that goes on prints.
+// until returns the output up to a mark, which a process that keeps running prints.
 func (s *started) until(mark string) string {
 	s.t.Helper()
 	if err := s.out.SetReadDeadline(time.Now().Add(pace.Scale(30 * time.Second))); err != nil {

@@ -70,10 +70,10 @@ func TestProfilesThatForbidToFork(t *testing.T) {
 
 					forbids(t, e, terminal)
 
-					beside := b.spec(script)
-					change(beside)
-					beside.Linux.Seccomp, beside.Process.Terminal = forbidding(nnp), terminal
-					e, err = b.start(beside, nil, Request{})
+					second := b.spec(script)
+					change(second)
+					second.Linux.Seccomp, second.Process.Terminal = forbidding(nnp), terminal
+					e, err = b.start(second, nil, Request{})
 					if err != nil {
 						t.Fatalf("start second container: %v", err)
 					}

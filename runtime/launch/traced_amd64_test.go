@@ -103,14 +103,14 @@ func (tr *tracer) next(pid int, calls *[]uint64) (int, error) {
 // that the child makes with its plan: it makes those, in that order, and no
 // others except the reports.
 func TestCallsAreThePlan(t *testing.T) {
-	for _, kind := range []string{"start", "exec", "exec with terminal", "start beside"} {
+	for _, kind := range []string{"start", "exec", "exec with terminal", "start next to it"} {
 		for _, userns := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, user namespace %v", kind, userns), func(t *testing.T) {
 				b := newSharing(t, userns)
 				change := func(s *specs.Spec) {
 					s.Process.NoNewPrivileges = true
 					s.Linux.Seccomp = seccomp.RuntimeDefault(nil)
-					if kind == "start beside" {
+					if kind == "start next to it" {
 						setNamespace(s, specs.PIDNamespace, "ns/pid")
 					}
 				}

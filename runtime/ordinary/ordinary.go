@@ -1,5 +1,5 @@
-// Package ordinary starts programs with default process attributes, whatever
-// those of the starting process are.
+// Package ordinary starts programs with default process attributes, independent
+// of those of the starting process.
 //
 // A program inherits attributes of its parent that are not meant for it, such
 // as a daemon's CPU affinity or OOM score. Package spawn resets them for

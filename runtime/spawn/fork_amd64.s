@@ -9,13 +9,13 @@ TEXT ·fork(SB), NOSPLIT, $0-40
 	MOVL	$435, AX	// clone3
 	SYSCALL
 	TESTQ	AX, AX
-	JZ	born
+	JZ	child
 	MOVQ	AX, ret+32(FP)
 	RET
-born:
-	// On a stack of its own. The function is entered as Go code does, with its
-	// argument in AX and X15 zero: the way from assembly to Go would read the
-	// thread's memory, which the child does not have.
+child:
+	// Runs on its own stack. The function is called by the Go ABI, with its
+	// argument in AX and X15 zero: the assembly-to-Go wrapper would read the
+	// thread's memory, which the child lacks.
 	XORL	BP, BP
 	XORPS	X15, X15
 	MOVQ	R13, AX

@@ -8,13 +8,13 @@ TEXT ·fork(SB), NOSPLIT, $0-40
 	MOVD	m+24(FP), R20
 	MOVD	$435, R8	// clone3
 	SVC
-	CBZ	R0, born
+	CBZ	R0, child
 	MOVD	R0, ret+32(FP)
 	RET
-born:
-	// On a stack of its own. The function is entered as Go code does, with its
-	// argument in R0: the way from assembly to Go would read the thread's
-	// memory, which the child does not have.
+child:
+	// Runs on its own stack. The function is called by the Go ABI, with its
+	// argument in R0: the assembly-to-Go wrapper would read the thread's
+	// memory, which the child lacks.
 	MOVD	ZR, R29
 	MOVD	R20, R0
 	CALL	(R19)

@@ -385,7 +385,7 @@ func frozenGroup(t *testing.T) *os.File {
 	}
 
 	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
-		testkit.Skip(t, "cgroup version 2 mounted", "there is no group to be born in")
+		testkit.Skip(t, "cgroup version 2 mounted", "there is no cgroup to clone into")
 	}
 	dir, err := os.MkdirTemp(root, "crisp-spawn-")
 	if err != nil {

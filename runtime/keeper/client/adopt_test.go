@@ -114,7 +114,7 @@ func TestAdopt(t *testing.T) {
 	}
 
 	before := len(sh.read(t))
-	eventually(t, "log goes on", func() bool { return len(sh.read(t)) > before })
+	eventually(t, "log continues", func() bool { return len(sh.read(t)) > before })
 	if err := os.WriteFile(stop, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -448,7 +448,7 @@ func TestDaemonRestart(t *testing.T) {
 		t.Errorf("short ended with %+v", x)
 	}
 	before := len(long.read(t))
-	eventually(t, "log goes on", func() bool { return len(long.read(t)) > before })
+	eventually(t, "log continues", func() bool { return len(long.read(t)) > before })
 	if err := unix.PidfdSendSignal(int(e.PidFD.Fd()), unix.SIGTERM, nil, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -614,7 +614,7 @@ func TestKeeperKilled(t *testing.T) {
 	}
 
 	if _, ok := <-c.Events(); ok {
-		t.Error("events go on")
+		t.Error("events continue")
 	}
 	if _, err := c.List(testContext(t)); !errors.Is(err, ErrLost) {
 		t.Errorf("error %v, want %v", err, ErrLost)
@@ -749,8 +749,8 @@ func TestKeptAndForgotten(t *testing.T) {
 		t.Errorf("kept descriptor is still open: %d bytes, error %v", n, err)
 	}
 
-	if err := c.Forget(testContext(t), "nobody"); err != nil {
-		t.Errorf("forget nobody: %v", err)
+	if err := c.Forget(testContext(t), "unknown"); err != nil {
+		t.Errorf("forget an unknown ID: %v", err)
 	}
 	end(t, c, "web", st)
 }

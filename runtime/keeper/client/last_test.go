@@ -64,7 +64,7 @@ func TestLastKeeperIsTakenOver(t *testing.T) {
 
 	log := func() []byte { return (&shell{log: filepath.Join(state, "log")}).read(t) }
 	before := len(log())
-	eventually(t, "log goes on", func() bool { return len(log()) > before })
+	eventually(t, "log continues", func() bool { return len(log()) > before })
 	if err := os.WriteFile(filepath.Join(state, "stop"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

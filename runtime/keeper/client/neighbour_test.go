@@ -96,14 +96,14 @@ func TestFrozenDelaysNoOther(t *testing.T) {
 	}
 
 	if took := time.Since(begin) / others; took > pace.Scale(100*time.Millisecond) {
-		t.Errorf("a start beside a frozen container takes %v", took)
+		t.Errorf("a start next to a frozen container takes %v", took)
 	}
 
 	begin = time.Now()
 	giveUp()
 	wg.Wait()
 	if took := time.Since(begin); took > pace.Scale(time.Second) {
-		t.Errorf("to give up took %v", took)
+		t.Errorf("to cancel took %v", took)
 	}
 
 	for range cap(ends) {

@@ -176,11 +176,11 @@ func TestAttach(t *testing.T) {
 		t.Errorf("attach to what has ended: error %v", err)
 	}
 
-	if err := c.Attach(testContext(t), "nobody", w, nil); !errors.Is(err, ErrNotFound) {
-		t.Errorf("attach to nobody: error %v", err)
+	if err := c.Attach(testContext(t), "unknown", w, nil); !errors.Is(err, ErrNotFound) {
+		t.Errorf("attach to an unknown ID: error %v", err)
 	}
-	if err := c.ReopenLog(testContext(t), "nobody", w); !errors.Is(err, ErrNotFound) {
-		t.Errorf("reopen log of nobody: error %v", err)
+	if err := c.ReopenLog(testContext(t), "unknown", w); !errors.Is(err, ErrNotFound) {
+		t.Errorf("reopen log of an unknown ID: error %v", err)
 	}
 	forget(t, c, "web")
 }

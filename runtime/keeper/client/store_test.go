@@ -98,7 +98,7 @@ func (m *manager) receive() {
 		case said["FDSTOREREMOVE"] == "1":
 			m.removeLocked(said["FDNAME"])
 		default:
-			m.t.Errorf("the manager was told %q", buf[:n])
+			m.t.Errorf("the manager got %q", buf[:n])
 		}
 		m.mu.Unlock()
 	}
@@ -268,7 +268,7 @@ func TestStoreOutlivesBoth(t *testing.T) {
 		m.start()
 		c = connectTest(t, m.dir)
 		before := len(counting.read(t))
-		eventually(t, "log goes on", func() bool { return len(counting.read(t)) > before })
+		eventually(t, "log continues", func() bool { return len(counting.read(t)) > before })
 	}
 
 	defer func() { c.Close() }()
@@ -330,7 +330,7 @@ func TestKeeperWithoutItsSocket(t *testing.T) {
 	m.listener = socket
 
 	if err := m.keeper.Wait(); err == nil {
-		t.Error("it ends well")
+		t.Error("it exits with 0")
 	}
 	if log, err := os.ReadFile(filepath.Join(m.dir, logName)); err != nil || !strings.Contains(string(log), "descriptor 3 is not a listening socket") {
 		t.Errorf("keeper log: %s, %v", log, err)
@@ -357,7 +357,7 @@ func TestSocketComesBack(t *testing.T) {
 	m.start()
 
 	if err := m.keeper.Wait(); err == nil {
-		t.Error("the service manager's keeper starts beside it, and ends well")
+		t.Error("the service manager's keeper starts next to it, and exits with 0")
 	}
 	log, err := os.ReadFile(filepath.Join(m.dir, logName))
 	if err != nil || !strings.Contains(string(log), "a keeper started by the daemon is running") {
@@ -375,7 +375,7 @@ func TestSocketComesBack(t *testing.T) {
 	m.start()
 	c = connectTest(t, m.dir)
 	if c.keeper != nil {
-		t.Error("the daemon starts another keeper beside the service manager's")
+		t.Error("the daemon starts another keeper next to the service manager's")
 	}
 	c.Close()
 

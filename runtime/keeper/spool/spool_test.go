@@ -187,7 +187,7 @@ func TestRecover(t *testing.T) {
 		{name: "not begun", log: before, wantLog: before, wantHeld: "line+rest"},
 		{name: "half", log: before + line[:4], wantLog: before, wantHeld: "line+rest"},
 		{name: "whole", log: before + line, wantLog: before + line, wantHeld: "+rest"},
-		{name: "emptied by somebody", log: "", wantLog: "", wantHeld: "+rest"},
+		{name: "emptied meanwhile", log: "", wantLog: "", wantHeld: "+rest"},
 		{name: "another file", log: before, wantLog: before, wantHeld: "line+rest", elsewhere: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
