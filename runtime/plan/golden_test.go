@@ -17,7 +17,7 @@ import (
 	"crisp/test/testkit"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // sample is a container as the CRI creates it.
 func sample() *specs.Spec {

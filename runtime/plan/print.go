@@ -17,7 +17,7 @@ func (p *Plan) Print(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "%s\n\nclone   %s", p.Name, cloneNames.text(int64(p.Clone.Flags)))
 	if p.Clone.Cgroup >= 0 {
-		fmt.Fprintf(b, ", born in %s", p.inputName(int64(p.Clone.Cgroup)))
+		fmt.Fprintf(b, ", into %s", p.inputName(int64(p.Clone.Cgroup)))
 	}
 
 	fmt.Fprint(b, idMapText(", uid map", p.Clone.UIDMap), idMapText(", gid map", p.Clone.GIDMap), "\n")
@@ -118,7 +118,7 @@ func (p *Plan) stepText(s *Step) string {
 		b.WriteString(", again on EAGAIN")
 	}
 	if s.Fork {
-		b.WriteString(", go on in the child")
+		b.WriteString(", continue in the child")
 	}
 	if s.Exposed {
 		b.WriteString(", which others see")

@@ -15,7 +15,7 @@ func TestPrint(t *testing.T) {
 
 	for _, want := range []string{
 		"start container web\n",
-		"clone   CLONE_NEWUSER|CLONE_NEWNS, born in <cgroup>, uid map 0:100000:65536, gid map 0:4294967295:1, 7:8:9\n",
+		"clone   CLONE_NEWUSER|CLONE_NEWNS, into <cgroup>, uid map 0:100000:65536, gid map 0:4294967295:1, 7:8:9\n",
 		`in   0  stdin                                held "stdin"`,
 		`clone mount "/srv/data" recursive, set MOUNT_ATTR_NODEV, clear MOUNT_ATTR_NOEXEC, set all MOUNT_ATTR_RDONLY, propagation MS_SLAVE, uid map 1:2:3, gid map 4:5:6, maps recursive`,
 		`open "/dev/null" O_RDWR|O_NOFOLLOW`,
@@ -23,7 +23,7 @@ func TestPrint(t *testing.T) {
 		`     0  open proc                            r3 = fsopen("proc", FSOPEN_CLOEXEC)` + "\n",
 		`mkdirat(r3, "a b", 0755), EEXIST is fine, EROFS is fine`,
 		`read(gate, {00}, 1)`,
-		`clone(CLONE_PARENT), go on in the child, which others see`,
+		`clone(CLONE_PARENT), continue in the child, which others see`,
 		`seccomp(SECCOMP_SET_MODE_FILTER, 0, filter[2])`,
 		`sendmsg(keeper, pass(r15), MSG_NOSIGNAL)`,
 		`ioctl(r0, TIOCSPTLCK, &{r2 {00 00 00 00 05}})`,
