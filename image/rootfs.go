@@ -10,7 +10,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"crisp/image/layer"
 	"crisp/image/rootfs"
 	"crisp/runtime/rootpath"
 )
@@ -115,9 +114,9 @@ func (s *Service) Mount(ctx context.Context, id string, v View) (*os.File, error
 	}
 	defer upper.Close()
 
-	m, err := rootfs.Overlay{
-		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper, UserNS: v.UserNS, Label: v.Label,
-	}.Mount(ctx)
+	o := s.layers.Overlay(lower)
+	o.Upper, o.UserNS, o.Label = upper, v.UserNS, v.Label
+	m, err := o.Mount(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("mount root file system of %s: %w", id, classify(err))
 	}
@@ -142,9 +141,9 @@ func (s *Service) MountImage(ctx context.Context, imageID, subPath string, v Vie
 		return nil, fmt.Errorf("mount image %s: %w", im.ID, err)
 	}
 
-	m, err := rootfs.Overlay{
-		Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), UserNS: v.UserNS, Label: v.Label, Attr: imageVolumeAttr,
-	}.Mount(ctx)
+	o := s.layers.Overlay(lower)
+	o.UserNS, o.Label, o.Attr = v.UserNS, v.Label, imageVolumeAttr
+	m, err := o.Mount(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("mount image %s: %w", im.ID, classify(err))
 	}

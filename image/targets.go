@@ -8,7 +8,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"k8s.io/klog/v2"
 
-	"crisp/image/layer"
 	"crisp/image/rootfs"
 	"crisp/runtime/rootpath"
 )
@@ -73,7 +72,9 @@ func (s *Service) fillTargets(ctx context.Context, chain digest.Digest, dir stri
 	}
 	defer upper.Close()
 
-	m, err := rootfs.Overlay{Layers: s.layers.Dir(), Lower: lower, Empty: layer.EmptyTree(), Upper: upper}.Mount(ctx)
+	o := s.layers.Overlay(lower)
+	o.Upper = upper
+	m, err := o.Mount(ctx)
 	if err != nil {
 		return err
 	}

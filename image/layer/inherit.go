@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crisp/image/rootfs"
 	"crisp/runtime/rootpath"
 )
 
@@ -31,7 +30,7 @@ func (st *Stage) inherit(ctx context.Context) error {
 	if len(st.implied) == 1 && st.implied[0] == "." { // the common case needs no mount
 		below, err = rootpath.Open(st.store.dir, trees[0], unix.O_RDONLY|unix.O_DIRECTORY)
 	} else {
-		below, err = rootfs.Overlay{Layers: st.store.dir, Lower: trees, Empty: EmptyTree()}.Mount(ctx)
+		below, err = st.store.Overlay(trees).Mount(ctx)
 	}
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"crisp/image/rootfs"
 	"crisp/image/store"
 	"crisp/runtime/durable"
 	"crisp/runtime/rootpath"
@@ -58,6 +59,8 @@ func (r Record) Usage() store.Usage { return store.Usage{Bytes: r.Bytes, Inodes:
 type Store struct {
 	root, temp, boot string
 	dir              *os.File
+	// oneString: see [rootfs.Overlay].
+	oneString bool
 
 	mu      sync.Mutex
 	layers  map[digest.Digest]Record
@@ -82,7 +85,9 @@ func Open(root, temp, boot string) (*Store, error) {
 		return nil, fmt.Errorf("open layers: %w", err)
 	}
 
-	s.dir = dir
+	// If the kernel could not be asked, the form that all kernels take will do.
+	appends, err := rootfs.AppendsLayers()
+	s.dir, s.oneString = dir, err != nil || !appends
 	if err := s.scan(); err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("open layers: %w", err)
@@ -214,6 +219,12 @@ func (s *Store) Trees(chain digest.Digest) ([]string, error) {
 	}
 
 	return trees, nil
+}
+
+// Overlay returns a read-only stack of trees, the topmost first, given as paths
+// below [Store.Dir].
+func (s *Store) Overlay(trees []string) rootfs.Overlay {
+	return rootfs.Overlay{Layers: s.dir, Lower: trees, Empty: EmptyTree(), OneString: s.oneString}
 }
 
 // EmptyTree returns the path below [Store.Dir] of an empty tree.

@@ -13,9 +13,6 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// maxOption is the longest string that fsconfig takes.
-const maxOption = 255
-
 // Overlay describes a stack of layers.
 type Overlay struct {
 	// Layers is the directory that holds all layers.
@@ -33,10 +30,16 @@ type Overlay struct {
 	Label string
 	// Attr are MOUNT_ATTR_* bits of the mount.
 	Attr int
+	// OneString passes the layers as one option, which works on all kernels.
+	// Without it they are passed one by one, if the kernel [AppendsLayers].
+	OneString bool
 }
 
 // Mount makes the overlay and returns it as a detached mount.
 func (o Overlay) Mount(ctx context.Context) (*os.File, error) {
+	if o.OneString {
+		return o.mountString()
+	}
 	if o.UserNS == nil {
 		return o.stack(o.Layers, o.Upper)
 	}
@@ -66,22 +69,30 @@ func (o Overlay) stackAttached(ctx context.Context) (m *os.File, err error) {
 		}
 	}
 
-	err = inPrivateNamespace(func() error {
+	err = o.inNamespace(func(layers, upper *os.File) (err error) {
+		m, err = o.stack(layers, upper)
+		return err
+	})
+	return m, err
+}
+
+// inNamespace calls f in a private mount namespace with the layers, ID-mapped if
+// there is a user namespace, and the upper directory, all attached in it.
+func (o Overlay) inNamespace(f func(layers, upper *os.File) error) error {
+	err := inPrivateNamespace(func() error {
 		layers, err := os.Open(o.Layers.Name())
 		if err != nil {
 			return err
 		}
 		defer layers.Close()
 
-		mapped, err := cloneMapped(layers, o.UserNS)
-		if err != nil {
-			return err
-		}
-		defer mapped.Close()
-
-		const here = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
-		if err := unix.MoveMount(int(mapped.Fd()), "", int(layers.Fd()), "", here); err != nil {
-			return fmt.Errorf("attach layers: %w", err)
+		if o.UserNS != nil {
+			mapped, err := attachMapped(layers, o.UserNS)
+			if err != nil {
+				return err
+			}
+			defer mapped.Close()
+			layers = mapped
 		}
 
 		var upper *os.File
@@ -91,15 +102,29 @@ func (o Overlay) stackAttached(ctx context.Context) (m *os.File, err error) {
 			}
 			defer upper.Close()
 		}
-
-		m, err = o.stack(mapped, upper)
-		return err
+		return f(layers, upper)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("mount overlay in a namespace of its own: %w", err)
+		return fmt.Errorf("mount overlay in a namespace of its own: %w", err)
 	}
 
-	return m, nil
+	return nil
+}
+
+// attachMapped mounts a clone of layers, mapped to the users of userns, on top of
+// layers.
+func attachMapped(layers, userns *os.File) (*os.File, error) {
+	mapped, err := cloneMapped(layers, userns)
+	if err != nil {
+		return nil, err
+	}
+
+	const here = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
+	if err := unix.MoveMount(int(mapped.Fd()), "", int(layers.Fd()), "", here); err != nil {
+		mapped.Close()
+		return nil, fmt.Errorf("attach layers: %w", err)
+	}
+	return mapped, nil
 }
 
 // stack mounts the layers in the directory layers, with upper on top if it is not
@@ -116,7 +141,12 @@ func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 	if err := o.configure(fd, layers, upper); err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
 	}
+	return o.create(fs)
+}
 
+// create makes the mount of a configured file system context.
+func (o Overlay) create(fs *os.File) (*os.File, error) {
+	fd := int(fs.Fd())
 	if err := unix.FsconfigCreate(fd); err != nil {
 		return nil, fmt.Errorf("mount overlay: create: %w%s", err, contextLog(fs))
 	}
@@ -128,16 +158,27 @@ func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(m), "overlay"), nil
 }
 
-func (o Overlay) configure(fs int, layers, upper *os.File) error {
-	lower := o.Lower
-	if upper == nil && len(lower) < 2 {
+// lower returns the layers below the upper directory, if any.
+func (o Overlay) lower() []string {
+	if o.Upper == nil && len(o.Lower) < 2 {
 		// Overlayfs requires two layers if none of them is writable.
-		lower = append(lower[:len(lower):len(lower)], o.Empty)
+		return append(o.Lower[:len(o.Lower):len(o.Lower)], o.Empty)
 	}
-	if err := setLower(fs, layers, lower); err != nil {
-		return err
-	}
+	return o.Lower
+}
 
+func (o Overlay) configure(fs int, layers, upper *os.File) error {
+	base := fdPath(layers) + "/"
+	for i, l := range o.lower() {
+		if err := unix.FsconfigSetString(fs, "lowerdir+", base+l); err != nil {
+			return fmt.Errorf("lower layer %d: %w", i, err)
+		}
+	}
+	return o.setOptions(fs, upper)
+}
+
+// setOptions sets all options but the layers.
+func (o Overlay) setOptions(fs int, upper *os.File) error {
 	// Off even if it is the kernel's default: an index ties an upper directory to
 	// the layers of its first mount. No two mounts share an upper directory, so
 	// that hard links are consistent without it.
@@ -167,51 +208,6 @@ func (o Overlay) configure(fs int, layers, upper *os.File) error {
 		return fmt.Errorf("volatile: %w", err)
 	}
 	return nil
-}
-
-// setLower sets the lower layers, one by one if the kernel supports lowerdir+
-// (Linux 6.5), else as one string.
-func setLower(fs int, layers *os.File, lower []string) error {
-	base := fdPath(layers) + "/"
-	for i, l := range lower {
-		err := unix.FsconfigSetString(fs, "lowerdir+", base+l)
-		if i == 0 && errors.Is(err, unix.EINVAL) {
-			return setLowerString(fs, layers, lower)
-		}
-		if err != nil {
-			return fmt.Errorf("lower layer %d: %w", i, err)
-		}
-	}
-	return nil
-}
-
-// setLowerString names the layers by descriptor numbers, relative to the directory
-// of descriptors: fsconfig's strings are too short for anything longer. Only a
-// thread that ends afterwards changes its working directory for this.
-func setLowerString(fs int, layers *os.File, lower []string) error {
-	var numbers []string
-	for _, l := range lower {
-		f, err := rootpath.Open(layers, l, unix.O_PATH|unix.O_DIRECTORY)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		numbers = append(numbers, strconv.Itoa(int(f.Fd())))
-	}
-
-	option := strings.Join(numbers, ":")
-	if len(option) > maxOption {
-		return fmt.Errorf("%w: %d layers before Linux 6.5", ErrUnsupported, len(lower))
-	}
-	return onThread(unix.CLONE_FS, func() error {
-		if err := unix.Chdir("/proc/thread-self/fd"); err != nil {
-			return err
-		}
-		if err := unix.FsconfigSetString(fs, "lowerdir", option); err != nil {
-			return fmt.Errorf("lower layers: %w", err)
-		}
-		return nil
-	})
 }
 
 // cloneMapped returns a detached clone of dir whose file owners are mapped to the

@@ -76,6 +76,47 @@ func userNamespace(t *testing.T, first int) *os.File {
 
 func in(m *os.File, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", m.Fd(), name) }
 
+// heap puts layers with nothing in them on top of a stack, so that it has n.
+func heap(t *testing.T, o *Overlay, n int) {
+	t.Helper()
+	var more []string
+	for i := range n - len(o.Lower) {
+		name := fmt.Sprintf("more-%d", i)
+		if err := os.Mkdir(filepath.Join(o.Layers.Name(), name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		more = append(more, name)
+	}
+	o.Lower = append(more, o.Lower...)
+}
+
+// testOneString mounts a stack and looks at it.
+func testOneString(t *testing.T, o Overlay) {
+	m, err := o.Mount(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+
+	if data, err := os.ReadFile(in(m, "a")); err != nil || string(data) != "high" {
+		t.Errorf("file is %q, %v", data, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(in(m, "a"), &st); err != nil || (st.Uid == 100_000) != (o.UserNS != nil) {
+		t.Errorf("file belongs to %d, %v", st.Uid, err)
+	}
+
+	err = os.WriteFile(in(m, "new"), nil, 0o600)
+	if writable := err == nil; writable != (o.Upper != nil) {
+		t.Errorf("write: %v", err)
+	}
+
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(m.Fd()), &fs); err != nil || (fs.Flags&unix.ST_NOEXEC != 0) != (o.Attr&unix.MOUNT_ATTR_NOEXEC != 0) {
+		t.Errorf("mount flags %#x, %v, want those of %#x", fs.Flags, err, o.Attr)
+	}
+}
+
 // TestOlderKernels takes the ways that are meant for kernels older than this one.
 func TestOlderKernels(t *testing.T) {
 	testkit.Root(t)
@@ -86,37 +127,35 @@ func TestOlderKernels(t *testing.T) {
 	}
 
 	t.Run("layers as one string", func(t *testing.T) {
+		for name, change := range map[string]func(*Overlay){
+			"usual":          func(*Overlay) {},
+			"mapped":         func(o *Overlay) { o.UserNS = userNamespace(t, 100_000) },
+			"many":           func(o *Overlay) { heap(t, o, 128) },
+			"read-only":      func(o *Overlay) { o.Upper = nil },
+			"one, read-only": func(o *Overlay) { o.Upper, o.Lower = nil, o.Lower[:1] },
+			"many, mapped": func(o *Overlay) {
+				o.UserNS = userNamespace(t, 100_000)
+				heap(t, o, 128)
+			},
+			"many, read-only": func(o *Overlay) {
+				o.Upper, o.Attr = nil, unix.MOUNT_ATTR_NOEXEC|unix.MOUNT_ATTR_RDONLY
+				heap(t, o, 128)
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				o := stacked(t)
+				o.OneString = true
+				change(&o)
+				testOneString(t, o)
+			})
+		}
+
 		o := stacked(t)
-		fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(fd)
-
-		if err := setLowerString(fd, o.Layers, o.Lower); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.FsconfigCreate(fd); err != nil {
-			t.Fatal(err)
-		}
-
-		m, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		mount := os.NewFile(uintptr(m), "overlay")
-		defer mount.Close()
-		if data, err := os.ReadFile(in(mount, "a")); err != nil || string(data) != "high" {
-			t.Errorf("file is %q, %v", data, err)
-		}
-
-		many := make([]string, 300)
-		for i := range many {
-			many[i] = "low/fs"
-		}
-		if err := setLowerString(fd, o.Layers, many); !errors.Is(err, ErrUnsupported) {
-			t.Errorf("many layers: %v, want %v", err, ErrUnsupported)
+		o.OneString = true
+		heap(t, &o, 2000)
+		if m, err := o.Mount(t.Context()); !errors.Is(err, ErrUnsupported) {
+			m.Close()
+			t.Errorf("more layers than fit into a page: %v, want %v", err, ErrUnsupported)
 		}
 	})
 
@@ -249,4 +288,26 @@ func TestCVE_2021_25741(t *testing.T) {
 		f.Close()
 	}
 	t.Logf("%d of %d sub paths were found", found, testkit.Rounds(t))
+}
+
+// TestAppendsLayers compares the answer of the kernel with its version.
+func TestAppendsLayers(t *testing.T) {
+	testkit.Root(t)
+	got, err := AppendsLayers()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	release := unix.ByteSliceToString(name.Release[:])
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	if want := major > 6 || major == 6 && minor >= 7; got != want {
+		t.Errorf("Linux %s appends layers: %v, want %v", release, got, want)
+	}
 }

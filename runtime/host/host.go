@@ -91,10 +91,8 @@ type Facts struct {
 	RecursiveReadOnly Answer
 	// CloneDetached: open_tree clones detached mounts (6.15).
 	CloneDetached Answer
-	// Overlay: overlayfs is available. OverlayAppend: layers can be added one
-	// by one with "lowerdir+" (6.7). OverlayLayerFD: also as descriptors
-	// (6.13).
-	Overlay, OverlayAppend, OverlayLayerFD Answer
+	// Overlay: overlayfs is available.
+	Overlay Answer
 	// PidfdExit: PIDFD_GET_INFO returns the exit status of a process that is
 	// not a child (6.15).
 	PidfdExit Answer

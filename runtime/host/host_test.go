@@ -49,9 +49,6 @@ func TestProbeAnswers(t *testing.T) {
 	if want := answer(f.Kernel.AtLeast(6, 15)); f.CloneDetached != want {
 		t.Errorf("clones of detached mounts on Linux %v: %v, want %v", f.Kernel, f.CloneDetached, want)
 	}
-	if f.Overlay.OK() && f.Kernel.AtLeast(6, 13) && (f.OverlayAppend != Yes || f.OverlayLayerFD != Yes) {
-		t.Errorf("overlay on Linux %v: lowerdir+ %v, by descriptor %v", f.Kernel, f.OverlayAppend, f.OverlayLayerFD)
-	}
 }
 
 func TestProbeMissingMachine(t *testing.T) {

@@ -53,40 +53,18 @@ func (p *prober) cloneDetached() {
 	}
 }
 
-// overlay sets options in a file system context that is discarded.
+// overlay answers whether there are overlays. How the kernel takes their layers is
+// for image/rootfs to ask.
 func (p *prober) overlay() {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENODEV) {
-		p.facts.Overlay, p.facts.OverlayAppend, p.facts.OverlayLayerFD = No, No, No
+		p.facts.Overlay = No
 		return
 	}
 	if err != nil {
 		p.problem("overlay", err)
 		return
 	}
-
-	defer unix.Close(fd)
+	unix.Close(fd)
 	p.facts.Overlay = Yes
-	p.facts.OverlayAppend = p.option("overlay lowerdir+", unix.FsconfigSetString(fd, "lowerdir+", "/"))
-
-	layer, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		p.problem("overlay layer descriptors", err)
-		return
-	}
-	defer unix.Close(layer)
-
-	err = unix.FsconfigSetFd(fd, "lowerdir+", layer)
-	if errors.Is(err, unix.EBADF) { // before layers could be descriptors, fsconfig refused O_PATH
-		err = unix.EINVAL
-	}
-	p.facts.OverlayLayerFD = p.option("overlay layer descriptors", err)
-}
-
-func (p *prober) option(what string, err error) Answer {
-	if err != nil && !errors.Is(err, unix.EINVAL) {
-		p.problem(what, err)
-		return Unknown
-	}
-	return answer(err == nil)
 }
