@@ -48,7 +48,7 @@ func testVanishingSource(t *testing.T, n *node) {
 			}
 
 			err := failure(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id})
-			wantCode(t, err, codes.FailedPrecondition, dir, "is not on the host", "/mnt")
+			wantCode(t, err, codes.FailedPrecondition, dir, "does not exist on the host", "/mnt")
 			if st := c.status(t); st.Reason != "StartError" || !strings.Contains(st.Message, dir) {
 				t.Errorf("the container is %v", st)
 			}
