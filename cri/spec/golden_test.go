@@ -11,12 +11,12 @@ import (
 	"strings"
 	"testing"
 
-	"crisp/runtime/capability"
-
 	"github.com/moby/sys/mountinfo"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/capability"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")

@@ -14,14 +14,51 @@ import (
 	"strings"
 )
 
-const release = "trixie"
-
 // packages are installed in addition to Debian's essential ones. The
 // kernel for clouds has the drivers for its disks built in and so boots
 // without an initramfs; the tool to build one is a dependency.
 const packages = "linux-image-cloud-amd64 tiny-initramfs systemd-sysv dbus udev kmod apparmor " +
-	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login sudo busybox ca-certificates less " +
-	"selinux-policy-default policycoreutils"
+	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login sudo busybox ca-certificates less"
+
+// selinuxPackages are what a release that boots with SELinux has besides.
+const selinuxPackages = " selinux-policy-default policycoreutils"
+
+// release is a Debian that can be booted.
+type release struct {
+	name string
+	// selinux: the policy is installed and all files are labelled.
+	selinux bool
+	// cgroup1 makes systemd use control groups of version 1, if it still can.
+	cgroup1 string
+}
+
+// releases are what crisp is tested on, by their kernels.
+func releases() []release {
+	return []release{
+		{name: "trixie", selinux: true},                                   // Linux 6.12, systemd 257
+		{name: "bookworm", cgroup1: "systemd.unified_cgroup_hierarchy=0"}, // Linux 6.1, systemd 252
+		{name: "sid"}, // the newest of both
+	}
+}
+
+// findRelease returns the release with a name.
+func findRelease(name string) (release, error) {
+	var names []string
+	for _, r := range releases() {
+		if r.name == name {
+			return r, nil
+		}
+		names = append(names, r.name)
+	}
+	return release{}, fmt.Errorf("no release %q, there are %s", name, strings.Join(names, ", "))
+}
+
+func (r release) packages() string {
+	if r.selinux {
+		return packages + selinuxPackages
+	}
+	return packages
+}
 
 // policyFile, below the checkout, is the SELinux module of the Debian package.
 // It is installed on the disk, since that takes a minute.
@@ -36,19 +73,19 @@ var guest embed.FS
 type baseDisk struct{ image, kernel string }
 
 // makeBase returns the disk with Debian, rebuilt if its inputs have changed.
-func makeBase(ctx context.Context, o options) (baseDisk, error) {
+func makeBase(ctx context.Context, o options, r release) (baseDisk, error) {
 	policy, err := os.ReadFile(filepath.Join(filepath.Dir(o.cache), policyFile))
 	if err != nil {
 		return baseDisk{}, err
 	}
 
-	key, err := baseKey(policy)
+	key, err := baseKey(r, policy)
 	if err != nil {
 		return baseDisk{}, err
 	}
 
 	parent := filepath.Join(o.cache, "vm")
-	dir := filepath.Join(parent, "debian-"+key)
+	dir := filepath.Join(parent, r.name+"-"+key)
 	base := baseDisk{image: filepath.Join(dir, "root.img"), kernel: filepath.Join(dir, "vmlinuz")}
 	if _, err := os.Stat(dir); err == nil {
 		return base, nil
@@ -57,9 +94,9 @@ func makeBase(ctx context.Context, o options) (baseDisk, error) {
 	if os.Geteuid() != 0 {
 		return base, errors.New("the files belong to root: run as root")
 	}
-	fmt.Println("vm: installing Debian", release, "on a new disk; this takes some minutes, once")
+	fmt.Println("vm: installing Debian", r.name, "on a new disk; this takes some minutes, once")
 
-	old, err := filepath.Glob(filepath.Join(parent, "debian-*"))
+	old, err := filepath.Glob(filepath.Join(parent, r.name+"-*"))
 	if err != nil {
 		return base, err
 	}
@@ -79,14 +116,14 @@ func makeBase(ctx context.Context, o options) (baseDisk, error) {
 	}
 	defer os.RemoveAll(fresh)
 
-	if err := install(ctx, fresh, o.mirror, policy); err != nil {
+	if err := install(ctx, fresh, o.mirror, r, policy); err != nil {
 		return base, err
 	}
 	return base, os.Rename(fresh, dir)
 }
 
 // install creates root.img and vmlinuz in dir.
-func install(ctx context.Context, dir, mirror string, policy []byte) error {
+func install(ctx context.Context, dir, mirror string, r release, policy []byte) error {
 	files, tree := filepath.Join(dir, "guest"), filepath.Join(dir, "tree")
 	sub, err := fs.Sub(guest, "guest")
 	if err != nil {
@@ -106,11 +143,11 @@ func install(ctx context.Context, dir, mirror string, policy []byte) error {
 	}
 
 	err = command(ctx, "", "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
-		"--include="+strings.ReplaceAll(packages, " ", ","),
+		"--include="+strings.ReplaceAll(r.packages(), " ", ","),
 		`--aptopt=Acquire::Retries "3"`,
 		"--skip=cleanup/reproducible", // it would recreate files that are already labelled
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-		"--customize-hook="+setup, release, tree, mirror)
+		"--customize-hook="+setup, r.name, tree, mirror)
 	if err != nil {
 		return err
 	}
@@ -140,9 +177,9 @@ func makeExt4(ctx context.Context, dir, image, size string) error {
 }
 
 // baseKey identifies the content of the disk.
-func baseKey(policy []byte) (string, error) {
+func baseKey(r release, policy []byte) (string, error) {
 	sum := sha256.New()
-	fmt.Fprintf(sum, "%s %s\n%s", release, packages, policy)
+	fmt.Fprintf(sum, "%s %s\n%s", r.name, r.packages(), policy)
 	err := fs.WalkDir(guest, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err

@@ -45,6 +45,7 @@ func accelerator() acceleration {
 
 // machine is a virtual machine.
 type machine struct {
+	release     release
 	base        baseDisk
 	tests       string
 	accelerator acceleration
@@ -70,6 +71,9 @@ type disk struct{ serial, options string }
 // the others are identified by their serial numbers.
 func (m machine) qemu(kernel string, disks ...disk) []string {
 	args := strings.Fields("-M q35 -smp 2 -m 4G -nodefaults -no-user-config -display none -no-reboot " + m.accelerator.args)
+	if m.options.cgroup1 {
+		kernel += " " + m.release.cgroup1
+	}
 	args = append(args, "-kernel", m.base.kernel, "-append", kernelArgs+" "+kernel,
 		"-device", "virtio-rng-pci", "-drive", "if=none,id=debian,format=raw,"+forget(m.base.image), "-device", "nvme,serial=debian,drive=debian")
 	for _, d := range disks {

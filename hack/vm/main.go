@@ -30,6 +30,8 @@ type options struct {
 	long    bool
 	selinux bool
 	node    bool
+	release string
+	cgroup1 bool
 	only    string
 	mirror  string
 	cache   string
@@ -48,6 +50,8 @@ func main() {
 	flag.BoolVar(&o.long, "long", false, "also run long tests")
 	flag.BoolVar(&o.selinux, "selinux", false, "boot with SELinux instead of AppArmor; tests run with both unless this or -only is set")
 	flag.BoolVar(&o.node, "node", false, "run only the tests of a Kubernetes node")
+	flag.StringVar(&o.release, "release", "trixie", "boot this `release` of Debian: bookworm (Linux 6.1), trixie (6.12) or sid (the newest)")
+	flag.BoolVar(&o.cgroup1, "cgroup1", false, "boot with control groups of version 1; bookworm only")
 	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "the mirror of Debian's packages")
 	flag.StringVar(&o.cache, "cache", ".cache", "the checkout's `directory` of tools and images")
 	flag.StringVar(&o.totals, "totals", "", "write the counts to this `file` too")
@@ -101,7 +105,18 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 		return t, err
 	}
 
-	base, err := makeBase(ctx, o)
+	r, err := findRelease(o.release)
+	if err != nil {
+		return t, fmt.Errorf("-release: %w", err)
+	}
+	if o.cgroup1 && r.cgroup1 == "" {
+		return t, fmt.Errorf("-cgroup1: systemd of %s has no version 1", r.name)
+	}
+	if o.selinux && !r.selinux {
+		return t, fmt.Errorf("-selinux: %s is installed without a policy", r.name)
+	}
+
+	base, err := makeBase(ctx, o, r)
 	if err != nil {
 		return t, fmt.Errorf("create the disk with Debian: %w", err)
 	}
@@ -116,7 +131,7 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 		return t, fmt.Errorf("create the disk with the tests: %w", err)
 	}
 
-	m := machine{base: base, tests: tests, accelerator: a, options: o}
+	m := machine{release: r, base: base, tests: tests, accelerator: a, options: o}
 	if o.shell {
 		return t, m.shell(ctx)
 	}

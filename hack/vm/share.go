@@ -45,7 +45,7 @@ func (m machine) testAll(ctx context.Context, reports string) (total tally.Tally
 	if !m.options.selinux {
 		total, err = m.testShared(ctx, reports)
 	}
-	if m.options.selinux || m.options.only == "" && !m.options.node && ctx.Err() == nil {
+	if m.options.selinux || m.release.selinux && m.options.only == "" && !m.options.node && ctx.Err() == nil {
 		t, serr := m.test(ctx, filepath.Join(reports, "selinux"), selinuxArgs, os.Stdout)
 		total, err = total.Add(t), errors.Join(err, serr)
 	}

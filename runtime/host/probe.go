@@ -11,9 +11,9 @@ import (
 	"strconv"
 	"strings"
 
-	"crisp/runtime/capability"
-
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/capability"
 )
 
 // Version is a kernel version.

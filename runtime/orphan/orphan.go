@@ -22,9 +22,9 @@ import (
 	"sync"
 	"time"
 
-	"crisp/runtime/procstat"
-
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/procstat"
 )
 
 // sweepPeriod is the time between two scans for unclaimed zombies. A zombie is

@@ -6,9 +6,9 @@ import (
 	"io/fs"
 	"os"
 
-	"crisp/runtime/procstat"
-
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/procstat"
 )
 
 // Status returns the exit status of a process with any parent, given its pidfd.

@@ -5,10 +5,10 @@ import (
 	"math/bits"
 	"slices"
 
-	"crisp/runtime/capability"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/capability"
 )
 
 // capabilityName returns the name of a capability, or its number if this program

@@ -7,10 +7,10 @@ import (
 	"strconv"
 	"strings"
 
-	"crisp/runtime/capability"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"crisp/runtime/capability"
 )
 
 // process builds the common part of a container's first process and of exec processes.
