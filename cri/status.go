@@ -37,7 +37,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		out.RuntimeHandlers = append(out.RuntimeHandlers, &runtimeapi.RuntimeHandler{
 			Name: name,
 			Features: &runtimeapi.RuntimeHandlerFeatures{
-				RecursiveReadOnlyMounts: s.Host.RecursiveReadOnly.OK(), UserNamespaces: s.Host.UserNS.OK() && s.Host.IDMapMounts.OK(),
+				RecursiveReadOnlyMounts: s.Host.RecursiveReadOnly.OK(), UserNamespaces: s.Host.UserNS.OK() && s.Host.IDMapMounts.OK() && s.Host.OverlayIDMap.OK(),
 			},
 		})
 	}

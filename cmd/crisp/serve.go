@@ -93,6 +93,9 @@ func serve(ctx context.Context, args []string) error {
 	}
 
 	d := &services{cfg: cfg, facts: host.Probe()}
+	if err := d.facts.TooOld(); err != nil {
+		return err
+	}
 	defer d.close()
 	d.goUntilClose(func(ctx context.Context) { followReloads(ctx, args) })
 	if err := d.open(ctx); err != nil {
@@ -312,6 +315,14 @@ func (d *services) serve(ctx context.Context) error {
 	go func() { ended <- g.Serve(l) }()
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		klog.ErrorS(err, "Could not notify the service manager that crisp is ready")
+	}
+
+	if lacks := d.facts.Lacks(); len(lacks) > 0 {
+		names := make([]string, len(lacks))
+		for i, f := range lacks {
+			names[i] = f.Name
+		}
+		klog.InfoS("The kernel lacks features, see docs/kernels.md", "kernel", d.facts.Kernel, "missing", names)
 	}
 
 	klog.InfoS("Serving", "socket", d.cfg.Listen, "version", version, "cgroupDriver", d.cgroups.Driver(), "kernel", d.facts.Kernel)

@@ -91,8 +91,9 @@ type Facts struct {
 	RecursiveReadOnly Answer
 	// CloneDetached: open_tree clones detached mounts (6.15).
 	CloneDetached Answer
-	// Overlay: overlayfs is available.
-	Overlay Answer
+	// Overlay: overlayfs is available. OverlayIDMap: its layers may be ID-mapped
+	// mounts (5.19).
+	Overlay, OverlayIDMap Answer
 	// PidfdExit: PIDFD_GET_INFO returns the exit status of a process that is
 	// not a child (6.15).
 	PidfdExit Answer

@@ -58,8 +58,10 @@ func (p *prober) kernel() {
 		p.problem("kernel version", err)
 		return
 	}
-	// By version: a probe would need a process that exits.
+	// By version: probes would need a process that exits, and one with a user
+	// namespace.
 	p.facts.PidfdExit = answer(p.facts.Kernel.AtLeast(6, 15))
+	p.facts.OverlayIDMap = answer(p.facts.Kernel.AtLeast(5, 19))
 	p.facts.Compat32 = p.compat32(runtime.GOARCH)
 }
 
