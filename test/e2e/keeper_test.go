@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
 )
 
@@ -117,7 +117,7 @@ func testKeeperKilled(t *testing.T, n *node) {
 
 	waiting.stop(t, 10)
 	st := waiting.wait(t)
-	if kernelTellsExits() && st.ExitCode != 7 {
+	if testkit.KernelAtLeast(t, 6, 15) && st.ExitCode != 7 {
 		t.Errorf("exit code %d, want 7", st.ExitCode)
 	} else if st.ExitCode != 7 && st.ExitCode != 255 {
 		t.Errorf("exit code %d, want 7 or 255", st.ExitCode)
@@ -166,16 +166,4 @@ func wantWholeCount(t *testing.T, lines []line) {
 			t.Fatalf("line %d of %d says %q (partial %v)", i, len(lines), l.content, l.partial)
 		}
 	}
-}
-
-// kernelTellsExits is true from Linux 6.15 on: a pidfd reports the exit status
-// of a process that is not a child.
-func kernelTellsExits() bool {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return false
-	}
-	var major, minor int
-	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
-	return major > 6 || major == 6 && minor >= 15
 }

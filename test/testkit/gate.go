@@ -2,11 +2,14 @@ package testkit
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Strict reports whether skips are failures and leaks are checked on the whole
@@ -39,6 +42,10 @@ func Skip(t testing.TB, feature, reason string) {
 
 // lacks reports whether the machine is known not to have a feature.
 func lacks(feature string) bool {
+	if version, ok := strings.CutPrefix(feature, "linux "); ok {
+		return older(version)
+	}
+
 	switch feature {
 	case "apparmor":
 		return missing("/sys/kernel/security/apparmor")
@@ -61,6 +68,40 @@ func lacks(feature string) bool {
 		return len(entries) == 0
 	}
 	return false
+}
+
+// KernelAtLeast reports whether the running kernel is major.minor or later.
+func KernelAtLeast(t testing.TB, major, minor int) bool {
+	t.Helper()
+	is, err := atLeast(major, minor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return is
+}
+
+func atLeast(major, minor int) (bool, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return false, err
+	}
+	release := unix.ByteSliceToString(name.Release[:])
+
+	var hasMajor, hasMinor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &hasMajor, &hasMinor); err != nil {
+		return false, fmt.Errorf("parse kernel release %q: %w", release, err)
+	}
+	return hasMajor > major || hasMajor == major && hasMinor >= minor, nil
+}
+
+// older reports whether the kernel is known to be older than a version, "6.7".
+func older(version string) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	is, err := atLeast(major, minor)
+	return err == nil && !is
 }
 
 func missing(path string) bool {

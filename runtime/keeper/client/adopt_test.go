@@ -2,7 +2,6 @@ package client
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -47,16 +46,7 @@ func tellsExit(t *testing.T) bool {
 	defer unix.Close(fd)
 
 	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-
-	var major, minor int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
-		t.Fatal(err)
-	}
-	return unix.IoctlPidfdInfo(fd, &info) == nil && (major > 6 || major == 6 && minor >= 15)
+	return unix.IoctlPidfdInfo(fd, &info) == nil && testkit.KernelAtLeast(t, 6, 15)
 }
 
 // TestAdopt kills a keeper with SIGKILL while a container writes, and has the
