@@ -3,6 +3,7 @@ package cgroup
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	sddbus "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
@@ -32,7 +33,8 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 	}
 
 	g.noteParent()
-	m, err := g.scope(g.wanted)
+	wanted := g.stated(g.wanted)
+	m, err := g.scope(wanted)
 	if err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
 	}
@@ -44,7 +46,7 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, err)
 	}
 
-	if err := m.Set(g.wanted); err != nil {
+	if err := m.Set(wanted); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, refused(err))
 	}
 	g.rules, g.wanted = g.wanted.Devices, nil
@@ -64,7 +66,26 @@ func (g *Group) scope(want *cgroups.Resources) (cgroups.Manager, error) {
 	return systemd.NewLegacyManager(config, nil)
 }
 
+// stated returns resources that say so if no swap may be used. The library has no
+// property for that, so that systemd 252 lifts the limit on each daemon-reload.
+func (g *Group) stated(want *cgroups.Resources) *cgroups.Resources {
+	const key = "memory.swap.max"
+	_, stated := want.Unified[key]
+	if stated || !g.node.v2 || want.Memory <= 0 || want.MemorySwap != want.Memory {
+		return want
+	}
+
+	stating := *want
+	stating.Unified = maps.Clone(want.Unified)
+	if stating.Unified == nil {
+		stating.Unified = map[string]string{}
+	}
+	stating.Unified[key] = "0"
+	return &stating
+}
+
 func (g *Group) setSystemd(want *cgroups.Resources) error {
+	want = g.stated(want)
 	m, err := g.scope(want)
 	if err != nil {
 		return err
