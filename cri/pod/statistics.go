@@ -19,18 +19,26 @@ type StatsSource struct {
 // Pods describes all pods as they are now.
 func (s StatsSource) Pods() []stats.Pod {
 	records := s.Manager.Sandboxes()
+	pods := map[string]int{} // by cgroup parent
+	for _, r := range records {
+		if r.Ready() {
+			pods[r.Config.Msg.GetLinux().GetCgroupParent()]++
+		}
+	}
+
 	out := make([]stats.Pod, 0, len(records))
 	for _, r := range records {
 		p, err := s.Manager.pod(r.ID)
 		if err != nil {
 			continue // removed meanwhile
 		}
-		out = append(out, s.pod(p, r))
+		out = append(out, s.pod(p, r, pods))
 	}
 	return out
 }
 
-func (s StatsSource) pod(p *pod, r *Record) stats.Pod {
+// pod describes one pod, given how many there are by cgroup parent.
+func (s StatsSource) pod(p *pod, r *Record, pods map[string]int) stats.Pod {
 	cfg := r.Config.Msg
 	out := stats.Pod{
 		Attributes: &runtimeapi.PodSandboxAttributes{
@@ -39,7 +47,9 @@ func (s StatsSource) pod(p *pod, r *Record) stats.Pod {
 		Ready: r.Ready(), StartedAt: time.Unix(0, r.CreatedAt),
 	}
 
-	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" {
+	// The parent is the pod's own as kubelet makes it. One that pods share has the
+	// stats of them all, which no pod of them has used.
+	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" && pods[parent] <= 1 {
 		// A cgroup without a valid name has no stats; its containers have.
 		if g, err := s.Manager.Cgroups.Parent(parent); err == nil && g.Exists() {
 			out.Group = g

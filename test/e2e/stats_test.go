@@ -27,6 +27,7 @@ func TestStatistics(t *testing.T) {
 		}
 	})
 
+	n.run(t, "pods that share a parent", func(t *testing.T) { testSharedParent(t, n) })
 	n.run(t, "metrics", func(t *testing.T) { testMetrics(t, n) })
 	n.run(t, "images", func(t *testing.T) { testImageFs(t, n) })
 }
@@ -97,6 +98,26 @@ func testPodStats(t *testing.T, n *node) {
 	}
 	if len(after.Containers) != 1 || after.Containers[0].Attributes.GetId() != c.id {
 		t.Errorf("the containers are %v", after.Containers)
+	}
+}
+
+// testSharedParent has two pods in one cgroup: what either uses is not the other's.
+func testSharedParent(t *testing.T, n *node) {
+	share := func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = n.CgroupParent() }
+	big, small := n.pod(t, share), n.pod(t, share)
+	big.start(t, sh("for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; wait"))
+	small.start(t)
+
+	counts := func() map[string]uint64 {
+		all := map[string]uint64{}
+		for _, s := range call(t, n.Runtime.ListPodSandboxStats, &runtimeapi.ListPodSandboxStatsRequest{}).Stats {
+			all[s.Attributes.Id] = s.Linux.GetProcess().GetProcessCount().GetValue()
+		}
+		return all
+	}
+	eventually(t, "the processes run", func() bool { return counts()[big.id] == 9 })
+	if got := counts()[small.id]; got != 1 {
+		t.Errorf("a pod with one process has %d beside one with 9", got)
 	}
 }
 

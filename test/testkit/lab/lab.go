@@ -149,8 +149,8 @@ func (l *Lab) CgroupDriver() string {
 	return cmp.Or(l.opt.CgroupDriver, os.Getenv("CRISP_CGROUP_DRIVER"), "cgroupfs")
 }
 
-// cgroupParent is the parent of the pods' cgroups in the driver's notation.
-func (l *Lab) cgroupParent() string {
+// CgroupParent is the parent of the pods' cgroups in the driver's notation.
+func (l *Lab) CgroupParent() string {
 	if l.CgroupDriver() == "systemd" {
 		return l.Name + ".slice"
 	}
@@ -169,7 +169,7 @@ func (l *Lab) configure(ctx context.Context) error {
 	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.Subnet(), !l.opt.Routed); err != nil {
 		return err
 	}
-	config := fmt.Sprintf("cgroup_driver = %q\ncgroup_parent = %q\n%s\n", l.CgroupDriver(), l.cgroupParent(), l.opt.Config)
+	config := fmt.Sprintf("cgroup_driver = %q\ncgroup_parent = %q\n%s\n", l.CgroupDriver(), l.CgroupParent(), l.opt.Config)
 	if err := os.WriteFile(l.path("config.toml"), []byte(config), 0o644); err != nil {
 		return err
 	}
