@@ -243,6 +243,12 @@ func (s *Service) openStores() error {
 	return nil
 }
 
+// CheckFileSystem reports whether containers can be stored where images are. The
+// error wraps [ErrUnsupported].
+func (s *Service) CheckFileSystem(ctx context.Context) error {
+	return classify(rootfs.CheckFileSystem(ctx, s.blobs.TempDir()))
+}
+
 // loadAll builds the catalog from the records of images.
 func (s *Service) loadAll(records []store.Image, lost bool) *catalog {
 	c := &catalog{byID: map[digest.Digest]*stored{}}

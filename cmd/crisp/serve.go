@@ -169,6 +169,9 @@ func (d *services) open(ctx context.Context) error {
 		return err
 	}
 	d.onClose(func() { d.images.Close() })
+	if err := d.images.CheckFileSystem(ctx); err != nil {
+		return err
+	}
 
 	if err := d.serveAdmin(); err != nil {
 		klog.ErrorS(err, "Could not serve commands, images can only be checked while no daemon runs")

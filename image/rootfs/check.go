@@ -1,0 +1,136 @@
+package rootfs
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/rootpath"
+)
+
+// CheckFileSystem reports whether containers can be stored in a directory, by
+// mounting an overlay there and writing to it. The error wraps [ErrUnsupported].
+func CheckFileSystem(ctx context.Context, dir string) (err error) {
+	parent, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+
+	probe, err := os.MkdirTemp(dir, "probe-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, rootpath.RemoveAll(context.WithoutCancel(ctx), parent, filepath.Base(probe)))
+	}()
+
+	if err := checkEntryTypes(probe); err != nil {
+		return unusable(dir, err)
+	}
+	if err := checkOverlay(ctx, probe); err != nil {
+		return unusable(dir, err)
+	}
+	return nil
+}
+
+func unusable(dir string, err error) error {
+	return fmt.Errorf("%w: %s is on %s, where containers cannot be stored: %w; use a directory on ext4, XFS (with ftype=1) or Btrfs", ErrUnsupported, dir, fsType(dir), err)
+}
+
+// checkOverlay mounts an overlay whose directories are all below dir.
+func checkOverlay(ctx context.Context, dir string) error {
+	upper := filepath.Join(dir, "container")
+	for _, d := range []string{"lower", "container/" + upperDir, "container/" + workDir} {
+		if err := os.MkdirAll(filepath.Join(dir, d), dirPerm); err != nil {
+			return err
+		}
+	}
+
+	appends, err := AppendsLayers()
+	if err != nil {
+		return err
+	}
+	o := Overlay{Lower: []string{"lower"}, Empty: "lower", OneString: !appends}
+	for path, f := range map[string]**os.File{dir: &o.Layers, upper: &o.Upper} {
+		if *f, err = os.Open(path); err != nil {
+			return err
+		}
+		defer (*f).Close()
+	}
+
+	m, err := o.Mount(ctx)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return os.Mkdir(fdPath(m)+"/written", dirPerm)
+}
+
+// checkEntryTypes reports whether directories say which type their entries have:
+// without it an overlay shows whiteouts as files. XFS lacks it if made with
+// ftype=0.
+func checkEntryTypes(dir string) error {
+	const name = "entry"
+	if err := os.Mkdir(filepath.Join(dir, name), dirPerm); err != nil {
+		return err
+	}
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+
+	for buf := make([]byte, 4096); ; {
+		n, err := unix.ReadDirent(fd, buf)
+		if err != nil || n <= 0 {
+			return errors.Join(err, errors.New("a new entry does not show in its directory"))
+		}
+		if entry, found := entryType(buf[:n], name); found {
+			if entry != unix.DT_DIR {
+				return errors.New("its directories do not have the types of their entries")
+			}
+			return nil
+		}
+	}
+}
+
+// entryType finds the type of a directory entry in what getdents64(2) returned.
+func entryType(data []byte, name string) (entry byte, found bool) {
+	// struct linux_dirent64: an inode and an offset of 8 bytes each, then these.
+	const length, kind, nameFrom = 16, 18, 19
+	for len(data) > nameFrom {
+		size := int(binary.NativeEndian.Uint16(data[length:]))
+		if size <= nameFrom || size > len(data) {
+			return 0, false
+		}
+		text, _, _ := bytes.Cut(data[nameFrom:size], []byte{0})
+		if string(text) == name {
+			return data[kind], true
+		}
+		data = data[size:]
+	}
+	return 0, false
+}
+
+// fsType names the file system that a directory is on, for messages.
+func fsType(dir string) string {
+	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
+	if err != nil || len(mounts) == 0 {
+		return "an unknown file system"
+	}
+	deepest := mounts[0]
+	for _, m := range mounts {
+		if len(m.Mountpoint) >= len(deepest.Mountpoint) {
+			deepest = m
+		}
+	}
+	return deepest.FSType
+}
