@@ -341,6 +341,17 @@ func TestMain(m *testing.M) {
 	}))
 }
 
+// nameless returns a path of a directory without its name, valid until the test ends.
+func (b *lab) nameless(dir string) string {
+	b.t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { f.Close() })
+	return fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+}
+
 // rootfs creates a detached overlay mount; change may alter its upper directory before.
 func (b *lab) rootfs(change func(upper string)) *os.File {
 	b.t.Helper()
@@ -396,8 +407,9 @@ func (b *lab) rootfs(change func(upper string)) *os.File {
 		lowerPath = filepath.Join(at, filepath.Base(low))
 	}
 
+	// Before Linux 6.5 an option may not contain the commas of a test's name.
 	for _, kv := range [][2]string{
-		{"lowerdir", lowerPath}, {"upperdir", filepath.Join(dir, "upper")}, {"workdir", filepath.Join(dir, "work")}, {"metacopy", "off"},
+		{"lowerdir", b.nameless(lowerPath)}, {"upperdir", b.nameless(dir) + "/upper"}, {"workdir", b.nameless(dir) + "/work"}, {"metacopy", "off"},
 	} {
 		if err := unix.FsconfigSetString(fs, kv[0], kv[1]); err != nil {
 			b.t.Fatalf("overlay %s: %v", kv[0], err)
