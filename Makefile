@@ -144,7 +144,7 @@ root: build $(LAB) images packages ## run all Go tests as root; skips and leaks 
 
 # Tests with attackers: containers that probe and misuse everything they can
 # reach, images, registries and clients that ask for too much.
-HOSTILE := Hostile|Resident|Neighbours|Cgroups|CVE|Cost|Exposed|CallsAre|Frozen|GroupKill|Links|Procfs|Swap|Race|Deep|Tainted|Untrusted|Foreign
+HOSTILE := Hostile|Resident|Neighbours|Cgroups|CVE|Cost|Exposed|CallsAre|Frozen|GroupKill|Links|Procfs|Swap|Race|Deep|Foreign
 
 .PHONY: hostile
 hostile: build $(LAB) images ## run containers, images and registries that attack the node

@@ -169,7 +169,7 @@ func (d *services) open(ctx context.Context) error {
 		return err
 	}
 	d.onClose(func() { d.images.Close() })
-	if err := d.images.CheckFileSystem(ctx); err != nil {
+	if err := d.checkFileSystem(ctx); err != nil {
 		return err
 	}
 
@@ -189,6 +189,23 @@ func (d *services) open(ctx context.Context) error {
 	d.onClose(func() { d.keeper.Close() })
 
 	return d.openPods(ctx)
+}
+
+// checkFileSystem fails if containers can never be stored where images are. What
+// may pass, such as a full disk, does not keep the daemon from the calls that free
+// it.
+func (d *services) checkFileSystem(ctx context.Context) error {
+	if d.facts.Overlay == host.No {
+		return errors.New("the kernel has no overlayfs, which containers' root file systems need: load its module, overlay")
+	}
+	err := d.images.CheckFileSystem(ctx)
+	if errors.Is(err, image.ErrUnsupported) {
+		return err
+	}
+	if err != nil {
+		klog.ErrorS(err, "Could not check the file system for images and containers", "root", d.cfg.Root)
+	}
+	return nil
 }
 
 // imageOptions are the options of a configuration.
@@ -320,12 +337,14 @@ func (d *services) serve(ctx context.Context) error {
 		klog.ErrorS(err, "Could not notify the service manager that crisp is ready")
 	}
 
-	if lacks := d.facts.Lacks(); len(lacks) > 0 {
-		names := make([]string, len(lacks))
-		for i, f := range lacks {
-			names[i] = f.Name
+	var lost []string
+	for _, f := range d.facts.Lacks() {
+		if f.Lost != "" {
+			lost = append(lost, f.Name+": "+f.Lost)
 		}
-		klog.InfoS("The kernel lacks features, see docs/kernels.md", "kernel", d.facts.Kernel, "missing", names)
+	}
+	if len(lost) > 0 {
+		klog.InfoS("The kernel lacks features, see docs/kernels.md", "kernel", d.facts.Kernel, "lost", lost)
 	}
 
 	klog.InfoS("Serving", "socket", d.cfg.Listen, "version", version, "cgroupDriver", d.cgroups.Driver(), "kernel", d.facts.Kernel)

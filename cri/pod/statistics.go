@@ -47,8 +47,8 @@ func (s StatsSource) pod(p *pod, r *Record, pods map[string]int) stats.Pod {
 		Ready: r.Ready(), StartedAt: time.Unix(0, r.CreatedAt),
 	}
 
-	// The parent is the pod's own as kubelet makes it. One that pods share has the
-	// stats of them all, which no pod of them has used.
+	// kubelet gives each pod a parent of its own. One that several pods share has
+	// the sum of their usage, which is no single pod's.
 	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" && pods[parent] <= 1 {
 		// A cgroup without a valid name has no stats; its containers have.
 		if g, err := s.Manager.Cgroups.Parent(parent); err == nil && g.Exists() {

@@ -110,7 +110,7 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 		return t, fmt.Errorf("-release: %w", err)
 	}
 	if o.cgroup1 && r.cgroup1 == "" {
-		return t, fmt.Errorf("-cgroup1: systemd of %s has no version 1", r.name)
+		return t, fmt.Errorf("-cgroup1: %s is not set up for version 1", r.name)
 	}
 	if o.selinux && !r.selinux {
 		return t, fmt.Errorf("-selinux: %s is installed without a policy", r.name)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"crisp/image/rootfs"
 	"crisp/image/store"
@@ -85,9 +86,11 @@ func Open(root, temp, boot string) (*Store, error) {
 		return nil, fmt.Errorf("open layers: %w", err)
 	}
 
-	// If the kernel could not be asked, the form that all kernels take will do.
 	appends, err := rootfs.AppendsLayers()
-	s.dir, s.oneString = dir, err != nil || !appends
+	if err != nil {
+		klog.V(2).InfoS("Layers are passed to the kernel in the form that all kernels take", "err", err)
+	}
+	s.dir, s.oneString = dir, !appends
 	if err := s.scan(); err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("open layers: %w", err)

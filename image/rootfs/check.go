@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -16,8 +17,19 @@ import (
 )
 
 // CheckFileSystem reports whether containers can be stored in a directory, by
-// mounting an overlay there and writing to it. The error wraps [ErrUnsupported].
+// mounting an overlay there and changing it. The error wraps [ErrUnsupported] if the
+// kind of file system is the reason; others may pass, such as a full disk.
 func CheckFileSystem(ctx context.Context, dir string) (err error) {
+	defer func() {
+		switch {
+		case errors.Is(err, errNoTypes), errors.Is(err, errNoWhiteouts), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+			err = fmt.Errorf("%w: containers cannot be stored in %s, which is on %s: %w; use a directory on ext4, XFS (with ftype=1) or Btrfs",
+				ErrUnsupported, dir, fsType(dir), err)
+		case err != nil:
+			err = fmt.Errorf("check file system of %s: %w", dir, err)
+		}
+	}()
+
 	parent, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -33,22 +45,20 @@ func CheckFileSystem(ctx context.Context, dir string) (err error) {
 	}()
 
 	if err := checkEntryTypes(probe); err != nil {
-		return unusable(dir, err)
+		return err
 	}
-	if err := checkOverlay(ctx, probe); err != nil {
-		return unusable(dir, err)
-	}
-	return nil
+	return checkOverlay(ctx, probe)
 }
 
-func unusable(dir string, err error) error {
-	return fmt.Errorf("%w: %s is on %s, where containers cannot be stored: %w; use a directory on ext4, XFS (with ftype=1) or Btrfs", ErrUnsupported, dir, fsType(dir), err)
-}
+var (
+	errNoTypes     = errors.New("its directories do not report file types (d_type)")
+	errNoWhiteouts = errors.New("what is removed from an overlay does not disappear")
+)
 
 // checkOverlay mounts an overlay whose directories are all below dir.
 func checkOverlay(ctx context.Context, dir string) error {
 	upper := filepath.Join(dir, "container")
-	for _, d := range []string{"lower", "container/" + upperDir, "container/" + workDir} {
+	for _, d := range []string{"lower/removed", "container/" + upperDir, "container/" + workDir} {
 		if err := os.MkdirAll(filepath.Join(dir, d), dirPerm); err != nil {
 			return err
 		}
@@ -71,7 +81,18 @@ func checkOverlay(ctx context.Context, dir string) error {
 		return err
 	}
 	defer m.Close()
-	return os.Mkdir(fdPath(m)+"/written", dirPerm)
+
+	at := fdPath(m)
+	if err := os.Mkdir(at+"/written", dirPerm); err != nil {
+		return err
+	}
+	if err := os.Remove(at + "/removed"); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(at + "/removed"); !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(errNoWhiteouts, err)
+	}
+	return nil
 }
 
 // checkEntryTypes reports whether directories say which type their entries have:
@@ -95,7 +116,7 @@ func checkEntryTypes(dir string) error {
 		}
 		if entry, found := entryType(buf[:n], name); found {
 			if entry != unix.DT_DIR {
-				return errors.New("its directories do not have the types of their entries")
+				return errNoTypes
 			}
 			return nil
 		}
@@ -122,15 +143,17 @@ func entryType(data []byte, name string) (entry byte, found bool) {
 
 // fsType names the file system that a directory is on, for messages.
 func fsType(dir string) string {
-	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
+	const unknown = "an unknown file system"
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, 0, unix.STATX_MNT_ID, &st); err != nil {
+		return unknown
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		found := uint64(m.ID) == st.Mnt_id
+		return !found, found
+	})
 	if err != nil || len(mounts) == 0 {
-		return "an unknown file system"
+		return unknown
 	}
-	deepest := mounts[0]
-	for _, m := range mounts {
-		if len(m.Mountpoint) >= len(deepest.Mountpoint) {
-			deepest = m
-		}
-	}
-	return deepest.FSType
+	return mounts[0].FSType
 }

@@ -43,12 +43,26 @@ func TestCheckFileSystem(t *testing.T) {
 	})
 
 	err = CheckFileSystem(t.Context(), at)
-	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), at+" is on overlay") {
+	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), at+", which is on overlay") {
 		t.Errorf("on an overlay: %v, want %v with its name", err, ErrUnsupported)
 	}
 
-	if err := CheckFileSystem(t.Context(), filepath.Join(usable, "none")); !errors.Is(err, os.ErrNotExist) {
+	if err := CheckFileSystem(t.Context(), filepath.Join(usable, "none")); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrUnsupported) {
 		t.Errorf("missing directory: %v, want %v", err, os.ErrNotExist)
+	}
+
+	// A full disk passes.
+	full := t.TempDir()
+	if err := unix.Mount("tmpfs", full, "tmpfs", 0, "nr_inodes=3"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(full, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := CheckFileSystem(t.Context(), full); !errors.Is(err, unix.ENOSPC) || errors.Is(err, ErrUnsupported) {
+		t.Errorf("file system without inodes: %v, want %v alone", err, unix.ENOSPC)
 	}
 }
 

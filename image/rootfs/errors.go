@@ -11,5 +11,5 @@ var (
 	// ErrSubPath means that a path is not a file or directory in an image.
 	ErrSubPath = errors.New("no such path in the image")
 	// ErrUnsupported means that the kernel or file system lacks a feature.
-	ErrUnsupported = errors.New("not supported by the kernel")
+	ErrUnsupported = errors.New("not supported")
 )

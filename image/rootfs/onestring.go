@@ -13,8 +13,12 @@ import (
 	"crisp/runtime/rootpath"
 )
 
-// maxOption is the longest string that fsconfig takes.
-const maxOption = 255
+const (
+	// maxOption is the longest string that fsconfig takes.
+	maxOption = 255
+	// maxLayers is the limit of overlayfs.
+	maxLayers = 500
+)
 
 // AppendsLayers reports whether the kernel takes the layers of an overlay one by
 // one (Linux 6.7). The error says why it could not be asked.
@@ -41,6 +45,11 @@ func AppendsLayers() (bool, error) {
 // the kernel resolves the paths in it when it creates the file system, so working
 // directory and descriptors must stay until then.
 func (o Overlay) mountString() (m *os.File, err error) {
+	if n := len(o.lower()); n > maxLayers {
+		return nil, fmt.Errorf("%w: an overlay of %d layers, more than %d", ErrUnsupported, n, maxLayers)
+	}
+
+	mount := o.stackString
 	if o.UserNS == nil { // mapped layers have to be attached
 		err = onThread(unix.CLONE_FS, func() (err error) {
 			m, err = o.stackString(o.Layers, o.Upper)
@@ -49,15 +58,18 @@ func (o Overlay) mountString() (m *os.File, err error) {
 		if !errors.Is(err, errTooLong) {
 			return m, err
 		}
+		mount = o.attachString
 	}
 
 	err = o.inNamespace(func(layers, upper *os.File) (err error) {
-		m, err = o.stackString(layers, upper)
-		if errors.Is(err, errTooLong) {
+		if m, err = mount(layers, upper); errors.Is(err, errTooLong) {
 			m, err = o.attachString(layers, upper)
 		}
 		return err
 	})
+	if o.UserNS != nil && errors.Is(err, unix.EINVAL) {
+		err = fmt.Errorf("%w: ID-mapped layers of an overlay, which pods with a user namespace need (Linux 5.19): %w", ErrUnsupported, err)
+	}
 	return m, err
 }
 
@@ -115,7 +127,7 @@ func (o Overlay) attachString(layers, upper *os.File) (*os.File, error) {
 
 	data := strings.Join(options, ",")
 	if len(data) >= os.Getpagesize() {
-		return nil, fmt.Errorf("%w: an overlay of %d layers before Linux 6.7", ErrUnsupported, len(names))
+		return nil, fmt.Errorf("%w: %d layers whose options do not fit into a page", ErrUnsupported, len(names))
 	}
 
 	// It hides nothing that is needed: an empty directory.

@@ -66,8 +66,8 @@ func (g *Group) scope(want *cgroups.Resources) (cgroups.Manager, error) {
 	return systemd.NewLegacyManager(config, nil)
 }
 
-// stated returns resources that say so if no swap may be used. The library has no
-// property for that, so that systemd 252 lifts the limit on each daemon-reload.
+// stated spells out a swap limit of zero: the library sends no MemorySwapMax for it,
+// so that systemd lifts the limit on each daemon-reload (seen with 252).
 func (g *Group) stated(want *cgroups.Resources) *cgroups.Resources {
 	const key = "memory.swap.max"
 	_, stated := want.Unified[key]

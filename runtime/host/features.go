@@ -28,79 +28,83 @@ type Feature struct {
 	// nothing is.
 	Instead, Lost string
 
+	// has is the answer of a probe, nil if the version decides.
 	has func(*Facts) Answer
 }
 
 // Features lists the kernel features that some supported kernel may lack, the
-// oldest first. docs/kernels.md is made of it.
+// oldest first. docs/kernels.md is generated from it.
 func Features() []Feature {
 	return []Feature{
 		{
-			Name: "layers of an overlay with mapped IDs", Major: 5, Minor: 19, has: func(f *Facts) Answer { return f.OverlayIDMap },
-			Instead: "nothing: the pod is refused", Lost: "pods with a user namespace (`hostUsers: false`)",
+			Name: "ID-mapped layers of an overlay", Major: 5, Minor: 19, has: func(f *Facts) Answer { return f.OverlayIDMap },
+			Instead: "nothing: the container is refused", Lost: "pods with a user namespace (hostUsers: false)",
 		},
 		{
-			Name: "`memory.peak` of cgroup version 2", Major: 5, Minor: 19, has: since(5, 19),
-			Lost: "the metric `container_memory_max_usage_bytes`",
+			Name: "memory.peak of cgroup version 2", Major: 5, Minor: 19, has: func(f *Facts) Answer {
+				if !f.CgroupV2.OK() {
+					return Unknown // version 1 has a file of its own
+				}
+				return f.since(5, 19)
+			},
+			Lost: "the metric container_memory_max_usage_bytes",
 		},
 		{
-			Name: "the number of a process's descriptors as the size of a directory", Major: 6, Minor: 2, has: since(6, 2),
+			Name: "the number of a process's descriptors as the size of their directory", Major: 6, Minor: 2,
 			Instead: "the directory is read, which takes longer",
 		},
 		{
-			Name: "ID-mapped mounts of tmpfs", Major: 6, Minor: 3, has: since(6, 3),
+			Name: "ID-mapped mounts of tmpfs", Major: 6, Minor: 3,
 			Instead: "nothing: the container is refused",
-			Lost:    "volumes in memory (`emptyDir` with medium Memory, secrets, projected volumes) in pods with a user namespace",
+			Lost:    "volumes in memory in pods with a user namespace: secrets, service account tokens, emptyDir with medium Memory",
 		},
 		{
-			Name: "executable files in memory that are declared as such", Major: 6, Minor: 3, has: since(6, 3),
+			Name: "memfds that are declared executable (MFD_EXEC)", Major: 6, Minor: 3,
 			Instead: "they are executable without a declaration",
 		},
 		{
-			Name: "layers of an overlay given one by one", Major: 6, Minor: 7, has: since(6, 7),
-			Instead: "all layers are given in one string; more than about 60, or those of a pod with a user namespace, are mounted in a private mount namespace first",
+			Name: "layers of an overlay added one by one", Major: 6, Minor: 7,
+			Instead: "all layers are one string; if it is longer than 255 bytes, or the pod has a user namespace, they are mounted in a private mount namespace first",
 		},
 		{
-			Name: "signals to the process group of a pidfd", Major: 6, Minor: 9, has: since(6, 9),
-			Instead: "a command that runs into its time-out is killed alone, and what it started with its container",
-		},
-		{
-			Name: "disk statistics of cgroup version 1 without limits", Major: 6, Minor: 10, has: since(6, 10),
-			Instead: "they are there with the BFQ scheduler or a limit", Lost: "the disk metrics of other containers on cgroup version 1",
+			Name: "signals to the process group of a pidfd", Major: 6, Minor: 9,
+			Instead: "of a command that exceeds its timeout only the first process is killed",
+			Lost:    "its children run until they exit or their container ends",
 		},
 		{
 			Name: "clones of detached mounts", Major: 6, Minor: 15, has: func(f *Facts) Answer { return f.CloneDetached },
-			Instead: "mounts are attached in a private mount namespace for the purpose, which takes longer",
+			Instead: "mounts are attached in a private mount namespace first, which takes longer",
 		},
 		{
 			Name: "exit statuses by pidfd", Major: 6, Minor: 15, has: func(f *Facts) Answer { return f.PidfdExit },
-			Instead: "the keeper is the parent of all containers, and the daemon that of the keeper it started, so that statuses are lost only if both are killed and another process reaps first",
-			Lost:    "in that case the exit code, which is then 255 with reason Unknown",
+			Instead: "the keeper is the parent of all containers, and the daemon adopts those of a keeper that died and that it had started",
+			Lost:    "if daemon and keeper are both killed, the exit code of a container that exits meanwhile: 255, reason Unknown",
 		},
 		{
-			Name: "the mount option pidns of procfs", Major: 6, Minor: 17, has: since(6, 17),
+			Name: "the procfs mount option pidns", Major: 6, Minor: 18,
 			Instead: "a container that joins a PID namespace gets a clone of the procfs of a process in it",
-			Lost:    "`crisp run` of a bundle that joins a PID namespace by its path",
+			Lost:    "crisp run with a bundle that joins a PID namespace by path",
 		},
 	}
 }
 
-// since answers by the version where the kernel cannot be asked, or only by doing
-// what the answer is for.
-func since(major, minor int) func(*Facts) Answer {
-	return func(f *Facts) Answer {
-		if f.Kernel == (Version{}) {
-			return Unknown
-		}
-		return answer(f.Kernel.AtLeast(major, minor))
+// since answers by the version.
+func (f *Facts) since(major, minor int) Answer {
+	if f.Kernel == (Version{}) {
+		return Unknown
 	}
+	return answer(f.Kernel.AtLeast(major, minor))
 }
 
 // Lacks lists the features that the kernel is known to lack.
 func (f Facts) Lacks() []Feature {
 	var list []Feature
 	for _, feature := range Features() {
-		if feature.has(&f) == No {
+		has := f.since(feature.Major, feature.Minor)
+		if feature.has != nil {
+			has = feature.has(&f)
+		}
+		if has == No {
 			list = append(list, feature)
 		}
 	}

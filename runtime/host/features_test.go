@@ -24,8 +24,15 @@ func TestTooOld(t *testing.T) {
 			t.Errorf("Linux %s: %v, want an error: %v", release, err, old)
 		}
 	}
-	if err := (Facts{}).TooOld(); err != nil {
-		t.Errorf("unknown kernel: %v, want it tried", err)
+
+	custom, err := parseVersion("custom")
+	if err == nil {
+		t.Error("a release without numbers was parsed")
+	}
+	for _, unknown := range []Version{{}, custom} {
+		if err := (Facts{Kernel: unknown}).TooOld(); err != nil {
+			t.Errorf("unknown kernel: %v, want it tried", err)
+		}
 	}
 }
 
@@ -41,7 +48,7 @@ func TestLacks(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := Facts{
-			Kernel: v, OverlayIDMap: answer(v.AtLeast(5, 19)), CloneDetached: answer(v.AtLeast(6, 15)), PidfdExit: answer(v.AtLeast(6, 15)),
+			Kernel: v, CgroupV2: Yes, OverlayIDMap: answer(v.AtLeast(5, 19)), CloneDetached: answer(v.AtLeast(6, 15)), PidfdExit: answer(v.AtLeast(6, 15)),
 		}
 		for _, missing := range f.Lacks() {
 			count[release]++

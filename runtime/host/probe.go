@@ -33,7 +33,7 @@ func (v Version) String() string { return v.Release }
 func parseVersion(release string) (Version, error) {
 	v := Version{Release: release}
 	if _, err := fmt.Sscanf(release, "%d.%d", &v.Major, &v.Minor); err != nil {
-		return v, fmt.Errorf("parse %q: %w", release, err)
+		return Version{}, fmt.Errorf("parse %q: %w", release, err)
 	}
 	return v, nil
 }

@@ -13,9 +13,9 @@ var (
 	ErrNotExecutable = errors.New("file is not executable")
 	// ErrNoIDMap is a file system that does not support ID-mapped mounts.
 	ErrNoIDMap = errors.New("file system does not support id-mapped mounts")
-	// ErrNoPIDOption is a kernel before Linux 6.17, which cannot mount a procfs
+	// ErrNoPIDOption is a kernel before Linux 6.18, which cannot mount a procfs
 	// of another PID namespace.
-	ErrNoPIDOption = errors.New("the kernel lacks the procfs mount option pidns (Linux 6.17)")
+	ErrNoPIDOption = errors.New("the kernel lacks the procfs mount option pidns (Linux 6.18)")
 	// ErrInProcfs is a mount target in /proc to which a link of the image leads.
 	ErrInProcfs = errors.New("a link of the image leads to /proc, where nothing may be mounted")
 	// ErrNoSource is a mount source that is missing on the host, perhaps

@@ -3,6 +3,7 @@ package procstat
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -51,7 +52,11 @@ func parse(data []byte) (s Stat, err error) {
 	// The second field is the command in parentheses and may contain anything,
 	// so the fields that follow are counted from its end.
 	const cutOff = 3
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+	end := bytes.LastIndexByte(data, ')')
+	if end < 0 {
+		return s, errors.New("it has no command")
+	}
+	fields := bytes.Fields(data[end+1:])
 	if len(fields) <= fieldExit-cutOff {
 		return s, fmt.Errorf("only %d fields", len(fields)+cutOff-1)
 	}

@@ -36,7 +36,7 @@ func TestParse(t *testing.T) {
 		data []byte
 		want string
 	}{
-		{nil, "only 2 fields"},
+		{nil, "it has no command"},
 		{[]byte("1 (sh) S 2 3"), "only 5 fields"},
 		{line("sh", "S", "x", "1", "0"), "flags: "},
 		{line("sh", "S", "0", "-1", "0"), "start time: "},

@@ -10,7 +10,7 @@ import (
 	"crisp/test/testkit/lab"
 )
 
-// What a running command costs in descriptors: a pidfd in either process, and
+// What a running command costs in descriptors: a pidfd in each process, and
 // in the daemon the read ends of its output.
 const (
 	daemonPerCommand = 3
