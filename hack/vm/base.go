@@ -208,7 +208,9 @@ func need(programs ...string) error {
 // command runs a program; its error includes the end of the output.
 func command(ctx context.Context, dir, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = dir
+	// The machine's tests are as static as the programs: a child cannot give up a
+	// libc's memory.
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		const most = 2000
 		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out[max(0, len(out)-most):])))
