@@ -197,7 +197,7 @@ vm: $(VM) ## boot Debian 13 with crisp and open a login shell
 	$(CACHE)/bin/vm -shell $(ARGS)
 
 .PHONY: vm-test
-vm-test: $(VM) deb ## run tests and critest on Debian 13: systemd, cgroup v2, AppArmor, SELinux
+vm-test: $(VM) deb ## run tests and critest on Debian 13 (ARGS="-release bookworm" or sid): systemd, cgroup v2, AppArmor, SELinux
 	$(CACHE)/bin/vm -totals "$(TOTALS)" $(ARGS)
 
 .PHONY: vm-node
