@@ -287,6 +287,7 @@ func (c *Child) receive() (p packet, ended bool, err error) {
 		buf     [reportWords*4 + 1]byte
 		oob     [128]byte
 		n, oobn int
+		end     bool
 	)
 
 	for {
@@ -305,6 +306,12 @@ func (c *Child) receive() (p packet, ended bool, err error) {
 			continue
 		case err != nil:
 			return packet{}, false, fmt.Errorf("%s: receive report: %w", c.plan.Name, err)
+		case n == 0 && oobn == 0 && !end:
+			// The kernel looks for a packet first and for the end of the connection
+			// then, and reports the end if the last packet and the close come in
+			// between. After the end no more can come, so a second look is certain.
+			end = true
+			continue
 		case n == 0 && oobn == 0:
 			return packet{}, true, nil
 		}

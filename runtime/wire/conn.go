@@ -194,7 +194,19 @@ func (c *Conn) Recv() (p Packet, err error) {
 	}
 }
 
+// recvPacket receives one packet; [io.EOF] means that the peer has closed the
+// connection and all that it sent has been received. The kernel reports the end of
+// a connection, too, if the last packet and the close come between its look for a
+// packet and that for the end, so the end counts when it is reported again.
 func (c *Conn) recvPacket() (b []byte, fds []int, err error) {
+	b, fds, err = c.recvOnce()
+	if err == io.EOF {
+		b, fds, err = c.recvOnce()
+	}
+	return b, fds, err
+}
+
+func (c *Conn) recvOnce() (b []byte, fds []int, err error) {
 	var n, oobn, flags int
 	rerr := c.raw.Read(func(fd uintptr) bool {
 		for {
