@@ -68,8 +68,7 @@ func Features() []Feature {
 		},
 		{
 			Name: "signals to the process group of a pidfd", Major: 6, Minor: 9,
-			Instead: "of a command that exceeds its timeout only the first process is killed",
-			Lost:    "its children run until they exit or their container ends",
+			Instead: "the members of the group are looked for in /proc and killed one by one",
 		},
 		{
 			Name: "clones of detached mounts", Major: 6, Minor: 15, has: func(f *Facts) Answer { return f.CloneDetached },

@@ -15,6 +15,8 @@ import (
 type Stat struct {
 	// State is a letter: 'R' for running, 'Z' for a zombie.
 	State byte
+	// Group is the ID of the process group.
+	Group int
 	// Flags are the kernel's PF_*.
 	Flags uint64
 	// StartTicks is when the process started, in clock ticks since boot. It
@@ -43,6 +45,7 @@ func Read(pid int) (Stat, error) {
 // Fields are counted from 1, as in the manual page.
 const (
 	fieldState      = 3
+	fieldGroup      = 5
 	fieldFlags      = 9
 	fieldStartTicks = 22
 	fieldExit       = 52
@@ -67,6 +70,7 @@ func parse(data []byte) (s Stat, err error) {
 		field int
 		set   func(uint64)
 	}{
+		{"process group", fieldGroup, func(v uint64) { s.Group = int(v) }},
 		{"flags", fieldFlags, func(v uint64) { s.Flags = v }},
 		{"start time", fieldStartTicks, func(v uint64) { s.StartTicks = v }},
 		{"exit status", fieldExit, func(v uint64) { s.Exit = unix.WaitStatus(v) }},

@@ -2,7 +2,12 @@ package client
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"strconv"
+	"strings"
+
+	"crisp/runtime/procstat"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,15 +20,90 @@ func Signal(pidfd *os.File, sig unix.Signal) error {
 	return ifAlive(unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0))
 }
 
-// KillGroup kills the process of a pidfd and the process group that it leads,
-// before Linux 6.9 the process alone.
+// KillGroup kills the process of a pidfd and the process group that it leads.
 func KillGroup(pidfd *os.File) error {
 	const processGroup = 1 << 2 // PIDFD_SIGNAL_PROCESS_GROUP
 	err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, processGroup)
 	if errors.Is(err, unix.EINVAL) {
-		return Signal(pidfd, unix.SIGKILL)
+		return killMembers(pidfd) // before Linux 6.9
 	}
 	return ifAlive(err)
+}
+
+// killRounds bounds the searches for members of a group, which may fork meanwhile.
+const killRounds = 8
+
+// killMembers kills a process group one by one, its leader last: as long as that is
+// not reaped, the group's ID cannot become another's.
+func killMembers(leader *os.File) error {
+	if err := Signal(leader, unix.SIGSTOP); err != nil {
+		return err
+	}
+	group, err := pidOf(leader)
+	if err != nil {
+		return err
+	}
+
+	for range killRounds {
+		killed, err := killOthers(group)
+		if err != nil {
+			return err
+		}
+		if !killed {
+			break
+		}
+	}
+	return Signal(leader, unix.SIGKILL)
+}
+
+// killOthers kills the members of a group but for its leader and zombies.
+func killOthers(group int) (killed bool, err error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return false, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return false, err
+	}
+
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil || pid == group || !isMember(pid, group) {
+			continue
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it has been reaped
+		}
+		// The descriptor's process may be another one than was looked at before.
+		if isMember(pid, group) && unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil {
+			killed = true
+		}
+		unix.Close(fd)
+	}
+	return killed, nil
+}
+
+func isMember(pid, group int) bool {
+	s, err := procstat.Read(pid)
+	return err == nil && s.Group == group && s.State != 'Z'
+}
+
+// pidOf returns the PID of a pidfd's process, in the PID namespace of /proc.
+func pidOf(pidfd *os.File) (int, error) {
+	path := fmt.Sprintf("/proc/self/fdinfo/%d", pidfd.Fd())
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(line, "Pid:"); ok {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, fmt.Errorf("%s has no PID", path)
 }
 
 func ifAlive(err error) error {
