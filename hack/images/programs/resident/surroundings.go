@@ -63,7 +63,7 @@ func (w *watcher) keys() {
 
 		name, err := unix.KeyctlString(unix.KEYCTL_DESCRIBE, id)
 		ours := strings.Contains(line, "crisp") || strings.Contains(name, "crisp")
-		if ours || own != 0 && id != own && strings.Contains(line, " _ses:") {
+		if ours || own != 0 && id != own && strings.Contains(line, " _ses:") && stays(id) {
 			w.report("key", strings.TrimSpace(line))
 		}
 
@@ -73,6 +73,19 @@ func (w *watcher) keys() {
 			w.report("secret", "key ", name)
 		}
 	}
+}
+
+// stays reports whether a keyring stays visible. The kernel makes a session keyring
+// that its user may view, and a start closes it with its next system call: seen in
+// between, it is empty and cannot be linked.
+func stays(id int) bool {
+	for range 20 {
+		time.Sleep(5 * time.Millisecond)
+		if _, err := unix.KeyctlString(unix.KEYCTL_DESCRIBE, id); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // cgroups walks the visible cgroup tree, whose root is the container's own.
