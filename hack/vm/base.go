@@ -30,6 +30,9 @@ type release struct {
 	selinux bool
 	// cgroup1 makes systemd use control groups of version 1, if it still can.
 	cgroup1 string
+	// expires: its lists of packages are valid for a week, longer than which a
+	// mirror's may be old. Their signatures are checked all the same.
+	expires bool
 }
 
 // releases are what crisp is tested on, by their kernels.
@@ -37,7 +40,7 @@ func releases() []release {
 	return []release{
 		{name: "trixie", selinux: true},                                   // Linux 6.12, systemd 257
 		{name: "bookworm", cgroup1: "systemd.unified_cgroup_hierarchy=0"}, // Linux 6.1, systemd 252
-		{name: "sid"}, // the newest of both when the disk was made
+		{name: "sid", expires: true}, // the newest of both when the disk was made
 	}
 }
 
@@ -142,9 +145,14 @@ func install(ctx context.Context, dir, mirror string, r release, policy []byte) 
 		return err
 	}
 
+	validity := "true"
+	if r.expires {
+		validity = "false"
+	}
 	err = command(ctx, "", "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
 		"--include="+strings.ReplaceAll(r.packages(), " ", ","),
 		`--aptopt=Acquire::Retries "3"`,
+		fmt.Sprintf("--aptopt=Acquire::Check-Valid-Until %q", validity),
 		"--skip=cleanup/reproducible", // it would recreate files that are already labelled
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook="+setup, r.name, tree, mirror)
