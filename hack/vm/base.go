@@ -40,7 +40,7 @@ func releases() []release {
 	return []release{
 		{name: "trixie", selinux: true},                                   // Linux 6.12, systemd 257
 		{name: "bookworm", cgroup1: "systemd.unified_cgroup_hierarchy=0"}, // Linux 6.1, systemd 252
-		{name: "sid", expires: true}, // the newest of both when the disk was made
+		{name: "sid", expires: true},                                      // the newest of both when the disk was made
 	}
 }
 
