@@ -22,7 +22,7 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	content := []string{"cmd", "cri", "image", "network", "runtime", "test", "hack", "bin",
+	content := []string{"cmd", "cri", "image", "network", "runtime", "test", "hack", "docs", "bin",
 		".cache/bin/crictl", ".cache/bin/critest", ".cache/bin/registry", ".cache/bin/suite", ".cache/bin/conformance",
 		".cache/cni", ".cache/images/registry"}
 	if o.node {
