@@ -246,7 +246,7 @@ func (s *Service) openStores() error {
 // CheckFileSystem reports whether containers can be stored where images are. The
 // error wraps [ErrUnsupported].
 func (s *Service) CheckFileSystem(ctx context.Context) error {
-	return classify(rootfs.CheckFileSystem(ctx, s.blobs.TempDir()))
+	return classify(rootfs.CheckFileSystem(ctx, s.blobs.TempDir(), s.layers.Overlay(nil).OneString))
 }
 
 // loadAll builds the catalog from the records of images.

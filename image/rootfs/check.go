@@ -18,8 +18,9 @@ import (
 
 // CheckFileSystem reports whether containers can be stored in a directory, by
 // mounting an overlay there and changing it. The error wraps [ErrUnsupported] if the
-// kind of file system is the reason; others may pass, such as a full disk.
-func CheckFileSystem(ctx context.Context, dir string) (err error) {
+// kind of file system is the reason; others may pass, such as a full disk. oneString
+// is that of [Overlay].
+func CheckFileSystem(ctx context.Context, dir string, oneString bool) (err error) {
 	defer func() {
 		switch {
 		case errors.Is(err, errNoTypes), errors.Is(err, errNoWhiteouts), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
@@ -47,7 +48,7 @@ func CheckFileSystem(ctx context.Context, dir string) (err error) {
 	if err := checkEntryTypes(probe); err != nil {
 		return err
 	}
-	return checkOverlay(ctx, probe)
+	return checkOverlay(ctx, probe, oneString)
 }
 
 var (
@@ -56,7 +57,7 @@ var (
 )
 
 // checkOverlay mounts an overlay whose directories are all below dir.
-func checkOverlay(ctx context.Context, dir string) error {
+func checkOverlay(ctx context.Context, dir string, oneString bool) error {
 	upper := filepath.Join(dir, "container")
 	for _, d := range []string{"lower/removed", "container/" + upperDir, "container/" + workDir} {
 		if err := os.MkdirAll(filepath.Join(dir, d), dirPerm); err != nil {
@@ -64,12 +65,9 @@ func checkOverlay(ctx context.Context, dir string) error {
 		}
 	}
 
-	appends, err := AppendsLayers()
-	if err != nil {
-		return err
-	}
-	o := Overlay{Lower: []string{"lower"}, Empty: "lower", OneString: !appends}
+	o := Overlay{Lower: []string{"lower"}, Empty: "lower", OneString: oneString}
 	for path, f := range map[string]**os.File{dir: &o.Layers, upper: &o.Upper} {
+		var err error
 		if *f, err = os.Open(path); err != nil {
 			return err
 		}

@@ -15,8 +15,9 @@ import (
 func TestCheckFileSystem(t *testing.T) {
 	testkit.Root(t)
 	testkit.Leaks(t)
+	oneString := stacked(t).OneString
 	usable := t.TempDir()
-	if err := CheckFileSystem(t.Context(), usable); err != nil {
+	if err := CheckFileSystem(t.Context(), usable, oneString); err != nil {
 		t.Errorf("the file system of this test's directory: %v", err)
 	}
 	if left, err := os.ReadDir(usable); err != nil || len(left) > 0 {
@@ -42,12 +43,12 @@ func TestCheckFileSystem(t *testing.T) {
 		}
 	})
 
-	err = CheckFileSystem(t.Context(), at)
+	err = CheckFileSystem(t.Context(), at, oneString)
 	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), at+", which is on overlay") {
 		t.Errorf("on an overlay: %v, want %v with its name", err, ErrUnsupported)
 	}
 
-	if err := CheckFileSystem(t.Context(), filepath.Join(usable, "none")); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrUnsupported) {
+	if err := CheckFileSystem(t.Context(), filepath.Join(usable, "none"), oneString); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrUnsupported) {
 		t.Errorf("missing directory: %v, want %v", err, os.ErrNotExist)
 	}
 
@@ -61,7 +62,7 @@ func TestCheckFileSystem(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := CheckFileSystem(t.Context(), full); !errors.Is(err, unix.ENOSPC) || errors.Is(err, ErrUnsupported) {
+	if err := CheckFileSystem(t.Context(), full, oneString); !errors.Is(err, unix.ENOSPC) || errors.Is(err, ErrUnsupported) {
 		t.Errorf("file system without inodes: %v, want %v alone", err, unix.ENOSPC)
 	}
 }

@@ -85,26 +85,16 @@ func (o Overlay) stackString(layers, upper *os.File) (*os.File, error) {
 	}
 	defer release()
 
-	option := strings.Join(names, ":")
-	if len(option) > maxOption {
+	all := strings.Join(names, ":")
+	if len(all) > maxOption {
 		return nil, errTooLong
 	}
-
-	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("mount overlay: fsopen: %w", err)
-	}
-
-	fs := os.NewFile(uintptr(fd), "overlay")
-	defer fs.Close()
-
-	if err := unix.FsconfigSetString(fd, "lowerdir", option); err != nil {
-		return nil, fmt.Errorf("mount overlay: lower layers: %w", err)
-	}
-	if err := o.setOptions(fd, upper); err != nil {
-		return nil, fmt.Errorf("mount overlay: %w", err)
-	}
-	return o.create(fs)
+	return o.create(upper, func(fs int) error {
+		if err := unix.FsconfigSetString(fs, "lowerdir", all); err != nil {
+			return fmt.Errorf("lower layers: %w", err)
+		}
+		return nil
+	})
 }
 
 // attachString makes the overlay by mount(2), whose options may fill a page, in a
@@ -116,15 +106,10 @@ func (o Overlay) attachString(layers, upper *os.File) (*os.File, error) {
 	}
 	defer release()
 
-	options := []string{"lowerdir=" + strings.Join(names, ":"), "index=off"}
-	if o.Label != "" {
-		options = append(options, `context="`+o.Label+`"`)
+	options := []string{"lowerdir=" + strings.Join(names, ":")}
+	for _, opt := range o.options(upper) {
+		options = append(options, opt.String())
 	}
-	if upper != nil {
-		base := fdPath(upper) + "/"
-		options = append(options, "upperdir="+base+upperDir, "workdir="+base+workDir, "volatile")
-	}
-
 	data := strings.Join(options, ",")
 	if len(data) >= os.Getpagesize() {
 		return nil, fmt.Errorf("%w: %d layers whose options do not fit into a page", ErrUnsupported, len(names))

@@ -130,6 +130,20 @@ func attachMapped(layers, userns *os.File) (*os.File, error) {
 // stack mounts the layers in the directory layers, with upper on top if it is not
 // nil.
 func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
+	return o.create(upper, func(fs int) error {
+		base := fdPath(layers) + "/"
+		for i, l := range o.lower() {
+			if err := unix.FsconfigSetString(fs, "lowerdir+", base+l); err != nil {
+				return fmt.Errorf("lower layer %d: %w", i, err)
+			}
+		}
+		return nil
+	})
+}
+
+// create makes a mount with upper on top of the layers that setLower sets in the
+// file system context.
+func (o Overlay) create(upper *os.File, setLower func(fs int) error) (*os.File, error) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay: fsopen: %w", err)
@@ -138,15 +152,15 @@ func (o Overlay) stack(layers, upper *os.File) (*os.File, error) {
 	fs := os.NewFile(uintptr(fd), "overlay")
 	defer fs.Close()
 
-	if err := o.configure(fd, layers, upper); err != nil {
+	if err := setLower(fd); err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
 	}
-	return o.create(fs)
-}
+	for _, opt := range o.options(upper) {
+		if err := opt.set(fd); err != nil {
+			return nil, fmt.Errorf("mount overlay: %s: %w", opt.key, err)
+		}
+	}
 
-// create makes the mount of a configured file system context.
-func (o Overlay) create(fs *os.File) (*os.File, error) {
-	fd := int(fs.Fd())
 	if err := unix.FsconfigCreate(fd); err != nil {
 		return nil, fmt.Errorf("mount overlay: create: %w%s", err, contextLog(fs))
 	}
@@ -167,47 +181,56 @@ func (o Overlay) lower() []string {
 	return o.Lower
 }
 
-func (o Overlay) configure(fs int, layers, upper *os.File) error {
-	base := fdPath(layers) + "/"
-	for i, l := range o.lower() {
-		if err := unix.FsconfigSetString(fs, "lowerdir+", base+l); err != nil {
-			return fmt.Errorf("lower layer %d: %w", i, err)
-		}
-	}
-	return o.setOptions(fs, upper)
+// option is a mount option; without a value it is a flag.
+type option struct {
+	key, value string
+	// dispensable: it is left out if the kernel does not know it.
+	dispensable bool
 }
 
-// setOptions sets all options but the layers.
-func (o Overlay) setOptions(fs int, upper *os.File) error {
+// options returns all options but the layers.
+func (o Overlay) options(upper *os.File) []option {
 	// Off even if it is the kernel's default: an index ties an upper directory to
 	// the layers of its first mount. No two mounts share an upper directory, so
 	// that hard links are consistent without it.
-	if err := unix.FsconfigSetString(fs, "index", "off"); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("index: %w", err)
-	}
-
+	list := []option{{key: "index", value: "off", dispensable: true}}
 	if o.Label != "" {
-		if err := unix.FsconfigSetString(fs, "context", o.Label); err != nil {
-			return fmt.Errorf("label: %w", err)
-		}
+		list = append(list, option{key: "context", value: o.Label})
+	}
+	if upper == nil {
+		return list
 	}
 
-	if upper == nil {
+	base := fdPath(upper) + "/"
+	return append(list, option{key: "upperdir", value: base + upperDir}, option{key: "workdir", value: base + workDir},
+		// After a power cut, what a container wrote is discarded. Without this option
+		// the unmount of every container would sync the whole file system.
+		option{key: "volatile", dispensable: true})
+}
+
+// set sets the option in a file system context.
+func (opt option) set(fs int) error {
+	var err error
+	if opt.value == "" {
+		err = unix.FsconfigSetFlag(fs, opt.key)
+	} else {
+		err = unix.FsconfigSetString(fs, opt.key, opt.value)
+	}
+	if opt.dispensable && errors.Is(err, unix.EINVAL) {
 		return nil
 	}
-	base := fdPath(upper) + "/"
-	for _, opt := range [][2]string{{"upperdir", base + upperDir}, {"workdir", base + workDir}} {
-		if err := unix.FsconfigSetString(fs, opt[0], opt[1]); err != nil {
-			return fmt.Errorf("%s: %w", opt[0], err)
-		}
-	}
+	return err
+}
 
-	// After a power cut, what a container wrote is discarded. Without this option
-	// the unmount of every container would sync the whole file system.
-	if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("volatile: %w", err)
+// String is the option's form for mount(2). A label has commas.
+func (opt option) String() string {
+	switch {
+	case opt.value == "":
+		return opt.key
+	case strings.Contains(opt.value, ","):
+		return opt.key + `="` + opt.value + `"`
 	}
-	return nil
+	return opt.key + "=" + opt.value
 }
 
 // cloneMapped returns a detached clone of dir whose file owners are mapped to the
