@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/procstat"
 	"crisp/runtime/spawn"
 )
 
@@ -23,11 +24,14 @@ func refused(err error) bool {
 
 // cgroupOf opens the cgroup in the unified hierarchy that a process is in.
 func cgroupOf(pidfd *os.File) (*os.File, error) {
-	pid, err := pidOf(pidfd)
+	if pidfd == nil {
+		return nil, fmt.Errorf("find cgroup of container: %w", ErrNotHeld)
+	}
+	pid, err := procstat.PIDOf(pidfd)
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup of container: %w", err)
 	}
-	path, err := field(fmt.Sprintf("/proc/%s/cgroup", pid), "0::")
+	path, err := field(fmt.Sprintf("/proc/%d/cgroup", pid), "0::")
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup of container: %w", err)
 	}
@@ -35,14 +39,6 @@ func cgroupOf(pidfd *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("find cgroup of container: %w", err) // the PID may have been reused
 	}
 	return openFile(cgroupRoot+path, unix.O_RDONLY|unix.O_DIRECTORY)
-}
-
-func pidOf(pidfd *os.File) (string, error) {
-	if pidfd == nil {
-		return "", ErrNotHeld
-	}
-	pid, err := field(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd.Fd()), "Pid:")
-	return strings.TrimSpace(pid), err
 }
 
 // field returns the rest of the line of a small file that has a prefix.

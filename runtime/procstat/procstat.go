@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -83,4 +84,20 @@ func parse(data []byte) (s Stat, err error) {
 	}
 
 	return s, nil
+}
+
+// PIDOf returns the PID of a pidfd's process in the PID namespace of /proc, -1 if the
+// process has been reaped.
+func PIDOf(pidfd *os.File) (int, error) {
+	path := fmt.Sprintf("/proc/self/fdinfo/%d", pidfd.Fd())
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(line, "Pid:"); ok {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, fmt.Errorf("%s has no PID", path)
 }

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/runtime/procstat"
 	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
 	"crisp/test/testkit/pace"
@@ -232,12 +233,11 @@ func (c *counter) pid() int {
 func (c *counter) identity() string {
 	c.m.t.Helper()
 	pid := c.pid()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	stat, err := procstat.Read(pid)
 	if err != nil {
 		c.m.t.Fatal(err)
 	}
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')'):]))
-	return fmt.Sprint(pid, " started at ", fields[20])
+	return fmt.Sprint(pid, " started at ", stat.StartTicks)
 }
 
 // numbers returns how far the container has counted. Every line must be there

@@ -2,10 +2,8 @@ package client
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
-	"strings"
 
 	"crisp/runtime/procstat"
 
@@ -39,21 +37,22 @@ func killMembers(leader *os.File) error {
 	if err := Signal(leader, unix.SIGSTOP); err != nil {
 		return err
 	}
-	group, err := pidOf(leader)
+	err := killFollowers(leader)
+	return errors.Join(err, Signal(leader, unix.SIGKILL))
+}
+
+// killFollowers kills the members of a group whose leader is stopped.
+func killFollowers(leader *os.File) error {
+	group, err := procstat.PIDOf(leader)
 	if err != nil {
 		return err
 	}
-
 	for range killRounds {
-		killed, err := killOthers(group)
-		if err != nil {
+		if killed, err := killOthers(group); err != nil || !killed {
 			return err
 		}
-		if !killed {
-			break
-		}
 	}
-	return Signal(leader, unix.SIGKILL)
+	return nil
 }
 
 // killOthers kills the members of a group but for its leader and zombies.
@@ -89,21 +88,6 @@ func killOthers(group int) (killed bool, err error) {
 func isMember(pid, group int) bool {
 	s, err := procstat.Read(pid)
 	return err == nil && s.Group == group && s.State != 'Z'
-}
-
-// pidOf returns the PID of a pidfd's process, in the PID namespace of /proc.
-func pidOf(pidfd *os.File) (int, error) {
-	path := fmt.Sprintf("/proc/self/fdinfo/%d", pidfd.Fd())
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(data)) {
-		if value, ok := strings.CutPrefix(line, "Pid:"); ok {
-			return strconv.Atoi(strings.TrimSpace(value))
-		}
-	}
-	return 0, fmt.Errorf("%s has no PID", path)
 }
 
 func ifAlive(err error) error {
