@@ -19,26 +19,35 @@ type StatsSource struct {
 // Pods describes all pods as they are now.
 func (s StatsSource) Pods() []stats.Pod {
 	records := s.Manager.Sandboxes()
-	pods := map[string]int{} // by cgroup parent
-	for _, r := range records {
-		if r.Ready() {
-			pods[r.Config.Msg.GetLinux().GetCgroupParent()]++
-		}
-	}
-
 	out := make([]stats.Pod, 0, len(records))
 	for _, r := range records {
 		p, err := s.Manager.pod(r.ID)
 		if err != nil {
 			continue // removed meanwhile
 		}
-		out = append(out, s.pod(p, r, pods))
+		out = append(out, s.pod(p, r))
 	}
+	withoutShared(out)
 	return out
 }
 
-// pod describes one pod, given how many there are by cgroup parent.
-func (s StatsSource) pod(p *pod, r *Record, pods map[string]int) stats.Pod {
+// withoutShared takes away the cgroups that several pods have. kubelet gives each pod
+// one of its own; a shared one has the sum of their usage, which is no single pod's.
+func withoutShared(pods []stats.Pod) {
+	users := map[string]int{}
+	for _, p := range pods {
+		if p.Ready && p.Group != nil {
+			users[p.Group.Relative()]++
+		}
+	}
+	for i := range pods {
+		if g := pods[i].Group; g != nil && users[g.Relative()] > 1 {
+			pods[i].Group = nil
+		}
+	}
+}
+
+func (s StatsSource) pod(p *pod, r *Record) stats.Pod {
 	cfg := r.Config.Msg
 	out := stats.Pod{
 		Attributes: &runtimeapi.PodSandboxAttributes{
@@ -47,9 +56,7 @@ func (s StatsSource) pod(p *pod, r *Record, pods map[string]int) stats.Pod {
 		Ready: r.Ready(), StartedAt: time.Unix(0, r.CreatedAt),
 	}
 
-	// kubelet gives each pod a parent of its own. One that several pods share has
-	// the sum of their usage, which is no single pod's.
-	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" && pods[parent] <= 1 {
+	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" {
 		// A cgroup without a valid name has no stats; its containers have.
 		if g, err := s.Manager.Cgroups.Parent(parent); err == nil && g.Exists() {
 			out.Group = g
