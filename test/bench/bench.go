@@ -44,26 +44,32 @@ type phase struct {
 	// the floor for all of them.
 	each func(b *bench, ctx context.Context, t *target, round int) error
 	once func(b *bench, ctx context.Context, round int) error
+	// optional phases run only if they are asked for by name.
+	optional bool
 }
 
 // phases returns the parts in their order.
 func phases() []phase {
 	return []phase{
-		{"serial", 1, (*bench).serial, (*bench).serialFloor},
-		{bundlePhase, 0.5, nil, (*bench).bundle},
-		{"clients", 0.34, (*bench).clients, (*bench).clientsFloor},
-		{"growth", 0.34, (*bench).growth, nil},
-		{"pull", 0.34, (*bench).pull, nil},
-		{"logs", 0.5, (*bench).logs, nil},
-		{"execs", 0.01, (*bench).execs, nil},
-		{"critest", 0.16, (*bench).critest, nil},
+		{name: "serial", share: 1, each: (*bench).serial, once: (*bench).serialFloor},
+		{name: bundlePhase, share: 0.5, once: (*bench).bundle},
+		{name: "clients", share: 0.34, each: (*bench).clients, once: (*bench).clientsFloor},
+		{name: "growth", share: 0.34, each: (*bench).growth},
+		{name: "pull", share: 0.34, each: (*bench).pull},
+		{name: "logs", share: 0.5, each: (*bench).logs},
+		{name: "execs", share: 0.01, each: (*bench).execs},
+		{name: "critest", share: 0.16, each: (*bench).critest},
+		{name: "scale", share: 0.01, each: (*bench).scale, optional: true},
 	}
 }
 
+// phaseNames returns the phases that run unless others are asked for.
 func phaseNames() []string {
 	var names []string
 	for _, p := range phases() {
-		names = append(names, p.name)
+		if !p.optional {
+			names = append(names, p.name)
+		}
 	}
 	return names
 }

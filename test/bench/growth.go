@@ -25,8 +25,15 @@ var sizes = [...]int{0, 1, 10, 100, 300, 500}
 // grown is a runtime with more and more pods.
 type grown struct {
 	*bench
-	t      *target
-	round  int
+	t     *target
+	phase string
+	round int
+	// networked is the number of pods that have a network of their own, those
+	// beyond it use the node's. oneCgroup leaves the parent of the pods' cgroups to
+	// the runtime, which puts all of them into the same.
+	networked int
+	oneCgroup bool
+
 	pods   []*pod
 	kernel int // the kernel's memory without pods, in KiB
 }
@@ -34,7 +41,7 @@ type grown struct {
 // growth measures a runtime with more and more pods: memory, latency of reads, CPU,
 // time of a restart.
 func (b *bench) growth(ctx context.Context, t *target, round int) (err error) {
-	g := &grown{bench: b, t: t, round: round}
+	g := &grown{bench: b, t: t, phase: "growth", round: round, networked: networked}
 	defer func() { err = errors.Join(err, g.shrink(context.WithoutCancel(ctx))) }()
 	for _, size := range sizes {
 		if size > b.opt.most || size > networked && round < b.rounds("growth")-1 {
@@ -56,8 +63,8 @@ func (b *bench) growth(ctx context.Context, t *target, round int) (err error) {
 func (g *grown) growTo(ctx context.Context, size int) error {
 	from, names := len(g.pods), g.names(size-len(g.pods))
 	g.pods = append(g.pods, make([]*pod, len(names))...)
-	c := g.client(g.t, func(string, time.Duration) {})
-	if size > networked {
+	c := g.quiet()
+	if size > g.networked {
 		c.shape = onNodeNetwork
 	}
 	return together(starters, len(names), func(i int) (err error) {
@@ -74,7 +81,7 @@ func onNodeNetwork(p *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig
 
 // shrink removes all pods without measuring the stop of their containers.
 func (g *grown) shrink(ctx context.Context) error {
-	c := g.client(g.t, func(string, time.Duration) {})
+	c := g.quiet()
 	return together(starters, len(g.pods), func(i int) error {
 		if p := g.pods[i]; p != nil {
 			return c.removePod(ctx, p)
@@ -112,8 +119,25 @@ func (g *grown) burden(ctx context.Context) error {
 	return nil
 }
 
+// quiet returns a client that measures nothing.
+func (g *grown) quiet() *client { return g.clientOf(func(string, time.Duration) {}) }
+
+// recording returns a client whose calls are measured with the present number of
+// pods.
+func (g *grown) recording() *client {
+	return g.clientOf(g.recorder(g.phase, g.t.name, g.round, len(g.pods)))
+}
+
+func (g *grown) clientOf(record func(string, time.Duration)) *client {
+	c := g.client(g.t, record)
+	if g.oneCgroup {
+		c.cgroups = nil
+	}
+	return c
+}
+
 func (g *grown) add(name string, value float64, unit string) {
-	g.samples.add(Sample{"growth", g.t.name, g.round, len(g.pods), name, value, unit})
+	g.samples.add(Sample{g.phase, g.t.name, g.round, len(g.pods), name, value, unit})
 }
 
 // weigh measures the memory of the runtime's processes and of the kernel.
@@ -153,14 +177,14 @@ func (g *grown) weigh() error {
 // pods.
 func (g *grown) restart(ctx context.Context) error {
 	if g.t.daemon == nil {
-		g.note("growth", "A runtime that the benchmark did not start is not restarted.")
+		g.note(g.phase, "A runtime that the benchmark did not start is not restarted.")
 		return nil
 	}
 
 	if err := g.t.daemon.Stop(); err != nil {
 		return err
 	}
-	c := g.client(g.t, g.recorder("growth", g.t.name, g.round, len(g.pods)))
+	c := g.recording()
 	return c.timed(ctx, "restart", func(ctx context.Context) error {
 		if err := g.t.daemon.Start(ctx); err != nil {
 			return err

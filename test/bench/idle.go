@@ -69,7 +69,7 @@ func (g *grown) spend(what string, meanwhile func() error) error {
 // probe runs commands in the pods alternately, at a fixed rate: a slow one does
 // not delay the next.
 func (g *grown) probe(ctx context.Context) error {
-	c := g.client(g.t, g.recorder("growth", g.t.name, g.round, len(g.pods)))
+	c := g.recording()
 	probes := int(g.opt.window.Seconds() * probesPerSecond)
 	errs := make([]error, probes)
 	tick := time.NewTicker(time.Second / probesPerSecond)

@@ -64,7 +64,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "the `directory`, created and removed, for the runtimes' data, whose file system determines the speed of pulls; in /tmp if empty")
 	flag.StringVar(&o.out, "out", ".cache/bench", "the `directory` for the results, and for the images to pull")
 	flag.StringVar(&o.publish, "publish", "", "update report and charts in this `directory` of documentation")
-	flag.StringVar(&o.phases, "phases", strings.Join(phaseNames(), ","), "phases to measure")
+	flag.StringVar(&o.phases, "phases", strings.Join(phaseNames(), ","), "`phases` to measure; scale, which starts thousands of pods, is not among them unless it is named")
 	flag.BoolVar(&o.full, "full", false, "everything at full size: an hour or more")
 
 	scale := flag.Float64("scale", 0, "size of the images to pull, 1 being full size; 0 depends on -full")

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
+	"io"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -12,6 +12,11 @@ import (
 // asked is how often each read is measured, and askedLong how often one that takes
 // some runtimes seconds with many pods.
 const asked, askedLong = 30, 3
+
+// metrics is a read that is asked of crisp only, since runtimes differ in what
+// they answer it with. With a thousand pods a list of metrics exceeds the 16 MiB
+// that kubelet accepts in one message.
+const metrics = "StreamPodSandboxMetrics"
 
 // whileStuck is appended to the names of reads while another pod is stuck.
 const whileStuck = ", one pod stuck"
@@ -23,7 +28,7 @@ func (g *grown) ask(ctx context.Context) (err error) {
 		return err
 	}
 	if g.stuck == nil {
-		g.note("growth", "No pod can be made to hang in a runtime that the benchmark did not start.")
+		g.note(g.phase, "No pod can be made to hang in a runtime that the benchmark did not start.")
 		return nil
 	}
 	release, err := g.stickPod(ctx)
@@ -36,7 +41,7 @@ func (g *grown) ask(ctx context.Context) (err error) {
 
 // stickPod starts a pod that hangs in CNI ADD until release, which removes it.
 func (g *grown) stickPod(ctx context.Context) (release func() error, err error) {
-	c := g.client(g.t, func(string, time.Duration) {})
+	c := g.quiet()
 	if err := g.stuck.hold(); err != nil {
 		return nil, err
 	}
@@ -62,7 +67,7 @@ func (g *grown) stickPod(ctx context.Context) (release func() error, err error) 
 
 // questions measures all reads alternately. Stuck pods may be listed or not.
 func (g *grown) questions(ctx context.Context, when string, stuck int) error {
-	c := g.client(g.t, g.recorder("growth", g.t.name, g.round, len(g.pods)))
+	c := g.recording()
 	n := len(g.pods)
 	listed := func(got int, err error) error {
 		if got > n && got <= n+stuck {
@@ -106,8 +111,11 @@ func (g *grown) questions(ctx context.Context, when string, stuck int) error {
 				r, err := c.runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
 				return listed(len(r.GetStats()), err)
 			}},
+			{metrics, true, func(ctx context.Context) error {
+				return listed(countMetrics(ctx, c.runtime))
+			}},
 		} {
-			if q.long && i >= askedLong && n > networked {
+			if g.t.name != ours && (q.name == metrics || q.long && i >= askedLong && n > networked) {
 				continue
 			}
 			if err := c.timed(ctx, q.name+when, q.put); err != nil {
@@ -117,6 +125,25 @@ func (g *grown) questions(ctx context.Context, when string, stuck int) error {
 	}
 
 	return nil
+}
+
+// countMetrics receives the metrics of all pods and returns of how many.
+func countMetrics(ctx context.Context, runtime runtimeapi.RuntimeServiceClient) (pods int, err error) {
+	batches, err := runtime.StreamPodSandboxMetrics(ctx, &runtimeapi.StreamPodSandboxMetricsRequest{})
+	if err != nil {
+		return 0, err
+	}
+
+	for {
+		r, err := batches.Recv()
+		if errors.Is(err, io.EOF) {
+			return pods, nil
+		}
+		if err != nil {
+			return pods, err
+		}
+		pods += len(r.GetPodSandboxMetrics())
+	}
 }
 
 func wantCount(got, want int, err error) error {

@@ -67,6 +67,7 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 	}
 
 	b.notesOf(&w, "growth")
+	b.scaleSections(&w)
 	b.section(&w, "pull", 0, "Pulls", "Milliseconds, from a registry on loopback.")
 	b.notesOf(&w, "pull")
 	b.section(&w, trafficPhase, 0, "Traffic from the registry", "MB of responses in each of these pulls.")

@@ -36,6 +36,10 @@ func (b *bench) goals() []goal {
 		{"growth of memory over many commands", 5, false, "%", middle("execs", sizeGrowth, 0)},
 	}
 
+	for _, k := range crowdedKinds() {
+		all = append(all, b.crowdGoals(k)...)
+	}
+
 	for _, k := range kinds(b.opt.scale) {
 		minimum := 1.0
 		if k.files > 1 {
@@ -45,6 +49,32 @@ func (b *bench) goals() []goal {
 	}
 
 	return all
+}
+
+// crowdGoals lists the goals for many pods of a kind.
+func (b *bench) crowdGoals(k crowdKind) []goal {
+	text := func(what string) string { return fmt.Sprintf("%s, %d pods %s", what, many, k.title) }
+	return []goal{
+		{text("ListPodSandboxStats"), 300, false, "ms", middle(k.phase, "ListPodSandboxStats", many)},
+		{text(metrics), 300, false, "ms", middle(k.phase, metrics, many)},
+		{text("ListPodSandbox"), 10, false, "ms", middle(k.phase, "ListPodSandbox", many)},
+		{text("ExecSync, against that with " + fmt.Sprint(few)), 1.5, false, "×", growthOf(k.phase, "ExecSync")},
+		{text("restart"), 1000, false, "ms", middle(k.phase, "restart", many)},
+		{text("memory of daemon and keeper"), 90 * 1024, false, "KiB", middle(k.phase, "PSS", many)},
+	}
+}
+
+// growthOf returns the median of crisp's samples with many pods, as a multiple of
+// that with few.
+func growthOf(phase, name string) func(b *bench) (float64, bool) {
+	return func(b *bench) (float64, bool) {
+		before, ok := middle(phase, name, few)(b)
+		after, measured := middle(phase, name, many)(b)
+		if !ok || !measured {
+			return 0, false
+		}
+		return after / before, true
+	}
 }
 
 // middle returns the median of crisp's samples.

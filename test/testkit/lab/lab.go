@@ -134,14 +134,14 @@ func (l *Lab) bridge() string {
 	return fmt.Sprintf("crisp%d", os.Getpid())
 }
 
-// Subnet has the pods' addresses. Labs of other processes do not use it at the
-// same time.
+// Subnet has the pods' addresses, 4,093 of them. Labs of other processes do not use
+// it at the same time.
 func (l *Lab) Subnet() string {
 	pid, first := os.Getpid(), 128
 	if l.opt.Second {
 		first += 64
 	}
-	return fmt.Sprintf("10.%d.%d.0/24", first+pid%64, pid/64%256)
+	return fmt.Sprintf("10.%d.%d.0/20", first+pid%64, pid/64%16*16)
 }
 
 // CgroupDriver is the daemon's.
