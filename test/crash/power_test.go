@@ -24,12 +24,30 @@ import (
 
 const (
 	nginx = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
-	// diskSize is enough for both images.
-	diskSize = 128 << 20
+	// diskSize is enough for both images, and the least that mkfs.xfs accepts.
+	diskSize = 300 << 20
 	// sector is the unit of atomic writes, in bytes.
 	sector = 4096
 	cuts   = 6
 )
+
+// fileSystem is a kind of file system for the data directory.
+type fileSystem struct {
+	name string
+	mkfs []string
+	// options are those of a mount that flushes by itself every second, if the file
+	// system can be told to.
+	options string
+}
+
+// fileSystems returns all kinds, the one that other tests use first.
+func fileSystems() []fileSystem {
+	return []fileSystem{
+		{"ext4", []string{"mke2fs", "-q", "-t", "ext4", "-m", "0"}, "loop,commit=1"},
+		{"xfs", []string{"mkfs.xfs", "-q"}, "loop"},
+		{"btrfs", []string{"mkfs.btrfs", "-q"}, "loop,commit=1"},
+	}
+}
 
 // volatile is a disk with a write-back cache: any of the writes since the last
 // flush may be lost.
@@ -106,20 +124,26 @@ func TestFaultPower(t *testing.T) {
 	t.Logf("-seed %d", *seed)
 	random := rand.New(rand.NewPCG(*seed, 4))
 	binary := build(t)
-	images := powerCuts(t, binary, random)
 	var score score
-	for i, image := range images {
-		score.add("pulls and pods", "power cut", t.Run(fmt.Sprint(i), func(t *testing.T) { afterPowerCut(t, binary, image) }))
+	for _, fs := range fileSystems() {
+		images := t.TempDir()
+		// A file system is unmounted before its images are mounted: XFS and Btrfs
+		// refuse two at a time with one identity.
+		t.Run(fs.name, func(t *testing.T) { powerCuts(t, binary, fs, images, random) })
+		for i := range cuts {
+			image := filepath.Join(images, fmt.Sprint(i))
+			score.add("pulls and pods", fs.name, t.Run(fmt.Sprintf("%s/%d", fs.name, i), func(t *testing.T) { afterPowerCut(t, binary, image) }))
+		}
 	}
 	score.publish(t, "power cuts")
 }
 
 // newVolatile makes a disk with an empty file system.
-func newVolatile(t *testing.T) *volatile {
+func newVolatile(t *testing.T, fs fileSystem) *volatile {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "disk")
 	command(t, "truncate", "-s", fmt.Sprint(diskSize), image)
-	command(t, "mke2fs", "-q", "-t", "ext4", "-m", "0", image)
+	command(t, fs.mkfs[0], append(fs.mkfs[1:], image)...)
 	data, err := os.ReadFile(image)
 	if err != nil {
 		t.Fatal(err)
@@ -142,17 +166,16 @@ func dataOn(t *testing.T, disk fuse.File, options string) (dir string) {
 	return dir
 }
 
-// powerCuts runs a daemon on a volatile disk and returns images of what power cuts
-// at random moments would leave.
-func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
+// powerCuts runs a daemon on a volatile disk, and writes images of what power cuts
+// at random moments would leave to a directory, named by number.
+func powerCuts(t *testing.T, binary string, fs fileSystem, images string, random *rand.Rand) {
 	t.Helper()
-	disk := newVolatile(t)
-	dir := dataOn(t, disk, "loop,commit=1")
+	disk := newVolatile(t, fs)
+	dir := dataOn(t, disk, fs.options)
 	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: binary}), orders: t.TempDir()}
 	var work sync.WaitGroup
 	quit := make(chan struct{})
 	work.Go(func() { n.busy(t, quit) })
-	var all []string
 	for i := range cuts {
 		time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond)
 		for tries := 0; tries < 1000 && !disk.dirty(); tries++ {
@@ -161,15 +184,12 @@ func powerCuts(t *testing.T, binary string, random *rand.Rand) []string {
 
 		left, lost := disk.cut(random)
 		t.Logf("cut %d: %d writes so far, %d unflushed sectors are lost", i, disk.writes, lost)
-		all = append(all, filepath.Join(t.TempDir(), "cut"))
-		if err := os.WriteFile(all[i], left, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(images, fmt.Sprint(i)), left, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	close(quit)
 	work.Wait()
-
-	return all
 }
 
 func command(t *testing.T, name string, args ...string) {

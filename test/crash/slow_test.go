@@ -31,7 +31,7 @@ func (d *slow) Sync() {
 // the image.
 func TestFaultSlowDisk(t *testing.T) {
 	testkit.Root(t)
-	disk := &slow{volatile: newVolatile(t)}
+	disk := &slow{volatile: newVolatile(t, fileSystems()[0])}
 	dir := dataOn(t, disk, "loop,commit=60")
 	n := &node{Lab: testkit.Daemon(t, lab.Options{Dir: dir, Crisp: build(t)}), orders: t.TempDir()}
 	for when, wait := range map[string]time.Duration{"before it syncs": 0, "while it syncs": 6 * time.Second} {
