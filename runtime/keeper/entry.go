@@ -42,7 +42,7 @@ func (k *keeper) reserve(id string, kind wire.Kind) (*entry, error) {
 		return nil, fmt.Errorf("%s: %w", id, wire.ErrExists)
 	}
 	e := &entry{id: id, kind: kind}
-	k.entries[id] = e
+	k.putLocked(e)
 	return e, nil
 }
 
@@ -131,7 +131,7 @@ func (k *keeper) enter(e *entry) (wire.Started, wire.Files) {
 // abandon removes the entry of a start that failed.
 func (k *keeper) abandon(e *entry) {
 	k.mu.Lock()
-	delete(k.entries, e.id)
+	k.dropLocked(e.id)
 	k.mu.Unlock()
 	e.release()
 	k.checkIdle()

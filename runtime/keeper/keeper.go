@@ -39,6 +39,7 @@ type keeper struct {
 
 	mu       sync.Mutex
 	entries  map[string]*entry // guarded by mu
+	limit    int64             // guarded by mu; of memory, for as many entries
 	procs    map[int]*proc     // guarded by mu; children not reaped yet
 	forking  int               // guarded by mu; plans whose fork is not reported yet
 	sessions map[*session]bool // guarded by mu; those past the handshake

@@ -24,10 +24,7 @@ const (
 	programName = "crisp-keeper"
 	// listenFD is the listening socket, inherited from the daemon or systemd.
 	listenFD = 3
-	// The heap of a keeper is small and short-lived, so it is collected often.
-	gcPercent   = 40
-	memoryLimit = 12 << 20
-	maxProcs    = 2
+	maxProcs = 2
 )
 
 // Main is the keeper's program; args are the arguments after the program's
@@ -80,7 +77,7 @@ func run(args []string) error {
 
 	runtime.GOMAXPROCS(maxProcs)
 	debug.SetGCPercent(gcPercent)
-	debug.SetMemoryLimit(memoryLimit)
+	debug.SetMemoryLimit(memoryBase)
 	opt, err := setUpProcess()
 	if err != nil {
 		return err

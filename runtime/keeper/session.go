@@ -346,7 +346,7 @@ func (k *keeper) forget(id string) error {
 	e := k.entries[id]
 	busy := e != nil && e.busyLocked()
 	if e != nil && !busy {
-		delete(k.entries, id)
+		k.dropLocked(id)
 	}
 	k.mu.Unlock()
 	if busy {

@@ -239,7 +239,7 @@ func (k *keeper) restoreEntry(s *savedEntry, st *stored) error {
 	}
 
 	k.mu.Lock()
-	k.entries[e.id] = e
+	k.putLocked(e)
 	k.mu.Unlock()
 	return k.resume(e, s)
 }
