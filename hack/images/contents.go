@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 )
 
@@ -54,19 +55,20 @@ const page = "<!doctype html><title>crisp</title><p>It works.</p>\n"
 type contents struct {
 	packages *packages
 	programs string // directory with this tree's static programs
+	arch     string // of all of them
 }
 
-// openContents stores packages and programs in dir.
-func openContents(dir string) (*contents, error) {
-	p, err := openPackages(filepath.Join(dir, "packages"))
-	return &contents{packages: p, programs: filepath.Join(dir, "programs")}, err
+// openContents stores packages and programs of an architecture in dir.
+func openContents(dir, arch string) (*contents, error) {
+	p, err := openPackages(filepath.Join(dir, "packages"), arch)
+	return &contents{packages: p, programs: filepath.Join(dir, "programs"), arch: arch}, err
 }
 
 // compile adds one of this tree's programs to t.
 func (c *contents) compile(ctx context.Context, t tree, as string, mode int64, name string) error {
 	program := filepath.Join(c.programs, name)
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "crisp/hack/images/programs/"+name)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+c.arch)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("compile %s: %w: %s", name, err, out)
 	}
@@ -101,7 +103,8 @@ func (c *contents) base(ctx context.Context) (tree, error) {
 		return nil, err
 	}
 
-	out, err := exec.CommandContext(ctx, busybox, "--list").Output()
+	list := append(c.emulator(), busybox, "--list")
+	out, err := exec.CommandContext(ctx, list[0], list[1:]...).Output()
 	if err != nil {
 		return nil, fmt.Errorf("list the commands of busybox: %w", err)
 	}
@@ -111,6 +114,14 @@ func (c *contents) base(ctx context.Context) (tree, error) {
 	}
 	t.symlink("/usr/bin/env", "../../bin/env")
 	return t, nil
+}
+
+// emulator begins a command line that runs a program of the packages.
+func (c *contents) emulator() []string {
+	if c.arch == runtime.GOARCH {
+		return nil
+	}
+	return []string{map[string]string{"amd64": "qemu-x86_64-static", "arm64": "qemu-aarch64-static"}[c.arch], "-L", c.packages.root}
 }
 
 // nginx is the web server on top of base.

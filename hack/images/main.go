@@ -24,10 +24,11 @@ func main() {
 	cache := flag.String("cache", ".cache", "the `directory` to build in")
 	only := flag.String("only", "", "build nothing but the image of this `name`")
 	storage := flag.String("storage", "images", "the `directory` of the cache that gets the storage")
+	arch := flag.String("arch", runtime.GOARCH, "the `architecture` of the images")
 	flag.Parse()
 	dir, err := filepath.Abs(*cache)
 	if err == nil {
-		err = build(context.Background(), dir, *storage, *only)
+		err = build(context.Background(), dir, *storage, *arch, *only)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "images:", err)
@@ -37,14 +38,14 @@ func main() {
 
 // build creates the storage in a new directory and renames it into place, so
 // that an existing storage is complete.
-func build(ctx context.Context, cache, name, only string) error {
+func build(ctx context.Context, cache, name, arch, only string) error {
 	dir := filepath.Join(cache, name)
 	kube := findKubernetes(cache)
 	if only != "" {
 		kube = kubernetes{} // none of its images is requested
 	}
 
-	stamp, err := stamp(kube, only)
+	stamp, err := stamp(kube, arch, only)
 	if err != nil {
 		return err
 	}
@@ -59,7 +60,7 @@ func build(ctx context.Context, cache, name, only string) error {
 		return err
 	}
 
-	c, err := openContents(filepath.Join(cache, "images"))
+	c, err := openContents(filepath.Join(cache, "images"), arch)
 	if err != nil {
 		return err
 	}
@@ -91,7 +92,7 @@ func publishAll(ctx context.Context, c *contents, kube kubernetes, to storage, o
 
 	for _, r := range recipes {
 		fmt.Println("image", r.names[0])
-		if err := publish(to, r); err != nil {
+		if err := publish(to, r, c.arch); err != nil {
 			return err
 		}
 	}
@@ -105,7 +106,7 @@ func publishAll(ctx context.Context, c *contents, kube kubernetes, to storage, o
 var sources embed.FS
 
 // stamp identifies a state of the sources.
-func stamp(kube kubernetes, only string) (string, error) {
+func stamp(kube kubernetes, arch, only string) (string, error) {
 	programs, err := kube.stamp()
 	if err != nil {
 		return "", err
@@ -121,5 +122,5 @@ func stamp(kube kubernetes, only string) (string, error) {
 		return err
 	})
 
-	return runtime.GOARCH + " " + hex.EncodeToString(sum.Sum(nil)) + " " + programs + only, err
+	return arch + " " + hex.EncodeToString(sum.Sum(nil)) + " " + programs + only, err
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -18,18 +19,48 @@ import (
 type packages struct {
 	debs, root string
 	unpacked   map[string]bool
+	// apt are arguments for apt's programs.
+	apt []string
 	// updated is set once the lists of packages were fetched.
 	updated bool
 }
 
-func openPackages(dir string) (*packages, error) {
+// openPackages opens or creates a directory for packages of an architecture.
+func openPackages(dir, arch string) (*packages, error) {
 	p := &packages{debs: filepath.Join(dir, "debs"), root: filepath.Join(dir, "root"), unpacked: map[string]bool{}}
 	for _, d := range []string{p.debs, p.root} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
 		}
 	}
-	return p, nil
+
+	if arch == runtime.GOARCH {
+		return p, nil
+	}
+	var err error
+	p.apt, err = foreignLists(filepath.Join(dir, "apt"), arch)
+	return p, err
+}
+
+// foreignLists keeps lists of the packages of another architecture in dir, and
+// returns the arguments to use them: the machine's own stay as they are.
+func foreignLists(dir, arch string) ([]string, error) {
+	state := filepath.Join(dir, "state")
+	for _, d := range []string{filepath.Join(state, "lists", "partial"), filepath.Join(dir, "cache", "archives", "partial")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+
+	status := filepath.Join(state, "status")
+	if err := os.WriteFile(status, nil, 0o644); err != nil {
+		return nil, err
+	}
+
+	return []string{
+		"-o", "APT::Architecture=" + arch, "-o", "APT::Architectures=" + arch,
+		"-o", "Dir::State=" + state, "-o", "Dir::State::status=" + status, "-o", "Dir::Cache=" + filepath.Join(dir, "cache"),
+	}, nil
 }
 
 // add downloads and unpacks packages and the libraries they depend on, and so on.
@@ -53,7 +84,7 @@ func (p *packages) add(ctx context.Context, names ...string) error {
 		}
 
 		var err error
-		if names, err = libraryDependencies(ctx, names); err != nil {
+		if names, err = p.libraryDependencies(ctx, names); err != nil {
 			return err
 		}
 	}
@@ -101,13 +132,14 @@ func (p *packages) unpack(ctx context.Context, name string) error {
 // opening its cache. If that fails it updates the package lists first: a fresh
 // machine has none, and old ones refer to versions that no longer exist.
 func (p *packages) download(ctx context.Context, names []string) error {
-	get := append([]string{"-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download"}, names...)
+	get := slices.Concat(p.apt, []string{"-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download"}, names)
 	err := run(ctx, p.debs, "apt-get", get...)
 	if err == nil || p.updated {
 		return err
 	}
 	p.updated = true
-	if update := run(ctx, "", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", "update"); update != nil {
+	lists := append(slices.Clone(p.apt), "-q", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", "update")
+	if update := run(ctx, "", "apt-get", lists...); update != nil {
 		return fmt.Errorf("%w; and its lists cannot be brought up to date, which takes root: %w", err, update)
 	}
 	return run(ctx, p.debs, "apt-get", get...)
@@ -116,8 +148,8 @@ func (p *packages) download(ctx context.Context, names []string) error {
 // libraryDependencies lists the packages that the given ones depend on and that
 // contain libraries, judging by their names. All are queried by one call:
 // apt-cache spends most of its time opening its cache.
-func libraryDependencies(ctx context.Context, names []string) ([]string, error) {
-	args := append([]string{"depends", "--important"}, names...)
+func (p *packages) libraryDependencies(ctx context.Context, names []string) ([]string, error) {
+	args := slices.Concat(p.apt, []string{"depends", "--important"}, names)
 	out, err := exec.CommandContext(ctx, "apt-cache", args...).Output()
 	if err != nil {
 		return nil, fmt.Errorf("list dependencies of packages %s: %w", strings.Join(names, " "), err)

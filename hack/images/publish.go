@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"runtime"
 	"slices"
 
 	"github.com/google/go-containerregistry/pkg/compression"
@@ -12,16 +11,17 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// publish builds the image of a recipe and stores it under all its names.
-func publish(to storage, r recipe) error {
-	image, err := r.image(runtime.GOARCH)
+// publish builds the image of a recipe, for an architecture, and stores it under
+// all its names.
+func publish(to storage, r recipe, arch string) error {
+	image, err := r.image(arch)
 	if err != nil {
 		return fmt.Errorf("build %s: %w", r.names[0], err)
 	}
 
 	var content manifest = image
 	if r.form != ociZstd {
-		if content, err = r.index(image); err != nil {
+		if content, err = r.index(image, arch); err != nil {
 			return fmt.Errorf("build %s: %w", r.names[0], err)
 		}
 	}
@@ -80,24 +80,24 @@ func (r recipe) image(arch string) (v1.Image, error) {
 
 // index lists the image among those of other platforms, which come first and
 // cannot run here: a client that takes the first entry fails.
-func (r recipe) index(image v1.Image) (v1.ImageIndex, error) {
+func (r recipe) index(image v1.Image, arch string) (v1.ImageIndex, error) {
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	if r.form == dockerList {
 		index = mutate.IndexMediaType(empty.Index, types.DockerManifestList)
 	}
 
-	others := slices.DeleteFunc([]string{"amd64", "arm64", "s390x"}, func(a string) bool { return a == runtime.GOARCH })
-	for _, arch := range others {
+	others := slices.DeleteFunc([]string{"amd64", "arm64", "s390x"}, func(a string) bool { return a == arch })
+	for _, other := range others {
 		foreign := r
-		foreign.layers = []*part{marker("not-for-this-machine-" + arch)}
-		other, err := foreign.image(arch)
+		foreign.layers = []*part{marker("not-for-this-machine-" + other)}
+		image, err := foreign.image(other)
 		if err != nil {
 			return nil, err
 		}
-		index = appendFor(index, other, arch)
+		index = appendFor(index, image, other)
 	}
 
-	return appendFor(index, image, runtime.GOARCH), nil
+	return appendFor(index, image, arch), nil
 }
 
 func appendFor(index v1.ImageIndex, image v1.Image, arch string) v1.ImageIndex {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"runtime"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -65,7 +64,7 @@ func (c *contents) recipes(ctx context.Context, kube kubernetes) ([]recipe, erro
 	all := []recipe{
 		{[]string{e2e + "busybox:1.29-2", "library/busybox:latest"}, layers(base), busybox, ociIndex},
 		{[]string{e2e + "nginx:1.14-2"}, layers(base, nginx(80)), web, dockerList},
-		{[]string{stage + "hostnet-nginx-" + runtime.GOARCH + ":latest"}, layers(base, nginx(12003)), web, dockerList},
+		{[]string{stage + "hostnet-nginx-" + c.arch + ":latest"}, layers(base, nginx(12003)), web, dockerList},
 		{[]string{e2e + "httpd:2.4.39-4"}, layers(base, httpd), run("httpd-foreground"), ociZstd},
 		{[]string{e2e + "nonewprivs:1.3"}, layers(nonewprivs), v1.Config{Entrypoint: []string{"/nonewprivs"}}, dockerList},
 		{[]string{e2e + "resident:1"}, layers(base, program(c.resident)), run("/resident", "watch"), ociIndex},
