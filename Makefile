@@ -14,6 +14,7 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 # The timestamp of packed files, for reproducible packages.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 CACHE := .cache
+BIN := bin
 export CGO_ENABLED := 0
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
@@ -32,7 +33,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build bin/crisp and bin/crisp-keeper, static
-	$(COMPILE) -ldflags "$(LDFLAGS)" -o bin/ ./cmd/crisp ./cmd/crisp-keeper
+	$(COMPILE) -ldflags "$(LDFLAGS)" -o $(BIN)/ ./cmd/crisp ./cmd/crisp-keeper
 
 .PHONY: install
 install: build ## install the programs below $(DESTDIR)$(PREFIX)
@@ -43,8 +44,8 @@ PACKAGES := $(CACHE)/packages
 
 .PHONY: deb
 deb: build ## build a Debian package for this machine, bin/crisp_*.deb
-	@rm -f bin/crisp_*.deb
-	hack/package/deb/build "$(VERSION)" $$($(GO) env GOARCH) bin bin
+	@rm -f $(BIN)/crisp_*.deb
+	hack/package/deb/build "$(VERSION)" $$($(GO) env GOARCH) $(BIN) $(BIN)
 
 .PHONY: packages
 packages: $(ARCHES:%=package-%) ## build deb, rpm and tarball for amd64 and arm64 in dist
@@ -190,7 +191,8 @@ soak: $(LAB) images ## create and remove 300 pods (ARGS="-pods 2000") under kill
 node: build $(LAB) programs ## test a Kubernetes node with crisp, a quarter of an hour
 	$(CACHE)/bin/suite -totals "$(TOTALS)" node
 
-VM := build $(CACHE)/bin/crictl $(CACHE)/bin/critest $(CACHE)/bin/registry $(PLUGINS) images programs
+GUEST := build $(CACHE)/bin/crictl $(CACHE)/bin/critest $(CACHE)/bin/registry $(PLUGINS) images
+VM := $(GUEST) programs
 
 .PHONY: vm
 vm: $(VM) ## boot Debian 13 with crisp and open a login shell
@@ -199,6 +201,20 @@ vm: $(VM) ## boot Debian 13 with crisp and open a login shell
 .PHONY: vm-test
 vm-test: $(VM) deb ## run tests and critest on Debian 13 (ARGS="-release bookworm" or sid): systemd, cgroup v2, AppArmor, SELinux
 	$(CACHE)/bin/vm -totals "$(TOTALS)" $(ARGS)
+
+.PHONY: guest
+guest: $(GUEST) deb # what runs in a machine
+	$(COMPILE) -o $(CACHE)/bin/ ./hack/suite ./test/conformance
+
+# What runs in a machine of another architecture is built into a directory of
+# its own, by the same targets.
+OTHER = $(MAKE) --no-print-directory GOARCH=$(1) CACHE=$(CACHE)/$(1) BIN=$(CACHE)/$(1)/programs VERSION="$(VERSION)"
+
+.PHONY: vm-test-arm64
+vm-test-arm64: ## run the same on arm64, emulated (ARGS="-only runtime/spawn")
+	$(call OTHER,arm64) guest
+	$(COMPILE) -o $(CACHE)/bin/ ./hack/vm
+	$(CACHE)/bin/vm -arch arm64 -totals "$(TOTALS)" $(ARGS)
 
 .PHONY: vm-node
 vm-node: kubernetes $(VM) ## test a Kubernetes node on Debian 13, with either cgroup driver
@@ -224,7 +240,7 @@ programs: # programs that run tests
 
 .PHONY: images
 images: ## build the images that tests pull
-	$(GO) run -trimpath ./hack/images
+	GOARCH= $(GO) run -trimpath ./hack/images -cache $(CACHE) -arch $$($(GO) env GOARCH)
 
 .PHONY: demo-image
 demo-image: # the image that the demo pulls

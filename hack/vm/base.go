@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"embed"
@@ -17,7 +18,7 @@ import (
 // packages are installed in addition to Debian's essential ones. The
 // kernel for clouds has the drivers for its disks built in and so boots
 // without an initramfs; the tool to build one is a dependency.
-const packages = "linux-image-cloud-amd64 tiny-initramfs systemd-sysv dbus udev kmod apparmor " +
+const packages = "linux-image-cloud-%s tiny-initramfs systemd-sysv dbus udev kmod apparmor " +
 	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login sudo busybox ca-certificates less"
 
 // selinuxPackages are what a release that boots with SELinux has besides.
@@ -56,11 +57,21 @@ func findRelease(name string) (release, error) {
 	return release{}, fmt.Errorf("no release %q, there are %s", name, strings.Join(names, ", "))
 }
 
-func (r release) packages() string {
+// packages are what is installed on the release's disk.
+func (r release) packages(a arch) string {
+	list := fmt.Sprintf(packages, a.name)
 	if r.selinux {
-		return packages + selinuxPackages
+		return list + selinuxPackages
 	}
-	return packages
+	return list
+}
+
+// disk begins the names of the release's disks.
+func (r release) disk(a arch) string {
+	if a.foreign() {
+		return a.name + "-" + r.name + "-"
+	}
+	return r.name + "-"
 }
 
 // policyFile, below the checkout, is the SELinux module of the Debian package.
@@ -82,13 +93,13 @@ func makeBase(ctx context.Context, o options, r release) (baseDisk, error) {
 		return baseDisk{}, err
 	}
 
-	key, err := baseKey(r, policy)
+	key, err := baseKey(o.arch, r, policy)
 	if err != nil {
 		return baseDisk{}, err
 	}
 
 	parent := filepath.Join(o.cache, "vm")
-	dir := filepath.Join(parent, r.name+"-"+key)
+	dir := filepath.Join(parent, r.disk(o.arch)+key)
 	base := baseDisk{image: filepath.Join(dir, "root.img"), kernel: filepath.Join(dir, "vmlinuz")}
 	if _, err := os.Stat(dir); err == nil {
 		return base, nil
@@ -97,9 +108,9 @@ func makeBase(ctx context.Context, o options, r release) (baseDisk, error) {
 	if os.Geteuid() != 0 {
 		return base, errors.New("the files belong to root: run as root")
 	}
-	fmt.Println("vm: installing Debian", r.name, "on a new disk; this takes some minutes, once")
+	fmt.Printf("vm: installing Debian %s (%s) on a new disk; this takes some minutes, once\n", r.name, o.arch.name)
 
-	old, err := filepath.Glob(filepath.Join(parent, r.name+"-*"))
+	old, err := filepath.Glob(filepath.Join(parent, r.disk(o.arch)+"*"))
 	if err != nil {
 		return base, err
 	}
@@ -119,29 +130,16 @@ func makeBase(ctx context.Context, o options, r release) (baseDisk, error) {
 	}
 	defer os.RemoveAll(fresh)
 
-	if err := install(ctx, fresh, o.mirror, r, policy); err != nil {
+	if err := install(ctx, fresh, o, r, policy); err != nil {
 		return base, err
 	}
 	return base, os.Rename(fresh, dir)
 }
 
 // install creates root.img and vmlinuz in dir.
-func install(ctx context.Context, dir, mirror string, r release, policy []byte) error {
+func install(ctx context.Context, dir string, o options, r release, policy []byte) error {
 	files, tree := filepath.Join(dir, "guest"), filepath.Join(dir, "tree")
-	sub, err := fs.Sub(guest, "guest")
-	if err != nil {
-		return err
-	}
-
-	if err := os.CopyFS(files, sub); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(files, filepath.Base(policyFile)), policy, 0o644); err != nil {
-		return err
-	}
-
-	setup := filepath.Join(files, "setup")
-	if err := os.Chmod(setup, 0o755); err != nil {
+	if err := writeGuest(files, o.arch, policy); err != nil {
 		return err
 	}
 
@@ -149,14 +147,18 @@ func install(ctx context.Context, dir, mirror string, r release, policy []byte) 
 	if r.expires {
 		validity = "false"
 	}
-	err = command(ctx, "", "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
-		"--include="+strings.ReplaceAll(r.packages(), " ", ","),
+	bootstrap, err := o.arch.install(ctx, "mmdebstrap", "--architectures="+o.arch.name, "--skip=check/qemu",
+		"--mode=root", "--variant=minbase", "--format=directory",
+		"--include="+strings.ReplaceAll(r.packages(o.arch), " ", ","),
 		`--aptopt=Acquire::Retries "3"`,
 		fmt.Sprintf("--aptopt=Acquire::Check-Valid-Until %q", validity),
 		"--skip=cleanup/reproducible", // it would recreate files that are already labelled
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-		"--customize-hook="+setup, r.name, tree, mirror)
+		"--customize-hook="+filepath.Join(files, "setup"), r.name, tree, o.mirror)
 	if err != nil {
+		return err
+	}
+	if err := output(bootstrap); err != nil {
 		return err
 	}
 
@@ -178,6 +180,28 @@ func install(ctx context.Context, dir, mirror string, r release, policy []byte) 
 	return errors.Join(os.RemoveAll(tree), os.RemoveAll(files))
 }
 
+// writeGuest creates a directory with the files of the machine, and its policy.
+func writeGuest(dir string, a arch, policy []byte) error {
+	sub, err := fs.Sub(guest, "guest")
+	if err != nil {
+		return err
+	}
+	if err := os.CopyFS(dir, sub); err != nil {
+		return err
+	}
+
+	unit := filepath.Join(dir, "crisp-tests.service")
+	text, err := os.ReadFile(unit)
+	if err != nil {
+		return err
+	}
+	text = bytes.ReplaceAll(text, []byte("/dev/ttyS1\n"), []byte("/dev/"+a.tests+"\n"))
+
+	return errors.Join(os.WriteFile(unit, text, 0o644),
+		os.WriteFile(filepath.Join(dir, filepath.Base(policyFile)), policy, 0o644),
+		os.Chmod(filepath.Join(dir, "setup"), 0o755))
+}
+
 // makeExt4 creates a file system with the files of a directory, without
 // mounting it.
 func makeExt4(ctx context.Context, dir, image, size string) error {
@@ -185,9 +209,9 @@ func makeExt4(ctx context.Context, dir, image, size string) error {
 }
 
 // baseKey identifies the content of the disk.
-func baseKey(r release, policy []byte) (string, error) {
+func baseKey(a arch, r release, policy []byte) (string, error) {
 	sum := sha256.New()
-	fmt.Fprintf(sum, "%s %s\n%s", r.name, r.packages(), policy)
+	fmt.Fprintf(sum, "%s %s\n%s", r.name, r.packages(a), policy)
 	err := fs.WalkDir(guest, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -208,7 +232,7 @@ func need(programs ...string) error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("%s is missing: apt-get install --no-install-recommends qemu-system-x86 mmdebstrap e2fsprogs", strings.Join(missing, ", "))
+		return fmt.Errorf("%s is missing: apt-get install --no-install-recommends qemu-system-x86 qemu-system-arm qemu-user-static mmdebstrap e2fsprogs", strings.Join(missing, ", "))
 	}
 	return nil
 }
@@ -216,12 +240,15 @@ func need(programs ...string) error {
 // command runs a program; its error includes the end of the output.
 func command(ctx context.Context, dir, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
-	// The machine's tests are as static as the programs: a child cannot give up a
-	// libc's memory.
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Dir = dir
+	return output(cmd)
+}
+
+// output runs a command; its error includes the end of the output.
+func output(cmd *exec.Cmd) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		const most = 2000
-		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out[max(0, len(out)-most):])))
+		return fmt.Errorf("%s: %w: %s", cmd.Args[0], err, strings.TrimSpace(string(out[max(0, len(out)-most):])))
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 	}
 
 	for _, name := range content {
-		if err := link(filepath.Join(checkout, name), filepath.Join(dir, name)); err != nil {
+		if err := link(filepath.Join(checkout, source(o.arch, name)), filepath.Join(dir, name)); err != nil {
 			return "", err
 		}
 	}
@@ -50,6 +50,22 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 	}
 
 	return image, makeExt4(ctx, dir, image, "4G")
+}
+
+// source is where a file or directory of the machine's checkout comes from.
+// What was built for another architecture has a directory of its own, laid out
+// as the cache.
+func source(a arch, name string) string {
+	if !a.foreign() {
+		return name
+	}
+	if name == "bin" {
+		return filepath.Join(".cache", a.name, "programs")
+	}
+	if rest, ok := strings.CutPrefix(name, ".cache/"); ok {
+		return filepath.Join(".cache", a.name, rest)
+	}
+	return name
 }
 
 // environment is the tests' environment, for systemd, which takes a value
@@ -112,19 +128,26 @@ func compile(ctx context.Context, checkout, dir string, o options) error {
 		args = append(args, "./"+t+"/...")
 	}
 
-	list := exec.CommandContext(ctx, "go", args...)
-	list.Dir = checkout
-	out, err := list.Output()
+	out, err := o.goCommand(ctx, checkout, args...).Output()
 	if err != nil {
 		return fmt.Errorf("list packages: %w", err)
 	}
 
 	for line := range strings.Lines(string(out)) {
 		rel := strings.TrimPrefix(strings.TrimSpace(line), "crisp/")
-		if err := command(ctx, checkout, "go", "test", "-c", tags, "-ldflags=-s -w", "-o", filepath.Join(dir, rel, "compiled.test"), "./"+rel); err != nil {
+		test := o.goCommand(ctx, checkout, "test", "-c", tags, "-ldflags=-s -w", "-o", filepath.Join(dir, rel, "compiled.test"), "./"+rel)
+		if err := output(test); err != nil {
 			return fmt.Errorf("compile the tests of %s: %w", rel, err)
 		}
 	}
 
-	return command(ctx, checkout, "go", "build", "-o", filepath.Join(dir, ".cache", "bin", "test2json"), "cmd/test2json")
+	return output(o.goCommand(ctx, checkout, "build", "-o", filepath.Join(dir, ".cache", "bin", "test2json"), "cmd/test2json"))
+}
+
+// goCommand is a command of Go for the machine, not yet started. The machine's
+// tests are as static as the programs: a child cannot give up a libc's memory.
+func (o options) goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+o.arch.name)
+	return cmd
 }

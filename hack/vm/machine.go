@@ -52,7 +52,7 @@ type machine struct {
 	options     options
 }
 
-const kernelArgs = "root=/dev/nvme0n1 rw console=ttyS0 panic=-1 mitigations=off tsc=reliable no_timer_check loglevel=4 " +
+const kernelArgs = "root=/dev/nvme0n1 rw panic=-1 mitigations=off loglevel=4 " +
 	"systemd.show_status=false systemd.service_watchdogs=false rcupdate.rcu_expedited=1"
 
 // The kernel's command line for either kind of machine. SELinux denials are in
@@ -70,11 +70,12 @@ type disk struct{ serial, options string }
 // the order of detection, which varies: so that disk is of another type, and
 // the others are identified by their serial numbers.
 func (m machine) qemu(kernel string, disks ...disk) []string {
-	args := strings.Fields("-M q35 -smp 2 -m 4G -nodefaults -no-user-config -display none -no-reboot " + m.accelerator.args)
+	arch := m.options.arch
+	args := strings.Fields(arch.machine + " -smp 2 -m 4G -nodefaults -no-user-config -display none -no-reboot " + m.accelerator.args)
 	if m.options.cgroup1 {
 		kernel += " " + m.release.cgroup1
 	}
-	args = append(args, "-kernel", m.base.kernel, "-append", kernelArgs+" "+kernel,
+	args = append(args, "-kernel", m.base.kernel, "-append", strings.Join([]string{kernelArgs, "console=" + arch.console, arch.kernel, kernel}, " "),
 		"-device", "virtio-rng-pci", "-drive", "if=none,id=debian,format=raw,"+forget(m.base.image), "-device", "nvme,serial=debian,drive=debian")
 	for _, d := range disks {
 		args = append(args, "-drive", fmt.Sprintf("if=none,id=%s,format=raw,%s", d.serial, d.options),
@@ -93,8 +94,8 @@ func (m machine) shell(ctx context.Context) error {
 	if m.options.selinux {
 		kernel = selinuxArgs
 	}
-	args := append(m.qemu("systemd.wants=serial-getty@ttyS0.service "+kernel, disk{"checkout", forget(m.tests)}), "-serial", "mon:stdio")
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	args := append(m.qemu("systemd.wants=serial-getty@"+m.options.arch.console+".service "+kernel, disk{"checkout", forget(m.tests)}), "-serial", "mon:stdio")
+	cmd := exec.CommandContext(ctx, m.options.arch.emulator, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return cmd.Run()
 }
@@ -139,11 +140,12 @@ func (m machine) boot(ctx context.Context, boot int, reports, kernel string, out
 	console := filepath.Join(reports, consoleName(boot))
 	args := append(m.qemu("systemd.wants=crisp-tests.service "+kernel,
 		disk{"checkout", forget(m.tests)}, disk{"reports", "cache=unsafe,file=" + archive}),
-		"-serial", "file:"+console, "-serial", "stdio")
+		"-serial", "file:"+console)
+	args = append(args, strings.Fields(m.options.arch.port)...)
 
 	fmt.Fprintf(out, "vm: booting with %s; the console is in %s\n", m.accelerator.name, console)
 	began := time.Now()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	cmd := exec.CommandContext(ctx, m.options.arch.emulator, args...)
 	tests := &noting{to: out}
 	cmd.Stdout, cmd.Stderr = tests, os.Stderr
 

@@ -6,7 +6,8 @@
 // a name that identifies its content. The second has the checkout with its
 // programs and compiled tests, and is created each time. To the third the
 // machine writes an archive of its reports. Writes to the first two are
-// discarded.
+// discarded. With -arch the machine has another architecture: its programs and
+// tests are compiled for that, from a cache of its own.
 package main
 
 import (
@@ -17,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -31,6 +33,7 @@ type options struct {
 	selinux bool
 	node    bool
 	release string
+	arch    arch
 	cgroup1 bool
 	only    string
 	mirror  string
@@ -45,6 +48,7 @@ type options struct {
 
 func main() {
 	var o options
+	architecture := flag.String("arch", runtime.GOARCH, "boot a machine of this `architecture`: amd64 or arm64")
 	flag.BoolVar(&o.shell, "shell", false, "boot to a login shell on this terminal; ctrl-a x stops the machine")
 	flag.StringVar(&o.only, "only", "", "run only the suites whose name matches this `pattern`")
 	flag.BoolVar(&o.long, "long", false, "also run long tests")
@@ -62,7 +66,13 @@ func main() {
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	total, err := run(ctx, o)
+	var total tally.Tally
+	var err error
+	if o.arch, err = findArch(*architecture); err != nil {
+		err = fmt.Errorf("-arch: %w", err)
+	} else {
+		total, err = run(ctx, o)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vm:", err)
@@ -98,7 +108,7 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 		return t, fmt.Errorf("-only: %q contains a quote or a newline, which no suite's name has", o.only)
 	}
 
-	if err := need("qemu-system-x86_64", "mmdebstrap", "mke2fs"); err != nil {
+	if err := need(o.arch.programs()...); err != nil {
 		return t, err
 	}
 	if o.cache, err = filepath.Abs(o.cache); err != nil {
@@ -109,6 +119,7 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	if err != nil {
 		return t, fmt.Errorf("-release: %w", err)
 	}
+	r.selinux = r.selinux && o.arch.selinux
 	if o.cgroup1 && r.cgroup1 == "" {
 		return t, fmt.Errorf("-cgroup1: %s is not set up for version 1", r.name)
 	}
@@ -121,7 +132,7 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 		return t, fmt.Errorf("create the disk with Debian: %w", err)
 	}
 
-	a := accelerator()
+	a := o.arch.accelerator()
 	if o.scale == 0 {
 		o.scale = a.scale
 	}
