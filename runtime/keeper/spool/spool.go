@@ -36,11 +36,16 @@ const (
 	ReadSize = 32 << 10
 	// base is where the bytes begin, behind the header.
 	base = 64
-	// pageSize is what an idle spool keeps.
-	pageSize = 4096
 	// maxSize bounds the address space of a spool.
 	maxSize = 64 << 20
 )
+
+// pageSize is what an idle spool keeps: the unit in which the kernel frees
+// memory, 4 KiB, or up to 64 KiB on arm64.
+func pageSize() int64 { return int64(os.Getpagesize()) }
+
+// pages rounds a size up to whole pages.
+func pages(n int64) int64 { return (n + pageSize() - 1) &^ (pageSize() - 1) }
 
 // ErrInvalid is a file that is not a spool.
 var ErrInvalid = errors.New("not a spool")
@@ -80,7 +85,7 @@ func Create(maxLine int) (*os.File, error) {
 
 	f := os.NewFile(uintptr(fd), "spool")
 	// Room for an unfinished line, its copy at the front, and one read.
-	size := (base + 2*int64(maxLine) + ReadSize + pageSize) &^ (pageSize - 1)
+	size := pages(base + 2*int64(maxLine) + ReadSize)
 	if err := unix.Ftruncate(fd, size); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("size spool: %w", err)
@@ -265,14 +270,14 @@ func (s *Spool) Advance(n int) { s.start += int64(n) }
 
 // Trim frees memory that the held bytes do not need.
 func (s *Spool) Trim() error {
-	if s.high <= pageSize {
+	if !s.Bulky() {
 		return nil
 	}
 	if err := s.compact(); err != nil {
 		return err
 	}
 
-	from := (s.pos + pageSize - 1) &^ (pageSize - 1)
+	from := pages(s.pos)
 	if from >= s.high {
 		return nil
 	}
@@ -285,4 +290,4 @@ func (s *Spool) Trim() error {
 }
 
 // Bulky reports whether Trim may free memory.
-func (s *Spool) Bulky() bool { return s.high > pageSize }
+func (s *Spool) Bulky() bool { return s.high > pageSize() }

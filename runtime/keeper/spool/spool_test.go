@@ -263,7 +263,7 @@ func TestTrimGivesMemoryBack(t *testing.T) {
 	}
 
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Blocks*512 > pageSize {
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Blocks*512 > pageSize() {
 		t.Errorf("%d bytes left, error %v", st.Blocks*512, err)
 	}
 	if held := s.Held(); !bytes.Equal(held, make([]byte, 30)) {
