@@ -127,8 +127,8 @@ func TestReadonlyFileSystemsAreFilledFirst(t *testing.T) {
 
 func TestPathsGivenTwiceAreCoveredOnce(t *testing.T) {
 	b := newLab(t)
-	s := bundleIn(t, `for p in /proc/keys /proc/acpi /proc/sys; do grep -c " $p " /proc/mounts; done`)
-	s.Linux.MaskedPaths = []string{"/proc/keys", "/proc/keys", "/proc/./keys", "/proc/acpi/", "/proc/acpi", "/nothing"}
+	s := bundleIn(t, `for p in /proc/keys /proc/driver /proc/sys; do grep -c " $p " /proc/mounts; done`)
+	s.Linux.MaskedPaths = []string{"/proc/keys", "/proc/keys", "/proc/./keys", "/proc/driver/", "/proc/driver", "/nothing"}
 	s.Linux.ReadonlyPaths = []string{"/proc/sys", "/proc/sys/", "/proc/../proc/sys", "/nothing"}
 	if got := b.bundle(s); got != "1\n1\n1\n" {
 		t.Errorf("counts are %q", got)

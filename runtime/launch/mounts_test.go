@@ -237,8 +237,8 @@ func TestMaskedPaths(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newLab(t)
 			b.sandbox(o)
-			s := b.spec("stat -c '%F %t:%T' /proc/keys /proc/interrupts /secret; ls -A /proc/acpi /sys/firmware /hidden | grep -v :; touch /hidden/x 2>&1 | sed 's/.*: //'; echo y >/secret; cat /secret")
-			s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/secret", "/hidden", "/not/there", "/secret/below")
+			s := b.spec("stat -c '%F %t:%T' /proc/keys /proc/interrupts /secret; ls -A /proc/driver /sys/firmware /hidden | grep -v :; touch /hidden/x 2>&1 | sed 's/.*: //'; echo y >/secret; cat /secret")
+			s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/proc/driver", "/secret", "/hidden", "/not/there", "/secret/below")
 
 			root := b.rootfs(func(upper string) {
 				write(t, filepath.Join(upper, "secret"), "secret")

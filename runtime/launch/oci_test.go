@@ -31,7 +31,7 @@ func TestContainerWithoutPod(t *testing.T) {
 	for name, own := range map[string]bool{"host ids": false, "own ids": true} {
 		t.Run(name, func(t *testing.T) {
 			b := newLab(t)
-			s := bundleSpec(t, "hostname; echo $$; ls /sys/class/net; ifconfig lo | grep -c 127.0.0.1; cat /proc/sys/net/ipv4/ip_forward; ls -A /proc/acpi; wc -l </proc/self/uid_map; touch /dev/shm/x && echo shm; id -u")
+			s := bundleSpec(t, "hostname; echo $$; ls /sys/class/net; ifconfig lo | grep -c 127.0.0.1; cat /proc/sys/net/ipv4/ip_forward; ls -A /sys/firmware; wc -l </proc/self/uid_map; touch /dev/shm/x && echo shm; id -u")
 			s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"}
 			if own {
 				setNamespace(s, specs.UserNamespace, "")
