@@ -31,6 +31,7 @@ type start struct {
 	entry   *entry
 	procs   []*proc // those of the plan; the last runs it
 	gates   int     // gates passed
+	asked   int     // the step of the last gate at which the daemon was asked, -1 before
 
 	answer chan bool // the reply to Waiting
 
@@ -40,7 +41,7 @@ type start struct {
 }
 
 func newStart(s *session, seq uint32, m wire.Start, files wire.Files) *start {
-	return &start{s: s, k: s.k, seq: seq, msg: m, files: files, answer: make(chan bool, 1)}
+	return &start{s: s, k: s.k, seq: seq, msg: m, files: files, asked: -1, answer: make(chan bool, 1)}
 }
 
 // decide lets the child proceed from its first gate, or cancels the start.
@@ -340,16 +341,19 @@ func (st *start) passed(fd int) error {
 func (st *start) waiting(step int) (held bool, err error) {
 	st.gates++
 	pid := st.procs[len(st.procs)-1].pid
-	if st.gates == 1 && st.msg.Gate {
-		st.s.send(st.seq, wire.Waiting{Pid: int64(pid)}, nil)
-		select {
-		case ok := <-st.answer:
-			if !ok {
-				return false, fmt.Errorf("%s: %w", st.plan.Name, wire.ErrCanceled)
-			}
-		case <-st.s.ended:
-			return false, fmt.Errorf("%s: %w: daemon disconnected", st.plan.Name, wire.ErrCanceled)
-		}
+	switch asks := st.plan.Steps[step].Asks(); {
+	case asks && step <= st.asked: // no child that is in order goes back
+		return false, fmt.Errorf("%s: %w: step %d again", st.plan.Name, spawn.ErrReport, step)
+	case asks:
+		st.asked = step
+		var child wire.Files
+		child.Add(wire.PidFD, st.procs[len(st.procs)-1].pidfd)
+		err = st.ask(wire.Waiting{Pid: int64(pid), Asks: true, Step: int64(step)}, child)
+	case st.gates == 1 && st.msg.Gate:
+		err = st.ask(wire.Waiting{Pid: int64(pid)}, nil)
+	}
+	if err != nil {
+		return false, err
 	}
 	if st.msg.Hold && step == lastGate(st.plan) {
 		list, err := namespacesOf(pid)
@@ -363,6 +367,20 @@ func (st *start) waiting(step int) (held bool, err error) {
 	}
 
 	return false, st.child.Release()
+}
+
+// ask waits until the daemon lets a child continue.
+func (st *start) ask(m wire.Waiting, child wire.Files) error {
+	st.s.send(st.seq, m, child)
+	select {
+	case ok := <-st.answer:
+		if !ok {
+			return fmt.Errorf("%s: %w", st.plan.Name, wire.ErrCanceled)
+		}
+		return nil
+	case <-st.s.ended:
+		return fmt.Errorf("%s: %w: daemon disconnected", st.plan.Name, wire.ErrCanceled)
+	}
 }
 
 // namespacesOf opens the namespaces of a process that it does not share with this one.

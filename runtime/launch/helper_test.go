@@ -36,9 +36,11 @@ type runner struct {
 	change func(*plan.Plan)
 	// gate, if set, is called at the first gate of a plan whose request has none.
 	gate func(int) error
+	// asked, if set, sees a process that waits for a hook.
+	asked func(client.Waiting)
 }
 
-func (k runner) Start(_ context.Context, r client.Request) (_ *client.Started, err error) {
+func (k runner) Start(ctx context.Context, r client.Request) (_ *client.Started, err error) {
 	if k.change != nil {
 		k.change(r.Plan)
 	}
@@ -66,7 +68,7 @@ func (k runner) Start(_ context.Context, r client.Request) (_ *client.Started, e
 	if r.Gate == nil {
 		r.Gate = k.gate
 	}
-	run := &running{r: r, child: child, pids: []int{child.Pid}, s: &client.Started{StartedAt: time.Now()}}
+	run := &running{k: k, ctx: ctx, r: r, child: child, pids: []int{child.Pid}, s: &client.Started{StartedAt: time.Now()}}
 	defer child.Close()
 
 	if err := run.follow(); err != nil {
@@ -96,6 +98,8 @@ func (k runner) Start(_ context.Context, r client.Request) (_ *client.Started, e
 }
 
 type running struct {
+	k     runner
+	ctx   context.Context
 	r     client.Request
 	child *spawn.Child
 	pids  []int
@@ -125,7 +129,7 @@ func (run *running) follow() error {
 		case spawn.Waiting:
 			run.gates++
 			done, err := run.gate(ev.Step)
-			if err != nil {
+			if err != nil && !run.r.Plan.Steps[ev.Step].Asks() {
 				// The child may have failed meanwhile.
 				var failed *spawn.StepError
 				if _, why := run.child.Next(); errors.As(why, &failed) {
@@ -144,6 +148,19 @@ func (run *running) follow() error {
 
 func (run *running) gate(step int) (done bool, err error) {
 	pid := run.pids[len(run.pids)-1]
+	if run.r.Plan.Steps[step].Asks() {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			return false, err
+		}
+		pidfd := os.NewFile(uintptr(fd), "pidfd")
+		defer pidfd.Close()
+		w := client.Waiting{Step: step, Pid: pid, PidFD: pidfd}
+		if run.k.asked != nil {
+			run.k.asked(w)
+		}
+		return false, run.r.Ask(run.ctx, w)
+	}
 	if run.gates == 1 && run.r.Gate != nil {
 		if err := run.r.Gate(pid); err != nil {
 			return false, err

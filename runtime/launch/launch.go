@@ -132,6 +132,9 @@ func (l *Launcher) container(ctx context.Context, r *Request, o plan.Options) (*
 		in.own(name, f)
 	}
 
+	if err := in.bundle(r.Hooks, &o); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.Name, err)
+	}
 	p, err := in.plan(ctx, r, s, o)
 	if err != nil {
 		return nil, err
@@ -142,7 +145,7 @@ func (l *Launcher) container(ctx context.Context, r *Request, o plan.Options) (*
 	}
 	started, err := l.keeper.Start(ctx, client.Request{
 		ID: r.ID, Kind: client.Container, Plan: p, Files: in.files,
-		Log: r.Log, Terminal: o.Terminal, Keep: r.Keep, Gate: attach(ctx, r.Group),
+		Log: r.Log, Terminal: o.Terminal, Keep: r.Keep, Gate: attach(ctx, r.Group), Ask: l.ask(r, p, s),
 	})
 	if err != nil {
 		return nil, explain(err, p, s.Process, r.Held["rootfs"])

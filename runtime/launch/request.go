@@ -32,6 +32,8 @@ type Request struct {
 	// along with the container.
 	Log  *client.LogConfig
 	Keep []client.Named
+	// Hooks runs the hooks of a container, nil if its spec has none.
+	Hooks *Hooks
 
 	// InPod says that the container is in a pod, whose base mount namespace is
 	// held as "ns/mnt".

@@ -86,7 +86,8 @@ func TestRefusals(t *testing.T) {
 		}, ErrSpec, "tmpcopyup"},
 		{"unknown limit", func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" }, ErrSpec, "RLIMIT_X"},
 		{"soft above hard", func(s *specs.Spec) { s.Process.Rlimits[0].Soft = 1 << 20 }, ErrSpec, "soft RLIMIT_NOFILE"},
-		{"hooks", func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} }, ErrUnsupported, "hooks"},
+		{"hook without a bundle", func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/x"}}} }, ErrSpec, "without a bundle"},
+		{"relative hook", func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "x"}}} }, ErrSpec, "not absolute"},
 		{"host mounts", func(s *specs.Spec) { namespace(s, specs.MountNamespace) }, ErrUnsupported, "mount namespace"},
 		{"namespace twice", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})

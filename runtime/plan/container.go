@@ -23,6 +23,8 @@ type container struct {
 	readonly []string
 	// dev is the kind of /dev.
 	dev devKind
+	// host is the host's file systems, if hooks need them.
+	host Arg
 }
 
 // Container returns the plan that starts a container's first process. A
@@ -49,7 +51,6 @@ func Container(s *specs.Spec, o Options) (*Plan, error) {
 	c.makeWorkingDir()
 	c.maskPaths()
 	c.protectPaths()
-	c.finishReadonly()
 	c.finishRoot()
 	if err := c.execute(); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
@@ -75,6 +76,9 @@ func newContainer(s *specs.Spec, o Options) (*container, error) {
 	}
 
 	c := &container{process: process{builder: newBuilder(o.Name), s: s, p: s.Process, o: o, ns: ns, exposed: ns.exposed()}}
+	if err := c.takeHooks(); err != nil {
+		return nil, err
+	}
 	c.root = c.rootInput()
 	return c, c.check()
 }
@@ -94,8 +98,6 @@ func checkSpec(s *specs.Spec) error {
 		return fmt.Errorf("%w: process, root or linux is missing", ErrSpec)
 	case s.Root.Path == "":
 		return fmt.Errorf("%w: no root path", ErrSpec)
-	case hasHooks(s.Hooks):
-		return fmt.Errorf("%w: hooks", ErrUnsupported)
 	case s.Linux.Personality != nil && s.Linux.Personality.Domain != specs.PerLinux && s.Linux.Personality.Domain != specs.PerLinux32:
 		return fmt.Errorf("%w: personality %q", ErrSpec, s.Linux.Personality.Domain)
 	case s.Linux.Personality != nil && len(s.Linux.Personality.Flags) > 0:
@@ -133,15 +135,6 @@ func checkNamespaces(s *specs.Spec, ns namespaces) error {
 	}
 
 	return nil
-}
-
-func hasHooks(h *specs.Hooks) bool {
-	if h == nil {
-		return false
-	}
-	//lint:ignore SA1019 a spec may still use the old field
-	old := h.Prestart
-	return len(slices.Concat(old, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop)) > 0
 }
 
 // privilegedSetup comes before the process enters any namespace, with all the
@@ -193,19 +186,28 @@ func (c *container) setUpNamespaces() {
 // because only attached mounts can be copied, and beneath, because ".." in the
 // root leads to what is mounted on top of it.
 func (c *container) enterRoot() {
-	c.step("mount root", unix.SYS_MOVE_MOUNT, c.root, str(""), reg(regBase), str(baseRoot), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	if len(c.setup) > 0 {
+		c.mountInHost()
+	} else {
+		c.step("mount root", unix.SYS_MOVE_MOUNT, c.root, str(""), reg(regBase), str(baseRoot), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	}
 	c.step("enter root", unix.SYS_FCHDIR, c.root)
 	c.step("confine to root", unix.SYS_CHROOT, str("."))
 }
 
 func (c *container) finishRoot() {
-	if c.s.Root.Readonly {
-		c.setAttr("make root read-only", c.root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+	if len(c.setup) > 0 {
+		c.returnToBase()
+		c.runSetupHooks()
+		c.protectRoot()
+		c.pivot("root", c.root)
+		c.leaveOldRoot(hostTree)
+	} else {
+		c.protectRoot()
+		c.returnToBase()
+		c.pivot("root", c.root)
+		c.leaveOldRoot("base")
 	}
-	c.step("return to base", unix.SYS_FCHDIR, reg(regBase))
-	c.step("confine to base", unix.SYS_CHROOT, str("."))
-	c.pivot("root", c.root)
-	c.leaveOldRoot("base")
 
 	// Only a private mount can become the root.
 	switch c.s.Linux.RootfsPropagation {
@@ -213,6 +215,19 @@ func (c *container) finishRoot() {
 		c.setAttr("share root mount", c.root, 0, 0, 0, unix.MS_SHARED)
 	case "unbindable", "runbindable":
 		c.setAttr("make root mount unbindable", c.root, 0, 0, 0, unix.MS_UNBINDABLE)
+	}
+}
+
+func (c *container) returnToBase() {
+	c.step("return to base", unix.SYS_FCHDIR, reg(regBase))
+	c.step("confine to base", unix.SYS_CHROOT, str("."))
+}
+
+// protectRoot makes what is mounted read-only, as configured.
+func (c *container) protectRoot() {
+	c.finishReadonly()
+	if c.s.Root.Readonly {
+		c.setAttr("make root read-only", c.root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	}
 }
 

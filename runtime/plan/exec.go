@@ -84,6 +84,10 @@ func inherit(first, p *specs.Process) *specs.Process {
 // join enters all namespaces of the container at once, or none.
 func (c *process) join() {
 	flags := c.ns.flags()
+	if c.o.Waiting && c.ns.joins(specs.PIDNamespace) {
+		flags &^= unix.CLONE_NEWPID
+		c.step("join namespace pid", unix.SYS_SETNS, c.namespace(c.ns.joined[specs.PIDNamespace]), num(uint64(unix.CLONE_NEWPID)))
+	}
 	c.step("join namespaces "+flagNames(flags), unix.SYS_SETNS, c.held("pidfd"), num(flags))
 	if flags&unix.CLONE_NEWUSER != 0 {
 		c.becomeRoot()

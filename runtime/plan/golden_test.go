@@ -108,6 +108,16 @@ func TestGoldenContainers(t *testing.T) {
 			s.Process.ApparmorProfile, s.Process.SelinuxLabel = "crisp-default", "system_u:system_r:container_t:s0:c1,c2"
 			s.Linux.MountLabel = "system_u:object_r:container_file_t:s0:c1,c2"
 		}},
+		{"hooks", func(s *specs.Spec, o *Options) {
+			s.Root.Readonly = true
+			s.Hooks = &specs.Hooks{
+				CreateRuntime:   []specs.Hook{{Path: "/usr/bin/announce"}},
+				CreateContainer: []specs.Hook{{Path: "/usr/bin/link", Args: []string{"link", "libx.so.1", "/lib/libx.so"}}, {Path: "/usr/bin/ldcache"}},
+				StartContainer:  []specs.Hook{{Path: "/bin/ready"}},
+				Poststart:       []specs.Hook{{Path: "/usr/bin/later"}},
+			}
+			o.BundleAt, o.BundleRoot = "/run/crisp", "hooks/1/rootfs"
+		}},
 		{"everything-else", func(s *specs.Spec, o *Options) {
 			s.Root.Readonly = true
 			s.Process.Args = []string{"server"}

@@ -56,6 +56,17 @@ type Options struct {
 	CopiedUp map[int]string
 	// WorkingDir is the resolved working directory, likewise.
 	WorkingDir string
+	// BundleAt and BundleRoot are needed by hooks that run before the root is
+	// entered: the directory of the host, without links, that is covered by the
+	// file system held as "bundle", and the path of a directory in that one
+	// where the container's root is mounted; see package hook.
+	BundleAt, BundleRoot string
+	// Program is the file to execute, if it is not the first argument; a
+	// path.
+	Program string
+	// Waiting is for [Exec]: the container's first process waits for a hook. It
+	// has not joined its PID namespace yet, if that is an existing one.
+	Waiting bool
 	// AnyOrder permits reordering the spec's mounts, so that none of them hides another.
 	AnyOrder bool
 }

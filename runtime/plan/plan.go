@@ -164,7 +164,8 @@ const (
 	// SCM_RIGHTS, the descriptor in register Int.
 	ArgPassFD
 	// ArgSync is the child's end of the keeper's gate: a descriptor from which
-	// a one-byte read returns once the keeper lets the child continue.
+	// a one-byte read returns once the keeper lets the child continue. With an
+	// Int of [AskDaemon] the keeper asks the daemon first.
 	ArgSync
 	// ArgBack is the descriptor of the child's socket to the keeper, for
 	// sendmsg with ArgPassFD, plus Int: the neighbours bound a range of other
@@ -180,6 +181,20 @@ const (
 	// The child needs, and has, a higher one before.
 	ArgNoFile
 )
+
+// AskDaemon marks a gate at which the daemon decides when the child continues:
+// meanwhile it runs a hook.
+const AskDaemon = 1
+
+// Asks reports whether the step is such a gate.
+func (s *Step) Asks() bool {
+	for i := range s.Args {
+		if s.Args[i].Kind == ArgSync && s.Args[i].Int == AskDaemon {
+			return true
+		}
+	}
+	return false
+}
 
 // Arg is one argument of a system call.
 type Arg struct {

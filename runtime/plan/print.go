@@ -158,6 +158,9 @@ func (p *Plan) argText(a *Arg, sig signature, i int) string {
 	case ArgPassFD:
 		return fmt.Sprintf("pass(r%d)", a.Int)
 	case ArgSync:
+		if a.Int == AskDaemon {
+			return "hook"
+		}
 		return "gate"
 	case ArgBack:
 		if a.Int != 0 {

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"path"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/capability"
+	"crisp/runtime/hook"
 )
 
 // process builds the common part of a container's first process and of exec processes.
@@ -22,6 +24,9 @@ type process struct {
 	ns namespaces
 	// exposed: the process is forked where others see it, see [process.expose].
 	exposed bool
+	// setup are the hooks before the container's root is entered, late those
+	// before the program.
+	setup, late []hook.Hook
 }
 
 // userns reports whether the process is in a user namespace of its pod.
@@ -145,7 +150,7 @@ func (c *process) execute() error {
 	}
 	c.step(fmt.Sprintf("umask %04o", umask), unix.SYS_UMASK, num(umask))
 	c.enterWorkingDirAsRoot()
-	c.closeOthers(c.exposed)
+	c.closeOthers(c.seen())
 	c.limits()
 
 	sets := c.capSets()
@@ -169,7 +174,7 @@ func (c *process) execute() error {
 	if c.p.NoNewPrivileges {
 		c.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	}
-	if c.exposed {
+	if c.seen() {
 		// Changing the user may have made it dumpable.
 		c.hide()
 	}
@@ -177,6 +182,9 @@ func (c *process) execute() error {
 		c.seccomp()
 	}
 
+	for _, h := range c.late {
+		c.waitForHook(h)
+	}
 	if c.exposed {
 		c.expose()
 	}
@@ -257,14 +265,14 @@ func (c *process) enterWorkingDirAsRoot() {
 func (c *process) enterWorkingDir() {
 	dir := clean(c.p.Cwd)
 	root := c.root
-	if c.exposed {
+	if c.seen() {
 		c.root = here() // all other descriptors are closed by then
 	}
 	c.open("open working directory "+dir+" as user", dir, unix.O_PATH|unix.O_DIRECTORY, inRoot, regDir).when(IfUnset, regCwd)
 	c.root = root
 	c.step("enter working directory as user", unix.SYS_FCHDIR, reg(regDir)).when(IfUnset, regCwd)
 	c.checkWorkingDir(IfUnset)
-	if c.exposed {
+	if c.seen() {
 		c.step("close working directory", unix.SYS_CLOSE, reg(regDir)).when(IfUnset, regCwd)
 	}
 }
@@ -336,7 +344,7 @@ const maxCandidates = 4096
 // exec ends the plan with the program. One without a slash is tried in each
 // directory of PATH, since only the mounted root shows where it is.
 func (c *process) exec() error {
-	name := c.p.Args[0]
+	name := cmp.Or(c.o.Program, c.p.Args[0])
 	candidates := []string{name}
 	if !strings.Contains(name, "/") {
 		candidates = nil

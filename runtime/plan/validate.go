@@ -98,7 +98,11 @@ func (p *Plan) checkStep(s *Step) error {
 
 func (p *Plan) checkArg(a *Arg) error {
 	switch a.Kind {
-	case ArgInt, ArgBytes, ArgSync, ArgNoFile:
+	case ArgInt, ArgBytes, ArgNoFile:
+	case ArgSync:
+		if a.Int != 0 && a.Int != AskDaemon {
+			return fmt.Errorf("%w: gate of kind %d", ErrInvalid, a.Int)
+		}
 	case ArgBack:
 		if a.Int < -1 || a.Int > 1 {
 			return fmt.Errorf("%w: %d descriptors from the socket", ErrInvalid, a.Int)

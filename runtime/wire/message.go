@@ -13,7 +13,7 @@ import (
 )
 
 // Version is the version of the protocol.
-const Version = 4
+const Version = 5
 
 // Kind is the kind of an entry.
 type Kind uint8
@@ -130,8 +130,13 @@ type Forget struct{ ID string }
 // Done is success.
 type Done struct{}
 
-// Waiting reports that a child waits at its first gate.
-type Waiting struct{ Pid int64 }
+// Waiting reports that a child waits at its first gate or, if it asks, at that
+// of a step.
+type Waiting struct {
+	Pid  int64
+	Asks bool
+	Step int64
+}
 
 // Started reports that a plan ran.
 type Started struct {
@@ -188,7 +193,12 @@ func (m Attach) put(w *pack.Writer)  { w.String(m.ID) }
 func (m Forget) put(w *pack.Writer)  { w.String(m.ID) }
 func (Done) put(*pack.Writer)        {}
 func (Upgrade) put(*pack.Writer)     {}
-func (m Waiting) put(w *pack.Writer) { w.Int(m.Pid) }
+
+func (m Waiting) put(w *pack.Writer) {
+	w.Int(m.Pid)
+	w.Bool(m.Asks)
+	w.Int(m.Step)
+}
 
 func (m CloseKept) put(w *pack.Writer) {
 	w.String(m.ID)
@@ -293,7 +303,7 @@ func decode(typ byte, payload []byte, n int) (m Message, files Files, err error)
 	case typeFail:
 		m = takeFail(r)
 	case typeWaiting:
-		m = Waiting{Pid: r.Int()}
+		m = Waiting{Pid: r.Int(), Asks: r.Bool(), Step: r.Int()}
 	case typeStarted:
 		m = takeStarted(r)
 	case typeEntry:

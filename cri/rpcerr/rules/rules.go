@@ -19,6 +19,7 @@ import (
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 )
@@ -68,5 +69,7 @@ func All() []rpcerr.Rule {
 		{Err: launch.ErrNoIDMap, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoPIDOption, Code: codes.FailedPrecondition},
 		{Err: launch.ErrInProcfs, Code: codes.FailedPrecondition},
+		{Err: hook.ErrInvalid, Code: codes.FailedPrecondition},
+		{Err: hook.ErrFailed, Code: codes.FailedPrecondition},
 	}
 }

@@ -423,21 +423,60 @@ func (c *Client) await(ctx context.Context, k *call, r *Request) (*Started, erro
 		case wire.Started:
 			return startedOf(r, m, p.Files)
 		case wire.Waiting:
-			p.Files.Close()
-			if r.Gate == nil {
-				return nil, fmt.Errorf("start %s: %w: keeper reports a gate that was not requested", r.ID, wire.ErrProtocol)
+			refused, err := c.atGate(ctx, k, r, m, p.Files)
+			if refused != nil {
+				cause = refused
 			}
-			gateErr := r.Gate(int(m.Pid))
-			if gateErr != nil {
-				cause = gateErr
-			}
-			if err := k.send(wire.Proceed{OK: gateErr == nil}, nil); err != nil {
-				return nil, fmt.Errorf("start %s: %w", r.ID, err)
+			if err != nil {
+				return nil, startError(r, cause, err)
 			}
 		default:
 			p.Files.Close()
 			return nil, fmt.Errorf("start %s: %w: unexpected %T", r.ID, wire.ErrProtocol, m)
 		}
+	}
+}
+
+// atGate decides whether a child that waits may continue, and tells the keeper.
+// refused is why it may not; err is the end of the start, if it fails meanwhile.
+func (c *Client) atGate(ctx context.Context, k *call, r *Request, m wire.Waiting, files wire.Files) (refused, err error) {
+	w := Waiting{Step: int(m.Step), Pid: int(m.Pid), PidFD: takeFile(&files, wire.PidFD)}
+	files.Close()
+	defer closeFiles(w.PidFD)
+
+	var decide func(context.Context) error
+	switch {
+	case !m.Asks && r.Gate != nil:
+		decide = func(context.Context) error { return r.Gate(w.Pid) }
+	case m.Asks && r.Ask != nil && w.PidFD != nil:
+		decide = func(ctx context.Context) error { return r.Ask(ctx, w) }
+	default:
+		return nil, fmt.Errorf("start %s: %w: keeper reports a gate that was not requested", r.ID, wire.ErrProtocol)
+	}
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	decided := make(chan error, 1)
+	go func() { decided <- decide(ctx) }()
+
+	select {
+	case refused := <-decided:
+		if err := k.send(wire.Proceed{OK: refused == nil}, nil); err != nil {
+			return nil, fmt.Errorf("start %s: %w", r.ID, err)
+		}
+		return refused, nil
+	case p := <-k.answers: // the child has died
+		p.Files.Close()
+		cancel()
+		<-decided
+		if f, ok := p.Msg.(wire.Fail); ok {
+			return nil, f
+		}
+		return nil, fmt.Errorf("start %s: %w: unexpected %T", r.ID, wire.ErrProtocol, p.Msg)
+	case <-c.done:
+		cancel()
+		<-decided
+		return nil, ErrLost
 	}
 }
 

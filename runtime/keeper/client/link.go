@@ -109,8 +109,10 @@ func (l *Link) retry(ctx context.Context, lost error, request func(*Client) erro
 // Start runs a plan at the present keeper, or at the next one if the request
 // did not reach the present one.
 func (l *Link) Start(ctx context.Context, r Request) (*Started, error) {
-	l.starts.RLock()
-	defer l.starts.RUnlock()
+	if !r.Within { // the other one holds the lock
+		l.starts.RLock()
+		defer l.starts.RUnlock()
+	}
 
 	var started *Started
 	err := l.retry(ctx, ErrUnsent, func(c *Client) (err error) {

@@ -1,8 +1,10 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +46,20 @@ type Request struct {
 	Keep []Named
 	// Gate is called while the child waits at its first gate; an error kills the child.
 	Gate func(pid int) error
+	// Ask is called at each gate of the plan that asks, see [plan.AskDaemon]. Its
+	// context ends if the start has failed meanwhile; an error kills the child.
+	Ask func(ctx context.Context, w Waiting) error
+	// Within marks a request that is made by the Ask of another one.
+	Within bool
+}
+
+// Waiting is a child at a gate that asks.
+type Waiting struct {
+	// Step is the index of the step.
+	Step int
+	// Pid is the child, and PidFD its descriptor, which is closed afterwards.
+	Pid   int
+	PidFD *os.File
 }
 
 // LogConfig says where a container's output goes.
@@ -231,6 +247,10 @@ func (r *Request) message() (m wire.Start, out outgoing, err error) {
 		return m, out, fmt.Errorf("%s: %w", r.Plan.Name, ErrNoGate)
 	}
 
+	if r.Ask == nil && asks(r.Plan) {
+		return m, out, fmt.Errorf("%s: %w: its hooks are not run", r.Plan.Name, ErrInvalid)
+	}
+
 	for _, f := range r.Files {
 		out.add(wire.Input, f)
 	}
@@ -241,6 +261,10 @@ func (r *Request) message() (m wire.Start, out outgoing, err error) {
 	}
 
 	return m, out, out.addPlan(r.Plan)
+}
+
+func asks(p *plan.Plan) bool {
+	return slices.ContainsFunc(p.Steps, func(s plan.Step) bool { return s.Asks() })
 }
 
 func hasGate(p *plan.Plan) bool {
