@@ -17,6 +17,7 @@ import (
 	"crisp/cri/spec"
 	"crisp/cri/spec/user"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/hook"
 	"crisp/runtime/host"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
@@ -60,7 +61,17 @@ func runBundle(ctx context.Context, args []string) error {
 		return fmt.Errorf("%s: %w", rest[0], err)
 	}
 
-	for _, w := range plan.Warnings(s) {
+	warnings := plan.Warnings(s)
+	for _, h := range hook.List(s.Hooks, nil) {
+		w, err := h.Check()
+		if err != nil {
+			return fmt.Errorf("%s: %w", rest[0], err)
+		}
+		if w != "" {
+			warnings = append(warnings, w)
+		}
+	}
+	for _, w := range warnings {
 		fmt.Fprintln(os.Stderr, "crisp: warning:", w)
 	}
 	if err := setHome(s); err != nil {
@@ -188,14 +199,15 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 	if err != nil {
 		return 0, err
 	}
+	l := launch.New(keeper, host.Probe())
+	k := newKept(keeper, l, s, state)
 	defer func() {
 		ctx, cancel := context.WithTimeout(ctx, endTime)
 		defer cancel()
 		err = errors.Join(err, group.Kill(ctx), keeper.End(ctx))
+		k.wg.Wait()
 	}()
-
-	l := launch.New(keeper, host.Probe())
-	defer func() { err = errors.Join(err, l.Close()) }()
+	defer func() { err = errors.Join(err, k.end(ctx), l.Close()) }()
 
 	held := launch.Held{}
 	if !s.Process.Terminal {
@@ -204,7 +216,7 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 
 	signals := catch() // before the container can expect one
 	started, err := l.Container(ctx, launch.Request{
-		ID: "run", Name: "start container", Spec: s, Held: held, Group: group, Hierarchies: show, CgroupDir: group.Relative(),
+		ID: runID, Name: "start container", Spec: s, Held: held, Group: group, Hierarchies: show, CgroupDir: group.Relative(), Hooks: k.hooks,
 	})
 	if err != nil {
 		return 0, err
@@ -217,9 +229,10 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 	}
 	defer restore()
 
-	exit, ok := <-keeper.Events()
+	k.poststart(ctx, started.Pid)
+	exit, ok := <-k.exit(runID)
 	if !ok {
-		return 0, errors.New("the keeper exited before the container; check what killed it")
+		return 0, errKeeper
 	}
-	return exit.Code, keeper.Forget(ctx, "run")
+	return exit.Code, keeper.Forget(ctx, runID)
 }

@@ -213,3 +213,44 @@ func TestRunSetsHome(t *testing.T) {
 		}
 	}
 }
+
+// TestRunHooks runs the hooks of a bundle.
+func TestRunHooks(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	note := func(word string) []specs.Hook {
+		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo " + word + " >>" + log}}}
+	}
+	hooks := &specs.Hooks{
+		//lint:ignore SA1019 a bundle may still use the old field
+		Prestart: note("prestart"), CreateRuntime: note("createRuntime"), CreateContainer: note("createContainer"),
+		Poststart: append(note("poststart"), specs.Hook{Path: "/bin/false"}), Poststop: note("poststop"),
+		StartContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "test $$ != 1 -a -z $HOME"}}},
+	}
+	cmd := bundle(t, "exit 7", func(s *specs.Spec) { s.Hooks = hooks })
+	wantExit(t, cmd.Run(), 7)
+	data, err := os.ReadFile(log)
+	if want := "prestart\ncreateRuntime\ncreateContainer\npoststart\npoststop\n"; err != nil || string(data) != want {
+		t.Errorf("hooks that ran: %q, %v, want %q", data, err, want)
+	}
+}
+
+// TestRunHookFails has a hook fail: the container does not start, and what the
+// hook did is undone by poststop hooks.
+func TestRunHookFails(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	cmd := bundle(t, "echo ran", func(s *specs.Spec) {
+		s.Hooks = &specs.Hooks{
+			CreateContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo broken >&2; exit 3"}}},
+			Poststop:        []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo poststop >>" + log}}},
+		}
+	})
+	var text strings.Builder
+	cmd.Stderr = &text
+	out, err := cmd.Output()
+	if err == nil || len(out) > 0 || !strings.Contains(text.String(), "createContainer hook /bin/sh: hook failed: exit code 3: broken") {
+		t.Errorf("printed %q, %v: %s", out, err, text.String())
+	}
+	if data, err := os.ReadFile(log); err != nil || string(data) != "poststop\n" {
+		t.Errorf("hooks that ran: %q, %v", data, err)
+	}
+}

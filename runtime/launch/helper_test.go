@@ -68,7 +68,7 @@ func (k runner) Start(ctx context.Context, r client.Request) (_ *client.Started,
 	if r.Gate == nil {
 		r.Gate = k.gate
 	}
-	run := &running{k: k, ctx: ctx, r: r, child: child, pids: []int{child.Pid}, s: &client.Started{StartedAt: time.Now()}}
+	run := &running{k: k, ctx: ctx, r: r, plan: decoded, child: child, pids: []int{child.Pid}, s: &client.Started{StartedAt: time.Now()}}
 	defer child.Close()
 
 	if err := run.follow(); err != nil {
@@ -100,6 +100,7 @@ func (k runner) Start(ctx context.Context, r client.Request) (_ *client.Started,
 type running struct {
 	k     runner
 	ctx   context.Context
+	plan  *plan.Plan
 	r     client.Request
 	child *spawn.Child
 	pids  []int
@@ -129,7 +130,7 @@ func (run *running) follow() error {
 		case spawn.Waiting:
 			run.gates++
 			done, err := run.gate(ev.Step)
-			if err != nil && !run.r.Plan.Steps[ev.Step].Asks() {
+			if err != nil && !run.plan.Steps[ev.Step].Asks() {
 				// The child may have failed meanwhile.
 				var failed *spawn.StepError
 				if _, why := run.child.Next(); errors.As(why, &failed) {
@@ -148,7 +149,7 @@ func (run *running) follow() error {
 
 func (run *running) gate(step int) (done bool, err error) {
 	pid := run.pids[len(run.pids)-1]
-	if run.r.Plan.Steps[step].Asks() {
+	if run.plan.Steps[step].Asks() {
 		fd, err := unix.PidfdOpen(pid, 0)
 		if err != nil {
 			return false, err

@@ -172,6 +172,27 @@ func (in *inputs) hookPlan(run *hookRun) (*plan.Plan, error) {
 	return plan.Exec(run.spec, &proc, o)
 }
 
+// killTime is how long to wait for a killed hook to exit; one in
+// uninterruptible sleep takes longer.
+const killTime = time.Second
+
+// AwaitHook waits until the exit of a hook's process is received. If ctx ends
+// first it kills the process with its group, and returns the context's error.
+func AwaitHook(ctx context.Context, s *client.Started, exited <-chan client.Exit) (client.Exit, error) {
+	select {
+	case e := <-exited:
+		return e, nil
+	case <-ctx.Done():
+	}
+
+	err := client.KillGroup(s.PidFD)
+	select {
+	case <-exited:
+	case <-time.After(killTime):
+	}
+	return client.Exit{}, errors.Join(ctx.Err(), err)
+}
+
 // verdict is the error of a hook that has ended, with the end of its output.
 func verdict(ctx context.Context, h hook.Hook, exit client.Exit, err error, out *tail) error {
 	switch text := out.text(); {

@@ -64,19 +64,16 @@ func (h *hookLab) runHook(ctx context.Context, _ hook.Hook, r client.Request) (c
 	}
 	defer s.Close()
 
-	done := make(chan unix.WaitStatus, 1)
-	go func() { done <- reap(s.Pid) }()
-	select {
-	case ws := <-done:
+	exited := make(chan client.Exit, 1)
+	go func() {
+		ws := reap(s.Pid)
 		if ws.Signaled() {
-			return client.Exit{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}, nil
+			exited <- client.Exit{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}
+			return
 		}
-		return client.Exit{Code: ws.ExitStatus()}, nil
-	case <-ctx.Done():
-		err := client.KillGroup(s.PidFD)
-		<-done
-		return client.Exit{}, errors.Join(ctx.Err(), err)
-	}
+		exited <- client.Exit{Code: ws.ExitStatus()}
+	}()
+	return AwaitHook(ctx, s, exited)
 }
 
 // add gives a spec a hook that runs a shell script.

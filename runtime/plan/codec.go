@@ -30,7 +30,7 @@ const (
 )
 
 // header opens an encoded plan and changes with the format.
-const header = "crisp plan 3\n"
+const header = "crisp plan 4\n"
 
 // Encode returns the plan in its binary form. Equal plans encode to equal bytes.
 func (p *Plan) Encode() []byte {
@@ -297,7 +297,7 @@ func takeReg(r *pack.Reader) Reg { return Reg(max(min(r.Int(), NumRegs), -2)) }
 func putArg(w *pack.Writer, a *Arg, l *lists) {
 	w.Uint(uint64(a.Kind))
 	switch a.Kind {
-	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf, ArgBack:
+	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf, ArgBack, ArgSync:
 		w.Int(a.Int)
 	case ArgStr:
 		w.String(a.Str)
@@ -314,7 +314,7 @@ func putArg(w *pack.Writer, a *Arg, l *lists) {
 func takeArg(r *pack.Reader, l *lists) Arg {
 	a := Arg{Kind: ArgKind(takeEnum(r))}
 	switch a.Kind {
-	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf, ArgBack:
+	case ArgInt, ArgIn, ArgReg, ArgPassFD, ArgBuf, ArgBack, ArgSync:
 		a.Int = r.Int()
 	case ArgStr:
 		a.Str = r.String()

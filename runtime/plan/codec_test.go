@@ -38,7 +38,7 @@ func everything() *Plan {
 				Name: "make directory", Call: unix.SYS_MKDIRAT, Save: NoReg, Ignore: []syscall.Errno{unix.EEXIST, unix.EROFS},
 				Args: []Arg{{Kind: ArgReg, Int: 3}, {Kind: ArgStr, Str: "a b"}, {Kind: ArgInt, Int: 0o755}},
 			},
-			{Name: "wait", Call: unix.SYS_READ, Save: NoReg, Args: []Arg{{Kind: ArgSync}, {Kind: ArgBytes, Bytes: []byte{0}}, {Kind: ArgInt, Int: 1}}},
+			{Name: "wait", Call: unix.SYS_READ, Save: NoReg, Args: []Arg{{Kind: ArgSync, Int: AskDaemon}, {Kind: ArgBytes, Bytes: []byte{0}}, {Kind: ArgInt, Int: 1}}},
 			{Name: "filter", Call: unix.SYS_SECCOMP, Save: NoReg, Args: []Arg{{Kind: ArgInt, Int: 1}, {Kind: ArgInt}, {Kind: ArgFilter, Bytes: make([]byte, 16)}}},
 			{Name: "pass", Call: unix.SYS_SENDMSG, Save: NoReg, Args: []Arg{{Kind: ArgBack}, {Kind: ArgPassFD, Int: 15}, {Kind: ArgInt, Int: unix.MSG_NOSIGNAL}}},
 			{Name: "unlock", Call: unix.SYS_IOCTL, Save: NoReg, Args: []Arg{{Kind: ArgReg, Int: 0}, {Kind: ArgInt, Int: unix.TIOCSPTLCK}, {Kind: ArgRegPtr, Int: 2, Bytes: []byte{0, 0, 0, 0, 5}}}},
@@ -129,7 +129,7 @@ func TestDecodeRefuses(t *testing.T) {
 		want error
 	}{
 		"nothing":      {nil, ErrVersion},
-		"next version": {[]byte(strings.Replace(string(good), "plan 3", "plan 4", 1)), ErrVersion},
+		"next version": {[]byte(strings.Replace(string(good), "plan 4", "plan 5", 1)), ErrVersion},
 		"too large":    {make([]byte, MaxEncoded+1), ErrTooLarge},
 	} {
 		if _, err := Decode(c.data); !errors.Is(err, c.want) {

@@ -22,7 +22,7 @@ func TestPrint(t *testing.T) {
 		"private procfs\n",
 		`     0  open proc                            r3 = fsopen("proc", FSOPEN_CLOEXEC)` + "\n",
 		`mkdirat(r3, "a b", 0755), EEXIST is fine, EROFS is fine`,
-		`read(gate, {00}, 1)`,
+		`read(hook, {00}, 1)`,
 		`clone(CLONE_PARENT), continue in the child, which others see`,
 		`seccomp(SECCOMP_SET_MODE_FILTER, 0, filter[2])`,
 		`sendmsg(keeper, pass(r15), MSG_NOSIGNAL)`,
