@@ -15,5 +15,5 @@
 // their source for errors and logs.
 //
 // A hook finds the container by its state on standard input, whose bundle is a
-// directory with a config.json; see [Bundle].
+// directory with a config.json; see [Container].
 package hook

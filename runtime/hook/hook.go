@@ -137,6 +137,12 @@ func Add(s *specs.Spec, sources Sources, h Hook) Sources {
 	return note(sources, h.Kind, len(*list), h.Source)
 }
 
+// Append adds the source of a hook, the next of its kind, to sources, which is
+// returned.
+func Append(sources Sources, h Hook) Sources {
+	return note(sources, h.Kind, len(sources[h.Kind])+1, h.Source)
+}
+
 // note records the source of hook number n of a kind.
 func note(sources Sources, k Kind, n int, source string) Sources {
 	if sources == nil {

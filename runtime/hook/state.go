@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"crisp/runtime/durable"
 	"crisp/runtime/rootpath"
@@ -23,7 +22,8 @@ type Container struct {
 	ID string
 	// Spec is its runtime-spec.
 	Spec *specs.Spec
-	// Bundle is the absolute path of its bundle directory, see [Bundle].
+	// Bundle is the absolute path of its bundle directory, see
+	// [Container.WriteBundle] and [View].
 	Bundle string
 }
 
@@ -149,21 +149,19 @@ func (c Container) RemoveBundle(ctx context.Context) error {
 	return nil
 }
 
-// Bundle is the bundle as createContainer hooks see it: a small file system of
+// View is where createContainer hooks see the bundle: in a small file system of
 // its own, which is mounted in the container's mount namespace in place of the
 // directory of all bundles. It hides that directory, and can be read by the
 // root of a user namespace.
-type Bundle struct {
-	// File is the detached mount.
-	File *os.File
-	// At is the absolute path without links at which it is mounted, Root the
-	// path below it of the directory for the container's root.
+type View struct {
+	// At is the absolute path without links at which the file system is mounted,
+	// Root the path below it of the directory for the container's root.
 	At, Root string
 }
 
-// View makes the file system; dir is where it will be mounted, an existing
-// directory above the bundle.
-func (c Container) View(dir string) (*Bundle, error) {
+// Fill fills the file system for a view of the bundle; dir is an existing
+// directory above the bundle, where it is to be mounted.
+func (c Container) Fill(fs *os.File, dir string) (*View, error) {
 	at, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return nil, fmt.Errorf("make bundle for hooks: %w", err)
@@ -172,43 +170,38 @@ func (c Container) View(dir string) (*Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make bundle for hooks: %w", err)
 	}
+	if len(c.Spec.Linux.UIDMappings) > 0 {
+		if at, below, err = reachable(at, below); err != nil {
+			return nil, fmt.Errorf("make bundle for hooks: %w", err)
+		}
+	}
 	data, err := c.config(CreateContainer, 0)
 	if err != nil {
 		return nil, err
 	}
 
-	f, err := newFileSystem()
-	if err != nil {
-		return nil, fmt.Errorf("make file system of bundle for hooks: %w", err)
-	}
-	if err := fill(f, below, data); err != nil {
-		f.Close()
+	if err := fill(fs, below, data); err != nil {
 		return nil, fmt.Errorf("fill bundle for hooks: %w", err)
 	}
-	return &Bundle{File: f, At: at, Root: filepath.Join(below, rootName)}, nil
+	return &View{At: at, Root: filepath.Join(below, rootName)}, nil
 }
 
-// newFileSystem returns a detached tmpfs that any user can read.
-func newFileSystem() (*os.File, error) {
-	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fs)
-	for key, value := range map[string]string{"mode": "755", "source": "bundle", "nr_inodes": "64"} {
-		if err := unix.FsconfigSetString(fs, key, value); err != nil {
-			return nil, err
+// reachable moves the mount up to the first directory that the root of a user
+// namespace cannot enter, which hides nothing from it.
+func reachable(at, below string) (string, string, error) {
+	for i, r := range at {
+		if r != '/' || i == 0 {
+			continue
+		}
+		info, err := os.Stat(at[:i])
+		if err != nil {
+			return "", "", err
+		}
+		if info.Mode().Perm()&0o001 == 0 {
+			return at[:i], filepath.Join(at[i+1:], below), nil
 		}
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return nil, err
-	}
-
-	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "bundle"), nil
+	return at, below, nil
 }
 
 // fill creates the bundle's directories and its file in the file system.

@@ -63,11 +63,15 @@ func (in *inputs) bundle(hs *Hooks, o *plan.Options) error {
 	if len(hs.list(hook.Prestart, hook.CreateRuntime, hook.CreateContainer)) == 0 {
 		return nil
 	}
-	view, err := hs.Container.View(hs.Dir)
+	fs, err := newTmpfs(map[string]string{"mode": "755", "source": "bundle", "nr_inodes": "64"})
 	if err != nil {
 		return err
 	}
-	in.own("bundle", view.File)
+	in.own("bundle", fs)
+	view, err := hs.Container.Fill(fs, hs.Dir)
+	if err != nil {
+		return err
+	}
 	o.BundleAt, o.BundleRoot = view.At, view.Root
 	return nil
 }
@@ -140,7 +144,12 @@ func (l *Launcher) run(ctx context.Context, hs *Hooks, run *hookRun) error {
 
 	limited, cancel := context.WithTimeout(ctx, h.Limit())
 	defer cancel()
-	exit, err := hs.Run(limited, h, client.Request{Kind: client.Exec, Plan: p, Files: in.files, Within: run.request != nil})
+	r := client.Request{Kind: client.Exec, Plan: p, Files: in.files, Within: run.request != nil}
+	if h.Kind == hook.Poststop {
+		// It runs to its end, also without this daemon.
+		r.Keep = []client.Named{{Name: HookOutput, File: out.r}}
+	}
+	exit, err := hs.Run(limited, h, r)
 	return verdict(ctx, h, exit, err, out)
 }
 
@@ -209,6 +218,10 @@ func verdict(ctx context.Context, h hook.Hook, exit client.Exit, err error, out 
 	}
 	return nil
 }
+
+// HookOutput is the name under which the keeper keeps the output of a poststop
+// hook.
+const HookOutput = "output"
 
 // tailSize is how much of a hook's output an error has, in bytes.
 const tailSize = 2 << 10

@@ -132,7 +132,7 @@ func (l *Launcher) container(ctx context.Context, r *Request, o plan.Options) (*
 		in.own(name, f)
 	}
 
-	if err := in.bundle(r.Hooks, &o); err != nil {
+	if err := errors.Join(in.bundle(r.Hooks, &o), in.deviceNodes(s, &o)); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 	p, err := in.plan(ctx, r, s, o)
@@ -286,7 +286,7 @@ func (l *Launcher) options(r *Request, p *specs.Process) (plan.Options, error) {
 
 	// Without a pod's base there is no procfs of its PID namespace.
 	o.Procfs = o.Procfs || !o.PodBase && joinedPIDs(s) != ""
-	if o.Nodes == nil {
+	if o.Nodes == nil && p == s.Process { // others join a container that has its devices
 		var err error
 		if o.Nodes, err = hostNodes(s); err != nil {
 			return o, err

@@ -28,7 +28,7 @@ func TestParseOptions(t *testing.T) {
 		{"noatime,strictatime", true, mountOptions{bind: true, set: unix.MOUNT_ATTR_STRICTATIME, clear: atimes}, nil},
 		{"rslave", true, mountOptions{bind: true, propagation: unix.MS_SLAVE}, nil},
 		{"shared", true, mountOptions{bind: true, propagation: unix.MS_SHARED, ownOnly: true}, nil},
-		{"ridmap,rbind", true, mountOptions{bind: true, recursive: true, idmapAll: true}, nil},
+		{"ridmap,rbind", true, mountOptions{bind: true, recursive: true, idmap: true, idmapAll: true}, nil},
 		{"size=1m,newinstance", false, mountOptions{data: []fsOption{{key: "size", value: "1m"}, {key: "newinstance", flag: true}}}, nil},
 		{"size=1m", true, mountOptions{}, ErrSpec},
 		{"nosuch", true, mountOptions{}, ErrSpec},

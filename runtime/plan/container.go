@@ -186,6 +186,10 @@ func (c *container) setUpNamespaces() {
 // because only attached mounts can be copied, and beneath, because ".." in the
 // root leads to what is mounted on top of it.
 func (c *container) enterRoot() {
+	if c.o.DeviceNodes {
+		// Beneath the root, only to be copied from: see [container.node].
+		c.step("mount device nodes", unix.SYS_MOVE_MOUNT, c.held("devices"), str(""), reg(regBase), str(baseRoot), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	}
 	if len(c.setup) > 0 {
 		c.mountInHost()
 	} else {

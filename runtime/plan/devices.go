@@ -3,6 +3,8 @@ package plan
 import (
 	"fmt"
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -65,6 +67,11 @@ func (c *container) hasDevice(p string) bool {
 	return false
 }
 
+// indexOf is the index of one of the spec's devices, -1 for another.
+func (c *container) indexOf(d specs.LinuxDevice) int {
+	return slices.IndexFunc(c.s.Linux.Devices, func(o specs.LinuxDevice) bool { return clean(o.Path) == clean(d.Path) })
+}
+
 // devices creates the spec's other devices.
 func (c *container) devices() error {
 	for _, d := range c.s.Linux.Devices {
@@ -111,7 +118,7 @@ func (c *container) makeDevice(name string, d specs.LinuxDevice) {
 }
 
 // node creates a device node. In a user namespace, where mknod is not
-// permitted, the host's node is bind mounted.
+// permitted, one that the launcher has made is mounted, or else the host's.
 func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice) {
 	mode := uint32(0o666)
 	if d.FileMode != nil {
@@ -123,10 +130,15 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 			source = host
 		}
 
-		mount := c.input(Input{Name: "mount " + source, Kind: InputMount, Path: source, Propagation: unix.MS_PRIVATE})
 		c.step(what+": make file", unix.SYS_MKNODAT, reg(dir), str(name), num(unix.S_IFREG|0o644), zero()).ignore(unix.EEXIST)
 		c.step(what+": open target", unix.SYS_OPENAT, reg(dir), str(name), num(unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC), zero()).save(regTarget)
-		c.attach(what+": bind", mount, regTarget)
+		if i := c.indexOf(d); i >= 0 && c.o.DeviceNodes {
+			c.cloneMount(what+": copy", c.held("devices"), strconv.Itoa(i), 0, regMount)
+			c.attach(what+": bind", reg(regMount), regTarget)
+			c.shut(regMount)
+		} else {
+			c.attach(what+": bind", c.input(Input{Name: "mount " + source, Kind: InputMount, Path: source, Propagation: unix.MS_PRIVATE}), regTarget)
+		}
 		c.shut(regTarget)
 		return
 	}

@@ -19,7 +19,8 @@ type mountOptions struct {
 	propagation     uint64
 	ownOnly         bool
 	bind, recursive bool
-	idmapAll        bool
+	// idmap: its IDs are mapped, with idmapAll also those of the mounts below.
+	idmap, idmapAll bool
 	// copyUp: the file system starts as a copy of the target directory.
 	copyUp bool
 	// data are the file system's own options.
@@ -82,7 +83,7 @@ func (o *mountOptions) mount() uint64 { return o.set&^o.all.clear | o.all.set }
 var ofSuperblock = []string{"sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand"}
 
 // ofMountCommand are options for mount(8) that a file system does not know.
-var ofMountCommand = []string{"", "defaults", "bind", "idmap", "silent", "loud", "iversion", "noiversion"}
+var ofMountCommand = []string{"", "defaults", "bind", "silent", "loud", "iversion", "noiversion"}
 
 func (o *mountOptions) apply(a attr) {
 	if a.clear {
@@ -179,8 +180,10 @@ func (o *mountOptions) parse(opt string) error {
 	switch opt {
 	case "rbind":
 		o.recursive = true
+	case "idmap":
+		o.idmap = true
 	case "ridmap":
-		o.idmapAll = true
+		o.idmap, o.idmapAll = true, true
 	case "tmpcopyup":
 		o.copyUp = true
 	case "remount":

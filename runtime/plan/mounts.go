@@ -177,6 +177,11 @@ func (c *container) bind(what, dest string, m *specs.Mount, o mountOptions) erro
 		return fmt.Errorf("%w: id mappings of users or of groups only", ErrSpec)
 	}
 
+	if o.idmap && len(m.UIDMappings) == 0 {
+		// Those of the container's user namespace, if it has one.
+		m.UIDMappings, m.GIDMappings = c.s.Linux.UIDMappings, c.s.Linux.GIDMappings
+	}
+
 	in := Input{
 		Name: what, Kind: InputMount, Path: m.Source, Recursive: o.recursive,
 		AttrSet: o.set, AttrClear: o.clear, Propagation: o.propagation,

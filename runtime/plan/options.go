@@ -45,6 +45,10 @@ type Options struct {
 	// Nodes has the host path of each device, by its path in the container,
 	// where the two differ. It matters only in a user namespace.
 	Nodes map[string]string
+	// DeviceNodes: a file system with the nodes of the spec's devices, named by
+	// their index, is held as "devices". A user namespace needs it, in which
+	// nodes cannot be made.
+	DeviceNodes bool
 	// Targets are the resolved destinations of the spec's mounts, without
 	// symbolic links. Without them the destinations are used literally.
 	Targets []string
