@@ -189,9 +189,8 @@ func (s *scene) openPods(t testing.TB, facts host.Facts, nets *network.Network) 
 		Host: spec.HostOf(facts, os.DirFS("/")), Node: node.Node{},
 		Seccomp:  spec.Seccomp{Default: seccomp.RuntimeDefault, Load: seccomp.Load},
 		Defaults: spec.Defaults{CreateMissingHostPaths: true},
-		CDI: func(c *specs.Spec, names []string) error {
-			return cdi.Inject([]string{devices}, c, names)
-		},
+		CDI:      cdi.New([]string{devices}).Inject,
+		StateDir: s.dir,
 		Handlers: []string{"other"},
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"crisp/cri/config"
 	"crisp/cri/node"
 	"crisp/cri/spec"
+	"crisp/cri/spec/cdi"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/host"
 	"crisp/runtime/launch"
@@ -122,5 +123,6 @@ func specOf(cfg *config.Config, facts host.Facts, cgroups *cgroup.Node, c *runti
 		User:     spec.ResolvedUser{UID: uid, GID: gid, Groups: []uint32{gid}},
 		Hostname: "pod", CgroupsPath: path, VolumeDir: "volumes",
 		Host: spec.HostOf(facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(cfg), Defaults: defaults(cfg),
+		CDI: cdi.New(cfg.CDISpecDirs).Inject, Hooks: nodeHooks(cfg),
 	})
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
@@ -259,7 +258,9 @@ func (d *services) openPods(ctx context.Context) error {
 		Images: d.images, Network: d.network,
 		Host: spec.HostOf(d.facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(d.cfg), Defaults: defaults(d.cfg),
 		SELinux:  labels,
-		CDI:      func(s *specs.Spec, names []string) error { return cdi.Inject(d.cfg.CDISpecDirs, s, names) },
+		CDI:      cdi.New(d.cfg.CDISpecDirs).Inject,
+		Hooks:    nodeHooks(d.cfg),
+		StateDir: d.cfg.State,
 		Observe:  d.cfg.CAdvisorSocket != "",
 		Handlers: d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
 	})

@@ -16,6 +16,8 @@ import (
 
 	"crisp/cri/config"
 	"crisp/cri/spec"
+	"crisp/cri/spec/hooksd"
+	"crisp/runtime/hook"
 	"crisp/runtime/seccomp"
 )
 
@@ -89,6 +91,18 @@ func rlimits(list []config.Rlimit) []specs.POSIXRlimit {
 
 // seccompProfiles supplies the built-in profile, or the configured one, and
 // those that pods refer to.
+// nodeHooks adds the hooks that the node's administrator has defined, nil if
+// that is not configured.
+func nodeHooks(cfg *config.Config) func(*specs.Spec, hook.Sources, map[string]string) (hook.Sources, error) {
+	if len(cfg.HooksDirs) == 0 {
+		return nil
+	}
+	broken := func(err error) { klog.ErrorS(err, "Could not read a hook definition, its hook does not run") }
+	return func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error) {
+		return hooksd.Inject(cfg.HooksDirs, broken, s, sources, annotations)
+	}
+}
+
 func seccompProfiles(cfg *config.Config) spec.Seccomp {
 	s := spec.Seccomp{Default: seccomp.RuntimeDefault, Load: seccomp.Load}
 	if path := cfg.SeccompProfile; path != "" {

@@ -70,6 +70,7 @@ func (c *Config) checkPaths(bad complain) {
 
 	for key, list := range map[string][]string{
 		"cni_bin_dirs": c.CNIBinDirs, "registry_config_dirs": c.RegistryConfigDirs, "cdi_spec_dirs": c.CDISpecDirs,
+		"hooks_dirs": c.HooksDirs,
 	} {
 		for _, p := range list {
 			if !filepath.IsAbs(p) {

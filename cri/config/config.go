@@ -69,6 +69,7 @@ type Config struct {
 	DeviceOwnership       bool     `toml:"device_ownership_from_security_context"`
 	WritableCgroups       bool     `toml:"writable_cgroups"`
 	CDISpecDirs           []string `toml:"cdi_spec_dirs"`
+	HooksDirs             []string `toml:"hooks_dirs"`
 
 	MaxContainerLogLineSize int      `toml:"max_container_log_line_size"`
 	StreamAddress           string   `toml:"stream_address"`

@@ -251,6 +251,9 @@ func (k *creation) makeSpec(ctx context.Context) error {
 	for _, w := range out.Warnings {
 		klog.InfoS("Unsupported container settings ignored", "container", k.id, "missing", w)
 	}
+	for _, w := range out.HookWarnings {
+		klog.InfoS("Container has an unsafe hook", "container", k.id, "hook", w)
+	}
 	for _, v := range out.Volumes {
 		if err := makeVolume(ctx, root, v); err != nil {
 			return fmt.Errorf("create volume %s: %w", v.Path, err)
@@ -281,6 +284,7 @@ func (k *creation) makeSpec(ctx context.Context) error {
 	k.found = func(c *Container) {
 		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
 		c.StopSignal, c.PIDTarget, c.ImageVolumes, c.Nodes = int32(out.StopSignal), out.PIDTarget, volumes, out.Nodes
+		c.HookSources = out.HookSources
 	}
 	return nil
 }
@@ -321,7 +325,8 @@ func (k *creation) container(labels spec.Labels, user spec.ResolvedUser) (*spec.
 			Hosts: k.p.sharedFile(spec.HostsFile), Hostname: k.p.sharedFile(spec.HostnameFile), ResolvConf: k.p.sharedFile(spec.ResolvConfFile),
 		},
 		VolumeDir: filepath.Join(k.dir(), "volumes"), Labels: labels,
-		Host: m.Host, Node: m.Node, Seccomp: m.Seccomp, Defaults: m.Defaults, CDI: m.CDI,
+		Host: m.Host, Node: m.Node, Seccomp: m.Seccomp, Defaults: m.Defaults, CDI: m.CDI, Hooks: m.Hooks,
+		ID: k.id, SandboxID: k.p.record().ID,
 	})
 }
 
@@ -352,6 +357,9 @@ func (k *creation) imageVolumes(ctx context.Context, mounts []spec.ImageMount, l
 }
 
 func (k *creation) removeSpec(ctx context.Context) error {
+	if err := k.endHooks(ctx); err != nil {
+		return err
+	}
 	k.p.m.specs.drop(k.id)
 	err := os.Remove(k.p.specPath(k.id))
 	if errors.Is(err, os.ErrNotExist) {

@@ -87,6 +87,7 @@ func (p *pod) startFailed(ctx context.Context, id string, cause error) {
 		c.Reason, c.Message = reasonStartError, cause.Error()
 	}
 
+	defer p.afterEnd(id)
 	if err := p.updateContainer(id, note); err != nil && !errors.Is(err, ErrNotFound) {
 		p.m.wg.Go(func() { p.persistEnd(id, note, nil) })
 	}
@@ -124,8 +125,13 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 
+	hooks := p.hooks(c, s)
+	if err := p.oweHooks(c, hooks); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+
 	started, err := p.m.Launcher.Container(ctx, launch.Request{
-		ID: c.ID, Name: name, Spec: s, Held: h.files, Group: pr.group, Log: pr.row.Log(), Keep: pr.keep(),
+		ID: c.ID, Name: name, Spec: s, Held: h.files, Group: pr.group, Log: pr.row.Log(), Keep: pr.keep(), Hooks: hooks,
 		InPod: true, AnyOrder: true, Nodes: c.Nodes, Hierarchies: p.m.Cgroups.Hierarchies(),
 		// Another container's PID namespace is not the one of the pod's base.
 		Procfs: c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
@@ -157,6 +163,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	pr.rootfs.Close()
 	pr.rootfs = nil
 	close(pr.started)
+	p.poststart(ctx, c, hooks, started.Pid)
 	return nil
 }
 

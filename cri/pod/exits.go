@@ -54,8 +54,10 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	close(pr.exited)
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	warn(p.m.Keeper.Forget(ctx, id), "forget an exit", "container", id)
+
 	pr.row.CloseLog()
 	warn(closeFiles(pr.stdin), "close a container's input", "container", id)
+	p.afterEnd(id)
 }
 
 // persistEnd records the exit of a container, and retries while the disk fails.

@@ -19,11 +19,13 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
+	"crisp/cri/spec/cdi"
 	"crisp/cri/spec/selinux"
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
+	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/keeper/table"
 	"crisp/runtime/launch"
@@ -62,19 +64,23 @@ type Options struct {
 	// Root is the directory for records (kept over a reboot), NetNSDir the one
 	// where network namespaces are pinned.
 	Root, NetNSDir string
-	Keeper         *client.Link
-	Launcher       *launch.Launcher
-	Cgroups        *cgroup.Node
-	Images         Images
-	Network        Network
+	// StateDir is the directory for what does not outlive the boot.
+	StateDir string
+	Keeper   *client.Link
+	Launcher *launch.Launcher
+	Cgroups  *cgroup.Node
+	Images   Images
+	Network  Network
 	// Host, Node and Seccomp describe the machine to package spec.
 	Host    spec.Host
 	Node    spec.Node
 	Seccomp spec.Seccomp
 	// SELinux derives labels; nil without it.
 	SELinux *selinux.Policy
-	// CDI adds devices of the Container Device Interface to a spec.
-	CDI func(s *specs.Spec, names []string) error
+	// CDI and Hooks add devices of the Container Device Interface, and the node's
+	// own hooks, to a spec, see [spec.Input].
+	CDI   func(s *specs.Spec, names []string) (cdi.Added, error)
+	Hooks func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error)
 	// Defaults are the node's choices for containers.
 	Defaults spec.Defaults
 	// Handlers are the runtime handlers that pods may request in addition to

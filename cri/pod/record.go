@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/runtime/durable"
+	"crisp/runtime/hook"
 )
 
 // recordVersion is the format of record files that this build writes.
@@ -100,6 +101,14 @@ type Container struct {
 	Nodes map[string]string `json:",omitempty"`
 	// PIDTarget is the container whose PID namespace this one joins.
 	PIDTarget string `json:",omitempty"`
+	// HookSources are the sources of the spec's hooks.
+	HookSources hook.Sources `json:",omitempty"`
+	// HooksBegun means that a start has run hooks, or was about to: from then on
+	// the poststop hooks are owed. PoststopDone is how many of them have run, and
+	// HooksEnded means that nothing is left to do.
+	HooksBegun   bool `json:",omitempty"`
+	PoststopDone int  `json:",omitempty"`
+	HooksEnded   bool `json:",omitempty"`
 	// ImageVolumes are the image mounts, in the order of the spec.
 	ImageVolumes []ImageVolume `json:",omitempty"`
 }

@@ -219,6 +219,10 @@ func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot boo
 		return err
 	}
 	switch verdict {
+	case keepContainer:
+		if c.FinishedAt != 0 {
+			p.afterEnd(c.ID)
+		}
 	case undoContainer:
 		if err := p.undoContainer(ctx, c); err != nil {
 			return errors.Join(err, p.updateContainer(c.ID, func(c *Container) { c.Left = true }))
@@ -292,6 +296,7 @@ func (p *pod) adopt(c *Container, e *client.Entry) error {
 
 // lose kills what may be left of a container whose holder has died.
 func (p *pod) lose(ctx context.Context, c *Container) error {
+	defer p.afterEnd(c.ID)
 	if group, err := p.m.Cgroups.Open(c.CgroupPath); err == nil {
 		if err := p.m.killGroup(ctx, group); err != nil {
 			return err
@@ -328,9 +333,13 @@ func (m *Manager) dropUnknown(ctx context.Context, entries map[string]*client.En
 		if known {
 			continue
 		}
+		if m.isPoststop(e.ID) { // its run is taken up, or it has ended
+			e.Close()
+			continue
+		}
 
 		if e.PidFD != nil {
-			warn(client.Signal(e.PidFD, unix.SIGKILL), "kill a process without a record", "id", e.ID)
+			warn(client.KillGroup(e.PidFD), "kill a process without a record", "id", e.ID)
 		}
 		e.Close()
 

@@ -74,8 +74,13 @@ func (b *builder) cdi() error {
 		return unsupported("CDI devices")
 	}
 
-	if err := b.CDI(b.out.Spec, names); err != nil {
+	added, err := b.CDI(b.out.Spec, names)
+	if err != nil {
 		return invalid("%w", err)
+	}
+	b.out.HookSources = added.Sources
+	for target, source := range added.Nodes {
+		b.out.noteDevice(target, source)
 	}
 	sortMounts(b.out.Spec.Mounts)
 	return nil

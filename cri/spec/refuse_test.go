@@ -9,6 +9,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"crisp/cri/spec/cdi"
 )
 
 type refusal struct {
@@ -198,11 +200,11 @@ func resourceRefusals() []refusal {
 		{"missing device", device(&runtimeapi.Device{HostPath: "/dev/nope", ContainerPath: "/dev/x"}), ErrInvalid, "/dev/nope"},
 		{"directory without devices", device(&runtimeapi.Device{HostPath: "/dev/empty", ContainerPath: "/dev/x"}), ErrInvalid, "no device"},
 		{"invalid CDI device", func(in *Input) {
-			in.CDI = func(*specs.Spec, []string) error { return nil }
+			in.CDI = func(*specs.Spec, []string) (cdi.Added, error) { return cdi.Added{}, nil }
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}}
 		}, ErrInvalid, "gpu"},
 		{"CDI device that fails", func(in *Input) {
-			in.CDI = func(*specs.Spec, []string) error { return io.ErrUnexpectedEOF }
+			in.CDI = func(*specs.Spec, []string) (cdi.Added, error) { return cdi.Added{}, io.ErrUnexpectedEOF }
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 		}, io.ErrUnexpectedEOF, "invalid"},
 		{"CDI device on a node without", func(in *Input) {

@@ -8,6 +8,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cri/spec/cdi"
+	"crisp/runtime/hook"
 )
 
 // rootPath is the nominal root of every spec: the caller holds the root file
@@ -38,9 +41,14 @@ type Input struct {
 	Host    Host
 	Node    Node
 	Seccomp Seccomp
+	// ID and SandboxID are those of the container and its pod.
+	ID, SandboxID string
 	// CDI adds the named CDI devices to a spec, all or none; nil if the node has
 	// none.
-	CDI func(s *specs.Spec, names []string) error
+	CDI func(s *specs.Spec, names []string) (cdi.Added, error)
+	// Hooks adds the hooks that the node's administrator has defined for a
+	// container with such a spec and annotations; nil for none.
+	Hooks func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error)
 	// Defaults are the node's choices where the CRI leaves one.
 	Defaults Defaults
 }
@@ -141,6 +149,10 @@ type Result struct {
 	// Nodes has the host path of each device whose path in the container differs,
 	// by the latter.
 	Nodes map[string]string
+	// HookSources are the sources of the spec's hooks, and HookWarnings what the
+	// administrator should know about them.
+	HookSources  hook.Sources `json:",omitempty"`
+	HookWarnings []string     `json:",omitempty"`
 	// Relabel are the host paths that get the mount label.
 	Relabel []string
 	// PIDTarget is the ID of the container whose PID namespace "ns/pid" is, "" if
@@ -221,6 +233,7 @@ func Container(in Input) (*Result, error) {
 	b.privileged = b.sc.GetPrivileged()
 	for _, part := range []func() error{
 		b.namespaces, b.process, b.capabilities, b.security, b.resources, b.devices, b.mounts, b.cdi, b.stopSignal,
+		b.hooks,
 	} {
 		if err := part(); err != nil {
 			return nil, err

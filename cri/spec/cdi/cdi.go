@@ -2,31 +2,34 @@
 // runtime-spec.
 //
 // CDI specs are files on the node, written by device drivers. They are read
-// again for each container that requests such a device, so that a new device is
-// found immediately. Either all devices of a container are added or none.
+// again when one has changed, and before a device is reported as unknown, so
+// that a new device is found immediately. A file that cannot be read affects
+// only its own devices. Either all devices of a container are added or none.
 package cdi
 
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 	"tags.cncf.io/container-device-interface/pkg/parser"
+	cdispecs "tags.cncf.io/container-device-interface/specs-go"
+
+	"crisp/runtime/hook"
 )
 
-// Errors about devices that cannot be added.
-var (
-	// ErrUnknown means that no CDI spec describes a device of that name.
-	ErrUnknown = errors.New("unknown CDI device")
-	// ErrUnsupported means that a CDI spec requires something that crisp does not
-	// support, such as a hook.
-	ErrUnsupported = errors.New("CDI device with unsupported edits")
-)
+// ErrUnknown means that no CDI spec describes a device of that name.
+var ErrUnknown = errors.New("unknown CDI device")
 
 // Names returns the fully qualified names of the devices that a container
 // requests, in the CRI's field and in annotations, each once.
@@ -62,27 +65,97 @@ func Names(cfg *runtimeapi.ContainerConfig) ([]string, error) {
 	return out, nil
 }
 
-// Inject adds the named devices, from the CDI specs in the given directories,
-// to a spec.
-func Inject(dirs []string, s *specs.Spec, names []string) error {
+// Registry has the devices that CDI specs describe.
+type Registry struct {
+	dirs []string
+
+	mu    sync.Mutex
+	cache *cdi.Cache // guarded by mu; nil before the first use
+	seen  string     // guarded by mu; the state of the directories when they were read
+}
+
+// New returns the registry of the specs in the given directories, of which the
+// last has priority.
+func New(dirs []string) *Registry { return &Registry{dirs: dirs} }
+
+// Added is what devices have added to a spec, in addition to what is in there.
+type Added struct {
+	// Sources are the sources of the spec's hooks.
+	Sources hook.Sources
+	// Nodes has the host path of each device node, by its path in the container,
+	// where the two differ.
+	Nodes map[string]string
+}
+
+// Inject adds the named devices to a spec, all or none. The edits of a device,
+// and once those of each CDI spec, are applied in the order of the names.
+func (r *Registry) Inject(s *specs.Spec, names []string) (Added, error) {
 	if len(names) == 0 {
-		return nil
+		return Added{}, nil
 	}
-	cache, err := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false))
+	cache, err := r.find(names)
 	if err != nil {
-		return fmt.Errorf("read CDI specs in %q: %w", dirs, err)
+		return Added{}, err
 	}
 
-	for _, name := range names {
-		if cache.GetDevice(name) == nil {
-			return unknown(cache, dirs, name)
+	mounts := slices.Clone(s.Mounts)
+	if _, err := cache.InjectDevices(s, names...); err != nil {
+		return Added{}, fmt.Errorf("add CDI devices %q: %w", names, err)
+	}
+	bindByDefault(s, mounts)
+	return added(cache, s, names), nil
+}
+
+// find returns the devices of all specs, which must include those of the given
+// names. Specs are read again if a file has changed, and before a name is
+// refused.
+func (r *Registry) find(names []string) (*cdi.Cache, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	missing := ""
+	for range 2 {
+		seen := state(r.dirs)
+		if r.cache == nil || seen != r.seen || missing != "" {
+			cache, err := cdi.NewCache(cdi.WithSpecDirs(r.dirs...), cdi.WithAutoRefresh(false))
+			if err != nil {
+				return nil, fmt.Errorf("read CDI specs in %q: %w", r.dirs, err)
+			}
+			r.cache, r.seen = cache, seen
+		}
+
+		i := slices.IndexFunc(names, func(name string) bool { return r.cache.GetDevice(name) == nil })
+		if i < 0 {
+			return r.cache, nil
+		}
+		missing = names[i]
+	}
+	return nil, unknown(r.cache, r.dirs, missing)
+}
+
+// state identifies the content of directories by what changes with it.
+func state(dirs []string) string {
+	var b strings.Builder
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		fmt.Fprintln(&b, dir, err)
+		for _, e := range entries {
+			// A link's target may change without the link.
+			info, err := os.Stat(filepath.Join(dir, e.Name()))
+			if err != nil {
+				fmt.Fprintln(&b, e.Name(), err)
+				continue
+			}
+			fmt.Fprintln(&b, e.Name(), info.Size(), info.ModTime().UnixNano(), inode(info))
 		}
 	}
+	return b.String()
+}
 
-	if _, err := cache.InjectDevices(s, names...); err != nil {
-		return fmt.Errorf("add CDI devices %q: %w", names, err)
+func inode(info fs.FileInfo) any {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return [2]int64{int64(st.Ino), st.Ctim.Nano()}
 	}
-	return check(s)
+	return nil
 }
 
 // unknown returns an error that lists the known devices and the broken files.
@@ -95,15 +168,52 @@ func unknown(cache *cdi.Cache, dirs []string, name string) error {
 	return err
 }
 
-// check rejects edits that would silently have no effect.
-func check(s *specs.Spec) error {
-	switch {
-	case s.Hooks != nil:
-		return fmt.Errorf("%w: hooks", ErrUnsupported)
-	case s.Linux.IntelRdt != nil:
-		return fmt.Errorf("%w: Intel RDT", ErrUnsupported)
-	case len(s.Linux.NetDevices) > 0:
-		return fmt.Errorf("%w: network devices", ErrUnsupported)
+// bindByDefault completes the added mounts: one of a host path without a type
+// is a bind mount.
+func bindByDefault(s *specs.Spec, before []specs.Mount) {
+	for i := range s.Mounts {
+		m := &s.Mounts[i]
+		known := slices.ContainsFunc(before, func(b specs.Mount) bool { return b.Destination == m.Destination && b.Source == m.Source })
+		bind := slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+		if !known && m.Type == "" && !bind {
+			m.Options = append(m.Options, "rbind")
+		}
 	}
-	return nil
+}
+
+// added describes what the devices have added.
+func added(cache *cdi.Cache, s *specs.Spec, names []string) Added {
+	a := Added{Nodes: map[string]string{}}
+	var edits []*cdi.ContainerEdits
+	files := map[*cdi.ContainerEdits]string{}
+	for _, name := range names {
+		d := cache.GetDevice(name)
+		for _, e := range []*cdi.ContainerEdits{{ContainerEdits: &d.GetSpec().ContainerEdits}, {ContainerEdits: &d.ContainerEdits}} {
+			edits = append(edits, e)
+			files[e] = d.GetSpec().GetPath()
+		}
+	}
+
+	for _, e := range edits {
+		for _, n := range e.DeviceNodes {
+			if n.HostPath != "" && n.HostPath != n.Path {
+				a.Nodes[n.Path] = n.HostPath
+			}
+		}
+	}
+	for _, h := range hook.List(s.Hooks, nil) {
+		for _, e := range edits {
+			if slices.ContainsFunc(e.Hooks, func(o *cdispecs.Hook) bool { return same(o, h) }) {
+				h.Source = "CDI specification " + files[e]
+				break
+			}
+		}
+		a.Sources = hook.Append(a.Sources, h)
+	}
+	return a
+}
+
+// same reports whether a hook of a CDI spec is one of a spec.
+func same(o *cdispecs.Hook, h hook.Hook) bool {
+	return o.HookName == string(h.Kind) && o.Path == h.Path && slices.Equal(o.Args, h.Args) && slices.Equal(o.Env, h.Env)
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/hook"
 )
 
 func TestNames(t *testing.T) {
@@ -60,8 +62,12 @@ func emptySpec() *specs.Spec {
 func TestInject(t *testing.T) {
 	dirs := []string{filepath.Join(t.TempDir(), "none"), directory(t, map[string]string{"vendor.json": description})}
 	s := emptySpec()
-	if err := Inject(dirs, s, []string{"vendor.com/gpu=0"}); err != nil {
+	got, err := New(dirs).Inject(s, []string{"vendor.com/gpu=0"})
+	if err != nil {
 		t.Fatal(err)
+	}
+	if len(got.Nodes)+len(got.Sources) > 0 {
+		t.Errorf("added %+v", got)
 	}
 
 	if want := []string{"A=b", "ALL=1", "GPU=0"}; !slices.Equal(s.Process.Env, want) {
@@ -77,7 +83,7 @@ func TestInject(t *testing.T) {
 
 func TestInjectNothing(t *testing.T) {
 	s := emptySpec()
-	if err := Inject(nil, s, nil); err != nil || len(s.Process.Env) != 1 {
+	if _, err := New(nil).Inject(s, nil); err != nil || len(s.Process.Env) != 1 {
 		t.Errorf("Inject() of nothing = %v, %+v", err, s.Process)
 	}
 }
@@ -85,7 +91,7 @@ func TestInjectNothing(t *testing.T) {
 func TestInjectRefuses(t *testing.T) {
 	dir := directory(t, map[string]string{"vendor.json": description, "broken.json": "{"})
 	s := emptySpec()
-	err := Inject([]string{dir}, s, []string{"vendor.com/gpu=0", "vendor.com/gpu=7"})
+	_, err := New([]string{dir}).Inject(s, []string{"vendor.com/gpu=0", "vendor.com/gpu=7"})
 	if !errors.Is(err, ErrUnknown) || len(s.Process.Env) != 1 || len(s.Linux.Devices) != 0 {
 		t.Errorf("Inject() = %v, spec %+v", err, s)
 	}
@@ -95,8 +101,115 @@ func TestInjectRefuses(t *testing.T) {
 			t.Errorf("error %q lacks %s", err, want)
 		}
 	}
+}
 
-	if err := Inject([]string{dir}, emptySpec(), []string{"vendor.com/gpu=hook"}); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("Inject() with a hook = %v, want ErrUnsupported", err)
+// TestInjectEverything adds two devices of one spec with edits of every kind.
+func TestInjectEverything(t *testing.T) {
+	dir := directory(t, map[string]string{"vendor.yaml": everything})
+	s := emptySpec()
+	s.Process.User = specs.User{UID: 1000, GID: 1000}
+	got, err := New([]string{dir}).Inject(s, []string{"vendor.com/gpu=1", "vendor.com/gpu=0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if want := []string{"A=b", "ALL=1", "GPU=0"}; !slices.Equal(s.Process.Env, want) {
+		t.Errorf("environment %q, want %q", s.Process.Env, want)
+	}
+	var names []string
+	for _, h := range hook.List(s.Hooks, got.Sources) {
+		names = append(names, h.String()+" "+strings.Join(h.Args, ","))
+	}
+	source := " (CDI specification " + dir + "/vendor.yaml)"
+	if want := []string{"createContainer hook /bin/all" + source + " all,x", "createContainer hook /bin/true" + source + " ", "poststop hook /bin/false" + source + " "}; !slices.Equal(names, want) {
+		t.Errorf("hooks %q, want %q", names, want)
+	}
+	if got.Nodes["/dev/gpu0"] != "/dev/null" || len(got.Nodes) != 1 {
+		t.Errorf("nodes %v", got.Nodes)
+	}
+	if !slices.Equal(s.Process.User.AdditionalGids, []uint32{44, 45}) {
+		t.Errorf("groups %v", s.Process.User.AdditionalGids)
+	}
+	if len(s.Mounts) != 2 || !slices.Equal(s.Mounts[0].Options, []string{"ro", "nosuid", "rbind"}) || s.Mounts[1].Type != "tmpfs" {
+		t.Errorf("mounts %+v", s.Mounts)
+	}
+	if s.Linux.IntelRdt == nil || s.Linux.NetDevices["eth7"].Name != "gpu0" {
+		t.Errorf("Intel RDT %+v, network devices %+v", s.Linux.IntelRdt, s.Linux.NetDevices)
+	}
+}
+
+const everything = `cdiVersion: "1.1.0"
+kind: vendor.com/gpu
+containerEdits:
+  env: [ALL=1]
+  hooks: [{hookName: createContainer, path: /bin/all, args: [all, x]}]
+  additionalGids: [44]
+devices:
+- name: "0"
+  containerEdits:
+    env: [GPU=0]
+    deviceNodes: [{path: /dev/gpu0, hostPath: /dev/null}]
+    mounts: [{hostPath: /lib/gpu, containerPath: /gpu, options: [ro, nosuid]}, {hostPath: tmpfs, containerPath: /scratch, type: tmpfs}]
+    hooks: [{hookName: poststop, path: /bin/false}]
+    intelRdt: {closID: gpus}
+    netDevices: [{hostInterfaceName: eth7, name: gpu0}]
+    additionalGids: [45]
+- name: "1"
+  containerEdits:
+    hooks: [{hookName: createContainer, path: /bin/true}]
+`
+
+// TestSpecsAreReadAgain changes the directory in every way while it is in use.
+func TestSpecsAreReadAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "later")
+	r := New([]string{dir})
+	has := func(name string) bool {
+		_, err := r.Inject(emptySpec(), []string{name})
+		if err != nil && !errors.Is(err, ErrUnknown) {
+			t.Error(err)
+		}
+		return err == nil
+	}
+	write := func(name, content string) {
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	device := func(name string) string {
+		return `{"cdiVersion": "0.6.0", "kind": "vendor.com/gpu", "devices": [{"name": "` + name + `", "containerEdits": {"env": ["A=b"]}}]}`
+	}
+
+	if has("vendor.com/gpu=a") {
+		t.Error("a device without a directory")
+	}
+	write("x.json", device("a"))
+	if !has("vendor.com/gpu=a") {
+		t.Error("a new file is not read")
+	}
+	write("x.json", device("b"))
+	if has("vendor.com/gpu=a") || !has("vendor.com/gpu=b") {
+		t.Error("a changed file is not read")
+	}
+
+	// Broken ones affect no others.
+	write("broken.json", "{")
+	write("broken.yaml", "cdiVersion: [")
+	write("future.json", strings.Replace(device("c"), "0.6.0", "9.0.0", 1))
+	write("unknown.json", strings.Replace(device("d"), "env", "magic", 1))
+	if !has("vendor.com/gpu=b") || has("vendor.com/gpu=c") || has("vendor.com/gpu=d") {
+		t.Error("a broken file matters")
+	}
+	_, err := r.Inject(emptySpec(), []string{"vendor.com/gpu=c"})
+	for _, name := range []string{"broken.json", "broken.yaml", "future.json", "unknown.json", dir, "vendor.com/gpu=b"} {
+		if !strings.Contains(err.Error(), name) {
+			t.Errorf("error %q lacks %s", err, name)
+		}
+	}
+
+	if err := os.Remove(filepath.Join(dir, "x.json")); err != nil {
+		t.Fatal(err)
+	}
+	if has("vendor.com/gpu=b") {
+		t.Error("a device of a removed file")
 	}
 }
