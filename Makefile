@@ -22,7 +22,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 # keys, so that common packages are compiled once.
 COMPILE := $(GO) build -trimpath
 
-TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck)
+TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck nvidia-cdi-hook)
 PLUGINS := $(CACHE)/cni/bridge
 PEERS := $(addprefix $(CACHE)/peers/,containerd runc)
 LAB := $(CACHE)/bin/crictl $(CACHE)/bin/registry $(PLUGINS)
@@ -232,7 +232,7 @@ needs-demo needs-test: # reports missing packages, and installs them as root
 ##### Tools and images for tests
 
 .PHONY: tools
-tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, the CNI plugins
+tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, NVIDIA's CDI hook, the CNI plugins
 
 .PHONY: programs
 programs: # programs that run tests
@@ -257,6 +257,10 @@ $(CACHE)/bin/critest: hack/tools/criutils/go.mod
 
 $(CACHE)/bin/registry: hack/tools/registry/go.mod
 	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/distribution/distribution/v3/cmd/registry
+
+# Its library for the driver is loaded by cgo.
+$(CACHE)/bin/nvidia-cdi-hook: hack/tools/nvidia/go.mod
+	CGO_ENABLED=1 CGO_CFLAGS=-w $(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-cdi-hook
 
 $(CACHE)/bin/gosec: hack/tools/gosec/go.mod
 	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/securego/gosec/v2/cmd/gosec
