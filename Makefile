@@ -20,7 +20,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 # All programs are built with the same flags that are part of the build cache's
 # keys, so that common packages are compiled once.
-COMPILE := $(GO) build -trimpath
+COMPILE := $(GO) build -trimpath -tags nri_no_wasm
 
 TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck nvidia-cdi-hook)
 PLUGINS := $(CACHE)/cni/bridge

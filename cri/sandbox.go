@@ -66,8 +66,8 @@ func (s *Server) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out
 
 // UpdatePodSandboxResources records the pod-level limits; their cgroup belongs
 // to kubelet.
-func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	if err := s.Pods.UpdateSandbox(r.GetPodSandboxId(), r.GetOverhead(), r.GetResources()); err != nil {
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	if err := s.Pods.UpdateSandbox(ctx, r.GetPodSandboxId(), r.GetOverhead(), r.GetResources()); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil

@@ -19,6 +19,7 @@ import (
 	"crisp/cri/cadvisor"
 	"crisp/cri/config"
 	"crisp/cri/node"
+	"crisp/cri/nri"
 	"crisp/cri/pod"
 	"crisp/cri/rpcerr"
 	"crisp/cri/rpcerr/rules"
@@ -252,22 +253,34 @@ func (d *services) openPods(ctx context.Context) error {
 		}
 	}
 
-	d.pods, err = pod.Open(ctx, pod.Options{
+	devices := cdi.New(d.cfg.CDISpecDirs)
+	plugins, err := d.newPlugins(devices)
+	if err != nil {
+		return err
+	}
+	options := pod.Options{
 		Root: d.cfg.Root, NetNSDir: d.cfg.NetNSDir,
 		Keeper: d.keeper, Launcher: launch.New(d.keeper, d.facts), Cgroups: d.cgroups,
 		Images: d.images, Network: d.network,
 		Host: spec.HostOf(d.facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(d.cfg), Defaults: defaults(d.cfg),
 		SELinux:  labels,
-		CDI:      cdi.New(d.cfg.CDISpecDirs).Inject,
+		CDI:      devices.Inject,
 		Hooks:    nodeHooks(d.cfg),
 		StateDir: d.cfg.State,
 		Observe:  d.cfg.CAdvisorSocket != "",
 		Handlers: d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
-	})
-	if err != nil {
+	}
+	if plugins != nil {
+		options.Plugins, options.PluginWait = plugins, time.Duration(d.cfg.NRIRequiredWait)
+	}
+	if d.pods, err = pod.Open(ctx, options); err != nil {
 		return err
 	}
+
 	d.onClose(d.pods.Close)
+	if err := d.startPlugins(plugins); err != nil {
+		return err
+	}
 	if err := d.serveCAdvisor(); err != nil {
 		return err
 	}
@@ -288,6 +301,37 @@ func (d *services) openPods(ctx context.Context) error {
 		}
 	})
 
+	return nil
+}
+
+// newPlugins returns the host of the node's plugins, nil if they are disabled.
+func (d *services) newPlugins(devices *cdi.Registry) (*nri.Host, error) {
+	if !d.cfg.NRI {
+		return nil, nil
+	}
+	return nri.New(nri.Options{
+		Version: version, Socket: d.cfg.NRISocket, PluginDir: d.cfg.NRIPluginDir, ConfigDir: d.cfg.NRIPluginConfigDir,
+		RegistrationTimeout: time.Duration(d.cfg.NRIRegistrationTimeout), RequestTimeout: time.Duration(d.cfg.NRIRequestTimeout),
+		Required: d.cfg.NRIRequiredPlugins, Reject: d.cfg.NRIReject,
+		CDI: devices.Inject,
+	})
+}
+
+// startPlugins lets plugins connect until the daemon closes. Without a socket for
+// them the daemon serves all the same, unless a plugin is required.
+func (d *services) startPlugins(h *nri.Host) error {
+	if h == nil {
+		return nil
+	}
+
+	err := h.Start(d.pods)
+	if err != nil && len(d.cfg.NRIRequiredPlugins) > 0 {
+		return err
+	}
+	if err != nil {
+		klog.ErrorS(err, "Could not start plugins, pods run without them", "socket", d.cfg.NRISocket)
+	}
+	d.onClose(h.Close)
 	return nil
 }
 

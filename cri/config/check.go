@@ -58,14 +58,13 @@ func (c *Config) checkPaths(bad complain) {
 		}
 	}
 
-	if c.CAdvisorSocket != "" && !filepath.IsAbs(c.CAdvisorSocket) {
-		bad("cadvisor_socket", "%q is not an absolute path", c.CAdvisorSocket)
-	}
-	if c.NetNSDir != "" && !filepath.IsAbs(c.NetNSDir) {
-		bad("netns_dir", "%q is not an absolute path", c.NetNSDir)
-	}
-	if c.SeccompProfile != "" && !filepath.IsAbs(c.SeccompProfile) {
-		bad("seccomp_profile", "%q is not an absolute path", c.SeccompProfile)
+	for key, p := range map[string]string{
+		"cadvisor_socket": c.CAdvisorSocket, "netns_dir": c.NetNSDir, "seccomp_profile": c.SeccompProfile,
+		"nri_socket": c.NRISocket, "nri_plugin_dir": c.NRIPluginDir, "nri_plugin_config_dir": c.NRIPluginConfigDir,
+	} {
+		if p != "" && !filepath.IsAbs(p) {
+			bad(key, "%q is not an absolute path", p)
+		}
 	}
 
 	for key, list := range map[string][]string{
@@ -129,6 +128,15 @@ func (c *Config) checkNumbers(bad complain) {
 		// A number without a unit would mean nanoseconds, which is never intended.
 		if time.Duration(d) < time.Second {
 			bad(key, "%v is less than a second; use a unit, as in \"90s\" or \"5m\"", time.Duration(d))
+		}
+	}
+
+	for key, d := range map[string]Duration{
+		"nri_registration_timeout": c.NRIRegistrationTimeout, "nri_request_timeout": c.NRIRequestTimeout, "nri_required_wait": c.NRIRequiredWait,
+	} {
+		const least = 10 * time.Millisecond
+		if time.Duration(d) < least {
+			bad(key, "%v is less than %v; use a unit, as in \"2s\"", time.Duration(d), least)
 		}
 	}
 

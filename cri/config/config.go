@@ -71,6 +71,16 @@ type Config struct {
 	CDISpecDirs           []string `toml:"cdi_spec_dirs"`
 	HooksDirs             []string `toml:"hooks_dirs"`
 
+	NRI                    bool     `toml:"nri"`
+	NRISocket              string   `toml:"nri_socket"`
+	NRIPluginDir           string   `toml:"nri_plugin_dir"`
+	NRIPluginConfigDir     string   `toml:"nri_plugin_config_dir"`
+	NRIRegistrationTimeout Duration `toml:"nri_registration_timeout"`
+	NRIRequestTimeout      Duration `toml:"nri_request_timeout"`
+	NRIRequiredPlugins     []string `toml:"nri_required_plugins"`
+	NRIRequiredWait        Duration `toml:"nri_required_wait"`
+	NRIReject              []string `toml:"nri_reject"`
+
 	MaxContainerLogLineSize int      `toml:"max_container_log_line_size"`
 	StreamAddress           string   `toml:"stream_address"`
 	StreamIdleTimeout       Duration `toml:"stream_idle_timeout"`

@@ -118,6 +118,7 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 
 	p.m.index(c.ID, p)
 	p.m.events.container(p.record(), c.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	p.tellContainer(ctx, ContainerCreated, c.ID)
 	return c.ID, nil
 }
 
@@ -248,6 +249,11 @@ func (k *creation) makeSpec(ctx context.Context) error {
 		return err
 	}
 
+	adjusted, data, err := k.askCreate(ctx, out, data)
+	if err != nil {
+		return err
+	}
+
 	for _, w := range out.Warnings {
 		klog.InfoS("Unsupported container settings ignored", "container", k.id, "missing", w)
 	}
@@ -285,8 +291,9 @@ func (k *creation) makeSpec(ctx context.Context) error {
 		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
 		c.StopSignal, c.PIDTarget, c.ImageVolumes, c.Nodes = int32(out.StopSignal), out.PIDTarget, volumes, out.Nodes
 		c.HookSources = out.HookSources
+		adjusted.note(c)
 	}
-	return nil
+	return p.applyUpdates(ctx, adjusted.Updates)
 }
 
 // translate returns the runtime-spec from all of its inputs, and its encoded
@@ -360,6 +367,7 @@ func (k *creation) removeSpec(ctx context.Context) error {
 	if err := k.endHooks(ctx); err != nil {
 		return err
 	}
+	k.p.tellRemoved(ctx, k.id)
 	k.p.m.specs.drop(k.id)
 	err := os.Remove(k.p.specPath(k.id))
 	if errors.Is(err, os.ErrNotExist) {

@@ -72,6 +72,7 @@ func (p *pod) start(ctx context.Context, id string) error {
 	}
 
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	p.tellContainer(ctx, ContainerStarted, id)
 	return nil
 }
 
@@ -100,6 +101,7 @@ func (p *pod) startFailed(ctx context.Context, id string, cause error) {
 		}
 	}
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	p.tellStopped(ctx, id)
 }
 
 // launch gathers descriptors, runs the container's plan and records the
@@ -112,6 +114,9 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 
+	if err := p.askStart(ctx, c); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
 	s = withScore(s, c)
 	pr, err := p.prepareProcess(ctx, c, s)
 	if err != nil {
@@ -185,7 +190,7 @@ func (p *pod) prepareProcess(ctx context.Context, c *Container, s *specs.Spec) (
 	if pr.group == nil {
 		// A restart of the daemon closed it, and with the systemd driver there
 		// is no cgroup before there is a process.
-		resources, err := p.m.limits(c.limits(), s)
+		resources, err := p.m.limits(c, s)
 		if err != nil {
 			return nil, err
 		}

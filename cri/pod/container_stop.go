@@ -134,6 +134,7 @@ func (p *pod) removeContainer(ctx context.Context, id string) error {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
 
+	p.tellStopped(ctx, id)
 	if err := p.undoContainer(ctx, c); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}

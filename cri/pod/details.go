@@ -115,7 +115,7 @@ func cniResult(r *Record) any {
 func (m *Manager) ContainerDetails(r *Record, c *Container) map[string]any {
 	info := map[string]any{
 		"sandboxID": r.ID, "config": c.Config, "cgroup": c.CgroupPath, "imageID": c.ImageID,
-		"runtimeType": "crisp", "removing": false,
+		"runtimeType": "crisp", "removing": false, "plugins": c.Plugins,
 	}
 
 	if c.Process != nil {
@@ -149,7 +149,7 @@ func (m *Manager) specInForce(made *specs.Spec, r *Record, c *Container) *specs.
 	}
 
 	if limits := c.limits(); limits != nil && linux.Resources != nil {
-		if updated, err := m.limits(limits, made); err == nil {
+		if updated, err := m.limits(c, made); err == nil {
 			if updated.Memory != nil {
 				updated.Memory.CheckBeforeUpdate = nil
 			}

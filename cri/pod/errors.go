@@ -27,4 +27,6 @@ var (
 	// ErrUnkillable means that a process survived SIGKILL, as one in
 	// uninterruptible sleep does.
 	ErrUnkillable = errors.New("process could not be killed")
+	// ErrNoPlugin means that a required plugin is not connected, or did not answer.
+	ErrNoPlugin = errors.New("a required plugin is not connected")
 )

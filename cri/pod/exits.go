@@ -58,6 +58,7 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	pr.row.CloseLog()
 	warn(closeFiles(pr.stdin), "close a container's input", "container", id)
 	p.afterEnd(id)
+	p.m.wg.Go(func() { p.tellStopped(p.m.ctx, id) })
 }
 
 // persistEnd records the exit of a container, and retries while the disk fails.

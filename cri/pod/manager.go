@@ -81,6 +81,11 @@ type Options struct {
 	// own hooks, to a spec, see [spec.Input].
 	CDI   func(s *specs.Spec, names []string) (cdi.Added, error)
 	Hooks func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error)
+	// Plugins take part in the life of pods and containers; nil for none.
+	Plugins Plugins
+	// PluginWait is how long a container waits for a plugin that is required and
+	// not connected.
+	PluginWait time.Duration
 	// Defaults are the node's choices for containers.
 	Defaults spec.Defaults
 	// Handlers are the runtime handlers that pods may request in addition to

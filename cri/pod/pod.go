@@ -35,6 +35,8 @@ type pod struct {
 	// without.
 	row        *table.Row
 	firstEnded chan struct{}
+	// known is what the plugins know of the pod.
+	known known
 }
 
 // process is a container's first process and the descriptors that belong to it.
@@ -85,6 +87,7 @@ func newPod(m *Manager, r *Record, j *durable.Journal) *pod {
 	}
 	p := &pod{m: m, journal: j, op: make(chan struct{}, 1), namespaces: map[string]*os.File{}, processes: map[string]*process{}}
 	p.rec.Store(r)
+	p.known.load(r)
 	return p
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -96,6 +97,10 @@ type Container struct {
 	Left bool `json:",omitempty"`
 	// Resources are the current limits, with updates.
 	Resources *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
+	// PluginLimits are limits from the node's plugins that the CRI has no field for.
+	PluginLimits *specs.LinuxResources `json:",omitempty"`
+	// Plugins are the plugins that adjusted the container, with what they set.
+	Plugins []string `json:",omitempty"`
 	// Nodes has the host path of each device, by its path in the container,
 	// where that is not the same.
 	Nodes map[string]string `json:",omitempty"`

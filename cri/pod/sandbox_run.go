@@ -33,6 +33,7 @@ var sandboxSteps = []step[*pod]{
 	{name: "make namespaces", do: (*pod).makeNamespaces, undo: (*pod).dropNamespaces},
 	{name: "pin network namespace", do: (*pod).pinNetwork, undo: (*pod).unpinNetwork},
 	{name: "attach network", sync: true, do: (*pod).attachNetwork, undo: (*pod).detachNetwork},
+	{name: "ask plugins", do: (*pod).askRun, undo: (*pod).tellSandboxStopped},
 }
 
 // RunSandbox creates and starts a sandbox and returns its id. A call for a
@@ -480,6 +481,7 @@ func attachment(r *Record) (network.Attachment, error) {
 // forget removes the pod's directory, and the pod from memory. Without a record
 // there is no pod: the rest of the directory is removed at the next start.
 func (p *pod) forget(ctx context.Context) error {
+	p.tellSandboxRemoved(ctx)
 	id := p.record().ID
 	p.mu.Lock()
 	defer p.mu.Unlock()

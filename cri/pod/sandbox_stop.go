@@ -48,6 +48,9 @@ func (p *pod) stop(ctx context.Context) error {
 	if err := p.killContainers(ctx); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", r.ID, err)
 	}
+	for _, c := range p.record().Containers {
+		p.tellStopped(ctx, c.ID)
+	}
 	if err := unwind(ctx, after(sandboxSteps, firstKept), "", p); err != nil {
 		err = fmt.Errorf("stop sandbox %s: %w", r.ID, err)
 		p.noteLeft(err)

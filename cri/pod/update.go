@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,20 +41,44 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, change *runtim
 		return fmt.Errorf("update container %s: it is %s: %w", id, c.StateName(), ErrState)
 	}
 
-	if err := p.applyResources(ctx, c, change); err != nil {
+	if err := p.updateResources(ctx, c, change); err != nil {
 		return fmt.Errorf("update container %s: %w", id, err)
 	}
 	return nil
 }
 
-func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimeapi.LinuxContainerResources) error {
-	merged := spec.MergeResources(c.limits(), change)
+// updateResources asks the plugins about a change of limits and applies it.
+func (p *pod) updateResources(ctx context.Context, c *Container, change *runtimeapi.LinuxContainerResources) error {
+	adjusted, err := p.askUpdate(ctx, c, change)
+	if err != nil {
+		return err
+	}
+	if err := p.applyResources(ctx, c, adjusted.Limits); err != nil {
+		return err
+	}
+
+	p.tellUpdated(ctx, c.ID)
+	return p.applyUpdates(ctx, adjusted.Updates)
+}
+
+// Limits are a change of limits: what the CRI has fields for, and the rest.
+type Limits struct {
+	Resources *runtimeapi.LinuxContainerResources
+	Other     *specs.LinuxResources
+}
+
+func (p *pod) applyResources(ctx context.Context, c *Container, change Limits) error {
+	next := *c
+	merged, other := spec.MergeResources(c.limits(), change.Resources), overlay(c.PluginLimits, change.Other)
+	msg := message(merged)
+	next.Resources, next.PluginLimits = &msg, other
+
 	s, err := p.loadSpec(c.ID)
 	if err != nil {
 		return err
 	}
 
-	resources, err := p.m.limits(merged, s)
+	resources, err := p.m.limits(&next, s)
 	if err != nil {
 		return err
 	}
@@ -66,20 +91,58 @@ func (p *pod) applyResources(ctx context.Context, c *Container, change *runtimea
 		return err
 	default:
 		err := group.Set(resources)
-		if err == nil && change.GetOomScoreAdj() != 0 {
+		if err == nil && change.Resources.GetOomScoreAdj() != 0 {
 			err = p.m.setScore(group, merged)
 		}
 		if err != nil {
 			// Some limits may already be applied.
-			if old, e := p.m.limits(c.limits(), s); e == nil {
+			if old, e := p.m.limits(c, s); e == nil {
 				warn(group.Set(explicit(old)), "revert a refused change of limits", "container", c.ID)
 			}
 			return err
 		}
 	}
 
-	msg := message(merged)
-	return p.updateContainer(c.ID, func(c *Container) { c.Resources = &msg })
+	return p.updateContainer(c.ID, func(c *Container) { c.Resources, c.PluginLimits = &msg, other })
+}
+
+// overlay returns limits with the fields that a change sets. None of the two is
+// changed.
+func overlay(old, change *specs.LinuxResources) *specs.LinuxResources {
+	if old == nil || change == nil {
+		return cmp.Or(change, old)
+	}
+
+	out := *old
+	if change.Memory != nil {
+		memory := specs.LinuxMemory{}
+		if old.Memory != nil {
+			memory = *old.Memory
+		}
+		out.Memory = &memory
+		set(&memory.Reservation, change.Memory.Reservation)
+		set(&memory.Kernel, change.Memory.Kernel)
+		set(&memory.KernelTCP, change.Memory.KernelTCP)
+		set(&memory.Swappiness, change.Memory.Swappiness)
+		set(&memory.DisableOOMKiller, change.Memory.DisableOOMKiller)
+	}
+	if change.CPU != nil {
+		cpu := specs.LinuxCPU{}
+		if old.CPU != nil {
+			cpu = *old.CPU
+		}
+		out.CPU = &cpu
+		set(&cpu.RealtimeRuntime, change.CPU.RealtimeRuntime)
+		set(&cpu.RealtimePeriod, change.CPU.RealtimePeriod)
+	}
+	set(&out.Pids, change.Pids)
+	return &out
+}
+
+func set[T any](to **T, v *T) {
+	if v != nil {
+		*to = v
+	}
 }
 
 // explicit fills in the limits that were never requested, which would otherwise
@@ -155,11 +218,13 @@ func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerRe
 
 // limits returns the cgroup limits of a container. The devices that it may use
 // are the spec's and never change.
-func (m *Manager) limits(res *runtimeapi.LinuxContainerResources, s *specs.Spec) (*specs.LinuxResources, error) {
-	out, err := spec.Resources(res, m.Host, m.Defaults)
+func (m *Manager) limits(c *Container, s *specs.Spec) (*specs.LinuxResources, error) {
+	out, err := spec.Resources(c.limits(), m.Host, m.Defaults)
 	if err != nil {
 		return nil, err
 	}
+
+	out = overlay(out, c.PluginLimits)
 	out.Devices = s.Linux.Resources.Devices
 	if out.Memory != nil {
 		// With cgroup version 2 a limit below the usage would OOM-kill the
@@ -172,7 +237,7 @@ func (m *Manager) limits(res *runtimeapi.LinuxContainerResources, s *specs.Spec)
 
 // UpdateSandbox records the pod-level resources that kubelet sends. Their
 // cgroup is kubelet's own, so there is nothing to write.
-func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
+func (m *Manager) UpdateSandbox(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	p, err := m.pod(id)
 	if err != nil {
 		return err
@@ -184,8 +249,11 @@ func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.Linux
 		}
 	}
 
+	if err := p.askSandboxUpdate(ctx, overhead, resources); err != nil {
+		return fmt.Errorf("update sandbox %s: %w", id, err)
+	}
 	o, r := optional(overhead), optional(resources)
-	return p.update(func(rec *Record) {
+	err = p.update(func(rec *Record) {
 		if o != nil {
 			rec.Overhead = o
 		}
@@ -193,6 +261,10 @@ func (m *Manager) UpdateSandbox(id string, overhead, resources *runtimeapi.Linux
 			rec.Resources = r
 		}
 	})
+	if err == nil {
+		p.tellSandbox(ctx, SandboxUpdated)
+	}
+	return err
 }
 
 func optional(res *runtimeapi.LinuxContainerResources) *Message[*runtimeapi.LinuxContainerResources] {

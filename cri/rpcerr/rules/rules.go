@@ -11,6 +11,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"crisp/cri/cadvisor"
+	"crisp/cri/nri"
 	"crisp/cri/pod"
 	"crisp/cri/rpcerr"
 	"crisp/cri/spec"
@@ -29,6 +30,8 @@ import (
 func All() []rpcerr.Rule {
 	return []rpcerr.Rule{
 		{Err: pod.ErrImageVolume, Code: codes.FailedPrecondition, Begins: true},
+		// Whatever a plugin's own error is.
+		{Err: nri.ErrRefused, Code: codes.FailedPrecondition},
 		{Err: pod.ErrNotFound, Code: codes.NotFound},
 		{Err: pod.ErrAmbiguous, Code: codes.InvalidArgument},
 		{Err: pod.ErrInvalid, Code: codes.InvalidArgument},
@@ -69,6 +72,8 @@ func All() []rpcerr.Rule {
 		{Err: launch.ErrNoIDMap, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoPIDOption, Code: codes.FailedPrecondition},
 		{Err: launch.ErrInProcfs, Code: codes.FailedPrecondition},
+		{Err: nri.ErrUnsupported, Code: codes.FailedPrecondition},
+		{Err: pod.ErrNoPlugin, Code: codes.Unavailable},
 		{Err: hook.ErrInvalid, Code: codes.FailedPrecondition},
 		{Err: hook.ErrFailed, Code: codes.FailedPrecondition},
 	}

@@ -169,7 +169,8 @@ func (l *Lab) configure(ctx context.Context) error {
 	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.Subnet(), !l.opt.Routed); err != nil {
 		return err
 	}
-	config := fmt.Sprintf("cgroup_driver = %q\ncgroup_parent = %q\n%s\n", l.CgroupDriver(), l.CgroupParent(), l.opt.Config)
+	config := fmt.Sprintf("cgroup_driver = %q\ncgroup_parent = %q\nnri_socket = %q\nnri_plugin_dir = %q\nnri_plugin_config_dir = %q\n%s\n",
+		l.CgroupDriver(), l.CgroupParent(), l.path("nri.sock"), l.path("nri/plugins"), l.path("nri/conf.d"), l.opt.Config)
 	if err := os.WriteFile(l.path("config.toml"), []byte(config), 0o644); err != nil {
 		return err
 	}
