@@ -43,19 +43,33 @@ func rdt(r *api.LinuxRdt) bool {
 	return r.GetClosId() != nil || r.GetSchemata() != nil || r.GetEnableMonitoring() != nil || r.GetRemove()
 }
 
-// removeEnv removes the variables that plugins removed. The library's answer does
-// not have them: it leaves them out of the environment that the next plugin sees.
-func removeEnv(p *specs.Process, before, after []string) {
-	left := map[string]bool{}
-	for _, kv := range after {
-		left[envName(kv)] = true
-	}
+// remove removes what plugins removed of variables, devices and sysctls. The
+// library's answer does not have that: it removes it from the container that it
+// shows to the next plugin.
+func remove(s *specs.Spec, before, after *api.Container) {
+	env := gone(before.GetEnv(), after.GetEnv(), envName)
+	s.Process.Env = slices.DeleteFunc(slices.Clone(s.Process.Env), func(kv string) bool { return env[envName(kv)] })
 
-	removed := map[string]bool{}
-	for _, kv := range before {
-		removed[envName(kv)] = !left[envName(kv)]
+	devices := gone(before.GetLinux().GetDevices(), after.GetLinux().GetDevices(), (*api.LinuxDevice).GetPath)
+	s.Linux.Devices = slices.DeleteFunc(slices.Clone(s.Linux.Devices), func(d specs.LinuxDevice) bool { return devices[d.Path] })
+
+	for key := range before.GetLinux().GetSysctl() {
+		if _, ok := after.GetLinux().GetSysctl()[key]; !ok {
+			delete(s.Linux.Sysctl, key)
+		}
 	}
-	p.Env = slices.DeleteFunc(slices.Clone(p.Env), func(kv string) bool { return removed[envName(kv)] })
+}
+
+// gone returns the names of those elements of before that after does not have.
+func gone[T any](before, after []T, name func(T) string) map[string]bool {
+	names := map[string]bool{}
+	for _, v := range before {
+		names[name(v)] = true
+	}
+	for _, v := range after {
+		delete(names, name(v))
+	}
+	return names
 }
 
 func envName(kv string) string {

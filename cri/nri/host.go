@@ -243,7 +243,6 @@ func (h *Host) Container(ctx context.Context, e pod.ContainerEvent, v pod.View) 
 // Create implements [pod.Plugins].
 func (h *Host) Create(ctx context.Context, v pod.View, out *spec.Result) (pod.Adjustment, error) {
 	asked := &adaptation.CreateContainerRequest{Pod: podOf(v.Pod), Container: containerOf(v)}
-	env := asked.GetContainer().GetEnv()
 	answer, by, missing, err := h.tryCreate(ctx, asked)
 	if len(missing) > 0 {
 		// Those that were asked forget the container before they are asked again.
@@ -260,7 +259,7 @@ func (h *Host) Create(ctx context.Context, v pod.View, out *spec.Result) (pod.Ad
 		if err := supported(adjust); err != nil {
 			return a, fmt.Errorf("%w (plugins: %s)", err, strings.Join(by, ", "))
 		}
-		removeEnv(out.Spec.Process, env, asked.GetContainer().GetEnv())
+		remove(out.Spec, containerOf(v), asked.GetContainer())
 		if err := apply(out, adjust, h.opt.CDI); err != nil {
 			return a, fmt.Errorf("%w: %w (plugins: %s)", ErrUnsupported, err, strings.Join(by, ", "))
 		}
