@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/nri/pkg/log"
 	validator "github.com/containerd/nri/plugins/default-validator/builtin"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -374,17 +373,17 @@ func (h *Host) update(ctx context.Context, updates []*api.ContainerUpdate) ([]*a
 	return failed, nil
 }
 
-// refused marks an error as one of a plugin. Its status code is the plugin's, and
-// means nothing to kubelet.
+// refused marks an error as one of a plugin. Only its text is kept: its code is the
+// plugin's, and means nothing to kubelet.
 func refused(err error) error {
-	s, isStatus := status.FromError(err)
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case isStatus:
-		return fmt.Errorf("%w: %s", ErrRefused, s.Message())
 	}
-	return fmt.Errorf("%w: %w", ErrRefused, err)
+	text := err.Error()
+	if _, description, ok := strings.Cut(text, " desc = "); ok {
+		text = description
+	}
+	return fmt.Errorf("%w: %s", ErrRefused, text)
 }
 
 // meter learns from the library which plugins are connected and what they adjust.

@@ -65,6 +65,7 @@ func limits(r *api.LinuxResources) pod.Limits {
 // others are the limits that the CRI has no fields for, nil without any.
 func others(r *api.LinuxResources) *specs.LinuxResources {
 	out := &specs.LinuxResources{}
+
 	if m := r.GetMemory(); m != nil {
 		memory := &specs.LinuxMemory{
 			Reservation: m.GetReservation().Get(), Kernel: m.GetKernel().Get(), KernelTCP: m.GetKernelTcp().Get(),
@@ -81,6 +82,7 @@ func others(r *api.LinuxResources) *specs.LinuxResources {
 		limit := p.GetLimit()
 		out.Pids = &specs.LinuxPids{Limit: &limit}
 	}
+
 	if out.Memory == nil && out.CPU == nil && out.Pids == nil {
 		return nil
 	}

@@ -426,11 +426,13 @@ func testPluginAsksTooMuch(t *testing.T, n *node) {
 			c.change(a)
 			return a, nil, nil
 		}
+
 		_, err := try(t, n.Runtime.CreateContainer, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(), SandboxConfig: p.cfg})
 		if code := status.Code(err); code != codes.FailedPrecondition && code != codes.InvalidArgument || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v, want a refusal with %q", name, err, c.text)
 		}
 	}
+
 	pl.create = nil
 }
 
