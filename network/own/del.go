@@ -1,0 +1,257 @@
+package own
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"crisp/network/netns"
+	"crisp/network/own/lease"
+	"crisp/network/own/link"
+	"crisp/network/own/rules"
+)
+
+// del undoes an ADD, however much of it was done, and without needing the pod's
+// namespace: rules first, then the interface, then the leases.
+func (p *Plugin) del(ctx context.Context, call Call) error {
+	c, err := parseLoosely(call.Config)
+	if err != nil {
+		return err
+	}
+	known, _ := c.previous(call.IfName)
+	o := lease.Owner{ID: call.ID, IfName: call.IfName}
+	host, err := p.links()
+	if err != nil {
+		return err
+	}
+
+	if err := p.withdraw(ctx, c, o, known, host); err != nil {
+		return err
+	}
+	if err := host.Retire(o.ID, o.IfName); err != nil {
+		return err
+	}
+	if err := p.retire(host); err != nil {
+		return err
+	}
+	return p.withLeases(ctx, c, func(s *lease.Store) error { return s.Release(ctx, o, known) })
+}
+
+// withdraw removes the host ports of an attachment.
+func (p *Plugin) withdraw(ctx context.Context, c *conf, o lease.Owner, known []netip.Addr, host *link.Host) error {
+	ports, err := c.ports()
+	if err != nil || len(ports) == 0 {
+		return nil // a mapping that ADD refused was never made
+	}
+	if len(known) == 0 {
+		err := p.withLeases(ctx, c, func(s *lease.Store) error {
+			var err error
+			known, err = s.Of(o, nil)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+
+	table, err := p.filter()
+	if errors.Is(err, rules.ErrUnsupported) {
+		return nil // nor could there be rules
+	}
+	if err != nil {
+		return err
+	}
+	pod := rules.Pod{Owner: owner(c, o.ID, o.IfName), Addrs: known, Ports: ports, Routed: c.Mode == ModeRouted}
+	if err := table.Withdraw(pod); err != nil {
+		return err
+	}
+	return forgetUDP(host, ports)
+}
+
+// check compares an attachment with what ADD made.
+func (p *Plugin) check(call Call) error {
+	a := &attachment{call: call}
+	var err error
+	if a.conf, err = parse(call.Config); err != nil {
+		return err
+	}
+	if a.ports, err = a.conf.ports(); err != nil {
+		return err
+	}
+	addrs, mac := a.conf.previous(call.IfName)
+	if len(addrs) == 0 {
+		return invalid(errors.New("CHECK needs a prevResult with addresses"))
+	}
+
+	if a.pod, err = netns.Open(call.NetNS); err != nil {
+		return types.NewError(types.ErrInvalidNetNS, err.Error(), "")
+	}
+	defer a.pod.Close()
+	if err := p.checkLeases(a, addrs); err != nil {
+		return err
+	}
+	hardware, _ := net.ParseMAC(mac)
+	if err := a.describe(hardware); err != nil {
+		return err
+	}
+	if err := p.checkLinks(a); err != nil {
+		return err
+	}
+	return p.checkRules(a)
+}
+
+// checkLeases finds the leases of an attachment.
+func (p *Plugin) checkLeases(a *attachment, addrs []netip.Addr) error {
+	store, err := lease.Open(a.conf.IPAM.DataDir, a.conf.Name)
+	if err != nil {
+		return err
+	}
+	own, err := store.Of(lease.Owner{ID: a.call.ID, IfName: a.call.IfName}, addrs)
+	if err != nil {
+		return err
+	}
+
+	for _, addr := range addrs {
+		if !slices.Contains(own, addr) {
+			return fmt.Errorf("%w: the address %s is not leased to it", link.ErrBroken, addr)
+		}
+		for _, set := range a.conf.IPAM.Ranges {
+			for _, r := range set {
+				if r.Subnet.Contains(addr) {
+					a.leases = append(a.leases, lease.Lease{Addr: addr, Range: r})
+				}
+			}
+		}
+	}
+	if len(a.leases) != len(addrs) {
+		return fmt.Errorf("%w: the network has no range for %s", link.ErrBroken, addrs)
+	}
+	return nil
+}
+
+func (p *Plugin) checkLinks(a *attachment) error {
+	host, err := p.links()
+	if err != nil {
+		return err
+	}
+	if a.conf.Mode == ModeBridge {
+		if a.wire.Bridge, err = host.Index(a.conf.Bridge); err != nil {
+			return err
+		}
+	}
+	return host.Check(a.pod, a.wire)
+}
+
+func (p *Plugin) checkRules(a *attachment) error {
+	if !a.conf.filtered() {
+		return nil
+	}
+	table, err := p.filter()
+	if err != nil {
+		return err
+	}
+	present, err := table.HasNetwork(a.conf.network())
+	if err != nil {
+		return err
+	}
+	if !present {
+		return fmt.Errorf("%w: the table %s has lost the network's rules", link.ErrBroken, rules.TableName)
+	}
+
+	published, err := table.Published(a.published())
+	if err != nil {
+		return err
+	}
+	if !published {
+		return fmt.Errorf("%w: the table %s has lost its host ports", link.ErrBroken, rules.TableName)
+	}
+	return nil
+}
+
+// status reports whether ADD could work.
+func (p *Plugin) status(call Call) error {
+	c, err := parse(call.Config)
+	if err != nil {
+		return err
+	}
+	if _, err := p.links(); err != nil {
+		return err
+	}
+	if !c.Masquerade && !c.Isolate && !c.Capabilities["portMappings"] {
+		return nil
+	}
+	table, err := p.filter()
+	if err != nil {
+		return err
+	}
+	_, err = table.HasNetwork(c.network())
+	return err
+}
+
+// gc removes what belongs to no valid attachment of the network, in DEL's order.
+func (p *Plugin) gc(ctx context.Context, call Call) error {
+	c, err := parseLoosely(call.Config)
+	if err != nil {
+		return err
+	}
+	host, err := p.links()
+	if err != nil {
+		return err
+	}
+
+	owners, names := map[lease.Owner]bool{}, map[string]bool{}
+	for _, v := range slices.Concat(c.Valid, c.ValidToo) {
+		owners[lease.Owner{ID: v.ContainerID, IfName: v.IfName}] = true
+		names[link.Name(v.ContainerID, v.IfName)] = true
+	}
+
+	if err := p.sweepRules(c, names); err != nil {
+		return err
+	}
+	labels, err := host.Owned()
+	if err != nil {
+		return err
+	}
+	for name, label := range labels {
+		if strings.HasPrefix(label, labelPrefix(c)) && !names[name] {
+			if err := host.RetireName(name); err != nil {
+				return err
+			}
+		}
+	}
+	if err := p.retire(host); err != nil {
+		return err
+	}
+
+	return p.withLeases(ctx, c, func(s *lease.Store) error {
+		// Old releases of host-local wrote no interface.
+		valid := func(o lease.Owner) bool {
+			return owners[o] || o.IfName == "" && slices.ContainsFunc(c.Valid, func(v types.GCAttachment) bool { return v.ContainerID == o.ID })
+		}
+		return s.Collect(ctx, valid, func(o lease.Owner, _ netip.Addr) error { return host.Retire(o.ID, o.IfName) })
+	})
+}
+
+// sweepRules removes the host ports of a network's attachments that are not valid.
+func (p *Plugin) sweepRules(c *conf, valid map[string]bool) error {
+	table, err := p.filter()
+	if errors.Is(err, rules.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return table.Sweep(func(owner string) bool {
+		network, _, _ := strings.Cut(owner, "/")
+		return network != c.Name || valid[interfaceOf(owner)]
+	})
+}
+
+// interfaceOf returns the host's interface of an element's owner.
+func interfaceOf(owner string) string { return owner[strings.LastIndexByte(owner, '/')+1:] }

@@ -1,0 +1,187 @@
+package link
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"crisp/network/netns"
+)
+
+const (
+	// dyingGroup is the group of interfaces that are to be deleted.
+	dyingGroup = 25466
+	// defaultMTU applies if the node has no default route.
+	defaultMTU = 1500
+
+	hostPrefix  = "veth"
+	shapePrefix = "ifb"
+	// hashDigits makes names of 15 bytes, the kernel's limit.
+	hashDigits = 11
+)
+
+// Host is the node's side: a network namespace. It is safe for concurrent use.
+type Host struct {
+	ns     *os.File
+	handle *netlink.Handle
+}
+
+// Open returns the node's side in a namespace, which must stay open.
+func Open(ns *os.File) (*Host, error) {
+	h := &Host{ns: ns}
+	var err error
+	if h.handle, err = open(ns); err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return h, nil
+}
+
+// open opens netlink inside a namespace.
+func open(ns *os.File) (handle *netlink.Handle, err error) {
+	err = netns.Do(ns, func() error {
+		var err error
+		handle, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	return handle, err
+}
+
+// Close closes the connection to the kernel.
+func (h *Host) Close() { h.handle.Close() }
+
+// Name returns the name of the host's interface of an attachment.
+func Name(id, ifName string) string { return hashed(hostPrefix, id, ifName) }
+
+func hashed(prefix, id, ifName string) string {
+	sum := sha256.Sum256([]byte(id + "\x00" + ifName))
+	return prefix + hex.EncodeToString(sum[:])[:hashDigits]
+}
+
+// Index returns the index of an interface. The error is [ErrBroken] if there is none.
+func (h *Host) Index(name string) (int, error) {
+	l, err := h.handle.LinkByName(name)
+	if isNotFound(err) {
+		return 0, fmt.Errorf("%w: the node has no interface %s", ErrBroken, name)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look for interface %s: %w", name, err)
+	}
+	return l.Attrs().Index, nil
+}
+
+// Exists reports whether the node has an interface of a name that is not retired.
+func (h *Host) Exists(name string) bool {
+	l, err := h.handle.LinkByName(name)
+	return err == nil && l.Attrs().Group != dyingGroup
+}
+
+// MTU returns the MTU of the interface through which the node reaches others.
+func (h *Host) MTU() int {
+	// Any address outside will do, nothing is sent to it.
+	for _, outside := range []net.IP{net.IPv4(8, 8, 8, 8), net.ParseIP("2001:4860:4860::8888")} {
+		routes, err := h.handle.RouteGet(outside)
+		if err != nil || len(routes) == 0 {
+			continue
+		}
+		if l, err := h.handle.LinkByIndex(routes[0].LinkIndex); err == nil && l.Attrs().Flags&net.FlagLoopback == 0 {
+			return l.Attrs().MTU
+		}
+	}
+	return defaultMTU
+}
+
+// HardwareAddr derives an interface's address from its first IP address, so that
+// neighbours that remember an address never have a wrong one.
+func HardwareAddr(ip netip.Addr) net.HardwareAddr {
+	mac := net.HardwareAddr{0x0a, 0x58, 0, 0, 0, 0}
+	if ip.Is4() {
+		copy(mac[2:], ip.AsSlice())
+		return mac
+	}
+	sum := sha256.Sum256(ip.AsSlice())
+	copy(mac[2:], sum[:])
+	return mac
+}
+
+// Retire makes the host's interfaces of an attachment useless: the pod's end has no
+// carrier any more, and routes and neighbours are gone. [Host.Reap] deletes them.
+// They need not exist.
+func (h *Host) Retire(id, ifName string) error { return h.RetireName(Name(id, ifName)) }
+
+// RetireName is [Host.Retire] by the name of the host's interface.
+func (h *Host) RetireName(name string) error {
+	for _, name := range []string{shapePrefix + strings.TrimPrefix(name, hostPrefix), name} {
+		l, err := h.handle.LinkByName(name)
+		if isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look for interface %s: %w", name, err)
+		}
+
+		// First the group: once the interface is down, nothing must keep it from
+		// being deleted.
+		err = h.handle.LinkSetGroup(l, dyingGroup)
+		if err == nil {
+			err = h.handle.LinkSetDown(l)
+		}
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("take down interface %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Reap deletes all interfaces that were retired, by this process or another one. It
+// takes tens of milliseconds, however many there are.
+func (h *Host) Reap() error {
+	err := netns.Do(h.ns, func() error {
+		request := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+		request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		request.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(dyingGroup)))
+		_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	})
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete interfaces of group %d: %w", dyingGroup, err)
+	}
+	return nil
+}
+
+// Owned lists the labels of the host's interfaces by name: see [Wire.Label].
+func (h *Host) Owned() (map[string]string, error) {
+	links, err := h.handle.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	labels := map[string]string{}
+	for _, l := range links {
+		if a := l.Attrs(); l.Type() == "veth" && a.Alias != "" && a.Group != dyingGroup {
+			labels[a.Name] = a.Alias
+		}
+	}
+	return labels, nil
+}
+
+// isNotFound reports whether an interface does not exist.
+func isNotFound(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV)
+}
+
+// unsupported explains errors of kernels without a feature.
+func unsupported(err error, module string) error {
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return fmt.Errorf("%w: load the module %s: %w", ErrUnsupported, module, err)
+	}
+	return err
+}

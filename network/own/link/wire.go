@@ -1,0 +1,248 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"crisp/network/netns"
+)
+
+// Wire describes a pod's connection.
+type Wire struct {
+	ID, IfName string
+	// Label is set as the alias of the host's interface.
+	Label string
+	MTU   int
+	// MAC is the pod's hardware address. Chosen says that it is not derived from an
+	// IP address, so that the pod has to announce it.
+	MAC    net.HardwareAddr
+	Chosen bool
+	// Addrs are the pod's addresses with the length of their networks, and Gateways
+	// the node's in those networks, in the same order.
+	Addrs    []netip.Prefix
+	Gateways []netip.Addr
+	Routes   []Route
+	// Bridge is the index of a bridge, 0 for a routed pod.
+	Bridge int
+	// Hairpin lets a pod on a bridge reach itself by an address of the node.
+	Hairpin bool
+	// Isolated keeps bridged pods from each other.
+	Isolated bool
+	// Group is given to the host's interface, 0 for none.
+	Group uint32
+	// Localnet lets the node reach a routed pod's host ports by 127.0.0.1.
+	Localnet bool
+}
+
+// Route is a route in a pod.
+type Route struct {
+	To                                  netip.Prefix
+	Gateway                             netip.Addr
+	MTU, AdvMSS, Priority, Table, Scope int
+}
+
+// Connected is what was made.
+type Connected struct {
+	HostName string
+	HostMAC  net.HardwareAddr
+}
+
+// Connect makes a pair of interfaces between the node and a namespace. If it fails,
+// what it made is left for [Host.Retire].
+func (h *Host) Connect(ctx context.Context, pod *os.File, w Wire) (Connected, error) {
+	name := Name(w.ID, w.IfName)
+	if err := h.addPair(ctx, pod, name, w); err != nil {
+		return Connected{}, fmt.Errorf("make interfaces %s and %s: %w", name, w.IfName, err)
+	}
+
+	host, err := h.handle.LinkByName(name)
+	if err != nil {
+		return Connected{}, fmt.Errorf("look for interface %s: %w", name, err)
+	}
+	if err := h.setUpHost(host, w); err != nil {
+		return Connected{}, fmt.Errorf("set up interface %s: %w", name, err)
+	}
+	if err := setUpPod(pod, w); err != nil {
+		return Connected{}, fmt.Errorf("set up interface %s in the pod: %w", w.IfName, err)
+	}
+	if err := h.routeTo(host, w); err != nil {
+		return Connected{}, err
+	}
+	return Connected{HostName: name, HostMAC: host.Attrs().HardwareAddr}, nil
+}
+
+// addPair creates both ends. One that is in the way may be about to be deleted.
+func (h *Host) addPair(ctx context.Context, pod *os.File, name string, w Wire) error {
+	attrs := netlink.LinkAttrs{Name: name, MTU: w.MTU, Group: w.Group, TxQLen: -1, MasterIndex: w.Bridge}
+	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: w.IfName, PeerHardwareAddr: w.MAC, PeerNamespace: netlink.NsFd(pod.Fd())}
+	err := h.handle.LinkAdd(pair)
+	if errors.Is(err, unix.EEXIST) {
+		if err := h.Reap(); err != nil {
+			return err
+		}
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		err = h.handle.LinkAdd(pair)
+	}
+
+	if errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("%w: one of the names exists already, on the node or in the pod: %w", ErrForeign, err)
+	}
+	if errors.Is(err, unix.EXFULL) {
+		return fmt.Errorf("the bridge has as many ports as it can (1023): use mode \"routed\": %w", err)
+	}
+	return unsupported(err, "veth")
+}
+
+// setUpHost configures the host's end.
+func (h *Host) setUpHost(host netlink.Link, w Wire) error {
+	if err := h.handle.LinkSetAlias(host, w.Label); err != nil {
+		return fmt.Errorf("label: %w", err)
+	}
+
+	if w.Bridge != 0 {
+		// A port needs no address of its own.
+		const none = 1 // IN6_ADDR_GEN_MODE_NONE
+		if err := h.handle.LinkSetIP6AddrGenMode(host, none); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("disable link-local address: %w", err)
+		}
+		if w.Hairpin {
+			if err := h.handle.LinkSetHairpin(host, true); err != nil {
+				return fmt.Errorf("set hairpin mode: %w", err)
+			}
+		}
+		if w.Isolated {
+			if err := h.handle.LinkSetIsolated(host, true); err != nil {
+				return fmt.Errorf("isolate port: %w", err)
+			}
+		}
+	}
+
+	if err := h.handle.LinkSetUp(host); err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	return nil
+}
+
+// routeTo makes the node reach a routed pod: the gateway's address on the host's
+// end, and a route to each of the pod's.
+func (h *Host) routeTo(host netlink.Link, w Wire) error {
+	if w.Bridge != 0 {
+		return nil
+	}
+
+	name := host.Attrs().Name
+	err := netns.Do(h.ns, func() error {
+		values := map[string]string{"net/ipv6/conf/" + name + "/accept_ra": "0"}
+		if w.Localnet {
+			values["net/ipv4/conf/"+name+"/route_localnet"] = "1"
+		}
+		return setAll(values)
+	})
+	if err != nil {
+		return err
+	}
+
+	for i, addr := range w.Addrs {
+		gateway := w.Gateways[i]
+		if err := h.ensureAddr(host, netip.PrefixFrom(gateway, gateway.BitLen())); err != nil {
+			return err
+		}
+		single := netip.PrefixFrom(addr.Addr(), addr.Addr().BitLen())
+		route := &netlink.Route{LinkIndex: host.Attrs().Index, Dst: ipNet(single), Scope: netlink.SCOPE_LINK}
+		if addr.Addr().Is4() {
+			route.Src = gateway.AsSlice()
+		}
+		if err := h.handle.RouteReplace(route); err != nil {
+			return fmt.Errorf("add route to %s: %w", addr.Addr(), err)
+		}
+	}
+	return nil
+}
+
+// setUpPod configures the pod's end, inside its namespace.
+func setUpPod(pod *os.File, w Wire) error {
+	return netns.Do(pod, func() error {
+		if err := podSysctls(w); err != nil {
+			return err
+		}
+		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("open netlink: %w", err)
+		}
+		defer handle.Close()
+
+		l, err := handle.LinkByName(w.IfName)
+		if err != nil {
+			return err
+		}
+		for _, addr := range w.Addrs {
+			if err := handle.AddrAdd(l, address(addr)); err != nil {
+				return fmt.Errorf("add address %s: %w", addr, err)
+			}
+		}
+		if err := handle.LinkSetUp(l); err != nil {
+			return fmt.Errorf("set up: %w", err)
+		}
+		return addRoutes(handle, l, w)
+	})
+}
+
+// podSysctls prepares the pod's interface. It accepts no routers: another pod could
+// claim to be one.
+func podSysctls(w Wire) error {
+	v4, v6 := "net/ipv4/conf/"+w.IfName+"/", "net/ipv6/conf/"+w.IfName+"/"
+	values := map[string]string{v6 + "accept_ra": "0"}
+	if w.Chosen {
+		values[v4+"arp_notify"], values[v6+"ndisc_notify"] = "1", "1"
+	}
+
+	for _, addr := range w.Addrs {
+		if addr.Addr().Is4() {
+			continue
+		}
+		err := set(v6+"disable_ipv6", "0")
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("add address %s: %w in the kernel", addr, ErrNoIPv6)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return setAll(values)
+}
+
+// addRoutes adds the pod's routes, and for a routed pod first those to its gateways.
+func addRoutes(handle *netlink.Handle, l netlink.Link, w Wire) error {
+	index := l.Attrs().Index
+	if w.Bridge == 0 {
+		for _, gateway := range w.Gateways {
+			single := netip.PrefixFrom(gateway, gateway.BitLen())
+			if err := handle.RouteReplace(&netlink.Route{LinkIndex: index, Dst: ipNet(single), Scope: netlink.SCOPE_LINK}); err != nil {
+				return fmt.Errorf("add route to gateway %s: %w", gateway, err)
+			}
+		}
+	}
+
+	for _, r := range w.Routes {
+		route := &netlink.Route{
+			LinkIndex: index, Dst: ipNet(r.To), MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority, Table: r.Table, Scope: netlink.Scope(r.Scope),
+		}
+		if r.Gateway.IsValid() {
+			route.Gw = r.Gateway.AsSlice()
+		}
+		if err := handle.RouteAdd(route); err != nil {
+			return fmt.Errorf("add route to %s by %s: %w", r.To, r.Gateway, err)
+		}
+	}
+	return nil
+}
