@@ -32,8 +32,8 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: build
-build: ## build bin/crisp and bin/crisp-keeper, static
-	$(COMPILE) -ldflags "$(LDFLAGS)" -o $(BIN)/ ./cmd/crisp ./cmd/crisp-keeper
+build: ## build bin/crisp, bin/crisp-keeper and bin/crisp-net, static
+	$(COMPILE) -ldflags "$(LDFLAGS)" -o $(BIN)/ ./cmd/crisp ./cmd/crisp-keeper ./cmd/crisp-net
 
 .PHONY: install
 install: build ## install the programs below $(DESTDIR)$(PREFIX)

@@ -14,6 +14,7 @@ import (
 
 	"crisp/network/cni"
 	"crisp/network/netns"
+	"crisp/network/own"
 )
 
 // DefaultIfName is the name of a pod's interface.
@@ -31,12 +32,16 @@ type Options struct {
 	CacheDir string
 	// IfName names the interface in the pod; "" is eth0.
 	IfName string
+	// Own serves the plugin type crisp-net (package own) in this process, in the
+	// network namespace of the thread that calls Open.
+	Own bool
 }
 
 // Network attaches pods. It is safe for concurrent use.
 type Network struct {
 	options Options
 	client  *cni.Client
+	own     *own.Plugin // nil if it is not served
 
 	mu     sync.Mutex
 	closed bool
@@ -95,19 +100,43 @@ func Open(o Options) (*Network, error) {
 	}
 
 	o.BinDirs = slices.Clone(o.BinDirs)
-	client, err := cni.NewClient(o.BinDirs, o.CacheDir, o.IfName)
-	if err != nil {
-		return nil, fmt.Errorf("open network: %w", err)
+	n := &Network{options: o}
+	var builtins map[string]cni.Builtin
+	var err error
+	if o.Own {
+		if n.own, err = own.Open(true); err != nil {
+			return nil, fmt.Errorf("open network: %w", err)
+		}
+		builtins = map[string]cni.Builtin{own.Type: {Call: n.callOwn, Validate: own.Validate}}
 	}
-	return &Network{options: o, client: client}, nil
+
+	if n.client, err = cni.NewClient(o.BinDirs, o.CacheDir, o.IfName, builtins); err != nil {
+		err = fmt.Errorf("open network: %w", err)
+		if n.own != nil {
+			err = errors.Join(err, n.own.Close())
+		}
+		return nil, err
+	}
+	return n, nil
+}
+
+// callOwn passes a call on to crisp's own network.
+func (n *Network) callOwn(ctx context.Context, c cni.BuiltinCall) ([]byte, error) {
+	return n.own.Call(ctx, own.Call(c))
 }
 
 // Close waits for the calls in progress. Later calls return [ErrClosed].
 func (n *Network) Close() {
 	n.mu.Lock()
+	closed := n.closed
 	n.closed = true
 	n.mu.Unlock()
 	n.calls.Wait()
+	if n.own != nil && !closed {
+		// Only its connections to the kernel are closed, and nothing can be done
+		// about a failure.
+		_ = n.own.Close()
+	}
 }
 
 // begin counts a call that may run plugins; done ends it.

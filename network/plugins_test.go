@@ -30,10 +30,10 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 // machine stands for a node: a network namespace in which the network and its
 // plugins run, so that the real machine's is not touched.
 type machine struct {
-	t      *testing.T
-	host   *os.File
-	leases string
-	net    *network.Network
+	t               testing.TB
+	host            *os.File
+	leases, confDir string
+	net             *network.Network
 }
 
 const bridgeChain = `{"cniVersion":"1.1.0","name":"test","plugins":[
@@ -42,7 +42,15 @@ const bridgeChain = `{"cniVersion":"1.1.0","name":"test","plugins":[
 	         "ranges":[[{"subnet":"10.77.0.0/24"}],[{"subnet":"fd77::/64"}]]}},
 	{"type":"portmap","capabilities":{"portMappings":true}}]}`
 
-func newMachine(t *testing.T) *machine {
+// The same network by crisp's own plugin, with a bridge and routed.
+const (
+	ownChain = `{"cniVersion":"1.1.0","name":"test","plugins":[
+	{"type":"crisp-net","mode":%q,"bridge":"br0","ipMasq":true,"capabilities":{"portMappings":true},
+	 "ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.77.0.0/24"}],[{"subnet":"fd77::/64"}]]}}]}`
+	reference, ownBridge, ownRouted = "reference", "bridge", "routed"
+)
+
+func newMachine(t testing.TB, kind string) *machine {
 	t.Helper()
 	testkit.Root(t)
 	bin, err := filepath.Abs(cmp.Or(os.Getenv("CRISP_CNI_BIN"), "../.cache/cni"))
@@ -50,23 +58,43 @@ func newMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 
-	if _, err := os.Stat(filepath.Join(bin, "bridge")); err != nil {
+	if _, err := os.Stat(filepath.Join(bin, "bridge")); kind == reference && err != nil {
 		testkit.Skip(t, "cni-plugins", "there are no reference plugins where CRISP_CNI_BIN says, or in .cache/cni")
 	}
 	testkit.Leaks(t)
 
-	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir()}
-	confDir := t.TempDir()
-	conf := fmt.Sprintf(bridgeChain, m.leases)
-	if err := os.WriteFile(filepath.Join(confDir, "10-test.conflist"), []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-
-	m.net, err = network.Open(network.Options{ConfDir: confDir, BinDirs: []string{bin}, CacheDir: t.TempDir()})
+	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir(), confDir: t.TempDir()}
+	m.configure(kind)
+	// The own network is that of the namespace in which it is opened.
+	err = netns.Do(m.host, func() error {
+		var err error
+		m.net, err = network.Open(network.Options{ConfDir: m.confDir, BinDirs: []string{bin}, CacheDir: t.TempDir(), Own: true})
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(m.net.Close)
 	return m
+}
+
+// configure installs a network configuration.
+func (m *machine) configure(kind string) {
+	m.t.Helper()
+	conf := fmt.Sprintf(bridgeChain, m.leases)
+	if kind != reference {
+		conf = fmt.Sprintf(ownChain, kind, m.leases)
+	}
+	if err := os.WriteFile(filepath.Join(m.confDir, "10-test.conflist"), []byte(conf), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// everyKind runs a test with the reference plugins and with the own network.
+func everyKind(t *testing.T, test func(*testing.T, *machine)) {
+	for _, kind := range []string{reference, ownBridge, ownRouted} {
+		t.Run(kind, func(t *testing.T) { test(t, newMachine(t, kind)) })
+	}
 }
 
 // pod makes a pinned namespace.
@@ -203,8 +231,9 @@ func talk(from *os.File, to string) error {
 	return nil
 }
 
-func TestPluginsConnectPods(t *testing.T) {
-	m := newMachine(t)
+func TestPluginsConnectPods(t *testing.T) { everyKind(t, connectPods) }
+
+func connectPods(t *testing.T, m *machine) {
 	one, oneNS := m.pod("one")
 	two, twoNS := m.pod("two")
 	port := echo(t, oneNS)
@@ -257,14 +286,22 @@ func TestPluginsConnectPods(t *testing.T) {
 	}
 
 	m.clean()
-	if stats, err := netns.Interfaces(oneNS); err != nil || len(stats) != 1 {
-		t.Errorf("interfaces are %+v, %v", stats, err)
+	// Interfaces may be deleted a little later.
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		stats, err := netns.Interfaces(oneNS)
+		if err == nil && len(stats) == 1 {
+			break
+		}
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("interfaces are %+v, %v", stats, err)
+		}
 	}
 }
 
 // After a restart of the machine the namespace is gone; the lease is not.
-func TestPluginsReleaseWhatHasNoNamespace(t *testing.T) {
-	m := newMachine(t)
+func TestPluginsReleaseWhatHasNoNamespace(t *testing.T) { everyKind(t, releaseWithoutNamespace) }
+
+func releaseWithoutNamespace(t *testing.T, m *machine) {
 	pod, _ := m.pod("one")
 	pod.PortMappings = []network.PortMapping{{ContainerPort: 80, HostPort: 18080}}
 	m.attach(pod)
@@ -277,10 +314,11 @@ func TestPluginsReleaseWhatHasNoNamespace(t *testing.T) {
 	m.released()
 }
 
-func TestPluginsReleaseAfterCancel(t *testing.T) {
-	m := newMachine(t)
+func TestPluginsReleaseAfterCancel(t *testing.T) { everyKind(t, releaseAfterCancel) }
+
+func releaseAfterCancel(t *testing.T, m *machine) {
 	pod, _ := m.pod("one")
-	for _, after := range []time.Duration{time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond} {
+	for _, after := range []time.Duration{time.Microsecond, 100 * time.Microsecond, time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond} {
 		ctx, cancel := context.WithTimeout(t.Context(), after)
 		err := netns.Do(m.host, func() error {
 			_, err := m.net.Attach(ctx, pod)

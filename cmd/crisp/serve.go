@@ -178,6 +178,7 @@ func (d *services) open(ctx context.Context) error {
 	}
 	d.network, err = network.Open(network.Options{
 		ConfDir: d.cfg.CNIConfDir, BinDirs: d.cfg.CNIBinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
+		Own: true,
 	})
 	if err != nil {
 		return err

@@ -47,14 +47,14 @@ type Attachment struct {
 
 // NewClient returns a client that looks for plugins in binDirs, names the pods'
 // interface ifName and keeps its records in cacheDir, which no other client may
-// use at the same time.
-func NewClient(binDirs []string, cacheDir, ifName string) (*Client, error) {
+// use at the same time. builtins are plugins that need no program, by type.
+func NewClient(binDirs []string, cacheDir, ifName string, builtins map[string]Builtin) (*Client, error) {
 	c := &Client{
 		binDirs:  binDirs,
 		cacheDir: cacheDir,
 		ifName:   ifName,
 		records:  records{filepath.Join(cacheDir, "attachments")},
-		runner:   &runner{grace: killGrace, run: runGroup},
+		runner:   &runner{grace: killGrace, run: runGroup, builtins: builtins},
 	}
 	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
 
@@ -100,7 +100,7 @@ func (c *Client) add(ctx context.Context, conf *Config, rt *libcni.RuntimeConf) 
 	ctx, cancel := context.WithTimeout(ctx, addTimeout)
 	defer cancel()
 
-	runner := &runner{grace: c.runner.grace, lock: lock, run: c.runner.run}
+	runner := &runner{grace: c.runner.grace, lock: lock, run: c.runner.run, builtins: c.runner.builtins}
 	output, err := libcni.NewCNIConfigWithCacheDir(c.binDirs, c.cacheDir, runner).AddNetworkList(ctx, conf.list, rt)
 	if err != nil {
 		return nil, concise(err)
@@ -255,11 +255,25 @@ func (c *Client) Status(ctx context.Context, conf *Config) error {
 	return concise(c.lib.GetStatusNetworkList(ctx, conf.list))
 }
 
-// Complete returns [ErrNoPlugin] unless the programs of all plugins exist.
+// Complete returns [ErrNoPlugin] unless the programs of all plugins exist, and
+// [ErrInvalidConfig] if one without a program refuses its configuration.
 func (c *Client) Complete(conf *Config) error {
 	for _, plugin := range conf.list.Plugins {
-		if _, err := c.runner.FindInPath(plugin.Network.Type, c.binDirs); err != nil {
-			return err
+		name := plugin.Network.Type
+		builtin, ok := c.runner.builtins[name]
+		if !ok {
+			if _, err := c.runner.FindInPath(name, c.binDirs); err != nil {
+				return err
+			}
+			continue
+		}
+
+		full, err := libcni.InjectConf(plugin, map[string]any{"name": conf.list.Name, "cniVersion": conf.list.CNIVersion})
+		if err == nil {
+			err = builtin.Validate(full.Bytes)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %s: plugin %s: %w", ErrInvalidConfig, conf.File, name, err)
 		}
 	}
 	return nil

@@ -43,7 +43,28 @@ type runner struct {
 	// lock is inherited by the plugins: see records.
 	lock *os.File
 	run  Run
+	// builtins are plugins without a program, by type.
+	builtins map[string]Builtin
 }
+
+// Builtin is a plugin type that is served in this process. Its functions are safe for
+// concurrent use.
+type Builtin struct {
+	// Call answers one call with what a program would print. An error should be a
+	// [*types.Error].
+	Call func(context.Context, BuiltinCall) ([]byte, error)
+	// Validate refuses a configuration that Call would.
+	Validate func(config []byte) error
+}
+
+// BuiltinCall is a call: what a program finds in its environment and standard input.
+type BuiltinCall struct {
+	Command, ID, NetNS, IfName, Args string
+	Config                           []byte
+}
+
+// builtinPath stands in for the path of a builtin plugin's program.
+const builtinPath = "builtin:"
 
 // Run runs a plugin until it exits. After ctx has ended the plugin may keep running
 // for grace; then it is killed and the error is the cause.
@@ -52,7 +73,10 @@ type Run func(ctx context.Context, cmd *exec.Cmd, grace time.Duration) error
 var _ invoke.Exec = (*runner)(nil)
 
 // FindInPath returns the path of a plugin's binary.
-func (*runner) FindInPath(plugin string, dirs []string) (string, error) {
+func (r *runner) FindInPath(plugin string, dirs []string) (string, error) {
+	if _, ok := r.builtins[plugin]; ok {
+		return builtinPath + plugin, nil
+	}
 	path, err := invoke.FindInPath(plugin, dirs)
 	if err != nil {
 		return "", fmt.Errorf("%w: plugin %s: %w", ErrNoPlugin, plugin, err)
@@ -62,6 +86,9 @@ func (*runner) FindInPath(plugin string, dirs []string) (string, error) {
 
 // ExecPlugin runs a plugin and returns its output, or a [*PluginError].
 func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	if plugin, ok := strings.CutPrefix(path, builtinPath); ok {
+		return r.callBuiltin(ctx, plugin, stdin, env)
+	}
 	for {
 		output, err := r.runOnce(ctx, path, stdin, env)
 		if !errors.Is(err, syscall.ETXTBSY) {
@@ -76,8 +103,33 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 	}
 }
 
+// callBuiltin calls a plugin of this process. Its failure is a [*PluginError] as well.
+func (r *runner) callBuiltin(ctx context.Context, plugin string, stdin []byte, env []string) ([]byte, error) {
+	call := BuiltinCall{
+		Command: variable(env, "CNI_COMMAND"), ID: variable(env, "CNI_CONTAINERID"), NetNS: variable(env, "CNI_NETNS"),
+		IfName: variable(env, "CNI_IFNAME"), Args: variable(env, "CNI_ARGS"), Config: stdin,
+	}
+	failure := &PluginError{Plugin: plugin, Command: call.Command}
+	if ctx.Err() != nil {
+		failure.Err = context.Cause(ctx)
+		return nil, failure
+	}
+
+	output, err := r.builtins[plugin].Call(ctx, call)
+	if err == nil {
+		return output, nil
+	}
+	var printed *types.Error
+	if errors.As(err, &printed) {
+		failure.Code, failure.Msg, failure.Details = printed.Code, printed.Msg, printed.Details
+	} else {
+		failure.Err = err
+	}
+	return nil, failure
+}
+
 func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
-	failure := &PluginError{Plugin: filepath.Base(path), Command: command(env)}
+	failure := &PluginError{Plugin: filepath.Base(path), Command: variable(env, "CNI_COMMAND")}
 	if ctx.Err() != nil {
 		failure.Err = context.Cause(ctx)
 		return nil, failure
@@ -186,10 +238,11 @@ func runGroup(ctx context.Context, cmd *exec.Cmd, grace time.Duration) error {
 	return errors.Join(context.Cause(ctx), err)
 }
 
-// command returns the CNI command in an environment.
-func command(env []string) string {
-	for _, kv := range env {
-		if value, ok := strings.CutPrefix(kv, "CNI_COMMAND="); ok {
+// variable returns the value of a variable in an environment. As for a program, the
+// last one counts: libcni appends its own.
+func variable(env []string, name string) string {
+	for _, kv := range slices.Backward(env) {
+		if value, ok := strings.CutPrefix(kv, name+"="); ok {
 			return value
 		}
 	}
