@@ -36,12 +36,14 @@ type Streamer interface {
 	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
 
-// NetworkStatus reports the state of the network for Status.
+// NetworkStatus reports the state of the network for Status, and receives the subnets of pods.
 type NetworkStatus interface {
 	// Status returns nil when pods can be connected.
 	Status(ctx context.Context) error
 	// Info returns details, which are encoded as JSON, for verbose responses.
 	Info() any
+	// SetPodCIDR sets the subnets of new pods, if that is for the runtime to decide.
+	SetPodCIDR(cidrs string) error
 }
 
 // Server implements the RuntimeService and the ImageService.

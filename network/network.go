@@ -35,6 +35,9 @@ type Options struct {
 	// Own serves the plugin type crisp-net (package own) in this process, in the
 	// network namespace of the thread that calls Open.
 	Own bool
+	// Default uses crisp's own network while ConfDir has no configuration. It
+	// requires Own.
+	Default bool
 }
 
 // Network attaches pods. It is safe for concurrent use.
@@ -42,6 +45,8 @@ type Network struct {
 	options Options
 	client  *cni.Client
 	own     *own.Plugin // nil if it is not served
+
+	defaulting sync.Mutex // held to read and replace the default configuration
 
 	mu     sync.Mutex
 	closed bool
@@ -94,6 +99,9 @@ type Result struct {
 func Open(o Options) (*Network, error) {
 	if o.CacheDir == "" {
 		return nil, fmt.Errorf("open network: %w: no cache directory", ErrInvalid)
+	}
+	if o.Default && !o.Own {
+		return nil, fmt.Errorf("open network: %w: the own network cannot be the default without being served", ErrInvalid)
 	}
 	if o.IfName == "" {
 		o.IfName = DefaultIfName
@@ -172,7 +180,7 @@ func (n *Network) attach(ctx context.Context, a Attachment) (Result, error) {
 		return Result{}, err
 	}
 
-	conf, err := cni.Load(n.options.ConfDir)
+	conf, err := n.config()
 	if err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrNotReady, err)
 	}
@@ -269,7 +277,7 @@ func (n *Network) detach(ctx context.Context, want cni.Attachment, path string) 
 	}
 
 	// Without a current configuration, that of the ADD is used alone.
-	conf, err := cni.Load(n.options.ConfDir)
+	conf, err := n.config()
 	if err != nil {
 		conf = nil
 	}
@@ -325,7 +333,7 @@ func (n *Network) GC(ctx context.Context, valid []string) error {
 		return fmt.Errorf("collect garbage of network: %w", err)
 	}
 	defer done()
-	conf, err := cni.Load(n.options.ConfDir)
+	conf, err := n.config()
 	if err != nil {
 		return fmt.Errorf("collect garbage of network: %w: %w", ErrNotReady, err)
 	}
@@ -338,7 +346,7 @@ func (n *Network) GC(ctx context.Context, valid []string) error {
 // Status returns nil if pods can be attached, else an [ErrNotReady] with the
 // reason.
 func (n *Network) Status(ctx context.Context) error {
-	conf, err := cni.Load(n.options.ConfDir)
+	conf, err := n.config()
 	if err == nil {
 		err = n.client.Status(ctx, conf)
 	}
@@ -351,7 +359,7 @@ func (n *Network) Status(ctx context.Context) error {
 // Ready is a quick check for a configuration and the programs of its plugins.
 // Without them, an [Network.Attach] could not be undone.
 func (n *Network) Ready() error {
-	conf, err := cni.Load(n.options.ConfDir)
+	conf, err := n.config()
 	if err == nil {
 		err = n.client.Complete(conf)
 	}
@@ -374,7 +382,7 @@ type Info struct {
 // Info returns an [Info], for the verbose form of the CRI's Status.
 func (n *Network) Info() any {
 	info := Info{ConfDir: n.options.ConfDir, BinDirs: n.options.BinDirs, IfName: n.options.IfName}
-	conf, err := cni.Load(n.options.ConfDir)
+	conf, err := n.config()
 	if err != nil {
 		info.Error = err.Error()
 		return info

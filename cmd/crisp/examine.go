@@ -84,7 +84,9 @@ func checkConfig(cfg *config.Config, out io.Writer) error {
 	}
 
 	fmt.Fprintf(out, "The configuration is valid; pods will be stored in %s and served on %s.\n", cfg.Root, cfg.Listen)
-	if noNetwork {
+	if noNetwork && cfg.DefaultNetwork {
+		fmt.Fprintf(out, "There is no network configuration in %s: until one is installed, pods are attached to crisp's own network (default_network).\n", cfg.CNIConfDir)
+	} else if noNetwork {
 		fmt.Fprintf(out, "There is no network configuration in %s yet: until a network add-on installs one, only pods in the node's network can run.\n", cfg.CNIConfDir)
 	}
 	return nil

@@ -5,6 +5,7 @@
 //	crisp plan FILE.json  print the system calls that start a container
 //	crisp run BUNDLE      run the container of an OCI bundle
 //	crisp images check    compare the images on disk with their digests
+//	crisp network init    write a network configuration
 //	crisp config default  print the configuration with its defaults
 //	crisp config check    validate a configuration on this machine
 //	crisp version         print the version
@@ -29,6 +30,7 @@ const usage = `usage:
   crisp plan [FLAGS] FILE.json
   crisp run [FLAGS] BUNDLE
   crisp images check [--repair] [FLAGS]
+  crisp network init [--subnet CIDR[,CIDR]] [--cluster CIDR[,CIDR]] [--mode routed|bridge] [FLAGS]
   crisp config default
   crisp config check [FLAGS] [FILE]
   crisp version
@@ -85,6 +87,8 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		return runBundle(ctx, rest)
 	case "images":
 		return imagesCommand(ctx, rest, out)
+	case "network":
+		return networkCommand(rest, out)
 	case "config":
 		return configure(rest, out)
 	case syncCommand:

@@ -178,7 +178,7 @@ func (d *services) open(ctx context.Context) error {
 	}
 	d.network, err = network.Open(network.Options{
 		ConfDir: d.cfg.CNIConfDir, BinDirs: d.cfg.CNIBinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
-		Own: true,
+		Own: true, Default: d.cfg.DefaultNetwork,
 	})
 	if err != nil {
 		return err

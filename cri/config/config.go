@@ -51,6 +51,7 @@ type Config struct {
 	CAdvisorSocket string   `toml:"cadvisor_socket"`
 	CNIConfDir     string   `toml:"cni_conf_dir"`
 	CNIBinDirs     []string `toml:"cni_bin_dirs"`
+	DefaultNetwork bool     `toml:"default_network"`
 
 	RegistryConfigDirs     []string `toml:"registry_config_dirs"`
 	PinnedImages           []string `toml:"pinned_images"`

@@ -43,14 +43,19 @@ func Load(dir string) (*Config, error) {
 			continue
 		}
 
-		list, err := loadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrInvalidConfig, file, err)
-		}
-		return &Config{File: file, list: list}, nil
+		return LoadFile(file)
 	}
 
 	return nil, fmt.Errorf("%w in %s", ErrNoConfig, dir)
+}
+
+// LoadFile reads one configuration.
+func LoadFile(file string) (*Config, error) {
+	list, err := loadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrInvalidConfig, file, err)
+	}
+	return &Config{File: file, list: list}, nil
 }
 
 // Name returns the name of the network.

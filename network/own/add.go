@@ -191,6 +191,9 @@ func (p *Plugin) connect(ctx context.Context, a *attachment) error {
 	for _, l := range a.leases {
 		v4, v6 = v4 || l.Addr.Is4(), v6 || !l.Addr.Is4()
 	}
+	if err := p.ensureFree(a, host); err != nil {
+		return err
+	}
 	if err := host.Forward(v4, v6); err != nil {
 		return err
 	}
@@ -220,6 +223,25 @@ func (p *Plugin) connect(ctx context.Context, a *attachment) error {
 		return nil
 	}
 	return host.Shape(a.call.ID, a.call.IfName, link.Limit{Rate: b.IngressRate, Burst: b.IngressBurst}, link.Limit{Rate: b.EgressRate, Burst: b.EgressBurst})
+}
+
+// ensureFree refuses subnets that the node reaches by other interfaces, before the
+// first pod of a network is connected.
+func (p *Plugin) ensureFree(a *attachment, host *link.Host) error {
+	if a.conf.filtered() {
+		table, err := p.filter()
+		if err != nil {
+			return err
+		}
+		if present, err := table.HasNetwork(a.conf.network()); present || err != nil {
+			return err
+		}
+	}
+	bridge := a.conf.Bridge
+	if a.conf.Mode == ModeRouted {
+		bridge = ""
+	}
+	return host.Collides(a.conf.subnets(), bridge)
 }
 
 func (p *Plugin) disconnect(_ context.Context, a *attachment) error {

@@ -1,0 +1,129 @@
+package network_test
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"crisp/network"
+	"crisp/network/cni"
+	"crisp/network/netns"
+	"crisp/network/netns/netnstest"
+	"crisp/test/testkit"
+)
+
+// bare is a node without a network configuration.
+func bare(t *testing.T, useDefault bool) *machine {
+	t.Helper()
+	testkit.Root(t)
+	testkit.Leaks(t)
+	m := &machine{t: t, host: netnstest.New(t), confDir: filepath.Join(t.TempDir(), "net.d")}
+	m.reopen(t.TempDir(), useDefault)
+	return m
+}
+
+// reopen opens the network as the next daemon does.
+func (m *machine) reopen(cache string, useDefault bool) {
+	m.t.Helper()
+	if m.net != nil {
+		m.net.Close()
+	}
+	err := netns.Do(m.host, func() error {
+		var err error
+		m.net, err = network.Open(network.Options{ConfDir: m.confDir, CacheDir: cache, Own: true, Default: useDefault})
+		return err
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(m.net.Close)
+}
+
+// TestDefaultNetworkOff says what the node waits for.
+func TestDefaultNetworkOff(t *testing.T) {
+	m := bare(t, false)
+	err := m.net.Status(t.Context())
+	if !errors.Is(err, network.ErrNotReady) || !errors.Is(err, cni.ErrNoConfig) || !strings.Contains(err.Error(), m.confDir) || !strings.Contains(err.Error(), "default_network") {
+		t.Errorf("status is %v", err)
+	}
+	if err := m.net.SetPodCIDR("not a CIDR"); err != nil {
+		t.Errorf("a pod CIDR matters: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(m.confDir)); err == nil {
+		t.Error("the configuration directory was made")
+	}
+}
+
+// TestDefaultNetwork attaches pods without any configuration. One that appears later
+// applies to new pods, and those attached before are detached as they were attached.
+func TestDefaultNetwork(t *testing.T) {
+	m := bare(t, true)
+	cache := t.TempDir()
+	m.reopen(cache, true)
+	// A route to the first subnet that would be chosen.
+	if err := netns.Do(m.host, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4(10, 213, 7, 0), Mask: net.CIDRMask(24, 32)}})
+	}); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := m.net.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	one, oneNS := m.pod("default-one")
+	first := m.attach(one)
+	if want := netip.MustParsePrefix("10.214.0.0/16"); len(first.IPs) != 1 || !want.Contains(first.IPs[0]) {
+		t.Errorf("pod has %v, want one of %s", first.IPs, want)
+	}
+
+	// The subnet is chosen once.
+	m.reopen(cache, true)
+	two, twoNS := m.pod("default-two")
+	second := m.attach(two)
+	port := echo(t, oneNS)
+	if err := talk(twoNS, netip.AddrPortFrom(first.IPs[0], uint16(port)).String()); err != nil {
+		t.Errorf("from %v to %v: %v", second.IPs, first.IPs, err)
+	}
+
+	if err := m.net.SetPodCIDR("10.99.3.0/24,fd99::/64"); err != nil {
+		t.Fatal(err)
+	}
+	three, _ := m.pod("default-three")
+	if ips := m.attach(three).IPs; len(ips) != 2 || !netip.MustParsePrefix("10.99.3.0/24").Contains(ips[0]) || !netip.MustParsePrefix("fd99::/64").Contains(ips[1]) {
+		t.Errorf("with a pod CIDR, a pod has %v", ips)
+	}
+	for _, wrong := range []string{"10.99.3.1", "10.99.3.0/32", "10.99.3.0/24,10.99.3.0/24", "x"} {
+		if err := m.net.SetPodCIDR(wrong); !errors.Is(err, network.ErrInvalid) {
+			t.Errorf("pod CIDR %q: %v", wrong, err)
+		}
+	}
+
+	if err := os.Mkdir(m.confDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m.leases = t.TempDir()
+	m.configure(ownBridge)
+	four, _ := m.pod("default-four")
+	if ips := m.attach(four).IPs; !netip.MustParsePrefix("10.77.0.0/24").Contains(ips[0]) {
+		t.Errorf("with a configuration, a pod has %v", ips)
+	}
+	for _, pod := range []network.Attachment{one, two, three, four} {
+		m.detach(pod)
+	}
+	m.released()
+	for _, ip := range first.IPs {
+		if _, err := os.Stat(filepath.Join(cache, "leases", "crisp", ip.String())); err == nil {
+			t.Errorf("lease of %s is left", ip)
+		}
+	}
+}
