@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -133,8 +134,9 @@ func (n *node) pod(id string, args map[string]any) *pod {
 	if err := netns.Pin(p.ns, p.path); err != nil {
 		n.t.Fatal(err)
 	}
+	path := p.path
 	n.t.Cleanup(func() {
-		if err := netns.Unpin(p.path); err != nil {
+		if err := netns.Unpin(path); err != nil {
 			n.t.Error(err)
 		}
 	})
@@ -143,12 +145,14 @@ func (n *node) pod(id string, args map[string]any) *pod {
 
 // call makes a call as libcni does.
 func (n *node) call(command string, p *pod, more map[string]any) ([]byte, error) {
-	conf := map[string]any{}
-	for _, m := range []map[string]any{n.conf, more} {
-		for k, v := range m {
-			conf[k] = v
-		}
-	}
+	return n.plugin.Call(n.t.Context(), n.requestWith(command, p, more))
+}
+
+func (n *node) request(command string, p *pod) Call { return n.requestWith(command, p, nil) }
+
+func (n *node) requestWith(command string, p *pod, more map[string]any) Call {
+	conf := maps.Clone(n.conf)
+	maps.Copy(conf, more)
 	call := Call{Command: command}
 	if p != nil {
 		call.ID, call.NetNS, call.IfName = p.id, p.path, "eth0"
@@ -162,10 +166,10 @@ func (n *node) call(command string, p *pod, more map[string]any) ([]byte, error)
 
 	data, err := json.Marshal(conf)
 	if err != nil {
-		return nil, err
+		panic(err) // maps of JSON's own types
 	}
 	call.Config = data
-	return n.plugin.Call(n.t.Context(), call)
+	return call
 }
 
 func (n *node) tryAdd(p *pod) error {

@@ -1,0 +1,593 @@
+package own
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"crisp/network/netns"
+	"crisp/network/own/link"
+	"crisp/network/own/rules"
+)
+
+// asPlugin makes this test's program the plugin, for tests that kill it.
+const asPlugin = "CRISP_TEST_OWN_PLUGIN"
+
+// TestPluginProgram is the plugin as a program, when it is started by start.
+func TestPluginProgram(t *testing.T) {
+	if os.Getenv(asPlugin) == "" {
+		return
+	}
+	p, err := Open(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var call Call
+	if err := json.NewDecoder(os.Stdin).Decode(&call); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Call(t.Context(), call); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// start starts the plugin as a program in the node.
+func (n *node) start(command string, p *pod) *exec.Cmd {
+	n.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	data, err := json.Marshal(n.request(command, p))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+
+	cmd := exec.Command(self, "-test.run=^TestPluginProgram$")
+	cmd.Env = append(os.Environ(), asPlugin+"=1")
+	cmd.Stdin = bytes.NewReader(data)
+	n.inside(n.host, cmd.Start)
+	return cmd
+}
+
+// TestKilled kills ADD and DEL at random moments, and in between leaves everything to
+// DEL or to GC.
+func TestKilled(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		rounds := 60
+		if testing.Short() {
+			rounds = 10
+		}
+		took := n.program(t)
+		killed := 0
+		for i := range rounds {
+			p := n.pod(fmt.Sprint("victim", i), mappings(mapping(8080, 80, "tcp", ""), mapping(8080, 80, "udp", "")))
+			for _, command := range []string{"ADD", "DEL"} {
+				cmd := n.start(command, p)
+				time.Sleep(rand.N(took * 12 / 10))
+				_ = cmd.Process.Kill()
+				if cmd.Wait() != nil {
+					killed++
+				}
+			}
+
+			// A second pod gets no address that the first one has, and can have its
+			// host port once it is gone.
+			other := n.pod(fmt.Sprint("other", i), mappings(mapping(8080, 80, "tcp", "")))
+			if i%2 == 0 {
+				n.del(p)
+			} else if _, err := n.call("GC", nil, map[string]any{"cni.dev/valid-attachments": []types.GCAttachment{}}); err != nil {
+				t.Fatalf("GC: %v", err)
+			}
+			n.add(other)
+			n.del(other)
+		}
+
+		t.Logf("%d of %d calls were killed in up to %v", killed, 2*rounds, took*12/10)
+		if killed < rounds/2 {
+			t.Errorf("only %d of %d calls were killed", killed, 2*rounds)
+		}
+		n.clean()
+	})
+}
+
+// program returns how long the plugin takes as a program.
+func (n *node) program(t *testing.T) time.Duration {
+	t.Helper()
+	p := n.pod("first", mappings(mapping(8080, 80, "tcp", "")))
+	began := time.Now()
+	if err := n.start("ADD", p).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(began)
+	if err := n.start("DEL", p).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return took
+}
+
+// TestManyClients attaches and detaches pods from many goroutines at once: no address
+// and no interface is used twice at any time, and nothing is left.
+func TestManyClients(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		const clients, rounds = 32, 6
+		pods := make([][]*pod, clients)
+		for c := range clients {
+			for r := range rounds {
+				pods[c] = append(pods[c], n.pod(fmt.Sprintf("pod-%d-%d", c, r), mappings(mapping(10000+c, 80, "tcp", ""))))
+			}
+		}
+
+		var used sync.Map
+		var running sync.WaitGroup
+		for c := range clients {
+			running.Go(func() {
+				for _, p := range pods[c] {
+					if err := n.tryAdd(p); err != nil {
+						t.Errorf("ADD %s: %v", p.id, err)
+						return
+					}
+					for _, addr := range []string{p.addr(true), p.addr(false)} {
+						if other, taken := used.LoadOrStore(addr, p.id); taken {
+							t.Errorf("%s belongs to %s and %s", addr, other, p.id)
+						}
+						used.Delete(addr)
+					}
+					if _, err := n.call("DEL", p, nil); err != nil {
+						t.Errorf("DEL %s: %v", p.id, err)
+					}
+				}
+			})
+		}
+		running.Wait()
+		n.clean()
+	})
+}
+
+// TestPortTaken refuses a second pod on a host port, by name, and leaves nothing of it
+// and all of the first.
+func TestPortTaken(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		first := n.add(n.pod("first", mappings(mapping(8080, 80, "tcp", ""))))
+		n.serve(first.ns, 80)
+		second := n.pod("second", mappings(mapping(8081, 80, "tcp", ""), mapping(8080, 80, "tcp", "")))
+		err := n.tryAdd(second)
+		if codeOf(err) != 101 || !strings.Contains(err.Error(), "8080/tcp") || !strings.Contains(err.Error(), link.Name("first", "eth0")) {
+			t.Errorf("second pod: %v", err)
+		}
+		n.del(second)
+		if seen, err := ask(n.outside, "tcp", nodeV4+":8080"); err != nil {
+			t.Errorf("first pod: %q, %v", seen, err)
+		}
+		if got := n.leased(); !slices.Contains(got, first.addr(true)) || len(got) != 2 {
+			t.Errorf("leases are %v", got)
+		}
+
+		// Another protocol, or one address of the node, is another port.
+		third := n.add(n.pod("third", mappings(mapping(8080, 80, "udp", ""), mapping(8080, 80, "tcp", outsideV4))))
+		n.del(third)
+		n.del(first)
+		n.add(second)
+		n.del(second)
+		n.clean()
+	})
+}
+
+// TestUDPMoves sends to a UDP host port without a pause while the pod is replaced.
+func TestUDPMoves(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		var conn net.Conn
+		n.inside(n.outside, func() error {
+			var err error
+			conn, err = net.Dial("udp", nodeV4+":5353")
+			return err
+		})
+		defer conn.Close()
+
+		for i := range 3 {
+			// Before the first one is there, the node remembers packets to itself.
+			conn.Write([]byte("?"))
+			p := n.add(n.pod(fmt.Sprint("dns", i), mappings(mapping(5353, 53, "udp", ""))))
+			n.serve(p.ns, 53)
+			answered := false
+			for range 20 {
+				conn.Write([]byte("?"))
+				conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+				if size, err := conn.Read(make([]byte, 100)); err == nil && size > 0 {
+					answered = true
+					break
+				}
+			}
+			if !answered {
+				t.Errorf("pod %d does not get packets of a client that has sent before", i)
+			}
+			n.del(p)
+		}
+	})
+}
+
+// TestIsolated keeps pods from each other, also when they use the node as a router, and
+// leaves all other ways.
+func TestIsolated(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		n.conf["isolatePods"] = true
+		// Otherwise the kernel translates frames on the bridge and does not route
+		// them, so that host ports of other pods are isolated too: see
+		// docs/network.md.
+		n.inside(n.host, func() error {
+			for _, name := range []string{"iptables", "ip6tables"} {
+				err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte("0"), 0)
+				if err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+			}
+			return nil
+		})
+		web := n.add(n.pod("web", mappings(mapping(8080, 80, "tcp", ""))))
+		client := n.add(n.pod("client", nil))
+		n.serve(web.ns, 80)
+		n.serve(n.outside, 9000)
+
+		for _, v4 := range []bool{true, false} {
+			node, outside, gateway := nodeV4, outsideV4, "10.77.0.1"
+			if !v4 {
+				node, outside, gateway = nodeV6, outsideV6, "fd77::1"
+			}
+			for to, ok := range map[string]bool{
+				net.JoinHostPort(web.addr(v4), "80"): false,
+				net.JoinHostPort(node, "8080"):       true,
+				net.JoinHostPort(outside, "9000"):    true,
+			} {
+				if _, err := ask(client.ns, "tcp", to); (err == nil) != ok {
+					t.Errorf("%s: %v, want success %v", to, err, ok)
+				}
+			}
+
+			// By way of the node.
+			n.inside(client.ns, func() error {
+				addr := net.ParseIP(web.addr(v4))
+				return netlink.RouteAdd(&netlink.Route{Dst: netlink.NewIPNet(addr), Gw: net.ParseIP(gateway)})
+			})
+			if _, err := ask(client.ns, "tcp", net.JoinHostPort(web.addr(v4), "80")); err == nil {
+				t.Errorf("a pod reaches %s by the node", web.addr(v4))
+			}
+		}
+	})
+}
+
+// TestLocalnetIsGuarded sends packets for 127.0.0.1 to the node from a pod.
+func TestLocalnetIsGuarded(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		p := n.add(n.pod("attacker", mappings(mapping(8080, 80, "tcp", ""))))
+		n.serve(n.host, 9000, "127.0.0.1")
+
+		n.inside(p.ns, func() error {
+			if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/route_localnet", []byte("1"), 0); err != nil {
+				return err
+			}
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			local, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: lo.Attrs().Index}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+			if err != nil {
+				return err
+			}
+			for _, r := range local {
+				if r.Dst != nil && r.Dst.IP[0] == 127 {
+					if err := netlink.RouteDel(&r); err != nil {
+						return err
+					}
+				}
+			}
+			return netlink.RouteAdd(&netlink.Route{Dst: netlink.NewIPNet(net.IPv4(127, 0, 0, 1)), Gw: net.IPv4(10, 77, 0, 1)})
+		})
+		if seen, err := ask(p.ns, "tcp", "127.0.0.1:9000"); err == nil {
+			t.Errorf("a pod reaches the node's 127.0.0.1, as %q", seen)
+		}
+	})
+}
+
+// TestBandwidth measures what passes in a second, both ways.
+func TestBandwidth(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		const rate = 40_000_000 // bits per second
+		p := n.add(n.pod("slow", map[string]any{"bandwidth": map[string]any{
+			"ingressRate": rate, "ingressBurst": 1<<32 - 1, "egressRate": rate / 2, "egressBurst": 1<<32 - 1,
+		}}))
+
+		for name, try := range map[string]struct {
+			from, to *os.File
+			addr     string
+			want     float64
+		}{
+			"ingress": {n.outside, p.ns, p.addr(true), rate},
+			"egress":  {p.ns, n.outside, outsideV4, rate / 2},
+		} {
+			if try.from == n.outside {
+				n.inside(n.outside, func() error {
+					return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4(10, 77, 0, 0), Mask: net.CIDRMask(24, 32)}, Gw: net.ParseIP(nodeV4)})
+				})
+			}
+			if got := throughput(t, n, try.from, try.to, try.addr); got < try.want*0.85 || got > try.want*1.1 {
+				t.Errorf("%s: %.1f Mbit/s, want %.1f", name, got/1e6, try.want/1e6)
+			}
+		}
+		n.del(p)
+		n.clean()
+	})
+}
+
+// throughput returns bits per second of one connection's data, without headers.
+func throughput(t *testing.T, n *node, from, to *os.File, addr string) float64 {
+	t.Helper()
+	var l net.Listener
+	n.inside(to, func() error {
+		var err error
+		l, err = net.Listen("tcp", ":7000")
+		return err
+	})
+	defer l.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = netns.Do(from, func() error {
+			conn, err := net.DialTimeout("tcp", net.JoinHostPort(addr, "7000"), 5*time.Second)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			for err == nil {
+				_, err = conn.Write(make([]byte, 16<<10))
+			}
+			return nil
+		})
+	}()
+
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		conn.Close()
+		<-done
+	}()
+	buf := make([]byte, 64<<10)
+	read := func(d time.Duration) (total int) {
+		for end := time.Now().Add(d); time.Now().Before(end); {
+			conn.SetReadDeadline(end)
+			size, _ := conn.Read(buf)
+			total += size
+		}
+		return total
+	}
+	read(500 * time.Millisecond) // the burst
+	const seconds = 2
+	return float64(read(seconds*time.Second)*8) / seconds
+}
+
+// TestCheckFinds breaks attachments in different ways.
+func TestCheckFinds(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		for name, damage := range map[string]func(p *pod) error{
+			"address": func(*pod) error {
+				l, _ := netlink.LinkByName("eth0")
+				a, _ := netlink.AddrList(l, unix.AF_INET)
+				return netlink.AddrDel(l, &a[0])
+			},
+			"route": func(*pod) error {
+				return netlink.RouteDel(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}})
+			},
+			"link":    func(*pod) error { l, _ := netlink.LinkByName("eth0"); return netlink.LinkDel(l) },
+			"lease":   func(p *pod) error { return os.Remove(filepath.Join(n.leases, "test", p.addr(true))) },
+			"ports":   func(*pod) error { n.nft("flush", "map", "inet", rules.TableName, "ports4"); return nil },
+			"ruleset": func(*pod) error { n.nft("flush", "ruleset"); return nil },
+		} {
+			p := n.add(n.pod(name, mappings(mapping(8080, 80, "tcp", ""))))
+			if _, err := n.call("CHECK", p, nil); err != nil {
+				t.Errorf("%s: before: %v", name, err)
+			}
+			n.inside(p.ns, func() error { return damage(p) })
+			if _, err := n.call("CHECK", p, nil); codeOf(err) != 104 {
+				t.Errorf("%s: after: %v", name, err)
+			}
+			n.del(p)
+		}
+		n.clean()
+
+		// The table is made again.
+		p := n.add(n.pod("again", mappings(mapping(8080, 80, "tcp", ""))))
+		n.serve(p.ns, 80)
+		if _, err := ask(n.outside, "tcp", nodeV4+":8080"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestGCKeepsValid removes all attachments but those that are valid.
+func TestGCKeepsValid(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		gone := n.add(n.pod("gone", mappings(mapping(8080, 80, "tcp", ""))))
+		kept := n.add(n.pod("kept", mappings(mapping(8081, 80, "tcp", ""))))
+		n.serve(kept.ns, 80)
+		valid := []types.GCAttachment{{ContainerID: "kept", IfName: "eth0"}}
+		if _, err := n.call("GC", nil, map[string]any{"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}); err != nil {
+			t.Fatal(err)
+		}
+
+		if _, err := n.call("CHECK", gone, nil); err == nil {
+			t.Error("an invalid attachment was kept")
+		}
+		if _, err := n.call("CHECK", kept, nil); err != nil {
+			t.Errorf("a valid attachment: %v", err)
+		}
+		if _, err := ask(n.outside, "tcp", nodeV4+":8081"); err != nil {
+			t.Errorf("a valid attachment: %v", err)
+		}
+		n.del(kept)
+		n.clean()
+	})
+}
+
+// TestRefused makes ADD fail in every way that input can, and expects nothing to be
+// left of it.
+func TestRefused(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		good, err := json.Marshal(n.conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		subnet := func(list ...string) map[string]any {
+			var ranges [][]map[string]any
+			for _, s := range list {
+				ranges = append(ranges, []map[string]any{{"subnet": s}})
+			}
+			return map[string]any{"type": "host-local", "dataDir": n.leases, "ranges": ranges}
+		}
+		for name, test := range map[string]struct {
+			change map[string]any
+			code   uint
+			text   string
+		}{
+			"unknown field":      {map[string]any{"ipmask": true}, types.ErrInvalidNetworkConfig, "ipmask"},
+			"unknown ipam field": {map[string]any{"ipam": map[string]any{"type": "host-local", "range": 1}}, types.ErrInvalidNetworkConfig, "range"},
+			"unknown capability": {map[string]any{"capabilities": map[string]bool{"infinibandGUID": true}}, types.ErrInvalidNetworkConfig, "infinibandGUID"},
+			"mode":               {map[string]any{"mode": "tunnel"}, types.ErrInvalidNetworkConfig, "tunnel"},
+			"ipam type":          {map[string]any{"ipam": map[string]any{"type": "dhcp"}}, types.ErrInvalidNetworkConfig, "dhcp"},
+			"overlap":            {map[string]any{"ipam": subnet("10.1.0.0/16", "10.1.2.0/24")}, types.ErrInvalidNetworkConfig, "overlaps"},
+			"no range":           {map[string]any{"ipam": subnet()}, types.ErrInvalidNetworkConfig, "no ranges"},
+			"bridge's name":      {map[string]any{"bridge": "a/b"}, types.ErrInvalidNetworkConfig, "a/b"},
+			"chained":            {map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0"}}, types.ErrInvalidNetworkConfig, "first"},
+			"collision":          {map[string]any{"name": "collide", "ipam": subnet("192.0.2.0/24")}, 102, "by up"},
+			"address outside":    {map[string]any{"args": map[string]any{"cni": map[string]any{"ips": []string{"10.9.9.9"}}}}, 100, "10.9.9.9"},
+			"protocol":           {map[string]any{"runtimeConfig": mappings(mapping(1, 1, "icmp", ""))}, types.ErrInvalidNetworkConfig, "icmp"},
+			"hardware address":   {map[string]any{"runtimeConfig": map[string]any{"mac": "01:00:00:00:00:01"}}, types.ErrInvalidNetworkConfig, "01:00"},
+		} {
+			n.conf = map[string]any{}
+			if err := json.Unmarshal(good, &n.conf); err != nil {
+				t.Fatal(err)
+			}
+			for k, v := range test.change {
+				n.conf[k] = v
+			}
+			p := n.pod("refused", nil)
+			if err := n.tryAdd(p); codeOf(err) != test.code || !strings.Contains(fmt.Sprint(details(err)), test.text) {
+				t.Errorf("%s: %v, want code %d and %q", name, details(err), test.code, test.text)
+			}
+			n.del(p)
+		}
+
+		n.conf = map[string]any{}
+		if err := json.Unmarshal(good, &n.conf); err != nil {
+			t.Fatal(err)
+		}
+		n.refusedByState(t)
+		n.clean()
+	})
+}
+
+// refusedByState makes ADD fail by what the node or the pod has.
+func (n *node) refusedByState(t *testing.T) {
+	t.Helper()
+	p := n.pod("occupied", nil)
+	n.inside(p.ns, func() error {
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "other"})
+	})
+	if err := n.tryAdd(p); codeOf(err) != 102 {
+		t.Errorf("pod with an eth0: %v", err)
+	}
+	n.del(p)
+	if !slices.Contains(n.links(p.ns), "eth0") {
+		t.Error("the foreign eth0 was deleted")
+	}
+
+	p = n.pod("no namespace", nil)
+	p.path = "/nowhere"
+	if err := n.tryAdd(p); codeOf(err) != types.ErrInvalidNetNS {
+		t.Errorf("no namespace: %v", err)
+	}
+
+	ipam := n.conf["ipam"].(map[string]any)
+	whole := ipam["ranges"]
+	ipam["ranges"] = [][]map[string]any{{{"subnet": "10.77.0.0/24", "rangeStart": "10.77.0.9", "rangeEnd": "10.77.0.9"}}}
+	last := n.add(n.pod("last", nil))
+	p = n.pod("too many", nil)
+	if err := n.tryAdd(p); codeOf(err) != types.ErrTryAgainLater || !strings.Contains(err.Error(), "10.77.0.9") {
+		t.Errorf("exhausted: %v", err)
+	}
+	n.del(last)
+	ipam["ranges"] = whole
+
+	if n.conf["mode"] == ModeBridge {
+		n.conf["bridge"], n.conf["name"] = "up", "other"
+		ipam["ranges"] = [][]map[string]any{{{"subnet": "10.78.0.0/24"}}}
+		p = n.pod("no bridge", nil)
+		if err := n.tryAdd(p); codeOf(err) != 102 || !strings.Contains(err.Error(), "up") {
+			t.Errorf("bridge of a foreign name: %v", err)
+		}
+		n.del(p)
+	}
+}
+
+// details is an error with the part that CNI keeps apart.
+func details(err error) error {
+	var coded *types.Error
+	if errors.As(err, &coded) {
+		return fmt.Errorf("code %d: %s: %s", coded.Code, coded.Msg, coded.Details)
+	}
+	return err
+}
+
+// TestNoIPv6 attaches pods where IPv6 is disabled.
+func TestNoIPv6(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		disable := func() error {
+			return errors.Join(os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0), os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0))
+		}
+		p := n.pod("pod", nil)
+		n.inside(p.ns, disable)
+		n.add(p) // is enabled for the pod's interface
+		n.del(p)
+
+		n.inside(n.host, disable)
+		n.conf["bridge"] = "br1"
+		ipam := n.conf["ipam"].(map[string]any)
+		ipam["ranges"] = [][]map[string]any{{{"subnet": "10.79.0.0/24"}}, {{"subnet": "fd79::/64"}}}
+		p = n.pod("node", nil)
+		if err := n.tryAdd(p); codeOf(err) != 103 || !strings.Contains(err.Error(), "IPv6") {
+			t.Errorf("ADD on a node without IPv6: %v", err)
+		}
+		n.del(p)
+		ipam["ranges"] = [][]map[string]any{{{"subnet": "10.79.0.0/24"}}}
+		p = n.add(n.pod("four", nil))
+		n.del(p)
+		n.clean()
+	})
+}
+
+// TestSCTP connects to a host port by SCTP.
+func TestSCTP(t *testing.T) {
+	n := newNode(t, ModeRouted)
+	p := n.add(n.pod("sctp", mappings(mapping(8080, 80, "sctp", ""))))
+	if table := n.nft("list", "map", "inet", rules.TableName, "ports4"); !strings.Contains(table, "sctp . 8080") {
+		t.Errorf("map is %s", table)
+	}
+	n.del(p)
+	n.clean()
+}
