@@ -38,6 +38,7 @@ build: ## build bin/crisp, bin/crisp-keeper and bin/crisp-net, static
 .PHONY: install
 install: build ## install the programs below $(DESTDIR)$(PREFIX)
 	install -D -m 755 -t $(DESTDIR)$(or $(PREFIX),/usr/local)/bin bin/crisp bin/crisp-keeper
+	install -D -m 755 -t $(DESTDIR)$(or $(PREFIX),/usr/local)/lib/cni bin/crisp-net
 
 ARCHES := amd64 arm64
 PACKAGES := $(CACHE)/packages
@@ -53,7 +54,7 @@ packages: $(ARCHES:%=package-%) ## build deb, rpm and tarball for amd64 and arm6
 
 .PHONY: $(ARCHES:%=package-%)
 $(ARCHES:%=package-%): package-%:
-	GOARCH=$* $(COMPILE) -ldflags "$(LDFLAGS)" -o $(PACKAGES)/$*/ ./cmd/crisp ./cmd/crisp-keeper
+	GOARCH=$* $(COMPILE) -ldflags "$(LDFLAGS)" -o $(PACKAGES)/$*/ ./cmd/crisp ./cmd/crisp-keeper ./cmd/crisp-net
 	@mkdir -p dist
 	for form in deb rpm tarball; do hack/package/$$form/build "$(VERSION)" $* $(PACKAGES)/$* dist || exit 1; done
 
@@ -221,7 +222,7 @@ vm-node: kubernetes $(VM) ## test a Kubernetes node on Debian 13, with either cg
 	$(CACHE)/bin/vm -node $(ARGS)
 
 .PHONY: demo
-demo: needs-demo build $(PLUGINS) demo-image ## show a pod from pull to removal, with timings
+demo: needs-demo build demo-image ## show a pod from pull to removal, with timings
 	$(COMPILE) -o $(CACHE)/bin/ ./hack/demo
 	@$(CACHE)/bin/demo
 

@@ -36,7 +36,7 @@ func demo() int {
 // show runs the demo and tears its node down again.
 func show(ctx context.Context) error {
 	began := time.Now()
-	fmt.Println("A registry on loopback, a network of bridge, host-local and portmap, and the daemon:")
+	fmt.Println("A registry on loopback, crisp's own network, and the daemon:")
 	cache, err := lab.Find()
 	if err != nil {
 		return err
@@ -47,7 +47,7 @@ func show(ctx context.Context) error {
 		return err
 	}
 
-	l, err := lab.New(ctx, lab.Options{Storage: images})
+	l, err := lab.New(ctx, lab.Options{Storage: images, Own: "routed"})
 	if err != nil {
 		return err
 	}

@@ -19,12 +19,12 @@ func TestLinkedModules(t *testing.T) {
 	}
 
 	dir := t.TempDir()
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "crisp/cmd/crisp", "crisp/cmd/crisp-keeper")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "crisp/cmd/crisp", "crisp/cmd/crisp-keeper", "crisp/cmd/crisp-net")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 
-	for _, program := range []string{"crisp", "crisp-keeper"} {
+	for _, program := range []string{"crisp", "crisp-keeper", "crisp-net"} {
 		info, err := buildinfo.ReadFile(filepath.Join(dir, program))
 		if err != nil {
 			t.Fatal(err)

@@ -22,7 +22,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
 var (
-	programs    = []string{"/usr/bin/crisp", "/usr/bin/crisp-keeper"}
+	programs    = []string{"/usr/bin/crisp", "/usr/bin/crisp-keeper", "/usr/lib/cni/crisp-net"}
 	units       = []string{"/usr/lib/systemd/system/crisp.service", "/usr/lib/systemd/system/crisp-keeper.service", "/usr/lib/systemd/system/crisp-keeper.socket"}
 	kept        = []string{"/run/systemd/system/crisp-keeper.service", "/run/systemd/system/crisp-keeper.socket"}
 	directories = []string{"/etc/cni/net.d", "/opt/cni/bin", "/etc/crisp/certs.d", "/etc/crisp/config.d"}

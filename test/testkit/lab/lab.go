@@ -49,6 +49,10 @@ type Options struct {
 	// Routed disables masquerading: other nodes reach pods at their addresses,
 	// and pods use them as source addresses.
 	Routed bool
+	// Own uses crisp's own network in this mode, "routed" or "bridge", for which
+	// neither CNI plugins nor iptables are needed. If empty, CRISP_TEST_NETWORK is
+	// used, and if that is empty too, the reference plugins are.
+	Own string
 	// PluginDir, if not empty, is searched for CNI plugins first.
 	PluginDir string
 	// CgroupDriver is systemd or cgroupfs; if empty, CRISP_CGROUP_DRIVER
@@ -78,6 +82,7 @@ type Lab struct {
 
 // New sets up a lab and starts its daemon.
 func New(ctx context.Context, opt Options) (_ *Lab, err error) {
+	opt.Own = cmp.Or(opt.Own, os.Getenv("CRISP_TEST_NETWORK"))
 	l := &Lab{opt: opt, before: inventory.Take()}
 	if l.cache, err = Find(); err != nil {
 		return nil, err
@@ -166,7 +171,11 @@ func (l *Lab) configure(ctx context.Context) error {
 		return err
 	}
 
-	if err := writeNetwork(l.path("net.d"), l.path("ipam"), l.bridge(), l.Subnet(), !l.opt.Routed); err != nil {
+	write := writeNetwork
+	if l.opt.Own != "" {
+		write = ownNetwork(l.opt.Own)
+	}
+	if err := write(l.path("net.d"), l.path("ipam"), l.bridge(), l.Subnet(), !l.opt.Routed); err != nil {
 		return err
 	}
 	config := fmt.Sprintf("cgroup_driver = %q\ncgroup_parent = %q\nnri_socket = %q\nnri_plugin_dir = %q\nnri_plugin_config_dir = %q\n%s\n",
@@ -213,9 +222,12 @@ func (l *Lab) Start(ctx context.Context) error {
 		}
 	}
 
-	plugins, err := l.cache.Plugins()
-	if err != nil {
-		return err
+	plugins := l.path("plugins") // there are none
+	if l.opt.Own == "" {
+		var err error
+		if plugins, err = l.cache.Plugins(); err != nil {
+			return err
+		}
 	}
 
 	if l.opt.PluginDir != "" {
@@ -225,6 +237,7 @@ func (l *Lab) Start(ctx context.Context) error {
 		"--config", l.path("config.toml"), "--root", l.path("root"), "--state", l.path("state"), "--listen", l.Endpoint,
 		"--cni-conf-dir", l.path("net.d"), "--cni-bin-dir", plugins, "--registry-config-dir", l.path("certs.d"))
 
+	var err error
 	l.daemon, err = StartProcess(l.path("crisp.log"), l.opt.Env, command[0], command[1:]...)
 	if err != nil {
 		return fmt.Errorf("start daemon: %w", err)

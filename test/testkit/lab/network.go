@@ -31,15 +31,34 @@ func writeNetwork(dir, data, bridge, subnet string, masquerade bool) error {
 		}},
 	}
 
+	return writeConf(dir, bridge, conf)
+}
+
+// ownNetwork is writeNetwork for crisp's own network in a mode.
+func ownNetwork(mode string) func(dir, data, bridge, subnet string, masquerade bool) error {
+	return func(dir, data, bridge, subnet string, masquerade bool) error {
+		type object map[string]any
+		return writeConf(dir, bridge, object{
+			"cniVersion": "1.1.0",
+			"name":       bridge,
+			"plugins": []object{{
+				"type": "crisp-net", "mode": mode, "bridge": bridge, "ipMasq": masquerade,
+				"capabilities": object{"portMappings": true, "bandwidth": true},
+				"ipam":         object{"type": "host-local", "dataDir": data, "ranges": [][]object{{{"subnet": subnet}}}},
+			}},
+		})
+	}
+}
+
+func writeConf(dir, name string, conf any) error {
 	text, err := json.MarshalIndent(conf, "", "  ")
 	if err != nil {
 		return err
 	}
-
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "10-"+bridge+".conflist"), append(text, '\n'), 0o644)
+	return os.WriteFile(filepath.Join(dir, "10-"+name+".conflist"), append(text, '\n'), 0o644)
 }
 
 // RemoveLink removes a link, which may be missing.
