@@ -104,7 +104,27 @@ func New(fd, maxLine int, buffers *Buffers, streams ...*Stream) (*Log, error) {
 	if err := l.use(fd); err != nil {
 		return nil, err
 	}
+
+	for _, s := range streams {
+		if err := l.resume(s); err != nil {
+			return nil, err
+		}
+	}
 	return l, nil
+}
+
+// resume takes over a write that an earlier keeper left unfinished and that could not
+// be cut off: nothing is written before it is. In a former log it stays.
+func (l *Log) resume(s *Stream) error {
+	w, unfinished := s.spool.Unfinished()
+	if !unfinished {
+		return nil
+	}
+	if w.Dev != l.where.Dev || w.Ino != l.where.Ino {
+		return s.spool.Retract()
+	}
+	l.failed, l.where.Offset, l.where.Length = s, w.Offset, w.Length
+	return nil
 }
 
 // use makes fd the file. Both locks are held, or the log is not published yet.
@@ -211,7 +231,7 @@ func (l *Log) Reopen(fd int) (bool, error) {
 		return false, nil
 	}
 
-	if err := l.mend(); err != nil && l.failed != nil {
+	if err := l.mend(); err != nil && l.failed != nil && !l.isFile(fd) {
 		// The former file keeps a torn line, which the spool records as written.
 		if err := l.failed.spool.Retract(); err != nil {
 			unix.Close(fd)
@@ -221,6 +241,12 @@ func (l *Log) Reopen(fd int) (bool, error) {
 	}
 
 	return true, l.use(fd)
+}
+
+// isFile reports whether a descriptor is of the file that is written.
+func (l *Log) isFile(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && uint64(st.Dev) == l.where.Dev && st.Ino == l.where.Ino
 }
 
 // Copy returns a copy of the file's descriptor, -1 once closed. It never waits

@@ -480,3 +480,76 @@ func TestFailedWriteIsRetracted(t *testing.T) {
 		next.Close()
 	}
 }
+
+// TestTornWriteIsCutLater has a keeper die in the middle of a write, and the next one
+// unable to cut it off: it takes the stream over, and writes nothing before it can.
+func TestTornWriteIsCutLater(t *testing.T) {
+	const earlier, torn = "2026-01-01T00:00:00.000000001Z stdout F earlier\n", "2026-01-01T00:00:00.0000"
+	for name, elsewhere := range map[string]bool{"same file": false, "another file": true} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "0.log")
+			if err := os.WriteFile(path, []byte(earlier+torn), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out := newSource(t, "stdout", 0)
+			if _, err := out.w.WriteString("the line\n"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.spool.Fill(int(out.r.Fd())); err != nil {
+				t.Fatal(err)
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil {
+				t.Fatal(err)
+			}
+			w := spool.Write{Seq: 1, Dev: uint64(st.Dev), Ino: st.Ino, Offset: int64(len(earlier)), Length: 60}
+			if err := out.spool.Intend(w, len("the line\n")); err != nil {
+				t.Fatal(err)
+			}
+
+			// A descriptor that only reads stands for a file system that has become
+			// read-only: what it refuses is refused in the same calls.
+			refused, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := spool.Recover([]int{out.spool.FD()}, []int{refused}); err != nil {
+				t.Fatalf("the stream is not taken over: %v", err)
+			}
+
+			next, err := spool.Open(out.spool.FD())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer next.Close()
+
+			stream := NewStream("stdout", next)
+			l, err := New(refused, 0, &Buffers{}, stream)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			if err := l.Write(stream); err == nil {
+				t.Error("a write to a file that refuses it succeeds")
+			}
+
+			want := earlier
+			if elsewhere {
+				path, want = filepath.Join(t.TempDir(), "1.log"), ""
+			}
+			if _, err := l.Reopen(open(t, path)); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Write(stream); err != nil {
+				t.Fatal(err)
+			}
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rest, ok := strings.CutPrefix(string(data), want); !ok || strings.Count(rest, "\n") != 1 || !strings.HasSuffix(rest, " stdout F the line\n") {
+				t.Errorf("the log contains %q", data)
+			}
+		})
+	}
+}

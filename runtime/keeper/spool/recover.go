@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -9,7 +10,8 @@ import (
 // Recover determines, for the streams of one log, whether the last write of the
 // previous owner is complete, and undoes a partial one. logs are the files that
 // it may have gone to. Afterwards the spools hold exactly the bytes that are
-// not in the log.
+// not in the log. If the partial write cannot be cut off, as on a file system that
+// has become read-only, its spool holds all of it, and is [Spool.Unfinished].
 //
 // Writes to a log are sequential, and failed ones were retracted, so all but
 // the last are complete. The last one is complete if the file has the expected
@@ -38,7 +40,11 @@ func Recover(spools, logs []int) error {
 		done := true
 		if i == last {
 			var err error
-			if done, err = h.write.done(logs); err != nil {
+			done, err = h.write.done(logs)
+			if errors.Is(err, errTorn) {
+				continue
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -54,6 +60,9 @@ func Recover(spools, logs []int) error {
 
 	return nil
 }
+
+// errTorn is a partial write that cannot be undone now.
+var errTorn = errors.New("cut unfinished write off log")
 
 // done reports whether a write is complete, and cuts a partial one off the log.
 // A write to a file that is not among logs counts as missing: logging it twice
@@ -73,7 +82,7 @@ func (w *Write) done(logs []int) (bool, error) {
 			return true, nil
 		case st.Size > w.Offset:
 			if err := unix.Ftruncate(fd, w.Offset); err != nil {
-				return false, fmt.Errorf("cut unfinished write off log: %w", err)
+				return false, fmt.Errorf("%w: %w", errTorn, err)
 			}
 		}
 

@@ -186,6 +186,10 @@ func (s *Spool) FD() int { return s.fd }
 // Seq is the number of the last write.
 func (s *Spool) Seq() uint64 { return s.last.Seq }
 
+// Unfinished returns the write that [Recover] could not undo. It must not be called
+// after anything else was done with the spool.
+func (s *Spool) Unfinished() (w Write, ok bool) { return s.last, s.last.Length > 0 }
+
 // MaxLine is the longest unfinished line that fits, in bytes.
 func (s *Spool) MaxLine() int { return MaxLine(int64(len(s.data))) }
 
