@@ -72,6 +72,7 @@ type Host struct {
 	builtins int32
 	// updates bounds the updates of plugins that are under way.
 	updates chan struct{}
+	wg      sync.WaitGroup // of updates after a synchronisation
 
 	// creating orders creations, as the library does, so that by and missing belong
 	// to the present one.
@@ -186,7 +187,10 @@ func (h *Host) Start(r Runtime) error {
 }
 
 // Close disconnects all plugins. Those that the daemon started end.
-func (h *Host) Close() { h.adapt.Stop() }
+func (h *Host) Close() {
+	h.adapt.Stop()
+	h.wg.Wait()
+}
 
 // Hold implements [pod.Plugins].
 func (h *Host) Hold() (release func()) {
@@ -352,7 +356,9 @@ func (h *Host) synchronise(ctx context.Context, tell adaptation.SyncCB) error {
 	if err != nil {
 		return err
 	}
-	h.runtime.ApplyUpdates(ctx, updatesOf(updates)) // it logs those that failed
+	// Operations on pods wait for the end of this call, with the locks that the
+	// updates need.
+	h.wg.Go(func() { h.runtime.ApplyUpdates(context.WithoutCancel(ctx), updatesOf(updates)) })
 	return nil
 }
 

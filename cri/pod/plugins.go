@@ -109,8 +109,12 @@ func (k *known) load(r *Record) {
 	k.sandbox = !r.begun()
 	k.stopped = r.Phase == phaseStopped
 	for _, c := range r.Containers {
-		if c.Phase == phaseReady {
-			k.addLocked(c.ID)
+		if c.Phase != phaseReady {
+			continue
+		}
+		k.addLocked(c.ID)
+		if c.FinishedAt != 0 {
+			k.containers[c.ID].Do(func() {}) // plugins learn it when they are synchronised
 		}
 	}
 }
