@@ -98,8 +98,21 @@ type known struct {
 	// sandbox is set from before they are asked about the sandbox until they are
 	// told that it is removed; stopped once they know that it has stopped.
 	sandbox, stopped bool
-	// containers are those that they know of, with the report of the exit.
-	containers map[string]*sync.Once
+	// containers are those that they know of.
+	containers map[string]*exitReport
+}
+
+// exitReport is the report of a container's exit to plugins.
+type exitReport struct {
+	mu   sync.Mutex // held during the report; a plugin cannot connect meanwhile
+	told bool       // guarded by mu
+}
+
+// done notes that plugins know of the exit, or will by other means.
+func (e *exitReport) done() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.told = true
 }
 
 // load notes that plugins will be told of what the record has.
@@ -114,16 +127,16 @@ func (k *known) load(r *Record) {
 		}
 		k.addLocked(c.ID)
 		if c.FinishedAt != 0 {
-			k.containers[c.ID].Do(func() {}) // plugins learn it when they are synchronised
+			k.containers[c.ID].done() // plugins learn it when they are synchronised
 		}
 	}
 }
 
 func (k *known) addLocked(id string) {
 	if k.containers == nil {
-		k.containers = map[string]*sync.Once{}
+		k.containers = map[string]*exitReport{}
 	}
-	k.containers[id] = &sync.Once{}
+	k.containers[id] = &exitReport{}
 }
 
 // add notes that plugins are asked about a container.
@@ -134,7 +147,7 @@ func (k *known) add(id string) {
 }
 
 // exit returns the report of a container's exit, nil if plugins do not know it.
-func (k *known) exit(id string) *sync.Once {
+func (k *known) exit(id string) *exitReport {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.containers[id]
@@ -346,25 +359,28 @@ func (p *pod) tellRemoved(ctx context.Context, id string) {
 // tellStopped tells the plugins once that a container has exited, and applies the
 // changes of others that they ask for. A second call waits for the first.
 func (p *pod) tellStopped(ctx context.Context, id string) {
-	once := p.known.exit(id)
-	if once == nil || p.m.Plugins == nil {
-		return
+	updates := p.reportExit(ctx, id)
+	if len(updates) > 0 {
+		// The caller may hold the lock of a pod that one of them needs.
+		p.m.wg.Go(func() { p.m.ApplyUpdates(p.m.ctx, updates) })
 	}
-	once.Do(func() {
-		updates := p.stopped(ctx, id)
-		if len(updates) > 0 {
-			// The caller may hold the lock of a pod that one of them needs.
-			p.m.wg.Go(func() { p.m.ApplyUpdates(p.m.ctx, updates) })
-		}
-	})
 }
 
-func (p *pod) stopped(ctx context.Context, id string) []Update {
+func (p *pod) reportExit(ctx context.Context, id string) []Update {
 	pl, release := p.m.plugins()
 	defer release()
-	if pl == nil {
+	report := p.known.exit(id)
+	if report == nil {
 		return nil
 	}
+	report.mu.Lock()
+	defer report.mu.Unlock()
+	told := report.told
+	report.told = true
+	if told || pl == nil {
+		return nil
+	}
+
 	v, ok := p.view(id)
 	if !ok {
 		return nil
@@ -467,8 +483,13 @@ func (m *Manager) Known() (sandboxes []*Record, containers []View) {
 		sandbox := p.known.sandbox
 		var ids []string
 		for _, c := range p.record().Containers {
-			if p.known.containers[c.ID] != nil {
-				ids = append(ids, c.ID)
+			report := p.known.containers[c.ID]
+			if report == nil {
+				continue
+			}
+			ids = append(ids, c.ID)
+			if c.FinishedAt != 0 {
+				report.done()
 			}
 		}
 		p.known.mu.Unlock()
