@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -284,6 +285,29 @@ func (p *pod) adoptPoststop(ctx context.Context, id string, hooks table.Hooks) (
 	var wg sync.WaitGroup
 	wg.Go(func() { _, _ = io.Copy(io.Discard, out) }) // it ends with the last writer, or when it is closed
 	return row, func() { out.Close(); wg.Wait() }, nil
+}
+
+// sweepBundles makes the directory of bundles, and removes those of containers
+// without a record.
+func (m *Manager) sweepBundles(ctx context.Context) error {
+	dir := filepath.Join(m.StateDir, hooksDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("create directory for bundles of hooks: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list bundles of hooks: %w", err)
+	}
+
+	for _, e := range entries {
+		m.mu.RLock()
+		known := m.containers[e.Name()] != nil
+		m.mu.RUnlock()
+		if !known {
+			warn(removeTree(ctx, filepath.Join(dir, e.Name())), "remove a bundle of hooks", "container", e.Name())
+		}
+	}
+	return nil
 }
 
 // isPoststop reports whether an ID in the keeper is that of a poststop hook

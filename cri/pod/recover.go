@@ -126,7 +126,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	m.discardUnknown(ctx)
 	m.sweepNetwork(ctx)
 
-	return nil
+	return m.sweepBundles(ctx)
 }
 
 // sweepNetwork releases addresses of pods without a record. It completes before

@@ -60,12 +60,20 @@ func TestCrash(t *testing.T) {
 func wantAllSteps(t *testing.T, all []point) {
 	t.Helper()
 	sandbox, container := pod.Tables()
+	want := func(name string) {
+		if !slices.ContainsFunc(all, func(p point) bool { return p.name == name }) {
+			t.Errorf("no case %s", name)
+		}
+	}
 	for _, step := range slices.Concat(sandbox, container) {
 		for _, what := range []string{"before do ", "after do ", "before undo ", "after undo "} {
-			if !slices.ContainsFunc(all, func(p point) bool { return p.name == what+step }) {
-				t.Errorf("no case %s%s", what, step)
-			}
+			want(what + step)
 		}
+	}
+
+	for _, k := range hookKinds {
+		want("before " + k + " hook")
+		want("after " + k + " hook")
 	}
 }
 
@@ -164,6 +172,7 @@ func (n *node) explore(t *testing.T, op operation, orders ...order) []point {
 // attempt runs one case.
 func (n *node) attempt(t *testing.T, op operation, a attempt) {
 	s := n.newScene(t)
+	defer n.wantHooks(t, a)
 	defer n.tidy(t, s)
 	for _, f := range op.prepare {
 		f(s)

@@ -47,6 +47,8 @@ type node struct {
 	*lab.Lab
 	// orders is the directory in which package pod looks for orders.
 	orders string
+	// hooked is the directory in which hooks note for which containers they ran.
+	hooked string
 	// usual is what exists on the node without pods.
 	usual []string
 }
@@ -55,8 +57,8 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	t.Helper()
 	testkit.Root(t)
 	beInit(t)
-	n := &node{orders: t.TempDir()}
-	o := lab.Options{Crisp: build(t), Env: []string{pod.CrashEnv + "=" + n.orders}}
+	n := &node{orders: t.TempDir(), hooked: t.TempDir()}
+	o := lab.Options{Crisp: build(t), Env: []string{pod.CrashEnv + "=" + n.orders}, Config: n.defineHooks(t)}
 	for _, c := range change {
 		c(&o)
 	}

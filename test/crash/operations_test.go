@@ -56,6 +56,16 @@ var operations = []operation{{
 		s.wantAlive()
 	},
 }, {
+	name: "StartContainer with hooks", prepare: []func(*scene){(*scene).run, (*scene).addHooks, (*scene).create}, call: (*scene).tryStart,
+	heal: (*scene).recreate, skip: (*scene).runs, done: (*scene).wantAlive,
+}, {
+	name: "RemoveContainer with hooks", prepare: []func(*scene){(*scene).run, (*scene).addHooks, (*scene).create, (*scene).start}, call: (*scene).tryRemove,
+	done: func(s *scene) {
+		if left := s.containers(); len(left) > 0 {
+			s.t.Errorf("still listed: %v", left)
+		}
+	},
+}, {
 	name: "StopPodSandbox", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryStopPod,
 	done: func(s *scene) {
 		s.wantPod(runtimeapi.PodSandboxState_SANDBOX_NOTREADY)
