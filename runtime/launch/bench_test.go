@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"context"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/plan"
 )
@@ -185,4 +187,74 @@ func BenchmarkSandbox(b *testing.B) {
 	}
 
 	report(b, times)
+}
+
+// BenchmarkHooks measures a start with a hook of each kind that does nothing,
+// and what the hook's program costs by itself.
+func BenchmarkHooks(b *testing.B) {
+	const program = "/bin/true"
+	b.Run("fork and exec alone", func(b *testing.B) {
+		var times []time.Duration
+		for b.Loop() {
+			begin := time.Now()
+			if err := exec.Command(program).Run(); err != nil {
+				b.Fatal(err)
+			}
+			times = append(times, time.Since(begin))
+		}
+		report(b, times)
+	})
+
+	for _, kind := range []hook.Kind{"", hook.CreateRuntime, hook.CreateContainer, hook.StartContainer} {
+		b.Run("start with "+string(kind), func(b *testing.B) {
+			lab := newLab(b)
+			h := newHookLab(lab)
+			k := lab.withKeeper()
+			lab.sandbox(usual())
+			defer func() {
+				if err := k.Forget(b.Context(), "pod"); err != nil {
+					b.Error(err)
+				}
+			}()
+
+			s := lab.spec("")
+			s.Process.Args = []string{"/bin/busybox", "true"}
+			if kind != "" {
+				hook.Add(s, nil, hook.Hook{Kind: kind, Hook: specs.Hook{Path: program}}) // the image has one, too
+			}
+			hs := h.hooks(s)
+			hs.Run = func(ctx context.Context, _ hook.Hook, r client.Request) (client.Exit, error) {
+				r.ID = "hook"
+				c, err := k.Start(ctx, r)
+				if err != nil {
+					return client.Exit{}, err
+				}
+				defer c.Close()
+				return finish(b, k, r.ID), nil
+			}
+
+			var times []time.Duration
+			for n := 0; b.Loop(); n++ {
+				id := "c" + strconv.Itoa(n)
+				held := Held{"rootfs": lab.rootfs(nil)}
+				for name, f := range lab.pod {
+					held[name] = f
+				}
+
+				r := startRequest(b, id, s, held)
+				r.Hooks = hs
+				begin := time.Now()
+				c, err := lab.l.Container(b.Context(), r)
+				times = append(times, time.Since(begin))
+				if err != nil {
+					b.Fatal(err)
+				}
+
+				finish(b, k, id)
+				c.Close()
+				held["rootfs"].Close()
+			}
+			report(b, times)
+		})
+	}
 }
