@@ -15,14 +15,19 @@ import (
 	"crisp/test/testkit/inventory"
 )
 
-// alone is the runtime name of the samples of CNI plugins without a runtime.
-const alone = "CNI plugins alone"
+// alone is the runtime name of the samples of CNI plugins without a runtime, ownAlone
+// of those of crisp's own network.
+const (
+	alone    = "CNI plugins alone"
+	ownAlone = "own network alone"
+)
 
 // bench measures its targets alternately.
 type bench struct {
 	opt          options
 	targets      []*target
 	plugins      *plugins // nil if they cannot be measured
+	ownPlugins   *plugins // of the own network
 	cgroupParent string
 	cgroups      *podCgroups  // nil for a runtime that was running before
 	dir          string       // of the runtimes' data
@@ -40,6 +45,9 @@ type phase struct {
 	name string
 	// share is the share of the rounds that include it, rounded up.
 	share float64
+	// network says that the network matters, so that crisp is measured with its own
+	// one, too.
+	network bool
 	// each measures one target; once measures something without a target, such as
 	// the floor for all of them.
 	each func(b *bench, ctx context.Context, t *target, round int) error
@@ -51,9 +59,9 @@ type phase struct {
 // phases returns the parts in their order.
 func phases() []phase {
 	return []phase{
-		{name: "serial", share: 1, each: (*bench).serial, once: (*bench).serialFloor},
+		{name: "serial", share: 1, network: true, each: (*bench).serial, once: (*bench).serialFloor},
 		{name: bundlePhase, share: 0.5, once: (*bench).bundle},
-		{name: "clients", share: 0.34, each: (*bench).clients, once: (*bench).clientsFloor},
+		{name: "clients", share: 0.34, network: true, each: (*bench).clients, once: (*bench).clientsFloor},
 		{name: "growth", share: 0.34, each: (*bench).growth},
 		{name: "pull", share: 0.34, each: (*bench).pull},
 		{name: "logs", share: 0.5, each: (*bench).logs},
@@ -150,6 +158,9 @@ func (b *bench) round(ctx context.Context, p phase, round int) error {
 		}
 
 		t := b.targets[i]
+		if t.name == oursOwn && !p.network {
+			continue
+		}
 		if err := p.each(b, ctx, t, round); err != nil {
 			failed(err)
 		}
@@ -225,14 +236,15 @@ func (b *bench) serial(ctx context.Context, t *target, round int) error {
 }
 
 func (b *bench) serialFloor(ctx context.Context, round int) error {
-	record := b.recorder("serial", alone, round, 0)
 	for range b.opt.samples {
-		detach, err := b.plugins.attach(ctx, record)
-		if err != nil {
-			return err
-		}
-		if err := detach(); err != nil {
-			return err
+		for _, p := range []*plugins{b.plugins, b.ownPlugins} {
+			detach, err := p.attach(ctx, b.recorder("serial", p.name, round, 0))
+			if err != nil {
+				return err
+			}
+			if err := detach(); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

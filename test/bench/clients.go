@@ -59,24 +59,30 @@ func (b *bench) clients(ctx context.Context, t *target, round int) error {
 // clientsFloor makes as many clients attach and detach network namespaces.
 func (b *bench) clientsFloor(ctx context.Context, round int) error {
 	for _, n := range crowds {
-		record := b.recorder("clients", alone, round, n)
-		detach := make([]func() error, n*podsEach)
-		err := b.crowd(started, alone, round, n, func(i int) (err error) {
-			detach[i], err = b.plugins.attach(ctx, record)
-			return err
-		})
-
-		err = errors.Join(err, b.crowd(removed, alone, round, n, func(i int) error {
-			if detach[i] == nil {
-				return nil
+		for _, p := range []*plugins{b.plugins, b.ownPlugins} {
+			if err := b.crowdAlone(ctx, p, round, n); err != nil {
+				return err
 			}
-			return detach[i]()
-		}))
-		if err != nil {
-			return err
 		}
 	}
 	return nil
+}
+
+// crowdAlone is clientsFloor for one network and number of clients.
+func (b *bench) crowdAlone(ctx context.Context, p *plugins, round, n int) error {
+	record := b.recorder("clients", p.name, round, n)
+	detach := make([]func() error, n*podsEach)
+	err := b.crowd(started, p.name, round, n, func(i int) (err error) {
+		detach[i], err = p.attach(ctx, record)
+		return err
+	})
+
+	return errors.Join(err, b.crowd(removed, p.name, round, n, func(i int) error {
+		if detach[i] == nil {
+			return nil
+		}
+		return detach[i]()
+	}))
 }
 
 func (b *bench) names(n int) []string {

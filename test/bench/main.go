@@ -167,6 +167,18 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 		programs: []string{"crisp", "crisp-keeper"},
 	}}
 
+	own, err := lab.New(ctx, lab.Options{NoRegistry: true, Own: "routed", Second: true})
+	if err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, own.Close)
+	if err := l.Registry.WriteHosts(filepath.Join(own.Dir, "certs.d")); err != nil {
+		return closeAll, err
+	}
+	b.targets = append(b.targets, &target{
+		name: oursOwn, endpoint: own.Endpoint, runtime: own.Runtime, images: own.Images, daemon: own, programs: []string{"crisp", "crisp-keeper"},
+	})
+
 	if b.opt.peers != "" {
 		c, t, err := newContainerd(ctx, l, b.opt.peers, b.stuck.dir)
 		if err != nil {
@@ -176,10 +188,14 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 		b.targets = append(b.targets, t)
 	}
 
-	if b.plugins, err = newPlugins(l); err != nil {
+	if b.plugins, err = newPlugins(l, alone); err != nil {
 		return closeAll, err
 	}
 	closers = append(closers, func(context.Context) error { b.plugins.network.Close(); return nil })
+	if b.ownPlugins, err = newPlugins(own, ownAlone); err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, func(context.Context) error { b.ownPlugins.network.Close(); return nil })
 	out, err := filepath.Abs(b.opt.out)
 	if err != nil {
 		return closeAll, err

@@ -16,10 +16,12 @@ import (
 // plugins is the part of a pod's start and stop that no runtime can avoid: the CNI
 // plugins attach a network namespace and detach it.
 type plugins struct {
+	name    string // of the samples
 	network *network.Network
 }
 
-func newPlugins(l *lab.Lab) (*plugins, error) {
+// newPlugins returns the network of a lab, without the lab's runtime.
+func newPlugins(l *lab.Lab, name string) (*plugins, error) {
 	cache, err := lab.Find()
 	if err != nil {
 		return nil, err
@@ -29,15 +31,20 @@ func newPlugins(l *lab.Lab) (*plugins, error) {
 		return nil, err
 	}
 	n, err := network.Open(network.Options{
-		ConfDir: filepath.Join(l.Dir, "net.d"), BinDirs: []string{bin}, CacheDir: filepath.Join(l.Dir, "bench-cni"),
+		ConfDir: filepath.Join(l.Dir, "net.d"), BinDirs: []string{bin}, CacheDir: filepath.Join(l.Dir, "bench-cni"), Own: true,
 	})
-	return &plugins{n}, err
+	return &plugins{name, n}, err
 }
 
 // attach measures ADD for a new namespace. detach undoes it and measures DEL.
 func (p *plugins) attach(ctx context.Context, record func(string, time.Duration)) (detach func() error, err error) {
-	holder := exec.Command("sleep", "600")
-	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	// It ends with its input, and so with this process. A signal at the parent's
+	// death would come when the thread exits that started it.
+	holder := exec.Command("cat")
+	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if _, err := holder.StdinPipe(); err != nil {
+		return nil, err
+	}
 	if err := holder.Start(); err != nil {
 		return nil, err
 	}

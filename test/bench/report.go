@@ -13,6 +13,8 @@ import (
 
 const (
 	ours, theirs = "crisp", "containerd"
+	// oursOwn is crisp with its own network instead of the CNI plugins.
+	oursOwn = "crisp, own network"
 	// The report of the last run is between these lines in a document.
 	reportBegins = "<!-- make bench: begin -->\n"
 	reportEnds   = "<!-- make bench: end -->\n"

@@ -8,16 +8,34 @@ import (
 
 // table prints a row for each key.
 func (b *bench) table(w *bytes.Buffer, keys []key) {
-	fmt.Fprintf(w, "| | %s p50 | p99 | %s p50 | p99 | speed-up, median of the rounds (min – max) |\n", ours, theirs)
-	fmt.Fprintf(w, "|---|--:|--:|--:|--:|--:|\n")
+	own := slices.ContainsFunc(keys, func(k key) bool { return len(b.samples.of(k, oursOwn)) > 0 })
+
+	head, rule := "", ""
+	if own {
+		head, rule = fmt.Sprintf(" %s p50 | p99 |", oursOwn), "--:|--:|"
+	}
+	fmt.Fprintf(w, "| | %s p50 | p99 |%s %s p50 | p99 | speed-up, median of the rounds (min – max) |\n", ours, head, theirs)
+	fmt.Fprintf(w, "|---|--:|--:|%s--:|--:|--:|\n", rule)
+
 	for _, k := range keys {
 		name, a, c := k.name, b.samples.of(k, b.targets[0].name), b.samples.of(k, theirs)
 		if floor := b.samples.of(k, alone); len(a) == 0 && len(c) == 0 {
 			name, a = name+" (plugins alone)", floor
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s |\n", name+b.unitOf(k), cells(a), cells(c), b.ratioCell(k))
+		third := ""
+		if own {
+			third = cells(b.samples.of(k, oursOwn)) + " | "
+			if floor := b.samples.of(k, ownAlone); len(b.samples.of(k, alone)) > 0 && name != k.name {
+				third = cells(floor) + " | "
+			}
+		}
+		fmt.Fprintf(w, "| %s | %s | %s%s | %s |\n", name+b.unitOf(k), cells(a), third, cells(c), b.ratioCell(k))
 		if floor := b.samples.of(k, alone); len(floor) > 0 && len(b.samples.of(k, b.targets[0].name)) > 0 {
-			fmt.Fprintf(w, "| %s (plugins alone) | %s | | | |\n", k.name, cells(floor))
+			third := ""
+			if own {
+				third = cells(b.samples.of(k, ownAlone)) + " | "
+			}
+			fmt.Fprintf(w, "| %s (plugins alone) | %s | %s| | |\n", k.name, cells(floor), third)
 		}
 	}
 }

@@ -20,12 +20,21 @@ func TestTable(t *testing.T) {
 		b.samples.add(s)
 	}
 
+	// The own network has columns where it was measured.
+	for runtime, value := range map[string]float64{ours: 4, theirs: 8, oursOwn: 1, alone: 3} {
+		b.samples.add(Sample{Phase: "q", Runtime: runtime, Name: "CNI ADD", Value: value, Unit: "ms"})
+	}
+	b.samples.add(Sample{Phase: "q", Runtime: ownAlone, Name: "CNI ADD", Value: 0.5, Unit: "ms"})
+
 	var w bytes.Buffer
 	b.table(&w, b.samples.keys("p"))
+	b.table(&w, b.samples.keys("q"))
 	for _, want := range []string{
 		"| call | 2.00 | 2.00 | 5.00 | 5.00 | 2.5 (2.5 – 2.5) |",
 		"| throughput, MB/s | 300 | 300 | 150 | 150 | 2.0 (2.0 – 2.0) |",
 		"| growth, % | 1.00 | 1.00 | 2.00 | 2.00 |  |",
+		"| CNI ADD | 4.00 | 4.00 | 1.00 | 1.00 | 8.00 | 8.00 | 2.0 (2.0 – 2.0) |",
+		"| CNI ADD (plugins alone) | 3.00 | 3.00 | 0.50 | 0.50 | | | |",
 		"| floor (plugins alone) | 1.00 | 1.00 |  |  |  |",
 	} {
 		if !strings.Contains(w.String(), want) {
