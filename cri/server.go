@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"io"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -72,12 +73,24 @@ type Server struct {
 // accepts 16 MiB.
 const maxMessage = 16 << 20
 
+// Interceptors see all calls.
+type Interceptors interface {
+	Unary() grpc.UnaryServerInterceptor
+	Stream() grpc.StreamServerInterceptor
+}
+
 // ServerOptions returns the options of the gRPC server: message sizes, the
-// codec, and the interceptors that map errors and log calls.
-func ServerOptions() []grpc.ServerOption {
+// codec, and the interceptors that map errors and log calls. Those of outer, if not
+// nil, see the calls as clients do.
+func ServerOptions(outer Interceptors) []grpc.ServerOption {
 	mapper := rpcerr.New(rules.All())
+	unary, stream := []grpc.UnaryServerInterceptor{mapper.Unary()}, []grpc.StreamServerInterceptor{mapper.Stream()}
+	if outer != nil {
+		unary, stream = slices.Insert(unary, 0, outer.Unary()), slices.Insert(stream, 0, outer.Stream())
+	}
+
 	return []grpc.ServerOption{
-		grpc.UnaryInterceptor(mapper.Unary()), grpc.StreamInterceptor(mapper.Stream()),
+		grpc.ChainUnaryInterceptor(unary...), grpc.ChainStreamInterceptor(stream...),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), Codec(),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	}

@@ -54,7 +54,7 @@ func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *r
 	}
 	defer w.Discard()
 
-	d := &download{w: w}
+	d := &download{w: w, meter: s.opts.Meter}
 	err = p.unpack(ctx, j, func(ctx context.Context) (io.ReadCloser, error) {
 		if err := d.open(ctx, p.repo, j, tries); err != nil {
 			return nil, err
@@ -81,6 +81,7 @@ type download struct {
 	body *registry.Blob // the rest; nil if there is none, or before it is open
 	// broken is the error that ended the registry's response early.
 	broken error
+	meter  Meter // nil for none
 }
 
 // open requests the rest of the blob. It does so before the local part is read:
@@ -132,6 +133,9 @@ func (d *download) Read(p []byte) (int, error) {
 	n, err = d.body.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, context.Canceled) {
 		d.broken = err
+	}
+	if d.meter != nil {
+		d.meter.Downloaded(n)
 	}
 	if _, werr := d.w.Write(p[:n]); werr != nil {
 		return 0, werr

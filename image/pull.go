@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -40,7 +41,11 @@ func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, erro
 		opCtx, op.cancel = context.WithCancelCause(s.ctx)
 		s.work.Go(func() {
 			defer op.cancel(nil)
+			began := time.Now()
 			im, err := s.pull(opCtx, parsed, auth)
+			if s.opts.Meter != nil {
+				s.opts.Meter.Pulled(time.Since(began), err)
+			}
 			s.pulls.finish(key, op, im, err)
 		})
 	})

@@ -64,9 +64,19 @@ type Options struct {
 	BootID string
 	// UserAgent is the User-Agent header of requests.
 	UserAgent string
+	// Meter measures pulls; nil for none.
+	Meter Meter
 
 	// failpoint is for tests: see [Service.withFailpoints].
 	failpoint func(effect string) error
+}
+
+// Meter measures pulls. Its methods must not block.
+type Meter interface {
+	// Pulled is called once for each pull, which several callers may share.
+	Pulled(took time.Duration, err error)
+	// Downloaded is called for bytes of layers that arrive from a registry.
+	Downloaded(bytes int)
 }
 
 // Auth holds a caller's credentials for a registry.

@@ -38,6 +38,8 @@ type Options struct {
 	// Default uses crisp's own network while ConfDir has no configuration. It
 	// requires Own.
 	Default bool
+	// Meter, if not nil, measures the calls of plugins.
+	Meter cni.Meter
 }
 
 // Network attaches pods. It is safe for concurrent use.
@@ -118,7 +120,7 @@ func Open(o Options) (*Network, error) {
 		builtins = map[string]cni.Builtin{own.Type: {Call: n.callOwn, Validate: own.Validate}}
 	}
 
-	if n.client, err = cni.NewClient(o.BinDirs, o.CacheDir, o.IfName, builtins); err != nil {
+	if n.client, err = cni.NewClient(o.BinDirs, o.CacheDir, o.IfName, builtins, o.Meter); err != nil {
 		err = fmt.Errorf("open network: %w", err)
 		if n.own != nil {
 			err = errors.Join(err, n.own.Close())

@@ -29,6 +29,7 @@ import (
 	"crisp/cri/spec/selinux"
 	"crisp/cri/stats"
 	"crisp/cri/stream"
+	"crisp/cri/telemetry"
 	"crisp/image"
 	"crisp/network"
 	"crisp/network/netns"
@@ -117,6 +118,7 @@ type services struct {
 	pods    *pod.Manager
 	stats   *stats.Collector
 	streams *stream.Server
+	metrics *telemetry.Metrics // nil without an address for them
 
 	checking sync.Mutex // held during a check of the images
 }
@@ -164,8 +166,12 @@ func (d *services) open(ctx context.Context) error {
 	for _, w := range d.cgroups.Degraded() {
 		klog.InfoS("Cgroup support is incomplete", "missing", w)
 	}
-	d.images, err = image.Open(imageOptions(d.cfg, d.facts))
-	if err != nil {
+	d.newMetrics()
+	options := imageOptions(d.cfg, d.facts)
+	if d.metrics != nil {
+		options.Meter = d.metrics
+	}
+	if d.images, err = image.Open(options); err != nil {
 		return err
 	}
 	d.onClose(func() { d.images.Close() })
@@ -176,11 +182,14 @@ func (d *services) open(ctx context.Context) error {
 	if err := d.serveAdmin(); err != nil {
 		klog.ErrorS(err, "Could not serve commands, images can only be checked while no daemon runs")
 	}
-	d.network, err = network.Open(network.Options{
+	networkOptions := network.Options{
 		ConfDir: d.cfg.CNIConfDir, BinDirs: d.cfg.CNIBinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
 		Own: true, Default: d.cfg.DefaultNetwork,
-	})
-	if err != nil {
+	}
+	if d.metrics != nil {
+		networkOptions.Meter = d.metrics.Plugin
+	}
+	if d.network, err = network.Open(networkOptions); err != nil {
 		return err
 	}
 	d.onClose(d.network.Close)
@@ -270,6 +279,9 @@ func (d *services) openPods(ctx context.Context) error {
 		StateDir: d.cfg.State,
 		Observe:  d.cfg.CAdvisorSocket != "",
 		Handlers: d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
+	}
+	if d.metrics != nil {
+		options.Meter = d.metrics
 	}
 	if plugins != nil {
 		options.Plugins, options.PluginWait = plugins, time.Duration(d.cfg.NRIRequiredWait)
@@ -370,13 +382,20 @@ func (d *services) serve(ctx context.Context) error {
 		return err
 	}
 
-	g := grpc.NewServer(cri.ServerOptions()...)
+	var outer cri.Interceptors
+	if d.metrics != nil {
+		outer = d.metrics
+	}
+	g := grpc.NewServer(cri.ServerOptions(outer)...)
 	s := &cri.Server{
 		RuntimeVersion: version, Pods: d.pods, Images: d.images, Network: d.network, Stats: d.stats, Streams: d.streams,
 		Host: d.facts, CgroupDriver: d.cgroups.Driver(), Handlers: d.cfg.RuntimeHandlers, Settings: d.cfg,
 	}
 
 	s.Register(g)
+	if err := d.serveMetrics(g); err != nil {
+		return err
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- g.Serve(l) }()
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {

@@ -110,6 +110,12 @@ func (c *Config) checkChoices(bad complain) {
 		bad("stream_address", "%q is not a port: it must be a number up to 65535, or 0 for any free port", port)
 	}
 
+	if c.MetricsAddress != "" {
+		if _, _, err := net.SplitHostPort(c.MetricsAddress); err != nil {
+			bad("metrics_address", "%v", err)
+		}
+	}
+
 	if c.CgroupDriver == "systemd" && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice") {
 		bad("cgroup_parent", "%q is not a slice, which the systemd driver requires", c.CgroupParent)
 	}

@@ -82,6 +82,8 @@ type Config struct {
 	NRIRequiredWait        Duration `toml:"nri_required_wait"`
 	NRIReject              []string `toml:"nri_reject"`
 
+	MetricsAddress string `toml:"metrics_address"`
+
 	MaxContainerLogLineSize int      `toml:"max_container_log_line_size"`
 	StreamAddress           string   `toml:"stream_address"`
 	StreamIdleTimeout       Duration `toml:"stream_idle_timeout"`

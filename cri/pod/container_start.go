@@ -118,7 +118,11 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	s = withScore(s, c)
-	pr, err := p.prepareProcess(ctx, c, s)
+	var pr *process
+	err = p.stage("prepare", func() error {
+		pr, err = p.prepareProcess(ctx, c, s)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -126,7 +130,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	pr.row = p.m.table.Begin(c.ID, client.Container, p.containerHooks(c.ID))
 	h := &held{files: launch.Held{}}
 	defer h.close()
-	if err := p.gather(ctx, h, r, c, s, pr); err != nil {
+	if err := p.stage("open inputs", func() error { return p.gather(ctx, h, r, c, s, pr) }); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 
@@ -135,11 +139,16 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 
-	started, err := p.m.Launcher.Container(ctx, launch.Request{
+	request := launch.Request{
 		ID: c.ID, Name: name, Spec: s, Held: h.files, Group: pr.group, Log: pr.row.Log(), Keep: pr.keep(), Hooks: hooks,
 		InPod: true, AnyOrder: true, Nodes: c.Nodes, Hierarchies: p.m.Cgroups.Hierarchies(),
 		// Another container's PID namespace is not the one of the pod's base.
 		Procfs: c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
+	}
+	var started *client.Started
+	err = p.stage("run plan", func() error {
+		started, err = p.m.Launcher.Container(ctx, request)
+		return err
 	})
 	if err != nil {
 		limit := c.limits().GetMemoryLimitInBytes()

@@ -52,6 +52,9 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	}
 	pr.row.End()
 	close(pr.exited)
+	if c := p.record().Container(id); c != nil && p.m.Meter != nil {
+		p.m.Meter.Exited(c.Reason)
+	}
 	p.m.events.container(p.record(), id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	warn(p.m.Keeper.Forget(ctx, id), "forget an exit", "container", id)
 

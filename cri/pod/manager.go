@@ -86,6 +86,8 @@ type Options struct {
 	// PluginWait is how long a container waits for a plugin that is required and
 	// not connected.
 	PluginWait time.Duration
+	// Meter measures operations; nil for none.
+	Meter Meter
 	// Defaults are the node's choices for containers.
 	Defaults spec.Defaults
 	// Handlers are the runtime handlers that pods may request in addition to

@@ -30,6 +30,57 @@ type step[T any] struct {
 	do, undo func(T, context.Context) error
 }
 
+// Meter measures what happens to pods and containers. Its methods must not block.
+type Meter interface {
+	// Step is called after a step of a table ("sandbox", "container", "start") was
+	// done, or undone.
+	Step(table, step string, undo bool, took time.Duration, err error)
+	// Exited is called when the exit of a container is recorded, with the CRI's
+	// reason.
+	Exited(reason string)
+}
+
+// measured is a target whose steps are measured.
+type measured interface {
+	measure(step string, undo bool, took time.Duration, err error)
+}
+
+// timed has an effect of a step, and measures it.
+func timed[T any](target T, step string, undo bool, do func() error) error {
+	effect := "do " + step
+	if undo {
+		effect = "undo " + step
+	}
+	began := time.Now()
+	err := attempt(effect, do)
+	if m, ok := any(target).(measured); ok {
+		m.measure(step, undo, time.Since(began), err)
+	}
+	return err
+}
+
+func (p *pod) measure(step string, undo bool, took time.Duration, err error) {
+	if p.m.Meter != nil {
+		p.m.Meter.Step("sandbox", step, undo, took, err)
+	}
+}
+
+func (k *creation) measure(step string, undo bool, took time.Duration, err error) {
+	if k.p.m.Meter != nil {
+		k.p.m.Meter.Step("container", step, undo, took, err)
+	}
+}
+
+// stage measures a part of a container's start.
+func (p *pod) stage(name string, do func() error) error {
+	began := time.Now()
+	err := do()
+	if p.m.Meter != nil {
+		p.m.Meter.Step("start", name, false, time.Since(began), err)
+	}
+	return err
+}
+
 // recorder records that a target is in a phase.
 type recorder func(phase string, sync bool) error
 
@@ -40,7 +91,7 @@ func walk[T any](ctx context.Context, steps []step[T], target T, note recorder) 
 		if err := note(s.name, s.sync); err != nil {
 			return undone(err, rollback(ctx, steps, s.name, target))
 		}
-		if err := attempt("do "+s.name, func() error { return s.do(target, ctx) }); err != nil {
+		if err := timed(target, s.name, false, func() error { return s.do(target, ctx) }); err != nil {
 			return undone(fmt.Errorf("%s: %w", s.name, err), rollback(ctx, steps, s.name, target))
 		}
 	}
@@ -103,7 +154,7 @@ func unwind[T any](ctx context.Context, steps []step[T], phase string, target T)
 	}
 	for i := from; i >= 0; i-- {
 		s := steps[i]
-		if err := attempt("undo "+s.name, func() error { return s.undo(target, ctx) }); err != nil {
+		if err := timed(target, s.name, true, func() error { return s.undo(target, ctx) }); err != nil {
 			return fmt.Errorf("undo %s: %w", s.name, err)
 		}
 	}

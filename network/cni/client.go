@@ -47,14 +47,15 @@ type Attachment struct {
 
 // NewClient returns a client that looks for plugins in binDirs, names the pods'
 // interface ifName and keeps its records in cacheDir, which no other client may
-// use at the same time. builtins are plugins that need no program, by type.
-func NewClient(binDirs []string, cacheDir, ifName string, builtins map[string]Builtin) (*Client, error) {
+// use at the same time. builtins are plugins that need no program, by type; meter, if
+// not nil, measures the calls of plugins.
+func NewClient(binDirs []string, cacheDir, ifName string, builtins map[string]Builtin, meter Meter) (*Client, error) {
 	c := &Client{
 		binDirs:  binDirs,
 		cacheDir: cacheDir,
 		ifName:   ifName,
 		records:  records{filepath.Join(cacheDir, "attachments")},
-		runner:   &runner{grace: killGrace, run: runGroup, builtins: builtins},
+		runner:   &runner{grace: killGrace, run: runGroup, builtins: builtins, meter: meter},
 	}
 	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
 
@@ -100,7 +101,7 @@ func (c *Client) add(ctx context.Context, conf *Config, rt *libcni.RuntimeConf) 
 	ctx, cancel := context.WithTimeout(ctx, addTimeout)
 	defer cancel()
 
-	runner := &runner{grace: c.runner.grace, lock: lock, run: c.runner.run, builtins: c.runner.builtins}
+	runner := &runner{grace: c.runner.grace, lock: lock, run: c.runner.run, builtins: c.runner.builtins, meter: c.runner.meter}
 	output, err := libcni.NewCNIConfigWithCacheDir(c.binDirs, c.cacheDir, runner).AddNetworkList(ctx, conf.list, rt)
 	if err != nil {
 		return nil, concise(err)

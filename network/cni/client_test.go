@@ -40,7 +40,7 @@ func newWorld(t *testing.T, text string) *world {
 // restart makes a new client with the memory of the last one.
 func (w *world) restart(t *testing.T) {
 	t.Helper()
-	client, err := NewClient([]string{w.Dir}, w.cache, "eth0", nil)
+	client, err := NewClient([]string{w.Dir}, w.cache, "eth0", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

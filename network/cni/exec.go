@@ -45,7 +45,12 @@ type runner struct {
 	run  Run
 	// builtins are plugins without a program, by type.
 	builtins map[string]Builtin
+	meter    Meter // nil for none
 }
+
+// Meter is told of each call of a plugin: its type, CNI's verb, how long it took and
+// whether it failed. It must not block.
+type Meter func(plugin, verb string, took time.Duration, err error)
 
 // Builtin is a plugin type that is served in this process. Its functions are safe for
 // concurrent use.
@@ -85,7 +90,14 @@ func (r *runner) FindInPath(plugin string, dirs []string) (string, error) {
 }
 
 // ExecPlugin runs a plugin and returns its output, or a [*PluginError].
-func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) (output []byte, err error) {
+	if r.meter != nil {
+		began := time.Now()
+		defer func() {
+			plugin := strings.TrimPrefix(filepath.Base(path), builtinPath)
+			r.meter(plugin, variable(env, "CNI_COMMAND"), time.Since(began), err)
+		}()
+	}
 	if plugin, ok := strings.CutPrefix(path, builtinPath); ok {
 		return r.callBuiltin(ctx, plugin, stdin, env)
 	}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
+
+	"crisp/cri/telemetry"
+)
+
+// newMetrics makes the meter of all services, if there is an address for metrics.
+func (d *services) newMetrics() {
+	if d.cfg.MetricsAddress != "" {
+		d.metrics = telemetry.New(version, metricsSource{d})
+	}
+}
+
+// serveMetrics serves metrics, if configured, until the daemon closes.
+func (d *services) serveMetrics(g *grpc.Server) error {
+	if d.metrics == nil {
+		return nil
+	}
+
+	d.metrics.Served(g)
+	ctx, cancel := context.WithCancel(context.Background())
+	at, done, err := d.metrics.Serve(ctx, d.cfg.MetricsAddress, func(err error) { klog.ErrorS(err, "Stopped serving metrics") })
+	if err != nil {
+		cancel()
+		return err
+	}
+	d.onClose(func() { cancel(); <-done })
+	klog.InfoS("Serving metrics", "address", at.String())
+	return nil
+}
+
+// metricsSource is the daemon's state for metrics.
+type metricsSource struct{ d *services }
+
+// Pods implements telemetry.Source.
+func (s metricsSource) Pods() map[string]int {
+	states := map[string]int{"ready": 0, "notready": 0}
+	if s.d.pods == nil {
+		return states
+	}
+	for _, r := range s.d.pods.Sandboxes() {
+		if r.Ready() {
+			states["ready"]++
+		} else {
+			states["notready"]++
+		}
+	}
+	return states
+}
+
+// Containers implements telemetry.Source.
+func (s metricsSource) Containers() map[string]int {
+	states := map[string]int{"created": 0, "running": 0, "exited": 0, "unknown": 0}
+	if s.d.pods == nil {
+		return states
+	}
+	for _, r := range s.d.pods.Sandboxes() {
+		for _, c := range r.Containers {
+			states[c.StateName()]++
+		}
+	}
+	return states
+}
+
+// Images implements telemetry.Source.
+func (s metricsSource) Images() (count int, bytes uint64) {
+	if s.d.images == nil {
+		return 0, 0
+	}
+	list := s.d.images.List()
+	for _, i := range list {
+		bytes += i.Size
+	}
+	return len(list), bytes
+}
