@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 
-	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
 
 	"crisp/cri/telemetry"
@@ -17,12 +16,11 @@ func (d *services) newMetrics() {
 }
 
 // serveMetrics serves metrics, if configured, until the daemon closes.
-func (d *services) serveMetrics(g *grpc.Server) error {
+func (d *services) serveMetrics() error {
 	if d.metrics == nil {
 		return nil
 	}
 
-	d.metrics.Served(g)
 	ctx, cancel := context.WithCancel(context.Background())
 	at, done, err := d.metrics.Serve(ctx, d.cfg.MetricsAddress, func(err error) { klog.ErrorS(err, "Stopped serving metrics") })
 	if err != nil {

@@ -393,7 +393,7 @@ func (d *services) serve(ctx context.Context) error {
 	}
 
 	s.Register(g)
-	if err := d.serveMetrics(g); err != nil {
+	if err := d.serveMetrics(); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)

@@ -91,10 +91,6 @@ func (m *Metrics) Unary() grpc.UnaryServerInterceptor { return m.calls.UnaryServ
 // Stream measures streaming calls.
 func (m *Metrics) Stream() grpc.StreamServerInterceptor { return m.calls.StreamServerInterceptor() }
 
-// Served adds the methods of a server, so that those which are never called have a
-// count of zero.
-func (m *Metrics) Served(g *grpc.Server) { m.calls.InitializeMetrics(g) }
-
 // Step implements pod.Meter.
 func (m *Metrics) Step(table, step string, undo bool, took time.Duration, err error) {
 	direction := "false"
