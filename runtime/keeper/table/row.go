@@ -178,8 +178,11 @@ func (r *Row) adopt(ctx context.Context, k keeper, exited bool) error {
 	}
 
 	err := k.Adopt(ctx, a)
-	if !errors.Is(err, client.ErrExists) {
-		return err
+	if err != nil && !errors.Is(err, client.ErrExists) {
+		return r.adoptProcess(ctx, k, a, err)
+	}
+	if err == nil {
+		return nil
 	}
 
 	// The keeper is the one that started the process after all.
@@ -188,6 +191,20 @@ func (r *Row) adopt(ctx context.Context, k keeper, exited bool) error {
 		r.orphan = nil
 	}
 	return nil
+}
+
+// adoptProcess gives the row to a keeper that refused it for a reason, without the
+// output: a process whose log cannot be written any more must still be reaped. Its
+// pipes stay open here, so its writes block, and the next keeper is given all again.
+func (r *Row) adoptProcess(ctx context.Context, k keeper, a client.Adoption, reason error) error {
+	if isLost(reason) || a.PidFD == nil || a.Log == nil {
+		return reason
+	}
+	a.Log, a.Keep = nil, nil
+	if err := k.Adopt(ctx, a); err != nil && !errors.Is(err, client.ErrExists) {
+		return reason
+	}
+	return fmt.Errorf("its output is not logged any more: %w", reason)
 }
 
 // Exit completes an exit that a keeper reported. If the keeper that started the

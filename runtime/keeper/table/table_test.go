@@ -24,6 +24,8 @@ type fake struct {
 	has     []client.Entry
 	adopted []client.Adoption
 	fails   error
+	// noLogs is why it refuses whatever has a log.
+	noLogs error
 }
 
 func (f *fake) List(context.Context) ([]client.Entry, error) {
@@ -39,6 +41,9 @@ func (f *fake) Adopt(_ context.Context, a client.Adoption) error {
 		if e.ID == a.ID {
 			return client.ErrExists
 		}
+	}
+	if f.noLogs != nil && a.Log != nil {
+		return f.noLogs
 	}
 	if f.fails == nil {
 		f.adopted = append(f.adopted, a)
@@ -101,6 +106,34 @@ func process(t *testing.T) *client.Started {
 		_ = cmd.Wait()
 	})
 	return st
+}
+
+// TestLogIsRefused has a keeper refuse a row for its log: it gets the process alone,
+// and the daemon is told.
+func TestLogIsRefused(t *testing.T) {
+	refused := errors.New("read-only file system")
+	s := newScene()
+	row := s.Begin("web", client.Container, s.hooks())
+	st := process(t)
+	if err := row.Started(t.Context(), st); err != nil {
+		t.Fatal(err)
+	}
+	row.log = &client.LogConfig{}
+
+	s.next.noLogs = refused
+	s.handOver(t.Context(), s.next)
+	if len(s.next.adopted) != 1 || s.next.adopted[0].Log != nil || s.next.adopted[0].Pid != st.Pid {
+		t.Errorf("the keeper was given %+v, want the process without a log", s.next.adopted)
+	}
+	if len(s.lost) != 1 || !errors.Is(s.lost[0], refused) {
+		t.Errorf("the daemon was told %v, want %v", s.lost, refused)
+	}
+
+	s.next = &fake{}
+	s.handOver(t.Context(), s.next)
+	if len(s.next.adopted) != 1 || s.next.adopted[0].Log == nil {
+		t.Errorf("the next keeper was given %+v, want the log too", s.next.adopted)
+	}
 }
 
 // TestKeeperConnectsAtAnyTime has keepers connect at any time of a start: each
