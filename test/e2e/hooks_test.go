@@ -127,14 +127,17 @@ func testHooks(t *testing.T, h *hookNode, change func(*runtimeapi.PodSandboxConf
 	for _, stage := range hookStages {
 		script := h.note(file, stage)
 		if stage == "createContainer" {
-			script += `; root=$(sed 's/.*"bundle":"\([^"]*\)".*/\1/')/rootfs; echo made >$root/made && test ! -e ` + h.path("state", "lock")
+			script += `; root=$(sed 's/.*"bundle":"\([^"]*\)".*/\1/')/rootfs; echo made >$root/made && test -z "$LD_PRELOAD$SECRET" -a ! -e ` + h.path("state", "lock")
 		}
 		h.define(t, stage, script, 10)
 	}
 	h.define(t, "startContainer", "test -r /made && test -d /proc/self && test -z $HOME", 10)
 
 	p := h.pod(t, change)
-	c := p.start(t, hooked, func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.ReadonlyRootfs = true })
+	c := p.start(t, hooked, func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.ReadonlyRootfs = true
+		c.Envs = []*runtimeapi.KeyValue{{Key: "LD_PRELOAD", Value: []byte("made")}, {Key: "SECRET", Value: []byte("x")}}
+	})
 	if got := c.sh(t, "cat /made"); got != "made" {
 		t.Errorf("the file of the hook has %q", got)
 	}
