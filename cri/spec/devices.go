@@ -78,6 +78,13 @@ func (b *builder) cdi() error {
 	if err != nil {
 		return invalid("%w", err)
 	}
+	switch l := b.out.Spec.Linux; {
+	case l.IntelRdt != nil:
+		return unsupported("Intel RDT, which CDI devices %q need", names)
+	case len(l.NetDevices) > 0:
+		return unsupported("network devices, which CDI devices %q need", names)
+	}
+
 	b.out.HookSources = added.Sources
 	for target, source := range added.Nodes {
 		b.out.noteDevice(target, source)

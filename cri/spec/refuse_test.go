@@ -207,6 +207,20 @@ func resourceRefusals() []refusal {
 			in.CDI = func(*specs.Spec, []string) (cdi.Added, error) { return cdi.Added{}, io.ErrUnexpectedEOF }
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 		}, io.ErrUnexpectedEOF, "invalid"},
+		{"CDI device with Intel RDT", func(in *Input) {
+			in.CDI = func(s *specs.Spec, _ []string) (cdi.Added, error) {
+				s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "x"}
+				return cdi.Added{}, nil
+			}
+			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
+		}, ErrUnsupported, "Intel RDT"},
+		{"CDI device with a network device", func(in *Input) {
+			in.CDI = func(s *specs.Spec, _ []string) (cdi.Added, error) {
+				s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth1": {}}
+				return cdi.Added{}, nil
+			}
+			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
+		}, ErrUnsupported, "network devices"},
 		{"CDI device on a node without", func(in *Input) {
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 		}, ErrUnsupported, "CDI"},
