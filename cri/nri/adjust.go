@@ -28,6 +28,8 @@ func supported(a *api.ContainerAdjustment) error {
 		{rdt(l.GetRdt()), "Intel RDT"},
 		{l.GetResources().GetRdtClass() != nil, "an RDT class, of which none is configured"},
 		{l.GetResources().GetBlockioClass() != nil, "a block I/O class, of which none is configured"},
+		{l.GetResources().GetMemory().GetKernel() != nil, "a limit of kernel memory, which kernels ignore"},
+		{l.GetResources().GetMemory().GetKernelTcp() != nil, "a limit of TCP buffers, which cgroup version 2 does not have"},
 		{l.GetSeccompPolicy().GetListenerPath() != "", "a seccomp listener"},
 	} {
 		if c.set {

@@ -68,8 +68,7 @@ func others(r *api.LinuxResources) *specs.LinuxResources {
 
 	if m := r.GetMemory(); m != nil {
 		memory := &specs.LinuxMemory{
-			Reservation: m.GetReservation().Get(), Kernel: m.GetKernel().Get(), KernelTCP: m.GetKernelTcp().Get(),
-			Swappiness: m.GetSwappiness().Get(), DisableOOMKiller: m.GetDisableOomKiller().Get(),
+			Reservation: m.GetReservation().Get(), Swappiness: m.GetSwappiness().Get(), DisableOOMKiller: m.GetDisableOomKiller().Get(),
 		}
 		if *memory != (specs.LinuxMemory{}) {
 			out.Memory = memory

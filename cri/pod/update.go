@@ -121,8 +121,6 @@ func overlay(old, change *specs.LinuxResources) *specs.LinuxResources {
 		}
 		out.Memory = &memory
 		set(&memory.Reservation, change.Memory.Reservation)
-		set(&memory.Kernel, change.Memory.Kernel)
-		set(&memory.KernelTCP, change.Memory.KernelTCP)
 		set(&memory.Swappiness, change.Memory.Swappiness)
 		set(&memory.DisableOOMKiller, change.Memory.DisableOOMKiller)
 	}
