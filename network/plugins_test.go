@@ -39,14 +39,14 @@ type machine struct {
 const bridgeChain = `{"cniVersion":"1.1.0","name":"test","plugins":[
 	{"type":"bridge","bridge":"br0","isGateway":true,"ipMasq":true,"hairpinMode":true,
 	 "ipam":{"type":"host-local","dataDir":%q,"routes":[{"dst":"0.0.0.0/0"}],
-	         "ranges":[[{"subnet":"10.77.0.0/24"}],[{"subnet":"fd77::/64"}]]}},
+	         "ranges":[[{"subnet":"10.77.0.0/20"}],[{"subnet":"fd77::/64"}]]}},
 	{"type":"portmap","capabilities":{"portMappings":true}}]}`
 
 // The same network by crisp's own plugin, with a bridge and routed.
 const (
 	ownChain = `{"cniVersion":"1.1.0","name":"test","plugins":[
 	{"type":"crisp-net","mode":%q,"bridge":"br0","ipMasq":true,"capabilities":{"portMappings":true},
-	 "ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.77.0.0/24"}],[{"subnet":"fd77::/64"}]]}}]}`
+	 "ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.77.0.0/20"}],[{"subnet":"fd77::/64"}]]}}]}`
 	reference, ownBridge, ownRouted = "reference", "bridge", "routed"
 )
 

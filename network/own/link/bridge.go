@@ -3,13 +3,12 @@ package link
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"crisp/network/netns"
 )
 
 // Bridge describes a bridge for pods.
@@ -78,13 +77,7 @@ func (h *Host) complete(l netlink.Link, b Bridge) error {
 		}
 	}
 
-	err := netns.Do(h.ns, func() error {
-		return setAll(map[string]string{
-			"net/ipv4/conf/" + b.Name + "/route_localnet": "1",
-			"net/ipv6/conf/" + b.Name + "/accept_ra":      "0",
-		})
-	})
-	if err != nil {
+	if err := errors.Join(h.sysctls.setOf(b.Name, true, "route_localnet", "1"), h.sysctls.setOf(b.Name, false, "accept_ra", "0")); err != nil {
 		return err
 	}
 
@@ -131,17 +124,16 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // Forward makes the node forward packets of the families.
 func (h *Host) Forward(v4, v6 bool) error {
-	err := netns.Do(h.ns, func() error {
-		if v4 {
-			if err := set("net/ipv4/ip_forward", "1"); err != nil {
-				return err
-			}
+	var err error
+	if v4 {
+		err = h.sysctls.set(true, "ip_forward", "1")
+	}
+	if v6 && err == nil {
+		err = h.sysctls.set(false, "conf/all/forwarding", "1")
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w in the kernel: %w", ErrNoIPv6, err)
 		}
-		if v6 {
-			return set("net/ipv6/conf/all/forwarding", "1")
-		}
-		return nil
-	})
+	}
 	if err != nil {
 		return fmt.Errorf("make the node forward packets: %w", err)
 	}

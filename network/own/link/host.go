@@ -31,8 +31,9 @@ const (
 
 // Host is the node's side: a network namespace. It is safe for concurrent use.
 type Host struct {
-	ns     *os.File
-	handle *netlink.Handle
+	ns      *os.File
+	handle  *netlink.Handle
+	sysctls sysctls
 }
 
 // Open returns the node's side in a namespace, which must stay open.
@@ -41,6 +42,10 @@ func Open(ns *os.File) (*Host, error) {
 	var err error
 	if h.handle, err = open(ns); err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	if h.sysctls, err = openSysctls(ns); err != nil {
+		h.handle.Close()
+		return nil, err
 	}
 	return h, nil
 }
@@ -55,8 +60,11 @@ func open(ns *os.File) (handle *netlink.Handle, err error) {
 	return handle, err
 }
 
-// Close closes the connection to the kernel.
-func (h *Host) Close() { h.handle.Close() }
+// Close closes the connections to the kernel.
+func (h *Host) Close() {
+	h.handle.Close()
+	h.sysctls.close()
+}
 
 // Name returns the name of the host's interface of an attachment.
 func Name(id, ifName string) string { return hashed(hostPrefix, id, ifName) }

@@ -3,26 +3,81 @@ package link
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crisp/network/netns"
 )
 
-// set sets a sysctl of the thread's namespace, unless it has the value: reading is
-// cheaper, and works where /proc/sys is read-only.
-func set(name, value string) error {
-	path := "/proc/sys/" + name
-	present, err := os.ReadFile(path)
+// sysctls are the settings of a network namespace below /proc/sys/net.
+//
+// A directory there belongs to the namespace of the thread that opened it, and its
+// files can then be used from any thread. It is opened once because the kernel compares
+// a name with those of all namespaces, which takes long with a thousand pods.
+type sysctls struct{ v4, v6 *os.File }
+
+// openSysctls opens those of a namespace. Without IPv6 in the kernel there are none of
+// that.
+func openSysctls(ns *os.File) (s sysctls, err error) {
+	err = netns.Do(ns, func() error {
+		var err error
+		s, err = openOwnSysctls()
+		return err
+	})
+	return s, err
+}
+
+// openOwnSysctls opens those of the calling thread's namespace.
+func openOwnSysctls() (s sysctls, err error) {
+	if s.v4, err = os.Open("/proc/sys/net/ipv4"); err != nil {
+		return sysctls{}, fmt.Errorf("open sysctls: %w", err)
+	}
+	s.v6, err = os.Open("/proc/sys/net/ipv6")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.close()
+		return sysctls{}, fmt.Errorf("open sysctls: %w", err)
+	}
+	return s, nil
+}
+
+func (s sysctls) close() {
+	for _, f := range []*os.File{s.v4, s.v6} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// set sets a sysctl, unless it has the value: reading works where /proc/sys is
+// read-only. One that does not exist is an [fs.ErrNotExist].
+func (s sysctls) set(v4 bool, name, value string) error {
+	dir := s.v6
+	if v4 {
+		dir = s.v4
+	}
+	if dir == nil {
+		return &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+
+	present, err := s.open(dir, name, os.O_RDONLY)
 	if err != nil {
 		return fmt.Errorf("read sysctl: %w", err)
 	}
-	if strings.TrimSpace(string(present)) == value {
+	text, err := io.ReadAll(present)
+	present.Close()
+	if err != nil {
+		return fmt.Errorf("read sysctl: %w", err)
+	}
+	if strings.TrimSpace(string(text)) == value {
 		return nil
 	}
 
-	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_CLOEXEC, 0)
+	f, err := s.open(dir, name, os.O_WRONLY)
 	if err != nil {
 		return fmt.Errorf("set sysctl: %w", err)
 	}
@@ -32,12 +87,20 @@ func set(name, value string) error {
 	return f.Close()
 }
 
-// setAll sets those sysctls that exist: a kernel without IPv6 has none of its.
-func setAll(values map[string]string) error {
-	for name, value := range values {
-		if err := set(name, value); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+// setOf sets a sysctl of an interface, if the kernel has it.
+func (s sysctls) setOf(ifName string, v4 bool, name, value string) error {
+	err := s.set(v4, "conf/"+ifName+"/"+name, value)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return nil
+	return err
+}
+
+func (sysctls) open(dir *os.File, name string, flags int) (*os.File, error) {
+	path := filepath.Join(dir.Name(), name)
+	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }

@@ -140,14 +140,12 @@ func (h *Host) routeTo(host netlink.Link, w Wire) error {
 		return nil
 	}
 
+	// The node accepts no routers: a pod could claim to be one.
 	name := host.Attrs().Name
-	err := netns.Do(h.ns, func() error {
-		values := map[string]string{"net/ipv6/conf/" + name + "/accept_ra": "0"}
-		if w.Localnet {
-			values["net/ipv4/conf/"+name+"/route_localnet"] = "1"
-		}
-		return setAll(values)
-	})
+	err := h.sysctls.setOf(name, false, "accept_ra", "0")
+	if err == nil && w.Localnet {
+		err = h.sysctls.setOf(name, true, "route_localnet", "1")
+	}
 	if err != nil {
 		return err
 	}
@@ -172,9 +170,6 @@ func (h *Host) routeTo(host netlink.Link, w Wire) error {
 // setUpPod configures the pod's end, inside its namespace.
 func setUpPod(pod *os.File, w Wire) error {
 	return netns.Do(pod, func() error {
-		if err := podSysctls(w); err != nil {
-			return err
-		}
 		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return fmt.Errorf("open netlink: %w", err)
@@ -185,8 +180,11 @@ func setUpPod(pod *os.File, w Wire) error {
 		if err != nil {
 			return err
 		}
+		if err := podSysctls(w); err != nil {
+			return err
+		}
 		for _, addr := range w.Addrs {
-			if err := handle.AddrAdd(l, address(addr)); err != nil {
+			if err := addToPod(handle, l, addr); err != nil {
 				return fmt.Errorf("add address %s: %w", addr, err)
 			}
 		}
@@ -197,28 +195,48 @@ func setUpPod(pod *os.File, w Wire) error {
 	})
 }
 
-// podSysctls prepares the pod's interface. It accepts no routers: another pod could
-// claim to be one.
+// podSysctls prepares the pod's interface. On a bridge it accepts no routers: another
+// pod could claim to be one. It does nothing in most cases, as sysctls of pods are slow:
+// see sysctls.
 func podSysctls(w Wire) error {
-	v4, v6 := "net/ipv4/conf/"+w.IfName+"/", "net/ipv6/conf/"+w.IfName+"/"
-	values := map[string]string{v6 + "accept_ra": "0"}
+	if w.Bridge == 0 && !w.Chosen {
+		return nil
+	}
+	own, err := openOwnSysctls()
+	if err != nil {
+		return err
+	}
+	defer own.close()
+
+	if w.Bridge != 0 {
+		err = own.setOf(w.IfName, false, "accept_ra", "0")
+	}
 	if w.Chosen {
-		values[v4+"arp_notify"], values[v6+"ndisc_notify"] = "1", "1"
+		err = errors.Join(err, own.setOf(w.IfName, true, "arp_notify", "1"), own.setOf(w.IfName, false, "ndisc_notify", "1"))
+	}
+	return err
+}
+
+// addToPod adds an address, and enables IPv6 on the interface if that is needed.
+func addToPod(handle *netlink.Handle, l netlink.Link, addr netip.Prefix) error {
+	err := handle.AddrAdd(l, address(addr))
+	if addr.Addr().Is4() || !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
 	}
 
-	for _, addr := range w.Addrs {
-		if addr.Addr().Is4() {
-			continue
-		}
-		err := set(v6+"disable_ipv6", "0")
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("add address %s: %w in the kernel", addr, ErrNoIPv6)
-		}
-		if err != nil {
-			return err
-		}
+	own, err := openOwnSysctls()
+	if err != nil {
+		return err
 	}
-	return setAll(values)
+	defer own.close()
+	err = own.set(false, "conf/"+l.Attrs().Name+"/disable_ipv6", "0")
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w in the kernel: %w", ErrNoIPv6, err)
+	}
+	if err != nil {
+		return err
+	}
+	return handle.AddrAdd(l, address(addr))
 }
 
 // addRoutes adds the pod's routes, and for a routed pod first those to its gateways.
