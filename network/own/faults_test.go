@@ -304,6 +304,37 @@ func TestLocalnetIsGuarded(t *testing.T) {
 	})
 }
 
+// TestNoRouters reads whether interfaces to pods, and of pods that others can send to,
+// accept routers (CVE-2020-10749).
+func TestNoRouters(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		p := n.add(n.pod("pod", nil))
+		defer n.del(p)
+		accepts := func(ns *os.File, name string) string {
+			var text []byte
+			n.inside(ns, func() error {
+				var err error
+				text, err = os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/accept_ra")
+				return err
+			})
+			return strings.TrimSpace(string(text))
+		}
+
+		if n.conf["mode"] == ModeRouted {
+			if got := accepts(n.host, link.Name("pod", "eth0")); got != "0" {
+				t.Errorf("the node's end has accept_ra %s", got)
+			}
+			return
+		}
+		if got := accepts(n.host, DefaultBridge); got != "0" {
+			t.Errorf("the bridge has accept_ra %s", got)
+		}
+		if got := accepts(p.ns, "eth0"); got != "0" {
+			t.Errorf("the pod has accept_ra %s", got)
+		}
+	})
+}
+
 // TestBandwidth measures what passes in a second, both ways.
 func TestBandwidth(t *testing.T) {
 	bothModes(t, func(t *testing.T, n *node) {
