@@ -16,8 +16,7 @@ import (
 // namespace, which cannot do so itself: they have the owner and mode of the
 // spec, as without one. Those of the host would belong to nobody.
 func (in *inputs) deviceNodes(s *specs.Spec, o *plan.Options) error {
-	inUserNS := slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
-	if !inUserNS || len(s.Linux.Devices) == 0 {
+	if !needsNodes(s) {
 		return nil
 	}
 	dir, err := newTmpfs(map[string]string{"mode": "755", "source": "devices"})
@@ -33,6 +32,10 @@ func (in *inputs) deviceNodes(s *specs.Spec, o *plan.Options) error {
 	}
 	o.DeviceNodes = true
 	return nil
+}
+
+func needsNodes(s *specs.Spec) bool {
+	return len(s.Linux.Devices) > 0 && slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
 }
 
 func makeNode(dir *os.File, name string, d specs.LinuxDevice, l *specs.Linux) error {

@@ -21,6 +21,4 @@ var (
 	// ErrNoSource is a mount source that is missing on the host, perhaps
 	// removed between the container's creation and its start.
 	ErrNoSource = errors.New("mount source does not exist on the host; recreate the container once it does")
-	// ErrNoDevice is a device without a node on the host.
-	ErrNoDevice = errors.New("no device node on the host")
 )

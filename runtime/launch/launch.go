@@ -286,13 +286,6 @@ func (l *Launcher) options(r *Request, p *specs.Process) (plan.Options, error) {
 
 	// Without a pod's base there is no procfs of its PID namespace.
 	o.Procfs = o.Procfs || !o.PodBase && joinedPIDs(s) != ""
-	if o.Nodes == nil && p == s.Process { // others join a container that has its devices
-		var err error
-		if o.Nodes, err = hostNodes(s); err != nil {
-			return o, err
-		}
-	}
-
 	return o, nil
 }
 

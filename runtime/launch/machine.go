@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -129,41 +127,3 @@ func identityOf(f *os.File) (*plan.File, error) {
 }
 
 const cgroupRoot = "/sys/fs/cgroup"
-
-// hostNodes finds the host's nodes of devices that have other paths in a
-// container with a user namespace.
-func hostNodes(s *specs.Spec) (map[string]string, error) {
-	if !slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace }) {
-		return nil, nil
-	}
-	nodes := map[string]string{}
-	for _, d := range s.Linux.Devices {
-		if d.Type == "p" || isNode(d.Path, d) {
-			continue
-		}
-		kind := "char"
-
-		if d.Type == "b" {
-			kind = "block"
-		}
-		found := fmt.Sprintf("/dev/%s/%d:%d", kind, d.Major, d.Minor)
-		if !isNode(found, d) {
-			return nil, fmt.Errorf("device %s (%s %d:%d): %w", d.Path, d.Type, d.Major, d.Minor, ErrNoDevice)
-		}
-		nodes[filepath.Clean(d.Path)] = found
-	}
-
-	return nodes, nil
-}
-
-func isNode(path string, d specs.LinuxDevice) bool {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return false
-	}
-	want := uint32(unix.S_IFCHR)
-	if d.Type == "b" {
-		want = unix.S_IFBLK
-	}
-	return st.Mode&unix.S_IFMT == want && uint64(st.Rdev) == unix.Mkdev(uint32(d.Major), uint32(d.Minor))
-}

@@ -19,6 +19,7 @@ func Preview(s *specs.Spec, f host.Facts, show []plan.Hierarchy, inPod bool) (*p
 	}
 
 	o.NoStdout, o.NoStderr = false, false
+	o.DeviceNodes = needsNodes(s)
 	o.BundleAt, o.BundleRoot = "/run/crisp", "hooks/ID/rootfs"
 	if o.CgroupV2 = f.CgroupV2.OK(); !o.CgroupV2 {
 		o.CgroupTasks = len(o.Hierarchies)

@@ -68,7 +68,6 @@ func All() []rpcerr.Rule {
 		{Err: launch.ErrNotFound, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNotExecutable, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoSource, Code: codes.FailedPrecondition},
-		{Err: launch.ErrNoDevice, Code: codes.InvalidArgument},
 		{Err: launch.ErrNoIDMap, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoPIDOption, Code: codes.FailedPrecondition},
 		{Err: launch.ErrInProcfs, Code: codes.FailedPrecondition},
