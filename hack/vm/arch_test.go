@@ -27,6 +27,10 @@ func TestDisks(t *testing.T) {
 	for _, a := range arches() {
 		for _, r := range releases() {
 			all = append(all, r.disk(a))
+			if a.name == "arm64" {
+				r.bigPages = true
+				all = append(all, r.disk(a))
+			}
 		}
 	}
 	for i, one := range all {

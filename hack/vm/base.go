@@ -31,6 +31,8 @@ type release struct {
 	selinux bool
 	// cgroup1 makes systemd use control groups of version 1, if it still can.
 	cgroup1 string
+	// bigPages: its kernel has pages of 16 KiB.
+	bigPages bool
 	// expires: its lists of packages are valid for a week, longer than which a
 	// mirror's may be old. Their signatures are checked all the same.
 	expires bool
@@ -57,9 +59,18 @@ func findRelease(name string) (release, error) {
 	return release{}, fmt.Errorf("no release %q, there are %s", name, strings.Join(names, ", "))
 }
 
+// bigPages are the packages with a kernel whose pages have 16 KiB instead of 4:
+// it is arm64's only, for no cloud, and all its drivers are modules.
+func bigPages(list string) string {
+	return strings.NewReplacer("linux-image-cloud-arm64", "linux-image-arm64-16k", " busybox ", " busybox-static ").Replace(list)
+}
+
 // packages are what is installed on the release's disk.
 func (r release) packages(a arch) string {
 	list := fmt.Sprintf(packages, a.name)
+	if r.bigPages {
+		list = bigPages(list)
+	}
 	if r.selinux {
 		return list + selinuxPackages
 	}
@@ -68,7 +79,10 @@ func (r release) packages(a arch) string {
 
 // disk begins the names of the release's disks.
 func (r release) disk(a arch) string {
-	if a.foreign() {
+	switch {
+	case r.bigPages:
+		return a.name + "-16k-" + r.name + "-"
+	case a.foreign():
 		return a.name + "-" + r.name + "-"
 	}
 	return r.name + "-"
@@ -83,8 +97,8 @@ const policyFile = "hack/package/crisp.cil"
 //go:embed guest
 var guest embed.FS
 
-// baseDisk is an installed Debian.
-type baseDisk struct{ image, kernel string }
+// baseDisk is an installed Debian, with an initramfs if its kernel needs one.
+type baseDisk struct{ image, kernel, initramfs string }
 
 // makeBase returns the disk with Debian, rebuilt if its inputs have changed.
 func makeBase(ctx context.Context, o options, r release) (baseDisk, error) {
@@ -101,6 +115,9 @@ func makeBase(ctx context.Context, o options, r release) (baseDisk, error) {
 	parent := filepath.Join(o.cache, "vm")
 	dir := filepath.Join(parent, r.disk(o.arch)+key)
 	base := baseDisk{image: filepath.Join(dir, "root.img"), kernel: filepath.Join(dir, "vmlinuz")}
+	if r.bigPages {
+		base.initramfs = filepath.Join(dir, "initramfs")
+	}
 	if _, err := os.Stat(dir); err == nil {
 		return base, nil
 	}
@@ -172,6 +189,16 @@ func install(ctx context.Context, dir string, o options, r release, policy []byt
 	}
 	if err := os.Rename(kernels[0], filepath.Join(dir, "vmlinuz")); err != nil {
 		return err
+	}
+
+	if r.bigPages {
+		initramfs, err := makeInitramfs(tree)
+		if err != nil {
+			return fmt.Errorf("make an initramfs: %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "initramfs"), initramfs, 0o644); err != nil {
+			return err
+		}
 	}
 
 	if err := makeExt4(ctx, tree, filepath.Join(dir, "root.img"), "4G"); err != nil {

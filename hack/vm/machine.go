@@ -77,6 +77,9 @@ func (m machine) qemu(kernel string, disks ...disk) []string {
 	}
 	args = append(args, "-kernel", m.base.kernel, "-append", strings.Join([]string{kernelArgs, "console=" + arch.console, arch.kernel, kernel}, " "),
 		"-device", "virtio-rng-pci", "-drive", "if=none,id=debian,format=raw,"+forget(m.base.image), "-device", "nvme,serial=debian,drive=debian")
+	if m.base.initramfs != "" {
+		args = append(args, "-initrd", m.base.initramfs)
+	}
 	for _, d := range disks {
 		args = append(args, "-drive", fmt.Sprintf("if=none,id=%s,format=raw,%s", d.serial, d.options),
 			"-device", fmt.Sprintf("virtio-blk-pci,serial=%s,drive=%s", d.serial, d.serial))

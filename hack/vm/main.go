@@ -34,6 +34,7 @@ type options struct {
 	node    bool
 	release string
 	arch    arch
+	pages   bool // of 16 KiB
 	cgroup1 bool
 	only    string
 	mirror  string
@@ -55,6 +56,7 @@ func main() {
 	flag.BoolVar(&o.selinux, "selinux", false, "boot with SELinux instead of AppArmor; tests run with both unless this or -only is set")
 	flag.BoolVar(&o.node, "node", false, "run only the tests of a Kubernetes node")
 	flag.StringVar(&o.release, "release", "trixie", "boot this `release` of Debian: bookworm (Linux 6.1), trixie (6.12) or sid (the newest)")
+	flag.BoolVar(&o.pages, "16k", false, "boot a kernel whose pages have 16 KiB; arm64 only")
 	flag.BoolVar(&o.cgroup1, "cgroup1", false, "boot with control groups of version 1; bookworm only")
 	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "the mirror of Debian's packages")
 	flag.StringVar(&o.cache, "cache", ".cache", "the checkout's `directory` of tools and images")
@@ -118,6 +120,9 @@ func run(ctx context.Context, o options) (t tally.Tally, err error) {
 	r, err := findRelease(o.release)
 	if err != nil {
 		return t, fmt.Errorf("-release: %w", err)
+	}
+	if r.bigPages = o.pages; o.pages && o.arch.name != "arm64" {
+		return t, fmt.Errorf("-16k: the pages of %s have 4 KiB", o.arch.name)
 	}
 	r.selinux = r.selinux && o.arch.selinux
 	if o.cgroup1 && r.cgroup1 == "" {
