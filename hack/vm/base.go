@@ -19,7 +19,7 @@ import (
 // kernel for clouds has the drivers for its disks built in and so boots
 // without an initramfs; the tool to build one is a dependency.
 const packages = "linux-image-cloud-%s tiny-initramfs systemd-sysv dbus udev kmod apparmor " +
-	"iptables nftables iproute2 procps mount util-linux e2fsprogs passwd login sudo busybox ca-certificates less"
+	"iptables nftables iproute2 procps mount util-linux e2fsprogs xfsprogs btrfs-progs passwd login sudo busybox ca-certificates less"
 
 // selinuxPackages are what a release that boots with SELinux has besides.
 const selinuxPackages = " selinux-policy-default policycoreutils"
