@@ -57,7 +57,7 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	t.Helper()
 	testkit.Root(t)
 	beInit(t)
-	n := &node{orders: t.TempDir(), hooked: t.TempDir()}
+	n := &node{orders: t.TempDir(), hooked: publicDir(t)}
 	o := lab.Options{Crisp: build(t), Env: []string{pod.CrashEnv + "=" + n.orders}, Config: n.defineHooks(t)}
 	for _, c := range change {
 		c(&o)
@@ -145,6 +145,25 @@ func (p point) String() string {
 		return p.name
 	}
 	return fmt.Sprintf("%s (%d)", p.name, p.n)
+}
+
+// publicDir returns a directory that the root of a user namespace can enter and write
+// to, which it cannot with those of the test, below one of the test's own user.
+func publicDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "crash-hooks-")
+	if err == nil {
+		err = os.Chmod(dir, 0o777)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // give gives orders and resets the recorded hits.
