@@ -48,6 +48,9 @@ var (
 // DefaultTimeout bounds a hook whose definition has no timeout.
 const DefaultTimeout = time.Minute
 
+// maxTimeout bounds a hook's timeout, in seconds.
+const maxTimeout = 24 * 60 * 60
+
 // Hook is a hook with its kind and its source.
 type Hook struct {
 	Kind Kind
@@ -162,8 +165,8 @@ func (h Hook) Validate() error {
 		return fmt.Errorf("%s: %w: unknown kind", h, ErrInvalid)
 	case !filepath.IsAbs(h.Path):
 		return fmt.Errorf("%s: %w: the path is not absolute", h, ErrInvalid)
-	case h.Timeout != nil && *h.Timeout <= 0:
-		return fmt.Errorf("%s: %w: a timeout of %d seconds", h, ErrInvalid, *h.Timeout)
+	case h.Timeout != nil && (*h.Timeout <= 0 || *h.Timeout > maxTimeout):
+		return fmt.Errorf("%s: %w: a timeout of %d seconds, want 1 to %d", h, ErrInvalid, *h.Timeout, maxTimeout)
 	}
 	for _, text := range slices.Concat([]string{h.Path}, h.Args, h.Env) {
 		if slices.Contains([]byte(text), 0) {

@@ -120,8 +120,13 @@ func (c *process) checkLimits() error {
 		}
 	}
 
-	if io := c.p.IOPriority; io != nil && slices.Index(ioClasses, io.Class) < 0 {
-		return fmt.Errorf("%w: I/O priority class %q", ErrSpec, io.Class)
+	if io := c.p.IOPriority; io != nil {
+		if slices.Index(ioClasses, io.Class) < 0 {
+			return fmt.Errorf("%w: I/O priority class %q", ErrSpec, io.Class)
+		}
+		if io.Priority < 0 || io.Priority > maxIOPriority {
+			return fmt.Errorf("%w: I/O priority %d, want 0 to %d", ErrSpec, io.Priority, maxIOPriority)
+		}
 	}
 	if s := c.p.Scheduler; s != nil {
 		if slices.Index(schedPolicies, s.Policy) < 0 {
@@ -151,6 +156,10 @@ func (c *process) checkLimits() error {
 
 	return nil
 }
+
+// maxIOPriority is the lowest priority in a class: a larger number would reach into
+// the bits of the class.
+const maxIOPriority = 7
 
 var ioClasses = []specs.IOPriorityClass{"", specs.IOPRIO_CLASS_RT, specs.IOPRIO_CLASS_BE, specs.IOPRIO_CLASS_IDLE}
 
