@@ -203,6 +203,7 @@ func (h *Host) Active() bool { return h.active.Load() > h.builtins || len(h.opt.
 
 // Sandbox implements [pod.Plugins].
 func (h *Host) Sandbox(ctx context.Context, e pod.SandboxEvent, r *pod.Record) (err error) {
+	ctx = asking(ctx)
 	p := podOf(r)
 	switch e {
 	case pod.SandboxRun:
@@ -219,6 +220,7 @@ func (h *Host) Sandbox(ctx context.Context, e pod.SandboxEvent, r *pod.Record) (
 
 // UpdateSandbox implements [pod.Plugins].
 func (h *Host) UpdateSandbox(ctx context.Context, r *pod.Record, overhead, resources *runtimeapi.LinuxContainerResources) error {
+	ctx = asking(ctx)
 	_, err := h.adapt.UpdatePodSandbox(ctx, &adaptation.UpdatePodSandboxRequest{
 		Pod: podOf(r), OverheadLinuxResources: fromCRI(overhead), LinuxResources: fromCRI(resources),
 	})
@@ -227,6 +229,7 @@ func (h *Host) UpdateSandbox(ctx context.Context, r *pod.Record, overhead, resou
 
 // Container implements [pod.Plugins].
 func (h *Host) Container(ctx context.Context, e pod.ContainerEvent, v pod.View) (err error) {
+	ctx = asking(ctx)
 	p, c := podOf(v.Pod), containerOf(v)
 	switch e {
 	case pod.ContainerCreated:
@@ -245,6 +248,7 @@ func (h *Host) Container(ctx context.Context, e pod.ContainerEvent, v pod.View) 
 
 // Create implements [pod.Plugins].
 func (h *Host) Create(ctx context.Context, v pod.View, out *spec.Result) (pod.Adjustment, error) {
+	ctx = asking(ctx)
 	asked := &adaptation.CreateContainerRequest{Pod: podOf(v.Pod), Container: containerOf(v)}
 	answer, by, missing, err := h.tryCreate(ctx, asked)
 	if len(missing) > 0 {
@@ -268,8 +272,7 @@ func (h *Host) Create(ctx context.Context, v pod.View, out *spec.Result) (pod.Ad
 		}
 		a.Limits = limits(adjust.GetLinux().GetResources())
 		if score := adjust.GetLinux().GetOomScoreAdj(); score != nil {
-			a.Limits.Resources = orEmpty(a.Limits.Resources)
-			a.Limits.Resources.OomScoreAdj = score.GetValue()
+			a.OOMScore = &score.Value
 		}
 	}
 	a.Updates = updatesOf(answer.GetUpdate())
@@ -305,6 +308,7 @@ func (h *Host) checkRequired(_ context.Context, r *api.ValidateContainerAdjustme
 
 // Update implements [pod.Plugins].
 func (h *Host) Update(ctx context.Context, v pod.View, change *runtimeapi.LinuxContainerResources) (pod.Adjustment, error) {
+	ctx = asking(ctx)
 	answer, err := h.adapt.UpdateContainer(ctx, &adaptation.UpdateContainerRequest{
 		Pod: podOf(v.Pod), Container: containerOf(v), LinuxResources: fromCRI(change),
 	})
@@ -332,6 +336,7 @@ func (h *Host) Update(ctx context.Context, v pod.View, change *runtimeapi.LinuxC
 
 // Stopped implements [pod.Plugins].
 func (h *Host) Stopped(ctx context.Context, v pod.View) ([]pod.Update, error) {
+	ctx = asking(ctx)
 	answer, err := h.adapt.StopContainer(ctx, &adaptation.StopContainerRequest{Pod: podOf(v.Pod), Container: containerOf(v)})
 	if err != nil {
 		return nil, refused(err)
@@ -378,6 +383,11 @@ func (h *Host) update(ctx context.Context, updates []*api.ContainerUpdate) ([]*a
 	}
 	return failed, nil
 }
+
+// asking is the context of a request to plugins, which a caller's impatience does not
+// end: the library would take that for a plugin that does not answer, and disconnect
+// it. Each answer is bounded by the request's own timeout.
+func asking(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
 
 // refused marks an error as one of a plugin. Only its text is kept: its code is the
 // plugin's, and means nothing to kubelet.

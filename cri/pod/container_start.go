@@ -155,7 +155,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		if kills, e := pr.group.OOMKills(); e == nil && kills > 0 && limit > 0 {
 			err = fmt.Errorf("%w: its memory limit of %d bytes is too small: %w", err, limit, ErrState)
 		}
-		return err
+		return blamePlugins(c, err)
 	}
 
 	warn(pr.row.Started(p.m.ctx, started), "hand a started container to the new keeper", "container", c.ID)

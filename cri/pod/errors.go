@@ -27,6 +27,8 @@ var (
 	// ErrUnkillable means that a process survived SIGKILL, as one in
 	// uninterruptible sleep does.
 	ErrUnkillable = errors.New("process could not be killed")
+	// ErrPlugin means that a change which plugins ask for cannot be made.
+	ErrPlugin = errors.New("a change by plugins cannot be made")
 	// ErrNoPlugin means that a required plugin is not connected, or did not answer.
 	ErrNoPlugin = errors.New("a required plugin is not connected")
 )

@@ -13,6 +13,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
+	"crisp/runtime/launch"
+	"crisp/runtime/spawn"
 )
 
 // Plugins are programs of the node that take part in the life of pods and
@@ -78,6 +80,8 @@ const (
 type Adjustment struct {
 	// Limits are the requested ones with the plugins' changes.
 	Limits Limits
+	// OOMScore is the oom_score_adj that they set, nil for none: zero is one too.
+	OOMScore *int64
 	// By lists the plugins that adjusted the container, with what they set.
 	By []string
 	// Updates are changes of other containers.
@@ -269,7 +273,13 @@ func (k *creation) askOnce(ctx context.Context, out *spec.Result) (Adjustment, e
 	if pl == nil {
 		return Adjustment{}, nil
 	}
-	return pl.Create(ctx, View{k.p.record(), k.record(), out.Spec}, out)
+	a, err := pl.Create(ctx, View{k.p.record(), k.record(), out.Spec}, out)
+	if errors.Is(err, ErrNoPlugin) {
+		// No plugin knows the container any more: one that connects now is asked about
+		// it later, and must not learn of it before.
+		k.p.known.drop(k.id)
+	}
+	return a, err
 }
 
 // adjust puts the limits of plugins into an adjusted spec, and encodes it.
@@ -277,7 +287,10 @@ func (k *creation) adjust(ctx context.Context, a Adjustment, out *spec.Result) (
 	m, c := k.p.m, *k.record()
 	a.note(&c)
 	if out.Spec.Linux.Resources, err = m.limits(&c, out.Spec); err != nil {
-		return nil, fmt.Errorf("limits that plugins set (%q): %w", a.By, err)
+		return nil, fmt.Errorf("%w (%q): limits: %w", ErrPlugin, a.By, err)
+	}
+	if err := k.check(out); err != nil {
+		return nil, fmt.Errorf("%w (%q): %w", ErrPlugin, a.By, err)
 	}
 	klog.V(1).InfoS("Container adjusted by plugins", "container", k.id, "adjustments", a.By)
 
@@ -290,13 +303,54 @@ func (k *creation) adjust(ctx context.Context, a Adjustment, out *spec.Result) (
 	return spec.Encode(out.Spec)
 }
 
+// check returns the error that an adjusted container would be refused with if it
+// were requested so, or would fail to start with.
+func (k *creation) check(out *spec.Result) error {
+	m := k.p.m
+	if err := spec.CheckAdjusted(out.Spec, m.Host); err != nil {
+		return err
+	}
+	return m.Launcher.Check(launch.Request{
+		Name: "plan of the container", Spec: out.Spec, InPod: true, AnyOrder: true, Nodes: out.Nodes, Hierarchies: m.Cgroups.Hierarchies(),
+	})
+}
+
+// blamePlugins names the plugins that adjusted a container in the error of a step of
+// its start that the kernel refused, or that its process did not survive: what they
+// have set is the likeliest cause.
+func blamePlugins(c *Container, err error) error {
+	var step *spawn.StepError
+	failed := errors.As(err, &step) || errors.Is(err, spawn.ErrDied)
+	if len(c.Plugins) == 0 || !failed {
+		return err
+	}
+
+	return fmt.Errorf("%w (perhaps %w: %q)", err, ErrPlugin, c.Plugins)
+}
+
+// maxSwappiness is the highest value that both versions of cgroups accept.
+const maxSwappiness = 100
+
+// checkOthers checks the limits of plugins that the CRI has no fields for, as far as
+// the kernel does not.
+func checkOthers(r *specs.LinuxResources) error {
+	if r == nil || r.Memory == nil || r.Memory.Swappiness == nil || *r.Memory.Swappiness <= maxSwappiness {
+		return nil
+	}
+	return fmt.Errorf("%w: memory swappiness of %d, at most %d", ErrInvalid, *r.Memory.Swappiness, maxSwappiness)
+}
+
 // note records the limits in a container.
 func (a *Adjustment) note(c *Container) {
 	if len(a.By) == 0 {
 		return
 	}
-	if a.Limits.Resources != nil {
-		msg := message(spec.MergeResources(c.limits(), a.Limits.Resources))
+	if a.Limits.Resources != nil || a.OOMScore != nil {
+		merged := spec.MergeResources(c.limits(), a.Limits.Resources)
+		if a.OOMScore != nil {
+			merged.OomScoreAdj = *a.OOMScore
+		}
+		msg := message(merged)
 		c.Resources = &msg
 	}
 	c.PluginLimits, c.Plugins = overlay(c.PluginLimits, a.Limits.Other), a.By
@@ -415,7 +469,7 @@ func (p *pod) applyUpdates(ctx context.Context, updates []Update) error {
 	for _, u := range updates {
 		err := p.m.applyUpdate(ctx, p, u)
 		if err != nil && !u.IgnoreFailure {
-			return err
+			return fmt.Errorf("%w: %w", ErrPlugin, err)
 		}
 		warn(err, "apply a plugin's update", "container", u.Container)
 	}
@@ -440,6 +494,9 @@ func (m *Manager) applyUpdate(ctx context.Context, held *pod, u Update) error {
 	p, id, err := m.container(u.Container)
 	if err != nil {
 		return fmt.Errorf("update by a plugin: %w", err)
+	}
+	if id != u.Container { // plugins know whole IDs: a prefix is a mistake
+		return fmt.Errorf("update by a plugin: container %q: %w", u.Container, ErrNotFound)
 	}
 
 	if p != held {

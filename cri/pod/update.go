@@ -222,6 +222,9 @@ func (m *Manager) limits(c *Container, s *specs.Spec) (*specs.LinuxResources, er
 		return nil, err
 	}
 
+	if err := checkOthers(c.PluginLimits); err != nil {
+		return nil, err
+	}
 	out = overlay(out, c.PluginLimits)
 	out.Devices = s.Linux.Resources.Devices
 	if out.Memory != nil {
@@ -245,6 +248,16 @@ func (m *Manager) UpdateSandbox(ctx context.Context, id string, overhead, resour
 		if err := spec.CheckPodResources(res); err != nil {
 			return fmt.Errorf("update sandbox %s: %w", id, err)
 		}
+	}
+
+	// Plugins are told of a sandbox's events in their order.
+	release, err := p.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if _, err := m.pod(p.record().ID); err != nil {
+		return err // it was removed meanwhile
 	}
 
 	if err := p.askSandboxUpdate(ctx, overhead, resources); err != nil {

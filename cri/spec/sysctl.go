@@ -42,10 +42,10 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 		if err := checkSysctl(p, cfg, userns); err != nil {
 			return nil, err
 		}
-		switch {
-		case len(value) > maxSysctl || strings.ContainsAny(value, "\x00\n\r"):
-			return nil, invalid("value of sysctl %q", name)
-		case seen[p]:
+		if err := checkSysctlValue(name, value); err != nil {
+			return nil, err
+		}
+		if seen[p] {
 			return nil, invalid("sysctl %q is given twice", name)
 		}
 
@@ -70,6 +70,13 @@ func sysctlPath(name string) (string, error) {
 		}
 	}
 	return p, nil
+}
+
+func checkSysctlValue(name, value string) error {
+	if len(value) > maxSysctl || strings.ContainsAny(value, "\x00\n\r") {
+		return invalid("value of sysctl %q", name)
+	}
+	return nil
 }
 
 func swapSeparators(s string) string {

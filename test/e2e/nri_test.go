@@ -419,7 +419,19 @@ func testPluginAsksTooMuch(t *testing.T, n *node) {
 		"listener": {func(a *api.ContainerAdjustment) {
 			a.SetLinuxSeccompPolicy(&api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", ListenerPath: "/run/x"})
 		}, "seccomp listener"},
-		"device": {func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "vendor.example/none=1"}) }, "vendor.example/none=1"},
+		"sysctl of the node": {func(a *api.ContainerAdjustment) { a.SetLinuxSysctl("kernel.panic", "1") }, "not namespaced"},
+		"rlimit":             {func(a *api.ContainerAdjustment) { a.AddRlimit("RLIMIT_FROB", 1, 1) }, "RLIMIT_FROB"},
+		"seccomp action": {func(a *api.ContainerAdjustment) {
+			a.SetLinuxSeccompPolicy(&api.LinuxSeccomp{DefaultAction: "SCMP_ACT_FROB"})
+		}, "seccomp"},
+		"mount over the root": {func(a *api.ContainerAdjustment) {
+			a.AddMount(&api.Mount{Destination: "/.", Source: "/tmp", Type: "bind"})
+		}, "root of the container"},
+		"all devices": {func(a *api.ContainerAdjustment) {
+			a.AddDevice(&api.LinuxDevice{Path: "/dev/x", Type: "c", Major: -1, Minor: -1})
+		}, "numbers"},
+		"swappiness": {func(a *api.ContainerAdjustment) { a.SetLinuxMemorySwappiness(5000) }, "swappiness"},
+		"device":     {func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "vendor.example/none=1"}) }, "vendor.example/none=1"},
 	} {
 		pl.create = func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 			a := &api.ContainerAdjustment{}

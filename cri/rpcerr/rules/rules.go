@@ -23,6 +23,8 @@ import (
 	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
+	"crisp/runtime/plan"
+	"crisp/runtime/seccomp"
 )
 
 // All returns the table, for [rpcerr.New]. The first matching rule applies; an
@@ -32,6 +34,8 @@ func All() []rpcerr.Rule {
 		{Err: pod.ErrImageVolume, Code: codes.FailedPrecondition, Begins: true},
 		// Whatever a plugin's own error is.
 		{Err: nri.ErrRefused, Code: codes.FailedPrecondition},
+		// Not NotFound, if it is about another container.
+		{Err: pod.ErrPlugin, Code: codes.FailedPrecondition},
 		{Err: pod.ErrNotFound, Code: codes.NotFound},
 		{Err: pod.ErrAmbiguous, Code: codes.InvalidArgument},
 		{Err: pod.ErrInvalid, Code: codes.InvalidArgument},
@@ -71,6 +75,14 @@ func All() []rpcerr.Rule {
 		{Err: launch.ErrNoIDMap, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoPIDOption, Code: codes.FailedPrecondition},
 		{Err: launch.ErrInProcfs, Code: codes.FailedPrecondition},
+		// Their settings are the node's: those of kubelet's and of images are checked
+		// before.
+		{Err: plan.ErrSpec, Code: codes.FailedPrecondition},
+		{Err: plan.ErrUnsupported, Code: codes.FailedPrecondition},
+		{Err: plan.ErrTooLarge, Code: codes.FailedPrecondition},
+		{Err: seccomp.ErrInvalid, Code: codes.FailedPrecondition},
+		{Err: seccomp.ErrUnsupported, Code: codes.FailedPrecondition},
+		{Err: seccomp.ErrTooLarge, Code: codes.FailedPrecondition},
 		{Err: nri.ErrUnsupported, Code: codes.FailedPrecondition},
 		{Err: pod.ErrNoPlugin, Code: codes.Unavailable},
 		{Err: hook.ErrInvalid, Code: codes.FailedPrecondition},
