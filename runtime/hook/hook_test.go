@@ -3,6 +3,7 @@ package hook
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,6 +56,7 @@ func TestCheck(t *testing.T) {
 	}
 
 	zero := 0
+	endless := math.MaxInt
 	for name, tt := range map[string]struct {
 		hook           Hook
 		error, warning string
@@ -67,6 +69,7 @@ func TestCheck(t *testing.T) {
 		"directory":      {Hook{Kind: Poststop, Hook: specs.Hook{Path: dir}}, "not a regular file", ""},
 		"in container":   {Hook{Kind: StartContainer, Hook: specs.Hook{Path: "/only/there"}}, "", ""},
 		"no time":        {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Timeout: &zero}}, "timeout", ""},
+		"endless time":   {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Timeout: &endless}}, "timeout", ""},
 		"NUL":            {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Env: []string{"A=\x00"}}}, "NUL", ""},
 		"kind":           {Hook{Kind: "later", Hook: specs.Hook{Path: "/x"}}, "unknown kind", ""},
 	} {
