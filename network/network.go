@@ -117,7 +117,7 @@ func Open(o Options) (*Network, error) {
 		if n.own, err = own.Open(true); err != nil {
 			return nil, fmt.Errorf("open network: %w", err)
 		}
-		builtins = map[string]cni.Builtin{own.Type: {Call: n.callOwn, Validate: own.Validate}}
+		builtins = map[string]cni.Builtin{own.Type: {Call: callOf(n.own), Validate: own.Validate}}
 	}
 
 	if n.client, err = cni.NewClient(o.BinDirs, o.CacheDir, o.IfName, builtins, o.Meter); err != nil {
@@ -130,9 +130,9 @@ func Open(o Options) (*Network, error) {
 	return n, nil
 }
 
-// callOwn passes a call on to crisp's own network.
-func (n *Network) callOwn(ctx context.Context, c cni.BuiltinCall) ([]byte, error) {
-	return n.own.Call(ctx, own.Call(c))
+// callOf passes calls on to crisp's own network.
+func callOf(plugin *own.Plugin) func(context.Context, cni.BuiltinCall) ([]byte, error) {
+	return func(ctx context.Context, c cni.BuiltinCall) ([]byte, error) { return plugin.Call(ctx, own.Call(c)) }
 }
 
 // Close waits for the calls in progress. Later calls return [ErrClosed].

@@ -33,6 +33,7 @@ type machine struct {
 	t               testing.TB
 	host            *os.File
 	leases, confDir string
+	cache           string
 	net             *network.Network
 }
 
@@ -63,12 +64,12 @@ func newMachine(t testing.TB, kind string) *machine {
 	}
 	testkit.Leaks(t)
 
-	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir(), confDir: t.TempDir()}
+	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir(), confDir: t.TempDir(), cache: t.TempDir()}
 	m.configure(kind)
 	// The own network is that of the namespace in which it is opened.
 	err = netns.Do(m.host, func() error {
 		var err error
-		m.net, err = network.Open(network.Options{ConfDir: m.confDir, BinDirs: []string{bin}, CacheDir: t.TempDir(), Own: true})
+		m.net, err = network.Open(network.Options{ConfDir: m.confDir, BinDirs: []string{bin}, CacheDir: m.cache, Own: true})
 		return err
 	})
 	if err != nil {

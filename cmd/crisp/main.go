@@ -6,6 +6,7 @@
 //	crisp run BUNDLE      run the container of an OCI bundle
 //	crisp images check    compare the images on disk with their digests
 //	crisp network init    write a network configuration
+//	crisp network show    list what is attached to crisp's own network
 //	crisp config default  print the configuration with its defaults
 //	crisp config check    validate a configuration on this machine
 //	crisp version         print the version
@@ -31,6 +32,7 @@ const usage = `usage:
   crisp run [FLAGS] BUNDLE
   crisp images check [--repair] [FLAGS]
   crisp network init [--subnet CIDR[,CIDR]] [--cluster CIDR[,CIDR]] [--mode routed|bridge] [FLAGS]
+  crisp network show [-o json] [FLAGS] [POD]
   crisp config default
   crisp config check [FLAGS] [FILE]
   crisp version
@@ -88,7 +90,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	case "images":
 		return imagesCommand(ctx, rest, out)
 	case "network":
-		return networkCommand(rest, out)
+		return networkCommand(ctx, rest, out)
 	case "config":
 		return configure(rest, out)
 	case syncCommand:

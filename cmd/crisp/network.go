@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -20,16 +21,21 @@ import (
 const networkFile = "10-crisp.conflist"
 
 // networkCommand is the command network.
-func networkCommand(args []string, out io.Writer) error {
+func networkCommand(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) > 0 && asksForHelp(args[0]) {
 		return helpText(usage)
 	}
-	if len(args) == 0 || args[0] != "init" {
-		return fmt.Errorf("network needs a command: init\n%s", usage)
+	commands := map[string]func(context.Context, []string, io.Writer) error{"init": networkInit, "show": networkShow}
+	if len(args) == 0 || commands[args[0]] == nil {
+		return fmt.Errorf("network needs a command: init or show\n%s", usage)
 	}
+	return commands[args[0]](ctx, args[1:], out)
+}
 
+// networkInit is the command network init.
+func networkInit(_ context.Context, args []string, out io.Writer) error {
 	choice := own.Choice{}
-	cfg, rest, err := loadWith("network init", args[1:], func(fs *flag.FlagSet) {
+	cfg, rest, err := loadWith("network init", args, func(fs *flag.FlagSet) {
 		fs.Func("subnet", "the `CIDRS` of pods, at most one of each family; without it, one to which the node has no route", prefixes(&choice.Subnets))
 		fs.Func("cluster", "`CIDRS` of all pods of the cluster, which are reached without masquerading", prefixes(&choice.Direct))
 		fs.StringVar(&choice.Mode, "mode", own.ModeRouted, "the `MODE`: routed or bridge")

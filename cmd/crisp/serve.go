@@ -182,14 +182,11 @@ func (d *services) open(ctx context.Context) error {
 	if err := d.serveAdmin(); err != nil {
 		klog.ErrorS(err, "Could not serve commands, images can only be checked while no daemon runs")
 	}
-	networkOptions := network.Options{
-		ConfDir: d.cfg.CNIConfDir, BinDirs: d.cfg.CNIBinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
-		Own: true, Default: d.cfg.DefaultNetwork,
-	}
+	o := networkOptions(d.cfg)
 	if d.metrics != nil {
-		networkOptions.Meter = d.metrics.Plugin
+		o.Meter = d.metrics.Plugin
 	}
-	if d.network, err = network.Open(networkOptions); err != nil {
+	if d.network, err = network.Open(o); err != nil {
 		return err
 	}
 	d.onClose(d.network.Close)
@@ -199,6 +196,14 @@ func (d *services) open(ctx context.Context) error {
 	d.onClose(func() { d.keeper.Close() })
 
 	return d.openPods(ctx)
+}
+
+// networkOptions are the options of a configuration.
+func networkOptions(cfg *config.Config) network.Options {
+	return network.Options{
+		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: filepath.Join(cfg.Root, "cni"),
+		Own: true, Default: cfg.DefaultNetwork,
+	}
 }
 
 // checkFileSystem fails if containers can never be stored where images are. What

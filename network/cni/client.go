@@ -50,15 +50,8 @@ type Attachment struct {
 // use at the same time. builtins are plugins that need no program, by type; meter, if
 // not nil, measures the calls of plugins.
 func NewClient(binDirs []string, cacheDir, ifName string, builtins map[string]Builtin, meter Meter) (*Client, error) {
-	c := &Client{
-		binDirs:  binDirs,
-		cacheDir: cacheDir,
-		ifName:   ifName,
-		records:  records{filepath.Join(cacheDir, "attachments")},
-		runner:   &runner{grace: killGrace, run: runGroup, builtins: builtins, meter: meter},
-	}
-	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
-
+	c := NewReader(binDirs, cacheDir, ifName, builtins)
+	c.runner.meter = meter
 	if err := os.MkdirAll(c.records.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make attachment directory: %w", err)
 	}
@@ -66,6 +59,21 @@ func NewClient(binDirs []string, cacheDir, ifName string, builtins map[string]Bu
 		return nil, fmt.Errorf("sweep attachment directory: %w", err)
 	}
 	return c, nil
+}
+
+// NewReader returns a client that makes and sweeps nothing, for the records of another
+// process. Only [Client.Attached], [Client.Calls], [Client.Check] and [Client.NetNS]
+// may be used.
+func NewReader(binDirs []string, cacheDir, ifName string, builtins map[string]Builtin) *Client {
+	c := &Client{
+		binDirs:  binDirs,
+		cacheDir: cacheDir,
+		ifName:   ifName,
+		records:  records{filepath.Join(cacheDir, "attachments")},
+		runner:   &runner{grace: killGrace, run: runGroup, builtins: builtins},
+	}
+	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
+	return c
 }
 
 // RunBy replaces the processes of plugins by a function, for tests that make
@@ -190,6 +198,19 @@ func (c *Client) delOne(ctx context.Context, list *libcni.NetworkConfigList, plu
 		return err
 	}
 
+	conf, err := configure(list, plugin, prev, rt)
+	if err != nil {
+		return err
+	}
+
+	return invoke.ExecPluginWithoutResult(ctx, path, conf, &invoke.Args{
+		Command: "DEL", ContainerID: rt.ContainerID, NetNS: rt.NetNS, PluginArgs: rt.Args,
+		IfName: rt.IfName, Path: strings.Join(c.binDirs, string(os.PathListSeparator)),
+	}, c.runner)
+}
+
+// configure returns the configuration that a plugin of a list receives.
+func configure(list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, prev types.Result, rt *libcni.RuntimeConf) ([]byte, error) {
 	add := map[string]any{"name": list.Name, "cniVersion": list.CNIVersion}
 	if prev != nil {
 		add["prevResult"] = prev
@@ -207,13 +228,43 @@ func (c *Client) delOne(ctx context.Context, list *libcni.NetworkConfigList, plu
 
 	conf, err := libcni.InjectConf(plugin, add)
 	if err != nil {
-		return fmt.Errorf("plugin %s: configure: %w", plugin.Network.Type, err)
+		return nil, fmt.Errorf("plugin %s: configure: %w", plugin.Network.Type, err)
+	}
+	return conf.Bytes, nil
+}
+
+// Calls returns the call with a verb that each plugin of a type in the chain of an
+// attachment would receive. There are none without a record.
+func (c *Client) Calls(id, plugin, verb string) ([]BuiltinCall, error) {
+	rec, err := c.records.load(id)
+	if err != nil || rec == nil {
+		return nil, err
+	}
+	list, err := libcni.NetworkConfFromBytes(rec.Config)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration of attachment: %w", err)
 	}
 
-	return invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, &invoke.Args{
-		Command: "DEL", ContainerID: rt.ContainerID, NetNS: rt.NetNS, PluginArgs: rt.Args,
-		IfName: rt.IfName, Path: strings.Join(c.binDirs, string(os.PathListSeparator)),
-	}, c.runner)
+	rt := runtimeConf(rec, rec.NetNS)
+	prev := c.previous(list, rt)
+	var args []string
+	for _, arg := range rec.Args {
+		args = append(args, arg[0]+"="+arg[1])
+	}
+	var calls []BuiltinCall
+	for _, one := range list.Plugins {
+		if one.Network.Type != plugin {
+			continue
+		}
+		conf, err := configure(list, one, prev, rt)
+		if err != nil {
+			return nil, err
+		}
+		calls = append(calls, BuiltinCall{
+			Command: verb, ID: rec.ID, NetNS: rec.NetNS, IfName: rec.IfName, Args: strings.Join(args, ";"), Config: conf,
+		})
+	}
+	return calls, nil
 }
 
 // forget removes the record and the cached result of an attachment.

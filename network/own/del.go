@@ -108,11 +108,7 @@ func (p *Plugin) check(call Call) error {
 
 // checkLeases finds the leases of an attachment.
 func (p *Plugin) checkLeases(a *attachment, addrs []netip.Addr) error {
-	store, err := lease.Open(a.conf.IPAM.DataDir, a.conf.Name)
-	if err != nil {
-		return err
-	}
-	own, err := store.Of(lease.Owner{ID: a.call.ID, IfName: a.call.IfName}, addrs)
+	own, err := lease.Look(a.conf.IPAM.DataDir, a.conf.Name).Of(lease.Owner{ID: a.call.ID, IfName: a.call.IfName}, addrs)
 	if err != nil {
 		return err
 	}

@@ -52,14 +52,20 @@ type Store struct{ dir string }
 // Open returns the store of a network in dataDir, which it creates; "" is
 // [DefaultDir]. The name of the network must be valid in CNI.
 func Open(dataDir, network string) (*Store, error) {
-	if dataDir == "" {
-		dataDir = DefaultDir
-	}
-	s := &Store{dir: filepath.Join(dataDir, network)}
+	s := Look(dataDir, network)
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make directory of leases: %w", err)
 	}
 	return s, nil
+}
+
+// Look returns the store of a network, of which only [Store.Of] may be used: it
+// creates nothing.
+func Look(dataDir, network string) *Store {
+	if dataDir == "" {
+		dataDir = DefaultDir
+	}
+	return &Store{dir: filepath.Join(dataDir, network)}
 }
 
 // Reserve assigns an address of each range set to an attachment: one of want if

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -143,8 +144,21 @@ func (t *Table) stale(add []element, owner string, alive func(string) bool) ([]e
 // describe names a host port.
 func describe(e element) string {
 	key := e.Key[len(e.Key)-8:]
-	protocol := map[byte]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_SCTP: "sctp"}[key[0]]
-	return fmt.Sprintf("%d/%s", binary.BigEndian.Uint16(key[4:]), protocol)
+	return fmt.Sprintf("%d/%s", binary.BigEndian.Uint16(key[4:]), protocolName(key[0]))
+}
+
+// protocolName is how configurations call a protocol.
+func protocolName(protocol uint8) string {
+	return map[uint8]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_SCTP: "sctp"}[protocol]
+}
+
+// String is "tcp 192.0.2.1:8080 > 10.77.0.2:80", with * for all addresses of the node.
+func (x Exposed) String() string {
+	host := "*"
+	if x.HostAddr.IsValid() {
+		host = x.HostAddr.String()
+	}
+	return fmt.Sprintf("%s %s > %s", protocolName(x.Protocol), net.JoinHostPort(host, fmt.Sprint(x.HostPort)), netip.AddrPortFrom(x.Target, x.PodPort))
 }
 
 // Withdraw removes the host ports of a pod. What belongs to others is left.
@@ -235,6 +249,57 @@ func (t *Table) Published(p Pod) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// Exposed is a host port that is published.
+type Exposed struct {
+	Port
+	// Target is the pod's address.
+	Target netip.Addr
+}
+
+// HostPorts lists the host ports that are published, by owner. It is not an error if
+// there is no table.
+func (t *Table) HostPorts() (map[string][]Exposed, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	complete, err := t.hasChain(layoutChain)
+	if err != nil || !complete {
+		return nil, err
+	}
+
+	all := map[string][]Exposed{}
+	for _, f := range families {
+		for _, name := range []string{"addr" + f.suffix, "ports" + f.suffix} {
+			elements, err := t.conn.GetSetElements(t.sets[name])
+			if err != nil {
+				return nil, fmt.Errorf("list map %s: %w", name, explain(err))
+			}
+			for _, e := range elements {
+				if port, ok := exposed(f, e); ok {
+					all[e.Comment] = append(all[e.Comment], port)
+				}
+			}
+		}
+	}
+	return all, nil
+}
+
+// exposed reads an element of a map: see [Pod.elements].
+func exposed(f family, e nftables.SetElement) (Exposed, bool) {
+	const service = 8 // the protocol and the port, padded
+	size := int(f.size)
+	if len(e.Key) < service || len(e.Val) < size+4 {
+		return Exposed{}, false
+	}
+
+	host, key := e.Key[:len(e.Key)-service], e.Key[len(e.Key)-service:]
+	x := Exposed{Port: Port{
+		Protocol: key[0], HostPort: binary.BigEndian.Uint16(key[4:]), PodPort: binary.BigEndian.Uint16(e.Val[size:]),
+	}}
+	x.Target, _ = netip.AddrFromSlice(e.Val[:size])
+	x.HostAddr, _ = netip.AddrFromSlice(host) // none is all addresses
+	return x, true
 }
 
 // find returns the element of a key, nil if there is none.

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"crisp/cri/config"
+	"crisp/network"
+	"crisp/network/own"
+)
+
+// networkShow is the command network show.
+func networkShow(_ context.Context, args []string, out io.Writer) error {
+	// The pod may come before the flags, too.
+	if len(args) > 1 && !strings.HasPrefix(args[0], "-") {
+		args = append(slices.Clone(args[1:]), args[0])
+	}
+	format := ""
+	cfg, rest, err := loadWith("network show", args, func(fs *flag.FlagSet) {
+		fs.StringVar(&format, "o", "text", "the `FORMAT` of the output: text or json")
+	})
+	if err != nil {
+		return err
+	}
+	if len(rest) > 1 {
+		return fmt.Errorf("network show takes one pod, got %q\n%s", rest, usage)
+	}
+	if format != "text" && format != "json" {
+		return fmt.Errorf("output format %q is neither text nor json\n%s", format, usage)
+	}
+
+	pod := strings.Join(rest, "")
+	var list []own.State
+	err = withInspector(cfg, func(i *network.Inspector) error {
+		var err error
+		list, err = i.Show(pod)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if pod != "" && len(list) == 0 {
+		return fmt.Errorf("no pod %s is attached to crisp's own network: name it NAMESPACE/NAME, NAME, or by the beginning of its ID", pod)
+	}
+	if format == "json" {
+		return printJSON(out, list)
+	}
+	return printStates(out, list)
+}
+
+// withInspector runs f with an inspector of the network of a configuration.
+func withInspector(cfg *config.Config, f func(*network.Inspector) error) error {
+	i, err := network.Inspect(networkOptions(cfg))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(i), i.Close())
+}
+
+func printJSON(out io.Writer, v any) error {
+	e := json.NewEncoder(out)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// printStates prints a table of attachments.
+func printStates(out io.Writer, list []own.State) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "POD\tNETWORK\tMODE\tADDRESSES\tHOST INTERFACE\tHOST PORTS")
+
+	for _, s := range list {
+		name, addrs, host := s.ID, []string{}, s.HostInterface
+		if s.Name != "" {
+			name = s.Namespace + "/" + s.Name
+		}
+		for _, a := range s.Addresses {
+			text := a.Address.String()
+			if !a.Leased {
+				text += " (no lease)"
+			}
+			addrs = append(addrs, text)
+		}
+
+		if !s.HostPresent {
+			host += " (missing)"
+		}
+
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", name, s.Network, s.Mode, listed(addrs), host, listed(s.HostPorts))
+	}
+	return w.Flush()
+}
+
+// listed joins words, - for none.
+func listed(words []string) string {
+	if len(words) == 0 {
+		return "-"
+	}
+	return strings.Join(words, ", ")
+}
