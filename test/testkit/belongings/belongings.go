@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"crisp/runtime/keeper/client"
 	"crisp/test/testkit/inventory"
 	"crisp/test/testkit/lab"
@@ -49,6 +51,23 @@ func List(ctx context.Context, l *lab.Lab) ([]string, error) {
 	return all, err
 }
 
+// detached names the root of a mount that is in no mount table by its file system.
+func detached(fd string) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs(fd, &st); err != nil {
+		return "/ of an unknown file system"
+	}
+	for magic, name := range map[int64]string{
+		unix.PROC_SUPER_MAGIC: "procfs", unix.OVERLAYFS_SUPER_MAGIC: "overlay", unix.TMPFS_MAGIC: "tmpfs", unix.SYSFS_MAGIC: "sysfs",
+		unix.CGROUP2_SUPER_MAGIC: "cgroup2", unix.EXT4_SUPER_MAGIC: "ext4",
+	} {
+		if int64(st.Type) == magic {
+			return "/ of " + name
+		}
+	}
+	return fmt.Sprintf("/ of file system %#x", st.Type)
+}
+
 // held is what the keeper reports to hold.
 func held(ctx context.Context, l *lab.Lab) ([]string, error) {
 	c, err := client.Connect(ctx, filepath.Join(l.Dir, "state"), "")
@@ -83,6 +102,9 @@ func descriptors(pid int) []string {
 
 		if kind, _, ok := strings.Cut(target, ":["); ok {
 			target = kind
+		}
+		if target == "/" {
+			target = detached(filepath.Join(dir, fd))
 		}
 		if seen[target]++; seen[target] > 1 {
 			target = fmt.Sprintf("%s (%d)", target, seen[target])
