@@ -355,7 +355,10 @@ func TestCgroupV2(t *testing.T) {
 		}
 		defer f.Close()
 
-		c, err := b.start(b.spec("grep ^0: /proc/self/cgroup; head -n1 /sys/fs/cgroup/cgroup.procs; mkdir /sys/fs/cgroup/x 2>&1 | sed 's/.*: //'"),
+		// With a user namespace the process was forked by one outside its PID namespace,
+		// number 0, which may still be exiting.
+		const first = `for i in $(seq 50); do p=$(head -n1 /sys/fs/cgroup/cgroup.procs); [ "$p" = 0 ] || break; sleep 0.1; done; echo $p`
+		c, err := b.start(b.spec("grep ^0: /proc/self/cgroup; "+first+"; mkdir /sys/fs/cgroup/x 2>&1 | sed 's/.*: //'"),
 			nil, Request{Group: unified{f}})
 		if err != nil {
 			t.Fatal(err)
