@@ -85,13 +85,7 @@ func apply(out *spec.Result, a *api.ContainerAdjustment, inject func(*specs.Spec
 		if len(names) == 0 {
 			return nil
 		}
-		added, err := inject(s, names)
-		for at, source := range added.Nodes {
-			if out.Nodes == nil {
-				out.Nodes = map[string]string{}
-			}
-			out.Nodes[at] = source
-		}
+		_, err := inject(s, names) // the sources of its hooks are the plugin
 		return err
 	}
 	g := generate.SpecGenerator(editor{out.Spec}, generate.WithCDIDeviceInjector(devices))

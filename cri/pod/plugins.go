@@ -396,8 +396,6 @@ func (p *pod) tellContainer(ctx context.Context, e ContainerEvent, id string) {
 	}
 }
 
-func (p *pod) tellUpdated(ctx context.Context, id string) { p.tellContainer(ctx, ContainerUpdated, id) }
-
 // tellRemoved tells the plugins that a container is being removed, if they know it.
 func (p *pod) tellRemoved(ctx context.Context, id string) {
 	pl, release := p.m.plugins()

@@ -57,7 +57,7 @@ func (p *pod) updateResources(ctx context.Context, c *Container, change *runtime
 		return err
 	}
 
-	p.tellUpdated(ctx, c.ID)
+	p.tellContainer(ctx, ContainerUpdated, c.ID)
 	return p.applyUpdates(ctx, adjusted.Updates)
 }
 
