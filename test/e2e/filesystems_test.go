@@ -38,7 +38,7 @@ func TestFileSystems(t *testing.T) {
 			if fs.mkfs == nil {
 				mountMemory(t, dir)
 			} else {
-				mountDisk(t, dir, fs.mkfs...)
+				mountDisk(t, dir, 1<<30, 0, fs.mkfs...)
 			}
 
 			n := newNode(t, lab.Options{Dir: filepath.Join(dir, "node")})
@@ -58,19 +58,20 @@ func TestFileSystems(t *testing.T) {
 	}
 }
 
-// mountDisk mounts a new disk on a directory until the test ends.
-func mountDisk(t *testing.T, dir string, mkfs ...string) {
+// mountDisk mounts a new disk of a size in bytes on a directory until the test ends,
+// when it is unmounted with flags.
+func mountDisk(t *testing.T, dir string, size int64, flags int, mkfs ...string) {
 	t.Helper()
 	disk := filepath.Join(t.TempDir(), "disk")
 	for _, args := range [][]string{
-		{"truncate", "-s", strconv.Itoa(1 << 30), disk}, append(mkfs, disk), {"mount", "-o", "loop", disk, dir},
+		{"truncate", "-s", strconv.FormatInt(size, 10), disk}, append(mkfs, disk), {"mount", "-o", "loop", disk, dir},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			testkit.Skip(t, "a loop device and "+mkfs[0], fmt.Sprintf("%q: %v: %s", args, err, out))
 		}
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
+		if err := unix.Unmount(dir, flags); err != nil {
 			t.Errorf("unmount the disk: %v", err)
 		}
 	})

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
 	"crisp/test/testkit/pace"
 )
@@ -196,19 +195,7 @@ const diskSize = 256 << 20
 // ext4On mounts a new disk on a directory.
 func ext4On(t *testing.T, dir string) {
 	t.Helper()
-	disk := filepath.Join(t.TempDir(), "disk")
-	for _, args := range [][]string{
-		{"truncate", "-s", strconv.Itoa(diskSize), disk}, {"mkfs.ext4", "-q", "-F", disk}, {"mount", "-o", "loop", disk, dir},
-	} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			testkit.Skip(t, "a loop device", fmt.Sprintf("%q: %v: %s", args, err, out))
-		}
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	mountDisk(t, dir, diskSize, unix.MNT_DETACH, "mkfs.ext4", "-q", "-F")
 }
 
 // testLogRefusesForAWhile has a log refuse writes for a temporary reason other
