@@ -65,6 +65,34 @@ func startRequest(b *testing.B, id string, s *specs.Spec, held Held) Request {
 	return Request{ID: id, Name: "start", Spec: s, Held: held, InPod: true, Hierarchies: hierarchies}
 }
 
+// timeStarts reports how long it takes to start a container of a spec and hooks, one
+// after the other until the benchmark ends.
+func (l *lab) timeStarts(b *testing.B, k *client.Client, s *specs.Spec, hooks *Hooks) {
+	b.Helper()
+	var times []time.Duration
+	for n := 0; b.Loop(); n++ {
+		id := "c" + strconv.Itoa(n)
+		held := Held{"rootfs": l.rootfs(nil)}
+		for name, f := range l.pod {
+			held[name] = f
+		}
+
+		r := startRequest(b, id, s, held)
+		r.Hooks = hooks
+		begin := time.Now()
+		c, err := l.l.Container(b.Context(), r)
+		times = append(times, time.Since(begin))
+		if err != nil {
+			b.Fatal(err)
+		}
+
+		finish(b, k, id)
+		c.Close()
+		held["rootfs"].Close()
+	}
+	report(b, times)
+}
+
 // BenchmarkStart measures a container's start by a real keeper, from the
 // spec to execve.
 func BenchmarkStart(b *testing.B) {
@@ -94,26 +122,7 @@ func BenchmarkStart(b *testing.B) {
 				tt.change(s)
 			}
 
-			var times []time.Duration
-			for n := 0; b.Loop(); n++ {
-				id := "c" + strconv.Itoa(n)
-				held := Held{"rootfs": lab.rootfs(nil)}
-				for name, f := range lab.pod {
-					held[name] = f
-				}
-
-				begin := time.Now()
-				c, err := lab.l.Container(b.Context(), startRequest(b, id, s, held))
-				times = append(times, time.Since(begin))
-				if err != nil {
-					b.Fatal(err)
-				}
-
-				finish(b, k, id)
-				c.Close()
-				held["rootfs"].Close()
-			}
-			report(b, times)
+			lab.timeStarts(b, k, s, nil)
 		})
 	}
 }
@@ -233,28 +242,7 @@ func BenchmarkHooks(b *testing.B) {
 				return finish(b, k, r.ID), nil
 			}
 
-			var times []time.Duration
-			for n := 0; b.Loop(); n++ {
-				id := "c" + strconv.Itoa(n)
-				held := Held{"rootfs": lab.rootfs(nil)}
-				for name, f := range lab.pod {
-					held[name] = f
-				}
-
-				r := startRequest(b, id, s, held)
-				r.Hooks = hs
-				begin := time.Now()
-				c, err := lab.l.Container(b.Context(), r)
-				times = append(times, time.Since(begin))
-				if err != nil {
-					b.Fatal(err)
-				}
-
-				finish(b, k, id)
-				c.Close()
-				held["rootfs"].Close()
-			}
-			report(b, times)
+			lab.timeStarts(b, k, s, hs)
 		})
 	}
 }
