@@ -15,13 +15,17 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit/lab"
 )
 
 // TestFaultNetwork makes network plugins fail in every way, at ADD and at DEL, for
 // a while.
 func TestFaultNetwork(t *testing.T) {
 	p, with := newPlugins(t)
-	n := newNode(t, with)
+	// The node waits for its network add-on: without a configuration no pod runs.
+	own := func(o *lab.Options) { o.Config += "\ndefault_network = false\n" }
+	n := newNode(t, with, own)
 	score := score{first: "network plugin"}
 	try := func(fault, way string, test func(*testing.T)) {
 		score.add(fault, way, t.Run(way+"/"+fault, func(t *testing.T) {
