@@ -116,6 +116,11 @@ func (st *start) conclude(err error) error {
 	st.mu.Unlock()
 	defer child.Close()
 
+	// A cancellation may have killed a process that had executed its program.
+	if err == nil && canceled {
+		err = wire.ErrCanceled
+	}
+
 	// The status of a cancelled child does not matter, and it may be frozen.
 	if errors.Is(err, spawn.ErrDied) && !canceled {
 		err = fmt.Errorf("%w: %s", err, st.howDied())
