@@ -196,6 +196,9 @@ func setUpProcess() (spawn.Options, error) {
 	}
 
 	opt.NoFile = limit
+	if opt.Cloner, err = spawn.NewCloner(); err != nil {
+		return opt, err
+	}
 	spawn.RaiseFiles()
 	resetInherited()
 	opt.OOMScoreAdj = lowerOOMScore()

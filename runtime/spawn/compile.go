@@ -92,9 +92,8 @@ func (c *compiled) begin(p *plan.Plan, files []int, sock int) {
 	m := c.m
 	m.sock, m.full = uintptr(sock), math.MaxUint64
 
-	m.clone.flags = p.Clone.Flags | unix.CLONE_PIDFD
+	m.clone.flags = p.Clone.Flags
 	m.clone.exitSignal = uint64(unix.SIGCHLD)
-	m.clone.pidfd = addrOf(&m.pidfd)
 	m.clone.stack, m.clone.stackSize = uint64(addr(stack)), stackSize
 
 	if p.Clone.Cgroup >= 0 {

@@ -37,6 +37,9 @@
 // it: the kernel reports the sender's PID with each report, only those of the
 // plan's own processes count, and of an exposed one only that it failed.
 //
+// Nor does a child copy the descriptors of a keeper that holds thousands: a
+// [Cloner] clones from a thread whose table has only the child's.
+//
 // A child starts with no signal blocked or ignored, umask 0, and no descriptors
 // but 0, 1, 2, its inputs and its socket. It exits at its next report, and so
 // never reaches execve, once the caller is gone or called [Child.Abort]; after

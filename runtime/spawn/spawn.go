@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -26,6 +27,9 @@ type Options struct {
 	// Text is the memory of this program's code, see [FindText]. It is looked
 	// up if empty.
 	Text Text
+	// Cloner clones the child, so that it does not copy and close all
+	// descriptors of the caller; nil clones it on the calling thread.
+	Cloner *Cloner
 }
 
 // EventKind is the kind of an event of a child.
@@ -82,6 +86,8 @@ const maxForeign = 16
 type Prepared struct {
 	plan         *plan.Plan
 	program      *compiled
+	files        []int // the inputs
+	cloner       *Cloner
 	sock, childs *os.File
 }
 
@@ -94,14 +100,20 @@ func Prepare(p *plan.Plan, files []int, opt Options) (*Prepared, error) {
 		return nil, fmt.Errorf("%s: make socket: %w", p.Name, err)
 	}
 
-	program, err := compile(p, files, int(childs.Fd()), opt)
+	// In the child the descriptors may have other numbers than here.
+	numbers := append(slices.Clone(files), int(childs.Fd()))
+	if opt.Cloner != nil {
+		numbers = opt.Cloner.numbers(len(numbers))
+	}
+
+	program, err := compile(p, numbers[:len(files)], numbers[len(files)], opt)
 	if err != nil {
 		sock.Close()
 		childs.Close()
 		return nil, err
 	}
 
-	return &Prepared{plan: p, program: program, sock: sock, childs: childs}, nil
+	return &Prepared{plan: p, program: program, files: files, cloner: opt.Cloner, sock: sock, childs: childs}, nil
 }
 
 // Close releases a child that will not be started.
@@ -112,7 +124,8 @@ func (p *Prepared) Close() {
 }
 
 // Start clones the child and lets it run the plan. It never blocks. The caller
-// reads the child's events with [Child.Next] until the last and then closes it.
+// reads the child's events with [Child.Next] until the last and then closes it;
+// it must not reap the child before Start has returned.
 func (p *Prepared) Start() (*Child, error) {
 	raw, err := p.sock.SyscallConn()
 	if err != nil {
@@ -122,14 +135,17 @@ func (p *Prepared) Start() (*Child, error) {
 
 	c := &Child{plan: p.plan, sock: p.sock, raw: raw, fork: -1}
 	withhold(heapAround(c))
-	m := p.program.m
-	pid := m.start(entry())
-	c.Pid, c.PidFD, c.runner = pid, int(m.pidfd), pid
+	c.Pid, c.PidFD, err = p.clone()
+	c.runner = c.Pid
 	p.program.arena.release()
 	p.childs.Close()
-	if pid < 0 {
+	if err != nil {
 		p.sock.Close()
-		return nil, &StepError{Plan: p.plan.Name, Index: -1, Step: "clone", Err: syscall.Errno(-pid)}
+		return nil, fmt.Errorf("%s: clone: %w", p.plan.Name, err)
+	}
+	if c.Pid < 0 {
+		p.sock.Close()
+		return nil, &StepError{Plan: p.plan.Name, Index: -1, Step: "clone", Err: syscall.Errno(-c.Pid)}
 	}
 
 	for i := range p.plan.Steps {
@@ -139,6 +155,15 @@ func (p *Prepared) Start() (*Child, error) {
 	}
 
 	return c, nil
+}
+
+// clone returns the child's PID, or a negative errno, and its pidfd.
+func (p *Prepared) clone() (pid, pidfd int, err error) {
+	if p.cloner == nil {
+		pid, pidfd = p.program.m.startHere()
+		return pid, pidfd, nil
+	}
+	return p.cloner.start(p.program.m, append(slices.Clone(p.files), int(p.childs.Fd())))
 }
 
 // Start is [Prepare] and [Prepared.Start] in one.

@@ -123,6 +123,10 @@ func Open(fd int) (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map spool: %w", err)
 	}
+	// No child needs it, and copying it with a thousand others takes long.
+	if err := unix.Madvise(data, unix.MADV_DONTFORK); err != nil {
+		return nil, errors.Join(fmt.Errorf("withhold spool from children: %w", err), unix.Munmap(data))
+	}
 
 	return &Spool{fd: fd, data: data, start: h.start, pos: pos, high: pos, last: h.write}, nil
 }
