@@ -73,11 +73,15 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPo
 
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in batches.
 func (s *Server) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest, out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
-	list, err := s.Stats.PodMetrics(out.Context())
-	if err != nil {
-		return err
-	}
-	return batches(list, func(items []*runtimeapi.PodSandboxMetrics) error {
-		return out.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: items})
+	sent := false
+	err := s.Stats.StreamPodMetrics(out.Context(), func(list []*runtimeapi.PodSandboxMetrics) error {
+		sent = true
+		return batches(list, func(items []*runtimeapi.PodSandboxMetrics) error {
+			return out.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: items})
+		})
 	})
+	if err == nil && !sent {
+		return out.Send(&runtimeapi.StreamPodSandboxMetricsResponse{}) // as the other streams do
+	}
+	return err
 }

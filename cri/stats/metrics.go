@@ -2,7 +2,9 @@ package stats
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -45,15 +47,66 @@ func (c *Collector) Descriptors() []*runtimeapi.MetricDescriptor {
 
 // PodMetrics returns the metrics of all ready pods.
 func (c *Collector) PodMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMetrics, error) {
+	return c.podMetrics(ctx, c.readyPods(), time.Now().Add(firstWalk))
+}
+
+// metricsBatch is how many pods' metrics [Collector.StreamPodMetrics] has in
+// memory twice: those being sent, and those being read.
+const metricsBatch = 50
+
+// StreamPodMetrics calls send with the metrics of all ready pods, some at a
+// time, while it reads the next ones. It returns the first error.
+func (c *Collector) StreamPodMetrics(ctx context.Context, send func([]*runtimeapi.PodSandboxMetrics) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type batch struct {
+		list []*runtimeapi.PodSandboxMetrics
+		err  error
+	}
+
+	batches := make(chan batch)
+	var reader sync.WaitGroup
+	defer reader.Wait()
+	defer cancel()
+	reader.Go(func() {
+		defer close(batches)
+		deadline := time.Now().Add(firstWalk)
+		for pods := range slices.Chunk(c.readyPods(), metricsBatch) {
+			list, err := c.podMetrics(ctx, pods, deadline)
+			select {
+			case batches <- batch{list, err}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+
+	for b := range batches {
+		if b.err != nil {
+			return b.err
+		}
+		if err := send(b.list); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("read statistics: %w", err)
+	}
+	return nil
+}
+
+func (c *Collector) readyPods() []*Pod {
 	var list []*Pod
 	for _, p := range c.source.Pods() {
 		if p.Ready {
 			list = append(list, &p)
 		}
 	}
+	return list
+}
 
-	deadline := time.Now().Add(firstWalk)
-	return gather(ctx, list, func(p *Pod) *runtimeapi.PodSandboxMetrics {
+func (c *Collector) podMetrics(ctx context.Context, pods []*Pod, deadline time.Time) ([]*runtimeapi.PodSandboxMetrics, error) {
+	return gather(ctx, pods, func(p *Pod) *runtimeapi.PodSandboxMetrics {
 		out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.Attributes.GetId(), Metrics: c.render(c.podSample(p))}
 		for i := range p.Containers {
 			if ctr := &p.Containers[i]; ctr.Running && ctr.Group != nil {
@@ -124,8 +177,16 @@ func (c *Collector) deviceNames(s *cgroup.Stats) []string {
 	return names
 }
 
+// room is memory for metrics, made for many at once.
+type room struct {
+	metric runtimeapi.Metric
+	value  runtimeapi.UInt64Value
+}
+
 // render returns the metrics of a sample, with the time at which it was taken.
 func (c *Collector) render(s *sample) []*runtimeapi.Metric {
+	const together = 32
+	var rooms []room
 	at := s.now.UnixNano()
 	list := make([]*runtimeapi.Metric, 0, len(c.metrics))
 	for _, m := range c.metrics {
@@ -134,7 +195,16 @@ func (c *Collector) render(s *sample) []*runtimeapi.Metric {
 			if len(labels) > 0 {
 				values = slices.Concat(values, labels)
 			}
-			list = append(list, &runtimeapi.Metric{Name: m.name, Timestamp: at, MetricType: m.kind, LabelValues: values, Value: value(v)})
+
+			if len(rooms) == 0 {
+				rooms = make([]room, together)
+			}
+			r := &rooms[0]
+			rooms = rooms[1:]
+			r.value.Value = v
+			r.metric.Name, r.metric.Timestamp, r.metric.MetricType = m.name, at, m.kind
+			r.metric.LabelValues, r.metric.Value = values, &r.value
+			list = append(list, &r.metric)
 		})
 	}
 	return list

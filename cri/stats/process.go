@@ -84,12 +84,21 @@ func (c *descriptors) look(dir *os.File) (looked uint64) {
 	return looked
 }
 
-// maxOpenFiles returns a process's soft limit on descriptors. The file is
-// world-readable, while prlimit(2) requires a capability.
+// maxOpenFiles returns a process's soft limit on descriptors. prlimit(2)
+// requires a capability for a process of another user, while the file is
+// world-readable.
 func maxOpenFiles(pid int) (uint64, bool) {
 	if pid <= 0 {
 		return 0, false
 	}
+	var limit unix.Rlimit
+	if unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit) == nil {
+		return limit.Cur, limit.Cur != unix.RLIM_INFINITY
+	}
+	return listedOpenFiles(pid)
+}
+
+func listedOpenFiles(pid int) (uint64, bool) {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/limits")
 	if err != nil {
 		return 0, false

@@ -148,3 +148,15 @@ func TestPartialLayer(t *testing.T) {
 		t.Errorf("after a whole walk: %+v", e.usage)
 	}
 }
+
+// TestMaxOpenFiles asks for the limit in both ways.
+func TestMaxOpenFiles(t *testing.T) {
+	limit, ok := maxOpenFiles(os.Getpid())
+	listed, lok := listedOpenFiles(os.Getpid())
+	if !ok || !lok || limit != listed || limit == 0 {
+		t.Errorf("limit %d, %v; in /proc %d, %v", limit, ok, listed, lok)
+	}
+	if _, ok := maxOpenFiles(0); ok {
+		t.Error("no process has a limit")
+	}
+}

@@ -600,6 +600,51 @@ func TestDeviceNames(t *testing.T) {
 	}
 }
 
+// TestStreamPodMetrics has the same pods as the list, in its order, and ends with
+// the first error.
+func TestStreamPodMetrics(t *testing.T) {
+	testkit.Leaks(t)
+	var list pods
+	for i := range 2*metricsBatch + 7 {
+		list = append(list, testPod(t, fmt.Sprint(i)))
+	}
+	c := start(t, list, Options{})
+	want, err := c.PodMetrics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var got []string
+	err = c.StreamPodMetrics(t.Context(), func(batch []*runtimeapi.PodSandboxMetrics) error {
+		for _, p := range batch {
+			got = append(got, p.PodSandboxId)
+			if n := len(want[0].Metrics); len(p.Metrics) != n {
+				t.Errorf("pod %s has %d metrics, want %d", p.PodSandboxId, len(p.Metrics), n)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(got) != len(want) {
+		t.Fatalf("%d pods, want %d, error %v", len(got), len(want), err)
+	}
+	for i, p := range want {
+		if p.PodSandboxId != got[i] {
+			t.Errorf("pod %d is %s, want %s", i, got[i], p.PodSandboxId)
+		}
+	}
+
+	broken := errors.New("connection lost")
+	calls := 0
+	if err := c.StreamPodMetrics(t.Context(), func([]*runtimeapi.PodSandboxMetrics) error { calls++; return broken }); !errors.Is(err, broken) || calls != 1 {
+		t.Errorf("after a lost connection: %d calls, error %v", calls, err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := c.StreamPodMetrics(ctx, func([]*runtimeapi.PodSandboxMetrics) error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the caller left: error %v", err)
+	}
+}
+
 func BenchmarkListPodSandboxStats250(b *testing.B) {
 	var list pods
 	for i := range 250 {

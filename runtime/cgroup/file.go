@@ -66,7 +66,10 @@ func writeRaw(fd int, name, value string) error {
 
 // reader reads cgroup files into one buffer. The result of a read is valid
 // until the next.
-type reader struct{ buf []byte }
+type reader struct {
+	buf  []byte
+	line [64]byte // longer than any number
+}
 
 // maxFile bounds the size of a file; io.stat of a machine with a thousand disks
 // is far smaller.
@@ -87,6 +90,28 @@ func (r *reader) read(dir, name string) ([]byte, error) {
 		r.buf = data[:cap(data)]
 	}
 	return data, err
+}
+
+// short returns a file of one short line. The kernel gives all of it at once, so
+// that no second call has to find the end.
+func (r *reader) short(dir, name string) ([]byte, error) {
+	fd, err := openRaw(dir+"/"+name, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Read(fd, r.line[:])
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return nil, &os.PathError{Op: "read", Path: dir + "/" + name, Err: err}
+		case n == len(r.line):
+			return nil, &os.PathError{Op: "read", Path: dir + "/" + name, Err: unix.EFBIG}
+		default:
+			return r.line[:n], nil
+		}
+	}
 }
 
 // readRaw reads a file to its end, into buf if there is room.
@@ -115,7 +140,7 @@ func readRaw(fd int, name string, buf []byte, most int) ([]byte, error) {
 
 // number reads a file that holds one number; "max" and -1 give none.
 func (r *reader) number(dir, name string, none uint64) (uint64, error) {
-	data, err := r.read(dir, name)
+	data, err := r.short(dir, name)
 	if err != nil {
 		return 0, err
 	}
