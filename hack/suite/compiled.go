@@ -23,6 +23,14 @@ const (
 	node     = "test/node"
 )
 
+// crashes are the tests that kill the daemon at its failpoints. They take long:
+// some of their cases run if the suite is selected by name, all of them as long
+// tests.
+const (
+	crashes   = "test/crash"
+	someCases = "-every=5"
+)
+
 // packageTime is how long the tests of a package may take on busy real
 // hardware.
 const packageTime = 10 * time.Minute
@@ -104,6 +112,14 @@ func allStages(sel selection) ([]stage, error) {
 			choice = "-test.run=" + nodeTests
 		}
 
+		if dir == crashes {
+			s, err := crashStage(sel)
+			if sel.long || sel.only != "" {
+				last = append(last, s)
+			}
+			return err
+		}
+
 		s, err := compiledTests(dir, dir, choice)
 		*list = append(*list, s)
 		if err == nil && (dir == endToEnd || dir == node) {
@@ -129,10 +145,23 @@ func allStages(sel selection) ([]stage, error) {
 	return all, nil
 }
 
+// crashStage runs the tests of crashes, with the programs that have failpoints.
+func crashStage(sel selection) (stage, error) {
+	programs, err := filepath.Abs(".cache/crash")
+	if err != nil {
+		return stage{}, err
+	}
+	s, err := compiledTests(crashes, crashes, "-test.run=^TestCrash$", "CRISP_CRASH_PROGRAMS="+programs)
+	if !sel.long {
+		s.args = append(s.args, someCases)
+	}
+	return s, err
+}
+
 // minutes is the approximate duration of a suite in an emulated machine.
 func minutes(name string) int {
 	switch {
-	case strings.HasPrefix(name, endToEnd), strings.HasPrefix(name, node):
+	case strings.HasPrefix(name, endToEnd), strings.HasPrefix(name, node), name == crashes:
 		return 40
 	case strings.HasPrefix(name, "critest/"):
 		return 15

@@ -79,3 +79,36 @@ func TestStagesOfBothMachines(t *testing.T) {
 		}
 	}
 }
+
+// TestCrashesOnRequest requires the tests of crashes to run if they are selected
+// by name, all of their cases as long tests, and not otherwise.
+func TestCrashesOnRequest(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := errors.Join(os.MkdirAll(crashes, 0o755), os.WriteFile(crashes+"/"+compiledTest, nil, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+
+	for _, test := range []struct {
+		sel       selection
+		runs, all bool
+	}{
+		{selection{}, false, false},
+		{selection{only: "crash"}, true, false},
+		{selection{long: true}, true, true},
+		{selection{only: "^test/crash$", long: true}, true, true},
+	} {
+		stages, err := allStages(test.sel)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		i := slices.IndexFunc(stages, func(s stage) bool { return s.name == crashes })
+		if (i >= 0) != test.runs {
+			t.Errorf("%+v: it runs %t, want %t", test.sel, i >= 0, test.runs)
+			continue
+		}
+		if i >= 0 && slices.Contains(stages[i].args, someCases) == test.all {
+			t.Errorf("%+v: it runs %q, all cases %t", test.sel, stages[i].args, test.all)
+		}
+	}
+}

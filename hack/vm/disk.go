@@ -141,7 +141,32 @@ func compile(ctx context.Context, checkout, dir string, o options) error {
 		}
 	}
 
+	if !o.selinux && !o.node {
+		if err := compileCrash(ctx, checkout, dir, o); err != nil {
+			return err
+		}
+	}
+
 	return output(o.goCommand(ctx, checkout, "build", "-o", filepath.Join(dir, ".cache", "bin", "test2json"), "cmd/test2json"))
+}
+
+// compileCrash compiles the tests of crashes, and the programs with failpoints
+// that they need.
+func compileCrash(ctx context.Context, checkout, dir string, o options) error {
+	test := o.goCommand(ctx, checkout, "test", "-c", "-tags=crash", "-ldflags=-s -w", "-o", filepath.Join(dir, "test", "crash", "compiled.test"), "./test/crash")
+	if err := output(test); err != nil {
+		return fmt.Errorf("compile the tests of crashes: %w", err)
+	}
+
+	programs := filepath.Join(dir, ".cache", "crash")
+	if err := os.MkdirAll(programs, 0o755); err != nil {
+		return err
+	}
+	build := o.goCommand(ctx, checkout, "build", "-tags=crash,nri_no_wasm", "-ldflags=-s -w", "-o", programs, "./cmd/crisp", "./cmd/crisp-keeper")
+	if err := output(build); err != nil {
+		return fmt.Errorf("build programs with failpoints: %w", err)
+	}
+	return nil
 }
 
 // goCommand is a command of Go for the machine, not yet started. The machine's

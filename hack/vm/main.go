@@ -52,7 +52,7 @@ func main() {
 	architecture := flag.String("arch", runtime.GOARCH, "boot a machine of this `architecture`: amd64 or arm64")
 	flag.BoolVar(&o.shell, "shell", false, "boot to a login shell on this terminal; ctrl-a x stops the machine")
 	flag.StringVar(&o.only, "only", "", "run only the suites whose name matches this `pattern`")
-	flag.BoolVar(&o.long, "long", false, "also run long tests")
+	flag.BoolVar(&o.long, "long", false, "also run long tests, and the tests of crashes")
 	flag.BoolVar(&o.selinux, "selinux", false, "boot with SELinux instead of AppArmor; tests run with both unless this or -only is set")
 	flag.BoolVar(&o.node, "node", false, "run only the tests of a Kubernetes node")
 	flag.StringVar(&o.release, "release", "trixie", "boot this `release` of Debian: bookworm (Linux 6.1), trixie (6.12) or sid (the newest)")

@@ -25,6 +25,7 @@ import (
 	"crisp/test/testkit/belongings"
 	"crisp/test/testkit/inventory"
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 const (
@@ -33,6 +34,9 @@ const (
 	callTime = time.Minute
 	// leaveTime bounds how long leftovers may take to be cleaned up.
 	leaveTime = 10 * time.Second
+	// programsEnv is the directory of programs with failpoints, on a machine that
+	// has no compiler.
+	programsEnv = "CRISP_CRASH_PROGRAMS"
 )
 
 func TestMain(m *testing.M) {
@@ -86,9 +90,13 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 // time and memory.
 func untraced(o *lab.Options) { o.Env = nil }
 
-// build builds a daemon with failpoints.
+// build returns a daemon with failpoints, which it builds unless it is there.
 func build(t *testing.T) string {
 	t.Helper()
+	if dir := os.Getenv(programsEnv); dir != "" {
+		return filepath.Join(dir, "crisp")
+	}
+
 	dir := t.TempDir()
 	out, err := exec.CommandContext(t.Context(), "go", "build", "-tags", "crash", "-o", dir, "crisp/cmd/crisp", "crisp/cmd/crisp-keeper").CombinedOutput()
 	if err != nil {
@@ -224,7 +232,7 @@ func (n *node) hits(t *testing.T) []point {
 // belongings lists everything on the node that a pod may own.
 func (n *node) belongings(t *testing.T) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), callTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), pace.Scale(callTime))
 	defer cancel()
 	all, err := belongings.List(ctx, n.Lab)
 	if err != nil {
@@ -310,7 +318,7 @@ func (n *node) files(t *testing.T, dir string) []string {
 // before, after leftovers had time to be cleaned up.
 func (n *node) wantNoMore(t *testing.T, when string, before []string, but ...string) {
 	t.Helper()
-	for end := time.Now().Add(leaveTime); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(pace.Scale(leaveTime)); ; time.Sleep(10 * time.Millisecond) {
 		left := slices.DeleteFunc(n.belongings(t), func(what string) bool {
 			return slices.Contains(before, what) || slices.ContainsFunc(but, func(kind string) bool { return strings.HasPrefix(what, kind) })
 		})
@@ -342,7 +350,7 @@ func try[Q, A any](t *testing.T, f func(context.Context, Q, ...grpc.CallOption) 
 
 // within makes a call that ends with ctx.
 func within[Q, A any](ctx context.Context, f func(context.Context, Q, ...grpc.CallOption) (A, error), request Q) (A, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
+	ctx, cancel := context.WithTimeout(ctx, pace.Scale(callTime))
 	defer cancel()
 	return f(ctx, request)
 }

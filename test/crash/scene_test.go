@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/inventory"
+	"crisp/test/testkit/pace"
 )
 
 // updatedMemory is the memory limit that UpdateContainerResources sets, in bytes.
@@ -199,7 +200,7 @@ func (s *scene) wantListed() {
 	}
 
 	stray := s.unlisted()
-	for end := time.Now().Add(leaveTime); len(stray) > 0 && time.Now().Before(end); stray = s.unlisted() {
+	for end := time.Now().Add(pace.Scale(leaveTime)); len(stray) > 0 && time.Now().Before(end); stray = s.unlisted() {
 		time.Sleep(10 * time.Millisecond)
 	}
 	for _, name := range stray {
@@ -268,7 +269,7 @@ func (s *scene) wantAlive() {
 	// The keeper detects the execve by descriptors being closed, which happens
 	// shortly before /proc shows the new arguments.
 	n := count()
-	for end := time.Now().Add(2 * time.Second); n == "0\n" && time.Now().Before(end); n = count() {
+	for end := time.Now().Add(pace.Scale(2 * time.Second)); n == "0\n" && time.Now().Before(end); n = count() {
 		time.Sleep(10 * time.Millisecond)
 	}
 

@@ -93,8 +93,10 @@ func (s *score) publish(t *testing.T, name string) {
 	}
 }
 
-// partial reports whether -run selects only some cases of a test.
-func partial() bool { return strings.Contains(flag.Lookup("test.run").Value.String(), "/") }
+// partial reports whether -run or -every selects only some cases of a test.
+func partial() bool {
+	return *every > 1 || strings.Contains(flag.Lookup("test.run").Value.String(), "/")
+}
 
 // publish prints a table, and puts it between its marks in the file of -report.
 func publish(t *testing.T, name, text string) {
