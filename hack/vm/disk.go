@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -104,6 +105,9 @@ var tested = []string{"cmd", "cri", "image", "network", "runtime", "test/e2e", "
 // testedWithSELinux is the one with the test that needs it.
 const testedWithSELinux = "test/systemd"
 
+// testedCrash is the one with the tests that need programs with failpoints.
+const testedCrash = "test/crash"
+
 // testedNode is the one with the tests of a node of Kubernetes.
 const testedNode = "test/node"
 
@@ -135,13 +139,16 @@ func compile(ctx context.Context, checkout, dir string, o options) error {
 
 	for line := range strings.Lines(string(out)) {
 		rel := strings.TrimPrefix(strings.TrimSpace(line), "crisp/")
+		if !o.chooses(rel) {
+			continue
+		}
 		test := o.goCommand(ctx, checkout, "test", "-c", tags, "-ldflags=-s -w", "-o", filepath.Join(dir, rel, "compiled.test"), "./"+rel)
 		if err := output(test); err != nil {
 			return fmt.Errorf("compile the tests of %s: %w", rel, err)
 		}
 	}
 
-	if !o.selinux && !o.node {
+	if o.chooses(testedCrash) && !o.selinux && !o.node {
 		if err := compileCrash(ctx, checkout, dir, o); err != nil {
 			return err
 		}
@@ -150,10 +157,20 @@ func compile(ctx context.Context, checkout, dir string, o options) error {
 	return output(o.goCommand(ctx, checkout, "build", "-o", filepath.Join(dir, ".cache", "bin", "test2json"), "cmd/test2json"))
 }
 
+// chooses reports whether -only may select a suite with the tests of a package:
+// one has its name, or that and a variant's.
+func (o options) chooses(pkg string) bool {
+	if o.only == "" || o.selinux || o.node {
+		return true
+	}
+	only, err := regexp.Compile(o.only)
+	return err == nil && (only.MatchString(pkg) || only.MatchString(pkg+"/systemd"))
+}
+
 // compileCrash compiles the tests of crashes, and the programs with failpoints
 // that they need.
 func compileCrash(ctx context.Context, checkout, dir string, o options) error {
-	test := o.goCommand(ctx, checkout, "test", "-c", "-tags=crash", "-ldflags=-s -w", "-o", filepath.Join(dir, "test", "crash", "compiled.test"), "./test/crash")
+	test := o.goCommand(ctx, checkout, "test", "-c", "-tags=crash", "-ldflags=-s -w", "-o", filepath.Join(dir, testedCrash, "compiled.test"), "./"+testedCrash)
 	if err := output(test); err != nil {
 		return fmt.Errorf("compile the tests of crashes: %w", err)
 	}

@@ -24,3 +24,25 @@ func TestOnlyRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestCompilesWhatRuns requires the tests of a package to be compiled if one of
+// its suites is selected, and those alone.
+func TestCompilesWhatRuns(t *testing.T) {
+	for _, test := range []struct {
+		o    options
+		pkg  string
+		want bool
+	}{
+		{options{}, "runtime/cgroup", true},
+		{options{only: "^test/e2e$"}, "test/e2e", true},
+		{options{only: "^test/e2e/systemd$"}, "test/e2e", true},
+		{options{only: "^test/e2e$"}, "test/systemd", false},
+		{options{only: "critest"}, "runtime/cgroup", false},
+		{options{only: "test/selinux", selinux: true}, "test/systemd", true},
+		{options{only: "systemd", node: true}, "test/node", true},
+	} {
+		if got := test.o.chooses(test.pkg); got != test.want {
+			t.Errorf("-only %q compiles %s: %t, want %t", test.o.only, test.pkg, got, test.want)
+		}
+	}
+}
