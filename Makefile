@@ -193,7 +193,7 @@ node: build $(LAB) programs ## test a Kubernetes node with crisp, a quarter of a
 	$(CACHE)/bin/suite -totals "$(TOTALS)" node
 
 GUEST := build $(CACHE)/bin/crictl $(CACHE)/bin/critest $(CACHE)/bin/registry $(PLUGINS) images
-VM := $(GUEST) programs
+VM := $(GUEST) $(CACHE)/bin/nvidia-cdi-hook programs
 
 .PHONY: vm
 vm: $(VM) ## boot Debian 13 with crisp and open a login shell

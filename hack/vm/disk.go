@@ -26,6 +26,9 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 	content := []string{"cmd", "cri", "image", "network", "runtime", "test", "hack", "docs", "bin",
 		".cache/bin/crictl", ".cache/bin/critest", ".cache/bin/registry", ".cache/bin/suite", ".cache/bin/conformance",
 		".cache/cni", ".cache/images/registry"}
+	if !o.arch.foreign() {
+		content = append(content, linkedPrograms...)
+	}
 	if o.node {
 		content = append(content, nodePrograms...)
 	}
@@ -72,7 +75,14 @@ func source(a arch, name string) string {
 // environment is the tests' environment, for systemd, which takes a value
 // literally only between single quotes.
 func environment(o options) string {
-	return fmt.Sprintf("CRISP_STRICT=1\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY='%s'\nCRISP_VM_LONG=%t\nTMPDIR=/var/tmp\n", o.scale, o.only, o.long)
+	lacks := ""
+	if o.arch.foreign() {
+		for _, p := range linkedPrograms {
+			lacks += "," + filepath.Base(p)
+		}
+	}
+	return fmt.Sprintf("CRISP_STRICT=1\nCRISP_LACKS=%s\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY='%s'\nCRISP_VM_LONG=%t\nTMPDIR=/var/tmp\n",
+		strings.TrimPrefix(lacks, ","), o.scale, o.only, o.long)
 }
 
 // link hard-links a file, or the files of a directory.
@@ -116,6 +126,10 @@ var nodePrograms = []string{
 	".cache/kubernetes/etcd", ".cache/kubernetes/kube-apiserver", ".cache/kubernetes/kube-controller-manager", ".cache/kubernetes/kube-scheduler",
 	".cache/kubernetes/kubelet", ".cache/kubernetes/kube-proxy", ".cache/kubernetes/kubectl",
 }
+
+// linkedPrograms are additional programs that need a compiler of C for the
+// machine's architecture.
+var linkedPrograms = []string{".cache/bin/nvidia-cdi-hook"}
 
 // compile compiles their tests.
 func compile(ctx context.Context, checkout, dir string, o options) error {

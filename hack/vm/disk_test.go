@@ -1,6 +1,7 @@
 package main
 
 import (
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,23 @@ func TestEnvironment(t *testing.T) {
 	for _, want := range []string{`CRISP_VM_ONLY='^runtime/\w+$|a "b"'`, "CRISP_VM_LONG=true", "CRISP_TIME_SCALE=10"} {
 		if !slices.Contains(got, want) {
 			t.Errorf("want line %q in %q", want, got)
+		}
+	}
+}
+
+// TestMissingPrograms requires the machine to be told about programs that only
+// one of this computer's architecture has.
+func TestMissingPrograms(t *testing.T) {
+	own, err := findArch(runtime.GOARCH)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		a    arch
+		want string
+	}{{own, "CRISP_LACKS="}, {other(t), "CRISP_LACKS=nvidia-cdi-hook"}} {
+		if got := strings.Split(environment(options{arch: test.a}), "\n"); !slices.Contains(got, test.want) {
+			t.Errorf("%s: want line %q in %q", test.a.name, test.want, got)
 		}
 	}
 }
