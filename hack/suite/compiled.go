@@ -51,6 +51,7 @@ const selinuxTest = "^TestSELinux$"
 type selection struct {
 	reports string
 	only    string // a pattern of names
+	run     string // a pattern of tests
 	part    string // K/N: the share of this one of N machines
 	long    bool   // include long tests
 }
@@ -67,7 +68,7 @@ func compiledStages(sel selection) ([]stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	some, err := matching(all, sel.only)
+	some, err := matching(running(all, sel.run), sel.only)
 	if err != nil || sel.part == "" {
 		return some, err
 	}
@@ -171,6 +172,18 @@ func minutes(name string) int {
 		return 3
 	}
 	return 1
+}
+
+// running are the stages with only those tests that match a pattern. The last
+// flag counts.
+func running(stages []stage, pattern string) []stage {
+	stages = slices.Clone(stages)
+	for i, s := range stages {
+		if pattern != "" && s.counts == byEvents {
+			stages[i].args = append(slices.Clone(s.args), "-test.run="+pattern)
+		}
+	}
+	return stages
 }
 
 // share is the part of the stages for one of several machines, "2/3" for the

@@ -112,3 +112,22 @@ func TestCrashesOnRequest(t *testing.T) {
 		}
 	}
 }
+
+// TestRunning requires a pattern to replace the choice of a suite, and to be
+// handed to tests of Go only.
+func TestRunning(t *testing.T) {
+	stages := []stage{
+		{name: "test/node", args: []string{"./" + compiledTest, "-test.run=^TestNode$"}},
+		{name: "critest/systemd", counts: byTally, args: []string{"conformance"}},
+	}
+	got := running(stages, "^TestX$")
+	if args := got[0].args; args[len(args)-1] != "-test.run=^TestX$" {
+		t.Errorf("%s runs %q", got[0].name, args)
+	}
+	if args := got[1].args; len(args) != 1 {
+		t.Errorf("%s runs %q", got[1].name, args)
+	}
+	if args := running(stages, "")[0].args; !slices.Equal(args, stages[0].args) {
+		t.Errorf("without a pattern it runs %q", args)
+	}
+}

@@ -145,6 +145,7 @@ func main() {
 	compiled := flag.Bool("compiled", false, "run the compiled tests in the directories below this one, and critest")
 	var sel selection
 	flag.StringVar(&sel.only, "only", "", "with -compiled, run only the stages whose name matches this `pattern`")
+	flag.StringVar(&sel.run, "run", "", "with -compiled, of the stages that are tests of Go run only the tests that match this `pattern`")
 	flag.StringVar(&sel.part, "part", "", "with -compiled, run the share of machine `K/N`")
 
 	until := flag.Int64("until", 0, "also run long stages that can finish by this Unix time in `seconds`")

@@ -81,8 +81,8 @@ func environment(o options) string {
 			lacks += "," + filepath.Base(p)
 		}
 	}
-	return fmt.Sprintf("CRISP_STRICT=1\nCRISP_LACKS=%s\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY='%s'\nCRISP_VM_LONG=%t\nTMPDIR=/var/tmp\n",
-		strings.TrimPrefix(lacks, ","), o.scale, o.only, o.long)
+	return fmt.Sprintf("CRISP_STRICT=1\nCRISP_LACKS=%s\nCRISP_VM=1\nCRISP_TIME_SCALE=%g\nCRISP_VM_ONLY='%s'\nCRISP_VM_RUN='%s'\nCRISP_VM_LONG=%t\nTMPDIR=/var/tmp\n",
+		strings.TrimPrefix(lacks, ","), o.scale, o.only, o.tests, o.long)
 }
 
 // link hard-links a file, or the files of a directory.

@@ -8,8 +8,8 @@ import (
 )
 
 func TestEnvironment(t *testing.T) {
-	got := strings.Split(environment(options{scale: 10, only: `^runtime/\w+$|a "b"`, long: true}), "\n")
-	for _, want := range []string{`CRISP_VM_ONLY='^runtime/\w+$|a "b"'`, "CRISP_VM_LONG=true", "CRISP_TIME_SCALE=10"} {
+	got := strings.Split(environment(options{scale: 10, only: `^runtime/\w+$|a "b"`, tests: "^TestX$/^a", long: true}), "\n")
+	for _, want := range []string{`CRISP_VM_ONLY='^runtime/\w+$|a "b"'`, "CRISP_VM_RUN='^TestX$/^a'", "CRISP_VM_LONG=true", "CRISP_TIME_SCALE=10"} {
 		if !slices.Contains(got, want) {
 			t.Errorf("want line %q in %q", want, got)
 		}
@@ -33,12 +33,14 @@ func TestMissingPrograms(t *testing.T) {
 	}
 }
 
-// TestOnlyRefuses requires that a pattern is refused if it would end its line,
-// or its quotes, in the environment.
-func TestOnlyRefuses(t *testing.T) {
-	for _, only := range []string{"a'b", "a\nCRISP_VM_LONG=true", "a("} {
-		if _, err := run(t.Context(), options{only: only}); err == nil || !strings.HasPrefix(err.Error(), "-only: ") {
-			t.Errorf("%q: got %v, want an error about -only", only, err)
+// TestPatternsRefused requires that a pattern is refused if it would end its
+// line, or its quotes, in the environment.
+func TestPatternsRefused(t *testing.T) {
+	for _, pattern := range []string{"a'b", "a\nCRISP_VM_LONG=true", "a("} {
+		for name, o := range map[string]options{"-only": {only: pattern}, "-run": {tests: pattern}} {
+			if _, err := run(t.Context(), o); err == nil || !strings.HasPrefix(err.Error(), name+": ") {
+				t.Errorf("%s %q: got %v, want an error about that", name, pattern, err)
+			}
 		}
 	}
 }

@@ -37,6 +37,7 @@ type options struct {
 	pages   bool // of 16 KiB
 	cgroup1 bool
 	only    string
+	tests   string // a pattern, as that of go test -run
 	mirror  string
 	cache   string
 	totals  string
@@ -52,6 +53,7 @@ func main() {
 	architecture := flag.String("arch", runtime.GOARCH, "boot a machine of this `architecture`: amd64 or arm64")
 	flag.BoolVar(&o.shell, "shell", false, "boot to a login shell on this terminal; ctrl-a x stops the machine")
 	flag.StringVar(&o.only, "only", "", "run only the suites whose name matches this `pattern`")
+	flag.StringVar(&o.tests, "run", "", "of the suites that are tests of Go run only the tests that match this `pattern`")
 	flag.BoolVar(&o.long, "long", false, "also run long tests, and the tests of crashes")
 	flag.BoolVar(&o.selinux, "selinux", false, "boot with SELinux instead of AppArmor; tests run with both unless this or -only is set")
 	flag.BoolVar(&o.node, "node", false, "run only the tests of a Kubernetes node")
@@ -103,11 +105,13 @@ func main() {
 
 // run builds what is missing, boots, and returns the counts of the tests.
 func run(ctx context.Context, o options) (t tally.Tally, err error) {
-	if _, err := regexp.Compile(o.only); err != nil {
-		return t, fmt.Errorf("-only: %w", err)
-	}
-	if strings.ContainsAny(o.only, "'\n") {
-		return t, fmt.Errorf("-only: %q contains a quote or a newline, which no suite's name has", o.only)
+	for name, pattern := range map[string]string{"-only": o.only, "-run": o.tests} {
+		if _, err := regexp.Compile(pattern); err != nil {
+			return t, fmt.Errorf("%s: %w", name, err)
+		}
+		if strings.ContainsAny(pattern, "'\n") {
+			return t, fmt.Errorf("%s: %q contains a quote or a newline, which no name has", name, pattern)
+		}
 	}
 
 	if err := need(o.arch.programs()...); err != nil {
