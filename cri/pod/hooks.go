@@ -227,12 +227,13 @@ func (p *pod) poststopProcess(ctx context.Context, r client.Request) (client.Exi
 
 	switch {
 	case errors.Is(err, client.ErrExists):
-		row.Drop()
-		var end func()
-		if row, end, err = p.adoptPoststop(ctx, r.ID, hooks); err != nil {
+		adopted, end, err := p.adoptPoststop(ctx, r.ID, hooks)
+		if err != nil {
 			return client.Exit{}, err
 		}
 		defer end()
+		row.Drop() // now that the other gets the exit
+		row = adopted
 	case err != nil:
 		return client.Exit{}, err
 	default:

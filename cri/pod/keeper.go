@@ -34,8 +34,13 @@ func (m *Manager) forgetDying(ctx context.Context, id string, ended <-chan struc
 }
 
 // forgetUnknown has the keeper forget the exit of a process that no caller
-// waits for: a cancelled command, or a process without a record.
+// waits for: a cancelled command, or a process without a record. That of a
+// poststop hook is kept for the one that will wait for it, who would run it
+// again.
 func (m *Manager) forgetUnknown(e client.Exit) {
+	if m.isPoststop(e.ID) {
+		return
+	}
 	klog.V(2).InfoS("Process without a record exited", "id", e.ID)
 	m.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), cleanTimeout)
