@@ -26,6 +26,9 @@ type attachment struct {
 	pod   *os.File
 	ports []rules.Port
 
+	// hardware is the pod's hardware address in an earlier result, nil if it is unknown.
+	hardware net.HardwareAddr
+
 	leases  []lease.Lease
 	bridge  link.Bridged
 	wire    link.Wire
@@ -202,14 +205,7 @@ func (p *Plugin) connect(ctx context.Context, a *attachment) error {
 		a.wire.MTU = host.MTU()
 	}
 	if a.conf.Mode == ModeBridge {
-		b := link.Bridge{Name: a.conf.Bridge, MTU: a.wire.MTU, Promiscuous: a.conf.Promiscuous}
-		if a.conf.Isolate {
-			b.Group = rules.IsolatedGroup
-		}
-		for _, l := range a.leases {
-			b.Gateways = append(b.Gateways, netip.PrefixFrom(l.Range.Gateway, l.Range.Subnet.Bits()))
-		}
-		if a.bridge, err = host.EnsureBridge(b); err != nil {
+		if a.bridge, err = host.EnsureBridge(a.bridgeOf()); err != nil {
 			return err
 		}
 		a.wire.Bridge = a.bridge.Index
@@ -223,6 +219,18 @@ func (p *Plugin) connect(ctx context.Context, a *attachment) error {
 		return nil
 	}
 	return host.Shape(a.call.ID, a.call.IfName, link.Limit{Rate: b.IngressRate, Burst: b.IngressBurst}, link.Limit{Rate: b.EgressRate, Burst: b.EgressBurst})
+}
+
+// bridgeOf is the bridge that the pod needs.
+func (a *attachment) bridgeOf() link.Bridge {
+	b := link.Bridge{Name: a.conf.Bridge, MTU: a.wire.MTU, Promiscuous: a.conf.Promiscuous}
+	if a.conf.Isolate {
+		b.Group = rules.IsolatedGroup
+	}
+	for _, l := range a.leases {
+		b.Gateways = append(b.Gateways, netip.PrefixFrom(l.Range.Gateway, l.Range.Subnet.Bits()))
+	}
+	return b
 }
 
 // ensureFree refuses subnets that the node reaches by other interfaces, before the

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -76,28 +77,18 @@ func (p *Plugin) withdraw(ctx context.Context, c *conf, o lease.Owner, known []n
 
 // check compares an attachment with what ADD made.
 func (p *Plugin) check(call Call) error {
-	a := &attachment{call: call}
-	var err error
-	if a.conf, err = parse(call.Config); err != nil {
+	a, err := p.recorded(call)
+	if err != nil {
 		return err
 	}
-	if a.ports, err = a.conf.ports(); err != nil {
+	if a.pod, err = openPod(call); err != nil {
 		return err
-	}
-	addrs, mac := a.conf.previous(call.IfName)
-	if len(addrs) == 0 {
-		return invalid(errors.New("CHECK needs a prevResult with addresses"))
-	}
-
-	if a.pod, err = netns.Open(call.NetNS); err != nil {
-		return types.NewError(types.ErrInvalidNetNS, err.Error(), "")
 	}
 	defer a.pod.Close()
-	if err := p.checkLeases(a, addrs); err != nil {
+	if err := checkLeases(a); err != nil {
 		return err
 	}
-	hardware, _ := net.ParseMAC(mac)
-	if err := a.describe(hardware); err != nil {
+	if err := a.describe(a.hardware); err != nil {
 		return err
 	}
 	if err := p.checkLinks(a); err != nil {
@@ -106,17 +97,24 @@ func (p *Plugin) check(call Call) error {
 	return p.checkRules(a)
 }
 
-// checkLeases finds the leases of an attachment.
-func (p *Plugin) checkLeases(a *attachment, addrs []netip.Addr) error {
-	own, err := lease.Look(a.conf.IPAM.DataDir, a.conf.Name).Of(lease.Owner{ID: a.call.ID, IfName: a.call.IfName}, addrs)
-	if err != nil {
-		return err
+// recorded returns the attachment that a call of CHECK is about, with the addresses of
+// its result.
+func (p *Plugin) recorded(call Call) (*attachment, error) {
+	a := &attachment{call: call}
+	var err error
+	if a.conf, err = parse(call.Config); err != nil {
+		return nil, err
 	}
+	if a.ports, err = a.conf.ports(); err != nil {
+		return nil, err
+	}
+	addrs, mac := a.conf.previous(call.IfName)
+	if len(addrs) == 0 {
+		return nil, invalid(errors.New("CHECK needs a prevResult with addresses"))
+	}
+	a.hardware, _ = net.ParseMAC(mac) // nil is that of the address
 
 	for _, addr := range addrs {
-		if !slices.Contains(own, addr) {
-			return fmt.Errorf("%w: the address %s is not leased to it", link.ErrBroken, addr)
-		}
 		for _, set := range a.conf.IPAM.Ranges {
 			for _, r := range set {
 				if r.Subnet.Contains(addr) {
@@ -126,7 +124,30 @@ func (p *Plugin) checkLeases(a *attachment, addrs []netip.Addr) error {
 		}
 	}
 	if len(a.leases) != len(addrs) {
-		return fmt.Errorf("%w: the network has no range for %s", link.ErrBroken, addrs)
+		return nil, fmt.Errorf("%w: the network has no range for %s", link.ErrBroken, addrs)
+	}
+	return a, nil
+}
+
+// openPod opens the namespace of a call.
+func openPod(call Call) (*os.File, error) {
+	pod, err := netns.Open(call.NetNS)
+	if err != nil {
+		return nil, types.NewError(types.ErrInvalidNetNS, err.Error(), "")
+	}
+	return pod, nil
+}
+
+// checkLeases looks for the leases of an attachment.
+func checkLeases(a *attachment) error {
+	own, err := lease.Look(a.conf.IPAM.DataDir, a.conf.Name).Of(lease.Owner{ID: a.call.ID, IfName: a.call.IfName}, a.addrs())
+	if err != nil {
+		return err
+	}
+	for _, addr := range a.addrs() {
+		if !slices.Contains(own, addr) {
+			return fmt.Errorf("%w: the address %s is not leased to it", link.ErrBroken, addr)
+		}
 	}
 	return nil
 }

@@ -59,8 +59,8 @@ func Open(dataDir, network string) (*Store, error) {
 	return s, nil
 }
 
-// Look returns the store of a network, of which only [Store.Of] may be used: it
-// creates nothing.
+// Look returns the store of a network, of which only [Store.Of] and [Store.List] may be
+// used: it creates nothing.
 func Look(dataDir, network string) *Store {
 	if dataDir == "" {
 		dataDir = DefaultDir
@@ -259,14 +259,12 @@ func (s *Store) Collect(ctx context.Context, valid func(Owner) bool, gone func(O
 
 	var errs []error
 	for addr := range taken {
-		text, err := s.owner(addr)
+		o, err := s.ownerOf(addr)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		id, ifName, _ := strings.Cut(text, lineBreak)
-		o := Owner{ID: id, IfName: ifName}
-		if text != "" && valid(o) {
+		if o != (Owner{}) && valid(o) {
 			continue
 		}
 

@@ -94,17 +94,41 @@ func (h *Host) Exists(name string) bool {
 
 // MTU returns the MTU of the interface through which the node reaches others.
 func (h *Host) MTU() int {
-	// Any address outside will do, nothing is sent to it.
-	for _, outside := range []net.IP{net.IPv4(8, 8, 8, 8), net.ParseIP("2001:4860:4860::8888")} {
-		routes, err := h.handle.RouteGet(outside)
-		if err != nil || len(routes) == 0 {
-			continue
-		}
-		if l, err := h.handle.LinkByIndex(routes[0].LinkIndex); err == nil && l.Attrs().Flags&net.FlagLoopback == 0 {
+	for _, v4 := range []bool{true, false} {
+		if l := h.uplink(v4); l != nil {
 			return l.Attrs().MTU
 		}
 	}
 	return defaultMTU
+}
+
+// Outside is an address that stands for all others, to which nothing is sent.
+func Outside(v4 bool) netip.Addr {
+	if v4 {
+		return netip.AddrFrom4([4]byte{8, 8, 8, 8})
+	}
+	return netip.MustParseAddr("2001:4860:4860::8888")
+}
+
+// uplink is the interface by which the node reaches others, nil if there is none.
+func (h *Host) uplink(v4 bool) netlink.Link {
+	routes, err := h.handle.RouteGet(Outside(v4).AsSlice())
+	if err != nil || len(routes) == 0 {
+		return nil
+	}
+	l, err := h.handle.LinkByIndex(routes[0].LinkIndex)
+	if err != nil || l.Attrs().Flags&net.FlagLoopback != 0 {
+		return nil
+	}
+	return l
+}
+
+// Uplink returns the interface by which the node reaches others, "" if there is none.
+func (h *Host) Uplink(v4 bool) (name string, index int) {
+	if l := h.uplink(v4); l != nil {
+		return l.Attrs().Name, l.Attrs().Index
+	}
+	return "", 0
 }
 
 // HardwareAddr derives an interface's address from its first IP address, so that

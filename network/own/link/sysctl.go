@@ -56,28 +56,11 @@ func (s sysctls) close() {
 // set sets a sysctl, unless it has the value: reading works where /proc/sys is
 // read-only. One that does not exist is an [fs.ErrNotExist].
 func (s sysctls) set(v4 bool, name, value string) error {
-	dir := s.v6
-	if v4 {
-		dir = s.v4
-	}
-	if dir == nil {
-		return &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	if present, err := s.get(v4, name); err != nil || present == value {
+		return err
 	}
 
-	present, err := s.open(dir, name, os.O_RDONLY)
-	if err != nil {
-		return fmt.Errorf("read sysctl: %w", err)
-	}
-	text, err := io.ReadAll(present)
-	present.Close()
-	if err != nil {
-		return fmt.Errorf("read sysctl: %w", err)
-	}
-	if strings.TrimSpace(string(text)) == value {
-		return nil
-	}
-
-	f, err := s.open(dir, name, os.O_WRONLY)
+	f, err := s.open(v4, name, os.O_WRONLY)
 	if err != nil {
 		return fmt.Errorf("set sysctl: %w", err)
 	}
@@ -85,6 +68,20 @@ func (s sysctls) set(v4 bool, name, value string) error {
 		return errors.Join(fmt.Errorf("set sysctl: %w", err), f.Close())
 	}
 	return f.Close()
+}
+
+// get reads a sysctl.
+func (s sysctls) get(v4 bool, name string) (string, error) {
+	f, err := s.open(v4, name, os.O_RDONLY)
+	if err != nil {
+		return "", fmt.Errorf("read sysctl: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(f)
+	if err != nil {
+		return "", fmt.Errorf("read sysctl: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
 }
 
 // setOf sets a sysctl of an interface, if the kernel has it.
@@ -96,7 +93,14 @@ func (s sysctls) setOf(ifName string, v4 bool, name, value string) error {
 	return err
 }
 
-func (sysctls) open(dir *os.File, name string, flags int) (*os.File, error) {
+func (s sysctls) open(v4 bool, name string, flags int) (*os.File, error) {
+	dir := s.v6
+	if v4 {
+		dir = s.v4
+	}
+	if dir == nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
 	path := filepath.Join(dir.Name(), name)
 	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_CLOEXEC, 0)
 	if err != nil {

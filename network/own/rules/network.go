@@ -37,6 +37,9 @@ func (n *Network) chain() string {
 	return networkPrefix + hex.EncodeToString(sum[:6])
 }
 
+// Same reports whether two networks need the same rules.
+func (n *Network) Same(other *Network) bool { return n.chain() == other.chain() }
+
 // AddNetwork makes the rules of a network, unless they are there. Those of an
 // earlier configuration of its subnets are replaced.
 func (t *Table) AddNetwork(ctx context.Context, n Network) error {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -193,6 +194,31 @@ func (t *Table) Sweep(alive func(owner string) bool) error {
 		}
 	}
 	return t.remove(all, func(owner string) bool { return !alive(owner) })
+}
+
+// Owners lists the owners of elements. It is not an error if there is no table.
+func (t *Table) Owners() ([]string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	complete, err := t.hasChain(layoutChain)
+	if err != nil || !complete {
+		return nil, err
+	}
+
+	seen := map[string]bool{}
+	for name, set := range t.sets {
+		if set.Interval {
+			continue
+		}
+		elements, err := t.conn.GetSetElements(set)
+		if err != nil {
+			return nil, fmt.Errorf("list set %s: %w", name, explain(err))
+		}
+		for _, e := range elements {
+			seen[e.Comment] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(seen)), nil
 }
 
 // remove removes elements if their owner is one of those given. Another process may
