@@ -38,6 +38,8 @@ type Options struct {
 	// Default uses crisp's own network while ConfDir has no configuration. It
 	// requires Own.
 	Default bool
+	// CommonCache is where other runtimes record what they attached, "" where most do.
+	CommonCache string
 	// Meter, if not nil, measures the calls of plugins.
 	Meter cni.Meter
 }
@@ -289,8 +291,8 @@ func (n *Network) detach(ctx context.Context, want cni.Attachment, path string) 
 	return nil
 }
 
-// Check asks the plugins whether a pod's attachment is still intact.
-func (n *Network) Check(ctx context.Context, id string) error {
+// CheckPod asks the plugins whether a pod's attachment is still intact.
+func (n *Network) CheckPod(ctx context.Context, id string) error {
 	done, err := n.begin()
 	if err != nil {
 		return fmt.Errorf("check network: %w", err)

@@ -286,7 +286,7 @@ func TestGCAndCheckReachThePlugins(t *testing.T) {
 
 	n.Calls()
 	n.Fail("two", "CHECK", 100, "gone")
-	if err := n.Check(t.Context(), web.ID); err == nil || err.Error() != "check network: plugin two: CHECK: gone (code 100)" {
+	if err := n.CheckPod(t.Context(), web.ID); err == nil || err.Error() != "check network: plugin two: CHECK: gone (code 100)" {
 		t.Errorf("check: %v", err)
 	}
 

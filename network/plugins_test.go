@@ -33,7 +33,8 @@ type machine struct {
 	t               testing.TB
 	host            *os.File
 	leases, confDir string
-	cache           string
+	cache, common   string
+	bins            []string
 	net             *network.Network
 }
 
@@ -64,12 +65,12 @@ func newMachine(t testing.TB, kind string) *machine {
 	}
 	testkit.Leaks(t)
 
-	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir(), confDir: t.TempDir(), cache: t.TempDir()}
+	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir(), confDir: t.TempDir(), cache: t.TempDir(), common: t.TempDir(), bins: []string{bin}}
 	m.configure(kind)
 	// The own network is that of the namespace in which it is opened.
 	err = netns.Do(m.host, func() error {
 		var err error
-		m.net, err = network.Open(network.Options{ConfDir: m.confDir, BinDirs: []string{bin}, CacheDir: m.cache, Own: true})
+		m.net, err = network.Open(m.options())
 		return err
 	})
 	if err != nil {

@@ -7,6 +7,7 @@
 //	crisp images check    compare the images on disk with their digests
 //	crisp network init    write a network configuration
 //	crisp network show    list what is attached to crisp's own network
+//	crisp network check   examine the network, and repair it
 //	crisp config default  print the configuration with its defaults
 //	crisp config check    validate a configuration on this machine
 //	crisp version         print the version
@@ -33,6 +34,7 @@ const usage = `usage:
   crisp images check [--repair] [FLAGS]
   crisp network init [--subnet CIDR[,CIDR]] [--cluster CIDR[,CIDR]] [--mode routed|bridge] [FLAGS]
   crisp network show [-o json] [FLAGS] [POD]
+  crisp network check [--repair [--sole]] [-o json] [FLAGS]
   crisp config default
   crisp config check [FLAGS] [FILE]
   crisp version

@@ -25,9 +25,9 @@ func networkCommand(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) > 0 && asksForHelp(args[0]) {
 		return helpText(usage)
 	}
-	commands := map[string]func(context.Context, []string, io.Writer) error{"init": networkInit, "show": networkShow}
+	commands := map[string]func(context.Context, []string, io.Writer) error{"init": networkInit, "show": networkShow, "check": networkCheck}
 	if len(args) == 0 || commands[args[0]] == nil {
-		return fmt.Errorf("network needs a command: init or show\n%s", usage)
+		return fmt.Errorf("network needs a command: init, show or check\n%s", usage)
 	}
 	return commands[args[0]](ctx, args[1:], out)
 }

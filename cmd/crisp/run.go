@@ -27,10 +27,11 @@ import (
 // endTime bounds the termination of a bundle's container.
 const endTime = 10 * time.Second
 
-// exitCode is the exit code of the container that a command ran.
+// exitCode is the exit code of a command that has printed everything else: that of the
+// container that it ran, or of a check.
 type exitCode int
 
-func (c exitCode) Error() string { return "the container exited with code " + strconv.Itoa(int(c)) }
+func (c exitCode) Error() string { return "exit code " + strconv.Itoa(int(c)) }
 
 // runBundle runs the container of an OCI bundle, with this command's streams
 // and signals, until it exits. No daemon is involved: the keeper and the cgroup

@@ -62,8 +62,8 @@ func NewClient(binDirs []string, cacheDir, ifName string, builtins map[string]Bu
 }
 
 // NewReader returns a client that makes and sweeps nothing, for the records of another
-// process. Only [Client.Attached], [Client.Calls], [Client.Check] and [Client.NetNS]
-// may be used.
+// process. Only [Client.Attached], [Client.Calls], [Client.Check], [Client.Hold] and
+// [Client.NetNS] may be used.
 func NewReader(binDirs []string, cacheDir, ifName string, builtins map[string]Builtin) *Client {
 	c := &Client{
 		binDirs:  binDirs,
@@ -127,6 +127,15 @@ func (c *Client) add(ctx context.Context, conf *Config, rt *libcni.RuntimeConf) 
 // the configuration current, if that is not nil. It is idempotent, and should be
 // repeated after an error.
 func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
+	// A repair that is under way must not bring back what this call removes. One that
+	// takes too long is not waited for.
+	held, err := c.records.hold(ctx, a.ID, c.runner.grace)
+	if err != nil {
+		return err
+	}
+	if held != nil {
+		defer held.Close()
+	}
 	rec, err := c.records.load(a.ID)
 	if err != nil {
 		return err

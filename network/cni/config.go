@@ -64,6 +64,23 @@ func (c *Config) Name() string { return c.list.Name }
 // Bytes returns the configuration as one list, plugins included.
 func (c *Config) Bytes() []byte { return slices.Clone(c.list.Bytes) }
 
+// Plugins returns the configurations of the plugins of a type in the chain, as they
+// would receive them without a pod.
+func (c *Config) Plugins(kind string) ([][]byte, error) {
+	var all [][]byte
+	for _, plugin := range c.list.Plugins {
+		if plugin.Network.Type != kind {
+			continue
+		}
+		full, err := configure(c.list, plugin, nil, &libcni.RuntimeConf{})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, full)
+	}
+	return all, nil
+}
+
 // Declares reports whether a plugin of the chain declares a capability.
 func (c *Config) Declares(capability string) bool {
 	for _, plugin := range c.list.Plugins {

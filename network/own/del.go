@@ -85,6 +85,7 @@ func (p *Plugin) check(call Call) error {
 		return err
 	}
 	defer a.pod.Close()
+
 	if err := checkLeases(a); err != nil {
 		return err
 	}

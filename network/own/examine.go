@@ -67,7 +67,8 @@ type examiner struct {
 	confs []*conf
 	// owners are the attachments by address.
 	owners map[string]string
-	intact int
+	// intact counts the attachments without a finding, and skipped those not examined.
+	intact, skipped int
 }
 
 // Examine compares the node with what its attachments should have, and says what is
@@ -96,7 +97,7 @@ func (p *Plugin) Examine(ctx context.Context, e Examination) ([]Finding, error) 
 		x.examinePod(ctx, call)
 	}
 	if len(calls) > 0 {
-		x.ok("pods", "%d of %d are attached as they should be", x.intact, len(calls))
+		x.ok("pods", "%d of %d are attached as they should be; %d are being attached or detached", x.intact, len(calls), x.skipped)
 	}
 
 	if err := x.examineOrphans(ctx); err != nil {
@@ -273,6 +274,7 @@ func (x *examiner) examineNetwork(ctx context.Context, c *conf, calls []Call) {
 func (x *examiner) examinePod(ctx context.Context, call Call) {
 	release, ok := x.Hold(ctx, call.ID)
 	if !ok {
+		x.skipped++
 		return
 	}
 	defer release()

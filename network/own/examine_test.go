@@ -33,6 +33,7 @@ func (n *node) examine(change func(*Examination), pods ...*pod) []Finding {
 		Private: func(dir string) bool { return dir == n.leases },
 		Foreign: func(string, string) bool { return false },
 	}
+
 	if change != nil {
 		change(&e)
 	}

@@ -51,10 +51,13 @@ func (t *Table) AddNetwork(ctx context.Context, n Network) error {
 		return err
 	}
 
-	if err := t.ensure(ctx); err != nil {
-		return err
-	}
-	if err := t.replaceNetwork(n, name); err != nil {
+	err = t.again(ctx, func() error {
+		if err := t.ensure(ctx); err != nil {
+			return err
+		}
+		return t.replaceNetwork(n, name)
+	})
+	if err != nil {
 		return fmt.Errorf("masquerade network %s: %w", n.Name, explain(err))
 	}
 	return nil

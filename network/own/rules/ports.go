@@ -99,27 +99,27 @@ func (t *Table) Publish(ctx context.Context, p Pod, alive func(owner string) boo
 	if len(add) == 0 {
 		return nil
 	}
-	if err := t.ensure(ctx); err != nil {
-		return fmt.Errorf("publish host ports: %w", err)
-	}
-
-	// Usually nothing is in the way, so nothing is asked first.
-	err := t.change(nil, add)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("publish host ports: %w", explain(err))
-	}
-
-	stale, err := t.stale(add, p.Owner, alive)
+	err := t.again(ctx, func() error { return t.publish(ctx, add, p.Owner, alive) })
 	if err != nil {
-		return fmt.Errorf("publish host ports: %w", err)
-	}
-	if err := t.change(stale, add); err != nil {
 		return fmt.Errorf("publish host ports: %w", explain(err))
 	}
 	return nil
+}
+
+func (t *Table) publish(ctx context.Context, add []element, owner string, alive func(string) bool) error {
+	if err := t.ensure(ctx); err != nil {
+		return err
+	}
+	// Usually nothing is in the way, so nothing is asked first.
+	err := t.change(nil, add)
+	if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	stale, err := t.stale(add, owner, alive)
+	if err != nil {
+		return err
+	}
+	return t.change(stale, add)
 }
 
 // stale returns the elements that are in the way of others and have no owner any

@@ -122,6 +122,20 @@ func (t *Table) ensure(ctx context.Context) error {
 	}
 }
 
+// flushes is how often in a row another program may flush the packet filter in the middle
+// of a change.
+const flushes = 5
+
+// again makes a change, and makes it again if the table vanished meanwhile.
+func (t *Table) again(ctx context.Context, change func() error) error {
+	for left := flushes; ; left-- {
+		err := change()
+		if !errors.Is(err, unix.ENOENT) || left == 0 || context.Cause(ctx) != nil {
+			return err
+		}
+	}
+}
+
 // hasChain reports whether the table has a chain.
 func (t *Table) hasChain(name string) (bool, error) {
 	_, err := t.get(unix.NFT_MSG_GETCHAIN, []netlink.Attribute{
