@@ -1,12 +1,16 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
 
 	"crisp/network/cni"
 	"crisp/network/own"
@@ -89,7 +93,7 @@ func examine(ctx context.Context, o Options, client *cni.Client, plugin *own.Plu
 
 // examination is what package own has to know.
 func examination(o Options, client *cni.Client, conf *cni.Config, how Check) (own.Examination, error) {
-	foreign, err := cni.Cached(o.commonCache())
+	foreign, err := o.cached()
 	if err != nil {
 		return own.Examination{}, err
 	}
@@ -97,9 +101,12 @@ func examination(o Options, client *cni.Client, conf *cni.Config, how Check) (ow
 		Attached: func() ([]own.Call, error) { return ownCalls(client) },
 		Hold:     client.Hold,
 		Private:  func(dir string) bool { return isBelow(dir, o.CacheDir) },
-		Foreign:  func(network, id string) bool { return foreign[network][id] },
-		Sole:     how.Sole, Repair: how.Repair,
+		Foreign: func(network, id string) bool {
+			return slices.ContainsFunc(foreign[network], func(a types.GCAttachment) bool { return a.ContainerID == id })
+		},
+		Sole: how.Sole, Repair: how.Repair,
 	}
+
 	if conf == nil {
 		return e, nil
 	}
@@ -113,11 +120,9 @@ func isBelow(dir, parent string) bool {
 	return dir != "" && err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
-func (o *Options) commonCache() string {
-	if o.CommonCache == "" {
-		return cni.CommonCache
-	}
-	return o.CommonCache
+// cached lists what other runtimes have attached.
+func (o *Options) cached() (map[string][]types.GCAttachment, error) {
+	return cni.Cached(cmp.Or(o.CommonCache, cni.CommonCache))
 }
 
 // checkOthers asks plugins other than crisp's own for the attachments they made.

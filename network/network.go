@@ -52,6 +52,10 @@ type Network struct {
 
 	defaulting sync.Mutex // held to read and replace the default configuration
 
+	// attaching is held for reading by each Attach, and for writing while plugins
+	// collect garbage: they would release what an Attach has just reserved.
+	attaching sync.RWMutex
+
 	mu     sync.Mutex
 	closed bool
 	calls  sync.WaitGroup
@@ -189,6 +193,8 @@ func (n *Network) attach(ctx context.Context, a Attachment) (Result, error) {
 		return Result{}, fmt.Errorf("%w: %w", ErrNotReady, err)
 	}
 
+	n.attaching.RLock()
+	defer n.attaching.RUnlock()
 	added, err := n.client.Add(ctx, conf, want)
 	if err != nil {
 		return Result{}, err
@@ -326,25 +332,6 @@ func (n *Network) Sweep(ctx context.Context, valid []string) error {
 	}
 
 	return errors.Join(errs...)
-}
-
-// GC lets the plugins release everything in their network that belongs to none of
-// the valid IDs. These must include the attachments of all other daemons that use
-// a network of the same name.
-func (n *Network) GC(ctx context.Context, valid []string) error {
-	done, err := n.begin()
-	if err != nil {
-		return fmt.Errorf("collect garbage of network: %w", err)
-	}
-	defer done()
-	conf, err := n.config()
-	if err != nil {
-		return fmt.Errorf("collect garbage of network: %w: %w", ErrNotReady, err)
-	}
-	if err := n.client.GC(ctx, conf, valid); err != nil {
-		return fmt.Errorf("collect garbage of network: %w", err)
-	}
-	return nil
 }
 
 // Status returns nil if pods can be attached, else an [ErrNotReady] with the

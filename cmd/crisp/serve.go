@@ -296,6 +296,7 @@ func (d *services) openPods(ctx context.Context) error {
 	}
 
 	d.onClose(d.pods.Close)
+	d.goUntilClose(func(ctx context.Context) { careFor(ctx, d.network, d.cfg) })
 	if err := d.startPlugins(plugins); err != nil {
 		return err
 	}

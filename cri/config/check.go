@@ -137,6 +137,12 @@ func (c *Config) checkNumbers(bad complain) {
 		}
 	}
 
+	for key, d := range map[string]Duration{"network_gc_interval": c.NetworkGCInterval, "network_check_interval": c.NetworkCheckInterval} {
+		if d != 0 && time.Duration(d) < time.Second {
+			bad(key, "%v is neither 0 nor at least a second; use a unit, as in \"1h\"", time.Duration(d))
+		}
+	}
+
 	for key, d := range map[string]Duration{
 		"nri_registration_timeout": c.NRIRegistrationTimeout, "nri_request_timeout": c.NRIRequestTimeout, "nri_required_wait": c.NRIRequiredWait,
 	} {

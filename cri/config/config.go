@@ -53,6 +53,10 @@ type Config struct {
 	CNIBinDirs     []string `toml:"cni_bin_dirs"`
 	DefaultNetwork bool     `toml:"default_network"`
 
+	NetworkGCInterval    Duration `toml:"network_gc_interval"`
+	NetworkCheckInterval Duration `toml:"network_check_interval"`
+	NetworkSoleRuntime   bool     `toml:"network_sole_runtime"`
+
 	RegistryConfigDirs     []string `toml:"registry_config_dirs"`
 	PinnedImages           []string `toml:"pinned_images"`
 	MaxConcurrentDownloads int      `toml:"max_concurrent_downloads"`

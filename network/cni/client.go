@@ -352,10 +352,10 @@ func (c *Client) NetNS(id string) string {
 }
 
 // GC passes the IDs of valid attachments to the plugins, so that they release what
-// belongs to any other. valid must contain all of them, including those of other
-// runtimes on the machine.
-func (c *Client) GC(ctx context.Context, conf *Config, valid []string) error {
-	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
+// belongs to any other. valid and others must contain all of them, including those of
+// other runtimes on the machine.
+func (c *Client) GC(ctx context.Context, conf *Config, valid []string, others []types.GCAttachment) error {
+	args := &libcni.GCArgs{ValidAttachments: append([]types.GCAttachment{}, others...)}
 	for _, id := range valid {
 		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: c.ifName})
 	}

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
+
 	"crisp/network/cni/cnitest"
 )
 
@@ -470,7 +472,7 @@ func TestCheck(t *testing.T) {
 
 func TestGC(t *testing.T) {
 	w := newWorld(t, chain)
-	if err := w.client.GC(t.Context(), w.conf, []string{"pod7"}); err != nil {
+	if err := w.client.GC(t.Context(), w.conf, []string{"pod7"}, []types.GCAttachment{{ContainerID: "other", IfName: "net1"}}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -479,7 +481,7 @@ func TestGC(t *testing.T) {
 		t.Fatalf("called %v", calls)
 	}
 
-	want := []any{map[string]any{"containerID": "pod7", "ifname": "eth0"}}
+	want := []any{map[string]any{"containerID": "other", "ifname": "net1"}, map[string]any{"containerID": "pod7", "ifname": "eth0"}}
 	for _, call := range calls {
 		if call.Command != "GC" || !reflect.DeepEqual(call.Conf["cni.dev/valid-attachments"], want) {
 			t.Errorf("%s %s with %v", call.Plugin, call.Command, call.Conf)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,19 +79,16 @@ func (r records) hold(ctx context.Context, id string, wait time.Duration) (*os.F
 	}
 }
 
-// Cached lists the IDs of pods that runtimes with a common cache directory have
-// attached, by the network's name.
-func Cached(dir string) (map[string]map[string]bool, error) {
+// Cached lists what runtimes with a common cache directory have attached, by the
+// network's name.
+func Cached(dir string) (map[string][]types.GCAttachment, error) {
 	list, err := libcni.NewCNIConfigWithCacheDir(nil, dir, nil).GetCachedAttachments("")
 	if err != nil {
 		return nil, fmt.Errorf("list attachments of other runtimes: %w", err)
 	}
-	ids := map[string]map[string]bool{}
+	all := map[string][]types.GCAttachment{}
 	for _, a := range list {
-		if ids[a.Network] == nil {
-			ids[a.Network] = map[string]bool{}
-		}
-		ids[a.Network][a.ContainerID] = true
+		all[a.Network] = append(all[a.Network], types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
 	}
-	return ids, nil
+	return all, nil
 }

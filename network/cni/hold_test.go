@@ -3,8 +3,11 @@ package cni
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
 )
 
 // TestHold keeps an attachment while it is held, and finds none after that.
@@ -63,13 +66,14 @@ func TestCached(t *testing.T) {
 	if got, err := Cached(dir); err != nil || len(got) > 0 {
 		t.Errorf("nothing: %v, %v", got, err)
 	}
+	held := types.GCAttachment{ContainerID: pod.ID, IfName: "eth0"}
 	w := newWorld(t, chain)
 	w.add(t)
-	if got, err := Cached(w.cache); err != nil || !got["net"][pod.ID] || got["other"][pod.ID] {
+	if got, err := Cached(w.cache); err != nil || !slices.Contains(got["net"], held) || len(got) != 1 {
 		t.Errorf("got %v, %v", got, err)
 	}
 	write(t, filepath.Join(w.cache, "results/torn"), "{")
-	if got, err := Cached(w.cache); err != nil || !got["net"][pod.ID] {
+	if got, err := Cached(w.cache); err != nil || !slices.Contains(got["net"], held) {
 		t.Errorf("beside a torn file: %v, %v", got, err)
 	}
 }

@@ -112,14 +112,14 @@ func (p *Plugin) Examine(ctx context.Context, e Examination) ([]Finding, error) 
 func (p *Plugin) Collect(ctx context.Context, e Examination) ([]Finding, error) {
 	e.Repair = true
 	x := &examiner{Plugin: p, Examination: e, owners: map[string]string{}}
-	var err error
+	calls, err := e.Attached()
+	if err != nil || len(calls) == 0 && len(e.Configs) == 0 {
+		return nil, err
+	}
 	if x.host, err = p.links(); err != nil {
 		return nil, err
 	}
-	calls, err := e.Attached()
-	if err != nil {
-		return nil, err
-	}
+
 	x.collect(calls)
 	x.openTable()
 	err = x.examineOrphans(ctx)
