@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/failpoint"
 )
 
 // StopContainer sends the container's stop signal and, once timeout has
@@ -130,7 +132,7 @@ func (p *pod) removeContainer(ctx context.Context, id string) error {
 		defer cancel()
 		return p.m.forgetDying(ctx, id, nil)
 	}
-	if err := attempt("forget process", forget); err != nil {
+	if err := failpoint.Between("forget process", forget); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
 

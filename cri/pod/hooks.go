@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri/pod/stdio"
+	"crisp/runtime/failpoint"
 	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/keeper/table"
@@ -57,7 +58,7 @@ func (p *pod) oweHooks(c *Container, hs *launch.Hooks) error {
 
 // runHook runs the process of a hook during a container's start, or after it.
 func (p *pod) runHook(ctx context.Context, h hook.Hook, r client.Request) (e client.Exit, err error) {
-	err = attempt(string(h.Kind)+" hook", func() error {
+	err = failpoint.Between(string(h.Kind)+" hook", func() error {
 		r.ID = p.record().ID[:16] + "-hook-" + newID()[:16]
 		e, err = p.hookProcess(ctx, r)
 		return err
@@ -171,7 +172,7 @@ func (p *pod) runPoststop(ctx context.Context, id string) error {
 		if i < c.PoststopDone {
 			continue
 		}
-		err := attempt("poststop hook", func() error { return p.oncePoststop(ctx, hs, h, id, i) })
+		err := failpoint.Between("poststop hook", func() error { return p.oncePoststop(ctx, hs, h, id, i) })
 		if p.m.ctx.Err() != nil {
 			return fmt.Errorf("%s: %w", h, p.m.ctx.Err()) // the next daemon waits for it
 		}

@@ -10,6 +10,7 @@ import (
 
 	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
+	"crisp/runtime/failpoint"
 	"crisp/runtime/keeper/table"
 )
 
@@ -120,7 +121,7 @@ func (p *pod) update(change func(*Record)) error {
 	old := p.record()
 	next := old.clone()
 	change(next)
-	if err := attempt("write record", func() error { return save(p.journal, old, next) }); err != nil {
+	if err := failpoint.Between("write record", func() error { return save(p.journal, old, next) }); err != nil {
 		return err
 	}
 	p.rec.Store(next)
@@ -150,7 +151,7 @@ func (p *pod) recorder() recorder {
 		if !wait {
 			return nil
 		}
-		return attempt("sync record", synced)
+		return failpoint.Between("sync record", synced)
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"crisp/network/netns"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/durable"
+	"crisp/runtime/failpoint"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/keeper/table"
 	"crisp/runtime/launch"
@@ -161,7 +162,7 @@ func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 
 	p := newPod(m, r, nil)
 	p.starting.Store(true)
-	if err := attempt("make directory", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
+	if err := failpoint.Between("make directory", func() error { return os.Mkdir(m.store.podDir(r.ID), 0o700) }); err != nil {
 		m.levels.Drop(r.SELinuxLevel)
 		return nil, errors.Join(fmt.Errorf("create directory of sandbox %s: %w", r.ID, err), p.forget(ctx))
 	}
@@ -489,7 +490,7 @@ func (p *pod) forget(ctx context.Context) error {
 		return nil
 	}
 
-	if err := attempt("remove directory", func() error { return removeTree(ctx, p.m.store.podDir(id)) }); err != nil {
+	if err := failpoint.Between("remove directory", func() error { return removeTree(ctx, p.m.store.podDir(id)) }); err != nil {
 		if _, lost := os.Stat(p.m.store.recordPath(id)); lost == nil {
 			return fmt.Errorf("remove directory of sandbox: %w", err)
 		}

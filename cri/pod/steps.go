@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"crisp/runtime/failpoint"
 )
 
 // Phases that no step has.
@@ -52,7 +54,7 @@ func timed[T any](target T, step string, undo bool, do func() error) error {
 		effect = "undo " + step
 	}
 	began := time.Now()
-	err := attempt(effect, do)
+	err := failpoint.Between(effect, do)
 	if m, ok := any(target).(measured); ok {
 		m.measure(step, undo, time.Since(began), err)
 	}
@@ -100,17 +102,6 @@ func walk[T any](ctx context.Context, steps []step[T], target T, note recorder) 
 		return undone(err, rollback(ctx, steps, last, target))
 	}
 	return nil
-}
-
-// attempt has an effect on the machine or the disk, between two failpoints.
-func attempt(effect string, do func() error) error {
-	if err := point("before", effect); err != nil {
-		return err
-	}
-	if err := do(); err != nil {
-		return err
-	}
-	return point("after", effect)
 }
 
 // leftError is a failure whose effects could not be undone.

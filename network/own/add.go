@@ -17,6 +17,7 @@ import (
 	"crisp/network/own/lease"
 	"crisp/network/own/link"
 	"crisp/network/own/rules"
+	"crisp/runtime/failpoint"
 )
 
 // attachment is an ADD or CHECK: what is asked for, and what was made.
@@ -92,7 +93,7 @@ func (p *Plugin) make(ctx context.Context, a *attachment) error {
 	for i, s := range steps {
 		err := context.Cause(ctx)
 		if err == nil {
-			err = s.do(ctx, a)
+			err = failpoint.Between("network add "+s.name, func() error { return s.do(ctx, a) })
 		}
 		if err == nil {
 			continue
@@ -100,7 +101,8 @@ func (p *Plugin) make(ctx context.Context, a *attachment) error {
 
 		errs := []error{err}
 		for ; i >= 0; i-- {
-			if e := steps[i].undo(context.WithoutCancel(ctx), a); e != nil {
+			undo := func() error { return steps[i].undo(context.WithoutCancel(ctx), a) }
+			if e := failpoint.Between("network undo "+steps[i].name, undo); e != nil {
 				// What a rule or route may still lead to is not given back.
 				return errors.Join(append(errs, fmt.Errorf("undo %s: %w", steps[i].name, e))...)
 			}

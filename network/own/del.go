@@ -16,6 +16,7 @@ import (
 	"crisp/network/own/lease"
 	"crisp/network/own/link"
 	"crisp/network/own/rules"
+	"crisp/runtime/failpoint"
 )
 
 // del undoes an ADD, however much of it was done, and without needing the pod's
@@ -32,16 +33,29 @@ func (p *Plugin) del(ctx context.Context, call Call) error {
 		return err
 	}
 
-	if err := p.withdraw(ctx, c, o, known, host); err != nil {
+	for _, s := range []struct {
+		name string
+		do   func() error
+	}{
+		{"rules", func() error { return p.withdraw(ctx, c, o, known, host) }},
+		{"link", func() error { return p.remove(host, link.Name(o.ID, o.IfName)) }},
+		{"lease", func() error {
+			return p.withLeases(ctx, c, func(s *lease.Store) error { return s.Release(ctx, o, known) })
+		}},
+	} {
+		if err := failpoint.Between("network del "+s.name, s.do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove removes an interface, soon.
+func (p *Plugin) remove(host *link.Host, name string) error {
+	if err := host.RetireName(name); err != nil {
 		return err
 	}
-	if err := host.Retire(o.ID, o.IfName); err != nil {
-		return err
-	}
-	if err := p.retire(host); err != nil {
-		return err
-	}
-	return p.withLeases(ctx, c, func(s *lease.Store) error { return s.Release(ctx, o, known) })
+	return p.retire(host)
 }
 
 // withdraw removes the host ports of an attachment.
@@ -229,31 +243,37 @@ func (p *Plugin) gc(ctx context.Context, call Call) error {
 		names[link.Name(v.ContainerID, v.IfName)] = true
 	}
 
-	if err := p.sweepRules(c, names); err != nil {
+	if err := failpoint.Between("network collect rules", func() error { return p.sweepRules(c, names) }); err != nil {
 		return err
 	}
+	if err := failpoint.Between("network collect links", func() error { return p.sweepLinks(c, host, names) }); err != nil {
+		return err
+	}
+	return failpoint.Between("network collect leases", func() error {
+		return p.withLeases(ctx, c, func(s *lease.Store) error {
+			// Old releases of host-local wrote no interface.
+			valid := func(o lease.Owner) bool {
+				return owners[o] || o.IfName == "" && slices.ContainsFunc(c.Valid, func(v types.GCAttachment) bool { return v.ContainerID == o.ID })
+			}
+			return s.Collect(ctx, valid, func(o lease.Owner, _ netip.Addr) error { return host.Retire(o.ID, o.IfName) })
+		})
+	})
+}
+
+// sweepLinks removes the interfaces of a network's attachments that are not valid.
+func (p *Plugin) sweepLinks(c *conf, host *link.Host, valid map[string]bool) error {
 	labels, err := host.Owned()
 	if err != nil {
 		return err
 	}
 	for name, label := range labels {
-		if strings.HasPrefix(label, labelPrefix(c)) && !names[name] {
+		if strings.HasPrefix(label, labelPrefix(c)) && !valid[name] {
 			if err := host.RetireName(name); err != nil {
 				return err
 			}
 		}
 	}
-	if err := p.retire(host); err != nil {
-		return err
-	}
-
-	return p.withLeases(ctx, c, func(s *lease.Store) error {
-		// Old releases of host-local wrote no interface.
-		valid := func(o lease.Owner) bool {
-			return owners[o] || o.IfName == "" && slices.ContainsFunc(c.Valid, func(v types.GCAttachment) bool { return v.ContainerID == o.ID })
-		}
-		return s.Collect(ctx, valid, func(o lease.Owner, _ netip.Addr) error { return host.Retire(o.ID, o.IfName) })
-	})
+	return p.retire(host)
 }
 
 // sweepRules removes the host ports of a network's attachments that are not valid.

@@ -2,7 +2,6 @@ package own
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -12,6 +11,7 @@ import (
 
 	"crisp/network/own/lease"
 	"crisp/network/own/link"
+	"crisp/runtime/failpoint"
 )
 
 // orphans are what the node has of crisp's own network and no attachment has.
@@ -117,21 +117,22 @@ func (x *examiner) discard(ctx context.Context, c *conf, gone lease.Owner) error
 	name := link.Name(gone.ID, gone.IfName)
 	if x.table != nil && gone.ID != "" {
 		owner := c.Name + "/" + name
-		if err := x.table.Sweep(func(other string) bool { return other != owner }); err != nil {
+		sweep := func() error { return x.table.Sweep(func(other string) bool { return other != owner }) }
+		if err := failpoint.Between("network collect rules", sweep); err != nil {
 			return err
 		}
 	}
-	return x.withLeases(ctx, c, func(s *lease.Store) error {
-		// Under the lock, a lease without an owner is not one that is being written.
-		valid := func(o lease.Owner) bool { return o != gone }
-		return s.Collect(ctx, valid, func(o lease.Owner, _ netip.Addr) error {
-			if o.ID == "" {
-				return nil
-			}
-			if err := x.host.RetireName(link.Name(o.ID, o.IfName)); err != nil {
-				return err
-			}
-			return x.retire(x.host)
+
+	if gone.ID != "" {
+		if err := failpoint.Between("network collect links", func() error { return x.remove(x.host, name) }); err != nil {
+			return err
+		}
+	}
+	return failpoint.Between("network collect leases", func() error {
+		return x.withLeases(ctx, c, func(s *lease.Store) error {
+			// Under the lock, a lease without an owner is not one that is being written.
+			valid := func(o lease.Owner) bool { return o != gone }
+			return s.Collect(ctx, valid, func(lease.Owner, netip.Addr) error { return nil })
 		})
 	})
 }
@@ -152,7 +153,7 @@ func (x *examiner) orphanLinks(o *orphans, names, dead map[string]bool) {
 			continue
 		}
 		delete(o.links, name)
-		x.mend(f, func() error { return errors.Join(x.host.RetireName(name), x.retire(x.host)) })
+		x.mend(f, func() error { return x.remove(x.host, name) })
 	}
 }
 

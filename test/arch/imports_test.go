@@ -20,7 +20,7 @@ var walls = []struct {
 	// a container controls, and files that survive a crash), text that a
 	// container controls, and for network the start of the node's programs.
 	{"image", []string{"image", "runtime/rootpath", "runtime/durable", "runtime/untrusted"}},
-	{"network", []string{"network", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/ordinary"}},
+	{"network", []string{"network", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/ordinary", "runtime/failpoint"}},
 	{"runtime", []string{"runtime"}},
 	// Tests of every package can use testkit, without import cycles.
 	{"test/testkit/belongings", []string{"runtime/keeper/client", "test/testkit"}},

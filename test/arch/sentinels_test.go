@@ -27,7 +27,6 @@ var internal = map[string]string{
 	"cgroup.ErrBusy":       "nothing is to be left in a cgroup that is removed",
 	"launch.ErrNotHeld":    "plans and what is held for them are both ours",
 	"pod.ErrSlow":          "ends the stream of events, whose client reads on from a list",
-	"pod.ErrCrash":         "only a build for crash tests has it",
 }
 
 // TestSentinelsHaveCodes requires a gRPC code for every error that a package at

@@ -87,8 +87,18 @@ func wantAllSteps(t *testing.T, all []point) {
 // attempts finds the failpoints that an operation hits, and lists the cases.
 func (n *node) attempts(t *testing.T, op operation) []attempt {
 	t.Helper()
+	return n.attemptsAt(t, op, func(point) bool { return true }, "after do ")
+}
+
+// attemptsAt lists the cases at some failpoints. The last one whose name begins with
+// deepest is that at which there is most to undo.
+func (n *node) attemptsAt(t *testing.T, op operation, wanted func(point) bool, deepest string) []attempt {
+	t.Helper()
+	explore := func(orders ...order) []point {
+		return slices.DeleteFunc(n.explore(t, op, orders...), func(p point) bool { return !wanted(p) })
+	}
 	var all []attempt
-	points := n.explore(t, op)
+	points := explore()
 	for _, p := range moments(points) {
 		all = append(all,
 			attempt{kill, p, []order{{"kill", p}}, nil},
@@ -98,13 +108,13 @@ func (n *node) attempts(t *testing.T, op operation) []attempt {
 	for _, p := range points {
 		all = append(all, attempt{fail, p, []order{{"fail", p}}, nil})
 	}
-	last := lastDo(points)
+	last := lastOf(points, deepest)
 	if last.n == 0 {
 		return all
 	}
 
 	undo := order{"fail", last}
-	for _, p := range n.explore(t, op, undo) {
+	for _, p := range explore(undo) {
 		if !slices.Contains(points, p) {
 			all = append(all,
 				attempt{killInRollback, p, []order{undo, {"kill", p}}, nil},
@@ -113,7 +123,7 @@ func (n *node) attempts(t *testing.T, op operation) []attempt {
 	}
 
 	end := order{"kill", last}
-	for _, p := range n.explore(t, op, end) {
+	for _, p := range explore(end) {
 		all = append(all,
 			attempt{killInRecovery, p, []order{end}, []order{{"kill", p}}},
 			attempt{failInRecovery, p, []order{end}, []order{{"fail", p}}})
@@ -140,11 +150,11 @@ func moments(points []point) []point {
 	return all
 }
 
-// lastDo returns the failpoint at which there is most to undo.
-func lastDo(points []point) point {
+// lastOf returns the last failpoint whose name begins with a text.
+func lastOf(points []point, prefix string) point {
 	var last point
 	for _, p := range points {
-		if strings.HasPrefix(p.name, "after do ") {
+		if strings.HasPrefix(p.name, prefix) {
 			last = p
 		}
 	}

@@ -3,7 +3,7 @@
 //
 // The failpoints are not listed here. In builds with the tag "crash", package pod
 // has one before and after each do and undo of its step tables and each write of
-// a record. An operation is run once without disturbance to learn which failpoints
+// a record, and crisp's own network around each step of ADD, DEL and GC. An operation is run once without disturbance to learn which failpoints
 // it hits, and then once for each of them.
 //
 // Other tests of the package kill daemon and keeper at random moments, compare

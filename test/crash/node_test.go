@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ import (
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"crisp/cri/pod"
+	"crisp/runtime/failpoint"
 	"crisp/test/testkit"
 	"crisp/test/testkit/belongings"
 	"crisp/test/testkit/inventory"
@@ -62,7 +63,7 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	testkit.Root(t)
 	beInit(t)
 	n := &node{orders: t.TempDir(), hooked: publicDir(t)}
-	o := lab.Options{Crisp: build(t), Env: []string{pod.CrashEnv + "=" + n.orders}, Config: n.defineHooks(t)}
+	o := lab.Options{Crisp: build(t), Env: []string{failpoint.Env + "=" + n.orders}, Config: n.defineHooks(t)}
 	for _, c := range change {
 		c(&o)
 	}
@@ -182,12 +183,12 @@ func (n *node) give(t *testing.T, orders ...order) {
 		fmt.Fprintf(&text, "%s %d %s\n", o.kind, o.at.n, o.at.name)
 	}
 
-	err := os.WriteFile(filepath.Join(n.orders, pod.CrashOrders), []byte(text.String()), 0o600)
+	err := os.WriteFile(filepath.Join(n.orders, failpoint.Orders), []byte(text.String()), 0o600)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(n.orders, pod.CrashTrace), nil, 0o600)
+		err = os.WriteFile(filepath.Join(n.orders, failpoint.Trace), nil, 0o600)
 	}
 	if err == nil {
-		err = os.RemoveAll(filepath.Join(n.orders, pod.CrashGo))
+		err = os.RemoveAll(filepath.Join(n.orders, failpoint.Go))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +198,7 @@ func (n *node) give(t *testing.T, orders ...order) {
 // release unblocks a daemon that was ordered to wait.
 func (n *node) release(t *testing.T) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(n.orders, pod.CrashGo), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(n.orders, failpoint.Go), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -205,7 +206,7 @@ func (n *node) release(t *testing.T) {
 // obeyed reports whether all orders were executed.
 func (n *node) obeyed(t *testing.T) bool {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(n.orders, pod.CrashOrders))
+	data, err := os.ReadFile(filepath.Join(n.orders, failpoint.Orders))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +216,7 @@ func (n *node) obeyed(t *testing.T) bool {
 // hits lists the failpoints that were hit since the last orders.
 func (n *node) hits(t *testing.T) []point {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(n.orders, pod.CrashTrace))
+	data, err := os.ReadFile(filepath.Join(n.orders, failpoint.Trace))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,6 +251,12 @@ func (n *node) belongings(t *testing.T) []string {
 		}
 	}
 
+	// Without the table there are no host ports of the own network.
+	if table, err := exec.CommandContext(ctx, "nft", "list", "table", "inet", "crisp-net").Output(); err == nil {
+		for _, comment := range regexp.MustCompile(`comment "([^" ]+)"`).FindAllStringSubmatch(string(table), -1) {
+			all = append(all, "element "+comment[1])
+		}
+	}
 	links, err := net.Interfaces()
 	if err != nil {
 		t.Fatal(err)

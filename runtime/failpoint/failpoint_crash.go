@@ -1,6 +1,6 @@
 //go:build crash
 
-package pod
+package failpoint
 
 import (
 	"errors"
@@ -15,53 +15,38 @@ import (
 	"crisp/runtime/durable"
 )
 
-// killTimeout is short for tests.
-const killTimeout = 5 * time.Second
-
-// CrashEnv names the directory with a test's orders to [point].
-const CrashEnv = "CRISP_CRASH"
+// Env names the directory with a test's orders to [Pass].
+const Env = "CRISP_CRASH"
 
 // Files of that directory.
 const (
-	// CrashTrace gets a line for each failpoint that is passed.
-	CrashTrace = "trace"
-	// CrashOrders has a line for each order, "kill N POINT", "fail N POINT" or
+	// Trace gets a line for each failpoint that is passed.
+	Trace = "trace"
+	// Orders has a line for each order, "kill N POINT", "fail N POINT" or
 	// "wait N POINT", which is executed when POINT is in the trace for the Nth
 	// time. Then the next line applies.
-	CrashOrders = "orders"
-	// CrashGo is the file that ends a wait.
-	CrashGo = "go"
+	Orders = "orders"
+	// Go is the file that ends a wait.
+	Go = "go"
 )
 
-// ErrCrash is the error of an order to fail.
-var ErrCrash = errors.New("ordered failure")
+// ErrOrdered is the error of an order to fail.
+var ErrOrdered = errors.New("ordered failure")
 
-// Tables lists the steps of the tables, in order.
-func Tables() (sandbox, container []string) {
-	for _, s := range sandboxSteps {
-		sandbox = append(sandbox, s.name)
-	}
-	for _, s := range containerSteps {
-		container = append(container, s.name)
-	}
-	return sandbox, container
-}
-
-// point passes a failpoint, for which a test may have ordered a kill or a
-// failure.
-func point(when, effect string) error {
-	dir := os.Getenv(CrashEnv)
+// Pass passes a failpoint, for which a test may have ordered a kill or a failure.
+func Pass(when, effect string) error {
+	dir := os.Getenv(Env)
 	if dir == "" {
 		return nil
 	}
 
 	name := when + " " + effect
-	passed, err := mark(filepath.Join(dir, CrashTrace), name)
+	passed, err := mark(filepath.Join(dir, Trace), name)
 	if err != nil {
 		return err
 	}
 
-	orders := filepath.Join(dir, CrashOrders)
+	orders := filepath.Join(dir, Orders)
 	data, err := os.ReadFile(orders)
 	if err != nil {
 		return nil // no order
@@ -78,9 +63,9 @@ func point(when, effect string) error {
 	}
 	switch kind {
 	case "fail":
-		return fmt.Errorf("%s: %w", name, ErrCrash)
+		return fmt.Errorf("%s: %w", name, ErrOrdered)
 	case "wait":
-		return wait(filepath.Join(dir, CrashGo))
+		return wait(filepath.Join(dir, Go))
 	}
 
 	_ = unix.Kill(os.Getpid(), unix.SIGKILL) // cannot fail
