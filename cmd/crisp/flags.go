@@ -1,13 +1,15 @@
 package main
 
 import (
-	"errors"
-	"flag"
+	"context"
 	"fmt"
 	"io"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"crisp/cri/config"
 )
@@ -42,60 +44,33 @@ func setState(c *config.Config, dir string) {
 	c.State = dir
 }
 
-// load reads the configuration that a command's arguments select, and returns
-// the arguments left over.
-func load(command string, args []string) (*config.Config, []string, error) {
-	return loadWith(command, args, func(*flag.FlagSet) {})
-}
-
-// loadWith is load for a command with additional flags.
-func loadWith(command string, args []string, more func(*flag.FlagSet)) (*config.Config, []string, error) {
-	l, err := parse(command, args, more)
-	if err != nil {
-		return nil, nil, err
-	}
-	c, err := l.load()
-	return c, l.fs.Args(), err
-}
-
-// commandLine is one that was parsed.
-type commandLine struct {
-	fs     *flag.FlagSet
-	path   *string
+// settings are the flags that select a configuration.
+type settings struct {
+	fs     *pflag.FlagSet
+	path   string
 	values map[string]*string // of the overrides, by name
 }
 
-func parse(command string, args []string, more func(*flag.FlagSet)) (*commandLine, error) {
-	fs := flag.NewFlagSet(command, flag.ContinueOnError)
-	fs.SetOutput(io.Discard)
-	l := &commandLine{fs, fs.String("config", config.DefaultPath, "the `FILE` with the configuration"), map[string]*string{}}
+// newSettings adds the flags to those of a command.
+func newSettings(fs *pflag.FlagSet) *settings {
+	s := &settings{fs: fs, values: map[string]*string{}}
+	fs.StringVar(&s.path, "config", config.DefaultPath, "the `FILE` with the configuration")
 	for _, o := range overrides {
-		l.values[o.name] = fs.String(o.name, "", o.usage)
+		s.values[o.name] = fs.String(o.name, "", o.usage)
 	}
-
-	more(fs)
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return nil, helpText(usage + "\nflags of crisp " + command + ":\n" + described(fs))
-		}
-		return nil, fmt.Errorf("%w\n%s", err, usage)
-	}
-
-	return l, nil
+	return s
 }
 
 // load reads the configuration that the command line selects.
-func (l *commandLine) load() (*config.Config, error) {
-	c, err := config.Load(*l.path)
+func (s *settings) load() (*config.Config, error) {
+	c, err := config.Load(s.path)
 	if err != nil {
 		return nil, err
 	}
 
-	given := map[string]bool{}
-	l.fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	for _, o := range overrides {
-		if given[o.name] {
-			o.set(c, *l.values[o.name])
+		if s.fs.Changed(o.name) {
+			o.set(c, *s.values[o.name])
 		}
 	}
 
@@ -105,55 +80,97 @@ func (l *commandLine) load() (*config.Config, error) {
 	return c, nil
 }
 
-// described describes each flag.
-func described(fs *flag.FlagSet) string {
-	var b strings.Builder
-	fs.SetOutput(&b)
-	fs.PrintDefaults()
-	return b.String()
-}
-
-// configure is the command config.
-func configure(args []string, out io.Writer) error {
-	if len(args) == 0 {
-		return fmt.Errorf("config needs a command: check or default\n%s", usage)
-	}
-	switch args[0] {
-	case "default":
-		_, err := io.WriteString(out, config.Text())
-		return err
-	case "check":
-		return checkFile(args[1:], out)
-	default:
-		if asksForHelp(args[0]) {
-			return helpText(usage)
+// configured is a command that reads the configuration, with what it runs.
+func configured(cmd *cobra.Command, run func(ctx context.Context, cfg *config.Config, args []string, out io.Writer) error) *cobra.Command {
+	s := newSettings(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := s.load()
+		if err != nil {
+			return err
 		}
-		return fmt.Errorf("unknown command config %q: check or default\n%s", args[0], usage)
+		return run(cmd.Context(), cfg, args, cmd.OutOrStdout())
+	}
+	return cmd
+}
+
+// group is a command that only has others below it.
+func group(name, short string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: name, Short: short, SuggestionsMinimumDistance: 2, Args: cobra.ArbitraryArgs, DisableFlagsInUseLine: true}
+	cmd.AddCommand(commands...)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return wrong(cmd, fmt.Errorf("%s needs a command: %s", cmd.CommandPath(), strings.Join(names(cmd), ", ")))
+		}
+		if args[0] == "help" {
+			return cmd.Help()
+		}
+
+		hint := ""
+		if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+			hint = ", did you mean " + strings.Join(like, " or ") + "?"
+		}
+		return wrong(cmd, fmt.Errorf("unknown command %q of %s%s", args[0], cmd.CommandPath(), hint))
+	}
+	return cmd
+}
+
+// names are those of the commands below one.
+func names(cmd *cobra.Command) []string {
+	var list []string
+	for _, c := range cmd.Commands() {
+		if c.IsAvailableCommand() {
+			list = append(list, c.Name())
+		}
+	}
+	return list
+}
+
+// wrong is the error of a command line that cannot be understood.
+func wrong(cmd *cobra.Command, err error) error {
+	return fmt.Errorf("%w\n%s --help describes the command line", err, cmd.CommandPath())
+}
+
+// exactly accepts so many arguments, which are described in words.
+func exactly(count int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != count {
+			return wrong(cmd, fmt.Errorf("%s takes %s, got %q", cmd.CommandPath(), what, args))
+		}
+		return nil
 	}
 }
 
-// checkFile is the command config check, whose file may be given without its
-// flag: no other one is read then.
-func checkFile(args []string, out io.Writer) error {
-	const command = "config check"
-	none := func(*flag.FlagSet) {}
-	l, err := parse(command, args, none)
-	if err == nil && l.fs.NArg() > 0 {
-		rest := l.fs.Args()
-		flags := args[:len(args)-len(rest)]
-		l, err = parse(command, slices.Concat(flags, []string{"--config", rest[0]}, rest[1:]), none)
+// upTo accepts at most so many arguments.
+func upTo(count int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > count {
+			return wrong(cmd, fmt.Errorf("%s takes %s, got %q", cmd.CommandPath(), what, args))
+		}
+		return nil
 	}
-	if err != nil {
-		return err
+}
+
+// doubled gives the flags of commands that once accepted one dash, -root DIR, the
+// two that they have now.
+func doubled(args []string) []string {
+	once := []string{"serve", "plan", "run", "images", "network", "config"}
+	flags := []string{"config", "repair", "subnet", "cluster", "mode", "help"}
+	for _, o := range overrides {
+		flags = append(flags, o.name)
+	}
+	if len(args) == 0 || !slices.Contains(once, args[0]) {
+		return args
 	}
 
-	if l.fs.NArg() > 0 {
-		return fmt.Errorf("config check takes one file, got %q too\n%s", l.fs.Args(), usage)
+	out := slices.Clone(args)
+	for i, word := range out {
+		if word == "--" {
+			break
+		}
+		name, _, _ := strings.Cut(word, "=")
+		if strings.HasPrefix(word, "-") && slices.Contains(flags, name[1:]) {
+			out[i] = "-" + word
+		}
 	}
-	c, err := l.load()
-	if err != nil {
-		return err
-	}
-
-	return checkConfig(c, out)
+	return out
 }

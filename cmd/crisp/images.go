@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
@@ -38,25 +38,25 @@ type finding struct {
 }
 
 // imagesCommand is the command images.
-func imagesCommand(ctx context.Context, args []string, out io.Writer) error {
-	if len(args) > 0 && asksForHelp(args[0]) {
-		return helpText(usage)
-	}
-	if len(args) == 0 || args[0] != "check" {
-		return fmt.Errorf("images needs a command: check\n%s", usage)
-	}
+func imagesCommand() *cobra.Command {
+	return group("images", "Check images", imagesCheckCommand())
+}
 
+// imagesCheckCommand is the command images check.
+func imagesCheckCommand() *cobra.Command {
 	repair := false
-	cfg, rest, err := loadWith("images check", args[1:], func(fs *flag.FlagSet) {
-		fs.BoolVar(&repair, "repair", false, "fetch or unpack damaged data again")
+	cmd := configured(&cobra.Command{
+		Use: "check [--repair] [FLAGS]", Short: "Compare the images on disk with their digests",
+		Args: exactly(0, "no arguments"), DisableFlagsInUseLine: true,
+	}, func(ctx context.Context, cfg *config.Config, _ []string, out io.Writer) error {
+		return checkImages(ctx, cfg, repair, out)
 	})
-	if err != nil {
-		return err
-	}
+	cmd.Flags().BoolVar(&repair, "repair", false, "fetch or unpack damaged data again, except layers that containers use")
+	return cmd
+}
 
-	if len(rest) > 0 {
-		return fmt.Errorf("images check takes no arguments, got %q\n%s", rest, usage)
-	}
+// checkImages fails if the check leaves damage.
+func checkImages(ctx context.Context, cfg *config.Config, repair bool, out io.Writer) error {
 	p := printer{out: out}
 	if err := p.check(ctx, cfg, repair); err != nil {
 		return err

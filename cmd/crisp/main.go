@@ -21,38 +21,12 @@ import (
 	"os"
 	"os/signal"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
 
 // version is set when crisp is built.
 var version = "0.1.0-dev"
-
-const usage = `usage:
-  crisp serve [FLAGS]
-  crisp plan [FLAGS] FILE.json
-  crisp run [FLAGS] BUNDLE
-  crisp images check [--repair] [FLAGS]
-  crisp network init [--subnet CIDR[,CIDR]] [--cluster CIDR[,CIDR]] [--mode routed|bridge] [FLAGS]
-  crisp network show [-o json] [FLAGS] [POD]
-  crisp network check [--repair [--sole]] [-o json] [FLAGS]
-  crisp config default
-  crisp config check [FLAGS] [FILE]
-  crisp version
-
-FLAGS are --config FILE and, to override keys of that file:
-  [--root DIR] [--state DIR] [--listen unix://SOCKET] [--cgroup-driver cgroupfs|systemd]
-  [--cni-conf-dir DIR] [--cni-bin-dir DIR[,DIR]] [--registry-config-dir DIR[,DIR]]
-  [--log-level error|info|debug|trace] [--log-format text|json]
-A command with --help describes each of them.
-`
-
-// helpText is the error of a command that was asked for help, and its output.
-type helpText string
-
-func (helpText) Error() string { return "help requested" }
-
-// asksForHelp reports whether a command's first word requests help.
-func asksForHelp(word string) bool { return word == "help" || word == "--help" || word == "-h" }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
@@ -70,40 +44,29 @@ func main() {
 
 // run executes one command line.
 func run(ctx context.Context, args []string, out io.Writer) error {
-	if len(args) == 0 {
-		return fmt.Errorf("no command\n%s", usage)
-	}
-	err := command(ctx, args, out)
-	if help := helpText(""); errors.As(err, &help) {
-		_, err = io.WriteString(out, string(help))
-	}
-	return err
+	root := rootCommand()
+	root.SetArgs(doubled(args))
+	root.SetOut(out)
+	return root.ExecuteContext(ctx)
 }
 
-// command executes one command.
-func command(ctx context.Context, args []string, out io.Writer) error {
-	switch cmd, rest := args[0], args[1:]; cmd {
-	case "serve":
-		return serve(ctx, rest)
-	case "plan":
-		return printPlan(rest, out)
-	case "run":
-		return runBundle(ctx, rest)
-	case "images":
-		return imagesCommand(ctx, rest, out)
-	case "network":
-		return networkCommand(ctx, rest, out)
-	case "config":
-		return configure(rest, out)
-	case syncCommand:
-		return syncStdin()
-	case "version", "--version":
-		_, err := fmt.Fprintln(out, "crisp", version)
-		return err
-	default:
-		if asksForHelp(cmd) {
-			return helpText(usage)
-		}
-		return fmt.Errorf("unknown command %q\n%s", cmd, usage)
-	}
+// rootCommand is the command with all others below it.
+func rootCommand() *cobra.Command {
+	root := group("crisp", "A Kubernetes container runtime, and tools to inspect it",
+		serveCommand(), planCommand(), runCommand(), imagesCommand(), networkCommand(), configCommand(), syncStdinCommand(),
+		&cobra.Command{
+			Use: "version", Short: "Print the version", Args: exactly(0, "no arguments"),
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), "crisp", version)
+				return err
+			},
+		})
+	root.Version = version
+	root.SetVersionTemplate("crisp {{.Version}}\n")
+
+	// Errors are printed by main, without the whole help.
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetFlagErrorFunc(wrong)
+	root.PersistentFlags().BoolP("help", "h", false, "describe the command and its flags")
+	return root
 }

@@ -3,13 +3,14 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/spf13/cobra"
 
 	"crisp/cri/config"
 	"crisp/network/cni"
@@ -21,32 +22,25 @@ import (
 const networkFile = "10-crisp.conflist"
 
 // networkCommand is the command network.
-func networkCommand(ctx context.Context, args []string, out io.Writer) error {
-	if len(args) > 0 && asksForHelp(args[0]) {
-		return helpText(usage)
-	}
-	commands := map[string]func(context.Context, []string, io.Writer) error{"init": networkInit, "show": networkShow, "check": networkCheck}
-	if len(args) == 0 || commands[args[0]] == nil {
-		return fmt.Errorf("network needs a command: init, show or check\n%s", usage)
-	}
-	return commands[args[0]](ctx, args[1:], out)
+func networkCommand() *cobra.Command {
+	return group("network", "Configure and inspect crisp's own network", networkInitCommand(), networkShowCommand(), networkCheckCommand())
 }
 
-// networkInit is the command network init.
-func networkInit(_ context.Context, args []string, out io.Writer) error {
+// networkInitCommand is the command network init.
+func networkInitCommand() *cobra.Command {
 	choice := own.Choice{}
-	cfg, rest, err := loadWith("network init", args, func(fs *flag.FlagSet) {
-		fs.Func("subnet", "the `CIDRS` of pods, at most one of each family; without it, one to which the node has no route", prefixes(&choice.Subnets))
-		fs.Func("cluster", "`CIDRS` of all pods of the cluster, which are reached without masquerading", prefixes(&choice.Direct))
-		fs.StringVar(&choice.Mode, "mode", own.ModeRouted, "the `MODE`: routed or bridge")
+	cmd := configured(&cobra.Command{
+		Use: "init [FLAGS]", Short: "Write a network configuration, unless there is one",
+		Args: exactly(0, "no arguments"), DisableFlagsInUseLine: true,
+	}, func(_ context.Context, cfg *config.Config, _ []string, out io.Writer) error {
+		return initNetwork(cfg, choice, out)
 	})
-	if err != nil {
-		return err
-	}
-	if len(rest) > 0 {
-		return fmt.Errorf("network init takes no arguments, got %q\n%s", rest, usage)
-	}
-	return initNetwork(cfg, choice, out)
+
+	fs := cmd.Flags()
+	fs.Func("subnet", "the `CIDRS` of pods, at most one of each family; without it, one to which the node has no route", prefixes(&choice.Subnets))
+	fs.Func("cluster", "`CIDRS` of all pods of the cluster, which are reached without masquerading", prefixes(&choice.Direct))
+	fs.StringVar(&choice.Mode, "mode", own.ModeRouted, "the `MODE`: routed or bridge")
+	return cmd
 }
 
 // prefixes parses a list of networks into a variable.

@@ -42,7 +42,6 @@ func TestCareForNetwork(t *testing.T) {
 		"all":       {config.Config{NetworkGCInterval: 2 * hour, NetworkCheckInterval: hour, NetworkSoleRuntime: true}, nil, 3, 4},
 		"disabled":  {config.Config{}, nil, 0, 0},
 		"only this": {config.Config{NetworkCheckInterval: hour}, errors.New("fails"), 0, 4},
-
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

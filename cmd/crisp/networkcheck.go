@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"io"
 
+	"github.com/spf13/cobra"
+
+	"crisp/cri/config"
 	"crisp/network"
 	"crisp/network/own"
 )
@@ -14,26 +16,31 @@ import (
 // done has another.
 const networkBroken exitCode = 2
 
-// networkCheck is the command network check.
-func networkCheck(ctx context.Context, args []string, out io.Writer) error {
+// networkCheckCommand is the command network check.
+func networkCheckCommand() *cobra.Command {
 	how, format := network.Check{}, ""
-	cfg, rest, err := loadWith("network check", args, func(fs *flag.FlagSet) {
-		fs.BoolVar(&how.Repair, "repair", false, "make rules, routes and leases of pods again, and remove what certainly belongs to no pod")
-		fs.BoolVar(&how.Sole, "sole", false, "no other runtime, and no second crisp, has pods on this node: remove what this one has not recorded, too")
-		fs.StringVar(&format, "o", "text", "the `FORMAT` of the output: text or json")
+	cmd := configured(&cobra.Command{
+		Use: "check [FLAGS]", Short: "Examine the node's network, and repair crisp's own",
+		Args: exactly(0, "no arguments"), DisableFlagsInUseLine: true,
+	}, func(ctx context.Context, cfg *config.Config, _ []string, out io.Writer) error {
+		return checkNetwork(ctx, cfg, how, format, out)
 	})
-	if err != nil {
-		return err
+
+	fs := cmd.Flags()
+	fs.BoolVar(&how.Repair, "repair", false, "make rules, routes and leases of pods again, and remove what certainly belongs to no pod")
+	fs.BoolVar(&how.Sole, "sole", false, "no other runtime, and no second crisp, has pods on this node: remove what this one has not recorded, too")
+	fs.StringVarP(&format, "output", "o", "text", "the `FORMAT` of the output: text or json")
+	return cmd
+}
+
+// checkNetwork prints what it finds, and returns networkBroken if a failure is left.
+func checkNetwork(ctx context.Context, cfg *config.Config, how network.Check, format string, out io.Writer) error {
+	if format != "text" && format != "json" {
+		return fmt.Errorf("output format %q is neither text nor json", format)
 	}
 
-	switch {
-	case len(rest) > 0:
-		return fmt.Errorf("network check takes no arguments, got %q\n%s", rest, usage)
-	case format != "text" && format != "json":
-		return fmt.Errorf("output format %q is neither text nor json\n%s", format, usage)
-	}
 	var findings []own.Finding
-	err = withInspector(cfg, func(i *network.Inspector) error {
+	err := withInspector(cfg, func(i *network.Inspector) error {
 		var err error
 		findings, err = i.Check(ctx, how)
 		return err

@@ -4,41 +4,40 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/spf13/cobra"
 
 	"crisp/cri/config"
 	"crisp/network"
 	"crisp/network/own"
 )
 
-// networkShow is the command network show.
-func networkShow(_ context.Context, args []string, out io.Writer) error {
-	// The pod may come before the flags, too.
-	if len(args) > 1 && !strings.HasPrefix(args[0], "-") {
-		args = append(slices.Clone(args[1:]), args[0])
-	}
+// networkShowCommand is the command network show.
+func networkShowCommand() *cobra.Command {
 	format := ""
-	cfg, rest, err := loadWith("network show", args, func(fs *flag.FlagSet) {
-		fs.StringVar(&format, "o", "text", "the `FORMAT` of the output: text or json")
+	cmd := configured(&cobra.Command{
+		Use: "show [FLAGS] [POD]", Short: "List what is attached to crisp's own network",
+		Args: upTo(1, "one pod"), DisableFlagsInUseLine: true,
+	}, func(_ context.Context, cfg *config.Config, args []string, out io.Writer) error {
+		return showNetwork(cfg, strings.Join(args, ""), format, out)
 	})
-	if err != nil {
-		return err
-	}
-	if len(rest) > 1 {
-		return fmt.Errorf("network show takes one pod, got %q\n%s", rest, usage)
-	}
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "the `FORMAT` of the output: text or json")
+	return cmd
+}
+
+// showNetwork prints what is attached to crisp's own network, of one pod if it is
+// named.
+func showNetwork(cfg *config.Config, pod, format string, out io.Writer) error {
 	if format != "text" && format != "json" {
-		return fmt.Errorf("output format %q is neither text nor json\n%s", format, usage)
+		return fmt.Errorf("output format %q is neither text nor json", format)
 	}
 
-	pod := strings.Join(rest, "")
 	var list []own.State
-	err = withInspector(cfg, func(i *network.Inspector) error {
+	err := withInspector(cfg, func(i *network.Inspector) error {
 		var err error
 		list, err = i.Show(pod)
 		return err

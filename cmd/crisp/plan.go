@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -22,26 +24,28 @@ import (
 	"crisp/runtime/plan"
 )
 
-// printPlan prints the program that would start a container. The file is an OCI
-// config.json, or the container configuration that crictl takes; values that
-// depend on an image or a running pod have their defaults.
-func printPlan(args []string, out io.Writer) error {
-	cfg, rest, err := load("plan", args)
+// planCommand is the command plan.
+func planCommand() *cobra.Command {
+	return configured(&cobra.Command{
+		Use: "plan [FLAGS] FILE.json", Short: "Print the system calls that start a container",
+		Long: `Print the program that would start a container. The file is an OCI config.json,
+or the container configuration that crictl takes; values that depend on an image
+or a running pod have their defaults.`,
+		Args: exactly(1, "one file"), DisableFlagsInUseLine: true,
+	}, printPlan)
+}
+
+// printPlan prints the program that would start a container.
+func printPlan(_ context.Context, cfg *config.Config, args []string, out io.Writer) error {
+	path := args[0]
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
 
-	if len(rest) != 1 {
-		return fmt.Errorf("plan needs one file\n%s", usage)
-	}
-	data, err := os.ReadFile(rest[0])
+	p, err := readPlan(cfg, filepath.Dir(path), data)
 	if err != nil {
-		return err
-	}
-
-	p, err := readPlan(cfg, filepath.Dir(rest[0]), data)
-	if err != nil {
-		return fmt.Errorf("%s: %w", rest[0], err)
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	return p.Print(out)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/spf13/cobra"
 
 	"crisp/cri/config"
 	"crisp/cri/spec"
@@ -33,40 +35,45 @@ type exitCode int
 
 func (c exitCode) Error() string { return "exit code " + strconv.Itoa(int(c)) }
 
+// runCommand is the command run.
+func runCommand() *cobra.Command {
+	return configured(&cobra.Command{
+		Use: "run [FLAGS] BUNDLE", Short: "Run the container of an OCI bundle",
+		Long: `Run the container of an OCI bundle, a directory with a config.json, without a
+daemon. Streams and signals are forwarded, the command exits with the container's
+exit code, and nothing is left behind.`,
+		Args: exactly(1, "one directory with a config.json"), DisableFlagsInUseLine: true,
+	}, func(ctx context.Context, cfg *config.Config, args []string, _ io.Writer) error {
+		return runBundle(ctx, cfg, args[0])
+	})
+}
+
 // runBundle runs the container of an OCI bundle, with this command's streams
 // and signals, until it exits. No daemon is involved: the keeper and the cgroup
 // are its own, and are removed at the end.
-func runBundle(ctx context.Context, args []string) error {
-	cfg, rest, err := load("run", args)
+func runBundle(ctx context.Context, cfg *config.Config, dir string) error {
+	data, err := os.ReadFile(filepath.Join(dir, "config.json"))
 	if err != nil {
 		return err
 	}
 
-	if len(rest) != 1 {
-		return fmt.Errorf("run needs one directory with a config.json\n%s", usage)
-	}
-	data, err := os.ReadFile(filepath.Join(rest[0], "config.json"))
+	s, err := plan.ReadOCI(data, dir)
 	if err != nil {
-		return err
-	}
-
-	s, err := plan.ReadOCI(data, rest[0])
-	if err != nil {
-		return fmt.Errorf("%s: %w", rest[0], err)
+		return fmt.Errorf("%s: %w", dir, err)
 	}
 
 	if s.Process == nil || s.Linux == nil {
-		return fmt.Errorf("%s: %w: process or linux is missing", rest[0], plan.ErrSpec)
+		return fmt.Errorf("%s: %w: process or linux is missing", dir, plan.ErrSpec)
 	}
 	if err := spec.CheckSysctls(s); err != nil {
-		return fmt.Errorf("%s: %w", rest[0], err)
+		return fmt.Errorf("%s: %w", dir, err)
 	}
 
 	warnings := plan.Warnings(s)
 	for _, h := range hook.List(s.Hooks, nil) {
 		w, err := h.Check()
 		if err != nil {
-			return fmt.Errorf("%s: %w", rest[0], err)
+			return fmt.Errorf("%s: %w", dir, err)
 		}
 		if w != "" {
 			warnings = append(warnings, w)
@@ -76,7 +83,7 @@ func runBundle(ctx context.Context, args []string) error {
 		fmt.Fprintln(os.Stderr, "crisp: warning:", w)
 	}
 	if err := setHome(s); err != nil {
-		return fmt.Errorf("%s: %w", rest[0], err)
+		return fmt.Errorf("%s: %w", dir, err)
 	}
 
 	// Signals that would stop the daemon are forwarded to the container.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
@@ -48,19 +49,27 @@ const (
 	closeTimeout = 4 * time.Second
 )
 
+// serveCommand is the command serve.
+func serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "serve [FLAGS]", Short: "Serve the CRI: the daemon",
+		Args: exactly(0, "no arguments"), DisableFlagsInUseLine: true,
+	}
+	s := newSettings(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), s.load) }
+	return cmd
+}
+
 // serve runs the daemon until ctx ends. Pods keep running without it.
-func serve(ctx context.Context, args []string) error {
+func serve(ctx context.Context, load func() (*config.Config, error)) error {
 	// Files and directories get exactly the modes in the code.
 	unix.Umask(0o022)
 	spawn.RaiseFiles()
-	cfg, rest, err := load("serve", args)
+	cfg, err := load()
 	if err != nil {
 		return err
 	}
 
-	if len(rest) > 0 {
-		return fmt.Errorf("serve takes no arguments, got %q\n%s", rest, usage)
-	}
 	if err := setUpLog(cfg); err != nil {
 		return err
 	}
@@ -98,7 +107,7 @@ func serve(ctx context.Context, args []string) error {
 		return err
 	}
 	defer d.close()
-	d.goUntilClose(func(ctx context.Context) { followReloads(ctx, args) })
+	d.goUntilClose(func(ctx context.Context) { followReloads(ctx, load) })
 	if err := d.open(ctx); err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func setUpLog(cfg *config.Config) error {
 
 // followReloads applies the log settings again on each SIGHUP. An invalid
 // configuration changes nothing.
-func followReloads(ctx context.Context, args []string) {
+func followReloads(ctx context.Context, load func() (*config.Config, error)) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
@@ -55,7 +55,7 @@ func followReloads(ctx context.Context, args []string) {
 	for {
 		select {
 		case <-hup:
-			cfg, _, err := load("serve", args)
+			cfg, err := load()
 			if err == nil {
 				err = setUpLog(cfg)
 			}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"syscall"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,5 +41,10 @@ func syncApart(ctx context.Context, dir *os.File) error {
 	}
 }
 
-// syncStdin is what that process does.
-func syncStdin() error { return unix.Syncfs(0) }
+// syncStdinCommand is what that process does.
+func syncStdinCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: syncCommand, Hidden: true, Args: exactly(0, "no arguments"),
+		RunE: func(*cobra.Command, []string) error { return unix.Syncfs(0) },
+	}
+}

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 		if directory, err := os.Readlink("/proc/self/fd/0"); err == nil && strings.HasSuffix(directory, "slow") {
 			time.Sleep(time.Second)
 		}
-		if err := syncStdin(); err != nil {
+		if err := syncStdinCommand().RunE(nil, nil); err != nil {
 			os.Stderr.WriteString(err.Error())
 			os.Exit(1)
 		}
