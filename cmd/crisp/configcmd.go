@@ -6,14 +6,15 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"crisp/cmd/crisp/cli"
 	"crisp/cri/config"
 )
 
 // configCommand is the command config.
 func configCommand() *cobra.Command {
-	return group("config", "Print and check configurations", &cobra.Command{
+	return cli.Group("config", "Print and check configurations", &cobra.Command{
 		Use: "default", Short: "Print the configuration with every key, its description and its default",
-		Args: exactly(0, "no arguments"),
+		Args: cli.Exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := io.WriteString(cmd.OutOrStdout(), config.Text())
 			return err
@@ -24,10 +25,10 @@ func configCommand() *cobra.Command {
 // configCheckCommand is the command config check, whose file may be given without
 // its flag: no other one is read then.
 func configCheckCommand() *cobra.Command {
-	cmd := configured(&cobra.Command{
+	cmd := cli.Configured(&cobra.Command{
 		Use: "check [FLAGS] [FILE]", Short: "Validate a configuration on this machine",
 		Long: "Validate a configuration, and check that this machine has what it refers to.",
-		Args: upTo(1, "one file"), DisableFlagsInUseLine: true,
+		Args: cli.UpTo(1, "one file"), DisableFlagsInUseLine: true,
 	}, func(_ context.Context, cfg *config.Config, _ []string, out io.Writer) error {
 		return checkConfig(cfg, out)
 	})

@@ -6,6 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"crisp/cmd/crisp/cli"
 )
 
 // every calls f for each command that users see.
@@ -56,9 +58,9 @@ func TestHelpOfOverrides(t *testing.T) {
 		if err := run(t.Context(), strings.Fields(args), &out); err != nil {
 			t.Errorf("crisp %s: %v", args, err)
 		}
-		for _, o := range overrides {
-			if !strings.Contains(out.String(), "  --"+o.name+" ") || !strings.Contains(out.String(), strings.ReplaceAll(o.usage, "`", "")) {
-				t.Errorf("crisp %s: no %s in:\n%s", args, o.name, &out)
+		for _, o := range cli.Overrides() {
+			if !strings.Contains(out.String(), "  --"+o.Name+" ") || !strings.Contains(out.String(), strings.ReplaceAll(o.Usage, "`", "")) {
+				t.Errorf("crisp %s: no %s in:\n%s", args, o.Name, &out)
 			}
 		}
 	}
@@ -98,7 +100,7 @@ func TestOneDash(t *testing.T) {
 		"config check -- -root":               "config check -- -root",
 		"exec web ls -root":                   "exec web ls -root",
 	} {
-		if got := strings.Join(doubled(strings.Fields(args)), " "); got != want {
+		if got := strings.Join(cli.Doubled(strings.Fields(args)), " "); got != want {
 			t.Errorf("%s is %s, want %s", args, got, want)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"crisp/cmd/crisp/cli"
 	"crisp/cri/config"
 	"crisp/image"
 	"crisp/runtime/host"
@@ -39,15 +40,15 @@ type finding struct {
 
 // imagesCommand is the command images.
 func imagesCommand() *cobra.Command {
-	return group("images", "Check images", imagesCheckCommand())
+	return cli.Group("images", "Check images", imagesCheckCommand())
 }
 
 // imagesCheckCommand is the command images check.
 func imagesCheckCommand() *cobra.Command {
 	repair := false
-	cmd := configured(&cobra.Command{
+	cmd := cli.Configured(&cobra.Command{
 		Use: "check [--repair] [FLAGS]", Short: "Compare the images on disk with their digests",
-		Args: exactly(0, "no arguments"), DisableFlagsInUseLine: true,
+		Args: cli.Exactly(0, "no arguments"), DisableFlagsInUseLine: true,
 	}, func(ctx context.Context, cfg *config.Config, _ []string, out io.Writer) error {
 		return checkImages(ctx, cfg, repair, out)
 	})

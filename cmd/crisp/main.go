@@ -23,6 +23,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"crisp/cmd/crisp/cli"
+	"crisp/cmd/crisp/ctl"
 )
 
 // version is set when crisp is built.
@@ -36,37 +39,39 @@ func main() {
 	if errors.As(err, &code) {
 		os.Exit(int(code))
 	}
-	if err != nil {
+	// A container's command has said itself what is wrong.
+	if exit := ctl.ExitCode(0); err != nil && !errors.As(err, &exit) {
 		fmt.Fprintln(os.Stderr, "crisp:", err)
-		os.Exit(1)
 	}
+	os.Exit(ctl.Code(err))
 }
 
 // run executes one command line.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	root := rootCommand()
-	root.SetArgs(doubled(args))
+	root.SetArgs(cli.Doubled(args))
 	root.SetOut(out)
 	return root.ExecuteContext(ctx)
 }
 
 // rootCommand is the command with all others below it.
 func rootCommand() *cobra.Command {
-	root := group("crisp", "A Kubernetes container runtime, and tools to inspect it",
-		serveCommand(), planCommand(), runCommand(), imagesCommand(), networkCommand(), configCommand(), syncStdinCommand(),
+	root := cli.Group("crisp", "A Kubernetes container runtime, and tools to inspect it",
+		serveCommand(), planCommand(), runCommand(), ctl.ImagesCommand(imagesCommand()), networkCommand(), configCommand(), syncStdinCommand(),
 		&cobra.Command{
-			Use: "version", Short: "Print the version", Args: exactly(0, "no arguments"),
+			Use: "version", Short: "Print the version", Args: cli.Exactly(0, "no arguments"),
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				_, err := fmt.Fprintln(cmd.OutOrStdout(), "crisp", version)
 				return err
 			},
 		})
+	root.AddCommand(ctl.Commands()...)
 	root.Version = version
 	root.SetVersionTemplate("crisp {{.Version}}\n")
 
 	// Errors are printed by main, without the whole help.
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.SetFlagErrorFunc(wrong)
+	root.SetFlagErrorFunc(cli.Wrong)
 	root.PersistentFlags().BoolP("help", "h", false, "describe the command and its flags")
 	return root
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"crisp/cmd/crisp/cli"
 )
 
 var update = flag.Bool("update", false, "write the commands into docs/operate.md and the manual anew")
@@ -27,9 +29,9 @@ func TestManual(t *testing.T) {
 
 	holds(t, "../../docs/operate.md", "<!-- commands", "<!-- end of commands", doc.String())
 	text := holds(t, "../../hack/package/crisp.8", ".SH COMMANDS\n", `.\" end of commands`, manual.String())
-	for _, o := range append(overrides, override{name: "config"}) {
-		if !strings.Contains(text, `.BI \-\-`+strings.ReplaceAll(o.name, "-", `\-`)+" ") {
-			t.Errorf("the manual does not describe --%s", o.name)
+	for _, o := range append(cli.Overrides(), cli.Override{Name: "config"}) {
+		if !strings.Contains(text, `.BI \-\-`+strings.ReplaceAll(o.Name, "-", `\-`)+" ") {
+			t.Errorf("the manual does not describe --%s", o.Name)
 		}
 	}
 }

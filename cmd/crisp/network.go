@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"crisp/cmd/crisp/cli"
 	"crisp/cri/config"
 	"crisp/network/cni"
 	"crisp/network/own"
@@ -23,15 +24,15 @@ const networkFile = "10-crisp.conflist"
 
 // networkCommand is the command network.
 func networkCommand() *cobra.Command {
-	return group("network", "Configure and inspect crisp's own network", networkInitCommand(), networkShowCommand(), networkCheckCommand())
+	return cli.Group("network", "Configure and inspect crisp's own network", networkInitCommand(), networkShowCommand(), networkCheckCommand())
 }
 
 // networkInitCommand is the command network init.
 func networkInitCommand() *cobra.Command {
 	choice := own.Choice{}
-	cmd := configured(&cobra.Command{
+	cmd := cli.Configured(&cobra.Command{
 		Use: "init [FLAGS]", Short: "Write a network configuration, unless there is one",
-		Args: exactly(0, "no arguments"), DisableFlagsInUseLine: true,
+		Args: cli.Exactly(0, "no arguments"), DisableFlagsInUseLine: true,
 	}, func(_ context.Context, cfg *config.Config, _ []string, out io.Writer) error {
 		return initNetwork(cfg, choice, out)
 	})

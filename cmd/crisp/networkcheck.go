@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"crisp/cmd/crisp/cli"
 	"crisp/cri/config"
 	"crisp/network"
 	"crisp/network/own"
@@ -19,9 +20,9 @@ const networkBroken exitCode = 2
 // networkCheckCommand is the command network check.
 func networkCheckCommand() *cobra.Command {
 	how, format := network.Check{}, ""
-	cmd := configured(&cobra.Command{
+	cmd := cli.Configured(&cobra.Command{
 		Use: "check [FLAGS]", Short: "Examine the node's network, and repair crisp's own",
-		Args: exactly(0, "no arguments"), DisableFlagsInUseLine: true,
+		Args: cli.Exactly(0, "no arguments"), DisableFlagsInUseLine: true,
 	}, func(ctx context.Context, cfg *config.Config, _ []string, out io.Writer) error {
 		return checkNetwork(ctx, cfg, how, format, out)
 	})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"crisp/cmd/crisp/cli"
 	"crisp/cri/config"
 	"crisp/network"
 	"crisp/network/own"
@@ -19,9 +20,9 @@ import (
 // networkShowCommand is the command network show.
 func networkShowCommand() *cobra.Command {
 	format := ""
-	cmd := configured(&cobra.Command{
+	cmd := cli.Configured(&cobra.Command{
 		Use: "show [FLAGS] [POD]", Short: "List what is attached to crisp's own network",
-		Args: upTo(1, "one pod"), DisableFlagsInUseLine: true,
+		Args: cli.UpTo(1, "one pod"), DisableFlagsInUseLine: true,
 	}, func(_ context.Context, cfg *config.Config, args []string, out io.Writer) error {
 		return showNetwork(cfg, strings.Join(args, ""), format, out)
 	})

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/cmd/crisp/cli"
 	"crisp/cri/config"
 	"crisp/cri/node"
 	"crisp/cri/spec"
@@ -26,12 +27,12 @@ import (
 
 // planCommand is the command plan.
 func planCommand() *cobra.Command {
-	return configured(&cobra.Command{
+	return cli.Configured(&cobra.Command{
 		Use: "plan [FLAGS] FILE.json", Short: "Print the system calls that start a container",
 		Long: `Print the program that would start a container. The file is an OCI config.json,
 or the container configuration that crictl takes; values that depend on an image
 or a running pod have their defaults.`,
-		Args: exactly(1, "one file"), DisableFlagsInUseLine: true,
+		Args: cli.Exactly(1, "one file"), DisableFlagsInUseLine: true,
 	}, printPlan)
 }
 

@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 
+	"crisp/cmd/crisp/cli"
 	"crisp/cri/config"
 	"crisp/cri/spec"
 	"crisp/cri/spec/user"
@@ -37,12 +38,12 @@ func (c exitCode) Error() string { return "exit code " + strconv.Itoa(int(c)) }
 
 // runCommand is the command run.
 func runCommand() *cobra.Command {
-	return configured(&cobra.Command{
+	return cli.Configured(&cobra.Command{
 		Use: "run [FLAGS] BUNDLE", Short: "Run the container of an OCI bundle",
 		Long: `Run the container of an OCI bundle, a directory with a config.json, without a
 daemon. Streams and signals are forwarded, the command exits with the container's
 exit code, and nothing is left behind.`,
-		Args: exactly(1, "one directory with a config.json"), DisableFlagsInUseLine: true,
+		Args: cli.Exactly(1, "one directory with a config.json"), DisableFlagsInUseLine: true,
 	}, func(ctx context.Context, cfg *config.Config, args []string, _ io.Writer) error {
 		return runBundle(ctx, cfg, args[0])
 	})

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
 
+	"crisp/cmd/crisp/cli"
 	"crisp/cri"
 	"crisp/cri/cadvisor"
 	"crisp/cri/config"
@@ -53,10 +54,10 @@ const (
 func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "serve [FLAGS]", Short: "Serve the CRI: the daemon",
-		Args: exactly(0, "no arguments"), DisableFlagsInUseLine: true,
+		Args: cli.Exactly(0, "no arguments"), DisableFlagsInUseLine: true,
 	}
-	s := newSettings(cmd.Flags())
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), s.load) }
+	s := cli.NewSettings(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), s.Load) }
 	return cmd
 }
 

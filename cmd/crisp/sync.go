@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"crisp/cmd/crisp/cli"
 )
 
 // syncCommand is the internal command of the process that [syncApart] starts.
@@ -44,7 +46,7 @@ func syncApart(ctx context.Context, dir *os.File) error {
 // syncStdinCommand is what that process does.
 func syncStdinCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: syncCommand, Hidden: true, Args: exactly(0, "no arguments"),
+		Use: syncCommand, Hidden: true, Args: cli.Exactly(0, "no arguments"),
 		RunE: func(*cobra.Command, []string) error { return unix.Syncfs(0) },
 	}
 }

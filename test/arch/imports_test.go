@@ -14,6 +14,7 @@ var walls = []struct {
 	may       []string
 }{
 	{"cmd/crisp-keeper", []string{"runtime/keeper"}},
+	{"cmd/crisp", []string{"cmd/crisp", "cri", "image", "network", "runtime"}},
 	{"cmd", []string{"cri", "image", "network", "runtime"}},
 	{"cri", []string{"cri", "image", "network", "runtime"}},
 	// image and network share with runtime only access to the disk (paths that
