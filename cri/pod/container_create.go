@@ -64,8 +64,10 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *ru
 		return "", err
 	}
 
+	op := p.operationOn("create", "")
+	op.Container = cfg.GetMetadata().GetName()
 	key := fmt.Sprintf("container %s (attempt %d) in sandbox %s", cfg.GetMetadata().GetName(), cfg.GetMetadata().GetAttempt(), r.ID)
-	return m.join(ctx, key, func(ctx context.Context) (string, error) {
+	return m.join(ctx, key, op, func(ctx context.Context) (string, error) {
 		release, err := p.lock(ctx)
 		if err != nil {
 			return "", err

@@ -40,7 +40,7 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.join(ctx, "start of container "+id, func(ctx context.Context) (string, error) {
+	_, err = m.join(ctx, "start of container "+id, p.operationOn("start", id), func(ctx context.Context) (string, error) {
 		release, err := p.lock(ctx)
 		if err != nil {
 			return "", err
@@ -119,7 +119,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	}
 	s = withScore(s, c)
 	var pr *process
-	err = p.stage("prepare", func() error {
+	err = p.stage(ctx, "prepare", func() error {
 		pr, err = p.prepareProcess(ctx, c, s)
 		return err
 	})
@@ -130,7 +130,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	pr.row = p.m.table.Begin(c.ID, client.Container, p.containerHooks(c.ID))
 	h := &held{files: launch.Held{}}
 	defer h.close()
-	if err := p.stage("open inputs", func() error { return p.gather(ctx, h, r, c, s, pr) }); err != nil {
+	if err := p.stage(ctx, "open inputs", func() error { return p.gather(ctx, h, r, c, s, pr) }); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 
@@ -146,7 +146,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		Procfs: c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
 	}
 	var started *client.Started
-	err = p.stage("run plan", func() error {
+	err = p.stage(ctx, "run plan", func() error {
 		started, err = p.m.Launcher.Container(ctx, request)
 		return err
 	})

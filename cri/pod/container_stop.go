@@ -15,7 +15,7 @@ import (
 // StopContainer sends the container's stop signal and, once timeout has
 // passed, kills it. A later call with a shorter timeout shortens the wait. A
 // container that is not running, or does not exist, is a success.
-func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Duration) error {
+func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Duration) (err error) {
 	p, id, err := m.container(id)
 	if err != nil {
 		return ignoreNotFound(err)
@@ -26,7 +26,10 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 		return nil
 	}
 
+	ctx, end := m.activity.begin(ctx, p.operationOn("stop", id))
+	defer func() { end(err) }()
 	if pr := p.process(id); timeout > 0 && pr != nil {
+		enter(ctx, fmt.Sprintf("wait up to %s for the exit after signal %d (%s)", timeout, c.StopSignal, unix.SignalName(unix.Signal(c.StopSignal))), false)
 		if err := pr.row.Signal(unix.Signal(c.StopSignal)); err != nil {
 			return fmt.Errorf("send signal %d to container %s: %w", c.StopSignal, id, err)
 		}
@@ -51,6 +54,7 @@ const helpAfter = 100 * time.Millisecond
 
 // kill kills all processes of a container and waits until that is recorded.
 func (p *pod) kill(ctx context.Context, c *Container) error {
+	enter(ctx, "wait for the exit of container "+c.Config.Msg.GetMetadata().GetName()+" after SIGKILL", false)
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	pr := p.process(c.ID)
@@ -104,7 +108,7 @@ func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return ignoreNotFound(err)
 	}
-	_, err = m.join(ctx, "removal of container "+id, func(ctx context.Context) (string, error) {
+	_, err = m.join(ctx, "removal of container "+id, p.operationOn("remove", id), func(ctx context.Context) (string, error) {
 		release, err := p.lock(ctx)
 		if err != nil {
 			return "", err

@@ -2,6 +2,8 @@ package pod
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +41,8 @@ func (m *Manager) Subscribe() *Subscription { return m.events.add() }
 
 // broadcaster hands events to all subscribers without waiting for any.
 type broadcaster struct {
+	history func(Event) // nil for none
+
 	mu     sync.Mutex
 	subs   map[*Subscription]bool
 	closed bool
@@ -85,6 +89,7 @@ func (b *broadcaster) close() {
 
 // send builds the event only if there is a subscriber.
 func (b *broadcaster) send(r *Record, id string, kind runtimeapi.ContainerEventType) {
+	b.remember(r, id, kind)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.subs) == 0 {
@@ -103,6 +108,25 @@ func (b *broadcaster) send(r *Record, id string, kind runtimeapi.ContainerEventT
 			b.dropLocked(s, ErrSlow)
 		}
 	}
+}
+
+// remember adds an event to the history.
+func (b *broadcaster) remember(r *Record, id string, kind runtimeapi.ContainerEventType) {
+	if b.history == nil {
+		return
+	}
+	what := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(kind.String(), "CONTAINER_"), "_EVENT"))
+	e := Event{What: what, Pod: r.Name(), SandboxID: r.ID}
+	if id != r.ID {
+		e.ContainerID = id
+	}
+	if c := r.Container(id); c != nil {
+		e.Container = c.Config.Msg.GetMetadata().GetName()
+		if c.FinishedAt != 0 {
+			e.What = fmt.Sprintf("%s: %s (%d)", what, c.Reason, c.ExitCode)
+		}
+	}
+	b.history(e)
 }
 
 func (b *broadcaster) sandbox(r *Record, kind runtimeapi.ContainerEventType) { b.send(r, r.ID, kind) }

@@ -151,7 +151,7 @@ func (p *pod) poststop(ctx context.Context, id string) error {
 	if !p.owesPoststop(p.record().Container(id)) {
 		return nil
 	}
-	_, err := p.m.join(ctx, "poststop hooks of container "+id, func(ctx context.Context) (string, error) {
+	_, err := p.m.join(ctx, "poststop hooks of container "+id, p.operationOn("run poststop hooks of", id), func(ctx context.Context) (string, error) {
 		return "", p.runPoststop(ctx, id)
 	})
 	return err

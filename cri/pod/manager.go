@@ -103,9 +103,10 @@ type Options struct {
 // Manager owns the pods of a node.
 type Manager struct {
 	Options
-	store  store
-	bootID string
-	events broadcaster
+	store    store
+	bootID   string
+	events   broadcaster
+	activity activity
 	// table has a row for everything that the keeper holds for this daemon.
 	table *table.Table
 	specs specCache
@@ -150,6 +151,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		names:      map[string]string{},
 		ops:        map[string]*operation{},
 	}
+	m.events.history = m.activity.note
 
 	m.table = table.New(o.Keeper, m.forgetUnknown)
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -188,7 +190,7 @@ type operation struct {
 // join runs do under the given key, unless it is already running, and waits
 // until it returns or the caller's context ends. The operation continues
 // without the caller.
-func (m *Manager) join(ctx context.Context, key string, do func(context.Context) (string, error)) (string, error) {
+func (m *Manager) join(ctx context.Context, key string, what Operation, do func(context.Context) (string, error)) (string, error) {
 	m.mu.Lock()
 	op := m.ops[key]
 	if op == nil {
@@ -197,7 +199,9 @@ func (m *Manager) join(ctx context.Context, key string, do func(context.Context)
 		m.wg.Go(func() {
 			work, cancel := context.WithTimeout(context.WithoutCancel(ctx), operationTimeout)
 			defer cancel()
+			work, end := m.activity.begin(work, what)
 			op.id, op.err = do(work)
+			end(op.err)
 			m.mu.Lock()
 			delete(m.ops, key)
 			m.mu.Unlock()

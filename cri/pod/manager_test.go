@@ -33,16 +33,16 @@ func TestRetryJoinsTheOperationUnderWay(t *testing.T) {
 
 		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := m.join(impatient, "key", work); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := m.join(impatient, "key", Operation{}, work); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("impatient caller got %v", err)
 		}
 
-		id, err := m.join(t.Context(), "key", work)
+		id, err := m.join(t.Context(), "key", Operation{}, work)
 		if id != "id" || err != nil || runs.Load() != 1 {
 			t.Errorf("retry got %q, %v after %d runs", id, err, runs.Load())
 		}
 
-		if _, err := m.join(t.Context(), "key", work); err != nil || runs.Load() != 2 {
+		if _, err := m.join(t.Context(), "key", Operation{}, work); err != nil || runs.Load() != 2 {
 			t.Errorf("next call: %v after %d runs, want a run of its own", err, runs.Load())
 		}
 		m.wg.Wait()

@@ -96,8 +96,10 @@ func (p *pod) record() *Record { return p.rec.Load() }
 
 // lock starts an operation; the returned function ends it.
 func (p *pod) lock(ctx context.Context) (func(), error) {
+	enter(ctx, "wait for another operation on the pod", false)
 	select {
 	case p.op <- struct{}{}:
+		enter(ctx, "", false)
 		return func() { <-p.op }, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the running operation on sandbox %s: %w", p.record().ID, ctx.Err())

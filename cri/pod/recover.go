@@ -195,7 +195,7 @@ func (p *pod) finishUndo(ctx context.Context) error {
 	// With a reason it was listed before, so that it can be removed.
 	p.starting.Store(r.Reason == "")
 	// Several records may have the name of one pod, so that is no key.
-	_, err := p.m.join(ctx, "undo of sandbox "+r.ID, func(ctx context.Context) (string, error) {
+	_, err := p.m.join(ctx, "undo of sandbox "+r.ID, p.operation("undo the creation of"), func(ctx context.Context) (string, error) {
 		defer p.starting.Store(false)
 		warn(p.undo(ctx), "undo a pod's creation", "sandbox", r.ID)
 		return "", nil

@@ -47,7 +47,7 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	if handler != "" && !slices.Contains(m.Handlers, handler) {
 		return "", fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, handler, m.Handlers)
 	}
-	return m.join(ctx, sandboxKey(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
+	return m.join(ctx, sandboxKey(cfg.GetMetadata()), Operation{What: "run pod", Pod: podName(cfg.GetMetadata())}, func(ctx context.Context) (string, error) {
 		return m.runSandbox(ctx, cfg, handler)
 	})
 }
@@ -68,6 +68,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	}
 
 	id := p.record().ID
+	m.activity.identify(ctx, id)
 	release, err := p.lock(ctx)
 	if err != nil {
 		return "", err

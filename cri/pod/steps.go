@@ -48,7 +48,8 @@ type measured interface {
 }
 
 // timed has an effect of a step, and measures it.
-func timed[T any](target T, step string, undo bool, do func() error) error {
+func timed[T any](ctx context.Context, target T, step string, undo bool, do func() error) error {
+	enter(ctx, step, undo)
 	effect := "do " + step
 	if undo {
 		effect = "undo " + step
@@ -74,7 +75,8 @@ func (k *creation) measure(step string, undo bool, took time.Duration, err error
 }
 
 // stage measures a part of a container's start.
-func (p *pod) stage(name string, do func() error) error {
+func (p *pod) stage(ctx context.Context, name string, do func() error) error {
+	enter(ctx, name, false)
 	began := time.Now()
 	err := do()
 	if p.m.Meter != nil {
@@ -93,8 +95,8 @@ func walk[T any](ctx context.Context, steps []step[T], target T, note recorder) 
 		if err := note(s.name, s.sync); err != nil {
 			return undone(err, rollback(ctx, steps, s.name, target))
 		}
-		if err := timed(target, s.name, false, func() error { return s.do(target, ctx) }); err != nil {
-			return undone(fmt.Errorf("%s: %w", s.name, err), rollback(ctx, steps, s.name, target))
+		if err := timed(ctx, target, s.name, false, func() error { return s.do(target, ctx) }); err != nil {
+			return undone(&stepError{s.name, err}, rollback(ctx, steps, s.name, target))
 		}
 	}
 	last := steps[len(steps)-1].name
@@ -145,8 +147,8 @@ func unwind[T any](ctx context.Context, steps []step[T], phase string, target T)
 	}
 	for i := from; i >= 0; i-- {
 		s := steps[i]
-		if err := timed(target, s.name, true, func() error { return s.undo(target, ctx) }); err != nil {
-			return fmt.Errorf("undo %s: %w", s.name, err)
+		if err := timed(ctx, target, s.name, true, func() error { return s.undo(target, ctx) }); err != nil {
+			return &stepError{"undo " + s.name, err}
 		}
 	}
 	return nil
