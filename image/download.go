@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"syscall"
 
 	"crisp/image/layer"
@@ -54,7 +55,8 @@ func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *r
 	}
 	defer w.Discard()
 
-	d := &download{w: w, meter: s.opts.Meter}
+	j.got.Store(0)
+	d := &download{w: w, meter: s.opts.Meter, got: &j.got}
 	err = p.unpack(ctx, j, func(ctx context.Context) (io.ReadCloser, error) {
 		if err := d.open(ctx, p.repo, j, tries); err != nil {
 			return nil, err
@@ -82,6 +84,7 @@ type download struct {
 	// broken is the error that ended the registry's response early.
 	broken error
 	meter  Meter // nil for none
+	got    *atomic.Int64
 }
 
 // open requests the rest of the blob. It does so before the local part is read:
@@ -126,11 +129,13 @@ func (d *download) again(err error, tries *registry.Attempts) bool {
 // Read reads the next bytes of the blob.
 func (d *download) Read(p []byte) (int, error) {
 	n, err := d.w.ReadKept(p)
+	d.got.Add(int64(n))
 	if !errors.Is(err, io.EOF) || d.body == nil {
 		return n, err
 	}
 
 	n, err = d.body.Read(p)
+	d.got.Add(int64(n))
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, context.Canceled) {
 		d.broken = err
 	}

@@ -72,11 +72,12 @@ type pulls struct {
 
 // sharedPull is a pull with its waiters and, once done is closed, its result.
 type sharedPull struct {
-	waiters int // guarded by pulls.mu
-	cancel  context.CancelCauseFunc
-	done    chan struct{}
-	image   Image
-	err     error
+	waiters  int // guarded by pulls.mu
+	cancel   context.CancelCauseFunc
+	done     chan struct{}
+	progress *progress // set at its begin
+	image    Image
+	err      error
 }
 
 // do joins the pull for key, or begins one with start, which must do the work in

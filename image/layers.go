@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,6 +32,8 @@ type job struct {
 	// flight; nil if the layer was present.
 	stage *layer.Stage
 	leads bool
+	// got is how many bytes of the blob the present download has.
+	got atomic.Int64
 }
 
 // fetchLayers fetches and unpacks all missing layers of the image, several at a

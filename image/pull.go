@@ -39,12 +39,12 @@ func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, erro
 	im, err := s.pulls.do(ctx, key, func(op *sharedPull) {
 		var opCtx context.Context
 		opCtx, op.cancel = context.WithCancelCause(s.ctx)
+		op.progress = &progress{ref: parsed.String(), began: time.Now()}
 		s.work.Go(func() {
 			defer op.cancel(nil)
-			began := time.Now()
-			im, err := s.pull(opCtx, parsed, auth)
+			im, err := s.pull(opCtx, parsed, auth, op.progress)
 			if s.opts.Meter != nil {
-				s.opts.Meter.Pulled(time.Since(began), err)
+				s.opts.Meter.Pulled(time.Since(op.progress.began), err)
 			}
 			s.pulls.finish(key, op, im, err)
 		})
@@ -56,14 +56,14 @@ func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, erro
 	return im, nil
 }
 
-func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth) (Image, error) {
+func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth, watched *progress) (Image, error) {
 	repo, err := s.client.Repository(ref, auth)
 	if err != nil {
 		return Image{}, err
 	}
 	defer repo.Close()
 
-	p := &puller{s: s, repo: repo, ref: ref}
+	p := &puller{s: s, repo: repo, ref: ref, progress: watched}
 	im, err := p.run(ctx)
 	p.release()
 	s.wantSync()
@@ -94,6 +94,8 @@ type puller struct {
 	// fetched means that something was missing and has been fetched.
 	fetched bool
 	pinned  []digest.Digest
+	// progress is nil where nobody watches.
+	progress *progress
 }
 
 func (p *puller) run(ctx context.Context) (Image, error) {
@@ -260,6 +262,7 @@ func (p *puller) plan(m *document) {
 		p.pinned = append(p.pinned, desc.Digest, chains[i])
 	}
 
+	p.progress.plan(p.jobs)
 	for _, doc := range p.docs {
 		p.pinned = append(p.pinned, doc.desc.Digest)
 	}
