@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -16,17 +16,14 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cmd/crisp/cli"
+	"crisp/cri/admin"
 	"crisp/cri/config"
 	"crisp/image"
 	"crisp/runtime/host"
 )
 
-const (
-	// adminSocket, in the state directory, serves the commands of this program
-	// that have no call in the CRI.
-	adminSocket = "admin.sock"
-	checkPath   = "/images/check"
-)
+// checkPath is the request for a check on the admin socket.
+const checkPath = "/images/check"
 
 // errDamaged is the error of a check that leaves damage.
 var errDamaged = errors.New("images are damaged")
@@ -77,7 +74,7 @@ type printer struct {
 
 // check has a daemon check its images, or does it itself if there is none.
 func (p *printer) check(ctx context.Context, cfg *config.Config, repair bool) error {
-	err := p.ask(ctx, filepath.Join(cfg.State, adminSocket), repair)
+	err := p.ask(ctx, filepath.Join(cfg.State, admin.Socket), repair)
 	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
 		return err
 	}
@@ -97,29 +94,15 @@ func (p *printer) check(ctx context.Context, cfg *config.Config, repair bool) er
 
 // ask requests a check from the daemon on a socket and follows it.
 func (p *printer) ask(ctx context.Context, socket string, repair bool) error {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}}}
-
-	defer client.CloseIdleConnections()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://crisp%s?repair=%t", checkPath, repair), nil)
+	client := admin.NewClient(socket)
+	defer client.Close()
+	answer, err := client.Do(ctx, http.MethodPost, fmt.Sprintf("%s?repair=%t", checkPath, repair))
 	if err != nil {
 		return err
 	}
+	defer answer.Close()
 
-	resp, err := client.Do(r)
-	if err != nil {
-		return fmt.Errorf("request a check from the daemon: %w", err)
-	}
-	defer resp.Body.Close()
-
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		return fmt.Errorf("request a check from the daemon: %s: %s", resp.Status, strings.TrimSpace(string(text)))
-	}
-
-	for lines := json.NewDecoder(resp.Body); ; {
+	for lines := json.NewDecoder(answer); ; {
 		var f finding
 		switch err := lines.Decode(&f); {
 		case err != nil:
@@ -157,12 +140,18 @@ func (p *printer) end(done image.Checked) {
 
 // serveAdmin serves commands until the daemon closes.
 func (d *services) serveAdmin() error {
-	l, err := listen(filepath.Join(d.cfg.State, adminSocket))
+	path := filepath.Join(d.cfg.State, admin.Socket)
+	l, err := listen(path)
 	if err != nil {
 		return err
 	}
+	// Unlike the CRI's, which a group may be given, it is root's alone.
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("restrict socket: %w", err), l.Close())
+	}
 
 	mux := http.NewServeMux()
+	d.admin.Register(mux)
 	mux.HandleFunc("POST "+checkPath, d.checkImages)
 	server := http.Server{Handler: mux, ReadHeaderTimeout: stopTimeout}
 	done := make(chan struct{})

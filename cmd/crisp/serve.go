@@ -18,6 +18,7 @@ import (
 
 	"crisp/cmd/crisp/cli"
 	"crisp/cri"
+	"crisp/cri/admin"
 	"crisp/cri/cadvisor"
 	"crisp/cri/config"
 	"crisp/cri/node"
@@ -129,6 +130,7 @@ type services struct {
 	stats   *stats.Collector
 	streams *stream.Server
 	metrics *telemetry.Metrics // nil without an address for them
+	admin   *admin.Server
 
 	checking sync.Mutex // held during a check of the images
 }
@@ -189,6 +191,8 @@ func (d *services) open(ctx context.Context) error {
 		return err
 	}
 
+	d.admin = &admin.Server{Version: version, Images: d.images, Facts: d.facts, CgroupDriver: d.cgroups.Driver(), Root: d.cfg.Root}
+	d.goUntilClose(func(ctx context.Context) { dumpOnSignal(ctx, d.admin) })
 	if err := d.serveAdmin(); err != nil {
 		klog.ErrorS(err, "Could not serve commands, images can only be checked while no daemon runs")
 	}
@@ -307,6 +311,7 @@ func (d *services) openPods(ctx context.Context) error {
 
 	d.onClose(d.pods.Close)
 	d.goUntilClose(func(ctx context.Context) { careFor(ctx, d.network, d.cfg) })
+	d.admin.SetPods(d.pods)
 	if err := d.startPlugins(plugins); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"crisp/cri/admin"
 	"crisp/cri/config"
 	"crisp/cri/spec"
 	"crisp/cri/spec/hooksd"
@@ -64,6 +65,22 @@ func followReloads(ctx context.Context, load func() (*config.Config, error)) {
 				continue
 			}
 			klog.InfoS("Reloaded the log settings", "level", cfg.LogLevel, "format", cfg.LogFormat)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// dumpOnSignal logs the daemon's state and its goroutines on each SIGUSR1.
+func dumpOnSignal(ctx context.Context, s *admin.Server) {
+	usr1 := make(chan os.Signal, 1)
+	signal.Notify(usr1, unix.SIGUSR1)
+	defer signal.Stop(usr1)
+
+	for {
+		select {
+		case <-usr1:
+			s.Dump()
 		case <-ctx.Done():
 			return
 		}

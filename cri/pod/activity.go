@@ -186,3 +186,27 @@ type stepError struct {
 
 func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 func (e *stepError) Unwrap() error { return e.err }
+
+// Processes lists those in a container's cgroup, none if it has exited.
+func (m *Manager) Processes(id string) []int {
+	p, id, err := m.container(id)
+	if err != nil {
+		return nil
+	}
+	c := p.record().Container(id)
+	if c == nil {
+		return nil
+	}
+
+	group := p.groupOfProcess(id)
+	if group == nil { // not since the daemon has started
+		if group, err = m.Cgroups.Open(c.CgroupPath); err != nil {
+			return nil
+		}
+	}
+	pids, err := group.Pids()
+	if err != nil {
+		return nil
+	}
+	return pids
+}

@@ -16,8 +16,8 @@ import (
 type Stat struct {
 	// State is a letter: 'R' for running, 'Z' for a zombie.
 	State byte
-	// Group is the ID of the process group.
-	Group int
+	// Parent is the PID of the parent, Group the ID of the process group.
+	Parent, Group int
 	// Flags are the kernel's PF_*.
 	Flags uint64
 	// StartTicks is when the process started, in clock ticks since boot. It
@@ -46,6 +46,7 @@ func Read(pid int) (Stat, error) {
 // Fields are counted from 1, as in the manual page.
 const (
 	fieldState      = 3
+	fieldParent     = 4
 	fieldGroup      = 5
 	fieldFlags      = 9
 	fieldStartTicks = 22
@@ -71,6 +72,7 @@ func parse(data []byte) (s Stat, err error) {
 		field int
 		set   func(uint64)
 	}{
+		{"parent", fieldParent, func(v uint64) { s.Parent = int(v) }},
 		{"process group", fieldGroup, func(v uint64) { s.Group = int(v) }},
 		{"flags", fieldFlags, func(v uint64) { s.Flags = v }},
 		{"start time", fieldStartTicks, func(v uint64) { s.StartTicks = v }},

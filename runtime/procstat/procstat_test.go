@@ -24,7 +24,7 @@ func line(command, state, flags, start, exit string) []byte {
 }
 
 func TestParse(t *testing.T) {
-	want := Stat{State: 'S', Group: 7, Flags: 4194560, StartTicks: 18446744073709551615, Exit: 256}
+	want := Stat{State: 'S', Parent: 7, Group: 7, Flags: 4194560, StartTicks: 18446744073709551615, Exit: 256}
 	for _, command := range []string{"sh", "", "a b", ") R 1 (", ")) Z 1 2 3 4 5 6 7 8 9", "x\ny\xff"} {
 		got, err := parse(line(command, "S", "4194560", "18446744073709551615", "256"))
 		if err != nil || got != want {

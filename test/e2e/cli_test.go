@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,7 +42,7 @@ func (n *node) command(t *testing.T, args ...string) *exec.Cmd {
 
 	flags := []string{"--config", n.path("config.toml"), "--state", n.path("state"), "--listen", n.Endpoint}
 	at := 1
-	if len(args) > 1 && args[0] == "images" && !strings.HasPrefix(args[1], "-") {
+	if len(args) > 1 && slices.Contains([]string{"images", "debug"}, args[0]) && !strings.HasPrefix(args[1], "-") {
 		at = 2
 	}
 	args = append(append(append([]string{}, args[:at]...), flags...), args[at:]...)
@@ -331,7 +332,12 @@ func testOnTerminal(t *testing.T, n *node) {
 	if out := onTerminal(t, cmd, nil); strings.Contains(out, "\x1b") {
 		t.Errorf("without colors: %q", out)
 	}
-	if out := onTerminal(t, n.command(t, "exec", "-it", "web", "stty", "size"), nil); out != "40 100\r\n" {
+	out := onTerminal(t, n.command(t, "pull", nginx), nil)
+	if !strings.Contains(out, "\x1b[K") || !strings.Contains(out, "sha256:") {
+		t.Errorf("the progress of a pull: %q", out)
+	}
+	n.crisp(t, "rmi", nginx)
+	if out := onTerminal(t, n.command(t, "exec", "-it", "web", "sh", "-c", "until stty size 2>/dev/null; do sleep 0.1; done"), nil); out != "40 100\r\n" {
 		t.Errorf("the terminal of a command has the size %q", out)
 	}
 }
@@ -343,6 +349,7 @@ func TestCommandsWithoutDaemon(t *testing.T) {
 	commands := [][]string{
 		{"pods"}, {"ps"}, {"images"}, {"stats"}, {"top"}, {"events"}, {"inspect", "x"}, {"logs", "x"}, {"exec", "x", "y"},
 		{"attach", "x"}, {"stop", "x"}, {"rm", "x"}, {"pull", "x"}, {"rmi", "x"},
+		{"why", "x"}, {"debug", "state"}, {"debug", "goroutines"}, {"debug", "profile", "heap"},
 	}
 	with := func(t *testing.T, socket string, code int, why string) {
 		t.Helper()

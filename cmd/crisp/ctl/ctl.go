@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"crisp/cmd/crisp/cli"
+	"crisp/cri/admin"
 	"crisp/cri/client"
 	"crisp/cri/config"
 )
@@ -54,6 +57,7 @@ func Code(err error) int {
 func Commands() []*cobra.Command {
 	return []*cobra.Command{
 		podsCommand(), psCommand(), statsCommand(), topCommand(), eventsCommand(), inspectCommand(),
+		whyCommand(), debugCommand(),
 		logsCommand(), execCommand(), attachCommand(), stopCommand(), rmCommand(), pullCommand(), rmiCommand(),
 	}
 }
@@ -82,6 +86,25 @@ func withDaemon(cmd *cobra.Command, run func(ctx context.Context, s *session, ar
 		return run(cmd.Context(), &session{c, cfg, cmd.OutOrStdout()}, args)
 	}
 	return cmd
+}
+
+// ask asks the daemon what the CRI does not carry.
+func (s *session) ask(ctx context.Context, path string, into any) error {
+	c := admin.NewClient(s.adminSocket())
+	defer c.Close()
+	return s.explain(c.Get(ctx, path, into))
+}
+
+func (s *session) adminSocket() string { return filepath.Join(s.cfg.State, admin.Socket) }
+
+// explain is the error of a request on the admin socket in words, if it is about the
+// connection.
+func (s *session) explain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return client.Explain(s.adminSocket(), err)
+	}
+	return err
 }
 
 // listing is a command that prints objects, in a format of the user's choice.

@@ -1,0 +1,63 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+)
+
+// maxRefusal bounds what is read of a refusal, in bytes.
+const maxRefusal = 1 << 10
+
+// Client asks the daemon on a socket.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient returns a client, which connects with its first request.
+func NewClient(socket string) *Client {
+	return &Client{socket, http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}}}
+}
+
+// Close closes idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Do makes a request, whose answer the caller closes. An error of the connection
+// wraps that of the kernel.
+func (c *Client) Do(ctx context.Context, method, path string) (io.ReadCloser, error) {
+	r, err := http.NewRequestWithContext(ctx, method, "http://crisp"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon on %s: %w", c.socket, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+		return nil, fmt.Errorf("ask the daemon on %s: %s: %s", c.socket, resp.Status, strings.TrimSpace(string(text)))
+	}
+	return resp.Body, nil
+}
+
+// Get decodes the answer to a request.
+func (c *Client) Get(ctx context.Context, path string, into any) error {
+	body, err := c.Do(ctx, http.MethodGet, path)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(into); err != nil {
+		return fmt.Errorf("read the answer of the daemon on %s: %w", c.socket, err)
+	}
+	return nil
+}

@@ -1,0 +1,159 @@
+package admin
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"runtime"
+	rpprof "runtime/pprof"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"crisp/cri/pod"
+	"crisp/image"
+	"crisp/runtime/host"
+)
+
+// Socket is the name of the socket in the state directory.
+const Socket = "admin.sock"
+
+// Paths of requests.
+const (
+	StatePath      = "/state"
+	ReportPath     = "/report" // of the pod ?name=NAMESPACE/NAME or ?id=ID
+	PullsPath      = "/pulls"
+	DiskPath       = "/disk"
+	GoroutinesPath = "/goroutines"
+	ProfilePath    = "/debug/pprof/"
+)
+
+// Server answers requests. Pods are set once they are open.
+type Server struct {
+	Version      string
+	Images       *image.Service
+	Facts        host.Facts
+	CgroupDriver string
+	// Root is the directory of images and records.
+	Root string
+
+	began time.Time
+	pods  atomic.Pointer[pod.Manager]
+}
+
+// SetPods has the server answer for pods, too.
+func (s *Server) SetPods(m *pod.Manager) { s.pods.Store(m) }
+
+// Register adds the requests to a server.
+func (s *Server) Register(mux *http.ServeMux) {
+	s.began = time.Now()
+	mux.HandleFunc("GET "+StatePath, func(w http.ResponseWriter, _ *http.Request) { reply(w, s.State()) })
+	mux.HandleFunc("GET "+ReportPath, func(w http.ResponseWriter, r *http.Request) {
+		reply(w, s.Report(r.FormValue("name"), r.FormValue("id")))
+	})
+	mux.HandleFunc("GET "+PullsPath, func(w http.ResponseWriter, _ *http.Request) { reply(w, s.Images.Pulls()) })
+	mux.HandleFunc("GET "+GoroutinesPath, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(goroutines())
+	})
+
+	mux.HandleFunc("GET "+ProfilePath, pprof.Index)
+	mux.HandleFunc("GET "+ProfilePath+"profile", pprof.Profile)
+	mux.HandleFunc("GET "+ProfilePath+"trace", pprof.Trace)
+}
+
+// reply sends an object. A client that does not wait for it is not told.
+func reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		klog.V(2).InfoS("Could not answer a command", "err", err)
+	}
+}
+
+// goroutines are the stacks of all goroutines.
+func goroutines() []byte {
+	var b bytes.Buffer
+	const withStates = 2
+	_ = rpprof.Lookup("goroutine").WriteTo(&b, withStates) // a buffer takes all
+	return b.Bytes()
+}
+
+// Dump logs the state and all goroutines, each as a line of its own: a journal cuts
+// long ones.
+func (s *Server) Dump() {
+	state := s.State()
+	klog.InfoS("State of the daemon", "version", state.Version, "pid", state.PID, "goroutines", state.Goroutines, "descriptors", state.Descriptors,
+		"memoryBytes", state.MemoryBytes, "pods", len(state.Pods), "operations", len(state.Operations), "pulls", len(state.Pulls))
+
+	for _, p := range state.Pods {
+		klog.InfoS("State of a pod", "pod", p.Name, "id", p.ID, "phase", p.Phase, "reason", p.Reason, "containers", p.Containers)
+	}
+	for _, op := range state.Operations {
+		klog.InfoS("Operation under way", "operation", op.What, "pod", op.Pod, "container", op.Container, "began", op.Began, "stage", op.Stage, "stageBegan", op.StageBegan)
+	}
+	for _, p := range state.Pulls {
+		klog.InfoS("Pull under way", "image", p.Ref, "began", p.Began, "layers", p.Layers, "present", p.Present, "bytes", p.Bytes, "size", p.Size)
+	}
+	for g := range strings.SplitSeq(strings.TrimSpace(string(goroutines())), "\n\n") {
+		klog.InfoS("Goroutine", "stack", g)
+	}
+}
+
+// State is a daemon's.
+type State struct {
+	Version      string    `json:"version"`
+	Go           string    `json:"go"`
+	PID          int       `json:"pid"`
+	Began        time.Time `json:"began"`
+	Kernel       string    `json:"kernel"`
+	CgroupDriver string    `json:"cgroupDriver"`
+	Goroutines   int       `json:"goroutines"`
+	Descriptors  int       `json:"descriptors"`
+	// MemoryBytes is what the daemon's heap and stacks have from the kernel.
+	MemoryBytes uint64 `json:"memoryBytes"`
+	// Ready is false until pods are open; Keeper is why none can be started.
+	Ready  bool   `json:"ready"`
+	Keeper string `json:"keeper,omitempty"`
+
+	Pods       []Pod            `json:"pods"`
+	Operations []pod.Operation  `json:"operations"`
+	History    []pod.Event      `json:"history"`
+	Pulls      []image.Progress `json:"pulls"`
+}
+
+// State returns the state of the daemon.
+func (s *Server) State() State {
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	out := State{
+		Version: s.Version, Go: runtime.Version(), PID: os.Getpid(), Began: s.began, Kernel: s.Facts.Kernel.String(), CgroupDriver: s.CgroupDriver,
+		Goroutines: runtime.NumGoroutine(), Descriptors: descriptors(), MemoryBytes: memory.Sys - memory.HeapReleased,
+		Pods: []Pod{}, Operations: []pod.Operation{}, History: []pod.Event{}, Pulls: s.Images.Pulls(),
+	}
+
+	m := s.pods.Load()
+	if m == nil {
+		return out
+	}
+	out.Ready = true
+	if err := m.Healthy(); err != nil {
+		out.Keeper = err.Error()
+	}
+	for _, r := range m.Sandboxes() {
+		out.Pods = append(out.Pods, podOf(r))
+	}
+	out.Operations, out.History = m.Operations(), m.History()
+	return out
+}
+
+// descriptors counts the daemon's.
+func descriptors() int {
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0
+	}
+	return len(list)
+}
