@@ -74,6 +74,7 @@ func TestCrashOwnNetwork(t *testing.T) {
 					}
 				})
 			}
+
 			if !partial() {
 				wantAllOf(t, all, "network add rules", "network add link", "network add lease", "network undo rules", "network undo link",
 					"network undo lease", "network del rules", "network del link", "network del lease")
