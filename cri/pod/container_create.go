@@ -27,6 +27,8 @@ var containerSteps = []step[*creation]{
 	{name: "prepare root file system", do: (*creation).prepareRootfs, undo: (*creation).discardRootfs},
 	{name: "make spec", do: (*creation).makeSpec, undo: (*creation).removeSpec},
 	{name: "make cgroup", do: (*creation).makeCgroup, undo: (*creation).removeCgroup},
+	// They stay the pod's until it ends.
+	{name: "move network devices", do: (*creation).moveDevices, undo: (*creation).keepDevices},
 }
 
 // creation is a container that is being created or undone; for the latter only

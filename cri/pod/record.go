@@ -48,6 +48,9 @@ type Record struct {
 	// SELinuxLevel is the level of its containers' labels, "" without SELinux.
 	SELinuxLevel string   `json:",omitempty"`
 	IPs          []string `json:",omitempty"`
+	// NetDevices are the node's network devices that the pod has, or was about to
+	// get: their names in it, by those on the node.
+	NetDevices map[string]string `json:",omitempty"`
 	// Pause is PID 1 of a pod that shares its PID namespace.
 	Pause *Process `json:",omitempty"`
 	// Observed means that the pod has a first process although no container

@@ -34,6 +34,7 @@ var sandboxSteps = []step[*pod]{
 	{name: "make namespaces", do: (*pod).makeNamespaces, undo: (*pod).dropNamespaces},
 	{name: "pin network namespace", do: (*pod).pinNetwork, undo: (*pod).unpinNetwork},
 	{name: "attach network", sync: true, do: (*pod).attachNetwork, undo: (*pod).detachNetwork},
+	{name: "lend network devices", do: (*pod).lendDevices, undo: (*pod).returnDevices},
 	{name: "ask plugins", do: (*pod).askRun, undo: (*pod).tellSandboxStopped},
 }
 

@@ -38,6 +38,9 @@ func CheckAdjusted(s *specs.Spec, h Host) error {
 			return err
 		}
 	}
+	if err := checkNetDevices(s); err != nil {
+		return err
+	}
 	return checkOwnSysctls(s)
 }
 

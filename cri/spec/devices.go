@@ -1,9 +1,11 @@
 package spec
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"crisp/cri/spec/cdi"
+	"crisp/network/netdev"
 )
 
 // allAccess permits to create a device node, to read it and to write it.
@@ -78,11 +81,11 @@ func (b *builder) cdi() error {
 	if err != nil {
 		return invalid("%w", err)
 	}
-	switch l := b.out.Spec.Linux; {
-	case l.IntelRdt != nil:
+	if b.out.Spec.Linux.IntelRdt != nil {
 		return unsupported("Intel RDT, which CDI devices %q need", names)
-	case len(l.NetDevices) > 0:
-		return unsupported("network devices, which CDI devices %q need", names)
+	}
+	if err := checkNetDevices(b.out.Spec); err != nil {
+		return err
 	}
 
 	b.out.HookSources = added.Sources
@@ -102,6 +105,37 @@ func (r *Result) noteDevice(target, source string) {
 		r.Nodes = map[string]string{}
 	}
 	r.Nodes[target] = source
+}
+
+// checkNetDevices refuses network devices that cannot be moved into the pod. One
+// without another name keeps its own.
+func checkNetDevices(s *specs.Spec) error {
+	list := s.Linux.NetDevices
+	if len(list) == 0 {
+		return nil
+	}
+	if !slices.ContainsFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.NetworkNamespace }) {
+		return invalid("network devices %q in the node's network: the pod has no network of its own", slices.Sorted(maps.Keys(list)))
+	}
+
+	taken := map[string]string{}
+	for _, host := range slices.Sorted(maps.Keys(list)) {
+		d := list[host]
+		if d.Name == "" {
+			d.Name = host
+			list[host] = d
+		}
+		for _, name := range []string{host, d.Name} {
+			if err := netdev.CheckName(name); err != nil {
+				return invalid("%w", err)
+			}
+		}
+		if other := taken[d.Name]; other != "" || d.Name == "lo" {
+			return invalid("network device %s cannot be called %s in the pod: %s", host, d.Name, cmp.Or(other, "the loopback interface")+" is")
+		}
+		taken[d.Name] = host
+	}
+	return nil
 }
 
 // own makes the container's user the owner of a configured device, if the

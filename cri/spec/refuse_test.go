@@ -214,13 +214,13 @@ func resourceRefusals() []refusal {
 			}
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 		}, ErrUnsupported, "Intel RDT"},
-		{"CDI device with a network device", func(in *Input) {
-			in.CDI = func(s *specs.Spec, _ []string) (cdi.Added, error) {
-				s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth1": {}}
-				return cdi.Added{}, nil
-			}
-			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
-		}, ErrUnsupported, "network devices"},
+		{"network device in the node's network", func(in *Input) {
+			in.Sandbox.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}
+			netDevices(map[string]specs.LinuxNetDevice{"eth1": {}})(in)
+		}, ErrInvalid, "no network of its own"},
+		{"network device without a possible name", netDevices(map[string]specs.LinuxNetDevice{"eth1": {Name: "a/b"}}), ErrInvalid, "a/b"},
+		{"network device called as the loopback", netDevices(map[string]specs.LinuxNetDevice{"eth1": {Name: "lo"}}), ErrInvalid, "loopback"},
+		{"two network devices with one name", netDevices(map[string]specs.LinuxNetDevice{"eth1": {Name: "net0"}, "net0": {}}), ErrInvalid, "net0"},
 		{"CDI device on a node without", func(in *Input) {
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 		}, ErrUnsupported, "CDI"},
@@ -234,5 +234,16 @@ func resourceRefusals() []refusal {
 			in.privileged()
 			device(&runtimeapi.Device{HostPath: "/dev/fuse", ContainerPath: "/dev/sda"})(in)
 		}, ErrInvalid, "/dev/sda"},
+	}
+}
+
+// netDevices requests a CDI device with network devices.
+func netDevices(list map[string]specs.LinuxNetDevice) func(*Input) {
+	return func(in *Input) {
+		in.CDI = func(s *specs.Spec, _ []string) (cdi.Added, error) {
+			s.Linux.NetDevices = list
+			return cdi.Added{}, nil
+		}
+		in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 	}
 }

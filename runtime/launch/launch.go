@@ -109,6 +109,9 @@ func label(f *os.File, label string) error {
 // Container starts a container's first process in the root file system that
 // is held as "rootfs".
 func (l *Launcher) Container(ctx context.Context, r Request) (*client.Started, error) {
+	if r.Spec.Linux != nil && len(r.Spec.Linux.NetDevices) > 0 && !r.InPod {
+		return nil, fmt.Errorf("%s: %w: network devices of a container without a pod", r.Name, plan.ErrUnsupported)
+	}
 	o, err := l.options(&r, r.Spec.Process)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Name, err)

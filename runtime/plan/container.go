@@ -91,7 +91,8 @@ func (c *container) rootInput() Arg {
 	return c.input(Input{Name: "root file system", Kind: InputMount, Path: c.s.Root.Path, Recursive: true, Propagation: unix.MS_PRIVATE})
 }
 
-// checkSpec refuses settings that a plan would silently ignore.
+// checkSpec refuses settings that a plan would silently ignore, except for network
+// devices, which the caller moves.
 func checkSpec(s *specs.Spec) error {
 	switch {
 	case s == nil || s.Process == nil || s.Root == nil || s.Linux == nil:
@@ -102,8 +103,6 @@ func checkSpec(s *specs.Spec) error {
 		return fmt.Errorf("%w: personality %q", ErrSpec, s.Linux.Personality.Domain)
 	case s.Linux.Personality != nil && len(s.Linux.Personality.Flags) > 0:
 		return fmt.Errorf("%w: personality flags", ErrUnsupported)
-	case len(s.Linux.NetDevices) > 0:
-		return fmt.Errorf("%w: network devices", ErrUnsupported)
 	case s.Linux.IntelRdt != nil:
 		return fmt.Errorf("%w: Intel RDT", ErrUnsupported)
 	case !slices.Contains(rootPropagations, s.Linux.RootfsPropagation):

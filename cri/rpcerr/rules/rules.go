@@ -19,6 +19,7 @@ import (
 	"crisp/cri/stream"
 	"crisp/image"
 	"crisp/network"
+	"crisp/network/netdev"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
@@ -67,6 +68,10 @@ func All() []rpcerr.Rule {
 		{Err: image.ErrSubPath, Code: codes.FailedPrecondition},
 		{Err: network.ErrNotReady, Code: codes.Unavailable},
 		{Err: network.ErrInvalid, Code: codes.InvalidArgument},
+		{Err: netdev.ErrName, Code: codes.InvalidArgument},
+		{Err: netdev.ErrNotFound, Code: codes.FailedPrecondition},
+		{Err: netdev.ErrNameTaken, Code: codes.FailedPrecondition},
+		{Err: netdev.ErrImmovable, Code: codes.FailedPrecondition},
 		// Not NotFound: from that kubelet concludes that the container was
 		// removed.
 		{Err: launch.ErrNotFound, Code: codes.FailedPrecondition},
