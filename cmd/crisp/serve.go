@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -62,11 +63,19 @@ func serveCommand() *cobra.Command {
 	return cmd
 }
 
+// gcPercent is how much garbage the daemon's heap may have, in percent of what is
+// used. Go's default of 100 costs 13 MB with 1,000 pods.
+const gcPercent = 50
+
 // serve runs the daemon until ctx ends. Pods keep running without it.
 func serve(ctx context.Context, load func() (*config.Config, error)) error {
 	// Files and directories get exactly the modes in the code.
 	unix.Umask(0o022)
 	spawn.RaiseFiles()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+
 	cfg, err := load()
 	if err != nil {
 		return err
