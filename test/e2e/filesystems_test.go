@@ -148,6 +148,7 @@ func testRestartOn(t *testing.T, n *node) {
 	if got := c.sh(t, "cat /kept"); got != "kept" {
 		t.Errorf("after a restart the file contains %q", got)
 	}
+	n.warm(t) // the new daemon too
 }
 
 // testMappedFiles expects files of the image to belong to the container's root in
