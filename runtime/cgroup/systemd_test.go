@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/systemd"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"crisp/test/testkit"
 )
@@ -37,7 +38,13 @@ func systemdNode(t *testing.T) *Node {
 	}
 
 	n := nodeOf(t, Systemd, slice)
-	t.Cleanup(func() { systemctl(t, "stop", slice) })
+	t.Cleanup(func() {
+		systemctl(t, "stop", slice)
+		// In version 1 systemd does not manage all hierarchies.
+		for _, dir := range n.dirs("/" + slice) {
+			_ = unix.Rmdir(dir) // what is left is a leak
+		}
+	})
 	return n
 }
 
@@ -88,10 +95,14 @@ func TestScope(t *testing.T) {
 
 	holds := func(when string, memory int64) {
 		t.Helper()
-		for name, want := range map[string]string{
-			"cpu.weight": "59", "cpu.max": "50000 100000", "memory.max": strconv.FormatInt(memory, 10), "memory.swap.max": "0", "pids.max": "99",
-		} {
-			if got := read(t, g, "", name); n.v2 && got != want {
+		limit := strconv.FormatInt(memory, 10)
+		files := map[string]string{"cpu.shares": "512", "cpu.cfs_quota_us": "50000", "memory.limit_in_bytes": limit, "pids.max": "99"}
+		if n.v2 {
+			files = map[string]string{"cpu.weight": "59", "cpu.max": "50000 100000", "memory.max": limit, "memory.swap.max": "0", "pids.max": "99"}
+		}
+		for name, want := range files {
+			controller, _, _ := strings.Cut(name, ".")
+			if got := read(t, g, controller, name); got != want {
 				t.Errorf("%s: %s is %s, want %s", when, name, got, want)
 			}
 		}
@@ -122,7 +133,8 @@ func TestScope(t *testing.T) {
 	}
 }
 
-// systemd removes a scope with its last process, and its OOM kills are still counted.
+// systemd removes a scope with its last process. In version 2 its OOM kills are
+// still counted; in version 1 no other group counts them.
 func TestScopeEnds(t *testing.T) {
 	n := systemdNode(t)
 	stays := create(t, n, "", "stays", containerResources())
@@ -134,8 +146,8 @@ func TestScopeEnds(t *testing.T) {
 		t.Fatal("a process of unbounded memory succeeded")
 	}
 
-	waitFor(t, "the scope's end", func() bool { return !g.Exists() })
-	if kills, err := g.OOMKills(); err != nil || kills != 1 {
+	waitFor(t, "the scope's end", func() bool { return !exists(g.dir("memory")) })
+	if kills, err := g.OOMKills(); n.v2 && (err != nil || kills != 1) {
 		t.Errorf("%d OOM kills, %v, want 1", kills, err)
 	}
 
