@@ -88,9 +88,11 @@ func execSync(t *testing.T, c *container, script string) string {
 	return fmt.Sprintf("%s|%s|%d", r.Stdout, r.Stderr, r.ExitCode)
 }
 
-// execLate runs a script that takes too long.
+// execLate runs a script that takes too long, with time enough for its start
+// next to others.
 func execLate(t *testing.T, c *container, script string) string {
-	_, err := try(t, c.p.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", script}, Timeout: 4})
+	limit := int64(pace.Scale(4 * time.Second).Seconds())
+	_, err := try(t, c.p.n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", script}, Timeout: limit})
 	if code := status.Code(err); code != codes.DeadlineExceeded {
 		return err.Error()
 	}
