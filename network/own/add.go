@@ -259,7 +259,7 @@ func (p *Plugin) disconnect(_ context.Context, a *attachment) error {
 	if err != nil {
 		return err
 	}
-	if err := host.Retire(a.call.ID, a.call.IfName); err != nil {
+	if err := host.Retire(a.call.ID, a.call.IfName, a.addrs()); err != nil {
 		return err
 	}
 	return p.retire(host)

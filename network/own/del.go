@@ -38,7 +38,7 @@ func (p *Plugin) del(ctx context.Context, call Call) error {
 		do   func() error
 	}{
 		{"rules", func() error { return p.withdraw(ctx, c, o, known, host) }},
-		{"link", func() error { return p.remove(host, link.Name(o.ID, o.IfName)) }},
+		{"link", func() error { return p.remove(host, link.Name(o.ID, o.IfName), known) }},
 		{"lease", func() error {
 			return p.withLeases(ctx, c, func(s *lease.Store) error { return s.Release(ctx, o, known) })
 		}},
@@ -50,9 +50,9 @@ func (p *Plugin) del(ctx context.Context, call Call) error {
 	return nil
 }
 
-// remove removes an interface, soon.
-func (p *Plugin) remove(host *link.Host, name string) error {
-	if err := host.RetireName(name); err != nil {
+// remove removes an interface, soon: see [link.Host.Retire].
+func (p *Plugin) remove(host *link.Host, name string, addrs []netip.Addr) error {
+	if err := host.RetireName(name, addrs); err != nil {
 		return err
 	}
 	return p.retire(host)
@@ -255,7 +255,7 @@ func (p *Plugin) gc(ctx context.Context, call Call) error {
 			valid := func(o lease.Owner) bool {
 				return owners[o] || o.IfName == "" && slices.ContainsFunc(c.Valid, func(v types.GCAttachment) bool { return v.ContainerID == o.ID })
 			}
-			return s.Collect(ctx, valid, func(o lease.Owner, _ netip.Addr) error { return host.Retire(o.ID, o.IfName) })
+			return s.Collect(ctx, valid, func(o lease.Owner, _ netip.Addr) error { return host.Retire(o.ID, o.IfName, nil) })
 		})
 	})
 }
@@ -268,7 +268,7 @@ func (p *Plugin) sweepLinks(c *conf, host *link.Host, valid map[string]bool) err
 	}
 	for name, label := range labels {
 		if strings.HasPrefix(label, labelPrefix(c)) && !valid[name] {
-			if err := host.RetireName(name); err != nil {
+			if err := host.RetireName(name, nil); err != nil {
 				return err
 			}
 		}

@@ -122,7 +122,7 @@ func (p *Plugin) Collect(ctx context.Context, e Examination) ([]Finding, error) 
 
 	x.collect(calls)
 	x.openTable()
-	err = x.examineOrphans(ctx)
+	err = errors.Join(x.examineOrphans(ctx), p.retire(x.host)) // what a killed daemon has retired
 	return slices.DeleteFunc(x.findings, func(f Finding) bool { return f.Level == LevelOK }), err
 }
 

@@ -124,7 +124,7 @@ func (x *examiner) discard(ctx context.Context, c *conf, gone lease.Owner) error
 	}
 
 	if gone.ID != "" {
-		if err := failpoint.Between("network collect links", func() error { return x.remove(x.host, name) }); err != nil {
+		if err := failpoint.Between("network collect links", func() error { return x.remove(x.host, name, nil) }); err != nil {
 			return err
 		}
 	}
@@ -153,7 +153,7 @@ func (x *examiner) orphanLinks(o *orphans, names, dead map[string]bool) {
 			continue
 		}
 		delete(o.links, name)
-		x.mend(f, func() error { return x.remove(x.host, name) })
+		x.mend(f, func() error { return x.remove(x.host, name, nil) })
 	}
 }
 

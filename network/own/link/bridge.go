@@ -96,7 +96,12 @@ func (h *Host) complete(l netlink.Link, b Bridge) error {
 
 // ensureAddr adds an address, unless the interface has it.
 func (h *Host) ensureAddr(l netlink.Link, addr netip.Prefix) error {
-	err := h.handle.AddrAdd(l, address(addr))
+	made := address(addr)
+	if addr.IsSingleIP() {
+		// A route to oneself is not needed, and a thousand equal ones of IPv6 are slow.
+		made.Flags |= unix.IFA_F_NOPREFIXROUTE
+	}
+	err := h.handle.AddrAdd(l, made)
 	switch {
 	case err == nil || errors.Is(err, unix.EEXIST):
 		return nil

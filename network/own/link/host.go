@@ -144,13 +144,15 @@ func HardwareAddr(ip netip.Addr) net.HardwareAddr {
 	return mac
 }
 
-// Retire makes the host's interfaces of an attachment useless: the pod's end has no
-// carrier any more, and routes and neighbours are gone. [Host.Reap] deletes them.
-// They need not exist.
-func (h *Host) Retire(id, ifName string) error { return h.RetireName(Name(id, ifName)) }
+// Retire makes the host's interfaces of an attachment useless: nothing on the node leads
+// to the pod any more. [Host.Reap] deletes them. They need not exist. addrs are the pod's
+// addresses; if there are none they are not known, which takes longer.
+func (h *Host) Retire(id, ifName string, addrs []netip.Addr) error {
+	return h.RetireName(Name(id, ifName), addrs)
+}
 
 // RetireName is [Host.Retire] by the name of the host's interface.
-func (h *Host) RetireName(name string) error {
+func (h *Host) RetireName(name string, addrs []netip.Addr) error {
 	for _, name := range []string{shapePrefix + strings.TrimPrefix(name, hostPrefix), name} {
 		l, err := h.handle.LinkByName(name)
 		if isNotFound(err) {
@@ -160,14 +162,33 @@ func (h *Host) RetireName(name string) error {
 			return fmt.Errorf("look for interface %s: %w", name, err)
 		}
 
-		// First the group: once the interface is down, nothing must keep it from
+		// First the group: once the interface is useless, nothing must keep it from
 		// being deleted.
 		err = h.handle.LinkSetGroup(l, dyingGroup)
 		if err == nil {
-			err = h.handle.LinkSetDown(l)
+			err = h.disconnect(l, addrs)
 		}
 		if err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("take down interface %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// disconnect takes down a port of a bridge, and removes the routes to a routed pod. To
+// take its interface down would do as well, and take milliseconds where there are many
+// pods: the kernel then walks through all of the node's IPv6 routes.
+func (h *Host) disconnect(l netlink.Link, addrs []netip.Addr) error {
+	if l.Attrs().MasterIndex != 0 || len(addrs) == 0 {
+		return h.handle.LinkSetDown(l)
+	}
+	for _, addr := range addrs {
+		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(netip.PrefixFrom(addr, addr.BitLen()))}
+		if addr.Is4() {
+			route.Scope = netlink.SCOPE_LINK
+		}
+		if err := h.handle.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove route to %s: %w", addr, err)
 		}
 	}
 	return nil

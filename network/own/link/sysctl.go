@@ -26,16 +26,18 @@ type sysctls struct{ v4, v6 *os.File }
 func openSysctls(ns *os.File) (s sysctls, err error) {
 	err = netns.Do(ns, func() error {
 		var err error
-		s, err = openOwnSysctls()
+		s, err = openOwnSysctls(true)
 		return err
 	})
 	return s, err
 }
 
-// openOwnSysctls opens those of the calling thread's namespace.
-func openOwnSysctls() (s sysctls, err error) {
-	if s.v4, err = os.Open("/proc/sys/net/ipv4"); err != nil {
-		return sysctls{}, fmt.Errorf("open sysctls: %w", err)
+// openOwnSysctls opens those of the calling thread's namespace, of IPv4 only if asked to.
+func openOwnSysctls(v4 bool) (s sysctls, err error) {
+	if v4 {
+		if s.v4, err = os.Open("/proc/sys/net/ipv4"); err != nil {
+			return sysctls{}, fmt.Errorf("open sysctls: %w", err)
+		}
 	}
 	s.v6, err = os.Open("/proc/sys/net/ipv6")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

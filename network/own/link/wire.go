@@ -196,20 +196,21 @@ func setUpPod(pod *os.File, w Wire) error {
 }
 
 // podSysctls prepares the pod's interface. On a bridge it accepts no routers: another
-// pod could claim to be one. It does nothing in most cases, as sysctls of pods are slow:
-// see sysctls.
+// pod could claim to be one. And it does not look for duplicates of its link-local
+// address, which is unique as the hardware address is: the bridge would copy the question
+// to all pods. It does nothing in most cases, as sysctls of pods are slow: see sysctls.
 func podSysctls(w Wire) error {
 	if w.Bridge == 0 && !w.Chosen {
 		return nil
 	}
-	own, err := openOwnSysctls()
+	own, err := openOwnSysctls(w.Chosen)
 	if err != nil {
 		return err
 	}
 	defer own.close()
 
 	if w.Bridge != 0 {
-		err = own.setOf(w.IfName, false, "accept_ra", "0")
+		err = errors.Join(own.setOf(w.IfName, false, "accept_ra", "0"), own.setOf(w.IfName, false, "accept_dad", "0"))
 	}
 	if w.Chosen {
 		err = errors.Join(err, own.setOf(w.IfName, true, "arp_notify", "1"), own.setOf(w.IfName, false, "ndisc_notify", "1"))
@@ -224,7 +225,7 @@ func addToPod(handle *netlink.Handle, l netlink.Link, addr netip.Prefix) error {
 		return err
 	}
 
-	own, err := openOwnSysctls()
+	own, err := openOwnSysctls(false)
 	if err != nil {
 		return err
 	}
