@@ -65,6 +65,7 @@ func TestCrashOwnNetwork(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			n := newNode(t, func(o *lab.Options) { o.Own = mode })
 			var all []point
+
 			for _, op := range ownOperations {
 				t.Run(op.name, func(t *testing.T) {
 					for _, a := range n.attemptsAt(t, op, ofNetwork, "after network add ") {
