@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/cmd/crisp/doctor"
+	"crisp/cri/admin"
+	"crisp/cri/config"
+	"crisp/runtime/host"
+	"crisp/test/testkit/lab"
+)
+
+// doctor is the command for the node.
+func (n *node) doctor(t *testing.T, more ...string) said {
+	t.Helper()
+	cmd := n.command(t, append([]string{"doctor", "--root", n.path("root"), "--cni-conf-dir", n.path("net.d")}, more...)...)
+	return finish(t, cmd)
+}
+
+// TestDoctor examines a node that is well, and after its network plugin is gone.
+func TestDoctor(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	cache, err := lab.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugins, err := cache.Plugins()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	n.pod(t, podNamed("web")).start(t)
+	s := n.doctor(t, "--cni-bin-dir", plugins)
+	if s.code != 0 || s.err != "" {
+		t.Errorf("the examination exits with %d: %s", s.code, s.err)
+	}
+	wantLines(t, s.out, "^(OK  |WARN)  rights: ", "^(OK  |WARN)  kernel: ", "^OK    configuration: ", "^OK    network: network .* with its plugins$", `^OK    daemon: crisp .* \(pid \d+\) serves`, "^OK    leftovers: nothing is left", `^\d+ OK, \d+ WARN, 0 FAIL$`)
+
+	s = n.doctor(t, "--cni-bin-dir", t.TempDir(), "--json")
+	var found []doctor.Finding
+	if err := json.Unmarshal([]byte(s.out), &found); err != nil || s.code != 1 || doctor.Worst(found) != doctor.Fail || !strings.Contains(s.err, "not fit") {
+		t.Errorf("without plugins: code %d, %v: %+v", s.code, err, found)
+	}
+
+	n.Kill()
+	s = n.doctor(t, "--cni-bin-dir", plugins)
+	wantLines(t, s.out, "^WARN  daemon: no daemon runs", "^OK    leftovers: not judged")
+	n.begin(t)
+}
+
+// TestDoctorFixes plants what pods could leave next to what a pod has.
+func TestDoctorFixes(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	c := n.pod(t, podNamed("web")).start(t)
+	cfg, err := config.Load(n.path("config.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Root, cfg.State, cfg.NetNSDir, cfg.CNIConfDir = n.path("root"), n.path("state"), n.path("state", "netns"), n.path("net.d")
+	examine := func(repair bool) (left, fixed string) {
+		all := doctor.Examine(t.Context(), &doctor.Node{
+			Config: cfg, Facts: host.Probe(), Files: os.DirFS("/"), Examine: func() error { return nil },
+			State: func(ctx context.Context) (s admin.State, err error) {
+				client := admin.NewClient(n.path("state", admin.Socket))
+				defer client.Close()
+				return s, client.Get(ctx, admin.StatePath, &s)
+			},
+		}, repair)
+		for _, f := range all {
+			switch {
+			case f.Check != "leftovers" || f.Status == doctor.OK && !f.Fixed:
+			case f.Fixed:
+				fixed += f.Text + "\n"
+			default:
+				left += f.Text + "; " + f.Todo + "\n"
+			}
+		}
+		return left, fixed
+	}
+	if left, _ := examine(false); left != "" {
+		t.Errorf("of a pod that exists is left:\n%s", left)
+	}
+
+	paths := plant(t, n, c)
+	left, fixed := examine(false)
+	for _, path := range paths {
+		if !strings.Contains(left, " "+path+" ") {
+			t.Errorf("%s was not found:\n%s", path, left)
+		}
+	}
+	if fixed != "" || strings.Contains(left, c.id) || strings.Contains(left, c.p.id[:20]) {
+		t.Errorf("fixed without being asked: %s; found:\n%s", fixed, left)
+	}
+
+	left, fixed = examine(true)
+	for _, path := range paths[:3] {
+		if !strings.Contains(fixed, " "+path+" ") {
+			t.Errorf("%s was not removed: %s\n%s", path, fixed, left)
+		}
+	}
+	if !strings.Contains(left, paths[3]) || strings.Count(left, "\n") != 1 || !strings.Contains(left, "restart the daemon") {
+		t.Errorf("afterwards is left:\n%s", left)
+	}
+	if out := c.sh(t, "ip addr show eth0"); !strings.Contains(out, "inet ") {
+		t.Errorf("the container says %q", out)
+	}
+}
+
+// plant makes what a pod could leave: a pinned network namespace, a cgroup, a mount,
+// and a directory, which only the daemon removes.
+func plant(t *testing.T, n *node, c *container) []string {
+	t.Helper()
+	id := strings.Repeat("0123456789abcdef", 4)
+	ns := n.path("state", "netns", "crisp-"+id[:20])
+	if err := os.WriteFile(ns, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := exec.Command("unshare", "--net", "mount", "--bind", "/proc/self/ns/net", ns).Run(); err != nil {
+		t.Fatal(err)
+	}
+
+	groups := c.cgroups(t)
+	hierarchy := groups["memory"]
+	group := filepath.Join("/sys/fs/cgroup/memory", filepath.Dir(hierarchy), id)
+	if cgroupV2() {
+		group = filepath.Join("/sys/fs/cgroup", filepath.Dir(groups[""]), id)
+	}
+	dir := n.path("root", "pods", id)
+	mount := filepath.Join(dir, "shm")
+	if err := os.MkdirAll(mount, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", mount, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+
+	t.Cleanup(func() {
+		_ = unix.Unmount(ns, unix.MNT_DETACH)
+		_ = os.Remove(ns)
+		_ = os.Remove(group)
+		_ = unix.Unmount(mount, unix.MNT_DETACH)
+		_ = os.RemoveAll(dir)
+	})
+	return []string{ns, group, mount, dir}
+}
