@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
 	"crisp/cmd/crisp/cli"
 	"crisp/cri/config"
+	"crisp/cri/config/migrate"
 )
 
 // configCommand is the command config.
@@ -19,7 +21,24 @@ func configCommand() *cobra.Command {
 			_, err := io.WriteString(cmd.OutOrStdout(), config.Text())
 			return err
 		},
-	}, configCheckCommand())
+	}, configCheckCommand(), &cobra.Command{
+		Use: "migrate FILE", Short: "Print the configuration that does what one of containerd or CRI-O does",
+		Long: `Print the configuration that does what a config.toml of containerd, or a crio.conf,
+does. Comments name the settings without a counterpart.`,
+		Args: cli.Exactly(1, "one file"), DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			data, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			text, err := migrate.Translate(args[0], data)
+			if err != nil {
+				return err
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), text)
+			return err
+		},
+	})
 }
 
 // configCheckCommand is the command config check, whose file may be given without

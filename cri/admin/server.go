@@ -56,6 +56,7 @@ func (s *Server) Register(mux *http.ServeMux) {
 		reply(w, s.Report(r.FormValue("name"), r.FormValue("id")))
 	})
 	mux.HandleFunc("GET "+PullsPath, func(w http.ResponseWriter, _ *http.Request) { reply(w, s.Images.Pulls()) })
+	mux.HandleFunc("GET "+DiskPath, func(w http.ResponseWriter, r *http.Request) { reply(w, s.Disk(r.Context())) })
 	mux.HandleFunc("GET "+GoroutinesPath, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(goroutines())
 	})

@@ -147,6 +147,19 @@ func Load(path string) (*Config, error) {
 	return c, nil
 }
 
+// Parse returns the configuration that a text in a file of this name makes of the
+// defaults.
+func Parse(name string, text []byte) (*Config, error) {
+	c := Default()
+	if err := c.merge(name, text); err != nil {
+		return nil, err
+	}
+	if err := c.Check(); err != nil {
+		return nil, fmt.Errorf("configuration in %s: %w", name, err)
+	}
+	return c, nil
+}
+
 // DefaultNetNSDir is where network namespaces are pinned if netns_dir is empty:
 // /var/run/netns, where ip netns and the agents of CNI plugins look for them. A
 // daemon with another state directory, of which there may be several, keeps

@@ -349,7 +349,7 @@ func TestCommandsWithoutDaemon(t *testing.T) {
 	commands := [][]string{
 		{"pods"}, {"ps"}, {"images"}, {"stats"}, {"top"}, {"events"}, {"inspect", "x"}, {"logs", "x"}, {"exec", "x", "y"},
 		{"attach", "x"}, {"stop", "x"}, {"rm", "x"}, {"pull", "x"}, {"rmi", "x"},
-		{"why", "x"}, {"debug", "state"}, {"debug", "goroutines"}, {"debug", "profile", "heap"},
+		{"why", "x"}, {"df"}, {"debug", "state"}, {"debug", "goroutines"}, {"debug", "profile", "heap"},
 	}
 	with := func(t *testing.T, socket string, code int, why string) {
 		t.Helper()

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -57,7 +56,7 @@ func Code(err error) int {
 func Commands() []*cobra.Command {
 	return []*cobra.Command{
 		podsCommand(), psCommand(), statsCommand(), topCommand(), eventsCommand(), inspectCommand(),
-		whyCommand(), debugCommand(),
+		whyCommand(), dfCommand(), debugCommand(),
 		logsCommand(), execCommand(), attachCommand(), stopCommand(), rmCommand(), pullCommand(), rmiCommand(),
 	}
 }
@@ -95,7 +94,7 @@ func (s *session) ask(ctx context.Context, path string, into any) error {
 	return s.explain(c.Get(ctx, path, into))
 }
 
-func (s *session) adminSocket() string { return filepath.Join(s.cfg.State, admin.Socket) }
+func (s *session) adminSocket() string { return nodeSocket(s.cfg) }
 
 // explain is the error of a request on the admin socket in words, if it is about the
 // connection.

@@ -52,7 +52,7 @@ there is a FAIL. It also works without a daemon.`,
 
 // nodeOf is this node.
 func nodeOf(cfg *config.Config, examine func(*config.Config) error) *doctor.Node {
-	socket := filepath.Join(cfg.State, admin.Socket)
+	socket := nodeSocket(cfg)
 	return &doctor.Node{
 		Config: cfg, Facts: host.Probe(), Files: os.DirFS("/"), Settled: time.Minute,
 		Examine: func() error { return examine(cfg) },
@@ -66,6 +66,9 @@ func nodeOf(cfg *config.Config, examine func(*config.Config) error) *doctor.Node
 		},
 	}
 }
+
+// nodeSocket is the admin socket of a configuration.
+func nodeSocket(cfg *config.Config) string { return filepath.Join(cfg.State, admin.Socket) }
 
 func printFindings(out io.Writer, found []doctor.Finding, asJSON bool) error {
 	if asJSON {

@@ -73,13 +73,37 @@ func (f *format) print(out io.Writer, objects any, t func() *table) error {
 	case "go-template":
 		// The template sees the names that JSON has.
 		var plain any
-		if err := json.Unmarshal(data, &plain); err != nil {
+		d := json.NewDecoder(bytes.NewReader(data))
+		d.UseNumber()
+		if err := d.Decode(&plain); err != nil {
 			return fmt.Errorf("encode output: %w", err)
 		}
-		return f.template.Execute(out, plain)
+		return f.template.Execute(out, numbers(plain))
 	}
 	_, err := out.Write(data)
 	return err
+}
+
+// numbers makes integers of those numbers that are, for templates to print and
+// compare.
+func numbers(v any) any {
+	switch v := v.(type) {
+	case json.Number:
+		if i, err := v.Int64(); err == nil {
+			return i
+		}
+		f, _ := v.Float64() // it is from an encoder
+		return f
+	case []any:
+		for i := range v {
+			v[i] = numbers(v[i])
+		}
+	case map[string]any:
+		for key := range v {
+			v[key] = numbers(v[key])
+		}
+	}
+	return v
 }
 
 // style is a color of the terminal.

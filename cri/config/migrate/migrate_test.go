@@ -1,0 +1,128 @@
+package migrate
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"crisp/cri/config"
+)
+
+const containerd2 = `version = 2
+root = "/var/lib/containerd"
+oom_score = -999
+[debug]
+  level = "warn"
+[metrics]
+  address = "127.0.0.1:1338"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "registry.k8s.io/pause:3.10"
+  max_concurrent_downloads = 5
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "10010"
+  netns_mounts_under_state_dir = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/other.d"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = true
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia]
+    runtime_type = "io.containerd.runc.v2"
+`
+
+const containerd3 = `version = 3
+[plugins.'io.containerd.cri.v1.images']
+  image_pull_progress_timeout = '7m0s'
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = 'pause'
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = '/etc/containerd/certs.d'
+[plugins.'io.containerd.cri.v1.runtime']
+  enable_selinux = false
+  ignore_image_defined_volumes = true
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+    SystemdCgroup = false
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
+`
+
+const crioConf = `[crio]
+root = "/var/lib/containers/storage"
+[crio.runtime]
+cgroup_manager = "systemd"
+default_capabilities = ["CHOWN", "NET_BIND_SERVICE"]
+pids_limit = 2048
+log_level = "debug"
+hooks_dir = ["/etc/containers/oci/hooks.d"]
+conmon = "/usr/bin/conmon"
+[crio.runtime.runtimes.crun]
+runtime_path = "/usr/bin/crun"
+[crio.runtime.runtimes.kata]
+runtime_path = "/usr/bin/kata"
+[crio.image]
+pause_image = "pause"
+pinned_images = ["registry.example/*"]
+signature_policy = "/etc/policy.json"
+[crio.network]
+network_dir = "/etc/cni/net.d/"
+plugin_dirs = ["/opt/cni/bin/"]
+[crio.metrics]
+enable_metrics = true
+metrics_port = 9537
+`
+
+func TestTranslate(t *testing.T) {
+	for name, c := range map[string]struct {
+		from, unknown string
+		change        func(*config.Config)
+	}{
+		"containerd, version 2": {containerd2, "netns_mounts_under_state_dir", func(c *config.Config) {
+			c.LogLevel, c.MetricsAddress, c.MaxConcurrentDownloads, c.StreamAddress = "info", "127.0.0.1:1338", 5, "127.0.0.1:10010"
+			c.CNIBinDirs, c.CNIConfDir, c.RegistryConfigDirs = []string{"/opt/cni/bin"}, "/etc/cni/other.d", []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"}
+			c.CgroupDriver, c.RuntimeHandlers = "systemd", []string{"nvidia"}
+		}},
+		"containerd, version 3": {containerd3, "", func(c *config.Config) {
+			c.PullProgressTimeout = config.Duration(7 * 60 * 1e9)
+			c.RegistryConfigDirs, c.SELinux, c.ImageVolumes, c.CgroupDriver, c.NRI = []string{"/etc/containerd/certs.d"}, false, "ignore", "cgroupfs", false
+		}},
+		"CRI-O": {crioConf, "signature_policy", func(c *config.Config) {
+			c.CgroupDriver, c.DefaultCapabilities, c.PidsLimit, c.LogLevel = "systemd", []string{"CAP_CHOWN", "CAP_NET_BIND_SERVICE"}, 2048, "debug"
+			c.HooksDirs, c.RuntimeHandlers, c.PinnedImages = []string{"/etc/containers/oci/hooks.d"}, []string{"kata"}, []string{"registry.example/*"}
+			c.CNIConfDir, c.CNIBinDirs, c.MetricsAddress = "/etc/cni/net.d/", []string{"/opt/cni/bin/"}, "127.0.0.1:9537"
+		}},
+	} {
+		text, err := Translate("file.toml", []byte(c.from))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got, err := config.Parse("translated", []byte(text))
+		want := config.Default()
+		c.change(want)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v\ngot  %+v\nwant %+v\nfrom\n%s", name, err, got, want, text)
+		}
+
+		_, rest, _ := strings.Cut(text, "without a counterpart:\n")
+		if strings.Count(rest, "\n") > 1 || !strings.Contains(rest, c.unknown) || c.unknown == "" && rest != "" {
+			t.Errorf("%s: without a counterpart are %q, want %q", name, rest, c.unknown)
+		}
+	}
+}
+
+func TestTranslateRefuses(t *testing.T) {
+	for text, want := range map[string]string{"a = 1": "neither", "version = ": "file.toml", "[crio.runtime]\npids_limit = -7": "pids_limit"} {
+		got, err := Translate("file.toml", []byte(text))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %q, %v, want %q", text, got, err, want)
+		}
+	}
+	if _, err := Translate("x", nil); !errors.Is(err, ErrUnknown) {
+		t.Errorf("an empty file: %v", err)
+	}
+}
