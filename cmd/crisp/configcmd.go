@@ -21,7 +21,12 @@ func configCommand() *cobra.Command {
 			_, err := io.WriteString(cmd.OutOrStdout(), config.Text())
 			return err
 		},
-	}, configCheckCommand(), &cobra.Command{
+	}, configCheckCommand(), configMigrateCommand())
+}
+
+// configMigrateCommand is the command config migrate.
+func configMigrateCommand() *cobra.Command {
+	return &cobra.Command{
 		Use: "migrate FILE", Short: "Print the configuration that does what one of containerd or CRI-O does",
 		Long: `Print the configuration that does what a config.toml of containerd, or a crio.conf,
 does. Comments name the settings without a counterpart.`,
@@ -38,7 +43,7 @@ does. Comments name the settings without a counterpart.`,
 			_, err = io.WriteString(cmd.OutOrStdout(), text)
 			return err
 		},
-	})
+	}
 }
 
 // configCheckCommand is the command config check, whose file may be given without
