@@ -36,6 +36,7 @@ does. Comments name the settings without a counterpart.`,
 			if err != nil {
 				return err
 			}
+
 			text, err := migrate.Translate(args[0], data)
 			if err != nil {
 				return err
