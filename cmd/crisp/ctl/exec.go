@@ -166,7 +166,7 @@ func followSize(f *os.File) (sizes chan client.Size, stop func()) {
 				continue
 			}
 			select {
-			case sizes <- client.Size{Width: uint16(width), Height: uint16(height)}: // #nosec G115 -- the kernel has two bytes for each
+			case sizes <- client.Size{Width: uint16(width), Height: uint16(height)}:
 			case <-end:
 				return
 			}

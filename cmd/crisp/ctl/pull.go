@@ -96,7 +96,7 @@ func progressLine(p image.Progress, now time.Time) string {
 	if p.Layers == 0 {
 		return line + ": asking the registry"
 	}
-	line += fmt.Sprintf(": %d of %d layers, %s of %s", p.Present, p.Layers, bytesOf(uint64(p.Bytes)), bytesOf(uint64(p.Size))) // #nosec G115 -- sizes
+	line += fmt.Sprintf(": %d of %d layers, %s of %s", p.Present, p.Layers, bytesOf(uint64(p.Bytes)), bytesOf(uint64(p.Size)))
 
 	took := now.Sub(p.Began).Seconds()
 	if rate := float64(p.Bytes) / took; took > 0 && rate >= 1 {

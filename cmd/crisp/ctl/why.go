@@ -167,7 +167,7 @@ func explain(r admin.Report, container string, now time.Time) explanation {
 func pullsText(r admin.Report, now time.Time) string {
 	var list []string
 	for _, p := range r.Pulls {
-		list = append(list, fmt.Sprintf("%s (%s of %s, for %s)", p.Ref, bytesOf(uint64(p.Bytes)), bytesOf(uint64(p.Size)), duration(now.Sub(p.Began)))) // #nosec G115 -- sizes
+		list = append(list, fmt.Sprintf("%s (%s of %s, for %s)", p.Ref, bytesOf(uint64(p.Bytes)), bytesOf(uint64(p.Size)), duration(now.Sub(p.Began))))
 	}
 	if len(list) == 0 {
 		return "kubelet may wait for volumes, secrets or an image pull that failed: kubectl describe pod, and kubelet's log"
