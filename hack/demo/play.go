@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,7 +44,7 @@ type step struct {
 func play(ctx context.Context, l *lab.Lab) error {
 	s := &stage{ctx: ctx, lab: l, logs: filepath.Join(l.Dir, "logs")}
 	s.sandbox = s.sandboxConfig()
-	for _, step := range append(s.rise(), s.fall()...) {
+	for _, step := range slices.Concat(s.rise(), s.commands(), s.fall()) {
 		if step.title != "" {
 			fmt.Printf("\n%s\n", step.title)
 		}
