@@ -100,14 +100,13 @@ func testWhyEnds(t *testing.T, n *node) {
 
 	wantLines(t, n.crisp(t, "why", "web"),
 		`^pod e2e/web, .*, ready$`,
-		`^failed: start container wrong failed .*"/nothing".*no such file`, "what to do: check the command",
 		`^container fine: running for \d+s as process \d+$`,
 		`^container done: ended \d+s ago after \d+s: its program succeeded$`,
 		`^container failing: .*its program failed with code 3\.`, "crisp logs",
 		`^container killed: .*it was killed \(SIGKILL\) although it had memory left`, "terminationGracePeriodSeconds",
 		`^container hungry: .*out of memory|lack of memory \(OOM\): its cgroup /\S+ has a limit of 20\.0 MiB`, "resources.limits.memory",
-		`^container wrong: could not be started, .*exec "/nothing"`, "what to do: check the command",
-		"^what happened last:$", `container hungry stopped: OOMKilled \(137\)$`)
+		`^container wrong: could not be started, .*exec "/nothing"`, "what to do: check the command: the image has no such program",
+		"^what happened last:$", `container hungry stopped: OOMKilled \(137\)$`, "start container wrong failed$")
 	out := n.crisp(t, "why", "web/failing")
 	if strings.Contains(out, "hungry") || !strings.Contains(out, "code 3") {
 		t.Errorf("of one container: %s", out)

@@ -94,6 +94,9 @@ func TestAdvice(t *testing.T) {
 		{"attach network", "run sandbox x: attach network: something", "network plugin"},
 		{"", `start container x: step 31 "exec": exec format error`, "another processor"},
 		{"prepare root file system", "write x: no space left on device", "crisp df"},
+		{"run plan", `exec "ngnix": executable file not found in $PATH`, "no such program"},
+		{"run plan", "something", ""},
+		{"run plan", "", "hook"},
 		{"", "who knows", ""},
 	} {
 		if got := advice(c.stage, c.text); !strings.Contains(got, c.want) || c.want == "" && got != "" {

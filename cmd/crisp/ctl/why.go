@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,15 +176,18 @@ func pullsText(r admin.Report, now time.Time) string {
 	return "images are being pulled: " + strings.Join(list, ", ")
 }
 
-// overcome reports whether what failed succeeded later: a container started, or a
-// pod got ready.
+// overcome reports whether what failed succeeded later, as a container started or a
+// pod got ready, or is said of its container anyway.
 func overcome(r admin.Report, failed pod.Event) bool {
 	for _, later := range r.History {
 		if later.Time.After(failed.Time) && later.What == "started" && later.Container == failed.Container {
 			return true
 		}
 	}
-	return false
+	if r.Pod == nil {
+		return false
+	}
+	return slices.ContainsFunc(r.Pod.Containers, func(c admin.Container) bool { return c.ID == failed.ContainerID && c.Reason == startError })
 }
 
 // underWay describes an operation under way.
@@ -259,13 +263,15 @@ func (e explanation) print(out io.Writer, colors bool) error {
 		fmt.Fprintln(&b, mark(strong, "what happened last:"))
 	}
 	for _, past := range e.events[max(0, len(e.events)-maxShown):] {
-		what := subject(past.What, "")
-		if past.Container != "" && past.Error == "" {
-			what = "container " + past.Container + " " + what
-		} else if past.Error == "" && past.ContainerID == "" {
-			what = "pod " + what
-		} else if past.Error == "" {
-			what = "container " + client.Short(past.ContainerID) + " " + what
+		what := subject(past.What, past.Container)
+		switch {
+		case past.Error != "":
+		case past.Container != "":
+			what = "container " + past.Container + " " + past.What
+		case past.ContainerID != "":
+			what = "container " + client.Short(past.ContainerID) + " " + past.What
+		default:
+			what = "pod " + past.What
 		}
 		fmt.Fprintf(&b, "    %s  %s\n", past.Time.Local().Format(time.TimeOnly), clean(what))
 	}

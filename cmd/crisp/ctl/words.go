@@ -19,6 +19,9 @@ func clean(text string) string {
 	return strings.ReplaceAll(untrusted.Of(text).Message(maxWords), "\n", "\n    ")
 }
 
+// startError is the CRI's reason for the end of a container that was not started.
+const startError = "StartError"
+
 // fate describes a container: what it does, or how it ended.
 func fate(c admin.Container, now time.Time) paragraph {
 	p := paragraph{mark: "container " + c.Name}
@@ -38,7 +41,7 @@ func fate(c admin.Container, now time.Time) paragraph {
 	}
 
 	ended := "ended " + duration(now.Sub(c.FinishedAt)) + " ago"
-	if c.Reason == "StartError" {
+	if c.Reason == startError {
 		p.style, p.text, p.todo = bad, "could not be started, "+duration(now.Sub(c.FinishedAt))+" ago: "+c.Message, advice("", c.Message)
 		return p
 	}
@@ -93,38 +96,47 @@ func ending(c admin.Container) (text, todo string) {
 	return fmt.Sprintf("its program failed with code %d. %s", c.ExitCode, c.Message), strings.TrimPrefix(log, "; ")
 }
 
-// counsel is what to do about a text in an error, or a stage.
-type counsel struct{ about, todo string }
+// counsel is what to do about a text in an error, or a stage. Some only help while a
+// stage lasts.
+type counsel struct {
+	about, todo string
+	waits       bool
+}
 
 // counsels are looked through in order: errors first, which say more than stages.
 func counsels() []counsel {
 	return []counsel{
-		{"exec format error", "the image is for another processor: pull it for this one, or build it for several"},
-		{"no space left on device", "the disk is full: crisp df says by what"},
-		{"disk quota exceeded", "the quota of the file system is used up: crisp df says by what"},
-		{"memory limit of", "raise resources.limits.memory: the program does not even start in so little"},
-		{"no such file or directory", "check the command, the volumes and the image: a path in the error does not exist; for a script it may be its interpreter"},
-		{"operation not permitted", "the kernel or its security module forbids that: crisp doctor, and the kernel's log"},
-		{"permission denied", "check modes and owners, runAsUser and the security module's log: a program must be executable for the user"},
-		{"too many open files", "a limit of descriptors is reached: crisp doctor"},
-		{"no IP addresses available", "the network has no free address: see the range of the network configuration, and crisp network show for who has them"},
-		{"no network configuration", "install a network add-on, or write a configuration with crisp network init"},
-		{"failed to find plugin", "install the plugin in a directory of cni_bin_dirs: crisp doctor names those that are missing"},
-		{"required plugin", "start the NRI plugin that nri_required_plugins names"},
-		{"i/o timeout", "something does not answer over the network: check the address in the error"},
-		{"attach network", "a network plugin works or failed: its own log says more; crisp doctor looks at configuration and plugins"},
-		{"ask plugins", "an NRI plugin has not answered: see its log"},
-		{"wait for another operation", "operations on a pod run one after the other: what the other one waits for is said above"},
-		{"after SIGKILL", "a process that cannot be killed waits in the kernel, mostly for a disk, NFS or FUSE: bring that back, or restart the node"},
-		{"exit after signal", "it is killed when the time is over"},
-		{"run plan", "a hook, or a frozen or throttled cgroup, may hold the start up"},
-		{"prepare root file system", "the disk may be slow or full: crisp df, and the kernel's log"},
+		{"executable file not found", "check the command: the image has no such program there, or in its PATH", false},
+		{"exec format error", "the image is for another processor: pull it for this one, or build it for several", false},
+		{"no space left on device", "the disk is full: crisp df says by what", false},
+		{"disk quota exceeded", "the quota of the file system is used up: crisp df says by what", false},
+		{"memory limit of", "raise resources.limits.memory: the program does not even start in so little", false},
+		{"no such file or directory", "check the command, the volumes and the image: a path in the error does not exist; for a script it may be its interpreter", false},
+		{"operation not permitted", "the kernel or its security module forbids that: crisp doctor, and the kernel's log", false},
+		{"permission denied", "check modes and owners, runAsUser and the security module's log: a program must be executable for the user", false},
+		{"too many open files", "a limit of descriptors is reached: crisp doctor", false},
+		{"no IP addresses available", "the network has no free address: see the range of the network configuration, and crisp network show for who has them", false},
+		{"no network configuration", "install a network add-on, or write a configuration with crisp network init", false},
+		{"failed to find plugin", "install the plugin in a directory of cni_bin_dirs: crisp doctor names those that are missing", false},
+		{"required plugin", "start the NRI plugin that nri_required_plugins names", false},
+		{"i/o timeout", "something does not answer over the network: check the address in the error", false},
+		{"attach network", "a network plugin works or failed: its own log says more; crisp doctor looks at configuration and plugins", false},
+		{"ask plugins", "an NRI plugin has not answered: see its log", false},
+		{"wait for another operation", "operations on a pod run one after the other: what the other one waits for is said above", true},
+		{"after SIGKILL", "a process that cannot be killed waits in the kernel, mostly for a disk, NFS or FUSE: bring that back, or restart the node", true},
+		{"exit after signal", "it is killed when the time is over", true},
+		{"run plan", "a hook, or a frozen or throttled cgroup, may hold the start up", true},
+		{"prepare root file system", "the disk may be slow or full: crisp df, and the kernel's log", false},
 	}
 }
 
-// advice is what to do about an error at a stage, "" if nothing is known.
+// advice is what to do about an error at a stage, or a stage that lasts, "" if nothing
+// is known.
 func advice(stage, text string) string {
 	for _, c := range counsels() {
+		if c.waits && text != "" {
+			continue
+		}
 		if strings.Contains(text, c.about) || strings.Contains(stage, c.about) {
 			return c.todo
 		}
