@@ -18,7 +18,7 @@ import (
 
 // options are the options of the machine's network.
 func (m *machine) options() network.Options {
-	return network.Options{ConfDir: m.confDir, BinDirs: m.bins, CacheDir: m.cache, Own: true, CommonCache: m.common}
+	return network.Options{ConfDir: m.confDir, BinDirs: m.bins, CacheDir: m.cache, Own: true, CommonCache: m.common, Builtins: m.builtins}
 }
 
 // check examines the machine as another process does.

@@ -29,8 +29,7 @@ func Inspect(o Options) (*Inspector, error) {
 		return nil, fmt.Errorf("inspect network: %w", err)
 	}
 	i := &Inspector{options: o, own: plugin}
-	builtin := cni.Builtin{Call: callOf(plugin), Validate: own.Validate}
-	i.client = cni.NewReader(o.BinDirs, o.CacheDir, o.IfName, map[string]cni.Builtin{own.Type: builtin})
+	i.client = cni.NewReader(o.BinDirs, o.CacheDir, o.IfName, builtinsOf(plugin, o.Builtins))
 	return i, nil
 }
 
@@ -75,7 +74,7 @@ func ownCalls(client *cni.Client) ([]own.Call, error) {
 			return nil, fmt.Errorf("read record of %s: %w", id, err)
 		}
 		for _, call := range calls {
-			all = append(all, own.Call(call))
+			all = append(all, ownCall(own.Type, call))
 		}
 	}
 	return all, nil

@@ -38,6 +38,9 @@ type Options struct {
 	// Default uses crisp's own network while ConfDir has no configuration. It
 	// requires Own.
 	Default bool
+	// Builtins are types of the reference plugins that are served in this process, too,
+	// of [own.ReferenceTypes]. They require Own.
+	Builtins []string
 	// CommonCache is where other runtimes record what they attached, "" where most do.
 	CommonCache string
 	// Meter, if not nil, measures the calls of plugins.
@@ -123,7 +126,7 @@ func Open(o Options) (*Network, error) {
 		if n.own, err = own.Open(true); err != nil {
 			return nil, fmt.Errorf("open network: %w", err)
 		}
-		builtins = map[string]cni.Builtin{own.Type: {Call: callOf(n.own), Validate: own.Validate}}
+		builtins = builtinsOf(n.own, o.Builtins)
 	}
 
 	if n.client, err = cni.NewClient(o.BinDirs, o.CacheDir, o.IfName, builtins, o.Meter); err != nil {
@@ -136,9 +139,31 @@ func Open(o Options) (*Network, error) {
 	return n, nil
 }
 
-// callOf passes calls on to crisp's own network.
-func callOf(plugin *own.Plugin) func(context.Context, cni.BuiltinCall) ([]byte, error) {
-	return func(ctx context.Context, c cni.BuiltinCall) ([]byte, error) { return plugin.Call(ctx, own.Call(c)) }
+// builtinsOf are the types that a plugin serves.
+func builtinsOf(plugin *own.Plugin, more []string) map[string]cni.Builtin {
+	builtins := map[string]cni.Builtin{own.Type: {Call: callOf(plugin, own.Type), Validate: own.Validate}}
+	for _, kind := range more {
+		if kind == own.TypeHostLocal {
+			continue // not called by itself
+		}
+		builtins[kind] = cni.Builtin{
+			Call:     callOf(plugin, kind),
+			Validate: func(config []byte) error { return own.ValidateReference(kind, config) },
+			Made:     func(c cni.BuiltinCall) bool { return own.Made(ownCall(kind, c)) },
+		}
+	}
+	return builtins
+}
+
+// callOf passes calls of a type on to crisp's own network.
+func callOf(plugin *own.Plugin, kind string) func(context.Context, cni.BuiltinCall) ([]byte, error) {
+	return func(ctx context.Context, c cni.BuiltinCall) ([]byte, error) {
+		return plugin.Call(ctx, ownCall(kind, c))
+	}
+}
+
+func ownCall(kind string, c cni.BuiltinCall) own.Call {
+	return own.Call{Type: kind, Command: c.Command, ID: c.ID, NetNS: c.NetNS, IfName: c.IfName, Args: c.Args, Config: c.Config}
 }
 
 // Close waits for the calls in progress. Later calls return [ErrClosed].

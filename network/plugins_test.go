@@ -34,7 +34,7 @@ type machine struct {
 	host            *os.File
 	leases, confDir string
 	cache, common   string
-	bins            []string
+	bins, builtins  []string
 	net             *network.Network
 }
 
@@ -176,7 +176,7 @@ func (m *machine) clean() {
 }
 
 // echo answers on a port of all addresses in a namespace.
-func echo(t *testing.T, ns *os.File) int {
+func echo(t testing.TB, ns *os.File) int {
 	t.Helper()
 	var l net.Listener
 	err := netns.Do(ns, func() error {
@@ -209,11 +209,16 @@ func echo(t *testing.T, ns *os.File) int {
 }
 
 // talk sends something to an address and expects it back.
-func talk(from *os.File, to string) error {
+func talk(from *os.File, to string) error { return talkWithin(from, to, 20*time.Second) }
+
+// talkQuickly is talk where it may fail.
+func talkQuickly(from *os.File, to string) error { return talkWithin(from, to, 4*time.Second) }
+
+func talkWithin(from *os.File, to string, patience time.Duration) error {
 	var conn net.Conn
 	err := netns.Do(from, func() error {
 		var err error
-		conn, err = net.DialTimeout("tcp", to, 20*time.Second)
+		conn, err = net.DialTimeout("tcp", to, patience)
 		return err
 	})
 	if err != nil {
@@ -221,7 +226,7 @@ func talk(from *os.File, to string) error {
 	}
 
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(conn, "ping"); err != nil {
 		return err
 	}

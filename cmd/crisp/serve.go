@@ -225,7 +225,7 @@ func (d *services) open(ctx context.Context) error {
 func networkOptions(cfg *config.Config) network.Options {
 	return network.Options{
 		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: filepath.Join(cfg.Root, "cni"),
-		Own: true, Default: cfg.DefaultNetwork,
+		Own: true, Default: cfg.DefaultNetwork, Builtins: cfg.BuiltinPlugins,
 	}
 }
 

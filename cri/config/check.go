@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"crisp/cri/spec"
+	"crisp/network/own"
 )
 
 // A RuntimeClass names its handler with a DNS label (RFC 1123).
@@ -114,6 +115,15 @@ func (c *Config) checkChoices(bad complain) {
 		if _, _, err := net.SplitHostPort(c.MetricsAddress); err != nil {
 			bad("metrics_address", "%v", err)
 		}
+	}
+
+	for _, kind := range c.BuiltinPlugins {
+		if served := own.ReferenceTypes(); !slices.Contains(served, kind) {
+			bad("builtin_plugins", "%q is not one of %q", kind, served)
+		}
+	}
+	if slices.Contains(c.BuiltinPlugins, own.TypePortmap) && !slices.Contains(c.BuiltinPlugins, own.TypeBridge) {
+		bad("builtin_plugins", "portmap is served only together with bridge")
 	}
 
 	if c.CgroupDriver == "systemd" && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice") {

@@ -52,6 +52,7 @@ type Config struct {
 	CNIConfDir     string   `toml:"cni_conf_dir"`
 	CNIBinDirs     []string `toml:"cni_bin_dirs"`
 	DefaultNetwork bool     `toml:"default_network"`
+	BuiltinPlugins []string `toml:"builtin_plugins"`
 
 	NetworkGCInterval    Duration `toml:"network_gc_interval"`
 	NetworkCheckInterval Duration `toml:"network_check_interval"`

@@ -107,6 +107,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"capability short form", "default_capabilities = [\"CHOWN\"]\n", ErrInvalid, "CHOWN"},
 		{"default handler", "runtime_handlers = [\"\"]\n", ErrInvalid, "runtime_handlers"},
 		{"handler twice", "runtime_handlers = [\"a\", \"a\"]\n", ErrInvalid, "runtime_handlers"},
+		{"plugin that is not served", "builtin_plugins = [\"dhcp\"]\n", ErrInvalid, "dhcp"},
+		{"portmap alone", "builtin_plugins = [\"portmap\"]\n", ErrInvalid, "together with bridge"},
 		{"negative interval", "network_gc_interval = \"-1s\"\n", ErrInvalid, "network_gc_interval"},
 		{"short interval", "network_check_interval = \"10ms\"\n", ErrInvalid, "at least a second"},
 		{"number for a duration", "pull_progress_timeout = 300\n", ErrInvalid, "unit"},

@@ -60,6 +60,9 @@ type Builtin struct {
 	Call func(context.Context, BuiltinCall) ([]byte, error)
 	// Validate refuses a configuration that Call would.
 	Validate func(config []byte) error
+	// Made, if not nil, reports whether Call made what a call of DEL or CHECK is about.
+	// If not, the program of the plugin did, and is called.
+	Made func(BuiltinCall) bool
 }
 
 // BuiltinCall is a call: what a program finds in its environment and standard input.
@@ -127,6 +130,14 @@ func (r *runner) callBuiltin(ctx context.Context, plugin string, stdin []byte, e
 		return nil, failure
 	}
 
+	made := r.builtins[plugin].Made
+	if made != nil && (call.Command == "DEL" || call.Command == "CHECK") && !made(call) {
+		path, err := invoke.FindInPath(plugin, filepath.SplitList(variable(env, "CNI_PATH")))
+		if err != nil {
+			return nil, fmt.Errorf("%w: plugin %s, which attached the pod before crisp served it (builtin_plugins): %w", ErrNoPlugin, plugin, err)
+		}
+		return r.runOnce(ctx, path, stdin, env)
+	}
 	output, err := r.builtins[plugin].Call(ctx, call)
 	if err == nil {
 		return output, nil

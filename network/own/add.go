@@ -1,8 +1,8 @@
 package own
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -51,11 +51,11 @@ func labelPrefix(c *conf) string { return Type + " " + c.Name + " " }
 func (p *Plugin) add(ctx context.Context, call Call) ([]byte, error) {
 	a := &attachment{call: call}
 	var err error
-	if a.conf, err = parse(call.Config); err != nil {
+	if a.conf, err = read(call); err != nil {
 		return nil, err
 	}
-	if len(a.conf.Previous) > 0 && string(a.conf.Previous) != "null" {
-		return nil, invalid(fmt.Errorf("%s makes an interface and must be the first plugin of its chain", Type))
+	if a.conf.hasPrevious() {
+		return nil, invalid(fmt.Errorf("%s makes an interface and must be the first plugin of its chain", cmp.Or(call.Type, Type)))
 	}
 	if a.ports, err = a.conf.ports(); err != nil {
 		return nil, err
@@ -154,7 +154,7 @@ func (a *attachment) describe(mac net.HardwareAddr) error {
 	c := a.conf
 	w := link.Wire{
 		ID: a.call.ID, IfName: a.call.IfName, Label: label(c, a.call.ID, a.call.IfName), MTU: c.MTU, MAC: mac, Chosen: mac != nil,
-		Hairpin: c.hairpin(), Isolated: c.Isolate, Localnet: len(a.ports) > 0,
+		Hairpin: c.hairpin(), Isolated: c.Isolate || c.reference != nil && c.reference.isolated, Localnet: len(a.ports) > 0,
 	}
 	if c.Isolate && c.Mode == ModeRouted {
 		w.Group = rules.IsolatedGroup
@@ -199,8 +199,10 @@ func (p *Plugin) connect(ctx context.Context, a *attachment) error {
 	if err := p.ensureFree(a, host); err != nil {
 		return err
 	}
-	if err := host.Forward(v4, v6); err != nil {
-		return err
+	if a.conf.gateway() {
+		if err := host.Forward(v4, v6); err != nil {
+			return err
+		}
 	}
 
 	if a.wire.MTU == 0 {
@@ -228,6 +230,9 @@ func (a *attachment) bridgeOf() link.Bridge {
 	b := link.Bridge{Name: a.conf.Bridge, MTU: a.wire.MTU, Promiscuous: a.conf.Promiscuous}
 	if a.conf.Isolate {
 		b.Group = rules.IsolatedGroup
+	}
+	if !a.conf.gateway() {
+		return b
 	}
 	for _, l := range a.leases {
 		b.Gateways = append(b.Gateways, netip.PrefixFrom(l.Range.Gateway, l.Range.Subnet.Bits()))
@@ -344,15 +349,18 @@ func (a *attachment) result() ([]byte, error) {
 			Address: net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), addr.Addr().BitLen())},
 		})
 	}
+	if c.reference != nil {
+		r.Routes = c.referenceRoutes(a.leases)
+		for _, i := range r.Interfaces {
+			i.Mtu = 0 // which they do not tell
+		}
+		return printed(r, c.CNIVersion)
+	}
 	for _, route := range a.wire.Routes {
 		made := &types.Route{Dst: net.IPNet{IP: route.To.Addr().AsSlice(), Mask: net.CIDRMask(route.To.Bits(), route.To.Addr().BitLen())}}
 		made.GW = route.Gateway.AsSlice()
 		r.Routes = append(r.Routes, made)
 	}
 
-	converted, err := r.GetAsVersion(c.CNIVersion)
-	if err != nil {
-		return nil, fmt.Errorf("convert result to version %s: %w", c.CNIVersion, err)
-	}
-	return json.Marshal(converted)
+	return printed(r, c.CNIVersion)
 }

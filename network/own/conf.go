@@ -64,6 +64,9 @@ type conf struct {
 	Promiscuous bool           `json:"promiscMode"`
 	Isolate     bool           `json:"isolatePods"`
 	IPAM        ipam           `json:"ipam"`
+
+	// reference is nil unless it is a configuration of the reference plugins.
+	reference *reference
 }
 
 // ipam is the address management, with host-local's fields.
@@ -203,6 +206,9 @@ func (c *conf) check() error {
 // hairpin reports whether pods on a bridge may reach themselves by the node.
 func (c *conf) hairpin() bool { return c.Hairpin == nil || *c.Hairpin }
 
+// gateway reports whether the node is the gateway of the pods.
+func (c *conf) gateway() bool { return c.reference == nil || c.reference.gateway }
+
 // subnets lists the subnets of all ranges, each once.
 func (c *conf) subnets() []netip.Prefix {
 	var list []netip.Prefix
@@ -222,7 +228,9 @@ func (c *conf) network() rules.Network {
 }
 
 // filtered reports whether the packet filter is needed for a pod.
-func (c *conf) filtered() bool { return c.Masquerade || c.Isolate || len(c.Runtime.PortMappings) > 0 }
+func (c *conf) filtered() bool {
+	return c.reference != nil || c.Masquerade || c.Isolate || len(c.Runtime.PortMappings) > 0
+}
 
 // ports converts the host ports.
 func (c *conf) ports() ([]rules.Port, error) {
@@ -305,7 +313,11 @@ func (c *conf) routes(leases []lease.Lease) ([]link.Route, error) {
 		return list, nil
 	}
 
-	for _, r := range c.IPAM.Routes {
+	configured := c.IPAM.Routes
+	if c.reference != nil {
+		configured = c.referenceRoutes(leases)
+	}
+	for _, r := range configured {
 		if r == nil {
 			return nil, errors.New("ipam: a route is null")
 		}

@@ -22,7 +22,7 @@ import (
 // del undoes an ADD, however much of it was done, and without needing the pod's
 // namespace: rules first, then the interface, then the leases.
 func (p *Plugin) del(ctx context.Context, call Call) error {
-	c, err := parseLoosely(call.Config)
+	c, err := readLoosely(call)
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (p *Plugin) check(call Call) error {
 func (p *Plugin) recorded(call Call) (*attachment, error) {
 	a := &attachment{call: call}
 	var err error
-	if a.conf, err = parse(call.Config); err != nil {
+	if a.conf, err = read(call); err != nil {
 		return nil, err
 	}
 	if a.ports, err = a.conf.ports(); err != nil {
@@ -208,7 +208,7 @@ func (p *Plugin) checkRules(a *attachment) error {
 
 // status reports whether ADD could work.
 func (p *Plugin) status(call Call) error {
-	c, err := parse(call.Config)
+	c, err := read(call)
 	if err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func (p *Plugin) status(call Call) error {
 
 // gc removes what belongs to no valid attachment of the network, in DEL's order.
 func (p *Plugin) gc(ctx context.Context, call Call) error {
-	c, err := parseLoosely(call.Config)
+	c, err := readLoosely(call)
 	if err != nil {
 		return err
 	}

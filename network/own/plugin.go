@@ -39,6 +39,9 @@ type Plugin struct {
 
 // Call is one call of the plugin.
 type Call struct {
+	// Type is the plugin type by which it is called: "" or [Type], or one of
+	// [ReferenceTypes].
+	Type string
 	// Command is ADD, DEL, CHECK, STATUS, GC or VERSION.
 	Command string
 	// ID, NetNS, IfName and Args are CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME and
@@ -162,6 +165,14 @@ func (p *Plugin) Call(ctx context.Context, call Call) ([]byte, error) {
 }
 
 func (p *Plugin) call(ctx context.Context, call Call) ([]byte, error) {
+	switch {
+	case call.Command == "VERSION":
+	case call.Type == TypePortmap:
+		return p.portmap(ctx, call)
+	case call.Type == TypeLoopback:
+		return p.loopback(call)
+	}
+
 	switch call.Command {
 	case "ADD":
 		return p.add(ctx, call)

@@ -44,7 +44,10 @@ func (h *Host) ensureBridge(b Bridge) (Bridged, error) {
 	if isNotFound(err) {
 		// With an address of its own, the bridge does not take one of its ports',
 		// which would change with the pods.
-		attrs := netlink.LinkAttrs{Name: b.Name, MTU: b.MTU, Group: b.Group, TxQLen: -1, HardwareAddr: HardwareAddr(b.Gateways[0].Addr())}
+		attrs := netlink.LinkAttrs{Name: b.Name, MTU: b.MTU, Group: b.Group, TxQLen: -1}
+		if len(b.Gateways) > 0 {
+			attrs.HardwareAddr = HardwareAddr(b.Gateways[0].Addr())
+		}
 		err = h.handle.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return Bridged{}, unsupported(err, "bridge")
