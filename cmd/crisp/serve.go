@@ -431,6 +431,12 @@ func (d *services) serve(ctx context.Context) error {
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		klog.ErrorS(err, "Could not notify the service manager that crisp is ready")
 	}
+	d.goUntilClose(func(closing context.Context) {
+		serving, cancel := context.WithCancel(closing)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		watch(serving, d.cfg.Socket())
+	})
 
 	var lost []string
 	for _, f := range d.facts.Lacks() {
