@@ -24,6 +24,10 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 var (
 	programs    = []string{"/usr/bin/crisp", "/usr/bin/crisp-keeper", "/usr/lib/cni/crisp-net"}
 	units       = []string{"/usr/lib/systemd/system/crisp.service", "/usr/lib/systemd/system/crisp-keeper.service", "/usr/lib/systemd/system/crisp-keeper.socket"}
+	completions = []string{
+		"/usr/share/bash-completion/completions/crisp", "/usr/share/fish/vendor_completions.d/crisp.fish",
+		"/usr/share/zsh/site-functions/_crisp", "/usr/share/zsh/vendor-completions/_crisp",
+	}
 	kept        = []string{"/run/systemd/system/crisp-keeper.service", "/run/systemd/system/crisp-keeper.socket"}
 	directories = []string{"/etc/cni/net.d", "/opt/cni/bin", "/etc/crisp/certs.d", "/etc/crisp/config.d"}
 )
@@ -82,6 +86,11 @@ func TestSameFiles(t *testing.T) {
 
 			for _, name := range programs {
 				isStatic(t, tar+name, p.machine)
+			}
+			for _, name := range completions {
+				if data, err := os.ReadFile(tar + name); err != nil || !strings.Contains(string(data), "__complete") {
+					t.Errorf("no completion in %s, error %v", name, err)
+				}
 			}
 		})
 	}
