@@ -19,6 +19,7 @@ import (
 	"crisp/network/netns"
 	"crisp/network/own"
 	"crisp/network/own/link"
+	"crisp/test/testkit"
 )
 
 // serve changes which reference types the machine's network serves itself.
@@ -181,6 +182,7 @@ func normalized(t testing.TB, raw []byte) map[string]any {
 // TestBuiltinsAreEqual attaches pods by the same configurations with the reference plugins
 // and with crisp's own code, and compares the results and every way.
 func TestBuiltinsAreEqual(t *testing.T) {
+	testkit.Root(t)
 	for name, chain := range chains() {
 		t.Run(name, func(t *testing.T) {
 			seen := map[string]outcome{}
