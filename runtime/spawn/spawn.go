@@ -77,10 +77,14 @@ type Child struct {
 	foreign int      // reports from processes outside the plan
 }
 
-// maxForeign bounds the reports that come early or from other processes, before
-// a start is abandoned. A process that others see can be made to pass its
-// socket to them.
-const maxForeign = 16
+// A process that others see can be made to pass its socket to them. What they
+// send is dropped, and costs them more than the caller: so many reports that a
+// start is abandoned take some hundred milliseconds.
+const (
+	maxForeign = 1 << 16
+	// maxEarly is how many reports are kept that arrive before that of the fork.
+	maxEarly = 256
+)
 
 // Prepared is a child before the clone.
 type Prepared struct {
@@ -287,7 +291,7 @@ func (c *Child) take() (p packet, ended bool, err error) {
 // faster than the one that reports it. Once the fork is reported, those of
 // other processes are dropped.
 func (c *Child) setAside(p packet) error {
-	if c.fork >= 0 && len(c.early) < maxForeign {
+	if c.fork >= 0 && len(c.early) < maxEarly {
 		c.early = append(c.early, p)
 		return nil
 	}

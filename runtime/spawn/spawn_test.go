@@ -731,15 +731,35 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// TestForeignReports sends reports in place of an exposed child: none counts,
-// and too many fail the start.
-func TestForeignReports(t *testing.T) {
-	p := newProgram()
-	p.fork()
-	p.Steps[0].Exposed = true
-	p.shell("sleep 0.1; echo on")
+// inundate sends so many reports, as long as somebody receives them.
+func inundate(sock, count int) {
+	defer unix.Close(sock)
+	for range count {
+		if unix.Sendto(sock, make([]byte, reportWords*4), unix.MSG_NOSIGNAL, nil) != nil {
+			return
+		}
+	}
+}
 
-	for _, many := range []bool{false, true} {
+// TestForeignReports sends reports in place of an exposed child: none counts, and
+// only a flood that outlasts a child that hangs fails the start.
+func TestForeignReports(t *testing.T) {
+	quick, hangs := newProgram(), newProgram()
+	for _, p := range []*program{quick, hangs} {
+		p.fork()
+		p.Steps[0].Exposed = true
+	}
+	hangs.do("hang", unix.SYS_NANOSLEEP, plan.Arg{Kind: plan.ArgBytes, Bytes: binary.NativeEndian.AppendUint64(nil, 3600)}, num(0))
+	quick.shell("sleep 0.1; echo on")
+	hangs.shell("echo on")
+
+	var flood sync.WaitGroup
+	defer flood.Wait()
+	for _, test := range []struct {
+		p     *program
+		flood int
+	}{{quick, 0}, {quick, 4 * maxEarly}, {hangs, 2 * maxForeign}} {
+		p, many := test.p, test.p == hangs
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -797,16 +817,11 @@ func TestForeignReports(t *testing.T) {
 			}
 
 			pids = append(pids, ev.Pid)
-			for range 2 * maxForeign {
-				if many {
-					forge(reportForked, 1)
-				}
-			}
-			unix.Close(stolen)
+			flood.Go(func() { inundate(stolen, test.flood) })
 		}
 
 		if many != errors.Is(last, ErrReport) || many != (last != nil) {
-			t.Errorf("many = %v: error %v", many, last)
+			t.Errorf("hangs %v, flood of %d: error %v", many, test.flood, last)
 		}
 		if len(pids) != 2 || pids[1] == 1 {
 			t.Errorf("processes %d", pids)
@@ -814,6 +829,9 @@ func TestForeignReports(t *testing.T) {
 		c.Close()
 
 		for _, pid := range pids {
+			if many {
+				_ = unix.Kill(pid, unix.SIGKILL) // the first has exited
+			}
 			reap(t, pid)
 		}
 		unix.Close(c.PidFD)
