@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -194,20 +193,10 @@ func leaveTable(kept []int) error {
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		return fmt.Errorf("leave descriptor table: %w", err)
 	}
-	return closeBut(kept)
-}
-
-// closeBut closes all descriptors of this thread but the kept ones.
-func closeBut(kept []int) error {
-	kept = slices.Compact(slices.Sorted(slices.Values(kept)))
-	low := uint(0)
-	for _, fd := range append(kept, math.MaxUint32) {
-		if uint(fd) > low {
-			if err := unix.CloseRange(low, uint(fd)-1, 0); err != nil {
-				return fmt.Errorf("close descriptors: %w", err)
-			}
+	for _, r := range unkept(kept) {
+		if err := unix.CloseRange(uint(r.from), uint(r.to-1), 0); err != nil {
+			return fmt.Errorf("close descriptors: %w", err)
 		}
-		low = uint(fd) + 1
 	}
 	return nil
 }

@@ -134,17 +134,9 @@ func (c *compiled) forget(text Text) {
 
 // prologue resets in the child what must not be inherited from its parent.
 func (c *compiled) prologue(files []int, opt Options) {
-	low := uintptr(3)
-	keep := append(slices.Clone(files), int(c.m.sock))
-	slices.Sort(keep)
-	for _, fd := range keep {
-		if uintptr(fd) > low {
-			c.prepare(unix.SYS_CLOSE_RANGE, low, uintptr(fd)-1, 0)
-		}
-		low = uintptr(fd) + 1
+	for _, r := range unkept(append(slices.Clone(files), 0, 1, 2, int(c.m.sock))) {
+		c.prepare(unix.SYS_CLOSE_RANGE, r.from, r.to-1, 0)
 	}
-
-	c.prepare(unix.SYS_CLOSE_RANGE, low, math.MaxUint32, 0)
 
 	c.prepare(unix.SYS_UMASK, 0)
 	c.ordinary()

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -132,6 +133,17 @@ func gaps(keep []span, top uintptr) []span {
 	}
 
 	return free
+}
+
+// unkept returns the ranges of descriptors that are between the kept ones, and
+// after them.
+func unkept(kept []int) []span {
+	const last = math.MaxUint32 // the highest number that close_range takes
+	keep := make([]span, len(kept))
+	for i, fd := range kept {
+		keep[i] = span{uintptr(fd), uintptr(fd) + 1}
+	}
+	return gaps(keep, last+1)
 }
 
 // heapAround is the part of the Go heap around the child's description: all of

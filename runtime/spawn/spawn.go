@@ -90,7 +90,7 @@ const (
 type Prepared struct {
 	plan         *plan.Plan
 	program      *compiled
-	files        []int // the inputs
+	files        []int // the inputs, then the child's socket
 	cloner       *Cloner
 	sock, childs *os.File
 }
@@ -105,9 +105,10 @@ func Prepare(p *plan.Plan, files []int, opt Options) (*Prepared, error) {
 	}
 
 	// In the child the descriptors may have other numbers than here.
-	numbers := append(slices.Clone(files), int(childs.Fd()))
+	all := append(slices.Clone(files), int(childs.Fd()))
+	numbers := all
 	if opt.Cloner != nil {
-		numbers = opt.Cloner.numbers(len(numbers))
+		numbers = opt.Cloner.numbers(len(all))
 	}
 
 	program, err := compile(p, numbers[:len(files)], numbers[len(files)], opt)
@@ -117,7 +118,7 @@ func Prepare(p *plan.Plan, files []int, opt Options) (*Prepared, error) {
 		return nil, err
 	}
 
-	return &Prepared{plan: p, program: program, files: files, cloner: opt.Cloner, sock: sock, childs: childs}, nil
+	return &Prepared{plan: p, program: program, files: all, cloner: opt.Cloner, sock: sock, childs: childs}, nil
 }
 
 // Close releases a child that will not be started.
@@ -167,7 +168,7 @@ func (p *Prepared) clone() (pid, pidfd int, err error) {
 		pid, pidfd = p.program.m.startHere()
 		return pid, pidfd, nil
 	}
-	return p.cloner.start(p.program.m, append(slices.Clone(p.files), int(p.childs.Fd())))
+	return p.cloner.start(p.program.m, p.files)
 }
 
 // Start is [Prepare] and [Prepared.Start] in one.
@@ -291,7 +292,9 @@ func (c *Child) take() (p packet, ended bool, err error) {
 // faster than the one that reports it. Once the fork is reported, those of
 // other processes are dropped.
 func (c *Child) setAside(p packet) error {
-	if c.fork >= 0 && len(c.early) < maxEarly {
+	// An exposed process passes no descriptor: it is not the sender of one.
+	stray := c.fork >= 0 && p.fd >= 0 && c.plan.Steps[c.fork].Exposed
+	if c.fork >= 0 && !stray && len(c.early) < maxEarly {
 		c.early = append(c.early, p)
 		return nil
 	}
