@@ -73,15 +73,9 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPo
 
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in batches.
 func (s *Server) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest, out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
-	sent := false
-	err := s.Stats.StreamPodMetrics(out.Context(), func(list []*runtimeapi.PodSandboxMetrics) error {
-		sent = true
+	return s.Stats.StreamPodMetrics(out.Context(), func(list []*runtimeapi.PodSandboxMetrics) error {
 		return batches(list, func(items []*runtimeapi.PodSandboxMetrics) error {
 			return out.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: items})
 		})
 	})
-	if err == nil && !sent {
-		return out.Send(&runtimeapi.StreamPodSandboxMetricsResponse{}) // as the other streams do
-	}
-	return err
 }

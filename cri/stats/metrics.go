@@ -55,29 +55,30 @@ func (c *Collector) PodMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMet
 const metricsBatch = 50
 
 // StreamPodMetrics calls send with the metrics of all ready pods, some at a
-// time, while it reads the next ones. It returns the first error.
+// time, while it reads the next ones; without any, once with none. It returns the
+// first error.
 func (c *Collector) StreamPodMetrics(ctx context.Context, send func([]*runtimeapi.PodSandboxMetrics) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	type batch struct {
 		list []*runtimeapi.PodSandboxMetrics
 		err  error
 	}
 
+	ctx, cancel := context.WithCancel(ctx)
 	batches := make(chan batch)
 	var reader sync.WaitGroup
-	defer reader.Wait()
-	defer cancel()
+	defer func() { cancel(); reader.Wait() }()
 	reader.Go(func() {
 		defer close(batches)
-		deadline := time.Now().Add(firstWalk)
-		for pods := range slices.Chunk(c.readyPods(), metricsBatch) {
-			list, err := c.podMetrics(ctx, pods, deadline)
+		pods, deadline := c.readyPods(), time.Now().Add(firstWalk)
+		for more := true; more; more = len(pods) > 0 {
+			n := min(metricsBatch, len(pods))
+			list, err := c.podMetrics(ctx, pods[:n], deadline)
 			select {
 			case batches <- batch{list, err}:
 			case <-ctx.Done():
 				return
 			}
+			pods = pods[n:]
 		}
 	})
 
