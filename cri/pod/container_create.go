@@ -27,8 +27,6 @@ var containerSteps = []step[*creation]{
 	{name: "prepare root file system", do: (*creation).prepareRootfs, undo: (*creation).discardRootfs},
 	{name: "make spec", do: (*creation).makeSpec, undo: (*creation).removeSpec},
 	{name: "make cgroup", do: (*creation).makeCgroup, undo: (*creation).removeCgroup},
-	// They stay the pod's until it ends.
-	{name: "move network devices", do: (*creation).moveDevices, undo: (*creation).keepDevices},
 }
 
 // creation is a container that is being created or undone; for the latter only
@@ -282,6 +280,10 @@ func (k *creation) makeSpec(ctx context.Context) error {
 	}
 	volumes, err := k.imageVolumes(ctx, out.Images, labels.Mount)
 	if err != nil {
+		return err
+	}
+
+	if err := p.borrowDevices(out.Spec.Linux.NetDevices); err != nil {
 		return err
 	}
 

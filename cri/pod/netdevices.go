@@ -1,69 +1,46 @@
 package pod
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"slices"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"crisp/network/netdev"
 	"crisp/network/netns"
 )
 
-// lendDevices does nothing: a pod gets network devices with the containers that
-// request them.
-func (p *pod) lendDevices(context.Context) error { return nil }
-
-// returnDevices gives the node its network devices back, while the pod's namespace
-// exists. After a reboot it has them.
-func (p *pod) returnDevices(context.Context) error {
-	r := p.record()
-	if len(r.NetDevices) == 0 || r.BootID != p.m.bootID {
-		return nil
-	}
-	ns, err := p.openNetwork(r)
-	if err != nil {
-		return fmt.Errorf("return network devices: %w", err)
-	}
-	defer ns.Close()
-
-	for _, host := range slices.Sorted(maps.Keys(r.NetDevices)) {
-		// The pod's end must not depend on a device that somebody has renamed or
-		// replaced. The kernel gives physical ones back with the namespace.
-		warn(netdev.Return(ns, host, r.NetDevices[host]), "return a network device", "sandbox", r.ID)
-	}
-	return p.update(func(r *Record) { r.NetDevices = nil })
-}
-
-// openNetwork opens the pod's network namespace.
-func (p *pod) openNetwork(r *Record) (*os.File, error) {
-	if r.NetNS == "" {
-		return nil, fmt.Errorf("sandbox %s has the node's network: %w", r.ID, ErrInvalid)
-	}
-	return netns.Open(r.NetNS)
-}
-
-// moveDevices moves the network devices that a container requests into its pod. An
-// earlier container of the pod may have requested the same.
-func (k *creation) moveDevices(context.Context) error {
-	devices := k.spec.Linux.NetDevices
+// borrowDevices moves network devices of the node into the pod, for a container
+// that requests them. They stay the pod's until it ends: other containers may use
+// them, and the next attempt of this one.
+func (p *pod) borrowDevices(devices map[string]specs.LinuxNetDevice) error {
 	if len(devices) == 0 {
 		return nil
 	}
-	ns, err := k.p.openNetwork(k.p.record())
+	ns, err := p.openNetwork()
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
 
 	for _, host := range slices.Sorted(maps.Keys(devices)) {
-		if err := k.p.borrow(ns, host, devices[host].Name); err != nil {
+		if err := p.borrow(ns, host, devices[host].Name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// openNetwork opens the pod's network namespace.
+func (p *pod) openNetwork() (*os.File, error) {
+	r := p.record()
+	if r.NetNS == "" {
+		return nil, fmt.Errorf("sandbox %s has the node's network: %w", r.ID, ErrInvalid)
+	}
+	return netns.Open(r.NetNS)
 }
 
 // borrow moves one device into the pod, unless it is there.
@@ -81,10 +58,11 @@ func (p *pod) borrow(ns *os.File, host, name string) error {
 	if err := p.claim(host, name); err != nil {
 		return err
 	}
-	if err := netdev.Move(ns, host, name); err != nil {
-		return errors.Join(err, p.claim(host, ""))
+	err := netdev.Move(ns, host, name)
+	if netdev.Refused(err) {
+		err = errors.Join(err, p.claim(host, ""))
 	}
-	return nil
+	return err
 }
 
 // claim records that the pod has a device, or with an empty name that it has not.
@@ -101,6 +79,24 @@ func (p *pod) claim(host, name string) error {
 	})
 }
 
-// keepDevices leaves the devices to the pod: other containers may use them, and
-// the next attempt of this one.
-func (k *creation) keepDevices(context.Context) error { return nil }
+// returnDevices gives the node its network devices back, while the pod's namespace
+// exists. After a reboot it has them. The pod's end does not depend on a device, or
+// a namespace, that somebody has renamed, replaced or removed: the kernel gives
+// physical devices back with the namespace.
+func (p *pod) returnDevices() error {
+	r := p.record()
+	if len(r.NetDevices) == 0 || r.BootID != p.m.bootID {
+		return nil
+	}
+	ns, err := p.openNetwork()
+	if err != nil {
+		warn(err, "return network devices", "sandbox", r.ID)
+		return nil
+	}
+	defer ns.Close()
+
+	for _, host := range slices.Sorted(maps.Keys(r.NetDevices)) {
+		warn(netdev.Return(ns, host, r.NetDevices[host]), "return a network device", "sandbox", r.ID)
+	}
+	return p.update(func(r *Record) { r.NetDevices = nil })
+}

@@ -34,7 +34,6 @@ var sandboxSteps = []step[*pod]{
 	{name: "make namespaces", do: (*pod).makeNamespaces, undo: (*pod).dropNamespaces},
 	{name: "pin network namespace", do: (*pod).pinNetwork, undo: (*pod).unpinNetwork},
 	{name: "attach network", sync: true, do: (*pod).attachNetwork, undo: (*pod).detachNetwork},
-	{name: "lend network devices", do: (*pod).lendDevices, undo: (*pod).returnDevices},
 	{name: "ask plugins", do: (*pod).askRun, undo: (*pod).tellSandboxStopped},
 }
 
@@ -445,6 +444,9 @@ func (p *pod) detachNetwork(ctx context.Context) error {
 	r := p.record()
 	if r.NetNS == "" {
 		return nil
+	}
+	if err := p.returnDevices(); err != nil {
+		return err
 	}
 	a, err := attachment(r)
 	if err != nil {

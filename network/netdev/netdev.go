@@ -57,7 +57,8 @@ func in(ns *os.File) place {
 }
 
 // Move moves the node's device host into a namespace, where it is called name and
-// is up. After an error the node has it.
+// is up. After an error the node has it, unless that fails too, and [Refused] is
+// false.
 func Move(ns *os.File, host, name string) error {
 	for _, n := range []string{host, name} {
 		if err := CheckName(n); err != nil {
@@ -75,6 +76,11 @@ func Move(ns *os.File, host, name string) error {
 		return fmt.Errorf("move network device %s into the pod: %w", host, err)
 	}
 	return nil
+}
+
+// Refused reports whether an error of [Move] means that nothing was moved.
+func Refused(err error) bool {
+	return errors.Is(err, ErrName) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrNameTaken) || errors.Is(err, ErrImmovable)
 }
 
 // Has reports whether a namespace has a device of that name.
