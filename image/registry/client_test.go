@@ -536,3 +536,16 @@ func TestStalledDownload(t *testing.T) {
 		}
 	}
 }
+
+// TestTransportErrorsHaveNoQuery expects of a redirected request's address the host
+// alone: what follows may be a credential.
+func TestTransportErrorsHaveNoQuery(t *testing.T) {
+	cause := errors.New("connection refused")
+	err := transportError(t.Context(), &url.Error{Op: "Get", URL: "https://user:pw@blobs.example.com/x?X-Amz-Signature=SECRET", Err: cause})
+	if !errors.Is(err, ErrUnavailable) || !errors.Is(err, cause) {
+		t.Errorf("error %v", err)
+	}
+	if text := err.Error(); strings.Contains(text, "SECRET") || strings.Contains(text, "pw") || !strings.Contains(text, "blobs.example.com") {
+		t.Errorf("error %q", text)
+	}
+}

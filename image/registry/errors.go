@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 )
 
@@ -90,8 +91,24 @@ func transportError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
+
+	// Its text has the whole URL, whose query may be a credential.
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = fmt.Errorf("%s %s: %w", request.Op, hostOf(request.URL), request.Err)
+	}
+
 	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrProtocol) || errors.Is(err, ErrDenied) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// hostOf is the host of a URL, for error messages.
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "a malformed URL"
+	}
+	return clean(u.Host)
 }
