@@ -94,3 +94,11 @@ func TestServer(t *testing.T) {
 		t.Errorf("the state is %s, %v", data, err)
 	}
 }
+
+// TestHead reads the beginning of a file without an end.
+func TestHead(t *testing.T) {
+	data, err := head("/dev/zero", maxFile)
+	if err != nil || len(data) != maxFile {
+		t.Errorf("%d bytes, error %v", len(data), err)
+	}
+}

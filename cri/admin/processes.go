@@ -19,6 +19,8 @@ const (
 	maxStack   = 24
 	// maxEnviron bounds what is read of an environment, in bytes.
 	maxEnviron = 256 << 10
+	// maxFile bounds what is read of another file of a process, in bytes.
+	maxFile = 8 << 10
 )
 
 // Process is a process that an operation may wait for.
@@ -84,16 +86,21 @@ func descendants(of int) []int {
 
 // variables is the environment of a process, none if it cannot be read.
 func variables(pid int) []string {
-	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/environ")
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxEnviron))
+	data, err := head("/proc/"+strconv.Itoa(pid)+"/environ", maxEnviron)
 	if err != nil {
 		return nil
 	}
 	return strings.Split(string(data), "\x00")
+}
+
+// head returns the beginning of a file, whose length its process may have chosen.
+func head(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // processes describes processes. Those that have exited are left out.
@@ -105,18 +112,18 @@ func processes(pids []int) []Process {
 			continue
 		}
 		dir := "/proc/" + strconv.Itoa(pid) + "/"
-		command, err := os.ReadFile(dir + "cmdline")
+		command, err := head(dir+"cmdline", maxFile)
 		if err != nil {
 			continue
 		}
 		text := strings.TrimSpace(string(bytes.ReplaceAll(command, []byte{0}, []byte(" "))))
 		if text == "" {
-			name, _ := os.ReadFile(dir + "comm") // a kernel thread, or a zombie
+			name, _ := head(dir+"comm", maxFile) // a kernel thread, or a zombie
 			text = "[" + strings.TrimSpace(string(name)) + "]"
 		}
 
 		p := Process{PID: pid, Command: untrusted.Of(text).Name(maxCommand), State: inWords(st.State)}
-		stack, _ := os.ReadFile(dir + "stack") // not every kernel has it
+		stack, _ := head(dir+"stack", maxFile) // not every kernel has it
 		for line := range strings.Lines(string(stack)) {
 			if _, function, ok := strings.Cut(strings.TrimSpace(line), "] "); ok && len(p.Stack) < maxStack {
 				p.Stack = append(p.Stack, function)

@@ -143,10 +143,11 @@ func (s *Server) State() State {
 	if err := m.Healthy(); err != nil {
 		out.Keeper = err.Error()
 	}
+	// Before the pods, so that one whose creation ends meanwhile is in either list.
+	out.Operations, out.History = m.Operations(), m.History()
 	for _, r := range m.Sandboxes() {
 		out.Pods = append(out.Pods, podOf(r))
 	}
-	out.Operations, out.History = m.Operations(), m.History()
 	return out
 }
 
