@@ -9,13 +9,15 @@ import (
 	"io/fs"
 	"os"
 	"time"
+
+	"crisp/runtime/keeper/crilog"
 )
 
 const (
 	// pollTime is how often a log that is followed is looked at.
 	pollTime = 200 * time.Millisecond
-	// maxLine bounds the memory for a line of a log, in bytes.
-	maxLine = 1 << 20
+	// maxHeader is more than the time, stream and tag before a line's text, in bytes.
+	maxHeader = 64
 )
 
 // Line is a line of a container's log, or a part of one.
@@ -173,6 +175,10 @@ func (l Log) rotated(file *os.File) (*os.File, error) {
 	return nil, err
 }
 
+// longestLine is that of a log of crisp's, in bytes, and bounds the memory for one of
+// other logs.
+func longestLine() int { return crilog.MaxLine(-1) + maxHeader }
+
 // lines splits what is read into lines.
 type lines struct {
 	each func([]byte) error
@@ -181,13 +187,14 @@ type lines struct {
 
 // from reads to the end of a file. A last line without an end is kept.
 func (s *lines) from(ctx context.Context, r io.Reader) error {
+	longest := longestLine()
 	buf := make([]byte, 64<<10)
 	for ctx.Err() == nil {
 		n, err := r.Read(buf)
 		s.rest = append(s.rest, buf[:n]...)
 		for {
 			line, rest, ok := bytes.Cut(s.rest, []byte("\n"))
-			if !ok && len(s.rest) < maxLine {
+			if !ok && len(s.rest) < longest {
 				break
 			}
 			if err := s.each(line); err != nil {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"crisp/runtime/keeper/crilog"
 )
 
 // entry is a line of a log.
@@ -122,10 +124,29 @@ func TestLogIsFollowed(t *testing.T) {
 // TestLogLine bounds the memory for a line.
 func TestLogLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
+	maxLine, longest := longestLine(), 0
 	write(t, path, strings.Repeat("x", 3*maxLine))
-	longest := 0
 	err := Log{Path: path, Tail: -1}.Read(t.Context(), func(l Line) error { longest = max(longest, len(l.Text)); return nil })
 	if err != nil || longest < maxLine || longest > maxLine+(64<<10) {
 		t.Errorf("a line of %d bytes, %v", longest, err)
+	}
+}
+
+// TestLongestLine reads lines as long as crisp writes them.
+func TestLongestLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	long := strings.Repeat("x", crilog.MaxLine(-1))
+	write(t, path, entry(1, "F", long)+entry(2, "F", "next"))
+
+	var got []string
+	err := Log{Path: path, Tail: -1}.Read(t.Context(), func(l Line) error {
+		got = append(got, l.Stream+" "+string(l.Text))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0] != "stdout "+long || got[1] != "stdout next" {
+		t.Errorf("%d lines, the last %.40q", len(got), got[len(got)-1])
 	}
 }
