@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"crisp/runtime/untrusted"
 )
 
@@ -154,13 +152,8 @@ func (m *Manager) History() []Event {
 	return slices.Clone(m.activity.past)
 }
 
-// podName is NAMESPACE/NAME.
-func podName(md *runtimeapi.PodSandboxMetadata) string {
-	return md.GetNamespace() + "/" + md.GetName()
-}
-
 // Name is NAMESPACE/NAME.
-func (r *Record) Name() string { return podName(r.Config.Msg.GetMetadata()) }
+func (r *Record) Name() string { return sandboxName(r.Config.Msg.GetMetadata()) }
 
 // operation describes an operation on the pod.
 func (p *pod) operation(what string) Operation {

@@ -47,7 +47,7 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	if handler != "" && !slices.Contains(m.Handlers, handler) {
 		return "", fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, handler, m.Handlers)
 	}
-	return m.join(ctx, sandboxKey(cfg.GetMetadata()), Operation{What: "run pod", Pod: podName(cfg.GetMetadata())}, func(ctx context.Context) (string, error) {
+	return m.join(ctx, sandboxKey(cfg.GetMetadata()), Operation{What: "run pod", Pod: sandboxName(cfg.GetMetadata())}, func(ctx context.Context) (string, error) {
 		return m.runSandbox(ctx, cfg, handler)
 	})
 }
@@ -175,6 +175,7 @@ func (m *Manager) netNSPath(id string) string {
 	return filepath.Join(m.NetNSDir, "crisp-"+id[:min(20, len(id))])
 }
 
+// sandboxName is NAMESPACE/NAME.
 func sandboxName(md *runtimeapi.PodSandboxMetadata) string {
 	return md.GetNamespace() + "/" + md.GetName()
 }
@@ -300,7 +301,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 
 	o.PidNS = o.PidNS || r.Observed
 	o.Hostname = spec.Hostname(r.Config.Msg, node)
-	o.Name = "make namespaces of " + sandboxName(r.Config.Msg.GetMetadata())
+	o.Name = "make namespaces of " + r.Name()
 	labels, err := p.labels()
 	if err != nil {
 		return err
