@@ -1,16 +1,6 @@
 // Command crisp is a Kubernetes container runtime: a daemon that serves the
-// CRI, and tools to inspect it.
-//
-//	crisp serve           serve the CRI
-//	crisp plan FILE.json  print the system calls that start a container
-//	crisp run BUNDLE      run the container of an OCI bundle
-//	crisp images check    compare the images on disk with their digests
-//	crisp network init    write a network configuration
-//	crisp network show    list what is attached to crisp's own network
-//	crisp network check   examine the network, and repair it
-//	crisp config default  print the configuration with its defaults
-//	crisp config check    validate a configuration on this machine
-//	crisp version         print the version
+// CRI, tools to inspect it (package ctl), and tools for the node. The commands are
+// listed by crisp help, in docs/operate.md and in crisp(8), which a test compares.
 package main
 
 import (

@@ -49,38 +49,34 @@ func setUpLog(cfg *config.Config) error {
 // followReloads applies the log settings again on each SIGHUP. An invalid
 // configuration changes nothing.
 func followReloads(ctx context.Context, load func() (*config.Config, error)) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, unix.SIGHUP)
-	defer signal.Stop(hup)
-
-	for {
-		select {
-		case <-hup:
-			cfg, err := load()
-			if err == nil {
-				err = setUpLog(cfg)
-			}
-			if err != nil {
-				klog.ErrorS(err, "Could not reload the configuration, keeping the old one")
-				continue
-			}
-			klog.InfoS("Reloaded the log settings", "level", cfg.LogLevel, "format", cfg.LogFormat)
-		case <-ctx.Done():
+	onSignal(ctx, unix.SIGHUP, func() {
+		cfg, err := load()
+		if err == nil {
+			err = setUpLog(cfg)
+		}
+		if err != nil {
+			klog.ErrorS(err, "Could not reload the configuration, keeping the old one")
 			return
 		}
-	}
+		klog.InfoS("Reloaded the log settings", "level", cfg.LogLevel, "format", cfg.LogFormat)
+	})
 }
 
 // dumpOnSignal logs the daemon's state and its goroutines on each SIGUSR1.
 func dumpOnSignal(ctx context.Context, s *admin.Server) {
-	usr1 := make(chan os.Signal, 1)
-	signal.Notify(usr1, unix.SIGUSR1)
-	defer signal.Stop(usr1)
+	onSignal(ctx, unix.SIGUSR1, s.Dump)
+}
+
+// onSignal calls f on each signal, until ctx ends.
+func onSignal(ctx context.Context, sig os.Signal, f func()) {
+	received := make(chan os.Signal, 1)
+	signal.Notify(received, sig)
+	defer signal.Stop(received)
 
 	for {
 		select {
-		case <-usr1:
-			s.Dump()
+		case <-received:
+			f()
 		case <-ctx.Done():
 			return
 		}
@@ -106,8 +102,6 @@ func rlimits(list []config.Rlimit) []specs.POSIXRlimit {
 	return out
 }
 
-// seccompProfiles supplies the built-in profile, or the configured one, and
-// those that pods refer to.
 // nodeHooks adds the hooks that the node's administrator has defined, nil if
 // that is not configured.
 func nodeHooks(cfg *config.Config) func(*specs.Spec, hook.Sources, map[string]string) (hook.Sources, error) {
@@ -120,6 +114,8 @@ func nodeHooks(cfg *config.Config) func(*specs.Spec, hook.Sources, map[string]st
 	}
 }
 
+// seccompProfiles supplies the built-in profile, or the configured one, and
+// those that pods refer to.
 func seccompProfiles(cfg *config.Config) spec.Seccomp {
 	s := spec.Seccomp{Default: seccomp.RuntimeDefault, Load: seccomp.Load}
 	if path := cfg.SeccompProfile; path != "" {

@@ -89,19 +89,26 @@ func withDaemon(cmd *cobra.Command, run func(ctx context.Context, s *session, ar
 
 // ask asks the daemon what the CRI does not carry.
 func (s *session) ask(ctx context.Context, path string, into any) error {
-	c := admin.NewClient(s.adminSocket())
+	return ask(ctx, s.adminSocket(), path, into)
+}
+
+// ask is a request on an admin socket.
+func ask(ctx context.Context, socket, path string, into any) error {
+	c := admin.NewClient(socket)
 	defer c.Close()
-	return s.explain(c.Get(ctx, path, into))
+	return unreachable(socket, c.Get(ctx, path, into))
 }
 
 func (s *session) adminSocket() string { return nodeSocket(s.cfg) }
 
-// explain is the error of a request on the admin socket in words, if it is about the
+func (s *session) explain(err error) error { return unreachable(s.adminSocket(), err) }
+
+// unreachable is the error of a request on an admin socket in words, if it is about the
 // connection.
-func (s *session) explain(err error) error {
+func unreachable(socket string, err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
-		return client.Explain(s.adminSocket(), err)
+		return client.Explain(socket, err)
 	}
 	return err
 }

@@ -1,14 +1,18 @@
 package ctl
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
+	yaml "sigs.k8s.io/yaml/goyaml.v2"
 
 	"crisp/cri/admin"
 	"crisp/cri/client"
@@ -115,5 +119,32 @@ func TestExplanationIsSafe(t *testing.T) {
 	var out strings.Builder
 	if err := e.print(&out, false); err != nil || strings.ContainsAny(out.String(), "\x1b\x07") {
 		t.Errorf("printed %q, %v", out.String(), err)
+	}
+}
+
+// TestEncodedIsSafe encodes a text that a terminal would obey, as JSON and as YAML,
+// which has its own idea of what can be printed.
+func TestEncodedIsSafe(t *testing.T) {
+	object := map[string]string{"label": "a\u009b31mb\u202ec\u007fd\U000e0001 e\ttab"}
+	for name, test := range map[string]struct {
+		unsafe func(rune) bool
+		read   func([]byte, any) error
+	}{
+		"json": {func(r rune) bool { return !unicode.IsPrint(r) }, json.Unmarshal},
+		"yaml": {unicode.IsControl, yaml.Unmarshal},
+	} {
+		var out strings.Builder
+		f := format{name: name}
+		if err := f.print(&out, object, nil); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if text := strings.ReplaceAll(out.String(), "\n", ""); strings.ContainsFunc(text, test.unsafe) {
+			t.Errorf("%s: %q", name, text)
+		}
+
+		var back map[string]string
+		if err := test.read([]byte(out.String()), &back); err != nil || !maps.Equal(back, object) {
+			t.Errorf("%s is read as %q, error %v", name, back, err)
+		}
 	}
 }

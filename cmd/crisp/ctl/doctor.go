@@ -2,7 +2,6 @@ package ctl
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 	"crisp/cmd/crisp/cli"
 	"crisp/cmd/crisp/doctor"
 	"crisp/cri/admin"
-	"crisp/cri/client"
 	"crisp/cri/config"
 	"crisp/runtime/host"
 )
@@ -57,11 +55,7 @@ func nodeOf(cfg *config.Config, examine func(*config.Config) error) *doctor.Node
 		Config: cfg, Facts: host.Probe(), Files: os.DirFS("/"), Settled: time.Minute,
 		Examine: func() error { return examine(cfg) },
 		State: func(ctx context.Context) (state admin.State, err error) {
-			c := admin.NewClient(socket)
-			defer c.Close()
-			if err = c.Get(ctx, admin.StatePath, &state); err != nil {
-				err = client.Explain(socket, err)
-			}
+			err = ask(ctx, socket, admin.StatePath, &state)
 			return state, err
 		},
 	}
@@ -72,10 +66,11 @@ func nodeSocket(cfg *config.Config) string { return filepath.Join(cfg.State, adm
 
 func printFindings(out io.Writer, found []doctor.Finding, asJSON bool) error {
 	if asJSON {
-		e := json.NewEncoder(out)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "  ")
-		return e.Encode(found)
+		data, err := encode(found, "  ")
+		if err == nil {
+			_, err = out.Write(data)
+		}
+		return err
 	}
 
 	var b strings.Builder

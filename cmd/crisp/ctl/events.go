@@ -2,7 +2,6 @@ package ctl
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -80,7 +79,11 @@ func eventOf(r *runtimeapi.ContainerEventResponse) Event {
 
 func (e Event) print(out io.Writer, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(out).Encode(e)
+		data, err := encode(e, "")
+		if err == nil {
+			_, err = out.Write(data)
+		}
+		return err
 	}
 
 	end := ""

@@ -9,9 +9,11 @@ import (
 	"strings"
 	"text/template"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
-	"sigs.k8s.io/yaml"
+	yaml "sigs.k8s.io/yaml/goyaml.v2"
 
 	"crisp/runtime/untrusted"
 )
@@ -55,33 +57,58 @@ func (f *format) print(out io.Writer, objects any, t func() *table) error {
 		return t().print(out)
 	}
 
+	data, err := encode(objects, "  ")
+	if err != nil {
+		return err
+	}
+
+	if f.name == "json" {
+		_, err = out.Write(data)
+		return err
+	}
+
+	// The names are those that JSON has.
+	var plain any
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	if err := d.Decode(&plain); err != nil {
+		return fmt.Errorf("encode output: %w", err)
+	}
+	plain = numbers(plain)
+	if f.name == "go-template" {
+		return f.template.Execute(out, plain)
+	}
+
+	if data, err = yaml.Marshal(plain); err != nil {
+		return fmt.Errorf("encode output: %w", err)
+	}
+	_, err = out.Write(data)
+	return err
+}
+
+// encode returns an object as JSON, with a line end. Characters that a terminal may
+// obey are escaped: labels and the like are other people's text.
+func encode(object any, indent string) ([]byte, error) {
 	var text bytes.Buffer
 	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(objects); err != nil {
-		return fmt.Errorf("encode output: %w", err)
+	e.SetIndent("", indent)
+	if err := e.Encode(object); err != nil {
+		return nil, fmt.Errorf("encode output: %w", err)
 	}
 
-	data := text.Bytes()
-	switch f.name {
-	case "yaml":
-		var err error
-		if data, err = yaml.JSONToYAML(data); err != nil {
-			return fmt.Errorf("encode output: %w", err)
+	var safe bytes.Buffer
+	for _, r := range text.String() {
+		switch {
+		case r == '\n' || unicode.IsPrint(r):
+			safe.WriteRune(r)
+		default:
+			for _, unit := range utf16.AppendRune(nil, r) {
+				fmt.Fprintf(&safe, "\\u%04x", unit)
+			}
 		}
-	case "go-template":
-		// The template sees the names that JSON has.
-		var plain any
-		d := json.NewDecoder(bytes.NewReader(data))
-		d.UseNumber()
-		if err := d.Decode(&plain); err != nil {
-			return fmt.Errorf("encode output: %w", err)
-		}
-		return f.template.Execute(out, numbers(plain))
 	}
-	_, err := out.Write(data)
-	return err
+	return safe.Bytes(), nil
 }
 
 // numbers makes integers of those numbers that are, for templates to print and

@@ -75,8 +75,8 @@ func (s *session) showProgress(ctx context.Context, ref string, errs io.Writer) 
 	return func() { cancel(); wg.Wait() }
 }
 
-// choose returns the pull of a reference, as far as it can be recognized: the one
-// whose name ends with it, or the newest.
+// choose returns the pull of a reference, as far as it can be recognized: the one of
+// that name, or else the one that was begun at about that time.
 func choose(pulls []image.Progress, ref string, began time.Time) image.Progress {
 	best := pulls[0]
 	for _, p := range pulls {

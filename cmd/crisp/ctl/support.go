@@ -64,7 +64,7 @@ func writeSupport(ctx context.Context, path, version string, cfg *config.Config,
 	defer func() {
 		err = errors.Join(err, a.tar.Close(), z.Close(), f.Close())
 		if err != nil {
-			err = fmt.Errorf("write archive %s: %w", path, err)
+			err = errors.Join(fmt.Errorf("write archive %s: %w", path, err), os.Remove(path))
 		}
 	}()
 
@@ -100,6 +100,9 @@ func writeSupport(ctx context.Context, path, version string, cfg *config.Config,
 		{"journal-crisp.txt", journal("crisp.service")}, {"journal-keeper.txt", journal("crisp-keeper.service")},
 	} {
 		if err := a.add(part.name, part.make); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
 			return err
 		}
 	}

@@ -86,6 +86,9 @@ func (l leftover) finding(n *Node) Finding {
 		if err != nil {
 			return err
 		}
+		if !state.Ready {
+			return fmt.Errorf("the daemon has restarted and does not know its pods yet: try again")
+		}
 		if knownTo(state).has(l.id) {
 			return fmt.Errorf("%s belongs to a pod now", l.path)
 		}
