@@ -46,34 +46,41 @@ func (p *pod) openNetwork() (*os.File, error) {
 // borrow moves one device into the pod, unless it is there.
 func (p *pod) borrow(ns *os.File, host, name string) error {
 	switch now, known := p.record().NetDevices[host]; {
-	case known && now != name:
-		return fmt.Errorf("network device %s is called %s for another container of the pod, not %s: %w", host, now, name, ErrInvalid)
+	case known && now.Name != name:
+		return fmt.Errorf("network device %s is called %s for another container of the pod, not %s: %w", host, now.Name, name, ErrInvalid)
 	case known:
 		if there, err := netdev.Has(ns, name); there || err != nil {
 			return err
 		}
 	}
 
-	// Recorded first, so that it is returned whatever happens.
-	if err := p.claim(host, name); err != nil {
+	d, err := netdev.Examine(host, name)
+	if err != nil {
 		return err
 	}
-	err := netdev.Move(ns, host, name)
-	if netdev.Refused(err) {
-		err = errors.Join(err, p.claim(host, ""))
+	// Recorded first, so that it is returned whatever happens.
+	if err := p.claim(host, &d); err != nil {
+		return err
+	}
+	d.Index, err = netdev.Move(ns, host, d)
+	switch {
+	case err == nil:
+		return p.claim(host, &d)
+	case netdev.Refused(err):
+		err = errors.Join(err, p.claim(host, nil))
 	}
 	return err
 }
 
-// claim records that the pod has a device, or with an empty name that it has not.
-func (p *pod) claim(host, name string) error {
+// claim records that the pod has a device, or has not.
+func (p *pod) claim(host string, d *netdev.Device) error {
 	return p.update(func(r *Record) {
 		next := maps.Clone(r.NetDevices)
 		if next == nil {
-			next = map[string]string{}
+			next = map[string]netdev.Device{}
 		}
-		if next[host] = name; name == "" {
-			delete(next, host)
+		if delete(next, host); d != nil {
+			next[host] = *d
 		}
 		r.NetDevices = next
 	})

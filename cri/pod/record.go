@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/network/netdev"
 	"crisp/runtime/durable"
 	"crisp/runtime/hook"
 )
@@ -49,8 +50,8 @@ type Record struct {
 	SELinuxLevel string   `json:",omitempty"`
 	IPs          []string `json:",omitempty"`
 	// NetDevices are the node's network devices that the pod has, or was about to
-	// get: their names in it, by those on the node.
-	NetDevices map[string]string `json:",omitempty"`
+	// get, by their names on the node.
+	NetDevices map[string]netdev.Device `json:",omitempty"`
 	// Pause is PID 1 of a pod that shares its PID namespace.
 	Pause *Process `json:",omitempty"`
 	// Observed means that the pod has a first process although no container

@@ -8,6 +8,11 @@
 //	node  eth1 ──Move──▶ pod  net1
 //	node  eth1 ◀─Return─ pod  net1
 //
+// What comes back is what was lent: a container that may configure the pod's network
+// can rename the device, put another in its place, and give it any address. So the
+// device is known by its index, which nobody can change, and its kind, and the node
+// gives it the addresses that it had there.
+//
 // See the network devices of the OCI runtime specification:
 // https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config-linux.md#network-devices
 package netdev
@@ -15,6 +20,7 @@ package netdev
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 
@@ -56,26 +62,50 @@ func in(ns *os.File) place {
 	return func(f func() error) error { return netns.Do(ns, f) }
 }
 
-// Move moves the node's device host into a namespace, where it is called name and
-// is up. After an error the node has it, unless that fails too, and [Refused] is
-// false.
-func Move(ns *os.File, host, name string) error {
+// Device is a device that was lent, or is to be, as far as it is known.
+type Device struct {
+	// Name is that in the pod, Index the number there, 0 until it is moved.
+	Name  string
+	Index int `json:",omitempty"`
+	// Kind is the kernel's name of its driver's kind.
+	Kind string `json:",omitempty"`
+	// Up and Addresses (CIDR) are what it has on the node.
+	Up        bool     `json:",omitempty"`
+	Addresses []string `json:",omitempty"`
+}
+
+// Examine returns the node's device host, for a pod in which it is to be called name.
+func Examine(host, name string) (Device, error) {
 	for _, n := range []string{host, name} {
 		if err := CheckName(n); err != nil {
-			return err
+			return Device{}, err
 		}
 	}
+	link, err := find(host)
+	if err != nil {
+		return Device{}, fmt.Errorf("move network device %s into the pod: %w", host, err)
+	}
+	d := Device{Name: name, Kind: link.Type(), Up: link.Attrs().Flags&net.FlagUp != 0}
+	if d.Addresses, err = lasting(link); err != nil {
+		return Device{}, fmt.Errorf("move network device %s into the pod: %w", host, err)
+	}
+	return d, nil
+}
 
-	addresses, err := transfer(here, host, ns, name)
+// Move moves the node's device host into a namespace, where it gets its name and its
+// addresses and is up. It returns the index there. After an error the node has it,
+// unless that fails too, and [Refused] is false.
+func Move(ns *os.File, host string, d Device) (index int, err error) {
+	err = transfer(here, host, ns, d.Name)
 	if err == nil {
-		if err = settle(in(ns), name, addresses, true); err != nil {
-			err = errors.Join(err, Return(ns, host, name))
+		if index, err = settle(in(ns), d.Name, d.Addresses, true); err != nil {
+			err = errors.Join(err, Return(ns, host, d))
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("move network device %s into the pod: %w", host, err)
+		return 0, fmt.Errorf("move network device %s into the pod: %w", host, err)
 	}
-	return nil
+	return index, nil
 }
 
 // Refused reports whether an error of [Move] means that nothing was moved.
@@ -95,32 +125,56 @@ func Has(ns *os.File, name string) (bool, error) {
 	return false, nil
 }
 
-// Return moves the device called name in a namespace back to the node, where it
-// is called host, or, if another one has that name, dev0, dev1 and so on, which is
-// an error. Without such a device there is nothing to do.
-func Return(ns *os.File, host, name string) error {
+// Return moves a device in a namespace back to the node, where it is called host and
+// has what it had. If another one has that name it is called dev0, dev1 and so on,
+// which is an error. Without such a device there is nothing to do.
+func Return(ns *os.File, host string, d Device) error {
 	node, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return fmt.Errorf("return network device %s: open the node's network namespace: %w", host, err)
 	}
 	defer node.Close()
 
-	there, err := Has(ns, name)
-	if err != nil || !there {
-		return err
+	name, err := d.whereabouts(ns)
+	if err == nil {
+		err = transfer(in(ns), name, node, host)
 	}
-	addresses, err := transfer(in(ns), name, node, host)
 	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
 	case errors.Is(err, ErrNameTaken):
+		// The pod's end must not depend on it.
 		other, again := returnAnyhow(ns, name, node)
 		return fmt.Errorf("return network device %s: %w; it is called %s now", host, errors.Join(err, again), other)
 	case err == nil:
-		err = settle(here, host, addresses, false)
+		_, err = settle(here, host, d.Addresses, d.Up)
 	}
 	if err != nil {
 		return fmt.Errorf("return network device %s: %w", host, err)
 	}
 	return nil
+}
+
+// whereabouts returns the name that a device has in a namespace by now. One that was
+// interrupted while it was moved is known by its name only.
+func (d Device) whereabouts(ns *os.File) (name string, err error) {
+	err = in(ns)(func() error {
+		link, err := find(d.Name)
+		if d.Index > 0 {
+			link, err = netlink.LinkByIndex(d.Index)
+		}
+		switch {
+		case errors.As(err, &netlink.LinkNotFoundError{}), errors.Is(err, unix.ENODEV):
+			return ErrNotFound
+		case err != nil:
+			return err
+		case d.Kind != "" && link.Type() != d.Kind:
+			return ErrNotFound // another device in its place
+		}
+		name = link.Attrs().Name
+		return nil
+	})
+	return name, err
 }
 
 // returnAnyhow gives a device back with the first name of dev0, dev1 and so on that
@@ -129,32 +183,27 @@ func returnAnyhow(ns *os.File, name string, node *os.File) (other string, err er
 	const tries = 100
 	for i := range tries {
 		other = fmt.Sprintf("dev%d", i)
-		if _, err = transfer(in(ns), name, node, other); !errors.Is(err, ErrNameTaken) {
+		if err = transfer(in(ns), name, node, other); !errors.Is(err, ErrNameTaken) {
 			break
 		}
 	}
 	return other, err
 }
 
-// transfer moves a device and returns the addresses that it loses by that. It
-// moves nothing if the name is taken.
-func transfer(from place, device string, to *os.File, name string) (addresses []netlink.Addr, err error) {
+// transfer moves a device, which loses its addresses by that. It moves nothing if
+// the name is taken.
+func transfer(from place, device string, to *os.File, name string) error {
 	// The kernel would move the device first, and then not rename it.
 	if err := in(to)(func() error { return free(name) }); err != nil {
-		return nil, err
+		return err
 	}
-
-	err = from(func() error {
+	return from(func() error {
 		link, err := find(device)
 		if err != nil {
 			return err
 		}
-		if addresses, err = lasting(link); err != nil {
-			return err
-		}
 		return send(link, to, name)
 	})
-	return addresses, err
 }
 
 // free returns [ErrNameTaken] if the current namespace has a device of that name.
@@ -184,15 +233,15 @@ func find(name string) (netlink.Link, error) {
 
 // lasting returns a device's addresses that neither the kernel nor a router has
 // given it.
-func lasting(link netlink.Link) ([]netlink.Addr, error) {
+func lasting(link netlink.Link) ([]string, error) {
 	all, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list its addresses: %w", err)
 	}
-	var list []netlink.Addr
+	var list []string
 	for _, a := range all {
 		if a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&unix.IFA_F_PERMANENT != 0 {
-			list = append(list, netlink.Addr{IPNet: a.IPNet, Peer: a.Peer, Broadcast: a.Broadcast})
+			list = append(list, a.IPNet.String())
 		}
 	}
 	return list, nil
@@ -219,21 +268,26 @@ func send(link netlink.Link, to *os.File, name string) error {
 	return nil
 }
 
-// settle gives a moved device its addresses, and switches it on if it has any or
-// is to be up.
-func settle(at place, name string, addresses []netlink.Addr, up bool) error {
-	return at(func() error {
+// settle gives a moved device its addresses, switches it on if it is to be up, and
+// returns its index.
+func settle(at place, name string, addresses []string, up bool) (index int, err error) {
+	err = at(func() error {
 		link, err := find(name)
 		if err != nil {
 			return err
 		}
-		for i := range addresses {
-			if err := netlink.AddrReplace(link, &addresses[i]); err != nil {
-				return fmt.Errorf("keep its address %s: %w", addresses[i].IPNet, err)
+		index = link.Attrs().Index
+		for _, text := range addresses {
+			address, err := netlink.ParseAddr(text)
+			if err == nil {
+				err = netlink.AddrReplace(link, address)
+			}
+			if err != nil {
+				return fmt.Errorf("keep its address %s: %w", text, err)
 			}
 		}
 
-		if !up && len(addresses) == 0 {
+		if !up {
 			return nil
 		}
 		if err := netlink.LinkSetUp(link); err != nil {
@@ -241,4 +295,5 @@ func settle(at place, name string, addresses []netlink.Addr, up bool) error {
 		}
 		return nil
 	})
+	return index, err
 }

@@ -67,6 +67,16 @@ func describe(name string) string {
 	return strings.Join(out, " ")
 }
 
+// lend moves a device into the pod and returns what is known of it then.
+func lend(t *testing.T, pod *os.File, host, name string) (Device, error) {
+	t.Helper()
+	d, err := Examine(host, name)
+	if err == nil {
+		d.Index, err = Move(pod, host, d)
+	}
+	return d, err
+}
+
 func describeIn(t *testing.T, ns *os.File, name string) (state string) {
 	t.Helper()
 	must(t, netns.Do(ns, func() error { state = describe(name); return nil }))
@@ -81,10 +91,12 @@ func TestMove(t *testing.T) {
 		for _, cidr := range []string{"192.0.2.7/24", "2001:db8::7/64"} {
 			must(t, netlink.AddrAdd(link, address(t, cidr)))
 		}
+		must(t, netlink.LinkSetUp(link))
 
 		want := "up 1400 192.0.2.7/24 2001:db8::7/64"
 		for range 2 {
-			must(t, Move(pod, "eth1", "net1"))
+			d, err := lend(t, pod, "eth1", "net1")
+			must(t, err)
 			if has, err := Has(pod, "net1"); err != nil || !has {
 				t.Errorf("the pod has it: %v, error %v", has, err)
 			}
@@ -92,8 +104,8 @@ func TestMove(t *testing.T) {
 				t.Errorf("on the node %s, in the pod %s, want %s", here, there, want)
 			}
 
-			must(t, Return(pod, "eth1", "net1"))
-			must(t, Return(pod, "eth1", "net1"))
+			must(t, Return(pod, "eth1", d))
+			must(t, Return(pod, "eth1", d))
 			if here, there := describe("eth1"), describeIn(t, pod, "net1"); here != want || there != "none" {
 				t.Errorf("on the node %s, want %s, in the pod %s", here, want, there)
 			}
@@ -109,14 +121,15 @@ func TestNames(t *testing.T) {
 			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "pods"})
 		}))
 
-		if err := Move(pod, "eth0", "eth0"); !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), "eth0") {
+		if _, err := lend(t, pod, "eth0", "eth0"); !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), "eth0") {
 			t.Errorf("a taken name: error %v", err)
 		}
 		if state := describe("eth0"); state != "down 1400" {
 			t.Errorf("after an error the node's device is %s", state)
 		}
 
-		must(t, Move(pod, "eth0", "data"))
+		d, err := lend(t, pod, "eth0", "data")
+		must(t, err)
 		if state := describeIn(t, pod, "data"); state != "up 1400" {
 			t.Errorf("in the pod it is %s", state)
 		}
@@ -125,7 +138,7 @@ func TestNames(t *testing.T) {
 		}
 
 		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "another"}))
-		if err := Return(pod, "eth0", "data"); !errors.Is(err, ErrNameTaken) {
+		if err := Return(pod, "eth0", d); !errors.Is(err, ErrNameTaken) {
 			t.Errorf("return to a taken name: error %v", err)
 		}
 		if here, there := describe("dev0"), describeIn(t, pod, "data"); here != "down 1400" || there != "none" {
@@ -145,13 +158,47 @@ func TestRefused(t *testing.T) {
 			{"eth1", "", ErrName}, {"eth1", "a/b", ErrName}, {"eth1", "%d", ErrName}, {"eth1", "a b", ErrName}, {"eth1", "..", ErrName},
 			{"eth1", "sixteencharacter", ErrName}, {"../eth1", "net1", ErrName},
 		} {
-			if err := Move(pod, c.host, c.name); !errors.Is(err, c.want) {
+			if _, err := lend(t, pod, c.host, c.name); !errors.Is(err, c.want) {
 				t.Errorf("move %s to %s: error %v, want %v", c.host, c.name, err, c.want)
 			}
 		}
 		if state := describe("eth1"); state != "down 1400" {
 			t.Errorf("the device is %s", state)
 		}
-		must(t, Return(pod, "eth9", "net9"))
+		must(t, Return(pod, "eth9", Device{Name: "net9"}))
+	})
+}
+
+// TestHostilePod lends a device to a pod that renames it, puts another in its place and
+// gives both addresses: the node gets its own back, with what it had.
+func TestHostilePod(t *testing.T) {
+	onNode(t, "eth1", func(t *testing.T, pod *os.File) {
+		d, err := lend(t, pod, "eth1", "net1")
+		must(t, err)
+		must(t, netns.Do(pod, func() error {
+			own, err := netlink.LinkByName("net1")
+			must(t, err)
+			must(t, netlink.LinkSetDown(own))
+			must(t, netlink.LinkSetName(own, "hidden"))
+			must(t, netlink.AddrAdd(own, address(t, "203.0.113.1/1")))
+			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "net1"}, PeerName: "evil"})
+		}))
+
+		must(t, Return(pod, "eth1", d))
+		if here := describe("eth1"); here != "down 1400" {
+			t.Errorf("the node gets %s", here)
+		}
+		if there := describeIn(t, pod, "net1"); there != "down" {
+			t.Errorf("the pod's own device is %s", there)
+		}
+		must(t, netns.Do(pod, func() error {
+			own, err := netlink.LinkByName("net1")
+			must(t, err)
+			must(t, netlink.LinkDel(own))
+			return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "net1", Index: d.Index}})
+		}))
+		if err := Return(pod, "eth2", d); err != nil || describe("eth2") != "none" {
+			t.Errorf("a device of another kind with the same index: error %v, the node has %s", err, describe("eth2"))
+		}
 	})
 }
