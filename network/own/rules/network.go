@@ -71,6 +71,15 @@ func (t *Table) HasNetwork(n Network) (bool, error) {
 }
 
 func (t *Table) replaceNetwork(n Network, name string) error {
+	// Read before anything is queued, so that an error leaves nothing in the queue.
+	present := map[string]map[netip.Prefix]string{}
+	for _, f := range families {
+		var err error
+		if present[f.suffix], err = t.subnets(f); err != nil {
+			return err
+		}
+	}
+
 	chain := t.conn.AddChain(&nftables.Chain{Name: name, Table: t.table})
 	for _, f := range families {
 		if !slices.ContainsFunc(n.Subnets, f.has) {
@@ -90,7 +99,7 @@ func (t *Table) replaceNetwork(n Network, name string) error {
 		}
 	}
 
-	old, err := t.redirect(n.Subnets, name)
+	old, err := t.redirect(n.Subnets, name, present)
 	if err != nil {
 		return err
 	}
@@ -101,16 +110,11 @@ func (t *Table) replaceNetwork(n Network, name string) error {
 }
 
 // redirect makes the subnets' packets go through a chain, and returns the chains
-// that none goes through any more.
-func (t *Table) redirect(subnets []netip.Prefix, name string) (unused []string, err error) {
+// that none goes through any more. present are the chains of each family's subnets.
+func (t *Table) redirect(subnets []netip.Prefix, name string, present map[string]map[netip.Prefix]string) (unused []string, err error) {
 	used := map[string]bool{}
 	for _, f := range families {
 		set := t.sets["sources"+f.suffix]
-		present, err := t.subnets(f)
-		if err != nil {
-			return nil, err
-		}
-
 		var add []nftables.SetElement
 		for _, subnet := range subnets {
 			if !f.has(subnet) {
@@ -118,7 +122,7 @@ func (t *Table) redirect(subnets []netip.Prefix, name string) (unused []string, 
 			}
 			add = append(add, interval(subnet, name)...)
 		}
-		for subnet, chain := range present {
+		for subnet, chain := range present[f.suffix] {
 			if !slices.ContainsFunc(subnets, subnet.Overlaps) {
 				used[chain] = true
 				continue
@@ -143,6 +147,10 @@ func (t *Table) redirect(subnets []netip.Prefix, name string) (unused []string, 
 func (t *Table) subnets(f family) (map[netip.Prefix]string, error) {
 	elements, err := t.conn.GetSetElements(t.sets["sources"+f.suffix])
 	if err != nil {
+		// The library hides that the table has vanished meanwhile.
+		if complete, herr := t.hasChain(layoutChain); herr == nil && !complete {
+			return nil, fmt.Errorf("%w: %w", unix.ENOENT, err)
+		}
 		return nil, err
 	}
 
