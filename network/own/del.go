@@ -130,18 +130,25 @@ func (p *Plugin) recorded(call Call) (*attachment, error) {
 	a.hardware, _ = net.ParseMAC(mac) // nil is that of the address
 
 	for _, addr := range addrs {
-		for _, set := range a.conf.IPAM.Ranges {
-			for _, r := range set {
-				if r.Subnet.Contains(addr) {
-					a.leases = append(a.leases, lease.Lease{Addr: addr, Range: r})
-				}
-			}
+		if r, ok := rangeOf(a.conf.IPAM.Ranges, addr); ok {
+			a.leases = append(a.leases, lease.Lease{Addr: addr, Range: r})
 		}
 	}
 	if len(a.leases) != len(addrs) {
 		return nil, fmt.Errorf("%w: the network has no range for %s", link.ErrBroken, addrs)
 	}
 	return a, nil
+}
+
+// rangeOf returns the first range in whose subnet an address is: a set may have
+// several of one subnet.
+func rangeOf(sets []lease.RangeSet, addr netip.Addr) (lease.Range, bool) {
+	for _, r := range slices.Concat(sets...) {
+		if r.Subnet.Contains(addr) {
+			return r, true
+		}
+	}
+	return lease.Range{}, false
 }
 
 // openPod opens the namespace of a call.
@@ -215,7 +222,7 @@ func (p *Plugin) status(call Call) error {
 	if _, err := p.links(); err != nil {
 		return err
 	}
-	if !c.Masquerade && !c.Isolate && !c.Capabilities["portMappings"] {
+	if !c.filtered() && !c.Capabilities["portMappings"] {
 		return nil
 	}
 	table, err := p.filter()
