@@ -256,6 +256,34 @@ func TestBuiltinsTakeOver(t *testing.T) {
 	}
 }
 
+// TestSoleLeavesBuiltinPods changes to crisp's own plugin, and has what no pod has
+// removed: pods that the types of the reference plugins attached are pods, too.
+func TestSoleLeavesBuiltinPods(t *testing.T) {
+	m := newMachine(t, reference)
+	m.serve(own.ReferenceTypes()...)
+	pod, ns := m.pod("before")
+	port := echo(t, ns)
+	pod.PortMappings = []network.PortMapping{{ContainerPort: int32(port), HostPort: 18080}}
+	result := m.attach(pod)
+
+	m.configure(ownBridge)
+	for _, f := range m.check(network.Check{Repair: true, Sole: true}) {
+		if f.Repaired || strings.Contains(f.Text, "nothing") || strings.Contains(f.Text, "not exist") {
+			t.Errorf("found %+v", f)
+		}
+	}
+	if err := talk(m.host, "10.77.0.1:18080"); err != nil {
+		t.Errorf("host port after the check: %v", err)
+	}
+	other, _ := m.pod("after")
+	if second := m.attach(other); second.IPs[0] == result.IPs[0] {
+		t.Errorf("%s is assigned twice", second.IPs[0])
+	}
+	m.detach(pod)
+	m.detach(other)
+	m.clean()
+}
+
 // TestBuiltinsRefuse refuses what is not served, with the field's name, before a pod is
 // started.
 func TestBuiltinsRefuse(t *testing.T) {

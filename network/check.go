@@ -86,9 +86,9 @@ func examine(ctx context.Context, o Options, client *cni.Client, plugin *own.Plu
 	}
 	found, err := plugin.Examine(ctx, e)
 	if err != nil {
-		return nil, fmt.Errorf("check network: %w", err)
+		err = fmt.Errorf("check network: %w", err)
 	}
-	return append(findings, found...), nil
+	return append(findings, found...), err
 }
 
 // examination is what package own has to know.
@@ -102,6 +102,11 @@ func examination(o Options, client *cni.Client, conf *cni.Config, how Check) (ow
 		Hold:     client.Hold,
 		Private:  func(dir string) bool { return isBelow(dir, o.CacheDir) },
 		Foreign: func(network, id string) bool {
+			// A record may be of another plugin's, or torn: its pod exists all the same.
+			// Asked for after everything was listed.
+			if own, err := client.Attached(); slices.Contains(own, id) || err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return true
+			}
 			return slices.ContainsFunc(foreign[network], func(a types.GCAttachment) bool { return a.ContainerID == id })
 		},
 		Sole: how.Sole, Repair: how.Repair,

@@ -46,7 +46,8 @@ type Examination struct {
 	Hold func(ctx context.Context, id string) (release func(), ok bool)
 	// Private reports whether only this daemon uses a directory of leases.
 	Private func(dataDir string) bool
-	// Foreign reports whether another runtime attached a pod.
+	// Foreign reports whether a pod that is not among the calls was attached by another
+	// runtime, or by this one with other plugins.
 	Foreign func(network, id string) bool
 	// Sole says that no other runtime, and no other daemon, has pods in the networks.
 	// Otherwise only what is in a private directory certainly belongs to no pod.
@@ -60,11 +61,15 @@ type examiner struct {
 	*Plugin
 	Examination
 	host  *link.Host
-	table *rules.Table // nil if the kernel has none
+	table *rules.Table // nil if the kernel has none, or it cannot be asked
+	// unfiltered is why there is no table.
+	unfiltered error
 
 	findings []Finding
 	// confs are the configurations, each once.
 	confs []*conf
+	// used are those that a pod was attached with.
+	used map[*conf]bool
 	// owners are the attachments by address.
 	owners map[string]string
 	// intact counts the attachments without a finding, and skipped those not examined.
@@ -74,7 +79,7 @@ type examiner struct {
 // Examine compares the node with what its attachments should have, and says what is
 // wrong and what to do. It may run beside a daemon.
 func (p *Plugin) Examine(ctx context.Context, e Examination) ([]Finding, error) {
-	x := &examiner{Plugin: p, Examination: e, owners: map[string]string{}}
+	x := &examiner{Plugin: p, Examination: e, owners: map[string]string{}, used: map[*conf]bool{}}
 	var err error
 	if x.host, err = p.links(); err != nil {
 		return nil, err
@@ -88,11 +93,11 @@ func (p *Plugin) Examine(ctx context.Context, e Examination) ([]Finding, error) 
 	x.openTable()
 	x.examineNode(ctx)
 	for _, c := range x.confs {
-		x.examineNetwork(ctx, c, calls)
+		x.examineNetwork(ctx, c)
 	}
 	for _, call := range calls {
 		if err := context.Cause(ctx); err != nil {
-			return nil, fmt.Errorf("examine network: %w", err)
+			return x.findings, fmt.Errorf("examine network: %w", err)
 		}
 		x.examinePod(ctx, call)
 	}
@@ -101,7 +106,7 @@ func (p *Plugin) Examine(ctx context.Context, e Examination) ([]Finding, error) 
 	}
 
 	if err := x.examineOrphans(ctx); err != nil {
-		return nil, err
+		return x.findings, err
 	}
 	x.examineForeign(calls)
 	return x.findings, nil
@@ -111,7 +116,7 @@ func (p *Plugin) Examine(ctx context.Context, e Examination) ([]Finding, error) 
 // what it found.
 func (p *Plugin) Collect(ctx context.Context, e Examination) ([]Finding, error) {
 	e.Repair = true
-	x := &examiner{Plugin: p, Examination: e, owners: map[string]string{}}
+	x := &examiner{Plugin: p, Examination: e, owners: map[string]string{}, used: map[*conf]bool{}}
 	calls, err := e.Attached()
 	if err != nil || len(calls) == 0 && len(e.Configs) == 0 {
 		return nil, err
@@ -165,9 +170,12 @@ func (x *examiner) collect(calls []Call) {
 		if err != nil {
 			continue // reported with the pod
 		}
-		if !slices.ContainsFunc(x.confs, func(other *conf) bool { return other.sameNetwork(c) }) {
-			x.confs = append(x.confs, c)
+		at := slices.IndexFunc(x.confs, c.sameNetwork)
+		if at < 0 {
+			at, x.confs = len(x.confs), append(x.confs, c)
 		}
+		x.used[x.confs[at]] = true
+
 		known, _ := c.previous(call.IfName)
 		for _, addr := range known {
 			key := c.Name + " " + addr.String()
@@ -186,6 +194,18 @@ func (x *examiner) collect(calls []Call) {
 func (c *conf) sameNetwork(other *conf) bool {
 	a, b := c.network(), other.network()
 	return a.Same(&b) && c.Mode == other.Mode && c.Bridge == other.Bridge && c.IPAM.DataDir == other.IPAM.DataDir
+}
+
+// ruling returns the configuration whose rules apply to the subnets of another: a subnet
+// has those of one only. The present one comes before those of older pods.
+func (x *examiner) ruling(c *conf) *conf {
+	for _, other := range x.confs {
+		overlaps := func(s netip.Prefix) bool { return slices.ContainsFunc(other.subnets(), s.Overlaps) }
+		if x.used[other] && other.filtered() && slices.ContainsFunc(c.subnets(), overlaps) {
+			return other
+		}
+	}
+	return c
 }
 
 // podOf names the pod of a call.
@@ -207,7 +227,7 @@ func (x *examiner) openTable() {
 	if err == nil {
 		return
 	}
-	x.table = nil
+	x.table, x.unfiltered = nil, err
 	if slices.ContainsFunc(x.confs, func(c *conf) bool { return c.filtered() || c.Capabilities["portMappings"] }) {
 		x.add(Finding{Level: LevelFail, About: "node", Text: err.Error(), Advice: "without it there are no host ports and no masquerading"})
 	}
@@ -239,7 +259,7 @@ func (x *examiner) examineNode(context.Context) {
 }
 
 // examineNetwork examines what the pods of a network share.
-func (x *examiner) examineNetwork(ctx context.Context, c *conf, calls []Call) {
+func (x *examiner) examineNetwork(ctx context.Context, c *conf) {
 	about := "network " + c.Name
 	bridge := c.Bridge
 	if c.Mode == ModeRouted {
@@ -250,11 +270,7 @@ func (x *examiner) examineNetwork(ctx context.Context, c *conf, calls []Call) {
 	}
 
 	// Its rules are made with its first pod.
-	used := slices.ContainsFunc(calls, func(call Call) bool {
-		own, err := parseLoosely(call.Config)
-		return err == nil && own.sameNetwork(c)
-	})
-	if x.table == nil || !used || !c.filtered() {
+	if x.table == nil || !x.used[c] || x.ruling(c) != c || !c.filtered() {
 		return
 	}
 	present, err := x.table.HasNetwork(c.network())
@@ -332,7 +348,7 @@ func (x *examiner) examineHeld(ctx context.Context, call Call) {
 
 // publish makes the host ports of an attachment again.
 func (x *examiner) publish(ctx context.Context, a *attachment) error {
-	if err := x.table.AddNetwork(ctx, a.conf.network()); err != nil {
+	if err := x.table.AddNetwork(ctx, x.ruling(a.conf).network()); err != nil {
 		return err
 	}
 	if err := x.table.Publish(ctx, a.published(), alive(x.host)); err != nil {

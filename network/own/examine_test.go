@@ -101,6 +101,31 @@ func TestExamineFlushed(t *testing.T) {
 	})
 }
 
+// TestExamineChanged changes how pods are masqueraded while one runs: the rules are
+// those of the present configuration if it has any, and a repair leaves them.
+func TestExamineChanged(t *testing.T) {
+	for key, value := range map[string]any{"ipMasq": false, "nonMasqueradeCIDRs": []string{"198.51.100.0/24"}} {
+		bothModes(t, func(t *testing.T, n *node) {
+			old := n.add(n.pod("old", mappings(mapping(8080, 80, "tcp", ""))))
+			before := n.request("CHECK", old)
+			n.conf[key] = value
+			recent := n.add(n.pod("recent", nil))
+			both := func(e *Examination) {
+				repair(e)
+				e.Attached = func() ([]Call, error) { return []Call{before, n.request("CHECK", recent)}, nil }
+			}
+
+			wantWrong(t, "changed", n.examine(both))
+			n.nft("flush", "ruleset")
+			wantWrong(t, "flushed", n.examine(both), "repaired=true", "repaired=true")
+			wantWrong(t, "repaired", n.examine(both))
+			n.del(old)
+			n.del(recent)
+			n.clean()
+		})
+	}
+}
+
 // TestExamineBroken breaks each part of an attachment, and has it repaired.
 func TestExamineBroken(t *testing.T) {
 	bothModes(t, func(t *testing.T, n *node) {

@@ -2,6 +2,7 @@ package own
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 
 	"crisp/network/own/lease"
 	"crisp/network/own/link"
+	"crisp/network/own/rules"
 	"crisp/runtime/failpoint"
 )
 
@@ -70,7 +72,7 @@ func (x *examiner) list() (*orphans, error) {
 		seen[dir] = true
 		var err error
 		if o.leases[c], err = lease.Look(c.IPAM.DataDir, c.Name).List(); err != nil {
-			return nil, err
+			x.add(Finding{Level: LevelFail, About: "network " + c.Name, Text: err.Error(), Advice: "remove what is no lease, or repair the disk"})
 		}
 	}
 
@@ -115,6 +117,9 @@ func (x *examiner) orphanLease(ctx context.Context, c *conf, held lease.Held, de
 // discard removes everything of a lease's owner, in the order of DEL.
 func (x *examiner) discard(ctx context.Context, c *conf, gone lease.Owner) error {
 	name := link.Name(gone.ID, gone.IfName)
+	if x.table == nil && !errors.Is(x.unfiltered, rules.ErrUnsupported) {
+		return fmt.Errorf("what leads to it is unknown: %w", x.unfiltered)
+	}
 	if x.table != nil && gone.ID != "" {
 		owner := c.Name + "/" + name
 		sweep := func() error { return x.table.Sweep(func(other string) bool { return other != owner }) }

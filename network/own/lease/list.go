@@ -18,7 +18,8 @@ type Held struct {
 	Owner Owner
 }
 
-// List returns all leases, by address. A directory that does not exist has none.
+// List returns all leases, by address, and with an error those that can be read. A
+// directory that does not exist has none.
 func (s *Store) List() ([]Held, error) {
 	taken, err := s.taken()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -29,18 +30,20 @@ func (s *Store) List() ([]Held, error) {
 	}
 
 	var list []Held
+	var errs []error
 	for addr := range taken {
 		o, err := s.ownerOf(addr)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // released since
 		}
 		if err != nil {
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		list = append(list, Held{addr, o})
 	}
 	slices.SortFunc(list, func(a, b Held) int { return a.Addr.Compare(b.Addr) })
-	return list, nil
+	return list, errors.Join(errs...)
 }
 
 // ownerOf returns the owner of a lease, zero if it was never written.
