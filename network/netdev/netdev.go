@@ -234,7 +234,7 @@ func find(name string) (netlink.Link, error) {
 // lasting returns a device's addresses that neither the kernel nor a router has
 // given it.
 func lasting(link netlink.Link) ([]string, error) {
-	all, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	all, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list its addresses: %w", err)
 	}

@@ -202,3 +202,22 @@ func TestHostilePod(t *testing.T) {
 		}
 	})
 }
+
+// TestDump asks again for a list that was interrupted, and not for ever.
+func TestDump(t *testing.T) {
+	for _, c := range []struct {
+		interrupted int
+		err         error
+	}{{0, nil}, {3, nil}, {1000, netlink.ErrDumpInterrupted}} {
+		asked := 0
+		list, err := Dump(func() ([]int, error) {
+			if asked++; asked <= c.interrupted {
+				return []int{1}, netlink.ErrDumpInterrupted
+			}
+			return []int{1, 2}, nil
+		})
+		if !errors.Is(err, c.err) || err == nil && len(list) != 2 || asked > dumpTries {
+			t.Errorf("interrupted %d times: %v, error %v, asked %d times", c.interrupted, list, err, asked)
+		}
+	}
+}

@@ -21,6 +21,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 
+	"crisp/network/netdev"
 	"crisp/network/netns"
 	"crisp/network/netns/netnstest"
 	"crisp/test/testkit"
@@ -250,7 +251,7 @@ func (n *node) links(ns *os.File) []string {
 	n.t.Helper()
 	var names []string
 	n.inside(ns, func() error {
-		list, err := netlink.LinkList()
+		list, err := netdev.Dump(netlink.LinkList)
 		for _, l := range list {
 			names = append(names, l.Attrs().Name)
 		}

@@ -12,6 +12,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 
+	"crisp/network/netdev"
 	"crisp/network/netns"
 	"crisp/network/own/lease"
 	"crisp/network/own/link"
@@ -171,7 +172,7 @@ func (p *Plugin) loopback(call Call) ([]byte, error) {
 // addLoopback adds the addresses of lo to a result.
 func addLoopback(result *types100.Result, lo netlink.Link) error {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		addrs, err := netlink.AddrList(lo, family)
+		addrs, err := netdev.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(lo, family) })
 		if err != nil {
 			return err
 		}

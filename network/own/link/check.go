@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"crisp/network/netdev"
 	"crisp/network/netns"
 )
 
@@ -99,7 +100,7 @@ func (h *Host) CheckPod(pod *os.File, w Wire) error {
 }
 
 func checkAddrs(handle *netlink.Handle, l netlink.Link, w Wire) error {
-	addrs, err := handle.AddrList(l, unix.AF_UNSPEC)
+	addrs, err := netdev.Dump(func() ([]netlink.Addr, error) { return handle.AddrList(l, unix.AF_UNSPEC) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", w.IfName, err)
 	}
@@ -116,7 +117,7 @@ func checkAddrs(handle *netlink.Handle, l netlink.Link, w Wire) error {
 }
 
 func checkPodRoutes(handle *netlink.Handle, l netlink.Link, w Wire) error {
-	routes, err := handle.RouteList(l, unix.AF_UNSPEC)
+	routes, err := netdev.Dump(func() ([]netlink.Route, error) { return handle.RouteList(l, unix.AF_UNSPEC) })
 	if err != nil {
 		return fmt.Errorf("list routes of %s: %w", w.IfName, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"crisp/network/netdev"
 	"crisp/network/netns"
 )
 
@@ -216,7 +217,7 @@ func (h *Host) Reap() error {
 
 // Owned lists the labels of the host's interfaces by name: see [Wire.Label].
 func (h *Host) Owned() (map[string]string, error) {
-	links, err := h.handle.LinkList()
+	links, err := netdev.Dump(h.handle.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

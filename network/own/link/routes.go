@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"crisp/network/netdev"
 )
 
 // Reached is a network that the node reaches by an interface.
@@ -20,7 +22,7 @@ type Reached struct {
 // Reaches lists the networks of the node's routes and addresses, without default
 // routes.
 func (h *Host) Reaches() ([]Reached, error) {
-	links, err := h.handle.LinkList()
+	links, err := netdev.Dump(h.handle.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -30,11 +32,13 @@ func (h *Host) Reaches() ([]Reached, error) {
 	}
 
 	// Of all tables: a rule may lead to any of them.
-	routes, err := h.handle.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := netdev.Dump(func() ([]netlink.Route, error) {
+		return h.handle.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
-	addrs, err := h.handle.AddrList(nil, unix.AF_UNSPEC)
+	addrs, err := netdev.Dump(func() ([]netlink.Addr, error) { return h.handle.AddrList(nil, unix.AF_UNSPEC) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -84,7 +88,7 @@ func (h *Host) Collides(subnets []netip.Prefix, bridge string) error {
 // HasDefault reports for IPv4 and IPv6 whether the node reaches others.
 func (h *Host) HasDefault() (v4, v6 bool) {
 	found := func(family int) bool {
-		routes, err := h.handle.RouteList(nil, family)
+		routes, err := netdev.Dump(func() ([]netlink.Route, error) { return h.handle.RouteList(nil, family) })
 		return err == nil && slices.ContainsFunc(routes, func(r netlink.Route) bool {
 			ones := 0
 			if r.Dst != nil {
