@@ -153,6 +153,19 @@ func testDeepDirectories(t *testing.T, n *node) {
 	}
 }
 
+// changed lists the lines that only one of two texts has.
+func changed(before, after string) string {
+	var b strings.Builder
+	for _, side := range []struct{ mark, text, other string }{{"-", before, after}, {"+", after, before}} {
+		for line := range strings.Lines(side.text) {
+			if !strings.Contains("\n"+side.other, "\n"+line) {
+				b.WriteString("\n" + side.mark + strings.TrimSpace(line))
+			}
+		}
+	}
+	return b.String()
+}
+
 // testLayerInUse removes a pod in a user namespace while a file of its image is
 // held open, with which containerd once removed the image's layers through a
 // mount that could not be unmounted (containerd#10704).
@@ -185,7 +198,7 @@ func testLayerInUse(t *testing.T, n *node) {
 		p.remove(t)
 
 		if after := digest(); after != before {
-			t.Error("the layers of the image have changed")
+			t.Errorf("the layers of the image have changed: %s", changed(before, after))
 		}
 		for _, f := range held {
 			f.Close()
