@@ -34,6 +34,7 @@ type keeper struct {
 	logBuf    crilog.Buffers
 	poke      chan struct{} // has a token when the keeper may have become idle
 	sweep     chan struct{} // has a token when there may be zombies to reap
+	exits     int           // an epoll descriptor, of the pidfds of procs; -1 without one
 	leave     chan struct{} // closed when the keeper exits
 	wg        sync.WaitGroup
 
@@ -55,7 +56,7 @@ type keeper struct {
 
 func newKeeper(stateDir string, opt spawn.Options) *keeper {
 	k := &keeper{
-		stateDir: stateDir, opt: opt,
+		stateDir: stateDir, opt: opt, exits: -1,
 		poke: make(chan struct{}, 1), sweep: make(chan struct{}, 1), leave: make(chan struct{}),
 		entries: make(map[string]*entry), procs: make(map[int]*proc),
 		sessions: make(map[*session]bool), conns: make(map[*session]bool),
@@ -178,6 +179,9 @@ func (k *keeper) shutdown(listener *os.File) {
 	}
 	k.mu.Unlock()
 	k.wg.Wait()
+	if k.exits >= 0 {
+		unix.Close(k.exits)
+	}
 }
 
 func (k *keeper) accept(listener *os.File) {

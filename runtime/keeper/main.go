@@ -96,6 +96,9 @@ func run(args []string) error {
 	}
 	k := newKeeper(args[0], opt)
 	k.activated = activated
+	if k.exits, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return fmt.Errorf("make a descriptor to wait for children: %w", err)
+	}
 
 	if address := os.Getenv("NOTIFY_SOCKET"); activated && address != "" {
 		k.store = &store{address: address}

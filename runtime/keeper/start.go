@@ -261,7 +261,7 @@ func (st *start) clone() error {
 	}
 
 	p := newProc(child.Pid, child.PidFD)
-	k.procs[p.pid] = p
+	k.addLocked(p)
 	st.procs = append(st.procs, p)
 	if forks(st.plan) {
 		k.forking++

@@ -267,7 +267,7 @@ func (k *keeper) resume(e *entry, s *savedEntry) error {
 	default:
 		k.mu.Lock()
 		p.entry = e
-		k.procs[p.pid] = p
+		k.addLocked(p)
 		k.mu.Unlock()
 	}
 

@@ -19,6 +19,9 @@
 //
 // The held bytes, an unfinished line, move to the front before the space runs
 // out; after every step of that the spool reads the same.
+//
+// A spool is mapped while it is used: each mapping, also one that children do
+// not get, makes every fork of the process slower.
 package spool
 
 import (
@@ -70,7 +73,8 @@ type Write struct {
 // Spool is one stream's spool. It is not safe for concurrent use.
 type Spool struct {
 	fd         int
-	data       []byte // the mapped file
+	size       int64
+	data       []byte // the mapped file; nil while nothing is held or read
 	start, pos int64
 	high       int64 // pages below it may be in use
 	last       Write
@@ -119,16 +123,30 @@ func Open(fd int) (*Spool, error) {
 	if pos > st.Size || h.start > st.Size {
 		return nil, fmt.Errorf("open spool: %w: position %d, start %d", ErrInvalid, pos, h.start)
 	}
-	data, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map spool: %w", err)
+
+	s := &Spool{fd: fd, size: st.Size, start: h.start, pos: pos, high: pos, last: h.write}
+	if s.start < s.pos {
+		err = s.mapIn()
 	}
-	// No child needs it, and copying it with a thousand others takes long.
-	if err := unix.Madvise(data, unix.MADV_DONTFORK); err != nil {
-		return nil, errors.Join(fmt.Errorf("withhold spool from children: %w", err), unix.Munmap(data))
+	return s, err
+}
+
+// mapIn maps the file, unless it is mapped.
+func (s *Spool) mapIn() error {
+	if s.data != nil {
+		return nil
+	}
+	data, err := unix.Mmap(s.fd, 0, int(s.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map spool: %w", err)
 	}
 
-	return &Spool{fd: fd, data: data, start: h.start, pos: pos, high: pos, last: h.write}, nil
+	// No child needs it.
+	if err := unix.Madvise(data, unix.MADV_DONTFORK); err != nil {
+		return errors.Join(fmt.Errorf("withhold spool from children: %w", err), unix.Munmap(data))
+	}
+	s.data = data
+	return nil
 }
 
 // read returns a spool's header and position, made consistent.
@@ -195,24 +213,33 @@ func (s *Spool) Seq() uint64 { return s.last.Seq }
 func (s *Spool) Unfinished() (w Write, ok bool) { return s.last, s.last.Length > 0 }
 
 // MaxLine is the longest unfinished line that fits, in bytes.
-func (s *Spool) MaxLine() int { return MaxLine(int64(len(s.data))) }
+func (s *Spool) MaxLine() int { return MaxLine(s.size) }
 
 // MaxLine is that of a spool of the given size.
 func MaxLine(size int64) int { return int(size-base-ReadSize-1) / 2 }
 
 // Held returns the bytes between Fill and Advance. They are valid until the next call.
-func (s *Spool) Held() []byte { return s.data[s.start:s.pos] }
+func (s *Spool) Held() []byte {
+	if s.start == s.pos {
+		return nil
+	}
+	return s.data[s.start:s.pos]
+}
 
 // Fill takes bytes from a pipe and returns them. At the pipe's end it returns
 // io.EOF. At most MaxLine bytes may be held before.
 func (s *Spool) Fill(pipe int) ([]byte, error) {
-	if s.pos-base >= ReadSize || s.pos+ReadSize > int64(len(s.data)) {
+	// What is taken from the pipe can then be reached.
+	if err := s.mapIn(); err != nil {
+		return nil, err
+	}
+	if s.pos-base >= ReadSize || s.pos+ReadSize > s.size {
 		if err := s.compact(); err != nil {
 			return nil, err
 		}
 	}
 
-	room := min(int64(len(s.data))-s.pos, ReadSize)
+	room := min(s.size-s.pos, ReadSize)
 	if room == 0 {
 		return nil, fmt.Errorf("fill spool: %w: no room", ErrInvalid)
 	}
@@ -251,7 +278,9 @@ func (s *Spool) compact() error {
 		return err
 	}
 
-	copy(s.data[base:], s.data[s.start:s.pos])
+	if held > 0 {
+		copy(s.data[base:], s.Held())
+	}
 	if _, err := unix.Seek(s.fd, base+held, io.SeekStart); err != nil {
 		return fmt.Errorf("set position of spool: %w", err)
 	}
@@ -276,9 +305,12 @@ func (s *Spool) Retract() error {
 // Advance drops the first n of the held bytes.
 func (s *Spool) Advance(n int) { s.start += int64(n) }
 
-// Trim frees memory that the held bytes do not need.
+// Trim frees memory and address space that the held bytes do not need.
 func (s *Spool) Trim() error {
-	if !s.Bulky() {
+	if s.start == s.pos {
+		defer s.Close()
+	}
+	if s.high <= pageSize() {
 		return nil
 	}
 	if err := s.compact(); err != nil {
@@ -290,12 +322,12 @@ func (s *Spool) Trim() error {
 		return nil
 	}
 
-	if err := unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, int64(len(s.data))-from); err != nil {
+	if err := unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, s.size-from); err != nil {
 		return fmt.Errorf("trim spool: %w", err)
 	}
 	s.high = from
 	return nil
 }
 
-// Bulky reports whether Trim may free memory.
-func (s *Spool) Bulky() bool { return s.high > pageSize() }
+// Bulky reports whether Trim may free something.
+func (s *Spool) Bulky() bool { return s.data != nil && s.start == s.pos || s.high > pageSize() }

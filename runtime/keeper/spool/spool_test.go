@@ -271,6 +271,43 @@ func TestTrimGivesMemoryBack(t *testing.T) {
 	}
 }
 
+// TestRest trims a spool that holds nothing, and one with an unfinished line:
+// only what is held or read keeps it mapped.
+func TestRest(t *testing.T) {
+	f := create(t, 16<<10)
+	r, w := pipe(t)
+	s := reopen(t, f)
+	if s.data != nil {
+		t.Error("a fresh spool is mapped")
+	}
+
+	for i, c := range []struct {
+		left   int // of the bytes read, when it is trimmed
+		mapped bool
+	}{{0, false}, {4, true}, {0, false}} {
+		line := fmt.Sprintf("the line %d", i)
+		if _, err := w.WriteString(line); err != nil {
+			t.Fatal(err)
+		}
+		before := len(s.Held())
+		got, err := s.Fill(r)
+		if err != nil || string(got) != line {
+			t.Fatalf("%d: read %q, error %v; want %q", i, got, err, line)
+		}
+		s.Advance(before + len(got) - c.left)
+
+		if bulky := s.Bulky(); bulky == c.mapped {
+			t.Errorf("%d: something to free: %t", i, bulky)
+		}
+		if err := s.Trim(); err != nil {
+			t.Fatal(err)
+		}
+		if want := line[len(line)-c.left:]; string(s.Held()) != want || (s.data != nil) != c.mapped {
+			t.Errorf("%d: held %q, want %q; mapped: %t, want %t", i, s.Held(), want, s.data != nil, c.mapped)
+		}
+	}
+}
+
 func TestForeignFilesAreRefused(t *testing.T) {
 	r, w := pipe(t)
 	for _, f := range []int{r, int(w.Fd()), int(done(t).Fd())} {
