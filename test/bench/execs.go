@@ -41,7 +41,7 @@ func (b *bench) execs(ctx context.Context, t *target, round int) (err error) {
 	}
 	weigh := func(name string) (float64, error) {
 		time.Sleep(time.Second) // for processes that are about to exit
-		pss, err := t.memory()
+		pss, err := b.memory(ctx, t)
 		sum := 0.0
 		for _, kib := range pss {
 			sum += float64(kib)

@@ -99,7 +99,7 @@ func (g *grown) burden(ctx context.Context) error {
 		}
 	}
 
-	if err := g.weigh(); err != nil {
+	if err := g.weigh(ctx); err != nil {
 		return err
 	}
 	if n >= 10 {
@@ -141,8 +141,8 @@ func (g *grown) add(name string, value float64, unit string) {
 }
 
 // weigh measures the memory of the runtime's processes and of the kernel.
-func (g *grown) weigh() error {
-	pss, err := g.t.memory()
+func (g *grown) weigh(ctx context.Context) error {
+	pss, err := g.memory(ctx, g.t)
 	if err != nil {
 		return err
 	}

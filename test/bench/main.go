@@ -164,7 +164,7 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 	closers = append(closers, func(context.Context) error { return b.cgroups.close() })
 	b.targets = []*target{{
 		name: ours, endpoint: l.Endpoint, runtime: l.Runtime, images: l.Images, daemon: l,
-		programs: []string{"crisp", "crisp-keeper"},
+		programs: []string{"crisp", "crisp-keeper"}, dir: l.Dir,
 	}}
 
 	own, err := lab.New(ctx, lab.Options{NoRegistry: true, Own: "routed", Second: true})
@@ -176,7 +176,8 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 		return closeAll, err
 	}
 	b.targets = append(b.targets, &target{
-		name: oursOwn, endpoint: own.Endpoint, runtime: own.Runtime, images: own.Images, daemon: own, programs: []string{"crisp", "crisp-keeper"},
+		name: oursOwn, endpoint: own.Endpoint, runtime: own.Runtime, images: own.Images, daemon: own,
+		programs: []string{"crisp", "crisp-keeper"}, dir: own.Dir,
 	})
 
 	if b.opt.peers != "" {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -84,12 +85,18 @@ func (p process) program() string {
 	return strings.TrimPrefix(strings.TrimSuffix(filepath.Base(exe), " (deleted)"), "memfd:")
 }
 
+// names reports whether a process's arguments name a directory.
+func (p process) names(dir string) bool {
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
+	return err == nil && bytes.Contains(args, []byte(dir))
+}
+
 // own lists the runtime's processes by program.
 func (t *target) own() (map[string][]process, error) {
 	all, err := descendants()
 	own := map[string][]process{}
 	for _, p := range all {
-		if name := p.program(); slices.Contains(t.programs, name) {
+		if name := p.program(); slices.Contains(t.programs, name) && p.names(t.dir) {
 			own[name] = append(own[name], p)
 		}
 	}

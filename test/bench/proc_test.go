@@ -34,6 +34,23 @@ func TestDescendants(t *testing.T) {
 	_, _ = cmd.Process.Kill(), cmd.Wait() // it is only to go
 }
 
+// TestNames tells two processes of one program apart by a directory that only one names.
+func TestNames(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), "sleep", "1m", "0s")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Wait() })
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+
+	p := process{pid: cmd.Process.Pid}
+	for dir, want := range map[string]bool{"": true, "1m": true, "/tmp/other": false} {
+		if got := p.names(dir); got != want {
+			t.Errorf("%q: %t, want %t", dir, got, want)
+		}
+	}
+}
+
 func TestParseBusy(t *testing.T) {
 	const text = "cpu  100 200 300 9999 9999 1 2 3 50 60\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
 	if got, err := parseBusy(text); err != nil || got != 606*tick {

@@ -73,7 +73,7 @@ func (b *bench) crowdOf(ctx context.Context, t *target, round int, k crowdKind) 
 // grow linearly with it.
 func (g *grown) strain(ctx context.Context) error {
 	if len(g.pods) == 0 { // start with a fresh daemon, and the kernel's memory without pods
-		return errors.Join(g.restart(ctx), g.weigh())
+		return errors.Join(g.restart(ctx), g.weigh(ctx))
 	}
 
 	if err := g.questions(ctx, "", 0); err != nil {
@@ -86,7 +86,7 @@ func (g *grown) strain(ctx context.Context) error {
 		}
 	}
 
-	if err := g.weigh(); err != nil {
+	if err := g.weigh(ctx); err != nil {
 		return err
 	}
 	if err := g.idle(ctx); err != nil {
