@@ -29,14 +29,17 @@ func ours(dir string) bool {
 
 // openRaw opens without the Go poller, whose registration costs more than
 // the open of a cgroup file.
-func openRaw(name string, flags int) (int, error) {
+func openRaw(name string, flags int) (int, error) { return openRawAt(unix.AT_FDCWD, "", name, flags) }
+
+// openRawAt is openRaw for a name in an open directory, whose path is for errors.
+func openRawAt(at int, dir, name string, flags int) (int, error) {
 	for {
-		fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0)
+		fd, err := unix.Openat(at, name, flags|unix.O_CLOEXEC, 0)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			return -1, &os.PathError{Op: "open", Path: name, Err: err}
+			return -1, &os.PathError{Op: "open", Path: filepath.Join(dir, name), Err: err}
 		}
 		return fd, nil
 	}
@@ -69,6 +72,36 @@ func writeRaw(fd int, name, value string) error {
 type reader struct {
 	buf  []byte
 	line [64]byte // longer than any number
+
+	// many: several files of a directory are read one after the other, so it is kept
+	// open: the kernel walks a path of cgroups slowly. close ends that.
+	many bool
+	dir  string
+	at   int // the directory dir, unless dir is empty
+}
+
+// open opens a file for reading.
+func (r *reader) open(dir, name string) (int, error) {
+	if !r.many {
+		return openRaw(dir+"/"+name, unix.O_RDONLY)
+	}
+	if r.dir != dir {
+		r.close()
+		at, err := openRaw(dir, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return -1, err
+		}
+		r.dir, r.at = dir, at
+	}
+	return openRawAt(r.at, dir, name, unix.O_RDONLY)
+}
+
+// close closes the directory that was read last.
+func (r *reader) close() {
+	if r.dir != "" {
+		unix.Close(r.at)
+		r.dir = ""
+	}
 }
 
 // maxFile bounds the size of a file; io.stat of a machine with a thousand disks
@@ -77,7 +110,7 @@ const maxFile = 1 << 20
 
 // read returns the whole of a file.
 func (r *reader) read(dir, name string) ([]byte, error) {
-	fd, err := openRaw(dir+"/"+name, unix.O_RDONLY)
+	fd, err := r.open(dir, name)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +128,7 @@ func (r *reader) read(dir, name string) ([]byte, error) {
 // short returns a file of one short line. The kernel gives all of it at once, so
 // that no second call has to find the end.
 func (r *reader) short(dir, name string) ([]byte, error) {
-	fd, err := openRaw(dir+"/"+name, unix.O_RDONLY)
+	fd, err := r.open(dir, name)
 	if err != nil {
 		return nil, err
 	}

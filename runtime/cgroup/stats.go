@@ -103,7 +103,8 @@ func (g *Group) Usage() (*Stats, error) {
 }
 
 func (g *Group) stats(parts ...func(*reader, *Stats) error) (*Stats, error) {
-	var r reader
+	r := reader{many: true}
+	defer r.close()
 	s := &Stats{Time: time.Now()}
 	for _, read := range parts {
 		if err := read(&r, s); err != nil {
