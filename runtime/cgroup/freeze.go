@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Freezer is the directory with the file that freezes the group.
+func (g *Group) Freezer() string { return g.processDir() }
+
 // Freeze freezes the group's processes and returns when all are frozen.
 func (g *Group) Freeze(ctx context.Context) error {
 	if err := g.setFrozen(ctx, true); err != nil {

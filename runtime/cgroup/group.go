@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -31,6 +32,8 @@ type Group struct {
 	rules []*devices.Rule
 	// killsBefore is the parent's count at the start, for [Group.OOMKills].
 	killsBefore int64
+	// events are of version 1, see [Group.watchOOM]; nil without them.
+	events *os.File
 	// wanted are the resources from Create that Attach applies.
 	wanted *cgroups.Resources
 }
@@ -51,6 +54,7 @@ func (n *Node) Open(path string) (*Group, error) {
 		return nil, fmt.Errorf("open cgroup %s: %w", path, ErrNotFound)
 	}
 	g.noteParent()
+	g.watchOOM()
 	return g, nil
 }
 

@@ -1,8 +1,15 @@
 package cgroup
 
 import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // OOMKills counts the OOM kills in the group. On version 1, groups created
@@ -13,6 +20,8 @@ import (
 // below it. So the count of a removed group is the parent's minus that of the
 // existing groups, minus that difference when the group started, minus what
 // other removed groups have claimed since.
+//
+// Version 1 counts each group alone. There an event is waited for instead.
 func (g *Group) OOMKills() (uint64, error) {
 	var r reader
 	kills, err := g.oomKills(&r)
@@ -24,6 +33,9 @@ func (g *Group) OOMKills() (uint64, error) {
 		if isGone(err) {
 			kills, err = g.inheritedKills(&r)
 		}
+	}
+	if err != nil && isGone(err) && g.events != nil {
+		return g.notifiedKills()
 	}
 	if err != nil {
 		return 0, g.fail("count OOM kills of", err)
@@ -124,4 +136,64 @@ func (c *oomClaims) claimed(parent string) int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.kills[parent]
+}
+
+// goneTime is how long the kernel may take to tell that a group was removed.
+const goneTime = 100 * time.Millisecond
+
+// watchOOM has the kernel note each time that the group is out of memory, if
+// systemd may remove it before its counter is read. Without that, the reason of
+// an exit may be missing.
+func (g *Group) watchOOM() {
+	if g.node.v2 || g.node.driver != Systemd || g.dir("memory") == "" {
+		return
+	}
+	events, err := oomEvents(g.dir("memory"))
+	if err == nil {
+		g.events = events
+	}
+}
+
+// oomEvents returns an eventfd that counts out-of-memory events of a group of
+// version 1, and its removal: Documentation/admin-guide/cgroup-v1/memory.rst, 10.
+func oomEvents(dir string) (*os.File, error) {
+	control, err := openRaw(filepath.Join(dir, "memory.oom_control"), unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(control)
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+
+	events := os.NewFile(uintptr(fd), "out-of-memory events")
+	if err := writeFile(dir, "cgroup.event_control", fmt.Sprint(fd, " ", control)); err != nil {
+		return nil, errors.Join(err, events.Close())
+	}
+	return events, nil
+}
+
+// notifiedKills counts the events of a removed group but for its removal, which
+// the kernel tells a moment later.
+func (g *Group) notifiedKills() (uint64, error) {
+	defer g.events.Close()
+	if err := g.events.SetReadDeadline(time.Now().Add(goneTime)); err != nil {
+		return 0, g.fail("count OOM events of", err)
+	}
+
+	var seen uint64
+	for {
+		var count [8]byte
+		_, err := g.events.Read(count[:])
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return max(seen, 1) - 1, nil
+		}
+		if err != nil {
+			return 0, g.fail("count OOM events of", err)
+		}
+		if seen += binary.NativeEndian.Uint64(count[:]); seen > 1 {
+			return seen - 1, nil
+		}
+	}
 }

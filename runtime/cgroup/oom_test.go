@@ -5,6 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit"
 )
 
 // TestOOMKillsOfRemovedScopes simulates systemd, which removes a scope before
@@ -71,4 +76,37 @@ func TestOOMKillsOfRemovedScopes(t *testing.T) {
 	gone(c)
 	gone(e)
 	want(e, 0)
+}
+
+// TestOOMEvents removes groups of version 1, as systemd does, before their
+// counters are read.
+func TestOOMEvents(t *testing.T) {
+	testkit.Root(t)
+	n := testNode(t)
+	if n.v2 {
+		testkit.Skip(t, "cgroup1", "version 2 has counters that include removed groups")
+	}
+	for name, c := range map[string]struct {
+		script string
+		want   uint64
+	}{
+		"killed": {"exec tail /dev/zero", 1},
+		"exited": {"exit 3", 0},
+	} {
+		n.driver = Cgroupfs
+		g := create(t, n, "", name, &specs.LinuxResources{
+			Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20))}, Devices: containerResources().Devices,
+		})
+		n.driver = Systemd
+		g.watchOOM()
+		if err := run(t, g, c.script).wait(); err == nil {
+			t.Errorf("%s: the process succeeded", name)
+		}
+
+		waitFor(t, "the group to be empty", func() bool { return unix.Rmdir(g.dir("memory")) == nil })
+		if kills, err := g.OOMKills(); err != nil || kills != c.want {
+			t.Errorf("%s: %d OOM kills, %v, want %d", name, kills, err, c.want)
+		}
+		n.driver = Cgroupfs
+	}
 }
