@@ -327,6 +327,21 @@ $(CACHE)/peers/crun/crun:
 	cd $(@D) && apt-get download -q crun libyajl2 && for p in *.deb; do dpkg-deb -x "$$p" .; done
 	cp $(@D)/usr/lib/*/libyajl.so* $(@D)/lib/ && cp $(@D)/usr/bin/crun $@
 
+# CRIU with its libraries from Debian's development suite: that of the release that
+# this is built on may be too old.
+CRIU_APT = -o Dir::Etc::sourcelist=$(abspath $(@D))/sources.list -o Dir::Etc::sourceparts=/dev/null \
+	-o Dir::State::lists=$(abspath $(@D))/lists -o Dir::Cache=$(abspath $(@D))/apt -o Acquire::Languages=none
+
+$(CACHE)/criu/criu:
+	@rm -rf $(@D) && mkdir -p $(@D)/lists/partial $(@D)/apt/archives/partial $(@D)/debs $(@D)/root
+	echo "deb http://deb.debian.org/debian sid main" > $(@D)/sources.list && apt-get $(CRIU_APT) -q update
+	cd $(@D)/debs && apt-get $(CRIU_APT) -q download $$(apt-cache $(CRIU_APT) depends --recurse --no-recommends --no-suggests \
+		--no-conflicts --no-breaks --no-replaces --no-enhances criu | grep '^[a-z]' | sort -u)
+	for p in $(@D)/debs/*.deb; do dpkg-deb -x "$$p" $(@D)/root; done
+	printf '#!/bin/sh\nlib=%s\nexec $$lib/ld-linux-* --library-path $$lib %s "$$@"\n' \
+		"$$(echo $(abspath $(@D))/root/usr/lib/*-linux-gnu*)" "$(abspath $(@D))/root/usr/sbin/criu" > $@.new
+	rm -rf $(@D)/lists $(@D)/apt $(@D)/debs && chmod 755 $@.new && mv $@.new $@
+
 .PHONY: clean
 clean: ## remove build output, but not the cache
 	rm -rf bin dist

@@ -63,9 +63,10 @@ func (f fakeImages) MountImage(context.Context, string, string, image.View) (*os
 	return os.Open(f.rootfs)
 }
 
-func (fakeImages) Hold(string, string) error { return nil }
-func (fakeImages) Discard(string) error      { return nil }
-func (fakeImages) Containers() []string      { return nil }
+func (fakeImages) Hold(string, string) error      { return nil }
+func (fakeImages) Discard(string) error           { return nil }
+func (fakeImages) Upper(string) (*os.File, error) { return nil, errors.New("no upper") }
+func (fakeImages) Containers() []string           { return nil }
 
 func (fakeImages) Reserve(context.Context, int64) (func(), error) { return func() {}, nil }
 

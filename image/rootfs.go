@@ -189,6 +189,18 @@ func (s *Service) Containers() []string { return s.containers.IDs() }
 // UpperDir returns the directory that holds what container id wrote.
 func (s *Service) UpperDir(id string) string { return s.containers.UpperDir(id) }
 
+// Upper opens the directory that holds what container id wrote.
+func (s *Service) Upper(id string) (*os.File, error) {
+	if _, err := s.containers.Chain(id); err != nil {
+		return nil, fmt.Errorf("open files of container %s: %w", id, err)
+	}
+	upper, err := os.OpenFile(s.containers.UpperDir(id), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open files of container %s: %w", id, err)
+	}
+	return upper, nil
+}
+
 // Usage measures the disk usage of what container id wrote, by a walk over every
 // file.
 func (s *Service) Usage(ctx context.Context, id string) (rootpath.Usage, error) {

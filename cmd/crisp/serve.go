@@ -307,6 +307,7 @@ func (d *services) openPods(ctx context.Context) error {
 		StateDir: d.cfg.State,
 		Observe:  d.cfg.CAdvisorSocket != "",
 		Handlers: d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
+		CRIU: d.cfg.CRIUPath,
 	}
 	if d.metrics != nil {
 		options.Meter = d.metrics

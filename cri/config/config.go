@@ -89,6 +89,8 @@ type Config struct {
 
 	MetricsAddress string `toml:"metrics_address"`
 
+	CRIUPath string `toml:"criu_path"`
+
 	MaxContainerLogLineSize int      `toml:"max_container_log_line_size"`
 	StreamAddress           string   `toml:"stream_address"`
 	StreamIdleTimeout       Duration `toml:"stream_idle_timeout"`

@@ -60,7 +60,7 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	if err := spec.CheckArguments(&proc, p.m.Host); err != nil {
 		return 0, err
 	}
-	run, err := stdio.Begin(p.m.table, c.ID[:16]+"-exec-"+newID()[:16], st)
+	run, err := stdio.Begin(p.m.table, commandPrefix(c.ID)+newID()[:16], st)
 	if err != nil {
 		return 0, err
 	}
@@ -75,6 +75,9 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	}
 	return run.Run(ctx, p.m.ctx, started)
 }
+
+// commandPrefix begins the keeper's IDs of a container's commands.
+func commandPrefix(id string) string { return id[:16] + "-exec-" }
 
 // startCommand starts the requested command with its ends of the pipes. Other
 // descriptors are closed once it has started, however long it runs.

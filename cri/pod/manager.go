@@ -40,6 +40,8 @@ type Images interface {
 	// Hold pins an image that a container uses as a volume until Discard.
 	Hold(containerID, imageID string) error
 	Discard(id string) error
+	// Upper opens the directory with what a container wrote.
+	Upper(id string) (*os.File, error)
 	// Containers are the ids that have a prepared layer or held image.
 	Containers() []string
 	// Reserve waits for so many bytes of the memory budget for image data. The
@@ -88,6 +90,8 @@ type Options struct {
 	PluginWait time.Duration
 	// Meter measures operations; nil for none.
 	Meter Meter
+	// CRIU is the path of the program that saves processes, "" for the installed one.
+	CRIU string
 	// Defaults are the node's choices for containers.
 	Defaults spec.Defaults
 	// Handlers are the runtime handlers that pods may request in addition to

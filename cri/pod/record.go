@@ -97,6 +97,8 @@ type Container struct {
 	LogPath                          string `json:",omitempty"`
 	StopSignal                       int32
 	User                             UserIDs
+	// Frozen means that the container is frozen for a checkpoint, or was about to be.
+	Frozen bool `json:",omitempty"`
 	// Left marks a creation that failed and could not be undone.
 	Left bool `json:",omitempty"`
 	// Resources are the current limits, with updates.

@@ -96,6 +96,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m.dropStages()
 
 	list, err := m.Keeper.Client().List(ctx)
 	if err != nil {
@@ -211,6 +212,8 @@ func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot boo
 		}
 		if e.Exit != nil {
 			p.containerExited(c.ID, *e.Exit)
+		} else if c.Frozen {
+			p.m.wg.Go(func() { p.resume(p.m.ctx, c) })
 		}
 		return nil
 	}

@@ -58,6 +58,7 @@ func (k *keeper) reap() {
 		if err == unix.EINTR {
 			continue
 		}
+
 		for _, e := range events[:max(n, 0)] {
 			// A child that was reaped as an orphan may still be reported.
 			if pid := int(e.Fd); k.procs[pid] != nil {

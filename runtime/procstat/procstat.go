@@ -43,6 +43,20 @@ func Read(pid int) (Stat, error) {
 	return s, nil
 }
 
+// Traced reports whether another process traces this one.
+func Traced(pid int) bool {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(data)) {
+		if tracer, ok := strings.CutPrefix(line, "TracerPid:"); ok {
+			return strings.TrimSpace(tracer) != "0"
+		}
+	}
+	return false
+}
+
 // Fields are counted from 1, as in the manual page.
 const (
 	fieldState      = 3

@@ -73,6 +73,39 @@ func (c *copying) xattrs(from, to int) error {
 	return nil
 }
 
+// Attributes reads the extended attributes of a file that belong to its content,
+// by name, with the users in them translated by owner. The node's own, such as
+// labels, are not among them.
+func Attributes(f *os.File, owner func(uid, gid uint32) (int, int)) (map[string][]byte, error) {
+	from, c := int(f.Fd()), copying{own: owner}
+	size, err := unix.Flistxattr(from, nil)
+	if size == 0 || errors.Is(err, unix.ENOTSUP) {
+		return nil, nil
+	}
+
+	names := make([]byte, maxXattrNames)
+	if size, err = unix.Flistxattr(from, names); err != nil {
+		return nil, fmt.Errorf("list attributes: %w", err)
+	}
+
+	found := map[string][]byte{}
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:size]), "\x00"), "\x00") {
+		if !ofContent(name) {
+			continue
+		}
+		value := make([]byte, maxXattrValue)
+		n, err := unix.Fgetxattr(from, name, value)
+		if errors.Is(err, unix.ENODATA) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read attribute %.100q: %w", name, err)
+		}
+		found[name] = c.translate(name, value[:n])
+	}
+	return found, nil
+}
+
 // xattr copies one extended attribute. One that the source has lost meanwhile,
 // or that the file system of the copy does not support, is skipped.
 func (c *copying) xattr(from, to int, name string) error {

@@ -21,6 +21,8 @@ import (
 	"crisp/network"
 	"crisp/network/netdev"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/checkpoint"
+	"crisp/runtime/criu"
 	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
@@ -90,6 +92,10 @@ func All() []rpcerr.Rule {
 		{Err: seccomp.ErrTooLarge, Code: codes.FailedPrecondition},
 		{Err: nri.ErrUnsupported, Code: codes.FailedPrecondition},
 		{Err: pod.ErrNoPlugin, Code: codes.Unavailable},
+		{Err: criu.ErrMissing, Code: codes.FailedPrecondition},
+		{Err: criu.ErrTimeout, Code: codes.DeadlineExceeded},
+		{Err: criu.ErrRefused, Code: codes.FailedPrecondition},
+		{Err: checkpoint.ErrUnfit, Code: codes.FailedPrecondition},
 		{Err: hook.ErrInvalid, Code: codes.FailedPrecondition},
 		{Err: hook.ErrFailed, Code: codes.FailedPrecondition},
 	}

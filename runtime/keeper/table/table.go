@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -76,6 +77,18 @@ func (t *Table) Restore(e *client.Entry, h Hooks) *Row {
 	defer r.mu.Unlock()
 	r.state, r.process, r.log = started, e.Started, e.Log
 	return r
+}
+
+// CountOf counts the rows of a kind whose ID begins with prefix.
+func (t *Table) CountOf(kind client.Kind, prefix string) (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, r := range t.rows {
+		if r.kind == kind && strings.HasPrefix(id, prefix) {
+			n++
+		}
+	}
+	return n
 }
 
 // row returns a row, nil if there is none.

@@ -75,6 +75,11 @@ func (c Cache) DemoImages() (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "demo", "registry"))
 }
 
+// CRIU is the program that saves processes.
+func (c Cache) CRIU() (string, error) {
+	return made(filepath.Join(c.checkout, ".cache", "criu", "criu"))
+}
+
 // Kubernetes is one of its programs, or etcd.
 func (c Cache) Kubernetes(name string) (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "kubernetes", name))

@@ -1,0 +1,472 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crisp/cri/spec"
+	"crisp/image"
+	"crisp/runtime/cgroup"
+	"crisp/runtime/checkpoint"
+	"crisp/runtime/criu"
+	"crisp/runtime/durable"
+	"crisp/runtime/failpoint"
+	"crisp/runtime/keeper/client"
+	"crisp/runtime/procstat"
+	"crisp/runtime/rootpath"
+)
+
+const (
+	// checkpointTime is how long a container may be frozen for a checkpoint, unless
+	// the caller says.
+	checkpointTime = time.Minute
+	// stagesDir is the directory below the root in which archives are put together.
+	stagesDir = "checkpoints"
+	// dumpFile is what a pod's checkpoint has besides an archive for each container.
+	dumpFile = "pod.dump"
+)
+
+// PodDump is the file pod.dump of a pod's checkpoint.
+type PodDump struct {
+	// Version is the format of the checkpoint.
+	Version int
+	// Config is the configuration of the sandbox, and Containers are the containers
+	// in it, as their names and archives.
+	Config     Message[*runtimeapi.PodSandboxConfig]
+	Handler    string `json:",omitempty"`
+	Containers []ContainerDump
+}
+
+// ContainerDump is a container in a [PodDump].
+type ContainerDump struct {
+	Name, Archive string
+	Config        Message[*runtimeapi.ContainerConfig]
+}
+
+// podDumpVersion is the format that this build writes.
+const podDumpVersion = 1
+
+// CheckpointContainer writes the state of a running container to the archive
+// location, and lets it go on. A limit of 0 is the default.
+func (m *Manager) CheckpointContainer(ctx context.Context, id, location string, limit time.Duration) (err error) {
+	if err := checkLocation(location); err != nil {
+		return fmt.Errorf("checkpoint container %s: %w", id, err)
+	}
+	if limit < 0 {
+		return fmt.Errorf("checkpoint container %s: %w: time-out %v", id, ErrInvalid, limit)
+	}
+	if limit == 0 {
+		limit = checkpointTime
+	}
+	p, id, err := m.container(id)
+	if err != nil {
+		return err
+	}
+
+	ctx, end := m.activity.begin(ctx, p.operationOn("checkpoint", id))
+	defer func() { end(err) }()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w after %v", ErrTimeout, limit))
+	defer cancel()
+	err = p.checkpoint(ctx, []string{id}, func(string) string { return location })
+	if err != nil {
+		return fmt.Errorf("checkpoint container %s: %w", id, err)
+	}
+	return nil
+}
+
+// checkLocation checks where an archive is to be written.
+func checkLocation(location string) error {
+	if !filepath.IsAbs(location) || filepath.Clean(location) != location {
+		return fmt.Errorf("%w: the location %.200q is no absolute path", ErrInvalid, location)
+	}
+	info, err := os.Stat(filepath.Dir(location))
+	if err == nil && !info.IsDir() {
+		err = unix.ENOTDIR
+	}
+	if err != nil {
+		return fmt.Errorf("%w: directory of the location: %w", ErrInvalid, err)
+	}
+	if info, err := os.Lstat(location); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%w: the location %.200q exists and is no regular file", ErrInvalid, location)
+	}
+	return nil
+}
+
+// CheckpointPod writes the state of the given running containers of a pod, at one
+// moment, into the empty directory dir, and lets them go on. ctx must have a
+// deadline. No option is known so far.
+func (m *Manager) CheckpointPod(ctx context.Context, id, dir string, containers []string, options map[string]string) (err error) {
+	if err := checkPodRequest(ctx, dir, containers, options); err != nil {
+		return fmt.Errorf("checkpoint sandbox %s: %w", id, err)
+	}
+	p, err := m.pod(id)
+	if err != nil {
+		return err
+	}
+
+	ctx, end := m.activity.begin(ctx, p.operation("checkpoint"))
+	defer func() { end(err) }()
+	r := p.record()
+	if !r.Ready() {
+		return fmt.Errorf("checkpoint sandbox %s: it is not ready: %w", r.ID, ErrState)
+	}
+
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("checkpoint sandbox %s: %w", r.ID, err), empty(dir))
+		}
+	}()
+	dump := PodDump{Version: podDumpVersion, Config: r.Config, Handler: r.Handler}
+	archives := map[string]string{}
+	for i, id := range containers {
+		c := r.Container(id)
+		if c == nil {
+			return fmt.Errorf("%w: it has no container %s", ErrInvalid, id)
+		}
+		archives[id] = fmt.Sprintf("container-%d.tar", i)
+		dump.Containers = append(dump.Containers, ContainerDump{c.Config.Msg.GetMetadata().GetName(), archives[id], c.Config})
+	}
+
+	if err := p.checkpoint(ctx, containers, func(id string) string { return filepath.Join(dir, archives[id]) }); err != nil {
+		return err
+	}
+	text, err := json.Marshal(dump)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", dumpFile, err)
+	}
+	if err := durable.WriteFile(filepath.Join(dir, dumpFile), text, 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", dumpFile, err)
+	}
+	return nil
+}
+
+func checkPodRequest(ctx context.Context, dir string, containers []string, options map[string]string) error {
+	if _, ok := ctx.Deadline(); !ok {
+		return fmt.Errorf("%w: the call has no deadline", ErrInvalid)
+	}
+	for name := range options {
+		return fmt.Errorf("%w: unknown option %.100q", ErrInvalid, name)
+	}
+
+	for i, id := range containers {
+		if slices.Contains(containers[:i], id) {
+			return fmt.Errorf("%w: container %.100q is named twice", ErrInvalid, id)
+		}
+	}
+	if len(containers) == 0 {
+		return fmt.Errorf("%w: no container is named", ErrInvalid)
+	}
+
+	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
+		return fmt.Errorf("%w: the output %.200q is no absolute path", ErrInvalid, dir)
+	}
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("%w: open output directory: %w", ErrInvalid, err)
+	}
+	defer f.Close()
+	if names, err := f.Readdirnames(1); len(names) > 0 || !errors.Is(err, io.EOF) {
+		return errors.Join(fmt.Errorf("%w: the output directory %.200q is not empty", ErrInvalid, dir), err)
+	}
+	return nil
+}
+
+// empty removes what a failed checkpoint has left.
+func empty(dir string) error {
+	names, err := filepath.Glob(filepath.Join(dir, "*"))
+	for _, name := range names {
+		err = errors.Join(err, os.Remove(name))
+	}
+	return err
+}
+
+// frozen is a container that is being saved.
+type frozen struct {
+	c     *Container
+	pr    *process
+	spec  *specs.Spec
+	group *cgroup.Group
+	stage checkpoint.Stage
+}
+
+// checkpoint freezes containers, saves each, and lets all go on. Then it writes
+// the archives.
+func (p *pod) checkpoint(ctx context.Context, ids []string, location func(id string) string) (err error) {
+	program, err := criu.Find(ctx, p.m.CRIU)
+	if err != nil {
+		return err
+	}
+	release, err := p.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	var list []*frozen
+	for _, id := range ids {
+		f, err := p.saveable(id)
+		if err != nil {
+			return err
+		}
+		list = append(list, f)
+	}
+
+	for _, f := range list {
+		f.stage, err = checkpoint.NewStage(filepath.Join(p.m.Root, stagesDir), f.c.ID+"-"+newID()[:16])
+		defer func() {
+			warn(f.stage.Remove(context.WithoutCancel(ctx)), "remove the directory of a checkpoint", "container", f.c.ID)
+		}()
+		if err != nil {
+			return err
+		}
+	}
+
+	if err := p.whileFrozen(ctx, list, func(f *frozen) error { return p.save(ctx, program, f) }); err != nil {
+		return err
+	}
+	for _, f := range list {
+		enter(ctx, "write the archive of container "+f.c.Config.Msg.GetMetadata().GetName(), false)
+		if err := f.stage.Write(ctx, location(f.c.ID)); err != nil {
+			return timedOut(ctx, err)
+		}
+	}
+	return nil
+}
+
+// saveable returns a container if its state is one that can be saved.
+func (p *pod) saveable(id string) (*frozen, error) {
+	c, pr := p.record().Container(id), p.process(id)
+	if c == nil {
+		return nil, fmt.Errorf("container %s: %w", id, ErrNotFound)
+	}
+	if pr == nil || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return nil, fmt.Errorf("container %s: it is %s, not running: %w", id, c.StateName(), ErrState)
+	}
+
+	sandbox := p.record().Config.Msg
+	if spec.NamespaceMode(sandbox, spec.PID) != runtimeapi.NamespaceMode_CONTAINER || p.sharesPID(id) {
+		return nil, fmt.Errorf("container %s: it shares a PID namespace, which CRIU cannot save without its first process: %w", id, ErrState)
+	}
+	if n := p.m.table.CountOf(client.Exec, commandPrefix(id)); n > 0 {
+		return nil, fmt.Errorf("container %s: commands (%d) run in it, whose streams are another's; wait for their end: %w", id, n, ErrState)
+	}
+
+	s, err := p.loadSpec(id)
+	if err != nil {
+		return nil, err
+	}
+	group, err := p.groupOf(c)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	return &frozen{c: c, pr: pr, spec: s, group: group}, nil
+}
+
+// whileFrozen freezes containers before the first is saved and thaws them after
+// the last, whatever happens. Their records say so meanwhile, for a daemon that
+// finds them after a crash.
+func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen) error) (err error) {
+	defer func() {
+		for _, f := range list {
+			err = errors.Join(err, p.thaw(context.WithoutCancel(ctx), f))
+		}
+	}()
+
+	for _, f := range list {
+		if err := p.updateContainer(f.c.ID, func(c *Container) { c.Frozen = true }); err != nil {
+			return err
+		}
+		enter(ctx, "freeze container "+f.c.Config.Msg.GetMetadata().GetName(), false)
+		if err := failpoint.Between("freeze", func() error { return f.group.Freeze(ctx) }); err != nil {
+			return timedOut(ctx, err)
+		}
+	}
+
+	for _, f := range list {
+		if err := failpoint.Between("save", func() error { return save(f) }); err != nil {
+			return timedOut(ctx, fmt.Errorf("container %s: %w", f.c.Config.Msg.GetMetadata().GetName(), err))
+		}
+	}
+	return nil
+}
+
+// timedOut marks an error as a time-out if that was its cause.
+func timedOut(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil || errors.Is(err, ErrTimeout) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrTimeout, err)
+}
+
+func (p *pod) thaw(ctx context.Context, f *frozen) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	err := f.group.Thaw(ctx)
+	if errors.Is(err, cgroup.ErrNotFound) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		err = nil // it was killed meanwhile
+	}
+	if err != nil {
+		return fmt.Errorf("container %s: %w", f.c.ID, err)
+	}
+	return ignoreNotFound(p.updateContainer(f.c.ID, func(c *Container) { c.Frozen = false }))
+}
+
+// save has CRIU dump a frozen container and adds its files.
+func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
+	pids, err := f.group.Pids()
+	if err != nil {
+		return err
+	}
+	first := f.pr.row.Pid()
+	pids = append([]int{first}, slices.DeleteFunc(pids, func(pid int) bool { return pid == first })...)
+
+	enter(ctx, "dump container "+f.c.Config.Msg.GetMetadata().GetName()+" with CRIU", false)
+	externals, err := criu.Externals(criu.Container{Pids: pids, Terminal: f.pr.row.Terminal()})
+	if err != nil {
+		return err
+	}
+	err = program.Dump(ctx, criu.Dump{Pid: first, Images: f.stage.Images(), Freezer: f.group.Freezer(), Externals: externals})
+	if err != nil {
+		return err
+	}
+
+	content, err := p.content(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer content.Diff.Upper.Close()
+	defer content.Diff.Lower.Close()
+	return f.stage.Fill(ctx, content)
+}
+
+// content is what is saved of a container besides its processes.
+func (p *pod) content(ctx context.Context, f *frozen) (_ checkpoint.Content, err error) {
+	c, cfg, pod := f.c, f.c.Config.Msg, p.record().Config.Msg
+	content := checkpoint.Content{
+		Config: checkpoint.Config{
+			ID: c.ID, Name: cfg.GetMetadata().GetName(), OCIRuntime: "crisp",
+			RootfsImage: c.ImageRef, RootfsImageName: c.ImageRef, RootfsImageRef: c.ImageID,
+			CreatedTime: time.Unix(0, c.CreatedAt).UTC(), CheckpointedAt: time.Now().UTC(),
+		},
+		Status: checkpoint.Status{CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, Pid: uint32(f.pr.row.Pid())},
+		Log:    c.LogPath,
+		Spec:   described(f.spec, pod, cfg),
+		Diff:   checkpoint.Diff{IDs: inside(f.spec)},
+	}
+
+	content.Diff.Upper, err = p.m.Images.Upper(c.ID)
+	if err != nil {
+		return content, err
+	}
+	content.Diff.Lower, err = p.m.Images.MountImage(ctx, c.ImageID, "", image.View{})
+	if err != nil {
+		content.Diff.Upper.Close()
+		return content, err
+	}
+	return content, nil
+}
+
+// described is a copy of a spec that names the container and its pod, as
+// programs that read checkpoints expect it.
+func described(s *specs.Spec, pod *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConfig) *specs.Spec {
+	n := *s
+	n.Annotations = map[string]string{}
+	for k, v := range s.Annotations {
+		n.Annotations[k] = v
+	}
+	for k, v := range map[string]string{
+		"container-name": cfg.GetMetadata().GetName(), "container-type": "container", "image-name": cfg.GetImage().GetImage(),
+		"sandbox-name": pod.GetMetadata().GetName(), "sandbox-namespace": pod.GetMetadata().GetNamespace(), "sandbox-uid": pod.GetMetadata().GetUid(),
+	} {
+		n.Annotations["io.kubernetes.cri."+k] = v
+	}
+	return &n
+}
+
+// inside translates owners on the node to those in a container.
+func inside(s *specs.Spec) func(uid, gid uint32) (int, int) {
+	translate := func(maps []specs.LinuxIDMapping, id uint32) int {
+		for _, m := range maps {
+			if id >= m.HostID && id-m.HostID < m.Size {
+				return int(m.ContainerID + id - m.HostID)
+			}
+		}
+		return int(id)
+	}
+	return func(uid, gid uint32) (int, int) {
+		return translate(s.Linux.UIDMappings, uid), translate(s.Linux.GIDMappings, gid)
+	}
+}
+
+// resumePatience is how long a CRIU that a killed daemon has left may go on.
+const resumePatience = 2 * time.Minute
+
+// resume thaws a container that the last daemon had frozen, once CRIU has left
+// it: killed, CRIU would leave its own code in the processes, and at its end it
+// freezes them again.
+func (p *pod) resume(ctx context.Context, c *Container) {
+	f := &frozen{c: c}
+	var err error
+	if f.group, err = p.groupOf(c); err != nil {
+		warn(err, "thaw a container after a crash", "container", c.ID)
+		return
+	}
+
+	for end := time.Now().Add(resumePatience); c.Process != nil && procstat.Traced(c.Process.Pid) && time.Now().Before(end); {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
+	// What CRIU does last is to freeze them.
+	for range 2 {
+		if err := f.group.Thaw(ctx); err != nil && !errors.Is(err, unix.ENOENT) {
+			warn(err, "thaw a container after a crash", "container", c.ID)
+			return
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return
+		}
+	}
+	warn(p.thaw(ctx, f), "thaw a container after a crash", "container", c.ID)
+	klog.InfoS("Thawed a container that was frozen for a checkpoint when the daemon ended", "container", c.ID)
+}
+
+// dropStages removes what the last daemon has left of archives that it was putting
+// together, in the background.
+func (m *Manager) dropStages() {
+	dir, err := os.Open(filepath.Join(m.Root, stagesDir))
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	var left []string
+	if err == nil {
+		left, err = dir.Readdirnames(0)
+	}
+	if err != nil {
+		warn(err, "look for unfinished checkpoints")
+		return
+	}
+
+	m.wg.Go(func() {
+		defer dir.Close()
+		for _, name := range left {
+			warn(rootpath.RemoveAll(m.ctx, dir, name), "remove an unfinished checkpoint")
+		}
+	})
+}

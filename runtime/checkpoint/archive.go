@@ -1,0 +1,221 @@
+package checkpoint
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/criu"
+	"crisp/runtime/durable"
+	"crisp/runtime/rootpath"
+)
+
+// The names in an archive.
+const (
+	ImagesDir    = "checkpoint"
+	configFile   = "config.dump"
+	specFile     = "spec.dump"
+	statusFile   = "status"
+	diffFile     = "rootfs-diff.tar"
+	deletedFile  = "deleted.files"
+	containerLog = "container.log"
+	statsFile    = "stats-dump"
+)
+
+// Config is the file config.dump. Its fields are those that checkpointctl and the
+// engines know.
+type Config struct {
+	ID              string    `json:"id"`
+	Name            string    `json:"name"`
+	RootfsImage     string    `json:"rootfsImage,omitempty"`
+	RootfsImageRef  string    `json:"rootfsImageRef,omitempty"`
+	RootfsImageName string    `json:"rootfsImageName,omitempty"`
+	OCIRuntime      string    `json:"runtime,omitempty"`
+	CreatedTime     time.Time `json:"createdTime"`
+	CheckpointedAt  time.Time `json:"checkpointedTime"`
+	RestoredAt      time.Time `json:"restoredTime"`
+	Restored        bool      `json:"restored"`
+}
+
+// Status is the file status. Times are in nanoseconds since the epoch.
+type Status struct {
+	CreatedAt, StartedAt, FinishedAt int64
+	ExitCode                         int32
+	Pid                              uint32
+	Reason, Message                  string
+}
+
+// Content is what an archive has besides the images of CRIU.
+type Content struct {
+	Config Config
+	Spec   *specs.Spec
+	Status Status
+	Diff   Diff
+	// Log is the path of the container's log, "" for none.
+	Log string
+}
+
+// Stage is a directory in which an archive is put together.
+type Stage struct{ parent, name string }
+
+// NewStage makes a directory of this name in parent, where there must be none.
+func NewStage(parent, name string) (Stage, error) {
+	s := Stage{parent, name}
+	if err := os.MkdirAll(s.Images(), 0o700); err != nil {
+		return s, fmt.Errorf("make directory for a checkpoint: %w", err)
+	}
+	return s, nil
+}
+
+func (s Stage) dir() string { return filepath.Join(s.parent, s.name) }
+
+// Images is the directory for CRIU's images.
+func (s Stage) Images() string { return filepath.Join(s.dir(), ImagesDir) }
+
+// Remove removes the stage.
+func (s Stage) Remove(ctx context.Context) error {
+	parent, err := os.Open(s.parent)
+	if err != nil {
+		return fmt.Errorf("remove a checkpoint's directory: %w", err)
+	}
+	defer parent.Close()
+	return rootpath.RemoveAll(ctx, parent, s.name)
+}
+
+// Fill adds all but CRIU's images, while the container is frozen.
+func (s Stage) Fill(ctx context.Context, c Content) error {
+	// Where others look for them; CRIU writes them among its images.
+	for _, name := range []string{criu.LogFile, statsFile} {
+		err := os.Rename(filepath.Join(s.Images(), name), filepath.Join(s.dir(), name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("add %s: %w", name, err)
+		}
+	}
+
+	deleted, err := s.diff(ctx, c.Diff)
+	if err != nil {
+		return err
+	}
+	files := map[string]any{configFile: c.Config, specFile: c.Spec, statusFile: c.Status}
+	if len(deleted) > 0 {
+		files[deletedFile] = deleted
+	}
+
+	for name, value := range files {
+		text, err := json.MarshalIndent(value, "", "  ")
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", name, err)
+		}
+		if err := durable.ReplaceFile(filepath.Join(s.dir(), name), text, 0o600); err != nil {
+			return fmt.Errorf("add %s: %w", name, err)
+		}
+	}
+	return s.log(ctx, c.Log)
+}
+
+func (s Stage) diff(ctx context.Context, d Diff) (deleted []string, err error) {
+	f, err := os.OpenFile(filepath.Join(s.dir(), diffFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("add %s: %w", diffFile, err)
+	}
+	deleted, err = d.Write(ctx, f)
+	return deleted, errors.Join(err, f.Close())
+}
+
+// log adds the container's log, which may have been removed.
+func (s Stage) log(ctx context.Context, path string) error {
+	if path == "" {
+		return nil
+	}
+	from, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("add %s: %w", containerLog, err)
+	}
+	defer from.Close()
+
+	info, err := from.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	to, err := os.OpenFile(filepath.Join(s.dir(), containerLog), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("add %s: %w", containerLog, err)
+	}
+	if _, err := io.Copy(to, io.LimitReader(&reader{ctx, from}, info.Size())); err != nil {
+		return errors.Join(fmt.Errorf("add %s: %w", containerLog, err), to.Close())
+	}
+	return to.Close()
+}
+
+// Write writes the archive to a file, which appears whole or not at all, whatever
+// is killed, and which only root can read: it has the memory of the container.
+func (s Stage) Write(ctx context.Context, file string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("write checkpoint %s: %w", file, err)
+		}
+	}()
+	f, err := os.OpenFile(filepath.Dir(file), os.O_WRONLY|unix.O_TMPFILE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+
+	w := tar.NewWriter(&writer{ctx, f})
+	if err := w.AddFS(os.DirFS(s.dir())); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	// A node that is about to fail is what checkpoints are for.
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return appear(f, file)
+}
+
+// appear gives a nameless file its name, in place of a regular file that has it.
+func appear(f *os.File, name string) error {
+	for {
+		err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+		if err != unix.EEXIST {
+			return err
+		}
+		info, err := os.Lstat(name)
+		if err == nil && !info.Mode().IsRegular() {
+			return fmt.Errorf("%w: it is no regular file", os.ErrExist)
+		}
+		if err == nil {
+			err = os.Remove(name)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+}
+
+// writer ends with its context.
+type writer struct {
+	ctx context.Context // of one archive
+	w   io.Writer
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, context.Cause(w.ctx)
+	}
+	return w.w.Write(p)
+}

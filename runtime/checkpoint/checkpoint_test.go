@@ -1,0 +1,203 @@
+package checkpoint
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/test/testkit"
+)
+
+func same(uid, gid uint32) (int, int) { return int(uid), int(gid) }
+
+// layers makes directories for a writable layer and an image.
+func layers(t *testing.T) (upper, lower string, d Diff) {
+	t.Helper()
+	upper, lower = t.TempDir(), t.TempDir()
+	open := func(path string) *os.File {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	return upper, lower, Diff{Upper: open(upper), Lower: open(lower), IDs: same}
+}
+
+// listed writes a difference and returns its entries.
+func listed(t *testing.T, d Diff) (entries map[string]*tar.Header, deleted []string) {
+	t.Helper()
+	var b bytes.Buffer
+	deleted, err := d.Write(t.Context(), &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	entries = map[string]*tar.Header{}
+	for r := tar.NewReader(&b); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return entries, deleted
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries[h.Name] = h
+	}
+}
+
+// TestReplacedDirectories has directories that hide those of the image.
+func TestReplacedDirectories(t *testing.T) {
+	testkit.Root(t)
+	upper, lower, d := layers(t)
+	err := errors.Join(
+		os.MkdirAll(filepath.Join(lower, "etc", "old"), 0o755), os.WriteFile(filepath.Join(lower, "etc", "kept"), nil, 0o644),
+		os.WriteFile(filepath.Join(lower, "etc", "gone"), nil, 0o644), os.WriteFile(filepath.Join(lower, "file"), nil, 0o644),
+		os.Symlink("/", filepath.Join(lower, "link")),
+		os.MkdirAll(filepath.Join(upper, "etc"), 0o755), os.WriteFile(filepath.Join(upper, "etc", "kept"), []byte("new"), 0o644),
+		unix.Mknod(filepath.Join(upper, "removed"), unix.S_IFCHR, 0),
+	)
+	for _, dir := range []string{"etc", "file", "link", "new"} {
+		err = errors.Join(err, os.MkdirAll(filepath.Join(upper, dir), 0o755),
+			unix.Setxattr(filepath.Join(upper, dir), "trusted.overlay.opaque", []byte("y"), 0))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	entries, deleted := listed(t, d)
+	slices.Sort(deleted)
+	if want := []string{"/etc/gone", "/etc/old", "/removed"}; !slices.Equal(deleted, want) {
+		t.Errorf("deleted %q, want %q", deleted, want)
+	}
+	for _, name := range []string{"etc/", "etc/kept", "file/", "link/", "new/"} {
+		if entries[name] == nil {
+			t.Errorf("no %s among %v", name, entries)
+		}
+	}
+	for name, h := range entries {
+		for key := range h.PAXRecords {
+			if strings.Contains(key, "trusted.") {
+				t.Errorf("%s has %s", name, key)
+			}
+		}
+	}
+}
+
+// TestAttributes has what a tar archive can keep of a file, and what it cannot.
+func TestAttributes(t *testing.T) {
+	testkit.Root(t)
+	upper, _, d := layers(t)
+	file := filepath.Join(upper, "file")
+	const capability = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	err := errors.Join(
+		os.WriteFile(file, []byte("x"), 0o600), os.Chown(file, 100007, 100008),
+		unix.Setxattr(file, "security.capability", []byte(capability), 0),
+		unix.Setxattr(file, "user.note", []byte("a\nb"), 0), unix.Setxattr(file, "user.a=b", []byte("c"), 0),
+		os.WriteFile(filepath.Join(upper, "odd \xff\nname"), nil, 0o600),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	d.IDs = func(uid, gid uint32) (int, int) { return int(uid % 100000), int(gid % 100000) }
+	entries, _ := listed(t, d)
+	h := entries["file"]
+	if h == nil || h.Uid != 7 || h.Gid != 8 || h.PAXRecords[xattrPrefix+"user.note"] != "a\nb" || h.PAXRecords[xattrPrefix+"security.capability"] != capability {
+		t.Errorf("file: %+v", h)
+	}
+	if entries["odd \xff\nname"] == nil {
+		t.Errorf("no file of an odd name in %v", entries)
+	}
+}
+
+// TestUnfit has trees that would take too much.
+func TestUnfit(t *testing.T) {
+	testkit.Root(t)
+	for name, make := range map[string]func(upper string) error{
+		"deep": func(upper string) error {
+			return os.MkdirAll(filepath.Join(upper, strings.Repeat("d/", maxDepth+2)), 0o755)
+		},
+		"holes": func(upper string) error {
+			for i := range 3 {
+				path := filepath.Join(upper, fmt.Sprint(i))
+				if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, maxHoles/2)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	} {
+		upper, _, d := layers(t)
+		if err := make(upper); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Write(t.Context(), io.Discard); !errors.Is(err, ErrUnfit) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+
+	upper, _, d := layers(t)
+	if err := os.WriteFile(filepath.Join(upper, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	late := errors.New("too late")
+	cancel(late)
+	if _, err := d.Write(ctx, io.Discard); !errors.Is(err, late) {
+		t.Errorf("after its end: %v", err)
+	}
+}
+
+// TestArchiveAppearsWhole writes archives where something else is.
+func TestArchiveAppearsWhole(t *testing.T) {
+	s, err := NewStage(t.TempDir(), "stage")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Images(), "pages-1.img"), []byte("memory"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	dir := t.TempDir()
+	file := filepath.Join(dir, "a.tar")
+	for range 2 { // a second one replaces the first
+		if err := s.Write(t.Context(), file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+
+	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Write(t.Context(), filepath.Join(dir, "link")); !errors.Is(err, os.ErrExist) {
+		t.Errorf("in place of a link: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Write(ctx, filepath.Join(dir, "late")); !errors.Is(err, context.Canceled) {
+		t.Errorf("too late: %v", err)
+	}
+
+	names, err := os.ReadDir(dir)
+	if err != nil || len(names) != 2 {
+		t.Errorf("there are %v, %v", names, err)
+	}
+	if err := s.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

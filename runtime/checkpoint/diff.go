@@ -1,0 +1,282 @@
+package checkpoint
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/rootpath"
+)
+
+const (
+	// maxDepth bounds the descriptors that a walk holds.
+	maxDepth = 512
+	// maxLinks bounds the files with several names that are remembered; beyond it
+	// each name becomes a file.
+	maxLinks = 1 << 16
+	// maxHoles bounds the zeros that files without data would add, in bytes.
+	maxHoles = 1 << 30
+	// maxDeleted bounds the list of deleted files.
+	maxDeleted = 1 << 20
+	// batch is how many names of a directory are read at a time.
+	batch = 1024
+
+	xattrPrefix = "SCHILY.xattr."
+)
+
+// ErrUnfit means that a container's files do not fit into a checkpoint: they are
+// nested too deep, or mostly consist of holes.
+var ErrUnfit = errors.New("the container's files do not fit into a checkpoint")
+
+// Diff is the difference between a container's files and its image's.
+type Diff struct {
+	// Upper is the writable layer, as overlayfs has it, and Lower the image's files.
+	Upper, Lower *os.File
+	// IDs translates owners on the disk to those in the container.
+	IDs func(uid, gid uint32) (int, int)
+}
+
+// Write writes the changed files as a tar archive, and returns the absolute paths
+// of those that were deleted.
+func (d Diff) Write(ctx context.Context, to io.Writer) (deleted []string, err error) {
+	w := differ{Diff: d, ctx: ctx, tar: tar.NewWriter(to), linked: map[[2]uint64]string{}}
+	if err := w.directory(d.Upper, nil); err != nil {
+		return nil, fmt.Errorf("archive changed files: %w", err)
+	}
+	if err := w.tar.Close(); err != nil {
+		return nil, fmt.Errorf("archive changed files: %w", err)
+	}
+	return w.deleted, nil
+}
+
+// differ is one Write.
+type differ struct {
+	Diff
+	ctx     context.Context // of one call, which ends with it
+	tar     *tar.Writer
+	deleted []string
+	linked  map[[2]uint64]string // names of files with several, by device and inode
+	holes   int64                // bytes so far
+}
+
+// directory archives the content of a directory; at is its path.
+func (w *differ) directory(dir *os.File, at []string) error {
+	if len(at) >= maxDepth {
+		return fmt.Errorf("%w: more than %d nested directories", ErrUnfit, maxDepth)
+	}
+
+	var seen []string
+	opaque := isOpaque(dir)
+	for {
+		names, err := dir.Readdirnames(batch)
+		for _, name := range names {
+			if w.ctx.Err() != nil {
+				return context.Cause(w.ctx)
+			}
+			if err := w.entry(dir, name, append(at, name)); err != nil {
+				return fmt.Errorf("%.100q: %w", name, err)
+			}
+		}
+
+		if opaque {
+			if seen = append(seen, names...); len(seen) > maxDeleted {
+				return fmt.Errorf("%w: more than %d files in a directory", ErrUnfit, maxDeleted)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+
+	if opaque {
+		return w.replaced(at, seen)
+	}
+	return nil
+}
+
+// isOpaque reports whether a directory hides the image's directory of that name.
+func isOpaque(dir *os.File) bool {
+	var v [1]byte
+	n, err := unix.Fgetxattr(int(dir.Fd()), "trusted.overlay.opaque", v[:])
+	return err == nil && n == 1 && v[0] == 'y'
+}
+
+// replaced notes the image's files in a directory that the container has removed
+// and made again.
+func (w *differ) replaced(at, seen []string) error {
+	lower, err := rootpath.OpenUnlinked(w.Lower, strings.Join(at, "/"), unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // it was no directory
+	}
+	if err != nil {
+		return fmt.Errorf("open the image's directory: %w", err)
+	}
+	defer lower.Close()
+
+	names, err := lower.Readdirnames(maxDeleted)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("list the image's directory: %w", err)
+	}
+	slices.Sort(seen)
+	for _, name := range names {
+		if _, kept := slices.BinarySearch(seen, name); !kept {
+			if err := w.delete(append(at, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (w *differ) delete(at []string) error {
+	if len(w.deleted) == maxDeleted {
+		return fmt.Errorf("%w: more than %d files were deleted", ErrUnfit, maxDeleted)
+	}
+	w.deleted = append(w.deleted, "/"+strings.Join(at, "/"))
+	return nil
+}
+
+func (w *differ) entry(dir *os.File, name string, at []string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+
+	h := w.header(&st, strings.Join(at, "/"))
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR, unix.S_IFBLK:
+		if st.Rdev == 0 && st.Mode&unix.S_IFMT == unix.S_IFCHR {
+			return w.delete(at)
+		}
+		h.Typeflag = tar.TypeChar
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			h.Typeflag = tar.TypeBlock
+		}
+		h.Devmajor, h.Devminor = int64(unix.Major(uint64(st.Rdev))), int64(unix.Minor(uint64(st.Rdev)))
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFSOCK:
+		return nil // a process makes it again
+	case unix.S_IFLNK:
+		h.Typeflag = tar.TypeSymlink
+		target, err := readlink(dir, name)
+		if err != nil {
+			return err
+		}
+		h.Linkname = target
+	}
+
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		id := [2]uint64{uint64(st.Dev), st.Ino}
+		if first, ok := w.linked[id]; ok {
+			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
+			return w.tar.WriteHeader(h)
+		}
+		if len(w.linked) < maxLinks {
+			w.linked[id] = h.Name
+		}
+	}
+
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
+		return w.open(dir, name, unix.O_DIRECTORY, func(f *os.File) error {
+			if err := w.begin(h, f); err != nil {
+				return err
+			}
+			return w.directory(f, at)
+		})
+	case unix.S_IFREG:
+		h.Typeflag = tar.TypeReg
+		return w.open(dir, name, 0, func(f *os.File) error { return w.file(h, f) })
+	default:
+		return w.tar.WriteHeader(h)
+	}
+}
+
+func (w *differ) header(st *unix.Stat_t, name string) *tar.Header {
+	uid, gid := w.IDs(st.Uid, st.Gid)
+	return &tar.Header{
+		Format: tar.FormatPAX, Name: path.Clean(name), Mode: int64(st.Mode & 0o7777),
+		Uid: uid, Gid: gid, ModTime: time.Unix(st.Mtim.Unix()),
+	}
+}
+
+// file archives a regular file with its extended attributes.
+func (w *differ) file(h *tar.Header, f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	if w.holes += max(0, st.Size-st.Blocks*512); w.holes > maxHoles {
+		return fmt.Errorf("%w: it has holes, and those of all files are more than %d bytes", ErrUnfit, maxHoles)
+	}
+
+	h.Size = st.Size
+	if err := w.begin(h, f); err != nil {
+		return err
+	}
+	_, err := io.CopyN(w.tar, &reader{w.ctx, f}, st.Size)
+	return err
+}
+
+// begin writes the header of an open file, with its extended attributes.
+func (w *differ) begin(h *tar.Header, f *os.File) error {
+	attributes, err := rootpath.Attributes(f, w.IDs)
+	if err != nil {
+		return err
+	}
+	for name, value := range attributes {
+		if strings.Contains(name, "=") {
+			continue // it cannot be in an archive
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords[xattrPrefix+name] = string(value)
+	}
+	return w.tar.WriteHeader(h)
+}
+
+// open opens a name, which is no link and no device, and closes it after use.
+func (w *differ) open(dir *os.File, name string, flags int, use func(*os.File) error) error {
+	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	return use(f)
+}
+
+func readlink(dir *os.File, name string) (string, error) {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+	return string(buf[:max(n, 0)]), err
+}
+
+// reader ends with its context.
+type reader struct {
+	ctx context.Context // of one copy
+	r   io.Reader
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.r.Read(p)
+}

@@ -1,0 +1,19 @@
+// Package checkpoint writes what a checkpoint of a container has besides the
+// state of its processes: the changes to its image's files, and the archive that
+// everything is in.
+//
+// The archive has the layout that Kubernetes' tools know:
+//
+//	checkpoint/       the state of the processes, as CRIU wrote it
+//	config.dump       which container and image it is
+//	spec.dump         its OCI runtime-spec
+//	status            when it was created and started
+//	rootfs-diff.tar   the files that it wrote
+//	deleted.files     the image's files that it deleted, a list of paths
+//	container.log     its log
+//	dump.log          what CRIU did
+//	stats-dump        how long that took
+//
+// The container is hostile and its files are read without following a link of
+// its. It is frozen meanwhile.
+package checkpoint

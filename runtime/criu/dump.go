@@ -1,0 +1,109 @@
+package criu
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/checkpoint-restore/go-criu/v8/rpc"
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/untrusted"
+)
+
+const (
+	// LogFile is the file in [Dump.Images] that says what CRIU did.
+	LogFile = "dump.log"
+	// logLevel is that of debug messages, which whoever examines a failure needs.
+	logLevel = 4
+	// maxLog is how much of a log is searched for errors, and maxReason how long
+	// the text about them may be.
+	maxLog, maxReason = 4 << 20, 1000
+)
+
+// Dump says what to save, and where.
+type Dump struct {
+	// Pid is the first process; its descendants are saved too. They go on
+	// afterwards.
+	Pid int
+	// Images is an empty directory that only root can enter.
+	Images string
+	// Freezer is the directory of the processes' cgroup that freezes them. If they
+	// are frozen they still are afterwards.
+	Freezer string
+	// Externals are what is not the container's own, as CRIU's option --external
+	// has it: see [Externals].
+	Externals []string
+}
+
+// Dump saves processes. The error is [ErrRefused] with CRIU's reason if it
+// cannot, and [ErrTimeout] when ctx ends before. Then it is killed: processes
+// that it was just examining may be damaged, as nothing else can be done about a
+// container that holds it up.
+func (p Program) Dump(ctx context.Context, d Dump) error {
+	images, err := os.OpenFile(d.Images, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("dump process %d: %w", d.Pid, err)
+	}
+	defer images.Close()
+
+	response, err := p.ask(ctx, &rpc.CriuReq{Type: to(rpc.CriuReqType_DUMP), Opts: &rpc.CriuOpts{
+		Pid: to(int32(d.Pid)), External: d.Externals,
+		ImagesDirFd: to(int32(images.Fd())), LogFile: to(LogFile), LogLevel: to(int32(logLevel)),
+		LeaveRunning: to(true), FreezeCgroup: to(d.Freezer), ManageCgroupsMode: to(rpc.CriuCgMode_IGNORE),
+		Root:           to("/"), // that of containers is mounted nowhere else
+		TcpEstablished: to(true), NetworkLock: to(rpc.CriuNetworkLockMethod_NFTABLES),
+		FileLocks: to(true), LinkRemap: to(true), OrphanPtsMaster: to(true),
+	}})
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("dump process %d: %w: %w", d.Pid, ErrTimeout, context.Cause(ctx))
+	case err != nil:
+		return fmt.Errorf("dump process %d: %w", d.Pid, err)
+	case response.GetSuccess():
+		return nil
+	}
+
+	reason := reasonIn(filepath.Join(d.Images, LogFile))
+	if reason == "" {
+		reason = untrusted.Of(response.GetCrErrmsg()).Message(maxReason)
+	}
+	return fmt.Errorf("dump process %d: %w: %s", d.Pid, ErrRefused, reason)
+}
+
+func to[T any](v T) *T { return &v }
+
+// reasonIn returns the errors of a log, the last of which is only that there was
+// one. That it may not raise its limits does not matter.
+func reasonIn(log string) string {
+	f, err := os.OpenFile(log, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxLog))
+	if err != nil {
+		return ""
+	}
+
+	var found []string
+	for line := range bytes.Lines(text) {
+		// (00.088314) Error (criu/namespaces.c:1117): Can't dump …
+		_, rest, ok := strings.Cut(string(line), "Error (")
+		if !ok {
+			continue
+		}
+		_, what, ok := strings.Cut(rest, "): ")
+		if what = strings.TrimSpace(what); ok && what != "Dumping FAILED." && !strings.HasPrefix(what, "rlimit: ") {
+			found = append(found, what)
+		}
+	}
+
+	const most = 3
+	found = found[max(0, len(found)-most):]
+	return untrusted.Of(strings.Join(found, "; ")).Message(maxReason)
+}

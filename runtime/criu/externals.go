@@ -1,0 +1,183 @@
+package criu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Container is what Externals has to know.
+type Container struct {
+	// Pids are its processes, the first one first.
+	Pids []int
+	// SharesPID means that its PID namespace is not its own.
+	SharesPID bool
+	// Terminal is the node's end of its terminal, nil for none.
+	Terminal *os.File
+}
+
+// maxExternals bounds the arguments of CRIU: a container may have a hundred
+// thousand mounts.
+const maxExternals = 4096
+
+// Externals lists what of a running container is not its own. Its mounts are
+// listed by the kernel, so that a container that may mount decides what their
+// paths are: they only become names.
+func Externals(c Container) ([]string, error) {
+	first := c.Pids[0]
+	list, err := namespaces(first, c.SharesPID)
+	if err != nil {
+		return nil, err
+	}
+
+	mounts, err := mountsOf(first)
+	if err != nil {
+		return nil, fmt.Errorf("list mounts of process %d: %w", first, err)
+	}
+	host, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return nil, fmt.Errorf("list own mounts: %w", err)
+	}
+
+	onHost := map[[2]int]bool{}
+	for _, m := range host {
+		onHost[[2]int{m.Major, m.Minor}] = true
+	}
+	own := map[int]bool{}
+	for _, m := range mounts {
+		own[m.ID] = true
+		if m.Mountpoint == "/" || isOwn(m, onHost) {
+			continue
+		}
+		list = append(list, fmt.Sprintf("mnt[%s]:%[1]s", m.Mountpoint))
+	}
+
+	list = append(list, files(c.Pids, own)...)
+	if c.Terminal != nil {
+		e, err := terminal(c.Terminal)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, e)
+	}
+	if len(list) > maxExternals {
+		return nil, fmt.Errorf("%w: %d mounts and files of the node's, and the maximum is %d", ErrRefused, len(list), maxExternals)
+	}
+	return list, nil
+}
+
+// isOwn reports whether a mount is a file system of the container alone, which
+// is made again, with its content, when the container is restored.
+func isOwn(m *mountinfo.Info, onHost map[[2]int]bool) bool {
+	switch m.FSType {
+	case "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2":
+		return true
+	case "tmpfs":
+		// The pod's shared memory belongs to all of its containers.
+		return m.Root == "/" && m.Mountpoint != "/dev/shm" && !onHost[[2]int{m.Major, m.Minor}]
+	default:
+		return false
+	}
+}
+
+func mountsOf(pid int) ([]*mountinfo.Info, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return mountinfo.GetMountsFromReader(f, nil)
+}
+
+// namespaces lists those of the pod.
+func namespaces(pid int, sharesPID bool) (list []string, err error) {
+	kinds := []string{"net"}
+	if sharesPID {
+		kinds = append(kinds, "pid")
+	}
+
+	for _, kind := range kinds {
+		var own, theirs unix.Stat_t
+		if err := unix.Stat("/proc/self/ns/"+kind, &own); err != nil {
+			return nil, fmt.Errorf("examine own %s namespace: %w", kind, err)
+		}
+		if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/%s", pid, kind), &theirs); err != nil {
+			return nil, fmt.Errorf("examine %s namespace of process %d: %w", kind, pid, err)
+		}
+		if theirs.Ino != own.Ino {
+			list = append(list, fmt.Sprintf("%s[%d]:%[1]s", kind, theirs.Ino))
+		}
+	}
+
+	return list, nil
+}
+
+// maxAsked is how many processes are asked for their standard streams.
+const maxAsked = 1024
+
+// files lists the node's files that the processes were given as their standard
+// streams: /dev/null. Pipes need no mention.
+func files(pids []int, own map[int]bool) []string {
+	var list []string
+	for _, pid := range pids[:min(len(pids), maxAsked)] {
+		for fd := range 3 {
+			if e, ok := file(fmt.Sprintf("/proc/%d", pid), fd, own); ok && !slices.Contains(list, e) {
+				list = append(list, e)
+			}
+		}
+	}
+	return list
+}
+
+func file(proc string, fd int, own map[int]bool) (external string, ok bool) {
+	var st unix.Stat_t
+	if unix.Stat(fmt.Sprintf("%s/fd/%d", proc, fd), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR {
+		return "", false
+	}
+	info, err := os.ReadFile(fmt.Sprintf("%s/fdinfo/%d", proc, fd))
+	if err != nil {
+		return "", false // it was closed meanwhile
+	}
+
+	for line := range strings.Lines(string(info)) {
+		text, ok := strings.CutPrefix(line, "mnt_id:")
+		if !ok {
+			continue
+		}
+		id, err := strconv.Atoi(strings.TrimSpace(text))
+		if err != nil || own[id] {
+			return "", false
+		}
+		return fmt.Sprintf("file[%x:%x]", id, st.Ino), true
+	}
+	return "", false
+}
+
+// terminal is the container's end of a terminal, given the node's.
+func terminal(end *os.File) (string, error) {
+	raw, err := end.SyscallConn()
+	if err != nil {
+		return "", fmt.Errorf("examine terminal: %w", err)
+	}
+
+	var st unix.Stat_t
+	var number int
+	cerr := raw.Control(func(fd uintptr) {
+		if number, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN); err == nil {
+			err = unix.Fstat(int(fd), &st)
+		}
+	})
+	if err := errors.Join(cerr, err); err != nil {
+		return "", fmt.Errorf("examine terminal: %w", err)
+	}
+	return fmt.Sprintf("tty[%x:%x]", unix.Mkdev(unix98Major, uint32(number)), st.Dev), nil
+}
+
+// unix98Major is the major number of pseudo-terminals, Documentation/admin-guide/devices.txt.
+const unix98Major = 136
