@@ -61,6 +61,10 @@ const podDumpVersion = 1
 // CheckpointContainer writes the state of a running container to the archive
 // location, and lets it go on. A limit of 0 is the default.
 func (m *Manager) CheckpointContainer(ctx context.Context, id, location string, limit time.Duration) (err error) {
+	p, id, err := m.container(id)
+	if err != nil {
+		return err
+	}
 	if err := checkLocation(location); err != nil {
 		return fmt.Errorf("checkpoint container %s: %w", id, err)
 	}
@@ -69,10 +73,6 @@ func (m *Manager) CheckpointContainer(ctx context.Context, id, location string, 
 	}
 	if limit == 0 {
 		limit = checkpointTime
-	}
-	p, id, err := m.container(id)
-	if err != nil {
-		return err
 	}
 
 	ctx, end := m.activity.begin(ctx, p.operationOn("checkpoint", id))
@@ -108,12 +108,12 @@ func checkLocation(location string) error {
 // moment, into the empty directory dir, and lets them go on. ctx must have a
 // deadline. No option is known so far.
 func (m *Manager) CheckpointPod(ctx context.Context, id, dir string, containers []string, options map[string]string) (err error) {
-	if err := checkPodRequest(ctx, dir, containers, options); err != nil {
-		return fmt.Errorf("checkpoint sandbox %s: %w", id, err)
-	}
 	p, err := m.pod(id)
 	if err != nil {
 		return err
+	}
+	if err := checkPodRequest(ctx, dir, containers, options); err != nil {
+		return fmt.Errorf("checkpoint sandbox %s: %w", p.record().ID, err)
 	}
 
 	ctx, end := m.activity.begin(ctx, p.operation("checkpoint"))

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -177,9 +178,66 @@ func TestCheckpoint(t *testing.T) {
 		})
 	}
 
+	n.run(t, "connection", func(t *testing.T) { testCheckpointConnection(t, n) })
+	n.run(t, "commands", func(t *testing.T) { testCheckpointCommand(t, n) })
 	n.run(t, "files", func(t *testing.T) { testCheckpointFiles(t, n) })
 	n.run(t, "refusals", func(t *testing.T) { testCheckpointRefusals(t, n) })
 	n.run(t, "pod", func(t *testing.T) { testCheckpointPod(t, n) })
+}
+
+// testCheckpointConnection keeps a TCP connection to a container over a checkpoint.
+func testCheckpointConnection(t *testing.T, n *node) {
+	p := n.pod(t)
+	c := p.start(t, sh("echo listens; exec nc -l -p 7000 -e cat"))
+	eventually(t, "it listens", func() bool { return strings.Contains(c.logged(t), "listens") })
+	var conn net.Conn
+	eventually(t, "a connection", func() (ok bool) {
+		var err error
+		conn, err = net.Dial("tcp", net.JoinHostPort(p.status(t).Network.Ip, "7000"))
+		return err == nil
+	})
+	defer conn.Close()
+
+	echo := func(text string) {
+		t.Helper()
+		if err := conn.SetDeadline(time.Now().Add(pace.Scale(callTime))); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(text))
+		if _, err := io.WriteString(conn, text); err != nil {
+			t.Error(err)
+		}
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != text {
+			t.Errorf("got %q, %v, want %q", got, err, text)
+		}
+	}
+	echo("before")
+	if files := c.checkpoint(t); len(files["checkpoint/files.img"]) == 0 {
+		t.Error("the archive has no list of files")
+	}
+	echo("after")
+	p.remove(t)
+}
+
+// testCheckpointCommand calls the command line.
+func testCheckpointCommand(t *testing.T, n *node) {
+	p := n.pod(t, podNamed("web"))
+	c := p.start(t, sh(counting), named("app"))
+	dir := t.TempDir()
+	file, pod := filepath.Join(dir, "app.tar"), filepath.Join(dir, "web")
+	if out := n.crisp(t, "checkpoint", "web/app", file); out != file+"\n" {
+		t.Errorf("printed %q", out)
+	}
+	n.crisp(t, "checkpoint", "--timeout", "30s", "e2e/web", pod)
+	if untar(t, file)["config.dump"] == nil || untar(t, filepath.Join(pod, "container-0.tar"))["config.dump"] == nil {
+		t.Error("an archive has no config.dump")
+	}
+
+	n.refused(t, 1, "not empty", "checkpoint", "web", pod)
+	n.refused(t, 1, "no such", "checkpoint", "web/app", filepath.Join(dir, "none", "a.tar"))
+	n.refused(t, 6, "nothing", "checkpoint", "nothing", file)
+	c.goesOn(t)
+	p.remove(t)
 }
 
 // mayReadLimits reports whether root may do so with another user's process.
@@ -279,8 +337,11 @@ func testCheckpointRefusals(t *testing.T, n *node) {
 		c.Metadata.Name, c.Linux.SecurityContext.NamespaceOptions.Pid = "shared", runtimeapi.NamespaceMode_POD
 	})
 	joined := shared.start(t)
-	sparse := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = "sparse" })
-	holes := sparse.start(t, sh("truncate -s 100G /holes || dd if=/dev/null of=/holes bs=1 seek=107374182400; sleep 1000"))
+	sparse := n.pod(t, func(c *runtimeapi.PodSandboxConfig) {
+		c.Metadata.Name, c.LogDirectory = "sparse", n.path("logs", "sparse")
+	})
+	holes := sparse.start(t, sh("truncate -s 100G /holes && echo made; sleep 1000"))
+	eventually(t, "the file with holes", func() bool { return strings.Contains(holes.logged(t), "made") })
 
 	dir := t.TempDir()
 	for name, test := range map[string]struct {
@@ -301,8 +362,9 @@ func testCheckpointRefusals(t *testing.T, n *node) {
 		"holes":                 {holes.id, dir + "/a.tar", 0, codes.FailedPrecondition, "holes"},
 	} {
 		_, err := try(t, n.Runtime.CheckpointContainer, &runtimeapi.CheckpointContainerRequest{ContainerId: test.id, Location: test.location, Timeout: test.timeout})
-		t.Log(name, err)
-		wantCode(t, err, test.code, test.says)
+		if wantCode(t, err, test.code, test.says); t.Failed() {
+			t.Fatal(name)
+		}
 	}
 
 	stop := c.pileUp(t, 1, []string{"sleep", "1000"})
@@ -356,8 +418,9 @@ func testCheckpointPod(t *testing.T, n *node) {
 	} {
 		r := request(test.change)
 		_, err := try(t, n.Runtime.CheckpointPod, r)
-		t.Log(name, err)
-		wantCode(t, err, test.code)
+		if wantCode(t, err, test.code); t.Failed() {
+			t.Fatal(name)
+		}
 	}
 	_, err := n.Runtime.CheckpointPod(context.WithoutCancel(t.Context()), request(func(*runtimeapi.CheckpointPodRequest) {}))
 	wantCode(t, err, codes.InvalidArgument, "deadline")

@@ -348,7 +348,7 @@ func TestCommandsWithoutDaemon(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	commands := [][]string{
 		{"pods"}, {"ps"}, {"images"}, {"stats"}, {"top"}, {"events"}, {"inspect", "x"}, {"logs", "x"}, {"exec", "x", "y"},
-		{"attach", "x"}, {"stop", "x"}, {"rm", "x"}, {"pull", "x"}, {"rmi", "x"},
+		{"attach", "x"}, {"stop", "x"}, {"checkpoint", "x", "y"}, {"rm", "x"}, {"pull", "x"}, {"rmi", "x"},
 		{"why", "x"}, {"df"}, {"debug", "state"}, {"debug", "goroutines"}, {"debug", "profile", "heap"},
 	}
 	with := func(t *testing.T, socket string, code int, why string) {

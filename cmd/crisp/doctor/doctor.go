@@ -59,7 +59,7 @@ type check struct {
 func checks() []check {
 	return []check{
 		{"rights", rights}, {"kernel", kernel}, {"cgroups", cgroups}, {"sysctls", sysctls}, {"security modules", modules}, {"time", clock},
-		{"configuration", configuration}, {"network", cniConfiguration}, {"disk", disk}, {"daemon", daemon}, {"leftovers", leftovers},
+		{"configuration", configuration}, {"network", cniConfiguration}, {"disk", disk}, {"checkpoints", checkpoints}, {"daemon", daemon}, {"leftovers", leftovers},
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"crisp/network/cni"
 	"crisp/network/own"
+	"crisp/runtime/criu"
 )
 
 // configuration checks what the configuration refers to.
@@ -122,4 +123,17 @@ func daemon(ctx context.Context, n *Node) []Finding {
 		return []Finding{warn("wait; crisp debug goroutines shows what it does", "the daemon (pid %d) is starting", state.PID)}
 	}
 	return []Finding{ok("crisp %s (pid %d) serves %s", state.Version, state.PID, n.Config.Listen)}
+}
+
+// checkpoints looks for CRIU, which a node may do without.
+func checkpoints(ctx context.Context, n *Node) []Finding {
+	p, err := criu.Find(ctx, n.Config.CRIUPath)
+	switch {
+	case err == nil:
+		return []Finding{ok("containers can be checkpointed: %s is CRIU %s", p.Path, p.Version)}
+	case n.Config.CRIUPath == "":
+		return []Finding{ok("containers cannot be checkpointed: %v", err)}
+	default:
+		return []Finding{warn("install it, or correct criu_path", "containers cannot be checkpointed: %v", err)}
+	}
 }

@@ -1,0 +1,83 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cmd/crisp/cli"
+	"crisp/cri/client"
+)
+
+// checkpointCommand is the command checkpoint.
+func checkpointCommand() *cobra.Command {
+	timeout := time.Duration(0)
+	cmd := withDaemon(&cobra.Command{
+		Use: "checkpoint [FLAGS] POD|CONTAINER PATH", Short: "Write the state of a running container or pod to files",
+		Long: `Write the state of a running container to the archive PATH, or that of all running
+containers of a pod, at one moment, to the directory PATH, which must be empty if
+it exists. They are frozen meanwhile and then go on. It needs CRIU.`,
+		Args: cli.Exactly(2, "a pod or container, and a path"),
+	}, func(ctx context.Context, s *session, args []string) error {
+		return s.checkpoint(ctx, args[0], args[1], timeout)
+	})
+	cmd.Flags().DurationVarP(&timeout, "timeout", "t", time.Minute, "how long they may be frozen: `DURATION`")
+	return cmd
+}
+
+func (s *session) checkpoint(ctx context.Context, name, path string, timeout time.Duration) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	pods, err := s.List(ctx)
+	if err != nil {
+		return err
+	}
+	o, err := pods.Find(name)
+	if err != nil {
+		return err
+	}
+
+	if o.Container != nil {
+		seconds := int64((timeout + time.Second - 1) / time.Second)
+		_, err = s.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: o.ID(), Location: path, Timeout: seconds})
+	} else {
+		err = s.checkpointPod(ctx, o, path, timeout)
+	}
+	if err != nil {
+		return refused("checkpoint", o, err)
+	}
+	_, err = fmt.Fprintln(s.out, path)
+	return err
+}
+
+func (s *session) checkpointPod(ctx context.Context, o client.Object, dir string, timeout time.Duration) error {
+	made := false
+	if err := os.Mkdir(dir, 0o700); err == nil {
+		made = true
+	} else if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+
+	r := &runtimeapi.CheckpointPodRequest{PodSandboxId: o.ID(), OutputPath: dir}
+	for _, c := range o.Pod.Containers {
+		if c.GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			r.ContainerIds = append(r.ContainerIds, c.GetId())
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	_, err := s.Runtime.CheckpointPod(ctx, r)
+	if err != nil && made {
+		err = errors.Join(err, os.Remove(dir))
+	}
+	return err
+}
