@@ -70,6 +70,7 @@ func TestUnresponsive(t *testing.T) {
 		began := time.Now()
 		err := Program{Path: program(t, c.script)}.Dump(ctx, Dump{Pid: 1, Images: t.TempDir(), Freezer: "/none"})
 		cancel()
+
 		if err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: error %v, want %v", name, err, c.want)
 		}
