@@ -22,7 +22,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 # keys, so that common packages are compiled once.
 COMPILE := $(GO) build -trimpath -tags nri_no_wasm
 
-TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck nvidia-cdi-hook)
+TOOLS := $(addprefix $(CACHE)/bin/,crictl critest registry staticcheck nvidia-cdi-hook checkpointctl)
 PLUGINS := $(CACHE)/cni/bridge
 PEERS := $(addprefix $(CACHE)/peers/,containerd runc)
 LAB := $(CACHE)/bin/crictl $(CACHE)/bin/registry $(PLUGINS)
@@ -233,7 +233,8 @@ needs-demo needs-test: # reports missing packages, and installs them as root
 ##### Tools and images for tests
 
 .PHONY: tools
-tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, NVIDIA's CDI hook, the CNI plugins
+tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, other tools, the CNI plugins, and fetch CRIU
+	@$(MAKE) --no-print-directory $(CACHE)/criu/criu || echo "CRIU could not be fetched from Debian: checkpoints are not tested"
 
 .PHONY: programs
 programs: # programs that run tests
@@ -260,6 +261,9 @@ $(CACHE)/bin/registry: hack/tools/registry/go.mod
 	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/distribution/distribution/v3/cmd/registry
 
 # Its library for the driver is loaded by cgo.
+$(CACHE)/bin/checkpointctl: hack/tools/checkpoint/go.mod
+	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/checkpoint-restore/checkpointctl
+
 $(CACHE)/bin/nvidia-cdi-hook: hack/tools/nvidia/go.mod
 	CGO_ENABLED=1 CGO_CFLAGS=-w $(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-cdi-hook
 

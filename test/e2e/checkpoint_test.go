@@ -110,6 +110,39 @@ func (c *container) count(t *testing.T) int {
 	return len(lines) - 1
 }
 
+// TestCheckpointctl reads an archive with the tool that users have for it.
+func TestCheckpointctl(t *testing.T) {
+	n := withCRIU(t, "")
+	cache, err := lab.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tool, err := cache.Tool("checkpointctl")
+	if err != nil {
+		testkit.Skip(t, "checkpointctl", err.Error())
+	}
+
+	p := n.pod(t, podNamed("web"))
+	c := p.start(t, sh("exec sleep 4321"), named("app"))
+	file := filepath.Join(t.TempDir(), "a.tar")
+	call(t, n.Runtime.CheckpointContainer, &runtimeapi.CheckpointContainerRequest{ContainerId: c.id, Location: file})
+	for command, want := range map[string][]string{
+		"show":          {"app", busybox, c.id[:12], "crisp"},
+		"inspect --all": {"Pod name: web", "Kubernetes namespace: e2e", "sleep 4321", "Destination: /etc/hosts", "Pages written"},
+	} {
+		out, err := exec.CommandContext(t.Context(), tool, append(strings.Fields(command), file)...).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %v: %s", command, err, out)
+		}
+		for _, text := range want {
+			if !strings.Contains(string(out), text) {
+				t.Errorf("%s does not say %q:\n%s", command, text, out)
+			}
+		}
+	}
+	p.remove(t)
+}
+
 // goesOn checks that a counting container is running, and the same process.
 func (c *container) goesOn(t *testing.T) {
 	t.Helper()
