@@ -431,6 +431,11 @@ func (p *pod) resume(ctx context.Context, c *Container) {
 			return
 		}
 	}
+	release, err := p.lock(ctx)
+	if err != nil {
+		return // the daemon ends
+	}
+	defer release()
 	// What CRIU does last is to freeze them.
 	for range 2 {
 		if err := f.group.Thaw(ctx); err != nil && !errors.Is(err, unix.ENOENT) {

@@ -35,6 +35,7 @@ func TestConcurrent(t *testing.T) {
 			continue // it has no failpoint
 		}
 		t.Run(op.name, func(t *testing.T) {
+			n.needs(t, op)
 			for _, at := range moments(n.explore(t, op)) {
 				for _, way := range []string{cancelled, same, removal, addition, keeperEnds} {
 					passed := t.Run(way+" "+at.String(), func(t *testing.T) { n.concurrent(t, op, way, at) })

@@ -46,6 +46,7 @@ func TestCrash(t *testing.T) {
 			continue // it has no failpoint; see TestMoments
 		}
 		t.Run(op.name, func(t *testing.T) {
+			n.needs(t, op)
 			for _, a := range n.attempts(t, op) {
 				if found++; found%*every > 0 {
 					continue

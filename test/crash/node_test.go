@@ -56,6 +56,8 @@ type node struct {
 	hooked string
 	// usual is what exists on the node without pods.
 	usual []string
+	// hasCRIU means that containers can be checkpointed.
+	hasCRIU bool
 }
 
 func newNode(t *testing.T, change ...func(*lab.Options)) *node {
@@ -64,6 +66,13 @@ func newNode(t *testing.T, change ...func(*lab.Options)) *node {
 	beInit(t)
 	n := &node{orders: t.TempDir(), hooked: publicDir(t)}
 	o := lab.Options{Crisp: build(t), Env: []string{failpoint.Env + "=" + n.orders}, Config: n.defineHooks(t)}
+	cache, err := lab.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if criu, err := cache.CRIU(); err == nil {
+		o.Config, n.hasCRIU = fmt.Sprintf("criu_path = %q\n%s", criu, o.Config), true
+	}
 	for _, c := range change {
 		c(&o)
 	}

@@ -2,7 +2,15 @@
 
 package crash
 
-import runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit"
+)
 
 // operation is a call that changes the machine in several steps.
 type operation struct {
@@ -18,6 +26,9 @@ type operation struct {
 	// done checks what must hold once the call has succeeded.
 	done func(*scene)
 }
+
+// checkpointName is that of an operation that needs CRIU.
+const checkpointName = "CheckpointContainer"
 
 var operations = []operation{{
 	name: "RunPodSandbox", call: (*scene).tryRun, heal: (*scene).removeUnready,
@@ -94,9 +105,25 @@ var operations = []operation{{
 	name: "UpdatePodSandboxResources", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryUpdatePod,
 	done: (*scene).wantAlive,
 }, {
+	name: checkpointName, prepare: []func(*scene){(*scene).ownPIDs, (*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryCheckpoint,
+	done: func(s *scene) {
+		s.wantAlive()
+		if left, err := os.ReadDir(filepath.Join(s.n.Dir, "root", "checkpoints")); err != nil || len(left) > 0 {
+			s.t.Errorf("left of checkpoints: %v, %v", left, err)
+		}
+	},
+}, {
 	name: "ExecSync", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryExec,
 	done: (*scene).wantAlive,
 }}
+
+// needs skips an operation that this machine cannot perform.
+func (n *node) needs(t *testing.T, op operation) {
+	t.Helper()
+	if op.name == checkpointName && !n.hasCRIU {
+		testkit.Skip(t, "criu", "it could not be fetched")
+	}
+}
 
 // removeUnready removes pods that are not ready.
 func (s *scene) removeUnready() {

@@ -121,6 +121,21 @@ func (s *scene) tryExec() error {
 	return err
 }
 
+// ownPIDs gives the container a PID namespace of its own, without which it cannot
+// be checkpointed.
+func (s *scene) ownPIDs() {
+	s.pod.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_CONTAINER
+}
+
+func (s *scene) tryCheckpoint() error {
+	file := filepath.Join(s.t.TempDir(), "checkpoint.tar")
+	_, err := within(s.ctx, s.n.Runtime.CheckpointContainer, &runtimeapi.CheckpointContainerRequest{ContainerId: s.containerID, Location: file})
+	if _, there := os.Stat(file); there != nil && err == nil {
+		s.t.Errorf("no archive: %v", there)
+	}
+	return err
+}
+
 // seenLimit returns the memory limit in the container's cgroup.
 func (s *scene) seenLimit() int64 {
 	s.t.Helper()
