@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -222,37 +224,91 @@ func compareWays(t *testing.T, theirs, ours map[string]string) {
 }
 
 // TestBuiltinsTakeOver detaches pods that the programs attached, after crisp has begun to
-// serve their types, and the other way round.
+// serve their types, and the other way round: what attached a pod checks and detaches it,
+// also where the configuration's version passes no result on.
 func TestBuiltinsTakeOver(t *testing.T) {
-	for _, first := range []string{"programs", "own"} {
-		t.Run(first, func(t *testing.T) {
-			m := newMachine(t, reference)
-			before, after := []string(nil), own.ReferenceTypes()
-			if first == "own" {
-				before, after = after, before
-			}
-			m.serve(before...)
-			pod, ns := m.pod("before")
-			port := echo(t, ns)
-			pod.PortMappings = []network.PortMapping{{ContainerPort: int32(port), HostPort: 18080}}
-			result := m.attach(pod)
+	for _, version := range []string{"1.1.0", "0.3.1"} {
+		for _, first := range []string{"programs", "own"} {
+			t.Run(version+"/"+first, func(t *testing.T) {
+				m := newMachine(t, reference)
+				m.write(strings.Replace(fmt.Sprintf(bridgeChain, m.leases), "1.1.0", version, 1))
+				m.takeOver(first == "own", version != "0.3.1")
+			})
+		}
+	}
+}
 
-			m.serve(after...)
-			err := netns.Do(m.host, func() error { return m.net.CheckPod(t.Context(), pod.ID) })
-			if first == "programs" && err != nil {
-				t.Errorf("CHECK of a pod that the programs attached: %v", err)
-			}
-			if err := talk(m.host, "10.77.0.1:18080"); err != nil {
-				t.Errorf("host port after the change: %v", err)
-			}
-			other, _ := m.pod("after")
-			if second := m.attach(other); second.IPs[0] == result.IPs[0] {
-				t.Errorf("%s is assigned twice", second.IPs[0])
-			}
-			m.detach(pod)
-			m.detach(other)
-			m.clean()
-		})
+// takeOver attaches a pod by crisp's own code or not, and detaches it after the opposite is
+// configured. checks says that the configuration's version has CHECK.
+func (m *machine) takeOver(served, checks bool) {
+	m.t.Helper()
+	before, after := []string(nil), own.ReferenceTypes()
+	if served {
+		before, after = after, before
+	}
+	m.serve(before...)
+	pod, ns := m.pod("before")
+	port := echo(m.t, ns)
+	pod.PortMappings = []network.PortMapping{{ContainerPort: int32(port), HostPort: 18080}}
+	result := m.attach(pod)
+
+	m.serve(after...)
+	calls := m.plugins()
+	if err := netns.Do(m.host, func() error { return m.net.CheckPod(m.t.Context(), pod.ID) }); err != nil {
+		m.t.Errorf("CHECK: %v", err)
+	}
+	if err := talk(m.host, "10.77.0.1:18080"); err != nil {
+		m.t.Errorf("host port after the change: %v", err)
+	}
+	if found := m.check(network.Check{}); len(found) > 0 {
+		m.t.Errorf("found %+v", found)
+	}
+	m.detach(pod)
+	want := []string{"portmap DEL", "bridge DEL"}
+	if checks {
+		want = slices.Concat([]string{"bridge CHECK", "portmap CHECK", "bridge CHECK", "portmap CHECK"}, want)
+	}
+	if served {
+		want = nil
+	}
+	if got := calls(); !slices.Equal(got, want) {
+		m.t.Errorf("programs were called for %q, want %q", got, want)
+	}
+	if err := talkQuickly(m.host, "10.77.0.1:18080"); err == nil {
+		m.t.Error("the host port works after DEL")
+	}
+
+	other, _ := m.pod("after")
+	if second := m.attach(other); second.IPs[0] == result.IPs[0] {
+		m.t.Errorf("%s is assigned again at once", second.IPs[0])
+	}
+	m.detach(other)
+	m.clean()
+}
+
+// plugins has calls of the programs noted, in wrappers around them, and returns what was
+// noted.
+func (m *machine) plugins() func() []string {
+	m.t.Helper()
+	dir, real := m.t.TempDir(), m.bins[0]
+	notes := filepath.Join(dir, "notes")
+	for _, name := range []string{"bridge", "portmap"} {
+		script := fmt.Sprintf("#!/bin/sh\necho %s $CNI_COMMAND >>%s\nexec %s\n", name, notes, filepath.Join(real, name))
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	m.bins = []string{dir, real}
+	m.serve(m.builtins...)
+	return func() (calls []string) {
+		text, err := os.ReadFile(notes)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			m.t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			calls = append(calls, strings.TrimSpace(line))
+		}
+		return calls
 	}
 }
 

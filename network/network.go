@@ -39,7 +39,7 @@ type Options struct {
 	// requires Own.
 	Default bool
 	// Builtins are types of the reference plugins that are served in this process, too,
-	// of [own.ReferenceTypes]. They require Own.
+	// of [own.ReferenceTypes], for new pods. They require Own.
 	Builtins []string
 	// CommonCache is where other runtimes record what they attached, "" where most do.
 	CommonCache string
@@ -139,17 +139,18 @@ func Open(o Options) (*Network, error) {
 	return n, nil
 }
 
-// builtinsOf are the types that a plugin serves.
-func builtinsOf(plugin *own.Plugin, more []string) map[string]cni.Builtin {
-	builtins := map[string]cni.Builtin{own.Type: {Call: callOf(plugin, own.Type), Validate: own.Validate}}
-	for _, kind := range more {
+// builtinsOf are the types that a plugin serves: some for new pods, and all for pods that
+// were served when they were attached.
+func builtinsOf(plugin *own.Plugin, some []string) map[string]cni.Builtin {
+	builtins := map[string]cni.Builtin{own.Type: {Call: callOf(plugin, own.Type), Validate: own.Validate, New: true}}
+	for _, kind := range own.ReferenceTypes() {
 		if kind == own.TypeHostLocal {
 			continue // not called by itself
 		}
 		builtins[kind] = cni.Builtin{
 			Call:     callOf(plugin, kind),
 			Validate: func(config []byte) error { return own.ValidateReference(kind, config) },
-			Made:     func(c cni.BuiltinCall) bool { return own.Made(ownCall(kind, c)) },
+			New:      slices.Contains(some, kind),
 		}
 	}
 	return builtins

@@ -72,6 +72,11 @@ func NewReader(binDirs []string, cacheDir, ifName string, builtins map[string]Bu
 		records:  records{filepath.Join(cacheDir, "attachments")},
 		runner:   &runner{grace: killGrace, run: runGroup, builtins: builtins},
 	}
+	for plugin, builtin := range builtins {
+		if builtin.New {
+			c.runner.served = append(c.runner.served, plugin)
+		}
+	}
 	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
 	return c
 }
@@ -86,7 +91,7 @@ func (c *Client) RunBy(run Run) { c.runner.run = run }
 func (c *Client) Add(ctx context.Context, conf *Config, a Attachment) (*types100.Result, error) {
 	rec := &record{
 		Version: recordVersion, ID: a.ID, NetNS: a.NetNS, IfName: c.ifName,
-		Args: a.Args, Capabilities: a.Capabilities, Config: conf.Bytes(),
+		Args: a.Args, Capabilities: a.Capabilities, Config: conf.Bytes(), Served: c.served(conf.list),
 	}
 	if err := c.records.save(rec); err != nil {
 		return nil, err
@@ -109,8 +114,7 @@ func (c *Client) add(ctx context.Context, conf *Config, rt *libcni.RuntimeConf) 
 	ctx, cancel := context.WithTimeout(ctx, addTimeout)
 	defer cancel()
 
-	runner := &runner{grace: c.runner.grace, lock: lock, run: c.runner.run, builtins: c.runner.builtins, meter: c.runner.meter}
-	output, err := libcni.NewCNIConfigWithCacheDir(c.binDirs, c.cacheDir, runner).AddNetworkList(ctx, conf.list, rt)
+	output, err := c.libBy(c.runner.serving(c.runner.served, lock)).AddNetworkList(ctx, conf.list, rt)
 	if err != nil {
 		return nil, concise(err)
 	}
@@ -120,6 +124,31 @@ func (c *Client) add(ctx context.Context, conf *Config, rt *libcni.RuntimeConf) 
 		return nil, fmt.Errorf("read result: %w", err)
 	}
 	return result, nil
+}
+
+// served lists the types in a chain that are served for new attachments.
+func (c *Client) served(list *libcni.NetworkConfigList) []string {
+	types := []string{}
+	for _, plugin := range list.Plugins {
+		if name := plugin.Network.Type; c.runner.serves(name) && !slices.Contains(types, name) {
+			types = append(types, name)
+		}
+	}
+	return types
+}
+
+// runnerOf returns a runner by which an attachment is checked and detached: what made it
+// does that, whatever is configured by then.
+func (c *Client) runnerOf(rec *record) *runner {
+	if rec.Served == nil {
+		return c.runner // there is no record, or none of who made it
+	}
+	return c.runner.serving(rec.Served, nil)
+}
+
+// libBy is the library with another runner.
+func (c *Client) libBy(runner *runner) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(c.binDirs, c.cacheDir, runner)
 }
 
 // Del detaches a pod: it calls DEL on every plugin of the chain that the pod was
@@ -164,8 +193,9 @@ func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 	}
 
 	var errs []error
+	runner := c.runnerOf(rec)
 	for _, plugin := range slices.Backward(list.Plugins) {
-		if err := c.delOne(ctx, list, plugin, prev, rt); err != nil {
+		if err := c.delOne(ctx, runner, list, plugin, prev, rt); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -178,7 +208,15 @@ func (c *Client) Del(ctx context.Context, current *Config, a Attachment) error {
 
 // previous returns the result of the ADD, or nil if it is unknown or the
 // configuration's version does not pass results to DEL.
-func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (known types.Result) {
+func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) types.Result {
+	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err != nil || !ok {
+		return nil
+	}
+	return c.cached(list, rt)
+}
+
+// cached returns the result of the ADD in any version, or nil if it is unknown.
+func (c *Client) cached(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (known types.Result) {
 	// A result that an earlier release cached without checkLists may have a null
 	// in a list, for which libcni panics. DEL works without it.
 	defer func() {
@@ -187,9 +225,6 @@ func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf
 		}
 	}()
 
-	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err != nil || !ok {
-		return nil
-	}
 	result, err := c.lib.GetNetworkListCachedResult(list, rt)
 	if err != nil {
 		return nil
@@ -198,11 +233,11 @@ func (c *Client) previous(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf
 }
 
 // delOne calls DEL on one plugin.
-func (c *Client) delOne(ctx context.Context, list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, prev types.Result, rt *libcni.RuntimeConf) error {
+func (c *Client) delOne(ctx context.Context, runner *runner, list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, prev types.Result, rt *libcni.RuntimeConf) error {
 	ctx, cancel := context.WithTimeout(ctx, delTimeout)
 	defer cancel()
 
-	path, err := c.runner.FindInPath(plugin.Network.Type, c.binDirs)
+	path, err := runner.FindInPath(plugin.Network.Type, c.binDirs)
 	if err != nil {
 		return err
 	}
@@ -215,7 +250,7 @@ func (c *Client) delOne(ctx context.Context, list *libcni.NetworkConfigList, plu
 	return invoke.ExecPluginWithoutResult(ctx, path, conf, &invoke.Args{
 		Command: "DEL", ContainerID: rt.ContainerID, NetNS: rt.NetNS, PluginArgs: rt.Args,
 		IfName: rt.IfName, Path: strings.Join(c.binDirs, string(os.PathListSeparator)),
-	}, c.runner)
+	}, runner)
 }
 
 // configure returns the configuration that a plugin of a list receives.
@@ -243,7 +278,8 @@ func configure(list *libcni.NetworkConfigList, plugin *libcni.PluginConfig, prev
 }
 
 // Calls returns the call with a verb that each plugin of a type in the chain of an
-// attachment would receive. There are none without a record.
+// attachment would receive, with its result also where the configuration's version does
+// not pass that. There are none without a record.
 func (c *Client) Calls(id, plugin, verb string) ([]BuiltinCall, error) {
 	rec, err := c.records.load(id)
 	if err != nil || rec == nil {
@@ -255,7 +291,7 @@ func (c *Client) Calls(id, plugin, verb string) ([]BuiltinCall, error) {
 	}
 
 	rt := runtimeConf(rec, rec.NetNS)
-	prev := c.previous(list, rt)
+	prev := c.cached(list, rt)
 	var args []string
 	for _, arg := range rec.Args {
 		args = append(args, arg[0]+"="+arg[1])
@@ -302,7 +338,7 @@ func (c *Client) Check(ctx context.Context, id string) error {
 
 	ctx, cancel := context.WithTimeout(ctx, addTimeout)
 	defer cancel()
-	return concise(c.lib.CheckNetworkList(ctx, list, runtimeConf(rec, rec.NetNS)))
+	return concise(c.libBy(c.runnerOf(rec)).CheckNetworkList(ctx, list, runtimeConf(rec, rec.NetNS)))
 }
 
 // Status returns nil if pods can be attached: all plugins exist and, with version
@@ -321,8 +357,7 @@ func (c *Client) Status(ctx context.Context, conf *Config) error {
 func (c *Client) Complete(conf *Config) error {
 	for _, plugin := range conf.list.Plugins {
 		name := plugin.Network.Type
-		builtin, ok := c.runner.builtins[name]
-		if !ok {
+		if !c.runner.serves(name) {
 			if _, err := c.runner.FindInPath(name, c.binDirs); err != nil {
 				return err
 			}
@@ -331,7 +366,7 @@ func (c *Client) Complete(conf *Config) error {
 
 		full, err := libcni.InjectConf(plugin, map[string]any{"name": conf.list.Name, "cniVersion": conf.list.CNIVersion})
 		if err == nil {
-			err = builtin.Validate(full.Bytes)
+			err = c.runner.builtins[name].Validate(full.Bytes)
 		}
 		if err != nil {
 			return fmt.Errorf("%w: %s: plugin %s: %w", ErrInvalidConfig, conf.File, name, err)

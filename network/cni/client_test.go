@@ -548,3 +548,48 @@ func TestAttachedListsWhatIsLeft(t *testing.T) {
 		t.Error("an interrupted write was not swept")
 	}
 }
+
+// TestWhatAttachedDetaches begins and ceases to serve a plugin type while a pod is
+// attached: what attached it checks and detaches it.
+func TestWhatAttachedDetaches(t *testing.T) {
+	for _, first := range []bool{false, true} {
+		w := newWorld(t, chain)
+		var served []string
+		serve := func(types ...string) {
+			builtins := map[string]Builtin{}
+			for _, kind := range []string{"one", "two", "three"} {
+				builtins[kind] = Builtin{New: slices.Contains(types, kind), Call: func(_ context.Context, call BuiltinCall) ([]byte, error) {
+					served = append(served, kind+" "+call.Command)
+					return []byte(`{"cniVersion":"1.1.0","ips":[{"address":"10.1.2.3/24"}]}`), nil
+				}}
+			}
+			client, err := NewClient([]string{w.Dir}, w.cache, "eth0", builtins, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.client = client
+		}
+
+		before, after := []string(nil), []string{"one", "three"}
+		if first {
+			before, after = after, before
+		}
+		serve(before...)
+		w.add(t)
+		serve(after...)
+		if err := w.client.Check(t.Context(), pod.ID); err != nil {
+			t.Error(err)
+		}
+		if err := w.client.Del(t.Context(), w.conf, pod); err != nil {
+			t.Error(err)
+		}
+		var want []string
+		if first {
+			want = []string{"one ADD", "three ADD", "one CHECK", "three CHECK", "three DEL", "one DEL"}
+		}
+		if !slices.Equal(served, want) {
+			t.Errorf("served %q, want %q", served, want)
+		}
+		w.forgotten(t)
+	}
+}

@@ -43,8 +43,10 @@ type runner struct {
 	// lock is inherited by the plugins: see records.
 	lock *os.File
 	run  Run
-	// builtins are plugins without a program, by type.
+	// builtins are plugins without a program, by type. Only those in served are called;
+	// of the others the programs are.
 	builtins map[string]Builtin
+	served   []string
 	meter    Meter // nil for none
 }
 
@@ -60,9 +62,9 @@ type Builtin struct {
 	Call func(context.Context, BuiltinCall) ([]byte, error)
 	// Validate refuses a configuration that Call would.
 	Validate func(config []byte) error
-	// Made, if not nil, reports whether Call made what a call of DEL or CHECK is about.
-	// If not, the program of the plugin did, and is called.
-	Made func(BuiltinCall) bool
+	// New says that new attachments are served. Without it, only those are that were
+	// served when they were made; a record says so.
+	New bool
 }
 
 // BuiltinCall is a call: what a program finds in its environment and standard input.
@@ -82,14 +84,26 @@ var _ invoke.Exec = (*runner)(nil)
 
 // FindInPath returns the path of a plugin's binary.
 func (r *runner) FindInPath(plugin string, dirs []string) (string, error) {
-	if _, ok := r.builtins[plugin]; ok {
+	if r.serves(plugin) {
 		return builtinPath + plugin, nil
 	}
 	path, err := invoke.FindInPath(plugin, dirs)
-	if err != nil {
-		return "", fmt.Errorf("%w: plugin %s: %w", ErrNoPlugin, plugin, err)
+	if err == nil {
+		return path, nil
 	}
-	return path, nil
+	if r.builtins[plugin].New {
+		return "", fmt.Errorf("%w: plugin %s, which attached the pod before crisp served it (builtin_plugins): %w", ErrNoPlugin, plugin, err)
+	}
+	return "", fmt.Errorf("%w: plugin %s: %w", ErrNoPlugin, plugin, err)
+}
+
+// serves reports whether a plugin type is called in this process.
+func (r *runner) serves(plugin string) bool { return slices.Contains(r.served, plugin) }
+
+// serving returns a runner that calls only the builtins among some types, with a lock
+// for plugins to inherit, or nil.
+func (r *runner) serving(types []string, lock *os.File) *runner {
+	return &runner{grace: r.grace, lock: lock, run: r.run, builtins: r.builtins, served: types, meter: r.meter}
 }
 
 // ExecPlugin runs a plugin and returns its output, or a [*PluginError].
@@ -130,14 +144,6 @@ func (r *runner) callBuiltin(ctx context.Context, plugin string, stdin []byte, e
 		return nil, failure
 	}
 
-	made := r.builtins[plugin].Made
-	if made != nil && (call.Command == "DEL" || call.Command == "CHECK") && !made(call) {
-		path, err := invoke.FindInPath(plugin, filepath.SplitList(variable(env, "CNI_PATH")))
-		if err != nil {
-			return nil, fmt.Errorf("%w: plugin %s, which attached the pod before crisp served it (builtin_plugins): %w", ErrNoPlugin, plugin, err)
-		}
-		return r.runOnce(ctx, path, stdin, env)
-	}
 	output, err := r.builtins[plugin].Call(ctx, call)
 	if err == nil {
 		return output, nil

@@ -40,7 +40,7 @@ func (c *Client) attached(rec *record) bool {
 	if err != nil {
 		return false
 	}
-	return c.previous(list, runtimeConf(rec, rec.NetNS)) != nil
+	return c.cached(list, runtimeConf(rec, rec.NetNS)) != nil
 }
 
 // hold locks a record against detachments. It is another lock than that of records.lock,

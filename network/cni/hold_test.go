@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +46,32 @@ func TestHold(t *testing.T) {
 		t.Error("held an attachment that was detached")
 	}
 	w.forgotten(t)
+}
+
+// TestHoldOfOldVersion holds an attachment whose configuration's version passes no result
+// to DEL, and tells a caller of it.
+func TestHoldOfOldVersion(t *testing.T) {
+	w := newWorld(t, strings.Replace(chain, "1.1.0", "0.3.1", 1))
+	w.add(t)
+	release, ok := w.client.Hold(t.Context(), pod.ID)
+	if !ok {
+		t.Fatal("an attachment cannot be held")
+	}
+	release()
+
+	calls, err := w.client.Calls(pod.ID, "one", "CHECK")
+	if err != nil || len(calls) != 1 || !strings.Contains(string(calls[0].Config), `"10.1.2.3/24"`) {
+		t.Errorf("calls are %+v, %v", calls, err)
+	}
+	w.Calls()
+	if err := w.client.Del(t.Context(), w.conf, pod); err != nil {
+		t.Fatal(err)
+	}
+	for _, call := range w.Calls() {
+		if call.Conf["prevResult"] != nil {
+			t.Errorf("DEL of %s has a result", call.Plugin)
+		}
+	}
 }
 
 // TestHoldUnfinished does not hold an attachment of which no result is known: it is under

@@ -38,6 +38,9 @@ type record struct {
 	Args         [][2]string     `json:"args"`
 	Capabilities map[string]any  `json:"capabilities"`
 	Config       json.RawMessage `json:"config"`
+	// Served are the types of the chain that were served in this process when the pod
+	// was attached, and not by programs. Only records of old releases have null.
+	Served []string `json:"served"`
 }
 
 // records is the directory of all records.

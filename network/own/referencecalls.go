@@ -194,29 +194,6 @@ func printed(result types.Result, version string) ([]byte, error) {
 	return json.Marshal(converted)
 }
 
-// Made reports whether this package made what a call of DEL or CHECK is about, and not
-// the program of the same plugin: by the node's interface in the result. Without a result
-// it did.
-func Made(call Call) bool {
-	var conf struct {
-		Previous struct {
-			Interfaces []struct{ Name, Sandbox string } `json:"interfaces"`
-		} `json:"prevResult"`
-	}
-	if json.Unmarshal(call.Config, &conf) != nil || len(conf.Previous.Interfaces) == 0 {
-		return true
-	}
-	own := link.Name(call.ID, call.IfName)
-	foreign := false
-	for _, i := range conf.Previous.Interfaces {
-		if i.Name == own {
-			return true
-		}
-		foreign = foreign || i.Sandbox == "" && link.IsPort(i.Name)
-	}
-	return !foreign
-}
-
 // referenceRoutes are the routes of a result, as the reference plugins write them.
 func (c *conf) referenceRoutes(leases []lease.Lease) []*types.Route {
 	routes := append([]*types.Route{}, c.IPAM.Routes...)

@@ -75,10 +75,6 @@ func hashed(prefix, id, ifName string) string {
 	return prefix + hex.EncodeToString(sum[:])[:hashDigits]
 }
 
-// IsPort reports whether a name is that of the node's end of a pair, as this package and
-// the reference plugins name them.
-func IsPort(name string) bool { return strings.HasPrefix(name, hostPrefix) }
-
 // Index returns the index of an interface. The error is [ErrBroken] if there is none.
 func (h *Host) Index(name string) (int, error) {
 	l, err := h.handle.LinkByName(name)
