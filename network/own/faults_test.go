@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +22,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"crisp/network/netns"
+	"crisp/network/netns/netnstest"
 	"crisp/network/own/link"
 	"crisp/network/own/rules"
 )
@@ -356,61 +357,13 @@ func TestBandwidth(t *testing.T) {
 					return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4(10, 77, 0, 0), Mask: net.CIDRMask(24, 32)}, Gw: net.ParseIP(nodeV4)})
 				})
 			}
-			if got := throughput(t, n, try.from, try.to, try.addr); got < try.want*0.85 || got > try.want*1.1 {
+			if got := netnstest.Throughput(t, try.from, try.to, netip.MustParseAddr(try.addr)); got < try.want*0.85 || got > try.want*1.1 {
 				t.Errorf("%s: %.1f Mbit/s, want %.1f", name, got/1e6, try.want/1e6)
 			}
 		}
 		n.del(p)
 		n.clean()
 	})
-}
-
-// throughput returns bits per second of one connection's data, without headers.
-func throughput(t *testing.T, n *node, from, to *os.File, addr string) float64 {
-	t.Helper()
-	var l net.Listener
-	n.inside(to, func() error {
-		var err error
-		l, err = net.Listen("tcp", ":7000")
-		return err
-	})
-	defer l.Close()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = netns.Do(from, func() error {
-			conn, err := net.DialTimeout("tcp", net.JoinHostPort(addr, "7000"), 5*time.Second)
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			for err == nil {
-				_, err = conn.Write(make([]byte, 16<<10))
-			}
-			return nil
-		})
-	}()
-
-	conn, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		conn.Close()
-		<-done
-	}()
-	buf := make([]byte, 64<<10)
-	read := func(d time.Duration) (total int) {
-		for end := time.Now().Add(d); time.Now().Before(end); {
-			conn.SetReadDeadline(end)
-			size, _ := conn.Read(buf)
-			total += size
-		}
-		return total
-	}
-	read(500 * time.Millisecond) // the burst
-	const seconds = 2
-	return float64(read(seconds*time.Second)*8) / seconds
 }
 
 // TestCheckFinds breaks attachments in different ways.
@@ -610,15 +563,4 @@ func TestNoIPv6(t *testing.T) {
 		n.del(p)
 		n.clean()
 	})
-}
-
-// TestSCTP connects to a host port by SCTP.
-func TestSCTP(t *testing.T) {
-	n := newNode(t, ModeRouted)
-	p := n.add(n.pod("sctp", mappings(mapping(8080, 80, "sctp", ""))))
-	if table := n.nft("list", "map", "inet", rules.TableName, "ports4"); !strings.Contains(table, "sctp . 8080") {
-		t.Errorf("map is %s", table)
-	}
-	n.del(p)
-	n.clean()
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"net"
@@ -286,87 +285,23 @@ func (n *node) clean() {
 	n.t.Errorf("interfaces are left: %v", left)
 }
 
-// serve answers on a port of a namespace with the client's address, by TCP and UDP.
-// A server with several addresses must name them: it would answer by UDP from the one
-// that is nearest to the client.
-func (n *node) serve(ns *os.File, port int, addrs ...string) {
+// serve answers on a port of a namespace with the client's address, by each protocol. A
+// server with several addresses must name them: see [netnstest.Serve].
+func (n *node) serve(ns *os.File, port uint16, addrs ...string) {
 	n.t.Helper()
 	if len(addrs) == 0 {
-		addrs = []string{""}
+		addrs = []string{"::"}
 	}
 	for _, addr := range addrs {
-		n.serveOn(ns, net.JoinHostPort(addr, fmt.Sprint(port)))
+		for _, protocol := range netnstest.Protocols() {
+			netnstest.Serve(n.t, ns, protocol, netip.AddrPortFrom(netip.MustParseAddr(addr), port))
+		}
 	}
-}
-
-func (n *node) serveOn(ns *os.File, addr string) {
-	n.t.Helper()
-	var l net.Listener
-	var u net.PacketConn
-	n.inside(ns, func() error {
-		var err, err2 error
-		l, err = net.Listen("tcp", addr)
-		u, err2 = net.ListenPacket("udp", addr)
-		return errors.Join(err, err2)
-	})
-
-	done := make(chan struct{}, 2)
-	go func() {
-		defer func() { done <- struct{}{} }()
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-			io.WriteString(conn, host)
-			conn.Close()
-		}
-	}()
-	go func() {
-		defer func() { done <- struct{}{} }()
-		buf := make([]byte, 2000)
-		for {
-			_, from, err := u.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			host, _, _ := net.SplitHostPort(from.String())
-			u.WriteTo([]byte(host), from)
-		}
-	}()
-	n.t.Cleanup(func() {
-		l.Close()
-		u.Close()
-		<-done
-		<-done
-	})
 }
 
 // ask connects from a namespace and returns the address that the server saw.
-func ask(from *os.File, network, to string) (string, error) {
-	var conn net.Conn
-	err := netns.Do(from, func() error {
-		var err error
-		conn, err = net.DialTimeout(network, to, 3*time.Second)
-		return err
-	})
-	if err != nil {
-		return "", err
-	}
-
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(3 * time.Second))
-	if network == "udp" {
-		if _, err := io.WriteString(conn, "?"); err != nil {
-			return "", err
-		}
-		buf := make([]byte, 100)
-		size, err := conn.Read(buf)
-		return string(buf[:size]), err
-	}
-	answer, err := io.ReadAll(conn)
-	return string(answer), err
+func ask(from *os.File, protocol, to string) (string, error) {
+	return netnstest.Ask(from, protocol, netip.MustParseAddrPort(to), 3*time.Second)
 }
 
 // bothModes runs a test with a bridge, and routed.
@@ -382,12 +317,12 @@ func mapping(hostPort, containerPort int, protocol, hostIP string) map[string]an
 	return map[string]any{"hostPort": hostPort, "containerPort": containerPort, "protocol": protocol, "hostIP": hostIP}
 }
 
-// TestEveryWay tries each way to and from a pod, in both families and by TCP and UDP,
+// TestEveryWay tries each way to and from a pod, in both families and by TCP, UDP and SCTP,
 // and which address the other side sees.
 func TestEveryWay(t *testing.T) {
 	bothModes(t, func(t *testing.T, n *node) {
 		web := n.add(n.pod("web", mappings(
-			mapping(8080, 80, "tcp", ""), mapping(8080, 80, "udp", ""),
+			mapping(8080, 80, "tcp", ""), mapping(8080, 80, "udp", ""), mapping(8080, 80, "sctp", ""),
 			mapping(8081, 80, "tcp", nodeV4), mapping(8081, 80, "tcp", nodeV6), mapping(8082, 80, "tcp", "127.0.0.1"),
 		)))
 		client := n.add(n.pod("client", nil))
@@ -395,41 +330,14 @@ func TestEveryWay(t *testing.T) {
 		n.serve(n.host, 9000, nodeV4, nodeV6, "10.77.0.1", "fd77::1")
 		n.serve(n.outside, 9000)
 
-		for _, network := range []string{"tcp", "udp"} {
-			for _, v4 := range []bool{true, false} {
-				node, outside, gateway := nodeV4, outsideV4, "10.77.0.1"
-				if !v4 {
-					node, outside, gateway = nodeV6, outsideV6, "fd77::1"
+		for _, protocol := range netnstest.Protocols() {
+			t.Run(protocol, func(t *testing.T) {
+				const tracked = "/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established"
+				if _, err := os.Stat(tracked); protocol == "sctp" && err != nil {
+					testkit.Skip(t, "connection tracking of SCTP", err.Error())
 				}
-
-				pod, own := web.addr(v4), client.addr(v4)
-				masked := own // a client's address as another pod sees it by a host port
-				if n.conf["mode"] == ModeBridge {
-					masked = gateway
-				}
-				for name, try := range map[string]struct {
-					from *os.File
-					to   string
-					port int
-					seen string
-				}{
-					"pod to pod":               {client.ns, pod, 80, own},
-					"node to pod":              {n.host, pod, 80, gateway},
-					"pod to node":              {client.ns, node, 9000, own},
-					"pod to gateway":           {client.ns, gateway, 9000, own},
-					"pod to outside":           {client.ns, outside, 9000, node},
-					"host port from outside":   {n.outside, node, 8080, outside},
-					"host port from the node":  {n.host, node, 8080, ""},
-					"host port from a pod":     {client.ns, node, 8080, masked},
-					"host port from itself":    {web.ns, node, 8080, gateway},
-					"host port of the gateway": {client.ns, gateway, 8080, masked},
-				} {
-					seen, err := ask(try.from, network, net.JoinHostPort(try.to, fmt.Sprint(try.port)))
-					if err != nil || try.seen != "" && seen != try.seen {
-						t.Errorf("%s, %s, IPv4 %v: server saw %q, %v; want %q", name, network, v4, seen, err, try.seen)
-					}
-				}
-			}
+				n.everyWay(t, protocol, web, client)
+			})
 		}
 
 		for to, ok := range map[string]bool{
@@ -450,6 +358,45 @@ func TestEveryWay(t *testing.T) {
 		}
 		n.clean()
 	})
+}
+
+// everyWay tries each way by one protocol.
+func (n *node) everyWay(t *testing.T, protocol string, web, client *pod) {
+	t.Helper()
+	for _, v4 := range []bool{true, false} {
+		node, outside, gateway := nodeV4, outsideV4, "10.77.0.1"
+		if !v4 {
+			node, outside, gateway = nodeV6, outsideV6, "fd77::1"
+		}
+
+		pod, own := web.addr(v4), client.addr(v4)
+		masked := own // a client's address as another pod sees it by a host port
+		if n.conf["mode"] == ModeBridge {
+			masked = gateway
+		}
+		for name, try := range map[string]struct {
+			from *os.File
+			to   string
+			port int
+			seen string
+		}{
+			"pod to pod":               {client.ns, pod, 80, own},
+			"node to pod":              {n.host, pod, 80, gateway},
+			"pod to node":              {client.ns, node, 9000, own},
+			"pod to gateway":           {client.ns, gateway, 9000, own},
+			"pod to outside":           {client.ns, outside, 9000, node},
+			"host port from outside":   {n.outside, node, 8080, outside},
+			"host port from the node":  {n.host, node, 8080, ""},
+			"host port from a pod":     {client.ns, node, 8080, masked},
+			"host port from itself":    {web.ns, node, 8080, gateway},
+			"host port of the gateway": {client.ns, gateway, 8080, masked},
+		} {
+			seen, err := ask(try.from, protocol, net.JoinHostPort(try.to, fmt.Sprint(try.port)))
+			if err != nil || try.seen != "" && seen != try.seen {
+				t.Errorf("%s, IPv4 %v: server saw %q, %v; want %q", name, v4, seen, err, try.seen)
+			}
+		}
+	}
 }
 
 // TestResult compares the answer with what is in the pod.

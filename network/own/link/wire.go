@@ -82,7 +82,11 @@ func (h *Host) Connect(ctx context.Context, pod *os.File, w Wire) (Connected, er
 // addPair creates both ends. One that is in the way may be about to be deleted.
 func (h *Host) addPair(ctx context.Context, pod *os.File, name string, w Wire) error {
 	attrs := netlink.LinkAttrs{Name: name, MTU: w.MTU, Group: w.Group, TxQLen: -1, MasterIndex: w.Bridge}
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: w.IfName, PeerHardwareAddr: w.MAC, PeerNamespace: netlink.NsFd(pod.Fd())}
+	// A queue that somebody adds in the pod takes its length from the interface's.
+	const usual = -1
+	pair := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: w.IfName, PeerHardwareAddr: w.MAC, PeerTxQLen: usual, PeerNamespace: netlink.NsFd(pod.Fd()),
+	}
 	err := h.handle.LinkAdd(pair)
 	if errors.Is(err, unix.EEXIST) {
 		if err := h.Reap(); err != nil {
