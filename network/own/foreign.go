@@ -29,16 +29,12 @@ func (x *examiner) examineForeign(calls []Call) {
 			Advice: "iptables-legacy-save shows them",
 		})
 	}
-	ruleset, err := foreign.Read(x.ns, rules.TableName)
+	ruleset, err := foreign.Read(x.ns, func(table string) bool { return table != "inet "+rules.TableName })
 	if err != nil {
 		x.add(Finding{Level: LevelWarn, About: "packet filter", Text: "other tables are not examined: " + err.Error()})
 		return
 	}
 	defer ruleset.Close()
-	for _, what := range ruleset.Unread {
-		x.add(Finding{Level: LevelWarn, About: "packet filter", Text: "not examined: " + what})
-	}
-
 	for _, c := range x.confs {
 		dropped := 0
 		for _, p := range x.packets(c, calls) {
@@ -51,6 +47,9 @@ func (x *examiner) examineForeign(calls []Call) {
 			x.ok("network "+c.Name, "no other table drops its packets")
 		}
 	}
+	for _, what := range ruleset.Unread {
+		x.add(Finding{Level: LevelWarn, About: "packet filter", Text: "not examined: " + what})
+	}
 }
 
 // sample is a packet that stands for others.
@@ -62,22 +61,17 @@ type sample struct {
 
 // finding reports that a rule drops a packet.
 func (p sample) finding(c *conf, d *foreign.Drop) Finding {
-	where := fmt.Sprintf("table %s, chain %s", d.Table, d.Chain)
-	what := fmt.Sprintf("%s: rule %d (handle %d), %s,", where, d.Rule, d.Handle, d.Text)
-	if d.Rule == 0 {
-		what = where + ": its policy"
-	}
-	verb, level := "drops", p.level
+	level := p.level
 	if !d.Certain {
-		verb, level = "may drop", LevelWarn
+		level = LevelWarn
 	}
-	return Finding{Level: level, About: "network " + c.Name, Text: fmt.Sprintf("%s %s packets %s", what, verb, d.Packet), Advice: advise(c, d)}
+	return Finding{Level: level, About: "network " + c.Name, Text: d.String(), Advice: advise(c.subnets(), d)}
 }
 
-// advise says how packets of a network are allowed in the program that has a rule.
-func advise(c *conf, d *foreign.Drop) string {
+// advise says how packets of pods are allowed in the program that has a rule.
+func advise(pods []netip.Prefix, d *foreign.Drop) string {
 	var subnets []string
-	for _, s := range c.subnets() {
+	for _, s := range pods {
 		if s.Addr().Is4() == !strings.HasPrefix(d.Table, "ip6 ") || strings.HasPrefix(d.Table, "inet ") {
 			subnets = append(subnets, s.String())
 		}

@@ -29,7 +29,21 @@ type Drop struct {
 	Certain bool
 }
 
-// Ruleset is the packet filter of a network namespace, without some tables.
+// String says which rule drops which packets.
+func (d *Drop) String() string {
+	what := fmt.Sprintf("table %s, chain %s: its policy", d.Table, d.Chain)
+	if d.Rule != 0 {
+		what = fmt.Sprintf("table %s, chain %s: rule %d (handle %d), %s,", d.Table, d.Chain, d.Rule, d.Handle, d.Text)
+	}
+	verb := "drops"
+	if !d.Certain {
+		verb = "may drop"
+	}
+	return fmt.Sprintf("%s %s packets %s", what, verb, d.Packet)
+}
+
+// Ruleset is the packet filter of a network namespace, without some tables. Chains and
+// sets are read when a packet gets there.
 type Ruleset struct {
 	conn   *nftables.Conn
 	chains map[string]*chain
@@ -38,10 +52,11 @@ type Ruleset struct {
 	sets   map[string]*contents
 }
 
-// chain is a chain with its rules.
+// chain is a chain with its rules, once they are read.
 type chain struct {
 	*nftables.Chain
 	table string
+	read  bool
 	rules []*nftables.Rule
 }
 
@@ -51,9 +66,9 @@ type contents struct {
 	elements []nftables.SetElement
 }
 
-// Read reads the packet filter of a namespace, without the table of a name, which is
-// the caller's own. [Ruleset.Close] has to be called.
-func Read(ns *os.File, without string) (*Ruleset, error) {
+// Read returns the packet filter of a namespace, with the tables that are wanted, such as
+// "ip filter". [Ruleset.Close] has to be called.
+func Read(ns *os.File, want func(table string) bool) (*Ruleset, error) {
 	r := &Ruleset{chains: map[string]*chain{}, sets: map[string]*contents{}}
 	err := netns.Do(ns, func() error {
 		var err error
@@ -71,17 +86,25 @@ func Read(ns *os.File, without string) (*Ruleset, error) {
 
 	for _, c := range list {
 		family, ok := familyNames[c.Table.Family]
-		if !ok || c.Table.Name == without {
-			continue
+		if made := (&chain{Chain: c, table: family + " " + c.Table.Name}); ok && want(made.table) {
+			r.chains[made.key()] = made
 		}
-		made := &chain{Chain: c, table: family + " " + c.Table.Name}
-		// Another program may have removed it since.
-		if made.rules, err = r.conn.GetRules(c.Table, c); err != nil {
-			r.Unread = append(r.Unread, fmt.Sprintf("chain %s of table %s: %v", c.Name, made.table, err))
-		}
-		r.chains[made.key()] = made
 	}
 	return r, nil
+}
+
+// rulesOf returns the rules of a chain.
+func (r *Ruleset) rulesOf(c *chain) []*nftables.Rule {
+	if c.read {
+		return c.rules
+	}
+	c.read = true
+	var err error
+	// Another program may have removed it since.
+	if c.rules, err = r.conn.GetRules(c.Table, c.Chain); err != nil {
+		r.Unread = append(r.Unread, fmt.Sprintf("chain %s of table %s: %v", c.Name, c.table, err))
+	}
+	return c.rules
 }
 
 // familyNames are the families whose tables see packets that are routed.
@@ -177,7 +200,7 @@ func (w *walk) chain(c *chain, depth int) outcome {
 	if depth > maxDepth {
 		return goesOn
 	}
-	for i, rule := range c.rules {
+	for i, rule := range w.rules.rulesOf(c) {
 		switch o := w.rule(c, i, rule, depth); o {
 		case goesOn:
 		case returns:

@@ -139,15 +139,16 @@ func trace(t *testing.T, rules string, p Packet) *Drop {
 	testkit.Root(t)
 	host := netnstest.New(t)
 	load(t, host, rules)
-	r, err := Read(host, "own")
+	r, err := Read(host, func(table string) bool { return table != "inet own" })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
+	drop := r.Trace(p)
 	if len(r.Unread) > 0 {
 		t.Errorf("not read: %q", r.Unread)
 	}
-	return r.Trace(p)
+	return drop
 }
 
 // load loads rules of nft or of iptables.
