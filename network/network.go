@@ -142,14 +142,14 @@ func Open(o Options) (*Network, error) {
 // builtinsOf are the types that a plugin serves: some for new pods, and all for pods that
 // were served when they were attached.
 func builtinsOf(plugin *own.Plugin, some []string) map[string]cni.Builtin {
-	builtins := map[string]cni.Builtin{own.Type: {Call: callOf(plugin, own.Type), Validate: own.Validate, New: true}}
+	builtins := map[string]cni.Builtin{own.Type: {Call: callOf(plugin, own.Type), Validate: func(config []byte, _ [][]byte) error { return own.Validate(config) }, New: true}}
 	for _, kind := range own.ReferenceTypes() {
 		if kind == own.TypeHostLocal {
 			continue // not called by itself
 		}
 		builtins[kind] = cni.Builtin{
 			Call:     callOf(plugin, kind),
-			Validate: func(config []byte) error { return own.ValidateReference(kind, config) },
+			Validate: func(config []byte, chain [][]byte) error { return plugin.ValidateReference(kind, config, chain) },
 			New:      slices.Contains(some, kind),
 		}
 	}

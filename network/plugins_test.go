@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"crisp/network"
 	"crisp/network/netns"
 	"crisp/network/netns/netnstest"
@@ -36,6 +38,8 @@ type machine struct {
 	cache, common   string
 	bins, builtins  []string
 	net             *network.Network
+	// initial are the interfaces that the namespace has from its beginning.
+	initial []string
 }
 
 const bridgeChain = `{"cniVersion":"1.1.0","name":"test","plugins":[
@@ -66,6 +70,16 @@ func newMachine(t testing.TB, kind string) *machine {
 	testkit.Leaks(t)
 
 	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir(), confDir: t.TempDir(), cache: t.TempDir(), common: t.TempDir(), bins: []string{bin}}
+	err = netns.Do(m.host, func() error {
+		list, err := netlink.LinkList()
+		for _, l := range list {
+			m.initial = append(m.initial, l.Attrs().Name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	m.configure(kind)
 	// The own network is that of the namespace in which it is opened.
 	err = netns.Do(m.host, func() error {

@@ -355,22 +355,21 @@ func (c *Client) Status(ctx context.Context, conf *Config) error {
 // Complete returns [ErrNoPlugin] unless the programs of all plugins exist, and
 // [ErrInvalidConfig] if one without a program refuses its configuration.
 func (c *Client) Complete(conf *Config) error {
+	var chain [][]byte
 	for _, plugin := range conf.list.Plugins {
 		name := plugin.Network.Type
+		full, err := configure(conf.list, plugin, nil, &libcni.RuntimeConf{})
+		if err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrInvalidConfig, conf.File, err)
+		}
 		if !c.runner.serves(name) {
 			if _, err := c.runner.FindInPath(name, c.binDirs); err != nil {
 				return err
 			}
-			continue
-		}
-
-		full, err := libcni.InjectConf(plugin, map[string]any{"name": conf.list.Name, "cniVersion": conf.list.CNIVersion})
-		if err == nil {
-			err = c.runner.builtins[name].Validate(full.Bytes)
-		}
-		if err != nil {
+		} else if err := c.runner.builtins[name].Validate(full, chain); err != nil {
 			return fmt.Errorf("%w: %s: plugin %s: %w", ErrInvalidConfig, conf.File, name, err)
 		}
+		chain = append(chain, full)
 	}
 	return nil
 }

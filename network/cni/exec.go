@@ -60,8 +60,9 @@ type Builtin struct {
 	// Call answers one call with what a program would print. An error should be a
 	// [*types.Error].
 	Call func(context.Context, BuiltinCall) ([]byte, error)
-	// Validate refuses a configuration that Call would.
-	Validate func(config []byte) error
+	// Validate refuses a configuration that Call would; chain are those of the plugins
+	// before it.
+	Validate func(config []byte, chain [][]byte) error
 	// New says that new attachments are served. Without it, only those are that were
 	// served when they were made; a record says so.
 	New bool

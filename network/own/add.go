@@ -219,10 +219,11 @@ func (p *Plugin) connect(ctx context.Context, a *attachment) error {
 		return err
 	}
 	b := a.conf.Runtime.Bandwidth
-	if b.IngressRate == 0 && b.EgressRate == 0 {
+	if b == (bandwidth{}) {
 		return nil
 	}
-	return host.Shape(a.call.ID, a.call.IfName, link.Limit{Rate: b.IngressRate, Burst: b.IngressBurst}, link.Limit{Rate: b.EgressRate, Burst: b.EgressBurst})
+	_, err = host.Shape(a.created.HostName, link.QueueName(a.call.ID, a.call.IfName), b.ingress(), b.egress())
+	return err
 }
 
 // bridgeOf is the bridge that the pod needs.

@@ -40,8 +40,9 @@ var capabilities = []string{"bandwidth", "ipRanges", "ips", "mac", "portMappings
 // versions of the CNI specification.
 var versions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
-// conf is a configuration, with what libcni and the runtime add to it.
-type conf struct {
+// shared are the fields that every plugin's configuration may have, with what libcni and
+// the runtime add to it.
+type shared struct {
 	CNIVersion   string          `json:"cniVersion"`
 	Name         string          `json:"name"`
 	Type         string          `json:"type"`
@@ -54,6 +55,11 @@ type conf struct {
 	// The specification and libcni differ in the name.
 	Valid    []types.GCAttachment `json:"cni.dev/valid-attachments"`
 	ValidToo []types.GCAttachment `json:"cni.dev/attachments"`
+}
+
+// conf is a configuration.
+type conf struct {
+	shared
 
 	Mode        string         `json:"mode"`
 	Bridge      string         `json:"bridge"`
@@ -171,11 +177,10 @@ func (c *conf) check() error {
 	}
 	c.normalize()
 
+	if err := c.checkShared(); err != nil {
+		return err
+	}
 	switch {
-	case len(c.Name) > maxName:
-		return fmt.Errorf("name is longer than %d bytes", maxName)
-	case !slices.Contains(versions, c.CNIVersion):
-		return fmt.Errorf("cniVersion %q is not one of %q", c.CNIVersion, versions)
 	case c.Mode != ModeBridge && c.Mode != ModeRouted:
 		return fmt.Errorf("mode %q is neither %q nor %q", c.Mode, ModeBridge, ModeRouted)
 	case len(c.Bridge) >= unix.IFNAMSIZ || strings.ContainsAny(c.Bridge, "/ :%\t\n") || c.Bridge == "." || c.Bridge == "..":
@@ -188,11 +193,6 @@ func (c *conf) check() error {
 		return fmt.Errorf("ipam: type %q is not %q, the only one that is served", c.IPAM.Type, ipamHostLocal)
 	}
 
-	for name, on := range c.Capabilities {
-		if on && !slices.Contains(capabilities, name) {
-			return fmt.Errorf("capability %q is not one of %q", name, capabilities)
-		}
-	}
 	// A template may leave the ranges to the runtime.
 	if len(c.IPAM.Ranges) > 0 || !c.Capabilities["ipRanges"] {
 		if err := lease.Check(c.IPAM.Ranges); err != nil {
@@ -202,6 +202,25 @@ func (c *conf) check() error {
 	_, err := c.routes(nil)
 	return err
 }
+
+// checkShared validates the fields that all configurations have.
+func (s *shared) checkShared() error {
+	if len(s.Name) > maxName {
+		return fmt.Errorf("name is longer than %d bytes", maxName)
+	}
+	if !slices.Contains(versions, s.CNIVersion) {
+		return fmt.Errorf("cniVersion %q is not one of %q", s.CNIVersion, versions)
+	}
+	for name, on := range s.Capabilities {
+		if on && !slices.Contains(capabilities, name) {
+			return fmt.Errorf("capability %q is not one of %q", name, capabilities)
+		}
+	}
+	return nil
+}
+
+// hasPrevious reports whether there is a result of an earlier plugin.
+func (s *shared) hasPrevious() bool { return len(s.Previous) > 0 && string(s.Previous) != "null" }
 
 // hairpin reports whether pods on a bridge may reach themselves by the node.
 func (c *conf) hairpin() bool { return c.Hairpin == nil || *c.Hairpin }

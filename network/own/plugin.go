@@ -171,6 +171,12 @@ func (p *Plugin) call(ctx context.Context, call Call) ([]byte, error) {
 		return p.portmap(ctx, call)
 	case call.Type == TypeLoopback:
 		return p.loopback(call)
+	case call.Type == TypeBandwidth:
+		return p.bandwidth(call)
+	case call.Type == TypeTuning:
+		return tuning(call)
+	case call.Type == TypeFirewall:
+		return p.firewall(ctx, call)
 	}
 
 	switch call.Command {

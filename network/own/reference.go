@@ -18,10 +18,15 @@ const (
 	TypeHostLocal = ipamHostLocal // as the address management of a bridge
 	TypePortmap   = "portmap"
 	TypeLoopback  = "loopback"
+	TypeBandwidth = "bandwidth"
+	TypeTuning    = "tuning"
+	TypeFirewall  = "firewall"
 )
 
 // ReferenceTypes lists them.
-func ReferenceTypes() []string { return []string{TypeBridge, TypeHostLocal, TypeLoopback, TypePortmap} }
+func ReferenceTypes() []string {
+	return []string{TypeBandwidth, TypeBridge, TypeFirewall, TypeHostLocal, TypeLoopback, TypePortmap, TypeTuning}
+}
 
 const (
 	// referenceBridge is the bridge's name if a configuration has none.
@@ -29,20 +34,6 @@ const (
 	// referenceMTU is the kernel's choice.
 	referenceMTU = 1500
 )
-
-// shared are the fields that every plugin's configuration may have.
-type shared struct {
-	CNIVersion   string               `json:"cniVersion"`
-	Name         string               `json:"name"`
-	Type         string               `json:"type"`
-	Capabilities map[string]bool      `json:"capabilities"`
-	DNS          types.DNS            `json:"dns"`
-	Args         confArgs             `json:"args"`
-	Previous     json.RawMessage      `json:"prevResult"`
-	Runtime      runtimeConf          `json:"runtimeConfig"`
-	Valid        []types.GCAttachment `json:"cni.dev/valid-attachments"`
-	ValidToo     []types.GCAttachment `json:"cni.dev/attachments"`
-}
 
 // bridgeConf is a configuration of the reference plugin bridge.
 type bridgeConf struct {
@@ -116,9 +107,20 @@ func readLoosely(call Call) (*conf, error) {
 }
 
 // ValidateReference returns an error if a configuration of a reference plugin is not one
-// that is served.
-func ValidateReference(kind string, config []byte) error {
-	_, err := read(Call{Type: kind, Config: config})
+// that is served on this node. chain are those of the plugins before it.
+func (p *Plugin) ValidateReference(kind string, config []byte, chain [][]byte) error {
+	call := Call{Type: kind, Config: config}
+	var err error
+	switch kind {
+	case TypeBandwidth:
+		_, err = readBandwidth(config, true)
+	case TypeTuning:
+		_, err = readTuning(call, true)
+	case TypeFirewall:
+		err = p.validateFirewall(config, chain)
+	default:
+		_, err = read(call)
+	}
 	return err
 }
 
@@ -168,7 +170,7 @@ func readBridge(data []byte, strict bool) (*conf, error) {
 	if err := decode(data, b, strict); err != nil {
 		return nil, err
 	}
-	c := b.shared.conf()
+	c := &conf{shared: b.shared}
 	c.Mode, c.Bridge, c.MTU, c.Masquerade, c.Promiscuous = ModeBridge, b.Bridge, b.MTU, b.Masquerade, b.Promiscuous
 	c.Hairpin, c.IPAM = &b.Hairpin, b.IPAM
 	if c.Bridge == "" {
@@ -208,8 +210,7 @@ func readPortmap(data []byte, strict bool) (*conf, error) {
 	if err := decode(data, m, strict); err != nil {
 		return nil, err
 	}
-	c := m.shared.conf()
-	c.Mode, c.reference = ModeBridge, &reference{}
+	c := &conf{shared: m.shared, Mode: ModeBridge, reference: &reference{}}
 	if !strict {
 		return c, nil
 	}
@@ -222,7 +223,7 @@ func readPortmap(data []byte, strict bool) (*conf, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c, c.checkShared()
+	return c, c.checked()
 }
 
 func readLoopback(data []byte) (*conf, error) {
@@ -230,30 +231,13 @@ func readLoopback(data []byte) (*conf, error) {
 	if err := decode(data, s, true); err != nil {
 		return nil, err
 	}
-	c := s.conf()
-	return c, c.checkShared()
+	return &conf{shared: *s}, s.checked()
 }
 
-// conf returns a configuration with the shared fields.
-func (s *shared) conf() *conf {
-	return &conf{
-		CNIVersion: s.CNIVersion, Name: s.Name, Type: s.Type, Capabilities: s.Capabilities, DNS: s.DNS, Args: s.Args, Previous: s.Previous,
-		Runtime: s.Runtime, Valid: s.Valid, ValidToo: s.ValidToo,
-	}
-}
-
-// checkShared validates the shared fields.
-func (c *conf) checkShared() error {
-	if !slices.Contains(versions, c.CNIVersion) {
-		return invalid(fmt.Errorf("cniVersion %q is not one of %q", c.CNIVersion, versions))
-	}
-	for name, on := range c.Capabilities {
-		if on && !slices.Contains(capabilities, name) {
-			return invalid(fmt.Errorf("capability %q is not one of %q", name, capabilities))
-		}
+// checked is [shared.checkShared] for configurations of which that is the last check.
+func (s *shared) checked() error {
+	if err := s.checkShared(); err != nil {
+		return invalid(err)
 	}
 	return nil
 }
-
-// hasPrevious reports whether there is a result of an earlier plugin.
-func (c *conf) hasPrevious() bool { return len(c.Previous) > 0 && string(c.Previous) != "null" }

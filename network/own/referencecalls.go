@@ -79,8 +79,11 @@ func mapped(call Call) (*conf, rules.Pod, error) {
 // addPorts is ADD of portmap, whose result is the previous one.
 func (p *Plugin) addPorts(ctx context.Context, call Call) ([]byte, error) {
 	c, pod, err := mapped(call)
-	if err != nil || len(pod.Ports) == 0 {
-		return c.previousResult(), err
+	if err != nil {
+		return nil, err
+	}
+	if len(pod.Ports) == 0 {
+		return c.Previous, nil
 	}
 	host, err := p.links()
 	if err != nil {
@@ -97,16 +100,7 @@ func (p *Plugin) addPorts(ctx context.Context, call Call) ([]byte, error) {
 	if err := table.Publish(ctx, pod, alive(host)); err != nil {
 		return nil, err
 	}
-	return c.previousResult(), forgetUDP(host, pod.Ports)
-}
-
-// previousResult returns the result of the plugin before, in the version of the
-// configuration, as libcni passes it on.
-func (c *conf) previousResult() []byte {
-	if c == nil {
-		return nil
-	}
-	return c.Previous
+	return c.Previous, forgetUDP(host, pod.Ports)
 }
 
 func (p *Plugin) checkPorts(call Call) error {

@@ -93,6 +93,12 @@ func (h *Host) Exists(name string) bool {
 	return err == nil && l.Attrs().Group != dyingGroup
 }
 
+// IsBridge reports whether an interface is a bridge.
+func (h *Host) IsBridge(name string) bool {
+	l, err := h.handle.LinkByName(name)
+	return err == nil && l.Type() == "bridge"
+}
+
 // MTU returns the MTU of the interface through which the node reaches others.
 func (h *Host) MTU() int {
 	for _, v4 := range []bool{true, false} {
@@ -154,26 +160,62 @@ func (h *Host) Retire(id, ifName string, addrs []netip.Addr) error {
 
 // RetireName is [Host.Retire] by the name of the host's interface.
 func (h *Host) RetireName(name string, addrs []netip.Addr) error {
-	for _, name := range []string{shapePrefix + strings.TrimPrefix(name, hostPrefix), name} {
+	if hash, ok := strings.CutPrefix(name, hostPrefix); ok {
+		if err := h.retire(shapePrefix+hash, nil); err != nil {
+			return err
+		}
+	}
+	return h.retire(name, addrs)
+}
+
+// retire makes one interface useless.
+func (h *Host) retire(name string, addrs []netip.Addr) error {
+	l, err := h.handle.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for interface %s: %w", name, err)
+	}
+
+	// First the group: once the interface is useless, nothing must keep it from being
+	// deleted.
+	err = h.handle.LinkSetGroup(l, dyingGroup)
+	if err == nil {
+		err = h.disconnect(l, addrs)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("take down interface %s: %w", name, err)
+	}
+	return nil
+}
+
+// Peer returns the name of the node's end of the pair that a pod's interface is one end
+// of, among those given, "" if it is none of theirs.
+func (h *Host) Peer(pod *os.File, ifName string, among []string) (string, error) {
+	handle, err := open(pod)
+	if err != nil {
+		return "", fmt.Errorf("open netlink in the pod: %w", err)
+	}
+	defer handle.Close()
+	own, err := handle.LinkByName(ifName)
+	if err != nil {
+		return "", fmt.Errorf("look for interface %s in the pod: %w", ifName, err)
+	}
+
+	for _, name := range among {
 		l, err := h.handle.LinkByName(name)
 		if isNotFound(err) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("look for interface %s: %w", name, err)
+			return "", fmt.Errorf("look for interface %s: %w", name, err)
 		}
-
-		// First the group: once the interface is useless, nothing must keep it from
-		// being deleted.
-		err = h.handle.LinkSetGroup(l, dyingGroup)
-		if err == nil {
-			err = h.disconnect(l, addrs)
-		}
-		if err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("take down interface %s: %w", name, err)
+		if l.Type() == "veth" && own.Type() == "veth" && l.Attrs().Index == own.Attrs().ParentIndex && l.Attrs().ParentIndex == own.Attrs().Index {
+			return name, nil
 		}
 	}
-	return nil
+	return "", nil
 }
 
 // disconnect takes down a port of a bridge, and removes the routes to a routed pod. To

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"crisp/network/netdev"
 )
 
 const (
@@ -24,30 +27,68 @@ const (
 // With a Burst of 0 one is chosen.
 type Limit struct{ Rate, Burst uint64 }
 
-// Shape limits the bandwidth of an attachment, in the pod's view: ingress is what it
-// receives. What a pod sends is queued in a device of its own (ifb), since the kernel
-// queues only what leaves an interface.
-func (h *Host) Shape(id, ifName string, ingress, egress Limit) error {
-	host, err := h.handle.LinkByName(Name(id, ifName))
+// QueueName returns the name of the device in which what a pod sends is queued.
+func QueueName(id, ifName string) string { return hashed(shapePrefix, id, ifName) }
+
+// Shape limits the bandwidth of a pod by the node's end of its pair, in the pod's view:
+// ingress is what it receives. What a pod sends is queued in a device of its own (ifb),
+// called queue, since the kernel queues only what leaves an interface; its hardware
+// address is returned, nil if there is none.
+func (h *Host) Shape(end, queue string, ingress, egress Limit) (net.HardwareAddr, error) {
+	host, err := h.handle.LinkByName(end)
 	if err != nil {
-		return fmt.Errorf("limit bandwidth: %w", err)
+		return nil, fmt.Errorf("limit bandwidth: look for interface %s: %w", end, err)
 	}
 	if ingress.Rate > 0 {
 		if err := h.queue(host, ingress); err != nil {
-			return fmt.Errorf("limit what the pod receives: %w", err)
+			return nil, fmt.Errorf("limit what the pod receives: %w", err)
 		}
 	}
-	if egress.Rate > 0 {
-		if err := h.queueSent(host, hashed(shapePrefix, id, ifName), egress); err != nil {
-			return fmt.Errorf("limit what the pod sends: %w", err)
+	if egress.Rate == 0 {
+		return nil, nil
+	}
+	made, err := h.queueSent(host, queue, egress)
+	if err != nil {
+		return nil, fmt.Errorf("limit what the pod sends: %w", err)
+	}
+	return made, nil
+}
+
+// CheckShape returns [ErrBroken] unless the limits are there: see [Host.Shape].
+func (h *Host) CheckShape(end, queue string, ingress, egress Limit) error {
+	for name, limit := range map[string]Limit{end: ingress, queue: egress} {
+		if limit.Rate == 0 {
+			continue
+		}
+		l, err := h.handle.LinkByName(name)
+		if isNotFound(err) {
+			return fmt.Errorf("%w: the node has no interface %s", ErrBroken, name)
+		}
+		if err != nil {
+			return fmt.Errorf("look for interface %s: %w", name, err)
+		}
+
+		qdiscs, err := netdev.Dump(func() ([]netlink.Qdisc, error) { return h.handle.QdiscList(l) })
+		if err != nil {
+			return fmt.Errorf("list queues of interface %s: %w", name, err)
+		}
+		limited := slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool {
+			tbf, ok := q.(*netlink.Tbf)
+			return ok && tbf.Rate == limit.bytes()
+		})
+		if !limited {
+			return fmt.Errorf("%w: interface %s has lost its bandwidth limit", ErrBroken, name)
 		}
 	}
 	return nil
 }
 
+// bytes is the rate in bytes per second.
+func (l Limit) bytes() uint64 { return max(l.Rate/8, 1) }
+
 // queue limits what leaves an interface by a token bucket.
 func (h *Host) queue(l netlink.Link, limit Limit) error {
-	rate := max(limit.Rate/8, 1)
+	rate := limit.bytes()
 	burst := limit.Burst / 8
 	// The largest number means that only the rate counts; so long a burst would
 	// be no limit, and overflows the kernel's clock.
@@ -65,31 +106,31 @@ func (h *Host) queue(l netlink.Link, limit Limit) error {
 }
 
 // queueSent redirects what arrives from the pod to a device that queues it.
-func (h *Host) queueSent(host netlink.Link, name string, limit Limit) error {
+func (h *Host) queueSent(host netlink.Link, name string, limit Limit) (net.HardwareAddr, error) {
 	attrs := netlink.LinkAttrs{Name: name, MTU: host.Attrs().MTU, TxQLen: -1, Flags: net.FlagUp}
 	if err := h.handle.LinkAdd(&netlink.Ifb{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
-		return unsupported(err, "ifb")
+		return nil, unsupported(err, "ifb")
 	}
 	device, err := h.handle.LinkByName(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := h.handle.LinkSetUp(device); err != nil {
-		return err
+		return nil, err
 	}
 	if err := h.queue(device, limit); err != nil {
-		return err
+		return nil, err
 	}
 
 	index := host.Attrs().Index
 	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
 	if err := h.handle.QdiscReplace(ingress); err != nil {
-		return unsupported(err, "sch_ingress")
+		return nil, unsupported(err, "sch_ingress")
 	}
 	// Without a selector it matches every packet.
 	filter := &netlink.U32{
 		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL},
 		RedirIndex:  device.Attrs().Index, ClassId: netlink.MakeHandle(1, 1),
 	}
-	return unsupported(h.handle.FilterReplace(filter), "cls_u32 or act_mirred")
+	return device.Attrs().HardwareAddr, unsupported(h.handle.FilterReplace(filter), "cls_u32 or act_mirred")
 }

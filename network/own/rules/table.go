@@ -34,13 +34,15 @@ type Table struct {
 	query *netlink.Conn
 	table *nftables.Table
 	sets  map[string]*nftables.Set
+	// ingress are the sets of a chain that not every node needs.
+	ingress map[string]*nftables.Set
 }
 
 // Open returns the table of a namespace. It creates nothing: the table is made when
 // something is added to it.
 func Open(host *os.File) (*Table, error) {
 	t := &Table{table: &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}}
-	t.sets = sets(t.table)
+	t.sets, t.ingress = sets(t.table), ingressSets(t.table)
 	err := netns.Do(host, func() error {
 		var err error
 		if t.conn, err = nftables.New(nftables.AsLasting()); err != nil {
