@@ -35,6 +35,7 @@ func (x *examiner) examineForeign(calls []Call) {
 		return
 	}
 	defer ruleset.Close()
+
 	for _, c := range x.confs {
 		dropped := 0
 		for _, p := range x.packets(c, calls) {

@@ -92,6 +92,7 @@ func serveSCTP(addr netip.AddrPort) (io.Closer, func(), error) {
 		}
 		all, conns = append(all, c), append(conns, c)
 	}
+
 	return all, func() {
 		done := make(chan struct{})
 		for _, c := range conns {

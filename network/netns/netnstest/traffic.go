@@ -1,7 +1,6 @@
 package netnstest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -103,11 +102,9 @@ func Ask(from *os.File, protocol string, to netip.AddrPort, patience time.Durati
 	if protocol == "sctp" {
 		return askSCTP(from, to, patience)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	var conn net.Conn
 	err := netns.Do(from, func() (err error) {
-		conn, err = (&net.Dialer{}).DialContext(ctx, protocol, to.String())
+		conn, err = net.DialTimeout(protocol, to.String(), patience)
 		return err
 	})
 	if err != nil {
@@ -135,6 +132,7 @@ func exchange(conn net.Conn, packet []byte, end time.Time, accept func([]byte) (
 			time.Sleep(pause / 10)
 			continue
 		}
+
 		conn.SetReadDeadline(time.Now().Add(min(pause, time.Until(end))))
 		for {
 			size, err := conn.Read(buf)
