@@ -11,7 +11,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"golang.org/x/sys/unix"
 
 	"crisp/network/netns"
 	"crisp/network/own/lease"
@@ -290,10 +289,7 @@ func (p *Plugin) filterIn(ctx context.Context, a *attachment) error {
 	if err != nil {
 		return err
 	}
-	if err := table.Publish(ctx, a.published(), alive(host)); err != nil {
-		return err
-	}
-	return forgetUDP(host, a.ports)
+	return expose(ctx, host, table, a.published())
 }
 
 func (p *Plugin) filterOut(_ context.Context, a *attachment) error {
@@ -312,23 +308,6 @@ func (a *attachment) published() rules.Pod {
 	return rules.Pod{
 		Owner: owner(a.conf, a.call.ID, a.call.IfName), Addrs: a.addrs(), Ports: a.ports, Routed: a.conf.Mode == ModeRouted,
 	}
-}
-
-// alive reports whether the owner of an element has an interface.
-func alive(host *link.Host) func(string) bool {
-	return func(owner string) bool { return host.Exists(interfaceOf(owner)) }
-}
-
-// forgetUDP drops what the node remembers of the UDP ports among some.
-func forgetUDP(host *link.Host, ports []rules.Port) error {
-	for _, port := range ports {
-		if port.Protocol == unix.IPPROTO_UDP {
-			if err := host.ForgetUDP(port.HostAddr, port.HostPort); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // result is the answer to ADD, in the version of the configuration.

@@ -180,11 +180,18 @@ func (p *Plugin) checkLinks(a *attachment) error {
 		return err
 	}
 	if a.conf.Mode == ModeBridge {
+		if err := host.CheckBridge(a.bridgeOf()); err != nil {
+			return err
+		}
 		if a.wire.Bridge, err = host.Index(a.conf.Bridge); err != nil {
 			return err
 		}
 	}
-	return host.Check(a.pod, a.wire)
+	if err := host.Check(a.pod, a.wire); err != nil {
+		return err
+	}
+	limits := a.conf.Runtime.Bandwidth
+	return host.CheckShape(link.Name(a.call.ID, a.call.IfName), link.QueueName(a.call.ID, a.call.IfName), limits.ingress(), limits.egress())
 }
 
 func (p *Plugin) checkRules(a *attachment) error {
@@ -250,7 +257,7 @@ func (p *Plugin) gc(ctx context.Context, call Call) error {
 		names[link.Name(v.ContainerID, v.IfName)] = true
 	}
 
-	if err := failpoint.Between("network collect rules", func() error { return p.sweepRules(c, names) }); err != nil {
+	if err := failpoint.Between("network collect rules", func() error { return p.sweepRules(c, host, names) }); err != nil {
 		return err
 	}
 	if err := failpoint.Between("network collect links", func() error { return p.sweepLinks(c, host, names) }); err != nil {
@@ -284,19 +291,9 @@ func (p *Plugin) sweepLinks(c *conf, host *link.Host, valid map[string]bool) err
 }
 
 // sweepRules removes the host ports of a network's attachments that are not valid.
-func (p *Plugin) sweepRules(c *conf, valid map[string]bool) error {
-	table, err := p.filter()
-	if errors.Is(err, rules.ErrUnsupported) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return table.Sweep(func(owner string) bool {
+func (p *Plugin) sweepRules(c *conf, host *link.Host, valid map[string]bool) error {
+	return p.sweep(host, func(owner string) bool {
 		network, _, _ := strings.Cut(owner, "/")
 		return network != c.Name || valid[interfaceOf(owner)]
 	})
 }
-
-// interfaceOf returns the host's interface of an element's owner.
-func interfaceOf(owner string) string { return owner[strings.LastIndexByte(owner, '/')+1:] }

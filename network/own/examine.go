@@ -95,6 +95,7 @@ func (p *Plugin) Examine(ctx context.Context, e Examination) ([]Finding, error) 
 	for _, c := range x.confs {
 		x.examineNetwork(ctx, c)
 	}
+	x.examineBridges(calls)
 	for _, call := range calls {
 		if err := context.Cause(ctx); err != nil {
 			return x.findings, fmt.Errorf("examine network: %w", err)
@@ -222,7 +223,7 @@ func (x *examiner) openTable() {
 	var err error
 	if x.table, err = x.filter(); err == nil {
 		// The first question tells whether the kernel has it.
-		_, err = x.table.Owners()
+		_, err = x.table.HasNetwork(rules.Network{})
 	}
 	if err == nil {
 		return
@@ -328,6 +329,7 @@ func (x *examiner) examineHeld(ctx context.Context, call Call) {
 		x.mend(Finding{Level: LevelFail, About: about, Text: err.Error(), Advice: adviceRepair + "; if that does not help, recreate the pod"},
 			func() error { return x.host.Mend(a.wire) })
 	}
+	x.examineLimits(a)
 	if err := x.host.CheckPod(a.pod, a.wire); err != nil {
 		fail(err, "recreate the pod: what happens in its namespace is not undone")
 	}
@@ -346,41 +348,38 @@ func (x *examiner) examineHeld(ctx context.Context, call Call) {
 	x.mend(Finding{Level: LevelFail, About: about, Text: text, Advice: adviceRepair}, func() error { return x.publish(ctx, a) })
 }
 
+// examineLimits examines the bandwidth limits of an attachment.
+func (x *examiner) examineLimits(a *attachment) {
+	end, queue, limits := link.Name(a.call.ID, a.call.IfName), link.QueueName(a.call.ID, a.call.IfName), a.conf.Runtime.Bandwidth
+	err := x.host.CheckShape(end, queue, limits.ingress(), limits.egress())
+	if err == nil || !x.host.Exists(end) {
+		return // or reported with the interface
+	}
+	x.mend(Finding{Level: LevelFail, About: podOf(a.call), Text: err.Error(), Advice: adviceRepair}, func() error {
+		_, err := x.host.Shape(end, queue, limits.ingress(), limits.egress())
+		return err
+	})
+}
+
 // publish makes the host ports of an attachment again.
 func (x *examiner) publish(ctx context.Context, a *attachment) error {
 	if err := x.table.AddNetwork(ctx, x.ruling(a.conf).network()); err != nil {
 		return err
 	}
-	if err := x.table.Publish(ctx, a.published(), alive(x.host)); err != nil {
-		return err
-	}
-	return forgetUDP(x.host, a.ports)
+	return expose(ctx, x.host, x.table, a.published())
 }
 
 // describeRecorded fills in the wire, with a bridge that exists. It returns false if
 // there is none.
 func (x *examiner) describeRecorded(a *attachment, fail func(error, string)) bool {
-	if err := a.describe(a.hardware); err != nil {
-		fail(err, "recreate the pod")
-		return false
+	err := a.describe(a.hardware)
+	if err == nil && a.conf.Mode == ModeBridge {
+		a.wire.Bridge, err = x.host.Index(a.conf.Bridge)
 	}
-	if a.conf.Mode != ModeBridge {
-		return true
+	if err != nil {
+		fail(err, "recreate the pod, if that is not repaired with the network")
 	}
-	var err error
-	if a.wire.Bridge, err = x.host.Index(a.conf.Bridge); err == nil {
-		return true
-	}
-
-	x.mend(Finding{Level: LevelFail, About: podOf(a.call), Text: err.Error(), Advice: adviceRepair}, func() error {
-		if a.wire.MTU == 0 {
-			a.wire.MTU = x.host.MTU()
-		}
-		made, err := x.host.EnsureBridge(a.bridgeOf())
-		a.wire.Bridge = made.Index
-		return err
-	})
-	return a.wire.Bridge != 0
+	return err == nil
 }
 
 // examineLeases looks for the leases of an attachment.

@@ -126,6 +126,9 @@ func TestExamineChanged(t *testing.T) {
 	}
 }
 
+// otherFamily is damage that IPv4 does not suffer from.
+const otherFamily = "bridge address of IPv6"
+
 // TestExamineBroken breaks each part of an attachment, and has it repaired.
 func TestExamineBroken(t *testing.T) {
 	bothModes(t, func(t *testing.T, n *node) {
@@ -146,8 +149,11 @@ func TestExamineBroken(t *testing.T) {
 			"route": {skip: !routed, text: "lost the route to " + p.addr(true), damage: func() error {
 				return netlink.RouteDel(&netlink.Route{Dst: netlink.NewIPNet(p.result.IPs[0].Address.IP), Scope: netlink.SCOPE_LINK})
 			}},
-			"port":   {skip: routed, damage: func() error { return withLink(end, netlink.LinkSetNoMaster) }, text: end + " is detached"},
-			"bridge": {skip: routed, damage: func() error { return withLink(DefaultBridge, netlink.LinkDel) }, text: "the node has no interface " + DefaultBridge},
+			"port":           {skip: routed, damage: func() error { return withLink(end, netlink.LinkSetNoMaster) }, text: end + " is detached"},
+			"bridge":         {skip: routed, damage: func() error { return withLink(DefaultBridge, netlink.LinkDel) }, text: "the node has no interface " + DefaultBridge},
+			"bridge down":    {skip: routed, damage: func() error { return withLink(DefaultBridge, netlink.LinkSetDown) }, text: "the bridge " + DefaultBridge + " is down"},
+			"bridge address": {skip: routed, damage: func() error { return withoutAddr(DefaultBridge, "10.77.0.1/24") }, text: "has lost the address 10.77.0.1/24"},
+			otherFamily:      {skip: routed, damage: func() error { return withoutAddr(DefaultBridge, "fd77::1/64") }, text: "has lost the address fd77::1/64"},
 		} {
 			if test.skip {
 				continue
@@ -157,7 +163,7 @@ func TestExamineBroken(t *testing.T) {
 			if !strings.Contains(found, test.text) || !strings.Contains(found, "FAIL") {
 				t.Errorf("%s: found %q", name, found)
 			}
-			if name != "lease" && reaches(n.outside, nodeV4+":8080") {
+			if name != "lease" && name != otherFamily && reaches(n.outside, nodeV4+":8080") {
 				t.Errorf("%s: the host port still works", name)
 			}
 
@@ -174,6 +180,44 @@ func TestExamineBroken(t *testing.T) {
 				}
 			}
 		}
+	})
+}
+
+// withoutAddr removes an address.
+func withoutAddr(name, text string) error {
+	addr, err := netlink.ParseAddr(text)
+	if err != nil {
+		return err
+	}
+	return withLink(name, func(l netlink.Link) error { return netlink.AddrDel(l, addr) })
+}
+
+// TestExamineLimits finds bandwidth limits that are lost, and has them set again.
+func TestExamineLimits(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		p := n.add(n.pod("slow", map[string]any{"bandwidth": map[string]any{"ingressRate": 8_000_000, "egressRate": 4_000_000}}))
+		wantWrong(t, "intact", n.examine(nil, p))
+		for device, text := range map[string]string{
+			link.Name("slow", "eth0"): "has lost its bandwidth limit", link.QueueName("slow", "eth0"): "has lost its bandwidth limit",
+		} {
+			n.inside(n.host, func() error {
+				return withLink(device, func(l netlink.Link) error {
+					return netlink.QdiscDel(&netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT}})
+				})
+			})
+			if _, err := n.call("CHECK", p, nil); codeOf(err) != 104 {
+				t.Errorf("CHECK: %v", err)
+			}
+			wantWrong(t, "lost", n.examine(nil, p), "FAIL pod slow: network of the pod was changed: interface "+device+" "+text)
+			wantWrong(t, "repair", n.examine(repair, p), "repaired=true")
+			wantWrong(t, "repaired", n.examine(nil, p))
+		}
+
+		n.inside(n.host, func() error { return withLink(link.QueueName("slow", "eth0"), netlink.LinkDel) })
+		wantWrong(t, "repair", n.examine(repair, p), "repaired=true")
+		wantWrong(t, "repaired", n.examine(nil, p))
+		n.del(p)
+		n.clean()
 	})
 }
 

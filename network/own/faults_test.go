@@ -206,21 +206,65 @@ func TestUDPMoves(t *testing.T) {
 			conn.Write([]byte("?"))
 			p := n.add(n.pod(fmt.Sprint("dns", i), mappings(mapping(5353, 53, "udp", ""))))
 			n.serve(p.ns, 53)
-			answered := false
-			for range 20 {
-				conn.Write([]byte("?"))
-				conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-				if size, err := conn.Read(make([]byte, 100)); err == nil && size > 0 {
-					answered = true
-					break
-				}
-			}
-			if !answered {
+			if !answers(conn) {
 				t.Errorf("pod %d does not get packets of a client that has sent before", i)
 			}
 			n.del(p)
 		}
 	})
+}
+
+// TestUDPForgotten sends to a UDP host port without a pause while its pod goes, in each way
+// that it can: the next one who gets the packets is the node.
+func TestUDPForgotten(t *testing.T) {
+	for name, remove := range map[string]func(n *node, p *pod) error{
+		"DEL": func(n *node, p *pod) error { _, err := n.call("DEL", p, nil); return err },
+		"DEL of portmap without a result": func(n *node, p *pod) error {
+			n.inside(p.ns, func() error { return withLink("eth0", netlink.LinkSetDown) }) // not to answer
+			p.raw = nil
+			return n.chained("DEL", TypePortmap, p, map[string]any{"runtimeConfig": p.args})
+		},
+		"GC":      func(n *node, _ *pod) error { _, err := n.call("GC", nil, nil); return err },
+		"orphans": func(n *node, _ *pod) error { n.examine(repair); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, ModeBridge)
+			p := n.add(n.pod("dns", mappings(mapping(5353, 53, "udp", ""))))
+			n.serve(p.ns, 53)
+			var conn net.Conn
+			n.inside(n.outside, func() error {
+				var err error
+				conn, err = net.Dial("udp", nodeV4+":5353")
+				return err
+			})
+			defer conn.Close()
+			if !answers(conn) {
+				t.Fatal("the pod does not answer")
+			}
+
+			if err := remove(n, p); err != nil {
+				t.Fatal(err)
+			}
+			netnstest.Serve(t, n.host, "udp", netip.MustParseAddrPort(nodeV4+":5353"))
+			if !answers(conn) {
+				t.Error("packets still go to the pod that is gone")
+			}
+			p.raw = nil
+			n.del(p)
+		})
+	}
+}
+
+// answers sends until there is an answer, for up to two seconds.
+func answers(conn net.Conn) bool {
+	for range 20 {
+		conn.Write([]byte("?"))
+		conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if size, err := conn.Read(make([]byte, 100)); err == nil && size > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // TestIsolated keeps pods from each other, also when they use the node as a router, and

@@ -47,7 +47,7 @@ func (p *Plugin) Inspect(calls []Call) ([]State, error) {
 	if err != nil {
 		return nil, err
 	}
-	ports, err := p.hostPorts()
+	elements, err := p.elements()
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (p *Plugin) Inspect(calls []Call) ([]State, error) {
 			s.Namespace, s.Name = string(args.K8S_POD_NAMESPACE), string(args.K8S_POD_NAME)
 		}
 		s.HostPresent = host.Exists(s.HostInterface)
-		for _, x := range ports[owner(c, call.ID, call.IfName)] {
+		for _, x := range elements.HostPorts(owner(c, call.ID, call.IfName)) {
 			s.HostPorts = append(s.HostPorts, x.String())
 		}
 		slices.Sort(s.HostPorts)
@@ -79,17 +79,17 @@ func (p *Plugin) Inspect(calls []Call) ([]State, error) {
 	return list, nil
 }
 
-// hostPorts lists the host ports by owner, none without a packet filter.
-func (p *Plugin) hostPorts() (map[string][]rules.Exposed, error) {
+// elements lists the host ports, none without a packet filter.
+func (p *Plugin) elements() (*rules.Elements, error) {
 	table, err := p.filter()
 	if err == nil {
-		var all map[string][]rules.Exposed
-		if all, err = table.HostPorts(); err == nil {
+		var all *rules.Elements
+		if all, err = table.List(); err == nil {
 			return all, nil
 		}
 	}
 	if errors.Is(err, rules.ErrUnsupported) {
-		return nil, nil
+		return &rules.Elements{}, nil
 	}
 	return nil, err
 }

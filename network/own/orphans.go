@@ -23,8 +23,8 @@ type orphans struct {
 	// links are the owners of interfaces by name, and networks theirs.
 	links    map[string]lease.Owner
 	networks map[string]string
-	// elements are the owners of elements in the packet filter.
-	elements []string
+	// elements are those of the packet filter.
+	elements *rules.Elements
 }
 
 // examineOrphans looks for what belongs to no attachment. Everything is listed before
@@ -51,7 +51,7 @@ func (x *examiner) examineOrphans(ctx context.Context) error {
 	for _, c := range x.confs {
 		for _, held := range o.leases[c] {
 			if !owners[held.Owner] {
-				x.orphanLease(ctx, c, held, dead)
+				x.orphanLease(ctx, o, c, held, dead)
 			}
 		}
 	}
@@ -62,7 +62,7 @@ func (x *examiner) examineOrphans(ctx context.Context) error {
 
 // list lists what the node has.
 func (x *examiner) list() (*orphans, error) {
-	o := &orphans{leases: map[*conf][]lease.Held{}, links: map[string]lease.Owner{}, networks: map[string]string{}}
+	o := &orphans{leases: map[*conf][]lease.Held{}, links: map[string]lease.Owner{}, networks: map[string]string{}, elements: &rules.Elements{}}
 	seen := map[string]bool{}
 	for _, c := range x.confs {
 		dir := filepath.Join(c.IPAM.DataDir, c.Name)
@@ -86,14 +86,14 @@ func (x *examiner) list() (*orphans, error) {
 		}
 	}
 	if x.table != nil {
-		o.elements, err = x.table.Owners()
+		o.elements, err = x.table.List()
 	}
 	return o, err
 }
 
 // orphanLease reports a lease without an attachment, and removes everything of its owner
 // if that is certainly no pod.
-func (x *examiner) orphanLease(ctx context.Context, c *conf, held lease.Held, dead map[string]bool) {
+func (x *examiner) orphanLease(ctx context.Context, o *orphans, c *conf, held lease.Held, dead map[string]bool) {
 	f := Finding{Level: LevelWarn, About: "network " + c.Name, Advice: adviceRepair}
 	switch {
 	case held.Owner == (lease.Owner{}):
@@ -111,19 +111,19 @@ func (x *examiner) orphanLease(ctx context.Context, c *conf, held lease.Held, de
 		x.add(f)
 		return
 	}
-	x.mend(f, func() error { return x.discard(ctx, c, held.Owner) })
+	x.mend(f, func() error { return x.discard(ctx, o, c, held.Owner) })
 }
 
-// discard removes everything of a lease's owner, in the order of DEL.
-func (x *examiner) discard(ctx context.Context, c *conf, gone lease.Owner) error {
+// discard removes everything of a lease's owner, in the order of DEL. What has been listed
+// is not listed again for each.
+func (x *examiner) discard(ctx context.Context, o *orphans, c *conf, gone lease.Owner) error {
 	name := link.Name(gone.ID, gone.IfName)
 	if x.table == nil && !errors.Is(x.unfiltered, rules.ErrUnsupported) {
 		return fmt.Errorf("what leads to it is unknown: %w", x.unfiltered)
 	}
 	if x.table != nil && gone.ID != "" {
-		owner := c.Name + "/" + name
-		sweep := func() error { return x.table.Sweep(func(other string) bool { return other != owner }) }
-		if err := failpoint.Between("network collect rules", sweep); err != nil {
+		conceal := func() error { return conceal(x.host, x.table, o.elements, c.Name+"/"+name) }
+		if err := failpoint.Between("network collect rules", conceal); err != nil {
 			return err
 		}
 	}
@@ -165,7 +165,7 @@ func (x *examiner) orphanLinks(o *orphans, names, dead map[string]bool) {
 // orphanElements reports host ports that lead to no interface, and those of interfaces
 // without an attachment.
 func (x *examiner) orphanElements(o *orphans, names map[string]bool) {
-	for _, owner := range o.elements {
+	for _, owner := range o.elements.Owners() {
 		name := interfaceOf(owner)
 		network, _, _ := strings.Cut(owner, "/")
 		if _, present := o.links[name]; present || names[name] || x.host.Exists(name) {
@@ -175,7 +175,7 @@ func (x *examiner) orphanElements(o *orphans, names map[string]bool) {
 			Level: LevelWarn, About: "network " + network, Advice: adviceRepair,
 			Text: fmt.Sprintf("host ports of %s lead to a pod that does not exist", name),
 		}
-		x.mend(f, func() error { return x.table.Sweep(func(other string) bool { return other != owner }) })
+		x.mend(f, func() error { return conceal(x.host, x.table, o.elements, owner) })
 	}
 }
 

@@ -48,15 +48,8 @@ func (p *Plugin) removePorts(ctx context.Context, c *conf, call Call, host *link
 	if known, _ := c.previous(call.IfName); len(known) > 0 {
 		return p.withdraw(ctx, c, lease.Owner{ID: call.ID, IfName: call.IfName}, known, host)
 	}
-	table, err := p.filter()
-	if errors.Is(err, rules.ErrUnsupported) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
 	gone := owner(c, call.ID, call.IfName)
-	return table.Sweep(func(other string) bool { return other != gone })
+	return p.sweep(host, func(other string) bool { return other != gone })
 }
 
 // mapped returns the host ports that a call of portmap is about.
@@ -97,10 +90,7 @@ func (p *Plugin) addPorts(ctx context.Context, call Call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := table.Publish(ctx, pod, alive(host)); err != nil {
-		return nil, err
-	}
-	return c.Previous, forgetUDP(host, pod.Ports)
+	return c.Previous, expose(ctx, host, table, pod)
 }
 
 func (p *Plugin) checkPorts(call Call) error {

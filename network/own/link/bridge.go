@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"crisp/network/netdev"
 )
 
 // Bridge describes a bridge for pods.
@@ -93,6 +95,36 @@ func (h *Host) complete(l netlink.Link, b Bridge) error {
 		if err := h.handle.LinkSetUp(l); err != nil {
 			return fmt.Errorf("set up: %w", err)
 		}
+	}
+	return nil
+}
+
+// CheckBridge returns [ErrBroken] unless a bridge is as [Host.EnsureBridge] makes it.
+func (h *Host) CheckBridge(b Bridge) error {
+	l, err := h.handle.LinkByName(b.Name)
+	if isNotFound(err) {
+		return fmt.Errorf("%w: the node has no interface %s", ErrBroken, b.Name)
+	}
+	if err != nil {
+		return fmt.Errorf("look for interface %s: %w", b.Name, err)
+	}
+
+	switch a := l.Attrs(); {
+	case l.Type() != "bridge":
+		return fmt.Errorf("%w: %s is no bridge but a %s", ErrBroken, b.Name, l.Type())
+	case a.Flags&net.FlagUp == 0:
+		return fmt.Errorf("%w: the bridge %s is down", ErrBroken, b.Name)
+	case b.Group != 0 && a.Group != b.Group:
+		return fmt.Errorf("%w: the bridge %s has lost its group, by which pods are isolated", ErrBroken, b.Name)
+	case b.Promiscuous && a.Promisc == 0:
+		return fmt.Errorf("%w: the bridge %s is not promiscuous", ErrBroken, b.Name)
+	}
+	addrs, err := netdev.Dump(func() ([]netlink.Addr, error) { return h.handle.AddrList(l, unix.AF_UNSPEC) })
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", b.Name, err)
+	}
+	if lost := missing(addrs, b.Gateways); lost.IsValid() {
+		return fmt.Errorf("%w: the bridge %s has lost the address %s", ErrBroken, b.Name, lost)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package link
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -104,16 +105,25 @@ func checkAddrs(handle *netlink.Handle, l netlink.Link, w Wire) error {
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", w.IfName, err)
 	}
-	for _, want := range w.Addrs {
-		net := ipNet(want)
-		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == net.String() }) {
-			return fmt.Errorf("%w: %s has lost the address %s", ErrBroken, w.IfName, want)
-		}
+	if lost := missing(addrs, w.Addrs); lost.IsValid() {
+		return fmt.Errorf("%w: %s has lost the address %s", ErrBroken, w.IfName, lost)
 	}
 	if l.Attrs().Flags&net.FlagUp == 0 {
 		return fmt.Errorf("%w: %s is down", ErrBroken, w.IfName)
 	}
 	return nil
+}
+
+// missing returns the first address wanted that an interface does not have, the zero one
+// if it has all.
+func missing(addrs []netlink.Addr, wanted []netip.Prefix) netip.Prefix {
+	for _, want := range wanted {
+		net := ipNet(want)
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == net.String() }) {
+			return want
+		}
+	}
+	return netip.Prefix{}
 }
 
 func checkPodRoutes(handle *netlink.Handle, l netlink.Link, w Wire) error {

@@ -122,15 +122,32 @@ func (h *Host) queueSent(host netlink.Link, name string, limit Limit) (net.Hardw
 		return nil, err
 	}
 
-	index := host.Attrs().Index
-	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
+	err = h.redirect(host, device)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EEXIST) {
+		// There is a filter already, perhaps to a device that is gone.
+		err = h.handle.QdiscDel(ingressOf(host))
+		if err == nil {
+			err = h.redirect(host, device)
+		}
+	}
+	return device.Attrs().HardwareAddr, err
+}
+
+// redirect has what arrives on an interface leave by another one.
+func (h *Host) redirect(host, device netlink.Link) error {
+	ingress := ingressOf(host)
 	if err := h.handle.QdiscReplace(ingress); err != nil {
-		return nil, unsupported(err, "sch_ingress")
+		return unsupported(err, "sch_ingress")
 	}
 	// Without a selector it matches every packet.
 	filter := &netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL},
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: host.Attrs().Index, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL},
 		RedirIndex:  device.Attrs().Index, ClassId: netlink.MakeHandle(1, 1),
 	}
-	return device.Attrs().HardwareAddr, unsupported(h.handle.FilterReplace(filter), "cls_u32 or act_mirred")
+	return unsupported(h.handle.FilterReplace(filter), "cls_u32 or act_mirred")
+}
+
+// ingressOf describes the queue of what arrives on an interface.
+func ingressOf(host netlink.Link) *netlink.Ingress {
+	return &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: host.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
 }

@@ -169,43 +169,23 @@ func (t *Table) Withdraw(p Pod) error {
 	return t.remove(p.elements(), func(owner string) bool { return owner == p.Owner })
 }
 
-// Sweep removes the elements of all owners that are not alive.
-func (t *Table) Sweep(alive func(owner string) bool) error {
+// Elements are what the sets have of pods, as of when they were listed.
+type Elements struct{ byOwner map[string][]element }
+
+// List lists the elements of all sets. It is not an error if there is no table.
+func (t *Table) List() (*Elements, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	complete, err := t.hasChain(layoutChain)
-	if err != nil || !complete {
-		return err
-	}
-
-	var all []element
-	for name, set := range t.sets {
-		if set.Interval {
-			continue
-		}
-		elements, err := t.conn.GetSetElements(set)
-		if err != nil {
-			return fmt.Errorf("list set %s: %w", name, explain(err))
-		}
-		for _, e := range elements {
-			if !alive(e.Comment) {
-				all = append(all, element{name, e})
-			}
-		}
-	}
-	return t.remove(all, func(owner string) bool { return !alive(owner) })
+	return t.list()
 }
 
-// Owners lists the owners of elements. It is not an error if there is no table.
-func (t *Table) Owners() ([]string, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (t *Table) list() (*Elements, error) {
+	all := &Elements{byOwner: map[string][]element{}}
 	complete, err := t.hasChain(layoutChain)
 	if err != nil || !complete {
-		return nil, err
+		return all, err
 	}
 
-	seen := map[string]bool{}
 	for name, set := range t.sets {
 		if set.Interval {
 			continue
@@ -215,10 +195,64 @@ func (t *Table) Owners() ([]string, error) {
 			return nil, fmt.Errorf("list set %s: %w", name, explain(err))
 		}
 		for _, e := range elements {
-			seen[e.Comment] = true
+			all.byOwner[e.Comment] = append(all.byOwner[e.Comment], element{name, e})
 		}
 	}
-	return slices.Sorted(maps.Keys(seen)), nil
+	return all, nil
+}
+
+// Owners lists the owners of elements.
+func (e *Elements) Owners() []string { return slices.Sorted(maps.Keys(e.byOwner)) }
+
+// HostPorts returns the host ports that an owner has.
+func (e *Elements) HostPorts(owner string) []Exposed {
+	var all []Exposed
+	for _, one := range e.byOwner[owner] {
+		for _, f := range families {
+			if one.set != "addr"+f.suffix && one.set != "ports"+f.suffix {
+				continue
+			}
+			if port, ok := exposed(f, one.SetElement); ok {
+				all = append(all, port)
+			}
+		}
+	}
+	return all
+}
+
+// Remove removes the elements of an owner that were listed, and are still its own. It
+// returns the host ports among them.
+func (t *Table) Remove(listed *Elements, owner string) ([]Port, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.removeOwners(listed, func(other string) bool { return other == owner })
+}
+
+// Sweep removes the elements of all owners that are not alive, and returns the host ports
+// among them.
+func (t *Table) Sweep(alive func(owner string) bool) ([]Port, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	listed, err := t.list()
+	if err != nil {
+		return nil, err
+	}
+	return t.removeOwners(listed, func(owner string) bool { return !alive(owner) })
+}
+
+func (t *Table) removeOwners(listed *Elements, gone func(owner string) bool) ([]Port, error) {
+	var elements []element
+	var ports []Port
+	for owner, own := range listed.byOwner {
+		if !gone(owner) {
+			continue
+		}
+		elements = append(elements, own...)
+		for _, x := range listed.HostPorts(owner) {
+			ports = append(ports, x.Port)
+		}
+	}
+	return ports, t.remove(elements, gone)
 }
 
 // remove removes elements if their owner is one of those given. Another process may
@@ -282,33 +316,6 @@ type Exposed struct {
 	Port
 	// Target is the pod's address.
 	Target netip.Addr
-}
-
-// HostPorts lists the host ports that are published, by owner. It is not an error if
-// there is no table.
-func (t *Table) HostPorts() (map[string][]Exposed, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	complete, err := t.hasChain(layoutChain)
-	if err != nil || !complete {
-		return nil, err
-	}
-
-	all := map[string][]Exposed{}
-	for _, f := range families {
-		for _, name := range []string{"addr" + f.suffix, "ports" + f.suffix} {
-			elements, err := t.conn.GetSetElements(t.sets[name])
-			if err != nil {
-				return nil, fmt.Errorf("list map %s: %w", name, explain(err))
-			}
-			for _, e := range elements {
-				if port, ok := exposed(f, e); ok {
-					all[e.Comment] = append(all[e.Comment], port)
-				}
-			}
-		}
-	}
-	return all, nil
 }
 
 // exposed reads an element of a map: see [Pod.elements].
