@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,6 +47,10 @@ func lacks(feature string) bool {
 		return older(version)
 	}
 
+	if kind, ok := strings.CutPrefix(feature, interfaceType); ok {
+		return errors.Is(makeInterface(kind), unix.EOPNOTSUPP)
+	}
+
 	switch feature {
 	case "apparmor":
 		return missing("/sys/kernel/security/apparmor")
@@ -68,6 +73,24 @@ func lacks(feature string) bool {
 		return len(entries) == 0
 	}
 	return false
+}
+
+// interfaceType is the prefix of features that are kinds of network interfaces.
+const interfaceType = "interface type "
+
+// Interface skips the test unless the kernel has a kind of network interface: "macvlan".
+func Interface(t testing.TB, kind string) {
+	t.Helper()
+	if lacks(interfaceType + kind) {
+		Skip(t, interfaceType+kind, makeInterface(kind).Error())
+	}
+}
+
+// makeInterface asks for an interface with a name that none can have. It always fails, with
+// EOPNOTSUPP if the kernel does not know the kind.
+func makeInterface(kind string) error {
+	const parent = 1 // which some kinds need: the loopback
+	return netlink.LinkAdd(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "no/name", ParentIndex: parent}, LinkType: kind})
 }
 
 // KernelAtLeast reports whether the running kernel is major.minor or later.
