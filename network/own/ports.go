@@ -47,14 +47,13 @@ func (p *Plugin) sweep(host *link.Host, valid func(owner string) bool) error {
 
 // forgetUDP drops what the node remembers of the UDP ports among some.
 func forgetUDP(host *link.Host, ports []rules.Port) error {
+	var list []link.UDPPort
 	for _, port := range ports {
 		if port.Protocol == unix.IPPROTO_UDP {
-			if err := host.ForgetUDP(port.HostAddr, port.HostPort); err != nil {
-				return err
-			}
+			list = append(list, link.UDPPort{Addr: port.HostAddr, Port: port.HostPort})
 		}
 	}
-	return nil
+	return host.ForgetUDP(list)
 }
 
 // interfaceOf returns the host's interface of an element's owner.
