@@ -62,6 +62,7 @@ func referenceChains() map[string]others {
 	}
 	tuned := func(ns *os.File) error { return errors.Join(sysctlIs(ns, "core/somaxconn", "500"), mtuIs(ns, 1300)) }
 	const static = `"ipam":{"type":"static","addresses":[{"address":"192.0.2.50/24"},{"address":"2001:db8::50/64"}]}`
+
 	return map[string]others{
 		"macvlan, static": {kind: "macvlan", conf: onUplink(`{"type":"macvlan","master":"up","mode":"bridge",` + static + `}`)},
 		"macvlan, old":    {kind: "macvlan", conf: strings.Replace(onUplink(`{"type":"macvlan","master":"up","mode":"bridge",`+static+`}`), "1.1.0", "0.3.1", 1)},
@@ -222,6 +223,7 @@ func lend(m *machine, outside *os.File, _ string) func() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+
 	err = netns.Do(outside, func() error {
 		up, err := netlink.LinkByName("up")
 		if err != nil {

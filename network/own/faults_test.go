@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -121,44 +120,6 @@ func (n *node) program(t *testing.T) time.Duration {
 		t.Fatal(err)
 	}
 	return took
-}
-
-// TestManyClients attaches and detaches pods from many goroutines at once: no address
-// and no interface is used twice at any time, and nothing is left.
-func TestManyClients(t *testing.T) {
-	bothModes(t, func(t *testing.T, n *node) {
-		const clients, rounds = 32, 6
-		pods := make([][]*pod, clients)
-		for c := range clients {
-			for r := range rounds {
-				pods[c] = append(pods[c], n.pod(fmt.Sprintf("pod-%d-%d", c, r), mappings(mapping(10000+c, 80, "tcp", ""))))
-			}
-		}
-
-		var used sync.Map
-		var running sync.WaitGroup
-		for c := range clients {
-			running.Go(func() {
-				for _, p := range pods[c] {
-					if err := n.tryAdd(p); err != nil {
-						t.Errorf("ADD %s: %v", p.id, err)
-						return
-					}
-					for _, addr := range []string{p.addr(true), p.addr(false)} {
-						if other, taken := used.LoadOrStore(addr, p.id); taken {
-							t.Errorf("%s belongs to %s and %s", addr, other, p.id)
-						}
-						used.Delete(addr)
-					}
-					if _, err := n.call("DEL", p, nil); err != nil {
-						t.Errorf("DEL %s: %v", p.id, err)
-					}
-				}
-			})
-		}
-		running.Wait()
-		n.clean()
-	})
 }
 
 // TestPortTaken refuses a second pod on a host port, by name, and leaves nothing of it

@@ -272,11 +272,17 @@ func (n *node) clean() {
 		}
 	}
 
-	// Interfaces are deleted a little later.
+	n.settle("ifb0", "ifb1")
+}
+
+// settle waits until the node has no interfaces of pods but some: they are deleted a little
+// later.
+func (n *node) settle(others ...string) {
+	n.t.Helper()
 	var left []string
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		left = slices.DeleteFunc(n.links(n.host), func(name string) bool {
-			return !strings.HasPrefix(name, "veth") && !strings.HasPrefix(name, "ifb") || name == "ifb0" || name == "ifb1"
+			return !strings.HasPrefix(name, "veth") && !strings.HasPrefix(name, "ifb") || slices.Contains(others, name)
 		})
 		if len(left) == 0 {
 			return
