@@ -56,9 +56,17 @@ const (
 	reference, ownBridge, ownRouted = "reference", "bridge", "routed"
 )
 
+// newMachine makes a machine, of which nothing must be left at the end of the test.
 func newMachine(t testing.TB, kind string) *machine {
 	t.Helper()
 	testkit.Root(t)
+	testkit.Leaks(t)
+	return makeMachine(t, kind)
+}
+
+// makeMachine makes one of several machines.
+func makeMachine(t testing.TB, kind string) *machine {
+	t.Helper()
 	bin, err := filepath.Abs(cmp.Or(os.Getenv("CRISP_CNI_BIN"), "../.cache/cni"))
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +75,6 @@ func newMachine(t testing.TB, kind string) *machine {
 	if _, err := os.Stat(filepath.Join(bin, "bridge")); kind == reference && err != nil {
 		testkit.Skip(t, "cni-plugins", "there are no reference plugins where CRISP_CNI_BIN says, or in .cache/cni")
 	}
-	testkit.Leaks(t)
 
 	m := &machine{t: t, host: netnstest.New(t), leases: t.TempDir(), confDir: t.TempDir(), cache: t.TempDir(), common: t.TempDir(), bins: []string{bin}}
 	err = netns.Do(m.host, func() error {
