@@ -19,6 +19,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 	"k8s.io/klog/v2"
+
+	"crisp/runtime/rootpath"
 )
 
 const (
@@ -26,6 +28,8 @@ const (
 	defaultHostDir = "_default"
 	// maxHostsFile bounds hosts.toml, in bytes.
 	maxHostsFile = 1 << 20
+	// maxCertificates bounds a file with certificates or a key, in bytes.
+	maxCertificates = 8 << 20
 )
 
 // endpoint is one host that may serve a registry's images.
@@ -72,7 +76,7 @@ func endpoints(dirs []string, host string) ([]endpoint, error) {
 	if dir == "" {
 		return upstreamOnly(host, nil)
 	}
-	data, err := os.ReadFile(filepath.Join(dir, hostsFile))
+	data, err := rootpath.ReadNodeFile(filepath.Join(dir, hostsFile), maxHostsFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		// The older form of the directory has certificates only.
 		conf, err := certificates(dir)
@@ -377,7 +381,7 @@ func loadCertificates(conf *tls.Config, dir string, cas []string, pairs [][2]str
 		}
 
 		for _, name := range cas {
-			pem, err := os.ReadFile(abs(name))
+			pem, err := rootpath.ReadNodeFile(abs(name), maxCertificates)
 			if err != nil {
 				return err
 			}
@@ -389,11 +393,19 @@ func loadCertificates(conf *tls.Config, dir string, cas []string, pairs [][2]str
 	}
 
 	for _, pair := range pairs {
-		cert, err := tls.LoadX509KeyPair(abs(pair[0]), abs(pair[1]))
+		cert, err := rootpath.ReadNodeFile(abs(pair[0]), maxCertificates)
 		if err != nil {
 			return err
 		}
-		conf.Certificates = append(conf.Certificates, cert)
+		key, err := rootpath.ReadNodeFile(abs(pair[1]), maxCertificates)
+		if err != nil {
+			return err
+		}
+		both, err := tls.X509KeyPair(cert, key)
+		if err != nil {
+			return fmt.Errorf("%s: %w", abs(pair[0]), err)
+		}
+		conf.Certificates = append(conf.Certificates, both)
 	}
 
 	return nil

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func writeHosts(t *testing.T, dir, host, content string) {
@@ -117,9 +119,16 @@ func TestHostsErrors(t *testing.T) {
 		"header type":  "[host.\"https://m\".header]\nx = 1\n",
 		"dial_timeout": `dial_timeout = "soon"`,
 		"client":       `client = [["a", "b", "c"]]`,
+		"endless ca":   `ca = "/dev/zero"`,
+		"fifo as ca":   `ca = "fifo"`,
+		"fifo as key":  `client = [["fifo", "fifo"]]`,
 	} {
 		dir := t.TempDir()
 		writeHosts(t, dir, "h.io", content)
+		if err := unix.Mkfifo(filepath.Join(dir, "h.io", "fifo"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+
 		if _, err := endpoints([]string{dir}, "h.io"); !errors.Is(err, ErrConfig) {
 			t.Errorf("%s: %v, want %v", name, err, ErrConfig)
 		}

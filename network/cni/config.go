@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
+
+	"crisp/runtime/rootpath"
 )
 
 // maxConfig bounds a configuration file, in bytes.
@@ -92,19 +93,9 @@ func (c *Config) Declares(capability string) bool {
 }
 
 func loadFile(path string) (*libcni.NetworkConfigList, error) {
-	f, err := os.Open(path)
+	data, err := rootpath.ReadNodeFile(path, maxConfig)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-
-	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err != nil {
-		return nil, err
-	}
-
-	if len(data) > maxConfig {
-		return nil, fmt.Errorf("longer than %d bytes", maxConfig)
 	}
 
 	list, err := parse(data)

@@ -6,6 +6,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crisp/runtime/rootpath"
 )
 
 func write(t *testing.T, path, text string) {
@@ -68,6 +72,20 @@ func TestLoadRefuses(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// TestLoadWaitsForNothing has files that could be read forever.
+func TestLoadWaitsForNothing(t *testing.T) {
+	dir := t.TempDir()
+	fifo, endless := filepath.Join(dir, "10-fifo.conflist"), filepath.Join(dir, "20-endless.conflist")
+	if err := errors.Join(unix.Mkfifo(fifo, 0o600), os.Symlink("/dev/zero", endless)); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{fifo, endless} {
+		if _, err := LoadFile(file); !errors.Is(err, ErrInvalidConfig) || !errors.Is(err, rootpath.ErrNotRegular) {
+			t.Errorf("%s: %v", file, err)
+		}
 	}
 }
 

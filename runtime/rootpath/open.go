@@ -79,6 +79,28 @@ func ReadFile(root *os.File, path string, maxSize int64) ([]byte, error) {
 	return data, nil
 }
 
+// OpenNodeFile is [OpenRegular] for an absolute path of the node: a file that an
+// administrator, or a program that one has installed, has put into a directory
+// which the daemon reads. Whatever is there, the daemon does not wait for it.
+func OpenNodeFile(path string, maxSize int64) (*os.File, error) {
+	root, err := os.Open("/")
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return OpenRegular(root, path, maxSize)
+}
+
+// ReadNodeFile is [ReadFile] for an absolute path of the node, as [OpenNodeFile].
+func ReadNodeFile(path string, maxSize int64) ([]byte, error) {
+	root, err := os.Open("/")
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return ReadFile(root, path, maxSize)
+}
+
 // CreateFile creates the new, empty file name in dir and opens it for writing.
 // name is one component; if it exists, even as a dangling link, the error is
 // [fs.ErrExist]. perm is subject to the umask.

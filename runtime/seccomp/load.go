@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -78,12 +77,7 @@ func readProfile(path string) ([]byte, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("%w: path %q is not absolute", ErrInvalid, path)
 	}
-	root, err := os.Open("/")
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	data, err := rootpath.ReadFile(root, path, maxFile)
+	data, err := rootpath.ReadNodeFile(path, maxFile)
 	if errors.Is(err, rootpath.ErrTooLarge) {
 		err = fmt.Errorf("%w: %w", ErrTooLarge, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -28,8 +29,12 @@ import (
 	"crisp/runtime/hook"
 )
 
-// ErrUnknown means that no CDI spec describes a device of that name.
-var ErrUnknown = errors.New("unknown CDI device")
+var (
+	// ErrUnknown means that no CDI spec describes a device of that name.
+	ErrUnknown = errors.New("unknown CDI device")
+	// ErrConflict means that devices cannot be added to the same container.
+	ErrConflict = errors.New("conflicting CDI devices")
+)
 
 // Names returns the fully qualified names of the devices that a container
 // requests, in the CRI's field and in annotations, each once.
@@ -69,9 +74,9 @@ func Names(cfg *runtimeapi.ContainerConfig) ([]string, error) {
 type Registry struct {
 	dirs []string
 
-	mu    sync.Mutex
-	cache *cdi.Cache // guarded by mu; nil before the first use
-	seen  string     // guarded by mu; the state of the directories when they were read
+	mu   sync.Mutex
+	read *catalogue // guarded by mu; nil before the first use
+	seen string     // guarded by mu; the state of the directories when they were read
 }
 
 // New returns the registry of the specs in the given directories, of which the
@@ -93,43 +98,54 @@ func (r *Registry) Inject(s *specs.Spec, names []string) (Added, error) {
 	if len(names) == 0 {
 		return Added{}, nil
 	}
-	cache, err := r.find(names)
+	devices, err := r.find(names)
 	if err != nil {
 		return Added{}, err
 	}
 
+	list := editsOf(devices)
+	if err := agree(list); err != nil {
+		return Added{}, fmt.Errorf("add CDI devices %q: %w", names, err)
+	}
+	all := &cdi.ContainerEdits{}
+	for _, e := range list {
+		all.Append(&e.ContainerEdits)
+	}
 	mounts := slices.Clone(s.Mounts)
-	if _, err := cache.InjectDevices(s, names...); err != nil {
+	if err := all.Apply(s); err != nil {
 		return Added{}, fmt.Errorf("add CDI devices %q: %w", names, err)
 	}
 	bindByDefault(s, mounts)
-	return added(cache, s, names), nil
+	return added(list, s), nil
 }
 
-// find returns the devices of all specs, which must include those of the given
-// names. Specs are read again if a file has changed, and before a name is
-// refused.
-func (r *Registry) find(names []string) (*cdi.Cache, error) {
+// find returns the named devices. Specs are read again if a file has changed, and
+// before a name is refused.
+func (r *Registry) find(names []string) ([]*cdi.Device, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	missing := ""
 	for range 2 {
 		seen := state(r.dirs)
-		if r.cache == nil || seen != r.seen || missing != "" {
-			cache, err := cdi.NewCache(cdi.WithSpecDirs(r.dirs...), cdi.WithAutoRefresh(false))
-			if err != nil {
-				return nil, fmt.Errorf("read CDI specs in %q: %w", r.dirs, err)
-			}
-			r.cache, r.seen = cache, seen
+		if r.read == nil || seen != r.seen || missing != "" {
+			r.read, r.seen = scan(r.dirs), seen
 		}
 
-		i := slices.IndexFunc(names, func(name string) bool { return r.cache.GetDevice(name) == nil })
-		if i < 0 {
-			return r.cache, nil
+		var devices []*cdi.Device
+		missing = ""
+		for _, name := range names {
+			d := r.read.devices[name]
+			if d == nil {
+				missing = name
+				break
+			}
+			devices = append(devices, d)
 		}
-		missing = names[i]
+		if missing == "" {
+			return devices, nil
+		}
 	}
-	return nil, unknown(r.cache, r.dirs, missing)
+	return nil, r.read.unknown(r.dirs, missing)
 }
 
 // state identifies the content of directories by what changes with it.
@@ -158,16 +174,6 @@ func inode(info fs.FileInfo) any {
 	return nil
 }
 
-// unknown returns an error that lists the known devices and the broken files.
-func unknown(cache *cdi.Cache, dirs []string, name string) error {
-	err := fmt.Errorf("%w %q (%q have %q)", ErrUnknown, name, dirs, cache.ListDevices())
-	broken := cache.GetErrors()
-	for _, file := range slices.Sorted(maps.Keys(broken)) {
-		err = errors.Join(err, fmt.Errorf("%s: %w", file, errors.Join(broken[file]...)))
-	}
-	return err
-}
-
 // bindByDefault completes the added mounts: one of a host path without a type
 // is a bind mount.
 func bindByDefault(s *specs.Spec, before []specs.Mount) {
@@ -181,30 +187,63 @@ func bindByDefault(s *specs.Spec, before []specs.Mount) {
 	}
 }
 
-// added describes what the devices have added.
-func added(cache *cdi.Cache, s *specs.Spec, names []string) Added {
-	a := Added{Nodes: map[string]string{}}
-	var edits []*cdi.ContainerEdits
-	files := map[*cdi.ContainerEdits]string{}
-	for _, name := range names {
-		d := cache.GetDevice(name)
-		for _, e := range []*cdi.ContainerEdits{{ContainerEdits: &d.GetSpec().ContainerEdits}, {ContainerEdits: &d.ContainerEdits}} {
-			edits = append(edits, e)
-			files[e] = d.GetSpec().GetPath()
+// edits are those of a device, or of all devices in a file.
+type edits struct {
+	cdi.ContainerEdits
+	file string
+}
+
+// editsOf are the edits of devices in their order, each once.
+func editsOf(devices []*cdi.Device) []edits {
+	var list []edits
+	common := map[*cdi.Spec]bool{}
+	for _, d := range devices {
+		s := d.GetSpec()
+		if !common[s] {
+			common[s] = true
+			list = append(list, edits{cdi.ContainerEdits{ContainerEdits: &s.ContainerEdits}, s.GetPath()})
+		}
+		list = append(list, edits{cdi.ContainerEdits{ContainerEdits: &d.ContainerEdits}, s.GetPath()})
+	}
+	return list
+}
+
+// agree refuses edits of which one would silently replace another.
+func agree(list []edits) error {
+	names := map[string]string{}
+	var rdt *cdispecs.IntelRdt
+	for _, e := range list {
+		for _, n := range e.NetDevices {
+			if other, ok := names[n.HostInterfaceName]; ok && other != n.Name {
+				return fmt.Errorf("%w: network device %s is to be called both %s and %s", ErrConflict, n.HostInterfaceName, other, n.Name)
+			}
+			names[n.HostInterfaceName] = n.Name
+		}
+		if rdt != nil && e.IntelRdt != nil && !reflect.DeepEqual(rdt, e.IntelRdt) {
+			return fmt.Errorf("%w: two of them are for different classes of Intel RDT", ErrConflict)
+		}
+		if e.IntelRdt != nil {
+			rdt = e.IntelRdt
 		}
 	}
+	return nil
+}
 
-	for _, e := range edits {
+// added describes what edits have added.
+func added(list []edits, s *specs.Spec) Added {
+	a := Added{Nodes: map[string]string{}}
+	for _, e := range list {
 		for _, n := range e.DeviceNodes {
 			if n.HostPath != "" && n.HostPath != n.Path {
 				a.Nodes[n.Path] = n.HostPath
 			}
 		}
 	}
+
 	for _, h := range hook.List(s.Hooks, nil) {
-		for _, e := range edits {
+		for _, e := range list {
 			if slices.ContainsFunc(e.Hooks, func(o *cdispecs.Hook) bool { return same(o, h) }) {
-				h.Source = "CDI specification " + files[e]
+				h.Source = "CDI specification " + e.file
 				break
 			}
 		}

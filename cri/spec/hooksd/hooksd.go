@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -24,6 +23,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"crisp/runtime/hook"
+	"crisp/runtime/rootpath"
 )
 
 // ErrInvalid is a definition that cannot be used.
@@ -108,17 +108,12 @@ func list(dirs []string) ([]string, error) {
 
 // read reads and checks a definition.
 func read(path string) (*definition, error) {
-	f, err := os.Open(path)
-	if err != nil {
+	data, err := rootpath.ReadNodeFile(path, maxFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxFile {
-		return nil, fmt.Errorf("%w: more than %d bytes", ErrInvalid, maxFile)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 
 	d := &definition{path: path}

@@ -1,6 +1,7 @@
 package hooksd
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"crisp/runtime/hook"
 )
@@ -112,9 +114,13 @@ func TestBroken(t *testing.T) {
 	for name, content := range bad {
 		write(t, dir, name, content)
 	}
-	if err := os.Symlink("/nowhere", filepath.Join(dir, "gone.json")); err != nil {
+	if err := errors.Join(
+		os.Symlink("/nowhere", filepath.Join(dir, "gone.json")), os.Symlink("/dev/zero", filepath.Join(dir, "endless.json")),
+		os.Mkdir(filepath.Join(dir, "directory.json"), 0o700), unix.Mkfifo(filepath.Join(dir, "fifo.json"), 0o600),
+	); err != nil {
 		t.Fatal(err)
 	}
+	bad["endless.json"], bad["directory.json"], bad["fifo.json"] = "", "", ""
 
 	var named []string
 	s := container()
