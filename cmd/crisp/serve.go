@@ -353,6 +353,7 @@ func (d *services) newPlugins(devices *cdi.Registry) (*nri.Host, error) {
 	if !d.cfg.NRI {
 		return nil, nil
 	}
+	nri.LogLibrary()
 	return nri.New(nri.Options{
 		Version: version, Socket: d.cfg.NRISocket, PluginDir: d.cfg.NRIPluginDir, ConfigDir: d.cfg.NRIPluginConfigDir,
 		RegistrationTimeout: time.Duration(d.cfg.NRIRegistrationTimeout), RequestTimeout: time.Duration(d.cfg.NRIRequestTimeout),

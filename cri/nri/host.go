@@ -32,7 +32,15 @@ var (
 	ErrRefused = errors.New("refused by a plugin")
 	// ErrUnsupported is an adjustment that crisp cannot make.
 	ErrUnsupported = errors.New("unsupported adjustment by a plugin")
+	// ErrTooMany means that a plugin, or all of them, exceed a limit.
+	ErrTooMany = errors.New("too many for plugins")
+	// ErrFile is a file in a directory of plugins that cannot be one.
+	ErrFile = errors.New("unusable file")
 )
+
+// maxPlugins is how many plugins may be connected: each is asked in turn about every
+// container.
+const maxPlugins = 64
 
 // Options configure a [Host].
 type Options struct {
@@ -58,8 +66,8 @@ type Options struct {
 type Runtime interface {
 	// Known returns all that plugins have to know of when they connect.
 	Known() ([]*pod.Record, []pod.View)
-	// ApplyUpdates changes limits, and returns the changes that failed.
-	ApplyUpdates(ctx context.Context, updates []pod.Update) (failed []pod.Update)
+	// ApplyUpdates changes limits, and returns the indices of the changes that failed.
+	ApplyUpdates(ctx context.Context, updates []pod.Update) (failed []int)
 }
 
 // Host connects plugins. It implements [pod.Plugins].
@@ -70,9 +78,8 @@ type Host struct {
 	active  atomic.Int32
 	// builtins is how many of the connected plugins are our own.
 	builtins int32
-	// updates bounds the updates of plugins that are under way.
-	updates chan struct{}
-	wg      sync.WaitGroup // of updates after a synchronisation
+	gate     *gate
+	wg       sync.WaitGroup // of updates after a synchronisation
 
 	// creating orders creations, as the library does, so that by and missing belong
 	// to the present one.
@@ -83,13 +90,9 @@ type Host struct {
 	unanswered []string
 }
 
-// maxUpdates is how many updates by plugins run at a time: one that floods waits.
-const maxUpdates = 4
-
 // New returns a host without plugins.
 func New(o Options) (*Host, error) {
-	h := &Host{opt: o, updates: make(chan struct{}, maxUpdates)}
-	log.Set(logger{})
+	h := &Host{opt: o, gate: newGate()}
 	if o.RegistrationTimeout > 0 {
 		adaptation.SetPluginRegistrationTimeout(o.RegistrationTimeout)
 	}
@@ -111,6 +114,7 @@ func (h *Host) options() ([]adaptation.Option, error) {
 	o := h.opt
 	options := []adaptation.Option{
 		adaptation.WithPluginPath(o.PluginDir), adaptation.WithPluginConfigPath(o.ConfigDir), adaptation.WithMetrics(meter{h}),
+		adaptation.WithTTRPCOptions(nil, h.gate.options()),
 	}
 	if o.Socket == "" {
 		options = append(options, adaptation.WithDisabledExternalConnections())
@@ -169,6 +173,11 @@ func validators(reject []string) (*validator.DefaultValidatorConfig, error) {
 // others connect.
 func (h *Host) Start(r Runtime) error {
 	h.runtime = r
+	for _, dir := range []string{h.opt.PluginDir, h.opt.ConfigDir} {
+		if err := checkDir(dir); err != nil {
+			return fmt.Errorf("start plugins: %w", err)
+		}
+	}
 	if c, err := net.Dial("unix", h.opt.Socket); h.opt.Socket != "" && err == nil {
 		c.Close()
 		return fmt.Errorf("start plugins: another process, perhaps another runtime, listens on %s: set nri_socket", h.opt.Socket)
@@ -347,19 +356,25 @@ func (h *Host) Stopped(ctx context.Context, v pod.View) ([]pod.Update, error) {
 // synchronise tells a plugin that connects of all that exists, and makes the
 // changes that it asks for.
 func (h *Host) synchronise(ctx context.Context, tell adaptation.SyncCB) error {
+	if n := h.active.Load() - h.builtins; n >= maxPlugins {
+		return fmt.Errorf("%w: %d plugins are connected", ErrTooMany, n)
+	}
 	records, views := h.runtime.Known()
 	pods := make([]*api.PodSandbox, 0, len(records))
 	for _, r := range records {
-		pods = append(pods, podOf(r))
+		pods = append(pods, briefPod(podOf(r)))
 	}
 	containers := make([]*api.Container, 0, len(views))
 	for _, v := range views {
-		containers = append(containers, containerOf(v))
+		containers = append(containers, briefContainer(containerOf(v)))
 	}
 
 	updates, err := tell(ctx, pods, containers)
 	if err != nil {
 		return err
+	}
+	if len(updates) == 0 {
+		return nil
 	}
 	// Operations on pods wait for the end of this call, with the locks that the
 	// updates need.
@@ -369,16 +384,8 @@ func (h *Host) synchronise(ctx context.Context, tell adaptation.SyncCB) error {
 
 // update makes changes that a plugin asks for at any time.
 func (h *Host) update(ctx context.Context, updates []*api.ContainerUpdate) ([]*api.ContainerUpdate, error) {
-	select {
-	case h.updates <- struct{}{}:
-		defer func() { <-h.updates }()
-	case <-ctx.Done():
-		return updates, ctx.Err()
-	}
-
 	var failed []*api.ContainerUpdate
-	for _, f := range h.runtime.ApplyUpdates(ctx, updatesOf(updates)) {
-		i := slices.IndexFunc(updates, func(u *api.ContainerUpdate) bool { return u.GetContainerId() == f.Container })
+	for _, i := range h.runtime.ApplyUpdates(ctx, updatesOf(updates)) {
 		failed = append(failed, updates[i])
 	}
 	return failed, nil
@@ -431,6 +438,10 @@ func (m meter) RecordPluginAdjustments(plugin, operation string, a *api.Containe
 		m.h.by = append(m.h.by, plugin+": "+what)
 	}
 }
+
+// LogLibrary has the protocol's library log as the daemon does. It is called before
+// [New], once.
+func LogLibrary() { log.Set(logger{}) }
 
 // logger has the library log as the daemon does.
 type logger struct{}

@@ -6,7 +6,9 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"crisp/cri/pod"
 )
@@ -128,5 +130,41 @@ func seccompOf(cfg *runtimeapi.ContainerConfig) *api.SecurityProfile {
 	return &api.SecurityProfile{
 		// The numbers of both enumerations are the same.
 		ProfileType: api.SecurityProfile_ProfileType(s.GetProfileType()), LocalhostRef: s.GetLocalhostRef(),
+	}
+}
+
+// maxKnown bounds the description of one pod or container when a plugin is
+// synchronised, in bytes. The library sends all of them in messages of at most 4 MiB;
+// where big ones leave room for few in a message, it fails, or even panics.
+const maxKnown = 128 << 10
+
+// briefPod leaves out what makes a description too big, which a pod's author decides.
+func briefPod(p *api.PodSandbox) *api.PodSandbox {
+	shorten(p, func() { p.Annotations = nil }, func() { p.Labels = nil })
+	return p
+}
+
+// briefContainer is briefPod for a container.
+func briefContainer(c *api.Container) *api.Container {
+	shorten(
+		c, func() { c.Env = nil }, func() { c.Args = nil }, func() { c.Annotations = nil }, func() { c.Labels = nil },
+		func() { c.Hooks = nil }, func() { c.Mounts = nil }, func() { c.Linux.SeccompPolicy = nil }, func() { c.Linux.Devices = nil },
+		func() { c.Linux.Sysctl = nil }, func() { c.Rlimits = nil }, func() { c.CDIDevices = nil }, func() { c.User = nil },
+		func() { c.StatusMessage = "" },
+	)
+	return c
+}
+
+// shorten drops parts of a message in turn until it is small enough.
+func shorten(m interface {
+	proto.Message
+	GetId() string
+}, drop ...func()) {
+	dropped := 0
+	for ; proto.Size(m) > maxKnown && dropped < len(drop); dropped++ {
+		drop[dropped]()
+	}
+	if dropped > 0 {
+		klog.InfoS("Plugins are not told all of a pod or container that exists: it has too much", "id", m.GetId(), "limit", maxKnown)
 	}
 }

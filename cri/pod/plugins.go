@@ -457,38 +457,83 @@ func (p *pod) askUpdate(ctx context.Context, c *Container, change *runtimeapi.Li
 	return pl.Update(ctx, v, change)
 }
 
-// updateWait is how long a plugin's update waits for the operation that runs on
-// the pod: a plugin may ask for it in the middle of that operation.
+// updateWait is how long the updates of one answer of a plugin wait, all together,
+// for operations that run on their pods: a plugin may ask for them in the middle of
+// such an operation.
 const updateWait = time.Second
+
+// patience is how long updates may still wait.
+type patience struct{ left time.Duration }
+
+// lock locks a pod's operations, and takes what that lasts from the patience.
+func (w *patience) lock(ctx context.Context, p *pod) (release func(), err error) {
+	const atLeast = 10 * time.Millisecond // for a lock that nobody has
+	ctx, cancel := context.WithTimeout(ctx, max(w.left, atLeast))
+	defer cancel()
+	begin := time.Now()
+	release, err = p.lock(ctx)
+	w.left -= time.Since(begin)
+	return release, err
+}
 
 // applyUpdates applies the changes of other containers that plugins ask for in an
 // operation on this pod, whose lock is held.
 func (p *pod) applyUpdates(ctx context.Context, updates []Update) error {
-	for _, u := range updates {
-		err := p.m.applyUpdate(ctx, p, u)
+	wait := patience{updateWait}
+	var ignored failures
+	for i, u := range updates {
+		err := p.m.applyUpdate(ctx, p, u, &wait)
 		if err != nil && !u.IgnoreFailure {
 			return fmt.Errorf("%w: %w", ErrPlugin, err)
 		}
-		warn(err, "apply a plugin's update", "container", u.Container)
+		ignored.add(i, err)
 	}
+	ignored.log()
 	return nil
 }
 
-// ApplyUpdates applies changes of limits that plugins ask for, and returns those
-// that failed.
-func (m *Manager) ApplyUpdates(ctx context.Context, updates []Update) (failed []Update) {
-	for _, u := range updates {
-		if err := m.applyUpdate(ctx, nil, u); err != nil {
-			klog.InfoS("Could not apply a plugin's update", "container", u.Container, "err", err)
-			failed = append(failed, u)
+// ApplyUpdates applies changes of limits that plugins ask for, and returns the
+// indices of those that failed.
+func (m *Manager) ApplyUpdates(ctx context.Context, updates []Update) (failed []int) {
+	wait := patience{updateWait}
+	var all failures
+	for i, u := range updates {
+		err := ctx.Err()
+		if err == nil {
+			err = m.applyUpdate(ctx, nil, u, &wait)
 		}
+		all.add(i, err)
 	}
-	return failed
+	all.log()
+	return all.indices
+}
+
+// failures are those of several updates. They are logged together: a plugin may ask
+// for any number of them.
+type failures struct {
+	indices []int
+	first   error
+}
+
+func (f *failures) add(i int, err error) {
+	if err == nil {
+		return
+	}
+	f.indices = append(f.indices, i)
+	if f.first == nil {
+		f.first = err
+	}
+}
+
+func (f *failures) log() {
+	if f.first != nil {
+		klog.InfoS("Could not apply updates of a plugin", "failed", len(f.indices), "first", f.first)
+	}
 }
 
 // applyUpdate applies one update. The lock of the pod held, if not nil, is the
 // caller's.
-func (m *Manager) applyUpdate(ctx context.Context, held *pod, u Update) error {
+func (m *Manager) applyUpdate(ctx context.Context, held *pod, u Update, wait *patience) error {
 	p, id, err := m.container(u.Container)
 	if err != nil {
 		return fmt.Errorf("update by a plugin: %w", err)
@@ -498,9 +543,7 @@ func (m *Manager) applyUpdate(ctx context.Context, held *pod, u Update) error {
 	}
 
 	if p != held {
-		ctx, cancel := context.WithTimeout(ctx, updateWait)
-		defer cancel()
-		release, err := p.lock(ctx)
+		release, err := wait.lock(ctx, p)
 		if err != nil {
 			return fmt.Errorf("update of container %s by a plugin: %w", id, err)
 		}

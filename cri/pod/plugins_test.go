@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/spec"
 	"crisp/runtime/spawn"
+	"crisp/test/testkit/pace"
 )
 
 // absentPlugin is a host whose required plugin is missing.
@@ -56,6 +59,39 @@ func TestUpdatesNeedWholeIDs(t *testing.T) {
 	}
 	if err := p.applyUpdates(t.Context(), []Update{{Container: "dd", IgnoreFailure: true}}); err != nil {
 		t.Errorf("an update whose failure is ignored: %v", err)
+	}
+}
+
+// TestUpdatesWaitTogether has a plugin ask for many updates of a pod that is busy:
+// all together wait no longer than one.
+func TestUpdatesWaitTogether(t *testing.T) {
+	m := bareManager()
+	busy, own := newPod(m, testRecord(t, "aa11"), nil), newPod(m, testRecord(t, "bb22"), nil)
+	m.register(busy)
+	m.index("cc33", busy)
+	release, err := busy.lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+
+	updates := slices.Repeat([]Update{{Container: "cc33", IgnoreFailure: true}}, 20)
+	begin := time.Now()
+	if failed := m.ApplyUpdates(t.Context(), updates); len(failed) != len(updates) || failed[7] != 7 {
+		t.Errorf("%v of %d updates failed", failed, len(updates))
+	}
+	if err := own.applyUpdates(t.Context(), updates); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took < 2*updateWait || took > pace.Scale(4*updateWait) {
+		t.Errorf("two lists of updates took %v, want twice %v", took, updateWait)
+	}
+
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	begin = time.Now()
+	if failed := m.ApplyUpdates(gone, updates); len(failed) != len(updates) || time.Since(begin) > updateWait/2 {
+		t.Errorf("after the plugin has gone, %v failed after %v", failed, time.Since(begin))
 	}
 }
 
