@@ -32,6 +32,7 @@ func bad() map[string]*api.ContainerAdjustment {
 	hooks := func(h *api.Hooks) *api.ContainerAdjustment {
 		return adjusts(func(a *api.ContainerAdjustment) { a.AddHooks(h) })
 	}
+
 	return map[string]*api.ContainerAdjustment{
 		"cgroup above": adjusts(func(a *api.ContainerAdjustment) { a.SetLinuxCgroupsPath("../../..") }),
 		"node's namespace": adjusts(func(a *api.ContainerAdjustment) {
@@ -130,6 +131,7 @@ func FuzzAdjustment(f *testing.F) {
 		}
 	}
 	l := newAdjuster(f)
+
 	f.Fuzz(func(t *testing.T, data []byte) {
 		a := &api.ContainerAdjustment{}
 		if proto.Unmarshal(data, a) != nil {

@@ -187,7 +187,7 @@ func (f *frames) count(p []byte) (begun int) {
 // plugins or of their configurations.
 func checkDir(dir string) error {
 	entries, err := os.ReadDir(dir)
-	if err != nil && !os.IsNotExist(err) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	for _, e := range entries {

@@ -178,6 +178,7 @@ func (h *Host) Start(r Runtime) error {
 			return fmt.Errorf("start plugins: %w", err)
 		}
 	}
+
 	if c, err := net.Dial("unix", h.opt.Socket); h.opt.Socket != "" && err == nil {
 		c.Close()
 		return fmt.Errorf("start plugins: another process, perhaps another runtime, listens on %s: set nri_socket", h.opt.Socket)

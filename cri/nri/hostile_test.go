@@ -475,6 +475,7 @@ func FuzzAnswer(f *testing.F) {
 	setLog.Do(LogLibrary)
 	h := newHost(f, &node{})
 	r := h.intrude(f)
+
 	f.Fuzz(func(t *testing.T, data []byte) {
 		answer := &api.CreateContainerResponse{}
 		if proto.Unmarshal(data, answer) != nil {

@@ -124,11 +124,20 @@ func TestBlamePlugins(t *testing.T) {
 	}
 }
 
-// TestCheckOthers expects a swappiness that no kernel accepts to be refused.
+// TestCheckOthers expects limits that no kernel accepts, or that it would take for
+// another, to be refused.
 func TestCheckOthers(t *testing.T) {
 	for value, want := range map[uint64]error{0: nil, 100: nil, 101: ErrInvalid} {
 		if err := checkOthers(&specs.LinuxResources{Memory: &specs.LinuxMemory{Swappiness: &value}}); !errors.Is(err, want) {
 			t.Errorf("swappiness %d: %v, want %v", value, err, want)
+		}
+	}
+	for value, want := range map[int64]error{-1: nil, 7: nil, -2: ErrInvalid, -1 << 63: ErrInvalid} {
+		if err := checkOthers(&specs.LinuxResources{Memory: &specs.LinuxMemory{Reservation: &value}}); !errors.Is(err, want) {
+			t.Errorf("reservation of %d: %v, want %v", value, err, want)
+		}
+		if err := checkOthers(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &value}}); !errors.Is(err, want) {
+			t.Errorf("%d processes: %v, want %v", value, err, want)
 		}
 	}
 }

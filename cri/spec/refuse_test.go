@@ -190,6 +190,9 @@ func resourceRefusals() []refusal {
 		{"score", limits(&runtimeapi.LinuxContainerResources{OomScoreAdj: -1001}), ErrInvalid, "oom_score_adj"},
 		{"unified path", limits(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"../memory.max": "1"}}), ErrInvalid, "unified"},
 		{"unified control file", limits(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"tasks": "1"}}), ErrInvalid, "unified"},
+		{"unified processes", limits(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"cgroup.procs": "1"}}), ErrInvalid, "no limit"},
+		{"unified kill", limits(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"cgroup.kill": "1"}}), ErrInvalid, "no limit"},
+		{"unified NUL", limits(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "1\x00"}}), ErrInvalid, "NUL"},
 		{"unified on v1", func(in *Input) {
 			in.Host.CgroupV2 = false
 			limits(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "1"}})(in)

@@ -130,9 +130,15 @@ func checkResources(r *runtimeapi.LinuxContainerResources, h Host) error {
 		}
 	}
 
-	for key := range r.GetUnified() {
-		if key == "" || !strings.Contains(key, ".") || strings.Contains(key, "/") || strings.Contains(key, "..") || strings.HasPrefix(key, ".") {
-			return invalid("unified cgroup setting %q", key)
+	for key, value := range r.GetUnified() {
+		switch {
+		case key == "" || !strings.Contains(key, ".") || strings.ContainsAny(key, "/\x00") || strings.Contains(key, "..") || strings.HasPrefix(key, "."):
+			return invalid("unified cgroup setting %q", shorten(key))
+		case strings.HasPrefix(key, "cgroup.") && !strings.HasPrefix(key, "cgroup.max."):
+			// They move, stop and kill processes, also those of others.
+			return invalid("unified cgroup setting %q is no limit", shorten(key))
+		case strings.ContainsRune(value, 0):
+			return invalid("unified cgroup setting %q: NUL byte in its value", shorten(key))
 		}
 	}
 
