@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -191,12 +192,17 @@ func TestHookFails(t *testing.T) {
 		hook specs.Hook
 		want []string
 	}{
-		"exit":          {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "yes noise | head -n 100000 >&2; echo broken >&2; exit 3"}}, []string{"exit code 3", "broken"}},
-		"signal":        {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "kill -9 $$"}}, []string{"signal 9 (SIGKILL)"}},
-		"loops":         {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "sleep 1000 & echo begun; while :; do :; done"}, Timeout: &second}, []string{"killed after 1s", "begun"}},
-		"missing":       {specs.Hook{Path: "/no/such/hook"}, []string{"exec /no/such/hook", "no such file"}},
-		"closes stdin":  {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "exec <&-; exit 4"}}, []string{"exit code 4"}},
-		"output closed": {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "exec >&- 2>&-; exit 5"}}, []string{"exit code 5"}},
+		"exit":           {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "yes noise | head -n 100000 >&2; echo broken >&2; exit 3"}}, []string{"exit code 3", "broken"}},
+		"signal":         {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "kill -9 $$"}}, []string{"signal 9 (SIGKILL)"}},
+		"loops":          {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "sleep 1000 & echo begun; while :; do :; done"}, Timeout: &second}, []string{"killed after 1s", "begun"}},
+		"missing":        {specs.Hook{Path: "/no/such/hook"}, []string{"exec /no/such/hook", "no such file"}},
+		"closes stdin":   {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "exec <&-; exit 4"}}, []string{"exit code 4"}},
+		"floods":         {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "while echo noise; do :; done; sleep 100"}, Timeout: &second}, []string{"killed after 1s", "noise"}},
+		"stops":          {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "echo begun; kill -STOP $$"}, Timeout: &second}, []string{"killed after 1s", "begun"}},
+		"ignores all":    {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "trap '' TERM INT HUP QUIT PIPE USR1; echo begun; while :; do :; done"}, Timeout: &second}, []string{"killed after 1s", "begun"}},
+		"changes itself": {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "cd /tmp; ulimit -f 0; ulimit -n 4; umask 777; exec sh -c 'exit 6'"}}, []string{"exit code 6"}},
+		"eats its input": {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "cat >/dev/null; cat >/dev/null; echo x 1>&0 && exit 1; exit 7"}}, []string{"exit code 7"}},
+		"output closed":  {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "exec >&- 2>&-; exit 5"}}, []string{"exit code 5"}},
 	}
 	for name, tt := range tests {
 		for _, k := range []hook.Kind{hook.CreateRuntime, hook.CreateContainer, hook.StartContainer} {
@@ -247,6 +253,60 @@ func TestHookLeavesProcess(t *testing.T) {
 	if took := time.Since(begin); took > pace.Scale(5*time.Second) {
 		t.Errorf("took %v", took)
 	}
+}
+
+// TestHookLeavesItsGroup has a hook that is late leave a process that is not in its
+// group and holds its output: the start ends when the hook's time is over, and what
+// was in the container's namespaces is gone with it.
+func TestHookLeavesItsGroup(t *testing.T) {
+	second := 1
+	for _, k := range []hook.Kind{hook.CreateRuntime, hook.CreateContainer, hook.StartContainer} {
+		t.Run(string(k), func(t *testing.T) {
+			b := newLab(t)
+			b.sandbox(usual())
+			h := newHookLab(b)
+			s := h.spec("echo ran")
+			shell, mark := "/bin/sh", "4357"
+			script := fmt.Sprintf("setsid sh -c 'trap \"\" TERM; exec sleep %s' & echo begun; while :; do :; done", mark)
+			hook.Add(s, nil, hook.Hook{Kind: k, Hook: specs.Hook{Path: shell, Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin:/usr/bin"}, Timeout: &second}})
+			begin := time.Now()
+			if _, err := h.begin(s, Request{}); !errors.Is(err, hook.ErrFailed) || !strings.Contains(err.Error(), "killed after 1s: begun") {
+				t.Errorf("error %v", err)
+			}
+			if took := time.Since(begin); took > pace.Scale(10*time.Second) {
+				t.Errorf("took %v", took)
+			}
+
+			left := sleepers(t, mark)
+			for _, pid := range left {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+					t.Error(err)
+				}
+			}
+			// One of the node's programs may leave what it likes.
+			if len(left) > 0 && k.InContainer() {
+				t.Errorf("processes %v are left of a hook in the container's namespaces", left)
+			}
+		})
+	}
+}
+
+// sleepers are the processes of this test that sleep for so many seconds.
+func sleepers(t *testing.T, seconds string) []int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	must(t, err)
+	var pids []int
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil || string(data) != "sleep\x00"+seconds+"\x00" {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		must(t, err)
+		pids = append(pids, pid)
+	}
+	return pids
 }
 
 // TestHookInBundle runs hooks for an OCI bundle.
