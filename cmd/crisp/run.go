@@ -225,7 +225,7 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 
 	signals := catch() // before the container can expect one
 	started, err := l.Container(ctx, launch.Request{
-		ID: runID, Name: "start container", Spec: s, Held: held, Group: group, Hierarchies: show, CgroupDir: group.Relative(), Hooks: k.hooks,
+		ID: runID, Name: "start container", Spec: s, Held: held, Group: group, Hierarchies: show, CgroupDir: group.Relative(), Hooks: k.hooks, About: k.about,
 	})
 	if err != nil {
 		return 0, err

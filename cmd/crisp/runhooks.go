@@ -27,6 +27,7 @@ type kept struct {
 	keeper   *client.Client
 	launcher *launch.Launcher
 	hooks    *launch.Hooks // nil without hooks
+	about    hook.Container
 
 	wg    sync.WaitGroup
 	mu    sync.Mutex
@@ -38,10 +39,10 @@ type kept struct {
 
 // newKept follows the exits that the keeper reports, until it ends.
 func newKept(keeper *client.Client, l *launch.Launcher, s *specs.Spec, state string) *kept {
-	k := &kept{keeper: keeper, launcher: l, exits: map[string]chan client.Exit{}}
+	about := hook.Container{ID: runID + strconv.Itoa(os.Getpid()), Spec: s, Bundle: filepath.Join(state, "hooks", runID)}
+	k := &kept{keeper: keeper, launcher: l, about: about, exits: map[string]chan client.Exit{}}
 	if len(hook.List(s.Hooks, nil)) > 0 {
-		bundle := filepath.Join(state, "hooks", runID)
-		k.hooks = &launch.Hooks{Container: hook.Container{ID: runID + strconv.Itoa(os.Getpid()), Spec: s, Bundle: bundle}, Dir: state, Run: k.run}
+		k.hooks = &launch.Hooks{Container: about, Dir: state, Run: k.run}
 	}
 	k.wg.Go(k.follow)
 	return k

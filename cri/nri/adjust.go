@@ -29,7 +29,6 @@ func supported(a *api.ContainerAdjustment) error {
 		{l.GetResources().GetBlockioClass() != nil, "a block I/O class, of which none is configured"},
 		{l.GetResources().GetMemory().GetKernel() != nil, "a limit of kernel memory, which kernels ignore"},
 		{l.GetResources().GetMemory().GetKernelTcp() != nil, "a limit of TCP buffers, which cgroup version 2 does not have"},
-		{l.GetSeccompPolicy().GetListenerPath() != "", "a seccomp listener"},
 	} {
 		if c.set {
 			return fmt.Errorf("%w: %s", ErrUnsupported, c.what)

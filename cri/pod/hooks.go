@@ -40,11 +40,12 @@ func (p *pod) hooks(c *Container, s *specs.Spec) *launch.Hooks {
 	if len(hook.List(s.Hooks, nil)) == 0 {
 		return nil
 	}
-	dir := p.m.StateDir
-	return &launch.Hooks{
-		Container: hook.Container{ID: c.ID, Spec: s, Bundle: filepath.Join(dir, hooksDir, c.ID)},
-		Dir:       dir, Sources: c.HookSources, Run: p.runHook,
-	}
+	return &launch.Hooks{Container: p.about(c, s), Dir: p.m.StateDir, Sources: c.HookSources, Run: p.runHook}
+}
+
+// about is what hooks, and the agent of a seccomp filter, are told of a container.
+func (p *pod) about(c *Container, s *specs.Spec) hook.Container {
+	return hook.Container{ID: c.ID, Spec: s, Bundle: filepath.Join(p.m.StateDir, hooksDir, c.ID)}
 }
 
 // oweHooks records that hooks of a container are about to run for the first

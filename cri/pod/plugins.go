@@ -289,6 +289,8 @@ func (k *creation) adjust(ctx context.Context, a Adjustment, out *spec.Result) (
 	if out.Spec.Linux.Resources, err = m.limits(&c, out.Spec); err != nil {
 		return nil, fmt.Errorf("%w (%q): limits: %w", ErrPlugin, a.By, err)
 	}
+	about := spec.Input{Sandbox: k.p.record().Config.Msg, Config: c.Config.Msg, SandboxID: k.p.record().ID}
+	about.Annotate(out.Spec)
 	if err := k.check(out); err != nil {
 		return nil, fmt.Errorf("%w (%q): %w", ErrPlugin, a.By, err)
 	}

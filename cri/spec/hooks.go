@@ -3,12 +3,13 @@ package spec
 import (
 	"maps"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"crisp/runtime/hook"
+	"crisp/runtime/seccomp"
 )
 
-// hooks adds the node's own hooks, and checks all that the container has. Only
-// a container with hooks has annotations in its spec: what its hooks are told
-// about it.
+// hooks adds the node's own hooks, and checks all that the container has.
 func (b *builder) hooks() error {
 	if b.Hooks != nil {
 		var err error
@@ -20,6 +21,7 @@ func (b *builder) hooks() error {
 	list := hook.List(b.out.Spec.Hooks, b.out.HookSources)
 	if len(list) == 0 {
 		b.out.Spec.Hooks = nil
+		b.Annotate(b.out.Spec)
 		return nil
 	}
 	for _, h := range list {
@@ -32,20 +34,32 @@ func (b *builder) hooks() error {
 		}
 	}
 
-	b.out.Spec.Annotations = b.annotations()
+	b.Annotate(b.out.Spec)
 	return nil
+}
+
+// Annotate adds annotations to a spec that has hooks, or an agent of its seccomp
+// filter: what these are told about the container. Others have none. Those that are
+// there, which plugins have set, stay.
+func (in *Input) Annotate(s *specs.Spec) {
+	if s.Hooks == nil && !seccomp.Listens(s.Linux.Seccomp) {
+		return
+	}
+	all := in.annotations()
+	maps.Copy(all, s.Annotations)
+	s.Annotations = all
 }
 
 // annotations are those of the pod and the container, and what identifies both,
 // under the keys that hooks know. They are data: none has an effect.
-func (b *builder) annotations() map[string]string {
+func (in *Input) annotations() map[string]string {
 	all := map[string]string{}
-	maps.Copy(all, b.Sandbox.GetAnnotations())
-	maps.Copy(all, b.Config.GetAnnotations())
+	maps.Copy(all, in.Sandbox.GetAnnotations())
+	maps.Copy(all, in.Config.GetAnnotations())
 	for key, value := range map[string]string{
-		"container-type": "container", "container-name": b.Config.GetMetadata().GetName(), "image-name": b.Config.GetImage().GetImage(),
-		"sandbox-id": b.SandboxID, "sandbox-name": b.Sandbox.GetMetadata().GetName(),
-		"sandbox-namespace": b.Sandbox.GetMetadata().GetNamespace(), "sandbox-uid": b.Sandbox.GetMetadata().GetUid(),
+		"container-type": "container", "container-name": in.Config.GetMetadata().GetName(), "image-name": in.Config.GetImage().GetImage(),
+		"sandbox-id": in.SandboxID, "sandbox-name": in.Sandbox.GetMetadata().GetName(),
+		"sandbox-namespace": in.Sandbox.GetMetadata().GetNamespace(), "sandbox-uid": in.Sandbox.GetMetadata().GetUid(),
 	} {
 		all["io.kubernetes.cri."+key] = value
 	}

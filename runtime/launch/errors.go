@@ -18,6 +18,9 @@ var (
 	ErrNoPIDOption = errors.New("the kernel lacks the procfs mount option pidns (Linux 6.18)")
 	// ErrInProcfs is a mount target in /proc to which a link of the image leads.
 	ErrInProcfs = errors.New("a link of the image leads to /proc, where nothing may be mounted")
+	// ErrAgent is the agent of a seccomp filter, without which the container cannot
+	// start.
+	ErrAgent = errors.New("seccomp agent")
 	// ErrNoSource is a mount source that is missing on the host, perhaps
 	// removed between the container's creation and its start.
 	ErrNoSource = errors.New("mount source does not exist on the host; recreate the container once it does")

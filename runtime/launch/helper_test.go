@@ -70,6 +70,7 @@ func (k runner) Start(ctx context.Context, r client.Request) (_ *client.Started,
 	}
 	run := &running{k: k, ctx: ctx, r: r, plan: decoded, child: child, pids: []int{child.Pid}, s: &client.Started{StartedAt: time.Now()}}
 	defer child.Close()
+	defer context.AfterFunc(ctx, child.Abort)()
 
 	if err := run.follow(); err != nil {
 		run.end()

@@ -76,14 +76,26 @@ func (in *inputs) bundle(hs *Hooks, o *plan.Options) error {
 	return nil
 }
 
-// ask returns what runs the hooks of a start, nil if it has none: each while
-// the container's process waits at the step of that hook.
-func (l *Launcher) ask(r *Request, p *plan.Plan, s *specs.Spec) func(context.Context, client.Waiting) error {
+// ask returns what runs the hooks of a start, and gives the listener of its filter
+// to the agent, nil if it has none of both: each while the process waits at the step
+// of that.
+func (l *Launcher) ask(r *Request, p *plan.Plan, s *specs.Spec, agent *patience) func(context.Context, client.Waiting) error {
 	todo := r.Hooks.list(hook.Prestart, hook.CreateRuntime, hook.CreateContainer, hook.StartContainer)
-	at := map[int]hook.Hook{}
+	at := map[int]func(context.Context, client.Waiting) error{}
 	for i := range p.Steps {
-		if p.Steps[i].Asks() && len(todo) > 0 {
-			at[i], todo = todo[0], todo[1:]
+		switch {
+		case p.Listens(i):
+			late := r.Hooks.list(hook.StartContainer)
+			at[i] = func(ctx context.Context, w client.Waiting) error {
+				defer agent.begin(r.Spec.Linux.Seccomp.ListenerPath, late)
+				return l.handOver(ctx, r, w)
+			}
+		case p.Steps[i].Asks() && len(todo) > 0:
+			h := todo[0]
+			todo = todo[1:]
+			at[i] = func(ctx context.Context, w client.Waiting) error {
+				return l.run(ctx, r.Hooks, &hookRun{hook: h, spec: s, pid: w.Pid, held: Held{"pidfd": w.PidFD}, request: r})
+			}
 		}
 	}
 	if len(at) == 0 {
@@ -91,11 +103,11 @@ func (l *Launcher) ask(r *Request, p *plan.Plan, s *specs.Spec) func(context.Con
 	}
 
 	return func(ctx context.Context, w client.Waiting) error {
-		h, ok := at[w.Step]
+		do, ok := at[w.Step]
 		if !ok {
-			return fmt.Errorf("step %d has no hook: %w", w.Step, client.ErrInvalid)
+			return fmt.Errorf("step %d has neither a hook nor a listener: %w", w.Step, client.ErrInvalid)
 		}
-		return l.run(ctx, r.Hooks, &hookRun{hook: h, spec: s, pid: w.Pid, held: Held{"pidfd": w.PidFD}, request: r})
+		return do(ctx, w)
 	}
 }
 
@@ -144,12 +156,18 @@ func (l *Launcher) run(ctx context.Context, hs *Hooks, run *hookRun) error {
 
 	limited, cancel := context.WithTimeout(ctx, h.Limit())
 	defer cancel()
-	r := client.Request{Kind: client.Exec, Plan: p, Files: in.files, Within: run.request != nil}
+	agent, limited := l.newPatience(limited)
+	defer agent.end()
+	own := Request{Spec: run.spec, Process: run.spec.Process, Member: run.pid, About: hs.Container}
+	r := client.Request{Kind: client.Exec, Plan: p, Files: in.files, Within: run.request != nil, Ask: l.ask(&own, p, run.spec, agent)}
 	if h.Kind == hook.Poststop {
 		// It runs to its end, also without this daemon.
 		r.Keep = []client.Named{{Name: HookOutput, File: out.r}}
 	}
 	exit, err := hs.Run(limited, h, r)
+	if cause := context.Cause(limited); errors.Is(cause, ErrAgent) {
+		err = cause
+	}
 	return verdict(ctx, h, exit, err, out)
 }
 

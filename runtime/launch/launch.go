@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -30,6 +31,8 @@ type Launcher struct {
 	keeper  Keeper
 	machine plan.Machine
 	filters *seccomp.Cache
+	// agentTime bounds the waiting for agents of seccomp filters.
+	agentTime time.Duration
 
 	mu      sync.Mutex
 	proc    *os.File            // guarded by mu; nil before the first use
@@ -40,11 +43,12 @@ type Launcher struct {
 // New returns a launcher whose plans are run by k.
 func New(k Keeper, f host.Facts) *Launcher {
 	return &Launcher{
-		keeper:  k,
-		machine: machineOf(f),
-		filters: seccomp.NewCache(),
-		userns:  map[string]*os.File{},
-		unified: f.CgroupV2.OK(),
+		keeper:    k,
+		machine:   machineOf(f),
+		filters:   seccomp.NewCache(),
+		agentTime: agentTime,
+		userns:    map[string]*os.File{},
+		unified:   f.CgroupV2.OK(),
 	}
 }
 
@@ -146,10 +150,13 @@ func (l *Launcher) container(ctx context.Context, r *Request, o plan.Options) (*
 	if err := giveStreams(r.Held, s, s.Process); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
+	agent, ctx := l.newPatience(ctx)
+	defer agent.end()
 	started, err := l.keeper.Start(ctx, client.Request{
 		ID: r.ID, Kind: client.Container, Plan: p, Files: in.files,
-		Log: r.Log, Terminal: o.Terminal, Keep: r.Keep, Gate: attach(ctx, r.Group), Ask: l.ask(r, p, s),
+		Log: r.Log, Terminal: o.Terminal, Keep: r.Keep, Gate: attach(ctx, r.Group), Ask: l.ask(r, p, s, agent),
 	})
+	started, err = agent.verdict(started, err)
 	if err != nil {
 		return nil, explain(err, p, s.Process, r.Held["rootfs"])
 	}
@@ -215,7 +222,12 @@ func (l *Launcher) exec(ctx context.Context, r *Request, o plan.Options) (*clien
 		return nil, err
 	}
 
-	started, err := l.join(ctx, r.Held["pidfd"], client.Request{ID: r.ID, Kind: client.Exec, Plan: p, Files: in.files, Terminal: o.Terminal})
+	agent, ctx := l.newPatience(ctx)
+	defer agent.end()
+	started, err := l.join(ctx, r.Held["pidfd"], client.Request{
+		ID: r.ID, Kind: client.Exec, Plan: p, Files: in.files, Terminal: o.Terminal, Ask: l.ask(r, p, r.Spec, agent),
+	})
+	started, err = agent.verdict(started, err)
 	if err != nil {
 		return nil, explain(err, p, r.Process, nil)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"crisp/runtime/cgroup"
+	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/plan"
 )
@@ -34,6 +35,8 @@ type Request struct {
 	Keep []client.Named
 	// Hooks runs the hooks of a container, nil if its spec has none.
 	Hooks *Hooks
+	// About is what the agent of a seccomp filter is told of the container.
+	About hook.Container
 
 	// InPod says that the container is in a pod, whose base mount namespace is
 	// held as "ns/mnt".

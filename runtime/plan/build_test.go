@@ -104,7 +104,6 @@ func TestRefusals(t *testing.T) {
 			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "1-"}
 		}, ErrSpec, "numbers"},
 		{"personality", func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "X"} }, ErrSpec, "personality"},
-		{"listener", func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerPath: "/x"} }, ErrUnsupported, "listener"},
 	}
 
 	for _, tt := range tests {

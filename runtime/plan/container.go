@@ -107,8 +107,6 @@ func checkSpec(s *specs.Spec) error {
 		return fmt.Errorf("%w: Intel RDT", ErrUnsupported)
 	case !slices.Contains(rootPropagations, s.Linux.RootfsPropagation):
 		return fmt.Errorf("%w: rootfsPropagation %q", ErrSpec, s.Linux.RootfsPropagation)
-	case s.Linux.Seccomp != nil && s.Linux.Seccomp.ListenerPath != "":
-		return fmt.Errorf("%w: a seccomp listener", ErrUnsupported)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // Plan is a program of system calls for one new process.
@@ -183,7 +184,7 @@ const (
 )
 
 // AskDaemon marks a gate at which the daemon decides when the child continues:
-// meanwhile it runs a hook.
+// meanwhile it runs a hook, or takes the listener of a filter, see [Plan.Listens].
 const AskDaemon = 1
 
 // Asks reports whether the step is such a gate.
@@ -194,6 +195,12 @@ func (s *Step) Asks() bool {
 		}
 	}
 	return false
+}
+
+// Listens reports whether step i is a gate at which the child has the listener of its
+// seccomp filter: the step before has returned it.
+func (p *Plan) Listens(i int) bool {
+	return i > 0 && p.Steps[i].Asks() && p.Steps[i-1].Call == unix.SYS_SECCOMP
 }
 
 // Arg is one argument of a system call.

@@ -246,10 +246,22 @@ func (c *process) check() error {
 	return c.checkLimits()
 }
 
+// seccomp loads the filter. One about whose calls an agent decides has a listener:
+// the process waits until the agent has it, and has it no more itself, before
+// anything else is subject to the filter.
 func (c *process) seccomp() {
-	if f := c.o.Seccomp; f != nil {
-		c.step("load seccomp filter", unix.SYS_SECCOMP, num(unix.SECCOMP_SET_MODE_FILTER), num(f.Flags), Arg{Kind: ArgFilter, Bytes: f.Prog})
+	f := c.o.Seccomp
+	if f == nil {
+		return
 	}
+	load := c.step("load seccomp filter", unix.SYS_SECCOMP, num(unix.SECCOMP_SET_MODE_FILTER), num(f.Flags), Arg{Kind: ArgFilter, Bytes: f.Prog})
+	if f.Flags&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+		return
+	}
+
+	load.save(regFile)
+	c.step("listener to the agent of the filter", unix.SYS_READ, Arg{Kind: ArgSync, Int: AskDaemon}, buffer(1), num(1))
+	c.step("close listener", unix.SYS_CLOSE, reg(regFile))
 }
 
 // enterWorkingDirAsRoot enters the working directory as root: a user may start in a

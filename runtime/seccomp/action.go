@@ -15,6 +15,7 @@ type action uint32
 
 const (
 	killThread action = unix.SECCOMP_RET_KILL_THREAD
+	notify     action = unix.SECCOMP_RET_USER_NOTIF
 	noSuchCall action = unix.SECCOMP_RET_ERRNO | action(unix.ENOSYS)
 )
 
@@ -35,7 +36,7 @@ func newAction(name specs.LinuxSeccompAction, errno *uint) (action, error) {
 	case specs.ActErrno, specs.ActTrace:
 		return withErrno(name, errno)
 	case specs.ActNotify:
-		return 0, fmt.Errorf("%w: action %s needs a listener", ErrUnsupported, name)
+		a = notify
 	default:
 		return 0, fmt.Errorf("%w: action %q", ErrInvalid, name)
 	}
@@ -92,7 +93,7 @@ func newFlags(names []specs.LinuxSeccompFlag) (uint32, error) {
 		case "SECCOMP_FILTER_FLAG_TSYNC":
 			// The process has one thread when the filter is loaded.
 		case specs.LinuxSeccompFlagWaitKillableRecv:
-			// For listeners only; the kernel refuses it without one.
+			// For listeners only, see [listen]; the kernel refuses it without one.
 		default:
 			return 0, fmt.Errorf("%w: flag %q", ErrInvalid, name)
 		}

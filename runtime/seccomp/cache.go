@@ -52,6 +52,7 @@ func (c *Cache) Compile(p *specs.LinuxSeccomp) (Filter, error) {
 // appendProfile encodes all that affects the filter, with length-prefixed lists.
 func appendProfile(b []byte, p *specs.LinuxSeccomp) []byte {
 	b = appendAction(b, p.DefaultAction, p.DefaultErrnoRet)
+	b = appendStrings(b, []string{p.ListenerPath, p.ListenerMetadata})
 	b = appendStrings(b, p.Architectures)
 	if p.Flags == nil {
 		b = append(b, 1)

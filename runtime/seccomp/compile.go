@@ -15,7 +15,8 @@ import (
 type Filter struct {
 	// Prog is an array of struct sock_filter.
 	Prog []byte
-	// Flags are SECCOMP_FILTER_FLAG_* bits.
+	// Flags are SECCOMP_FILTER_FLAG_* bits. With SECCOMP_FILTER_FLAG_NEW_LISTENER
+	// loading the filter returns the descriptor for the profile's listenerPath.
 	Flags uint32
 	// Joins: a process can join the PID namespace of others after it has loaded
 	// the filter: clone, start a session, set a controlling terminal, limit
@@ -61,12 +62,16 @@ func CompileFor(goarch string, p *specs.LinuxSeccomp) (Filter, error) {
 	if err != nil {
 		return Filter{}, err
 	}
+	listening, err := listen(p, rules, fallback)
+	if err != nil {
+		return Filter{}, err
+	}
 
 	prog := program(abis, rules, fallback)
 	if len(prog) > maxLength {
 		return Filter{}, fmt.Errorf("%w: %d instructions, limit %d", ErrTooLarge, len(prog), maxLength)
 	}
-	return Filter{Prog: prog.bytes(), Flags: flags}, nil
+	return Filter{Prog: prog.bytes(), Flags: flags | listening}, nil
 }
 
 // rule is one entry of a profile.

@@ -297,7 +297,7 @@ func TestActions(t *testing.T) {
 		{action: specs.ActLog, want: 0x7ffc0000},
 		{action: specs.ActAllow, want: 0x7fff0000},
 		{action: specs.ActAllow, errno: ptr(uint(1)), err: ErrInvalid},
-		{action: specs.ActNotify, err: ErrUnsupported},
+		{action: specs.ActNotify, err: ErrInvalid}, // without an agent
 		{action: "SCMP_ACT_NONSENSE", err: ErrInvalid},
 		{action: "", err: ErrInvalid},
 	} {

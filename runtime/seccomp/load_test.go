@@ -129,7 +129,8 @@ func TestLoadRefuses(t *testing.T) {
 		{write(t, `{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_EROR"}]}`), ErrInvalid},
 		{write(t, `{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"action": "SCMP_ACT_ERRNO"}]}`), ErrInvalid},
 		{write(t, `{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "includes": {"minKernel": "new"}}]}`), ErrInvalid},
-		{write(t, `{"defaultAction": "SCMP_ACT_NOTIFY"}`), ErrUnsupported},
+		{write(t, `{"defaultAction": "SCMP_ACT_NOTIFY"}`), ErrInvalid},
+		{write(t, `{"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/run/agent"}`), ErrUnsupported},
 	} {
 		if p, err := Load(tt.path); !errors.Is(err, tt.want) {
 			t.Errorf("Load(%q) = %v, %v, want %v", tt.path, p, err, tt.want)

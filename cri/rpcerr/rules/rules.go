@@ -51,6 +51,8 @@ func All() []rpcerr.Rule {
 		{Err: cadvisor.ErrRequest, Code: codes.InvalidArgument},
 		{Err: cadvisor.ErrNotStarted, Code: codes.NotFound},
 		{Err: spec.ErrInvalid, Code: codes.InvalidArgument},
+		{Err: nri.ErrTooMany, Code: codes.ResourceExhausted},
+		{Err: nri.ErrFile, Code: codes.FailedPrecondition},
 		{Err: spec.ErrUnsupported, Code: codes.FailedPrecondition},
 		{Err: cgroup.ErrParent, Code: codes.InvalidArgument},
 		{Err: cgroup.ErrResources, Code: codes.InvalidArgument},
@@ -78,6 +80,7 @@ func All() []rpcerr.Rule {
 		// removed.
 		{Err: launch.ErrNotFound, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNotExecutable, Code: codes.FailedPrecondition},
+		{Err: launch.ErrAgent, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoSource, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoIDMap, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoPIDOption, Code: codes.FailedPrecondition},
