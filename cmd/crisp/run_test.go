@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/test/testkit"
+	"crisp/test/testkit/agent"
 	"crisp/test/testkit/lab"
 )
 
@@ -252,5 +253,35 @@ func TestRunHookFails(t *testing.T) {
 	}
 	if data, err := os.ReadFile(log); err != nil || string(data) != "poststop\n" {
 		t.Errorf("hooks that ran: %q, %v", data, err)
+	}
+}
+
+// TestRunAsksAgent has an agent decide about calls of a bundle's container.
+func TestRunAsksAgent(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "agent")
+	a := agent.Start(t, socket, func(agent.Call) agent.Answer { return agent.Answer{Err: unix.EXDEV} })
+	asking := func(socket string) func(*specs.Spec) {
+		return func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{
+				DefaultAction: specs.ActAllow, ListenerPath: socket, ListenerMetadata: "opaque",
+				Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActNotify}},
+			}
+		}
+	}
+	out, err := bundle(t, "mkdir /x 2>&1 | sed 's/.*: //'; ls -l /proc/1/fd | grep -c seccomp; true", asking(socket)).Output()
+	if err != nil || string(out) != "Invalid cross-device link\n0\n" {
+		t.Errorf("printed %q, %v", out, err)
+	}
+	if state := a.State(); state.Metadata != "opaque" || state.Pid == 0 {
+		t.Errorf("the agent is told %+v", state)
+	}
+
+	cmd := bundle(t, "echo ran", asking(socket+"-none"))
+	cmd.Stderr = nil
+	out, err = cmd.Output()
+	wantExit(t, err, 1)
+	var exit *exec.ExitError
+	if len(out) > 0 || errors.As(err, &exit) && !strings.Contains(string(exit.Stderr), "seccomp agent") {
+		t.Errorf("without its agent it printed %q and %q", out, exit.Stderr)
 	}
 }

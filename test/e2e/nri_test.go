@@ -417,8 +417,8 @@ func testPluginAsksTooMuch(t *testing.T, n *node) {
 		"RDT class": {func(a *api.ContainerAdjustment) { a.SetLinuxRDTClass("gold") }, "RDT class"},
 		"I/O class": {func(a *api.ContainerAdjustment) { a.SetLinuxBlockIOClass("fast") }, "block I/O class"},
 		"listener": {func(a *api.ContainerAdjustment) {
-			a.SetLinuxSeccompPolicy(&api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", ListenerPath: "/run/x"})
-		}, "seccomp listener"},
+			a.SetLinuxSeccompPolicy(&api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", ListenerMetadata: "of nobody"})
+		}, "listenerPath"},
 		"sysctl of the node": {func(a *api.ContainerAdjustment) { a.SetLinuxSysctl("kernel.panic", "1") }, "not namespaced"},
 		"rlimit":             {func(a *api.ContainerAdjustment) { a.AddRlimit("RLIMIT_FROB", 1, 1) }, "RLIMIT_FROB"},
 		"seccomp action": {func(a *api.ContainerAdjustment) {
