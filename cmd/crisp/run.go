@@ -25,6 +25,7 @@ import (
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/plan"
+	"crisp/runtime/resctrl"
 )
 
 // endTime bounds the termination of a bundle's container.
@@ -161,7 +162,32 @@ func runSpec(ctx context.Context, cfg *config.Config, s *specs.Spec) (code int, 
 		err = errors.Join(err, group.Remove(ctx))
 	}()
 
-	return runKept(ctx, s, groups.Hierarchies(), group)
+	place, remove, err := classOf(s, group)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, remove()) }()
+	return runKept(ctx, s, groups.Hierarchies(), group, place)
+}
+
+// classOf makes the container's class of Intel RDT, if it has one, and returns where
+// its processes are placed and what removes the class.
+func classOf(s *specs.Spec, group *cgroup.Group) (place launch.Group, remove func() error, err error) {
+	r := s.Linux.IntelRdt
+	if r == nil {
+		return group, func() error { return nil }, nil
+	}
+	fs, err := resctrl.Open(resctrl.Root)
+	if err != nil {
+		return nil, nil, err
+	}
+
+	id := "crisp-run-" + strconv.Itoa(os.Getpid())
+	remove = func() error { return fs.Remove(id, r) }
+	if err := fs.Create(id, r); err != nil {
+		return nil, nil, errors.Join(err, remove())
+	}
+	return launch.Class{FS: fs, ID: id, Spec: r}.With(group), remove, nil
 }
 
 // mustBeFree refuses a cgroup that has processes: they would be limited and
@@ -197,7 +223,8 @@ func withDevices(r *specs.LinuxResources) *specs.LinuxResources {
 }
 
 // runKept runs a container with its own keeper.
-func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *cgroup.Group) (code int, err error) {
+// Its processes are started at place, which has that group.
+func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *cgroup.Group, place launch.Group) (code int, err error) {
 	state, err := os.MkdirTemp("", "crisp-run-")
 	if err != nil {
 		return 0, err
@@ -225,7 +252,7 @@ func runKept(ctx context.Context, s *specs.Spec, show []plan.Hierarchy, group *c
 
 	signals := catch() // before the container can expect one
 	started, err := l.Container(ctx, launch.Request{
-		ID: runID, Name: "start container", Spec: s, Held: held, Group: group, Hierarchies: show, CgroupDir: group.Relative(), Hooks: k.hooks, About: k.about,
+		ID: runID, Name: "start container", Spec: s, Held: held, Group: place, Classed: s.Linux.IntelRdt != nil, Hierarchies: show, CgroupDir: group.Relative(), Hooks: k.hooks, About: k.about,
 	})
 	if err != nil {
 		return 0, err

@@ -285,3 +285,15 @@ func TestRunAsksAgent(t *testing.T) {
 		t.Errorf("without its agent it printed %q and %q", out, exit.Stderr)
 	}
 }
+
+// TestRunRefusesClass requests a class of Intel RDT that no node has.
+func TestRunRefusesClass(t *testing.T) {
+	cmd := bundle(t, "echo ran", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "none-of-this-name"} })
+	cmd.Stderr = nil
+	out, err := cmd.Output()
+	wantExit(t, err, 1)
+	var exit *exec.ExitError
+	if len(out) > 0 || errors.As(err, &exit) && !strings.Contains(string(exit.Stderr), "lacks Intel RDT") {
+		t.Errorf("printed %q and %q", out, exit.Stderr)
+	}
+}

@@ -42,6 +42,7 @@ import (
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/orphan"
+	"crisp/runtime/resctrl"
 	"crisp/runtime/spawn"
 )
 
@@ -301,12 +302,13 @@ func (d *services) openPods(ctx context.Context) error {
 		Keeper: d.keeper, Launcher: launch.New(d.keeper, d.facts), Cgroups: d.cgroups,
 		Images: d.images, Network: d.network,
 		Host: spec.HostOf(d.facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(d.cfg), Defaults: defaults(d.cfg),
-		SELinux:  labels,
-		CDI:      devices.Inject,
-		Hooks:    nodeHooks(d.cfg),
-		StateDir: d.cfg.State,
-		Observe:  d.cfg.CAdvisorSocket != "",
-		Handlers: d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
+		SELinux:    labels,
+		CDI:        devices.Inject,
+		Hooks:      nodeHooks(d.cfg),
+		StateDir:   d.cfg.State,
+		ResctrlDir: resctrl.Root,
+		Observe:    d.cfg.CAdvisorSocket != "",
+		Handlers:   d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
 		CRIU: d.cfg.CRIUPath,
 	}
 	if d.metrics != nil {

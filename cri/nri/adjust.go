@@ -24,7 +24,6 @@ func supported(a *api.ContainerAdjustment) error {
 	}{
 		{l.GetCgroupsPath() != "", "the cgroup's path, which follows from kubelet's"},
 		{len(l.GetNamespaces()) > 0, "namespaces, which are the pod's"},
-		{rdt(l.GetRdt()), "Intel RDT"},
 		{l.GetResources().GetRdtClass() != nil, "an RDT class, of which none is configured"},
 		{l.GetResources().GetBlockioClass() != nil, "a block I/O class, of which none is configured"},
 		{l.GetResources().GetMemory().GetKernel() != nil, "a limit of kernel memory, which kernels ignore"},

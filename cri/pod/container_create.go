@@ -256,6 +256,9 @@ func (k *creation) makeSpec(ctx context.Context) error {
 		return err
 	}
 
+	if err := p.m.checkClass(out.Spec.Linux.IntelRdt, adjusted.By); err != nil {
+		return err
+	}
 	for _, w := range out.Warnings {
 		klog.InfoS("Unsupported container settings ignored", "container", k.id, "missing", w)
 	}
@@ -296,7 +299,7 @@ func (k *creation) makeSpec(ctx context.Context) error {
 	k.found = func(c *Container) {
 		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
 		c.StopSignal, c.PIDTarget, c.ImageVolumes, c.Nodes = int32(out.StopSignal), out.PIDTarget, volumes, out.Nodes
-		c.HookSources = out.HookSources
+		c.HookSources, c.IntelRDT = out.HookSources, out.Spec.Linux.IntelRdt
 		adjusted.note(c)
 	}
 	return p.applyUpdates(ctx, adjusted.Updates)
@@ -388,11 +391,15 @@ func (k *creation) makeCgroup(ctx context.Context) error {
 		return err
 	}
 	k.p.setGroup(k.p.process(k.id), group)
-	return nil
+	return k.p.m.makeClass(k.record())
 }
 
 func (k *creation) removeCgroup(ctx context.Context) error {
-	return k.p.m.removeCgroup(ctx, k.record().CgroupPath)
+	c := k.record()
+	if err := k.p.m.removeCgroup(ctx, c.CgroupPath); err != nil {
+		return err
+	}
+	return k.p.m.removeClass(c)
 }
 
 // removeCgroup kills and removes a cgroup; its processes may have no record if

@@ -66,9 +66,13 @@ func (p *pod) exec(ctx context.Context, c *Container, pr *process, cmd []string,
 	}
 	defer p.m.endCommand(ctx, run)
 
+	group, err := p.m.place(c, pr.group)
+	if err != nil {
+		return 0, err
+	}
 	started, err := p.startCommand(ctx, pr, run, launch.Request{
 		ID: run.ID(), Name: "exec in container " + c.Config.Msg.GetMetadata().GetName(), Spec: s, Process: &proc,
-		Group: pr.group, Member: pr.row.Pid(), InPod: true, About: p.about(c, s),
+		Group: group, Member: pr.row.Pid(), InPod: true, About: p.about(c, s),
 	})
 	if err != nil {
 		return 0, err

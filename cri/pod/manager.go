@@ -100,6 +100,8 @@ type Options struct {
 	// Observe gives each pod with a network of its own a first process and a
 	// cgroup for it, through which cAdvisor reads network stats.
 	Observe bool
+	// ResctrlDir is where the resctrl file system is mounted, if the node has it.
+	ResctrlDir string
 	// MaxLogLine is the length in bytes at which a log line is split.
 	MaxLogLine int
 }

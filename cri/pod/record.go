@@ -110,6 +110,8 @@ type Container struct {
 	// Nodes has the host path of each device, by its path in the container,
 	// where that is not the same.
 	Nodes map[string]string `json:",omitempty"`
+	// IntelRDT is what the container has of Intel RDT, nil for nothing.
+	IntelRDT *specs.LinuxIntelRdt `json:",omitempty"`
 	// PIDTarget is the container whose PID namespace this one joins.
 	PIDTarget string `json:",omitempty"`
 	// HookSources are the sources of the spec's hooks.

@@ -28,6 +28,14 @@ func CheckAdjusted(s *specs.Spec, h Host) error {
 		return invalid("oom_score_adj of %d", *score)
 	}
 
+	if err := checkEdits(s); err != nil {
+		return err
+	}
+	return checkOwnSysctls(s)
+}
+
+// checkEdits checks the mounts and devices that CDI devices or plugins may have added.
+func checkEdits(s *specs.Spec) error {
 	for _, m := range s.Mounts {
 		if err := checkAdjustedMount(m); err != nil {
 			return err
@@ -38,10 +46,7 @@ func CheckAdjusted(s *specs.Spec, h Host) error {
 			return err
 		}
 	}
-	if err := checkNetDevices(s); err != nil {
-		return err
-	}
-	return checkOwnSysctls(s)
+	return checkNetDevices(s)
 }
 
 func checkAdjustedMount(m specs.Mount) error {

@@ -81,11 +81,8 @@ func (b *builder) cdi() error {
 	if err != nil {
 		return invalid("%w", err)
 	}
-	if b.out.Spec.Linux.IntelRdt != nil {
-		return unsupported("Intel RDT, which CDI devices %q need", names)
-	}
-	if err := checkNetDevices(b.out.Spec); err != nil {
-		return err
+	if err := checkEdits(b.out.Spec); err != nil {
+		return fmt.Errorf("CDI devices %q: %w", names, err)
 	}
 
 	b.out.HookSources = added.Sources

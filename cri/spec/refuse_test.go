@@ -210,13 +210,6 @@ func resourceRefusals() []refusal {
 			in.CDI = func(*specs.Spec, []string) (cdi.Added, error) { return cdi.Added{}, io.ErrUnexpectedEOF }
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 		}, io.ErrUnexpectedEOF, "invalid"},
-		{"CDI device with Intel RDT", func(in *Input) {
-			in.CDI = func(s *specs.Spec, _ []string) (cdi.Added, error) {
-				s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "x"}
-				return cdi.Added{}, nil
-			}
-			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
-		}, ErrUnsupported, "Intel RDT"},
 		{"network device in the node's network", func(in *Input) {
 			in.Sandbox.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}
 			netDevices(map[string]specs.LinuxNetDevice{"eth1": {}})(in)

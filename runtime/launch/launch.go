@@ -116,6 +116,9 @@ func (l *Launcher) Container(ctx context.Context, r Request) (*client.Started, e
 	if r.Spec.Linux != nil && len(r.Spec.Linux.NetDevices) > 0 && !r.InPod {
 		return nil, fmt.Errorf("%s: %w: network devices of a container without a pod", r.Name, plan.ErrUnsupported)
 	}
+	if r.Spec.Linux != nil && r.Spec.Linux.IntelRdt != nil && !r.Classed {
+		return nil, fmt.Errorf("%s: %w: Intel RDT without a class", r.Name, plan.ErrUnsupported)
+	}
 	o, err := l.options(&r, r.Spec.Process)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Name, err)

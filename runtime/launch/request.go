@@ -46,6 +46,9 @@ type Request struct {
 	Nodes            map[string]string
 	Hierarchies      []plan.Hierarchy
 	CgroupDir        string
+	// Classed says that the container's class of Intel RDT was made, and that the
+	// group is [Class.With] it.
+	Classed bool
 }
 
 // SandboxRequest asks for the namespaces of a pod. In its options all that is

@@ -103,8 +103,6 @@ func checkSpec(s *specs.Spec) error {
 		return fmt.Errorf("%w: personality %q", ErrSpec, s.Linux.Personality.Domain)
 	case s.Linux.Personality != nil && len(s.Linux.Personality.Flags) > 0:
 		return fmt.Errorf("%w: personality flags", ErrUnsupported)
-	case s.Linux.IntelRdt != nil:
-		return fmt.Errorf("%w: Intel RDT", ErrUnsupported)
 	case !slices.Contains(rootPropagations, s.Linux.RootfsPropagation):
 		return fmt.Errorf("%w: rootfsPropagation %q", ErrSpec, s.Linux.RootfsPropagation)
 	}

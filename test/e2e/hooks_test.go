@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -243,6 +244,47 @@ func TestCDI(t *testing.T) {
 		p := h.pod(t)
 		r := &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(device("vendor.com/gpu=none")), SandboxConfig: p.cfg}
 		wantCode(t, failure(t, h.Runtime.CreateContainer, r), codes.InvalidArgument, `unknown CDI device "vendor.com/gpu=none"`, h.cdi, "broken.yaml")
+	})
+
+	h.run(t, "FIFOs", func(t *testing.T) {
+		for _, fifo := range []string{filepath.Join(h.cdi, "fifo.yaml"), filepath.Join(h.hooks, "fifo.json")} {
+			if err := unix.Mkfifo(fifo, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.Remove(fifo) })
+		}
+		testCDI(t, h, func(*runtimeapi.PodSandboxConfig) {})
+	})
+	h.run(t, "Intel RDT", func(t *testing.T) {
+		write(t, filepath.Join(h.cdi, "rdt.yaml"), `cdiVersion: "1.1.0"
+kind: vendor.com/cache
+devices: [{name: "0", containerEdits: {intelRdt: {closID: none-of-this-name}}}]
+`)
+		p := h.pod(t)
+		r := &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(device("vendor.com/cache=0")), SandboxConfig: p.cfg}
+		wantCode(t, failure(t, h.Runtime.CreateContainer, r), codes.FailedPrecondition, "lacks Intel RDT", "CDI device")
+	})
+	h.run(t, "paths", func(t *testing.T) {
+		write(t, filepath.Join(h.cdi, "paths.yaml"), `cdiVersion: "1.1.0"
+kind: vendor.com/path
+devices:
+- {name: up, containerEdits: {deviceNodes: [{path: /dev/../../../../tmp/crisp-escaped, hostPath: /dev/null}]}}
+- {name: proc, containerEdits: {deviceNodes: [{path: /dev/../proc/crisp, hostPath: /dev/null}]}}
+- {name: root, containerEdits: {mounts: [{hostPath: /etc, containerPath: /x/../.., options: [ro, rbind]}]}}
+- {name: relative, containerEdits: {mounts: [{hostPath: /etc, containerPath: ../etc, options: [ro, rbind]}]}}
+`)
+		c := h.pod(t).start(t, device("vendor.com/path=up"))
+		if _, err := os.Lstat("/tmp/crisp-escaped"); err == nil {
+			t.Error("a device is outside of the container")
+		}
+		if got := c.sh(t, "stat -c '%t %T' /tmp/crisp-escaped"); got != "1 3" {
+			t.Errorf("the device is %q", got)
+		}
+		for _, name := range []string{"proc", "root", "relative"} {
+			p := h.pod(t)
+			r := &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(device("vendor.com/path=" + name)), SandboxConfig: p.cfg}
+			wantCode(t, failure(t, h.Runtime.CreateContainer, r), codes.InvalidArgument)
+		}
 	})
 }
 

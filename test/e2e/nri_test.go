@@ -415,6 +415,7 @@ func testPluginAsksTooMuch(t *testing.T, n *node) {
 		"cgroup":    {func(a *api.ContainerAdjustment) { a.SetLinuxCgroupsPath("/elsewhere") }, "cgroup"},
 		"namespace": {func(a *api.ContainerAdjustment) { a.AddOrReplaceNamespace(&api.LinuxNamespace{Type: "ipc"}) }, "namespaces"},
 		"RDT class": {func(a *api.ContainerAdjustment) { a.SetLinuxRDTClass("gold") }, "RDT class"},
+		"RDT":       {func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("none-of-this-name") }, "Intel RDT"},
 		"I/O class": {func(a *api.ContainerAdjustment) { a.SetLinuxBlockIOClass("fast") }, "block I/O class"},
 		"listener": {func(a *api.ContainerAdjustment) {
 			a.SetLinuxSeccompPolicy(&api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", ListenerMetadata: "of nobody"})

@@ -27,6 +27,7 @@ import (
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 	"crisp/runtime/plan"
+	"crisp/runtime/resctrl"
 	"crisp/runtime/seccomp"
 )
 
@@ -80,6 +81,9 @@ func All() []rpcerr.Rule {
 		// removed.
 		{Err: launch.ErrNotFound, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNotExecutable, Code: codes.FailedPrecondition},
+		{Err: resctrl.ErrInvalid, Code: codes.InvalidArgument},
+		{Err: resctrl.ErrUnsupported, Code: codes.FailedPrecondition},
+		{Err: resctrl.ErrConflict, Code: codes.FailedPrecondition},
 		{Err: launch.ErrAgent, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoSource, Code: codes.FailedPrecondition},
 		{Err: launch.ErrNoIDMap, Code: codes.FailedPrecondition},
