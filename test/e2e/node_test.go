@@ -24,7 +24,12 @@ const (
 	maxAnswer = 16 << 20
 )
 
-func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+func TestMain(m *testing.M) {
+	if runProgram() {
+		return
+	}
+	os.Exit(testkit.Main(m))
+}
 
 // node is a daemon under test.
 type node struct{ *lab.Lab }
