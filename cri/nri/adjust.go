@@ -10,7 +10,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"crisp/cri/spec"
-	"crisp/cri/spec/cdi"
 	"crisp/runtime/hook"
 )
 
@@ -77,7 +76,7 @@ func envName(kv string) string {
 }
 
 // apply makes a container's adjustments, except for limits.
-func apply(out *spec.Result, a *api.ContainerAdjustment, inject func(*specs.Spec, []string) (cdi.Added, error)) error {
+func apply(out *spec.Result, a *api.ContainerAdjustment, inject func(*specs.Spec, []string) (hook.Sources, error)) error {
 	devices := func(s *specs.Spec, names []string) error {
 		if len(names) == 0 {
 			return nil

@@ -23,7 +23,7 @@ import (
 
 	"crisp/cri/pod"
 	"crisp/cri/spec"
-	"crisp/cri/spec/cdi"
+	"crisp/runtime/hook"
 )
 
 // Errors of plugins.
@@ -59,7 +59,7 @@ type Options struct {
 	// Reject are adjustments that no plugin may make: see [Rejectable].
 	Reject []string
 	// CDI adds devices of the Container Device Interface to a spec.
-	CDI func(s *specs.Spec, names []string) (cdi.Added, error)
+	CDI func(s *specs.Spec, names []string) (hook.Sources, error)
 }
 
 // Runtime is what plugins look at and change.

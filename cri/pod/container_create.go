@@ -298,7 +298,7 @@ func (k *creation) makeSpec(ctx context.Context) error {
 	p.m.specs.put(k.id, out.Spec, len(data))
 	k.found = func(c *Container) {
 		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
-		c.StopSignal, c.PIDTarget, c.ImageVolumes, c.Nodes = int32(out.StopSignal), out.PIDTarget, volumes, out.Nodes
+		c.StopSignal, c.PIDTarget, c.ImageVolumes = int32(out.StopSignal), out.PIDTarget, volumes
 		c.HookSources, c.IntelRDT = out.HookSources, out.Spec.Linux.IntelRdt
 		adjusted.note(c)
 	}

@@ -145,7 +145,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	}
 	request := launch.Request{
 		ID: c.ID, Name: name, Spec: s, Held: h.files, Group: group, Classed: c.IntelRDT != nil, Log: pr.row.Log(), Keep: pr.keep(), Hooks: hooks, About: p.about(c, s),
-		InPod: true, AnyOrder: true, Nodes: c.Nodes, Hierarchies: p.m.Cgroups.Hierarchies(),
+		InPod: true, AnyOrder: true, Hierarchies: p.m.Cgroups.Hierarchies(),
 		// Another container's PID namespace is not the one of the pod's base.
 		Procfs: c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
 	}

@@ -19,7 +19,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
-	"crisp/cri/spec/cdi"
 	"crisp/cri/spec/selinux"
 	"crisp/image"
 	"crisp/network"
@@ -81,7 +80,7 @@ type Options struct {
 	SELinux *selinux.Policy
 	// CDI and Hooks add devices of the Container Device Interface, and the node's
 	// own hooks, to a spec, see [spec.Input].
-	CDI   func(s *specs.Spec, names []string) (cdi.Added, error)
+	CDI   func(s *specs.Spec, names []string) (hook.Sources, error)
 	Hooks func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error)
 	// Plugins take part in the life of pods and containers; nil for none.
 	Plugins Plugins

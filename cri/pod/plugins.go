@@ -313,7 +313,7 @@ func (k *creation) check(out *spec.Result) error {
 		return err
 	}
 	return m.Launcher.Check(launch.Request{
-		Name: "plan of the container", Spec: out.Spec, InPod: true, AnyOrder: true, Nodes: out.Nodes, Hierarchies: m.Cgroups.Hierarchies(),
+		Name: "plan of the container", Spec: out.Spec, InPod: true, AnyOrder: true, Hierarchies: m.Cgroups.Hierarchies(),
 	})
 }
 

@@ -107,9 +107,6 @@ type Container struct {
 	PluginLimits *specs.LinuxResources `json:",omitempty"`
 	// Plugins are the plugins that adjusted the container, with what they set.
 	Plugins []string `json:",omitempty"`
-	// Nodes has the host path of each device, by its path in the container,
-	// where that is not the same.
-	Nodes map[string]string `json:",omitempty"`
 	// IntelRDT is what the container has of Intel RDT, nil for nothing.
 	IntelRDT *specs.LinuxIntelRdt `json:",omitempty"`
 	// PIDTarget is the container whose PID namespace this one joins.

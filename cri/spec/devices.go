@@ -46,9 +46,7 @@ func (b *builder) devices() error {
 
 		for _, node := range found {
 			below := strings.TrimPrefix(node.Path, path.Clean(d.GetHostPath()))
-			source := node.Path
 			node.Path = path.Join(d.GetContainerPath(), below)
-			b.out.noteDevice(node.Path, source)
 			b.own(&node)
 			if nodes, err = addDevice(nodes, node); err != nil {
 				return err
@@ -77,7 +75,7 @@ func (b *builder) cdi() error {
 		return unsupported("CDI devices")
 	}
 
-	added, err := b.CDI(b.out.Spec, names)
+	sources, err := b.CDI(b.out.Spec, names)
 	if err != nil {
 		return invalid("%w", err)
 	}
@@ -85,23 +83,9 @@ func (b *builder) cdi() error {
 		return fmt.Errorf("CDI devices %q: %w", names, err)
 	}
 
-	b.out.HookSources = added.Sources
-	for target, source := range added.Nodes {
-		b.out.noteDevice(target, source)
-	}
+	b.out.HookSources = sources
 	sortMounts(b.out.Spec.Mounts)
 	return nil
-}
-
-// noteDevice records a device whose path on the host differs.
-func (r *Result) noteDevice(target, source string) {
-	if target == source {
-		return
-	}
-	if r.Nodes == nil {
-		r.Nodes = map[string]string{}
-	}
-	r.Nodes[target] = source
 }
 
 // checkNetDevices refuses network devices that cannot be moved into the pod. One

@@ -16,8 +16,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"crisp/cri/spec/cdi"
 	"crisp/runtime/capability"
+	"crisp/runtime/hook"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -452,12 +452,12 @@ func resourceCases() []goldenCase {
 		{"devices-cdi", func(in *Input) {
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 			in.Config.Annotations = map[string]string{"cdi.k8s.io/x": "vendor.com/gpu=1"}
-			in.CDI = func(s *specs.Spec, names []string) (cdi.Added, error) {
+			in.CDI = func(s *specs.Spec, names []string) (hook.Sources, error) {
 				s.Process.Env = append(s.Process.Env, names...)
 				s.Mounts = append(s.Mounts, specs.Mount{Destination: "/gpu", Source: "/lib/gpu", Options: []string{"rbind", "ro"}})
 
 				s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: "/dev/gpu", Type: "c", Major: 195})
-				return cdi.Added{Nodes: map[string]string{"/dev/gpu": "/dev/nvidia0"}}, nil
+				return nil, nil
 			}
 		}},
 		{"devices-privileged", func(in *Input) {

@@ -23,7 +23,7 @@ func TestEverySpecHasAPlan(t *testing.T) {
 				{CgroupV2: true},
 				{CgroupTasks: 2, Hierarchies: []plan.Hierarchy{{Dir: "cpu,cpuacct", Options: []string{"cpu", "cpuacct"}}}},
 			} {
-				o.Name, o.PodBase, o.Terminal, o.Nodes = tt.name, true, r.Spec.Process.Terminal, r.Nodes
+				o.Name, o.PodBase, o.Terminal = tt.name, true, r.Spec.Process.Terminal
 				p, err := plan.Container(r.Spec, o)
 				if err != nil {
 					t.Error(err)

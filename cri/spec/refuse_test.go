@@ -10,7 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
-	"crisp/cri/spec/cdi"
+	"crisp/runtime/hook"
 )
 
 type refusal struct {
@@ -203,11 +203,11 @@ func resourceRefusals() []refusal {
 		{"missing device", device(&runtimeapi.Device{HostPath: "/dev/nope", ContainerPath: "/dev/x"}), ErrInvalid, "/dev/nope"},
 		{"directory without devices", device(&runtimeapi.Device{HostPath: "/dev/empty", ContainerPath: "/dev/x"}), ErrInvalid, "no device"},
 		{"invalid CDI device", func(in *Input) {
-			in.CDI = func(*specs.Spec, []string) (cdi.Added, error) { return cdi.Added{}, nil }
+			in.CDI = func(*specs.Spec, []string) (hook.Sources, error) { return nil, nil }
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}}
 		}, ErrInvalid, "gpu"},
 		{"CDI device that fails", func(in *Input) {
-			in.CDI = func(*specs.Spec, []string) (cdi.Added, error) { return cdi.Added{}, io.ErrUnexpectedEOF }
+			in.CDI = func(*specs.Spec, []string) (hook.Sources, error) { return nil, io.ErrUnexpectedEOF }
 			in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 		}, io.ErrUnexpectedEOF, "invalid"},
 		{"network device in the node's network", func(in *Input) {
@@ -236,9 +236,9 @@ func resourceRefusals() []refusal {
 // netDevices requests a CDI device with network devices.
 func netDevices(list map[string]specs.LinuxNetDevice) func(*Input) {
 	return func(in *Input) {
-		in.CDI = func(s *specs.Spec, _ []string) (cdi.Added, error) {
+		in.CDI = func(s *specs.Spec, _ []string) (hook.Sources, error) {
 			s.Linux.NetDevices = list
-			return cdi.Added{}, nil
+			return nil, nil
 		}
 		in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 	}

@@ -9,7 +9,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"crisp/cri/spec/cdi"
 	"crisp/runtime/hook"
 )
 
@@ -45,7 +44,7 @@ type Input struct {
 	ID, SandboxID string
 	// CDI adds the named CDI devices to a spec, all or none; nil if the node has
 	// none.
-	CDI func(s *specs.Spec, names []string) (cdi.Added, error)
+	CDI func(s *specs.Spec, names []string) (hook.Sources, error)
 	// Hooks adds the hooks that the node's administrator has defined for a
 	// container with such a spec and annotations; nil for none.
 	Hooks func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error)
@@ -146,9 +145,6 @@ type Result struct {
 	Volumes []Volume
 	// Images are image volumes; the caller holds number n as "image/n".
 	Images []ImageMount
-	// Nodes has the host path of each device whose path in the container differs,
-	// by the latter.
-	Nodes map[string]string
 	// HookSources are the sources of the spec's hooks, and HookWarnings what the
 	// administrator should know about them.
 	HookSources  hook.Sources `json:",omitempty"`

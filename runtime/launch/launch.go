@@ -284,7 +284,7 @@ func (l *Launcher) filter(profile *specs.LinuxSeccomp, joins bool) (*plan.Filter
 func (l *Launcher) options(r *Request, p *specs.Process) (plan.Options, error) {
 	s, h := r.Spec, r.Held
 	o := plan.Options{
-		Name: r.Name, PodBase: r.InPod, AnyOrder: r.AnyOrder, Procfs: r.Procfs, Nodes: r.Nodes,
+		Name: r.Name, PodBase: r.InPod, AnyOrder: r.AnyOrder, Procfs: r.Procfs,
 		Hierarchies: r.Hierarchies, CgroupDir: r.CgroupDir, Machine: l.machine,
 		HasStdin: h["stdin"] != nil, NoStdout: h["stdout"] == nil, NoStderr: h["stderr"] == nil,
 	}

@@ -311,8 +311,7 @@ func TestDevicesInUserNamespace(t *testing.T) {
 	b.sandbox(usersOwn())
 	s := b.spec("cd /dev; stat -c '%n %F %t:%T' null full net/mine; echo x >net/mine; head -c2 zero | wc -c")
 	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/net/mine", Type: "c", Major: 1, Minor: 3}}
-	o := Request{Nodes: map[string]string{"/dev/net/mine": "/dev/null"}}
-	c, err := b.start(s, nil, o)
+	c, err := b.start(s, nil, Request{})
 	if err != nil {
 		t.Fatal(err)
 	}

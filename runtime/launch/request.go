@@ -43,7 +43,6 @@ type Request struct {
 	InPod bool
 	// The rest is as in [plan.Options].
 	AnyOrder, Procfs bool
-	Nodes            map[string]string
 	Hierarchies      []plan.Hierarchy
 	CgroupDir        string
 	// Classed says that the container's class of Intel RDT was made, and that the

@@ -125,11 +125,6 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 		mode = uint32(d.FileMode.Perm())
 	}
 	if c.userns() && d.Type != "p" {
-		source := clean(d.Path)
-		if host, ok := c.o.Nodes[source]; ok {
-			source = host
-		}
-
 		c.step(what+": make file", unix.SYS_MKNODAT, reg(dir), str(name), num(unix.S_IFREG|0o644), zero()).ignore(unix.EEXIST)
 		c.step(what+": open target", unix.SYS_OPENAT, reg(dir), str(name), num(unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC), zero()).save(regTarget)
 		if i := c.indexOf(d); i >= 0 && c.o.DeviceNodes {
@@ -137,6 +132,7 @@ func (c *container) node(what string, dir Reg, name string, d specs.LinuxDevice)
 			c.attach(what+": bind", reg(regMount), regTarget)
 			c.shut(regMount)
 		} else {
+			source := clean(d.Path)
 			c.attach(what+": bind", c.input(Input{Name: "mount " + source, Kind: InputMount, Path: source, Propagation: unix.MS_PRIVATE}), regTarget)
 		}
 		c.shut(regTarget)

@@ -42,9 +42,6 @@ type Options struct {
 	HasStdin, NoStdout, NoStderr bool
 	// Machine bounds the requested settings to what the machine supports.
 	Machine Machine
-	// Nodes has the host path of each device, by its path in the container,
-	// where the two differ. It matters only in a user namespace.
-	Nodes map[string]string
 	// DeviceNodes: a file system with the nodes of the spec's devices, named by
 	// their index, is held as "devices". A user namespace needs it, in which
 	// nodes cannot be made.

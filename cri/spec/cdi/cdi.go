@@ -83,29 +83,21 @@ type Registry struct {
 // last has priority.
 func New(dirs []string) *Registry { return &Registry{dirs: dirs} }
 
-// Added is what devices have added to a spec, in addition to what is in there.
-type Added struct {
-	// Sources are the sources of the spec's hooks.
-	Sources hook.Sources
-	// Nodes has the host path of each device node, by its path in the container,
-	// where the two differ.
-	Nodes map[string]string
-}
-
 // Inject adds the named devices to a spec, all or none. The edits of a device,
-// and once those of each CDI spec, are applied in the order of the names.
-func (r *Registry) Inject(s *specs.Spec, names []string) (Added, error) {
+// and once those of each CDI spec, are applied in the order of the names. It returns
+// the sources of the spec's hooks.
+func (r *Registry) Inject(s *specs.Spec, names []string) (hook.Sources, error) {
 	if len(names) == 0 {
-		return Added{}, nil
+		return nil, nil
 	}
 	devices, err := r.find(names)
 	if err != nil {
-		return Added{}, err
+		return nil, err
 	}
 
 	list := editsOf(devices)
 	if err := agree(list); err != nil {
-		return Added{}, fmt.Errorf("add CDI devices %q: %w", names, err)
+		return nil, fmt.Errorf("add CDI devices %q: %w", names, err)
 	}
 	all := &cdi.ContainerEdits{}
 	for _, e := range list {
@@ -113,10 +105,10 @@ func (r *Registry) Inject(s *specs.Spec, names []string) (Added, error) {
 	}
 	mounts := slices.Clone(s.Mounts)
 	if err := all.Apply(s); err != nil {
-		return Added{}, fmt.Errorf("add CDI devices %q: %w", names, err)
+		return nil, fmt.Errorf("add CDI devices %q: %w", names, err)
 	}
 	bindByDefault(s, mounts)
-	return added(list, s), nil
+	return sources(list, s), nil
 }
 
 // find returns the named devices. Specs are read again if a file has changed, and
@@ -229,17 +221,9 @@ func agree(list []edits) error {
 	return nil
 }
 
-// added describes what edits have added.
-func added(list []edits, s *specs.Spec) Added {
-	a := Added{Nodes: map[string]string{}}
-	for _, e := range list {
-		for _, n := range e.DeviceNodes {
-			if n.HostPath != "" && n.HostPath != n.Path {
-				a.Nodes[n.Path] = n.HostPath
-			}
-		}
-	}
-
+// sources are the sources of a spec's hooks, of which edits have added some.
+func sources(list []edits, s *specs.Spec) hook.Sources {
+	var all hook.Sources
 	for _, h := range hook.List(s.Hooks, nil) {
 		for _, e := range list {
 			if slices.ContainsFunc(e.Hooks, func(o *cdispecs.Hook) bool { return same(o, h) }) {
@@ -247,9 +231,9 @@ func added(list []edits, s *specs.Spec) Added {
 				break
 			}
 		}
-		a.Sources = hook.Append(a.Sources, h)
+		all = hook.Append(all, h)
 	}
-	return a
+	return all
 }
 
 // same reports whether a hook of a CDI spec is one of a spec.

@@ -66,7 +66,7 @@ func TestInject(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Nodes)+len(got.Sources) > 0 {
+	if len(got) > 0 {
 		t.Errorf("added %+v", got)
 	}
 
@@ -117,15 +117,12 @@ func TestInjectEverything(t *testing.T) {
 		t.Errorf("environment %q, want %q", s.Process.Env, want)
 	}
 	var names []string
-	for _, h := range hook.List(s.Hooks, got.Sources) {
+	for _, h := range hook.List(s.Hooks, got) {
 		names = append(names, h.String()+" "+strings.Join(h.Args, ","))
 	}
 	source := " (CDI specification " + dir + "/vendor.yaml)"
 	if want := []string{"createContainer hook /bin/all" + source + " all,x", "createContainer hook /bin/true" + source + " ", "poststop hook /bin/false" + source + " "}; !slices.Equal(names, want) {
 		t.Errorf("hooks %q, want %q", names, want)
-	}
-	if got.Nodes["/dev/gpu0"] != "/dev/null" || len(got.Nodes) != 1 {
-		t.Errorf("nodes %v", got.Nodes)
 	}
 	if !slices.Equal(s.Process.User.AdditionalGids, []uint32{44, 45}) {
 		t.Errorf("groups %v", s.Process.User.AdditionalGids)
