@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -79,11 +80,11 @@ func ReadFile(root *os.File, path string, maxSize int64) ([]byte, error) {
 	return data, nil
 }
 
-// OpenNodeFile is [OpenRegular] for an absolute path of the node: a file that an
-// administrator, or a program that one has installed, has put into a directory
-// which the daemon reads. Whatever is there, the daemon does not wait for it.
+// OpenNodeFile is [OpenRegular] for a path of the node: a file that an administrator,
+// or a program that one has installed, has put into a directory which the daemon reads.
+// Whatever is there, the daemon does not wait for it.
 func OpenNodeFile(path string, maxSize int64) (*os.File, error) {
-	root, err := os.Open("/")
+	root, path, err := onNode(path)
 	if err != nil {
 		return nil, err
 	}
@@ -91,14 +92,24 @@ func OpenNodeFile(path string, maxSize int64) (*os.File, error) {
 	return OpenRegular(root, path, maxSize)
 }
 
-// ReadNodeFile is [ReadFile] for an absolute path of the node, as [OpenNodeFile].
+// ReadNodeFile is [ReadFile] for a path of the node, as [OpenNodeFile].
 func ReadNodeFile(path string, maxSize int64) ([]byte, error) {
-	root, err := os.Open("/")
+	root, path, err := onNode(path)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
 	return ReadFile(root, path, maxSize)
+}
+
+// onNode returns the node's root, and a path in there.
+func onNode(path string) (*os.File, string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, "", err
+	}
+	root, err := os.Open("/")
+	return root, path, err
 }
 
 // CreateFile creates the new, empty file name in dir and opens it for writing.

@@ -373,3 +373,37 @@ func TestRemoveAllDeep(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
+
+// TestNodeFile reads files by paths of the node, and waits for none.
+func TestNodeFile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := errors.Join(
+		os.WriteFile("file", []byte("content"), 0o600), os.Symlink("file", "link"), unix.Mkfifo("fifo", 0o600), os.Symlink("/dev/zero", "endless"),
+		os.Mkdir("directory", 0o700),
+	); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]error{
+		"file": nil, dir + "/file": nil, dir + "/link": nil, "./directory/../link": nil, "none": fs.ErrNotExist,
+		dir + "/fifo": ErrNotRegular, dir + "/endless": ErrNotRegular, "directory": ErrNotRegular,
+	} {
+		data, err := ReadNodeFile(path, 7)
+		if !errors.Is(err, want) || err == nil && string(data) != "content" {
+			t.Errorf("%s: %q, %v, want %v", path, data, err, want)
+		}
+		f, err := OpenNodeFile(path, 7)
+		if !errors.Is(err, want) {
+			t.Errorf("open %s: %v, want %v", path, err, want)
+		}
+		if err == nil {
+			f.Close()
+		}
+	}
+	if _, err := ReadNodeFile("file", 6); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("a longer file: %v, want %v", err, ErrTooLarge)
+	}
+}
