@@ -206,7 +206,7 @@ func (s *scene) openPods(t testing.TB, facts host.Facts, nets *network.Network) 
 func (s *scene) serve(t testing.TB) {
 	t.Helper()
 	l := bufconn.Listen(1 << 20)
-	g := grpc.NewServer(ServerOptions(nil)...)
+	g := grpc.NewServer(ServerOptions()...)
 	s.server.Register(g)
 	s.info = g.GetServiceInfo()
 

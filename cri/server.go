@@ -80,13 +80,13 @@ type Interceptors interface {
 }
 
 // ServerOptions returns the options of the gRPC server: message sizes, the
-// codec, and the interceptors that map errors and log calls. Those of outer, if not
-// nil, see the calls as clients do.
-func ServerOptions(outer Interceptors) []grpc.ServerOption {
-	mapper := rpcerr.New(rules.All())
-	unary, stream := []grpc.UnaryServerInterceptor{mapper.Unary()}, []grpc.StreamServerInterceptor{mapper.Stream()}
-	if outer != nil {
-		unary, stream = slices.Insert(unary, 0, outer.Unary()), slices.Insert(stream, 0, outer.Stream())
+// codec, and the interceptors that map errors and log calls. Those of outer, the first
+// of which is called first, see the calls as clients do.
+func ServerOptions(outer ...Interceptors) []grpc.ServerOption {
+	var unary []grpc.UnaryServerInterceptor
+	var stream []grpc.StreamServerInterceptor
+	for _, o := range append(slices.Clip(outer), rpcerr.New(rules.All())) {
+		unary, stream = append(unary, o.Unary()), append(stream, o.Stream())
 	}
 
 	return []grpc.ServerOption{

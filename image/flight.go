@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"crisp/runtime/span"
 )
 
 // flights deduplicate work: of several pulls that need the same thing, one leads
@@ -90,7 +92,9 @@ func (p *pulls) do(ctx context.Context, key pullKey, start func(*sharedPull)) (I
 	}
 
 	op := p.all[key]
-	if op == nil {
+	if op != nil {
+		span.Note(ctx, "waits for a pull of the image that an earlier call began")
+	} else {
 		op = &sharedPull{done: make(chan struct{})}
 		if p.all == nil {
 			p.all = map[pullKey]*sharedPull{}

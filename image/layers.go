@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
@@ -12,6 +13,7 @@ import (
 
 	"crisp/image/layer"
 	"crisp/image/store"
+	"crisp/runtime/span"
 )
 
 const (
@@ -65,7 +67,10 @@ func (p *puller) dispatch(ctx context.Context, group *errgroup.Group) error {
 		}
 		group.Go(func() error {
 			defer func() { <-slots }()
-			if err := p.fetch(ctx, j); err != nil {
+			ctx, end := span.Start(ctx, "fetch layer", "digest", j.desc.Digest.String(), "size", strconv.FormatInt(j.desc.Size, 10))
+			err := p.fetch(ctx, j)
+			end(err)
+			if err != nil {
 				return err
 			}
 
@@ -121,7 +126,7 @@ func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool,
 
 	release, ok := s.budget.TryStream()
 	if ok {
-		err = p.download(ctx, j, j.leads)
+		err = span.Do(ctx, "download and unpack", func(ctx context.Context) error { return p.download(ctx, j, j.leads) })
 		release()
 		if !errors.Is(err, layer.ErrNeedsMemory) {
 			return false, err
@@ -129,10 +134,10 @@ func (p *puller) fetchBlob(ctx context.Context, j *job, leads bool) (again bool,
 		p.discard(j)
 	}
 
-	if err := p.download(ctx, j, false); err != nil || !j.leads {
+	err = span.Do(ctx, "download", func(ctx context.Context) error { return p.download(ctx, j, false) })
+	if err != nil || !j.leads {
 		return false, err
 	}
-
 	return p.fromDisk(ctx, j)
 }
 
@@ -147,6 +152,8 @@ func (p *puller) discard(j *job) {
 func (p *puller) fromDisk(ctx context.Context, j *job) (again bool, err error) {
 	s := p.s
 	open := func(context.Context) (io.ReadCloser, error) { return s.blobs.Reader(j.desc) }
+	ctx, end := span.Start(ctx, "unpack")
+	defer func() { end(err) }()
 	err = p.unpackWithin(ctx, j, open, false)
 	if errors.Is(err, layer.ErrNeedsMemory) {
 		p.discard(j)
@@ -228,7 +235,10 @@ func (p *puller) publish(ctx context.Context) error {
 		if j.stage == nil {
 			continue
 		}
-		if err := p.s.withFailpoints("publish layer", func() error { return j.stage.Publish(ctx) }); err != nil {
+		err := span.Do(ctx, "publish layer", func(ctx context.Context) error {
+			return p.s.withFailpoints("publish layer", func() error { return j.stage.Publish(ctx) })
+		})
+		if err != nil {
 			return err
 		}
 

@@ -15,6 +15,7 @@ import (
 	"crisp/image/layer"
 	"crisp/image/registry"
 	"crisp/image/store"
+	"crisp/runtime/span"
 )
 
 // Pull fetches the image that ref names and returns it once it is complete,
@@ -38,11 +39,13 @@ func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, erro
 
 	im, err := s.pulls.do(ctx, key, func(op *sharedPull) {
 		var opCtx context.Context
-		opCtx, op.cancel = context.WithCancelCause(s.ctx)
+		opCtx, op.cancel = context.WithCancelCause(span.Follow(s.ctx, ctx))
 		op.progress = &progress{ref: parsed.String(), began: time.Now()}
 		s.work.Go(func() {
 			defer op.cancel(nil)
+			opCtx, end := span.Start(opCtx, "pull", "image", parsed.String())
 			im, err := s.pull(opCtx, parsed, auth, op.progress)
+			end(err)
 			if s.opts.Meter != nil {
 				s.opts.Meter.Pulled(time.Since(op.progress.began), err)
 			}
@@ -99,7 +102,7 @@ type puller struct {
 }
 
 func (p *puller) run(ctx context.Context) (Image, error) {
-	if err := p.documents(ctx); err != nil {
+	if err := span.Do(ctx, "fetch documents", p.documents); err != nil {
 		return Image{}, err
 	}
 	if p.isPresent() {
@@ -107,20 +110,23 @@ func (p *puller) run(ctx context.Context) (Image, error) {
 	}
 
 	p.fetched = true
-	if err := p.fetchLayers(ctx); err != nil {
+	if err := span.Do(ctx, "fetch layers", p.fetchLayers); err != nil {
 		return Image{}, err
 	}
-
-	targets := p.s.stageTargets(ctx, p.top())
-	if err := p.storeDocuments(); err != nil {
-		p.s.janitor.add(targets)
-		return Image{}, err
-	}
-
-	if err := p.s.publishTargets(ctx, p.top(), targets); err != nil {
+	if err := span.Do(ctx, "store documents", p.finish); err != nil {
 		return Image{}, err
 	}
 	return p.record()
+}
+
+// finish stores what the image has besides its layers.
+func (p *puller) finish(ctx context.Context) error {
+	targets := p.s.stageTargets(ctx, p.top())
+	if err := p.storeDocuments(); err != nil {
+		p.s.janitor.add(targets)
+		return err
+	}
+	return p.s.publishTargets(ctx, p.top(), targets)
 }
 
 // top returns the chain ID of the image's topmost layer, "" if it has none.

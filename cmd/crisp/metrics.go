@@ -5,6 +5,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"crisp/cri/config"
 	"crisp/cri/telemetry"
 )
 
@@ -13,6 +14,22 @@ func (d *services) newMetrics() {
 	if d.cfg.MetricsAddress != "" {
 		d.metrics = telemetry.New(version, metricsSource{d})
 	}
+}
+
+// startTraces traces calls, if configured, until the daemon closes.
+func (d *services) startTraces(ctx context.Context) error {
+	d.traces = telemetry.NewTraces(version)
+	d.onClose(func() {
+		if err := d.traces.Close(context.Background()); err != nil {
+			klog.InfoS("Could not send all spans", "reason", err)
+		}
+	})
+	return d.traces.Set(ctx, traceOptions(d.cfg))
+}
+
+// traceOptions are those of a configuration.
+func traceOptions(cfg *config.Config) telemetry.TraceOptions {
+	return telemetry.TraceOptions{Endpoint: cfg.TracingEndpoint, PerMillion: cfg.TracingSamplingRate}
 }
 
 // serveMetrics serves metrics, if configured, until the daemon closes.

@@ -140,6 +140,7 @@ type services struct {
 	stats   *stats.Collector
 	streams *stream.Server
 	metrics *telemetry.Metrics // nil without an address for them
+	traces  *telemetry.Traces
 	admin   *admin.Server
 
 	checking sync.Mutex // held during a check of the images
@@ -189,6 +190,9 @@ func (d *services) open(ctx context.Context) error {
 		klog.InfoS("Cgroup support is incomplete", "missing", w)
 	}
 	d.newMetrics()
+	if err := d.startTraces(ctx); err != nil {
+		return err
+	}
 	options := imageOptions(d.cfg, d.facts)
 	if d.metrics != nil {
 		options.Meter = d.metrics
@@ -416,11 +420,11 @@ func (d *services) serve(ctx context.Context) error {
 		return err
 	}
 
-	var outer cri.Interceptors
+	outer := []cri.Interceptors{d.traces}
 	if d.metrics != nil {
-		outer = d.metrics
+		outer = append(outer, d.metrics)
 	}
-	g := grpc.NewServer(cri.ServerOptions(outer)...)
+	g := grpc.NewServer(cri.ServerOptions(outer...)...)
 	s := &cri.Server{
 		RuntimeVersion: version, Pods: d.pods, Images: d.images, Network: d.network, Stats: d.stats, Streams: d.streams,
 		Host: d.facts, CgroupDriver: d.cgroups.Driver(), Handlers: d.cfg.RuntimeHandlers, Settings: d.cfg,

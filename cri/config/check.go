@@ -117,6 +117,12 @@ func (c *Config) checkChoices(bad complain) {
 		}
 	}
 
+	if c.TracingEndpoint != "" {
+		if err := checkCollector(c.TracingEndpoint); err != nil {
+			bad("tracing_endpoint", "%v", err)
+		}
+	}
+
 	for _, kind := range c.BuiltinPlugins {
 		if served := own.ReferenceTypes(); !slices.Contains(served, kind) {
 			bad("builtin_plugins", "%q is not one of %q", kind, served)
@@ -162,6 +168,10 @@ func (c *Config) checkNumbers(bad complain) {
 		}
 	}
 
+	if n := c.TracingSamplingRate; n < 0 || n > million {
+		bad("tracing_sampling_rate_per_million", "%d is not between 0 and %d", n, million)
+	}
+
 	if c.PidsLimit < 0 {
 		bad("pids_limit", "%d is negative", c.PidsLimit)
 	}
@@ -174,6 +184,25 @@ func (c *Config) checkNumbers(bad complain) {
 			bad("rlimits", "%v", err)
 		}
 	}
+}
+
+// million is the highest of a rate per million.
+const million = 1_000_000
+
+// checkCollector checks the address of a collector of traces.
+func checkCollector(endpoint string) error {
+	address := endpoint
+	for _, scheme := range []string{"http://", "https://"} {
+		address = strings.TrimPrefix(address, scheme)
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
+		return fmt.Errorf("%q is not HOST:PORT, http://HOST:PORT or https://HOST:PORT", endpoint)
+	}
+	return nil
 }
 
 // Rlimit is a resource limit, written "nofile=1024:524288".

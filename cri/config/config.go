@@ -87,7 +87,9 @@ type Config struct {
 	NRIRequiredWait        Duration `toml:"nri_required_wait"`
 	NRIReject              []string `toml:"nri_reject"`
 
-	MetricsAddress string `toml:"metrics_address"`
+	MetricsAddress      string `toml:"metrics_address"`
+	TracingEndpoint     string `toml:"tracing_endpoint"`
+	TracingSamplingRate int    `toml:"tracing_sampling_rate_per_million"`
 
 	CRIUPath string `toml:"criu_path"`
 

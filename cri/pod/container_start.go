@@ -119,7 +119,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	}
 	s = withScore(s, c)
 	var pr *process
-	err = p.stage(ctx, "prepare", func() error {
+	err = p.stage(ctx, "prepare", func(ctx context.Context) error {
 		pr, err = p.prepareProcess(ctx, c, s)
 		return err
 	})
@@ -130,7 +130,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	pr.row = p.m.table.Begin(c.ID, client.Container, p.containerHooks(c.ID))
 	h := &held{files: launch.Held{}}
 	defer h.close()
-	if err := p.stage(ctx, "open inputs", func() error { return p.gather(ctx, h, r, c, s, pr) }); err != nil {
+	if err := p.stage(ctx, "open inputs", func(ctx context.Context) error { return p.gather(ctx, h, r, c, s, pr) }); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 
@@ -150,7 +150,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 		Procfs: c.PIDTarget != "" || r.Pause != nil && !r.Procfs,
 	}
 	var started *client.Started
-	err = p.stage(ctx, "run plan", func() error {
+	err = p.stage(ctx, "run plan", func(ctx context.Context) error {
 		started, err = p.m.Launcher.Container(ctx, request)
 		return err
 	})

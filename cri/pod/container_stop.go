@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/runtime/failpoint"
+	"crisp/runtime/span"
 )
 
 // StopContainer sends the container's stop signal and, once timeout has
@@ -29,7 +30,10 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 	ctx, end := m.activity.begin(ctx, p.operationOn("stop", id))
 	defer func() { end(err) }()
 	if pr := p.process(id); timeout > 0 && pr != nil {
-		enter(ctx, fmt.Sprintf("wait up to %s for the exit after signal %d (%s)", timeout, c.StopSignal, unix.SignalName(unix.Signal(c.StopSignal))), false)
+		stage := fmt.Sprintf("wait up to %s for the exit after signal %d (%s)", timeout, c.StopSignal, unix.SignalName(unix.Signal(c.StopSignal)))
+		enter(ctx, stage, false)
+		_, waited := span.Start(ctx, stage)
+		defer waited(nil)
 		if err := pr.row.Signal(unix.Signal(c.StopSignal)); err != nil {
 			return fmt.Errorf("send signal %d to container %s: %w", c.StopSignal, id, err)
 		}
@@ -53,8 +57,11 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 const helpAfter = 100 * time.Millisecond
 
 // kill kills all processes of a container and waits until that is recorded.
-func (p *pod) kill(ctx context.Context, c *Container) error {
-	enter(ctx, "wait for the exit of container "+c.Config.Msg.GetMetadata().GetName()+" after SIGKILL", false)
+func (p *pod) kill(ctx context.Context, c *Container) (err error) {
+	stage := "wait for the exit of container " + c.Config.Msg.GetMetadata().GetName() + " after SIGKILL"
+	enter(ctx, stage, false)
+	ctx, end := span.Start(ctx, stage)
+	defer func() { end(err) }()
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	pr := p.process(c.ID)

@@ -28,6 +28,7 @@ import (
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/keeper/table"
 	"crisp/runtime/launch"
+	"crisp/runtime/span"
 )
 
 // Images is the part of the image service that pods use.
@@ -198,7 +199,9 @@ type operation struct {
 func (m *Manager) join(ctx context.Context, key string, what Operation, do func(context.Context) (string, error)) (string, error) {
 	m.mu.Lock()
 	op := m.ops[key]
-	if op == nil {
+	if op != nil {
+		span.Note(ctx, "waits for "+key+", which an earlier call began")
+	} else {
 		op = &operation{done: make(chan struct{})}
 		m.ops[key] = op
 		m.wg.Go(func() {

@@ -12,6 +12,7 @@ import (
 	"crisp/runtime/durable"
 	"crisp/runtime/failpoint"
 	"crisp/runtime/keeper/table"
+	"crisp/runtime/span"
 )
 
 // pod is a record with the descriptors behind it.
@@ -96,7 +97,17 @@ func (p *pod) record() *Record { return p.rec.Load() }
 
 // lock starts an operation; the returned function ends it.
 func (p *pod) lock(ctx context.Context) (func(), error) {
-	enter(ctx, "wait for another operation on the pod", false)
+	const stage = "wait for another operation on the pod"
+	enter(ctx, stage, false)
+	select {
+	case p.op <- struct{}{}: // nothing to wait for
+		enter(ctx, "", false)
+		return func() { <-p.op }, nil
+	default:
+	}
+
+	_, end := span.Start(ctx, stage)
+	defer end(nil)
 	select {
 	case p.op <- struct{}{}:
 		enter(ctx, "", false)

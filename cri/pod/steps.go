@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"crisp/runtime/failpoint"
+	"crisp/runtime/span"
 )
 
 // Phases that no step has.
@@ -47,15 +48,18 @@ type measured interface {
 	measure(step string, undo bool, took time.Duration, err error)
 }
 
-// timed has an effect of a step, and measures it.
-func timed[T any](ctx context.Context, target T, step string, undo bool, do func() error) error {
+// timed has an effect of a step, measures it and marks it in the call's trace.
+func timed[T any](ctx context.Context, target T, step string, undo bool, do func(T, context.Context) error) error {
 	enter(ctx, step, undo)
-	effect := "do " + step
+	effect, name := "do "+step, step
 	if undo {
 		effect = "undo " + step
+		name = effect
 	}
+	ctx, end := span.Start(ctx, name)
 	began := time.Now()
-	err := failpoint.Between(effect, do)
+	err := failpoint.Between(effect, func() error { return do(target, ctx) })
+	end(err)
 	if m, ok := any(target).(measured); ok {
 		m.measure(step, undo, time.Since(began), err)
 	}
@@ -75,10 +79,10 @@ func (k *creation) measure(step string, undo bool, took time.Duration, err error
 }
 
 // stage measures a part of a container's start.
-func (p *pod) stage(ctx context.Context, name string, do func() error) error {
+func (p *pod) stage(ctx context.Context, name string, do func(context.Context) error) error {
 	enter(ctx, name, false)
 	began := time.Now()
-	err := do()
+	err := span.Do(ctx, name, do)
 	if p.m.Meter != nil {
 		p.m.Meter.Step("start", name, false, time.Since(began), err)
 	}
@@ -95,7 +99,7 @@ func walk[T any](ctx context.Context, steps []step[T], target T, note recorder) 
 		if err := note(s.name, s.sync); err != nil {
 			return undone(err, rollback(ctx, steps, s.name, target))
 		}
-		if err := timed(ctx, target, s.name, false, func() error { return s.do(target, ctx) }); err != nil {
+		if err := timed(ctx, target, s.name, false, s.do); err != nil {
 			return undone(&stepError{s.name, err}, rollback(ctx, steps, s.name, target))
 		}
 	}
@@ -147,7 +151,7 @@ func unwind[T any](ctx context.Context, steps []step[T], phase string, target T)
 	}
 	for i := from; i >= 0; i-- {
 		s := steps[i]
-		if err := timed(ctx, target, s.name, true, func() error { return s.undo(target, ctx) }); err != nil {
+		if err := timed(ctx, target, s.name, true, s.undo); err != nil {
 			return &stepError{"undo " + s.name, err}
 		}
 	}

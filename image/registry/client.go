@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"crisp/runtime/span"
 )
 
 const (
@@ -251,7 +253,9 @@ func (r *Repository) each(ctx context.Context, q request, refused map[*hop]bool,
 	asked := r.order(q, refused)
 	var failed hopErrors
 	for i, h := range asked {
-		err := h.ask(ctx, q, r.agent, i == len(asked)-1, take)
+		askCtx, end := span.Start(ctx, "ask registry", "host", h.base.Host, "path", q.path)
+		err := h.ask(askCtx, q, r.agent, i == len(asked)-1, take)
+		end(err)
 		if err == nil {
 			return nil
 		}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/ordinary"
+	"crisp/runtime/span"
 )
 
 const (
@@ -109,13 +110,15 @@ func (r *runner) serving(types []string, lock *os.File) *runner {
 
 // ExecPlugin runs a plugin and returns its output, or a [*PluginError].
 func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) (output []byte, err error) {
-	if r.meter != nil {
-		began := time.Now()
-		defer func() {
-			plugin := strings.TrimPrefix(filepath.Base(path), builtinPath)
-			r.meter(plugin, variable(env, "CNI_COMMAND"), time.Since(began), err)
-		}()
-	}
+	verb, began := variable(env, "CNI_COMMAND"), time.Now()
+	kind := strings.TrimPrefix(filepath.Base(path), builtinPath)
+	ctx, end := span.Start(ctx, "plugin "+kind+" "+verb, "cni.plugin", kind, "cni.command", verb)
+	defer func() {
+		end(err)
+		if r.meter != nil {
+			r.meter(kind, verb, time.Since(began), err)
+		}
+	}()
 	if plugin, ok := strings.CutPrefix(path, builtinPath); ok {
 		return r.callBuiltin(ctx, plugin, stdin, env)
 	}
@@ -167,7 +170,7 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 
 	stdout, stderr := &bounded{max: maxStdout}, &bounded{max: maxStderr}
 	cmd := exec.Command(path)
-	cmd.Env = env
+	cmd.Env = append(slices.Clip(env), span.Environment(ctx)...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -19,9 +19,10 @@ var walls = []struct {
 	{"cri", []string{"cri", "image", "network", "runtime"}},
 	// image and network share with runtime only access to the disk (paths that
 	// a container controls, and files that survive a crash), text that a
-	// container controls, and for network the start of the node's programs.
-	{"image", []string{"image", "runtime/rootpath", "runtime/durable", "runtime/untrusted"}},
-	{"network", []string{"network", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/ordinary", "runtime/failpoint"}},
+	// container controls, the parts of a call's trace, and for network the start
+	// of the node's programs.
+	{"image", []string{"image", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/span"}},
+	{"network", []string{"network", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/ordinary", "runtime/failpoint", "runtime/span"}},
 	{"runtime", []string{"runtime"}},
 	// Tests of every package can use testkit, without import cycles.
 	{"test/testkit/belongings", []string{"runtime/keeper/client", "test/testkit"}},
@@ -63,6 +64,7 @@ var keepers = []struct {
 	{"k8s.io/cri-api/pkg/apis", []string{"cri", "cmd/crisp", "test", "hack"}, "the CRI's types stop at cri, so that the rest can be read and tested without them"},
 	{"google.golang.org/grpc/codes", []string{"cri/rpcerr", "test"}, "one table turns errors into codes"},
 	{"google.golang.org/grpc/status", []string{"cri/rpcerr", "test"}, "one table turns errors into codes"},
+	{"go.opentelemetry.io/otel", []string{"runtime/span", "cri/telemetry"}, "what is traced knows spans, not who records them"},
 	{"unsafe", []string{"runtime/spawn", "runtime/host", "runtime/rootpath"}, "raw system calls are made in few places"},
 	{"C", []string{"test/seccompdiff"}, "crisp is pure Go"},
 }

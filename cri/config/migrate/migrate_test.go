@@ -49,6 +49,11 @@ const containerd3 = `version = 3
     SystemdCgroup = false
 [plugins.'io.containerd.nri.v1.nri']
   disable = true
+[plugins.'io.containerd.tracing.processor.v1.otlp']
+  endpoint = 'http://collector:4317'
+  protocol = 'grpc'
+[plugins.'io.containerd.internal.v1.tracing']
+  sampling_ratio = 0.25
 `
 
 const crioConf = `[crio]
@@ -74,6 +79,9 @@ plugin_dirs = ["/opt/cni/bin/"]
 [crio.metrics]
 enable_metrics = true
 metrics_port = 9537
+[crio.tracing]
+enable_tracing = true
+tracing_sampling_rate_per_million = 1000
 `
 
 func TestTranslate(t *testing.T) {
@@ -88,12 +96,14 @@ func TestTranslate(t *testing.T) {
 		}},
 		"containerd, version 3": {containerd3, "", func(c *config.Config) {
 			c.PullProgressTimeout = config.Duration(7 * 60 * 1e9)
+			c.TracingEndpoint, c.TracingSamplingRate = "http://collector:4317", 250_000
 			c.RegistryConfigDirs, c.SELinux, c.ImageVolumes, c.CgroupDriver, c.NRI = []string{"/etc/containerd/certs.d"}, false, "ignore", "cgroupfs", false
 		}},
 		"CRI-O": {crioConf, "signature_policy", func(c *config.Config) {
 			c.CgroupDriver, c.DefaultCapabilities, c.PidsLimit, c.LogLevel = "systemd", []string{"CAP_CHOWN", "CAP_NET_BIND_SERVICE"}, 2048, "debug"
 			c.HooksDirs, c.RuntimeHandlers, c.PinnedImages = []string{"/etc/containers/oci/hooks.d"}, []string{"kata"}, []string{"registry.example/*"}
 			c.CNIConfDir, c.CNIBinDirs, c.MetricsAddress = "/etc/cni/net.d/", []string{"/opt/cni/bin/"}, "127.0.0.1:9537"
+			c.TracingEndpoint, c.TracingSamplingRate = "127.0.0.1:4317", 1000
 		}},
 	} {
 		text, err := Translate("file.toml", []byte(c.from))

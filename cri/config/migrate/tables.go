@@ -18,6 +18,7 @@ const (
 // containerd are the rows of containerd's configurations, versions 2 and 3.
 func containerd() []row {
 	const cri2, run3, img3, nri = "plugins/io.containerd.grpc.v1.cri/", "plugins/io.containerd.cri.v1.runtime/", "plugins/io.containerd.cri.v1.images/", "plugins/io.containerd.nri.v1.nri/"
+	const otlp, tracing = "plugins/io.containerd.tracing.processor.v1.otlp/", "plugins/io.containerd.internal.v1.tracing/"
 	rows := []row{
 		{pattern: "version", why: "of the file's format"},
 		{pattern: "root", why: own}, {pattern: "state", why: own}, {pattern: "temp", why: own}, {pattern: "grpc/address", why: own}, {pattern: "grpc/uid", why: own}, {pattern: "grpc/gid", why: own},
@@ -25,6 +26,8 @@ func containerd() []row {
 		{pattern: "oom_score", why: "the systemd unit sets it"},
 		{pattern: "debug/level", key: "log_level", convert: level}, {pattern: "debug/format", key: "log_format"},
 		{pattern: "metrics/address", key: "metrics_address"},
+		{pattern: otlp + "endpoint", key: "tracing_endpoint"}, {pattern: otlp + "protocol", why: "crisp speaks gRPC"}, {pattern: otlp + "insecure", why: "an endpoint of https:// has TLS"},
+		{pattern: tracing + "sampling_ratio", key: "tracing_sampling_rate_per_million", convert: perMillion}, {pattern: tracing + "service_name", why: "it is crisp, unless OTEL_SERVICE_NAME is set"},
 		{pattern: nri + "disable", key: "nri", convert: not}, {pattern: nri + "socket_path", why: own}, {pattern: nri + "plugin_path", key: "nri_plugin_dir"}, {pattern: nri + "plugin_config_path", key: "nri_plugin_config_dir"},
 		{pattern: nri + "plugin_registration_timeout", key: "nri_registration_timeout"}, {pattern: nri + "plugin_request_timeout", key: "nri_request_timeout"}, {pattern: nri + "disable_connections", why: "who may use the socket may connect"},
 	}
@@ -62,7 +65,7 @@ func containerd() []row {
 
 // crio are the rows of CRI-O's configuration.
 func crio() []row {
-	const run, img, net, api, metrics, nri = "crio/runtime/", "crio/image/", "crio/network/", "crio/api/", "crio/metrics/", "crio/nri/"
+	const run, img, net, api, metrics, tracing, nri = "crio/runtime/", "crio/image/", "crio/network/", "crio/api/", "crio/metrics/", "crio/tracing/", "crio/nri/"
 	rows := []row{
 		{pattern: "crio/root", why: own}, {pattern: "crio/runroot", why: own}, {pattern: "crio/storage_driver", why: own}, {pattern: "crio/storage_option", why: own}, {pattern: "crio/log_dir", why: kubelet}, {pattern: "crio/version_file*", why: own}, {pattern: "crio/clean_shutdown_file", why: own}, {pattern: api + "listen", why: own},
 		{pattern: api + "stream_address", key: "stream_address", convert: join("stream_port", "0")}, {pattern: api + "stream_port", key: "stream_address", convert: joined("stream_address")}, {pattern: api + "stream_idle_timeout", key: "stream_idle_timeout"},
@@ -74,6 +77,8 @@ func crio() []row {
 		{pattern: img + "pinned_images", key: "pinned_images"}, {pattern: img + "pause_*", why: noPause}, {pattern: img + "image_volumes", key: "image_volumes", convert: crioVolumes},
 		{pattern: net + "network_dir", key: "cni_conf_dir"}, {pattern: net + "plugin_dir", key: "cni_bin_dirs", convert: list}, {pattern: net + "plugin_dirs", key: "cni_bin_dirs"},
 		{pattern: metrics + "enable_metrics", key: "metrics_address", convert: crioMetrics}, {pattern: metrics + "metrics_port", why: "in metrics_address, if metrics are enabled"}, {pattern: metrics + "metrics_host", why: "in metrics_address, if metrics are enabled"},
+		{pattern: tracing + "enable_tracing", key: "tracing_endpoint", convert: crioTracing}, {pattern: tracing + "tracing_endpoint", why: "in tracing_endpoint, if tracing is enabled"},
+		{pattern: tracing + "tracing_sampling_rate_per_million", key: "tracing_sampling_rate_per_million"},
 		{pattern: nri + "enable_nri", key: "nri"}, {pattern: nri + "nri_listen", why: own}, {pattern: nri + "nri_plugin_dir", key: "nri_plugin_dir"}, {pattern: nri + "nri_plugin_config_dir", key: "nri_plugin_config_dir"},
 		{pattern: nri + "nri_plugin_registration_timeout", key: "nri_registration_timeout"}, {pattern: nri + "nri_plugin_request_timeout", key: "nri_request_timeout"},
 	}
@@ -156,6 +161,28 @@ func crioMetrics(value any, set settings) any {
 		port = fmt.Sprint(v)
 	}
 	return host + ":" + port
+}
+
+func crioTracing(value any, set settings) any {
+	if value != true {
+		return nil
+	}
+	if v, ok := set["crio/tracing/tracing_endpoint"].(string); ok && v != "" {
+		return v
+	}
+	return "127.0.0.1:4317"
+}
+
+// perMillion translates a share.
+func perMillion(value any, _ settings) any {
+	const million = 1_000_000
+	switch share := value.(type) {
+	case float64:
+		return int(share * million)
+	case int64:
+		return int(share) * million
+	}
+	return nil
 }
 
 // join makes an address of a host, and the port that another setting has.

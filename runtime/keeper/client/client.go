@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/span"
 	"crisp/runtime/wire"
 )
 
@@ -252,8 +253,10 @@ func (k *call) next(ctx context.Context) (wire.Packet, error) {
 	}
 }
 
-// simple sends a request that is answered by Done.
-func (c *Client) simple(ctx context.Context, m wire.Message, out outgoing) error {
+// simple sends a request that is answered by Done, what names it in traces.
+func (c *Client) simple(ctx context.Context, what string, m wire.Message, out outgoing) (err error) {
+	ctx, end := span.Start(ctx, what)
+	defer func() { end(err) }()
 	if out.err != nil {
 		return out.err
 	}
@@ -279,7 +282,7 @@ func (c *Client) simple(ctx context.Context, m wire.Message, out outgoing) error
 func (c *Client) ReopenLog(ctx context.Context, id string, out *os.File) error {
 	var files outgoing
 	files.add(wire.Log, out)
-	if err := c.simple(ctx, wire.Reopen{ID: id}, files); err != nil {
+	if err := c.simple(ctx, "keeper reopen", wire.Reopen{ID: id}, files); err != nil {
 		return fmt.Errorf("reopen log of %s: %w", id, err)
 	}
 	return nil
@@ -306,7 +309,7 @@ func (c *Client) Attach(ctx context.Context, id string, stdout, stderr *os.File)
 			files.add(wire.Streams()[i].Sinks, f)
 		}
 	}
-	if err := c.simple(ctx, wire.Attach{ID: id}, files); err != nil {
+	if err := c.simple(ctx, "keeper attach", wire.Attach{ID: id}, files); err != nil {
 		return fmt.Errorf("attach to %s: %w", id, err)
 	}
 	return nil
@@ -314,7 +317,7 @@ func (c *Client) Attach(ctx context.Context, id string, stdout, stderr *os.File)
 
 // CloseKept closes the keeper's copy of a kept descriptor.
 func (c *Client) CloseKept(ctx context.Context, id, name string) error {
-	if err := c.simple(ctx, wire.CloseKept{ID: id, Name: name}, outgoing{}); err != nil {
+	if err := c.simple(ctx, "keeper close", wire.CloseKept{ID: id, Name: name}, outgoing{}); err != nil {
 		return fmt.Errorf("close %s of %s: %w", name, id, err)
 	}
 	return nil
@@ -323,7 +326,7 @@ func (c *Client) CloseKept(ctx context.Context, id, name string) error {
 // Forget drops the descriptors and the exit record of id. It returns
 // [ErrRunning] while its process lives; an unknown ID is not an error.
 func (c *Client) Forget(ctx context.Context, id string) error {
-	if err := c.simple(ctx, wire.Forget{ID: id}, outgoing{}); err != nil {
+	if err := c.simple(ctx, "keeper forget", wire.Forget{ID: id}, outgoing{}); err != nil {
 		return fmt.Errorf("forget %s: %w", id, err)
 	}
 	return nil
@@ -334,7 +337,7 @@ func (c *Client) Forget(ctx context.Context, id string) error {
 // that is not the keeper's child is 255 where the kernel does not report it.
 func (c *Client) Adopt(ctx context.Context, a Adoption) error {
 	m, files := a.message()
-	if err := c.simple(ctx, m, files); err != nil {
+	if err := c.simple(ctx, "keeper adopt", m, files); err != nil {
 		return fmt.Errorf("adopt %s: %w", a.ID, err)
 	}
 	return nil
@@ -382,7 +385,9 @@ func (c *Client) List(ctx context.Context) (list []Entry, err error) {
 
 // Start runs a plan. When ctx ends the start is cancelled, and Start returns
 // once it is known whether the plan ran; if it had, Start succeeds.
-func (c *Client) Start(ctx context.Context, r Request) (*Started, error) {
+func (c *Client) Start(ctx context.Context, r Request) (_ *Started, err error) {
+	ctx, end := span.Start(ctx, "keeper start")
+	defer func() { end(err) }()
 	m, out, err := r.message()
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", r.ID, err)
