@@ -8,6 +8,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/cri/audit"
 	"crisp/cri/pod"
 	"crisp/cri/pod/stdio"
 )
@@ -57,8 +58,16 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 		ctx, cancel = context.WithTimeout(ctx, seconds(r.GetTimeout()))
 		defer cancel()
 	}
+	end := func(int, error) {}
+	if s.Audit.On() {
+		line := audit.Record{Call: audit.ExecSync, Caller: audit.CallerOf(ctx), ContainerID: r.GetContainerId()}
+		identify(s.Pods, &line)
+		end = s.Audit.Begin(line, r.GetCmd())
+	}
+
 	stdout, stderr := capped{limit: maxExecOutput}, capped{limit: maxExecOutput}
 	code, err := s.Pods.Exec(ctx, r.GetContainerId(), r.GetCmd(), stdio.Streams{Stdout: &stdout, Stderr: &stderr})
+	end(code, err)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +85,7 @@ func share(a, b []byte, limit int) (_, _ []byte) {
 }
 
 // Exec returns the URL of a session that runs a command.
-func (s *Server) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+func (s *Server) Exec(ctx context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	if len(r.GetCmd()) == 0 {
 		return nil, fmt.Errorf("exec in container %s: %w: no command", r.GetContainerId(), pod.ErrInvalid)
 	}
@@ -85,15 +94,15 @@ func (s *Server) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi
 		return nil, err
 	}
 	r.ContainerId = c.ID
-	return s.Streams.GetExec(r)
+	return s.Streams.GetExec(audit.CallerOf(ctx), r)
 }
 
 // Attach returns the URL of a session with the container's streams.
-func (s *Server) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+func (s *Server) Attach(ctx context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	c, err := s.running(r.GetContainerId(), "attach to")
 	if err != nil {
 		return nil, err
 	}
 	r.ContainerId = c.ID
-	return s.Streams.GetAttach(r)
+	return s.Streams.GetAttach(audit.CallerOf(ctx), r)
 }

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/cri/audit"
 	"crisp/cri/spec"
 )
 
@@ -82,7 +83,7 @@ func (s *Server) CheckpointPod(ctx context.Context, r *runtimeapi.CheckpointPodR
 }
 
 // PortForward returns the URL of a session with connections to a pod's ports.
-func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+func (s *Server) PortForward(ctx context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	for _, port := range r.GetPort() {
 		if err := spec.CheckPort(port); err != nil {
 			return nil, fmt.Errorf("forward to pod %s: %w", r.GetPodSandboxId(), err)
@@ -93,7 +94,7 @@ func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest
 		return nil, err
 	}
 	r.PodSandboxId = rec.ID
-	return s.Streams.GetPortForward(r)
+	return s.Streams.GetPortForward(audit.CallerOf(ctx), r)
 }
 
 // A message of a stream carries at most batchSize objects and, if it has more

@@ -2,23 +2,19 @@ package cri
 
 import (
 	"context"
-	"io"
 	"slices"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
+	"crisp/cri/audit"
 	"crisp/cri/pod"
-	"crisp/cri/pod/stdio"
 	"crisp/cri/rpcerr"
 	"crisp/cri/rpcerr/rules"
 	"crisp/cri/stats"
-	"crisp/cri/stream"
 	"crisp/image"
-	"crisp/network/portforward"
 	"crisp/runtime/host"
 )
 
@@ -30,11 +26,11 @@ const (
 	apiVersion     = "v1"
 )
 
-// Streamer issues URLs for streaming sessions.
+// Streamer issues URLs for streaming sessions, to who calls.
 type Streamer interface {
-	GetExec(*runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
-	GetAttach(*runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
-	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
+	GetExec(issuer any, req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
+	GetAttach(issuer any, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
+	GetPortForward(issuer any, req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
 
 // NetworkStatus reports the state of the network for Status, and receives the subnets of pods.
@@ -60,7 +56,9 @@ type Server struct {
 	Network NetworkStatus
 	Stats   *stats.Collector
 	Streams Streamer
-	Host    host.Facts
+	// Audit gets a line for each command; nil for none.
+	Audit *audit.Log
+	Host  host.Facts
 	// CgroupDriver is "systemd" or "cgroupfs".
 	CgroupDriver string
 	// Handlers are the runtime handlers in addition to the default, "".
@@ -100,75 +98,4 @@ func ServerOptions(outer ...Interceptors) []grpc.ServerOption {
 func (s *Server) Register(g *grpc.Server) {
 	runtimeapi.RegisterRuntimeServiceServer(g, s)
 	runtimeapi.RegisterImageServiceServer(g, s)
-}
-
-// Sessions runs streaming sessions for the streaming server.
-type Sessions struct{ Pods *pod.Manager }
-
-// Exec runs a command for a client of the streaming server.
-func (s Sessions) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	st, stop := streams(in, out, errw, tty, resize)
-	defer stop()
-	code, err := s.Pods.Exec(ctx, id, cmd, st)
-	if err != nil {
-		return err
-	}
-	if code != 0 {
-		return &stream.ExitError{Code: code}
-	}
-	return nil
-}
-
-// Attach connects a client of the streaming server to a container.
-func (s Sessions) Attach(ctx context.Context, id string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	st, stop := streams(in, out, errw, tty, resize)
-	defer stop()
-	return s.Pods.Attach(ctx, id, st)
-}
-
-// PortForward connects a stream to a port in a pod's network namespace.
-func (s Sessions) PortForward(ctx context.Context, id string, port int32, conn io.ReadWriteCloser) error {
-	ns, err := s.Pods.OpenNetwork(id)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	return portforward.Forward(ctx, ns, int(port), conn)
-}
-
-// streams converts a session's streams; stop ends the conversion.
-func streams(in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) (stdio.Streams, func()) {
-	st := stdio.Streams{Stdin: in, TTY: tty}
-	if out != nil {
-		st.Stdout = out
-	}
-
-	if errw != nil && !tty {
-		st.Stderr = errw
-	}
-	if resize == nil {
-		return st, func() {}
-	}
-
-	sizes, quit := make(chan stdio.TerminalSize), make(chan struct{})
-	st.Resize = sizes
-	go func() {
-		for {
-			select {
-			case r, ok := <-resize:
-				if !ok {
-					return
-				}
-				select {
-				case sizes <- stdio.TerminalSize{Width: r.Width, Height: r.Height}:
-				case <-quit:
-					return
-				}
-			case <-quit:
-				return
-			}
-		}
-	}()
-
-	return st, func() { close(quit) }
 }

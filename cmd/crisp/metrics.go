@@ -5,6 +5,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"crisp/cri/audit"
 	"crisp/cri/config"
 	"crisp/cri/telemetry"
 )
@@ -25,6 +26,17 @@ func (d *services) startTraces(ctx context.Context) error {
 		}
 	})
 	return d.traces.Set(ctx, traceOptions(d.cfg))
+}
+
+// startAudit writes the audit log, if configured, until the daemon closes.
+func (d *services) startAudit(ctx context.Context) error {
+	lost := func(int) {}
+	if d.metrics != nil {
+		lost = d.metrics.AuditLost
+	}
+	d.audit = audit.New(ctx, lost)
+	d.onClose(d.audit.Close)
+	return d.audit.Set(ctx, d.cfg.AuditLog)
 }
 
 // traceOptions are those of a configuration.

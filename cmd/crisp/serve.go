@@ -20,6 +20,7 @@ import (
 	"crisp/cmd/crisp/cli"
 	"crisp/cri"
 	"crisp/cri/admin"
+	"crisp/cri/audit"
 	"crisp/cri/cadvisor"
 	"crisp/cri/config"
 	"crisp/cri/node"
@@ -114,15 +115,16 @@ func serve(ctx context.Context, load func() (*config.Config, error)) error {
 		return err
 	}
 
-	d := &services{cfg: cfg, facts: host.Probe()}
+	d := &services{cfg: cfg, facts: host.Probe(), opened: make(chan struct{})}
 	if err := d.facts.TooOld(); err != nil {
 		return err
 	}
 	defer d.close()
-	d.goUntilClose(func(ctx context.Context) { followReloads(ctx, load) })
+	d.goUntilClose(func(ctx context.Context) { d.followReloads(ctx, load) })
 	if err := d.open(ctx); err != nil {
 		return err
 	}
+	close(d.opened)
 	return d.serve(ctx)
 }
 
@@ -141,9 +143,11 @@ type services struct {
 	streams *stream.Server
 	metrics *telemetry.Metrics // nil without an address for them
 	traces  *telemetry.Traces
+	audit   *audit.Log
 	admin   *admin.Server
 
-	checking sync.Mutex // held during a check of the images
+	opened   chan struct{} // closed once all of these are open
+	checking sync.Mutex    // held during a check of the images
 }
 
 // onClose registers the function that stops a service.
@@ -191,6 +195,9 @@ func (d *services) open(ctx context.Context) error {
 	}
 	d.newMetrics()
 	if err := d.startTraces(ctx); err != nil {
+		return err
+	}
+	if err := d.startAudit(ctx); err != nil {
 		return err
 	}
 	options := imageOptions(d.cfg, d.facts)
@@ -339,7 +346,7 @@ func (d *services) openPods(ctx context.Context) error {
 	d.goUntilClose(d.stats.Run)
 	d.streams, err = stream.Start(stream.Options{
 		Addr: d.cfg.StreamAddress, IdleTimeout: time.Duration(d.cfg.StreamIdleTimeout),
-	}, cri.Sessions{Pods: d.pods})
+	}, cri.Sessions{Pods: d.pods, Audit: d.audit})
 	if err != nil {
 		return err
 	}
@@ -426,7 +433,7 @@ func (d *services) serve(ctx context.Context) error {
 	}
 	g := grpc.NewServer(cri.ServerOptions(outer...)...)
 	s := &cri.Server{
-		RuntimeVersion: version, Pods: d.pods, Images: d.images, Network: d.network, Stats: d.stats, Streams: d.streams,
+		RuntimeVersion: version, Pods: d.pods, Images: d.images, Network: d.network, Stats: d.stats, Streams: d.streams, Audit: d.audit,
 		Host: d.facts, CgroupDriver: d.cgroups.Driver(), Handlers: d.cfg.RuntimeHandlers, Settings: d.cfg,
 	}
 

@@ -46,22 +46,6 @@ func setUpLog(cfg *config.Config) error {
 	return nil
 }
 
-// followReloads applies the log settings again on each SIGHUP. An invalid
-// configuration changes nothing.
-func followReloads(ctx context.Context, load func() (*config.Config, error)) {
-	onSignal(ctx, unix.SIGHUP, func() {
-		cfg, err := load()
-		if err == nil {
-			err = setUpLog(cfg)
-		}
-		if err != nil {
-			klog.ErrorS(err, "Could not reload the configuration, keeping the old one")
-			return
-		}
-		klog.InfoS("Reloaded the log settings", "level", cfg.LogLevel, "format", cfg.LogFormat)
-	})
-}
-
 // dumpOnSignal logs the daemon's state and its goroutines on each SIGUSR1.
 func dumpOnSignal(ctx context.Context, s *admin.Server) {
 	onSignal(ctx, unix.SIGUSR1, s.Dump)

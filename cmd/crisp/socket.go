@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/cri/accept"
+	"crisp/cri/audit"
 )
 
 // answerTime is how long a socket's server has to accept a connection before it
@@ -44,7 +45,7 @@ func listen(path string) (net.Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("restrict socket: %w", err)
 	}
-	return accept.Sound(accept.Patient(l)), nil
+	return accept.Sound(accept.Patient(audit.Peers(l))), nil
 }
 
 // replaceable reports whether a dead socket is at path. Another type of file,

@@ -87,6 +87,8 @@ type Config struct {
 	NRIRequiredWait        Duration `toml:"nri_required_wait"`
 	NRIReject              []string `toml:"nri_reject"`
 
+	AuditLog string `toml:"audit_log"`
+
 	MetricsAddress      string `toml:"metrics_address"`
 	TracingEndpoint     string `toml:"tracing_endpoint"`
 	TracingSamplingRate int    `toml:"tracing_sampling_rate_per_million"`

@@ -187,7 +187,7 @@ func TestCVE202564329AbortedAttachesLeaveNoGoroutines(t *testing.T) {
 
 	i := 0
 	wantFlat(t, n, func() {
-		resp, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1", Stdin: true, Stdout: true, Tty: true})
+		resp, err := s.GetAttach(nil, &runtimeapi.AttachRequest{ContainerId: "c1", Stdin: true, Stdout: true, Tty: true})
 		if err != nil {
 			t.Fatal(err)
 		}

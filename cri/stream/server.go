@@ -149,12 +149,13 @@ func (s *Server) Stop(ctx context.Context) error {
 	}
 }
 
-// GetExec returns the URL to run a command at.
-func (s *Server) GetExec(req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+// GetExec returns the URL to run a command at. The runtime finds the issuer in the
+// [Session] of its context.
+func (s *Server) GetExec(issuer any, req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	if err := validate(req.GetContainerId(), req.GetTty(), req.GetStdin(), req.GetStdout(), req.GetStderr()); err != nil {
 		return nil, err
 	}
-	url, err := s.url("exec", req)
+	url, err := s.url("exec", issuer, req)
 	if err != nil {
 		return nil, err
 	}
@@ -162,11 +163,11 @@ func (s *Server) GetExec(req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse,
 }
 
 // GetAttach returns the URL to attach to a container at.
-func (s *Server) GetAttach(req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+func (s *Server) GetAttach(issuer any, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	if err := validate(req.GetContainerId(), req.GetTty(), req.GetStdin(), req.GetStdout(), req.GetStderr()); err != nil {
 		return nil, err
 	}
-	url, err := s.url("attach", req)
+	url, err := s.url("attach", issuer, req)
 	if err != nil {
 		return nil, err
 	}
@@ -174,11 +175,11 @@ func (s *Server) GetAttach(req *runtimeapi.AttachRequest) (*runtimeapi.AttachRes
 }
 
 // GetPortForward returns the URL to reach the ports of a pod at.
-func (s *Server) GetPortForward(req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+func (s *Server) GetPortForward(issuer any, req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	if req.GetPodSandboxId() == "" {
 		return nil, fmt.Errorf("%w: no pod", ErrInvalid)
 	}
-	url, err := s.url("portforward", req)
+	url, err := s.url("portforward", issuer, req)
 	if err != nil {
 		return nil, err
 	}
@@ -197,8 +198,8 @@ func validate(container string, tty, stdin, stdout, stderr bool) error {
 	return nil
 }
 
-func (s *Server) url(verb string, req any) (string, error) {
-	path, err := s.tokens.issue(verb, req)
+func (s *Server) url(verb string, issuer, req any) (string, error) {
+	path, err := s.tokens.issue(verb, issuer, req)
 	if err != nil {
 		return "", err
 	}
@@ -220,23 +221,23 @@ func (s *Server) handler() http.Handler {
 			return
 		}
 
-		req, ok := s.tokens.redeem(r.URL.Path)
+		issued, ok := s.tokens.redeem(r.URL.Path)
 		if !ok || !s.listener.admit(own) || !s.sessions.begin() {
 			w.Header().Set("Connection", "close")
 			http.NotFound(w, r)
 			return
 		}
 		defer s.sessions.end()
-		s.session(w, r, own, req)
+		s.session(w, r, own, issued)
 	})
 }
 
 // session serves a request with a context that ends with its connection, and
 // releases both.
-func (s *Server) session(w http.ResponseWriter, r *http.Request, own *conn, req any) {
-	ctx, cancel := own.watch(r.Context())
+func (s *Server) session(w http.ResponseWriter, r *http.Request, own *conn, issued issuedToken) {
+	ctx, cancel := own.watch(context.WithValue(r.Context(), sessionKey{}, Session{issued.issuer, r.RemoteAddr}))
 	defer cancel()
-	s.serve(w, r.WithContext(ctx), req)
+	s.serve(w, r.WithContext(ctx), issued.req)
 	// The protocol's code leaves the connection open when the client does not
 	// open its streams in time.
 	if own.hijacked.Load() {
@@ -287,6 +288,23 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, req any) {
 		cancel()
 		f.forwards.wait()
 	}
+}
+
+// Session is whose a session is.
+type Session struct {
+	// Issuer is what the URL was issued with.
+	Issuer any
+	// Client is the address of the client, HOST:PORT.
+	Client string
+}
+
+// sessionKey is the context's key of a session.
+type sessionKey struct{}
+
+// SessionOf is the session that a [Runtime] was called in.
+func SessionOf(ctx context.Context) Session {
+	s, _ := ctx.Value(sessionKey{}).(Session)
+	return s
 }
 
 // executor drives the runtime for one exec or attach.

@@ -70,7 +70,7 @@ func start(t *testing.T, o Options, rt Runtime) *Server {
 
 func execURL(t *testing.T, s *Server, req *runtimeapi.ExecRequest) string {
 	t.Helper()
-	resp, err := s.GetExec(req)
+	resp, err := s.GetExec(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func TestAttachWithTerminal(t *testing.T) {
 		return nil
 	}})
 
-	resp, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1", Tty: true, Stdin: true, Stdout: true})
+	resp, err := s.GetAttach(nil, &runtimeapi.AttachRequest{ContainerId: "c1", Tty: true, Stdin: true, Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +290,7 @@ func TestStopEndsEverything(t *testing.T) {
 	c := dial(t, execURL(t, s, &runtimeapi.ExecRequest{ContainerId: "c1", Stdout: true}), v4)
 	c.open("error")
 	c.open("stdout")
-	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
+	resp, err := s.GetPortForward(nil, &runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -375,7 +375,7 @@ func TestPortForward(t *testing.T) {
 		}
 		return portforward.Forward(ctx, nil, int(to), stream)
 	}})
-	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1", Port: []int32{int32(port)}})
+	resp, err := s.GetPortForward(nil, &runtimeapi.PortForwardRequest{PodSandboxId: "p1", Port: []int32{int32(port)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +387,7 @@ func TestPortForwardTellsWhatFails(t *testing.T) {
 	s := start(t, Options{}, fake{forward: func(context.Context, string, int32, io.ReadWriteCloser) error {
 		return errors.New("connection refused")
 	}})
-	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
+	resp, err := s.GetPortForward(nil, &runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -410,7 +410,7 @@ func TestClientGoingAwayEndsPortForward(t *testing.T) {
 		return nil
 	}})
 
-	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
+	resp, err := s.GetPortForward(nil, &runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -467,16 +467,16 @@ func TestRequestsAreChecked(t *testing.T) {
 		"no streams":          {ContainerId: "c1"},
 		"stderr and terminal": {ContainerId: "c1", Tty: true, Stdout: true, Stderr: true},
 	} {
-		if _, err := s.GetExec(req); !errors.Is(err, ErrInvalid) {
+		if _, err := s.GetExec(nil, req); !errors.Is(err, ErrInvalid) {
 			t.Errorf("exec, %s: %v", name, err)
 		}
 		attach := &runtimeapi.AttachRequest{ContainerId: req.ContainerId, Tty: req.Tty, Stdout: req.Stdout, Stderr: req.Stderr}
-		if _, err := s.GetAttach(attach); !errors.Is(err, ErrInvalid) {
+		if _, err := s.GetAttach(nil, attach); !errors.Is(err, ErrInvalid) {
 			t.Errorf("attach, %s: %v", name, err)
 		}
 	}
 
-	if _, err := s.GetPortForward(&runtimeapi.PortForwardRequest{}); !errors.Is(err, ErrInvalid) {
+	if _, err := s.GetPortForward(nil, &runtimeapi.PortForwardRequest{}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("port-forward without pod: %v", err)
 	}
 }
@@ -510,14 +510,14 @@ func TestUnknownURLs(t *testing.T) {
 func TestTokensExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tokens := newTokens()
-		path, err := tokens.issue("exec", 1)
+		path, err := tokens.issue("exec", nil, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
 
 		time.Sleep(tokenLife - time.Second)
-		if req, ok := tokens.redeem(path); !ok || req != 1 {
-			t.Errorf("got %v, %t", req, ok)
+		if issued, ok := tokens.redeem(path); !ok || issued.req != 1 {
+			t.Errorf("got %v, %t", issued.req, ok)
 		}
 
 		if _, ok := tokens.redeem(path); ok {
@@ -525,12 +525,12 @@ func TestTokensExpire(t *testing.T) {
 		}
 
 		for range maxTokens {
-			if path, err = tokens.issue("exec", 1); err != nil {
+			if path, err = tokens.issue("exec", nil, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
 
-		if _, err := tokens.issue("exec", 1); !errors.Is(err, ErrTooMany) {
+		if _, err := tokens.issue("exec", nil, 1); !errors.Is(err, ErrTooMany) {
 			t.Errorf("got %v", err)
 		}
 		time.Sleep(tokenLife + time.Second)
@@ -538,7 +538,7 @@ func TestTokensExpire(t *testing.T) {
 		if _, ok := tokens.redeem(path); ok {
 			t.Error("redeemed too late")
 		}
-		if _, err := tokens.issue("exec", 1); err != nil {
+		if _, err := tokens.issue("exec", nil, 1); err != nil {
 			t.Errorf("after the others expired: %v", err)
 		}
 	})

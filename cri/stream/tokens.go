@@ -21,13 +21,14 @@ type tokens struct {
 
 type issuedToken struct {
 	req     any
+	issuer  any // see [Session]
 	expires time.Time
 }
 
 func newTokens() *tokens { return &tokens{issued: map[string]issuedToken{}} }
 
 // issue returns a path that cannot be guessed.
-func (t *tokens) issue(verb string, req any) (string, error) {
+func (t *tokens) issue(verb string, issuer, req any) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.issued) >= maxTokens {
@@ -37,20 +38,20 @@ func (t *tokens) issue(verb string, req any) (string, error) {
 		return "", ErrTooMany
 	}
 	path := "/" + verb + "/" + rand.Text()
-	t.issued[path] = issuedToken{req, time.Now().Add(tokenLife)}
+	t.issued[path] = issuedToken{req, issuer, time.Now().Add(tokenLife)}
 	return path, nil
 }
 
-// redeem returns the request that a path was issued for, once.
-func (t *tokens) redeem(path string) (any, bool) {
+// redeem returns what a path was issued for, once.
+func (t *tokens) redeem(path string) (issuedToken, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p, ok := t.issued[path]
 	delete(t.issued, path)
 	if !ok || time.Now().After(p.expires) {
-		return nil, false
+		return issuedToken{}, false
 	}
-	return p.req, true
+	return p, true
 }
 
 func (t *tokens) expire() {

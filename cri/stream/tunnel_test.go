@@ -27,7 +27,7 @@ func TestPortForwardThroughATunnel(t *testing.T) {
 		return portforward.Forward(ctx, nil, int(to), stream)
 	}})
 
-	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
+	resp, err := s.GetPortForward(nil, &runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestPortForwardThroughATunnel(t *testing.T) {
 // TestTunnelOfAnotherProtocol is refused before anything is changed.
 func TestTunnelOfAnotherProtocol(t *testing.T) {
 	s := start(t, Options{}, fake{})
-	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
+	resp, err := s.GetPortForward(nil, &runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ type Metrics struct {
 	exits          *prometheus.CounterVec
 	pulls          *prometheus.HistogramVec
 	downloaded     prometheus.Counter
+	auditLost      prometheus.Counter
 }
 
 // Results of what can fail.
@@ -71,6 +72,9 @@ func New(version string, source Source) *Metrics {
 		downloaded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "crisp_image_downloaded_bytes_total", Help: "Bytes of layers received from registries.",
 		}),
+		auditLost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "crisp_audit_lines_lost_total", Help: "Lines of the audit log that could not be written.",
+		}),
 	}
 
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -79,7 +83,7 @@ func New(version string, source Source) *Metrics {
 	})
 	build.Set(1)
 	m.registry.MustRegister(
-		m.calls, m.steps, m.stepErrors, m.plugins, m.pluginErrors, m.exits, m.pulls, m.downloaded, build, state{source},
+		m.calls, m.steps, m.stepErrors, m.plugins, m.pluginErrors, m.exits, m.pulls, m.downloaded, m.auditLost, build, state{source},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -124,6 +128,9 @@ func (m *Metrics) Pulled(took time.Duration, err error) {
 	}
 	m.pulls.WithLabelValues(result).Observe(took.Seconds())
 }
+
+// AuditLost counts lines of the audit log that could not be written.
+func (m *Metrics) AuditLost(lines int) { m.auditLost.Add(float64(lines)) }
 
 // Downloaded implements image.Meter.
 func (m *Metrics) Downloaded(bytes int) { m.downloaded.Add(float64(bytes)) }

@@ -34,6 +34,7 @@ func used() *Metrics {
 	m.Pulled(time.Second, errors.New("no"))
 	m.Downloaded(1000)
 	m.Downloaded(24)
+	m.AuditLost(2)
 	return m
 }
 
@@ -81,6 +82,7 @@ func TestMetrics(t *testing.T) {
 		{"crisp_image_pull_duration_seconds", []string{"result=success"}, 1},
 		{"crisp_image_pull_duration_seconds", []string{"result=error"}, 1},
 		{"crisp_image_downloaded_bytes_total", nil, 1024},
+		{"crisp_audit_lines_lost_total", nil, 2},
 		{"crisp_pods", []string{"state=ready"}, 3},
 		{"crisp_containers", []string{"state=running"}, 4},
 		{"crisp_images", nil, 2},
