@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -37,13 +38,15 @@ type stored struct {
 	// config describes the image's configuration; empty if no manifest can be
 	// read.
 	config ocispec.Descriptor
+	// since is when it was pulled, imported or found.
+	since time.Time
 	// err is the first defect that was found; the image is not usable then.
 	err error
 }
 
 // load reads the documents that a record leads to, as far as they are intact.
 func (s *Service) load(rec store.Image) *stored {
-	im := &stored{record: rec}
+	im := &stored{record: rec, since: time.Now()}
 	im.err = s.loadTargets(im)
 
 	if err := s.loadConfig(im); err != nil {
@@ -144,7 +147,7 @@ func (c *catalog) index(pinned []string) *catalog {
 		if im.err != nil {
 			continue
 		}
-		im.image.Pinned = slices.ContainsFunc(im.image.RepoTags, func(tag string) bool { return matchesAny(pinned, tag) })
+		im.image.Pinned = im.record.Pinned || slices.ContainsFunc(im.image.RepoTags, func(tag string) bool { return matchesAny(pinned, tag) })
 		c.images = append(c.images, im.image)
 	}
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Disk is what images use of the disk, in bytes. Nothing is counted twice.
@@ -25,6 +26,9 @@ type ImageDisk struct {
 	ID        string `json:"id"`
 	Exclusive uint64 `json:"exclusive"`
 	Shared    uint64 `json:"shared"`
+	Pinned    bool   `json:"pinned,omitempty"`
+	// Since is when it was pulled or imported last, or found when the daemon started.
+	Since time.Time `json:"since"`
 }
 
 // Disk reports the disk usage of images from memory, without looking at the disk.
@@ -49,7 +53,7 @@ func (s *Service) Disk() Disk {
 	out.Kept = out.Blobs + out.Layers - min(needed, out.Blobs+out.Layers)
 
 	for _, im := range images {
-		one := ImageDisk{ID: im.record.ID.String(), Name: im.record.ID.String()}
+		one := ImageDisk{ID: im.record.ID.String(), Name: im.record.ID.String(), Pinned: im.image.Pinned, Since: im.since}
 		if names := slices.Concat(im.image.RepoTags, im.image.RepoDigests); len(names) > 0 {
 			one.Name = names[0]
 		}

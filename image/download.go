@@ -56,9 +56,9 @@ func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *r
 	defer w.Discard()
 
 	j.got.Store(0)
-	d := &download{w: w, meter: s.opts.Meter, got: &j.got}
+	d := &download{w: w, meter: p.meter, got: &j.got}
 	err = p.unpack(ctx, j, func(ctx context.Context) (io.ReadCloser, error) {
-		if err := d.open(ctx, p.repo, j, tries); err != nil {
+		if err := d.open(ctx, p.from, j, tries); err != nil {
 			return nil, err
 		}
 		return d, nil
@@ -80,7 +80,7 @@ func (p *puller) downloadFrom(ctx context.Context, j *job, unpack bool, tries *r
 // download has left of it, then the rest as the registry sends it.
 type download struct {
 	w    *store.Writer
-	body *registry.Blob // the rest; nil if there is none, or before it is open
+	body blobStream // the rest; nil if there is none, or before it is open
 	// broken is the error that ended the registry's response early.
 	broken error
 	meter  Meter // nil for none
@@ -88,12 +88,12 @@ type download struct {
 }
 
 // open requests the rest of the blob. It does so before the local part is read:
-// a registry may send the whole blob instead, and then that part is discarded.
-func (d *download) open(ctx context.Context, repo *registry.Repository, j *job, tries *registry.Attempts) error {
+// an origin may send the whole blob instead, and then that part is discarded.
+func (d *download) open(ctx context.Context, from origin, j *job, tries *registry.Attempts) error {
 	if d.w.Kept() > 0 && d.w.Kept() == j.desc.Size {
 		return nil
 	}
-	body, err := repo.Blob(ctx, j.desc, d.w.Kept(), tries)
+	body, err := from.Blob(ctx, j.desc, d.w.Kept(), tries)
 	if err != nil {
 		d.broken = err
 		return err
@@ -123,7 +123,8 @@ func (d *download) again(err error, tries *registry.Attempts) bool {
 	case d.broken == nil && errors.As(err, &errno): // a local error is not the host's fault
 		return false
 	}
-	return d.body != nil && tries.Blame(d.body)
+	sent, ok := d.body.(*registry.Blob)
+	return ok && tries.Blame(sent)
 }
 
 // Read reads the next bytes of the blob.

@@ -134,6 +134,16 @@ func (p *pulls) finish(key pullKey, op *sharedPull, im Image, err error) {
 	close(op.done)
 }
 
+// enter counts other work that close must wait for, unless it is too late.
+func (p *pulls) enter(work *sync.WaitGroup) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		work.Add(1)
+	}
+	return !p.closed
+}
+
 // close prevents new pulls.
 func (p *pulls) close() {
 	p.mu.Lock()

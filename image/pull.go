@@ -66,7 +66,11 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth, 
 	}
 	defer repo.Close()
 
-	p := &puller{s: s, repo: repo, ref: ref, progress: watched}
+	return s.fetch(ctx, &puller{s: s, from: remote{repo}, ref: ref, progress: watched, meter: s.opts.Meter})
+}
+
+// fetch fetches an image from its origin.
+func (s *Service) fetch(ctx context.Context, p *puller) (Image, error) {
 	im, err := p.run(ctx)
 	p.release()
 	s.wantSync()
@@ -87,8 +91,10 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth, 
 // puller is one pull in progress.
 type puller struct {
 	s    *Service
-	repo *registry.Repository
+	from origin
 	ref  registry.Reference
+	// pin means that kubelet must not remove the image.
+	pin bool
 
 	docs   []*spool // the root, perhaps an index; manifests; the configuration
 	target store.Target
@@ -97,8 +103,9 @@ type puller struct {
 	// fetched means that something was missing and has been fetched.
 	fetched bool
 	pinned  []digest.Digest
-	// progress is nil where nobody watches.
+	// progress is nil where nobody watches, meter where nobody measures.
 	progress *progress
+	meter    Meter
 }
 
 func (p *puller) run(ctx context.Context) (Image, error) {
@@ -152,7 +159,7 @@ func (p *puller) documents(ctx context.Context) error {
 
 	config, err := p.fetchDocument(&parsed.config, func(doc *spool) error {
 		doc.desc = parsed.config
-		return p.repo.Config(ctx, parsed.config, doc)
+		return p.from.Config(ctx, parsed.config, doc)
 	})
 	if err != nil {
 		return err
@@ -176,7 +183,7 @@ func (p *puller) documents(ctx context.Context) error {
 func (p *puller) fetchManifest(ctx context.Context) (*document, error) {
 	parsed, err := p.fetchParsed(ctx, nil, func(doc *spool) error {
 		var err error
-		doc.desc, err = p.repo.Manifest(ctx, doc)
+		doc.desc, err = p.from.Manifest(ctx, doc)
 		return err
 	})
 
@@ -245,7 +252,7 @@ func (p *puller) fetchParsed(ctx context.Context, desc *ocispec.Descriptor, fetc
 func (p *puller) child(ctx context.Context, desc ocispec.Descriptor) (*document, error) {
 	return p.fetchParsed(ctx, &desc, func(doc *spool) error {
 		var err error
-		if doc.desc, err = p.repo.ManifestByDigest(ctx, desc.Digest, doc); err != nil {
+		if doc.desc, err = p.from.ManifestByDigest(ctx, desc.Digest, doc); err != nil {
 			return err
 		}
 		if doc.desc.Size != desc.Size {
@@ -387,6 +394,7 @@ func (p *puller) newRecord(id digest.Digest, old *stored) store.Image {
 		rec = old.record.Clone()
 	}
 
+	rec.Pinned = rec.Pinned || p.pin
 	if !slices.ContainsFunc(rec.Targets, func(t store.Target) bool { return t.Root.Digest == p.target.Root.Digest }) {
 		rec.Targets = append(rec.Targets, p.target)
 	}
@@ -424,6 +432,7 @@ func (p *puller) reduced(rec store.Image) store.Image {
 	maps.DeleteFunc(tags, func(_ string, root digest.Digest) bool { return root != p.target.Root.Digest })
 	return store.Image{
 		ID: rec.ID, Tags: tags, Digests: []string{p.byDigest()}, Targets: []store.Target{p.target}, Unsynced: p.s.opts.BootID,
+		Pinned: rec.Pinned,
 	}
 }
 
@@ -444,6 +453,6 @@ func sameRecord(old *stored, rec store.Image) bool {
 	sameTarget := func(a, b store.Target) bool {
 		return a.Root.Digest == b.Root.Digest && a.Manifest.Digest == b.Manifest.Digest
 	}
-	return maps.Equal(old.record.Tags, rec.Tags) && slices.Equal(old.record.Digests, rec.Digests) &&
+	return old.record.Pinned == rec.Pinned && maps.Equal(old.record.Tags, rec.Tags) && slices.Equal(old.record.Digests, rec.Digests) &&
 		slices.EqualFunc(old.record.Targets, rec.Targets, sameTarget)
 }

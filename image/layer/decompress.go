@@ -25,6 +25,30 @@ var (
 	bzip2Magic = []byte("BZh")
 )
 
+// Decompress returns the archive in r, which may be compressed with gzip or with zstd, of
+// a window of at most 8 MiB: more is ErrTooLarge.
+func Decompress(r io.Reader) (io.ReadCloser, error) {
+	z, err := decompress(r, false)
+	if err != nil {
+		return nil, err
+	}
+	return small{z}, nil
+}
+
+// small is a stream that must not need much memory.
+type small struct{ io.ReadCloser }
+
+func (s small) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	switch {
+	case errors.Is(err, ErrNeedsMemory):
+		err = fmt.Errorf("%w: compress it without a long window (zstd --long, --ultra): %v", ErrTooLarge, err)
+	case isCompressionError(err):
+		err = fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return n, err
+}
+
 // decompress returns the archive in r. It recognises the compression by the first
 // bytes, since media types are not reliable. large permits large zstd windows.
 func decompress(r io.Reader, large bool) (io.ReadCloser, error) {

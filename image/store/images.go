@@ -34,6 +34,8 @@ type Image struct {
 	Tags map[string]digest.Digest `json:"tags,omitempty"`
 	// Digests are the REPOSITORY@DIGEST names under which it was pulled.
 	Digests []string `json:"digests,omitempty"`
+	// Pinned means that kubelet must not remove the image, whatever it is called.
+	Pinned bool `json:"pinned,omitempty"`
 	// Unsynced is the ID of the boot in which blobs of the image were written,
 	// until they are known to be on disk. In another boot they may be torn.
 	Unsynced string `json:"unsynced,omitempty"`
