@@ -36,6 +36,7 @@ import (
 	"crisp/cri/stream"
 	"crisp/cri/telemetry"
 	"crisp/image"
+	"crisp/image/folder"
 	"crisp/network"
 	"crisp/network/netns"
 	"crisp/runtime/cgroup"
@@ -211,6 +212,9 @@ func (d *services) open(ctx context.Context) error {
 	if err := d.checkFileSystem(ctx); err != nil {
 		return err
 	}
+
+	archives := folder.New(d.cfg.ImportDir(), filepath.Join(d.cfg.Root, "imports.json"), d.images)
+	d.goUntilClose(archives.Watch)
 
 	d.admin = &admin.Server{Version: version, Images: d.images, Facts: d.facts, CgroupDriver: d.cgroups.Driver(), Root: d.cfg.Root}
 	d.goUntilClose(func(ctx context.Context) { dumpOnSignal(ctx, d.admin) })

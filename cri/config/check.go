@@ -60,7 +60,7 @@ func (c *Config) checkPaths(bad complain) {
 	}
 
 	for key, p := range map[string]string{
-		"cadvisor_socket": c.CAdvisorSocket, "audit_log": c.AuditLog, "netns_dir": c.NetNSDir, "seccomp_profile": c.SeccompProfile,
+		"cadvisor_socket": c.CAdvisorSocket, "audit_log": c.AuditLog, "image_import_dir": c.ImageImportDir, "netns_dir": c.NetNSDir, "seccomp_profile": c.SeccompProfile,
 		"nri_socket": c.NRISocket, "criu_path": c.CRIUPath, "nri_plugin_dir": c.NRIPluginDir, "nri_plugin_config_dir": c.NRIPluginConfigDir,
 	} {
 		if p != "" && !filepath.IsAbs(p) {

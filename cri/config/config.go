@@ -63,6 +63,7 @@ type Config struct {
 	MaxConcurrentDownloads int      `toml:"max_concurrent_downloads"`
 	PullProgressTimeout    Duration `toml:"pull_progress_timeout"`
 	ImageVolumes           string   `toml:"image_volumes"`
+	ImageImportDir         string   `toml:"image_import_dir"`
 
 	RuntimeHandlers       []string `toml:"runtime_handlers"`
 	DefaultCapabilities   []string `toml:"default_capabilities"`
@@ -165,6 +166,14 @@ func Parse(name string, text []byte) (*Config, error) {
 		return nil, fmt.Errorf("configuration in %s: %w", name, err)
 	}
 	return c, nil
+}
+
+// ImportDir is the directory of archives of images.
+func (c *Config) ImportDir() string {
+	if c.ImageImportDir != "" {
+		return c.ImageImportDir
+	}
+	return filepath.Join(c.Root, "import")
 }
 
 // DefaultNetNSDir is where network namespaces are pinned if netns_dir is empty:
