@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cmd/crisp/cli"
+	"crisp/cmd/crisp/ctl"
 	"crisp/cri/admin"
 	"crisp/cri/config"
 	"crisp/image"
@@ -37,7 +38,7 @@ type finding struct {
 
 // imagesCommand is the command images.
 func imagesCommand() *cobra.Command {
-	return cli.Group("images", "Check images", imagesCheckCommand())
+	return cli.Group("images", "List, check, import and export images", append(ctl.ArchiveCommands(), imagesCheckCommand())...)
 }
 
 // imagesCheckCommand is the command images check.

@@ -33,7 +33,12 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // Do makes a request, whose answer the caller closes. An error of the connection
 // wraps that of the kernel.
 func (c *Client) Do(ctx context.Context, method, path string) (io.ReadCloser, error) {
-	r, err := http.NewRequestWithContext(ctx, method, "http://crisp"+path, nil)
+	return c.Send(ctx, method, path, nil)
+}
+
+// Send is [Client.Do] with a body, which is sent as it is read; nil for none.
+func (c *Client) Send(ctx context.Context, method, path string, content io.Reader) (io.ReadCloser, error) {
+	r, err := http.NewRequestWithContext(ctx, method, "http://crisp"+path, content)
 	if err != nil {
 		return nil, err
 	}

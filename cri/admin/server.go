@@ -29,6 +29,9 @@ const (
 	PullsPath      = "/pulls"
 	DiskPath       = "/disk"
 	GoroutinesPath = "/goroutines"
+	ImportPath     = "/images/import" // the archive in the body, ?name=NAME for an image without one, ?pin=true
+	ExportPath     = "/images/export" // ?ref=IMAGE for each image
+	CollectPath    = "/images/gc"     // ?age=DURATION since the last pull, ?dry=true
 	ProfilePath    = "/debug/pprof/"
 )
 
@@ -57,6 +60,9 @@ func (s *Server) Register(mux *http.ServeMux) {
 	})
 	mux.HandleFunc("GET "+PullsPath, func(w http.ResponseWriter, _ *http.Request) { reply(w, s.Images.Pulls()) })
 	mux.HandleFunc("GET "+DiskPath, func(w http.ResponseWriter, r *http.Request) { reply(w, s.Disk(r.Context())) })
+	mux.HandleFunc("POST "+ImportPath, s.importImages)
+	mux.HandleFunc("GET "+ExportPath, s.exportImages)
+	mux.HandleFunc("POST "+CollectPath, s.collectImages)
 	mux.HandleFunc("GET "+GoroutinesPath, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(goroutines())
 	})

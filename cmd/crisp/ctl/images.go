@@ -25,8 +25,24 @@ type Image struct {
 
 // ImagesCommand makes a group of commands about images list them.
 func ImagesCommand(group *cobra.Command) *cobra.Command {
-	quiet, below := false, group.RunE
-	listing(group, func(ctx context.Context, s *session, f format, _ []string) error {
+	below := group.RunE
+	list := imagesListing(group).RunE
+	group.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return below(cmd, args)
+		}
+		return list(cmd, args)
+	}
+	group.AddCommand(imagesListing(&cobra.Command{
+		Use: "list [FLAGS]", Short: "List images, as crisp images does", Args: cli.Exactly(0, "no arguments"),
+	}))
+	return group
+}
+
+// imagesListing makes a command list images.
+func imagesListing(cmd *cobra.Command) *cobra.Command {
+	quiet := false
+	listing(cmd, func(ctx context.Context, s *session, f format, _ []string) error {
 		list, err := s.images(ctx)
 		if err != nil {
 			return err
@@ -36,16 +52,8 @@ func ImagesCommand(group *cobra.Command) *cobra.Command {
 		}
 		return f.print(s.out, list, func() *table { return imageTable(list, f.wide()) })
 	})
-	group.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
-
-	list := group.RunE
-	group.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return below(cmd, args)
-		}
-		return list(cmd, args)
-	}
-	return group
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
+	return cmd
 }
 
 // images lists all images, by name.
@@ -98,6 +106,18 @@ func imageTable(list []Image, wide bool) *table {
 	return t
 }
 
+// exists requires that there is an image.
+func (s *session) exists(ctx context.Context, ref string) error {
+	st, err := s.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	if err != nil {
+		return fmt.Errorf("status of image %s: %s", ref, rpcerr.Message(err))
+	}
+	if st.GetImage() == nil {
+		return fmt.Errorf("%w: there is no image %s", client.ErrNotFound, ref)
+	}
+	return nil
+}
+
 // rmiCommand is the command rmi.
 func rmiCommand() *cobra.Command {
 	return withDaemon(&cobra.Command{
@@ -108,18 +128,14 @@ containers use stay until those are removed.`,
 	}, func(ctx context.Context, s *session, args []string) error {
 		return each(args, func(ref string) error {
 			image := &runtimeapi.ImageSpec{Image: ref}
-			st, err := s.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: image})
-			if err != nil {
-				return fmt.Errorf("status of image %s: %s", ref, rpcerr.Message(err))
-			}
-			if st.GetImage() == nil {
-				return fmt.Errorf("%w: there is no image %s", client.ErrNotFound, ref)
+			if err := s.exists(ctx, ref); err != nil {
+				return err
 			}
 
 			if _, err := s.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: image}); err != nil {
 				return fmt.Errorf("remove image %s: %s", ref, rpcerr.Message(err))
 			}
-			_, err = fmt.Fprintln(s.out, ref)
+			_, err := fmt.Fprintln(s.out, ref)
 			return err
 		})
 	})

@@ -47,6 +47,20 @@ const lookTime = 200 * time.Millisecond
 
 // showProgress shows the progress of a pull on a terminal, until stop.
 func (s *session) showProgress(ctx context.Context, ref string, errs io.Writer) (stop func()) {
+	began := time.Now()
+	return redraw(ctx, errs, func() string {
+		var pulls []image.Progress
+		if s.ask(ctx, admin.PullsPath, &pulls) != nil || len(pulls) == 0 {
+			return ""
+		}
+		// The name may be short, and the daemon's is not.
+		return progressLine(choose(pulls, ref, began), time.Now())
+	})
+}
+
+// redraw shows a line on a terminal again and again, until stop. An empty one leaves
+// what is there.
+func redraw(ctx context.Context, errs io.Writer, line func() string) (stop func()) {
 	if _, ok := terminal(errs); !ok {
 		return func() {}
 	}
@@ -54,7 +68,6 @@ func (s *session) showProgress(ctx context.Context, ref string, errs io.Writer) 
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		began := time.Now()
 		for {
 			select {
 			case <-time.After(lookTime):
@@ -62,13 +75,8 @@ func (s *session) showProgress(ctx context.Context, ref string, errs io.Writer) 
 				_, _ = io.WriteString(errs, "\r\x1b[K")
 				return
 			}
-			var pulls []image.Progress
-			if s.ask(ctx, admin.PullsPath, &pulls) != nil {
-				continue
-			}
-			// The name may be short, and the daemon's is not.
-			if len(pulls) > 0 {
-				_, _ = io.WriteString(errs, "\r\x1b[K"+progressLine(choose(pulls, ref, began), time.Now()))
+			if text := line(); text != "" {
+				_, _ = io.WriteString(errs, "\r\x1b[K"+text)
 			}
 		}
 	})
