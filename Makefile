@@ -133,7 +133,7 @@ sbom: build $(CACHE)/bin/cyclonedx-gomod ## bill of materials, bin/crisp.cdx.jso
 ##### Tests
 
 .PHONY: test
-test: needs-test build tools images demo-image packages programs ## run all tests; TOTALS=FILE receives the counts
+test: needs-test build tools monitoring images demo-image packages programs ## run all tests; TOTALS=FILE receives the counts
 	$(CACHE)/bin/suite -totals "$(TOTALS)" $(if $(UNTIL),-until $(UNTIL))
 
 .PHONY: unit
@@ -345,6 +345,19 @@ $(CACHE)/criu/criu:
 	printf '#!/bin/sh\nlib=%s\nexec $$lib/ld-linux-* --library-path $$lib %s "$$@"\n' \
 		"$$(echo $(abspath $(@D))/root/usr/lib/*-linux-gnu*)" "$(abspath $(@D))/root/usr/sbin/criu" > $@.new
 	rm -rf $(@D)/lists $(@D)/apt $(@D)/debs && chmod 755 $@.new && mv $@.new $@
+
+##### Monitoring
+
+# Debian's, unpacked and not installed: its package would start a service.
+.PHONY: monitoring
+monitoring: # fetches what tests of the alert rules and the board need
+	@$(MAKE) --no-print-directory $(CACHE)/bin/promtool || echo "prometheus could not be fetched from Debian: alert rules and board cannot be tested"
+
+$(CACHE)/bin/promtool:
+	@rm -rf $(CACHE)/prometheus && mkdir -p $(CACHE)/prometheus $(@D)
+	cd $(CACHE)/prometheus && { apt-get download -q prometheus || { apt-get -qq update && apt-get download -q prometheus; }; } && dpkg-deb -x prometheus_*.deb .
+	mv $(CACHE)/prometheus/usr/bin/prometheus $(CACHE)/prometheus/usr/bin/promtool $(@D)
+	@rm -rf $(CACHE)/prometheus && touch $@
 
 .PHONY: clean
 clean: ## remove build output, but not the cache

@@ -1,0 +1,334 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"sigs.k8s.io/yaml"
+
+	"crisp/test/testkit"
+	"crisp/test/testkit/lab"
+)
+
+// monitoring is the directory of what is tested here.
+const monitoring = "../../hack/monitoring"
+
+// prometheusTool is a program of Prometheus'.
+func prometheusTool(t *testing.T, name string) string {
+	t.Helper()
+	cache, err := lab.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := cache.Tool(name)
+	if err != nil {
+		testkit.Skip(t, "prometheus", "make monitoring fetches it from Debian: "+err.Error())
+	}
+	return path
+}
+
+// TestAlertRules has promtool test the rules, each of which must have a case in which
+// it fires, and one in which it does not.
+func TestAlertRules(t *testing.T) {
+	promtool := prometheusTool(t, "promtool")
+	for _, args := range [][]string{{"check", "rules", "crisp.rules.yml"}, {"test", "rules", "crisp.rules.test.yml"}} {
+		cmd := exec.CommandContext(t.Context(), promtool, args...)
+		cmd.Dir = monitoring
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("promtool %q: %v\n%s", args, err, out)
+		}
+	}
+
+	var cases struct {
+		Tests []struct {
+			Rules []struct {
+				Alert string `json:"alertname"`
+				Want  []any  `json:"exp_alerts"`
+			} `json:"alert_rule_test"`
+		}
+	}
+	readYAML(t, "crisp.rules.test.yml", &cases)
+	fires, rests := map[string]bool{}, map[string]bool{}
+	for _, c := range cases.Tests {
+		for _, r := range c.Rules {
+			if len(r.Want) > 0 {
+				fires[r.Alert] = true
+			} else {
+				rests[r.Alert] = true
+			}
+		}
+	}
+	for alert := range alertRules(t) {
+		if !fires[alert] || !rests[alert] {
+			t.Errorf("%s is not tested: it fires %t, it does not %t", alert, fires[alert], rests[alert])
+		}
+	}
+}
+
+// alertRules are the expressions of the alerts.
+func alertRules(t *testing.T) map[string]string {
+	t.Helper()
+	var file struct {
+		Groups []struct {
+			Rules []struct{ Alert, Expr string }
+		}
+	}
+	readYAML(t, "crisp.rules.yml", &file)
+	rules := map[string]string{}
+	for _, g := range file.Groups {
+		for _, r := range g.Rules {
+			rules[r.Alert] = r.Expr
+		}
+	}
+	if len(rules) < 5 {
+		t.Fatalf("there are only %d rules", len(rules))
+	}
+	return rules
+}
+
+func readYAML(t *testing.T, name string, into any) {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(monitoring, name))
+	if err == nil {
+		err = yaml.Unmarshal(data, into)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// target is a query of a panel.
+type target struct{ Expr, LegendFormat string }
+
+// boardQueries are those of the board's panels, with what Grafana puts in.
+func boardQueries(t *testing.T) map[string][]target {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(monitoring, "dashboard.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var board struct {
+		Panels []struct {
+			Title, Type string
+			Targets     []target
+		}
+	}
+	if err := json.Unmarshal(data, &board); err != nil {
+		t.Fatal(err)
+	}
+
+	values := strings.NewReplacer("$instance", ".*", "$__rate_interval", "20s")
+	queries := map[string][]target{}
+	for _, p := range board.Panels {
+		for _, q := range p.Targets {
+			q.Expr = values.Replace(q.Expr)
+			queries[p.Title] = append(queries[p.Title], q)
+		}
+		if p.Type != "row" && len(p.Targets) == 0 {
+			t.Errorf("panel %q has no query", p.Title)
+		}
+	}
+	if len(queries) < 10 {
+		t.Fatalf("the board has only %d panels with queries", len(queries))
+	}
+	return queries
+}
+
+// TestMonitoring has Prometheus scrape a daemon that does everything that is measured,
+// and evaluates each query of the board and of the rules.
+func TestMonitoring(t *testing.T) {
+	prometheus, promtool := prometheusTool(t, "prometheus"), prometheusTool(t, "promtool")
+	cni := newPlugin(t)
+	n := newNode(t, lab.Options{Config: "metrics_address = \"127.0.0.1:0\"\n", PluginDir: cni.dir})
+	address := regexp.MustCompile(`msg="Serving metrics" address=(\S+)`).FindStringSubmatch(n.Log())
+	if address == nil {
+		t.Fatalf("the log has no address:\n%s", n.Log())
+	}
+	work(t, n, cni) // counters that are there before the first scrape have a rate
+	api := startPrometheus(t, prometheus, address[1])
+	eventually(t, "a first scrape", func() bool { return len(api.query(t, `crisp_build_info`)) == 1 })
+
+	began := time.Now()
+	for time.Since(began) < 8*time.Second {
+		work(t, n, cni)
+	}
+	families := scrape(t, address[1])
+	checkMetrics(t, promtool, address[1])
+	for title, queries := range boardQueries(t) {
+		for _, q := range queries {
+			checkQuery(t, api, title, q)
+			checkNames(t, q.Expr, families)
+		}
+	}
+	for alert, expr := range alertRules(t) {
+		api.query(t, expr)
+		checkNames(t, expr, families)
+		if !strings.Contains(expr, `job="crisp"`) {
+			t.Errorf("%s is about any job: %s", alert, expr)
+		}
+	}
+}
+
+// work does what is measured, once well and once badly.
+func work(t *testing.T, n *node, cni plugin) {
+	t.Helper()
+	p := n.pod(t)
+	p.start(t)
+	p.start(t, sh("exit 3"), named("failing")).wait(t)
+	if _, err := try(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.k8s.io/none:1"}}); err == nil {
+		t.Error("an image that does not exist was pulled")
+	}
+	n.pull(t, busybox)
+
+	cni.set(t, "fail-ADD")
+	cfg := n.podConfig(t)
+	cfg.Metadata.Name = "refused"
+	if r, err := try(t, n.Runtime.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{Config: cfg}); err == nil {
+		t.Errorf("pod %s runs without a network", r.PodSandboxId)
+	}
+	cni.clear("fail-ADD")
+	p.remove(t)
+}
+
+// checkMetrics has promtool lint what a daemon exports.
+func checkMetrics(t *testing.T, promtool, address string) {
+	t.Helper()
+	r, err := http.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	cmd := exec.CommandContext(t.Context(), promtool, "check", "metrics")
+	cmd.Stdin = r.Body
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("promtool check metrics: %v\n%s", err, out)
+	}
+}
+
+// checkQuery requires that a query returns series with a value, and with the labels
+// that its legend prints.
+func checkQuery(t *testing.T, api prometheusAPI, title string, q target) {
+	t.Helper()
+	series := api.query(t, q.Expr)
+	if len(series) == 0 {
+		t.Errorf("panel %q is empty: %s", title, q.Expr)
+	}
+	for _, s := range series {
+		for _, m := range regexp.MustCompile(`{{(\w+)}}`).FindAllStringSubmatch(q.LegendFormat, -1) {
+			if s.Metric[m[1]] == "" {
+				t.Errorf("panel %q: %s has no label %s, but %v", title, q.Expr, m[1], s.Metric)
+			}
+		}
+	}
+	finite := func(s promSeries) bool { return s.Value[1] != "NaN" && s.Value[1] != "+Inf" }
+	if !slices.ContainsFunc(series, finite) {
+		t.Errorf("panel %q has no number: %s: %v", title, q.Expr, series)
+	}
+}
+
+// checkNames requires that a daemon exports all metrics that an expression names.
+func checkNames(t *testing.T, expr string, samples map[string]float64) {
+	t.Helper()
+	for _, name := range regexp.MustCompile(`\b(?:crisp|grpc|process|go)_[a-z_]+\b`).FindAllString(expr, -1) {
+		if strings.HasPrefix(name, "grpc_method") || strings.HasPrefix(name, "grpc_code") {
+			continue // labels
+		}
+		found := false
+		for sample := range samples {
+			found = found || sample == name || strings.HasPrefix(sample, name+"{")
+		}
+		if !found {
+			t.Errorf("%s is not exported, which %s needs", name, expr)
+		}
+	}
+}
+
+// prometheusAPI is the address of a Prometheus server.
+type prometheusAPI string
+
+// promSeries is a series in a response, with its time and value.
+type promSeries struct {
+	Metric map[string]string
+	Value  [2]any
+}
+
+// startPrometheus starts a server that scrapes an address each second.
+func startPrometheus(t *testing.T, program, target string) prometheusAPI {
+	t.Helper()
+	dir := t.TempDir()
+	config := fmt.Sprintf("global: {scrape_interval: 1s}\nscrape_configs: [{job_name: crisp, static_configs: [{targets: [%q]}]}]\n", target)
+	if err := os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := l.Addr().String()
+	l.Close()
+
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.CommandContext(ctx, program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+at)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait() // it was killed
+		if t.Failed() {
+			t.Logf("Prometheus:\n%s", slurp(log.Name()))
+		}
+	})
+	eventually(t, "Prometheus", func() bool {
+		r, err := http.Get("http://" + at + "/-/ready")
+		if err != nil {
+			return false
+		}
+		r.Body.Close()
+		return r.StatusCode == http.StatusOK
+	})
+	return prometheusAPI(at)
+}
+
+// query evaluates an expression.
+func (p prometheusAPI) query(t *testing.T, expr string) []promSeries {
+	t.Helper()
+	r, err := http.Get("http://" + string(p) + "/api/v1/query?query=" + url.QueryEscape(expr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	data, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var answer struct {
+		Status, Error string
+		Data          struct{ Result []promSeries }
+	}
+	if err := json.Unmarshal(data, &answer); err != nil || answer.Status != "success" {
+		t.Errorf("query %s: %v %s", expr, err, answer.Error)
+	}
+	return answer.Data.Result
+}
