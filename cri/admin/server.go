@@ -3,11 +3,13 @@ package admin
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/http/pprof"
 	"os"
 	"runtime"
 	rpprof "runtime/pprof"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -129,6 +131,24 @@ type State struct {
 	Operations []pod.Operation  `json:"operations"`
 	History    []pod.Event      `json:"history"`
 	Pulls      []image.Progress `json:"pulls"`
+	// Registries are the hosts that images are named after, at most 20.
+	Registries []string `json:"registries"`
+}
+
+// maxRegistries bounds the hosts in a state.
+const maxRegistries = 20
+
+// registriesOf are the hosts that images are named after, in any order.
+func registriesOf(images []image.Image) []string {
+	hosts := map[string]bool{}
+	for _, im := range images {
+		for _, name := range append(slices.Clip(im.RepoTags), im.RepoDigests...) {
+			if host, _, ok := strings.Cut(name, "/"); ok && len(hosts) < maxRegistries {
+				hosts[host] = true
+			}
+		}
+	}
+	return slices.AppendSeq([]string{}, maps.Keys(hosts))
 }
 
 // State returns the state of the daemon.
@@ -139,6 +159,7 @@ func (s *Server) State() State {
 		Version: s.Version, Go: runtime.Version(), PID: os.Getpid(), Began: s.began, Kernel: s.Facts.Kernel.String(), CgroupDriver: s.CgroupDriver,
 		Goroutines: runtime.NumGoroutine(), Descriptors: descriptors(), MemoryBytes: memory.Sys - memory.HeapReleased,
 		Pods: []Pod{}, Operations: []pod.Operation{}, History: []pod.Event{}, Pulls: s.Images.Pulls(),
+		Registries: registriesOf(s.Images.List()),
 	}
 
 	m := s.pods.Load()

@@ -10,13 +10,15 @@ import (
 	"strconv"
 	"sync"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
 // protocol is the version of the remote command protocol that reports exit codes
 // and takes the size of a terminal.
-const protocol = "v4.channel.k8s.io"
+const protocol = remotecommand.StreamProtocolV4Name
 
 // maxStatus bounds the message that ends a session, in bytes.
 const maxStatus = 64 << 10
@@ -48,7 +50,7 @@ func Session(ctx context.Context, url string, s Streams) (code int, err error) {
 	defer closeConn()
 	defer context.AfterFunc(ctx, closeConn)()
 
-	status, err := open(conn, "error")
+	status, err := open(conn, remotecommand.StreamTypeError)
 	if err != nil {
 		return 0, err
 	}
@@ -90,7 +92,7 @@ func upgrade(ctx context.Context, url string) (httpstream.Connection, error) {
 
 // open opens a stream of a kind.
 func open(conn httpstream.Connection, kind string) (httpstream.Stream, error) {
-	stream, err := conn.CreateStream(http.Header{"Streamtype": {kind}})
+	stream, err := conn.CreateStream(http.Header{http.CanonicalHeaderKey(remotecommand.StreamType): {kind}})
 	if err != nil {
 		return nil, fmt.Errorf("open the %s stream of a session: %w", kind, err)
 	}
@@ -101,7 +103,7 @@ func open(conn httpstream.Connection, kind string) (httpstream.Stream, error) {
 func connect(conn httpstream.Connection, s Streams) (*sync.WaitGroup, error) {
 	var outputs sync.WaitGroup
 	if s.Stdin != nil {
-		in, err := open(conn, "stdin")
+		in, err := open(conn, remotecommand.StreamTypeStdin)
 		if err != nil {
 			return nil, err
 		}
@@ -111,7 +113,7 @@ func connect(conn httpstream.Connection, s Streams) (*sync.WaitGroup, error) {
 		}()
 	}
 
-	for kind, w := range map[string]io.Writer{"stdout": s.Stdout, "stderr": s.Stderr} {
+	for kind, w := range map[string]io.Writer{remotecommand.StreamTypeStdout: s.Stdout, remotecommand.StreamTypeStderr: s.Stderr} {
 		if w == nil {
 			continue
 		}
@@ -123,7 +125,7 @@ func connect(conn httpstream.Connection, s Streams) (*sync.WaitGroup, error) {
 	}
 
 	if s.TTY { // then the server waits for this stream
-		sizes, err := open(conn, "resize")
+		sizes, err := open(conn, remotecommand.StreamTypeResize)
 		if err != nil {
 			return nil, err
 		}
@@ -141,12 +143,7 @@ func connect(conn httpstream.Connection, s Streams) (*sync.WaitGroup, error) {
 
 // verdict is what the server reports at the end of a session, a Kubernetes Status.
 func verdict(data []byte) (code int, err error) {
-	var status struct {
-		Status, Reason, Message string
-		Details                 struct {
-			Causes []struct{ Reason, Message string }
-		}
-	}
+	var status metav1.Status
 	if len(data) == 0 {
 		return 0, errors.New("the session with the container has ended early: see the daemon's log")
 	}
@@ -154,12 +151,14 @@ func verdict(data []byte) (code int, err error) {
 		return 0, fmt.Errorf("read the end of the session %q: %w", data, err)
 	}
 
-	for _, cause := range status.Details.Causes {
-		if cause.Reason == "ExitCode" {
-			return strconv.Atoi(cause.Message)
+	if status.Details != nil {
+		for _, cause := range status.Details.Causes {
+			if cause.Type == remotecommand.ExitCodeCauseType {
+				return strconv.Atoi(cause.Message)
+			}
 		}
 	}
-	if status.Status != "Success" {
+	if status.Status != metav1.StatusSuccess {
 		return 0, errors.New(status.Message)
 	}
 	return 0, nil

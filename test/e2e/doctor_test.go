@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,35 +57,85 @@ func TestDoctor(t *testing.T) {
 	n.begin(t)
 }
 
-// TestDoctorFixes plants what pods could leave next to what a pod has.
-func TestDoctorFixes(t *testing.T) {
+// TestDoctorKnowsOthers judges nothing of a daemon that shares cgroups with another one
+// to be left, and says so if that one cannot be asked.
+func TestDoctorKnowsOthers(t *testing.T) {
 	n := newNode(t, lab.Options{})
-	c := n.pod(t, podNamed("web")).start(t)
+	other := lonely(t)
+	if err := other.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	dir := other.path("config.d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "same.toml"), fmt.Appendf(nil, "cgroup_parent = %q\n", n.CgroupParent()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "images.tar")
+	n.crisp(t, "images", "export", "-o", archive, busybox)
+	other.crisp(t, "images", "import", archive)
+
+	theirs := other.pod(t, podNamed("theirs"))
+	created := theirs.create(t) // its cgroup has no process
+	mine := n.pod(t, podNamed("mine")).start(t)
+	if a, b := filepath.Dir(mine.cgroups(t)["memory"]), n.Name; !cgroupV2() && !strings.Contains(a, b) {
+		t.Fatalf("the container is in %s, not below %s", a, b)
+	}
+	if left, _ := n.examine(t, false); strings.Contains(left, created.id) || strings.Contains(left, theirs.id[:20]) {
+		t.Errorf("of another daemon's pods is left:\n%s", left)
+	}
+
+	if err := unix.Kill(other.PID(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	left, fixed := n.examine(t, true)
+	if err := unix.Kill(other.PID(), unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if fixed != "" || !strings.Contains(left, "are not judged: another crisp (pid "+fmt.Sprint(other.PID())) {
+		t.Errorf("beside a daemon that does not answer, %q was removed, and is left:\n%s", fixed, left)
+	}
+	theirs.remove(t)
+}
+
+// examine has the leftovers of a node listed, and removed with repair.
+func (n *node) examine(t *testing.T, repair bool) (left, fixed string) {
+	t.Helper()
 	cfg, err := config.Load(n.path("config.toml"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg.Root, cfg.State, cfg.NetNSDir, cfg.CNIConfDir = n.path("root"), n.path("state"), n.path("state", "netns"), n.path("net.d")
-	examine := func(repair bool) (left, fixed string) {
-		all := doctor.Examine(t.Context(), &doctor.Node{
-			Config: cfg, Facts: host.Probe(), Files: os.DirFS("/"), Examine: func() error { return nil },
-			State: func(ctx context.Context) (s admin.State, err error) {
-				client := admin.NewClient(n.path("state", admin.Socket))
-				defer client.Close()
-				return s, client.Get(ctx, admin.StatePath, &s)
-			},
-		}, repair)
-		for _, f := range all {
-			switch {
-			case f.Check != "leftovers" || f.Status == doctor.OK && !f.Fixed:
-			case f.Fixed:
-				fixed += f.Text + "\n"
-			default:
-				left += f.Text + "; " + f.Todo + "\n"
-			}
+	all := doctor.Examine(t.Context(), &doctor.Node{
+		Config: cfg, Facts: host.Probe(), Files: os.DirFS("/"), Examine: func() error { return nil },
+		State: func(ctx context.Context) (s admin.State, err error) {
+			client := admin.NewClient(n.path("state", admin.Socket))
+			defer client.Close()
+			return s, client.Get(ctx, admin.StatePath, &s)
+		},
+	}, repair)
+
+	for _, f := range all {
+		switch {
+		case f.Check != "leftovers" || f.Status == doctor.OK && !f.Fixed:
+		case f.Fixed:
+			fixed += f.Text + "\n"
+		default:
+			left += f.Text + "; " + f.Todo + "\n"
 		}
-		return left, fixed
 	}
+	return left, fixed
+}
+
+// TestDoctorFixes plants what pods could leave next to what a pod has.
+func TestDoctorFixes(t *testing.T) {
+	n := newNode(t, lab.Options{})
+	c := n.pod(t, podNamed("web")).start(t)
+	examine := func(repair bool) (left, fixed string) { return n.examine(t, repair) }
 	if left, _ := examine(false); left != "" {
 		t.Errorf("of a pod that exists is left:\n%s", left)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"sync"
 	"time"
 
 	"crisp/cri/admin"
@@ -47,6 +48,9 @@ type Node struct {
 	// Settled is how long a leftover must have existed: what is younger may belong
 	// to what is just being created or removed.
 	Settled time.Duration
+
+	// now is the daemon's state, which all checks of one examination share.
+	now func() (admin.State, error)
 }
 
 // check is one of the table.
@@ -59,16 +63,19 @@ type check struct {
 func checks() []check {
 	return []check{
 		{"rights", rights}, {"kernel", kernel}, {"cgroups", cgroups}, {"sysctls", sysctls}, {"security modules", modules}, {"time", clock},
-		{"configuration", configuration}, {"network", cniConfiguration}, {"disk", disk}, {"checkpoints", checkpoints}, {"daemon", daemon}, {"leftovers", leftovers},
+		{"configuration", configuration}, {"network", cniConfiguration}, {"registries", registries}, {"disk", disk}, {"checkpoints", checkpoints},
+		{"daemon", daemon}, {"leftovers", leftovers},
 	}
 }
 
 // Examine makes all checks. With repair it removes what is left of pods that no
 // longer exist.
-func Examine(ctx context.Context, n *Node, repair bool) []Finding {
+func Examine(ctx context.Context, node *Node, repair bool) []Finding {
+	n := *node
+	n.now = sync.OnceValues(func() (admin.State, error) { return n.State(ctx) })
 	var all []Finding
 	for _, c := range checks() {
-		for _, f := range c.run(ctx, n) {
+		for _, f := range c.run(ctx, &n) {
 			f.Check = c.name
 			if repair && f.fix != nil {
 				f.repair(ctx)

@@ -3,6 +3,9 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -74,11 +77,58 @@ func TestNetworkConfiguration(t *testing.T) {
 	says(t, cniConfiguration(t.Context(), n), Fail, file)
 }
 
+// TestRegistries asks those that are configured and those of images, mirrors too.
+func TestRegistries(t *testing.T) {
+	answering := func(status int) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/v2/" || r.Header.Get("Authorization") != "" {
+				t.Errorf("asked for %s with %q", r.URL.Path, r.Header.Get("Authorization"))
+			}
+			w.WriteHeader(status)
+		}))
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	dirs := t.TempDir()
+	configure := func(dir, text string) {
+		t.Helper()
+		if err := errors.Join(os.Mkdir(filepath.Join(dirs, dir), 0o755), os.WriteFile(filepath.Join(dirs, dir, "hosts.toml"), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const none = "http://127.0.0.1:1"
+	host := func(url string) string {
+		return fmt.Sprintf("[host.%q]\ncapabilities = [\"pull\", \"resolve\"]\n", url)
+	}
+	configure("good.example", fmt.Sprintf("server = %q\n%s", answering(401), host(answering(200))))
+	configure("half.example_5000_", fmt.Sprintf("server = %q\n%s", answering(200), host(none)))
+	configure("dead.example", fmt.Sprintf("server = %q\n", none))
+	configure("odd.example", fmt.Sprintf("server = %q\n", answering(500)))
+	configure("broken.example", "server = 7\n")
+	configure("_default", "")
+	image := strings.TrimPrefix(answering(200), "http://")
+
+	n := &Node{Config: &config.Config{RegistryConfigDirs: []string{dirs, "/nowhere"}}, now: func() (admin.State, error) { return admin.State{Registries: []string{image}}, nil }}
+	found := registries(t.Context(), n)
+	if len(found) != 6 {
+		t.Errorf("findings %+v", found)
+	}
+	says(t, found, OK, "good.example answers (http://127.0.0.1:")
+	says(t, found, OK, image+" answers")
+	says(t, found, Warn, "of half.example:5000 only http://127.0.0.1:")
+	says(t, found, Warn, "no host of dead.example answers: "+none)
+	says(t, found, Warn, "no host of odd.example answers")
+	says(t, found, Fail, "images of broken.example cannot be pulled")
+
+	n = &Node{Config: &config.Config{}, now: func() (admin.State, error) { return admin.State{}, errors.New("none") }}
+	says(t, registries(t.Context(), n), OK, "none is configured")
+}
+
 func TestDaemon(t *testing.T) {
 	for want, n := range map[Status]*Node{
-		Warn: {State: func(context.Context) (admin.State, error) { return admin.State{}, errors.New("none") }},
-		Fail: {State: func(context.Context) (admin.State, error) { return admin.State{Ready: true, Keeper: "gone"}, nil }},
-		OK:   {Config: &config.Config{}, State: func(context.Context) (admin.State, error) { return admin.State{Ready: true}, nil }},
+		Warn: {now: func() (admin.State, error) { return admin.State{}, errors.New("none") }},
+		Fail: {now: func() (admin.State, error) { return admin.State{Ready: true, Keeper: "gone"}, nil }},
+		OK:   {Config: &config.Config{}, now: func() (admin.State, error) { return admin.State{Ready: true}, nil }},
 	} {
 		says(t, daemon(t.Context(), n), want, "")
 	}

@@ -48,14 +48,20 @@ func (k known) has(id string) bool {
 
 // leftovers looks for what pods have left that no longer exist.
 func leftovers(ctx context.Context, n *Node) []Finding {
-	state, err := n.State(ctx)
+	state, err := n.now()
 	if err != nil || !state.Ready {
 		return []Finding{ok("not judged without a daemon that serves: the next one removes what is left when it starts")}
 	}
 
-	k := knownTo(state)
+	k, unsure := n.known(ctx, state)
+	looks := []func(*Node, known) ([]leftover, error){mounts, records} // in directories of this daemon's alone
 	var found []Finding
-	for _, look := range []func(*Node, known) ([]leftover, error){namespaces, groups, mounts, records} {
+	if unsure == nil {
+		looks = append(looks, namespaces, groups)
+	} else {
+		found = append(found, warn("wait, or look at the other crisp", "network namespaces and cgroups are not judged: %v", unsure))
+	}
+	for _, look := range looks {
 		list, err := look(n, k)
 		if err != nil {
 			found = append(found, warn("", "not everything could be looked for: %v", err))
@@ -75,6 +81,10 @@ type leftover struct {
 
 func (l leftover) finding(n *Node) Finding {
 	f := warn("crisp doctor --fix removes it", "%s %s belongs to %s, which does not exist", l.kind, l.path, l.id)
+	if l.kind == kindOccupied {
+		f.Todo = "if another crisp shares cgroup_parent, and its daemon does not run: start it; else kill them"
+		return f
+	}
 	if l.remove == nil {
 		f.Todo = "restart the daemon, which removes it when it starts (systemctl restart crisp); pods keep running"
 		return f
@@ -89,7 +99,11 @@ func (l leftover) finding(n *Node) Finding {
 		if !state.Ready {
 			return fmt.Errorf("the daemon has restarted and does not know its pods yet: try again")
 		}
-		if knownTo(state).has(l.id) {
+		k, err := n.known(ctx, state)
+		if err != nil {
+			return err
+		}
+		if k.has(l.id) {
 			return fmt.Errorf("%s belongs to a pod now", l.path)
 		}
 		return l.remove(ctx)
@@ -125,7 +139,8 @@ func namespaces(n *Node, k known) ([]leftover, error) {
 }
 
 // groups finds cgroups below crisp's own parent, in any hierarchy. Those below
-// kubelet's may be of another runtime.
+// kubelet's may be of another runtime. Of a group with processes nothing is known: they
+// may be those of another crisp whose daemon does not run.
 func groups(n *Node, k known) ([]leftover, error) {
 	node, err := cgroup.New(n.Config.CgroupDriver, n.Config.CgroupParent)
 	if err != nil {
@@ -156,10 +171,27 @@ func groups(n *Node, k known) ([]leftover, error) {
 			}
 			seen[id] = true
 			path := filepath.Join(parent.Relative(), e)
-			list = append(list, leftover{"cgroup", filepath.Join(dir, e), id, func(context.Context) error { return removeGroup(hierarchies, path) }})
+			l := leftover{"cgroup", filepath.Join(dir, e), id, func(context.Context) error { return removeGroup(hierarchies, path) }}
+			if occupied(l.path) {
+				l.kind, l.remove = kindOccupied, nil
+			}
+			list = append(list, l)
 		}
 	}
 	return list, nil
+}
+
+// kindOccupied is a group that no known pod has, with processes.
+const kindOccupied = "cgroup with processes"
+
+// occupied reports whether a cgroup has processes; of version 2, also in groups below it.
+func occupied(dir string) bool {
+	events, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
+	if err == nil {
+		return strings.Contains(string(events), "populated 1")
+	}
+	pids, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	return err == nil && len(pids) > 0
 }
 
 // removeGroup removes a cgroup from all hierarchies. The kernel refuses if it has
