@@ -14,6 +14,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go"
@@ -188,6 +191,45 @@ func TestImportOfDocker(t *testing.T) {
 	}
 	if list, err := s.Import(t.Context(), bytes.NewReader(unnamed), image.ImportOptions{Name: "mine"}); err != nil || list[0] != (image.Imported{Name: "docker.io/library/mine:latest", ID: id}) {
 		t.Errorf("with a name: %+v, %v", list, err)
+	}
+}
+
+// TestForeignTools reads what another library writes, and has it read what is exported.
+func TestForeignTools(t *testing.T) {
+	r := newRegistry(t)
+	r.push("app", "1", ocispec.ImageConfig{Cmd: []string{"run"}}, pack(t, text("a", "a")), pack(t, text("b", "b")))
+	from := open(t, t.TempDir())
+	was := pull(t, from, r.Host+"/app:1")
+	path := filepath.Join(t.TempDir(), "images.tar")
+	if err := os.WriteFile(path, exported(t, from, r.Host+"/app:1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	tag, err := name.NewTag(r.Host + "/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := tarball.ImageFromPath(path, &tag) // as docker load
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id, err := theirs.ConfigName(); err != nil || id.String() != was.ID {
+		t.Errorf("for another tool it is %v, %v, want %s", id, err, was.ID)
+	}
+	if err := validate.Image(theirs); err != nil {
+		t.Error(err)
+	}
+
+	var saved bytes.Buffer
+	short, err := name.NewTag("team/app:2")
+	if err == nil {
+		err = tarball.Write(short, theirs, &saved) // as docker save
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, list := imported(t, saved.Bytes(), image.ImportOptions{}); len(list) != 1 || list[0] != (image.Imported{Name: "docker.io/team/app:2", ID: was.ID}) {
+		t.Errorf("of another tool's archive were imported %+v, want %s", list, was.ID)
 	}
 }
 

@@ -65,7 +65,9 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth, 
 		return Image{}, err
 	}
 	defer repo.Close()
-
+	if watched != nil {
+		repo.Observe(watched.ask)
+	}
 	return s.fetch(ctx, &puller{s: s, from: remote{repo}, ref: ref, progress: watched, meter: s.opts.Meter})
 }
 

@@ -167,6 +167,9 @@ func ownCall(kind string, c cni.BuiltinCall) own.Call {
 	return own.Call{Type: kind, Command: c.Command, ID: c.ID, NetNS: c.NetNS, IfName: c.IfName, Args: c.Args, Config: c.Config}
 }
 
+// Running lists the calls of plugins for a pod that go on, the oldest first.
+func (n *Network) Running(id string) []cni.Running { return n.client.Running(id) }
+
 // Close waits for the calls in progress. Later calls return [ErrClosed].
 func (n *Network) Close() {
 	n.mu.Lock()

@@ -338,6 +338,7 @@ func (d *services) openPods(ctx context.Context) error {
 
 	d.onClose(d.pods.Close)
 	d.goUntilClose(func(ctx context.Context) { careFor(ctx, d.network, d.cfg) })
+	d.admin.Plugins = d.network.Running
 	d.admin.SetPods(d.pods)
 	if err := d.startPlugins(plugins); err != nil {
 		return err

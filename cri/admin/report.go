@@ -1,11 +1,14 @@
 package admin
 
 import (
-	"crisp/cri/pod"
-	"crisp/image"
 	"slices"
 	"strings"
 	"time"
+
+	"crisp/cri/pod"
+	"crisp/image"
+	"crisp/network/cni"
+	"crisp/runtime/untrusted"
 )
 
 // Pod is what the daemon knows of a pod.
@@ -76,6 +79,8 @@ func at(nanoseconds int64) time.Time {
 type Waiting struct {
 	pod.Operation
 	Processes []Process `json:"processes,omitempty"`
+	// Plugins are calls of network plugins, with what these have printed so far.
+	Plugins []cni.Running `json:"plugins,omitempty"`
 }
 
 // Report is what the daemon knows of why a pod is as it is.
@@ -122,9 +127,18 @@ func (s *Server) Report(name, id string) Report {
 	return out
 }
 
+// maxPrinted bounds what is told of a plugin's output, in bytes.
+const maxPrinted = 4 << 10
+
 // waiting finds the processes that an operation waits for.
 func (s *Server) waiting(m *pod.Manager, op pod.Operation) Waiting {
 	w := Waiting{Operation: op, Processes: pluginsOf(op.SandboxID)}
+	if s.Plugins != nil && op.SandboxID != "" {
+		for _, p := range s.Plugins(op.SandboxID) {
+			p.Stdout, p.Stderr = untrusted.Of(p.Stdout).Message(maxPrinted), untrusted.Of(p.Stderr).Message(maxPrinted)
+			w.Plugins = append(w.Plugins, p)
+		}
+	}
 	if !strings.HasPrefix(op.What, "stop") && !strings.HasPrefix(op.What, "remove") {
 		return w
 	}

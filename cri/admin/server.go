@@ -18,6 +18,7 @@ import (
 
 	"crisp/cri/pod"
 	"crisp/image"
+	"crisp/network/cni"
 	"crisp/runtime/host"
 )
 
@@ -45,6 +46,9 @@ type Server struct {
 	CgroupDriver string
 	// Root is the directory of images and records.
 	Root string
+	// Plugins lists the calls of network plugins that go on for a pod; it is set
+	// before the pods are.
+	Plugins func(sandboxID string) []cni.Running
 
 	began time.Time
 	pods  atomic.Pointer[pod.Manager]

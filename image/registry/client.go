@@ -71,7 +71,13 @@ type Repository struct {
 	hops               []*hop
 	progress, document time.Duration
 	agent              string
+	asks               func(host string) (answered func(error))
 }
+
+// Observe has f called with each host before that is asked, and what f returns once it
+// has answered, or has failed to. Both must not block. It must be called before any
+// request is made.
+func (r *Repository) Observe(f func(host string) (answered func(error))) { r.asks = f }
 
 // Repository returns ref's repository, to be read with the credentials in auth,
 // nil for none. Close it when done.
@@ -253,9 +259,7 @@ func (r *Repository) each(ctx context.Context, q request, refused map[*hop]bool,
 	asked := r.order(q, refused)
 	var failed hopErrors
 	for i, h := range asked {
-		askCtx, end := span.Start(ctx, "ask registry", "host", h.base.Host, "path", q.path)
-		err := h.ask(askCtx, q, r.agent, i == len(asked)-1, take)
-		end(err)
+		err := r.ask(ctx, h, q, i == len(asked)-1, take)
 		if err == nil {
 			return nil
 		}
@@ -269,6 +273,19 @@ func (r *Repository) each(ctx context.Context, q request, refused map[*hop]bool,
 	}
 
 	return failed
+}
+
+// ask asks one host, and tells those who watch.
+func (r *Repository) ask(ctx context.Context, h *hop, q request, last bool, take taker) error {
+	ctx, end := span.Start(ctx, "ask registry", "host", h.base.Host, "path", q.path)
+	answered := func(error) {}
+	if r.asks != nil {
+		answered = r.asks(h.base.Host)
+	}
+	err := h.ask(ctx, q, r.agent, last, take)
+	answered(err)
+	end(err)
+	return err
 }
 
 // order lists the hosts that may be asked, with those that are down last.

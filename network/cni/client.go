@@ -70,7 +70,7 @@ func NewReader(binDirs []string, cacheDir, ifName string, builtins map[string]Bu
 		cacheDir: cacheDir,
 		ifName:   ifName,
 		records:  records{filepath.Join(cacheDir, "attachments")},
-		runner:   &runner{grace: killGrace, run: runGroup, builtins: builtins},
+		runner:   &runner{grace: killGrace, run: runGroup, builtins: builtins, calls: &calls{}},
 	}
 	for plugin, builtin := range builtins {
 		if builtin.New {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -49,6 +50,7 @@ type runner struct {
 	builtins map[string]Builtin
 	served   []string
 	meter    Meter // nil for none
+	calls    *calls
 }
 
 // Meter is told of each call of a plugin: its type, CNI's verb, how long it took and
@@ -105,7 +107,7 @@ func (r *runner) serves(plugin string) bool { return slices.Contains(r.served, p
 // serving returns a runner that calls only the builtins among some types, with a lock
 // for plugins to inherit, or nil.
 func (r *runner) serving(types []string, lock *os.File) *runner {
-	return &runner{grace: r.grace, lock: lock, run: r.run, builtins: r.builtins, served: types, meter: r.meter}
+	return &runner{grace: r.grace, lock: lock, run: r.run, builtins: r.builtins, served: types, meter: r.meter, calls: r.calls}
 }
 
 // ExecPlugin runs a plugin and returns its output, or a [*PluginError].
@@ -148,6 +150,7 @@ func (r *runner) callBuiltin(ctx context.Context, plugin string, stdin []byte, e
 		return nil, failure
 	}
 
+	defer r.calls.begin(&running{id: call.ID, of: Running{Plugin: plugin, Command: call.Command}})()
 	output, err := r.builtins[plugin].Call(ctx, call)
 	if err == nil {
 		return output, nil
@@ -185,7 +188,9 @@ func (r *runner) runOnce(ctx context.Context, path string, stdin []byte, env []s
 		grace = r.grace
 	}
 
+	end := r.calls.begin(&running{id: variable(env, "CNI_CONTAINERID"), of: Running{Plugin: failure.Plugin, Command: failure.Command}, stdout: stdout, stderr: stderr})
 	err := r.run(ctx, cmd, grace)
+	end()
 	if err == nil && stdout.truncated {
 		err = fmt.Errorf("output longer than %d bytes", maxStdout)
 	}
@@ -284,12 +289,26 @@ func variable(env []string, name string) string {
 
 // bounded keeps the first max bytes of what is written to it.
 type bounded struct {
+	mu sync.Mutex // held while the plugin runs; afterwards nobody else looks
 	bytes.Buffer
 	max       int
 	truncated bool
 }
 
+// end is the end of what was written so far.
+func (b *bounded) end() string {
+	if b == nil {
+		return ""
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	text := b.Bytes()
+	return string(text[max(0, len(text)-maxPrinted):])
+}
+
 func (b *bounded) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	keep := min(len(p), b.max-b.Len())
 	b.truncated = b.truncated || keep < len(p)
 	b.Buffer.Write(p[:keep])

@@ -15,7 +15,7 @@ import (
 func TestPluginsInheritNothing(t *testing.T) {
 	const where = "CRISP_TEST_PLUGIN"
 	if plugin := os.Getenv(where); plugin != "" {
-		r := &runner{run: runGroup}
+		r := &runner{run: runGroup, calls: &calls{}}
 		answer, err := r.ExecPlugin(t.Context(), plugin, nil, os.Environ())
 		if err != nil {
 			t.Fatal(err)

@@ -166,8 +166,8 @@ func testFormats(t *testing.T, n *node) {
 func testLogsCommand(t *testing.T, n *node) {
 	p := n.pod(t, podNamed("web"))
 	one := p.start(t, named("one"), sh("echo 1; echo bad >&2; sleep 100"))
+	eventually(t, "the first lines", func() bool { return strings.Contains(slurp(filepath.Join(p.cfg.LogDirectory, "one.log")), "bad") })
 	p.start(t, named("two"), sh("echo 2; echo 3; exit 4")).wait(t)
-	eventually(t, "the first line", func() bool { return strings.Contains(slurp(filepath.Join(p.cfg.LogDirectory, "one.log")), "bad") })
 
 	if s := finish(t, n.command(t, "logs", "web/one")); s.out != "1\n" || s.err != "bad\n" || s.code != 0 {
 		t.Errorf("the log is %+v", s)
@@ -179,6 +179,12 @@ func testLogsCommand(t *testing.T, n *node) {
 		t.Errorf("with times it is %q", out)
 	}
 	n.refused(t, 6, "no such container, or attempt", "logs", "-p", "web/one")
+
+	one.sh(t, "echo 5 >/proc/1/fd/1")
+	eventually(t, "a later line", func() bool { return strings.Contains(slurp(one.logFile()), " 5\n") })
+	if s := finish(t, n.command(t, "logs", "web/two", "web/one")); s.out != "[e2e/web/one] 1\n[e2e/web/two] 2\n[e2e/web/two] 3\n[e2e/web/one] 5\n" {
+		t.Errorf("both logs are %q", s.out)
+	}
 
 	follow := n.command(t, "logs", "--follow", "web")
 	var out bytes.Buffer

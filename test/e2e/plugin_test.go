@@ -18,6 +18,7 @@ type plugin struct{ dir string }
 const pluginScript = `#!/bin/sh
 echo "$CNI_COMMAND $CNI_CONTAINERID" >> %[1]s/calls
 [ -e %[1]s/fail-$CNI_COMMAND ] && { echo '{"code": 100, "msg": "the plugin fails on request"}'; exit 1; }
+[ -e %[1]s/hold-$CNI_COMMAND ] && echo "waiting for somebody" >&2
 while [ -e %[1]s/hold-$CNI_COMMAND ]; do sleep 0.02; done
 exec %[2]s/bridge
 `

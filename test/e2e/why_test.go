@@ -69,9 +69,10 @@ func testWhyWaits(t *testing.T, n *node, p plugin) {
 	eventually(t, "the plugin's call", func() bool {
 		s := finish(t, n.command(t, "why", "hanging"))
 		out = s.out
-		return s.code == 0 && strings.Contains(out, "network plugin")
+		return s.code == 0 && strings.Contains(out, "waiting for somebody")
 	})
-	wantLines(t, out, `^under way: run pod, for \d+s; for \d+s: attach network$`, `^    network plugin \(ADD\), process \d+: /bin/sh `+filepath.Join(p.dir, "bridge")+": ")
+	wantLines(t, out, `^under way: run pod, for \d+s; for \d+s: attach network$`, `^    network plugin \(ADD\), process \d+: /bin/sh `+filepath.Join(p.dir, "bridge")+": ",
+		`^    network plugin bridge \(ADD\) runs for \d+s, and has printed: waiting for somebody$`)
 	var report admin.Report
 	if err := json.Unmarshal([]byte(n.crisp(t, "why", "hanging", "-o", "json")), &report); err != nil || len(report.Operations) != 1 || report.Operations[0].Stage != "attach network" {
 		t.Errorf("as JSON: %+v, %v", report, err)

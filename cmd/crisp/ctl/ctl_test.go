@@ -66,7 +66,10 @@ func TestUnits(t *testing.T) {
 func TestProgressLine(t *testing.T) {
 	now := time.Now()
 	for want, p := range map[string]image.Progress{
-		"a:1: asking the registry":                                      {Ref: "a:1", Began: now},
+		"a:1: asking the registry": {Ref: "a:1", Began: now},
+		"a:1: asking the registry; b was asked 7s ago, and has not answered; given up: m: refused": {
+			Ref: "a:1", Began: now, Failed: "m: refused", Host: "c", Asked: []image.Asked{{Host: "b", Since: now.Add(-7 * time.Second)}, {Host: "c", Since: now}},
+		},
 		"a:1: 1 of 3 layers, 10.0 MiB of 40.0 MiB, 2.0 MiB/s, 15s left": {Ref: "a:1", Began: now.Add(-5 * time.Second), Layers: 3, Present: 1, Bytes: 10 << 20, Size: 40 << 20},
 		"a:1: 3 of 3 layers, 5 B of 5 B":                                {Ref: "a:1", Began: now, Layers: 3, Present: 3, Bytes: 5, Size: 5},
 	} {

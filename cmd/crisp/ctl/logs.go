@@ -29,7 +29,8 @@ func logsCommand() *cobra.Command {
 	cmd := withDaemon(&cobra.Command{
 		Use: "logs [FLAGS] POD|CONTAINER...", Short: "Print the output of containers",
 		Long: `Print the output of containers, of a pod that of all its containers. With several,
-each line begins with the name of its container.`,
+each line begins with the name of its container, and they are in the order of their
+times; with --follow, those of each container are.`,
 		Args: cli.AtLeast(1, "pods and containers"),
 	}, func(ctx context.Context, s *session, args []string) error {
 		return s.logs(ctx, errs, o, args)
@@ -56,12 +57,13 @@ func (s *session) logs(ctx context.Context, errs io.Writer, o logOptions, names 
 	}
 
 	if !o.follow {
+		logs := make([]func(context.Context, func(client.Line) error) error, len(sources))
+		write := make([]func(client.Line) error, len(sources))
 		for i, src := range sources {
-			if err := s.readLog(ctx, o, src, w.of(i, src)); err != nil {
-				return err
-			}
+			logs[i] = func(ctx context.Context, f func(client.Line) error) error { return s.readLog(ctx, o, src, f) }
+			write[i] = w.of(i, src)
 		}
-		return nil
+		return merge(ctx, logs, write)
 	}
 
 	var wg sync.WaitGroup

@@ -102,7 +102,7 @@ func choose(pulls []image.Progress, ref string, began time.Time) image.Progress 
 func progressLine(p image.Progress, now time.Time) string {
 	line := p.Ref
 	if p.Layers == 0 {
-		return line + ": asking the registry"
+		return line + ": asking the registry" + hop(p, now)
 	}
 	line += fmt.Sprintf(": %d of %d layers, %s of %s", p.Present, p.Layers, bytesOf(uint64(p.Bytes)), bytesOf(uint64(p.Size)))
 

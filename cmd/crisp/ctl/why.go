@@ -17,6 +17,8 @@ import (
 	"crisp/cri/admin"
 	"crisp/cri/client"
 	"crisp/cri/pod"
+	"crisp/image"
+	"crisp/network/cni"
 )
 
 // whyCommand is the command why.
@@ -168,12 +170,27 @@ func explain(r admin.Report, container string, now time.Time) explanation {
 func pullsText(r admin.Report, now time.Time) string {
 	var list []string
 	for _, p := range r.Pulls {
-		list = append(list, fmt.Sprintf("%s (%s of %s, for %s)", p.Ref, bytesOf(uint64(p.Bytes)), bytesOf(uint64(p.Size)), duration(now.Sub(p.Began))))
+		list = append(list, fmt.Sprintf("%s (%s of %s, for %s%s)", p.Ref, bytesOf(uint64(p.Bytes)), bytesOf(uint64(p.Size)), duration(now.Sub(p.Began)), hop(p, now)))
 	}
 	if len(list) == 0 {
 		return "kubelet may wait for volumes, secrets or an image pull that failed: kubectl describe pod, and kubelet's log"
 	}
 	return "images are being pulled: " + strings.Join(list, ", ")
+}
+
+// hop says which host of a registry a pull is at.
+func hop(p image.Progress, now time.Time) string {
+	text := ""
+	switch {
+	case len(p.Asked) > 0:
+		text = fmt.Sprintf("; %s was asked %s ago, and has not answered", p.Asked[0].Host, duration(now.Sub(p.Asked[0].Since)))
+	case p.Host != "":
+		text = "; from " + p.Host
+	}
+	if p.Failed != "" {
+		text += "; given up: " + p.Failed
+	}
+	return text
 }
 
 // overcome reports whether what failed succeeded later, as a container started or a
@@ -211,10 +228,25 @@ func underWay(op admin.Waiting, now time.Time) paragraph {
 			p.more = append(p.more, "  in the kernel: "+strings.Join(proc.Stack, " < "))
 		}
 	}
+	for _, plugin := range op.Plugins {
+		p.more = append(p.more, fmt.Sprintf("network plugin %s (%s) runs for %s%s", plugin.Plugin, plugin.Command, duration(now.Sub(plugin.Began)), printed(plugin)))
+	}
 	if now.Sub(cmp.Or(op.StageBegan, op.Began)) > slow {
 		p.todo = advice(op.Stage, "")
 	}
 	return p
+}
+
+// printed is what a network plugin has printed so far.
+func printed(p cni.Running) string {
+	text := strings.TrimSpace(p.Stderr)
+	if out := strings.TrimSpace(p.Stdout); out != "" {
+		text = strings.TrimSpace(text + "\n" + out)
+	}
+	if text == "" {
+		return ", and has printed nothing"
+	}
+	return ", and has printed: " + strings.ReplaceAll(text, "\n", " / ")
 }
 
 // slow is how long a stage may take before there is advice.
