@@ -111,7 +111,7 @@ func newScene(t testing.TB) *scene {
 
 	s.server = &Server{
 		RuntimeVersion: "0.0.0", Pods: pods, Images: images, Network: nets, Stats: collector, Streams: streams,
-		Host: facts, CgroupDriver: cgroup.Cgroupfs, Handlers: []string{"other"}, Settings: config.Default(),
+		Host: facts, CgroupDriver: cgroup.Cgroupfs, Settings: func() any { return config.Default() },
 	}
 	s.serve(t)
 	s.furnish(t)
@@ -129,7 +129,7 @@ func (s *scene) openImages(t testing.TB) *image.Service {
 	}
 
 	images, err := image.Open(image.Options{
-		Root: filepath.Join(s.dir, "image"), RegistryConfigDirs: []string{filepath.Dir(hosts)},
+		Root: filepath.Join(s.dir, "image"), Choices: image.Choices{RegistryConfigDirs: []string{filepath.Dir(hosts)}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -188,11 +188,13 @@ func (s *scene) openPods(t testing.TB, facts host.Facts, nets *network.Network) 
 		Root: s.dir, NetNSDir: filepath.Join(s.dir, "netns"),
 		Keeper: keeper, Launcher: launcher, Cgroups: &cgroup.Node{}, Images: fakeImages{rootfs}, Network: nets,
 		Host: spec.HostOf(facts, os.DirFS("/")), Node: node.Node{},
-		Seccomp:  spec.Seccomp{Default: seccomp.RuntimeDefault, Load: seccomp.Load},
-		Defaults: spec.Defaults{CreateMissingHostPaths: true},
 		CDI:      cdi.New([]string{devices}).Inject,
 		StateDir: s.dir,
-		Handlers: []string{"other"},
+		Choices: pod.Choices{
+			Seccomp:  spec.Seccomp{Default: seccomp.RuntimeDefault, Load: seccomp.Load},
+			Defaults: spec.Defaults{CreateMissingHostPaths: true},
+			Handlers: []string{"other"},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -61,10 +61,8 @@ type Server struct {
 	Host  host.Facts
 	// CgroupDriver is "systemd" or "cgroupfs".
 	CgroupDriver string
-	// Handlers are the runtime handlers in addition to the default, "".
-	Handlers []string
-	// Settings are shown in the verbose Status.
-	Settings any
+	// Settings returns what the verbose Status shows of the configuration.
+	Settings func() any
 }
 
 // maxMessage bounds a message in either direction, in bytes; kubelet's client

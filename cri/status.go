@@ -33,7 +33,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
 	}
 
-	for _, name := range append([]string{""}, s.Handlers...) {
+	for _, name := range append([]string{""}, s.Pods.Handlers()...) {
 		out.RuntimeHandlers = append(out.RuntimeHandlers, &runtimeapi.RuntimeHandler{
 			Name: name,
 			Features: &runtimeapi.RuntimeHandlerFeatures{
@@ -46,7 +46,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		return out, nil
 	}
 	var err error
-	out.Info, err = verbose(map[string]any{"config": s.Settings, "cni": s.Network.Info(), "host": s.Host, "golang": runtime.Version()})
+	out.Info, err = verbose(map[string]any{"config": s.Settings(), "cni": s.Network.Info(), "host": s.Host, "golang": runtime.Version()})
 	if err != nil {
 		return nil, err
 	}

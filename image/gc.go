@@ -38,7 +38,7 @@ func (s *Service) remove(ref string) (<-chan struct{}, error) {
 		return nil, err
 	}
 
-	next := now.with(map[digest.Digest]*stored{im.record.ID: nil}, s.opts.Pinned)
+	next := now.with(map[digest.Digest]*stored{im.record.ID: nil}, s.choices.Load().Pinned)
 	if err := s.blobs.SetImages(next.records(), true); err != nil {
 		return nil, err
 	}

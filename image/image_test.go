@@ -148,7 +148,7 @@ func TestReopen(t *testing.T) {
 	r := newRegistry(t)
 	_, id := r.push("app", "v1", ocispec.ImageConfig{User: "7"}, pack(t, text("a", random(100_000))), pack(t, dir("d")))
 	root := t.TempDir()
-	s, err := image.Open(image.Options{Root: root, Pinned: []string{r.Host + "/a*"}})
+	s, err := image.Open(image.Options{Root: root, Choices: image.Choices{Pinned: []string{r.Host + "/a*"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -443,4 +443,29 @@ func TestCancelLeavesNothing(t *testing.T) {
 	})
 	r.onRequest(nil)
 	pull(t, s, r.Host+"/app:v1")
+}
+
+// TestChoose changes registries and pinned images while the service runs.
+func TestChoose(t *testing.T) {
+	r := newRegistry(t)
+	r.push("app", "1", ocispec.ImageConfig{}, pack(t, text("a", "a")))
+	s := open(t, t.TempDir())
+	was := pull(t, s, r.Host+"/app:1")
+
+	dirs := t.TempDir()
+	config := fmt.Sprintf("server = %q\n", "http://"+r.Host)
+	if err := errors.Join(os.Mkdir(filepath.Join(dirs, "other.example"), 0o755), os.WriteFile(filepath.Join(dirs, "other.example", "hosts.toml"), []byte(config), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s.Choose(image.Choices{RegistryConfigDirs: []string{dirs}, Pinned: []string{"*/app:1"}})
+	if im, err := s.Get(was.ID); err != nil || !im.Pinned || was.Pinned {
+		t.Errorf("the image is %+v, %v", im, err)
+	}
+	if im := pull(t, s, "other.example/app:1"); im.ID != was.ID {
+		t.Errorf("the other registry has %s", im.ID)
+	}
+	s.Choose(image.Choices{})
+	if im, err := s.Get(was.ID); err != nil || im.Pinned {
+		t.Errorf("the image is %+v, %v", im, err)
+	}
 }

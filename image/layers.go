@@ -58,7 +58,7 @@ func (p *puller) fetchLayers(ctx context.Context) error {
 // prevents deadlocks between pulls: a job that waits for another pull's layer
 // never takes the slot of a layer below it.
 func (p *puller) dispatch(ctx context.Context, group *errgroup.Group) error {
-	slots := make(chan struct{}, p.s.opts.MaxConcurrentDownloads)
+	slots := make(chan struct{}, p.s.choices.Load().MaxConcurrentDownloads)
 	for _, j := range p.jobs {
 		select {
 		case slots <- struct{}{}:

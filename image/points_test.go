@@ -25,7 +25,7 @@ const pointEnv = "CRISP_TEST_POINT_PULL"
 // all of it is on disk.
 func pullWithPoints(t *testing.T, root, ref string, f func(string) error) error {
 	t.Helper()
-	opts := image.Options{Root: root, MaxConcurrentDownloads: 1}
+	opts := image.Options{Root: root, Choices: image.Choices{MaxConcurrentDownloads: 1}}
 	image.SetFailpoint(&opts, f)
 	s, err := image.Open(opts)
 	if err != nil {

@@ -60,7 +60,7 @@ func (s *Service) Pull(ctx context.Context, ref string, auth *Auth) (Image, erro
 }
 
 func (s *Service) pull(ctx context.Context, ref registry.Reference, auth *Auth, watched *progress) (Image, error) {
-	repo, err := s.client.Repository(ref, auth)
+	repo, err := s.client.Load().Repository(ref, auth)
 	if err != nil {
 		return Image{}, err
 	}
@@ -374,7 +374,7 @@ func (p *puller) record() (Image, error) {
 	}
 
 	changes[id] = im
-	next := now.with(changes, s.opts.Pinned)
+	next := now.with(changes, s.choices.Load().Pinned)
 	if changed {
 		err := s.withFailpoints("record image", func() error { return s.blobs.SetImages(next.records(), false) })
 		if err != nil {

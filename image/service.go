@@ -38,23 +38,14 @@ const (
 type Options struct {
 	// Root is the directory that everything is kept in.
 	Root string
-	// RegistryConfigDirs are directories with a HOST/hosts.toml for registries.
-	RegistryConfigDirs []string
-	// Pinned are references, with * for any characters, of images that
-	// kubelet must not garbage-collect.
-	Pinned []string
+	// Choices are those to begin with, see [Service.Choose].
+	Choices
 	// Compat32 means that the kernel runs 32-bit programs of the machine's
 	// architecture: i386 on amd64, ARM on arm64.
 	Compat32 bool
-	// MaxConcurrentDownloads bounds the layers that one pull fetches at the same
-	// time; 0 means 6.
-	MaxConcurrentDownloads int
 	// MaxUnpackedLayer bounds the unpacked size of a layer, in bytes; 0 leaves
 	// only the bound on the compression ratio.
 	MaxUnpackedLayer int64
-	// ProgressTimeout cancels a pull in which no byte arrives for so long; 0
-	// means 5 minutes.
-	ProgressTimeout time.Duration
 	// SyncDelay is how long after a pull its data is synced; 0 means 5 seconds.
 	SyncDelay time.Duration
 	// Sync syncs the file system that a directory is on, or returns when ctx
@@ -69,6 +60,21 @@ type Options struct {
 
 	// failpoint is for tests: see [Service.withFailpoints].
 	failpoint func(effect string) error
+}
+
+// Choices are the node's for pulls. They may change while the service runs.
+type Choices struct {
+	// RegistryConfigDirs are directories with a HOST/hosts.toml for registries.
+	RegistryConfigDirs []string
+	// Pinned are references, with * for any characters, of images that
+	// kubelet must not garbage-collect.
+	Pinned []string
+	// MaxConcurrentDownloads bounds the layers that one pull fetches at the same
+	// time; 0 means 6.
+	MaxConcurrentDownloads int
+	// ProgressTimeout cancels a pull in which no byte arrives for so long; 0
+	// means 5 minutes.
+	ProgressTimeout time.Duration
 }
 
 // Meter measures pulls. Its methods must not block.
@@ -107,8 +113,9 @@ type Image struct {
 // open a directory.
 type Service struct {
 	opts       Options
+	choices    atomic.Pointer[Choices]
 	lock       *os.File
-	client     *registry.Client
+	client     atomic.Pointer[registry.Client]
 	blobs      *store.Store
 	layers     *layer.Store
 	containers *rootfs.Containers
@@ -143,9 +150,6 @@ type Service struct {
 // Open opens the image directory and removes what an earlier process left
 // incomplete. Close the service when done.
 func Open(opts Options) (*Service, error) {
-	if opts.MaxConcurrentDownloads <= 0 {
-		opts.MaxConcurrentDownloads = defaultDownloads
-	}
 	if opts.SyncDelay <= 0 {
 		opts.SyncDelay = defaultSyncDelay
 	}
@@ -164,10 +168,8 @@ func Open(opts Options) (*Service, error) {
 		opts: opts, pins: map[digest.Digest]int{}, budget: budget.New(),
 		partsWanted: make(chan struct{}, 1),
 		syncs:       syncs{wanted: make(chan struct{}, 1), done: make(chan struct{}), failed: map[digest.Digest]bool{}},
-		client: registry.New(registry.Options{
-			ConfigDirs: opts.RegistryConfigDirs, UserAgent: opts.UserAgent, ProgressTimeout: opts.ProgressTimeout,
-		}),
 	}
+	s.choose(opts.Choices)
 
 	if err := s.open(); err != nil {
 		if s.cancel != nil {
@@ -178,6 +180,32 @@ func Open(opts Options) (*Service, error) {
 	}
 
 	return s, nil
+}
+
+// choose changes the node's choices for pulls that begin from now on.
+func (s *Service) choose(c Choices) {
+	if c.MaxConcurrentDownloads <= 0 {
+		c.MaxConcurrentDownloads = defaultDownloads
+	}
+	s.choices.Store(&c)
+	s.client.Store(registry.New(registry.Options{ConfigDirs: c.RegistryConfigDirs, UserAgent: s.opts.UserAgent, ProgressTimeout: c.ProgressTimeout}))
+}
+
+// Choose changes the node's choices for pulls that begin from now on, and which images
+// are pinned.
+func (s *Service) Choose(c Choices) {
+	s.recordMu.Lock()
+	defer s.recordMu.Unlock()
+	s.choose(c)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Readers share what the snapshot has, so the images are copied.
+	next := &catalog{byID: map[digest.Digest]*stored{}}
+	for id, im := range s.snapshot.Load().byID {
+		fresh := *im
+		next.byID[id] = &fresh
+	}
+	s.snapshot.Store(next.index(c.Pinned))
 }
 
 // open locks and opens the directory, reads the record of images and starts the
@@ -276,7 +304,7 @@ func (s *Service) loadAll(records []store.Image, lost bool) *catalog {
 		}
 	}
 
-	return c.index(s.opts.Pinned)
+	return c.index(s.choices.Load().Pinned)
 }
 
 // torn reports whether a power cut may have torn an image.

@@ -168,7 +168,7 @@ func (s *Service) markImages(images map[digest.Digest]*stored) error {
 		changes[id] = &synced
 	}
 
-	next := now.with(changes, s.opts.Pinned)
+	next := now.with(changes, s.choices.Load().Pinned)
 	if err := s.withFailpoints("mark images", func() error { return s.blobs.SetImages(next.records(), true) }); err != nil {
 		return err
 	}

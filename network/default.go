@@ -21,7 +21,7 @@ const defaultFile = "default.conflist"
 
 // config returns the configuration for new pods: the node's, or else crisp's own.
 func (n *Network) config() (*cni.Config, error) {
-	conf, err := cni.Load(n.options.ConfDir)
+	conf, err := cni.Load(*n.confDir.Load())
 	if !errors.Is(err, cni.ErrNoConfig) {
 		return conf, err
 	}

@@ -15,6 +15,7 @@ import (
 	"crisp/network/cni"
 	"crisp/network/netns"
 	"crisp/network/own"
+	"sync/atomic"
 )
 
 // DefaultIfName is the name of a pod's interface.
@@ -51,7 +52,8 @@ type Options struct {
 type Network struct {
 	options Options
 	client  *cni.Client
-	own     *own.Plugin // nil if it is not served
+	confDir atomic.Pointer[string] // Options.ConfDir, until it is changed
+	own     *own.Plugin            // nil if it is not served
 
 	defaulting sync.Mutex // held to read and replace the default configuration
 
@@ -120,6 +122,7 @@ func Open(o Options) (*Network, error) {
 
 	o.BinDirs = slices.Clone(o.BinDirs)
 	n := &Network{options: o}
+	n.confDir.Store(&o.ConfDir)
 	var builtins map[string]cni.Builtin
 	var err error
 	if o.Own {
@@ -165,6 +168,13 @@ func callOf(plugin *own.Plugin, kind string) func(context.Context, cni.BuiltinCa
 
 func ownCall(kind string, c cni.BuiltinCall) own.Call {
 	return own.Call{Type: kind, Command: c.Command, ID: c.ID, NetNS: c.NetNS, IfName: c.IfName, Args: c.Args, Config: c.Config}
+}
+
+// SetDirs reads configurations from another directory, and looks for plugins in others,
+// from now on. Pods that are attached are detached by the configuration that they have.
+func (n *Network) SetDirs(confDir string, binDirs []string) {
+	n.confDir.Store(&confDir)
+	n.client.SetBinDirs(slices.Clone(binDirs))
 }
 
 // Running lists the calls of plugins for a pod that go on, the oldest first.
@@ -401,7 +411,7 @@ type Info struct {
 
 // Info returns an [Info], for the verbose form of the CRI's Status.
 func (n *Network) Info() any {
-	info := Info{ConfDir: n.options.ConfDir, BinDirs: n.options.BinDirs, IfName: n.options.IfName}
+	info := Info{ConfDir: *n.confDir.Load(), BinDirs: n.client.BinDirs(), IfName: n.options.IfName}
 	conf, err := n.config()
 	if err != nil {
 		info.Error = err.Error()

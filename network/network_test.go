@@ -141,6 +141,43 @@ func TestAttachBeforeTheNetworkIsReady(t *testing.T) {
 }
 
 // What is not there could not be asked to take an attachment back.
+// TestSetDirs attaches new pods with other plugins, and detaches those that are attached
+// by the configuration that they have.
+func TestSetDirs(t *testing.T) {
+	n := newNode(t)
+	if _, err := n.Attach(t.Context(), web); err != nil {
+		t.Fatal(err)
+	}
+	plugins, conf := cnitest.New(t, "one", "two", "three"), t.TempDir()
+	n.SetDirs(conf, []string{plugins.Dir})
+	if err := n.Ready(); !errors.Is(err, cni.ErrNoConfig) {
+		t.Errorf("without a configuration: %v", err)
+	}
+	text := `{"cniVersion":"1.1.0","name":"other","plugins":[{"type":"three"}]}`
+	if err := os.WriteFile(filepath.Join(conf, "10-other.conflist"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	later := web
+	later.ID = "id2"
+	if _, err := n.Attach(t.Context(), later); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(n.Detach(t.Context(), web), n.Detach(t.Context(), later)); err != nil {
+		t.Error(err)
+	}
+	if info := n.Info().(Info); info.ConfDir != conf || !slices.Equal(info.BinDirs, []string{plugins.Dir}) || !strings.Contains(string(info.Network), "other") {
+		t.Errorf("info is %+v", info)
+	}
+	var calls []string
+	for _, c := range plugins.Calls() {
+		calls = append(calls, c.Plugin+" "+c.Command+" "+c.Env["CNI_CONTAINERID"])
+	}
+	if want := []string{"three ADD id2", "two DEL id1", "one DEL id1", "three DEL id2"}; !slices.Equal(calls, want) {
+		t.Errorf("calls of the plugins are %q, want %q", calls, want)
+	}
+}
+
 func TestReadyMissesAPlugin(t *testing.T) {
 	n := newNode(t)
 	if err := n.Ready(); err != nil {

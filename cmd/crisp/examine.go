@@ -33,7 +33,7 @@ func examine(cfg *config.Config) error {
 		"root": {cfg.Root}, "state": {cfg.State}, "netns_dir": {cfg.NetNSDir},
 		"cni_conf_dir": {cfg.CNIConfDir}, "cni_bin_dirs": cfg.CNIBinDirs,
 		"registry_config_dirs": cfg.RegistryConfigDirs, "cdi_spec_dirs": cfg.CDISpecDirs,
-		"hooks_dirs": cfg.HooksDirs,
+		"hooks_dirs": cfg.HooksDirs, "image_import_dir": {cfg.ImportDir()},
 	} {
 		for _, dir := range dirs {
 			errs = append(errs, keyed(key, aDirectory(dir)))

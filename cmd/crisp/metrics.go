@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"sync"
 
 	"k8s.io/klog/v2"
 
@@ -44,21 +46,74 @@ func traceOptions(cfg *config.Config) telemetry.TraceOptions {
 	return telemetry.TraceOptions{Endpoint: cfg.TracingEndpoint, PerMillion: cfg.TracingSamplingRate}
 }
 
-// serveMetrics serves metrics, if configured, until the daemon closes.
-func (d *services) serveMetrics() error {
-	if d.metrics == nil {
+// metricsServer answers scrapes at an address that may change.
+type metricsServer struct {
+	mu      sync.Mutex
+	address string // guarded by mu; "" while nothing is served
+	stop    func() // guarded by mu
+}
+
+// listen answers scrapes at an address, in place of the former one if there is any.
+func (s *metricsServer) listen(ctx context.Context, m *telemetry.Metrics, address string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	former := s.address
+	if address == former {
 		return nil
 	}
+	s.close() // both may need the same port
 
-	ctx, cancel := context.WithCancel(context.Background())
-	at, done, err := d.metrics.Serve(ctx, d.cfg.MetricsAddress, func(err error) { klog.ErrorS(err, "Stopped serving metrics") })
+	err := s.open(ctx, m, address)
+	if err != nil && former != "" {
+		err = errors.Join(err, s.open(ctx, m, former))
+	}
+	return err
+}
+
+// open begins to answer. mu is held.
+func (s *metricsServer) open(ctx context.Context, m *telemetry.Metrics, address string) error {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	at, done, err := m.Serve(ctx, address, func(err error) { klog.ErrorS(err, "Stopped serving metrics") })
 	if err != nil {
 		cancel()
 		return err
 	}
-	d.onClose(func() { cancel(); <-done })
+	s.address, s.stop = address, func() { cancel(); <-done }
 	klog.InfoS("Serving metrics", "address", at.String())
 	return nil
+}
+
+// close stops answering. mu is held.
+func (s *metricsServer) close() {
+	if s.stop != nil {
+		s.stop()
+	}
+	s.address, s.stop = "", nil
+}
+
+// serveMetrics serves metrics, if configured, until the daemon closes.
+func (d *services) serveMetrics(ctx context.Context) error {
+	if d.metrics == nil {
+		return nil
+	}
+	d.onClose(func() {
+		d.scrapes.mu.Lock()
+		defer d.scrapes.mu.Unlock()
+		d.scrapes.close()
+	})
+	return d.scrapes.listen(ctx, d.metrics, d.cfg.MetricsAddress)
+}
+
+// moveMetrics serves metrics at another address. Whether something is measured at all
+// does not change.
+func (d *services) moveMetrics(ctx context.Context, address string) error {
+	if (d.metrics == nil) != (address == "") {
+		return errRestart
+	}
+	if d.metrics == nil {
+		return nil
+	}
+	return d.scrapes.listen(ctx, d.metrics, address)
 }
 
 // metricsSource is the daemon's state for metrics.

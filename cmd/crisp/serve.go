@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -116,16 +118,19 @@ func serve(ctx context.Context, load func() (*config.Config, error)) error {
 		return err
 	}
 
-	d := &services{cfg: cfg, facts: host.Probe(), opened: make(chan struct{})}
+	d := &services{cfg: cfg, facts: host.Probe()}
 	if err := d.facts.TooOld(); err != nil {
 		return err
 	}
+	d.applied.Store(cfg)
 	defer d.close()
-	d.goUntilClose(func(ctx context.Context) { d.followReloads(ctx, load) })
+	// Those that come before all is open are not lost.
+	reloads := make(chan os.Signal, 1)
+	signal.Notify(reloads, unix.SIGHUP)
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	close(d.opened)
+	d.goUntilClose(func(ctx context.Context) { d.followReloads(ctx, reloads, load) })
 	return d.serve(ctx)
 }
 
@@ -143,12 +148,13 @@ type services struct {
 	stats   *stats.Collector
 	streams *stream.Server
 	metrics *telemetry.Metrics // nil without an address for them
+	scrapes metricsServer
 	traces  *telemetry.Traces
 	audit   *audit.Log
 	admin   *admin.Server
 
-	opened   chan struct{} // closed once all of these are open
-	checking sync.Mutex    // held during a check of the images
+	applied  atomic.Pointer[config.Config] // cfg, with what was reloaded
+	checking sync.Mutex                    // held during a check of the images
 }
 
 // onClose registers the function that stops a service.
@@ -265,9 +271,8 @@ func (d *services) checkFileSystem(ctx context.Context) error {
 // imageOptions are the options of a configuration.
 func imageOptions(cfg *config.Config, facts host.Facts) image.Options {
 	return image.Options{
-		Root: filepath.Join(cfg.Root, "image"), RegistryConfigDirs: cfg.RegistryConfigDirs,
-		Pinned: cfg.PinnedImages, MaxConcurrentDownloads: cfg.MaxConcurrentDownloads,
-		Compat32: facts.Compat32.OK(), ProgressTimeout: time.Duration(cfg.PullProgressTimeout), UserAgent: "crisp/" + version,
+		Root: filepath.Join(cfg.Root, "image"), Choices: imageChoices(cfg),
+		Compat32: facts.Compat32.OK(), UserAgent: "crisp/" + version,
 		Sync: syncApart,
 	}
 }
@@ -316,15 +321,14 @@ func (d *services) openPods(ctx context.Context) error {
 		Root: d.cfg.Root, NetNSDir: d.cfg.NetNSDir,
 		Keeper: d.keeper, Launcher: launch.New(d.keeper, d.facts), Cgroups: d.cgroups,
 		Images: d.images, Network: d.network,
-		Host: spec.HostOf(d.facts, os.DirFS("/")), Node: node.Node{}, Seccomp: seccompProfiles(d.cfg), Defaults: defaults(d.cfg),
+		Host: spec.HostOf(d.facts, os.DirFS("/")), Node: node.Node{}, Choices: podChoices(d.cfg),
 		SELinux:    labels,
 		CDI:        devices.Inject,
-		Hooks:      nodeHooks(d.cfg),
 		StateDir:   d.cfg.State,
 		ResctrlDir: resctrl.Root,
 		Observe:    d.cfg.CAdvisorSocket != "",
-		Handlers:   d.cfg.RuntimeHandlers, MaxLogLine: d.cfg.MaxContainerLogLineSize,
-		CRIU: d.cfg.CRIUPath,
+		MaxLogLine: d.cfg.MaxContainerLogLineSize,
+		CRIU:       d.cfg.CRIUPath,
 	}
 	if d.metrics != nil {
 		options.Meter = d.metrics
@@ -439,11 +443,11 @@ func (d *services) serve(ctx context.Context) error {
 	g := grpc.NewServer(cri.ServerOptions(outer...)...)
 	s := &cri.Server{
 		RuntimeVersion: version, Pods: d.pods, Images: d.images, Network: d.network, Stats: d.stats, Streams: d.streams, Audit: d.audit,
-		Host: d.facts, CgroupDriver: d.cgroups.Driver(), Handlers: d.cfg.RuntimeHandlers, Settings: d.cfg,
+		Host: d.facts, CgroupDriver: d.cgroups.Driver(), Settings: func() any { return d.applied.Load() },
 	}
 
 	s.Register(g)
-	if err := d.serveMetrics(); err != nil {
+	if err := d.serveMetrics(ctx); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)

@@ -240,6 +240,29 @@ func Keys() []string {
 	return out
 }
 
+// Changed lists the keys whose values differ in another configuration, in the order of
+// the fields.
+func (c *Config) Changed(other *Config) []string {
+	a, b := reflect.ValueOf(c).Elem(), reflect.ValueOf(other).Elem()
+	keys := []string{}
+	for i, key := range Keys() {
+		if !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// Adopt takes the values of some keys from another configuration.
+func (c *Config) Adopt(other *Config, keys []string) {
+	a, b := reflect.ValueOf(c).Elem(), reflect.ValueOf(other).Elem()
+	for i, key := range Keys() {
+		if slices.Contains(keys, key) {
+			a.Field(i).Set(b.Field(i))
+		}
+	}
+}
+
 // suggest returns the key closest to the given one, "" if none is close.
 func suggest(key string) string {
 	best, distance := "", max(2, len(key)/3)+1

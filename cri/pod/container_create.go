@@ -334,6 +334,7 @@ func (k *creation) container(labels spec.Labels, user spec.ResolvedUser) (*spec.
 	if err != nil {
 		return nil, fmt.Errorf("read the node's host name: %w", err)
 	}
+	choices := m.choices.Load()
 	return spec.Container(spec.Input{
 		Sandbox: sandbox, Config: cfg, Image: k.image.Config.Config, User: user,
 		Hostname: spec.Hostname(sandbox, node), CgroupsPath: k.record().CgroupPath,
@@ -341,7 +342,7 @@ func (k *creation) container(labels spec.Labels, user spec.ResolvedUser) (*spec.
 			Hosts: k.p.sharedFile(spec.HostsFile), Hostname: k.p.sharedFile(spec.HostnameFile), ResolvConf: k.p.sharedFile(spec.ResolvConfFile),
 		},
 		VolumeDir: filepath.Join(k.dir(), "volumes"), Labels: labels,
-		Host: m.Host, Node: m.Node, Seccomp: m.Seccomp, Defaults: m.Defaults, CDI: m.CDI, Hooks: m.Hooks,
+		Host: m.Host, Node: m.Node, Seccomp: choices.Seccomp, Defaults: choices.Defaults, CDI: m.CDI, Hooks: choices.Hooks,
 		ID: k.id, SandboxID: k.p.record().ID,
 	})
 }

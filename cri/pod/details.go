@@ -25,7 +25,7 @@ func (m *Manager) Healthy() error {
 
 // HasHandler reports whether a runtime handler of that name exists.
 func (m *Manager) HasHandler(name string) bool {
-	return name == "" || slices.Contains(m.Handlers, name)
+	return name == "" || slices.Contains(m.Handlers(), name)
 }
 
 // ReadySandbox returns a sandbox's record, or ErrState if it is not ready.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -73,16 +74,13 @@ type Options struct {
 	Cgroups  *cgroup.Node
 	Images   Images
 	Network  Network
-	// Host, Node and Seccomp describe the machine to package spec.
-	Host    spec.Host
-	Node    spec.Node
-	Seccomp spec.Seccomp
+	// Host and Node describe the machine to package spec.
+	Host spec.Host
+	Node spec.Node
 	// SELinux derives labels; nil without it.
 	SELinux *selinux.Policy
-	// CDI and Hooks add devices of the Container Device Interface, and the node's
-	// own hooks, to a spec, see [spec.Input].
-	CDI   func(s *specs.Spec, names []string) (hook.Sources, error)
-	Hooks func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error)
+	// CDI adds devices of the Container Device Interface to a spec, see [spec.Input].
+	CDI func(s *specs.Spec, names []string) (hook.Sources, error)
 	// Plugins take part in the life of pods and containers; nil for none.
 	Plugins Plugins
 	// PluginWait is how long a container waits for a plugin that is required and
@@ -92,11 +90,8 @@ type Options struct {
 	Meter Meter
 	// CRIU is the path of the program that saves processes, "" for the installed one.
 	CRIU string
-	// Defaults are the node's choices for containers.
-	Defaults spec.Defaults
-	// Handlers are the runtime handlers that pods may request in addition to
-	// "".
-	Handlers []string
+	// Choices are those to begin with, see [Manager.Choose].
+	Choices Choices
 	// Observe gives each pod with a network of its own a first process and a
 	// cgroup for it, through which cAdvisor reads network stats.
 	Observe bool
@@ -106,9 +101,21 @@ type Options struct {
 	MaxLogLine int
 }
 
+// Choices are the node's for new pods and containers. They may change while pods run.
+type Choices struct {
+	// Seccomp has the profiles, Defaults what containers get that ask for nothing.
+	Seccomp  spec.Seccomp
+	Defaults spec.Defaults
+	// Hooks adds the node's own hooks to a spec, see [spec.Input].
+	Hooks func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error)
+	// Handlers are the runtime handlers that pods may request in addition to "".
+	Handlers []string
+}
+
 // Manager owns the pods of a node.
 type Manager struct {
 	Options
+	choices  atomic.Pointer[Choices]
 	store    store
 	bootID   string
 	events   broadcaster
@@ -158,6 +165,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		ops:        map[string]*operation{},
 	}
 	m.events.history = m.activity.note
+	m.Choose(o.Choices)
 
 	m.table = table.New(o.Keeper, m.forgetUnknown)
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -170,6 +178,12 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	m.upgradeKeeper()
 	return m, nil
 }
+
+// Choose changes the node's choices for what is created from now on.
+func (m *Manager) Choose(c Choices) { m.choices.Store(&c) }
+
+// Handlers are the runtime handlers that pods may request in addition to "".
+func (m *Manager) Handlers() []string { return m.choices.Load().Handlers }
 
 // Close stops following pods and waits for running operations. Pods and
 // containers keep running.

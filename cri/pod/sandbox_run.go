@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -44,8 +43,8 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	if err := spec.ValidateSandbox(cfg); err != nil {
 		return "", err
 	}
-	if handler != "" && !slices.Contains(m.Handlers, handler) {
-		return "", fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, handler, m.Handlers)
+	if !m.HasHandler(handler) {
+		return "", fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, handler, m.Handlers())
 	}
 	return m.join(ctx, sandboxKey(cfg.GetMetadata()), Operation{What: "run pod", Pod: sandboxName(cfg.GetMetadata())}, func(ctx context.Context) (string, error) {
 		return m.runSandbox(ctx, cfg, handler)
@@ -308,7 +307,7 @@ func (p *pod) makeNamespaces(ctx context.Context) error {
 	}
 
 	o.MountLabel, o.ProcessLabel = labels.Mount, labels.Process
-	o.ApparmorProfile, err = spec.SandboxAppArmor(r.Config.Msg, spec.Input{Host: p.m.Host, Node: p.m.Node, Defaults: p.m.Defaults})
+	o.ApparmorProfile, err = spec.SandboxAppArmor(r.Config.Msg, spec.Input{Host: p.m.Host, Node: p.m.Node, Defaults: p.m.choices.Load().Defaults})
 	if err != nil {
 		return err
 	}

@@ -217,7 +217,7 @@ func (m *Manager) setScore(group *cgroup.Group, res *runtimeapi.LinuxContainerRe
 // limits returns the cgroup limits of a container. The devices that it may use
 // are the spec's and never change.
 func (m *Manager) limits(c *Container, s *specs.Spec) (*specs.LinuxResources, error) {
-	out, err := spec.Resources(c.limits(), m.Host, m.Defaults)
+	out, err := spec.Resources(c.limits(), m.Host, m.choices.Load().Defaults)
 	if err != nil {
 		return nil, err
 	}

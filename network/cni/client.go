@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"crisp/runtime/durable"
+	"sync/atomic"
 )
 
 // statusTimeout is short because kubelet asks every few seconds.
@@ -24,11 +25,10 @@ const statusTimeout = 5 * time.Second
 
 // Client runs plugins and records what they attached.
 type Client struct {
-	binDirs  []string
+	dirs     atomic.Pointer[dirs]
 	cacheDir string
 	ifName   string
 	records  records
-	lib      *libcni.CNIConfig
 	runner   *runner
 }
 
@@ -66,7 +66,6 @@ func NewClient(binDirs []string, cacheDir, ifName string, builtins map[string]Bu
 // [Client.NetNS] may be used.
 func NewReader(binDirs []string, cacheDir, ifName string, builtins map[string]Builtin) *Client {
 	c := &Client{
-		binDirs:  binDirs,
 		cacheDir: cacheDir,
 		ifName:   ifName,
 		records:  records{filepath.Join(cacheDir, "attachments")},
@@ -77,9 +76,23 @@ func NewReader(binDirs []string, cacheDir, ifName string, builtins map[string]Bu
 			c.runner.served = append(c.runner.served, plugin)
 		}
 	}
-	c.lib = libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, c.runner)
+	c.SetBinDirs(binDirs)
 	return c
 }
+
+// dirs are the directories of plugins, with a library that looks into them.
+type dirs struct {
+	bin []string
+	lib *libcni.CNIConfig
+}
+
+// SetBinDirs looks for plugins in other directories from now on.
+func (c *Client) SetBinDirs(binDirs []string) {
+	c.dirs.Store(&dirs{binDirs, libcni.NewCNIConfigWithCacheDir(binDirs, c.cacheDir, c.runner)})
+}
+
+// BinDirs are the directories that plugins are looked for in.
+func (c *Client) BinDirs() []string { return c.dirs.Load().bin }
 
 // RunBy replaces the processes of plugins by a function, for tests that make
 // thousands of calls. It must be called before any other method.
@@ -148,7 +161,7 @@ func (c *Client) runnerOf(rec *record) *runner {
 
 // libBy is the library with another runner.
 func (c *Client) libBy(runner *runner) *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(c.binDirs, c.cacheDir, runner)
+	return libcni.NewCNIConfigWithCacheDir(c.BinDirs(), c.cacheDir, runner)
 }
 
 // Del detaches a pod: it calls DEL on every plugin of the chain that the pod was
@@ -225,7 +238,7 @@ func (c *Client) cached(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) 
 		}
 	}()
 
-	result, err := c.lib.GetNetworkListCachedResult(list, rt)
+	result, err := c.dirs.Load().lib.GetNetworkListCachedResult(list, rt)
 	if err != nil {
 		return nil
 	}
@@ -237,7 +250,7 @@ func (c *Client) delOne(ctx context.Context, runner *runner, list *libcni.Networ
 	ctx, cancel := context.WithTimeout(ctx, delTimeout)
 	defer cancel()
 
-	path, err := runner.FindInPath(plugin.Network.Type, c.binDirs)
+	path, err := runner.FindInPath(plugin.Network.Type, c.BinDirs())
 	if err != nil {
 		return err
 	}
@@ -249,7 +262,7 @@ func (c *Client) delOne(ctx context.Context, runner *runner, list *libcni.Networ
 
 	return invoke.ExecPluginWithoutResult(ctx, path, conf, &invoke.Args{
 		Command: "DEL", ContainerID: rt.ContainerID, NetNS: rt.NetNS, PluginArgs: rt.Args,
-		IfName: rt.IfName, Path: strings.Join(c.binDirs, string(os.PathListSeparator)),
+		IfName: rt.IfName, Path: strings.Join(c.BinDirs(), string(os.PathListSeparator)),
 	}, runner)
 }
 
@@ -316,7 +329,7 @@ func (c *Client) Calls(id, plugin, verb string) ([]BuiltinCall, error) {
 func (c *Client) forget(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
 	// Given a list without plugins, libcni only drops its cached result.
 	empty := &libcni.NetworkConfigList{Name: list.Name, CNIVersion: list.CNIVersion}
-	return errors.Join(c.lib.DelNetworkList(ctx, empty, rt), c.records.remove(rt.ContainerID))
+	return errors.Join(c.dirs.Load().lib.DelNetworkList(ctx, empty, rt), c.records.remove(rt.ContainerID))
 }
 
 // Check asks the plugins whether an attachment is intact. It passes without a
@@ -349,7 +362,7 @@ func (c *Client) Status(ctx context.Context, conf *Config) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	return concise(c.lib.GetStatusNetworkList(ctx, conf.list))
+	return concise(c.dirs.Load().lib.GetStatusNetworkList(ctx, conf.list))
 }
 
 // Complete returns [ErrNoPlugin] unless the programs of all plugins exist, and
@@ -363,7 +376,7 @@ func (c *Client) Complete(conf *Config) error {
 			return fmt.Errorf("%w: %s: %w", ErrInvalidConfig, conf.File, err)
 		}
 		if !c.runner.serves(name) {
-			if _, err := c.runner.FindInPath(name, c.binDirs); err != nil {
+			if _, err := c.runner.FindInPath(name, c.BinDirs()); err != nil {
 				return err
 			}
 		} else if err := c.runner.builtins[name].Validate(full, chain); err != nil {
@@ -395,7 +408,7 @@ func (c *Client) GC(ctx context.Context, conf *Config, valid []string, others []
 	}
 	ctx, cancel := context.WithTimeout(ctx, addTimeout)
 	defer cancel()
-	return c.lib.GCNetworkList(ctx, conf.list, args)
+	return c.dirs.Load().lib.GCNetworkList(ctx, conf.list, args)
 }
 
 func runtimeConf(rec *record, netns string) *libcni.RuntimeConf {
