@@ -35,11 +35,11 @@ func importCommand() *cobra.Command {
 	name, pin := "", false
 	var errs io.Writer
 	cmd := withDaemon(&cobra.Command{
-		Use: "import [--name NAME] [--pin] [FLAGS] FILE|DIRECTORY|-...", Short: "Add the images of archives",
-		Long: `Add the images of archives, and print their names. An archive is what crisp images
-export, ctr images export, podman save, skopeo or docker save write: an OCI layout,
-also as a directory, or a docker archive, without compression, with gzip or with
-zstd; - is the standard input. Everything is verified as in a pull, and pods with the
+		Use: "import [--name NAME] [--pin] [FLAGS] ARCHIVE...", Short: "Add the images of archives",
+		Long: `Add the images of archives, and print their names. An archive is a file, a
+directory, or - for the standard input: an OCI layout, as crisp images export, ctr
+images export, podman save and skopeo write it, or a docker archive as of docker
+save, without compression, with gzip or with zstd. Everything is verified as in a pull, and pods with the
 pull policies IfNotPresent and Never find the images.`,
 		Args: cli.AtLeast(1, "archives"),
 	}, func(ctx context.Context, s *session, args []string) error {
