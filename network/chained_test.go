@@ -118,6 +118,7 @@ func resultOf(t testing.TB, result network.Result) *types100.Result {
 // TestBuiltinBandwidth measures what passes both ways, by limits in the configuration and
 // by those of the runtime, which come second.
 func TestBuiltinBandwidth(t *testing.T) {
+	testkit.Root(t)
 	const rate, burst = 40_000_000, 2_000_000
 	type measured struct {
 		result map[string]any
@@ -189,6 +190,7 @@ func route(t testing.TB, ns *os.File, to, by string) {
 
 // TestBuiltinFirewall compares what pods of two bridges receive by each policy.
 func TestBuiltinFirewall(t *testing.T) {
+	testkit.Root(t)
 	for _, policy := range []string{"", "open", "same-bridge", "isolated"} {
 		t.Run("policy="+policy, func(t *testing.T) {
 			theirs, ours := twice(t, func(_ *testing.T, m *machine) map[string]string { return m.tryPolicy(policy) })
@@ -263,6 +265,7 @@ func (m *machine) tryPolicy(policy string) map[string]string {
 // TestBuiltinFirewallNeverWeaker refuses pods where the program would have their packets
 // accepted and crisp cannot, and serves them where that is mended.
 func TestBuiltinFirewallNeverWeaker(t *testing.T) {
+	testkit.Root(t)
 	_, _ = twice(t, func(t *testing.T, m *machine) bool {
 		outside := m.world()
 		netnstest.Serve(t, outside, "tcp", netip.AddrPortFrom(netip.MustParseAddr(outsideV4), outsidePort))
@@ -301,6 +304,7 @@ func TestBuiltinFirewallNeverWeaker(t *testing.T) {
 
 // TestBuiltinTuningRestores gives attributes of a lent interface back, whoever changed them.
 func TestBuiltinTuningRestores(t *testing.T) {
+	testkit.Root(t)
 	theirs, ours := twice(t, func(t *testing.T, m *machine) []string {
 		dir := t.TempDir()
 		err := netns.Do(m.host, func() error {

@@ -383,6 +383,7 @@ func TestNodeFile(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
+
 	dir, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
@@ -395,6 +396,7 @@ func TestNodeFile(t *testing.T) {
 		if !errors.Is(err, want) || err == nil && string(data) != "content" {
 			t.Errorf("%s: %q, %v, want %v", path, data, err, want)
 		}
+
 		f, err := OpenNodeFile(path, 7)
 		if !errors.Is(err, want) {
 			t.Errorf("open %s: %v, want %v", path, err, want)
@@ -403,6 +405,7 @@ func TestNodeFile(t *testing.T) {
 			f.Close()
 		}
 	}
+
 	if _, err := ReadNodeFile("file", 6); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("a longer file: %v, want %v", err, ErrTooLarge)
 	}
