@@ -18,6 +18,7 @@ import (
 
 	"crisp/cri/spec"
 	"crisp/image"
+	"crisp/network/netns"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/checkpoint"
 	"crisp/runtime/criu"
@@ -213,6 +214,8 @@ func (p *pod) checkpoint(ctx context.Context, ids []string, location func(id str
 		return err
 	}
 	defer release()
+	ctx, done := p.interruptible(ctx)
+	defer done()
 
 	var list []*frozen
 	for _, id := range ids {
@@ -243,6 +246,33 @@ func (p *pod) checkpoint(ctx context.Context, ids []string, location func(id str
 		}
 	}
 	return nil
+}
+
+// errInterrupted is why a checkpoint ends early.
+var errInterrupted = fmt.Errorf("the pod or a container of it is to be stopped or removed: %w", ErrState)
+
+// interruptible returns a context for a checkpoint that whoever wants to remove
+// the pod can end: a container may hold it up as long as its caller allows.
+func (p *pod) interruptible(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.interrupt = cancel
+	return ctx, func() {
+		p.mu.Lock()
+		p.interrupt = nil
+		p.mu.Unlock()
+		cancel(nil)
+	}
+}
+
+// interruptCheckpoint ends a checkpoint that is under way.
+func (p *pod) interruptCheckpoint() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.interrupt != nil {
+		p.interrupt(errInterrupted)
+	}
 }
 
 // saveable returns a container if its state is one that can be saved.
@@ -304,10 +334,16 @@ func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen
 
 // timedOut marks an error as a time-out if that was its cause.
 func timedOut(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() == nil || errors.Is(err, ErrTimeout) {
+	switch {
+	case err == nil || ctx.Err() == nil || errors.Is(err, ErrTimeout):
 		return err
+	case errors.Is(context.Cause(ctx), errInterrupted):
+		return fmt.Errorf("%w: %w", errInterrupted, err)
+	case errors.Is(ctx.Err(), context.Canceled):
+		return err // nobody waits for it
+	default:
+		return fmt.Errorf("%w: %w", ErrTimeout, err)
 	}
-	return fmt.Errorf("%w: %w", ErrTimeout, err)
 }
 
 func (p *pod) thaw(ctx context.Context, f *frozen) error {
@@ -339,6 +375,7 @@ func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
 	}
 	err = program.Dump(ctx, criu.Dump{Pid: first, Images: f.stage.Images(), Freezer: f.group.Freezer(), Externals: externals})
 	if err != nil {
+		warn(p.unlockNetwork(first), "let a container's connections go on", "container", f.c.ID)
 		return err
 	}
 
@@ -349,6 +386,21 @@ func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
 	defer content.Diff.Upper.Close()
 	defer content.Diff.Lower.Close()
 	return f.stage.Fill(ctx, content)
+}
+
+// unlockNetwork removes the packet filter table with which CRIU holds up the
+// connections of a process, and which it leaves behind when it is killed.
+func (p *pod) unlockNetwork(pid int) error {
+	ns := p.namespace("net")
+	if ns == nil { // the node's
+		own, err := os.Open("/proc/self/ns/net")
+		if err != nil {
+			return fmt.Errorf("open own network namespace: %w", err)
+		}
+		defer own.Close()
+		ns = own
+	}
+	return netns.RemoveTable(ns, criu.Table(pid))
 }
 
 // content is what is saved of a container besides its processes.
@@ -436,6 +488,9 @@ func (p *pod) resume(ctx context.Context, c *Container) {
 		return // the daemon ends
 	}
 	defer release()
+	if c.Process != nil {
+		warn(p.unlockNetwork(c.Process.Pid), "let a container's connections go on", "container", c.ID)
+	}
 	// What CRIU does last is to freeze them.
 	for range 2 {
 		if err := f.group.Thaw(ctx); err != nil && !errors.Is(err, unix.ENOENT) {

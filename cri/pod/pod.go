@@ -37,6 +37,8 @@ type pod struct {
 	// without.
 	row        *table.Row
 	firstEnded chan struct{}
+	// interrupt ends a checkpoint of the pod's containers; nil while there is none.
+	interrupt context.CancelCauseFunc
 	// known is what the plugins know of the pod.
 	known known
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/nftables"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
@@ -229,5 +230,31 @@ func TestShare(t *testing.T) {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestRemoveTable removes a table, and one that does not exist.
+func TestRemoveTable(t *testing.T) {
+	testkit.Root(t)
+	ns := netnstest.New(t)
+	conn, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"CRIU-12", "CRIU-123"} {
+		conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: name})
+	}
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+
+	for range 2 {
+		if err := netns.RemoveTable(ns, "CRIU-12"); err != nil {
+			t.Error(err)
+		}
+	}
+	tables, err := conn.ListTables()
+	if err != nil || len(tables) != 1 || tables[0].Name != "CRIU-123" {
+		t.Errorf("left are %v, %v", tables, err)
 	}
 }

@@ -75,6 +75,10 @@ func (p Program) Dump(ctx context.Context, d Dump) error {
 	return fmt.Errorf("dump process %d: %w: %s", d.Pid, ErrRefused, reason)
 }
 
+// Table is the packet filter table, of family inet, that CRIU has in the network
+// namespace of a process while it dumps it.
+func Table(pid int) string { return fmt.Sprintf("CRIU-%d", pid) }
+
 func to[T any](v T) *T { return &v }
 
 // reasonIn returns the errors of a log, the last of which is only that there was

@@ -559,6 +559,47 @@ func TestCheckpointInterrupted(t *testing.T) {
 	}
 }
 
+// TestCheckpointEndsWithPod stops and removes pods whose checkpoint would take long.
+func TestCheckpointEndsWithPod(t *testing.T) {
+	begun := filepath.Join(t.TempDir(), "begun")
+	n := withCRIU(t, fmt.Sprintf("case $1 in swrk) echo >%s; sleep 1000;; esac", begun))
+	for name, end := range map[string]func(t *testing.T, p *pod, c *container){
+		"stopped": func(t *testing.T, p *pod, _ *container) {
+			call(t, n.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
+		},
+		"removed": func(t *testing.T, p *pod, _ *container) {
+			call(t, n.Runtime.RemovePodSandbox, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
+		},
+		"container stopped": func(t *testing.T, p *pod, c *container) {
+			c.stop(t, 0)
+			p.remove(t)
+		},
+	} {
+		n.run(t, name, func(t *testing.T) {
+			if err := os.Remove(begun); err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Fatal(err)
+			}
+			p := n.pod(t)
+			c := p.start(t, sh(counting))
+			ended := make(chan error, 1)
+			go func() {
+				_, err := n.Runtime.CheckpointContainer(context.WithoutCancel(t.Context()), &runtimeapi.CheckpointContainerRequest{ContainerId: c.id, Location: n.path("late.tar"), Timeout: 900})
+				ended <- err
+			}()
+			eventually(t, "CRIU begins", func() bool { _, err := os.Stat(begun); return err == nil })
+
+			end(t, p, c)
+			select {
+			case err := <-ended:
+				wantCode(t, err, codes.FailedPrecondition, "stopped or removed")
+			case <-time.After(pace.Scale(callTime)):
+				t.Fatal("the checkpoint does not end")
+			}
+			p.remove(t)
+		})
+	}
+}
+
 // TestCheckpointWithoutCRIU asks for a checkpoint on a node that has none.
 func TestCheckpointWithoutCRIU(t *testing.T) {
 	old := filepath.Join(t.TempDir(), "criu")
