@@ -53,6 +53,7 @@ func join(t *testing.T, nodes ...*machine) {
 		subnets, v4, v6 := clusterOf(1 - i)
 		route(t, m.host, subnets[0].String(), v4)
 		route(t, m.host, subnets[1].String(), v6)
+		talking(t, m.host, nodes[1-i].host, v4, v6)
 	}
 }
 

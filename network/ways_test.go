@@ -80,7 +80,22 @@ func (m *machine) world() *os.File {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	talking(m.t, m.host, outside, outsideV4, outsideV6)
 	return outside
+}
+
+// talking waits until a namespace reaches addresses of another one: neighbours of IPv6 may
+// not find each other in the first second.
+func talking(t testing.TB, from, to *os.File, addrs ...string) {
+	t.Helper()
+	const discard = 9
+	for _, addr := range addrs {
+		target := netip.AddrPortFrom(netip.MustParseAddr(addr), discard)
+		netnstest.Serve(t, to, "udp", target)
+		if _, err := netnstest.Ask(from, "udp", target, 20*time.Second); err != nil {
+			t.Fatalf("%s is not reached: %v", addr, err)
+		}
+	}
 }
 
 // address sets up an interface of a namespace with addresses.
@@ -258,7 +273,7 @@ func usable(t testing.TB, ns *os.File, addr netip.Addr) bool {
 
 // seen tries a way, twice by TCP, as the first packets to a new pod may be lost.
 func seen(from *os.File, protocol string, to netip.AddrPort) string {
-	patience := 2 * time.Second
+	const patience = 3 * time.Second
 	for range 2 {
 		if answer, err := netnstest.Ask(from, protocol, to, patience); err == nil {
 			return answer
