@@ -388,6 +388,7 @@ func TestNodeFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for path, want := range map[string]error{
 		"file": nil, dir + "/file": nil, dir + "/link": nil, "./directory/../link": nil, "none": fs.ErrNotExist,
 		dir + "/fifo": ErrNotRegular, dir + "/endless": ErrNotRegular, "directory": ErrNotRegular,
