@@ -259,11 +259,11 @@ func TestMaskedPaths(t *testing.T) {
 func TestReadonlyPaths(t *testing.T) {
 	b := newLab(t)
 	b.sandbox(usual())
-	s := b.spec("for p in /proc/sys /proc/bus; do awk -v p=$p '$5 == p {print $6}' /proc/self/mountinfo; done; echo 1 2>&1 >/proc/sys/net/ipv4/ip_forward | sed 's/.*: //'; cat /proc/sys/net/ipv4/ip_forward; touch /data/x 2>&1 | sed 's/.*: //'")
+	s := b.spec("for p in /proc/sys /proc/bus; do awk -v p=$p '$5 == p {print $6}' /proc/self/mountinfo; done; f=/proc/sys/net/ipv4/ip_default_ttl; was=$(cat $f); echo 77 2>&1 >$f | sed 's/.*: //'; test $(cat $f) = $was && echo unchanged; touch /data/x 2>&1 | sed 's/.*: //'")
 	s.Linux.ReadonlyPaths = append(s.Linux.ReadonlyPaths, "/data", "/not/there")
 	line := "ro,nosuid,nodev,noexec,relatime\n"
 	got := b.run(s)
-	if !strings.HasPrefix(got, line+line) || !strings.HasSuffix(got, "0\nRead-only file system") {
+	if !strings.HasPrefix(got, line+line) || !strings.HasSuffix(got, "unchanged\nRead-only file system") {
 		t.Errorf("container printed %q", got)
 	}
 }
