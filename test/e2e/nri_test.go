@@ -21,6 +21,7 @@ import (
 
 	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // nriPlugin is a plugin of the Node Resource Interface that records what it is told.
@@ -175,6 +176,7 @@ func TestPlugins(t *testing.T) {
 	n.run(t, "refusals", func(t *testing.T) { testPluginRefuses(t, n) })
 	n.run(t, "unsupported", func(t *testing.T) { testPluginAsksTooMuch(t, n) })
 	n.run(t, "hangs", func(t *testing.T) { testPluginHangs(t, n) })
+	n.run(t, "leaves", func(t *testing.T) { testPluginLeaves(t, n) })
 	n.run(t, "restart", func(t *testing.T) { testPluginRestart(t, n) })
 }
 
@@ -482,6 +484,26 @@ func testPluginHangs(t *testing.T, n *node) {
 	p.start(t, func(c *runtimeapi.ContainerConfig) { c.Metadata.Name = "after" })
 	if got := pl.told(); slices.Contains(got, "create after") {
 		t.Errorf("a plugin that did not answer was asked again: %q", got)
+	}
+}
+
+// testPluginLeaves has a plugin go between the creation of a container and its start:
+// what it has adjusted stays, and nothing waits for it.
+func testPluginLeaves(t *testing.T, n *node) {
+	pl := n.adjusted(t, "leaves", func(a *api.ContainerAdjustment) { a.AddEnv("LEFT", "behind") })
+	p := n.pod(t)
+	c := p.create(t)
+	pl.stub.Stop()
+	begin := time.Now()
+	c.start(t)
+	if took := time.Since(begin); took > pace.Scale(time.Second) {
+		t.Errorf("the start waited %v for a plugin that is gone", took)
+	}
+	if got := c.sh(t, "tr '\\0' '\\n' </proc/1/environ | grep LEFT"); got != "LEFT=behind" {
+		t.Errorf("the container has %q", got)
+	}
+	if got := p.start(t, named("other")).sh(t, "tr '\\0' '\\n' </proc/1/environ | grep -c LEFT; true"); got != "0" {
+		t.Errorf("a later container has %q of it", got)
 	}
 }
 
