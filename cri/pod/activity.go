@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"crisp/runtime/span"
 	"crisp/runtime/untrusted"
 )
 
@@ -67,8 +68,10 @@ type tracked struct {
 type trackedKey struct{}
 
 // begin tracks an operation until end is called with its error. Its stages are
-// those entered with the context.
+// those entered with the context. In the trace of its call it is a part of its own,
+// which may end after the call.
 func (a *activity) begin(ctx context.Context, op Operation) (_ context.Context, end func(error)) {
+	ctx, traced := span.Start(ctx, op.What, "pod", op.Pod, "container", op.Container)
 	op.Began = time.Now()
 	t := &tracked{of: a, op: op}
 	a.mu.Lock()
@@ -79,6 +82,7 @@ func (a *activity) begin(ctx context.Context, op Operation) (_ context.Context, 
 	a.running[t] = true
 
 	return context.WithValue(ctx, trackedKey{}, t), func(err error) {
+		traced(err)
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		delete(a.running, t)

@@ -30,9 +30,9 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 	ctx, end := m.activity.begin(ctx, p.operationOn("stop", id))
 	defer func() { end(err) }()
 	if pr := p.process(id); timeout > 0 && pr != nil {
-		stage := fmt.Sprintf("wait up to %s for the exit after signal %d (%s)", timeout, c.StopSignal, unix.SignalName(unix.Signal(c.StopSignal)))
-		enter(ctx, stage, false)
-		_, waited := span.Start(ctx, stage)
+		signal := unix.SignalName(unix.Signal(c.StopSignal))
+		enter(ctx, fmt.Sprintf("wait up to %s for the exit after signal %d (%s)", timeout, c.StopSignal, signal), false)
+		_, waited := span.Start(ctx, "wait for exit", "signal", signal, "timeout", timeout.String())
 		defer waited(nil)
 		if err := pr.row.Signal(unix.Signal(c.StopSignal)); err != nil {
 			return fmt.Errorf("send signal %d to container %s: %w", c.StopSignal, id, err)
@@ -58,9 +58,8 @@ const helpAfter = 100 * time.Millisecond
 
 // kill kills all processes of a container and waits until that is recorded.
 func (p *pod) kill(ctx context.Context, c *Container) (err error) {
-	stage := "wait for the exit of container " + c.Config.Msg.GetMetadata().GetName() + " after SIGKILL"
-	enter(ctx, stage, false)
-	ctx, end := span.Start(ctx, stage)
+	enter(ctx, "wait for the exit of container "+c.Config.Msg.GetMetadata().GetName()+" after SIGKILL", false)
+	ctx, end := span.Start(ctx, "kill", "container", c.ID)
 	defer func() { end(err) }()
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()

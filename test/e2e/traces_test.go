@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -43,7 +44,8 @@ func spanTree(c *collector.Collector, trace string) map[string]collector.Span {
 // TestTraces starts a pod in traces of kubelet's, and expects what was done in them.
 func TestTraces(t *testing.T) {
 	c := collector.Start(t)
-	n := newNode(t, lab.Options{Config: fmt.Sprintf("tracing_endpoint = %q\n", c.Address)})
+	cni := newPlugin(t)
+	n := newNode(t, lab.Options{Config: fmt.Sprintf("tracing_endpoint = %q\n", c.Address), PluginDir: cni.dir})
 	trace := func(i int) string { return fmt.Sprintf("4bf92f3577b34da6a3ce929d0e0e47%02d", i) }
 
 	p := &pod{n: n, cfg: n.podConfig(t)}
@@ -72,9 +74,9 @@ func TestTraces(t *testing.T) {
 	const rt, pull = "RuntimeService/", "ImageService/PullImage > pull > "
 	for i, want := range [][]string{
 		{pull + "fetch documents > ask registry", pull + "fetch layers > fetch layer > download and unpack > ask registry", pull + "fetch layers > publish layer", pull + "store documents"},
-		{rt + "RunPodSandbox > attach network > plugin bridge ADD"},
-		{rt + "CreateContainer > make spec"},
-		{rt + "StartContainer > prepare", rt + "StartContainer > open inputs", rt + "StartContainer > run plan > keeper start"},
+		{rt + "RunPodSandbox > run pod > attach network > plugin bridge ADD"},
+		{rt + "CreateContainer > create container > make spec"},
+		{rt + "StartContainer > start container > prepare", rt + "StartContainer > start container > open inputs", rt + "StartContainer > start container > run plan > keeper start"},
 		{rt + "StartContainer"},
 	} {
 		var tree map[string]collector.Span
@@ -89,14 +91,44 @@ func TestTraces(t *testing.T) {
 			}
 		}
 	}
-	if got := spanTree(c, trace(1))[rt+"RunPodSandbox > attach network > plugin bridge ADD"].Labels["cni.command"]; got != "ADD" {
+	if got := spanTree(c, trace(1))[rt+"RunPodSandbox > run pod > attach network > plugin bridge ADD"].Labels["cni.command"]; got != "ADD" {
 		t.Errorf("the plugin was called for %q", got)
 	}
+	testTraceOutlivesCall(t, n, c, cni, trace(5))
 	for _, s := range c.Spans() {
 		if !strings.HasPrefix(s.Trace, trace(0)[:30]) {
 			t.Errorf("%q is in trace %s, which nobody asked for", s.Name, s.Trace)
 		}
 	}
+}
+
+// testTraceOutlivesCall expects what was done after the client had given up.
+func testTraceOutlivesCall(t *testing.T, n *node, c *collector.Collector, cni plugin, trace string) {
+	cni.set(t, "hold-ADD")
+	cfg := n.podConfig(t)
+	cfg.Metadata.Name = "late"
+	_, err := inTrace(t, func(ctx context.Context, q *runtimeapi.RunPodSandboxRequest, o ...grpc.CallOption) (*runtimeapi.RunPodSandboxResponse, error) {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		return n.Runtime.RunPodSandbox(ctx, q, o...)
+	}, trace, &runtimeapi.RunPodSandboxRequest{Config: cfg})
+	if err == nil {
+		t.Error("a pod runs without a network")
+	}
+	cni.clear("hold-ADD")
+	p := n.podOf(t, cfg) // joins the operation
+
+	const call = "RuntimeService/RunPodSandbox"
+	var tree map[string]collector.Span
+	eventually(t, "the end of the operation", func() bool {
+		tree = spanTree(c, trace)
+		_, ok := tree[call+" > run pod"]
+		return ok
+	})
+	if got := tree[call+" > run pod > attach network > plugin bridge ADD"]; got.Name == "" || got.Failed != "" || tree[call].Failed == "" || tree[call+" > run pod"].Took < tree[call].Took {
+		t.Errorf("the spans are %q", keysOf(tree))
+	}
+	p.remove(t)
 }
 
 // complete reports whether the span of a call has arrived, which ends last.
