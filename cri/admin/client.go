@@ -13,6 +13,9 @@ import (
 // maxRefusal bounds what is read of a refusal, in bytes.
 const maxRefusal = 1 << 10
 
+// maxAnswer bounds an answer, in bytes: with thousands of pods it has some megabytes.
+const maxAnswer = 256 << 20
+
 // Client asks the daemon on a socket.
 type Client struct {
 	socket string
@@ -61,7 +64,7 @@ func (c *Client) Get(ctx context.Context, path string, into any) error {
 		return err
 	}
 	defer body.Close()
-	if err := json.NewDecoder(body).Decode(into); err != nil {
+	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(into); err != nil {
 		return fmt.Errorf("read the answer of the daemon on %s: %w", c.socket, err)
 	}
 	return nil

@@ -19,7 +19,8 @@ type Ping struct {
 }
 
 // Ping asks each host of a registry, mirrors first, whether it speaks the protocol.
-// That it demands authorization is an answer; no credentials are sent.
+// That it demands authorization is an answer; there are no credentials but the headers
+// of its hosts.toml.
 func (c *Client) Ping(ctx context.Context, host string) ([]Ping, error) {
 	ref, err := ParseReference(host + "/ping/ping")
 	if err != nil {

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"crisp/cri/admin"
 )
@@ -21,15 +24,19 @@ const (
 	startTime, retryTime = 5 * time.Second, 200 * time.Millisecond
 )
 
+// maxOthers bounds how many other daemons are asked.
+const maxOthers = 16
+
 // known lists what this daemon and all others of the node know: nothing of theirs is a
 // leftover, wherever it is. An error means that one of the others could not be asked.
 func (n *Node) known(ctx context.Context, own admin.State) (known, error) {
 	k := knownTo(own)
+	others := slices.DeleteFunc(daemons(), func(pid int) bool { return pid == own.PID })
+	if len(others) > maxOthers {
+		return k, fmt.Errorf("%d other processes are crisp, which may share them", len(others))
+	}
 	var errs []error
-	for _, pid := range daemons() {
-		if pid == own.PID {
-			continue
-		}
+	for _, pid := range others {
 		state, err := patientStateOf(ctx, pid)
 		if err != nil && runs(pid) {
 			errs = append(errs, fmt.Errorf("another crisp (pid %d) may share them, and does not answer: %w", pid, err))
@@ -72,9 +79,19 @@ func daemons() []int {
 	return list
 }
 
-// runs reports whether a process executes crisp serve.
+// runs reports whether a process executes crisp serve, as root, and in this PID
+// namespace: those of containers may pretend.
 func runs(pid int) bool {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil || st.Uid != 0 {
+		return false
+	}
+	own, err := os.Readlink("/proc/self/ns/pid")
+	if theirs, e := os.Readlink(filepath.Join(dir, "ns/pid")); err != nil || e != nil || theirs != own {
+		return false
+	}
+
 	program, err := os.Readlink(filepath.Join(dir, "exe"))
 	if err != nil || filepath.Base(strings.TrimSuffix(program, " (deleted)")) != "crisp" {
 		return false

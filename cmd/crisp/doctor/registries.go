@@ -53,6 +53,9 @@ func registries(ctx context.Context, n *Node) []Finding {
 		wg.Go(func() { found[i] = reach(ctx, c, host) })
 	}
 	wg.Wait()
+	if more := len(hosts) - len(asked); more > 0 {
+		found = append(found, []Finding{ok("%d more registries were not asked", more)})
+	}
 	return slices.Concat(found...)
 }
 
