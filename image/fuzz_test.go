@@ -1,10 +1,12 @@
 package image
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"testing"
 
@@ -116,3 +118,59 @@ func TestCountValues(t *testing.T) {
 }
 
 func anyPlatform(*platform) (int, bool) { return 0, true }
+
+// FuzzArchive reads archives of images, as far as their lists of images.
+func FuzzArchive(f *testing.F) {
+	packed := func(files ...string) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for i := 1; i < len(files); i += 2 {
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: files[i-1], Mode: 0o600, Size: int64(len(files[i]))}); err != nil {
+				f.Fatal(err)
+			}
+			if _, err := w.Write([]byte(files[i])); err != nil {
+				f.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			f.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	entry := `{"digest":"` + someDigest + `","size":2,"annotations":{"io.containerd.image.name":"a:1"}}`
+	f.Add(packed("oci-layout", "{}", "index.json", `{"manifests":[`+entry+`]}`), "")
+	f.Add(packed("oci-layout", "{}", "index.json", `{"manifests":[{"digest":"x","size":-1}]}`), "name")
+	f.Add(packed("manifest.json", `[{"Config":"c","RepoTags":["a"],"Layers":["../c","l"]}]`, "c", "{}", "l", "\x1f\x8b"), "")
+	f.Add(packed("manifest.json", `[{"Config":"c","Layers":[]}]`, "c", "{}"), "b")
+	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0, 0}, "")
+
+	s, err := Open(Options{Root: f.TempDir()})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { s.Close() })
+	f.Fuzz(func(t *testing.T, data []byte, name string) {
+		a, err := readArchive(t.Context(), bytes.NewReader(data), t.TempDir())
+		if err != nil {
+			return
+		}
+		list, err := s.imagesOf(t.Context(), a, name)
+		if err != nil {
+			if !errors.Is(err, ErrInvalidReference) || len(err.Error()) > 20_000 {
+				known(t, err)
+			}
+			return
+		}
+
+		for _, im := range list {
+			if im.ref.Repo == "" || im.root.Digest.Validate() != nil || im.root.Size < 0 || im.root.Size > registry.MaxDocument {
+				t.Errorf("image %+v", im)
+			}
+		}
+		for name, file := range a.files {
+			if filepath.Dir(file.path) != a.dir || !filepath.IsLocal(name) {
+				t.Errorf("%q is in %s", name, file.path)
+			}
+		}
+	})
+}

@@ -25,6 +25,9 @@ const (
 	maxArchiveIndex  = 4 << 20
 	maxArchiveImages = 1_000
 
+	// maxName bounds the name of an image, in bytes: an error quotes it.
+	maxName = 1 << 10
+
 	// containerdName is the annotation in which containerd and docker have an image's
 	// full name. OCI's own may be a tag only.
 	containerdName = "io.containerd.image.name"
@@ -179,6 +182,8 @@ func ociImages(data []byte, name string) ([]named, error) {
 // the only one.
 func nameOf(own, asked string, images int) (registry.Reference, error) {
 	switch {
+	case len(own) > maxName:
+		return registry.Reference{}, fmt.Errorf("%w: a name in the archive has %d bytes, limit %d", ErrInvalidReference, len(own), maxName)
 	case own != "":
 		return registry.ParseReference(own)
 	case asked != "" && images == 1:

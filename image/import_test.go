@@ -312,6 +312,9 @@ func TestImportRefuses(t *testing.T) {
 		"a bad name": {changed(func(all map[string][]byte) {
 			all["index.json"] = bytes.ReplaceAll(all["index.json"], []byte("/app:1"), []byte("/../:1"))
 		}), image.ErrInvalidReference, ""},
+		"a long name": {changed(func(all map[string][]byte) {
+			all["index.json"] = bytes.ReplaceAll(all["index.json"], []byte("/app:1"), bytes.Repeat([]byte("/x"), 2000))
+		}), image.ErrInvalidReference, "limit"},
 		"another's digest": {changed(func(all map[string][]byte) {
 			all["index.json"] = bytes.ReplaceAll(all["index.json"], []byte("/app:1"), []byte("/app@"+digest.FromString("x")))
 		}), image.ErrInvalid, "under this name"},
