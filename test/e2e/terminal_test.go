@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -55,11 +56,17 @@ func onTerminal(t *testing.T, cmd *exec.Cmd, enough func(string) bool) string {
 	}
 
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	// ^C reaches only those that the terminal controls. When their leader exits the
+	// kernel drops what they have written and nobody has read.
+	controls := enough != nil
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: controls, Setctty: controls}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	slave.Close()
+	defer slave.Close()
+	if controls {
+		slave.Close()
+	}
 
 	var out syncBuffer
 	done := make(chan struct{})
@@ -67,9 +74,9 @@ func onTerminal(t *testing.T, cmd *exec.Cmd, enough func(string) bool) string {
 		defer close(done)
 		buf := make([]byte, 4096)
 		for {
-			n, err := master.Read(buf) // EIO once the command has exited
+			n, err := master.Read(buf) // EIO once the terminal is closed
 			out.Write(buf[:n])
-			if err != nil {
+			if err != nil || strings.HasSuffix(out.String(), lastWord) {
 				return
 			}
 		}
@@ -95,6 +102,15 @@ func onTerminal(t *testing.T, cmd *exec.Cmd, enough func(string) bool) string {
 	if err := <-exited; err != nil {
 		t.Errorf("%s: %v: %s", cmd, err, out.String())
 	}
+	if !controls {
+		if _, err := slave.WriteString(lastWord); err != nil {
+			t.Error(err)
+		}
+	}
 	<-done
-	return out.String()
+	return strings.TrimSuffix(out.String(), lastWord)
 }
+
+// lastWord is written to a terminal after a command has exited: what was shown before
+// has been read when it is.
+const lastWord = "\x00the end\x00"
