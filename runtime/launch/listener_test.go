@@ -6,6 +6,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,9 +40,10 @@ func TestListener(t *testing.T) {
 		for _, nnp := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, no new privileges %v", name, nnp), func(t *testing.T) {
 				b := make(t)
-				socket, n := filepath.Join(b.open("crisp-agent-"), "socket"), 0
+				socket := filepath.Join(b.open("crisp-agent-"), "socket")
+				var n atomic.Int32
 				a := agent.Start(t, socket, func(agent.Call) agent.Answer {
-					if n++; n%2 == 1 {
+					if n.Add(1)%2 == 1 {
 						return agent.Answer{Err: unix.EXDEV}
 					}
 					return agent.Answer{}
