@@ -45,6 +45,7 @@ func join(t *testing.T, nodes ...*machine) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for i, m := range nodes {
 		_, v4, v6 := clusterOf(i)
 		address(t, m.host, "up", v4+"/24", v6+"/64")

@@ -72,6 +72,7 @@ func (m *machine) world() *os.File {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+
 	address(m.t, m.host, "up", nodeV4+"/24", nodeV6+"/64")
 	address(m.t, outside, "up", outsideV4+"/24", outsideV6+"/64")
 	err = netns.Do(m.host, func() error {

@@ -593,3 +593,20 @@ func TestWhatAttachedDetaches(t *testing.T) {
 		w.forgotten(t)
 	}
 }
+
+// TestServedByLaterRelease asks the program where a record says that a type was served, and
+// it is not known how.
+func TestServedByLaterRelease(t *testing.T) {
+	w := newWorld(t, chain)
+	rec := &record{Version: recordVersion, ID: pod.ID, IfName: "eth0", Config: w.conf.Bytes(), Served: []string{"two"}}
+	if err := w.client.records.save(rec); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.Del(t.Context(), w.conf, pod); err != nil {
+		t.Error(err)
+	}
+	if got := w.Summary(); !slices.Equal(got, []string{"three DEL", "two DEL", "one DEL"}) {
+		t.Errorf("called %q", got)
+	}
+	w.forgotten(t)
+}

@@ -101,8 +101,12 @@ func (r *runner) FindInPath(plugin string, dirs []string) (string, error) {
 	return "", fmt.Errorf("%w: plugin %s: %w", ErrNoPlugin, plugin, err)
 }
 
-// serves reports whether a plugin type is called in this process.
-func (r *runner) serves(plugin string) bool { return slices.Contains(r.served, plugin) }
+// serves reports whether a plugin type is called in this process. A record may be of a later
+// release, which served more.
+func (r *runner) serves(plugin string) bool {
+	_, known := r.builtins[plugin]
+	return known && slices.Contains(r.served, plugin)
+}
 
 // serving returns a runner that calls only the builtins among some types, with a lock
 // for plugins to inherit, or nil.

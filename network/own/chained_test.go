@@ -123,3 +123,44 @@ func TestChainedNeed(t *testing.T) {
 		t.Errorf("without a pair: %v", details(err))
 	}
 }
+
+// TestTuningLetsGo detaches a pod that keeps its interface from being restored.
+func TestTuningLetsGo(t *testing.T) {
+	n := newNode(t, ModeRouted)
+	p := n.add(n.pod("one", nil))
+	dir := t.TempDir()
+	fields := map[string]any{"dataDir": dir, "mtu": 1300}
+	if err := n.chained("ADD", TypeTuning, p, fields); err != nil {
+		t.Fatal(details(err))
+	}
+	file := filepath.Join(dir, "one_eth0.json")
+	if err := os.WriteFile(file, []byte(`{"mtu":1,"mac":"01:00:00:00:00:00"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.chained("DEL", TypeTuning, p, fields); err != nil {
+		t.Error(details(err))
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the file is left")
+	}
+
+	// And one whose interface and namespace are gone.
+	if err := n.chained("ADD", TypeTuning, p, fields); err != nil {
+		t.Fatal(details(err))
+	}
+	n.inside(p.ns, func() error { return withLink("eth0", netlink.LinkDel) })
+	if err := n.chained("DEL", TypeTuning, p, fields); err != nil {
+		t.Error(details(err))
+	}
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.path = "/nowhere"
+	if err := n.chained("DEL", TypeTuning, p, fields); err != nil {
+		t.Error(details(err))
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left are %v, %v", left, err)
+	}
+	n.del(p)
+}

@@ -111,7 +111,7 @@ func (p *Plugin) unhindered(pods []sender) error {
 	ruleset, err := foreign.Read(p.ns, func(table string) bool {
 		return table == "ip filter" || table == "ip6 filter" || strings.HasSuffix(table, " firewalld")
 	})
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil // nor does anything drop packets
 	}
 	if err != nil {
@@ -168,7 +168,7 @@ func (p *Plugin) firewall(ctx context.Context, call Call) ([]byte, error) {
 	}
 
 	device := ""
-	if len(result.Interfaces) > 0 {
+	if len(result.Interfaces) > 0 && result.Interfaces[0].Sandbox == "" {
 		device = result.Interfaces[0].Name
 	}
 	var pods []sender
@@ -198,7 +198,7 @@ func (p *Plugin) police(ctx context.Context, c *firewallConf, bridge string) err
 		return err
 	}
 	if !host.IsBridge(bridge) {
-		return invalid(fmt.Errorf("ingressPolicy: %s is for pods on a bridge, and the first interface of the plugin before it, %q, is none", c.IngressPolicy, bridge))
+		return invalid(fmt.Errorf("ingressPolicy: %s is for pods on a bridge, and the plugin before it made %q first", c.IngressPolicy, bridge))
 	}
 	table, err := p.filter()
 	if err != nil {

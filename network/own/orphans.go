@@ -122,8 +122,8 @@ func (x *examiner) discard(ctx context.Context, o *orphans, c *conf, gone lease.
 		return fmt.Errorf("what leads to it is unknown: %w", x.unfiltered)
 	}
 	if x.table != nil && gone.ID != "" {
-		conceal := func() error { return conceal(x.host, x.table, o.elements, c.Name+"/"+name) }
-		if err := failpoint.Between("network collect rules", conceal); err != nil {
+		hide := func() error { return conceal(x.host, x.table, o.elements, c.Name+"/"+name) }
+		if err := failpoint.Between("network collect rules", hide); err != nil {
 			return err
 		}
 	}

@@ -255,9 +255,10 @@ func delTuning(call Call) error {
 	// Torn in a power cut, after which there is no such interface.
 	var before link.Untuned
 	if json.Unmarshal(data, &before) == nil && call.NetNS != "" {
-		if err := restore(call, before); err != nil {
-			return err
-		}
+		// A pod may keep its interface from being changed (a device on top of it does), and
+		// must not keep itself from being detached: as with the program, this is not an
+		// error.
+		_ = restore(call, before)
 	}
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove what the interface was: %w", err)
