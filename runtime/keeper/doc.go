@@ -6,7 +6,7 @@
 //	      daemons
 //	         |  one session each
 //	+--------+---------+
-//	| table of entries |<--- reaper: SIGCHLD, wait4
+//	| table of entries |<--- reaper: SIGCHLD, pidfds, wait4
 //	+--------+---------+
 //	         |  one entry each
 //	process, descriptors, outputs ---> spool ---> log file
