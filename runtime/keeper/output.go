@@ -290,6 +290,9 @@ func (o *output) discard() {
 	if o.spool != nil {
 		o.spool.Close()
 	}
+	if o.log != nil {
+		o.log.Leave(o.stream)
+	}
 	o.mu.Unlock()
 
 	o.fdMu.Lock()

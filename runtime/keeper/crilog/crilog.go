@@ -62,7 +62,7 @@ type Log struct {
 	mu     sync.Mutex
 	where  spool.Write // guarded by mu; the last write
 	null   bool        // guarded by mu; not a regular file: it has no size
-	failed *Stream     // guarded by mu; its write failed and is not undone yet
+	failed *Stream     // guarded by mu; its write failed and is not undone yet; without a spool once it has left
 	second int64       // guarded by mu; the Unix time of stamp
 	stamp  []byte      // guarded by mu; date and time without the fraction
 
@@ -233,11 +233,10 @@ func (l *Log) Reopen(fd int) (bool, error) {
 
 	if err := l.mend(); err != nil && l.failed != nil && !l.isFile(fd) {
 		// The former file keeps a torn line, which the spool records as written.
-		if err := l.failed.spool.Retract(); err != nil {
+		if err := l.retract(); err != nil {
 			unix.Close(fd)
 			return true, err
 		}
-		l.failed = nil
 	}
 
 	return true, l.use(fd)
@@ -392,11 +391,28 @@ func (l *Log) mend() error {
 		return fmt.Errorf("cut unfinished write off log: %w", err)
 	}
 
-	if err := l.failed.spool.Retract(); err != nil {
-		return err
+	return l.retract()
+}
+
+// retract has the failed stream's spool record that its write is undone.
+func (l *Log) retract() error {
+	if s := l.failed.spool; s != nil {
+		if err := s.Retract(); err != nil {
+			return err
+		}
 	}
 	l.failed = nil
 	return nil
+}
+
+// Leave must be called before the descriptor of a stream's spool is closed, whose
+// number another file may get. A failed write of the stream's is still undone.
+func (l *Log) Leave(s *Stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.failed == s {
+		l.failed = &Stream{name: s.name}
+	}
 }
 
 // write writes all of b and returns how much of it was written.

@@ -553,3 +553,77 @@ func TestTornWriteIsCutLater(t *testing.T) {
 		})
 	}
 }
+
+// TestTornWriteOfAStreamThatLeft has a stream end before its torn write can be cut
+// off. Its spool's descriptor is another file's then.
+func TestTornWriteOfAStreamThatLeft(t *testing.T) {
+	const earlier, torn = "2026-01-01T00:00:00.000000001Z stdout F earlier\n", "2026-01-01T00:00:00.0000"
+	path := filepath.Join(t.TempDir(), "0.log")
+	if err := os.WriteFile(path, []byte(earlier+torn), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	out := newSource(t, "stdout", 0)
+	if _, err := out.w.WriteString("the line\n"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := out.spool.Fill(int(out.r.Fd()))
+	if err == nil {
+		err = out.spool.Intend(spool.Write{Seq: 1, Dev: uint64(st.Dev), Ino: st.Ino, Offset: int64(len(earlier)), Length: 60}, 9)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	fd, err := unix.FcntlInt(uintptr(out.spool.FD()), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := spool.Open(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A descriptor that only reads stands for a file system that has become read-only.
+	refused, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs, stream := newSource(t, "stderr", 0), NewStream("stdout", left)
+	l, err := New(refused, 0, &Buffers{}, stream, errs.Stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	errs.log = l
+	if err := l.Write(stream); err == nil {
+		t.Error("a write to a file that refuses it succeeds")
+	}
+
+	left.Close()
+	l.Leave(stream)
+	other, err := os.CreateTemp(t.TempDir(), "another's")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := unix.Dup3(int(other.Fd()), fd, unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+
+	if _, err := l.Reopen(open(t, path)); err != nil {
+		t.Error(err)
+	}
+	if err := errs.put(t, []byte("after it\n")); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(got), earlier+"20") || !strings.HasSuffix(string(got), " stderr F after it\n") || strings.Count(string(got), "\n") != 2 {
+		t.Errorf("the log says %q, %v", got, err)
+	}
+	if info, err := other.Stat(); err != nil || info.Size() > 0 {
+		t.Errorf("another's file has %d bytes, %v", info.Size(), err)
+	}
+}
