@@ -124,9 +124,10 @@ func (m *Manager) CheckpointPod(ctx context.Context, id, dir string, containers 
 		return fmt.Errorf("checkpoint sandbox %s: it is not ready: %w", r.ID, ErrState)
 	}
 
+	made := []string{dumpFile}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("checkpoint sandbox %s: %w", r.ID, err), empty(dir))
+			err = errors.Join(fmt.Errorf("checkpoint sandbox %s: %w", r.ID, err), empty(dir, made))
 		}
 	}()
 	dump := PodDump{Version: podDumpVersion, Config: r.Config, Handler: r.Handler}
@@ -137,6 +138,7 @@ func (m *Manager) CheckpointPod(ctx context.Context, id, dir string, containers 
 			return fmt.Errorf("%w: it has no container %s", ErrInvalid, id)
 		}
 		archives[id] = fmt.Sprintf("container-%d.tar", i)
+		made = append(made, archives[id])
 		dump.Containers = append(dump.Containers, ContainerDump{c.Config.Msg.GetMetadata().GetName(), archives[id], c.Config})
 	}
 
@@ -184,11 +186,12 @@ func checkPodRequest(ctx context.Context, dir string, containers []string, optio
 	return nil
 }
 
-// empty removes what a failed checkpoint has left.
-func empty(dir string) error {
-	names, err := filepath.Glob(filepath.Join(dir, "*"))
-	for _, name := range names {
-		err = errors.Join(err, os.Remove(name))
+// empty removes what a failed checkpoint has left of its files.
+func empty(dir string, files []string) (err error) {
+	for _, name := range files {
+		if e := os.Remove(filepath.Join(dir, name)); !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
 	}
 	return err
 }
