@@ -212,13 +212,14 @@ func (p *pod) checkpoint(ctx context.Context, ids []string, location func(id str
 	if err != nil {
 		return err
 	}
-	release, err := p.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer release()
+	// Also while it waits: others would have to wait for it in turn.
 	ctx, done := p.interruptible(ctx)
 	defer done()
+	release, err := p.lock(ctx)
+	if err != nil {
+		return timedOut(ctx, err)
+	}
+	defer release()
 
 	var list []*frozen
 	for _, id := range ids {
@@ -260,21 +261,24 @@ func (p *pod) interruptible(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.interrupt = cancel
+	if p.checkpoints == nil {
+		p.checkpoints = map[*context.CancelCauseFunc]bool{}
+	}
+	p.checkpoints[&cancel] = true
 	return ctx, func() {
 		p.mu.Lock()
-		p.interrupt = nil
+		delete(p.checkpoints, &cancel)
 		p.mu.Unlock()
 		cancel(nil)
 	}
 }
 
-// interruptCheckpoint ends a checkpoint that is under way.
-func (p *pod) interruptCheckpoint() {
+// interruptCheckpoints ends the checkpoints that are under way or waiting.
+func (p *pod) interruptCheckpoints() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.interrupt != nil {
-		p.interrupt(errInterrupted)
+	for cancel := range p.checkpoints {
+		(*cancel)(errInterrupted)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestEmptyRemovesItsFilesAlone has an output directory whose name is a pattern, and
@@ -31,5 +32,49 @@ func TestEmptyRemovesItsFilesAlone(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestInterruptWaitingCheckpoints ends checkpoints that wait for another operation on
+// the pod: whoever stops it would wait for each of them.
+func TestInterruptWaitingCheckpoints(t *testing.T) {
+	m := storingManager(t)
+	m.CRIU = filepath.Join(t.TempDir(), "criu")
+	if err := os.WriteFile(m.CRIU, []byte("#!/bin/sh\necho Version: 4.2\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := begunPod(t, m, "pod")
+	release := lockPod(t, p)
+	defer release()
+
+	const several = 2
+	ended := make(chan error, several)
+	for range several {
+		go func() { ended <- p.checkpoint(t.Context(), []string{"none"}, nil) }()
+	}
+	waiting := func() int {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.checkpoints)
+	}
+	for end := time.Now().Add(10 * time.Second); waiting() < several; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d checkpoints wait", waiting())
+		}
+	}
+
+	p.interruptCheckpoints()
+	for range several {
+		select {
+		case err := <-ended:
+			if !errors.Is(err, errInterrupted) || !errors.Is(err, ErrState) {
+				t.Errorf("ended with %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("a checkpoint still waits")
+		}
+	}
+	if n := waiting(); n > 0 {
+		t.Errorf("%d checkpoints are known", n)
 	}
 }

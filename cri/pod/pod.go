@@ -37,8 +37,9 @@ type pod struct {
 	// without.
 	row        *table.Row
 	firstEnded chan struct{}
-	// interrupt ends a checkpoint of the pod's containers; nil while there is none.
-	interrupt context.CancelCauseFunc
+	// checkpoints are those of the pod's containers that are under way or waiting, by
+	// what ends them.
+	checkpoints map[*context.CancelCauseFunc]bool
 	// known is what the plugins know of the pod.
 	known known
 }
