@@ -184,7 +184,10 @@ func (s Stage) Write(ctx context.Context, file string) (err error) {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return appear(f, file)
+	if err := appear(f, file); err != nil {
+		return err
+	}
+	return durable.SyncDir(filepath.Dir(file))
 }
 
 // appear gives a nameless file its name, in place of a regular file that has it.
