@@ -122,6 +122,25 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
+// deep calls do in a directory below upper whose path has as many names of 255 bytes,
+// with the path of the directory, which ends in a slash.
+func deep(upper string, names int, do func(dir string) error) error {
+	dir, err := os.Open(upper)
+	for i := 0; err == nil && i < names; i++ {
+		at := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), strings.Repeat("d", 255))
+		var next *os.File
+		if err = os.Mkdir(at, 0o700); err == nil {
+			next, err = os.Open(at)
+		}
+		err = errors.Join(err, dir.Close())
+		dir = next
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(fmt.Sprintf("/proc/self/fd/%d/", dir.Fd())), dir.Close())
+}
+
 // TestUnfit has trees that would take too much.
 func TestUnfit(t *testing.T) {
 	testkit.Root(t)
@@ -138,13 +157,16 @@ func TestUnfit(t *testing.T) {
 			}
 			return nil
 		},
+		"long paths": func(upper string) error {
+			return deep(upper, 20, func(dir string) error { return os.WriteFile(dir+"file", nil, 0o600) })
+		},
 	} {
 		upper, _, d := layers(t)
 		if err := make(upper); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.Write(t.Context(), io.Discard); !errors.Is(err, ErrUnfit) {
-			t.Errorf("%s: error %v", name, err)
+		if _, err := d.Write(t.Context(), io.Discard); !errors.Is(err, ErrUnfit) || len(err.Error()) > 1000 {
+			t.Errorf("%s: error %.2000v", name, err)
 		}
 	}
 
@@ -157,6 +179,44 @@ func TestUnfit(t *testing.T) {
 	cancel(late)
 	if _, err := d.Write(ctx, io.Discard); !errors.Is(err, late) {
 		t.Errorf("after its end: %v", err)
+	}
+}
+
+// TestManyNames has files with several names when no more of them are remembered.
+func TestManyNames(t *testing.T) {
+	testkit.Root(t)
+	upper, _, d := layers(t)
+	large := filepath.Join(upper, "large")
+	f, err := os.Create(large)
+	if err == nil {
+		err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, 4<<20), f.Close(), os.Link(large, large+"2"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	full := map[[2]uint64]string{}
+	for i := range uint64(maxLinks) {
+		full[[2]uint64{1 << 63, i}] = ""
+	}
+	for name, c := range map[string]struct {
+		differ
+		want int64 // bytes that the names add
+		fail bool
+	}{
+		"remembered":           {differ{linked: map[[2]uint64]string{}}, 0, false},
+		"too many names":       {differ{linked: map[[2]uint64]string{}, names: maxNames - 1}, 0, true},
+		"not remembered":       {differ{linked: full}, 8 << 20, false},
+		"not remembered, full": {differ{linked: full, holes: maxHoles - 5<<20}, 0, true},
+	} {
+		w := c.differ
+		w.Diff, w.ctx, w.tar = d, t.Context(), tar.NewWriter(io.Discard)
+		if _, err := d.Upper.Seek(0, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.directory(d.Upper, nil); c.fail != errors.Is(err, ErrUnfit) || !c.fail && (err != nil || w.holes != c.want) {
+			t.Errorf("%s: %v, %d bytes added, want %d", name, err, w.holes, c.want)
+		}
 	}
 }
 

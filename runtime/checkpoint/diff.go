@@ -21,13 +21,19 @@ import (
 const (
 	// maxDepth bounds the descriptors that a walk holds.
 	maxDepth = 512
+	// maxPath bounds a path, in bytes: a name costs the container a few bytes, and
+	// the archive its whole path.
+	maxPath = unix.PathMax
 	// maxLinks bounds the files with several names that are remembered; beyond it
 	// each name becomes a file.
 	maxLinks = 1 << 16
-	// maxHoles bounds the zeros that files without data would add, in bytes.
+	// maxHoles bounds what an archive has more than the disk, in bytes: zeros of files
+	// without data, and files that are in it under each of their names.
 	maxHoles = 1 << 30
-	// maxDeleted bounds the list of deleted files.
+	// maxDeleted bounds the list of deleted files, and of a directory's files, maxNames
+	// the bytes of all names that are remembered.
 	maxDeleted = 1 << 20
+	maxNames   = 128 << 20
 	// batch is how many names of a directory are read at a time.
 	batch = 1024
 
@@ -35,7 +41,7 @@ const (
 )
 
 // ErrUnfit means that a container's files do not fit into a checkpoint: they are
-// nested too deep, or mostly consist of holes.
+// nested too deep, mostly consist of holes, or have too many names.
 var ErrUnfit = errors.New("the container's files do not fit into a checkpoint")
 
 // Diff is the difference between a container's files and its image's.
@@ -51,7 +57,7 @@ type Diff struct {
 func (d Diff) Write(ctx context.Context, to io.Writer) (deleted []string, err error) {
 	w := differ{Diff: d, ctx: ctx, tar: tar.NewWriter(to), linked: map[[2]uint64]string{}}
 	if err := w.directory(d.Upper, nil); err != nil {
-		return nil, fmt.Errorf("archive changed files: %w", err)
+		return nil, fmt.Errorf("archive changed files: %.200q: %w", w.failed, err)
 	}
 	if err := w.tar.Close(); err != nil {
 		return nil, fmt.Errorf("archive changed files: %w", err)
@@ -66,7 +72,9 @@ type differ struct {
 	tar     *tar.Writer
 	deleted []string
 	linked  map[[2]uint64]string // names of files with several, by device and inode
-	holes   int64                // bytes so far
+	holes   int64                // bytes so far, see maxHoles
+	names   int64                // bytes in what is remembered
+	failed  string               // what could not be archived
 }
 
 // directory archives the content of a directory; at is its path.
@@ -84,13 +92,19 @@ func (w *differ) directory(dir *os.File, at []string) error {
 				return context.Cause(w.ctx)
 			}
 			if err := w.entry(dir, name, append(at, name)); err != nil {
-				return fmt.Errorf("%.100q: %w", name, err)
+				if w.failed == "" {
+					w.failed = strings.Join(append(at, name), "/")
+				}
+				return err
 			}
 		}
 
 		if opaque {
 			if seen = append(seen, names...); len(seen) > maxDeleted {
 				return fmt.Errorf("%w: more than %d files in a directory", ErrUnfit, maxDeleted)
+			}
+			if err := w.remember(names...); err != nil {
+				return err
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -145,7 +159,27 @@ func (w *differ) delete(at []string) error {
 	if len(w.deleted) == maxDeleted {
 		return fmt.Errorf("%w: more than %d files were deleted", ErrUnfit, maxDeleted)
 	}
-	w.deleted = append(w.deleted, "/"+strings.Join(at, "/"))
+	path := "/" + strings.Join(at, "/")
+	w.deleted = append(w.deleted, path)
+	return w.remember(path)
+}
+
+// remember counts names that are kept until the end.
+func (w *differ) remember(names ...string) error {
+	for _, name := range names {
+		w.names += int64(len(name))
+	}
+	if w.names > maxNames {
+		return fmt.Errorf("%w: its deleted, replaced and linked files have names of more than %d bytes", ErrUnfit, maxNames)
+	}
+	return nil
+}
+
+// excess counts bytes that the archive has more than the disk.
+func (w *differ) excess(n int64) error {
+	if w.holes += max(0, n); w.holes > maxHoles {
+		return fmt.Errorf("%w: it has holes or several names, and what those of all files add is more than %d bytes", ErrUnfit, maxHoles)
+	}
 	return nil
 }
 
@@ -156,6 +190,9 @@ func (w *differ) entry(dir *os.File, name string, at []string) error {
 	}
 
 	h := w.header(&st, strings.Join(at, "/"))
+	if len(h.Name) > maxPath {
+		return fmt.Errorf("%w: its path has more than %d bytes", ErrUnfit, maxPath)
+	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFCHR, unix.S_IFBLK:
 		if st.Rdev == 0 && st.Mode&unix.S_IFMT == unix.S_IFCHR {
@@ -187,6 +224,11 @@ func (w *differ) entry(dir *os.File, name string, at []string) error {
 		}
 		if len(w.linked) < maxLinks {
 			w.linked[id] = h.Name
+			if err := w.remember(h.Name); err != nil {
+				return err
+			}
+		} else if err := w.excess(st.Size); err != nil {
+			return err
 		}
 	}
 
@@ -221,8 +263,8 @@ func (w *differ) file(h *tar.Header, f *os.File) error {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return err
 	}
-	if w.holes += max(0, st.Size-st.Blocks*512); w.holes > maxHoles {
-		return fmt.Errorf("%w: it has holes, and those of all files are more than %d bytes", ErrUnfit, maxHoles)
+	if err := w.excess(st.Size - st.Blocks*512); err != nil {
+		return err
 	}
 
 	h.Size = st.Size
