@@ -38,8 +38,9 @@ const (
 	stateMode   = 0o600
 )
 
-// ErrUnsafe means that others than root could put archives into the directory.
-var ErrUnsafe = errors.New("directory of archives is not root's alone")
+// ErrUnsafe means that others than root could put archives into the directory, or
+// change one in it.
+var ErrUnsafe = errors.New("archives are not root's alone")
 
 // Importer imports archives; [image.Service] is one.
 type Importer interface {
@@ -96,7 +97,13 @@ func (f *Folder) load() error {
 		return err
 	}
 	defer in.Close()
-	return json.NewDecoder(io.LimitReader(in, maxMemory)).Decode(&f.known)
+	if err := json.NewDecoder(io.LimitReader(in, maxMemory)).Decode(&f.known); err != nil {
+		return err
+	}
+	if f.known == nil {
+		return errors.New("the file has no list")
+	}
+	return nil
 }
 
 // Watch imports archives until ctx ends.
@@ -225,7 +232,7 @@ func (f *Folder) take(ctx context.Context, dir *os.File, name string, at stamp, 
 	switch {
 	case err == nil:
 		klog.InfoS("Imported images", "archive", name, "images", len(list))
-	case errors.Is(err, image.ErrInvalid), errors.Is(err, image.ErrUnsupported), errors.Is(err, image.ErrInvalidReference):
+	case errors.Is(err, image.ErrInvalid), errors.Is(err, image.ErrUnsupported), errors.Is(err, image.ErrInvalidReference), errors.Is(err, ErrUnsafe):
 		out.refused = true
 		klog.ErrorS(err, "Could not import an archive of images, it is ignored until it changes", "archive", name)
 	default:
@@ -247,12 +254,17 @@ func (f *Folder) importFile(ctx context.Context, dir *os.File, name string, at s
 	}
 	file := os.NewFile(uintptr(fd), name)
 	defer file.Close()
+
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("open archive: %w", err)
 	}
 	if stampFrom(&st) != at {
 		return nil, errors.New("open archive: it has changed meanwhile")
+	}
+	// One that was moved here is still its former owner's.
+	if st.Uid != 0 || st.Mode&0o022 != 0 {
+		return nil, fmt.Errorf("open archive: %w: it belongs to user %d and has mode %04o: chown root and chmod 0644", ErrUnsafe, st.Uid, st.Mode&0o7777)
 	}
 	return f.images.Import(ctx, file, image.ImportOptions{Pin: true})
 }

@@ -115,9 +115,11 @@ func TestFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("after a removal", "")
-	put(t, state, "nonsense")
-	f = New(dir, state, to)
-	want("without a memory", "a2 b d e")
+	for _, text := range []string{"nonsense", "null"} {
+		put(t, state, text)
+		f = New(dir, state, to)
+		want("without a memory", "a2 b d e")
+	}
 }
 
 // TestFailures tries again what may pass, and leaves alone what is wrong until it changes.
@@ -174,6 +176,45 @@ func TestUnsafe(t *testing.T) {
 	}
 	if got := to.took(); got != "" {
 		t.Errorf("%q were imported", got)
+	}
+}
+
+// TestUnsafeArchive has an archive that somebody else can change, as after mv, until
+// it is root's.
+func TestUnsafeArchive(t *testing.T) {
+	testkit.Root(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.tar")
+	put(t, path, "a")
+	to := &importer{images: map[string]bool{}}
+	f, now := New(dir, filepath.Join(t.TempDir(), "imports.json"), to), time.Now()
+	look := func() string {
+		t.Helper()
+		for range 3 {
+			now = now.Add(retryTime)
+			if err := f.look(t.Context(), now); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return to.took()
+	}
+
+	for _, change := range []func() error{
+		func() error { return os.Chown(path, 1000, 1000) },
+		func() error { return errors.Join(os.Chown(path, 0, 0), os.Chmod(path, 0o664)) },
+	} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		if got := look(); got != "" || !f.known["a.tar"].refused {
+			t.Errorf("%q were imported, %+v", got, f.known)
+		}
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(); got != "a" {
+		t.Errorf("%q were imported of root's", got)
 	}
 }
 
