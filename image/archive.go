@@ -103,6 +103,10 @@ func (a *archive) read(r io.Reader) error {
 		if entries == maxEntries {
 			return fmt.Errorf("%w: archive has more than %d files", ErrInvalid, maxEntries)
 		}
+		if h.Typeflag != tar.TypeReg && h.Size > 0 {
+			// To read past it could take any time: it may be zeros.
+			return fmt.Errorf("%w: archive has %d bytes in %q, which is no regular file", ErrInvalid, h.Size, truncate(h.Name))
+		}
 		if h.Typeflag != tar.TypeReg {
 			continue
 		}

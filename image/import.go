@@ -205,6 +205,10 @@ func (a *archive) dockerImages(data []byte, name string) ([]named, error) {
 		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, dockerManifestName, err)
 	}
 
+	if len(images) > maxArchiveImages { // each gets a manifest
+		return nil, fmt.Errorf("%w: archive has %d images, limit %d", ErrInvalid, len(images), maxArchiveImages)
+	}
+
 	a.docker = map[digest.Digest]archived{}
 	var list []named
 	for _, im := range images {

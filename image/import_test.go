@@ -308,6 +308,8 @@ func TestImportRefuses(t *testing.T) {
 		"an absolute name":  {archive(t, text("/index.json", "{}")), image.ErrInvalid, "name"},
 		"the same twice":    {archive(t, text("index.json", "{}"), text("./index.json", "{}")), image.ErrInvalid, "two files"},
 		"a symbolic link":   {archive(t, link(tar.TypeSymlink), text("oci-layout", "{}")), image.ErrUnsupported, "neither"},
+		"content elsewhere": {archive(t, file{Header: tar.Header{Name: "x", Typeflag: tar.TypeCont, Size: 1}, body: "x"}), image.ErrInvalid, "no regular file"},
+		"many images":       {archive(t, text("c", "{}"), text("manifest.json", "["+strings.Repeat(`{"Config":"c"},`, 1000)+`{"Config":"c"}]`)), image.ErrInvalid, "1001 images"},
 		"a hard link":       {archive(t, link(tar.TypeLink), text("oci-layout", "{}")), image.ErrUnsupported, "neither"},
 		"a bad name": {changed(func(all map[string][]byte) {
 			all["index.json"] = bytes.ReplaceAll(all["index.json"], []byte("/app:1"), []byte("/../:1"))
