@@ -96,10 +96,12 @@ func (r *Record) end(code int, err error, began, now time.Time) {
 // connections of one session.
 func (r *Record) often() bool { return r.Call == ExecSync || r.Call == PortForward }
 
-// likeness is equal for records that differ only in their time.
+// likeness is equal for records that differ only in their time and in what a container
+// decides: the exit code of a failed command, and the text of an error.
 func (r *Record) likeness() [sha256.Size]byte {
 	same := *r
 	same.Time, same.Seconds, same.Repeats, same.Client = time.Time{}, 0, 0, ""
+	same.ExitCode, same.Error = nil, ""
 	data, err := json.Marshal(same)
 	if err != nil {
 		data = fmt.Append(nil, same) // nothing in it cannot be encoded
