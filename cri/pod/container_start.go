@@ -156,7 +156,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	})
 	if err != nil {
 		limit := c.limits().GetMemoryLimitInBytes()
-		if kills, e := pr.group.OOMKills(); e == nil && kills > 0 && limit > 0 {
+		if kills, e := pr.group.OOMKills(false); e == nil && kills > 0 && limit > 0 {
 			err = fmt.Errorf("%w: its memory limit of %d bytes is too small: %w", err, limit, ErrState)
 		}
 		return blamePlugins(c, err)

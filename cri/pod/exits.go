@@ -42,7 +42,7 @@ func (p *pod) recordExit(id string, pr *process, e client.Exit) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.m.ctx), cleanTimeout)
 	defer cancel()
 	e, _ = pr.row.Exit(e)
-	oom := max(e.OOMKills, p.emptyCgroup(ctx, id, pr))
+	oom := max(e.OOMKills, p.emptyCgroup(ctx, id, pr, unix.Signal(e.Signal) == unix.SIGKILL))
 	recorded := p.persistEnd(id, func(c *Container) {
 		c.FinishedAt, c.ExitCode = e.At.UnixNano(), int32(e.Code)
 		c.Reason, c.Message = exitReason(e, oom, c.limits().GetMemoryLimitInBytes())
@@ -88,12 +88,13 @@ func (p *pod) persistEnd(id string, change func(*Container), why chan<- error) b
 	}
 }
 
-// emptyCgroup counts the OOM kills in a container's cgroup and empties it.
-func (p *pod) emptyCgroup(ctx context.Context, id string, pr *process) (oom uint64) {
+// emptyCgroup counts the OOM kills in a container's cgroup, whose first process may
+// have been killed, and empties it.
+func (p *pod) emptyCgroup(ctx context.Context, id string, pr *process, killed bool) (oom uint64) {
 	if pr.group == nil {
 		return 0
 	}
-	oom, err := pr.group.OOMKills()
+	oom, err := pr.group.OOMKills(killed)
 	warn(err, "read OOM count", "container", id)
 	if p.sharesPID(id) {
 		warn(pr.group.Kill(ctx), "kill remaining processes of a container", "container", id)

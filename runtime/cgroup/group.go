@@ -32,8 +32,9 @@ type Group struct {
 	rules []*devices.Rule
 	// killsBefore is the parent's count at the start, for [Group.OOMKills].
 	killsBefore int64
-	// events are of version 1, see [Group.watchOOM]; nil without them.
-	events *os.File
+	// events are of version 1, see [Group.watchOOM], and above those of the parent; nil
+	// without them.
+	events, above *os.File
 	// wanted are the resources from Create that Attach applies.
 	wanted *cgroups.Resources
 }

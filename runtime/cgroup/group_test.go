@@ -320,7 +320,7 @@ func TestOOMKills(t *testing.T) {
 		Memory:  &specs.LinuxMemory{Limit: ptr(int64(8 << 20))},
 		Devices: containerResources().Devices,
 	})
-	if kills, err := g.OOMKills(); err != nil || kills != 0 {
+	if kills, err := g.OOMKills(true); err != nil || kills != 0 {
 		t.Fatalf("before: %d, %v", kills, err)
 	}
 
@@ -328,7 +328,7 @@ func TestOOMKills(t *testing.T) {
 		t.Fatal("a process of unbounded memory succeeded")
 	}
 	waitFor(t, "an OOM kill", func() bool {
-		kills, err := g.OOMKills()
+		kills, err := g.OOMKills(true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -346,7 +346,7 @@ func testGone(t *testing.T, n *Node) {
 
 	_, statsErr := g.Stats()
 	_, pidsErr := g.Pids()
-	_, oomErr := g.OOMKills()
+	_, oomErr := g.OOMKills(true)
 	_, entryErr := g.Entry()
 	_, openErr := n.Open(g.Path())
 	for what, err := range map[string]error{

@@ -21,8 +21,10 @@ import (
 // existing groups, minus that difference when the group started, minus what
 // other removed groups have claimed since.
 //
-// Version 1 counts each group alone. There an event is waited for instead.
-func (g *Group) OOMKills() (uint64, error) {
+// Version 1 counts each group alone. There an event is waited for instead. The
+// kernel sends those of a parent to all groups below, so they only count if killed
+// says that a SIGKILL has ended the group's first process.
+func (g *Group) OOMKills(killed bool) (uint64, error) {
 	var r reader
 	kills, err := g.oomKills(&r)
 	if g.watchesParent() {
@@ -35,7 +37,7 @@ func (g *Group) OOMKills() (uint64, error) {
 		}
 	}
 	if err != nil && isGone(err) && g.events != nil {
-		return g.notifiedKills()
+		return g.notifiedKills(killed)
 	}
 	if err != nil {
 		return 0, g.fail("count OOM kills of", err)
@@ -138,8 +140,9 @@ func (c *oomClaims) claimed(parent string) int64 {
 	return c.kills[parent]
 }
 
-// goneTime is how long the kernel may take to tell that a group was removed.
-const goneTime = 100 * time.Millisecond
+// goneTime is how long the kernel may take to tell that a group was removed, readTime
+// how long to read what it has told.
+const goneTime, readTime = 100 * time.Millisecond, 10 * time.Millisecond
 
 // watchOOM has the kernel note each time that the group is out of memory, if
 // systemd may remove it before its counter is read. Without that, the reason of
@@ -149,8 +152,13 @@ func (g *Group) watchOOM() {
 		return
 	}
 	events, err := oomEvents(g.dir("memory"))
-	if err == nil {
-		g.events = events
+	if err != nil {
+		return
+	}
+	if above, err := oomEvents(filepath.Dir(g.dir("memory"))); err == nil {
+		g.events, g.above = events, above
+	} else {
+		events.Close()
 	}
 }
 
@@ -175,25 +183,46 @@ func oomEvents(dir string) (*os.File, error) {
 }
 
 // notifiedKills counts the events of a removed group but for its removal, which
-// the kernel tells a moment later.
-func (g *Group) notifiedKills() (uint64, error) {
+// the kernel tells a moment later, and, unless killed, for its parent's.
+func (g *Group) notifiedKills(killed bool) (uint64, error) {
 	defer g.events.Close()
-	if err := g.events.SetReadDeadline(time.Now().Add(goneTime)); err != nil {
-		return 0, g.fail("count OOM events of", err)
-	}
-
+	defer g.above.Close()
+	end := time.Now().Add(goneTime)
 	var seen uint64
-	for {
-		var count [8]byte
-		_, err := g.events.Read(count[:])
+	for seen < 2 {
+		n, err := countEvents(g.events, end)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return max(seen, 1) - 1, nil
+			break
 		}
 		if err != nil {
 			return 0, g.fail("count OOM events of", err)
 		}
-		if seen += binary.NativeEndian.Uint64(count[:]); seen > 1 {
-			return seen - 1, nil
-		}
+		seen += n
 	}
+
+	kills := max(seen, 1) - 1
+	if kills == 0 || killed {
+		return kills, nil
+	}
+	_, gone := os.Stat(filepath.Dir(g.dir("memory")))
+	above, err := countEvents(g.above, time.Now().Add(readTime))
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, g.fail("count OOM events above", err)
+	}
+	if gone != nil && above > 0 {
+		above-- // its removal
+	}
+	return kills - min(above, kills), nil
+}
+
+// countEvents reads the number of events since the last call, and waits for one.
+func countEvents(events *os.File, end time.Time) (uint64, error) {
+	if err := events.SetReadDeadline(end); err != nil {
+		return 0, err
+	}
+	var count [8]byte
+	if _, err := events.Read(count[:]); err != nil {
+		return 0, err
+	}
+	return binary.NativeEndian.Uint64(count[:]), nil
 }

@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ func TestOOMKillsOfRemovedScopes(t *testing.T) {
 
 	want := func(g *Group, kills uint64) {
 		t.Helper()
-		if got, err := g.OOMKills(); err != nil || got != kills {
+		if got, err := g.OOMKills(false); err != nil || got != kills {
 			t.Errorf("%s: got %d, %v; want %d", g.path, got, err, kills)
 		}
 	}
@@ -87,26 +88,38 @@ func TestOOMEvents(t *testing.T) {
 		testkit.Skip(t, "cgroup1", "version 2 has counters that include removed groups")
 	}
 	for name, c := range map[string]struct {
-		script string
-		want   uint64
+		inner, outer string // what runs in the group, and what before in its parent
+		killed       bool
+		want         uint64
 	}{
-		"killed": {"exec tail /dev/zero", 1},
-		"exited": {"exit 3", 0},
+		"killed":               {"exec tail /dev/zero", "", true, 1},
+		"another killed":       {"tail /dev/zero; exit 1", "", false, 1},
+		"exited":               {"exit 3", "", false, 0},
+		"its parent's":         {"exit 3", "exec tail /dev/zero", false, 0},
+		"killed, its parent's": {"kill -9 $$", "exec tail /dev/zero", true, 1},
 	} {
 		n.driver = Cgroupfs
-		g := create(t, n, "", name, &specs.LinuxResources{
-			Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20))}, Devices: containerResources().Devices,
-		})
+		limited := func(parent, id string, bytes int64) *Group {
+			return create(t, n, parent, id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &bytes}, Devices: containerResources().Devices})
+		}
+		parent := limited("", "pod", 16<<20)
+		g := limited(parent.path, "c", 8<<20)
 		n.driver = Systemd
 		g.watchOOM()
-		if err := run(t, g, c.script).wait(); err == nil {
+		if c.outer != "" {
+			_ = run(t, parent, c.outer).wait()
+		}
+		if err := run(t, g, c.inner).wait(); err == nil {
 			t.Errorf("%s: the process succeeded", name)
 		}
 
 		waitFor(t, "the group to be empty", func() bool { return unix.Rmdir(g.dir("memory")) == nil })
-		if kills, err := g.OOMKills(); err != nil || kills != c.want {
+		if kills, err := g.OOMKills(c.killed); err != nil || kills != c.want {
 			t.Errorf("%s: %d OOM kills, %v, want %d", name, kills, err, c.want)
 		}
 		n.driver = Cgroupfs
+		if err := errors.Join(g.Remove(t.Context()), parent.Remove(t.Context())); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

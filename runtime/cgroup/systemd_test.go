@@ -147,7 +147,7 @@ func TestScopeEnds(t *testing.T) {
 	}
 
 	waitFor(t, "the scope's end", func() bool { return !exists(g.dir("memory")) })
-	if kills, err := g.OOMKills(); err != nil || kills != 1 {
+	if kills, err := g.OOMKills(true); err != nil || kills != 1 {
 		t.Errorf("%d OOM kills, %v, want 1", kills, err)
 	}
 
