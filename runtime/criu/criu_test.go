@@ -100,6 +100,13 @@ func TestReason(t *testing.T) {
 	if got := reasonIn(log); len(got) > maxReason+100 {
 		t.Errorf("a reason of %d bytes", len(got))
 	}
+	late := strings.Repeat("(00.1) more\n", maxLog/10) + "(00.2) Error (a:1): at the end\n"
+	if err := os.WriteFile(log, []byte(late), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := reasonIn(log); got != "at the end" {
+		t.Errorf("after a long log: %q", got)
+	}
 	if got := reasonIn(log + "-none"); got != "" {
 		t.Errorf("without a log: %q", got)
 	}

@@ -20,7 +20,7 @@ const (
 	LogFile = "dump.log"
 	// logLevel is that of debug messages, which whoever examines a failure needs.
 	logLevel = 4
-	// maxLog is how much of a log is searched for errors, and maxReason how long
+	// maxLog is how much of a log's end is searched for errors, and maxReason how long
 	// the text about them may be.
 	maxLog, maxReason = 4 << 20, 1000
 )
@@ -89,7 +89,11 @@ func reasonIn(log string) string {
 		return ""
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxLog))
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	text, err := io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-maxLog), maxLog))
 	if err != nil {
 		return ""
 	}
