@@ -66,7 +66,10 @@ func (f fakeImages) MountImage(context.Context, string, string, image.View) (*os
 func (fakeImages) Hold(string, string) error      { return nil }
 func (fakeImages) Discard(string) error           { return nil }
 func (fakeImages) Upper(string) (*os.File, error) { return nil, errors.New("no upper") }
-func (fakeImages) Containers() []string           { return nil }
+func (fakeImages) Lower(context.Context, string) (*os.File, error) {
+	return nil, errors.New("no lower")
+}
+func (fakeImages) Containers() []string { return nil }
 
 func (fakeImages) Reserve(context.Context, int64) (func(), error) { return func() {}, nil }
 

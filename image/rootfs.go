@@ -201,6 +201,27 @@ func (s *Service) Upper(id string) (*os.File, error) {
 	return upper, nil
 }
 
+// Lower returns the files of container id's image as a detached read-only mount. It
+// has them until the container is discarded, even if the image was removed.
+func (s *Service) Lower(ctx context.Context, id string) (*os.File, error) {
+	chain, err := s.containers.Chain(id)
+	if err != nil {
+		return nil, fmt.Errorf("mount image of container %s: %w", id, err)
+	}
+	trees, err := s.layers.Trees(chain)
+	if err != nil {
+		return nil, fmt.Errorf("mount image of container %s: %w", id, err)
+	}
+
+	o := s.layers.Overlay(trees)
+	o.Attr = imageVolumeAttr
+	m, err := o.Mount(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("mount image of container %s: %w", id, classify(err))
+	}
+	return m, nil
+}
+
 // Usage measures the disk usage of what container id wrote, by a walk over every
 // file.
 func (s *Service) Usage(ctx context.Context, id string) (rootpath.Usage, error) {

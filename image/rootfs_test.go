@@ -334,6 +334,14 @@ func TestLayersOutliveTheirImage(t *testing.T) {
 	if got := read(t, mount(t, s, "c", nil), "a"); got != "high" {
 		t.Errorf("file is %q", got)
 	}
+	lower, err := s.Lower(t.Context(), "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lower.Close()
+	if got := read(t, lower, "a"); got != "high" {
+		t.Errorf("file of the image is %q", got)
+	}
 	if got := read(t, volume, "model"); got != "m" {
 		t.Errorf("file of the volume is %q", got)
 	}

@@ -17,7 +17,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
-	"crisp/image"
 	"crisp/network/netns"
 	"crisp/runtime/cgroup"
 	"crisp/runtime/checkpoint"
@@ -429,7 +428,7 @@ func (p *pod) content(ctx context.Context, f *frozen) (_ checkpoint.Content, err
 	if err != nil {
 		return content, err
 	}
-	content.Diff.Lower, err = p.m.Images.MountImage(ctx, c.ImageID, "", image.View{})
+	content.Diff.Lower, err = p.m.Images.Lower(ctx, c.ID)
 	if err != nil {
 		content.Diff.Upper.Close()
 		return content, err

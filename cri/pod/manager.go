@@ -43,6 +43,7 @@ type Images interface {
 	Discard(id string) error
 	// Upper opens the directory with what a container wrote.
 	Upper(id string) (*os.File, error)
+	Lower(ctx context.Context, id string) (*os.File, error)
 	// Containers are the ids that have a prepared layer or held image.
 	Containers() []string
 	// Reserve waits for so many bytes of the memory budget for image data. The

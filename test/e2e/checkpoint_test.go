@@ -214,6 +214,16 @@ func TestCheckpoint(t *testing.T) {
 	n.run(t, "connection", func(t *testing.T) { testCheckpointConnection(t, n) })
 	n.run(t, "commands", func(t *testing.T) { testCheckpointCommand(t, n) })
 	n.run(t, "files", func(t *testing.T) { testCheckpointFiles(t, n) })
+	n.run(t, "removed image", func(t *testing.T) {
+		const ref = "gcr.io/k8s-staging-cri-tools/test-image-1:latest"
+		id := n.pull(t, ref)
+		p := n.pod(t)
+		c := p.start(t, image(id), sh(counting))
+		call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+		c.checkpoint(t)
+		c.goesOn(t)
+		p.remove(t)
+	})
 	n.run(t, "refusals", func(t *testing.T) { testCheckpointRefusals(t, n) })
 	n.run(t, "pod", func(t *testing.T) { testCheckpointPod(t, n) })
 }
