@@ -212,7 +212,7 @@ func (p *pod) checkpoint(ctx context.Context, ids []string, location func(id str
 		return err
 	}
 	// Also while it waits: others would have to wait for it in turn.
-	ctx, done := p.interruptible(ctx)
+	ctx, done := p.interruptible(ctx, ids)
 	defer done()
 	release, err := p.lock(ctx)
 	if err != nil {
@@ -256,14 +256,14 @@ var errInterrupted = fmt.Errorf("the pod or a container of it is to be stopped o
 
 // interruptible returns a context for a checkpoint that whoever wants to remove
 // the pod can end: a container may hold it up as long as its caller allows.
-func (p *pod) interruptible(ctx context.Context) (context.Context, func()) {
+func (p *pod) interruptible(ctx context.Context, ids []string) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.checkpoints == nil {
-		p.checkpoints = map[*context.CancelCauseFunc]bool{}
+		p.checkpoints = map[*context.CancelCauseFunc][]string{}
 	}
-	p.checkpoints[&cancel] = true
+	p.checkpoints[&cancel] = ids
 	return ctx, func() {
 		p.mu.Lock()
 		delete(p.checkpoints, &cancel)
@@ -272,12 +272,15 @@ func (p *pod) interruptible(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// interruptCheckpoints ends the checkpoints that are under way or waiting.
-func (p *pod) interruptCheckpoints() {
+// interruptCheckpoints ends the checkpoints of a container, or all for "", that are
+// under way or waiting.
+func (p *pod) interruptCheckpoints(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for cancel := range p.checkpoints {
-		(*cancel)(errInterrupted)
+	for cancel, ids := range p.checkpoints {
+		if id == "" || slices.Contains(ids, id) {
+			(*cancel)(errInterrupted)
+		}
 	}
 }
 

@@ -63,7 +63,11 @@ func TestInterruptWaitingCheckpoints(t *testing.T) {
 		}
 	}
 
-	p.interruptCheckpoints()
+	p.interruptCheckpoints("another")
+	if n := waiting(); n != several {
+		t.Errorf("%d checkpoints wait after the stop of another container", n)
+	}
+	p.interruptCheckpoints("none")
 	for range several {
 		select {
 		case err := <-ended:

@@ -27,6 +27,8 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 		return nil
 	}
 
+	// Frozen, it could do nothing with the time that it is given.
+	p.interruptCheckpoints(id)
 	ctx, end := m.activity.begin(ctx, p.operationOn("stop", id))
 	defer func() { end(err) }()
 	if pr := p.process(id); timeout > 0 && pr != nil {

@@ -37,9 +37,9 @@ type pod struct {
 	// without.
 	row        *table.Row
 	firstEnded chan struct{}
-	// checkpoints are those of the pod's containers that are under way or waiting, by
-	// what ends them.
-	checkpoints map[*context.CancelCauseFunc]bool
+	// checkpoints are those that are under way or waiting, as what ends them and the IDs
+	// of the containers.
+	checkpoints map[*context.CancelCauseFunc][]string
 	// known is what the plugins know of the pod.
 	known known
 }

@@ -22,7 +22,7 @@ func (m *Manager) StopSandbox(ctx context.Context, id string) error {
 	if err != nil {
 		return ignoreNotFound(err)
 	}
-	p.interruptCheckpoints()
+	p.interruptCheckpoints("")
 	_, err = m.join(ctx, "stop of sandbox "+p.record().ID, p.operation("stop"), func(ctx context.Context) (string, error) {
 		release, err := p.lock(ctx)
 		if err != nil {
@@ -111,7 +111,7 @@ func (m *Manager) RemoveSandbox(ctx context.Context, id string) error {
 	if err != nil {
 		return ignoreNotFound(err)
 	}
-	p.interruptCheckpoints()
+	p.interruptCheckpoints("")
 	_, err = m.join(ctx, "removal of sandbox "+p.record().ID, p.operation("remove"), func(ctx context.Context) (string, error) {
 		release, err := p.lock(ctx)
 		if err != nil {

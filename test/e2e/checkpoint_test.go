@@ -584,13 +584,20 @@ func TestCheckpointEndsWithPod(t *testing.T) {
 			c.stop(t, 0)
 			p.remove(t)
 		},
+		"container told to stop": func(t *testing.T, p *pod, c *container) {
+			c.stop(t, 30)
+			if got := c.status(t).ExitCode; got != 7 {
+				t.Errorf("exit code %d: it had no time to end", got)
+			}
+			p.remove(t)
+		},
 	} {
 		n.run(t, name, func(t *testing.T) {
 			if err := os.Remove(begun); err != nil && !errors.Is(err, os.ErrNotExist) {
 				t.Fatal(err)
 			}
 			p := n.pod(t)
-			c := p.start(t, sh(counting))
+			c := p.start(t, sh("trap 'exit 7' TERM; while :; do sleep 0.1; done"))
 			ended := make(chan error, 1)
 			go func() {
 				_, err := n.Runtime.CheckpointContainer(context.WithoutCancel(t.Context()), &runtimeapi.CheckpointContainerRequest{ContainerId: c.id, Location: n.path("late.tar"), Timeout: 900})
