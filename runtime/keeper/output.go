@@ -118,6 +118,12 @@ func (o *output) pump() {
 			if !o.reopened() {
 				return
 			}
+		case errors.Is(err, unix.ENOMEM): // to map the spool; nothing was read
+			select {
+			case <-time.After(lastRetry):
+			case <-o.gone:
+				return
+			}
 		case err != nil:
 			o.k.logf("read %s of %s: %v", o.roles.Name, o.id, err)
 			return
