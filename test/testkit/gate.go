@@ -68,11 +68,21 @@ func lacks(feature string) bool {
 		return runtime.GOARCH != "amd64"
 	case "dbus":
 		return missing("/usr/bin/dbus-daemon")
+	case "CAP_SYS_RESOURCE":
+		return !capable(unix.CAP_SYS_RESOURCE)
 	case "block devices":
 		entries, _ := os.ReadDir("/sys/dev/block")
 		return len(entries) == 0
 	}
 	return false
+}
+
+// capable reports whether this process has a capability, by its number.
+func capable(number int) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	err := unix.Capget(&header, &sets[0])
+	return err == nil && sets[number/32].Effective&(1<<(number%32)) != 0
 }
 
 // interfaceType is the prefix of features that are kinds of network interfaces.
