@@ -23,6 +23,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"crisp/image"
+	"crisp/test/testkit"
 )
 
 // exported is an archive of images.
@@ -50,18 +51,10 @@ func imported(t *testing.T, data []byte, o image.ImportOptions) (*image.Service,
 func files(t *testing.T, data []byte) map[string][]byte {
 	t.Helper()
 	out := map[string][]byte{}
-	for r := tar.NewReader(bytes.NewReader(data)); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return out
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if out[h.Name], err = io.ReadAll(r); err != nil {
-			t.Fatal(err)
-		}
+	for name, e := range testkit.Entries(t, bytes.NewReader(data)) {
+		out[name] = e.Data
 	}
+	return out
 }
 
 func zstandard(t *testing.T, data []byte, o ...zstd.EOption) []byte {

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -79,19 +78,10 @@ func untar(t *testing.T, file string) map[string][]byte {
 	defer f.Close()
 
 	files := map[string][]byte{}
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return files
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		if files[h.Name], err = io.ReadAll(r); err != nil {
-			t.Fatal(err)
-		}
+	for name, e := range testkit.Entries(t, f) {
+		files[name] = e.Data
 	}
+	return files
 }
 
 // counting is a script that logs a number ten times a second, without a gap
@@ -325,19 +315,8 @@ mkfifo /d/pipe; rm /etc/group; rm -r /usr/bin; mkdir /usr/bin; echo new >/usr/bi
 		}
 
 		got := map[string]string{}
-		for r := tar.NewReader(bytes.NewReader(files["rootfs-diff.tar"])); ; {
-			h, err := r.Next()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			text, err := io.ReadAll(r)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got[h.Name] = fmt.Sprintf("%c %o %d:%d %s%q", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Linkname, text)
+		for name, e := range testkit.Entries(t, bytes.NewReader(files["rootfs-diff.tar"])) {
+			got[name] = fmt.Sprintf("%c %o %d:%d %s%q", e.Typeflag, e.Mode, e.Uid, e.Gid, e.Linkname, e.Data)
 		}
 		for name, want := range map[string]string{
 			"d/e/": `5 755 7:8 ""`, "d/link": `2 777 0:0 /etc/shadow""`, "d/pipe": `6 644 0:0 ""`, "usr/bin/new": `0 644 0:0 "new\n"`,

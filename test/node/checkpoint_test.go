@@ -3,11 +3,9 @@
 package node
 
 import (
-	"archive/tar"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"os"
 	"slices"
 	"testing"
@@ -40,7 +38,7 @@ spec:
 	- {name: main, image: BUSYBOX, command: [sh, -c, "echo kept >/root/file; sleep 1000"]}
 `)
 	s.waitReady("web")
-	restarts := s.get("pod/web", "{.status.containerStatuses[0].containerID}")
+	before := s.get("pod/web", "{.status.containerStatuses[0].containerID}")
 
 	var made struct{ Items []string }
 	answer := s.cluster("create", "--raw", "/api/v1/nodes/"+s.node.Name+"/proxy/checkpoint/"+s.name+"/web/main", "-f", "/dev/null")
@@ -53,26 +51,16 @@ spec:
 	}
 	defer f.Close()
 
-	var names []string
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		names = append(names, h.Name)
-	}
+	files := testkit.Entries(t, f)
 	for _, want := range []string{"checkpoint/inventory.img", "config.dump", "spec.dump", "rootfs-diff.tar"} {
-		if !slices.Contains(names, want) {
-			t.Errorf("%s has no %s, but %q", made.Items[0], want, names)
+		if _, ok := files[want]; !ok {
+			t.Errorf("%s has no %s, but %q", made.Items[0], want, slices.Sorted(maps.Keys(files)))
 		}
 	}
 	if got := s.kubectl("exec", "web", "--", "cat", "/root/file"); got != "kept\n" {
 		t.Errorf("afterwards the container's file has %q", got)
 	}
-	if got := s.get("pod/web", "{.status.containerStatuses[0].containerID}"); got != restarts {
-		t.Errorf("the container is %s, was %s", got, restarts)
+	if got := s.get("pod/web", "{.status.containerStatuses[0].containerID}"); got != before {
+		t.Errorf("the container is %s, was %s", got, before)
 	}
 }
