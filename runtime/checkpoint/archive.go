@@ -153,7 +153,7 @@ func (s Stage) log(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("add %s: %w", containerLog, err)
 	}
-	if _, err := io.Copy(to, io.LimitReader(&reader{ctx, from}, info.Size())); err != nil {
+	if _, err := io.Copy(&writer{ctx, to}, io.LimitReader(from, info.Size())); err != nil {
 		return errors.Join(fmt.Errorf("add %s: %w", containerLog, err), to.Close())
 	}
 	return to.Close()
@@ -212,7 +212,7 @@ func appear(f *os.File, name string) error {
 
 // writer ends with its context.
 type writer struct {
-	ctx context.Context // of one archive
+	ctx context.Context // of one call
 	w   io.Writer
 }
 

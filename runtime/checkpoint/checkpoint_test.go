@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -36,7 +37,7 @@ func layers(t *testing.T) (upper, lower string, d Diff) {
 }
 
 // listed writes a difference and returns its entries.
-func listed(t *testing.T, d Diff) (entries map[string]*tar.Header, deleted []string) {
+func listed(t *testing.T, d Diff) (entries map[string]*testkit.Entry, deleted []string) {
 	t.Helper()
 	var b bytes.Buffer
 	deleted, err := d.Write(t.Context(), &b)
@@ -44,17 +45,7 @@ func listed(t *testing.T, d Diff) (entries map[string]*tar.Header, deleted []str
 		t.Fatal(err)
 	}
 
-	entries = map[string]*tar.Header{}
-	for r := tar.NewReader(&b); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return entries, deleted
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		entries[h.Name] = h
-	}
+	return testkit.Entries(t, &b), deleted
 }
 
 // TestReplacedDirectories has directories that hide those of the image.
@@ -119,6 +110,49 @@ func TestAttributes(t *testing.T) {
 	}
 	if entries["odd \xff\nname"] == nil {
 		t.Errorf("no file of an odd name in %v", entries)
+	}
+}
+
+// TestManyAttributes gives a file more extended attributes than an entry of an archive
+// can have, as XFS allows.
+func TestManyAttributes(t *testing.T) {
+	testkit.Root(t)
+	disk, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	for _, args := range [][]string{{"truncate", "-s", "320M", disk}, {"mkfs.xfs", "-q", disk}, {"mount", "-o", "loop", disk, dir}} {
+		if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {
+			testkit.Skip(t, "a loop device and mkfs.xfs", fmt.Sprintf("%q: %v: %s", args, err, out))
+		}
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount the disk: %v", err)
+		}
+	})
+
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	value := make([]byte, 60<<10)
+	for i := range 9 {
+		if err := unix.Setxattr(file, fmt.Sprintf("user.%d", i), value, 0); err != nil {
+			t.Fatal(err)
+		}
+		upper, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer upper.Close()
+
+		d := Diff{Upper: upper, Lower: upper, IDs: same}
+		if fits := (i+1)*len(value) < maxAttributes; fits {
+			entries, _ := listed(t, d)
+			if got := len(entries["file"].PAXRecords[fmt.Sprintf("%suser.%d", xattrPrefix, i)]); got != len(value) {
+				t.Errorf("attribute %d has %d bytes", i, got)
+			}
+		} else if _, err := d.Write(t.Context(), io.Discard); !errors.Is(err, ErrUnfit) {
+			t.Errorf("%d attributes: error %v", i+1, err)
+		}
 	}
 }
 

@@ -34,6 +34,9 @@ const (
 	// the bytes of all names that are remembered.
 	maxDeleted = 1 << 20
 	maxNames   = 128 << 20
+	// maxAttributes bounds a file's extended attributes, in bytes: with more than 1 MiB
+	// its entry could not be read.
+	maxAttributes = 512 << 10
 	// batch is how many names of a directory are read at a time.
 	batch = 1024
 
@@ -41,12 +44,13 @@ const (
 )
 
 // ErrUnfit means that a container's files do not fit into a checkpoint: they are
-// nested too deep, mostly consist of holes, or have too many names.
+// nested too deep, mostly consist of holes, or have too many names or attributes.
 var ErrUnfit = errors.New("the container's files do not fit into a checkpoint")
 
 // Diff is the difference between a container's files and its image's.
 type Diff struct {
-	// Upper is the writable layer, as overlayfs has it, and Lower the image's files.
+	// Upper is the writable layer, as overlayfs has it, and Lower the image's files. Upper
+	// is read from where it stands.
 	Upper, Lower *os.File
 	// IDs translates owners on the disk to those in the container.
 	IDs func(uid, gid uint32) (int, int)
@@ -55,7 +59,7 @@ type Diff struct {
 // Write writes the changed files as a tar archive, and returns the absolute paths
 // of those that were deleted.
 func (d Diff) Write(ctx context.Context, to io.Writer) (deleted []string, err error) {
-	w := differ{Diff: d, ctx: ctx, tar: tar.NewWriter(to), linked: map[[2]uint64]string{}}
+	w := differ{Diff: d, ctx: ctx, tar: tar.NewWriter(&writer{ctx, to}), linked: map[[2]uint64]string{}}
 	if err := w.directory(d.Upper, nil); err != nil {
 		return nil, fmt.Errorf("archive changed files: %.200q: %w", w.failed, err)
 	}
@@ -271,24 +275,29 @@ func (w *differ) file(h *tar.Header, f *os.File) error {
 	if err := w.begin(h, f); err != nil {
 		return err
 	}
-	_, err := io.CopyN(w.tar, &reader{w.ctx, f}, st.Size)
+	_, err := io.CopyN(w.tar, f, st.Size)
 	return err
 }
 
 // begin writes the header of an open file, with its extended attributes.
 func (w *differ) begin(h *tar.Header, f *os.File) error {
-	attributes, err := rootpath.Attributes(f, w.IDs)
-	if err != nil {
-		return err
-	}
-	for name, value := range attributes {
+	size := 0
+	err := rootpath.EachAttribute(f, w.IDs, func(name string, value []byte) error {
 		if strings.Contains(name, "=") {
-			continue // it cannot be in an archive
+			return nil // it cannot be in an archive
+		}
+
+		if size += len(name) + len(value); size > maxAttributes {
+			return fmt.Errorf("%w: it has more than %d bytes of extended attributes", ErrUnfit, maxAttributes)
 		}
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
 		h.PAXRecords[xattrPrefix+name] = string(value)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return w.tar.WriteHeader(h)
 }
@@ -308,17 +317,4 @@ func readlink(dir *os.File, name string) (string, error) {
 	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
 	return string(buf[:max(n, 0)]), err
-}
-
-// reader ends with its context.
-type reader struct {
-	ctx context.Context // of one copy
-	r   io.Reader
-}
-
-func (r *reader) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	return r.r.Read(p)
 }

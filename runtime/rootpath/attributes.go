@@ -41,14 +41,30 @@ func (c *copying) attributes(from, to *os.File) error {
 	if err := unix.Fchmod(int(to.Fd()), st.Mode&0o7777); err != nil {
 		return err
 	}
-	if err := c.xattrs(int(from.Fd()), int(to.Fd())); err != nil {
+	if err := c.xattrs(from, to); err != nil {
 		return err
 	}
 	return unix.UtimesNanoAt(int(to.Fd()), "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
 }
 
-// xattrs copies the extended attributes that belong to the content.
-func (c *copying) xattrs(from, to int) error {
+// xattrs copies the extended attributes that belong to the content. One that the
+// file system of the copy does not support is skipped.
+func (c *copying) xattrs(from, to *os.File) error {
+	return EachAttribute(from, c.own, func(name string, value []byte) error {
+		err := unix.Fsetxattr(int(to.Fd()), name, value, 0)
+		if err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("copy attribute %.100q: %w", name, err)
+		}
+		return nil
+	})
+}
+
+// EachAttribute calls use with each extended attribute of a file that belongs to its
+// content, with the users in it translated by owner. The node's own, such as labels, are
+// not among them, nor is one that the file has lost meanwhile. A value is valid until use
+// returns: a file may have hundreds of megabytes of them.
+func EachAttribute(f *os.File, owner func(uid, gid uint32) (int, int), use func(name string, value []byte) error) error {
+	from, c := int(f.Fd()), copying{own: owner}
 	// Most files have none; one call is enough for them.
 	size, err := unix.Flistxattr(from, nil)
 	if size == 0 || errors.Is(err, unix.ENOTSUP) {
@@ -56,73 +72,28 @@ func (c *copying) xattrs(from, to int) error {
 	}
 
 	names := make([]byte, maxXattrNames)
-	size, err = unix.Flistxattr(from, names)
-	if err != nil {
+	if size, err = unix.Flistxattr(from, names); err != nil {
 		return fmt.Errorf("list attributes: %w", err)
 	}
 
+	value := make([]byte, maxXattrValue)
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:size]), "\x00"), "\x00") {
 		if !ofContent(name) {
 			continue
 		}
-		if err := c.xattr(from, to, name); err != nil {
-			return fmt.Errorf("copy attribute %.100q: %w", name, err)
+		n, err := unix.Fgetxattr(from, name, value)
+		if errors.Is(err, unix.ENODATA) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read attribute %.100q: %w", name, err)
+		}
+		if err := use(name, c.translate(name, value[:n])); err != nil {
+			return err
 		}
 	}
 
 	return nil
-}
-
-// Attributes reads the extended attributes of a file that belong to its content,
-// by name, with the users in them translated by owner. The node's own, such as
-// labels, are not among them.
-func Attributes(f *os.File, owner func(uid, gid uint32) (int, int)) (map[string][]byte, error) {
-	from, c := int(f.Fd()), copying{own: owner}
-	size, err := unix.Flistxattr(from, nil)
-	if size == 0 || errors.Is(err, unix.ENOTSUP) {
-		return nil, nil
-	}
-
-	names := make([]byte, maxXattrNames)
-	if size, err = unix.Flistxattr(from, names); err != nil {
-		return nil, fmt.Errorf("list attributes: %w", err)
-	}
-
-	found := map[string][]byte{}
-	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:size]), "\x00"), "\x00") {
-		if !ofContent(name) {
-			continue
-		}
-		value := make([]byte, maxXattrValue)
-		n, err := unix.Fgetxattr(from, name, value)
-		if errors.Is(err, unix.ENODATA) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read attribute %.100q: %w", name, err)
-		}
-		found[name] = c.translate(name, value[:n])
-	}
-	return found, nil
-}
-
-// xattr copies one extended attribute. One that the source has lost meanwhile,
-// or that the file system of the copy does not support, is skipped.
-func (c *copying) xattr(from, to int, name string) error {
-	value := make([]byte, maxXattrValue)
-	n, err := unix.Fgetxattr(from, name, value)
-	if errors.Is(err, unix.ENODATA) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-
-	err = unix.Fsetxattr(to, name, c.translate(name, value[:n]), 0)
-	if errors.Is(err, unix.ENOTSUP) {
-		return nil
-	}
-	return err
 }
 
 // ofContent reports whether an extended attribute belongs to a file's content,
