@@ -16,8 +16,6 @@ import (
 type Container struct {
 	// Pids are its processes, the first one first.
 	Pids []int
-	// SharesPID means that its PID namespace is not its own.
-	SharesPID bool
 	// Terminal is the node's end of its terminal, nil for none.
 	Terminal *os.File
 }
@@ -31,7 +29,7 @@ const maxExternals = 4096
 // paths are: they only become names.
 func Externals(c Container) ([]string, error) {
 	first := c.Pids[0]
-	list, err := namespaces(first, c.SharesPID)
+	list, err := network(first)
 	if err != nil {
 		return nil, err
 	}
@@ -95,27 +93,19 @@ func mountsOf(pid int) ([]*mountinfo.Info, error) {
 	return mountinfo.GetMountsFromReader(f, nil)
 }
 
-// namespaces lists those of the pod.
-func namespaces(pid int, sharesPID bool) (list []string, err error) {
-	kinds := []string{"net"}
-	if sharesPID {
-		kinds = append(kinds, "pid")
+// network is the pod's network namespace, unless that is the node's.
+func network(pid int) ([]string, error) {
+	var own, theirs unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
+		return nil, fmt.Errorf("examine own network namespace: %w", err)
 	}
-
-	for _, kind := range kinds {
-		var own, theirs unix.Stat_t
-		if err := unix.Stat("/proc/self/ns/"+kind, &own); err != nil {
-			return nil, fmt.Errorf("examine own %s namespace: %w", kind, err)
-		}
-		if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/%s", pid, kind), &theirs); err != nil {
-			return nil, fmt.Errorf("examine %s namespace of process %d: %w", kind, pid, err)
-		}
-		if theirs.Ino != own.Ino {
-			list = append(list, fmt.Sprintf("%s[%d]:%[1]s", kind, theirs.Ino))
-		}
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &theirs); err != nil {
+		return nil, fmt.Errorf("examine network namespace of process %d: %w", pid, err)
 	}
-
-	return list, nil
+	if theirs.Ino == own.Ino {
+		return nil, nil
+	}
+	return []string{fmt.Sprintf("net[%d]:net", theirs.Ino)}, nil
 }
 
 // maxAsked is how many processes are asked for their standard streams.
