@@ -136,16 +136,9 @@ func (s *Service) MountImage(ctx context.Context, imageID, subPath string, v Vie
 		return nil, fmt.Errorf("mount image: %w", err)
 	}
 
-	lower, err := s.layers.Trees(top(im))
+	m, err := s.mountReadOnly(ctx, top(im), v)
 	if err != nil {
 		return nil, fmt.Errorf("mount image %s: %w", im.ID, err)
-	}
-
-	o := s.layers.Overlay(lower)
-	o.UserNS, o.Label, o.Attr = v.UserNS, v.Label, imageVolumeAttr
-	m, err := o.Mount(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("mount image %s: %w", im.ID, classify(err))
 	}
 
 	if subPath == "" {
@@ -208,16 +201,25 @@ func (s *Service) Lower(ctx context.Context, id string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount image of container %s: %w", id, err)
 	}
-	trees, err := s.layers.Trees(chain)
+	m, err := s.mountReadOnly(ctx, chain, View{})
 	if err != nil {
 		return nil, fmt.Errorf("mount image of container %s: %w", id, err)
 	}
+	return m, nil
+}
 
-	o := s.layers.Overlay(trees)
-	o.Attr = imageVolumeAttr
+// mountReadOnly returns the files of a chain of layers as a detached read-only mount.
+func (s *Service) mountReadOnly(ctx context.Context, chain digest.Digest, v View) (*os.File, error) {
+	lower, err := s.layers.Trees(chain)
+	if err != nil {
+		return nil, err
+	}
+
+	o := s.layers.Overlay(lower)
+	o.UserNS, o.Label, o.Attr = v.UserNS, v.Label, imageVolumeAttr
 	m, err := o.Mount(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("mount image of container %s: %w", id, classify(err))
+		return nil, classify(err)
 	}
 	return m, nil
 }
@@ -225,12 +227,9 @@ func (s *Service) Lower(ctx context.Context, id string) (*os.File, error) {
 // Usage measures the disk usage of what container id wrote, by a walk over every
 // file.
 func (s *Service) Usage(ctx context.Context, id string) (rootpath.Usage, error) {
-	if _, err := s.containers.Chain(id); err != nil {
-		return rootpath.Usage{}, err
-	}
-	upper, err := os.OpenFile(s.containers.UpperDir(id), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	upper, err := s.Upper(id)
 	if err != nil {
-		return rootpath.Usage{}, fmt.Errorf("measure files of container %s: %w", id, err)
+		return rootpath.Usage{}, fmt.Errorf("measure: %w", err)
 	}
 	defer upper.Close()
 	return rootpath.Measure(ctx, upper)
