@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -358,11 +359,7 @@ func timedOut(ctx context.Context, err error) error {
 func (p *pod) thaw(ctx context.Context, f *frozen) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	err := f.group.Thaw(ctx)
-	if errors.Is(err, cgroup.ErrNotFound) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-		err = nil // it was killed meanwhile
-	}
-	if err != nil {
+	if err := f.group.Thaw(ctx); err != nil {
 		return fmt.Errorf("container %s: %w", f.c.ID, err)
 	}
 	return ignoreNotFound(p.updateContainer(f.c.ID, func(c *Container) { c.Frozen = false }))
@@ -400,15 +397,11 @@ func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
 // unlockNetwork removes the packet filter table with which CRIU holds up the
 // connections of a process, and which it leaves behind when it is killed.
 func (p *pod) unlockNetwork(pid int) error {
-	ns := p.namespace("net")
-	if ns == nil { // the node's
-		own, err := os.Open("/proc/self/ns/net")
-		if err != nil {
-			return fmt.Errorf("open own network namespace: %w", err)
-		}
-		defer own.Close()
-		ns = own
+	ns, err := p.record().openNetwork()
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
 	}
+	defer ns.Close()
 	return netns.RemoveTable(ns, criu.Table(pid))
 }
 
@@ -444,9 +437,7 @@ func (p *pod) content(ctx context.Context, f *frozen) (_ checkpoint.Content, err
 func described(s *specs.Spec, pod *runtimeapi.PodSandboxConfig, cfg *runtimeapi.ContainerConfig) *specs.Spec {
 	n := *s
 	n.Annotations = map[string]string{}
-	for k, v := range s.Annotations {
-		n.Annotations[k] = v
-	}
+	maps.Copy(n.Annotations, s.Annotations)
 	for k, v := range map[string]string{
 		"container-name": cfg.GetMetadata().GetName(), "container-type": "container", "image-name": cfg.GetImage().GetImage(),
 		"sandbox-name": pod.GetMetadata().GetName(), "sandbox-namespace": pod.GetMetadata().GetNamespace(), "sandbox-uid": pod.GetMetadata().GetUid(),
@@ -502,7 +493,7 @@ func (p *pod) resume(ctx context.Context, c *Container) {
 	}
 	// What CRIU does last is to freeze them.
 	for range 2 {
-		if err := f.group.Thaw(ctx); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := f.group.Thaw(ctx); err != nil {
 			warn(err, "thaw a container after a crash", "container", c.ID)
 			return
 		}
@@ -512,7 +503,10 @@ func (p *pod) resume(ctx context.Context, c *Container) {
 			return
 		}
 	}
-	warn(p.thaw(ctx, f), "thaw a container after a crash", "container", c.ID)
+	if err := p.thaw(ctx, f); err != nil {
+		warn(err, "thaw a container after a crash", "container", c.ID)
+		return
+	}
 	klog.InfoS("Thawed a container that was frozen for a checkpoint when the daemon ended", "container", c.ID)
 }
 

@@ -47,6 +47,10 @@ func (m *Manager) OpenNetwork(id string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	return r.openNetwork()
+}
+
+func (r *Record) openNetwork() (*os.File, error) {
 	if r.NetNS == "" {
 		return os.Open("/proc/self/ns/net")
 	}

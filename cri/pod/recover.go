@@ -277,6 +277,7 @@ func (p *pod) adopt(c *Container, e *client.Entry) error {
 
 	group, err := p.m.Cgroups.Open(c.CgroupPath)
 	if err == nil {
+		group.WatchOOM()
 		p.setGroup(pr, group)
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err

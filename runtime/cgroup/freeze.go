@@ -21,9 +21,9 @@ func (g *Group) Freeze(ctx context.Context) error {
 	return nil
 }
 
-// Thaw resumes them.
+// Thaw resumes them. A group that is gone, with them, is a success.
 func (g *Group) Thaw(ctx context.Context) error {
-	if err := g.setFrozen(ctx, false); err != nil {
+	if err := ignoreGone(g.setFrozen(ctx, false)); err != nil {
 		return g.fail("thaw", err)
 	}
 	return nil

@@ -32,7 +32,7 @@ type Group struct {
 	rules []*devices.Rule
 	// killsBefore is the parent's count at the start, for [Group.OOMKills].
 	killsBefore int64
-	// events are of version 1, see [Group.watchOOM], and above those of the parent; nil
+	// events are of version 1, see [Group.WatchOOM], and above those of the parent; nil
 	// without them.
 	events, above *os.File
 	// wanted are the resources from Create that Attach applies.
@@ -55,7 +55,6 @@ func (n *Node) Open(path string) (*Group, error) {
 		return nil, fmt.Errorf("open cgroup %s: %w", path, ErrNotFound)
 	}
 	g.noteParent()
-	g.watchOOM()
 	return g, nil
 }
 

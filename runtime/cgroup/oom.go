@@ -144,10 +144,10 @@ func (c *oomClaims) claimed(parent string) int64 {
 // how long to read what it has told.
 const goneTime, readTime = 100 * time.Millisecond, 10 * time.Millisecond
 
-// watchOOM has the kernel note each time that the group is out of memory, if
-// systemd may remove it before its counter is read. Without that, the reason of
-// an exit may be missing.
-func (g *Group) watchOOM() {
+// WatchOOM has the kernel note each time that the group is out of memory, if
+// systemd may remove it before its counter is read, until [Group.OOMKills]. Without
+// that, the reason of an exit may be missing. [Group.Attach] includes it.
+func (g *Group) WatchOOM() {
 	if g.node.v2 || g.node.driver != Systemd || g.dir("memory") == "" {
 		return
 	}

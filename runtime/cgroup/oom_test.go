@@ -105,7 +105,7 @@ func TestOOMEvents(t *testing.T) {
 		parent := limited("", "pod", 16<<20)
 		g := limited(parent.path, "c", 8<<20)
 		n.driver = Systemd
-		g.watchOOM()
+		g.WatchOOM()
 		if c.outer != "" {
 			_ = run(t, parent, c.outer).wait()
 		}

@@ -49,7 +49,7 @@ func (g *Group) Attach(ctx context.Context, pid int) error {
 	if err := m.Set(wanted); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", g.path, refused(err))
 	}
-	g.watchOOM()
+	g.WatchOOM()
 	g.rules, g.wanted = g.wanted.Devices, nil
 	return nil
 }
