@@ -15,6 +15,7 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"crisp/image/layer"
 	"crisp/image/registry"
 	"crisp/runtime/span"
 )
@@ -265,17 +266,12 @@ func layerType(f archived) (string, error) {
 		return "", err
 	}
 	defer in.Close()
-	head := make([]byte, 4)
-	if _, err := io.ReadFull(in, head); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+	head := make([]byte, layer.HeadSize)
+	n, err := io.ReadFull(in, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return "", err
 	}
-	switch {
-	case head[0] == 0x1f && head[1] == 0x8b:
-		return ocispec.MediaTypeImageLayerGzip, nil
-	case string(head) == "\x28\xb5\x2f\xfd":
-		return ocispec.MediaTypeImageLayerZstd, nil
-	}
-	return ocispec.MediaTypeImageLayer, nil
+	return layer.MediaType(head[:n]), nil
 }
 
 // source is an image of an archive as the origin of a pull.

@@ -10,12 +10,15 @@ import (
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
 	// maxWindow bounds the memory that a zstd stream may demand.
 	maxWindow = 128 << 20
 	sniffSize = 64 << 10
+	// HeadSize is how many of the first bytes of a layer say how it is compressed.
+	HeadSize = 6
 )
 
 var (
@@ -24,6 +27,18 @@ var (
 	xzMagic    = []byte{0xfd, '7', 'z', 'X', 'Z', 0}
 	bzip2Magic = []byte("BZh")
 )
+
+// MediaType returns the media type of a layer by its first bytes, [HeadSize] of them if it
+// has so many.
+func MediaType(head []byte) string {
+	switch {
+	case bytes.HasPrefix(head, gzipMagic):
+		return ocispec.MediaTypeImageLayerGzip
+	case bytes.HasPrefix(head, zstdMagic), isSkippableFrame(head):
+		return ocispec.MediaTypeImageLayerZstd
+	}
+	return ocispec.MediaTypeImageLayer
+}
 
 // Decompress returns the archive in r, which may be compressed with gzip or with zstd, of
 // a window of at most 8 MiB: more is ErrTooLarge.
@@ -53,19 +68,19 @@ func (s small) Read(p []byte) (int, error) {
 // bytes, since media types are not reliable. large permits large zstd windows.
 func decompress(r io.Reader, large bool) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, sniffSize)
-	head, err := br.Peek(6)
+	head, err := br.Peek(HeadSize)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 
-	switch {
-	case bytes.HasPrefix(head, gzipMagic):
+	switch kind := MediaType(head); {
+	case kind == ocispec.MediaTypeImageLayerGzip:
 		zr, err := gzip.NewReader(br)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 		return zr, nil
-	case bytes.HasPrefix(head, zstdMagic), isSkippableFrame(head):
+	case kind == ocispec.MediaTypeImageLayerZstd:
 		return decompressZstd(br, large)
 	case bytes.HasPrefix(head, xzMagic), bytes.HasPrefix(head, bzip2Magic):
 		return nil, fmt.Errorf("%w: neither tar, gzip nor zstd", ErrUnsupported)
