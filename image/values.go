@@ -9,46 +9,27 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"crisp/runtime/untrusted"
 )
 
 const (
-	// maxValues bounds the values in a document: two bytes of JSON may decode to
-	// hundreds in memory. The largest documents in use have a few thousand.
+	// maxValues bounds the values in a document. The largest documents in use have a
+	// few thousand.
 	maxValues = 1 << 16
 	// maxKept bounds the part of a configuration that stays in memory with the
 	// image: command, environment, volumes and the like, in bytes.
 	maxKept = 256 << 10
 )
 
-// countValues counts the potential values in a JSON text, that is, whatever
-// follows a bracket, a comma or a colon. It allocates nothing but a buffer.
+// countValues counts the potential values in a JSON text, which must not be more
+// than [maxValues].
 func countValues(r io.Reader) (int, error) {
-	buf := make([]byte, 32<<10)
-	count, inString, escaped := 0, false, false
-	for {
-		n, err := r.Read(buf)
-		for _, c := range buf[:n] {
-			switch {
-			case escaped:
-				escaped = false
-			case inString:
-				escaped, inString = c == '\\', c != '"'
-			case c == '"':
-				inString = true
-			case c == '{', c == '[', c == ',', c == ':':
-				count++
-			}
-		}
-
-		switch {
-		case count > maxValues:
-			return 0, fmt.Errorf("%w: document has more than %d values", ErrInvalid, maxValues)
-		case errors.Is(err, io.EOF):
-			return count, nil
-		case err != nil:
-			return 0, fmt.Errorf("read document: %w", err)
-		}
+	n, err := untrusted.CountValues(r, maxValues)
+	if errors.Is(err, untrusted.ErrValues) {
+		err = fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	return n, err
 }
 
 // decodeStored decodes a document from the store; a pull has decoded and
