@@ -22,7 +22,6 @@ import (
 	"crisp/runtime/cgroup"
 	"crisp/runtime/checkpoint"
 	"crisp/runtime/criu"
-	"crisp/runtime/durable"
 	"crisp/runtime/failpoint"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/procstat"
@@ -35,8 +34,6 @@ const (
 	checkpointTime = time.Minute
 	// stagesDir is the directory below the root in which archives are put together.
 	stagesDir = "checkpoints"
-	// dumpFile is what a pod's checkpoint has besides an archive for each container.
-	dumpFile = "pod.dump"
 )
 
 // PodDump is the file pod.dump of a pod's checkpoint.
@@ -80,7 +77,10 @@ func (m *Manager) CheckpointContainer(ctx context.Context, id, location string, 
 	defer func() { end(err) }()
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w after %v", ErrTimeout, limit))
 	defer cancel()
-	err = p.checkpoint(ctx, []string{id}, func(string) string { return location })
+	key, err := checkpoint.OpenKey(m.Root)
+	if err == nil {
+		_, err = p.checkpoint(ctx, key, []string{id}, func(string) string { return location })
+	}
 	if err != nil {
 		return fmt.Errorf("checkpoint container %s: %w", id, err)
 	}
@@ -124,7 +124,7 @@ func (m *Manager) CheckpointPod(ctx context.Context, id, dir string, containers 
 		return fmt.Errorf("checkpoint sandbox %s: it is not ready: %w", r.ID, ErrState)
 	}
 
-	made := []string{dumpFile}
+	made := []string{checkpoint.PodFile, checkpoint.PodManifest}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("checkpoint sandbox %s: %w", r.ID, err), empty(dir, made))
@@ -142,17 +142,23 @@ func (m *Manager) CheckpointPod(ctx context.Context, id, dir string, containers 
 		dump.Containers = append(dump.Containers, ContainerDump{c.Config.Msg.GetMetadata().GetName(), archives[id], c.Config})
 	}
 
-	if err := p.checkpoint(ctx, containers, func(id string) string { return filepath.Join(dir, archives[id]) }); err != nil {
+	key, err := checkpoint.OpenKey(m.Root)
+	if err != nil {
+		return err
+	}
+	digests, err := p.checkpoint(ctx, key, containers, func(id string) string { return filepath.Join(dir, archives[id]) })
+	if err != nil {
 		return err
 	}
 	text, err := json.Marshal(dump)
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", dumpFile, err)
+		return fmt.Errorf("encode %s: %w", checkpoint.PodFile, err)
 	}
-	if err := durable.WriteFile(filepath.Join(dir, dumpFile), text, 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", dumpFile, err)
+	signed := map[string]string{}
+	for id, name := range archives {
+		signed[name] = digests[id]
 	}
-	return nil
+	return key.SignPod(dir, text, signed)
 }
 
 func checkPodRequest(ctx context.Context, dir string, containers []string, options map[string]string) error {
@@ -206,18 +212,18 @@ type frozen struct {
 }
 
 // checkpoint freezes containers, saves each, and lets all go on. Then it writes
-// the archives.
-func (p *pod) checkpoint(ctx context.Context, ids []string, location func(id string) string) (err error) {
+// and signs the archives, and returns their digests.
+func (p *pod) checkpoint(ctx context.Context, key *checkpoint.Key, ids []string, location func(id string) string) (digests map[string]string, err error) {
 	program, err := criu.Find(ctx, p.m.CRIU)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// Also while it waits: others would have to wait for it in turn.
 	ctx, done := p.interruptible(ctx, ids)
 	defer done()
 	release, err := p.lock(ctx)
 	if err != nil {
-		return timedOut(ctx, err)
+		return nil, timedOut(ctx, err)
 	}
 	defer release()
 
@@ -225,7 +231,7 @@ func (p *pod) checkpoint(ctx context.Context, ids []string, location func(id str
 	for _, id := range ids {
 		f, err := p.saveable(id)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		list = append(list, f)
 	}
@@ -236,20 +242,21 @@ func (p *pod) checkpoint(ctx context.Context, ids []string, location func(id str
 			warn(f.stage.Remove(context.WithoutCancel(ctx)), "remove the directory of a checkpoint", "container", f.c.ID)
 		}()
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
 
 	if err := p.whileFrozen(ctx, list, func(f *frozen) error { return p.save(ctx, program, f) }); err != nil {
-		return err
+		return nil, err
 	}
+	digests = map[string]string{}
 	for _, f := range list {
 		enter(ctx, "write the archive of container "+f.c.Config.Msg.GetMetadata().GetName(), false)
-		if err := f.stage.Write(ctx, location(f.c.ID)); err != nil {
-			return timedOut(ctx, err)
+		if digests[f.c.ID], err = f.stage.Write(ctx, location(f.c.ID), key); err != nil {
+			return nil, timedOut(ctx, err)
 		}
 	}
-	return nil
+	return digests, nil
 }
 
 // errInterrupted is why a checkpoint ends early.

@@ -22,7 +22,7 @@ func TestEmptyRemovesItsFilesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if err := empty(dir, []string{dumpFile, "container-0.tar", "container-1.tar"}); err != nil {
+	if err := empty(dir, []string{"pod.dump", "container-0.tar", "container-1.tar"}); err != nil {
 		t.Error(err)
 	}
 	for _, path := range kept {
@@ -50,7 +50,7 @@ func TestInterruptWaitingCheckpoints(t *testing.T) {
 	const several = 2
 	ended := make(chan error, several)
 	for range several {
-		go func() { ended <- p.checkpoint(t.Context(), []string{"none"}, nil) }()
+		go func() { _, err := p.checkpoint(t.Context(), nil, []string{"none"}, nil); ended <- err }()
 	}
 	waiting := func() int {
 		p.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -160,8 +161,9 @@ func (s Stage) log(ctx context.Context, path string) error {
 }
 
 // Write writes the archive to a file, which appears whole or not at all, whatever
-// is killed, and which only root can read: it has the memory of the container.
-func (s Stage) Write(ctx context.Context, file string) (err error) {
+// is killed, and which only root can read: it has the memory of the container. The
+// key signs what is in it, and digest is that of the archive, for [Key.SignPod].
+func (s Stage) Write(ctx context.Context, file string, key *Key) (digest string, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("write checkpoint %s: %w", file, err)
@@ -169,32 +171,93 @@ func (s Stage) Write(ctx context.Context, file string) (err error) {
 	}()
 	f, err := os.OpenFile(filepath.Dir(file), os.O_WRONLY|unix.O_TMPFILE, 0o600)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer f.Close()
 
-	w := tar.NewWriter(&writer{ctx, f})
-	if err := w.AddFS(os.DirFS(s.dir())); err != nil {
-		return err
-	}
-	if err := w.Close(); err != nil {
-		return err
+	all := newMeter()
+	if err := s.pack(&writer{ctx, io.MultiWriter(f, all)}, key); err != nil {
+		return "", err
 	}
 	// A node that is about to fail is what checkpoints are for.
 	if err := f.Sync(); err != nil {
-		return err
+		return "", err
 	}
 	if err := appear(f, file); err != nil {
+		return "", err
+	}
+	return all.digest(), durable.SyncDir(filepath.Dir(file))
+}
+
+// pack writes all files, measures each, and adds what is signed of them.
+func (s Stage) pack(to io.Writer, key *Key) error {
+	w := tar.NewWriter(to)
+	m := manifest{Kind: kindContainer}
+	root := os.DirFS(s.dir())
+	err := fs.WalkDir(root, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || name == "." {
+			return err
+		}
+		if len(m.Files) == maxFiles {
+			return fmt.Errorf("%w: more than %d files of CRIU", ErrUnfit, maxFiles)
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		found, err := add(w, root, name, info)
+		if err == nil && !d.IsDir() {
+			m.Files = append(m.Files, found)
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
-	return durable.SyncDir(filepath.Dir(file))
+
+	text, err := key.sign(m)
+	if err != nil {
+		return err
+	}
+	if err := w.WriteHeader(&tar.Header{Name: manifestFile, Mode: 0o600, Size: int64(len(text)), ModTime: time.Now()}); err != nil {
+		return err
+	}
+	if _, err := w.Write(text); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// add adds one file to an archive.
+func add(w *tar.Writer, root fs.FS, name string, info fs.FileInfo) (file, error) {
+	h, err := tar.FileInfoHeader(info, "")
+	if err != nil {
+		return file{}, err
+	}
+	h.Name = name
+	if info.IsDir() {
+		h.Name += "/"
+		return file{}, w.WriteHeader(h)
+	}
+
+	if err := w.WriteHeader(h); err != nil {
+		return file{}, err
+	}
+	f, err := root.Open(name)
+	if err != nil {
+		return file{}, err
+	}
+	defer f.Close()
+	measured := newMeter()
+	_, err = io.Copy(io.MultiWriter(w, measured), f)
+	return measured.file(name), err
 }
 
 // appear gives a nameless file its name, in place of a regular file that has it.
 func appear(f *os.File, name string) error {
 	for {
-		err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
-		if err != unix.EEXIST {
+		err := link(f, name)
+		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 		info, err := os.Lstat(name)
@@ -208,6 +271,11 @@ func appear(f *os.File, name string) error {
 			return err
 		}
 	}
+}
+
+// link gives a nameless file its name, unless there is something of that name.
+func link(f *os.File, name string) error {
+	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
 }
 
 // writer ends with its context.

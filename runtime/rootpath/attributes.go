@@ -106,6 +106,17 @@ func ofContent(name string) bool {
 	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
 }
 
+// IsContent reports whether an extended attribute belongs to a file's content, as
+// opposed to the node that has the file: its labels, and what overlayfs keeps there.
+func IsContent(name string) bool { return ofContent(name) }
+
+// TranslateAttribute returns the value of an extended attribute with the users in it
+// translated by owner: those of access control lists and of file capabilities.
+func TranslateAttribute(name string, value []byte, owner func(uid, gid uint32) (int, int)) []byte {
+	c := copying{own: owner}
+	return c.translate(name, value)
+}
+
 // translate returns the value of an extended attribute with the users in it
 // translated for the copy.
 func (c *copying) translate(name string, value []byte) []byte {

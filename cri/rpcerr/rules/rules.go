@@ -103,6 +103,9 @@ func All() []rpcerr.Rule {
 		{Err: criu.ErrTimeout, Code: codes.DeadlineExceeded},
 		{Err: criu.ErrRefused, Code: codes.FailedPrecondition},
 		{Err: checkpoint.ErrUnfit, Code: codes.FailedPrecondition},
+		{Err: checkpoint.ErrUntrusted, Code: codes.PermissionDenied},
+		{Err: checkpoint.ErrTooLarge, Code: codes.ResourceExhausted},
+		{Err: checkpoint.ErrInvalid, Code: codes.InvalidArgument},
 		{Err: hook.ErrInvalid, Code: codes.FailedPrecondition},
 		{Err: hook.ErrFailed, Code: codes.FailedPrecondition},
 	}
