@@ -3,6 +3,7 @@ package plan
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -200,6 +201,33 @@ func TestGoldenSandboxes(t *testing.T) {
 			p, err := Sandbox(o)
 			golden(t, "sandbox-"+name, p, err)
 		})
+	}
+}
+
+func TestGoldenRestore(t *testing.T) {
+	s := sample()
+	o := Options{Name: "start container web", PodBase: true, CgroupTasks: 1, Hierarchies: []Hierarchy{{Dir: "cpu,cpuacct", Options: []string{"cpu", "cpuacct"}}}}
+	r := RestoreOptions{
+		Args: []string{"/usr/sbin/criu", "swrk", "900"}, Env: []string{"PATH=/bin"}, Files: []string{"criu", "stdout"},
+		Yard: "/run/crisp/yard", Mounts: []string{"/etc/hosts", "/data"},
+	}
+	p, err := Restore(s, o, r)
+	golden(t, "restore", p, err)
+
+	namespace(s, specs.PIDNamespace, "ns/pid")
+	if _, err := Restore(s, o, r); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("with a PID namespace of the pod's: error %v", err)
+	}
+	for _, change := range []func(*RestoreOptions){
+		func(r *RestoreOptions) { r.Args = nil },
+		func(r *RestoreOptions) { r.Args = []string{"criu"} },
+		func(r *RestoreOptions) { r.Yard = "/" },
+	} {
+		bad := r
+		change(&bad)
+		if _, err := Restore(sample(), o, bad); !errors.Is(err, ErrSpec) {
+			t.Errorf("%+v: error %v", bad, err)
+		}
 	}
 }
 

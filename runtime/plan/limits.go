@@ -20,6 +20,12 @@ var rlimitNumbers = map[string]int{
 	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
 }
 
+// RlimitNumber returns the kernel's number of a resource such as "RLIMIT_NOFILE".
+func RlimitNumber(name string) (n int, ok bool) {
+	n, ok = rlimitNumbers[name]
+	return n, ok
+}
+
 // spareFiles is a limit on open files above what a plan itself opens.
 const spareFiles = 4096
 
