@@ -165,6 +165,9 @@ func (s *session) dispatch(p wire.Packet) bool {
 	case wire.Adopt:
 		s.wg.Go(func() { s.answer(p.Seq, s.k.adopt(m, p.Files)) })
 		return true
+	case wire.Replace:
+		s.wg.Go(func() { s.answer(p.Seq, s.k.replace(m, p.Files)) })
+		return true
 	case wire.Proceed:
 		s.decide(p.Seq, m.OK)
 	case wire.Cancel:

@@ -104,8 +104,11 @@ func parse(data []byte) (s Stat, err error) {
 
 // PIDOf returns the PID of a pidfd's process in the PID namespace of /proc, -1 if the
 // process has been reaped.
-func PIDOf(pidfd *os.File) (int, error) {
-	path := fmt.Sprintf("/proc/self/fdinfo/%d", pidfd.Fd())
+func PIDOf(pidfd *os.File) (int, error) { return PID(int(pidfd.Fd())) }
+
+// PID is [PIDOf] for a descriptor's number.
+func PID(pidfd int) (int, error) {
+	path := fmt.Sprintf("/proc/self/fdinfo/%d", pidfd)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err

@@ -48,6 +48,9 @@ func (Attach) Check(f Files) error {
 	return f.check(nil, Streams()[0].Sinks, Streams()[1].Sinks)
 }
 
+// Check validates that the file is that of the process.
+func (Replace) Check(f Files) error { return f.check([]Role{PidFD}) }
+
 // Check validates that the files are one log.
 func (Reopen) Check(f Files) error { return f.check([]Role{Log}) }
 

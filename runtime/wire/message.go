@@ -13,7 +13,7 @@ import (
 )
 
 // Version is the version of the protocol.
-const Version = 5
+const Version = 6
 
 // Kind is the kind of an entry.
 type Kind uint8
@@ -64,6 +64,7 @@ const (
 	typeExited
 	typeAdopt
 	typeUpgrade
+	typeReplace
 )
 
 // maxText bounds the text of an error.
@@ -124,6 +125,13 @@ type Attach struct{ ID string }
 // CloseKept closes one kept descriptor.
 type CloseKept struct{ ID, Name string }
 
+// Replace makes another child of the keeper's the process of an ID. It was cloned
+// by the present one, to be its sibling.
+type Replace struct {
+	ID  string
+	Pid int64
+}
+
 // Forget drops an ID that has no living process.
 type Forget struct{ ID string }
 
@@ -183,6 +191,7 @@ func (Started) kind() byte   { return typeStarted }
 func (Entry) kind() byte     { return typeEntry }
 func (Exited) kind() byte    { return typeExited }
 func (Upgrade) kind() byte   { return typeUpgrade }
+func (Replace) kind() byte   { return typeReplace }
 
 func (m Hello) put(w *pack.Writer)   { w.Uint(m.Version) }
 func (m Proceed) put(w *pack.Writer) { w.Bool(m.OK) }
@@ -198,6 +207,11 @@ func (m Waiting) put(w *pack.Writer) {
 	w.Int(m.Pid)
 	w.Bool(m.Asks)
 	w.Int(m.Step)
+}
+
+func (m Replace) put(w *pack.Writer) {
+	w.String(m.ID)
+	w.Int(m.Pid)
 }
 
 func (m CloseKept) put(w *pack.Writer) {
@@ -310,6 +324,8 @@ func decode(typ byte, payload []byte, n int) (m Message, files Files, err error)
 		m = takeEntry(r)
 	case typeExited:
 		m = takeExited(r)
+	case typeReplace:
+		m = Replace{ID: r.String(), Pid: r.Int()}
 	case typeUpgrade:
 		m = Upgrade{}
 	default:
