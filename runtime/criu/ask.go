@@ -27,19 +27,10 @@ const (
 // Its library for Go is used for the messages alone, since the socket that it
 // makes is inherited by any other program that is started at that moment.
 func (p Program) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, error) {
-	text, err := request.MarshalVT()
+	ours, theirs, err := socketPair()
 	if err != nil {
-		return nil, fmt.Errorf("encode request to CRIU: %w", err)
+		return nil, err
 	}
-
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("make socket for CRIU: %w", err)
-	}
-	if err := unix.SetNonblock(pair[0], true); err != nil {
-		return nil, fmt.Errorf("make socket for CRIU: %w", err)
-	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "CRIU"), os.NewFile(uintptr(pair[1]), "CRIU")
 	defer ours.Close()
 
 	cmd := command(ctx, p.Path, "swrk", "3")
@@ -51,7 +42,7 @@ func (p Program) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, 
 	}
 
 	stop := context.AfterFunc(ctx, func() { _ = ours.SetDeadline(time.Now().Add(endTime)) })
-	response, err := exchange(ours, text)
+	response, err := roundTrip(ours, request)
 	ours.Close() // it ends
 	stop()
 	if err != nil {
@@ -64,17 +55,38 @@ func (p Program) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, 
 	return response, nil
 }
 
-func exchange(socket *os.File, request []byte) (*rpc.CriuResp, error) {
-	if _, err := socket.Write(request); err != nil {
+// socketPair returns the ends of a socket for requests: ours does not block a thread.
+func socketPair() (ours, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make socket for CRIU: %w", err)
+	}
+	err = unix.SetNonblock(pair[0], true)
+	ours, theirs = os.NewFile(uintptr(pair[0]), "CRIU"), os.NewFile(uintptr(pair[1]), "CRIU")
+	if err != nil {
+		ours.Close()
+		theirs.Close()
+		return nil, nil, fmt.Errorf("make socket for CRIU: %w", err)
+	}
+	return ours, theirs, nil
+}
+
+// roundTrip sends a message and returns the next one from CRIU.
+func roundTrip(socket *os.File, request *rpc.CriuReq) (*rpc.CriuResp, error) {
+	text, err := request.MarshalVT()
+	if err != nil {
+		return nil, fmt.Errorf("encode request to CRIU: %w", err)
+	}
+	if _, err := socket.Write(text); err != nil {
 		return nil, fmt.Errorf("ask CRIU: %w", err)
 	}
-	text := make([]byte, maxResponse)
-	n, err := socket.Read(text)
+	answer := make([]byte, maxResponse)
+	n, err := socket.Read(answer)
 	if err != nil {
 		return nil, fmt.Errorf("wait for CRIU's response: %w", err)
 	}
 	response := new(rpc.CriuResp)
-	if err := response.UnmarshalVT(text[:n]); err != nil {
+	if err := response.UnmarshalVT(answer[:n]); err != nil {
 		return nil, fmt.Errorf("decode CRIU's response: %w", err)
 	}
 	return response, nil
