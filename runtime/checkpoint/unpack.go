@@ -317,7 +317,7 @@ func (w *unpacking) place(name string, size int64) (*os.File, error) {
 	dir, base := w.dir, name
 	if path.Dir(name) == ImagesDir {
 		dir, base = w.images, path.Base(name)
-		if !strings.HasSuffix(base, imageSuffix) {
+		if !strings.HasSuffix(base, imageSuffix) && base != streamsFile {
 			return nil, nil
 		}
 		if !isImageName(base) {
