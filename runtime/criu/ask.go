@@ -2,7 +2,9 @@ package criu
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"syscall"
@@ -42,8 +44,9 @@ func (p Program) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, 
 	}
 
 	stop := context.AfterFunc(ctx, func() { _ = ours.SetDeadline(time.Now().Add(endTime)) })
-	response, err := roundTrip(ours, request)
+	response, file, err := roundTrip(ours, request)
 	ours.Close() // it ends
+	closeFile(file)
 	stop()
 	if err != nil {
 		// It is not reaped yet, so this is its group.
@@ -71,25 +74,63 @@ func socketPair() (ours, theirs *os.File, err error) {
 	return ours, theirs, nil
 }
 
-// roundTrip sends a message and returns the next one from CRIU.
-func roundTrip(socket *os.File, request *rpc.CriuReq) (*rpc.CriuResp, error) {
+// roundTrip sends a message and returns the next one from CRIU, with the descriptor that
+// came with it, nil for none.
+func roundTrip(socket *os.File, request *rpc.CriuReq) (*rpc.CriuResp, *os.File, error) {
 	text, err := request.MarshalVT()
 	if err != nil {
-		return nil, fmt.Errorf("encode request to CRIU: %w", err)
+		return nil, nil, fmt.Errorf("encode request to CRIU: %w", err)
 	}
 	if _, err := socket.Write(text); err != nil {
-		return nil, fmt.Errorf("ask CRIU: %w", err)
+		return nil, nil, fmt.Errorf("ask CRIU: %w", err)
 	}
-	answer := make([]byte, maxResponse)
-	n, err := socket.Read(answer)
+
+	answer, file, err := receive(socket)
 	if err != nil {
-		return nil, fmt.Errorf("wait for CRIU's response: %w", err)
+		return nil, nil, fmt.Errorf("wait for CRIU's response: %w", err)
 	}
 	response := new(rpc.CriuResp)
-	if err := response.UnmarshalVT(answer[:n]); err != nil {
-		return nil, fmt.Errorf("decode CRIU's response: %w", err)
+	if err := response.UnmarshalVT(answer); err != nil {
+		closeFile(file)
+		return nil, nil, fmt.Errorf("decode CRIU's response: %w", err)
 	}
-	return response, nil
+	return response, file, nil
+}
+
+// receive receives one message, with at most one descriptor.
+func receive(socket *os.File) (text []byte, file *os.File, err error) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil, nil, err
+	}
+	text, oob := make([]byte, maxResponse), make([]byte, unix.CmsgSpace(4))
+	var n, oobn int
+	rerr := raw.Read(func(fd uintptr) bool {
+		n, oobn, _, _, err = unix.Recvmsg(int(fd), text, oob, unix.MSG_CMSG_CLOEXEC)
+		return err != unix.EAGAIN && err != unix.EINTR
+	})
+	if err := errors.Join(rerr, err); err != nil {
+		return nil, nil, err
+	}
+
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := range messages {
+		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil && len(fds) == 1 {
+			err := unix.SetNonblock(fds[0], true) // its user waits by polling
+			if file = os.NewFile(uintptr(fds[0]), "terminal"); err != nil {
+				file.Close()
+				return nil, nil, err
+			}
+		}
+	}
+	if n == 0 {
+		closeFile(file)
+		return nil, nil, io.EOF
+	}
+	return text[:n], file, nil
 }
 
 // setGroup lets a command and what it starts be ended together. Told to end, it

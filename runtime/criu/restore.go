@@ -45,10 +45,21 @@ type Stage string
 const (
 	// Made: all processes are there, and run CRIU's code.
 	Made Stage = "post-restore"
+	// Terminal: CRIU has made a terminal, whose node's end is passed.
+	Terminal Stage = "orphan-pts-master"
 	// Ready: they have their final credentials and filters, and are stopped before
 	// the first instruction of their own.
 	Ready Stage = "pre-resume"
 )
+
+// Event is a stage that a restore has reached.
+type Event struct {
+	Stage Stage
+	// First is the container's first process, 0 before [Made].
+	First int
+	// File is the terminal at [Terminal], which the receiver owns, nil otherwise.
+	File *os.File
+}
 
 // Session is the restore of one container by a CRIU that someone else starts.
 type Session struct {
@@ -82,11 +93,10 @@ func (s *Session) Close() {
 	s.theirs.Close()
 }
 
-// Run asks the CRIU that was started for a restore, and calls at with each stage and
-// the first process. CRIU waits meanwhile, and gives up after an error. When ctx ends
+// Run asks the CRIU that was started for a restore, and calls at with each event. CRIU waits meanwhile, and gives up after an error. When ctx ends
 // before it is done the error is [ErrTimeout]; [ErrRefused] has CRIU's reason if it
 // cannot restore the images.
-func (s *Session) Run(ctx context.Context, r Restore, at func(stage Stage, pid int) error) error {
+func (s *Session) Run(ctx context.Context, r Restore, at func(Event) error) error {
 	s.theirs.Close() // so that its end is noticed
 	dirs, err := openDirs(r.Images, r.Work)
 	if err != nil {
@@ -154,18 +164,29 @@ func (r Restore) request(dirs [2]*os.File) *rpc.CriuReq {
 type atError struct{ error }
 
 // converse has CRIU serve a request, and answers what it asks meanwhile.
-func (s *Session) converse(request *rpc.CriuReq, at func(Stage, int) error) (*rpc.CriuResp, error) {
+func (s *Session) converse(request *rpc.CriuReq, at func(Event) error) (*rpc.CriuResp, error) {
 	first := 0
 	for {
-		response, err := roundTrip(s.ours, request)
+		response, file, err := roundTrip(s.ours, request)
 		if err != nil || response.GetType() != rpc.CriuReqType_NOTIFY {
+			closeFile(file)
 			return response, err
 		}
 		n := response.GetNotify()
 		first = cmp.Or(int(n.GetPid()), first) // it is not in each message
-		if err := at(Stage(n.GetScript()), first); err != nil {
+		if Stage(n.GetScript()) != Terminal {
+			closeFile(file)
+			file = nil
+		}
+		if err := at(Event{Stage(n.GetScript()), first, file}); err != nil {
 			return nil, &atError{err}
 		}
 		request = &rpc.CriuReq{Type: to(rpc.CriuReqType_NOTIFY), NotifySuccess: to(true)}
+	}
+}
+
+func closeFile(f *os.File) {
+	if f != nil {
+		f.Close()
 	}
 }

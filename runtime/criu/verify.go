@@ -276,6 +276,9 @@ func (r Restored) verifyMounts(pid int, want *expectation) (map[uint64]bool, err
 			missing = slices.Delete(missing, at, at+1)
 			continue
 		}
+		if r.isConsole(m, mounts) {
+			continue
+		}
 		if !want.nests() || !isVirtual(m) && !want.devices[[2]int{m.Major, m.Minor}] {
 			return nil, fmt.Errorf("%w: it has a mount at %s that was not asked for", ErrExcess, untrusted.Of(m.Mountpoint).Message(maxReason))
 		}
@@ -284,6 +287,15 @@ func (r Restored) verifyMounts(pid int, want *expectation) (map[uint64]bool, err
 		return nil, fmt.Errorf("%w: it has no mount at %s", ErrExcess, untrusted.Of(missing[0].Mountpoint).Message(maxReason))
 	}
 	return ids, nil
+}
+
+// isConsole reports whether a mount is the container's own terminal, which a start would
+// have mounted there.
+func (r Restored) isConsole(m *mountinfo.Info, all []*mountinfo.Info) bool {
+	return r.Spec.Process.Terminal && m.Mountpoint == "/dev/console" && m.FSType == "devpts" &&
+		slices.ContainsFunc(all, func(pts *mountinfo.Info) bool {
+			return pts.Mountpoint == "/dev/pts" && pts.Major == m.Major && pts.Minor == m.Minor
+		})
 }
 
 // verifyMount compares a mount with that of a start.

@@ -44,7 +44,7 @@ type output struct {
 	raw    syscall.RawConn
 	relay  int // the pipe that a terminal's output passes through, -1 without one
 	log    *crilog.Log
-	exited chan struct{} // closed when the process has exited; guarded by keeper.mu
+	exited chan struct{} // closed when the process has exited
 	gone   chan struct{} // closed when the entry is released
 	pumped bool          // guarded by keeper.mu
 	done   chan struct{} // closed at the end of the output
@@ -134,11 +134,8 @@ func (o *output) pump() {
 // reopened waits a moment for the container to reopen a terminal that no
 // process has open, and is false once the process has exited.
 func (o *output) reopened() bool {
-	o.k.mu.Lock()
-	exited := o.exited // of another process since a restore
-	o.k.mu.Unlock()
 	select {
-	case <-exited:
+	case <-o.exited:
 		return false
 	case <-time.After(hangupRetry):
 		return true

@@ -12,17 +12,23 @@ import (
 // replace makes another child the process of an entry: a program that restores a
 // checkpoint clones the container's first process as its own sibling, and ends.
 func (k *keeper) replace(m wire.Replace, files wire.Files) error {
-	defer func() { files.Close() }()
+	defer func() { files.Close() }() // those that were not taken
 	if err := m.Check(files); err != nil {
 		return fmt.Errorf("%w: %w", wire.ErrInvalid, err)
 	}
-	fd := files.FD(wire.PidFD)
-	if pid, err := procstat.PID(fd); err != nil || pid != int(m.Pid) {
+	if pid, err := procstat.PID(files.FD(wire.PidFD)); err != nil || pid != int(m.Pid) {
 		return fmt.Errorf("replace the process of %s: %w: process %d", m.ID, wire.ErrInvalid, m.Pid)
 	}
 
-	e, err := k.replaced(m, &files)
+	p := newProc(int(m.Pid), files.FD(wire.PidFD))
+	next := &entry{id: m.ID, kind: wire.Container}
+	err := k.equip(next, &files, m.MaxLine, p.ended)
+	var e *entry
+	if err == nil {
+		e, err = k.succeed(p, next)
+	}
 	if err != nil {
+		next.release()
 		return fmt.Errorf("replace the process of %s: %w", m.ID, err)
 	}
 	k.withdraw(e, "")
@@ -30,35 +36,35 @@ func (k *keeper) replace(m wire.Replace, files wire.Files) error {
 	return nil
 }
 
-// replaced changes the table. The descriptor that it takes is the new process's.
-func (k *keeper) replaced(m wire.Replace, files *wire.Files) (*entry, error) {
+// succeed gives the entry of next's ID the process p and all that next holds.
+func (k *keeper) succeed(p *proc, next *entry) (*entry, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	e, err := k.lookupLocked(m.ID)
+	e, err := k.lookupLocked(next.id)
 	if err != nil {
 		return nil, err
 	}
-	if e.kind != wire.Container || !runs(e) {
+	if e.kind != wire.Container || len(e.outputs) > 0 || !runs(e) {
 		return nil, wire.ErrNotRunning
 	}
 
 	// Until it is in the table it may be reaped as an orphan, and is none of the
 	// children then.
 	const look = unix.WEXITED | unix.WNOHANG | unix.WNOWAIT
-	if err := unix.Waitid(unix.P_PIDFD, files.FD(wire.PidFD), nil, look, nil); err != nil {
-		return nil, fmt.Errorf("%w: process %d is no child: %w", wire.ErrInvalid, m.Pid, err)
+	if err := unix.Waitid(unix.P_PIDFD, p.pidfd, nil, look, nil); err != nil {
+		return nil, fmt.Errorf("%w: process %d is no child: %w", wire.ErrInvalid, p.pid, err)
 	}
-	if k.procs[int(m.Pid)] != nil {
-		return nil, fmt.Errorf("%w: process %d is another's", wire.ErrInvalid, m.Pid)
+	if k.procs[p.pid] != nil {
+		return nil, fmt.Errorf("%w: process %d is another's", wire.ErrInvalid, p.pid)
 	}
 
-	p := newProc(int(m.Pid), files.Take(wire.PidFD))
 	k.addLocked(p)
 	e.proc.entry, e.proc = nil, p
-	unix.Close(e.held.Take(wire.PidFD))
-	e.held.Add(wire.PidFD, p.pidfd)
+	e.held.Close()
+	e.held, e.log, e.outputs = next.held, next.log, next.outputs
 	for _, o := range e.outputs {
-		o.exited = p.ended
+		o.pumped = true
+		k.wg.Go(o.pump)
 	}
 	k.watchLocked(p, e)
 	return e, nil

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/keeper/client"
@@ -35,8 +36,21 @@ func (x Restoration) MountIn(i int) string { return x.Yard + "/" + strconv.Itoa(
 // FileIn is the number that file i has in the program.
 func (x Restoration) FileIn(i int) int { return plan.FirstFile + i }
 
+// Filter compiles the seccomp filter of a container that is restored, nil for none. One
+// with an agent that listens is refused: CRIU cannot hand its listener over.
+func (l *Launcher) Filter(profile *specs.LinuxSeccomp) (*plan.Filter, error) {
+	if profile == nil {
+		return nil, nil
+	}
+	if profile.ListenerPath != "" {
+		return nil, fmt.Errorf("%w: restore of a container whose seccomp filter has an agent", plan.ErrUnsupported)
+	}
+	return l.filter(profile, false)
+}
+
 // Restore starts the program that makes a container's processes. The keeper knows
-// it by the container's ID until [client.Client.Replace] names the first of them.
+// it by the container's ID until [client.Client.Replace] names the first of them, and
+// gives it the output that the request has.
 func (l *Launcher) Restore(ctx context.Context, r Request, x Restoration) (*client.Started, error) {
 	o, err := l.options(&r, nil)
 	if err != nil {
@@ -78,7 +92,7 @@ func (l *Launcher) Restore(ctx context.Context, r Request, x Restoration) (*clie
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 	return l.keeper.Start(ctx, client.Request{
-		ID: r.ID, Kind: client.Container, Plan: p, Files: in.files, Log: r.Log, Keep: r.Keep, Gate: attach(ctx, r.Group),
+		ID: r.ID, Kind: client.Container, Plan: p, Files: in.files, Gate: attach(ctx, r.Group),
 	})
 }
 

@@ -16,7 +16,7 @@
 //	                          <--------   Entry + files ...  one for each held ID
 //	                          <--------   Done
 //	  Adopt + files           -------->   take over an entry of a dead keeper
-//	  Replace + file          -------->   a child of the keeper's is the process from now on
+//	  Replace + files         -------->   a child of the keeper's is the process from now on
 //	  Reopen, Attach,
 //	  CloseKept, Forget       -------->
 //	                          <--------   Done, or Fail    to each of these
@@ -41,7 +41,7 @@
 //	former...                                                x
 //	keep/NAME                         x               x      x
 //
-// Replace has a pidfd, Reopen a log, Attach stdout/sink and stderr/sink, Upgrade a program. Each
+// Replace has what Adopt has, without former. Reopen has a log, Attach stdout/sink and stderr/sink, Upgrade a program. Each
 // message's Check method reports missing, unexpected and duplicate descriptors.
 //
 // # Packets

@@ -48,8 +48,8 @@ func (Attach) Check(f Files) error {
 	return f.check(nil, Streams()[0].Sinks, Streams()[1].Sinks)
 }
 
-// Check validates that the file is that of the process.
-func (Replace) Check(f Files) error { return f.check([]Role{PidFD}) }
+// Check validates the files of a process that takes another's place.
+func (Replace) Check(f Files) error { return CheckHeld(f, true) }
 
 // Check validates that the files are one log.
 func (Reopen) Check(f Files) error { return f.check([]Role{Log}) }

@@ -125,11 +125,12 @@ type Attach struct{ ID string }
 // CloseKept closes one kept descriptor.
 type CloseKept struct{ ID, Name string }
 
-// Replace makes another child of the keeper's the process of an ID. It was cloned
-// by the present one, to be its sibling.
+// Replace makes another child of the keeper's the process of an ID, with what is held
+// for it. It was cloned by the present one, which has no output, to be its sibling.
 type Replace struct {
-	ID  string
-	Pid int64
+	ID      string
+	Pid     int64
+	MaxLine int64 // as in [Start]
 }
 
 // Forget drops an ID that has no living process.
@@ -212,6 +213,7 @@ func (m Waiting) put(w *pack.Writer) {
 func (m Replace) put(w *pack.Writer) {
 	w.String(m.ID)
 	w.Int(m.Pid)
+	w.Int(m.MaxLine)
 }
 
 func (m CloseKept) put(w *pack.Writer) {
@@ -325,7 +327,7 @@ func decode(typ byte, payload []byte, n int) (m Message, files Files, err error)
 	case typeExited:
 		m = takeExited(r)
 	case typeReplace:
-		m = Replace{ID: r.String(), Pid: r.Int()}
+		m = Replace{ID: r.String(), Pid: r.Int(), MaxLine: r.Int()}
 	case typeUpgrade:
 		m = Upgrade{}
 	default:

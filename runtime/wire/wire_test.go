@@ -23,7 +23,7 @@ func messages() []Message {
 		Hello{Version: Version},
 		Start{ID: "web", Kind: Sandbox, Terminal: true, Hold: true, Pause: true, Gate: true, MaxLine: -1},
 		Adopt{ID: "web", Kind: Container, Started: started, MaxLine: 9},
-		Replace{ID: "web", Pid: 17},
+		Replace{ID: "web", Pid: 17, MaxLine: 9},
 		Proceed{OK: true}, Proceed{}, Cancel{}, List{},
 		Reopen{ID: "web"}, Attach{ID: "web"}, CloseKept{ID: "web", Name: "stdin"}, Forget{ID: "web"},
 		Done{}, Waiting{Pid: 1},

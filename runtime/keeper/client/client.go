@@ -343,14 +343,13 @@ func (c *Client) Adopt(ctx context.Context, a Adoption) error {
 	return nil
 }
 
-// Replace makes another child of the keeper's the process of id. The process that
-// was it must have cloned that one as its sibling, and its own exit is no longer
-// reported. The pidfd stays the caller's.
-func (c *Client) Replace(ctx context.Context, id string, pid int, pidfd *os.File) error {
-	var files outgoing
-	files.add(wire.PidFD, pidfd)
-	if err := c.simple(ctx, "keeper replace", wire.Replace{ID: id, Pid: int64(pid)}, files); err != nil {
-		return fmt.Errorf("replace the process of %s: %w", id, err)
+// Replace makes another child of the keeper's the process of an entry, with the output
+// and the terminal that it has. The process that was it must have cloned that one as its
+// sibling, and its own exit is no longer reported. The files stay the caller's.
+func (c *Client) Replace(ctx context.Context, a Adoption) error {
+	m, files := a.message()
+	if err := c.simple(ctx, "keeper replace", wire.Replace{ID: m.ID, Pid: m.Started.Pid, MaxLine: m.MaxLine}, files); err != nil {
+		return fmt.Errorf("replace the process of %s: %w", a.ID, err)
 	}
 	return nil
 }

@@ -31,7 +31,14 @@ func TestReplace(t *testing.T) {
 		Args: []plan.Arg{num(unix.CLONE_PARENT | int64(unix.SIGCHLD)), num(0), num(0), num(0), num(0)},
 	}
 	sh.req.Plan.Steps = slices.Insert(sh.req.Plan.Steps, len(sh.req.Plan.Steps)-1, fork)
-	st := sh.start(t, c)
+	r := sh.req
+	r.Log = nil
+	st, err := c.Start(testContext(t), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	closeFiles(sh.req.Files...)
 	second := 0
 	eventually(t, "the second process", func() bool {
 		second = siblingOf(t, st.Pid, c.keeper.Process.Pid)
@@ -50,14 +57,15 @@ func TestReplace(t *testing.T) {
 		"no child":          {"web", os.Getpid(), pidfdOf(t, os.Getpid()), ErrInvalid},
 		"another pid":       {"web", second, st.PidFD, ErrInvalid},
 	} {
-		if err := c.Replace(testContext(t), test.id, test.pid, test.file); !errors.Is(err, test.want) {
+		if err := c.Replace(testContext(t), adoption(test.id, test.pid, test.file, sh.req.Log)); !errors.Is(err, test.want) {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}
 
-	if err := c.Replace(testContext(t), "web", second, pidfdOf(t, second)); err != nil {
+	if err := c.Replace(testContext(t), adoption("web", second, pidfdOf(t, second), sh.req.Log)); err != nil {
 		t.Fatal(err)
 	}
+	sh.req.Log.Close()
 	list, err := c.List(testContext(t))
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +97,7 @@ func TestReplace(t *testing.T) {
 	if log := string(sh.read(t)); !strings.Contains(log, fmt.Sprintf("from %d", st.Pid)) || !strings.Contains(log, fmt.Sprintf("from %d", second)) {
 		t.Errorf("log: %s", log)
 	}
-	if err := c.Replace(testContext(t), "web", second, st.PidFD); err == nil {
+	if err := c.Replace(testContext(t), adoption("web", second, st.PidFD, nil)); err == nil {
 		t.Error("a container that has ended got another process")
 	}
 
@@ -99,6 +107,10 @@ func TestReplace(t *testing.T) {
 	awaitExit(t, c, "other")
 	forget(t, c, "web")
 	forget(t, c, "other")
+}
+
+func adoption(id string, pid int, pidfd *os.File, log *LogConfig) Adoption {
+	return Adoption{ID: id, Kind: Container, Started: Started{Pid: pid, PidFD: pidfd}, Log: log}
 }
 
 func gone(pid int) bool {
