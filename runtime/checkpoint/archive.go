@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"time"
 
@@ -194,25 +195,27 @@ func (s Stage) pack(to io.Writer, key *Key) error {
 	w := tar.NewWriter(to)
 	m := manifest{Kind: kindContainer}
 	root := os.DirFS(s.dir())
-	err := fs.WalkDir(root, ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil || name == "." {
-			return err
-		}
-		if len(m.Files) == maxFiles {
-			return fmt.Errorf("%w: more than %d files of CRIU", ErrUnfit, maxFiles)
-		}
-		info, err := d.Info()
+	for _, dir := range []string{".", ImagesDir} {
+		entries, err := fs.ReadDir(root, dir)
 		if err != nil {
 			return err
 		}
-		found, err := add(w, root, name, info)
-		if err == nil && !d.IsDir() {
-			m.Files = append(m.Files, found)
+		if len(m.Files)+len(entries) > maxFiles {
+			return fmt.Errorf("%w: more than %d files of CRIU", ErrUnfit, maxFiles)
 		}
-		return err
-	})
-	if err != nil {
-		return err
+		for _, e := range entries {
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			found, err := add(w, root, path.Join(dir, e.Name()), info)
+			if err != nil {
+				return err
+			}
+			if !e.IsDir() {
+				m.Files = append(m.Files, found)
+			}
+		}
 	}
 
 	text, err := key.sign(m)

@@ -169,10 +169,9 @@ type unpacking struct {
 
 	dir, images *os.File
 	// seen are the names so far, and found what they are but directories.
-	seen     map[string]bool
-	found    []file
-	manifest []byte
-	buffer   []byte
+	seen   map[string]bool
+	found  []file
+	buffer []byte
 }
 
 func newUnpacking(ctx context.Context, archive io.Reader, s Stage, terms Terms) (*unpacking, error) {

@@ -40,6 +40,7 @@ func written(t testing.TB, key *Key) (archive []byte, digest string) {
 	} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(s.dir(), name), []byte(text), 0o600))
 	}
+
 	file := filepath.Join(t.TempDir(), "a.tar")
 	if err == nil {
 		digest, err = s.Write(t.Context(), file, key)
@@ -123,6 +124,7 @@ func (e entries) packed(t testing.TB) []byte {
 		} else {
 			text = ""
 		}
+
 		err := w.WriteHeader(&h)
 		if err == nil {
 			_, err = io.WriteString(w, text)

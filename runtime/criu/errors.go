@@ -8,9 +8,12 @@ var (
 	ErrMissing = errors.New("checkpoints need CRIU")
 	// ErrRefused means that CRIU cannot save, or not restore, what the processes use.
 	ErrRefused = errors.New("CRIU refuses")
-	// ErrExcess means that a checkpoint has more than the container that is made of
-	// it may have.
-	ErrExcess = errors.New("the checkpoint has what was not asked for")
+	// ErrImages means that images are malformed, too large, or of a kind that is not
+	// known.
+	ErrImages = errors.New("invalid images of CRIU")
+	// ErrForbidden means that images have more than the container may have that is to
+	// be restored from them.
+	ErrForbidden = errors.New("the checkpoint has more than the container may have")
 	// ErrTimeout means that CRIU did not end in time.
 	ErrTimeout = errors.New("CRIU did not end in time")
 )

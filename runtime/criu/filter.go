@@ -26,7 +26,7 @@ const (
 
 // SetFilter makes the seccomp filter of a container in images the given one: that is the
 // first of each process's, and those that a process has loaded on top of it stay. The
-// error is [ErrExcess] if the images have no filter. prog is an array of struct
+// error is [ErrForbidden] if the images have no filter. prog is an array of struct
 // sock_filter, flags are SECCOMP_FILTER_FLAG_* bits.
 func SetFilter(images string, prog []byte, flags uint32) error {
 	if err := setFilter(images, prog, flags); err != nil {
@@ -43,18 +43,18 @@ func setFilter(images string, prog []byte, flags uint32) error {
 	defer dir.Close()
 	text, err := rootpath.ReadFile(dir, filterImage, maxFilters)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: it has no seccomp filter", ErrExcess)
+		return fmt.Errorf("%w: it has no seccomp filter", ErrForbidden)
 	}
 	if err != nil {
 		return err
 	}
 
 	if len(text) < imageHeader || uint64(binary.LittleEndian.Uint32(text[8:])) != uint64(len(text)-imageHeader) {
-		return fmt.Errorf("%w: %s is malformed", ErrExcess, filterImage)
+		return fmt.Errorf("%w: %s is malformed", ErrForbidden, filterImage)
 	}
 	var all seccomp.SeccompEntry
 	if err := proto.Unmarshal(text[imageHeader:], &all); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrExcess, filterImage, err)
+		return fmt.Errorf("%w: %s: %w", ErrForbidden, filterImage, err)
 	}
 	found := false
 	for i, f := range all.GetSeccompFilters() {
@@ -62,11 +62,11 @@ func setFilter(images string, prog []byte, flags uint32) error {
 		case f.Prev == nil:
 			f.Filter, f.Flags, found = prog, to(flags), true
 		case f.GetPrev() >= uint32(len(all.GetSeccompFilters())) || f.GetPrev() == uint32(i):
-			return fmt.Errorf("%w: filter %d is on top of none", ErrExcess, i)
+			return fmt.Errorf("%w: filter %d is on top of none", ErrForbidden, i)
 		}
 	}
 	if !found {
-		return fmt.Errorf("%w: it has no seccomp filter", ErrExcess)
+		return fmt.Errorf("%w: it has no seccomp filter", ErrForbidden)
 	}
 
 	payload, err := proto.Marshal(&all)

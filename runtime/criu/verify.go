@@ -34,7 +34,7 @@ type Restored struct {
 
 // Verify has the kernel tell what the processes of a restored container are and have,
 // and compares that with what a start of it would give them. What the checkpoint says
-// does not matter here: it may have had CRIU do anything. The error is [ErrExcess].
+// does not matter here: it may have had CRIU do anything. The error is [ErrForbidden].
 //
 // A time namespace is CRIU's way to let clocks go on. It compares, for every thread, other namespaces, users and groups, capabilities,
 // no_new_privs, the presence of a filter, and security labels; for every process the
@@ -145,7 +145,7 @@ func (r Restored) verifyThread(dir string, want *expectation) error {
 			return err
 		}
 		if got != link && !(want.nests() && kind != "user" && kind != "cgroup") {
-			return fmt.Errorf("%w: it is in %s, not in %s", ErrExcess, got, link)
+			return fmt.Errorf("%w: it is in %s, not in %s", ErrForbidden, got, link)
 		}
 	}
 	for kind, link := range want.own {
@@ -154,7 +154,7 @@ func (r Restored) verifyThread(dir string, want *expectation) error {
 			return err
 		}
 		if got == want.foreign[kind] || got != link && !want.nests() {
-			return fmt.Errorf("%w: it is in %s, not in %s", ErrExcess, got, link)
+			return fmt.Errorf("%w: it is in %s, not in %s", ErrForbidden, got, link)
 		}
 	}
 
@@ -186,7 +186,7 @@ func statusOf(dir string) (map[string][]string, error) {
 func (r Restored) verifyCredentials(status map[string][]string, want *expectation) error {
 	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
 		if len(status[set]) != 1 {
-			return fmt.Errorf("%w: it has no %s", ErrExcess, set)
+			return fmt.Errorf("%w: it has no %s", ErrForbidden, set)
 		}
 		got, err := strconv.ParseUint(status[set][0], 16, 64)
 		if err != nil {
@@ -197,7 +197,7 @@ func (r Restored) verifyCredentials(status map[string][]string, want *expectatio
 			most = want.bounding
 		}
 		if more := capability.Set(got) &^ most; more != 0 {
-			return fmt.Errorf("%w: it has capabilities %#x in %s that were not asked for", ErrExcess, uint64(more), set)
+			return fmt.Errorf("%w: it has capabilities %#x in %s that were not asked for", ErrForbidden, uint64(more), set)
 		}
 	}
 
@@ -220,16 +220,16 @@ func (r Restored) verifyCredentials(status map[string][]string, want *expectatio
 				return fmt.Errorf("read %s: %w", ids.name, err)
 			}
 			if !slices.Contains(ids.allowed, uint32(id)) {
-				return fmt.Errorf("%w: its %s has %d, which was not asked for", ErrExcess, ids.name, id)
+				return fmt.Errorf("%w: its %s has %d, which was not asked for", ErrForbidden, ids.name, id)
 			}
 		}
 	}
 
 	if p.NoNewPrivileges && !slices.Equal(status["NoNewPrivs"], []string{"1"}) {
-		return fmt.Errorf("%w: it may gain privileges", ErrExcess)
+		return fmt.Errorf("%w: it may gain privileges", ErrForbidden)
 	}
 	if r.Spec.Linux.Seccomp != nil && !slices.Equal(status["Seccomp"], []string{"2"}) {
-		return fmt.Errorf("%w: it has no seccomp filter, which was asked for", ErrExcess)
+		return fmt.Errorf("%w: it has no seccomp filter, which was asked for", ErrForbidden)
 	}
 	return nil
 }
@@ -247,7 +247,7 @@ func (r Restored) verifyLabels(dir string) error {
 		}
 		got, _, _ := strings.Cut(string(bytes.TrimRight(text, "\n\x00")), " (")
 		if got != label {
-			return fmt.Errorf("%w: its label is %s, not %s", ErrExcess, untrusted.Of(got).Message(maxReason), label)
+			return fmt.Errorf("%w: its label is %s, not %s", ErrForbidden, untrusted.Of(got).Message(maxReason), label)
 		}
 	}
 	return nil
@@ -280,11 +280,11 @@ func (r Restored) verifyMounts(pid int, want *expectation) (map[uint64]bool, err
 			continue
 		}
 		if !want.nests() || !isVirtual(m) && !want.devices[[2]int{m.Major, m.Minor}] {
-			return nil, fmt.Errorf("%w: it has a mount at %s that was not asked for", ErrExcess, untrusted.Of(m.Mountpoint).Message(maxReason))
+			return nil, fmt.Errorf("%w: it has a mount at %s that was not asked for", ErrForbidden, untrusted.Of(m.Mountpoint).Message(maxReason))
 		}
 	}
 	if len(missing) > 0 && ns == want.own["mnt"] && !want.nests() {
-		return nil, fmt.Errorf("%w: it has no mount at %s", ErrExcess, untrusted.Of(missing[0].Mountpoint).Message(maxReason))
+		return nil, fmt.Errorf("%w: it has no mount at %s", ErrForbidden, untrusted.Of(missing[0].Mountpoint).Message(maxReason))
 	}
 	return ids, nil
 }
@@ -303,19 +303,19 @@ func verifyMount(got, want *mountinfo.Info) error {
 	at := untrusted.Of(got.Mountpoint).Message(maxReason)
 	for _, flag := range []string{"ro", "nosuid", "nodev", "noexec"} {
 		if hasOption(want.Options, flag) && !hasOption(got.Options, flag) {
-			return fmt.Errorf("%w: the mount at %s is not %s", ErrExcess, at, flag)
+			return fmt.Errorf("%w: the mount at %s is not %s", ErrForbidden, at, flag)
 		}
 	}
 
 	same := got.Major == want.Major && got.Minor == want.Minor
 	switch {
 	case got.Root != want.Root && got.FSType != "tmpfs":
-		return fmt.Errorf("%w: the mount at %s shows %s, not %s", ErrExcess, at, untrusted.Of(got.Root).Message(maxReason), untrusted.Of(want.Root).Message(maxReason))
+		return fmt.Errorf("%w: the mount at %s shows %s, not %s", ErrForbidden, at, untrusted.Of(got.Root).Message(maxReason), untrusted.Of(want.Root).Message(maxReason))
 	case got.FSType == "proc" && same:
 		// The tree's shows the processes of the node.
-		return fmt.Errorf("%w: the procfs at %s is not its own", ErrExcess, at)
+		return fmt.Errorf("%w: the procfs at %s is not its own", ErrForbidden, at)
 	case !isVirtual(got) && !same:
-		return fmt.Errorf("%w: the mount at %s is of another file system", ErrExcess, at)
+		return fmt.Errorf("%w: the mount at %s is of another file system", ErrForbidden, at)
 	}
 	return nil
 }
@@ -346,7 +346,7 @@ func verifyFiles(pid int, ids map[uint64]bool) error {
 			return fmt.Errorf("examine its %s: %w", name, err)
 		}
 		if !ids[st.Mnt_id] {
-			return fmt.Errorf("%w: its %s is on no mount of its own", ErrExcess, name)
+			return fmt.Errorf("%w: its %s is on no mount of its own", ErrForbidden, name)
 		}
 	}
 
@@ -375,7 +375,7 @@ func verifyFiles(pid int, ids map[uint64]bool) error {
 		null := kind == unix.S_IFCHR && st.Rdev_major == 1 && st.Rdev_minor == 3
 		nameless := kind == unix.S_IFIFO || kind == unix.S_IFSOCK || strings.HasPrefix(link, "anon_inode:") || strings.HasPrefix(link, "/memfd:")
 		if !null && !nameless {
-			return fmt.Errorf("%w: its descriptor %s is on no mount of its own", ErrExcess, name)
+			return fmt.Errorf("%w: its descriptor %s is on no mount of its own", ErrForbidden, name)
 		}
 	}
 	return nil

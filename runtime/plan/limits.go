@@ -20,7 +20,7 @@ var rlimitNumbers = map[string]int{
 	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
 }
 
-// RlimitNumber returns the kernel's number of a resource such as "RLIMIT_NOFILE".
+// RlimitNumber returns the kernel's number of a resource limit, "RLIMIT_NOFILE".
 func RlimitNumber(name string) (n int, ok bool) {
 	n, ok = rlimitNumbers[name]
 	return n, ok

@@ -102,6 +102,8 @@ func All() []rpcerr.Rule {
 		{Err: criu.ErrMissing, Code: codes.FailedPrecondition},
 		{Err: criu.ErrTimeout, Code: codes.DeadlineExceeded},
 		{Err: criu.ErrRefused, Code: codes.FailedPrecondition},
+		{Err: criu.ErrForbidden, Code: codes.PermissionDenied},
+		{Err: criu.ErrImages, Code: codes.InvalidArgument},
 		{Err: checkpoint.ErrUnfit, Code: codes.FailedPrecondition},
 		{Err: checkpoint.ErrUntrusted, Code: codes.PermissionDenied},
 		{Err: checkpoint.ErrTooLarge, Code: codes.ResourceExhausted},
