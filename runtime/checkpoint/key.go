@@ -175,3 +175,8 @@ func (p Policy) Check(signer PublicKey) error {
 	}
 	return nil
 }
+
+// Trusts reports whether the policy names this signer: [Anybody] is not trusted.
+func (p Policy) Trusts(signer PublicKey) bool {
+	return signer != PublicKey{} && slices.Contains(p.keys, signer)
+}

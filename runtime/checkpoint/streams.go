@@ -36,10 +36,11 @@ func (s Stage) WriteStreams(list Streams) error {
 	return nil
 }
 
-// ReadStreams reads the standard streams from CRIU's images; without any they are the
-// container's own. The error is [ErrInvalid] for text that CRIU does not write.
-func ReadStreams(images string) (list Streams, err error) {
-	dir, err := os.Open(images)
+// ReadStreams reads the standard streams of an unpacked checkpoint, whose directory this
+// is; without any they are the container's own. The error is [ErrInvalid] for text that
+// is no list.
+func ReadStreams(unpacked string) (list Streams, err error) {
+	dir, err := os.Open(unpacked)
 	if err != nil {
 		return list, fmt.Errorf("read the standard streams of a checkpoint: %w", err)
 	}

@@ -314,9 +314,14 @@ func (w *unpacking) place(name string, size int64) (*os.File, error) {
 		return nil, fmt.Errorf("%w: the archive may have %d bytes", ErrTooLarge, w.terms.Bytes)
 	}
 	dir, base := w.dir, name
-	if path.Dir(name) == ImagesDir {
+	if name == ImagesDir+"/"+streamsFile {
+		base = streamsFile // it is none of CRIU's
+		if size > maxStreams {
+			return nil, fmt.Errorf("%w: it has %d bytes, and may have %d", ErrTooLarge, size, maxStreams)
+		}
+	} else if path.Dir(name) == ImagesDir {
 		dir, base = w.images, path.Base(name)
-		if !strings.HasSuffix(base, imageSuffix) && base != streamsFile {
+		if !strings.HasSuffix(base, imageSuffix) {
 			return nil, nil
 		}
 		if !isImageName(base) {

@@ -48,6 +48,24 @@ func (l *Launcher) Filter(profile *specs.LinuxSeccomp) (*plan.Filter, error) {
 	return l.filter(profile, false)
 }
 
+// Targets returns where the mounts of a container are, by their destinations: links of
+// its image may lead elsewhere.
+func (l *Launcher) Targets(ctx context.Context, r Request) (map[string]string, error) {
+	o := plan.Options{AnyOrder: r.AnyOrder}
+	s, made, err := land(ctx, r.Spec, &o, r.Held)
+	for _, f := range made {
+		f.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	at := map[string]string{}
+	for i, m := range s.Mounts {
+		at[m.Destination] = o.Targets[i]
+	}
+	return at, nil
+}
+
 // Restore starts the program that makes a container's processes. The keeper knows
 // it by the container's ID until [client.Client.Replace] names the first of them, and
 // gives it the output that the request has.
