@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/audit"
+	"crisp/cri/pod"
 	"crisp/cri/spec"
 )
 
@@ -80,6 +81,23 @@ func (s *Server) CheckpointPod(ctx context.Context, r *runtimeapi.CheckpointPodR
 		return nil, err
 	}
 	return &runtimeapi.CheckpointPodResponse{}, nil
+}
+
+// RestorePod creates a pod with its containers of a checkpoint.
+func (s *Server) RestorePod(ctx context.Context, r *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	id, made, err := s.Pods.RestorePod(ctx, pod.RestoreRequest{
+		Path: r.GetCheckpointPath(), Config: r.GetConfig(), Handler: r.GetRuntimeHandler(), Options: r.GetOptions(), Containers: r.GetContainerConfigs(),
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	out := &runtimeapi.RestorePodResponse{PodSandboxId: id}
+	for _, c := range r.GetContainerConfigs() {
+		name := c.GetMetadata().GetName()
+		out.RestoredContainers = append(out.RestoredContainers, &runtimeapi.RestoredContainer{Name: name, ContainerId: made[name]})
+	}
+	return out, nil
 }
 
 // PortForward returns the URL of a session with connections to a pod's ports.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -382,8 +383,11 @@ func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
 	pids = append([]int{first}, slices.DeleteFunc(pids, func(pid int) bool { return pid == first })...)
 
 	enter(ctx, "dump container "+f.c.Config.Msg.GetMetadata().GetName()+" with CRIU", false)
-	externals, err := criu.Externals(criu.Container{Pids: pids, Terminal: f.pr.row.Terminal()})
+	externals, err := criu.Externals(criu.Container{Pids: pids, Terminal: nil})
 	if err != nil {
+		return err
+	}
+	if err := f.stage.WriteStreams(streamsOf(f.pr, externals)); err != nil {
 		return err
 	}
 	err = program.Dump(ctx, criu.Dump{Pid: first, Images: f.stage.Images(), Freezer: f.group.Freezer(), Externals: externals})
@@ -399,6 +403,41 @@ func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
 	defer content.Diff.Upper.Close()
 	defer content.Diff.Lower.Close()
 	return f.stage.Fill(ctx, content)
+}
+
+// streamsOf are the standard streams of a process as CRIU calls them.
+func streamsOf(pr *process, externals []string) (list checkpoint.Streams) {
+	for _, e := range externals {
+		if strings.HasPrefix(e, "file[") { // the node's null device
+			list = checkpoint.Streams{e, e, e}
+		}
+	}
+	log := pr.row.Log()
+	for i, f := range []*os.File{pr.stdin, pipeOf(log.Stdout), pipeOf(log.Stderr)} {
+		if info, err := stat(f); err == nil && info.Mode&unix.S_IFMT == unix.S_IFIFO {
+			list[i] = fmt.Sprintf("pipe:[%d]", info.Ino)
+		}
+	}
+	return list
+}
+
+func pipeOf(s *client.Stream) *os.File {
+	if s == nil {
+		return nil
+	}
+	return s.Pipe
+}
+
+// stat examines an open file, which may be nil or closed.
+func stat(f *os.File) (st unix.Stat_t, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return st, err
+	}
+	if cerr := raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &st) }); cerr != nil {
+		return st, cerr
+	}
+	return st, err
 }
 
 // unlockNetwork removes the packet filter table with which CRIU holds up the

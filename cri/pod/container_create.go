@@ -26,6 +26,7 @@ import (
 var containerSteps = []step[*creation]{
 	{name: "prepare root file system", do: (*creation).prepareRootfs, undo: (*creation).discardRootfs},
 	{name: "make spec", do: (*creation).makeSpec, undo: (*creation).removeSpec},
+	{name: "take checkpoint", do: (*creation).takeCheckpoint, undo: (*creation).dropCheckpoint},
 	{name: "make cgroup", do: (*creation).makeCgroup, undo: (*creation).removeCgroup},
 }
 
@@ -39,6 +40,8 @@ type creation struct {
 	image image.Image
 	spec  *specs.Spec
 	found func(*Container)
+	// from is the checkpoint that the container is created of, nil for none.
+	from *origin
 }
 
 func (k *creation) record() *Container { return k.p.record().Container(k.id) }
@@ -74,7 +77,14 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *ru
 		}
 		defer release()
 
-		id, err := p.create(ctx, cfg)
+		var from *origin
+		if archiveOf(cfg) != "" {
+			if from, err = m.originOf(ctx, cfg); err != nil {
+				return "", fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
+			}
+		}
+		id, err := p.create(ctx, cfg, from)
+		err = errors.Join(err, from.drop(ctx))
 		if err != nil {
 			return "", fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
 		}
@@ -82,8 +92,9 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *ru
 	})
 }
 
-// create is called with the operation lock held.
-func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (string, error) {
+// create is called with the operation lock held. from is the checkpoint that the
+// container is created of, nil for none.
+func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig, from *origin) (string, error) {
 	r := p.record()
 	if !r.Ready() {
 		return "", fmt.Errorf("sandbox %s is not ready: %w", r.ID, ErrState)
@@ -104,7 +115,7 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (stri
 		}
 	}
 
-	k, c, err := p.newContainer(cfg)
+	k, c, err := p.newContainer(cfg, from)
 	if err != nil {
 		return "", err
 	}
@@ -143,8 +154,12 @@ func (k *creation) recorder(c *Container) recorder {
 }
 
 // newContainer does all checks that need no change to the machine.
-func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*creation, *Container, error) {
-	img, err := p.m.Images.Get(cfg.GetImage().GetImage())
+func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig, from *origin) (*creation, *Container, error) {
+	wanted := cfg.GetImage().GetImage()
+	if archiveOf(cfg) != "" {
+		wanted = from.unpacked.Config.RootfsImageRef
+	}
+	img, err := p.m.Images.Get(wanted)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -166,7 +181,7 @@ func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig) (*creation, *Contain
 		m := message(res)
 		c.Resources = &m
 	}
-	return &creation{p: p, id: id, image: img}, c, nil
+	return &creation{p: p, id: id, image: img, from: from}, c, nil
 }
 
 // imageRef is the name of a container's image in its status.

@@ -82,6 +82,9 @@ func (p *pod) startFailed(ctx context.Context, id string, cause error) {
 	if pr := p.process(id); pr != nil && pr.group != nil {
 		warn(p.m.killGroup(context.WithoutCancel(ctx), pr.group), "kill a failed start", "container", id)
 	}
+	if c := p.record().Container(id); c != nil {
+		p.forgetCheckpoint(c)
+	}
 	now := time.Now().UnixNano()
 	note := func(c *Container) {
 		c.StartedAt, c.FinishedAt, c.ExitCode = now, now, exitStartError
@@ -151,7 +154,11 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	}
 	var started *client.Started
 	err = p.stage(ctx, "run plan", func(ctx context.Context) error {
-		started, err = p.m.Launcher.Container(ctx, request)
+		if c.Checkpoint {
+			started, err = p.restore(ctx, request, c, pr)
+		} else {
+			started, err = p.m.Launcher.Container(ctx, request)
+		}
 		return err
 	})
 	if err != nil {
@@ -180,6 +187,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	}
 	pr.rootfs.Close()
 	pr.rootfs = nil
+	p.forgetCheckpoint(c)
 	close(pr.started)
 	p.poststart(ctx, c, hooks, started.Pid)
 	return nil

@@ -24,6 +24,7 @@ import (
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/checkpoint"
 	"crisp/runtime/durable"
 	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
@@ -111,6 +112,8 @@ type Choices struct {
 	Hooks func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error)
 	// Handlers are the runtime handlers that pods may request in addition to "".
 	Handlers []string
+	// RestoreFrom says whose checkpoints are restored.
+	RestoreFrom checkpoint.Policy
 }
 
 // Manager owns the pods of a node.
@@ -155,6 +158,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 
 	if err := os.MkdirAll(o.NetNSDir, 0o755); err != nil {
 		return nil, fmt.Errorf("create directory for network namespaces: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Join(o.StateDir, yardDir), 0o700); err != nil {
+		return nil, fmt.Errorf("create directory for restores: %w", err)
 	}
 	m := &Manager{
 		Options:    o,

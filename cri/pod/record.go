@@ -39,6 +39,9 @@ type Record struct {
 	Config Message[*runtimeapi.PodSandboxConfig] `json:"-"`
 	// Handler is the requested runtime handler, "" for the default.
 	Handler string
+	// Restoring means that the pod's containers are being created of a checkpoint:
+	// without all of them it is to be removed.
+	Restoring bool `json:",omitempty"`
 	// CreatedAt is in nanoseconds since the epoch.
 	CreatedAt int64
 	// Phase is the last step of sandboxSteps that was started, phaseReady when
@@ -99,6 +102,11 @@ type Container struct {
 	User                             UserIDs
 	// Frozen means that the container is frozen for a checkpoint, or was about to be.
 	Frozen bool `json:",omitempty"`
+	// Checkpoint means that the container is started from the checkpoint in its
+	// directory.
+	Checkpoint bool `json:",omitempty"`
+	// CheckpointTrusted means that one who is trusted has signed it.
+	CheckpointTrusted bool `json:",omitempty"`
 	// Left marks a creation that failed and could not be undone.
 	Left bool `json:",omitempty"`
 	// Resources are the current limits, with updates.

@@ -31,6 +31,8 @@ const (
 	undoPod
 	// unreadyPod: recorded as ready, but its namespaces no longer exist.
 	unreadyPod
+	// removePod: it was to be restored, and lacks containers.
+	removePod
 )
 
 // facts are the state of a pod in the kernel and the keeper.
@@ -47,6 +49,8 @@ func judgeSandbox(r *Record, f facts) verdict {
 	switch {
 	case r.begun():
 		return undoPod
+	case r.Restoring:
+		return removePod
 	case !r.Ready():
 		return keepPod
 	case !f.sameBoot, !f.held, r.Pause != nil && f.pauseEnded:
@@ -177,6 +181,10 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 	}
 
 	switch judgeSandbox(r, f) {
+	case removePod:
+		p.m.wg.Go(func() {
+			warn(p.m.RemoveSandbox(p.m.ctx, r.ID), "remove a pod whose restore was interrupted", "sandbox", r.ID)
+		})
 	case undoPod:
 		errs = append(errs, p.finishUndo(ctx))
 	case unreadyPod:
@@ -205,6 +213,9 @@ func (p *pod) finishUndo(ctx context.Context) error {
 }
 
 func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot bool, e *client.Entry) error {
+	if unrestored(c, e) {
+		return errors.Join(p.release(ctx, e), p.loseRestore(ctx, c))
+	}
 	verdict := judgeContainer(c, sameBoot, e, c.StartedAt == 0 && p.populated(c))
 	if verdict == adoptContainer || verdict == endContainer {
 		if err := p.adopt(c, e); err != nil {
@@ -282,6 +293,7 @@ func (p *pod) adopt(c *Container, e *client.Entry) error {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+	p.forgetCheckpoint(c)
 
 	p.setProcess(c.ID, pr)
 	close(pr.started)
@@ -295,6 +307,40 @@ func (p *pod) adopt(c *Container, e *client.Entry) error {
 	}
 	return p.updateContainer(c.ID, func(c *Container) {
 		c.StartedAt, c.Process = e.StartedAt.UnixNano(), identity
+	})
+}
+
+// unrestored reports whether the last daemon died while a container was restored. CRIU,
+// which is the container's process until that is done, is in no PID namespace of the
+// container's; one that has ended may have been CRIU.
+func unrestored(c *Container, e *client.Entry) bool {
+	if !c.Checkpoint || c.Phase != phaseReady || c.StartedAt != 0 || e == nil {
+		return false
+	}
+	if e.Exit != nil || e.PidFD == nil {
+		return true
+	}
+	own, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return false
+	}
+	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", e.Pid))
+	return err != nil || its == own
+}
+
+// loseRestore ends a container whose restore was interrupted.
+func (p *pod) loseRestore(ctx context.Context, c *Container) error {
+	defer p.afterEnd(c.ID)
+	if group, err := p.m.Cgroups.Open(c.CgroupPath); err == nil {
+		ctx, cancel := context.WithTimeout(ctx, loseTimeout)
+		defer cancel()
+		if err := p.m.killGroup(ctx, group); err != nil {
+			return err
+		}
+	}
+	return p.updateContainer(c.ID, func(c *Container) {
+		c.FinishedAt, c.ExitCode, c.Reason = time.Now().UnixNano(), exitStartError, reasonStartError
+		c.StartedAt, c.Message = c.FinishedAt, "the daemon was killed while the container was restored"
 	})
 }
 

@@ -47,11 +47,12 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 		return "", fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, handler, m.Handlers())
 	}
 	return m.join(ctx, sandboxKey(cfg.GetMetadata()), Operation{What: "run pod", Pod: sandboxName(cfg.GetMetadata())}, func(ctx context.Context) (string, error) {
-		return m.runSandbox(ctx, cfg, handler)
+		return m.runSandbox(ctx, cfg, handler, false)
 	})
 }
 
-func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+// runSandbox runs a pod, whose containers are to follow of a checkpoint if it is restored.
+func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string, restored bool) (string, error) {
 	if id, err := m.existing(ctx, cfg); id != "" || err != nil {
 		return id, err
 	}
@@ -61,7 +62,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 		}
 	}
 
-	p, err := m.newSandbox(ctx, cfg, handler)
+	p, err := m.newSandbox(ctx, cfg, handler, restored)
 	if err != nil {
 		return "", err
 	}
@@ -107,6 +108,8 @@ func (m *Manager) existing(ctx context.Context, cfg *runtimeapi.PodSandboxConfig
 	switch {
 	case r.begun():
 		return "", p.undo(ctx)
+	case r.Restoring: // interrupted: one that is under way has the same key
+		return "", m.RemoveSandbox(ctx, r.ID)
 	case !r.Ready():
 		return "", fmt.Errorf("%s is sandbox %s, which is not ready: remove it first: %w", sandboxKey(cfg.GetMetadata()), r.ID, ErrExists)
 	case !proto.Equal(r.Config.Msg, cfg):
@@ -143,10 +146,10 @@ func (p *pod) noteLeft(why error) {
 }
 
 // newSandbox creates the pod's directory and its first record.
-func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (*pod, error) {
+func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string, restored bool) (*pod, error) {
 	cfg = proto.Clone(cfg).(*runtimeapi.PodSandboxConfig)
 	r := &Record{
-		Version: recordVersion, BootID: m.bootID, ID: newID(), Config: message(cfg), Handler: handler,
+		Version: recordVersion, BootID: m.bootID, ID: newID(), Config: message(cfg), Handler: handler, Restoring: restored,
 		CreatedAt: time.Now().UnixNano(), Phase: sandboxSteps[0].name,
 	}
 

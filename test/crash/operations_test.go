@@ -5,6 +5,7 @@ package crash
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -27,8 +28,12 @@ type operation struct {
 	done func(*scene)
 }
 
-// checkpointName is that of an operation that needs CRIU.
-const checkpointName = "CheckpointContainer"
+// The names of operations that need CRIU.
+const (
+	checkpointName = "CheckpointContainer"
+	restorePodName = "RestorePod"
+	restoreName    = "StartContainer of a checkpoint"
+)
 
 var operations = []operation{{
 	name: "RunPodSandbox", call: (*scene).tryRun, heal: (*scene).removeUnready,
@@ -113,6 +118,18 @@ var operations = []operation{{
 		}
 	},
 }, {
+	name: restorePodName, prepare: []func(*scene){(*scene).ownPIDs, (*scene).run, (*scene).create, (*scene).start, (*scene).save},
+	call: (*scene).tryRestore, heal: (*scene).removeUnready,
+	done: func(s *scene) {
+		s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
+		s.wantContainer(runtimeapi.ContainerState_CONTAINER_CREATED)
+		s.start()
+		s.wantAlive()
+	},
+}, {
+	name: restoreName, prepare: []func(*scene){(*scene).ownPIDs, (*scene).run, (*scene).create, (*scene).start, (*scene).save, (*scene).restore},
+	call: (*scene).tryStart, heal: (*scene).recreate, skip: (*scene).runs, done: (*scene).wantAlive,
+}, {
 	name: "ExecSync", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryExec,
 	done: (*scene).wantAlive,
 }}
@@ -120,7 +137,7 @@ var operations = []operation{{
 // needs skips an operation that this machine cannot perform.
 func (n *node) needs(t *testing.T, op operation) {
 	t.Helper()
-	if op.name == checkpointName && !n.hasCRIU {
+	if slices.Contains([]string{checkpointName, restorePodName, restoreName}, op.name) && !n.hasCRIU {
 		testkit.Skip(t, "criu", "it could not be fetched")
 	}
 }

@@ -32,6 +32,8 @@ type scene struct {
 	container *runtimeapi.ContainerConfig
 	// The IDs that calls returned.
 	podID, containerID string
+	// saved is the directory of a checkpoint.
+	saved string
 }
 
 // newScene returns a scene whose pod does something in every step of its table:
@@ -132,6 +134,26 @@ func (s *scene) tryCheckpoint() error {
 	_, err := within(s.ctx, s.n.Runtime.CheckpointContainer, &runtimeapi.CheckpointContainerRequest{ContainerId: s.containerID, Location: file})
 	if _, there := os.Stat(file); there != nil && err == nil {
 		s.t.Errorf("no archive: %v", there)
+	}
+	return err
+}
+
+// save makes a checkpoint of the pod, and removes the pod.
+func (s *scene) save() {
+	s.t.Helper()
+	s.saved = s.t.TempDir()
+	call(s.t, s.n.Runtime.CheckpointPod, &runtimeapi.CheckpointPodRequest{PodSandboxId: s.podID, OutputPath: s.saved, ContainerIds: []string{s.containerID}})
+	s.removeAll()
+}
+
+func (s *scene) restore() { s.t.Helper(); s.must("restore pod", s.tryRestore()) }
+
+func (s *scene) tryRestore() error {
+	r, err := within(s.ctx, s.n.Runtime.RestorePod, &runtimeapi.RestorePodRequest{
+		CheckpointPath: s.saved, Config: s.pod, ContainerConfigs: []*runtimeapi.ContainerConfig{s.container},
+	})
+	if err == nil {
+		s.podID, s.containerID = r.PodSandboxId, r.RestoredContainers[0].ContainerId
 	}
 	return err
 }

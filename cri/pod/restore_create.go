@@ -1,0 +1,333 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/cri/spec"
+	"crisp/runtime/checkpoint"
+	"crisp/runtime/rootpath"
+)
+
+// maxCheckpoint bounds a checkpoint and what is unpacked of it, in bytes. The disk
+// bounds it, too.
+const maxCheckpoint = 256 << 30
+
+// RestoreRequest asks for a pod from a checkpoint in the directory Path.
+type RestoreRequest struct {
+	Path       string
+	Config     *runtimeapi.PodSandboxConfig
+	Handler    string
+	Options    map[string]string
+	Containers []*runtimeapi.ContainerConfig
+}
+
+// RestorePod creates a pod, and its containers without starting them, of a checkpoint.
+// It returns the sandbox's id and those of the containers, by name. No option is known
+// so far. After an error nothing of the pod is left.
+func (m *Manager) RestorePod(ctx context.Context, r RestoreRequest) (string, map[string]string, error) {
+	name := sandboxName(r.Config.GetMetadata())
+	if err := m.checkRestore(ctx, r); err != nil {
+		return "", nil, fmt.Errorf("restore pod %s: %w", name, err)
+	}
+
+	id, err := m.join(ctx, sandboxKey(r.Config.GetMetadata()), Operation{What: "restore pod", Pod: name}, func(ctx context.Context) (string, error) {
+		return m.restorePod(ctx, r)
+	})
+	if err != nil {
+		return "", nil, fmt.Errorf("restore pod %s: %w", name, err)
+	}
+	p, err := m.pod(id)
+	if err != nil {
+		return "", nil, err
+	}
+
+	made := map[string]string{}
+	for _, c := range p.record().Containers {
+		made[c.Config.Msg.GetMetadata().GetName()] = c.ID
+	}
+	return id, made, nil
+}
+
+// checkRestore checks what needs no look at the checkpoint.
+func (m *Manager) checkRestore(ctx context.Context, r RestoreRequest) error {
+	if err := spec.ValidateSandbox(r.Config); err != nil {
+		return err
+	}
+	for name := range r.Options {
+		return fmt.Errorf("%w: unknown option %.100q", ErrInvalid, name)
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		return fmt.Errorf("%w: the call has no deadline", ErrInvalid)
+	}
+	if !m.HasHandler(r.Handler) {
+		return fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, r.Handler, m.Handlers())
+	}
+	if !filepath.IsAbs(r.Path) || filepath.Clean(r.Path) != r.Path {
+		return fmt.Errorf("%w: the checkpoint %.200q is no absolute path", ErrInvalid, r.Path)
+	}
+
+	if len(r.Containers) == 0 {
+		return fmt.Errorf("%w: no container is named", ErrInvalid)
+	}
+	seen := map[string]bool{}
+	for _, c := range r.Containers {
+		if err := spec.ValidateContainer(c, r.Config); err != nil {
+			return err
+		}
+		if n := c.GetMetadata().GetName(); seen[n] {
+			return fmt.Errorf("%w: container %.100q is named twice", ErrInvalid, n)
+		}
+		seen[c.GetMetadata().GetName()] = true
+	}
+	return nil
+}
+
+func (m *Manager) restorePod(ctx context.Context, r RestoreRequest) (id string, err error) {
+	dir, err := os.OpenFile(r.Path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", fmt.Errorf("%w: open checkpoint: %w", ErrInvalid, err)
+	}
+	defer dir.Close()
+	saved, err := checkpoint.OpenPod(dir, m.choices.Load().RestoreFrom)
+	if err != nil {
+		return "", err
+	}
+	dump, err := decodeDump(saved.Dump)
+	if err != nil {
+		return "", err
+	}
+	if err := dump.check(r); err != nil {
+		return "", err
+	}
+
+	origins, err := m.origins(ctx, saved, dump)
+	defer func() { err = errors.Join(err, dropAll(ctx, origins)) }()
+	if err != nil {
+		return "", err
+	}
+	if id, err = m.runSandbox(ctx, r.Config, r.Handler, true); err != nil {
+		return "", err
+	}
+	if err := m.restoreContainers(ctx, id, r, origins); err != nil {
+		return "", errors.Join(err, m.dropRestored(ctx, id))
+	}
+	return id, nil
+}
+
+// origins unpacks the archives of a pod's checkpoint, by the names of the containers.
+func (m *Manager) origins(ctx context.Context, saved *checkpoint.Pod, dump *PodDump) (map[string]*origin, error) {
+	made := map[string]*origin{}
+	for _, c := range dump.Containers {
+		f, digest, err := saved.Archive(c.Archive)
+		if err != nil {
+			return made, fmt.Errorf("container %s: %w", c.Name, err)
+		}
+		o, err := m.unpack(ctx, f, digest)
+		f.Close()
+		if err != nil {
+			return made, fmt.Errorf("container %s: %w", c.Name, err)
+		}
+		o.config = c.Config.Msg
+		made[c.Name] = o
+		if o.unpacked.Config.Name != c.Name {
+			return made, fmt.Errorf("container %s: %w: its archive is of %.100q", c.Name, checkpoint.ErrInvalid, o.unpacked.Config.Name)
+		}
+	}
+	return made, nil
+}
+
+func dropAll(ctx context.Context, origins map[string]*origin) (err error) {
+	for _, o := range origins {
+		err = errors.Join(err, o.drop(ctx))
+	}
+	return err
+}
+
+func (m *Manager) restoreContainers(ctx context.Context, id string, r RestoreRequest, origins map[string]*origin) error {
+	p, err := m.pod(id)
+	if err != nil {
+		return err
+	}
+	release, err := p.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	for _, c := range r.Containers {
+		name := c.GetMetadata().GetName()
+		if _, err := p.create(ctx, c, origins[name]); err != nil {
+			return fmt.Errorf("create container %s: %w", name, err)
+		}
+	}
+	return p.update(func(r *Record) { r.Restoring = false })
+}
+
+// dropRestored removes a pod that lacks a container. One that was there before the call
+// stays.
+func (m *Manager) dropRestored(ctx context.Context, id string) error {
+	p, err := m.pod(id)
+	if err != nil || !p.record().Restoring {
+		return ignoreNotFound(err)
+	}
+	return m.RemoveSandbox(context.WithoutCancel(ctx), id)
+}
+
+func decodeDump(text []byte) (*PodDump, error) {
+	var dump PodDump
+	if err := json.Unmarshal(text, &dump); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", checkpoint.ErrInvalid, checkpoint.PodFile, err)
+	}
+	if dump.Version != podDumpVersion {
+		return nil, fmt.Errorf("%w: %s has version %d, and this is %d", checkpoint.ErrInvalid, checkpoint.PodFile, dump.Version, podDumpVersion)
+	}
+	return &dump, nil
+}
+
+// check compares a checkpoint with what is asked for: the same containers with the same
+// programs, for the same handler.
+func (d *PodDump) check(r RestoreRequest) error {
+	if d.Handler != r.Handler {
+		return fmt.Errorf("%w: the checkpoint is of runtime handler %.100q, not %q", ErrInvalid, d.Handler, r.Handler)
+	}
+	var saved, asked []string
+	for _, c := range d.Containers {
+		saved = append(saved, c.Name)
+	}
+	for _, c := range r.Containers {
+		asked = append(asked, c.GetMetadata().GetName())
+	}
+	slices.Sort(saved)
+	slices.Sort(asked)
+	if !slices.Equal(saved, asked) {
+		return fmt.Errorf("%w: the checkpoint has the containers %.500q, and asked for are %.500q", ErrInvalid, saved, asked)
+	}
+	return nil
+}
+
+// origin is the checkpoint of which a container is created.
+type origin struct {
+	unpacked *checkpoint.Unpacked
+	// dir is where it is, "" once the container has it.
+	dir string
+	// config is the configuration that the container had, nil if that is unknown.
+	config *runtimeapi.ContainerConfig
+	// trusted: it is signed by one of those whose checkpoints are restored.
+	trusted bool
+}
+
+// unpack unpacks an archive where the next daemon would find and remove it.
+func (m *Manager) unpack(ctx context.Context, archive io.Reader, digest string) (*origin, error) {
+	parent, name := filepath.Join(m.Root, stagesDir), newID()
+	from := m.choices.Load().RestoreFrom
+	u, err := checkpoint.Unpack(ctx, archive, parent, name, checkpoint.Terms{Bytes: maxCheckpoint, From: from, Digest: digest})
+	if err != nil {
+		return nil, err
+	}
+	return &origin{unpacked: u, dir: filepath.Join(parent, name), trusted: from.Trusts(u.Signer)}, nil
+}
+
+// drop removes what no container has.
+func (o *origin) drop(ctx context.Context) error {
+	if o == nil || o.dir == "" {
+		return nil
+	}
+	return o.unpacked.Remove(context.WithoutCancel(ctx))
+}
+
+// check compares a checkpoint with the container that is created of it.
+func (o *origin) check(k *creation) error {
+	if id := o.unpacked.Config.RootfsImageRef; id != k.image.ID {
+		return fmt.Errorf("%w: the checkpoint is of image %.200q, and the container has %s", ErrInvalid, id, k.image.ID)
+	}
+	if o.config == nil {
+		return nil
+	}
+	was, is := o.config, k.record().Config.Msg
+	for what, same := range map[string]bool{
+		"command":           slices.Equal(was.GetCommand(), is.GetCommand()),
+		"arguments":         slices.Equal(was.GetArgs(), is.GetArgs()),
+		"working directory": was.GetWorkingDir() == is.GetWorkingDir(),
+		"environment":       slices.Equal(environment(was), environment(is)),
+		"terminal":          was.GetTty() == is.GetTty(),
+	} {
+		if !same {
+			return fmt.Errorf("%w: the %s differs from that of the checkpointed process", ErrInvalid, what)
+		}
+	}
+	return nil
+}
+
+// environment has the variables of a configuration in order.
+func environment(c *runtimeapi.ContainerConfig) (list []string) {
+	for _, e := range c.GetEnvs() {
+		list = append(list, e.GetKey()+"="+string(e.GetValue()))
+	}
+	slices.Sort(list)
+	return list
+}
+
+// unpackedPath is where the checkpoint of a container is until it is started.
+func (p *pod) unpackedPath(id string) string { return filepath.Join(p.containerDir(id), unpackedDir) }
+
+// takeCheckpoint gives a container the files and the images of the checkpoint that it
+// is created of, if any.
+func (k *creation) takeCheckpoint(ctx context.Context) error {
+	o := k.from
+	if o == nil {
+		return nil
+	}
+	if err := o.check(k); err != nil {
+		return err
+	}
+	if err := o.unpacked.Apply(ctx, k.p.process(k.id).rootfs, ownIDs); err != nil {
+		return err
+	}
+
+	if err := os.MkdirAll(k.dir(), 0o700); err != nil {
+		return fmt.Errorf("make directory for the checkpoint: %w", err)
+	}
+	if err := os.Rename(o.dir, k.p.unpackedPath(k.id)); err != nil {
+		return fmt.Errorf("take the checkpoint: %w", err)
+	}
+	o.dir = ""
+	k.found = func(c *Container) { c.Checkpoint, c.CheckpointTrusted = true, o.trusted }
+	return nil
+}
+
+func (k *creation) dropCheckpoint(ctx context.Context) error {
+	return removeTree(ctx, k.p.unpackedPath(k.id))
+}
+
+// ownIDs are the owners in a container, which its root file system, mounted for it,
+// translates by itself.
+func ownIDs(uid, gid int) (uint32, uint32, error) { return uint32(uid), uint32(gid), nil }
+
+// archiveOf is the path of the checkpoint that a container's image is, "" if it is none.
+func archiveOf(c *runtimeapi.ContainerConfig) string {
+	if image := c.GetImage().GetImage(); strings.HasPrefix(image, "/") {
+		return image
+	}
+	return ""
+}
+
+// open unpacks the archive that a container's image is, and returns the configuration
+// with the image that the checkpointed container had.
+func (m *Manager) originOf(ctx context.Context, c *runtimeapi.ContainerConfig) (*origin, error) {
+	f, err := rootpath.OpenNodeFile(archiveOf(c), maxCheckpoint)
+	if err != nil {
+		return nil, fmt.Errorf("%w: open checkpoint: %w", ErrInvalid, err)
+	}
+	defer f.Close()
+	return m.unpack(ctx, f, "")
+}
