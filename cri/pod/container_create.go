@@ -165,6 +165,10 @@ func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig, from *origin) (*crea
 	}
 
 	cfg = proto.Clone(cfg).(*runtimeapi.ContainerConfig)
+	named := cfg
+	if archiveOf(cfg) != "" {
+		named = &runtimeapi.ContainerConfig{Image: &runtimeapi.ImageSpec{Image: img.ID}}
+	}
 	id := newID()
 	cgroupPath, err := p.m.Cgroups.Path(p.record().Config.Msg.GetLinux().GetCgroupParent(), id)
 	if err != nil {
@@ -172,7 +176,7 @@ func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig, from *origin) (*crea
 	}
 
 	c := &Container{
-		ID: id, Config: message(cfg), ImageID: img.ID, ImageRef: imageRef(cfg, img), ImageDigest: imageDigest(cfg, img), Phase: containerSteps[0].name,
+		ID: id, Config: message(cfg), ImageID: img.ID, ImageRef: imageRef(named, img), ImageDigest: imageDigest(named, img), Phase: containerSteps[0].name,
 		CreatedAt: time.Now().UnixNano(), CgroupPath: cgroupPath,
 		LogPath: spec.LogPath(p.record().Config.Msg, cfg),
 	}

@@ -138,6 +138,7 @@ func (m *Manager) origins(ctx context.Context, saved *checkpoint.Pod, dump *PodD
 		if err != nil {
 			return made, fmt.Errorf("container %s: %w", c.Name, err)
 		}
+
 		o.config = c.Config.Msg
 		made[c.Name] = o
 		if o.unpacked.Config.Name != c.Name {
@@ -253,6 +254,7 @@ func (o *origin) check(k *creation) error {
 	if o.config == nil {
 		return nil
 	}
+
 	was, is := o.config, k.record().Config.Msg
 	for what, same := range map[string]bool{
 		"command":           slices.Equal(was.GetCommand(), is.GetCommand()),

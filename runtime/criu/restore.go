@@ -172,6 +172,7 @@ func (s *Session) converse(request *rpc.CriuReq, at func(Event) error) (*rpc.Cri
 			closeFile(file)
 			return response, err
 		}
+
 		n := response.GetNotify()
 		first = cmp.Or(int(n.GetPid()), first) // it is not in each message
 		if Stage(n.GetScript()) != Terminal {

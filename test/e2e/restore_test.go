@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"context"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -135,4 +138,158 @@ func TestRestore(t *testing.T) {
 			q.remove(t)
 		})
 	}
+}
+
+// TestRestoreAsUsers restores in the ways that users have, and is refused what they get
+// wrong.
+func TestRestoreAsUsers(t *testing.T) {
+	n := withCRIU(t, "")
+	n.run(t, "archive", func(t *testing.T) { testRestoreArchive(t, n) })
+	n.run(t, "refusals", func(t *testing.T) { testRestoreRefusals(t, n) })
+	n.run(t, "containers together", func(t *testing.T) { testRestoreTogether(t, n) })
+}
+
+// testRestoreArchive creates a container of an archive that it names as its image.
+func testRestoreArchive(t *testing.T, n *node) {
+	p := n.pod(t)
+	c := p.start(t, sh("echo new >/etc/made; rm /etc/group; "+counting))
+	eventually(t, "it counts", func() bool { return c.count(t) > 1 })
+	file := filepath.Join(t.TempDir(), "a.tar")
+	call(t, n.Runtime.CheckpointContainer, &runtimeapi.CheckpointContainerRequest{ContainerId: c.id, Location: file})
+	until := c.count(t)
+
+	d := p.start(t, named("again"), image(file))
+	eventually(t, "it goes on", func() bool { _, last := d.countFrom(t); return last > until })
+	c.goesOn(t) // the first one, too
+	d.sh(t, "test $(cat /etc/made) = new && ! test -e /etc/group")
+	if was, is := c.status(t), d.status(t); is.ImageId != was.ImageId || is.ImageId == "" {
+		t.Errorf("its image is %q, was %q", is.ImageId, was.ImageId)
+	}
+	if left, err := os.ReadDir(n.path("root", "checkpoints")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	eventually(t, "its checkpoint is removed", func() bool {
+		left, err := filepath.Glob(n.path("root", "pods", "*", d.id, "checkpoint"))
+		return err == nil && len(left) == 0
+	})
+
+	// It ends, and is ended, like any other.
+	call(t, n.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: d.id})
+	if st := d.status(t); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 137 {
+		t.Errorf("after its stop: %v, exit code %d", st.State, st.ExitCode)
+	}
+	p.remove(t)
+}
+
+// testRestoreTogether restores two containers, and has one of them end by itself.
+func testRestoreTogether(t *testing.T, n *node) {
+	p := n.pod(t)
+	dir := t.TempDir()
+	a := p.start(t, sh(counting), named("a"))
+	b := p.start(t, sh("while ! test -e /volume/stop; do sleep 0.05; done; exit 9"), named("b"), mount(dir, "/volume"))
+	eventually(t, "it counts", func() bool { return a.count(t) > 1 })
+	saved := p.save(t, a, b)
+	p.remove(t)
+
+	q, restored := n.restore(t, p.again(t, saved, b, a)) // in any order
+	for _, c := range restored {
+		c.start(t)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "stop"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if st := restored[0].wait(t); st.ExitCode != 9 || st.Reason != "Error" {
+		t.Errorf("it ended with %d, %s", st.ExitCode, st.Reason)
+	}
+	before := restored[1].status(t)
+	eventually(t, "the other goes on", func() bool { _, last := restored[1].countFrom(t); return last > 10 })
+
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if st := restored[1].status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || st.StartedAt != before.StartedAt {
+		t.Errorf("after a restart of the daemon it is %v", st.State)
+	}
+	_, last := restored[1].countFrom(t)
+	eventually(t, "it goes on", func() bool { _, now := restored[1].countFrom(t); return now > last })
+	q.remove(t)
+}
+
+func testRestoreRefusals(t *testing.T, n *node) {
+	p := n.pod(t)
+	c := p.start(t, sh(counting))
+	saved := p.save(t, c)
+	p.remove(t)
+	call(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: nginx}})
+	for name, test := range map[string]struct {
+		change func(*runtimeapi.RestorePodRequest)
+		code   codes.Code
+		says   string
+	}{
+		"no such directory": {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath += "/none" }, codes.InvalidArgument, "none"},
+		"no checkpoint":     {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = t.TempDir() }, codes.InvalidArgument, "pod.dump"},
+		"relative":          {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = "here" }, codes.InvalidArgument, "absolute"},
+		"unknown option":    {func(r *runtimeapi.RestorePodRequest) { r.Options = map[string]string{"fast": "yes"} }, codes.InvalidArgument, "fast"},
+		"unknown handler":   {func(r *runtimeapi.RestorePodRequest) { r.RuntimeHandler = "kata" }, codes.InvalidArgument, "kata"},
+		"no container":      {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs = nil }, codes.InvalidArgument, "container"},
+		"twice": {func(r *runtimeapi.RestorePodRequest) {
+			r.ContainerConfigs = append(r.ContainerConfigs, r.ContainerConfigs[0])
+		}, codes.InvalidArgument, "twice"},
+		"another name":    {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[0].Metadata.Name = "other" }, codes.InvalidArgument, "other"},
+		"another command": {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[0].Command[0] = "ash" }, codes.InvalidArgument, "command"},
+		"another image":   {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[0].Image.Image = nginx }, codes.InvalidArgument, "image"},
+		"changed": {func(r *runtimeapi.RestorePodRequest) {
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(saved)); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.OpenFile(filepath.Join(dir, "container-0.tar"), os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if _, err := f.WriteAt([]byte("X"), 4096); err != nil {
+				t.Fatal(err)
+			}
+			r.CheckpointPath = dir
+		}, codes.InvalidArgument, ""},
+		"not signed": {func(r *runtimeapi.RestorePodRequest) {
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(saved)); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(filepath.Join(dir, "crisp.manifest")); err != nil {
+				t.Fatal(err)
+			}
+			r.CheckpointPath = dir
+		}, codes.PermissionDenied, "signed"},
+	} {
+		r := proto.Clone(p.again(t, saved, c)).(*runtimeapi.RestorePodRequest)
+		test.change(r)
+		_, err := try(t, n.Runtime.RestorePod, r)
+		if wantCode(t, err, test.code, test.says); t.Failed() {
+			t.Fatal(name)
+		}
+	}
+
+	_, err := n.Runtime.RestorePod(context.WithoutCancel(t.Context()), p.again(t, saved, c))
+	wantCode(t, err, codes.InvalidArgument, "deadline")
+	if left := call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items; len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+
+	// A start that the checkpoint does not fit.
+	r := p.again(t, saved, c)
+	r.ContainerConfigs = []*runtimeapi.ContainerConfig{proto.Clone(c.cfg).(*runtimeapi.ContainerConfig)}
+	r.ContainerConfigs[0].Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/more"}}
+	q, restored := n.restore(t, r)
+	_, err = try(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: restored[0].id})
+	wantCode(t, err, codes.PermissionDenied, "/more")
+	if st := restored[0].status(t); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != "StartError" {
+		t.Errorf("it is %v, %s", st.State, st.Reason)
+	}
+	q.remove(t)
 }
