@@ -202,6 +202,9 @@ func (o Overlay) options(upper *os.File) []option {
 	}
 
 	base := fdPath(upper) + "/"
+	// Off even if they are the kernel's defaults: a writable layer has all of what
+	// was changed, not references to files below, so that it can be read by itself.
+	list = append(list, option{key: "redirect_dir", value: "off", dispensable: true}, option{key: "metacopy", value: "off", dispensable: true})
 	return append(list, option{key: "upperdir", value: base + upperDir}, option{key: "workdir", value: base + workDir},
 		// After a power cut, what a container wrote is discarded. Without this option
 		// the unmount of every container would sync the whole file system.

@@ -309,3 +309,35 @@ func TestAppendsLayers(t *testing.T) {
 		t.Error("the kernel is said not to append layers, as Linux 6.7 does")
 	}
 }
+
+// TestWholeChanges changes files below on a kernel whose defaults let the writable layer
+// refer to them.
+func TestWholeChanges(t *testing.T) {
+	testkit.Root(t)
+	o := stacked(t)
+	if o.OneString {
+		testkit.Skip(t, "linux 6.7", "layers are not passed one by one")
+	}
+	m, err := o.create(o.Upper, func(fs int) error {
+		for _, opt := range []option{{key: "redirect_dir", value: "on"}, {key: "metacopy", value: "on"}} {
+			if err := opt.set(fs); err != nil {
+				return err
+			}
+		}
+		return errors.Join(unix.FsconfigSetString(fs, "lowerdir+", fdPath(o.Layers)+"/high/fs"), unix.FsconfigSetString(fs, "lowerdir+", fdPath(o.Layers)+"/low/fs"))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+
+	if err := os.Chmod(in(m, "a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(filepath.Join(o.Upper.Name(), upperDir, "a")); err != nil || string(data) != "high" {
+		t.Errorf("the writable layer has %q, %v", data, err)
+	}
+	if err := os.Rename(in(m, "d"), in(m, "e")); !errors.Is(err, unix.EXDEV) {
+		t.Errorf("a directory below was renamed: %v", err)
+	}
+}
