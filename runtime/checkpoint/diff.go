@@ -43,9 +43,10 @@ const (
 	xattrPrefix = "SCHILY.xattr."
 )
 
-// ErrUnfit means that a container's files do not fit into a checkpoint: they are
-// nested too deep, mostly consist of holes, or have too many names or attributes.
-var ErrUnfit = errors.New("the container's files do not fit into a checkpoint")
+// ErrUnfit means that a container's files do not fit into an archive: they are
+// nested too deep, mostly consist of holes, have too many names or attributes, or
+// names that an image's layer cannot have.
+var ErrUnfit = errors.New("the container's files do not fit into an archive")
 
 // Diff is the difference between a container's files and its image's.
 type Diff struct {
@@ -74,6 +75,8 @@ type differ struct {
 	Diff
 	ctx     context.Context // of one call, which ends with it
 	tar     *tar.Writer
+	layer   bool // see [Diff.WriteLayer]
+	entries int64
 	deleted []string
 	linked  map[[2]uint64]string // names of files with several, by device and inode
 	holes   int64                // bytes so far, see maxHoles
@@ -83,12 +86,18 @@ type differ struct {
 
 // directory archives the content of a directory; at is its path.
 func (w *differ) directory(dir *os.File, at []string) error {
-	if len(at) >= maxDepth {
-		return fmt.Errorf("%w: more than %d nested directories", ErrUnfit, maxDepth)
+	if depth := w.most(maxDepth, layerDepth); len(at) >= depth {
+		return fmt.Errorf("%w: more than %d nested directories", ErrUnfit, depth)
 	}
 
 	var seen []string
 	opaque := isOpaque(dir)
+	if opaque && w.layer {
+		if err := w.hideBelow(at); err != nil {
+			return err
+		}
+		opaque = false
+	}
 	for {
 		names, err := dir.Readdirnames(batch)
 		for _, name := range names {
@@ -111,7 +120,7 @@ func (w *differ) directory(dir *os.File, at []string) error {
 				return err
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ENOENT) { // deleted meanwhile
 			break
 		}
 		if err != nil {
@@ -160,6 +169,9 @@ func (w *differ) replaced(at, seen []string) error {
 }
 
 func (w *differ) delete(at []string) error {
+	if w.layer {
+		return w.mark(at[:len(at)-1], whiteoutPrefix+at[len(at)-1])
+	}
 	if len(w.deleted) == maxDeleted {
 		return fmt.Errorf("%w: more than %d files were deleted", ErrUnfit, maxDeleted)
 	}
@@ -188,14 +200,32 @@ func (w *differ) excess(n int64) error {
 }
 
 func (w *differ) entry(dir *os.File, name string, at []string) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	// What has this name now, whatever has it later: the container may go on.
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // deleted meanwhile
+	}
+	if err != nil {
 		return err
 	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
 
-	h := w.header(&st, strings.Join(at, "/"))
-	if len(h.Name) > maxPath {
-		return fmt.Errorf("%w: its path has more than %d bytes", ErrUnfit, maxPath)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if w.layer && strings.HasPrefix(name, whiteoutPrefix) {
+		return fmt.Errorf("%w: in a layer, names that begin with %s say what was deleted", ErrUnfit, whiteoutPrefix)
+	}
+	return w.inode(f, &st, at)
+}
+
+// inode archives what was opened with O_PATH, and at is its path.
+func (w *differ) inode(f *os.File, st *unix.Stat_t, at []string) error {
+	h := w.header(st, strings.Join(at, "/"))
+	if most := w.most(maxPath, layerPath); len(h.Name) > most {
+		return fmt.Errorf("%w: its path has more than %d bytes", ErrUnfit, most)
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFCHR, unix.S_IFBLK:
@@ -210,10 +240,10 @@ func (w *differ) entry(dir *os.File, name string, at []string) error {
 	case unix.S_IFIFO:
 		h.Typeflag = tar.TypeFifo
 	case unix.S_IFSOCK:
-		return nil // a process makes it again
+		return w.socket(at)
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
-		target, err := readlink(dir, name)
+		target, err := readlink(f)
 		if err != nil {
 			return err
 		}
@@ -224,7 +254,7 @@ func (w *differ) entry(dir *os.File, name string, at []string) error {
 		id := [2]uint64{uint64(st.Dev), st.Ino}
 		if first, ok := w.linked[id]; ok {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
-			return w.tar.WriteHeader(h)
+			return w.begin(h)
 		}
 		if len(w.linked) < maxLinks {
 			w.linked[id] = h.Name
@@ -239,17 +269,17 @@ func (w *differ) entry(dir *os.File, name string, at []string) error {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
-		return w.open(dir, name, unix.O_DIRECTORY, func(f *os.File) error {
-			if err := w.begin(h, f); err != nil {
+		return reopen(f, unix.O_DIRECTORY, func(f *os.File) error {
+			if err := w.beginOpen(h, f); err != nil {
 				return err
 			}
 			return w.directory(f, at)
 		})
 	case unix.S_IFREG:
 		h.Typeflag = tar.TypeReg
-		return w.open(dir, name, 0, func(f *os.File) error { return w.file(h, f) })
+		return reopen(f, 0, func(f *os.File) error { return w.file(h, f) })
 	default:
-		return w.tar.WriteHeader(h)
+		return w.begin(h)
 	}
 }
 
@@ -272,23 +302,50 @@ func (w *differ) file(h *tar.Header, f *os.File) error {
 	}
 
 	h.Size = st.Size
-	if err := w.begin(h, f); err != nil {
+	if err := w.beginOpen(h, f); err != nil {
 		return err
 	}
-	_, err := io.CopyN(w.tar, f, st.Size)
+	return w.body(f, st.Size)
+}
+
+// body writes the content of a file, which may have been shortened meanwhile.
+func (w *differ) body(from io.Reader, size int64) error {
+	n, err := io.CopyN(w.tar, from, size)
+	if !errors.Is(err, io.EOF) {
+		return err
+	}
+	if err := w.excess(size - n); err != nil {
+		return err
+	}
+	_, err = io.CopyN(w.tar, zeros{}, size-n)
 	return err
 }
 
-// begin writes the header of an open file, with its extended attributes.
-func (w *differ) begin(h *tar.Header, f *os.File) error {
+// zeros has no end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// begin writes the header of an entry.
+func (w *differ) begin(h *tar.Header) error {
+	w.entries++
+	return w.tar.WriteHeader(h)
+}
+
+// beginOpen writes the header of an open file, with its extended attributes.
+func (w *differ) beginOpen(h *tar.Header, f *os.File) error {
+	most := w.most(maxAttributes, layerAttributes)
 	size := 0
 	err := rootpath.EachAttribute(f, w.IDs, func(name string, value []byte) error {
 		if strings.Contains(name, "=") {
 			return nil // it cannot be in an archive
 		}
 
-		if size += len(name) + len(value); size > maxAttributes {
-			return fmt.Errorf("%w: it has more than %d bytes of extended attributes", ErrUnfit, maxAttributes)
+		if size += len(name) + len(value); size > most {
+			return fmt.Errorf("%w: it has more than %d bytes of extended attributes", ErrUnfit, most)
 		}
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
@@ -299,22 +356,22 @@ func (w *differ) begin(h *tar.Header, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	return w.tar.WriteHeader(h)
+	return w.begin(h)
 }
 
-// open opens a name, which is no link and no device, and closes it after use.
-func (w *differ) open(dir *os.File, name string, flags int, use func(*os.File) error) error {
-	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+// reopen opens what was opened with O_PATH, a directory or a regular file, and closes
+// it after use. No other file is ever opened: a device would see it.
+func reopen(path *os.File, flags int, use func(*os.File) error) error {
+	f, err := rootpath.Reopen(path, path.Name(), flags|unix.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	return use(f)
 }
 
-func readlink(dir *os.File, name string) (string, error) {
+func readlink(link *os.File) (string, error) {
 	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+	n, err := unix.Readlinkat(int(link.Fd()), "", buf)
 	return string(buf[:max(n, 0)]), err
 }

@@ -16,4 +16,7 @@
 //
 // The container is hostile and its files are read without following a link of
 // its. It is frozen meanwhile.
+//
+// The same walk writes the changes as a layer of an image, of a container that may
+// go on: see [Diff.WriteLayer].
 package checkpoint

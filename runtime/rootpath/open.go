@@ -59,7 +59,7 @@ func OpenRegular(root *os.File, path string, maxSize int64) (*os.File, error) {
 			Err: fmt.Errorf("%w: %d bytes, limit %d", ErrTooLarge, st.Size, maxSize)}
 	}
 
-	return reopen(handle, path, unix.O_RDONLY)
+	return Reopen(handle, path, unix.O_RDONLY)
 }
 
 // ReadFile returns the content of the regular file path inside root, which
@@ -138,7 +138,7 @@ func AppendFile(dir *os.File, name string, perm uint32) (*os.File, error) {
 		f, err := CreateFile(dir, name, perm)
 		if err == nil {
 			defer f.Close()
-			return reopen(f, name, unix.O_WRONLY|unix.O_APPEND)
+			return Reopen(f, name, unix.O_WRONLY|unix.O_APPEND)
 		}
 		if !errors.Is(err, fs.ErrExist) {
 			return nil, err
@@ -161,15 +161,15 @@ func AppendFile(dir *os.File, name string, perm uint32) (*os.File, error) {
 		if st.Mode&unix.S_IFMT != unix.S_IFREG {
 			return nil, &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
 		}
-		return reopen(f, name, unix.O_WRONLY|unix.O_APPEND)
+		return Reopen(f, name, unix.O_WRONLY|unix.O_APPEND)
 	}
 
 	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 }
 
-// reopen opens the file of an O_PATH descriptor. The magic link is in our own
-// procfs and leads to exactly that inode.
-func reopen(f *os.File, path string, flags int) (*os.File, error) {
+// Reopen opens the file of an O_PATH descriptor; path is what errors call it. The
+// magic link is in our own procfs and leads to exactly that inode.
+func Reopen(f *os.File, path string, flags int) (*os.File, error) {
 	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), flags|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}

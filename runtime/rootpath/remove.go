@@ -280,7 +280,7 @@ func free(dir *os.File, name string) error {
 	if kind := st.Mode & unix.S_IFMT; st.Attributes&held == 0 || kind != unix.S_IFREG && kind != unix.S_IFDIR {
 		return nil
 	}
-	open, err := reopen(f, name, unix.O_RDONLY)
+	open, err := Reopen(f, name, unix.O_RDONLY)
 	if err != nil {
 		return err
 	}
