@@ -76,7 +76,7 @@ func TestCheck(t *testing.T) {
 	link := file{Header: tar.Header{Name: "d/link", Typeflag: tar.TypeSymlink, Linkname: "f", Mode: 0o777}}
 	var layers []packed
 	for i := range 3 {
-		layers = append(layers, pack(t, dir("d"), text("d/f", random(50_000+i)), link))
+		layers = append(layers, pack(t, dir("d"), text("d/f", random(50_000+i)), link, text("d/.wh.gone", "")))
 	}
 
 	manifest, id := r.push("app", "v1", ocispec.ImageConfig{}, layers...)

@@ -176,12 +176,13 @@ func (c *comparison) links(path, name string, a, b *os.File) error {
 // so it is not compared.
 func (c *comparison) sameStat(path string, a, b *unix.Stat_t) error {
 	isDir := b.Mode&unix.S_IFMT == unix.S_IFDIR
+	isWhiteout := b.Mode&unix.S_IFMT == unix.S_IFCHR && b.Rdev == 0 // has the time of its unpacking
 	switch {
 	case a.Mode != b.Mode:
 		return fmt.Errorf("%w: %q has mode %o, want %o", errDiffers, path, a.Mode, b.Mode)
 	case a.Uid != b.Uid || a.Gid != b.Gid:
 		return fmt.Errorf("%w: %q belongs to %d:%d, want %d:%d", errDiffers, path, a.Uid, a.Gid, b.Uid, b.Gid)
-	case a.Mtim != b.Mtim && !c.implied[path]:
+	case a.Mtim != b.Mtim && !c.implied[path] && !isWhiteout:
 		return fmt.Errorf("%w: modification time of %q differs", errDiffers, path)
 	case a.Rdev != b.Rdev:
 		return fmt.Errorf("%w: device number of %q differs", errDiffers, path)
