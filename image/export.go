@@ -30,7 +30,7 @@ func (s *Service) Export(ctx context.Context, refs []string, w io.Writer) error 
 	if err := e.survey(ctx, refs); err != nil {
 		return fmt.Errorf("export images: %w", err)
 	}
-	defer e.unpin()
+	defer e.giveBack()
 	if err := e.write(ctx); err != nil {
 		return fmt.Errorf("export images: %w", err)
 	}
@@ -44,7 +44,7 @@ type export struct {
 	index  ocispec.Index
 	docker map[digest.Digest]*dockerImage // by ID
 	blobs  map[digest.Digest]ocispec.Descriptor
-	pinned []digest.Digest
+	taken  []*stored
 }
 
 // dockerImage is an image in manifest.json.
@@ -58,36 +58,24 @@ type dockerImage struct {
 func (e *export) survey(ctx context.Context, refs []string) error {
 	e.index = ocispec.Index{Versioned: imagespec.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	for _, ref := range refs {
-		im, err := e.take(ref)
+		im, err := e.s.take(ref)
 		if err == nil {
+			e.taken = append(e.taken, im)
 			err = e.add(ctx, im, ref)
 		}
 		if err != nil {
-			e.unpin()
+			e.giveBack()
 			return err
 		}
 	}
 	return nil
 }
 
-// take finds an image and pins its blobs.
-func (e *export) take(ref string) (*stored, error) {
-	e.s.mu.Lock()
-	defer e.s.mu.Unlock()
-	im, err := e.s.snapshot.Load().findUsable(ref)
-	if err != nil {
-		return nil, err
+func (e *export) giveBack() {
+	for _, im := range e.taken {
+		e.s.giveBack(im)
 	}
-	e.s.pin(im.blobs)
-	e.pinned = append(e.pinned, im.blobs...)
-	return im, nil
-}
-
-func (e *export) unpin() {
-	e.s.mu.Lock()
-	defer e.s.mu.Unlock()
-	e.s.unpin(e.pinned)
-	e.pinned = nil
+	e.taken = nil
 }
 
 // add adds an image under the names that a reference selects.
