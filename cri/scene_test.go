@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -68,6 +69,9 @@ func (fakeImages) Discard(string) error           { return nil }
 func (fakeImages) Upper(string) (*os.File, error) { return nil, errors.New("no upper") }
 func (fakeImages) Lower(context.Context, string) (*os.File, error) {
 	return nil, errors.New("no lower")
+}
+func (fakeImages) Commit(context.Context, string, image.CommitOptions, func(context.Context, io.Writer) (bool, error)) (image.Image, error) {
+	return image.Image{}, errors.New("no commit")
 }
 func (fakeImages) Containers() []string { return nil }
 

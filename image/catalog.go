@@ -171,6 +171,16 @@ func Repository(ref string) (string, error) {
 	return parsed.Name(), err
 }
 
+// FullName returns a reference with its defaults filled in,
+// "docker.io/library/busybox:1" for "busybox:1", and what is none as it is.
+func FullName(ref string) string {
+	parsed, err := registry.ParseReference(ref)
+	if err != nil {
+		return ref
+	}
+	return parsed.String()
+}
+
 // CheckPattern checks that a pattern of pinned images can match: it must be a
 // reference or contain *. Otherwise the error is ErrInvalidReference.
 func CheckPattern(pattern string) error {

@@ -34,6 +34,7 @@ const (
 	GoroutinesPath = "/goroutines"
 	ImportPath     = "/images/import" // the archive in the body, ?name=NAME for an image without one, ?pin=true
 	ExportPath     = "/images/export" // ?ref=IMAGE for each image
+	CommitPath     = "/commit"        // ?container=ID&name=IMAGE, &comment=TEXT, &pin=true, &live=true, &limit=DURATION
 	CollectPath    = "/images/gc"     // ?age=DURATION since the last pull, ?dry=true
 	ProfilePath    = "/debug/pprof/"
 )
@@ -69,6 +70,7 @@ func (s *Server) Register(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+ImportPath, s.importImages)
 	mux.HandleFunc("GET "+ExportPath, s.exportImages)
 	mux.HandleFunc("POST "+CollectPath, s.collectImages)
+	mux.HandleFunc("POST "+CommitPath, s.commit)
 	mux.HandleFunc("GET "+GoroutinesPath, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(goroutines())
 	})

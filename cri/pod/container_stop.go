@@ -116,6 +116,7 @@ func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return ignoreNotFound(err)
 	}
+	p.interruptCheckpoints(id)
 	_, err = m.join(ctx, "removal of container "+id, p.operationOn("remove", id), func(ctx context.Context) (string, error) {
 		release, err := p.lock(ctx)
 		if err != nil {

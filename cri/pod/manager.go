@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,6 +46,8 @@ type Images interface {
 	// Upper opens the directory with what a container wrote.
 	Upper(id string) (*os.File, error)
 	Lower(ctx context.Context, id string) (*os.File, error)
+	// Commit makes an image of another one, and of a layer that changes writes.
+	Commit(ctx context.Context, id string, o image.CommitOptions, changes func(ctx context.Context, to io.Writer) (bool, error)) (image.Image, error)
 	// Containers are the ids that have a prepared layer or held image.
 	Containers() []string
 	// Reserve waits for so many bytes of the memory budget for image data. The

@@ -37,7 +37,7 @@ type pod struct {
 	// without.
 	row        *table.Row
 	firstEnded chan struct{}
-	// checkpoints are those that are under way or waiting, as what ends them and the IDs
+	// checkpoints are those, and commits, that are under way or waiting, as what ends them and the IDs
 	// of the containers.
 	checkpoints map[*context.CancelCauseFunc][]string
 	// known is what the plugins know of the pod.

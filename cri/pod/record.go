@@ -100,7 +100,8 @@ type Container struct {
 	LogPath                          string `json:",omitempty"`
 	StopSignal                       int32
 	User                             UserIDs
-	// Frozen means that the container is frozen for a checkpoint, or was about to be.
+	// Frozen means that the container is frozen for a checkpoint or a commit, or was about
+	// to be.
 	Frozen bool `json:",omitempty"`
 	// Checkpoint means that the container is started from the checkpoint in its
 	// directory.
