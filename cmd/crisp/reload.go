@@ -44,7 +44,7 @@ func reloads() []reload {
 		}},
 		{[]string{
 			"runtime_handlers", "seccomp_profile", "hooks_dirs", "default_capabilities", "pids_limit", "rlimits", "create_missing_host_paths",
-			"device_ownership_from_security_context", "image_volumes", "writable_cgroups",
+			"device_ownership_from_security_context", "image_volumes", "writable_cgroups", "restore_from",
 		}, func(_ context.Context, d *services, cfg *config.Config) error {
 			d.pods.Choose(podChoices(cfg))
 			return nil
@@ -112,14 +112,15 @@ func podChoices(cfg *config.Config) pod.Choices {
 	return pod.Choices{Seccomp: seccompProfiles(cfg), Defaults: defaults(cfg), Hooks: nodeHooks(cfg), Handlers: cfg.RuntimeHandlers, RestoreFrom: restoreFrom(cfg)}
 }
 
-// restoreFrom says whose checkpoints are restored: those of this node.
+// restoreFrom says whose checkpoints are restored. The configuration has been checked: it
+// can only be the node's own key that is not there, and then nobody's are.
 func restoreFrom(cfg *config.Config) checkpoint.Policy {
 	key, err := checkpoint.OpenKey(cfg.Root)
 	if err != nil {
 		klog.ErrorS(err, "No checkpoint is restored")
 		return checkpoint.Policy{}
 	}
-	policy, err := checkpoint.ParsePolicy([]string{checkpoint.ThisNode}, key.Public())
+	policy, err := checkpoint.ParsePolicy(cfg.RestoreFrom, key.Public())
 	if err != nil {
 		klog.ErrorS(err, "No checkpoint is restored")
 	}

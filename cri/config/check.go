@@ -13,6 +13,7 @@ import (
 
 	"crisp/cri/spec"
 	"crisp/network/own"
+	"crisp/runtime/checkpoint"
 )
 
 // A RuntimeClass names its handler with a DNS label (RFC 1123).
@@ -130,6 +131,10 @@ func (c *Config) checkChoices(bad complain) {
 	}
 	if slices.Contains(c.BuiltinPlugins, own.TypePortmap) && !slices.Contains(c.BuiltinPlugins, own.TypeBridge) {
 		bad("builtin_plugins", "portmap is served only together with bridge")
+	}
+
+	if _, err := checkpoint.ParsePolicy(c.RestoreFrom, checkpoint.PublicKey{}); err != nil {
+		bad("restore_from", "%v", err)
 	}
 
 	if c.CgroupDriver == "systemd" && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice") {

@@ -94,7 +94,8 @@ type Config struct {
 	TracingEndpoint     string `toml:"tracing_endpoint"`
 	TracingSamplingRate int    `toml:"tracing_sampling_rate_per_million"`
 
-	CRIUPath string `toml:"criu_path"`
+	CRIUPath    string   `toml:"criu_path"`
+	RestoreFrom []string `toml:"restore_from"`
 
 	MaxContainerLogLineSize int      `toml:"max_container_log_line_size"`
 	StreamAddress           string   `toml:"stream_address"`

@@ -99,6 +99,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"duration", "stream_idle_timeout = \"4 hours\"\n", ErrInvalid, ""},
 		{"rlimit", "rlimits = [\"nofile\"]\n", ErrInvalid, "name=soft:hard"},
 		{"rlimit name", "rlimits = [\"files=1\"]\n", ErrInvalid, "files"},
+		{"key", "restore_from = [\"this-node\", \"that-node\"]\n", ErrInvalid, "restore_from"},
+		{"any with others", "restore_from = [\"any\", \"this-node\"]\n", ErrInvalid, "give it alone"},
 		{"rlimit order", "rlimits = [\"nofile=2:1\"]\n", ErrInvalid, "soft limit"},
 		{"relative path", "root = \"data\"\n", ErrInvalid, "root: "},
 		{"one directory for both", "root = \"/x\"\nstate = \"/x/\"\n", ErrInvalid, "state: "},

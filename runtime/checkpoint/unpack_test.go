@@ -244,7 +244,7 @@ func TestUnpackEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, late)
 	defer cancel()
 	parent := t.TempDir()
-	endless := io.MultiReader(bytes.NewReader(complete().packed(t)), zeros{})
+	endless := io.MultiReader(bytes.NewReader(complete().packed(t)), nothing{})
 	if _, err := Unpack(ctx, endless, parent, "a", Terms{Bytes: 1 << 60, From: Policy{anybody: true}}); !errors.Is(err, late) {
 		t.Errorf("error %v", err)
 	}
@@ -263,9 +263,9 @@ func TestUnpackEnds(t *testing.T) {
 	}
 }
 
-type zeros struct{}
+type nothing struct{}
 
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+func (nothing) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // FuzzUnpack unpacks archives of any bytes.
 func FuzzUnpack(f *testing.F) {

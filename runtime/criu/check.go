@@ -303,7 +303,14 @@ func (i *Inventory) checkNamespaces(a *Allowed) error {
 		}
 	}
 	node, first := of(i.entry.GetRootIds()), of(i.processes[0].ids)
+	if i.processes[0].isGone() {
+		return wrong("the first process has ended")
+	}
 	for kind, id := range first {
+		// What is not said, CRIU may take for either.
+		if (id == 0 || node[kind] == 0) && kind != specs.TimeNamespace {
+			return wrong("they do not say which %s namespace the container has, or the node", kind)
+		}
 		if own := id != node[kind]; own != a.Namespaces[kind] && kind != specs.TimeNamespace {
 			return forbidden("the container has its own %s namespace: %t, and the images: %t", kind, a.Namespaces[kind], own)
 		}

@@ -28,7 +28,7 @@
 //	capabilities           in the spec's bounding set; with no_new_privs its permitted one
 //	no_new_privs           set if the spec sets it
 //	securebits             with CAP_SETPCAP only; dumpable is the kernel's matter
-//	seccomp                each thread has the spec's filter, byte for byte, and maybe more;
+//	seccomp                each thread has the filter of the spec, see SetFilter, and maybe more;
 //	                       none has a listener, or allows speculation
 //	AppArmor, SELinux      there is a label for the caller to replace; no profiles to load
 //	limits, scheduling     not above the spec's without the capability, also oom_score_adj,

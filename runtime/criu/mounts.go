@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mnt"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -126,6 +127,10 @@ func checkGiven(a *Allowed, m *mnt.MntEntry) error {
 	if slices.Contains(a.Masked, p) || slices.Contains(a.Readonly, p) {
 		return checkPropagation(m, AllowedMount{})
 	}
+	if a.Namespaces[specs.UserNamespace] && slices.ContainsFunc(a.Devices, func(d AllowedDevice) bool { return d.Path == p }) {
+		return checkPropagation(m, AllowedMount{}) // nodes cannot be made there
+	}
+
 	want, known := a.under(p)
 	switch {
 	case !known || want.Type != "" && a.Mounts[p].Type != "":

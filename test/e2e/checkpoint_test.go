@@ -66,6 +66,7 @@ func (c *container) checkpoint(t *testing.T) map[string][]byte {
 	if info.Mode() != 0o600 {
 		t.Errorf("the archive has mode %v", info.Mode())
 	}
+	c.p.n.readable(t, file)
 	return untar(t, file)
 }
 
@@ -266,6 +267,10 @@ func testCheckpointCommand(t *testing.T, n *node) {
 		t.Error("an archive has no config.dump")
 	}
 
+	signer, _ := n.signer(t)
+	if out := n.crisp(t, "checkpoint", "--key", "--root", n.path("root")); out != signer.String()+"\n" {
+		t.Errorf("the key is %q, not %s", out, signer)
+	}
 	n.refused(t, 1, "not empty", "checkpoint", "web", pod)
 	n.refused(t, 1, "no such", "checkpoint", "web/app", filepath.Join(dir, "none", "a.tar"))
 	n.refused(t, 6, "nothing", "checkpoint", "nothing", file)
@@ -465,6 +470,7 @@ func testCheckpointPod(t *testing.T, n *node) {
 	if err != nil || len(dump.Containers) != 2 || dump.Config.Metadata.Name != p.cfg.Metadata.Name {
 		t.Fatalf("pod.dump: %+v, %v", dump, err)
 	}
+	n.readablePod(t, r.OutputPath, dump.Containers[0].Archive, dump.Containers[1].Archive)
 	for i, name := range []string{"a", "b"} {
 		if got := dump.Containers[i].Name; got != name {
 			t.Errorf("container %d is %q", i, got)

@@ -98,7 +98,7 @@ func TestRestore(t *testing.T) {
 			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/data"}, {HostPath: "/etc/passwd", ContainerPath: "/a file:1]", Readonly: true}}
 		}},
 		"terminal": {none, func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true }},
-		"stdin": {none, func(c *runtimeapi.ContainerConfig) { c.Stdin = true }},
+		"stdin":    {none, func(c *runtimeapi.ContainerConfig) { c.Stdin = true }},
 		"not root": {none, func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
 		}},

@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,22 +15,55 @@ import (
 
 	"crisp/cmd/crisp/cli"
 	"crisp/cri/client"
+	"crisp/cri/config"
+	"crisp/runtime/checkpoint"
 )
 
 // checkpointCommand is the command checkpoint.
 func checkpointCommand() *cobra.Command {
-	timeout := time.Duration(0)
+	timeout, key, root := time.Duration(0), false, ""
 	cmd := withDaemon(&cobra.Command{
 		Use: "checkpoint [FLAGS] POD|CONTAINER PATH", Short: "Write the state of a running container or pod to files",
 		Long: `Write the state of a running container to the archive PATH, or that of all running
 containers of a pod, at one moment, to the directory PATH, which must be empty if
-it exists. They are frozen meanwhile and then go on. It needs CRIU.`,
-		Args: cli.Exactly(2, "a pod or container, and a path"),
+it exists. They are frozen meanwhile and then go on. It needs CRIU.
+
+With --key it prints the node's public key instead, for restore_from in the
+configuration of nodes that are to restore this one's checkpoints.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if key {
+				return cli.Exactly(0, "no arguments with --key")(cmd, args)
+			}
+			return cli.Exactly(2, "a pod or container, and a path")(cmd, args)
+		},
 	}, func(ctx context.Context, s *session, args []string) error {
 		return s.checkpoint(ctx, args[0], args[1], timeout)
 	})
+	write := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if key {
+			return printKey(cmd, root)
+		}
+		return write(cmd, args)
+	}
+	cmd.Flags().BoolVar(&key, "key", false, "print the key that the node's checkpoints are signed with")
+	cmd.Flags().StringVar(&root, "root", "", "with --key, the daemon's root `DIR` instead of the configuration's")
 	cmd.Flags().DurationVarP(&timeout, "timeout", "t", time.Minute, "how long they may be frozen: `DURATION`")
 	return cmd
+}
+
+// printKey prints the public key of the node, which needs no daemon.
+func printKey(cmd *cobra.Command, root string) error {
+	cfg, err := config.Load(cmd.Flag("config").Value.String())
+	if err != nil {
+		return err
+	}
+	k, err := checkpoint.OpenKey(cmp.Or(root, cfg.Root))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), k.Public())
+	return err
 }
 
 func (s *session) checkpoint(ctx context.Context, name, path string, timeout time.Duration) error {

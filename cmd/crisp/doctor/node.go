@@ -13,6 +13,7 @@ import (
 
 	"crisp/network/cni"
 	"crisp/network/own"
+	"crisp/runtime/checkpoint"
 	"crisp/runtime/criu"
 )
 
@@ -125,12 +126,24 @@ func daemon(_ context.Context, n *Node) []Finding {
 	return []Finding{ok("crisp %s (pid %d) serves %s", state.Version, state.PID, n.Config.Listen)}
 }
 
+// trusted says whose checkpoints are restored.
+func trusted(from []string) Finding {
+	switch {
+	case slices.Contains(from, checkpoint.Anybody):
+		return warn(`set restore_from to "this-node", or to the keys that crisp checkpoint --key prints on the nodes that are trusted`,
+			"checkpoints of everybody are restored: who can write one chooses the memory of a container's processes, and what they have open")
+	case len(from) == 0:
+		return ok("no checkpoints are restored")
+	}
+	return ok("checkpoints are restored from: %s", strings.Join(from, ", "))
+}
+
 // checkpoints looks for CRIU, which a node may do without.
 func checkpoints(ctx context.Context, n *Node) []Finding {
 	p, err := criu.Find(ctx, n.Config.CRIUPath)
 	switch {
 	case err == nil:
-		return []Finding{ok("containers can be checkpointed: %s is CRIU %s", p.Path, p.Version)}
+		return []Finding{ok("containers can be checkpointed: %s is CRIU %s", p.Path, p.Version), trusted(n.Config.RestoreFrom)}
 	case n.Config.CRIUPath == "":
 		return []Finding{ok("containers cannot be checkpointed: %v", err)}
 	default:
