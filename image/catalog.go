@@ -75,6 +75,7 @@ func (s *Service) loadTargets(im *stored) (defect error) {
 		}
 
 		im.config, im.image.Manifest = m.Config.oci(), t.Manifest.Digest
+		im.image.Checkpoint = m.checkpoint()
 		for _, l := range m.Layers {
 			blobs[l.Digest] = true
 			if !s.blobs.Has(l.oci()) {

@@ -107,6 +107,9 @@ type Image struct {
 	ChainIDs []digest.Digest
 	// Manifest is the digest of the image manifest for this platform.
 	Manifest digest.Digest
+	// Checkpoint is the container of which the image is a checkpoint, as its annotations
+	// have it, "" for an ordinary image.
+	Checkpoint string
 }
 
 // Service keeps images and root file systems. Only one process at a time can

@@ -2,10 +2,12 @@ package image
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -52,6 +54,21 @@ func (s *Service) decodeStored(desc ocispec.Descriptor, limit int64, v any) erro
 type manifest struct {
 	Config descriptor   `json:"config"`
 	Layers []descriptor `json:"layers"`
+	// Annotations are those that say of which container the image is a checkpoint, by the
+	// name that there is for it now, and that of CRI-O before.
+	Annotations struct {
+		Checkpoint string `json:"org.criu.checkpoint.container.name"`
+		Former     string `json:"io.kubernetes.cri-o.annotations.checkpoint.name"`
+	} `json:"annotations"`
+}
+
+// maxContainer bounds the name of a container, in bytes.
+const maxContainer = 253
+
+// checkpoint is the container of which an image is a checkpoint, "" if it is none.
+func (m *manifest) checkpoint() string {
+	name := cmp.Or(m.Annotations.Checkpoint, m.Annotations.Former)
+	return strings.Clone(name[:min(len(name), maxContainer)])
 }
 
 // descriptor is an OCI descriptor without annotations and URLs.
