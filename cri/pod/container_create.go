@@ -77,11 +77,9 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *ru
 		}
 		defer release()
 
-		var from *origin
-		if archiveOf(cfg) != "" {
-			if from, err = m.originOf(ctx, cfg); err != nil {
-				return "", fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
-			}
+		from, err := m.originOf(ctx, cfg)
+		if err != nil {
+			return "", fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
 		}
 		id, err := p.create(ctx, cfg, from)
 		err = errors.Join(err, from.drop(ctx))
@@ -155,8 +153,9 @@ func (k *creation) recorder(c *Container) recorder {
 
 // newContainer does all checks that need no change to the machine.
 func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig, from *origin) (*creation, *Container, error) {
-	wanted := cfg.GetImage().GetImage()
-	if archiveOf(cfg) != "" {
+	// What is created of a checkpoint has the image of the container that was saved.
+	wanted, saved := cfg.GetImage().GetImage(), from != nil && from.config == nil
+	if saved {
 		wanted = from.unpacked.Config.RootfsImageRef
 	}
 	img, err := p.m.Images.Get(wanted)
@@ -166,7 +165,7 @@ func (p *pod) newContainer(cfg *runtimeapi.ContainerConfig, from *origin) (*crea
 
 	cfg = proto.Clone(cfg).(*runtimeapi.ContainerConfig)
 	named := cfg
-	if archiveOf(cfg) != "" {
+	if saved {
 		named = &runtimeapi.ContainerConfig{Image: &runtimeapi.ImageSpec{Image: img.ID}}
 	}
 	id := newID()

@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/spec"
+	"crisp/image"
 	"crisp/runtime/checkpoint"
 	"crisp/runtime/rootpath"
 )
@@ -317,19 +318,56 @@ func ownIDs(uid, gid int) (uint32, uint32, error) { return uint32(uid), uint32(g
 
 // archiveOf is the path of the checkpoint that a container's image is, "" if it is none.
 func archiveOf(c *runtimeapi.ContainerConfig) string {
-	if image := c.GetImage().GetImage(); strings.HasPrefix(image, "/") {
-		return image
+	if path := c.GetImage().GetImage(); strings.HasPrefix(path, "/") {
+		return path
 	}
 	return ""
 }
 
-// open unpacks the archive that a container's image is, and returns the configuration
-// with the image that the checkpointed container had.
+// originOf unpacks the checkpoint that a container's image is: an archive, or an image
+// with that annotation. It is nil for an ordinary image, or one that is not there.
 func (m *Manager) originOf(ctx context.Context, c *runtimeapi.ContainerConfig) (*origin, error) {
-	f, err := rootpath.OpenNodeFile(archiveOf(c), maxCheckpoint)
-	if err != nil {
-		return nil, fmt.Errorf("%w: open checkpoint: %w", ErrInvalid, err)
+	if archiveOf(c) != "" {
+		f, err := rootpath.OpenNodeFile(archiveOf(c), maxCheckpoint)
+		if err != nil {
+			return nil, fmt.Errorf("%w: open checkpoint: %w", ErrInvalid, err)
+		}
+		defer f.Close()
+		return m.unpack(ctx, f, "")
 	}
-	defer f.Close()
-	return m.unpack(ctx, f, "")
+
+	img, err := m.Images.Get(c.GetImage().GetImage())
+	if err != nil || img.Checkpoint == "" {
+		return nil, nil // the creation says what is wrong
+	}
+	o, err := m.unpackImage(ctx, img)
+	if err != nil {
+		return nil, fmt.Errorf("image %s, a checkpoint of container %.100q: %w", img.ID, img.Checkpoint, err)
+	}
+	return o, nil
+}
+
+// unpackImage unpacks the checkpoint that an image is.
+func (m *Manager) unpackImage(ctx context.Context, img image.Image) (*origin, error) {
+	user := newID() // of the image's layers, until they are read
+	if err := m.Images.Hold(user, img.ID); err != nil {
+		return nil, err
+	}
+	defer func() { warn(m.Images.Discard(user), "release the image of a checkpoint", "image", img.ID) }()
+	dir, err := m.Images.MountImage(ctx, img.ID, "", image.View{})
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+
+	r, w := io.Pipe()
+	packed := make(chan struct{})
+	go func() {
+		defer close(packed)
+		w.CloseWithError(checkpoint.Pack(ctx, dir, w))
+	}()
+	o, err := m.unpack(ctx, r, "")
+	r.Close()
+	<-packed
+	return o, err
 }

@@ -145,6 +145,7 @@ func TestRestore(t *testing.T) {
 func TestRestoreAsUsers(t *testing.T) {
 	n := withCRIU(t, "")
 	n.run(t, "archive", func(t *testing.T) { testRestoreArchive(t, n) })
+	n.run(t, "image", func(t *testing.T) { testRestoreImage(t, n) })
 	n.run(t, "refusals", func(t *testing.T) { testRestoreRefusals(t, n) })
 	n.run(t, "containers together", func(t *testing.T) { testRestoreTogether(t, n) })
 }
@@ -292,4 +293,25 @@ func testRestoreRefusals(t *testing.T, n *node) {
 		t.Errorf("it is %v, %s", st.State, st.Reason)
 	}
 	q.remove(t)
+}
+
+// testRestoreImage makes an image of a checkpoint, and a container of it.
+func testRestoreImage(t *testing.T, n *node) {
+	p := n.pod(t, podNamed("saved"))
+	c := p.start(t, sh(counting), named("app"))
+	eventually(t, "it counts", func() bool { return c.count(t) > 1 })
+	const name = "registry.example/saved:1"
+	if out := n.crisp(t, "checkpoint", "saved/app", "--image", name); out != name+"\n" {
+		t.Errorf("it printed %q", out)
+	}
+	until := c.count(t)
+
+	d := p.start(t, named("again"), image(name))
+	eventually(t, "it goes on", func() bool { _, last := d.countFrom(t); return last > until })
+	if was, is := c.status(t), d.status(t); is.ImageId != was.ImageId || is.ImageId == "" {
+		t.Errorf("its image is %q, was %q", is.ImageId, was.ImageId)
+	}
+	n.refused(t, 1, "is a pod", "checkpoint", "saved", "--image", name)
+	call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+	p.remove(t)
 }

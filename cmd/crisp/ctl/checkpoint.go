@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -21,12 +23,16 @@ import (
 
 // checkpointCommand is the command checkpoint.
 func checkpointCommand() *cobra.Command {
-	timeout, key, root := time.Duration(0), false, ""
+	timeout, key, root, image := time.Duration(0), false, "", ""
 	cmd := withDaemon(&cobra.Command{
 		Use: "checkpoint [FLAGS] POD|CONTAINER PATH", Short: "Write the state of a running container or pod to files",
 		Long: `Write the state of a running container to the archive PATH, or that of all running
 containers of a pod, at one moment, to the directory PATH, which must be empty if
 it exists. They are frozen meanwhile and then go on. It needs CRIU.
+
+With --image the state of a container becomes an image of that name instead, which pods can
+use on this node, and crisp images export writes for others. A container of it goes on
+where the saved one was; the image that that one had must be there.
 
 With --key it prints the node's public key instead, for restore_from in the
 configuration of nodes that are to restore this one's checkpoints.`,
@@ -34,9 +40,15 @@ configuration of nodes that are to restore this one's checkpoints.`,
 			if key {
 				return cli.Exactly(0, "no arguments with --key")(cmd, args)
 			}
+			if image != "" {
+				return cli.Exactly(1, "a container, with --image")(cmd, args)
+			}
 			return cli.Exactly(2, "a pod or container, and a path")(cmd, args)
 		},
 	}, func(ctx context.Context, s *session, args []string) error {
+		if image != "" {
+			return s.checkpointImage(ctx, args[0], image, timeout)
+		}
 		return s.checkpoint(ctx, args[0], args[1], timeout)
 	})
 	write := cmd.RunE
@@ -48,6 +60,7 @@ configuration of nodes that are to restore this one's checkpoints.`,
 	}
 	cmd.Flags().BoolVar(&key, "key", false, "print the key that the node's checkpoints are signed with")
 	cmd.Flags().StringVar(&root, "root", "", "with --key, the daemon's root `DIR` instead of the configuration's")
+	cmd.Flags().StringVar(&image, "image", "", "make an image of this `NAME` of a container's checkpoint")
 	cmd.Flags().DurationVarP(&timeout, "timeout", "t", time.Minute, "how long they may be frozen: `DURATION`")
 	return cmd
 }
@@ -91,6 +104,49 @@ func (s *session) checkpoint(ctx context.Context, name, path string, timeout tim
 	}
 	_, err = fmt.Fprintln(s.out, path)
 	return err
+}
+
+// checkpointImage makes an image of a container's checkpoint.
+func (s *session) checkpointImage(ctx context.Context, name, image string, timeout time.Duration) (err error) {
+	pods, err := s.List(ctx)
+	if err != nil {
+		return err
+	}
+	o, err := pods.Find(name)
+	if err != nil {
+		return err
+	}
+	if o.Container == nil {
+		return fmt.Errorf("%s is a pod: an image is of one container", name)
+	}
+
+	// Not where anybody else looks: it has the memory of the container.
+	dir, err := os.MkdirTemp("/var/tmp", "crisp-checkpoint-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	file := filepath.Join(dir, "checkpoint.tar")
+	seconds := int64((timeout + time.Second - 1) / time.Second)
+	if _, err := s.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: o.ID(), Location: file, Timeout: seconds}); err != nil {
+		return refused("checkpoint", o, err)
+	}
+
+	archive, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	layout := filepath.Join(dir, "image.tar")
+	f, err := os.OpenFile(layout, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = checkpoint.WriteImage(f, archive, o.Container.GetMetadata().GetName())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return s.importArchive(ctx, layout, url.Values{"name": {image}, "pin": {"false"}}, io.Discard)
 }
 
 func (s *session) checkpointPod(ctx context.Context, o client.Object, dir string, timeout time.Duration) error {
