@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crisp/runtime/procstat"
 	"crisp/test/testkit"
 )
 
@@ -89,6 +90,9 @@ func TestDefunct(t *testing.T) {
 		if err := unix.Kill(send.pid, send.sig); err != nil {
 			t.Fatal(err)
 		}
+		if send.sig == unix.SIGSTOP {
+			awaitStopped(t, send.pid) // or it could still reap its child
+		}
 	}
 
 	waitZombie(t, child)
@@ -111,6 +115,16 @@ func TestDefunct(t *testing.T) {
 	if _, defunct := Defunct(pid, pidfd); defunct {
 		t.Error("a reaped process is defunct")
 	}
+}
+
+func awaitStopped(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if stat, err := procstat.Read(pid); err == nil && stat.State == 'T' {
+			return
+		}
+	}
+	t.Fatalf("process %d does not stop", pid)
 }
 
 // childOf is a child of a process, 0 without one.
