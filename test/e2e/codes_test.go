@@ -160,7 +160,7 @@ func testUnknown(t *testing.T, n *node) {
 		"StartContainer": codes.NotFound, "ContainerStatus": codes.NotFound, "ContainerStats": codes.NotFound,
 		"UpdateContainerResources": codes.NotFound, "ReopenContainerLog": codes.NotFound,
 		"ExecSync": codes.NotFound, "Exec": codes.NotFound, "Attach": codes.NotFound,
-		"CheckpointContainer": codes.NotFound, "CheckpointPod": codes.NotFound, "RestorePod": codes.Unimplemented,
+		"CheckpointContainer": codes.NotFound, "CheckpointPod": codes.NotFound, "RestorePod": codes.InvalidArgument,
 	}
 
 	rpcs := n.rpcs(t)
