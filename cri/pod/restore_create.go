@@ -17,6 +17,7 @@ import (
 	"crisp/cri/spec"
 	"crisp/image"
 	"crisp/runtime/checkpoint"
+	"crisp/runtime/plan"
 	"crisp/runtime/rootpath"
 )
 
@@ -290,7 +291,7 @@ func (k *creation) takeCheckpoint(ctx context.Context) error {
 	if o == nil {
 		return nil
 	}
-	if err := o.check(k); err != nil {
+	if err := errors.Join(o.check(k), plan.Restorable(k.spec)); err != nil {
 		return err
 	}
 	if err := o.unpacked.Apply(ctx, k.p.process(k.id).rootfs, ownIDs); err != nil {

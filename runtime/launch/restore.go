@@ -36,14 +36,10 @@ func (x Restoration) MountIn(i int) string { return x.Yard + "/" + strconv.Itoa(
 // FileIn is the number that file i has in the program.
 func (x Restoration) FileIn(i int) int { return plan.FirstFile + i }
 
-// Filter compiles the seccomp filter of a container that is restored, nil for none. One
-// with an agent that listens is refused: CRIU cannot hand its listener over.
+// Filter compiles the seccomp filter of a container that is restored, nil for none.
 func (l *Launcher) Filter(profile *specs.LinuxSeccomp) (*plan.Filter, error) {
 	if profile == nil {
 		return nil, nil
-	}
-	if profile.ListenerPath != "" {
-		return nil, fmt.Errorf("%w: restore of a container whose seccomp filter has an agent", plan.ErrUnsupported)
 	}
 	return l.filter(profile, false)
 }

@@ -73,6 +73,13 @@ func Restore(s *specs.Spec, o Options, r RestoreOptions) (*Plan, error) {
 	return c.plan, nil
 }
 
+// Restorable reports why a container with the spec s cannot be restored, nil if it can
+// be. The error is [ErrUnsupported].
+func Restorable(s *specs.Spec) error {
+	_, err := newRestored(s, Options{BundleAt: "/any", BundleRoot: "any"}, RestoreOptions{Args: []string{"/any"}, Yard: "/any"})
+	return err
+}
+
 // newRestored checks what is asked for.
 func newRestored(s *specs.Spec, o Options, r RestoreOptions) (*container, error) {
 	if err := checkSpec(s); err != nil {
@@ -87,6 +94,8 @@ func newRestored(s *specs.Spec, o Options, r RestoreOptions) (*container, error)
 	}
 
 	switch {
+	case s.Linux.Seccomp != nil && s.Linux.Seccomp.ListenerPath != "":
+		return nil, fmt.Errorf("%w: restore of a container whose seccomp filter has an agent", ErrUnsupported)
 	case !ns.makes(specs.PIDNamespace):
 		return nil, fmt.Errorf("%w: restore of a container without a PID namespace of its own", ErrUnsupported)
 	case ns.has(specs.UserNamespace), ns.has(specs.TimeNamespace):

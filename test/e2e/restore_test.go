@@ -276,14 +276,22 @@ func testRestoreRefusals(t *testing.T, n *node) {
 		}
 	}
 
-	_, err := n.Runtime.RestorePod(context.WithoutCancel(t.Context()), p.again(t, saved, c))
+	// What cannot be restored is refused before anything runs.
+	u := n.pod(t, userNamespace(500000))
+	inUsers := u.start(t, sh(counting))
+	r := u.again(t, u.save(t, inUsers), inUsers)
+	u.remove(t)
+	_, err := try(t, n.Runtime.RestorePod, r)
+	wantCode(t, err, codes.FailedPrecondition, "user")
+
+	_, err = n.Runtime.RestorePod(context.WithoutCancel(t.Context()), p.again(t, saved, c))
 	wantCode(t, err, codes.InvalidArgument, "deadline")
 	if left := call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items; len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 
 	// A start that the checkpoint does not fit.
-	r := p.again(t, saved, c)
+	r = p.again(t, saved, c)
 	r.ContainerConfigs = []*runtimeapi.ContainerConfig{proto.Clone(c.cfg).(*runtimeapi.ContainerConfig)}
 	r.ContainerConfigs[0].Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/more"}}
 	q, restored := n.restore(t, r)
