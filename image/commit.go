@@ -180,13 +180,13 @@ func (c *commit) pack(ctx context.Context, changes func(ctx context.Context, to 
 		}
 	}
 
-	// Its files take about the same.
+	// Its files take about the same, next to the blob.
 	left, err := room(c.from.dir)
 	if err != nil {
 		return err
 	}
-	if w.size > left {
-		return noRoomFor(w.size)
+	if w.size+f.size > left {
+		return noRoomFor(w.size + f.size)
 	}
 	c.layer.Digest, c.layer.Size = f.digest, f.size
 	c.add(f)

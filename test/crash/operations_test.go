@@ -130,6 +130,12 @@ var operations = []operation{{
 	name: restoreName, prepare: []func(*scene){(*scene).ownPIDs, (*scene).run, (*scene).create, (*scene).start, (*scene).save, (*scene).restore},
 	call: (*scene).tryStart, heal: (*scene).recreate, skip: (*scene).runs, done: (*scene).wantAlive,
 }, {
+	name: "crisp commit", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryCommit,
+	done: func(s *scene) {
+		s.wantAlive()
+		s.wantCommitted()
+	},
+}, {
 	name: "ExecSync", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryExec,
 	done: (*scene).wantAlive,
 }}

@@ -4,7 +4,11 @@ package crash
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,14 +17,21 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/cri/admin"
+	"crisp/cri/pod"
 	"crisp/test/testkit/inventory"
 	"crisp/test/testkit/pace"
 )
 
 // updatedMemory is the memory limit that UpdateContainerResources sets, in bytes.
 const updatedMemory = 96 << 20
+
+// committed is the image that crisp commit makes.
+const committed = "crash/committed:1"
 
 // scene is a node with one pod with one container, as far as these exist.
 type scene struct {
@@ -158,6 +169,53 @@ func (s *scene) tryRestore() error {
 	return err
 }
 
+// tryCommit makes an image of the container, as crisp commit does. Its errors have the
+// codes that calls of the CRI would have.
+func (s *scene) tryCommit() error {
+	c := admin.NewClient(filepath.Join(s.n.Dir, "state", admin.Socket))
+	defer c.Close()
+	query := url.Values{"container": {s.containerID}, "name": {committed}, "limit": {"1m"}}
+	answer, err := c.Do(s.ctx, http.MethodPost, admin.CommitPath+"?"+query.Encode())
+	if err != nil && s.ctx.Err() != nil {
+		return status.FromContextError(s.ctx.Err()).Err()
+	}
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	defer answer.Close()
+
+	var done admin.Committed
+	if err := json.NewDecoder(answer).Decode(&done); err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	if strings.Contains(done.Error, pod.ErrState.Error()) {
+		return status.Error(codes.FailedPrecondition, done.Error)
+	}
+	if done.Error != "" {
+		return errors.New(done.Error)
+	}
+	return nil
+}
+
+// wantCommitted checks that there is an image of the container.
+func (s *scene) wantCommitted() {
+	s.t.Helper()
+	r := call(s.t, s.n.Images.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: committed}})
+	if r.GetImage() == nil {
+		s.t.Error("there is no image of the container")
+	}
+}
+
+// removeCommitted removes images of containers. All but the last have lost their name.
+func (s *scene) removeCommitted() {
+	s.t.Helper()
+	for _, im := range call(s.t, s.n.Images.ListImages, &runtimeapi.ListImagesRequest{}).Images {
+		if len(im.RepoTags) == 0 || slices.Contains(im.RepoTags, "docker.io/"+committed) {
+			call(s.t, s.n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: im.Id}})
+		}
+	}
+}
+
 // seenLimit returns the memory limit in the container's cgroup.
 func (s *scene) seenLimit() int64 {
 	s.t.Helper()
@@ -198,6 +256,7 @@ func (s *scene) containers() []*runtimeapi.Container {
 // removeAll removes every pod as kubelet does, which stops it twice.
 func (s *scene) removeAll() {
 	s.t.Helper()
+	defer s.removeCommitted()
 	for _, p := range s.pods() {
 		stop := &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.Id}
 		call(s.t, s.n.Runtime.StopPodSandbox, stop)
