@@ -170,7 +170,7 @@ func (p Policy) Check(signer PublicKey) error {
 		return nil
 	case signer == PublicKey{}:
 		return fmt.Errorf("%w: it is not signed, and restore_from does not have %q", ErrUntrusted, Anybody)
-	case !slices.Contains(p.keys, signer):
+	case !p.Trusts(signer):
 		return fmt.Errorf("%w: it is signed by %s, which restore_from does not have", ErrUntrusted, signer)
 	}
 	return nil

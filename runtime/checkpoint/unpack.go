@@ -46,6 +46,8 @@ func known(name string) (limit int64, ok bool) {
 		return 2 * maxNames, true
 	case diffFile:
 		return 1 << 62, true
+	case ImagesDir + "/" + streamsFile: // it is none of CRIU's
+		return maxStreams, true
 	}
 	return 0, false
 }
@@ -313,26 +315,23 @@ func (w *unpacking) place(name string, size int64) (*os.File, error) {
 	if size < 0 || size > w.from.rest {
 		return nil, fmt.Errorf("%w: the archive may have %d bytes", ErrTooLarge, w.terms.Bytes)
 	}
-	dir, base := w.dir, name
-	if name == ImagesDir+"/"+streamsFile {
-		base = streamsFile // it is none of CRIU's
-		if size > maxStreams {
-			return nil, fmt.Errorf("%w: it has %d bytes, and may have %d", ErrTooLarge, size, maxStreams)
-		}
-	} else if path.Dir(name) == ImagesDir {
-		dir, base = w.images, path.Base(name)
-		if !strings.HasSuffix(base, imageSuffix) {
-			return nil, nil
-		}
-		if !isImageName(base) {
-			return nil, fmt.Errorf("%w: no image of CRIU has such a name", ErrInvalid)
-		}
-	} else if strings.HasPrefix(name, ImagesDir+"/") {
-		return nil, fmt.Errorf("%w: CRIU's images are in no directories", ErrInvalid)
-	} else if limit, ok := known(name); !ok {
-		return nil, nil
-	} else if size > limit {
+
+	dir, base := w.dir, path.Base(name)
+	among := path.Dir(name) == ImagesDir
+	switch limit, ok := known(name); {
+	case ok && size > limit:
 		return nil, fmt.Errorf("%w: it has %d bytes, and may have %d", ErrTooLarge, size, limit)
+	case ok:
+	case among && !strings.HasSuffix(base, imageSuffix):
+		return nil, nil
+	case among && !isImageName(base):
+		return nil, fmt.Errorf("%w: no image of CRIU has such a name", ErrInvalid)
+	case among:
+		dir = w.images
+	case strings.HasPrefix(name, ImagesDir+"/"):
+		return nil, fmt.Errorf("%w: CRIU's images are in no directories", ErrInvalid)
+	default:
+		return nil, nil
 	}
 
 	if err := hasSpace(w.dir, size); err != nil {

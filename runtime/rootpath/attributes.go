@@ -78,7 +78,7 @@ func EachAttribute(f *os.File, owner func(uid, gid uint32) (int, int), use func(
 
 	value := make([]byte, maxXattrValue)
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:size]), "\x00"), "\x00") {
-		if !ofContent(name) {
+		if !IsContent(name) {
 			continue
 		}
 		n, err := unix.Fgetxattr(from, name, value)
@@ -96,19 +96,15 @@ func EachAttribute(f *os.File, owner func(uid, gid uint32) (int, int), use func(
 	return nil
 }
 
-// ofContent reports whether an extended attribute belongs to a file's content,
+// IsContent reports whether an extended attribute belongs to a file's content,
 // and was not set by the node.
-func ofContent(name string) bool {
+func IsContent(name string) bool {
 	switch name {
 	case capability, aclAccess, aclDefault:
 		return true
 	}
 	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
 }
-
-// IsContent reports whether an extended attribute belongs to a file's content, as
-// opposed to the node that has the file: its labels, and what overlayfs keeps there.
-func IsContent(name string) bool { return ofContent(name) }
 
 // TranslateAttribute returns the value of an extended attribute with the users in it
 // translated by owner: those of access control lists and of file capabilities.
