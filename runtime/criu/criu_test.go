@@ -139,7 +139,7 @@ func TestOwnMounts(t *testing.T) {
 
 // TestExternalsOfThisProcess lists those of a process in the node's namespaces.
 func TestExternalsOfThisProcess(t *testing.T) {
-	list, err := Externals(Container{Pids: []int{os.Getpid()}})
+	list, err := Externals([]int{os.Getpid()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestExternalsOfThisProcess(t *testing.T) {
 			t.Errorf("the node's own network is %s", e)
 		}
 	}
-	if _, err := Externals(Container{Pids: []int{1 << 30}}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Externals([]int{1 << 30}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without such a process: %v", err)
 	}
 }

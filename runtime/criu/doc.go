@@ -10,7 +10,6 @@
 //	mnt[/etc/hosts]     a mount of something of the node's, by its path
 //	net[4026532320]     the pod's network namespace
 //	file[3a:5]          the node's /dev/null, as standard input
-//	tty[88:1]           the terminal
 //
 // Everything else, such as private tmpfs file systems with their content, is
 // part of the dump.

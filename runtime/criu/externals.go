@@ -1,7 +1,6 @@
 package criu
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -12,23 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Container is what Externals has to know.
-type Container struct {
-	// Pids are its processes, the first one first.
-	Pids []int
-	// Terminal is the node's end of its terminal, nil for none.
-	Terminal *os.File
-}
-
 // maxExternals bounds the arguments of CRIU: a container may have a hundred
 // thousand mounts.
 const maxExternals = 4096
 
-// Externals lists what of a running container is not its own. Its mounts are
-// listed by the kernel, so that a container that may mount decides what their
-// paths are: they only become names.
-func Externals(c Container) ([]string, error) {
-	first := c.Pids[0]
+// Externals lists what of a running container is not its own, given its processes,
+// the first one first. Its mounts are listed by the kernel, so that a container that
+// may mount decides what their paths are: they only become names.
+func Externals(pids []int) ([]string, error) {
+	first := pids[0]
 	list, err := network(first)
 	if err != nil {
 		return nil, err
@@ -56,14 +47,7 @@ func Externals(c Container) ([]string, error) {
 		list = append(list, fmt.Sprintf("mnt[%s]:%[1]s", m.Mountpoint))
 	}
 
-	list = append(list, files(c.Pids, own)...)
-	if c.Terminal != nil {
-		e, err := terminal(c.Terminal)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, e)
-	}
+	list = append(list, files(pids, own)...)
 	if len(list) > maxExternals {
 		return nil, fmt.Errorf("%w: %d mounts and files of the node's, and the maximum is %d", ErrRefused, len(list), maxExternals)
 	}
@@ -148,26 +132,3 @@ func file(proc string, fd int, own map[int]bool) (external string, ok bool) {
 	}
 	return "", false
 }
-
-// terminal is the container's end of a terminal, given the node's.
-func terminal(end *os.File) (string, error) {
-	raw, err := end.SyscallConn()
-	if err != nil {
-		return "", fmt.Errorf("examine terminal: %w", err)
-	}
-
-	var st unix.Stat_t
-	var number int
-	cerr := raw.Control(func(fd uintptr) {
-		if number, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN); err == nil {
-			err = unix.Fstat(int(fd), &st)
-		}
-	})
-	if err := errors.Join(cerr, err); err != nil {
-		return "", fmt.Errorf("examine terminal: %w", err)
-	}
-	return fmt.Sprintf("tty[%x:%x]", unix.Mkdev(unix98Major, uint32(number)), st.Dev), nil
-}
-
-// unix98Major is the major number of pseudo-terminals, Documentation/admin-guide/devices.txt.
-const unix98Major = 136

@@ -1,79 +1,68 @@
 package criu
 
 import (
+	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/seccomp"
 	"google.golang.org/protobuf/proto"
 
 	"crisp/runtime/durable"
-	"crisp/runtime/rootpath"
 )
 
-const (
-	filterImage = "seccomp.img"
-	// maxFilters bounds the image of all filters, in bytes: thousands of the longest.
-	maxFilters = 64 << 20
-	// imageHeader is the length of the two magic numbers and the length that an image
-	// with one entry begins with.
-	imageHeader = 12
-)
+const filterImage = "seccomp.img"
 
 // SetFilter makes the seccomp filter of a container in images the given one: that is the
 // first of each process's, and those that a process has loaded on top of it stay. The
-// error is [ErrForbidden] if the images have no filter. prog is an array of struct
-// sock_filter, flags are SECCOMP_FILTER_FLAG_* bits.
-func SetFilter(images string, prog []byte, flags uint32) error {
-	if err := setFilter(images, prog, flags); err != nil {
+// error is [ErrForbidden] if the images have no filter, [ErrImages] for what is malformed.
+// prog is an array of struct sock_filter, flags are SECCOMP_FILTER_FLAG_* bits.
+func SetFilter(ctx context.Context, images string, prog []byte, flags uint32) error {
+	if err := setFilter(ctx, images, prog, flags); err != nil {
 		return fmt.Errorf("set the seccomp filter of a checkpoint: %w", err)
 	}
 	return nil
 }
 
-func setFilter(images string, prog []byte, flags uint32) error {
-	dir, err := os.Open(images)
+func setFilter(ctx context.Context, images string, prog []byte, flags uint32) error {
+	d, err := openImages(ctx, images)
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	text, err := rootpath.ReadFile(dir, filterImage, maxFilters)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: it has no seccomp filter", ErrForbidden)
+	defer d.close()
+	if !d.has(filterImage) {
+		return forbidden("it has no seccomp filter")
 	}
+	all, err := one[*seccomp.SeccompEntry](d, filterImage, magicSeccomp, maxLarge)
 	if err != nil {
 		return err
 	}
 
-	if len(text) < imageHeader || uint64(binary.LittleEndian.Uint32(text[8:])) != uint64(len(text)-imageHeader) {
-		return fmt.Errorf("%w: %s is malformed", ErrForbidden, filterImage)
-	}
-	var all seccomp.SeccompEntry
-	if err := proto.Unmarshal(text[imageHeader:], &all); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrForbidden, filterImage, err)
-	}
 	found := false
 	for i, f := range all.GetSeccompFilters() {
 		switch {
 		case f.Prev == nil:
 			f.Filter, f.Flags, found = prog, to(flags), true
 		case f.GetPrev() >= uint32(len(all.GetSeccompFilters())) || f.GetPrev() == uint32(i):
-			return fmt.Errorf("%w: filter %d is on top of none", ErrForbidden, i)
+			return forbidden("filter %d is on top of none", i)
 		}
 	}
 	if !found {
-		return fmt.Errorf("%w: it has no seccomp filter", ErrForbidden)
+		return forbidden("it has no seccomp filter")
 	}
+	return replaceImage(filepath.Join(images, filterImage), magicSeccomp, all)
+}
 
-	payload, err := proto.Marshal(&all)
+// replaceImage writes an image with one entry in place of another.
+func replaceImage(file string, magic uint32, entry proto.Message) error {
+	payload, err := proto.Marshal(entry)
 	if err != nil {
 		return err
 	}
-	out := append([]byte(nil), text[:8]...)
-	out = binary.LittleEndian.AppendUint32(out, uint32(len(payload)))
-	return durable.ReplaceFile(filepath.Join(images, filterImage), append(out, payload...), 0o600)
+	var text []byte
+	for _, n := range []uint32{commonMagic, magic, uint32(len(payload))} {
+		text = binary.LittleEndian.AppendUint32(text, n)
+	}
+	return durable.ReplaceFile(file, append(text, payload...), 0o600)
 }

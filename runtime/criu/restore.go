@@ -33,9 +33,6 @@ type Restore struct {
 	// Join are namespaces for the processes, "uts" and "ipc", and the files to join
 	// them by.
 	Join map[string]string
-	// Connected: the processes have the address again that they had, so that their
-	// established TCP connections go on. Otherwise those are closed.
-	Connected bool
 }
 
 // Stage is a point of a restore at which CRIU waits.
@@ -145,7 +142,7 @@ func (r Restore) request(dirs [2]*os.File) *rpc.CriuReq {
 	o := &rpc.CriuOpts{
 		ImagesDirFd: to(int32(dirs[0].Fd())), WorkDirFd: to(int32(dirs[1].Fd())), LogFile: to(RestoreLog), LogLevel: to(int32(logLevel)),
 		Root: to(r.Root), ManageCgroupsMode: to(rpc.CriuCgMode_IGNORE), RstSibling: to(true), NotifyScripts: to(true),
-		TcpEstablished: to(r.Connected), TcpClose: to(!r.Connected), NetworkLock: to(rpc.CriuNetworkLockMethod_NFTABLES),
+		TcpClose: to(true), NetworkLock: to(rpc.CriuNetworkLockMethod_NFTABLES),
 		FileLocks: to(true), LinkRemap: to(true), OrphanPtsMaster: to(true),
 	}
 	for key, path := range r.Mounts {

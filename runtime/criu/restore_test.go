@@ -2,7 +2,6 @@ package criu
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -16,7 +15,6 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"crisp/runtime/capability"
 )
@@ -138,7 +136,7 @@ func TestSession(t *testing.T) {
 
 		requests := <-got
 		o := requests[0].GetOpts()
-		if !slices.Equal(o.GetExternal(), []string{"mnt[/a b]:/yard/0"}) || !o.GetRstSibling() || o.GetTcpEstablished() || o.GetManageCgroupsMode() != rpc.CriuCgMode_IGNORE || o.GetInheritFd()[0].GetFd() != 905 {
+		if !slices.Equal(o.GetExternal(), []string{"mnt[/a b]:/yard/0"}) || !o.GetRstSibling() || o.GetTcpEstablished() || !o.GetTcpClose() || o.GetManageCgroupsMode() != rpc.CriuCgMode_IGNORE || o.GetInheritFd()[0].GetFd() != 905 {
 			t.Errorf("%s: asked for %v", name, o)
 		}
 		file.Close()
@@ -180,16 +178,11 @@ func TestSetFilter(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		file := filepath.Join(dir, filterImage)
-		payload, err := proto.Marshal(&seccomp.SeccompEntry{SeccompFilters: test.filters})
-		if err != nil {
-			t.Fatal(err)
-		}
-		text := binary.LittleEndian.AppendUint32([]byte("12345678"), uint32(len(payload)))
-		if err := os.WriteFile(file, append(text, payload...), 0o600); err != nil {
+		if err := replaceImage(file, magicSeccomp, &seccomp.SeccompEntry{SeccompFilters: test.filters}); err != nil {
 			t.Fatal(err)
 		}
 
-		err = SetFilter(dir, prog, 4)
+		err := SetFilter(t.Context(), dir, prog, 4)
 		if !test.ok {
 			if !errors.Is(err, ErrForbidden) {
 				t.Errorf("%s: error %v", name, err)
@@ -199,12 +192,13 @@ func TestSetFilter(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		text, err = os.ReadFile(file)
+		d, err := openImages(t.Context(), dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var now seccomp.SeccompEntry
-		if err := proto.Unmarshal(text[imageHeader:], &now); err != nil {
+		now, err := one[*seccomp.SeccompEntry](d, filterImage, magicSeccomp, maxLarge)
+		d.close()
+		if err != nil {
 			t.Fatal(err)
 		}
 		if f := now.SeccompFilters[0]; string(f.Filter) != string(prog) || f.GetFlags() != 4 {
@@ -214,7 +208,7 @@ func TestSetFilter(t *testing.T) {
 			t.Errorf("%s: the process's own filter is %v", name, now.SeccompFilters[1])
 		}
 	}
-	if err := SetFilter(t.TempDir(), prog, 0); !errors.Is(err, ErrForbidden) {
+	if err := SetFilter(t.Context(), t.TempDir(), prog, 0); !errors.Is(err, ErrForbidden) {
 		t.Errorf("no image: error %v", err)
 	}
 }
