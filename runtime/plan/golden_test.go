@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -213,6 +214,14 @@ func TestGoldenRestore(t *testing.T) {
 	}
 	p, err := Restore(s, o, r)
 	golden(t, "restore", p, err)
+
+	many := sample()
+	for i := range FirstFile {
+		many.Mounts = append(many.Mounts, specs.Mount{Type: "bind", Source: fmt.Sprintf("/srv/%d", i), Destination: fmt.Sprintf("/more/%d", i)})
+	}
+	if _, err := Restore(many, o, r); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("with as many inputs as there are numbers below: error %v", err)
+	}
 
 	namespace(s, specs.PIDNamespace, "ns/pid")
 	if _, err := Restore(s, o, r); !errors.Is(err, ErrUnsupported) {

@@ -27,8 +27,11 @@ type RestoreOptions struct {
 }
 
 const (
-	// FirstFile is above all numbers that a plan's own descriptors have.
+	// FirstFile is above all numbers that a plan's inputs have; next to them there are the
+	// standard streams, the child's socket and a few of the keeper's, for which it leaves
+	// some reserved.
 	FirstFile = 900
+	reserved  = 16
 	// YardRoot is where in the yard the container's root file system is mounted,
 	// and nothing on top of it; YardTree has all of its mounts.
 	YardRoot = "root"
@@ -70,6 +73,10 @@ func Restore(s *specs.Spec, o Options, r RestoreOptions) (*Plan, error) {
 	c.pivot(hostTree, c.host)
 	c.leaveOldRoot("base")
 	c.restorer(r)
+	// One of these would take the number of an input that is still needed.
+	if n := len(c.plan.Inputs); n >= FirstFile-reserved {
+		return nil, fmt.Errorf("%s: %w: %d inputs of a restore", o.Name, ErrTooLarge, n)
+	}
 	return c.plan, nil
 }
 
