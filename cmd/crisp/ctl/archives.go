@@ -63,6 +63,11 @@ func (s *session) importArchive(ctx context.Context, path string, query url.Valu
 		return err
 	}
 	defer content.Close()
+	return s.sendArchive(ctx, path, content, query, errs)
+}
+
+// sendArchive sends the content of an archive, which errors call by its path.
+func (s *session) sendArchive(ctx context.Context, path string, content io.Reader, query url.Values, errs io.Writer) error {
 	counted := &counter{Reader: content}
 	stop := showBytes(ctx, errs, path, &counted.n)
 
@@ -106,16 +111,21 @@ func openArchive(path string) (io.ReadCloser, error) {
 	if _, err := os.Stat(filepath.Join(path, "index.json")); err != nil {
 		return nil, fmt.Errorf("import %s: the directory is no OCI layout: %w", path, err)
 	}
+	return pack(func(w io.Writer) error { return packDirectory(path, w) }), nil
+}
+
+// pack returns the archive that write writes, while it does.
+func pack(write func(io.Writer) error) *packing {
 	r, w := io.Pipe()
 	p := &packing{r, make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		w.CloseWithError(packDirectory(path, w))
+		w.CloseWithError(write(w))
 	}()
-	return p, nil
+	return p
 }
 
-// packing is an archive of a directory while it is written.
+// packing is an archive while it is written.
 type packing struct {
 	*io.PipeReader
 	done chan struct{}

@@ -94,8 +94,7 @@ func (s *session) checkpoint(ctx context.Context, name, path string, timeout tim
 	}
 
 	if o.Container != nil {
-		seconds := int64((timeout + time.Second - 1) / time.Second)
-		_, err = s.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: o.ID(), Location: path, Timeout: seconds})
+		err = s.checkpointContainer(ctx, o, path, timeout)
 	} else {
 		err = s.checkpointPod(ctx, o, path, timeout)
 	}
@@ -127,8 +126,7 @@ func (s *session) checkpointImage(ctx context.Context, name, image string, timeo
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	file := filepath.Join(dir, "checkpoint.tar")
-	seconds := int64((timeout + time.Second - 1) / time.Second)
-	if _, err := s.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: o.ID(), Location: file, Timeout: seconds}); err != nil {
+	if err := s.checkpointContainer(ctx, o, file, timeout); err != nil {
 		return refused("checkpoint", o, err)
 	}
 
@@ -137,16 +135,15 @@ func (s *session) checkpointImage(ctx context.Context, name, image string, timeo
 		return err
 	}
 	defer archive.Close()
-	layout := filepath.Join(dir, "image.tar")
-	f, err := os.OpenFile(layout, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	err = checkpoint.WriteImage(f, archive, o.Container.GetMetadata().GetName())
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return s.importArchive(ctx, layout, url.Values{"name": {image}, "pin": {"false"}}, io.Discard)
+	packed := pack(func(w io.Writer) error { return checkpoint.WriteImage(w, archive, o.Container.GetMetadata().GetName()) })
+	defer packed.Close()
+	return s.sendArchive(ctx, image, packed, url.Values{"name": {image}, "pin": {"false"}}, io.Discard)
+}
+
+func (s *session) checkpointContainer(ctx context.Context, o client.Object, file string, timeout time.Duration) error {
+	seconds := int64((timeout + time.Second - 1) / time.Second)
+	_, err := s.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: o.ID(), Location: file, Timeout: seconds})
+	return err
 }
 
 func (s *session) checkpointPod(ctx context.Context, o client.Object, dir string, timeout time.Duration) error {
