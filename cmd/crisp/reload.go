@@ -12,7 +12,6 @@ import (
 	"crisp/cri/config"
 	"crisp/cri/pod"
 	"crisp/image"
-	"crisp/runtime/checkpoint"
 )
 
 // reload is a part of the configuration that can change while the daemon runs.
@@ -109,20 +108,5 @@ func imageChoices(cfg *config.Config) image.Choices {
 
 // podChoices are those of a configuration for pods and containers.
 func podChoices(cfg *config.Config) pod.Choices {
-	return pod.Choices{Seccomp: seccompProfiles(cfg), Defaults: defaults(cfg), Hooks: nodeHooks(cfg), Handlers: cfg.RuntimeHandlers, RestoreFrom: restoreFrom(cfg)}
-}
-
-// restoreFrom says whose checkpoints are restored. The configuration has been checked: it
-// can only be the node's own key that is not there, and then nobody's are.
-func restoreFrom(cfg *config.Config) checkpoint.Policy {
-	key, err := checkpoint.OpenKey(cfg.Root)
-	if err != nil {
-		klog.ErrorS(err, "No checkpoint is restored")
-		return checkpoint.Policy{}
-	}
-	policy, err := checkpoint.ParsePolicy(cfg.RestoreFrom, key.Public())
-	if err != nil {
-		klog.ErrorS(err, "No checkpoint is restored")
-	}
-	return policy
+	return pod.Choices{Seccomp: seccompProfiles(cfg), Defaults: defaults(cfg), Hooks: nodeHooks(cfg), Handlers: cfg.RuntimeHandlers, RestoreFrom: cfg.RestoreFrom}
 }

@@ -90,8 +90,8 @@ func (m *Manager) CheckpointContainer(ctx context.Context, id, location string, 
 
 // checkLocation checks where an archive is to be written.
 func checkLocation(location string) error {
-	if !filepath.IsAbs(location) || filepath.Clean(location) != location {
-		return fmt.Errorf("%w: the location %.200q is no absolute path", ErrInvalid, location)
+	if err := checkAbsolute("location", location); err != nil {
+		return err
 	}
 	info, err := os.Stat(filepath.Dir(location))
 	if err == nil && !info.IsDir() {
@@ -102,6 +102,26 @@ func checkLocation(location string) error {
 	}
 	if info, err := os.Lstat(location); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("%w: the location %.200q exists and is no regular file", ErrInvalid, location)
+	}
+	return nil
+}
+
+// checkAbsolute checks a path of a request.
+func checkAbsolute(what, path string) error {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		return fmt.Errorf("%w: the %s %.200q is no absolute path", ErrInvalid, what, path)
+	}
+	return nil
+}
+
+// checkPodCall checks what the calls about a pod's checkpoint have in common: a deadline,
+// and options, of which none is known.
+func checkPodCall(ctx context.Context, options map[string]string) error {
+	if _, ok := ctx.Deadline(); !ok {
+		return fmt.Errorf("%w: the call has no deadline", ErrInvalid)
+	}
+	for name := range options {
+		return fmt.Errorf("%w: unknown option %.100q", ErrInvalid, name)
 	}
 	return nil
 }
@@ -163,13 +183,9 @@ func (m *Manager) CheckpointPod(ctx context.Context, id, dir string, containers 
 }
 
 func checkPodRequest(ctx context.Context, dir string, containers []string, options map[string]string) error {
-	if _, ok := ctx.Deadline(); !ok {
-		return fmt.Errorf("%w: the call has no deadline", ErrInvalid)
+	if err := checkPodCall(ctx, options); err != nil {
+		return err
 	}
-	for name := range options {
-		return fmt.Errorf("%w: unknown option %.100q", ErrInvalid, name)
-	}
-
 	for i, id := range containers {
 		if slices.Contains(containers[:i], id) {
 			return fmt.Errorf("%w: container %.100q is named twice", ErrInvalid, id)
@@ -179,8 +195,8 @@ func checkPodRequest(ctx context.Context, dir string, containers []string, optio
 		return fmt.Errorf("%w: no container is named", ErrInvalid)
 	}
 
-	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
-		return fmt.Errorf("%w: the output %.200q is no absolute path", ErrInvalid, dir)
+	if err := checkAbsolute("output", dir); err != nil {
+		return err
 	}
 	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -383,7 +399,7 @@ func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
 	pids = append([]int{first}, slices.DeleteFunc(pids, func(pid int) bool { return pid == first })...)
 
 	enter(ctx, "dump container "+f.c.Config.Msg.GetMetadata().GetName()+" with CRIU", false)
-	externals, err := criu.Externals(criu.Container{Pids: pids, Terminal: nil})
+	externals, err := criu.Externals(pids)
 	if err != nil {
 		return err
 	}
@@ -413,6 +429,9 @@ func streamsOf(pr *process, externals []string) (list checkpoint.Streams) {
 		}
 	}
 	log := pr.row.Log()
+	if log == nil { // it could not be handed to a new keeper
+		log = &client.LogConfig{}
+	}
 	for i, f := range []*os.File{pr.stdin, pipeOf(log.Stdout), pipeOf(log.Stderr)} {
 		if info, err := stat(f); err == nil && info.Mode&unix.S_IFMT == unix.S_IFIFO {
 			list[i] = fmt.Sprintf("pipe:[%d]", info.Ino)

@@ -77,12 +77,7 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *ru
 		}
 		defer release()
 
-		from, err := m.originOf(ctx, cfg)
-		if err != nil {
-			return "", fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
-		}
-		id, err := p.create(ctx, cfg, from)
-		err = errors.Join(err, from.drop(ctx))
+		id, err := p.create(ctx, cfg, nil)
 		if err != nil {
 			return "", fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
 		}
@@ -90,9 +85,9 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, cfg *ru
 	})
 }
 
-// create is called with the operation lock held. from is the checkpoint that the
-// container is created of, nil for none.
-func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig, from *origin) (string, error) {
+// create is called with the operation lock held. from is the container's part of a pod's
+// checkpoint, nil if its image says of what it is created.
+func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig, from *origin) (id string, err error) {
 	r := p.record()
 	if !r.Ready() {
 		return "", fmt.Errorf("sandbox %s is not ready: %w", r.ID, ErrState)
@@ -113,6 +108,12 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig, from 
 		}
 	}
 
+	if from == nil {
+		if from, err = p.originOf(ctx, cfg); err != nil {
+			return "", err
+		}
+		defer func() { err = errors.Join(err, from.drop(ctx)) }()
+	}
 	k, c, err := p.newContainer(cfg, from)
 	if err != nil {
 		return "", err

@@ -67,7 +67,7 @@ func (p *pod) kill(ctx context.Context, c *Container) (err error) {
 	defer cancel()
 	pr := p.process(c.ID)
 	if pr == nil { // it outlived its holders and could not be killed before
-		if err := p.lose(ctx, c); err != nil {
+		if err := p.lose(ctx, c, keeperLost()); err != nil {
 			return fmt.Errorf("kill container %s: %w", c.ID, err)
 		}
 		return nil

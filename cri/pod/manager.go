@@ -25,7 +25,6 @@ import (
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
-	"crisp/runtime/checkpoint"
 	"crisp/runtime/durable"
 	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
@@ -115,8 +114,8 @@ type Choices struct {
 	Hooks func(s *specs.Spec, sources hook.Sources, annotations map[string]string) (hook.Sources, error)
 	// Handlers are the runtime handlers that pods may request in addition to "".
 	Handlers []string
-	// RestoreFrom says whose checkpoints are restored.
-	RestoreFrom checkpoint.Policy
+	// RestoreFrom says whose checkpoints are restored, see [checkpoint.ParsePolicy].
+	RestoreFrom []string
 }
 
 // Manager owns the pods of a node.

@@ -214,7 +214,10 @@ func (p *pod) finishUndo(ctx context.Context) error {
 
 func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot bool, e *client.Entry) error {
 	if unrestored(c, e) {
-		return errors.Join(p.release(ctx, e), p.loseRestore(ctx, c))
+		err := p.release(ctx, e)
+		ctx, cancel := context.WithTimeout(ctx, loseTimeout)
+		defer cancel()
+		return errors.Join(err, p.lose(ctx, c, restoreLost()))
 	}
 	verdict := judgeContainer(c, sameBoot, e, c.StartedAt == 0 && p.populated(c))
 	if verdict == adoptContainer || verdict == endContainer {
@@ -245,7 +248,7 @@ func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot boo
 		// One that could not be killed is retried when it is stopped.
 		ctx, cancel := context.WithTimeout(ctx, loseTimeout)
 		defer cancel()
-		return p.lose(ctx, c)
+		return p.lose(ctx, c, keeperLost())
 	}
 
 	return nil
@@ -328,24 +331,22 @@ func unrestored(c *Container, e *client.Entry) bool {
 	return err != nil || its == own
 }
 
-// loseRestore ends a container whose restore was interrupted.
-func (p *pod) loseRestore(ctx context.Context, c *Container) error {
-	defer p.afterEnd(c.ID)
-	if group, err := p.m.Cgroups.Open(c.CgroupPath); err == nil {
-		ctx, cancel := context.WithTimeout(ctx, loseTimeout)
-		defer cancel()
-		if err := p.m.killGroup(ctx, group); err != nil {
-			return err
-		}
-	}
-	return p.updateContainer(c.ID, func(c *Container) {
-		c.FinishedAt, c.ExitCode, c.Reason = time.Now().UnixNano(), exitStartError, reasonStartError
-		c.StartedAt, c.Message = c.FinishedAt, "the daemon was killed while the container was restored"
-	})
+// loss is how a container has ended that nobody held.
+type loss struct {
+	code            int32
+	reason, message string
+}
+
+func keeperLost() loss {
+	return loss{exitUnknown, reasonUnknown, "exit status unknown: the keeper was dead when the daemon started"}
+}
+
+func restoreLost() loss {
+	return loss{exitStartError, reasonStartError, "the daemon was killed while the container was restored"}
 }
 
 // lose kills what may be left of a container whose holder has died.
-func (p *pod) lose(ctx context.Context, c *Container) error {
+func (p *pod) lose(ctx context.Context, c *Container, l loss) error {
 	defer p.afterEnd(c.ID)
 	if group, err := p.m.Cgroups.Open(c.CgroupPath); err == nil {
 		if err := p.m.killGroup(ctx, group); err != nil {
@@ -353,11 +354,10 @@ func (p *pod) lose(ctx context.Context, c *Container) error {
 		}
 	}
 	return p.updateContainer(c.ID, func(c *Container) {
-		c.FinishedAt, c.ExitCode, c.Reason = time.Now().UnixNano(), exitUnknown, reasonUnknown
+		c.FinishedAt, c.ExitCode, c.Reason, c.Message = time.Now().UnixNano(), l.code, l.reason, l.message
 		if c.StartedAt == 0 { // the start was not recorded
 			c.StartedAt = c.FinishedAt
 		}
-		c.Message = "exit status unknown: the keeper was dead when the daemon started"
 	})
 }
 

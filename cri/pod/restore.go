@@ -152,7 +152,7 @@ func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, s
 		return x, ask, err
 	}
 	if filter != nil {
-		if err := criu.SetFilter(images, filter.Prog, filter.Flags); err != nil {
+		if err := criu.SetFilter(ctx, images, filter.Prog, filter.Flags); err != nil {
 			return x, ask, err
 		}
 	}

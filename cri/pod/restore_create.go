@@ -66,17 +66,14 @@ func (m *Manager) checkRestore(ctx context.Context, r RestoreRequest) error {
 	if err := spec.ValidateSandbox(r.Config); err != nil {
 		return err
 	}
-	for name := range r.Options {
-		return fmt.Errorf("%w: unknown option %.100q", ErrInvalid, name)
-	}
-	if _, ok := ctx.Deadline(); !ok {
-		return fmt.Errorf("%w: the call has no deadline", ErrInvalid)
+	if err := checkPodCall(ctx, r.Options); err != nil {
+		return err
 	}
 	if !m.HasHandler(r.Handler) {
 		return fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, r.Handler, m.Handlers())
 	}
-	if !filepath.IsAbs(r.Path) || filepath.Clean(r.Path) != r.Path {
-		return fmt.Errorf("%w: the checkpoint %.200q is no absolute path", ErrInvalid, r.Path)
+	if err := checkAbsolute("checkpoint", r.Path); err != nil {
+		return err
 	}
 
 	if len(r.Containers) == 0 {
@@ -101,7 +98,11 @@ func (m *Manager) restorePod(ctx context.Context, r RestoreRequest) (id string, 
 		return "", fmt.Errorf("%w: open checkpoint: %w", ErrInvalid, err)
 	}
 	defer dir.Close()
-	saved, err := checkpoint.OpenPod(dir, m.choices.Load().RestoreFrom)
+	from, err := m.restoreFrom()
+	if err != nil {
+		return "", err
+	}
+	saved, err := checkpoint.OpenPod(dir, from)
 	if err != nil {
 		return "", err
 	}
@@ -229,10 +230,22 @@ type origin struct {
 	trusted bool
 }
 
+// restoreFrom says whose checkpoints are restored.
+func (m *Manager) restoreFrom() (checkpoint.Policy, error) {
+	key, err := checkpoint.OpenKey(m.Root)
+	if err != nil {
+		return checkpoint.Policy{}, err
+	}
+	return checkpoint.ParsePolicy(m.choices.Load().RestoreFrom, key.Public())
+}
+
 // unpack unpacks an archive where the next daemon would find and remove it.
 func (m *Manager) unpack(ctx context.Context, archive io.Reader, digest string) (*origin, error) {
 	parent, name := filepath.Join(m.Root, stagesDir), newID()
-	from := m.choices.Load().RestoreFrom
+	from, err := m.restoreFrom()
+	if err != nil {
+		return nil, err
+	}
 	u, err := checkpoint.Unpack(ctx, archive, parent, name, checkpoint.Terms{Bytes: maxCheckpoint, From: from, Digest: digest})
 	if err != nil {
 		return nil, err
@@ -294,8 +307,10 @@ func (k *creation) takeCheckpoint(ctx context.Context) error {
 	if err := errors.Join(o.check(k), plan.Restorable(k.spec)); err != nil {
 		return err
 	}
+	ctx, done := k.p.interruptible(ctx, nil)
+	defer done()
 	if err := o.unpacked.Apply(ctx, k.p.process(k.id).rootfs, ownIDs); err != nil {
-		return err
+		return timedOut(ctx, err)
 	}
 
 	if err := os.MkdirAll(k.dir(), 0o700); err != nil {
@@ -326,26 +341,33 @@ func archiveOf(c *runtimeapi.ContainerConfig) string {
 }
 
 // originOf unpacks the checkpoint that a container's image is: an archive, or an image
-// with that annotation. It is nil for an ordinary image, or one that is not there.
-func (m *Manager) originOf(ctx context.Context, c *runtimeapi.ContainerConfig) (*origin, error) {
-	if archiveOf(c) != "" {
-		f, err := rootpath.OpenNodeFile(archiveOf(c), maxCheckpoint)
-		if err != nil {
-			return nil, fmt.Errorf("%w: open checkpoint: %w", ErrInvalid, err)
-		}
-		defer f.Close()
-		return m.unpack(ctx, f, "")
-	}
-
-	img, err := m.Images.Get(c.GetImage().GetImage())
-	if err != nil || img.Checkpoint == "" {
+// with that annotation. It is nil for an ordinary image, or one that is not there. It
+// takes as long as who has made the image likes, so a stop of the pod ends it.
+func (p *pod) originOf(ctx context.Context, c *runtimeapi.ContainerConfig) (o *origin, err error) {
+	path := archiveOf(c)
+	img, err := p.m.Images.Get(c.GetImage().GetImage()) // of a path there is none
+	if path == "" && (err != nil || img.Checkpoint == "") {
 		return nil, nil // the creation says what is wrong
 	}
-	o, err := m.unpackImage(ctx, img)
-	if err != nil {
-		return nil, fmt.Errorf("image %s, a checkpoint of container %.100q: %w", img.ID, img.Checkpoint, err)
+
+	ctx, done := p.interruptible(ctx, nil)
+	defer done()
+	if path != "" {
+		o, err = p.m.unpackFile(ctx, path)
+	} else {
+		o, err = p.m.unpackImage(ctx, img)
 	}
-	return o, nil
+	return o, timedOut(ctx, err)
+}
+
+// unpackFile unpacks an archive of the node's.
+func (m *Manager) unpackFile(ctx context.Context, path string) (*origin, error) {
+	f, err := rootpath.OpenNodeFile(path, maxCheckpoint)
+	if err != nil {
+		return nil, fmt.Errorf("%w: open checkpoint: %w", ErrInvalid, err)
+	}
+	defer f.Close()
+	return m.unpack(ctx, f, "")
 }
 
 // unpackImage unpacks the checkpoint that an image is.
@@ -370,5 +392,8 @@ func (m *Manager) unpackImage(ctx context.Context, img image.Image) (*origin, er
 	o, err := m.unpack(ctx, r, "")
 	r.Close()
 	<-packed
-	return o, err
+	if err != nil {
+		return nil, fmt.Errorf("image %s, a checkpoint of container %.100q: %w", img.ID, img.Checkpoint, err)
+	}
+	return o, nil
 }
