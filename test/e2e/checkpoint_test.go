@@ -147,9 +147,10 @@ func (c *container) goesOn(t *testing.T) {
 	}
 }
 
-// TestCheckpoint checkpoints containers of every kind; each goes on.
-func TestCheckpoint(t *testing.T) {
-	n := withCRIU(t, "")
+// ofEveryKind runs a test with a pod for each kind of container, which is what is changed
+// of an ordinary one.
+func (n *node) ofEveryKind(t *testing.T, do func(t *testing.T, p *pod, kind change)) {
+	t.Helper()
 	none := func(*runtimeapi.PodSandboxConfig) {}
 	plain := func(c *runtimeapi.ContainerConfig) {}
 	for name, test := range map[string]struct {
@@ -182,25 +183,32 @@ func TestCheckpoint(t *testing.T) {
 			if name == "not root" && !mayReadLimits(t) {
 				testkit.Skip(t, "CAP_SYS_RESOURCE", "CRIU may not read the limits of another user's processes")
 			}
-			p := n.pod(t, test.pod)
-			c := p.start(t, sh(counting), test.container)
-			pid := c.pid(t)
-			eventually(t, "it counts", func() bool { return c.count(t) > 1 })
-
-			files := c.checkpoint(t)
-			c.goesOn(t)
-			if got := c.pid(t); got != pid {
-				t.Errorf("process %d, was %d", got, pid)
-			}
-			for _, want := range []string{"checkpoint/inventory.img", "checkpoint/pages-1.img", "config.dump", "spec.dump", "status", "rootfs-diff.tar", "container.log", "dump.log", "stats-dump"} {
-				if len(files[want]) == 0 {
-					t.Errorf("the archive has no %s", want)
-				}
-			}
-			c.checkpoint(t) // and again
-			p.remove(t)
+			do(t, n.pod(t, test.pod), test.container)
 		})
 	}
+}
+
+// TestCheckpoint checkpoints containers of every kind; each goes on.
+func TestCheckpoint(t *testing.T) {
+	n := withCRIU(t, "")
+	n.ofEveryKind(t, func(t *testing.T, p *pod, kind change) {
+		c := p.start(t, sh(counting), kind)
+		pid := c.pid(t)
+		eventually(t, "it counts", func() bool { return c.count(t) > 1 })
+
+		files := c.checkpoint(t)
+		c.goesOn(t)
+		if got := c.pid(t); got != pid {
+			t.Errorf("process %d, was %d", got, pid)
+		}
+		for _, want := range []string{"checkpoint/inventory.img", "checkpoint/pages-1.img", "config.dump", "spec.dump", "status", "rootfs-diff.tar", "container.log", "dump.log", "stats-dump"} {
+			if len(files[want]) == 0 {
+				t.Errorf("the archive has no %s", want)
+			}
+		}
+		c.checkpoint(t) // and again
+		p.remove(t)
+	})
 
 	n.run(t, "connection", func(t *testing.T) { testCheckpointConnection(t, n) })
 	n.run(t, "commands", func(t *testing.T) { testCheckpointCommand(t, n) })
