@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -159,4 +160,34 @@ func TestRemoveAllAgainstMovingAway(t *testing.T) {
 		must(t, RemoveAll(t.Context(), openDir(t, dir+"/kept"), "a"))
 	}
 	t.Logf("moved away %d times", moved)
+}
+
+// TestRemoveAllTogether has several removals of one tree at a time, each of which finds
+// directories gone that it has open.
+func TestRemoveAllTogether(t *testing.T) {
+	const several, rounds = 4, 50
+	for range rounds {
+		top := t.TempDir()
+		for i := range 20 {
+			if err := os.MkdirAll(fmt.Sprintf("%s/tree/%d/a/b/c", top, i), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dir := openDir(t, top)
+
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		var all sync.WaitGroup
+		for range several {
+			all.Go(func() {
+				if err := RemoveAll(ctx, dir, "tree"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		cancel()
+		if t.Failed() {
+			return
+		}
+	}
 }

@@ -181,7 +181,8 @@ func (r *remover) next(f *frame) error {
 		return r.inPlace()
 	}
 
-	if err != nil && !errors.Is(err, io.EOF) {
+	// One that is gone can no longer be read: another removal may be under way.
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, fs.ErrNotExist) {
 		return r.explain("", err)
 	}
 
@@ -211,16 +212,23 @@ func (r *remover) again(f *frame) error {
 }
 
 // inPlace checks that each directory being emptied is still where it was found:
-// one moved out of the tree may have files that others need.
+// one moved out of the tree may have files that others need. One that was removed
+// has none.
 func (r *remover) inPlace() error {
 	for _, f := range r.frames {
 		var st unix.Stat_t
 		err := unix.Fstatat(int(f.parent.Fd()), f.name, &st, unix.AT_SYMLINK_NOFOLLOW)
-		if err != nil || (fileID{st.Dev, st.Ino}) != f.id {
+		if (err != nil || (fileID{st.Dev, st.Ino}) != f.id) && !isRemoved(f.dir) {
 			return r.explain("", fmt.Errorf("%w: %q was moved away", ErrBusy, f.name))
 		}
 	}
 	return nil
+}
+
+// isRemoved reports whether an open directory has no name any more.
+func isRemoved(dir *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(dir.Fd()), &st) == nil && st.Nlink == 0
 }
 
 // moveUp moves a directory that is too deep to the root of the tree.
