@@ -153,6 +153,7 @@ func (n *node) ofEveryKind(t *testing.T, do func(t *testing.T, p *pod, kind chan
 	t.Helper()
 	none := func(*runtimeapi.PodSandboxConfig) {}
 	plain := func(c *runtimeapi.ContainerConfig) {}
+
 	for name, test := range map[string]struct {
 		pod       func(*runtimeapi.PodSandboxConfig)
 		container change
