@@ -16,6 +16,7 @@ import (
 	"crisp/runtime/cgroup"
 	"crisp/runtime/checkpoint"
 	"crisp/runtime/criu"
+	"crisp/runtime/failpoint"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
 )
@@ -65,8 +66,15 @@ func (p *pod) restore(ctx context.Context, r launch.Request, c *Container, pr *p
 	defer null.Close()
 	r.Held[socketFile], r.Held[nullFile] = session.Socket(), null
 
-	restorer, err := p.m.Launcher.Restore(ctx, r, x)
+	var restorer *client.Started
+	err = failpoint.Between("start CRIU", func() error {
+		restorer, err = p.m.Launcher.Restore(ctx, r, x)
+		return err
+	})
 	if err != nil {
+		if restorer != nil {
+			restorer.Close()
+		}
 		return nil, err
 	}
 	defer restorer.Close()
@@ -86,7 +94,7 @@ func (p *pod) restore(ctx context.Context, r launch.Request, c *Container, pr *p
 			if err := verify(made, pr.group); err != nil {
 				return err
 			}
-			return p.handOver(ctx, r, &started, e.First)
+			return failpoint.Between("hand over", func() error { return p.handOver(ctx, r, &started, e.First) })
 		}
 		return nil
 	})
