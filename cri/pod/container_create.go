@@ -26,7 +26,6 @@ import (
 var containerSteps = []step[*creation]{
 	{name: "prepare root file system", do: (*creation).prepareRootfs, undo: (*creation).discardRootfs},
 	{name: "make spec", do: (*creation).makeSpec, undo: (*creation).removeSpec},
-	{name: "take checkpoint", do: (*creation).takeCheckpoint, undo: (*creation).dropCheckpoint},
 	{name: "make cgroup", do: (*creation).makeCgroup, undo: (*creation).removeCgroup},
 }
 
@@ -310,6 +309,9 @@ func (k *creation) makeSpec(ctx context.Context) error {
 	}
 
 	k.spec = out.Spec
+	if err := k.takeCheckpoint(ctx); err != nil {
+		return err
+	}
 	if err := durable.CreateFile(k.p.specPath(k.id), data, 0o600); err != nil {
 		return err
 	}
@@ -319,6 +321,9 @@ func (k *creation) makeSpec(ctx context.Context) error {
 		c.User = UserIDs{UID: user.UID, GID: user.GID, Groups: user.Groups}
 		c.StopSignal, c.PIDTarget, c.ImageVolumes = int32(out.StopSignal), out.PIDTarget, volumes
 		c.HookSources, c.IntelRDT = out.HookSources, out.Spec.Linux.IntelRdt
+		if k.from != nil {
+			c.Checkpoint, c.CheckpointTrusted = true, k.from.trusted
+		}
 		adjusted.note(c)
 	}
 	return p.applyUpdates(ctx, adjusted.Updates)

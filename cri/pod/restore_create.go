@@ -298,7 +298,8 @@ func environment(c *runtimeapi.ContainerConfig) (list []string) {
 func (p *pod) unpackedPath(id string) string { return filepath.Join(p.containerDir(id), unpackedDir) }
 
 // takeCheckpoint gives a container the files and the images of the checkpoint that it
-// is created of, if any.
+// is created of, if any. It is a part of makeSpec, whose undo removes them: a step of its
+// own would cost every container a record.
 func (k *creation) takeCheckpoint(ctx context.Context) error {
 	o := k.from
 	if o == nil {
@@ -320,12 +321,7 @@ func (k *creation) takeCheckpoint(ctx context.Context) error {
 		return fmt.Errorf("take the checkpoint: %w", err)
 	}
 	o.dir = ""
-	k.found = func(c *Container) { c.Checkpoint, c.CheckpointTrusted = true, o.trusted }
 	return nil
-}
-
-func (k *creation) dropCheckpoint(ctx context.Context) error {
-	return removeTree(ctx, k.p.unpackedPath(k.id))
 }
 
 // ownIDs are the owners in a container, which its root file system, mounted for it,
