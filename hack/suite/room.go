@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -39,7 +38,8 @@ func newRoom() (*room, error) {
 // leave removes the directory. Leaks of the stages are in the error.
 func (r *room) leave() error {
 	left := r.before.Settle(pace.Scale(settleTime), inventory.Scope{Marks: []string{r.tmp, "crisp", "/Test"}})
-	left = slices.DeleteFunc(left, elsewhere)
+	// All of the stages' processes have exited: a lab that runs is unrelated.
+	left = slices.DeleteFunc(left, inventory.OfRunningLab)
 	for _, name := range inventory.Names(r.tmp) {
 		left = append(left, "file "+filepath.Join(r.tmp, name))
 	}
@@ -48,17 +48,4 @@ func (r *room) leave() error {
 		err = fmt.Errorf("left behind: %s", strings.Join(left, ", "))
 	}
 	return errors.Join(err, os.RemoveAll(r.tmp))
-}
-
-var cgroupOfLab = regexp.MustCompile(`^cgroup .*/crisp_(?:lab|suite)_(\d+)`)
-
-// elsewhere reports whether a leftover is a cgroup of a lab whose process runs:
-// all of the stages' have exited, so it is unrelated.
-func elsewhere(what string) bool {
-	m := cgroupOfLab.FindStringSubmatch(what)
-	if m == nil {
-		return false
-	}
-	_, err := os.Stat("/proc/" + m[1])
-	return err == nil
 }

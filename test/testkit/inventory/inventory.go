@@ -128,6 +128,9 @@ func foreign(dir string, pids map[int]bool) bool {
 	if _, err := os.Stat(dir); err != nil {
 		return true
 	}
+	if pid, ok := labOf(dir); ok && !pids[pid] && running(pid) {
+		return true
+	}
 	used := false
 	for _, d := range append(subdirectories(dir), dir) {
 		for _, field := range strings.Fields(readString(filepath.Join(d, "cgroup.procs"))) {
@@ -140,6 +143,32 @@ func foreign(dir string, pids map[int]bool) bool {
 	}
 
 	return used
+}
+
+// OfRunningLab reports whether what is a cgroup of a lab whose process runs.
+func OfRunningLab(what string) bool {
+	pid, ok := labOf(what)
+	return ok && running(pid)
+}
+
+// labOf returns the process whose lab or suite a cgroup's name tells of. A lab's
+// cgroups may be empty, and are its own for all that.
+func labOf(dir string) (pid int, ok bool) {
+	for name := range strings.SplitSeq(dir, "/") {
+		for _, kind := range []string{"crisp_lab_", "crisp_suite_"} {
+			rest, found := strings.CutPrefix(name, kind)
+			digits, _, _ := strings.Cut(rest, "_")
+			if pid, err := strconv.Atoi(digits); found && err == nil {
+				return pid, true
+			}
+		}
+	}
+	return 0, false
+}
+
+func running(pid int) bool {
+	_, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+	return err == nil
 }
 
 // Mounts lists the mount points of this process's namespace, once per mount.

@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,6 +64,44 @@ func TestForeign(t *testing.T) {
 	}
 	if !foreign("/no such group", nil) {
 		t.Error("a group that is gone counts")
+	}
+}
+
+// TestForeignLab has groups of stopped pods: no process is in them, and only
+// their names tell whose they are.
+func TestForeignLab(t *testing.T) {
+	self, gone := os.Getpid(), 1<<30
+	for _, c := range []struct {
+		name string
+		pid  int
+		pids map[int]bool
+		want bool
+	}{
+		{"ours", self, map[int]bool{self: true}, false},
+		{"another's that runs", self, nil, true},
+		{"another's that has ended", gone, nil, false},
+	} {
+		dir := filepath.Join(t.TempDir(), fmt.Sprintf("crisp_lab_%d_001", c.pid), "pod")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got := foreign(dir, c.pids); got != c.want {
+			t.Errorf("%s: got %t, want %t", c.name, got, c.want)
+		}
+	}
+}
+
+func TestOfRunningLab(t *testing.T) {
+	for what, want := range map[string]bool{
+		fmt.Sprintf("cgroup /sys/fs/cgroup/pids/crisp_lab_%d_001/pod", os.Getpid()): true,
+		fmt.Sprintf("cgroup /sys/fs/cgroup/pids/crisp_suite_%d", os.Getpid()):       true,
+		"cgroup /sys/fs/cgroup/pids/crisp_lab_1073741824_001":                       false,
+		"cgroup /sys/fs/cgroup/pids/crisp":                                          false,
+		fmt.Sprintf("process %d crisp", os.Getpid()):                                false,
+	} {
+		if got := OfRunningLab(what); got != want {
+			t.Errorf("%s: got %t, want %t", what, got, want)
+		}
 	}
 }
 
