@@ -17,15 +17,10 @@ type Committed struct {
 }
 
 // commit makes an image of a container.
-func (s *Server) commit(w http.ResponseWriter, r *http.Request) {
+func (s *Server) commit(w http.ResponseWriter, r *http.Request, m *pod.Manager) {
 	limit, err := time.ParseDuration(r.FormValue("limit"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	m := s.pods.Load()
-	if m == nil {
-		http.Error(w, "the daemon is starting, and does not know yet what pods there are", http.StatusServiceUnavailable)
 		return
 	}
 

@@ -35,6 +35,8 @@ const (
 	ImportPath     = "/images/import" // the archive in the body, ?name=NAME for an image without one, ?pin=true
 	ExportPath     = "/images/export" // ?ref=IMAGE for each image
 	CommitPath     = "/commit"        // ?container=ID&name=IMAGE, &comment=TEXT, &pin=true, &live=true, &limit=DURATION
+	SnapshotsPath  = "/snapshots"     // GET lists, POST ?pod=ID&name=NAME&limit=DURATION takes one, DELETE ?name=NAME
+	ClonePath      = "/clone"         // ?snapshot=NAME&name=POD
 	CollectPath    = "/images/gc"     // ?age=DURATION since the last pull, ?dry=true
 	ProfilePath    = "/debug/pprof/"
 )
@@ -70,7 +72,8 @@ func (s *Server) Register(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+ImportPath, s.importImages)
 	mux.HandleFunc("GET "+ExportPath, s.exportImages)
 	mux.HandleFunc("POST "+CollectPath, s.collectImages)
-	mux.HandleFunc("POST "+CommitPath, s.commit)
+	mux.HandleFunc("POST "+CommitPath, s.withPods(s.commit))
+	s.registerSnapshots(mux)
 	mux.HandleFunc("GET "+GoroutinesPath, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(goroutines())
 	})

@@ -16,7 +16,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
 	"crisp/network/netns"
@@ -25,8 +24,6 @@ import (
 	"crisp/runtime/criu"
 	"crisp/runtime/failpoint"
 	"crisp/runtime/keeper/client"
-	"crisp/runtime/procstat"
-	"crisp/runtime/rootpath"
 )
 
 const (
@@ -231,16 +228,29 @@ type frozen struct {
 // checkpoint freezes containers, saves each, and lets all go on. Then it writes
 // and signs the archives, and returns their digests.
 func (p *pod) checkpoint(ctx context.Context, key *checkpoint.Key, ids []string, location func(id string) string) (digests map[string]string, err error) {
+	digests = map[string]string{}
+	err = p.capture(ctx, ids, nil, func(ctx context.Context, f *frozen) error {
+		enter(ctx, "write the archive of container "+f.c.Config.Msg.GetMetadata().GetName(), false)
+		digests[f.c.ID], err = f.stage.Write(ctx, location(f.c.ID), key)
+		return err
+	})
+	return digests, err
+}
+
+// capture freezes containers and saves each in a stage of its own. Then it has use work
+// with all of them while they are frozen, lets them go on, and has finish do so with one
+// after the other; either may be nil. The stages end with capture.
+func (p *pod) capture(ctx context.Context, ids []string, use func(context.Context, []*frozen) error, finish func(context.Context, *frozen) error) error {
 	program, err := criu.Find(ctx, p.m.CRIU)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// Also while it waits: others would have to wait for it in turn.
 	ctx, done := p.interruptible(ctx, ids)
 	defer done()
 	release, err := p.lock(ctx)
 	if err != nil {
-		return nil, timedOut(ctx, err)
+		return timedOut(ctx, err)
 	}
 	defer release()
 
@@ -248,7 +258,7 @@ func (p *pod) checkpoint(ctx context.Context, key *checkpoint.Key, ids []string,
 	for _, id := range ids {
 		f, err := p.saveable(id)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		list = append(list, f)
 	}
@@ -259,21 +269,22 @@ func (p *pod) checkpoint(ctx context.Context, key *checkpoint.Key, ids []string,
 			warn(f.stage.Remove(context.WithoutCancel(ctx)), "remove the directory of a checkpoint", "container", f.c.ID)
 		}()
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
 
-	if err := p.whileFrozen(ctx, list, func(f *frozen) error { return p.save(ctx, program, f) }); err != nil {
-		return nil, err
+	if err := p.whileFrozen(ctx, list, func(f *frozen) error { return p.save(ctx, program, f) }, use); err != nil {
+		return err
 	}
-	digests = map[string]string{}
 	for _, f := range list {
-		enter(ctx, "write the archive of container "+f.c.Config.Msg.GetMetadata().GetName(), false)
-		if digests[f.c.ID], err = f.stage.Write(ctx, location(f.c.ID), key); err != nil {
-			return nil, timedOut(ctx, err)
+		if finish == nil {
+			break
+		}
+		if err := finish(ctx, f); err != nil {
+			return timedOut(ctx, err)
 		}
 	}
-	return digests, nil
+	return nil
 }
 
 // errInterrupted is why a checkpoint ends early.
@@ -340,8 +351,8 @@ func (p *pod) saveable(id string) (*frozen, error) {
 
 // whileFrozen freezes containers before the first is saved and thaws them after
 // the last, whatever happens. Their records say so meanwhile, for a daemon that
-// finds them after a crash.
-func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen) error) (err error) {
+// finds them after a crash. With all saved it calls use, unless that is nil.
+func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen) error, use func(context.Context, []*frozen) error) (err error) {
 	defer func() {
 		for _, f := range list {
 			err = errors.Join(err, p.thaw(context.WithoutCancel(ctx), f))
@@ -363,7 +374,10 @@ func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen
 			return timedOut(ctx, fmt.Errorf("container %s: %w", f.c.Config.Msg.GetMetadata().GetName(), err))
 		}
 	}
-	return nil
+	if use == nil {
+		return nil
+	}
+	return timedOut(ctx, use(ctx, list))
 }
 
 // timedOut marks an error as a time-out if that was its cause.
@@ -525,76 +539,4 @@ func inside(s *specs.Spec) func(uid, gid uint32) (int, int) {
 	return func(uid, gid uint32) (int, int) {
 		return translate(s.Linux.UIDMappings, uid), translate(s.Linux.GIDMappings, gid)
 	}
-}
-
-// resumePatience is how long a CRIU that a killed daemon has left may go on.
-const resumePatience = 2 * time.Minute
-
-// resume thaws a container that the last daemon had frozen, once CRIU has left
-// it: killed, CRIU would leave its own code in the processes, and at its end it
-// freezes them again.
-func (p *pod) resume(ctx context.Context, c *Container) {
-	f := &frozen{c: c}
-	var err error
-	if f.group, err = p.groupOf(c); err != nil {
-		warn(err, "thaw a container after a crash", "container", c.ID)
-		return
-	}
-
-	for end := time.Now().Add(resumePatience); c.Process != nil && procstat.Traced(c.Process.Pid) && time.Now().Before(end); {
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			return
-		}
-	}
-	release, err := p.lock(ctx)
-	if err != nil {
-		return // the daemon ends
-	}
-	defer release()
-	if c.Process != nil {
-		warn(p.unlockNetwork(c.Process.Pid), "let a container's connections go on", "container", c.ID)
-	}
-	// What CRIU does last is to freeze them.
-	for range 2 {
-		if err := f.group.Thaw(ctx); err != nil {
-			warn(err, "thaw a container after a crash", "container", c.ID)
-			return
-		}
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return
-		}
-	}
-	if err := p.thaw(ctx, f); err != nil {
-		warn(err, "thaw a container after a crash", "container", c.ID)
-		return
-	}
-	klog.InfoS("Thawed a container that was frozen for a checkpoint when the daemon ended", "container", c.ID)
-}
-
-// dropStages removes what the last daemon has left of archives that it was putting
-// together, in the background.
-func (m *Manager) dropStages() {
-	dir, err := os.Open(filepath.Join(m.Root, stagesDir))
-	if errors.Is(err, os.ErrNotExist) {
-		return
-	}
-	var left []string
-	if err == nil {
-		left, err = dir.Readdirnames(0)
-	}
-	if err != nil {
-		warn(err, "look for unfinished checkpoints")
-		return
-	}
-
-	m.wg.Go(func() {
-		defer dir.Close()
-		for _, name := range left {
-			warn(rootpath.RemoveAll(m.ctx, dir, name), "remove an unfinished checkpoint")
-		}
-	})
 }

@@ -90,7 +90,7 @@ func (p *pod) writeLayer(ctx context.Context, id string, o Commit, to io.Writer)
 	}
 
 	if f.group != nil && !o.Live {
-		err = p.whileFrozen(ctx, []*frozen{f}, walk)
+		err = p.whileFrozen(ctx, []*frozen{f}, walk, nil)
 		// One that has just ended, and its cgroup with it, needs no freezing.
 		if err == nil || began || p.runs(id) {
 			return changed, err

@@ -101,6 +101,7 @@ func (m *Manager) recover(ctx context.Context) error {
 		return err
 	}
 	m.dropStages()
+	m.dropDrafts()
 
 	list, err := m.Keeper.Client().List(ctx)
 	if err != nil {
@@ -182,9 +183,7 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 
 	switch judgeSandbox(r, f) {
 	case removePod:
-		p.m.wg.Go(func() {
-			warn(p.m.RemoveSandbox(p.m.ctx, r.ID), "remove a pod whose restore was interrupted", "sandbox", r.ID)
-		})
+		p.m.wg.Go(func() { p.m.removeRestored(r.ID) })
 	case undoPod:
 		errs = append(errs, p.finishUndo(ctx))
 	case unreadyPod:
@@ -194,6 +193,26 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 	}
 
 	return errors.Join(errs...)
+}
+
+// maxRemoveWait is the longest time between two attempts to remove a pod.
+const maxRemoveWait = time.Minute
+
+// removeRestored removes a pod whose restore was interrupted. Nobody else may know that it
+// is there, so it tries until it succeeds or the daemon ends.
+func (m *Manager) removeRestored(id string) {
+	for wait := time.Second; ; wait = min(2*wait, maxRemoveWait) {
+		err := m.RemoveSandbox(m.ctx, id)
+		if err == nil || m.ctx.Err() != nil {
+			return
+		}
+		warn(err, "remove a pod whose restore was interrupted; will retry", "sandbox", id, "wait", wait)
+		select {
+		case <-time.After(wait):
+		case <-m.ctx.Done():
+			return
+		}
+	}
 }
 
 // finishUndo undoes a pod's creation. It continues if ctx ends first, and

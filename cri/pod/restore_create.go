@@ -32,6 +32,8 @@ type RestoreRequest struct {
 	Handler    string
 	Options    map[string]string
 	Containers []*runtimeapi.ContainerConfig
+	// Start has the containers run when the pod is there: it is all of them or no pod.
+	Start bool
 }
 
 // RestorePod creates a pod, and its containers without starting them, of a checkpoint.
@@ -93,28 +95,7 @@ func (m *Manager) checkRestore(ctx context.Context, r RestoreRequest) error {
 }
 
 func (m *Manager) restorePod(ctx context.Context, r RestoreRequest) (id string, err error) {
-	dir, err := os.OpenFile(r.Path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return "", fmt.Errorf("%w: open checkpoint: %w", ErrInvalid, err)
-	}
-	defer dir.Close()
-	from, err := m.restoreFrom()
-	if err != nil {
-		return "", err
-	}
-	saved, err := checkpoint.OpenPod(dir, from)
-	if err != nil {
-		return "", err
-	}
-	dump, err := decodeDump(saved.Dump)
-	if err != nil {
-		return "", err
-	}
-	if err := dump.check(r); err != nil {
-		return "", err
-	}
-
-	origins, err := m.origins(ctx, saved, dump)
+	origins, err := m.originsOf(ctx, r)
 	defer func() { err = errors.Join(err, dropAll(ctx, origins)) }()
 	if err != nil {
 		return "", err
@@ -126,6 +107,36 @@ func (m *Manager) restorePod(ctx context.Context, r RestoreRequest) (id string, 
 		return "", errors.Join(err, m.dropRestored(ctx, id))
 	}
 	return id, nil
+}
+
+// originsOf opens the checkpoint that a request names, by the names of the containers:
+// a snapshot of this node, or a directory with archives.
+func (m *Manager) originsOf(ctx context.Context, r RestoreRequest) (map[string]*origin, error) {
+	if name, ok := m.snapshotAt(r.Path); ok {
+		return m.cloneSnapshot(ctx, name, r)
+	}
+	dir, err := os.OpenFile(r.Path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: open checkpoint: %w", ErrInvalid, err)
+	}
+	defer dir.Close()
+
+	from, _, err := m.restoreFrom()
+	if err != nil {
+		return nil, err
+	}
+	saved, err := checkpoint.OpenPod(dir, from)
+	if err != nil {
+		return nil, err
+	}
+	dump, err := decodeDump(saved.Dump)
+	if err != nil {
+		return nil, err
+	}
+	if err := dump.check(r); err != nil {
+		return nil, err
+	}
+	return m.origins(ctx, saved, dump)
 }
 
 // origins unpacks the archives of a pod's checkpoint, by the names of the containers.
@@ -172,6 +183,15 @@ func (m *Manager) restoreContainers(ctx context.Context, id string, r RestoreReq
 		name := c.GetMetadata().GetName()
 		if _, err := p.create(ctx, c, origins[name]); err != nil {
 			return fmt.Errorf("create container %s: %w", name, err)
+		}
+	}
+
+	for _, c := range p.record().Containers {
+		if !r.Start {
+			break
+		}
+		if err := p.start(ctx, c.ID); err != nil {
+			return err
 		}
 	}
 	return p.update(func(r *Record) { r.Restoring = false })
@@ -230,19 +250,20 @@ type origin struct {
 	trusted bool
 }
 
-// restoreFrom says whose checkpoints are restored.
-func (m *Manager) restoreFrom() (checkpoint.Policy, error) {
+// restoreFrom says whose checkpoints are restored, and who this node is.
+func (m *Manager) restoreFrom() (from checkpoint.Policy, own checkpoint.PublicKey, err error) {
 	key, err := checkpoint.OpenKey(m.Root)
 	if err != nil {
-		return checkpoint.Policy{}, err
+		return from, own, err
 	}
-	return checkpoint.ParsePolicy(m.choices.Load().RestoreFrom, key.Public())
+	from, err = checkpoint.ParsePolicy(m.choices.Load().RestoreFrom, key.Public())
+	return from, key.Public(), err
 }
 
 // unpack unpacks an archive where the next daemon would find and remove it.
 func (m *Manager) unpack(ctx context.Context, archive io.Reader, digest string) (*origin, error) {
 	parent, name := filepath.Join(m.Root, stagesDir), newID()
-	from, err := m.restoreFrom()
+	from, _, err := m.restoreFrom()
 	if err != nil {
 		return nil, err
 	}

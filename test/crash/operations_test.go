@@ -33,6 +33,8 @@ const (
 	checkpointName = "CheckpointContainer"
 	restorePodName = "RestorePod"
 	restoreName    = "StartContainer of a checkpoint"
+	snapshotName   = "crisp snapshot"
+	cloneName      = "crisp clone"
 )
 
 var operations = []operation{{
@@ -130,6 +132,15 @@ var operations = []operation{{
 	name: restoreName, prepare: []func(*scene){(*scene).ownPIDs, (*scene).run, (*scene).create, (*scene).start, (*scene).save, (*scene).restore},
 	call: (*scene).tryStart, heal: (*scene).recreate, skip: (*scene).runs, done: (*scene).wantAlive,
 }, {
+	name: snapshotName, prepare: []func(*scene){(*scene).ownPIDs, (*scene).run, (*scene).create, (*scene).start}, call: (*scene).trySnapshot,
+	done: func(s *scene) {
+		s.wantAlive()
+		s.wantSnapshot()
+	},
+}, {
+	name: cloneName, prepare: []func(*scene){(*scene).ownPIDs, (*scene).run, (*scene).create, (*scene).start, (*scene).snapshot},
+	call: (*scene).tryClone, heal: (*scene).awaitRemoval, skip: (*scene).runs, done: (*scene).wantClone,
+}, {
 	name: "crisp commit", prepare: []func(*scene){(*scene).run, (*scene).create, (*scene).start}, call: (*scene).tryCommit,
 	done: func(s *scene) {
 		s.wantAlive()
@@ -143,7 +154,7 @@ var operations = []operation{{
 // needs skips an operation that this machine cannot perform.
 func (n *node) needs(t *testing.T, op operation) {
 	t.Helper()
-	if slices.Contains([]string{checkpointName, restorePodName, restoreName}, op.name) && !n.hasCRIU {
+	if slices.Contains([]string{checkpointName, restorePodName, restoreName, snapshotName, cloneName}, op.name) && !n.hasCRIU {
 		testkit.Skip(t, "criu", "it could not be fetched")
 	}
 }

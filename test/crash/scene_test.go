@@ -197,6 +197,106 @@ func (s *scene) tryCommit() error {
 	return nil
 }
 
+// snapshotted is the name of the snapshots that are taken.
+const snapshotted = "state"
+
+// trySnapshot takes a snapshot of the pod, as crisp snapshot does, unless it is there: a
+// call may have ended with its connection alone.
+func (s *scene) trySnapshot() error {
+	_, err := s.ask(http.MethodPost, admin.SnapshotsPath, url.Values{"pod": {s.podID}, "name": {snapshotted}, "limit": {"1m"}})
+	if err != nil && strings.Contains(err.Error(), pod.ErrExists.Error()) {
+		return nil
+	}
+	return err
+}
+
+// wantSnapshot checks that there is a snapshot, and nothing beside it.
+func (s *scene) wantSnapshot() {
+	s.t.Helper()
+	for dir, want := range map[string]int{"snapshots": 1, "checkpoints": 0} {
+		if list, err := os.ReadDir(filepath.Join(s.n.Dir, "root", dir)); err != nil || len(list) != want {
+			s.t.Errorf("in %s are %v, %v", dir, list, err)
+		}
+	}
+}
+
+// snapshot takes a snapshot, and removes the pod.
+func (s *scene) snapshot() {
+	s.t.Helper()
+	s.must("take snapshot", s.trySnapshot())
+	s.removePods()
+}
+
+// tryClone makes a pod of the snapshot, as crisp clone does.
+func (s *scene) tryClone() error {
+	id, err := s.ask(http.MethodPost, admin.ClonePath, url.Values{"snapshot": {snapshotted}, "name": {"clone"}})
+	if err == nil {
+		s.podID = id
+	}
+	return err
+}
+
+// awaitRemoval removes pods that are not ready, and waits until there is no other but one
+// that runs: the daemon removes them.
+func (s *scene) awaitRemoval() {
+	s.t.Helper()
+	for end := time.Now().Add(pace.Scale(10 * time.Second)); len(s.pods()) > 0 && !s.runs(); time.Sleep(50 * time.Millisecond) {
+		s.removeUnready()
+		if time.Now().After(end) {
+			s.t.Fatalf("there still are %v", s.pods())
+		}
+	}
+}
+
+// wantClone checks that the only pod is the one that was made, and runs.
+func (s *scene) wantClone() {
+	s.t.Helper()
+	for _, p := range s.pods() {
+		s.podID = p.Id
+	}
+	s.wantPod(runtimeapi.PodSandboxState_SANDBOX_READY)
+	for _, c := range s.containers() {
+		s.containerID = c.Id
+	}
+	s.wantAlive()
+	s.wantSnapshot()
+}
+
+// removeSnapshots removes the snapshot, if there is one.
+func (s *scene) removeSnapshots() {
+	s.t.Helper()
+	if _, err := s.ask(http.MethodDelete, admin.SnapshotsPath, url.Values{"name": {snapshotted}}); err != nil && !strings.Contains(err.Error(), pod.ErrNotFound.Error()) {
+		s.t.Errorf("remove snapshot: %v", err)
+	}
+}
+
+// ask makes a request on the admin socket. Its errors have the codes that calls of the CRI
+// would have.
+func (s *scene) ask(method, path string, query url.Values) (id string, err error) {
+	c := admin.NewClient(filepath.Join(s.n.Dir, "state", admin.Socket))
+	defer c.Close()
+	answer, err := c.Do(s.ctx, method, path+"?"+query.Encode())
+	if err != nil && s.ctx.Err() != nil {
+		return "", status.FromContextError(s.ctx.Err()).Err()
+	}
+	if err != nil {
+		return "", status.Error(codes.Unavailable, err.Error())
+	}
+	defer answer.Close()
+
+	var done admin.Done
+	if err := json.NewDecoder(answer).Decode(&done); err != nil {
+		return "", status.Error(codes.Unavailable, err.Error())
+	}
+	if strings.Contains(done.Error, pod.ErrState.Error()) {
+		return "", status.Error(codes.FailedPrecondition, done.Error)
+	}
+	if done.Error != "" {
+		return "", errors.New(done.Error)
+	}
+	return done.ID, nil
+}
+
 // wantCommitted checks that there is an image of the container.
 func (s *scene) wantCommitted() {
 	s.t.Helper()
@@ -257,6 +357,12 @@ func (s *scene) containers() []*runtimeapi.Container {
 func (s *scene) removeAll() {
 	s.t.Helper()
 	defer s.removeCommitted()
+	defer s.removeSnapshots()
+	s.removePods()
+}
+
+func (s *scene) removePods() {
+	s.t.Helper()
 	for _, p := range s.pods() {
 		stop := &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.Id}
 		call(s.t, s.n.Runtime.StopPodSandbox, stop)
