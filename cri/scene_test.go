@@ -73,6 +73,10 @@ func (fakeImages) Lower(context.Context, string) (*os.File, error) {
 func (fakeImages) Commit(context.Context, string, image.CommitOptions, func(context.Context, io.Writer) (bool, error)) (image.Image, error) {
 	return image.Image{}, errors.New("no commit")
 }
+func (fakeImages) Export(context.Context, []string, io.Writer) error { return errors.New("no export") }
+func (fakeImages) Import(context.Context, io.Reader, image.ImportOptions) ([]image.Imported, error) {
+	return nil, errors.New("no import")
+}
 func (fakeImages) Containers() []string { return nil }
 
 func (fakeImages) Reserve(context.Context, int64) (func(), error) { return func() {}, nil }

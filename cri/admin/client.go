@@ -51,10 +51,15 @@ func (c *Client) Send(ctx context.Context, method, path string, content io.Reade
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
-		return nil, fmt.Errorf("ask the daemon on %s: %s: %s", c.socket, resp.Status, strings.TrimSpace(string(text)))
+		return nil, c.refusal(resp)
 	}
 	return resp.Body, nil
+}
+
+// refusal is the error of an answer that is none.
+func (c *Client) refusal(resp *http.Response) error {
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	return fmt.Errorf("ask the daemon on %s: %s: %s", c.socket, resp.Status, strings.TrimSpace(string(text)))
 }
 
 // Get decodes the answer to a request.

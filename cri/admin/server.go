@@ -37,6 +37,8 @@ const (
 	CommitPath     = "/commit"        // ?container=ID&name=IMAGE, &comment=TEXT, &pin=true, &live=true, &limit=DURATION
 	SnapshotsPath  = "/snapshots"     // GET lists, POST ?pod=ID&name=NAME&limit=DURATION takes one, DELETE ?name=NAME
 	ClonePath      = "/clone"         // ?snapshot=NAME&name=POD
+	MigratePath    = "/migrate"       // ?pod=ID&node=NAME&limit=DURATION, &address=true, &settle=true; a conversation of package move
+	ReceivePath    = "/receive"       // a conversation of package move
 	CollectPath    = "/images/gc"     // ?age=DURATION since the last pull, ?dry=true
 	ProfilePath    = "/debug/pprof/"
 )
@@ -74,6 +76,7 @@ func (s *Server) Register(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+CollectPath, s.collectImages)
 	mux.HandleFunc("POST "+CommitPath, s.withPods(s.commit))
 	s.registerSnapshots(mux)
+	s.registerMoves(mux)
 	mux.HandleFunc("GET "+GoroutinesPath, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(goroutines())
 	})

@@ -395,6 +395,9 @@ func timedOut(ctx context.Context, err error) error {
 }
 
 func (p *pod) thaw(ctx context.Context, f *frozen) error {
+	if p.record().Moving != nil {
+		return nil // it may run elsewhere
+	}
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	if err := f.group.Thaw(ctx); err != nil {

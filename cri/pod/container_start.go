@@ -46,12 +46,14 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 			return "", err
 		}
 		defer release()
-		return "", p.start(ctx, id)
+		return "", p.start(ctx, id, nil)
 	})
 	return err
 }
 
-func (p *pod) start(ctx context.Context, id string) error {
+// start starts a container. One of a checkpoint runs no instruction before ready, which may
+// be nil, has returned without an error.
+func (p *pod) start(ctx context.Context, id string, ready func() error) error {
 	r := p.record()
 	c := r.Container(id)
 	switch {
@@ -66,7 +68,7 @@ func (p *pod) start(ctx context.Context, id string) error {
 	if pr := p.process(id); pr != nil && pr.failure != nil { // and could not be recorded
 		return fmt.Errorf("start container %s: an earlier start failed: %w: %w", id, ErrState, pr.failure)
 	}
-	if err := p.launch(ctx, r, c); err != nil {
+	if err := p.launch(ctx, r, c, ready); err != nil {
 		p.startFailed(ctx, id, err)
 		return err
 	}
@@ -109,7 +111,7 @@ func (p *pod) startFailed(ctx context.Context, id string, cause error) {
 
 // launch gathers descriptors, runs the container's plan and records the
 // process. Its errors begin with the plan's name, as those of the plan do.
-func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
+func (p *pod) launch(ctx context.Context, r *Record, c *Container, ready func() error) error {
 	cfg := c.Config.Msg
 	name := "start container " + cfg.GetMetadata().GetName()
 	s, err := p.loadSpec(c.ID)
@@ -155,7 +157,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container) error {
 	var started *client.Started
 	err = p.stage(ctx, "run plan", func(ctx context.Context) error {
 		if c.Checkpoint {
-			started, err = p.restore(ctx, request, c, pr)
+			started, err = p.restore(ctx, request, c, pr, ready)
 		} else {
 			started, err = p.m.Launcher.Container(ctx, request)
 		}

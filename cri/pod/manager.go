@@ -47,6 +47,9 @@ type Images interface {
 	Lower(ctx context.Context, id string) (*os.File, error)
 	// Commit makes an image of another one, and of a layer that changes writes.
 	Commit(ctx context.Context, id string, o image.CommitOptions, changes func(ctx context.Context, to io.Writer) (bool, error)) (image.Image, error)
+	// Export and Import carry images to other nodes.
+	Export(ctx context.Context, refs []string, w io.Writer) error
+	Import(ctx context.Context, r io.Reader, o image.ImportOptions) ([]image.Imported, error)
 	// Containers are the ids that have a prepared layer or held image.
 	Containers() []string
 	// Reserve waits for so many bytes of the memory budget for image data. The
@@ -141,6 +144,7 @@ type Manager struct {
 	containers map[string]*pod // by container id
 	names      map[string]string
 	ops        map[string]*operation
+	arrivals   map[string]*receiving // pods that are moving here, by token
 
 	levels selinux.Levels // of all existing pods
 }
@@ -172,6 +176,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		containers: map[string]*pod{},
 		names:      map[string]string{},
 		ops:        map[string]*operation{},
+		arrivals:   map[string]*receiving{},
 	}
 	m.events.history = m.activity.note
 	m.Choose(o.Choices)

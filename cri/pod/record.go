@@ -42,6 +42,12 @@ type Record struct {
 	// Restoring means that the pod's containers are being created of a checkpoint:
 	// without all of them it is to be removed.
 	Restoring bool `json:",omitempty"`
+	// Arrived is the token of the move by which the pod came here, once it is here; Moving is
+	// set when it has been handed over to another node, see package move. It is frozen then.
+	Arrived string  `json:",omitempty"`
+	Moving  *Moving `json:",omitempty"`
+	// WantIPs are the addresses that it had where it came from, and is to have here.
+	WantIPs []string `json:",omitempty"`
 	// CreatedAt is in nanoseconds since the epoch.
 	CreatedAt int64
 	// Phase is the last step of sandboxSteps that was started, phaseReady when
@@ -70,6 +76,9 @@ type Record struct {
 	Resources  *Message[*runtimeapi.LinuxContainerResources] `json:",omitempty"`
 	Containers []*Container                                  `json:"-"`
 }
+
+// Moving says to whom a pod has been handed over, and in which attempt.
+type Moving struct{ Token, Node string }
 
 // Process identifies a process even if its pid is reused.
 type Process struct {

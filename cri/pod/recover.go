@@ -245,7 +245,7 @@ func (p *pod) reconcileContainer(ctx context.Context, c *Container, sameBoot boo
 		}
 		if e.Exit != nil {
 			p.containerExited(c.ID, *e.Exit)
-		} else if c.Frozen {
+		} else if c.Frozen && p.record().Moving == nil {
 			p.m.wg.Go(func() { p.resume(p.m.ctx, c) })
 		}
 		return nil

@@ -40,7 +40,7 @@ const (
 
 // restore makes the processes of a container of the checkpoint that it was created
 // from. It is the counterpart of [launch.Launcher.Container].
-func (p *pod) restore(ctx context.Context, r launch.Request, c *Container, pr *process) (*client.Started, error) {
+func (p *pod) restore(ctx context.Context, r launch.Request, c *Container, pr *process, ready func() error) (*client.Started, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, restoreTime, fmt.Errorf("%w after %v", ErrTimeout, restoreTime))
 	defer cancel()
 	ctx, done := p.interruptible(ctx, []string{c.ID})
@@ -94,7 +94,11 @@ func (p *pod) restore(ctx context.Context, r launch.Request, c *Container, pr *p
 			if err := verify(made, pr.group); err != nil {
 				return err
 			}
-			return failpoint.Between("hand over", func() error { return p.handOver(ctx, r, &started, e.First) })
+			err := failpoint.Between("hand over", func() error { return p.handOver(ctx, r, &started, e.First) })
+			if err != nil || ready == nil {
+				return err
+			}
+			return ready()
 		}
 		return nil
 	})

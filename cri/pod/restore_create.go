@@ -17,6 +17,7 @@ import (
 	"crisp/cri/spec"
 	"crisp/image"
 	"crisp/runtime/checkpoint"
+	"crisp/runtime/failpoint"
 	"crisp/runtime/plan"
 	"crisp/runtime/rootpath"
 )
@@ -34,6 +35,18 @@ type RestoreRequest struct {
 	Containers []*runtimeapi.ContainerConfig
 	// Start has the containers run when the pod is there: it is all of them or no pod.
 	Start bool
+
+	arrival *arrival
+}
+
+// arrival is what a pod that moves here comes with.
+type arrival struct {
+	token     string
+	addresses []string
+	origins   map[string]*origin
+	// prepared is called when the containers are created. Then they are started, unless it
+	// fails.
+	prepared func(context.Context) error
 }
 
 // RestorePod creates a pod, and its containers without starting them, of a checkpoint.
@@ -100,7 +113,7 @@ func (m *Manager) restorePod(ctx context.Context, r RestoreRequest) (id string, 
 	if err != nil {
 		return "", err
 	}
-	if id, err = m.runSandbox(ctx, r.Config, r.Handler, true); err != nil {
+	if id, err = m.runSandbox(ctx, r.Config, r.Handler, &r); err != nil {
 		return "", err
 	}
 	if err := m.restoreContainers(ctx, id, r, origins); err != nil {
@@ -112,6 +125,9 @@ func (m *Manager) restorePod(ctx context.Context, r RestoreRequest) (id string, 
 // originsOf opens the checkpoint that a request names, by the names of the containers:
 // a snapshot of this node, or a directory with archives.
 func (m *Manager) originsOf(ctx context.Context, r RestoreRequest) (map[string]*origin, error) {
+	if r.arrival != nil {
+		return r.arrival.origins, nil
+	}
 	if name, ok := m.snapshotAt(r.Path); ok {
 		return m.cloneSnapshot(ctx, name, r)
 	}
@@ -186,15 +202,39 @@ func (m *Manager) restoreContainers(ctx context.Context, id string, r RestoreReq
 		}
 	}
 
-	for _, c := range p.record().Containers {
-		if !r.Start {
-			break
-		}
-		if err := p.start(ctx, c.ID); err != nil {
+	commit := func() error { return p.update(func(r *Record) { r.Restoring = false }) }
+	if a := r.arrival; a != nil {
+		err := func() error {
+			ctx, done := p.interruptible(ctx, nil)
+			defer done()
+			return timedOut(ctx, a.prepared(ctx))
+		}()
+		if err != nil {
 			return err
 		}
+		commit = func() error { return p.update(func(r *Record) { r.Restoring, r.Arrived = false, a.token }) }
 	}
-	return p.update(func(r *Record) { r.Restoring = false })
+	if !r.Start {
+		return commit()
+	}
+	return p.startRestored(ctx, commit)
+}
+
+// startRestored starts all containers of a pod. It commits when the last one is there and
+// has not run an instruction.
+func (p *pod) startRestored(ctx context.Context, commit func() error) error {
+	list := p.record().Containers
+	for i, c := range list {
+		var ready func() error
+		if i == len(list)-1 {
+			ready = func() error { return failpoint.Between("commit a restored pod", commit) }
+		}
+		if err := p.start(ctx, c.ID, ready); err != nil {
+			// So that it is removed, whatever has been recorded.
+			return errors.Join(err, p.update(func(r *Record) { r.Restoring, r.Arrived = true, "" }))
+		}
+	}
+	return nil
 }
 
 // dropRestored removes a pod that lacks a container. One that was there before the call

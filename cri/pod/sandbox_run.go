@@ -47,12 +47,12 @@ func (m *Manager) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 		return "", fmt.Errorf("%w: no runtime handler %q (there are %q)", ErrInvalid, handler, m.Handlers())
 	}
 	return m.join(ctx, sandboxKey(cfg.GetMetadata()), Operation{What: "run pod", Pod: sandboxName(cfg.GetMetadata())}, func(ctx context.Context) (string, error) {
-		return m.runSandbox(ctx, cfg, handler, false)
+		return m.runSandbox(ctx, cfg, handler, nil)
 	})
 }
 
 // runSandbox runs a pod, whose containers are to follow of a checkpoint if it is restored.
-func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string, restored bool) (string, error) {
+func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string, from *RestoreRequest) (string, error) {
 	if id, err := m.existing(ctx, cfg); id != "" || err != nil {
 		return id, err
 	}
@@ -62,7 +62,7 @@ func (m *Manager) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 		}
 	}
 
-	p, err := m.newSandbox(ctx, cfg, handler, restored)
+	p, err := m.newSandbox(ctx, cfg, handler, from)
 	if err != nil {
 		return "", err
 	}
@@ -145,14 +145,18 @@ func (p *pod) noteLeft(why error) {
 	warn(p.update(func(r *Record) { r.Reason = why.Error() }), "record why a sandbox is left", "sandbox", p.record().ID)
 }
 
-// newSandbox creates the pod's directory and its first record.
-func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string, restored bool) (*pod, error) {
+// newSandbox creates the pod's directory and its first record. A pod that is restored has
+// from, others nil.
+func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string, from *RestoreRequest) (*pod, error) {
 	cfg = proto.Clone(cfg).(*runtimeapi.PodSandboxConfig)
 	r := &Record{
-		Version: recordVersion, BootID: m.bootID, ID: newID(), Config: message(cfg), Handler: handler, Restoring: restored,
+		Version: recordVersion, BootID: m.bootID, ID: newID(), Config: message(cfg), Handler: handler, Restoring: from != nil,
 		CreatedAt: time.Now().UnixNano(), Phase: sandboxSteps[0].name,
 	}
 
+	if from != nil && from.arrival != nil {
+		r.WantIPs = from.arrival.addresses
+	}
 	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
 		r.NetNS = m.netNSPath(r.ID)
 		r.Observed = m.Observe
@@ -468,6 +472,7 @@ func attachment(r *Record) (network.Attachment, error) {
 		ID: r.ID, NetNS: r.NetNS,
 		Name: cfg.GetMetadata().GetName(), Namespace: cfg.GetMetadata().GetNamespace(), UID: cfg.GetMetadata().GetUid(),
 		Annotations: cfg.GetAnnotations(), CgroupParent: cfg.GetLinux().GetCgroupParent(),
+		IPs: r.WantIPs,
 	}
 
 	if d := cfg.GetDnsConfig(); d != nil {

@@ -190,6 +190,14 @@ func (s Stage) Write(ctx context.Context, file string, key *Key) (digest string,
 	return all.digest(), durable.SyncDir(filepath.Dir(file))
 }
 
+// Stream writes the archive, signed with key, to whoever reads it as it comes.
+func (s Stage) Stream(ctx context.Context, to io.Writer, key *Key) error {
+	if err := s.pack(&writer{ctx, to}, key); err != nil {
+		return fmt.Errorf("stream checkpoint: %w", err)
+	}
+	return nil
+}
+
 // pack writes all files, measures each, and adds what is signed of them.
 func (s Stage) pack(to io.Writer, key *Key) error {
 	w := tar.NewWriter(to)

@@ -57,7 +57,7 @@ func Commands() []*cobra.Command {
 	return []*cobra.Command{
 		podsCommand(), psCommand(), statsCommand(), topCommand(), eventsCommand(), inspectCommand(),
 		whyCommand(), dfCommand(), debugCommand(),
-		logsCommand(), execCommand(), attachCommand(), stopCommand(), checkpointCommand(), commitCommand(), snapshotCommand(), snapshotsCommand(), cloneCommand(), rmCommand(), pullCommand(), rmiCommand(),
+		logsCommand(), execCommand(), attachCommand(), stopCommand(), checkpointCommand(), commitCommand(), snapshotCommand(), snapshotsCommand(), cloneCommand(), migrateCommand(), receiveCommand(), rmCommand(), pullCommand(), rmiCommand(),
 	}
 }
 

@@ -44,6 +44,7 @@ func All() []rpcerr.Rule {
 		{Err: pod.ErrAmbiguous, Code: codes.InvalidArgument},
 		{Err: pod.ErrInvalid, Code: codes.InvalidArgument},
 		{Err: pod.ErrState, Code: codes.FailedPrecondition},
+		{Err: pod.ErrUnsettled, Code: codes.Unavailable},
 		{Err: pod.ErrExists, Code: codes.AlreadyExists},
 		{Err: pod.ErrUnkillable, Code: codes.DeadlineExceeded},
 		{Err: pod.ErrTimeout, Code: codes.DeadlineExceeded},

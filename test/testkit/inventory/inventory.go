@@ -34,6 +34,9 @@ type Scope struct {
 	Namespaced bool
 	// Marks are parts of names that only this program uses.
 	Marks []string
+	// NotOwn does not count this process's own: another check does, that of what began
+	// before.
+	NotOwn bool
 }
 
 // Take takes an inventory. It makes this process a child subreaper, so that
@@ -93,7 +96,7 @@ func (in Inventory) HasProcess(p Process) bool { return in.own["process "+p.Stri
 func (in Inventory) more(after Inventory, s Scope) []string {
 	var more []string
 	for what := range after.own {
-		if !in.own[what] {
+		if !in.own[what] && !s.NotOwn {
 			more = append(more, what)
 		}
 	}

@@ -31,6 +31,7 @@ func TestMore(t *testing.T) {
 		{"nothing of the machine", Scope{}, []string{"process 7 sleep"}},
 		{"marks", Scope{Marks: []string{"TestX1"}}, []string{"mount /tmp/TestX1/001/m", "process 7 sleep"}},
 		{"own namespaces", Scope{Namespaced: true}, []string{"link veth1", "mount /tmp/TestX1/001/m", "process 7 sleep"}},
+		{"not of this process", Scope{NotOwn: true, Marks: []string{"TestX1"}}, []string{"mount /tmp/TestX1/001/m"}},
 		{"all", Scope{All: true}, []string{group, "link veth1", "mount /tmp/TestX1/001/m", "process 7 sleep"}},
 	} {
 		if got := in.more(after, c.scope); !slices.Equal(got, c.want) {

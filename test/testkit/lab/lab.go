@@ -340,19 +340,20 @@ func (l *Lab) RemovePods(ctx context.Context) error {
 }
 
 func (l *Lab) scope() inventory.Scope {
-	return inventory.Scope{Namespaced: Isolated(), Marks: []string{l.Dir, l.Name, l.bridge()}}
+	// The first lab may have restarted its daemon; at its own end it counts all of them.
+	return inventory.Scope{Namespaced: Isolated() && !l.opt.Second, NotOwn: l.opt.Second, Marks: []string{l.Dir, l.Name, l.bridge()}}
 }
 
 // removeByForce kills the processes below this one that were not there before,
 // and removes mounts and cgroups of the lab.
 func (l *Lab) removeByForce() error {
 	for _, p := range inventory.Descendants(os.Getpid()) {
-		if !l.before.HasProcess(p) {
+		if !l.before.HasProcess(p) && !l.opt.Second {
 			_ = unix.Kill(p.PID, unix.SIGKILL) // it may have exited already
 		}
 	}
 
-	left := l.before.Settle(pace.Scale(keeperTime), inventory.Scope{})
+	left := l.before.Settle(pace.Scale(keeperTime), inventory.Scope{NotOwn: l.opt.Second})
 	var errs []error
 	for _, point := range inventory.MountsBelow(l.Dir) {
 		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
