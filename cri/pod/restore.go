@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -30,12 +31,16 @@ const (
 	// yardDir is a directory below the state directory, always empty: see
 	// [launch.Restoration].
 	yardDir = "yard"
+	// usersYard is the directory for a pod in a user namespace, whose root may not enter
+	// the state directory. In it CRIU makes files for a moment.
+	usersYard = "/tmp"
 )
 
 // The descriptors for CRIU, in this order.
 const (
 	socketFile = "criu"
 	nullFile   = "null"
+	imagesFile = "images"
 )
 
 // restore makes the processes of a container of the checkpoint that it was created
@@ -59,6 +64,9 @@ func (p *pod) restore(ctx context.Context, r launch.Request, c *Container, pr *p
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Name, err)
 	}
+	if f := r.Held[imagesFile]; f != nil {
+		defer f.Close()
+	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Name, err)
@@ -78,12 +86,6 @@ func (p *pod) restore(ctx context.Context, r launch.Request, c *Container, pr *p
 		return nil, err
 	}
 	defer restorer.Close()
-	for _, kind := range []string{"uts", "ipc"} {
-		if r.Held["ns/"+kind] != nil && joins(r.Spec, kind) {
-			ask.Join[kind] = fmt.Sprintf("/proc/%d/ns/%s", restorer.Pid, kind)
-		}
-	}
-
 	started := client.Started{StartedAt: restorer.StartedAt}
 	err = session.Run(ctx, ask, func(e criu.Event) error {
 		switch e.Stage {
@@ -152,12 +154,16 @@ func (p *pod) handOver(ctx context.Context, r launch.Request, s *client.Started,
 
 // restoration is what CRIU gets, and what it is asked for.
 func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, session *criu.Session) (launch.Restoration, criu.Restore, error) {
+	inUsers := joins(r.Spec, specs.UserNamespace)
 	x := launch.Restoration{Yard: filepath.Join(p.m.StateDir, yardDir), Env: session.Env()}
+	if inUsers {
+		x.Yard = usersYard
+	}
 	dir := filepath.Join(p.containerDir(c.ID), unpackedDir)
 	images := filepath.Join(dir, checkpoint.ImagesDir)
 	ask := criu.Restore{
 		Images: images, Work: dir, Root: x.RootIn(),
-		Mounts: map[string]string{}, Files: map[string]int{}, Join: map[string]string{},
+		Mounts: map[string]string{}, Files: map[string]int{},
 	}
 	filter, err := p.m.Launcher.Filter(r.Spec.Linux.Seccomp)
 	if err != nil {
@@ -175,6 +181,12 @@ func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, s
 	x.Mounts = needs.Mounts
 	for i, key := range x.Mounts {
 		ask.Mounts[key] = x.MountIn(i)
+	}
+	shared := slices.DeleteFunc([]specs.LinuxNamespaceType{specs.UserNamespace, specs.UTSNamespace, specs.IPCNamespace}, func(kind specs.LinuxNamespaceType) bool {
+		return !joins(r.Spec, kind)
+	})
+	if err := criu.EnterNamespaces(ctx, images, shared, launch.RootOwner(r.Spec)); err != nil {
+		return x, ask, err
 	}
 
 	streams, err := checkpoint.ReadStreams(dir)
@@ -199,6 +211,13 @@ func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, s
 	}
 	if r.Held["ns/net"] != nil {
 		give("ns/net", "net")
+	}
+	if inUsers {
+		if r.Held[imagesFile], err = os.Open(images); err != nil {
+			return x, ask, err
+		}
+		give(imagesFile, "")
+		ask.Inside, ask.Work = x.FileIn(len(x.Files)-1), images
 	}
 	x.Args = session.Args(x.FileIn(0))
 	return x, ask, nil
@@ -234,11 +253,6 @@ func (p *pod) forgetCheckpoint(c *Container) {
 }
 
 // joins reports whether a spec has a namespace of the pod's.
-func joins(s *specs.Spec, held string) bool {
-	for _, ns := range s.Linux.Namespaces {
-		if ns.Path == "ns/"+held {
-			return true
-		}
-	}
-	return false
+func joins(s *specs.Spec, kind specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind && strings.HasPrefix(n.Path, "ns/") })
 }

@@ -58,9 +58,17 @@
 // [Allowed.Trusted] says that a trusted node has written the images.
 //
 // What is not checked is what the processes compute with: registers, signals,
-// timers, the content of memory, pipes and sockets. Neither are names of hosts,
-// times and System V objects: the namespaces are the pod's, and the caller has
-// CRIU join them.
+// timers, the content of memory, pipes and sockets. Neither are names of hosts
+// and limits of System V objects: those namespaces are the pod's. The caller starts CRIU
+// in them, and [EnterNamespaces] has CRIU take them for the node's, which it leaves alone.
+//
+// # User namespaces
+//
+// That goes for the pod's user namespace, too. In there CRIU has no rights on the node but those of
+// the pod, whatever the images have it do. It then goes without what only the node's root
+// may: larger buffers of sockets than the node lets everybody have, for example. It is told so as
+// "unprivileged". What it opens by path must be open to that user, and so the images are
+// handed to it as a descriptor.
 //
 // A container is hostile: it decides how long CRIU takes and what is in its log.
 // The time is bounded by the caller's context, the log in length, and its text

@@ -3,13 +3,14 @@ package criu
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/seccomp"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
-
-	"crisp/runtime/durable"
 )
 
 const filterImage = "seccomp.img"
@@ -54,7 +55,8 @@ func setFilter(ctx context.Context, images string, prog []byte, flags uint32) er
 	return replaceImage(filepath.Join(images, filterImage), magicSeccomp, all)
 }
 
-// replaceImage writes an image with one entry in place of another.
+// replaceImage writes an image with one entry in place of another. It does not wait for the
+// disk, once for each process: after a crash nobody restores it any more.
 func replaceImage(file string, magic uint32, entry proto.Message) error {
 	payload, err := proto.Marshal(entry)
 	if err != nil {
@@ -64,5 +66,10 @@ func replaceImage(file string, magic uint32, entry proto.Message) error {
 	for _, n := range []uint32{commonMagic, magic, uint32(len(payload))} {
 		text = binary.LittleEndian.AppendUint32(text, n)
 	}
-	return durable.ReplaceFile(file, append(text, payload...), 0o600)
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(text, payload...))
+	return errors.Join(err, f.Close())
 }

@@ -22,6 +22,10 @@ const RestoreLog = "restore.log"
 type Restore struct {
 	// Images is a directory with images, Work one for the log.
 	Images, Work string
+	// Inside is the descriptor of Images that CRIU has, if it is in a user namespace, 0
+	// otherwise. There it cannot open what this process has, and some of what it does for root
+	// it has to do without. The log is in Images, too.
+	Inside int
 	// Root is where CRIU finds the container's root file system.
 	Root string
 	// Mounts are the container's mounts that are not its own, as they are called in
@@ -30,9 +34,6 @@ type Restore struct {
 	// Files are the descriptors of CRIU's that take the place of descriptors in the
 	// images: "pipe:[1234]", "file[3a:5]", "net".
 	Files map[string]int
-	// Join are namespaces for the processes, "uts" and "ipc", and the files to join
-	// them by.
-	Join map[string]string
 }
 
 // Stage is a point of a restore at which CRIU waits.
@@ -151,8 +152,9 @@ func (r Restore) request(dirs [2]*os.File) *rpc.CriuReq {
 	for key, fd := range r.Files {
 		o.InheritFd = append(o.InheritFd, &rpc.InheritFd{Key: to(key), Fd: to(int32(fd))})
 	}
-	for ns, file := range r.Join {
-		o.JoinNs = append(o.JoinNs, &rpc.JoinNamespace{Ns: to(ns), NsFile: to(file)})
+	if r.Inside > 0 {
+		o.ImagesDirFd, o.ImagesDir, o.WorkDirFd = to(int32(-1)), to(fmt.Sprintf("/proc/self/fd/%d", r.Inside)), nil
+		o.Unprivileged = to(true)
 	}
 	return &rpc.CriuReq{Type: to(rpc.CriuReqType_RESTORE), Opts: o}
 }

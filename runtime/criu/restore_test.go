@@ -3,6 +3,7 @@ package criu
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -281,6 +282,21 @@ func TestVerifyCredentials(t *testing.T) {
 		err := r.verifyCredentials(status(test.change), want)
 		if (err == nil) != test.ok {
 			t.Errorf("%s: error %v", name, err)
+		}
+	}
+
+	// The kernel tells who they are on the node.
+	r.Spec.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 300000, Size: 65536}}
+	r.Spec.Linux.GIDMappings = []specs.LinuxIDMapping{{HostID: 400000, Size: 65536}}
+	mapped := map[string]string{"Uid": "301000 301000 301000 301000", "Gid": "401000 401000 401000 401000", "Groups": "401000"}
+	if err := r.verifyCredentials(status(mapped), want); err != nil {
+		t.Errorf("in a user namespace: %v", err)
+	}
+	for key, value := range map[string]string{"Uid": "1000", "Gid": "301000", "Groups": "1000"} {
+		change := maps.Clone(mapped)
+		change[key] = value
+		if err := r.verifyCredentials(status(change), want); !errors.Is(err, ErrForbidden) {
+			t.Errorf("%s %s in a user namespace: error %v", key, value, err)
 		}
 	}
 }

@@ -201,15 +201,16 @@ func (r Restored) verifyCredentials(status map[string][]string, want *expectatio
 		}
 	}
 
-	p := r.Spec.Process
+	p, maps := r.Spec.Process, r.Spec.Linux
 	for _, ids := range []struct {
 		name    string
 		allowed []uint32
+		maps    []specs.LinuxIDMapping
 		by      string
 	}{
-		{"Uid", []uint32{p.User.UID}, "CAP_SETUID"},
-		{"Gid", []uint32{p.User.GID}, "CAP_SETGID"},
-		{"Groups", append([]uint32{p.User.GID}, p.User.AdditionalGids...), "CAP_SETGID"},
+		{"Uid", []uint32{p.User.UID}, maps.UIDMappings, "CAP_SETUID"},
+		{"Gid", []uint32{p.User.GID}, maps.GIDMappings, "CAP_SETGID"},
+		{"Groups", append([]uint32{p.User.GID}, p.User.AdditionalGids...), maps.GIDMappings, "CAP_SETGID"},
 	} {
 		if !p.NoNewPrivileges || want.most.Has(ids.by) {
 			continue // it may have become anybody, with a set-user-ID program
@@ -219,7 +220,8 @@ func (r Restored) verifyCredentials(status map[string][]string, want *expectatio
 			if err != nil {
 				return fmt.Errorf("read %s: %w", ids.name, err)
 			}
-			if !slices.Contains(ids.allowed, uint32(id)) {
+			same := func(allowed uint32) bool { return plan.HostID(ids.maps, allowed) == uint32(id) }
+			if !slices.ContainsFunc(ids.allowed, same) {
 				return fmt.Errorf("%w: its %s has %d, which was not asked for", ErrForbidden, ids.name, id)
 			}
 		}

@@ -60,7 +60,7 @@ func makeNode(dir *os.File, name string, d specs.LinuxDevice, l *specs.Linux) er
 	if err := unix.Mknodat(fd, name, kind|0o600, int(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))); err != nil {
 		return err
 	}
-	if err := unix.Fchownat(fd, name, int(hostID(l.UIDMappings, uid)), int(hostID(l.GIDMappings, gid)), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fchownat(fd, name, int(plan.HostID(l.UIDMappings, uid)), int(plan.HostID(l.GIDMappings, gid)), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	return unix.Fchmodat(fd, name, mode, 0) // not subject to the umask

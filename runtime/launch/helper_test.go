@@ -381,7 +381,7 @@ func (b *lab) rootfs(change func(upper string)) *os.File {
 
 	b.n++
 	dir := filepath.Join(b.t.TempDir(), strconv.Itoa(b.n))
-	uid := int(hostID(b.userMap(), 0))
+	uid := int(plan.HostID(b.userMap(), 0))
 	for _, sub := range []string{"upper", "work"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			b.t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/plan"
+	"crisp/runtime/rootpath"
 )
 
 // Restoration is the program that makes the processes of a container, and what it
@@ -80,7 +81,7 @@ func (l *Launcher) Restore(ctx context.Context, r Request, x Restoration) (*clie
 	for name, f := range made {
 		in.own(name, f)
 	}
-	yard, err := newYard()
+	yard, err := newYard(RootOwner(s))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
@@ -110,14 +111,19 @@ func (l *Launcher) Restore(ctx context.Context, r Request, x Restoration) (*clie
 	})
 }
 
-// newYard makes the file system that covers the yard.
-func newYard() (*os.File, error) {
-	fs, err := newTmpfs(map[string]string{"mode": "700", "source": "yard"})
+// newYard makes the file system that covers the yard. It belongs to the container's
+// root, which the program is.
+func newYard(owner rootpath.Owner) (*os.File, error) {
+	fs, err := newTmpfs(map[string]string{"mode": "700", "source": "yard", "uid": strconv.Itoa(owner.UID), "gid": strconv.Itoa(owner.GID)})
 	if err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{plan.YardRoot, plan.YardTree} {
-		if err := unix.Mkdirat(int(fs.Fd()), dir, 0o700); err != nil {
+		err := unix.Mkdirat(int(fs.Fd()), dir, 0o700)
+		if err == nil {
+			err = unix.Fchownat(int(fs.Fd()), dir, owner.UID, owner.GID, unix.AT_SYMLINK_NOFOLLOW)
+		}
+		if err != nil {
 			fs.Close()
 			return nil, fmt.Errorf("make yard: %w", err)
 		}

@@ -21,7 +21,7 @@ func (in *inputs) makeTargets(p *plan.Plan, s *specs.Spec, o plan.Options) error
 		return fmt.Errorf("root file system: %w", ErrNotHeld)
 	}
 
-	own := rootOwner(s)
+	own := RootOwner(s)
 	var made []string
 	for i := range s.Mounts {
 		dest, target := path.Join("/", s.Mounts[i].Destination), o.Targets[i]
@@ -86,24 +86,15 @@ func (in *inputs) isDir(p *plan.Plan, m *specs.Mount, name string) (bool, error)
 	return info.IsDir(), nil
 }
 
-// rootOwner is the container's root as the host sees it.
-func rootOwner(s *specs.Spec) rootpath.Owner {
-	return rootpath.Owner{UID: int(hostID(s.Linux.UIDMappings, 0)), GID: int(hostID(s.Linux.GIDMappings, 0))}
-}
-
-func hostID(maps []specs.LinuxIDMapping, id uint32) uint32 {
-	for _, m := range maps {
-		if id >= m.ContainerID && id-m.ContainerID < m.Size {
-			return m.HostID + (id - m.ContainerID)
-		}
-	}
-	return id
+// RootOwner is the container's root as the host sees it.
+func RootOwner(s *specs.Spec) rootpath.Owner {
+	return rootpath.Owner{UID: int(plan.HostID(s.Linux.UIDMappings, 0)), GID: int(plan.HostID(s.Linux.GIDMappings, 0))}
 }
 
 // giveStreams makes the process's user the owner of its standard streams, so
 // that it can reopen them as /dev/stdout and /dev/stderr.
 func giveStreams(h Held, s *specs.Spec, p *specs.Process) error {
-	uid := hostID(s.Linux.UIDMappings, p.User.UID)
+	uid := plan.HostID(s.Linux.UIDMappings, p.User.UID)
 	for _, name := range []string{"stdin", "stdout", "stderr"} {
 		f := h[name]
 		if f == nil {

@@ -20,11 +20,11 @@ import (
 func TestHostID(t *testing.T) {
 	maps := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1000, Size: 1}, {ContainerID: 1, HostID: 100000, Size: 10}}
 	for id, want := range map[uint32]uint32{0: 1000, 1: 100000, 10: 100009, 11: 11} {
-		if got := hostID(maps, id); got != want {
+		if got := plan.HostID(maps, id); got != want {
 			t.Errorf("id %d is %d on the host, want %d", id, got, want)
 		}
 	}
-	if got := hostID(nil, 5); got != 5 {
+	if got := plan.HostID(nil, 5); got != 5 {
 		t.Errorf("id 5 without mappings is %d", got)
 	}
 }

@@ -213,3 +213,14 @@ func flagNames(flags uint64) string {
 	}
 	return strings.Join(names, " ")
 }
+
+// HostID is what a user or group of a container is on the host, by the mappings of its
+// user namespace. One that is not mapped is itself: without a namespace there are none.
+func HostID(maps []specs.LinuxIDMapping, id uint32) uint32 {
+	for _, m := range maps {
+		if id >= m.ContainerID && id-m.ContainerID < m.Size {
+			return m.HostID + (id - m.ContainerID)
+		}
+	}
+	return id
+}

@@ -105,8 +105,8 @@ func newRestored(s *specs.Spec, o Options, r RestoreOptions) (*container, error)
 		return nil, fmt.Errorf("%w: restore of a container whose seccomp filter has an agent", ErrUnsupported)
 	case !ns.makes(specs.PIDNamespace):
 		return nil, fmt.Errorf("%w: restore of a container without a PID namespace of its own", ErrUnsupported)
-	case ns.has(specs.UserNamespace), ns.has(specs.TimeNamespace):
-		return nil, fmt.Errorf("%w: restore in a user or time namespace", ErrUnsupported)
+	case ns.makes(specs.UserNamespace), ns.has(specs.TimeNamespace):
+		return nil, fmt.Errorf("%w: restore in a new user namespace, or a time namespace", ErrUnsupported)
 	}
 
 	// The program makes the PID namespace.

@@ -153,20 +153,21 @@ func (n *node) ofEveryKind(t *testing.T, do func(t *testing.T, p *pod, kind chan
 	t.Helper()
 	none := func(*runtimeapi.PodSandboxConfig) {}
 	plain := func(c *runtimeapi.ContainerConfig) {}
+	masked := func(c *runtimeapi.ContainerConfig) {
+		sc := c.Linux.SecurityContext
+		sc.ReadonlyRootfs = true
+		sc.MaskedPaths = []string{"/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware"}
+		sc.ReadonlyPaths = []string{"/proc/bus", "/proc/sys", "/proc/sysrq-trigger"}
+		sc.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+		sc.NoNewPrivs = true
+	}
 
 	for name, test := range map[string]struct {
 		pod       func(*runtimeapi.PodSandboxConfig)
 		container change
 	}{
-		"plain": {none, plain},
-		"masked, read-only root": {none, func(c *runtimeapi.ContainerConfig) {
-			sc := c.Linux.SecurityContext
-			sc.ReadonlyRootfs = true
-			sc.MaskedPaths = []string{"/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware"}
-			sc.ReadonlyPaths = []string{"/proc/bus", "/proc/sys", "/proc/sysrq-trigger"}
-			sc.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
-			sc.NoNewPrivs = true
-		}},
+		"plain":                  {none, plain},
+		"masked, read-only root": {none, masked},
 		"volumes": {none, func(c *runtimeapi.ContainerConfig) {
 			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/data"}, {HostPath: "/etc/passwd", ContainerPath: "/a file:1]", Readonly: true}}
 		}},
@@ -178,7 +179,14 @@ func (n *node) ofEveryKind(t *testing.T, do func(t *testing.T, p *pod, kind chan
 		"node's network": {func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 		}, plain},
-		"privileged": {func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true }, func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.Privileged = true }},
+		"user namespace":                         {userNamespace(300000), plain},
+		"user namespace, masked, read-only root": {userNamespace(400000), masked},
+		"user namespace, volumes": {userNamespace(500000), func(c *runtimeapi.ContainerConfig) {
+			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/data"}}
+		}},
+		"user namespace, terminal": {userNamespace(600000), func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true }},
+		"user namespace, stdin":    {userNamespace(700000), func(c *runtimeapi.ContainerConfig) { c.Stdin = true }},
+		"privileged":               {func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true }, func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.Privileged = true }},
 	} {
 		n.run(t, name, func(t *testing.T) {
 			if name == "not root" && !mayReadLimits(t) {

@@ -30,6 +30,9 @@ func (p *pod) again(t *testing.T, dir string, containers ...*container) *runtime
 	cfg := proto.Clone(p.cfg).(*runtimeapi.PodSandboxConfig)
 	cfg.Metadata.Uid += "-again"
 	cfg.LogDirectory += "-again"
+	if cfg.Hostname != "" {
+		cfg.Hostname += "-again"
+	}
 	if err := os.MkdirAll(cfg.LogDirectory, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +101,9 @@ func TestRestore(t *testing.T) {
 		if st := d.status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			t.Errorf("the restored container is %v", st.State)
 		}
-		d.sh(t, "true")
+		if q.cfg.Linux.SecurityContext.NamespaceOptions.Network == runtimeapi.NamespaceMode_POD {
+			d.sh(t, "test $(hostname) = "+q.cfg.Hostname)
+		}
 		if !d.cfg.Linux.SecurityContext.ReadonlyRootfs {
 			d.sh(t, "grep -q kept /tmp/file")
 		}
@@ -242,22 +247,14 @@ func testRestoreRefusals(t *testing.T, n *node) {
 		}
 	}
 
-	// What cannot be restored is refused before anything runs.
-	u := n.pod(t, userNamespace(500000))
-	inUsers := u.start(t, sh(counting))
-	r := u.again(t, u.save(t, inUsers), inUsers)
-	u.remove(t)
-	_, err := try(t, n.Runtime.RestorePod, r)
-	wantCode(t, err, codes.FailedPrecondition, "user")
-
-	_, err = n.Runtime.RestorePod(context.WithoutCancel(t.Context()), p.again(t, saved, c))
+	_, err := n.Runtime.RestorePod(context.WithoutCancel(t.Context()), p.again(t, saved, c))
 	wantCode(t, err, codes.InvalidArgument, "deadline")
 	if left := call(t, n.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{}).Items; len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 
 	// A start that the checkpoint does not fit.
-	r = p.again(t, saved, c)
+	r := p.again(t, saved, c)
 	r.ContainerConfigs = []*runtimeapi.ContainerConfig{proto.Clone(c.cfg).(*runtimeapi.ContainerConfig)}
 	r.ContainerConfigs[0].Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/more"}}
 	q, restored := n.restore(t, r)
