@@ -18,7 +18,8 @@ import (
 
 // Check compares the images with what a container may have: see the documentation of
 // the package for what is compared, and why. The error is [ErrForbidden] for what the
-// container may not have, and [ErrImages] for images that contradict themselves.
+// container may not have, [ErrDiffers] for mounts that only one of both has, and [ErrImages]
+// for images that contradict themselves.
 func (i *Inventory) Check(a Allowed) error {
 	for _, part := range []func(*Allowed) error{i.checkInventory, i.checkTree, i.checkProcesses, i.checkNamespaces, i.checkMounts, i.checkFiles, i.checkMemory} {
 		if err := part(&a); err != nil {
@@ -31,6 +32,11 @@ func (i *Inventory) Check(a Allowed) error {
 // forbidden is an [ErrForbidden].
 func forbidden(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrForbidden, fmt.Errorf(format, args...))
+}
+
+// differs is an [ErrDiffers].
+func differs(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrDiffers, fmt.Errorf(format, args...))
 }
 
 // wrong is an [ErrImages].

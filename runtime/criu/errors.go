@@ -14,6 +14,9 @@ var (
 	// ErrForbidden means that images have more than the container may have that is to
 	// be restored from them.
 	ErrForbidden = errors.New("the checkpoint has more than the container may have")
+	// ErrDiffers means that images are of a container with other mounts than the one that is
+	// to be restored from them.
+	ErrDiffers = errors.New("the checkpoint is of a container with other mounts")
 	// ErrTimeout means that CRIU did not end in time.
 	ErrTimeout = errors.New("CRIU did not end in time")
 )

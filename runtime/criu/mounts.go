@@ -42,7 +42,7 @@ func (i *Inventory) checkMounts(a *Allowed) error {
 
 	for p := range a.Mounts {
 		if at[p] == nil {
-			return forbidden("the container has a mount at %.200q, and the images have none", p)
+			return differs("the container has one at %.200q, and the images have none", p)
 		}
 	}
 	// What a container's cgroup mount has in it depends on the node.
@@ -133,7 +133,9 @@ func checkGiven(a *Allowed, m *mnt.MntEntry) error {
 
 	want, known := a.under(p)
 	switch {
-	case !known || want.Type != "" && a.Mounts[p].Type != "":
+	case !known:
+		return differs("the images have it, and the container has none there")
+	case want.Type != "" && a.Mounts[p].Type != "":
 		return forbidden("the container is given none there")
 	case m.GetFlags()&want.Flags != want.Flags:
 		return forbidden("it has more rights than the container's")

@@ -253,17 +253,29 @@ func testRestoreRefusals(t *testing.T, n *node) {
 		t.Errorf("left: %v", left)
 	}
 
-	// A start that the checkpoint does not fit.
-	r := p.again(t, saved, c)
-	r.ContainerConfigs = []*runtimeapi.ContainerConfig{proto.Clone(c.cfg).(*runtimeapi.ContainerConfig)}
-	r.ContainerConfigs[0].Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/more"}}
-	q, restored := n.restore(t, r)
-	_, err = try(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: restored[0].id})
-	wantCode(t, err, codes.PermissionDenied, "/more")
-	if st := restored[0].status(t); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != "StartError" {
-		t.Errorf("it is %v, %s", st.State, st.Reason)
+	// A start that the checkpoint does not fit, in either way.
+	with := n.pod(t)
+	e := with.start(t, sh(counting), mount(t.TempDir(), "/less"))
+	savedWith := with.save(t, e)
+	with.remove(t)
+	for at, test := range map[string]struct {
+		dir    string
+		mounts []*runtimeapi.Mount
+	}{
+		"/more": {saved, []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/more"}}},
+		"/less": {savedWith, nil},
+	} {
+		r := p.again(t, test.dir, c)
+		r.ContainerConfigs = []*runtimeapi.ContainerConfig{proto.Clone(c.cfg).(*runtimeapi.ContainerConfig)}
+		r.ContainerConfigs[0].Mounts = test.mounts
+		q, restored := n.restore(t, r)
+		_, err = try(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: restored[0].id})
+		wantCode(t, err, codes.FailedPrecondition, at)
+		if st := restored[0].status(t); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != "StartError" {
+			t.Errorf("it is %v, %s", st.State, st.Reason)
+		}
+		q.remove(t)
 	}
-	q.remove(t)
 }
 
 // testRestoreImage makes an image of a checkpoint, and a container of it.

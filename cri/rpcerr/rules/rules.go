@@ -104,6 +104,7 @@ func All() []rpcerr.Rule {
 		{Err: criu.ErrTimeout, Code: codes.DeadlineExceeded},
 		{Err: criu.ErrRefused, Code: codes.FailedPrecondition},
 		{Err: criu.ErrForbidden, Code: codes.PermissionDenied},
+		{Err: criu.ErrDiffers, Code: codes.FailedPrecondition},
 		{Err: criu.ErrImages, Code: codes.InvalidArgument},
 		{Err: checkpoint.ErrUnfit, Code: codes.FailedPrecondition},
 		{Err: checkpoint.ErrUntrusted, Code: codes.PermissionDenied},
