@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"archive/tar"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -104,10 +105,24 @@ func diffError(err error) error {
 	return archiveError(err)
 }
 
-// EachDeleted calls use with the absolute path of each deleted file. The list is read
+// EachDeleted calls use with the absolute path of each deleted file. The lists are read
 // while use is called, and not kept.
 func (u *Unpacked) EachDeleted(ctx context.Context, use func(path string) error) error {
-	f, err := u.open(deletedFile)
+	if err := u.eachIn(ctx, deletedFile, use); err != nil {
+		return err
+	}
+	return u.eachIn(ctx, deletedRaw, func(text string) error {
+		path, err := base64.StdEncoding.DecodeString(text)
+		if err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrInvalid, deletedRaw, err)
+		}
+		return use(string(path))
+	})
+}
+
+// eachIn calls use with each text of a list in a file, which may be missing.
+func (u *Unpacked) eachIn(ctx context.Context, file string, use func(text string) error) error {
+	f, err := u.open(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -125,21 +140,21 @@ func (u *Unpacked) EachDeleted(ctx context.Context, use func(path string) error)
 		if err != nil && ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		path, isPath := token.(string)
+		text, isText := token.(string)
 		switch {
 		case err != nil:
-			return fmt.Errorf("%w: %s: %w", ErrInvalid, deletedFile, err)
+			return fmt.Errorf("%w: %s: %w", ErrInvalid, file, err)
 		case first && token == json.Delim('['):
 		case first && token == nil: // null
 			return nil
-		case !first && isPath:
-			if err := use(path); err != nil {
-				return fmt.Errorf("%.200q: %w", path, diffError(err))
+		case !first && isText:
+			if err := use(text); err != nil {
+				return fmt.Errorf("%.200q: %w", text, diffError(err))
 			}
 		case !first && token == json.Delim(']'):
 			return nil
 		default:
-			return fmt.Errorf("%w: %s is no list of paths", ErrInvalid, deletedFile)
+			return fmt.Errorf("%w: %s is no list of texts", ErrInvalid, file)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -45,12 +44,14 @@ func overlay(t *testing.T, lower string) (root string, dir *os.File) {
 // changed is an unpacked checkpoint of changes alone.
 func changed(t testing.TB, diff []byte, deleted any) *Unpacked {
 	t.Helper()
-	list, err := json.Marshal(deleted)
-	if text, ok := deleted.(string); ok {
-		list = []byte(text)
-	}
 	u := &Unpacked{stage: Stage{t.TempDir(), "a"}}
-	err = errors.Join(err, os.Mkdir(u.stage.dir(), 0o700), os.WriteFile(filepath.Join(u.stage.dir(), diffFile), diff, 0o600), os.WriteFile(filepath.Join(u.stage.dir(), deletedFile), list, 0o600))
+	err := errors.Join(os.Mkdir(u.stage.dir(), 0o700), os.WriteFile(filepath.Join(u.stage.dir(), diffFile), diff, 0o600))
+	switch list := deleted.(type) {
+	case string:
+		err = errors.Join(err, os.WriteFile(filepath.Join(u.stage.dir(), deletedFile), []byte(list), 0o600))
+	case []string:
+		err = errors.Join(err, u.stage.add(lists(list)))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,7 @@ func imageFiles(t *testing.T) string {
 		os.MkdirAll(filepath.Join(dir, "etc", "old"), 0o755), os.WriteFile(filepath.Join(dir, "etc", "kept"), []byte("image"), 0o644),
 		os.WriteFile(filepath.Join(dir, "etc", "gone"), nil, 0o644), os.WriteFile(filepath.Join(dir, "file"), nil, 0o644),
 		os.MkdirAll(filepath.Join(dir, "dir", "with", "more"), 0o755), os.Symlink("/tmp", filepath.Join(dir, "link")),
-		os.WriteFile(filepath.Join(dir, "hard"), []byte("hard"), 0o644),
+		os.WriteFile(filepath.Join(dir, "hard"), []byte("hard"), 0o644), os.WriteFile(filepath.Join(dir, "no UTF-8 \xff"), nil, 0o644),
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +87,7 @@ func TestApply(t *testing.T) {
 	when := time.Unix(1_000_000_000, 0)
 	err := errors.Join(
 		os.RemoveAll(in("etc")), os.Mkdir(in("etc"), 0o751), os.WriteFile(in("etc/kept"), []byte("new"), 0o600), os.Chown(in("etc/kept"), 7, 8),
-		os.Remove(in("file")), os.Mkdir(in("file"), 0o755), os.WriteFile(in("file/inside"), []byte("x"), 0o644),
+		os.Remove(in("no UTF-8 \xff")), os.Remove(in("file")), os.Mkdir(in("file"), 0o755), os.WriteFile(in("file/inside"), []byte("x"), 0o644),
 		os.RemoveAll(in("dir")), os.WriteFile(in("dir"), []byte("now a file"), 0o755), os.Chmod(in("dir"), 0o755|os.ModeSetuid),
 		os.Remove(in("link")), os.Mkdir(in("link"), 0o700), os.Symlink("/etc/shadow", in("link/deeper")), os.Link(in("etc/kept"), in("second")),
 		unix.Mkfifo(in("pipe"), 0o622), unix.Mknod(in("null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))), os.Remove(in("hard")),

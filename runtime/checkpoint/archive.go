@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"time"
+	"unicode/utf8"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -23,12 +25,15 @@ import (
 
 // The names in an archive.
 const (
-	ImagesDir    = "checkpoint"
-	configFile   = "config.dump"
-	specFile     = "spec.dump"
-	statusFile   = "status"
-	diffFile     = "rootfs-diff.tar"
-	deletedFile  = "deleted.files"
+	ImagesDir   = "checkpoint"
+	configFile  = "config.dump"
+	specFile    = "spec.dump"
+	statusFile  = "status"
+	diffFile    = "rootfs-diff.tar"
+	deletedFile = "deleted.files"
+	// deletedRaw has those that are no UTF-8, which a list of paths in JSON cannot have, as
+	// base64.
+	deletedRaw   = "crisp.deleted"
 	containerLog = "container.log"
 	statsFile    = "stats-dump"
 )
@@ -108,10 +113,38 @@ func (s Stage) Fill(ctx context.Context, c Content) error {
 		return err
 	}
 	files := map[string]any{configFile: c.Config, specFile: c.Spec, statusFile: c.Status}
-	if len(deleted) > 0 {
-		files[deletedFile] = deleted
+	maps.Copy(files, lists(deleted))
+
+	if err := s.add(files); err != nil {
+		return err
+	}
+	return s.log(ctx, c.Log)
+}
+
+// lists are the files with the paths of deleted files.
+func lists(deleted []string) map[string]any {
+	var plain []string
+	var raw [][]byte
+	for _, path := range deleted {
+		if utf8.ValidString(path) {
+			plain = append(plain, path)
+		} else {
+			raw = append(raw, []byte(path))
+		}
 	}
 
+	files := map[string]any{}
+	if len(plain) > 0 {
+		files[deletedFile] = plain
+	}
+	if len(raw) > 0 {
+		files[deletedRaw] = raw
+	}
+	return files
+}
+
+// add writes files as JSON.
+func (s Stage) add(files map[string]any) error {
 	for name, value := range files {
 		text, err := json.MarshalIndent(value, "", "  ")
 		if err != nil {
@@ -121,7 +154,7 @@ func (s Stage) Fill(ctx context.Context, c Content) error {
 			return fmt.Errorf("add %s: %w", name, err)
 		}
 	}
-	return s.log(ctx, c.Log)
+	return nil
 }
 
 func (s Stage) diff(ctx context.Context, d Diff) (deleted []string, err error) {

@@ -10,6 +10,7 @@
 //	status            when it was created and started
 //	rootfs-diff.tar   the files that it wrote
 //	deleted.files     the image's files that it deleted, a list of paths
+//	crisp.deleted     those of them that are no UTF-8, in base64
 //	container.log     its log
 //	dump.log          what CRIU did
 //	stats-dump        how long that took

@@ -42,7 +42,7 @@ func known(name string) (limit int64, ok bool) {
 		return 32 << 20, true
 	case manifestFile:
 		return maxManifest, true
-	case deletedFile:
+	case deletedFile, deletedRaw:
 		return 2 * maxNames, true
 	case diffFile:
 		return 1 << 62, true
