@@ -253,6 +253,9 @@ func (p *pod) capture(ctx context.Context, ids []string, use func(context.Contex
 		return timedOut(ctx, err)
 	}
 	defer release()
+	if ctx.Err() != nil { // what it waited for came first
+		return nil, timedOut(ctx, context.Cause(ctx))
+	}
 
 	var list []*frozen
 	for _, id := range ids {
@@ -285,39 +288,6 @@ func (p *pod) capture(ctx context.Context, ids []string, use func(context.Contex
 		}
 	}
 	return nil
-}
-
-// errInterrupted is why a checkpoint ends early.
-var errInterrupted = fmt.Errorf("the pod or a container of it is to be stopped or removed: %w", ErrState)
-
-// interruptible returns a context for a checkpoint that whoever wants to remove
-// the pod can end: a container may hold it up as long as its caller allows.
-func (p *pod) interruptible(ctx context.Context, ids []string) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.checkpoints == nil {
-		p.checkpoints = map[*context.CancelCauseFunc][]string{}
-	}
-	p.checkpoints[&cancel] = ids
-	return ctx, func() {
-		p.mu.Lock()
-		delete(p.checkpoints, &cancel)
-		p.mu.Unlock()
-		cancel(nil)
-	}
-}
-
-// interruptCheckpoints ends the checkpoints of a container, or all for "", that are
-// under way or waiting.
-func (p *pod) interruptCheckpoints(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for cancel, ids := range p.checkpoints {
-		if id == "" || slices.Contains(ids, id) {
-			(*cancel)(errInterrupted)
-		}
-	}
 }
 
 // saveable returns a container if its state is one that can be saved.
@@ -378,20 +348,6 @@ func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen
 		return nil
 	}
 	return timedOut(ctx, use(ctx, list))
-}
-
-// timedOut marks an error as a time-out if that was its cause.
-func timedOut(ctx context.Context, err error) error {
-	switch {
-	case err == nil || ctx.Err() == nil || errors.Is(err, ErrTimeout):
-		return err
-	case errors.Is(context.Cause(ctx), errInterrupted):
-		return fmt.Errorf("%w: %w", errInterrupted, err)
-	case errors.Is(ctx.Err(), context.Canceled):
-		return err // nobody waits for it
-	default:
-		return fmt.Errorf("%w: %w", ErrTimeout, err)
-	}
 }
 
 func (p *pod) thaw(ctx context.Context, f *frozen) error {

@@ -82,3 +82,31 @@ func TestInterruptWaitingCheckpoints(t *testing.T) {
 		t.Errorf("%d checkpoints are known", n)
 	}
 }
+
+// TestCheckpointOfStopping asks for checkpoints of a container that has been told to end,
+// and needs its time for that.
+func TestCheckpointOfStopping(t *testing.T) {
+	m := storingManager(t)
+	m.CRIU = filepath.Join(t.TempDir(), "criu")
+	if err := os.WriteFile(m.CRIU, []byte("#!/bin/sh\necho Version: 4.2\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := begunPod(t, m, "pod")
+	checkpoint := func(id string) error { _, err := p.checkpoint(t.Context(), nil, []string{id}, nil); return err }
+
+	first, second := p.holdOffCheckpoints("none"), p.holdOffCheckpoints("none")
+	if err := checkpoint("none"); !errors.Is(err, errInterrupted) {
+		t.Errorf("while it is stopped: %v", err)
+	}
+	if err := checkpoint("another"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of another: %v", err)
+	}
+	first()
+	if err := checkpoint("none"); !errors.Is(err, errInterrupted) {
+		t.Errorf("while a second stop goes on: %v", err)
+	}
+	second()
+	if err := checkpoint("none"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("after the stops: %v", err)
+	}
+}

@@ -28,7 +28,7 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 	}
 
 	// Frozen, it could do nothing with the time that it is given.
-	p.interruptCheckpoints(id)
+	defer p.holdOffCheckpoints(id)()
 	ctx, end := m.activity.begin(ctx, p.operationOn("stop", id))
 	defer func() { end(err) }()
 	if pr := p.process(id); timeout > 0 && pr != nil {

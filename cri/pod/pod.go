@@ -40,6 +40,8 @@ type pod struct {
 	// checkpoints are those, and commits, that are under way or waiting, as what ends them and the IDs
 	// of the containers.
 	checkpoints map[*context.CancelCauseFunc][]string
+	// ending counts the stops of each container that are under way, by its ID.
+	ending map[string]int
 	// known is what the plugins know of the pod.
 	known known
 }
