@@ -316,6 +316,13 @@ func (p *pod) saveable(id string) (*frozen, error) {
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
+	pids, err := group.Pids()
+	if err == nil {
+		err = criu.Saveable(pids)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
 	return &frozen{c: c, pr: pr, spec: s, group: group}, nil
 }
 

@@ -178,6 +178,9 @@ func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, s
 	if err != nil {
 		return x, ask, err
 	}
+	if err := criu.WindTimers(ctx, images); err != nil {
+		return x, ask, err
+	}
 	x.Mounts = needs.Mounts
 	for i, key := range x.Mounts {
 		ask.Mounts[key] = x.MountIn(i)

@@ -95,7 +95,7 @@ func (i *Inventory) checkTree(a *Allowed) error {
 		if p.GetSid() == 0 || p.GetPgid() == 0 {
 			return wrong("process %d is of a session outside", p.GetPid())
 		}
-		for _, tid := range append(slices.DeleteFunc(slices.Clone(p.GetThreads()), func(t uint32) bool { return t == p.GetPid() }), p.GetPid()) {
+		for _, tid := range p.tids() {
 			if tid == 0 || tid > math.MaxInt32 || seen[tid] {
 				return wrong("process or thread %d is there twice", tid)
 			}

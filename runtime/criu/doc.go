@@ -62,6 +62,11 @@
 // and limits of System V objects: those namespaces are the pod's. The caller starts CRIU
 // in them, and [EnterNamespaces] has CRIU take them for the node's, which it leaves alone.
 //
+// # What is mended
+//
+// Before CRIU restores images, [SetFilter] puts in the seccomp filter of the request, and
+// [WindTimers] has timers go on that CRIU would stop.
+//
 // # User namespaces
 //
 // That goes for the pod's user namespace, too. In there CRIU has no rights on the node but those of

@@ -17,6 +17,8 @@ var (
 	// ErrDiffers means that images are of a container with other mounts than the one that is
 	// to be restored from them.
 	ErrDiffers = errors.New("the checkpoint is of a container with other mounts")
+	// ErrUnsupported means that images have what crisp does not restore.
+	ErrUnsupported = errors.New("crisp does not restore that")
 	// ErrTimeout means that CRIU did not end in time.
 	ErrTimeout = errors.New("CRIU did not end in time")
 )

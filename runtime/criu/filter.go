@@ -55,21 +55,22 @@ func setFilter(ctx context.Context, images string, prog []byte, flags uint32) er
 	return replaceImage(filepath.Join(images, filterImage), magicSeccomp, all)
 }
 
-// replaceImage writes an image with one entry in place of another. It does not wait for the
+// replaceImage writes an image in place of another. It does not wait for the
 // disk, once for each process: after a crash nobody restores it any more.
-func replaceImage(file string, magic uint32, entry proto.Message) error {
-	payload, err := proto.Marshal(entry)
-	if err != nil {
-		return err
-	}
-	var text []byte
-	for _, n := range []uint32{commonMagic, magic, uint32(len(payload))} {
-		text = binary.LittleEndian.AppendUint32(text, n)
+func replaceImage[M proto.Message](file string, magic uint32, entries ...M) error {
+	text := binary.LittleEndian.AppendUint32(nil, commonMagic)
+	text = binary.LittleEndian.AppendUint32(text, magic)
+	for _, e := range entries {
+		payload, err := proto.Marshal(e)
+		if err != nil {
+			return err
+		}
+		text = append(binary.LittleEndian.AppendUint32(text, uint32(len(payload))), payload...)
 	}
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(text, payload...))
+	_, err = f.Write(text)
 	return errors.Join(err, f.Close())
 }

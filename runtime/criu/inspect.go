@@ -111,7 +111,8 @@ const (
 
 // Inspect decodes the images of a dump, which are hostile: whatever they say is
 // bounded in size, and files of kinds that are not known are refused, as CRIU might
-// know them. What is known is compared by [Inventory.Check]. The error is [ErrImages].
+// know them. What is known is compared by [Inventory.Check]. The error is [ErrImages], and
+// [ErrUnsupported] for what CRIU might restore, but would for this container alone.
 // When ctx ends, Inspect does, with the cause.
 func Inspect(ctx context.Context, images string) (*Inventory, error) {
 	d, err := openImages(ctx, images)
@@ -173,13 +174,14 @@ func name(format string, n uint32) string { return fmt.Sprintf(format, n) + ".im
 // read reads the images of one process.
 func (p *process) read(d *imageDir) (err error) {
 	// The first thread has the state of the process.
-	threads := append([]uint32{p.GetPid()}, slices.DeleteFunc(slices.Clone(p.GetThreads()), func(n uint32) bool { return n == p.GetPid() })...)
-	for _, n := range threads {
+	for n := p.GetPid(); ; n = p.tids()[len(p.threads)] {
 		core, err := one[*criu_core.CoreEntry](d, name("core-%d", n), magicCore, maxEntry)
 		if err != nil {
 			return err
 		}
-		p.threads = append(p.threads, core)
+		if p.threads = append(p.threads, core); len(p.threads) == len(p.tids()) {
+			break
+		}
 	}
 
 	if d.has(name("ids-%d", p.GetPid())) {
@@ -195,6 +197,16 @@ func (p *process) read(d *imageDir) (err error) {
 	}
 	p.memory, err = one[*mm.MmEntry](d, name("mm-%d", p.GetPid()), magicMM, maxLarge)
 	return err
+}
+
+// tids are the IDs of the threads, that of the process first. Of a process that has ended
+// CRIU writes no others, but whatever it has in memory there.
+func (p *process) tids() []uint32 {
+	first := []uint32{p.GetPid()}
+	if p.isGone() {
+		return first
+	}
+	return append(first, slices.DeleteFunc(slices.Clone(p.GetThreads()), func(n uint32) bool { return n == p.GetPid() })...)
 }
 
 // isGone reports whether a process has ended, and only its parent does not know yet.
@@ -228,7 +240,7 @@ func (i *Inventory) readDescriptors(d *imageDir) error {
 }
 
 func (i *Inventory) readFiles(d *imageDir) error {
-	return read(d, "files.img", magicFiles, maxEntry, plainly(func(e *fdinfo.FileEntry) error {
+	return read(d, filesImage, magicFiles, maxEntry, plainly(func(e *fdinfo.FileEntry) error {
 		if _, ok := i.files[e.GetId()]; ok {
 			return fmt.Errorf("%w: file %d is there twice", ErrImages, e.GetId())
 		}
@@ -379,6 +391,8 @@ func (i *Inventory) readKind(d *imageDir, file, kind, number string) (err error)
 	case "timens":
 		_, err = one[*timens.TimensEntry](d, file, magicTimeNS, maxEntry)
 		return err
+	case "ipcns-shm", "ipcns-msg", "ipcns-sem":
+		return fmt.Errorf("%w: shared memory, queues or semaphores of System V, which are the pod's (%.100q)", ErrUnsupported, file)
 	case "ipcns-var":
 		i.hasIPC = true
 		_, err = one[*ipc_var.IpcVarEntry](d, file, magicIPCVar, maxEntry)

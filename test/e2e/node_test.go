@@ -25,7 +25,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if runProgram() {
+	if runProgram() || hold() {
 		return
 	}
 	os.Exit(testkit.Main(m))

@@ -105,6 +105,7 @@ func All() []rpcerr.Rule {
 		{Err: criu.ErrRefused, Code: codes.FailedPrecondition},
 		{Err: criu.ErrForbidden, Code: codes.PermissionDenied},
 		{Err: criu.ErrDiffers, Code: codes.FailedPrecondition},
+		{Err: criu.ErrUnsupported, Code: codes.FailedPrecondition},
 		{Err: criu.ErrImages, Code: codes.InvalidArgument},
 		{Err: checkpoint.ErrUnfit, Code: codes.FailedPrecondition},
 		{Err: checkpoint.ErrUntrusted, Code: codes.PermissionDenied},

@@ -1,0 +1,69 @@
+package criu
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxLooked is how many descriptors are looked at, of all processes together.
+const maxLooked = 1 << 16
+
+// Saveable tells early, and in words, what CRIU cannot save: at some of it, it fails
+// without a reason. The error is [ErrRefused]. What has changed by the time of the dump,
+// and what is not known here, CRIU refuses itself.
+func Saveable(pids []int) error {
+	looked := 0
+	for _, pid := range pids[:min(len(pids), maxAsked)] {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		if looked == maxLooked {
+			return nil // CRIU looks itself
+		}
+		names, err := namesIn(dir, maxLooked-looked)
+		if err != nil {
+			return fmt.Errorf("list the descriptors of process %d: %w", pid, err)
+		}
+		looked += len(names)
+
+		for _, name := range names {
+			link, err := os.Readlink(dir + "/" + name)
+			if err != nil {
+				continue // it was closed meanwhile
+			}
+			kind, ok := strings.CutPrefix(link, "anon_inode:")
+			if what := unsaveable()[strings.Trim(kind, "[]")]; ok && what != "" {
+				return fmt.Errorf("%w: process %d has %s as descriptor %s, which it cannot save", ErrRefused, pid, what, name)
+			}
+		}
+	}
+	return nil
+}
+
+// unsaveable are kinds of files that have no name, as the kernel calls them, and what
+// they are.
+func unsaveable() map[string]string {
+	return map[string]string{"io_uring": "an io_uring", "userfaultfd": "a userfaultfd", "perf_event": "an event of perf", "bpf-prog": "a BPF program"}
+}
+
+// namesIn lists a directory of procfs, up to a number of names. That of a process that
+// has ended has none.
+func namesIn(dir string, most int) ([]string, error) {
+	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(most)
+	if errors.Is(err, io.EOF) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		err = nil
+	}
+	return names, err
+}
