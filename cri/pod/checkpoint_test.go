@@ -6,6 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"crisp/runtime/checkpoint"
 )
 
 // TestEmptyRemovesItsFilesAlone has an output directory whose name is a pattern, and
@@ -108,5 +112,33 @@ func TestCheckpointOfStopping(t *testing.T) {
 	second()
 	if err := checkpoint("none"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("after the stops: %v", err)
+	}
+}
+
+// TestOutside has owners that a container has, and those that it cannot have.
+func TestOutside(t *testing.T) {
+	for name, test := range map[string]struct {
+		maps     []specs.LinuxIDMapping
+		id       int
+		want     uint32
+		hasOwner bool
+	}{
+		"no user namespace": {nil, 7, 7, true},
+		"root":              {[]specs.LinuxIDMapping{{HostID: 300000, Size: 65536}}, 0, 300000, true},
+		"last":              {[]specs.LinuxIDMapping{{HostID: 300000, Size: 65536}}, 65535, 365535, true},
+		"beyond":            {[]specs.LinuxIDMapping{{HostID: 300000, Size: 65536}}, 65536, 0, false},
+		"of the node":       {[]specs.LinuxIDMapping{{HostID: 300000, Size: 65536}}, 300000, 0, false},
+		"negative":          {[]specs.LinuxIDMapping{{HostID: 300000, Size: 65536}}, -1, 0, false},
+		"second range":      {[]specs.LinuxIDMapping{{HostID: 300000, Size: 10}, {ContainerID: 20, HostID: 400000, Size: 10}}, 21, 400001, true},
+	} {
+
+		s := &specs.Spec{Linux: &specs.Linux{UIDMappings: test.maps, GIDMappings: test.maps}}
+		u, g, err := outside(s)(test.id, test.id)
+		if (err == nil) != test.hasOwner || u != test.want || g != test.want {
+			t.Errorf("%s: %d:%d, %v", name, u, g, err)
+		}
+		if err != nil && !errors.Is(err, checkpoint.ErrInvalid) {
+			t.Errorf("%s: error %v", name, err)
+		}
 	}
 }

@@ -181,7 +181,7 @@ func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, s
 	if err := criu.WindTimers(ctx, images); err != nil {
 		return x, ask, err
 	}
-	x.Mounts = needs.Mounts
+	x.Mounts, ask.Connections = needs.Mounts, needs.Connections
 	for i, key := range x.Mounts {
 		ask.Mounts[key] = x.MountIn(i)
 	}

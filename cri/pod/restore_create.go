@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -371,7 +372,7 @@ func (k *creation) takeCheckpoint(ctx context.Context) error {
 	}
 	ctx, done := k.p.interruptible(ctx, nil)
 	defer done()
-	if err := o.unpacked.Apply(ctx, k.p.process(k.id).rootfs, ownIDs); err != nil {
+	if err := o.unpacked.Apply(ctx, k.p.process(k.id).rootfs, outside(k.spec)); err != nil {
 		return timedOut(ctx, err)
 	}
 
@@ -385,9 +386,31 @@ func (k *creation) takeCheckpoint(ctx context.Context) error {
 	return nil
 }
 
-// ownIDs are the owners in a container, which its root file system, mounted for it,
-// translates by itself.
-func ownIDs(uid, gid int) (uint32, uint32, error) { return uint32(uid), uint32(gid), nil }
+// outside translates owners in a container to those on the node, which is what its
+// writable layer has: the reverse of [inside]. One that the container's user namespace
+// has not is no owner that it could have had.
+func outside(s *specs.Spec) checkpoint.IDs {
+	return func(uid, gid int) (uint32, uint32, error) {
+		u, uok := mapped(s.Linux.UIDMappings, uid)
+		g, gok := mapped(s.Linux.GIDMappings, gid)
+		if !uok || !gok {
+			return 0, 0, fmt.Errorf("%w: a file of user %d and group %d, which the container's user namespace has not", checkpoint.ErrInvalid, uid, gid)
+		}
+		return u, g, nil
+	}
+}
+
+// mapped is a user or group of a container on the node, by the mappings of its user
+// namespace, if it has one.
+func mapped(maps []specs.LinuxIDMapping, id int) (uint32, bool) {
+	if len(maps) == 0 {
+		return uint32(id), true
+	}
+	has := slices.ContainsFunc(maps, func(m specs.LinuxIDMapping) bool {
+		return id >= int(m.ContainerID) && id-int(m.ContainerID) < int(m.Size)
+	})
+	return plan.HostID(maps, uint32(id)), has
+}
 
 // archiveOf is the path of the checkpoint that a container's image is, "" if it is none.
 func archiveOf(c *runtimeapi.ContainerConfig) string {

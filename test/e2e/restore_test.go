@@ -105,7 +105,7 @@ func TestRestore(t *testing.T) {
 			d.sh(t, "test $(hostname) = "+q.cfg.Hostname)
 		}
 		if !d.cfg.Linux.SecurityContext.ReadonlyRootfs {
-			d.sh(t, "grep -q kept /tmp/file")
+			d.sh(t, "grep -q kept /tmp/file && test -O /tmp/file && test $(stat -c %u /tmp) = 0")
 		}
 		q.remove(t)
 	})
