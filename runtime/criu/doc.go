@@ -62,6 +62,9 @@
 // and limits of System V objects: those namespaces are the pod's. The caller starts CRIU
 // in them, and [EnterNamespaces] has CRIU take them for the node's, which it leaves alone.
 //
+// TCP connections are kept in a network namespace of the pod's only, and only if both ends of
+// each are in the images.
+//
 // # What is mended
 //
 // Before CRIU restores images, [SetFilter] puts in the seccomp filter of the request, and

@@ -198,7 +198,6 @@ func (i *Inventory) checkNamespaceFile(id uint32) error {
 // checkInet checks a socket of the internet protocols.
 func checkInet(a *Allowed, s *sk_inet.InetSkEntry) error {
 	may := a.mayGain().Has
-	const established, listening = 1, 10
 	ownNetwork := a.Namespaces[specs.NetworkNamespace]
 	switch {
 	case s.GetFamily() != unix.AF_INET && s.GetFamily() != unix.AF_INET6:
@@ -207,7 +206,7 @@ func checkInet(a *Allowed, s *sk_inet.InetSkEntry) error {
 		return forbidden("a raw socket, for which the container lacks CAP_NET_RAW")
 	case s.GetType() != unix.SOCK_RAW && s.GetSrcPort() != 0 && s.GetSrcPort() < a.FirstPort && !may("CAP_NET_BIND_SERVICE"):
 		return forbidden("a socket at port %d, for which the container lacks CAP_NET_BIND_SERVICE", s.GetSrcPort())
-	case s.GetType() == unix.SOCK_STREAM && s.GetState() != listening && s.GetState() >= established && s.GetDstPort() != 0 &&
+	case s.GetType() == unix.SOCK_STREAM && s.GetState() != tcpListening && s.GetState() >= tcpEstablished && s.GetDstPort() != 0 &&
 		!ownNetwork && !a.Trusted && !may("CAP_NET_ADMIN"):
 		// CRIU makes it without the peer.
 		return forbidden("a connection of the node's, in a checkpoint of nobody who is trusted")

@@ -451,6 +451,9 @@ func (i *Inventory) readObjects(d *imageDir, file, kind string) error {
 type Needs struct {
 	// Network is the network namespace: it is saved as "net".
 	Network bool
+	// Connections means that all TCP connections are between the processes themselves, and
+	// can go on in a network namespace of the pod's.
+	Connections bool
 	// Mounts are the paths of mounts, saved as "mnt[PATH]".
 	Mounts []string
 	// Streams are the first three descriptors of the first process: "pipe:[13956221]",
@@ -463,6 +466,7 @@ type Needs struct {
 // Needs returns what a restore must be given.
 func (i *Inventory) Needs() Needs {
 	n := Needs{Network: slices.ContainsFunc(i.networks, func(e *netdev.NetnsEntry) bool { return e.GetExtKey() != "" })}
+	n.Connections = n.Network && i.keepsConnections()
 	for _, m := range i.mounts {
 		if m.GetExtKey() != "" {
 			n.Mounts = append(n.Mounts, m.GetExtKey())

@@ -26,6 +26,8 @@ type Restore struct {
 	// otherwise. There it cannot open what this process has, and some of what it does for root
 	// it has to do without. The log is in Images, too.
 	Inside int
+	// Connections keeps TCP connections. Otherwise they are closed for the processes.
+	Connections bool
 	// Root is where CRIU finds the container's root file system.
 	Root string
 	// Mounts are the container's mounts that are not its own, as they are called in
@@ -143,7 +145,7 @@ func (r Restore) request(dirs [2]*os.File) *rpc.CriuReq {
 	o := &rpc.CriuOpts{
 		ImagesDirFd: to(int32(dirs[0].Fd())), WorkDirFd: to(int32(dirs[1].Fd())), LogFile: to(RestoreLog), LogLevel: to(int32(logLevel)),
 		Root: to(r.Root), ManageCgroupsMode: to(rpc.CriuCgMode_IGNORE), RstSibling: to(true), NotifyScripts: to(true),
-		TcpClose: to(true), NetworkLock: to(rpc.CriuNetworkLockMethod_NFTABLES),
+		TcpClose: to(!r.Connections), TcpEstablished: to(r.Connections), NetworkLock: to(rpc.CriuNetworkLockMethod_NFTABLES),
 		FileLocks: to(true), LinkRemap: to(true), OrphanPtsMaster: to(true),
 	}
 	for key, path := range r.Mounts {

@@ -30,17 +30,32 @@ func holding(t *testing.T, name, volume string) change {
 // TestRestoreHeld restores processes with each kind of thing that the kernel keeps for them.
 func TestRestoreHeld(t *testing.T) {
 	n := withCRIU(t, "")
+	n.run(t, "pod", func(t *testing.T) { testRestoreHeld(t, n.pod(t)) })
+	n.run(t, "user namespace", func(t *testing.T) { testRestoreHeld(t, n.pod(t, userNamespace(800000))) })
+}
+
+func testRestoreHeld(t *testing.T, p *pod) {
+	n := p.n
 	names := slices.Sorted(maps.Keys(holdersOfFiles()))
 	names = append(names, slices.Sorted(maps.Keys(holdersOfSockets()))...)
 	names = append(names, slices.Sorted(maps.Keys(holdersOfProcesses()))...)
 
 	dir := t.TempDir()
-	p := n.pod(t)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
 	var all []*container
 	for i, name := range names {
 		c := p.start(t, named("c"+string(rune('a'+i/26))+string(rune('a'+i%26))), holding(t, name, dir))
 		all = append(all, c)
 	}
+	var conn net.Conn
+	eventually(t, "a connection", func() (ok bool) {
+		var err error
+		conn, err = net.Dial("tcp4", net.JoinHostPort(p.status(t).Network.Ip, outsidePort))
+		return err == nil
+	})
+	defer conn.Close()
 	for i, c := range all {
 		eventually(t, names[i]+" is held", func() bool {
 			out := c.logged(t)

@@ -244,6 +244,12 @@ func mapFile(path string, deleted bool) (func() error, error) {
 	}, err
 }
 
+// fromOutside has a connection from the node at a port, which is closed by a restore.
+const (
+	fromOutside = "TCP connection, closed"
+	outsidePort = "7003"
+)
+
 // holdersOfSockets have pipes and sockets.
 func holdersOfSockets() map[string]holder {
 	return map[string]holder{
@@ -271,20 +277,18 @@ func holdersOfSockets() map[string]holder {
 			return func() error { return readBack(os.NewFile(uintptr(fds[1]), "socket"), "in the socket") }, err
 		},
 
-		"Unix socket":          func() (func() error, error) { return listens("unix", "/tmp/socket") },
-		"abstract Unix socket": func() (func() error, error) { return listens("unix", "@held") },
-		"TCP v4 that listens":  func() (func() error, error) { return listens("tcp4", "127.0.0.1:7001") },
-		"TCP v6 that listens":  func() (func() error, error) { return listens("tcp6", "[::]:7002") },
-		"TCP connection, closed": func() (func() error, error) {
-			l, err := plainTCP().Listen(context.Background(), "tcp4", "127.0.0.1:7003")
+		"Unix socket":                  func() (func() error, error) { return listens("unix", "/tmp/socket") },
+		"abstract Unix socket":         func() (func() error, error) { return listens("unix", "@held") },
+		"TCP v4 that listens":          func() (func() error, error) { return listens("tcp4", "127.0.0.1:7001") },
+		"TCP v6 that listens":          func() (func() error, error) { return listens("tcp6", "[::]:7002") },
+		"TCP connection v4 of its own": func() (func() error, error) { return connected("tcp4", "127.0.0.1:7007") },
+		"TCP connection v6 of its own": func() (func() error, error) { return connected("tcp6", "[::1]:7008") },
+		fromOutside: func() (func() error, error) {
+			l, err := plainTCP().Listen(context.Background(), "tcp4", ":"+outsidePort)
 			if err != nil {
 				return nil, err
 			}
-			c, err := net.Dial("tcp4", "127.0.0.1:7003")
-			if err != nil {
-				return nil, err
-			}
-			_, err = l.Accept()
+			c, err := l.Accept()
 			return func() error {
 				if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 					return err
@@ -342,6 +346,29 @@ func listens(network, at string) (func() error, error) {
 			return err
 		}
 		return readBack(peer, "hello")
+	}, err
+}
+
+// connected connects to itself, with something on the way.
+func connected(network, at string) (func() error, error) {
+	l, err := plainTCP().Listen(context.Background(), network, at)
+	if err != nil {
+		return nil, err
+	}
+	c, err := net.Dial(network, at)
+	if err != nil {
+		return nil, err
+	}
+
+	peer, err := l.Accept()
+	if err == nil {
+		_, err = io.WriteString(c, "on the way")
+	}
+	return func() error {
+		if _, err := io.WriteString(peer, "back"); err != nil {
+			return err
+		}
+		return errors.Join(readBack(peer, "on the way"), readBack(c, "back"))
 	}, err
 }
 
