@@ -223,6 +223,8 @@ type frozen struct {
 	spec  *specs.Spec
 	group *cgroup.Group
 	stage checkpoint.Stage
+	// held means that nothing reaches the pod's network meanwhile, nor leaves it.
+	held bool
 }
 
 // checkpoint freezes containers, saves each, and lets all go on. Then it writes
@@ -254,7 +256,7 @@ func (p *pod) capture(ctx context.Context, ids []string, use func(context.Contex
 	}
 	defer release()
 	if ctx.Err() != nil { // what it waited for came first
-		return nil, timedOut(ctx, context.Cause(ctx))
+		return timedOut(ctx, context.Cause(ctx))
 	}
 
 	var list []*frozen
@@ -328,7 +330,8 @@ func (p *pod) saveable(id string) (*frozen, error) {
 
 // whileFrozen freezes containers before the first is saved and thaws them after
 // the last, whatever happens. Their records say so meanwhile, for a daemon that
-// finds them after a crash. With all saved it calls use, unless that is nil.
+// finds them after a crash. With all saved it calls use, unless that is nil: then nothing
+// that their peers send meanwhile is acknowledged here.
 func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen) error, use func(context.Context, []*frozen) error) (err error) {
 	defer func() {
 		for _, f := range list {
@@ -337,6 +340,7 @@ func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen
 	}()
 
 	for _, f := range list {
+		f.held = use != nil
 		if err := p.updateContainer(f.c.ID, func(c *Container) { c.Frozen = true }); err != nil {
 			return err
 		}
@@ -346,6 +350,11 @@ func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen
 		}
 	}
 
+	if use != nil {
+		if err := p.holdNetwork(); err != nil {
+			return err
+		}
+	}
 	for _, f := range list {
 		if err := failpoint.Between("save", func() error { return save(f) }); err != nil {
 			return timedOut(ctx, fmt.Errorf("container %s: %w", f.c.Config.Msg.GetMetadata().GetName(), err))
@@ -360,6 +369,11 @@ func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen
 func (p *pod) thaw(ctx context.Context, f *frozen) error {
 	if p.record().Moving != nil {
 		return nil // it may run elsewhere
+	}
+	if f.held {
+		if err := p.releaseNetwork(); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()

@@ -262,7 +262,7 @@ func (mv *moving) settle(ctx context.Context) error {
 		}
 		group, err := mv.p.groupOf(c)
 		if err == nil {
-			err = mv.p.thaw(context.WithoutCancel(ctx), &frozen{c: c, group: group})
+			err = mv.p.thaw(context.WithoutCancel(ctx), &frozen{c: c, group: group, held: true})
 		}
 		if err != nil {
 			return fmt.Errorf("container %s: %w", c.ID, err)

@@ -186,6 +186,10 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 		p.m.wg.Go(func() { p.m.removeRestored(r.ID) })
 	case undoPod:
 		errs = append(errs, p.finishUndo(ctx))
+	case keepPod:
+		if f.sameBoot && r.Ready() && r.Moving == nil {
+			warn(p.letIn(), "let a pod's packets through", "sandbox", r.ID)
+		}
 	case unreadyPod:
 		errs = append(errs, p.update(func(r *Record) {
 			r.Phase, r.Reason = phaseStopping, "its namespaces did not outlive their holders"

@@ -242,7 +242,12 @@ func (p *pod) inspect(ctx context.Context, c *Container, r launch.Request, image
 	if err != nil {
 		return criu.Needs{}, err
 	}
-	return found.Needs(), found.Check(allowed)
+
+	needs := found.Needs()
+	if kept := p.record().kept(); len(kept) > 0 && c.CheckpointTrusted {
+		needs.Connections = needs.Network && found.KeepsConnections(kept...)
+	}
+	return needs, found.Check(allowed)
 }
 
 // forgetCheckpoint removes, in the background, the checkpoint that a container was

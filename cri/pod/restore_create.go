@@ -224,6 +224,18 @@ func (m *Manager) restoreContainers(ctx context.Context, id string, r RestoreReq
 // startRestored starts all containers of a pod. It commits when the last one is there and
 // has not run an instruction.
 func (p *pod) startRestored(ctx context.Context, commit func() error) error {
+	err := p.startInOrder(ctx, commit)
+	if err == nil {
+		err = p.letIn()
+	}
+	if err != nil {
+		// So that it is removed, whatever has been recorded.
+		return errors.Join(err, p.update(func(r *Record) { r.Restoring, r.Arrived = true, "" }))
+	}
+	return nil
+}
+
+func (p *pod) startInOrder(ctx context.Context, commit func() error) error {
 	list := p.record().Containers
 	for i, c := range list {
 		var ready func() error
@@ -231,8 +243,7 @@ func (p *pod) startRestored(ctx context.Context, commit func() error) error {
 			ready = func() error { return failpoint.Between("commit a restored pod", commit) }
 		}
 		if err := p.start(ctx, c.ID, ready); err != nil {
-			// So that it is removed, whatever has been recorded.
-			return errors.Join(err, p.update(func(r *Record) { r.Restoring, r.Arrived = true, "" }))
+			return err
 		}
 	}
 	return nil

@@ -432,6 +432,11 @@ func (p *pod) attachNetwork(ctx context.Context) error {
 		return err
 	}
 
+	if len(r.WantIPs) > 0 {
+		if err := p.holdNetwork(); err != nil {
+			return err
+		}
+	}
 	result, err := p.m.Network.Attach(ctx, a)
 	if err != nil {
 		return err
@@ -440,11 +445,15 @@ func (p *pod) attachNetwork(ctx context.Context) error {
 	if len(result.Unserved) > 0 {
 		klog.InfoS("No network plugin provides a requested feature", "sandbox", r.ID, "missing", result.Unserved)
 	}
-	return p.update(func(r *Record) {
+	err = p.update(func(r *Record) {
 		for _, ip := range result.IPs {
 			r.IPs = append(r.IPs, ip.String())
 		}
 	})
+	if err != nil {
+		return err
+	}
+	return wantAddresses(r.WantIPs, p.record().IPs)
 }
 
 func (p *pod) detachNetwork(ctx context.Context) error {

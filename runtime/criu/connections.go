@@ -3,6 +3,7 @@ package criu
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,10 +15,10 @@ const (
 	tcpListening   = 10
 )
 
-// keepsConnections reports whether all TCP connections are between the processes
-// themselves, over the loopback interface, so that they can go on: no peer was told of
-// their end. CRIU keeps all connections or none.
-func (i *Inventory) keepsConnections() bool {
+// KeepsConnections reports whether all TCP connections can go on, of which CRIU keeps all or
+// none: they are between the processes themselves, over the loopback interface, or at one of
+// the addresses, at which peers know the processes and were not told of an end.
+func (i *Inventory) KeepsConnections(addresses ...netip.Addr) bool {
 	type connection struct{ from, to netip.AddrPort }
 	all := map[connection]bool{}
 	for _, f := range i.files {
@@ -27,14 +28,15 @@ func (i *Inventory) keepsConnections() bool {
 		}
 		from, to := endOf(s.GetSrcAddr(), s.GetSrcPort()), endOf(s.GetDstAddr(), s.GetDstPort())
 		c := connection{from, to}
-		if s.GetState() != tcpEstablished || s.GetProto() != unix.IPPROTO_TCP || !from.Addr().IsLoopback() || !to.Addr().IsLoopback() || all[c] {
+		inside := from.Addr().IsLoopback() && to.Addr().IsLoopback()
+		if s.GetState() != tcpEstablished || s.GetProto() != unix.IPPROTO_TCP || !inside && !slices.Contains(addresses, from.Addr()) || all[c] {
 			return false
 		}
 		all[c] = true
 	}
 
 	for c := range all {
-		if !all[connection{c.to, c.from}] {
+		if c.from.Addr().IsLoopback() && !all[connection{c.to, c.from}] {
 			return false
 		}
 	}

@@ -1,6 +1,7 @@
 package criu
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -45,7 +46,26 @@ func TestKeepsConnections(t *testing.T) {
 		for n, s := range test.sockets {
 			i.files[uint32(n)] = &fdinfo.FileEntry{Isk: s}
 		}
-		if got := i.keepsConnections(); got != test.want {
+		if got := i.KeepsConnections(); got != test.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+	// The pod has kept its address.
+	pod := netip.MustParseAddr("10.0.0.1")
+	for name, test := range map[string]struct {
+		sockets []*sk_inet.InetSkEntry
+		want    bool
+	}{
+		"at the address":        {[]*sk_inet.InetSkEntry{socket(tcpEstablished, outside, 80, v4(10, 0, 0, 2), 5), client, server}, true},
+		"at another":            {[]*sk_inet.InetSkEntry{socket(tcpEstablished, v4(10, 0, 0, 2), 80, outside, 5)}, false},
+		"with one end inside":   {[]*sk_inet.InetSkEntry{socket(tcpEstablished, outside, 80, v4(10, 0, 0, 2), 5), client}, false},
+		"half closed, as above": {[]*sk_inet.InetSkEntry{socket(8, outside, 80, v4(10, 0, 0, 2), 5)}, false},
+	} {
+		i := &Inventory{files: map[uint32]*fdinfo.FileEntry{}}
+		for n, s := range test.sockets {
+			i.files[uint32(n)] = &fdinfo.FileEntry{Isk: s}
+		}
+		if got := i.KeepsConnections(pod); got != test.want {
 			t.Errorf("%s: %t", name, got)
 		}
 	}

@@ -466,7 +466,7 @@ type Needs struct {
 // Needs returns what a restore must be given.
 func (i *Inventory) Needs() Needs {
 	n := Needs{Network: slices.ContainsFunc(i.networks, func(e *netdev.NetnsEntry) bool { return e.GetExtKey() != "" })}
-	n.Connections = n.Network && i.keepsConnections()
+	n.Connections = n.Network && i.KeepsConnections()
 	for _, m := range i.mounts {
 		if m.GetExtKey() != "" {
 			n.Mounts = append(n.Mounts, m.GetExtKey())

@@ -30,19 +30,7 @@ import (
 // withCRIU starts a node whose CRIU is called through a script, if there is one.
 func withCRIU(t *testing.T, script string) *node {
 	t.Helper()
-	testkit.Root(t)
-	cache, err := lab.Find()
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := cache.CRIU()
-	if errors.Is(err, lab.ErrNotMade) {
-		testkit.Skip(t, "criu", "Debian's development suite could not be reached to fetch it")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-
+	program := criuOf(t)
 	if script != "" {
 		wrapped := filepath.Join(t.TempDir(), "criu")
 		text := fmt.Sprintf("#!/bin/sh\n%s\nexec %s \"$@\"\n", script, program)
@@ -83,6 +71,24 @@ func untar(t *testing.T, file string) map[string][]byte {
 		files[name] = e.Data
 	}
 	return files
+}
+
+// criuOf returns the path of CRIU, without which the test is skipped.
+func criuOf(t *testing.T) string {
+	t.Helper()
+	testkit.Root(t)
+	cache, err := lab.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := cache.CRIU()
+	if errors.Is(err, lab.ErrNotMade) {
+		testkit.Skip(t, "criu", "Debian's development suite could not be reached to fetch it")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
 }
 
 // counting is a script that logs a number ten times a second, without a gap

@@ -43,7 +43,7 @@ func ownNetwork(mode string) func(dir, data, bridge, subnet string, masquerade b
 			"name":       bridge,
 			"plugins": []object{{
 				"type": "crisp-net", "mode": mode, "bridge": bridge, "ipMasq": masquerade,
-				"capabilities": object{"portMappings": true, "bandwidth": true},
+				"capabilities": object{"portMappings": true, "bandwidth": true, "ips": true},
 				"ipam":         object{"type": "host-local", "dataDir": data, "ranges": [][]object{{{"subnet": subnet}}}},
 			}},
 		})
