@@ -29,14 +29,14 @@ func bare(t *testing.T, useDefault bool) *machine {
 }
 
 // reopen opens the network as the next daemon does.
-func (m *machine) reopen(cache string, useDefault bool) {
+func (m *machine) reopen(cache string, useDefault bool, cluster ...netip.Prefix) {
 	m.t.Helper()
 	if m.net != nil {
 		m.net.Close()
 	}
 	err := netns.Do(m.host, func() error {
 		var err error
-		m.net, err = network.Open(network.Options{ConfDir: m.confDir, CacheDir: cache, Own: true, Default: useDefault})
+		m.net, err = network.Open(network.Options{ConfDir: m.confDir, CacheDir: cache, Own: true, Default: useDefault, Cluster: cluster})
 		return err
 	})
 	if err != nil {
@@ -125,5 +125,62 @@ func TestDefaultNetwork(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(cache, "leases", "crisp", ip.String())); err == nil {
 			t.Errorf("lease of %s is left", ip)
 		}
+	}
+}
+
+// TestDefaultNetworkOfCluster waits for the node's part of a cluster's networks. What an
+// earlier daemon chose by itself, or had in another cluster, is not used for it.
+func TestDefaultNetworkOfCluster(t *testing.T) {
+	m := bare(t, true)
+	cache := t.TempDir()
+	m.reopen(cache, true)
+	alone, _ := m.pod("alone")
+	m.attach(alone)
+
+	cluster := []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("fd99::/48")}
+	waits := func() {
+		t.Helper()
+		err := m.net.Status(t.Context())
+		if !errors.Is(err, network.ErrNotReady) || !strings.Contains(err.Error(), "waits for") || !strings.Contains(err.Error(), "kubelet") {
+			t.Errorf("status is %v", err)
+		}
+	}
+	m.reopen(cache, true, cluster...)
+	waits()
+	for _, foreign := range []string{"10.98.3.0/24", "10.0.0.0/8", "10.99.3.0/24,fd98::/64"} {
+		if err := m.net.SetPodCIDR(foreign); !errors.Is(err, network.ErrInvalid) || !strings.Contains(err.Error(), "cluster_cidrs") {
+			t.Errorf("pod CIDR %q: %v", foreign, err)
+		}
+	}
+	waits()
+
+	// kubelet passes it on once: the next daemon knows it.
+	if err := m.net.SetPodCIDR("10.99.3.0/24,fd99:0:0:3::/64"); err != nil {
+		t.Fatal(err)
+	}
+	for _, of := range [][]netip.Prefix{cluster, nil, cluster} {
+		m.reopen(cache, true, of...)
+		if err := m.net.Status(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(filepath.Join(cache, "default.conflist"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if direct := strings.Contains(string(text), `"fd99::/48"`); direct != (len(of) > 0) {
+			t.Errorf("in the cluster %v, the configuration is %s", of, text)
+		}
+	}
+	member, _ := m.pod("member")
+	if ips := m.attach(member).IPs; len(ips) != 2 || !netip.MustParsePrefix("10.99.3.0/24").Contains(ips[0]) {
+		t.Errorf("with a pod CIDR, a pod has %v", ips)
+	}
+
+	m.reopen(cache, true, netip.MustParsePrefix("10.55.0.0/16"))
+	waits()
+	m.detach(alone)
+	m.detach(member)
+	if left, err := filepath.Glob(filepath.Join(cache, "leases", "crisp", "*[.:]*[.:]*")); err != nil || len(left) > 0 {
+		t.Errorf("leases are left: %q, %v", left, err)
 	}
 }

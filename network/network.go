@@ -39,6 +39,10 @@ type Options struct {
 	// Default uses crisp's own network while ConfDir has no configuration. It
 	// requires Own.
 	Default bool
+	// Cluster are the networks of all nodes' pods, of which the default is to have this
+	// node's part: with them it waits for [Network.SetPodCIDR], and pods of other nodes
+	// are reached without masquerading.
+	Cluster []netip.Prefix
 	// Builtins are types of the reference plugins that are served in this process, too,
 	// of [own.ReferenceTypes], for new pods. They require Own.
 	Builtins []string
@@ -56,6 +60,7 @@ type Network struct {
 	own     *own.Plugin            // nil if it is not served
 
 	defaulting sync.Mutex // held to read and replace the default configuration
+	adopted    bool       // whether that of an earlier daemon has been looked at
 
 	// attaching is held for reading by each Attach, and for writing while plugins
 	// collect garbage: they would release what an Attach has just reserved.

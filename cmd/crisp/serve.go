@@ -245,9 +245,10 @@ func (d *services) open(ctx context.Context) error {
 
 // networkOptions are the options of a configuration.
 func networkOptions(cfg *config.Config) network.Options {
+	cluster, _ := cfg.Cluster() // it is valid: Load has checked it
 	return network.Options{
 		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: filepath.Join(cfg.Root, "cni"),
-		Own: true, Default: cfg.DefaultNetwork, Builtins: cfg.BuiltinPlugins,
+		Own: true, Default: cfg.DefaultNetwork, Cluster: cluster, Builtins: cfg.BuiltinPlugins,
 	}
 }
 

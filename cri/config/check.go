@@ -124,6 +124,12 @@ func (c *Config) checkChoices(bad complain) {
 		}
 	}
 
+	if _, err := c.Cluster(); err != nil {
+		bad("cluster_cidrs", "%v", err)
+	}
+	if len(c.ClusterCIDRs) > 0 && !c.DefaultNetwork {
+		bad("cluster_cidrs", "they are for crisp's own network, and default_network is false")
+	}
 	for _, kind := range c.BuiltinPlugins {
 		if served := own.ReferenceTypes(); !slices.Contains(served, kind) {
 			bad("builtin_plugins", "%q is not one of %q", kind, served)

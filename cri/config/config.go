@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -52,6 +53,7 @@ type Config struct {
 	CNIConfDir     string   `toml:"cni_conf_dir"`
 	CNIBinDirs     []string `toml:"cni_bin_dirs"`
 	DefaultNetwork bool     `toml:"default_network"`
+	ClusterCIDRs   []string `toml:"cluster_cidrs"`
 	BuiltinPlugins []string `toml:"builtin_plugins"`
 
 	NetworkGCInterval    Duration `toml:"network_gc_interval"`
@@ -167,6 +169,25 @@ func Parse(name string, text []byte) (*Config, error) {
 		return nil, fmt.Errorf("configuration in %s: %w", name, err)
 	}
 	return c, nil
+}
+
+// Cluster are the networks of the pods of all nodes.
+func (c *Config) Cluster() ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for _, text := range c.ClusterCIDRs {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, err
+		}
+		if p != p.Masked() {
+			return nil, fmt.Errorf("%s has bits of a host: it is in %s", p, p.Masked())
+		}
+		if slices.ContainsFunc(list, p.Overlaps) {
+			return nil, fmt.Errorf("%s overlaps another of them", p)
+		}
+		list = append(list, p)
+	}
+	return list, nil
 }
 
 // ImportDir is the directory of archives of images.

@@ -69,6 +69,15 @@ func Conflist(c Choice) ([]byte, error) {
 	return append(text, '\n'), err
 }
 
+// ChoiceOf returns the subnets and direct networks of a configuration.
+func ChoiceOf(config []byte) (Choice, error) {
+	c, err := parseLoosely(config)
+	if err != nil {
+		return Choice{}, err
+	}
+	return Choice{Subnets: c.subnets(), Direct: c.Direct}, nil
+}
+
 // candidates are subnets for pods: parts of private networks that other software
 // rarely uses, the larger ones first.
 func candidates() []netip.Prefix {
