@@ -10,11 +10,13 @@ import (
 	"crisp/test/testkit/inventory"
 )
 
-// Leases are the addresses that the IPAM plugin has given away.
+// Leases are the addresses that the IPAM plugin, or crisp's default network, has given
+// away.
 func (l *Lab) Leases() []string {
-	files, _ := filepath.Glob(l.path("ipam/*/*")) // the pattern is good
 	var leases []string
-	for _, f := range files {
+	files, _ := filepath.Glob(filepath.Join(l.IPAM(), "*/*"))    // the pattern is good
+	ofDefault, _ := filepath.Glob(l.path("root/cni/leases/*/*")) // this one, too
+	for _, f := range append(files, ofDefault...) {
 		if _, err := netip.ParseAddr(filepath.Base(f)); err == nil {
 			leases = append(leases, filepath.Base(f))
 		}

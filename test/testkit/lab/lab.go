@@ -53,6 +53,8 @@ type Options struct {
 	// neither CNI plugins nor iptables are needed. If empty, CRISP_TEST_NETWORK is
 	// used, and if that is empty too, the reference plugins are.
 	Own string
+	// NoNetwork writes no network configuration: see [Lab.Configure].
+	NoNetwork bool
 	// PluginDir, if not empty, is searched for CNI plugins first.
 	PluginDir string
 	// CgroupDriver is systemd or cgroupfs; if empty, CRISP_CGROUP_DRIVER
@@ -82,7 +84,9 @@ type Lab struct {
 
 // New sets up a lab and starts its daemon.
 func New(ctx context.Context, opt Options) (_ *Lab, err error) {
-	opt.Own = cmp.Or(opt.Own, os.Getenv("CRISP_TEST_NETWORK"))
+	if !opt.NoNetwork {
+		opt.Own = cmp.Or(opt.Own, os.Getenv("CRISP_TEST_NETWORK"))
+	}
 	l := &Lab{opt: opt, before: inventory.Take()}
 	if l.cache, err = Find(); err != nil {
 		return nil, err
@@ -131,8 +135,9 @@ func Run(ctx context.Context, opt Options, log string, f func(*Lab) error) error
 
 func (l *Lab) path(name string) string { return filepath.Join(l.Dir, name) }
 
-// bridge is the name of the lab's bridge, which the kernel limits to 15 bytes.
-func (l *Lab) bridge() string {
+// Bridge is the name of the lab's bridge, which the kernel limits to 15 bytes. Close
+// removes it.
+func (l *Lab) Bridge() string {
 	if l.opt.Second {
 		return fmt.Sprintf("crisp%db", os.Getpid())
 	}
@@ -172,10 +177,13 @@ func (l *Lab) configure(ctx context.Context) error {
 	}
 
 	write := writeNetwork
-	if l.opt.Own != "" {
+	switch {
+	case l.opt.NoNetwork:
+		write = noNetwork
+	case l.opt.Own != "":
 		write = ownNetwork(l.opt.Own)
 	}
-	if err := write(l.path("net.d"), l.path("ipam"), l.bridge(), l.Subnet(), !l.opt.Routed); err != nil {
+	if err := write(l.path("net.d"), l.IPAM(), l.Bridge(), l.Subnet(), !l.opt.Routed); err != nil {
 		return err
 	}
 	config := fmt.Sprintf("cgroup_driver = %q\ncgroup_parent = %q\nnri_socket = %q\nnri_plugin_dir = %q\nnri_plugin_config_dir = %q\n%s\n",
@@ -303,7 +311,7 @@ func (l *Lab) Close(ctx context.Context) error {
 
 	// A plugin does not remove the bridge, nor the daemon the parent of its
 	// cgroups.
-	errs = append(errs, RemoveLink(l.bridge()), RemoveCgroups(l.Name))
+	errs = append(errs, RemoveLink(l.Bridge()), RemoveCgroups(l.Name))
 	if left := l.before.Settle(pace.Scale(keeperTime), l.scope()); len(left) > 0 {
 		errs = append(errs, fmt.Errorf("left behind: %s", strings.Join(left, ", ")), l.removeByForce())
 	}
@@ -341,7 +349,7 @@ func (l *Lab) RemovePods(ctx context.Context) error {
 
 func (l *Lab) scope() inventory.Scope {
 	// The first lab may have restarted its daemon; at its own end it counts all of them.
-	return inventory.Scope{Namespaced: Isolated() && !l.opt.Second, NotOwn: l.opt.Second, Marks: []string{l.Dir, l.Name, l.bridge()}}
+	return inventory.Scope{Namespaced: Isolated() && !l.opt.Second, NotOwn: l.opt.Second, Marks: []string{l.Dir, l.Name, l.Bridge()}}
 }
 
 // removeByForce kills the processes below this one that were not there before,

@@ -50,6 +50,15 @@ func ownNetwork(mode string) func(dir, data, bridge, subnet string, masquerade b
 	}
 }
 
+// noNetwork makes the directory only.
+func noNetwork(dir, _, _, _ string, _ bool) error { return os.MkdirAll(dir, 0o755) }
+
+// Configure installs a network configuration in a lab without one.
+func (l *Lab) Configure(conf any) error { return writeConf(l.path("net.d"), l.Bridge(), conf) }
+
+// IPAM is the directory in which plugins keep their leases.
+func (l *Lab) IPAM() string { return l.path("ipam") }
+
 func writeConf(dir, name string, conf any) error {
 	text, err := json.MarshalIndent(conf, "", "  ")
 	if err != nil {
