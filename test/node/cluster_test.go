@@ -19,6 +19,16 @@ import (
 func TestTwoNodes(t *testing.T) {
 	w := newWorld(t, nil)
 	t.Run("ready", w.ready)
+	other, m := w.join(t, lab.Options{Routed: true})
+	if err := m.Route(t.Context(), []string{w.node.Lab.Subnet()}, []string{other.Lab.Subnet()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("two nodes", func(t *testing.T) { w.across(w.space(t), other) })
+}
+
+// join adds a second node, with these options for crisp, on a machine of its own.
+func (w *world) join(t *testing.T, opt lab.Options) (*cluster.Node, *cluster.Machine) {
+	t.Helper()
 	m, err := cluster.NewMachine(t.Context(), filepath.Join(t.TempDir(), "machine"))
 	if err != nil {
 		t.Fatal(err)
@@ -29,12 +39,9 @@ func TestTwoNodes(t *testing.T) {
 		}
 	})
 
-	second := testkit.Daemon(t, lab.Options{NoRegistry: true, Second: true, Routed: true, Below: m.Below()})
+	opt.NoRegistry, opt.Second, opt.Below = true, true, m.Below()
+	second := testkit.Daemon(t, opt)
 	if err := m.Share(w.node.Lab.Registry, second); err != nil {
-		t.Fatal(err)
-	}
-
-	if err := m.Route(t.Context(), w.node.Lab, second); err != nil {
 		t.Fatal(err)
 	}
 	other, err := w.AddNode(t.Context(), "node-2", second, m, nil)
@@ -52,7 +59,7 @@ func TestTwoNodes(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("two nodes", func(t *testing.T) { w.across(w.space(t), other) })
+	return other, m
 }
 
 // across has pods on both nodes talk to each other.

@@ -30,8 +30,14 @@ func newWorld(t *testing.T, settings map[string]any, images ...string) *world {
 // kubelet.
 func newWorldOn(t *testing.T, opt lab.Options, flags []string, settings map[string]any, images ...string) *world {
 	t.Helper()
+	return newWorldOf(t, cluster.Options{}, opt, flags, settings, images...)
+}
+
+// newWorldOf is newWorldOn with these options for the cluster.
+func newWorldOf(t *testing.T, kind cluster.Options, opt lab.Options, flags []string, settings map[string]any, images ...string) *world {
+	t.Helper()
 	l := testkit.Daemon(t, opt)
-	c, err := cluster.New(t.Context(), filepath.Join(t.TempDir(), "cluster"))
+	c, err := cluster.New(t.Context(), filepath.Join(t.TempDir(), "cluster"), kind)
 	if errors.Is(err, lab.ErrNotMade) {
 		testkit.Skip(t, "kubernetes", err.Error())
 	}

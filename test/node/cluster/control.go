@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"crisp/test/testkit/lab"
 	"crisp/test/testkit/pace"
@@ -30,7 +31,22 @@ const (
 	services = "10.96.0.0/16"
 	firstIP  = "10.96.0.1" // the API server's service
 	nodeLink = "node0"
+
+	// PodsV4 and PodsV6 are the networks of pods in a cluster of both families.
+	PodsV4 = "10.244.0.0/16"
+	PodsV6 = "fd00:10:244::/48"
+
+	serverIPv6 = "fd00:192:168:77::1"
+	servicesV6 = "fd00:10:96::/112"
 )
+
+// Options configure a cluster. The zero value is one of IPv4 only, whose nodes have no
+// pod CIDRs.
+type Options struct {
+	// Dual gives the cluster both families, and each node parts of [PodsV4] and [PodsV6]
+	// as its pod CIDRs.
+	Dual bool
+}
 
 // Cluster is a control plane and its nodes.
 type Cluster struct {
@@ -39,6 +55,7 @@ type Cluster struct {
 	// Nodes are in the order in which they joined.
 	Nodes []*Node
 
+	opt    Options
 	cache  lab.Cache
 	config string // kubectl's
 	ca     *authority
@@ -46,8 +63,8 @@ type Cluster struct {
 }
 
 // New starts a control plane without nodes in dir, which it creates.
-func New(ctx context.Context, dir string) (_ *Cluster, err error) {
-	c := &Cluster{Dir: dir}
+func New(ctx context.Context, dir string, opt Options) (_ *Cluster, err error) {
+	c := &Cluster{Dir: dir, opt: opt}
 	if c.cache, err = lab.Find(); err != nil {
 		return nil, err
 	}
@@ -65,6 +82,11 @@ func New(ctx context.Context, dir string) (_ *Cluster, err error) {
 	}
 	if err := AddAddress(); err != nil {
 		return nil, err
+	}
+	if opt.Dual {
+		if err := addIPv6(); err != nil {
+			return nil, err
+		}
 	}
 
 	if err := c.writePKI(); err != nil {
@@ -104,6 +126,24 @@ func AddAddress() error {
 	return nil
 }
 
+// addIPv6 adds an address of IPv6 to that of AddAddress.
+func addIPv6() error {
+	link, err := netlink.LinkByName(nodeLink)
+	if err == nil {
+		address := &net.IPNet{IP: net.ParseIP(serverIPv6), Mask: net.CIDRMask(64, 128)}
+		// Nobody else can have it, so that it need not be asked for.
+		err = netlink.AddrAdd(link, &netlink.Addr{IPNet: address, Flags: unix.IFA_F_NODAD})
+	}
+	if err == nil {
+		// A packet to a service is routed before it gets another address.
+		err = netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP("fd00:192:168:77::254")})
+	}
+	if err != nil {
+		return fmt.Errorf("add address of IPv6 to %s: %w", nodeLink, err)
+	}
+	return nil
+}
+
 // RemoveAddress undoes AddAddress.
 func RemoveAddress() error { return lab.RemoveLink(nodeLink) }
 
@@ -128,6 +168,14 @@ func (c *Cluster) writePKI() (err error) {
 }
 
 func (c *Cluster) startControlPlane(ctx context.Context) error {
+	serviceRange, controllers := services, []string{}
+	if c.opt.Dual {
+		serviceRange += "," + servicesV6
+		controllers = []string{
+			"--allocate-node-cidrs", "--cluster-cidr=" + PodsV4 + "," + PodsV6, "--service-cluster-ip-range=" + serviceRange,
+			"--node-cidr-mask-size-ipv4=24", "--node-cidr-mask-size-ipv6=64",
+		}
+	}
 	etcd, err := c.start(nil, "etcd", "--data-dir="+c.path("etcd"), "--unsafe-no-fsync", "--log-level=warn")
 	if err != nil {
 		return err
@@ -141,7 +189,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		"--cert-dir="+c.path("pki"), "--tls-cert-file="+c.pki("apiserver.crt"), "--tls-private-key-file="+c.pki("apiserver.key"),
 		"--client-ca-file="+c.pki("ca.crt"), "--kubelet-client-certificate="+c.pki("apiserver-kubelet.crt"), "--kubelet-client-key="+c.pki("apiserver-kubelet.key"),
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+c.pki("service-accounts.pub"), "--service-account-signing-key-file="+c.pki("service-accounts.key"),
-		"--service-cluster-ip-range="+services, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--service-cluster-ip-range="+serviceRange, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
 		"--kubelet-preferred-address-types=InternalIP", "--allow-privileged", "--profiling=false")
 	if err != nil {
 		return err
@@ -150,9 +198,9 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := api.WaitUntil(ctx, pace.Scale(startTime), func() bool { return c.answers(server + "/readyz") }); err != nil {
 		return err
 	}
-	_, err = c.start(nil, "kube-controller-manager",
+	_, err = c.start(nil, "kube-controller-manager", append(controllers,
 		"--kubeconfig="+c.pki("controller-manager.conf"), "--leader-elect=false", "--use-service-account-credentials", "--root-ca-file="+c.pki("ca.crt"), "--cert-dir="+c.path("pki"),
-		"--service-account-private-key-file="+c.pki("service-accounts.key"), "--profiling=false")
+		"--service-account-private-key-file="+c.pki("service-accounts.key"), "--profiling=false")...)
 	if err != nil {
 		return err
 	}

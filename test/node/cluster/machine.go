@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -19,7 +20,10 @@ import (
 	"crisp/test/testkit/pace"
 )
 
-const mateIP = "192.168.77.2"
+const (
+	mateIP   = "192.168.77.2"
+	mateIPv6 = "fd00:192:168:77::2"
+)
 
 // Machine stands in for another machine: a network namespace, connected to this
 // one by a veth pair.
@@ -76,8 +80,10 @@ func (m *Machine) connect(ctx context.Context) error {
 	}
 	return errors.Join(
 		m.run(ctx, "ip", "address", "add", m.IP+"/24", "dev", "eth0"),
+		m.run(ctx, "ip", "address", "add", mateIPv6+"/64", "dev", "eth0", "nodad"),
 		m.run(ctx, "ip", "link", "set", "eth0", "up"),
-		m.run(ctx, "ip", "route", "add", "default", "via", ServerIP))
+		m.run(ctx, "ip", "route", "add", "default", "via", ServerIP),
+		m.run(ctx, "ip", "route", "add", "default", "via", serverIPv6))
 }
 
 func (m *Machine) run(ctx context.Context, command ...string) error {
@@ -88,15 +94,34 @@ func (m *Machine) run(ctx context.Context, command ...string) error {
 	return nil
 }
 
-// Route adds routes between the pods of this machine and those of m.
-func (m *Machine) Route(ctx context.Context, ours, theirs *lab.Lab) error {
-	_, subnet, err := net.ParseCIDR(theirs.Subnet())
-	if err != nil {
-		return err
+// Route adds routes between the pods of this machine and those of m, whose networks
+// these are. IPv6 is for clusters that have it.
+func (m *Machine) Route(ctx context.Context, ours, theirs []string) error {
+	for _, network := range theirs {
+		to, err := netip.ParsePrefix(network)
+		if err != nil {
+			return err
+		}
+		gateway, bits := net.ParseIP(m.IP), 32
+		if to.Addr().Is6() {
+			gateway, bits = net.ParseIP(mateIPv6), 128
+		}
+		dst := &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), bits)}
+		if err := netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: gateway}); err != nil {
+			return fmt.Errorf("add a route to %s: %w", network, err)
+		}
 	}
-	return errors.Join(
-		netlink.RouteAdd(&netlink.Route{Dst: subnet, Gw: net.ParseIP(m.IP)}),
-		m.run(ctx, "ip", "route", "add", ours.Subnet(), "via", ServerIP))
+
+	for _, network := range ours {
+		gateway := ServerIP
+		if strings.Contains(network, ":") {
+			gateway = serverIPv6
+		}
+		if err := m.run(ctx, "ip", "route", "add", network, "via", gateway); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Share lets the machine's lab pull from the registry of another, which listens

@@ -24,8 +24,8 @@ type object = map[string]any
 
 // Node is a machine of the cluster: crisp, kubelet and kube-proxy.
 type Node struct {
-	// Name is the node's, and IP its address.
-	Name, IP string
+	// Name is the node's, IP its address, and IPv6 that of the other family, or "".
+	Name, IP, IPv6 string
 	// Lab has the node's daemon.
 	Lab *lab.Lab
 	// Config is kubelet's configuration, and Env is added to its environment.
@@ -50,6 +50,12 @@ func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machi
 	if m != nil {
 		n.IP, n.below = m.IP, m.Below()
 	}
+	if c.opt.Dual {
+		n.IPv6 = serverIPv6
+		if m != nil {
+			n.IPv6 = mateIPv6
+		}
+	}
 
 	c.Nodes = append(c.Nodes, n)
 	if err := n.prepare(); err != nil {
@@ -63,6 +69,17 @@ func (c *Cluster) AddNode(ctx context.Context, name string, l *lab.Lab, m *Machi
 	}
 	return n, n.startProxy(ctx)
 }
+
+// IPs are its addresses.
+func (n *Node) IPs() []string {
+	if n.IPv6 == "" {
+		return []string{n.IP}
+	}
+	return []string{n.IP, n.IPv6}
+}
+
+// Below is the command that starts a program on the node, empty for this machine.
+func (n *Node) Below() []string { return slices.Clone(n.below) }
 
 func (n *Node) path(name string) string { return filepath.Join(n.dir, name) }
 
@@ -211,7 +228,7 @@ func (n *Node) StartKubelet(ctx context.Context) error {
 
 	command := append(slices.Clone(n.below), "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", strings.TrimSuffix(OwnSysctls, run)+ownDirectories+run, n.dir, binary,
 		"--config="+n.path("kubelet.json"), "--kubeconfig="+n.cluster.pki(n.Name+".conf"), "--hostname-override="+n.Name,
-		"--node-ip="+n.IP, "--root-dir="+n.path("kubelet"), "--cert-dir="+n.path("kubelet/pki"))
+		"--node-ip="+strings.Join(n.IPs(), ","), "--root-dir="+n.path("kubelet"), "--cert-dir="+n.path("kubelet/pki"))
 	command = append(command, n.Flags...)
 	n.kubelet, err = lab.StartProcess(n.path("kubelet.log"), n.Env, command[0], command[1:]...)
 	if err != nil {
