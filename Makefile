@@ -300,6 +300,29 @@ $(CACHE)/kubernetes/kubelet: $(KUBERNETES)
 $(CACHE)/kubernetes/coredns: $(wildcard hack/tools/coredns/*)
 	$(GO) build -C hack/tools/coredns -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ .
 
+FLANNEL := hack/tools/flannel/go.mod
+FLANNEL_VERSION = $(shell sed -n 's|^require github.com/flannel-io/flannel ||p' $(FLANNEL))
+
+.PHONY: flannel
+flannel: $(CACHE)/flannel/flanneld $(CACHE)/flannel/flannel # a cluster network, for make node
+
+# From a copy of its module without the backends udp and tencentvpc, which pods on
+# nodes of one network do not need: the first is partly in C, the second needs an
+# SDK whose module is not on every proxy.
+$(CACHE)/flannel/flanneld: $(FLANNEL)
+	@rm -rf $(@D)/src && mkdir -p $(@D)
+	$(GO) mod download -C $(<D) github.com/flannel-io/flannel
+	cp -r "$$($(GO) list -C $(<D) -m -f '{{.Dir}}' github.com/flannel-io/flannel)" $(@D)/src && chmod -R u+w $(@D)/src
+	rm -r $(@D)/src/pkg/backend/udp $(@D)/src/pkg/backend/tencentvpc && sed -i '/backend\/udp"/d; /backend\/tencentvpc"/d' $(@D)/src/main.go
+	$(GO) build -C $(@D)/src -trimpath -ldflags "-s -w -X github.com/flannel-io/flannel/pkg/version.Version=$(FLANNEL_VERSION)" -o $(CURDIR)/$@ .
+	rm -rf $(@D)/src
+
+# Its plugin, from the time when it was one of the reference plugins: the module in
+# which it is now is not on every proxy.
+$(CACHE)/flannel/flannel: hack/tools/flannelcni/go.mod
+	@mkdir -p $(@D)
+	$(GO) build -C $(<D) -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ github.com/containernetworking/plugins/plugins/meta/flannel
+
 .PHONY: node-conformance
 node-conformance: build $(LAB) kubernetes images $(CACHE)/kubernetes/e2e_node.test ## run Kubernetes' node conformance suite, an hour
 	$(GO) build -o $(CACHE)/bin/node-conformance ./test/node/conformance

@@ -90,7 +90,7 @@ func longStages() []stage {
 		crash("storm", "-run="+atRandom, 25*time.Minute),
 		{name: "fuzz", takes: 6 * time.Minute, args: []string{"make", "--no-print-directory", "fuzz", "FUZZTIME=3s"}, counts: byStatus},
 		{name: "vm", needs: "deb", takes: 25 * time.Minute, counts: byTally, args: []string{".cache/bin/vm", "-limit", "20m", "-only", "test/systemd|runtime/cgroup"}},
-		goTest(stage{name: "node", needs: "kubernetes images", takes: 40 * time.Minute}, "-tags=node", "-parallel=6", "-timeout=40m", "./test/node"),
+		goTest(stage{name: "node", needs: "kubernetes flannel images", takes: 40 * time.Minute}, "-tags=node", "-parallel=6", "-timeout=40m", "./test/node"),
 	}
 }
 

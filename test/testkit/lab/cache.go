@@ -85,6 +85,17 @@ func (c Cache) Kubernetes(name string) (string, error) {
 	return made(filepath.Join(c.checkout, ".cache", "kubernetes", name))
 }
 
+// Flannel is the directory of flannel's daemon and plugin.
+func (c Cache) Flannel() (string, error) {
+	dir := filepath.Join(c.checkout, ".cache", "flannel")
+	for _, program := range []string{"flanneld", "flannel"} {
+		if _, err := made(filepath.Join(dir, program)); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
 func made(path string) (string, error) {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("%s: %w", path, ErrNotMade)
