@@ -192,7 +192,7 @@ soak: $(LAB) images ## create and remove 300 pods (ARGS="-pods 2000") under kill
 node: build $(LAB) programs ## test a Kubernetes node with crisp, a quarter of an hour
 	$(CACHE)/bin/suite -totals "$(TOTALS)" node
 
-GUEST := build $(CACHE)/bin/crictl $(CACHE)/bin/critest $(CACHE)/bin/registry $(PLUGINS) images
+GUEST := build $(addprefix $(CACHE)/bin/,crictl critest registry checkpointctl) $(PLUGINS) criu images
 VM := $(GUEST) $(CACHE)/bin/nvidia-cdi-hook programs
 
 .PHONY: vm
@@ -233,7 +233,10 @@ needs-demo needs-test: # reports missing packages, and installs them as root
 ##### Tools and images for tests
 
 .PHONY: tools
-tools: $(TOOLS) $(PLUGINS) ## build crictl, critest, a registry, other tools, the CNI plugins, and fetch CRIU
+tools: $(TOOLS) $(PLUGINS) criu ## build crictl, critest, a registry, other tools, the CNI plugins, and fetch CRIU
+
+.PHONY: criu
+criu: # what saves processes
 	@$(MAKE) --no-print-directory $(CACHE)/criu/criu || echo "CRIU could not be fetched from Debian: checkpoints are not tested"
 
 .PHONY: programs
@@ -355,19 +358,21 @@ $(CACHE)/peers/crun/crun:
 	cp $(@D)/usr/lib/*/libyajl.so* $(@D)/lib/ && cp $(@D)/usr/bin/crun $@
 
 # CRIU with its libraries from Debian's development suite: that of the release that
-# this is built on may be too old.
-CRIU_APT = -o Dir::Etc::sourcelist=$(abspath $(@D))/sources.list -o Dir::Etc::sourceparts=/dev/null \
-	-o Dir::State::lists=$(abspath $(@D))/lists -o Dir::Cache=$(abspath $(@D))/apt -o Acquire::Languages=none
+# this is built on may be too old. The script that runs it works in any directory.
+$(CACHE)/criu/criu: hack/criu $(CACHE)/criu/root
+	install -m 755 $< $@
 
-$(CACHE)/criu/criu:
-	@rm -rf $(@D) && mkdir -p $(@D)/lists/partial $(@D)/apt/archives/partial $(@D)/debs $(@D)/root
+CRIU_APT = -o Dir::Etc::sourcelist=$(abspath $(@D))/sources.list -o Dir::Etc::sourceparts=/dev/null \
+	-o Dir::State::lists=$(abspath $(@D))/lists -o Dir::Cache=$(abspath $(@D))/apt -o Acquire::Languages=none \
+	-o APT::Architecture=$$($(GO) env GOARCH) -o APT::Architectures=$$($(GO) env GOARCH)
+
+$(CACHE)/criu/root:
+	@rm -rf $(@D) && mkdir -p $(@D)/lists/partial $(@D)/apt/archives/partial $(@D)/debs $@.new
 	echo "deb http://deb.debian.org/debian sid main" > $(@D)/sources.list && apt-get $(CRIU_APT) -q update
 	cd $(@D)/debs && apt-get $(CRIU_APT) -q download $$(apt-cache $(CRIU_APT) depends --recurse --no-recommends --no-suggests \
 		--no-conflicts --no-breaks --no-replaces --no-enhances criu | grep '^[a-z]' | sort -u)
-	for p in $(@D)/debs/*.deb; do dpkg-deb -x "$$p" $(@D)/root; done
-	printf '#!/bin/sh\nlib=%s\nexec $$lib/ld-linux-* --library-path $$lib %s "$$@"\n' \
-		"$$(echo $(abspath $(@D))/root/usr/lib/*-linux-gnu*)" "$(abspath $(@D))/root/usr/sbin/criu" > $@.new
-	rm -rf $(@D)/lists $(@D)/apt $(@D)/debs && chmod 755 $@.new && mv $@.new $@
+	for p in $(@D)/debs/*.deb; do dpkg-deb -x "$$p" $@.new || exit 1; done
+	rm -rf $(@D)/lists $(@D)/apt $(@D)/debs && mv $@.new $@
 
 ##### Monitoring
 

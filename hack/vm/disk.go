@@ -24,13 +24,18 @@ func makeDisk(ctx context.Context, o options) (image string, err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	content := []string{"cmd", "cri", "image", "network", "runtime", "test", "hack", "docs", "bin",
-		".cache/bin/crictl", ".cache/bin/critest", ".cache/bin/registry", ".cache/bin/suite", ".cache/bin/conformance",
+		".cache/bin/crictl", ".cache/bin/critest", ".cache/bin/registry", ".cache/bin/checkpointctl", ".cache/bin/suite", ".cache/bin/conformance",
 		".cache/cni", ".cache/images/registry"}
 	if !o.arch.foreign() {
 		content = append(content, linkedPrograms...)
 	}
 	if o.node {
 		content = append(content, nodePrograms...)
+	}
+
+	// Tests that need what could not be fetched fail and say so.
+	if _, err := os.Stat(filepath.Join(checkout, source(o.arch, fetched))); err == nil {
+		content = append(content, fetched)
 	}
 
 	for _, name := range content {
@@ -130,6 +135,9 @@ var nodePrograms = []string{
 // linkedPrograms are additional programs that need a compiler of C for the
 // machine's architecture.
 var linkedPrograms = []string{".cache/bin/nvidia-cdi-hook"}
+
+// fetched is CRIU, which comes from Debian's development suite.
+const fetched = ".cache/criu"
 
 // compile compiles their tests.
 func compile(ctx context.Context, checkout, dir string, o options) error {
