@@ -164,6 +164,7 @@ func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, s
 	ask := criu.Restore{
 		Images: images, Work: dir, Root: x.RootIn(),
 		Mounts: map[string]string{}, Files: map[string]int{},
+		AppArmor: r.Spec.Process.ApparmorProfile, SELinux: r.Spec.Process.SelinuxLabel,
 	}
 	filter, err := p.m.Launcher.Filter(r.Spec.Linux.Seccomp)
 	if err != nil {

@@ -36,6 +36,9 @@ type Restore struct {
 	// Files are the descriptors of CRIU's that take the place of descriptors in the
 	// images: "pipe:[1234]", "file[3a:5]", "net".
 	Files map[string]int
+	// AppArmor and SELinux are the profile and the label of all processes, whatever the
+	// images say. Without either they have those of CRIU.
+	AppArmor, SELinux string
 }
 
 // Stage is a point of a restore at which CRIU waits.
@@ -157,6 +160,15 @@ func (r Restore) request(dirs [2]*os.File) *rpc.CriuReq {
 	if r.Inside > 0 {
 		o.ImagesDirFd, o.ImagesDir, o.WorkDirFd = to(int32(-1)), to(fmt.Sprintf("/proc/self/fd/%d", r.Inside)), nil
 		o.Unprivileged = to(true)
+	}
+
+	switch {
+	case r.AppArmor != "":
+		o.LsmProfile = to("apparmor:" + r.AppArmor)
+	case r.SELinux != "":
+		o.LsmProfile = to("selinux:" + r.SELinux)
+	default:
+		o.LsmProfile = to("none:")
 	}
 	return &rpc.CriuReq{Type: to(rpc.CriuReqType_RESTORE), Opts: o}
 }

@@ -144,6 +144,23 @@ func TestSession(t *testing.T) {
 	}
 }
 
+// TestLabels expects that it is never the images that decide on the label.
+func TestLabels(t *testing.T) {
+	for want, r := range map[string]Restore{
+		"apparmor:web": {AppArmor: "web"}, "selinux:u:r:t:s0:c1,c2": {SELinux: "u:r:t:s0:c1,c2"}, "none:": {},
+	} {
+		dirs, err := openDirs(t.TempDir(), t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.request(dirs).GetOpts().GetLsmProfile(); got != want {
+			t.Errorf("asked for %q, want %q", got, want)
+		}
+		closeFile(dirs[0])
+		closeFile(dirs[1])
+	}
+}
+
 // TestSessionEnds expects a session with a CRIU that hangs to end with its context.
 func TestSessionEnds(t *testing.T) {
 	s, err := Program{Path: "/none"}.NewSession()

@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -11,6 +14,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/test/testkit"
 )
 
 // save writes a checkpoint of a pod's containers into a new directory.
@@ -118,6 +123,8 @@ func TestRestoreAsUsers(t *testing.T) {
 	n.run(t, "archive", func(t *testing.T) { testRestoreArchive(t, n) })
 	n.run(t, "image", func(t *testing.T) { testRestoreImage(t, n) })
 	n.run(t, "refusals", func(t *testing.T) { testRestoreRefusals(t, n) })
+	n.run(t, "AppArmor", func(t *testing.T) { testRestoreConfined(t, n) })
+	// The last one, as it restarts the daemon, which opens some files just once.
 	n.run(t, "containers together", func(t *testing.T) { testRestoreTogether(t, n) })
 }
 
@@ -297,4 +304,81 @@ func testRestoreImage(t *testing.T, n *node) {
 	n.refused(t, 1, "is a pod", "checkpoint", "saved", "--image", name)
 	call(t, n.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: name}})
 	p.remove(t)
+}
+
+// testRestoreConfined restores a container with the default profile, and with another one
+// than it had, or none: that of the request confines its processes. One that had none is
+// refused one.
+func testRestoreConfined(t *testing.T, n *node) {
+	if _, err := os.Stat("/sys/kernel/security/apparmor"); err != nil {
+		testkit.Skip(t, "apparmor", err.Error())
+	}
+	const other = "crisp-e2e-restored"
+	profile := []byte("profile " + other + " flags=(attach_disconnected,mediate_deleted) { file, signal, capability, deny /etc/group r, }")
+	loadProfile(t, profile, "--replace")
+	defer loadProfile(t, profile, "--remove")
+	localhost := func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: other}
+	}
+	unconfined := func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	}
+	noNewPrivileges := func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.NoNewPrivs = true }
+
+	reads := sh("while true; do read x </etc/group && echo read; sleep 0.1; done 2>&1")
+	p := n.pod(t)
+	c := p.start(t, reads, noNewPrivileges)
+	eventually(t, "it reads", func() bool { return strings.Contains(c.logged(t), "read\n") })
+	file := filepath.Join(t.TempDir(), "a.tar")
+	call(t, n.Runtime.CheckpointContainer, &runtimeapi.CheckpointContainerRequest{ContainerId: c.id, Location: file})
+
+	for name, test := range map[string]struct {
+		as    change
+		label string
+		says  string
+	}{
+		"default": {func(*runtimeapi.ContainerConfig) {}, "crisp-default (enforce)", "read\n"},
+		"another": {localhost, other + " (enforce)", "Permission denied"},
+		"none":    {unconfined, "unconfined", "read\n"},
+	} {
+		d := p.start(t, named(name), image(file), reads, noNewPrivileges, test.as)
+		if got := d.profile(t); got != test.label {
+			t.Errorf("%s: its profile is %q, want %q", name, got, test.label)
+		}
+		eventually(t, name+": it goes on", func() bool { return strings.Contains(d.logged(t), test.says) })
+		if name == "another" && strings.Contains(d.logged(t), "read\n") {
+			t.Errorf("%s: it still reads", name)
+		}
+		d.remove(t)
+	}
+
+	free := p.start(t, reads, named("free"), unconfined)
+	if got := free.profile(t); got != "unconfined" {
+		t.Fatalf("its profile is %q", got)
+	}
+	call(t, n.Runtime.CheckpointContainer, &runtimeapi.CheckpointContainerRequest{ContainerId: free.id, Location: file + "2"})
+	d := p.create(t, named("bound"), image(file+"2"), reads)
+	_, err := try(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: d.id})
+	wantCode(t, err, codes.PermissionDenied, "label")
+	p.remove(t)
+}
+
+// profile is the AppArmor profile of a container's first process.
+func (c *container) profile(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/attr/apparmor/current", c.pid(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// loadProfile gives a profile to AppArmor's parser.
+func loadProfile(t *testing.T, profile []byte, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "apparmor_parser", args...)
+	cmd.Stdin = bytes.NewReader(profile)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("apparmor_parser %q: %v: %s", args, err, out)
+	}
 }
