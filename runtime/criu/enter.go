@@ -3,6 +3,7 @@ package criu
 import (
 	"context"
 	"fmt"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,7 +60,7 @@ func (d *imageDir) enter(images string, kinds []specs.LinuxNamespaceType, owner 
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		if err := unix.Fchownat(int(d.dir.Fd()), name, owner.UID, owner.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := d.give(images, name, owner); err != nil {
 			return fmt.Errorf("give %s to user %d: %w", name, owner.UID, err)
 		}
 	}
@@ -67,6 +68,26 @@ func (d *imageDir) enter(images string, kinds []specs.LinuxNamespaceType, owner 
 		return fmt.Errorf("give images to user %d: %w", owner.UID, err)
 	}
 	return nil
+}
+
+// give gives a file to an owner. One that others have, too, such as a snapshot, stays theirs
+// and is copied.
+func (d *imageDir) give(images, name string, owner rootpath.Owner) error {
+	f, err := rootpath.OpenRegular(d.dir, name, math.MaxInt64)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Nlink > 1 {
+		if err := replaceFile(filepath.Join(images, name), f); err != nil {
+			return err
+		}
+	}
+	return unix.Fchownat(int(d.dir.Fd()), name, owner.UID, owner.GID, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // enterIDs has a process be in the namespaces in which CRIU is. One that has ended may be

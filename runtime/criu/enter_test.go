@@ -1,6 +1,8 @@
 package criu
 
 import (
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -24,6 +26,8 @@ func TestEnterNamespaces(t *testing.T) {
 	i.more["utsns-14.img"] = image{magicUTSNS, entriesOf(&utsns.UtsnsEntry{Nodename: proto.String("old"), Domainname: proto.String("old")}), nil}
 	i.more["ids-2.img"] = image{magicIDs, entriesOf(&criu_core.TaskKobjIdsEntry{}), nil} // of one that has ended
 	dir := i.write(t)
+	unchanged := linkAll(t, dir)
+	defer unchanged()
 
 	owner := rootpath.Owner{UID: os.Getuid(), GID: os.Getgid()}
 	if owner.UID == 0 {
@@ -63,5 +67,47 @@ func TestEnterNamespaces(t *testing.T) {
 
 	if err := EnterNamespaces(t.Context(), t.TempDir(), nil, owner); err == nil {
 		t.Error("no image: no error")
+	}
+}
+
+// linkAll gives images a second name each, as those of a snapshot have. The returned
+// function checks that these files have stayed what they were.
+func linkAll(t *testing.T, dir string) (unchanged func()) {
+	t.Helper()
+	snapshot := t.TempDir()
+	type file struct {
+		text     string
+		uid, gid uint32
+	}
+	read := func() map[string]file {
+		all := map[string]file{}
+		entries, err := os.ReadDir(snapshot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			path := filepath.Join(snapshot, e.Name())
+			text, err := os.ReadFile(path)
+			var st unix.Stat_t
+			if err := errors.Join(err, unix.Stat(path, &st)); err != nil {
+				t.Fatal(err)
+			}
+			all[e.Name()] = file{string(text), st.Uid, st.Gid}
+		}
+		return all
+	}
+
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.Link(filepath.Join(dir, e.Name()), filepath.Join(snapshot, e.Name())))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := read()
+	return func() {
+		if after := read(); !maps.Equal(after, before) {
+			t.Errorf("the snapshot was %v, and is %v", before, after)
+		}
 	}
 }

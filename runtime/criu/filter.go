@@ -1,10 +1,12 @@
 package criu
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -67,10 +69,22 @@ func replaceImage[M proto.Message](file string, magic uint32, entries ...M) erro
 		}
 		text = append(binary.LittleEndian.AppendUint32(text, uint32(len(payload))), payload...)
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	return replaceFile(file, bytes.NewReader(text))
+}
+
+// replaceFile puts a new file in the place of another, which may be a snapshot's, too.
+func replaceFile(file string, content io.Reader) error {
+	next := file + ".new"
+	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(text)
-	return errors.Join(err, f.Close())
+	_, err = io.Copy(f, content)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(next, file)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(next))
+	}
+	return nil
 }

@@ -58,6 +58,8 @@ type node struct {
 	usual []string
 	// hasCRIU means that containers can be checkpointed.
 	hasCRIU bool
+	// beside is another node of the same test, nil for none.
+	beside *node
 }
 
 func newNode(t *testing.T, change ...func(*lab.Options)) *node {
@@ -275,7 +277,8 @@ func (n *node) belongings(t *testing.T) []string {
 		all = append(all, "link "+l.Name)
 	}
 	for _, p := range inventory.Descendants(os.Getpid()) {
-		if p.PID != n.PID() && p.Name != "crisp-keeper" && !zombie(p.PID) { // these are reaped later
+		other := n.beside != nil && p.PID == n.beside.PID()
+		if p.PID != n.PID() && !other && p.Name != "crisp-keeper" && !zombie(p.PID) { // these are reaped later
 			all = append(all, "process "+p.String())
 		}
 	}

@@ -19,6 +19,7 @@ import (
 func TestSnapshots(t *testing.T) {
 	n := withCRIU(t, "")
 	n.run(t, "clones", func(t *testing.T) { testClones(t, n) })
+	n.run(t, "clones in a user namespace", func(t *testing.T) { testClones(t, n, userNamespace(700000)) })
 	n.run(t, "RestorePod", func(t *testing.T) { testRestoreSnapshot(t, n) })
 	n.run(t, "warm start", func(t *testing.T) { testWarmStart(t, n) })
 	n.run(t, "refusals", func(t *testing.T) { testSnapshotRefusals(t, n) })
@@ -63,10 +64,10 @@ func (n *node) clones(t *testing.T, args ...string) (list []*container) {
 }
 
 // testClones makes three pods of two containers, beside the one that they are of.
-func testClones(t *testing.T, n *node) {
-	p := n.pod(t, podNamed("web"), func(c *runtimeapi.PodSandboxConfig) {
+func testClones(t *testing.T, n *node, change ...func(*runtimeapi.PodSandboxConfig)) {
+	p := n.pod(t, append(change, podNamed("web"), func(c *runtimeapi.PodSandboxConfig) {
 		c.Labels["io.kubernetes.pod.uid"], c.Labels["io.kubernetes.pod.name"] = c.Metadata.Uid, "web"
-	})
+	})...)
 	c := p.start(t, sh("echo kept >/tmp/file; rm /etc/group; "+counting), named("count"))
 	p.start(t, sh("sleep 1000"), named("other"))
 	eventually(t, "it counts", func() bool { return c.count(t) > 2 })
