@@ -34,6 +34,14 @@ type attempt struct {
 	afterward []order
 }
 
+// kindOf is the kind of the order for a way that needs but one.
+func kindOf(way string) string {
+	if way == fail {
+		return "fail"
+	}
+	return "kill"
+}
+
 func (a attempt) String() string { return a.way + " " + a.at.String() }
 
 func TestCrash(t *testing.T) {

@@ -33,7 +33,7 @@ func TestCrashMigrate(t *testing.T) {
 	r := route{from, to}
 	from.beside, to.beside = to, from
 	for _, n := range []*node{from, to} {
-		n.usual = n.belongings(t) // with what both nodes have
+		n.usual = append(n.usual, n.belongings(t)...) // with what the other one has
 	}
 
 	var score score
@@ -51,7 +51,7 @@ func TestCrashMigrate(t *testing.T) {
 						continue
 					}
 					all = append(all, p)
-					a := attempt{way: way, at: p, orders: []order{{kinds[way], p}}}
+					a := attempt{way: way, at: p, orders: []order{{kindOf(way), p}}}
 					score.add("crisp migrate, "+side, way, t.Run(a.String(), func(t *testing.T) { r.attempt(t, n, a) }))
 				}
 			}

@@ -115,7 +115,7 @@ func TestCrashOwnGC(t *testing.T) {
 			wantAllOf(t, points, "network collect rules", "network collect links", "network collect leases")
 			for _, p := range points {
 				for _, way := range []string{kill, fail} {
-					a := attempt{way: way, at: p, orders: []order{{kinds[way], p}}}
+					a := attempt{way: way, at: p, orders: []order{{kindOf(way), p}}}
 					passed := t.Run(a.String(), func(t *testing.T) { n.attemptGC(t, a, alive) })
 					score.add("GC, "+mode, way, passed)
 				}
