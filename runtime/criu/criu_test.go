@@ -85,7 +85,9 @@ func TestReason(t *testing.T) {
 	text := "(00.1) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n" +
 		"(00.2) Warn  (criu/x.c:1): not this\n" +
 		"(00.3) Error (criu/sk-unix.c:883): unix: External socket is used: \x1b[31m\n" +
-		"(00.4) Error (criu/cr-dump.c:1975): Dumping FAILED.\n"
+		"(00.4) Error (criu/cr-dump.c:1975): Dumping FAILED.\n" +
+		"(00.5) Error (criu/cr-restore.c:2372): Restoring FAILED.\n" +
+		"(00.6) Error (criu/cgroup.c:1998): cg: cgroupd: recv req error: No such file or directory\n"
 	if err := os.WriteFile(log, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

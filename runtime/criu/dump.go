@@ -81,8 +81,8 @@ func Table(pid int) string { return fmt.Sprintf("CRIU-%d", pid) }
 
 func to[T any](v T) *T { return &v }
 
-// reasonIn returns the errors of a log, the last of which is only that there was
-// one. That it may not raise its limits does not matter.
+// reasonIn returns the errors of a log, but those that say only that there was one. That it
+// may not raise its limits does not matter.
 func reasonIn(log string) string {
 	f, err := os.OpenFile(log, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -106,7 +106,7 @@ func reasonIn(log string) string {
 			continue
 		}
 		_, what, ok := strings.Cut(rest, "): ")
-		if what = strings.TrimSpace(what); ok && what != "Dumping FAILED." && !strings.HasPrefix(what, "rlimit: ") {
+		if what = strings.TrimSpace(what); ok && !saysNothing(what) {
 			found = append(found, what)
 		}
 	}
@@ -114,4 +114,9 @@ func reasonIn(log string) string {
 	const most = 3
 	found = found[max(0, len(found)-most):]
 	return untrusted.Of(strings.Join(found, "; ")).Message(maxReason)
+}
+
+// saysNothing reports whether an error of CRIU's follows from others, or does not matter.
+func saysNothing(what string) bool {
+	return what == "Dumping FAILED." || what == "Restoring FAILED." || strings.HasPrefix(what, "rlimit: ") || strings.HasPrefix(what, "cg: cgroupd: recv req error")
 }
