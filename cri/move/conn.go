@@ -168,7 +168,8 @@ func (c *Conn) Stream(write func(io.Writer) error) error {
 	}
 	var reason []byte
 	if werr != nil {
-		reason = []byte(fmt.Sprintf("%.*s", maxReason, werr.Error()))
+		reason = []byte(werr.Error())
+		reason = reason[:min(len(reason), maxReason)]
 	}
 	if err := c.writeFrame(kindEnd, reason); err != nil {
 		return errors.Join(werr, err)

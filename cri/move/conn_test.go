@@ -77,16 +77,16 @@ func TestConversation(t *testing.T) {
 // TestStreamThatFails has the sender fail in the middle, and the receiver.
 func TestStreamThatFails(t *testing.T) {
 	a, b := pair(t)
-	why, ended := errors.New("the disk failed"), make(chan error, 1)
+	why, ended := errors.New("the disk failed"+strings.Repeat("é", maxReason)), make(chan error, 1)
 	go func() {
 		ended <- a.Stream(func(w io.Writer) error { _, err := io.WriteString(w, "part"); return errors.Join(err, why) })
 	}()
 	err := b.Streamed(func(r io.Reader) error { _, err := io.ReadAll(r); return err })
-	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), why.Error()) {
-		t.Errorf("the receiver got %v", err)
+	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "the disk failed") {
+		t.Errorf("the receiver got %.200v", err)
 	}
 	if err := <-ended; !errors.Is(err, why) {
-		t.Errorf("the sender got %v", err)
+		t.Errorf("the sender got %.200v", err)
 	}
 
 	go func() {

@@ -4,6 +4,7 @@
 //	  offer: configuration, images             ──▶    is it possible here?
 //	                                           ◀──  answer: the images that it lacks
 //	  those images                             ──▶    import them
+//	                                           ◀──  imported
 //	  freeze and save the containers
 //	  their archives                           ──▶    make the pod, its containers CREATED
 //	                                           ◀──  prepared
@@ -17,7 +18,8 @@
 // once that has recorded that it is here. In between, whoever is killed and wherever the
 // connection breaks, it runs at neither: the source, which keeps it frozen, asks again with
 // settle. The target ends what is left of the first attempt, and says whether the pod is
-// here; what it has said stays true. So at no time do both run, and one does in the end.
+// here, or was; what it has said stays true. Only the node that was asked first is believed.
+// So at no time do both run, and one does in the end.
 //
 // The connection is a stream of bytes, between programs of root's on both nodes, such as that
 // of ssh. Frames in it are messages in JSON, and data that belongs to the message before it.

@@ -12,10 +12,11 @@ type Type string
 const (
 	Offer    Type = "offer"    // source: Version, Token, Dump, Images, Addresses; or Settle
 	Answer   Type = "answer"   // target: Missing
-	Prepared Type = "prepared" // target
+	Imported Type = "imported" // target, if it had Missing
+	Prepared Type = "prepared" // target: Node
 	Go       Type = "go"       // source
 	Runs     Type = "runs"     // target: ID
-	Settled  Type = "settled"  // target, to a Settle: ID of the pod, "" if it is not there and never will be
+	Settled  Type = "settled"  // target, to a Settle: Node; ID of the pod, "" if it is not there and never will be
 	Failed   Type = "failed"   // either, at any time instead of another: Reason
 )
 
@@ -35,15 +36,18 @@ type Message struct {
 	Addresses []string `json:",omitempty"`
 	// Missing are those of Images that the source is to send.
 	Missing []string `json:",omitempty"`
-	ID      string   `json:",omitempty"`
-	Reason  string   `json:",omitempty"`
+	// Node is who speaks, as the public key of its checkpoints: what a user calls it may be
+	// another one tomorrow.
+	Node   string `json:",omitempty"`
+	ID     string `json:",omitempty"`
+	Reason string `json:",omitempty"`
 }
 
 // Report is the outcome, for the user.
 type Report struct {
 	// ID is that of the pod at the target, if it has moved.
 	ID string
-	// Error is why it has not, or not yet.
+	// Error is why it has not, or not yet, or is not removed yet here.
 	Error string
 	// Unsettled means that it is not known whether the pod runs at the target: it is frozen
 	// here until that is settled.

@@ -302,6 +302,9 @@ func (p *pod) saveable(id string) (*frozen, error) {
 		return nil, fmt.Errorf("container %s: it is %s, not running: %w", id, c.StateName(), ErrState)
 	}
 
+	if p.record().Moving != nil {
+		return nil, p.record().moved()
+	}
 	sandbox := p.record().Config.Msg
 	if spec.NamespaceMode(sandbox, spec.PID) != runtimeapi.NamespaceMode_CONTAINER || p.sharesPID(id) {
 		return nil, fmt.Errorf("container %s: it shares a PID namespace, which CRIU cannot save without its first process: %w", id, ErrState)

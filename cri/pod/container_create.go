@@ -91,6 +91,9 @@ func (p *pod) create(ctx context.Context, cfg *runtimeapi.ContainerConfig, from 
 	if !r.Ready() {
 		return "", fmt.Errorf("sandbox %s is not ready: %w", r.ID, ErrState)
 	}
+	if r.Moving != nil {
+		return "", fmt.Errorf("sandbox %s: %w", r.ID, r.moved())
+	}
 
 	for _, c := range r.Containers {
 		old := c.Config.Msg

@@ -63,6 +63,8 @@ func (p *pod) start(ctx context.Context, id string, ready func() error) error {
 		return fmt.Errorf("start container %s: it is %s, not created: %w", id, c.StateName(), ErrState)
 	case !r.Ready():
 		return fmt.Errorf("start container %s: sandbox %s is not ready: %w", id, r.ID, ErrState)
+	case r.Moving != nil:
+		return fmt.Errorf("start container %s: sandbox %s: %w", id, r.ID, r.moved())
 	}
 
 	if pr := p.process(id); pr != nil && pr.failure != nil { // and could not be recorded

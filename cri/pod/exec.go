@@ -36,6 +36,9 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, st stdio.St
 	if c == nil || pr == nil || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return 0, fmt.Errorf("exec in container %s: it is not running: %w", id, ErrState)
 	}
+	if r := p.record(); r.Moving != nil {
+		return 0, fmt.Errorf("exec in container %s: its pod: %w", id, r.moved())
+	}
 
 	code, err := p.exec(ctx, c, pr, cmd, st)
 	if err != nil {

@@ -147,6 +147,8 @@ type Manager struct {
 	arrivals   map[string]*receiving // pods that are moving here, by token
 
 	levels selinux.Levels // of all existing pods
+	// conversations counts the nodes that talk about moving a pod here.
+	conversations atomic.Int32
 }
 
 // Open loads the state of the last daemon, reconciles it with the kernel, and

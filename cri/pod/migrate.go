@@ -67,10 +67,13 @@ func (m *Manager) Migrate(ctx context.Context, id string, o Migration, peer *mov
 		err = mv.run(ctx)
 	}
 	report = move.Report{ID: mv.id, Frozen: mv.frozen.Nanoseconds()}
-	if err != nil {
-		return report, err
+	if err == nil {
+		err = m.RemoveSandbox(context.WithoutCancel(ctx), r.ID)
 	}
-	return report, m.RemoveSandbox(context.WithoutCancel(ctx), r.ID)
+	if err != nil && p.record().Moving != nil && !errors.Is(err, ErrUnsettled) {
+		err = fmt.Errorf("%w: %w", ErrUnsettled, err) // whatever went wrong, it is frozen
+	}
+	return report, err
 }
 
 // moving is an attempt to move a pod.
@@ -121,6 +124,10 @@ func (mv *moving) run(ctx context.Context) error {
 	defer cancel()
 	defer mv.peer.While(ctx)()
 	return mv.p.capture(ctx, ids, func(ctx context.Context, list []*frozen) error {
+		defer mv.peer.While(ctx)() // a stop of the pod ends it
+		if _, now, err := mv.check(); err != nil || !slices.Equal(now, ids) {
+			return errors.Join(err, fmt.Errorf("its containers have changed meanwhile: %w", ErrState))
+		}
 		for _, f := range list {
 			enter(ctx, "send container "+f.c.Config.Msg.GetMetadata().GetName()+" to "+mv.o.Node, false)
 			if err := mv.peer.Stream(func(w io.Writer) error { return f.stage.Stream(ctx, w, key) }); err != nil {
@@ -145,6 +152,9 @@ func (mv *moving) check() (dump PodDump, ids []string, err error) {
 	r := mv.p.record()
 	if !r.Ready() || r.Restoring {
 		return dump, nil, fmt.Errorf("it is not ready: %w", ErrState)
+	}
+	if r.Moving != nil {
+		return dump, nil, r.moved()
 	}
 
 	dump = PodDump{Version: podDumpVersion, Config: r.Config, Handler: r.Handler}
@@ -185,17 +195,25 @@ func (mv *moving) sendImages(ctx context.Context, of, missing []string) error {
 		return nil
 	}
 	enter(ctx, fmt.Sprintf("send %d images to %s", len(missing), mv.o.Node), false)
-	return mv.peer.Stream(func(w io.Writer) error { return mv.p.m.Images.Export(ctx, missing, w) })
+	if err := mv.peer.Stream(func(w io.Writer) error { return mv.p.m.Images.Export(ctx, missing, w) }); err != nil {
+		return err
+	}
+	_, err := mv.peer.Receive(move.Imported) // before anything is frozen
+	return err
 }
 
 // handOver lets the pod run on the other node. It is frozen, and has been sent.
 func (mv *moving) handOver(ctx context.Context, list []*frozen) error {
 	enter(ctx, "wait for "+mv.o.Node, false)
-	if _, err := mv.peer.Receive(move.Prepared); err != nil {
+	prepared, err := mv.peer.Receive(move.Prepared)
+	if err != nil {
 		return err
 	}
-	err := failpoint.Between("hand over the pod", func() error {
-		return mv.p.update(func(r *Record) { r.Moving = &Moving{mv.token, mv.o.Node} })
+	if prepared.Node == "" {
+		return fmt.Errorf("%w: it does not say who it is", move.ErrLost)
+	}
+	err = failpoint.Between("hand over the pod", func() error {
+		return mv.p.update(func(r *Record) { r.Moving = &Moving{mv.token, mv.o.Node, prepared.Node} })
 	})
 	if err != nil {
 		return errors.Join(err, mv.takeBack())
@@ -230,9 +248,11 @@ func (mv *moving) end(ctx context.Context, list []*frozen) (err error) {
 // settle asks the other node whether a pod that was handed over is there. If it is not, and
 // never will be, it goes on here.
 func (mv *moving) settle(ctx context.Context) error {
+	ctx, done := mv.p.interruptible(ctx, nil)
+	defer done()
 	release, err := mv.p.lock(ctx)
 	if err != nil {
-		return err
+		return timedOut(ctx, err)
 	}
 	defer release()
 	was := mv.p.record().Moving
@@ -248,6 +268,9 @@ func (mv *moving) settle(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsettled, err)
 	}
+	if answer.Node != was.Key {
+		return fmt.Errorf("%w: it was handed over to %s, which is another node than this one", ErrUnsettled, was.Node)
+	}
 	if answer.ID != "" {
 		mv.id = answer.ID
 		return nil
@@ -256,17 +279,31 @@ func (mv *moving) settle(ctx context.Context) error {
 	if err := failpoint.Between("take the pod back", mv.takeBack); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsettled, err)
 	}
-	for _, c := range mv.p.record().Containers {
-		if !c.Frozen {
-			continue
-		}
-		group, err := mv.p.groupOf(c)
-		if err == nil {
-			err = mv.p.thaw(context.WithoutCancel(ctx), &frozen{c: c, group: group, held: true})
-		}
-		if err != nil {
-			return fmt.Errorf("container %s: %w", c.ID, err)
-		}
+	if err := mv.p.goOn(context.WithoutCancel(ctx)); err != nil {
+		return err
 	}
 	return fmt.Errorf("%s does not have it, and it goes on here: %w", was.Node, ErrState)
+}
+
+// goOn lets the containers of a pod go on that was frozen to be moved.
+func (p *pod) goOn(ctx context.Context) error {
+	errs := []error{p.releaseNetwork()}
+	for _, c := range p.record().Containers {
+		if !c.Frozen || !p.runs(c.ID) {
+			continue
+		}
+		group, err := p.groupOf(c)
+		if err == nil {
+			err = p.thaw(ctx, &frozen{c: c, group: group})
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("container %s: %w", c.ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// moved is why nothing is begun in a pod that was handed over.
+func (r *Record) moved() error {
+	return fmt.Errorf("it was handed over to %s; crisp migrate --settle finds out whether it runs there: %w", r.Moving.Node, ErrState)
 }

@@ -42,8 +42,9 @@ type Record struct {
 	// Restoring means that the pod's containers are being created of a checkpoint:
 	// without all of them it is to be removed.
 	Restoring bool `json:",omitempty"`
-	// Arrived is the token of the move by which the pod came here, once it is here; Moving is
-	// set when it has been handed over to another node, see package move. It is frozen then.
+	// Arrived is the token of the move by which the pod came here: it is here unless it is
+	// Restoring. Moving is set when it has been handed over to another node, see package move;
+	// it is frozen then.
 	Arrived string  `json:",omitempty"`
 	Moving  *Moving `json:",omitempty"`
 	// WantIPs are the addresses that it had where it came from, and is to have here.
@@ -77,8 +78,9 @@ type Record struct {
 	Containers []*Container                                  `json:"-"`
 }
 
-// Moving says to whom a pod has been handed over, and in which attempt.
-type Moving struct{ Token, Node string }
+// Moving says to whom a pod has been handed over, and in which attempt: Node is what the user
+// called it, and Key the public key of its checkpoints.
+type Moving struct{ Token, Node, Key string }
 
 // Process identifies a process even if its pid is reused.
 type Process struct {

@@ -102,6 +102,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 	m.dropStages()
 	m.dropDrafts()
+	m.forgetGone()
 
 	list, err := m.Keeper.Client().List(ctx)
 	if err != nil {
@@ -187,8 +188,9 @@ func (p *pod) reconcile(ctx context.Context, readable bool, entries map[string]*
 	case undoPod:
 		errs = append(errs, p.finishUndo(ctx))
 	case keepPod:
-		if f.sameBoot && r.Ready() && r.Moving == nil {
-			warn(p.letIn(), "let a pod's packets through", "sandbox", r.ID)
+		frozen := slices.ContainsFunc(r.Containers, func(c *Container) bool { return c.Frozen })
+		if f.sameBoot && r.Ready() && r.Moving == nil && (frozen || len(r.WantIPs) > 0) {
+			warn(p.releaseNetwork(), "let a pod's packets through", "sandbox", r.ID)
 		}
 	case unreadyPod:
 		errs = append(errs, p.update(func(r *Record) {

@@ -117,8 +117,11 @@ func (m *Manager) restorePod(ctx context.Context, r RestoreRequest) (id string, 
 	if id, err = m.runSandbox(ctx, r.Config, r.Handler, &r); err != nil {
 		return "", err
 	}
+	if p, err := m.pod(id); err != nil || r.Start && !p.record().Restoring {
+		return "", errors.Join(err, fmt.Errorf("sandbox %s is that pod: %w", id, ErrExists))
+	}
 	if err := m.restoreContainers(ctx, id, r, origins); err != nil {
-		return "", errors.Join(err, m.dropRestored(ctx, id))
+		return "", errors.Join(err, m.dropRestored(ctx, id, r.Start))
 	}
 	return id, nil
 }
@@ -213,7 +216,6 @@ func (m *Manager) restoreContainers(ctx context.Context, id string, r RestoreReq
 		if err != nil {
 			return err
 		}
-		commit = func() error { return p.update(func(r *Record) { r.Restoring, r.Arrived = false, a.token }) }
 	}
 	if !r.Start {
 		return commit()
@@ -230,33 +232,45 @@ func (p *pod) startRestored(ctx context.Context, commit func() error) error {
 	}
 	if err != nil {
 		// So that it is removed, whatever has been recorded.
-		return errors.Join(err, p.update(func(r *Record) { r.Restoring, r.Arrived = true, "" }))
+		return errors.Join(err, p.update(func(r *Record) { r.Restoring = true }))
 	}
 	return nil
 }
 
 func (p *pod) startInOrder(ctx context.Context, commit func() error) error {
-	list := p.record().Containers
+	list, committed := p.record().Containers, false
 	for i, c := range list {
 		var ready func() error
 		if i == len(list)-1 {
-			ready = func() error { return failpoint.Between("commit a restored pod", commit) }
+			ready = func() error {
+				committed = true
+				return failpoint.Between("commit a restored pod", commit)
+			}
 		}
 		if err := p.start(ctx, c.ID, ready); err != nil {
 			return err
 		}
 	}
+	if !committed {
+		return fmt.Errorf("%w: the last container was started without one", checkpoint.ErrInvalid)
+	}
 	return nil
 }
 
 // dropRestored removes a pod that lacks a container. One that was there before the call
-// stays.
-func (m *Manager) dropRestored(ctx context.Context, id string) error {
+// stays, of which own says that there was none.
+func (m *Manager) dropRestored(ctx context.Context, id string, own bool) error {
 	p, err := m.pod(id)
-	if err != nil || !p.record().Restoring {
+	if err != nil || !own && !p.record().Restoring {
 		return ignoreNotFound(err)
 	}
-	return m.RemoveSandbox(context.WithoutCancel(ctx), id)
+	// Its processes first, which need no record: another node may be about to let its own go on.
+	for _, c := range p.record().Containers {
+		if group, gerr := p.groupOf(c); gerr == nil {
+			err = errors.Join(err, m.killGroup(context.WithoutCancel(ctx), group))
+		}
+	}
+	return errors.Join(err, m.RemoveSandbox(context.WithoutCancel(ctx), id))
 }
 
 func decodeDump(text []byte) (*PodDump, error) {

@@ -155,7 +155,7 @@ func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	}
 
 	if from != nil && from.arrival != nil {
-		r.WantIPs = from.arrival.addresses
+		r.WantIPs, r.Arrived = from.arrival.addresses, from.arrival.token
 	}
 	if spec.NamespaceMode(cfg, spec.Network) != runtimeapi.NamespaceMode_NODE {
 		r.NetNS = m.netNSPath(r.ID)

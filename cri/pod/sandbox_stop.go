@@ -124,6 +124,9 @@ func (m *Manager) RemoveSandbox(ctx context.Context, id string) error {
 }
 
 func (p *pod) remove(ctx context.Context) error {
+	if err := p.noteGone(); err != nil {
+		return err
+	}
 	if err := p.stop(ctx); err != nil {
 		return err
 	}

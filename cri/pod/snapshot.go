@@ -34,6 +34,11 @@ const (
 // snapshotName is what a snapshot may be called.
 var snapshotName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9_.]{0,61}[a-z0-9])?$`)
 
+// podName is what Kubernetes lets pods be called, with up to maxPodName bytes.
+var podName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+
+const maxPodName = 253
+
 // Snapshot is a checkpoint of a pod that the node keeps unpacked, to make pods of it.
 type Snapshot struct {
 	Name string `json:"name"`
@@ -282,6 +287,9 @@ func (m *Manager) cloneSnapshot(ctx context.Context, name string, r RestoreReque
 // saved, but for the ports of the node, of which no two pods can have the same. After an
 // error nothing of it is left.
 func (m *Manager) Clone(ctx context.Context, snapshot, name string) (id string, err error) {
+	if len(name) > maxPodName || !podName.MatchString(name) {
+		return "", fmt.Errorf("clone snapshot %.100s: %w: a pod cannot be called %.100q: it must match %s", snapshot, ErrInvalid, name, podName)
+	}
 	dump, err := m.readSnapshot(snapshot)
 	if err != nil {
 		return "", err
@@ -292,11 +300,6 @@ func (m *Manager) Clone(ctx context.Context, snapshot, name string) (id string, 
 	for _, c := range dump.Containers {
 		r.Containers = append(r.Containers, proto.CloneOf(c.Config.Msg))
 		relabel(r.Containers[len(r.Containers)-1].GetLabels(), r.Config.GetMetadata())
-	}
-	if dir := r.Config.GetLogDirectory(); dir != "" {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return "", fmt.Errorf("clone snapshot %s: make directory for the logs: %w", snapshot, err)
-		}
 	}
 
 	id, _, err = m.RestorePod(ctx, r)

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit"
@@ -86,6 +88,7 @@ func TestMigrate(t *testing.T) {
 	n.from.run(t, "together", func(t *testing.T) { testMigrateTogether(t, n) })
 	n.from.run(t, "image", func(t *testing.T) { testMigrateImage(t, n) })
 	n.from.run(t, "connection lost", func(t *testing.T) { testMigrateCut(t, n) })
+	n.from.run(t, "unsettled", func(t *testing.T) { testMigrateUnsettled(t, n) })
 	n.from.run(t, "daemons killed", func(t *testing.T) { testMigrateKilled(t, n) })
 	n.from.run(t, "refusals", func(t *testing.T) { testMigrateRefusals(t, n) })
 }
@@ -161,7 +164,7 @@ func testMigrateCut(t *testing.T, n nodes) {
 	var stayed, moved, unsettled int
 	for _, cut := range []string{
 		"dd bs=1 status=none count=0 | %s", "dd bs=1 status=none count=100 | %s", "dd bs=1 status=none count=5000 | %s", "dd bs=1 status=none count=100000 | %s",
-		"%s | dd bs=1 status=none count=0", "%s | dd bs=1 status=none count=10", "%s | dd bs=1 status=none count=30", "%s | dd bs=1 status=none count=46", "%s | dd bs=1 status=none count=60", "%s | dd bs=1 status=none count=80", "false; : %s",
+		"%s | dd bs=1 status=none count=0", "%s | dd bs=1 status=none count=10", "%s | dd bs=1 status=none count=60", "%s | dd bs=1 status=none count=120", "%s | dd bs=1 status=none count=180", "false; : %s",
 	} {
 		p := n.from.pod(t, podNamed("web"), loggingTo(t.TempDir()))
 		c := p.start(t, sh(counting))
@@ -196,6 +199,42 @@ func testMigrateCut(t *testing.T, n nodes) {
 	t.Logf("%d pods stayed, %d moved, %d were unsettled in between", stayed, moved, unsettled)
 	if stayed == 0 || unsettled == 0 {
 		t.Errorf("%d pods stayed, %d moved, %d were unsettled in between", stayed, moved, unsettled)
+	}
+}
+
+// testMigrateUnsettled has a pod handed over whose arrival was not told. Nothing is begun in
+// it, only the node that it was handed to is believed, also after it has removed the pod.
+func testMigrateUnsettled(t *testing.T, n nodes) {
+	p := n.from.pod(t, podNamed("web"), loggingTo(t.TempDir()))
+	c := p.start(t, sh(counting))
+	eventually(t, "it counts", func() bool { return c.count(t) > 1 })
+	n.from.refused(t, 1, "frozen until", "migrate", "-t", "8s", "--settle-timeout", "0s", "--command", n.command(t)+" | dd bs=1 status=none count=150", "e2e/web", "second")
+	n.wantFrozen(t, c)
+
+	_, err := try(t, n.from.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"true"}, Timeout: 5})
+	wantCode(t, err, codes.FailedPrecondition, "handed over to second")
+	more := proto.Clone(c.cfg).(*runtimeapi.ContainerConfig)
+	more.Metadata.Name = "more"
+	_, err = try(t, n.from.Runtime.CreateContainer, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: more, SandboxConfig: p.cfg})
+	wantCode(t, err, codes.FailedPrecondition, "handed over to second")
+	n.from.refused(t, 1, "handed over to second", "snapshot", "e2e/web", "frozen")
+
+	// The first node answers for itself, and does not have it.
+	other := nodes{n.from, n.from}
+	n.from.refused(t, 1, "another node than this one", "migrate", "--settle-timeout", "0s", "--command", other.command(t), "e2e/web", "third")
+	n.wantFrozen(t, c)
+
+	_, to := n.pods(t)
+	if len(to) != 1 {
+		t.Fatalf("pods on the second node: %v", to)
+	}
+	gone := &pod{n.to, to[0].Id, p.cfg}
+	gone.remove(t)
+	if got := strings.TrimSpace(n.from.crisp(t, "migrate", "--settle", "--command", n.command(t), "e2e/web", "second")); got != gone.id {
+		t.Errorf("it moved to %q, and was %s there", got, gone.id)
+	}
+	if from, to := n.pods(t); len(from)+len(to) > 0 {
+		t.Errorf("left: %v, %v", from, to)
 	}
 }
 

@@ -156,7 +156,7 @@ func (m *migration) attempt(ctx context.Context, settle bool) (r move.Report, er
 	cancel()
 	_ = cmd.Wait() // what went wrong the daemon knows
 	<-answered
-	if text := strings.TrimSpace(said.String()); text != "" && (err != nil || r.Error != "") {
+	if text := strings.ReplaceAll(strings.TrimSpace(said.String()), "\n", "; "); text != "" && (err != nil || r.Error != "") {
 		text = "(the connection's program said: " + text + ")"
 		if err != nil {
 			return r, fmt.Errorf("%w %s", err, text)
