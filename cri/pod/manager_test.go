@@ -17,7 +17,7 @@ import (
 func bareManager() *Manager {
 	return &Manager{
 		pods: map[string]*pod{}, containers: map[string]*pod{}, names: map[string]string{},
-		ops: map[string]*operation{},
+		ops: map[string]*operation{}, arrivals: map[string]*receiving{},
 	}
 }
 
