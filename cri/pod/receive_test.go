@@ -40,6 +40,7 @@ func offered(t *testing.T, change func(*move.Message, *PodDump)) move.Message {
 			Metadata: &runtimeapi.ContainerMetadata{Name: "app"}, Image: &runtimeapi.ImageSpec{Image: "busybox"},
 		})}},
 	}
+
 	o := move.Message{Type: move.Offer, Version: move.Version, Token: newID()}
 	change(&o, &dump)
 	if o.Dump == nil {
@@ -79,6 +80,7 @@ func TestReceiveRefuses(t *testing.T) {
 		if err := peer.Send(offered(t, test.change)); err != nil {
 			t.Fatal(err)
 		}
+
 		_, err := peer.Receive(move.Answer)
 		if !errors.Is(err, move.ErrRefused) || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s: the other node hears %v", name, err)
