@@ -44,6 +44,11 @@ func TestNames(t *testing.T) {
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
 
 	p := process{pid: cmd.Process.Pid}
+	// Its descriptors are closed, which Start waits for, before it has its arguments.
+	for end := time.Now().Add(10 * time.Second); !p.names("1m") && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+
 	for dir, want := range map[string]bool{"": true, "1m": true, "/tmp/other": false} {
 		if got := p.names(dir); got != want {
 			t.Errorf("%q: %t, want %t", dir, got, want)
