@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -178,6 +179,17 @@ func testLayerInUse(t *testing.T, n *node) {
 		return string(out)
 	}
 
+	// Their records say so until the layers are on the disk, some time after the pull.
+	eventually(t, "the layers are on the disk", func() bool {
+		records, err := filepath.Glob(n.path("root", "image", "layers", "*", "layer.json"))
+		if err != nil || len(records) == 0 {
+			t.Fatalf("records of layers: %q, %v", records, err)
+		}
+		return !slices.ContainsFunc(records, func(path string) bool {
+			text, err := os.ReadFile(path)
+			return err != nil || strings.Contains(string(text), `"unsynced"`)
+		})
+	})
 	before := digest()
 	for _, in := range []func(*runtimeapi.PodSandboxConfig){userNamespace(400000), func(*runtimeapi.PodSandboxConfig) {}} {
 		p := n.pod(t, in)
