@@ -28,6 +28,9 @@ const (
 	// unpackedDir is the directory in a container's own with the checkpoint that it
 	// was created from, until it is started.
 	unpackedDir = "checkpoint"
+	// startDir is the directory in that one with the files of a start. They are changed for it,
+	// and if it is interrupted, the next one has to find them as they were.
+	startDir = "start"
 	// yardDir is a directory below the state directory, always empty: see
 	// [launch.Restoration].
 	yardDir = "yard"
@@ -159,13 +162,21 @@ func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, s
 	if inUsers {
 		x.Yard = usersYard
 	}
-	dir := filepath.Join(p.containerDir(c.ID), unpackedDir)
+	dir := filepath.Join(p.unpackedPath(c.ID), startDir)
 	images := filepath.Join(dir, checkpoint.ImagesDir)
 	ask := criu.Restore{
 		Images: images, Work: dir, Root: x.RootIn(),
 		Mounts: map[string]string{}, Files: map[string]int{},
 		AppArmor: r.Spec.Process.ApparmorProfile, SELinux: r.Spec.Process.SelinuxLabel,
 	}
+	err := removeTree(ctx, dir)
+	if err == nil {
+		_, err = checkpoint.OpenSnapshot(p.unpackedPath(c.ID)).Clone(ctx, p.unpackedPath(c.ID), startDir)
+	}
+	if err != nil {
+		return x, ask, err
+	}
+
 	filter, err := p.m.Launcher.Filter(r.Spec.Linux.Seccomp)
 	if err != nil {
 		return x, ask, err
