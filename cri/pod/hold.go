@@ -56,8 +56,12 @@ func wantAddresses(want, got []string) error {
 	return nil
 }
 
-// kept are the addresses at which the pod's peers still know it.
+// kept are the addresses at which peers still know the processes of a pod that is just
+// moving here. Later a checkpoint is that of others.
 func (r *Record) kept() (list []netip.Addr) {
+	if !r.Restoring {
+		return nil
+	}
 	for _, ip := range r.WantIPs {
 		if addr, err := netip.ParseAddr(ip); err == nil {
 			list = append(list, addr)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -255,11 +256,11 @@ func (p *pod) inspect(ctx context.Context, c *Container, r launch.Request, image
 		return criu.Needs{}, err
 	}
 
-	needs := found.Needs()
-	if kept := p.record().kept(); len(kept) > 0 && c.CheckpointTrusted {
-		needs.Connections = needs.Network && found.KeepsConnections(kept...)
+	var kept []netip.Addr
+	if c.CheckpointTrusted {
+		kept = p.record().kept()
 	}
-	return needs, found.Check(allowed)
+	return found.Needs(kept...), found.Check(allowed)
 }
 
 // forgetCheckpoint removes, in the background, the checkpoint that a container was

@@ -15,10 +15,10 @@ const (
 	tcpListening   = 10
 )
 
-// KeepsConnections reports whether all TCP connections can go on, of which CRIU keeps all or
+// keepsConnections reports whether all TCP connections can go on, of which CRIU keeps all or
 // none: they are between the processes themselves, over the loopback interface, or at one of
 // the addresses, at which peers know the processes and were not told of an end.
-func (i *Inventory) KeepsConnections(addresses ...netip.Addr) bool {
+func (i *Inventory) keepsConnections(addresses []netip.Addr) bool {
 	type connection struct{ from, to netip.AddrPort }
 	all := map[connection]bool{}
 	for _, f := range i.files {

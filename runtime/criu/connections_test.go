@@ -46,7 +46,7 @@ func TestKeepsConnections(t *testing.T) {
 		for n, s := range test.sockets {
 			i.files[uint32(n)] = &fdinfo.FileEntry{Isk: s}
 		}
-		if got := i.KeepsConnections(); got != test.want {
+		if got := i.keepsConnections(nil); got != test.want {
 			t.Errorf("%s: %t", name, got)
 		}
 	}
@@ -65,7 +65,7 @@ func TestKeepsConnections(t *testing.T) {
 		for n, s := range test.sockets {
 			i.files[uint32(n)] = &fdinfo.FileEntry{Isk: s}
 		}
-		if got := i.KeepsConnections(pod); got != test.want {
+		if got := i.keepsConnections([]netip.Addr{pod}); got != test.want {
 			t.Errorf("%s: %t", name, got)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -451,8 +452,8 @@ func (i *Inventory) readObjects(d *imageDir, file, kind string) error {
 type Needs struct {
 	// Network is the network namespace: it is saved as "net".
 	Network bool
-	// Connections means that all TCP connections are between the processes themselves, and
-	// can go on in a network namespace of the pod's.
+	// Connections means that all TCP connections can go on in a network namespace of the
+	// pod's.
 	Connections bool
 	// Mounts are the paths of mounts, saved as "mnt[PATH]".
 	Mounts []string
@@ -463,10 +464,11 @@ type Needs struct {
 	Files, Terminals []string
 }
 
-// Needs returns what a restore must be given.
-func (i *Inventory) Needs() Needs {
+// Needs returns what a restore must be given. The addresses are those at which peers of the
+// processes know them, and were not told of an end.
+func (i *Inventory) Needs(addresses ...netip.Addr) Needs {
 	n := Needs{Network: slices.ContainsFunc(i.networks, func(e *netdev.NetnsEntry) bool { return e.GetExtKey() != "" })}
-	n.Connections = n.Network && i.KeepsConnections()
+	n.Connections = n.Network && i.keepsConnections(addresses)
 	for _, m := range i.mounts {
 		if m.GetExtKey() != "" {
 			n.Mounts = append(n.Mounts, m.GetExtKey())
