@@ -10,12 +10,6 @@ import (
 	"crisp/image"
 )
 
-// Committed is the image that was made of a container, or why there is none.
-type Committed struct {
-	image.Imported
-	Error string `json:"error,omitempty"`
-}
-
 // commit makes an image of a container.
 func (s *Server) commit(w http.ResponseWriter, r *http.Request, m *pod.Manager) {
 	limit, err := time.ParseDuration(r.FormValue("limit"))
@@ -30,9 +24,5 @@ func (s *Server) commit(w http.ResponseWriter, r *http.Request, m *pod.Manager) 
 		Pin: r.FormValue("pin") == "true", Live: r.FormValue("live") == "true", Limit: limit,
 	})
 	klog.InfoS("Committed a container", "container", id, "image", r.FormValue("name"), "id", im.ID, "err", err)
-	if err != nil {
-		reply(w, Committed{Error: err.Error()})
-		return
-	}
-	reply(w, Committed{Imported: image.Imported{Name: image.FullName(r.FormValue("name")), ID: im.ID}})
+	reply(w, done(Done{ID: im.ID, Name: image.FullName(r.FormValue("name"))}, err))
 }

@@ -75,15 +75,10 @@ type Collected struct {
 }
 
 // collectImages removes images that nothing uses.
-func (s *Server) collectImages(w http.ResponseWriter, r *http.Request) {
+func (s *Server) collectImages(w http.ResponseWriter, r *http.Request, m *pod.Manager) {
 	age, err := time.ParseDuration(r.FormValue("age"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	m := s.pods.Load()
-	if m == nil {
-		http.Error(w, "the daemon is starting, and does not know yet what pods use", http.StatusServiceUnavailable)
 		return
 	}
 	reply(w, s.collect(r.Context(), m, age, r.FormValue("dry") == "true"))

@@ -31,7 +31,7 @@ func (s *Server) registerMoves(mux *http.ServeMux) {
 		o := pod.Migration{Node: r.FormValue("node"), Limit: limit, Address: r.FormValue("address") == "true", Settle: r.FormValue("settle") == "true"}
 		s.converse(w, r, func(ctx context.Context, peer *move.Conn) error {
 			report, err := m.Migrate(ctx, r.FormValue("pod"), o, peer)
-			klog.InfoS("Migrated a pod", "pod", r.FormValue("pod"), "node", o.Node, "id", report.ID, "err", err)
+			klog.InfoS("Migrated a pod", "pod", r.FormValue("pod"), "node", o.Node, "id", report.ID, "frozen", time.Duration(report.Frozen), "err", err)
 			if err != nil {
 				report.Error, report.Unsettled = err.Error(), errors.Is(err, pod.ErrUnsettled)
 			}

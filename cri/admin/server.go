@@ -73,7 +73,7 @@ func (s *Server) Register(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+DiskPath, func(w http.ResponseWriter, r *http.Request) { reply(w, s.Disk(r.Context())) })
 	mux.HandleFunc("POST "+ImportPath, s.importImages)
 	mux.HandleFunc("GET "+ExportPath, s.exportImages)
-	mux.HandleFunc("POST "+CollectPath, s.collectImages)
+	mux.HandleFunc("POST "+CollectPath, s.withPods(s.collectImages))
 	mux.HandleFunc("POST "+CommitPath, s.withPods(s.commit))
 	s.registerSnapshots(mux)
 	s.registerMoves(mux)

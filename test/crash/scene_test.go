@@ -4,7 +4,6 @@ package crash
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -169,32 +168,10 @@ func (s *scene) tryRestore() error {
 	return err
 }
 
-// tryCommit makes an image of the container, as crisp commit does. Its errors have the
-// codes that calls of the CRI would have.
+// tryCommit makes an image of the container, as crisp commit does.
 func (s *scene) tryCommit() error {
-	c := admin.NewClient(filepath.Join(s.n.Dir, "state", admin.Socket))
-	defer c.Close()
-	query := url.Values{"container": {s.containerID}, "name": {committed}, "limit": {"1m"}}
-	answer, err := c.Do(s.ctx, http.MethodPost, admin.CommitPath+"?"+query.Encode())
-	if err != nil && s.ctx.Err() != nil {
-		return status.FromContextError(s.ctx.Err()).Err()
-	}
-	if err != nil {
-		return status.Error(codes.Unavailable, err.Error())
-	}
-	defer answer.Close()
-
-	var done admin.Committed
-	if err := json.NewDecoder(answer).Decode(&done); err != nil {
-		return status.Error(codes.Unavailable, err.Error())
-	}
-	if strings.Contains(done.Error, pod.ErrState.Error()) {
-		return status.Error(codes.FailedPrecondition, done.Error)
-	}
-	if done.Error != "" {
-		return errors.New(done.Error)
-	}
-	return nil
+	_, err := s.ask(http.MethodPost, admin.CommitPath, url.Values{"container": {s.containerID}, "name": {committed}, "limit": {"1m"}})
+	return err
 }
 
 // snapshotted is the name of the snapshots that are taken.
@@ -273,19 +250,13 @@ func (s *scene) removeSnapshots() {
 // ask makes a request on the admin socket. Its errors have the codes that calls of the CRI
 // would have.
 func (s *scene) ask(method, path string, query url.Values) (id string, err error) {
-	c := admin.NewClient(filepath.Join(s.n.Dir, "state", admin.Socket))
+	c := s.n.admin()
 	defer c.Close()
-	answer, err := c.Do(s.ctx, method, path+"?"+query.Encode())
+	done, err := c.Change(s.ctx, method, path+"?"+query.Encode())
 	if err != nil && s.ctx.Err() != nil {
 		return "", status.FromContextError(s.ctx.Err()).Err()
 	}
 	if err != nil {
-		return "", status.Error(codes.Unavailable, err.Error())
-	}
-	defer answer.Close()
-
-	var done admin.Done
-	if err := json.NewDecoder(answer).Decode(&done); err != nil {
 		return "", status.Error(codes.Unavailable, err.Error())
 	}
 	if strings.Contains(done.Error, pod.ErrState.Error()) {

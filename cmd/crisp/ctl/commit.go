@@ -2,8 +2,6 @@ package ctl
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -54,19 +52,9 @@ func (s *session) commit(ctx context.Context, name string, query url.Values) err
 	}
 	query.Set("container", o.ID())
 
-	c := admin.NewClient(s.adminSocket())
-	defer c.Close()
-	answer, err := c.Do(ctx, http.MethodPost, admin.CommitPath+"?"+query.Encode())
+	done, err := s.tell(ctx, http.MethodPost, admin.CommitPath, query)
 	if err != nil {
-		return fmt.Errorf("commit %s: %w", name, s.explain(err))
-	}
-	defer answer.Close()
-	var done admin.Committed
-	if err := json.NewDecoder(answer).Decode(&done); err != nil {
-		return fmt.Errorf("commit %s: read the daemon's answer: %w", name, err)
-	}
-	if done.Error != "" {
-		return errors.New(done.Error)
+		return err
 	}
 	_, err = fmt.Fprintln(s.out, done.Name)
 	return err

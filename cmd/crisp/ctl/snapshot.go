@@ -2,7 +2,6 @@ package ctl
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -117,8 +116,9 @@ func (s *session) clone(ctx context.Context, snapshot, name string, count int) e
 		if count > 1 {
 			names[i] += "-" + strconv.Itoa(i+1)
 		}
-		group.Go(func() (err error) {
-			ids[i], err = s.tell(ctx, http.MethodPost, admin.ClonePath, url.Values{"snapshot": {snapshot}, "name": {names[i]}})
+		group.Go(func() error {
+			done, err := s.tell(ctx, http.MethodPost, admin.ClonePath, url.Values{"snapshot": {snapshot}, "name": {names[i]}})
+			ids[i] = done.ID
 			return err
 		})
 	}
@@ -153,21 +153,13 @@ func (s *session) podID(ctx context.Context, name string) (string, error) {
 	return o.ID(), nil
 }
 
-// tell has the daemon change something, and returns the ID of the pod that it made.
-func (s *session) tell(ctx context.Context, method, path string, query url.Values) (id string, err error) {
+// tell has the daemon change something, and returns what it made.
+func (s *session) tell(ctx context.Context, method, path string, query url.Values) (admin.Done, error) {
 	c := admin.NewClient(s.adminSocket())
 	defer c.Close()
-	answer, err := c.Do(ctx, method, path+"?"+query.Encode())
-	if err != nil {
-		return "", s.explain(err)
+	done, err := c.Change(ctx, method, path+"?"+query.Encode())
+	if err == nil && done.Error != "" {
+		err = errors.New(done.Error)
 	}
-	defer answer.Close()
-	var done admin.Done
-	if err := json.NewDecoder(answer).Decode(&done); err != nil {
-		return "", fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	if done.Error != "" {
-		return "", errors.New(done.Error)
-	}
-	return done.ID, nil
+	return done, s.explain(err)
 }
