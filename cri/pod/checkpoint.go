@@ -54,6 +54,24 @@ type ContainerDump struct {
 // podDumpVersion is the format that this build writes.
 const podDumpVersion = 1
 
+// dump is a [PodDump] of the pod, with the given containers, each with an archive of the
+// name that archive gives it.
+func (r *Record) dump(list []*Container, archive func(i int) string) PodDump {
+	d := PodDump{Version: podDumpVersion, Config: r.Config, Handler: r.Handler}
+	for i, c := range list {
+		d.Containers = append(d.Containers, ContainerDump{c.Config.Msg.GetMetadata().GetName(), archive(i), c.Config})
+	}
+	return d
+}
+
+// idsOf are the IDs of containers.
+func idsOf(list []*Container) (ids []string) {
+	for _, c := range list {
+		ids = append(ids, c.ID)
+	}
+	return ids
+}
+
 // CheckpointContainer writes the state of a running container to the archive
 // location, and lets it go on. A limit of 0 is the default.
 func (m *Manager) CheckpointContainer(ctx context.Context, id, location string, limit time.Duration) (err error) {
@@ -148,17 +166,17 @@ func (m *Manager) CheckpointPod(ctx context.Context, id, dir string, containers 
 			err = errors.Join(fmt.Errorf("checkpoint sandbox %s: %w", r.ID, err), empty(dir, made))
 		}
 	}()
-	dump := PodDump{Version: podDumpVersion, Config: r.Config, Handler: r.Handler}
 	archives := map[string]string{}
+	var list []*Container
 	for i, id := range containers {
 		c := r.Container(id)
 		if c == nil {
 			return fmt.Errorf("%w: it has no container %s", ErrInvalid, id)
 		}
 		archives[id] = fmt.Sprintf("container-%d.tar", i)
-		made = append(made, archives[id])
-		dump.Containers = append(dump.Containers, ContainerDump{c.Config.Msg.GetMetadata().GetName(), archives[id], c.Config})
+		made, list = append(made, archives[id]), append(list, c)
 	}
+	dump := r.dump(list, func(i int) string { return archives[containers[i]] })
 
 	key, err := checkpoint.OpenKey(m.Root)
 	if err != nil {
@@ -231,7 +249,7 @@ type frozen struct {
 // and signs the archives, and returns their digests.
 func (p *pod) checkpoint(ctx context.Context, key *checkpoint.Key, ids []string, location func(id string) string) (digests map[string]string, err error) {
 	digests = map[string]string{}
-	err = p.capture(ctx, ids, nil, func(ctx context.Context, f *frozen) error {
+	err = p.capture(ctx, ids, nil, func(ctx context.Context, f *frozen) (err error) {
 		enter(ctx, "write the archive of container "+f.c.Config.Msg.GetMetadata().GetName(), false)
 		digests[f.c.ID], err = f.stage.Write(ctx, location(f.c.ID), key)
 		return err
@@ -278,13 +296,11 @@ func (p *pod) capture(ctx context.Context, ids []string, use func(context.Contex
 		}
 	}
 
-	if err := p.whileFrozen(ctx, list, func(f *frozen) error { return p.save(ctx, program, f) }, use); err != nil {
+	err = p.whileFrozen(ctx, list, func(f *frozen) error { return p.save(ctx, program, f) }, use)
+	if err != nil || finish == nil {
 		return err
 	}
 	for _, f := range list {
-		if finish == nil {
-			break
-		}
 		if err := finish(ctx, f); err != nil {
 			return timedOut(ctx, err)
 		}

@@ -42,7 +42,6 @@ func (p *pod) resume(ctx context.Context, c *Container) {
 	if c.Process != nil {
 		warn(p.unlockNetwork(c.Process.Pid), "let a container's connections go on", "container", c.ID)
 	}
-	warn(p.releaseNetwork(), "let a pod's packets through", "sandbox", p.record().ID)
 	// What CRIU does last is to freeze them.
 	for range 2 {
 		if err := f.group.Thaw(ctx); err != nil {

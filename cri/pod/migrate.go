@@ -89,11 +89,12 @@ type moving struct {
 }
 
 func (mv *moving) run(ctx context.Context) error {
-	dump, ids, err := mv.check()
+	list, err := mv.check()
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(dump)
+	ids := idsOf(list)
+	text, err := json.Marshal(mv.p.record().dump(list, func(int) string { return "" }))
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", checkpoint.PodFile, err)
 	}
@@ -103,7 +104,7 @@ func (mv *moving) run(ctx context.Context) error {
 	}
 
 	enter(ctx, "ask "+mv.o.Node, false)
-	offer := move.Message{Type: move.Offer, Version: move.Version, Token: mv.token, Dump: text, Images: mv.images(ids)}
+	offer := move.Message{Type: move.Offer, Version: move.Version, Token: mv.token, Dump: text, Images: imagesOf(list)}
 	if mv.o.Address {
 		offer.Addresses = mv.p.record().IPs
 	}
@@ -125,7 +126,7 @@ func (mv *moving) run(ctx context.Context) error {
 	defer mv.peer.While(ctx)()
 	return mv.p.capture(ctx, ids, func(ctx context.Context, list []*frozen) error {
 		defer mv.peer.While(ctx)() // a stop of the pod ends it
-		if _, now, err := mv.check(); err != nil || !slices.Equal(now, ids) {
+		if now, err := mv.check(); err != nil || !slices.Equal(idsOf(now), ids) {
 			return errors.Join(err, fmt.Errorf("its containers have changed meanwhile: %w", ErrState))
 		}
 		for _, f := range list {
@@ -148,40 +149,38 @@ func (mv *moving) hear(ctx context.Context, want move.Type) (move.Message, error
 }
 
 // check returns what moves. All containers that have not ended must be running.
-func (mv *moving) check() (dump PodDump, ids []string, err error) {
+func (mv *moving) check() (running []*Container, err error) {
 	r := mv.p.record()
 	if !r.Ready() || r.Restoring {
-		return dump, nil, fmt.Errorf("it is not ready: %w", ErrState)
+		return nil, fmt.Errorf("it is not ready: %w", ErrState)
 	}
 	if r.Moving != nil {
-		return dump, nil, r.moved()
+		return nil, r.moved()
 	}
 
-	dump = PodDump{Version: podDumpVersion, Config: r.Config, Handler: r.Handler}
 	for _, c := range r.Containers {
 		switch c.State() {
 		case runtimeapi.ContainerState_CONTAINER_EXITED:
 		case runtimeapi.ContainerState_CONTAINER_RUNNING:
-			ids = append(ids, c.ID)
-			dump.Containers = append(dump.Containers, ContainerDump{Name: c.Config.Msg.GetMetadata().GetName(), Config: c.Config})
+			running = append(running, c)
 		default:
-			return dump, nil, fmt.Errorf("container %s is %s, and only one that runs or has ended can move: %w", c.Config.Msg.GetMetadata().GetName(), c.StateName(), ErrState)
+			return nil, fmt.Errorf("container %s is %s, and only one that runs or has ended can move: %w", c.Config.Msg.GetMetadata().GetName(), c.StateName(), ErrState)
 		}
 	}
-	if len(ids) == 0 {
-		return dump, nil, fmt.Errorf("no container of it is running: %w", ErrState)
+	if len(running) == 0 {
+		return nil, fmt.Errorf("no container of it is running: %w", ErrState)
 	}
-	return dump, ids, nil
+	return running, nil
 }
 
-// images are those of the containers, by ID.
-func (mv *moving) images(ids []string) (list []string) {
-	for _, id := range ids {
-		if c := mv.p.record().Container(id); c != nil && !slices.Contains(list, c.ImageID) {
-			list = append(list, c.ImageID)
+// imagesOf are the images of containers, by ID.
+func imagesOf(list []*Container) (ids []string) {
+	for _, c := range list {
+		if !slices.Contains(ids, c.ImageID) {
+			ids = append(ids, c.ImageID)
 		}
 	}
-	return list
+	return ids
 }
 
 // sendImages sends the images that the other node asks for, if they are among the pod's.

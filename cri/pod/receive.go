@@ -234,17 +234,9 @@ func (m *Manager) receiveContainers(ctx context.Context, peer *move.Conn, dump *
 	made := map[string]*origin{}
 	for _, c := range dump.Containers {
 		enter(ctx, "receive container "+c.Name, false)
-		err := peer.Streamed(func(from io.Reader) error {
-			o, err := m.unpack(ctx, from, "")
-			if err != nil {
-				return err
-			}
-
-			made[c.Name], o.config = o, c.Config.Msg
-			if o.unpacked.Config.Name != c.Name {
-				return fmt.Errorf("%w: its archive is of %.100q", checkpoint.ErrInvalid, o.unpacked.Config.Name)
-			}
-			return nil
+		err := peer.Streamed(func(from io.Reader) (err error) {
+			made[c.Name], err = m.unpackContainer(ctx, from, "", c)
+			return err
 		})
 		if err != nil {
 			return made, fmt.Errorf("container %.100q: %w", c.Name, err)

@@ -117,11 +117,16 @@ func (m *Manager) restorePod(ctx context.Context, r RestoreRequest) (id string, 
 	if id, err = m.runSandbox(ctx, r.Config, r.Handler, &r); err != nil {
 		return "", err
 	}
-	if p, err := m.pod(id); err != nil || r.Start && !p.record().Restoring {
-		return "", errors.Join(err, fmt.Errorf("sandbox %s is that pod: %w", id, ErrExists))
+
+	p, err := m.pod(id)
+	if err != nil {
+		return "", err
 	}
-	if err := m.restoreContainers(ctx, id, r, origins); err != nil {
-		return "", errors.Join(err, m.dropRestored(ctx, id, r.Start))
+	if r.Start && !p.record().Restoring {
+		return "", fmt.Errorf("sandbox %s is that pod: %w", id, ErrExists)
+	}
+	if err := p.restoreContainers(ctx, r, origins); err != nil {
+		return "", errors.Join(err, p.dropRestored(ctx, r.Start))
 	}
 	return id, nil
 }
@@ -167,19 +172,26 @@ func (m *Manager) origins(ctx context.Context, saved *checkpoint.Pod, dump *PodD
 		if err != nil {
 			return made, fmt.Errorf("container %s: %w", c.Name, err)
 		}
-		o, err := m.unpack(ctx, f, digest)
+		made[c.Name], err = m.unpackContainer(ctx, f, digest, c)
 		f.Close()
 		if err != nil {
 			return made, fmt.Errorf("container %s: %w", c.Name, err)
 		}
-
-		o.config = c.Config.Msg
-		made[c.Name] = o
-		if o.unpacked.Config.Name != c.Name {
-			return made, fmt.Errorf("container %s: %w: its archive is of %.100q", c.Name, checkpoint.ErrInvalid, o.unpacked.Config.Name)
-		}
 	}
 	return made, nil
+}
+
+// unpackContainer unpacks the archive of a container of a pod's checkpoint.
+func (m *Manager) unpackContainer(ctx context.Context, archive io.Reader, digest string, c ContainerDump) (*origin, error) {
+	o, err := m.unpack(ctx, archive, digest)
+	if err != nil {
+		return nil, err
+	}
+	o.config = c.Config.Msg
+	if name := o.unpacked.Config.Name; name != c.Name {
+		return nil, errors.Join(fmt.Errorf("%w: its archive is of %.100q", checkpoint.ErrInvalid, name), o.drop(ctx))
+	}
+	return o, nil
 }
 
 func dropAll(ctx context.Context, origins map[string]*origin) (err error) {
@@ -189,11 +201,7 @@ func dropAll(ctx context.Context, origins map[string]*origin) (err error) {
 	return err
 }
 
-func (m *Manager) restoreContainers(ctx context.Context, id string, r RestoreRequest, origins map[string]*origin) error {
-	p, err := m.pod(id)
-	if err != nil {
-		return err
-	}
+func (p *pod) restoreContainers(ctx context.Context, r RestoreRequest, origins map[string]*origin) error {
 	release, err := p.lock(ctx)
 	if err != nil {
 		return err
@@ -206,27 +214,31 @@ func (m *Manager) restoreContainers(ctx context.Context, id string, r RestoreReq
 		}
 	}
 
-	commit := func() error { return p.update(func(r *Record) { r.Restoring = false }) }
-	if a := r.arrival; a != nil {
-		err := func() error {
-			ctx, done := p.interruptible(ctx, nil)
-			defer done()
-			return timedOut(ctx, a.prepared(ctx))
-		}()
-		if err != nil {
+	if r.arrival != nil {
+		if err := p.awaitGo(ctx, r.arrival); err != nil {
 			return err
 		}
 	}
-	if !r.Start {
-		return commit()
+	if r.Start {
+		return p.startRestored(ctx)
 	}
-	return p.startRestored(ctx, commit)
+	return p.commitRestored()
 }
+
+// awaitGo waits until a pod that moves here may be started. A stop of it ends that.
+func (p *pod) awaitGo(ctx context.Context, a *arrival) error {
+	ctx, done := p.interruptible(ctx, nil)
+	defer done()
+	return timedOut(ctx, a.prepared(ctx))
+}
+
+// commitRestored records that a pod has all that it is restored with.
+func (p *pod) commitRestored() error { return p.update(func(r *Record) { r.Restoring = false }) }
 
 // startRestored starts all containers of a pod. It commits when the last one is there and
 // has not run an instruction.
-func (p *pod) startRestored(ctx context.Context, commit func() error) error {
-	err := p.startInOrder(ctx, commit)
+func (p *pod) startRestored(ctx context.Context) error {
+	err := p.startInOrder(ctx)
 	if err == nil {
 		err = p.letIn()
 	}
@@ -237,14 +249,14 @@ func (p *pod) startRestored(ctx context.Context, commit func() error) error {
 	return nil
 }
 
-func (p *pod) startInOrder(ctx context.Context, commit func() error) error {
+func (p *pod) startInOrder(ctx context.Context) error {
 	list, committed := p.record().Containers, false
 	for i, c := range list {
 		var ready func() error
 		if i == len(list)-1 {
 			ready = func() error {
 				committed = true
-				return failpoint.Between("commit a restored pod", commit)
+				return failpoint.Between("commit a restored pod", p.commitRestored)
 			}
 		}
 		if err := p.start(ctx, c.ID, ready); err != nil {
@@ -259,18 +271,17 @@ func (p *pod) startInOrder(ctx context.Context, commit func() error) error {
 
 // dropRestored removes a pod that lacks a container. One that was there before the call
 // stays, of which own says that there was none.
-func (m *Manager) dropRestored(ctx context.Context, id string, own bool) error {
-	p, err := m.pod(id)
-	if err != nil || !own && !p.record().Restoring {
-		return ignoreNotFound(err)
+func (p *pod) dropRestored(ctx context.Context, own bool) (err error) {
+	if !own && !p.record().Restoring {
+		return nil
 	}
 	// Its processes first, which need no record: another node may be about to let its own go on.
 	for _, c := range p.record().Containers {
 		if group, gerr := p.groupOf(c); gerr == nil {
-			err = errors.Join(err, m.killGroup(context.WithoutCancel(ctx), group))
+			err = errors.Join(err, p.m.killGroup(context.WithoutCancel(ctx), group))
 		}
 	}
-	return errors.Join(err, m.RemoveSandbox(context.WithoutCancel(ctx), id))
+	return errors.Join(err, p.m.RemoveSandbox(context.WithoutCancel(ctx), p.record().ID))
 }
 
 func decodeDump(text []byte) (*PodDump, error) {

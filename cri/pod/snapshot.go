@@ -73,7 +73,7 @@ func (m *Manager) TakeSnapshot(ctx context.Context, id, name string, limit time.
 			err = fmt.Errorf("snapshot sandbox %s: %w", r.ID, err)
 		}
 	}()
-	dump, ids, err := m.checkSnapshot(r, name, limit)
+	list, err := m.checkSnapshot(r, name, limit)
 	if err != nil {
 		return err
 	}
@@ -92,17 +92,17 @@ func (m *Manager) TakeSnapshot(ctx context.Context, id, name string, limit time.
 	defer func() { err = errors.Join(err, removeTree(context.WithoutCancel(ctx), draft)) }()
 
 	archive := map[string]string{}
-	for i, id := range ids {
-		archive[id] = dump.Containers[i].Archive
+	for i, c := range list {
+		archive[c.ID] = fmt.Sprintf("container-%d", i)
 	}
-	err = p.capture(ctx, ids, nil, func(ctx context.Context, f *frozen) error {
+	err = p.capture(ctx, idsOf(list), nil, func(ctx context.Context, f *frozen) error {
 		enter(ctx, "keep the snapshot of container "+f.c.Config.Msg.GetMetadata().GetName(), false)
 		return f.stage.Settle(ctx, filepath.Join(draft, archive[f.c.ID]))
 	})
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(dump)
+	text, err := json.Marshal(r.dump(list, func(i int) string { return archive[list[i].ID] }))
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", checkpoint.PodFile, err)
 	}
@@ -112,32 +112,30 @@ func (m *Manager) TakeSnapshot(ctx context.Context, id, name string, limit time.
 	return m.publishSnapshot(draft, name)
 }
 
-// checkSnapshot checks a request, and returns what it is about.
-func (m *Manager) checkSnapshot(r *Record, name string, limit time.Duration) (dump PodDump, ids []string, err error) {
+// checkSnapshot checks a request, and returns the containers that it is about.
+func (m *Manager) checkSnapshot(r *Record, name string, limit time.Duration) (running []*Container, err error) {
 	switch _, err := os.Lstat(m.snapshotPath(name)); {
 	case !snapshotName.MatchString(name):
-		return dump, nil, fmt.Errorf("%w: a snapshot cannot be called %.100q: it must match %s", ErrInvalid, name, snapshotName)
+		return nil, fmt.Errorf("%w: a snapshot cannot be called %.100q: it must match %s", ErrInvalid, name, snapshotName)
 	case limit < 0:
-		return dump, nil, fmt.Errorf("%w: time-out %v", ErrInvalid, limit)
+		return nil, fmt.Errorf("%w: time-out %v", ErrInvalid, limit)
 	case err == nil:
-		return dump, nil, fmt.Errorf("snapshot %s: %w", name, ErrExists)
+		return nil, fmt.Errorf("snapshot %s: %w", name, ErrExists)
 	case !errors.Is(err, fs.ErrNotExist):
-		return dump, nil, fmt.Errorf("look for snapshot %s: %w", name, err)
+		return nil, fmt.Errorf("look for snapshot %s: %w", name, err)
 	case !r.Ready():
-		return dump, nil, fmt.Errorf("it is not ready: %w", ErrState)
+		return nil, fmt.Errorf("it is not ready: %w", ErrState)
 	}
 
-	dump = PodDump{Version: podDumpVersion, Config: r.Config, Handler: r.Handler}
 	for _, c := range r.Containers {
 		if c.State() == runtimeapi.ContainerState_CONTAINER_RUNNING {
-			ids = append(ids, c.ID)
-			dump.Containers = append(dump.Containers, ContainerDump{c.Config.Msg.GetMetadata().GetName(), fmt.Sprintf("container-%d", len(ids)-1), c.Config})
+			running = append(running, c)
 		}
 	}
-	if len(ids) == 0 {
-		return dump, nil, fmt.Errorf("no container of it is running: %w", ErrState)
+	if len(running) == 0 {
+		return nil, fmt.Errorf("no container of it is running: %w", ErrState)
 	}
-	return dump, ids, nil
+	return running, nil
 }
 
 // publishSnapshot gives a draft its name, unless another has it by now.
