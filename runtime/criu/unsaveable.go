@@ -18,7 +18,7 @@ const maxLooked = 1 << 16
 // without a reason. The error is [ErrRefused]. What has changed by the time of the dump,
 // and what is not known here, CRIU refuses itself.
 func Saveable(pids []int) error {
-	looked := 0
+	looked, kinds := 0, unsaveable()
 	for _, pid := range pids[:min(len(pids), maxAsked)] {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
 		if looked == maxLooked {
@@ -36,7 +36,7 @@ func Saveable(pids []int) error {
 				continue // it was closed meanwhile
 			}
 			kind, ok := strings.CutPrefix(link, "anon_inode:")
-			if what := unsaveable()[strings.Trim(kind, "[]")]; ok && what != "" {
+			if what := kinds[strings.Trim(kind, "[]")]; ok && what != "" {
 				return fmt.Errorf("%w: process %d has %s as descriptor %s, which it cannot save", ErrRefused, pid, what, name)
 			}
 		}
