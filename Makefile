@@ -153,16 +153,11 @@ hostile: build $(LAB) images ## run containers, images and registries that attac
 	CRISP_STRICT=1 $(GO) test -p 1 -count 1 -run '$(HOSTILE)' ./runtime/... ./image/... ./network/... ./cri/... ./test/e2e
 	CRISP_STRICT=1 $(GO) test -p 1 -count 1 ./test/hostile
 
-# Minimising is bounded: it pauses fuzzing, for a minute by default each time,
-# which happens often where goroutines make coverage nondeterministic.
 FUZZTIME ?= 30s
 
 .PHONY: fuzz
 fuzz: ## run each fuzz test for FUZZTIME=30s
-	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' cmd cri runtime image network | sort | \
-	while IFS=: read -r file test; do \
-		$(GO) test -run '^$$' -fuzz "^$${test#func }$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s "./$$(dirname "$$file")" || exit 1; \
-	done
+	@GO="$(GO)" hack/fuzz $(FUZZTIME)
 
 .PHONY: conformance
 conformance: build $(LAB) $(CACHE)/bin/critest images programs ## run critest against bin/crisp
