@@ -37,7 +37,7 @@ func newWorldOn(t *testing.T, opt lab.Options, flags []string, settings map[stri
 func newWorldOf(t *testing.T, kind cluster.Options, opt lab.Options, flags []string, settings map[string]any, images ...string) *world {
 	t.Helper()
 	l := testkit.Daemon(t, opt)
-	c, err := cluster.New(t.Context(), filepath.Join(t.TempDir(), "cluster"), kind)
+	c, err := cluster.New(t.Context(), filepath.Join(shortDir(t), "cluster"), kind)
 	if errors.Is(err, lab.ErrNotMade) {
 		testkit.Skip(t, "kubernetes", err.Error())
 	}
@@ -65,6 +65,22 @@ func newWorldOf(t *testing.T, kind cluster.Options, opt lab.Options, flags []str
 		t.Fatalf("start a node: %v", err)
 	}
 	return w
+}
+
+// shortDir returns a directory whose path has not the test's name in it: those of the sockets
+// of drivers below kubelet's directory may have 107 bytes.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // empty waits until kubelet has removed the pods of the namespaces of earlier
