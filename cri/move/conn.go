@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"crisp/runtime/untrusted"
@@ -19,6 +20,7 @@ import (
 const (
 	kindMessage byte = 'm' // a message in JSON
 	kindData    byte = 'd' // a part of a stream
+	kindKnown   byte = 'k' // a part of a stream that is among the blocks sent ahead: which, see [Known]
 	kindEnd     byte = 'e' // the end of a stream: nothing, or why it is not whole
 	// KindReport is for the program that carries the bytes, and ends the conversation. See
 	// [Relay].
@@ -91,7 +93,7 @@ func readHeader(r io.Reader) (kind byte, size uint32, err error) {
 	if _, err := io.ReadFull(r, header[:]); err != nil {
 		return 0, 0, lost(err)
 	}
-	limits := map[byte]uint32{kindMessage: maxMessage, kindData: maxData, kindEnd: maxReason, KindReport: maxMessage}
+	limits := map[byte]uint32{kindMessage: maxMessage, kindData: maxData, kindKnown: knownSize, kindEnd: maxReason, KindReport: maxMessage}
 	kind, size = header[0], binary.BigEndian.Uint32(header[1:])
 	if most, ok := limits[kind]; !ok || size > most {
 		return 0, 0, lost(fmt.Errorf("no frame is of kind %q with %d bytes", kind, size))
@@ -129,9 +131,9 @@ func (c *Conn) Send(m Message) error {
 	return nil
 }
 
-// Receive receives a message of a type. One that says why the other node has failed is
-// [ErrRefused], all others are [ErrLost].
-func (c *Conn) Receive(want Type) (m Message, err error) {
+// Receive receives a message of one of some types. One that says why the other node has
+// failed is [ErrRefused], all others are [ErrLost].
+func (c *Conn) Receive(want ...Type) (m Message, err error) {
 	kind, size, err := readHeader(c.r)
 	if err != nil {
 		return m, err
@@ -153,7 +155,7 @@ func (c *Conn) Receive(want Type) (m Message, err error) {
 	if m.Type == Failed {
 		return m, fmt.Errorf("%w: %s", ErrRefused, untrusted.Of(m.Reason).Message(maxReason))
 	}
-	if m.Type != want {
+	if !slices.Contains(want, m.Type) {
 		return m, lost(fmt.Errorf("it said %.20q, and %q was expected", m.Type, want))
 	}
 	return m, nil
@@ -161,8 +163,21 @@ func (c *Conn) Receive(want Type) (m Message, err error) {
 
 // Stream sends what write writes, and whether it is whole. An error of write is returned
 // as it is.
-func (c *Conn) Stream(write func(io.Writer) error) error {
-	werr := write(chunks{c})
+func (c *Conn) Stream(write func(io.Writer) error) error { return c.stream(chunks{c}, write) }
+
+// framer writes frames, of which it may hold the last one back.
+type framer interface {
+	io.Writer
+	flush() error
+}
+
+// stream has write write frames through w.
+func (c *Conn) stream(w framer, write func(io.Writer) error) error {
+	werr := write(w)
+	if ferr := w.flush(); werr == nil {
+		werr = ferr
+	}
+
 	if errors.Is(werr, ErrLost) {
 		return werr
 	}
@@ -183,6 +198,8 @@ func (c *Conn) Stream(write func(io.Writer) error) error {
 // chunks writes data frames.
 type chunks struct{ c *Conn }
 
+func (chunks) flush() error { return nil }
+
 func (w chunks) Write(p []byte) (n int, err error) {
 	for len(p) > 0 {
 		part := p[:min(len(p), maxData)]
@@ -196,8 +213,11 @@ func (w chunks) Write(p []byte) (n int, err error) {
 
 // Streamed has read read what the other node streams, up to its end, which it then has to
 // have reached. The rest of what read leaves is read over.
-func (c *Conn) Streamed(read func(io.Reader) error) error {
-	s := &stream{c: c}
+func (c *Conn) Streamed(read func(io.Reader) error) error { return c.StreamedKnown(Blocks{}, read) }
+
+// StreamedKnown is like [Conn.Streamed], of a stream that may refer to blocks.
+func (c *Conn) StreamedKnown(blocks Blocks, read func(io.Reader) error) error {
+	s := &stream{c: c, blocks: blocks}
 	rerr := read(s)
 	if errors.Is(rerr, ErrLost) || errors.Is(rerr, ErrRefused) {
 		return rerr
@@ -206,24 +226,41 @@ func (c *Conn) Streamed(read func(io.Reader) error) error {
 	return errors.Join(rerr, err)
 }
 
-// stream reads data frames.
+// stream reads data frames, and such that refer to blocks.
 type stream struct {
-	c    *Conn
+	c      *Conn
+	blocks Blocks
+	// run has the blocks that are being read, nil for none; rest is of a data frame.
+	run  io.Reader
 	rest uint32
 	err  error
 }
 
 func (s *stream) Read(p []byte) (int, error) {
-	for s.rest == 0 && s.err == nil {
+	for s.rest == 0 && s.run == nil && s.err == nil {
 		s.next()
 	}
 	if s.err != nil {
 		return 0, s.err
 	}
+	if s.run != nil {
+		return s.readRun(p)
+	}
 	n, err := s.c.r.Read(p[:min(len(p), int(s.rest))])
 	s.rest -= uint32(n)
 	if err != nil {
 		s.err = lost(err)
+	}
+	return n, s.err
+}
+
+// readRun reads of the blocks.
+func (s *stream) readRun(p []byte) (int, error) {
+	n, err := s.run.Read(p)
+	if err == io.EOF {
+		s.run = nil
+	} else if err != nil {
+		s.err = fmt.Errorf("read what was sent ahead: %w", err)
 	}
 	return n, s.err
 }
@@ -236,6 +273,8 @@ func (s *stream) next() {
 		s.err = err
 	case kind == kindData:
 		s.rest = size
+	case kind == kindKnown:
+		s.open(size)
 	case kind != kindEnd:
 		s.err = lost(fmt.Errorf("a frame of kind %q in a stream", kind))
 	case size == 0:
@@ -244,6 +283,20 @@ func (s *stream) next() {
 		reason, err := readContent(s.c.r, size)
 		s.err = errors.Join(fmt.Errorf("%w: %s", ErrRefused, untrusted.Of(string(reason)).Message(maxReason)), err)
 	}
+}
+
+// open opens the blocks of a frame of this size.
+func (s *stream) open(size uint32) {
+	content, err := readContent(s.c.r, size)
+	if err == nil && size != knownSize {
+		err = lost(fmt.Errorf("a frame that refers to blocks has %d bytes", size))
+	}
+	if err == nil {
+		if s.run, err = s.blocks.run(content); err != nil {
+			err = lost(err)
+		}
+	}
+	s.err = err
 }
 
 // Report ends a conversation with the program that carries the bytes, also one whose time is

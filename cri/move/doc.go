@@ -5,8 +5,10 @@
 //	                                           ◀──  answer: the images that it lacks
 //	  those images                             ──▶    import them
 //	                                           ◀──  imported
+//	  blocks of their memory, while they run   ──▶    keep them
+//	  those that have changed, …               ──▶
 //	  freeze and save the containers
-//	  their archives                           ──▶    make the pod, its containers CREATED
+//	  their archives, without those blocks     ──▶    make the pod, its containers CREATED
 //	                                           ◀──  prepared
 //	  record that the pod is handed over
 //	  go                                       ──▶    restore; record, before their first

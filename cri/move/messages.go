@@ -3,7 +3,7 @@ package move
 import "encoding/json"
 
 // Version is that of the protocol.
-const Version = 1
+const Version = 2
 
 // Type is that of a message.
 type Type string
@@ -13,6 +13,8 @@ const (
 	Offer    Type = "offer"    // source: Version, Token, Dump, Images, Addresses; or Settle
 	Answer   Type = "answer"   // target: Missing
 	Imported Type = "imported" // target, if it had Missing
+	Ahead    Type = "ahead"    // source, before each stream of blocks of the running containers' memory
+	Saved    Type = "saved"    // source, before the archives
 	Prepared Type = "prepared" // target: Node
 	Go       Type = "go"       // source
 	Runs     Type = "runs"     // target: ID
@@ -52,6 +54,8 @@ type Report struct {
 	// Unsettled means that it is not known whether the pod runs at the target: it is frozen
 	// here until that is settled.
 	Unsettled bool
+	// Ahead is how much of its memory was sent while it ran, in bytes.
+	Ahead int64
 	// Frozen is how long the pod ran nowhere, in nanoseconds.
 	Frozen int64
 }
