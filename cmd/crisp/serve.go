@@ -330,6 +330,7 @@ func (d *services) openPods(ctx context.Context) error {
 		Observe:    d.cfg.CAdvisorSocket != "",
 		MaxLogLine: d.cfg.MaxContainerLogLineSize,
 		CRIU:       d.cfg.CRIUPath,
+		ReadPages:  readPages,
 	}
 	if d.metrics != nil {
 		options.Meter = d.metrics

@@ -30,6 +30,7 @@ import (
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/keeper/table"
 	"crisp/runtime/launch"
+	"crisp/runtime/pages"
 	"crisp/runtime/span"
 )
 
@@ -95,6 +96,9 @@ type Options struct {
 	PluginWait time.Duration
 	// Meter measures operations; nil for none.
 	Meter Meter
+	// ReadPages has the memory of running processes read, see [pages.Apart]; nil to send none of
+	// a pod that moves before it is frozen.
+	ReadPages func(ctx context.Context, groups []pages.Lister, use func(block []byte) error) error
 	// CRIU is the path of the program that saves processes, "" for the installed one.
 	CRIU string
 	// Choices are those to begin with, see [Manager.Choose].

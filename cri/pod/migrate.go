@@ -57,7 +57,7 @@ func (m *Manager) Migrate(ctx context.Context, id string, o Migration, peer *mov
 	defer cancel()
 	defer peer.While(ctx)()
 
-	mv := &moving{p: p, o: o, peer: peer, token: newID()}
+	mv := &moving{p: p, o: o, peer: peer, token: newID(), known: move.NewKnown(move.MaxBlocks)}
 	switch {
 	case r.Moving != nil:
 		err = mv.settle(ctx)
@@ -66,7 +66,7 @@ func (m *Manager) Migrate(ctx context.Context, id string, o Migration, peer *mov
 	default:
 		err = mv.run(ctx)
 	}
-	report = move.Report{ID: mv.id, Frozen: mv.frozen.Nanoseconds()}
+	report = move.Report{ID: mv.id, Ahead: int64(mv.known.Len()) * move.BlockSize, Frozen: mv.frozen.Nanoseconds()}
 	if err == nil {
 		err = m.RemoveSandbox(context.WithoutCancel(ctx), r.ID)
 	}
@@ -82,6 +82,8 @@ type moving struct {
 	o     Migration
 	peer  *move.Conn
 	token string
+	// known are the blocks of memory that were sent ahead.
+	known *move.Known
 	// id is that of the pod on the other node, and frozen how long it ran nowhere, once it
 	// runs there.
 	id     string
@@ -119,6 +121,10 @@ func (mv *moving) run(ctx context.Context) error {
 		return err
 	}
 
+	if err := mv.sendAhead(ctx, list); err != nil {
+		return err
+	}
+
 	began := time.Now()
 	defer func() { mv.frozen = time.Since(began) }()
 	ctx, cancel := context.WithTimeoutCause(ctx, mv.o.Limit, fmt.Errorf("%w after %v", ErrTimeout, mv.o.Limit))
@@ -129,9 +135,12 @@ func (mv *moving) run(ctx context.Context) error {
 		if now, err := mv.check(); err != nil || !slices.Equal(idsOf(now), ids) {
 			return errors.Join(err, fmt.Errorf("its containers have changed meanwhile: %w", ErrState))
 		}
+		if err := mv.peer.Send(move.Message{Type: move.Saved}); err != nil {
+			return err
+		}
 		for _, f := range list {
 			enter(ctx, "send container "+f.c.Config.Msg.GetMetadata().GetName()+" to "+mv.o.Node, false)
-			if err := mv.peer.Stream(func(w io.Writer) error { return f.stage.Stream(ctx, w, key) }); err != nil {
+			if err := mv.peer.StreamKnown(mv.known, func(w io.Writer) error { return f.stage.Stream(ctx, w, key) }); err != nil {
 				return err
 			}
 		}

@@ -124,7 +124,12 @@ func (m *Manager) receive(ctx context.Context, peer *move.Conn, offer move.Messa
 	if err := m.receiveImages(ctx, peer, offer.Images); err != nil {
 		return err
 	}
-	origins, err := m.receiveContainers(ctx, peer, dump)
+	memory, count, err := m.receiveAhead(ctx, peer)
+	if err != nil {
+		return err
+	}
+	origins, err := m.receiveContainers(ctx, peer, dump, move.Blocks{ReaderAt: memory, Count: count})
+	memory.Close()
 	defer func() { err = errors.Join(err, dropAll(ctx, origins)) }()
 	if err != nil {
 		return err
@@ -229,12 +234,13 @@ func (m *Manager) receiveImages(ctx context.Context, peer *move.Conn, ids []stri
 	return peer.Send(move.Message{Type: move.Imported})
 }
 
-// receiveContainers unpacks the archives of the containers, by their names.
-func (m *Manager) receiveContainers(ctx context.Context, peer *move.Conn, dump *PodDump) (map[string]*origin, error) {
+// receiveContainers unpacks the archives of the containers, by their names, which refer to
+// the blocks that came before.
+func (m *Manager) receiveContainers(ctx context.Context, peer *move.Conn, dump *PodDump, ahead move.Blocks) (map[string]*origin, error) {
 	made := map[string]*origin{}
 	for _, c := range dump.Containers {
 		enter(ctx, "receive container "+c.Name, false)
-		err := peer.Streamed(func(from io.Reader) (err error) {
+		err := peer.StreamedKnown(ahead, func(from io.Reader) (err error) {
 			made[c.Name], err = m.unpackContainer(ctx, from, "", c)
 			return err
 		})

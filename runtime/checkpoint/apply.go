@@ -290,7 +290,7 @@ func (a *applier) entry(h *tar.Header, body io.Reader) error {
 			return err
 		}
 		if h.Typeflag == tar.TypeReg && !isSparse(h) {
-			if err := hasSpace(a.root, h.Size); err != nil {
+			if err := HasSpace(a.root, h.Size); err != nil {
 				return err
 			}
 			return a.regular(p, attr, body)

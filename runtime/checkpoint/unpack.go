@@ -334,7 +334,7 @@ func (w *unpacking) place(name string, size int64) (*os.File, error) {
 		return nil, nil
 	}
 
-	if err := hasSpace(w.dir, size); err != nil {
+	if err := HasSpace(w.dir, size); err != nil {
 		return nil, err
 	}
 	return rootpath.CreateFile(dir, base, 0o600)
@@ -351,10 +351,11 @@ func isImageName(name string) bool {
 	return len(name) <= unix.NAME_MAX && name[0] != '.' && name[0] != '-'
 }
 
-// hasSpace checks that as many bytes fit onto the disk of a directory.
-func hasSpace(dir *os.File, size int64) error {
+// HasSpace checks that as many bytes fit onto the disk of an open file. The error is
+// [ErrTooLarge].
+func HasSpace(on *os.File, size int64) error {
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+	if err := unix.Fstatfs(int(on.Fd()), &st); err != nil {
 		return err
 	}
 	left := int64(st.Bavail) - int64(st.Blocks)/freeShare

@@ -87,6 +87,7 @@ func TestMigrate(t *testing.T) {
 	n.from.run(t, "one container", func(t *testing.T) { testMigrate(t, n) })
 	n.from.run(t, "together", func(t *testing.T) { testMigrateTogether(t, n) })
 	n.from.run(t, "image", func(t *testing.T) { testMigrateImage(t, n) })
+	n.from.run(t, "slow connection", func(t *testing.T) { testMigrateSlow(t, n) })
 	n.from.run(t, "connection lost", func(t *testing.T) { testMigrateCut(t, n) })
 	n.from.run(t, "unsettled", func(t *testing.T) { testMigrateUnsettled(t, n) })
 	n.from.run(t, "daemons killed", func(t *testing.T) { testMigrateKilled(t, n) })
@@ -155,6 +156,50 @@ func testMigrateImage(t *testing.T, n nodes) {
 	d.p.remove(t)
 	for _, node := range []*node{n.from, n.to} {
 		call(t, node.Images.RemoveImage, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: nginx}})
+	}
+}
+
+// throttled passes on what a command says to the second node in pieces of at most 64 KiB, each
+// of which takes some processes.
+const throttled = "while n=$(dd bs=64k count=1 2>/dev/null | tee /dev/fd/3 | wc -c); test $n -gt 0; do :; done 3>&1 | %s"
+
+// testMigrateSlow moves a pod with 64 MB of memory through a slow connection. It is frozen
+// only while what has changed is sent, and its memory arrives whole.
+func testMigrateSlow(t *testing.T, n nodes) {
+	dir := t.TempDir()
+	p := n.from.pod(t, podNamed("web"))
+	c := p.start(t, mount(dir, "/volume"), sh(`x=$(head -c 48000000 /dev/urandom | base64)
+		i=0; while :; do i=$((i+1)); if test -e /volume/ask; then rm /volume/ask; echo "$x" | md5sum >/volume/sum; mv /volume/sum /volume/answer; fi; sleep 0.01; done`))
+	sum := func() string {
+		if err := os.WriteFile(filepath.Join(dir, "ask"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		answer := filepath.Join(dir, "answer")
+		eventually(t, "it answers", func() bool { _, err := os.Stat(answer); return err == nil })
+		defer os.Remove(answer)
+		return slurp(answer)
+	}
+	want := sum()
+
+	began := time.Now()
+	s := finish(t, n.from.command(t, "migrate", "--verbose", "--command", fmt.Sprintf(throttled, n.command(t)), "e2e/web", "second"))
+	took := time.Since(began)
+	if s.code != 0 {
+		t.Fatalf("it exited with %d and said %q", s.code, s.err)
+	}
+	t.Logf("it moved in %v: %s", took.Round(time.Millisecond), s.err)
+	d := n.arrived(t, c, strings.TrimSpace(s.out))
+	if got := sum(); got != want {
+		t.Errorf("its memory has the sum %q, and had %q", got, want)
+	}
+	d.p.remove(t)
+
+	var frozen, ahead string
+	if _, err := fmt.Sscanf(s.err, "frozen for %s %s", &frozen, &ahead); err != nil {
+		t.Fatalf("it said %q", s.err)
+	}
+	if stood, err := time.ParseDuration(strings.TrimSuffix(frozen, ";")); err != nil || stood > took/3 {
+		t.Errorf("it was frozen for %v of %v, %v", stood, took, err)
 	}
 }
 

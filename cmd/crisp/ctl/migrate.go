@@ -33,6 +33,7 @@ type migration struct {
 	pod, node, shell string
 	query            url.Values
 	patience         time.Duration
+	verbose          bool
 }
 
 // migrateCommand is the command migrate.
@@ -47,7 +48,10 @@ runs there. It needs CRIU on both nodes, the volumes under the same paths, and t
 key in restore_from of the other one (crisp checkpoint --key).
 
 The nodes talk through ssh NODE crisp receive, or through another command, whose standard
-input and output are the connection: --rsh 'ssh -l admin' or --command 'nc node 7000'.
+input and output are the connection: --command 'ssh -l admin NODE sudo crisp receive'.
+
+Memory is sent while the pod runs, and again what has changed, before the pod is frozen to
+send the rest.
 
 If the connection breaks while the pod is being handed over, it stays frozen until the
 other node can be asked; the command tries for a while, and again when it is called again.
@@ -73,6 +77,7 @@ At no time does the pod run on both.`,
 	cmd.Flags().DurationVarP(&limit, "timeout", "t", time.Minute, "how long the pod may be frozen: `DURATION`")
 	cmd.Flags().DurationVar(&m.patience, "settle-timeout", time.Minute, "how long to try to find out what has become of the pod: `DURATION`")
 	cmd.Flags().BoolVar(&address, "keep-address", false, "have the pod keep its addresses, which the other node's network must give it")
+	cmd.Flags().BoolVarP(&m.verbose, "verbose", "v", false, "say how long the pod was frozen, and how much was sent before")
 	cmd.Flags().BoolVar(&settle, "settle", false, "only settle what an earlier attempt has left")
 	return cmd
 }
@@ -105,6 +110,9 @@ func (m *migration) run(ctx context.Context, settle bool) error {
 	}
 	if err != nil {
 		return err
+	}
+	if m.verbose && r.Frozen > 0 {
+		fmt.Fprintf(os.Stderr, "frozen for %v; %s of memory were sent before\n", time.Duration(r.Frozen).Round(time.Millisecond), bytesOf(uint64(max(0, r.Ahead))))
 	}
 	_, err = fmt.Fprintln(m.out, r.ID)
 	return err
