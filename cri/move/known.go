@@ -1,7 +1,9 @@
 package move
 
 import (
-	"crypto/sha256"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -12,6 +14,8 @@ const (
 	BlockSize = 4096
 	// MaxBlocks bounds how many of them there are: 16 GiB.
 	MaxBlocks = 1 << 22
+	// tagSize is the length of a fingerprint, in bytes.
+	tagSize = 16
 	// maxRun bounds how many of them a frame refers to, such that it stands for no more than
 	// a frame of data may have.
 	maxRun = maxData / BlockSize
@@ -20,31 +24,49 @@ const (
 	knownSize = 8
 )
 
-// Known are the blocks that the other node has, in their order, by their digests. These are
-// shorter than digests that name things: whoever finds two blocks with the same one, which
-// are a pod's, damages the pod's memory alone.
+// Known are the blocks that the other node has, in their order, by their fingerprints.
+//
+// A fingerprint is the block's GHASH under a secret key of this set, which takes a fifth of
+// the time of SHA-256: whatever is in two blocks, they have the same one with a probability of
+// at most 2^-119, and nobody else ever sees one.
 type Known struct {
-	at   map[[16]byte]uint32
-	most int
+	at    map[[tagSize]byte]uint32
+	most  int
+	hash  cipher.AEAD
+	nonce []byte
 }
 
 // NewKnown returns an empty set for at most so many blocks, each of which takes about 40 bytes
 // of memory.
-func NewKnown(most int) *Known { return &Known{map[[16]byte]uint32{}, most} }
+func NewKnown(most int) (*Known, error) {
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // it never fails
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		return nil, fmt.Errorf("make fingerprints of memory: %w", err)
+	}
+	hash, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, fmt.Errorf("make fingerprints of memory: %w", err)
+	}
+	return &Known{map[[tagSize]byte]uint32{}, most, hash, make([]byte, hash.NonceSize())}, nil
+}
 
-func digest(block []byte) [16]byte {
-	sum := sha256.Sum256(block)
-	return [16]byte(sum[:])
+// of returns the fingerprint of a block: the tag of a message that is not there, with the block
+// as the data that goes with it. With one nonce for all, such tags differ as GHASH does.
+func (k *Known) of(block []byte) (f [tagSize]byte) {
+	k.hash.Seal(f[:0], k.nonce, nil, block)
+	return f
 }
 
 // Add adds a block of [BlockSize] bytes, and reports whether it is to be sent: the set has
 // neither had it, nor as many others as it may have.
 func (k *Known) Add(block []byte) (fresh bool) {
-	d := digest(block)
-	if _, had := k.at[d]; had || len(k.at) >= k.most {
+	f := k.of(block)
+	if _, had := k.at[f]; had || len(k.at) >= k.most {
 		return false
 	}
-	k.at[d] = uint32(len(k.at))
+	k.at[f] = uint32(len(k.at))
 	return true
 }
 
@@ -72,7 +94,7 @@ type referrer struct {
 func (w *referrer) Write(p []byte) (n int, err error) {
 	literal := 0 // from where on p is to be written
 	for at := 0; at+BlockSize <= len(p); at += BlockSize {
-		index, ok := w.known.at[digest(p[at:at+BlockSize])]
+		index, ok := w.known.at[w.known.of(p[at:at+BlockSize])]
 		if !ok {
 			if err := w.flush(); err != nil {
 				return n, err

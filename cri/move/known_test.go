@@ -21,10 +21,19 @@ func blocks(t *testing.T, n int) []byte {
 	return all
 }
 
+func newKnown(t *testing.T, most int) *Known {
+	t.Helper()
+	known, err := NewKnown(most)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return known
+}
+
 // TestKnown sends streams with blocks that the other end has, in any order and between others.
 func TestKnown(t *testing.T) {
 	ahead, other := blocks(t, 200), blocks(t, 10)
-	known := NewKnown(MaxBlocks)
+	known := newKnown(t, MaxBlocks)
 	for block := range slices.Chunk(ahead, BlockSize) {
 		if !known.Add(block) {
 			t.Fatal("a block is not fresh")
@@ -73,7 +82,7 @@ func TestKnown(t *testing.T) {
 
 // TestKnownIsBounded adds more blocks than may be sent.
 func TestKnownIsBounded(t *testing.T) {
-	known, fresh := NewKnown(3), 0
+	known, fresh := newKnown(t, 3), 0
 	for block := range slices.Chunk(blocks(t, 5), BlockSize) {
 		if known.Add(block) {
 			fresh++

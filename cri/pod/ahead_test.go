@@ -44,6 +44,16 @@ func (r *reading) read(_ context.Context, _ []pages.Lister, use func(block []byt
 	return r.err
 }
 
+// ahead is an attempt to move a pod, which has sent nothing yet.
+func ahead(t *testing.T, m *Manager) *moving {
+	t.Helper()
+	known, err := move.NewKnown(move.MaxBlocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &moving{p: begunPod(t, m, "pod"), known: known}
+}
+
 // TestAhead sends memory in rounds, as many as pay.
 func TestAhead(t *testing.T) {
 	const some = enoughAhead
@@ -60,7 +70,7 @@ func TestAhead(t *testing.T) {
 	} {
 		m := storingManager(t)
 		m.Root, m.ReadPages = t.TempDir(), c.read
-		mv := &moving{p: begunPod(t, m, "pod"), known: move.NewKnown(move.MaxBlocks)}
+		mv := ahead(t, m)
 		var other *move.Conn
 		mv.peer, other = conversation(t)
 		ended := make(chan error, 1)
@@ -94,7 +104,7 @@ func TestAheadEnds(t *testing.T) {
 	m.Root = t.TempDir()
 	r := reading{changes: []int{1000}}
 	m.ReadPages = r.read
-	mv := &moving{p: begunPod(t, m, "pod"), known: move.NewKnown(move.MaxBlocks)}
+	mv := ahead(t, m)
 	var other *move.Conn
 	mv.peer, other = conversation(t)
 	go other.Close()

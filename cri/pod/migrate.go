@@ -57,7 +57,11 @@ func (m *Manager) Migrate(ctx context.Context, id string, o Migration, peer *mov
 	defer cancel()
 	defer peer.While(ctx)()
 
-	mv := &moving{p: p, o: o, peer: peer, token: newID(), known: move.NewKnown(move.MaxBlocks)}
+	known, err := move.NewKnown(move.MaxBlocks)
+	if err != nil {
+		return report, err
+	}
+	mv := &moving{p: p, o: o, peer: peer, token: newID(), known: known}
 	switch {
 	case r.Moving != nil:
 		err = mv.settle(ctx)
