@@ -39,7 +39,7 @@ func (s *Server) registerSnapshots(mux *http.ServeMux) {
 	}))
 
 	mux.HandleFunc("POST "+ClonePath, s.withPods(func(w http.ResponseWriter, r *http.Request, m *pod.Manager) {
-		id, err := m.Clone(r.Context(), r.FormValue("snapshot"), r.FormValue("name"))
+		id, err := m.Clone(r.Context(), r.FormValue("snapshot"), pod.CloneOptions{Name: r.FormValue("name"), Merge: r.FormValue("merge") == "true"})
 		klog.InfoS("Cloned a snapshot", "snapshot", r.FormValue("snapshot"), "name", r.FormValue("name"), "pod", id, "err", err)
 		reply(w, done(Done{ID: id}, err))
 	}))

@@ -47,6 +47,8 @@ type Record struct {
 	// it is frozen then.
 	Arrived string  `json:",omitempty"`
 	Moving  *Moving `json:",omitempty"`
+	// Merge means that its memory is merged with that of other clones, see [CloneOptions].
+	Merge bool `json:",omitempty"`
 	// WantIPs are the addresses that it had where it came from, and is to have here.
 	WantIPs []string `json:",omitempty"`
 	// CreatedAt is in nanoseconds since the epoch.

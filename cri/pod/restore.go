@@ -159,7 +159,7 @@ func (p *pod) handOver(ctx context.Context, r launch.Request, s *client.Started,
 // restoration is what CRIU gets, and what it is asked for.
 func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, session *criu.Session) (launch.Restoration, criu.Restore, error) {
 	inUsers := joins(r.Spec, specs.UserNamespace)
-	x := launch.Restoration{Yard: filepath.Join(p.m.StateDir, yardDir), Env: session.Env()}
+	x := launch.Restoration{Yard: filepath.Join(p.m.StateDir, yardDir), Env: session.Env(), Merge: p.record().Merge}
 	if inUsers {
 		x.Yard = usersYard
 	}

@@ -38,6 +38,8 @@ type RestoreRequest struct {
 	Start bool
 
 	arrival *arrival
+	// merge is that of [CloneOptions].
+	merge bool
 }
 
 // arrival is what a pod that moves here comes with.

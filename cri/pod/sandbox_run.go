@@ -154,6 +154,9 @@ func (m *Manager) newSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 		CreatedAt: time.Now().UnixNano(), Phase: sandboxSteps[0].name,
 	}
 
+	if from != nil {
+		r.Merge = from.merge
+	}
 	if from != nil && from.arrival != nil {
 		r.WantIPs, r.Arrived = from.arrival.addresses, from.arrival.token
 	}

@@ -20,6 +20,7 @@ import (
 
 	"crisp/runtime/checkpoint"
 	"crisp/runtime/durable"
+	"crisp/runtime/host"
 )
 
 const (
@@ -280,11 +281,49 @@ func (m *Manager) cloneSnapshot(ctx context.Context, name string, r RestoreReque
 	return made, nil
 }
 
-// Clone makes a pod of a snapshot, with a UID of its own and this name, in the snapshot's
+// CloneOptions say how a pod is made of a snapshot.
+type CloneOptions struct {
+	// Name is that of the pod.
+	Name string
+	// Merge has the kernel merge pages of its processes that are equal to those of other pods
+	// with this option, until they are written (KSM). Whoever can measure how long it takes to write a
+	// page learns whether another pod has the same.
+	Merge bool
+}
+
+// ksmRun is where the kernel says whether it merges equal pages.
+const ksmRun = "/sys/kernel/mm/ksm/run"
+
+// checkMerge returns an error unless the kernel merges pages.
+func checkMerge() error {
+	// Before, it would end with the program that makes the processes.
+	if kernel, err := host.Kernel(); err == nil && !kernel.AtLeast(6, 7) {
+		return fmt.Errorf("this kernel, Linux %s, cannot merge memory of what a process starts: that takes Linux 6.7: %w", kernel, ErrState)
+	}
+	text, err := os.ReadFile(ksmRun)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("this kernel cannot merge memory: it has no KSM: %w", ErrState)
+	}
+	if err != nil {
+		return fmt.Errorf("find out whether memory is merged: %w", err)
+	}
+	if strings.TrimSpace(string(text)) != "1" {
+		return fmt.Errorf("memory is not merged on this node: write 1 to %s: %w", ksmRun, ErrState)
+	}
+	return nil
+}
+
+// Clone makes a pod of a snapshot, with a UID and a name of its own, in the snapshot's
 // namespace, and starts its containers. It has the configuration of the pod that was
 // saved, but for the ports of the node, of which no two pods can have the same. After an
 // error nothing of it is left.
-func (m *Manager) Clone(ctx context.Context, snapshot, name string) (id string, err error) {
+func (m *Manager) Clone(ctx context.Context, snapshot string, o CloneOptions) (id string, err error) {
+	name := o.Name
+	if o.Merge {
+		if err := checkMerge(); err != nil {
+			return "", fmt.Errorf("clone snapshot %.100s: %w", snapshot, err)
+		}
+	}
 	if len(name) > maxPodName || !podName.MatchString(name) {
 		return "", fmt.Errorf("clone snapshot %.100s: %w: a pod cannot be called %.100q: it must match %s", snapshot, ErrInvalid, name, podName)
 	}
@@ -294,7 +333,7 @@ func (m *Manager) Clone(ctx context.Context, snapshot, name string) (id string, 
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, cloneTime, fmt.Errorf("%w after %v", ErrTimeout, cloneTime))
 	defer cancel()
-	r := RestoreRequest{Path: m.snapshotPath(snapshot), Config: cloneConfig(dump.Config.Msg, name), Handler: dump.Handler, Start: true}
+	r := RestoreRequest{Path: m.snapshotPath(snapshot), Config: cloneConfig(dump.Config.Msg, name), Handler: dump.Handler, Start: true, merge: o.Merge}
 	for _, c := range dump.Containers {
 		r.Containers = append(r.Containers, proto.CloneOf(c.Config.Msg))
 		relabel(r.Containers[len(r.Containers)-1].GetLabels(), r.Config.GetMetadata())

@@ -67,6 +67,10 @@ func Features() []Feature {
 			Instead: "all layers are one string; if it is longer than 255 bytes, or the pod has a user namespace, they are mounted in a private mount namespace first",
 		},
 		{
+			Name: "equal pages merged in what a process starts (PR_SET_MEMORY_MERGE)", Major: 6, Minor: 7,
+			Instead: "nothing: it is refused", Lost: "crisp clone --merge",
+		},
+		{
 			Name: "signals to the process group of a pidfd", Major: 6, Minor: 9,
 			Instead: "the members of the group are looked for in /proc and killed one by one",
 		},

@@ -23,6 +23,8 @@ type Restoration struct {
 	// the program finds in there.
 	Yard   string
 	Mounts []string
+	// Merge has the kernel merge equal pages, see [plan.RestoreOptions].
+	Merge bool
 }
 
 // RootIn is where the container's root file system is for the program.
@@ -92,7 +94,7 @@ func (l *Launcher) Restore(ctx context.Context, r Request, x Restoration) (*clie
 		return nil, fmt.Errorf("%s: %w", o.Name, err)
 	}
 	o.Gate, o.CgroupV2, o.CgroupTasks = entry.gate, entry.unified, entry.tasks
-	p, err := plan.Restore(s, o, plan.RestoreOptions{Args: x.Args, Env: x.Env, Files: x.Files, Yard: x.Yard, Mounts: x.Mounts})
+	p, err := plan.Restore(s, o, plan.RestoreOptions{Args: x.Args, Env: x.Env, Files: x.Files, Yard: x.Yard, Mounts: x.Mounts, Merge: x.Merge})
 	if err != nil {
 		return nil, err
 	}

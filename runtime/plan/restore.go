@@ -24,6 +24,9 @@ type RestoreOptions struct {
 	// Mounts are paths at which the container has mounts, without links. The program
 	// finds a copy of mount i in the yard, by the name i.
 	Mounts []string
+	// Merge has the kernel merge equal pages of the processes, and of those that they start,
+	// with each other's and those of others for which that is wanted, until they are written.
+	Merge bool
 }
 
 const (
@@ -159,6 +162,9 @@ func (c *container) restorer(r RestoreOptions) {
 		c.step("null device on descriptor "+strconv.Itoa(fd), unix.SYS_DUP3, c.null(), num(fd), zero())
 	}
 	c.step("umask 0022", unix.SYS_UMASK, num(0o022))
+	if r.Merge {
+		c.prctl("merge equal pages", unix.PR_SET_MEMORY_MERGE, 1)
+	}
 	c.closeOthers(false)
 	for i, name := range r.Files {
 		c.step(name+" for the program", unix.SYS_DUP3, c.held(name), num(FirstFile+i), zero())

@@ -3,8 +3,10 @@ package e2e
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crisp/test/testkit"
 	"crisp/test/testkit/pace"
 )
 
@@ -22,6 +25,7 @@ func TestSnapshots(t *testing.T) {
 	n.run(t, "clones in a user namespace", func(t *testing.T) { testClones(t, n, userNamespace(700000)) })
 	n.run(t, "RestorePod", func(t *testing.T) { testRestoreSnapshot(t, n) })
 	n.run(t, "warm start", func(t *testing.T) { testWarmStart(t, n) })
+	n.run(t, "merged", func(t *testing.T) { testMerged(t, n) })
 	n.run(t, "refusals", func(t *testing.T) { testSnapshotRefusals(t, n) })
 	n.run(t, "unfinished", func(t *testing.T) { testUnfinishedSnapshot(t, n) })
 }
@@ -131,6 +135,68 @@ func testRestoreSnapshot(t *testing.T, n *node) {
 	made[0].start(t)
 	eventually(t, "it goes on", func() bool { _, last := made[0].countFrom(t); return last > until })
 	n.crisp(t, "snapshots", "rm", "saved")
+}
+
+// ksm is a directory of the kernel's settings for merging equal pages.
+const ksm = "/sys/kernel/mm/ksm"
+
+// setKSM changes one of these settings until the test ends.
+func setKSM(t *testing.T, name, value string) {
+	t.Helper()
+	file := filepath.Join(ksm, name)
+	was := strings.TrimSpace(slurp(file))
+	if err := os.WriteFile(file, []byte(value), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(file, []byte(was), 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// testMerged has clones share memory until they write it.
+func testMerged(t *testing.T, n *node) {
+	if _, err := os.Stat(ksm); err != nil {
+		testkit.Skip(t, "KSM", err.Error())
+	}
+	if !testkit.KernelAtLeast(t, 6, 7) {
+		testkit.Skip(t, "PR_SET_MEMORY_MERGE", "it is not inherited before Linux 6.7")
+	}
+	const bytes = 20 << 20
+	dir := t.TempDir()
+	p := n.pod(t, podNamed("big"))
+	// Each pod that finds its own request answers with the sum of its memory.
+	p.start(t, mount(dir, "/volume"), sh(fmt.Sprintf(`x=$(head -c %d /dev/urandom | base64); touch /volume/ready
+		while :; do if test -e /tmp/ask; then rm /tmp/ask; x=${x%%?}$(cat /tmp/with); echo "$x" | md5sum >/tmp/answer; fi; sleep 0.1; done`, bytes*3/4)))
+	eventually(t, "it has its memory", func() bool { _, err := os.Stat(filepath.Join(dir, "ready")); return err == nil })
+	n.snapshotted(t, "e2e/big", "big")
+	p.remove(t)
+	setKSM(t, "run", "0")
+	n.refused(t, 1, "write 1 to /sys/kernel/mm/ksm/run", "clone", "--merge", "big")
+
+	setKSM(t, "pages_to_scan", "20000")
+	setKSM(t, "run", "1")
+	made := n.clones(t, "--merge", "-n", "3", "big")
+	shared := func() int {
+		pages, err := strconv.Atoi(strings.TrimSpace(slurp(filepath.Join(ksm, "pages_sharing"))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pages * os.Getpagesize()
+	}
+	eventually(t, "two of three copies are gone", func() bool { return shared() > 2*bytes*9/10 })
+
+	sum := func(c *container, with string) string {
+		c.sh(t, "echo "+with+" >/tmp/with; rm -f /tmp/answer; touch /tmp/ask")
+		eventually(t, "it answers", func() bool { return strings.Contains(c.sh(t, "cat /tmp/answer 2>/dev/null || true"), "-") })
+		return c.sh(t, "cat /tmp/answer")
+	}
+	one, other, third := sum(made[0], "a"), sum(made[1], "b"), sum(made[2], "a")
+	if one != third || one == other {
+		t.Errorf("memory has the sums %q, %q and %q after a, b and a were written", one, other, third)
+	}
+	n.crisp(t, "snapshots", "rm", "big")
 }
 
 // testWarmStart has a program that takes three seconds until it serves.

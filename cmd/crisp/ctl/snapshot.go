@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,7 +86,7 @@ func snapshotsCommand() *cobra.Command {
 
 // cloneCommand is the command clone.
 func cloneCommand() *cobra.Command {
-	count, name := 1, ""
+	count, o := 1, pod.CloneOptions{}
 	cmd := withDaemon(&cobra.Command{
 		Use: "clone [-n COUNT] [FLAGS] SNAPSHOT", Short: "Make running pods of a snapshot",
 		Long: `Make running pods of a snapshot, and print their names and IDs. They go on where the pod
@@ -96,18 +97,17 @@ none of its ports of the node.`,
 		if count < 1 {
 			return fmt.Errorf("%d pods cannot be made", count)
 		}
-		return s.clone(ctx, args[0], name, count)
+		return s.clone(ctx, args[0], o, count)
 	})
 	cmd.Flags().IntVarP(&count, "count", "n", 1, "how many `PODS`")
-	cmd.Flags().StringVar(&name, "name", "", "the `NAME` of the pod, or with -n what a number is added to (default: the snapshot's)")
+	cmd.Flags().StringVar(&o.Name, "name", "", "the `NAME` of the pod, or with -n what a number is added to (default: the snapshot's)")
+	cmd.Flags().BoolVar(&o.Merge, "merge", false, "have the kernel merge equal pages of clones (KSM, which must run)")
 	return cmd
 }
 
 // clone makes pods, as many at a time as there are processors.
-func (s *session) clone(ctx context.Context, snapshot, name string, count int) error {
-	if name == "" {
-		name = snapshot
-	}
+func (s *session) clone(ctx context.Context, snapshot string, o pod.CloneOptions, count int) error {
+	name := cmp.Or(o.Name, snapshot)
 	names, ids := make([]string, count), make([]string, count)
 	var group errgroup.Group
 	group.SetLimit(runtime.NumCPU())
@@ -117,7 +117,7 @@ func (s *session) clone(ctx context.Context, snapshot, name string, count int) e
 			names[i] += "-" + strconv.Itoa(i+1)
 		}
 		group.Go(func() error {
-			done, err := s.tell(ctx, http.MethodPost, admin.ClonePath, url.Values{"snapshot": {snapshot}, "name": {names[i]}})
+			done, err := s.tell(ctx, http.MethodPost, admin.ClonePath, url.Values{"snapshot": {snapshot}, "name": {names[i]}, "merge": {strconv.FormatBool(o.Merge)}})
 			ids[i] = done.ID
 			return err
 		})
