@@ -6,6 +6,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+
+	"crisp/test/testkit/svg"
 )
 
 // chart is a picture of results, and what the report calls it.
@@ -67,28 +69,28 @@ func (b *bench) callsChart(title string) []byte {
 
 	x := logScale(low, high, left, right)
 	height := 70 + row*float64(len(keys))
-	d := newDrawing(right+50, height, title)
+	d := newChart(right+50, height, title)
 	for _, tick := range powers(low, high) {
-		d.line(x(tick), 45, x(tick), height-25, "#ddd", 1)
-		d.text(x(tick), height-8, "middle", fmt.Sprintf("%g", tick))
+		d.Grid(x(tick), 45, x(tick), height-25)
+		d.Faint(x(tick), height-8, svg.Middle, fmt.Sprintf("%g", tick))
 	}
 
 	for i, k := range keys {
 		y := 60 + float64(i)*row
-		d.text(left-10, y+4, "end", k.name)
+		d.Text(left-10, y+4, svg.End, k.name)
 		for n, s := range shown {
 			v := b.samples.of(k, s.name).whole()
 			if len(v) == 0 {
 				continue
 			}
 			at, from, to := y-6+float64(n)*6, x(quantile(v, 0.5)), x(quantile(v, 0.99))
-			d.line(from, at, to, at, s.color, 2)
-			d.dot(from, at, s.color)
+			d.Line(from, at, to, at, s.color, 2)
+			d.Dot(from, at, dot, s.color)
 		}
 	}
 
-	d.legend(len(shown))
-	return d.end()
+	legend(d, len(shown))
+	return d.Done()
 }
 
 // readyChart shows for each duration the share of pods that were ready by then.
@@ -108,25 +110,25 @@ func (b *bench) readyChart(title string) []byte {
 	high = math.Ceil(high/100) * 100
 	x := func(v float64) float64 { return left + v/high*(right-left) }
 	y := func(share float64) float64 { return bottom - share*(bottom-top) }
-	d := newDrawing(right+50, bottom+45, title)
+	d := newChart(right+50, bottom+45, title)
 	for i := range 5 {
 		share := float64(i) / 4
-		d.line(left, y(share), right, y(share), "#ddd", 1)
-		d.text(left-8, y(share)+4, "end", fmt.Sprintf("%.0f%%", share*100))
-		d.text(x(high*share), bottom+20, "middle", fmt.Sprintf("%.0f", high*share))
+		d.Grid(left, y(share), right, y(share))
+		d.Faint(left-8, y(share)+4, svg.End, fmt.Sprintf("%.0f%%", share*100))
+		d.Faint(x(high*share), bottom+20, svg.Middle, fmt.Sprintf("%.0f", high*share))
 	}
 
 	for _, s := range shown {
-		var points []point
+		var points []svg.Point
 		for i, v := range curves[s.name] {
 			n := float64(len(curves[s.name]))
-			points = append(points, point{x(v), y(float64(i) / n)}, point{x(v), y(float64(i+1) / n)})
+			points = append(points, svg.Point{X: x(v), Y: y(float64(i) / n)}, svg.Point{X: x(v), Y: y(float64(i+1) / n)})
 		}
-		d.curve(points, s.color)
+		d.Curve(points, s.color, 2)
 	}
 
-	d.legend(len(shown))
-	return d.end()
+	legend(d, len(shown))
+	return d.Done()
 }
 
 // growthChart shows how the median of something grows with the number of
@@ -146,29 +148,64 @@ func (b *bench) growthChart(title, name string, divisor, low float64) []byte {
 
 	x, rise := logScale(1, float64(sizes[len(sizes)-1]), left, right), logScale(low, high, 0, bottom-top)
 	y := func(v float64) float64 { return bottom - rise(max(v, low)) }
-	d := newDrawing(right+50, bottom+45, title)
+	d := newChart(right+50, bottom+45, title)
 	for _, tick := range powers(low, high) {
-		d.line(left, y(tick), right, y(tick), "#ddd", 1)
-		d.text(left-8, y(tick)+4, "end", fmt.Sprintf("%g", tick))
+		d.Grid(left, y(tick), right, y(tick))
+		d.Faint(left-8, y(tick)+4, svg.End, fmt.Sprintf("%g", tick))
 	}
 
 	for _, size := range sizes[1:] {
-		d.text(x(float64(size)), bottom+20, "middle", fmt.Sprint(size))
+		d.Faint(x(float64(size)), bottom+20, svg.Middle, fmt.Sprint(size))
 	}
 	for _, s := range shown {
-		var points []point
+		var points []svg.Point
 		for _, size := range sizes[1:] {
 			if v := values(size, s.name); v > 0 {
-				points = append(points, point{x(float64(size)), y(v)})
+				points = append(points, svg.Point{X: x(float64(size)), Y: y(v)})
 			}
 		}
 
-		d.curve(points, s.color)
+		d.Curve(points, s.color, 2)
 		for _, p := range points {
-			d.dot(p.x, p.y, s.color)
+			d.Dot(p.X, p.Y, dot, s.color)
 		}
 	}
 
-	d.legend(2)
-	return d.end()
+	legend(d, 2)
+	return d.Done()
+}
+
+// dot is the radius of one.
+const dot = 3
+
+// newChart begins a chart with its title.
+func newChart(width, height float64, title string) *svg.Drawing {
+	d := svg.New(width, height, 12, title)
+	d.Text(10, 18, svg.Start, title)
+	return d
+}
+
+// legend names the first n series below the title.
+func legend(d *svg.Drawing, n int) {
+	for i, s := range shown[:n] {
+		x := float64(20 + i*110)
+		d.Dot(x, 32, dot, s.color)
+		d.Text(x+8, 36, svg.Start, s.name)
+	}
+}
+
+// logScale maps low to high onto from to to.
+func logScale(low, high, from, to float64) func(float64) float64 {
+	return func(v float64) float64 {
+		return from + (math.Log(v)-math.Log(low))/(math.Log(high)-math.Log(low))*(to-from)
+	}
+}
+
+// powers lists the powers of ten between low and high.
+func powers(low, high float64) []float64 {
+	var out []float64
+	for e := math.Ceil(math.Log10(low)); e <= math.Log10(high); e++ {
+		out = append(out, math.Pow(10, e))
+	}
+	return out
 }
