@@ -382,6 +382,11 @@ $(CACHE)/bin/promtool:
 	mv $(CACHE)/prometheus/usr/bin/prometheus $(CACHE)/prometheus/usr/bin/promtool $(@D)
 	@rm -rf $(CACHE)/prometheus && touch $@
 
+.PHONY: board
+board: build $(CACHE)/bin/registry images monitoring ## draw the board with the data of a load, five minutes; ARGS="-for 1m -picture FILE"
+	$(COMPILE) -o $(CACHE)/bin/board ./hack/monitoring
+	$(CACHE)/bin/board $(ARGS)
+
 .PHONY: clean
 clean: ## remove build output, but not the cache
 	rm -rf bin dist

@@ -1,13 +1,8 @@
 package e2e
 
 import (
-	"context"
-	"encoding/json"
-	"fmt"
-	"io"
-	"net"
+	"math"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,11 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"sigs.k8s.io/yaml"
 
 	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/prometheus"
 )
 
 // monitoring is the directory of what is tested here.
@@ -111,47 +108,10 @@ func readYAML(t *testing.T, name string, into any) {
 	}
 }
 
-// target is a query of a panel.
-type target struct{ Expr, LegendFormat string }
-
-// boardQueries are those of the board's panels, with what Grafana puts in.
-func boardQueries(t *testing.T) map[string][]target {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(monitoring, "dashboard.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var board struct {
-		Panels []struct {
-			Title, Type string
-			Targets     []target
-		}
-	}
-	if err := json.Unmarshal(data, &board); err != nil {
-		t.Fatal(err)
-	}
-
-	values := strings.NewReplacer("$instance", ".*", "$__rate_interval", "20s")
-	queries := map[string][]target{}
-	for _, p := range board.Panels {
-		for _, q := range p.Targets {
-			q.Expr = values.Replace(q.Expr)
-			queries[p.Title] = append(queries[p.Title], q)
-		}
-		if p.Type != "row" && len(p.Targets) == 0 {
-			t.Errorf("panel %q has no query", p.Title)
-		}
-	}
-	if len(queries) < 10 {
-		t.Fatalf("the board has only %d panels with queries", len(queries))
-	}
-	return queries
-}
-
 // TestMonitoring has Prometheus scrape a daemon that does everything that is measured,
 // and evaluates each query of the board and of the rules.
 func TestMonitoring(t *testing.T) {
-	prometheus, promtool := prometheusTool(t, "prometheus"), prometheusTool(t, "promtool")
+	program, promtool := prometheusTool(t, "prometheus"), prometheusTool(t, "promtool")
 	cni := newPlugin(t)
 	n := newNode(t, lab.Options{Config: "metrics_address = \"127.0.0.1:0\"\n", PluginDir: cni.dir})
 	address := regexp.MustCompile(`msg="Serving metrics" address=(\S+)`).FindStringSubmatch(n.Log())
@@ -159,8 +119,8 @@ func TestMonitoring(t *testing.T) {
 		t.Fatalf("the log has no address:\n%s", n.Log())
 	}
 	work(t, n, cni) // counters that are there before the first scrape have a rate
-	api := startPrometheus(t, prometheus, address[1])
-	eventually(t, "a first scrape", func() bool { return len(api.query(t, `crisp_build_info`)) == 1 })
+	server := startPrometheus(t, program, address[1])
+	eventually(t, "a first scrape", func() bool { return len(query(t, server, `crisp_build_info`)) == 1 })
 
 	began := time.Now()
 	for time.Since(began) < 8*time.Second {
@@ -168,14 +128,22 @@ func TestMonitoring(t *testing.T) {
 	}
 	families := scrape(t, address[1])
 	checkMetrics(t, promtool, address[1])
-	for title, queries := range boardQueries(t) {
-		for _, q := range queries {
-			checkQuery(t, api, title, q)
+	board, err := prometheus.ReadBoard(filepath.Join(monitoring, "dashboard.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(board.Panels) < 10 {
+		t.Fatalf("the board has only %d panels", len(board.Panels))
+	}
+	for _, p := range board.Panels {
+		for _, q := range p.Targets {
+			q.Expr = q.Query(5 * time.Second)
+			checkQuery(t, server, p.Title, q)
 			checkNames(t, q.Expr, families)
 		}
 	}
 	for alert, expr := range alertRules(t) {
-		api.query(t, expr)
+		query(t, server, expr)
 		checkNames(t, expr, families)
 		if !strings.Contains(expr, `job="crisp"`) {
 			t.Errorf("%s is about any job: %s", alert, expr)
@@ -219,22 +187,39 @@ func checkMetrics(t *testing.T, promtool, address string) {
 	}
 }
 
+// startPrometheus starts a server that scrapes an address each second.
+func startPrometheus(t *testing.T, program, target string) *prometheus.Server {
+	t.Helper()
+	dir := t.TempDir()
+	server, err := prometheus.Start(t.Context(), prometheus.Options{Program: program, Dir: dir, Target: target, Interval: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("Prometheus:\n%s", slurp(filepath.Join(dir, "log")))
+		}
+	})
+	return server
+}
+
 // checkQuery requires that a query returns series with a value, and with the labels
 // that its legend prints.
-func checkQuery(t *testing.T, api prometheusAPI, title string, q target) {
+func checkQuery(t *testing.T, server *prometheus.Server, title string, q prometheus.Target) {
 	t.Helper()
-	series := api.query(t, q.Expr)
+	series := query(t, server, q.Expr)
 	if len(series) == 0 {
 		t.Errorf("panel %q is empty: %s", title, q.Expr)
 	}
 	for _, s := range series {
-		for _, m := range regexp.MustCompile(`{{(\w+)}}`).FindAllStringSubmatch(q.LegendFormat, -1) {
-			if s.Metric[m[1]] == "" {
-				t.Errorf("panel %q: %s has no label %s, but %v", title, q.Expr, m[1], s.Metric)
-			}
+		if _, err := q.Legend(s.Metric); err != nil {
+			t.Errorf("panel %q: %v", title, err)
 		}
 	}
-	finite := func(s promSeries) bool { return s.Value[1] != "NaN" && s.Value[1] != "+Inf" }
+	finite := func(s *model.Sample) bool { return !math.IsNaN(float64(s.Value)) && !math.IsInf(float64(s.Value), 0) }
 	if !slices.ContainsFunc(series, finite) {
 		t.Errorf("panel %q has no number: %s: %v", title, q.Expr, series)
 	}
@@ -257,78 +242,12 @@ func checkNames(t *testing.T, expr string, samples map[string]float64) {
 	}
 }
 
-// prometheusAPI is the address of a Prometheus server.
-type prometheusAPI string
-
-// promSeries is a series in a response, with its time and value.
-type promSeries struct {
-	Metric map[string]string
-	Value  [2]any
-}
-
-// startPrometheus starts a server that scrapes an address each second.
-func startPrometheus(t *testing.T, program, target string) prometheusAPI {
-	t.Helper()
-	dir := t.TempDir()
-	config := fmt.Sprintf("global: {scrape_interval: 1s}\nscrape_configs: [{job_name: crisp, static_configs: [{targets: [%q]}]}]\n", target)
-	if err := os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := l.Addr().String()
-	l.Close()
-
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd := exec.CommandContext(ctx, program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+at)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		_ = cmd.Wait() // it was killed
-		if t.Failed() {
-			t.Logf("Prometheus:\n%s", slurp(log.Name()))
-		}
-	})
-	eventually(t, "Prometheus", func() bool {
-		r, err := http.Get("http://" + at + "/-/ready")
-		if err != nil {
-			return false
-		}
-		r.Body.Close()
-		return r.StatusCode == http.StatusOK
-	})
-	return prometheusAPI(at)
-}
-
 // query evaluates an expression.
-func (p prometheusAPI) query(t *testing.T, expr string) []promSeries {
+func query(t *testing.T, server *prometheus.Server, expr string) model.Vector {
 	t.Helper()
-	r, err := http.Get("http://" + string(p) + "/api/v1/query?query=" + url.QueryEscape(expr))
+	v, err := server.Query(t.Context(), expr)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
-	defer r.Body.Close()
-	data, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	var answer struct {
-		Status, Error string
-		Data          struct{ Result []promSeries }
-	}
-	if err := json.Unmarshal(data, &answer); err != nil || answer.Status != "success" {
-		t.Errorf("query %s: %v %s", expr, err, answer.Error)
-	}
-	return answer.Data.Result
+	return v
 }
