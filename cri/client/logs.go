@@ -51,6 +51,9 @@ type Log struct {
 	Since time.Time
 	// Alive, if not nil, reports whether more can come: then it is waited for.
 	Alive func(context.Context) bool
+	// End, if not nil, is called whenever all that there is of a log that is followed
+	// has been read, with a time before that: what follows was written later.
+	End func(time.Time) error
 }
 
 // Read calls f with each line. It follows a log that is rotated.
@@ -72,7 +75,7 @@ func (l Log) Read(ctx context.Context, f func(Line) error) error {
 	}
 
 	for l.Alive != nil {
-		alive := l.Alive(ctx)
+		at, alive := time.Now(), l.Alive(ctx)
 		if err := r.from(ctx, file); err != nil {
 			return err
 		}
@@ -93,19 +96,33 @@ func (l Log) Read(ctx context.Context, f func(Line) error) error {
 		if !alive {
 			break
 		}
-		select {
-		case <-time.After(pollTime):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := l.rest(ctx, at); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// rest waits until it is time to look at the log again, which was read to its end.
+func (l Log) rest(ctx context.Context, at time.Time) error {
+	if l.End != nil {
+		if err := l.End(at); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-time.After(pollTime):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // open opens the log. That of a container which has not started does not exist: it
 // is waited for, or there is none.
 func (l Log) open(ctx context.Context) (*os.File, error) {
 	for {
+		at := time.Now()
 		file, err := os.Open(l.Path)
 		if err == nil {
 			return file, nil
@@ -117,10 +134,8 @@ func (l Log) open(ctx context.Context) (*os.File, error) {
 			return nil, nil
 		}
 
-		select {
-		case <-time.After(pollTime):
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		if err := l.rest(ctx, at); err != nil {
+			return nil, err
 		}
 	}
 }

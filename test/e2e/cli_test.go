@@ -14,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -186,21 +185,27 @@ func testLogsCommand(t *testing.T, n *node) {
 		t.Errorf("both logs are %q", s.out)
 	}
 
+	three := p.start(t, named("three"), sh("sleep 100"))
 	follow := n.command(t, "logs", "--follow", "web")
 	var out bytes.Buffer
 	follow.Stdout = &out
 	if err := follow.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond)
+
+	want := "[e2e/web/one] 1\n[e2e/web/two] 2\n[e2e/web/two] 3\n[e2e/web/one] 5\n"
+	for i := 6; i < 18; i += 2 {
+		three.sh(t, fmt.Sprintf("echo %d >/proc/1/fd/1", i))
+		one.sh(t, fmt.Sprintf("echo %d >/proc/1/fd/1", i+1))
+		want += fmt.Sprintf("[e2e/web/three] %d\n[e2e/web/one] %d\n", i, i+1)
+	}
 	one.stop(t, 0)
+	three.stop(t, 0)
 	if err := follow.Wait(); err != nil {
 		t.Error(err)
 	}
-	for _, want := range []string{"[e2e/web/one] 1\n", "[e2e/web/two] 2\n[e2e/web/two] 3\n"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("what was followed lacks %q: %q", want, out.String())
-		}
+	if out.String() != want {
+		t.Errorf("what was followed is %q, want %q", out.String(), want)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,7 +29,7 @@ func logsCommand() *cobra.Command {
 		Use: "logs [FLAGS] POD|CONTAINER...", Short: "Print the output of containers",
 		Long: `Print the output of containers, of a pod that of all its containers. With several,
 each line begins with the name of its container, and they are in the order of their
-times; with --follow, those of each container are.`,
+times, for which --follow lets a line wait a fraction of a second.`,
 		Args: cli.AtLeast(1, "pods and containers"),
 	}, func(ctx context.Context, s *session, args []string) error {
 		return s.logs(ctx, errs, o, args)
@@ -47,42 +46,27 @@ times; with --follow, those of each container are.`,
 }
 
 func (s *session) logs(ctx context.Context, errs io.Writer, o logOptions, names []string) error {
-	sources, err := s.sources(ctx, o, names)
+	objects, err := s.logged(ctx, o, names)
 	if err != nil {
 		return err
 	}
 	w := &mixer{out: s.out, errs: errs, timestamps: o.timestamps, open: map[string]bool{}}
-	if len(sources) > 1 {
+	if len(objects) > 1 {
 		w.prefix, w.colors = true, colorsFor(s.out)
 	}
 
-	if !o.follow {
-		logs := make([]func(context.Context, func(client.Line) error) error, len(sources))
-		write := make([]func(client.Line) error, len(sources))
-		for i, src := range sources {
-			logs[i] = func(ctx context.Context, f func(client.Line) error) error { return s.readLog(ctx, o, src, f) }
-			write[i] = w.of(i, src)
-		}
-		return merge(ctx, logs, write)
+	logs := make([]source, len(objects))
+	for i, c := range objects {
+		logs[i] = source{write: w.of(i, c), read: func(ctx context.Context, line func(client.Line) error, end func(time.Time) error) error {
+			return s.readLog(ctx, o, c, line, end)
+		}}
 	}
-
-	var wg sync.WaitGroup
-	failures := make([]error, len(sources))
-	for i, src := range sources {
-		wg.Go(func() { failures[i] = s.readLog(ctx, o, src, w.of(i, src)) })
-	}
-	wg.Wait()
-	for _, err := range failures {
-		if err != nil {
-			return unlessInterrupted(ctx, err)
-		}
-	}
-	return nil
+	return unlessInterrupted(ctx, merge(ctx, logs))
 }
 
-// sources are the containers whose output is printed: of each name only the newest
+// logged are the containers whose output is printed: of each name only the newest
 // attempt, or the one before.
-func (s *session) sources(ctx context.Context, o logOptions, names []string) ([]client.Object, error) {
+func (s *session) logged(ctx context.Context, o logOptions, names []string) ([]client.Object, error) {
 	pods, err := s.List(ctx)
 	if err != nil {
 		return nil, err
@@ -127,8 +111,9 @@ func attempt(p *client.Pod, name string, previous bool) *runtimeapi.Container {
 	return nil
 }
 
-// readLog reads the log of a container.
-func (s *session) readLog(ctx context.Context, o logOptions, src client.Object, f func(client.Line) error) error {
+// readLog reads the log of a container, and calls end each time that it has come to
+// the end of one that is followed.
+func (s *session) readLog(ctx context.Context, o logOptions, src client.Object, line func(client.Line) error, end func(time.Time) error) error {
 	st, err := s.status(ctx, src.ID())
 	if err != nil {
 		return err
@@ -142,23 +127,22 @@ func (s *session) readLog(ctx context.Context, o logOptions, src client.Object, 
 		l.Since = time.Now().Add(-o.since)
 	}
 	if o.follow {
+		l.End = end
 		l.Alive = func(ctx context.Context) bool {
 			st, err := s.status(ctx, src.ID())
 			// If the daemon is away, as for an upgrade, containers go on.
 			return err != nil || st != nil && st.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED
 		}
 	}
-	return l.Read(ctx, f)
+	return l.Read(ctx, line)
 }
 
-// mixer writes the lines of several containers, each as a whole.
+// mixer writes the lines of several containers, each as a whole, one after the other.
 type mixer struct {
 	out, errs          io.Writer
 	prefix, timestamps bool
 	colors             bool
-
-	mu   sync.Mutex
-	open map[string]bool // streams in the middle of a line; guarded by mu
+	open               map[string]bool // streams in the middle of a line
 }
 
 // hues are the colors of prefixes.
@@ -171,8 +155,6 @@ func (m *mixer) of(i int, src client.Object) func(client.Line) error {
 		name = hue(i).in(name)
 	}
 	return func(l client.Line) error {
-		m.mu.Lock()
-		defer m.mu.Unlock()
 		w := m.out
 		if l.Stream == "stderr" {
 			w = m.errs
