@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -29,6 +31,11 @@ func open(t *testing.T) (l *Log, path string, lost *atomic.Int64) {
 		t.Fatal(err)
 	}
 	return l, path, lost
+}
+
+// ends are the records of calls that have ended.
+func ends(list []Record) []Record {
+	return slices.DeleteFunc(list, func(r Record) bool { return r.Call == Start || r.Result == resultBegin })
 }
 
 // read returns the lines of files, each of which must be a record of its own.
@@ -60,10 +67,25 @@ func TestLine(t *testing.T) {
 	l.Begin(Record{Call: PortForward, Pod: "b", Port: 80}, nil)(0, errors.New("refused\nresult: ok"))
 	l.Close()
 
-	got := read(t, path)
-	if len(got) != 3 || lost.Load() != 0 {
-		t.Fatalf("%d lines, %d lost", len(got), lost.Load())
+	all := read(t, path)
+	if len(all) != 7 || lost.Load() != 0 || all[0].Call != Start {
+		t.Fatalf("%d lines, %d lost, the first is %+v", len(all), lost.Load(), all[0])
 	}
+	for i := 1; i < len(all); i += 2 {
+		begin, end := all[i], all[i+1]
+		if begin.Result != resultBegin || begin.Session == "" || begin.Session != end.Session || begin.ExitCode != nil || begin.Error != "" || time.Since(begin.Time) > time.Minute {
+			t.Errorf("%+v begins, %+v ends", begin, end)
+		}
+		end.Time, end.Result, end.ExitCode, end.Error, end.Seconds = begin.Time, resultBegin, nil, "", 0
+		if !reflect.DeepEqual(begin, end) {
+			t.Errorf("a call begins as %+v and ends as %+v", begin, end)
+		}
+		if i > 1 && begin.Session == all[i-1].Session {
+			t.Errorf("two calls are %s", begin.Session)
+		}
+	}
+
+	got := ends(all)
 	exec, attach, forward := got[0], got[1], got[2]
 	if exec.Result != "exit" || *exec.ExitCode != 3 || *exec.Caller != *caller || strings.Join(exec.Command, "|") != "sh|-c|x y" || !exec.TTY || time.Since(exec.Time) > time.Minute {
 		t.Errorf("exec is %+v", exec)
@@ -94,7 +116,7 @@ func TestHostileCommands(t *testing.T) {
 	}
 	l.Close()
 
-	got := read(t, path)
+	got := ends(read(t, path))
 	if len(got) != len(commands) {
 		t.Fatalf("%d lines for %d commands", len(got), len(commands))
 	}
@@ -110,7 +132,7 @@ func TestHostileCommands(t *testing.T) {
 	if a, b := got[4].Command[0], got[4].Command[1]; a != `\xff\xfe` || b != `\u0000` {
 		t.Errorf("bytes are %q and %q", a, b)
 	}
-	if st, err := os.Stat(path); err != nil || st.Size() > 200<<10 {
+	if st, err := os.Stat(path); err != nil || st.Size() > 400<<10 {
 		t.Errorf("the file has %d bytes, %v", st.Size(), err)
 	}
 }
@@ -168,11 +190,11 @@ func TestSlowDisk(t *testing.T) {
 	lost := 0
 	l := &Log{lost: func(n int) { lost += n }, lines: make(chan []byte, maxWaiting)} // nobody writes
 	l.on.Store(true)
-	for range maxWaiting + 5 {
-		l.Begin(Record{Call: Exec}, []string{"true"})(0, nil)
+	for range maxWaiting/2 + 5 {
+		l.Begin(Record{Call: Exec}, []string{"true"})(0, nil) // two lines
 	}
-	if lost != 5 {
-		t.Errorf("%d lines are lost, want 5", lost)
+	if lost != 10 {
+		t.Errorf("%d lines are lost, want 10", lost)
 	}
 }
 
@@ -195,7 +217,7 @@ func TestFullDisk(t *testing.T) {
 	if err := l.Set(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
-	const lines = 100
+	const lines = 50 // of a call, each of which has two
 	write := func() {
 		for range lines {
 			l.Begin(Record{Call: Exec}, []string{strings.Repeat("x", 300)})(0, nil)
@@ -214,8 +236,9 @@ func TestFullDisk(t *testing.T) {
 	write()
 	l.Close()
 
-	if got := len(read(t, path)); lost.Load() == 0 || got+int(lost.Load()) != 2*lines || got < lines {
-		t.Errorf("%d of %d lines were written, %d lost", got, 2*lines, lost.Load())
+	const all = 1 + 2*2*lines
+	if got := len(read(t, path)); lost.Load() == 0 || got+int(lost.Load()) != all || got < 2*lines {
+		t.Errorf("%d of %d lines were written, %d lost", got, all, lost.Load())
 	}
 }
 
@@ -351,8 +374,8 @@ func TestSet(t *testing.T) {
 	}
 	line()
 	l.Close()
-	if a, b := len(read(t, path+".moved")), len(read(t, path)); a != 1 || b != 1 {
-		t.Errorf("%d and %d lines, want one each", a, b)
+	if a, b := read(t, path+".moved"), read(t, path); len(a) != 3 || a[0].Call != Start || len(b) != 2 {
+		t.Errorf("%d and %d lines, want the two of a call each, and that of the start", len(a), len(b))
 	}
 	if (*Log)(nil).On() {
 		t.Error("no log is on")
@@ -388,5 +411,38 @@ func TestPeers(t *testing.T) {
 	}
 	if CallerOf(context.Background()) != nil {
 		t.Error("nobody is somebody")
+	}
+}
+
+// TestKilled has a line of a call during which the process ended, and says at the next
+// start that there was a gap.
+func TestKilled(t *testing.T) {
+	l, path, _ := open(t)
+	l.Begin(Record{Call: ExecSync, Pod: "p"}, []string{"kill", "-9", "1"})
+	for len(l.lines) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := l.Set(t.Context(), path); err != nil { // waits for the line that is being written
+		t.Fatal(err)
+	}
+	next := New(t.Context(), func(int) {})
+	if err := next.Set(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	next.Begin(Record{Call: ExecSync, Pod: "p"}, []string{"true"})(0, nil)
+	next.Close()
+	l.Close()
+
+	var story []string
+	sessions := map[string]bool{}
+	for _, r := range read(t, path) {
+		story = append(story, r.Call+" "+r.Result)
+		sessions[r.Session] = true
+	}
+	if want := []string{"start ok", "execsync begin", "start ok", "execsync begin", "execsync ok"}; !slices.Equal(story, want) {
+		t.Errorf("the lines are %q, want %q", story, want)
+	}
+	if len(sessions) != 3 { // with that of no session
+		t.Errorf("sessions of two daemons are mistaken for each other: %v", sessions)
 	}
 }

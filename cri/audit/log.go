@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,9 @@ const (
 type Log struct {
 	lost func(lines int)
 	on   atomic.Bool
+	// begun is when the log began, and calls the number of those since.
+	begun time.Time
+	calls atomic.Int64
 
 	lines   chan []byte
 	targets chan target
@@ -58,7 +62,7 @@ type repeat struct {
 func New(ctx context.Context, lost func(lines int)) *Log {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l := &Log{
-		lost: lost, cancel: cancel, lines: make(chan []byte, maxWaiting), targets: make(chan target), done: make(chan struct{}),
+		lost: lost, cancel: cancel, begun: time.Now(), lines: make(chan []byte, maxWaiting), targets: make(chan target), done: make(chan struct{}),
 		repeats: map[[sha256.Size]byte]*repeat{},
 	}
 	go func() {
@@ -102,14 +106,18 @@ func (l *Log) Close() {
 	}
 }
 
-// Begin begins a call with a command, if it has one. The caller calls end with the exit
-// code and the error, once.
+// Begin begins a call with a command, if it has one, of which there is a line before
+// anything is done. The caller calls end with the exit code and the error, once.
 func (l *Log) Begin(r Record, command []string) (end func(code int, err error)) {
 	if !l.On() {
 		return func(int, error) {}
 	}
 	began := time.Now()
 	r.command(command)
+	r.Session = fmt.Sprintf("%s-%d", strconv.FormatInt(l.begun.UnixNano(), 36), l.calls.Add(1))
+	first := r
+	first.Time, first.Result = began.UTC(), resultBegin
+	l.add(&first)
 	return func(code int, err error) {
 		r.end(code, err, began, time.Now())
 		l.add(&r)
@@ -173,8 +181,12 @@ func (l *Log) run(ctx context.Context) {
 		case t := <-l.targets:
 			next, err := openFile(t.path)
 			if err == nil {
+				begins := f == nil && next != nil
 				f.close()
 				f = next
+				if begins {
+					w.start(f)
+				}
 				l.on.Store(f != nil)
 			}
 			t.answer <- err
@@ -216,4 +228,15 @@ func (w *writer) write(f *file, line []byte) {
 		klog.ErrorS(err, "Could not write to the audit log, lines are lost", "lines", w.missed)
 		w.missed, w.said = 0, now
 	}
+}
+
+// start writes that there are lines from here on.
+func (w *writer) start(f *file) {
+	line, err := (&Record{Time: time.Now().UTC(), Call: Start, Result: resultOK}).line()
+	if err != nil {
+		klog.ErrorS(err, "Could not write to the audit log")
+		w.lost(1)
+		return
+	}
+	w.write(f, line)
 }

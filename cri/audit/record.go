@@ -15,10 +15,14 @@ const (
 	ExecSync    = "execsync"
 	Attach      = "attach"
 	PortForward = "portforward"
+	// Start is no call: from here on there are lines. The end of a call that has
+	// begun before, and has no other line, is unknown.
+	Start = "start"
 )
 
 // Results of a call.
 const (
+	resultBegin = "begin" // there is none yet
 	resultOK    = "ok"
 	resultExit  = "exit" // of a command, with a code other than 0
 	resultError = "error"
@@ -34,9 +38,11 @@ const (
 
 // Record is a line of the log.
 type Record struct {
-	// Time is that of the call's end.
+	// Time is that of the call's end or, if the result is "begin", of its beginning.
 	Time time.Time `json:"time"`
 	Call string    `json:"call"`
+	// Session is the same in both lines of a call, and in no others.
+	Session string `json:"session,omitempty"`
 
 	// Caller is who asked for it on the socket, nil if the kernel does not say, and
 	// Client the address of the one who then connected for the data.
@@ -60,7 +66,7 @@ type Record struct {
 	Result   string  `json:"result"`
 	ExitCode *int    `json:"exitCode,omitempty"`
 	Error    string  `json:"error,omitempty"`
-	Seconds  float64 `json:"seconds"`
+	Seconds  float64 `json:"seconds,omitempty"`
 	// Repeats is how many calls since the last such line were the same as this one.
 	Repeats int `json:"repeats,omitempty"`
 }
@@ -100,7 +106,7 @@ func (r *Record) often() bool { return r.Call == ExecSync || r.Call == PortForwa
 // decides: the exit code of a failed command, and the text of an error.
 func (r *Record) likeness() [sha256.Size]byte {
 	same := *r
-	same.Time, same.Seconds, same.Repeats, same.Client = time.Time{}, 0, 0, ""
+	same.Time, same.Seconds, same.Repeats, same.Client, same.Session = time.Time{}, 0, 0, "", ""
 	same.ExitCode, same.Error = nil, ""
 	data, err := json.Marshal(same)
 	if err != nil {

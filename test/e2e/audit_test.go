@@ -3,9 +3,12 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -21,21 +24,13 @@ func TestAudit(t *testing.T) {
 	const secret = "s3cr3t-v4lue"
 	path := filepath.Join(t.TempDir(), "audit", "audit.log")
 	n := newNode(t, lab.Options{Config: fmt.Sprintf("log_level = \"trace\"\naudit_log = %q\n", path)})
-	lines := func(want int) []audit.Record {
+	lines := func(want int) (ends []audit.Record) {
 		t.Helper()
-		var list []audit.Record
 		eventually(t, fmt.Sprintf("%d lines", want), func() bool {
-			list = nil
-			for line := range strings.Lines(slurp(path)) {
-				var r audit.Record
-				if err := json.Unmarshal([]byte(line), &r); err != nil {
-					return false
-				}
-				list = append(list, r)
-			}
-			return len(list) >= want
+			ends = slices.DeleteFunc(audited(path), func(r audit.Record) bool { return r.Result == "begin" || r.Call == audit.Start })
+			return len(ends) >= want
 		})
-		return list
+		return ends
 	}
 	n.pull(t, nginx)
 	p := n.pod(t, podNamed("web"))
@@ -88,6 +83,18 @@ func TestAudit(t *testing.T) {
 		}
 	}
 	testAuditMoved(t, n, c, path)
+	testAuditKilled(t, n, c, path)
+}
+
+// audited are the lines of an audit log, without one that is being written.
+func audited(path string) (list []audit.Record) {
+	for line := range strings.Lines(slurp(path)) {
+		var r audit.Record
+		if json.Unmarshal([]byte(line), &r) == nil {
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 // testAuditMoved moves the file away, as logrotate does, and reloads the daemon.
@@ -101,4 +108,61 @@ func testAuditMoved(t *testing.T, n *node, c *container, path string) {
 	eventually(t, "another file", func() bool { _, err := os.Stat(path); return err == nil })
 	c.sh(t, ": after")
 	eventually(t, "a line in it", func() bool { return strings.Contains(slurp(path), `: after"`) })
+}
+
+// testAuditKilled kills the daemon during calls of each kind, and expects that their
+// beginnings are in the log, and then that of another daemon.
+func testAuditKilled(t *testing.T, n *node, c *container, path string) {
+	under := map[string]string{audit.Exec: "sleep 1000", audit.ExecSync: "sleep 1001", audit.Attach: "", audit.PortForward: ""}
+	var clients sync.WaitGroup
+	t.Cleanup(clients.Wait)
+	c.sh(t, "nc -l -p 81 -e sleep 1000 >/dev/null 2>&1 &") // another port than before: connections that repeat are only counted
+	eventually(t, "it listens", func() bool { return strings.Contains(c.sh(t, "cat /proc/net/tcp /proc/net/tcp6"), ":0051 ") })
+	exec, attach := n.command(t, "exec", "web", "sleep", "1000"), n.command(t, "attach", "web")
+	clients.Go(func() { finish(t, exec) })
+	clients.Go(func() { finish(t, attach) })
+	clients.Go(func() {
+		if _, err := try(t, n.Runtime.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "1001"}}); err == nil {
+			t.Error("a call outlasts the daemon")
+		}
+	})
+	address, stop, ended := c.p.forward(t, 81)
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+
+	before := len(audited(path))
+	open := func() map[string]audit.Record {
+		sessions := map[string]audit.Record{}
+		for _, r := range audited(path) {
+			if r.Result == "begin" {
+				sessions[r.Session] = r
+			} else {
+				delete(sessions, r.Session)
+			}
+		}
+		return sessions
+	}
+	eventually(t, "all have begun", func() bool { return len(open()) == len(under) })
+	n.Kill()
+	close(stop)
+	<-ended // with an error, or as asked
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	for _, r := range open() {
+		if command, ok := under[r.Call]; !ok || strings.Join(r.Command, " ") != command || r.PodID != c.p.id || r.Caller == nil {
+			t.Errorf("a call has no end: %+v", r)
+		}
+		delete(under, r.Call)
+	}
+	if len(under) > 0 {
+		t.Errorf("calls are missing that had begun: %v", under)
+	}
+	if !slices.ContainsFunc(audited(path)[before:], func(r audit.Record) bool { return r.Call == audit.Start }) {
+		t.Error("the next daemon does not say when it has begun")
+	}
 }
