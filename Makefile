@@ -164,7 +164,7 @@ conformance: build $(LAB) $(CACHE)/bin/critest images programs ## run critest ag
 	$(CACHE)/bin/conformance $(ARGS)
 
 .PHONY: bench
-bench: build $(LAB) $(CACHE)/bin/critest $(PEERS) images programs ## compare with containerd, a quarter of an hour; ARGS=-full
+bench: build $(LAB) $(CACHE)/bin/critest $(PEERS) criu images programs ## compare with containerd, a quarter of an hour; ARGS=-full
 	@$(MAKE) --no-print-directory $(CACHE)/peers/crun/crun || echo "crun could not be fetched from Debian and is not measured"
 	$(CACHE)/bin/bench $(ARGS)
 
@@ -236,7 +236,7 @@ criu: # what saves processes
 
 .PHONY: programs
 programs: # programs that run tests
-	$(COMPILE) -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./hack/vm ./test/bench ./test/bench/nothing ./test/conformance
+	$(COMPILE) -o $(CACHE)/bin/ ./hack/suite ./hack/demo ./hack/vm ./test/bench ./test/bench/nothing ./test/bench/hold ./test/conformance
 
 .PHONY: images
 images: ## build the images that tests pull

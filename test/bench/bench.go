@@ -61,6 +61,7 @@ func phases() []phase {
 	return []phase{
 		{name: "serial", share: 1, network: true, each: (*bench).serial, once: (*bench).serialFloor},
 		{name: bundlePhase, share: 0.5, once: (*bench).bundle},
+		{name: checkpointPhase, share: 1, once: (*bench).checkpoints},
 		{name: "clients", share: 0.34, network: true, each: (*bench).clients, once: (*bench).clientsFloor},
 		{name: "growth", share: 0.34, each: (*bench).growth},
 		{name: "pull", share: 0.34, each: (*bench).pull},

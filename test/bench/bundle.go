@@ -88,7 +88,7 @@ func (b *bench) subjects(ctx context.Context, dir string) ([]subject, error) {
 		program = path("nothing")
 		floor = append(floor, command("a C program", nil, program))
 	}
-	if err := writeBundle(path("bundle"), program, b.cgroupParent+"/bundle"); err != nil {
+	if err := (bundle{program: program, cgroup: b.cgroupParent + "/bundle"}).write(path("bundle")); err != nil {
 		return nil, err
 	}
 

@@ -11,21 +11,37 @@ import (
 	"crisp/cri/spec"
 )
 
-// writeBundle writes an OCI bundle with one program, configured like the output of
-// "runc spec". The version is old enough for every runtime.
-func writeBundle(dir, program, cgroup string) error {
+// bundle is an OCI bundle with one program, configured like the output of "runc spec".
+type bundle struct {
+	program string
+	args    []string
+	cgroup  string
+	// onNodeNetwork leaves it without a network namespace, and writable lets it write to its
+	// root, which CRIU needs for a restore.
+	onNodeNetwork, writable bool
+}
+
+// write writes the bundle. Its version is old enough for every runtime.
+func (b bundle) write(dir string) error {
 	root := filepath.Join(dir, "rootfs")
-	data, err := os.ReadFile(program)
+	data, err := os.ReadFile(b.program)
 	if err != nil {
 		return err
+	}
+
+	namespaces := []specs.LinuxNamespace{
+		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
+	}
+	if !b.onNodeNetwork {
+		namespaces = append(namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}
 
 	caps := []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"}
 	config, err := json.Marshal(specs.Spec{
 		Version: "1.0.2",
-		Root:    &specs.Root{Path: "rootfs", Readonly: true},
+		Root:    &specs.Root{Path: "rootfs", Readonly: !b.writable},
 		Process: &specs.Process{
-			Args: []string{"/program"}, Env: []string{"PATH=/"}, Cwd: "/", NoNewPrivileges: true,
+			Args: append([]string{"/program"}, b.args...), Env: []string{"PATH=/"}, Cwd: "/", NoNewPrivileges: true,
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 			Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}},
 		},
@@ -40,12 +56,9 @@ func writeBundle(dir, program, cgroup string) error {
 			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: cgroup,
+			CgroupsPath: b.cgroup,
 			Resources:   &specs.LinuxResources{Devices: spec.DeviceRules()},
-			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace},
-				{Type: specs.UTSNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
-			},
+			Namespaces:  namespaces,
 			MaskedPaths: []string{
 				"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
 				"/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi",

@@ -150,7 +150,11 @@ func (b *bench) setUp(ctx context.Context) (closeAll func(context.Context) error
 		return closeAll, err
 	}
 	closers = append(closers, func(context.Context) error { return b.stuck.close() })
-	l, err := lab.New(ctx, lab.Options{Dir: b.opt.dir, PluginDir: b.stuck.dir})
+	criu, err := criuConfig()
+	if err != nil {
+		return closeAll, err
+	}
+	l, err := lab.New(ctx, lab.Options{Dir: b.opt.dir, PluginDir: b.stuck.dir, Config: criu})
 	if err != nil {
 		return closeAll, err
 	}

@@ -56,6 +56,7 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 	b.verdicts(&w)
 	b.section(&w, "serial", 0, "One client", "Milliseconds.")
 	b.startsSection(&w)
+	b.checkpointSections(&w)
 
 	for _, n := range crowds {
 		b.section(&w, "clients", n, fmt.Sprintf("%d clients", n), fmt.Sprintf("Milliseconds, and operations per second by all of them, of %d.", n*podsEach))
