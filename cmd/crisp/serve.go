@@ -42,6 +42,7 @@ import (
 	"crisp/network"
 	"crisp/network/netns"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/criu"
 	"crisp/runtime/host"
 	"crisp/runtime/keeper/client"
 	"crisp/runtime/launch"
@@ -329,7 +330,7 @@ func (d *services) openPods(ctx context.Context) error {
 		ResctrlDir: resctrl.Root,
 		Observe:    d.cfg.CAdvisorSocket != "",
 		MaxLogLine: d.cfg.MaxContainerLogLineSize,
-		CRIU:       d.cfg.CRIUPath,
+		CRIU:       criu.NewFinder(d.cfg.CRIUPath),
 		ReadPages:  readPages,
 	}
 	if d.metrics != nil {

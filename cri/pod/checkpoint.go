@@ -261,7 +261,7 @@ func (p *pod) checkpoint(ctx context.Context, key *checkpoint.Key, ids []string,
 // with all of them while they are frozen, lets them go on, and has finish do so with one
 // after the other; either may be nil. The stages end with capture.
 func (p *pod) capture(ctx context.Context, ids []string, use func(context.Context, []*frozen) error, finish func(context.Context, *frozen) error) error {
-	program, err := criu.Find(ctx, p.m.CRIU)
+	program, err := p.m.CRIU.Find(ctx)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crisp/runtime/checkpoint"
+	"crisp/runtime/criu"
 )
 
 // TestEmptyRemovesItsFilesAlone has an output directory whose name is a pattern, and
@@ -43,8 +44,9 @@ func TestEmptyRemovesItsFilesAlone(t *testing.T) {
 // the pod: whoever stops it would wait for each of them.
 func TestInterruptWaitingCheckpoints(t *testing.T) {
 	m := storingManager(t)
-	m.CRIU = filepath.Join(t.TempDir(), "criu")
-	if err := os.WriteFile(m.CRIU, []byte("#!/bin/sh\necho Version: 4.2\n"), 0o755); err != nil {
+	program := filepath.Join(t.TempDir(), "criu")
+	m.CRIU = criu.NewFinder(program)
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho Version: 4.2\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	p := begunPod(t, m, "pod")
@@ -91,8 +93,9 @@ func TestInterruptWaitingCheckpoints(t *testing.T) {
 // and needs its time for that.
 func TestCheckpointOfStopping(t *testing.T) {
 	m := storingManager(t)
-	m.CRIU = filepath.Join(t.TempDir(), "criu")
-	if err := os.WriteFile(m.CRIU, []byte("#!/bin/sh\necho Version: 4.2\n"), 0o755); err != nil {
+	program := filepath.Join(t.TempDir(), "criu")
+	m.CRIU = criu.NewFinder(program)
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho Version: 4.2\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	p := begunPod(t, m, "pod")

@@ -25,6 +25,7 @@ import (
 	"crisp/image"
 	"crisp/network"
 	"crisp/runtime/cgroup"
+	"crisp/runtime/criu"
 	"crisp/runtime/durable"
 	"crisp/runtime/hook"
 	"crisp/runtime/keeper/client"
@@ -99,8 +100,8 @@ type Options struct {
 	// ReadPages has the memory of running processes read, see [pages.Apart]; nil to send none of
 	// a pod that moves before it is frozen.
 	ReadPages func(ctx context.Context, groups []pages.Lister, use func(block []byte) error) error
-	// CRIU is the path of the program that saves processes, "" for the installed one.
-	CRIU string
+	// CRIU finds the program that saves processes.
+	CRIU *criu.Finder
 	// Choices are those to begin with, see [Manager.Choose].
 	Choices Choices
 	// Observe gives each pod with a network of its own a first process and a

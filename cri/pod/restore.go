@@ -54,7 +54,7 @@ func (p *pod) restore(ctx context.Context, r launch.Request, c *Container, pr *p
 	defer cancel()
 	ctx, done := p.interruptible(ctx, []string{c.ID})
 	defer done()
-	program, err := criu.Find(ctx, p.m.CRIU)
+	program, err := p.m.CRIU.Find(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Name, err)
 	}

@@ -54,6 +54,40 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// TestFinder asks a program for its version again when it is another one.
+func TestFinder(t *testing.T) {
+	asked := filepath.Join(t.TempDir(), "asked")
+	saying := func(version string) string { return "echo >>" + asked + "; echo Version: " + version }
+	path := program(t, saying("4.2.1"))
+	f := NewFinder(path)
+	find := func(want string, times int64) {
+		t.Helper()
+		p, err := f.Find(t.Context())
+		if want == "" && !errors.Is(err, ErrMissing) || want != "" && (err != nil || p.Path != path || p.Version.String() != want) {
+			t.Errorf("found %v, %v, want %q", p, err, want)
+		}
+		if info, err := os.Stat(asked); err != nil || info.Size() != times {
+			t.Errorf("asked: %v, %v, want %d times", info, err, times)
+		}
+	}
+
+	find("4.2.1", 1)
+	find("4.2.1", 1)
+	if err := os.Rename(program(t, saying("4.3.0")), path); err != nil {
+		t.Fatal(err)
+	}
+	find("4.3.0", 2)
+	if err := os.Rename(program(t, saying("3.17.0")), path); err != nil {
+		t.Fatal(err)
+	}
+	find("", 3)
+	find("", 4) // it may be mended without being changed
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	find("", 4)
+}
+
 // TestUnresponsive asks programs that are no CRIU.
 func TestUnresponsive(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"crisp/runtime/ordinary"
@@ -45,18 +46,63 @@ type Program struct {
 	Version Version
 }
 
+// Finder finds the CRIU of a node again and again: it asks for the version only of a file
+// that it has not asked yet. It is safe for concurrent use.
+type Finder struct {
+	path  string
+	mu    sync.Mutex
+	asked os.FileInfo
+	found Program
+}
+
+// NewFinder returns a finder of the CRIU at path, or of the installed one if path is empty.
+func NewFinder(path string) *Finder { return &Finder{path: path} }
+
+// Find is [Find]. Of a script that runs CRIU, the version is the one that it said first.
+func (f *Finder) Find(ctx context.Context) (Program, error) {
+	path := located(f.path)
+	info, err := os.Stat(path)
+	if err != nil {
+		return Find(ctx, path) // says what is wrong
+	}
+
+	f.mu.Lock()
+	asked, found := f.asked, f.found
+	f.mu.Unlock()
+	if found.Path == path && isUnchanged(asked, info) {
+		return found, nil
+	}
+	if found, err = Find(ctx, path); err != nil {
+		return found, err
+	}
+	f.mu.Lock()
+	f.asked, f.found = info, found
+	f.mu.Unlock()
+	return found, nil
+}
+
+// isUnchanged reports whether a file is the one that it was.
+func isUnchanged(was, is os.FileInfo) bool {
+	return os.SameFile(was, is) && was.Size() == is.Size() && was.ModTime().Equal(is.ModTime())
+}
+
+// located is the path of CRIU: the given one, or where it is installed, "" if it is not.
+func located(path string) string {
+	if path != "" {
+		return path
+	}
+	for dir := range strings.SplitSeq(searchPath, ":") {
+		if _, err := os.Stat(dir + "/" + programName); err == nil {
+			return dir + "/" + programName
+		}
+	}
+	return ""
+}
+
 // Find returns the CRIU at path, or the installed one if path is empty. The error
 // is [ErrMissing] if there is none that can be used, and says what was found.
 func Find(ctx context.Context, path string) (Program, error) {
-	if path == "" {
-		for dir := range strings.SplitSeq(searchPath, ":") {
-			if _, err := os.Stat(dir + "/" + programName); err == nil {
-				path = dir + "/" + programName
-				break
-			}
-		}
-	}
-	if path == "" {
+	if path = located(path); path == "" {
 		return Program{}, fmt.Errorf("%w %s or later, and it is not installed", ErrMissing, Minimum())
 	}
 
