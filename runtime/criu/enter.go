@@ -70,8 +70,8 @@ func (d *imageDir) enter(images string, kinds []specs.LinuxNamespaceType, owner 
 	return nil
 }
 
-// give gives a file to an owner. One that others have, too, such as a snapshot, stays theirs
-// and is copied.
+// give gives a file to an owner, unless it has it already. One that others have, too, such as
+// a snapshot, stays theirs and is copied.
 func (d *imageDir) give(images, name string, owner rootpath.Owner) error {
 	f, err := rootpath.OpenRegular(d.dir, name, math.MaxInt64)
 	if err != nil {
@@ -81,6 +81,9 @@ func (d *imageDir) give(images, name string, owner rootpath.Owner) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return err
+	}
+	if int(st.Uid) == owner.UID && int(st.Gid) == owner.GID {
+		return nil // memory is not copied for nothing
 	}
 	if st.Nlink > 1 {
 		if err := replaceFile(filepath.Join(images, name), f); err != nil {
