@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/durable"
@@ -33,25 +34,34 @@ func (s Stage) settle(ctx context.Context) error {
 		return err
 	}
 
-	for _, dir := range []string{s.Images(), s.dir()} {
+	// All at once, as the disk can take them: there are dozens, most of them small.
+	var files errgroup.Group
+	files.SetLimit(syncers)
+	dirs := []string{s.Images(), s.dir()}
+	for _, dir := range dirs {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			return err
+			return errors.Join(err, files.Wait())
 		}
 		for _, e := range entries {
-			if e.IsDir() {
-				continue
-			}
-			if err := settleFile(ctx, filepath.Join(dir, e.Name()), dir == s.Images()); err != nil {
-				return err
+			if !e.IsDir() {
+				files.Go(func() error { return settleFile(ctx, filepath.Join(dir, e.Name()), dir == s.Images()) })
 			}
 		}
+	}
+	if err := files.Wait(); err != nil {
+		return err
+	}
+	for _, dir := range dirs {
 		if err := durable.SyncDir(dir); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// syncers is how many files are put on the disk at the same time.
+const syncers = 16
 
 // settleFile puts a file on the disk, or removes one that a restore does not read.
 func settleFile(ctx context.Context, path string, image bool) error {
