@@ -196,7 +196,7 @@ func (s Stage) log(ctx context.Context, path string) error {
 
 // Write writes the archive to a file, which appears whole or not at all, whatever
 // is killed, and which only root can read: it has the memory of the container. The
-// key signs what is in it, and digest is that of the archive, for [Key.SignPod].
+// key signs what is in it, and digest is that of what it has signed, for [Key.SignPod].
 func (s Stage) Write(ctx context.Context, file string, key *Key) (digest string, err error) {
 	defer func() {
 		if err != nil {
@@ -209,8 +209,8 @@ func (s Stage) Write(ctx context.Context, file string, key *Key) (digest string,
 	}
 	defer f.Close()
 
-	all := newMeter()
-	if err := s.pack(&writer{ctx, io.MultiWriter(f, all)}, key); err != nil {
+	digest, err = s.pack(&writer{ctx, f}, key)
+	if err != nil {
 		return "", err
 	}
 	// A node that is about to fail is what checkpoints are for.
@@ -220,38 +220,39 @@ func (s Stage) Write(ctx context.Context, file string, key *Key) (digest string,
 	if err := appear(f, file); err != nil {
 		return "", err
 	}
-	return all.digest(), durable.SyncDir(filepath.Dir(file))
+	return digest, durable.SyncDir(filepath.Dir(file))
 }
 
 // Stream writes the archive, signed with key, to whoever reads it as it comes.
 func (s Stage) Stream(ctx context.Context, to io.Writer, key *Key) error {
-	if err := s.pack(&writer{ctx, to}, key); err != nil {
+	if _, err := s.pack(&writer{ctx, to}, key); err != nil {
 		return fmt.Errorf("stream checkpoint: %w", err)
 	}
 	return nil
 }
 
-// pack writes all files, measures each, and adds what is signed of them.
-func (s Stage) pack(to io.Writer, key *Key) error {
+// pack writes all files, measures each, and adds what is signed of them, whose digest it
+// returns.
+func (s Stage) pack(to io.Writer, key *Key) (digest string, err error) {
 	w := tar.NewWriter(to)
 	m := manifest{Kind: kindContainer}
 	root := os.DirFS(s.dir())
 	for _, dir := range []string{".", ImagesDir} {
 		entries, err := fs.ReadDir(root, dir)
 		if err != nil {
-			return err
+			return "", err
 		}
 		if len(m.Files)+len(entries) > maxFiles {
-			return fmt.Errorf("%w: more than %d files of CRIU", ErrUnfit, maxFiles)
+			return "", fmt.Errorf("%w: more than %d files of CRIU", ErrUnfit, maxFiles)
 		}
 		for _, e := range entries {
 			info, err := e.Info()
 			if err != nil {
-				return err
+				return "", err
 			}
 			found, err := add(w, root, path.Join(dir, e.Name()), info)
 			if err != nil {
-				return err
+				return "", err
 			}
 			if !e.IsDir() {
 				m.Files = append(m.Files, found)
@@ -261,15 +262,15 @@ func (s Stage) pack(to io.Writer, key *Key) error {
 
 	text, err := key.sign(m)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := w.WriteHeader(&tar.Header{Name: manifestFile, Mode: 0o600, Size: int64(len(text)), ModTime: time.Now()}); err != nil {
-		return err
+		return "", err
 	}
 	if _, err := w.Write(text); err != nil {
-		return err
+		return "", err
 	}
-	return w.Close()
+	return digestOf(text), w.Close()
 }
 
 // add adds one file to an archive.

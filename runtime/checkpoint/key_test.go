@@ -142,10 +142,12 @@ func TestChangedArchives(t *testing.T) {
 	}{
 		"as it was":             {archive, digest, nil},
 		"packed again":          {repacked(t, archive, older), "", nil},
-		"packed again, of pod":  {repacked(t, archive, older), digest, ErrInvalid},
+		"packed again, of pod":  {repacked(t, archive, older), digest, nil},
 		"of another node":       {another, "", ErrUntrusted},
 		"another of the pod":    {another, digest, ErrInvalid},
 		"without its signature": {repacked(t, archive, at("crisp.manifest", func(*tar.Header, []byte) []byte { return nil })), "", ErrUntrusted},
+		"unsigned, of pod":      {repacked(t, archive, at("crisp.manifest", func(*tar.Header, []byte) []byte { return nil })), digest, ErrInvalid},
+		"changed, of pod":       {repacked(t, archive, at("checkpoint/pages-1.img", func(_ *tar.Header, b []byte) []byte { b[7]++; return b })), digest, ErrInvalid},
 		"changed":               {repacked(t, archive, at("checkpoint/pages-1.img", func(_ *tar.Header, b []byte) []byte { b[7]++; return b })), "", ErrInvalid},
 		"longer":                {repacked(t, archive, at("checkpoint/pages-1.img", func(_ *tar.Header, b []byte) []byte { return append(b, 0) })), "", ErrInvalid},
 		"less":                  {repacked(t, archive, at("deleted.files", func(*tar.Header, []byte) []byte { return nil })), "", ErrInvalid},

@@ -30,7 +30,9 @@ const (
 // Kinds of what is signed: one cannot be taken for the other.
 const (
 	kindContainer = "container"
-	kindPod       = "pod"
+	// kindPod has the digests of the manifests of archives. Those of the first version had
+	// those of whole archives.
+	kindPod = "pod/2"
 )
 
 // manifest lists all other files.
@@ -154,6 +156,13 @@ func newMeter() *meter { return &meter{hash: sha256.New()} }
 func (m *meter) Write(p []byte) (int, error) {
 	m.size += int64(len(p))
 	return m.hash.Write(p)
+}
+
+// digestOf is the digest of a text.
+func digestOf(text []byte) string {
+	m := newMeter()
+	_, _ = m.Write(text) // a hash never fails
+	return m.digest()
 }
 
 func (m *meter) file(name string) file { return file{name, m.size, m.digest()} }

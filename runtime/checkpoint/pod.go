@@ -18,7 +18,8 @@ const (
 	// PodFile is what a pod's checkpoint has besides an archive for each container:
 	// their configurations.
 	PodFile = "pod.dump"
-	// PodManifest is what is signed of it: that file, and the digest of each archive.
+	// PodManifest is what is signed of it: that file, and the digest of the manifest of each
+	// archive.
 	PodManifest = manifestFile
 	// maxPod bounds [PodFile] in bytes: 100 containers with all their annotations.
 	maxPod = 64 << 20
@@ -26,7 +27,7 @@ const (
 
 // SignPod signs a pod's checkpoint in the directory dir: dump, which is the content
 // of [PodFile], and the archives by their names, as digests that [Stage.Write] has
-// returned. It writes both files, dump last.
+// returned: what an archive's own manifest says of its files is not signed twice. It writes both files, dump last.
 func (k *Key) SignPod(dir string, dump []byte, archives map[string]string) error {
 	measured := newMeter()
 	_, _ = measured.Write(dump) // a hash never fails
