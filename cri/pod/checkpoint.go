@@ -241,6 +241,8 @@ type frozen struct {
 	spec  *specs.Spec
 	group *cgroup.Group
 	stage checkpoint.Stage
+	// archive takes the memory while it is saved, unless it is nil.
+	archive *checkpoint.Archive
 	// held means that nothing reaches the pod's network meanwhile, nor leaves it.
 	held bool
 }
@@ -249,18 +251,31 @@ type frozen struct {
 // and signs the archives, and returns their digests.
 func (p *pod) checkpoint(ctx context.Context, key *checkpoint.Key, ids []string, location func(id string) string) (digests map[string]string, err error) {
 	digests = map[string]string{}
-	err = p.capture(ctx, ids, nil, func(ctx context.Context, f *frozen) (err error) {
-		enter(ctx, "write the archive of container "+f.c.Config.Msg.GetMetadata().GetName(), false)
-		digests[f.c.ID], err = f.stage.Write(ctx, location(f.c.ID), key)
-		return err
+	err = p.capture(ctx, ids, saving{
+		begin: func(f *frozen) (err error) {
+			f.archive, err = checkpoint.NewArchive(location(f.c.ID))
+			return err
+		},
+		finish: func(ctx context.Context, f *frozen) (err error) {
+			enter(ctx, "write the archive of container "+f.c.Config.Msg.GetMetadata().GetName(), false)
+			digests[f.c.ID], err = f.stage.Write(ctx, f.archive, key)
+			return err
+		},
 	})
 	return digests, err
 }
 
-// capture freezes containers and saves each in a stage of its own. Then it has use work
-// with all of them while they are frozen, lets them go on, and has finish do so with one
-// after the other; either may be nil. The stages end with capture.
-func (p *pod) capture(ctx context.Context, ids []string, use func(context.Context, []*frozen) error, finish func(context.Context, *frozen) error) error {
+// saving is what is done about containers that are saved: to each before they are frozen,
+// to all while they are frozen, and to each after they go on. Each may be nil.
+type saving struct {
+	begin  func(*frozen) error
+	use    func(context.Context, []*frozen) error
+	finish func(context.Context, *frozen) error
+}
+
+// capture freezes containers, saves each in a stage of its own, and lets them go on. The
+// stages end with capture.
+func (p *pod) capture(ctx context.Context, ids []string, do saving) error {
 	program, err := p.m.CRIU.Find(ctx)
 	if err != nil {
 		return err
@@ -290,18 +305,24 @@ func (p *pod) capture(ctx context.Context, ids []string, use func(context.Contex
 		f.stage, err = checkpoint.NewStage(filepath.Join(p.m.Root, stagesDir), f.c.ID+"-"+newID()[:16])
 		defer func() {
 			warn(f.stage.Remove(context.WithoutCancel(ctx)), "remove the directory of a checkpoint", "container", f.c.ID)
+			if f.archive != nil {
+				f.archive.Close() // it is complete, or given up
+			}
 		}()
+		if err == nil && do.begin != nil {
+			err = do.begin(f)
+		}
 		if err != nil {
 			return err
 		}
 	}
 
-	err = p.whileFrozen(ctx, list, func(f *frozen) error { return p.save(ctx, program, f) }, use)
-	if err != nil || finish == nil {
+	err = p.whileFrozen(ctx, list, func(f *frozen) error { return p.save(ctx, program, f) }, do.use)
+	if err != nil || do.finish == nil {
 		return err
 	}
 	for _, f := range list {
-		if err := finish(ctx, f); err != nil {
+		if err := do.finish(ctx, f); err != nil {
 			return timedOut(ctx, err)
 		}
 	}
@@ -419,8 +440,11 @@ func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
 	if err := f.stage.WriteStreams(streamsOf(f.pr, externals)); err != nil {
 		return err
 	}
-	err = program.Dump(ctx, criu.Dump{Pid: first, Images: f.stage.Images(), Freezer: f.group.Freezer(), Externals: externals})
-	if err != nil {
+	dump := criu.Dump{Pid: first, Images: f.stage.Images(), Freezer: f.group.Freezer(), Externals: externals}
+	if f.archive != nil {
+		dump.Sink, dump.Processes = f.archive, len(pids)
+	}
+	if err := program.Dump(ctx, dump); err != nil {
 		warn(p.unlockNetwork(first), "let a container's connections go on", "container", f.c.ID)
 		return err
 	}

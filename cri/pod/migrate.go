@@ -134,7 +134,7 @@ func (mv *moving) run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, mv.o.Limit, fmt.Errorf("%w after %v", ErrTimeout, mv.o.Limit))
 	defer cancel()
 	defer mv.peer.While(ctx)()
-	return mv.p.capture(ctx, ids, func(ctx context.Context, list []*frozen) error {
+	return mv.p.capture(ctx, ids, saving{use: func(ctx context.Context, list []*frozen) error {
 		defer mv.peer.While(ctx)() // a stop of the pod ends it
 		if now, err := mv.check(); err != nil || !slices.Equal(idsOf(now), ids) {
 			return errors.Join(err, fmt.Errorf("its containers have changed meanwhile: %w", ErrState))
@@ -149,7 +149,7 @@ func (mv *moving) run(ctx context.Context) error {
 			}
 		}
 		return mv.handOver(ctx, list)
-	}, nil)
+	}})
 }
 
 // hear waits for the answer to a question, which takes the other node no time.

@@ -96,10 +96,10 @@ func (m *Manager) TakeSnapshot(ctx context.Context, id, name string, limit time.
 	for i, c := range list {
 		archive[c.ID] = fmt.Sprintf("container-%d", i)
 	}
-	err = p.capture(ctx, idsOf(list), nil, func(ctx context.Context, f *frozen) error {
+	err = p.capture(ctx, idsOf(list), saving{finish: func(ctx context.Context, f *frozen) error {
 		enter(ctx, "keep the snapshot of container "+f.c.Config.Msg.GetMetadata().GetName(), false)
 		return f.stage.Settle(ctx, filepath.Join(draft, archive[f.c.ID]))
-	})
+	}})
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"time"
 	"unicode/utf8"
@@ -194,97 +193,50 @@ func (s Stage) log(ctx context.Context, path string) error {
 	return to.Close()
 }
 
-// Write writes the archive to a file, which appears whole or not at all, whatever
-// is killed, and which only root can read: it has the memory of the container. The
-// key signs what is in it, and digest is that of what it has signed, for [Key.SignPod].
-func (s Stage) Write(ctx context.Context, file string, key *Key) (digest string, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("write checkpoint %s: %w", file, err)
-		}
-	}()
-	f, err := os.OpenFile(filepath.Dir(file), os.O_WRONLY|unix.O_TMPFILE, 0o600)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-
-	digest, err = s.pack(&writer{ctx, f}, key)
-	if err != nil {
-		return "", err
-	}
-	// A node that is about to fail is what checkpoints are for.
-	if err := f.Sync(); err != nil {
-		return "", err
-	}
-	if err := appear(f, file); err != nil {
-		return "", err
-	}
-	return digest, durable.SyncDir(filepath.Dir(file))
-}
-
 // Stream writes the archive, signed with key, to whoever reads it as it comes.
 func (s Stage) Stream(ctx context.Context, to io.Writer, key *Key) error {
-	if _, err := s.pack(&writer{ctx, to}, key); err != nil {
+	if err := s.pack(&writer{ctx, to}, key); err != nil {
 		return fmt.Errorf("stream checkpoint: %w", err)
 	}
 	return nil
 }
 
-// pack writes all files, measures each, and adds what is signed of them, whose digest it
-// returns.
-func (s Stage) pack(to io.Writer, key *Key) (digest string, err error) {
+// pack writes all files, measures each, and adds what is signed of them.
+func (s Stage) pack(to io.Writer, key *Key) error {
 	w := tar.NewWriter(to)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: ImagesDir + "/", Mode: 0o700, ModTime: time.Now()}); err != nil {
+		return err
+	}
 	m := manifest{Kind: kindContainer}
 	root := os.DirFS(s.dir())
-	for _, dir := range []string{".", ImagesDir} {
-		entries, err := fs.ReadDir(root, dir)
-		if err != nil {
-			return "", err
-		}
-		if len(m.Files)+len(entries) > maxFiles {
-			return "", fmt.Errorf("%w: more than %d files of CRIU", ErrUnfit, maxFiles)
-		}
-		for _, e := range entries {
-			info, err := e.Info()
-			if err != nil {
-				return "", err
-			}
-			found, err := add(w, root, path.Join(dir, e.Name()), info)
-			if err != nil {
-				return "", err
-			}
-			if !e.IsDir() {
-				m.Files = append(m.Files, found)
-			}
-		}
+	err := s.each(root, func(name string, info fs.FileInfo) error {
+		found, err := add(w, root, name, info)
+		m.Files = append(m.Files, found)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(m.Files) > maxFiles {
+		return fmt.Errorf("%w: more than %d files of CRIU", ErrUnfit, maxFiles)
 	}
 
 	text, err := key.sign(m)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if err := w.WriteHeader(&tar.Header{Name: manifestFile, Mode: 0o600, Size: int64(len(text)), ModTime: time.Now()}); err != nil {
-		return "", err
+		return err
 	}
 	if _, err := w.Write(text); err != nil {
-		return "", err
+		return err
 	}
-	return digestOf(text), w.Close()
+	return w.Close()
 }
 
 // add adds one file to an archive.
 func add(w *tar.Writer, root fs.FS, name string, info fs.FileInfo) (file, error) {
-	h, err := tar.FileInfoHeader(info, "")
-	if err != nil {
-		return file{}, err
-	}
-	h.Name = name
-	if info.IsDir() {
-		h.Name += "/"
-		return file{}, w.WriteHeader(h)
-	}
-
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o600, Size: info.Size(), ModTime: info.ModTime()}
 	if err := w.WriteHeader(h); err != nil {
 		return file{}, err
 	}

@@ -271,7 +271,7 @@ func TestArchiveAppearsWhole(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "a.tar")
 	for range 2 { // a second one replaces the first
-		if _, err := s.Write(t.Context(), file, key); err != nil {
+		if _, err := write(t.Context(), s, file, key); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -282,12 +282,12 @@ func TestArchiveAppearsWhole(t *testing.T) {
 	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Write(t.Context(), filepath.Join(dir, "link"), key); !errors.Is(err, os.ErrExist) {
+	if _, err := write(t.Context(), s, filepath.Join(dir, "link"), key); !errors.Is(err, os.ErrExist) {
 		t.Errorf("in place of a link: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Write(ctx, filepath.Join(dir, "late"), key); !errors.Is(err, context.Canceled) {
+	if _, err := write(ctx, s, filepath.Join(dir, "late"), key); !errors.Is(err, context.Canceled) {
 		t.Errorf("too late: %v", err)
 	}
 

@@ -43,7 +43,7 @@ func written(t testing.TB, key *Key) (archive []byte, digest string) {
 
 	file := filepath.Join(t.TempDir(), "a.tar")
 	if err == nil {
-		digest, err = s.Write(t.Context(), file, key)
+		digest, err = write(t.Context(), s, file, key)
 	}
 	if err == nil {
 		archive, err = os.ReadFile(file)
@@ -52,6 +52,16 @@ func written(t testing.TB, key *Key) (archive []byte, digest string) {
 		t.Fatal(err)
 	}
 	return archive, digest
+}
+
+// write writes the archive of a stage.
+func write(ctx context.Context, s Stage, file string, key *Key) (string, error) {
+	a, err := NewArchive(file)
+	if err != nil {
+		return "", err
+	}
+	digest, err := s.Write(ctx, a, key)
+	return digest, errors.Join(err, a.Close())
 }
 
 // anyone are terms that every small archive complies with.

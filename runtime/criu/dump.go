@@ -3,6 +3,7 @@ package criu
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -38,19 +39,33 @@ type Dump struct {
 	// Externals are what is not the container's own, as CRIU's option --external
 	// has it: see [Externals].
 	Externals []string
+	// Sink, unless nil, gets the memory of the first processes, as many as Processes says,
+	// instead of Images. They must be frozen, and what Sink has is complete when Dump returns.
+	Sink      PageSink
+	Processes int
 }
 
 // Dump saves processes. The error is [ErrRefused] with CRIU's reason if it
 // cannot, and [ErrTimeout] when ctx ends before. Then it is killed: processes
 // that it was just examining may be damaged, as nothing else can be done about a
 // container that holds it up.
-func (p Program) Dump(ctx context.Context, d Dump) error {
+func (p Program) Dump(ctx context.Context, d Dump) (err error) {
 	images, err := os.OpenFile(d.Images, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return fmt.Errorf("dump process %d: %w", d.Pid, err)
 	}
 	defer images.Close()
+	if d.Sink != nil {
+		pages, err := newPageMover(d.Images, d.Sink, d.Processes)
+		if err != nil {
+			return fmt.Errorf("dump process %d: %w", d.Pid, err)
+		}
+		return errors.Join(p.dump(ctx, d, images), pages.finish())
+	}
+	return p.dump(ctx, d, images)
+}
 
+func (p Program) dump(ctx context.Context, d Dump, images *os.File) error {
 	response, err := p.ask(ctx, &rpc.CriuReq{Type: to(rpc.CriuReqType_DUMP), Opts: &rpc.CriuOpts{
 		Pid: to(int32(d.Pid)), External: d.Externals,
 		ImagesDirFd: to(int32(images.Fd())), LogFile: to(LogFile), LogLevel: to(int32(logLevel)),

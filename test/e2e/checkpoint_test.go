@@ -417,7 +417,8 @@ func testCheckpointRefusals(t *testing.T, n *node) {
 		}
 	}
 
-	stop := c.pileUp(t, 1, []string{"sleep", "1000"})
+	stop := c.pileUp(t, 1, []string{"sleep", "1234"})
+	eventually(t, "the command runs", func() bool { return len(n.processes(t, "sleep\x001234")) > 0 })
 	_, err := try(t, n.Runtime.CheckpointContainer, &runtimeapi.CheckpointContainerRequest{ContainerId: c.id, Location: dir + "/a.tar"})
 	wantCode(t, err, codes.FailedPrecondition, "commands (1)")
 	stop()
