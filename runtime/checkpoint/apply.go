@@ -72,9 +72,13 @@ func (u *Unpacked) applyDiff(a *applier) error {
 		return err
 	}
 	defer f.Close()
+	return a.all(f)
+}
 
+// all makes what all entries of an archive describe.
+func (a *applier) all(archive io.Reader) error {
 	defer a.leave(0)
-	from := &source{ctx: a.ctx, r: f, rest: math.MaxInt64 - 1}
+	from := &source{ctx: a.ctx, r: archive, rest: math.MaxInt64 - 1}
 	r := tar.NewReader(from)
 	for {
 		from.header = maxFileHeaders
@@ -165,6 +169,8 @@ type applier struct {
 	root   *os.File
 	ids    IDs
 	buffer []byte
+	// refill is set for a /dev/shm.
+	refill *Refill
 
 	// at are the directories that lead to the last entry: an archive has a directory
 	// before what is in it.
@@ -275,11 +281,14 @@ func (a *applier) entry(h *tar.Header, body io.Reader) error {
 	if err != nil {
 		return err
 	}
+	if name == "." && h.Typeflag != tar.TypeDir {
+		return fmt.Errorf("%w: the root is a directory", ErrInvalid)
+	}
+	if a.refill != nil {
+		return a.refillEntry(h, name, attr, body)
+	}
 	if h.Typeflag == tar.TypeDir {
 		return a.makeDirectory(name, attr)
-	}
-	if name == "." {
-		return fmt.Errorf("%w: the root is a directory", ErrInvalid)
 	}
 
 	return a.in(name, func(p place) error {
@@ -293,7 +302,10 @@ func (a *applier) entry(h *tar.Header, body io.Reader) error {
 			if err := HasSpace(a.root, h.Size); err != nil {
 				return err
 			}
-			return a.regular(p, attr, body)
+			return a.regular(p, attr, func(f *os.File) error {
+				_, err := io.CopyBuffer(struct{ io.Writer }{f}, body, a.buffer)
+				return err
+			})
 		}
 		return special(p, h, attr)
 	})
@@ -309,7 +321,7 @@ func (a *applier) makeDirectory(name string, attr attributes) error {
 			if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 				return nil
 			}
-			if err == nil {
+			if err == nil && (a.refill == nil || a.refill.Fresh) {
 				err = rootpath.RemoveAll(a.ctx, p.dir, p.name)
 			}
 			if err != nil && !errors.Is(err, unix.ENOENT) {
@@ -332,14 +344,13 @@ func (a *applier) makeDirectory(name string, attr attributes) error {
 	return attr.set(dir)
 }
 
-// regular makes a regular file where there is nothing.
-func (a *applier) regular(p place, attr attributes, body io.Reader) error {
+// regular makes a regular file where there is nothing, and has fill write its content.
+func (a *applier) regular(p place, attr attributes, fill func(*os.File) error) error {
 	f, err := rootpath.CreateFile(p.dir, p.name, firstPerm)
 	if err != nil {
 		return err
 	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{f}, body, a.buffer)
-	if err == nil {
+	if err = fill(f); err == nil {
 		err = attr.set(f)
 	}
 	if err == nil {
@@ -361,7 +372,7 @@ func (a *applier) link(p place, h *tar.Header) error {
 	defer f.Close()
 
 	link := func() error { return unix.Linkat(int(f.Fd()), "", int(p.dir.Fd()), p.name, unix.AT_EMPTY_PATH) }
-	if err = link(); errors.Is(err, unix.EEXIST) {
+	if err = link(); errors.Is(err, unix.EEXIST) && a.refill == nil {
 		if err := rootpath.RemoveAll(a.ctx, p.dir, p.name); err != nil {
 			return err
 		}

@@ -75,7 +75,9 @@ type differ struct {
 	Diff
 	ctx     context.Context // of one call, which ends with it
 	tar     *tar.Writer
-	layer   bool // see [Diff.WriteLayer]
+	layer   bool               // see [Diff.WriteLayer]
+	shared  bool               // see [Shared]
+	named   map[[2]uint64]bool // files that get further names
 	entries int64
 	deleted []string
 	linked  map[[2]uint64]string // names of files with several, by device and inode
@@ -91,7 +93,7 @@ func (w *differ) directory(dir *os.File, at []string) error {
 	}
 
 	var seen []string
-	opaque := isOpaque(dir)
+	opaque := !w.shared && isOpaque(dir)
 	if opaque && w.layer {
 		if err := w.hideBelow(at); err != nil {
 			return err
@@ -228,6 +230,12 @@ func (w *differ) inode(f *os.File, st *unix.Stat_t, at []string) error {
 		return fmt.Errorf("%w: its path has more than %d bytes", ErrUnfit, most)
 	}
 	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR, unix.S_IFBLK, unix.S_IFIFO, unix.S_IFSOCK:
+		if w.shared {
+			return nil // processes make them again
+		}
+	}
+	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFCHR, unix.S_IFBLK:
 		if st.Rdev == 0 && st.Mode&unix.S_IFMT == unix.S_IFCHR {
 			return w.delete(at)
@@ -250,13 +258,13 @@ func (w *differ) inode(f *os.File, st *unix.Stat_t, at []string) error {
 		h.Linkname = target
 	}
 
-	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		id := [2]uint64{uint64(st.Dev), st.Ino}
+	id := [2]uint64{uint64(st.Dev), st.Ino}
+	if (st.Nlink > 1 || w.named[id]) && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		if first, ok := w.linked[id]; ok {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
 			return w.begin(h)
 		}
-		if len(w.linked) < maxLinks {
+		if len(w.linked) < maxLinks || w.named[id] {
 			w.linked[id] = h.Name
 			if err := w.remember(h.Name); err != nil {
 				return err
@@ -296,6 +304,9 @@ func (w *differ) file(h *tar.Header, f *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return err
+	}
+	if w.shared {
+		return w.sparse(h, f, st.Size)
 	}
 	if err := w.excess(st.Size - st.Blocks*512); err != nil {
 		return err

@@ -44,7 +44,7 @@ func known(name string) (limit int64, ok bool) {
 		return maxManifest, true
 	case deletedFile, deletedRaw:
 		return 2 * maxNames, true
-	case diffFile:
+	case diffFile, sharedFile:
 		return 1 << 62, true
 	case ImagesDir + "/" + streamsFile: // it is none of CRIU's
 		return maxStreams, true
