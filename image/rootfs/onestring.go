@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/rootpath"
+	"crisp/runtime/thread"
 )
 
 const (
@@ -51,7 +52,7 @@ func (o Overlay) mountString() (m *os.File, err error) {
 
 	mount := o.stackString
 	if o.UserNS == nil { // mapped layers have to be attached
-		err = onThread(unix.CLONE_FS, func() (err error) {
+		err = thread.Apart(unix.CLONE_FS, func() (err error) {
 			m, err = o.stackString(o.Layers, o.Upper)
 			return err
 		})

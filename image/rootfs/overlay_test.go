@@ -220,31 +220,6 @@ func TestOlderKernels(t *testing.T) {
 	}
 }
 
-func TestOnThread(t *testing.T) {
-	testkit.Root(t)
-	want, err := os.Readlink("/proc/self/ns/mnt")
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	for range 50 {
-		err := onThread(unix.CLONE_NEWNS|unix.CLONE_FS, func() error {
-			got, err := os.Readlink("/proc/thread-self/ns/mnt")
-			if err == nil && got == want {
-				return errors.New("namespace is the old one")
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		if got, _ := os.Readlink("/proc/self/ns/mnt"); got != want {
-			t.Fatal("the main thread has changed its namespace")
-		}
-	}
-}
-
 // TestCVE_2021_25741 resolves a sub path while somebody exchanges a directory of it
 // with a link to the host: what is mounted is the directory, or nothing.
 func TestCVE_2021_25741(t *testing.T) {

@@ -19,9 +19,9 @@ var walls = []struct {
 	{"cri", []string{"cri", "image", "network", "runtime"}},
 	// image and network share with runtime only access to the disk (paths that
 	// a container controls, and files that survive a crash), text that a
-	// container controls, the parts of a call's trace, and for network the start
-	// of the node's programs.
-	{"image", []string{"image", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/span"}},
+	// container controls, the parts of a call's trace, threads in other namespaces,
+	// and for network the start of the node's programs.
+	{"image", []string{"image", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/span", "runtime/thread"}},
 	{"network", []string{"network", "runtime/rootpath", "runtime/durable", "runtime/untrusted", "runtime/ordinary", "runtime/failpoint", "runtime/span"}},
 	{"runtime", []string{"runtime"}},
 	// Tests of every package can use testkit, without import cycles.
