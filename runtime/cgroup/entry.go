@@ -3,6 +3,7 @@ package cgroup
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -126,6 +127,15 @@ func unifiedPath(pid int) (string, error) {
 		}
 	}
 	return "", unix.ENOENT
+}
+
+// Admit moves a process of the node's into the group, in every hierarchy: what it uses from now
+// on counts as the group's.
+func (g *Group) Admit(pid int) error {
+	if err := g.join(pid); err != nil {
+		return fmt.Errorf("move process %d into cgroup %s: %w", pid, g.path, err)
+	}
+	return nil
 }
 
 // join moves a process that systemd has placed into the group to it in the

@@ -27,6 +27,9 @@ const (
 	baseSys   = "sys"
 )
 
+// SharedIn is where a pod's shared memory is in its base.
+const SharedIn = "/" + baseShm
+
 // procAttrs are the mount attributes of a procfs.
 const procAttrs = uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
 
