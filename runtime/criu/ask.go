@@ -24,11 +24,12 @@ const (
 )
 
 // ask starts CRIU for one request, which it gets through a socket, and returns
-// its response: https://criu.org/RPC. When ctx ends CRIU is ended.
+// its response: https://criu.org/RPC. It waits at the stages that the request has it name,
+// while at is called. When ctx ends CRIU is ended.
 //
 // Its library for Go is used for the messages alone, since the socket that it
 // makes is inherited by any other program that is started at that moment.
-func (p Program) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, error) {
+func (p Program) ask(ctx context.Context, at func(Stage), request *rpc.CriuReq) (*rpc.CriuResp, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, err
@@ -44,9 +45,11 @@ func (p Program) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, 
 	}
 
 	stop := context.AfterFunc(ctx, func() { _ = ours.SetDeadline(time.Now().Add(endTime)) })
-	response, file, err := roundTrip(ours, request)
+	response, err := converse(ours, request, func(e Event) error {
+		at(e.Stage)
+		return nil // whatever it is, CRIU has to finish
+	})
 	ours.Close() // it ends
-	closeFile(file)
 	stop()
 	if err != nil {
 		// It is not reaped yet, so this is its group.

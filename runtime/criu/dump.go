@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,7 +44,13 @@ type Dump struct {
 	// instead of Images. They must be frozen, and what Sink has is complete when Dump returns.
 	Sink      PageSink
 	Processes int
+	// Saved is called when all images are written, and CRIU has not yet taken back what it
+	// has changed: see [Links]. It may be nil.
+	Saved func() error
 }
+
+// stageSaved is the point of a dump at which [Dump.Saved] is called.
+const stageSaved Stage = "post-dump"
 
 // Dump saves processes. The error is [ErrRefused] with CRIU's reason if it
 // cannot, and [ErrTimeout] when ctx ends before. Then it is killed: processes
@@ -66,19 +73,27 @@ func (p Program) Dump(ctx context.Context, d Dump) (err error) {
 }
 
 func (p Program) dump(ctx context.Context, d Dump, images *os.File) error {
-	response, err := p.ask(ctx, &rpc.CriuReq{Type: to(rpc.CriuReqType_DUMP), Opts: &rpc.CriuOpts{
+	var serr error
+	response, err := p.ask(ctx, func(stage Stage) {
+		if stage == stageSaved && d.Saved != nil {
+			serr = d.Saved()
+		}
+	}, &rpc.CriuReq{Type: to(rpc.CriuReqType_DUMP), Opts: &rpc.CriuOpts{
 		Pid: to(int32(d.Pid)), External: d.Externals,
 		ImagesDirFd: to(int32(images.Fd())), LogFile: to(LogFile), LogLevel: to(int32(logLevel)),
 		LeaveRunning: to(true), FreezeCgroup: to(d.Freezer), ManageCgroupsMode: to(rpc.CriuCgMode_IGNORE),
 		Root:           to("/"), // that of containers is mounted nowhere else
 		TcpEstablished: to(true), NetworkLock: to(rpc.CriuNetworkLockMethod_NFTABLES),
 		FileLocks: to(true), LinkRemap: to(true), OrphanPtsMaster: to(true),
+		NotifyScripts: to(true), GhostLimit: to(uint32(math.MaxUint32)),
 	}})
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("dump process %d: %w: %w", d.Pid, ErrTimeout, context.Cause(ctx))
 	case err != nil:
 		return fmt.Errorf("dump process %d: %w", d.Pid, err)
+	case serr != nil:
+		return fmt.Errorf("dump process %d: %w", d.Pid, serr)
 	case response.GetSuccess():
 		return nil
 	}

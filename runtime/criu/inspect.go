@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -126,7 +127,7 @@ func Inspect(ctx context.Context, images string) (*Inventory, error) {
 		files: map[uint32]*fdinfo.FileEntry{}, terminals: map[uint32]*tty.TtyInfoEntry{},
 		tmpfs: map[uint32]*tmpfs{}, pages: map[uint32]int64{},
 	}
-	for _, part := range []func(*imageDir) error{i.readInventory, i.readProcesses, i.readFiles, i.readRest, i.countPages} {
+	for _, part := range []func(*imageDir) error{i.readInventory, i.readProcesses, i.readFiles, i.readRest, i.countPages, i.placeLinks} {
 		if err := part(d); err != nil {
 			return nil, fmt.Errorf("inspect images of CRIU: %w", err)
 		}
@@ -248,6 +249,22 @@ func (i *Inventory) readFiles(d *imageDir) error {
 		i.files[e.GetId()] = e
 		return nil
 	}))
+}
+
+// placeLinks notes on which mounts links are, and of what, see [Link]. CRIU does not: it makes each where
+// the file was that it is for.
+func (i *Inventory) placeLinks(*imageDir) error {
+	for _, r := range i.remaps {
+		of, link := i.files[r.GetOrigId()].GetReg(), i.files[r.GetRemapId()].GetReg()
+		if r.GetRemapType() != remap_file_path.RemapType_LINKED {
+			continue
+		}
+		if of == nil || link == nil || link.GetMntId() >= 0 && link.MntId != nil || path.Dir(of.GetName()) != path.Dir(link.GetName()) {
+			return fmt.Errorf("%w: file %d has another name, which is none", ErrImages, r.GetOrigId())
+		}
+		link.MntId, link.Mode = of.MntId, of.Mode // CRIU compares it with what it opens
+	}
+	return nil
 }
 
 // readPagemap counts the memory of a map, and finds out which file it is in.
@@ -457,6 +474,8 @@ type Needs struct {
 	Connections bool
 	// Mounts are the paths of mounts, saved as "mnt[PATH]".
 	Mounts []string
+	// Open are the paths of files on these that the processes have open or mapped.
+	Open []string
 	// Streams are the first three descriptors of the first process: "pipe:[13956221]",
 	// "file[3a:5]", "tty[88:1]", "" for others.
 	Streams [3]string
@@ -476,6 +495,9 @@ func (i *Inventory) Needs(addresses ...netip.Addr) Needs {
 	}
 
 	for _, f := range i.files {
+		if reg := f.GetReg(); reg != nil && !reg.GetExt() && i.mount(reg.GetMntId()).GetExtKey() != "" {
+			n.Open = append(n.Open, reg.GetName())
+		}
 		if key := i.external(f); strings.HasPrefix(key, "file[") && !slices.Contains(n.Files, key) {
 			n.Files = append(n.Files, key)
 		} else if strings.HasPrefix(key, "tty[") && !slices.Contains(n.Terminals, key) {

@@ -109,7 +109,7 @@ func (s *Session) Run(ctx context.Context, r Restore, at func(Event) error) erro
 
 	stop := context.AfterFunc(ctx, func() { _ = s.ours.SetDeadline(time.Now()) })
 	defer stop()
-	response, err := s.converse(r.request(dirs), at)
+	response, err := converse(s.ours, r.request(dirs), at)
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("restore processes: %w: %w", ErrTimeout, context.Cause(ctx))
@@ -177,10 +177,10 @@ func (r Restore) request(dirs [2]*os.File) *rpc.CriuReq {
 type atError struct{ error }
 
 // converse has CRIU serve a request, and answers what it asks meanwhile.
-func (s *Session) converse(request *rpc.CriuReq, at func(Event) error) (*rpc.CriuResp, error) {
+func converse(socket *os.File, request *rpc.CriuReq, at func(Event) error) (*rpc.CriuResp, error) {
 	first := 0
 	for {
-		response, file, err := roundTrip(s.ours, request)
+		response, file, err := roundTrip(socket, request)
 		if err != nil || response.GetType() != rpc.CriuReqType_NOTIFY {
 			closeFile(file)
 			return response, err
