@@ -23,7 +23,6 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
 	pipe_data "github.com/checkpoint-restore/go-criu/v8/crit/images/pipe-data"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
-	remap_file_path "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	seccomp_images "github.com/checkpoint-restore/go-criu/v8/crit/images/seccomp"
 	sk_inet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
 	sk_netlink "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-netlink"
@@ -252,8 +251,8 @@ func filesBeyond() map[string]hostile {
 			i.more["tty-info.img"] = image{magic: magicTTYInfo, entries: entriesOf(&tty.TtyInfoEntry{Id: u(3), Type: tty.TtyType_CONSOLE.Enum()})}
 		},
 		"lost name in a volume": func(i *images, _ *specs.Spec) {
-			i.files = append(i.files, regular("/data", 13, unix.S_IFDIR))
-			i.more["remap-fpath.img"] = image{magic: magicRemap, entries: entriesOf(&remap_file_path.RemapFilePathEntry{OrigId: u(50)})}
+			i.files = append(i.files, regular("/data/file", 13, unix.S_IFDIR))
+			i.linked("/data/link_remap.51")
 		},
 	}
 }
