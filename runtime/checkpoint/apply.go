@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crisp/runtime/rootpath"
@@ -38,6 +39,29 @@ const (
 // IDs translates owners in the container to those on the disk. An error means that
 // the container has no such user or group.
 type IDs func(uid, gid int) (uint32, uint32, error)
+
+// MappedIDs are those of a user namespace with these mappings, or of none. One that the user
+// namespace has not is no owner that a file in the container could have had.
+func MappedIDs(uids, gids []specs.LinuxIDMapping) IDs {
+	return func(uid, gid int) (uint32, uint32, error) {
+		u, uok := mapped(uids, uid)
+		g, gok := mapped(gids, gid)
+		if !uok || !gok {
+			return 0, 0, fmt.Errorf("%w: a file of user %d and group %d, which the container's user namespace has not", ErrInvalid, uid, gid)
+		}
+		return u, g, nil
+	}
+}
+
+// mapped is a user or group of a container on the node.
+func mapped(maps []specs.LinuxIDMapping, id int) (uint32, bool) {
+	for _, m := range maps {
+		if id >= int(m.ContainerID) && id-int(m.ContainerID) < int(m.Size) {
+			return m.HostID + uint32(id) - m.ContainerID, true
+		}
+	}
+	return uint32(id), len(maps) == 0
+}
 
 // Apply makes a container's root file system what it was: it adds the changed files
 // to root, which is mounted and in which nothing runs, and removes the deleted ones.

@@ -55,14 +55,26 @@ type Diff struct {
 	Upper, Lower *os.File
 	// IDs translates owners on the disk to those in the container.
 	IDs func(uid, gid uint32) (int, int)
+	// Names are those that files are to have besides their own, in a checkpoint.
+	Names []Name
+}
+
+// Name is a further name of a file: Path is relative, and ID the device and inode.
+type Name struct {
+	Path string
+	ID   [2]uint64
 }
 
 // Write writes the changed files as a tar archive, and returns the absolute paths
 // of those that were deleted.
 func (d Diff) Write(ctx context.Context, to io.Writer) (deleted []string, err error) {
 	w := differ{Diff: d, ctx: ctx, tar: tar.NewWriter(&writer{ctx, to}), linked: map[[2]uint64]string{}}
+	w.expect()
 	if err := w.directory(d.Upper, nil); err != nil {
 		return nil, fmt.Errorf("archive changed files: %.200q: %w", w.failed, err)
+	}
+	if err := w.name(); err != nil {
+		return nil, fmt.Errorf("archive changed files: %w", err)
 	}
 	if err := w.tar.Close(); err != nil {
 		return nil, fmt.Errorf("archive changed files: %w", err)
@@ -132,6 +144,28 @@ func (w *differ) directory(dir *os.File, at []string) error {
 
 	if opaque {
 		return w.replaced(at, seen)
+	}
+	return nil
+}
+
+// expect has the files remembered that get further names.
+func (w *differ) expect() {
+	w.named = map[[2]uint64]bool{}
+	for _, n := range w.Names {
+		w.named[n.ID] = true
+	}
+}
+
+// name gives files their further names.
+func (w *differ) name() error {
+	for _, n := range w.Names {
+		first, ok := w.linked[n.ID]
+		if !ok {
+			return fmt.Errorf("%w: a file that a process has open has lost its name meanwhile", ErrUnfit)
+		}
+		if err := w.begin(&tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeLink, Name: n.Path, Linkname: first}); err != nil {
+			return err
+		}
 	}
 	return nil
 }

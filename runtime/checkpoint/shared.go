@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,12 +46,6 @@ type Shared struct {
 	Names []Name
 }
 
-// Name is a further name of a file: Path is relative, and ID the device and inode.
-type Name struct {
-	Path string
-	ID   [2]uint64
-}
-
 // FillShared adds the content of a pod's /dev/shm: its regular files, directories and
 // symbolic links. Holes of files cost nothing. The containers that can change it are frozen,
 // or what is saved of it is as it was at different times.
@@ -72,11 +67,8 @@ func (s Stage) FillShared(ctx context.Context, shared Shared) error {
 
 // write writes the archive, and reports whether there is anything in it.
 func (s Shared) write(ctx context.Context, to io.Writer) (files bool, err error) {
-	w := differ{Diff: Diff{IDs: s.IDs}, ctx: ctx, tar: tar.NewWriter(&writer{ctx, to}), shared: true, linked: map[[2]uint64]string{}, named: map[[2]uint64]bool{}}
-	for _, n := range s.Names {
-		w.named[n.ID] = true
-	}
-
+	w := differ{Diff: Diff{IDs: s.IDs, Names: s.Names}, ctx: ctx, tar: tar.NewWriter(&writer{ctx, to}), shared: true, linked: map[[2]uint64]string{}}
+	w.expect()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(s.Root.Fd()), &st); err != nil {
 		return false, err
@@ -86,17 +78,12 @@ func (s Shared) write(ctx context.Context, to io.Writer) (files bool, err error)
 	if err := w.beginOpen(h, s.Root); err != nil {
 		return false, err
 	}
+
 	if err := w.directory(s.Root, nil); err != nil {
 		return false, fmt.Errorf("%.200q: %w", w.failed, err)
 	}
-	for _, n := range s.Names {
-		first, ok := w.linked[n.ID]
-		if !ok {
-			return false, fmt.Errorf("%w: a file that a process has open has lost its name meanwhile", ErrUnfit)
-		}
-		if err := w.begin(&tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeLink, Name: n.Path, Linkname: first}); err != nil {
-			return false, err
-		}
+	if err := w.name(); err != nil {
+		return false, err
 	}
 	return w.entries > 1, w.tar.Close()
 }
@@ -200,8 +187,16 @@ type Refill struct {
 	// find as it left them.
 	Fresh  bool
 	Needed []string
-	// IDs translates owners in the containers to those on the node.
-	IDs IDs
+	// UIDs and GIDs are the mappings of the pod's user namespace, nil for none.
+	UIDs, GIDs []specs.LinuxIDMapping
+}
+
+// DropShared removes the content of the pod's /dev/shm from the checkpoint.
+func (u *Unpacked) DropShared() error {
+	if err := os.Remove(filepath.Join(u.stage.dir(), sharedFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the saved /dev/shm: %w", err)
+	}
+	return nil
 }
 
 // OpenShared opens the content of the pod's /dev/shm, if it is in this checkpoint. The error
@@ -218,7 +213,7 @@ func (u *Unpacked) OpenShared() (*os.File, error) { return u.open(sharedFile) }
 // The errors are [ErrInvalid] for what cannot be applied, with the path of the file,
 // [ErrTooLarge], and [ErrOccupied]. When ctx ends, Apply does, with the cause.
 func (r Refill) Apply(ctx context.Context, archive io.Reader, root *os.File) error {
-	a := applier{ctx: ctx, root: root, ids: r.IDs, buffer: make([]byte, 128<<10), refill: &r}
+	a := applier{ctx: ctx, root: root, ids: MappedIDs(r.UIDs, r.GIDs), buffer: make([]byte, 128<<10), refill: &r}
 	if err := a.all(archive); err != nil {
 		return fmt.Errorf("restore /dev/shm: %w", err)
 	}

@@ -73,7 +73,7 @@ func TestShared(t *testing.T) {
 	}
 
 	to, second := sharedMemory(t, 1<<20)
-	if err := (Refill{Fresh: true, IDs: unmoved}).Apply(t.Context(), bytes.NewReader(archive.Bytes()), second); err != nil {
+	if err := (Refill{Fresh: true}).Apply(t.Context(), bytes.NewReader(archive.Bytes()), second); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(os.Remove(in("pipe")), os.Link(in("dir/empty"), in("dir/link_remap.5")), sameData(in("sparse"), filepath.Join(to, "sparse"))); err != nil {
@@ -106,6 +106,7 @@ func sameData(one, two string) error {
 		if err != nil {
 			return err
 		}
+
 		text := fmt.Sprint(info.Size(), info.Mode(), list)
 		for _, e := range list {
 			b := make([]byte, e.size)
@@ -167,7 +168,8 @@ func TestRefillOccupied(t *testing.T) {
 		if err := errors.Join(os.Mkdir(filepath.Join(path, "dir"), 0o755), c.make(path)); err != nil {
 			t.Fatal(err)
 		}
-		err := Refill{Needed: []string{"dir/new"}, IDs: unmoved}.Apply(t.Context(), bytes.NewReader(archive), root)
+
+		err := Refill{Needed: []string{"dir/new"}}.Apply(t.Context(), bytes.NewReader(archive), root)
 		if c.refused != errors.Is(err, ErrOccupied) || !c.refused && err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -235,7 +237,7 @@ func TestRefillRefuses(t *testing.T) {
 		"many pieces":               {holes("100000000", strings.TrimSuffix(strings.Repeat("0:1,", maxExtents+1), ","), "a"), true},
 	} {
 		_, root := sharedMemory(t, 1<<20)
-		err := Refill{Fresh: true, IDs: unmoved}.Apply(t.Context(), bytes.NewReader(c.of.packed(t)), root)
+		err := Refill{Fresh: true}.Apply(t.Context(), bytes.NewReader(c.of.packed(t)), root)
 		if c.refused != (err != nil) || err != nil && !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrTooLarge) || len(fmt.Sprint(err)) > 1000 {
 			t.Errorf("%s: error %.1000v", name, err)
 		}
@@ -251,7 +253,7 @@ func TestRefillRefuses(t *testing.T) {
 	late := errors.New("too late")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(late)
-	if err := (Refill{Fresh: true, IDs: unmoved}).Apply(ctx, bytes.NewReader(entries{regular("a", "x")}.packed(t)), root); !errors.Is(err, late) {
+	if err := (Refill{Fresh: true}).Apply(ctx, bytes.NewReader(entries{regular("a", "x")}.packed(t)), root); !errors.Is(err, late) {
 		t.Errorf("after its end: %v", err)
 	}
 }
@@ -281,7 +283,8 @@ func FuzzRefill(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer root.Close()
-		err = Refill{Fresh: fresh, IDs: unmoved}.Apply(t.Context(), bytes.NewReader(archive), root)
+
+		err = Refill{Fresh: fresh}.Apply(t.Context(), bytes.NewReader(archive), root)
 		if err != nil && !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrOccupied) {
 			t.Errorf("error %v", err)
 		}

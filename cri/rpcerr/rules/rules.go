@@ -109,6 +109,7 @@ func All() []rpcerr.Rule {
 		{Err: criu.ErrImages, Code: codes.InvalidArgument},
 		{Err: checkpoint.ErrUnfit, Code: codes.FailedPrecondition},
 		{Err: checkpoint.ErrUntrusted, Code: codes.PermissionDenied},
+		{Err: checkpoint.ErrOccupied, Code: codes.FailedPrecondition},
 		{Err: checkpoint.ErrTooLarge, Code: codes.ResourceExhausted},
 		{Err: checkpoint.ErrInvalid, Code: codes.InvalidArgument},
 		{Err: hook.ErrInvalid, Code: codes.FailedPrecondition},
