@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 // rootCommand is the command with all others below it.
 func rootCommand() *cobra.Command {
 	root := cli.Group("crisp", "A Kubernetes container runtime, and tools to inspect it",
-		serveCommand(), planCommand(), runCommand(), ctl.ImagesCommand(imagesCommand()), networkCommand(), configCommand(), ctl.DoctorCommand(examine), ctl.SupportCommand(version, examine), syncStdinCommand(), readPagesCommand(),
+		serveCommand(), planCommand(), runCommand(), ctl.ImagesCommand(imagesCommand()), networkCommand(), configCommand(), ctl.DoctorCommand(examine), ctl.SupportCommand(version, examine), syncStdinCommand(), readPagesCommand(), refillStdinCommand(),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: cli.Exactly(0, "no arguments"),
 			RunE: func(cmd *cobra.Command, _ []string) error {

@@ -332,6 +332,7 @@ func (d *services) openPods(ctx context.Context) error {
 		MaxLogLine: d.cfg.MaxContainerLogLineSize,
 		CRIU:       criu.NewFinder(d.cfg.CRIUPath),
 		ReadPages:  readPages,
+		Refill:     []string{"/proc/self/exe", refillCommand},
 	}
 	if d.metrics != nil {
 		options.Meter = d.metrics

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crisp/cmd/crisp/cli"
+	"crisp/runtime/checkpoint"
 )
 
 // syncCommand is the internal command of the process that [syncApart] starts.
@@ -40,6 +41,19 @@ func syncApart(ctx context.Context, dir *os.File) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// refillCommand is the internal command of the process that fills a pod's shared memory.
+const refillCommand = "refill-stdin"
+
+// refillStdinCommand is what that process does.
+func refillStdinCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: refillCommand, Hidden: true, Args: cli.Exactly(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return checkpoint.ServeRefill(cmd.Context(), os.Stdin, os.Stdout)
+		},
 	}
 }
 

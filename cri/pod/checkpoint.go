@@ -245,6 +245,8 @@ type frozen struct {
 	archive *checkpoint.Archive
 	// held means that nothing reaches the pod's network meanwhile, nor leaves it.
 	held bool
+	// links are names that files of the pod's /dev/shm are to have when the container is restored.
+	links []checkpoint.Name
 }
 
 // checkpoint freezes containers, saves each, and lets all go on. Then it writes
@@ -400,6 +402,9 @@ func (p *pod) whileFrozen(ctx context.Context, list []*frozen, save func(*frozen
 			return timedOut(ctx, fmt.Errorf("container %s: %w", f.c.Config.Msg.GetMetadata().GetName(), err))
 		}
 	}
+	if err := failpoint.Between("save shared memory", func() error { return p.saveShared(ctx, list) }); err != nil {
+		return timedOut(ctx, err)
+	}
 	if use == nil {
 		return nil
 	}
@@ -440,21 +445,25 @@ func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
 	if err := f.stage.WriteStreams(streamsOf(f.pr, externals)); err != nil {
 		return err
 	}
-	dump := criu.Dump{Pid: first, Images: f.stage.Images(), Freezer: f.group.Freezer(), Externals: externals}
-	if f.archive != nil {
-		dump.Sink, dump.Processes = f.archive, len(pids)
-	}
-	if err := program.Dump(ctx, dump); err != nil {
-		warn(p.unlockNetwork(first), "let a container's connections go on", "container", f.c.ID)
-		return err
-	}
-
 	content, err := p.content(ctx, f)
 	if err != nil {
 		return err
 	}
 	defer content.Diff.Upper.Close()
 	defer content.Diff.Lower.Close()
+	dump := criu.Dump{
+		Pid: first, Images: f.stage.Images(), Freezer: f.group.Freezer(), Externals: externals,
+		Saved: func() error { return p.noteLinks(ctx, f, externals, &content.Diff) },
+	}
+	if f.archive != nil {
+		dump.Sink, dump.Processes = f.archive, len(pids)
+	}
+
+	if err := program.Dump(ctx, dump); err != nil {
+		warn(p.unlockNetwork(first), "let a container's connections go on", "container", f.c.ID)
+		return err
+	}
+	content.Config.CheckpointedAt = time.Now().UTC()
 	return f.stage.Fill(ctx, content)
 }
 
@@ -514,7 +523,7 @@ func (p *pod) content(ctx context.Context, f *frozen) (_ checkpoint.Content, err
 		Config: checkpoint.Config{
 			ID: c.ID, Name: cfg.GetMetadata().GetName(), OCIRuntime: "crisp",
 			RootfsImage: c.ImageRef, RootfsImageName: c.ImageRef, RootfsImageRef: c.ImageID,
-			CreatedTime: time.Unix(0, c.CreatedAt).UTC(), CheckpointedAt: time.Now().UTC(),
+			CreatedTime: time.Unix(0, c.CreatedAt).UTC(),
 		},
 		Status: checkpoint.Status{CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, Pid: uint32(f.pr.row.Pid())},
 		Log:    c.LogPath,

@@ -102,6 +102,8 @@ type Options struct {
 	ReadPages func(ctx context.Context, groups []pages.Lister, use func(block []byte) error) error
 	// CRIU finds the program that saves processes.
 	CRIU *criu.Finder
+	// Refill is the command that runs [checkpoint.ServeRefill].
+	Refill []string
 	// Choices are those to begin with, see [Manager.Choose].
 	Choices Choices
 	// Observe gives each pod with a network of its own a first process and a

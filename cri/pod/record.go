@@ -72,6 +72,9 @@ type Record struct {
 	// Procfs means that the pod's base has the procfs of that PID namespace;
 	// those created by older versions have none.
 	Procfs bool `json:",omitempty"`
+	// Refilled means that a cgroup was made, or was about to be, whose process fills the pod's
+	// shared memory.
+	Refilled bool `json:",omitempty"`
 	// Reason is why a sandbox is not ready, for its status.
 	Reason string `json:",omitempty"`
 	// Overhead and Resources are those of the last UpdatePodSandboxResources.

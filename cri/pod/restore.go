@@ -191,6 +191,9 @@ func (p *pod) restoration(ctx context.Context, c *Container, r launch.Request, s
 	if err != nil {
 		return x, ask, err
 	}
+	if err := p.refillUsed(ctx, dir, r.Spec, needs); err != nil {
+		return x, ask, err
+	}
 	if err := criu.WindTimers(ctx, images); err != nil {
 		return x, ask, err
 	}

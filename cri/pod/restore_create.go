@@ -209,6 +209,9 @@ func (p *pod) restoreContainers(ctx context.Context, r RestoreRequest, origins m
 		return err
 	}
 	defer release()
+	if err := p.refillFresh(ctx, r, origins); err != nil {
+		return err
+	}
 	for _, c := range r.Containers {
 		name := c.GetMetadata().GetName()
 		if _, err := p.create(ctx, c, origins[name]); err != nil {
@@ -425,29 +428,9 @@ func (k *creation) takeCheckpoint(ctx context.Context) error {
 }
 
 // outside translates owners in a container to those on the node, which is what its
-// writable layer has: the reverse of [inside]. One that the container's user namespace
-// has not is no owner that it could have had.
+// writable layer has: the reverse of [inside].
 func outside(s *specs.Spec) checkpoint.IDs {
-	return func(uid, gid int) (uint32, uint32, error) {
-		u, uok := mapped(s.Linux.UIDMappings, uid)
-		g, gok := mapped(s.Linux.GIDMappings, gid)
-		if !uok || !gok {
-			return 0, 0, fmt.Errorf("%w: a file of user %d and group %d, which the container's user namespace has not", checkpoint.ErrInvalid, uid, gid)
-		}
-		return u, g, nil
-	}
-}
-
-// mapped is a user or group of a container on the node, by the mappings of its user
-// namespace, if it has one.
-func mapped(maps []specs.LinuxIDMapping, id int) (uint32, bool) {
-	if len(maps) == 0 {
-		return uint32(id), true
-	}
-	has := slices.ContainsFunc(maps, func(m specs.LinuxIDMapping) bool {
-		return id >= int(m.ContainerID) && id-int(m.ContainerID) < int(m.Size)
-	})
-	return plan.HostID(maps, uint32(id)), has
+	return checkpoint.MappedIDs(s.Linux.UIDMappings, s.Linux.GIDMappings)
 }
 
 // archiveOf is the path of the checkpoint that a container's image is, "" if it is none.

@@ -270,7 +270,7 @@ func (p *pod) makeCgroup(ctx context.Context) error {
 }
 
 func (p *pod) removeCgroup(ctx context.Context) error {
-	if !p.hasPause() {
+	if !p.hasPause() && !p.record().Refilled {
 		return nil
 	}
 	path, err := p.cgroupPath()

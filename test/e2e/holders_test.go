@@ -37,7 +37,7 @@ func hold() bool {
 		return false
 	}
 	all := holdersOfFiles()
-	for _, more := range []map[string]holder{holdersOfSockets(), holdersOfProcesses(), holdersOfRefused()} {
+	for _, more := range []map[string]holder{holdersOfMemory(), holdersOfSockets(), holdersOfProcesses(), holdersOfRefused()} {
 		for k, h := range more {
 			all[k] = h
 		}
@@ -277,6 +277,13 @@ func holdersOfSockets() map[string]holder {
 			return func() error { return readBack(os.NewFile(uintptr(fds[1]), "socket"), "in the socket") }, err
 		},
 
+		"socket pair of datagrams":   func() (func() error, error) { return pairOf(unix.SOCK_DGRAM) },
+		"socket pair of packets":     func() (func() error, error) { return pairOf(unix.SOCK_SEQPACKET) },
+		"Unix connection":            func() (func() error, error) { return connected("unix", "/tmp/connected") },
+		"Unix connection of packets": func() (func() error, error) { return connected("unixpacket", "@connected") },
+		"Unix datagrams":             func() (func() error, error) { return datagrams("unixgram", "/tmp/datagrams") },
+		"Unix socket in a volume":    func() (func() error, error) { return listens("unix", holdsDir+"/own-socket") },
+
 		"Unix socket":                  func() (func() error, error) { return listens("unix", "/tmp/socket") },
 		"abstract Unix socket":         func() (func() error, error) { return listens("unix", "@held") },
 		"TCP v4 that listens":          func() (func() error, error) { return listens("tcp4", "127.0.0.1:7001") },
@@ -473,6 +480,20 @@ func holdersOfProcesses() map[string]holder {
 				return errors.Join(want(errno, 0), want(pending&(1<<(unix.SIGUSR1-1)) != 0, true))
 			}, err
 		},
+		"pidfd of a child": func() (func() error, error) {
+			c, err := start(false, "/bin/sleep", "1000")
+			if err != nil {
+				return nil, err
+			}
+			fd, err := unix.PidfdOpen(c.Process.Pid, 0)
+			return func() error {
+				if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+					return err
+				}
+				_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
+				return err
+			}, err
+		},
 		"interval timer": func() (func() error, error) {
 			_, err := unix.Setitimer(unix.ITIMER_REAL, unix.MakeItimerval(0, time.Hour))
 			return func() error {
@@ -539,7 +560,6 @@ func holdersOfRefused() map[string]holder {
 			copy(b, "held")
 			return func() error { return want(string(b[:4]), "held") }, err
 		},
-		"file in the pod's shared memory": func() (func() error, error) { return mapFile("/dev/shm/held", false) },
 		"connection to a socket outside": func() (func() error, error) {
 			c, err := net.Dial("unix", holdsDir+"/socket")
 			return func() error { _, err := io.WriteString(c, "x"); return err }, err
