@@ -560,6 +560,24 @@ func holdersOfRefused() map[string]holder {
 			copy(b, "held")
 			return func() error { return want(string(b[:4]), "held") }, err
 		},
+		"Unix socket for others": func() (func() error, error) {
+			l, err := net.Listen("unix", holdsDir+"/server")
+			if err != nil {
+				return nil, err
+			}
+			accepted := make(chan net.Conn)
+			go func() {
+				c, err := l.Accept()
+				if err == nil {
+					accepted <- c
+				}
+			}()
+			return func() error { return readBack(<-accepted, "from a client") }, nil
+		},
+		"Unix socket of others": func() (func() error, error) {
+			c, err := net.Dial("unix", holdsDir+"/server")
+			return func() error { _, err := io.WriteString(c, "from a client"); return err }, err
+		},
 		"connection to a socket outside": func() (func() error, error) {
 			c, err := net.Dial("unix", holdsDir+"/socket")
 			return func() error { _, err := io.WriteString(c, "x"); return err }, err
