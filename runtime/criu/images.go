@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
@@ -35,6 +36,8 @@ const (
 type imageDir struct {
 	ctx context.Context // of one inspection
 	dir *os.File
+	// fifos are passed over.
+	fifos bool
 	// left are the images that were not read yet, by name, with their size in bytes.
 	left    map[string]int64
 	decoded int64
@@ -42,11 +45,20 @@ type imageDir struct {
 
 // openImages lists the images in a directory.
 func openImages(ctx context.Context, path string) (*imageDir, error) {
+	return openDir(ctx, path, false)
+}
+
+// openDumped opens the images of a dump that is under way.
+func openDumped(ctx context.Context, path string) (*imageDir, error) {
+	return openDir(ctx, path, true)
+}
+
+func openDir(ctx context.Context, path string, fifos bool) (*imageDir, error) {
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	d := &imageDir{ctx: ctx, dir: dir, left: map[string]int64{}}
+	d := &imageDir{ctx: ctx, dir: dir, fifos: fifos, left: map[string]int64{}}
 	if err := d.list(); err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
@@ -66,6 +78,10 @@ func (d *imageDir) list() error {
 		info, err := e.Info()
 		if err != nil {
 			return err
+		}
+		// The memory of a dump that is under way, see [PageSink].
+		if d.fifos && info.Mode().Type() == fs.ModeNamedPipe {
+			continue
 		}
 		// A link would lead CRIU to images of an earlier dump, or anywhere.
 		if !info.Mode().IsRegular() {

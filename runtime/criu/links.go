@@ -30,7 +30,7 @@ type Link struct {
 // Links lists the names that CRIU has given in a dump, whose images these are, while it waits
 // in [Dump.Saved].
 func Links(ctx context.Context, images string) ([]Link, error) {
-	d, err := openImages(ctx, images)
+	d, err := openDumped(ctx, images)
 	if err != nil {
 		return nil, fmt.Errorf("list links of a dump: %w", err)
 	}
