@@ -371,6 +371,7 @@ func (w *unpacking) signer() (PublicKey, error) {
 	if w.terms.Digest != "" && digestOf(text) != w.terms.Digest {
 		return PublicKey{}, fmt.Errorf("%w: it is not the archive that the pod's checkpoint names, or was changed", ErrInvalid)
 	}
+
 	if text == nil {
 		return PublicKey{}, w.terms.From.Check(PublicKey{})
 	}

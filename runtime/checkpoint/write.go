@@ -162,6 +162,7 @@ func (a *Archive) addFrom(ctx context.Context, name string, from io.Reader) erro
 	if _, err := a.f.Seek(a.end+tarBlock, io.SeekStart); err != nil {
 		return err
 	}
+
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -209,6 +210,7 @@ func (a *Archive) hash() (found []file, err error) {
 				found = append(found, m.file(e.name))
 				break
 			}
+
 			n := min(e.size-m.size, hashedAtOnce)
 			if _, err := a.f.ReadAt(buffer[:n], e.at+m.size); err != nil {
 				return found, err
@@ -301,6 +303,7 @@ func (s Stage) each(root fs.FS, do func(name string, info fs.FileInfo) error) er
 		if len(entries) > maxFiles {
 			return fmt.Errorf("%w: more than %d files of CRIU", ErrUnfit, maxFiles)
 		}
+
 		for _, e := range entries {
 			if e.IsDir() {
 				continue

@@ -92,6 +92,7 @@ func TestLargeEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
+
 	const size = 9<<30 + 7
 	to, at, err := a.Next("pages-1.img")
 	if err == nil {
@@ -134,6 +135,7 @@ func TestArchiveIsGivenUp(t *testing.T) {
 	if _, _, err := a.Next("pages-1.img"); err != nil {
 		t.Fatal(err)
 	}
+
 	a.Moved(1) // which is not there
 	if err := a.Close(); err != nil {
 		t.Error(err)
@@ -162,6 +164,7 @@ func TestArchiveCannotBeRead(t *testing.T) {
 	if _, _, err := a.Next("pages-1.img"); err != nil {
 		t.Fatal(err)
 	}
+
 	a.Moved(100)
 	if _, err := s.Write(t.Context(), a, newKey(t)); !errors.Is(err, io.EOF) {
 		t.Errorf("error %v", err)

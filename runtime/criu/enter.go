@@ -78,6 +78,7 @@ func (d *imageDir) give(images, name string, owner rootpath.Owner) error {
 		return err
 	}
 	defer f.Close()
+
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return err

@@ -66,6 +66,7 @@ func TestLinksRefused(t *testing.T) {
 			i.more[remapImage].entries[0].(*remap_file_path.RemapFilePathEntry).RemapId = u(99)
 		},
 	} {
+
 		i := newImages(t)
 		i.open(regular("/dev/sem.x", 12, unix.S_IFREG))
 		change(i)

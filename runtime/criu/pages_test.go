@@ -87,6 +87,7 @@ func TestPageMoverFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer full.Close()
+
 	none := errors.New("no place")
 	for name, sink := range map[string]*sinkFile{"full": {File: full}, "refused": {File: full, fail: none}} {
 		images := t.TempDir()

@@ -221,6 +221,7 @@ func lastTime(log *os.File) (last time.Duration, err error) {
 			last = max(last, time.Duration(seconds*float64(time.Second)))
 		}
 	}
+
 	if err := lines.Err(); err != nil {
 		return 0, fmt.Errorf("read CRIU's log: %w", err)
 	}

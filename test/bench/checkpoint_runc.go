@@ -41,6 +41,7 @@ func (s *runcSaver) call(ctx context.Context, args ...string) error {
 		return err
 	}
 	defer null.Close()
+
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
 	if args[0] != "run" && args[0] != "restore" {
 		cmd.Stderr = log

@@ -19,6 +19,7 @@ func TestLastTime(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		f, err := os.Open(path)
 		if err != nil {
 			t.Fatal(err)
@@ -49,6 +50,7 @@ func TestWithLog(t *testing.T) {
 		_, err = f.WriteString("(00.042000) done\n")
 		return err
 	})
+
 	if err != nil || own != 42*time.Millisecond || whole < 100*time.Millisecond {
 		t.Errorf("%v, %v, %v", whole, own, err)
 	}
@@ -67,6 +69,7 @@ func TestCheckpointSections(t *testing.T) {
 		b.samples.add(Sample{checkpointPhase, archived, round, 100, dumpAdded, v / 10, "ms"})
 	}
 	b.note(checkpointPhase, "what is missing")
+
 	var w bytes.Buffer
 	b.checkpointSections(&w)
 	for _, want := range []string{
