@@ -247,6 +247,8 @@ type frozen struct {
 	held bool
 	// links are names that files of the pod's /dev/shm are to have when the container is restored.
 	links []checkpoint.Name
+	// peers is the reason if CRIU refuses a container because of its sockets, "" for none.
+	peers string
 }
 
 // checkpoint freezes containers, saves each, and lets all go on. Then it writes
@@ -360,14 +362,15 @@ func (p *pod) saveable(id string) (*frozen, error) {
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
+	var peers string
 	pids, err := group.Pids()
 	if err == nil {
-		err = criu.Saveable(pids)
+		peers, err = p.checkSaveable(id, pids)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
-	return &frozen{c: c, pr: pr, spec: s, group: group}, nil
+	return &frozen{c: c, pr: pr, spec: s, group: group, peers: peers}, nil
 }
 
 // whileFrozen freezes containers before the first is saved and thaws them after
@@ -461,6 +464,9 @@ func (p *pod) save(ctx context.Context, program criu.Program, f *frozen) error {
 
 	if err := program.Dump(ctx, dump); err != nil {
 		warn(p.unlockNetwork(first), "let a container's connections go on", "container", f.c.ID)
+		if errors.Is(err, criu.ErrRefused) && f.peers != "" {
+			err = fmt.Errorf("%w; %s", err, f.peers)
+		}
 		return err
 	}
 	content.Config.CheckpointedAt = time.Now().UTC()

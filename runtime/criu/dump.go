@@ -136,7 +136,7 @@ func reasonIn(log string) string {
 			continue
 		}
 		_, what, ok := strings.Cut(rest, "): ")
-		if what = strings.TrimSpace(what); ok && !saysNothing(what) {
+		if what = strings.TrimSuffix(strings.TrimSpace(what), " Consider using --ext-unix-sk option."); ok && !saysNothing(what) {
 			found = append(found, what)
 		}
 	}

@@ -72,7 +72,7 @@ func TestEndedProcess(t *testing.T) {
 
 // TestSaveable looks at processes for what CRIU cannot save.
 func TestSaveable(t *testing.T) {
-	if err := Saveable([]int{os.Getpid()}); err != nil {
+	if _, err := Saveable([]int{os.Getpid()}); err != nil {
 		t.Errorf("this process: %v", err)
 	}
 	const userModeOnly = 1
@@ -80,7 +80,7 @@ func TestSaveable(t *testing.T) {
 	if errno != 0 {
 		testkit.Skip(t, "userfaultfd", errno.Error())
 	}
-	err := Saveable([]int{os.Getpid()})
+	_, err := Saveable([]int{os.Getpid()})
 	unix.Close(int(fd))
 	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "userfaultfd") {
 		t.Errorf("with a userfaultfd: %v", err)
@@ -90,7 +90,7 @@ func TestSaveable(t *testing.T) {
 	if err := ended.Run(); err != nil {
 		t.Fatal(err)
 	}
-	if err := Saveable([]int{ended.Process.Pid}); err != nil {
+	if _, err := Saveable([]int{ended.Process.Pid}); err != nil {
 		t.Errorf("one that has ended: %v", err)
 	}
 }

@@ -16,17 +16,19 @@ const maxLooked = 1 << 16
 
 // Saveable tells early, and in words, what CRIU cannot save: at some of it, it fails
 // without a reason. The error is [ErrRefused]. What has changed by the time of the dump,
-// and what is not known here, CRIU refuses itself.
-func Saveable(pids []int) error {
+// and what is not known here, CRIU refuses itself. It returns the sockets of the processes,
+// as their inodes, and a process that has each; nil if these are too many.
+func Saveable(pids []int) (sockets map[uint32]int, err error) {
 	looked, kinds := 0, unsaveable()
+	sockets = map[uint32]int{}
 	for _, pid := range pids[:min(len(pids), maxAsked)] {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
 		if looked == maxLooked {
-			return nil // CRIU looks itself
+			return nil, nil // CRIU looks itself
 		}
 		names, err := namesIn(dir, maxLooked-looked)
 		if err != nil {
-			return fmt.Errorf("list the descriptors of process %d: %w", pid, err)
+			return nil, fmt.Errorf("list the descriptors of process %d: %w", pid, err)
 		}
 		looked += len(names)
 
@@ -35,13 +37,21 @@ func Saveable(pids []int) error {
 			if err != nil {
 				continue // it was closed meanwhile
 			}
+			var inode uint32
+			if _, err := fmt.Sscanf(link, "socket:[%d]", &inode); err == nil {
+				sockets[inode] = pid
+				continue
+			}
 			kind, ok := strings.CutPrefix(link, "anon_inode:")
 			if what := kinds[strings.Trim(kind, "[]")]; ok && what != "" {
-				return fmt.Errorf("%w: process %d has %s as descriptor %s, which it cannot save", ErrRefused, pid, what, name)
+				return nil, fmt.Errorf("%w: process %d has %s as descriptor %s, which it cannot save", ErrRefused, pid, what, name)
 			}
 		}
 	}
-	return nil
+	if len(pids) > maxAsked {
+		return nil, nil
+	}
+	return sockets, nil
 }
 
 // unsaveable are kinds of files that have no name, as the kernel calls them, and what

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -99,7 +100,7 @@ func TestUnsaveable(t *testing.T) {
 		"userfaultfd":                    {"a userfaultfd", ""},
 		"inotify of its own files":       {"Can't dump that handle", ""},
 		"MPTCP socket":                   {"MPTCP", ""},
-		"connection to a socket outside": {"Dangling connection", ""},
+		"connection to a socket outside": {"to a process outside of the container, by the Unix socket", ""},
 		"System V shared memory":         {"", "System V"},
 		"packet socket":                  {"", "CAP_NET_RAW"},
 		"raw socket":                     {"", "CAP_NET_RAW"},
@@ -111,6 +112,11 @@ func TestUnsaveable(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
+			go func() {
+				if conn, err := l.Accept(); err == nil {
+					_, _ = io.Copy(io.Discard, conn) // until the container ends
+				}
+			}()
 			p := n.pod(t)
 			c := p.start(t, holding(t, name, dir))
 			eventually(t, "it is held", func() bool { return c.logged(t) == "held\n" })

@@ -146,16 +146,28 @@ func testSharedTooLarge(t *testing.T, n *node) {
 	q.remove(t)
 }
 
+// testSharedSockets has one container connected to another, by a socket in a volume: that is
+// said of either, and they go on. Without a connection the socket is there again after a restore.
 func testSharedSockets(t *testing.T, n *node) {
 	dir := heldIn(t)
-	p := n.pod(t)
-	list := p.held(t, dir, "Unix socket for others")
-	list = append(list, p.start(t, named("client"), holding(t, "Unix socket of others", dir)))
-	eventually(t, "held", func() bool { return list[1].logged(t) == "held\n" })
-	for _, ids := range [][]string{{list[0].id}, {list[1].id}, {list[0].id, list[1].id}, {list[1].id, list[0].id}} {
-		r := &runtimeapi.CheckpointPodRequest{PodSandboxId: p.id, OutputPath: t.TempDir(), ContainerIds: ids}
+	p := n.pod(t, podNamed("sockets"))
+	list := p.held(t, dir, "Unix socket for others", "Unix socket of others")
+	for i, other := range []string{"cb", "ca"} {
+		r := &runtimeapi.CheckpointPodRequest{PodSandboxId: p.id, OutputPath: t.TempDir(), ContainerIds: []string{list[i].id}}
 		_, err := try(t, n.Runtime.CheckpointPod, r)
-		t.Log(err)
+		wantCode(t, err, codes.FailedPrecondition, "connected to container "+other+" by the Unix socket /go/server")
 	}
+	askHeld(t, dir, list...)
 	p.remove(t)
+
+	dir = heldIn(t)
+	p = n.pod(t, loggingTo(t.TempDir()))
+	list = p.held(t, dir, "Unix socket for others")
+	q, restored := n.restore(t, p.again(t, p.save(t, list...), list...))
+	p.remove(t)
+	restored[0].start(t)
+	client := q.start(t, named("client"), holding(t, "Unix socket of others", dir))
+	eventually(t, "it is connected", func() bool { return client.logged(t) == "held\n" })
+	askHeld(t, dir, restored[0], client)
+	q.remove(t)
 }
