@@ -84,7 +84,7 @@ func (d *imageDir) links() (list []Link, err error) {
 // RenameLinks has a restore find links of [Links] at other paths: those that CRIU gives in the
 // dumps of two containers may be the same.
 func RenameLinks(ctx context.Context, images string, paths map[Link]string) error {
-	d, err := openImages(ctx, images)
+	d, err := openDumped(ctx, images)
 	if err != nil {
 		return fmt.Errorf("rename links of a dump: %w", err)
 	}
