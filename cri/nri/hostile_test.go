@@ -365,9 +365,13 @@ func TestFloodOfUpdates(t *testing.T) {
 	until(t, "its updates have begun and ended", func() bool { mu.Lock(); defer mu.Unlock(); return most > 0 && running == 0 })
 	cancel()
 	wg.Wait()
+
+	// Those that waited for their turn may begin only now.
+	mu.Lock()
 	if most > maxUpdates {
 		t.Errorf("%d updates at a time, want at most %d", most, maxUpdates)
 	}
+	mu.Unlock()
 	if _, err := good.UpdateContainers([]*api.ContainerUpdate{{ContainerId: "quick"}}); err != nil {
 		t.Errorf("another plugin's update: %v", err)
 	}

@@ -348,7 +348,11 @@ func testOnTerminal(t *testing.T, n *node) {
 		t.Errorf("the progress of a pull: %q", out)
 	}
 	n.crisp(t, "rmi", nginx)
-	if out := onTerminal(t, n.command(t, "exec", "-it", "web", "sh", "-c", "until stty size 2>/dev/null; do sleep 0.1; done"), nil); out != "40 100\r\n" {
+
+	// The size comes soon after the start. Until then stty prints nothing, and
+	// sometimes succeeds.
+	const size = "until stty size 2>/dev/null | grep 100; do sleep 0.1; done"
+	if out := onTerminal(t, n.command(t, "exec", "-it", "web", "sh", "-c", size), nil); out != "40 100\r\n" {
 		t.Errorf("the terminal of a command has the size %q", out)
 	}
 }
