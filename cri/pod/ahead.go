@@ -84,17 +84,18 @@ func (mv *moving) sendRound(ctx context.Context, groups []pages.Lister) (fresh i
 
 // receiveAhead receives blocks until the containers that have them are saved. The file has no
 // name, and ends when it is closed.
-func (m *Manager) receiveAhead(ctx context.Context, peer *move.Conn) (f *os.File, count int64, err error) {
+func (m *Manager) receiveAhead(ctx context.Context, peer *move.Conn) (file *os.File, count int64, err error) {
 	dir := filepath.Join(m.Root, stagesDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, 0, fmt.Errorf("receive memory: %w", err)
 	}
-	if f, err = os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600); err != nil {
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err != nil {
 		return nil, 0, fmt.Errorf("receive memory: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			f.Close()
+			f.Close() // file is nil by then
 		}
 	}()
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"crisp/cri/move"
@@ -52,6 +53,21 @@ func ahead(t *testing.T, m *Manager) *moving {
 		t.Fatal(err)
 	}
 	return &moving{p: begunPod(t, m, "pod"), known: known}
+}
+
+// openBelow are the files below a directory that this process has open, with and without names.
+func openBelow(t *testing.T, dir string) (files []string) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if target, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(target, dir+"/") {
+			files = append(files, target)
+		}
+	}
+	return files
 }
 
 // TestAhead sends memory in rounds, as many as pay.
@@ -125,6 +141,9 @@ func TestAheadEnds(t *testing.T) {
 	}()
 	if _, _, err := m.receiveAhead(t.Context(), other); !errors.Is(err, move.ErrLost) {
 		t.Errorf("half of it: %v", err)
+	}
+	if left := openBelow(t, m.Root); len(left) > 0 {
+		t.Errorf("left open: %q", left)
 	}
 
 	f, err := os.Create(filepath.Join(t.TempDir(), "ahead"))
