@@ -63,6 +63,7 @@ func phases() []phase {
 		{name: bundlePhase, share: 0.5, once: (*bench).bundle},
 		{name: checkpointPhase, share: 1, once: (*bench).checkpoints},
 		{name: "clients", share: 0.34, network: true, each: (*bench).clients, once: (*bench).clientsFloor},
+		{name: telemetryPhase, share: 1, once: (*bench).telemetry},
 		{name: "growth", share: 0.34, each: (*bench).growth},
 		{name: "pull", share: 0.34, each: (*bench).pull},
 		{name: "logs", share: 0.5, each: (*bench).logs},

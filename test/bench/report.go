@@ -61,6 +61,8 @@ func (b *bench) report(ctx context.Context, began time.Time) []byte {
 	for _, n := range crowds {
 		b.section(&w, "clients", n, fmt.Sprintf("%d clients", n), fmt.Sprintf("Milliseconds, and operations per second by all of them, of %d.", n*podsEach))
 	}
+	b.telemetrySection(&w)
+
 	for _, n := range sizes {
 		text := "Milliseconds; memory in KiB, the proportional set size of the runtime's processes."
 		if n > networked {

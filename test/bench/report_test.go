@@ -41,6 +41,30 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// TestTelemetrySection compares what was measured in the same round.
+func TestTelemetrySection(t *testing.T) {
+	b := &bench{}
+	for round, off := range []float64{20, 40, 100} {
+		b.samples.add(Sample{telemetryPhase, silent, round, networked, "pod ready", off, "ms"})
+		b.samples.add(Sample{telemetryPhase, told, round, networked, "pod ready", off * (1 + float64(round)/100), "ms"})
+		b.samples.add(Sample{telemetryPhase, silent, round, networked, "PSS of the daemon", 30000, "KiB"})
+		b.samples.add(Sample{telemetryPhase, told, round, networked, "PSS of the daemon", 37000, "KiB"})
+	}
+
+	var w bytes.Buffer
+	b.telemetrySection(&w)
+	b.verdicts(&w)
+	for _, want := range []string{
+		"| pod ready | 40.0 | 100 | 40.4 | 102 | +1.0 % (+0.0 – +2.0) |",
+		"at most 2 % | 1.00 % | reached |",
+		"at most 6144 KiB | 7000 KiB | **missed by 856 KiB** |",
+	} {
+		if !strings.Contains(w.String(), want) {
+			t.Errorf("want %s in:\n%s", want, w.String())
+		}
+	}
+}
+
 func TestReplaceReport(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "doc.md")
 	if err := os.WriteFile(path, []byte("before\n"+reportBegins+"old\n"+reportEnds+"after\n"), 0o644); err != nil {

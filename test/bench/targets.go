@@ -30,6 +30,8 @@ func (b *bench) goals() []goal {
 		{"pods started per second by 32 clients, against containerd", 3, true, "×", times("clients", started, 32)},
 		{"memory per pod, at 100 pods", 100, false, "KiB", (*bench).memoryPerPod},
 		{"memory of the daemon at 100 pods", 40 * 1024, false, "KiB", middle("growth", "PSS crisp", 100)},
+		{"pod ready at 100 pods, with metrics and traces against without", 2, false, "%", (*bench).telemetryCost},
+		{"memory of metrics and traces, at 100 pods", 6 * 1024, false, "KiB", (*bench).telemetryMemory},
 		{"list of 500 pods", 5, false, "ms", middle("growth", "ListPodSandbox", 500)},
 		{"list of 500 pods while one is stuck", 5, false, "ms", middle("growth", "ListPodSandbox"+whileStuck, 500)},
 		{"restart with 300 pods", 1000, false, "ms", middle("growth", "restart", 300)},

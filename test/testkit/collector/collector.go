@@ -35,6 +35,7 @@ type Collector struct {
 	// Address is HOST:PORT.
 	Address string
 	server  *grpc.Server
+	done    chan struct{} // closed when nothing is served any more
 	// hold, if not nil, is what each request waits for.
 	hold chan struct{}
 
@@ -44,6 +45,9 @@ type Collector struct {
 	requests int               // guarded by mu
 }
 
+// Serve serves a collector until it is closed.
+func Serve() (*Collector, error) { return serve(nil) }
+
 // Start serves a collector until the test ends.
 func Start(t testing.TB) *Collector { return start(t, nil) }
 
@@ -52,16 +56,29 @@ func StartStuck(t testing.TB) *Collector { return start(t, make(chan struct{})) 
 
 func start(t testing.TB, hold chan struct{}) *Collector {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	c, err := serve(hold)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Collector{Address: l.Addr().String(), server: grpc.NewServer(), hold: hold}
-	collector.RegisterTraceServiceServer(c.server, c)
-	done := make(chan struct{})
-	go func() { defer close(done); _ = c.server.Serve(l) }()
-	t.Cleanup(func() { c.server.Stop(); <-done })
+	t.Cleanup(c.Close)
 	return c
+}
+
+func serve(hold chan struct{}) (*Collector, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	c := &Collector{Address: l.Addr().String(), server: grpc.NewServer(), hold: hold, done: make(chan struct{})}
+	collector.RegisterTraceServiceServer(c.server, c)
+	go func() { defer close(c.done); _ = c.server.Serve(l) }()
+	return c, nil
+}
+
+// Close ends it.
+func (c *Collector) Close() {
+	c.server.Stop()
+	<-c.done
 }
 
 // Export implements the protocol.
