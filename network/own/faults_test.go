@@ -491,6 +491,30 @@ func TestRefused(t *testing.T) {
 	})
 }
 
+// TestAddedTwice repeats an ADD, as a runtime that has lost its answer does: it fails, and
+// the pod keeps what it has.
+func TestAddedTwice(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		p := n.add(n.pod("twice", mappings(mapping(8080, 80, "tcp", ""))))
+		n.serve(p.ns, 80)
+		if _, err := n.plugin.Call(t.Context(), n.request("ADD", p)); codeOf(err) != 102 {
+			t.Errorf("second ADD: %v", err)
+		}
+
+		if _, err := n.call("CHECK", p, nil); err != nil {
+			t.Errorf("after the second ADD: %v", err)
+		}
+		if _, err := ask(n.outside, "tcp", nodeV4+":8080"); err != nil {
+			t.Errorf("after the second ADD: %v", err)
+		}
+		if leased := n.leased(); len(leased) != 2 {
+			t.Errorf("leases after the second ADD: %q", leased)
+		}
+		n.del(p)
+		n.clean()
+	})
+}
+
 // refusedByState makes ADD fail by what the node or the pod has.
 func (n *node) refusedByState(t *testing.T) {
 	t.Helper()
