@@ -251,8 +251,9 @@ func (p *Plugin) gc(ctx context.Context, call Call) error {
 		return err
 	}
 
+	attached := slices.Concat(c.Valid, c.ValidToo)
 	owners, names := map[lease.Owner]bool{}, map[string]bool{}
-	for _, v := range slices.Concat(c.Valid, c.ValidToo) {
+	for _, v := range attached {
 		owners[lease.Owner{ID: v.ContainerID, IfName: v.IfName}] = true
 		names[link.Name(v.ContainerID, v.IfName)] = true
 	}
@@ -267,7 +268,7 @@ func (p *Plugin) gc(ctx context.Context, call Call) error {
 		return p.withLeases(ctx, c, func(s *lease.Store) error {
 			// Old releases of host-local wrote no interface.
 			valid := func(o lease.Owner) bool {
-				return owners[o] || o.IfName == "" && slices.ContainsFunc(c.Valid, func(v types.GCAttachment) bool { return v.ContainerID == o.ID })
+				return owners[o] || o.IfName == "" && slices.ContainsFunc(attached, func(v types.GCAttachment) bool { return v.ContainerID == o.ID })
 			}
 			return s.Collect(ctx, valid, func(o lease.Owner, _ netip.Addr) error { return host.Retire(o.ID, o.IfName, nil) })
 		})

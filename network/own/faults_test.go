@@ -434,6 +434,30 @@ func TestGCKeepsValid(t *testing.T) {
 	})
 }
 
+// TestGCKeepsOldLease keeps the lease of a valid attachment that an old release of
+// host-local wrote, without its interface, by either name of the field.
+func TestGCKeepsOldLease(t *testing.T) {
+	n := newNode(t, ModeRouted)
+	dir := filepath.Join(n.leases, "test")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, id := range map[string]string{"10.77.0.9": "old", "10.77.0.10": "gone"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(id), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	for _, field := range []string{"cni.dev/valid-attachments", "cni.dev/attachments"} {
+		if _, err := n.call("GC", nil, map[string]any{field: []types.GCAttachment{{ContainerID: "old", IfName: "eth0"}}}); err != nil {
+			t.Fatal(err)
+		}
+		if leased := n.leased(); !slices.Equal(leased, []string{"10.77.0.9"}) {
+			t.Errorf("%s: leased are %q", field, leased)
+		}
+	}
+}
+
 // TestRefused makes ADD fail in every way that input can, and expects nothing to be
 // left of it.
 func TestRefused(t *testing.T) {
