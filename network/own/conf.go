@@ -187,8 +187,8 @@ func (c *conf) check() error {
 		return fmt.Errorf("bridge %q is not a name that an interface can have", c.Bridge)
 	case c.Mode == ModeRouted && c.Promiscuous:
 		return errors.New("promiscMode is for a bridge, and mode is \"routed\"")
-	case c.MTU < 0 || c.MTU > 65535:
-		return fmt.Errorf("mtu %d is not between 0 (that of the default route) and 65535", c.MTU)
+	case c.MTU != 0 && (c.MTU < c.leastMTU() || c.MTU > 65535):
+		return fmt.Errorf("mtu %d is neither 0 (that of the default route) nor between %d and 65535", c.MTU, c.leastMTU())
 	case c.IPAM.Type != ipamHostLocal:
 		return fmt.Errorf("ipam: type %q is not %q, the only one that is served", c.IPAM.Type, ipamHostLocal)
 	}
@@ -239,6 +239,15 @@ func (c *conf) subnets() []netip.Prefix {
 		}
 	}
 	return list
+}
+
+// leastMTU is the smallest with which the kernel has the addresses of the ranges.
+func (c *conf) leastMTU() int {
+	const least4, least6 = 68, 1280
+	if slices.ContainsFunc(c.subnets(), func(s netip.Prefix) bool { return s.Addr().Is6() }) {
+		return least6
+	}
+	return least4
 }
 
 // network is what the packet filter has to know.

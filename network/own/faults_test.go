@@ -488,6 +488,8 @@ func TestRefused(t *testing.T) {
 			"multicast":          {map[string]any{"ipam": subnet("224.1.0.0/16")}, types.ErrInvalidNetworkConfig, "multicast"},
 			"loopback":           {map[string]any{"ipam": subnet("127.1.0.0/16")}, types.ErrInvalidNetworkConfig, "loopback"},
 			"no range":           {map[string]any{"ipam": subnet()}, types.ErrInvalidNetworkConfig, "no ranges"},
+			"mtu":                {map[string]any{"mtu": 60, "ipam": subnet("10.1.0.0/16")}, types.ErrInvalidNetworkConfig, "between 68"},
+			"mtu of IPv6":        {map[string]any{"mtu": 1279}, types.ErrInvalidNetworkConfig, "between 1280"},
 			"bridge's name":      {map[string]any{"bridge": "a/b"}, types.ErrInvalidNetworkConfig, "a/b"},
 			"chained":            {map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0"}}, types.ErrInvalidNetworkConfig, "first"},
 			"collision":          {map[string]any{"name": "collide", "ipam": subnet("192.0.2.0/24")}, 102, "by up"},
