@@ -127,7 +127,7 @@ func parse(data []byte) (*conf, error) {
 	d.DisallowUnknownFields()
 	c := &conf{}
 	if err := d.Decode(c); err != nil {
-		return nil, invalid(fmt.Errorf("%w (a field that is unknown is refused, since ignoring it would mean another network than was configured)", err))
+		return nil, undecoded(err, "a field that is unknown is refused, since ignoring it would mean another network than was configured")
 	}
 	if err := c.check(); err != nil {
 		return nil, invalid(err)
@@ -144,6 +144,15 @@ func parseLoosely(data []byte) (*conf, error) {
 	}
 	c.normalize()
 	return c, nil
+}
+
+// undecoded is the error of a configuration that is not read. The hint is for those with
+// an unknown field.
+func undecoded(err error, hint string) error {
+	if strings.Contains(err.Error(), "unknown field") {
+		err = fmt.Errorf("%w (%s)", err, hint)
+	}
+	return invalid(err)
 }
 
 func invalid(err error) error {

@@ -587,6 +587,21 @@ func (n *node) refusedByState(t *testing.T) {
 	}
 }
 
+// TestHint explains unknown fields, and nothing else, by what is refused.
+func TestHint(t *testing.T) {
+	const hint = "is unknown is refused"
+	for config, want := range map[string]bool{
+		`{"ipmask":true}`: true,
+		`{"ipam":{"ranges":[[{"subnet":"10.0.0.0/24","rangestop":"10.0.0.9"}]]}}`: true,
+		`{"ipam":{"ranges":[[{"subnet":"10.0.0.1/24"}]]}}`:                        false,
+		`{"mtu":"1500"}`: false,
+	} {
+		if err := Validate([]byte(config)); err == nil || strings.Contains(fmt.Sprint(details(err)), hint) != want {
+			t.Errorf("%s: %v, want the hint: %t", config, details(err), want)
+		}
+	}
+}
+
 // details is an error with the part that CNI keeps apart.
 func details(err error) error {
 	var coded *types.Error
