@@ -141,6 +141,13 @@ func TestPortTaken(t *testing.T) {
 			t.Errorf("leases are %v", got)
 		}
 
+		// The pod itself can have a host port but once.
+		twice := n.pod("twice", mappings(mapping(8082, 80, "tcp", ""), mapping(8082, 81, "tcp", "0.0.0.0")))
+		if err := n.tryAdd(twice); codeOf(err) != 101 || !strings.Contains(err.Error(), "8082/tcp is asked for twice") {
+			t.Errorf("one host port for two of the pod's: %v", err)
+		}
+		n.del(twice)
+
 		// Another protocol, or one address of the node, is another port.
 		third := n.add(n.pod("third", mappings(mapping(8080, 80, "udp", ""), mapping(8080, 80, "tcp", outsideV4))))
 		n.del(third)

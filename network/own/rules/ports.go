@@ -99,6 +99,11 @@ func (t *Table) Publish(ctx context.Context, p Pod, alive func(owner string) boo
 	if len(add) == 0 {
 		return nil
 	}
+	for i := range add[1:] {
+		if cmpElement(add[i], add[i+1]) == 0 {
+			return fmt.Errorf("publish host ports: %w: %s is asked for twice, for different ports of the pod", ErrPortTaken, describe(add[i]))
+		}
+	}
 	err := t.again(ctx, func() error { return t.publish(ctx, add, p.Owner, alive) })
 	if err != nil {
 		return fmt.Errorf("publish host ports: %w", explain(err))
