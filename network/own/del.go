@@ -226,18 +226,20 @@ func (p *Plugin) status(call Call) error {
 	if err != nil {
 		return err
 	}
-	if _, err := p.links(); err != nil {
-		return err
-	}
-	if !c.filtered() && !c.Capabilities["portMappings"] {
-		return nil
-	}
-	table, err := p.filter()
+	host, err := p.links()
 	if err != nil {
 		return err
 	}
-	_, err = table.HasNetwork(c.network())
-	return err
+	if c.filtered() || c.Capabilities["portMappings"] {
+		table, err := p.filter()
+		if err != nil {
+			return err
+		}
+		if _, err := table.HasNetwork(c.network()); err != nil {
+			return err
+		}
+	}
+	return p.ensureFree(&attachment{conf: c}, host)
 }
 
 // gc removes what belongs to no valid attachment of the network, in DEL's order.

@@ -594,6 +594,31 @@ func (n *node) refusedByState(t *testing.T) {
 	}
 }
 
+// TestStatusCollides tells what keeps the first pod of a network from being attached
+// before there is one.
+func TestStatusCollides(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		if _, err := n.call("STATUS", nil, nil); err != nil {
+			t.Error(err)
+		}
+		p := n.add(n.pod("pod", nil))
+		if _, err := n.call("STATUS", nil, nil); err != nil {
+			t.Errorf("with a pod: %v", err)
+		}
+		n.del(p)
+		if _, err := n.call("STATUS", nil, nil); err != nil {
+			t.Errorf("after it: %v", err)
+		}
+
+		ipam := map[string]any{"type": "host-local", "dataDir": n.leases, "ranges": [][]map[string]any{{{"subnet": "192.0.2.0/24"}}}}
+		_, err := n.call("STATUS", nil, map[string]any{"name": "collide", "ipam": ipam})
+		if codeOf(err) != types.ErrPluginNotAvailable || !strings.Contains(err.Error(), "192.0.2.0/24 by up") {
+			t.Errorf("subnet of the node's: %v", err)
+		}
+		n.clean()
+	})
+}
+
 // TestHint explains unknown fields, and nothing else, by what is refused.
 func TestHint(t *testing.T) {
 	const hint = "is unknown is refused"
