@@ -416,6 +416,25 @@ func TestCheckFinds(t *testing.T) {
 	})
 }
 
+// TestTwoAddresses leads the host ports of a pod with two addresses of a family to the
+// first, and takes them back.
+func TestTwoAddresses(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		ipam := n.conf["ipam"].(map[string]any)
+		ipam["ranges"] = [][]map[string]any{{{"subnet": "10.77.0.0/24"}}, {{"subnet": "10.78.0.0/24"}}}
+		p := n.add(n.pod("two", mappings(mapping(8080, 80, "tcp", ""))))
+		n.serve(p.ns, 80)
+		if _, err := ask(n.outside, "tcp", nodeV4+":8080"); err != nil {
+			t.Error(err)
+		}
+		if _, err := n.call("CHECK", p, nil); err != nil {
+			t.Error(err)
+		}
+		n.del(p)
+		n.clean()
+	})
+}
+
 // TestGCKeepsValid removes all attachments but those that are valid.
 func TestGCKeepsValid(t *testing.T) {
 	bothModes(t, func(t *testing.T, n *node) {
