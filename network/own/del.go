@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -26,8 +27,11 @@ func (p *Plugin) del(ctx context.Context, call Call) error {
 	if err != nil {
 		return err
 	}
-	known, _ := c.previous(call.IfName)
 	o := lease.Owner{ID: call.ID, IfName: call.IfName}
+	known, err := addresses(c, o)
+	if err != nil {
+		return err
+	}
 	host, err := p.links()
 	if err != nil {
 		return err
@@ -48,6 +52,32 @@ func (p *Plugin) del(ctx context.Context, call Call) error {
 		}
 	}
 	return nil
+}
+
+// addresses are those of the result of an ADD, and those that are leased if others are in
+// the result: a plugin later in the chain may have changed it. Without a result there are
+// none, which is to search for them where they are needed.
+func addresses(c *conf, o lease.Owner) ([]netip.Addr, error) {
+	known, _ := c.previous(o.IfName)
+	if len(known) == 0 {
+		return nil, nil
+	}
+	leases := lease.Look(c.IPAM.DataDir, c.Name)
+	own, err := leases.Of(o, known)
+	if err != nil || len(own) == len(known) {
+		return known, err
+	}
+
+	all, err := leases.Of(o, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return known, nil // nor is there a lease
+	}
+	for _, addr := range known {
+		if !slices.Contains(all, addr) {
+			all = append(all, addr)
+		}
+	}
+	return all, err
 }
 
 // remove removes an interface, soon: see [link.Host.Retire].

@@ -416,6 +416,19 @@ func TestCheckFinds(t *testing.T) {
 	})
 }
 
+// TestDelAfterOthers detaches a pod whose result a plugin later in the chain has changed.
+func TestDelAfterOthers(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		for _, ips := range []string{`[{"address":"10.42.0.9/24"}]`, `[{"address":"10.42.0.9/24"},{"address":"fd77::2/64"}]`, `[]`} {
+			p := n.add(n.pod("changed", mappings(mapping(8080, 80, "tcp", ""))))
+			p.raw = json.RawMessage(`{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","sandbox":"/ns"}],"ips":` + ips + `}`)
+			n.del(p)
+			n.clean()
+			n.del(p)
+		}
+	})
+}
+
 // TestTwoAddresses leads the host ports of a pod with two addresses of a family to the
 // first, and takes them back.
 func TestTwoAddresses(t *testing.T) {
