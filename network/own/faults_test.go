@@ -390,6 +390,10 @@ func TestCheckFinds(t *testing.T) {
 			"route": func(*pod) error {
 				return netlink.RouteDel(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}})
 			},
+			"hardware address": func(*pod) error {
+				l, _ := netlink.LinkByName("eth0")
+				return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 0, 0, 0, 0, 9})
+			},
 			"link":    func(*pod) error { l, _ := netlink.LinkByName("eth0"); return netlink.LinkDel(l) },
 			"lease":   func(p *pod) error { return os.Remove(filepath.Join(n.leases, "test", p.addr(true))) },
 			"ports":   func(*pod) error { n.nft("flush", "map", "inet", rules.TableName, "ports4"); return nil },
