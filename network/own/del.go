@@ -260,6 +260,7 @@ func (p *Plugin) status(call Call) error {
 	if err != nil {
 		return err
 	}
+
 	if c.filtered() || c.Capabilities["portMappings"] {
 		table, err := p.filter()
 		if err != nil {

@@ -96,6 +96,7 @@ func (h *Host) CheckPod(pod *os.File, w Wire) error {
 	if err != nil {
 		return fmt.Errorf("look for interface %s in the pod: %w", w.IfName, err)
 	}
+
 	if own := l.Attrs().HardwareAddr; w.Chosen && !bytes.Equal(own, w.MAC) {
 		return fmt.Errorf("%w: %s has the hardware address %s instead of %s", ErrBroken, w.IfName, own, w.MAC)
 	}
