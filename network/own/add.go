@@ -260,6 +260,9 @@ func (p *Plugin) ensureFree(a *attachment, host *link.Host) error {
 }
 
 func (p *Plugin) disconnect(_ context.Context, a *attachment) error {
+	if a.created.HostName == "" {
+		return nil // an interface of the name is that of an earlier ADD, or foreign
+	}
 	host, err := p.links()
 	if err != nil {
 		return err

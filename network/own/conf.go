@@ -127,7 +127,7 @@ func parse(data []byte) (*conf, error) {
 	d.DisallowUnknownFields()
 	c := &conf{}
 	if err := d.Decode(c); err != nil {
-		return nil, invalid(fmt.Errorf("%w (a field that is unknown is refused, since ignoring it would mean another network than was configured)", err))
+		return nil, undecoded(err, "a field that is unknown is refused, since ignoring it would mean another network than was configured")
 	}
 	if err := c.check(); err != nil {
 		return nil, invalid(err)
@@ -144,6 +144,15 @@ func parseLoosely(data []byte) (*conf, error) {
 	}
 	c.normalize()
 	return c, nil
+}
+
+// undecoded is the error of a configuration that is not read. The hint is for those with
+// an unknown field.
+func undecoded(err error, hint string) error {
+	if strings.Contains(err.Error(), "unknown field") {
+		err = fmt.Errorf("%w (%s)", err, hint)
+	}
+	return invalid(err)
 }
 
 func invalid(err error) error {
@@ -187,8 +196,8 @@ func (c *conf) check() error {
 		return fmt.Errorf("bridge %q is not a name that an interface can have", c.Bridge)
 	case c.Mode == ModeRouted && c.Promiscuous:
 		return errors.New("promiscMode is for a bridge, and mode is \"routed\"")
-	case c.MTU < 0 || c.MTU > 65535:
-		return fmt.Errorf("mtu %d is not between 0 (that of the default route) and 65535", c.MTU)
+	case c.MTU != 0 && (c.MTU < c.leastMTU() || c.MTU > 65535):
+		return fmt.Errorf("mtu %d is neither 0 (that of the default route) nor between %d and 65535", c.MTU, c.leastMTU())
 	case c.IPAM.Type != ipamHostLocal:
 		return fmt.Errorf("ipam: type %q is not %q, the only one that is served", c.IPAM.Type, ipamHostLocal)
 	}
@@ -239,6 +248,15 @@ func (c *conf) subnets() []netip.Prefix {
 		}
 	}
 	return list
+}
+
+// leastMTU is the smallest with which the kernel has the addresses of the ranges.
+func (c *conf) leastMTU() int {
+	const least4, least6 = 68, 1280
+	if slices.ContainsFunc(c.subnets(), func(s netip.Prefix) bool { return s.Addr().Is6() }) {
+		return least6
+	}
+	return least4
 }
 
 // network is what the packet filter has to know.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -26,8 +27,11 @@ func (p *Plugin) del(ctx context.Context, call Call) error {
 	if err != nil {
 		return err
 	}
-	known, _ := c.previous(call.IfName)
 	o := lease.Owner{ID: call.ID, IfName: call.IfName}
+	known, err := addresses(c, o)
+	if err != nil {
+		return err
+	}
 	host, err := p.links()
 	if err != nil {
 		return err
@@ -48,6 +52,32 @@ func (p *Plugin) del(ctx context.Context, call Call) error {
 		}
 	}
 	return nil
+}
+
+// addresses are those of the result of an ADD, and those that are leased if others are in
+// the result: a plugin later in the chain may have changed it. Without a result there are
+// none, which is to search for them where they are needed.
+func addresses(c *conf, o lease.Owner) ([]netip.Addr, error) {
+	known, _ := c.previous(o.IfName)
+	if len(known) == 0 {
+		return nil, nil
+	}
+	leases := lease.Look(c.IPAM.DataDir, c.Name)
+	own, err := leases.Of(o, known)
+	if err != nil || len(own) == len(known) {
+		return known, err
+	}
+
+	all, err := leases.Of(o, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return known, nil // nor is there a lease
+	}
+	for _, addr := range known {
+		if !slices.Contains(all, addr) {
+			all = append(all, addr)
+		}
+	}
+	return all, err
 }
 
 // remove removes an interface, soon: see [link.Host.Retire].
@@ -226,18 +256,21 @@ func (p *Plugin) status(call Call) error {
 	if err != nil {
 		return err
 	}
-	if _, err := p.links(); err != nil {
-		return err
-	}
-	if !c.filtered() && !c.Capabilities["portMappings"] {
-		return nil
-	}
-	table, err := p.filter()
+	host, err := p.links()
 	if err != nil {
 		return err
 	}
-	_, err = table.HasNetwork(c.network())
-	return err
+
+	if c.filtered() || c.Capabilities["portMappings"] {
+		table, err := p.filter()
+		if err != nil {
+			return err
+		}
+		if _, err := table.HasNetwork(c.network()); err != nil {
+			return err
+		}
+	}
+	return p.ensureFree(&attachment{conf: c}, host)
 }
 
 // gc removes what belongs to no valid attachment of the network, in DEL's order.
@@ -251,8 +284,9 @@ func (p *Plugin) gc(ctx context.Context, call Call) error {
 		return err
 	}
 
+	attached := slices.Concat(c.Valid, c.ValidToo)
 	owners, names := map[lease.Owner]bool{}, map[string]bool{}
-	for _, v := range slices.Concat(c.Valid, c.ValidToo) {
+	for _, v := range attached {
 		owners[lease.Owner{ID: v.ContainerID, IfName: v.IfName}] = true
 		names[link.Name(v.ContainerID, v.IfName)] = true
 	}
@@ -267,7 +301,7 @@ func (p *Plugin) gc(ctx context.Context, call Call) error {
 		return p.withLeases(ctx, c, func(s *lease.Store) error {
 			// Old releases of host-local wrote no interface.
 			valid := func(o lease.Owner) bool {
-				return owners[o] || o.IfName == "" && slices.ContainsFunc(c.Valid, func(v types.GCAttachment) bool { return v.ContainerID == o.ID })
+				return owners[o] || o.IfName == "" && slices.ContainsFunc(attached, func(v types.GCAttachment) bool { return v.ContainerID == o.ID })
 			}
 			return s.Collect(ctx, valid, func(o lease.Owner, _ netip.Addr) error { return host.Retire(o.ID, o.IfName, nil) })
 		})

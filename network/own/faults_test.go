@@ -141,6 +141,13 @@ func TestPortTaken(t *testing.T) {
 			t.Errorf("leases are %v", got)
 		}
 
+		// The pod itself can have a host port but once.
+		twice := n.pod("twice", mappings(mapping(8082, 80, "tcp", ""), mapping(8082, 81, "tcp", "0.0.0.0")))
+		if err := n.tryAdd(twice); codeOf(err) != 101 || !strings.Contains(err.Error(), "8082/tcp is asked for twice") {
+			t.Errorf("one host port for two of the pod's: %v", err)
+		}
+		n.del(twice)
+
 		// Another protocol, or one address of the node, is another port.
 		third := n.add(n.pod("third", mappings(mapping(8080, 80, "udp", ""), mapping(8080, 80, "tcp", outsideV4))))
 		n.del(third)
@@ -383,6 +390,10 @@ func TestCheckFinds(t *testing.T) {
 			"route": func(*pod) error {
 				return netlink.RouteDel(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}})
 			},
+			"hardware address": func(*pod) error {
+				l, _ := netlink.LinkByName("eth0")
+				return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 0, 0, 0, 0, 9})
+			},
 			"link":    func(*pod) error { l, _ := netlink.LinkByName("eth0"); return netlink.LinkDel(l) },
 			"lease":   func(p *pod) error { return os.Remove(filepath.Join(n.leases, "test", p.addr(true))) },
 			"ports":   func(*pod) error { n.nft("flush", "map", "inet", rules.TableName, "ports4"); return nil },
@@ -406,6 +417,38 @@ func TestCheckFinds(t *testing.T) {
 		if _, err := ask(n.outside, "tcp", nodeV4+":8080"); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// TestDelAfterOthers detaches a pod whose result a plugin later in the chain has changed.
+func TestDelAfterOthers(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		for _, ips := range []string{`[{"address":"10.42.0.9/24"}]`, `[{"address":"10.42.0.9/24"},{"address":"fd77::2/64"}]`, `[]`} {
+			p := n.add(n.pod("changed", mappings(mapping(8080, 80, "tcp", ""))))
+			p.raw = json.RawMessage(`{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","sandbox":"/ns"}],"ips":` + ips + `}`)
+			n.del(p)
+			n.clean()
+			n.del(p)
+		}
+	})
+}
+
+// TestTwoAddresses leads the host ports of a pod with two addresses of a family to the
+// first, and takes them back.
+func TestTwoAddresses(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		ipam := n.conf["ipam"].(map[string]any)
+		ipam["ranges"] = [][]map[string]any{{{"subnet": "10.77.0.0/24"}}, {{"subnet": "10.78.0.0/24"}}}
+		p := n.add(n.pod("two", mappings(mapping(8080, 80, "tcp", ""))))
+		n.serve(p.ns, 80)
+		if _, err := ask(n.outside, "tcp", nodeV4+":8080"); err != nil {
+			t.Error(err)
+		}
+		if _, err := n.call("CHECK", p, nil); err != nil {
+			t.Error(err)
+		}
+		n.del(p)
+		n.clean()
 	})
 }
 
@@ -434,6 +477,30 @@ func TestGCKeepsValid(t *testing.T) {
 	})
 }
 
+// TestGCKeepsOldLease keeps the lease of a valid attachment that an old release of
+// host-local wrote, without its interface, by either name of the field.
+func TestGCKeepsOldLease(t *testing.T) {
+	n := newNode(t, ModeRouted)
+	dir := filepath.Join(n.leases, "test")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, id := range map[string]string{"10.77.0.9": "old", "10.77.0.10": "gone"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(id), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	for _, field := range []string{"cni.dev/valid-attachments", "cni.dev/attachments"} {
+		if _, err := n.call("GC", nil, map[string]any{field: []types.GCAttachment{{ContainerID: "old", IfName: "eth0"}}}); err != nil {
+			t.Fatal(err)
+		}
+		if leased := n.leased(); !slices.Equal(leased, []string{"10.77.0.9"}) {
+			t.Errorf("%s: leased are %q", field, leased)
+		}
+	}
+}
+
 // TestRefused makes ADD fail in every way that input can, and expects nothing to be
 // left of it.
 func TestRefused(t *testing.T) {
@@ -460,7 +527,12 @@ func TestRefused(t *testing.T) {
 			"mode":               {map[string]any{"mode": "tunnel"}, types.ErrInvalidNetworkConfig, "tunnel"},
 			"ipam type":          {map[string]any{"ipam": map[string]any{"type": "dhcp"}}, types.ErrInvalidNetworkConfig, "dhcp"},
 			"overlap":            {map[string]any{"ipam": subnet("10.1.0.0/16", "10.1.2.0/24")}, types.ErrInvalidNetworkConfig, "overlaps"},
+			"IPv4 in IPv6":       {map[string]any{"ipam": subnet("::ffff:10.1.0.0/112")}, types.ErrInvalidNetworkConfig, "IPv4 in IPv6"},
+			"multicast":          {map[string]any{"ipam": subnet("224.1.0.0/16")}, types.ErrInvalidNetworkConfig, "multicast"},
+			"loopback":           {map[string]any{"ipam": subnet("127.1.0.0/16")}, types.ErrInvalidNetworkConfig, "loopback"},
 			"no range":           {map[string]any{"ipam": subnet()}, types.ErrInvalidNetworkConfig, "no ranges"},
+			"mtu":                {map[string]any{"mtu": 60, "ipam": subnet("10.1.0.0/16")}, types.ErrInvalidNetworkConfig, "between 68"},
+			"mtu of IPv6":        {map[string]any{"mtu": 1279}, types.ErrInvalidNetworkConfig, "between 1280"},
 			"bridge's name":      {map[string]any{"bridge": "a/b"}, types.ErrInvalidNetworkConfig, "a/b"},
 			"chained":            {map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0"}}, types.ErrInvalidNetworkConfig, "first"},
 			"collision":          {map[string]any{"name": "collide", "ipam": subnet("192.0.2.0/24")}, 102, "by up"},
@@ -487,6 +559,30 @@ func TestRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.refusedByState(t)
+		n.clean()
+	})
+}
+
+// TestAddedTwice repeats an ADD, as a runtime that has lost its answer does: it fails, and
+// the pod keeps what it has.
+func TestAddedTwice(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		p := n.add(n.pod("twice", mappings(mapping(8080, 80, "tcp", ""))))
+		n.serve(p.ns, 80)
+		if _, err := n.plugin.Call(t.Context(), n.request("ADD", p)); codeOf(err) != 102 {
+			t.Errorf("second ADD: %v", err)
+		}
+
+		if _, err := n.call("CHECK", p, nil); err != nil {
+			t.Errorf("after the second ADD: %v", err)
+		}
+		if _, err := ask(n.outside, "tcp", nodeV4+":8080"); err != nil {
+			t.Errorf("after the second ADD: %v", err)
+		}
+		if leased := n.leased(); len(leased) != 2 {
+			t.Errorf("leases after the second ADD: %q", leased)
+		}
+		n.del(p)
 		n.clean()
 	})
 }
@@ -531,6 +627,46 @@ func (n *node) refusedByState(t *testing.T) {
 			t.Errorf("bridge of a foreign name: %v", err)
 		}
 		n.del(p)
+	}
+}
+
+// TestStatusCollides tells what keeps the first pod of a network from being attached
+// before there is one.
+func TestStatusCollides(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		if _, err := n.call("STATUS", nil, nil); err != nil {
+			t.Error(err)
+		}
+		p := n.add(n.pod("pod", nil))
+		if _, err := n.call("STATUS", nil, nil); err != nil {
+			t.Errorf("with a pod: %v", err)
+		}
+		n.del(p)
+		if _, err := n.call("STATUS", nil, nil); err != nil {
+			t.Errorf("after it: %v", err)
+		}
+
+		ipam := map[string]any{"type": "host-local", "dataDir": n.leases, "ranges": [][]map[string]any{{{"subnet": "192.0.2.0/24"}}}}
+		_, err := n.call("STATUS", nil, map[string]any{"name": "collide", "ipam": ipam})
+		if codeOf(err) != types.ErrPluginNotAvailable || !strings.Contains(err.Error(), "192.0.2.0/24 by up") {
+			t.Errorf("subnet of the node's: %v", err)
+		}
+		n.clean()
+	})
+}
+
+// TestHint explains unknown fields, and nothing else, by what is refused.
+func TestHint(t *testing.T) {
+	const hint = "is unknown is refused"
+	for config, want := range map[string]bool{
+		`{"ipmask":true}`: true,
+		`{"ipam":{"ranges":[[{"subnet":"10.0.0.0/24","rangestop":"10.0.0.9"}]]}}`: true,
+		`{"ipam":{"ranges":[[{"subnet":"10.0.0.1/24"}]]}}`:                        false,
+		`{"mtu":"1500"}`: false,
+	} {
+		if err := Validate([]byte(config)); err == nil || strings.Contains(fmt.Sprint(details(err)), hint) != want {
+			t.Errorf("%s: %v, want the hint: %t", config, details(err), want)
+		}
 	}
 }
 

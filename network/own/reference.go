@@ -131,7 +131,7 @@ func decode(data []byte, into any, strict bool) error {
 		d.DisallowUnknownFields()
 	}
 	if err := d.Decode(into); err != nil {
-		return invalid(fmt.Errorf("%w (crisp serves this plugin, and refuses what it does not know of its configuration; take the plugin from builtin_plugins to use its program)", err))
+		return undecoded(err, "crisp serves this plugin, and refuses what it does not know of its configuration; take the plugin from builtin_plugins to use its program")
 	}
 	return nil
 }

@@ -111,8 +111,8 @@ func (s RangeSet) find(addr netip.Addr) (Range, bool) {
 	return Range{}, false
 }
 
-// Check returns [ErrInvalidRange] if a set is empty or of two families, or two
-// ranges overlap.
+// Check returns [ErrInvalidRange] if a set is empty or of two families, a subnet is not
+// one of pods, or two ranges overlap.
 func Check(sets []RangeSet) error {
 	if len(sets) == 0 {
 		return fmt.Errorf("%w: no ranges", ErrInvalidRange)
@@ -126,6 +126,9 @@ func Check(sets []RangeSet) error {
 		for _, r := range set {
 			if r.Subnet.Addr().Is4() != set[0].Subnet.Addr().Is4() {
 				return fmt.Errorf("%w: range set %d mixes IPv4 and IPv6: %s and %s", ErrInvalidRange, i, set[0].Subnet, r.Subnet)
+			}
+			if addr := r.Subnet.Addr(); addr.Is4In6() || addr.IsMulticast() || addr.IsLoopback() {
+				return fmt.Errorf("%w: subnet %s is IPv4 in IPv6, multicast or loopback, which pods cannot have", ErrInvalidRange, r.Subnet)
 			}
 			for _, other := range seen {
 				if !r.End.Less(other.Start) && !other.End.Less(r.Start) {

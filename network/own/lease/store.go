@@ -118,7 +118,10 @@ func (s *Store) fromSet(o Owner, index int, set RangeSet, want *[]netip.Addr) (L
 		return Lease{}, err
 	}
 	// Only a hint for the next call: a torn or missing one costs some probes.
-	return l, write(s.path(lastPrefix+strconv.Itoa(index)), 0, l.Addr.String())
+	if err := write(s.path(lastPrefix+strconv.Itoa(index)), 0, l.Addr.String()); err != nil {
+		return Lease{}, errors.Join(fmt.Errorf("note that %s was assigned last: %w", l.Addr, err), s.undo([]Lease{l}))
+	}
+	return l, nil
 }
 
 // next assigns the first free address after last, going round. After a few
@@ -368,9 +371,10 @@ func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
 func (o Owner) text() string { return strings.TrimSpace(o.ID) + lineBreak + o.IfName }
 
 // write writes a small file, a new one with the flag O_EXCL. It does not truncate a
-// file to nothing first, as ext4 would then write it to the disk when it is closed.
+// file to nothing first, as ext4 would then write it to the disk when it is closed. It
+// waits for no reader of a named pipe.
 func write(path string, flags int, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|flags, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK|flags, 0o600)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func mustRange(t testing.TB, subnet, start, end string) Range {
@@ -140,6 +142,27 @@ func TestFormat(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(s.dir, "README")); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestForeignHint assigns nothing, and does not wait, if what keeps the last address is
+// not a file.
+func TestForeignHint(t *testing.T) {
+	sets := []RangeSet{{mustRange(t, "10.0.0.0/24", "", "")}}
+	for name, place := range map[string]func(path string) error{
+		"directory":  func(path string) error { return os.Mkdir(path, 0o755) },
+		"named pipe": func(path string) error { return unix.Mkfifo(path, 0o600) },
+	} {
+		s := open(t)
+		if err := place(s.path(lastPrefix + "0")); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := reserve(t, s, owner(1), sets); err == nil || !strings.Contains(err.Error(), lastPrefix) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+		if own, err := s.Of(owner(1), nil); len(own) != 0 || err != nil {
+			t.Errorf("%s: leased %v, %v", name, own, err)
+		}
 	}
 }
 

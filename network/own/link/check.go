@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -80,7 +81,8 @@ func (h *Host) Mend(w Wire) error {
 	return h.routeTo(host, w)
 }
 
-// CheckPod compares the pod's addresses and routes with those that it should have.
+// CheckPod compares the pod's addresses, also that of hardware if it was chosen, and
+// routes with those that it should have.
 func (h *Host) CheckPod(pod *os.File, w Wire) error {
 	handle, err := open(pod)
 	if err != nil {
@@ -93,6 +95,10 @@ func (h *Host) CheckPod(pod *os.File, w Wire) error {
 	}
 	if err != nil {
 		return fmt.Errorf("look for interface %s in the pod: %w", w.IfName, err)
+	}
+
+	if own := l.Attrs().HardwareAddr; w.Chosen && !bytes.Equal(own, w.MAC) {
+		return fmt.Errorf("%w: %s has the hardware address %s instead of %s", ErrBroken, w.IfName, own, w.MAC)
 	}
 	if err := checkAddrs(handle, l, w); err != nil {
 		return err

@@ -56,55 +56,61 @@ type Connected struct {
 }
 
 // Connect makes a pair of interfaces between the node and a namespace. If it fails,
-// what it made is left for [Host.Retire].
+// what it made is left for [Host.Retire]; without a HostName it made nothing, and
+// interfaces of these names are another's.
 func (h *Host) Connect(ctx context.Context, pod *os.File, w Wire) (Connected, error) {
 	name := Name(w.ID, w.IfName)
-	if err := h.addPair(ctx, pod, name, w); err != nil {
+	made := Connected{HostName: name}
+	if taken, err := h.addPair(ctx, pod, name, w); taken {
 		return Connected{}, fmt.Errorf("make interfaces %s and %s: %w", name, w.IfName, err)
+	} else if err != nil {
+		return made, fmt.Errorf("make interfaces %s and %s: %w", name, w.IfName, err)
 	}
 
 	host, err := h.handle.LinkByName(name)
 	if err != nil {
-		return Connected{}, fmt.Errorf("look for interface %s: %w", name, err)
+		return made, fmt.Errorf("look for interface %s: %w", name, err)
 	}
 	if err := h.setUpHost(host, w); err != nil {
-		return Connected{}, fmt.Errorf("set up interface %s: %w", name, err)
+		return made, fmt.Errorf("set up interface %s: %w", name, err)
 	}
 	if err := setUpPod(pod, w); err != nil {
-		return Connected{}, fmt.Errorf("set up interface %s in the pod: %w", w.IfName, err)
+		return made, fmt.Errorf("set up interface %s in the pod: %w", w.IfName, err)
 	}
 	if err := h.routeTo(host, w); err != nil {
-		return Connected{}, err
+		return made, err
 	}
-	return Connected{HostName: name, HostMAC: host.Attrs().HardwareAddr}, nil
+	made.HostMAC = host.Attrs().HardwareAddr
+	return made, nil
 }
 
-// addPair creates both ends. One that is in the way may be about to be deleted.
-func (h *Host) addPair(ctx context.Context, pod *os.File, name string, w Wire) error {
+// addPair creates both ends. One that is in the way may be about to be deleted; if it is
+// not, taken is true. Other failures may leave the pair, for example without its bridge.
+func (h *Host) addPair(ctx context.Context, pod *os.File, name string, w Wire) (taken bool, err error) {
 	attrs := netlink.LinkAttrs{Name: name, MTU: w.MTU, Group: w.Group, TxQLen: -1, MasterIndex: w.Bridge}
 	// A queue that somebody adds in the pod takes its length from the interface's.
 	const usual = -1
 	pair := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: w.IfName, PeerHardwareAddr: w.MAC, PeerTxQLen: usual, PeerNamespace: netlink.NsFd(pod.Fd()),
 	}
-	err := h.handle.LinkAdd(pair)
+	err = h.handle.LinkAdd(pair)
 	if errors.Is(err, unix.EEXIST) {
 		if err := h.Reap(); err != nil {
-			return err
+			return true, err
 		}
 		if err := context.Cause(ctx); err != nil {
-			return err
+			return true, err
 		}
 		err = h.handle.LinkAdd(pair)
 	}
 
 	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("%w: one of the names exists already, on the node or in the pod: %w", ErrForeign, err)
+		return true, fmt.Errorf("%w: one of the names exists already, on the node or in the pod: %w", ErrForeign, err)
 	}
 	if errors.Is(err, unix.EXFULL) {
-		return fmt.Errorf("the bridge has as many ports as it can (1023): use mode \"routed\": %w", err)
+		return false, fmt.Errorf("the bridge has as many ports as it can (1023): use mode \"routed\": %w", err)
 	}
-	return unsupported(err, "veth")
+	return false, unsupported(err, "veth")
 }
 
 // setUpHost configures the host's end.

@@ -43,14 +43,18 @@ type element struct {
 	nftables.SetElement
 }
 
-// elements are the elements of a pod.
+// elements are the elements of a pod. Of several addresses of a family, the host ports
+// lead to the first.
 func (p *Pod) elements() []element {
 	var all []element
 	add := func(set string, key, value []byte) {
 		all = append(all, element{set, nftables.SetElement{Key: key, Val: value, Comment: p.Owner}})
 	}
 
-	for _, addr := range p.Addrs {
+	for i, addr := range p.Addrs {
+		if slices.ContainsFunc(p.Addrs[:i], func(earlier netip.Addr) bool { return earlier.Is4() == addr.Is4() }) {
+			continue
+		}
 		f := familyOf(addr)
 		own := addr.AsSlice()
 		used := false
@@ -98,6 +102,11 @@ func (t *Table) Publish(ctx context.Context, p Pod, alive func(owner string) boo
 	add := p.elements()
 	if len(add) == 0 {
 		return nil
+	}
+	for i := range add[1:] {
+		if cmpElement(add[i], add[i+1]) == 0 {
+			return fmt.Errorf("publish host ports: %w: %s is asked for twice, for different ports of the pod", ErrPortTaken, describe(add[i]))
+		}
 	}
 	err := t.again(ctx, func() error { return t.publish(ctx, add, p.Owner, alive) })
 	if err != nil {
@@ -166,7 +175,9 @@ func (x Exposed) String() string {
 func (t *Table) Withdraw(p Pod) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.remove(p.elements(), func(owner string) bool { return owner == p.Owner })
+	// Twice in one transaction, a removal fails as if another process had been faster.
+	once := slices.CompactFunc(p.elements(), func(a, b element) bool { return cmpElement(a, b) == 0 })
+	return t.remove(once, func(owner string) bool { return owner == p.Owner })
 }
 
 // Elements are what the sets have of pods, as of when they were listed.
