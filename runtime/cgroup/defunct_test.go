@@ -90,7 +90,7 @@ func testDefunct(t *testing.T, n *Node) {
 	}
 	u := abandon(t, below)
 	pid := u.first.Process.Pid
-	live := run(t, g, "sleep 1000")
+	live := run(t, g, "exec sleep 1000")
 	waitFor(t, "a process in the group", func() bool { pids, err := g.Pids(); return err == nil && len(pids) > 0 })
 
 	if g.defunct(t.Context()) {
