@@ -105,8 +105,11 @@ func (m *Manager) removeLeft(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-m.left.more:
-			wait = minLeftWait / 2
-			continue
+			// However many follow, there is one look for all of them.
+			wait = minLeftWait
+			if !pauseFor(ctx, wait) {
+				return
+			}
 		case <-look:
 		}
 
@@ -115,6 +118,16 @@ func (m *Manager) removeLeft(ctx context.Context) {
 				m.left.drop(id)
 			}
 		}
+	}
+}
+
+// pauseFor returns false if ctx ends first.
+func pauseFor(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
