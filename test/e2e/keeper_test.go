@@ -33,6 +33,9 @@ func TestKeeperDies(t *testing.T) {
 
 		// Since Linux 6.19 its cgroup stays until the commands are reaped, here by
 		// the listing of processes. The next daemon knows.
+		if left := inventory.Cgroups(c.id); len(left) > 0 != testkit.KernelAtLeast(t, 6, 19) {
+			t.Errorf("before the commands are reaped there are the cgroups %q", left)
+		}
 		n.Kill()
 		n.begin(t)
 		eventually(t, "the container's cgroup is removed once the commands are reaped", func() bool {
