@@ -431,7 +431,8 @@ func (k *creation) removeCgroup(ctx context.Context) error {
 }
 
 // removeCgroup kills and removes a cgroup; its processes may have no record if
-// the keeper and the daemon died together.
+// the keeper and the daemon died together. One that only has processes that have
+// ended and that nobody reaps is left for later: nothing else needs it any more.
 func (m *Manager) removeCgroup(ctx context.Context, path string) error {
 	group, err := m.Cgroups.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -443,7 +444,12 @@ func (m *Manager) removeCgroup(ctx context.Context, path string) error {
 	if err := m.killGroup(ctx, group); err != nil {
 		return err
 	}
-	return group.Remove(ctx)
+	err = group.Remove(ctx)
+	if !errors.Is(err, cgroup.ErrDefunct) {
+		return err
+	}
+	klog.InfoS("Left a cgroup, to be removed when its processes, which have ended, are reaped", "cgroup", path)
+	return m.left.add(path)
 }
 
 // killGroup kills the processes of a cgroup, but does not wait forever for

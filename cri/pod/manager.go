@@ -139,6 +139,8 @@ type Manager struct {
 	// table has a row for everything that the keeper holds for this daemon.
 	table *table.Table
 	specs specCache
+	// left are cgroups that could not be removed with what they were for.
+	left *leftGroups
 
 	// ctx ends with the daemon; Close waits for running operations.
 	ctx    context.Context
@@ -177,8 +179,13 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err := os.MkdirAll(filepath.Join(o.StateDir, yardDir), 0o700); err != nil {
 		return nil, fmt.Errorf("create directory for restores: %w", err)
 	}
+	left, err := openLeft(filepath.Join(o.StateDir, leftDir))
+	if err != nil {
+		return nil, err
+	}
 	m := &Manager{
 		Options:    o,
+		left:       left,
 		store:      records,
 		bootID:     bootID,
 		pods:       map[string]*pod{},
@@ -198,6 +205,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 
 	m.wg.Go(func() { m.table.Run(m.ctx) })
+	m.wg.Go(func() { m.removeLeft(m.ctx) })
 	m.upgradeKeeper()
 	return m, nil
 }

@@ -38,6 +38,9 @@
 // in any number of child groups. See [Group.Kill]; walks of a tree of groups
 // use no recursion and only a few descriptors, and can be cancelled.
 //
+// What has ended and is not reaped is dead, though from Linux 6.19 on it may keep a
+// group from being removed: [Group.Remove] does not wait for it ([ErrDefunct]).
+//
 // # The library
 //
 // Limits are written by github.com/opencontainers/cgroups, which kubelet uses

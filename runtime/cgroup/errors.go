@@ -25,6 +25,9 @@ var (
 	ErrInUse = errors.New("limit below current usage")
 	// ErrBusy means that processes were still in the group when the context ended.
 	ErrBusy = errors.New("cgroup still has processes")
+	// ErrDefunct means that only processes are left in the group that have ended and that
+	// their parents do not reap. The kernel lets it go when they do.
+	ErrDefunct = errors.New("cgroup has processes that have ended and were not reaped")
 )
 
 type notFoundError struct{}

@@ -19,11 +19,15 @@ const (
 	freezeMax = 200 * time.Millisecond
 	// roundsPerKill checks take about 30 ms.
 	roundsPerKill = 8
+	// firstDefunctCheck is the check, a tenth of a second after the first, at which
+	// processes are taken into account that ended and stay: reading /proc takes longer.
+	firstDefunctCheck = 16
 )
 
 // Kill kills all processes in the group and in the groups below it, and returns
 // when none is left or ctx ends ([ErrBusy]). A group that does not exist is
-// empty.
+// empty. Processes that have ended do not count, though they may keep the group
+// from being removed ([ErrDefunct]).
 //
 // Nothing delays their exit: frozen processes are thawed, CPU quotas are lifted
 // for good, and a process held back by a parent group, which this package must
@@ -31,7 +35,7 @@ const (
 func (g *Group) Kill(ctx context.Context) error {
 	k := killing{g: g}
 	defer k.restore()
-	pause := minPause
+	pause, defunctCheck := minPause, firstDefunctCheck
 	for look := 0; ; look++ {
 		some, err := g.populated(ctx)
 		if err == nil && !some {
@@ -47,6 +51,13 @@ func (g *Group) Kill(ctx context.Context) error {
 			return g.fail("kill", err)
 		}
 
+		if look == defunctCheck {
+			if g.defunct(ctx) {
+				return nil
+			}
+			defunctCheck *= 2
+		}
+
 		if g.waitEmpty(ctx, pause); ctx.Err() != nil {
 			return fmt.Errorf("kill cgroup %s: %w: %w", g.path, ErrBusy, ctx.Err())
 		}
@@ -56,6 +67,16 @@ func (g *Group) Kill(ctx context.Context) error {
 
 // errFound ends a walk at the first process.
 var errFound = errors.New("found")
+
+// Populated reports whether there are processes in the group or below it, also
+// those that have ended and of which the kernel does not let go.
+func (g *Group) Populated(ctx context.Context) (bool, error) {
+	some, err := g.populated(ctx)
+	if err != nil {
+		return some, g.fail("find processes of", err)
+	}
+	return some, nil
+}
 
 // populated reports whether there are processes in the group or below it, in
 // any hierarchy: a container with write access to its groups may have moved

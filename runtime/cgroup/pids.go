@@ -59,8 +59,14 @@ func (g *Group) processDirs() []string {
 	return append([]string{first}, rest...)
 }
 
-// pidsIn lists the processes of one group.
+// pidsIn lists the processes of one group, without those of other PID namespaces.
 func pidsIn(dir *os.File) ([]int, error) {
+	pids, err := listedIn(dir)
+	return slices.DeleteFunc(pids, func(pid int) bool { return pid <= 0 }), err
+}
+
+// listedIn lists the processes of one group. 0 is one of another PID namespace.
+func listedIn(dir *os.File) ([]int, error) {
 	data, err := readAt(dir, "cgroup.procs")
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		// A threaded group lists only threads, which are sufficient.
@@ -76,9 +82,7 @@ func pidsIn(dir *os.File) ([]int, error) {
 		if err != nil {
 			return nil, fmt.Errorf("parse cgroup.procs: %w", err)
 		}
-		if pid > 0 { // 0 is a process of another PID namespace
-			pids = append(pids, pid)
-		}
+		pids = append(pids, pid)
 	}
 
 	return pids, nil

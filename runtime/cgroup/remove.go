@@ -10,10 +10,19 @@ import (
 )
 
 // Remove removes the group and the groups below it, waiting until ctx ends
-// ([ErrBusy]) for exiting processes. A parent created by this package is
+// ([ErrBusy]) for exiting processes, but not for those that have ended and are
+// not reaped ([ErrDefunct]). A parent created by this package is
 // removed with its last group, except the default parent ([Node.Close]).
 // Removing a missing group is not an error.
 func (g *Group) Remove(ctx context.Context) error {
+	// Nothing is tried: Linux 7.0 may wait for them in rmdir(2), where it cannot be
+	// interrupted, and systemd waits for the end of what its list of processes has.
+	if dir := g.unifiedDir(); dir != "" {
+		if some, err := populatedV2(dir); err == nil && some && g.defunct(ctx) {
+			return g.fail("remove", ErrDefunct)
+		}
+	}
+
 	if g.node.driver == Systemd {
 		return g.removeScope(ctx)
 	}
@@ -23,7 +32,7 @@ func (g *Group) Remove(ctx context.Context) error {
 func (g *Group) removeDirs(ctx context.Context) error {
 	var errs []error
 	for _, dir := range g.dirs {
-		if err := removeTree(ctx, dir); err != nil {
+		if err := removeTree(ctx, dir, g.defunct); err != nil {
 			errs = append(errs, err)
 		}
 	}

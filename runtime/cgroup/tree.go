@@ -187,9 +187,10 @@ func subdirs(dir string) ([]string, error) {
 }
 
 // removeTree removes a directory of a hierarchy and all below it, waiting until
-// ctx ends for exiting processes.
-func removeTree(ctx context.Context, dir string) error {
-	for pause := minPause; ; pause = min(2*pause, maxPause) {
+// ctx ends for exiting processes, unless defunct reports that only such are left.
+func removeTree(ctx context.Context, dir string, defunct func(context.Context) bool) error {
+	pause, defunctCheck := minPause, firstDefunctCheck
+	for look := 0; ; look, pause = look+1, min(2*pause, maxPause) {
 		err := unix.Rmdir(dir)
 		switch err {
 		case nil, unix.ENOENT:
@@ -208,6 +209,12 @@ func removeTree(ctx context.Context, dir string) error {
 
 		if below > 0 && unix.Rmdir(dir) == nil {
 			return nil
+		}
+		if look == defunctCheck {
+			if defunct(ctx) {
+				return fmt.Errorf("rmdir %s: %w", dir, ErrDefunct)
+			}
+			defunctCheck *= 2
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return fmt.Errorf("rmdir %s: %w: %w", dir, ErrBusy, err)

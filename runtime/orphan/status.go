@@ -31,19 +31,25 @@ func Status(pid, pidfd int) (status unix.WaitStatus, known bool) {
 // that state as long as some parent has not reaped its child in the namespace,
 // which may be forever, and its exit is not reported meanwhile.
 func Defunct(pid, pidfd int) (status unix.WaitStatus, defunct bool) {
-	if _, err := os.Readlink(nsPath(pid, "mnt")); !errors.Is(err, fs.ErrNotExist) {
-		return 0, false // the usual case
-	}
-	const exiting = 0x4 // PF_EXITING
-	s, err := procstat.Read(pid)
-	if err != nil || s.Flags&exiting == 0 {
-		return 0, false
-	}
-	// Which of the two sleep states it is differs between kernels.
-	if s.State != 'S' && s.State != 'I' {
+	s, waits := waitsInExit(pid)
+	if !waits {
 		return 0, false
 	}
 	return s.Exit, legible(pid) && unreaped(pidfd)
+}
+
+// waitsInExit reports whether a thread sleeps in exit(2) and has released its resources.
+func waitsInExit(tid int) (s procstat.Stat, waits bool) {
+	if _, err := os.Readlink(nsPath(tid, "mnt")); !errors.Is(err, fs.ErrNotExist) {
+		return s, false // the usual case
+	}
+	const exiting = 0x4 // PF_EXITING
+	s, err := procstat.Read(tid)
+	if err != nil || s.Flags&exiting == 0 {
+		return s, false
+	}
+	// Which of the two sleep states it is differs between kernels.
+	return s, s.State == 'S' || s.State == 'I'
 }
 
 func nsPath(pid int, name string) string { return fmt.Sprintf("/proc/%d/ns/%s", pid, name) }

@@ -25,6 +25,7 @@ var internal = map[string]string{
 	"network.ErrNoAddress": "a plugin breaks its protocol",
 	"cgroup.ErrNotFound":   "a record says that there is one",
 	"cgroup.ErrBusy":       "nothing is to be left in a cgroup that is removed",
+	"cgroup.ErrDefunct":    "the group is left, and removed later",
 	"launch.ErrNotHeld":    "plans and what is held for them are both ours",
 	"pod.ErrSlow":          "ends the stream of events, whose client reads on from a list",
 }

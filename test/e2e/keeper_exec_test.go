@@ -21,8 +21,9 @@ import (
 )
 
 // testKeeperKilledUnderCommands kills the keeper under commands of every kind.
-// They continue, and their callers get all of the output and the exit code.
-func testKeeperKilledUnderCommands(t *testing.T, n *node) {
+// They continue, and their callers get all of the output and the exit code. It
+// returns the container, which is removed.
+func testKeeperKilledUnderCommands(t *testing.T, n *node) *container {
 	dir := t.TempDir()
 	p := n.pod(t)
 	c := p.start(t, mount(dir, "/signal"))
@@ -65,6 +66,7 @@ func testKeeperKilledUnderCommands(t *testing.T, n *node) {
 	if took := time.Since(began); took > pace.Scale(5*time.Second) {
 		t.Errorf("the pod took %v to end", took)
 	}
+	return c
 }
 
 func exists(parts ...string) bool {
