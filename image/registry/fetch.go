@@ -155,10 +155,10 @@ func copyDocument(to io.Writer, from io.Reader, limit int64, algorithm digest.Al
 	return sum.Digest(), n, nil
 }
 
-// errStalled ends a read when too little data arrived for too long.
-var errStalled = errors.New("download stalled")
+// errStalled ends a transfer when too little data arrived, or was taken, for too long.
+var errStalled = errors.New("transfer stalled")
 
-// meter enforces the minimum rate of a download.
+// meter enforces the minimum rate of a transfer.
 type meter struct {
 	window time.Duration
 	spent  time.Duration // waiting for data in this window
