@@ -31,6 +31,7 @@ func (s *shelf) serve(w http.ResponseWriter, r *http.Request) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	uploads := "/v2/app/blobs/uploads/"
 	switch {
 	case r.Method == http.MethodHead:
@@ -327,6 +328,7 @@ func TestPushStalls(t *testing.T) {
 				}
 				return true
 			})
+
 			began := time.Now()
 			large := make([]byte, 64<<20) // more than the kernel takes for the peer
 			desc := ocispec.Descriptor{Digest: digest.FromBytes(large), Size: int64(len(large))}
@@ -391,6 +393,7 @@ func TestPushHost(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		writeHosts(t, dir, "h.io", test.hosts)
+
 		p, err := New(Options{ConfigDirs: []string{dir}}).Pusher(Reference{Host: "h.io", Repo: "app", Tag: "v1"}, nil)
 		switch {
 		case test.want == "":
