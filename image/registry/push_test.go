@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -360,6 +361,33 @@ func TestPushAgain(t *testing.T) {
 		t.Errorf("sent %t, %d bytes, %v", sent, len(got), err)
 	}
 }
+
+// TestPushStreams requires that a blob is never in memory as a whole.
+func TestPushStreams(t *testing.T) {
+	const size = 256 << 20
+	f, _ := newShelf(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut {
+			if n, err := io.Copy(io.Discard, r.Body); n != size || r.ContentLength != size {
+				t.Errorf("%d bytes arrived, %v", n, err)
+			}
+			w.WriteHeader(http.StatusCreated)
+		}
+		return r.Method == http.MethodPut
+	})
+
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	sent, err := pusher(t, f.host+"/app", nil, "", time.Minute).Blob(t.Context(), ocispec.Descriptor{Digest: digest.FromString("zeros"), Size: size},
+		func() (io.ReadCloser, error) { return io.NopCloser(io.LimitReader(zeros{}, size)), nil })
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; !sent || err != nil || used > 8<<20 {
+		t.Errorf("sent %t with %d bytes of memory, %v", sent, used, err)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // TestPushOfDamage requires that an error of the node's own disk is not called one of the
 // registry's.
