@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -98,6 +97,9 @@ func (p *push) run(ctx context.Context, ref registry.Reference) error {
 	if err := p.choose(ref); err != nil {
 		return err
 	}
+	if err := p.checkIndex(ctx); err != nil {
+		return err
+	}
 	m, err := p.s.loadManifest(p.target.Manifest, p.im.record.ID)
 	if err != nil {
 		return err
@@ -136,6 +138,53 @@ func (p *push) choose(ref registry.Reference) error {
 	return fmt.Errorf("%w: its manifest %s is not here", ErrNotFound, root)
 }
 
+// maxAsked bounds how many images of an index the registry is asked for. Whether it has
+// the others it says when it gets the index.
+const maxAsked = 100
+
+// checkIndex checks that the registry has the images for other platforms, which this node
+// does not have: it would refuse the index after everything else.
+func (p *push) checkIndex(ctx context.Context) error {
+	root := p.target.Root
+	if root.Digest == p.target.Manifest.Digest {
+		return nil
+	}
+	doc := &spool{dir: p.s.blobs.TempDir()}
+	defer doc.close()
+	if err := p.s.readLocal(doc, root); err != nil {
+		return fmt.Errorf("read index %s: %w", root.Digest, err)
+	}
+	var index *document
+	err := p.s.decoded(ctx, doc, func(data []byte) (err error) {
+		index, err = parse(data, root.MediaType)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+
+	for _, c := range index.children[:min(len(index.children), maxAsked)] {
+		if c.Digest == p.target.Manifest.Digest {
+			continue
+		}
+		if err := c.Digest.Validate(); err != nil { // nothing has looked at it before
+			return fmt.Errorf("%w: index %s lists digest %q: %w", ErrInvalid, root.Digest, truncate(c.Digest.String()), err)
+		}
+		has, err := p.to.HasManifest(ctx, c.Digest)
+		if err != nil {
+			return fmt.Errorf("manifest %s: %w", c.Digest, err)
+		}
+		if !has {
+			what := ""
+			if c.Platform != nil {
+				what = " for " + truncate(c.Platform.String())
+			}
+			return fmt.Errorf("%w: neither the registry nor this node has image %s, which index %s lists%s", ErrNotFound, c.Digest, root.Digest, what)
+		}
+	}
+	return nil
+}
+
 // documents sends the manifest, and the index that it was pulled by.
 func (p *push) documents(ctx context.Context) error {
 	root, manifest := p.target.Root, p.target.Manifest
@@ -146,11 +195,7 @@ func (p *push) documents(ctx context.Context) error {
 	if !isIndex {
 		return nil
 	}
-	err := p.to.Manifest(ctx, root, false, p.reader(ctx, root))
-	if errors.Is(err, ErrProtocol) || errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("index %s, whose images for other platforms this node does not have: %w", root.Digest, err)
-	}
-	if err != nil {
+	if err := p.to.Manifest(ctx, root, false, p.reader(ctx, root)); err != nil {
 		return fmt.Errorf("index %s: %w", root.Digest, err)
 	}
 	return nil

@@ -55,11 +55,13 @@ func TestPush(t *testing.T) {
 // TestPushOfIndex pushes an image of an index, whose other image the registry has or not.
 func TestPushOfIndex(t *testing.T) {
 	from, to := newRegistry(t), newRegistry(t)
+	note, _ := from.push("app", "note", ocispec.ImageConfig{}, pack(t, text("f", "note")))
+	note.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest"} // and no platform
 	own, _ := from.push("app", "own", ocispec.ImageConfig{}, pack(t, text("f", "own")))
 	foreign, _ := from.push("app", "foreign", ocispec.ImageConfig{}, pack(t, text("f", "foreign")))
 	own.Platform, foreign.Platform = &ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, &ocispec.Platform{OS: "linux", Architecture: "s390x"}
 	root := from.putManifest("app", "v1", ocispec.MediaTypeImageIndex, ocispec.Index{
-		Versioned: imagespec.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{own, foreign},
+		Versioned: imagespec.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{own, foreign, note},
 	})
 
 	s := open(t, t.TempDir())
@@ -71,9 +73,22 @@ func TestPushOfIndex(t *testing.T) {
 
 	// Elsewhere: the same name leads to another registry.
 	s.Choose(leading(t, from.Host, to.Host))
-	_, err := s.Push(t.Context(), name, nil)
-	if err == nil || !strings.Contains(err.Error(), "images for other platforms this node does not have") {
-		t.Errorf("to a registry without the other one: %v", err)
+	var present *ocispec.Descriptor
+	to.onRequest(func(w http.ResponseWriter, req *http.Request) bool {
+		return present != nil && strings.HasSuffix(req.URL.Path, present.Digest.String())
+	})
+	for _, test := range []struct {
+		present *ocispec.Descriptor
+		says    string
+	}{
+		{nil, foreign.Digest.String() + ", which index " + root.Digest.String() + " lists for linux/s390x"},
+		{&foreign, note.Digest.String() + ", which index " + root.Digest.String() + " lists"},
+	} {
+		present = test.present
+		_, err := s.Push(t.Context(), name, nil)
+		if !errors.Is(err, image.ErrNotFound) || !strings.HasSuffix(err.Error(), "nor this node has image "+test.says) || to.count("POST")+to.count("PUT") > 0 {
+			t.Errorf("to a registry without one of its images: %v", err)
+		}
 	}
 }
 

@@ -72,7 +72,7 @@ func (p *Pusher) Try(ctx context.Context) error {
 func (p *Pusher) Blob(ctx context.Context, desc ocispec.Descriptor, open func() (io.ReadCloser, error)) (sent bool, err error) {
 	backoff := firstBackoff
 	for attempt := 1; ; attempt++ {
-		has, err := p.has(ctx, desc.Digest)
+		has, err := p.has(ctx, "/blobs/", desc.Digest)
 		if err != nil || has {
 			return false, err
 		}
@@ -96,11 +96,17 @@ func transient(err error) bool {
 	return dropped(err)
 }
 
-// has asks whether the registry has a blob.
-func (p *Pusher) has(ctx context.Context, d digest.Digest) (has bool, err error) {
+// HasManifest asks whether the registry has the manifest of a digest.
+func (p *Pusher) HasManifest(ctx context.Context, d digest.Digest) (bool, error) {
+	return p.has(ctx, "/manifests/", d)
+}
+
+// has asks whether the registry has something of a kind.
+func (p *Pusher) has(ctx context.Context, kind string, d digest.Digest) (has bool, err error) {
 	err = p.ask(ctx, request{
 		method: http.MethodHead,
-		path:   "/" + p.repo.ref.Repo + "/blobs/" + d.String(),
+		path:   "/" + p.repo.ref.Repo + kind + d.String(),
+		header: http.Header{"Accept": {manifestTypes()}},
 		want:   []int{http.StatusOK, http.StatusNotFound},
 	}, true, func(resp *http.Response) error {
 		has = resp.StatusCode == http.StatusOK
