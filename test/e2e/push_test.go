@@ -121,7 +121,7 @@ func testPushCheckpoint(t *testing.T, n *node, r storage) {
 	for _, n := range []*node{n, other} {
 		n.pulled(t, name, byDigest)
 		q := n.pod(t, podNamed("again"))
-		d := q.start(t, named("app"), image(byDigest))
+		d := q.start(t, named("again"), image(byDigest)) // with a log of its own
 		eventually(t, "it goes on", func() bool { _, last := d.countFrom(t); return last > until })
 		if was, is := c.status(t), d.status(t); is.ImageId != was.ImageId || is.ImageId == "" {
 			t.Errorf("its image is %q, was %q", is.ImageId, was.ImageId)
