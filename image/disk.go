@@ -27,6 +27,8 @@ type ImageDisk struct {
 	Exclusive uint64 `json:"exclusive"`
 	Shared    uint64 `json:"shared"`
 	Pinned    bool   `json:"pinned,omitempty"`
+	// Checkpoint is the container of which the image is a checkpoint, if it is one.
+	Checkpoint string `json:"checkpoint,omitempty"`
 	// Since is when it was pulled or imported last, or found when the daemon started.
 	Since time.Time `json:"since"`
 }
@@ -53,7 +55,7 @@ func (s *Service) Disk() Disk {
 	out.Kept = out.Blobs + out.Layers - min(needed, out.Blobs+out.Layers)
 
 	for _, im := range images {
-		one := ImageDisk{ID: im.record.ID.String(), Name: im.record.ID.String(), Pinned: im.image.Pinned, Since: im.since}
+		one := ImageDisk{ID: im.record.ID.String(), Name: im.record.ID.String(), Pinned: im.image.Pinned, Checkpoint: im.image.Checkpoint, Since: im.since}
 		if names := slices.Concat(im.image.RepoTags, im.image.RepoDigests); len(names) > 0 {
 			one.Name = names[0]
 		}

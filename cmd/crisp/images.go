@@ -38,7 +38,7 @@ type finding struct {
 
 // imagesCommand is the command images.
 func imagesCommand() *cobra.Command {
-	return cli.Group("images", "List, check, import and export images", append(ctl.ArchiveCommands(), imagesCheckCommand())...)
+	return cli.Group("images", "List, check, import, export and push images", append(ctl.ArchiveCommands(), imagesCheckCommand())...)
 }
 
 // imagesCheckCommand is the command images check.

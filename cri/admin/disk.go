@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crisp/cri/pod"
 	"crisp/image"
 )
 
@@ -18,6 +19,11 @@ type Disk struct {
 	Free uint64 `json:"free"`
 	image.Disk
 	Containers []ContainerDisk `json:"containers"`
+	// Snapshots are those of pods. Checkpoints is what is kept of checkpoints, snapshots and
+	// moves while they are made, restored or removed; what they share with a snapshot
+	// counts there.
+	Snapshots   []pod.SnapshotDisk `json:"snapshots"`
+	Checkpoints uint64             `json:"checkpoints"`
 }
 
 // ContainerDisk is what one container has written.
@@ -33,7 +39,7 @@ type ContainerDisk struct {
 
 // Disk measures the disk usage. Writable layers are walked through.
 func (s *Server) Disk(ctx context.Context) Disk {
-	out := Disk{Root: s.Root, Disk: s.Images.Disk(), Containers: []ContainerDisk{}}
+	out := Disk{Root: s.Root, Disk: s.Images.Disk(), Containers: []ContainerDisk{}, Snapshots: []pod.SnapshotDisk{}}
 	var st unix.Statfs_t
 	if unix.Statfs(s.Root, &st) == nil {
 		out.Size, out.Free = st.Blocks*uint64(st.Bsize), st.Bavail*uint64(st.Bsize)
@@ -43,6 +49,7 @@ func (s *Server) Disk(ctx context.Context) Disk {
 	if m == nil {
 		return out
 	}
+	out.Snapshots, out.Checkpoints = m.Disk(ctx)
 	for _, r := range m.Sandboxes() {
 		for _, c := range podOf(r).Containers {
 			one := ContainerDisk{Name: r.Name() + "/" + c.Name, ID: c.ID, Logs: sizeOfLogs(c.LogPath)}

@@ -34,6 +34,7 @@ const (
 	GoroutinesPath = "/goroutines"
 	ImportPath     = "/images/import" // the archive in the body, ?name=NAME for an image without one, ?pin=true
 	ExportPath     = "/images/export" // ?ref=IMAGE for each image
+	PushPath       = "/images/push"   // ?name=IMAGE, &try=true to push nothing; an image.Auth in the body, or none
 	CommitPath     = "/commit"        // ?container=ID&name=IMAGE, &comment=TEXT, &pin=true, &live=true, &limit=DURATION
 	SnapshotsPath  = "/snapshots"     // GET lists, POST ?pod=ID&name=NAME&limit=DURATION takes one, DELETE ?name=NAME
 	ClonePath      = "/clone"         // ?snapshot=NAME&name=POD
@@ -73,6 +74,7 @@ func (s *Server) Register(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+DiskPath, func(w http.ResponseWriter, r *http.Request) { reply(w, s.Disk(r.Context())) })
 	mux.HandleFunc("POST "+ImportPath, s.importImages)
 	mux.HandleFunc("GET "+ExportPath, s.exportImages)
+	mux.HandleFunc("POST "+PushPath, s.push)
 	mux.HandleFunc("POST "+CollectPath, s.withPods(s.collectImages))
 	mux.HandleFunc("POST "+CommitPath, s.withPods(s.commit))
 	s.registerSnapshots(mux)

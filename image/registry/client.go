@@ -93,7 +93,7 @@ func (c *Client) Repository(ref Reference, auth *Auth) (*Repository, error) {
 
 	r := &Repository{ref: ref, progress: c.opts.ProgressTimeout, document: documentTimeout, agent: c.opts.UserAgent}
 	for _, ep := range eps {
-		r.hops = append(r.hops, newHop(ep, ref, creds))
+		r.hops = append(r.hops, newHop(ep, ref, creds, "pull", headerTimeout))
 	}
 	return r, nil
 }
@@ -134,7 +134,9 @@ type hop struct {
 	down atomic.Bool
 }
 
-func newHop(ep endpoint, ref Reference, creds credentials) *hop {
+// newHop is a host on which a client may do what actions lists, as in a token's scope, and
+// whose responses begin in the time of wait, 0 for any.
+func newHop(ep endpoint, ref Reference, creds credentials, actions string, wait time.Duration) *hop {
 	timeout := ep.dialTimeout
 	if timeout <= 0 {
 		timeout = defaultDialTimeout
@@ -146,7 +148,7 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 		DialContext:            h.reach.dial,
 		TLSClientConfig:        ep.tls,
 		TLSHandshakeTimeout:    tlsTimeout,
-		ResponseHeaderTimeout:  headerTimeout,
+		ResponseHeaderTimeout:  wait,
 		MaxResponseHeaderBytes: maxHeaders,
 		MaxIdleConnsPerHost:    16,
 		IdleConnTimeout:        30 * time.Second,
@@ -157,7 +159,7 @@ func newHop(ep endpoint, ref Reference, creds credentials) *hop {
 	}
 
 	h.client = &http.Client{Transport: tr, CheckRedirect: h.checkRedirect}
-	h.auth = &authorizer{transport: tr, base: ep.base, scope: "repository:" + ref.Repo + ":pull"}
+	h.auth = &authorizer{transport: tr, base: ep.base, scope: "repository:" + ref.Repo + ":" + actions}
 
 	// A mirror gets credentials only if it is in fact the named registry.
 	if ep.upstream || canonicalHost(ep.base.Host) == canonicalHost(ref.Host) {
@@ -179,6 +181,9 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return fmt.Errorf("%w: redirect to scheme %q", ErrProtocol, req.URL.Scheme)
 	}
+	if err := h.checkResent(req, via[0]); err != nil {
+		return err
+	}
 
 	req.Header.Del("Authorization")
 	if origin(req.URL) == origin(h.base) {
@@ -198,10 +203,7 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 		req.Header.Del(name)
 	}
 
-	h.mu.Lock()
-	other := h.others[serverOf(req.URL)]
-	h.mu.Unlock()
-	if other != nil {
+	if other := h.other(req.URL); other != nil {
 		other.authorize(req)
 	}
 
@@ -248,6 +250,10 @@ type request struct {
 	// byTag means that the response determines the digest of a tag.
 	byTag bool
 	want  []int // status codes
+	// url is where the host has said to send the request, nil for path.
+	url *url.URL
+	// content is what is sent, nil for nothing.
+	content *content
 }
 
 // taker consumes a response and closes its body.
@@ -405,36 +411,32 @@ func (h *hop) once(ctx context.Context, q request, agent string) (*http.Response
 
 // send sends the request and returns the response, whatever its status.
 func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response, error) {
-	u := *h.base
-	u.Path += q.path
-	u.RawQuery = h.query
-
 	ctx, cancel := context.WithCancelCause(ctx)
-	req, err := http.NewRequestWithContext(ctx, q.method, u.String(), nil)
+	req, err := h.newRequest(ctx, q)
 	if err != nil {
 		cancel(nil)
 		return nil, err
 	}
 
-	for _, from := range []http.Header{q.header, h.header} {
-		for name, values := range from {
-			req.Header[name] = append([]string(nil), values...)
-		}
-	}
-
 	if agent != "" {
 		req.Header.Set("User-Agent", agent)
 	}
-	h.auth.authorize(req)
 
 	// Digests are over the bytes without a content coding.
 	req.Header.Set("Accept-Encoding", "identity")
 
-	timer := time.AfterFunc(responseTimeout, func() {
-		cancel(fmt.Errorf("%w: no response after %s", ErrUnavailable, responseTimeout))
-	})
+	limit := responseTimeout
+	if q.content != nil {
+		limit = q.content.limit
+	}
+	w := newWait(limit, func() { cancel(fmt.Errorf("%w: no response after %s", ErrUnavailable, limit)) })
+	if err := q.content.attach(req, w); err != nil {
+		w.end()
+		cancel(nil)
+		return nil, err
+	}
 	resp, err := h.client.Do(req)
-	timer.Stop()
+	w.end()
 	if err != nil {
 		cancel(nil)
 		return nil, err
@@ -442,6 +444,49 @@ func (h *hop) send(ctx context.Context, q request, agent string) (*http.Response
 
 	resp.Body = &requestBody{resp.Body, cancel}
 	return resp, nil
+}
+
+// newRequest makes a request, with what the host that it goes to may get.
+func (h *hop) newRequest(ctx context.Context, q request) (*http.Request, error) {
+	u := *h.base
+	u.Path += q.path
+	u.RawQuery = h.query
+	if q.url != nil {
+		u = *q.url
+	}
+	req, err := http.NewRequestWithContext(ctx, q.method, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	sources := []http.Header{q.header}
+	if h.isBase(&u) {
+		sources = append(sources, h.header)
+	}
+	for _, from := range sources {
+		for name, values := range from {
+			req.Header[name] = append([]string(nil), values...)
+		}
+	}
+
+	if h.isBase(&u) {
+		h.auth.authorize(req)
+	} else if other := h.other(&u); other != nil {
+		other.authorize(req)
+	}
+	return req, nil
+}
+
+// isBase reports whether a URL is one of the host itself, and no less confidential.
+func (h *hop) isBase(u *url.URL) bool {
+	return origin(u) == origin(h.base) && (u.Scheme == "https" || h.base.Scheme == "http")
+}
+
+// other is what is known of the authorization for a host that this one has named.
+func (h *hop) other(u *url.URL) *authorizer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.others[serverOf(u)]
 }
 
 // requestBody cancels its request's context when it is closed.
@@ -473,10 +518,7 @@ func drain(resp *http.Response) {
 
 // retryAfter reports whether the request should be retried soon, and when.
 func retryAfter(resp *http.Response, backoff time.Duration) (time.Duration, bool) {
-	switch resp.StatusCode {
-	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
-		http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusRequestTimeout:
-	default:
+	if !passes(resp.StatusCode) {
 		return 0, false
 	}
 
@@ -494,6 +536,16 @@ func retryAfter(resp *http.Response, backoff time.Duration) (time.Duration, bool
 
 	// For longer waits kubelet's own back-off is more suitable.
 	return wait, wait <= maxRetryAfter
+}
+
+// passes reports whether a status is of something that passes.
+func passes(code int) bool {
+	switch code {
+	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
+		http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusRequestTimeout:
+		return true
+	}
+	return false
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -1,5 +1,6 @@
 // Package registry reads images from registries that speak the OCI
-// distribution protocol or its ancestor, the Docker Registry HTTP API V2.
+// distribution protocol or its ancestor, the Docker Registry HTTP API V2, and
+// writes them.
 //
 // A [Client] turns a [Reference] into a [Repository]: the ordered list of
 // hosts that may serve it, from the hosts.toml files of the registry
@@ -15,6 +16,12 @@
 // response must state that it is the requested range, of a blob of the right
 // size; if no host sends such a response, the whole blob is requested.
 //
+// A [Pusher] writes to one host: the registry itself, or the first one whose
+// hosts.toml gives it the capability to push. A mirror without that gets nothing.
+// A blob is one request after that which begins the upload, is read as it is sent,
+// and is sent again, from its beginning, after transient errors. Upload in parts is
+// what the protocol calls optional, and what registries differ in.
+//
 // # Security
 //
 // Credentials are sent to the registry that the reference names and to no other
@@ -22,9 +29,13 @@
 // manifest. The target of a redirect may require a token of its own, which is
 // requested without credentials.
 //
+// Where an upload goes is the registry's choice, and bound like a redirect: without
+// credentials if it is another host, and by HTTPS if the registry is asked by that.
+//
 // A registry is hostile. It may redirect clients to other hosts, also in private
 // networks, but not to addresses that are only meaningful on this machine or its
 // link, unless it is on this machine itself. A response must begin within two
 // minutes; a document must then arrive within one minute, and a blob at 1 KiB/s
-// or faster.
+// or faster. It must take an upload at that rate, and answer within the time-out of
+// downloads once it has all of it.
 package registry

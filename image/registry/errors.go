@@ -64,6 +64,9 @@ type statusError struct {
 
 func (e *statusError) Error() string {
 	s := fmt.Sprintf("HTTP status %d %s", e.code, http.StatusText(e.code))
+	if e.code < http.StatusBadRequest {
+		s = "unexpected " + s
+	}
 	if e.detail != "" {
 		s += " (" + e.detail + ")"
 	}
@@ -90,6 +93,12 @@ func (e *statusError) Is(target error) bool {
 func transportError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
+	}
+
+	// What was to be sent could not be read: the registry has no part in that.
+	var source *sourceError
+	if errors.As(err, &source) {
+		return source.err
 	}
 
 	// Its text has the whole URL, whose query may be a credential.

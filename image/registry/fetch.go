@@ -52,11 +52,9 @@ func (r *Repository) manifest(ctx context.Context, id string, want digest.Digest
 	q := request{
 		method: http.MethodGet,
 		path:   "/" + r.ref.Repo + "/manifests/" + id,
-		header: http.Header{"Accept": {strings.Join([]string{
-			ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, DockerManifest, DockerManifestList, "*/*;q=0.1",
-		}, ", ")}},
-		byTag: want == "",
-		want:  []int{http.StatusOK},
+		header: http.Header{"Accept": {manifestTypes()}},
+		byTag:  want == "",
+		want:   []int{http.StatusOK},
 	}
 
 	err = r.each(ctx, q, nil, func(_ *hop, resp *http.Response) error {
@@ -64,6 +62,11 @@ func (r *Repository) manifest(ctx context.Context, id string, want digest.Digest
 		return err
 	})
 	return desc, err
+}
+
+// manifestTypes are the media types of manifests and indexes, as a client accepts them.
+func manifestTypes() string {
+	return strings.Join([]string{ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, DockerManifest, DockerManifestList, "*/*;q=0.1"}, ", ")
 }
 
 // readManifest copies a manifest from a response.
@@ -155,10 +158,10 @@ func copyDocument(to io.Writer, from io.Reader, limit int64, algorithm digest.Al
 	return sum.Digest(), n, nil
 }
 
-// errStalled ends a read when too little data arrived for too long.
-var errStalled = errors.New("download stalled")
+// errStalled ends a transfer when too little data arrived, or was taken, for too long.
+var errStalled = errors.New("transfer stalled")
 
-// meter enforces the minimum rate of a download.
+// meter enforces the minimum rate of a transfer.
 type meter struct {
 	window time.Duration
 	spent  time.Duration // waiting for data in this window

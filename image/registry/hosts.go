@@ -38,9 +38,12 @@ type endpoint struct {
 	// resolve and pull are the host's capabilities: to resolve a tag to a digest,
 	// and to serve content by digest.
 	resolve, pull bool
-	header        http.Header
-	tls           *tls.Config
-	dialTimeout   time.Duration
+	// push is the capability to take images. A host other than the registry itself has it
+	// only if its configuration says so.
+	push        bool
+	header      http.Header
+	tls         *tls.Config
+	dialTimeout time.Duration
 	// upstream marks the registry itself, as opposed to a mirror of it.
 	upstream bool
 }
@@ -105,7 +108,7 @@ func upstreamOnly(host string, conf *tls.Config) ([]endpoint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidReference, err)
 	}
-	return []endpoint{{base: base, resolve: true, pull: true, upstream: true, tls: conf}}, nil
+	return []endpoint{{base: base, resolve: true, pull: true, push: true, upstream: true, tls: conf}}, nil
 }
 
 // hostDir returns the directory that configures host: its own in any of dirs, else
@@ -181,10 +184,11 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 	}
 
 	up.upstream = true
+	up.push = up.push || len(conf.Capabilities) == 0
 	// A registry that is listed as a host is only asked at its place in the list.
 	for i := range eps {
 		if eps[i].base.String() == up.base.String() {
-			eps[i].upstream = true
+			eps[i].upstream, eps[i].push = true, eps[i].push || up.push
 			return eps, nil
 		}
 	}
@@ -242,7 +246,9 @@ func newEndpoint(dir, address string, c hostConfig) (endpoint, error) {
 				ep.resolve = true
 			case "pull":
 				ep.pull = true
-			case "push", "referrers":
+			case "push":
+				ep.push = true
+			case "referrers":
 			default:
 				return endpoint{}, fmt.Errorf("unknown capability %q", capability)
 			}

@@ -42,7 +42,19 @@ type Usage struct {
 //
 // When ctx ends, the usage counted so far is returned, with the cause.
 func Measure(ctx context.Context, dir *os.File) (Usage, error) {
-	m := measurer{linked: map[fileID]struct{}{}}
+	return NewMeter().Measure(ctx, dir)
+}
+
+// Meter measures several trees, of which a file that several have counts in the first
+// one only.
+type Meter struct{ linked map[fileID]struct{} }
+
+// NewMeter returns a meter that has measured nothing.
+func NewMeter() *Meter { return &Meter{map[fileID]struct{}{}} }
+
+// Measure is [Measure] without what was measured before.
+func (k *Meter) Measure(ctx context.Context, dir *os.File) (Usage, error) {
+	m := measurer{linked: k.linked}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return Usage{Partial: true}, fmt.Errorf("measure: %w", err)

@@ -85,6 +85,18 @@ func TestMeasureLinks(t *testing.T) {
 		t.Errorf("%+v", u)
 	}
 
+	// Of several trees it counts in the first.
+	other := t.TempDir()
+	must(t, os.Link(dir+"/a", other+"/a"))
+	k := NewMeter()
+	for i, path := range []string{dir, other} {
+		u, err := k.Measure(t.Context(), openDir(t, path))
+		must(t, err)
+		if want := uint64(2 - i); u.Inodes != want || (u.Bytes >= 1<<20) != (i == 0) {
+			t.Errorf("tree %d: %+v, want %d inodes", i, u, want)
+		}
+	}
+
 	// Beyond the bound each name counts for its share.
 	m := measurer{linked: map[fileID]struct{}{}}
 	const inodes, names = maxLinked + 10_000, 3

@@ -363,7 +363,7 @@ func TestCommandsWithoutDaemon(t *testing.T) {
 	n := newNode(t, lab.Options{})
 	commands := [][]string{
 		{"pods"}, {"ps"}, {"images"}, {"stats"}, {"top"}, {"events"}, {"inspect", "x"}, {"logs", "x"}, {"exec", "x", "y"},
-		{"attach", "x"}, {"stop", "x"}, {"checkpoint", "x", "y"}, {"rm", "x"}, {"pull", "x"}, {"rmi", "x"},
+		{"attach", "x"}, {"stop", "x"}, {"checkpoint", "x", "y"}, {"rm", "x"}, {"pull", "x"}, {"rmi", "x"}, {"images", "push", "x"},
 		{"why", "x"}, {"df"}, {"debug", "state"}, {"debug", "goroutines"}, {"debug", "profile", "heap"},
 	}
 	with := func(t *testing.T, socket string, code int, why string) {

@@ -27,6 +27,7 @@ func TestSnapshots(t *testing.T) {
 	n.run(t, "warm start", func(t *testing.T) { testWarmStart(t, n) })
 	n.run(t, "merged", func(t *testing.T) { testMerged(t, n) })
 	n.run(t, "refusals", func(t *testing.T) { testSnapshotRefusals(t, n) })
+	n.run(t, "disk", func(t *testing.T) { testSnapshotDisk(t, n) })
 	n.run(t, "unfinished", func(t *testing.T) { testUnfinishedSnapshot(t, n) })
 }
 
@@ -251,6 +252,31 @@ func testSnapshotRefusals(t *testing.T, n *node) {
 		t.Errorf("left: %v", left)
 	}
 	n.crisp(t, "snapshots", "rm", "one")
+}
+
+// testSnapshotDisk compares what df says of a snapshot with its memory.
+func testSnapshotDisk(t *testing.T, n *node) {
+	const none = `^images of checkpoints +0 B +0 images`
+	wantLines(t, n.crisp(t, "df"), none, `^snapshots +0 B +0 snapshots$`, `^checkpoints +0 B `)
+	p := n.pod(t, podNamed("web"))
+	c := p.start(t, sh(`x=$(dd if=/dev/zero bs=1M count=5 2>/dev/null | tr '\0' x); echo "${#x}"; while sleep 1; do :; done`))
+	eventually(t, "it has memory", func() bool { return strings.Contains(c.logged(t), "5242880") })
+	n.snapshotted(t, "e2e/web", "large")
+	defer n.crisp(t, "snapshots", "rm", "large")
+
+	wantLines(t, n.crisp(t, "df", "-o", "wide"), none, `^snapshots +([5-9]|1\d)\.\d MiB +1 snapshots$`, `^checkpoints +0 B `, `^SNAPSHOT +SIZE$`, `^large +\d+\.\d MiB`)
+	var d struct {
+		Snapshots []struct {
+			Name  string
+			Bytes int64
+		}
+	}
+	if err := json.Unmarshal([]byte(n.crisp(t, "df", "-o", "json")), &d); err != nil {
+		t.Fatal(err)
+	}
+	if len(d.Snapshots) != 1 || d.Snapshots[0].Name != "large" || d.Snapshots[0].Bytes < 5<<20 || d.Snapshots[0].Bytes > 30<<20 {
+		t.Errorf("the disk has %+v", d)
+	}
 }
 
 // testUnfinishedSnapshot has drafts that a killed daemon has left.

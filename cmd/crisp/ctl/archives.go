@@ -27,7 +27,7 @@ import (
 // ArchiveCommands are the commands below images that move them in archives, and remove
 // what nothing uses.
 func ArchiveCommands() []*cobra.Command {
-	return []*cobra.Command{importCommand(), exportCommand(), gcCommand()}
+	return []*cobra.Command{importCommand(), exportCommand(), pushCommand(), gcCommand()}
 }
 
 // importCommand is the command images import.

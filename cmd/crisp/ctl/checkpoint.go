@@ -23,7 +23,8 @@ import (
 
 // checkpointCommand is the command checkpoint.
 func checkpointCommand() *cobra.Command {
-	timeout, key, root, image := time.Duration(0), false, "", ""
+	timeout, key, root, image, push := time.Duration(0), false, "", "", ""
+	var file *string
 	cmd := withDaemon(&cobra.Command{
 		Use: "checkpoint [FLAGS] POD|CONTAINER PATH", Short: "Write the state of a running container or pod to files",
 		Long: `Write the state of a running container to the archive PATH, or that of all running
@@ -32,7 +33,9 @@ it exists. They are frozen meanwhile and then go on. It needs CRIU.
 
 With --image the state of a container becomes an image of that name instead, which pods can
 use on this node, and crisp images export writes for others. A container of it goes on
-where the saved one was; the image that that one had must be there.
+where the saved one was; the image that that one had must be there. With --push that
+image is then sent to the registry that its name says, for other nodes to pull, and its
+reference by digest is printed. Whoever may pull it can read the memory of the container.
 
 With --key it prints the node's public key instead, for restore_from in the
 configuration of nodes that are to restore this one's checkpoints.`,
@@ -40,12 +43,15 @@ configuration of nodes that are to restore this one's checkpoints.`,
 			if key {
 				return cli.Exactly(0, "no arguments with --key")(cmd, args)
 			}
-			if image != "" {
-				return cli.Exactly(1, "a container, with --image")(cmd, args)
+			if image != "" || push != "" {
+				return cli.Exactly(1, "a container, with --image or --push")(cmd, args)
 			}
 			return cli.Exactly(2, "a pod or container, and a path")(cmd, args)
 		},
 	}, func(ctx context.Context, s *session, args []string) error {
+		if push != "" {
+			return s.made(ctx, push, *file, func(s *session) error { return s.checkpointImage(ctx, args[0], push, timeout) })
+		}
 		if image != "" {
 			return s.checkpointImage(ctx, args[0], image, timeout)
 		}
@@ -61,6 +67,9 @@ configuration of nodes that are to restore this one's checkpoints.`,
 	cmd.Flags().BoolVar(&key, "key", false, "print the key that the node's checkpoints are signed with")
 	cmd.Flags().StringVar(&root, "root", "", "with --key, the daemon's root `DIR` instead of the configuration's")
 	cmd.Flags().StringVar(&image, "image", "", "make an image of this `NAME` of a container's checkpoint")
+	cmd.Flags().StringVar(&push, "push", "", "make an image of this `NAME`, and send it to its registry")
+	file = authFlag(cmd.Flags())
+	cmd.MarkFlagsMutuallyExclusive("image", "push", "key")
 	cmd.Flags().DurationVarP(&timeout, "timeout", "t", time.Minute, "how long they may be frozen: `DURATION`")
 	return cmd
 }

@@ -19,21 +19,37 @@ import (
 // pullCommand is the command pull.
 func pullCommand() *cobra.Command {
 	var errs io.Writer
+	var file *string
 	cmd := withDaemon(&cobra.Command{
 		Use: "pull [FLAGS] IMAGE...", Short: "Pull images",
 		Long: "Pull images, and print their references by digest. On a terminal the progress is shown.",
 		Args: cli.AtLeast(1, "images"),
 	}, func(ctx context.Context, s *session, args []string) error {
-		return each(args, func(ref string) error { return s.pull(ctx, ref, errs) })
+		return each(args, func(ref string) error {
+			auth, err := authFor(ref, *file)
+			if err != nil {
+				return err
+			}
+			return s.pull(ctx, ref, auth, errs)
+		})
 	})
+
+	file = authFlag(cmd.Flags())
 	cmd.PreRun = func(cmd *cobra.Command, _ []string) { errs = cmd.ErrOrStderr() }
 	return cmd
 }
 
 // pull pulls an image and prints its reference by digest.
-func (s *session) pull(ctx context.Context, ref string, errs io.Writer) error {
+func (s *session) pull(ctx context.Context, ref string, auth *image.Auth, errs io.Writer) error {
 	stop := s.showProgress(ctx, ref, errs)
-	r, err := s.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	request := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}
+	if auth != nil {
+		request.Auth = &runtimeapi.AuthConfig{
+			Username: auth.Username, Password: auth.Password, Auth: auth.Auth, ServerAddress: auth.ServerAddress,
+			IdentityToken: auth.IdentityToken, RegistryToken: auth.RegistryToken,
+		}
+	}
+	r, err := s.Images.PullImage(ctx, request)
 	stop()
 	if err != nil {
 		return fmt.Errorf("pull %s: %s", ref, rpcerr.Message(err))
