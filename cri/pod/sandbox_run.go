@@ -456,7 +456,10 @@ func (p *pod) attachNetwork(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return wantAddresses(r.WantIPs, p.record().IPs)
+	if err := wantAddresses(r.WantIPs, p.record().IPs); err != nil {
+		return err
+	}
+	return p.setNetworkSysctls()
 }
 
 func (p *pod) detachNetwork(ctx context.Context) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -79,15 +80,11 @@ func TestSysctls(t *testing.T) {
 		{name: "implicit"},
 		{name: "dots", in: map[string]string{"net.core.somaxconn": "1024"}, want: map[string]string{"net.core.somaxconn": "1024"}},
 		{name: "slashes", in: map[string]string{"net/core/somaxconn": "1"}, want: map[string]string{"net.core.somaxconn": "1"}},
+		{name: "interface, set once it is there", in: map[string]string{"net.ipv4.conf.eth0/100.rp_filter": "2"}},
 		{
-			name: "interface with a dot",
-			in:   map[string]string{"net.ipv4.conf.eth0/100.rp_filter": "2"},
-			want: map[string]string{"net.ipv4.conf.eth0/100.rp_filter": "2"},
-		},
-		{
-			name: "interface with a dot, slashes",
-			in:   map[string]string{"net/ipv4/conf/eth0.100/rp_filter": "2"},
-			want: map[string]string{"net.ipv4.conf.eth0/100.rp_filter": "2"},
+			name: "all interfaces, slashes",
+			in:   map[string]string{"net/ipv4/conf/all/rp_filter": "2", "net/ipv6/conf/default/accept_ra": "0"},
+			want: map[string]string{"net.ipv4.conf.all.rp_filter": "2", "net.ipv6.conf.default.accept_ra": "0"},
 		},
 		{
 			name: "explicit beats implicit", in: map[string]string{"net/ipv4/ip_unprivileged_port_start": "1024"},
@@ -309,6 +306,23 @@ func TestPodUser(t *testing.T) {
 }
 
 // TestSysctlLines takes values as a file has them.
+// TestNetworkSysctls lists those of all interfaces before those of one.
+func TestNetworkSysctls(t *testing.T) {
+	cfg := testSandbox()
+	cfg.Linux.Sysctls = map[string]string{
+		"net.ipv4.conf.eth0/100.rp_filter": "2", "net/ipv4/conf/aa.1/rp_filter": "1\n", "net.ipv6.conf.all.disable_ipv6": "1",
+		"net.ipv4.neigh.eth0.gc_stale_time": "9", "net.core.somaxconn": "1024", "kernel.shm_rmid_forced": "1",
+	}
+	got, err := NetworkSysctls(cfg)
+	want := [][2]string{
+		{"net/core/somaxconn", "1024"}, {"net/ipv6/conf/all/disable_ipv6", "1"},
+		{"net/ipv4/conf/aa.1/rp_filter", "1"}, {"net/ipv4/conf/eth0.100/rp_filter", "2"}, {"net/ipv4/neigh/eth0/gc_stale_time", "9"},
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v, want %q", got, err, want)
+	}
+}
+
 func TestSysctlLines(t *testing.T) {
 	cfg := testInput().Sandbox
 	for value, ok := range map[string]bool{"1": true, "1\n": true, "1\n\n": true, "1\n2": false, "1\r\n": false, "\n1": false} {

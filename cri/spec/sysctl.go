@@ -14,8 +14,9 @@ import (
 // /proc/sys.
 const maxSysctl = 4095
 
-// podSysctls returns the sysctls of a pod in their dotted form. Only those that
-// belong to a namespace of the pod's own are allowed.
+// podSysctls returns the sysctls of a pod in their dotted form, without those of single
+// interfaces, see [NetworkSysctls]. Only those that belong to a namespace of the pod's own
+// are allowed.
 func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[string]string, error) {
 	out := map[string]string{}
 	ownNet := NamespaceMode(cfg, Network) != runtimeapi.NamespaceMode_NODE
@@ -50,10 +51,51 @@ func podSysctls(cfg *runtimeapi.PodSandboxConfig, userns *UserNamespace) (map[st
 		}
 
 		seen[p] = true
-		out[swapSeparators(p)] = value
+		if !ofInterface(p) {
+			out[swapSeparators(p)] = value
+		}
 	}
 
 	return out, nil
+}
+
+// NetworkSysctls lists the sysctls that a pod requests of its network, as paths below
+// /proc/sys and their values, those of all interfaces first. Plugins change some for the
+// interfaces that they make, and others are there only when the interfaces are, so they
+// are set once the pod is attached.
+func NetworkSysctls(cfg *runtimeapi.PodSandboxConfig) (list [][2]string, err error) {
+	for name, value := range cfg.GetLinux().GetSysctls() {
+		p, err := sysctlPath(name)
+		if err != nil {
+			return nil, err
+		}
+		if namespaceOf(p) == specs.NetworkNamespace {
+			list = append(list, [2]string{p, strings.TrimRight(value, "\n")})
+		}
+	}
+
+	slices.SortFunc(list, func(a, b [2]string) int {
+		if x, y := ofInterface(a[0]), ofInterface(b[0]); x != y {
+			if x {
+				return 1
+			}
+			return -1
+		}
+		return strings.Compare(a[0], b[0])
+	})
+	return list, nil
+}
+
+// ofInterface reports whether a sysctl is one of a single interface, which plugins make.
+func ofInterface(p string) bool {
+	parts := strings.Split(p, "/")
+	switch {
+	case len(parts) == 5 && slices.Contains([]string{"net/ipv4/conf", "net/ipv6/conf", "net/ipv4/neigh", "net/ipv6/neigh"}, strings.Join(parts[:3], "/")):
+		return !slices.Contains([]string{"all", "default", "lo"}, parts[3])
+	case len(parts) == 5 && strings.HasPrefix(p, "net/mpls/conf/"):
+		return parts[3] != "lo"
+	}
+	return false
 }
 
 // sysctlPath turns the name of a sysctl into a path. Its parts are separated by
