@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -37,9 +39,14 @@ func (p *pod) setNetworkSysctls() error {
 	})
 }
 
-// setSysctl writes one setting, in one call as the kernel wants it.
+// setSysctl writes one setting, in one call as the kernel wants it, unless it has the value:
+// reading works where /proc/sys is read-only, as in a container.
 func setSysctl(path, value string) error {
-	f, err := os.OpenFile("/proc/sys/"+path, os.O_WRONLY, 0)
+	path = "/proc/sys/" + path
+	if old, err := os.ReadFile(path); err == nil && slices.Equal(strings.Fields(string(old)), strings.Fields(value)) {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
