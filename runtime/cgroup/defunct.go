@@ -95,9 +95,8 @@ func isMember(r *reader, pid int, rel string) (bool, error) {
 	case errors.Is(err, unix.ENAMETOOLONG):
 		// A container has nested groups that deep. Only a process that exits may
 		// be missing in the lists of its group.
-		const exiting = 0x4 // PF_EXITING
 		s, err := procstat.Read(pid)
-		return err == nil && s.Flags&exiting != 0, nil
+		return err == nil && s.Exiting(), nil
 	case err != nil:
 		return false, err
 	}

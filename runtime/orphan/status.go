@@ -43,9 +43,8 @@ func waitsInExit(tid int) (s procstat.Stat, waits bool) {
 	if _, err := os.Readlink(nsPath(tid, "mnt")); !errors.Is(err, fs.ErrNotExist) {
 		return s, false // the usual case
 	}
-	const exiting = 0x4 // PF_EXITING
 	s, err := procstat.Read(tid)
-	if err != nil || s.Flags&exiting == 0 {
+	if err != nil || !s.Exiting() {
 		return s, false
 	}
 	// Which of the two sleep states it is differs between kernels.

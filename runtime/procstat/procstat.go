@@ -28,6 +28,12 @@ type Stat struct {
 	Exit unix.WaitStatus
 }
 
+// Exiting reports whether the process, or thread, is in exit(2).
+func (s Stat) Exiting() bool {
+	const exiting = 0x4 // PF_EXITING
+	return s.Flags&exiting != 0
+}
+
 // Read returns the fields of a process. The error is that of the file: it does
 // not exist (fs.ErrNotExist) once the process has been reaped.
 func Read(pid int) (Stat, error) {
