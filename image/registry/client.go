@@ -79,19 +79,25 @@ type Repository struct {
 // request is made.
 func (r *Repository) Observe(f func(host string) (answered func(error))) { r.asks = f }
 
+// plan returns ref's repository without hosts, those that are configured for it, and the
+// credentials for the one that ref names.
+func (c *Client) plan(ref Reference, auth *Auth) (r *Repository, eps []endpoint, creds credentials, err error) {
+	if creds, err = credentialsFor(auth, ref.Host); err != nil {
+		return nil, nil, creds, err
+	}
+	if eps, err = endpoints(c.opts.ConfigDirs, ref.Host); err != nil {
+		return nil, nil, creds, err
+	}
+	return &Repository{ref: ref, progress: c.opts.ProgressTimeout, document: documentTimeout, agent: c.opts.UserAgent}, eps, creds, nil
+}
+
 // Repository returns ref's repository, to be read with the credentials in auth,
 // nil for none. Close it when done.
 func (c *Client) Repository(ref Reference, auth *Auth) (*Repository, error) {
-	creds, err := credentialsFor(auth, ref.Host)
+	r, eps, creds, err := c.plan(ref, auth)
 	if err != nil {
 		return nil, err
 	}
-	eps, err := endpoints(c.opts.ConfigDirs, ref.Host)
-	if err != nil {
-		return nil, err
-	}
-
-	r := &Repository{ref: ref, progress: c.opts.ProgressTimeout, document: documentTimeout, agent: c.opts.UserAgent}
 	for _, ep := range eps {
 		r.hops = append(r.hops, newHop(ep, ref, creds, "pull", headerTimeout))
 	}

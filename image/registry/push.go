@@ -31,11 +31,7 @@ type Pusher struct {
 // Pusher returns a pusher to ref's repository, with the credentials in auth, nil for none.
 // Close it when done.
 func (c *Client) Pusher(ref Reference, auth *Auth) (*Pusher, error) {
-	creds, err := credentialsFor(auth, ref.Host)
-	if err != nil {
-		return nil, err
-	}
-	eps, err := endpoints(c.opts.ConfigDirs, ref.Host)
+	r, eps, creds, err := c.plan(ref, auth)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +42,8 @@ func (c *Client) Pusher(ref Reference, auth *Auth) (*Pusher, error) {
 
 	// When a large upload is complete, the registry may have to copy it.
 	h := newHop(eps[at], ref, creds, "pull,push", 0)
-	return &Pusher{&Repository{ref: ref, hops: []*hop{h}, progress: c.opts.ProgressTimeout, document: documentTimeout, agent: c.opts.UserAgent}, h}, nil
+	r.hops = []*hop{h}
+	return &Pusher{r, h}, nil
 }
 
 // Close closes idle connections.
