@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 
 	"crisp/cri/pod"
@@ -26,8 +27,13 @@ func done(d Done, err error) Done {
 }
 
 // Change makes a request that changes something. An error is one of the connection.
-func (c *Client) Change(ctx context.Context, method, path string) (d Done, err error) {
-	answer, err := c.Do(ctx, method, path)
+func (c *Client) Change(ctx context.Context, method, path string) (Done, error) {
+	return c.ChangeBy(ctx, method, path, nil)
+}
+
+// ChangeBy is [Client.Change] with a body, nil for none.
+func (c *Client) ChangeBy(ctx context.Context, method, path string, content io.Reader) (d Done, err error) {
+	answer, err := c.Send(ctx, method, path, content)
 	if err != nil {
 		return d, err
 	}

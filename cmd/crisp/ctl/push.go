@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -97,30 +96,16 @@ func (s *session) tryPush(ctx context.Context, ref string, auth *image.Auth) err
 	return err
 }
 
-func (s *session) askPush(ctx context.Context, query url.Values, auth *image.Auth) (done admin.Done, err error) {
+func (s *session) askPush(ctx context.Context, query url.Values, auth *image.Auth) (admin.Done, error) {
 	var content io.Reader
 	if auth != nil {
 		data, err := json.Marshal(auth)
 		if err != nil {
-			return done, err
+			return admin.Done{}, err
 		}
 		content = bytes.NewReader(data)
 	}
-
-	c := admin.NewClient(s.adminSocket())
-	defer c.Close()
-	answer, err := c.Send(ctx, http.MethodPost, admin.PushPath+"?"+query.Encode(), content)
-	if err != nil {
-		return done, s.explain(err)
-	}
-	defer answer.Close()
-	if err := json.NewDecoder(answer).Decode(&done); err != nil {
-		return done, fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	if done.Error != "" {
-		return done, errors.New(done.Error)
-	}
-	return done, nil
+	return s.tellBy(ctx, http.MethodPost, admin.PushPath, query, content)
 }
 
 // made makes an image of a name and then pushes it. Whether the registry would take it is

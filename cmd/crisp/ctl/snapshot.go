@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"runtime"
@@ -155,9 +156,14 @@ func (s *session) podID(ctx context.Context, name string) (string, error) {
 
 // tell has the daemon change something, and returns what it made.
 func (s *session) tell(ctx context.Context, method, path string, query url.Values) (admin.Done, error) {
+	return s.tellBy(ctx, method, path, query, nil)
+}
+
+// tellBy is tell with a body, nil for none.
+func (s *session) tellBy(ctx context.Context, method, path string, query url.Values, content io.Reader) (admin.Done, error) {
 	c := admin.NewClient(s.adminSocket())
 	defer c.Close()
-	done, err := c.Change(ctx, method, path+"?"+query.Encode())
+	done, err := c.ChangeBy(ctx, method, path+"?"+query.Encode(), content)
 	if err == nil && done.Error != "" {
 		err = errors.New(done.Error)
 	}
