@@ -1,10 +1,13 @@
 package network_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -102,6 +105,99 @@ func (m *machine) takeOver(served, checks bool) {
 	}
 	m.detach(other)
 	m.clean()
+}
+
+// TestBuiltinsDetachProgramsPods detaches a pod that the program bridge attached, as
+// crisp-net does that is installed in its place: the pod's interface and leases go.
+func TestBuiltinsDetachProgramsPods(t *testing.T) {
+	for _, version := range []string{"1.1.0", "0.3.1"} {
+		for _, named := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/with result %v", version, named), func(t *testing.T) {
+				m := newMachine(t, reference)
+				kept, _ := m.pod("kept")
+				gone, ns := m.pod("gone")
+				conf := map[string]any{
+					"cniVersion": version, "name": "test", "type": own.TypeBridge, "bridge": "br0", "isGateway": true,
+					"ipam": map[string]any{"type": "host-local", "dataDir": m.leases, "subnet": "10.77.0.0/24"},
+				}
+				m.program("ADD", kept, conf)
+				result := m.program("ADD", gone, conf)
+				// What is not the plugin's is left, and a pod without a lease has nothing of it.
+				foreign, foreignNS := m.pod("foreign")
+				err := netns.Do(foreignNS, func() error {
+					return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "theirs", PeerNamespace: netlink.NsFd(m.host.Fd())})
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				if named {
+					conf["prevResult"] = json.RawMessage(result)
+				}
+				m.own("DEL", gone, conf)
+				delete(conf, "prevResult")
+				m.own("DEL", foreign, conf)
+				if hasLink(ns, "eth0") == nil {
+					t.Error("the pod's interface is left")
+				}
+				if err := errors.Join(hasLink(foreignNS, "eth0"), hasLink(m.host, "theirs")); err != nil {
+					t.Errorf("a foreign interface: %v", err)
+				}
+				if _, err := os.Stat(filepath.Join(m.leases, "test", "10.77.0.2")); err != nil {
+					t.Errorf("lease of the pod that stays: %v", err)
+				}
+
+				m.own("DEL", kept, conf)
+				m.settled("br0", "theirs")
+				m.released()
+			})
+		}
+	}
+}
+
+// program calls the reference plugin of a configuration as a runtime does, and returns its
+// answer.
+func (m *machine) program(command string, a network.Attachment, conf map[string]any) []byte {
+	m.t.Helper()
+	data, err := json.Marshal(conf)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+
+	var out []byte
+	err = netns.Do(m.host, func() error {
+		cmd := exec.CommandContext(m.t.Context(), filepath.Join(m.bins[0], conf["type"].(string)))
+		cmd.Stdin = bytes.NewReader(data)
+		cmd.Env = []string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + a.ID, "CNI_NETNS=" + a.NetNS, "CNI_IFNAME=eth0", "CNI_PATH=" + m.bins[0], "PATH=" + os.Getenv("PATH")}
+		var err error
+		out, err = cmd.Output()
+		return err
+	})
+	if err != nil {
+		m.t.Fatalf("%s %s: %v: %s", command, a.ID, err, out)
+	}
+	return out
+}
+
+// own calls crisp's plugin in the same way.
+func (m *machine) own(command string, a network.Attachment, conf map[string]any) {
+	m.t.Helper()
+	data, err := json.Marshal(conf)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	err = netns.Do(m.host, func() error {
+		p, err := own.Open(false)
+		if err != nil {
+			return err
+		}
+		call := own.Call{Type: conf["type"].(string), Command: command, ID: a.ID, NetNS: a.NetNS, IfName: "eth0", Config: data}
+		_, err = p.Call(m.t.Context(), call)
+		return errors.Join(err, p.Close())
+	})
+	if err != nil {
+		m.t.Fatalf("%s %s: %v", command, a.ID, err)
+	}
 }
 
 // plugins has calls of the programs noted, in wrappers around them, and returns what was

@@ -128,15 +128,27 @@ func (p *Plugin) reserve(ctx context.Context, a *attachment) error {
 		return err
 	}
 
+	host, err := p.links()
+	if err != nil {
+		return err
+	}
 	err = p.withLeases(ctx, a.conf, func(s *lease.Store) error {
 		var err error
-		a.leases, err = s.Reserve(ctx, lease.Owner{ID: a.call.ID, IfName: a.call.IfName}, a.conf.IPAM.Ranges, want)
+		a.leases, err = s.Reserve(ctx, lease.Owner{ID: a.call.ID, IfName: a.call.IfName}, a.conf.IPAM.Ranges, want, a.meets(host))
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	return a.describe(mac)
+}
+
+// meets says which pods of other networks must not have the pod's address: all if the node
+// routes it, as the node has one route to an address, else those on its bridge.
+func (a *attachment) meets(host *link.Host) lease.Meets {
+	return func(o lease.Owner) bool {
+		return a.conf.gateway() || host.IsPort(link.Name(o.ID, o.IfName), a.conf.Bridge)
+	}
 }
 
 func (p *Plugin) release(ctx context.Context, a *attachment) error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
@@ -116,16 +117,10 @@ func (p *Plugin) limited(call Call) (c *bandwidthConf, result *types100.Result, 
 	if host, err = p.links(); err != nil {
 		return fail(err)
 	}
-	var ends []string
-	for _, i := range result.Interfaces {
-		if i.Sandbox == "" {
-			ends = append(ends, i.Name)
-		}
-	}
-	if end, err = host.Peer(pod, call.IfName, ends); err != nil {
+	if end, err = host.Peer(pod, call.IfName); err != nil {
 		return fail(err)
 	}
-	if end == "" {
+	if end == "" || !slices.ContainsFunc(result.Interfaces, func(i *types100.Interface) bool { return i.Sandbox == "" && i.Name == end }) {
 		return fail(invalid(fmt.Errorf("bandwidth is limited at the node's end of a pair (veth), and the plugin before it made none for %s", call.IfName)))
 	}
 	return c, result, host, end, nil

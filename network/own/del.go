@@ -1,6 +1,7 @@
 package own
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ func (p *Plugin) del(ctx context.Context, call Call) error {
 		do   func() error
 	}{
 		{"rules", func() error { return p.withdraw(ctx, c, o, known, host) }},
-		{"link", func() error { return p.remove(host, link.Name(o.ID, o.IfName), known) }},
+		{"link", func() error { return p.unlink(c, call, known, host) }},
 		{"lease", func() error {
 			return p.withLeases(ctx, c, func(s *lease.Store) error { return s.Release(ctx, o, known) })
 		}},
@@ -54,9 +55,9 @@ func (p *Plugin) del(ctx context.Context, call Call) error {
 	return nil
 }
 
-// addresses are those of the result of an ADD, and those that are leased if others are in
-// the result: a plugin later in the chain may have changed it. Without a result there are
-// none, which is to search for them where they are needed.
+// addresses are those of the result of an ADD, and those that are leased if there are others
+// or fewer in the result: a plugin later in the chain may have changed it. Without a result
+// there are none, which is to search for them where they are needed.
 func addresses(c *conf, o lease.Owner) ([]netip.Addr, error) {
 	known, _ := c.previous(o.IfName)
 	if len(known) == 0 {
@@ -64,7 +65,7 @@ func addresses(c *conf, o lease.Owner) ([]netip.Addr, error) {
 	}
 	leases := lease.Look(c.IPAM.DataDir, c.Name)
 	own, err := leases.Of(o, known)
-	if err != nil || len(own) == len(known) {
+	if err != nil || len(own) == len(known) && len(known) >= len(c.IPAM.Ranges) {
 		return known, err
 	}
 
@@ -78,6 +79,37 @@ func addresses(c *conf, o lease.Owner) ([]netip.Addr, error) {
 		}
 	}
 	return all, err
+}
+
+// unlink removes the interface of an attachment: the one that ADD made, or, where the
+// reference plugins' configuration is served, the one that their program made. Nothing
+// but its lease says that the pod's interface is that one.
+func (p *Plugin) unlink(c *conf, call Call, known []netip.Addr, host *link.Host) error {
+	name := link.Name(call.ID, call.IfName)
+	if c.reference == nil || host.Exists(name) {
+		return p.remove(host, name, known)
+	}
+
+	leased, err := lease.Look(c.IPAM.DataDir, c.Name).Of(lease.Owner{ID: call.ID, IfName: call.IfName}, known)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(leased) == 0 {
+		return p.remove(host, name, known)
+	}
+	if err != nil {
+		return err
+	}
+	theirs, err := peerOf(call, host)
+	return errors.Join(err, p.remove(host, cmp.Or(theirs, name), known))
+}
+
+// peerOf returns the name of the node's end of the pod's interface, "" if there is none, or
+// no namespace any more.
+func peerOf(call Call, host *link.Host) (string, error) {
+	pod, err := netns.Open(call.NetNS)
+	if err != nil {
+		return "", nil // with which its interface has gone
+	}
+	defer pod.Close()
+	return host.Peer(pod, call.IfName)
 }
 
 // remove removes an interface, soon: see [link.Host.Retire].

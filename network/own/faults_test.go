@@ -2,6 +2,7 @@ package own
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -559,6 +561,87 @@ func TestRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.refusedByState(t)
+		n.clean()
+	})
+}
+
+// TestRenamed attaches pods after the configuration has been given another name: the pods
+// of the old one keep their addresses for themselves.
+func TestRenamed(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		old := n.add(n.pod("old", nil))
+		n.serve(old.ns, 80)
+		n.conf["name"] = "renamed"
+		taken := n.pod("taken", map[string]any{"ips": []string{old.addr(true) + "/24"}})
+		if err := n.tryAdd(taken); err == nil || !strings.Contains(err.Error(), old.addr(true)) {
+			t.Errorf("the address of a pod of the old name: %v", err)
+		}
+
+		young := n.add(n.pod("new", nil))
+		if young.addr(true) == old.addr(true) || young.addr(false) == old.addr(false) {
+			t.Errorf("addresses %v are assigned twice", young.result.IPs)
+		}
+		for _, addr := range []string{old.addr(true), old.addr(false)} {
+			if _, err := ask(young.ns, "tcp", net.JoinHostPort(addr, "80")); err != nil {
+				t.Errorf("from the new pod to the old one: %v", err)
+			}
+		}
+		n.del(young)
+		n.conf["name"] = "test"
+		n.del(old)
+		n.clean()
+	})
+}
+
+// TestApart assigns the same address in two networks that the node does not route, on two
+// bridges, and not on one.
+func TestApart(t *testing.T) {
+	n := newNode(t, ModeBridge)
+	attach := func(name, bridge string, p *pod) string {
+		t.Helper()
+		n.conf = map[string]any{
+			"cniVersion": "1.1.0", "name": name, "type": TypeBridge, "bridge": bridge,
+			"ipam": map[string]any{"type": "host-local", "dataDir": n.leases, "subnet": "10.77.0.0/24"},
+		}
+		call := n.request("ADD", p)
+		call.Type = TypeBridge
+		output, err := n.plugin.Call(t.Context(), call)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			call.Command = "DEL"
+			if _, err := n.plugin.Call(context.Background(), call); err != nil {
+				t.Error(err)
+			}
+		})
+
+		var result types100.Result
+		if err := json.Unmarshal(output, &result); err != nil {
+			t.Fatal(err)
+		}
+		return result.IPs[0].Address.IP.String()
+	}
+
+	first, apart := attach("first", "one", n.pod("first", nil)), attach("apart", "two", n.pod("apart", nil))
+	beside := attach("beside", "one", n.pod("beside", nil))
+	if apart != first || beside == first {
+		t.Errorf("the first pod has %s, one on another bridge %s, and one on the same %s", first, apart, beside)
+	}
+}
+
+// TestShortResult gives back addresses that a plugin later in the chain took out of the
+// result.
+func TestShortResult(t *testing.T) {
+	bothModes(t, func(t *testing.T, n *node) {
+		p := n.add(n.pod("pod", nil))
+		p.result.IPs = p.result.IPs[:1]
+		data, err := json.Marshal(p.result)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.raw = data
+		n.del(p)
 		n.clean()
 	})
 }

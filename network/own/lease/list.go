@@ -52,8 +52,13 @@ func (s *Store) ownerOf(addr netip.Addr) (Owner, error) {
 	if err != nil {
 		return Owner{}, err
 	}
+	return parseOwner(text), nil
+}
+
+// parseOwner reads what [Owner] writes, or an ID alone.
+func parseOwner(text string) Owner {
 	id, ifName, _ := strings.Cut(text, lineBreak)
-	return Owner{ID: id, IfName: ifName}, nil
+	return Owner{ID: id, IfName: ifName}
 }
 
 // Claim assigns addresses that an attachment already has, and whose leases are lost.

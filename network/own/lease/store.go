@@ -69,19 +69,24 @@ func Look(dataDir, network string) *Store {
 }
 
 // Reserve assigns an address of each range set to an attachment: one of want if
-// that is in the set, else the next free one. It assigns all of them or none. The
-// errors are [ErrExhausted], [ErrTaken] and [ErrOutside].
-func (s *Store) Reserve(ctx context.Context, o Owner, sets []RangeSet, want []netip.Addr) ([]Lease, error) {
+// that is in the set, else the next free one. What another network has leased to a pod
+// that meets this one is not free. It assigns all of them or none. The errors are
+// [ErrExhausted], [ErrTaken] and [ErrOutside].
+func (s *Store) Reserve(ctx context.Context, o Owner, sets []RangeSet, want []netip.Addr, meets Meets) ([]Lease, error) {
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
+	others, err := s.others(meets)
+	if err != nil {
+		return nil, err
+	}
 
 	want = slices.Clone(want)
 	var leases []Lease
 	for i, set := range sets {
-		l, err := s.fromSet(o, i, set, &want)
+		l, err := s.fromSet(o, i, set, &want, others)
 		if err != nil {
 			return nil, errors.Join(err, s.undo(leases))
 		}
@@ -95,7 +100,7 @@ func (s *Store) Reserve(ctx context.Context, o Owner, sets []RangeSet, want []ne
 }
 
 // fromSet assigns one address of a set, and removes it from want if it is there.
-func (s *Store) fromSet(o Owner, index int, set RangeSet, want *[]netip.Addr) (Lease, error) {
+func (s *Store) fromSet(o Owner, index int, set RangeSet, want *[]netip.Addr, others *others) (Lease, error) {
 	for i, addr := range *want {
 		r, ok := set.find(addr)
 		if !ok {
@@ -103,17 +108,20 @@ func (s *Store) fromSet(o Owner, index int, set RangeSet, want *[]netip.Addr) (L
 		}
 
 		*want = slices.Delete(*want, i, i+1)
-		free, err := s.create(o, addr, true)
+		free, err := s.assign(o, addr, true, others)
 		if err != nil {
 			return Lease{}, err
 		}
 		if !free {
-			return Lease{}, fmt.Errorf("assign address %s: %w", addr, ErrTaken)
+			return Lease{}, others.explain(fmt.Errorf("assign address %s: %w", addr, ErrTaken))
 		}
 		return Lease{Addr: addr, Range: r}, nil
 	}
 
-	l, err := s.next(o, set, s.last(index))
+	l, err := s.next(o, set, s.last(index), others)
+	if errors.Is(err, ErrExhausted) {
+		return Lease{}, others.explain(err)
+	}
 	if err != nil {
 		return Lease{}, err
 	}
@@ -126,14 +134,14 @@ func (s *Store) fromSet(o Owner, index int, set RangeSet, want *[]netip.Addr) (L
 
 // next assigns the first free address after last, going round. After a few
 // addresses that are taken it lists the directory, once, instead of trying all.
-func (s *Store) next(o Owner, set RangeSet, last netip.Addr) (Lease, error) {
+func (s *Store) next(o Owner, set RangeSet, last netip.Addr, others *others) (Lease, error) {
 	c := newCursor(set, last)
 	for range probes {
 		addr, ok := c.next()
 		if !ok {
 			return Lease{}, exhausted(set)
 		}
-		free, err := s.create(o, addr, false)
+		free, err := s.assign(o, addr, false, others)
 		if err != nil {
 			return Lease{}, err
 		}
@@ -154,7 +162,7 @@ func (s *Store) next(o Owner, set RangeSet, last netip.Addr) (Lease, error) {
 		if taken[addr] {
 			continue
 		}
-		free, err := s.create(o, addr, true)
+		free, err := s.assign(o, addr, true, others)
 		if err != nil {
 			return Lease{}, err
 		}
@@ -170,6 +178,19 @@ func exhausted(set RangeSet) error {
 		names = append(names, r.Start.String()+"-"+r.End.String())
 	}
 	return fmt.Errorf("assign an address of %s: %w: all are assigned to pods", strings.Join(names, ", "), ErrExhausted)
+}
+
+// assign creates a lease unless another network has the address. Two networks have no lock
+// in common: each creates its lease and then looks, so that at least one sees the other's.
+func (s *Store) assign(o Owner, addr netip.Addr, reclaim bool, others *others) (bool, error) {
+	if others.have(addr) {
+		return false, nil
+	}
+	free, err := s.create(o, addr, reclaim)
+	if !free || err != nil || !others.have(addr) {
+		return free, err
+	}
+	return false, s.undo([]Lease{{Addr: addr}})
 }
 
 // create writes the file of a lease. It returns false if the address is taken. With

@@ -36,6 +36,9 @@ func open(t testing.TB) *Store {
 	return s
 }
 
+// always says that the pods of all networks meet.
+func always(Owner) bool { return true }
+
 func owner(i int) Owner { return Owner{ID: fmt.Sprint("pod", i), IfName: "eth0"} }
 
 // reserve returns the addresses that are assigned, as text.
@@ -45,7 +48,7 @@ func reserve(t testing.TB, s *Store, o Owner, sets []RangeSet, want ...string) (
 	for _, w := range want {
 		addrs = append(addrs, netip.MustParseAddr(w))
 	}
-	leases, err := s.Reserve(t.Context(), o, sets, addrs)
+	leases, err := s.Reserve(t.Context(), o, sets, addrs, always)
 	var list []string
 	for _, l := range leases {
 		list = append(list, l.Addr.String())
@@ -213,24 +216,72 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+// TestOtherNetworks passes over what another network has leased to a pod that meets the
+// new one, as after a configuration was renamed.
+func TestOtherNetworks(t *testing.T) {
+	dir := t.TempDir()
+	store := func(network string) *Store {
+		s, err := Open(dir, network)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	old, renamed := store("old"), store("new")
+	sets := []RangeSet{{mustRange(t, "10.0.0.0/24", "10.0.0.2", "10.0.0.14")}}
+	for i := range 11 {
+		if _, err := reserve(t, old, owner(i), sets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// One that is being written, and what is no network.
+	if err := os.WriteFile(old.path("10.0.0.13"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "10.0.0.14"), []byte("pod\r\neth0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	if got, err := reserve(t, renamed, owner(20), sets, "10.0.0.4"); !errors.Is(err, ErrTaken) || !strings.Contains(err.Error(), "networks") || !strings.Contains(err.Error(), "old") {
+		t.Errorf("an address of the other network: %q, %v", got, err)
+	}
+	if got, err := reserve(t, renamed, owner(21), sets); got != "10.0.0.14" || err != nil {
+		t.Errorf("the first free address: %q, %v", got, err)
+	}
+	if got, err := reserve(t, renamed, owner(22), sets); !errors.Is(err, ErrExhausted) || !strings.Contains(err.Error(), "old") {
+		t.Errorf("all are in use: %q, %v", got, err)
+	}
+	for _, i := range []int{20, 22} {
+		if own, err := renamed.Of(owner(i), nil); len(own) != 0 || err != nil {
+			t.Errorf("a refused pod has %v, %v", own, err)
+		}
+	}
+
+	apart := func(o Owner) bool { return o != owner(2) }
+	leases, err := renamed.Reserve(t.Context(), owner(23), sets, nil, apart)
+	if err != nil || len(leases) != 1 || leases[0].Addr.String() != "10.0.0.4" {
+		t.Errorf("the address of a pod that it does not meet: %v, %v", leases, err)
+	}
+}
+
 // TestNoAddressTwice assigns and releases from many goroutines, each with a store of
-// its own as processes have.
+// its own as processes have, for two networks.
 func TestNoAddressTwice(t *testing.T) {
 	dir := t.TempDir()
-	sets := []RangeSet{{mustRange(t, "10.0.0.0/26", "", "")}}
+	sets := []RangeSet{{mustRange(t, "10.0.0.0/24", "", "")}}
 	var used sync.Map
 	var clients sync.WaitGroup
 
 	for client := range 32 {
 		clients.Go(func() {
-			s, err := Open(dir, "net")
+			s, err := Open(dir, fmt.Sprint("net", client%2))
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			for round := range 20 {
 				o := owner(client*1000 + round)
-				leases, err := s.Reserve(t.Context(), o, sets, nil)
+				leases, err := s.Reserve(t.Context(), o, sets, nil, always)
 				if err != nil {
 					t.Error(err)
 					return
@@ -287,13 +338,13 @@ func BenchmarkReserve(b *testing.B) {
 			s := open(b)
 			sets := []RangeSet{{mustRange(b, "10.0.0.0/16", "", "")}}
 			for i := range full {
-				if _, err := s.Reserve(b.Context(), owner(i), sets, nil); err != nil {
+				if _, err := s.Reserve(b.Context(), owner(i), sets, nil, always); err != nil {
 					b.Fatal(err)
 				}
 			}
 
 			for b.Loop() {
-				leases, err := s.Reserve(b.Context(), owner(-1), sets, nil)
+				leases, err := s.Reserve(b.Context(), owner(-1), sets, nil, always)
 				if err != nil {
 					b.Fatal(err)
 				}

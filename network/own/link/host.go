@@ -93,6 +93,20 @@ func (h *Host) Exists(name string) bool {
 	return err == nil && l.Attrs().Group != dyingGroup
 }
 
+// IsPort reports whether an interface exists and is a port of a bridge. What cannot be
+// asked may be one.
+func (h *Host) IsPort(name, bridge string) bool {
+	l, err := h.handle.LinkByName(name)
+	if err != nil {
+		return !isNotFound(err)
+	}
+	master, err := h.handle.LinkByName(bridge)
+	if err != nil {
+		return !isNotFound(err)
+	}
+	return l.Attrs().MasterIndex == master.Attrs().Index
+}
+
 // IsBridge reports whether an interface is a bridge.
 func (h *Host) IsBridge(name string) bool {
 	l, err := h.handle.LinkByName(name)
@@ -191,31 +205,38 @@ func (h *Host) retire(name string, addrs []netip.Addr) error {
 }
 
 // Peer returns the name of the node's end of the pair that a pod's interface is one end
-// of, among those given, "" if it is none of theirs.
-func (h *Host) Peer(pod *os.File, ifName string, among []string) (string, error) {
+// of, "" if the pod has no such interface or its other end is not on the node.
+func (h *Host) Peer(pod *os.File, ifName string) (string, error) {
 	handle, err := open(pod)
 	if err != nil {
 		return "", fmt.Errorf("open netlink in the pod: %w", err)
 	}
 	defer handle.Close()
 	own, err := handle.LinkByName(ifName)
+	if isNotFound(err) || err == nil && own.Type() != "veth" {
+		return "", nil
+	}
 	if err != nil {
 		return "", fmt.Errorf("look for interface %s in the pod: %w", ifName, err)
 	}
 
-	for _, name := range among {
-		l, err := h.handle.LinkByName(name)
-		if isNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return "", fmt.Errorf("look for interface %s: %w", name, err)
-		}
-		if l.Type() == "veth" && own.Type() == "veth" && l.Attrs().Index == own.Attrs().ParentIndex && l.Attrs().ParentIndex == own.Attrs().Index {
-			return name, nil
-		}
+	l, err := h.handle.LinkByIndex(own.Attrs().ParentIndex)
+	if isNotFound(err) {
+		return "", nil
 	}
-	return "", nil
+	if err != nil {
+		return "", fmt.Errorf("look for the other end of interface %s in the pod: %w", ifName, err)
+	}
+	// The first interfaces of all pods have the same index, and so may have the ends in
+	// other namespaces: the namespace's number on the node tells them apart.
+	id, err := h.handle.GetNetNsIdByFd(int(pod.Fd()))
+	if err != nil {
+		return "", fmt.Errorf("look for the pod's namespace: %w", err)
+	}
+	if a := l.Attrs(); l.Type() != "veth" || a.ParentIndex != own.Attrs().Index || id < 0 || a.NetNsID != id {
+		return "", nil
+	}
+	return l.Attrs().Name, nil
 }
 
 // disconnect takes down a port of a bridge, and removes the routes to a routed pod. To
