@@ -155,7 +155,7 @@ func explain(r admin.Report, container string, now time.Time) explanation {
 	if r.Pod != nil {
 		for _, c := range r.Pod.Containers {
 			if container == "" || c.ID == container {
-				e.paras = append(e.paras, fate(c, now))
+				e.paras = append(e.paras, fate(c, starting(r, c.ID), now))
 			}
 		}
 		if len(r.Pod.Containers) == 0 && r.Pod.Ready {
@@ -247,6 +247,11 @@ func printed(p cni.Running) string {
 		return ", and has printed nothing"
 	}
 	return ", and has printed: " + strings.ReplaceAll(text, "\n", " / ")
+}
+
+// starting reports whether the start of a container is under way.
+func starting(r admin.Report, id string) bool {
+	return slices.ContainsFunc(r.Operations, func(op admin.Waiting) bool { return op.ContainerID == id && op.What == "start container" })
 }
 
 // slow is how long a stage may take before there is advice.

@@ -22,8 +22,9 @@ func clean(text string) string {
 // startError is the CRI's reason for the end of a container that was not started.
 const startError = "StartError"
 
-// fate describes a container: what it does, or how it ended.
-func fate(c admin.Container, now time.Time) paragraph {
+// fate describes a container: what it does, or how it ended. starting says that its
+// start is under way.
+func fate(c admin.Container, starting bool, now time.Time) paragraph {
 	p := paragraph{mark: "container " + c.Name}
 	if c.Attempt > 0 {
 		p.mark += fmt.Sprintf(" (attempt %d)", c.Attempt)
@@ -31,6 +32,9 @@ func fate(c admin.Container, now time.Time) paragraph {
 	switch {
 	case c.State == "running":
 		p.style, p.text = good, fmt.Sprintf("running for %s as process %d", duration(now.Sub(c.StartedAt)), c.PID)
+		return p
+	case c.State == "created" && starting:
+		p.style, p.text = doubt, fmt.Sprintf("created %s ago and being started", duration(now.Sub(c.CreatedAt)))
 		return p
 	case c.State == "created" && c.Phase == "ready":
 		p.style, p.text = doubt, fmt.Sprintf("created %s ago and not started: nobody has asked for that yet", duration(now.Sub(c.CreatedAt)))
