@@ -16,8 +16,8 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// TestMissingPrograms requires the machine to be told about programs that only
-// one of this computer's architecture has.
+// TestMissingPrograms requires the machine to be told about programs that it does not
+// have, or that only one of this computer's architecture has.
 func TestMissingPrograms(t *testing.T) {
 	own, err := findArch(runtime.GOARCH)
 	if err != nil {
@@ -26,7 +26,7 @@ func TestMissingPrograms(t *testing.T) {
 	for _, test := range []struct {
 		a    arch
 		want string
-	}{{own, "CRISP_LACKS="}, {other(t), "CRISP_LACKS=nvidia-cdi-hook"}} {
+	}{{own, "CRISP_LACKS=prometheus"}, {other(t), "CRISP_LACKS=prometheus,nvidia-cdi-hook"}} {
 		if got := strings.Split(environment(options{arch: test.a}), "\n"); !slices.Contains(got, test.want) {
 			t.Errorf("%s: want line %q in %q", test.a.name, test.want, got)
 		}

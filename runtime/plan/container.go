@@ -25,6 +25,9 @@ type container struct {
 	dev devKind
 	// host is the host's file systems, if hooks need them.
 	host Arg
+	// restored says that the program is a restorer's, which makes the PID namespace
+	// and mounts each procfs anew.
+	restored bool
 }
 
 // Container returns the plan that starts a container's first process. A

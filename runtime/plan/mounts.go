@@ -146,6 +146,10 @@ func (c *container) kind(m *specs.Mount, o *mountOptions) string {
 
 	m.Source = rebind
 	o.bind, o.recursive, o.data = true, true, nil
+	if c.restored && m.Type == "proc" {
+		// It stands for the new procfs, which has none of the host's mounts below it.
+		o.recursive = false
+	}
 	o.all.set |= o.set & unix.MOUNT_ATTR_RDONLY
 	return "bind"
 }

@@ -118,10 +118,14 @@ func newRestored(s *specs.Spec, o Options, r RestoreOptions) (*container, error)
 	linux.Namespaces = slices.DeleteFunc(slices.Clone(linux.Namespaces), func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
 	without.Linux = &linux
 	c, err := newContainer(&without, o)
-	if err == nil && len(c.setup)+len(c.late) > 0 {
-		err = fmt.Errorf("%w: restore of a container with hooks", ErrUnsupported)
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	if len(c.setup)+len(c.late) > 0 {
+		return nil, fmt.Errorf("%w: restore of a container with hooks", ErrUnsupported)
+	}
+	c.restored = true
+	return c, nil
 }
 
 // enterYard is [container.enterRoot] with the root in the yard, in a copy of the

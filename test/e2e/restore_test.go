@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -83,9 +84,24 @@ func (c *container) countFrom(t *testing.T) (first, last int) {
 	return first, first + len(lines) - 1
 }
 
+// mountBelowProc gives the node's /proc a mount, as systemd mounts binfmt_misc.
+func mountBelowProc(t *testing.T) {
+	t.Helper()
+	const dir = "/proc/sys/fs/binfmt_misc"
+	if err := unix.Mount(t.Name(), dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestRestore restores containers of every kind, each in a new pod, where it goes on.
 func TestRestore(t *testing.T) {
 	n := withCRIU(t, "")
+	mountBelowProc(t)
 	n.ofEveryKind(t, func(t *testing.T, p *pod, kind change) {
 		c := p.start(t, sh("{ echo kept >/tmp/file; } 2>/dev/null; "+counting), kind)
 		eventually(t, "it counts", func() bool { return c.count(t) > 1 })

@@ -162,7 +162,7 @@ func testMerged(t *testing.T, n *node) {
 		testkit.Skip(t, "KSM", err.Error())
 	}
 	if !testkit.KernelAtLeast(t, 6, 7) {
-		testkit.Skip(t, "PR_SET_MEMORY_MERGE", "it is not inherited before Linux 6.7")
+		testkit.Skip(t, "linux 6.7", "PR_SET_MEMORY_MERGE is not inherited")
 	}
 	const bytes = 20 << 20
 	dir := t.TempDir()
