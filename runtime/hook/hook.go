@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -168,10 +169,29 @@ func (h Hook) Validate() error {
 	case h.Timeout != nil && (*h.Timeout <= 0 || *h.Timeout > maxTimeout):
 		return fmt.Errorf("%s: %w: a timeout of %d seconds, want 1 to %d", h, ErrInvalid, *h.Timeout, maxTimeout)
 	}
+	return h.checkStrings()
+}
+
+// The kernel's limits of what a program is given, in bytes: maxString for pages of 4 KiB,
+// with the NUL; maxStrings is less than a quarter of any usual stack.
+const (
+	maxString  = 128 << 10
+	maxStrings = 1 << 20
+)
+
+func (h Hook) checkStrings() error {
+	size := 0
 	for _, text := range slices.Concat([]string{h.Path}, h.Args, h.Env) {
-		if slices.Contains([]byte(text), 0) {
+		switch {
+		case strings.ContainsRune(text, 0):
 			return fmt.Errorf("%s: %w: NUL in %q", h, ErrInvalid, text)
+		case len(text) >= maxString:
+			return fmt.Errorf("%s: %w: an argument or variable of %d bytes, the kernel accepts at most %d", h, ErrInvalid, len(text), maxString-1)
 		}
+		size += len(text)
+	}
+	if size > maxStrings {
+		return fmt.Errorf("%s: %w: arguments and environment of %d bytes, at most %d", h, ErrInvalid, size, maxStrings)
 	}
 	return nil
 }

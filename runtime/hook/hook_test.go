@@ -61,17 +61,19 @@ func TestCheck(t *testing.T) {
 		hook           Hook
 		error, warning string
 	}{
-		"good":           {Hook{Kind: Poststop, Hook: specs.Hook{Path: file("good", 0o755)}}, "", ""},
-		"open to others": {Hook{Kind: Poststop, Hook: specs.Hook{Path: file("open", 0o777)}}, "", "any user of the node can replace"},
-		"relative":       {Hook{Kind: Poststop, Hook: specs.Hook{Path: "good"}}, "not absolute", ""},
-		"missing":        {Hook{Kind: CreateContainer, Hook: specs.Hook{Path: dir + "/none"}}, "does not exist", ""},
-		"not executable": {Hook{Kind: Poststop, Hook: specs.Hook{Path: file("data", 0o644)}}, "not executable", ""},
-		"directory":      {Hook{Kind: Poststop, Hook: specs.Hook{Path: dir}}, "not a regular file", ""},
-		"in container":   {Hook{Kind: StartContainer, Hook: specs.Hook{Path: "/only/there"}}, "", ""},
-		"no time":        {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Timeout: &zero}}, "timeout", ""},
-		"endless time":   {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Timeout: &endless}}, "timeout", ""},
-		"NUL":            {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Env: []string{"A=\x00"}}}, "NUL", ""},
-		"kind":           {Hook{Kind: "later", Hook: specs.Hook{Path: "/x"}}, "unknown kind", ""},
+		"good":            {Hook{Kind: Poststop, Hook: specs.Hook{Path: file("good", 0o755)}}, "", ""},
+		"open to others":  {Hook{Kind: Poststop, Hook: specs.Hook{Path: file("open", 0o777)}}, "", "any user of the node can replace"},
+		"relative":        {Hook{Kind: Poststop, Hook: specs.Hook{Path: "good"}}, "not absolute", ""},
+		"missing":         {Hook{Kind: CreateContainer, Hook: specs.Hook{Path: dir + "/none"}}, "does not exist", ""},
+		"not executable":  {Hook{Kind: Poststop, Hook: specs.Hook{Path: file("data", 0o644)}}, "not executable", ""},
+		"directory":       {Hook{Kind: Poststop, Hook: specs.Hook{Path: dir}}, "not a regular file", ""},
+		"in container":    {Hook{Kind: StartContainer, Hook: specs.Hook{Path: "/only/there"}}, "", ""},
+		"no time":         {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Timeout: &zero}}, "timeout", ""},
+		"endless time":    {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Timeout: &endless}}, "timeout", ""},
+		"NUL":             {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Env: []string{"A=\x00"}}}, "NUL", ""},
+		"long argument":   {Hook{Kind: Poststop, Hook: specs.Hook{Path: "/x", Args: []string{"x", strings.Repeat("a", 128<<10)}}}, "at most 131071", ""},
+		"long altogether": {Hook{Kind: StartContainer, Hook: specs.Hook{Path: "/x", Env: slices.Repeat([]string{"A=" + strings.Repeat("a", 100<<10)}, 11)}}, "at most 1048576", ""},
+		"kind":            {Hook{Kind: "later", Hook: specs.Hook{Path: "/x"}}, "unknown kind", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt.hook.Source = "file x.json"

@@ -171,24 +171,28 @@ func (l *Launcher) run(ctx context.Context, hs *Hooks, run *hookRun) error {
 	return verdict(ctx, h, exit, err, out)
 }
 
+// startIt is the name of the plan of a hook's process: an error of a step follows the
+// hook's own name.
+const startIt = "start it"
+
 // hookPlan returns the plan of a hook's process.
 func (in *inputs) hookPlan(run *hookRun) (*plan.Plan, error) {
 	h := run.hook
 	if h.Kind != hook.StartContainer {
-		return plan.Hook(run.spec, h, h.String())
+		return plan.Hook(run.spec, h, startIt)
 	}
 
 	// It is the container's own program, with its identity and privileges.
 	proc := *run.spec.Process
 	proc.Args, proc.Env, proc.Terminal = h.Argv(), h.Env, false
-	r := Request{Name: h.String(), Spec: run.spec, Held: in.extra, InPod: run.request.InPod}
+	r := Request{Name: startIt, Spec: run.spec, Held: in.extra, InPod: run.request.InPod}
 	o, err := in.l.options(&r, &proc)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", h, err)
+		return nil, err
 	}
 	entry, err := in.follow(run.request.Group, run.pid)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", h, err)
+		return nil, err
 	}
 
 	o.CgroupV2, o.CgroupTasks = entry.unified, entry.tasks
