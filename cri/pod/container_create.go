@@ -351,6 +351,11 @@ func (k *creation) translate(ctx context.Context, root *os.File, labels spec.Lab
 	if err != nil {
 		return nil, nil, user, err
 	}
+	if len(out.CDI) > 0 {
+		if err := k.check(out); err != nil {
+			return nil, nil, user, fmt.Errorf("CDI devices %q: %w", out.CDI, err)
+		}
+	}
 	data, err := spec.Encode(out.Spec)
 	return out, data, user, err
 }

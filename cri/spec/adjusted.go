@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -34,8 +35,12 @@ func CheckAdjusted(s *specs.Spec, h Host) error {
 	return checkOwnSysctls(s)
 }
 
-// checkEdits checks the mounts and devices that CDI devices or plugins may have added.
+// checkEdits checks the groups, mounts and devices that CDI devices or plugins may have
+// added.
 func checkEdits(s *specs.Spec) error {
+	if err := checkIDs(s); err != nil {
+		return err
+	}
 	for _, m := range s.Mounts {
 		if err := checkAdjustedMount(m); err != nil {
 			return err
@@ -47,6 +52,40 @@ func checkEdits(s *specs.Spec) error {
 		}
 	}
 	return checkNetDevices(s)
+}
+
+// noID is -1, which the kernel takes for "do not change it".
+const noID = math.MaxUint32
+
+// maxGroups is the kernel's NGROUPS_MAX.
+const maxGroups = 65536
+
+// checkIDs refuses a user and groups that no process of the container can have.
+func checkIDs(s *specs.Spec) error {
+	u := s.Process.User
+	if err := checkID("user", u.UID, s.Linux.UIDMappings); err != nil {
+		return err
+	}
+	if n := len(u.AdditionalGids); n > maxGroups {
+		return invalid("%d groups, a process can have at most %d", n, maxGroups)
+	}
+	for _, g := range append([]uint32{u.GID}, u.AdditionalGids...) {
+		if err := checkID("group", g, s.Linux.GIDMappings); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkID(kind string, id uint32, mappings []specs.LinuxIDMapping) error {
+	has := func(m specs.LinuxIDMapping) bool { return id >= m.ContainerID && id-m.ContainerID < m.Size }
+	switch {
+	case id == noID:
+		return invalid("%s %d: no process can have it", kind, id)
+	case len(mappings) > 0 && !slices.ContainsFunc(mappings, has):
+		return invalid("%s %d does not exist in the pod's user namespace", kind, id)
+	}
+	return nil
 }
 
 func checkAdjustedMount(m specs.Mount) error {

@@ -44,6 +44,18 @@ func TestCheckAdjusted(t *testing.T) {
 		{"long variable", func(s *specs.Spec) { s.Process.Env = []string{"A=" + strings.Repeat("x", 1<<20)} }, "accepts at most"},
 		{"variable without a name", func(s *specs.Spec) { s.Process.Env = []string{"=x"} }, "without a name"},
 		{"OOM score", func(s *specs.Spec) { score := 5000; s.Process.OOMScoreAdj = &score }, "oom_score_adj"},
+		{"user that is none", func(s *specs.Spec) { s.Process.User.UID = 1<<32 - 1 }, "user 4294967295"},
+		{"group that is none", func(s *specs.Spec) { s.Process.User.GID = 1<<32 - 1 }, "group 4294967295"},
+		{"additional group that is none", func(s *specs.Spec) { s.Process.User.AdditionalGids = []uint32{7, 1<<32 - 1} }, "group 4294967295"},
+		{"too many groups", func(s *specs.Spec) { s.Process.User.AdditionalGids = make([]uint32, 1<<16+1) }, "at most 65536"},
+		{"user outside its namespace", func(s *specs.Spec) {
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+			s.Process.User.UID = 65536
+		}, "user 65536 does not exist"},
+		{"group outside its namespace", func(s *specs.Spec) {
+			s.Linux.GIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+			s.Process.User.AdditionalGids = []uint32{65535, 70000}
+		}, "group 70000 does not exist"},
 		{"mount over the root", mount(specs.Mount{Destination: "/x/..", Source: "/y"}), "root of the container"},
 		{"relative mount", mount(specs.Mount{Destination: "x", Source: "/y"}), "not absolute"},
 		{"mount with NUL", mount(specs.Mount{Destination: "/x", Source: "/y\x00"}), "NUL"},

@@ -75,6 +75,7 @@ func (b *builder) cdi() error {
 		return unsupported("CDI devices")
 	}
 
+	before := slices.Clone(b.out.Spec.Mounts)
 	sources, err := b.CDI(b.out.Spec, names)
 	if err != nil {
 		return invalid("%w", err)
@@ -82,9 +83,33 @@ func (b *builder) cdi() error {
 	if err := checkEdits(b.out.Spec); err != nil {
 		return fmt.Errorf("CDI devices %q: %w", names, err)
 	}
+	if err := b.checkAddedSources(before); err != nil {
+		return fmt.Errorf("CDI devices %q: %w", names, err)
+	}
 
-	b.out.HookSources = sources
+	b.out.CDI, b.out.HookSources = names, sources
 	sortMounts(b.out.Spec.Mounts)
+	return nil
+}
+
+// checkAddedSources refuses bind mounts, in addition to those before, of what the node
+// does not have: a specification may be older than the driver's files.
+func (b *builder) checkAddedSources(before []specs.Mount) error {
+	for _, m := range b.out.Spec.Mounts {
+		known := slices.ContainsFunc(before, func(o specs.Mount) bool { return o.Source == m.Source })
+		bind := m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+		if known || !bind || !path.IsAbs(m.Source) {
+			continue
+		}
+
+		_, err := b.Node.Resolve(m.Source, false)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return unsupported("mount at %s of %s, which is not on the node", m.Destination, m.Source)
+		case err != nil:
+			return fmt.Errorf("look up the source of the mount at %s: %w", m.Destination, err)
+		}
+	}
 	return nil
 }
 

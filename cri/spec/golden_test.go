@@ -32,7 +32,8 @@ type fakeNode struct {
 func newFakeNode() *fakeNode {
 	return &fakeNode{
 		paths: map[string]string{
-			"/data": "/data", "/link": "/data/real", "/shared": "/shared", "/slave": "/slave", "/proc": "/proc",
+			"/lib/gpu": "/lib/gpu",
+			"/data":    "/data", "/link": "/data/real", "/shared": "/shared", "/slave": "/slave", "/proc": "/proc",
 			"/var/lib/kubelet/hosts": "/var/lib/kubelet/hosts",
 		},
 		profiles: []string{"k8s-nginx", "crisp-default"},

@@ -44,6 +44,9 @@ func (b *builder) process() error {
 		UID: b.User.UID, GID: b.User.GID, Umask: &umask,
 		AdditionalGids: slices.Clone(b.User.Groups),
 	}
+	if err := checkIDs(b.out.Spec); err != nil {
+		return err
+	}
 	return CheckArguments(p, b.Host)
 }
 

@@ -145,6 +145,8 @@ type Result struct {
 	Volumes []Volume
 	// Images are image volumes; the caller holds number n as "image/n".
 	Images []ImageMount
+	// CDI are the names of the CDI devices that the spec has the edits of.
+	CDI []string `json:",omitempty"`
 	// HookSources are the sources of the spec's hooks, and HookWarnings what the
 	// administrator should know about them.
 	HookSources  hook.Sources `json:",omitempty"`

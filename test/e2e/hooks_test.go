@@ -272,6 +272,11 @@ devices:
 - {name: proc, containerEdits: {deviceNodes: [{path: /dev/../proc/crisp, hostPath: /dev/null}]}}
 - {name: root, containerEdits: {mounts: [{hostPath: /etc, containerPath: /x/../.., options: [ro, rbind]}]}}
 - {name: relative, containerEdits: {mounts: [{hostPath: /etc, containerPath: ../etc, options: [ro, rbind]}]}}
+- {name: below, containerEdits: {mounts: [{hostPath: /etc, containerPath: /proc/x, options: [ro, rbind]}]}}
+- {name: option, containerEdits: {mounts: [{hostPath: /etc, containerPath: /x, options: [ro, rbind, unheard]}]}}
+- {name: missing, containerEdits: {mounts: [{hostPath: /none/of/this, containerPath: /x, options: [ro, rbind]}]}}
+- {name: none, containerEdits: {additionalGids: [4294967295]}}
+- {name: unmapped, containerEdits: {additionalGids: [70000]}}
 `)
 		c := h.pod(t).start(t, device("vendor.com/path=up"))
 		if _, err := os.Lstat("/tmp/crisp-escaped"); err == nil {
@@ -280,10 +285,14 @@ devices:
 		if got := c.sh(t, "stat -c '%t %T' /tmp/crisp-escaped"); got != "1 3" {
 			t.Errorf("the device is %q", got)
 		}
-		for _, name := range []string{"proc", "root", "relative"} {
-			p := h.pod(t)
+		for name, want := range map[string]codes.Code{
+			"proc": codes.InvalidArgument, "root": codes.InvalidArgument, "relative": codes.InvalidArgument,
+			"none": codes.InvalidArgument, "unmapped": codes.InvalidArgument,
+			"below": codes.FailedPrecondition, "option": codes.FailedPrecondition, "missing": codes.FailedPrecondition,
+		} {
+			p := h.pod(t, userNamespace(300000))
 			r := &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.config(device("vendor.com/path=" + name)), SandboxConfig: p.cfg}
-			wantCode(t, failure(t, h.Runtime.CreateContainer, r), codes.InvalidArgument)
+			wantCode(t, failure(t, h.Runtime.CreateContainer, r), want, "vendor.com/path="+name)
 		}
 	})
 }

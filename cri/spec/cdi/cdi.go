@@ -103,11 +103,12 @@ func (r *Registry) Inject(s *specs.Spec, names []string) (hook.Sources, error) {
 	for _, e := range list {
 		all.Append(&e.ContainerEdits)
 	}
-	mounts := slices.Clone(s.Mounts)
+	for i, m := range all.Mounts {
+		all.Mounts[i] = complete(m)
+	}
 	if err := all.Apply(s); err != nil {
 		return nil, fmt.Errorf("add CDI devices %q: %w", names, err)
 	}
-	bindByDefault(s, mounts)
 	return sources(list, s), nil
 }
 
@@ -166,17 +167,16 @@ func inode(info fs.FileInfo) any {
 	return nil
 }
 
-// bindByDefault completes the added mounts: one of a host path without a type
-// is a bind mount.
-func bindByDefault(s *specs.Spec, before []specs.Mount) {
-	for i := range s.Mounts {
-		m := &s.Mounts[i]
-		known := slices.ContainsFunc(before, func(b specs.Mount) bool { return b.Destination == m.Destination && b.Source == m.Source })
-		bind := slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
-		if !known && m.Type == "" && !bind {
-			m.Options = append(m.Options, "rbind")
-		}
+// complete returns a mount of a host path without a type as a bind mount, so that the
+// library maps its IDs, too. It is a copy: the library appends to the options, and those of
+// the catalogue are for all containers.
+func complete(m *cdispecs.Mount) *cdispecs.Mount {
+	c := *m
+	c.Options = slices.Clone(m.Options)
+	if c.Type == "" && !slices.Contains(c.Options, "bind") && !slices.Contains(c.Options, "rbind") {
+		c.Options = append(c.Options, "rbind")
 	}
+	return &c
 }
 
 // edits are those of a device, or of all devices in a file.

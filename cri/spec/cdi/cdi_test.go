@@ -135,6 +135,48 @@ func TestInjectEverything(t *testing.T) {
 	}
 }
 
+// TestMappedMounts adds a device to containers with and without a user namespace: bind
+// mounts are mapped in one, however they are requested, and nothing of a container gets
+// into the next.
+func TestMappedMounts(t *testing.T) {
+	dir := directory(t, map[string]string{"vendor.yaml": `cdiVersion: "0.7.0"
+kind: vendor.com/gpu
+devices:
+- name: "0"
+  containerEdits:
+    mounts:
+    - {hostPath: /a, containerPath: /a}
+    - {hostPath: /b, containerPath: /b, options: [ro, nosuid, nodev]}
+    - {hostPath: /c, containerPath: /c, type: bind}
+    - {hostPath: /d, containerPath: /d, options: [bind, idmap]}
+    - {hostPath: /e, containerPath: /e, options: [a, b, bind]}
+    - {hostPath: tmpfs, containerPath: /f, type: tmpfs, options: [size=1m]}
+`})
+	r := New([]string{dir})
+	plain := "/a rbind; /b ro,nosuid,nodev,rbind; /c ; /d bind,idmap; /e a,b,bind; /f size=1m"
+	mapped := "/a rbind,ridmap; /b ro,nosuid,nodev,rbind,ridmap; /c idmap; /d bind,idmap; /e a,b,bind,idmap; /f size=1m"
+	for _, want := range []string{mapped, plain, mapped, plain} {
+		s := emptySpec()
+		if want == mapped {
+			s.Linux = &specs.Linux{
+				Namespaces:  []specs.LinuxNamespace{{Type: specs.UserNamespace}},
+				UIDMappings: []specs.LinuxIDMapping{{HostID: 1000, Size: 10}}, GIDMappings: []specs.LinuxIDMapping{{HostID: 1000, Size: 10}},
+			}
+		}
+		if _, err := r.Inject(s, []string{"vendor.com/gpu=0"}); err != nil {
+			t.Fatal(err)
+		}
+
+		var got []string
+		for _, m := range s.Mounts {
+			got = append(got, m.Destination+" "+strings.Join(m.Options, ","))
+		}
+		if text := strings.Join(got, "; "); text != want {
+			t.Errorf("mounts\n%s, want\n%s", text, want)
+		}
+	}
+}
+
 const everything = `cdiVersion: "1.1.0"
 kind: vendor.com/gpu
 containerEdits:
