@@ -79,7 +79,7 @@ func (k *kept) exit(id string) chan client.Exit {
 }
 
 // run runs the process of a hook.
-func (k *kept) run(ctx context.Context, h hook.Hook, r client.Request) (client.Exit, error) {
+func (k *kept) run(ctx context.Context, h hook.Hook, r client.Request, _ func() string) (client.Exit, error) {
 	k.mu.Lock()
 	k.begun = true
 	k.runs++

@@ -139,6 +139,9 @@ func (s *Server) waiting(m *pod.Manager, op pod.Operation) Waiting {
 			w.Plugins = append(w.Plugins, p)
 		}
 	}
+	if h := op.Hook; h != nil && h.PID != 0 {
+		w.Processes = append(w.Processes, processes(append([]int{h.PID}, descendants(h.PID)...))...)
+	}
 	if !strings.HasPrefix(op.What, "stop") && !strings.HasPrefix(op.What, "remove") {
 		return w
 	}

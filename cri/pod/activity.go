@@ -28,6 +28,8 @@ type Operation struct {
 	Stage      string    `json:"stage,omitempty"`
 	Undo       bool      `json:"undo,omitempty"`
 	StageBegan time.Time `json:"stageBegan,omitzero"`
+	// Hook is the hook that runs now, nil without one.
+	Hook *RunningHook `json:"runningHook,omitempty"`
 }
 
 // Event is what happened to a pod or container.
@@ -60,8 +62,9 @@ type activity struct {
 
 // tracked is an operation under way.
 type tracked struct {
-	of *activity
-	op Operation // guarded by of.mu
+	of   *activity
+	op   Operation // guarded by of.mu
+	hook *running  // guarded by of.mu
 }
 
 // trackedKey is the context's key of an operation.
@@ -143,7 +146,9 @@ func (m *Manager) Operations() []Operation {
 	defer m.activity.mu.Unlock()
 	list := make([]Operation, 0, len(m.activity.running))
 	for t := range m.activity.running {
-		list = append(list, t.op)
+		op := t.op
+		op.Hook = t.hook.nowLocked()
+		list = append(list, op)
 	}
 	slices.SortFunc(list, func(a, b Operation) int { return a.Began.Compare(b.Began) })
 	return list

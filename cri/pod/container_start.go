@@ -40,7 +40,7 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.join(ctx, "start of container "+id, p.operationOn("start", id), func(ctx context.Context) (string, error) {
+	_, err = m.join(ctx, startOf(id), p.operationOn("start", id), func(ctx context.Context) (string, error) {
 		release, err := p.lock(ctx)
 		if err != nil {
 			return "", err
@@ -50,6 +50,9 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	})
 	return err
 }
+
+// startOf is the key of a container's start, see [Manager.join].
+func startOf(id string) string { return "start of container " + id }
 
 // start starts a container. One of a checkpoint runs no instruction before ready, which may
 // be nil, has returned without an error.

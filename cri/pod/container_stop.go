@@ -15,7 +15,8 @@ import (
 
 // StopContainer sends the container's stop signal and, once timeout has
 // passed, kills it. A later call with a shorter timeout shortens the wait. A
-// container that is not running, or does not exist, is a success.
+// container that is not running, or does not exist, is a success; one that is being
+// started is stopped as soon as it runs.
 func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Duration) (err error) {
 	p, id, err := m.container(id)
 	if err != nil {
@@ -23,6 +24,12 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 	}
 
 	c := p.record().Container(id)
+	if c != nil && c.State() == runtimeapi.ContainerState_CONTAINER_CREATED {
+		if err := m.awaitEnd(ctx, startOf(id)); err != nil {
+			return err
+		}
+		c = p.record().Container(id)
+	}
 	if c == nil || c.State() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}

@@ -58,10 +58,12 @@ func (p *pod) oweHooks(c *Container, hs *launch.Hooks) error {
 }
 
 // runHook runs the process of a hook during a container's start, or after it.
-func (p *pod) runHook(ctx context.Context, h hook.Hook, r client.Request) (e client.Exit, err error) {
+func (p *pod) runHook(ctx context.Context, h hook.Hook, r client.Request, printed func() string) (e client.Exit, err error) {
+	runs := await(ctx, h, printed)
+	defer runs.end()
 	err = failpoint.Between(string(h.Kind)+" hook", func() error {
 		r.ID = p.record().ID[:16] + "-hook-" + newID()[:16]
-		e, err = p.hookProcess(ctx, r)
+		e, err = p.hookProcess(ctx, r, runs)
 		return err
 	})
 	return e, err
@@ -69,7 +71,7 @@ func (p *pod) runHook(ctx context.Context, h hook.Hook, r client.Request) (e cli
 
 // hookProcess runs the process of a hook in a row of the table, until it has
 // exited or ctx ends.
-func (p *pod) hookProcess(ctx context.Context, r client.Request) (client.Exit, error) {
+func (p *pod) hookProcess(ctx context.Context, r client.Request, runs *running) (client.Exit, error) {
 	exited := make(chan client.Exit, 1)
 	row := p.m.table.Begin(r.ID, client.Exec, hookHooks(r.ID, exited))
 	defer p.endHook(row)
@@ -78,6 +80,7 @@ func (p *pod) hookProcess(ctx context.Context, r client.Request) (client.Exit, e
 	if err != nil {
 		return client.Exit{}, err
 	}
+	runs.as(started.Pid)
 	warn(row.Started(p.m.ctx, started), "hand a hook to the new keeper", "hook", r.ID)
 	e, err := launch.AwaitHook(ctx, started, exited)
 	if err != nil {
@@ -123,10 +126,11 @@ func (p *pod) endHook(row *table.Row) {
 // poststart runs a started container's poststart hooks. Their failures are
 // logged: the container runs.
 func (p *pod) poststart(ctx context.Context, c *Container, hs *launch.Hooks, pid int) {
-	if hs == nil {
+	if hs == nil || len(hook.List(hs.Container.Spec.Hooks, nil, hook.Poststart)) == 0 {
 		return
 	}
-	warn(p.m.Launcher.RunHooks(ctx, hs, hook.Poststart, pid), "run poststart hooks of a container", "container", c.ID)
+	err := p.stage(ctx, "run poststart hooks", func(ctx context.Context) error { return p.m.Launcher.RunHooks(ctx, hs, hook.Poststart, pid) })
+	warn(err, "run poststart hooks of a container", "container", c.ID)
 }
 
 // owesPoststop reports whether a container has poststop hooks that have not
@@ -203,16 +207,18 @@ func (p *pod) forgetPoststop(ctx context.Context, id string, i int) {
 // daemon has begun it.
 func (p *pod) oncePoststop(ctx context.Context, hs *launch.Hooks, h hook.Hook, id string, i int) error {
 	own := *hs
-	own.Run = func(ctx context.Context, _ hook.Hook, r client.Request) (client.Exit, error) {
+	own.Run = func(ctx context.Context, h hook.Hook, r client.Request, printed func() string) (client.Exit, error) {
+		runs := await(ctx, h, printed)
+		defer runs.end()
 		r.ID = poststopID(id, i)
-		return p.poststopProcess(ctx, r)
+		return p.poststopProcess(ctx, r, runs)
 	}
 	return p.m.Launcher.RunHook(ctx, &own, h, 0)
 }
 
 // poststopProcess runs the process of a poststop hook. When the daemon stops,
 // the hook continues.
-func (p *pod) poststopProcess(ctx context.Context, r client.Request) (client.Exit, error) {
+func (p *pod) poststopProcess(ctx context.Context, r client.Request, runs *running) (client.Exit, error) {
 	exited := make(chan client.Exit, 1)
 	hooks := hookHooks(r.ID, exited)
 	row := p.m.table.Begin(r.ID, client.Exec, hooks)
@@ -239,6 +245,7 @@ func (p *pod) poststopProcess(ctx context.Context, r client.Request) (client.Exi
 	case err != nil:
 		return client.Exit{}, err
 	default:
+		runs.as(started.Pid)
 		warn(row.Started(p.m.ctx, started), "hand a hook to the new keeper", "hook", r.ID)
 	}
 

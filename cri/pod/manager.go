@@ -271,6 +271,24 @@ func (m *Manager) join(ctx context.Context, key string, what Operation, do func(
 	}
 }
 
+// awaitEnd waits until the operation with a key has ended, if there is one, whatever its
+// result.
+func (m *Manager) awaitEnd(ctx context.Context, key string) error {
+	m.mu.RLock()
+	op := m.ops[key]
+	m.mu.RUnlock()
+	if op == nil {
+		return nil
+	}
+
+	select {
+	case <-op.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for %s, which continues in the background: %w", key, ctx.Err())
+	}
+}
+
 // operationTimeout bounds an operation that outlived its callers.
 const operationTimeout = 5 * time.Minute
 

@@ -217,7 +217,7 @@ func BenchmarkHooks(b *testing.B) {
 	var forgotten sync.WaitGroup
 	defer forgotten.Wait()
 	hooks := 0
-	run := func(ctx context.Context, _ hook.Hook, r client.Request) (client.Exit, error) {
+	run := func(ctx context.Context, _ hook.Hook, r client.Request, _ func() string) (client.Exit, error) {
 		hooks++
 		r.ID = "hook-" + strconv.Itoa(hooks)
 		c, err := k.Start(ctx, r)

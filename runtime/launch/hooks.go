@@ -29,8 +29,9 @@ type Hooks struct {
 	Sources hook.Sources
 	// Run starts the request for a hook's process and waits until that has
 	// exited. If ctx ends first it kills the process with its group, and
-	// returns the context's error.
-	Run func(ctx context.Context, h hook.Hook, r client.Request) (client.Exit, error)
+	// returns the context's error. While it runs, printed is the end of what the hook
+	// has written so far.
+	Run func(ctx context.Context, h hook.Hook, r client.Request, printed func() string) (client.Exit, error)
 }
 
 // list are the hooks of some kinds, in order.
@@ -164,7 +165,7 @@ func (l *Launcher) run(ctx context.Context, hs *Hooks, run *hookRun) error {
 		// It runs to its end, also without this daemon.
 		r.Keep = []client.Named{{Name: HookOutput, File: out.r}}
 	}
-	exit, err := hs.Run(limited, h, r)
+	exit, err := hs.Run(limited, h, r, out.soFar)
 	if cause := context.Cause(limited); errors.Is(cause, ErrAgent) {
 		err = cause
 	}
@@ -256,7 +257,8 @@ const drainTime = 50 * time.Millisecond
 type tail struct {
 	r, w *os.File
 	wg   sync.WaitGroup
-	data []byte
+	mu   sync.Mutex
+	data []byte // guarded by mu until the reading has ended
 }
 
 func newTail() (*tail, error) {
@@ -279,17 +281,30 @@ func (t *tail) read() {
 	buf := make([]byte, tailSize)
 	for {
 		n, err := t.r.Read(buf)
-		t.data = append(t.data, buf[:n]...)
-		if over := len(t.data) - tailSize; over > 0 {
-			t.data = append(t.data[:0], t.data[over:]...)
-		}
+		t.add(buf[:n])
 		if err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.data = append(t.data, "\n(its output could not be read)"...)
+				t.add([]byte("\n(its output could not be read)"))
 			}
 			return
 		}
 	}
+}
+
+func (t *tail) add(data []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.data = append(t.data, data...)
+	if over := len(t.data) - tailSize; over > 0 {
+		t.data = append(t.data[:0], t.data[over:]...)
+	}
+}
+
+// soFar is the end of the output until now.
+func (t *tail) soFar() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return untrusted.Of(string(t.data)).Message(tailSize)
 }
 
 // close ends the reading.
@@ -304,8 +319,8 @@ func (t *tail) close() {
 // text is the end of the output, as the end of an error.
 func (t *tail) text() string {
 	t.close()
-	if len(t.data) == 0 {
-		return ""
+	if text := t.soFar(); text != "" {
+		return ": " + text
 	}
-	return ": " + untrusted.Of(string(t.data)).Message(tailSize)
+	return ""
 }

@@ -57,7 +57,7 @@ func (h *hookLab) hooks(s *specs.Spec) *Hooks {
 }
 
 // runHook runs a hook as the daemon does.
-func (h *hookLab) runHook(ctx context.Context, _ hook.Hook, r client.Request) (client.Exit, error) {
+func (h *hookLab) runHook(ctx context.Context, _ hook.Hook, r client.Request, _ func() string) (client.Exit, error) {
 	r.ID = "hook"
 	s, err := h.k.Start(ctx, r)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/test/testkit/lab"
+	"crisp/test/testkit/pace"
 )
 
 // hookNode is a daemon with directories for hook definitions and CDI specs.
@@ -102,6 +103,9 @@ func TestHooks(t *testing.T) {
 	h.run(t, "failing", func(t *testing.T) { testFailingHook(t, h) })
 	h.run(t, "after the start", func(t *testing.T) { testFailingLater(t, h) })
 	h.run(t, "missing", func(t *testing.T) { testMissingHook(t, h) })
+	for _, stage := range hookStages {
+		h.run(t, "hanging "+stage, func(t *testing.T) { testHangingHook(t, h, stage) })
+	}
 	for _, d := range []struct {
 		name string
 		do   func(t *testing.T)
@@ -113,6 +117,57 @@ func TestHooks(t *testing.T) {
 	} {
 		h.run(t, "poststop, "+d.name, func(t *testing.T) { testPoststopOnce(t, h, d.do) })
 	}
+}
+
+// testHangingHook has crisp why say which hook an operation waits for, and with what
+// words it hangs.
+func testHangingHook(t *testing.T, h *hookNode, stage string) {
+	release := filepath.Join(openDir(t), "release")
+	h.define(t, stage, fmt.Sprintf("echo waits for the card; while ! test -e %s; do sleep 0.1; done", release), 60)
+	p := h.pod(t, podNamed("hangs"))
+	c := p.create(t, hooked, sh("sleep 1000"))
+	began := make(chan error, 1)
+	go func() {
+		_, err := try(t, h.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id})
+		if err == nil && stage == "poststop" {
+			_, err = try(t, h.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: c.id})
+		}
+		began <- err
+	}()
+
+	want := stage + " hook /bin/sh (file " + filepath.Join(h.hooks, stage+".json") + ") runs for "
+	var why string
+	eventually(t, "the hook is known", func() bool {
+		why = h.crisp(t, "why", "hangs")
+		return strings.Contains(why, want) && strings.Contains(why, "has printed: waits for the card")
+	})
+	wantLines(t, why, `^under way: (start|run poststop hooks of) container main, for `, `^    .*, and is killed after 1m0s, and has printed`, `^    process \d+: sh -c `)
+	if strings.Contains(why, "nobody has asked") {
+		t.Errorf("it contradicts itself:\n%s", why)
+	}
+
+	stopped := make(chan error, 1)
+	go func() {
+		_, err := try(t, h.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: c.id})
+		stopped <- err
+	}()
+	if stage != "poststart" && stage != "poststop" {
+		select {
+		case err := <-stopped:
+			t.Errorf("a container that is being started was stopped: %v", err)
+		case <-time.After(pace.Scale(200 * time.Millisecond)):
+		}
+	}
+	if err := os.WriteFile(release, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(<-began, <-stopped); err != nil {
+		t.Fatal(err)
+	}
+	if st := c.status(t); st.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Errorf("the stopped container is %v", st.State)
+	}
+	eventually(t, "it waits for no hook", func() bool { return !strings.Contains(h.crisp(t, "why", "hangs"), "under way") })
 }
 
 func stop(t *testing.T, n *node) {

@@ -18,7 +18,6 @@ import (
 	"crisp/cri/client"
 	"crisp/cri/pod"
 	"crisp/image"
-	"crisp/network/cni"
 )
 
 // whyCommand is the command why.
@@ -218,6 +217,9 @@ func underWay(op admin.Waiting, now time.Time) paragraph {
 		p.text += fmt.Sprintf("; for %s: %s", duration(now.Sub(op.StageBegan)), stage)
 	}
 
+	if h := op.Hook; h != nil {
+		p.more = append(p.more, fmt.Sprintf("%s runs for %s, and is killed after %v%s", h.Hook, duration(now.Sub(h.Began)), h.Limit, printed(h.Output)))
+	}
 	for _, proc := range op.Processes {
 		kind := "process"
 		if proc.Verb != "" {
@@ -229,24 +231,29 @@ func underWay(op admin.Waiting, now time.Time) paragraph {
 		}
 	}
 	for _, plugin := range op.Plugins {
-		p.more = append(p.more, fmt.Sprintf("network plugin %s (%s) runs for %s%s", plugin.Plugin, plugin.Command, duration(now.Sub(plugin.Began)), printed(plugin)))
+		p.more = append(p.more, fmt.Sprintf("network plugin %s (%s) runs for %s%s", plugin.Plugin, plugin.Command, duration(now.Sub(plugin.Began)), printed(plugin.Stderr, plugin.Stdout)))
 	}
 	if now.Sub(cmp.Or(op.StageBegan, op.Began)) > slow {
 		p.todo = advice(op.Stage, "")
+		if op.Hook != nil {
+			p.todo = "see what the hook's program waits for, or remove its definition"
+		}
 	}
 	return p
 }
 
-// printed is what a network plugin has printed so far.
-func printed(p cni.Running) string {
-	text := strings.TrimSpace(p.Stderr)
-	if out := strings.TrimSpace(p.Stdout); out != "" {
-		text = strings.TrimSpace(text + "\n" + out)
+// printed is what a program has printed so far.
+func printed(outputs ...string) string {
+	var list []string
+	for _, o := range outputs {
+		if o = strings.TrimSpace(o); o != "" {
+			list = append(list, o)
+		}
 	}
-	if text == "" {
+	if len(list) == 0 {
 		return ", and has printed nothing"
 	}
-	return ", and has printed: " + strings.ReplaceAll(text, "\n", " / ")
+	return ", and has printed: " + strings.ReplaceAll(strings.Join(list, "\n"), "\n", " / ")
 }
 
 // starting reports whether the start of a container is under way.
