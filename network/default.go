@@ -105,7 +105,7 @@ func (n *Network) defaultPath() string { return filepath.Join(n.options.CacheDir
 
 // writeDefault writes the default configuration for some subnets, unless it is there.
 func (n *Network) writeDefault(subnets []netip.Prefix) error {
-	text, err := own.Conflist(own.Choice{Subnets: subnets, Direct: n.options.Cluster, DataDir: filepath.Join(n.options.CacheDir, "leases")})
+	text, err := own.Conflist(own.Choice{Subnets: subnets, Direct: n.options.Cluster, DataDir: n.options.leases()})
 	if err != nil {
 		return fmt.Errorf("configure own network: %w: %w", ErrInvalid, err)
 	}

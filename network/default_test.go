@@ -108,16 +108,22 @@ func TestDefaultNetwork(t *testing.T) {
 		}
 	}
 
+	// The configuration is of the same subnet, and has its own directory of leases.
+	if err := m.net.SetPodCIDR("10.77.0.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	four, _ := m.pod("default-four")
+	same := m.attach(four).IPs
 	if err := os.Mkdir(m.confDir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	m.leases = t.TempDir()
 	m.configure(ownBridge)
-	four, _ := m.pod("default-four")
-	if ips := m.attach(four).IPs; !netip.MustParsePrefix("10.77.0.0/24").Contains(ips[0]) {
-		t.Errorf("with a configuration, a pod has %v", ips)
+	five, _ := m.pod("default-five")
+	if ips := m.attach(five).IPs; !netip.MustParsePrefix("10.77.0.0/24").Contains(ips[0]) || ips[0] == same[0] {
+		t.Errorf("with a configuration, a pod has %v; one of the default network has %v", ips, same)
 	}
-	for _, pod := range []network.Attachment{one, two, three, four} {
+	for _, pod := range []network.Attachment{one, two, three, four, five} {
 		m.detach(pod)
 	}
 	m.released()

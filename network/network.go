@@ -7,15 +7,17 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"crisp/network/cni"
 	"crisp/network/netns"
 	"crisp/network/own"
-	"sync/atomic"
+	"crisp/network/own/lease"
 )
 
 // DefaultIfName is the name of a pod's interface.
@@ -131,7 +133,7 @@ func Open(o Options) (*Network, error) {
 	var builtins map[string]cni.Builtin
 	var err error
 	if o.Own {
-		if n.own, err = own.Open(true); err != nil {
+		if n.own, err = own.Open(true, o.leases(), lease.DefaultDir); err != nil {
 			return nil, fmt.Errorf("open network: %w", err)
 		}
 		builtins = builtinsOf(n.own, o.Builtins)
@@ -146,6 +148,9 @@ func Open(o Options) (*Network, error) {
 	}
 	return n, nil
 }
+
+// leases is the directory of leases of the default network.
+func (o *Options) leases() string { return filepath.Join(o.CacheDir, "leases") }
 
 // builtinsOf are the types that a plugin serves: some for new pods, and all for pods that
 // were served when they were attached.

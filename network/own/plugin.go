@@ -24,6 +24,8 @@ const reapDelay = 100 * time.Millisecond
 // concurrent use.
 type Plugin struct {
 	ns *os.File
+	// beside are directories of leases of the node's other networks.
+	beside []string
 
 	mu    sync.Mutex
 	host  *link.Host
@@ -53,13 +55,15 @@ type Call struct {
 
 // Open returns the plugin for the network namespace of the calling thread. With
 // deferred, DEL leaves the deletion of interfaces to a goroutine that ends with Close.
+// beside are directories of leases of the node's other networks, in addition to that of a
+// call's configuration: their addresses are not given to pods that would meet theirs.
 // Nothing is made, and nothing of the kernel is needed, before the first call.
-func Open(deferred bool) (*Plugin, error) {
+func Open(deferred bool, beside ...string) (*Plugin, error) {
 	ns, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
-	p := &Plugin{ns: ns, leasing: make(chan struct{}, 1)}
+	p := &Plugin{ns: ns, beside: beside, leasing: make(chan struct{}, 1)}
 	if deferred {
 		p.retired, p.done = make(chan struct{}, 1), make(chan struct{})
 		go p.reap()
@@ -143,7 +147,7 @@ func (p *Plugin) withLeases(ctx context.Context, c *conf, f func(*lease.Store) e
 	case <-ctx.Done():
 		return fmt.Errorf("wait for leases: %w", context.Cause(ctx))
 	}
-	store, err := lease.Open(c.IPAM.DataDir, c.Name)
+	store, err := lease.Open(c.IPAM.DataDir, c.Name, p.beside...)
 	if err != nil {
 		return err
 	}

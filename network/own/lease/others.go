@@ -18,7 +18,7 @@ import (
 type Meets func(Owner) bool
 
 // others are the networks whose leases are beside a store's: a configuration that was
-// renamed while pods ran, or two of one bridge.
+// renamed while pods ran, two of one bridge, or the default network's and an add-on's.
 type others struct {
 	dirs  []string
 	meets Meets
@@ -29,14 +29,19 @@ type others struct {
 // others looks for the networks beside the store's own.
 func (s *Store) others(meets Meets) (*others, error) {
 	o := &others{meets: meets, passed: map[string]bool{}}
-	parent := filepath.Dir(s.dir)
-	entries, err := os.ReadDir(parent)
-	if err != nil {
-		return nil, fmt.Errorf("look for other networks' leases: %w", err)
-	}
-	for _, e := range entries {
-		if dir := filepath.Join(parent, e.Name()); e.IsDir() && dir != s.dir {
-			o.dirs = append(o.dirs, dir)
+	own := filepath.Dir(s.dir)
+	for i, parent := range append([]string{own}, s.beside...) {
+		if i > 0 && parent == own {
+			continue
+		}
+		entries, err := os.ReadDir(parent)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("look for other networks' leases: %w", err)
+		}
+		for _, e := range entries {
+			if dir := filepath.Join(parent, e.Name()); e.IsDir() && dir != s.dir {
+				o.dirs = append(o.dirs, dir)
+			}
 		}
 	}
 	return o, nil
@@ -51,7 +56,7 @@ func (o *others) have(addr netip.Addr) bool {
 			continue
 		}
 		if err != nil || text == "" || o.meets(parseOwner(text)) {
-			o.passed[filepath.Base(dir)] = true
+			o.passed[dir] = true
 			return true
 		}
 	}
@@ -63,6 +68,6 @@ func (o *others) explain(err error) error {
 	if len(o.passed) == 0 {
 		return err
 	}
-	return fmt.Errorf("%w, some by other networks in the same directory, whose leases can be removed if they have no pods: %s",
+	return fmt.Errorf("%w, some by other networks, whose leases can be removed if they have no pods: %s",
 		err, strings.Join(slices.Sorted(maps.Keys(o.passed)), ", "))
 }

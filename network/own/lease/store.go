@@ -47,12 +47,18 @@ type Lease struct {
 }
 
 // Store has the leases of one network.
-type Store struct{ dir string }
+type Store struct {
+	dir string
+	// beside are more directories of networks' leases.
+	beside []string
+}
 
 // Open returns the store of a network in dataDir, which it creates; "" is
-// [DefaultDir]. The name of the network must be valid in CNI.
-func Open(dataDir, network string) (*Store, error) {
+// [DefaultDir]. The name of the network must be valid in CNI. The leases of other
+// networks are in dataDir, too, and in the directories beside it, which need not exist.
+func Open(dataDir, network string, beside ...string) (*Store, error) {
 	s := Look(dataDir, network)
+	s.beside = beside
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make directory of leases: %w", err)
 	}

@@ -264,6 +264,31 @@ func TestOtherNetworks(t *testing.T) {
 	}
 }
 
+// TestOtherDirectories has networks with directories of leases of their own, as the
+// default network and that of an add-on have.
+func TestOtherDirectories(t *testing.T) {
+	first, second, absent := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "none")
+	store := func(dir, network string) *Store {
+		s, err := Open(dir, network, first, second, absent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	sets := []RangeSet{{mustRange(t, "10.0.0.0/24", "10.0.0.2", "10.0.0.5")}}
+
+	for i, s := range []*Store{store(first, "default"), store(second, "addon"), store(first, "default"), store(absent, "third")} {
+		want := fmt.Sprint("10.0.0.", 2+i)
+		if got, err := reserve(t, s, owner(i), sets); got != want || err != nil {
+			t.Errorf("address %d: %q, %v, want %s", i, got, err, want)
+		}
+	}
+	_, err := reserve(t, store(first, "default"), owner(9), sets)
+	if !errors.Is(err, ErrExhausted) || !strings.Contains(err.Error(), filepath.Join(second, "addon")) || strings.Contains(err.Error(), filepath.Join(first, "default")) {
+		t.Errorf("all are in use: %v", err)
+	}
+}
+
 // TestNoAddressTwice assigns and releases from many goroutines, each with a store of
 // its own as processes have, for two networks.
 func TestNoAddressTwice(t *testing.T) {
