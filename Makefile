@@ -184,7 +184,7 @@ soak: $(LAB) images ## create and remove 300 pods (ARGS="-pods 2000") under kill
 	$(call CRASH,-run TestSoak)
 
 .PHONY: node
-node: build $(LAB) programs ## test a Kubernetes node with crisp, a quarter of an hour
+node: build $(LAB) programs monitoring ## test a Kubernetes node with crisp, a quarter of an hour
 	$(CACHE)/bin/suite -totals "$(TOTALS)" node
 
 GUEST := build $(addprefix $(CACHE)/bin/,crictl critest registry checkpointctl) $(PLUGINS) criu images

@@ -16,32 +16,18 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"sigs.k8s.io/yaml"
 
-	"crisp/test/testkit"
 	"crisp/test/testkit/lab"
 	"crisp/test/testkit/prometheus"
+	"crisp/test/testkit/prometheus/prometheustest"
 )
 
 // monitoring is the directory of what is tested here.
 const monitoring = "../../hack/monitoring"
 
-// prometheusTool is a program of Prometheus'.
-func prometheusTool(t *testing.T, name string) string {
-	t.Helper()
-	cache, err := lab.Find()
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, err := cache.Tool(name)
-	if err != nil {
-		testkit.Skip(t, "prometheus", "make monitoring fetches it from Debian: "+err.Error())
-	}
-	return path
-}
-
 // TestAlertRules has promtool test the rules, each of which must have a case in which
 // it fires, and one in which it does not.
 func TestAlertRules(t *testing.T) {
-	promtool := prometheusTool(t, "promtool")
+	promtool := prometheustest.Program(t, "promtool")
 	for _, args := range [][]string{{"check", "rules", "crisp.rules.yml"}, {"test", "rules", "crisp.rules.test.yml"}} {
 		cmd := exec.CommandContext(t.Context(), promtool, args...)
 		cmd.Dir = monitoring
@@ -111,7 +97,7 @@ func readYAML(t *testing.T, name string, into any) {
 // TestMonitoring has Prometheus scrape a daemon that does everything that is measured,
 // and evaluates each query of the board and of the rules.
 func TestMonitoring(t *testing.T) {
-	program, promtool := prometheusTool(t, "prometheus"), prometheusTool(t, "promtool")
+	promtool := prometheustest.Program(t, "promtool")
 	cni := newPlugin(t)
 	n := newNode(t, lab.Options{Config: "metrics_address = \"127.0.0.1:0\"\n", PluginDir: cni.dir})
 	address := regexp.MustCompile(`msg="Serving metrics" address=(\S+)`).FindStringSubmatch(n.Log())
@@ -119,8 +105,8 @@ func TestMonitoring(t *testing.T) {
 		t.Fatalf("the log has no address:\n%s", n.Log())
 	}
 	work(t, n, cni) // counters that are there before the first scrape have a rate
-	server := startPrometheus(t, program, address[1])
-	eventually(t, "a first scrape", func() bool { return len(query(t, server, `crisp_build_info`)) == 1 })
+	server := prometheustest.Serve(t, prometheus.Options{Target: address[1]})
+	eventually(t, "a first scrape", func() bool { return len(prometheustest.Query(t, server, `crisp_build_info`)) == 1 })
 
 	began := time.Now()
 	for time.Since(began) < 8*time.Second {
@@ -143,7 +129,7 @@ func TestMonitoring(t *testing.T) {
 		}
 	}
 	for alert, expr := range alertRules(t) {
-		query(t, server, expr)
+		prometheustest.Query(t, server, expr)
 		checkNames(t, expr, families)
 		if !strings.Contains(expr, `job="crisp"`) {
 			t.Errorf("%s is about any job: %s", alert, expr)
@@ -187,30 +173,11 @@ func checkMetrics(t *testing.T, promtool, address string) {
 	}
 }
 
-// startPrometheus starts a server that scrapes an address each second.
-func startPrometheus(t *testing.T, program, target string) *prometheus.Server {
-	t.Helper()
-	dir := t.TempDir()
-	server, err := prometheus.Start(t.Context(), prometheus.Options{Program: program, Dir: dir, Target: target, Interval: time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			t.Logf("Prometheus:\n%s", slurp(filepath.Join(dir, "log")))
-		}
-	})
-	return server
-}
-
 // checkQuery requires that a query returns series with a value, and with the labels
 // that its legend prints.
 func checkQuery(t *testing.T, server *prometheus.Server, title string, q prometheus.Target) {
 	t.Helper()
-	series := query(t, server, q.Expr)
+	series := prometheustest.Query(t, server, q.Expr)
 	if len(series) == 0 {
 		t.Errorf("panel %q is empty: %s", title, q.Expr)
 	}
@@ -240,14 +207,4 @@ func checkNames(t *testing.T, expr string, samples map[string]float64) {
 			t.Errorf("%s is not exported, which %s needs", name, expr)
 		}
 	}
-}
-
-// query evaluates an expression.
-func query(t *testing.T, server *prometheus.Server, expr string) model.Vector {
-	t.Helper()
-	v, err := server.Query(t.Context(), expr)
-	if err != nil {
-		t.Error(err)
-	}
-	return v
 }

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 // for its kubelet, which finds these images there.
 func newWorld(t *testing.T, settings map[string]any, images ...string) *world {
 	t.Helper()
-	return newWorldOn(t, lab.Options{Config: `runtime_handlers = ["other"]`, Routed: true}, nil, settings, images...)
+	return newWorldOn(t, lab.Options{Config: "runtime_handlers = [\"other\"]\nmetrics_address = \"127.0.0.1:0\"\n", Routed: true}, nil, settings, images...)
 }
 
 // newWorldOn is newWorld with these options for crisp, and additional flags for

@@ -4,16 +4,20 @@ package node
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"crisp/test/testkit/inventory"
+	"crisp/test/testkit/prometheus"
+	"crisp/test/testkit/prometheus/prometheustest"
 )
 
 // metric is the sum of one of kubelet's metrics, over the given label.
@@ -65,6 +69,7 @@ func (w *world) statsFromCRI(t *testing.T) {
 	id := strings.TrimPrefix(s.get("pod/busy", "{.status.containerStatuses[0].containerID}"), "crisp://")
 	s.eventually("stats within 5 % of the cgroup's", func() error { return s.compareUsage(id) })
 	s.eventually("data for each query", s.dashboards)
+	t.Run("Prometheus", func(t *testing.T) { s.scraped(t, id) })
 	relists := s.metric("kubelet_pleg_relist_duration_seconds_count", "")
 	s.apply(`
 apiVersion: v1
@@ -122,6 +127,67 @@ func (s *space) compareUsage(id string) error {
 	}
 
 	return fmt.Errorf("the pod is not among %d", len(all.Pods))
+}
+
+// scraped has Prometheus scrape kubelet, which has what crisp counts, and the daemon, and
+// compares what it answers with the kernel's files.
+func (s *space) scraped(t *testing.T, id string) {
+	addresses := regexp.MustCompile(`msg="Serving metrics" address=(\S+)`).FindAllStringSubmatch(s.node.Lab.Log(), -1)
+	if len(addresses) == 0 {
+		t.Fatal("the log has no address of metrics")
+	}
+	server := prometheustest.Serve(t, prometheus.Options{Target: addresses[len(addresses)-1][1], Jobs: []string{s.node.ScrapeJob("metrics/cadvisor")}})
+	one := func(expr string) (uint64, error) {
+		v := prometheustest.Query(t, server, expr)
+		if len(v) != 1 {
+			return 0, fmt.Errorf("%s: %d series", expr, len(v))
+		}
+		return uint64(v[0].Value), nil
+	}
+	same := func(what, expr string, read func() (uint64, error)) error {
+		before, err := read()
+		if err != nil {
+			return err
+		}
+		got, err := one(expr)
+		if err != nil {
+			return err
+		}
+		after, err := read()
+		if err != nil {
+			return err
+		}
+		s.Logf("%s: %d, of %d to %d", what, got, before, after)
+		if off(got, before) > 0.05 && off(got, after) > 0.05 {
+			return fmt.Errorf("%s: Prometheus has %d, the kernel %d to %d", what, got, before, after)
+		}
+		return nil
+	}
+
+	labels := fmt.Sprintf(`{namespace=%q,pod="busy",container="main"}`, s.name)
+	memory := func() (uint64, error) { u, err := usage(id); return u.memory, err }
+	cpu := func() (uint64, error) { u, err := usage(id); return u.cpu, err }
+	daemon := func() (uint64, error) { return resident(s.node.Lab.PID()) }
+	s.eventually("what Prometheus has within 5 % of the kernel's", func() error {
+		return errors.Join(
+			same("memory", "container_memory_working_set_bytes"+labels, memory),
+			same("CPU time", "container_cpu_usage_seconds_total"+labels+" * 1e9", cpu),
+			same("the daemon's memory", `process_resident_memory_bytes{job="crisp"}`, daemon),
+		)
+	})
+}
+
+// resident is the resident memory of a process, in bytes.
+func resident(pid int) (uint64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0, err
+	}
+	var size, pages uint64
+	if _, err := fmt.Sscan(string(text), &size, &pages); err != nil {
+		return 0, err
+	}
+	return pages * uint64(os.Getpagesize()), nil
 }
 
 func off(got, want uint64) float64 { return math.Abs(float64(got)-float64(want)) / float64(want) }

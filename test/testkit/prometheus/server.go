@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/api"
@@ -29,6 +30,8 @@ type Options struct {
 	// Target is the address of the daemon's metrics, and Instance the value of the
 	// label instance; the address if it is empty.
 	Target, Instance string
+	// Jobs are scrape configurations in addition to that of the daemon, in YAML.
+	Jobs []string
 	// Interval is the time between two scrapes, in whole seconds.
 	Interval time.Duration
 }
@@ -44,8 +47,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if o.Instance == "" {
 		o.Instance = o.Target
 	}
-	config := fmt.Sprintf("global: {scrape_interval: %v}\nscrape_configs: [{job_name: crisp, static_configs: [{targets: [%q], labels: {instance: %q}}]}]\n",
-		o.Interval, o.Target, o.Instance)
+	jobs := append([]string{fmt.Sprintf("{job_name: crisp, static_configs: [{targets: [%q], labels: {instance: %q}}]}", o.Target, o.Instance)}, o.Jobs...)
+	config := fmt.Sprintf("global: {scrape_interval: %v}\nscrape_configs: [%s]\n", o.Interval, strings.Join(jobs, ", "))
 	file := filepath.Join(o.Dir, "prometheus.yml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, err
