@@ -3,10 +3,13 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"runtime"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crisp/runtime/keeper/client"
 )
 
 // Version names the runtime.
@@ -26,6 +29,9 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	ready := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
 	if err := s.Pods.Healthy(); err != nil {
 		ready.Status, ready.Reason, ready.Message = false, "KeeperLost", err.Error()
+		if errors.Is(err, client.ErrSilent) {
+			ready.Reason = "KeeperSilent"
+		}
 	}
 
 	out := &runtimeapi.StatusResponse{

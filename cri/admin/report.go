@@ -102,7 +102,7 @@ func (s *Server) Report(name, id string) Report {
 	if m == nil {
 		return out
 	}
-	if err := m.Healthy(); err != nil {
+	if err := m.Keeping(); err != nil {
 		out.Keeper = err.Error()
 	}
 	if err := m.Network.Ready(); err != nil {

@@ -181,7 +181,7 @@ func (s *Server) State() State {
 		return out
 	}
 	out.Ready = true
-	if err := m.Healthy(); err != nil {
+	if err := m.Keeping(); err != nil {
 		out.Keeper = err.Error()
 	}
 	// Before the pods, so that one whose creation ends meanwhile is in either list.

@@ -1,9 +1,11 @@
 package pod
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -13,15 +15,23 @@ import (
 	"crisp/runtime/keeper/client"
 )
 
-// Healthy fails when containers cannot be started.
+// Healthy fails when containers cannot be started: the keeper is being replaced, or has
+// not answered for some time ([client.ErrSilent]).
 func (m *Manager) Healthy() error {
 	select {
 	case <-m.Keeper.Client().Done():
 		return client.ErrReplaced
 	default:
-		return nil
 	}
+	if since := m.silence.since.Load(); since != nil && time.Since(*since) > silencePatience {
+		return m.silent()
+	}
+	return nil
 }
+
+// Keeping is what is wrong with the keeper, nil for nothing. Other than [Manager.Healthy]
+// it has no patience.
+func (m *Manager) Keeping() error { return cmp.Or(m.Healthy(), m.silent()) }
 
 // HasHandler reports whether a runtime handler of that name exists.
 func (m *Manager) HasHandler(name string) bool {

@@ -158,6 +158,7 @@ type Manager struct {
 	levels selinux.Levels // of all existing pods
 	// conversations counts the nodes that talk about moving a pod here.
 	conversations atomic.Int32
+	silence       silence
 }
 
 // Open loads the state of the last daemon, reconciles it with the kernel, and
@@ -206,6 +207,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 
 	m.wg.Go(func() { m.table.Run(m.ctx) })
 	m.wg.Go(func() { m.removeLeft(m.ctx) })
+	m.wg.Go(m.watchKeeper)
 	m.upgradeKeeper()
 	return m, nil
 }

@@ -41,7 +41,9 @@ type Conn struct {
 	raw  syscall.RawConn
 
 	recvBuf, recvOOB []byte
-	sendMu           sync.Mutex
+	// peer is the sender of the last packet that came with its credentials.
+	peer   int
+	sendMu sync.Mutex
 }
 
 // NewConn makes a connection of a SEQPACKET socket, which it then owns.
@@ -77,6 +79,27 @@ func (c *Conn) CheckPeer() error {
 	}
 	return nil
 }
+
+// Identify has packets come with the process that sends them, or no longer. SO_PEERCRED
+// names the one that made the socket to which this one was connected.
+func (c *Conn) Identify(on bool) error {
+	value := 0
+	if on {
+		value = 1
+	}
+	var err error
+	if cerr := c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, value) }); cerr != nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("identify sender: %w", err)
+	}
+	return nil
+}
+
+// Peer is the process that sent the last packet received while [Conn.Identify] was on, 0
+// without one. It must not be called while a Recv is under way that may change it.
+func (c *Conn) Peer() int { return c.peer }
 
 // Close ends the connection; a Recv under way returns an error.
 func (c *Conn) Close() error { return c.file.Close() }
@@ -155,7 +178,7 @@ func (c *Conn) sendPacket(typ byte, seq uint32, payload []byte, fds []int) error
 func (c *Conn) Recv() (p Packet, err error) {
 	if c.recvBuf == nil {
 		c.recvBuf = make([]byte, maxPacket)
-		c.recvOOB = make([]byte, unix.CmsgSpace(4*maxRights))
+		c.recvOOB = make([]byte, unix.CmsgSpace(4*maxRights)+unix.CmsgSpace(unix.SizeofUcred))
 	}
 
 	var fds []int
@@ -228,7 +251,10 @@ func (c *Conn) recvOnce() (b []byte, fds []int, err error) {
 	}
 
 	if oobn > 0 {
-		fds, err = rights(c.recvOOB[:oobn])
+		var sender int
+		if fds, sender, err = control(c.recvOOB[:oobn]); sender != 0 {
+			c.peer = sender
+		}
 	}
 	switch {
 	case err != nil:
@@ -242,18 +268,25 @@ func (c *Conn) recvOnce() (b []byte, fds []int, err error) {
 	return c.recvBuf[:n], fds, nil
 }
 
-func rights(oob []byte) ([]int, error) {
+// control parses what came with a packet: descriptors, and its sender if that is there.
+func control(oob []byte) (all []int, sender int, err error) {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return nil, fmt.Errorf("receive packet: %w: %w", ErrProtocol, err)
+		return nil, 0, fmt.Errorf("receive packet: %w: %w", ErrProtocol, err)
 	}
-	var all []int
+
 	for i := range msgs {
+		if h := msgs[i].Header; h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_CREDENTIALS {
+			if cred, err := unix.ParseUnixCredentials(&msgs[i]); err == nil {
+				sender = int(cred.Pid)
+			}
+			continue
+		}
 		fds, err := unix.ParseUnixRights(&msgs[i])
 		if err != nil {
-			return all, fmt.Errorf("receive packet: %w: %w", ErrProtocol, err)
+			return all, sender, fmt.Errorf("receive packet: %w: %w", ErrProtocol, err)
 		}
 		all = append(all, fds...)
 	}
-	return all, nil
+	return all, sender, nil
 }

@@ -274,7 +274,7 @@ func TestUpgradeHasNoRole(t *testing.T) {
 	if err != nil || string(packet[:n]) != "\x11\x00\x00\x00\x00" {
 		t.Fatalf("sent %q, error %v", packet[:n], err)
 	}
-	fds, err := rights(oob[:oobn])
+	fds, _, err := control(oob[:oobn])
 	if err != nil || len(fds) != 1 {
 		t.Fatalf("sent files %v, error %v", fds, err)
 	}
@@ -288,6 +288,36 @@ func TestUpgradeHasNoRole(t *testing.T) {
 		t.Errorf("received %+v, error %v", p, err)
 	}
 	p.Files.Close()
+}
+
+// TestIdentify has packets come with their sender, and with descriptors, while that is
+// asked for.
+func TestIdentify(t *testing.T) {
+	a, b := connPair(t)
+	for _, on := range []bool{false, true, false} {
+		b.peer = 0
+		if err := b.Identify(on); err != nil {
+			t.Fatal(err)
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Send(1, Upgrade{}, Files{{Program, int(r.Fd())}}); err != nil {
+			t.Fatal(err)
+		}
+
+		p, err := b.Recv()
+		if err != nil || len(p.Files) != 1 {
+			t.Fatalf("received %+v, error %v", p, err)
+		}
+		p.Files.Close()
+		if got := b.Peer(); got == os.Getpid() != on {
+			t.Errorf("identify %t: the peer is %d, this is %d", on, got, os.Getpid())
+		}
+		r.Close()
+		w.Close()
+	}
 }
 
 func TestEnds(t *testing.T) {

@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +25,7 @@ func TestKeeperDies(t *testing.T) {
 	n.run(t, "under many writers", func(t *testing.T) { testKeeperKilledOften(t, n) })
 	n.run(t, "logs, exits and sessions", func(t *testing.T) { testKeeperKilled(t, n) })
 	n.run(t, "the daemon too", func(t *testing.T) { testBothKilled(t, n) })
+	n.run(t, "stopped", func(t *testing.T) { testKeeperStopped(t, n) })
 	n.run(t, "under commands", func(t *testing.T) { testKeeperKilledUnderCommands(t, n) })
 	n.run(t, "under an attached client", func(t *testing.T) { testKeeperKilledUnderAttached(t, n) })
 	n.run(t, "under commands, with a parent that does not reap", func(t *testing.T) {
@@ -43,6 +47,40 @@ func TestKeeperDies(t *testing.T) {
 			return len(inventory.Cgroups(c.id)) == 0
 		})
 	})
+}
+
+// testKeeperStopped has the daemon say of a keeper that is there and does not answer.
+func testKeeperStopped(t *testing.T, n *node) {
+	ready := func() *runtimeapi.RuntimeCondition {
+		return call(t, n.Runtime.Status, &runtimeapi.StatusRequest{}).Status.Conditions[0]
+	}
+	p := n.pod(t, podNamed("waits"))
+	keeper := n.keepers(t)[0]
+	if err := unix.Kill(keeper, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Kill(keeper, unix.SIGCONT) })
+
+	says := fmt.Sprintf("the keeper has not answered for \\d+s \\(process %d, state T", keeper)
+	eventually(t, "crisp why says so", func() bool {
+		return regexp.MustCompile("(?m)^keeper: " + says).MatchString(n.crisp(t, "why", "waits"))
+	})
+	if out, _ := n.command(t, "doctor").Output(); !regexp.MustCompile("FAIL.*no container can be started: " + says).Match(out) {
+		t.Errorf("the doctor says\n%s", out)
+	}
+	eventually(t, "kubelet learns of it", func() bool { return !ready().Status })
+	if c := ready(); c.Reason != "KeeperSilent" || !strings.Contains(c.Message, fmt.Sprint(keeper)) {
+		t.Errorf("the condition is %v", c)
+	}
+
+	if err := unix.Kill(keeper, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it answers again", func() bool { return ready().Status })
+	p.start(t)
+	if out := n.crisp(t, "why", "waits"); strings.Contains(out, "keeper") {
+		t.Errorf("it is said to be silent:\n%s", out)
+	}
 }
 
 // killKeeper kills the keeper of the node and waits for another one.

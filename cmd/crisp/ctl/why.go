@@ -146,7 +146,7 @@ func explain(r admin.Report, container string, now time.Time) explanation {
 	}
 
 	if r.Keeper != "" {
-		e.paras = append(e.paras, paragraph{mark: "keeper", style: bad, text: r.Keeper, todo: "see the daemon's log; systemctl status crisp-keeper"})
+		e.paras = append(e.paras, paragraph{mark: "keeper", style: bad, text: r.Keeper, todo: keeperTodo})
 	}
 	if r.Network != "" {
 		e.paras = append(e.paras, paragraph{mark: "network", style: bad, text: r.Network, todo: "no pod with a network of its own can start before; crisp doctor looks at configuration and plugins"})
@@ -260,6 +260,10 @@ func printed(outputs ...string) string {
 func starting(r admin.Report, id string) bool {
 	return slices.ContainsFunc(r.Operations, func(op admin.Waiting) bool { return op.ContainerID == id && op.What == "start container" })
 }
+
+// keeperTodo is what to do about a keeper that is not there, or silent.
+const keeperTodo = "see the daemon's log and systemctl status crisp-keeper; one that is stopped goes on by kill -CONT, " +
+	"and one that hangs may be killed: containers outlive it, and the daemon starts another"
 
 // slow is how long a stage may take before there is advice.
 const slow = 5 * time.Second

@@ -49,6 +49,7 @@ func All() []rpcerr.Rule {
 		{Err: pod.ErrUnkillable, Code: codes.DeadlineExceeded},
 		{Err: pod.ErrTimeout, Code: codes.DeadlineExceeded},
 		{Err: client.ErrLost, Code: codes.Unavailable},
+		{Err: client.ErrSilent, Code: codes.Unavailable},
 		{Err: client.ErrKeeper, Code: codes.Unavailable},
 		{Err: cadvisor.ErrRequest, Code: codes.InvalidArgument},
 		{Err: cadvisor.ErrNotStarted, Code: codes.NotFound},

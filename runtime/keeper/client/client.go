@@ -19,6 +19,7 @@ import (
 // Client is a connection to a keeper. Its methods may be used concurrently.
 type Client struct {
 	conn   *wire.Conn
+	pid    int       // the keeper's process
 	keeper *exec.Cmd // the keeper if this process started it
 	exits  chan Exit
 	done   chan struct{}
@@ -35,7 +36,7 @@ type Client struct {
 
 func newClient(conn *wire.Conn, keeper *exec.Cmd) *Client {
 	c := &Client{
-		conn: conn, keeper: keeper,
+		conn: conn, pid: conn.Peer(), keeper: keeper,
 		exits: make(chan Exit), done: make(chan struct{}), quit: make(chan struct{}),
 		calls: make(map[uint32]*call), wake: make(chan struct{}, 1),
 	}

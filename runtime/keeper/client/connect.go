@@ -193,6 +193,9 @@ func hello(conn *wire.Conn) error {
 	if err := conn.CheckPeer(); err != nil {
 		return err
 	}
+	if err := conn.Identify(true); err != nil {
+		return err
+	}
 	if err := conn.Send(0, wire.Hello{Version: wire.Version}, nil); err != nil {
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 			return io.EOF
@@ -211,7 +214,7 @@ func hello(conn *wire.Conn) error {
 		if m.Version != wire.Version {
 			return fmt.Errorf("%w: keeper has %d, this is %d", ErrVersion, m.Version, wire.Version)
 		}
-		return nil
+		return conn.Identify(false)
 	case wire.Fail:
 		return m
 	}

@@ -16,6 +16,8 @@ var (
 	// ErrReplaced is also ErrLost: nothing can be started until the next keeper
 	// is connected.
 	ErrReplaced = fmt.Errorf("another keeper is being started: %w", ErrLost)
+	// ErrSilent is a keeper that is connected and does not answer.
+	ErrSilent = errors.New("the keeper has not answered")
 	// ErrKeeper is a keeper that was started and did not reply.
 	ErrKeeper = errors.New("keeper does not start")
 	// ErrState is a state directory that others may write to.
