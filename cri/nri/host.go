@@ -1,6 +1,7 @@
 package nri
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -79,6 +80,7 @@ type Host struct {
 	// builtins is how many of the connected plugins are our own.
 	builtins int32
 	gate     *gate
+	caller   *caller
 	wg       sync.WaitGroup // of updates after a synchronisation
 
 	// creating orders creations, as the library does, so that by and missing belong
@@ -92,7 +94,7 @@ type Host struct {
 
 // New returns a host without plugins.
 func New(o Options) (*Host, error) {
-	h := &Host{opt: o, gate: newGate()}
+	h := &Host{opt: o, gate: newGate(), caller: &caller{time: cmp.Or(o.RequestTimeout, adaptation.DefaultPluginRequestTimeout)}}
 	if o.RegistrationTimeout > 0 {
 		adaptation.SetPluginRegistrationTimeout(o.RegistrationTimeout)
 	}
@@ -114,7 +116,7 @@ func (h *Host) options() ([]adaptation.Option, error) {
 	o := h.opt
 	options := []adaptation.Option{
 		adaptation.WithPluginPath(o.PluginDir), adaptation.WithPluginConfigPath(o.ConfigDir), adaptation.WithMetrics(meter{h}),
-		adaptation.WithTTRPCOptions(nil, h.gate.options()),
+		adaptation.WithTTRPCOptions(h.caller.options(), h.gate.options()),
 	}
 	if o.Socket == "" {
 		options = append(options, adaptation.WithDisabledExternalConnections())
@@ -200,6 +202,7 @@ func (h *Host) Start(r Runtime) error {
 func (h *Host) Close() {
 	h.adapt.Stop()
 	h.wg.Wait()
+	h.caller.close()
 }
 
 // Hold implements [pod.Plugins].

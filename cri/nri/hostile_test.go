@@ -57,8 +57,14 @@ var setLog sync.Once // the library's logger is one for the whole process
 // newHost starts a host for a node.
 func newHost(t testing.TB, n *node) *Host {
 	t.Helper()
+	return patientHost(t, n, request)
+}
+
+// patientHost starts one whose plugins have some time for a request.
+func patientHost(t testing.TB, n *node, wait time.Duration) *Host {
+	t.Helper()
 	setLog.Do(LogLibrary)
-	h, err := New(Options{Version: "test", Socket: filepath.Join(t.TempDir(), "nri.sock"), RegistrationTimeout: registration, RequestTimeout: request, CDI: cdi.New(nil).Inject})
+	h, err := New(Options{Version: "test", Socket: filepath.Join(t.TempDir(), "nri.sock"), RegistrationTimeout: registration, RequestTimeout: wait, CDI: cdi.New(nil).Inject})
 	if err == nil {
 		err = h.Start(n)
 	}
@@ -427,6 +433,7 @@ func TestHostileAnswers(t *testing.T) {
 func TestBigNode(t *testing.T) {
 	for _, tt := range []struct{ pods, containers, env, annotations int }{
 		{2, 12, 1 << 20, 0}, {1, 11, 500 << 10, 0}, {17, 2, 10, 300 << 10}, {1, 1, 6 << 20, 6 << 20}, {40, 300, 30 << 10, 0},
+		{1, 100, 100 << 10, 0}, {4, 160, 120 << 10, 0}, {100, 1, 10, 100 << 10},
 	} {
 		n := &node{}
 		for i := range tt.pods {
@@ -442,7 +449,7 @@ func TestBigNode(t *testing.T) {
 			n.containers = append(n.containers, v)
 		}
 
-		h := newHost(t, n)
+		h := patientHost(t, n, pace.Scale(5*time.Second))
 		p := &honest{}
 		h.join(t, "honest", p)
 		if got := <-p.synced; got != tt.pods+tt.containers {

@@ -134,8 +134,7 @@ func seccompOf(cfg *runtimeapi.ContainerConfig) *api.SecurityProfile {
 }
 
 // maxKnown bounds the description of one pod or container when a plugin is
-// synchronised, in bytes. The library sends all of them in messages of at most 4 MiB;
-// where big ones leave room for few in a message, it fails, or even panics.
+// synchronised, in bytes: a message has room for several.
 const maxKnown = 128 << 10
 
 // briefPod leaves out what makes a description too big, which a pod's author decides.
