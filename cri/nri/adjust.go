@@ -17,22 +17,47 @@ import (
 // plugin's to make.
 func supported(a *api.ContainerAdjustment) error {
 	l := a.GetLinux()
-	for _, c := range []struct {
-		set  bool
-		what string
-	}{
+	if err := refuse([]refusal{
 		{l.GetCgroupsPath() != "", "the cgroup's path, which follows from kubelet's"},
 		{len(l.GetNamespaces()) > 0, "namespaces, which are the pod's"},
-		{l.GetResources().GetRdtClass() != nil, "an RDT class, of which none is configured"},
-		{l.GetResources().GetBlockioClass() != nil, "a block I/O class, of which none is configured"},
-		{l.GetResources().GetMemory().GetKernel() != nil, "a limit of kernel memory, which kernels ignore"},
-		{l.GetResources().GetMemory().GetKernelTcp() != nil, "a limit of TCP buffers, which cgroup version 2 does not have"},
-	} {
+		// The library translates it to none at all.
+		{unknown(api.IOPrioClass_name, l.GetIoPriority().GetClass()), "an unknown I/O priority class"},
+		{unknown(api.MpolMode_name, l.GetMemoryPolicy().GetMode()), "an unknown memory policy"},
+	}); err != nil {
+		return err
+	}
+	return supportedLimits(l.GetResources())
+}
+
+// supportedLimits refuses limits that would have no effect.
+func supportedLimits(r *api.LinuxResources) error {
+	return refuse([]refusal{
+		{r.GetRdtClass() != nil, "an RDT class, of which none is configured"},
+		{r.GetBlockioClass() != nil, "a block I/O class, of which none is configured"},
+		{r.GetMemory().GetKernel() != nil, "a limit of kernel memory, which kernels ignore"},
+		{r.GetMemory().GetKernelTcp() != nil, "a limit of TCP buffers, which cgroup version 2 does not have"},
+	})
+}
+
+// refusal is what is not supported, if it is set.
+type refusal struct {
+	set  bool
+	what string
+}
+
+func refuse(list []refusal) error {
+	for _, c := range list {
 		if c.set {
 			return fmt.Errorf("%w: %s", ErrUnsupported, c.what)
 		}
 	}
 	return nil
+}
+
+// unknown reports whether a number has no name in an enumeration.
+func unknown[E ~int32](names map[int32]string, value E) bool {
+	_, ok := names[int32(value)]
+	return !ok
 }
 
 // rdt reports whether anything of Intel RDT is set: the library always has the

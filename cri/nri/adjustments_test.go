@@ -82,6 +82,11 @@ func bad() map[string]*api.ContainerAdjustment {
 		"I/O priority": adjusts(func(a *api.ContainerAdjustment) {
 			a.SetLinuxIOPriority(&api.LinuxIOPriority{Class: 3, Priority: -77})
 		}),
+		"I/O class":     adjusts(func(a *api.ContainerAdjustment) { a.SetLinuxIOPriority(&api.LinuxIOPriority{Class: 99}) }),
+		"memory policy": adjusts(func(a *api.ContainerAdjustment) { a.SetLinuxMemoryPolicy(99, "0") }),
+		"memory policy's flag": adjusts(func(a *api.ContainerAdjustment) {
+			a.SetLinuxMemoryPolicy(api.MpolMode_MPOL_BIND, "0", 99)
+		}),
 	}
 }
 
