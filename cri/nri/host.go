@@ -338,6 +338,9 @@ func (h *Host) Update(ctx context.Context, v pod.View, change *runtimeapi.LinuxC
 			a.Updates = append(a.Updates, updatesOf([]*api.ContainerUpdate{u})...)
 			continue
 		}
+		if err := supportedUpdate(u.GetLinux().GetResources()); err != nil {
+			return pod.Adjustment{}, fmt.Errorf("change of limits by plugins: %w", err)
+		}
 		changed := limits(u.GetLinux().GetResources())
 		// The protocol has no field for it.
 		changed.Resources = orEmpty(changed.Resources)

@@ -99,9 +99,18 @@ func orEmpty(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerRe
 func updatesOf(list []*api.ContainerUpdate) []pod.Update {
 	var out []pod.Update
 	for _, u := range list {
+		r := u.GetLinux().GetResources()
 		out = append(out, pod.Update{
-			Container: u.GetContainerId(), Limits: limits(u.GetLinux().GetResources()), IgnoreFailure: u.GetIgnoreFailure(),
+			Container: u.GetContainerId(), Limits: limits(r), Refused: supportedUpdate(r), IgnoreFailure: u.GetIgnoreFailure(),
 		})
 	}
 	return out
+}
+
+// supportedUpdate refuses limits that would have no effect on a container that exists.
+func supportedUpdate(r *api.LinuxResources) error {
+	if err := supportedLimits(r); err != nil {
+		return err
+	}
+	return refuse([]refusal{{len(r.GetDevices()) > 0, "rules for devices, which are a container's for its life"}})
 }

@@ -90,6 +90,9 @@ func (m *Manager) applyUpdate(ctx context.Context, held *pod, u Update, wait *pa
 	if err != nil {
 		return fmt.Errorf("update by a plugin: %w", err)
 	}
+	if u.Refused != nil {
+		return fmt.Errorf("update of container %s by a plugin: %w", id, u.Refused)
+	}
 	if id != u.Container { // plugins know whole IDs: a prefix is a mistake
 		return fmt.Errorf("update by a plugin: container %q: %w", u.Container, ErrNotFound)
 	}

@@ -88,11 +88,13 @@ type Adjustment struct {
 	Updates []Update
 }
 
-// Update is a change of a container's limits by a plugin. IgnoreFailure means that
-// the operation that it belongs to succeeds without it.
+// Update is a change of a container's limits by a plugin. Refused is why it cannot be
+// made, nil if it can. IgnoreFailure means that the operation that it belongs to
+// succeeds without it.
 type Update struct {
 	Container     string
 	Limits        Limits
+	Refused       error
 	IgnoreFailure bool
 }
 

@@ -363,6 +363,24 @@ func testPluginUpdates(t *testing.T, n *node) {
 	if got := first.shares(t); got != "555" {
 		t.Errorf("after a plugin's own update: %s shares, want 555", got)
 	}
+
+	class := shares(first.id, 777)
+	class.SetLinuxRDTClass("gold")
+	if failed, err := pl.stub.UpdateContainers([]*api.ContainerUpdate{class}); err != nil || len(failed) != 1 {
+		t.Errorf("an update with an RDT class failed: %v, %v, want it back", failed, err)
+	}
+	pl.update = func(*api.Container, *api.LinuxResources) ([]*api.ContainerUpdate, error) {
+		u := shares(first.id, 888)
+		u.SetLinuxBlockIOClass("fast")
+		return []*api.ContainerUpdate{u}, nil
+	}
+	_, err = try(t, n.Runtime.UpdateContainerResources, &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: first.id, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 300},
+	})
+	wantRefusal(t, "update with a class", err, "block I/O class")
+	if got := first.shares(t); got != "555" {
+		t.Errorf("after refused updates: %s shares, want 555", got)
+	}
 }
 
 // testPluginRefuses expects a plugin's error to reach the caller, and nothing to be
