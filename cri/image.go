@@ -23,6 +23,9 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 		return nil, fmt.Errorf("pull %s: %w: no runtime handler %q", ref, pod.ErrInvalid, h)
 	}
 	img, err := s.Images.Pull(ctx, ref, auth(r.GetAuth()))
+	if of := r.GetSandboxConfig().GetMetadata(); of != nil { // people ask why that pod does not run
+		s.Pods.NotePull(of, ref, err)
+	}
 	if err != nil {
 		return nil, err
 	}

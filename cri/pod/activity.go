@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"crisp/runtime/span"
 	"crisp/runtime/untrusted"
 )
@@ -43,6 +45,8 @@ type Event struct {
 	ContainerID string `json:"containerID,omitempty"`
 	Stage       string `json:"stage,omitempty"`
 	Error       string `json:"error,omitempty"`
+	// Image is what was pulled for the pod.
+	Image string `json:"image,omitempty"`
 }
 
 const (
@@ -50,6 +54,8 @@ const (
 	// the length of an error in one, in bytes.
 	maxEvents     = 256
 	maxEventError = 4 << 10
+	// maxEventImage is the length of the name of an image in one, in bytes.
+	maxEventImage = 512
 )
 
 // activity is what is done to pods and what happened to them last, for people who
@@ -138,6 +144,30 @@ func (a *activity) noteLocked(e Event) {
 		a.past = a.past[:maxEvents-1]
 	}
 	a.past = append(a.past, e)
+}
+
+// NotePull remembers that the pull of an image for a pod has failed, or that it has
+// succeeded after that. Other pulls are no news.
+func (m *Manager) NotePull(of *runtimeapi.PodSandboxMetadata, image string, err error) {
+	e := Event{What: "image pulled", Pod: sandboxName(of), Image: untrusted.Of(image).Name(maxEventImage)}
+	if err != nil {
+		e.What, e.Error = "pull image failed", untrusted.Of(err.Error()).Message(maxEventError)
+	}
+	m.activity.mu.Lock()
+	defer m.activity.mu.Unlock()
+	if err != nil || m.activity.failedLocked(e) {
+		m.activity.noteLocked(e)
+	}
+}
+
+// failedLocked reports whether the last pull of the same image for the same pod failed.
+func (a *activity) failedLocked(e Event) bool {
+	for _, past := range slices.Backward(a.past) {
+		if past.Image == e.Image && past.Pod == e.Pod {
+			return past.Error != ""
+		}
+	}
+	return false
 }
 
 // Operations lists what is under way, the oldest first.

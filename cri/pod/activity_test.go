@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // TestActivity follows an operation through its steps, its failure and rollback.
@@ -62,5 +66,30 @@ func TestHistoryIsBounded(t *testing.T) {
 	}
 	if len(a.past) != maxEvents || a.past[0].What != fmt.Sprint(2*maxEvents) || a.past[maxEvents-1].What != fmt.Sprint(3*maxEvents-1) {
 		t.Errorf("%d events from %s", len(a.past), a.past[0].What)
+	}
+}
+
+// TestNotePull remembers failed pulls, and those that succeed afterwards.
+func TestNotePull(t *testing.T) {
+	m, web := &Manager{}, &runtimeapi.PodSandboxMetadata{Namespace: "default", Name: "web"}
+	failure := errors.New("HTTP status 404 Not Found")
+	for _, pull := range []struct {
+		image string
+		err   error
+	}{{"a:1", nil}, {"b:1", failure}, {"b:1", failure}, {"a:1", nil}, {"b:1", nil}, {"b:1", nil}} {
+		m.NotePull(web, pull.image, pull.err)
+	}
+
+	want := []Event{
+		{What: "pull image failed", Pod: "default/web", Image: "b:1", Error: failure.Error()},
+		{What: "pull image failed", Pod: "default/web", Image: "b:1", Error: failure.Error()},
+		{What: "image pulled", Pod: "default/web", Image: "b:1"},
+	}
+	past := m.History()
+	for i := range past {
+		past[i].Time = time.Time{}
+	}
+	if !slices.Equal(past, want) {
+		t.Errorf("history %+v, want %+v", past, want)
 	}
 }

@@ -23,6 +23,7 @@ func TestWhy(t *testing.T) {
 	n.run(t, "plugin hangs", func(t *testing.T) { testWhyWaits(t, n, plugin) })
 	n.run(t, "containers", func(t *testing.T) { testWhyEnds(t, n) })
 	n.run(t, "stop", func(t *testing.T) { testWhyStops(t, n) })
+	n.run(t, "pull", func(t *testing.T) { testWhyPull(t, n) })
 	n.run(t, "nothing", func(t *testing.T) {
 		n.refused(t, 6, "there is no pod or container", "why", "nothing")
 		n.pod(t, podNamed("idle"))
@@ -81,6 +82,43 @@ func testWhyWaits(t *testing.T, n *node, p plugin) {
 	p.clear("hold-ADD")
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// testWhyPull asks why a pod has no container whose image cannot be pulled, or was not.
+func testWhyPull(t *testing.T, n *node) {
+	p := n.pod(t, podNamed("imageless"))
+	pull := func(ref string) error {
+		_, err := try(t, n.Images.PullImage, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}, SandboxConfig: p.cfg})
+		return err
+	}
+	const missing = "registry.k8s.io/nothing-of-that-name:1"
+	if pull(missing) == nil {
+		t.Fatal("an image that does not exist was pulled")
+	}
+	out := n.crisp(t, "why", "imageless")
+	wantLines(t, out, `^failed: pull image `+missing+` failed \d+s ago: .*404`, "^    what to do: check the ", `pull image `+missing+` failed$`)
+	if strings.Contains(out, "nobody has asked") {
+		t.Errorf("that a pull failed is not the only reason: %s", out)
+	}
+
+	// Kubelet does not create a container before, others may.
+	cfg := p.config(func(c *runtimeapi.ContainerConfig) { c.Image.Image = missing })
+	if _, err := try(t, n.Runtime.CreateContainer, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: cfg, SandboxConfig: p.cfg}); err == nil {
+		t.Fatal("a container has an image that does not exist")
+	}
+	out = n.crisp(t, "why", "imageless")
+	wantLines(t, out, `^failed: create container main failed .*image not found locally`, "^    what to do: pull the image")
+	if strings.Contains(out, "nobody has asked") {
+		t.Errorf("somebody has asked for a container: %s", out)
+	}
+
+	// A pull that succeeds is told of only after one that failed.
+	if err := pull(busybox); err != nil {
+		t.Fatal(err)
+	}
+	if out := n.crisp(t, "why", "imageless"); strings.Contains(out, busybox) {
+		t.Errorf("a pull is no news: %s", out)
 	}
 }
 

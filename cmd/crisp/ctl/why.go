@@ -141,7 +141,8 @@ func explain(r admin.Report, container string, now time.Time) explanation {
 			last = &past
 		}
 	}
-	if last != nil && !overcome(r, *last) {
+	failed := last != nil && !overcome(r, *last)
+	if failed {
 		e.paras = append(e.paras, failure(*last, now))
 	}
 
@@ -157,7 +158,7 @@ func explain(r admin.Report, container string, now time.Time) explanation {
 				e.paras = append(e.paras, fate(c, starting(r, c.ID), now))
 			}
 		}
-		if len(r.Pod.Containers) == 0 && r.Pod.Ready {
+		if len(r.Pod.Containers) == 0 && r.Pod.Ready && (!failed || len(r.Pulls) > 0) {
 			e.paras = append(e.paras, paragraph{mark: "containers", style: doubt, text: "nobody has asked for a container in this pod yet", todo: pullsText(r, now)})
 		}
 	}
@@ -196,7 +197,14 @@ func hop(p image.Progress, now time.Time) string {
 // pod got ready, or is said of its container anyway.
 func overcome(r admin.Report, failed pod.Event) bool {
 	for _, later := range r.History {
-		if later.Time.After(failed.Time) && later.What == "started" && later.Container == failed.Container {
+		if !later.Time.After(failed.Time) {
+			continue
+		}
+		if failed.Image != "" {
+			if later.Image == failed.Image && later.Error == "" {
+				return true
+			}
+		} else if later.What == "started" && later.Container == failed.Container {
 			return true
 		}
 	}
@@ -277,9 +285,18 @@ func subject(what, container string) string {
 	return before + " container " + container + after
 }
 
+// happened is what an event says, with the container or image that it is about.
+func happened(e pod.Event) string {
+	if e.Image == "" {
+		return subject(e.What, e.Container)
+	}
+	before, after, _ := strings.Cut(e.What, "image")
+	return before + "image " + e.Image + after
+}
+
 // failure describes an operation that failed.
 func failure(e pod.Event, now time.Time) paragraph {
-	text := fmt.Sprintf("%s %s ago", subject(e.What, e.Container), duration(now.Sub(e.Time)))
+	text := fmt.Sprintf("%s %s ago", happened(e), duration(now.Sub(e.Time)))
 	if e.Stage != "" {
 		text += fmt.Sprintf(" at %q", e.Stage)
 	}
@@ -311,9 +328,9 @@ func (e explanation) print(out io.Writer, colors bool) error {
 		fmt.Fprintln(&b, mark(strong, "what happened last:"))
 	}
 	for _, past := range e.events[max(0, len(e.events)-maxShown):] {
-		what := subject(past.What, past.Container)
+		what := happened(past)
 		switch {
-		case past.Error != "":
+		case past.Error != "" || past.Image != "":
 		case past.Container != "":
 			what = "container " + past.Container + " " + past.What
 		case past.ContainerID != "":

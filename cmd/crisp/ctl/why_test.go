@@ -34,3 +34,33 @@ func TestWhyStarting(t *testing.T) {
 		}
 	}
 }
+
+// A pull that failed is why a pod has no containers, until it has succeeded.
+func TestWhyPull(t *testing.T) {
+	now := time.Now()
+	event := func(ago time.Duration, e pod.Event) pod.Event {
+		e.Time, e.Pod = now.Add(-ago), "default/web"
+		return e
+	}
+	failed := event(time.Minute, pod.Event{What: "pull image failed", Image: "db:1", Error: "HTTP status 401 Unauthorized"})
+	r := admin.Report{
+		Pod:     &admin.Pod{Name: "default/web", ID: "0123456789abcdef", Ready: true, CreatedAt: now},
+		History: []pod.Event{failed, event(time.Second, pod.Event{What: "started", Container: "other"})},
+	}
+	text := func() string {
+		var b strings.Builder
+		if err := explain(r, "", now).print(&b, false); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+
+	got := text()
+	if !strings.Contains(got, "failed: pull image db:1 failed 60s ago: HTTP status 401 Unauthorized\n    what to do: check imagePullSecrets") || strings.Contains(got, "nobody has asked") {
+		t.Errorf("got %q", got)
+	}
+	r.History = append(r.History, event(0, pod.Event{What: "image pulled", Image: "db:1"}))
+	if got := text(); strings.Contains(got, "failed: pull") || !strings.Contains(got, "  image db:1 pulled\n") || !strings.Contains(got, "nobody has asked") {
+		t.Errorf("after another pull: %q", got)
+	}
+}

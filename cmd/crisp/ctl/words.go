@@ -107,9 +107,22 @@ type counsel struct {
 	waits       bool
 }
 
+// unauthorized is what to do about a registry that refuses a pull.
+const unauthorized = "check imagePullSecrets: the registry wants credentials, or others; and the image's name"
+
 // counsels are looked through in order: errors first, which say more than stages.
 func counsels() []counsel {
 	return []counsel{
+		{"HTTP status 401", unauthorized, false},
+		{"HTTP status 403", unauthorized, false},
+		{"HTTP status 429", "the registry limits how often it is asked: log in, wait, or name a mirror in hosts.toml", false},
+		{"x509: ", "the registry's certificate is not trusted: name its authority in hosts.toml, and check the clock", false},
+		{"registry unavailable", "check the registry's address, name resolution, routes and proxies: crisp doctor asks the registries", false},
+		{"HTTP status 404", "check the image's name and tag; some registries answer so, too, without imagePullSecrets", false},
+		{"image not found locally", "pull the image (crisp pull), or use another imagePullPolicy than Never", false},
+		{"no such user or group", "check runAsUser, or the user that the image names: the image's /etc/passwd and /etc/group lack it", false},
+		{"cannot be mounted on a file", "mount a file on a file, and a directory on a directory: see mountPath, subPath and the volume", false},
+		{"not a directory", "check the volumes and the working directory: a part of the path in the error is a file", false},
 		{"executable file not found", "check the command: the image has no such program there, or in its PATH", false},
 		{"exec format error", "the image is for another processor: pull it for this one, or build it for several", false},
 		{"no space left on device", "the disk is full: crisp df says by what", false},
