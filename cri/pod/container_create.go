@@ -421,7 +421,7 @@ func (k *creation) removeSpec(ctx context.Context) error {
 func (k *creation) makeCgroup(ctx context.Context) error {
 	group, err := k.p.m.Cgroups.Create(ctx, k.record().CgroupPath, k.spec.Linux.Resources)
 	if err != nil {
-		return err
+		return blamePlugins(k.record(), err)
 	}
 	k.p.setGroup(k.p.process(k.id), group)
 	return k.p.m.makeClass(k.record())

@@ -73,7 +73,7 @@ func (p *pod) start(ctx context.Context, id string, ready func() error) error {
 	if pr := p.process(id); pr != nil && pr.failure != nil { // and could not be recorded
 		return fmt.Errorf("start container %s: an earlier start failed: %w: %w", id, ErrState, pr.failure)
 	}
-	if err := p.launch(ctx, r, c, ready); err != nil {
+	if err := blamePlugins(c, p.launch(ctx, r, c, ready)); err != nil {
 		p.startFailed(ctx, id, err)
 		return err
 	}
@@ -173,7 +173,7 @@ func (p *pod) launch(ctx context.Context, r *Record, c *Container, ready func() 
 		if kills, e := pr.group.OOMKills(false); e == nil && kills > 0 && limit > 0 {
 			err = fmt.Errorf("%w: its memory limit of %d bytes is too small: %w", err, limit, ErrState)
 		}
-		return blamePlugins(c, err)
+		return err
 	}
 
 	warn(pr.row.Started(p.m.ctx, started), "hand a started container to the new keeper", "container", c.ID)

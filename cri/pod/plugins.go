@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crisp/cri/spec"
+	"crisp/runtime/cgroup"
 	"crisp/runtime/launch"
 	"crisp/runtime/spawn"
 )
@@ -319,12 +320,18 @@ func (k *creation) check(out *spec.Result) error {
 	})
 }
 
-// blamePlugins names the plugins that adjusted a container in the error of a step of
-// its start that the kernel refused, or that its process did not survive: what they
-// have set is the likeliest cause.
+// blamePlugins names the plugins that adjusted a container in the error of a limit or
+// of a step of its start that the kernel refused, of a program or mount source that
+// does not exist, or of a process that did not survive its start: what they have set
+// is the likeliest cause.
 func blamePlugins(c *Container, err error) error {
 	var step *spawn.StepError
-	failed := errors.As(err, &step) || errors.Is(err, spawn.ErrDied)
+	failed := errors.As(err, &step)
+	for _, likely := range []error{
+		spawn.ErrDied, launch.ErrNotFound, launch.ErrNotExecutable, launch.ErrNoSource, cgroup.ErrResources, cgroup.ErrUnsupported,
+	} {
+		failed = failed || errors.Is(err, likely)
+	}
 	if len(c.Plugins) == 0 || !failed {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crisp/cri/spec"
+	"crisp/runtime/cgroup"
+	"crisp/runtime/launch"
 	"crisp/runtime/spawn"
 	"crisp/test/testkit/pace"
 )
@@ -115,6 +117,15 @@ func TestBlamePlugins(t *testing.T) {
 	}
 	if err := blamePlugins(c, fmt.Errorf("start: %w", spawn.ErrDied)); !errors.Is(err, ErrPlugin) {
 		t.Errorf("a process that did not live: %v, want %v", err, ErrPlugin)
+	}
+
+	for _, cause := range []error{launch.ErrNoSource, launch.ErrNotFound, cgroup.ErrResources} {
+		if err := blamePlugins(c, fmt.Errorf("start: %w", cause)); !errors.Is(err, ErrPlugin) {
+			t.Errorf("what a plugin may have set: %v, want %v", err, ErrPlugin)
+		}
+	}
+	if err := blamePlugins(c, nil); err != nil {
+		t.Errorf("no error: %v", err)
 	}
 	if err := blamePlugins(c, ErrState); errors.Is(err, ErrPlugin) {
 		t.Errorf("another error: %v", err)

@@ -451,6 +451,8 @@ func testPluginAsksTooMuch(t *testing.T, n *node) {
 		"all devices": {func(a *api.ContainerAdjustment) {
 			a.AddDevice(&api.LinuxDevice{Path: "/dev/x", Type: "c", Major: -1, Minor: -1})
 		}, "numbers"},
+		"CPUs":       {func(a *api.ContainerAdjustment) { a.SetLinuxCPUSetCPUs("9999") }, "10-greedy"},
+		"CPU period": {func(a *api.ContainerAdjustment) { a.SetLinuxCPUPeriod(1) }, "10-greedy"},
 		"swappiness": {func(a *api.ContainerAdjustment) { a.SetLinuxMemorySwappiness(5000) }, "swappiness"},
 		"device":     {func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "vendor.example/none=1"}) }, "vendor.example/none=1"},
 	} {
@@ -466,6 +468,20 @@ func testPluginAsksTooMuch(t *testing.T, n *node) {
 		}
 	}
 
+	for name, change := range map[string]func(*api.ContainerAdjustment){
+		"program": func(a *api.ContainerAdjustment) { a.SetArgs([]string{"/nonexistent"}) },
+		"source": func(a *api.ContainerAdjustment) {
+			a.AddMount(&api.Mount{Destination: "/x", Source: "/nonexistent", Type: "bind"})
+		},
+	} {
+		pl.create = func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+			a := &api.ContainerAdjustment{}
+			change(a)
+			return a, nil, nil
+		}
+		c := p.create(t, named(name))
+		wantRefusal(t, name, failure(t, n.Runtime.StartContainer, &runtimeapi.StartContainerRequest{ContainerId: c.id}), "10-greedy")
+	}
 	pl.create = nil
 }
 
