@@ -175,10 +175,8 @@ func validators(reject []string) (*validator.DefaultValidatorConfig, error) {
 // others connect.
 func (h *Host) Start(r Runtime) error {
 	h.runtime = r
-	for _, dir := range []string{h.opt.PluginDir, h.opt.ConfigDir} {
-		if err := checkDir(dir); err != nil {
-			return fmt.Errorf("start plugins: %w", err)
-		}
+	if err := errors.Join(checkDir(h.opt.PluginDir, 0), checkDir(h.opt.ConfigDir, maxConfig)); err != nil {
+		return fmt.Errorf("start plugins: %w", err)
 	}
 
 	if c, err := net.Dial("unix", h.opt.Socket); h.opt.Socket != "" && err == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -474,6 +475,27 @@ func TestPluginDirectories(t *testing.T) {
 		if err := h.Start(&node{}); !errors.Is(err, ErrFile) || !strings.Contains(err.Error(), "10-fifo") {
 			t.Errorf("%s: %v, want %v", dir, err, ErrFile)
 		}
+	}
+}
+
+// TestBigConfiguration has a configuration that no plugin could be sent.
+func TestBigConfiguration(t *testing.T) {
+	o := Options{PluginDir: t.TempDir(), ConfigDir: t.TempDir()}
+	for path, size := range map[string]int64{filepath.Join(o.PluginDir, "10-big"): 1 << 30, filepath.Join(o.ConfigDir, "10-big.conf"): 1 << 40} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	h, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Start(&node{}); !errors.Is(err, ErrFile) || !strings.Contains(err.Error(), "10-big.conf") || strings.Contains(err.Error(), o.PluginDir) {
+		t.Errorf("%v, want %v of the configuration only", err, ErrFile)
 	}
 }
 
