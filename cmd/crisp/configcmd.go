@@ -27,17 +27,23 @@ func configCommand() *cobra.Command {
 // configMigrateCommand is the command config migrate.
 func configMigrateCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "migrate FILE", Short: "Print the configuration that does what one of containerd or CRI-O does",
+		Use: "migrate FILE...", Short: "Print the configuration that does what one of containerd or CRI-O does",
 		Long: `Print the configuration that does what a config.toml of containerd, or a crio.conf,
-does. Comments name the settings without a counterpart.`,
-		Args: cli.Exactly(1, "one file"), DisableFlagsInUseLine: true,
+does. Comments name the settings without a counterpart. Of several files, as those in
+crio.conf.d, or those that containerd imports, later ones replace settings of earlier
+ones.`,
+		Args: cli.AtLeast(1, "files"), DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			data, err := os.ReadFile(args[0])
-			if err != nil {
-				return err
+			var files []migrate.File
+			for _, name := range args {
+				data, err := os.ReadFile(name)
+				if err != nil {
+					return err
+				}
+				files = append(files, migrate.File{Name: name, Data: data})
 			}
 
-			text, err := migrate.Translate(args[0], data)
+			text, err := migrate.Translate(files...)
 			if err != nil {
 				return err
 			}

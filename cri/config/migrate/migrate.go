@@ -45,30 +45,45 @@ type settings map[string]any
 type result struct {
 	keys     map[string]any
 	notes    map[string]string // why a setting has no key, by path
-	unknown  []string
+	unknown  map[string]string // what has no counterpart, by path, and why, if that is known
 	handlers []string
 }
 
-// Translate returns the configuration of crisp that does what a file says, with
-// comments about what has no counterpart. The name of the file is for messages.
-func Translate(name string, data []byte) (string, error) {
-	var tree map[string]any
-	if err := toml.Unmarshal(data, &tree); err != nil {
-		return "", fmt.Errorf("%s: %w", name, err)
-	}
+// File is a configuration to translate.
+type File struct {
+	Name string // for messages
+	Data []byte
+}
 
+// Translate returns the configuration of crisp that does what files say, of which
+// later ones replace settings of earlier ones, with comments about what has no
+// counterpart.
+func Translate(files ...File) (string, error) {
 	from, rows := "", []row(nil)
-	switch {
-	case tree["crio"] != nil:
-		from, rows = "CRI-O", crio()
-	case tree["plugins"] != nil || tree["version"] != nil:
-		from, rows = "containerd", containerd()
-	default:
-		return "", fmt.Errorf("%s is %w", name, ErrUnknown)
+	var names []string
+	set := settings{}
+	for _, f := range files {
+		var tree map[string]any
+		if err := toml.Unmarshal(f.Data, &tree); err != nil {
+			return "", fmt.Errorf("%s: %w", f.Name, err)
+		}
+		kind := ""
+		switch {
+		case tree["crio"] != nil:
+			kind, rows = "CRI-O", crio()
+		case tree["plugins"] != nil || tree["version"] != nil:
+			kind, rows = "containerd", containerd()
+		default:
+			return "", fmt.Errorf("%s is %w", f.Name, ErrUnknown)
+		}
+		if from != "" && kind != from {
+			return "", fmt.Errorf("%s is a configuration of %s, and %s one of %s: translate them one by one", names[0], from, f.Name, kind)
+		}
+		from, names = kind, append(names, f.Name)
+		flatten("", tree, set)
 	}
 
-	set := settings{}
-	flatten("", tree, set)
+	name := strings.Join(names, ", ")
 	r := translate(set, rows)
 	text, err := r.text(from, name)
 	if err != nil {
@@ -97,14 +112,14 @@ func flatten(prefix string, tree map[string]any, into settings) {
 
 // translate applies the first row that matches each setting.
 func translate(set settings, rows []row) result {
-	r := result{keys: map[string]any{}, notes: map[string]string{}}
+	r := result{keys: map[string]any{}, notes: map[string]string{}, unknown: map[string]string{}}
 	for _, at := range slices.Sorted(maps.Keys(set)) {
 		i := slices.IndexFunc(rows, func(row row) bool {
 			ok, err := path.Match(row.pattern, at)
 			return err == nil && ok
 		})
 		if i < 0 {
-			r.unknown = append(r.unknown, at)
+			r.unknown[at] = ""
 			continue
 		}
 
@@ -117,7 +132,10 @@ func translate(set settings, rows []row) result {
 			r.notes[at] = row.why
 		case value == nil:
 		case row.key == handlersKey:
-			if h := row.name(at); !slices.Contains(row.defaults, h) {
+			switch h := row.name(at); {
+			case isolates(at, set):
+				r.unknown[at] = "crisp runs ordinary containers only, and refuses pods with this RuntimeClass: they need other nodes"
+			case !slices.Contains(row.defaults, h):
 				r.handlers = append(r.handlers, h)
 			}
 		default:
@@ -153,8 +171,12 @@ func (r result) text(from, name string) (string, error) {
 	}
 	if len(r.unknown) > 0 {
 		b.WriteString("\n# Settings without a counterpart:\n")
-		for _, at := range r.unknown {
-			fmt.Fprintf(&b, "#   %q\n", at)
+		for _, at := range slices.Sorted(maps.Keys(r.unknown)) {
+			line := fmt.Sprintf("#   %q", at)
+			if why := r.unknown[at]; why != "" {
+				line += ": " + why
+			}
+			fmt.Fprintln(&b, line)
 		}
 	}
 	return b.String(), nil

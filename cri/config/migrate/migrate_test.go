@@ -67,8 +67,8 @@ hooks_dir = ["/etc/containers/oci/hooks.d"]
 conmon = "/usr/bin/conmon"
 [crio.runtime.runtimes.crun]
 runtime_path = "/usr/bin/crun"
-[crio.runtime.runtimes.kata]
-runtime_path = "/usr/bin/kata"
+[crio.runtime.runtimes.youki]
+runtime_path = "/usr/bin/youki"
 [crio.image]
 pause_image = "pause"
 pinned_images = ["registry.example/*"]
@@ -101,12 +101,12 @@ func TestTranslate(t *testing.T) {
 		}},
 		"CRI-O": {crioConf, "signature_policy", func(c *config.Config) {
 			c.CgroupDriver, c.DefaultCapabilities, c.PidsLimit, c.LogLevel = "systemd", []string{"CAP_CHOWN", "CAP_NET_BIND_SERVICE"}, 2048, "debug"
-			c.HooksDirs, c.RuntimeHandlers, c.PinnedImages = []string{"/etc/containers/oci/hooks.d"}, []string{"kata"}, []string{"registry.example/*"}
+			c.HooksDirs, c.RuntimeHandlers, c.PinnedImages = []string{"/etc/containers/oci/hooks.d"}, []string{"youki"}, []string{"registry.example/*"}
 			c.CNIConfDir, c.CNIBinDirs, c.MetricsAddress = "/etc/cni/net.d/", []string{"/opt/cni/bin/"}, "127.0.0.1:9537"
 			c.TracingEndpoint, c.TracingSamplingRate = "127.0.0.1:4317", 1000
 		}},
 	} {
-		text, err := Translate("file.toml", []byte(c.from))
+		text, err := Translate(File{"file.toml", []byte(c.from)})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -127,12 +127,83 @@ func TestTranslate(t *testing.T) {
 
 func TestTranslateRefuses(t *testing.T) {
 	for text, want := range map[string]string{"a = 1": "neither", "version = ": "file.toml", "[crio.runtime]\npids_limit = -7": "pids_limit"} {
-		got, err := Translate("file.toml", []byte(text))
+		got, err := Translate(File{"file.toml", []byte(text)})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %q, %v, want %q", text, got, err, want)
 		}
 	}
-	if _, err := Translate("x", nil); !errors.Is(err, ErrUnknown) {
+	if _, err := Translate(File{"x", nil}); !errors.Is(err, ErrUnknown) {
 		t.Errorf("an empty file: %v", err)
+	}
+}
+
+// TestTranslateMore translates settings in several notations.
+func TestTranslateMore(t *testing.T) {
+	for name, c := range map[string]struct {
+		from   string
+		change func(*config.Config)
+	}{
+		"no limit of processes": {"[crio.runtime]\npids_limit = -1\nlog_size_max = -1", func(*config.Config) {}},
+		"limits": {`[crio.runtime]
+default_ulimits = ["nofile=1024:2048", "nproc=77", "core=0:-1"]`, func(c *config.Config) {
+			c.Rlimits = []config.Rlimit{{Name: "nofile", Soft: 1024, Hard: 2048}, {Name: "nproc", Soft: 77, Hard: 77}, {Name: "core", Hard: ^uint64(0)}}
+		}},
+	} {
+		text, err := Translate(File{"file.toml", []byte(c.from)})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+
+		got, err := config.Parse("translated", []byte(text))
+		want := config.Default()
+		c.change(want)
+		if err != nil || !reflect.DeepEqual(got, want) || strings.Contains(text, "without a counterpart") {
+			t.Errorf("%s: %v\ngot  %+v\nwant %+v\nfrom\n%s", name, err, got, want, text)
+		}
+	}
+}
+
+// TestTranslateIsolation makes no handlers of runtimes with virtual machines: their pods
+// must not run as ordinary containers.
+func TestTranslateIsolation(t *testing.T) {
+	for name, from := range map[string]string{
+		"containerd": `version = 2
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
+  runtime_type = "io.containerd.kata.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.sandbox]
+  runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.sandbox.options]
+  BinaryName = "/usr/bin/runsc"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia]
+  runtime_type = "io.containerd.runc.v2"
+`,
+		"CRI-O": `[crio.runtime.runtimes.kata]
+runtime_path = "/usr/bin/containerd-shim-v2"
+runtime_type = "vm"
+[crio.runtime.runtimes.sandbox]
+runtime_path = "/usr/bin/runsc"
+[crio.runtime.runtimes.nvidia]
+runtime_path = "/usr/bin/nvidia-container-runtime"
+runtime_type = "oci"
+`,
+	} {
+		text, err := Translate(File{"file.toml", []byte(from)})
+		_, lacking, _ := strings.Cut(text, "without a counterpart:\n")
+		if err != nil || !strings.Contains(text, "\nruntime_handlers = ['nvidia']\n") || strings.Count(lacking, "refuses pods with this RuntimeClass") != 2 {
+			t.Errorf("%s: %v\n%s", name, err, text)
+		}
+	}
+}
+
+// TestTranslateSeveral translates a file with those that add to it.
+func TestTranslateSeveral(t *testing.T) {
+	main := File{"crio.conf", []byte("[crio.runtime]\npids_limit = 77\nlog_level = \"debug\"\n")}
+	text, err := Translate(main, File{"10.conf", []byte("[crio.runtime]\npids_limit = 78\n")})
+	if err != nil || !strings.Contains(text, "\npids_limit = 78\n") || !strings.Contains(text, "\nlog_level = 'debug'\n") || !strings.Contains(text, "from crio.conf, 10.conf,") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	if _, err := Translate(main, File{"config.toml", []byte("version = 3")}); err == nil || !strings.Contains(err.Error(), "one by one") {
+		t.Errorf("of two runtimes: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 )
@@ -13,6 +14,7 @@ const (
 	noPause = "crisp has no sandbox image"
 	always  = "crisp always does so"
 	kubelet = "kubelet's matter"
+	pods    = "all pods may do so"
 )
 
 // containerd are the rows of containerd's configurations, versions 2 and 3.
@@ -22,7 +24,7 @@ func containerd() []row {
 	rows := []row{
 		{pattern: "version", why: "of the file's format"},
 		{pattern: "root", why: own}, {pattern: "state", why: own}, {pattern: "temp", why: own}, {pattern: "grpc/address", why: own}, {pattern: "grpc/uid", why: own}, {pattern: "grpc/gid", why: own},
-		{pattern: "imports", why: "translate each of those files, too"},
+		{pattern: "imports", why: "name those files, too, after this one"},
 		{pattern: "oom_score", why: "the systemd unit sets it"},
 		{pattern: "debug/level", key: "log_level", convert: level}, {pattern: "debug/format", key: "log_format"},
 		{pattern: "metrics/address", key: "metrics_address"},
@@ -47,7 +49,7 @@ func containerd() []row {
 			{pattern: p + "cni/bin_dir", key: "cni_bin_dirs", convert: list}, {pattern: p + "cni/bin_dirs", key: "cni_bin_dirs"}, {pattern: p + "cni/conf_dir", key: "cni_conf_dir"},
 			{pattern: p + "cni/max_conf_num", why: "the first file of the directory applies"},
 			{pattern: p + "registry/config_path", key: "registry_config_dirs", convert: paths},
-			{pattern: p + "enable_unprivileged_ports", why: kubelet}, {pattern: p + "enable_unprivileged_icmp", why: kubelet},
+			{pattern: p + "enable_unprivileged_ports", why: pods}, {pattern: p + "enable_unprivileged_icmp", why: pods},
 			{pattern: p + "default_runtime_name", why: inside},
 			{pattern: p + "containerd/default_runtime_name", why: inside}, {pattern: p + "containerd/snapshotter", why: "crisp unpacks layers for overlayfs itself"},
 			{pattern: p + "containerd/runtimes/*/options/SystemdCgroup", key: "cgroup_driver", convert: driver},
@@ -70,7 +72,7 @@ func crio() []row {
 		{pattern: "crio/root", why: own}, {pattern: "crio/runroot", why: own}, {pattern: "crio/storage_driver", why: own}, {pattern: "crio/storage_option", why: own}, {pattern: "crio/log_dir", why: kubelet}, {pattern: "crio/version_file*", why: own}, {pattern: "crio/clean_shutdown_file", why: own}, {pattern: api + "listen", why: own},
 		{pattern: api + "stream_address", key: "stream_address", convert: join("stream_port", "0")}, {pattern: api + "stream_port", key: "stream_address", convert: joined("stream_address")}, {pattern: api + "stream_idle_timeout", key: "stream_idle_timeout"},
 		{pattern: run + "cgroup_manager", key: "cgroup_driver"}, {pattern: run + "log_level", key: "log_level", convert: level},
-		{pattern: run + "default_capabilities", key: "default_capabilities", convert: capabilities}, {pattern: run + "pids_limit", key: "pids_limit"},
+		{pattern: run + "default_capabilities", key: "default_capabilities", convert: capabilities}, {pattern: run + "pids_limit", key: "pids_limit", convert: crioPids}, {pattern: run + "default_ulimits", key: "rlimits", convert: ulimits}, {pattern: run + "log_size_max", why: kubelet},
 		{pattern: run + "seccomp_profile", key: "seccomp_profile"}, {pattern: run + "apparmor_profile", why: "crisp's own profile, crisp-default, takes its place"}, {pattern: run + "selinux", key: "selinux"},
 		{pattern: run + "hooks_dir", key: "hooks_dirs"}, {pattern: run + "cdi_spec_dirs", key: "cdi_spec_dirs"}, {pattern: run + "device_ownership_from_security_context", key: "device_ownership_from_security_context"},
 		{pattern: run + "conmon", why: inside}, {pattern: run + "conmon_cgroup", why: inside}, {pattern: run + "conmon_env", why: inside}, {pattern: run + "default_runtime", why: inside}, {pattern: run + "pinns_path", why: inside}, {pattern: run + "namespaces_dir", why: own}, {pattern: run + "drop_infra_ctr", why: noPause}, {pattern: run + "infra_ctr_cpuset", why: noPause},
@@ -146,6 +148,52 @@ func capabilities(value any, _ settings) any {
 		list = append(list, "CAP_"+strings.TrimPrefix(name, "CAP_"))
 	}
 	return list
+}
+
+// crioPids translates the limit of processes, for which CRI-O writes -1 if there is none.
+func crioPids(value any, _ settings) any {
+	if value == int64(-1) {
+		return 0
+	}
+	return value
+}
+
+// ulimits translates limits, "nofile=1024" or "nofile=1024:2048".
+func ulimits(value any, _ settings) any {
+	all, ok := value.([]any)
+	if !ok || len(all) == 0 {
+		return nil
+	}
+	var list []string
+	for _, l := range all {
+		name, limit, _ := strings.Cut(fmt.Sprint(l), "=")
+		soft, hard, ok := strings.Cut(limit, ":")
+		if !ok {
+			hard = soft
+		}
+		list = append(list, name+"="+unlimited(soft)+":"+unlimited(hard))
+	}
+	return list
+}
+
+func unlimited(limit string) string {
+	if limit == "-1" {
+		return "unlimited"
+	}
+	return limit
+}
+
+// isolates reports whether a handler, of which a setting is, is no ordinary runtime but
+// one of virtual machines and the like: its pods must not run without those.
+func isolates(at string, set settings) bool {
+	runtime := path.Dir(at)
+	kind, _ := set[runtime+"/runtime_type"].(string)
+	ordinary := kind == "" || kind == "oci" || strings.HasPrefix(kind, "io.containerd.runc.") || strings.HasPrefix(kind, "io.containerd.runtime.v1.")
+	for _, program := range []string{"runtime_path", "options/BinaryName"} {
+		text, _ := set[runtime+"/"+program].(string)
+		ordinary = ordinary && !strings.Contains(text, "kata") && !strings.Contains(text, "runsc")
+	}
+	return !ordinary
 }
 
 // crioMetrics is the address at which CRI-O serves metrics.
