@@ -168,7 +168,7 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 	for _, address := range hostOrder(data) {
 		ep, err := newEndpoint(dir, address, conf.Hosts[address])
 		if err != nil {
-			return nil, fmt.Errorf("host %q: %w", address, err)
+			return nil, fmt.Errorf("host %q: %w", withoutUser(address), err)
 		}
 		eps = append(eps, ep)
 	}
@@ -180,7 +180,7 @@ func parseHosts(dir, host string, data []byte) ([]endpoint, error) {
 
 	up, err := newEndpoint(dir, address, conf.hostConfig)
 	if err != nil {
-		return nil, fmt.Errorf("server %q: %w", address, err)
+		return nil, fmt.Errorf("server %q: %w", withoutUser(address), err)
 	}
 
 	up.upstream = true
@@ -268,18 +268,35 @@ func newEndpoint(dir, address string, c hostConfig) (endpoint, error) {
 	return ep, err
 }
 
+// withoutUser is an address without the credentials that somebody has put there.
+func withoutUser(address string) string {
+	at := strings.LastIndexByte(address, '@')
+	if at < 0 {
+		return address
+	}
+	scheme, _, ok := strings.Cut(address[:at], "://")
+	if !ok {
+		return address[at+1:]
+	}
+	return scheme + "://" + address[at+1:]
+}
+
 // baseURL returns the base URL of a registry's API at address.
 func baseURL(address string, overridePath bool) (*url.URL, error) {
 	if !strings.Contains(address, "://") {
 		address = "https://" + address
 	}
 	u, err := url.Parse(address)
-	if err != nil {
+	var wrong *url.Error
+	switch {
+	case errors.As(err, &wrong): // its text has the address
+		return nil, fmt.Errorf("not the address of a registry: %w", wrong.Err)
+	case err != nil:
 		return nil, err
-	}
-
-	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-		return nil, fmt.Errorf("%q is not the http or https address of a registry", u.Redacted())
+	case u.User != nil:
+		return nil, errors.New("credentials are not taken from an address: use imagePullSecrets, or a header named Authorization")
+	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+		return nil, fmt.Errorf("%q is not the http or https address of a registry", address)
 	}
 
 	u.Path = strings.TrimSuffix(path.Clean("/"+u.Path), "/")

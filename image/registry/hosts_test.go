@@ -135,6 +135,22 @@ func TestHostsErrors(t *testing.T) {
 	}
 }
 
+// TestHostsErrorsHideCredentials has credentials in addresses, where they do not belong:
+// errors get into events of pods and into journals.
+func TestHostsErrorsHideCredentials(t *testing.T) {
+	for _, content := range []string{
+		`server = "https://user:hunter2@x"`, `server = "user:hunter2@x"`, `server = "https://user:hunter2@x:port"`, `server = "https://user:hun ter2@x"`,
+		"[host.\"https://user:hunter2@m/v2\"]\ncapabilities = [\"pull\"]\n",
+	} {
+		dir := t.TempDir()
+		writeHosts(t, dir, "h.io", content)
+		_, err := endpoints([]string{dir}, "h.io")
+		if !errors.Is(err, ErrConfig) || strings.Contains(err.Error(), "hun") || strings.Contains(err.Error(), "ter2") {
+			t.Errorf("%s: %v", content, err)
+		}
+	}
+}
+
 func TestUnknownKeysAreNamed(t *testing.T) {
 	keys := unknownKeys([]byte("server = \"https://x\"\nskip_verfy = true\n[host.\"https://y\"]\ncapabilities = [\"pull\"]\nplain = 1\n[host.\"https://y\".header]\nanything = \"goes\"\n"))
 	if len(keys) != 2 || keys[0] != "skip_verfy (line 2)" || !strings.Contains(keys[1], "plain") || !strings.Contains(keys[1], "line 5") {
