@@ -381,7 +381,7 @@ func (d *services) newPlugins(devices *cdi.Registry) (*nri.Host, error) {
 	}
 	nri.LogLibrary()
 	return nri.New(nri.Options{
-		Version: version, Socket: d.cfg.NRISocket, PluginDir: d.cfg.NRIPluginDir, ConfigDir: d.cfg.NRIPluginConfigDir,
+		Version: version, Socket: d.cfg.NRISocket, PluginDir: d.cfg.NRIPluginDir, ConfigDir: d.cfg.NRIPluginConfigDir, Stage: filepath.Join(d.cfg.State, "nri"),
 		RegistrationTimeout: time.Duration(d.cfg.NRIRegistrationTimeout), RequestTimeout: time.Duration(d.cfg.NRIRequestTimeout),
 		Required: d.cfg.NRIRequiredPlugins, Reject: d.cfg.NRIReject,
 		CDI: devices.Inject,

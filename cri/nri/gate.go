@@ -7,10 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 
@@ -181,29 +178,4 @@ func (f *frames) count(p []byte) (begun int) {
 		}
 	}
 	return begun
-}
-
-// maxConfig is the size of a plugin's configuration, which a message has room for.
-const maxConfig = maxMessage / 2
-
-// checkDir refuses what the library would wait for when it reads a directory of
-// plugins or of their configurations, and what has more than a size, if that is not 0:
-// it reads a configuration whole, and cannot send one that is bigger.
-func checkDir(dir string, size int64) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		info, err := os.Stat(path)
-		switch {
-		case err != nil:
-		case info.Mode()&(fs.ModeNamedPipe|fs.ModeDevice) != 0:
-			return fmt.Errorf("%w: %s is no regular file: remove it", ErrFile, path)
-		case size > 0 && info.Mode().IsRegular() && info.Size() > size:
-			return fmt.Errorf("%w: %s has %d bytes, a plugin's configuration at most %d", ErrFile, path, info.Size(), size)
-		}
-	}
-	return nil
 }

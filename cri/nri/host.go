@@ -52,6 +52,9 @@ type Options struct {
 	// PluginDir has the plugins that are started with the daemon, ConfigDir their
 	// configurations.
 	PluginDir, ConfigDir string
+	// Stage is a directory of the daemon's own for those of them that can be used; it
+	// is made anew.
+	Stage string
 	// RegistrationTimeout bounds the time until a plugin is registered,
 	// RequestTimeout a request to one; zero means the protocol's default.
 	RegistrationTimeout, RequestTimeout time.Duration
@@ -115,7 +118,7 @@ func New(o Options) (*Host, error) {
 func (h *Host) options() ([]adaptation.Option, error) {
 	o := h.opt
 	options := []adaptation.Option{
-		adaptation.WithPluginPath(o.PluginDir), adaptation.WithPluginConfigPath(o.ConfigDir), adaptation.WithMetrics(meter{h}),
+		adaptation.WithPluginPath(stage{o.Stage}.plugins()), adaptation.WithPluginConfigPath(stage{o.Stage}.configs()), adaptation.WithMetrics(meter{h}),
 		adaptation.WithTTRPCOptions(h.caller.options(), h.gate.options()),
 	}
 	if o.Socket == "" {
@@ -175,8 +178,12 @@ func validators(reject []string) (*validator.DefaultValidatorConfig, error) {
 // others connect.
 func (h *Host) Start(r Runtime) error {
 	h.runtime = r
-	if err := errors.Join(checkDir(h.opt.PluginDir, 0), checkDir(h.opt.ConfigDir, maxConfig)); err != nil {
+	skipped, err := stage{h.opt.Stage}.fill(h.opt.PluginDir, h.opt.ConfigDir)
+	if err != nil {
 		return fmt.Errorf("start plugins: %w", err)
+	}
+	for _, err := range skipped {
+		klog.ErrorS(err, "Could not start a plugin")
 	}
 
 	if c, err := net.Dial("unix", h.opt.Socket); h.opt.Socket != "" && err == nil {

@@ -65,7 +65,7 @@ func newHost(t testing.TB, n *node) *Host {
 func patientHost(t testing.TB, n *node, wait time.Duration) *Host {
 	t.Helper()
 	setLog.Do(LogLibrary)
-	h, err := New(Options{Version: "test", Socket: filepath.Join(t.TempDir(), "nri.sock"), RegistrationTimeout: registration, RequestTimeout: wait, CDI: cdi.New(nil).Inject})
+	h, err := New(Options{Version: "test", Stage: filepath.Join(t.TempDir(), "stage"), Socket: filepath.Join(t.TempDir(), "nri.sock"), RegistrationTimeout: registration, RequestTimeout: wait, CDI: cdi.New(nil).Inject})
 	if err == nil {
 		err = h.Start(n)
 	}
@@ -459,44 +459,73 @@ func TestBigNode(t *testing.T) {
 	}
 }
 
-// TestPluginDirectories has files in the directories of plugins that could be read
-// forever.
-func TestPluginDirectories(t *testing.T) {
-	for _, dir := range []string{"plugins", "conf.d"} {
-		o := Options{PluginDir: t.TempDir(), ConfigDir: t.TempDir()}
-		at := map[string]string{"plugins": o.PluginDir, "conf.d": o.ConfigDir}[dir]
-		if err := unix.Mkfifo(filepath.Join(at, "10-fifo"), 0o700); err != nil {
+// TestStage has what cannot be started, or could be read forever, beside plugins that can
+// be started.
+func TestStage(t *testing.T) {
+	dir := t.TempDir()
+	plugins, configs, s := filepath.Join(dir, "plugins"), filepath.Join(dir, "conf.d"), stage{filepath.Join(dir, "stage")}
+	if skipped, err := s.fill(plugins, configs); len(skipped) > 0 || err != nil {
+		t.Errorf("without a directory: %q, %v", skipped, err)
+	}
+	for _, d := range []string{plugins, configs, filepath.Join(plugins, "12-directory"), filepath.Join(configs, "13-directory.conf")} {
+		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		h, err := New(o)
+	}
+	for name, mode := range map[string]os.FileMode{
+		"10-one": 0o755, "11-one": 0o700, "README": 0o644, "NOTES": 0o755, "1-short": 0o755, "13-directory": 0o755, "14-big": 0o755, "15-loop": 0o755, "17-fifo": 0o755,
+	} {
+		if err := os.WriteFile(filepath.Join(plugins, name), nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	big := filepath.Join(configs, "big.conf")
+	err := errors.Join(
+		os.WriteFile(filepath.Join(configs, "one.conf"), []byte("all"), 0o600), os.WriteFile(filepath.Join(configs, "11-one.conf"), []byte("eleven"), 0o600),
+		os.WriteFile(big, nil, 0o600), os.Truncate(big, 1<<40),
+		os.Symlink("15-loop.conf", filepath.Join(configs, "15-loop.conf")),
+		unix.Mkfifo(filepath.Join(configs, "17-fifo.conf"), 0o600), unix.Mkfifo(filepath.Join(plugins, "18-fifo"), 0o700),
+		os.Symlink("nowhere", filepath.Join(plugins, "19-dangling")),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for range 2 { // as at the next start
+		skipped, err := s.fill(plugins, configs)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := h.Start(&node{}); !errors.Is(err, ErrFile) || !strings.Contains(err.Error(), "10-fifo") {
-			t.Errorf("%s: %v, want %v", dir, err, ErrFile)
+		text := fmt.Sprint(skipped)
+		for _, name := range []string{"NOTES", "1-short", "13-directory", "14-big", "15-loop", "17-fifo", "18-fifo", "19-dangling"} {
+			if !strings.Contains(text, filepath.Join(plugins, name)+":") {
+				t.Errorf("%s is not named in %s", name, text)
+			}
+		}
+		if len(skipped) != 8 {
+			t.Errorf("%d are named, want 8: %s", len(skipped), text)
+		}
+		if got := names(t, s.plugins()); !slices.Equal(got, []string{"10-one", "11-one"}) {
+			t.Errorf("plugins to be started: %q", got)
+		}
+		for name, want := range map[string]string{"10-one.conf": "all", "11-one.conf": "eleven"} {
+			if got, err := os.ReadFile(filepath.Join(s.configs(), name)); string(got) != want || err != nil {
+				t.Errorf("%s has %q, %v, want %q", name, got, err, want)
+			}
 		}
 	}
 }
 
-// TestBigConfiguration has a configuration that no plugin could be sent.
-func TestBigConfiguration(t *testing.T) {
-	o := Options{PluginDir: t.TempDir(), ConfigDir: t.TempDir()}
-	for path, size := range map[string]int64{filepath.Join(o.PluginDir, "10-big"): 1 << 30, filepath.Join(o.ConfigDir, "10-big.conf"): 1 << 40} {
-		if err := os.WriteFile(path, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Truncate(path, size); err != nil {
-			t.Fatal(err)
-		}
-	}
-
-	h, err := New(o)
+func names(t *testing.T, dir string) (list []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Start(&node{}); !errors.Is(err, ErrFile) || !strings.Contains(err.Error(), "10-big.conf") || strings.Contains(err.Error(), o.PluginDir) {
-		t.Errorf("%v, want %v of the configuration only", err, ErrFile)
+	for _, e := range entries {
+		list = append(list, e.Name())
 	}
+	return list
 }
 
 // FuzzAnswer has a plugin answer anything that can be encoded: the container is made

@@ -73,8 +73,11 @@ func (n *node) install(t *testing.T, name, config string) {
 	}
 	write(t, n.path("nri/conf.d", name+".conf"), config+"\n")
 	write(t, n.path("nri/plugins", name), "#!/bin/sh\nexec "+self+"\n")
-	if err := os.Chmod(n.path("nri/plugins", name), 0o755); err != nil {
-		t.Fatal(err)
+	write(t, n.path("nri/plugins/NOTES"), "no plugin keeps others away\n")
+	for _, file := range []string{name, "NOTES"} {
+		if err := os.Chmod(n.path("nri/plugins", file), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	stop(t, n)
 	if err := n.Start(t.Context()); err != nil {
