@@ -161,7 +161,7 @@ func (l *Launcher) container(ctx context.Context, r *Request, o plan.Options) (*
 	})
 	started, err = agent.verdict(started, err)
 	if err != nil {
-		return nil, explain(err, p, s.Process, r.Held["rootfs"])
+		return nil, agent.blame(explain(err, p, s.Process, r.Held["rootfs"]))
 	}
 
 	return started, nil
@@ -232,7 +232,7 @@ func (l *Launcher) exec(ctx context.Context, r *Request, o plan.Options) (*clien
 	})
 	started, err = agent.verdict(started, err)
 	if err != nil {
-		return nil, explain(err, p, r.Process, nil)
+		return nil, agent.blame(explain(err, p, r.Process, nil))
 	}
 	return started, nil
 }

@@ -143,7 +143,9 @@ type patience struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	limit  time.Duration
-	timer  *time.Timer // used by the one that asks
+	// Used by the one that asks: what ends the start, and who has the listener.
+	timer  *time.Timer
+	socket string
 }
 
 // newPatience returns the context of a start.
@@ -158,9 +160,19 @@ func (a *patience) begin(socket string, late []hook.Hook) {
 	for _, h := range late {
 		limit += h.Limit()
 	}
+	a.socket = socket
 	a.timer = time.AfterFunc(limit, func() {
 		a.cancel(fmt.Errorf("%w: the one at %s has not let the program start within %v", ErrAgent, socket, limit))
 	})
+}
+
+// blame names the agent in the error of a call that the kernel does not have for the
+// process, if an agent has the listener: it is likely to be gone.
+func (a *patience) blame(err error) error {
+	if a.socket == "" || !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	return fmt.Errorf("%w: %w: the one at %s decides about calls of the start, and may be gone", err, ErrAgent, a.socket)
 }
 
 func (a *patience) end() {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -129,6 +130,7 @@ func TestBadAgents(t *testing.T) {
 
 	for name, tt := range map[string]struct{ socket, call, want string }{
 		"missing": {filepath.Join(dir, "none"), "mkdir", "no such file"}, "file": {filepath.Join(dir, "file"), "mkdir", "connection refused"},
+		"leaves":          {leavingAgent(t, filepath.Join(dir, "leaves")), "execve", "may be gone"},
 		"does not accept": {full, "mkdir", "does not read"}, "does not answer": {filepath.Join(dir, "mute"), "execve", "has not let the program start within 1s"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -148,6 +150,37 @@ func TestBadAgents(t *testing.T) {
 			}
 		})
 	}
+}
+
+// leavingAgent is an agent that closes the listener that it is given.
+func leavingAgent(t *testing.T, socket string) string {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+
+	wg.Go(func() {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			return // no test has asked it
+		}
+		defer c.Close()
+		data, rights := make([]byte, 1<<20), make([]byte, 1<<10)
+		_, n, _, _, err := c.ReadMsgUnix(data, rights)
+		messages, _ := unix.ParseSocketControlMessage(rights[:n])
+		if err != nil || len(messages) != 1 {
+			t.Errorf("%d control messages, %v", len(messages), err)
+			return
+		}
+		fds, _ := unix.ParseUnixRights(&messages[0])
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	})
+	return socket
 }
 
 // TestAgentLeaves has the agent of a running container die: its calls fail, and do not
