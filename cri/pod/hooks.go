@@ -168,8 +168,14 @@ func (p *pod) runPoststop(ctx context.Context, id string) error {
 		return nil // another caller was faster
 	}
 	s, err := p.loadSpec(id)
-	if err != nil {
+	var unread *os.PathError
+	switch {
+	case errors.As(err, &unread) && !errors.Is(err, os.ErrNotExist):
 		return err
+	case err != nil:
+		// Nobody knows the hooks any more: the container's end cannot wait for them.
+		klog.ErrorS(err, "Poststop hooks of a container are lost", "container", id)
+		return p.endPoststop(ctx, id, p.about(c, nil))
 	}
 
 	hs := p.hooks(c, s)
@@ -188,7 +194,12 @@ func (p *pod) runPoststop(ctx context.Context, id string) error {
 		p.forgetPoststop(ctx, id, i)
 	}
 
-	if err := hs.Container.RemoveBundle(ctx); err != nil {
+	return p.endPoststop(ctx, id, hs.Container)
+}
+
+// endPoststop removes the bundle of a container that owes no hook any more.
+func (p *pod) endPoststop(ctx context.Context, id string, about hook.Container) error {
+	if err := about.RemoveBundle(ctx); err != nil {
 		return err
 	}
 	return p.updateContainer(id, func(c *Container) { c.HooksEnded = true })

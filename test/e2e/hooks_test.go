@@ -117,6 +117,7 @@ func TestHooks(t *testing.T) {
 	} {
 		h.run(t, "poststop, "+d.name, func(t *testing.T) { testPoststopOnce(t, h, d.do) })
 	}
+	h.run(t, "lost", func(t *testing.T) { testLostHooks(t, h) })
 }
 
 // testHangingHook has crisp why say which hook an operation waits for, and with what
@@ -267,6 +268,27 @@ func testMissingHook(t *testing.T, h *hookNode) {
 	wantCode(t, failure(t, h.Runtime.CreateContainer, r), codes.FailedPrecondition, "/no/such/hook (file "+h.hooks+"/missing.json): invalid hook: the program does not exist")
 	if !strings.Contains(h.Log(), h.hooks+"/broken.json") {
 		t.Error("the log does not name the broken file")
+	}
+}
+
+// testLostHooks loses the runtime-spec of a container, which has its hooks, while no
+// daemon runs: the container can be removed all the same.
+func testLostHooks(t *testing.T, h *hookNode) {
+	h.define(t, "poststop", h.note("lost", "ran"), 20)
+	for name, lose := range map[string]func(string) error{
+		"missing": os.Remove, "damaged": func(file string) error { return os.WriteFile(file, []byte("{"), 0o600) },
+	} {
+		p := h.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = name })
+		c := p.start(t, hooked)
+		h.Kill()
+		if err := lose(h.path("root", "pods", p.id, c.id+".json")); err != nil {
+			t.Fatal(err)
+		}
+		h.begin(t)
+
+		c.stop(t, 0)
+		c.remove(t)
+		p.remove(t)
 	}
 }
 
