@@ -12,9 +12,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"crisp/cmd/crisp/cli"
+	"crisp/cri/client"
 	"crisp/cri/config"
 	"crisp/network"
 	"crisp/network/own"
+	"crisp/runtime/untrusted"
 )
 
 // networkShowCommand is the command network show.
@@ -47,7 +49,7 @@ func showNetwork(cfg *config.Config, pod, format string, out io.Writer) error {
 		return err
 	}
 	if pod != "" && len(list) == 0 {
-		return fmt.Errorf("no pod %s is attached to crisp's own network: name it NAMESPACE/NAME, NAME, or by the beginning of its ID", pod)
+		return fmt.Errorf("%w: no pod %s is attached to crisp's own network: name it NAMESPACE/NAME, NAME, or by the beginning of its ID", client.ErrNotFound, pod)
 	}
 	if format == "json" {
 		return printJSON(out, list)
@@ -71,6 +73,9 @@ func printJSON(out io.Writer, v any) error {
 	return e.Encode(v)
 }
 
+// maxPodName bounds the name of a pod in a table, in bytes.
+const maxPodName = 512
+
 // printStates prints a table of attachments.
 func printStates(out io.Writer, list []own.State) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -79,7 +84,7 @@ func printStates(out io.Writer, list []own.State) error {
 	for _, s := range list {
 		name, addrs, host := s.ID, []string{}, s.HostInterface
 		if s.Name != "" {
-			name = s.Namespace + "/" + s.Name
+			name = untrusted.Of(s.Namespace + "/" + s.Name).Name(maxPodName)
 		}
 		for _, a := range s.Addresses {
 			text := a.Address.String()

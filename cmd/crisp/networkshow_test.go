@@ -43,12 +43,13 @@ func TestPrintStates(t *testing.T) {
 	var out strings.Builder
 	err := printStates(&out, []own.State{
 		{ID: "1234", Network: "crisp", Mode: "routed", HostInterface: "veth1", Addresses: []own.Address{{Address: netip.MustParseAddr("10.0.0.2")}}},
+		{ID: "9abc", Namespace: "default", Name: "e\x1b[31m\nvil", HostInterface: "veth3", HostPresent: true},
 		{ID: "5678", Namespace: "default", Name: "web", HostInterface: "veth2", HostPresent: true, HostPorts: []string{"tcp *:1 > 10.0.0.3:2", "tcp *:3 > 10.0.0.3:4"}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"1234 ", "10.0.0.2 (no lease)", "veth1 (missing)", "default/web ", "veth2  ", "tcp *:1 > 10.0.0.3:2, tcp *:3 > 10.0.0.3:4"} {
+	for _, want := range []string{"1234 ", "10.0.0.2 (no lease)", "veth1 (missing)", "default/web ", `default/e\u001b[31m\u000avil `, "veth2  ", "tcp *:1 > 10.0.0.3:2, tcp *:3 > 10.0.0.3:4"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, out.String())
 		}

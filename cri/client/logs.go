@@ -16,6 +16,8 @@ import (
 const (
 	// pollTime is how often a log that is followed is looked at.
 	pollTime = 200 * time.Millisecond
+	// rotateTime is how long a log may be away while it is rotated.
+	rotateTime = time.Second
 	// maxHeader is more than the time, stream and tag before a line's text, in bytes.
 	maxHeader = 64
 )
@@ -49,6 +51,8 @@ type Log struct {
 	// all; Since is the time of the first one.
 	Tail  int
 	Since time.Time
+	// Started says that the container has started: then it has a log.
+	Started bool
 	// Alive, if not nil, reports whether more can come: then it is waited for.
 	Alive func(context.Context) bool
 	// End, if not nil, is called whenever all that there is of a log that is followed
@@ -121,7 +125,7 @@ func (l Log) rest(ctx context.Context, at time.Time) error {
 // open opens the log. That of a container which has not started does not exist: it
 // is waited for, or there is none.
 func (l Log) open(ctx context.Context) (*os.File, error) {
-	for {
+	for began := time.Now(); ; {
 		at := time.Now()
 		file, err := os.Open(l.Path)
 		if err == nil {
@@ -130,8 +134,13 @@ func (l Log) open(ctx context.Context) (*os.File, error) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("read log: %w", err)
 		}
-		if l.Alive == nil || !l.Alive(ctx) {
-			return nil, nil
+		if alive := l.Alive != nil && l.Alive(ctx); !alive {
+			if !l.Started {
+				return nil, nil
+			}
+			if time.Since(began) > rotateTime {
+				return nil, fmt.Errorf("read log: it was removed: %w", err)
+			}
 		}
 
 		if err := l.rest(ctx, at); err != nil {

@@ -2,11 +2,14 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"crisp/runtime/keeper/crilog"
@@ -149,4 +152,30 @@ func TestLongestLine(t *testing.T) {
 	if len(got) != 2 || got[0] != "stdout "+long || got[1] != "stdout next" {
 		t.Errorf("%d lines, the last %.40q", len(got), got[len(got)-1])
 	}
+}
+
+// TestLogIsGone reads logs that are not there: the container has not started, or somebody
+// has removed the file.
+func TestLogIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		none := func(Line) error { return nil }
+		path := filepath.Join(t.TempDir(), "log")
+		if err := (Log{Path: path, Tail: -1}).Read(t.Context(), none); err != nil {
+			t.Errorf("before the start: %v", err)
+		}
+		if err := (Log{Path: path, Tail: -1, Started: true}).Read(t.Context(), none); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("removed: %v", err)
+		}
+
+		// One that is rotated is away for a moment.
+		time.AfterFunc(rotateTime/2, func() { write(t, path, entry(1, "F", "new")) })
+		var got string
+		err := Log{Path: path, Tail: -1, Started: true}.Read(t.Context(), func(l Line) error {
+			got += string(l.Text)
+			return nil
+		})
+		if err != nil || got != "new" {
+			t.Errorf("rotated: %q, %v", got, err)
+		}
+	})
 }

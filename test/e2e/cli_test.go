@@ -41,7 +41,7 @@ func (n *node) command(t *testing.T, args ...string) *exec.Cmd {
 
 	flags := []string{"--config", n.path("config.toml"), "--state", n.path("state"), "--listen", n.Endpoint}
 	at := 1
-	if len(args) > 1 && slices.Contains([]string{"images", "debug"}, args[0]) && !strings.HasPrefix(args[1], "-") {
+	if len(args) > 1 && slices.Contains([]string{"images", "debug", "network"}, args[0]) && !strings.HasPrefix(args[1], "-") {
 		at = 2
 	}
 	args = append(append(append([]string{}, args[:at]...), flags...), args[at:]...)
@@ -177,7 +177,14 @@ func testLogsCommand(t *testing.T, n *node) {
 	if out := n.crisp(t, "logs", "web/two", "--timestamps"); !regexp.MustCompile(`^\d{4}-\d\d-\d\dT\S+ 2\n`).MatchString(out) {
 		t.Errorf("with times it is %q", out)
 	}
-	n.refused(t, 6, "no such container, or attempt", "logs", "-p", "web/one")
+	n.refused(t, 6, "e2e/web/one has no attempt before the present one", "logs", "-p", "web/one")
+	gone := p.start(t, named("gone"), sh("echo 0"))
+	gone.wait(t)
+	if err := os.Remove(gone.logFile()); err != nil {
+		t.Fatal(err)
+	}
+	n.refused(t, 1, "it was removed", "logs", "web/gone")
+	gone.remove(t)
 
 	one.sh(t, "echo 5 >/proc/1/fd/1")
 	eventually(t, "a later line", func() bool { return strings.Contains(slurp(one.logFile()), " 5\n") })
@@ -255,6 +262,7 @@ func testChangeCommands(t *testing.T, n *node) {
 	n.refused(t, 6, "several containers", "exec", "web", "true")
 	n.refused(t, 1, "it is running", "rm", "web/app")
 	n.refused(t, 6, "nothing", "stop", "web/app", "nothing")
+	n.refused(t, 6, "no pod nothing", "network", "show", "nothing")
 	if st := c.status(t); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("a refused stop has left the container %s", st.State)
 	}

@@ -12,6 +12,7 @@ import (
 	"crisp/cmd/crisp/cli"
 	"crisp/cri/client"
 	"crisp/cri/rpcerr"
+	"crisp/runtime/untrusted"
 )
 
 // each calls f with each word, also after an error.
@@ -112,7 +113,7 @@ func (s *session) change(ctx context.Context, names []string, f func(client.Obje
 		if err := f(objects[name]); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintln(s.out, objects[name].Name())
+		_, err := fmt.Fprintln(s.out, untrusted.Of(objects[name].Name()).Name(maxCell))
 		return err
 	})
 }

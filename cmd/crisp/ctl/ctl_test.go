@@ -116,11 +116,11 @@ func TestAdvice(t *testing.T) {
 func TestExplanationIsSafe(t *testing.T) {
 	now := time.Now()
 	e := explain(admin.Report{
-		Pod:     &admin.Pod{Name: "default/web", ID: "1234", Ready: true, Containers: []admin.Container{{Name: "x\x1b[2J", State: "exited", ExitCode: 1, Message: "a\x1b[31mb\nc"}}},
+		Pod:     &admin.Pod{Name: "default/web\nfalse", ID: "1234", Ready: true, Containers: []admin.Container{{Name: "x\x1b[2J\nfalse", State: "exited", ExitCode: 1, Message: "a\x1b[31mb\nc"}}},
 		History: []pod.Event{{Time: now, What: "run pod failed", Error: "\x1b]0;title\x07"}},
 	}, "", now)
 	var out strings.Builder
-	if err := e.print(&out, false); err != nil || strings.ContainsAny(out.String(), "\x1b\x07") {
+	if err := e.print(&out, false); err != nil || strings.ContainsAny(out.String(), "\x1b\x07") || strings.Contains(out.String(), "\nfalse") {
 		t.Errorf("printed %q, %v", out.String(), err)
 	}
 }
@@ -148,6 +148,25 @@ func TestEncodedIsSafe(t *testing.T) {
 		var back map[string]string
 		if err := test.read([]byte(out.String()), &back); err != nil || !maps.Equal(back, object) {
 			t.Errorf("%s is read as %q, error %v", name, back, err)
+		}
+	}
+}
+
+// TestTemplate prints what some objects have, and all of it or nothing.
+func TestTemplate(t *testing.T) {
+	objects := []map[string]any{{"name": "a", "ended": 7}, {"name": "b"}}
+	for body, want := range map[string]string{
+		"{{range .}}{{.name}} {{.ended}},{{end}}":           "a 7,b <no value>,",
+		"{{range .}}{{.name}} {{len .ended}},{{end}}":       "",
+		"{{range .}}{{if .ended}}{{.name}}{{end}}{{end}}\n": "a\n",
+	} {
+		var f format
+		if err := f.Set(templatePrefix + body); err != nil {
+			t.Fatal(err)
+		}
+		var out strings.Builder
+		if err := f.print(&out, objects, nil); out.String() != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v, want %q", body, &out, err, want)
 		}
 	}
 }

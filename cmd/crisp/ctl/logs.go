@@ -78,6 +78,7 @@ func (s *session) logged(ctx context.Context, o logOptions, names []string) ([]c
 		if err != nil {
 			return err
 		}
+		before := len(list)
 		for _, c := range slices.Backward(found.Pod.Containers) { // in the order of their creation
 			one := client.Object{Pod: found.Pod, Container: c}
 			if found.Container != nil && one.Name() != found.Name() {
@@ -88,11 +89,14 @@ func (s *session) logged(ctx context.Context, o logOptions, names []string) ([]c
 				list = append(list, one)
 			}
 		}
-		return nil
+		switch {
+		case len(list) > before:
+			return nil
+		case o.previous:
+			return fmt.Errorf("%w: %s has no attempt before the present one", client.ErrNotFound, found.Name())
+		}
+		return fmt.Errorf("%w: %s has no containers", client.ErrNotFound, found.Name())
 	})
-	if err == nil && len(list) == 0 {
-		err = fmt.Errorf("%w: there is no such container, or attempt at one", client.ErrNotFound)
-	}
 	return list, err
 }
 
@@ -122,7 +126,7 @@ func (s *session) readLog(ctx context.Context, o logOptions, src client.Object, 
 		return fmt.Errorf("container %s has no log", src.Name())
 	}
 
-	l := client.Log{Path: st.GetLogPath(), Tail: o.tail}
+	l := client.Log{Path: st.GetLogPath(), Tail: o.tail, Started: st.GetStartedAt() > 0 && st.GetReason() != startError}
 	if o.since > 0 {
 		l.Since = time.Now().Add(-o.since)
 	}

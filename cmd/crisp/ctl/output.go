@@ -29,7 +29,7 @@ const templatePrefix = "go-template="
 // Set implements pflag.Value.
 func (f *format) Set(text string) error {
 	if body, ok := strings.CutPrefix(text, templatePrefix); ok {
-		t, err := template.New("output").Option("missingkey=error").Parse(body)
+		t, err := template.New("output").Parse(body)
 		*f = format{"go-template", t}
 		return err
 	}
@@ -76,7 +76,12 @@ func (f *format) print(out io.Writer, objects any, t func() *table) error {
 	}
 	plain = numbers(plain)
 	if f.name == "go-template" {
-		return f.template.Execute(out, plain)
+		var text bytes.Buffer // all of it, or an error
+		if err := f.template.Execute(&text, plain); err != nil {
+			return err
+		}
+		_, err := out.Write(text.Bytes())
+		return err
 	}
 
 	if data, err = yaml.Marshal(plain); err != nil {

@@ -313,9 +313,9 @@ func (e explanation) print(out io.Writer, colors bool) error {
 		return text
 	}
 
-	fmt.Fprintln(&b, mark(strong, clean(e.head)))
+	fmt.Fprintln(&b, mark(strong, oneLine(e.head)))
 	for _, p := range e.paras {
-		fmt.Fprintf(&b, "%s: %s\n", mark(p.style, clean(p.mark)), clean(p.text))
+		fmt.Fprintf(&b, "%s: %s\n", mark(p.style, oneLine(p.mark)), clean(p.text))
 		for _, line := range p.more {
 			fmt.Fprintf(&b, "    %s\n", clean(line))
 		}
@@ -338,7 +338,7 @@ func (e explanation) print(out io.Writer, colors bool) error {
 		default:
 			what = "pod " + past.What
 		}
-		fmt.Fprintf(&b, "    %s  %s\n", past.Time.Local().Format(time.TimeOnly), clean(what))
+		fmt.Fprintf(&b, "    %s  %s\n", past.Time.Local().Format(time.TimeOnly), oneLine(what))
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

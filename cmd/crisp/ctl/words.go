@@ -19,6 +19,9 @@ func clean(text string) string {
 	return strings.ReplaceAll(untrusted.Of(text).Message(maxWords), "\n", "\n    ")
 }
 
+// oneLine is clean, without the line ends that a name may have.
+func oneLine(text string) string { return untrusted.Of(text).Name(maxWords) }
+
 // startError is the CRI's reason for the end of a container that was not started.
 const startError = "StartError"
 
