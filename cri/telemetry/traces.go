@@ -70,28 +70,45 @@ func NewTraces(version string) *Traces { return &Traces{version: version} }
 
 // Set sends the spans that end from now on to another collector, or nowhere. Those that
 // the former one has not received are sent, in a bounded time. It does not wait for the
-// new collector: whether that is there shows only in the log.
+// new collector: whether that is there shows only in the log, as it does of the former
+// one.
 func (t *Traces) Set(ctx context.Context, o TraceOptions) error {
+	old, err := t.replace(ctx, o)
+	if err != nil {
+		return err
+	}
+	if err := old.close(ctx); err != nil {
+		klog.ErrorS(err, "Could not send the last spans, they are lost")
+	}
+	return nil
+}
+
+// Close sends what is left, in a bounded time, and ends.
+func (t *Traces) Close(ctx context.Context) error {
+	old, err := t.replace(ctx, TraceOptions{})
+	return errors.Join(err, old.close(ctx))
+}
+
+// replace makes a target the present one, and returns the former one: nil without one, or
+// without a change.
+func (t *Traces) replace(ctx context.Context, o TraceOptions) (*export, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.current.Load()
 	if o.Endpoint == "" && old == nil || old != nil && old.options == o {
-		return nil
+		return nil, nil
 	}
 
 	var next *export
 	if o.Endpoint != "" {
 		var err error
 		if next, err = newExport(ctx, t.version, o); err != nil {
-			return fmt.Errorf("trace calls to %s: %w", o.Endpoint, err)
+			return nil, fmt.Errorf("trace calls to %s: %w", o.Endpoint, err)
 		}
 	}
 	t.current.Store(next)
-	return old.close(ctx)
+	return old, nil
 }
-
-// Close sends what is left, in a bounded time, and ends.
-func (t *Traces) Close(ctx context.Context) error { return t.Set(ctx, TraceOptions{}) }
 
 func newExport(ctx context.Context, version string, o TraceOptions) (*export, error) {
 	to := []otlptracegrpc.Option{otlptracegrpc.WithTimeout(sendTime)}

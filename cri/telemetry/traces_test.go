@@ -212,6 +212,19 @@ func TestSet(t *testing.T) {
 	finish(t, tr)
 }
 
+// TestSetWithoutCollector turns tracing off because the collector does not answer. That
+// spans are lost is not a reason to keep it.
+func TestSetWithoutCollector(t *testing.T) {
+	tr := newTraces(t, TraceOptions{Endpoint: collector.StartStuck(t).Address})
+	done := func() error { return call(t, tr, sampled, func(context.Context) error { return nil }) }
+	if err := errors.Join(done(), tr.Set(t.Context(), TraceOptions{})); err != nil {
+		t.Error(err)
+	}
+	if tr.current.Load() != nil {
+		t.Error("calls are still traced")
+	}
+}
+
 // TestPatience logs a collector that fails once a minute.
 func TestPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
