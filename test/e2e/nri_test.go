@@ -202,7 +202,7 @@ func testPluginEvents(t *testing.T, n *node) {
 	c.exec(t, "true")
 	c.stop(t, 0)
 	c.remove(t)
-	other := p.start(t, sh("exit 5"), func(c *runtimeapi.ContainerConfig) { c.Metadata.Name = "other" })
+	other := p.start(t, sh("sleep 1; exit 5"), func(c *runtimeapi.ContainerConfig) { c.Metadata.Name = "other" })
 	other.wait(t)
 	eventually(t, "the exit is told", func() bool { return slices.Contains(pl.told(), "stopped with 5 other") })
 	p.remove(t)
