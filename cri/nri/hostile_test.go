@@ -467,6 +467,9 @@ func TestStage(t *testing.T) {
 	if skipped, err := s.fill(plugins, configs); len(skipped) > 0 || err != nil {
 		t.Errorf("without a directory: %q, %v", skipped, err)
 	}
+	if _, err := (stage{}).fill(plugins, configs); err == nil || !strings.Contains(err.Error(), "not absolute") {
+		t.Errorf("without a directory of its own: %v", err)
+	}
 	for _, d := range []string{plugins, configs, filepath.Join(plugins, "12-directory"), filepath.Join(configs, "13-directory.conf")} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)

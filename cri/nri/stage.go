@@ -27,6 +27,9 @@ func (s stage) configs() string { return filepath.Join(s.dir, "conf.d") }
 // fill makes the directory anew, with links to the plugins of a directory that can be
 // started, and their configurations. skipped are the reasons why others cannot.
 func (s stage) fill(plugins, configs string) (skipped []error, err error) {
+	if !filepath.IsAbs(s.dir) { // what is there is removed
+		return nil, fmt.Errorf("make a directory for plugins: path %q is not absolute", s.dir)
+	}
 	for _, dir := range []string{s.plugins(), s.configs()} {
 		if err := empty(dir); err != nil {
 			return nil, fmt.Errorf("make a directory for plugins: %w", err)
