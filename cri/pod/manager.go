@@ -265,12 +265,10 @@ func (m *Manager) join(ctx context.Context, key string, what Operation, do func(
 	}
 	m.mu.Unlock()
 
-	select {
-	case <-op.done:
-		return op.id, op.err
-	case <-ctx.Done():
-		return "", fmt.Errorf("wait for %s, which continues in the background: %w", key, ctx.Err())
+	if err := op.wait(ctx, key); err != nil {
+		return "", err
 	}
+	return op.id, op.err
 }
 
 // awaitEnd waits until the operation with a key has ended, if there is one, whatever its
@@ -282,7 +280,11 @@ func (m *Manager) awaitEnd(ctx context.Context, key string) error {
 	if op == nil {
 		return nil
 	}
+	return op.wait(ctx, key)
+}
 
+// wait waits until the operation with a key has ended, or the caller's context.
+func (op *operation) wait(ctx context.Context, key string) error {
 	select {
 	case <-op.done:
 		return nil
